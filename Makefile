@@ -1,0 +1,59 @@
+PYTHON ?= python3
+
+BIN := .venv/bin
+PIP := -m pip --disable-pip-version-check install --quiet
+EXTRAS := train,serve,dicom,dev
+# What `make lock` may not move: torch 2.13 and MLflow 3.17 are what the project is tested with.
+HELD := 'torch==2.13.*' 'mlflow==3.17.*'
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test test-slow check bench lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: .venv/.setup ## make .venv, with everything pinned in constraints.txt and this package editable
+
+.venv/.setup: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python $(PIP) -c constraints.txt hatchling
+	$(BIN)/python $(PIP) -c constraints.txt --no-build-isolation -e '.[$(EXTRAS)]'
+	@touch $@
+
+demo: setup ## simulate, train, calibrate, evaluate, register, promote and score, in under 3 minutes
+	$(BIN)/anomaly-vae demo
+
+# One thread a worker: two workers with two threads each would fight over two cores.
+test test-slow: export OMP_NUM_THREADS = 1
+
+test: setup ## run the whole suite but what is marked slow
+	$(BIN)/pytest -n 2 --dist loadscope
+
+test-slow: setup ## run what is marked slow
+	$(BIN)/pytest -m slow --timeout 1800
+
+check: setup ## lint, format, types, and which way the imports point
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/pytest -q tests/test_imports.py
+
+bench: .venv/.bench ## run the protocols of benchmarks/ against their peers
+	$(BIN)/python -m benchmarks
+
+.venv/.bench: .venv/.setup
+	$(BIN)/python $(PIP) -c constraints.txt --no-build-isolation -e '.[$(EXTRAS),bench]'
+	@touch $@
+
+lock: ## resolve everything anew into constraints.txt
+	$(PYTHON) -m venv --clear .venv-lock
+	.venv-lock/bin/python $(PIP) $(HELD) '.[$(EXTRAS),ray,bench]'
+	{ echo '# Every version the project is tested with; `make lock` writes this file.'; \
+	  .venv-lock/bin/python -m pip freeze --all --exclude pip --exclude anomaly-vae \
+	  | sed 's/+cpu$$//'; } > constraints.txt
+	rm -rf .venv-lock
+
+clean: ## remove .venv and every cache; what was trained stays
+	rm -rf .venv .venv-lock .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

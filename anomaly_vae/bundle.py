@@ -1,0 +1,169 @@
+"""The bundle: a folder that is trained, registered, scored and served.
+
+    manifest.json            format, schema, encoding, configuration, data, calibration, evaluation
+    graph.onnx               the scoring graph
+    weights.safetensors      the weights that the graph and generation read
+    calibration.safetensors  the sorted calibration scores, once calibrated
+    SHA256SUMS               of all of them; its own digest is the bundle's
+
+No pickle. A file that is missing, extra or altered is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from anomaly_vae import __version__
+from anomaly_vae.calibration import Calibration
+from anomaly_vae.detector import Detector
+from anomaly_vae.encoding import TabularEncoding
+from anomaly_vae.errors import BundleError, NotCalibratedError
+from anomaly_vae.files import atomic_folder
+from anomaly_vae.schema import TabularSchema
+from anomaly_vae.scoring import Scorer
+
+FORMAT = 1
+MANIFEST, GRAPH, WEIGHTS = "manifest.json", "graph.onnx", "weights.safetensors"
+CALIBRATION, SUMS = "calibration.safetensors", "SHA256SUMS"
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """A trained model's files in memory, calibrated or not yet."""
+
+    manifest: Mapping[str, Any]
+    graph: bytes
+    weights: bytes
+    calibration: Calibration | None = None
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        """The scoring kernel over this bundle's graph."""
+        schema = TabularSchema.from_json(self.manifest["schema"])
+        encoding = TabularEncoding.from_json(self.manifest["encoding"])
+        return Scorer(schema, encoding, self.graph, self.weights)
+
+    @cached_property
+    def detector(self) -> Detector:
+        """The scorer with its threshold.
+
+        Raises:
+            NotCalibratedError: the bundle has none yet.
+        """
+        if self.calibration is None:
+            raise NotCalibratedError(
+                f"model '{self.manifest['name']}' has no threshold yet; "
+                "run: anomaly-vae calibrate CONFIG --model URI"
+            )
+        return Detector(self.scorer, self.calibration)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of ``SHA256SUMS``, hexadecimal."""
+        return _sha256(_sums(self.files))
+
+    @cached_property
+    def files(self) -> dict[str, bytes]:
+        """Every file but ``SHA256SUMS``."""
+        files = {GRAPH: self.graph, WEIGHTS: self.weights}
+        manifest = dict(self.manifest)
+        if self.calibration is not None:
+            files[CALIBRATION] = save_tensors({"scores": self.calibration.scores})
+        files[MANIFEST] = json.dumps(manifest, indent=1, sort_keys=True).encode() + b"\n"
+        return files
+
+    def calibrated(self, calibration: Calibration, evaluation: Mapping[str, Any] | None) -> Bundle:
+        """The same model with a threshold, and what the test split made of it."""
+        summary = {
+            "method": calibration.method,
+            "alpha": calibration.alpha,
+            "threshold": calibration.threshold,
+            "n": len(calibration.scores),
+        }
+        manifest = {**self.manifest, "calibration": summary, "evaluation": evaluation}
+        return replace(self, manifest=manifest, calibration=calibration)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the folder, whole or not at all."""
+        with atomic_folder(Path(path)) as folder:
+            for name, content in self.files.items():
+                (folder / name).write_bytes(content)
+            (folder / SUMS).write_bytes(_sums(self.files))
+        return Path(path)
+
+
+def new_manifest(**content: Any) -> dict[str, Any]:
+    """A manifest of the current format, not yet calibrated."""
+    head = {"format": FORMAT, "code_version": __version__, "kind": "tabular"}
+    return {**head, "calibration": None, "evaluation": None, **content}
+
+
+def load(path: str | Path, digest: str | None = None) -> Bundle:
+    """Read and verify a bundle folder.
+
+    Args:
+        path: the folder.
+        digest: what its digest must be, where it is known from elsewhere.
+
+    Raises:
+        BundleError: not a bundle, a missing, extra or altered file, or a newer format.
+    """
+    folder = Path(path)
+    if not (folder / SUMS).is_file():
+        raise BundleError(f"'{folder}' is not a bundle: it has no {SUMS}")
+    sums = (folder / SUMS).read_bytes()
+    if digest and _sha256(sums) != digest:
+        raise BundleError(f"'{folder}' is not the registered bundle: its digest differs")
+    files = _verified(folder, sums)
+    manifest = _manifest(files, folder)
+    return Bundle(manifest, files[GRAPH], files[WEIGHTS], _calibration(manifest, files))
+
+
+def _verified(folder: Path, sums: bytes) -> dict[str, bytes]:
+    listed = dict(reversed(line.split("  ", 1)) for line in sums.decode().splitlines())
+    present = {entry.name for entry in folder.iterdir()} - {SUMS}
+    required = {MANIFEST, GRAPH, WEIGHTS}
+    for name in sorted((set(listed) | required) - present):
+        raise BundleError(f"bundle '{folder}': {name} is missing; fetch the bundle again")
+    for name in sorted(present - set(listed)):
+        raise BundleError(f"bundle '{folder}': {name} does not belong to it; remove it")
+    files = {name: (folder / name).read_bytes() for name in listed}
+    for name, content in files.items():
+        if _sha256(content) != listed[name]:
+            raise BundleError(f"bundle '{folder}': {name} was altered; fetch the bundle again")
+    return files
+
+
+def _manifest(files: Mapping[str, bytes], folder: Path) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads(files[MANIFEST])
+    if manifest["format"] > FORMAT:
+        raise BundleError(
+            f"bundle '{folder}' has format {manifest['format']}, this version reads up to "
+            f"{FORMAT}; upgrade anomaly-vae (the bundle was made by {manifest['code_version']})"
+        )
+    return manifest
+
+
+def _calibration(manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> Calibration | None:
+    summary = manifest["calibration"]
+    if summary is None:
+        return None
+    scores = load_tensors(files[CALIBRATION])["scores"]
+    return Calibration(summary["method"], summary["alpha"], summary["threshold"], scores)
+
+
+def _sums(files: Mapping[str, bytes]) -> bytes:
+    return "".join(f"{_sha256(files[name])}  {name}\n" for name in sorted(files)).encode()
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,95 @@
+"""From scores to decisions: conformal p-values and the threshold that keeps alpha.
+
+If the calibration scores and a normal row's score are exchangeable, its p-value is
+super-uniform: P(p ≤ alpha) ≤ alpha (Vovk et al. 2005; Bates et al. 2023, eq. 2).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from anomaly_vae.errors import CalibrationError
+
+Method = Literal["conformal", "quantile"]
+Scores = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """A threshold and the sorted scores (n,) of the normal rows behind it."""
+
+    method: Method
+    alpha: float
+    threshold: float
+    scores: Scores
+
+    def p_values(self, scores: ArrayLike) -> Scores:
+        """(1 + #{calibration ≥ score}) / (n + 1), shape of ``scores``; NaN counts as +∞."""
+        below = np.searchsorted(self.scores, _worst(scores), side="left")
+        return (1.0 + len(self.scores) - below) / (len(self.scores) + 1.0)
+
+    def flags(self, scores: ArrayLike) -> NDArray[np.bool_]:
+        """score > threshold; for the conformal method the same as p_value ≤ alpha."""
+        return np.asarray(_worst(scores) > self.threshold)
+
+
+def calibrate(scores: ArrayLike, alpha: float, method: Method = "conformal") -> Calibration:
+    """Choose the threshold from the scores (n,) of normal rows that trained nothing.
+
+    Raises:
+        CalibrationError: alpha outside (0, 1), a score that is not finite, or fewer than
+            1/alpha − 1 scores, which cannot resolve alpha.
+    """
+    sample = np.sort(np.asarray(scores, np.float64).ravel())
+    if not 0 < alpha < 1:
+        raise CalibrationError(f"alpha must lie between 0 and 1, got {alpha:g}")
+    if not np.isfinite(sample).all():
+        bad = int((~np.isfinite(sample)).sum())
+        raise CalibrationError(f"{bad} of {len(sample)} calibration scores are not finite")
+    needed = scores_needed(alpha)
+    if len(sample) < needed:
+        raise CalibrationError(
+            f"alpha {alpha:g} needs {needed} normal calibration rows, there are {len(sample)}; "
+            f"give more rows or raise alpha to {_resolvable(len(sample)):g}"
+        )
+    choose = {"conformal": conformal_threshold, "quantile": _quantile_threshold}[method]
+    return Calibration(method, alpha, choose(sample, alpha), sample)
+
+
+def scores_needed(alpha: float) -> int:
+    """The fewest calibration scores whose smallest p-value, 1 / (n + 1), reaches alpha."""
+    n = max(math.floor(1 / alpha) - 1, 1)
+    while 1 / (n + 1) > alpha:
+        n += 1
+    return n
+
+
+def conformal_threshold(sample: Scores, alpha: float) -> float:
+    """The score above which p_value ≤ alpha, for a sorted sample (n,).
+
+    With m the largest count for which m / (n + 1) ≤ alpha, p ≤ alpha exactly when fewer than m
+    calibration scores reach the score: when it exceeds the m-th largest.
+    """
+    n = len(sample)
+    m = math.floor(alpha * (n + 1))
+    m += (m + 1) / (n + 1) <= alpha
+    m -= m / (n + 1) > alpha
+    return float(sample[n - m])
+
+
+def _quantile_threshold(sample: Scores, alpha: float) -> float:
+    """The empirical (1 − alpha) quantile, without the finite-sample correction."""
+    return float(np.quantile(sample, 1 - alpha, method="higher"))
+
+
+def _resolvable(n: int) -> float:
+    return math.ceil(1e4 / (n + 1)) / 1e4
+
+
+def _worst(scores: ArrayLike) -> Scores:
+    return np.nan_to_num(np.asarray(scores, np.float64), nan=np.inf, posinf=np.inf, neginf=-np.inf)

@@ -1,0 +1,362 @@
+"""What people write: frozen pydantic models, and one way from YAML and ``--set`` to them.
+
+Unknown keys are refused with the nearest known name. A field left at None is chosen from the
+data's size by `ModelConfig.resolve` and `TrainingConfig.resolve`; what was chosen is recorded
+with the model.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import difflib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from anomaly_vae.errors import ConfigError
+from anomaly_vae.schema import ColumnType
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Interval = tuple[dt.datetime, dt.datetime]
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Feature(Section):
+    """How to read one column."""
+
+    type: ColumnType
+    """numeric, categorical, binary or datetime"""
+    max_levels: int = Field(64, ge=2, le=4096)
+    """categorical: keep this many frequent levels, pool the others"""
+    min_count: int = Field(5, ge=1)
+    """categorical: pool levels seen less often in training"""
+
+
+class Splits(Section):
+    """Which rows train, stop, calibrate and test the model.
+
+    Fractions of the rows (in time order where there is a time column), or half-open intervals
+    of time ``[from, to)``. What no split claims is left out and counted.
+    """
+
+    train: Fraction | Interval | None = None
+    """fraction or [from, to); absent: what the others leave"""
+    validation: Fraction = 0.1
+    """share of the training rows held out for early stopping"""
+    calibration: Fraction | Interval = 0.2
+    """fraction or [from, to)"""
+    test: Fraction | Interval = 0.2
+    """fraction or [from, to); the last rows where there is a time column"""
+    gap_days: float = Field(0.0, ge=0)
+    """with a time column: leave out this many days before the test split"""
+    seed: int = 0
+    """of the random assignment, where there is one"""
+
+    @property
+    def by_interval(self) -> bool:
+        """Whether the splits are given as intervals of time."""
+        return isinstance(self.test, tuple)
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Splits:
+        kinds = {type(s) for s in (self.train, self.calibration, self.test) if s is not None}
+        if len(kinds) > 1 or (self.by_interval and self.train is None):
+            raise ValueError("give train, calibration and test all as fractions or all as [from, to]")
+        if not self.by_interval and self._claimed > 1 + 1e-9:
+            raise ValueError(f"train, calibration and test add up to {self._claimed:g}, more than 1")
+        if not self.by_interval and self.train is None and self._claimed >= 1:
+            raise ValueError("calibration and test leave nothing to train on")
+        return self
+
+    @property
+    def _claimed(self) -> float:
+        parts = (self.train or 0.0, self.calibration, self.test)
+        return sum(part for part in parts if isinstance(part, float))
+
+
+class TabularData(Section):
+    """Where the rows are and what their columns mean."""
+
+    path: str | tuple[str, ...]
+    """CSV or Parquet: files, folders or globs"""
+    label: str | None = None
+    """column that marks known anomalies; they never train or calibrate"""
+    positive: Annotated[int | float | str | bool, Field(union_mode="left_to_right")] = 1
+    """the label value that means anomaly"""
+    id: str | None = None
+    """column that names a row in the output"""
+    time: str | None = None
+    """column that orders the rows; splits follow it"""
+    group: str | None = None
+    """unit that no split may cut: customer, patient"""
+    features: tuple[str, ...] | dict[str, Feature] | None = None
+    """columns to read, plain or with their types; absent: inferred"""
+    ignore: tuple[str, ...] = ()
+    """columns to leave out; names that are not there are tolerated"""
+    splits: Splits = Splits()
+    """train, validation, calibration, test"""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The path or paths as a tuple."""
+        return (self.path,) if isinstance(self.path, str) else self.path
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Columns with a part other than feature."""
+        return tuple(name for name in (self.label, self.id, self.group) if name)
+
+
+class ModelConfig(Section):
+    """The network and its likelihoods."""
+
+    type: Literal["vae", "autoencoder"] = "vae"
+    """autoencoder: the deterministic twin, without noise or rate"""
+    latent_dim: int | None = Field(None, ge=1, le=4096)
+    """absent: half the encoded columns, 2 to 16"""
+    hidden_dim: int | None = Field(None, ge=1, le=8192)
+    """absent: twice the encoded columns as a power of two, 32 to 256"""
+    depth: int = Field(2, ge=0, le=16)
+    """hidden layers in encoder and decoder; 0 is linear"""
+    likelihood: Literal["gaussian", "student_t"] = "gaussian"
+    """of numeric columns"""
+    variance_floor: float = Field(0.01, gt=0)
+    """smallest variance of a standardised numeric column"""
+
+    def resolve(self, n_columns: int) -> ModelConfig:
+        """Fill what is absent from the number of encoded columns."""
+        width = 2 ** math.ceil(math.log2(max(2 * n_columns, 2)))
+        return self.model_copy(
+            update={
+                "latent_dim": self.latent_dim or min(max(n_columns // 2, 2), 16),
+                "hidden_dim": self.hidden_dim or min(max(width, 32), 256),
+            }
+        )
+
+
+class TrainingConfig(Section):
+    """How the model is fitted."""
+
+    epochs: int | None = Field(None, ge=1)
+    """upper bound; absent: about 2,000 steps, 5 to 300 epochs"""
+    batch_size: int | None = Field(None, ge=1)
+    """absent: a 32nd of the rows as a power of two, 32 to 512"""
+    learning_rate: float = Field(2e-3, gt=0)
+    """peak of the cosine schedule"""
+    weight_decay: float = Field(1e-5, ge=0)
+    """of AdamW"""
+    clip_norm: float = Field(5.0, gt=0)
+    """largest norm of the gradient"""
+    beta: float = Field(1.0, ge=0)
+    """weight of the KL term (Higgins et al. 2017)"""
+    kl_warmup: float = Field(0.3, ge=0, le=1)
+    """share of the steps over which beta rises from 0"""
+    free_bits: float = Field(0.0, ge=0)
+    """nats per latent dimension that cost nothing (Kingma et al. 2016)"""
+    hide: float = Field(0.05, ge=0, lt=1)
+    """share of the cells treated as missing in each batch, so that missing ones are met"""
+    patience: int = Field(20, ge=1)
+    """epochs without a better validation ELBO before stopping"""
+    seed: int = 0
+    """of the initial weights, the order of the rows and the noise"""
+    threads: int = Field(1, ge=1)
+    """of the CPU while fitting; small networks are fastest with one"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda where there is one"""
+    resume: bool = True
+    """continue from a checkpoint of the same data and configuration"""
+
+    def resolve(self, n_rows: int) -> TrainingConfig:
+        """Fill what is absent from the number of training rows."""
+        batch = 2 ** round(math.log2(max(n_rows / 32, 1)))
+        batch = self.batch_size or min(max(batch, 32), 512)
+        steps_per_epoch = max(1, math.ceil(n_rows / batch))
+        epochs = self.epochs or min(max(round(2000 / steps_per_epoch), 5), 300)
+        return self.model_copy(update={"batch_size": batch, "epochs": epochs})
+
+
+class ScoreConfig(Section):
+    """What the anomaly score is."""
+
+    type: Literal["neg_elbo", "reconstruction", "importance_weighted"] = "neg_elbo"
+    """in nats, higher is more anomalous"""
+    draws: int = Field(4, ge=1, le=1024)
+    """frozen posterior draws, shared by all rows; 1 is the posterior mean"""
+    seed: int = 0
+    """of the draws"""
+
+
+class CalibrationConfig(Section):
+    """How the threshold is chosen."""
+
+    method: Literal["conformal", "quantile"] = "conformal"
+    """conformal: false positive rate at most alpha on exchangeable rows"""
+    alpha: Fraction = 0.01
+    """share of normal rows that may be flagged"""
+
+
+class PromotionConfig(Section):
+    """When a challenger may become champion; frozen in the registry at the first promotion."""
+
+    metric: Literal["average_precision", "auroc"] = "average_precision"
+    """compared on the frozen test split, where it has labels"""
+    tolerance: float = Field(0.0, ge=0, lt=1)
+    """how much worse than the champion's a challenger's metric may be"""
+    confidence: Fraction = 0.95
+    """of the binomial interval for the false positive rate"""
+
+
+class MLflowConfig(Section):
+    """Where runs and models are recorded; ``MLFLOW_TRACKING_URI`` wins over the file."""
+
+    tracking_uri: str = "sqlite:///mlflow.db"
+    """any MLflow tracking URI but a plain folder"""
+    experiment: str | None = None
+    """absent: the model's name"""
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "fast": {"model": {"depth": 1, "hidden_dim": 32}, "score": {"draws": 1}},
+    "default": {},
+    "best": {"score": {"draws": 16}, "training": {"epochs": 300, "patience": 40}},
+}
+
+
+class TabularConfig(Section):
+    """The whole of a tabular detector's configuration."""
+
+    kind: Literal["tabular"] = "tabular"
+    """what the rows are"""
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")
+    """of the registered model"""
+    preset: Literal["fast", "default", "best"] = "default"
+    """defaults of several keys at once"""
+    data: TabularData
+    """what to read"""
+    model: ModelConfig = ModelConfig()
+    """what to fit"""
+    training: TrainingConfig = TrainingConfig()
+    """how to fit it"""
+    score: ScoreConfig = ScoreConfig()
+    """what to score by"""
+    calibration: CalibrationConfig = CalibrationConfig()
+    """what to promise"""
+    promotion: PromotionConfig = PromotionConfig()
+    """when to replace the champion"""
+    mlflow: MLflowConfig = MLflowConfig()
+    """where to record it"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_preset(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        if isinstance(value.get("score"), str):  # score: neg_elbo is short for score.type
+            value = {**value, "score": {"type": value["score"]}}
+        return merged(PRESETS.get(str(value.get("preset")), {}), value)
+
+    @field_validator("name", mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) else value
+
+    def recorded(self) -> dict[str, Any]:
+        """What belongs to the model: everything but paths, devices and servers."""
+        exclude = {"data": {"path"}, "training": {"device", "resume"}, "mlflow": True}
+        return self.model_dump(mode="json", exclude=exclude)
+
+
+Config = TabularConfig
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file and ``a.b=c`` overrides through one validation.
+
+    Raises:
+        ConfigError: unreadable file, unknown key or a value that does not fit.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"cannot read the configuration '{path}': {reason}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"'{path}' is not YAML: {_yaml_reason(error)}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"'{path}' must hold keys such as name, data, model, calibration")
+    for override in overrides:
+        content = merged(content, _parse_override(override))
+    return validate_config(content)
+
+
+def validate_config(content: Mapping[str, Any]) -> Config:
+    """Plain keys and values → a configuration; each fault named with its remedy."""
+    try:
+        return TabularConfig.model_validate(content)
+    except ValidationError as error:
+        faults = error.errors(include_url=False)
+        key = ".".join(map(str, faults[0]["loc"]))
+        message = "; ".join(dict.fromkeys(_fault(TabularConfig, fault) for fault in faults))
+        raise ConfigError(message, key=key) from None
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``over`` laid upon ``base``, section by section."""
+    out = dict(base)
+    for key, value in over.items():
+        below = out.get(key)
+        out[key] = merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return out
+
+
+def fields(section: type[Section] = TabularConfig, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every key with its description, dotted."""
+    for name, info in section.model_fields.items():
+        yield f"{prefix}{name}", info.description or ""
+        if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
+            yield from fields(info.annotation, f"{prefix}{name}.")
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set '{override}': expected key=value, such as training.epochs=20")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set '{override}': {_yaml_reason(error)}", key=key) from None
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return dict(value)
+
+
+def _fault(root: type[Section], fault: Any) -> str:
+    key = ".".join(str(part) for part in fault["loc"] if part not in ("tuple", "float"))
+    if fault["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(fault["loc"][-1]), _siblings(root, fault["loc"]), n=1)
+        return f"unknown key {key}" + (f", did you mean {near[0]}" if near else "")
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    return f"{key}: {message[0].lower()}{message[1:]}" if key else message
+
+
+def _siblings(root: type[Section], loc: tuple[int | str, ...]) -> list[str]:
+    section = root
+    for part in loc[:-1]:
+        info = section.model_fields.get(str(part))
+        if info is None or not isinstance(info.annotation, type):
+            return [name for name in Feature.model_fields]
+        section = info.annotation
+    return list(section.model_fields)
+
+
+def _yaml_reason(error: yaml.YAMLError) -> str:
+    return " ".join(str(error).split())

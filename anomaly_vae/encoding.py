@@ -1,0 +1,313 @@
+"""`RawBatch` → float32 matrix, fitted on the training rows; numpy only.
+
+The matrix (N, F) has one column per encoded column, NaN where missing, in the order numeric,
+binary, categorical: standardised numbers, zeros and ones, level codes. Code 0 is every level
+that training did not keep (rare or unseen). A time becomes cycles: the sine and the cosine of
+the hour of the day and of the day of the week.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from anomaly_vae.columns import Levels
+from anomaly_vae.schema import ColumnType, RawBatch, TabularSchema, Values
+
+Matrix = NDArray[np.float32]
+
+EXTREME = 1e4
+"""Standardised numbers are held within ±EXTREME, so that every score is finite."""
+HEAVY_TAIL = 10.0
+"""A standard deviation this many times the robust one calls for the asinh scale."""
+CYCLES: tuple[tuple[str, float, float], ...] = (
+    ("hour", 86_400.0, 0.0),
+    ("weekday", 604_800.0, 3 * 86_400.0),  # 1970-01-01 was a Thursday: week starts on Monday
+)
+MIN_PERIODS = 4
+"""A cycle is kept when the training rows span this many of its periods."""
+WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The shape of the encoded matrix: counts of numeric and binary columns, levels of each
+    categorical one (with code 0)."""
+
+    n_numeric: int
+    n_binary: int
+    n_levels: tuple[int, ...]
+
+    @property
+    def n_categorical(self) -> int:
+        """Number of categorical columns."""
+        return len(self.n_levels)
+
+    @property
+    def n_columns(self) -> int:
+        """Number F of encoded columns."""
+        return self.n_numeric + self.n_binary + self.n_categorical
+
+    @property
+    def max_levels(self) -> int:
+        """Levels of the widest categorical column."""
+        return max(self.n_levels, default=0)
+
+    def split(self, x: Any) -> tuple[Any, Any, Any]:
+        """The numeric, binary and categorical columns of (..., F)."""
+        a, b = self.n_numeric, self.n_numeric + self.n_binary
+        return x[..., :a], x[..., a:b], x[..., b:]
+
+
+class _Encoded(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+
+    @property
+    def label(self) -> str:
+        """How explanations call it."""
+        return self.name
+
+    def observed(self, values: Any) -> list[Any]:
+        """(N,) raw values as an explanation shows them."""
+        return [None if math.isnan(value) else value for value in values.tolist()]
+
+
+class Numeric(_Encoded):
+    """A number: (v − center) / scale, of asinh((v − center) / unit) where tails are heavy."""
+
+    type: Literal["numeric"] = "numeric"
+    center: float
+    unit: float | None = None
+    offset: float = 0.0
+    scale: float
+    width: int = 1
+
+    def encode(self, values: NDArray[np.float64]) -> Matrix:
+        """(N,) → (N, 1)"""
+        v = values - self.center
+        if self.unit is not None:
+            v = np.arcsinh(v / self.unit) - self.offset
+        return np.clip(v / self.scale, -EXTREME, EXTREME).astype(np.float32)[:, None]
+
+    def decode(self, x: NDArray[Any]) -> list[float | None]:
+        """(N, 1) → values in the column's own unit."""
+        v = x[:, 0].astype(np.float64) * self.scale
+        if self.unit is not None:
+            v = np.sinh(np.clip(v + self.offset, -700, 700)) * self.unit
+        return [_significant(u) for u in v + self.center]
+
+
+class Binary(_Encoded):
+    """Zero or one, as it is."""
+
+    type: Literal["binary"] = "binary"
+    width: int = 1
+
+    def encode(self, values: NDArray[np.float64]) -> Matrix:
+        """(N,) → (N, 1)"""
+        return values.astype(np.float32)[:, None]
+
+    def decode(self, x: NDArray[Any]) -> list[float | None]:
+        """(N, 1) → probability of one."""
+        return [_significant(u) for u in x[:, 0]]
+
+
+class Categorical(_Encoded):
+    """A level as its code in ``levels``, from 1; 0 for any other."""
+
+    type: Literal["categorical"] = "categorical"
+    levels: tuple[str, ...]
+    width: int = 1
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {level: code for code, level in enumerate(self.levels, start=1)}
+
+    def encode(self, values: Levels) -> Matrix:
+        """(N,) → (N, 1)"""
+        codes = values.recode(self._index, unseen=0).astype(np.float32)
+        return np.where(codes < 0, np.float32(np.nan), codes)[:, None]
+
+    def observed(self, values: Levels) -> list[str | None]:
+        """Levels by name, unseen ones too."""
+        return [None if code < 0 else values.names[code] for code in values.codes]
+
+    def decode(self, x: NDArray[Any]) -> list[str | None]:
+        """(N, 1) → levels."""
+        names = ("(other)", *self.levels)
+        return [None if math.isnan(code) else names[int(code)] for code in x[:, 0]]
+
+
+class Cyclic(_Encoded):
+    """A time as the point of its cycle on the unit circle: sine and cosine."""
+
+    type: Literal["cyclic"] = "cyclic"
+    part: Literal["hour", "weekday"]
+    period: float
+    shift: float
+    width: int = 2
+
+    @property
+    def label(self) -> str:
+        """How explanations call it."""
+        return f"{self.name}.{self.part}"
+
+    def encode(self, values: NDArray[np.float64]) -> Matrix:
+        """(N,) seconds → (N, 2)"""
+        angle = 2 * np.pi * np.mod(values + self.shift, self.period) / self.period
+        return np.stack([np.sin(angle), np.cos(angle)], axis=1).astype(np.float32)
+
+    def observed(self, values: NDArray[np.float64]) -> list[str | None]:
+        """The hour or the day."""
+        return self.decode(self.encode(values))
+
+    def decode(self, x: NDArray[Any]) -> list[str | None]:
+        """(N, 2) → the hour as 14:05, the day as Mon."""
+        turn = np.mod(np.arctan2(x[:, 0], x[:, 1]) / (2 * np.pi), 1.0)
+        return [None if math.isnan(u) else self._spell(u) for u in turn]
+
+    def _spell(self, turn: float) -> str:
+        if self.part == "weekday":
+            return WEEKDAYS[int(turn * 7 + 1e-6) % 7]
+        minutes = round(turn * 1440) % 1440
+        return f"{minutes // 60:02d}:{minutes % 60:02d}"
+
+
+EncodedColumn = Annotated[
+    Numeric | Binary | Categorical | Cyclic, Field(discriminator="type")
+]
+_COLUMNS: TypeAdapter[tuple[EncodedColumn, ...]] = TypeAdapter(tuple[EncodedColumn, ...])
+_ORDER = {"numeric": 0, "cyclic": 0, "binary": 1, "categorical": 2}
+
+
+@dataclass(frozen=True)
+class TabularEncoding:
+    """The fitted encoding of every column."""
+
+    columns: tuple[Numeric | Binary | Categorical | Cyclic, ...]
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Shape of the matrix."""
+        numeric = sum(c.width for c in self.columns if _ORDER[c.type] == 0)
+        binary = sum(c.type == "binary" for c in self.columns)
+        levels = tuple(len(c.levels) + 1 for c in self.columns if isinstance(c, Categorical))
+        return Layout(numeric, binary, levels)
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """What each column is called in an explanation."""
+        return tuple(column.label for column in self.columns)
+
+    @cached_property
+    def starts(self) -> NDArray[np.intp]:
+        """Where each column begins in the matrix."""
+        return np.cumsum([0] + [column.width for column in self.columns])[:-1]
+
+    def encode(self, batch: RawBatch) -> Matrix:
+        """Rows → (N, F) float32, NaN where missing."""
+        out = np.empty((len(batch), self.layout.n_columns), np.float32)
+        for column, start in zip(self.columns, self.starts, strict=True):
+            out[:, start : start + column.width] = column.encode(batch.values[column.name])  # type: ignore[arg-type]  # the schema gives each type its values
+        return out
+
+    def decode(self, x: NDArray[Any]) -> list[list[Any]]:
+        """(N, F) → for each column the N values in its own unit."""
+        pairs = zip(self.columns, self.starts, strict=True)
+        return [column.decode(x[:, start : start + column.width]) for column, start in pairs]
+
+    def observed(self, batch: RawBatch) -> list[list[Any]]:
+        """For each column the N values as they came."""
+        return [column.observed(batch.values[column.name]) for column in self.columns]
+
+    def per_column(self, nats: NDArray[Any]) -> NDArray[Any]:
+        """(N, F) → (N, number of columns): a cycle's sine and cosine belong together."""
+        return np.add.reduceat(nats, self.starts, axis=1)
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """What the manifest keeps."""
+        return [column.model_dump(mode="json") for column in self.columns]
+
+    @classmethod
+    def from_json(cls, content: Sequence[Mapping[str, Any]]) -> TabularEncoding:
+        """The inverse of `to_json`."""
+        return cls(_COLUMNS.validate_python(content))
+
+
+def fit_encoding(
+    schema: TabularSchema, batch: RawBatch, options: Mapping[str, Any] | None = None
+) -> TabularEncoding:
+    """Fit every column's encoding on the training rows.
+
+    ``options`` maps a categorical column to its ``max_levels`` and ``min_count``.
+    """
+    options = options or {}
+    fitted = [
+        encoded
+        for column in schema.columns
+        for encoded in _fit_column(
+            column.name, column.type, batch.values[column.name], options.get(column.name)
+        )
+    ]
+    return TabularEncoding(tuple(sorted(fitted, key=lambda column: _ORDER[column.type])))
+
+
+def _fit_column(name: str, kind: ColumnType, values: Values, options: Any) -> Iterator[Any]:
+    if isinstance(values, Levels):
+        limits = (options.max_levels, options.min_count) if options else (64, 5)
+        yield Categorical(name=name, levels=_frequent(values, *limits))
+    elif kind is ColumnType.BINARY:
+        yield Binary(name=name)
+    elif kind is ColumnType.DATETIME:
+        yield from _fit_cycles(name, values[~np.isnan(values)])
+    else:
+        yield _fit_numeric(name, values[~np.isnan(values)])
+
+
+def _fit_numeric(name: str, values: NDArray[np.float64]) -> Numeric:
+    if not len(values):
+        return Numeric(name=name, center=0.0, scale=1.0)
+    center, scale = _moments(values)
+    low, median, high = np.percentile(values, [25, 50, 75])
+    robust = float(high - low) / 1.349
+    if 0 < robust * HEAVY_TAIL < scale:
+        offset, scale = _moments(np.arcsinh((values - median) / robust))
+        return Numeric(name=name, center=median, unit=robust, offset=offset, scale=scale)
+    return Numeric(name=name, center=center, scale=scale)
+
+
+def _moments(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Mean and standard deviation, safe from overflow; a constant has scale 1."""
+    largest = float(np.abs(values).max()) or 1.0
+    unit = values / largest
+    center, scale = float(unit.mean()), float(unit.std())
+    if scale < 1e-12:
+        return center * largest, 1.0
+    return center * largest, scale * largest
+
+
+def _frequent(values: Levels, max_levels: int, min_count: int) -> tuple[str, ...]:
+    counts = np.bincount(values.codes[values.codes >= 0], minlength=len(values.names))
+    kept = Counter({n: int(c) for n, c in zip(values.names, counts, strict=True) if c >= min_count})
+    return tuple(sorted(kept, key=lambda level: (-kept[level], level))[:max_levels])
+
+
+def _fit_cycles(name: str, seconds: NDArray[np.float64]) -> Iterator[Cyclic]:
+    span = float(np.ptp(seconds)) if len(seconds) else 0.0
+    for part, period, shift in CYCLES:
+        constant = len(np.unique(np.mod(seconds, period))) < 2
+        if span >= MIN_PERIODS * period and not constant:
+            yield Cyclic(name=name, part=part, period=period, shift=shift)
+
+
+def _significant(value: float) -> float | None:
+    return None if math.isnan(value) else float(f"{value:.6g}")

@@ -1,0 +1,165 @@
+"""Which columns of a table are features, and of which type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from anomaly_vae.columns import MISSING, NUMBER, is_numeric, plain, shown
+from anomaly_vae.config import Feature, TabularData
+from anomaly_vae.errors import DataError
+from anomaly_vae.schema import Column, ColumnType, TabularSchema, listed
+
+NEARLY_UNIQUE = 0.5
+"""A text column with more distinct values than this share of its rows names rows."""
+MOSTLY = 0.9
+"""A text column with this share of numbers was meant to be numeric."""
+FEW_ROWS = 20
+"""Below this many values nothing is called nearly unique."""
+ISO_TIME = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?(Z|[+-]\d{2}:?\d{2})?)?$"
+
+
+@dataclass(frozen=True)
+class Inferred:
+    """A schema, and what was decided on the way that its reader should know."""
+
+    schema: TabularSchema
+    notes: tuple[str, ...]
+
+
+def infer_schema(table: pa.Table, data: TabularData) -> Inferred:
+    """Types as declared in ``data.features``, inferred for the rest.
+
+    Raises:
+        DataError: a declared column is absent, a column mixes numbers and text, or no
+            column is left.
+    """
+    _check_present(table, data)
+    declared = data.features if isinstance(data.features, dict) else {}
+    wanted = data.features if data.features is not None else table.column_names
+    out: list[Column] = []
+    notes: list[str] = []
+    for name in wanted:
+        if name in data.roles or name in data.ignore:
+            continue
+        if name in declared:
+            out.append(Column(name, declared[name].type))
+            continue
+        kind, note = infer_type(name, table.column(name))
+        out += [Column(name, kind)] if kind else []
+        notes += [f"column '{name}': {note}"] if note else []
+    if not out:
+        raise DataError(f"no column is left to learn from; found {listed(table.column_names)}")
+    known = {*data.roles, *data.ignore, *([data.time] if data.time else [])}
+    return Inferred(TabularSchema(tuple(out), frozenset(known)), tuple(notes))
+
+
+def infer_type(name: str, column: pa.ChunkedArray) -> tuple[ColumnType | None, str | None]:
+    """The type of one column (None: left out), and a remark."""
+    values = plain(column).drop_null()
+    if not len(values):
+        return None, "left out, it has no value at all"
+    kind, note = _by_arrow_type(name, values)
+    if kind and pc.count_distinct(values).as_py() == 1:
+        note = f"constant ({shown(values[0].as_py())}); any other value will look anomalous"
+    return kind, note
+
+
+def _by_arrow_type(name: str, values: pa.Array) -> tuple[ColumnType | None, str | None]:
+    kind = values.type
+    tests: tuple[tuple[Callable[[Any], bool], Callable[[Any], Any]], ...] = (
+        (pa.types.is_boolean, lambda _: (ColumnType.BINARY, None)),
+        (is_numeric, _numeric),
+        (lambda k: pa.types.is_timestamp(k) or pa.types.is_date(k), lambda _: (ColumnType.DATETIME, None)),
+        (lambda k: pa.types.is_string(k) or pa.types.is_large_string(k), lambda v: _text(name, v)),
+    )
+    for matches, decide in tests:
+        if matches(kind):
+            result: tuple[ColumnType | None, str | None] = decide(values)
+            return result
+    return None, f"left out, {kind} is not a type it can learn from"
+
+
+def _numeric(values: pa.Array) -> tuple[ColumnType | None, str | None]:
+    distinct = pc.unique(values)
+    if len(distinct) == 2 and set(distinct.cast(pa.float64(), safe=False).to_pylist()) == {0.0, 1.0}:
+        return ColumnType.BINARY, None
+    if pa.types.is_integer(values.type) and len(values) >= FEW_ROWS and _is_counter(values):
+        return None, "left out, a counter of the rows; declare it under data.features to keep it"
+    return ColumnType.NUMERIC, None
+
+
+def _is_counter(values: pa.Array) -> bool:
+    later = pc.greater(values.slice(1), values.slice(0, len(values) - 1))
+    return bool(pc.all(later).as_py())
+
+
+def _text(name: str, values: pa.Array) -> tuple[ColumnType | None, str | None]:
+    text = pc.utf8_trim_whitespace(values)
+    text = text.filter(pc.invert(pc.is_in(text, value_set=pa.array(MISSING, text.type))))
+    if not len(text):
+        return None, "left out, it has no value at all"
+    numbers = pc.match_substring_regex(text, NUMBER)
+    share = pc.mean(numbers.cast(pa.float64())).as_py()
+    if share == 1:
+        return _numeric(_narrowest(text))
+    if share >= MOSTLY:
+        raise _mixed(name, text.filter(pc.invert(numbers)), len(text))
+    return _words(text)
+
+
+def _narrowest(text: pa.Array) -> pa.Array:
+    try:
+        return text.cast(pa.int64())
+    except pa.ArrowInvalid:
+        return text.cast(pa.float64())
+
+
+def _words(text: pa.Array) -> tuple[ColumnType | None, str | None]:
+    lower = set(pc.unique(pc.utf8_lower(text)).to_pylist()) if len(text) else set()
+    if lower == {"true", "false"}:
+        return ColumnType.BINARY, None
+    if pc.all(pc.match_substring_regex(text, ISO_TIME)).as_py():
+        return ColumnType.DATETIME, None
+    distinct = pc.count_distinct(text).as_py()
+    if len(text) >= FEW_ROWS and distinct > NEARLY_UNIQUE * len(text):
+        return None, f"left out, nearly every value is its own ({distinct} of {len(text)})"
+    return ColumnType.CATEGORICAL, None
+
+
+def _mixed(name: str, odd: pa.Array, total: int) -> DataError:
+    return DataError(
+        f"column '{name}' mixes numbers with text: {len(odd)} of {total} values are no numbers, "
+        f"such as {shown(odd[0].as_py())}; correct them, or declare "
+        f"data.features.{name}.type as numeric (such rows are rejected) or categorical",
+        column=name,
+    )
+
+
+def _check_present(table: pa.Table, data: TabularData) -> None:
+    named: Mapping[str, str | None] = {
+        "label": data.label, "id": data.id, "time": data.time, "group": data.group
+    }
+    for key, name in named.items():
+        if name and name not in table.column_names:
+            raise DataError(
+                f"data.{key} names the column '{name}', which is not there; "
+                f"found {listed(table.column_names)}",
+                column=name,
+            )
+    for name in data.features or ():
+        if name not in table.column_names:
+            raise DataError(
+                f"data.features names the column '{name}', which is not there; "
+                f"found {listed(table.column_names)}",
+                column=name,
+            )
+
+
+def feature_options(data: TabularData) -> dict[str, Feature]:
+    """Declared limits of categorical columns, for the encoding."""
+    return dict(data.features) if isinstance(data.features, dict) else {}

@@ -1,0 +1,249 @@
+"""Likelihoods p(x|z) per column: a module maps decoder outputs to a distribution.
+
+Every distribution has ``log_prob(x)``, which keeps its last axis (one value per column, in
+nats), ``mean`` (what the column is expected to be) and ``sample(generator)``. A missing value
+(NaN) has log-probability 0: it is left out of the likelihood.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from anomaly_vae.encoding import Layout
+
+LOG_2PI = math.log(2 * math.pi)
+UNIFORM_SHARE = 1e-3
+"""Share of the uniform distribution in a categorical one: an unseen level is improbable, not
+impossible, and its surprise is bounded by log(levels / UNIFORM_SHARE)."""
+LOGIT_BOUND = 15.0
+"""Logits are bent into ±LOGIT_BOUND: probabilities stay above e⁻³⁰ and no exponential overflows."""
+
+
+class Distribution(Protocol):
+    """What a likelihood module returns."""
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """(..., F) → (..., F), nats; x broadcasts against the parameters."""
+
+    @property
+    def mean(self) -> Tensor:
+        """(..., F): expected value, or the most probable level."""
+
+    def sample(self, generator: Generator | None = None) -> Tensor:
+        """(..., F): one draw."""
+
+
+def bounded(logits: Tensor) -> Tensor:
+    """Bend logits smoothly into ±LOGIT_BOUND."""
+    return LOGIT_BOUND * torch.tanh(logits / LOGIT_BOUND)
+
+
+def floored(raw: Tensor, floor: float) -> Tensor:
+    """A log-variance that approaches log(floor) from above: log f + softplus(raw − log f)."""
+    low = math.log(floor)
+    return low + F.softplus(raw - low)
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """N(mean, exp(log_var)): −½ ((x − μ)² / σ² + log σ² + log 2π)."""
+
+    mean: Tensor
+    log_var: Tensor
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """See `Distribution`."""
+        return -0.5 * ((x - self.mean) ** 2 * torch.exp(-self.log_var) + self.log_var + LOG_2PI)
+
+    def sample(self, generator: Generator | None = None) -> Tensor:
+        """See `Distribution`."""
+        return self.mean + torch.exp(0.5 * self.log_var) * randn_like(self.mean, generator)
+
+
+@dataclass(frozen=True)
+class StudentT:
+    """Student's t with location ``mean``, squared scale exp(log_var) and ``df`` per column.
+
+    log Γ((ν+1)/2) − log Γ(ν/2) − ½ log(νπσ²) − (ν+1)/2 · log(1 + (x − μ)² / (νσ²))
+    """
+
+    mean: Tensor
+    log_var: Tensor
+    df: Tensor
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """See `Distribution`."""
+        squared = (x - self.mean) ** 2 * torch.exp(-self.log_var)
+        tail = 0.5 * (self.df + 1) * torch.log1p(squared / self.df)
+        return self.log_norm(self.df) - 0.5 * self.log_var - tail
+
+    @staticmethod
+    def log_norm(df: Tensor) -> Tensor:
+        """Constant of the density at unit scale."""
+        return (
+            torch.lgamma((df + 1) / 2) - torch.lgamma(df / 2) - 0.5 * torch.log(df * math.pi)
+        )
+
+    def sample(self, generator: Generator | None = None) -> Tensor:
+        """See `Distribution`. By the scale mixture: normal over √(gamma(ν/2) / (ν/2))."""
+        shape = (self.df / 2).expand_as(self.mean).contiguous()
+        gamma = torch._standard_gamma(shape, generator=generator) / shape
+        noise = randn_like(self.mean, generator) / torch.sqrt(gamma)
+        return self.mean + torch.exp(0.5 * self.log_var) * noise
+
+
+@dataclass(frozen=True)
+class Bernoulli:
+    """P(x = 1) = σ(logit): x·logit − softplus(logit)."""
+
+    logits: Tensor
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """See `Distribution`."""
+        return x * self.logits - F.softplus(self.logits)
+
+    @property
+    def mean(self) -> Tensor:
+        """Probability of one."""
+        return torch.sigmoid(self.logits)
+
+    def sample(self, generator: Generator | None = None) -> Tensor:
+        """See `Distribution`."""
+        return torch.bernoulli(self.mean, generator=generator)
+
+
+@dataclass(frozen=True)
+class Categorical:
+    """Levels with probabilities (1 − ε) softmax(logits) + ε/K; columns have K levels of their own.
+
+    ``logits`` (..., C, Kmax), ``present`` (C, Kmax) is 1 for the levels a column has.
+    """
+
+    logits: Tensor
+    present: Tensor
+
+    @property
+    def probs(self) -> Tensor:
+        """(..., C, Kmax)"""
+        weights = torch.exp(self.logits) * self.present
+        softmax = weights / weights.sum(-1, keepdim=True)
+        uniform = self.present / self.present.sum(-1, keepdim=True)
+        return (1 - UNIFORM_SHARE) * softmax + UNIFORM_SHARE * uniform
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """See `Distribution`; ``x`` holds level codes."""
+        levels = torch.arange(self.present.shape[-1], device=x.device)
+        chosen = (x.unsqueeze(-1) == levels).to(self.logits.dtype)
+        return torch.log((self.probs * chosen).sum(-1))
+
+    @property
+    def mean(self) -> Tensor:
+        """(..., C): the most probable level."""
+        return self.probs.argmax(-1).to(self.logits.dtype)
+
+    def sample(self, generator: Generator | None = None) -> Tensor:
+        """See `Distribution`."""
+        flat = self.probs.flatten(0, -2)
+        draws = torch.multinomial(flat, 1, generator=generator)
+        return draws.view(self.logits.shape[:-1]).to(self.logits.dtype)
+
+
+@dataclass(frozen=True)
+class Joint:
+    """Columns independent given z: distributions side by side, each over so many columns."""
+
+    parts: tuple[tuple[int, Distribution], ...]
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """(..., F), nats; 0 where ``x`` is NaN."""
+        observed = ~torch.isnan(x)
+        pieces = torch.where(observed, x, 0.0).split([width for width, _ in self.parts], dim=-1)
+        nats = [part.log_prob(piece) for (_, part), piece in zip(self.parts, pieces, strict=True)]
+        return torch.where(observed, torch.cat(nats, dim=-1), 0.0)
+
+    @property
+    def mean(self) -> Tensor:
+        """(..., F)"""
+        return torch.cat([part.mean for _, part in self.parts], dim=-1)
+
+    def sample(self, generator: Generator | None = None) -> Tensor:
+        """(..., F)"""
+        return torch.cat([part.sample(generator) for _, part in self.parts], dim=-1)
+
+
+class TabularLikelihood(nn.Module):
+    """Decoder outputs → `Joint` over the columns of a layout.
+
+    Outputs, in order: numeric means, numeric raw log-variances, binary logits, categorical
+    logits (each column padded to the widest).
+    """
+
+    present: Tensor
+
+    def __init__(self, layout: Layout, family: str, variance_floor: float) -> None:
+        super().__init__()
+        self.layout, self.variance_floor = layout, variance_floor
+        n = layout.n_numeric
+        self.raw_df = nn.Parameter(torch.full((n,), 2.0)) if family == "student_t" else None
+        present = torch.zeros(layout.n_categorical, layout.max_levels)
+        for row, count in enumerate(layout.n_levels):
+            present[row, :count] = 1.0
+        self.register_buffer("present", present, persistent=False)
+        self.widths = [n, n, layout.n_binary, layout.n_categorical * layout.max_levels]
+        self.n_outputs = sum(self.widths)
+
+    def df(self) -> Tensor:
+        """Degrees of freedom (n_numeric,), above 2 so that the variance exists."""
+        assert self.raw_df is not None
+        return 2 + F.softplus(self.raw_df)
+
+    def forward(self, outputs: Tensor) -> Joint:
+        """(..., n_outputs) → `Joint`"""
+        mean, raw, binary, levels = outputs.split(self.widths, dim=-1)
+        levels = levels.unflatten(-1, self.present.shape)
+        layout = self.layout
+        parts: tuple[tuple[int, Distribution], ...] = (
+            (layout.n_numeric, self._numeric(mean, floored(raw, self.variance_floor))),
+            (layout.n_binary, Bernoulli(bounded(binary))),
+            (layout.n_categorical, Categorical(bounded(levels), self.present)),
+        )
+        return Joint(tuple(part for part in parts if part[0]))
+
+    def _numeric(self, mean: Tensor, log_var: Tensor) -> Distribution:
+        if self.raw_df is None:
+            return Gaussian(mean, log_var)
+        return StudentT(mean, log_var, self.df())
+
+
+class TabularFeatures(nn.Module):
+    """Encoded rows → what the encoder sees: values, levels one-hot, and a missing mask.
+
+    A missing value is 0 with its mask at 1; an unseen level has no one-hot bit and no mask.
+    """
+
+    levels: Tensor
+
+    def __init__(self, layout: Layout) -> None:
+        super().__init__()
+        self.layout = layout
+        self.register_buffer("levels", torch.arange(1.0, max(layout.max_levels, 1)), persistent=False)
+        self.n_outputs = layout.n_columns + layout.n_numeric + layout.n_binary
+        self.n_outputs += layout.n_categorical * (max(layout.max_levels, 1) - 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, F) with NaN → (N, n_outputs)"""
+        missing = torch.isnan(x)
+        numeric, binary, codes = self.layout.split(torch.where(missing, 0.0, x))
+        one_hot = (codes.unsqueeze(-1) == self.levels).to(x.dtype).flatten(-2)
+        return torch.cat([numeric, binary, one_hot, missing.to(x.dtype)], dim=-1)
+
+
+def randn_like(like: Tensor, generator: Generator | None) -> Tensor:
+    """Standard normal noise of the same shape, type and device."""
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)

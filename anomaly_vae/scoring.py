@@ -1,0 +1,79 @@
+"""The one scoring kernel: encode with numpy, run the graph with ONNX Runtime.
+
+A row's score depends on that row and the bundle alone. The session runs one thread on fixed
+weights and frozen draws; rows are scored `TILE` at a time, so memory is bounded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from anomaly_vae.encoding import Matrix, TabularEncoding
+from anomaly_vae.schema import RawBatch, TabularSchema
+
+TILE = 4096
+OUTPUTS = ("score", "nats", "kl", "expected", "latent")
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Scores with what they are made of: score = Σ nats + kl, in nats.
+
+    score (N,), nats (N, C) per column of the encoding, kl (N,); observed and expected (N, F) as
+    encoded; latent (N, L).
+    """
+
+    score: NDArray[np.float64]
+    nats: NDArray[np.float64]
+    kl: NDArray[np.float64]
+    observed: Matrix
+    expected: Matrix
+    latent: Matrix
+
+
+class Scorer:
+    """Schema, encoding and graph of one trained model."""
+
+    def __init__(
+        self, schema: TabularSchema, encoding: TabularEncoding, graph: bytes, weights: bytes
+    ) -> None:
+        self.schema, self.encoding = schema, encoding
+        self._session = open_session(graph, weights)
+
+    def score(self, batch: RawBatch) -> NDArray[np.float64]:
+        """(N,) anomaly scores, higher is more anomalous."""
+        return self.score_encoded(self.encoding.encode(batch))
+
+    def score_encoded(self, x: Matrix) -> NDArray[np.float64]:
+        """(N, F) as `TabularEncoding.encode` gives it → (N,)"""
+        if len(x) <= TILE:
+            scores: NDArray[np.float64] = self._session.run(("score",), {"x": x})[0]
+            return scores
+        return np.concatenate([self.score_encoded(x[i : i + TILE]) for i in range(0, len(x), TILE)])
+
+    def explain(self, batch: RawBatch) -> Explained:
+        """Scores and their parts."""
+        x = self.encoding.encode(batch)
+        tiles = [
+            self._session.run(OUTPUTS, {"x": x[i : i + TILE]}) for i in range(0, max(len(x), 1), TILE)
+        ]
+        score, nats, kl, expected, latent = (np.concatenate(part) for part in zip(*tiles, strict=True))
+        by_column = self.encoding.per_column(nats.astype(np.float64))
+        return Explained(score, by_column, kl, x, expected, latent)
+
+
+def open_session(graph: bytes, weights: bytes) -> Any:
+    """A single-threaded session over a graph whose weights are in these bytes."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_external_initializers_from_files_in_memory(
+        ["weights.safetensors"], [weights], [len(weights)]
+    )
+    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

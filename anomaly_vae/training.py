@@ -1,0 +1,304 @@
+"""Fitting a model: schedules, clipping, early stopping, checkpoints.
+
+The data sit in one tensor and batches are index slices. All randomness comes from one generator
+whose state is part of the checkpoint, so that a resumed fit ends where an unbroken one does.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from anomaly_vae.config import TrainingConfig
+from anomaly_vae.errors import TrainingError
+from anomaly_vae.files import atomic_path
+from anomaly_vae.vae import VAE, Terms, frozen_noise
+
+LEARNING_RATE_WARMUP = 0.05
+"""Share of the steps over which the learning rate rises."""
+VALIDATION_DRAWS = 4
+CHUNK = 8192
+CHECKPOINT_SECONDS = 1.0
+"""At most one checkpoint in this time, at the end of an epoch."""
+
+
+class Means(NamedTuple):
+    """Per-row means of the bound's two terms, nats."""
+
+    log_prob: float
+    kl: float
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch measured; terms are per-row means in nats, training ones under noise."""
+
+    epoch: int
+    beta: float
+    learning_rate: float
+    train_log_prob: float
+    train_kl: float
+    validation_log_prob: float
+    validation_kl: float
+    validation_objective: float
+
+    @property
+    def validation_elbo(self) -> float:
+        """log_prob − kl on the validation rows."""
+        return self.validation_log_prob - self.validation_kl
+
+
+@dataclass(frozen=True)
+class History:
+    """Every epoch of a fit, and the one whose weights were kept."""
+
+    epochs: tuple[Epoch, ...]
+    best_epoch: int
+    stopped_early: bool
+
+    @property
+    def best(self) -> Epoch:
+        """The epoch whose weights were kept."""
+        return self.epochs[self.best_epoch]
+
+
+OnEpoch = Callable[[Epoch, int], None]
+"""Called with each finished epoch and the number of epochs planned."""
+
+
+def fit(
+    model: VAE,
+    train: NDArray[np.float32],
+    validation: NDArray[np.float32],
+    config: TrainingConfig,
+    on_epoch: OnEpoch | None = None,
+    checkpoint: Path | None = None,
+) -> History:
+    """Maximise the ELBO of ``train`` (N, F), NaN where missing; keep the best validation weights.
+
+    Args:
+        model: fitted in place and left on the CPU in evaluation mode.
+        train: encoded training rows.
+        validation: encoded rows that decide when to stop.
+        config: resolved here for the number of training rows.
+        on_epoch: called after each epoch.
+        checkpoint: file to resume from if it exists, kept up to date, removed at the end.
+
+    Raises:
+        TrainingError: the loss became NaN or infinite.
+    """
+    trainer = _Trainer(model, train, validation, config.resolve(len(train)))
+    if checkpoint and checkpoint.exists():
+        trainer.load(checkpoint)
+    with cpu_threads(config.threads):
+        written = time.monotonic()
+        for epoch in trainer.epochs():
+            if on_epoch:
+                on_epoch(epoch, trainer.planned)
+            if checkpoint and time.monotonic() - written >= CHECKPOINT_SECONDS:
+                trainer.save(checkpoint)
+                written = time.monotonic()
+    history = trainer.finish()
+    if checkpoint:
+        checkpoint.unlink(missing_ok=True)
+    return history
+
+
+class _Trainer:
+    def __init__(
+        self,
+        model: VAE,
+        train: NDArray[np.float32],
+        validation: NDArray[np.float32],
+        config: TrainingConfig,
+    ) -> None:
+        assert config.epochs and config.batch_size, "resolve() fills both"
+        self.device = torch.device(_device(config.device))
+        self.model = model.to(self.device)
+        self.x = torch.from_numpy(train).to(self.device)
+        self.validation = torch.from_numpy(validation).to(self.device)
+        self.noise = frozen_noise(VALIDATION_DRAWS, model.latent_dim, config.seed).to(self.device)
+        self.config, self.planned, self.batch_size = config, config.epochs, config.batch_size
+        self.steps_per_epoch = math.ceil(len(self.x) / self.batch_size)
+        self.steps = self.planned * self.steps_per_epoch
+        self.generator = torch.Generator(self.device).manual_seed(config.seed)
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+        self.history: list[Epoch] = []
+        self.best: dict[str, Tensor] = {}
+        self.best_epoch = 0
+
+    # ------------------------------------------------------------ schedules
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up, then cosine to zero."""
+        warm = LEARNING_RATE_WARMUP * self.steps
+        if step < warm:
+            return self.config.learning_rate * (step + 1) / (warm + 1)
+        turn = (step - warm) / max(1.0, self.steps - warm)
+        return self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * turn))
+
+    def beta(self, step: int) -> float:
+        """The KL term's weight, rising linearly from 0 (Bowman et al. 2016)."""
+        warm = self.config.kl_warmup * self.steps
+        return self.config.beta * min(1.0, step / warm if warm else 1.0)
+
+    # ------------------------------------------------------------ one epoch
+
+    def epochs(self) -> Iterator[Epoch]:
+        """Train until the last epoch, or until the validation objective stops improving."""
+        while len(self.history) < self.planned and not self.stalled:
+            epoch = self._epoch(len(self.history))
+            self.history.append(epoch)
+            if not self.best or epoch.validation_objective > self._best_objective:
+                self.best_epoch = epoch.epoch
+                self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+            yield epoch
+
+    @property
+    def stalled(self) -> bool:
+        """Whether patience has run out since the KL warm-up ended."""
+        warm = math.ceil(self.config.kl_warmup * self.planned)
+        return len(self.history) - max(self.best_epoch, warm) > self.config.patience
+
+    @property
+    def _best_objective(self) -> float:
+        return self.history[self.best_epoch].validation_objective
+
+    def _epoch(self, number: int) -> Epoch:
+        self.model.train()
+        order = torch.randperm(len(self.x), generator=self.generator, device=self.device)
+        totals = torch.zeros(2, device=self.device)
+        first = number * self.steps_per_epoch
+        for step, rows in enumerate(order.split(self.batch_size), first):
+            totals += self._step(self.x[rows], step)
+        log_prob, kl = (totals / len(self.x)).tolist()
+        validation = self._validate()
+        self._check_finite(number, log_prob - kl, *validation)
+        return Epoch(
+            epoch=number,
+            beta=self.beta(first),
+            learning_rate=self.learning_rate(first),
+            train_log_prob=log_prob,
+            train_kl=kl,
+            validation_log_prob=validation.log_prob,
+            validation_kl=validation.kl,
+            validation_objective=validation.log_prob - self.config.beta * validation.kl,
+        )
+
+    def _step(self, x: Tensor, step: int) -> Tensor:
+        terms = self.model.elbo(self._hide(x), self._draw(len(x)))
+        loss = -(terms.log_prob.sum(-1).mean() - self.beta(step) * self._kl(terms))
+        self.optimizer.param_groups[0]["lr"] = self.learning_rate(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        self.optimizer.step()
+        return torch.stack([terms.log_prob.detach().sum(), terms.kl.detach().sum()])
+
+    def _kl(self, terms: Terms) -> Tensor:
+        """Mean KL; with free bits, no dimension's batch mean counts for less than that."""
+        return terms.kl.mean(0).clamp_min(self.config.free_bits).sum()
+
+    def _draw(self, rows: int) -> Tensor:
+        shape = (rows, 1, self.model.latent_dim)
+        return torch.randn(shape, generator=self.generator, device=self.device)
+
+    def _hide(self, x: Tensor) -> Tensor:
+        if not self.config.hide:
+            return x
+        hidden = torch.rand(x.shape, generator=self.generator, device=self.device)
+        return torch.where(hidden < self.config.hide, torch.nan, x)
+
+    @torch.no_grad()
+    def _validate(self) -> Means:
+        self.model.eval()
+        terms = [self.model.elbo(x, self.noise) for x in self.validation.split(CHUNK)]
+        log_prob = torch.cat([t.log_prob.sum(-1) for t in terms]).mean().item()
+        return Means(log_prob, torch.cat([t.kl.sum(-1) for t in terms]).mean().item())
+
+    def _check_finite(self, epoch: int, *values: float) -> None:
+        if not all(map(math.isfinite, values)):
+            raise TrainingError(
+                f"the loss is not finite after epoch {epoch + 1}: the fit diverged; lower "
+                f"training.learning_rate (now {self.config.learning_rate:g}) or "
+                f"training.clip_norm (now {self.config.clip_norm:g}), or raise model.variance_floor"
+            )
+
+    def finish(self) -> History:
+        """Put the best weights back and tell what happened."""
+        self.model.load_state_dict(self.best)
+        self.model.to("cpu").eval()
+        early = len(self.history) < self.planned
+        return History(tuple(self.history), self.best_epoch, early)
+
+    # ------------------------------------------------------------ checkpoints
+
+    def save(self, path: Path) -> None:
+        """Write everything the next epoch depends on; the old file stays until the new is whole."""
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"best.{k}": v for k, v in self.best.items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items()}
+        tensors["generator"] = self.generator.get_state()
+        history = json.dumps([asdict(epoch) for epoch in self.history])
+        metadata = {"history": history, "best_epoch": str(self.best_epoch)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as whole:
+            save_file({k: v.contiguous().clone() for k, v in tensors.items()}, whole, metadata)
+
+    def load(self, path: Path) -> None:
+        """Continue from what `save` wrote; a file that does not fit is left aside."""
+        with suppress(Exception), safe_open(path, "pt") as file:
+            metadata = file.metadata()
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a dict
+            self._restore(tensors, metadata)
+
+    def _restore(self, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+        groups: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimizer": {}}
+        for key, tensor in tensors.items():
+            head, _, rest = key.partition(".")
+            groups.setdefault(head, {})[rest] = tensor
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in groups["optimizer"].items():
+            index, _, name = key.partition(".")
+            state.setdefault(int(index), {})[name] = tensor
+        self.model.load_state_dict(groups["model"])
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        self.generator.set_state(tensors["generator"].cpu())
+        self.best = {k: v.to(self.device) for k, v in groups["best"].items()}
+        self.history = [Epoch(**record) for record in json.loads(metadata["history"])]
+        self.best_epoch = int(metadata["best_epoch"])
+
+
+@contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Run torch with this many threads, then as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _device(wanted: str) -> str:
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("training.device is cuda, but no CUDA device is available; use auto")
+    return wanted

@@ -1,0 +1,122 @@
+"""The variational autoencoder, whatever the modality.
+
+Data x (N, F), latents z (N, K, L) with K draws per row. Randomness comes in as ``noise``:
+(K, L) shared by all rows, or (N, K, L).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Generator, Tensor, nn
+
+from anomaly_vae.likelihoods import LOG_2PI, Distribution
+from anomaly_vae.networks import Decoder, Encoder
+from anomaly_vae.priors import StandardNormal
+
+
+class Terms(NamedTuple):
+    """The two terms of a bound on log p(x): bound = log_prob.sum(-1) − kl.sum(-1)."""
+
+    log_prob: Tensor
+    """(N, F): E_q[log p(x_f|z)] per column, nats"""
+    kl: Tensor
+    """(N, L) or (N, 1): divergence of the posterior from the prior, nats"""
+
+    @property
+    def bound(self) -> Tensor:
+        """(N,), nats."""
+        return self.log_prob.sum(-1) - self.kl.sum(-1)
+
+
+class Likelihood(Protocol):
+    """Decoder outputs → distribution over x."""
+
+    def __call__(self, outputs: Tensor) -> Distribution:
+        """(..., n_outputs) → distribution over (..., F)"""
+
+
+class VAE(nn.Module):
+    """p(x, z) = p(z) p(x|z) with posterior q(z|x) (Kingma & Welling 2014)."""
+
+    def __init__(
+        self,
+        features: nn.Module,
+        encoder: Encoder,
+        decoder: Decoder,
+        likelihood: nn.Module,
+        prior: StandardNormal,
+    ) -> None:
+        super().__init__()
+        self.features, self.encoder, self.decoder = features, encoder, decoder
+        self.likelihood, self.prior = likelihood, prior
+
+    @property
+    def latent_dim(self) -> int:
+        """L"""
+        return self.encoder.latent_dim
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of q(z|x), each (N, L)."""
+        mean, log_var = self.encoder(self.features(x))
+        return mean, log_var
+
+    def decode(self, z: Tensor) -> Distribution:
+        """p(x|z) for z (..., L)."""
+        distribution: Distribution = self.likelihood(self.decoder(z))
+        return distribution
+
+    def elbo(self, x: Tensor, noise: Tensor) -> Terms:
+        """The evidence lower bound with its KL term in closed form.
+
+        Kingma & Welling 2014, eq. 10: E_q[log p(x|z)] − KL(q(z|x) ‖ p(z)).
+        """
+        mean, log_var = self.posterior(x)
+        log_prob = self.decode(reparameterise(mean, log_var, noise)).log_prob(x.unsqueeze(1))
+        return Terms(log_prob.mean(1), self.prior.kl(mean, log_var))
+
+    def importance_weighted(self, x: Tensor, noise: Tensor) -> Terms:
+        """The K-draw importance-weighted bound, in two terms that add up to it.
+
+        Burda et al. 2016, eq. 8: log 1/K Σ_k w_k, w_k = p(x, z_k) / q(z_k|x). The first term is
+        E[log p(x_f|z)] under the weights normalised, which are a sharper posterior
+        (Cremer et al. 2017); the second is what remains.
+        """
+        mean, log_var = self.posterior(x)
+        z = reparameterise(mean, log_var, noise)
+        log_prob = self.decode(z).log_prob(x.unsqueeze(1))
+        log_q = -0.5 * (noise**2 + log_var.unsqueeze(1) + LOG_2PI).sum(-1)
+        log_w = log_prob.sum(-1) + self.prior.log_prob(z) - log_q
+        bound = torch.logsumexp(log_w, 1) - math.log(log_w.shape[1])
+        weighted = (torch.softmax(log_w, 1).unsqueeze(-1) * log_prob).sum(1)
+        return Terms(weighted, (weighted.sum(-1) - bound).unsqueeze(-1))
+
+    def reconstruction(self, x: Tensor) -> Terms:
+        """log p(x|z) at the posterior mean; no KL term."""
+        mean, _ = self.posterior(x)
+        return Terms(self.decode(mean).log_prob(x), mean.new_zeros(len(x), 1))
+
+    def sample(self, n: int, generator: Generator | None = None) -> Tensor:
+        """(n, F): rows from the prior through the decoder."""
+        return self.decode(self.prior.sample(n, self.latent_dim, generator)).sample(generator)
+
+
+def reparameterise(mean: Tensor, log_var: Tensor, noise: Tensor) -> Tensor:
+    """z = μ + σ·noise: (N, L), (K, L) or (N, K, L) → (N, K, L). Kingma & Welling 2014, sec. 2.4."""
+    return mean.unsqueeze(1) + torch.exp(0.5 * log_var).unsqueeze(1) * noise
+
+
+def frozen_noise(draws: int, latent_dim: int, seed: int) -> Tensor:
+    """Quasi-random standard normal draws (K, L) that a score is evaluated with.
+
+    One draw is the origin, the one-point Gauss–Hermite rule. More are scrambled Sobol' points in
+    antithetic pairs, so that their mean is zero and terms linear in the noise cancel.
+    """
+    if draws == 1:
+        return torch.zeros(1, latent_dim)
+    engine = torch.quasirandom.SobolEngine(latent_dim, scramble=True, seed=seed)
+    uniform = engine.draw((draws + 1) // 2).clamp(1e-6, 1 - 1e-6)
+    half = torch.special.ndtri(uniform.double()).float()
+    return torch.cat([half, -half])[:draws]

@@ -1,0 +1,143 @@
+"""Which way the imports point: the rules of docs/architecture.md, read off the source."""
+
+import ast
+import subprocess
+import sys
+from importlib.util import resolve_name
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("anomaly_vae", "pipelines", "serving")
+
+# A module of the library → those just below it. It may import them and whatever they stand on.
+BELOW: dict[str, set[str]] = {
+    "errors": set(),
+    "columns": {"errors"},
+    "schema": {"columns"},
+    "config": {"schema"},
+    "encoding": {"config"},
+    "networks": {"config"},
+    "likelihoods": {"config"},
+    "priors": {"config"},
+    "vae": {"encoding", "networks", "likelihoods", "priors"},
+    "autoencoder": {"encoding", "networks", "likelihoods", "priors"},
+    "build": {"vae", "autoencoder"},
+    "training": {"build"},
+    "export": {"build"},
+    "generation": {"build"},
+    "scoring": {"encoding"},
+    "calibration": {"errors"},
+    "detector": {"scoring", "calibration"},
+    "bundle": {"detector"},
+    "registry": {"bundle"},
+    "simulate": {"schema"},
+    "plots": {"schema"},
+}
+
+# All that `serving` may import of the library.
+SERVED = {"errors", "schema", "scoring", "calibration", "detector", "bundle", "registry"}
+
+# Libraries of training, and the modules that score without them, however late they are imported.
+HEAVY = {"matplotlib", "mlflow", "onnx", "pandas", "scipy", "sklearn", "torch"}
+LEAN = {
+    "anomaly_vae.errors",
+    "anomaly_vae.columns",
+    "anomaly_vae.schema",
+    "anomaly_vae.encoding",
+    "anomaly_vae.scoring",
+    "anomaly_vae.calibration",
+    "anomaly_vae.detector",
+    "anomaly_vae.bundle",
+    "pipelines.cli",
+    "pipelines.io",
+    "pipelines.score",
+}
+MLFLOW = "anomaly_vae.registry"  # nothing else imports it, and it imports nothing else heavy
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {name_of(p): p for package in PACKAGES for p in sorted((ROOT / package).rglob("*.py"))}
+
+
+def imports(name: str) -> set[str]:
+    """Every module that the source of `name` imports, inside functions too."""
+    path = MODULES[name]
+    package = name if path.stem == "__init__" else name.rpartition(".")[0]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            origin = resolve_name("." * node.level + (node.module or ""), package)
+            members = {f"{origin}.{alias.name}" for alias in node.names}
+            found |= {member if member in MODULES else origin for member in members}
+    return found
+
+
+def closure(name: str) -> set[str]:
+    return {name}.union(*(closure(below) for below in BELOW[name]))
+
+
+def allowed(importer: str, imported: str) -> bool:
+    """Whether one module of ours may import another."""
+    source, _, rest = importer.partition(".")
+    target, _, member = imported.partition(".")
+    match source, target:
+        case "anomaly_vae", "anomaly_vae":
+            return not rest or member in closure(rest)
+        case "serving", "anomaly_vae":
+            return member in SERVED
+        case "pipelines", "serving":
+            return importer == "pipelines.cli"  # `anomaly-vae serve` starts it
+        case "pipelines", _:
+            return True
+    return source == target
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_one_way(name):
+    ours = {target for target in imports(name) if target.partition(".")[0] in PACKAGES}
+    wrong = sorted(target for target in ours if not allowed(name, target))
+    assert not wrong, f"{name} must not import {', '.join(wrong)}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_only_what_trains_imports_heavy_libraries(name):
+    heavy = {target.partition(".")[0] for target in imports(name)} & HEAVY
+    if name == MLFLOW:
+        refused = HEAVY - {"mlflow"}
+    elif name in LEAN or name.startswith("serving"):
+        refused = HEAVY
+    else:
+        refused = {"mlflow"}
+    wrong = sorted(heavy & refused)
+    assert not wrong, f"{name} must not import {', '.join(wrong)}, not even inside a function"
+
+
+def test_every_module_of_the_library_has_a_rule():
+    library = {name.partition(".")[2] for name in MODULES if name.startswith("anomaly_vae.")}
+    missing = sorted(library - BELOW.keys())
+    assert not missing, f"say in BELOW what may be imported by: {', '.join(missing)}"
+
+
+def test_every_rule_names_a_module():
+    named = {*LEAN, MLFLOW, *("anomaly_vae." + name for name in BELOW.keys() | SERVED)}
+    gone = sorted(named - MODULES.keys())
+    assert not gone, f"rules for modules that do not exist; write them or drop their rules: {gone}"
+
+
+@pytest.mark.parametrize("name", ["serving.app", "pipelines.cli"])
+def test_a_fresh_process_loads_nothing_heavy(name):
+    if name not in MODULES:
+        pytest.skip(f"{name} is not written yet")
+    code = f"import sys, {name}; print(*{{m.partition('.')[0] for m in sys.modules}})"
+    command = [sys.executable, "-c", code]
+    fresh = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert fresh.returncode == 0, fresh.stderr
+    loaded = sorted(HEAVY & set(fresh.stdout.split()))
+    assert not loaded, f"importing {name} loads {', '.join(loaded)}"
