@@ -1,0 +1,202 @@
+"""Which row trains, validates, calibrates or tests: disjoint, seeded, recorded.
+
+The false positive guarantee rests on exchangeable units, so a group (customer, patient) is
+never cut; and on calibration rows that trained nothing. Labelled anomalies are only ever tested
+on. Rows that no split may use are counted, not lost.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anomaly_vae.config import Splits
+from anomaly_vae.errors import DataError
+
+UNUSED, TRAIN, VALIDATION, CALIBRATION, TEST = range(5)
+NAMES = ("unused", "train", "validation", "calibration", "test")
+MIN_TRAIN = 10
+"""The fewest rows that a model is fitted on."""
+DAY = 86_400.0
+
+Codes = NDArray[np.int8]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """What a split looks at, each (N,): masks of labelled anomalies, of rows without a label and
+    of rows with cells that do not fit; ``time`` in seconds (NaN unknown); ``group`` codes."""
+
+    anomaly: Mask
+    unlabelled: Mask
+    unfit: Mask
+    time: NDArray[np.float64] | None = None
+    group: NDArray[np.int32] | None = None
+
+    def __len__(self) -> int:
+        return len(self.anomaly)
+
+
+@dataclass(frozen=True, eq=False)
+class Assignment:
+    """A split code for each row (N,), and why rows are unused."""
+
+    codes: Codes
+    unused: Mapping[str, int]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the codes."""
+        return hashlib.sha256(self.codes.tobytes()).hexdigest()
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """Rows in each split."""
+        counts = np.bincount(self.codes, minlength=len(NAMES))
+        return dict(zip(NAMES, counts.tolist(), strict=True))
+
+    def rows(self, split: int) -> NDArray[np.intp]:
+        """Positions of a split's rows, in file order."""
+        return np.flatnonzero(self.codes == split)
+
+
+def assign(rows: Rows, config: Splits) -> Assignment:
+    """Assign every row.
+
+    Raises:
+        DataError: a split would be empty, or dates are given without a time column.
+    """
+    if config.by_interval and rows.time is None:
+        raise DataError("data.splits are intervals of time, but data.time names no column")
+    codes = _by_time(rows, config) if rows.time is not None else _at_random(rows, config)
+    unused = {"outside every split": codes == UNUSED, "cells that do not fit": rows.unfit}
+    if rows.group is not None:
+        codes, unused["their group belongs to another split"] = _keep_groups(codes, rows, config)
+    unused["anomalies before the test split"] = rows.anomaly & (codes != TEST) & (codes != UNUSED)
+    unused["unlabelled in the test split"] = rows.unlabelled & (codes == TEST)
+    for mask in unused.values():
+        codes = np.where(mask, UNUSED, codes).astype(np.int8)
+    codes = _hold_out_validation(codes, rows, config)
+    _check(codes)
+    return Assignment(codes, {why: int(mask.sum()) for why, mask in unused.items() if mask.any()})
+
+
+def _fractions(config: Splits) -> tuple[float, float, float]:
+    calibration, test = config.calibration, config.test
+    assert isinstance(calibration, float) and isinstance(test, float), "intervals go by time"
+    train = config.train if isinstance(config.train, float) else 1 - calibration - test
+    return train, calibration, test
+
+
+def _at_random(rows: Rows, config: Splits) -> Codes:
+    """Normal rows by fractions; anomalies, useless elsewhere, all to the test split, unless a
+    group holds them where they are."""
+    rng = np.random.default_rng(config.seed)
+    if rows.group is not None:
+        return _group_codes(rows.group, config)[rows.group]
+    codes = np.full(len(rows), TEST, np.int8)
+    normal = rng.permutation(np.flatnonzero(~rows.anomaly))
+    codes[normal] = _blocks(len(normal), config)
+    return codes
+
+
+def _blocks(n: int, config: Splits) -> Codes:
+    """Train, calibration, unclaimed, test: codes of n rows in order, by fractions."""
+    train, calibration, test = _fractions(config)
+    ends = np.round(np.array([train, train + calibration, 1 - test, 1]) * n).astype(int)
+    return np.repeat(
+        np.array([TRAIN, CALIBRATION, UNUSED, TEST], np.int8), np.diff(ends, prepend=0).clip(0)
+    )[:n]
+
+
+def _by_time(rows: Rows, config: Splits) -> Codes:
+    assert rows.time is not None
+    codes = np.full(len(rows), UNUSED, np.int8)
+    known = np.flatnonzero(~np.isnan(rows.time))
+    if config.by_interval:
+        for code, interval in ((TRAIN, config.train), (CALIBRATION, config.calibration), (TEST, config.test)):
+            codes[_within(rows.time, interval)] = code
+    else:
+        order = known[np.argsort(rows.time[known], kind="stable")]
+        codes[order] = _blocks(len(order), config)
+    tested = rows.time[codes == TEST]
+    if config.gap_days and len(tested):
+        near = rows.time >= tested.min() - config.gap_days * DAY
+        codes[near & (codes != TEST)] = UNUSED
+    return codes
+
+
+def _within(time: NDArray[np.float64], interval: Any) -> Mask:
+    start, stop = (_seconds(moment) for moment in interval)
+    return (time >= start) & (time < stop)
+
+
+def _seconds(moment: dt.datetime) -> float:
+    return (moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)).timestamp()
+
+
+def _keep_groups(codes: Codes, rows: Rows, config: Splits) -> tuple[Codes, Mask]:
+    """Rows may stay only where their group is: in time order, both must agree."""
+    assert rows.group is not None
+    if rows.time is None:
+        return codes, np.zeros(len(rows), bool)
+    theirs = _group_codes(rows.group, config)[rows.group]
+    return codes, (codes != UNUSED) & (codes != theirs)
+
+
+def _group_codes(group: NDArray[np.int32], config: Splits) -> Codes:
+    """A split for every group, at random, by the fractions of the rows they hold."""
+    if config.by_interval:
+        config = Splits(validation=config.validation, seed=config.seed)
+    sizes = np.bincount(group)
+    order = np.random.default_rng(config.seed).permutation(len(sizes))
+    middle = np.cumsum(sizes[order]) - sizes[order] // 2 - 1
+    codes = np.empty(len(sizes), np.int8)
+    codes[order] = _blocks(len(group), config)[middle.clip(0)]
+    return codes
+
+
+def _hold_out_validation(codes: Codes, rows: Rows, config: Splits) -> Codes:
+    """A share of the training rows (or of their groups) decides when to stop."""
+    train = np.flatnonzero(codes == TRAIN)
+    units = rows.group[train] if rows.group is not None else np.arange(len(train))
+    names, unit = np.unique(units, return_inverse=True)
+    rng = np.random.default_rng([config.seed, 1])
+    held = np.zeros(len(names), bool)
+    held[rng.permutation(len(names))[: max(1, round(config.validation * len(names)))]] = True
+    codes = codes.copy()
+    codes[train[held[unit]]] = VALIDATION
+    return codes
+
+
+def _check(codes: Codes) -> None:
+    counts = np.bincount(codes, minlength=len(NAMES))
+    if counts[TRAIN] < MIN_TRAIN:
+        raise DataError(
+            f"{counts[TRAIN]} of {len(codes)} rows are left to train on, at least {MIN_TRAIN} "
+            "normal ones are needed; give more rows or change data.splits"
+        )
+    for code in (VALIDATION, CALIBRATION, TEST):
+        if not counts[code]:
+            raise DataError(
+                f"the {NAMES[code]} split has no rows (of {len(codes)}); "
+                f"give more rows or change data.splits.{NAMES[code]}"
+            )
+
+
+def count_twins(train: NDArray[np.float32], test: NDArray[np.float32]) -> int:
+    """How many rows of ``test`` (M, F) are equal, bit by bit, to a row of ``train`` (N, F)."""
+    return int(np.isin(_row_keys(test), _row_keys(train)).sum())
+
+
+def _row_keys(x: NDArray[np.float32]) -> NDArray[Any]:
+    rows = np.ascontiguousarray(x + np.float32(0))  # −0 and 0 are one value
+    return rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel()

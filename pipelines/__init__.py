@@ -1,0 +1,1 @@
+"""Command line, files and flows around the library."""
