@@ -67,6 +67,11 @@ class Bundle:
         return Detector(self.scorer, self.calibration)
 
     @cached_property
+    def example(self) -> dict[str, Any]:
+        """A made-up record of typical values, for warm-up and documentation."""
+        return self.scorer.encoding.typical_record(self.scorer.schema)
+
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of ``SHA256SUMS``, hexadecimal."""
         return _sha256(_sums(self.files))
@@ -123,7 +128,15 @@ def load(path: str | Path, digest: str | None = None) -> Bundle:
     sums = (folder / SUMS).read_bytes()
     if digest and _sha256(sums) != digest:
         raise BundleError(f"'{folder}' is not the registered bundle: its digest differs")
-    files = _verified(folder, sums)
+    return from_files(_verified(folder, sums), folder)
+
+
+def from_files(files: Mapping[str, bytes], folder: Path = Path("in memory")) -> Bundle:
+    """The inverse of `Bundle.files`; ``folder`` is how errors call it.
+
+    Raises:
+        BundleError: a newer format.
+    """
     manifest = _manifest(files, folder)
     return Bundle(manifest, files[GRAPH], files[WEIGHTS], _calibration(manifest, files))
 

@@ -64,9 +64,7 @@ def calibrate(scores: ArrayLike, alpha: float, method: Method = "conformal") -> 
 def scores_needed(alpha: float) -> int:
     """The fewest calibration scores whose smallest p-value, 1 / (n + 1), reaches alpha."""
     n = max(math.floor(1 / alpha) - 1, 1)
-    while 1 / (n + 1) > alpha:
-        n += 1
-    return n
+    return n + (1 / (n + 1) > alpha)
 
 
 def conformal_threshold(sample: Scores, alpha: float) -> float:

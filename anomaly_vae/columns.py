@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ Numbers = NDArray[np.float64]
 
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "<NA>")
 NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+WHOLE = re.compile(r"([+-]?\d+)\.0*")
 INFINITE = r"^[+-]?[iI][nN][fF]([iI][nN][iI][tT][yY])?$"
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
@@ -100,9 +102,10 @@ def binary_from_arrow(array: pa.Array) -> Converted:
 
 def levels_from_arrow(array: pa.Array) -> ConvertedLevels:
     """Levels of an Arrow array; whole numbers read the same from integers, floats and text."""
-    encoded = (
-        array if pa.types.is_dictionary(array.type) else plain(array).dictionary_encode()
-    )
+    try:
+        encoded = plain(array).dictionary_encode()
+    except pa.ArrowNotImplementedError:
+        raise DataError(f"expected categories, found {array.type}") from None
     names = [level_name(value) for value in encoded.dictionary.to_pylist()]
     raw = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     return _merge_levels(raw, names), []
@@ -124,13 +127,14 @@ def times_from_arrow(array: pa.Array) -> Converted:
 
 
 def plain(array: pa.Array) -> pa.Array:
-    """One contiguous array without dictionary or view encoding."""
-    if isinstance(array, pa.ChunkedArray):
-        array = array.combine_chunks()
-        array = array if isinstance(array, pa.Array) else pa.concat_arrays(array.chunks)
+    """One contiguous array of a type that every compute kernel takes."""
     if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
-    return array.cast(pa.string()) if pa.types.is_string_view(array.type) else array
+        array = array.cast(array.type.value_type)
+    if pa.types.is_string_view(array.type):
+        array = array.cast(pa.string())
+    if pa.types.is_float16(array.type):
+        array = array.cast(pa.float32())
+    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
 
 
 def is_numeric(kind: pa.DataType) -> bool:
@@ -206,14 +210,22 @@ def levels_from_values(values: Sequence[Any]) -> ConvertedLevels:
 
 
 def level_name(value: object) -> str | None:
-    """The one spelling of a level: 5, 5.0 and "5" are one; None where missing."""
+    """The one spelling of a level; None where missing.
+
+    5, 5.0, "5" and "5.0" are one, and so are true and "True": the same content is written in
+    each of these ways, depending on whether the column around it has missing values.
+    """
     if value is None or value != value:
         return None
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    return (str(value).strip()) or None
+    text = str(value).strip()
+    if text.lower() in ("true", "false"):
+        return text.lower()
+    whole = WHOLE.fullmatch(text)
+    return (whole[1] if whole else text) or None
 
 
 def _merge_levels(codes: NDArray[Any], names: Sequence[str | None]) -> Levels:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import datetime as dt
 import difflib
+import itertools
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,17 +19,26 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from anomaly_vae.columns import shown
 from anomaly_vae.errors import ConfigError
 from anomaly_vae.schema import ColumnType
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Interval = tuple[dt.datetime, dt.datetime]
+
+
+def utc(moment: dt.datetime) -> dt.datetime:
+    """The moment with a zone; one without is UTC."""
+    return moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
 
 
 class Section(BaseModel):
     """A frozen part of the configuration that refuses unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class Feature(Section):
@@ -58,7 +69,7 @@ class Splits(Section):
     """fraction or [from, to); the last rows where there is a time column"""
     gap_days: float = Field(0.0, ge=0)
     """with a time column: leave out this many days before the test split"""
-    seed: int = 0
+    seed: Seed = 0
     """of the random assignment, where there is one"""
 
     @property
@@ -75,7 +86,19 @@ class Splits(Section):
             raise ValueError(f"train, calibration and test add up to {self._claimed:g}, more than 1")
         if not self.by_interval and self.train is None and self._claimed >= 1:
             raise ValueError("calibration and test leave nothing to train on")
+        if self.by_interval:
+            self._refuse_overlap()
         return self
+
+    def _refuse_overlap(self) -> None:
+        named = {"train": self.train, "calibration": self.calibration, "test": self.test}
+        order = sorted((*map(utc, span), name) for name, span in named.items() if isinstance(span, tuple))
+        for start, stop, name in order:
+            if start >= stop:
+                raise ValueError(f"{name} ends before it begins; write it as [from, to]")
+        for (_, stop, earlier), (start, _, later) in itertools.pairwise(order):
+            if start < stop:
+                raise ValueError(f"{earlier} and {later} overlap; end one where the other begins")
 
     @property
     def _claimed(self) -> float:
@@ -166,7 +189,7 @@ class TrainingConfig(Section):
     """share of the cells treated as missing in each batch, so that missing ones are met"""
     patience: int = Field(20, ge=1)
     """epochs without a better validation ELBO before stopping"""
-    seed: int = 0
+    seed: Seed = 0
     """of the initial weights, the order of the rows and the noise"""
     threads: int = Field(1, ge=1)
     """of the CPU while fitting; small networks are fastest with one"""
@@ -191,7 +214,7 @@ class ScoreConfig(Section):
     """in nats, higher is more anomalous"""
     draws: int = Field(4, ge=1, le=1024)
     """frozen posterior draws, shared by all rows; 1 is the posterior mean"""
-    seed: int = 0
+    seed: Seed = 0
     """of the draws"""
 
 
@@ -289,7 +312,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"cannot read the configuration '{path}': {reason}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-45
         raise ConfigError(f"'{path}' is not YAML: {_yaml_reason(error)}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"'{path}' must hold keys such as name, data, model, calibration")
@@ -303,10 +326,9 @@ def validate_config(content: Mapping[str, Any]) -> Config:
     try:
         return TabularConfig.model_validate(content)
     except ValidationError as error:
-        faults = error.errors(include_url=False)
-        key = ".".join(map(str, faults[0]["loc"]))
-        message = "; ".join(dict.fromkeys(_fault(TabularConfig, fault) for fault in faults))
-        raise ConfigError(message, key=key) from None
+        faults = _pertinent(content, error.errors(include_url=False))
+        clauses = [_clause(key, alternatives) for key, alternatives in faults.items()]
+        raise ConfigError("; ".join(clauses), key=next(iter(faults))) from None
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -332,20 +354,88 @@ def _parse_override(override: str) -> dict[str, Any]:
         raise ConfigError(f"--set '{override}': expected key=value, such as training.epochs=20")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"--set '{override}': {_yaml_reason(error)}", key=key) from None
     for part in reversed(key.split(".")):
         value = {part: value}
     return dict(value)
 
 
-def _fault(root: type[Section], fault: Any) -> str:
-    key = ".".join(str(part) for part in fault["loc"] if part not in ("tuple", "float"))
+EXPECTED = {
+    "float_": "a number",
+    "finite_": "a finite number",
+    "int_": "a whole number",
+    "string_type": "text",
+    "bool_": "true or false",
+    "tuple_": "a list",
+    "dict_": "keys and values",
+    "model_": "keys and values",
+    "datetime_": "a date or time",
+    "greater_than_equal": "at least {ge:g}",
+    "greater_than": "more than {gt:g}",
+    "less_than_equal": "at most {le:g}",
+    "less_than": "less than {lt:g}",
+    "enum": "{expected}",
+    "literal_error": "{expected}",
+    "string_pattern_mismatch": "letters, digits, '.', '_' and '-', 100 at most",
+    "invalid_key": "text as a key, in quotes if need be",
+}
+"""What the user is told, by how pydantic's name of the fault begins."""
+MISMATCHES = ("_type", "_parsing", "_from_float")
+"""How pydantic's names end where one alternative of several is not the one that was meant."""
+
+
+def _pertinent(content: Any, faults: Sequence[Any]) -> dict[str, list[Any]]:
+    """Faults by the user's key. Where a key has alternatives, pydantic reports the faults of each;
+    those of the alternative that comes closest are kept."""
+    by_key: dict[str, list[Any]] = {}
+    for fault in faults:
+        by_key.setdefault(_written(content, fault), []).append(fault)
+    for key, alternatives in list(by_key.items()):
+        if key and any(other.startswith(f"{key}.") for other in by_key):
+            del by_key[key]
+            continue
+        close = [fault for fault in alternatives if not fault["type"].endswith(MISMATCHES)]
+        by_key[key] = close[:1] or alternatives
+    return by_key
+
+
+def _written(content: Any, fault: Any) -> str:
+    """The key as the user writes it: a fault's location without the names of alternatives."""
+    parts = []
+    for part in fault["loc"]:
+        inside = isinstance(content, Mapping) and part in content
+        if inside or (isinstance(content, list | tuple) and part in range(len(content))):
+            content = content[part]
+            parts.append(str(part))
+    if fault["type"] == "missing":
+        parts.append(str(fault["loc"][-1]))
+    return ".".join(parts)
+
+
+def _clause(key: str, alternatives: Sequence[Any]) -> str:
+    fault = alternatives[0]
     if fault["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(fault["loc"][-1]), _siblings(root, fault["loc"]), n=1)
+        near = difflib.get_close_matches(str(fault["loc"][-1]), _siblings(TabularConfig, fault["loc"]), n=1)
         return f"unknown key {key}" + (f", did you mean {near[0]}" if near else "")
-    message = str(fault["msg"]).removeprefix("Value error, ")
-    return f"{key}: {message[0].lower()}{message[1:]}" if key else message
+    if fault["type"] == "missing":
+        return f"{key} is missing"
+    if fault["type"] == "value_error":
+        message = str(fault["msg"]).removeprefix("Value error, ")
+        return f"{key}: {message}" if key else message
+    expected = " or ".join(dict.fromkeys(map(_expected, alternatives)))
+    got = "nothing" if fault["input"] is None else shown(fault["input"])
+    near = difflib.get_close_matches(str(fault["input"]), re.findall(r"'(\w+)'", expected), n=1)
+    return f"{key or 'the configuration'}: expected {expected}, got {got}" + (
+        f", did you mean {near[0]}" if near else ""
+    )
+
+
+def _expected(fault: Any) -> str:
+    for start, text in EXPECTED.items():
+        if fault["type"].startswith(start):
+            return text.format_map(fault.get("ctx", {}))
+    return str(fault["msg"])
 
 
 def _siblings(root: type[Section], loc: tuple[int | str, ...]) -> list[str]:
@@ -358,5 +448,5 @@ def _siblings(root: type[Section], loc: tuple[int | str, ...]) -> list[str]:
     return list(section.model_fields)
 
 
-def _yaml_reason(error: yaml.YAMLError) -> str:
+def _yaml_reason(error: Exception) -> str:
     return " ".join(str(error).split())

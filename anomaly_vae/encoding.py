@@ -26,6 +26,8 @@ Matrix = NDArray[np.float32]
 
 EXTREME = 1e4
 """Standardised numbers are held within ±EXTREME, so that every score is finite."""
+LARGEST, SMALLEST = float(np.finfo(np.float64).max), float(np.finfo(np.float64).tiny)
+"""The range of doubles at full precision."""
 HEAVY_TAIL = 10.0
 """A standard deviation this many times the robust one calls for the asinh scale."""
 CYCLES: tuple[tuple[str, float, float], ...] = (
@@ -76,9 +78,14 @@ class _Encoded(BaseModel):
         """How explanations call it."""
         return self.name
 
+    @property
+    def typical(self) -> Any:
+        """A central value."""
+        return 0
+
     def observed(self, values: Any) -> list[Any]:
         """(N,) raw values as an explanation shows them."""
-        return [None if math.isnan(value) else value for value in values.tolist()]
+        return [_significant(value) for value in values.tolist()]
 
 
 class Numeric(_Encoded):
@@ -91,19 +98,30 @@ class Numeric(_Encoded):
     scale: float
     width: int = 1
 
+    @property
+    def typical(self) -> float | None:
+        """The mean, or the median of a heavy-tailed column."""
+        return _significant(self.center)
+
     def encode(self, values: NDArray[np.float64]) -> Matrix:
         """(N,) → (N, 1)"""
-        v = values - self.center
-        if self.unit is not None:
-            v = np.arcsinh(v / self.unit) - self.offset
-        return np.clip(v / self.scale, -EXTREME, EXTREME).astype(np.float32)[:, None]
+        with np.errstate(over="ignore"):
+            v = values - self.center
+            if self.unit is not None:
+                v = np.arcsinh(v / self.unit) - self.offset
+            return np.clip(v / self.scale, -EXTREME, EXTREME).astype(np.float32)[:, None]
 
     def decode(self, x: NDArray[Any]) -> list[float | None]:
         """(N, 1) → values in the column's own unit."""
-        v = x[:, 0].astype(np.float64) * self.scale
-        if self.unit is not None:
-            v = np.sinh(np.clip(v + self.offset, -700, 700)) * self.unit
-        return [_significant(u) for u in v + self.center]
+        return [_significant(u) for u in self.inverse(x)]
+
+    def inverse(self, x: NDArray[Any]) -> NDArray[np.float64]:
+        """(N, 1) → (N,) in the column's own unit, not rounded."""
+        with np.errstate(over="ignore"):
+            v = x[:, 0].astype(np.float64) * self.scale
+            if self.unit is not None:
+                v = np.sinh(v + self.offset) * self.unit
+            return np.clip(v + self.center, -LARGEST, LARGEST)
 
 
 class Binary(_Encoded):
@@ -127,6 +145,11 @@ class Categorical(_Encoded):
     type: Literal["categorical"] = "categorical"
     levels: tuple[str, ...]
     width: int = 1
+
+    @property
+    def typical(self) -> str | None:
+        """The most frequent level."""
+        return self.levels[0] if self.levels else None
 
     @cached_property
     def _index(self) -> dict[str, int]:
@@ -160,6 +183,11 @@ class Cyclic(_Encoded):
     def label(self) -> str:
         """How explanations call it."""
         return f"{self.name}.{self.part}"
+
+    @property
+    def typical(self) -> str:
+        """A Monday noon."""
+        return "2024-01-01T12:00:00"
 
     def encode(self, values: NDArray[np.float64]) -> Matrix:
         """(N,) seconds → (N, 2)"""
@@ -233,6 +261,13 @@ class TabularEncoding:
         """(N, F) → (N, number of columns): a cycle's sine and cosine belong together."""
         return np.add.reduceat(nats, self.starts, axis=1)
 
+    def typical_record(self, schema: TabularSchema) -> dict[str, Any]:
+        """A record of central values and frequent levels; no row of anybody's data."""
+        record: dict[str, Any] = {column.name: None for column in schema.columns}
+        for column in self.columns:
+            record[column.name] = column.typical
+        return record
+
     def to_json(self) -> list[dict[str, Any]]:
         """What the manifest keeps."""
         return [column.model_dump(mode="json") for column in self.columns]
@@ -277,22 +312,24 @@ def _fit_numeric(name: str, values: NDArray[np.float64]) -> Numeric:
     if not len(values):
         return Numeric(name=name, center=0.0, scale=1.0)
     center, scale = _moments(values)
-    low, median, high = np.percentile(values, [25, 50, 75])
+    low, median, high = np.percentile(values.clip(-LARGEST / 4, LARGEST / 4), [25, 50, 75])
     robust = float(high - low) / 1.349
     if 0 < robust * HEAVY_TAIL < scale:
-        offset, scale = _moments(np.arcsinh((values - median) / robust))
+        with np.errstate(over="ignore"):
+            tails = ((values - median) / robust).clip(-LARGEST, LARGEST)
+        offset, scale = _moments(np.arcsinh(tails))
         return Numeric(name=name, center=median, unit=robust, offset=offset, scale=scale)
     return Numeric(name=name, center=center, scale=scale)
 
 
 def _moments(values: NDArray[np.float64]) -> tuple[float, float]:
-    """Mean and standard deviation, safe from overflow; a constant has scale 1."""
+    """Mean and standard deviation, safe from overflow; of a constant its size, 1 at most."""
     largest = float(np.abs(values).max()) or 1.0
     unit = values / largest
-    center, scale = float(unit.mean()), float(unit.std())
+    center, scale = float(unit.mean()) * largest, float(unit.std())
     if scale < 1e-12:
-        return center * largest, 1.0
-    return center * largest, scale * largest
+        return center, min(abs(center) or 1.0, 1.0)
+    return center, max(scale * largest, SMALLEST)
 
 
 def _frequent(values: Levels, max_levels: int, min_count: int) -> tuple[str, ...]:

@@ -11,7 +11,9 @@
     ├── BundleError         a bundle that is incomplete, altered or of another format
     └── RegistryError       a model that cannot be found in, or fetched from, the registry
 
-Each message is one line that names what and how to mend it. Nothing here knows of HTTP.
+Each message is one line that names what and how to mend it. Configuration, data and calibration
+errors are also ``ValueError``s, which is what users of scikit-learn catch. Nothing here knows of
+HTTP.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ class AnomalyVAEError(Exception):
     """Root of everything this project raises on purpose."""
 
 
-class ConfigError(AnomalyVAEError):
+class ConfigError(AnomalyVAEError, ValueError):
     """A configuration that cannot be used."""
 
     def __init__(self, message: str, *, key: str | None = None) -> None:
@@ -29,7 +31,7 @@ class ConfigError(AnomalyVAEError):
         self.key = key
 
 
-class DataError(AnomalyVAEError):
+class DataError(AnomalyVAEError, ValueError):
     """Input that cannot be used, with the column and the file where they are known."""
 
     def __init__(self, message: str, *, column: str | None = None, path: str | None = None) -> None:
@@ -57,7 +59,7 @@ class ExportError(AnomalyVAEError):
     """A scoring graph that disagrees with the model it was made from."""
 
 
-class CalibrationError(AnomalyVAEError):
+class CalibrationError(AnomalyVAEError, ValueError):
     """A promise that the calibration sample cannot keep."""
 
 

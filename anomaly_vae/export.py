@@ -15,6 +15,7 @@ takes seconds.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -179,9 +180,7 @@ class _Builder:
         if layout.n_categorical:
             codes = g("Unsqueeze", g.slice(self.filled, first, layout.n_columns), g.axes(-1))
             levels = g.constant(np.arange(1, layout.max_levels, dtype=np.float32))
-            one_hot = g.cast(g("Equal", codes, levels))
-            width = layout.n_categorical * (layout.max_levels - 1)
-            pieces.append(g("Reshape", one_hot, g.axes(-1, width)))
+            pieces.append(g("Flatten", g.cast(g("Equal", codes, levels)), axis=1))
         return g("Concat", *pieces, g.cast(self.missing), axis=-1)
 
     def posterior(self) -> tuple[str, str]:
@@ -365,6 +364,4 @@ def check_graph(
 
 def hash_of(array: NDArray[Any]) -> str:
     """A short name for a constant's content."""
-    import hashlib
-
     return hashlib.sha256(array.tobytes()).hexdigest()[:16]

@@ -38,10 +38,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         yield whole
         aside = _aside(path)
         if path.exists():
+            shutil.rmtree(aside, ignore_errors=True)  # a crash may have left it beside the new one
             os.rename(path, aside)
         os.rename(whole, path)
         shutil.rmtree(aside, ignore_errors=True)
     finally:
+        recover(path)
         shutil.rmtree(whole, ignore_errors=True)
 
 

@@ -40,7 +40,7 @@ def infer_schema(table: pa.Table, data: TabularData) -> Inferred:
     """
     _check_present(table, data)
     declared = data.features if isinstance(data.features, dict) else {}
-    wanted = data.features if data.features is not None else table.column_names
+    wanted = dict.fromkeys(table.column_names if data.features is None else data.features)
     out: list[Column] = []
     notes: list[str] = []
     for name in wanted:
@@ -60,13 +60,21 @@ def infer_schema(table: pa.Table, data: TabularData) -> Inferred:
 
 def infer_type(name: str, column: pa.ChunkedArray) -> tuple[ColumnType | None, str | None]:
     """The type of one column (None: left out), and a remark."""
-    values = plain(column).drop_null()
+    values = _present(plain(column))
     if not len(values):
         return None, "left out, it has no value at all"
     kind, note = _by_arrow_type(name, values)
     if kind and pc.count_distinct(values).as_py() == 1:
         note = f"constant ({shown(values[0].as_py())}); any other value will look anomalous"
     return kind, note
+
+
+def _present(values: pa.Array) -> pa.Array:
+    """The values that are there: no null, no NaN."""
+    values = values.drop_null()
+    if pa.types.is_floating(values.type):
+        return values.filter(pc.invert(pc.is_nan(values)))
+    return values
 
 
 def _by_arrow_type(name: str, values: pa.Array) -> tuple[ColumnType | None, str | None]:
@@ -89,7 +97,7 @@ def _numeric(values: pa.Array) -> tuple[ColumnType | None, str | None]:
     if len(distinct) == 2 and set(distinct.cast(pa.float64(), safe=False).to_pylist()) == {0.0, 1.0}:
         return ColumnType.BINARY, None
     if pa.types.is_integer(values.type) and len(values) >= FEW_ROWS and _is_counter(values):
-        return None, "left out, a counter of the rows; declare it under data.features to keep it"
+        return None, "left out, a counter of the rows; declare its type under data.features to keep it"
     return ColumnType.NUMERIC, None
 
 

@@ -52,19 +52,27 @@ class Scorer:
     def score_encoded(self, x: Matrix) -> NDArray[np.float64]:
         """(N, F) as `TabularEncoding.encode` gives it → (N,)"""
         if len(x) <= TILE:
-            scores: NDArray[np.float64] = self._session.run(("score",), {"x": x})[0]
-            return scores
+            return self._run(("score",), x)[0]
         return np.concatenate([self.score_encoded(x[i : i + TILE]) for i in range(0, len(x), TILE)])
 
     def explain(self, batch: RawBatch) -> Explained:
         """Scores and their parts."""
-        x = self.encoding.encode(batch)
-        tiles = [
-            self._session.run(OUTPUTS, {"x": x[i : i + TILE]}) for i in range(0, max(len(x), 1), TILE)
-        ]
+        return self.explain_encoded(self.encoding.encode(batch))
+
+    def explain_encoded(self, x: Matrix) -> Explained:
+        """(N, F) as `TabularEncoding.encode` gives it → scores and their parts."""
+        tiles = [self._run(OUTPUTS, x[i : i + TILE]) for i in range(0, max(len(x), 1), TILE)]
         score, nats, kl, expected, latent = (np.concatenate(part) for part in zip(*tiles, strict=True))
         by_column = self.encoding.per_column(nats.astype(np.float64))
         return Explained(score, by_column, kl, x, expected, latent)
+
+    def _run(self, outputs: tuple[str, ...], x: Matrix) -> list[NDArray[Any]]:
+        """The graph over one tile; its reductions need a row, so no rows are none of one."""
+        if not len(x):
+            row = np.zeros((1, x.shape[1]), x.dtype)
+            return [part[:0] for part in self._run(outputs, row)]
+        parts: list[NDArray[Any]] = self._session.run(outputs, {"x": x})
+        return parts
 
 
 def open_session(graph: bytes, weights: bytes) -> Any:

@@ -77,16 +77,22 @@ def assign(rows: Rows, config: Splits) -> Assignment:
     if config.by_interval and rows.time is None:
         raise DataError("data.splits are intervals of time, but data.time names no column")
     codes = _by_time(rows, config) if rows.time is not None else _at_random(rows, config)
-    unused = {"outside every split": codes == UNUSED, "cells that do not fit": rows.unfit}
-    if rows.group is not None:
-        codes, unused["their group belongs to another split"] = _keep_groups(codes, rows, config)
-    unused["anomalies before the test split"] = rows.anomaly & (codes != TEST) & (codes != UNUSED)
-    unused["unlabelled in the test split"] = rows.unlabelled & (codes == TEST)
-    for mask in unused.values():
-        codes = np.where(mask, UNUSED, codes).astype(np.int8)
-    codes = _hold_out_validation(codes, rows, config)
-    _check(codes)
-    return Assignment(codes, {why: int(mask.sum()) for why, mask in unused.items() if mask.any()})
+    reasons = {
+        "outside every split": codes == UNUSED,
+        "cells that do not fit": rows.unfit,
+        "their group belongs to another split": _out_of_group(codes, rows, config),
+        "anomalies outside the test split": rows.anomaly & (codes != TEST),
+        "unlabelled in the test split": rows.unlabelled & (codes == TEST),
+    }
+    unused: dict[str, int] = {}
+    claimed = np.ones(len(rows), bool)
+    for reason, mask in reasons.items():
+        if count := int((mask & claimed).sum()):
+            unused[reason] = count
+        claimed &= ~mask
+    codes = _hold_out_validation(np.where(claimed, codes, UNUSED).astype(np.int8), rows, config)
+    _check(codes, unused)
+    return Assignment(codes, unused)
 
 
 def _fractions(config: Splits) -> tuple[float, float, float]:
@@ -143,13 +149,11 @@ def _seconds(moment: dt.datetime) -> float:
     return (moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)).timestamp()
 
 
-def _keep_groups(codes: Codes, rows: Rows, config: Splits) -> tuple[Codes, Mask]:
+def _out_of_group(codes: Codes, rows: Rows, config: Splits) -> Mask:
     """Rows may stay only where their group is: in time order, both must agree."""
-    assert rows.group is not None
-    if rows.time is None:
-        return codes, np.zeros(len(rows), bool)
-    theirs = _group_codes(rows.group, config)[rows.group]
-    return codes, (codes != UNUSED) & (codes != theirs)
+    if rows.group is None or rows.time is None:
+        return np.zeros(len(rows), bool)
+    return codes != _group_codes(rows.group, config)[rows.group]
 
 
 def _group_codes(group: NDArray[np.int32], config: Splits) -> Codes:
@@ -177,26 +181,28 @@ def _hold_out_validation(codes: Codes, rows: Rows, config: Splits) -> Codes:
     return codes
 
 
-def _check(codes: Codes) -> None:
+def _check(codes: Codes, unused: Mapping[str, int]) -> None:
+    why = "".join(f"; {count} {reason}" for reason, count in unused.items())
     counts = np.bincount(codes, minlength=len(NAMES))
     if counts[TRAIN] < MIN_TRAIN:
         raise DataError(
             f"{counts[TRAIN]} of {len(codes)} rows are left to train on, at least {MIN_TRAIN} "
-            "normal ones are needed; give more rows or change data.splits"
+            f"normal ones are needed; give more rows or change data.splits{why}"
         )
     for code in (VALIDATION, CALIBRATION, TEST):
         if not counts[code]:
             raise DataError(
                 f"the {NAMES[code]} split has no rows (of {len(codes)}); "
-                f"give more rows or change data.splits.{NAMES[code]}"
+                f"give more rows or change data.splits.{NAMES[code]}{why}"
             )
 
 
 def count_twins(train: NDArray[np.float32], test: NDArray[np.float32]) -> int:
-    """How many rows of ``test`` (M, F) are equal, bit by bit, to a row of ``train`` (N, F)."""
+    """How many rows of ``test`` (M, F) are equal, missing cells included, to one of ``train``."""
     return int(np.isin(_row_keys(test), _row_keys(train)).sum())
 
 
 def _row_keys(x: NDArray[np.float32]) -> NDArray[Any]:
-    rows = np.ascontiguousarray(x + np.float32(0))  # −0 and 0 are one value
+    same = np.where(np.isnan(x), np.float32(np.nan), x + np.float32(0))  # one NaN; −0 is 0
+    rows = np.ascontiguousarray(same)
     return rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel()

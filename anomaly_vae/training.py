@@ -277,12 +277,21 @@ class _Trainer:
         for key, tensor in groups["optimizer"].items():
             index, _, name = key.partition(".")
             state.setdefault(int(index), {})[name] = tensor
+        history = [Epoch(**record) for record in json.loads(metadata["history"])]
+        best_epoch = int(metadata["best_epoch"])
+        shapes = _shapes(self.model.state_dict())
+        if not shapes == _shapes(groups["model"]) == _shapes(groups["best"]):
+            raise ValueError("of another model")
+        self.generator.set_state(tensors["generator"])  # refuses that of another device
+        # Whatever could fail has not: from here on nothing is left half restored.
         self.model.load_state_dict(groups["model"])
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
-        self.generator.set_state(tensors["generator"].cpu())
         self.best = {k: v.to(self.device) for k, v in groups["best"].items()}
-        self.history = [Epoch(**record) for record in json.loads(metadata["history"])]
-        self.best_epoch = int(metadata["best_epoch"])
+        self.history, self.best_epoch = history, best_epoch
+
+
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 @contextmanager

@@ -112,11 +112,13 @@ def frozen_noise(draws: int, latent_dim: int, seed: int) -> Tensor:
     """Quasi-random standard normal draws (K, L) that a score is evaluated with.
 
     One draw is the origin, the one-point Gauss–Hermite rule. More are scrambled Sobol' points in
-    antithetic pairs, so that their mean is zero and terms linear in the noise cancel.
+    antithetic pairs, beside the origin if their number is odd, so that their mean is zero and
+    terms linear in the noise cancel.
     """
+    origin = torch.zeros(draws % 2, latent_dim)
     if draws == 1:
-        return torch.zeros(1, latent_dim)
+        return origin
     engine = torch.quasirandom.SobolEngine(latent_dim, scramble=True, seed=seed)
-    uniform = engine.draw((draws + 1) // 2).clamp(1e-6, 1 - 1e-6)
+    uniform = engine.draw(draws // 2).clamp(1e-6, 1 - 1e-6)
     half = torch.special.ndtri(uniform.double()).float()
-    return torch.cat([half, -half])[:draws]
+    return torch.cat([origin, half, -half])

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from anomaly_vae.columns import levels_from_arrow, level_name, plain, times_from_arrow
-from anomaly_vae.config import TabularData
+from anomaly_vae.columns import Levels, levels_from_arrow, level_name, plain, times_from_arrow
+from anomaly_vae.config import Splits, TabularData
 from anomaly_vae.errors import DataError
 from anomaly_vae.inference import infer_schema
 from anomaly_vae.schema import RawBatch, TabularSchema, listed
@@ -84,7 +84,7 @@ def load_dataset(data: TabularData) -> Dataset:
         schema=inferred.schema,
         batch=batch,
         rows=rows,
-        assignment=assign(rows, data.splits),
+        assignment=_assign(rows, data.splits, batch),
         duplicate_ids=_duplicates(table, data.id),
         notes=(*inferred.notes, *_unfit_note(batch)),
     )
@@ -94,9 +94,11 @@ def anomaly_mask(labels: pa.ChunkedArray, positive: Any, column: str) -> NDArray
     """Which rows carry the label that means anomaly, (N,).
 
     Raises:
-        DataError: the labels are words, and none of them is ``positive``.
+        DataError: there are no labels, or they are words and none of them is ``positive``.
     """
-    levels, _ = levels_from_arrow(plain(labels))
+    levels = _levels(labels, column)
+    if len(levels) and not levels.names:
+        raise DataError(f"column '{column}' has no label in any row; leave it out", column=column)
     wanted = level_name(positive) or ""
     names = {wanted, BOOLEAN.get(wanted, wanted)}
     hits = [code for code, name in enumerate(levels.names) if name in names]
@@ -114,15 +116,29 @@ def _rows(table: pa.Table, data: TabularData, unfit: NDArray[np.bool_]) -> Rows:
     anomaly = unlabelled = nothing
     if data.label:
         anomaly = anomaly_mask(table.column(data.label), data.positive, data.label)
-        unlabelled = levels_from_arrow(plain(table.column(data.label)))[0].codes < 0
+        unlabelled = _levels(table.column(data.label), data.label).codes < 0
     return Rows(anomaly, unlabelled, unfit, _times(table, data.time), _groups(table, data.group))
+
+
+def _assign(rows: Rows, config: Splits, batch: RawBatch) -> Assignment:
+    try:
+        return assign(rows, config)
+    except DataError as error:
+        raise DataError("; ".join((str(error), *_unfit_note(batch)))) from None
+
+
+def _levels(cells: pa.ChunkedArray, column: str) -> Levels:
+    try:
+        return levels_from_arrow(cells)[0]
+    except DataError as error:
+        raise DataError(f"column '{column}': {error}", column=column) from None
 
 
 def _times(table: pa.Table, name: str | None) -> NDArray[np.float64] | None:
     if not name:
         return None
     try:
-        seconds, problems = times_from_arrow(plain(table.column(name)))
+        seconds, problems = times_from_arrow(table.column(name))
     except DataError as error:
         raise DataError(f"data.time names the column '{name}': {error}", column=name) from None
     if problems:
@@ -135,7 +151,7 @@ def _groups(table: pa.Table, name: str | None) -> NDArray[np.int32] | None:
     """Codes of the groups; a row without one is a group of its own."""
     if not name:
         return None
-    levels, _ = levels_from_arrow(plain(table.column(name)))
+    levels = _levels(table.column(name), name)
     alone = levels.codes < 0
     return np.where(alone, len(levels.names) + np.cumsum(alone) - 1, levels.codes).astype(np.int32)
 
@@ -145,7 +161,11 @@ def _duplicates(table: pa.Table, name: str | None) -> int:
     if not name:
         return 0
     ids = plain(table.column(name)).drop_null()
-    return len(ids) - len(ids.unique())
+    try:
+        return len(ids) - len(ids.unique())
+    except pa.ArrowNotImplementedError:
+        reason = f"data.id names the column '{name}', whose values ({ids.type}) name no rows"
+        raise DataError(reason, column=name) from None
 
 
 def _unfit_note(batch: RawBatch) -> tuple[str, ...]:

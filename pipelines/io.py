@@ -56,12 +56,16 @@ def find_files(paths: Sequence[str]) -> list[Path]:
 
 def _matches(path: str) -> list[Path]:
     place = Path(path)
-    if place.is_dir():
-        inside = sorted(p for p in place.rglob("*") if p.is_file())
-        return [p for p in inside if p.suffix.lower() in SUFFIXES and not _hidden(p, place)]
     if place.is_file():
         return [place]
-    return sorted(Path(p) for p in glob.glob(path, recursive=True) if Path(p).is_file())
+    if place.is_dir():
+        return [p for p in sorted(place.rglob("*")) if _is_table(p) and not _hidden(p, place)]
+    matches = [match for match in sorted(glob.glob(path, recursive=True)) if Path(match).exists()]
+    return [p for match in matches for p in _matches(match) if _is_table(p)]
+
+
+def _is_table(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and path.is_file()
 
 
 def _hidden(path: Path, root: Path) -> bool:
@@ -101,10 +105,21 @@ def read_table(files: Sequence[Path]) -> pa.Table:
         raise DataError(f"the files' columns contradict each other: {first_line(error)}") from None
 
 
+REASONS = {
+    "Empty CSV file": "it has no rows",
+    "straddling object": "a row is too long, perhaps for want of a closing quote",
+    "invalid UTF": "it is not UTF-8 text; save it as UTF-8",
+    "codec can't decode": "its header is not UTF-8 text; save it as UTF-8",
+    "Parquet magic bytes not found": "it is not Parquet, or was cut short",
+}
+"""What the libraries' messages mean to those who did not write the readers."""
+
+
 def first_line(error: BaseException) -> str:
     """An exception's text as one short line."""
     text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]
+    known = (reason for message, reason in REASONS.items() if message in text)
+    return next(known, text.splitlines()[0][:200])
 
 
 def _read_parquet(path: Path, batch_rows: int) -> Iterator[Chunk]:
@@ -156,17 +171,41 @@ def _read_csv(path: Path) -> Iterator[Chunk | Broken]:
     _refuse_duplicates(names)
     bad = _BadLines(path)
     convert = pa.csv.ConvertOptions(
-        column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
+        column_types=dict.fromkeys(names, pa.binary()), strings_can_be_null=True, null_values=[""]
     )
     with _open_csv(path, bad, convert) as reader:
         row = 0
         for batch in reader:
             rows = bad.good_rows(row, len(batch))
             if len(batch):
-                yield Chunk(path, rows, batch)
                 row = int(rows[-1]) + 1
+                yield from _as_text(Chunk(path, rows, batch))
             yield from bad.drain()
     yield from bad.drain()
+
+
+def _as_text(chunk: Chunk) -> Iterator[Chunk | Broken]:
+    """The rows whose cells are UTF-8, and the others as `Broken`."""
+    table = chunk.table
+    text = pa.schema([(name, pa.string()) for name in table.schema.names])
+    try:
+        yield Chunk(chunk.path, chunk.rows, table.cast(text))
+    except pa.ArrowInvalid:
+        wrong = {i: name for name in text.names for i in _not_utf8(table.column(name))}
+        good = np.setdiff1d(np.arange(len(table)), list(wrong))
+        if len(good):
+            yield Chunk(chunk.path, chunk.rows[good], table.take(pa.array(good)).cast(text))
+        for i, name in sorted(wrong.items()):
+            reason = f"column '{name}' is not UTF-8 text; save the file as UTF-8"
+            yield Broken(chunk.path, reason, int(chunk.rows[i]))
+
+
+def _not_utf8(cells: pa.BinaryArray) -> Iterator[int]:
+    for i, cell in enumerate(cells.to_pylist()):
+        try:
+            (cell or b"").decode()
+        except UnicodeDecodeError:
+            yield i
 
 
 def _header(path: Path) -> list[str]:

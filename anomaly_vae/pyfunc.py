@@ -1,0 +1,39 @@
+"""What ``mlflow.pyfunc.load_model`` loads: a detector behind a data frame."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from anomaly_vae.bundle import load
+from anomaly_vae.detector import Detector
+from anomaly_vae.errors import DataError
+from anomaly_vae.frames import table_of
+
+
+class DetectorModel:
+    """Scores data frames; every row gets an answer or the whole call an error."""
+
+    def __init__(self, detector: Detector) -> None:
+        self.detector = detector
+
+    def predict(self, frame: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """Columns as in training → ``score``, ``p_value``, ``is_anomaly``, same index.
+
+        Raises:
+            DataError: a cell that does not fit its column.
+        """
+        table: pa.Table = table_of(frame)
+        batch = self.detector.scorer.schema.from_arrow(table)
+        if batch.problems:
+            raise DataError(str(batch.problems[0]), column=batch.problems[0].column)
+        found = self.detector.detect(batch)
+        columns = {"score": found.score, "p_value": found.p_value, "is_anomaly": found.is_anomaly}
+        return pd.DataFrame(columns, index=frame.index)
+
+
+def _load_pyfunc(path: str) -> DetectorModel:
+    """MLflow's entry point."""
+    return DetectorModel(load(path).detector)

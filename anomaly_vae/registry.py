@@ -1,0 +1,448 @@
+"""Runs, registered versions and their aliases: the only import of MLflow.
+
+A process that must stay lean asks a child for a bundle:
+
+    python -m anomaly_vae.registry fetch URI --to CACHE
+
+prints one JSON line with the folder, its digest and the version's name, number and alias.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import re
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from anomaly_vae import __version__
+from anomaly_vae.bundle import SUMS, Bundle, load
+from anomaly_vae.errors import AnomalyVAEError, RegistryError
+from anomaly_vae.files import atomic_folder
+from anomaly_vae.schema import ColumnType, TabularSchema
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+
+import mlflow
+import mlflow.pyfunc
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, DataType, Schema
+
+DEFAULT_URI = "sqlite:///mlflow.db"
+CHAMPION, CHALLENGER = "champion", "challenger"
+BUNDLE = "bundle"
+DIGEST_TAG = "anomaly_vae.bundle_digest"
+INPUTS_TAG = "anomaly_vae.inputs_digest"
+TEST_TAG = "anomaly_vae.test_split"
+TEST_DIGEST_TAG = "anomaly_vae.test_split_digest"
+POLICY_TAG = "anomaly_vae.policy"
+TRAINED_TAG = "anomaly_vae.trained"
+DECISION_TAG = "anomaly_vae.decision"
+PAST_CHAMPIONS_TAG = "anomaly_vae.past_champions"
+MOST_PAST_CHAMPIONS = 50
+MOST_PARAM_CHARACTERS = 6000
+MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/]+)|/(?P<version>\d+))")
+
+Method = TypeVar("Method")
+
+
+def _plainly(method: Method) -> Method:
+    """Turn MLflow's exceptions into one line of ours."""
+
+    @wraps(cast("Any", method))
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return cast("Any", method)(*args, **kwargs)
+        except (MlflowException, OSError) as error:
+            reason = str(error).strip().splitlines()[0][:300]
+            raise RegistryError(f"MLflow: {reason}") from None
+
+    return cast("Method", wrapper)
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered version; a registered model's content never changes, its aliases do."""
+
+    name: str
+    version: str
+    tags: Mapping[str, str]
+    aliases: tuple[str, ...]
+    run_id: str | None
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A bundle folder on this machine, and which version it is."""
+
+    path: str
+    digest: str | None
+    name: str | None = None
+    version: str | None = None
+    alias: str | None = None
+
+    def load(self) -> Bundle:
+        """Read it, its digest checked where the registry knows it."""
+        return load(self.path, self.digest)
+
+
+class Run:
+    """One MLflow run that is being recorded."""
+
+    def __init__(self, client: MlflowClient, run_id: str) -> None:
+        self._client, self.id = client, run_id
+
+    @_plainly
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Nested mappings become dotted names."""
+        entries = [Param(key, str(value)[:MOST_PARAM_CHARACTERS]) for key, value in _flat(params)]
+        for some in batched(entries, 100):
+            self._client.log_batch(self.id, params=some)
+
+    def log_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Numbers only; the rest is left to artifacts."""
+        self.log_curves([metrics])
+
+    @_plainly
+    def log_curves(self, steps: Sequence[Mapping[str, Any]]) -> None:
+        """The same metrics at every step."""
+        now = int(time.time() * 1000)
+        entries = [
+            Metric(key, float(value), now, step)
+            for step, metrics in enumerate(steps)
+            for key, value in metrics.items()
+            if isinstance(value, int | float)
+        ]
+        for some in batched(entries, 1000):
+            self._client.log_batch(self.id, metrics=some)
+
+    @_plainly
+    def log_figure(self, figure: Any, name: str) -> None:
+        """A matplotlib figure as a picture."""
+        self._client.log_figure(self.id, figure, name)
+
+    @_plainly
+    def log_json(self, content: Any, name: str) -> None:
+        """A JSON artifact."""
+        self._client.log_text(self.id, json.dumps(content, indent=1, sort_keys=True), name)
+
+    @_plainly
+    def log_file(self, path: Path, folder: str | None = None) -> None:
+        """A file as an artifact."""
+        self._client.log_artifact(self.id, str(path), folder)
+
+    @_plainly
+    def log_bundle(self, path: Path) -> str:
+        """A bundle folder as an artifact; returns its ``runs:/`` URI."""
+        self._client.log_artifacts(self.id, str(path), BUNDLE)
+        return f"runs:/{self.id}/{BUNDLE}"
+
+
+class Registry:
+    """Runs and registered models of one tracking server or database."""
+
+    def __init__(self, uri: str | None = None) -> None:
+        """Connect; ``MLFLOW_TRACKING_URI`` wins over ``uri``.
+
+        Raises:
+            RegistryError: a plain folder, which MLflow no longer keeps a registry in.
+        """
+        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or uri or DEFAULT_URI
+        if "://" not in self.uri and self.uri != "databricks":
+            raise RegistryError(
+                f"'{self.uri}' is not a tracking URI; use sqlite:///mlflow.db or a server's address"
+            )
+        _hush()
+        mlflow.set_tracking_uri(self.uri)
+        mlflow.set_registry_uri(self.uri)
+        self._client = MlflowClient(self.uri, self.uri)
+
+    # ------------------------------------------------------------ runs
+
+    @contextmanager
+    def run(self, experiment: str, name: str, tags: Mapping[str, str]) -> Iterator[Run]:
+        """Record a run; it ends as failed or killed when the block does."""
+        tags = {**tags, "anomaly_vae.version": __version__}
+        run_id = self._start(experiment, name, tags)
+        status = "FAILED"
+        try:
+            yield Run(self._client, run_id)
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            self._client.set_terminated(run_id, status)
+
+    @_plainly
+    def _start(self, experiment: str, name: str, tags: Mapping[str, str]) -> str:
+        found = self._client.get_experiment_by_name(experiment)
+        experiment_id = found.experiment_id if found else self._create_experiment(experiment)
+        run = self._client.create_run(experiment_id, run_name=name, tags=dict(tags))
+        return str(run.info.run_id)
+
+    def _create_experiment(self, name: str) -> str:
+        """Beside an SQLite file, artifacts go to ``mlartifacts/``; a server knows its own place."""
+        database = re.fullmatch(r"sqlite:///(.+)", self.uri)
+        place = Path(database[1]).absolute().parent / "mlartifacts" if database else None
+        return str(self._client.create_experiment(name, place.as_uri() if place else None))
+
+    # ------------------------------------------------------------ versions
+
+    @_plainly
+    def register(self, run: Run, bundle: Bundle, name: str, tags: Mapping[str, str]) -> Version:
+        """Log the bundle as a model of this run, register it, alias it challenger."""
+        with tempfile.TemporaryDirectory() as place, _quiet_warnings():
+            folder = bundle.save(Path(place) / BUNDLE)
+            mlflow.start_run(run_id=run.id, log_system_metrics=False)
+            try:
+                logged = mlflow.pyfunc.log_model(
+                    name="model",
+                    loader_module="anomaly_vae.pyfunc",
+                    data_path=str(folder),
+                    signature=signature(bundle.scorer.schema),
+                    input_example=_example(bundle),
+                    pip_requirements=[f"anomaly-vae=={__version__}", "pandas"],
+                )
+            finally:
+                mlflow.end_run()
+        self._ensure_model(name)
+        version = self._client.create_model_version(
+            name,
+            source=logged.model_uri,
+            run_id=run.id,
+            model_id=logged.model_id,
+            tags={**tags, DIGEST_TAG: bundle.digest},
+        )
+        self._client.set_registered_model_alias(name, CHALLENGER, version.version)
+        return self.version(name, version.version)
+
+    def _ensure_model(self, name: str) -> None:
+        try:
+            self._client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+
+    @_plainly
+    def version(self, name: str, version: str) -> Version:
+        """One version by number."""
+        found = self._client.get_model_version(name, version)
+        return Version(
+            name, str(found.version), dict(found.tags), tuple(found.aliases), found.run_id
+        )
+
+    @_plainly
+    def by_alias(self, name: str, alias: str) -> Version:
+        """The version an alias points to.
+
+        Raises:
+            RegistryError: no such model or alias.
+        """
+        found = self._client.get_model_version_by_alias(name, alias)
+        return self.version(name, found.version)
+
+    def champion(self, name: str) -> Version | None:
+        """The champion, if there is one."""
+        return self.by_alias(name, CHAMPION) if CHAMPION in self.aliases(name) else None
+
+    @_plainly
+    def aliases(self, name: str) -> Mapping[str, str]:
+        """Alias → version number of a registered model."""
+        return dict(self._client.get_registered_model(name).aliases)
+
+    @_plainly
+    def find(self, name: str, inputs_digest: str) -> Version | None:
+        """The newest version made of the same inputs."""
+        known = {model.name for model in self._client.search_registered_models()}
+        if name not in known:
+            return None
+        versions = self._client.search_model_versions(f"name = '{name}'")
+        same = [v for v in versions if v.tags.get(INPUTS_TAG) == inputs_digest]
+        newest = max(same, key=lambda v: int(v.version), default=None)
+        return self.version(name, newest.version) if newest else None
+
+    @_plainly
+    def models(self) -> list[dict[str, Any]]:
+        """Every registered model with its versions and aliases."""
+        return [
+            {
+                "name": model.name,
+                "aliases": dict(model.aliases),
+                "versions": sorted(
+                    int(v.version)
+                    for v in self._client.search_model_versions(f"name = '{model.name}'")
+                ),
+            }
+            for model in self._client.search_registered_models()
+        ]
+
+    # ------------------------------------------------------------ promotion
+
+    @_plainly
+    def frozen(self, name: str) -> Mapping[str, str]:
+        """What the first promotion froze: tags of the registered model."""
+        return dict(self._client.get_registered_model(name).tags)
+
+    @_plainly
+    def tag_model(self, name: str, tags: Mapping[str, str]) -> None:
+        """Set tags of the registered model."""
+        for key, value in tags.items():
+            self._client.set_registered_model_tag(name, key, value)
+
+    @_plainly
+    def tag_version(self, version: Version, key: str, value: str) -> None:
+        """Set a tag of a version."""
+        self._client.set_model_version_tag(version.name, version.version, key, value)
+
+    @_plainly
+    def set_champion(self, name: str, version: str, past: list[str]) -> None:
+        """Move the alias; ``past`` are the champions a rollback can return to, oldest first."""
+        past = past[-MOST_PAST_CHAMPIONS:]
+        self._client.set_registered_model_tag(name, PAST_CHAMPIONS_TAG, json.dumps(past))
+        self._client.set_registered_model_alias(name, CHAMPION, version)
+
+    def past_champions(self, name: str) -> list[str]:
+        """Versions that were champion before, oldest first."""
+        return list(json.loads(self.frozen(name).get(PAST_CHAMPIONS_TAG, "[]")))
+
+    # ------------------------------------------------------------ fetching
+
+    @_plainly
+    def fetch(self, uri: str) -> Fetched:
+        """A bundle folder for a ``models:/`` or ``runs:/`` URI, or for a folder.
+
+        Raises:
+            RegistryError: no such model, alias, version or run.
+        """
+        match = MODEL_URI.fullmatch(uri)
+        if match:
+            return self._fetch_version(uri, **match.groupdict())
+        if uri.startswith("runs:/"):
+            return Fetched(self.download(uri), None)
+        if uri.startswith("models:/"):
+            raise RegistryError(f"'{uri}': expected models:/NAME@ALIAS or models:/NAME/VERSION")
+        return Fetched(uri, None)
+
+    def _fetch_version(
+        self, uri: str, name: str, alias: str | None, version: str | None
+    ) -> Fetched:
+        found = self.by_alias(name, alias) if alias else self.version(name, str(version))
+        digest = found.tags.get(DIGEST_TAG)
+        if digest is None:
+            raise RegistryError(f"'{uri}' was not registered by anomaly-vae: it has no digest")
+        folder = self.download(f"models:/{name}/{found.version}") + f"/data/{BUNDLE}"
+        return Fetched(folder, digest, name, found.version, alias)
+
+    @_plainly
+    def download(self, uri: str) -> str:
+        """An artifact as a local path."""
+        return str(mlflow.artifacts.download_artifacts(uri)).rstrip("/")
+
+
+def cache_bundle(fetched: Fetched, cache: Path) -> Fetched:
+    """Copy a bundle into ``cache`` under its digest, verified; an earlier copy is used as it is."""
+    bundle = fetched.load()
+    place = cache / bundle.digest
+    if not (place / SUMS).exists():
+        with atomic_folder(place) as folder:
+            for name, content in bundle.files.items():
+                (folder / name).write_bytes(content)
+            (folder / SUMS).write_bytes((Path(fetched.path) / SUMS).read_bytes())
+    return Fetched(str(place), bundle.digest, fetched.name, fetched.version, fetched.alias)
+
+
+def is_registry_uri(uri: str) -> bool:
+    """Whether a URI needs the registry rather than the file system."""
+    return uri.startswith(("models:/", "runs:/"))
+
+
+def signature(schema: TabularSchema) -> ModelSignature:
+    """Every column optional, numbers as double, so that missing values pass."""
+    types = {ColumnType.CATEGORICAL: DataType.string, ColumnType.DATETIME: DataType.datetime}
+    columns = [
+        ColSpec(types.get(column.type, DataType.double), column.name, required=False)
+        for column in schema.columns
+    ]
+    answers = [
+        ColSpec(DataType.double, "score"),
+        ColSpec(DataType.double, "p_value"),
+        ColSpec(DataType.boolean, "is_anomaly"),
+    ]
+    return ModelSignature(Schema(columns), Schema(answers))
+
+
+def _example(bundle: Bundle) -> Any:
+    import pandas as pd
+
+    frame = pd.DataFrame([bundle.example])
+    for column in bundle.scorer.schema.columns:
+        if column.type is ColumnType.DATETIME:
+            frame[column.name] = pd.to_datetime(frame[column.name])
+        elif column.type is not ColumnType.CATEGORICAL:
+            frame[column.name] = frame[column.name].astype("float64")
+    return frame
+
+
+def _flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in params.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def batched(entries: Sequence[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of at most ``size``, which is what one request may carry."""
+    for start in range(0, len(entries), size):
+        yield list(entries[start : start + size])
+
+
+def _hush() -> None:
+    """MLflow and Alembic tell of each migration; their warnings and errors stay."""
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.utils.requirements_utils").setLevel(logging.ERROR)
+    logging.getLogger("mlflow.tracking._model_registry.fluent").setLevel(logging.ERROR)
+
+
+@contextmanager
+def _quiet_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """``fetch URI --to CACHE``: one JSON line on stdout, or one line on stderr and exit 1."""
+    parser = argparse.ArgumentParser(prog="python -m anomaly_vae.registry")
+    fetch = parser.add_subparsers(required=True).add_parser("fetch")
+    fetch.add_argument("uri")
+    fetch.add_argument("--to", required=True, type=Path)
+    options = parser.parse_args(arguments)
+    try:
+        fetched = cache_bundle(Registry().fetch(options.uri), options.to)
+    except AnomalyVAEError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(json.dumps(asdict(fetched)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,166 @@
+"""A trained bundle → a threshold, an evaluation and a registered challenger."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from anomaly_vae import calibration, plots
+from anomaly_vae.bundle import Bundle
+from anomaly_vae.config import Config
+from anomaly_vae.detector import Detections, Detector
+from anomaly_vae.errors import DataError
+from anomaly_vae.evaluation import Evaluation, Slice, evaluate, time_slices
+from anomaly_vae.registry import (
+    CHALLENGER,
+    INPUTS_TAG,
+    POLICY_TAG,
+    TEST_DIGEST_TAG,
+    TEST_TAG,
+    TRAINED_TAG,
+    Registry,
+    Run,
+    Version,
+)
+from anomaly_vae.splits import CALIBRATION, TEST
+from pipelines.data import Dataset
+from pipelines.evaluate import show
+from pipelines.models import open_source
+from pipelines.train import inputs_digest, read
+
+TEST_FILE = "test_split.parquet"
+
+
+@dataclass(frozen=True, eq=False)
+class Calibrated:
+    """A registered challenger and what the test split made of it."""
+
+    version: Version
+    run_id: str
+    bundle: Bundle
+    evaluation: Evaluation
+    slices: Sequence[Slice]
+
+    def result(self) -> dict[str, Any]:
+        """The command's answer."""
+        return {
+            "name": self.version.name,
+            "version": self.version.version,
+            "alias": CHALLENGER,
+            "model_uri": f"models:/{self.version.name}/{self.version.version}",
+            "run_id": self.run_id,
+            "digest": self.bundle.digest,
+            "threshold": self.evaluation.threshold,
+            "alpha": self.evaluation.alpha,
+            "metrics": self.evaluation.to_json(),
+        }
+
+
+def calibrate(config: Config, model: str, data: Dataset | None = None) -> Calibrated:
+    """Choose the threshold on the calibration split, evaluate the test split, register.
+
+    Raises:
+        DataError: the model was trained on another split of other data.
+        CalibrationError: the calibration split cannot resolve alpha.
+    """
+    data = data or read(config)
+    trained = open_source(model, config.mlflow.tracking_uri).bundle
+    _check_same_split(trained, data)
+    scores = trained.scorer.score(data.part(CALIBRATION))
+    chosen = calibration.calibrate(scores, config.calibration.alpha, config.calibration.method)
+    detector = Detector(trained.scorer, chosen)
+    evaluation, found = _evaluate(detector, data, config)
+    bundle = trained.calibrated(chosen, evaluation.to_json())
+    show(evaluation)
+    registry = Registry(config.mlflow.tracking_uri)
+    experiment = config.mlflow.experiment or config.name
+    with registry.run(experiment, "calibrate", {"model": model}) as run:
+        test_digest = _log(run, config, detector, data, found, evaluation)
+        tags = {
+            INPUTS_TAG: inputs_digest(config, data),
+            TEST_TAG: f"runs:/{run.id}/{TEST_FILE}",
+            TEST_DIGEST_TAG: test_digest,
+            POLICY_TAG: json.dumps(_policy(config)),
+            TRAINED_TAG: model,
+        }
+        version = registry.register(run, bundle, config.name, tags)
+    slices = slices_of(found, data, config.promotion.confidence)
+    return Calibrated(version, run.id, bundle, evaluation, slices)
+
+
+def slices_of(found: Detections, data: Dataset, confidence: float) -> Sequence[Slice]:
+    """The false positive rate of the test split by time, where there is a time column."""
+    if data.rows.time is None:
+        return []
+    rows = data.assignment.rows(TEST)
+    return time_slices(
+        found.is_anomaly, data.rows.anomaly[rows], data.rows.time[rows], confidence
+    )
+
+
+def _check_same_split(trained: Bundle, data: Dataset) -> None:
+    if trained.manifest["data"]["digest"] != data.digest:
+        raise DataError(
+            "the model was trained on other rows or another split, so its calibration rows may "
+            "have trained it; use the configuration and data it was trained with, or train again"
+        )
+
+
+def _evaluate(
+    detector: Detector, data: Dataset, config: Config
+) -> tuple[Evaluation, Detections]:
+    found = detector.detect(data.part(TEST))
+    anomaly = data.rows.anomaly[data.assignment.rows(TEST)]
+    chosen = detector.calibration
+    evaluation = evaluate(
+        found, anomaly, chosen.alpha, chosen.threshold, config.promotion.confidence
+    )
+    return evaluation, found
+
+
+def _policy(config: Config) -> dict[str, Any]:
+    """What promotion needs to judge later models on the frozen test split."""
+    return {
+        **config.promotion.model_dump(),
+        "label": config.data.label,
+        "positive": config.data.positive,
+        "time": config.data.time,
+    }
+
+
+def _log(
+    run: Run,
+    config: Config,
+    detector: Detector,
+    data: Dataset,
+    found: Detections,
+    evaluation: Evaluation,
+) -> str:
+    run.log_params({"calibration": config.calibration.model_dump()})
+    run.log_metrics(evaluation.to_json())
+    run.log_json(evaluation.to_json(), "evaluation.json")
+    anomaly = data.rows.anomaly[data.assignment.rows(TEST)]
+    histogram = plots.score_histogram(detector, found.score, anomaly)
+    run.log_figure(histogram, "plots/scores.png")
+    run.log_figure(_highest(detector, data, found), "plots/highest.png")
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / TEST_FILE
+        pq.write_table(data.test_table, path)
+        run.log_file(path)
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _highest(detector: Detector, data: Dataset, found: Detections) -> Any:
+    """The four highest scores, observed against expected."""
+    top = np.argsort(-found.score, kind="stable")[:4]
+    explained = detector.scorer.explain(data.part(TEST).take(top))
+    titles = [f"score {found.score[i]:.1f} nats, p = {found.p_value[i]:.2g}" for i in top]
+    return plots.reconstructions(detector.scorer.encoding, explained, titles)

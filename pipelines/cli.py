@@ -1,0 +1,292 @@
+"""The command line: thin, and lazy, so that each command imports only what it needs."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from anomaly_vae import __version__
+from anomaly_vae.errors import AnomalyVAEError, ConfigError
+from pipelines import console
+
+if TYPE_CHECKING:
+    from anomaly_vae.config import Config
+    from pipelines.models import Source
+
+DONE, FAULT, USAGE, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Anomaly detection with variational autoencoders: train, calibrate, score, serve.",
+)
+
+
+class Simulated(StrEnum):
+    """What can be simulated."""
+
+    TRANSACTIONS = "transactions"
+
+
+class Kind(StrEnum):
+    """What the demo shows."""
+
+    TABULAR = "tabular"
+    ALL = "all"
+
+
+class Engine(StrEnum):
+    """Where a batch is scored."""
+
+    LOCAL = "local"
+
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="a YAML file, see configs/")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=C", help="override a key of the configuration"),
+]
+ModelURI = Annotated[
+    str,
+    typer.Option(metavar="URI", help="bundle folder, models:/NAME@champion, models:/NAME/3, runs:/…"),
+]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="of the registered model")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="folder for data, scores, pictures")] = Path("demo"),
+    kind: Annotated[Kind, typer.Option(help="which part of it")] = Kind.ALL,
+) -> None:
+    """Simulate, train, calibrate, register, promote and score, and show what was found."""
+    from pipelines.demo import demo as run_demo
+
+    console.result({"tabular": run_demo(out)})
+
+
+@app.command()
+def simulate(
+    kind: Annotated[Simulated, typer.Argument(help="what to simulate")],
+    out: Annotated[Path, typer.Option(help="folder to write to")],
+    rows: Annotated[int, typer.Option(min=1, help="how many")] = 20_000,
+    seed: Annotated[int, typer.Option(help="same seed, same rows")] = 0,
+) -> None:
+    """Write simulated data with labels."""
+    from pipelines.simulate import write_transactions
+
+    console.result(write_transactions(out, rows, seed))
+
+
+@app.command()
+def train(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Fit a model on the training split and record the run."""
+    from pipelines.train import train as fit
+
+    console.result(fit(_config(config, overrides)).result())
+
+
+@app.command()
+def calibrate(config: ConfigPath, model: ModelURI, overrides: Overrides = None) -> None:
+    """Choose the threshold, evaluate the test split, register a challenger."""
+    from pipelines.calibrate import calibrate as run_calibrate
+
+    console.result(run_calibrate(_config(config, overrides), model).result())
+
+
+@app.command()
+def evaluate(
+    model: ModelURI,
+    data: Annotated[list[str], typer.Option(metavar="PATH", help="labelled CSV or Parquet")],
+    label: Annotated[str, typer.Option(metavar="COLUMN", help="the column with the labels")],
+    positive: Annotated[str, typer.Option(help="the label that means anomaly")] = "1",
+) -> None:
+    """Compare a detector's decisions with labels."""
+    from pipelines.evaluate import evaluate_files
+
+    source = _source(model)
+    answer = evaluate_files(source.bundle.detector, data, label, positive)
+    console.result({"model": source.to_json(), **answer})
+
+
+@app.command()
+def promote(
+    name: Name,
+    version: Annotated[str | None, typer.Option(help="absent: the challenger")] = None,
+    force: Annotated[bool, typer.Option("--force", help="promote against the policy")] = False,
+    reason: Annotated[str | None, typer.Option(help="why, with --force; recorded")] = None,
+) -> None:
+    """Make a version champion, if it holds on the frozen test split; else exit 3."""
+    from pipelines import promote as flow
+
+    if force and not reason:
+        raise typer.BadParameter("--force needs --reason TEXT, which is recorded")
+    decision = flow.promote(_registry(), name, version, reason if force else None)
+    flow.show(decision)
+    console.result(decision.result())
+    if not decision.promoted:
+        raise typer.Exit(REFUSED)
+
+
+@app.command()
+def rollback(name: Name) -> None:
+    """Make the previous champion champion again."""
+    from pipelines import promote as flow
+
+    console.result(flow.rollback(_registry(), name))
+
+
+@app.command()
+def run(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Train, calibrate, evaluate and promote; the same inputs make no second version."""
+    from pipelines.run import run as run_all
+
+    answer, promoted = run_all(_config(config, overrides))
+    console.result(answer)
+    if not promoted:
+        raise typer.Exit(REFUSED)
+
+
+@app.command()
+def score(
+    model: ModelURI,
+    input_: Annotated[list[str], typer.Option("--input", metavar="PATH", help="CSV or Parquet")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="folder for the scores")],
+    more: Annotated[list[str] | None, typer.Argument(metavar="[PATH]...", show_default=False)] = None,
+    engine: Annotated[Engine, typer.Option(help="where to score")] = Engine.LOCAL,
+    explain: Annotated[str | None, typer.Option(metavar="K|all", help="reasons per row")] = None,
+    max_rejects: Annotated[int | None, typer.Option(min=0, help="exit 1 above; absent: any")] = None,
+) -> None:
+    """Score files: every row is scored or rejected with a reason."""
+    from pipelines.score import score_files
+
+    summary = score_files(_source(model), [*input_, *(more or [])], output, _most(explain))
+    console.say(
+        f"{summary['rows']:,} rows: {summary['scored']:,} scored, {summary['flagged']:,} flagged, "
+        f"{summary['rejected']:,} rejected; see {output}"
+    )
+    console.result(summary)
+    if not summary["scored"]:
+        raise AnomalyVAEError(f"nothing could be scored; see {output / 'rejects.parquet'}")
+    if max_rejects is not None and summary["rejected"] > max_rejects:
+        raise AnomalyVAEError(
+            f"{summary['rejected']:,} rows rejected, more than --max-rejects {max_rejects:,}; "
+            f"see {output / 'rejects.parquet'}"
+        )
+
+
+@app.command()
+def serve(
+    model: Annotated[list[str], typer.Option(metavar="[NAME=]URI", help="may be repeated")],
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="port to listen on")] = 8000,
+    workers: Annotated[int, typer.Option(min=1, help="processes")] = 1,
+    no_auth: Annotated[
+        bool, typer.Option("--no-auth", help="listen beyond loopback without keys")
+    ] = False,
+) -> None:
+    """Answer /score over HTTP."""
+    try:
+        from serving.server import serve as run_server
+    except ImportError as error:
+        raise ConfigError(f"{error}; install it with: pip install 'anomaly-vae[serve]'") from None
+    raise typer.Exit(run_server(model, host=host, port=port, workers=workers, no_auth=no_auth))
+
+
+@app.command()
+def models() -> None:
+    """List registered models with their versions and aliases."""
+    found = _registry().models()
+    rows = [
+        (m["name"], len(m["versions"]), ", ".join(f"{a} → {v}" for a, v in m["aliases"].items()))
+        for m in found
+    ]
+    console.table("Registered models", ("name", "versions", "aliases"), rows)
+    console.result({"models": found})
+
+
+@app.command(name="inspect")
+def inspect_model(uri: Annotated[str, typer.Argument(metavar="URI", help="of the model")]) -> None:
+    """Print a model's manifest: data, configuration, calibration, evaluation."""
+    from pipelines.inspect import describe
+
+    console.result(describe(_source(uri)))
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run a command and turn its end into an exit code."""
+    if not os.environ.get("ANOMALY_VAE_DEBUG"):
+        warnings.simplefilter("ignore")
+    sys.exit(_exit_code())
+
+
+def _exit_code() -> int:
+    try:
+        code: Any = app(standalone_mode=False)
+    except AnomalyVAEError as error:
+        return _fail(str(error))
+    except (KeyboardInterrupt, typer.Abort):
+        console.say("interrupted")
+        return INTERRUPTED
+    except Exception as error:
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of the parser
+            error.show()
+            return USAGE
+        if os.environ.get("ANOMALY_VAE_DEBUG"):
+            raise
+        text = " ".join(str(error).split())[:300]
+        return _fail(
+            f"unexpected {type(error).__name__}: {text} (ANOMALY_VAE_DEBUG=1 shows where; "
+            "please report it)"
+        )
+    return code if isinstance(code, int) else DONE
+
+
+def _fail(message: str) -> int:
+    console.say(f"error: {message}")
+    return FAULT
+
+
+def _config(path: Path, overrides: list[str] | None) -> Config:
+    from anomaly_vae.config import load_config
+
+    return load_config(path, overrides or [])
+
+
+def _registry() -> Any:
+    from pipelines.models import registry
+
+    return registry()
+
+
+def _source(uri: str) -> Source:
+    from pipelines.models import open_source
+
+    return open_source(uri)
+
+
+def _most(explain: str | None) -> int | str | None:
+    if explain is None or explain == "all":
+        return explain
+    if explain.isdigit() and int(explain) > 0:
+        return int(explain)
+    raise typer.BadParameter(f"--explain '{explain}': expected a number or all")
+
+
+if __name__ == "__main__":
+    main()

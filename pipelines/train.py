@@ -1,0 +1,162 @@
+"""Configuration → a trained bundle, recorded in MLflow."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from anomaly_vae import __version__, plots
+from anomaly_vae.config import Config
+from anomaly_vae.fitting import Fitted, Prepared, fit_bundle, prepare
+from anomaly_vae.registry import Registry, Run
+from anomaly_vae.splits import TEST, TRAIN, VALIDATION, count_twins
+from anomaly_vae.training import Epoch, OnEpoch
+from pipelines import console
+from pipelines.data import Dataset, load_dataset
+
+CHECKPOINTS = Path("checkpoints")
+BUNDLES = Path("bundles")
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A trained model, where it was recorded and what it was made of."""
+
+    run_id: str
+    model_uri: str
+    fitted: Fitted
+    folder: Path
+    data: Dataset
+
+    def result(self) -> dict[str, Any]:
+        """The command's answer."""
+        return {
+            "run_id": self.run_id,
+            "model_uri": self.model_uri,
+            "bundle": str(self.folder),
+            "metrics": final_metrics(self.fitted),
+        }
+
+
+def inputs_digest(config: Config, data: Dataset) -> str:
+    """SHA-256 of everything that decides what is trained: rows, configuration, code."""
+    content = {"config": config.recorded(), "data": data.digest, "code": __version__}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def train(config: Config, data: Dataset | None = None) -> Trained:
+    """Fit on the training split and log the run; nothing is registered yet.
+
+    Raises:
+        AnomalyVAEError: the data, the configuration or the fit is at fault.
+        KeyboardInterrupt: interrupted; the next call resumes from the checkpoint.
+    """
+    data = data or read(config)
+    prepared = prepare(config, data.schema, data.part(TRAIN), data.part(VALIDATION))
+    twins = count_twins(prepared.train, prepared.encoding.encode(data.part(TEST)))
+    tell(data, twins)
+    digest = inputs_digest(config, data)
+    checkpoint = CHECKPOINTS / f"{config.name}-{digest[:16]}.safetensors"
+    if not config.training.resume:
+        checkpoint.unlink(missing_ok=True)
+    registry = Registry(config.mlflow.tracking_uri)
+    with registry.run(config.mlflow.experiment or config.name, "train", {"inputs": digest}) as run:
+        fitted = _fit(config, prepared, {**data.summary(), "twins": twins}, checkpoint)
+        folder = BUNDLES / f"{config.name}-{fitted.bundle.digest[:12]}"
+        fitted.bundle.save(folder)
+        _log(run, fitted, prepared)
+        uri = run.log_bundle(folder)
+        return Trained(run.id, uri, fitted, folder, data)
+
+
+def read(config: Config) -> Dataset:
+    """Load the data set with a word on the way."""
+    console.step(f"Reading {', '.join(config.data.paths)}")
+    return load_dataset(config.data)
+
+
+def tell(data: Dataset, twins: int) -> None:
+    """What was read: columns, splits, and whatever a careful reader should know."""
+    types = [(column.name, str(column.type)) for column in data.schema.columns]
+    console.table("Columns", ("name", "type"), types)
+    counts = data.assignment.counts
+    console.table("Rows", tuple(counts), [tuple(counts.values())])
+    for why, count in data.assignment.unused.items():
+        console.say(f"{count:,} rows unused: {why}")
+    for note in data.notes:
+        console.say(note)
+    if data.duplicate_ids:
+        console.say(f"{data.duplicate_ids:,} rows repeat an id that an earlier row has")
+    if twins:
+        share = twins / max(counts["test"], 1)
+        console.say(f"{twins:,} test rows ({share:.1%}) are exact twins of training rows")
+
+
+def final_metrics(fitted: Fitted) -> dict[str, float]:
+    """The figures of the epoch that was kept."""
+    best = fitted.history.best
+    return {
+        "validation_elbo": best.validation_elbo,
+        "validation_log_prob": best.validation_log_prob,
+        "validation_kl": best.validation_kl,
+        "epochs": float(len(fitted.history.epochs)),
+        "graph_error": fitted.graph_error,
+    }
+
+
+def _fit(config: Config, prepared: Prepared, summary: dict[str, Any], checkpoint: Path) -> Fitted:
+    if checkpoint.exists():
+        console.say(f"Resuming from {checkpoint}")
+    try:
+        with _epochs() as on_epoch:
+            return fit_bundle(config, prepared, summary, on_epoch, checkpoint)
+    except KeyboardInterrupt:
+        if checkpoint.exists():
+            console.say(f"Interrupted; the same command resumes from {checkpoint}")
+        raise
+
+
+@contextmanager
+def _epochs() -> Iterator[OnEpoch]:
+    """A bar that shows the validation ELBO and its two terms."""
+    with console.progress("Training", None) as (bar, task):
+
+        def show(epoch: Epoch, planned: int) -> None:
+            note = (
+                f"ELBO {epoch.validation_elbo:.3f} = log p(x|z) {epoch.validation_log_prob:.3f} "
+                f"− KL {epoch.validation_kl:.3f} nats (validation), beta {epoch.beta:.2f}"
+            )
+            bar.update(task, total=planned, completed=epoch.epoch + 1, note=note)
+
+        yield show
+
+
+def _log(run: Run, fitted: Fitted, prepared: Prepared) -> None:
+    manifest = fitted.bundle.manifest
+    run.log_params(manifest["config"])
+    run.log_params({"rows": manifest["data"], "code_version": manifest["code_version"]})
+    run.log_curves([_curves(epoch) for epoch in fitted.history.epochs])
+    run.log_metrics({f"final_{k}": v for k, v in final_metrics(fitted).items()})
+    run.log_figure(plots.loss_curve(fitted.history), "plots/loss.png")
+    explained = fitted.bundle.scorer.explain_encoded(prepared.validation[:4])
+    titles = [f"validation row, score {score:.2f} nats" for score in explained.score]
+    figure = plots.reconstructions(prepared.encoding, explained, titles)
+    run.log_figure(figure, "plots/reconstruction.png")
+
+
+def _curves(epoch: Epoch) -> dict[str, float]:
+    return {
+        "train_elbo": epoch.train_log_prob - epoch.train_kl,
+        "train_log_prob": epoch.train_log_prob,
+        "train_kl": epoch.train_kl,
+        "validation_elbo": epoch.validation_elbo,
+        "validation_log_prob": epoch.validation_log_prob,
+        "validation_kl": epoch.validation_kl,
+        "beta": epoch.beta,
+        "learning_rate": epoch.learning_rate,
+    }

@@ -1,0 +1,1 @@
+"""Calibrated detectors over HTTP: no torch, no pandas, no scikit-learn in the process."""

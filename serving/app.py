@@ -1,0 +1,183 @@
+"""The application: routes over a store of detectors.
+
+The scoring route is plain ASGI: raw body → records → one reference to the current detector →
+decisions → bytes. Small requests are scored on the event loop, where a thread would cost more
+than the scoring; large ones on a thread, so that they hold up nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, contextmanager
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from anomaly_vae import __version__
+from anomaly_vae.errors import DataError
+from serving import logs, openapi, wire
+from serving.errors import NOT_READY, OVERLOADED, UNKNOWN_MODEL, Problem, problem_of
+from serving.metrics import Metrics
+from serving.middleware import Guard, Observe
+from serving.settings import Settings
+from serving.store import Served, Store
+
+INLINE_BYTES = 128 * 1024
+"""A body up to this size is decoded on the event loop: under a millisecond."""
+INLINE_RECORDS = 256
+"""So many records are scored on the event loop: one or two milliseconds."""
+EXPLAINED = 5
+"""What explaining a record costs, in records scored."""
+
+T = TypeVar("T")
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+
+class Scoring:
+    """`POST /score` and `POST /models/{name}/score`, as an ASGI application."""
+
+    def __init__(self, store: Store, settings: Settings, metrics: Metrics) -> None:
+        self.store, self.settings, self.metrics = store, settings, metrics
+        self.held = 0
+        self._threads = ThreadPoolExecutor(settings.threads, thread_name_prefix="score")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        headers = dict(scope["headers"])
+        served = find(self.store.current, scope["path_params"].get("name"))
+        wire.check_media_type(headers)
+        limit, seconds = self.settings.max_body_bytes, self.settings.body_seconds
+        with self.place():
+            body = await wire.read_body(receive, headers, limit, seconds)
+            request = await self._decode(body)
+            scope[logs.FACTS] |= {"model": served.name, "records": len(request.records)}
+            content = await self._score(served, request)
+        await Response(content, media_type=wire.JSON)(scope, receive, send)
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Hold one of the places there are, or refuse."""
+        if self.held >= self.settings.max_concurrency:
+            retry = {"Retry-After": str(self.settings.retry_after_seconds)}
+            raise Problem(OVERLOADED, f"{self.held} requests are under way", headers=retry)
+        self.held += 1
+        try:
+            yield
+        finally:
+            self.held -= 1
+
+    async def _decode(self, body: bytes) -> wire.ScoreRequest:
+        most = self.settings.max_records
+        return await self._run(len(body) <= INLINE_BYTES, wire.decode, body, most)
+
+    async def _score(self, served: Served, request: wire.ScoreRequest) -> bytes:
+        cost = len(request.records) * (EXPLAINED if request.explain else 1)
+        return await self._run(cost <= INLINE_RECORDS, self.score, served, request)
+
+    async def _run(self, inline: bool, function: Callable[..., T], *args: Any) -> T:
+        if inline:
+            return function(*args)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+
+    def score(self, served: Served, request: wire.ScoreRequest) -> bytes:
+        """Records → the bytes of the answer, counted."""
+        detector, explained = served.detector, None
+        batch = wire.read_records(detector.scorer.schema, request.records)
+        if request.explain:
+            found, explained = detector.detect_and_explain(batch, request.most)
+        else:
+            found = detector.detect(batch)
+        self.metrics.observe(served, found, len(batch.ignored))
+        return wire.encode(wire.answer(served, found, explained))
+
+
+def find(current: Mapping[str, Served], name: str | None) -> Served:
+    """The model of this name, or the only one if there is none."""
+    if not current:
+        raise Problem(NOT_READY, "no model is loaded yet", headers={"Retry-After": "1"})
+    if name is None and len(current) == 1:
+        return next(iter(current.values()))
+    if name in current:
+        return current[name]
+    routes = ", ".join(f"/models/{known}/score" for known in current)
+    said = f"no model '{name[:100]}' is loaded" if name else f"{len(current)} models are loaded"
+    raise Problem(UNKNOWN_MODEL, f"{said}; post to {routes}")
+
+
+def create_app(store: Store, settings: Settings, lifespan: Lifespan | None = None) -> FastAPI:
+    """The service over these detectors; whoever holds the store may swap them.
+
+    Args:
+        store: the current detectors.
+        settings: limits and keys.
+        lifespan: what is to happen around the time it runs.
+    """
+    metrics = Metrics(store)
+    app = FastAPI(
+        title="anomaly-vae",
+        version=__version__,
+        description="Scores, conformal p-values and decisions, with their reasons.",
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    _handle_errors(app, metrics)
+    scoring = Scoring(store, settings, metrics)
+    for path in reversed(openapi.SCORING):  # first, so that nothing is matched before them
+        app.router.routes.insert(0, Route(path, scoring, methods=["POST"]))
+    _add_routes(app, store, settings, metrics)
+    openapi.install(app, store, settings)
+    return app
+
+
+def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
+    def refuse(error: Exception) -> Response:
+        problem = problem_of(error)
+        metrics.rejected.labels(problem.kind.slug).inc()
+        return problem.response
+
+    async def handle(_: Request, error: Exception) -> Response:
+        return refuse(error)
+
+    for kind in (Problem, DataError, HTTPException, RequestValidationError, Exception):
+        app.add_exception_handler(kind, handle)
+    app.state.refuse = refuse
+
+
+def _add_routes(app: FastAPI, store: Store, settings: Settings, metrics: Metrics) -> None:
+    if settings.api_keys:
+        app.add_middleware(Guard, keys=settings.api_keys, refuse=app.state.refuse)
+    app.add_middleware(Observe, metrics=metrics, store=store)
+
+    @app.get("/models", **openapi.get("What is loaded.", wire.Models))
+    async def models() -> Response:
+        return _json(wire.describe(store.current))
+
+    @app.get("/health/live", **openapi.get("Whether the process answers.", wire.Status))
+    async def live() -> Response:
+        return _json(wire.Status("live", list(store.current)))
+
+    @app.get("/health/ready", **openapi.get("Whether to send requests.", wire.Status, NOT_READY))
+    async def ready() -> Response:
+        if store.ready:
+            return _json(wire.Status("ready", list(store.current)))
+        why = "shutting down" if store.draining else "no model is loaded yet"
+        retry = {"Retry-After": str(settings.retry_after_seconds)}
+        raise Problem(NOT_READY, why, headers=retry)
+
+    @app.get("/metrics", **openapi.text("Metrics, for Prometheus."))
+    async def exposition(request: Request) -> Response:
+        content, media_type = metrics.exposition(request.headers.get("accept", ""))
+        return Response(content, media_type=media_type)
+
+
+def _json(content: Any) -> Response:
+    return Response(wire.encode(content), media_type=wire.JSON)

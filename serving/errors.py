@@ -1,0 +1,135 @@
+"""Exceptions → RFC 9457 problem details, `application/problem+json`.
+
+Every refusal is one `Kind`: a status, a stable name and a title. Whatever else escapes is a 500
+that says nothing of the inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+
+import msgspec
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from anomaly_vae.errors import DataError, RecordError
+
+MEDIA_TYPE = "application/problem+json"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A class of refusals; ``slug`` is its name in problem types and metrics."""
+
+    status: int
+    slug: str
+    title: str
+
+    @property
+    def type(self) -> str:
+        """The problem type, a URN that never changes."""
+        return f"urn:anomaly-vae:{self.slug}"
+
+
+MALFORMED = Kind(400, "malformed", "The request body is malformed")
+UNAUTHENTICATED = Kind(401, "unauthenticated", "An API key is needed")
+FORBIDDEN = Kind(403, "forbidden", "The API key lacks the scope")
+UNKNOWN_MODEL = Kind(404, "unknown-model", "No such model")
+NOT_FOUND = Kind(404, "not-found", "No such route")
+METHOD_NOT_ALLOWED = Kind(405, "method-not-allowed", "The route has no such method")
+TIMEOUT = Kind(408, "timeout", "The body took too long to arrive")
+TOO_LARGE = Kind(413, "too-large", "The request body is too large")
+TOO_MANY_RECORDS = Kind(413, "too-many-records", "Too many records in one request")
+UNSUPPORTED = Kind(415, "unsupported-media-type", "The media type is not supported")
+INVALID_REQUEST = Kind(422, "invalid-request", "The request does not fit its schema")
+INVALID_RECORD = Kind(422, "invalid-record", "A record does not fit the model's schema")
+OVERLOADED = Kind(429, "overloaded", "Too many requests at once")
+INTERNAL = Kind(500, "internal", "The service failed")
+NOT_READY = Kind(503, "not-ready", "The service is not ready")
+
+KINDS = (
+    MALFORMED, UNAUTHENTICATED, FORBIDDEN, NOT_FOUND, UNKNOWN_MODEL, METHOD_NOT_ALLOWED, TIMEOUT,
+    TOO_LARGE, TOO_MANY_RECORDS, UNSUPPORTED, INVALID_REQUEST, INVALID_RECORD, OVERLOADED,
+    INTERNAL, NOT_READY,
+)  # fmt: skip
+BY_STATUS = {kind.status: kind for kind in reversed(KINDS)}
+
+
+class BadRecord(msgspec.Struct, frozen=True):
+    """What is wrong with one field of one record."""
+
+    record: int
+    field: str | None
+    detail: str
+
+
+class ProblemDetails(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The body of every error; ``errors`` lists the first bad records, in their order."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    record: int | msgspec.UnsetType = msgspec.UNSET
+    field: str | None | msgspec.UnsetType = msgspec.UNSET
+    errors: list[BadRecord] | msgspec.UnsetType = msgspec.UNSET
+
+
+class Problem(Exception):
+    """A refusal on its way to the client; ``bad`` are the records at fault, the first first."""
+
+    def __init__(
+        self,
+        kind: Kind,
+        detail: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        bad: list[BadRecord] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.kind, self.detail, self.headers, self.bad = kind, detail, headers, bad
+
+    @property
+    def response(self) -> Response:
+        """As it is sent."""
+        kind = self.kind
+        details = ProblemDetails(kind.type, kind.title, kind.status, self.detail)
+        if self.bad:
+            record, field = self.bad[0].record, self.bad[0].field
+            details = msgspec.structs.replace(
+                details, record=record, field=field or msgspec.UNSET, errors=self.bad
+            )
+        return Response(msgspec.json.encode(details), kind.status, self.headers, MEDIA_TYPE)
+
+
+def problem_of(error: Exception) -> Problem:
+    """What a client is told of any exception."""
+    match error:
+        case Problem():
+            return error
+        case RecordError():
+            bad = BadRecord(error.record, error.field, error.reason)
+            return Problem(INVALID_RECORD, str(error), bad=[bad])
+        case DataError():
+            return Problem(INVALID_REQUEST, str(error))
+        case RequestValidationError():
+            return Problem(INVALID_REQUEST, _first_of(error))
+        case HTTPException():
+            return _of_status(error)
+    return Problem(INTERNAL, "an unexpected error; it is in the log of the service")
+
+
+def _first_of(error: RequestValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+
+
+def _of_status(error: HTTPException) -> Problem:
+    status = error.status_code
+    title = HTTPStatus(status).phrase if status in set(HTTPStatus) else "Refused"
+    kind = BY_STATUS.get(status) or Kind(status, "refused", title)
+    remedy = {404: "; what there is: /docs", 405: "; the header Allow lists what it has"}
+    return Problem(kind, kind.title + remedy.get(status, ""), headers=error.headers)

@@ -1,0 +1,45 @@
+"""Log lines: one JSON object each, on stderr, with no record, no key and no path of a client."""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import sys
+import traceback
+from typing import Any
+
+import msgspec
+
+access = logging.getLogger("serving.access")
+FACTS = "facts"
+
+
+class JsonFormatter(logging.Formatter):
+    """Time, level, logger, message, and the fields given as ``extra={"facts": {…}}``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        line: dict[str, Any] = {
+            "time": dt.datetime.fromtimestamp(record.created, dt.UTC).isoformat("T", "milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": record.getMessage(),
+            **getattr(record, FACTS, {}),
+        }
+        if record.exc_info and record.exc_info[1]:
+            line |= _error(record.exc_info[1])
+        return msgspec.json.encode(line).decode()
+
+
+def _error(error: BaseException) -> dict[str, Any]:
+    """The type and the place of an error; its message may quote a record, so it is left out."""
+    frames = traceback.extract_tb(error.__traceback__)
+    trace = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
+    return {"error": type(error).__name__, "trace": trace}
+
+
+def configure(level: str) -> None:
+    """Send everything logged to stderr, as JSON."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

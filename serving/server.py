@@ -1,0 +1,188 @@
+"""Running the service: load, bind, say what is served, drain on SIGTERM.
+
+Readiness goes first, so that a load balancer looks away while requests are still taken; then the
+socket closes, what is under way finishes, and the process exits with 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from types import FrameType
+
+import msgspec
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.config import STARTUP_FAILURE
+from uvicorn.supervisors import Multiprocess
+
+from anomaly_vae.errors import AnomalyVAEError, ConfigError
+from serving import logs
+from serving.app import create_app
+from serving.metrics import FILES, forget_dead_workers
+from serving.settings import Settings, read_settings
+from serving.store import Source, Store, load, resolve
+
+SOURCES = "ANOMALY_VAE_SOURCES"
+"""How worker processes learn what to serve: a JSON list of `Source`."""
+
+
+def serve(
+    models: Sequence[str],
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    workers: int = 1,
+    no_auth: bool = False,
+) -> int:
+    """Serve until SIGTERM or Ctrl-C; the exit code.
+
+    Args:
+        models: ``[NAME=]URI`` of each.
+        host: the address to listen on; beyond loopback it needs API keys or ``no_auth``.
+        port: 0 for any free one.
+        workers: processes that share the port.
+        no_auth: serve any address without keys.
+
+    Raises:
+        AnomalyVAEError: a setting, a model or an address that cannot be used.
+    """
+    settings = read_settings()
+    _check_exposure(host, settings, no_auth)
+    logs.configure(settings.log_level)
+    listener = _bind(host, port)
+    sources = [
+        resolve(model, settings.cache_dir, seconds=settings.fetch_seconds) for model in models
+    ]
+    store = Store(load(source) for source in sources)
+    _announce(store, listener, settings, no_auth)
+    if workers == 1:
+        return _run(store, settings, listener)
+    return _run_workers(sources, settings, listener, workers)
+
+
+def app_factory() -> FastAPI:
+    """The application of one worker process; a failure ends them all."""
+    settings = read_settings()
+    logs.configure(settings.log_level)
+    forget_dead_workers(os.environ.get(FILES))
+    try:
+        sources = msgspec.json.decode(os.environ[SOURCES], type=list[Source])
+        store = Store(load(source) for source in sources)
+    except AnomalyVAEError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(STARTUP_FAILURE)
+    return _application(store, settings)
+
+
+def _application(store: Store, settings: Settings) -> FastAPI:
+    return create_app(store, settings, partial(_draining, store, settings.drain_seconds))
+
+
+def _run(store: Store, settings: Settings, listener: socket.socket) -> int:
+    server = uvicorn.Server(_config(_application(store, settings), settings))
+    signal.signal(signal.SIGTERM, _ignore)  # uvicorn raises it again once it has drained
+    server.run([listener])
+    return 0
+
+
+def _run_workers(
+    sources: Sequence[Source], settings: Settings, listener: socket.socket, workers: int
+) -> int:
+    os.environ[SOURCES] = msgspec.json.encode(sources).decode()
+    config = _config("serving.server:app_factory", settings, workers)
+    with tempfile.TemporaryDirectory(prefix="anomaly-vae-metrics-") as folder:
+        os.environ[FILES] = folder
+        supervisor = Multiprocess(config, sockets=[listener])
+        supervisor.run()
+    return int(any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes))
+
+
+def _config(app: FastAPI | str, settings: Settings, workers: int = 1) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        factory=isinstance(app, str),
+        workers=workers,
+        http="httptools",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=settings.keep_alive_seconds,
+        timeout_graceful_shutdown=settings.grace_seconds,
+    )
+
+
+@asynccontextmanager
+async def _draining(store: Store, seconds: float, _: FastAPI) -> AsyncIterator[None]:
+    """While the service runs, SIGTERM first takes readiness away; uvicorn hears of it later."""
+    loop = asyncio.get_running_loop()
+    stop = signal.getsignal(signal.SIGTERM)
+    assert callable(stop), "uvicorn listens for it before it starts the application"
+
+    def drain(number: int, frame: FrameType | None) -> None:
+        delay, store.draining = (0.0 if store.draining else seconds), True
+        loop.call_soon_threadsafe(loop.call_later, delay, stop, number, frame)
+
+    signal.signal(signal.SIGTERM, drain)
+    yield
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """Do nothing, deliberately."""
+
+
+def _check_exposure(host: str, settings: Settings, no_auth: bool) -> None:
+    if no_auth and settings.api_keys:
+        raise ConfigError("--no-auth contradicts ANOMALY_VAE_API_KEYS; drop one", key="no_auth")
+    if not (settings.api_keys or no_auth or _is_loopback(host)):
+        raise ConfigError(
+            f"host {host} can be reached from outside and there are no API keys; "
+            "set ANOMALY_VAE_API_KEYS, or pass --no-auth if something else guards it",
+            key="host",
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Take the address before the models are loaded; nobody can connect until they are."""
+    try:
+        info = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = info[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except (OSError, OverflowError) as error:
+        message = f"cannot listen on {host} port {port}: {error}; choose another --host or --port"
+        raise ConfigError(message, key="port") from None
+    return listener
+
+
+def _announce(store: Store, listener: socket.socket, settings: Settings, no_auth: bool) -> None:
+    host, port = listener.getsockname()[:2]
+    place = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    access = "with API keys" if settings.api_keys else "without API keys"
+    if not settings.api_keys and not no_auth:
+        access += ", so on loopback only; set ANOMALY_VAE_API_KEYS to open it"
+    sys.stderr.write(f"serving {_listed(store)} on {place} ({access}); try {place}/docs\n")
+
+
+def _listed(store: Store) -> str:
+    def one(name: str, version: str | None) -> str:
+        return f"{name} version {version}" if version else name
+
+    names: Iterable[str] = (one(m.name, m.version) for m in store.current.values())
+    return ", ".join(names)

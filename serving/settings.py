@@ -1,0 +1,146 @@
+"""What operators set: `ANOMALY_VAE_*` environment variables, read once, validated, documented."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from anomaly_vae.errors import ConfigError
+
+PREFIX = "ANOMALY_VAE_"
+SCOPES = frozenset({"score", "metrics", "admin"})
+HEX = frozenset("0123456789abcdef")
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """Who may do what: a client's name, its scopes and the SHA-256 (hexadecimal) of its key."""
+
+    name: str
+    scopes: frozenset[str]
+    digest: str = field(repr=False)
+
+    @classmethod
+    def parse(cls, text: str) -> ApiKey:
+        """Read ``name:scopes:sha256hex``; scopes are joined by ``+``.
+
+        Raises:
+            ValueError: which part is wrong, never quoting the digest.
+        """
+        parts = text.strip().split(":")
+        if len(parts) != 3 or not parts[0]:
+            raise ValueError("each key must read name:scopes:sha256hex")
+        name, scopes, digest = parts[0], frozenset(parts[1].split("+")), parts[2].lower()
+        if scopes - SCOPES:
+            raise ValueError(f"key '{name}': scopes are {', '.join(sorted(SCOPES))}, joined by +")
+        if len(digest) != 64 or set(digest) - HEX:
+            raise ValueError(f"key '{name}': expected 64 hexadecimal digits of SHA-256")
+        return cls(name, scopes, digest)
+
+
+def find_key(keys: Iterable[ApiKey], secret: bytes) -> ApiKey | None:
+    """The entry of a key as it was sent; the time taken does not depend on how close it comes."""
+    digest = hashlib.sha256(secret).hexdigest()
+    matches = [key for key in keys if hmac.compare_digest(key.digest, digest)]
+    return matches[0] if matches else None
+
+
+def _parse_keys(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return tuple(ApiKey.parse(part) for part in value.split(",") if part.strip())
+
+
+def _cache_folder() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "anomaly-vae"
+
+
+Keys = Annotated[tuple[ApiKey, ...], NoDecode, BeforeValidator(_parse_keys)]
+Level = Literal["debug", "info", "warning", "error"]
+
+
+class Settings(BaseSettings):
+    """Limits, keys and times of the service."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
+
+    api_keys: Keys = Field(
+        (), description="Who may call: `name:scopes:sha256hex`, comma-separated; scopes are "
+        "`score`, `metrics` and `admin`, joined by `+`. Without keys the service listens on "
+        "loopback only."
+    )  # fmt: skip
+    max_records: int = Field(10_000, ge=1, description="Records in one request; more are a 413.")
+    max_body_bytes: int = Field(
+        16 * 1024**2, ge=1024, description="Bytes in one request's body; more are a 413."
+    )
+    max_concurrency: int = Field(
+        128, ge=1, description="Scoring requests held at once in each worker process, being read, "
+        "waiting or scored; more are a 429."
+    )  # fmt: skip
+    threads: int = Field(
+        2, ge=1, description="Threads in each worker process that score large requests."
+    )
+    body_seconds: float = Field(
+        30.0, gt=0, description="Seconds that a client may take to send a body; then it is a 408."
+    )
+    retry_after_seconds: int = Field(
+        1, ge=1, description="What `Retry-After` says in a 429 or 503, in seconds."
+    )
+    drain_seconds: float = Field(
+        1.0, ge=0, description="Seconds after SIGTERM in which readiness is 503 and requests are "
+        "still taken; longer than a load balancer's probe interval."
+    )  # fmt: skip
+    grace_seconds: int = Field(
+        30, ge=0, description="Seconds that requests under way get to finish, after those."
+    )
+    keep_alive_seconds: int = Field(
+        75, ge=1, description="Seconds that an idle connection stays open."
+    )
+    cache_dir: Path = Field(
+        default_factory=_cache_folder, description="Folder for models fetched from the registry."
+    )
+    fetch_seconds: float = Field(
+        300.0, gt=0, description="Seconds that fetching a model from the registry may take."
+    )
+    log_level: Level = Field(
+        "info", description="Least level logged: `debug`, `info`, `warning` or `error`."
+    )
+
+
+def read_settings() -> Settings:
+    """The settings of this process's environment.
+
+    Raises:
+        ConfigError: a variable that cannot be used, by its name.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        variable = PREFIX + str(first["loc"][0]).upper()
+        raise ConfigError(f"{variable}: {first['msg']}", key=variable) from None
+
+
+class Documented(NamedTuple):
+    """One variable for the documentation."""
+
+    name: str
+    default: str
+    description: str
+
+
+def documented() -> Iterator[Documented]:
+    """Every variable with its default and what it does."""
+    for name, info in Settings.model_fields.items():
+        default = "~/.cache/anomaly-vae" if info.default_factory else info.default
+        shown = "" if default == () else str(default)
+        yield Documented(PREFIX + name.upper(), shown, info.description or "")

@@ -1,0 +1,174 @@
+"""Which detectors are served: where they come from, and the current ones, swapped at once.
+
+A URI is a bundle folder or a place in the registry. The registry needs MLflow, so a child
+process resolves it and leaves a verified folder behind; this process only ever reads folders.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+
+from anomaly_vae import bundle
+from anomaly_vae.detector import Detector
+from anomaly_vae.errors import ConfigError, RegistryError
+from anomaly_vae.schema import ColumnType
+
+NAMED = re.compile(r"([A-Za-z0-9][\w.-]*)=(.+)", re.DOTALL)
+REMOTE = re.compile(r"(models|runs):/")
+FETCH = (sys.executable, "-m", "anomaly_vae.registry", "fetch")
+"""The command that resolves a registry URI; ``URI --to FOLDER`` follow."""
+SOME_TIME = "2024-05-17T14:05:00"
+
+
+class Source(msgspec.Struct, frozen=True):
+    """A bundle folder and what is known of it; the digest is checked where it is given."""
+
+    path: str
+    digest: str | None = None
+    name: str | None = None
+    version: str | None = None
+    alias: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Served:
+    """A detector under its name; ``example`` is a typical record, ``load_seconds`` what loading
+    and warming took, ``loaded_at`` when, in seconds since 1970."""
+
+    name: str
+    version: str | None
+    alias: str | None
+    digest: str
+    kind: str
+    detector: Detector
+    example: Mapping[str, Any]
+    load_seconds: float
+    loaded_at: float
+
+
+class Store:
+    """The current detectors by name. Readers take one reference; a swap is one assignment."""
+
+    def __init__(self, served: Iterable[Served] = ()) -> None:
+        self.draining = False
+        self.swap(served)
+
+    @property
+    def current(self) -> Mapping[str, Served]:
+        """The detectors served now: a snapshot that no later swap changes."""
+        return self._current
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is something to serve, and time to."""
+        return bool(self._current) and not self.draining
+
+    def swap(self, served: Iterable[Served]) -> None:
+        """Replace all detectors at once.
+
+        Raises:
+            ConfigError: two have the same name.
+        """
+        fresh: dict[str, Served] = {}
+        for one in served:
+            if fresh.setdefault(one.name, one) is not one:
+                raise ConfigError(
+                    f"two models are called '{one.name}'; give one another name: NAME=URI",
+                    key="model",
+                )
+        self._current: Mapping[str, Served] = MappingProxyType(fresh)
+
+
+def resolve(
+    model: str, cache: Path, *, seconds: float = 300.0, command: Sequence[str] = FETCH
+) -> Source:
+    """Find the bundle folder of ``[NAME=]URI``.
+
+    Raises:
+        RegistryError: the registry has no such model or cannot be reached.
+    """
+    named = NAMED.fullmatch(model)
+    name, uri = named.groups() if named else (None, model)
+    if not REMOTE.match(uri):
+        return Source(uri, name=name)
+    source = fetch(uri, cache, seconds=seconds, command=command)
+    return msgspec.structs.replace(source, name=name or source.name)
+
+
+def fetch(uri: str, cache: Path, *, seconds: float, command: Sequence[str]) -> Source:
+    """Have a child process fetch a registered bundle into the cache.
+
+    Raises:
+        RegistryError: what the child says, or that it said nothing of use in time.
+    """
+    call = [*command, uri, "--to", str(cache)]
+    try:
+        done = subprocess.run(call, capture_output=True, text=True, check=False, timeout=seconds)  # noqa: S603  # no shell, and the command is ours
+    except subprocess.TimeoutExpired:
+        raise RegistryError(f"'{uri}' was not fetched within {seconds:g} seconds") from None
+    if done.returncode:
+        raise RegistryError(_last_line(done.stderr) or f"'{uri}' could not be fetched")
+    try:
+        return msgspec.json.decode(_last_line(done.stdout), type=Source)
+    except msgspec.DecodeError as error:
+        raise RegistryError(f"'{uri}': the answer of the registry is unreadable: {error}") from None
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or [""])[-1]
+
+
+def load(source: Source) -> Served:
+    """Read, verify and warm a detector.
+
+    Raises:
+        BundleError: the folder is no bundle, or not the one it should be.
+        NotCalibratedError: it has no threshold.
+    """
+    start = time.perf_counter()
+    loaded = bundle.load(source.path, source.digest)
+    detector = loaded.detector
+    example = example_record(detector)
+    warm(detector, example)
+    return Served(
+        name=source.name or loaded.manifest["name"],
+        version=source.version,
+        alias=source.alias,
+        digest=source.digest or loaded.digest,
+        kind=loaded.manifest["kind"],
+        detector=detector,
+        example=example,
+        load_seconds=time.perf_counter() - start,
+        loaded_at=time.time(),
+    )
+
+
+def warm(detector: Detector, record: Mapping[str, Any]) -> None:
+    """Score and explain once, so that the first client does not wait for it."""
+    batch = detector.scorer.schema.from_records([record])
+    detector.detect(batch)
+    detector.detect_and_explain(batch, None)
+
+
+def example_record(detector: Detector) -> dict[str, Any]:
+    """What the model expects of a record it knows nothing of."""
+    schema = detector.scorer.schema
+    _, (explanation,) = detector.detect_and_explain(schema.from_records([{}]), None)
+    expected = {part.feature: part.expected for part in explanation.contributions}
+    return {c.name: _example_value(c.type, expected.get(c.name)) for c in schema.columns}
+
+
+def _example_value(kind: ColumnType, expected: Any) -> Any:
+    if kind is ColumnType.DATETIME:
+        return SOME_TIME
+    return round(expected) if kind is ColumnType.BINARY else expected

@@ -1,0 +1,275 @@
+"""Bytes ↔ records and results: the one boundary that every scoring request passes.
+
+JSON is decoded and encoded by msgspec, which refuses NaN and Infinity; what is wrong with a value
+is said by the schema, with its record and field.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from heapq import nsmallest
+from typing import Annotated, Any, Literal
+
+import msgspec
+from starlette.types import Receive
+
+from anomaly_vae.detector import Detections, Explanation
+from anomaly_vae.schema import RawBatch, TabularSchema
+from anomaly_vae.schema import Problem as Unfit
+from serving.errors import (
+    INVALID_RECORD,
+    INVALID_REQUEST,
+    MALFORMED,
+    TIMEOUT,
+    TOO_LARGE,
+    TOO_MANY_RECORDS,
+    UNSUPPORTED,
+    BadRecord,
+    Problem,
+)
+from serving.store import Served
+
+JSON = "application/json"
+MOST_ERRORS = 100
+"""Bad records that one answer lists."""
+
+Headers = Mapping[bytes, bytes]
+
+
+class ScoreRequest(msgspec.Struct, frozen=True):
+    """Records to score; ``explain`` is how many contributions each answer lists."""
+
+    records: list[dict[str, Any]]
+    explain: Annotated[int, msgspec.Meta(ge=0)] | Literal["all"] = 0
+
+    @property
+    def most(self) -> int | None:
+        """The contributions to list; None for all."""
+        return None if isinstance(self.explain, str) else self.explain
+
+
+class ModelRef(msgspec.Struct, frozen=True):
+    """Which model answered; version and alias are null for one served from a folder."""
+
+    name: str
+    version: str | None
+    alias: str | None
+
+
+class Contribution(msgspec.Struct, frozen=True):
+    """A feature's share of the score, in nats, with what was seen and what was expected."""
+
+    feature: str
+    nats: float
+    observed: str | float | bool | None
+    expected: str | float | bool | None
+
+
+class Result(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The decision on one record; if explained, score = Σ contributions + rest + kl, in nats."""
+
+    score: float
+    p_value: float
+    is_anomaly: bool
+    contributions: list[Contribution] | msgspec.UnsetType = msgspec.UNSET
+    rest: float | msgspec.UnsetType = msgspec.UNSET
+    kl: float | msgspec.UnsetType = msgspec.UNSET
+
+
+class ScoreResponse(msgspec.Struct, frozen=True):
+    """The decisions, in the order of the records: anomalous where score > threshold (nats)."""
+
+    model: ModelRef
+    alpha: float
+    threshold: float
+    results: list[Result]
+
+
+class ColumnInfo(msgspec.Struct, frozen=True):
+    """A column that a model reads."""
+
+    name: str
+    type: str
+
+
+class SchemaInfo(msgspec.Struct, frozen=True):
+    """What a model reads of a record."""
+
+    columns: list[ColumnInfo]
+
+
+class ModelInfo(msgspec.Struct, frozen=True):
+    """A model that is loaded."""
+
+    name: str
+    version: str | None
+    alias: str | None
+    digest: str
+    kind: str
+    alpha: float
+    threshold: float
+    schema: SchemaInfo
+
+
+class Models(msgspec.Struct, frozen=True):
+    """Every model that is loaded."""
+
+    models: list[ModelInfo]
+
+
+class Status(msgspec.Struct, frozen=True):
+    """How the service is."""
+
+    status: str
+    models: list[str]
+
+
+_decoder = msgspec.json.Decoder(ScoreRequest)
+encode = msgspec.json.Encoder().encode
+
+
+# ---------------------------------------------------------------- requests
+
+
+def check_media_type(headers: Headers) -> None:
+    """Refuse anything but plain JSON in UTF-8."""
+    media, _, parameters = headers.get(b"content-type", b"").decode("latin-1").partition(";")
+    charset = parameters.lower().replace('"', "").replace(" ", "")
+    if media.strip().lower() != JSON or charset not in {"", "charset=utf-8", "charset=utf8"}:
+        detail = f"send 'Content-Type: {JSON}', in UTF-8"
+        raise Problem(UNSUPPORTED, detail, headers={"Accept": JSON})
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        detail = "send the body without Content-Encoding"
+        raise Problem(UNSUPPORTED, detail, headers={"Accept-Encoding": "identity"})
+
+
+async def read_body(receive: Receive, headers: Headers, limit: int, seconds: float) -> bytes:
+    """The body, or a refusal as soon as it is known to exceed ``limit`` bytes or to be late."""
+    declared = headers.get(b"content-length", b"0")
+    if not declared.isdigit() or int(declared) > limit:
+        raise _too_large(limit)
+    try:
+        async with asyncio.timeout(seconds):
+            return await _read(receive, limit)
+    except TimeoutError:
+        raise Problem(TIMEOUT, f"the body did not arrive within {seconds:g} seconds") from None
+
+
+async def _read(receive: Receive, limit: int) -> bytes:
+    parts: list[bytes] = []
+    size, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Problem(MALFORMED, "the body ended early")
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > limit:
+            raise _too_large(limit)
+        more = message.get("more_body", False)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _too_large(limit: int) -> Problem:
+    return Problem(TOO_LARGE, f"a body may have {limit} bytes; send fewer records at a time")
+
+
+def decode(body: bytes, max_records: int) -> ScoreRequest:
+    """The request in a body; its records are not yet looked at."""
+    try:
+        request = _decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise _unfit_request(error) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Problem(MALFORMED, f"not JSON: {error}") from None
+    except RecursionError:
+        raise Problem(MALFORMED, "the JSON is nested too deeply") from None
+    if not request.records:
+        raise Problem(INVALID_REQUEST, "'records' is empty; send at least one record")
+    if len(request.records) > max_records:
+        raise Problem(
+            TOO_MANY_RECORDS,
+            f"{len(request.records)} records; at most {max_records} fit into one request",
+        )
+    return request
+
+
+def _unfit_request(error: msgspec.ValidationError) -> Problem:
+    """msgspec's ``reason - at `$.records[3][...]` `` → the record, where there is one."""
+    reason, _, path = str(error).partition(" - at ")
+    reason = reason.replace("`", "'")
+    place, _, index = path.strip("`").removeprefix("$").partition("[")
+    record = index.partition("]")[0]
+    if place == ".records" and record.isdigit():
+        bad = BadRecord(int(record), None, reason)
+        return Problem(INVALID_RECORD, f"record {record}: {reason}", bad=[bad])
+    where = place.removeprefix(".")
+    return Problem(INVALID_REQUEST, f"'{where}': {reason}" if where else reason)
+
+
+def read_records(schema: TabularSchema, records: Sequence[Mapping[str, Any]]) -> RawBatch:
+    """The batch of the records; one that does not fit refuses them all."""
+    try:
+        batch = schema.from_records(records)
+    except RecursionError:
+        raise Problem(MALFORMED, "the JSON is nested too deeply") from None
+    if batch.problems:
+        raise _unfit_records(batch.problems)
+    return batch
+
+
+def _unfit_records(problems: Sequence[Unfit]) -> Problem:
+    first = nsmallest(MOST_ERRORS, problems, key=lambda problem: problem.row)
+    bad = [BadRecord(problem.row, problem.column, problem.reason) for problem in first]
+    detail = f"record {bad[0].record}, field '{bad[0].field}': {bad[0].detail}"
+    more = len(problems) - 1
+    return Problem(INVALID_RECORD, detail + (f" (and {more} more)" if more else ""), bad=bad)
+
+
+# ---------------------------------------------------------------- answers
+
+
+def answer(
+    served: Served, found: Detections, explained: Sequence[Explanation] | None
+) -> ScoreResponse:
+    """The answer for N records."""
+    columns = found.score.tolist(), found.p_value.tolist(), found.is_anomaly.tolist()
+    if explained is None:
+        results = [Result(*row) for row in zip(*columns, strict=True)]
+    else:
+        results = [Result(*row, *_parts(e)) for *row, e in zip(*columns, explained, strict=True)]
+    calibration = served.detector.calibration
+    return ScoreResponse(reference(served), calibration.alpha, calibration.threshold, results)
+
+
+def _parts(explanation: Explanation) -> tuple[list[Contribution], float, float]:
+    parts = [
+        Contribution(part.feature, part.nats, part.observed, part.expected)
+        for part in explanation.contributions
+    ]
+    return parts, explanation.rest, explanation.kl
+
+
+def reference(served: Served) -> ModelRef:
+    """How answers name a model."""
+    return ModelRef(served.name, served.version, served.alias)
+
+
+def describe(current: Mapping[str, Served]) -> Models:
+    """What `GET /models` says."""
+    return Models([_describe(served) for served in current.values()])
+
+
+def _describe(served: Served) -> ModelInfo:
+    schema, calibration = served.detector.scorer.schema, served.detector.calibration
+    return ModelInfo(
+        name=served.name,
+        version=served.version,
+        alias=served.alias,
+        digest=served.digest,
+        kind=served.kind,
+        alpha=calibration.alpha,
+        threshold=calibration.threshold,
+        schema=SchemaInfo([ColumnInfo(c.name, str(c.type)) for c in schema.columns]),
+    )

@@ -1,0 +1,72 @@
+"""The networks: a linear path that is always there, and bounds that hold."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from anomaly_vae.networks import MLP, Decoder, Encoder
+from tests import naive
+
+
+def seeded(*shape: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2, 5])
+def test_the_mlp_is_what_a_loop_computes(depth: int) -> None:
+    network = MLP(3, 4, hidden=5, depth=depth).double()
+    x = seeded(6, 3)
+    weights = {f"net.{name}": value.tolist() for name, value in network.state_dict().items()}
+    loop = [naive.mlp(row, weights, "net", depth) for row in x.tolist()]
+    torch.testing.assert_close(network(x), torch.tensor(loop, dtype=torch.float64))
+
+
+def test_depth_zero_is_linear() -> None:
+    network = MLP(3, 2, hidden=8, depth=0).double()
+    x, y = seeded(5, 3, seed=1), seeded(5, 3, seed=2)
+    origin = network(torch.zeros(1, 3, dtype=torch.float64))
+    torch.testing.assert_close(
+        network(2 * x - 3 * y) - origin, 2 * (network(x) - origin) - 3 * (network(y) - origin)
+    )
+    assert {name for name, _ in network.named_parameters()} == {"skip.weight", "skip.bias"}
+
+
+def test_a_deep_network_whose_last_layer_is_zero_is_linear() -> None:
+    """The linear path lies beside the hidden layers, so PCA is within reach at any depth."""
+    network = MLP(3, 2, hidden=8, depth=3).double()
+    assert network.out is not None
+    torch.nn.init.zeros_(network.out.weight)
+    x = seeded(5, 3)
+    torch.testing.assert_close(network(x), network.skip(x))
+
+
+@pytest.mark.parametrize("shape", [(7,), (2, 3), (0,)])
+def test_leading_axes_pass_through(shape: tuple[int, ...]) -> None:
+    network = MLP(3, 2, hidden=4, depth=2).double()
+    x = seeded(*shape, 3)
+    assert network(x).shape == (*shape, 2)
+    torch.testing.assert_close(network(x).flatten(0, -2), network(x.flatten(0, -2)))
+
+
+def test_the_encoder_gives_mean_then_log_variance() -> None:
+    encoder = Encoder(4, latent_dim=3, hidden=5, depth=1).double()
+    x = seeded(6, 4)
+    mean, log_var = encoder(x)
+    torch.testing.assert_close(torch.cat([mean, log_var], dim=-1), encoder.network(x))
+    assert mean.shape == log_var.shape == (6, 3)
+
+
+def test_the_log_variance_stays_in_its_bounds_however_far_the_row() -> None:
+    encoder = Encoder(4, latent_dim=3, hidden=5, depth=1).double()
+    _, log_var = encoder(1e12 * seeded(200, 4))
+    low, high = Encoder.LOG_VAR
+    assert log_var.min() == low
+    assert log_var.max() == high
+
+
+def test_the_decoder_is_its_network() -> None:
+    decoder = Decoder(3, outputs=7, hidden=5, depth=2).double()
+    z = seeded(2, 4, 3)
+    assert torch.equal(decoder(z), decoder.network(z))

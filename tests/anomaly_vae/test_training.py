@@ -1,0 +1,467 @@
+"""Fitting: it learns what can be known, repeats bit by bit, resumes, stops and refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save_file
+from scipy import linalg, stats
+
+from anomaly_vae import training
+from anomaly_vae.build import build
+from anomaly_vae.config import Config, ModelConfig, TrainingConfig
+from anomaly_vae.encoding import Layout
+from anomaly_vae.errors import TrainingError
+from anomaly_vae.fitting import Prepared, fit_bundle
+from anomaly_vae.training import Epoch, History, _Trainer, cpu_threads, fit
+from anomaly_vae.vae import VAE, Terms, frozen_noise
+from pipelines.data import Dataset
+
+Rows = NDArray[np.float32]
+ROOT = Path(__file__).resolve().parents[2]
+LAYOUT = Layout(4, 0, ())
+
+
+def toy(n: int = 256, seed: int = 0) -> Rows:
+    """Four columns that one hidden number explains."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, 1)) * np.array([1, -1, 0.5, 2]) + 0.2 * rng.normal(size=(n, 4))
+    return x.astype(np.float32)
+
+
+def config(**changes: Any) -> TrainingConfig:
+    return TrainingConfig.model_validate({"epochs": 6, "batch_size": 64, **changes})
+
+
+def model(seed: int = 0, **changes: Any) -> VAE:
+    small = {"latent_dim": 2, "hidden_dim": 8, "depth": 1, **changes}
+    return build(ModelConfig.model_validate(small), LAYOUT, seed)
+
+
+def weights(fitted: VAE) -> dict[str, bytes]:
+    return {name: value.numpy().tobytes() for name, value in fitted.state_dict().items()}
+
+
+def trainer(n: int = 256, **changes: Any) -> _Trainer:
+    return _Trainer(model(), toy(n), toy(64, 1), config(**changes).resolve(n))
+
+
+# ---------------------------------------------------------------- it learns
+
+
+def test_the_elbo_improves_on_data_that_can_be_learned() -> None:
+    history = fit(model(), toy(), toy(64, 1), config(epochs=40))
+    assert history.best.validation_elbo > history.epochs[0].validation_elbo + 2
+    assert history.epochs[-1].train_log_prob > history.epochs[0].train_log_prob + 2
+
+
+@pytest.mark.parametrize("latent", [2, 3])
+def test_a_linear_vae_finds_the_principal_subspace_and_nearly_the_true_likelihood(
+    latent: int,
+) -> None:
+    """Probabilistic PCA (Tipping & Bishop 1999): the decoder spans the leading eigenvectors, and
+    since a diagonal posterior can be exact, the held-out ELBO comes close to log p(x) itself. A
+    third latent dimension finds nothing more, and costs nothing."""
+    rng = np.random.default_rng(0)
+    basis, _ = np.linalg.qr(rng.normal(size=(6, 6)))
+    W, mean = basis[:, :2] * np.array([2.0, 1.2]), rng.normal(size=6)
+    covariance = W @ W.T + 0.3 * np.eye(6)
+    law = stats.multivariate_normal(mean, covariance, seed=rng)
+    train, held_out = (law.rvs(n).astype(np.float32) for n in (2_000, 1_000))
+    linear = build(ModelConfig(depth=0, latent_dim=latent), Layout(6, 0, ()))
+    fit(linear, train, held_out, config(epochs=100, batch_size=128, learning_rate=0.02, hide=0.0))
+    decoder = linear.decoder.network.skip.weight.detach().numpy()[:6]
+    leading, _, _ = np.linalg.svd(decoder)
+    assert np.rad2deg(linalg.subspace_angles(leading[:, :2], W)).max() < 5
+    noise = torch.randn(1_000, 64, latent, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        x = torch.from_numpy(held_out)
+        elbo = linear.elbo(x, noise).bound.mean().item()
+        tighter = linear.importance_weighted(x, noise).bound.mean().item()
+    truth = law.logpdf(held_out).mean()
+    print(elbo,tighter,truth)
+    assert elbo < tighter < truth + 0.01
+    assert elbo == pytest.approx(truth, abs=0.06)
+
+
+def test_a_fit_learns_to_do_without_hidden_cells() -> None:
+    """With cells hidden in training, a missing value is guessed from the other columns."""
+    x = toy(512)
+    x[::3, 0] = np.nan
+    fitted = model()
+    fit(fitted, x, toy(64, 1), config(epochs=60, hide=0.2, learning_rate=0.01))
+    held_out = toy(200, 2)
+    hidden = held_out.copy()
+    hidden[:, 3] = np.nan
+    with torch.no_grad():
+        code, _ = fitted.posterior(torch.from_numpy(hidden))
+        guess = fitted.decode(code).mean[:, 3].numpy()
+    assert np.corrcoef(guess, held_out[:, 3])[0, 1] > 0.9
+
+
+# ---------------------------------------------------------------- it repeats
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others() -> None:
+    runs = []
+    for seed in (0, 0, 1):
+        fitted = model()
+        fit(fitted, toy(), toy(64, 1), config(seed=seed))
+        runs.append(weights(fitted))
+        torch.rand(3)  # what happens outside changes nothing
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_initial_weights_depend_on_their_seed_alone() -> None:
+    state = torch.get_rng_state()
+    first = weights(model(seed=3))
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(5)
+    assert weights(model(seed=3)) == first != weights(model(seed=4))
+
+
+def test_two_fits_of_a_configuration_have_one_digest_in_a_fresh_process_too(
+    config: Config, prepared: Prepared, dataset: Dataset, tmp_path: Path
+) -> None:
+    first = fit_bundle(config, prepared, dataset.summary()).bundle.digest
+    assert fit_bundle(config, prepared, dataset.summary()).bundle.digest == first
+    script = tmp_path / "again.py"
+    script.write_text(
+        "import sys\n"
+        "from anomaly_vae.config import TabularConfig\n"
+        "from anomaly_vae.fitting import fit_bundle, prepare\n"
+        "from anomaly_vae.splits import TRAIN, VALIDATION\n"
+        "from pipelines.data import load_dataset\n"
+        "config = TabularConfig.model_validate_json(sys.stdin.read())\n"
+        "data = load_dataset(config.data)\n"
+        "rows = prepare(config, data.schema, data.part(TRAIN), data.part(VALIDATION))\n"
+        "print(fit_bundle(config, rows, data.summary()).bundle.digest)\n"
+    )
+    fresh = subprocess.run(
+        [sys.executable, str(script)],
+        input=config.model_dump_json(),
+        env={"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert fresh.stdout.strip() == first, fresh.stderr
+
+
+def test_the_number_of_threads_is_put_back() -> None:
+    before = torch.get_num_threads()
+    with cpu_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+
+
+# ---------------------------------------------------------------- it resumes
+
+
+def interrupted_at(epoch: int, checkpoint: Path, **changes: Any) -> None:
+    """A fit that somebody stops after so many epochs."""
+
+    def stop(finished: Epoch, _: int) -> None:
+        if finished.epoch == epoch:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(model(), toy(), toy(64, 1), config(**changes), stop, checkpoint)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where checkpoints go, with one after every epoch."""
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    return tmp_path / "below" / "fit.safetensors"
+
+
+def test_an_interrupted_fit_resumed_equals_an_unbroken_one_bit_by_bit(checkpoint: Path) -> None:
+    unbroken = model()
+    expected = fit(unbroken, toy(), toy(64, 1), config())
+    for epoch in (2, 4):  # twice interrupted
+        interrupted_at(epoch, checkpoint)
+    assert checkpoint.exists()
+    resumed, seen = model(seed=9), []  # whatever its weights were
+    history = fit(
+        resumed, toy(), toy(64, 1), config(), lambda epoch, _: seen.append(epoch.epoch), checkpoint
+    )
+    assert seen == [4, 5]
+    assert weights(resumed) == weights(unbroken)
+    assert history == expected
+    assert not list(checkpoint.parent.iterdir())
+
+
+def test_early_stopping_is_the_same_after_resuming(checkpoint: Path) -> None:
+    """The best weights so far and the patience spent are part of the checkpoint."""
+    changes = {"epochs": 40, "patience": 2, "kl_warmup": 0.0, "learning_rate": 0.05}
+    unbroken = model()
+    expected = fit(unbroken, toy(), toy(64, 1), config(**changes))
+    assert expected.stopped_early
+    interrupted_at(len(expected.epochs) - 1, checkpoint, **changes)
+    resumed = model()
+    assert fit(resumed, toy(), toy(64, 1), config(**changes), None, checkpoint) == expected
+    assert weights(resumed) == weights(unbroken)
+
+
+def _truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def _garbage(path: Path) -> None:
+    path.write_bytes(b"not a checkpoint at all")
+
+
+def _empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def _change(path: Path, history: list[dict[str, Any]] | None = None, **tensors: torch.Tensor) -> None:
+    with safe_open(path, "pt") as file:
+        metadata = dict(file.metadata())
+        held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+    if history is not None:
+        metadata["history"] = json.dumps(history)
+    save_file({**held, **tensors}, path, metadata)
+
+
+def _of_another_version(path: Path) -> None:
+    _change(path, history=[{"epoch": 0, "loss": 1.0}])
+
+
+def _of_another_device(path: Path) -> None:
+    _change(path, generator=torch.zeros(16, dtype=torch.uint8))
+
+
+def _of_another_model(path: Path) -> None:
+    _change(path, **{"best.decoder.network.skip.bias": torch.zeros(3)})
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [_truncated, _garbage, _empty, _of_another_version, _of_another_device, _of_another_model],
+)
+def test_a_checkpoint_that_does_not_fit_is_left_aside(spoil: Any, checkpoint: Path) -> None:
+    """Nothing of it is taken over: the fit is the one without a checkpoint."""
+    fresh = model()
+    expected = fit(fresh, toy(), toy(64, 1), config())
+    interrupted_at(3, checkpoint)
+    spoil(checkpoint)
+    fitted = model()
+    assert fit(fitted, toy(), toy(64, 1), config(), None, checkpoint) == expected
+    assert weights(fitted) == weights(fresh)
+
+
+def test_checkpoints_are_not_written_more_often_than_they_may(tmp_path: Path) -> None:
+    path = tmp_path / "fit.safetensors"
+    interrupted_at(3, path)  # an epoch takes milliseconds
+    assert not path.exists()
+
+
+# ---------------------------------------------------------------- it stops
+
+
+class Scripted(_Trainer):
+    """A trainer whose validation objective follows a script, and whose weights count epochs."""
+
+    script: tuple[float, ...] = ()
+
+    def _epoch(self, number: int) -> Epoch:
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                parameter.fill_(number)
+        objective = self.script[number]
+        return Epoch(number, 1.0, 0.1, 0.0, 0.0, objective, 0.0, objective)
+
+
+def follow(script: tuple[float, ...], **changes: Any) -> tuple[VAE, History]:
+    Scripted.script = script
+    plan = config(epochs=len(script), **changes).resolve(64)
+    run = Scripted(model(), toy(64), toy(64, 1), plan)
+    for _ in run.epochs():
+        pass
+    return run.model, run.finish()
+
+
+def test_it_stops_after_patience_epochs_without_a_better_one_and_keeps_the_best() -> None:
+    fitted, history = follow((1, 5, 3, 4, 5, 9, 9, 9), patience=3, kl_warmup=0.0)
+    assert len(history.epochs) == 5  # 3, 4 and 5 again are no better
+    assert history.stopped_early
+    assert history.best_epoch == 1
+    assert all((value == 1).all() for value in fitted.parameters())
+
+
+def test_it_runs_to_the_end_while_it_improves() -> None:
+    fitted, history = follow(tuple(range(12)), patience=1, kl_warmup=0.0)
+    assert not history.stopped_early
+    assert len(history.epochs) == 12
+    assert history.best_epoch == 11
+    assert all((value == 11).all() for value in fitted.parameters())
+
+
+def test_patience_does_not_begin_before_the_kl_warm_up_has_ended() -> None:
+    _, history = follow((9,) + (0,) * 19, patience=2, kl_warmup=0.5)
+    assert len(history.epochs) == 10 + 2 + 1
+    assert history.best_epoch == 0
+
+
+def test_the_fitted_model_has_the_weights_of_its_best_epoch() -> None:
+    seen: list[float] = []
+    fitted = model()
+    history = fit(
+        fitted,
+        toy(),
+        toy(64, 1),
+        config(epochs=30, learning_rate=0.1, kl_warmup=0.0),
+        lambda epoch, _: seen.append(epoch.validation_elbo),
+    )
+    assert history.best.validation_elbo == max(seen)
+    with torch.no_grad():
+        noise = frozen_noise(training.VALIDATION_DRAWS, 2, 0)
+        elbo = fitted.elbo(torch.from_numpy(toy(64, 1)), noise).bound.mean().item()
+    assert elbo == pytest.approx(max(seen), abs=1e-5)
+    assert not fitted.training
+
+
+# ---------------------------------------------------------------- schedules and objective
+
+
+def test_the_kl_weight_rises_linearly_and_stays() -> None:
+    run = trainer(epochs=10, kl_warmup=0.3, beta=4.0)
+    assert run.steps == 40
+    assert [run.beta(step) for step in (0, 3, 6, 12, 39)] == pytest.approx([0, 1, 2, 4, 4])
+    assert trainer(kl_warmup=0.0, beta=0.5).beta(0) == 0.5
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero_like_a_cosine() -> None:
+    run = trainer(epochs=50, learning_rate=0.1)
+    rates = [run.learning_rate(step) for step in range(run.steps)]
+    top = int(np.argmax(rates))
+    assert top == training.LEARNING_RATE_WARMUP * run.steps == 10
+    assert rates[top] == 0.1
+    assert np.all(np.diff(rates[: top + 1]) > 0)
+    assert np.all(np.diff(rates[top:]) < 0)
+    assert rates[0] > 0
+    assert rates[top + (run.steps - top) // 2] == pytest.approx(0.05)
+    assert 0 < rates[-1] < 1e-4
+    assert run.learning_rate(run.steps) == pytest.approx(0, abs=1e-12)
+
+
+def test_epochs_record_the_schedules_they_ran_under() -> None:
+    seen: list[tuple[Epoch, int]] = []
+    plan = config(epochs=10, kl_warmup=0.5, beta=2.0)
+    fit(model(), toy(), toy(64, 1), plan, lambda epoch, planned: seen.append((epoch, planned)))
+    assert [epoch.epoch for epoch, _ in seen] == list(range(10))
+    assert {planned for _, planned in seen} == {10}
+    assert [epoch.beta for epoch, _ in seen] == pytest.approx([0, 0.4, 0.8, 1.2, 1.6] + [2] * 5)
+    last = seen[-1][0]
+    assert last.validation_objective == last.validation_log_prob - 2 * last.validation_kl
+    assert last.validation_elbo == last.validation_log_prob - last.validation_kl
+
+
+def test_free_bits_leave_each_latent_dimension_its_allowance() -> None:
+    """max(λ, mean KL) for every dimension (Kingma et al. 2016): below it, no gradient."""
+    kl = torch.tensor([[0.1, 3.0], [0.3, 5.0]], requires_grad=True)
+    objective = trainer(free_bits=0.5)._kl(Terms(torch.zeros(2, 4), kl))
+    assert objective.item() == pytest.approx(0.5 + 4.0)
+    objective.backward()
+    assert kl.grad is not None
+    assert kl.grad.tolist() == [[0, 0.5], [0, 0.5]]
+    assert trainer()._kl(Terms(torch.zeros(2, 4), kl)).item() == pytest.approx(0.2 + 4.0)
+
+
+def test_a_larger_beta_spends_fewer_nats_and_free_bits_keep_them() -> None:
+    def rate(**changes: Any) -> float:
+        plan = config(epochs=30, learning_rate=0.02, kl_warmup=0.0, **changes)
+        return fit(model(), toy(), toy(64, 1), plan).epochs[-1].validation_kl
+
+    plain, costly = rate(), rate(beta=30.0)
+    assert costly < 0.3 < plain
+    assert rate(beta=30.0, free_bits=1.0) > 1
+
+
+def test_a_step_descends_the_negative_elbo() -> None:
+    """One optimiser step with the whole data as its batch against autograd by hand."""
+    run = trainer(hide=0.0, kl_warmup=0.0, clip_norm=1e9, weight_decay=0.0)
+    twin = model()
+    state = run.generator.get_state()
+    run._step(run.x, step=5)
+    run.generator.set_state(state)
+    terms = twin.elbo(run.x, run._draw(len(run.x)))
+    (-terms.bound.mean()).backward()
+    for ours, theirs in zip(run.model.parameters(), twin.parameters(), strict=True):
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_the_gradient_is_clipped() -> None:
+    run = trainer(clip_norm=0.01)
+    run._step(run.x, step=5)
+    norms = [p.grad.norm() for p in run.model.parameters() if p.grad is not None]
+    assert torch.stack(norms).norm().item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_hidden_cells_are_the_share_asked_for() -> None:
+    run = trainer(n=4_096, hide=0.25)
+    hidden = torch.isnan(run._hide(run.x))
+    assert hidden.float().mean().item() == pytest.approx(0.25, abs=0.015)
+    assert not torch.isnan(run.x).any()
+    assert trainer(hide=0.0)._hide(run.x) is run.x
+
+
+def test_every_row_is_seen_once_an_epoch() -> None:
+    run = trainer(n=200)  # no multiple of the batch
+    seen: list[torch.Tensor] = []
+
+    def record(x: torch.Tensor, step: int) -> torch.Tensor:
+        seen.append(x)
+        return torch.zeros(2)
+
+    run._step = record  # type: ignore[method-assign]
+    run._epoch(0)
+    assert [len(x) for x in seen] == [64, 64, 64, 8]
+    rows = torch.cat(seen)
+    assert not torch.equal(rows, run.x)
+    assert sorted(map(tuple, rows.tolist())) == sorted(map(tuple, run.x.tolist()))
+
+
+# ---------------------------------------------------------------- it refuses
+
+
+@pytest.mark.parametrize(
+    ("changes", "scale"), [({"learning_rate": 1e30}, 1.0), ({}, 1e30), ({"beta": 1e38}, 1e18)]
+)
+def test_a_fit_that_diverges_says_so_and_what_to_lower(
+    changes: dict[str, Any], scale: float
+) -> None:
+    with pytest.raises(TrainingError) as caught:
+        fit(model(), toy() * np.float32(scale), toy(64, 1), config(epochs=3, **changes))
+    message = str(caught.value)
+    assert "not finite after epoch" in message
+    assert "lower training.learning_rate" in message
+    assert "model.variance_floor" in message
+    assert "\n" not in message
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(TrainingError, match="no CUDA device is available; use auto"):
+        fit(model(), toy(), toy(64, 1), config(device="cuda"))
+
+
+def test_the_history_of_a_fit_is_finite() -> None:
+    history = fit(model(), toy(), toy(64, 1), config())
+    for epoch in history.epochs:
+        assert all(math.isfinite(value) for value in vars(epoch).values())
