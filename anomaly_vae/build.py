@@ -19,7 +19,8 @@ def build(config: ModelConfig, layout: Layout, seed: int = 0) -> VAE:
     """An untrained model for encoded rows of this layout; weights from ``seed``."""
     config = config.resolve(layout.n_columns)
     latent, hidden = config.latent_dim, config.hidden_dim
-    assert latent and hidden, "resolve() fills both"
+    assert latent, "resolve() fills it"
+    assert hidden, "resolve() fills it"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         features = TabularFeatures(layout)

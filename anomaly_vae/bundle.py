@@ -135,14 +135,20 @@ def from_files(files: Mapping[str, bytes], folder: Path = Path("in memory")) -> 
     """The inverse of `Bundle.files`; ``folder`` is how errors call it.
 
     Raises:
-        BundleError: a newer format.
+        BundleError: a newer format, or a threshold without its scores.
     """
     manifest = _manifest(files, folder)
+    if (manifest["calibration"] is None) == (CALIBRATION in files):
+        raise BundleError(f"bundle '{folder}': {CALIBRATION} and {MANIFEST} disagree; make it anew")
     return Bundle(manifest, files[GRAPH], files[WEIGHTS], _calibration(manifest, files))
 
 
 def _verified(folder: Path, sums: bytes) -> dict[str, bytes]:
-    listed = dict(reversed(line.split("  ", 1)) for line in sums.decode().splitlines())
+    try:
+        lines = [line.split("  ", 1) for line in sums.decode().splitlines()]
+        listed = {name: digest for digest, name in lines}
+    except ValueError:
+        raise BundleError(f"bundle '{folder}': {SUMS} was altered; fetch the bundle again") from None
     present = {entry.name for entry in folder.iterdir()} - {SUMS}
     required = {MANIFEST, GRAPH, WEIGHTS}
     for name in sorted((set(listed) | required) - present):

@@ -31,7 +31,7 @@ class Calibration:
     def p_values(self, scores: ArrayLike) -> Scores:
         """(1 + #{calibration ≥ score}) / (n + 1), shape of ``scores``; NaN counts as +∞."""
         below = np.searchsorted(self.scores, _worst(scores), side="left")
-        return (1.0 + len(self.scores) - below) / (len(self.scores) + 1.0)
+        return np.asarray((1.0 + len(self.scores) - below) / (len(self.scores) + 1.0), np.float64)
 
     def flags(self, scores: ArrayLike) -> NDArray[np.bool_]:
         """score > threshold; for the conformal method the same as p_value ≤ alpha."""

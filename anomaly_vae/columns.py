@@ -202,10 +202,10 @@ def levels_from_values(values: Sequence[Any]) -> ConvertedLevels:
     problems: list[CellProblem] = []
     names: list[str | None] = []
     for row, value in enumerate(values):
-        if isinstance(value, list | dict):
+        nested = isinstance(value, list | dict)
+        names.append(None if nested else level_name(value))
+        if nested:
             problems.append(CellProblem(row, f"expected a category, got {shown(value)}"))
-            value = None
-        names.append(level_name(value))
     return _merge_levels(np.arange(len(values)), names), problems
 
 
@@ -215,7 +215,7 @@ def level_name(value: object) -> str | None:
     5, 5.0, "5" and "5.0" are one, and so are true and "True": the same content is written in
     each of these ways, depending on whether the column around it has missing values.
     """
-    if value is None or value != value:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, bool):
         return "true" if value else "false"

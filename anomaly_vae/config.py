@@ -81,9 +81,13 @@ class Splits(Section):
     def _one_kind(self) -> Splits:
         kinds = {type(s) for s in (self.train, self.calibration, self.test) if s is not None}
         if len(kinds) > 1 or (self.by_interval and self.train is None):
-            raise ValueError("give train, calibration and test all as fractions or all as [from, to]")
+            raise ValueError(
+                "give train, calibration and test all as fractions or all as [from, to]"
+            )
         if not self.by_interval and self._claimed > 1 + 1e-9:
-            raise ValueError(f"train, calibration and test add up to {self._claimed:g}, more than 1")
+            raise ValueError(
+                f"train, calibration and test add up to {self._claimed:g}, more than 1"
+            )
         if not self.by_interval and self.train is None and self._claimed >= 1:
             raise ValueError("calibration and test leave nothing to train on")
         if self.by_interval:
@@ -92,7 +96,9 @@ class Splits(Section):
 
     def _refuse_overlap(self) -> None:
         named = {"train": self.train, "calibration": self.calibration, "test": self.test}
-        order = sorted((*map(utc, span), name) for name, span in named.items() if isinstance(span, tuple))
+        order = sorted(
+            (*map(utc, span), name) for name, span in named.items() if isinstance(span, tuple)
+        )
         for start, stop, name in order:
             if start >= stop:
                 raise ValueError(f"{name} ends before it begins; write it as [from, to]")
@@ -294,7 +300,7 @@ class TabularConfig(Section):
 
     def recorded(self) -> dict[str, Any]:
         """What belongs to the model: everything but paths, devices and servers."""
-        exclude = {"data": {"path"}, "training": {"device", "resume"}, "mlflow": True}
+        exclude: Any = {"data": {"path"}, "training": {"device", "resume"}, "mlflow": True}
         return self.model_dump(mode="json", exclude=exclude)
 
 
@@ -336,7 +342,9 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     out = dict(base)
     for key, value in over.items():
         below = out.get(key)
-        out[key] = merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+        out[key] = (
+            merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+        )
     return out
 
 
@@ -387,7 +395,8 @@ MISMATCHES = ("_type", "_parsing", "_from_float")
 
 def _pertinent(content: Any, faults: Sequence[Any]) -> dict[str, list[Any]]:
     """Faults by the user's key. Where a key has alternatives, pydantic reports the faults of each;
-    those of the alternative that comes closest are kept."""
+    those of the alternative that comes closest are kept.
+    """
     by_key: dict[str, list[Any]] = {}
     for fault in faults:
         by_key.setdefault(_written(content, fault), []).append(fault)
@@ -416,7 +425,9 @@ def _written(content: Any, fault: Any) -> str:
 def _clause(key: str, alternatives: Sequence[Any]) -> str:
     fault = alternatives[0]
     if fault["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(fault["loc"][-1]), _siblings(TabularConfig, fault["loc"]), n=1)
+        near = difflib.get_close_matches(
+            str(fault["loc"][-1]), _siblings(TabularConfig, fault["loc"]), n=1
+        )
         return f"unknown key {key}" + (f", did you mean {near[0]}" if near else "")
     if fault["type"] == "missing":
         return f"{key} is missing"
@@ -443,7 +454,7 @@ def _siblings(root: type[Section], loc: tuple[int | str, ...]) -> list[str]:
     for part in loc[:-1]:
         info = section.model_fields.get(str(part))
         if info is None or not isinstance(info.annotation, type):
-            return [name for name in Feature.model_fields]
+            return list(Feature.model_fields)
         section = info.annotation
     return list(section.model_fields)
 

@@ -54,9 +54,7 @@ class Detector:
 
     def decide(self, scores: NDArray[np.float64]) -> Detections:
         """Scores (N,) → decisions."""
-        return Detections(
-            scores, self.calibration.p_values(scores), self.calibration.flags(scores)
-        )
+        return Detections(scores, self.calibration.p_values(scores), self.calibration.flags(scores))
 
     def detect_and_explain(
         self, batch: RawBatch, most: int | None

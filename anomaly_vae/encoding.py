@@ -30,7 +30,7 @@ LARGEST, SMALLEST = float(np.finfo(np.float64).max), float(np.finfo(np.float64).
 """The range of doubles at full precision."""
 HEAVY_TAIL = 10.0
 """A standard deviation this many times the robust one calls for the asinh scale."""
-CYCLES: tuple[tuple[str, float, float], ...] = (
+CYCLES: tuple[tuple[Literal["hour", "weekday"], float, float], ...] = (
     ("hour", 86_400.0, 0.0),
     ("weekday", 604_800.0, 3 * 86_400.0),  # 1970-01-01 was a Thursday: week starts on Monday
 )
@@ -42,7 +42,8 @@ WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 @dataclass(frozen=True, slots=True)
 class Layout:
     """The shape of the encoded matrix: counts of numeric and binary columns, levels of each
-    categorical one (with code 0)."""
+    categorical one (with code 0).
+    """
 
     n_numeric: int
     n_binary: int
@@ -210,9 +211,7 @@ class Cyclic(_Encoded):
         return f"{minutes // 60:02d}:{minutes % 60:02d}"
 
 
-EncodedColumn = Annotated[
-    Numeric | Binary | Categorical | Cyclic, Field(discriminator="type")
-]
+EncodedColumn = Annotated[Numeric | Binary | Categorical | Cyclic, Field(discriminator="type")]
 _COLUMNS: TypeAdapter[tuple[EncodedColumn, ...]] = TypeAdapter(tuple[EncodedColumn, ...])
 _ORDER = {"numeric": 0, "cyclic": 0, "binary": 1, "categorical": 2}
 
@@ -255,7 +254,7 @@ class TabularEncoding:
 
     def observed(self, batch: RawBatch) -> list[list[Any]]:
         """For each column the N values as they came."""
-        return [column.observed(batch.values[column.name]) for column in self.columns]
+        return [column.observed(batch.values[column.name]) for column in self.columns]  # type: ignore[arg-type]  # the schema gives each type its values
 
     def per_column(self, nats: NDArray[Any]) -> NDArray[Any]:
         """(N, F) → (N, number of columns): a cycle's sine and cosine belong together."""

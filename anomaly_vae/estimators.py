@@ -14,7 +14,7 @@ import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -39,11 +39,11 @@ from anomaly_vae.errors import BundleError, CalibrationError, DataError, NotCali
 from anomaly_vae.fitting import fit_bundle, prepare
 from anomaly_vae.frames import table_of
 from anomaly_vae.inference import Inferred, infer_schema
-from anomaly_vae.schema import ColumnType, RawBatch, listed
+from anomaly_vae.schema import ColumnType, RawBatch, TabularSchema, listed
 
 Scores = NDArray[np.float64]
-Frame = ArrayLike | pd.DataFrame | pa.Table
-"""What X may be: numbers in two dimensions, or named columns of any type."""
+Frame: TypeAlias = Any
+"""What X may be: numbers (N, D), or a pandas DataFrame or Arrow table."""
 
 CONFIG_KEYS: dict[str, tuple[str, ...]] = {
     "preset": ("preset",),
@@ -76,6 +76,8 @@ CONFIG_KEYS: dict[str, tuple[str, ...]] = {
 }
 """Constructor argument → the keys of the configuration that it sets."""
 
+NAME = "detector"
+"""What the manifest calls the model; the registry names its own."""
 MIN_FIT = 5
 """The fewest rows that must be left to fit, early stopping included."""
 LARGEST_SEED = 2**31 - 1
@@ -89,8 +91,11 @@ class Parts(NamedTuple):
     calibration: NDArray[np.intp]
 
 
-class TabularVAEDetector(  # type: ignore[misc]  # scikit-learn ships no types
-    ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixin, BaseEstimator
+class TabularVAEDetector(
+    ClassNamePrefixFeaturesOutMixin,  # type: ignore[misc]  # scikit-learn ships no types
+    TransformerMixin,  # type: ignore[misc]
+    OutlierMixin,  # type: ignore[misc]
+    BaseEstimator,  # type: ignore[misc]
 ):
     """Anomaly detection in tables with a variational autoencoder and a conformal threshold.
 
@@ -106,6 +111,9 @@ class TabularVAEDetector(  # type: ignore[misc]  # scikit-learn ships no types
     may be numeric, binary, categorical or dates, found by name: their order is free, further
     columns are ignored, and a column the model reads must be there. In arrays every column is
     numeric unless ``features`` says otherwise; they call column 0 ``x0``. Infinity is refused.
+
+    ``score`` is an argument here and no method: tell `GridSearchCV` what to compare by
+    ``scoring``.
 
     Args:
         preset: "fast", "default" or "best"; arguments left at None follow it.
@@ -218,15 +226,17 @@ class TabularVAEDetector(  # type: ignore[misc]  # scikit-learn ships no types
             CalibrationError: too few rows for alpha.
             TrainingError: the fit diverged.
         """
-        table = self._read(X, reset=True)
         config = configuration(self.get_params(deep=False))
-        inferred = _infer(table, config, named=hasattr(self, "feature_names_in_"))
-        batch = _clean(inferred.schema.from_arrow(table))
+        container = container_of(X)
+        table = self._read(X, reset=True)
+        inferred = _infer(table, config, numeric=container == "array")
+        batch = _clean(inferred.schema, inferred.schema.from_arrow(table))
         parts = split(len(batch), config)
-        self.notes_ = inferred.notes
-        self._say_what_was_left_out(table, inferred)
-        self.bundle_ = _fit(config, inferred, batch, parts, self._input(table, X))
+        origin = {"container": container, "columns": table.column_names}
+        self.bundle_ = _fit(config, inferred.schema, batch, parts, origin)
         self.n_iter_ = int(self.bundle_.manifest["training"]["epochs"])
+        self.notes_ = inferred.notes
+        _warn_of_left_out(inferred.notes)
         return self._set_threshold(batch.take(parts.calibration))
 
     def calibrate(self, X: Frame) -> Self:
@@ -238,17 +248,12 @@ class TabularVAEDetector(  # type: ignore[misc]  # scikit-learn ships no types
         return self._set_threshold(self._batch(X))
 
     def _set_threshold(self, batch: RawBatch) -> Self:
+        wanted = configuration(self.get_params(deep=False)).calibration
         scores = self.bundle_.scorer.score(batch)
-        calibration = calibrate(scores, self.alpha, self.method or "conformal")
+        calibration = calibrate(scores, wanted.alpha, wanted.method)
         self.bundle_ = self.bundle_.calibrated(calibration, None)
         self.offset_ = -calibration.threshold
         return self
-
-    def _say_what_was_left_out(self, table: pa.Table, inferred: Inferred) -> None:
-        unread = [name for name in table.column_names if name not in inferred.schema.names]
-        if unread and self.features is None:
-            said = "; ".join(note for note in inferred.notes if "left out" in note)
-            warnings.warn(said or f"columns left out: {listed(unread)}", stacklevel=3)
 
     # ------------------------------------------------------------ scores and decisions
 
@@ -258,7 +263,8 @@ class TabularVAEDetector(  # type: ignore[misc]  # scikit-learn ships no types
 
     def anomaly_score(self, X: Frame) -> Scores:
         """(N,) nats: higher is more anomalous."""
-        return self._scores(self._batch(X))
+        batch = self._batch(X)
+        return self.bundle_.scorer.score(batch)
 
     def decision_function(self, X: Frame) -> Scores:
         """(N,) nats: ``score_samples − offset_``, negative where anomalous.
@@ -268,7 +274,7 @@ class TabularVAEDetector(  # type: ignore[misc]  # scikit-learn ships no types
         """
         scores = self.score_samples(X)
         self._check_calibrated()
-        return scores - self.offset_
+        return np.asarray(scores - self.offset_)
 
     def predict(self, X: Frame) -> NDArray[np.int64]:
         """(N,) −1 where the anomaly score exceeds the threshold, else 1."""
@@ -282,11 +288,9 @@ class TabularVAEDetector(  # type: ignore[misc]  # scikit-learn ships no types
 
     def explain(self, X: Frame, most: int | None = None) -> list[Explanation]:
         """For each row the ``most`` largest contributions to its anomaly score (None: all)."""
-        batch, scorer = self._batch(X), self.bundle_.scorer
+        batch = self._batch(X)
+        scorer = self.bundle_.scorer
         return explanations(scorer, batch, scorer.explain(batch), most)
-
-    def _scores(self, batch: RawBatch) -> Scores:
-        return self.bundle_.scorer.score(batch)
 
     def _check_calibrated(self) -> None:
         if self.bundle_.calibration is None:
@@ -296,8 +300,8 @@ class TabularVAEDetector(  # type: ignore[misc]  # scikit-learn ships no types
 
     def transform(self, X: Frame) -> Scores:
         """(N, L): the means of q(z|x)."""
-        latent = self.bundle_.scorer.explain(self._batch(X)).latent if self._fitted else None
-        return np.asarray(latent, np.float64)
+        batch = self._batch(X)
+        return self.bundle_.scorer.explain(batch).latent.astype(np.float64)
 
     def inverse_transform(self, X: ArrayLike) -> Any:
         """Latents (N, L) → the most probable rows, in the container that was fitted.
@@ -305,7 +309,7 @@ class TabularVAEDetector(  # type: ignore[misc]  # scikit-learn ships no types
         Arrays have NaN where a column was left out; tables have the columns that
         `generation` describes.
         """
-        check_is_fitted(self)
+        check_is_fitted(self, "bundle_")
         return self._contained(generation.decode(self.bundle_, np.asarray(X, np.float32)))
 
     def sample(self, n_samples: int = 1, random_state: int | RandomState | None = None) -> Any:
@@ -313,7 +317,7 @@ class TabularVAEDetector(  # type: ignore[misc]  # scikit-learn ships no types
 
         ``random_state`` None is the estimator's own, so that two calls agree.
         """
-        check_is_fitted(self)
+        check_is_fitted(self, "bundle_")
         seed = seed_of(self.random_state if random_state is None else random_state)
         return self._contained(generation.sample(self.bundle_, n_samples, seed))
 
@@ -323,20 +327,22 @@ class TabularVAEDetector(  # type: ignore[misc]  # scikit-learn ships no types
 
     def _contained(self, table: pa.Table) -> Any:
         match self.bundle_.manifest["data"].get("container"):
-            case "array":
-                out = np.full((len(table), self.n_features_in_), np.nan)
-                for name in table.column_names:
-                    out[:, int(name.removeprefix("x"))] = table.column(name)
-                return out
             case "table":
                 return table
+            case "array":
+                empty = pa.nulls(len(table), pa.float64())
+                columns = (
+                    table.column(name) if name in table.column_names else empty
+                    for name in array_names(self.n_features_in_)
+                )
+                return np.column_stack([column.to_pandas() for column in columns])
         return table.to_pandas()
 
     # ------------------------------------------------------------ saving
 
     def save(self, path: str | Path) -> Path:
         """Write the bundle folder, which every command and the service can read."""
-        check_is_fitted(self)
+        check_is_fitted(self, "bundle_")
         return self.bundle_.save(path)
 
     @classmethod
@@ -351,16 +357,19 @@ class TabularVAEDetector(  # type: ignore[misc]  # scikit-learn ships no types
         """
         bundle = load(path)
         if bundle.manifest["kind"] != "tabular":
-            raise BundleError(f"'{path}' holds a model of kind {bundle.manifest['kind']}, not tabular")
+            raise BundleError(
+                f"'{path}' holds a model of {bundle.manifest['kind']}s, not of tables"
+            )
         estimator = cls(**_arguments(bundle.manifest))
         estimator._adopt(bundle)
         return estimator
 
     def _adopt(self, bundle: Bundle) -> None:
-        names = bundle.manifest["data"].get("columns") or list(bundle.scorer.schema.names)
+        data = bundle.manifest["data"]
+        names = data.get("columns", bundle.scorer.schema.names)
         self.bundle_, self.n_features_in_, self.notes_ = bundle, len(names), ()
         self.n_iter_ = int(bundle.manifest["training"]["epochs"])
-        if bundle.manifest["data"].get("named", True):
+        if data.get("container") != "array":
             self.feature_names_in_ = np.array(names, object)
         if bundle.calibration is not None:
             self.offset_ = -bundle.calibration.threshold
@@ -383,3 +392,202 @@ class TabularVAEDetector(  # type: ignore[misc]  # scikit-learn ships no types
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
         return tags
+
+    def _batch(self, X: Frame) -> RawBatch:
+        """X as the model reads it."""
+        check_is_fitted(self, "bundle_")
+        schema = self.bundle_.scorer.schema
+        table = self._read(X, reset=False)
+        absent = [name for name in schema.names if name not in table.column_names]
+        if absent:
+            raise DataError(
+                f"X lacks columns that the model reads: {listed(absent)}; "
+                "where their values are unknown, give them as missing"
+            )
+        return _clean(schema, schema.from_arrow(table))
+
+    def _read(self, X: Frame, reset: bool) -> pa.Table:
+        """X as named columns; ``reset`` learns their names and number."""
+        named = reset or hasattr(self, "feature_names_in_")
+        table = as_table(X) if named else None
+        if table is None:
+            return self._read_array(X, reset)
+        if reset:
+            self.feature_names_in_ = np.array(table.column_names, object)
+            self.n_features_in_ = len(table.column_names)
+        return table
+
+    def _read_array(self, X: Frame, reset: bool) -> pa.Table:
+        """Numbers by position, checked as scikit-learn does; NaN becomes null."""
+        X = X.to_pandas() if isinstance(X, pa.Table | pa.RecordBatch) else X
+        array = validate_data(self, X, reset=reset, dtype=np.float64, ensure_all_finite="allow-nan")
+        names = getattr(self, "feature_names_in_", array_names(array.shape[1]))
+        columns = zip(names, array.T, strict=True)
+        return pa.table({name: pa.array(column, from_pandas=True) for name, column in columns})
+
+
+# ---------------------------------------------------------------- arguments
+
+
+def configuration(arguments: Mapping[str, Any]) -> Config:
+    """An estimator's arguments as a configuration; None leaves a key at its default.
+
+    Raises:
+        ConfigError: a value that does not fit.
+    """
+    content: dict[str, Any] = {"name": NAME, "data": {"path": ()}}
+    for argument, keys in CONFIG_KEYS.items():
+        value = _plain(argument, arguments[argument])
+        for key in keys if value is not None else ():
+            *sections, last = key.split(".")
+            place = content
+            for section in sections:
+                place = place.setdefault(section, {})
+            place[last] = value
+    return validate_config(content)
+
+
+def _plain(argument: str, value: Any) -> Any:
+    """An argument as the configuration spells it."""
+    if argument == "random_state":
+        return seed_of(value)
+    if argument == "features" and isinstance(value, Mapping):
+        return {k: {"type": v} if isinstance(v, str) else v for k, v in value.items()}
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _arguments(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments behind a manifest: the inverse of `configuration`."""
+    found: dict[str, Any] = {}
+    for argument, (key, *_) in CONFIG_KEYS.items():
+        value: Any = manifest["config"]
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        found[argument] = value
+    calibration = manifest["calibration"] or {}
+    return found | {key: calibration[key] for key in ("alpha", "method") if key in calibration}
+
+
+def seed_of(random_state: int | RandomState | None) -> int:
+    """scikit-learn's ``random_state`` as a seed: an int is one, the others draw one."""
+    generator = check_random_state(random_state)
+    if random_state is None or isinstance(random_state, RandomState):
+        return int(generator.randint(LARGEST_SEED))
+    return int(random_state)
+
+
+# ---------------------------------------------------------------- rows
+
+
+def container_of(X: Frame) -> Literal["array", "frame", "table"]:
+    """What X came in; a data frame whose columns have no names counts as an array."""
+    if isinstance(X, pa.Table | pa.RecordBatch):
+        return "table"
+    named = isinstance(X, pd.DataFrame) and all(isinstance(name, str) for name in X.columns)
+    return "frame" if named or hasattr(X, "to_arrow") else "array"
+
+
+def as_table(X: Frame) -> pa.Table | None:
+    """A data frame (pandas, polars) or Arrow table with named columns; None for anything else.
+
+    Raises:
+        DataError: two columns of one name.
+    """
+    if container_of(X) == "array":
+        return None
+    if isinstance(X, pd.DataFrame):
+        _refuse_twins(list(X.columns))
+        return table_of(X)
+    table = X.to_arrow() if hasattr(X, "to_arrow") else pa.table(X)
+    _refuse_twins(table.column_names)
+    return table
+
+
+def array_names(count: int) -> list[str]:
+    """What the columns of an array are called: x0, x1, …"""
+    return [f"x{i}" for i in range(count)]
+
+
+def split(n: int, config: Config) -> Parts:
+    """Which of n rows train, stop and calibrate, at random by the configuration's seed.
+
+    Raises:
+        CalibrationError: too few to resolve alpha and to fit.
+    """
+    splits, alpha = config.data.splits, config.calibration.alpha
+    assert isinstance(splits.calibration, float), "an interval needs a time column"
+    needed = scores_needed(alpha)
+    held = max(round(splits.calibration * n), needed)
+    if n - held < MIN_FIT:
+        raise CalibrationError(
+            f"n_samples={n} are too few: alpha={alpha:g} takes {needed} held-out rows, and "
+            f"{MIN_FIT} are needed to fit; give at least {needed + MIN_FIT} rows or raise alpha"
+        )
+    rest = n - held
+    stop = max(1, round(splits.validation * rest))
+    order = np.random.default_rng(splits.seed).permutation(n)
+    train, validation, calibration = np.split(order, [rest - stop, rest])
+    return Parts(np.sort(train), np.sort(validation), np.sort(calibration))
+
+
+def _fit(
+    config: Config,
+    schema: TabularSchema,
+    batch: RawBatch,
+    parts: Parts,
+    origin: Mapping[str, Any],
+) -> Bundle:
+    """An uncalibrated bundle; ``origin`` is what its manifest adds about X."""
+    train, validation = batch.take(parts.train), batch.take(parts.validation)
+    prepared = prepare(config, schema, train, validation)
+    data = {
+        **origin,
+        "rows": len(batch),
+        "splits": {name: len(rows) for name, rows in parts._asdict().items()},
+        "digest": hashlib.sha256(prepared.encoding.encode(batch).tobytes()).hexdigest(),
+    }
+    return fit_bundle(config, prepared, data).bundle
+
+
+def _infer(table: pa.Table, config: Config, numeric: bool) -> Inferred:
+    """The schema; an array's columns are ``numeric`` unless declared, and left out if empty."""
+    data = config.data
+    if not numeric or isinstance(data.features, dict):
+        return infer_schema(table, data)
+    wanted = data.features or table.column_names
+    full = [
+        n for n in wanted if n not in table.column_names or table.column(n).null_count < len(table)
+    ]
+    declared = {name: Feature(type=ColumnType.NUMERIC) for name in full}
+    notes = tuple(
+        f"column '{n}': left out, it has no value at all" for n in wanted if n not in full
+    )
+    inferred = infer_schema(table, data.model_copy(update={"features": declared}))
+    return Inferred(inferred.schema, inferred.notes + notes)
+
+
+def _clean(schema: TabularSchema, batch: RawBatch) -> RawBatch:
+    """The batch, if every cell fits.
+
+    Raises:
+        DataError: the first cell that does not, and how many rows are like it.
+    """
+    if not batch.problems:
+        return batch
+    first, rows = batch.problems[0], int((~batch.usable).sum())
+    kind = next(column.type for column in schema.columns if column.name == first.column)
+    hint = "; declare its type under features" if kind is ColumnType.BINARY else ""
+    more = f" ({rows} rows cannot be used)" if rows > 1 else ""
+    raise DataError(f"X, {first}{hint}{more}", column=first.column)
+
+
+def _refuse_twins(names: Sequence[str]) -> None:
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"X has two columns called '{twice}'; rename one of them", column=twice)
+
+
+def _warn_of_left_out(notes: Sequence[str]) -> None:
+    for note in notes:
+        if "left out" in note:
+            warnings.warn(note, stacklevel=3)

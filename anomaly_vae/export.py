@@ -100,7 +100,9 @@ def weight_tensors(model: VAE, score: ScoreConfig) -> dict[str, NDArray[Any]]:
 def export_graph(model: VAE, score: ScoreConfig, weights: bytes) -> bytes:
     """The scoring graph of a trained model; ``weights`` is the safetensors file it will read."""
     builder = _Builder(model, score)
-    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", builder.layout.n_columns])]
+    inputs = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", builder.layout.n_columns])
+    ]
     outputs = builder.outputs()
     graph = helper.make_graph(
         builder.g.nodes,
@@ -140,7 +142,12 @@ class _Builder:
         g.named("score", g("Add", total, kl))
         g.named("expected", self.expected(at_mean))
         g.named("latent", self.mean)
-        shapes = {"score": ["N"], "nats": ["N", f], "kl": ["N"], "expected": ["N", f]}
+        shapes: dict[str, list[str | int | None]] = {
+            "score": ["N"],
+            "nats": ["N", f],
+            "kl": ["N"],
+            "expected": ["N", f],
+        }
         shapes["latent"] = ["N", latent]
         double = {"score", "kl"}
         return [
@@ -170,7 +177,9 @@ class _Builder:
         for index in range(len(network.hidden)):
             h = self.linear(x, f"{prefix}.hidden.{index}")
             x = g("Mul", h, g("Sigmoid", h))
-        return y if network.out is None else g("Add", y, self.linear(x, f"{prefix}.out", bias=False))
+        return (
+            y if network.out is None else g("Add", y, self.linear(x, f"{prefix}.out", bias=False))
+        )
 
     def features(self) -> str:
         """See `likelihoods.TabularFeatures`."""
@@ -232,7 +241,9 @@ class _Builder:
         posterior = g("Add", g.sum(g("Mul", noise, noise), -1), spread)
         log_q = g("Sub", g("Mul", posterior, -0.5), 0.5 * log_2pi)
         log_w = g("Sub", g("Add", g.sum(log_prob, -1), prior), log_q)
-        bound = g("Sub", g("ReduceLogSumExp", log_w, g.axes(1), keepdims=0), math.log(self.score.draws))
+        bound = g(
+            "Sub", g("ReduceLogSumExp", log_w, g.axes(1), keepdims=0), math.log(self.score.draws)
+        )
         weights = g("Unsqueeze", g("Softmax", log_w, axis=1), g.axes(-1))
         nats = g("Neg", g.sum(g("Mul", weights, log_prob), 1))
         total = g.sum(g.cast(nats, TensorProto.DOUBLE), -1)
@@ -297,7 +308,9 @@ class _Builder:
         weights = g("Mul", g("Exp", logits), g.constant(present))
         softmax = g("Div", weights, g.sum(weights, -1, keepdims=1))
         uniform = UNIFORM_SHARE * present / present.sum(-1, keepdims=True)
-        return g("Add", g("Mul", softmax, 1 - UNIFORM_SHARE), g.constant(uniform.astype(np.float32)))
+        return g(
+            "Add", g("Mul", softmax, 1 - UNIFORM_SHARE), g.constant(uniform.astype(np.float32))
+        )
 
     def expected(self, parameters: list[str]) -> str:
         """See `likelihoods.Joint.mean`."""
@@ -352,7 +365,9 @@ def check_graph(
         ExportError: it is above `TOLERANCE`.
     """
     chunks = torch.from_numpy(x).split(4096)
-    truth = torch.cat([-torch_terms(model, score, chunk).bound for chunk in chunks]).double().numpy()
+    truth = (
+        torch.cat([-torch_terms(model, score, chunk).bound for chunk in chunks]).double().numpy()
+    )
     error = float(np.max(np.abs(truth - scores) / np.maximum(1, np.abs(truth)), initial=0.0))
     if not error <= TOLERANCE:
         raise ExportError(

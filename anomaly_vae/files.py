@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     whole = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         yield whole
-        os.replace(whole, path)
+        whole.replace(path)
     finally:
         whole.unlink(missing_ok=True)
 
@@ -39,8 +38,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         aside = _aside(path)
         if path.exists():
             shutil.rmtree(aside, ignore_errors=True)  # a crash may have left it beside the new one
-            os.rename(path, aside)
-        os.rename(whole, path)
+            path.rename(aside)
+        whole.rename(path)
         shutil.rmtree(aside, ignore_errors=True)
     finally:
         recover(path)
@@ -52,7 +51,7 @@ def recover(path: Path) -> None:
     aside = _aside(path)
     if aside.exists() and not path.exists():
         with suppress(OSError):
-            os.rename(aside, path)
+            aside.rename(path)
 
 
 def _aside(path: Path) -> Path:

@@ -31,7 +31,6 @@ from anomaly_vae.columns import Levels
 from anomaly_vae.config import ModelConfig
 from anomaly_vae.encoding import Binary, Categorical, Cyclic, Layout, Numeric
 from anomaly_vae.errors import ConfigError, DataError
-from anomaly_vae.export import NOISE
 from anomaly_vae.schema import ColumnType, RawBatch, Values
 from anomaly_vae.vae import VAE, frozen_noise
 
@@ -53,7 +52,7 @@ def load_model(bundle: Bundle) -> VAE:
     config = ModelConfig.model_validate(bundle.manifest["config"]["model"])
     model = build(config, bundle.scorer.encoding.layout)
     tensors = load_tensors(bundle.weights)
-    model.load_state_dict({name: t for name, t in tensors.items() if name != NOISE})
+    model.load_state_dict({name: tensors[name] for name in model.state_dict()})
     return model.eval()
 
 
@@ -242,9 +241,7 @@ def _repaired(model: VAE, x: Tensor, column_of: Tensor, noise: Tensor, gain: flo
     return torch.where(kept.isnan(), most_probable(model, model.posterior(kept)[0]), kept)
 
 
-def _worst_column(
-    model: VAE, x: Tensor, column_of: Tensor, noise: Tensor
-) -> tuple[Tensor, Tensor]:
+def _worst_column(model: VAE, x: Tensor, column_of: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """The column whose replacement gains most (N,), and how many nats (N,)."""
     before = model.elbo(x, noise).bound
     gains = []

@@ -82,7 +82,10 @@ def _by_arrow_type(name: str, values: pa.Array) -> tuple[ColumnType | None, str 
     tests: tuple[tuple[Callable[[Any], bool], Callable[[Any], Any]], ...] = (
         (pa.types.is_boolean, lambda _: (ColumnType.BINARY, None)),
         (is_numeric, _numeric),
-        (lambda k: pa.types.is_timestamp(k) or pa.types.is_date(k), lambda _: (ColumnType.DATETIME, None)),
+        (
+            lambda k: pa.types.is_timestamp(k) or pa.types.is_date(k),
+            lambda _: (ColumnType.DATETIME, None),
+        ),
         (lambda k: pa.types.is_string(k) or pa.types.is_large_string(k), lambda v: _text(name, v)),
     )
     for matches, decide in tests:
@@ -94,10 +97,16 @@ def _by_arrow_type(name: str, values: pa.Array) -> tuple[ColumnType | None, str 
 
 def _numeric(values: pa.Array) -> tuple[ColumnType | None, str | None]:
     distinct = pc.unique(values)
-    if len(distinct) == 2 and set(distinct.cast(pa.float64(), safe=False).to_pylist()) == {0.0, 1.0}:
+    if len(distinct) == 2 and set(distinct.cast(pa.float64(), safe=False).to_pylist()) == {
+        0.0,
+        1.0,
+    }:
         return ColumnType.BINARY, None
     if pa.types.is_integer(values.type) and len(values) >= FEW_ROWS and _is_counter(values):
-        return None, "left out, a counter of the rows; declare its type under data.features to keep it"
+        return (
+            None,
+            "left out, a counter of the rows; declare its type under data.features to keep it",
+        )
     return ColumnType.NUMERIC, None
 
 
@@ -150,7 +159,10 @@ def _mixed(name: str, odd: pa.Array, total: int) -> DataError:
 
 def _check_present(table: pa.Table, data: TabularData) -> None:
     named: Mapping[str, str | None] = {
-        "label": data.label, "id": data.id, "time": data.time, "group": data.group
+        "label": data.label,
+        "id": data.id,
+        "time": data.time,
+        "group": data.group,
     }
     for key, name in named.items():
         if name and name not in table.column_names:

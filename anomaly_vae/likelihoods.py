@@ -86,9 +86,7 @@ class StudentT:
     @staticmethod
     def log_norm(df: Tensor) -> Tensor:
         """Constant of the density at unit scale."""
-        return (
-            torch.lgamma((df + 1) / 2) - torch.lgamma(df / 2) - 0.5 * torch.log(df * math.pi)
-        )
+        return torch.lgamma((df + 1) / 2) - torch.lgamma(df / 2) - 0.5 * torch.log(df * math.pi)
 
     def sample(self, generator: Generator | None = None) -> Tensor:
         """See `Distribution`. By the scale mixture: normal over √(gamma(ν/2) / (ν/2))."""
@@ -232,7 +230,9 @@ class TabularFeatures(nn.Module):
     def __init__(self, layout: Layout) -> None:
         super().__init__()
         self.layout = layout
-        self.register_buffer("levels", torch.arange(1.0, max(layout.max_levels, 1)), persistent=False)
+        self.register_buffer(
+            "levels", torch.arange(1.0, max(layout.max_levels, 1)), persistent=False
+        )
         self.n_outputs = layout.n_columns + layout.n_numeric + layout.n_binary
         self.n_outputs += layout.n_categorical * (max(layout.max_levels, 1) - 1)
 

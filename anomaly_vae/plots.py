@@ -50,7 +50,12 @@ def score_histogram(
     for mask, label, colour in ((~anomaly, "normal", BLUE), (anomaly, "anomaly", ORANGE)):
         if mask.any():
             axes.hist(
-                inside[mask], bins, density=True, histtype="stepfilled", alpha=0.5, color=colour,
+                inside[mask],
+                bins,
+                density=True,
+                histtype="stepfilled",
+                alpha=0.5,
+                color=colour,
                 label=f"{label} ({mask.sum():,} rows)",
             )
     axes.axvline(threshold, color="black", linewidth=1.2, label=f"threshold, alpha = {alpha:g}")
@@ -59,7 +64,9 @@ def score_histogram(
     return figure
 
 
-def reconstructions(encoding: TabularEncoding, explained: Explained, titles: Sequence[str]) -> Figure:
+def reconstructions(
+    encoding: TabularEncoding, explained: Explained, titles: Sequence[str]
+) -> Figure:
     """What was observed and what the model expected, standardised, for a few rows."""
     count = min(len(titles), len(explained.score))
     numeric = min(encoding.layout.n_numeric + encoding.layout.n_binary, MOST_COLUMNS)

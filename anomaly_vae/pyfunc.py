@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
 import pyarrow as pa
 
@@ -19,7 +17,7 @@ class DetectorModel:
     def __init__(self, detector: Detector) -> None:
         self.detector = detector
 
-    def predict(self, frame: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+    def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Columns as in training → ``score``, ``p_value``, ``is_anomaly``, same index.
 
         Raises:

@@ -41,7 +41,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.types import ColSpec, DataType, Schema
+from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -375,11 +375,11 @@ def is_registry_uri(uri: str) -> bool:
 def signature(schema: TabularSchema) -> ModelSignature:
     """Every column optional, numbers as double, so that missing values pass."""
     types = {ColumnType.CATEGORICAL: DataType.string, ColumnType.DATETIME: DataType.datetime}
-    columns = [
+    columns: list[ColSpec | TensorSpec] = [
         ColSpec(types.get(column.type, DataType.double), column.name, required=False)
         for column in schema.columns
     ]
-    answers = [
+    answers: list[ColSpec | TensorSpec] = [
         ColSpec(DataType.double, "score"),
         ColSpec(DataType.double, "p_value"),
         ColSpec(DataType.boolean, "is_anomaly"),
@@ -438,9 +438,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         fetched = cache_bundle(Registry().fetch(options.uri), options.to)
     except AnomalyVAEError as error:
-        print(error, file=sys.stderr)
+        sys.stderr.write(f"{error}\n")
         return 1
-    print(json.dumps(asdict(fetched)))
+    sys.stdout.write(json.dumps(asdict(fetched)) + "\n")
     return 0
 
 

@@ -62,7 +62,9 @@ class Scorer:
     def explain_encoded(self, x: Matrix) -> Explained:
         """(N, F) as `TabularEncoding.encode` gives it → scores and their parts."""
         tiles = [self._run(OUTPUTS, x[i : i + TILE]) for i in range(0, max(len(x), 1), TILE)]
-        score, nats, kl, expected, latent = (np.concatenate(part) for part in zip(*tiles, strict=True))
+        score, nats, kl, expected, latent = (
+            np.concatenate(part) for part in zip(*tiles, strict=True)
+        )
         by_column = self.encoding.per_column(nats.astype(np.float64))
         return Explained(score, by_column, kl, x, expected, latent)
 

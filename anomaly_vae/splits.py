@@ -33,7 +33,8 @@ Mask = NDArray[np.bool_]
 @dataclass(frozen=True, eq=False)
 class Rows:
     """What a split looks at, each (N,): masks of labelled anomalies, of rows without a label and
-    of rows with cells that do not fit; ``time`` in seconds (NaN unknown); ``group`` codes."""
+    of rows with cells that do not fit; ``time`` in seconds (NaN unknown); ``group`` codes.
+    """
 
     anomaly: Mask
     unlabelled: Mask
@@ -97,14 +98,16 @@ def assign(rows: Rows, config: Splits) -> Assignment:
 
 def _fractions(config: Splits) -> tuple[float, float, float]:
     calibration, test = config.calibration, config.test
-    assert isinstance(calibration, float) and isinstance(test, float), "intervals go by time"
+    assert isinstance(calibration, float), "intervals go by time"
+    assert isinstance(test, float), "intervals go by time"
     train = config.train if isinstance(config.train, float) else 1 - calibration - test
     return train, calibration, test
 
 
 def _at_random(rows: Rows, config: Splits) -> Codes:
     """Normal rows by fractions; anomalies, useless elsewhere, all to the test split, unless a
-    group holds them where they are."""
+    group holds them where they are.
+    """
     rng = np.random.default_rng(config.seed)
     if rows.group is not None:
         return _group_codes(rows.group, config)[rows.group]
@@ -128,7 +131,11 @@ def _by_time(rows: Rows, config: Splits) -> Codes:
     codes = np.full(len(rows), UNUSED, np.int8)
     known = np.flatnonzero(~np.isnan(rows.time))
     if config.by_interval:
-        for code, interval in ((TRAIN, config.train), (CALIBRATION, config.calibration), (TEST, config.test)):
+        for code, interval in (
+            (TRAIN, config.train),
+            (CALIBRATION, config.calibration),
+            (TEST, config.test),
+        ):
             codes[_within(rows.time, interval)] = code
     else:
         order = known[np.argsort(rows.time[known], kind="stable")]
@@ -142,7 +149,7 @@ def _by_time(rows: Rows, config: Splits) -> Codes:
 
 def _within(time: NDArray[np.float64], interval: Any) -> Mask:
     start, stop = (_seconds(moment) for moment in interval)
-    return (time >= start) & (time < stop)
+    return np.asarray((time >= start) & (time < stop))
 
 
 def _seconds(moment: dt.datetime) -> float:

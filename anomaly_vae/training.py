@@ -125,7 +125,8 @@ class _Trainer:
         validation: NDArray[np.float32],
         config: TrainingConfig,
     ) -> None:
-        assert config.epochs and config.batch_size, "resolve() fills both"
+        assert config.epochs, "resolve() fills it"
+        assert config.batch_size, "resolve() fills it"
         self.device = torch.device(_device(config.device))
         self.model = model.to(self.device)
         self.x = torch.from_numpy(train).to(self.device)

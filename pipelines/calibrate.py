@@ -101,9 +101,7 @@ def slices_of(found: Detections, data: Dataset, confidence: float) -> Sequence[S
     if data.rows.time is None:
         return []
     rows = data.assignment.rows(TEST)
-    return time_slices(
-        found.is_anomaly, data.rows.anomaly[rows], data.rows.time[rows], confidence
-    )
+    return time_slices(found.is_anomaly, data.rows.anomaly[rows], data.rows.time[rows], confidence)
 
 
 def _check_same_split(trained: Bundle, data: Dataset) -> None:
@@ -114,9 +112,7 @@ def _check_same_split(trained: Bundle, data: Dataset) -> None:
         )
 
 
-def _evaluate(
-    detector: Detector, data: Dataset, config: Config
-) -> tuple[Evaluation, Detections]:
+def _evaluate(detector: Detector, data: Dataset, config: Config) -> tuple[Evaluation, Detections]:
     found = detector.detect(data.part(TEST))
     anomaly = data.rows.anomaly[data.assignment.rows(TEST)]
     chosen = detector.calibration

@@ -55,7 +55,9 @@ Overrides = Annotated[
 ]
 ModelURI = Annotated[
     str,
-    typer.Option(metavar="URI", help="bundle folder, models:/NAME@champion, models:/NAME/3, runs:/…"),
+    typer.Option(
+        metavar="URI", help="bundle folder, models:/NAME@champion, models:/NAME/3, runs:/…"
+    ),
 ]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="of the registered model")]
 
@@ -63,7 +65,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="of the registered mod
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="folder for data, scores, pictures")] = Path("demo"),
-    kind: Annotated[Kind, typer.Option(help="which part of it")] = Kind.ALL,
+    kind: Annotated[Kind, typer.Option(help="which part of it")] = Kind.ALL,  # noqa: ARG001  # one so far
 ) -> None:
     """Simulate, train, calibrate, register, promote and score, and show what was found."""
     from pipelines.demo import demo as run_demo
@@ -73,7 +75,7 @@ def demo(
 
 @app.command()
 def simulate(
-    kind: Annotated[Simulated, typer.Argument(help="what to simulate")],
+    kind: Annotated[Simulated, typer.Argument(help="what to simulate")],  # noqa: ARG001  # one so far
     out: Annotated[Path, typer.Option(help="folder to write to")],
     rows: Annotated[int, typer.Option(min=1, help="how many")] = 20_000,
     seed: Annotated[int, typer.Option(help="same seed, same rows")] = 0,
@@ -158,10 +160,14 @@ def score(
     model: ModelURI,
     input_: Annotated[list[str], typer.Option("--input", metavar="PATH", help="CSV or Parquet")],
     output: Annotated[Path, typer.Option(metavar="DIR", help="folder for the scores")],
-    more: Annotated[list[str] | None, typer.Argument(metavar="[PATH]...", show_default=False)] = None,
-    engine: Annotated[Engine, typer.Option(help="where to score")] = Engine.LOCAL,
+    more: Annotated[
+        list[str] | None, typer.Argument(metavar="[PATH]...", show_default=False)
+    ] = None,
+    engine: Annotated[Engine, typer.Option(help="where")] = Engine.LOCAL,  # noqa: ARG001  # one so far
     explain: Annotated[str | None, typer.Option(metavar="K|all", help="reasons per row")] = None,
-    max_rejects: Annotated[int | None, typer.Option(min=0, help="exit 1 above; absent: any")] = None,
+    max_rejects: Annotated[
+        int | None, typer.Option(min=0, help="exit 1 above; absent: any")
+    ] = None,
 ) -> None:
     """Score files: every row is scored or rejected with a reason."""
     from pipelines.score import score_files

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from anomaly_vae.columns import Levels, levels_from_arrow, level_name, plain, times_from_arrow
+from anomaly_vae.columns import Levels, level_name, levels_from_arrow, plain, times_from_arrow
 from anomaly_vae.config import Splits, TabularData
 from anomaly_vae.errors import DataError
 from anomaly_vae.inference import infer_schema

@@ -39,7 +39,7 @@ def demo(out: Path) -> dict[str, Any]:
     pictures = _pictures(registry, config.name, answer["version"], out)
     _show(answer, simulated, summary)
     _show_flagged(pq.read_table(simulated["out"]), out / "scores")
-    _say_next(config, summary, pictures)
+    _say_next(config, pictures)
     return {**answer, "data": simulated, "scores": str(out / "scores"), "pictures": pictures}
 
 
@@ -108,14 +108,11 @@ def _reason(reason: dict[str, Any]) -> str:
     return f"{reason['feature']} {seen}, where {expected} (+{reason['nats']:.1f})"
 
 
-def _say_next(config: Config, summary: dict[str, Any], pictures: list[str]) -> None:
+def _say_next(config: Config, pictures: list[str]) -> None:
     console.say(f"Pictures: {', '.join(pictures)}")
     console.step("Next, score over HTTP:")
     console.say(f"  anomaly-vae serve --model models:/{config.name}@champion")
     record = '{"records": [{"TX_AMOUNT": 900, "TX_CHANNEL": "mail_order"}], "explain": 3}'
-    console.say(
-        "  curl -s localhost:8000/score -H 'content-type: application/json' "
-        f"-d '{record}'"
-    )
+    console.say(f"  curl -s localhost:8000/score -H 'content-type: application/json' -d '{record}'")
     console.say("or your own files: copy configs/fraud.yaml, change data, and")
     console.say("  anomaly-vae run my.yaml --set data.path=my/*.parquet")

@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from anomaly_vae.evaluation import Evaluation, evaluate
 from anomaly_vae.errors import RegistryError
+from anomaly_vae.evaluation import Evaluation, evaluate
 from anomaly_vae.promotion import Policy, Reason, decide
 from anomaly_vae.registry import (
     CHALLENGER,
@@ -159,9 +159,7 @@ def _evaluation(
         else ~batch.usable[batch.usable]
     )
     calibration = detector.calibration
-    return evaluate(
-        found, anomaly, calibration.alpha, calibration.threshold, policy["confidence"]
-    )
+    return evaluate(found, anomaly, calibration.alpha, calibration.threshold, policy["confidence"])
 
 
 def show(decision: Promotion) -> None:
@@ -175,5 +173,3 @@ def show(decision: Promotion) -> None:
         console.say(f"{decision.name}: version {decision.version} stays challenger, because")
     for reason in decision.reasons:
         console.say(f"  {reason.text}")
-
-

@@ -21,8 +21,8 @@ from anomaly_vae.errors import DataError
 from anomaly_vae.files import atomic_folder, recover
 from anomaly_vae.schema import Problem, RawBatch
 from pipelines import console
-from pipelines.models import Source
 from pipelines.io import Broken, Chunk, find_files, first_line, read_chunks
+from pipelines.models import Source
 
 PART_ROWS = 1 << 20
 SUMMARY, REJECTS = "summary.json", "rejects.parquet"
@@ -279,9 +279,7 @@ def _rows_known(files: Sequence[Path]) -> int | None:
     return total
 
 
-def _summary(
-    source: Source, files: Sequence[Path], tally: Tally, sink: _Sink
-) -> dict[str, Any]:
+def _summary(source: Source, files: Sequence[Path], tally: Tally, sink: _Sink) -> dict[str, Any]:
     calibration = source.bundle.detector.calibration
     return {
         "model": source.to_json(),

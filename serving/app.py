@@ -17,13 +17,13 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
 from anomaly_vae import __version__
 from anomaly_vae.errors import DataError
 from serving import logs, openapi, wire
-from serving.errors import NOT_READY, OVERLOADED, UNKNOWN_MODEL, Problem, problem_of
+from serving.errors import NOT_READY, OVERLOADED, UNKNOWN_MODEL, ProblemError, problem_of
 from serving.metrics import Metrics
 from serving.middleware import Guard, Observe
 from serving.settings import Settings
@@ -38,6 +38,15 @@ EXPLAINED = 5
 
 T = TypeVar("T")
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+
+class Template(Route):
+    """A route that leaves its template behind, as FastAPI's own do."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Whether this route is meant."""
+        match, found = super().matches(scope)
+        return match, {**found, "route": self} if found else found
 
 
 class Scoring:
@@ -66,7 +75,7 @@ class Scoring:
         """Hold one of the places there are, or refuse."""
         if self.held >= self.settings.max_concurrency:
             retry = {"Retry-After": str(self.settings.retry_after_seconds)}
-            raise Problem(OVERLOADED, f"{self.held} requests are under way", headers=retry)
+            raise ProblemError(OVERLOADED, f"{self.held} requests are under way", headers=retry)
         self.held += 1
         try:
             yield
@@ -101,14 +110,14 @@ class Scoring:
 def find(current: Mapping[str, Served], name: str | None) -> Served:
     """The model of this name, or the only one if there is none."""
     if not current:
-        raise Problem(NOT_READY, "no model is loaded yet", headers={"Retry-After": "1"})
+        raise ProblemError(NOT_READY, "no model is loaded yet", headers={"Retry-After": "1"})
     if name is None and len(current) == 1:
         return next(iter(current.values()))
-    if name in current:
+    if name is not None and name in current:
         return current[name]
     routes = ", ".join(f"/models/{known}/score" for known in current)
     said = f"no model '{name[:100]}' is loaded" if name else f"{len(current)} models are loaded"
-    raise Problem(UNKNOWN_MODEL, f"{said}; post to {routes}")
+    raise ProblemError(UNKNOWN_MODEL, f"{said}; post to {routes}")
 
 
 def create_app(store: Store, settings: Settings, lifespan: Lifespan | None = None) -> FastAPI:
@@ -128,11 +137,12 @@ def create_app(store: Store, settings: Settings, lifespan: Lifespan | None = Non
         swagger_ui_oauth2_redirect_url=None,
         lifespan=lifespan,
     )
+    app.state.store = store
     app.router.redirect_slashes = False
     _handle_errors(app, metrics)
     scoring = Scoring(store, settings, metrics)
     for path in reversed(openapi.SCORING):  # first, so that nothing is matched before them
-        app.router.routes.insert(0, Route(path, scoring, methods=["POST"]))
+        app.router.routes.insert(0, Template(path, scoring, methods=["POST"]))
     _add_routes(app, store, settings, metrics)
     openapi.install(app, store, settings)
     return app
@@ -147,7 +157,7 @@ def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
     async def handle(_: Request, error: Exception) -> Response:
         return refuse(error)
 
-    for kind in (Problem, DataError, HTTPException, RequestValidationError, Exception):
+    for kind in (ProblemError, DataError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, handle)
     app.state.refuse = refuse
 
@@ -171,7 +181,7 @@ def _add_routes(app: FastAPI, store: Store, settings: Settings, metrics: Metrics
             return _json(wire.Status("ready", list(store.current)))
         why = "shutting down" if store.draining else "no model is loaded yet"
         retry = {"Retry-After": str(settings.retry_after_seconds)}
-        raise Problem(NOT_READY, why, headers=retry)
+        raise ProblemError(NOT_READY, why, headers=retry)
 
     @app.get("/metrics", **openapi.text("Metrics, for Prometheus."))
     async def exposition(request: Request) -> Response:

@@ -74,11 +74,11 @@ class ProblemDetails(msgspec.Struct, frozen=True, omit_defaults=True):
     status: int
     detail: str
     record: int | msgspec.UnsetType = msgspec.UNSET
-    field: str | None | msgspec.UnsetType = msgspec.UNSET
+    field: str | msgspec.UnsetType | None = msgspec.UNSET
     errors: list[BadRecord] | msgspec.UnsetType = msgspec.UNSET
 
 
-class Problem(Exception):
+class ProblemError(Exception):
     """A refusal on its way to the client; ``bad`` are the records at fault, the first first."""
 
     def __init__(
@@ -105,21 +105,21 @@ class Problem(Exception):
         return Response(msgspec.json.encode(details), kind.status, self.headers, MEDIA_TYPE)
 
 
-def problem_of(error: Exception) -> Problem:
+def problem_of(error: Exception) -> ProblemError:
     """What a client is told of any exception."""
     match error:
-        case Problem():
+        case ProblemError():
             return error
         case RecordError():
             bad = BadRecord(error.record, error.field, error.reason)
-            return Problem(INVALID_RECORD, str(error), bad=[bad])
+            return ProblemError(INVALID_RECORD, str(error), bad=[bad])
         case DataError():
-            return Problem(INVALID_REQUEST, str(error))
+            return ProblemError(INVALID_REQUEST, str(error))
         case RequestValidationError():
-            return Problem(INVALID_REQUEST, _first_of(error))
+            return ProblemError(INVALID_REQUEST, _first_of(error))
         case HTTPException():
             return _of_status(error)
-    return Problem(INTERNAL, "an unexpected error; it is in the log of the service")
+    return ProblemError(INTERNAL, "an unexpected error; it is in the log of the service")
 
 
 def _first_of(error: RequestValidationError) -> str:
@@ -127,9 +127,9 @@ def _first_of(error: RequestValidationError) -> str:
     return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
 
 
-def _of_status(error: HTTPException) -> Problem:
+def _of_status(error: HTTPException) -> ProblemError:
     status = error.status_code
     title = HTTPStatus(status).phrase if status in set(HTTPStatus) else "Refused"
     kind = BY_STATUS.get(status) or Kind(status, "refused", title)
     remedy = {404: "; what there is: /docs", 405: "; the header Allow lists what it has"}
-    return Problem(kind, kind.title + remedy.get(status, ""), headers=error.headers)
+    return ProblemError(kind, kind.title + remedy.get(status, ""), headers=error.headers)

@@ -36,6 +36,9 @@ class BulkHistogram(Histogram):
 
     def observe_many(self, values: NDArray[Any]) -> None:
         """Observe each of ``values`` (N,)."""
+        if len(values) == 1:
+            self.observe(float(values[0]))
+            return
         bins = np.searchsorted(self._upper_bounds, values, side="left")
         counts = np.bincount(bins, minlength=len(self._upper_bounds))
         for index in np.flatnonzero(counts):

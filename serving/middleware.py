@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import logs
-from serving.errors import FORBIDDEN, UNAUTHENTICATED, Problem
+from serving.errors import FORBIDDEN, UNAUTHENTICATED, ProblemError
 from serving.metrics import Metrics
 from serving.settings import ApiKey, find_key
 from serving.store import Store
@@ -53,7 +53,7 @@ class Observe:
             self._finish(scope, status, time.perf_counter() - start)
 
     def _finish(self, scope: Scope, status: int, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "unmatched")
+        route = template_of(scope)
         self.metrics.finished(route, status, seconds)
         quiet = status < 400 and route.startswith(QUIET)
         level = logging.DEBUG if quiet else logging.INFO
@@ -63,9 +63,17 @@ class Observe:
             logs.access.log(level, "request", extra={logs.FACTS: facts})
 
 
+def template_of(scope: Scope) -> str:
+    """The template of the route that matched, never a path that a client made up."""
+    known = scope["path"] if scope["path"] in OPEN else "unmatched"
+    return str(getattr(scope.get("route"), "path", known))
+
+
 class Guard:
-    """Let a request through when its key has the scope of its path; every path needs one but
-    those that are open."""
+    """Let a request through when its key has the scope of its path.
+
+    Every path needs a key but those that are open.
+    """
 
     def __init__(
         self, app: ASGIApp, keys: Sequence[ApiKey], refuse: Callable[[Exception], Response]
@@ -78,7 +86,7 @@ class Guard:
         if scope["type"] == "http" and scope["path"] not in OPEN:
             try:
                 self.admit(scope)
-            except Problem as problem:
+            except ProblemError as problem:
                 app = self.refuse(problem)
         await app(scope, receive, send)
 
@@ -89,11 +97,11 @@ class Guard:
         if key is None:
             detail = f"{'the key is unknown' if secret else 'no key'}; send it as "
             detail += "'Authorization: Bearer KEY' or 'X-API-Key: KEY'"
-            raise Problem(UNAUTHENTICATED, detail, headers={"WWW-Authenticate": "Bearer"})
+            raise ProblemError(UNAUTHENTICATED, detail, headers={"WWW-Authenticate": "Bearer"})
         scope[logs.FACTS]["client"] = key.name
         needed = scope_of(scope["path"])
         if needed not in key.scopes:
-            raise Problem(FORBIDDEN, f"key '{key.name}' lacks the scope '{needed}'")
+            raise ProblemError(FORBIDDEN, f"key '{key.name}' lacks the scope '{needed}'")
 
 
 def sent_key(scope: Scope) -> bytes:

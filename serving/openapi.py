@@ -21,7 +21,6 @@ from serving.errors import (
     FORBIDDEN,
     INTERNAL,
     INVALID_RECORD,
-    INVALID_REQUEST,
     MALFORMED,
     MEDIA_TYPE,
     METHOD_NOT_ALLOWED,

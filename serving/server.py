@@ -14,7 +14,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from types import FrameType
 
@@ -56,16 +56,16 @@ def serve(
     """
     settings = read_settings()
     _check_exposure(host, settings, no_auth)
-    logs.configure(settings.log_level)
-    listener = _bind(host, port)
-    sources = [
-        resolve(model, settings.cache_dir, seconds=settings.fetch_seconds) for model in models
-    ]
-    store = Store(load(source) for source in sources)
-    _announce(store, listener, settings, no_auth)
-    if workers == 1:
-        return _run(store, settings, listener)
-    return _run_workers(sources, settings, listener, workers)
+    with _bind(host, port) as listener:
+        sources = [
+            resolve(model, settings.cache_dir, seconds=settings.fetch_seconds) for model in models
+        ]
+        store = Store(load(source) for source in sources)
+        logs.configure(settings.log_level)
+        _announce(store, listener, settings, no_auth)
+        if workers == 1:
+            return _run(store, settings, listener)
+        return _run_workers(sources, settings, listener, workers)
 
 
 def app_factory() -> FastAPI:
@@ -162,9 +162,11 @@ def _bind(host: str, port: int) -> socket.socket:
     try:
         info = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, protocol, _, address = info[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
+        with ExitStack() as undo:
+            listener = undo.enter_context(socket.socket(family, kind, protocol))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((address[0], port, *address[2:]))  # getaddrinfo wraps ports at 65536
+            undo.pop_all()
     except (OSError, OverflowError) as error:
         message = f"cannot listen on {host} port {port}: {error}; choose another --host or --port"
         raise ConfigError(message, key="port") from None

@@ -42,8 +42,11 @@ class Source(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Served:
-    """A detector under its name; ``example`` is a typical record, ``load_seconds`` what loading
-    and warming took, ``loaded_at`` when, in seconds since 1970."""
+    """A detector under its name.
+
+    ``example`` is a typical record, ``load_seconds`` what loading and warming took, ``loaded_at``
+    when that was, in seconds since 1970.
+    """
 
     name: str
     version: str | None

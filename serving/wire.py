@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from heapq import nsmallest
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import msgspec
 from starlette.types import Receive
 
 from anomaly_vae.detector import Detections, Explanation
-from anomaly_vae.schema import RawBatch, TabularSchema
 from anomaly_vae.schema import Problem as Unfit
+from anomaly_vae.schema import RawBatch, TabularSchema
 from serving.errors import (
     INVALID_RECORD,
     INVALID_REQUEST,
@@ -26,7 +26,7 @@ from serving.errors import (
     TOO_MANY_RECORDS,
     UNSUPPORTED,
     BadRecord,
-    Problem,
+    ProblemError,
 )
 from serving.store import Served
 
@@ -41,12 +41,17 @@ class ScoreRequest(msgspec.Struct, frozen=True):
     """Records to score; ``explain`` is how many contributions each answer lists."""
 
     records: list[dict[str, Any]]
-    explain: Annotated[int, msgspec.Meta(ge=0)] | Literal["all"] = 0
+    explain: float | Literal["all"] = 0  # JSON knows no integers: 3.0 is 3
+
+    def __post_init__(self) -> None:
+        """Refuse fractions and negative numbers."""
+        if self.most is not None and not 0 <= self.most == self.explain:
+            raise ValueError("'explain': expected a whole number from 0 up, or 'all'")
 
     @property
     def most(self) -> int | None:
         """The contributions to list; None for all."""
-        return None if isinstance(self.explain, str) else self.explain
+        return None if isinstance(self.explain, str) else int(self.explain)
 
 
 class ModelRef(msgspec.Struct, frozen=True):
@@ -138,10 +143,10 @@ def check_media_type(headers: Headers) -> None:
     charset = parameters.lower().replace('"', "").replace(" ", "")
     if media.strip().lower() != JSON or charset not in {"", "charset=utf-8", "charset=utf8"}:
         detail = f"send 'Content-Type: {JSON}', in UTF-8"
-        raise Problem(UNSUPPORTED, detail, headers={"Accept": JSON})
+        raise ProblemError(UNSUPPORTED, detail, headers={"Accept": JSON})
     if headers.get(b"content-encoding", b"identity").lower() != b"identity":
         detail = "send the body without Content-Encoding"
-        raise Problem(UNSUPPORTED, detail, headers={"Accept-Encoding": "identity"})
+        raise ProblemError(UNSUPPORTED, detail, headers={"Accept-Encoding": "identity"})
 
 
 async def read_body(receive: Receive, headers: Headers, limit: int, seconds: float) -> bytes:
@@ -153,7 +158,7 @@ async def read_body(receive: Receive, headers: Headers, limit: int, seconds: flo
         async with asyncio.timeout(seconds):
             return await _read(receive, limit)
     except TimeoutError:
-        raise Problem(TIMEOUT, f"the body did not arrive within {seconds:g} seconds") from None
+        raise ProblemError(TIMEOUT, f"the body did not arrive within {seconds:g} seconds") from None
 
 
 async def _read(receive: Receive, limit: int) -> bytes:
@@ -162,7 +167,7 @@ async def _read(receive: Receive, limit: int) -> bytes:
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise Problem(MALFORMED, "the body ended early")
+            raise ProblemError(MALFORMED, "the body ended early")
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         if size > limit:
@@ -171,8 +176,8 @@ async def _read(receive: Receive, limit: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _too_large(limit: int) -> Problem:
-    return Problem(TOO_LARGE, f"a body may have {limit} bytes; send fewer records at a time")
+def _too_large(limit: int) -> ProblemError:
+    return ProblemError(TOO_LARGE, f"a body may have {limit} bytes; send fewer records at a time")
 
 
 def decode(body: bytes, max_records: int) -> ScoreRequest:
@@ -182,20 +187,20 @@ def decode(body: bytes, max_records: int) -> ScoreRequest:
     except msgspec.ValidationError as error:
         raise _unfit_request(error) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Problem(MALFORMED, f"not JSON: {error}") from None
+        raise ProblemError(MALFORMED, f"not JSON: {error}") from None
     except RecursionError:
-        raise Problem(MALFORMED, "the JSON is nested too deeply") from None
+        raise ProblemError(MALFORMED, "the JSON is nested too deeply") from None
     if not request.records:
-        raise Problem(INVALID_REQUEST, "'records' is empty; send at least one record")
+        raise ProblemError(INVALID_REQUEST, "'records' is empty; send at least one record")
     if len(request.records) > max_records:
-        raise Problem(
+        raise ProblemError(
             TOO_MANY_RECORDS,
             f"{len(request.records)} records; at most {max_records} fit into one request",
         )
     return request
 
 
-def _unfit_request(error: msgspec.ValidationError) -> Problem:
+def _unfit_request(error: msgspec.ValidationError) -> ProblemError:
     """msgspec's ``reason - at `$.records[3][...]` `` → the record, where there is one."""
     reason, _, path = str(error).partition(" - at ")
     reason = reason.replace("`", "'")
@@ -203,9 +208,9 @@ def _unfit_request(error: msgspec.ValidationError) -> Problem:
     record = index.partition("]")[0]
     if place == ".records" and record.isdigit():
         bad = BadRecord(int(record), None, reason)
-        return Problem(INVALID_RECORD, f"record {record}: {reason}", bad=[bad])
+        return ProblemError(INVALID_RECORD, f"record {record}: {reason}", bad=[bad])
     where = place.removeprefix(".")
-    return Problem(INVALID_REQUEST, f"'{where}': {reason}" if where else reason)
+    return ProblemError(INVALID_REQUEST, f"'{where}': {reason}" if where else reason)
 
 
 def read_records(schema: TabularSchema, records: Sequence[Mapping[str, Any]]) -> RawBatch:
@@ -213,18 +218,18 @@ def read_records(schema: TabularSchema, records: Sequence[Mapping[str, Any]]) ->
     try:
         batch = schema.from_records(records)
     except RecursionError:
-        raise Problem(MALFORMED, "the JSON is nested too deeply") from None
+        raise ProblemError(MALFORMED, "the JSON is nested too deeply") from None
     if batch.problems:
         raise _unfit_records(batch.problems)
     return batch
 
 
-def _unfit_records(problems: Sequence[Unfit]) -> Problem:
+def _unfit_records(problems: Sequence[Unfit]) -> ProblemError:
     first = nsmallest(MOST_ERRORS, problems, key=lambda problem: problem.row)
     bad = [BadRecord(problem.row, problem.column, problem.reason) for problem in first]
     detail = f"record {bad[0].record}, field '{bad[0].field}': {bad[0].detail}"
     more = len(problems) - 1
-    return Problem(INVALID_RECORD, detail + (f" (and {more} more)" if more else ""), bad=bad)
+    return ProblemError(INVALID_RECORD, detail + (f" (and {more} more)" if more else ""), bad=bad)
 
 
 # ---------------------------------------------------------------- answers
@@ -236,19 +241,19 @@ def answer(
     """The answer for N records."""
     columns = found.score.tolist(), found.p_value.tolist(), found.is_anomaly.tolist()
     if explained is None:
-        results = [Result(*row) for row in zip(*columns, strict=True)]
+        results = list(map(Result, *columns))
     else:
-        results = [Result(*row, *_parts(e)) for *row, e in zip(*columns, explained, strict=True)]
+        results = list(map(_explained, *columns, explained))
     calibration = served.detector.calibration
     return ScoreResponse(reference(served), calibration.alpha, calibration.threshold, results)
 
 
-def _parts(explanation: Explanation) -> tuple[list[Contribution], float, float]:
+def _explained(score: float, p_value: float, is_anomaly: bool, explanation: Explanation) -> Result:
     parts = [
         Contribution(part.feature, part.nats, part.observed, part.expected)
         for part in explanation.contributions
     ]
-    return parts, explanation.rest, explanation.kl
+    return Result(score, p_value, is_anomaly, parts, explanation.rest, explanation.kl)
 
 
 def reference(served: Served) -> ModelRef:

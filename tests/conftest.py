@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import settings
 
 from anomaly_vae.bundle import Bundle
 from anomaly_vae.calibration import calibrate
@@ -14,6 +15,9 @@ from anomaly_vae.fitting import Fitted, Prepared, fit_bundle, prepare
 from anomaly_vae.simulate import simulate_transactions
 from anomaly_vae.splits import CALIBRATION, TRAIN, VALIDATION
 from pipelines.data import Dataset, load_dataset
+
+settings.register_profile("shared", deadline=None, max_examples=60)  # no promise of speed
+settings.load_profile("shared")
 
 
 @pytest.fixture(scope="session")

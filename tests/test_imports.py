@@ -30,13 +30,15 @@ BELOW: dict[str, set[str]] = {
     "build": {"autoencoder"},
     "training": {"build", "files"},
     "export": {"build"},
-    "generation": {"build"},
+    "fitting": {"inference", "training", "export", "bundle"},
+    "generation": {"build", "bundle"},
     "scoring": {"encoding"},
     "calibration": {"errors"},
     "detector": {"scoring", "calibration"},
     "bundle": {"detector", "files"},
     "registry": {"bundle"},
-    "estimators": {"inference", "training", "export", "bundle"},
+    "frames": {"columns"},
+    "estimators": {"fitting", "frames", "generation"},
     "plots": {"schema"},
 }
 

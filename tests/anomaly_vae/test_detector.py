@@ -1,0 +1,115 @@
+"""Decisions and reasons: what was calibrated is what decides, and the reasons add up."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from anomaly_vae.bundle import Bundle
+from anomaly_vae.calibration import calibrate
+from anomaly_vae.detector import Detector, Explanation
+from anomaly_vae.schema import RawBatch
+from anomaly_vae.splits import CALIBRATION, TEST
+from pipelines.data import Dataset
+
+
+@pytest.fixture(scope="module")
+def rows(dataset: Dataset) -> RawBatch:
+    return dataset.part(TEST).take(np.arange(60))
+
+
+def whole(explanation: Explanation) -> float:
+    return sum(c.nats for c in explanation.contributions) + explanation.rest + explanation.kl
+
+
+def test_detect_scores_then_decides(calibrated: Bundle, rows: RawBatch) -> None:
+    detector = calibrated.detector
+    detections = detector.detect(rows)
+    np.testing.assert_array_equal(detections.score, calibrated.scorer.score(rows))
+    np.testing.assert_array_equal(
+        detections.p_value, detector.calibration.p_values(detections.score)
+    )
+    np.testing.assert_array_equal(detections.is_anomaly, detections.p_value <= 0.05)
+    assert detections.is_anomaly.dtype == bool
+
+
+def test_calibration_rows_are_flagged_at_most_at_the_rate_alpha(
+    calibrated: Bundle, dataset: Dataset
+) -> None:
+    flagged = calibrated.detector.detect(dataset.part(CALIBRATION)).is_anomaly
+    assert 0 < flagged.mean() <= 0.05
+
+
+def test_decisions_follow_the_threshold_of_whatever_method(
+    calibrated: Bundle, dataset: Dataset, rows: RawBatch
+) -> None:
+    scores = calibrated.scorer.score(dataset.part(CALIBRATION))
+    detector = Detector(calibrated.scorer, calibrate(scores, 0.2, "quantile"))
+    detections = detector.detect(rows)
+    np.testing.assert_array_equal(
+        detections.is_anomaly, detections.score > detector.calibration.threshold
+    )
+
+
+@pytest.mark.parametrize("most", [0, 1, 3, None])
+def test_the_reasons_are_the_largest_shares_and_add_up(
+    most: int | None, calibrated: Bundle, rows: RawBatch
+) -> None:
+    detections, explanations = calibrated.detector.detect_and_explain(rows, most)
+    np.testing.assert_array_equal(detections.score, calibrated.scorer.score(rows))
+    labels = calibrated.scorer.encoding.labels
+    assert len(explanations) == len(rows)
+    for score, explanation in zip(detections.score, explanations, strict=True):
+        nats = [c.nats for c in explanation.contributions]
+        assert len(nats) == (len(labels) if most is None else most)
+        assert nats == sorted(nats, reverse=True)
+        assert whole(explanation) == pytest.approx(score, rel=1e-10, abs=1e-10)
+        if most is None:
+            assert sorted(c.feature for c in explanation.contributions) == sorted(labels)
+            assert explanation.rest == pytest.approx(0, abs=1e-10)
+
+
+def test_the_reasons_of_few_are_the_first_of_all(calibrated: Bundle, rows: RawBatch) -> None:
+    _, few = calibrated.detector.detect_and_explain(rows, 2)
+    _, everything = calibrated.detector.detect_and_explain(rows, None)
+    for some, of_all in zip(few, everything, strict=True):
+        assert some.contributions == of_all.contributions[:2]
+
+
+def test_a_reason_shows_what_came_and_what_was_expected(calibrated: Bundle) -> None:
+    """In the column's own unit, with the level's own name, seen in training or not."""
+    record = {**calibrated.example, "TX_AMOUNT": 1e6, "TX_CHANNEL": "carrier pigeon"}
+    rows = calibrated.scorer.schema.from_records([record])
+    _, (explanation,) = calibrated.detector.detect_and_explain(rows, None)
+    reasons = {c.feature: c for c in explanation.contributions}
+    assert explanation.contributions[0].feature == "TX_AMOUNT"
+    assert reasons["TX_AMOUNT"].observed == 1e6
+    assert 0 < reasons["TX_AMOUNT"].expected < 1e6
+    assert reasons["TX_CHANNEL"].observed == "carrier pigeon"
+    assert reasons["TX_CHANNEL"].expected in ("chip", "contactless", "online", "atm")
+
+
+def test_a_missing_value_is_shown_as_missing_and_costs_nothing(calibrated: Bundle) -> None:
+    rows = calibrated.scorer.schema.from_records([{**calibrated.example, "TX_AMOUNT": None}])
+    _, (explanation,) = calibrated.detector.detect_and_explain(rows, None)
+    amount = next(c for c in explanation.contributions if c.feature == "TX_AMOUNT")
+    assert amount.observed is None
+    assert amount.nats == 0
+    assert amount.expected is not None
+
+
+def test_one_odd_value_in_a_typical_row_is_the_first_reason(calibrated: Bundle) -> None:
+    numeric = [c.name for c in calibrated.scorer.encoding.columns if c.type == "numeric"]
+    assert len(numeric) > 5
+    odd = [{**calibrated.example, name: 1e9} for name in numeric]
+    rows = calibrated.scorer.schema.from_records(odd)
+    detections, explanations = calibrated.detector.detect_and_explain(rows, 1)
+    assert detections.is_anomaly.all()
+    assert [e.contributions[0].feature for e in explanations] == numeric
+
+
+def test_no_rows_have_no_decisions(calibrated: Bundle, rows: RawBatch) -> None:
+    nothing = rows.take(np.array([], int))
+    detections, explanations = calibrated.detector.detect_and_explain(nothing, 3)
+    assert len(detections.score) == len(detections.p_value) == len(detections.is_anomaly) == 0
+    assert explanations == []

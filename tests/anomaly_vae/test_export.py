@@ -1,0 +1,235 @@
+"""The scoring graph: what torch computes, for every kind of model, from the weights' own bytes."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from anomaly_vae.build import build
+from anomaly_vae.config import ModelConfig, ScoreConfig
+from anomaly_vae.encoding import Layout
+from anomaly_vae.errors import ExportError
+from anomaly_vae.export import check_graph, export_graph, torch_terms, weight_tensors
+from anomaly_vae.scoring import OUTPUTS, open_session
+from anomaly_vae.vae import VAE, frozen_noise
+
+Rows = NDArray[np.float32]
+LAYOUTS = {
+    "mixed": Layout(4, 2, (5, 6)),
+    "numeric": Layout(4, 0, ()),
+    "one column": Layout(1, 0, ()),
+    "binary": Layout(0, 2, ()),
+    "categorical": Layout(0, 0, (5, 2)),
+    "only rare levels": Layout(1, 0, (1, 1)),
+    "a single level": Layout(0, 0, (1,)),
+    "wide": Layout(1_500, 0, ()),
+}
+VARIANTS = [
+    *itertools.product(["vae"], ["gaussian", "student_t"], ["neg_elbo"], [1, 5]),
+    *itertools.product(["vae"], ["gaussian", "student_t"], ["importance_weighted"], [4]),
+    *itertools.product(["vae", "autoencoder"], ["gaussian", "student_t"], ["reconstruction"], [1]),
+    ("autoencoder", "gaussian", "neg_elbo", 4),
+    ("autoencoder", "gaussian", "importance_weighted", 4),
+]
+
+
+def rows_of(layout: Layout, n: int = 20) -> Rows:
+    """Ordinary rows, rows at the extremes of the encoding, and missing values up to a whole row."""
+    rng = np.random.default_rng(0)
+    numeric = rng.normal(size=(n, layout.n_numeric))
+    numeric[:4] = np.array([1e4, -1e4, 1e4, 1e2])[:, None]
+    numeric[2, ::2] *= -1
+    binary = rng.integers(0, 2, (n, layout.n_binary))
+    codes = rng.integers(0, np.array(layout.n_levels, int), (n, layout.n_categorical))
+    x = np.concatenate([numeric, binary, codes], axis=1).astype(np.float32)
+    x[5:][rng.random((n - 5, layout.n_columns)) < 0.1] = np.nan
+    x[4] = np.nan
+    return x
+
+
+def model_of(layout: Layout, seed: int = 1, **changes: Any) -> VAE:
+    """Untrained; degrees of freedom and biases moved off what they start with."""
+    model = build(ModelConfig.model_validate(changes), layout, seed).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for value in model.parameters():
+            if value.ndim == 1:
+                value += 0.3 * torch.randn(value.shape, generator=generator)
+    return model
+
+
+def run(model: VAE, score: ScoreConfig, x: Rows) -> dict[str, NDArray[Any]]:
+    weights = save_tensors(weight_tensors(model, score))
+    session = open_session(export_graph(model, score, weights), weights)
+    return dict(zip(OUTPUTS, session.run(OUTPUTS, {"x": x}), strict=True))
+
+
+def score_config(kind: str, draws: int) -> ScoreConfig:
+    return ScoreConfig.model_validate({"type": kind, "draws": draws})
+
+
+def assert_agree(got: NDArray[Any], truth: torch.Tensor, what: str) -> None:
+    """To 1e-4 of the largest value of the row: single precision, also at the extremes."""
+    truth = np.asarray(truth)
+    size = np.maximum(1, np.abs(truth).reshape(len(truth), -1).max(1))
+    error = np.abs(got - truth).reshape(len(truth), -1).max(1) / size
+    assert error.max() < 1e-4, what
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@torch.no_grad()
+def test_the_graph_is_the_model(layout: Layout) -> None:
+    """Every output, for every model, likelihood and score."""
+    x = rows_of(layout)
+    rows = torch.from_numpy(x)
+    for kind, likelihood, score_type, draws in VARIANTS:
+        if likelihood == "student_t" and not layout.n_numeric:
+            continue
+        model = model_of(layout, type=kind, likelihood=likelihood, hidden_dim=32)
+        score = score_config(score_type, draws)
+        what = f"{kind} {likelihood} {score_type} {draws}"
+        got = run(model, score, x)
+        terms = torch_terms(model, score, rows)
+        assert check_graph(model, score, x, got["score"]) < 1e-4, what
+        assert_agree(got["nats"], -terms.log_prob, what)
+        code, _ = model.posterior(rows)
+        assert_agree(got["latent"], code, what)
+        assert_agree(got["expected"], model.decode(code).mean, what)
+        if score_type != "importance_weighted":  # there it is a small difference of large sums
+            assert_agree(got["kl"], terms.kl.sum(-1), what)
+        whole = got["nats"].astype(np.float64).sum(1) + got["kl"]
+        np.testing.assert_allclose(got["score"], whole, rtol=1e-12, atol=1e-12)
+        assert np.all(got["nats"][np.isnan(x)] == 0)
+        assert [got[name].dtype for name in OUTPUTS] == [float, "f4", float, "f4", "f4"]
+
+
+@pytest.mark.parametrize("draws", [1, 2, 3, 8, 33])
+def test_any_number_of_draws_exports(draws: int) -> None:
+    layout = LAYOUTS["mixed"]
+    model, x = model_of(layout), rows_of(layout)
+    for kind in ("neg_elbo", "importance_weighted"):
+        score = score_config(kind, draws)
+        assert check_graph(model, score, x, run(model, score, x)["score"]) < 1e-4
+
+
+@torch.no_grad()
+def test_ordinary_rows_agree_to_single_precision() -> None:
+    layout = LAYOUTS["mixed"]
+    x = rows_of(layout)[5:]
+    for kind, likelihood, score_type, draws in VARIANTS[::2]:
+        model = model_of(layout, type=kind, likelihood=likelihood)
+        score = score_config(score_type, draws)
+        assert check_graph(model, score, x, run(model, score, x)["score"]) < 3e-6
+
+
+@pytest.mark.parametrize("depth", [0, 1, 4])
+def test_any_depth_exports(depth: int) -> None:
+    layout = LAYOUTS["mixed"]
+    model = model_of(layout, depth=depth)
+    x = rows_of(layout)
+    assert check_graph(model, ScoreConfig(), x, run(model, ScoreConfig(), x)["score"]) < 1e-4
+
+
+def test_the_score_is_near_what_float64_gives() -> None:
+    """Sums over columns are in float64, so a wide table loses nothing to its width."""
+    layout = LAYOUTS["wide"]
+    model, x = model_of(layout), rows_of(layout)[5:]
+    got = run(model, ScoreConfig(), x)["score"]
+    with torch.no_grad():
+        truth = -torch_terms(model.double(), ScoreConfig(), torch.from_numpy(x).double()).bound
+    np.testing.assert_allclose(got, truth, rtol=1e-5)
+
+
+# ---------------------------------------------------------------- the weights' bytes
+
+
+def test_the_graph_reads_its_weights_from_the_safetensors_bytes() -> None:
+    """The same graph over another model's bytes scores as that other model does."""
+    layout, score = LAYOUTS["mixed"], ScoreConfig()
+    one, other = (model_of(layout, seed=seed) for seed in (1, 2))
+    bytes_of = [save_tensors(weight_tensors(model, score)) for model in (one, other)]
+    graph = export_graph(one, score, bytes_of[0])
+    x = rows_of(layout)
+    for model, weights in zip((one, other), bytes_of, strict=True):
+        scores = open_session(graph, weights).run(("score",), {"x": x})[0]
+        check_graph(model, score, x, scores)
+
+
+def test_no_weight_is_inside_the_graph() -> None:
+    layout, score = LAYOUTS["wide"], ScoreConfig()
+    model = model_of(layout)
+    weights = save_tensors(weight_tensors(model, score))
+    proto = onnx.load_from_string(export_graph(model, score, weights))
+    for tensor in proto.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            assert not tensor.raw_data
+            assert {entry.key: entry.value for entry in tensor.external_data}["location"] == (
+                "weights.safetensors"
+            )
+        else:
+            assert np.prod(tensor.dims) <= 6
+    assert len(proto.SerializeToString()) < len(weights) / 50
+
+
+def test_the_graph_is_valid_and_the_same_each_time(tmp_path: Path) -> None:
+    layout, score = LAYOUTS["mixed"], ScoreConfig()
+    model = model_of(layout, likelihood="student_t")
+    weights = save_tensors(weight_tensors(model, score))
+    graph = export_graph(model, score, weights)
+    assert graph == export_graph(model, score, weights)
+    (tmp_path / "weights.safetensors").write_bytes(weights)
+    (tmp_path / "graph.onnx").write_bytes(graph)
+    onnx.checker.check_model(str(tmp_path / "graph.onnx"), full_check=True)
+
+
+def test_the_weights_hold_every_parameter_and_the_frozen_draws() -> None:
+    model, score = model_of(LAYOUTS["mixed"]), ScoreConfig(draws=6, seed=3)
+    tensors = load_tensors(save_tensors(weight_tensors(model, score)))
+    noise = tensors.pop("noise")
+    np.testing.assert_array_equal(noise, frozen_noise(6, model.latent_dim, 3))
+    state = model.state_dict()
+    assert tensors.keys() == state.keys()
+    assert all(np.array_equal(tensors[name], value) for name, value in state.items())
+
+
+# ---------------------------------------------------------------- the check
+
+
+def test_scores_that_are_not_the_models_are_refused() -> None:
+    layout, score = LAYOUTS["mixed"], ScoreConfig()
+    model, x = model_of(layout), rows_of(layout)
+    scores = run(model, score, x)["score"]
+    for spoil in (0.02, np.nan, np.inf):
+        tampered = scores.copy()
+        tampered[7] += spoil
+        with pytest.raises(ExportError, match="differs from the model"):
+            check_graph(model, score, x, tampered)
+
+
+@pytest.mark.parametrize(
+    "name", ["noise", "encoder.network.skip.weight", "decoder.network.out.weight"]
+)
+def test_a_graph_over_tampered_weights_is_refused(name: str) -> None:
+    layout, score = LAYOUTS["mixed"], ScoreConfig()
+    model, x = model_of(layout), rows_of(layout)
+    tensors = weight_tensors(model, score)
+    tensors[name] = 1.2 * tensors[name]
+    weights = save_tensors(tensors)
+    session = open_session(export_graph(model, score, weights), weights)
+    with pytest.raises(ExportError):
+        check_graph(model, score, x, session.run(("score",), {"x": x})[0])
+
+
+def test_the_check_of_no_rows_passes() -> None:
+    layout = LAYOUTS["numeric"]
+    empty = np.empty((0, 4), np.float32)
+    assert check_graph(model_of(layout), ScoreConfig(), empty, np.empty(0)) == 0

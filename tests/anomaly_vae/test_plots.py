@@ -1,0 +1,116 @@
+"""Figures say what was measured: their lines, bars and labels are read back."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from matplotlib import pyplot as plt
+from matplotlib.colors import to_hex
+from PIL import Image
+
+from anomaly_vae import plots
+from anomaly_vae.bundle import Bundle
+from anomaly_vae.fitting import Fitted, Prepared
+from anomaly_vae.training import Epoch, History
+
+
+def history(elbos: list[float], best: int) -> History:
+    epochs = [Epoch(i, 1.0, 1e-3, e + 1, 1.5, e + 2, 2.0, e) for i, e in enumerate(elbos)]
+    return History(tuple(epochs), best, stopped_early=False)
+
+
+def test_the_loss_curve_shows_the_bound_its_terms_and_the_epoch_kept() -> None:
+    (axes,) = plots.loss_curve(history([-9.0, -5.0, -6.0], best=1)).axes
+    lines = {str(line.get_label()): line for line in axes.lines}
+    assert list(lines["ELBO, validation"].get_ydata()) == [-9.0, -5.0, -6.0]
+    assert list(lines["ELBO, training"].get_ydata()) == [-9.5, -5.5, -6.5]
+    terms = zip(lines["log p(x|z), validation"].get_ydata(), lines["−KL, validation"].get_ydata(),
+                strict=True)  # fmt: skip
+    assert [a + b for a, b in terms] == [-9.0, -5.0, -6.0]
+    assert list(lines["ELBO, validation"].get_xdata()) == [1, 2, 3]
+    assert list(axes.lines[-1].get_xdata()) == [2, 2]
+    assert "nats" in axes.get_ylabel()
+
+
+def test_a_fit_of_one_epoch_has_a_curve() -> None:
+    (axes,) = plots.loss_curve(history([-9.0], best=0)).axes
+    low, high = axes.get_ylim()
+    assert low < -9.0 < high
+
+
+def test_a_wild_first_epoch_does_not_flatten_the_curve() -> None:
+    (axes,) = plots.loss_curve(history([-1e6] + [-9.0 + i / 50 for i in range(50)], best=50)).axes
+    assert axes.get_ylim()[0] > -100
+
+
+def test_the_histogram_shows_both_kinds_and_the_threshold(calibrated: Bundle) -> None:
+    detector = calibrated.detector
+    scores = np.concatenate([np.linspace(0, 10, 95), np.linspace(20, 30, 5)])
+    anomaly = scores >= 20
+    (axes,) = plots.score_histogram(detector, scores, anomaly).axes
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["normal (95 rows)", "anomaly (5 rows)", "threshold, alpha = 0.05"]
+    assert axes.lines[0].get_xdata()[0] == detector.calibration.threshold
+
+
+@pytest.mark.parametrize("outlier", [1e9, -1e9])
+def test_the_tails_are_collected_at_the_histograms_ends(calibrated: Bundle, outlier: float) -> None:
+    scores = np.concatenate([np.linspace(0, 10, 2_000), [outlier]])
+    (axes,) = plots.score_histogram(calibrated.detector, scores, np.zeros(2_001, bool)).axes
+    threshold = calibrated.detector.calibration.threshold
+    assert abs(np.array(axes.get_xlim())).max() < abs(threshold) + 20
+    assert len(axes.patches) == 1
+
+
+def test_reconstructions_show_observed_against_expected(
+    fitted: Fitted, prepared: Prepared
+) -> None:
+    explained = fitted.bundle.scorer.explain_encoded(prepared.validation[:2])
+    figure = plots.reconstructions(prepared.encoding, explained, ["first", "second"])
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["first", "second"]
+    layout = prepared.encoding.layout
+    count = layout.n_numeric + layout.n_binary
+    for row, axes in enumerate(figure.axes):
+        observed, expected = axes.lines[:2]
+        assert np.array_equal(observed.get_ydata(), prepared.validation[row, :count], equal_nan=True)
+        assert np.array_equal(expected.get_ydata(), explained.expected[row, :count])
+        names = [text.get_text() for text in axes.get_xticklabels()]
+        assert len(names) == count
+        assert "TX_AMOUNT" in names
+
+
+def test_reconstructions_of_missing_cells_and_of_fewer_rows_than_titles(
+    fitted: Fitted, prepared: Prepared
+) -> None:
+    x = prepared.validation[:1].copy()
+    x[:, ::2] = np.nan
+    explained = fitted.bundle.scorer.explain_encoded(x)
+    figure = plots.reconstructions(prepared.encoding, explained, ["one", "two", "three"])
+    assert len(figure.axes) == 1
+    figure.savefig(io.BytesIO())
+
+
+def test_no_figure_is_left_in_pyplots_hands(fitted: Fitted) -> None:
+    before = plt.get_fignums()
+    figure = plots.loss_curve(fitted.history)
+    assert plt.get_fignums() == before
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    with Image.open(file) as picture:
+        picture.verify()
+
+
+def test_kinds_are_told_apart_by_colours_that_the_colour_blind_see(calibrated: Bundle) -> None:
+    scores = np.arange(10.0)
+    (axes,) = plots.score_histogram(calibrated.detector, scores, scores > 7).axes
+    colours = [to_hex(patch.get_facecolor()) for patch in axes.patches]
+    assert colours == [plots.BLUE, plots.ORANGE]
+
+
+def test_the_best_epoch_is_marked_where_it_is() -> None:
+    for best in range(3):
+        drawn = plots.loss_curve(replace(history([-3.0, -2.0, -1.0], 0), best_epoch=best))
+        assert drawn.axes[0].lines[-1].get_xdata()[0] == best + 1

@@ -1,0 +1,100 @@
+"""The whole path taken once, in a folder of its own, for tests that only look at the result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anomaly_vae.config import Config
+from anomaly_vae.registry import Registry
+from pipelines import cli
+from pipelines.calibrate import Calibrated, calibrate
+from pipelines.data import Dataset
+from pipelines.models import Source
+from pipelines.promote import Promotion, promote
+from pipelines.train import Trained, train
+from tests.registries import changed, migrated, place, registry, use_registry
+
+__all__ = ["migrated", "place", "registry"]
+
+
+@dataclass(frozen=True)
+class World:
+    """A folder with a registry, and what was made in it."""
+
+    folder: Path
+    config: Config
+    trained: Trained
+    calibrated: Calibrated
+    promotion: Promotion
+
+    @property
+    def source(self) -> Source:
+        """The champion as commands open it."""
+        return Source(self.calibrated.bundle, "fraud", "1", "champion")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The one JSON object on stdout."""
+        content: dict[str, Any] = json.loads(self.out)
+        return content
+
+
+Command = Callable[..., Answer]
+
+
+@pytest.fixture(scope="session")
+def flow(config: Config) -> Config:
+    """Three epochs over 1,500 transactions, at alpha 0.05."""
+    return changed(config, calibration__alpha=0.05)
+
+
+@pytest.fixture(scope="session")
+def world(
+    migrated: Path, flow: Config, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[World]:
+    """Train, calibrate and promote, once."""
+    folder = tmp_path_factory.mktemp("world")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        use_registry(migrated, folder, patch)
+        trained = train(flow, dataset)
+        calibrated = calibrate(flow, trained.model_uri, dataset)
+        promotion = promote(Registry(), flow.name)
+    yield World(folder, flow, trained, calibrated, promotion)
+
+
+@pytest.fixture
+def champion(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    """Be in that folder, to look and not to touch."""
+    monkeypatch.chdir(world.folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{world.folder / 'mlflow.db'}")
+    return world
+
+
+@pytest.fixture
+def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Run the command line in this process, as ``main`` does but for the exit."""
+
+    def run(*arguments: object) -> Answer:
+        monkeypatch.setattr("sys.argv", ["anomaly-vae", *map(str, arguments)])
+        capfd.readouterr()
+        code = cli._exit_code()
+        out, err = capfd.readouterr()
+        return Answer(code, out, err)
+
+    return run

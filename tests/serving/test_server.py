@@ -1,0 +1,202 @@
+"""The process: what it says, what it imports, how it ends."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
+from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from anomaly_vae.errors import BundleError, ConfigError
+from serving.server import serve
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = {"matplotlib", "mlflow", "pandas", "scipy", "sklearn", "torch"}
+START = """
+import sys
+from serving.server import serve
+if __name__ == "__main__":
+    code = serve(**{options!r})
+    loaded = {{module.partition(".")[0] for module in sys.modules}}
+    sys.stderr.write("loaded: " + " ".join(loaded) + "\\n")
+    sys.exit(code)
+"""
+
+pytestmark = pytest.mark.e2e
+
+
+class Running:
+    """A service in a process of its own, and what it wrote to stderr."""
+
+    def __init__(self, process):
+        self.process, self.lines, self.url = process, [], None
+        self.announced = threading.Event()
+        self.reader = threading.Thread(target=self.read)
+        self.reader.start()
+
+    def read(self):
+        for line in self.process.stderr:
+            self.lines.append(line)
+            found = re.search(r"on (http://\S+) \(", line)
+            if found:
+                self.url = found[1]
+                self.announced.set()
+        self.announced.set()
+
+    def ask(self, path, body=None):
+        data = json.dumps(body).encode() if body is not None else None
+        request = Request(self.url + path, data, {"Content-Type": "application/json"})
+        with urlopen(request, timeout=10) as response:
+            return response.read()
+
+    def status(self, path):
+        try:
+            self.ask(path)
+        except HTTPError as error:
+            with error:
+                return error.code
+        except (URLError, ConnectionError):
+            return None
+        return 200
+
+    def wait_for(self, path, status, seconds=15):
+        deadline = time.monotonic() + seconds
+        while self.status(path) != status:
+            assert time.monotonic() < deadline, "".join(self.lines)
+            time.sleep(0.02)
+
+    def stop(self, number=signal.SIGTERM):
+        self.process.send_signal(number)
+        code = self.process.wait(20)
+        self.reader.join(5)
+        return code
+
+
+@contextmanager
+def running(tmp_path, models, *, environment=None, **options):
+    script = tmp_path / "start.py"
+    script.write_text(START.format(options={"models": models, "port": 0, **options}))
+    process = subprocess.Popen(
+        [sys.executable, str(script)],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})},
+    )
+    service = Running(process)
+    try:
+        assert service.announced.wait(30)
+        assert service.url, "".join(service.lines)
+        service.wait_for("/health/ready", 200)
+        yield service
+    finally:
+        process.kill()
+        process.wait()
+        service.reader.join(5)
+        process.stderr.close()
+
+
+def test_from_start_to_a_graceful_end(tmp_path, folder, records):
+    """Readiness goes first, requests are still taken, then it ends with 0; nothing heavy is loaded,
+    and no value, key or path of a client is in the log."""
+    environment = {"ANOMALY_VAE_DRAIN_SECONDS": "1.5"}
+    with running(tmp_path, [str(folder)], environment=environment) as service:
+        body = {"records": [{**records[0], "TX_CHANNEL": "mallory"}]}
+        before = json.loads(service.ask("/score", body))
+        assert service.status("/mallory") == 404
+        service.process.send_signal(signal.SIGTERM)
+        service.wait_for("/health/ready", 503, seconds=1.4)
+        assert json.loads(service.ask("/score", body)) == before
+        assert service.process.wait(20) == 0
+        service.reader.join(5)
+    head, *log, last = service.lines
+    assert head.startswith("serving fraud on http://127.0.0.1:")
+    assert "without API keys, so on loopback only" in head
+    lines = [json.loads(line) for line in log]
+    assert [line["status"] for line in lines if line.get("route") == "/score"] == [200, 200]
+    assert not any("mallory" in line for line in log)
+    assert last.startswith("loaded: ")
+    assert not HEAVY & set(last.split())
+
+
+def test_what_is_under_way_finishes(tmp_path, folder, records):
+    environment = {"ANOMALY_VAE_DRAIN_SECONDS": "0"}
+    many = {"records": records * 20, "explain": "all"}
+    with running(tmp_path, [str(folder)], environment=environment) as service:
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(service.ask, "/score", many)
+            time.sleep(0.15)
+            code = service.stop()
+            assert len(json.loads(answer.result())["results"]) == len(many["records"])
+        assert code == 0
+
+
+def test_a_large_upload_hears_the_refusal(tmp_path, folder):
+    """The answer comes through although the body is never read."""
+    with running(tmp_path, [str(folder)]) as service:
+        connection = HTTPConnection(service.url.removeprefix("http://"), timeout=10)
+        with closing(connection):
+            headers = {"Content-Type": "application/json"}
+            for _ in range(2):
+                connection.request("POST", "/score", b"x" * 20_000_000, headers)
+                response = connection.getresponse()
+                assert response.status == 413
+                assert json.loads(response.read())["type"] == "urn:anomaly-vae:too-large"
+        assert service.stop(signal.SIGINT) != 0
+
+
+def test_workers_count_together(tmp_path, folder, records):
+    with running(tmp_path, [str(folder)], workers=2) as service:
+        for record in records[:20]:
+            service.ask("/score", {"records": [record]})
+        for _ in range(3):
+            text = service.ask("/metrics").decode()
+            values = {
+                (s.name, s.labels.get("model")): s.value
+                for family in text_string_to_metric_families(text)
+                for s in family.samples
+            }
+            assert values["anomaly_vae_scored_records_total", "fraud"] == 20
+            assert values["anomaly_vae_p_value_count", "fraud"] == 20
+            assert values["anomaly_vae_model_info", "fraud"] == 1
+        assert service.stop() == 0
+
+
+def test_beyond_loopback_only_with_keys_or_without_fear(monkeypatch):
+    with pytest.raises(ConfigError, match="ANOMALY_VAE_API_KEYS, or pass --no-auth"):
+        serve(["nowhere"], host="0.0.0.0", port=0)
+    with pytest.raises(BundleError):
+        serve(["nowhere"], host="0.0.0.0", port=0, no_auth=True)
+    monkeypatch.setenv("ANOMALY_VAE_API_KEYS", f"a:score:{'0' * 64}")
+    with pytest.raises(BundleError):
+        serve(["nowhere"], host="0.0.0.0", port=0)
+    with pytest.raises(ConfigError, match="contradicts"):
+        serve(["nowhere"], port=0, no_auth=True)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.9.9.9"])
+def test_loopback_needs_no_keys(host):
+    with pytest.raises(BundleError, match="not a bundle"):
+        serve(["nowhere"], host=host, port=0)
+
+
+@pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 70_000), ("192.0.2.1", 0)])
+def test_an_address_that_cannot_be_used(host, port):
+    with pytest.raises(ConfigError, match="cannot listen"):
+        serve(["nowhere"], host=host, port=port, no_auth=True)
+
+
+def test_the_same_name_twice(folder):
+    with pytest.raises(ConfigError, match="two models are called 'fraud'"):
+        serve([str(folder), str(folder)], port=0)
