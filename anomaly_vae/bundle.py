@@ -148,7 +148,8 @@ def _verified(folder: Path, sums: bytes) -> dict[str, bytes]:
         lines = [line.split("  ", 1) for line in sums.decode().splitlines()]
         listed = {name: digest for digest, name in lines}
     except ValueError:
-        raise BundleError(f"bundle '{folder}': {SUMS} was altered; fetch the bundle again") from None
+        message = f"bundle '{folder}': {SUMS} was altered; fetch the bundle again"
+        raise BundleError(message) from None
     present = {entry.name for entry in folder.iterdir()} - {SUMS}
     required = {MANIFEST, GRAPH, WEIGHTS}
     for name in sorted((set(listed) | required) - present):

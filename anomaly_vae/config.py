@@ -97,7 +97,9 @@ class Splits(Section):
     def _refuse_overlap(self) -> None:
         named = {"train": self.train, "calibration": self.calibration, "test": self.test}
         order = sorted(
-            (*map(utc, span), name) for name, span in named.items() if isinstance(span, tuple)
+            (utc(span[0]), utc(span[1]), name)
+            for name, span in named.items()
+            if isinstance(span, tuple)
         )
         for start, stop, name in order:
             if start >= stop:
@@ -191,7 +193,7 @@ class TrainingConfig(Section):
     """share of the steps over which beta rises from 0"""
     free_bits: float = Field(0.0, ge=0)
     """nats per latent dimension that cost nothing (Kingma et al. 2016)"""
-    hide: float = Field(0.05, ge=0, lt=1)
+    hide: float = Field(0.02, ge=0, lt=1)
     """share of the cells treated as missing in each batch, so that missing ones are met"""
     patience: int = Field(20, ge=1)
     """epochs without a better validation ELBO before stopping"""
@@ -394,8 +396,10 @@ MISMATCHES = ("_type", "_parsing", "_from_float")
 
 
 def _pertinent(content: Any, faults: Sequence[Any]) -> dict[str, list[Any]]:
-    """Faults by the user's key. Where a key has alternatives, pydantic reports the faults of each;
-    those of the alternative that comes closest are kept.
+    """Faults by the user's key.
+
+    Where a key has alternatives, pydantic reports the faults of each; those of the alternative
+    that comes closest are kept.
     """
     by_key: dict[str, list[Any]] = {}
     for fault in faults:

@@ -41,8 +41,9 @@ WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The shape of the encoded matrix: counts of numeric and binary columns, levels of each
-    categorical one (with code 0).
+    """The shape of the encoded matrix.
+
+    Counts of numeric and binary columns; levels of each categorical one, with code 0.
     """
 
     n_numeric: int

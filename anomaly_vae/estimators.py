@@ -78,6 +78,8 @@ CONFIG_KEYS: dict[str, tuple[str, ...]] = {
 
 NAME = "detector"
 """What the manifest calls the model; the registry names its own."""
+NO_TEST = 1e-6
+"""An estimator holds out no test rows; the configuration asks for a share above 0."""
 MIN_FIT = 5
 """The fewest rows that must be left to fit, early stopping included."""
 LARGEST_SEED = 2**31 - 1
@@ -248,7 +250,8 @@ class TabularVAEDetector(
         return self._set_threshold(self._batch(X))
 
     def _set_threshold(self, batch: RawBatch) -> Self:
-        wanted = configuration(self.get_params(deep=False)).calibration
+        arguments = {**self.get_params(deep=False), "random_state": 0}  # draws none
+        wanted = configuration(arguments).calibration
         scores = self.bundle_.scorer.score(batch)
         calibration = calibrate(scores, wanted.alpha, wanted.method)
         self.bundle_ = self.bundle_.calibrated(calibration, None)
@@ -435,7 +438,7 @@ def configuration(arguments: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: a value that does not fit.
     """
-    content: dict[str, Any] = {"name": NAME, "data": {"path": ()}}
+    content: dict[str, Any] = {"name": NAME, "data": {"path": (), "splits": {"test": NO_TEST}}}
     for argument, keys in CONFIG_KEYS.items():
         value = _plain(argument, arguments[argument])
         for key in keys if value is not None else ():
@@ -464,6 +467,11 @@ def _arguments(manifest: Mapping[str, Any]) -> dict[str, Any]:
         for part in key.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
         found[argument] = value
+    if not isinstance(found["calibration_fraction"], float):
+        found["calibration_fraction"] = None  # an interval of time
+    if found["features"] is None and "container" not in manifest["data"]:
+        columns = manifest["schema"]["columns"]  # a table with labels and ids beside them
+        found["features"] = {column["name"]: column["type"] for column in columns}
     calibration = manifest["calibration"] or {}
     return found | {key: calibration[key] for key in ("alpha", "method") if key in calibration}
 

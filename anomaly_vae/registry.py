@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import wraps
@@ -27,8 +27,9 @@ from typing import Any, TypeVar, cast
 
 from anomaly_vae import __version__
 from anomaly_vae.bundle import SUMS, Bundle, load
-from anomaly_vae.errors import AnomalyVAEError, RegistryError
+from anomaly_vae.errors import AnomalyVAEError, BundleError, RegistryError
 from anomaly_vae.files import atomic_folder
+from anomaly_vae.frames import frame_of
 from anomaly_vae.schema import ColumnType, TabularSchema
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -69,7 +70,7 @@ def _plainly(method: Method) -> Method:
         try:
             return cast("Any", method)(*args, **kwargs)
         except (MlflowException, OSError) as error:
-            reason = str(error).strip().splitlines()[0][:300]
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
             raise RegistryError(f"MLflow: {reason}") from None
 
     return cast("Method", wrapper)
@@ -156,13 +157,16 @@ class Run:
 class Registry:
     """Runs and registered models of one tracking server or database."""
 
+    @_plainly
     def __init__(self, uri: str | None = None) -> None:
         """Connect; ``MLFLOW_TRACKING_URI`` wins over ``uri``.
 
         Raises:
-            RegistryError: a plain folder, which MLflow no longer keeps a registry in.
+            RegistryError: a plain folder, which MLflow no longer keeps a registry in, or a
+                database that cannot be opened.
         """
-        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or uri or DEFAULT_URI
+        wanted = os.environ.get("MLFLOW_TRACKING_URI")
+        self.uri = wanted or uri or DEFAULT_URI
         if "://" not in self.uri and self.uri != "databricks":
             raise RegistryError(
                 f"'{self.uri}' is not a tracking URI; use sqlite:///mlflow.db or a server's address"
@@ -170,6 +174,8 @@ class Registry:
         _hush()
         mlflow.set_tracking_uri(self.uri)
         mlflow.set_registry_uri(self.uri)
+        if not wanted:  # MLflow leaves it in the environment, where it would win from now on
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
         self._client = MlflowClient(self.uri, self.uri)
 
     # ------------------------------------------------------------ runs
@@ -216,7 +222,7 @@ class Registry:
                     loader_module="anomaly_vae.pyfunc",
                     data_path=str(folder),
                     signature=signature(bundle.scorer.schema),
-                    input_example=_example(bundle),
+                    input_example=frame_of(bundle.example, bundle.scorer.schema),
                     pip_requirements=[f"anomaly-vae=={__version__}", "pandas"],
                 )
             finally:
@@ -264,32 +270,30 @@ class Registry:
     @_plainly
     def aliases(self, name: str) -> Mapping[str, str]:
         """Alias → version number of a registered model."""
-        return dict(self._client.get_registered_model(name).aliases)
+        found = self._client.get_registered_model(name).aliases
+        return {alias: str(number) for alias, number in found.items()}
 
     @_plainly
     def find(self, name: str, inputs_digest: str) -> Version | None:
         """The newest version made of the same inputs."""
-        known = {model.name for model in self._client.search_registered_models()}
-        if name not in known:
-            return None
         versions = self._client.search_model_versions(f"name = '{name}'")
         same = [v for v in versions if v.tags.get(INPUTS_TAG) == inputs_digest]
         newest = max(same, key=lambda v: int(v.version), default=None)
-        return self.version(name, newest.version) if newest else None
+        return self.version(name, str(newest.version)) if newest else None
 
     @_plainly
     def models(self) -> list[dict[str, Any]]:
         """Every registered model with its versions and aliases."""
+        versions: dict[str, list[int]] = {}
+        for found in _every(self._client.search_model_versions):
+            versions.setdefault(found.name, []).append(int(found.version))
         return [
             {
                 "name": model.name,
-                "aliases": dict(model.aliases),
-                "versions": sorted(
-                    int(v.version)
-                    for v in self._client.search_model_versions(f"name = '{model.name}'")
-                ),
+                "aliases": {alias: str(number) for alias, number in model.aliases.items()},
+                "versions": [str(number) for number in sorted(versions.get(model.name, []))],
             }
-            for model in self._client.search_registered_models()
+            for model in _every(self._client.search_registered_models)
         ]
 
     # ------------------------------------------------------------ promotion
@@ -311,11 +315,13 @@ class Registry:
         self._client.set_model_version_tag(version.name, version.version, key, value)
 
     @_plainly
-    def set_champion(self, name: str, version: str, past: list[str]) -> None:
-        """Move the alias; ``past`` are the champions a rollback can return to, oldest first."""
-        past = past[-MOST_PAST_CHAMPIONS:]
-        self._client.set_registered_model_tag(name, PAST_CHAMPIONS_TAG, json.dumps(past))
+    def set_champion(self, name: str, version: str) -> None:
+        """Move the alias."""
         self._client.set_registered_model_alias(name, CHAMPION, version)
+
+    def remember_champions(self, name: str, past: list[str]) -> None:
+        """Keep the versions that a rollback can return to, oldest first."""
+        self.tag_model(name, {PAST_CHAMPIONS_TAG: json.dumps(past[-MOST_PAST_CHAMPIONS:])})
 
     def past_champions(self, name: str) -> list[str]:
         """Versions that were champion before, oldest first."""
@@ -356,10 +362,10 @@ class Registry:
 
 
 def cache_bundle(fetched: Fetched, cache: Path) -> Fetched:
-    """Copy a bundle into ``cache`` under its digest, verified; an earlier copy is used as it is."""
+    """Copy a bundle into ``cache`` under its digest, verified; a sound earlier copy is kept."""
     bundle = fetched.load()
     place = cache / bundle.digest
-    if not (place / SUMS).exists():
+    if not _is_sound(place, bundle.digest):
         with atomic_folder(place) as folder:
             for name, content in bundle.files.items():
                 (folder / name).write_bytes(content)
@@ -367,9 +373,12 @@ def cache_bundle(fetched: Fetched, cache: Path) -> Fetched:
     return Fetched(str(place), bundle.digest, fetched.name, fetched.version, fetched.alias)
 
 
-def is_registry_uri(uri: str) -> bool:
-    """Whether a URI needs the registry rather than the file system."""
-    return uri.startswith(("models:/", "runs:/"))
+def _is_sound(folder: Path, digest: str) -> bool:
+    try:
+        load(folder, digest)
+    except BundleError:
+        return False
+    return True
 
 
 def signature(schema: TabularSchema) -> ModelSignature:
@@ -387,16 +396,14 @@ def signature(schema: TabularSchema) -> ModelSignature:
     return ModelSignature(Schema(columns), Schema(answers))
 
 
-def _example(bundle: Bundle) -> Any:
-    import pandas as pd
-
-    frame = pd.DataFrame([bundle.example])
-    for column in bundle.scorer.schema.columns:
-        if column.type is ColumnType.DATETIME:
-            frame[column.name] = pd.to_datetime(frame[column.name])
-        elif column.type is not ColumnType.CATEGORICAL:
-            frame[column.name] = frame[column.name].astype("float64")
-    return frame
+def _every(search: Callable[..., Any]) -> Iterator[Any]:
+    """All that a search finds, page by page."""
+    token = None
+    while True:
+        page = search(page_token=token)
+        yield from page
+        if not (token := page.token):
+            return
 
 
 def _flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

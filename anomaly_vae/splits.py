@@ -7,7 +7,6 @@ on. Rows that no split may use are counted, not lost.
 
 from __future__ import annotations
 
-import datetime as dt
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly_vae.config import Splits
+from anomaly_vae.config import Splits, utc
 from anomaly_vae.errors import DataError
 
 UNUSED, TRAIN, VALIDATION, CALIBRATION, TEST = range(5)
@@ -32,8 +31,10 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """What a split looks at, each (N,): masks of labelled anomalies, of rows without a label and
-    of rows with cells that do not fit; ``time`` in seconds (NaN unknown); ``group`` codes.
+    """What a split looks at, each (N,).
+
+    Masks of labelled anomalies, of rows without a label and of rows with cells that do not fit;
+    ``time`` in seconds (NaN unknown); ``group`` codes.
     """
 
     anomaly: Mask
@@ -105,8 +106,9 @@ def _fractions(config: Splits) -> tuple[float, float, float]:
 
 
 def _at_random(rows: Rows, config: Splits) -> Codes:
-    """Normal rows by fractions; anomalies, useless elsewhere, all to the test split, unless a
-    group holds them where they are.
+    """Normal rows by fractions, and all anomalies to the test split: useless elsewhere.
+
+    Where there are groups, each anomaly stays with its own.
     """
     rng = np.random.default_rng(config.seed)
     if rows.group is not None:
@@ -148,19 +150,15 @@ def _by_time(rows: Rows, config: Splits) -> Codes:
 
 
 def _within(time: NDArray[np.float64], interval: Any) -> Mask:
-    start, stop = (_seconds(moment) for moment in interval)
+    start, stop = (utc(moment).timestamp() for moment in interval)
     return np.asarray((time >= start) & (time < stop))
-
-
-def _seconds(moment: dt.datetime) -> float:
-    return (moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)).timestamp()
 
 
 def _out_of_group(codes: Codes, rows: Rows, config: Splits) -> Mask:
     """Rows may stay only where their group is: in time order, both must agree."""
     if rows.group is None or rows.time is None:
         return np.zeros(len(rows), bool)
-    return codes != _group_codes(rows.group, config)[rows.group]
+    return np.asarray(codes != _group_codes(rows.group, config)[rows.group])
 
 
 def _group_codes(group: NDArray[np.int32], config: Splits) -> Codes:

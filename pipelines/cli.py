@@ -225,6 +225,80 @@ def inspect_model(uri: Annotated[str, typer.Argument(metavar="URI", help="of the
     console.result(describe(_source(uri)))
 
 
+InputPaths = Annotated[
+    list[str] | None,
+    typer.Option("--input", metavar="PATH", help="CSV or Parquet; absent: sampled from the prior"),
+]
+OutFile = Annotated[Path, typer.Option(metavar="FILE", help=".parquet or .csv")]
+Rows = Annotated[int, typer.Option(min=1, help="how many, without input")]
+Seed = Annotated[int, typer.Option(help="same seed, same rows")]
+Steps = Annotated[int, typer.Option(min=2, help="points on each path")]
+
+
+@app.command()
+def sample(model: ModelURI, out: OutFile, rows: Rows = 100, seed: Seed = 0) -> None:
+    """Draw rows from the model."""
+    from pipelines import generate
+
+    console.result(generate.sample(_source(model).bundle, out, rows, seed))
+
+
+@app.command()
+def reconstruct(
+    model: ModelURI, out: OutFile, input_: InputPaths = None, rows: Rows = 100, seed: Seed = 0
+) -> None:
+    """Write each row as the model would have expected it."""
+    from pipelines import generate
+
+    console.result(generate.reconstruct(_source(model).bundle, out, input_ or (), rows, seed))
+
+
+@app.command()
+def interpolate(
+    model: ModelURI, out: OutFile, input_: InputPaths = None, steps: Steps = 9, seed: Seed = 0
+) -> None:
+    """Write the path from the first row to the second through latent space."""
+    from pipelines import generate
+
+    console.result(generate.interpolate(_source(model).bundle, out, input_ or (), steps, seed))
+
+
+@app.command()
+def traverse(
+    model: ModelURI,
+    out: OutFile,
+    input_: InputPaths = None,
+    dim: Annotated[list[int] | None, typer.Option(min=0, help="latent dimension; repeat")] = None,
+    span: Annotated[float, typer.Option(help="how far to both sides")] = 3.0,
+    steps: Steps = 7,
+) -> None:
+    """Write what each latent dimension does to a row."""
+    from pipelines import generate
+
+    bundle = _source(model).bundle
+    console.result(generate.traverse(bundle, out, input_ or (), dim or None, span, steps))
+
+
+@app.command()
+def latent(
+    model: ModelURI, out: OutFile, input_: InputPaths = None, rows: Rows = 100, seed: Seed = 0
+) -> None:
+    """Write each row's latent mean, or a map of them (.png)."""
+    from pipelines import generate
+
+    console.result(generate.latent(_source(model).bundle, out, input_ or (), rows, seed))
+
+
+@app.command()
+def denoise(
+    model: ModelURI, out: OutFile, input_: InputPaths = None, rows: Rows = 100, seed: Seed = 0
+) -> None:
+    """Write each row with missing cells filled and corrupted ones replaced."""
+    from pipelines import generate
+
+    console.result(generate.denoise(_source(model).bundle, out, input_ or (), rows, seed))
+
+
 @app.callback(invoke_without_command=True)
 def _version(
     version: Annotated[bool, typer.Option("--version", help="print the version")] = False,

@@ -60,8 +60,8 @@ def _matches(path: str) -> list[Path]:
         return [place]
     if place.is_dir():
         return [p for p in sorted(place.rglob("*")) if _is_table(p) and not _hidden(p, place)]
-    matches = [match for match in sorted(glob.glob(path, recursive=True)) if Path(match).exists()]
-    return [p for match in matches for p in _matches(match) if _is_table(p)]
+    names = sorted(glob.glob(path, recursive=True))  # noqa: PTH207 absolute patterns too
+    return [p for name in names if Path(name).exists() for p in _matches(name) if _is_table(p)]
 
 
 def _is_table(path: Path) -> bool:

@@ -115,7 +115,8 @@ def rollback(registry: Registry, name: str) -> dict[str, Any]:
     past = [version for version in registry.past_champions(name) if version != current]
     if not past:
         raise RegistryError(f"{name} has no previous champion to go back to")
-    registry.set_champion(name, past[-1], past[:-1])
+    registry.set_champion(name, past[-1])
+    registry.remember_champions(name, past[:-1])  # last, so that none is lost
     console.say(f"{name}: version {past[-1]} is champion again")
     return {"name": name, "version": past[-1], "alias": CHAMPION, "was": current}
 
@@ -135,7 +136,8 @@ def _record(
         registry.tag_model(challenger.name, {tag: frozen[tag] for tag in FROZEN})
     chain = [*registry.past_champions(challenger.name), decision.champion]
     past = list(dict.fromkeys(v for v in chain if v and v != challenger.version))
-    registry.set_champion(challenger.name, challenger.version, past)
+    registry.remember_champions(challenger.name, past)  # first, so that none is lost
+    registry.set_champion(challenger.name, challenger.version)
 
 
 def _frozen_table(registry: Registry, frozen: Mapping[str, str]) -> pa.Table:

@@ -8,7 +8,7 @@ than the scoring; large ones on a thread, so that they hold up nobody.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import Any, TypeVar
@@ -60,7 +60,7 @@ class Scoring:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         headers = dict(scope["headers"])
-        served = find(self.store.current, scope["path_params"].get("name"))
+        served = self.find(scope["path_params"].get("name"))
         wire.check_media_type(headers)
         limit, seconds = self.settings.max_body_bytes, self.settings.body_seconds
         with self.place():
@@ -70,12 +70,25 @@ class Scoring:
             content = await self._score(served, request)
         await Response(content, media_type=wire.JSON)(scope, receive, send)
 
+    def find(self, name: str | None) -> Served:
+        """The model of this name, or without a name the only one."""
+        current = self.store.current
+        if not current:
+            raise ProblemError(NOT_READY, "no model is loaded", headers=self.settings.retry)
+        if name is None and len(current) == 1:
+            return next(iter(current.values()))
+        if name is not None and name in current:
+            return current[name]
+        routes = ", ".join(f"/models/{known}/score" for known in current)
+        said = f"no model '{name[:100]}' is loaded" if name else f"{len(current)} models are loaded"
+        raise ProblemError(UNKNOWN_MODEL, f"{said}; post to {routes}")
+
     @contextmanager
     def place(self) -> Iterator[None]:
         """Hold one of the places there are, or refuse."""
         if self.held >= self.settings.max_concurrency:
-            retry = {"Retry-After": str(self.settings.retry_after_seconds)}
-            raise ProblemError(OVERLOADED, f"{self.held} requests are under way", headers=retry)
+            detail = f"{self.held} requests are under way"
+            raise ProblemError(OVERLOADED, detail, headers=self.settings.retry)
         self.held += 1
         try:
             yield
@@ -105,19 +118,6 @@ class Scoring:
             found = detector.detect(batch)
         self.metrics.observe(served, found, len(batch.ignored))
         return wire.encode(wire.answer(served, found, explained))
-
-
-def find(current: Mapping[str, Served], name: str | None) -> Served:
-    """The model of this name, or the only one if there is none."""
-    if not current:
-        raise ProblemError(NOT_READY, "no model is loaded yet", headers={"Retry-After": "1"})
-    if name is None and len(current) == 1:
-        return next(iter(current.values()))
-    if name is not None and name in current:
-        return current[name]
-    routes = ", ".join(f"/models/{known}/score" for known in current)
-    said = f"no model '{name[:100]}' is loaded" if name else f"{len(current)} models are loaded"
-    raise ProblemError(UNKNOWN_MODEL, f"{said}; post to {routes}")
 
 
 def create_app(store: Store, settings: Settings, lifespan: Lifespan | None = None) -> FastAPI:
@@ -179,9 +179,8 @@ def _add_routes(app: FastAPI, store: Store, settings: Settings, metrics: Metrics
     async def ready() -> Response:
         if store.ready:
             return _json(wire.Status("ready", list(store.current)))
-        why = "shutting down" if store.draining else "no model is loaded yet"
-        retry = {"Retry-After": str(settings.retry_after_seconds)}
-        raise ProblemError(NOT_READY, why, headers=retry)
+        why = "shutting down" if store.draining else "no model is loaded"
+        raise ProblemError(NOT_READY, why, headers=settings.retry)
 
     @app.get("/metrics", **openapi.text("Metrics, for Prometheus."))
     async def exposition(request: Request) -> Response:

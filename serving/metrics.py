@@ -176,5 +176,13 @@ def forget_dead_workers(folder: str | None) -> None:
     """Drop the live gauges of worker processes that are gone."""
     for path in Path(folder).glob("gauge_live*_*.db") if folder else ():
         pid = int(path.stem.rpartition("_")[2])
-        if not Path(f"/proc/{pid}").exists():
+        if not _alive(pid):
             mark_process_dead(pid)  # type: ignore[no-untyped-call]  # ships partial types
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)  # asks, and sends nothing
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    return True

@@ -6,6 +6,7 @@ examples are real: a typical record, and what the model says of it.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -57,7 +58,6 @@ SECURITY: Json = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
-OPEN_TAG = "health"
 
 
 def get(summary: str, shape: type[msgspec.Struct], *refusals: Kind) -> Json:
@@ -179,7 +179,7 @@ def record_schema(one: Served) -> Json:
 
 
 def _record_name(one: Served) -> str:
-    return f"Record.{one.name}"
+    return "Record." + re.sub(r"[^A-Za-z0-9._-]", "_", one.name)
 
 
 def example_request(one: Served) -> Json:

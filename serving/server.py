@@ -42,7 +42,7 @@ def serve(
     workers: int = 1,
     no_auth: bool = False,
 ) -> int:
-    """Serve until SIGTERM or Ctrl-C; the exit code.
+    """Serve until SIGTERM, which is an end like any other: the exit code is 0 then.
 
     Args:
         models: ``[NAME=]URI`` of each.
@@ -114,6 +114,7 @@ def _config(app: FastAPI | str, settings: Settings, workers: int = 1) -> uvicorn
         ws="none",
         log_config=None,
         access_log=False,
+        proxy_headers=False,
         server_header=False,
         timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=settings.grace_seconds,

@@ -115,6 +115,11 @@ class Settings(BaseSettings):
         "info", description="Least level logged: `debug`, `info`, `warning` or `error`."
     )
 
+    @property
+    def retry(self) -> dict[str, str]:
+        """The header that says when to come back."""
+        return {"Retry-After": str(self.retry_after_seconds)}
+
 
 def read_settings() -> Settings:
     """The settings of this process's environment.

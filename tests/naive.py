@@ -58,7 +58,10 @@ def log_sum_exp(values: Sequence[float]) -> float:
 
 def linear(x: Sequence[float], weight: Sequence[Vector], bias: Sequence[float]) -> Vector:
     """W x + b"""
-    return [b + sum(w * v for w, v in zip(row, x, strict=True)) for row, b in zip(weight, bias, strict=True)]
+    return [
+        b + sum(w * v for w, v in zip(row, x, strict=True))
+        for row, b in zip(weight, bias, strict=True)
+    ]
 
 
 def silu(x: float) -> float:

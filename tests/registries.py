@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import uuid
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,13 @@ from anomaly_vae.config import Config, validate_config
 from anomaly_vae.registry import Registry
 
 DATABASE = "mlflow.db"
+PLACES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "storage_location"),
+)
+"""Where MLflow's database holds absolute paths."""
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +56,17 @@ def use_registry(migrated: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) 
     """Put a copy of the database into ``folder`` and make it everybody's."""
     shutil.copy(migrated, folder / DATABASE)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / DATABASE}")
+
+
+def copy_registry(source: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be in a copy of a folder with a registry, whose artifacts are those of the copy."""
+    shutil.copytree(source, target, dirs_exist_ok=True)
+    with closing(sqlite3.connect(target / DATABASE)) as database, database:
+        for table, column in PLACES:
+            change = f"UPDATE {table} SET {column} = replace({column}, ?, ?)"
+            database.execute(change, (str(source), str(target)))
+    monkeypatch.chdir(target)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{target / DATABASE}")
 
 
 def changed(config: Config, **changes: Any) -> Config:

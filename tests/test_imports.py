@@ -36,10 +36,13 @@ BELOW: dict[str, set[str]] = {
     "calibration": {"errors"},
     "detector": {"scoring", "calibration"},
     "bundle": {"detector", "files"},
-    "registry": {"bundle"},
-    "frames": {"columns"},
+    "registry": {"bundle", "frames"},
+    "frames": {"schema"},
+    "pyfunc": {"bundle", "frames"},
+    "evaluation": {"detector"},
+    "promotion": {"evaluation"},
     "estimators": {"fitting", "frames", "generation"},
-    "plots": {"schema"},
+    "plots": {"training", "detector"},
 }
 
 # All that `serving` may import of the library.

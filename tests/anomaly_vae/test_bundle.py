@@ -182,13 +182,13 @@ def test_altered_sums_are_refused(spoil: Callable[[bytes], bytes], folder: Path)
 def test_a_threshold_without_its_scores_is_refused(folder: Path) -> None:
     (folder / CALIBRATION).unlink()
     reseal(folder)
-    with pytest.raises(BundleError, match="calibration.safetensors and manifest.json disagree"):
+    with pytest.raises(BundleError, match=r"calibration\.safetensors and manifest\.json disagree"):
         load(folder)
 
 
 def test_scores_without_a_threshold_are_refused(folder: Path) -> None:
     edit_manifest(folder, calibration=None)
-    with pytest.raises(BundleError, match="calibration.safetensors and manifest.json disagree"):
+    with pytest.raises(BundleError, match=r"calibration\.safetensors and manifest\.json disagree"):
         load(folder)
 
 
@@ -203,9 +203,7 @@ def test_a_newer_format_is_refused_with_the_remedy(folder: Path) -> None:
     assert str(folder) in message
 
 
-def test_a_digest_that_is_not_the_registered_one_is_refused(
-    folder: Path, bundle: Bundle
-) -> None:
+def test_a_digest_that_is_not_the_registered_one_is_refused(folder: Path, bundle: Bundle) -> None:
     with pytest.raises(BundleError, match="is not the registered bundle"):
         load(folder, bundle.digest)
 

@@ -20,9 +20,7 @@ SAMPLES = st.one_of(
     st.lists(TIED, min_size=1, max_size=60),
     st.tuples(FINITE, st.integers(1, 60)).map(lambda pair: [pair[0]] * pair[1]),
 )
-ALPHAS = st.one_of(
-    st.floats(1e-3, 1, exclude_max=True), st.integers(2, 61).map(lambda n: 1 / n)
-)
+ALPHAS = st.one_of(st.floats(1e-3, 1, exclude_max=True), st.integers(2, 61).map(lambda n: 1 / n))
 
 
 def calibrated(sample: list[float], alpha: float) -> Calibration:
@@ -76,7 +74,9 @@ def test_the_order_of_the_calibration_rows_does_not_matter(
 
 
 @given(SAMPLES, st.lists(FINITE, min_size=2, max_size=30))
-def test_a_higher_score_never_has_a_higher_p_value(sample: list[float], scores: list[float]) -> None:
+def test_a_higher_score_never_has_a_higher_p_value(
+    sample: list[float], scores: list[float]
+) -> None:
     p = calibrated(sample, 0.5).p_values(sorted(scores))
     assert np.all(np.diff(p) <= 0)
     assert np.all((p >= 1 / (len(sample) + 1)) & (p <= 1))
@@ -128,7 +128,8 @@ def test_ninety_nine_rows_resolve_one_percent() -> None:
 
 
 @pytest.mark.parametrize(
-    ("n", "alpha", "rank"), [(99, 0.05, 5), (100, 0.05, 5), (118, 0.05, 5), (119, 0.05, 6), (999, 0.001, 1)]
+    ("n", "alpha", "rank"),
+    [(99, 0.05, 5), (100, 0.05, 5), (118, 0.05, 5), (119, 0.05, 6), (999, 0.001, 1)],
 )
 def test_the_threshold_is_the_mth_largest_score(n: int, alpha: float, rank: int) -> None:
     assert conformal_threshold(np.arange(float(n)), alpha) == n - rank
@@ -235,7 +236,9 @@ def test_p_values_of_normal_rows_are_uniform() -> None:
     scores = rng.normal(size=(trials, n + 1))
     p = np.array([calibrate(row[:-1], 0.5).p_values(row[-1]) for row in scores])
     counts = np.bincount(np.rint(p * (n + 1)).astype(int), minlength=n + 2)[1:]
-    np.testing.assert_allclose(counts / trials, 1 / (n + 1), atol=4 * math.sqrt(0.05 * 0.95 / trials))
+    np.testing.assert_allclose(
+        counts / trials, 1 / (n + 1), atol=4 * math.sqrt(0.05 * 0.95 / trials)
+    )
 
 
 def test_the_quantile_method_keeps_no_such_promise() -> None:

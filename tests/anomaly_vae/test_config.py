@@ -189,8 +189,10 @@ def test_intervals_may_touch_and_mix_zones() -> None:
 
 anything = st.recursive(
     st.none() | st.integers() | st.text("ab\n", max_size=3),
-    lambda inner: st.lists(inner, max_size=2)
-    | st.dictionaries(st.sampled_from(["path", "features", "splits", "test", "depth"]), inner),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(st.sampled_from(["path", "features", "splits", "test", "depth"]), inner)
+    ),
 )
 
 

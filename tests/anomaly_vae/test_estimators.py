@@ -1,6 +1,7 @@
 """The scikit-learn estimator: its conventions, its promise, and the bundle inside it."""
 
 import copy
+import dataclasses
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from anomaly_vae import config, estimators
 from anomaly_vae.bundle import Bundle, load
 from anomaly_vae.errors import (
     AnomalyVAEError,
+    BundleError,
     CalibrationError,
     ConfigError,
     DataError,
@@ -287,6 +289,12 @@ def test_the_defaults_do_with_thirty_rows() -> None:
     assert detector.bundle_.manifest["calibration"]["n"] == 19
 
 
+def test_nearly_all_rows_may_be_held_out(X: np.ndarray) -> None:
+    detector = tiny(calibration_fraction=0.9, validation_fraction=0.5).fit(X)
+    splits = detector.bundle_.manifest["data"]["splits"]
+    assert splits == {"train": 15, "validation": 15, "calibration": 270}
+
+
 def test_calibrate_replaces_the_threshold_and_nothing_else(X: np.ndarray) -> None:
     detector = tiny().fit(X)
     before, weights = detector.offset_, detector.bundle_.weights
@@ -493,11 +501,35 @@ def test_a_bundle_of_the_command_line_loads(bundle: Bundle, dataset: Any, tmp_pa
     assert np.mean(loaded.set_params(alpha=0.05).calibrate(normal).predict(normal) < 0) <= 0.05
 
 
+def test_refitting_a_bundle_of_the_command_line_never_reads_its_label(
+    bundle: Bundle, dataset: Any, tmp_path: Path
+) -> None:
+    loaded = TabularVAEDetector.load(bundle.save(tmp_path / "bundle"))
+    again = clone(loaded).set_params(**TINY).fit(dataset.table)
+    assert again.bundle_.scorer.schema.columns == bundle.scorer.schema.columns
+
+
+def test_a_bundle_split_by_dates_can_be_calibrated(
+    on_array: TabularVAEDetector, X: np.ndarray, tmp_path: Path
+) -> None:
+    manifest = copy.deepcopy(dict(on_array.bundle_.manifest))
+    manifest["config"]["data"]["splits"]["calibration"] = ["2024-01-01", "2024-02-01"]
+    folder = dataclasses.replace(on_array.bundle_, manifest=manifest).save(tmp_path / "bundle")
+    assert TabularVAEDetector.load(folder).calibrate(X).bundle_.calibration is not None
+
+
 def test_what_is_saved_is_a_bundle_for_everyone(
     on_array: TabularVAEDetector, tmp_path: Path
 ) -> None:
     bundle = load(on_array.save(tmp_path / "bundle"))
     assert bundle.detector.calibration.threshold == -on_array.offset_
+
+
+def test_a_bundle_of_another_kind_is_refused(on_array: TabularVAEDetector, tmp_path: Path) -> None:
+    manifest = {**on_array.bundle_.manifest, "kind": "image"}
+    folder = dataclasses.replace(on_array.bundle_, manifest=manifest).save(tmp_path / "bundle")
+    with pytest.raises(BundleError):
+        TabularVAEDetector.load(folder)
 
 
 @pytest.mark.parametrize("through", [lambda d: pickle.loads(pickle.dumps(d)), copy.deepcopy])

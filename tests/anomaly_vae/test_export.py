@@ -63,7 +63,7 @@ def model_of(layout: Layout, seed: int = 1, **changes: Any) -> VAE:
     with torch.no_grad():
         for value in model.parameters():
             if value.ndim == 1:
-                value += 0.3 * torch.randn(value.shape, generator=generator)
+                value.add_(torch.randn(value.shape, generator=generator), alpha=0.3)
     return model
 
 

@@ -38,6 +38,11 @@ def test_a_column_of_mixed_objects_becomes_text_that_spells_one_level_one_way() 
     assert table["mixed"].to_pylist() == ["5", "5", "5", None, "true", "a", None]
 
 
+def test_every_kind_of_missing_is_missing_among_objects() -> None:
+    table = table_of(pd.DataFrame({"mixed": [pd.NA, pd.NaT, None, np.nan, "a", 1]}))
+    assert table["mixed"].to_pylist() == [None, None, None, None, "a", "1"]
+
+
 def test_a_bad_number_among_objects_is_reported_at_its_row() -> None:
     table = table_of(pd.DataFrame({"amount": [1.5, "abc", None]}))
     values, problems = numbers_from_arrow(table["amount"])

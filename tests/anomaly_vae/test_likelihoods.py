@@ -104,7 +104,9 @@ def test_a_density_integrates_to_one(family: str, column: int) -> None:
 
 def test_student_t_tends_to_the_gaussian() -> None:
     heavy = StudentT(MEAN, LOG_VAR, doubles(1e9, 1e9, 1e9)).log_prob(X[:50])
-    torch.testing.assert_close(heavy, Gaussian(MEAN, LOG_VAR).log_prob(X[:50]), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        heavy, Gaussian(MEAN, LOG_VAR).log_prob(X[:50]), rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -114,7 +116,9 @@ def test_student_t_tends_to_the_gaussian() -> None:
         (StudentT(doubles(3.0), doubles(-1.0), doubles(4.0)), stats.t(4, 3, math.exp(-0.5))),
     ],
 )
-def test_samples_of_a_density_follow_its_law(density: Distribution, law: stats.rv_continuous) -> None:
+def test_samples_of_a_density_follow_its_law(
+    density: Distribution, law: stats.rv_continuous
+) -> None:
     wide = type(density)(*(part.expand(20_000, 1) for part in vars(density).values()))
     first, again = wide.sample(generator(1)), wide.sample(generator(1))
     assert torch.equal(first, again)

@@ -77,9 +77,9 @@ def test_reconstructions_show_observed_against_expected(
         observed, expected = axes.lines[:2]
         assert np.array_equal(observed.get_ydata(), prepared.validation[row, :count], equal_nan=True)
         assert np.array_equal(expected.get_ydata(), explained.expected[row, :count])
-        names = [text.get_text() for text in axes.get_xticklabels()]
-        assert len(names) == count
-        assert "TX_AMOUNT" in names
+    names = [text.get_text() for text in figure.axes[-1].get_xticklabels()]
+    assert len(names) == count
+    assert "TX_AMOUNT" in names
 
 
 def test_reconstructions_of_missing_cells_and_of_fewer_rows_than_titles(

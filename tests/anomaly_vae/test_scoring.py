@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save as save_tensors
 
 from anomaly_vae import scoring
 from anomaly_vae.build import build
@@ -21,7 +22,6 @@ from anomaly_vae.schema import Column, ColumnType, RawBatch, TabularSchema
 from anomaly_vae.scoring import Scorer
 from anomaly_vae.splits import TEST
 from pipelines.data import Dataset
-from safetensors.numpy import save as save_tensors
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -189,7 +189,7 @@ def test_groups_are_dealt_by_the_rows_they_hold() -> None:
 def test_the_last_rows_by_time_test_whatever_the_order_of_the_file() -> None:
     time = np.random.default_rng(0).permutation(200) * DAY
     found = assign(rows_of(200, time=time, anomaly=[0]), Splits())
-    assert sorted(time[found.rows(TEST)] / DAY)[0] >= 160
+    assert time[found.rows(TEST)].min() / DAY >= 160
     assert found.counts["test"] == 40
 
 
@@ -252,7 +252,7 @@ def test_a_split_without_rows_is_refused_by_name_and_reason() -> None:
 
 
 def test_one_group_cannot_be_split() -> None:
-    with pytest.raises(DataError, match="rows are left to train on|split has no rows"):
+    with pytest.raises(DataError, match=r"^0 of 100 rows are left to train on"):
         assign(rows_of(100, group=np.zeros(100)), Splits())
 
 
@@ -266,11 +266,11 @@ def test_intervals_need_a_time_column() -> None:
 
 def naive_twins(train: NDArray[np.float32], test: NDArray[np.float32]) -> int:
     """Row by row, cell by cell: equal, or missing in both."""
-    return sum(
-        any(all(a == b or (a != a and b != b) for a, b in zip(row, other, strict=True))
-            for other in train)
-        for row in test
-    )  # fmt: skip
+
+    def same(a: float, b: float) -> bool:
+        return a == b or (math.isnan(a) and math.isnan(b))
+
+    return sum(any(all(map(same, row.tolist(), other.tolist())) for other in train) for row in test)
 
 
 cells = st.sampled_from([0.0, -0.0, 1.0, math.nan, -math.nan, 1e4])

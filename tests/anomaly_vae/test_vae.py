@@ -1,4 +1,4 @@
-"""The VAE against truth (a linear-Gaussian model, whose log p(x) is known) and a row-by-row loop."""
+"""The VAE against truth (a linear-Gaussian model, whose log p(x) is known) and against a loop."""
 
 from __future__ import annotations
 
@@ -59,7 +59,11 @@ class LinearGaussian:
         encoder, decoder = model.encoder.network.skip, model.decoder.network.skip
         # The encoder sees the values, 0 where missing, and then their mask, which is left out.
         weight = np.concatenate([gain, np.zeros((latent, columns))], axis=1)
-        set_linear(encoder, np.concatenate([weight, 0 * weight]), np.concatenate([-gain @ mu, -np.log(precision)]))
+        set_linear(
+            encoder,
+            np.concatenate([weight, 0 * weight]),
+            np.concatenate([-gain @ mu, -np.log(precision)]),
+        )
         set_linear(decoder, np.concatenate([W, 0 * W]), np.concatenate([mu, raw_for(psi)]))
         return cls(model, W, mu, psi, seen)
 
@@ -204,14 +208,20 @@ def model_of(layout: Layout, depth: int, likelihood: str) -> VAE:
     model = build(config, layout, seed=5).double()
     with torch.no_grad():
         for index, parameter in enumerate(model.parameters()):
-            parameter += 0.5 * randn(*parameter.shape, seed=index)
+            parameter.add_(randn(*parameter.shape, seed=index), alpha=0.5)
     return model
 
 
 def twin_of(model: VAE, layout: Layout, depth: int, likelihood: str) -> NaiveVAE:
     weights = {name: value.tolist() for name, value in model.state_dict().items()}
     return NaiveVAE(
-        weights, layout.n_numeric, layout.n_binary, layout.n_levels, depth, 0.01, likelihood == "student_t"
+        weights,
+        layout.n_numeric,
+        layout.n_binary,
+        layout.n_levels,
+        depth,
+        0.01,
+        likelihood == "student_t",
     )
 
 
@@ -228,7 +238,10 @@ def test_every_bound_is_what_a_loop_over_the_rows_computes(
     rows, draws = x.tolist(), noise.tolist()
     for fast, slow in (
         (model.elbo(x, noise), [loop.elbo(row, draws) for row in rows]),
-        (model.importance_weighted(x, noise), [loop.importance_weighted(row, draws) for row in rows]),
+        (
+            model.importance_weighted(x, noise),
+            [loop.importance_weighted(row, draws) for row in rows],
+        ),
         (model.reconstruction(x), [loop.reconstruction(row) for row in rows]),
     ):
         np.testing.assert_allclose(fast.bound, slow, rtol=1e-10, atol=1e-10)
@@ -304,7 +317,9 @@ def test_gradients_with_respect_to_every_parameter(likelihood: str) -> None:
 
     def elbo(*parameters: Tensor) -> Tensor:
         terms = torch.func.functional_call(
-            _Elbo(model), {f"model.{n}": p for n, p in zip(names, parameters, strict=True)}, (x, noise)
+            _Elbo(model),
+            {f"model.{n}": p for n, p in zip(names, parameters, strict=True)},
+            (x, noise),
         )
         assert isinstance(terms, Tensor)
         return terms

@@ -17,9 +17,10 @@ from urllib.request import Request, urlopen
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from uvicorn.config import STARTUP_FAILURE
 
 from anomaly_vae.errors import BundleError, ConfigError
-from serving.server import serve
+from serving.server import app_factory, serve
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = {"matplotlib", "mlflow", "pandas", "scipy", "sklearn", "torch"}
@@ -195,6 +196,14 @@ def test_loopback_needs_no_keys(host):
 def test_an_address_that_cannot_be_used(host, port):
     with pytest.raises(ConfigError, match="cannot listen"):
         serve(["nowhere"], host=host, port=port, no_auth=True)
+
+
+def test_a_worker_that_cannot_load_ends_them_all(monkeypatch, capsys):
+    monkeypatch.setenv("ANOMALY_VAE_SOURCES", '[{"path": "nowhere"}]')
+    with pytest.raises(SystemExit) as caught:
+        app_factory()
+    assert caught.value.code == STARTUP_FAILURE
+    assert capsys.readouterr().err == "'nowhere' is not a bundle: it has no SHA256SUMS\n"
 
 
 def test_the_same_name_twice(folder):

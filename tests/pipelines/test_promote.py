@@ -1,0 +1,425 @@
+"""Promotion over a real registry: what is frozen, who wins, and what a crash leaves behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from anomaly_vae.bundle import Bundle
+from anomaly_vae.calibration import Calibration, calibrate
+from anomaly_vae.config import Config
+from anomaly_vae.errors import BundleError, RegistryError
+from anomaly_vae.fitting import Prepared, fit_bundle
+from anomaly_vae.promotion import Why
+from anomaly_vae.registry import (
+    CHALLENGER,
+    CHAMPION,
+    DECISION_TAG,
+    POLICY_TAG,
+    TEST_DIGEST_TAG,
+    TEST_TAG,
+    Registry,
+)
+from anomaly_vae.splits import CALIBRATION
+from pipelines.data import Dataset
+from pipelines.promote import promote, rollback
+from tests.pipelines.conftest import Command, World
+from tests.registries import changed, copy_registry
+
+GOOD, EQUAL, WORSE, LOOSE = "1", "2", "3", "4"
+"""The versions there are; version 1 is the world's own, and champion in it."""
+
+
+def worse_bundle(flow: Config, prepared: Prepared, dataset: Dataset) -> Bundle:
+    """A model that has hardly been trained."""
+    config = changed(flow, training__epochs=1, training__learning_rate=1e-9)
+    raw = fit_bundle(config, prepared, dataset.summary()).bundle
+    scores = raw.scorer.score(dataset.part(CALIBRATION))
+    return raw.calibrated(calibrate(scores, 0.05), None)
+
+
+def loose_bundle(good: Bundle) -> Bundle:
+    """The good model with a threshold that flags a third of everything."""
+    scores = good.detector.calibration.scores
+    loose = Calibration("conformal", 0.05, float(np.quantile(scores, 0.66)), scores)
+    return good.calibrated(loose, None)
+
+
+@pytest.fixture(scope="module")
+def candidates(
+    world: World,
+    flow: Config,
+    prepared: Prepared,
+    dataset: Dataset,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Path]:
+    """A folder whose registry holds four versions; the first is champion."""
+    folder = tmp_path_factory.mktemp("candidates")
+    good = world.calibrated.bundle
+    with pytest.MonkeyPatch.context() as patch:
+        copy_registry(world.folder, folder, patch)
+        registry = Registry()
+        tags = {
+            tag: world.calibrated.version.tags[tag]
+            for tag in (TEST_TAG, TEST_DIGEST_TAG, POLICY_TAG)
+        }
+        for bundle in (good, worse_bundle(flow, prepared, dataset), loose_bundle(good)):
+            with registry.run("fraud", "calibrate", {}) as run:
+                registry.register(run, bundle, "fraud", tags)
+    yield folder
+
+
+@pytest.fixture
+def registry(candidates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
+    """A copy of it, for one test to change."""
+    copy_registry(candidates, tmp_path, monkeypatch)
+    return Registry()
+
+
+@pytest.fixture
+def fresh(registry: Registry) -> Registry:
+    """The same before the first promotion."""
+    client = registry._client
+    client.delete_registered_model_alias("fraud", CHAMPION)
+    for tag in registry.frozen("fraud"):
+        client.delete_registered_model_tag("fraud", tag)
+    return registry
+
+
+def champion(registry: Registry) -> str | None:
+    found = registry.champion("fraud")
+    return found.version if found else None
+
+
+# ---------------------------------------------------------------- the first
+
+
+def test_the_first_promotion_freezes_the_test_split_and_the_policy(fresh: Registry) -> None:
+    decision = promote(fresh, "fraud", GOOD)
+    assert decision.promoted
+    assert decision.champion is None
+    assert champion(fresh) == GOOD
+    frozen, own = fresh.frozen("fraud"), fresh.version("fraud", GOOD).tags
+    for tag in (TEST_TAG, TEST_DIGEST_TAG, POLICY_TAG):
+        assert frozen[tag] == own[tag]
+    assert decision.challenger_evaluation is not None
+    assert decision.champion_evaluation is None
+
+
+def test_the_challenger_is_meant_where_no_version_is_named(fresh: Registry) -> None:
+    fresh._client.set_registered_model_alias("fraud", CHALLENGER, EQUAL)
+    assert promote(fresh, "fraud").version == EQUAL
+    assert champion(fresh) == EQUAL
+
+
+def test_a_first_model_above_alpha_is_refused_and_freezes_nothing(fresh: Registry) -> None:
+    decision = promote(fresh, "fraud", LOOSE)
+    assert [r.why for r in decision.reasons] == [Why.TOO_MANY_FALSE_POSITIVES]
+    assert champion(fresh) is None
+    assert not set(fresh.frozen("fraud")) & {TEST_TAG, TEST_DIGEST_TAG, POLICY_TAG}
+
+
+def test_the_evaluation_is_that_of_the_version_itself(registry: Registry, world: World) -> None:
+    decision = promote(registry, "fraud", EQUAL)
+    assert decision.challenger_evaluation == world.calibrated.evaluation
+    assert decision.champion_evaluation == world.calibrated.evaluation
+
+
+# ---------------------------------------------------------------- the later ones
+
+
+def test_an_equal_challenger_becomes_champion(registry: Registry) -> None:
+    decision = promote(registry, "fraud", EQUAL)
+    assert decision.promoted
+    assert decision.champion == GOOD
+    assert champion(registry) == EQUAL
+    assert registry.past_champions("fraud") == [GOOD]
+
+
+def test_a_worse_challenger_is_refused_and_the_alias_stays(registry: Registry) -> None:
+    decision = promote(registry, "fraud", WORSE)
+    assert not decision.promoted
+    assert Why.WORSE in {reason.why for reason in decision.reasons}
+    assert champion(registry) == GOOD
+    assert registry.past_champions("fraud") == []
+
+
+def test_both_are_scored_on_the_frozen_split_whatever_came_with_the_challenger(
+    registry: Registry,
+) -> None:
+    """The challenger's own test split and policy no longer count."""
+    version = registry.version("fraud", EQUAL)
+    registry.tag_version(version, TEST_TAG, "runs:/0123456789abcdef/elsewhere.parquet")
+    registry.tag_version(version, POLICY_TAG, json.dumps({"metric": "nonsense"}))
+    assert promote(registry, "fraud", EQUAL).promoted
+
+
+def test_the_frozen_tolerance_counts(registry: Registry) -> None:
+    policy = {**json.loads(registry.frozen("fraud")[POLICY_TAG]), "tolerance": 0.99}
+    registry.tag_model("fraud", {POLICY_TAG: json.dumps(policy)})
+    decision = promote(registry, "fraud", WORSE)
+    assert Why.WORSE not in {reason.why for reason in decision.reasons}
+
+
+def test_promoting_the_champion_again_changes_nothing(registry: Registry) -> None:
+    decision = promote(registry, "fraud", GOOD)
+    assert decision.promoted
+    assert (champion(registry), registry.past_champions("fraud")) == (GOOD, [])
+
+
+def test_the_decision_is_recorded_with_its_figures_and_reasons(registry: Registry) -> None:
+    decision = promote(registry, "fraud", WORSE)
+    kept = json.loads(registry.version("fraud", WORSE).tags[DECISION_TAG])
+    assert kept == {**decision.result(), "force_reason": None}
+    assert kept["promoted"] is False
+    assert set(kept["evaluations"]) == {"challenger", "champion"}
+
+
+def test_force_promotes_against_the_reasons_and_records_why(registry: Registry) -> None:
+    decision = promote(registry, "fraud", WORSE, force="the old one reads a column that ends")
+    assert decision.promoted
+    assert decision.forced
+    assert champion(registry) == WORSE
+    kept = json.loads(registry.version("fraud", WORSE).tags[DECISION_TAG])
+    assert kept["force_reason"] == "the old one reads a column that ends"
+    assert kept["reasons"]
+
+
+def test_force_without_need_is_not_called_forced(registry: Registry) -> None:
+    decision = promote(registry, "fraud", EQUAL, force="in haste")
+    assert decision.promoted
+    assert not decision.forced
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def test_a_frozen_split_that_was_altered_is_refused(registry: Registry) -> None:
+    path = Path(registry.download(registry.frozen("fraud")[TEST_TAG]))
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(RegistryError, match="was altered"):
+        promote(registry, "fraud", EQUAL)
+    assert champion(registry) == GOOD
+
+
+@pytest.mark.parametrize("altered", [GOOD, EQUAL])
+def test_an_altered_bundle_is_not_compared(registry: Registry, altered: str) -> None:
+    folder = Path(registry.fetch(f"models:/fraud/{altered}").path)
+    (folder / "graph.onnx").write_bytes(b"x")
+    with pytest.raises(BundleError):
+        promote(registry, "fraud", EQUAL)
+    assert champion(registry) == GOOD
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "said"), [("absent", None, "absent"), ("fraud", "99", "99")]
+)
+def test_what_is_not_registered_is_named(
+    registry: Registry, name: str, version: str | None, said: str
+) -> None:
+    with pytest.raises(RegistryError, match=said):
+        promote(registry, name, version)
+
+
+def test_a_version_registered_by_hand_is_sent_to_calibrate(fresh: Registry) -> None:
+    fresh._client.create_registered_model("hand")
+    fresh._client.create_model_version("hand", source="file:///nowhere")
+    with pytest.raises(RegistryError, match="anomaly-vae calibrate"):
+        promote(fresh, "hand", "1")
+
+
+# ---------------------------------------------------------------- back again
+
+
+def test_rollback_returns_to_each_champion_before(registry: Registry) -> None:
+    promote(registry, "fraud", EQUAL)
+    promote(registry, "fraud", LOOSE, force="to come back from")
+    answer = rollback(registry, "fraud")
+    assert answer == {"name": "fraud", "version": EQUAL, "alias": CHAMPION, "was": LOOSE}
+    assert champion(registry) == EQUAL
+    assert rollback(registry, "fraud")["version"] == GOOD
+    with pytest.raises(RegistryError, match="no previous champion"):
+        rollback(registry, "fraud")
+    assert champion(registry) == GOOD
+
+
+def test_a_rollback_and_another_promotion_forget_nothing_and_repeat_nothing(
+    registry: Registry,
+) -> None:
+    promote(registry, "fraud", EQUAL)
+    rollback(registry, "fraud")
+    promote(registry, "fraud", EQUAL)
+    assert (champion(registry), registry.past_champions("fraud")) == (EQUAL, [GOOD])
+    promote(registry, "fraud", GOOD)
+    assert (champion(registry), registry.past_champions("fraud")) == (GOOD, [EQUAL])
+
+
+# ---------------------------------------------------------------- crashes
+
+
+class Crash(BaseException):
+    """The process ends here."""
+
+
+WRITES = (
+    "set_registered_model_tag",
+    "set_registered_model_alias",
+    "set_model_version_tag",
+)
+
+
+def crash_at_write(number: int, patch: pytest.MonkeyPatch) -> None:
+    """End the process just before its write of this number, from 0."""
+    done = [0]
+
+    def count(original: Any) -> Any:
+        def write(*args: Any, **kwargs: Any) -> Any:
+            if done[0] == number:
+                raise Crash
+            done[0] += 1
+            return original(*args, **kwargs)
+
+        return write
+
+    for name in WRITES:
+        patch.setattr(MlflowClient, name, count(getattr(MlflowClient, name)))
+
+
+def state(registry: Registry) -> tuple[str | None, bool]:
+    """Who is champion, and whether a rollback has somewhere to go."""
+    current = champion(registry)
+    return current, any(v != current for v in registry.past_champions("fraud"))
+
+
+@pytest.mark.parametrize("write", range(8))
+def test_a_crash_in_a_promotion_leaves_the_old_state_or_the_new(
+    registry: Registry, write: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, after = (GOOD, False), (EQUAL, True)
+    with monkeypatch.context() as patch:
+        crash_at_write(write, patch)
+        try:
+            promote(registry, "fraud", EQUAL)
+            crashed = False
+        except Crash:
+            crashed = True
+    assert crashed == (write < 3)
+    assert state(registry) == (before if crashed else after)
+    assert promote(registry, "fraud", EQUAL).promoted
+    assert state(registry) == after
+    assert rollback(registry, "fraud")["version"] == GOOD
+
+
+@pytest.mark.parametrize("write", range(3))
+def test_a_crash_in_a_rollback_leaves_the_old_state_or_the_new(
+    registry: Registry, write: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promote(registry, "fraud", EQUAL)
+    with monkeypatch.context() as patch:
+        crash_at_write(write, patch)
+        try:
+            rollback(registry, "fraud")
+        except Crash:
+            assert write < 2
+    assert state(registry) in {(EQUAL, True), (GOOD, False)}
+    if champion(registry) == EQUAL:
+        assert rollback(registry, "fraud")["version"] == GOOD
+    assert champion(registry) == GOOD
+
+
+@pytest.mark.parametrize("write", range(7))
+def test_a_crash_in_the_first_promotion_can_be_repeated_with_another_model(
+    fresh: Registry, write: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half-frozen tags without a champion bind nobody."""
+    with monkeypatch.context() as patch:
+        crash_at_write(write, patch)
+        try:
+            promote(fresh, "fraud", GOOD)
+        except Crash:
+            assert champion(fresh) is None
+    assert promote(fresh, "fraud", EQUAL).promoted
+    own = fresh.version("fraud", EQUAL).tags
+    assert fresh.frozen("fraud")[TEST_DIGEST_TAG] == own[TEST_DIGEST_TAG]
+
+
+def test_a_failing_registry_is_one_line(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MlflowException("the disk is full\nand more")
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", fail)
+    with pytest.raises(RegistryError, match="^MLflow: the disk is full$"):
+        promote(registry, "fraud", EQUAL)
+
+
+# ---------------------------------------------------------------- the commands
+
+
+def test_a_refusal_exits_3_with_its_reasons_on_stdout(
+    registry: Registry, command: Command
+) -> None:
+    answer = command("promote", "fraud", "--version", WORSE)
+    assert answer.code == 3
+    assert answer.json["promoted"] is False
+    assert answer.json["alias"] == CHALLENGER
+    whys = {reason["why"] for reason in answer.json["reasons"]}
+    assert str(Why.WORSE) in whys
+    assert all(reason["text"] in answer.err for reason in answer.json["reasons"])
+
+
+def test_too_many_false_positives_exit_3(registry: Registry, command: Command) -> None:
+    answer = command("promote", "fraud", "--version", LOOSE)
+    assert answer.code == 3
+    assert [r["why"] for r in answer.json["reasons"]] == [str(Why.TOO_MANY_FALSE_POSITIVES)]
+    assert "above alpha 0.05" in answer.err
+
+
+def test_a_promotion_exits_0(registry: Registry, command: Command) -> None:
+    answer = command("promote", "fraud", "--version", EQUAL)
+    assert answer.code == 0
+    assert (answer.json["alias"], answer.json["previous_champion"]) == (CHAMPION, GOOD)
+    assert "version 2 promoted as champion" in answer.err
+
+
+def test_force_needs_a_reason_and_a_reason_force(registry: Registry, command: Command) -> None:
+    for arguments in (["--force"], ["--reason", "why not"]):
+        answer = command("promote", "fraud", "--version", WORSE, *arguments)
+        assert answer.code == 2
+        assert "--reason" in answer.err
+        assert answer.out == ""
+    assert champion(registry) == GOOD
+
+
+def test_force_with_a_reason_exits_0(registry: Registry, command: Command) -> None:
+    answer = command("promote", "fraud", "--version", WORSE, "--force", "--reason", "because")
+    assert answer.code == 0
+    assert answer.json["forced"] is True
+    assert champion(registry) == WORSE
+
+
+def test_the_rollback_command(registry: Registry, command: Command) -> None:
+    assert command("rollback", "fraud").code == 1
+    promote(registry, "fraud", EQUAL)
+    answer = command("rollback", "fraud")
+    assert (answer.code, answer.json["version"], answer.json["was"]) == (0, GOOD, EQUAL)
+
+
+def test_no_label_in_the_policy_leaves_the_rate_to_decide(
+    fresh: Registry,
+) -> None:
+    version = fresh.version("fraud", GOOD)
+    policy = {**json.loads(version.tags[POLICY_TAG]), "label": None}
+    fresh.tag_version(version, POLICY_TAG, json.dumps(policy))
+    decision = promote(fresh, "fraud", GOOD)
+    assert decision.challenger_evaluation is not None
+    assert decision.challenger_evaluation.auroc is None
+    assert decision.challenger_evaluation.fpr is not None
