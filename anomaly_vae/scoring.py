@@ -65,7 +65,7 @@ class Scorer:
         score, nats, kl, expected, latent = (
             np.concatenate(part) for part in zip(*tiles, strict=True)
         )
-        by_column = self.encoding.per_column(nats.astype(np.float64))
+        by_column = self.encoding.per_column(nats.astype(np.float64)) + 0.0  # no −0 in answers
         return Explained(score, by_column, kl, x, expected, latent)
 
     def _run(self, outputs: tuple[str, ...], x: Matrix) -> list[NDArray[Any]]:
