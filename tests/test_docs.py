@@ -1,0 +1,101 @@
+"""What the documents say is so: commands parse, keys and settings exist, modules are there."""
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+import typer
+import yaml
+
+from anomaly_vae.config import TabularConfig, fields, merged, validate_config
+from pipelines.cli import app
+from serving.settings import documented
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONFIGURATION = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
+ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+COMMANDS: click.Group = typer.main.get_command(app)  # type: ignore[assignment]
+MINIMAL = {"name": "x", "data": {"path": "x.parquet"}}
+
+
+def snippets(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def command_lines(text: str) -> list[list[str]]:
+    lines = re.findall(r"^\s*(anomaly-vae .*?)(?:\s{2,}#.*)?$", text, re.MULTILINE)
+    return [shlex.split(line)[1:] for line in lines]
+
+
+@pytest.mark.parametrize("line", command_lines(README), ids=" ".join)
+def test_commands_of_the_readme_parse(line: list[str]) -> None:
+    name, *arguments = line
+    COMMANDS.commands[name].make_context(name, arguments)
+
+
+def test_the_readme_has_commands() -> None:
+    assert len(command_lines(README)) >= 3
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS.commands))
+def test_every_command_is_in_the_readme(name: str) -> None:
+    assert re.search(rf"`{name}\b", README)
+
+
+@pytest.mark.parametrize(("key", "description"), list(fields(TabularConfig)))
+def test_every_key_is_documented_as_the_code_describes_it(key: str, description: str) -> None:
+    row = re.search(rf"^\| `{re.escape(key)}` \| [^|]* \| (.*) \|$", CONFIGURATION, re.MULTILINE)
+    assert row, f"docs/configuration.md lacks {key}"
+    assert row[1] == description
+
+
+def test_documented_keys_exist() -> None:
+    named = re.findall(r"^\| `([a-z_.]+)` \| [^|]* \| .* \|$", CONFIGURATION, re.MULTILINE)
+    assert set(named) == {key for key, _ in fields(TabularConfig)}
+
+
+@pytest.mark.parametrize("text", snippets(README, "yaml") + snippets(CONFIGURATION, "yaml"))
+def test_configurations_in_the_documents_are_valid(text: str) -> None:
+    content = merged(MINIMAL, yaml.safe_load(text))
+    if "train" in content["data"].get("splits", {}):
+        content["data"]["time"] = "created_at"
+    assert validate_config(content).recorded()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
+def test_shipped_configurations_are_valid(path: Path) -> None:
+    assert validate_config(yaml.safe_load(path.read_text(encoding="utf-8"))).name
+
+
+@pytest.mark.parametrize("setting", list(documented()), ids=lambda setting: setting.name)
+def test_every_setting_of_the_service_is_in_the_readme(setting: object) -> None:
+    name, default, description = (
+        getattr(setting, part) for part in ("name", "default", "description")
+    )
+    shown = f"`{default}`" if default else ""
+    assert f"| `{name}` | {shown} | {description} |" in README
+
+
+def test_the_architecture_names_every_module() -> None:
+    for package in ("anomaly_vae", "pipelines"):
+        modules = {p.name for p in (ROOT / package).glob("*.py")} - {"__init__.py"}
+        missing = sorted(name for name in modules if name not in ARCHITECTURE)
+        assert not missing, f"docs/architecture.md lacks {missing} of {package}"
+    service = {p.stem for p in (ROOT / "serving").glob("*.py")} - {"__init__"}
+    assert not [name for name in service if not re.search(rf"\b{name}\b", ARCHITECTURE)]
+
+
+def test_the_architecture_names_no_module_that_is_gone() -> None:
+    tree = snippets(ARCHITECTURE, "")[0]
+    named = set(re.findall(r"\b([a-z_]+\.py)\b", tree))
+    real = {p.name for p in ROOT.glob("*/*.py")} | {p.name for p in ROOT.glob("*/*/*.py")}
+    assert named <= real
+
+
+def test_links_lead_somewhere() -> None:
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
+            assert (path.parent / target).exists(), f"{path.name} links to {target}"
