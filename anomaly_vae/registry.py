@@ -356,9 +356,10 @@ class Registry:
         return Fetched(folder, digest, name, found.version, alias)
 
     @_plainly
-    def download(self, uri: str) -> str:
-        """An artifact as a local path."""
-        return str(mlflow.artifacts.download_artifacts(uri)).rstrip("/")
+    def download(self, uri: str, to: str | Path | None = None) -> str:
+        """An artifact as a local path: below ``to``, or wherever it is, or a temporary copy."""
+        place = str(to) if to else None
+        return str(mlflow.artifacts.download_artifacts(uri, dst_path=place)).rstrip("/")
 
 
 def cache_bundle(fetched: Fetched, cache: Path) -> Fetched:

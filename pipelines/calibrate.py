@@ -17,7 +17,7 @@ from anomaly_vae import calibration, plots
 from anomaly_vae.bundle import Bundle
 from anomaly_vae.config import Config
 from anomaly_vae.detector import Detections, Detector
-from anomaly_vae.errors import DataError
+from anomaly_vae.errors import ConfigError, DataError
 from anomaly_vae.evaluation import Evaluation, Slice, evaluate, time_slices
 from anomaly_vae.registry import (
     CHALLENGER,
@@ -68,12 +68,14 @@ def calibrate(config: Config, model: str, data: Dataset | None = None) -> Calibr
     """Choose the threshold on the calibration split, evaluate the test split, register.
 
     Raises:
-        DataError: the model was trained on another split of other data.
+        DataError: the model was trained on another split or on other data.
+        ConfigError: it was trained with another configuration.
         CalibrationError: the calibration split cannot resolve alpha.
     """
     data = data or read(config)
     trained = open_source(model, config.mlflow.tracking_uri).bundle
     _check_same_split(trained, data)
+    _check_same_config(trained, config)
     scores = trained.scorer.score(data.part(CALIBRATION))
     chosen = calibration.calibrate(scores, config.calibration.alpha, config.calibration.method)
     detector = Detector(trained.scorer, chosen)
@@ -110,6 +112,19 @@ def _check_same_split(trained: Bundle, data: Dataset) -> None:
             "the model was trained on other rows or another split, so its calibration rows may "
             "have trained it; use the configuration and data it was trained with, or train again"
         )
+
+
+def _check_same_config(trained: Bundle, config: Config) -> None:
+    """The version is found again by its configuration, so that must be what made the model."""
+    planned, used = config.recorded(), trained.manifest["config"]
+    for section in ("data", "model", "training", "score"):
+        for key, value in planned[section].items():
+            if value is not None and value != used[section][key]:
+                raise ConfigError(
+                    f"the model was trained with {section}.{key} {used[section][key]}, the "
+                    f"configuration says {value}; correct that, or train again",
+                    key=f"{section}.{key}",
+                )
 
 
 def _evaluate(detector: Detector, data: Dataset, config: Config) -> tuple[Evaluation, Detections]:

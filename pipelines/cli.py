@@ -127,9 +127,9 @@ def promote(
     """Make a version champion, if it holds on the frozen test split; else exit 3."""
     from pipelines import promote as flow
 
-    if force and not reason:
-        raise typer.BadParameter("--force needs --reason TEXT, which is recorded")
-    decision = flow.promote(_registry(), name, version, reason if force else None)
+    if force != bool(reason):
+        raise typer.BadParameter("--force and --reason TEXT, which is recorded, go together")
+    decision = flow.promote(_registry(), name, version, reason)
     flow.show(decision)
     console.result(decision.result())
     if not decision.promoted:

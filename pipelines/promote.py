@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,10 +142,11 @@ def _record(
 
 
 def _frozen_table(registry: Registry, frozen: Mapping[str, str]) -> pa.Table:
-    path = Path(registry.download(frozen[TEST_TAG]))
-    if hashlib.sha256(path.read_bytes()).hexdigest() != frozen[TEST_DIGEST_TAG]:
+    with tempfile.TemporaryDirectory() as place:
+        content = Path(registry.download(frozen[TEST_TAG], place)).read_bytes()
+    if hashlib.sha256(content).hexdigest() != frozen[TEST_DIGEST_TAG]:
         raise RegistryError(f"the frozen test split {frozen[TEST_TAG]} was altered")
-    return pq.read_table(path)
+    return pq.read_table(pa.BufferReader(content))
 
 
 def _evaluation(

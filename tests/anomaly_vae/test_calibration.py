@@ -20,7 +20,14 @@ SAMPLES = st.one_of(
     st.lists(TIED, min_size=1, max_size=60),
     st.tuples(FINITE, st.integers(1, 60)).map(lambda pair: [pair[0]] * pair[1]),
 )
-ALPHAS = st.one_of(st.floats(1e-3, 1, exclude_max=True), st.integers(2, 61).map(lambda n: 1 / n))
+RANKS = st.tuples(st.integers(2, 61), st.integers(1, 60)).map(lambda pair: min(pair) / max(pair))
+"""Rates m / (n + 1), where rounding decides; and their neighbours."""
+ALPHAS = st.one_of(
+    st.floats(1e-3, 1, exclude_max=True),
+    RANKS,
+    RANKS.map(lambda alpha: math.nextafter(alpha, 0)),
+    RANKS.map(lambda alpha: math.nextafter(alpha, 1)),
+).filter(lambda alpha: alpha < 1)
 
 
 def calibrated(sample: list[float], alpha: float) -> Calibration:
@@ -42,6 +49,7 @@ def around(sample: list[float]) -> list[float]:
 @example([1.0, 1.0, 1.0], 0.5)
 @example([0.0] * 9, 0.1)
 @example([float(i) for i in range(48)], 1 / 49)
+@example([float(i) for i in range(10)], math.nextafter(9 / 11, 0))
 def test_a_row_is_flagged_exactly_when_its_p_value_reaches_alpha(
     sample: list[float], alpha: float
 ) -> None:

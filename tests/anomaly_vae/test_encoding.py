@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -91,6 +91,9 @@ def test_heavy_tails_take_the_asinh_scale_and_light_ones_do_not() -> None:
 
 
 @given(columns_of_numbers, st.lists(finite, max_size=10))
+@example([LARGEST, -LARGEST] * 5, [1.0])
+@example([5e-324, 0.0] * 5, [1.0])
+@example([5e-324, 0.0, 0.0, 0.0, 0.0], [1.0])
 def test_encoded_numbers_are_finite_in_bounds_and_in_order(
     train: list[float], values: list[float]
 ) -> None:

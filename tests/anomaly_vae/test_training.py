@@ -246,7 +246,7 @@ def _of_another_device(path: Path) -> None:
 
 
 def _of_another_model(path: Path) -> None:
-    _change(path, **{"best.decoder.network.skip.bias": torch.zeros(3)})
+    _change(path, **{"model.decoder.network.skip.bias": torch.zeros(3)})
 
 
 @pytest.mark.parametrize(
