@@ -215,7 +215,7 @@ def level_name(value: object) -> str | None:
     5, 5.0, "5" and "5.0" are one, and so are true and "True": the same content is written in
     each of these ways, depending on whether the column around it has missing values.
     """
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if value is None or value != value:  # noqa: PLR0124 NaN of any library, NaT too
         return None
     if isinstance(value, bool):
         return "true" if value else "false"

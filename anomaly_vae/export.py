@@ -31,7 +31,14 @@ from anomaly_vae.autoencoder import Autoencoder
 from anomaly_vae.config import ScoreConfig
 from anomaly_vae.encoding import Layout
 from anomaly_vae.errors import ExportError
-from anomaly_vae.likelihoods import LOG_2PI, LOGIT_BOUND, UNIFORM_SHARE, StudentT, TabularLikelihood
+from anomaly_vae.likelihoods import (
+    LINEAR_RANGE,
+    LOG_2PI,
+    LOGIT_BOUND,
+    UNIFORM_SHARE,
+    StudentT,
+    TabularLikelihood,
+)
 from anomaly_vae.networks import MLP, Encoder
 from anomaly_vae.vae import VAE, Terms, frozen_noise
 
@@ -185,12 +192,19 @@ class _Builder:
         """See `likelihoods.TabularFeatures`."""
         g, layout = self.g, self.layout
         first = layout.n_numeric + layout.n_binary
-        pieces = [g.slice(self.filled, 0, first)]
+        pieces = [self.squashed(g.slice(self.filled, 0, first))]
         if layout.n_categorical:
             codes = g("Unsqueeze", g.slice(self.filled, first, layout.n_columns), g.axes(-1))
             levels = g.constant(np.arange(1, layout.max_levels, dtype=np.float32))
             pieces.append(g("Flatten", g.cast(g("Equal", codes, levels)), axis=1))
         return g("Concat", *pieces, g.cast(self.missing), axis=-1)
+
+    def squashed(self, x: str) -> str:
+        """See `likelihoods.squashed`; zeros and ones stay what they are."""
+        g = self.g
+        excess = g("Relu", g("Sub", g("Abs", x), LINEAR_RANGE))
+        bent = g("Sub", excess, g("Log", g("Add", excess, 1.0)))
+        return g("Sub", x, g("Mul", g("Sign", x), bent))
 
     def posterior(self) -> tuple[str, str]:
         """See `networks.Encoder`."""

@@ -25,6 +25,10 @@ LOGIT_BOUND = 15.0
 """Logits are bent into ±LOGIT_BOUND: probabilities stay above e⁻³⁰ and no exponential overflows."""
 
 
+LINEAR_RANGE = 10.0
+"""Standardised numbers within ± this reach the encoder as they are; see `squashed`."""
+
+
 class Distribution(Protocol):
     """What a likelihood module returns."""
 
@@ -37,6 +41,16 @@ class Distribution(Protocol):
 
     def sample(self, generator: Generator | None = None) -> Tensor:
         """(..., F): one draw."""
+
+
+def squashed(x: Tensor) -> Tensor:
+    """What the encoder sees of a number: beyond ±10 it grows with the logarithm of the excess.
+
+    A far-out value would otherwise drag the latents along, and other columns would get the
+    blame; the likelihood still sees all of it.
+    """
+    excess = torch.relu(x.abs() - LINEAR_RANGE)
+    return x - torch.sign(x) * (excess - torch.log1p(excess))
 
 
 def bounded(logits: Tensor) -> Tensor:
@@ -241,7 +255,7 @@ class TabularFeatures(nn.Module):
         missing = torch.isnan(x)
         numeric, binary, codes = self.layout.split(torch.where(missing, 0.0, x))
         one_hot = (codes.unsqueeze(-1) == self.levels).to(x.dtype).flatten(-2)
-        return torch.cat([numeric, binary, one_hot, missing.to(x.dtype)], dim=-1)
+        return torch.cat([squashed(numeric), binary, one_hot, missing.to(x.dtype)], dim=-1)
 
 
 def randn_like(like: Tensor, generator: Generator | None) -> Tensor:

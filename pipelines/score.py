@@ -44,6 +44,7 @@ REJECT_SCHEMA = pa.schema(
     ]
 )
 UNREADABLE = "(unreadable)"
+ANSWERS = ("score", "p_value", "is_anomaly", "contributions", "rest", "kl")
 
 
 @dataclass
@@ -69,15 +70,15 @@ def score_files(
 
     Args:
         source: the model.
-        paths: CSV or Parquet files, folders or globs.
+        paths: CSV or Parquet files, folders or globs; what lies in ``output`` is left out.
         output: the folder; a previous result there is replaced once the new one is whole.
         explain: K largest contributions of each row, or "all".
 
     Raises:
         DataError: no file found, or ``output`` holds something else.
     """
-    files = find_files(paths)
     output = Path(output)
+    files = [path for path in find_files(paths) if output.resolve() not in path.resolve().parents]
     _check_output(output)
     with atomic_folder(output) as folder, ExitStack() as stack:
         sink = stack.enter_context(_Sink(folder))
@@ -99,6 +100,8 @@ class _Scoring:
     def __init__(self, bundle: Bundle, sink: _Sink, explain: int | str | None) -> None:
         self.detector, self.sink, self.tally = bundle.detector, sink, Tally()
         self.id = bundle.manifest["config"]["data"].get("id")
+        if self.id in ANSWERS:
+            raise DataError(f"the id column '{self.id}' is called like one of the answers; rename it")
         self.explain = explain is not None
         self.most = None if explain == "all" else explain
         self.path: Path | None = None
@@ -192,7 +195,8 @@ class _Sink:
             return ids.cast(self._id_type)
         except pa.ArrowException as error:
             wanted = f"ids are {self._id_type} in the files before"
-            raise DataError(f"column '{name}': {wanted}; {first_line(error)}") from None
+            reason = f"column '{name}': {wanted}; {first_line(error)}"
+            raise DataError(reason, column=name) from None
 
     def write(self, table: pa.Table) -> None:
         """Append scored rows."""

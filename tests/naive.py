@@ -103,7 +103,7 @@ class NaiveVAE:
         """Values, one-hot levels without code 0, missing mask."""
         out: Vector = []
         for value in x[: self.n_numeric + self.n_binary]:
-            out.append(0.0 if math.isnan(value) else value)
+            out.append(0.0 if math.isnan(value) else squashed(value))
         for code in x[self.n_numeric + self.n_binary :]:
             for level in range(1, max(self.n_levels)):
                 out.append(1.0 if code == level else 0.0)
@@ -170,6 +170,13 @@ class NaiveVAE:
         """log p(x|z) at the posterior mean."""
         mean, _ = self.posterior(x)
         return sum(self.log_prob(x, mean))
+
+
+def squashed(x: float) -> float:
+    """Linear within ±10, beyond it 10 + log(1 + excess)."""
+    if abs(x) <= 10:
+        return x
+    return math.copysign(10 + math.log(1 + abs(x) - 10), x)
 
 
 def bounded(logit: float) -> float:

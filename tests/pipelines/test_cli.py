@@ -1,0 +1,271 @@
+"""The command line's manners: exit codes, one JSON object on stdout, one line for a fault."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from anomaly_vae import __version__, errors
+from anomaly_vae.config import Config
+from anomaly_vae.evaluation import evaluate
+from anomaly_vae.splits import TEST
+from pipelines import cli
+from tests.pipelines.conftest import Command, World
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMANDS = (
+    "demo", "simulate", "train", "calibrate", "evaluate", "promote", "rollback", "run", "score",
+    "serve", "models", "inspect",
+)  # fmt: skip
+GENERATING = ("sample", "reconstruct", "interpolate", "traverse", "latent", "denoise")
+
+
+def fault(name: str) -> errors.AnomalyVAEError:
+    """One of ours, whatever it wants to know."""
+    kind = getattr(errors, name)
+    return kind(3, "age", "expected a number") if name == "RecordError" else kind("what to mend")  # type: ignore[no-any-return]
+
+
+OURS = [
+    name for name, kind in vars(errors).items()
+    if isinstance(kind, type) and issubclass(kind, errors.AnomalyVAEError)
+]  # fmt: skip
+
+
+# ---------------------------------------------------------------- what there is
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_lists_every_command(command: Command, flag: str) -> None:
+    answer = command(flag)
+    assert answer.code == 0
+    words = answer.out.split()
+    for name in (*COMMANDS, *GENERATING):
+        assert name in words
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, *GENERATING])
+def test_every_command_has_help_that_says_what_it_does(command: Command, name: str) -> None:
+    answer = command(name, "--help")
+    assert answer.code == 0
+    assert "Usage:" in answer.out
+    registered = {c.name or c.callback.__name__: c for c in cli.app.registered_commands if c.callback}
+    first = (registered[name].callback.__doc__ or "").split(".")[0].split(",")[0]
+    assert first
+    assert " ".join(first.split()[:3]) in answer.out
+
+
+def test_the_version_is_the_packages(command: Command) -> None:
+    answer = command("--version")
+    assert (answer.code, answer.out.strip()) == (0, __version__)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["train"],
+        ["train", "a.yaml", "b.yaml"],
+        ["models", "--nonsense"],
+        ["score", "--model", "m"],
+        ["score", "--model", "m", "--input", "i", "--output", "o", "--max-rejects", "-1"],
+        ["promote", "fraud", "--force"],
+        ["demo", "--kind", "nonsense"],
+        ["serve"],
+    ],
+)
+def test_wrong_usage_exits_2_and_says_so_on_stderr(
+    place: Path, command: Command, arguments: list[str]
+) -> None:
+    answer = command(*arguments)
+    assert (answer.code, answer.out) == (2, "")
+    assert "Usage:" in answer.err
+    assert "Traceback" not in answer.err
+
+
+def test_no_command_at_all_shows_the_help(command: Command) -> None:
+    answer = command()
+    assert answer.code == 2
+    assert "simulate" in answer.out + answer.err
+
+
+# ---------------------------------------------------------------- how it ends
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_each_of_our_errors_is_one_line_and_exit_1(
+    command: Command, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def fail() -> Any:
+        raise fault(name)
+
+    monkeypatch.setattr(cli, "_registry", fail)
+    answer = command("models")
+    assert (answer.code, answer.out) == (1, "")
+    assert answer.err == f"error: {fault(name)}\n"
+
+
+def test_an_error_nobody_thought_of_is_one_line_too_and_asks_to_be_reported(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> Any:
+        raise ZeroDivisionError("division\nby zero")
+
+    monkeypatch.delenv("ANOMALY_VAE_DEBUG", raising=False)
+    monkeypatch.setattr(cli, "_registry", fail)
+    answer = command("models")
+    assert (answer.code, answer.out) == (1, "")
+    assert "unexpected ZeroDivisionError: division by zero" in answer.err
+    assert answer.err.count("\n") == 1
+    monkeypatch.setenv("ANOMALY_VAE_DEBUG", "1")
+    with pytest.raises(ZeroDivisionError):
+        command("models")
+
+
+def test_an_interruption_exits_130(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt() -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_registry", interrupt)
+    answer = command("models")
+    assert (answer.code, answer.out) == (130, "")
+    assert "Traceback" not in answer.err
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "config.yaml"),
+        ("[1, 2]", "must hold keys"),
+        ("name: [", "not YAML"),
+        ("name: fraud\ndata: {path: x.parquet}\ntrainin: {}", "did you mean training"),
+        ("name: fraud\ndata: {path: nowhere.parquet}", "nowhere.parquet"),
+    ],
+)
+def test_a_configuration_at_fault_exits_1_with_what_to_mend(
+    place: Path, command: Command, content: str | None, said: str
+) -> None:
+    if content is not None:
+        Path("config.yaml").write_text(content)
+    for name in ("train", "run"):
+        answer = command(name, "config.yaml")
+        assert (answer.code, answer.out) == (1, "")
+        assert said in answer.err
+        assert "Traceback" not in answer.err
+
+
+@pytest.mark.parametrize("override", ["nonsense", "=3", "training.epochs=many", "training.epoch=3"])
+def test_an_override_at_fault_exits_1(
+    place: Path, flow: Config, command: Command, override: str
+) -> None:
+    Path("config.yaml").write_text(yaml.safe_dump(flow.model_dump(mode="json")))
+    answer = command("train", "config.yaml", "--set", override)
+    assert (answer.code, answer.out) == (1, "")
+    assert answer.err.startswith("error: ")
+
+
+def test_train_and_calibrate_take_overrides_and_answer_with_what_the_next_needs(
+    place: Path, flow: Config, command: Command
+) -> None:
+    Path("config.yaml").write_text(yaml.safe_dump(flow.model_dump(mode="json")))
+    epochs = ("--set", "training.epochs=1")
+    trained = command("train", "config.yaml", *epochs)
+    assert trained.code == 0
+    assert set(trained.json) == {"run_id", "model_uri", "bundle", "metrics"}
+    assert trained.json["metrics"]["epochs"] == 1
+    model = trained.json["model_uri"]
+    refused = command("calibrate", "config.yaml", *epochs, "--model", model,
+                      "--set", "calibration.alpha=0.001")  # fmt: skip
+    assert (refused.code, refused.out) == (1, "")
+    assert "needs 999" in refused.err
+    answer = command("calibrate", "config.yaml", *epochs, "--model", model)
+    assert answer.code == 0
+    assert (answer.json["version"], answer.json["alias"]) == ("1", "challenger")
+    assert command("promote", "fraud").code == 0
+
+
+# ---------------------------------------------------------------- evaluate
+
+
+@pytest.fixture
+def labelled(champion: World, tmp_path: Path) -> str:
+    """The test split as a file."""
+    path = tmp_path / "labelled.parquet"
+    pq.write_table(champion.trained.data.test_table, path)
+    return str(path)
+
+
+def test_evaluate_gives_the_figures_of_the_decisions(
+    champion: World, labelled: str, command: Command
+) -> None:
+    answer = command("evaluate", "--model", "models:/fraud@champion", "--data", labelled,
+                     "--label", "TX_FRAUD")  # fmt: skip
+    assert answer.code == 0
+    data, detector = champion.trained.data, champion.calibrated.bundle.detector
+    found = detector.detect(data.part(TEST))
+    anomaly = data.rows.anomaly[data.assignment.rows(TEST)]
+    truth = evaluate(found, anomaly, 0.05, detector.calibration.threshold)
+    assert answer.json["metrics"] == {**truth.to_json(), "rejected": 0}
+    assert {"auroc", "average_precision", "fpr", "recall"} <= set(answer.json["metrics"])
+    assert answer.json["rows"] == answer.json["scored"] == len(anomaly)
+    assert answer.json["model"]["version"] == "1"
+    assert "AUROC" in answer.err
+
+
+def test_evaluate_takes_other_labels_and_leaves_unlabelled_and_unfit_rows_out(
+    champion: World, labelled: str, tmp_path: Path, command: Command
+) -> None:
+    table = pq.read_table(labelled)
+    words = [("bad" if fraud else "good") for fraud in table["TX_FRAUD"].to_pylist()]
+    words[0] = None
+    amounts = table["TX_AMOUNT"].to_pylist()
+    amounts[1] = float("inf")
+    table = table.set_column(table.column_names.index("TX_FRAUD"), "TX_FRAUD", pa.array(words))
+    table = table.set_column(table.column_names.index("TX_AMOUNT"), "TX_AMOUNT", pa.array(amounts))
+    pq.write_table(table, tmp_path / "words.parquet")
+    answer = command("evaluate", "--model", "models:/fraud/1", "--data", tmp_path / "words.parquet",
+                     "--label", "TX_FRAUD", "--positive", "bad")  # fmt: skip
+    assert answer.code == 0
+    assert answer.json["metrics"]["rejected"] == 1
+    assert answer.json["metrics"]["rows"] == len(table) - 2
+    assert answer.json["metrics"]["unlabelled"] == 1
+    assert answer.json["metrics"]["anomalies"] == words[2:].count("bad")
+
+
+@pytest.mark.parametrize(
+    ("label", "positive", "said"),
+    [("absent", "1", "'absent' is not there"), ("TX_CHANNEL", "pigeon", "'pigeon'")],
+)
+def test_evaluate_without_such_labels_exits_1(
+    champion: World, labelled: str, command: Command, label: str, positive: str, said: str
+) -> None:
+    answer = command("evaluate", "--model", "models:/fraud/1", "--data", labelled,
+                     "--label", label, "--positive", positive)  # fmt: skip
+    assert (answer.code, answer.out) == (1, "")
+    assert said in answer.err
+
+
+# ---------------------------------------------------------------- a process of its own
+
+
+@pytest.mark.e2e
+def test_the_process_keeps_stdout_for_the_answer(champion: World) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "pipelines.cli", "inspect", "models:/fraud@champion"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert done.stdout.count("\n") == 1
+    assert json.loads(done.stdout)["model"]["name"] == "fraud"
+    command[-1] = "models:/absent/1"
+    failed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert failed.stderr.count("\n") == 1

@@ -1,0 +1,677 @@
+"""Batch scoring: every row is scored or rejected, alike alone and among others, whole or not."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from anomaly_vae.errors import DataError
+from pipelines import score as module
+from pipelines.models import Source
+from pipelines.score import PART_ROWS, REJECTS, SUMMARY, score_files
+from tests.pipelines.conftest import Command, World
+
+ID = "TRANSACTION_ID"
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def source(world: World) -> Source:
+    return world.source
+
+
+@pytest.fixture
+def table(transactions: Path) -> pa.Table:
+    return pq.read_table(transactions)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "scores"
+
+
+def parts(folder: Path) -> pa.Table:
+    """The scored rows in order."""
+    return pa.concat_tables(pq.read_table(path) for path in sorted(folder.glob("part-*.parquet")))
+
+
+def rejects(folder: Path) -> list[dict[str, Any]]:
+    """The rejected rows in order."""
+    return list(pq.read_table(folder / REJECTS).to_pylist())
+
+
+def adds_up(folder: Path, rows: int) -> dict[str, Any]:
+    """The summary, after checking it against what lies in the folder."""
+    summary: dict[str, Any] = json.loads((folder / SUMMARY).read_text())
+    scored = sum(pq.read_metadata(folder / name).num_rows for name in summary["parts"])
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        [SUMMARY, REJECTS, *summary["parts"]]
+    )
+    assert summary["scored"] == scored
+    assert summary["rejected"] == len(rejects(folder))
+    assert summary["rejected"] == sum(summary["rejected_by_column"].values())
+    assert summary["rows"] == summary["scored"] + summary["rejected"] == rows
+    assert all(row["reason"] for row in rejects(folder))
+    return summary
+
+
+def write(path: Path, table: pa.Table) -> str:
+    if path.suffix == ".csv":
+        pyarrow.csv.write_csv(table, path)
+    else:
+        pq.write_table(table, path)
+    return str(path)
+
+
+# ---------------------------------------------------------------- scores
+
+
+def test_every_row_of_a_sound_file_is_scored_as_the_detector_does(
+    source: Source, transactions: Path, world: World, out: Path
+) -> None:
+    returned = score_files(source, [str(transactions)], out)
+    summary = adds_up(out, 1_500)
+    assert returned == summary
+    assert summary["rejected"] == 0
+    truth = source.bundle.detector.detect(world.trained.data.batch)
+    scored = parts(out)
+    assert scored.column_names == [ID, "score", "p_value", "is_anomaly"]
+    assert scored[ID].equals(pq.read_table(transactions)[ID])
+    assert np.array_equal(scored["score"], truth.score)
+    assert np.array_equal(scored["p_value"], truth.p_value)
+    assert np.array_equal(scored["is_anomaly"], truth.is_anomaly)
+    assert summary["flagged"] == truth.is_anomaly.sum()
+
+
+def test_the_summary_says_which_model_decided_and_how(
+    source: Source, transactions: Path, out: Path
+) -> None:
+    summary = score_files(source, [str(transactions)], out)
+    calibration = source.bundle.detector.calibration
+    assert summary["model"] == {
+        "name": "fraud", "version": "1", "alias": "champion", "digest": source.bundle.digest
+    }  # fmt: skip
+    assert (summary["alpha"], summary["threshold"]) == (0.05, calibration.threshold)
+    assert summary["files"] == 1
+
+
+def test_a_row_alone_has_the_score_it_has_among_others(
+    source: Source, table: pa.Table, tmp_path: Path
+) -> None:
+    among = tmp_path / "among"
+    score_files(source, [write(tmp_path / "all.parquet", table)], among)
+    whole = parts(among)
+    for row in (0, 7, 1_499):
+        alone = tmp_path / f"alone-{row}"
+        score_files(source, [write(tmp_path / f"{row}.parquet", table.slice(row, 1))], alone)
+        one = parts(alone)
+        assert one["score"][0].as_py() == pytest.approx(whole["score"][row].as_py(), rel=1e-6)
+        assert one["p_value"][0] == whole["p_value"][row]
+        assert one["is_anomaly"][0] == whole["is_anomaly"][row]
+
+
+def test_csv_and_parquet_of_the_same_rows_give_the_same_scores(
+    source: Source, table: pa.Table, tmp_path: Path
+) -> None:
+    few = table.slice(0, 200)
+    for suffix in ("parquet", "csv"):
+        score_files(source, [write(tmp_path / f"t.{suffix}", few)], tmp_path / suffix)
+    columnar, text = parts(tmp_path / "parquet"), parts(tmp_path / "csv")
+    assert np.allclose(columnar["score"], text["score"], rtol=1e-6)
+    assert columnar[ID].cast(pa.string()).equals(text[ID])
+
+
+def test_the_order_of_columns_does_not_matter(
+    source: Source, table: pa.Table, tmp_path: Path
+) -> None:
+    turned = table.select(table.column_names[::-1])
+    score_files(source, [write(tmp_path / "a.parquet", table)], tmp_path / "a")
+    score_files(source, [write(tmp_path / "b.parquet", turned)], tmp_path / "b")
+    assert parts(tmp_path / "a").equals(parts(tmp_path / "b"))
+
+
+# ---------------------------------------------------------------- reasons
+
+
+@pytest.mark.parametrize("most", [1, 3, "all"])
+def test_contributions_rest_and_kl_add_up_to_the_score(
+    source: Source, table: pa.Table, tmp_path: Path, out: Path, most: int | str
+) -> None:
+    path = write(tmp_path / "t.parquet", table.slice(0, 300))
+    score_files(source, [path], out, most)
+    labels = source.bundle.scorer.encoding.labels
+    for row in parts(out).to_pylist():
+        nats = [c["nats"] for c in row["contributions"]]
+        assert nats == sorted(nats, reverse=True)
+        assert len(nats) == (len(labels) if most == "all" else most)
+        assert sum(nats) + row["rest"] + row["kl"] == pytest.approx(row["score"], abs=1e-6)
+        if most == "all":
+            assert row["rest"] == pytest.approx(0, abs=1e-9)
+            assert {c["feature"] for c in row["contributions"]} == set(labels)
+
+
+def test_explaining_changes_no_score(source: Source, transactions: Path, tmp_path: Path) -> None:
+    score_files(source, [str(transactions)], tmp_path / "plain")
+    score_files(source, [str(transactions)], tmp_path / "explained", 2)
+    plain, explained = parts(tmp_path / "plain"), parts(tmp_path / "explained")
+    assert np.allclose(plain["score"], explained["score"], rtol=1e-6)
+    assert plain.column_names == explained.column_names[:4]
+    assert explained.column_names[4:] == ["contributions", "rest", "kl"]
+
+
+def test_a_reason_shows_what_was_seen_and_what_was_expected(
+    source: Source, table: pa.Table, tmp_path: Path, out: Path
+) -> None:
+    odd = table.slice(0, 1).set_column(
+        table.column_names.index("TX_AMOUNT"), "TX_AMOUNT", pa.array([1_234.5])
+    )
+    score_files(source, [write(tmp_path / "t.parquet", odd)], out, 1)
+    (row,) = parts(out).to_pylist()
+    (reason,) = row["contributions"]
+    assert reason["feature"] == "TX_AMOUNT"
+    assert reason["observed"] == "1234.5"
+    assert 0 < float(reason["expected"]) < 1_000
+    assert row["is_anomaly"]
+
+
+# ---------------------------------------------------------------- every row counts
+
+
+GOOD = {"TX_AMOUNT": "12.5", "TX_CHANNEL": "online", "TX_DATETIME": "2024-02-01 10:00:00"}
+AMOUNTS = {"12.5": True, "": True, "NaN": True, "1e3": True, "abc": False, "inf": False, "1,5": False}
+TIMES = {"2024-02-01T10:00:00": True, "": True, "yesterday": False}
+CHANNELS = {"online": True, "pigeon": True, "": True, 'with "quotes", and comma': True}
+cells = st.fixed_dictionaries(
+    {
+        "TX_AMOUNT": st.sampled_from(list(AMOUNTS)),
+        "TX_CHANNEL": st.sampled_from(list(CHANNELS)),
+        "TX_DATETIME": st.sampled_from(list(TIMES)),
+        "unknown": st.sampled_from(["", "x"]),
+    }
+)
+ragged = st.lists(st.just("x"), min_size=1, max_size=9)
+line = st.one_of(cells, cells, cells, ragged)
+columns = st.lists(
+    st.sampled_from([ID, "TX_AMOUNT", "TX_CHANNEL", "TX_DATETIME", "unknown"]), unique=True
+).filter(lambda names: set(names) & set(GOOD))
+file = st.tuples(columns, st.lists(line, max_size=8))
+
+
+def write_lines(path: Path, names: Sequence[str], lines: Sequence[Any], start: int) -> list[bool]:
+    """Write a CSV file; which of its lines can be scored."""
+    fit = []
+    with path.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(names)
+        for number, content in enumerate(lines, start):
+            if isinstance(content, list):
+                cut = content if len(content) != len(names) else [*content, "x"]
+                writer.writerow(cut)
+                fit.append(False)
+                continue
+            row = {**content, ID: str(number)}
+            writer.writerow([row[name] for name in names])
+            fit.append(
+                ("TX_AMOUNT" not in names or AMOUNTS[row["TX_AMOUNT"]])
+                and ("TX_DATETIME" not in names or TIMES[row["TX_DATETIME"]])
+            )
+    return fit
+
+
+@settings(max_examples=40)
+@given(st.lists(file, min_size=1, max_size=3))
+@example([(["TX_AMOUNT"], []), (["TX_CHANNEL"], [dict(GOOD, unknown="")])])
+@example([([ID, "TX_AMOUNT"], [["x"] * 9, dict(GOOD, unknown=""), ["x"]])])
+def test_every_line_of_every_csv_file_is_scored_or_rejected_and_none_is_lost(
+    source_of_world: Source, files: list[tuple[list[str], list[Any]]]
+) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        folder, fit, paths, empty = Path(place), list[bool](), [], 0
+        for number, (names, lines) in enumerate(files):
+            paths.append(folder / f"{number}.csv")
+            # one column and an empty cell make an empty line, which is no row at all
+            lines = [
+                one for one in lines
+                if len(names) > 1 or isinstance(one, list) or one.get(names[0], "1") != ""
+            ]  # fmt: skip
+            fit += write_lines(paths[-1], names, lines, start=len(fit))
+            empty += not lines
+        score_files(source_of_world, [str(path) for path in paths], folder / "out")
+        refused = [row for row in rejects(folder / "out") if row["row"] is not None]
+        whole_files = [row for row in rejects(folder / "out") if row["row"] is None]
+        assert len(whole_files) <= empty
+        adds_up(folder / "out", len(fit) + len(whole_files))
+        assert sorted(row["row"] for row in refused) == [i for i, good in enumerate(fit) if not good]
+        scored = list(itertools.chain.from_iterable(
+            (int(row.get(ID, row.get("row"))) for row in pq.read_table(path).to_pylist())
+            for path in sorted((folder / "out").glob("part-*"))
+        ))  # fmt: skip
+        assert scored == [i for i, good in enumerate(fit) if good]
+
+
+@pytest.fixture(scope="module")
+def source_of_world(world: World) -> Source:
+    """For hypothesis, which takes no fixture of a single test."""
+    return world.source
+
+
+def test_a_bad_cell_is_told_with_its_place_and_reason(
+    source: Source, tmp_path: Path, out: Path
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(f"{ID},TX_AMOUNT,TX_DATETIME\n7,1,2024-02-01\n8,abc,\n9,inf,\n10,2,soon\n")
+    score_files(source, [str(path)], out)
+    summary = adds_up(out, 4)
+    assert summary["rejected_by_column"] == {"TX_AMOUNT": 2, "TX_DATETIME": 1}
+    assert rejects(out) == [
+        {"path": str(path), "row": 1, "id": "8", "column": "TX_AMOUNT",
+         "reason": "expected a number, got 'abc'"},
+        {"path": str(path), "row": 2, "id": "9", "column": "TX_AMOUNT",
+         "reason": "infinity is not a value; leave it empty if it is missing"},
+        {"path": str(path), "row": 3, "id": "10", "column": "TX_DATETIME",
+         "reason": "expected an ISO 8601 date or time, got 'soon'"},
+    ]  # fmt: skip
+
+
+def test_a_row_with_two_bad_cells_is_rejected_once(
+    source: Source, tmp_path: Path, out: Path
+) -> None:
+    (tmp_path / "t.csv").write_text("TX_AMOUNT,TX_DATETIME\nabc,soon\n1,\n")
+    score_files(source, [str(tmp_path / "t.csv")], out)
+    assert adds_up(out, 2)["rejected"] == 1
+
+
+def test_rows_after_rejects_are_not_confused(source: Source, tmp_path: Path, out: Path) -> None:
+    lines = [f"{i},{'abc' if i % 3 else i}" for i in range(2_000)]
+    (tmp_path / "t.csv").write_text("\n".join([f"{ID},TX_AMOUNT", *lines]) + "\n")
+    score_files(source, [str(tmp_path / "t.csv")], out)
+    adds_up(out, 2_000)
+    assert [int(i) for i in parts(out)[ID].to_pylist()] == list(range(0, 2_000, 3))
+    clean = tmp_path / "clean.csv"
+    clean.write_text("\n".join([f"{ID},TX_AMOUNT", *lines[::3]]) + "\n")
+    score_files(source, [str(clean)], tmp_path / "clean")
+    assert np.allclose(parts(out)["score"], parts(tmp_path / "clean")["score"], rtol=1e-6)
+
+
+# ---------------------------------------------------------------- files of every kind
+
+
+def test_unreadable_files_count_as_one_reject_each_and_stop_nobody(
+    source: Source, table: pa.Table, tmp_path: Path, out: Path
+) -> None:
+    whole = Path(write(tmp_path / "b.parquet", table.slice(0, 100)))
+    (tmp_path / "a.parquet").write_bytes(whole.read_bytes()[:-100])
+    (tmp_path / "c.csv").write_bytes(b"")
+    (tmp_path / "d.parquet").write_text("not Parquet at all")
+    write(tmp_path / "e.parquet", table.slice(100, 50))
+    score_files(source, [str(tmp_path)], out)
+    summary = adds_up(out, 150 + 3)
+    assert (summary["files"], summary["scored"]) == (5, 150)
+    assert summary["rejected_by_column"] == {"(unreadable)": 3}
+    assert [Path(row["path"]).name for row in rejects(out)] == ["a.parquet", "c.csv", "d.parquet"]
+    assert all(row["row"] is None for row in rejects(out))
+
+
+def test_a_parquet_file_that_breaks_in_the_middle_keeps_its_first_rows(
+    source: Source, table: pa.Table, tmp_path: Path, out: Path
+) -> None:
+    path = tmp_path / "t.parquet"
+    pq.write_table(table, path, row_group_size=500)
+    place = pq.read_metadata(path).row_group(2).column(4).data_page_offset
+    content = bytearray(path.read_bytes())
+    content[place : place + 40] = b"\xff" * 40
+    path.write_bytes(content)
+    summary = score_files(source, [str(path)], out)
+    adds_up(out, summary["rows"])
+    assert summary["rejected"] == 1
+    assert summary["scored"] <= 1_000
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_a_file_with_a_header_alone_has_no_rows(
+    source: Source, table: pa.Table, tmp_path: Path, out: Path, suffix: str
+) -> None:
+    write(tmp_path / f"a.{suffix}", table.slice(0, 0))
+    write(tmp_path / "b.parquet", table.slice(0, 5))
+    summary = score_files(source, [str(tmp_path)], out)
+    assert summary["scored"] == 5
+    adds_up(out, 5 + summary["rejected"])
+    assert summary["rejected"] == 0
+
+
+def test_a_file_without_any_column_of_the_model_is_rejected_row_by_row(
+    source: Source, table: pa.Table, tmp_path: Path, out: Path
+) -> None:
+    (tmp_path / "a.csv").write_text("price,name\n1,a\n2,b\n")
+    write(tmp_path / "b.parquet", table.slice(0, 5))
+    score_files(source, [str(tmp_path)], out)
+    assert adds_up(out, 7)["scored"] == 5
+    assert all("none of the model's columns" in row["reason"] for row in rejects(out))
+
+
+def test_a_column_of_an_impossible_type_rejects_its_rows_by_name(
+    source: Source, table: pa.Table, tmp_path: Path, out: Path
+) -> None:
+    nested = pa.table({"TX_AMOUNT": [[1.0], [2.0]], ID: [1, 2]})
+    score_files(source, [write(tmp_path / "t.parquet", nested)], out)
+    adds_up(out, 2)
+    assert {row["column"] for row in rejects(out)} == {"TX_AMOUNT"}
+
+
+def test_unknown_columns_are_ignored_and_named(
+    source: Source, table: pa.Table, tmp_path: Path, out: Path
+) -> None:
+    more = table.slice(0, 5).append_column("surprise", pa.array(["x"] * 5))
+    summary = score_files(source, [write(tmp_path / "t.parquet", more)], out)
+    assert summary["ignored_columns"] == ["surprise"]
+    assert summary["scored"] == 5
+
+
+def test_missing_columns_are_missing_values(
+    source: Source, table: pa.Table, tmp_path: Path, out: Path
+) -> None:
+    few = table.select([ID, "TX_AMOUNT"]).slice(0, 5)
+    score_files(source, [write(tmp_path / "t.parquet", few)], out, "all")
+    for row in parts(out).to_pylist():
+        unseen = [c for c in row["contributions"] if c["observed"] is None]
+        assert len(unseen) == len(row["contributions"]) - 1
+        assert all(c["nats"] == 0 for c in unseen)
+
+
+# ---------------------------------------------------------------- ids
+
+
+def test_without_the_id_column_rows_count_on_from_file_to_file(
+    source: Source, table: pa.Table, tmp_path: Path, out: Path
+) -> None:
+    bare = table.drop_columns([ID])
+    write(tmp_path / "a.parquet", bare.slice(0, 10))
+    write(tmp_path / "b.csv", bare.slice(10, 10))
+    score_files(source, [str(tmp_path)], out)
+    adds_up(out, 20)
+    assert parts(out)["row"].to_pylist() == list(range(20))
+
+
+def test_files_with_and_without_ids_go_to_parts_of_their_own(
+    source: Source, table: pa.Table, tmp_path: Path, out: Path
+) -> None:
+    write(tmp_path / "a.parquet", table.slice(0, 10))
+    write(tmp_path / "b.parquet", table.drop_columns([ID]).slice(10, 10))
+    write(tmp_path / "c.parquet", table.slice(20, 10))
+    adds_up_to = score_files(source, [str(tmp_path)], out)
+    assert adds_up(out, 30) == adds_up_to
+    names = [pq.read_schema(path).names[0] for path in sorted(out.glob("part-*"))]
+    assert names == [ID, "row", ID]
+
+
+def test_duplicate_ids_are_all_scored(
+    source: Source, table: pa.Table, tmp_path: Path, out: Path
+) -> None:
+    twice = pa.concat_tables([table.slice(0, 5), table.slice(0, 5)])
+    score_files(source, [write(tmp_path / "t.parquet", twice)], out)
+    adds_up(out, 10)
+    assert parts(out)[ID].to_pylist() == [0, 1, 2, 3, 4] * 2
+
+
+def test_ids_keep_the_type_of_the_first_file_where_they_can(
+    source: Source, table: pa.Table, tmp_path: Path, out: Path
+) -> None:
+    write(tmp_path / "a.parquet", table.slice(0, 5))
+    write(tmp_path / "b.csv", table.slice(5, 5))
+    score_files(source, [str(tmp_path)], out)
+    adds_up(out, 10)
+    assert parts(out)[ID].type == pa.int32()
+    assert parts(out)[ID].to_pylist() == list(range(10))
+
+
+def test_ids_that_fit_no_type_before_them_are_rejected_with_both(
+    source: Source, table: pa.Table, tmp_path: Path, out: Path
+) -> None:
+    write(tmp_path / "a.parquet", table.slice(0, 5))
+    text = pa.array([f"t-{i}" for i in range(5)])
+    other = table.slice(5, 5).set_column(table.column_names.index(ID), ID, text)
+    write(tmp_path / "b.parquet", other)
+    score_files(source, [str(tmp_path)], out)
+    assert adds_up(out, 10)["scored"] == 5
+    assert {row["id"] for row in rejects(out)} == set(text.to_pylist())
+    assert all("int32" in row["reason"] and row["column"] == ID for row in rejects(out))
+
+
+# ---------------------------------------------------------------- the output folder
+
+
+def test_a_previous_result_is_replaced_whole(
+    source: Source, table: pa.Table, tmp_path: Path, out: Path
+) -> None:
+    bad = tmp_path / "bad.csv"
+    bad.write_text("TX_AMOUNT\nabc\n1\n")
+    score_files(source, [str(bad)], out)
+    score_files(source, [write(tmp_path / "t.parquet", table.slice(0, 5))], out)
+    assert adds_up(out, 5)["rejected"] == 0
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("place", ["write", "reject", "_summary"])
+def test_a_crash_leaves_the_previous_result_as_it_was(
+    source: Source,
+    table: pa.Table,
+    tmp_path: Path,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+) -> None:
+    (tmp_path / "bad.csv").write_text("TX_AMOUNT\nabc\n1\n")
+    paths = [write(tmp_path / "t.parquet", table), str(tmp_path / "bad.csv")]
+    score_files(source, paths[:1], out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(*(module, place) if place == "_summary" else (module._Sink, place), crash)
+    with pytest.raises(KeyboardInterrupt):
+        score_files(source, paths, out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_result_set_aside_by_a_crash_between_two_renames_is_found_again(
+    source: Source, table: pa.Table, tmp_path: Path, out: Path
+) -> None:
+    path = write(tmp_path / "t.parquet", table.slice(0, 5))
+    score_files(source, [path], out)
+    out.rename(out.with_name(f".{out.name}.previous"))
+    with pytest.raises(DataError):
+        score_files(source, [str(tmp_path / "absent.csv")], out)
+    score_files(source, [path], out)
+    adds_up(out, 5)
+    assert not out.with_name(f".{out.name}.previous").exists()
+
+
+def test_a_folder_with_other_files_is_refused_and_untouched(
+    source: Source, transactions: Path, out: Path
+) -> None:
+    out.mkdir()
+    (out / "thesis.tex").write_text("years of work")
+    with pytest.raises(DataError, match="holds other files"):
+        score_files(source, [str(transactions)], out)
+    assert (out / "thesis.tex").read_text() == "years of work"
+    assert len(list(out.iterdir())) == 1
+
+
+def test_a_file_as_output_is_refused(source: Source, transactions: Path, out: Path) -> None:
+    out.write_text("mine")
+    with pytest.raises(DataError, match="is a file; give a folder"):
+        score_files(source, [str(transactions)], out)
+    assert out.read_text() == "mine"
+
+
+def test_an_empty_folder_is_used(source: Source, transactions: Path, out: Path) -> None:
+    out.mkdir()
+    assert score_files(source, [str(transactions)], out)["scored"] == 1_500
+
+
+def test_scores_inside_the_input_folder_are_no_input_the_next_time(
+    source: Source, table: pa.Table, tmp_path: Path
+) -> None:
+    write(tmp_path / "t.parquet", table.slice(0, 5))
+    for _ in range(2):
+        summary = score_files(source, [str(tmp_path)], tmp_path / "scores")
+        assert (summary["files"], summary["rows"], summary["scored"]) == (1, 5, 5)
+
+
+def test_large_results_are_written_in_several_parts(
+    source: Source,
+    table: pa.Table,
+    tmp_path: Path,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert PART_ROWS >= 1 << 20
+    monkeypatch.setattr(module, "PART_ROWS", 400)
+    paths = [write(tmp_path / f"{i}.parquet", table.slice(200 * i, 200)) for i in range(7)]
+    summary = score_files(source, paths, out)
+    assert summary["parts"] == [f"part-{i:05d}.parquet" for i in range(4)]
+    adds_up(out, 1_400)
+    assert parts(out)[ID].to_pylist() == list(range(1_400))
+
+
+def test_an_id_named_like_an_answer_is_refused(
+    source: Source, transactions: Path, out: Path
+) -> None:
+    manifest = dict(source.bundle.manifest)
+    manifest["config"] = {**manifest["config"], "data": {**manifest["config"]["data"], "id": "score"}}
+    bundle = type(source.bundle)(
+        manifest, source.bundle.graph, source.bundle.weights, source.bundle.calibration
+    )
+    with pytest.raises(DataError, match="'score'"):
+        score_files(Source(bundle), [str(transactions)], out)
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_the_command_scores_with_the_champion(
+    champion: World, transactions: Path, out: Path, command: Command
+) -> None:
+    answer = command("score", "--model", "models:/fraud@champion", "--input", transactions,
+                     "--output", out)  # fmt: skip
+    assert answer.code == 0
+    assert answer.json == adds_up(out, 1_500)
+    assert answer.json["model"]["version"] == "1"
+    assert "1,500 rows: 1,500 scored" in answer.err
+
+
+def test_several_inputs_may_follow_one_option_or_several(
+    champion: World, table: pa.Table, tmp_path: Path, out: Path, command: Command
+) -> None:
+    a, b, c = (write(tmp_path / f"{n}.parquet", table.slice(0, 5)) for n in "abc")
+    model = ["--model", champion.folder / champion.trained.folder]
+    assert command("score", *model, "--input", a, "--output", out).code == 1, "not calibrated"
+    model[1] = "models:/fraud/1"
+    answer = command("score", *model, "--output", out, "--input", a, b, "--input", c)
+    assert (answer.code, answer.json["files"], answer.json["rows"]) == (0, 3, 15)
+
+
+def test_too_many_rejects_exit_1_after_all_is_written(
+    champion: World, tmp_path: Path, out: Path, command: Command
+) -> None:
+    (tmp_path / "t.csv").write_text("TX_AMOUNT\nabc\nabd\n1\n")
+    base = ("score", "--model", "models:/fraud/1", "--input", tmp_path / "t.csv", "--output", out)
+    for most, code in ((0, 1), (1, 1), (2, 0)):
+        answer = command(*base, "--max-rejects", most)
+        assert answer.code == code
+        assert answer.json == adds_up(out, 3)
+        assert ("--max-rejects" in answer.err) == bool(code)
+    assert command(*base).code == 0
+
+
+def test_nothing_scored_exits_1_with_the_reasons_written(
+    champion: World, tmp_path: Path, out: Path, command: Command
+) -> None:
+    (tmp_path / "t.csv").write_text("TX_AMOUNT\nabc\n")
+    answer = command("score", "--model", "models:/fraud/1", "--input", tmp_path / "t.csv",
+                     "--output", out)  # fmt: skip
+    assert answer.code == 1
+    assert answer.json == adds_up(out, 1)
+    assert "nothing could be scored" in answer.err
+
+
+@pytest.mark.parametrize("explain", ["0", "-1", "some", "1.5", ""])
+def test_explain_takes_a_number_or_all(
+    champion: World, transactions: Path, out: Path, command: Command, explain: str
+) -> None:
+    answer = command("score", "--model", "models:/fraud/1", "--input", transactions,
+                     "--output", out, "--explain", explain)  # fmt: skip
+    assert answer.code == 2
+    assert "--explain" in answer.err
+    assert not out.exists()
+
+
+def test_no_such_input_exits_1_and_writes_nothing(
+    champion: World, out: Path, command: Command
+) -> None:
+    answer = command("score", "--model", "models:/fraud/1", "--input", "absent/*.csv",
+                     "--output", out)  # fmt: skip
+    assert (answer.code, answer.out) == (1, "")
+    assert "absent/*.csv" in answer.err
+    assert not out.exists()
+
+
+# ---------------------------------------------------------------- memory
+
+
+MEASURE = """
+import resource, sys
+from anomaly_vae.bundle import load
+from pipelines.models import Source
+from pipelines.score import score_files
+score_files(Source(load(sys.argv[1])), sys.argv[3:], sys.argv[2])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_ten_times_the_rows_take_no_more_memory(
+    world: World, table: pa.Table, tmp_path: Path, suffix: str
+) -> None:
+    """Peak memory in MiB for 0.2 and for 2 million rows."""
+    bundle = world.calibrated.bundle.save(tmp_path / "bundle")
+    numbers = [name for name in table.column_names if "WINDOW" in name or "AMOUNT" in name]
+    million = pa.concat_tables([table.select([ID, *numbers])] * 134).combine_chunks()
+    peaks = []
+    for count in (1, 10):
+        path = tmp_path / f"{count}.{suffix}"
+        if suffix == "parquet":
+            with pq.ParquetWriter(path, million.schema) as writer:
+                for _ in range(count):
+                    writer.write_table(million)
+        else:
+            with pyarrow.csv.CSVWriter(path, million.schema) as writer:
+                for _ in range(count):
+                    writer.write_table(million)
+        code = [sys.executable, "-c", MEASURE, str(bundle), str(tmp_path / f"out{count}"), str(path)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(code, env=environment, capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout) / 1024)
+        shutil.rmtree(tmp_path / f"out{count}")
+    assert peaks[1] < peaks[0] + 60, peaks
