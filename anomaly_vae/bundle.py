@@ -27,7 +27,7 @@ from anomaly_vae.calibration import Calibration
 from anomaly_vae.detector import Detector
 from anomaly_vae.encoding import TabularEncoding
 from anomaly_vae.errors import BundleError, NotCalibratedError
-from anomaly_vae.files import atomic_folder
+from anomaly_vae.files import atomic_folder, recover
 from anomaly_vae.schema import TabularSchema
 from anomaly_vae.scoring import Scorer
 
@@ -80,10 +80,9 @@ class Bundle:
     def files(self) -> dict[str, bytes]:
         """Every file but ``SHA256SUMS``."""
         files = {GRAPH: self.graph, WEIGHTS: self.weights}
-        manifest = dict(self.manifest)
         if self.calibration is not None:
             files[CALIBRATION] = save_tensors({"scores": self.calibration.scores})
-        files[MANIFEST] = json.dumps(manifest, indent=1, sort_keys=True).encode() + b"\n"
+        files[MANIFEST] = json.dumps(self.manifest, indent=1, sort_keys=True).encode() + b"\n"
         return files
 
     def calibrated(self, calibration: Calibration, evaluation: Mapping[str, Any] | None) -> Bundle:
@@ -123,6 +122,7 @@ def load(path: str | Path, digest: str | None = None) -> Bundle:
         BundleError: not a bundle, a missing, extra or altered file, or a newer format.
     """
     folder = Path(path)
+    recover(folder.resolve())
     if not (folder / SUMS).is_file():
         raise BundleError(f"'{folder}' is not a bundle: it has no {SUMS}")
     sums = (folder / SUMS).read_bytes()

@@ -55,7 +55,7 @@ def calibrate(scores: ArrayLike, alpha: float, method: Method = "conformal") -> 
     if len(sample) < needed:
         raise CalibrationError(
             f"alpha {alpha:g} needs {needed} normal calibration rows, there are {len(sample)}; "
-            f"give more rows or raise alpha to {_resolvable(len(sample)):g}"
+            f"give more rows{_or_raise(len(sample))}"
         )
     choose = {"conformal": conformal_threshold, "quantile": _quantile_threshold}[method]
     return Calibration(method, alpha, choose(sample, alpha), sample)
@@ -85,8 +85,9 @@ def _quantile_threshold(sample: Scores, alpha: float) -> float:
     return float(np.quantile(sample, 1 - alpha, method="higher"))
 
 
-def _resolvable(n: int) -> float:
-    return math.ceil(1e4 / (n + 1)) / 1e4
+def _or_raise(n: int) -> str:
+    resolvable = math.ceil(1e4 / (n + 1)) / 1e4
+    return f" or raise alpha to {resolvable:g}" if resolvable < 1 else ""
 
 
 def _worst(scores: ArrayLike) -> Scores:

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from anomaly_vae.columns import shown
 from anomaly_vae.errors import ConfigError
-from anomaly_vae.schema import ColumnType
+from anomaly_vae.schema import MAX_LEVELS, MIN_COUNT, ColumnType
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -46,9 +46,9 @@ class Feature(Section):
 
     type: ColumnType
     """numeric, categorical, binary or datetime"""
-    max_levels: int = Field(64, ge=2, le=4096)
+    max_levels: int = Field(MAX_LEVELS, ge=2, le=4096)
     """categorical: keep this many frequent levels, pool the others"""
-    min_count: int = Field(5, ge=1)
+    min_count: int = Field(MIN_COUNT, ge=1)
     """categorical: pool levels seen less often in training"""
 
 
@@ -135,6 +135,12 @@ class TabularData(Section):
     """columns to leave out; names that are not there are tolerated"""
     splits: Splits = Splits()
     """train, validation, calibration, test"""
+
+    @model_validator(mode="after")
+    def _time_is_named(self) -> TabularData:
+        if self.splits.gap_days and not self.time:
+            raise ValueError("splits.gap_days needs a time column; name it in time")
+        return self
 
     @property
     def paths(self) -> tuple[str, ...]:

@@ -20,7 +20,14 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from anomaly_vae.columns import Levels
-from anomaly_vae.schema import ColumnType, RawBatch, TabularSchema, Values
+from anomaly_vae.schema import (
+    MAX_LEVELS,
+    MIN_COUNT,
+    ColumnType,
+    RawBatch,
+    TabularSchema,
+    Values,
+)
 
 Matrix = NDArray[np.float32]
 
@@ -298,7 +305,7 @@ def fit_encoding(
 
 def _fit_column(name: str, kind: ColumnType, values: Values, options: Any) -> Iterator[Any]:
     if isinstance(values, Levels):
-        limits = (options.max_levels, options.min_count) if options else (64, 5)
+        limits = (options.max_levels, options.min_count) if options else (MAX_LEVELS, MIN_COUNT)
         yield Categorical(name=name, levels=_frequent(values, *limits))
     elif kind is ColumnType.BINARY:
         yield Binary(name=name)

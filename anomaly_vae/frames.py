@@ -9,8 +9,8 @@ import pandas as pd
 import pyarrow as pa
 
 from anomaly_vae.columns import level_name
-from anomaly_vae.schema import ColumnType, TabularSchema
 from anomaly_vae.errors import DataError
+from anomaly_vae.schema import ColumnType, TabularSchema
 
 
 def table_of(frame: pd.DataFrame) -> pa.Table:

@@ -45,7 +45,7 @@ def score_histogram(
     axes = figure.subplots()
     threshold, alpha = detector.calibration.threshold, detector.calibration.alpha
     low, high = np.percentile(scores, [0.1, 99.9])
-    bins = np.linspace(min(low, threshold), max(high, threshold), 61)
+    bins = np.linspace(min(low, threshold), max(high, threshold), 41).tolist()
     inside = np.clip(scores, bins[0], bins[-1])
     for mask, label, colour in ((~anomaly, "normal", BLUE), (anomaly, "anomaly", ORANGE)):
         if mask.any():

@@ -23,6 +23,9 @@ from anomaly_vae.errors import DataError
 
 Values = Numbers | Levels
 
+MAX_LEVELS, MIN_COUNT = 64, 5
+"""Levels a categorical column keeps, and how often each must be seen, unless declared."""
+
 
 class ColumnType(StrEnum):
     """The types a column can have."""

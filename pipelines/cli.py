@@ -323,6 +323,8 @@ def _exit_code() -> int:
     except (KeyboardInterrupt, typer.Abort):
         console.say("interrupted")
         return INTERRUPTED
+    except OSError as error:
+        return _fail(f"'{error.filename}': {error.strerror}" if error.filename else str(error))
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of the parser
             error.show()

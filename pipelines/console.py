@@ -19,6 +19,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -42,7 +43,7 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -
         numeric = all(isinstance(row[index], int | float) for row in rows)
         grid.add_column(name, justify="right" if numeric else "left")
     for row in rows:
-        grid.add_row(*map(spell, row))
+        grid.add_row(*(Text(spell(value)) for value in row))  # no markup: names may have brackets
     console.print(grid)
 
 

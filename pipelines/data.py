@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -111,12 +110,17 @@ def anomaly_mask(labels: pa.ChunkedArray, positive: Any, column: str) -> NDArray
     return np.isin(levels.codes, hits)
 
 
+def unlabelled_mask(labels: pa.ChunkedArray, column: str) -> NDArray[np.bool_]:
+    """Which rows carry no label at all, (N,)."""
+    return _levels(labels, column).codes < 0
+
+
 def _rows(table: pa.Table, data: TabularData, unfit: NDArray[np.bool_]) -> Rows:
     nothing = np.zeros(len(table), bool)
     anomaly = unlabelled = nothing
     if data.label:
         anomaly = anomaly_mask(table.column(data.label), data.positive, data.label)
-        unlabelled = _levels(table.column(data.label), data.label).codes < 0
+        unlabelled = unlabelled_mask(table.column(data.label), data.label)
     return Rows(anomaly, unlabelled, unfit, _times(table, data.time), _groups(table, data.group))
 
 
@@ -180,8 +184,3 @@ def _hash_into(total: Any, values: Any) -> None:
         total.update("\0".join(values.names).encode())
         values = values.codes
     total.update(np.ascontiguousarray(values).tobytes())
-
-
-def describe(schema: TabularSchema) -> Mapping[str, str]:
-    """Column → type, for the reader."""
-    return {column.name: str(column.type) for column in schema.columns}

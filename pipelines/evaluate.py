@@ -7,33 +7,36 @@ from typing import Any
 
 import pyarrow as pa
 
-from anomaly_vae.detector import Detections, Detector
+from anomaly_vae.detector import Detector
 from anomaly_vae.errors import DataError
 from anomaly_vae.evaluation import Evaluation, evaluate
 from anomaly_vae.schema import listed
 from pipelines import console
-from pipelines.data import anomaly_mask
+from pipelines.data import anomaly_mask, unlabelled_mask
 from pipelines.io import find_files, read_table
 
 
 def evaluate_files(
     detector: Detector, paths: Sequence[str], label: str, positive: Any = 1
 ) -> dict[str, Any]:
-    """The command's answer: metrics over every row that can be scored."""
+    """The command's answer: metrics over every labelled row that can be scored."""
     table = read_table(find_files(paths))
-    evaluation, found, rejected = evaluate_table(detector, table, label, positive)
+    evaluation, left_out = evaluate_table(detector, table, label, positive)
     show(evaluation)
+    for why, count in left_out.items():
+        if count:
+            console.say(f"{count:,} rows left out: {why}")
     return {
-        "metrics": {**evaluation.to_json(), "rejected": rejected},
+        "metrics": {**evaluation.to_json(), **left_out},
         "rows": len(table),
-        "scored": len(found.score),
+        "scored": evaluation.rows,
     }
 
 
 def evaluate_table(
     detector: Detector, table: pa.Table, label: str, positive: Any
-) -> tuple[Evaluation, Detections, int]:
-    """Score a labelled table; also the decisions, and how many rows could not be scored.
+) -> tuple[Evaluation, dict[str, int]]:
+    """Score a labelled table; also how many rows were left out, rejected or unlabelled.
 
     Raises:
         DataError: no such label column, or nothing to score.
@@ -46,11 +49,15 @@ def evaluate_table(
     batch = detector.scorer.schema.from_arrow(table)
     if not batch.usable.any():
         raise DataError(f"none of the {len(table)} rows can be scored: {batch.problems[0]}")
-    anomaly = anomaly_mask(table.column(label), positive, label)[batch.usable]
-    found = detector.detect(batch.take(batch.usable))
+    anomaly = anomaly_mask(table.column(label), positive, label)
+    unlabelled = batch.usable & unlabelled_mask(table.column(label), label)
+    rows = batch.usable & ~unlabelled
     calibration = detector.calibration
-    evaluation = evaluate(found, anomaly, calibration.alpha, calibration.threshold)
-    return evaluation, found, int((~batch.usable).sum())
+    evaluation = evaluate(
+        detector.detect(batch.take(rows)), anomaly[rows], calibration.alpha, calibration.threshold
+    )
+    left_out = {"rejected": int((~batch.usable).sum()), "unlabelled": int(unlabelled.sum())}
+    return evaluation, left_out
 
 
 def show(evaluation: Evaluation) -> None:
@@ -62,7 +69,7 @@ def show(evaluation: Evaluation) -> None:
         ("AUROC", evaluation.auroc),
         ("average precision", evaluation.average_precision),
         (f"false positive rate (alpha {evaluation.alpha:g})", evaluation.fpr),
-        ("  its 95% interval", f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else None),
+        ("  its interval", f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else None),
         ("recall", evaluation.recall),
         ("precision", evaluation.precision),
         ("flagged", evaluation.flagged),

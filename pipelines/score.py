@@ -101,7 +101,9 @@ class _Scoring:
         self.detector, self.sink, self.tally = bundle.detector, sink, Tally()
         self.id = bundle.manifest["config"]["data"].get("id")
         if self.id in ANSWERS:
-            raise DataError(f"the id column '{self.id}' is called like one of the answers; rename it")
+            raise DataError(
+                f"the id column '{self.id}' is called like one of the answers; rename it"
+            )
         self.explain = explain is not None
         self.most = None if explain == "all" else explain
         self.path: Path | None = None

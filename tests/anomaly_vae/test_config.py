@@ -338,12 +338,18 @@ def test_the_record_holds_no_place_device_or_server() -> None:
     assert moved.recorded() == record
 
 
+def test_a_gap_needs_a_time_column() -> None:
+    with pytest.raises(ConfigError, match="gap_days needs a time column"):
+        validate_config({"name": "x", "data": {"path": "a.csv", "splits": {"gap_days": 7}}})
+
+
 def test_the_record_keeps_what_the_model_depends_on() -> None:
     config = validate_config(
         {
             "name": "x",
             "data": {
                 "path": "a.csv",
+                "time": "t",
                 "features": {"a": {"type": "numeric"}},
                 "splits": {**SPLITS, "gap_days": 7},
             },

@@ -252,6 +252,16 @@ def test_the_digest_is_of_the_values_the_labels_and_the_split(tmp_path: Path) ->
     assert len({digest, *(dataset.digest for dataset in changed)}) == 5
 
 
+def test_the_digest_tells_labels_apart_that_leave_the_split_alone(tmp_path: Path) -> None:
+    other = [int(i in {3, 50, 120, 191, 199}) for i in range(N)]  # 190 and 191 are both tested
+    first, second = (
+        load(tmp_path, {"a": NORMAL, "t": HOURS, "y": labels}, time="t", label="y")
+        for labels in (LABELS, other)
+    )
+    assert first.assignment.digest == second.assignment.digest
+    assert first.digest != second.digest
+
+
 def test_the_summary_adds_up_and_holds_no_path(tmp_path: Path) -> None:
     columns = {"a": NORMAL, "t": HOURS, "y": LABELS}
     dataset = load(tmp_path, columns, time="t", label="y")

@@ -1,0 +1,118 @@
+"""What somebody sees who has just arrived."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from anomaly_vae.config import load_config
+from pipelines import demo as module
+from pipelines.demo import SHOWN_REASONS, SHOWN_ROWS, demo_config
+from tests.pipelines.conftest import Command, World
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def small(patch: pytest.MonkeyPatch) -> None:
+    """Fewer rows and epochs than a newcomer gets, so that it takes seconds."""
+    patch.setattr(module, "ROWS", 1_500)
+    whole = module.demo_config
+
+    def quick(name: str, path: str) -> object:
+        config = whole(name, path)
+        training = config.training.model_copy(update={"epochs": 3})
+        calibration = config.calibration.model_copy(update={"alpha": 0.05})
+        return config.model_copy(update={"training": training, "calibration": calibration})
+
+    patch.setattr(module, "demo_config", quick)
+
+
+def test_it_finds_explains_and_says_how_to_go_on(
+    place: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small(monkeypatch)
+    answer = command("demo", "--out", "shown")
+    assert answer.code == 0
+    result = answer.json["tabular"]
+    assert result["promoted"] is True
+    assert result["alias"] == "champion"
+    assert result["data"]["rows"] == 1_500
+    assert {"auroc", "average_precision", "fpr", "recall"} <= set(result["metrics"])
+
+    summary = json.loads((Path(result["scores"]) / "summary.json").read_text())
+    assert summary["scored"] == summary["rows"] == 1_500
+    assert f"{result['metrics']['auroc']:.4g}" in answer.err
+    assert f"The {SHOWN_ROWS} highest scores, each with its {SHOWN_REASONS} main reasons" in answer.err
+
+    scored = pq.read_table(Path(result["scores"]) / summary["parts"][0])
+    top = scored.sort_by([("score", "descending")]).slice(0, SHOWN_ROWS).to_pylist()
+    table = answer.err[answer.err.index("highest scores") :]
+    for row in top:
+        assert f" {row['TRANSACTION_ID']} " in table
+        assert len(row["contributions"]) == SHOWN_REASONS
+        for reason in row["contributions"]:
+            assert f"{reason['feature']} " in table
+    assert table.count(", where ") >= SHOWN_ROWS * SHOWN_REASONS
+
+    assert len(result["pictures"]) == 4
+    for picture in result["pictures"]:
+        assert picture in answer.err
+        with Image.open(picture) as image:
+            assert image.format == "PNG"
+            image.load()
+    for word in ("anomaly-vae serve --model models:/fraud@champion", "curl", "--set data.path="):
+        assert word in answer.err
+
+
+def test_what_it_makes_lies_in_its_folder_and_the_working_folders_registry(
+    place: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small(monkeypatch)
+    assert command("demo", "--out", "shown", "--kind", "tabular").code == 0
+    assert sorted(path.name for path in place.iterdir()) == [
+        "bundles", "checkpoints", "mlartifacts", "mlflow.db", "shown"
+    ]  # fmt: skip
+    assert sorted(path.name for path in (place / "shown").iterdir()) == [
+        "pictures", "scores", "transactions.parquet"
+    ]  # fmt: skip
+    runs = [answer.json for answer in (command("models"), command("demo", "--out", "shown"))]
+    assert runs[1]["tabular"]["version"] == "1", "the same inputs make no second version"
+
+
+def test_its_record_to_post_fits_the_model(world: World) -> None:
+    text = Path(module.__file__).read_text(encoding="utf-8")
+    body = json.loads(text[text.index("""'{"records\"""") + 1 : text.index("""}'\n    console""") + 1])
+    names = set(world.trained.data.schema.names)
+    assert all(set(record) <= names for record in body["records"])
+
+
+def test_the_configuration_is_the_one_that_ships() -> None:
+    shipped = load_config(ROOT / "configs" / "fraud.yaml", ["data.path=x.parquet"])
+    assert demo_config("fraud.yaml", "x.parquet") == shipped
+    assert shipped.calibration.alpha == 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+@pytest.mark.timeout(400)
+def test_as_a_newcomer_runs_it(tmp_path: Path) -> None:
+    """All of it, in an empty folder, within the three minutes promised."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.cli", "demo"], cwd=tmp_path, env=environment,
+        capture_output=True, text=True, check=True, timeout=180,
+    )  # fmt: skip
+    result = json.loads(done.stdout)["tabular"]
+    assert result["promoted"] is True
+    assert result["metrics"]["auroc"] > 0.8
+    assert result["metrics"]["alpha"] == 0.01
+    assert (tmp_path / "mlflow.db").exists()
+    assert "Traceback" not in done.stderr
