@@ -65,9 +65,7 @@ def test_the_tails_are_collected_at_the_histograms_ends(calibrated: Bundle, outl
     assert len(axes.patches) == 1
 
 
-def test_reconstructions_show_observed_against_expected(
-    fitted: Fitted, prepared: Prepared
-) -> None:
+def test_reconstructions_show_observed_against_expected(fitted: Fitted, prepared: Prepared) -> None:
     explained = fitted.bundle.scorer.explain_encoded(prepared.validation[:2])
     figure = plots.reconstructions(prepared.encoding, explained, ["first", "second"])
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["first", "second"]
@@ -75,7 +73,9 @@ def test_reconstructions_show_observed_against_expected(
     count = layout.n_numeric + layout.n_binary
     for row, axes in enumerate(figure.axes):
         observed, expected = axes.lines[:2]
-        assert np.array_equal(observed.get_ydata(), prepared.validation[row, :count], equal_nan=True)
+        assert np.array_equal(
+            observed.get_ydata(), prepared.validation[row, :count], equal_nan=True
+        )
         assert np.array_equal(expected.get_ydata(), explained.expected[row, :count])
     names = [text.get_text() for text in figure.axes[-1].get_xticklabels()]
     assert len(names) == count

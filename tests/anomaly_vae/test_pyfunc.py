@@ -36,7 +36,7 @@ def model(
         registry = Registry()
         with registry.run("fraud", "calibrate", {}) as run:
             version = registry.register(run, calibrated, "fraud", {})
-        registry.set_champion("fraud", version.version, [])
+        registry.set_champion("fraud", version.version)
         yield mlflow.pyfunc.load_model(f"models:/fraud@{CHAMPION}")
 
 
@@ -111,13 +111,11 @@ def test_whole_numbers_pass_where_a_double_holds_them_all(model: Any, frame: pd.
         model.predict(whole.astype({"TX_AMOUNT": kind})) for kind in ("float64", "int32")
     )
     assert as_doubles.equals(as_integers)
-    with pytest.raises(MlflowException, match="TX_AMOUNT.*int64 to float64"):
+    with pytest.raises(MlflowException, match=r"TX_AMOUNT.*int64 to float64"):
         model.predict(whole.astype({"TX_AMOUNT": "int64"}))
 
 
-def test_unknown_columns_are_ignored(
-    model: Any, frame: pd.DataFrame, truth: Detections
-) -> None:
+def test_unknown_columns_are_ignored(model: Any, frame: pd.DataFrame, truth: Detections) -> None:
     assert same(model.predict(frame.assign(extra="x", other=1.5)), truth)
 
 

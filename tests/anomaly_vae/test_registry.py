@@ -51,9 +51,7 @@ def registered(registry: Registry, bundle: Bundle, name: str = "fraud", **tags: 
 
 
 @pytest.fixture(scope="module")
-def made(
-    migrated: Path, calibrated: Bundle, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def made(migrated: Path, calibrated: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder whose registry holds one version of one model."""
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
@@ -307,7 +305,8 @@ def test_champions_are_remembered_oldest_first_and_not_for_ever(
     version: Version, registry: Registry
 ) -> None:
     past = [str(i) for i in range(2 * MOST_PAST_CHAMPIONS)]
-    registry.set_champion("fraud", "1", past)
+    registry.set_champion("fraud", "1")
+    registry.remember_champions("fraud", past)
     champion = registry.champion("fraud")
     assert champion is not None
     assert champion.version == "1"
@@ -373,7 +372,15 @@ def test_fetch_says_in_one_line_what_is_wrong(
 
 @pytest.mark.e2e
 def test_fetch_works_as_a_process_of_its_own(version: Version, place: Path) -> None:
-    command = [sys.executable, "-m", "anomaly_vae.registry", "fetch", "models:/fraud/1", "--to", "c"]
+    command = [
+        sys.executable,
+        "-m",
+        "anomaly_vae.registry",
+        "fetch",
+        "models:/fraud/1",
+        "--to",
+        "c",
+    ]
     root = str(Path(module.__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": root}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def flow(config: Config) -> Config:
 @pytest.fixture(scope="session")
 def world(
     migrated: Path, flow: Config, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[World]:
+) -> World:
     """Train, calibrate and promote, once."""
     folder = tmp_path_factory.mktemp("world")
     with pytest.MonkeyPatch.context() as patch:
@@ -75,7 +75,7 @@ def world(
         trained = train(flow, dataset)
         calibrated = calibrate(flow, trained.model_uri, dataset)
         promotion = promote(Registry(), flow.name)
-    yield World(folder, flow, trained, calibrated, promotion)
+    return World(folder, flow, trained, calibrated, promotion)
 
 
 @pytest.fixture

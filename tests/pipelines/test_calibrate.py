@@ -183,7 +183,9 @@ def test_the_evaluation_is_in_the_bundle_in_mlflow_and_true(champion: World) -> 
     logged = Path(Registry().download(f"runs:/{run.info.run_id}/evaluation.json")).read_text()
     assert json.loads(logged) == truth.to_json()
     for name in ("scores", "highest"):
-        with Image.open(Registry().download(f"runs:/{run.info.run_id}/plots/{name}.png")) as picture:
+        with Image.open(
+            Registry().download(f"runs:/{run.info.run_id}/plots/{name}.png")
+        ) as picture:
             picture.verify()
 
 

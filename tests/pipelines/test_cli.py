@@ -58,7 +58,9 @@ def test_every_command_has_help_that_says_what_it_does(command: Command, name: s
     answer = command(name, "--help")
     assert answer.code == 0
     assert "Usage:" in answer.out
-    registered = {c.name or c.callback.__name__: c for c in cli.app.registered_commands if c.callback}
+    registered = {
+        c.name or c.callback.__name__: c for c in cli.app.registered_commands if c.callback
+    }
     first = (registered[name].callback.__doc__ or "").split(".")[0].split(",")[0]
     assert first
     assert " ".join(first.split()[:3]) in answer.out
@@ -214,7 +216,7 @@ def test_evaluate_gives_the_figures_of_the_decisions(
     found = detector.detect(data.part(TEST))
     anomaly = data.rows.anomaly[data.assignment.rows(TEST)]
     truth = evaluate(found, anomaly, 0.05, detector.calibration.threshold)
-    assert answer.json["metrics"] == {**truth.to_json(), "rejected": 0}
+    assert answer.json["metrics"] == {**truth.to_json(), "rejected": 0, "unlabelled": 0}
     assert {"auroc", "average_precision", "fpr", "recall"} <= set(answer.json["metrics"])
     assert answer.json["rows"] == answer.json["scored"] == len(anomaly)
     assert answer.json["model"]["version"] == "1"

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from anomaly_vae.config import load_config
+from pipelines import console
 from pipelines import demo as module
 from pipelines.demo import SHOWN_REASONS, SHOWN_ROWS, demo_config
 from tests.pipelines.conftest import Command, World
@@ -38,6 +39,7 @@ def test_it_finds_explains_and_says_how_to_go_on(
     place: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small(monkeypatch)
+    monkeypatch.setattr(console.console, "width", 200)
     answer = command("demo", "--out", "shown")
     assert answer.code == 0
     result = answer.json["tabular"]
@@ -49,7 +51,9 @@ def test_it_finds_explains_and_says_how_to_go_on(
     summary = json.loads((Path(result["scores"]) / "summary.json").read_text())
     assert summary["scored"] == summary["rows"] == 1_500
     assert f"{result['metrics']['auroc']:.4g}" in answer.err
-    assert f"The {SHOWN_ROWS} highest scores, each with its {SHOWN_REASONS} main reasons" in answer.err
+    assert (
+        f"The {SHOWN_ROWS} highest scores, each with its {SHOWN_REASONS} main reasons" in answer.err
+    )
 
     scored = pq.read_table(Path(result["scores"]) / summary["parts"][0])
     top = scored.sort_by([("score", "descending")]).slice(0, SHOWN_ROWS).to_pylist()
@@ -77,7 +81,7 @@ def test_what_it_makes_lies_in_its_folder_and_the_working_folders_registry(
     small(monkeypatch)
     assert command("demo", "--out", "shown", "--kind", "tabular").code == 0
     assert sorted(path.name for path in place.iterdir()) == [
-        "bundles", "checkpoints", "mlartifacts", "mlflow.db", "shown"
+        "bundles", "mlartifacts", "mlflow.db", "shown"
     ]  # fmt: skip
     assert sorted(path.name for path in (place / "shown").iterdir()) == [
         "pictures", "scores", "transactions.parquet"
@@ -88,7 +92,9 @@ def test_what_it_makes_lies_in_its_folder_and_the_working_folders_registry(
 
 def test_its_record_to_post_fits_the_model(world: World) -> None:
     text = Path(module.__file__).read_text(encoding="utf-8")
-    body = json.loads(text[text.index("""'{"records\"""") + 1 : text.index("""}'\n    console""") + 1])
+    body = json.loads(
+        text[text.index("""'{"records\"""") + 1 : text.index("""}'\n    console""") + 1]
+    )
     names = set(world.trained.data.schema.names)
     assert all(set(record) <= names for record in body["records"])
 

@@ -46,9 +46,7 @@ def test_a_folder_is_called_by_the_name_in_its_manifest(champion: World) -> None
         ("", BundleError),
     ],
 )
-def test_what_is_not_there_is_one_line(
-    champion: World, uri: str, error: type[Exception]
-) -> None:
+def test_what_is_not_there_is_one_line(champion: World, uri: str, error: type[Exception]) -> None:
     with pytest.raises(error) as caught:
         open_source(uri)
     assert "\n" not in str(caught.value)

@@ -116,10 +116,8 @@ def test_a_refused_run_exits_3_leaves_a_challenger_and_names_the_days_that_drift
     assert counts() == before
 
 
-def test_a_worse_successor_is_refused_and_the_champion_stays(
-    known: World, shifted: Config
-) -> None:
-    """Its own test split is shifted; on the frozen one it may hold. Either way it is decided there."""
+def test_a_successor_is_judged_on_the_frozen_split_and_not_on_its_own(known: World, shifted: Config) -> None:
+    """Its own test split is shifted, the frozen one is not: what counts is decided there."""
     answer, promoted = run(shifted)
     frozen_rows = len(known.trained.data.test_table)
     assert answer["evaluations"]["challenger"]["rows"] == frozen_rows
@@ -130,6 +128,6 @@ def test_a_worse_successor_is_refused_and_the_champion_stays(
 
 
 def test_data_at_fault_is_told_before_anything_is_made(place: Path, flow: Config) -> None:
-    with pytest.raises(DataError, match="data.label names the column 'absent'"):
+    with pytest.raises(DataError, match=r"data\.label names the column 'absent'"):
         run(changed(flow, data__label="absent"))
     assert counts() == (0, 0)

@@ -11,6 +11,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +197,15 @@ def test_a_reason_shows_what_was_seen_and_what_was_expected(
 
 
 GOOD = {"TX_AMOUNT": "12.5", "TX_CHANNEL": "online", "TX_DATETIME": "2024-02-01 10:00:00"}
-AMOUNTS = {"12.5": True, "": True, "NaN": True, "1e3": True, "abc": False, "inf": False, "1,5": False}
+AMOUNTS = {
+    "12.5": True,
+    "": True,
+    "NaN": True,
+    "1e3": True,
+    "abc": False,
+    "inf": False,
+    "1,5": False,
+}
 TIMES = {"2024-02-01T10:00:00": True, "": True, "yesterday": False}
 CHANNELS = {"online": True, "pigeon": True, "": True, 'with "quotes", and comma': True}
 cells = st.fixed_dictionaries(
@@ -244,11 +254,11 @@ def test_every_line_of_every_csv_file_is_scored_or_rejected_and_none_is_lost(
 ) -> None:
     with tempfile.TemporaryDirectory() as place:
         folder, fit, paths, empty = Path(place), list[bool](), [], 0
-        for number, (names, lines) in enumerate(files):
+        for number, (names, drawn) in enumerate(files):
             paths.append(folder / f"{number}.csv")
             # one column and an empty cell make an empty line, which is no row at all
             lines = [
-                one for one in lines
+                one for one in drawn
                 if len(names) > 1 or isinstance(one, list) or one.get(names[0], "1") != ""
             ]  # fmt: skip
             fit += write_lines(paths[-1], names, lines, start=len(fit))
@@ -258,7 +268,9 @@ def test_every_line_of_every_csv_file_is_scored_or_rejected_and_none_is_lost(
         whole_files = [row for row in rejects(folder / "out") if row["row"] is None]
         assert len(whole_files) <= empty
         adds_up(folder / "out", len(fit) + len(whole_files))
-        assert sorted(row["row"] for row in refused) == [i for i, good in enumerate(fit) if not good]
+        assert sorted(row["row"] for row in refused) == [
+            i for i, good in enumerate(fit) if not good
+        ]
         scored = list(itertools.chain.from_iterable(
             (int(row.get(ID, row.get("row"))) for row in pq.read_table(path).to_pylist())
             for path in sorted((folder / "out").glob("part-*"))
@@ -556,11 +568,9 @@ def test_large_results_are_written_in_several_parts(
 def test_an_id_named_like_an_answer_is_refused(
     source: Source, transactions: Path, out: Path
 ) -> None:
-    manifest = dict(source.bundle.manifest)
-    manifest["config"] = {**manifest["config"], "data": {**manifest["config"]["data"], "id": "score"}}
-    bundle = type(source.bundle)(
-        manifest, source.bundle.graph, source.bundle.weights, source.bundle.calibration
-    )
+    manifest = deepcopy(dict(source.bundle.manifest))
+    manifest["config"]["data"]["id"] = "score"
+    bundle = replace(source.bundle, manifest=manifest)
     with pytest.raises(DataError, match="'score'"):
         score_files(Source(bundle), [str(transactions)], out)
 
@@ -669,9 +679,16 @@ def test_ten_times_the_rows_take_no_more_memory(
             with pyarrow.csv.CSVWriter(path, million.schema) as writer:
                 for _ in range(count):
                     writer.write_table(million)
-        code = [sys.executable, "-c", MEASURE, str(bundle), str(tmp_path / f"out{count}"), str(path)]
+        code = [
+            sys.executable,
+            "-c",
+            MEASURE,
+            str(bundle),
+            str(tmp_path / f"out{count}"),
+            str(path),
+        ]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(code, env=environment, capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout) / 1024)
-        shutil.rmtree(tmp_path / f"out{count}")
+        shutil.rmtree(out)
     assert peaks[1] < peaks[0] + 60, peaks

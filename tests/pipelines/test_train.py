@@ -75,9 +75,7 @@ def test_every_parameter_is_recorded_with_what_was_chosen_for_it(
     assert "None" not in {params["training.batch_size"], params["model.latent_dim"]}
 
 
-def test_the_data_digest_and_the_code_version_are_recorded(
-    champion: World, recorded: Run
-) -> None:
+def test_the_data_digest_and_the_code_version_are_recorded(champion: World, recorded: Run) -> None:
     assert recorded.data.params["rows.digest"] == champion.trained.data.digest
     assert recorded.data.params["code_version"] == __version__
     digest = inputs_digest(champion.config, champion.trained.data)
@@ -238,9 +236,7 @@ def test_ctrl_c_ends_the_command_with_130(
     assert list(CHECKPOINTS.iterdir())
 
 
-def test_a_fit_that_diverges_is_a_failed_run(
-    place: Path, flow: Config, dataset: Dataset
-) -> None:
+def test_a_fit_that_diverges_is_a_failed_run(place: Path, flow: Config, dataset: Dataset) -> None:
     wild = changed(flow, training__learning_rate=1e30, training__clip_norm=1e30)
     with pytest.raises(TrainingError, match="diverged"):
         train(wild, dataset)

@@ -1,0 +1,158 @@
+"""From simulated rows to a served champion, through the command line and over HTTP alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+RECORDS = 200
+FEATURES_NOT_IN_THE_MODEL = {
+    "TRANSACTION_ID", "CUSTOMER_ID", "TERMINAL_ID", "TX_FRAUD", "TX_FRAUD_SCENARIO"
+}  # fmt: skip
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
+
+
+class CommandLine:
+    """`anomaly-vae` in a folder of its own, with nothing in the environment to help it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {
+            **{
+                k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "ANOMALY_VAE_"))
+            },
+            "PYTHONPATH": str(ROOT),
+            "XDG_CACHE_HOME": str(folder / "cache"),
+        }
+
+    def start(self, *arguments: object) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "pipelines.cli", *map(str, arguments)]
+        return subprocess.Popen(
+            command, cwd=self.folder, env=self.environment, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def __call__(self, *arguments: object, code: int = 0) -> dict[str, Any]:
+        """The one JSON object that the command answers with."""
+        process = self.start(*arguments)
+        out, err = process.communicate()
+        assert process.returncode == code, err
+        assert "Traceback" not in err
+        answer: dict[str, Any] = json.loads(out)
+        return answer
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def get(url: str, body: Any = None) -> str:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        text: str = answer.read().decode()
+        return text
+
+
+@contextmanager
+def server(line: CommandLine, model: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A server that is ready, and its address; killed at the end if it is still there."""
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    process = line.start("serve", "--model", model, "--port", port)
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline, "the server did not become ready"
+            try:
+                get(f"{address}/health/ready")
+                break
+            except (urllib.error.URLError, ConnectionError):
+                time.sleep(0.1)
+        yield address, process
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    """The first rows of a table as clients send them: numbers, text, ISO times, no ids."""
+    rows = pq.read_table(path).slice(0, RECORDS).to_pylist()
+    return [
+        {
+            name: value.isoformat() if name == "TX_DATETIME" else value
+            for name, value in row.items()
+            if name not in FEATURES_NOT_IN_THE_MODEL
+        }
+        for row in rows
+    ]
+
+
+def test_from_simulated_rows_to_a_served_champion(tmp_path: Path) -> None:
+    line = CommandLine(tmp_path)
+    simulated = line("simulate", "transactions", "--out", "data", "--rows", 1_500, "--seed", 0)
+    transactions = tmp_path / simulated["out"]
+    config = yaml.safe_load((ROOT / "configs" / "fraud.yaml").read_text())
+    config |= {"training": {"epochs": 3}, "calibration": {"alpha": 0.05}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+
+    ran = line("run", "config.yaml")
+    assert (ran["promoted"], ran["version"], ran["alias"]) == (True, "1", "champion")
+    again = line("run", "config.yaml")
+    assert again["digest"] == ran["digest"]
+    assert line("models")["models"] == [
+        {"name": "fraud", "aliases": {"champion": "1", "challenger": "1"}, "versions": ["1"]}
+    ]
+
+    scored = line("score", "--model", "models:/fraud@champion", "--input", transactions,
+                  "--output", "scores", "--explain", "all")  # fmt: skip
+    assert scored["scored"] == scored["rows"] == 1_500
+    assert scored["model"]["digest"] == ran["digest"]
+    batch = pq.read_table(tmp_path / "scores" / scored["parts"][0]).to_pylist()[:RECORDS]
+
+    with server(line, "models:/fraud@champion") as (address, process):
+        asked = {"records": records(transactions), "explain": "all"}
+        answer = json.loads(get(f"{address}/score", asked))
+        assert answer["model"] == {"name": "fraud", "version": "1", "alias": "champion"}
+        assert answer["alpha"] == scored["alpha"] == 0.05
+        assert answer["threshold"] == scored["threshold"]
+        for served, row in zip(answer["results"], batch, strict=True):
+            assert served["p_value"] == row["p_value"]
+            assert served["is_anomaly"] == row["is_anomaly"]
+            assert served["score"] == pytest.approx(row["score"], rel=1e-6)
+            nats = sum(part["nats"] for part in served["contributions"])
+            assert nats + served["rest"] + served["kl"] == pytest.approx(served["score"])
+
+        flagged = sum(row["is_anomaly"] for row in batch)
+        metrics = get(f"{address}/metrics")
+        model = 'model="fraud",version="1"'
+        assert f"anomaly_vae_scored_records_total{{{model}}} {RECORDS}.0" in metrics
+        assert f"anomaly_vae_flagged_records_total{{{model}}} {flagged}.0" in metrics
+
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+        assert "Traceback" not in err
+        assert out == ""
