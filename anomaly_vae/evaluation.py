@@ -44,6 +44,10 @@ class Evaluation:
     recall: float | None
     precision: float | None
     flagged: int
+    rejected: int = 0
+    """rows that could not be scored"""
+    unlabelled: int = 0
+    """rows left out because nobody knows"""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

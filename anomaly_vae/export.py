@@ -46,6 +46,8 @@ OPSET = 18
 IR_VERSION = 10
 WEIGHTS_FILE = "weights.safetensors"
 NOISE = "noise"
+LARGEST_EXPONENT = 80.0
+"""A float32 exponential overflows beyond 88."""
 TOLERANCE = 1e-4
 """Largest relative disagreement, in nats over max(1, |score|), between graph and torch."""
 
@@ -223,6 +225,8 @@ class _Builder:
             nats = g("Neg", self.log_prob(at_mean, self.filled, self.missing))
             zero = g("Mul", g.sum(g.cast(self.mean, TensorProto.DOUBLE), -1), self.double(0.0))
             return nats, zero
+        if kind == "neg_elbo" and self.score.draws == 1:  # the draw is the mean
+            return g("Neg", self.log_prob(at_mean, self.filled, self.missing)), self.kl()
         z, x, missing, noise = self.draws()
         log_prob = self.log_prob(self.parameters(z), x, missing)
         if kind == "importance_weighted":
@@ -295,10 +299,12 @@ class _Builder:
     def numeric(self, x: str, mean: str, raw: str) -> str:
         """See `likelihoods.Gaussian` and `StudentT`; lgamma has no node, so it is a constant."""
         g = self.g
-        low = math.log(self.likelihood.variance_floor)
-        log_var = g("Add", g("Softplus", g("Sub", raw, low)), low)
+        variance = g(
+            "Add", g("Exp", g("Min", raw, LARGEST_EXPONENT)), self.likelihood.variance_floor
+        )
+        log_var = g("Log", variance)
         residual = g("Sub", x, mean)
-        squared = g("Mul", g("Mul", residual, residual), g("Exp", g("Neg", log_var)))
+        squared = g("Div", g("Mul", residual, residual), variance)
         if self.likelihood.raw_df is None:
             return g("Mul", g("Add", g("Add", squared, log_var), LOG_2PI), -0.5)
         df = self.likelihood.df().detach()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -44,6 +45,18 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     finally:
         recover(path)
         shutil.rmtree(whole, ignore_errors=True)
+
+
+@contextmanager
+def own_temporary_folder() -> Iterator[None]:
+    """Collect the temporary files of this process, libraries' too, and remove them at the end."""
+    before = tempfile.tempdir
+    with tempfile.TemporaryDirectory(prefix="anomaly-vae-", ignore_cleanup_errors=True) as place:
+        tempfile.tempdir = place
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
 
 
 def recover(path: Path) -> None:

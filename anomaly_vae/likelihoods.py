@@ -59,9 +59,8 @@ def bounded(logits: Tensor) -> Tensor:
 
 
 def floored(raw: Tensor, floor: float) -> Tensor:
-    """A log-variance that approaches log(floor) from above: log f + softplus(raw − log f)."""
-    low = math.log(floor)
-    return low + F.softplus(raw - low)
+    """The log of the variance floor + exp(raw), without overflow."""
+    return torch.logaddexp(raw, torch.full_like(raw, math.log(floor)))
 
 
 @dataclass(frozen=True)

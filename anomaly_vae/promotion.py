@@ -14,6 +14,7 @@ class Why(StrEnum):
 
     WORSE = "worse_than_champion"
     TOO_MANY_FALSE_POSITIVES = "fpr_above_alpha"
+    REJECTS_MORE = "rejects_more_rows"
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,9 @@ def decide(champion: Evaluation | None, challenger: Evaluation, policy: Policy) 
             f"is above alpha {challenger.alpha:g}"
         )
         reasons.append(Reason(Why.TOO_MANY_FALSE_POSITIVES, text))
+    if challenger.rejected > (champion.rejected if champion else 0):
+        text = f"{challenger.rejected} rows of the frozen test split cannot be scored"
+        reasons.append(Reason(Why.REJECTS_MORE, text))
     if champion and (worse := _worse(champion, challenger, policy)):
         reasons.append(worse)
     return reasons

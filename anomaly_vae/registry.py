@@ -28,7 +28,7 @@ from typing import Any, TypeVar, cast
 from anomaly_vae import __version__
 from anomaly_vae.bundle import SUMS, Bundle, load
 from anomaly_vae.errors import AnomalyVAEError, BundleError, RegistryError
-from anomaly_vae.files import atomic_folder
+from anomaly_vae.files import atomic_folder, own_temporary_folder
 from anomaly_vae.frames import frame_of
 from anomaly_vae.schema import ColumnType, TabularSchema
 
@@ -444,7 +444,8 @@ def main(arguments: list[str] | None = None) -> int:
     fetch.add_argument("--to", required=True, type=Path)
     options = parser.parse_args(arguments)
     try:
-        fetched = cache_bundle(Registry().fetch(options.uri), options.to)
+        with own_temporary_folder():
+            fetched = cache_bundle(Registry().fetch(options.uri), options.to)
     except AnomalyVAEError as error:
         sys.stderr.write(f"{error}\n")
         return 1

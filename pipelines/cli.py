@@ -13,6 +13,7 @@ import typer
 
 from anomaly_vae import __version__
 from anomaly_vae.errors import AnomalyVAEError, ConfigError
+from anomaly_vae.files import own_temporary_folder
 from pipelines import console
 
 if TYPE_CHECKING:
@@ -312,7 +313,9 @@ def main() -> None:
     """Run a command and turn its end into an exit code."""
     if not os.environ.get("ANOMALY_VAE_DEBUG"):
         warnings.simplefilter("ignore")
-    sys.exit(_exit_code())
+    with own_temporary_folder():
+        code = _exit_code()
+    sys.exit(code)
 
 
 def _exit_code() -> int:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from anomaly_vae.detector import Detector
 from anomaly_vae.errors import DataError
@@ -15,49 +18,61 @@ from pipelines import console
 from pipelines.data import anomaly_mask, unlabelled_mask
 from pipelines.io import find_files, read_table
 
+Mask = NDArray[np.bool_]
+
 
 def evaluate_files(
     detector: Detector, paths: Sequence[str], label: str, positive: Any = 1
 ) -> dict[str, Any]:
     """The command's answer: metrics over every labelled row that can be scored."""
     table = read_table(find_files(paths))
-    evaluation, left_out = evaluate_table(detector, table, label, positive)
+    evaluation = evaluate_table(detector, table, label, positive)
     show(evaluation)
-    for why, count in left_out.items():
-        if count:
-            console.say(f"{count:,} rows left out: {why}")
-    return {
-        "metrics": {**evaluation.to_json(), **left_out},
-        "rows": len(table),
-        "scored": evaluation.rows,
-    }
+    return {"metrics": evaluation.to_json(), "rows": len(table), "scored": evaluation.rows}
 
 
 def evaluate_table(
-    detector: Detector, table: pa.Table, label: str, positive: Any
-) -> tuple[Evaluation, dict[str, int]]:
-    """Score a labelled table; also how many rows were left out, rejected or unlabelled.
+    detector: Detector,
+    table: pa.Table,
+    label: str | None,
+    positive: Any,
+    confidence: float = 0.95,
+) -> Evaluation:
+    """Score every row of a table that can be scored and is not known to be unlabelled.
+
+    Without a label column every row counts as normal.
 
     Raises:
         DataError: no such label column, or nothing to score.
     """
+    anomaly, unlabelled = _labels(table, label, positive)
+    batch = detector.scorer.schema.from_arrow(table)
+    if not batch.usable.any():
+        raise DataError(f"none of the {len(table)} rows can be scored: {batch.problems[0]}")
+    rows = batch.usable & ~unlabelled
+    calibration = detector.calibration
+    found = evaluate(
+        detector.detect(batch.take(rows)),
+        anomaly[rows],
+        calibration.alpha,
+        calibration.threshold,
+        confidence,
+    )
+    rejected, skipped = int((~batch.usable).sum()), int((batch.usable & unlabelled).sum())
+    return replace(found, rejected=rejected, unlabelled=skipped)
+
+
+def _labels(table: pa.Table, label: str | None, positive: Any) -> tuple[Mask, Mask]:
+    """Which rows are anomalies, and which have no label."""
+    if label is None:
+        return np.zeros(len(table), bool), np.zeros(len(table), bool)
     if label not in table.column_names:
         raise DataError(
             f"the label column '{label}' is not there; found {listed(table.column_names)}",
             column=label,
         )
-    batch = detector.scorer.schema.from_arrow(table)
-    if not batch.usable.any():
-        raise DataError(f"none of the {len(table)} rows can be scored: {batch.problems[0]}")
-    anomaly = anomaly_mask(table.column(label), positive, label)
-    unlabelled = batch.usable & unlabelled_mask(table.column(label), label)
-    rows = batch.usable & ~unlabelled
-    calibration = detector.calibration
-    evaluation = evaluate(
-        detector.detect(batch.take(rows)), anomaly[rows], calibration.alpha, calibration.threshold
-    )
-    left_out = {"rejected": int((~batch.usable).sum()), "unlabelled": int(unlabelled.sum())}
-    return evaluation, left_out
+    labels = table.column(label)
+    return anomaly_mask(labels, positive, label), unlabelled_mask(labels, label)
 
 
 def show(evaluation: Evaluation) -> None:
@@ -73,5 +88,7 @@ def show(evaluation: Evaluation) -> None:
         ("recall", evaluation.recall),
         ("precision", evaluation.precision),
         ("flagged", evaluation.flagged),
+        ("rejected", evaluation.rejected),
+        ("unlabelled", evaluation.unlabelled),
     ]
     console.table("On the test rows", ("figure", "value"), rows)

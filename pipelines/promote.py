@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from anomaly_vae.errors import RegistryError
-from anomaly_vae.evaluation import Evaluation, evaluate
+from anomaly_vae.evaluation import Evaluation
 from anomaly_vae.promotion import Policy, Reason, decide
 from anomaly_vae.registry import (
     CHALLENGER,
@@ -27,7 +27,7 @@ from anomaly_vae.registry import (
     Version,
 )
 from pipelines import console
-from pipelines.data import anomaly_mask
+from pipelines.evaluate import evaluate_table
 
 FROZEN = (TEST_TAG, TEST_DIGEST_TAG, POLICY_TAG)
 
@@ -154,16 +154,9 @@ def _evaluation(
 ) -> Evaluation:
     """A version on the frozen test split."""
     detector = registry.fetch(f"models:/{version.name}/{version.version}").load().detector
-    batch = detector.scorer.schema.from_arrow(table)
-    found = detector.detect(batch.take(batch.usable))
-    label = policy["label"]
-    anomaly = (
-        anomaly_mask(table.column(label), policy["positive"], label)[batch.usable]
-        if label
-        else ~batch.usable[batch.usable]
+    return evaluate_table(
+        detector, table, policy["label"], policy["positive"], policy["confidence"]
     )
-    calibration = detector.calibration
-    return evaluate(found, anomaly, calibration.alpha, calibration.threshold, policy["confidence"])
 
 
 def show(decision: Promotion) -> None:

@@ -21,7 +21,7 @@ from anomaly_vae.errors import DataError
 from anomaly_vae.files import atomic_folder, recover
 from anomaly_vae.schema import Problem, RawBatch
 from pipelines import console
-from pipelines.io import Broken, Chunk, find_files, first_line, read_chunks
+from pipelines.io import Broken, Chunk, find_files, read_chunks
 from pipelines.models import Source
 
 PART_ROWS = 1 << 20
@@ -121,14 +121,13 @@ class _Scoring:
         rows = self.start + part.rows
         try:
             batch = self.detector.scorer.schema.from_arrow(part.table)
-            ids = self._ids(part.table)
         except DataError as error:
             problem = Problem(0, error.column, str(error))
             self._reject(part, rows, dict.fromkeys(range(len(rows)), problem))
             return len(rows)
         self.tally.ignored.update(batch.ignored)
         self._reject(part, rows, {p.row: p for p in reversed(batch.problems)})
-        self._score(batch, rows, ids)
+        self._score(batch, rows, self._ids(part.table))
         return len(rows)
 
     def _score(self, batch: RawBatch, rows: NDArray[np.int64], ids: pa.Array | None) -> None:
@@ -148,7 +147,7 @@ class _Scoring:
     def _ids(self, table: pa.RecordBatch) -> pa.Array | None:
         if self.id is None or self.id not in table.schema.names:
             return None
-        return self.sink.same_type(self.id, table.column(self.id))
+        return self.sink.same_type(table.column(self.id))
 
     def _reject(self, part: Chunk, rows: NDArray[np.int64], problems: dict[int, Problem]) -> None:
         known = self.id in part.table.schema.names
@@ -190,15 +189,13 @@ class _Sink:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def same_type(self, name: str, ids: pa.Array) -> pa.Array:
-        """Ids in the type of the first ones, so that all parts have one schema."""
+    def same_type(self, ids: pa.Array) -> pa.Array:
+        """Ids in the type of the first ones; those that cannot be keep theirs, in other parts."""
         self._id_type = self._id_type or ids.type
         try:
             return ids.cast(self._id_type)
-        except pa.ArrowException as error:
-            wanted = f"ids are {self._id_type} in the files before"
-            reason = f"column '{name}': {wanted}; {first_line(error)}"
-            raise DataError(reason, column=name) from None
+        except pa.ArrowException:
+            return ids
 
     def write(self, table: pa.Table) -> None:
         """Append scored rows."""

@@ -453,7 +453,7 @@ def test_ids_keep_the_type_of_the_first_file_where_they_can(
     assert parts(out)[ID].to_pylist() == list(range(10))
 
 
-def test_ids_that_fit_no_type_before_them_are_rejected_with_both(
+def test_ids_that_fit_no_type_before_them_keep_theirs_in_another_part(
     source: Source, table: pa.Table, tmp_path: Path, out: Path
 ) -> None:
     write(tmp_path / "a.parquet", table.slice(0, 5))
@@ -461,9 +461,10 @@ def test_ids_that_fit_no_type_before_them_are_rejected_with_both(
     other = table.slice(5, 5).set_column(table.column_names.index(ID), ID, text)
     write(tmp_path / "b.parquet", other)
     score_files(source, [str(tmp_path)], out)
-    assert adds_up(out, 10)["scored"] == 5
-    assert {row["id"] for row in rejects(out)} == set(text.to_pylist())
-    assert all("int32" in row["reason"] and row["column"] == ID for row in rejects(out))
+    assert adds_up(out, 10)["scored"] == 10
+    first, second = (pq.read_table(path) for path in sorted(out.glob("part-*.parquet")))
+    assert first[ID].to_pylist() == list(range(5))
+    assert second[ID].to_pylist() == text.to_pylist()
 
 
 # ---------------------------------------------------------------- the output folder
