@@ -80,6 +80,15 @@ def conformal_threshold(sample: Scores, alpha: float) -> float:
     return float(sample[n - m])
 
 
+def scores_reaching(calibration: Calibration) -> int:
+    """How many ranks, of n + 1, a normal row may take and be flagged: n·FPR is about this.
+
+    The conformal threshold is the k-th largest score, so k − 1 calibration scores lie above it
+    and a new row takes one of the k ranks above it with probability k / (n + 1) ≤ alpha.
+    """
+    return int((calibration.scores > calibration.threshold).sum()) + 1
+
+
 def _quantile_threshold(sample: Scores, alpha: float) -> float:
     """The empirical (1 − alpha) quantile, without the finite-sample correction."""
     return float(np.quantile(sample, 1 - alpha, method="higher"))

@@ -161,7 +161,7 @@ class ModelConfig(Section):
     latent_dim: int | None = Field(None, ge=1, le=4096)
     """absent: half the encoded columns, 2 to 16"""
     hidden_dim: int | None = Field(None, ge=1, le=8192)
-    """absent: twice the encoded columns as a power of two, 32 to 256"""
+    """absent: twice the encoded columns as a power of two, 64 to 256"""
     depth: int = Field(2, ge=0, le=16)
     """hidden layers in encoder and decoder; 0 is linear"""
     likelihood: Literal["gaussian", "student_t"] = "gaussian"
@@ -175,7 +175,7 @@ class ModelConfig(Section):
         return self.model_copy(
             update={
                 "latent_dim": self.latent_dim or min(max(n_columns // 2, 2), 16),
-                "hidden_dim": self.hidden_dim or min(max(width, 32), 256),
+                "hidden_dim": self.hidden_dim or min(max(width, 64), 256),
             }
         )
 
@@ -184,10 +184,10 @@ class TrainingConfig(Section):
     """How the model is fitted."""
 
     epochs: int | None = Field(None, ge=1)
-    """upper bound; absent: about 2,000 steps, 5 to 300 epochs"""
+    """upper bound; absent: about 1,500 steps, 3 to 300 epochs"""
     batch_size: int | None = Field(None, ge=1)
     """absent: a 32nd of the rows as a power of two, 32 to 512"""
-    learning_rate: float = Field(2e-3, gt=0)
+    learning_rate: float = Field(4e-3, gt=0)
     """peak of the cosine schedule"""
     weight_decay: float = Field(1e-5, ge=0)
     """of AdamW"""
@@ -217,7 +217,7 @@ class TrainingConfig(Section):
         batch = 2 ** round(math.log2(max(n_rows / 32, 1)))
         batch = self.batch_size or min(max(batch, 32), 512)
         steps_per_epoch = max(1, math.ceil(n_rows / batch))
-        epochs = self.epochs or min(max(round(2000 / steps_per_epoch), 5), 300)
+        epochs = self.epochs or min(max(round(1500 / steps_per_epoch), 3), 300)
         return self.model_copy(update={"batch_size": batch, "epochs": epochs})
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
+from scipy.stats import betabinom, binomtest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from anomaly_vae.calibration import Calibration, scores_reaching
 from anomaly_vae.detector import Detections
 
 Mask = NDArray[np.bool_]
@@ -41,6 +42,8 @@ class Evaluation:
     average_precision: float | None
     fpr: float | None
     fpr_interval: tuple[float, float] | None
+    fpr_limit: float | None
+    """the highest rate that chance explains where the promise is kept, see `highest_kept_rate`"""
     recall: float | None
     precision: float | None
     flagged: int
@@ -66,14 +69,16 @@ class Slice:
 
     name: str
     fpr: Rate
+    limit: float
 
-    def drifted(self, alpha: float) -> bool:
-        """Whether the rate is above alpha beyond its interval."""
-        return self.fpr.low > alpha
+    @property
+    def drifted(self) -> bool:
+        """Whether the rate is above what chance explains."""
+        return self.fpr.value > self.limit
 
 
 def evaluate(
-    found: Detections, anomaly: Mask, alpha: float, threshold: float, confidence: float = 0.95
+    found: Detections, anomaly: Mask, calibration: Calibration, confidence: float = 0.95
 ) -> Evaluation:
     """Compare decisions on N rows with their labels (N,), True for an anomaly."""
     both = bool(anomaly.any() and not anomaly.all())
@@ -83,12 +88,13 @@ def evaluate(
     return Evaluation(
         rows=len(anomaly),
         anomalies=int(anomaly.sum()),
-        alpha=alpha,
-        threshold=threshold,
+        alpha=calibration.alpha,
+        threshold=calibration.threshold,
         auroc=float(roc_auc_score(anomaly, found.score)) if both else None,
         average_precision=float(average_precision_score(anomaly, found.score)) if both else None,
         fpr=fpr.value if fpr else None,
         fpr_interval=(fpr.low, fpr.high) if fpr else None,
+        fpr_limit=highest_kept_rate(calibration, fpr.total, confidence) if fpr else None,
         recall=hits / int(anomaly.sum()) if anomaly.any() else None,
         precision=hits / flagged if flagged and anomaly.any() else None,
         flagged=flagged,
@@ -104,8 +110,26 @@ def rate(flags: Mask, confidence: float = 0.95) -> Rate | None:
     return Rate(hits / len(flags), float(interval.low), float(interval.high), hits, len(flags))
 
 
+def highest_kept_rate(calibration: Calibration, total: int, confidence: float = 0.95) -> float:
+    """The highest share of ``total`` exchangeable normal rows that a kept promise flags.
+
+    Both samples are finite. With k of n calibration scores allowed to reach a flagged score, the
+    number of flags among ``total`` rows is beta-binomial (k, n + 1 − k) (Vovk 2012, prop. 2a;
+    Bates et al. 2023, sec. 2). This is the upper end of its central interval: a binomial
+    interval around the observed rate would forget that the threshold was estimated.
+    """
+    n = len(calibration.scores)
+    k = scores_reaching(calibration)
+    upper = betabinom(total, k, n + 1 - k).ppf((1 + confidence) / 2)
+    return float(upper) / total
+
+
 def time_slices(
-    flags: Mask, anomaly: Mask, seconds: NDArray[np.float64], confidence: float = 0.95
+    flags: Mask,
+    anomaly: Mask,
+    seconds: NDArray[np.float64],
+    calibration: Calibration,
+    confidence: float = 0.95,
 ) -> list[Slice]:
     """The false positive rate by day (by more days where there are many)."""
     normal = ~anomaly & ~np.isnan(seconds)
@@ -117,4 +141,8 @@ def time_slices(
     names = np.datetime_as_string((day.min() + np.unique(group) * step).astype("datetime64[D]"))
     rates = [rate(flags[normal][group == g], confidence) for g in np.unique(group)]
     suffix = "" if step == 1 else f" (+{step} d)"
-    return [Slice(f"{name}{suffix}", r) for name, r in zip(names, rates, strict=True) if r]
+    return [
+        Slice(f"{name}{suffix}", r, highest_kept_rate(calibration, r.total, confidence))
+        for name, r in zip(names, rates, strict=True)
+        if r
+    ]

@@ -8,6 +8,7 @@ nats), ``mean`` (what the column is expected to be) and ``sample(generator)``. A
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -216,15 +217,19 @@ class TabularLikelihood(nn.Module):
 
     def forward(self, outputs: Tensor) -> Joint:
         """(..., n_outputs) → `Joint`"""
+        return Joint(tuple(self._parts(outputs)))
+
+    def _parts(self, outputs: Tensor) -> Iterator[tuple[int, Distribution]]:
+        """The distributions that the layout has columns for."""
         mean, raw, binary, levels = outputs.split(self.widths, dim=-1)
-        levels = levels.unflatten(-1, self.present.shape)
         layout = self.layout
-        parts: tuple[tuple[int, Distribution], ...] = (
-            (layout.n_numeric, self._numeric(mean, floored(raw, self.variance_floor))),
-            (layout.n_binary, Bernoulli(bounded(binary))),
-            (layout.n_categorical, Categorical(bounded(levels), self.present)),
-        )
-        return Joint(tuple(part for part in parts if part[0]))
+        if layout.n_numeric:
+            yield layout.n_numeric, self._numeric(mean, floored(raw, self.variance_floor))
+        if layout.n_binary:
+            yield layout.n_binary, Bernoulli(bounded(binary))
+        if layout.n_categorical:
+            levels = levels.unflatten(-1, self.present.shape)
+            yield layout.n_categorical, Categorical(bounded(levels), self.present)
 
     def _numeric(self, mean: Tensor, log_var: Tensor) -> Distribution:
         if self.raw_df is None:
@@ -253,8 +258,11 @@ class TabularFeatures(nn.Module):
         """(N, F) with NaN → (N, n_outputs)"""
         missing = torch.isnan(x)
         numeric, binary, codes = self.layout.split(torch.where(missing, 0.0, x))
-        one_hot = (codes.unsqueeze(-1) == self.levels).to(x.dtype).flatten(-2)
-        return torch.cat([squashed(numeric), binary, one_hot, missing.to(x.dtype)], dim=-1)
+        pieces = [squashed(numeric), binary, missing.to(x.dtype)]
+        if self.layout.n_categorical:
+            one_hot = (codes.unsqueeze(-1) == self.levels).to(x.dtype).flatten(-2)
+            pieces.insert(2, one_hot)
+        return torch.cat(pieces, dim=-1)
 
 
 def randn_like(like: Tensor, generator: Generator | None) -> Tensor:

@@ -36,23 +36,29 @@ class Reason:
 def decide(champion: Evaluation | None, challenger: Evaluation, policy: Policy) -> list[Reason]:
     """Grounds against the challenger, both evaluated on the same frozen test split; none is a yes.
 
-    The false positive rate speaks against it when it is above alpha by more than chance: when
-    the lower end of its binomial interval is.
+    The false positive rate speaks against it when it is above alpha by more than chance explains
+    (`evaluation.highest_kept_rate`).
     """
     reasons = []
-    if challenger.fpr_interval and challenger.fpr_interval[0] > challenger.alpha:
-        low, high = challenger.fpr_interval
-        text = (
-            f"false positive rate {challenger.fpr:.4f} [{low:.4f}, {high:.4f}] on the test normals "
-            f"is above alpha {challenger.alpha:g}"
-        )
-        reasons.append(Reason(Why.TOO_MANY_FALSE_POSITIVES, text))
+    if (excess := _too_many_false_positives(challenger)) is not None:
+        reasons.append(excess)
     if challenger.rejected > (champion.rejected if champion else 0):
         text = f"{challenger.rejected} rows of the frozen test split cannot be scored"
         reasons.append(Reason(Why.REJECTS_MORE, text))
     if champion and (worse := _worse(champion, challenger, policy)):
         reasons.append(worse)
     return reasons
+
+
+def _too_many_false_positives(challenger: Evaluation) -> Reason | None:
+    fpr, interval, limit = challenger.fpr, challenger.fpr_interval, challenger.fpr_limit
+    if fpr is None or interval is None or limit is None or fpr <= limit:
+        return None
+    text = (
+        f"false positive rate {fpr:.4f} [{interval[0]:.4f}, {interval[1]:.4f}] on the test normals "
+        f"is above {limit:.4f}, the most that chance explains at alpha {challenger.alpha:g}"
+    )
+    return Reason(Why.TOO_MANY_FALSE_POSITIVES, text)
 
 
 def _worse(champion: Evaluation, challenger: Evaluation, policy: Policy) -> Reason | None:

@@ -25,11 +25,12 @@ from torch import Tensor
 from anomaly_vae.config import TrainingConfig
 from anomaly_vae.errors import TrainingError
 from anomaly_vae.files import atomic_path
-from anomaly_vae.vae import VAE, Terms, frozen_noise
+from anomaly_vae.vae import VAE, Terms
 
 LEARNING_RATE_WARMUP = 0.05
 """Share of the steps over which the learning rate rises."""
-VALIDATION_DRAWS = 4
+VALIDATION_DRAWS = 4096
+"""Draws over all validation rows together, at least one for each: their noise is frozen."""
 CHUNK = 8192
 CHECKPOINT_SECONDS = 1.0
 """At most one checkpoint in this time, at the end of an epoch."""
@@ -131,7 +132,6 @@ class _Trainer:
         self.model = model.to(self.device)
         self.x = torch.from_numpy(train).to(self.device)
         self.validation = torch.from_numpy(validation).to(self.device)
-        self.noise = frozen_noise(VALIDATION_DRAWS, model.latent_dim, config.seed).to(self.device)
         self.config, self.planned, self.batch_size = config, config.epochs, config.batch_size
         self.steps_per_epoch = math.ceil(len(self.x) / self.batch_size)
         self.steps = self.planned * self.steps_per_epoch
@@ -139,6 +139,7 @@ class _Trainer:
         self.optimizer = torch.optim.AdamW(
             model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
+        self.noise = self._validation_noise(len(validation)).to(self.device)
         self.history: list[Epoch] = []
         self.best: dict[str, Tensor] = {}
         self.best_epoch = 0
@@ -228,9 +229,16 @@ class _Trainer:
     @torch.no_grad()
     def _validate(self) -> Means:
         self.model.eval()
-        terms = [self.model.elbo(x, self.noise) for x in self.validation.split(CHUNK)]
+        chunks = zip(self.validation.split(CHUNK), self.noise.split(CHUNK), strict=True)
+        terms = [self.model.elbo(x, noise) for x, noise in chunks]
         log_prob = torch.cat([t.log_prob.sum(-1) for t in terms]).mean().item()
         return Means(log_prob, torch.cat([t.kl.sum(-1) for t in terms]).mean().item())
+
+    def _validation_noise(self, rows: int) -> Tensor:
+        """(rows, K, L): each row its own draws, so that the mean over rows has little noise."""
+        draws = max(1, VALIDATION_DRAWS // rows)
+        generator = torch.Generator().manual_seed(self.config.seed)
+        return torch.randn(rows, draws, self.model.latent_dim, generator=generator)
 
     def _check_finite(self, epoch: int, *values: float) -> None:
         if not all(map(math.isfinite, values)):

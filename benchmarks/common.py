@@ -19,6 +19,7 @@ from typing import TypeVar
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
+from anomaly_vae import __version__
 from anomaly_vae.files import atomic_path
 from anomaly_vae.training import cpu_threads
 
@@ -26,7 +27,7 @@ T = TypeVar("T")
 Key = tuple[str | int, ...]
 
 DATA_VARIABLE = "ANOMALY_VAE_DATA"
-PACKAGES = ("anomaly-vae", "numpy", "onnxruntime", "pyod", "scikit-learn", "torch")
+PACKAGES = ("numpy", "onnxruntime", "pyod", "scikit-learn", "torch")
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def environment() -> str:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return (
         f"{dt.datetime.now(dt.UTC):%Y-%m-%d}, {cores} cores of {platform.machine()}, one thread; "
-        f"Python {platform.python_version()}, {versions}.\n"
+        f"anomaly-vae {__version__}, Python {platform.python_version()}, {versions}.\n"
         f"`python -m benchmarks {shlex.join(sys.argv[1:])}`\n"
     )
 

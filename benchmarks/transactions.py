@@ -300,8 +300,7 @@ def promise(model: Ours, task: Task) -> Figures:
     figures: Figures = {"n": len(scores), "normals": int((~task.fraud).sum())}
     for alpha in ALPHAS:
         detector = model.bundle.calibrated(calibrate(scores, alpha), None).detector
-        threshold = detector.calibration.threshold
-        found = evaluate(detector.detect(task.test), task.fraud, alpha, threshold)
+        found = evaluate(detector.detect(task.test), task.fraud, detector.calibration)
         assert found.fpr_interval, "the test has normal rows"
         low, high = found.fpr_interval
         named = {"fpr": found.fpr, "low": low, "high": high, "recall": found.recall}

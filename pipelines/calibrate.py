@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from anomaly_vae.bundle import Bundle
 from anomaly_vae.config import Config
 from anomaly_vae.detector import Detections, Detector
 from anomaly_vae.errors import ConfigError, DataError
-from anomaly_vae.evaluation import Evaluation, Slice, evaluate, time_slices
+from anomaly_vae.evaluation import Evaluation, evaluate
 from anomaly_vae.registry import (
     CHALLENGER,
     INPUTS_TAG,
@@ -47,7 +46,6 @@ class Calibrated:
     run_id: str
     bundle: Bundle
     evaluation: Evaluation
-    slices: Sequence[Slice]
 
     def result(self) -> dict[str, Any]:
         """The command's answer."""
@@ -94,16 +92,7 @@ def calibrate(config: Config, model: str, data: Dataset | None = None) -> Calibr
             TRAINED_TAG: model,
         }
         version = registry.register(run, bundle, config.name, tags)
-    slices = slices_of(found, data, config.promotion.confidence)
-    return Calibrated(version, run.id, bundle, evaluation, slices)
-
-
-def slices_of(found: Detections, data: Dataset, confidence: float) -> Sequence[Slice]:
-    """The false positive rate of the test split by time, where there is a time column."""
-    if data.rows.time is None:
-        return []
-    rows = data.assignment.rows(TEST)
-    return time_slices(found.is_anomaly, data.rows.anomaly[rows], data.rows.time[rows], confidence)
+    return Calibrated(version, run.id, bundle, evaluation)
 
 
 def _check_same_split(trained: Bundle, data: Dataset) -> None:
@@ -130,11 +119,7 @@ def _check_same_config(trained: Bundle, config: Config) -> None:
 def _evaluate(detector: Detector, data: Dataset, config: Config) -> tuple[Evaluation, Detections]:
     found = detector.detect(data.part(TEST))
     anomaly = data.rows.anomaly[data.assignment.rows(TEST)]
-    chosen = detector.calibration
-    evaluation = evaluate(
-        found, anomaly, chosen.alpha, chosen.threshold, config.promotion.confidence
-    )
-    return evaluation, found
+    return evaluate(found, anomaly, detector.calibration, config.promotion.confidence), found
 
 
 def _policy(config: Config) -> dict[str, Any]:

@@ -50,14 +50,8 @@ def evaluate_table(
     if not batch.usable.any():
         raise DataError(f"none of the {len(table)} rows can be scored: {batch.problems[0]}")
     rows = batch.usable & ~unlabelled
-    calibration = detector.calibration
-    found = evaluate(
-        detector.detect(batch.take(rows)),
-        anomaly[rows],
-        calibration.alpha,
-        calibration.threshold,
-        confidence,
-    )
+    decisions = detector.detect(batch.take(rows))
+    found = evaluate(decisions, anomaly[rows], detector.calibration, confidence)
     rejected, skipped = int((~batch.usable).sum()), int((batch.usable & unlabelled).sum())
     return replace(found, rejected=rejected, unlabelled=skipped)
 
@@ -85,6 +79,7 @@ def show(evaluation: Evaluation) -> None:
         ("average precision", evaluation.average_precision),
         (f"false positive rate (alpha {evaluation.alpha:g})", evaluation.fpr),
         ("  its interval", f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else None),
+        ("  the most that chance explains", evaluation.fpr_limit),
         ("recall", evaluation.recall),
         ("precision", evaluation.precision),
         ("flagged", evaluation.flagged),

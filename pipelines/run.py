@@ -7,11 +7,11 @@ from typing import Any
 
 from anomaly_vae.config import Config
 from anomaly_vae.detector import Detector
-from anomaly_vae.evaluation import Evaluation, Slice
+from anomaly_vae.evaluation import Evaluation, Slice, time_slices
 from anomaly_vae.registry import Registry, Version
 from anomaly_vae.splits import TEST
 from pipelines import console, promote
-from pipelines.calibrate import calibrate, slices_of
+from pipelines.calibrate import calibrate
 from pipelines.data import Dataset
 from pipelines.train import inputs_digest, read, train
 
@@ -46,9 +46,9 @@ def tell_drift(drifted: Sequence[Slice]) -> None:
     """The slices of time where the promise did not hold."""
     if drifted:
         console.table(
-            "False positive rate above alpha beyond its interval",
-            ("time", "rate", "low", "high", "normal rows"),
-            [(s.name, s.fpr.value, s.fpr.low, s.fpr.high, s.fpr.total) for s in drifted],
+            "False positive rate above what chance explains",
+            ("time", "rate", "low", "high", "limit", "normal rows"),
+            [(s.name, s.fpr.value, s.fpr.low, s.fpr.high, s.limit, s.fpr.total) for s in drifted],
         )
 
 
@@ -58,6 +58,16 @@ def _new_version(config: Config, data: Dataset) -> Version:
 
 
 def _drifted(detector: Detector, data: Dataset, config: Config) -> list[Slice]:
+    """The days of the test split that flag more than chance explains."""
+    if data.rows.time is None:
+        return []
+    rows = data.assignment.rows(TEST)
     found = detector.detect(data.part(TEST))
-    slices = slices_of(found, data, config.promotion.confidence)
-    return [s for s in slices if s.drifted(config.calibration.alpha)]
+    slices = time_slices(
+        found.is_anomaly,
+        data.rows.anomaly[rows],
+        data.rows.time[rows],
+        detector.calibration,
+        config.promotion.confidence,
+    )
+    return [one for one in slices if one.drifted]
