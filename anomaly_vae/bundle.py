@@ -22,12 +22,12 @@ from typing import Any
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from anomaly_vae import __version__
 from anomaly_vae.calibration import Calibration
 from anomaly_vae.detector import Detector
 from anomaly_vae.encoding import TabularEncoding
 from anomaly_vae.errors import BundleError, NotCalibratedError
-from anomaly_vae.files import atomic_folder, recover
+from anomaly_vae.files import atomic_folder
+from anomaly_vae.provenance import code_version
 from anomaly_vae.schema import TabularSchema
 from anomaly_vae.scoring import Scorer
 
@@ -107,7 +107,7 @@ class Bundle:
 
 def new_manifest(**content: Any) -> dict[str, Any]:
     """A manifest of the current format, not yet calibrated."""
-    head = {"format": FORMAT, "code_version": __version__, "kind": "tabular"}
+    head = {"format": FORMAT, "code_version": code_version(), "kind": "tabular"}
     return {**head, "calibration": None, "evaluation": None, **content}
 
 
@@ -122,7 +122,6 @@ def load(path: str | Path, digest: str | None = None) -> Bundle:
         BundleError: not a bundle, a missing, extra or altered file, or a newer format.
     """
     folder = Path(path)
-    recover(folder.resolve())
     if not (folder / SUMS).is_file():
         raise BundleError(f"'{folder}' is not a bundle: it has no {SUMS}")
     sums = (folder / SUMS).read_bytes()

@@ -51,14 +51,22 @@ def calibrate(scores: ArrayLike, alpha: float, method: Method = "conformal") -> 
     if not np.isfinite(sample).all():
         bad = int((~np.isfinite(sample)).sum())
         raise CalibrationError(f"{bad} of {len(sample)} calibration scores are not finite")
-    needed = scores_needed(alpha)
-    if len(sample) < needed:
-        raise CalibrationError(
-            f"alpha {alpha:g} needs {needed} normal calibration rows, there are {len(sample)}; "
-            f"give more rows{_or_raise(len(sample))}"
-        )
+    check_resolvable(len(sample), alpha)
     choose = {"conformal": conformal_threshold, "quantile": _quantile_threshold}[method]
     return Calibration(method, alpha, choose(sample, alpha), sample)
+
+
+def check_resolvable(n: int, alpha: float, units: str = "normal calibration rows") -> None:
+    """Whether ``n`` exchangeable units can resolve alpha.
+
+    Raises:
+        CalibrationError: they cannot, with the number that could.
+    """
+    needed = scores_needed(alpha)
+    if n < needed:
+        raise CalibrationError(
+            f"alpha {alpha:g} needs {needed} {units}, there are {n}; give more rows{_or_raise(n)}"
+        )
 
 
 def scores_needed(alpha: float) -> int:

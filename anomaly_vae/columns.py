@@ -210,7 +210,7 @@ def levels_from_values(values: Sequence[Any]) -> ConvertedLevels:
 
 
 def level_name(value: object) -> str | None:
-    """The one spelling of a level; None where missing.
+    """The one spelling of a level; None where missing, markers such as "NA" included.
 
     5, 5.0, "5" and "5.0" are one, and so are true and "True": the same content is written in
     each of these ways, depending on whether the column around it has missing values.
@@ -222,10 +222,12 @@ def level_name(value: object) -> str | None:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     text = str(value).strip()
+    if text in MISSING:
+        return None
     if text.lower() in ("true", "false"):
         return text.lower()
     whole = WHOLE.fullmatch(text)
-    return (whole[1] if whole else text) or None
+    return whole[1] if whole else text
 
 
 def _merge_levels(codes: NDArray[Any], names: Sequence[str | None]) -> Levels:

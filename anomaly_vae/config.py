@@ -307,8 +307,13 @@ class TabularConfig(Section):
         return str(value) if isinstance(value, int) else value
 
     def recorded(self) -> dict[str, Any]:
-        """What belongs to the model: everything but paths, devices and servers."""
-        exclude: Any = {"data": {"path"}, "training": {"device", "resume"}, "mlflow": True}
+        """What belongs to the model: everything but paths, devices, servers and policies."""
+        exclude: Any = {
+            "data": {"path"},
+            "training": {"device", "resume"},
+            "promotion": True,
+            "mlflow": True,
+        }
         return self.model_dump(mode="json", exclude=exclude)
 
 

@@ -72,7 +72,15 @@ def fit_bundle(
     encoding = prepared.encoding
     config = resolved(config, encoding, len(prepared.train))
     model = build(config.model, encoding.layout, config.training.seed)
-    history = fit(model, prepared.train, prepared.validation, config.training, on_epoch, checkpoint)
+    history = fit(
+        model,
+        prepared.train,
+        prepared.validation,
+        config.training,
+        on_epoch,
+        checkpoint,
+        encoding.sources.tolist(),
+    )
     weights = save_tensors(weight_tensors(model, config.score))
     manifest = new_manifest(
         name=config.name,

@@ -18,6 +18,8 @@ NEARLY_UNIQUE = 0.5
 """A text column with more distinct values than this share of its rows names rows."""
 MOSTLY = 0.9
 """A text column with this share of numbers was meant to be numeric."""
+EXPECTED_REPEATS = 10
+"""Integers that never repeat, where so many repetitions were to be expected, name rows."""
 FEW_ROWS = 20
 """Below this many values nothing is called nearly unique."""
 ISO_TIME = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?(Z|[+-]\d{2}:?\d{2})?)?$"
@@ -32,13 +34,11 @@ class Inferred:
 
 
 def infer_schema(table: pa.Table, data: TabularData) -> Inferred:
-    """Types as declared in ``data.features``, inferred for the rest.
+    """Types as declared in ``data.features``, inferred for the rest from the training rows.
 
     Raises:
-        DataError: a declared column is absent, a column mixes numbers and text, or no
-            column is left.
+        DataError: a column mixes numbers and text, or no column is left.
     """
-    _check_present(table, data)
     declared = data.features if isinstance(data.features, dict) else {}
     wanted = dict.fromkeys(table.column_names if data.features is None else data.features)
     out: list[Column] = []
@@ -62,7 +62,7 @@ def infer_type(name: str, column: pa.ChunkedArray) -> tuple[ColumnType | None, s
     """The type of one column (None: left out), and a remark."""
     values = _present(plain(column))
     if not len(values):
-        return None, "left out, it has no value at all"
+        return None, "left out, it has no value in the training rows"
     kind, note = _by_arrow_type(name, values)
     if kind and pc.count_distinct(values).as_py() == 1:
         note = f"constant ({shown(values[0].as_py())}); any other value will look anomalous"
@@ -102,24 +102,32 @@ def _numeric(values: pa.Array) -> tuple[ColumnType | None, str | None]:
         1.0,
     }:
         return ColumnType.BINARY, None
-    if pa.types.is_integer(values.type) and len(values) >= FEW_ROWS and _is_counter(values):
-        return (
-            None,
-            "left out, a counter of the rows; declare its type under data.features to keep it",
-        )
+    unique = pa.types.is_integer(values.type) and len(distinct) == len(values) >= FEW_ROWS
+    if unique and (_counts_up(values) or _names_rows(values)):
+        return None, "left out, it numbers the rows; declare it under data.features to keep it"
     return ColumnType.NUMERIC, None
 
 
-def _is_counter(values: pa.Array) -> bool:
+def _counts_up(values: pa.Array) -> bool:
     later = pc.greater(values.slice(1), values.slice(0, len(values) - 1))
     return bool(pc.all(later).as_py())
+
+
+def _names_rows(values: pa.Array) -> bool:
+    """Whether integers that are all different are so on purpose.
+
+    Numbers drawn by chance from that range would be expected to repeat n² / 2·range times.
+    """
+    extremes = pc.min_max(values).as_py()
+    spread = extremes["max"] - extremes["min"] + 1
+    return bool(len(values) ** 2 / (2 * spread) >= EXPECTED_REPEATS)
 
 
 def _text(name: str, values: pa.Array) -> tuple[ColumnType | None, str | None]:
     text = pc.utf8_trim_whitespace(values)
     text = text.filter(pc.invert(pc.is_in(text, value_set=pa.array(MISSING, text.type))))
     if not len(text):
-        return None, "left out, it has no value at all"
+        return None, "left out, it has no value in the training rows"
     numbers = pc.match_substring_regex(text, NUMBER)
     share = pc.mean(numbers.cast(pa.float64())).as_py()
     if share == 1:
@@ -157,7 +165,12 @@ def _mixed(name: str, odd: pa.Array, total: int) -> DataError:
     )
 
 
-def _check_present(table: pa.Table, data: TabularData) -> None:
+def check_present(table: pa.Table, data: TabularData) -> None:
+    """Every column that the configuration names is there.
+
+    Raises:
+        DataError: one is not.
+    """
     named: Mapping[str, str | None] = {
         "label": data.label,
         "id": data.id,

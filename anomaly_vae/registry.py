@@ -19,9 +19,9 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -40,6 +40,7 @@ import mlflow
 import mlflow.pyfunc
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
+from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
@@ -53,6 +54,8 @@ TEST_TAG = "anomaly_vae.test_split"
 TEST_DIGEST_TAG = "anomaly_vae.test_split_digest"
 POLICY_TAG = "anomaly_vae.policy"
 TRAINED_TAG = "anomaly_vae.trained"
+TRAINED_RUN_TAG = "anomaly_vae.trained_run"
+FROZEN_TAG = "anomaly_vae.frozen"
 DECISION_TAG = "anomaly_vae.decision"
 PAST_CHAMPIONS_TAG = "anomaly_vae.past_champions"
 MOST_PAST_CHAMPIONS = 50
@@ -63,17 +66,23 @@ Method = TypeVar("Method")
 
 
 def _plainly(method: Method) -> Method:
-    """Turn MLflow's exceptions into one line of ours."""
+    """Turn MLflow's exceptions, and those of the database below it, into one line of ours."""
 
     @wraps(cast("Any", method))
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         try:
             return cast("Any", method)(*args, **kwargs)
-        except (MlflowException, OSError) as error:
+        except (MlflowException, OSError, ImportError, *_database_errors()) as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
             raise RegistryError(f"MLflow: {reason}") from None
 
     return cast("Method", wrapper)
+
+
+def _database_errors() -> tuple[type[Exception], ...]:
+    """SQLAlchemy's, where MLflow has loaded it: a server's client works without."""
+    module = sys.modules.get("sqlalchemy.exc")
+    return (module.SQLAlchemyError,) if module else ()
 
 
 @dataclass(frozen=True)
@@ -185,15 +194,17 @@ class Registry:
         """Record a run; it ends as failed or killed when the block does."""
         tags = {**tags, "anomaly_vae.version": __version__}
         run_id = self._start(experiment, name, tags)
-        status = "FAILED"
         try:
             yield Run(self._client, run_id)
-            status = "FINISHED"
-        except KeyboardInterrupt:
-            status = "KILLED"
+        except BaseException as error:
+            with suppress(RegistryError):  # what broke the run off is what must be told
+                self._end(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
-        finally:
-            self._client.set_terminated(run_id, status)
+        self._end(run_id, "FINISHED")
+
+    @_plainly
+    def _end(self, run_id: str, status: str) -> None:
+        self._client.set_terminated(run_id, status)
 
     @_plainly
     def _start(self, experiment: str, name: str, tags: Mapping[str, str]) -> str:
@@ -201,6 +212,12 @@ class Registry:
         experiment_id = found.experiment_id if found else self._create_experiment(experiment)
         run = self._client.create_run(experiment_id, run_name=name, tags=dict(tags))
         return str(run.info.run_id)
+
+    @_plainly
+    def experiment_of(self, run_id: str) -> str:
+        """The name of the experiment that a run is in."""
+        run = self._client.get_run(run_id)
+        return str(self._client.get_experiment(run.info.experiment_id).name)
 
     def _create_experiment(self, name: str) -> str:
         """Beside an SQLite file, artifacts go to ``mlartifacts/``; a server knows its own place."""
@@ -264,20 +281,20 @@ class Registry:
         return self.version(name, found.version)
 
     def champion(self, name: str) -> Version | None:
-        """The champion, if there is one."""
-        return self.by_alias(name, CHAMPION) if CHAMPION in self.aliases(name) else None
+        """The champion, if there is one; a name that nobody registered has none."""
+        model = self._model(name)
+        return self.by_alias(name, CHAMPION) if model and CHAMPION in model.aliases else None
 
     @_plainly
-    def aliases(self, name: str) -> Mapping[str, str]:
-        """Alias → version number of a registered model."""
-        found = self._client.get_registered_model(name).aliases
-        return {alias: str(number) for alias, number in found.items()}
+    def _model(self, name: str) -> RegisteredModel | None:
+        found = self._client.search_registered_models(filter_string=f"name = '{name}'")
+        return found[0] if found else None
 
     @_plainly
     def find(self, name: str, inputs_digest: str) -> Version | None:
         """The newest version made of the same inputs."""
-        versions = self._client.search_model_versions(f"name = '{name}'")
-        same = [v for v in versions if v.tags.get(INPUTS_TAG) == inputs_digest]
+        search = partial(self._client.search_model_versions, f"name = '{name}'")
+        same = [v for v in _every(search) if v.tags.get(INPUTS_TAG) == inputs_digest]
         newest = max(same, key=lambda v: int(v.version), default=None)
         return self.version(name, str(newest.version)) if newest else None
 
@@ -297,11 +314,6 @@ class Registry:
         ]
 
     # ------------------------------------------------------------ promotion
-
-    @_plainly
-    def frozen(self, name: str) -> Mapping[str, str]:
-        """What the first promotion froze: tags of the registered model."""
-        return dict(self._client.get_registered_model(name).tags)
 
     @_plainly
     def tag_model(self, name: str, tags: Mapping[str, str]) -> None:
@@ -325,7 +337,8 @@ class Registry:
 
     def past_champions(self, name: str) -> list[str]:
         """Versions that were champion before, oldest first."""
-        return list(json.loads(self.frozen(name).get(PAST_CHAMPIONS_TAG, "[]")))
+        model = self._model(name)
+        return list(json.loads(model.tags.get(PAST_CHAMPIONS_TAG, "[]"))) if model else []
 
     # ------------------------------------------------------------ fetching
 
@@ -367,7 +380,7 @@ def cache_bundle(fetched: Fetched, cache: Path) -> Fetched:
     bundle = fetched.load()
     place = cache / bundle.digest
     if not _is_sound(place, bundle.digest):
-        with atomic_folder(place) as folder:
+        with atomic_folder(place, keep=partial(_is_sound, digest=bundle.digest)) as folder:
             for name, content in bundle.files.items():
                 (folder / name).write_bytes(content)
             (folder / SUMS).write_bytes((Path(fetched.path) / SUMS).read_bytes())

@@ -33,13 +33,12 @@ Mask = NDArray[np.bool_]
 class Rows:
     """What a split looks at, each (N,).
 
-    Masks of labelled anomalies, of rows without a label and of rows with cells that do not fit;
-    ``time`` in seconds (NaN unknown); ``group`` codes.
+    Masks of labelled anomalies and of rows without a label; ``time`` in seconds (NaN unknown);
+    ``group`` codes.
     """
 
     anomaly: Mask
     unlabelled: Mask
-    unfit: Mask
     time: NDArray[np.float64] | None = None
     group: NDArray[np.int32] | None = None
 
@@ -65,6 +64,20 @@ class Assignment:
         counts = np.bincount(self.codes, minlength=len(NAMES))
         return dict(zip(NAMES, counts.tolist(), strict=True))
 
+    def without(self, mask: Mask, reason: str) -> Assignment:
+        """The same, but the rows of a mask (N,) are unused.
+
+        Raises:
+            DataError: that leaves a split empty.
+        """
+        count = int((mask & (self.codes != UNUSED)).sum())
+        if not count:
+            return self
+        unused = {**self.unused, reason: count}
+        codes = np.where(mask, UNUSED, self.codes).astype(np.int8)
+        _check(codes, unused)
+        return Assignment(codes, unused)
+
     def rows(self, split: int) -> NDArray[np.intp]:
         """Positions of a split's rows, in file order."""
         return np.flatnonzero(self.codes == split)
@@ -81,7 +94,6 @@ def assign(rows: Rows, config: Splits) -> Assignment:
     codes = _by_time(rows, config) if rows.time is not None else _at_random(rows, config)
     reasons = {
         "outside every split": codes == UNUSED,
-        "cells that do not fit": rows.unfit,
         "their group belongs to another split": _out_of_group(codes, rows, config),
         "anomalies outside the test split": rows.anomaly & (codes != TEST),
         "unlabelled in the test split": rows.unlabelled & (codes == TEST),
@@ -202,12 +214,28 @@ def _check(codes: Codes, unused: Mapping[str, int]) -> None:
             )
 
 
+def one_of_each(rows: NDArray[np.intp], group: NDArray[np.int32]) -> NDArray[np.intp]:
+    """One row of each group, chosen by a fixed seed; ``rows`` are positions, ``group`` is (N,).
+
+    Rows of one group are not exchangeable with those of another, but one random row of each is
+    (Dunn, Wasserman & Ramdas 2023, sec. 3.2).
+    """
+    shuffled = np.random.default_rng(0).permutation(rows)
+    _, first = np.unique(group[shuffled], return_index=True)
+    return np.sort(shuffled[first])
+
+
 def count_twins(train: NDArray[np.float32], test: NDArray[np.float32]) -> int:
     """How many rows of ``test`` (M, F) are equal, missing cells included, to one of ``train``."""
-    return int(np.isin(_row_keys(test), _row_keys(train)).sum())
+    return int(twins(test, train).sum())
 
 
-def _row_keys(x: NDArray[np.float32]) -> NDArray[Any]:
-    same = np.where(np.isnan(x), np.float32(np.nan), x + np.float32(0))  # one NaN; −0 is 0
+def twins(rows: NDArray[Any], others: NDArray[Any]) -> Mask:
+    """Which ``rows`` (N, F) are equal to one of ``others`` (M, F); NaN equals NaN. (N,)"""
+    return np.isin(_row_keys(rows), _row_keys(others))
+
+
+def _row_keys(x: NDArray[Any]) -> NDArray[Any]:
+    same = np.where(np.isnan(x), x.dtype.type(np.nan), x + x.dtype.type(0))  # one NaN; −0 is 0
     rows = np.ascontiguousarray(same)
     return rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ VALIDATION_DRAWS = 4096
 """Draws over all validation rows together, at least one for each: their noise is frozen."""
 CHUNK = 8192
 CHECKPOINT_SECONDS = 1.0
-"""At most one checkpoint in this time, at the end of an epoch."""
+"""At most one checkpoint in this time, but for the first and, interrupted, the last."""
 
 
 class Means(NamedTuple):
@@ -87,6 +87,7 @@ def fit(
     config: TrainingConfig,
     on_epoch: OnEpoch | None = None,
     checkpoint: Path | None = None,
+    units: Sequence[int] | None = None,
 ) -> History:
     """Maximise the ELBO of ``train`` (N, F), NaN where missing; keep the best validation weights.
 
@@ -95,27 +96,40 @@ def fit(
         train: encoded training rows.
         validation: encoded rows that decide when to stop.
         config: resolved here for the number of training rows.
-        on_epoch: called after each epoch.
-        checkpoint: file to resume from if it exists, kept up to date, removed at the end.
+        on_epoch: called after each epoch; the first one's number tells where the fit resumed.
+        checkpoint: file to resume from if it fits, kept up to date, removed at the end.
+        units: (F,) which columns are hidden together, by number; absent: each on its own.
 
     Raises:
         TrainingError: the loss became NaN or infinite.
     """
-    trainer = _Trainer(model, train, validation, config.resolve(len(train)))
-    if checkpoint and checkpoint.exists():
-        trainer.load(checkpoint)
-    with cpu_threads(config.threads):
-        written = time.monotonic()
+    trainer = _Trainer(model, train, validation, config.resolve(len(train)), units)
+    with cpu_threads(config.threads), _resumable(trainer, checkpoint) as keep:
         for epoch in trainer.epochs():
+            keep()
             if on_epoch:
                 on_epoch(epoch, trainer.planned)
-            if checkpoint and time.monotonic() - written >= CHECKPOINT_SECONDS:
-                trainer.save(checkpoint)
-                written = time.monotonic()
-    history = trainer.finish()
-    if checkpoint:
-        checkpoint.unlink(missing_ok=True)
-    return history
+    return trainer.finish()
+
+
+class State(NamedTuple):
+    """What a fit continues from; as a file, safetensors."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+
+    def save(self, path: Path) -> None:
+        """Write it; the old file stays until the new is whole."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as whole:
+            save_file(self.tensors, whole, self.metadata)
+
+    @classmethod
+    def load(cls, path: Path) -> State:
+        """The inverse of `save`."""
+        with safe_open(path, "pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a dict
+            return cls(tensors, file.metadata())
 
 
 class _Trainer:
@@ -125,6 +139,7 @@ class _Trainer:
         train: NDArray[np.float32],
         validation: NDArray[np.float32],
         config: TrainingConfig,
+        units: Sequence[int] | None = None,
     ) -> None:
         assert config.epochs, "resolve() fills it"
         assert config.batch_size, "resolve() fills it"
@@ -133,6 +148,8 @@ class _Trainer:
         self.x = torch.from_numpy(train).to(self.device)
         self.validation = torch.from_numpy(validation).to(self.device)
         self.config, self.planned, self.batch_size = config, config.epochs, config.batch_size
+        columns = range(self.x.shape[1]) if units is None else units
+        self.units = torch.tensor(columns, device=self.device)
         self.steps_per_epoch = math.ceil(len(self.x) / self.batch_size)
         self.steps = self.planned * self.steps_per_epoch
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
@@ -223,8 +240,9 @@ class _Trainer:
     def _hide(self, x: Tensor) -> Tensor:
         if not self.config.hide:
             return x
-        hidden = torch.rand(x.shape, generator=self.generator, device=self.device)
-        return torch.where(hidden < self.config.hide, torch.nan, x)
+        shape = (len(x), int(self.units.max()) + 1)
+        draws = torch.rand(shape, generator=self.generator, device=self.device)
+        return torch.where(draws[:, self.units] < self.config.hide, torch.nan, x)
 
     @torch.no_grad()
     def _validate(self) -> Means:
@@ -257,8 +275,8 @@ class _Trainer:
 
     # ------------------------------------------------------------ checkpoints
 
-    def save(self, path: Path) -> None:
-        """Write everything the next epoch depends on; the old file stays until the new is whole."""
+    def state(self) -> State:
+        """A copy of everything the next epoch depends on."""
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"best.{k}": v for k, v in self.best.items()}
         for index, state in self.optimizer.state_dict()["state"].items():
@@ -266,18 +284,11 @@ class _Trainer:
         tensors["generator"] = self.generator.get_state()
         history = json.dumps([asdict(epoch) for epoch in self.history])
         metadata = {"history": history, "best_epoch": str(self.best_epoch)}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as whole:
-            save_file({k: v.contiguous().clone() for k, v in tensors.items()}, whole, metadata)
+        return State({k: v.contiguous().clone() for k, v in tensors.items()}, metadata)
 
-    def load(self, path: Path) -> None:
-        """Continue from what `save` wrote; a file that does not fit is left aside."""
-        with suppress(Exception), safe_open(path, "pt") as file:
-            metadata = file.metadata()
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a dict
-            self._restore(tensors, metadata)
-
-    def _restore(self, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    def restore(self, state: State) -> None:
+        """Continue from there; where it does not fit, raise whatever comes and change nothing."""
+        tensors, metadata = state
         groups: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimizer": {}}
         for key, tensor in tensors.items():
             head, _, rest = key.partition(".")
@@ -289,7 +300,8 @@ class _Trainer:
         history = [Epoch(**record) for record in json.loads(metadata["history"])]
         best_epoch = int(metadata["best_epoch"])
         shapes = _shapes(self.model.state_dict())
-        if not shapes == _shapes(groups["model"]) == _shapes(groups["best"]):
+        found = _shapes(groups["model"]), _shapes(groups["best"])
+        if found != (shapes, shapes if history else {}):
             raise ValueError("of another model")
         self.generator.set_state(tensors["generator"])  # refuses that of another device
         # Whatever could fail has not: from here on nothing is left half restored.
@@ -297,6 +309,46 @@ class _Trainer:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         self.best = {k: v.to(self.device) for k, v in groups["best"].items()}
         self.history, self.best_epoch = history, best_epoch
+
+
+class _Checkpoint:
+    """A file beside a fit: its state after the last epoch, written at most once a second."""
+
+    def __init__(self, trainer: _Trainer, path: Path) -> None:
+        self.trainer, self.path = trainer, path
+        with suppress(Exception):
+            trainer.restore(State.load(path))
+        self.state = trainer.state()
+        self.write()
+
+    def keep(self) -> None:
+        """Remember the state between two epochs; write it when that is due."""
+        self.state = self.trainer.state()
+        if time.monotonic() - self.written >= CHECKPOINT_SECONDS:
+            self.write()
+
+    def write(self) -> None:
+        """Bring the file up to date."""
+        self.state.save(self.path)
+        self.written = time.monotonic()
+
+
+@contextmanager
+def _resumable(trainer: _Trainer, path: Path | None) -> Iterator[Callable[[], None]]:
+    """Continue from the file if it fits, and remove it at the end; call what it gives each epoch.
+
+    An interrupted fit leaves its last whole epoch behind.
+    """
+    if path is None:
+        yield lambda: None
+        return
+    checkpoint = _Checkpoint(trainer, path)
+    try:
+        yield checkpoint.keep
+    except KeyboardInterrupt:
+        checkpoint.write()
+        raise
+    path.unlink(missing_ok=True)
 
 
 def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:

@@ -29,7 +29,7 @@ from anomaly_vae.registry import (
     Run,
     Version,
 )
-from anomaly_vae.splits import CALIBRATION, TEST
+from anomaly_vae.splits import TEST
 from pipelines.data import Dataset
 from pipelines.evaluate import show
 from pipelines.models import open_source
@@ -74,7 +74,7 @@ def calibrate(config: Config, model: str, data: Dataset | None = None) -> Calibr
     trained = open_source(model, config.mlflow.tracking_uri).bundle
     _check_same_split(trained, data)
     _check_same_config(trained, config)
-    scores = trained.scorer.score(data.part(CALIBRATION))
+    scores = trained.scorer.score(data.batch.take(data.calibration_rows))
     chosen = calibration.calibrate(scores, config.calibration.alpha, config.calibration.method)
     detector = Detector(trained.scorer, chosen)
     evaluation, found = _evaluate(detector, data, config)
@@ -129,6 +129,7 @@ def _policy(config: Config) -> dict[str, Any]:
         "label": config.data.label,
         "positive": config.data.positive,
         "time": config.data.time,
+        "group": config.data.group,
     }
 
 

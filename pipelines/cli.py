@@ -368,7 +368,7 @@ def _source(uri: str) -> Source:
 def _most(explain: str | None) -> int | str | None:
     if explain is None or explain == "all":
         return explain
-    if explain.isdigit() and int(explain) > 0:
+    if explain.isdecimal() and int(explain) > 0:
         return int(explain)
     raise typer.BadParameter(f"--explain '{explain}': expected a number or all")
 

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from anomaly_vae.columns import Levels, level_name, levels_from_arrow, plain, times_from_arrow
-from anomaly_vae.config import Splits, TabularData
+from anomaly_vae.config import TabularData
 from anomaly_vae.errors import DataError
-from anomaly_vae.inference import infer_schema
-from anomaly_vae.schema import RawBatch, TabularSchema, listed
-from anomaly_vae.splits import TEST, Assignment, Rows, assign
+from anomaly_vae.inference import check_present, infer_schema
+from anomaly_vae.schema import RawBatch, TabularSchema, Values, listed
+from anomaly_vae.splits import (
+    CALIBRATION,
+    TEST,
+    TRAIN,
+    UNUSED,
+    Assignment,
+    Rows,
+    assign,
+    one_of_each,
+    twins,
+)
 from pipelines.io import find_files, read_table
 
 BOOLEAN = {"0": "false", "1": "true", "false": "0", "true": "1"}
@@ -27,16 +38,25 @@ class Dataset:
     """Everything the flows need of the input: N rows, their schema and their split."""
 
     table: pa.Table
+    id: str | None
     schema: TabularSchema
     batch: RawBatch
     rows: Rows
     assignment: Assignment
     duplicate_ids: int
     notes: tuple[str, ...]
+    origin: str | None = None
+    """the digest before rows were excluded, where some were"""
 
     def part(self, split: int) -> RawBatch:
         """The rows of one split."""
         return self.batch.take(self.assignment.rows(split))
+
+    @property
+    def calibration_rows(self) -> NDArray[np.intp]:
+        """Positions of the rows that calibrate: exchangeable ones, so one of each group."""
+        rows = self.assignment.rows(CALIBRATION)
+        return rows if self.rows.group is None else one_of_each(rows, self.rows.group)
 
     @property
     def test_table(self) -> pa.Table:
@@ -65,9 +85,24 @@ class Dataset:
             "duplicate_ids": self.duplicate_ids,
         }
 
+    def without(self, frozen: pa.Table) -> Dataset:
+        """The same data, but no row of ``frozen`` trains, validates or calibrates.
+
+        Rows are the same where their ids are, or, without an id, all that the model reads.
+        """
+        known = self._known(frozen) & (self.assignment.codes != TEST)
+        assignment = self.assignment.without(known, "in the frozen test split")
+        return replace(self, assignment=assignment, origin=self.origin or self.digest)
+
+    def _known(self, frozen: pa.Table) -> NDArray[np.bool_]:
+        if self.id and self.id in frozen.column_names:
+            ids, theirs = (_texts(table.column(self.id)) for table in (self.table, frozen))
+            return np.asarray(pc.is_in(ids, value_set=theirs.drop_null()).to_numpy(False), bool)
+        return rows_in(self.batch, self.schema.from_arrow(frozen))
+
 
 def load_dataset(data: TabularData) -> Dataset:
-    """Read, infer, check and split.
+    """Read, split, infer and check. Types are inferred from the training rows alone.
 
     Raises:
         DataError: unreadable input, contradicting columns or an empty split.
@@ -75,39 +110,52 @@ def load_dataset(data: TabularData) -> Dataset:
     table = read_table(find_files(data.paths))
     if not len(table):
         raise DataError(f"no rows in {listed(data.paths)}; the header alone cannot train a model")
-    inferred = infer_schema(table, data)
+    check_present(table, data)
+    rows = _rows(table, data)
+    planned = assign(rows, data.splits)
+    inferred = infer_schema(table.take(pa.array(planned.rows(TRAIN))), data)
     batch = inferred.schema.from_arrow(table)
-    rows = _rows(table, data, unfit=~batch.usable)
     return Dataset(
         table=table,
+        id=data.id,
         schema=inferred.schema,
         batch=batch,
         rows=rows,
-        assignment=_assign(rows, data.splits, batch),
+        assignment=_only_fit(planned, batch),
         duplicate_ids=_duplicates(table, data.id),
-        notes=(*inferred.notes, *_unfit_note(batch)),
+        notes=(*inferred.notes, *_unfit_note(batch), *_unlabelled_note(rows, planned)),
     )
 
 
 def anomaly_mask(labels: pa.ChunkedArray, positive: Any, column: str) -> NDArray[np.bool_]:
-    """Which rows carry the label that means anomaly, (N,).
+    """Which rows carry the label that means anomaly, (N,); it may be none."""
+    levels = _levels(labels, column)
+    meant = _names(positive)
+    return np.isin(levels.codes, [c for c, name in enumerate(levels.names) if name in meant])
+
+
+def check_positive(labels: pa.ChunkedArray, positive: Any, column: str) -> None:
+    """Labels without a single anomaly are fine where they are 0 and 1; else a slip of the pen.
 
     Raises:
-        DataError: there are no labels, or they are words and none of them is ``positive``.
+        DataError: there are no labels, or none of them is ``positive``, which is no 0 or 1.
     """
-    levels = _levels(labels, column)
-    if len(levels) and not levels.names:
+    names = set(_levels(labels, column).names)
+    meant = _names(positive)
+    if not names:
         raise DataError(f"column '{column}' has no label in any row; leave it out", column=column)
-    wanted = level_name(positive) or ""
-    names = {wanted, BOOLEAN.get(wanted, wanted)}
-    hits = [code for code, name in enumerate(levels.names) if name in names]
-    if not hits and not set(levels.names) <= set(BOOLEAN):
+    if not names & meant and not names | meant <= set(BOOLEAN):
         raise DataError(
-            f"column '{column}' never has the value {wanted!r} that data.positive names; "
-            f"found {listed(levels.names)}",
+            f"column '{column}' never has the value {level_name(positive)!r} that data.positive "
+            f"names (quote words such as 'yes' in YAML); found {listed(sorted(names))}",
             column=column,
         )
-    return np.isin(levels.codes, hits)
+
+
+def _names(positive: Any) -> set[str]:
+    """A label value and its boolean twin."""
+    wanted = level_name(positive) or ""
+    return {wanted, BOOLEAN.get(wanted, wanted)}
 
 
 def unlabelled_mask(labels: pa.ChunkedArray, column: str) -> NDArray[np.bool_]:
@@ -115,20 +163,40 @@ def unlabelled_mask(labels: pa.ChunkedArray, column: str) -> NDArray[np.bool_]:
     return _levels(labels, column).codes < 0
 
 
-def _rows(table: pa.Table, data: TabularData, unfit: NDArray[np.bool_]) -> Rows:
-    nothing = np.zeros(len(table), bool)
-    anomaly = unlabelled = nothing
+def rows_in(batch: RawBatch, others: RawBatch) -> NDArray[np.bool_]:
+    """Which rows (N,) of a batch are equal, in every column, to a row of another."""
+    pairs = [_comparable(values, others.values[name]) for name, values in batch.values.items()]
+    mine, theirs = zip(*pairs, strict=True)
+    return twins(np.column_stack(mine), np.column_stack(theirs))
+
+
+def _comparable(mine: Values, theirs: Values) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Two columns as numbers that are equal where the cells are."""
+    if isinstance(mine, Levels) and isinstance(theirs, Levels):
+        index = {level: code for code, level in enumerate(mine.names)}
+        return mine.codes.astype(float), theirs.recode(index, unseen=-2).astype(float)
+    return np.asarray(mine), np.asarray(theirs)
+
+
+def _rows(table: pa.Table, data: TabularData) -> Rows:
+    anomaly = unlabelled = np.zeros(len(table), bool)
     if data.label:
-        anomaly = anomaly_mask(table.column(data.label), data.positive, data.label)
-        unlabelled = unlabelled_mask(table.column(data.label), data.label)
-    return Rows(anomaly, unlabelled, unfit, _times(table, data.time), _groups(table, data.group))
+        labels = table.column(data.label)
+        check_positive(labels, data.positive, data.label)
+        anomaly = anomaly_mask(labels, data.positive, data.label)
+        unlabelled = unlabelled_mask(labels, data.label)
+    return Rows(anomaly, unlabelled, _times(table, data.time), _groups(table, data.group))
 
 
-def _assign(rows: Rows, config: Splits, batch: RawBatch) -> Assignment:
+def _only_fit(planned: Assignment, batch: RawBatch) -> Assignment:
     try:
-        return assign(rows, config)
+        return planned.without(~batch.usable, "cells that do not fit")
     except DataError as error:
         raise DataError("; ".join((str(error), *_unfit_note(batch)))) from None
+
+
+def _texts(ids: pa.ChunkedArray) -> pa.Array:
+    return plain(ids).cast(pa.string())
 
 
 def _levels(cells: pa.ChunkedArray, column: str) -> Levels:
@@ -177,6 +245,13 @@ def _unfit_note(batch: RawBatch) -> tuple[str, ...]:
         return ()
     count = int((~batch.usable).sum())
     return (f"{count} rows left out, their cells do not fit, such as {batch.problems[0]}",)
+
+
+def _unlabelled_note(rows: Rows, assignment: Assignment) -> tuple[str, ...]:
+    used = rows.unlabelled & (assignment.codes != UNUSED)
+    if not used.any():
+        return ()
+    return (f"{int(used.sum())} rows without a label train and calibrate as if they were normal",)
 
 
 def _hash_into(total: Any, values: Any) -> None:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from anomaly_vae.errors import RegistryError
 from anomaly_vae.evaluation import Evaluation
@@ -21,15 +17,12 @@ from anomaly_vae.registry import (
     CHAMPION,
     DECISION_TAG,
     POLICY_TAG,
-    TEST_DIGEST_TAG,
-    TEST_TAG,
     Registry,
     Version,
 )
 from pipelines import console
 from pipelines.evaluate import evaluate_table
-
-FROZEN = (TEST_TAG, TEST_DIGEST_TAG, POLICY_TAG)
+from pipelines.frozen import FROZEN, read_test
 
 
 @dataclass(frozen=True)
@@ -86,7 +79,7 @@ def promote(
     if missing:
         raise RegistryError(f"{name} has no {missing[0]}; register it with anomaly-vae calibrate")
     policy = json.loads(frozen[POLICY_TAG])
-    table = _frozen_table(registry, frozen)
+    table = read_test(registry, frozen)
     new = _evaluation(registry, challenger, table, policy)
     old = _evaluation(registry, champion, table, policy) if champion else None
     reasons = tuple(decide(old, new, Policy(policy["metric"], policy["tolerance"])))
@@ -139,14 +132,6 @@ def _record(
     past = list(dict.fromkeys(v for v in chain if v and v != challenger.version))
     registry.remember_champions(challenger.name, past)  # first, so that none is lost
     registry.set_champion(challenger.name, challenger.version)
-
-
-def _frozen_table(registry: Registry, frozen: Mapping[str, str]) -> pa.Table:
-    with tempfile.TemporaryDirectory() as place:
-        content = Path(registry.download(frozen[TEST_TAG], place)).read_bytes()
-    if hashlib.sha256(content).hexdigest() != frozen[TEST_DIGEST_TAG]:
-        raise RegistryError(f"the frozen test split {frozen[TEST_TAG]} was altered")
-    return pq.read_table(pa.BufferReader(content))
 
 
 def _evaluation(

@@ -10,14 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anomaly_vae import __version__, plots
+from anomaly_vae import plots
+from anomaly_vae.calibration import check_resolvable
 from anomaly_vae.config import Config
 from anomaly_vae.fitting import Fitted, Prepared, fit_bundle, prepare
+from anomaly_vae.provenance import code_version
 from anomaly_vae.registry import Registry, Run
 from anomaly_vae.splits import TEST, TRAIN, VALIDATION, count_twins
 from anomaly_vae.training import Epoch, OnEpoch
 from pipelines import console
 from pipelines.data import Dataset, load_dataset
+from pipelines.frozen import frozen_test
 
 CHECKPOINTS = Path("checkpoints")
 BUNDLES = Path("bundles")
@@ -45,8 +48,8 @@ class Trained:
 
 def inputs_digest(config: Config, data: Dataset) -> str:
     """SHA-256 of everything that decides what is trained: rows, configuration, code."""
-    content = {"config": config.recorded(), "data": data.digest, "code": __version__}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    rows = data.origin or data.digest
+    return _sha256({"config": config.recorded(), "data": rows, "code": code_version()})
 
 
 def train(config: Config, data: Dataset | None = None) -> Trained:
@@ -61,7 +64,8 @@ def train(config: Config, data: Dataset | None = None) -> Trained:
     twins = count_twins(prepared.train, prepared.encoding.encode(data.part(TEST)))
     tell(data, twins)
     digest = inputs_digest(config, data)
-    checkpoint = CHECKPOINTS / f"{config.name}-{digest[:16]}.safetensors"
+    state = _sha256([digest, data.digest])
+    checkpoint = CHECKPOINTS / f"{config.name}-{state[:16]}.safetensors"
     if not config.training.resume:
         checkpoint.unlink(missing_ok=True)
     registry = Registry(config.mlflow.tracking_uri)
@@ -75,9 +79,20 @@ def train(config: Config, data: Dataset | None = None) -> Trained:
 
 
 def read(config: Config) -> Dataset:
-    """Load the data set with a word on the way."""
+    """Load the data set; no row of the test split that the registry keeps frozen may train.
+
+    Raises:
+        DataError: see `load_dataset`.
+        CalibrationError: the calibration split cannot resolve alpha.
+    """
     console.step(f"Reading {', '.join(config.data.paths)}")
-    return load_dataset(config.data)
+    data = load_dataset(config.data)
+    frozen = frozen_test(Registry(config.mlflow.tracking_uri), config.name)
+    if frozen is not None:
+        data = data.without(frozen)
+    units = "groups of normal calibration rows" if config.data.group else "normal calibration rows"
+    check_resolvable(len(data.calibration_rows), config.calibration.alpha, units)
+    return data
 
 
 def tell(data: Dataset, twins: int) -> None:
@@ -110,23 +125,23 @@ def final_metrics(fitted: Fitted) -> dict[str, float]:
 
 
 def _fit(config: Config, prepared: Prepared, summary: dict[str, Any], checkpoint: Path) -> Fitted:
-    if checkpoint.exists():
-        console.say(f"Resuming from {checkpoint}")
     try:
-        with _epochs() as on_epoch:
+        with _epochs(checkpoint) as on_epoch:
             return fit_bundle(config, prepared, summary, on_epoch, checkpoint)
     except KeyboardInterrupt:
-        if checkpoint.exists():
+        if checkpoint.exists() and config.training.resume:
             console.say(f"Interrupted; the same command resumes from {checkpoint}")
         raise
 
 
 @contextmanager
-def _epochs() -> Iterator[OnEpoch]:
-    """A bar that shows the validation ELBO and its two terms."""
+def _epochs(checkpoint: Path) -> Iterator[OnEpoch]:
+    """A bar that shows the validation ELBO and its two terms; where it resumed is said once."""
     with console.progress("Training", None) as (bar, task):
 
         def show(epoch: Epoch, planned: int) -> None:
+            if epoch.epoch and bar.tasks[task].total is None:  # the first that is shown
+                console.say(f"Resumed after epoch {epoch.epoch} from {checkpoint}")
             note = (
                 f"ELBO {epoch.validation_elbo:.3f} = log p(x|z) {epoch.validation_log_prob:.3f} "
                 f"− KL {epoch.validation_kl:.3f} nats (validation), beta {epoch.beta:.2f}"
@@ -160,3 +175,7 @@ def _curves(epoch: Epoch) -> dict[str, float]:
         "beta": epoch.beta,
         "learning_rate": epoch.learning_rate,
     }
+
+
+def _sha256(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -15,6 +15,7 @@ PACKAGES = ("anomaly_vae", "pipelines", "serving")
 BELOW: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
+    "provenance": set(),
     "columns": {"errors"},
     "schema": {"columns"},
     "config": {"schema"},
@@ -35,7 +36,7 @@ BELOW: dict[str, set[str]] = {
     "scoring": {"encoding"},
     "calibration": {"errors"},
     "detector": {"scoring", "calibration"},
-    "bundle": {"detector", "files"},
+    "bundle": {"detector", "files", "provenance"},
     "registry": {"bundle", "frames"},
     "frames": {"schema"},
     "pyfunc": {"bundle", "frames"},

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from anomaly_vae.calibration import Calibration, calibrate, conformal_threshold, scores_needed
 from anomaly_vae.errors import CalibrationError
+from anomaly_vae.splits import one_of_each
 from tests import naive
 
 FINITE = st.floats(-1e9, 1e9, allow_nan=False)
@@ -256,3 +257,18 @@ def test_the_quantile_method_keeps_no_such_promise() -> None:
     scores = rng.normal(size=(trials, n + 1))
     flagged = np.mean([calibrate(row[:-1], alpha, "quantile").flags(row[-1]) for row in scores])
     assert flagged > alpha + 4 * math.sqrt(alpha * (1 - alpha) / trials)
+
+
+def test_one_row_of_each_group_keeps_the_promise_for_new_groups() -> None:
+    """Rows share their group's shift; calibrating on all of them would promise too much."""
+    rng = np.random.default_rng(5)
+    group = np.repeat(np.arange(40), 25).astype(np.int32)
+    kept, broken = [], []
+    for _ in range(600):
+        calibrating = np.repeat(rng.normal(size=40), 25) + 0.2 * rng.normal(size=1_000)
+        fresh = rng.normal(size=200) + 0.2 * rng.normal(size=200)
+        chosen = calibrating[one_of_each(np.arange(1_000), group)]
+        kept.append(calibrate(chosen, 0.05).flags(fresh).mean())
+        broken.append(calibrate(calibrating, 0.05).flags(fresh).mean())
+    assert np.mean(kept) <= 0.05 + 3 * np.std(kept) / math.sqrt(len(kept))
+    assert np.mean(broken) > np.mean(kept)

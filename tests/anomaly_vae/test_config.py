@@ -310,12 +310,12 @@ def test_what_is_absent_is_chosen_within_its_bounds(n_columns: int, n_rows: int)
     assert model.latent_dim is not None
     assert model.hidden_dim is not None
     assert 2 <= model.latent_dim <= 16
-    assert 32 <= model.hidden_dim <= 256
+    assert 64 <= model.hidden_dim <= 256
     training = TrainingConfig().resolve(n_rows)
     assert training.batch_size is not None
     assert training.epochs is not None
     assert 32 <= training.batch_size <= 512
-    assert 5 <= training.epochs <= 300
+    assert 3 <= training.epochs <= 300
 
 
 def test_what_is_given_is_not_chosen() -> None:

@@ -235,6 +235,41 @@ def test_a_cycles_sine_and_cosine_belong_to_one_column() -> None:
     np.testing.assert_array_equal(ENCODING.per_column(nats), [[0, 1 + 2, 3 + 4, 5, 6, 7]])
 
 
+def test_every_column_of_the_matrix_knows_its_source() -> None:
+    """n, the sine and cosine of t's hour and of its day, m, b, c."""
+    n, *t, m, b, c = ENCODING.sources.tolist()
+    assert len(t) == 4
+    assert len(set(t)) == 1
+    assert sorted({n, t[0], m, b, c}) == [0, 1, 2, 3, 4]
+
+
+doubles = st.floats(allow_infinity=False)  # any bits of NaN among them
+binaries = st.sampled_from([0.0, 1.0, math.nan])
+
+
+@given(
+    st.lists(st.tuples(finite, finite, finite), min_size=1, max_size=20),
+    st.lists(st.tuples(doubles, doubles, doubles, binaries), max_size=20),
+)
+@example([(LARGEST, 5e-324, 1e300), (-LARGEST, 0.0, 0.0)], [(LARGEST, -LARGEST, 0.0, 1.0)])
+@example([(v, v, v) for v in [0.0] * 9 + [1.0] * 9 + [1e9]], [(-1e9, math.nan, -0.0, 0.0)])
+def test_numbers_encoded_together_are_the_bits_of_each_alone(
+    train: list[tuple[float, ...]], rows: list[tuple[float, ...]]
+) -> None:
+    schema = schema_of(a="numeric", t="datetime", b="numeric", c="numeric", d="binary")
+    flags = [0.0, 1.0] * len(train)
+    names = ("a", "b", "c")
+    parts = {name: np.array(values) for name, values in zip(names, zip(*train), strict=True)}
+    days = np.arange(len(train)) * 7 * DAY + HOUR * np.arange(len(train)) % 24
+    known = {**parts, "t": days, "d": np.array(flags[: len(train)])}
+    encoding = fit_encoding(schema, RawBatch(known, len(train)))
+    x = np.array(rows, np.float64).reshape(-1, 4)
+    values = {**dict(zip(("a", "b", "c", "d"), x.T, strict=True)), "t": x[:, 0]}
+    batch = RawBatch(values, len(rows))
+    alone = [column.encode(values[column.name]) for column in encoding.columns]  # type: ignore[arg-type]  # all are numbers
+    assert bits(encoding.encode(batch)) == bits(np.concatenate(alone, axis=1))
+
+
 def bits(x: NDArray[np.float32]) -> bytes:
     return np.ascontiguousarray(x).tobytes()
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from anomaly_vae.config import TabularData
 from anomaly_vae.errors import DataError
-from anomaly_vae.inference import feature_options, infer_schema, infer_type
+from anomaly_vae.inference import check_present, feature_options, infer_schema, infer_type
 from anomaly_vae.schema import ColumnType
 
 NUMERIC, BINARY, CATEGORICAL, DATETIME = (
@@ -79,7 +79,7 @@ def test_numbers_and_their_text_are_of_one_type(values: list[float | None]) -> N
     ],
 )
 def test_a_column_without_values_is_left_out(values: list[Any], kind: pa.DataType) -> None:
-    assert infer(values, kind) == (None, "left out, it has no value at all")
+    assert infer(values, kind) == (None, "left out, it has no value in the training rows")
 
 
 @pytest.mark.parametrize(
@@ -92,13 +92,20 @@ def test_a_constant_is_kept_and_said(values: list[Any], shown: str) -> None:
     assert note == f"constant ({shown}); any other value will look anomalous"
 
 
-@pytest.mark.parametrize("values", [list(range(40)), [str(i) for i in range(40)]])
+SHUFFLED = [(7 * i) % 41 for i in range(41)]
+
+
+@pytest.mark.parametrize("values", [list(range(40)), [str(i) for i in range(40)], SHUFFLED])
 def test_a_counter_of_the_rows_is_left_out(values: list[Any]) -> None:
     kind, note = infer(values)
     assert (kind, note) == (
         None,
-        "left out, a counter of the rows; declare its type under data.features to keep it",
+        "left out, it numbers the rows; declare it under data.features to keep it",
     )
+
+
+def test_integers_that_never_repeat_over_a_wide_range_may_be_measurements() -> None:
+    assert infer([(7919 * i) % 100_003 for i in range(40)]) == (NUMERIC, None)
 
 
 def test_text_that_is_nearly_unique_is_left_out() -> None:
@@ -163,7 +170,7 @@ def test_a_declared_column_may_mix_and_may_be_empty() -> None:
 @pytest.mark.parametrize("key", ["label", "id", "time", "group"])
 def test_a_role_that_is_not_there_is_named_and_what_is_there_listed(key: str) -> None:
     with pytest.raises(DataError) as caught:
-        types(TABLE, **{key: "fraud"})
+        check_present(TABLE, TabularData(path="unused", **{key: "fraud"}))
     assert caught.value.column == "fraud"
     assert str(caught.value) == (
         f"data.{key} names the column 'fraud', which is not there; found 'a', 'b', 'y', 'c', 't'"
@@ -172,7 +179,7 @@ def test_a_role_that_is_not_there_is_named_and_what_is_there_listed(key: str) ->
 
 def test_a_feature_that_is_not_there_is_named() -> None:
     with pytest.raises(DataError, match=r"data\.features names the column 'z', which is not there"):
-        types(TABLE, features=["a", "z"])
+        check_present(TABLE, TabularData(path="unused", features=("a", "z")))
 
 
 def test_no_column_left_is_refused() -> None:

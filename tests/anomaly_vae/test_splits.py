@@ -24,6 +24,8 @@ from anomaly_vae.splits import (
     Rows,
     assign,
     count_twins,
+    one_of_each,
+    twins,
 )
 
 DAY = 86_400.0
@@ -37,14 +39,13 @@ def rows_of(
     *,
     anomaly: Any = (),
     unlabelled: Any = (),
-    unfit: Any = (),
     time: NDArray[np.float64] | None = None,
     group: Any = None,
 ) -> Rows:
     """Rows with the given positions marked."""
-    masks = [np.isin(np.arange(n), list(marked)) for marked in (anomaly, unlabelled, unfit)]
+    masks = [np.isin(np.arange(n), list(marked)) for marked in (anomaly, unlabelled)]
     codes = None if group is None else np.asarray(group, np.int32)
-    return Rows(masks[0], masks[1], masks[2], time, codes)
+    return Rows(masks[0], masks[1], time, codes)
 
 
 @st.composite
@@ -61,7 +62,6 @@ def random_rows(draw: st.DrawFn, timed: bool | None = None, grouped: bool | None
     return Rows(
         rng.random(n) < share,
         rng.random(n) < share,
-        rng.random(n) < share / 2,
         time if with_time else None,
         group.astype(np.int32) if with_group else None,
     )
@@ -110,11 +110,8 @@ def test_known_anomalies_are_only_ever_tested_on(rows: Rows, config: Splits) -> 
 
 
 @given(random_rows(), configs)
-def test_rows_that_do_not_fit_and_tests_without_a_label_are_unused(
-    rows: Rows, config: Splits
-) -> None:
+def test_tests_without_a_label_are_unused(rows: Rows, config: Splits) -> None:
     found = assign_or_skip(rows, config)
-    assert not of(rows.unfit, found, *LEARNT, TEST).any()
     assert not of(rows.unlabelled, found, TEST).any()
 
 
@@ -218,16 +215,41 @@ def test_a_moment_may_be_given_as_a_datetime() -> None:
 
 
 def test_reasons_are_counted_once_for_each_row() -> None:
-    found = assign(
-        rows_of(200, time=np.arange(200) * DAY, anomaly=[0, 1], unfit=[1, 2], unlabelled=[199]),
-        Splits(),
+    planned = assign(
+        rows_of(200, time=np.arange(200) * DAY, anomaly=[0, 1], unlabelled=[199]), Splits()
     )
+    found = planned.without(np.isin(np.arange(200), [1, 2, 3]), "cells that do not fit")
+    assert found.without(np.isin(np.arange(200), [0, 3]), "again") is found
     assert found.unused == {
         "cells that do not fit": 2,
-        "anomalies outside the test split": 1,
+        "anomalies outside the test split": 2,
         "unlabelled in the test split": 1,
     }
-    assert (found.codes[[0, 1, 2, 199]] == UNUSED).all()
+    assert (found.codes[[0, 1, 2, 3, 199]] == UNUSED).all()
+    assert found.counts["unused"] == sum(found.unused.values())
+
+
+def test_leaving_out_a_whole_split_is_refused_with_its_reason() -> None:
+    planned = assign(rows_of(200), Splits())
+    with pytest.raises(DataError, match=r"calibration split has no rows .*; 40 known already$"):
+        planned.without(planned.codes == CALIBRATION, "known already")
+
+
+def test_one_row_of_each_group_is_chosen_by_a_fixed_seed() -> None:
+    group = np.repeat(np.arange(30), 7).astype(np.int32)
+    rows = np.arange(70, 210)
+    chosen = one_of_each(rows, group)
+    assert group[chosen].tolist() == list(range(10, 30))
+    assert set(chosen) <= set(rows.tolist())
+    assert len(set((chosen % 7).tolist())) > 1
+    assert (one_of_each(rows, group) == chosen).all()
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_twins_are_equal_rows_missing_cells_and_signed_zeros_included(kind: type) -> None:
+    rows = np.array([[1, np.nan], [-0.0, 2], [1, 2]], kind)
+    others = np.array([[0.0, 2], [1, np.nan]], kind)
+    assert twins(rows, others).tolist() == [True, True, False]
 
 
 # ---------------------------------------------------------------- refusals

@@ -23,8 +23,8 @@ from anomaly_vae.config import Config, ModelConfig, TrainingConfig
 from anomaly_vae.encoding import Layout
 from anomaly_vae.errors import TrainingError
 from anomaly_vae.fitting import Prepared, fit_bundle
-from anomaly_vae.training import Epoch, History, _Trainer, cpu_threads, fit
-from anomaly_vae.vae import VAE, Terms, frozen_noise
+from anomaly_vae.training import Epoch, History, State, _Trainer, cpu_threads, fit
+from anomaly_vae.vae import VAE, Terms
 from pipelines.data import Dataset
 
 Rows = NDArray[np.float32]
@@ -187,6 +187,7 @@ def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_an_interrupted_fit_resumed_equals_an_unbroken_one_bit_by_bit(checkpoint: Path) -> None:
+    """Its first call of ``on_epoch`` tells where it went on."""
     unbroken = model()
     expected = fit(unbroken, toy(), toy(64, 1), config())
     for epoch in (2, 4):  # twice interrupted
@@ -196,7 +197,7 @@ def test_an_interrupted_fit_resumed_equals_an_unbroken_one_bit_by_bit(checkpoint
     history = fit(
         resumed, toy(), toy(64, 1), config(), lambda epoch, _: seen.append(epoch.epoch), checkpoint
     )
-    assert seen == [4, 5]
+    assert seen == [5]
     assert weights(resumed) == weights(unbroken)
     assert history == expected
     assert not list(checkpoint.parent.iterdir())
@@ -249,9 +250,23 @@ def _of_another_model(path: Path) -> None:
     _change(path, **{"model.decoder.network.skip.bias": torch.zeros(3)})
 
 
+def _without_its_best_weights(path: Path) -> None:
+    state = State.load(path)
+    kept = {name: held for name, held in state.tensors.items() if not name.startswith("best.")}
+    State(kept, state.metadata).save(path)
+
+
 @pytest.mark.parametrize(
     "spoil",
-    [_truncated, _garbage, _empty, _of_another_version, _of_another_device, _of_another_model],
+    [
+        _truncated,
+        _garbage,
+        _empty,
+        _of_another_version,
+        _of_another_device,
+        _of_another_model,
+        _without_its_best_weights,
+    ],
 )
 def test_a_checkpoint_that_does_not_fit_is_left_aside(spoil: Any, checkpoint: Path) -> None:
     """Nothing of it is taken over: the fit is the one without a checkpoint."""
@@ -264,10 +279,61 @@ def test_a_checkpoint_that_does_not_fit_is_left_aside(spoil: Any, checkpoint: Pa
     assert weights(fitted) == weights(fresh)
 
 
-def test_checkpoints_are_not_written_more_often_than_they_may(tmp_path: Path) -> None:
+def _changed_after(steps: int, error: BaseException) -> type[_Trainer]:
+    """A trainer that is stopped in the middle of an epoch, its weights moved on already."""
+
+    class Stopped(_Trainer):
+        def _step(self, x: torch.Tensor, step: int) -> torch.Tensor:
+            done = super()._step(x, step)
+            if step == steps:
+                raise error
+            return done
+
+    return Stopped
+
+
+@pytest.mark.parametrize(("steps", "epochs"), [(0, 0), (2, 0), (4, 1), (14, 3)])
+def test_ctrl_c_at_any_step_leaves_the_last_whole_epoch_to_resume_from(
+    steps: int, epochs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However short the epochs are and however soon it comes: before the first one ended too."""
+    unbroken = model()
+    expected = fit(unbroken, toy(), toy(64, 1), config())
     path = tmp_path / "fit.safetensors"
-    interrupted_at(3, path)  # an epoch takes milliseconds
-    assert not path.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_Trainer", _changed_after(steps, KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            fit(model(), toy(), toy(64, 1), config(), None, path)
+    assert len(json.loads(State.load(path).metadata["history"])) == epochs
+    resumed = model(seed=9)
+    assert fit(resumed, toy(), toy(64, 1), config(), None, path) == expected
+    assert weights(resumed) == weights(unbroken)
+
+
+def test_a_fit_that_is_killed_leaves_its_initial_state_at_least(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "fit.safetensors"
+    monkeypatch.setattr(training, "_Trainer", _changed_after(0, SystemError()))
+    with pytest.raises(SystemError):  # nothing is done on the way out
+        fit(model(), toy(), toy(64, 1), config(), None, path)
+    assert json.loads(State.load(path).metadata["history"]) == []
+
+
+def test_checkpoints_are_not_written_more_often_than_they_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One at the start and one when interrupted: an epoch takes milliseconds."""
+    written: list[int] = []
+    save = State.save
+
+    def count(state: State, path: Path) -> None:
+        written.append(len(json.loads(state.metadata["history"])))
+        save(state, path)
+
+    monkeypatch.setattr(State, "save", count)
+    interrupted_at(3, tmp_path / "fit.safetensors")
+    assert written == [0, 4]
 
 
 # ---------------------------------------------------------------- it stops
@@ -329,7 +395,7 @@ def test_the_fitted_model_has_the_weights_of_its_best_epoch() -> None:
     )
     assert history.best.validation_elbo == max(seen)
     with torch.no_grad():
-        noise = frozen_noise(training.VALIDATION_DRAWS, 2, 0)
+        noise = trainer()._validation_noise(64)
         elbo = fitted.elbo(torch.from_numpy(toy(64, 1)), noise).bound.mean().item()
     assert elbo == pytest.approx(max(seen), abs=1e-5)
     assert not fitted.training
@@ -420,6 +486,33 @@ def test_hidden_cells_are_the_share_asked_for() -> None:
     assert hidden.float().mean().item() == pytest.approx(0.25, abs=0.015)
     assert not torch.isnan(run.x).any()
     assert trainer(hide=0.0)._hide(run.x) is run.x
+
+
+def test_columns_of_one_source_are_hidden_together_as_they_are_missing_together() -> None:
+    """The sine without the cosine is nothing that scoring ever sees."""
+    plan = config(hide=0.5).resolve(4_096)
+    run = _Trainer(model(), toy(4_096), toy(64, 1), plan, units=[1, 0, 0, 1])
+    hidden = torch.isnan(run._hide(run.x)).numpy()
+    np.testing.assert_array_equal(hidden[:, 0], hidden[:, 3])
+    np.testing.assert_array_equal(hidden[:, 1], hidden[:, 2])
+    assert np.corrcoef(hidden[:, 0], hidden[:, 1])[0, 1] == pytest.approx(0, abs=0.06)
+    np.testing.assert_allclose(hidden.mean(0), 0.5, atol=0.04)
+
+
+def test_a_bundle_is_fitted_with_its_encodings_sources(
+    config: Config, prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[int]] = []
+
+    class Seen(_Trainer):
+        def _hide(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(self.units.tolist())
+            return super()._hide(x)
+
+    monkeypatch.setattr(training, "_Trainer", Seen)
+    fit_bundle(config, prepared, {})
+    assert seen[0] == prepared.encoding.sources.tolist()
+    assert len(set(seen[0])) < len(seen[0])  # the hour's sine and cosine
 
 
 def test_every_row_is_seen_once_an_epoch() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from anomaly_vae.bundle import load
 from anomaly_vae.config import Config
 from anomaly_vae.errors import DataError, RegistryError, TrainingError
 from anomaly_vae.registry import Registry
+from anomaly_vae.training import State
 from pipelines import cli
 from pipelines import train as flow_module
 from pipelines.data import Dataset
@@ -148,8 +150,7 @@ def test_another_seed_gives_another_bundle(
 
 
 def interrupt_after(epochs: int, patch: pytest.MonkeyPatch) -> None:
-    """Break off in the epoch after these, as Ctrl-C does; a checkpoint is due at each."""
-    patch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    """Break off in the epoch after these, as Ctrl-C does."""
     whole = training._Trainer._epoch
 
     def epoch(self: training._Trainer, number: int) -> training.Epoch:
@@ -158,6 +159,12 @@ def interrupt_after(epochs: int, patch: pytest.MonkeyPatch) -> None:
         return whole(self, number)
 
     patch.setattr(training._Trainer, "_epoch", epoch)
+
+
+def epochs_kept() -> list[int]:
+    """How many epochs each checkpoint holds."""
+    paths = CHECKPOINTS.glob("[!.]*.safetensors")
+    return [len(json.loads(State.load(path).metadata["history"])) for path in paths]
 
 
 def test_an_interrupted_run_is_killed_and_the_next_one_ends_as_if_unbroken(
@@ -182,6 +189,7 @@ def test_an_interrupted_run_is_killed_and_the_next_one_ends_as_if_unbroken(
     )
     resumed = train(flow, dataset)
     assert done == [2]
+    assert f"Resumed after epoch 2 from {checkpoint}" in capsys.readouterr().err
     assert resumed.fitted.bundle.digest == world.trained.fitted.bundle.digest
     assert not checkpoint.exists()
     assert sorted(run.info.status for run in runs()) == ["FINISHED", "KILLED"]
@@ -205,6 +213,36 @@ def test_without_resume_it_starts_anew(
     assert done == [0, 1, 2]
 
 
+def test_a_checkpoint_that_does_not_fit_is_not_said_to_be_resumed(
+    place: Path,
+    flow: Config,
+    dataset: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_after(2, patch)
+        with pytest.raises(KeyboardInterrupt):
+            train(flow, dataset)
+    (checkpoint,) = CHECKPOINTS.iterdir()
+    checkpoint.write_bytes(b"not a checkpoint")
+    train(flow, dataset)
+    assert "Resum" not in capsys.readouterr().err
+
+
+def test_an_interrupted_run_that_may_not_resume_does_not_promise_it(
+    place: Path,
+    flow: Config,
+    dataset: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    interrupt_after(1, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        train(changed(flow, training__resume=False), dataset)
+    assert "resumes" not in capsys.readouterr().err
+
+
 def test_a_checkpoint_of_other_data_or_settings_is_not_taken_up(
     place: Path, flow: Config, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,11 +250,10 @@ def test_a_checkpoint_of_other_data_or_settings_is_not_taken_up(
         interrupt_after(1, patch)
         with pytest.raises(KeyboardInterrupt):
             train(flow, dataset)
-        (checkpoint,) = CHECKPOINTS.iterdir()
         interrupt_after(0, patch)
         with pytest.raises(KeyboardInterrupt):
             train(changed(flow, training__seed=1), dataset)
-    assert list(CHECKPOINTS.iterdir()) == [checkpoint]
+    assert sorted(epochs_kept()) == [0, 1]
 
 
 def test_ctrl_c_ends_the_command_with_130(
@@ -278,7 +315,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 def stop_at_checkpoint(process: subprocess.Popen[str], number: int) -> tuple[int, str]:
     """Send a signal once there is a checkpoint; the exit code and what was said."""
     deadline = time.monotonic() + 200
-    while not any(path.suffix == ".safetensors" for path in CHECKPOINTS.glob("[!.]*")):
+    while not any(epochs_kept()):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline, "no checkpoint"
         time.sleep(0.05)
@@ -302,7 +339,7 @@ def test_a_process_stopped_in_training_resumes_to_the_same_bundle(
     assert statuses == (["KILLED"] if number == signal.SIGINT else ["RUNNING"])
     (checkpoint,) = CHECKPOINTS.glob("[!.]*")
     out, err = start("train", "config.yaml").communicate(timeout=300)
-    assert f"Resuming from {checkpoint}" in err
+    assert re.search(rf"Resumed after epoch \d+ from {checkpoint}", err)
     resumed = load(json.loads(out)["bundle"]).digest
     unbroken = train(changed(long, training__resume=False))
     assert unbroken.fitted.bundle.digest == resumed
