@@ -249,7 +249,7 @@ class PromotionConfig(Section):
     tolerance: float = Field(0.0, ge=0, lt=1)
     """how much worse than the champion's a challenger's metric may be"""
     confidence: Fraction = 0.95
-    """of the binomial interval for the false positive rate"""
+    """of the interval of false positive rates that chance explains"""
 
 
 class MLflowConfig(Section):

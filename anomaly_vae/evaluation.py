@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.stats import betabinom, binomtest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from anomaly_vae.calibration import Calibration, scores_reaching
+from anomaly_vae.calibration import Calibration, conformal_threshold, scores_reaching
 from anomaly_vae.detector import Detections
 
 Mask = NDArray[np.bool_]
@@ -78,9 +78,17 @@ class Slice:
 
 
 def evaluate(
-    found: Detections, anomaly: Mask, calibration: Calibration, confidence: float = 0.95
+    found: Detections,
+    anomaly: Mask,
+    calibration: Calibration,
+    confidence: float = 0.95,
+    units: int | None = None,
 ) -> Evaluation:
-    """Compare decisions on N rows with their labels (N,), True for an anomaly."""
+    """Compare decisions on N rows with their labels (N,), True for an anomaly.
+
+    ``units`` is how many exchangeable ones the normal rows are, such as their groups; absent:
+    each row is one.
+    """
     both = bool(anomaly.any() and not anomaly.all())
     fpr = rate(found.is_anomaly[~anomaly], confidence)
     flagged = int(found.is_anomaly.sum())
@@ -94,7 +102,7 @@ def evaluate(
         average_precision=float(average_precision_score(anomaly, found.score)) if both else None,
         fpr=fpr.value if fpr else None,
         fpr_interval=(fpr.low, fpr.high) if fpr else None,
-        fpr_limit=highest_kept_rate(calibration, fpr.total, confidence) if fpr else None,
+        fpr_limit=highest_kept_rate(calibration, units or fpr.total, confidence) if fpr else None,
         recall=hits / int(anomaly.sum()) if anomaly.any() else None,
         precision=hits / flagged if flagged and anomaly.any() else None,
         flagged=flagged,
@@ -113,13 +121,15 @@ def rate(flags: Mask, confidence: float = 0.95) -> Rate | None:
 def highest_kept_rate(calibration: Calibration, total: int, confidence: float = 0.95) -> float:
     """The highest share of ``total`` exchangeable normal rows that a kept promise flags.
 
-    Both samples are finite. With k of n calibration scores allowed to reach a flagged score, the
-    number of flags among ``total`` rows is beta-binomial (k, n + 1 − k) (Vovk 2012, prop. 2a;
-    Bates et al. 2023, sec. 2). This is the upper end of its central interval: a binomial
-    interval around the observed rate would forget that the threshold was estimated.
+    Both samples are finite. Where alpha lets a row take the k highest of n + 1 ranks and be
+    flagged, the number of flags among ``total`` rows is beta-binomial (k, n + 1 − k) (Vovk 2012,
+    prop. 2a; Bates et al. 2023, sec. 2). This is the upper end of its central interval: a
+    binomial interval around the observed rate would forget that the threshold was estimated.
+    What is promised is alpha, so another threshold than the conformal one is held to the same.
     """
-    n = len(calibration.scores)
-    k = scores_reaching(calibration)
+    scores = calibration.scores
+    promised = conformal_threshold(scores, calibration.alpha)
+    n, k = len(scores), scores_reaching(replace(calibration, threshold=promised))
     upper = betabinom(total, k, n + 1 - k).ppf((1 + confidence) / 2)
     return float(upper) / total
 
@@ -130,19 +140,25 @@ def time_slices(
     seconds: NDArray[np.float64],
     calibration: Calibration,
     confidence: float = 0.95,
+    group: NDArray[Any] | None = None,
 ) -> list[Slice]:
-    """The false positive rate by day (by more days where there are many)."""
+    """The false positive rate by day (by more days where there are many).
+
+    ``group`` (N,) names the exchangeable unit of each row; absent: each row is one.
+    """
     normal = ~anomaly & ~np.isnan(seconds)
     if not normal.any():
         return []
     day = np.floor(seconds[normal] / DAY).astype(int)
     step = max(1, -(-(int(np.ptp(day)) + 1) // MOST_SLICES))
-    group = (day - day.min()) // step
-    names = np.datetime_as_string((day.min() + np.unique(group) * step).astype("datetime64[D]"))
-    rates = [rate(flags[normal][group == g], confidence) for g in np.unique(group)]
+    first = day.min() + (day - day.min()) // step * step
+    unit = np.arange(len(day)) if group is None else group[normal]
     suffix = "" if step == 1 else f" (+{step} d)"
-    return [
-        Slice(f"{name}{suffix}", r, highest_kept_rate(calibration, r.total, confidence))
-        for name, r in zip(names, rates, strict=True)
-        if r
-    ]
+    slices = []
+    for start in np.unique(first):
+        inside = first == start
+        if found := rate(flags[normal][inside], confidence):
+            units = len(np.unique(unit[inside]))
+            name = f"{np.datetime64(int(start), 'D')}{suffix}"
+            slices.append(Slice(name, found, highest_kept_rate(calibration, units, confidence)))
+    return slices

@@ -29,9 +29,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(
-    path: Path, keep: Callable[[Path], bool] = lambda _: False
-) -> Iterator[Path]:
+def atomic_folder(path: Path, keep: Callable[[Path], bool] = lambda _: False) -> Iterator[Path]:
     """Yield an empty neighbour folder; put it in the place of ``path`` when the block ends well.
 
     The previous folder is moved aside first, so that a crash leaves it or the new one; what a
@@ -114,4 +112,3 @@ def own_temporary_folder() -> Iterator[None]:
             yield
         finally:
             tempfile.tempdir = before
-

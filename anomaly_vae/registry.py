@@ -72,17 +72,18 @@ def _plainly(method: Method) -> Method:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         try:
             return cast("Any", method)(*args, **kwargs)
-        except (MlflowException, OSError, ImportError, *_database_errors()) as error:
+        except _failures() as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
             raise RegistryError(f"MLflow: {reason}") from None
 
     return cast("Method", wrapper)
 
 
-def _database_errors() -> tuple[type[Exception], ...]:
-    """SQLAlchemy's, where MLflow has loaded it: a server's client works without."""
-    module = sys.modules.get("sqlalchemy.exc")
-    return (module.SQLAlchemyError,) if module else ()
+def _failures() -> tuple[type[Exception], ...]:
+    """What MLflow raises, and SQLAlchemy where it is loaded: a client of a server needs none."""
+    database = sys.modules.get("sqlalchemy.exc")
+    errors = (MlflowException, OSError, ImportError)
+    return (*errors, database.SQLAlchemyError) if database else errors
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,7 @@ class TabularSchema:
         for column in self.columns:
             array = table.column(column.name) if column.name in found else pa.nulls(len(table))
             values[column.name] = _collect(column, FROM_ARROW[column.type], array, problems)
-        return RawBatch(values, len(table), tuple(problems), self._unknown(found))
+        return RawBatch(values, len(table), tuple(problems), self.unknown(found))
 
     def from_records(self, records: Sequence[Mapping[str, Any]]) -> RawBatch:
         """Read JSON records; an absent key or null is missing."""
@@ -148,9 +148,10 @@ class TabularSchema:
             cells = [record.get(column.name) for record in records]
             values[column.name] = _collect(column, FROM_VALUES[column.type], cells, problems)
         keys: set[str] = set().union(*records)
-        return RawBatch(values, len(records), tuple(problems), self._unknown(keys))
+        return RawBatch(values, len(records), tuple(problems), self.unknown(keys))
 
-    def _unknown(self, names: set[str]) -> tuple[str, ...]:
+    def unknown(self, names: set[str]) -> tuple[str, ...]:
+        """Those names that mean nothing here, sorted."""
         return tuple(sorted(names - set(self.names) - self.known))
 
     def to_json(self) -> dict[str, Any]:

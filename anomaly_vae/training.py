@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -116,20 +117,25 @@ class State(NamedTuple):
     """What a fit continues from; as a file, safetensors."""
 
     tensors: dict[str, Tensor]
-    metadata: dict[str, str]
+    epochs: tuple[Epoch, ...]
+    best_epoch: int
 
     def save(self, path: Path) -> None:
         """Write it; the old file stays until the new is whole."""
+        epochs = json.dumps([asdict(epoch) for epoch in self.epochs])
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as whole:
-            save_file(self.tensors, whole, self.metadata)
+            text = {"epochs": epochs, "best_epoch": str(self.best_epoch)}
+            save_file(self.tensors, whole, text)
 
     @classmethod
     def load(cls, path: Path) -> State:
         """The inverse of `save`."""
         with safe_open(path, "pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a dict
-            return cls(tensors, file.metadata())
+            text = file.metadata()
+        epochs = tuple(Epoch(**record) for record in json.loads(text["epochs"]))
+        return cls(tensors, epochs, int(text["best_epoch"]))
 
 
 class _Trainer:
@@ -282,33 +288,23 @@ class _Trainer:
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items()}
         tensors["generator"] = self.generator.get_state()
-        history = json.dumps([asdict(epoch) for epoch in self.history])
-        metadata = {"history": history, "best_epoch": str(self.best_epoch)}
-        return State({k: v.contiguous().clone() for k, v in tensors.items()}, metadata)
+        copies = {k: v.contiguous().clone() for k, v in tensors.items()}
+        return State(copies, tuple(self.history), self.best_epoch)
 
-    def restore(self, state: State) -> None:
+    def restore(self, saved: State) -> None:
         """Continue from there; where it does not fit, raise whatever comes and change nothing."""
-        tensors, metadata = state
-        groups: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimizer": {}}
-        for key, tensor in tensors.items():
-            head, _, rest = key.partition(".")
-            groups.setdefault(head, {})[rest] = tensor
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in groups["optimizer"].items():
-            index, _, name = key.partition(".")
-            state.setdefault(int(index), {})[name] = tensor
-        history = [Epoch(**record) for record in json.loads(metadata["history"])]
-        best_epoch = int(metadata["best_epoch"])
+        groups = defaultdict(dict, _grouped(saved.tensors))
+        state = {int(index): group for index, group in _grouped(groups["optimizer"]).items()}
         shapes = _shapes(self.model.state_dict())
         found = _shapes(groups["model"]), _shapes(groups["best"])
-        if found != (shapes, shapes if history else {}):
+        if found != (shapes, shapes if saved.epochs else {}):
             raise ValueError("of another model")
-        self.generator.set_state(tensors["generator"])  # refuses that of another device
+        self.generator.set_state(saved.tensors["generator"])  # refuses that of another device
         # Whatever could fail has not: from here on nothing is left half restored.
         self.model.load_state_dict(groups["model"])
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         self.best = {k: v.to(self.device) for k, v in groups["best"].items()}
-        self.history, self.best_epoch = history, best_epoch
+        self.history, self.best_epoch = list(saved.epochs), saved.best_epoch
 
 
 class _Checkpoint:
@@ -349,6 +345,15 @@ def _resumable(trainer: _Trainer, path: Path | None) -> Iterator[Callable[[], No
         checkpoint.write()
         raise
     path.unlink(missing_ok=True)
+
+
+def _grouped(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """By what their names begin with, up to the first dot."""
+    groups: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        head, _, rest = name.partition(".")
+        groups.setdefault(head, {})[rest] = tensor
+    return groups
 
 
 def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:

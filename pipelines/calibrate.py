@@ -24,6 +24,7 @@ from anomaly_vae.registry import (
     POLICY_TAG,
     TEST_DIGEST_TAG,
     TEST_TAG,
+    TRAINED_RUN_TAG,
     TRAINED_TAG,
     Registry,
     Run,
@@ -90,6 +91,7 @@ def calibrate(config: Config, model: str, data: Dataset | None = None) -> Calibr
             TEST_DIGEST_TAG: test_digest,
             POLICY_TAG: json.dumps(_policy(config)),
             TRAINED_TAG: model,
+            **({TRAINED_RUN_TAG: model.split("/")[1]} if model.startswith("runs:/") else {}),
         }
         version = registry.register(run, bundle, config.name, tags)
     return Calibrated(version, run.id, bundle, evaluation)
@@ -117,9 +119,11 @@ def _check_same_config(trained: Bundle, config: Config) -> None:
 
 
 def _evaluate(detector: Detector, data: Dataset, config: Config) -> tuple[Evaluation, Detections]:
-    found = detector.detect(data.part(TEST))
-    anomaly = data.rows.anomaly[data.assignment.rows(TEST)]
-    return evaluate(found, anomaly, detector.calibration, config.promotion.confidence), found
+    rows, group = data.assignment.rows(TEST), data.rows.group
+    found, anomaly = detector.detect(data.part(TEST)), data.rows.anomaly[rows]
+    units = None if group is None else len(np.unique(group[rows][~anomaly]))
+    confidence = config.promotion.confidence
+    return evaluate(found, anomaly, detector.calibration, confidence, units), found
 
 
 def _policy(config: Config) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def evaluate(
     from pipelines.evaluate import evaluate_files
 
     source = _source(model)
-    answer = evaluate_files(source.bundle.detector, data, label, positive)
+    answer = evaluate_files(source, data, label, positive)
     console.result({"model": source.to_json(), **answer})
 
 

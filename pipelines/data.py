@@ -88,9 +88,10 @@ class Dataset:
     def without(self, frozen: pa.Table) -> Dataset:
         """The same data, but no row of ``frozen`` trains, validates or calibrates.
 
-        Rows are the same where their ids are, or, without an id, all that the model reads.
+        Rows are the same where their ids are, or, without an id, all that the model reads. Twins
+        of the data's own test split stay what they were: counted and told.
         """
-        known = self._known(frozen) & (self.assignment.codes != TEST)
+        known = self._known(frozen) & ~self._known(self.test_table)
         assignment = self.assignment.without(known, "in the frozen test split")
         return replace(self, assignment=assignment, origin=self.origin or self.digest)
 
@@ -185,7 +186,7 @@ def _rows(table: pa.Table, data: TabularData) -> Rows:
         check_positive(labels, data.positive, data.label)
         anomaly = anomaly_mask(labels, data.positive, data.label)
         unlabelled = unlabelled_mask(labels, data.label)
-    return Rows(anomaly, unlabelled, _times(table, data.time), _groups(table, data.group))
+    return Rows(anomaly, unlabelled, _times(table, data.time), group_codes(table, data.group))
 
 
 def _only_fit(planned: Assignment, batch: RawBatch) -> Assignment:
@@ -219,7 +220,7 @@ def _times(table: pa.Table, name: str | None) -> NDArray[np.float64] | None:
     return seconds
 
 
-def _groups(table: pa.Table, name: str | None) -> NDArray[np.int32] | None:
+def group_codes(table: pa.Table, name: str | None) -> NDArray[np.int32] | None:
     """Codes of the groups; a row without one is a group of its own."""
     if not name:
         return None

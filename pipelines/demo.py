@@ -12,14 +12,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from anomaly_vae.config import Config, load_config
-from anomaly_vae.registry import TRAINED_TAG, Registry
+from anomaly_vae.registry import TRAINED_RUN_TAG, Registry, Version
 from pipelines import console
+from pipelines.frozen import Frozen
 from pipelines.models import open_source
 from pipelines.run import run
 from pipelines.score import score_files
 from pipelines.simulate import write_transactions
 
 ROWS, SEED = 20_000, 0
+ID, LABEL = "TRANSACTION_ID", "TX_FRAUD"
+NAME = "fraud-demo"
+"""A name of its own: what it freezes must not judge the models of real data."""
 SHOWN_ROWS, SHOWN_REASONS = 10, 3
 
 
@@ -36,28 +40,27 @@ def demo(out: Path) -> dict[str, Any]:
     source = open_source(answer["model_uri"], config.mlflow.tracking_uri)
     console.step("Scoring every row")
     summary = score_files(source, [simulated["out"]], out / "scores", explain=SHOWN_REASONS)
-    pictures = _pictures(registry, config.name, answer["version"], out)
+    version = registry.version(config.name, answer["version"])
+    pictures = _pictures(registry, version, out)
     _show(answer, simulated, summary)
-    _show_flagged(pq.read_table(simulated["out"]), out / "scores")
-    _say_next(config, pictures)
+    _show_flagged(Frozen.own(version).read(registry), out / "scores")
+    _say_next(answer, pictures)
     return {**answer, "data": simulated, "scores": str(out / "scores"), "pictures": pictures}
 
 
 def demo_config(name: str, path: str) -> Config:
-    """A configuration that ships with the package, pointed at ``path``."""
+    """A configuration that ships with the package, pointed at ``path``, under its own name."""
     installed = Path(str(files("anomaly_vae"))) / "configs" / name
     checkout = Path(__file__).parents[1] / "configs" / name
-    return load_config(installed if installed.exists() else checkout, [f"data.path={path}"])
+    overrides = [f"data.path={path}", f"name={NAME}"]
+    return load_config(installed if installed.exists() else checkout, overrides)
 
 
-def _pictures(registry: Registry, name: str, version: str, out: Path) -> list[str]:
-    """Copies of the runs' plots."""
-    found = registry.version(name, version)
-    trained = found.tags[TRAINED_TAG].removesuffix("/bundle")
-    folders = [registry.download(f"{run}/plots") for run in (trained, f"runs:/{found.run_id}")]
+def _pictures(registry: Registry, version: Version, out: Path) -> list[str]:
+    """Copies of the plots of the runs that trained (where it is known) and calibrated."""
     place = out / "pictures"
-    for folder in folders:
-        shutil.copytree(folder, place, dirs_exist_ok=True)
+    for run_id in filter(None, (version.tags.get(TRAINED_RUN_TAG), version.run_id)):
+        shutil.copytree(registry.download(f"runs:/{run_id}/plots"), place, dirs_exist_ok=True)
     return sorted(str(path) for path in place.glob("*.png"))
 
 
@@ -78,28 +81,26 @@ def _show(answer: dict[str, Any], simulated: dict[str, Any], summary: dict[str, 
     console.table("What the detector found", ("figure", "value"), rows)
 
 
-def _show_flagged(transactions: pa.Table, scores: Path) -> None:
-    """The highest scores with their main reasons."""
+def _show_flagged(tested: pa.Table, scores: Path) -> None:
+    """The rows of the test period that are flagged, the highest scores first."""
     parts = pa.concat_tables(pq.read_table(p) for p in sorted(scores.glob("part-*.parquet")))
-    top = parts.take(pc.sort_indices(parts, [("score", "descending")])[:SHOWN_ROWS])
-    known = dict(
-        zip(
-            transactions["TRANSACTION_ID"].to_pylist(),
-            transactions["TX_FRAUD"].to_pylist(),
-            strict=True,
-        )
-    )
+    known = dict(zip(tested[ID].to_pylist(), tested[LABEL].to_pylist(), strict=True))
+    flagged = parts.filter(pc.and_(parts["is_anomaly"], pc.is_in(parts[ID], tested[ID])))
+    top = flagged.sort_by([("score", "descending")]).slice(0, SHOWN_ROWS)
     rows = [
         (
-            str(row["TRANSACTION_ID"]),
+            str(row[ID]),
             row["score"],
             row["p_value"],
-            "fraud" if known[row["TRANSACTION_ID"]] else "good",
+            "fraud" if known[row[ID]] else "good",
             "\n".join(_reason(reason) for reason in row["contributions"]),
         )
         for row in top.to_pylist()
     ]
-    title = f"The {len(rows)} highest scores, each with its {SHOWN_REASONS} main reasons"
+    title = (
+        f"The {len(rows)} highest scores of the {len(flagged)} payments flagged in the test "
+        f"period, each with its {SHOWN_REASONS} main reasons"
+    )
     console.table(title, ("id", "score, nats", "p-value", "truth", "seen, where expected"), rows)
 
 
@@ -108,10 +109,13 @@ def _reason(reason: dict[str, Any]) -> str:
     return f"{reason['feature']} {seen}, where {expected} (+{reason['nats']:.1f})"
 
 
-def _say_next(config: Config, pictures: list[str]) -> None:
+def _say_next(answer: dict[str, Any], pictures: list[str]) -> None:
     console.say(f"Pictures: {', '.join(pictures)}")
+    uri = f"models:/{answer['name']}@champion" if answer["promoted"] else answer["model_uri"]
+    if not answer["promoted"]:
+        console.say(f"It was refused as champion (see above), so this is version {uri}")
     console.step("Next, score over HTTP:")
-    console.say(f"  anomaly-vae serve --model models:/{config.name}@champion")
+    console.say(f"  anomaly-vae serve --model {uri}")
     record = '{"records": [{"TX_AMOUNT": 900, "TX_CHANNEL": "mail_order"}], "explain": 3}'
     console.say(f"  curl -s localhost:8000/score -H 'content-type: application/json' -d '{record}'")
     console.say("or your own files: copy configs/fraud.yaml, change data, and")

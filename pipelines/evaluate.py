@@ -2,58 +2,159 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from anomaly_vae.detector import Detector
+from anomaly_vae.columns import times_from_arrow
+from anomaly_vae.detector import Detections, Detector
 from anomaly_vae.errors import DataError
-from anomaly_vae.evaluation import Evaluation, evaluate
-from anomaly_vae.schema import listed
+from anomaly_vae.evaluation import Evaluation, Slice, evaluate, time_slices
+from anomaly_vae.schema import RawBatch, listed
 from pipelines import console
-from pipelines.data import anomaly_mask, unlabelled_mask
+from pipelines.data import anomaly_mask, group_codes, unlabelled_mask
 from pipelines.io import find_files, read_table
+from pipelines.models import Source, registry
 
 Mask = NDArray[np.bool_]
 
 
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """A table and what is known of its N rows."""
+
+    table: pa.Table
+    anomaly: Mask
+    unlabelled: Mask
+    group: NDArray[np.int32] | None = None
+    seconds: NDArray[np.float64] | None = None
+
+    @classmethod
+    def of(cls, table: pa.Table, policy: Mapping[str, Any]) -> Labelled:
+        """``policy`` names the columns of label, group and time, and the label of anomalies.
+
+        Without a label column every row counts as normal; that no row is an anomaly is told.
+
+        Raises:
+            DataError: no such label column.
+        """
+        anomaly, unlabelled = _labels(table, policy.get("label"), policy.get("positive"))
+        group, time = policy.get("group"), policy.get("time")
+        seconds = times_from_arrow(table.column(time))[0] if time else None
+        return cls(table, anomaly, unlabelled, group_codes(table, group), seconds)
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """A detector's decisions on labelled rows."""
+
+    detector: Detector
+    truth: Labelled
+    scored: Mask
+    """rows (N,) that it can score"""
+    problem: str
+    """why it cannot score another"""
+    score: NDArray[np.float64]
+    """(N,), only where it can"""
+
+    @cached_property
+    def known(self) -> Mask:
+        """Rows (N,) with a score and a label."""
+        return self.scored & ~self.truth.unlabelled
+
+    def decisions(self, rows: Mask) -> Detections:
+        """On these rows (N,)."""
+        return self.detector.decide(self.score[rows])
+
+    def evaluate(self, rows: Mask | None = None, confidence: float = 0.95) -> Evaluation:
+        """The figures on those of these rows (N,) that are known; absent: on all."""
+        known = self.known if rows is None else self.known & rows
+        group, anomaly = self.truth.group, self.truth.anomaly
+        units = None if group is None else len(np.unique(group[known & ~anomaly]))
+        decisions, calibration = self.decisions(known), self.detector.calibration
+        found = evaluate(decisions, anomaly[known], calibration, confidence, units)
+        rejected, skipped = ~self.scored, self.scored & self.truth.unlabelled
+        return replace(found, rejected=int(rejected.sum()), unlabelled=int(skipped.sum()))
+
+    def drifted(self, confidence: float) -> list[Slice]:
+        """The stretches of time that flag more normal rows than chance explains."""
+        truth, known = self.truth, self.known
+        if truth.seconds is None:
+            return []
+        slices = time_slices(
+            self.decisions(known).is_anomaly,
+            truth.anomaly[known],
+            truth.seconds[known],
+            self.detector.calibration,
+            confidence,
+            None if truth.group is None else truth.group[known],
+        )
+        return [one for one in slices if one.drifted]
+
+
+def judge(detector: Detector, truth: Labelled) -> Judged:
+    """Score every row of a table that can be scored: none, where its columns do not fit."""
+    score = np.full(len(truth.table), np.nan)
+    batch, problem = _read(detector, truth.table)
+    if batch is None:
+        return Judged(detector, truth, np.zeros(len(score), bool), problem, score)
+    score[batch.usable] = detector.scorer.score(batch.take(batch.usable))
+    return Judged(detector, truth, batch.usable, problem, score)
+
+
 def evaluate_files(
-    detector: Detector, paths: Sequence[str], label: str, positive: Any = 1
+    source: Source, paths: Sequence[str], label: str, positive: Any = 1
 ) -> dict[str, Any]:
-    """The command's answer: metrics over every labelled row that can be scored."""
-    table = read_table(find_files(paths))
-    evaluation = evaluate_table(detector, table, label, positive)
-    show(evaluation)
-    return {"metrics": evaluation.to_json(), "rows": len(table), "scored": evaluation.rows}
+    """The command's answer: metrics over every labelled row that can be scored.
 
-
-def evaluate_table(
-    detector: Detector,
-    table: pa.Table,
-    label: str | None,
-    positive: Any,
-    confidence: float = 0.95,
-) -> Evaluation:
-    """Score every row of a table that can be scored and is not known to be unlabelled.
-
-    Without a label column every row counts as normal.
+    For a registered version they are recorded in a run of its experiment, too.
 
     Raises:
         DataError: no such label column, or nothing to score.
     """
-    anomaly, unlabelled = _labels(table, label, positive)
-    batch = detector.scorer.schema.from_arrow(table)
-    if not batch.usable.any():
-        raise DataError(f"none of the {len(table)} rows can be scored: {batch.problems[0]}")
-    rows = batch.usable & ~unlabelled
-    decisions = detector.detect(batch.take(rows))
-    found = evaluate(decisions, anomaly[rows], detector.calibration, confidence)
-    rejected, skipped = int((~batch.usable).sum()), int((batch.usable & unlabelled).sum())
-    return replace(found, rejected=rejected, unlabelled=skipped)
+    table = read_table(find_files(paths))
+    truth = Labelled.of(table, {"label": label, "positive": positive})
+    judged = judge(source.bundle.detector, truth)
+    if not judged.known.any():
+        why = f": {judged.problem}" if judged.problem else ""
+        raise DataError(f"none of the {len(table)} rows has a label and can be scored{why}")
+    evaluation = judged.evaluate()
+    show(evaluation)
+    if source.version is not None:
+        _record(source, judged, evaluation)
+    return {"metrics": evaluation.to_json(), "rows": len(table), "scored": evaluation.rows}
+
+
+def _record(source: Source, judged: Judged, evaluation: Evaluation) -> None:
+    """In MLflow: what is registered never changes."""
+    from anomaly_vae import plots
+
+    client, about = registry(), source.to_json()
+    version = client.version(about["name"], about["version"])
+    experiment = client.experiment_of(version.run_id) if version.run_id else version.name
+    tags = {key: str(about[key]) for key in ("name", "version", "digest")}
+    with client.run(experiment, "evaluate", tags) as run:
+        run.log_metrics(evaluation.to_json())
+        run.log_json(evaluation.to_json(), "evaluation.json")
+        known = judged.known
+        figure = plots.score_histogram(
+            judged.detector, judged.score[known], judged.truth.anomaly[known]
+        )
+        run.log_figure(figure, "plots/scores.png")
+
+
+def _read(detector: Detector, table: pa.Table) -> tuple[RawBatch | None, str]:
+    """The rows as the model reads them, None where it cannot, and a problem with them."""
+    try:
+        batch = detector.scorer.schema.from_arrow(table)
+    except DataError as error:
+        return None, str(error)
+    return batch, str(batch.problems[0]) if batch.problems else ""
 
 
 def _labels(table: pa.Table, label: str | None, positive: Any) -> tuple[Mask, Mask]:
@@ -66,7 +167,10 @@ def _labels(table: pa.Table, label: str | None, positive: Any) -> tuple[Mask, Ma
             column=label,
         )
     labels = table.column(label)
-    return anomaly_mask(labels, positive, label), unlabelled_mask(labels, label)
+    anomaly, unlabelled = anomaly_mask(labels, positive, label), unlabelled_mask(labels, label)
+    if not anomaly.any():
+        console.say(f"no row has {positive!r} in column '{label}': none is a known anomaly")
+    return anomaly, unlabelled
 
 
 def show(evaluation: Evaluation) -> None:

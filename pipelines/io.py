@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -18,7 +20,9 @@ from anomaly_vae.errors import DataError
 
 BATCH_ROWS = 65_536
 CSV_BLOCK = 4 << 20
+ENDING = READ_BUFFER = 1 << 16
 SUFFIXES = (".parquet", ".pq", ".csv")
+UNREADABLE = (pa.ArrowException, OSError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,23 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Broken:
-    """A place in a file that cannot be read: a whole file (``row`` None) or one line."""
+    """What cannot be read: these rows of a file, or (``rows`` None) a file without known rows."""
 
     path: Path
     reason: str
-    row: int | None = None
+    rows: range | None = None
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a file says before it is read: its columns and how many rows (None: it does not)."""
+
+    schema: pa.Schema
+    n_rows: int | None
+
+
+Select = Callable[[Sequence[str]], Sequence[str]]
+"""The columns of a file → those that are needed."""
 
 
 def find_files(paths: Sequence[str]) -> list[Path]:
@@ -64,6 +80,10 @@ def _matches(path: str) -> list[Path]:
     return [p for name in names if Path(name).exists() for p in _matches(name) if _is_table(p)]
 
 
+def _is_csv(path: Path) -> bool:
+    return path.suffix.lower() == ".csv"
+
+
 def _is_table(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and path.is_file()
 
@@ -72,15 +92,24 @@ def _hidden(path: Path, root: Path) -> bool:
     return any(part.startswith((".", "_")) for part in path.relative_to(root).parts)
 
 
-def read_chunks(files: Sequence[Path], batch_rows: int = BATCH_ROWS) -> Iterator[Chunk | Broken]:
-    """Stream every file in order; what cannot be read comes as `Broken`, and the rest goes on."""
+def read_heads(files: Sequence[Path]) -> Iterator[Head]:
+    """The heads of those files that can be read, in order."""
+    for path in files:
+        with suppress(*UNREADABLE):
+            yield _csv_head(path) if _is_csv(path) else _parquet_head(path)
+
+
+def read_chunks(
+    files: Sequence[Path], batch_rows: int = BATCH_ROWS, select: Select = list
+) -> Iterator[Chunk | Broken]:
+    """Stream every file in order; what cannot be read comes as `Broken`, and the rest goes on.
+
+    ``select`` spares Parquet files the reading of other columns; CSV has to be read as a whole.
+    """
     for path in files:
         try:
-            if path.suffix.lower() == ".csv":
-                yield from _read_csv(path)
-            else:
-                yield from _read_parquet(path, batch_rows)
-        except (pa.ArrowException, OSError, ValueError) as error:
+            yield from _read_csv(path) if _is_csv(path) else _read_parquet(path, batch_rows, select)
+        except UNREADABLE as error:
             yield Broken(path, first_line(error))
 
 
@@ -93,8 +122,7 @@ def read_table(files: Sequence[Path]) -> pa.Table:
     tables: dict[Path, list[pa.RecordBatch]] = {}
     for part in read_chunks(files):
         if isinstance(part, Broken):
-            where = f" line {part.row + 2}" if part.row is not None else ""
-            raise DataError(f"'{part.path}'{where}: {part.reason}", path=str(part.path))
+            raise DataError(f"'{part.path}'{_where(part)}: {part.reason}", path=str(part.path))
         tables.setdefault(part.path, []).append(part.table)
     whole = [pa.Table.from_batches(batches) for batches in tables.values()]
     if not whole:
@@ -103,6 +131,14 @@ def read_table(files: Sequence[Path]) -> pa.Table:
         return pa.concat_tables(whole, promote_options="permissive")
     except pa.ArrowException as error:
         raise DataError(f"the files' columns contradict each other: {first_line(error)}") from None
+
+
+def _where(broken: Broken) -> str:
+    if broken.rows is None:
+        return ""
+    if _is_csv(broken.path):
+        return f" line {broken.rows.start + 2}"
+    return f" from row {broken.rows.start} on"
 
 
 REASONS = {
@@ -118,17 +154,46 @@ REASONS = {
 def first_line(error: BaseException) -> str:
     """An exception's text as one short line."""
     text = str(error).strip() or type(error).__name__
-    known = (reason for message, reason in REASONS.items() if message in text)
+    known = (why for message, why in REASONS.items() if message.lower() in text.lower())
     return next(known, text.splitlines()[0][:200])
 
 
-def _read_parquet(path: Path, batch_rows: int) -> Iterator[Chunk]:
-    with pq.ParquetFile(path, memory_map=False, pre_buffer=False) as file:
-        _refuse_duplicates(file.schema_arrow.names)
-        row = 0
-        for batch in file.iter_batches(batch_rows, use_threads=False):
-            yield Chunk(path, np.arange(row, row + len(batch)), batch)
-            row += len(batch)
+def _parquet_head(path: Path) -> Head:
+    with _open_parquet(path) as file:
+        return Head(file.schema_arrow, file.metadata.num_rows)
+
+
+def _read_parquet(path: Path, batch_rows: int, select: Select) -> Iterator[Chunk | Broken]:
+    with _open_parquet(path) as file:
+        columns = select(file.schema_arrow.names)
+        start = 0
+        for group in range(file.num_row_groups):
+            rows = range(start, start + file.metadata.row_group(group).num_rows)
+            batches = file.iter_batches(batch_rows, [group], columns, use_threads=False)
+            yield from _read_group(path, rows, batches)
+            start = rows.stop
+
+
+def _read_group(
+    path: Path, rows: range, batches: Iterator[pa.RecordBatch]
+) -> Iterator[Chunk | Broken]:
+    """A row group: what precedes the damage, and its remaining rows as `Broken`."""
+    reason = "the file says that there are more rows than it holds"
+    try:
+        for batch in batches:
+            batch.validate(full=True)  # text that is not UTF-8 would fail later, elsewhere
+            yield Chunk(path, np.arange(rows.start, rows.start + len(batch)), batch)
+            rows = rows[len(batch) :]
+    except UNREADABLE as error:
+        reason = first_line(error)
+    if rows:
+        yield Broken(path, reason, rows)
+
+
+def _open_parquet(path: Path) -> pq.ParquetFile:
+    file = pq.ParquetFile(path, memory_map=False, pre_buffer=False, buffer_size=READ_BUFFER)
+    _refuse_duplicates(file.schema_arrow.names)
+    return file
 
 
 def _refuse_duplicates(names: Sequence[str]) -> None:
@@ -149,7 +214,7 @@ class _BadLines:
         reason = f"expected {line.expected_columns} fields, found {line.actual_columns}"
         row = line.number - 2  # the reader counts from 1 and counts the header
         self.positions.add(row)
-        self.fresh.append(Broken(self.path, reason, row))
+        self.fresh.append(Broken(self.path, reason, range(row, row + 1)))
         return "skip"
 
     def good_rows(self, start: int, count: int) -> NDArray[np.int64]:
@@ -163,61 +228,128 @@ class _BadLines:
         return fresh
 
 
+def _csv_head(path: Path) -> Head:
+    return Head(pa.schema([(name, pa.string()) for name in _header(path)]), None)
+
+
 def _read_csv(path: Path) -> Iterator[Chunk | Broken]:
     """Every cell as text: types are the schema's business, so that a bad cell is one bad row."""
-    if not path.stat().st_size:
-        raise ValueError("the file is empty")
     names = _header(path)
-    _refuse_duplicates(names)
-    bad = _BadLines(path)
+    bad, ending = _BadLines(path), _ending(path)
     convert = pa.csv.ConvertOptions(
         column_types=dict.fromkeys(names, pa.binary()), strings_can_be_null=True, null_values=[""]
     )
-    with _open_csv(path, bad, convert) as reader:
+    with _open_csv(path, bad, convert, empty_lines=len(names) == 1) as reader:
+        if reader.schema.names != names:
+            raise ValueError("it begins with an empty line; remove it")
         row = 0
         for batch in reader:
             rows = bad.good_rows(row, len(batch))
             if len(batch):
                 row = int(rows[-1]) + 1
-                yield from _as_text(Chunk(path, rows, batch))
+                yield from _as_text(Chunk(path, rows, batch), ending)
             yield from bad.drain()
     yield from bad.drain()
 
 
-def _as_text(chunk: Chunk) -> Iterator[Chunk | Broken]:
-    """The rows whose cells are UTF-8, and the others as `Broken`."""
+def _as_text(chunk: Chunk, ending: bytes) -> Iterator[Chunk | Broken]:
+    """The rows whose cells are UTF-8 and no more than cells, and the others as `Broken`."""
     table = chunk.table
     text = pa.schema([(name, pa.string()) for name in table.schema.names])
+    wrong = _with_lines(table, ending)
     try:
-        yield Chunk(chunk.path, chunk.rows, table.cast(text))
+        cast = table.cast(text)
     except pa.ArrowInvalid:
-        wrong = {i: name for name in text.names for i in _not_utf8(table.column(name))}
-        good = np.setdiff1d(np.arange(len(table)), list(wrong))
-        if len(good):
-            yield Chunk(chunk.path, chunk.rows[good], table.take(pa.array(good)).cast(text))
-        for i, name in sorted(wrong.items()):
-            reason = f"column '{name}' is not UTF-8 text; save the file as UTF-8"
-            yield Broken(chunk.path, reason, int(chunk.rows[i]))
+        wrong |= _not_utf8(table)
+    if not wrong:
+        yield Chunk(chunk.path, chunk.rows, cast)
+        return
+    good = np.setdiff1d(np.arange(len(table)), list(wrong))
+    if len(good):
+        yield Chunk(chunk.path, chunk.rows[good], table.take(pa.array(good)).cast(text))
+    for i, reason in sorted(wrong.items()):
+        row = int(chunk.rows[i])
+        yield Broken(chunk.path, reason, range(row, row + 1))
 
 
-def _not_utf8(cells: pa.BinaryArray) -> Iterator[int]:
-    for i, cell in enumerate(cells.to_pylist()):
-        try:
-            (cell or b"").decode()
-        except UnicodeDecodeError:
-            yield i
+def _not_utf8(table: pa.RecordBatch) -> dict[int, str]:
+    """Rows with a cell that is not UTF-8 → the reason."""
+    wrong = {}
+    for name, column in zip(table.schema.names, table.columns, strict=True):
+        for i, cell in enumerate(column.to_pylist()):
+            try:
+                (cell or b"").decode()
+            except UnicodeDecodeError:
+                wrong[i] = f"column '{name}' is not UTF-8 text; save the file as UTF-8"
+    return wrong
+
+
+def _with_lines(table: pa.RecordBatch, ending: bytes) -> dict[int, str]:
+    """Rows with a cell that holds lines of the file → the reason."""
+    wrong = {}
+    for index, (name, column) in enumerate(zip(table.schema.names, table.columns, strict=True)):
+        for i in _several_lines(column):
+            lines = column[i].as_py().rstrip(b"\r\n").splitlines()
+            if _until_a_quote(lines, index, table.num_columns) or _until_the_end(lines, ending):
+                wrong[i] = f"column '{name}' holds lines of the file; a quote is not closed"
+    return wrong
+
+
+def _several_lines(column: pa.BinaryArray) -> list[int]:
+    """The cells in which text follows a line end."""
+    content = column.buffers()[2]
+    text = content.to_pybytes() if content else b""
+    if b"\n" not in text and b"\r" not in text:  # the usual case, and much the fastest test
+        return []
+    several = pc.match_substring_regex(column, r"[\r\n].*[^\r\n]").fill_null(False)
+    found: list[int] = np.flatnonzero(several.to_numpy(zero_copy_only=False)).tolist()
+    return found
+
+
+def _until_a_quote(lines: Sequence[bytes], index: int, columns: int) -> bool:
+    """Whether a cell (in this column, of so many) ends where a quote opens in a later line.
+
+    The reader goes on after that quote as if it were none. The cell then holds the rest of its
+    line, whole lines, and a line up to the same column, which ends with a quote of its own; other
+    texts of several lines hardly ever have just these delimiters.
+    """
+    first, *whole, last = (line.count(b",") for line in lines)
+    fields = (first, last) == (columns - 1 - index, index) and set(whole) <= {columns - 1}
+    return fields and lines[-1].endswith(b'"') and lines[-1].count(b'"') % 2 == 1
+
+
+def _until_the_end(lines: Sequence[bytes], ending: bytes) -> bool:
+    """Whether a cell ends as the file does; where it is closed, the file goes on with a quote."""
+    return ending.endswith(b"\n" + lines[-1])
+
+
+def _ending(path: Path) -> bytes:
+    """The last bytes of a file but for its line ends."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - ENDING))
+        return b"\n".join(file.read().rstrip(b"\r\n").splitlines())
 
 
 def _header(path: Path) -> list[str]:
     """Column names of a CSV file."""
+    if not path.stat().st_size:
+        raise ValueError("the file is empty")
     with _open_csv(path, lambda _: "skip", pa.csv.ConvertOptions()) as reader:
-        return list(reader.schema.names)
+        names: list[str] = reader.schema.names
+    _refuse_duplicates(names)
+    return names
 
 
-def _open_csv(path: Path, bad_line: Callable[[Any], str], convert: pa.csv.ConvertOptions) -> Any:
-    return pa.csv.open_csv(
-        path,
-        read_options=pa.csv.ReadOptions(use_threads=False, block_size=CSV_BLOCK),
-        parse_options=pa.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=bad_line),
-        convert_options=convert,
+def _open_csv(
+    path: Path,
+    bad_line: Callable[[Any], str],
+    convert: pa.csv.ConvertOptions,
+    empty_lines: bool = False,
+) -> Any:
+    parse = pa.csv.ParseOptions(
+        newlines_in_values=True,
+        invalid_row_handler=bad_line,
+        ignore_empty_lines=not empty_lines,  # with one column, such a line is a missing value
     )
+    read = pa.csv.ReadOptions(use_threads=False, block_size=CSV_BLOCK)
+    return pa.csv.open_csv(path, read_options=read, parse_options=parse, convert_options=convert)

@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import pyarrow as pa
+import numpy as np
 
+from anomaly_vae.detector import Detector
 from anomaly_vae.errors import RegistryError
-from anomaly_vae.evaluation import Evaluation
-from anomaly_vae.promotion import Policy, Reason, decide
+from anomaly_vae.evaluation import Evaluation, Slice
+from anomaly_vae.promotion import Lost, Policy, Reason, Why, decide
 from anomaly_vae.registry import (
     CHALLENGER,
     CHAMPION,
     DECISION_TAG,
-    POLICY_TAG,
+    FROZEN_TAG,
     Registry,
     Version,
 )
 from pipelines import console
-from pipelines.evaluate import evaluate_table
-from pipelines.frozen import FROZEN, read_test
+from pipelines.evaluate import Judged, Labelled, judge
+from pipelines.frozen import Frozen
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The version that the frozen test split came with, its rows and its short digest."""
+
+    version: str
+    rows: int
+    digest: str
+
+    def __str__(self) -> str:
+        return f"version {self.version}'s test split ({self.rows:,} rows, {self.digest})"
 
 
 @dataclass(frozen=True)
@@ -35,8 +47,22 @@ class Promotion:
     forced: bool
     reasons: tuple[Reason, ...]
     champion: str | None
+    judged_on: Origin | None = None
+    drifted: tuple[Slice, ...] = ()
+    """stretches of time in the frozen test split that explain a refusal"""
     challenger_evaluation: Evaluation | None = None
     champion_evaluation: Evaluation | None = None
+
+    @property
+    def remedy(self) -> str | None:
+        """The way out of a refusal where the test split of another version no longer fits."""
+        if self.promoted or not self.judged_on or self.judged_on.version == self.version:
+            return None
+        return (
+            f"{self.judged_on} is frozen for {self.name}; where the data have changed for good, "
+            f"register under another name, or freeze this version's own test split with: "
+            f"anomaly-vae promote {self.name} --version {self.version} --force --reason TEXT"
+        )
 
     def result(self) -> dict[str, Any]:
         """The command's answer."""
@@ -44,6 +70,7 @@ class Promotion:
             "challenger": self.challenger_evaluation,
             "champion": self.champion_evaluation,
         }
+        drifted = [(s.name, s.fpr.value, s.fpr.total) for s in self.drifted]
         return {
             "name": self.name,
             "version": self.version,
@@ -51,6 +78,9 @@ class Promotion:
             "forced": self.forced,
             "alias": CHAMPION if self.promoted else CHALLENGER,
             "reasons": [{"why": str(r.why), "text": r.text} for r in self.reasons],
+            "remedy": self.remedy,
+            "judged_on": asdict(self.judged_on) if self.judged_on else None,
+            "drifted": [{"slice": n, "fpr": fpr, "rows": rows} for n, fpr, rows in drifted],
             "previous_champion": self.champion,
             "evaluations": {k: e.to_json() for k, e in evaluations.items() if e},
         }
@@ -60,6 +90,10 @@ def promote(
     registry: Registry, name: str, version: str | None = None, force: str | None = None
 ) -> Promotion:
     """Compare with the champion on the frozen test split; move the alias or say why not.
+
+    The first promotion freezes the version's own test split and policy; whoever is promoted
+    later hands them on. Where the data have changed for good, they no longer fit: ``force``
+    freezes those of the version it promotes, and a rollback brings the former ones back.
 
     Args:
         registry: where the model is registered.
@@ -74,32 +108,14 @@ def promote(
     champion = registry.champion(name)
     if champion and champion.version == challenger.version:
         return Promotion(name, champion.version, True, False, (), champion.version)
-    frozen = registry.frozen(name) if champion else challenger.tags
-    missing = [tag for tag in FROZEN if tag not in frozen]
-    if missing:
-        raise RegistryError(f"{name} has no {missing[0]}; register it with anomaly-vae calibrate")
-    policy = json.loads(frozen[POLICY_TAG])
-    table = read_test(registry, frozen)
-    new = _evaluation(registry, challenger, table, policy)
-    old = _evaluation(registry, champion, table, policy) if champion else None
-    reasons = tuple(decide(old, new, Policy(policy["metric"], policy["tolerance"])))
-    promoted = not reasons or force is not None
-    decision = Promotion(
-        name=name,
-        version=challenger.version,
-        promoted=promoted,
-        forced=bool(reasons) and force is not None,
-        reasons=reasons,
-        champion=champion.version if champion else None,
-        challenger_evaluation=new,
-        champion_evaluation=old,
-    )
-    _record(registry, challenger, decision, frozen, force)
+    frozen = Frozen.of(champion) if champion else Frozen.own(challenger)
+    decision = _decide(registry, challenger, champion, frozen, force is not None)
+    _record(registry, challenger, decision, Frozen.own(challenger) if force else frozen, force)
     return decision
 
 
 def rollback(registry: Registry, name: str) -> dict[str, Any]:
-    """The previous champion again.
+    """The previous champion again, and with it the frozen test split that it was judged by.
 
     Raises:
         RegistryError: there is none.
@@ -115,37 +131,72 @@ def rollback(registry: Registry, name: str) -> dict[str, Any]:
     return {"name": name, "version": past[-1], "alias": CHAMPION, "was": current}
 
 
+def _decide(
+    registry: Registry, challenger: Version, champion: Version | None, frozen: Frozen, force: bool
+) -> Promotion:
+    """Score the frozen test split with both and judge."""
+    policy = frozen.policy
+    truth = Labelled.of(frozen.read(registry), policy)
+    origin = Origin(frozen.version, len(truth.table), frozen.digest[:12])
+    new = judge(_detector(registry, challenger), truth)
+    old = judge(_detector(registry, champion), truth) if champion else None
+    shared = new.scored & old.scored if old else new.scored
+    figures = new.evaluate(None, policy["confidence"])
+    against = old.evaluate(shared, policy["confidence"]) if old else None
+    reasons = decide(
+        against,
+        figures,
+        Policy(policy["metric"], policy["tolerance"], str(origin)),
+        _lost(old, new),
+        new.evaluate(shared, policy["confidence"]),
+    )
+    above_alpha = Why.TOO_MANY_FALSE_POSITIVES in {reason.why for reason in reasons}
+    return Promotion(
+        name=challenger.name,
+        version=challenger.version,
+        promoted=force or not reasons,
+        forced=force and bool(reasons),
+        reasons=tuple(reasons),
+        champion=champion.version if champion else None,
+        judged_on=origin,
+        drifted=tuple(new.drifted(policy["confidence"])) if above_alpha else (),
+        challenger_evaluation=figures,
+        champion_evaluation=against,
+    )
+
+
+def _lost(old: Judged | None, new: Judged) -> Lost | None:
+    """What only the challenger cannot score."""
+    lost = ~new.scored & (old.scored if old else True)
+    return Lost(int(np.sum(lost)), new.problem) if lost.any() else None
+
+
 def _record(
     registry: Registry,
     challenger: Version,
     decision: Promotion,
-    frozen: Mapping[str, str],
+    frozen: Frozen,
     force: str | None,
 ) -> None:
-    content = {**decision.result(), "force_reason": force}
+    """Moving the alias comes last and decides: before it, all is as it was."""
+    freezes = frozen.version if decision.promoted else None
+    content = {**decision.result(), "force_reason": force, "freezes_test_split_of": freezes}
     registry.tag_version(challenger, DECISION_TAG, json.dumps(content))
     if not decision.promoted:
         return
-    if decision.champion is None:
-        registry.tag_model(challenger.name, {tag: frozen[tag] for tag in FROZEN})
+    registry.tag_version(challenger, FROZEN_TAG, frozen.tag())
     chain = [*registry.past_champions(challenger.name), decision.champion]
     past = list(dict.fromkeys(v for v in chain if v and v != challenger.version))
     registry.remember_champions(challenger.name, past)  # first, so that none is lost
     registry.set_champion(challenger.name, challenger.version)
 
 
-def _evaluation(
-    registry: Registry, version: Version, table: pa.Table, policy: Mapping[str, Any]
-) -> Evaluation:
-    """A version on the frozen test split."""
-    detector = registry.fetch(f"models:/{version.name}/{version.version}").load().detector
-    return evaluate_table(
-        detector, table, policy["label"], policy["positive"], policy["confidence"]
-    )
+def _detector(registry: Registry, version: Version) -> Detector:
+    return registry.fetch(f"models:/{version.name}/{version.version}").load().detector
 
 
 def show(decision: Promotion) -> None:
-    """The decision in words."""
+    """The decision in words, and the time where the promise did not hold."""
     if decision.promoted and decision.champion == decision.version:
         console.say(f"{decision.name}: version {decision.version} already is champion")
     elif decision.promoted:
@@ -155,3 +206,14 @@ def show(decision: Promotion) -> None:
         console.say(f"{decision.name}: version {decision.version} stays challenger, because")
     for reason in decision.reasons:
         console.say(f"  {reason.text}")
+    if decision.remedy:
+        console.say(decision.remedy)
+    if decision.drifted:
+        console.table(
+            "False positive rate above what chance explains",
+            ("time", "rate", "low", "high", "limit", "normal rows"),
+            [
+                (s.name, s.fpr.value, s.fpr.low, s.fpr.high, s.limit, s.fpr.total)
+                for s in decision.drifted
+            ],
+        )

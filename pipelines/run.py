@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from anomaly_vae.config import Config
-from anomaly_vae.detector import Detector
-from anomaly_vae.evaluation import Evaluation, Slice, time_slices
+from anomaly_vae.evaluation import Evaluation
 from anomaly_vae.registry import Registry, Version
-from anomaly_vae.splits import TEST
 from pipelines import console, promote
 from pipelines.calibrate import calibrate
 from pipelines.data import Dataset
@@ -29,45 +26,17 @@ def run(config: Config) -> tuple[dict[str, Any], bool]:
         console.say(f"{config.name}: version {known.version} was made of the same inputs")
     decision = promote.promote(registry, config.name, version.version)
     promote.show(decision)
-    bundle = registry.fetch(f"models:/{version.name}/{version.version}").load()
-    drifted = [] if decision.promoted else _drifted(bundle.detector, data, config)
-    tell_drift(drifted)
+    uri = f"models:/{version.name}/{version.version}"
+    bundle = registry.fetch(uri).load()
     answer = {
         **decision.result(),
-        "model_uri": f"models:/{version.name}/{version.version}",
+        "model_uri": uri,
         "digest": bundle.digest,
         "metrics": Evaluation.from_json(bundle.manifest["evaluation"]).to_json(),
-        "drifted": [{"slice": s.name, "fpr": s.fpr.value, "rows": s.fpr.total} for s in drifted],
     }
     return answer, decision.promoted
-
-
-def tell_drift(drifted: Sequence[Slice]) -> None:
-    """The slices of time where the promise did not hold."""
-    if drifted:
-        console.table(
-            "False positive rate above what chance explains",
-            ("time", "rate", "low", "high", "limit", "normal rows"),
-            [(s.name, s.fpr.value, s.fpr.low, s.fpr.high, s.limit, s.fpr.total) for s in drifted],
-        )
 
 
 def _new_version(config: Config, data: Dataset) -> Version:
     trained = train(config, data)
     return calibrate(config, trained.model_uri, data).version
-
-
-def _drifted(detector: Detector, data: Dataset, config: Config) -> list[Slice]:
-    """The days of the test split that flag more than chance explains."""
-    if data.rows.time is None:
-        return []
-    rows = data.assignment.rows(TEST)
-    found = detector.detect(data.part(TEST))
-    slices = time_slices(
-        found.is_anomaly,
-        data.rows.anomaly[rows],
-        data.rows.time[rows],
-        detector.calibration,
-        config.promotion.confidence,
-    )
-    return [one for one in slices if one.drifted]

@@ -5,42 +5,30 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from anomaly_vae.bundle import Bundle
+from anomaly_vae.columns import plain
 from anomaly_vae.detector import Detections, Explanation
 from anomaly_vae.errors import DataError
-from anomaly_vae.files import atomic_folder, recover
 from anomaly_vae.schema import Problem, RawBatch
 from pipelines import console
-from pipelines.io import Broken, Chunk, find_files, read_chunks
+from pipelines.io import Broken, Chunk, Head, find_files, read_chunks, read_heads
 from pipelines.models import Source
+from pipelines.results import SUMMARY, Sink, result_folder
 
-PART_ROWS = 1 << 20
-SUMMARY, REJECTS = "summary.json", "rejects.parquet"
 CONTRIBUTION = pa.struct(
     [
         ("feature", pa.string()),
         ("nats", pa.float64()),
         ("observed", pa.string()),
         ("expected", pa.string()),
-    ]
-)
-REJECT_SCHEMA = pa.schema(
-    [
-        ("path", pa.string()),
-        ("row", pa.int64()),
-        ("id", pa.string()),
-        ("column", pa.string()),
-        ("reason", pa.string()),
     ]
 )
 UNREADABLE = "(unreadable)"
@@ -55,7 +43,6 @@ class Tally:
     flagged: int = 0
     places: Counter[str] = field(default_factory=Counter)
     """rejected rows, lines and files by column, or as unreadable"""
-    ignored: set[str] = field(default_factory=set)
 
     @property
     def rejected(self) -> int:
@@ -75,21 +62,18 @@ def score_files(
         explain: K largest contributions of each row, or "all".
 
     Raises:
-        DataError: no file found, or ``output`` holds something else.
+        DataError: no file found, one that lies in ``output``, or ``output`` holds something else.
     """
     output = Path(output)
-    files = [path for path in find_files(paths) if output.resolve() not in path.resolve().parents]
-    _check_output(output)
-    with atomic_folder(output) as folder, ExitStack() as stack:
-        sink = stack.enter_context(_Sink(folder))
-        scoring = _Scoring(source.bundle, sink, explain)
-        bar, task = stack.enter_context(console.progress("Scoring", _rows_known(files)))
-        for part in read_chunks(files):
-            bar.advance(task, scoring.take(part))
-            note = f"{scoring.tally.flagged:,} flagged, {scoring.tally.rejected:,} rejected"
-            bar.update(task, note=note)
+    files = _inputs(paths, output)
+    heads = list(read_heads(files))
+    keys = _keys(source.bundle.manifest["config"]["data"].get("id"), heads)
+    with result_folder(output) as folder, Sink(folder) as sink:
+        scoring = _Scoring(source.bundle, keys, sink, explain)
+        scoring.take_all(files, _rows_known(files, heads))
         sink.close()
-        summary = _summary(source, files, scoring.tally, sink)
+        ignored = source.bundle.scorer.schema.unknown({n for h in heads for n in h.schema.names})
+        summary = _summary(source, files, scoring.tally, sink, ignored)
         (folder / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return summary
 
@@ -97,17 +81,21 @@ def score_files(
 class _Scoring:
     """Takes chunks in order; knows the position of each row in the whole input."""
 
-    def __init__(self, bundle: Bundle, sink: _Sink, explain: int | str | None) -> None:
-        self.detector, self.sink, self.tally = bundle.detector, sink, Tally()
-        self.id = bundle.manifest["config"]["data"].get("id")
-        if self.id in ANSWERS:
-            raise DataError(
-                f"the id column '{self.id}' is called like one of the answers; rename it"
-            )
+    def __init__(self, bundle: Bundle, keys: Keys, sink: Sink, explain: int | str | None) -> None:
+        self.detector, self.keys, self.sink, self.tally = bundle.detector, keys, sink, Tally()
+        self.schema = bundle.scorer.schema
         self.explain = explain is not None
         self.most = None if explain == "all" else explain
         self.path: Path | None = None
         self.start = self.rows_of_file = 0
+
+    def take_all(self, files: Sequence[Path], total: int | None) -> None:
+        """Score or reject every row of these files."""
+        with console.progress("Scoring", total) as (bar, task):
+            for part in read_chunks(files, select=self._needed):
+                count = self.take(part)
+                note = f"{self.tally.flagged:,} flagged, {self.tally.rejected:,} rejected"
+                bar.update(task, advance=count, note=note)
 
     def take(self, part: Chunk | Broken) -> int:
         """Score or reject; returns how many rows that were."""
@@ -115,129 +103,128 @@ class _Scoring:
             self.start += self.rows_of_file
             self.path, self.rows_of_file = part.path, 0
         if isinstance(part, Broken):
-            self._reject_place(part)
-            return 1
+            return self._take_broken(part)
         self.rows_of_file = max(self.rows_of_file, int(part.rows[-1]) + 1)
-        rows = self.start + part.rows
         try:
-            batch = self.detector.scorer.schema.from_arrow(part.table)
+            batch = self.schema.from_arrow(part.table)
         except DataError as error:
             problem = Problem(0, error.column, str(error))
-            self._reject(part, rows, dict.fromkeys(range(len(rows)), problem))
-            return len(rows)
-        self.tally.ignored.update(batch.ignored)
-        self._reject(part, rows, {p.row: p for p in reversed(batch.problems)})
-        self._score(batch, rows, self._ids(part.table))
+            self._reject(part, dict.fromkeys(range(len(part.rows)), problem))
+        else:
+            self._reject(part, {p.row: p for p in reversed(batch.problems)})
+            self._score(batch, self.keys.of(part.table, self.start + part.rows))
+        return len(part.rows)
+
+    def _take_broken(self, broken: Broken) -> int:
+        rows: Sequence[int | None] = [None]
+        if broken.rows is not None:
+            self.rows_of_file = max(self.rows_of_file, broken.rows.stop)
+            rows = range(self.start + broken.rows.start, self.start + broken.rows.stop)
+        self.tally.places[UNREADABLE] += len(rows)
+        self.sink.reject(broken.path, rows, broken.reason)
         return len(rows)
 
-    def _score(self, batch: RawBatch, rows: NDArray[np.int64], ids: pa.Array | None) -> None:
-        usable, good = batch.usable, batch.take(batch.usable)
-        if not len(good):
+    def _reject(self, part: Chunk, problems: dict[int, Problem]) -> None:
+        for i, problem in sorted(problems.items()):
+            row, name = self.start + int(part.rows[i]), self.keys.name(part.table, i)
+            self.tally.places[problem.column or UNREADABLE] += 1
+            self.sink.reject(part.path, [row], problem.reason, problem.column, name)
+
+    def _score(self, batch: RawBatch, keys: dict[str, pa.Array]) -> None:
+        if batch.problems:
+            mask = pa.array(batch.usable)
+            keys = {name: key.filter(mask) for name, key in keys.items()}
+            batch = batch.take(batch.usable)
+        if not len(batch):
             return
         reasons: Sequence[Explanation] = ()
         if self.explain:
-            found, reasons = self.detector.detect_and_explain(good, self.most)  # type: ignore[arg-type]  # an int or None by now
+            found, reasons = self.detector.detect_and_explain(batch, self.most)  # type: ignore[arg-type]  # an int or None by now
         else:
-            found = self.detector.detect(good)
-        key = pa.array(rows[usable]) if ids is None else ids.filter(pa.array(usable))
-        self.sink.write(_columns(self.id if ids is not None else "row", key, found, reasons))
-        self.tally.scored += len(good)
+            found = self.detector.detect(batch)
+        self.sink.write(_columns(keys, found, reasons))
+        self.tally.scored += len(batch)
         self.tally.flagged += int(found.is_anomaly.sum())
 
-    def _ids(self, table: pa.RecordBatch) -> pa.Array | None:
-        if self.id is None or self.id not in table.schema.names:
-            return None
-        return self.sink.same_type(table.column(self.id))
-
-    def _reject(self, part: Chunk, rows: NDArray[np.int64], problems: dict[int, Problem]) -> None:
-        known = self.id in part.table.schema.names
-        for i, problem in sorted(problems.items()):
-            name = str(part.table.column(self.id)[i].as_py()) if known else None
-            self.tally.places[problem.column or UNREADABLE] += 1
-            self._write_reject(part.path, int(rows[i]), name, problem.column, problem.reason)
-
-    def _reject_place(self, broken: Broken) -> None:
-        row = None
-        if broken.row is not None:
-            row = self.start + broken.row
-            self.rows_of_file = max(self.rows_of_file, broken.row + 1)
-        self.tally.places[UNREADABLE] += 1
-        self._write_reject(broken.path, row, None, None, broken.reason)
-
-    def _write_reject(
-        self, path: Path, row: int | None, name: str | None, column: str | None, reason: str
-    ) -> None:
-        content = {"path": str(path), "row": row, "id": name, "column": column, "reason": reason}
-        self.sink.reject(content)
+    def _needed(self, names: Sequence[str]) -> Sequence[str]:
+        """The model's columns and the id; all, for the error message, where the model has none."""
+        features = set(names) & set(self.schema.names)
+        return [name for name in names if name in features | {self.keys.id}] if features else names
 
 
-class _Sink:
-    """Parts of at most `PART_ROWS` rows, and the rejects."""
+@dataclass(frozen=True)
+class Keys:
+    """What names a row in the output: its id, its position where a file has no ids, or both.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.parts: list[str] = []
-        self._writer: pq.ParquetWriter | None = None
-        self._rows = 0
-        self._id_type: pa.DataType | None = None
-        self._rejects = pq.ParquetWriter(folder / REJECTS, REJECT_SCHEMA)
-        self._pending: list[dict[str, Any]] = []
+    One type for the ids of all files: their own if it is common, the widest of integers, else
+    text, so that no id is changed and all parts are one table.
+    """
 
-    def __enter__(self) -> _Sink:
-        return self
+    id: str | None
+    type: pa.DataType
+    rows: bool
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def of(self, table: pa.RecordBatch, rows: NDArray[np.int64]) -> dict[str, pa.Array]:
+        """The key columns of these rows, at these positions (N,)."""
+        ids = {self.id: self._ids(table)} if self.id is not None else {}
+        return ids | ({"row": pa.array(rows)} if self.rows else {})
 
-    def same_type(self, ids: pa.Array) -> pa.Array:
-        """Ids in the type of the first ones; those that cannot be keep theirs, in other parts."""
-        self._id_type = self._id_type or ids.type
+    def name(self, table: pa.RecordBatch, i: int) -> str | None:
+        """The id of one row as text."""
+        known = self.id is not None and self.id in table.schema.names
+        value = table.column(self.id)[i].as_py() if known else None
+        return None if value is None else str(value)
+
+    def _ids(self, table: pa.RecordBatch) -> pa.Array:
+        if self.id not in table.schema.names:
+            return pa.nulls(len(table), self.type)
+        ids = plain(table.column(self.id))
         try:
-            return ids.cast(self._id_type)
-        except pa.ArrowException:
-            return ids
+            return ids.cast(self.type)
+        except pa.ArrowException:  # Arrow cannot write every type as text
+            return pa.array([None if v is None else str(v) for v in ids.to_pylist()], self.type)
 
-    def write(self, table: pa.Table) -> None:
-        """Append scored rows."""
-        if self._writer is not None and self._writer.schema != table.schema:
-            self._close_part()  # ids came or went between two files
-        if self._writer is None:
-            name = f"part-{len(self.parts):05d}.parquet"
-            self.parts.append(name)
-            self._writer = pq.ParquetWriter(self.folder / name, table.schema, compression="zstd")
-        self._writer.write_table(table)
-        self._rows += len(table)
-        if self._rows >= PART_ROWS:
-            self._close_part()
 
-    def reject(self, row: dict[str, Any]) -> None:
-        """Append a rejected row."""
-        self._pending.append(row)
-        if len(self._pending) >= 10_000:
-            self._flush_rejects()
+def _keys(name: str | None, heads: Sequence[Head]) -> Keys:
+    schemas = [head.schema for head in heads]
+    having = [schema for schema in schemas if name in schema.names]
+    keys = Keys(
+        name if having else None,
+        _common_type({plain(pa.nulls(0, schema.field(name).type)).type for schema in having}),
+        rows=len(having) < len(schemas) or not having,
+    )
+    if keys.id in ANSWERS or (keys.id == "row" and keys.rows):
+        raise DataError(f"the id column '{name}' is called like one of the answers; rename it")
+    return keys
 
-    def close(self) -> None:
-        """Finish every file."""
-        self._close_part()
-        self._flush_rejects()
-        self._rejects.close()
 
-    def _close_part(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-        self._writer, self._rows = None, 0
+def _common_type(types: set[pa.DataType]) -> pa.DataType:
+    types = types - {pa.null()}
+    if len(types) == 1:
+        return types.pop()
+    for integers in (pa.types.is_signed_integer, pa.types.is_unsigned_integer):
+        if types and all(map(integers, types)):
+            return max(types, key=lambda kind: kind.bit_width)
+    return pa.string()
 
-    def _flush_rejects(self) -> None:
-        if self._pending:
-            self._rejects.write_table(pa.Table.from_pylist(self._pending, REJECT_SCHEMA))
-            self._pending = []
+
+def _inputs(paths: Sequence[str], output: Path) -> list[Path]:
+    """The files to score; a previous result that lies among them is none."""
+    place = output.resolve()
+    for path in paths:
+        if place in (Path(path).resolve(), *Path(path).resolve().parents):
+            raise DataError(f"--input '{path}' lies in --output '{output}'; choose another folder")
+    files = [path for path in find_files(paths) if place not in path.resolve().parents]
+    if not files:
+        raise DataError(f"no CSV or Parquet file lies outside --output '{output}'")
+    return files
 
 
 def _columns(
-    key_name: str, key: pa.Array, found: Detections, reasons: Sequence[Explanation]
+    keys: dict[str, pa.Array], found: Detections, reasons: Sequence[Explanation]
 ) -> pa.Table:
     columns = {
-        key_name: key,
+        **keys,
         "score": pa.array(found.score),
         "p_value": pa.array(found.p_value),
         "is_anomaly": pa.array(found.is_anomaly),
@@ -261,28 +248,15 @@ def _text(value: Any) -> str | None:
     return f"{value:.6g}" if isinstance(value, float) else value
 
 
-def _check_output(output: Path) -> None:
-    recover(output.resolve())
-    if output.is_file():
-        raise DataError(f"--output '{output}' is a file; give a folder")
-    if output.is_dir() and any(output.iterdir()) and not (output / SUMMARY).is_file():
-        raise DataError(f"--output '{output}' holds other files; choose an empty or a new folder")
+def _rows_known(files: Sequence[Path], heads: Sequence[Head]) -> int | None:
+    """How many rows there are, where the files say so beforehand; one for an unreadable file."""
+    counts = [head.n_rows for head in heads if head.n_rows is not None]
+    return sum(counts) + len(files) - len(heads) if len(counts) == len(heads) else None
 
 
-def _rows_known(files: Sequence[Path]) -> int | None:
-    """How many rows there are, where the files say so beforehand."""
-    total = 0
-    for path in files:
-        if path.suffix.lower() == ".csv":
-            return None
-        try:
-            total += pq.read_metadata(path).num_rows
-        except (pa.ArrowException, OSError, ValueError):
-            total += 1
-    return total
-
-
-def _summary(source: Source, files: Sequence[Path], tally: Tally, sink: _Sink) -> dict[str, Any]:
+def _summary(
+    source: Source, files: Sequence[Path], tally: Tally, sink: Sink, ignored: Sequence[str]
+) -> dict[str, Any]:
     calibration = source.bundle.detector.calibration
     return {
         "model": source.to_json(),
@@ -294,6 +268,6 @@ def _summary(source: Source, files: Sequence[Path], tally: Tally, sink: _Sink) -
         "flagged": tally.flagged,
         "rejected": tally.rejected,
         "rejected_by_column": dict(tally.places.most_common()),
-        "ignored_columns": sorted(tally.ignored),
+        "ignored_columns": list(ignored),
         "parts": sink.parts,
     }

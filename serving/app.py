@@ -23,7 +23,14 @@ from starlette.types import Receive, Scope, Send
 from anomaly_vae import __version__
 from anomaly_vae.errors import DataError
 from serving import logs, openapi, wire
-from serving.errors import NOT_READY, OVERLOADED, UNKNOWN_MODEL, ProblemError, problem_of
+from serving.errors import (
+    NOT_READY,
+    OVERLOADED,
+    TOO_MUCH_EXPLAINED,
+    UNKNOWN_MODEL,
+    ProblemError,
+    problem_of,
+)
 from serving.metrics import Metrics
 from serving.middleware import Guard, Observe
 from serving.settings import Settings
@@ -31,10 +38,10 @@ from serving.store import Served, Store
 
 INLINE_BYTES = 128 * 1024
 """A body up to this size is decoded on the event loop: under a millisecond."""
-INLINE_RECORDS = 256
-"""So many records are scored on the event loop: one or two milliseconds."""
-EXPLAINED = 5
-"""What explaining a record costs, in records scored."""
+INLINE_VALUES = 4096
+"""So many values, records times columns, are scored on the event loop: a few milliseconds."""
+EXPLAINED = 8
+"""What a value costs in a record that is explained, in values scored."""
 
 T = TypeVar("T")
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -100,8 +107,18 @@ class Scoring:
         return await self._run(len(body) <= INLINE_BYTES, wire.decode, body, most)
 
     async def _score(self, served: Served, request: wire.ScoreRequest) -> bytes:
-        cost = len(request.records) * (EXPLAINED if request.explain else 1)
-        return await self._run(cost <= INLINE_RECORDS, self.score, served, request)
+        values = len(request.records) * len(served.detector.scorer.encoding.columns)
+        if request.explain:
+            self._check(values)
+        cost = values * (EXPLAINED if request.explain else 1)
+        return await self._run(cost <= INLINE_VALUES, self.score, served, request)
+
+    def _check(self, contributions: int) -> None:
+        """Refuse to explain too much; all are worked out, however few are listed."""
+        most = self.settings.max_contributions
+        if contributions > most:
+            detail = f"{contributions} contributions to work out; at most {most} at a time: "
+            raise ProblemError(TOO_MUCH_EXPLAINED, detail + "explain fewer records in one request")
 
     async def _run(self, inline: bool, function: Callable[..., T], *args: Any) -> T:
         if inline:

@@ -79,6 +79,10 @@ class Settings(BaseSettings):
         "loopback only."
     )  # fmt: skip
     max_records: int = Field(10_000, ge=1, description="Records in one request; more are a 413.")
+    max_contributions: int = Field(
+        500_000, ge=1, description="Contributions worked out for one answer, explained records "
+        "times features; more are a 413."
+    )  # fmt: skip
     max_body_bytes: int = Field(
         16 * 1024**2, ge=1024, description="Bytes in one request's body; more are a 413."
     )

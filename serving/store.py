@@ -21,13 +21,11 @@ import msgspec
 from anomaly_vae import bundle
 from anomaly_vae.detector import Detector
 from anomaly_vae.errors import ConfigError, RegistryError
-from anomaly_vae.schema import ColumnType
 
 NAMED = re.compile(r"([A-Za-z0-9][\w.-]*)=(.+)", re.DOTALL)
 REMOTE = re.compile(r"(models|runs):/")
 FETCH = (sys.executable, "-m", "anomaly_vae.registry", "fetch")
 """The command that resolves a registry URI; ``URI --to FOLDER`` follow."""
-SOME_TIME = "2024-05-17T14:05:00"
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -141,8 +139,7 @@ def load(source: Source) -> Served:
     start = time.perf_counter()
     loaded = bundle.load(source.path, source.digest)
     detector = loaded.detector
-    example = example_record(detector)
-    warm(detector, example)
+    warm(detector, loaded.example)
     return Served(
         name=source.name or loaded.manifest["name"],
         version=source.version,
@@ -150,7 +147,7 @@ def load(source: Source) -> Served:
         digest=source.digest or loaded.digest,
         kind=loaded.manifest["kind"],
         detector=detector,
-        example=example,
+        example=loaded.example,
         load_seconds=time.perf_counter() - start,
         loaded_at=time.time(),
     )
@@ -161,17 +158,3 @@ def warm(detector: Detector, record: Mapping[str, Any]) -> None:
     batch = detector.scorer.schema.from_records([record])
     detector.detect(batch)
     detector.detect_and_explain(batch, None)
-
-
-def example_record(detector: Detector) -> dict[str, Any]:
-    """What the model expects of a record it knows nothing of."""
-    schema = detector.scorer.schema
-    _, (explanation,) = detector.detect_and_explain(schema.from_records([{}]), None)
-    expected = {part.feature: part.expected for part in explanation.contributions}
-    return {c.name: _example_value(c.type, expected.get(c.name)) for c in schema.columns}
-
-
-def _example_value(kind: ColumnType, expected: Any) -> Any:
-    if kind is ColumnType.DATETIME:
-        return SOME_TIME
-    return round(expected) if kind is ColumnType.BINARY else expected

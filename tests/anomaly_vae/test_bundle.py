@@ -7,6 +7,8 @@ import json
 import re
 import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -292,3 +294,29 @@ def test_saving_over_another_bundle_replaces_it(folder: Path, bundle: Bundle) ->
     bundle.save(folder)
     assert load(folder).digest == bundle.digest
     assert not (folder / CALIBRATION).exists()
+
+
+def test_loading_a_bundle_never_disturbs_those_who_write_it(
+    calibrated: Bundle, folder: Path
+) -> None:
+    """A reader finds a whole bundle or none, and puts nothing back in the writers' place."""
+
+    def save() -> None:
+        for _ in range(30):
+            calibrated.save(folder)
+
+    with ThreadPoolExecutor(3) as pool:
+        writers = [pool.submit(save) for _ in range(2)]
+        while not all(writer.done() for writer in writers):
+            with suppress(BundleError, FileNotFoundError):
+                load(folder)
+    assert [writer.result() for writer in writers] == [None, None]
+    assert load(folder).digest == calibrated.digest
+    assert [entry.name for entry in folder.parent.iterdir()] == [folder.name]
+
+
+def test_loading_does_not_put_back_what_was_set_aside(folder: Path) -> None:
+    aside = folder.rename(folder.with_name(f".{folder.name}.previous"))
+    with pytest.raises(BundleError, match="is not a bundle"):
+        load(folder)
+    assert aside.exists()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from anomaly_vae.files import atomic_folder, atomic_path, recover
+from anomaly_vae.files import atomic_folder, atomic_path, locked
 
 
 def write(folder: Path, text: str) -> None:
@@ -87,31 +91,87 @@ def previous(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.previous")
 
 
-def test_a_crash_between_the_two_renames_is_undone(folder: Path) -> None:
+def test_a_crash_between_the_two_renames_is_undone_by_the_next_writer(folder: Path) -> None:
     write(folder, "old")
     folder.rename(previous(folder))
-    recover(folder)
-    assert content(folder) == {"a": "old"}
+    with atomic_folder(folder) as whole:
+        assert content(folder) == {"a": "old"}
+        (whole / "a").write_text("new")
+    assert content(folder) == {"a": "new"}
     assert not previous(folder).exists()
 
 
 def test_a_crash_before_the_old_folder_was_removed_does_not_block_the_next(folder: Path) -> None:
     write(folder, "older")
     folder.rename(previous(folder))
-    (folder.parent / "x").mkdir()
-    (folder.parent / "x").rename(folder)
-    recover(folder)
-    assert content(folder) == {}, "the newer one stays"
-    write(folder, "new")
+    folder.mkdir()
+    with atomic_folder(folder) as whole:
+        assert content(folder) == {}, "the newer one stays"
+        (whole / "a").write_text("new")
     assert content(folder) == {"a": "new"}
     assert not previous(folder).exists()
 
 
-def test_recovering_where_nothing_happened_does_nothing(folder: Path) -> None:
-    recover(folder)
+def test_what_may_stay_stays(folder: Path) -> None:
     write(folder, "old")
-    recover(folder)
+    with atomic_folder(folder, keep=lambda path: content(path) == {"a": "old"}) as whole:
+        (whole / "a").write_text("new")
     assert content(folder) == {"a": "old"}
+    assert [entry.name for entry in folder.parent.iterdir()] == ["folder"]
+
+
+def test_writers_of_one_folder_take_turns(folder: Path) -> None:
+    """Each ends well, none leaves anything behind, and the last one's files are whole."""
+
+    def several(writer: int) -> None:
+        for turn in range(25):
+            with atomic_folder(folder) as whole:
+                for name in "ab":
+                    (whole / name).write_text(f"{writer} {turn}")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(several, range(8)))
+    assert set(content(folder)) == {"a", "b"}
+    assert len(set(content(folder).values())) == 1
+    assert [entry.name for entry in folder.parent.iterdir()] == ["folder"]
+
+
+WRITE = """
+import sys
+from pathlib import Path
+from anomaly_vae.files import atomic_folder
+for turn in range(50):
+    with atomic_folder(Path(sys.argv[1])) as whole:
+        (whole / "a").write_text(sys.argv[2])
+"""
+
+
+def test_writers_of_several_processes_take_turns(folder: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    code = [sys.executable, "-c", WRITE, str(folder)]
+    writers = [subprocess.Popen([*code, str(number)], cwd=root) for number in range(3)]
+    assert [writer.wait(60) for writer in writers] == [0, 0, 0]
+    assert content(folder)["a"] in {"0", "1", "2"}
+    assert [entry.name for entry in folder.parent.iterdir()] == ["folder"]
+
+
+def test_only_one_holds_the_lock_of_a_folder(tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(BlockingIOError), locked(tmp_path, wait=False):
+        pass
+    with locked(tmp_path, wait=False):
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("code", [errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_where_folders_cannot_be_locked_they_are_written_without(
+    code: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    write(folder, "new")
+    assert content(folder) == {"a": "new"}
 
 
 def test_a_file_appears_when_its_block_ends(tmp_path: Path) -> None:

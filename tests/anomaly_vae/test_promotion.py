@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from anomaly_vae.calibration import calibrate
 from anomaly_vae.detector import Detections
 from anomaly_vae.evaluation import Evaluation, evaluate
-from anomaly_vae.promotion import Policy, Why, decide
+from anomaly_vae.promotion import Lost, Policy, Why, decide
 
 POLICY = Policy("average_precision", 0.0)
 shares = st.floats(0, 1)
@@ -27,6 +28,7 @@ def evaluation(**changes: object) -> Evaluation:
         average_precision=0.6,
         fpr=0.01,
         fpr_interval=(0.005, 0.019),
+        fpr_limit=0.018,
         recall=0.5,
         precision=0.5,
         flagged=20,
@@ -78,7 +80,6 @@ def test_every_ground_is_told() -> None:
 def test_without_labels_the_rate_alone_decides() -> None:
     unlabelled = evaluation(anomalies=0, auroc=None, average_precision=None)
     assert decide(unlabelled, unlabelled, POLICY) == []
-    assert decide(evaluation(), unlabelled, POLICY) == []
     bad = replace(unlabelled, fpr=0.03, fpr_interval=(0.02, 0.04))
     assert grounds(unlabelled, bad) == {Why.TOO_MANY_FALSE_POSITIVES}
 
@@ -101,24 +102,54 @@ def test_of_two_models_one_may_always_replace_the_other(first: float, second: fl
 
 @given(shares, shares, shares, st.booleans())
 def test_a_lower_rate_is_never_refused_where_a_higher_one_passes(
-    alpha: float, low: float, lower: float, champion: bool
+    limit: float, one: float, other: float, champion: bool
 ) -> None:
-    low, lower = max(low, lower), min(low, lower)
     old = evaluation() if champion else None
-    passes = not decide(old, evaluation(alpha=alpha, fpr_interval=(low, 1.0)), POLICY)
-    if passes:
-        assert not decide(old, evaluation(alpha=alpha, fpr_interval=(lower, 1.0)), POLICY)
+    if not decide(old, evaluation(fpr_limit=limit, fpr=max(one, other)), POLICY):
+        assert not decide(old, evaluation(fpr_limit=limit, fpr=min(one, other)), POLICY)
+
+
+def test_a_figure_that_only_the_champion_has_is_worse() -> None:
+    """A challenger that nothing can be said of must not slip through."""
+    unknown = evaluation(average_precision=None)
+    (reason,) = decide(evaluation(), unknown, POLICY)
+    assert reason.why is Why.WORSE
+    assert "unknown" in reason.text
+    assert decide(unknown, evaluation(), POLICY) == []
+
+
+def test_rows_that_only_the_challenger_rejects_are_counted_against_it() -> None:
+    (reason,) = decide(evaluation(), evaluation(), POLICY, Lost(3, "column 'age'"))
+    assert reason.why is Why.REJECTS_MORE
+    assert reason.text.startswith("3 rows of the frozen test split")
+    assert "column 'age'" in reason.text
+
+
+def test_both_are_compared_on_the_rows_that_both_can_score() -> None:
+    """Its figures on rows that the champion cannot score speak neither for nor against it."""
+    old, hard, easy = (evaluation(average_precision=x) for x in (0.6, 0.5, 0.7))
+    assert decide(old, hard, POLICY, shared=easy) == []
+    assert [r.why for r in decide(old, easy, POLICY, shared=hard)] == [Why.WORSE]
+
+
+def test_reasons_name_the_rows_they_were_found_on() -> None:
+    bad = evaluation(average_precision=0.1, fpr=0.03)
+    policy = replace(POLICY, test="version 1's test split")
+    reasons = decide(evaluation(), bad, policy, Lost(1, "x"))
+    assert len(reasons) == 3
+    assert all("version 1's test split" in reason.text for reason in reasons)
 
 
 @pytest.mark.parametrize("alpha", [0.01, 0.05])
 def test_a_model_that_keeps_alpha_is_seldom_refused(alpha: float) -> None:
-    """The interval's lower end exceeds a true rate of alpha in at most 2.5% of test splits."""
+    """However few rows calibrated it: in at most 2.5% of splits."""
     rng = np.random.default_rng(0)
     refused = 0
     for _ in range(400):
-        flags = rng.random(1_000) < alpha
-        found = Detections(np.zeros(1_000), np.ones(1_000), flags)
-        new = evaluate(found, np.zeros(1_000, bool), alpha, 0.0)
+        calibration = calibrate(rng.normal(size=150), alpha)
+        scores = rng.normal(size=1_000)
+        found = Detections(scores, np.ones(1_000), calibration.flags(scores))
+        new = evaluate(found, np.zeros(1_000, bool), calibration)
         refused += bool(decide(None, new, POLICY))
     assert refused <= 0.025 * 400 + 3 * np.sqrt(400 * 0.025)
 

@@ -393,4 +393,55 @@ def test_mlflows_own_exceptions_never_leave_it(registry: Registry) -> None:
         registry.tag_model("absent", {"a": "b"})
     assert not isinstance(caught.value, MlflowException)
     with pytest.raises(RegistryError):
-        registry.aliases("absent")
+        registry.by_alias("absent", CHALLENGER)
+
+
+def test_a_file_that_is_no_database_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLAlchemy's errors are none of MLflow's."""
+    (tmp_path / "corrupt.db").write_bytes(b"no database at all" * 100)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'corrupt.db'}")
+    with pytest.raises(RegistryError, match=r"^MLflow: .*not a database"):
+        Registry().models()
+
+
+def test_a_missing_database_driver_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql+absent://nobody@localhost/x")
+    with pytest.raises(RegistryError, match=r"^MLflow: "):
+        Registry().models()
+
+
+def test_a_run_that_cannot_even_be_ended_tells_what_broke_it(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MlflowException("the disk is full")
+
+    monkeypatch.setattr(MlflowClient, "set_terminated", fail)
+    with pytest.raises(ZeroDivisionError), registry.run("fraud", "train", {}):
+        raise ZeroDivisionError
+    with pytest.raises(RegistryError, match="disk is full"), registry.run("fraud", "train", {}):
+        pass
+
+
+def test_the_same_inputs_are_found_among_more_versions_than_a_page_holds(
+    version: Version, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.tag_version(version, INPUTS_TAG, "sought")
+    for _ in range(3):
+        client().create_model_version("fraud", source="file:///nowhere")
+    search = MlflowClient.search_model_versions
+
+    def one_by_one(self: MlflowClient, text: str, page_token: str | None = None) -> object:
+        return search(self, text, max_results=1, page_token=page_token)
+
+    monkeypatch.setattr(MlflowClient, "search_model_versions", one_by_one)
+    found = registry.find("fraud", "sought")
+    assert found is not None
+    assert found.version == version.version
+
+
+def test_a_name_that_nobody_registered_has_no_champion(registry: Registry) -> None:
+    assert registry.champion("absent") is None
+    assert registry.past_champions("absent") == []

@@ -26,12 +26,13 @@ from anomaly_vae.registry import (
     POLICY_TAG,
     TEST_DIGEST_TAG,
     TEST_TAG,
+    TRAINED_RUN_TAG,
     TRAINED_TAG,
     Registry,
 )
 from anomaly_vae.simulate import simulate_transactions
 from anomaly_vae.splits import CALIBRATION, TEST
-from pipelines.calibrate import calibrate, slices_of
+from pipelines.calibrate import calibrate
 from pipelines.data import Dataset
 from pipelines.models import open_source
 from pipelines.train import inputs_digest
@@ -152,6 +153,7 @@ def test_the_tags_tell_where_the_version_comes_from(champion: World) -> None:
     assert tags[DIGEST_TAG] == champion.calibrated.bundle.digest
     assert tags[INPUTS_TAG] == inputs_digest(champion.config, champion.trained.data)
     assert tags[TRAINED_TAG] == champion.trained.model_uri
+    assert tags[TRAINED_RUN_TAG] == champion.trained.run_id
     policy = json.loads(tags[POLICY_TAG])
     assert policy["metric"] == "average_precision"
     assert (policy["label"], policy["positive"], policy["time"]) == ("TX_FRAUD", 1, "TX_DATETIME")
@@ -175,7 +177,7 @@ def test_the_evaluation_is_in_the_bundle_in_mlflow_and_true(champion: World) -> 
     data, bundle = champion.trained.data, champion.calibrated.bundle
     found = bundle.detector.detect(data.part(TEST))
     anomaly = data.rows.anomaly[data.assignment.rows(TEST)]
-    truth = evaluate(found, anomaly, 0.05, bundle.detector.calibration.threshold)
+    truth = evaluate(found, anomaly, bundle.detector.calibration)
     assert Evaluation.from_json(bundle.manifest["evaluation"]) == truth
     run = client().get_run(champion.calibrated.run_id)
     assert run.data.metrics["auroc"] == truth.auroc
@@ -187,25 +189,6 @@ def test_the_evaluation_is_in_the_bundle_in_mlflow_and_true(champion: World) -> 
             Registry().download(f"runs:/{run.info.run_id}/plots/{name}.png")
         ) as picture:
             picture.verify()
-
-
-def test_slices_of_the_test_split_add_up_to_its_rate(champion: World) -> None:
-    truth = champion.calibrated.evaluation
-    slices = champion.calibrated.slices
-    assert sum(s.fpr.total for s in slices) == truth.rows - truth.anomalies
-    hits = sum(s.fpr.hits for s in slices)
-    assert hits / (truth.rows - truth.anomalies) == truth.fpr
-
-
-def test_without_a_time_column_there_are_no_slices(champion: World, flow: Config) -> None:
-    data = champion.trained.data
-    timeless = Dataset(
-        data.table, data.schema, data.batch,
-        type(data.rows)(data.rows.anomaly, data.rows.unlabelled, data.rows.unfit),
-        data.assignment, 0, (),
-    )  # fmt: skip
-    found = champion.calibrated.bundle.detector.detect(data.part(TEST))
-    assert slices_of(found, timeless, 0.95) == []
 
 
 @pytest.mark.parametrize("name", [MANIFEST, GRAPH, "calibration.safetensors"])

@@ -13,10 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from mlflow import MlflowClient
 
 from anomaly_vae import __version__, errors
 from anomaly_vae.config import Config
 from anomaly_vae.evaluation import evaluate
+from anomaly_vae.registry import Registry
 from anomaly_vae.splits import TEST
 from pipelines import cli
 from tests.pipelines.conftest import Command, World
@@ -200,9 +202,10 @@ def test_train_and_calibrate_take_overrides_and_answer_with_what_the_next_needs(
 
 @pytest.fixture
 def labelled(champion: World, tmp_path: Path) -> str:
-    """The test split as a file."""
+    """The test split as a file, and a column without any label."""
     path = tmp_path / "labelled.parquet"
-    pq.write_table(champion.trained.data.test_table, path)
+    table = champion.trained.data.test_table
+    pq.write_table(table.append_column("TX_NOTHING", pa.nulls(len(table), pa.int64())), path)
     return str(path)
 
 
@@ -215,7 +218,7 @@ def test_evaluate_gives_the_figures_of_the_decisions(
     data, detector = champion.trained.data, champion.calibrated.bundle.detector
     found = detector.detect(data.part(TEST))
     anomaly = data.rows.anomaly[data.assignment.rows(TEST)]
-    truth = evaluate(found, anomaly, 0.05, detector.calibration.threshold)
+    truth = evaluate(found, anomaly, detector.calibration)
     assert answer.json["metrics"] == {**truth.to_json(), "rejected": 0, "unlabelled": 0}
     assert {"auroc", "average_precision", "fpr", "recall"} <= set(answer.json["metrics"])
     assert answer.json["rows"] == answer.json["scored"] == len(anomaly)
@@ -245,7 +248,7 @@ def test_evaluate_takes_other_labels_and_leaves_unlabelled_and_unfit_rows_out(
 
 @pytest.mark.parametrize(
     ("label", "positive", "said"),
-    [("absent", "1", "'absent' is not there"), ("TX_CHANNEL", "pigeon", "'pigeon'")],
+    [("absent", "1", "'absent' is not there"), ("TX_NOTHING", "1", "has a label")],
 )
 def test_evaluate_without_such_labels_exits_1(
     champion: World, labelled: str, command: Command, label: str, positive: str, said: str
@@ -254,6 +257,37 @@ def test_evaluate_without_such_labels_exits_1(
                      "--label", label, "--positive", positive)  # fmt: skip
     assert (answer.code, answer.out) == (1, "")
     assert said in answer.err
+
+
+def test_rows_that_are_all_normal_are_evaluated_with_a_note(
+    champion: World, labelled: str, tmp_path: Path, command: Command
+) -> None:
+    folder = champion.calibrated.bundle.save(tmp_path / "bundle")
+    answer = command("evaluate", "--model", folder, "--data", labelled,
+                     "--label", "TX_CHANNEL", "--positive", "pigeon")  # fmt: skip
+    assert answer.code == 0
+    assert answer.json["metrics"]["anomalies"] == 0
+    assert answer.json["metrics"]["auroc"] is None
+    assert "no row has 'pigeon' in column 'TX_CHANNEL'" in answer.err
+
+
+def test_evaluating_a_registered_version_is_recorded_in_its_experiment(
+    champion: World, labelled: str, command: Command
+) -> None:
+    answer = command("evaluate", "--model", "models:/fraud@champion", "--data", labelled,
+                     "--label", "TX_FRAUD")  # fmt: skip
+    uri = os.environ["MLFLOW_TRACKING_URI"]
+    client = MlflowClient(uri, uri)
+    experiment = client.get_experiment_by_name("fraud")
+    assert experiment is not None
+    run = client.search_runs([experiment.experiment_id], "run_name = 'evaluate'")[0]
+    assert run.info.status == "FINISHED"
+    about = {key: run.data.tags[key] for key in ("name", "version", "digest")}
+    assert about == {"name": "fraud", "version": "1", "digest": champion.calibrated.bundle.digest}
+    assert run.data.metrics["auroc"] == answer.json["metrics"]["auroc"]
+    logged = Path(Registry().download(f"runs:/{run.info.run_id}/evaluation.json")).read_text()
+    assert json.loads(logged) == answer.json["metrics"]
+    assert Path(Registry().download(f"runs:/{run.info.run_id}/plots/scores.png")).exists()
 
 
 # ---------------------------------------------------------------- a process of its own

@@ -367,3 +367,9 @@ def test_a_data_sets_own_frozen_test_split_changes_nothing(tmp_path: Path) -> No
     dataset = load(tmp_path, {"i": [f"r{i}" for i in range(N)], "a": NORMAL}, id="i")
     again = dataset.without(dataset.test_table)
     assert again.digest == dataset.digest
+
+
+def test_twins_of_its_own_test_split_do_not_change_a_data_set(tmp_path: Path) -> None:
+    """Else a model could not be calibrated again once its test split is frozen."""
+    dataset = load(tmp_path, {"a": [float(i % 50) for i in range(N)]})
+    assert dataset.without(dataset.test_table).digest == dataset.digest

@@ -13,10 +13,15 @@ import pytest
 from PIL import Image
 
 from anomaly_vae.config import load_config
+from anomaly_vae.registry import Registry
 from pipelines import console
 from pipelines import demo as module
+from pipelines.calibrate import calibrate
+from pipelines.data import Dataset
 from pipelines.demo import SHOWN_REASONS, SHOWN_ROWS, demo_config
+from pipelines.frozen import Frozen
 from tests.pipelines.conftest import Command, World
+from tests.registries import copy_registry
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,19 +56,25 @@ def test_it_finds_explains_and_says_how_to_go_on(
     summary = json.loads((Path(result["scores"]) / "summary.json").read_text())
     assert summary["scored"] == summary["rows"] == 1_500
     assert f"{result['metrics']['auroc']:.4g}" in answer.err
-    assert (
-        f"The {SHOWN_ROWS} highest scores, each with its {SHOWN_REASONS} main reasons" in answer.err
-    )
 
+    tested = Frozen.own(Registry().version("fraud-demo", "1")).read(Registry())
+    truth = dict(
+        zip(tested["TRANSACTION_ID"].to_pylist(), tested["TX_FRAUD"].to_pylist(), strict=True)
+    )
     scored = pq.read_table(Path(result["scores"]) / summary["parts"][0])
-    top = scored.sort_by([("score", "descending")]).slice(0, SHOWN_ROWS).to_pylist()
+    ranked = scored.sort_by([("score", "descending")]).to_pylist()
+    flagged = [r for r in ranked if r["is_anomaly"] and r["TRANSACTION_ID"] in truth]
+    top = flagged[:SHOWN_ROWS]
+    assert len(flagged) == result["metrics"]["flagged"]
+    assert f"The {len(top)} highest scores of the {len(flagged)} payments flagged" in answer.err
     table = answer.err[answer.err.index("highest scores") :]
     for row in top:
-        assert f" {row['TRANSACTION_ID']} " in table
+        (line,) = (x for x in table.splitlines() if f" {row['TRANSACTION_ID']} " in x)
+        assert (" fraud " if truth[row["TRANSACTION_ID"]] else " good ") in line
         assert len(row["contributions"]) == SHOWN_REASONS
         for reason in row["contributions"]:
             assert f"{reason['feature']} " in table
-    assert table.count(", where ") >= SHOWN_ROWS * SHOWN_REASONS
+    assert table.count(", where ") >= len(top) * SHOWN_REASONS
 
     assert len(result["pictures"]) == 4
     for picture in result["pictures"]:
@@ -71,7 +82,11 @@ def test_it_finds_explains_and_says_how_to_go_on(
         with Image.open(picture) as image:
             assert image.format == "PNG"
             image.load()
-    for word in ("anomaly-vae serve --model models:/fraud@champion", "curl", "--set data.path="):
+    for word in (
+        "anomaly-vae serve --model models:/fraud-demo@champion",
+        "curl",
+        "--set data.path=",
+    ):
         assert word in answer.err
 
 
@@ -90,6 +105,25 @@ def test_what_it_makes_lies_in_its_folder_and_the_working_folders_registry(
     assert runs[1]["tabular"]["version"] == "1", "the same inputs make no second version"
 
 
+def test_a_refused_demo_says_so_and_names_the_version(capfd: pytest.CaptureFixture[str]) -> None:
+    answer = {"name": "fraud-demo", "promoted": False, "model_uri": "models:/fraud-demo/2"}
+    module._say_next(answer, ["a.png"])
+    said = capfd.readouterr().err
+    assert "refused" in said
+    assert "--model models:/fraud-demo/2" in said
+    assert "@champion" not in said
+
+
+def test_pictures_of_a_version_calibrated_from_a_folder_are_those_of_its_calibration(
+    world: World, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows which run trained it."""
+    copy_registry(world.folder, tmp_path, monkeypatch)
+    again = calibrate(world.config, str(world.folder / world.trained.folder), dataset)
+    pictures = module._pictures(Registry(), again.version, tmp_path / "out")
+    assert sorted(Path(p).name for p in pictures) == ["highest.png", "scores.png"]
+
+
 def test_its_record_to_post_fits_the_model(world: World) -> None:
     text = Path(module.__file__).read_text(encoding="utf-8")
     body = json.loads(
@@ -100,7 +134,10 @@ def test_its_record_to_post_fits_the_model(world: World) -> None:
 
 
 def test_the_configuration_is_the_one_that_ships() -> None:
-    shipped = load_config(ROOT / "configs" / "fraud.yaml", ["data.path=x.parquet"])
+    """But under a name of its own, so that no model of real data is judged by what it froze."""
+    shipped = load_config(
+        ROOT / "configs" / "fraud.yaml", ["data.path=x.parquet", "name=fraud-demo"]
+    )
     assert demo_config("fraud.yaml", "x.parquet") == shipped
     assert shipped.calibration.alpha == 0.01
 

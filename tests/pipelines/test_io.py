@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 
 from anomaly_vae.errors import DataError
 from pipelines import io
-from pipelines.io import Broken, Chunk, find_files, first_line, read_chunks, read_table
+from pipelines.io import (
+    Broken,
+    Chunk,
+    Head,
+    find_files,
+    first_line,
+    read_chunks,
+    read_heads,
+    read_table,
+)
 
 Row = tuple[str | None, ...]
 
@@ -46,8 +55,11 @@ def read(*files: Path, batch_rows: int = 65_536) -> tuple[dict[int, Row], list[B
     return rows, broken
 
 
-def reasons(*files: Path) -> list[tuple[int | None, str]]:
-    return [(broken.row, broken.reason) for broken in read(*files)[1]]
+def row_of(broken: Broken) -> int:
+    """The one row that this is about."""
+    assert broken.rows is not None
+    (row,) = broken.rows
+    return row
 
 
 # ---------------------------------------------------------------- finding
@@ -135,8 +147,8 @@ def test_rows_of_other_lengths_are_broken_and_the_others_keep_their_positions(
     rows, broken = read(path)
     assert rows == {0: ("1", "x\ny"), 2: ("4", "5"), 4: ("9", "10")}
     assert broken == [
-        Broken(path, "expected 2 fields, found 1", 1),
-        Broken(path, "expected 2 fields, found 3", 3),
+        Broken(path, "expected 2 fields, found 1", range(1, 2)),
+        Broken(path, "expected 2 fields, found 3", range(3, 4)),
     ]
 
 
@@ -144,7 +156,7 @@ def test_a_row_that_is_not_utf8_is_broken_and_the_others_survive(tmp_path: Path)
     path = write(tmp_path / "a.csv", b"a,b\n1,caf\xc3\xa9\n2,caf\xe9\n3,x,y\n\xff,4\n5,\n")
     rows, broken = read(path)
     assert rows == {0: ("1", "café"), 4: ("5", None)}
-    assert sorted((b.row, b.reason) for b in broken) == [
+    assert sorted((row_of(b), b.reason) for b in broken) == [
         (1, "column 'b' is not UTF-8 text; save the file as UTF-8"),
         (2, "expected 2 fields, found 3"),
         (3, "column 'a' is not UTF-8 text; save the file as UTF-8"),
@@ -155,7 +167,8 @@ def quoted(cell: str) -> bytes:
     return ('"' + cell.replace('"', '""') + '"').encode()
 
 
-csv_cells = st.text('ab,"é\n', max_size=5)
+# text that ends with a line of delimiters and a quote cannot be told from an unclosed quote
+csv_cells = st.text('ab,"é\n', max_size=5).filter(lambda c: "\n" not in c or c[-1] != '"')
 good_rows = st.lists(csv_cells, min_size=2, max_size=2)
 ragged_rows = st.lists(csv_cells, min_size=1, max_size=5).filter(lambda cells: len(cells) != 2)
 NOT_UTF8 = b'"\xff",1'
@@ -186,7 +199,7 @@ def test_every_row_of_a_csv_file_is_read_or_broken_at_its_position(
         patch.setattr(io, "CSV_BLOCK", 5 + 2 * max(map(len, lines)) + spare)
         rows, broken = read(write(Path(folder) / "a.csv", content))
     assert rows == read_
-    assert {b.row: b.reason for b in broken} == bad
+    assert {row_of(b): b.reason for b in broken} == bad
     assert len(broken) == len(bad)
 
 
@@ -194,13 +207,55 @@ def test_blank_lines_are_no_rows(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "a,b\n\n1,2\n\n\n3\n5,6\n\n")
     rows, broken = read(path)
     assert rows == {0: ("1", "2"), 2: ("5", "6")}
-    assert [b.row for b in broken] == [1]
+    assert [row_of(b) for b in broken] == [1]
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_an_empty_line_in_a_file_of_one_column_is_a_row_without_a_value(
+    tmp_path: Path, newline: str
+) -> None:
+    path = write(tmp_path / "a.csv", newline.join(["a", "1", "", "2", "", '""', ""]))
+    assert read(path) == ({0: ("1",), 1: (None,), 2: ("2",), 3: (None,), 4: (None,)}, [])
+
+
+UNCLOSED = "column '{}' holds lines of the file; a quote is not closed"
+
+
+@pytest.mark.parametrize(
+    ("content", "column", "rows"),
+    [
+        ('a,b\n0,0\n1,"x\n2,"y"\n3,4\n', "b", {0: ("0", "0"), 2: ("3", "4")}),
+        ('a,b\n0,0\n1,"x\n2,x\n5,6\n2,"y"\n3,4\n', "b", {0: ("0", "0"), 2: ("3", "4")}),
+        ('a,b\n0,0\n"x,1\n"y",2\n3,4\n', "a", {0: ("0", "0"), 2: ("3", "4")}),
+        ('a,b,c\n0,0,0\n1,"x,1\n2,"y",2\n3,4,5\n', "b", {0: ("0",) * 3, 2: ("3", "4", "5")}),
+        ('a,b\n0,0\n1,"x\n2,3\n4,5\n', "b", {0: ("0", "0")}),
+        ('a,b\n0,0\n1,"x\n2,""\n4,5', "b", {0: ("0", "0")}),
+        ('a,b\n0,0\n1,"x\n2,3\n4,5\n\n', "b", {0: ("0", "0")}),
+    ],
+)
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_lines_that_an_unclosed_quote_swallows_are_not_silently_lost(
+    tmp_path: Path, content: str, column: str, rows: dict[int, Row], newline: str
+) -> None:
+    path = write(tmp_path / "a.csv", content.replace("\n", newline))
+    assert read(path) == (rows, [Broken(path, UNCLOSED.format(column), range(1, 2))])
+
+
+@pytest.mark.parametrize(
+    "cell", ["x\ny", 'He said:\n"yes"', "x,\ny", "a,b\nc,d\n", '"x\n', "\n", "\n\ny", '"\n,""']
+)
+@pytest.mark.parametrize("end", ["", "\n", "\nx,1\n"])
+def test_cells_of_several_lines_are_cells(tmp_path: Path, cell: str, end: str) -> None:
+    content = b"a,b\n" + quoted("0") + b"," + quoted(cell) + end.encode()
+    rows, broken = read(write(tmp_path / "a.csv", content))
+    assert (rows[0], broken) == (("0", cell), [])
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
         (b"", "the file is empty"),
+        (b"\n\na\n1\n", "it begins with an empty line; remove it"),
         (b"\n\n", "it has no rows"),
         (b"a,b,a\n1,2,3\n", "column 'a' appears more than once; rename one of them"),
         (b"a,caf\xe9\n1,2\n", "its header is not UTF-8 text; save it as UTF-8"),
@@ -264,18 +319,88 @@ def test_broken_files_among_many_are_named_and_the_others_are_read(tmp_path: Pat
     assert sorted(broken) == ["2", "3", "4", "5", "6", "7"]
     assert broken["2"].reason == "it is not Parquet, or was cut short"
     assert broken["4"].reason == "column 'a' appears more than once; rename one of them"
-    assert all(b.row is None and b.reason and "\n" not in b.reason for b in broken.values())
+    assert all(b.rows is None and b.reason and "\n" not in b.reason for b in broken.values())
 
 
-def test_a_damaged_page_is_broken_and_later_files_are_read(tmp_path: Path) -> None:
+def damage(path: Path, group: int, column: int = 0) -> None:
+    """Overwrite the last bytes of a column in a row group."""
+    chunk = pq.read_metadata(path).row_group(group).column(column)
+    place = (chunk.dictionary_page_offset or chunk.data_page_offset) + chunk.total_compressed_size
+    content = bytearray(path.read_bytes())
+    content[place - 40 : place] = b"\xff" * 40
+    path.write_bytes(content)
+
+
+def test_a_damaged_row_group_is_broken_and_the_others_and_later_files_are_read(
+    tmp_path: Path,
+) -> None:
+    texts = [f"{i}" * 50 for i in range(30)]
     path = tmp_path / "1.parquet"
-    write_parquet(path, {"a": ["abcdefgh" * 50] * 10}, compression="zstd", use_dictionary=False)
-    damaged = bytearray(path.read_bytes())
-    damaged[20:60] = bytes(40)
-    path.write_bytes(damaged)
-    rows, broken = read(path, write_parquet(tmp_path / "2.parquet", {"a": [1]}))
-    assert rows == {0: (1,)}
-    assert [b.path for b in broken] == [path]
+    options = {"compression": "zstd", "use_dictionary": False}
+    write_parquet(path, {"a": texts}, row_group_size=10, **options)
+    damage(path, 1)
+    later = write_parquet(tmp_path / "2.parquet", {"a": ["x"]})
+    parts = list(read_chunks([path, later], batch_rows=3))
+    (broken,) = [part for part in parts if isinstance(part, Broken)]
+    assert (broken.path, broken.rows) == (path, range(10, 20))
+    chunks = [part for part in parts if isinstance(part, Chunk)]
+    assert [list(c.rows) for c in chunks[:4]] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
+    assert [c.table["a"].to_pylist() for c in chunks if c.path == path] == [
+        texts[i:j] for i, j in ((0, 3), (3, 6), (6, 9), (9, 10), (20, 23), (23, 26), (26, 29),
+                                (29, 30))
+    ]  # fmt: skip
+    assert chunks[-1].path == later
+
+
+def test_rows_before_the_damage_in_a_row_group_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    texts = [os.urandom(50).hex() for _ in range(1_000)]
+    options = {"use_dictionary": False, "data_page_size": 1_000, "write_batch_size": 10}
+    write_parquet(path, {"a": texts}, **options)
+    damage(path, 0)
+    chunks = list(read_chunks([path], batch_rows=100))
+    *good, broken = chunks
+    assert isinstance(broken, Broken)
+    assert [c.rows[0] for c in good if isinstance(c, Chunk)] == list(range(0, 100 * len(good), 100))
+    assert 0 < len(good) < 10
+    assert broken.rows == range(100 * len(good), 1_000)
+
+
+def test_text_that_is_not_utf8_in_a_parquet_file_is_broken(tmp_path: Path) -> None:
+    wrong = pa.StringArray.from_buffers(
+        2, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0"), pa.py_buffer(b"a\xff")
+    )
+    path = write_parquet(tmp_path / "a.parquet", {"a": wrong})
+    reason = "it is not UTF-8 text; save it as UTF-8"
+    assert read(path) == ({}, [Broken(path, reason, range(2))])
+
+
+def test_only_the_selected_columns_of_a_parquet_file_are_read(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", {"a": [1], "b": [2], "c": [3]})
+    damage(path, 0, column=1)
+    asked = []
+
+    def select(names: Sequence[str]) -> list[str]:
+        asked.append(list(names))
+        return ["c", "a"]
+
+    (part,) = read_chunks([path], select=select)
+    assert isinstance(part, Chunk)
+    assert asked == [["a", "b", "c"]]
+    assert part.table.to_pydict() == {"a": [1], "c": [3]}
+
+
+def test_heads_tell_columns_and_rows_and_leave_out_what_cannot_be_read(tmp_path: Path) -> None:
+    files = [
+        write_parquet(tmp_path / "a.parquet", {"a": [1, 2]}),
+        write(tmp_path / "b.parquet", b"junk"),
+        write(tmp_path / "c.csv", "b,c\n1,2\n"),
+        write(tmp_path / "d.csv", ""),
+    ]
+    assert list(read_heads(files)) == [
+        Head(pa.schema([("a", pa.int64())]), 2),
+        Head(pa.schema([("b", pa.string()), ("c", pa.string())]), None),
+    ]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
@@ -335,6 +460,16 @@ def test_training_stops_at_a_broken_file_and_names_it(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", b"junk" * 10)
     with pytest.raises(DataError, match=f"'{path}': it is not Parquet, or was cut short"):
         read_table([path])
+
+
+def test_training_stops_at_a_damaged_row_group_and_says_from_where(tmp_path: Path) -> None:
+    texts = [os.urandom(50).hex() for _ in range(20)]
+    path = tmp_path / "a.parquet"
+    write_parquet(path, {"a": texts}, row_group_size=10, use_dictionary=False)
+    damage(path, 1)
+    with pytest.raises(DataError, match=f"'{path}' from row 10 on: ") as caught:
+        read_table([path])
+    assert caught.value.path == str(path)
 
 
 def test_no_rows_at_all_are_refused(tmp_path: Path) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -14,11 +18,14 @@ from mlflow.exceptions import MlflowException
 from anomaly_vae.bundle import Bundle
 from anomaly_vae.calibration import Calibration, calibrate
 from anomaly_vae.errors import BundleError, RegistryError
+from anomaly_vae.evaluation import highest_kept_rate
 from anomaly_vae.promotion import Why
 from anomaly_vae.registry import (
     CHALLENGER,
     CHAMPION,
     DECISION_TAG,
+    FROZEN_TAG,
+    PAST_CHAMPIONS_TAG,
     POLICY_TAG,
     TEST_DIGEST_TAG,
     TEST_TAG,
@@ -26,6 +33,7 @@ from anomaly_vae.registry import (
 )
 from anomaly_vae.splits import CALIBRATION
 from pipelines.data import Dataset
+from pipelines.frozen import Frozen, frozen_test
 from pipelines.promote import promote, rollback
 from tests.pipelines.conftest import Command, World
 from tests.registries import copy_registry
@@ -86,9 +94,55 @@ def fresh(registry: Registry) -> Registry:
     """The same before the first promotion."""
     client = registry._client
     client.delete_registered_model_alias("fraud", CHAMPION)
-    for tag in registry.frozen("fraud"):
-        client.delete_registered_model_tag("fraud", tag)
+    client.delete_registered_model_tag("fraud", PAST_CHAMPIONS_TAG)
+    client.delete_model_version_tag("fraud", GOOD, FROZEN_TAG)
     return registry
+
+
+def set_policy(registry: Registry, version: str, **changes: Any) -> None:
+    """Change the policy that a version came with."""
+    found = registry.version("fraud", version)
+    policy = {**json.loads(found.tags[POLICY_TAG]), **changes}
+    registry.tag_version(found, POLICY_TAG, json.dumps(policy))
+
+
+def set_frozen(registry: Registry, table: pa.Table | None = None, **policy: Any) -> None:
+    """Freeze another table or policy for the champion."""
+    version = registry.champion("fraud")
+    assert version is not None
+    frozen = Frozen.of(version)
+    frozen = replace(frozen, policy={**frozen.policy, **policy})
+    if table is not None:
+        path = Path("frozen.parquet").absolute()
+        pq.write_table(table, path)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        frozen = replace(frozen, test_split=path.as_uri(), digest=digest)
+    registry.tag_version(version, FROZEN_TAG, frozen.tag())
+
+
+def reads(bundle: Bundle, prefix: str) -> Bundle:
+    """The same model of columns with another spelling."""
+    content = json.loads(json.dumps(bundle.manifest))
+    for column in (*content["schema"]["columns"], *content["encoding"]):
+        column["name"] = prefix + column["name"]
+    again = Bundle(content, bundle.graph, bundle.weights, bundle.calibration)
+    return again.calibrated(bundle.detector.calibration, None)
+
+
+def strict_bundle(bundle: Bundle) -> Bundle:
+    """The same model, which takes TX_AMOUNT for zero or one and rejects all other amounts."""
+    content = json.loads(json.dumps(bundle.manifest))
+    for column in content["schema"]["columns"]:
+        if column["name"] == "TX_AMOUNT":
+            column["type"] = "binary"
+    return Bundle(content, bundle.graph, bundle.weights, bundle.calibration)
+
+
+def add(registry: Registry, world: World, bundle: Bundle) -> str:
+    """Register another version with the world's own test split."""
+    tags = {t: world.calibrated.version.tags[t] for t in (TEST_TAG, TEST_DIGEST_TAG, POLICY_TAG)}
+    with registry.run("fraud", "calibrate", {}) as run:
+        return registry.register(run, bundle, "fraud", tags).version
 
 
 def champion(registry: Registry) -> str | None:
@@ -104,9 +158,9 @@ def test_the_first_promotion_freezes_the_test_split_and_the_policy(fresh: Regist
     assert decision.promoted
     assert decision.champion is None
     assert champion(fresh) == GOOD
-    frozen, own = fresh.frozen("fraud"), fresh.version("fraud", GOOD).tags
-    for tag in (TEST_TAG, TEST_DIGEST_TAG, POLICY_TAG):
-        assert frozen[tag] == own[tag]
+    version = fresh.version("fraud", GOOD)
+    assert Frozen.of(version) == Frozen.own(version)
+    assert json.loads(version.tags[FROZEN_TAG])["digest"] == version.tags[TEST_DIGEST_TAG]
     assert decision.challenger_evaluation is not None
     assert decision.champion_evaluation is None
 
@@ -121,7 +175,8 @@ def test_a_first_model_above_alpha_is_refused_and_freezes_nothing(fresh: Registr
     decision = promote(fresh, "fraud", LOOSE)
     assert [r.why for r in decision.reasons] == [Why.TOO_MANY_FALSE_POSITIVES]
     assert champion(fresh) is None
-    assert not set(fresh.frozen("fraud")) & {TEST_TAG, TEST_DIGEST_TAG, POLICY_TAG}
+    assert FROZEN_TAG not in fresh.version("fraud", LOOSE).tags
+    assert frozen_test(fresh, "fraud") is None
 
 
 def test_the_evaluation_is_that_of_the_version_itself(registry: Registry, world: World) -> None:
@@ -160,8 +215,7 @@ def test_both_are_scored_on_the_frozen_split_whatever_came_with_the_challenger(
 
 
 def test_the_frozen_tolerance_counts(registry: Registry) -> None:
-    policy = {**json.loads(registry.frozen("fraud")[POLICY_TAG]), "tolerance": 0.99}
-    registry.tag_model("fraud", {POLICY_TAG: json.dumps(policy)})
+    set_frozen(registry, tolerance=0.99)
     decision = promote(registry, "fraud", WORSE)
     assert Why.WORSE not in {reason.why for reason in decision.reasons}
 
@@ -175,7 +229,9 @@ def test_promoting_the_champion_again_changes_nothing(registry: Registry) -> Non
 def test_the_decision_is_recorded_with_its_figures_and_reasons(registry: Registry) -> None:
     decision = promote(registry, "fraud", WORSE)
     kept = json.loads(registry.version("fraud", WORSE).tags[DECISION_TAG])
-    assert kept == {**decision.result(), "force_reason": None}
+    assert kept == {
+        **decision.result(), "force_reason": None, "freezes_test_split_of": None
+    }  # fmt: skip
     assert kept["promoted"] is False
     assert set(kept["evaluations"]) == {"challenger", "champion"}
 
@@ -194,6 +250,149 @@ def test_force_without_need_is_not_called_forced(registry: Registry) -> None:
     decision = promote(registry, "fraud", EQUAL, force="in haste")
     assert decision.promoted
     assert not decision.forced
+
+
+def test_force_freezes_the_test_split_it_came_with_and_a_rollback_the_former(
+    registry: Registry,
+) -> None:
+    """Data that changed for good need another judge, on the record."""
+    set_policy(registry, WORSE, tolerance=0.5)
+    promote(registry, "fraud", WORSE, force="new terminals")
+    forced = registry.champion("fraud")
+    assert forced is not None
+    assert (Frozen.of(forced).version, Frozen.of(forced).policy["tolerance"]) == (WORSE, 0.5)
+    assert json.loads(forced.tags[DECISION_TAG])["freezes_test_split_of"] == WORSE
+    later = promote(registry, "fraud", EQUAL)
+    assert later.judged_on is not None
+    assert later.judged_on.version == WORSE
+    for back_to, judged_by in ((WORSE, WORSE), (GOOD, GOOD)):
+        rollback(registry, "fraud")
+        again = registry.champion("fraud")
+        assert again is not None
+        assert (again.version, Frozen.of(again).version) == (back_to, judged_by)
+
+
+def test_a_refusal_names_the_frozen_split_and_the_way_out(
+    registry: Registry, command: Command
+) -> None:
+    rows = len(frozen_test(registry, "fraud"))
+    digest = Frozen.own(registry.version("fraud", GOOD)).digest[:12]
+    answer = command("promote", "fraud", "--version", WORSE)
+    assert answer.json["judged_on"] == {"version": GOOD, "rows": rows, "digest": digest}
+    for reason in answer.json["reasons"]:
+        assert f"version 1's test split ({rows} rows, {digest})" in reason["text"]
+    assert "anomaly-vae promote fraud --version 3 --force --reason" in answer.json["remedy"]
+    assert "another name" in answer.err
+
+
+def test_a_first_model_has_no_other_way_out_than_to_be_better(fresh: Registry) -> None:
+    assert promote(fresh, "fraud", LOOSE).remedy is None
+
+
+# ---------------------------------------------------------------- rows that cannot be scored
+
+
+def test_a_challenger_that_can_read_no_frozen_row_is_refused_on_the_record(
+    registry: Registry, world: World, command: Command
+) -> None:
+    """Its columns were renamed: a ground for refusal, not an error."""
+    version = add(registry, world, reads(world.calibrated.bundle, "NEW_"))
+    answer = command("promote", "fraud", "--version", version)
+    assert answer.code == 3
+    rows = len(frozen_test(registry, "fraud"))
+    (reason,) = answer.json["reasons"]
+    assert reason["why"] == str(Why.REJECTS_MORE)
+    assert reason["text"].startswith(f"{rows} rows of")
+    assert "NEW_" in reason["text"]
+    kept = json.loads(registry.version("fraud", version).tags[DECISION_TAG])
+    assert kept["reasons"] == answer.json["reasons"]
+    assert champion(registry) == GOOD
+
+
+def test_a_challenger_that_rejects_rows_is_refused_with_their_number(
+    registry: Registry, world: World
+) -> None:
+    decision = promote(
+        registry, "fraud", add(registry, world, strict_bundle(world.calibrated.bundle))
+    )
+    lost = next(r for r in decision.reasons if r.why is Why.REJECTS_MORE)
+    new, old = decision.challenger_evaluation, decision.champion_evaluation
+    assert new is not None
+    assert old is not None
+    assert lost.text.startswith(f"{new.rejected} rows of")
+    assert "TX_AMOUNT" in lost.text
+    assert old.rows == new.rows, "compared on the rows that both can score"
+
+
+def test_rows_that_the_champion_cannot_score_speak_against_nobody(registry: Registry) -> None:
+    table = frozen_test(registry, "fraud")
+    assert table is not None
+    index = table.column_names.index("TX_AMOUNT")
+    amounts = table["TX_AMOUNT"].to_pylist()
+    amounts[0] = float("inf")
+    set_frozen(registry, table.set_column(index, "TX_AMOUNT", pa.array(amounts)))
+    decision = promote(registry, "fraud", EQUAL)
+    assert decision.promoted
+    assert decision.champion_evaluation is not None
+    assert decision.champion_evaluation.rejected == 1
+
+
+def test_a_challenger_replaces_a_champion_that_can_read_nothing_any_more(
+    registry: Registry, world: World
+) -> None:
+    """There is nothing to compare with; it must still keep alpha."""
+    blind = add(registry, world, reads(world.calibrated.bundle, "NEW_"))
+    promote(registry, "fraud", blind, force="in error")
+    assert not promote(registry, "fraud", LOOSE).promoted
+    assert promote(registry, "fraud", EQUAL).promoted
+
+
+# ---------------------------------------------------------------- labels, groups, time
+
+
+def test_a_frozen_split_without_an_anomaly_is_all_normal(
+    registry: Registry, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Word labels, and the last fifth by time is all 'ok': that breaks no promotion."""
+    table = frozen_test(registry, "fraud")
+    assert table is not None
+    words = pa.array(["ok"] * len(table))
+    index = table.column_names.index("TX_FRAUD")
+    set_frozen(registry, table.set_column(index, "TX_FRAUD", words), positive="fraud")
+    decision = promote(registry, "fraud", EQUAL)
+    assert decision.challenger_evaluation is not None
+    assert decision.challenger_evaluation.anomalies == 0
+    assert decision.challenger_evaluation.auroc is None
+    assert "no row has 'fraud' in column 'TX_FRAUD'" in capfd.readouterr().err
+
+
+def test_the_gate_counts_groups_where_groups_are_what_is_exchangeable(registry: Registry) -> None:
+    by_row = promote(registry, "fraud", WORSE).challenger_evaluation
+    table = frozen_test(registry, "fraud")
+    assert table is not None
+    customers = {
+        c for c, fraud in zip(table["CUSTOMER_ID"].to_pylist(), table["TX_FRAUD"].to_pylist(),
+                              strict=True) if not fraud
+    }  # fmt: skip
+    set_frozen(registry, group="CUSTOMER_ID")
+    by_group = promote(registry, "fraud", WORSE).challenger_evaluation
+    assert by_row is not None
+    assert by_group is not None
+    calibration = registry.fetch("models:/fraud/3").load().detector.calibration
+    assert by_group.fpr_limit == highest_kept_rate(calibration, len(customers))
+    assert by_group.fpr == by_row.fpr
+
+
+def test_drift_is_looked_for_where_the_refusal_was_found(registry: Registry) -> None:
+    """In the frozen table, by its own times."""
+    table = frozen_test(registry, "fraud")
+    assert table is not None
+    days = {str(day) for day in table["TX_DATETIME"].to_numpy().astype("datetime64[D]")}
+    decision = promote(registry, "fraud", LOOSE)
+    assert decision.drifted
+    assert {one.name for one in decision.drifted} <= days
+    set_frozen(registry, time=None)
+    assert promote(registry, "fraud", LOOSE).drifted == ()
 
 
 # ---------------------------------------------------------------- what is refused
@@ -296,7 +495,7 @@ def state(registry: Registry) -> tuple[str | None, bool]:
     return current, any(v != current for v in registry.past_champions("fraud"))
 
 
-@pytest.mark.parametrize("write", range(4))
+@pytest.mark.parametrize("write", range(5))
 def test_a_crash_in_a_promotion_leaves_the_old_state_or_the_new(
     registry: Registry, write: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,7 +507,7 @@ def test_a_crash_in_a_promotion_leaves_the_old_state_or_the_new(
             crashed = False
         except Crash:
             crashed = True
-    assert crashed == (write < 3)
+    assert crashed == (write < 4)
     assert state(registry) == (before if crashed else after)
     assert promote(registry, "fraud", EQUAL).promoted
     assert state(registry) == after
@@ -332,11 +531,11 @@ def test_a_crash_in_a_rollback_leaves_the_old_state_or_the_new(
     assert champion(registry) == GOOD
 
 
-@pytest.mark.parametrize("write", range(7))
+@pytest.mark.parametrize("write", range(5))
 def test_a_crash_in_the_first_promotion_can_be_repeated_with_another_model(
     fresh: Registry, write: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half-frozen tags without a champion bind nobody."""
+    """What was frozen for a champion that never was binds nobody."""
     with monkeypatch.context() as patch:
         crash_at_write(write, patch)
         try:
@@ -344,8 +543,8 @@ def test_a_crash_in_the_first_promotion_can_be_repeated_with_another_model(
         except Crash:
             assert champion(fresh) is None
     assert promote(fresh, "fraud", EQUAL).promoted
-    own = fresh.version("fraud", EQUAL).tags
-    assert fresh.frozen("fraud")[TEST_DIGEST_TAG] == own[TEST_DIGEST_TAG]
+    version = fresh.version("fraud", EQUAL)
+    assert Frozen.of(version) in (Frozen.own(version), Frozen.own(fresh.version("fraud", GOOD)))
 
 
 def test_a_failing_registry_is_one_line(
@@ -376,7 +575,7 @@ def test_too_many_false_positives_exit_3(registry: Registry, command: Command) -
     answer = command("promote", "fraud", "--version", LOOSE)
     assert answer.code == 3
     assert [r["why"] for r in answer.json["reasons"]] == [str(Why.TOO_MANY_FALSE_POSITIVES)]
-    assert "above alpha 0.05" in answer.err
+    assert "the most that chance explains at alpha 0.05" in answer.err
 
 
 def test_a_promotion_exits_0(registry: Registry, command: Command) -> None:
@@ -412,9 +611,7 @@ def test_the_rollback_command(registry: Registry, command: Command) -> None:
 def test_no_label_in_the_policy_leaves_the_rate_to_decide(
     fresh: Registry,
 ) -> None:
-    version = fresh.version("fraud", GOOD)
-    policy = {**json.loads(version.tags[POLICY_TAG]), "label": None}
-    fresh.tag_version(version, POLICY_TAG, json.dumps(policy))
+    set_policy(fresh, GOOD, label=None)
     decision = promote(fresh, "fraud", GOOD)
     assert decision.challenger_evaluation is not None
     assert decision.challenger_evaluation.auroc is None

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -16,7 +17,10 @@ from mlflow import MlflowClient
 from anomaly_vae.config import Config
 from anomaly_vae.errors import DataError
 from anomaly_vae.registry import CHAMPION, Registry
+from anomaly_vae.simulate import simulate_transactions
+from anomaly_vae.splits import CALIBRATION, TRAIN, VALIDATION
 from pipelines.run import run
+from pipelines.train import read
 from tests.pipelines.conftest import Command, World
 from tests.registries import changed, copy_registry
 
@@ -116,15 +120,49 @@ def test_a_refused_run_exits_3_leaves_a_challenger_and_names_the_days_that_drift
     assert counts() == before
 
 
-def test_a_successor_is_judged_on_the_frozen_split_and_not_on_its_own(known: World, shifted: Config) -> None:
+def test_a_successor_is_judged_on_the_frozen_split_and_not_on_its_own(
+    known: World, shifted: Config
+) -> None:
     """Its own test split is shifted, the frozen one is not: what counts is decided there."""
     answer, promoted = run(shifted)
     frozen_rows = len(known.trained.data.test_table)
     assert answer["evaluations"]["challenger"]["rows"] == frozen_rows
     assert answer["evaluations"]["champion"]["rows"] == frozen_rows
+    assert answer["judged_on"]["version"] == "1"
     champion = Registry().champion("fraud")
     assert champion is not None
     assert champion.version == ("2" if promoted else "1")
+
+
+def test_days_that_drifted_are_those_of_the_split_that_refused(
+    known: World, shifted: Config
+) -> None:
+    """The model's own test split is shifted; the frozen one, which judges it, is not."""
+    answer, _ = run(shifted)
+    assert "fpr_above_alpha" not in {reason["why"] for reason in answer["reasons"]}
+    assert answer["drifted"] == []
+
+
+def test_no_row_of_the_frozen_test_split_trains_a_later_model(
+    known: World, flow: Config, tmp_path: Path
+) -> None:
+    """Data grow: what tested the first model has become old enough to train the next."""
+    later = simulate_transactions(3_000, seed=0)
+    days = pa.scalar(400 * 86_400 * 10**6, pa.duration("us"))
+    grown = later.set_column(
+        later.column_names.index("TX_DATETIME"), "TX_DATETIME",
+        pc.add(later["TX_DATETIME"].cast(pa.timestamp("us")), days),
+    )  # fmt: skip
+    ids = pa.array([10**9 + i for i in range(len(grown))])
+    grown = grown.set_column(grown.column_names.index("TRANSACTION_ID"), "TRANSACTION_ID", ids)
+    first = pq.read_table(known.config.data.path)
+    pq.write_table(pa.concat_tables([first, grown.cast(first.schema)]), tmp_path / "grown.parquet")
+    data = read(changed(flow, data__path=str(tmp_path / "grown.parquet")))
+    frozen = set(known.trained.data.test_table["TRANSACTION_ID"].to_pylist())
+    for split in (TRAIN, VALIDATION, CALIBRATION):
+        rows = data.table.take(data.assignment.rows(split))
+        assert not frozen & set(rows["TRANSACTION_ID"].to_pylist())
+    assert data.assignment.unused["in the frozen test split"] > 100
 
 
 def test_data_at_fault_is_told_before_anything_is_made(place: Path, flow: Config) -> None:

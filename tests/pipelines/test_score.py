@@ -6,7 +6,7 @@ import csv
 import itertools
 import json
 import os
-import shutil
+import re
 import subprocess
 import sys
 import tempfile
@@ -23,11 +23,14 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pyarrow.dataset import dataset
 
 from anomaly_vae.errors import DataError
-from pipelines import score as module
+from anomaly_vae.files import locked
+from pipelines import results, score
 from pipelines.models import Source
-from pipelines.score import PART_ROWS, REJECTS, SUMMARY, score_files
+from pipelines.results import INCOMPLETE, PART_ROWS, REJECTS, SUMMARY
+from pipelines.score import score_files
 from tests.pipelines.conftest import Command, World
 
 ID = "TRANSACTION_ID"
@@ -256,13 +259,8 @@ def test_every_line_of_every_csv_file_is_scored_or_rejected_and_none_is_lost(
         folder, fit, paths, empty = Path(place), list[bool](), [], 0
         for number, (names, drawn) in enumerate(files):
             paths.append(folder / f"{number}.csv")
-            # one column and an empty cell make an empty line, which is no row at all
-            lines = [
-                one for one in drawn
-                if len(names) > 1 or isinstance(one, list) or one.get(names[0], "1") != ""
-            ]  # fmt: skip
-            fit += write_lines(paths[-1], names, lines, start=len(fit))
-            empty += not lines
+            fit += write_lines(paths[-1], names, drawn, start=len(fit))
+            empty += not drawn
         score_files(source_of_world, [str(path) for path in paths], folder / "out")
         refused = [row for row in rejects(folder / "out") if row["row"] is not None]
         whole_files = [row for row in rejects(folder / "out") if row["row"] is None]
@@ -272,7 +270,7 @@ def test_every_line_of_every_csv_file_is_scored_or_rejected_and_none_is_lost(
             i for i, good in enumerate(fit) if not good
         ]
         scored = list(itertools.chain.from_iterable(
-            (int(row.get(ID, row.get("row"))) for row in pq.read_table(path).to_pylist())
+            (int(row.get(ID) or row.get("row", 0)) for row in pq.read_table(path).to_pylist())
             for path in sorted((folder / "out").glob("part-*"))
         ))  # fmt: skip
         assert scored == [i for i, good in enumerate(fit) if good]
@@ -341,19 +339,60 @@ def test_unreadable_files_count_as_one_reject_each_and_stop_nobody(
     assert all(row["row"] is None for row in rejects(out))
 
 
-def test_a_parquet_file_that_breaks_in_the_middle_keeps_its_first_rows(
-    source: Source, table: pa.Table, tmp_path: Path, out: Path
-) -> None:
-    path = tmp_path / "t.parquet"
-    pq.write_table(table, path, row_group_size=500)
-    place = pq.read_metadata(path).row_group(2).column(4).data_page_offset
+def damage(path: Path, group: int) -> None:
+    place = pq.read_metadata(path).row_group(group).column(4).data_page_offset
     content = bytearray(path.read_bytes())
     content[place : place + 40] = b"\xff" * 40
     path.write_bytes(content)
+
+
+def test_a_damaged_row_group_rejects_each_of_its_rows_and_no_other(
+    source: Source, table: pa.Table, tmp_path: Path, out: Path
+) -> None:
+    path = tmp_path / "t.parquet"
+    pq.write_table(table, path, row_group_size=400)
+    damage(path, 2)
+    write(tmp_path / "u.parquet", table.drop_columns([ID]).slice(0, 10))
+    summary = score_files(source, [str(path), str(tmp_path / "u.parquet")], out)
+    assert adds_up(out, 1_510) == summary
+    assert (summary["scored"], summary["rejected"]) == (1_110, 400)
+    assert summary["rejected_by_column"] == {"(unreadable)": 400}
+    assert [row["row"] for row in rejects(out)] == list(range(800, 1_200))
+    assert {row["path"] for row in rejects(out)} == {str(path)}
+    assert parts(out)["row"].to_pylist() == [*range(800), *range(1_200, 1_510)]
+
+
+def test_many_rejected_rows_are_written_in_pieces(
+    source: Source, table: pa.Table, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "REJECT_ROWS", 300)
+    path = tmp_path / "t.parquet"
+    pq.write_table(table, path)
+    damage(path, 0)
+    score_files(source, [str(path)], out)
+    assert adds_up(out, 1_500)["rejected"] == 1_500
+    assert [row["row"] for row in rejects(out)] == list(range(1_500))
+    assert pq.read_metadata(out / REJECTS).num_row_groups == 5
+
+
+def test_columns_that_the_model_does_not_read_cannot_cost_a_row(
+    source: Source, table: pa.Table, tmp_path: Path, out: Path
+) -> None:
+    wide = table.add_column(4, "comment", pa.array(["x"] * 1_500))
+    path = tmp_path / "t.parquet"
+    pq.write_table(wide, path)
+    damage(path, 0)
     summary = score_files(source, [str(path)], out)
-    adds_up(out, summary["rows"])
-    assert summary["rejected"] == 1
-    assert summary["scored"] <= 1_000
+    assert (summary["scored"], summary["ignored_columns"]) == (1_500, ["comment"])
+
+
+def test_an_empty_line_of_a_file_with_one_column_is_scored(
+    source: Source, tmp_path: Path, out: Path
+) -> None:
+    (tmp_path / "t.csv").write_text("TX_AMOUNT\n1\n\nabc\n2\n")
+    assert score_files(source, [str(tmp_path / "t.csv")], out)["scored"] == 3
+    adds_up(out, 4)
+    assert [row["row"] for row in rejects(out)] == [2]
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])
@@ -421,16 +460,30 @@ def test_without_the_id_column_rows_count_on_from_file_to_file(
     assert parts(out)["row"].to_pylist() == list(range(20))
 
 
-def test_files_with_and_without_ids_go_to_parts_of_their_own(
-    source: Source, table: pa.Table, tmp_path: Path, out: Path
+def one_table(folder: Path) -> pa.Table:
+    """The parts as those read them who expect one schema."""
+    paths = sorted(folder.glob("part-*.parquet"))
+    assert len({pq.read_schema(path) for path in paths}) == 1
+    return dataset(paths).to_table()
+
+
+def with_ids(table: pa.Table, ids: pa.Array) -> pa.Table:
+    return table.slice(0, len(ids)).set_column(table.column_names.index(ID), ID, ids)
+
+
+def test_where_a_file_has_no_ids_all_rows_have_their_position_too(
+    source: Source, table: pa.Table, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(results, "PART_ROWS", 10)
     write(tmp_path / "a.parquet", table.slice(0, 10))
     write(tmp_path / "b.parquet", table.drop_columns([ID]).slice(10, 10))
     write(tmp_path / "c.parquet", table.slice(20, 10))
-    adds_up_to = score_files(source, [str(tmp_path)], out)
-    assert adds_up(out, 30) == adds_up_to
-    names = [pq.read_schema(path).names[0] for path in sorted(out.glob("part-*"))]
-    assert names == [ID, "row", ID]
+    score_files(source, [str(tmp_path)], out)
+    assert len(adds_up(out, 30)["parts"]) == 3
+    scored = one_table(out)
+    assert scored.column_names[:2] == [ID, "row"]
+    assert scored["row"].to_pylist() == list(range(30))
+    assert scored[ID].to_pylist() == [*range(10), *[None] * 10, *range(20, 30)]
 
 
 def test_duplicate_ids_are_all_scored(
@@ -442,29 +495,61 @@ def test_duplicate_ids_are_all_scored(
     assert parts(out)[ID].to_pylist() == [0, 1, 2, 3, 4] * 2
 
 
-def test_ids_keep_the_type_of_the_first_file_where_they_can(
-    source: Source, table: pa.Table, tmp_path: Path, out: Path
-) -> None:
-    write(tmp_path / "a.parquet", table.slice(0, 5))
-    write(tmp_path / "b.csv", table.slice(5, 5))
-    score_files(source, [str(tmp_path)], out)
-    adds_up(out, 10)
-    assert parts(out)[ID].type == pa.int32()
-    assert parts(out)[ID].to_pylist() == list(range(10))
+INT8, INT16, TEXT = pa.array([1, 2], pa.int8()), pa.array([300, 4], pa.int16()), pa.array(["a", ""])
 
 
-def test_ids_that_fit_no_type_before_them_keep_theirs_in_another_part(
+@pytest.mark.parametrize(
+    ("ids", "expected", "kind"),
+    [
+        ([INT8, INT8], [1, 2, 1, 2], pa.int8()),
+        ([INT8, INT16], [1, 2, 300, 4], pa.int16()),
+        ([INT16.cast(pa.uint64()), INT8.cast(pa.uint8())], [300, 4, 1, 2], pa.uint64()),
+        ([INT8, pa.array([1, 2**64 - 1], pa.uint64())], [*"121", f"{2**64 - 1}"],
+         pa.string()),
+        ([INT8, TEXT], ["1", "2", "a", ""], pa.string()),
+        ([TEXT, pa.nulls(2)], ["a", "", None, None], pa.string()),
+        ([INT8, pa.nulls(2)], [1, 2, None, None], pa.int8()),
+        ([pa.nulls(2)], [None, None], pa.string()),
+        ([TEXT.dictionary_encode(), TEXT.cast(pa.large_string())], ["a", "", "a", ""], pa.string()),
+        ([INT8, pa.array([1.5, 2.0])], ["1", "2", "1.5", "2"], pa.string()),
+        ([INT8, pa.array([b"\xff", None])], ["1", "2", r"b'\xff'", None], pa.string()),
+        ([pa.array([b"\xff", None])], [b"\xff", None], pa.binary()),
+        ([pa.array([[1], None])], [[1], None], pa.list_(pa.int64())),
+    ],
+)  # fmt: skip
+def test_ids_have_one_type_that_changes_none_of_them(
+    source: Source,
+    table: pa.Table,
+    tmp_path: Path,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ids: list[pa.Array],
+    expected: list[Any],
+    kind: pa.DataType,
+) -> None:
+    monkeypatch.setattr(results, "PART_ROWS", 2)
+    for number, column in enumerate(ids):
+        write(tmp_path / f"{number}.parquet", with_ids(table, column))
+    score_files(source, [str(tmp_path)], out)
+    assert len(adds_up(out, len(expected))["parts"]) == len(ids)
+    assert one_table(out)[ID].to_pylist() == expected
+    assert one_table(out)[ID].type.equals(kind) or pa.types.is_list(kind)
+
+
+def test_text_ids_that_look_like_numbers_stay_apart(
     source: Source, table: pa.Table, tmp_path: Path, out: Path
 ) -> None:
-    write(tmp_path / "a.parquet", table.slice(0, 5))
-    text = pa.array([f"t-{i}" for i in range(5)])
-    other = table.slice(5, 5).set_column(table.column_names.index(ID), ID, text)
-    write(tmp_path / "b.parquet", other)
+    write(tmp_path / "a.parquet", with_ids(table, pa.array([0, 1])))
+    (tmp_path / "b.csv").write_text(f"{ID},TX_AMOUNT\n00000,1\n0,2\n 1,3\nx,4\n")
     score_files(source, [str(tmp_path)], out)
-    assert adds_up(out, 10)["scored"] == 10
-    first, second = (pq.read_table(path) for path in sorted(out.glob("part-*.parquet")))
-    assert first[ID].to_pylist() == list(range(5))
-    assert second[ID].to_pylist() == text.to_pylist()
+    adds_up(out, 6)
+    assert one_table(out)[ID].to_pylist() == ["0", "1", "00000", "0", " 1", "x"]
+
+
+def test_a_rejected_row_without_an_id_has_none(source: Source, tmp_path: Path, out: Path) -> None:
+    (tmp_path / "t.csv").write_text(f"{ID},TX_AMOUNT\n,abc\n7,1\n")
+    score_files(source, [str(tmp_path / "t.csv")], out)
+    assert [row["id"] for row in rejects(out)] == [None]
 
 
 # ---------------------------------------------------------------- the output folder
@@ -498,24 +583,139 @@ def test_a_crash_leaves_the_previous_result_as_it_was(
     def crash(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(*(module, place) if place == "_summary" else (module._Sink, place), crash)
+    monkeypatch.setattr(*(score, place) if place == "_summary" else (results.Sink, place), crash)
     with pytest.raises(KeyboardInterrupt):
         score_files(source, paths, out)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_a_result_set_aside_by_a_crash_between_two_renames_is_found_again(
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_a_crash_while_files_are_exchanged_leaves_no_summary_and_all_new_files(
+    source: Source, table: pa.Table, tmp_path: Path, out: Path,
+    monkeypatch: pytest.MonkeyPatch, nth: int,
+) -> None:  # fmt: skip
+    path = write(tmp_path / "t.parquet", table.slice(0, 5))
+    score_files(source, [path], out)
+    rename, calls = Path.rename, []
+
+    def crash(source: Path, target: Path) -> Path:
+        calls.append(source)
+        if len(calls) == nth:
+            raise KeyboardInterrupt
+        return rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", crash)
+        with pytest.raises(KeyboardInterrupt):
+            score_files(source, [path], out)
+    assert not (out / SUMMARY).exists()
+    names = sorted(path.name for path in out.rglob("*") if path.is_file())
+    assert names == ["part-00000.parquet", REJECTS, SUMMARY]
+    score_files(source, [path], out)
+    adds_up(out, 5)
+
+
+def test_what_a_killed_run_left_is_no_obstacle(
     source: Source, table: pa.Table, tmp_path: Path, out: Path
 ) -> None:
     path = write(tmp_path / "t.parquet", table.slice(0, 5))
-    score_files(source, [path], out)
-    out.rename(out.with_name(f".{out.name}.previous"))
-    with pytest.raises(DataError):
-        score_files(source, [str(tmp_path / "absent.csv")], out)
+    (out / INCOMPLETE).mkdir(parents=True)
+    (out / INCOMPLETE / "part-00000.parquet").write_text("half")
     score_files(source, [path], out)
     adds_up(out, 5)
-    assert not out.with_name(f".{out.name}.previous").exists()
+
+
+def test_two_runs_do_not_write_one_folder_at_once(
+    source: Source, transactions: Path, out: Path
+) -> None:
+    out.mkdir()
+    with locked(out), pytest.raises(DataError, match="being written by another run"):
+        score_files(source, [str(transactions)], out)
+    assert list(out.iterdir()) == []
+
+
+def test_nothing_beside_the_output_folder_is_written(
+    source: Source, transactions: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be a mount point, or in a folder that is not ours."""
+    out.mkdir()
+    rename, touched = Path.rename, []
+
+    def watch(source: Path, target: Path) -> Path:
+        touched.extend([source, target])
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "rename", watch)
+    before = out.stat().st_ino
+    score_files(source, [str(transactions)], out)
+    assert out.stat().st_ino == before
+    assert touched
+    assert all(out in path.parents for path in touched)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_the_folder_around_the_output_need_not_be_writable(
+    source: Source, transactions: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "theirs" / "scores"
+    out.mkdir(parents=True)
+    out.parent.chmod(0o555)
+    try:
+        score_files(source, [str(transactions)], out)
+    finally:
+        out.parent.chmod(0o755)
+    adds_up(out, 1_500)
+
+
+@pytest.mark.parametrize("what", ["{out}", "{out}/data.parquet", "{out}/*.parquet", "{out}/deep"])
+def test_input_in_the_output_folder_is_refused_by_name_and_untouched(
+    source: Source, table: pa.Table, out: Path, what: str
+) -> None:
+    (out / "deep").mkdir(parents=True)
+    for place in (out, out / "deep"):
+        write(place / "data.parquet", table.slice(0, 5))
+    (out / SUMMARY).write_text("{}")
+    before = {path: path.is_dir() or path.read_bytes() for path in out.rglob("*")}
+    given = what.format(out=out)
+    with pytest.raises(DataError, match=re.escape(f"'{given}' lies in --output '{out}'")):
+        score_files(source, [given], out)
+    assert {path: path.is_dir() or path.read_bytes() for path in out.rglob("*")} == before
+
+
+@pytest.mark.parametrize("name", ["data.parquet", "part-1.parquet", "part-00000.parquet.bak"])
+def test_a_summary_among_other_files_makes_no_previous_result(
+    source: Source, table: pa.Table, transactions: Path, out: Path, name: str
+) -> None:
+    out.mkdir()
+    write(out / name, table.slice(0, 5))
+    (out / SUMMARY).write_text("{}")
+    with pytest.raises(DataError, match=f"holds other files, '{name}' for one"):
+        score_files(source, [str(transactions)], out)
+    with pytest.raises(DataError):  # found from the folder around it
+        score_files(source, [str(out.parent)], out)
+    assert pq.read_metadata(out / name).num_rows == 5
+    assert (out / SUMMARY).read_text() == "{}"
+
+
+def test_parts_without_a_summary_make_no_previous_result(
+    source: Source, table: pa.Table, transactions: Path, out: Path
+) -> None:
+    out.mkdir()
+    path = write(out / "part-00000.parquet", table.slice(0, 5))
+    with pytest.raises(DataError, match=f"files without a {SUMMARY}"):
+        score_files(source, [str(transactions)], out)
+    assert pq.read_metadata(path).num_rows == 5
+
+
+def test_a_previous_result_alone_is_no_input_and_stays(
+    source: Source, table: pa.Table, tmp_path: Path, out: Path
+) -> None:
+    path = Path(write(tmp_path / "t.parquet", table.slice(0, 5)))
+    score_files(source, [str(path)], out)
+    path.unlink()
+    with pytest.raises(DataError, match="no CSV or Parquet file lies outside --output"):
+        score_files(source, [str(tmp_path)], out)
+    adds_up(out, 5)
 
 
 def test_a_folder_with_other_files_is_refused_and_untouched(
@@ -558,7 +758,7 @@ def test_large_results_are_written_in_several_parts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert PART_ROWS >= 1 << 20
-    monkeypatch.setattr(module, "PART_ROWS", 400)
+    monkeypatch.setattr(results, "PART_ROWS", 400)
     paths = [write(tmp_path / f"{i}.parquet", table.slice(200 * i, 200)) for i in range(7)]
     summary = score_files(source, paths, out)
     assert summary["parts"] == [f"part-{i:05d}.parquet" for i in range(4)]
@@ -566,14 +766,19 @@ def test_large_results_are_written_in_several_parts(
     assert parts(out)[ID].to_pylist() == list(range(1_400))
 
 
+@pytest.mark.parametrize("name", ["score", "row"])
 def test_an_id_named_like_an_answer_is_refused(
-    source: Source, transactions: Path, out: Path
+    source: Source, table: pa.Table, tmp_path: Path, out: Path, name: str
 ) -> None:
     manifest = deepcopy(dict(source.bundle.manifest))
-    manifest["config"]["data"]["id"] = "score"
+    manifest["config"]["data"]["id"] = name
     bundle = replace(source.bundle, manifest=manifest)
-    with pytest.raises(DataError, match="'score'"):
-        score_files(Source(bundle), [str(transactions)], out)
+    few = table.slice(0, 5)
+    renamed = few.rename_columns([name if c == ID else c for c in few.column_names])
+    paths = [write(tmp_path / "a.parquet", renamed), write(tmp_path / "b.parquet", few)]
+    with pytest.raises(DataError, match=f"'{name}'"):
+        score_files(Source(bundle), paths, out)
+    assert not out.exists()
 
 
 # ---------------------------------------------------------------- the command
@@ -625,7 +830,7 @@ def test_nothing_scored_exits_1_with_the_reasons_written(
     assert "nothing could be scored" in answer.err
 
 
-@pytest.mark.parametrize("explain", ["0", "-1", "some", "1.5", ""])
+@pytest.mark.parametrize("explain", ["0", "-1", "some", "1.5", "", "²"])
 def test_explain_takes_a_number_or_all(
     champion: World, transactions: Path, out: Path, command: Command, explain: str
 ) -> None:
@@ -691,5 +896,4 @@ def test_ten_times_the_rows_take_no_more_memory(
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(code, env=environment, capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout) / 1024)
-        shutil.rmtree(out)
     assert peaks[1] < peaks[0] + 60, peaks

@@ -136,6 +136,19 @@ def test_too_many_records(client_of, served):
     assert "at most 5" in problem["detail"]
 
 
+@pytest.mark.parametrize("explain", [1, "all"])
+def test_too_much_to_explain_at_once(client_of, served, explain):
+    """Whatever is listed, all contributions are worked out: records times columns."""
+    columns = len(served.detector.scorer.encoding.columns)
+    client = client_of(served, max_contributions=3 * columns)
+    assert post(client, {"records": [{}] * 3, "explain": explain}).status_code == 200
+    assert post(client, {"records": [{}] * 4}).status_code == 200
+    body = {"records": [{}] * 4, "explain": explain}
+    problem = refused(post(client, body), 413, "too-much-explained")
+    assert f"{4 * columns} contributions" in problem["detail"]
+    assert f"at most {3 * columns}" in problem["detail"]
+
+
 def test_too_many_bytes_as_declared(client_of, served):
     client = client_of(served, max_body_bytes=1024)
     refused(post(client, b" " * 1025), 413, "too-large")

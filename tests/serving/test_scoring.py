@@ -42,22 +42,38 @@ def test_alone_or_among_others(client, records):
     assert [r["is_anomaly"] for r in together] == [r["is_anomaly"] for r in alone]
 
 
-def test_on_a_thread_or_on_the_event_loop(client, records, monkeypatch):
-    """A large request takes the other path and gives the same answer."""
-    assert len(records) > app_module.INLINE_RECORDS
-    threads = []
+@pytest.fixture
+def on_threads(monkeypatch):
+    """For each request scored since, whether a worker thread did it."""
+    seen = []
     whole = app_module.Scoring.score
-    monkeypatch.setattr(
-        app_module.Scoring,
-        "score",
-        lambda *args: threads.append(threading.current_thread().name) or whole(*args),
-    )
+
+    def score(*args):
+        seen.append(threading.current_thread().name.startswith("score_"))
+        return whole(*args)
+
+    monkeypatch.setattr(app_module.Scoring, "score", score)
+    return seen
+
+
+def test_on_a_thread_or_on_the_event_loop(client, records, on_threads, monkeypatch):
+    """A large request takes the other path and gives the same answer."""
+    monkeypatch.setattr(app_module, "INLINE_VALUES", 0)
     large = score(client, records)["results"]
-    monkeypatch.setattr(app_module, "INLINE_RECORDS", 10**6)
-    monkeypatch.setattr(app_module, "INLINE_BYTES", 10**9)
+    monkeypatch.setattr(app_module, "INLINE_VALUES", 10**6)
     assert score(client, records)["results"] == large
-    assert threads[0].startswith("score_")
-    assert not threads[1].startswith("score_")
+    assert on_threads == [True, False]
+
+
+def test_a_wide_request_goes_to_a_thread_however_few_its_records(
+    client, served, on_threads, monkeypatch
+):
+    """What holds up the event loop is records times columns, and more where they are explained."""
+    columns = len(served.detector.scorer.encoding.columns)
+    monkeypatch.setattr(app_module, "INLINE_VALUES", 10 * columns)
+    for records, explain in ((10, 0), (11, 0), (1, 3), (10, 3), (10, "all")):
+        score(client, [{}] * records, explain=explain)
+    assert on_threads == [False, True, False, True, True]
 
 
 @pytest.mark.parametrize("explain", [1, 3, 2.0, "all", 10**30])

@@ -77,6 +77,11 @@ def test_what_is_loaded_is_warm_and_has_an_example(served):
     json.dumps(served.example)
 
 
+def test_there_is_one_example_the_bundles(served, folder):
+    """What the document shows is what the registry records as the input example."""
+    assert served.example == load_bundle(folder).example
+
+
 def test_two_of_one_name(served):
     with pytest.raises(ConfigError, match="NAME=URI"):
         Store([served, dataclasses.replace(served, version="2")])

@@ -1,0 +1,163 @@
+"""The result of scoring: a folder of parts, rejects and a summary, replaced as a whole."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from anomaly_vae.errors import DataError
+from anomaly_vae.files import locked
+
+PART_ROWS = 1 << 20
+REJECT_ROWS = 1 << 16
+SUMMARY, REJECTS, INCOMPLETE = "summary.json", "rejects.parquet", ".incomplete"
+OURS = re.compile(r"part-\d{5,}\.parquet|rejects\.parquet|summary\.json")
+REPEATED = [
+    "p_value",
+    *(f"contributions.list.element.{name}" for name in ("feature", "observed", "expected")),
+]
+"""Columns with fewer values than rows; to look for repetition in the others takes long."""
+REJECT_SCHEMA = pa.schema(
+    [
+        ("path", pa.string()),
+        ("row", pa.int64()),
+        ("id", pa.string()),
+        ("column", pa.string()),
+        ("reason", pa.string()),
+    ]
+)
+
+
+@contextmanager
+def result_folder(output: Path) -> Iterator[Path]:
+    """Yield an empty folder to write to; its files replace those of ``output`` at the end.
+
+    Nothing beside ``output`` is touched, so that it may be a mount point. The previous result
+    stays as it is until the block ends well; then the old files go, the summary first, and the
+    new ones come, the summary last. So where there is a summary the result is whole, and a crash
+    amid these few renames leaves the new files, some in `INCOMPLETE`, and no summary.
+
+    Raises:
+        DataError: ``output`` is a file, holds anything but a previous result, or is in use.
+    """
+    if output.is_file():
+        raise DataError(f"--output '{output}' is a file; give a folder")
+    output.mkdir(parents=True, exist_ok=True)
+    with _alone(output):
+        _check(output)
+        staged = output / INCOMPLETE
+        shutil.rmtree(staged, ignore_errors=True)
+        staged.mkdir()
+        try:
+            yield staged
+        except BaseException:
+            shutil.rmtree(staged, ignore_errors=True)
+            raise
+        _publish(staged, output)
+
+
+@contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(output, wait=False))
+        except BlockingIOError:
+            raise DataError(f"--output '{output}' is being written by another run") from None
+        yield
+
+
+def _check(output: Path) -> None:
+    names = {path.name for path in output.iterdir()}
+    foreign = sorted(name for name in names - {INCOMPLETE} if not OURS.fullmatch(name))
+    if foreign:
+        raise DataError(
+            f"--output '{output}' holds other files, '{foreign[0]}' for one; "
+            "choose an empty or a new folder"
+        )
+    if names and not names & {SUMMARY, INCOMPLETE}:
+        raise DataError(
+            f"--output '{output}' holds files without a {SUMMARY}; choose an empty or a new folder"
+        )
+
+
+def _publish(staged: Path, output: Path) -> None:
+    (output / SUMMARY).unlink(missing_ok=True)
+    for path in list(output.iterdir()):
+        if OURS.fullmatch(path.name):
+            path.unlink()
+    for path in sorted(staged.iterdir(), key=lambda path: path.name == SUMMARY):
+        path.rename(output / path.name)
+    staged.rmdir()
+
+
+class Sink:
+    """Parts of at most `PART_ROWS` rows, all of one schema, and the rejects."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.parts: list[str] = []
+        self._writer: pq.ParquetWriter | None = None
+        self._rows = 0
+        self._rejects = pq.ParquetWriter(folder / REJECTS, REJECT_SCHEMA)
+        self._pending: list[tuple[Any, ...]] = []
+
+    def __enter__(self) -> Sink:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def write(self, table: pa.Table) -> None:
+        """Append scored rows."""
+        if self._writer is None:
+            name = f"part-{len(self.parts):05d}.parquet"
+            self.parts.append(name)
+            self._writer = pq.ParquetWriter(
+                self.folder / name, table.schema, compression="zstd", use_dictionary=REPEATED
+            )
+        self._writer.write_table(table)
+        self._rows += len(table)
+        if self._rows >= PART_ROWS:
+            self._close_part()
+
+    def reject(
+        self,
+        path: Path,
+        rows: Sequence[int | None],
+        reason: str,
+        column: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        """Append rejected rows of a file that share a reason."""
+        for start in range(0, len(rows), REJECT_ROWS):
+            some = rows[start : start + REJECT_ROWS]
+            self._pending += [(str(path), row, name, column, reason) for row in some]
+            if len(self._pending) >= REJECT_ROWS:
+                self._flush_rejects()
+
+    def close(self) -> None:
+        """Finish every file."""
+        self._close_part()
+        self._flush_rejects()
+        self._rejects.close()
+
+    def _close_part(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        self._writer, self._rows = None, 0
+
+    def _flush_rejects(self) -> None:
+        if self._pending:
+            columns = [list(column) for column in zip(*self._pending, strict=True)]
+            self._rejects.write_table(pa.Table.from_arrays(
+                [pa.array(c, t) for c, t in zip(columns, REJECT_SCHEMA.types, strict=True)],
+                schema=REJECT_SCHEMA,
+            ))  # fmt: skip
+            self._pending = []
