@@ -229,7 +229,7 @@ def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
 def test_the_manifest_says_what_made_it(calibrated: Bundle, config: Config) -> None:
     manifest = json.loads(calibrated.files[MANIFEST])
     assert manifest["format"] == FORMAT
-    assert manifest["code_version"] == __version__
+    assert re.fullmatch(re.escape(__version__) + r"\+[0-9a-f]{12}", manifest["code_version"])
     assert manifest["name"] == "fraud"
     assert manifest["data"]["rows"] == 1_500
     assert manifest["training"]["epochs"] == 3
