@@ -61,7 +61,7 @@ def progress(label: str, total: int | None) -> Iterator[tuple[Progress, Any]]:
     """A progress bar with a free text beside it; only where somebody watches."""
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=12),
         MofNCompleteColumn() if total else TaskProgressColumn(),
         TimeElapsedColumn(),
         TextColumn("{task.fields[note]}"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from pipelines.frozen import frozen_test
 
 CHECKPOINTS = Path("checkpoints")
 BUNDLES = Path("bundles")
+SHOWN_COLUMNS = 50
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +99,9 @@ def read(config: Config) -> Dataset:
 def tell(data: Dataset, twins: int) -> None:
     """What was read: columns, splits, and whatever a careful reader should know."""
     types = [(column.name, str(column.type)) for column in data.schema.columns]
-    console.table("Columns", ("name", "type"), types)
+    console.table("Columns", ("name", "type"), types[:SHOWN_COLUMNS])
+    if len(types) > SHOWN_COLUMNS:
+        console.say(f"and {len(types) - SHOWN_COLUMNS:,} more columns")
     counts = data.assignment.counts
     console.table("Rows", tuple(counts), [tuple(counts.values())])
     for why, count in data.assignment.unused.items():
@@ -127,11 +130,14 @@ def final_metrics(fitted: Fitted) -> dict[str, float]:
 def _fit(config: Config, prepared: Prepared, summary: dict[str, Any], checkpoint: Path) -> Fitted:
     try:
         with _epochs(checkpoint) as on_epoch:
-            return fit_bundle(config, prepared, summary, on_epoch, checkpoint)
+            fitted = fit_bundle(config, prepared, summary, on_epoch, checkpoint)
     except KeyboardInterrupt:
         if checkpoint.exists() and config.training.resume:
             console.say(f"Interrupted; the same command resumes from {checkpoint}")
         raise
+    with suppress(OSError):  # other fits may have theirs there
+        checkpoint.parent.rmdir()
+    return fitted
 
 
 @contextmanager
@@ -143,8 +149,8 @@ def _epochs(checkpoint: Path) -> Iterator[OnEpoch]:
             if epoch.epoch and bar.tasks[task].total is None:  # the first that is shown
                 console.say(f"Resumed after epoch {epoch.epoch} from {checkpoint}")
             note = (
-                f"ELBO {epoch.validation_elbo:.3f} = log p(x|z) {epoch.validation_log_prob:.3f} "
-                f"− KL {epoch.validation_kl:.3f} nats (validation), beta {epoch.beta:.2f}"
+                f"ELBO {epoch.validation_elbo:.2f} = log p(x|z) {epoch.validation_log_prob:.2f} "
+                f"− KL {epoch.validation_kl:.2f} nats"
             )
             bar.update(task, total=planned, completed=epoch.epoch + 1, note=note)
 

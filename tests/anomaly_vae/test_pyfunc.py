@@ -120,9 +120,9 @@ def test_unknown_columns_are_ignored(model: Any, frame: pd.DataFrame, truth: Det
 
 
 def test_an_unseen_category_is_scored(model: Any, frame: pd.DataFrame) -> None:
-    answer = model.predict(frame.head(2).assign(TX_CHANNEL="carrier_pigeon"))
+    answer = model.predict(frame.assign(TX_CHANNEL="carrier_pigeon"))
     assert np.isfinite(answer["score"]).all()
-    assert (answer["score"] > model.predict(frame.head(2))["score"]).all()
+    assert answer["score"].median() > model.predict(frame)["score"].median()
 
 
 def test_a_wrong_type_is_refused_by_the_signature(model: Any, frame: pd.DataFrame) -> None:
