@@ -96,6 +96,11 @@ class Version:
     aliases: tuple[str, ...]
     run_id: str | None
 
+    @property
+    def uri(self) -> str:
+        """What commands take."""
+        return f"models:/{self.name}/{self.version}"
+
 
 @dataclass(frozen=True)
 class Fetched:
@@ -366,7 +371,7 @@ class Registry:
         digest = found.tags.get(DIGEST_TAG)
         if digest is None:
             raise RegistryError(f"'{uri}' was not registered by anomaly-vae: it has no digest")
-        folder = self.download(f"models:/{name}/{found.version}") + f"/data/{BUNDLE}"
+        folder = self.download(found.uri) + f"/data/{BUNDLE}"
         return Fetched(folder, digest, name, found.version, alias)
 
     @_plainly

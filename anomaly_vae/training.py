@@ -156,6 +156,7 @@ class _Trainer:
         self.config, self.planned, self.batch_size = config, config.epochs, config.batch_size
         columns = range(self.x.shape[1]) if units is None else units
         self.units = torch.tensor(columns, device=self.device)
+        self.n_units = max(columns, default=-1) + 1
         self.steps_per_epoch = math.ceil(len(self.x) / self.batch_size)
         self.steps = self.planned * self.steps_per_epoch
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
@@ -246,7 +247,7 @@ class _Trainer:
     def _hide(self, x: Tensor) -> Tensor:
         if not self.config.hide:
             return x
-        shape = (len(x), int(self.units.max()) + 1)
+        shape = (len(x), self.n_units)
         draws = torch.rand(shape, generator=self.generator, device=self.device)
         return torch.where(draws[:, self.units] < self.config.hide, torch.nan, x)
 

@@ -54,7 +54,7 @@ class Calibrated:
             "name": self.version.name,
             "version": self.version.version,
             "alias": CHALLENGER,
-            "model_uri": f"models:/{self.version.name}/{self.version.version}",
+            "model_uri": self.version.uri,
             "run_id": self.run_id,
             "digest": self.bundle.digest,
             "threshold": self.evaluation.threshold,

@@ -192,7 +192,7 @@ def _record(
 
 
 def _detector(registry: Registry, version: Version) -> Detector:
-    return registry.fetch(f"models:/{version.name}/{version.version}").load().detector
+    return registry.fetch(version.uri).load().detector
 
 
 def show(decision: Promotion) -> None:

@@ -26,11 +26,10 @@ def run(config: Config) -> tuple[dict[str, Any], bool]:
         console.say(f"{config.name}: version {known.version} was made of the same inputs")
     decision = promote.promote(registry, config.name, version.version)
     promote.show(decision)
-    uri = f"models:/{version.name}/{version.version}"
-    bundle = registry.fetch(uri).load()
+    bundle = registry.fetch(version.uri).load()
     answer = {
         **decision.result(),
-        "model_uri": uri,
+        "model_uri": version.uri,
         "digest": bundle.digest,
         "metrics": Evaluation.from_json(bundle.manifest["evaluation"]).to_json(),
     }
