@@ -11,12 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from anomaly_vae.estimators import TabularVAEDetector as TabularVAEDetector
+    from anomaly_vae.image_estimator import ImageVAEDetector as ImageVAEDetector
 
 __version__ = "0.1.0"
-__all__ = ["TabularVAEDetector", "__version__"]
+__all__ = ["ImageVAEDetector", "TabularVAEDetector", "__version__"]
+
+ESTIMATORS = {
+    "ImageVAEDetector": "anomaly_vae.image_estimator",
+    "TabularVAEDetector": "anomaly_vae.estimators",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "TabularVAEDetector":
-        return getattr(import_module("anomaly_vae.estimators"), name)
+    if name in ESTIMATORS:
+        return getattr(import_module(ESTIMATORS[name]), name)
     raise AttributeError(f"module 'anomaly_vae' has no attribute '{name}'")

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from anomaly_vae.vae import VAE, Terms
+from anomaly_vae.vae import VAE, Inference, Terms
 
 
 class Autoencoder(VAE):
     """Same networks and likelihoods; the code is the encoder's mean, and it costs nothing."""
 
-    def elbo(self, x: Tensor, noise: Tensor) -> Terms:  # noqa: ARG002  # a code has no noise
-        """The reconstruction log-likelihood, whatever the noise; the KL term is 0."""
-        return self.reconstruction(x)
+    def infer(self, x: Tensor, noise: Tensor) -> Inference:
+        """The code and what it decodes to, whatever the noise."""
+        return super().infer(x, torch.zeros_like(noise[..., :1, :]))
+
+    def terms(self, found: Inference, x: Tensor) -> Terms:
+        """The reconstruction log-likelihood; the KL term is 0."""
+        return super().terms(found, x)._replace(kl=torch.zeros_like(x[:, :1]))
 
     def importance_weighted(self, x: Tensor, noise: Tensor) -> Terms:  # noqa: ARG002  # a code has no noise
-        """The same: a point has nothing to weigh."""
+        """The reconstruction log-likelihood: a point has nothing to weigh."""
         return self.reconstruction(x)

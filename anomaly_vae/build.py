@@ -1,34 +1,108 @@
-"""The one place that chooses networks and likelihoods for a kind of data."""
+"""The one place that chooses networks, likelihoods and training views for a kind of data."""
 
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from anomaly_vae.autoencoder import Autoencoder
-from anomaly_vae.config import ModelConfig
-from anomaly_vae.encoding import Layout
+from anomaly_vae.config import Config, ImageModelConfig, ModelConfig, TabularConfig
+from anomaly_vae.contamination import Contamination, inserted
+from anomaly_vae.convolutions import Geometry, ImageDecoder, ImageEncoder
+from anomaly_vae.corruption import DistortedImages, HiddenCells, Views
+from anomaly_vae.encoding import Layout, TabularEncoding
+from anomaly_vae.hierarchical import (
+    LEVELS,
+    BottomUp,
+    HierarchicalAutoencoder,
+    HierarchicalVAE,
+    TopDown,
+)
+from anomaly_vae.image_likelihoods import ContrastLikelihood, PixelLikelihood, StructuralLikelihood
+from anomaly_vae.images import ImageEncoding, ImageLayout
 from anomaly_vae.likelihoods import TabularFeatures, TabularLikelihood
 from anomaly_vae.networks import Decoder, Encoder
 from anomaly_vae.priors import StandardNormal
 from anomaly_vae.vae import VAE
 
 MODELS: dict[str, type[VAE]] = {"vae": VAE, "autoencoder": Autoencoder}
+HIERARCHICAL: dict[str, type[VAE]] = {
+    "vae": HierarchicalVAE,
+    "autoencoder": HierarchicalAutoencoder,
+}
 
 
-def build(config: ModelConfig, layout: Layout, seed: int = 0) -> VAE:
+def build(
+    config: ModelConfig | ImageModelConfig, layout: Layout | ImageLayout, seed: int = 0
+) -> VAE:
     """An untrained model for encoded rows of this layout; weights from ``seed``."""
-    config = config.resolve(layout.n_columns)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if isinstance(config, ImageModelConfig):
+            assert isinstance(layout, ImageLayout), "an image model is for images"
+            return _image(config.resolve(layout.n_columns), layout)
+        assert isinstance(layout, Layout), "a tabular model is for tables"
+        return _tabular(config.resolve(layout.n_columns), layout)
+
+
+def views(config: Config, encoding: TabularEncoding | ImageEncoding) -> Views:
+    """How batches are shown in training."""
+    if isinstance(config, TabularConfig):
+        return HiddenCells(config.training.hide, encoding.sources.tolist())
+    assert isinstance(encoding, ImageEncoding), "an image model is for images"
+    layout, training = encoding.layout, config.training
+    insert = inserted if config.model.contamination else None
+    return DistortedImages(layout, training.augmentation, training.corruption, insert)
+
+
+def _tabular(config: ModelConfig, layout: Layout) -> VAE:
     latent, hidden = config.latent_dim, config.hidden_dim
     assert latent, "resolve() fills it"
     assert hidden, "resolve() fills it"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        features = TabularFeatures(layout)
-        likelihood = TabularLikelihood(layout, config.likelihood, config.variance_floor)
-        return MODELS[config.type](
-            features,
-            Encoder(features.n_outputs, latent, hidden, config.depth),
-            Decoder(latent, likelihood.n_outputs, hidden, config.depth),
-            likelihood,
-            StandardNormal(),
-        )
+    features = TabularFeatures(layout)
+    likelihood = TabularLikelihood(layout, config.likelihood, config.variance_floor)
+    return MODELS[config.type](
+        features,
+        Encoder(features.n_outputs, latent, hidden, config.depth),
+        Decoder(latent, likelihood.n_outputs, hidden, config.depth),
+        likelihood,
+        StandardNormal(),
+    )
+
+
+def _image(config: ImageModelConfig, layout: ImageLayout) -> VAE:
+    likelihood = _image_likelihood(config, layout)
+    encoder, decoder = _image_networks(config, layout, likelihood.planes)
+    models = HIERARCHICAL if config.network == "hierarchical" else MODELS
+    model = models[config.type](nn.Identity(), encoder, decoder, likelihood, StandardNormal())
+    if config.contamination:
+        model.contamination = Contamination(Geometry(layout, config.width, LEVELS))
+    return model
+
+
+def _image_likelihood(
+    config: ImageModelConfig, layout: ImageLayout
+) -> PixelLikelihood | StructuralLikelihood | ContrastLikelihood:
+    if config.likelihood == "contrast":
+        return ContrastLikelihood(layout)
+    if config.likelihood == "structural":
+        return StructuralLikelihood(layout, config.variance_floor)
+    return PixelLikelihood(layout, config.likelihood, config.variance_floor)
+
+
+def _image_networks(
+    config: ImageModelConfig, layout: ImageLayout, planes: int
+) -> tuple[nn.Module, nn.Module]:
+    latent, hidden = config.latent_dim, config.hidden_dim
+    assert latent, "resolve() fills it"
+    if config.network == "dense":
+        inputs, outputs = layout.n_columns, planes * layout.size**2
+        return Encoder(inputs, latent, hidden, 2), Decoder(latent, outputs, hidden, 2)
+    if config.network == "hierarchical":
+        geometry = Geometry(layout, config.width, LEVELS)
+        top_down = TopDown(geometry, latent, planes)
+        return BottomUp(geometry, sum(top_down.sizes)), top_down
+    geometry, residual = Geometry(layout, config.width), config.network == "residual"
+    encoder = ImageEncoder(geometry, latent, hidden, residual)
+    decoder = ImageDecoder(geometry, latent, hidden, planes, config.upsampling, residual)
+    return encoder, decoder

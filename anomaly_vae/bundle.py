@@ -17,19 +17,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from anomaly_vae.calibration import Calibration
 from anomaly_vae.detector import Detector
-from anomaly_vae.encoding import TabularEncoding
 from anomaly_vae.errors import BundleError, NotCalibratedError
 from anomaly_vae.files import atomic_folder
+from anomaly_vae.modality import modality
 from anomaly_vae.provenance import code_version
-from anomaly_vae.schema import TabularSchema
 from anomaly_vae.scoring import Scorer
+
+if TYPE_CHECKING:
+    from anomaly_vae.heatmaps import Scale
 
 FORMAT = 1
 MANIFEST, GRAPH, WEIGHTS = "manifest.json", "graph.onnx", "weights.safetensors"
@@ -48,9 +50,13 @@ class Bundle:
     @cached_property
     def scorer(self) -> Scorer:
         """The scoring kernel over this bundle's graph."""
-        schema = TabularSchema.from_json(self.manifest["schema"])
-        encoding = TabularEncoding.from_json(self.manifest["encoding"])
-        return Scorer(schema, encoding, self.graph, self.weights)
+        schema, encoding = modality(self.manifest["kind"])
+        return Scorer(
+            schema.from_json(self.manifest["schema"]),
+            encoding.from_json(self.manifest["encoding"]),
+            self.graph,
+            self.weights,
+        )
 
     @cached_property
     def detector(self) -> Detector:
@@ -65,6 +71,13 @@ class Bundle:
                 "run: anomaly-vae calibrate CONFIG --model URI"
             )
         return Detector(self.scorer, self.calibration)
+
+    @cached_property
+    def heat_scale(self) -> Scale:
+        """What the values of this model's maps mean; a model of images has one."""
+        from anomaly_vae.heatmaps import Scale
+
+        return Scale.from_json(self.manifest["heat_scale"])
 
     @cached_property
     def example(self) -> dict[str, Any]:
@@ -107,7 +120,7 @@ class Bundle:
 
 def new_manifest(**content: Any) -> dict[str, Any]:
     """A manifest of the current format, not yet calibrated."""
-    head = {"format": FORMAT, "code_version": code_version(), "kind": "tabular"}
+    head = {"format": FORMAT, "code_version": code_version()}
     return {**head, "calibration": None, "evaluation": None, **content}
 
 

@@ -14,7 +14,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -114,27 +114,37 @@ class Splits(Section):
         return sum(part for part in parts if isinstance(part, float))
 
 
-class TabularData(Section):
-    """Where the rows are and what their columns mean."""
+class DataConfig(Section):
+    """What every kind of data says: where it is, what is known of it, how it is split."""
 
     path: str | tuple[str, ...]
-    """CSV or Parquet: files, folders or globs"""
+    """files, folders or globs: CSV or Parquet; images, or a CSV manifest of them"""
     label: str | None = None
     """column that marks known anomalies; they never train or calibrate"""
     positive: Annotated[int | float | str | bool, Field(union_mode="left_to_right")] = 1
     """the label value that means anomaly"""
+    group: str | None = None
+    """unit that no split may cut: customer, patient"""
+    splits: Splits = Splits()
+    """train, validation, calibration, test"""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The path or paths as a tuple."""
+        return (self.path,) if isinstance(self.path, str) else self.path
+
+
+class TabularData(DataConfig):
+    """Where the rows are and what their columns mean."""
+
     id: str | None = None
     """column that names a row in the output"""
     time: str | None = None
     """column that orders the rows; splits follow it"""
-    group: str | None = None
-    """unit that no split may cut: customer, patient"""
     features: tuple[str, ...] | dict[str, Feature] | None = None
     """columns to read, plain or with their types; absent: inferred"""
     ignore: tuple[str, ...] = ()
     """columns to leave out; names that are not there are tolerated"""
-    splits: Splits = Splits()
-    """train, validation, calibration, test"""
 
     @model_validator(mode="after")
     def _time_is_named(self) -> TabularData:
@@ -143,14 +153,42 @@ class TabularData(Section):
         return self
 
     @property
-    def paths(self) -> tuple[str, ...]:
-        """The path or paths as a tuple."""
-        return (self.path,) if isinstance(self.path, str) else self.path
-
-    @property
     def roles(self) -> tuple[str, ...]:
         """Columns with a part other than feature."""
         return tuple(name for name in (self.label, self.id, self.group) if name)
+
+
+class ImageData(DataConfig):
+    """Where the images are and how they are read."""
+
+    size: int = Field(64, ge=16, le=512)
+    """side in pixels of the square that each image is cropped and resized to"""
+    channels: Literal[1, 3] = 1
+    """1 is grey, 3 is colour"""
+    intensity: Literal["standardise", "unit"] = "standardise"
+    """standardise: each image by its own mean and deviation; unit: as it is, on [0, 1]"""
+    window: Literal["auto", "percentile"] | tuple[float, float] = "auto"
+    """grey levels of DICOM and NIfTI: the file's window, percentiles, or [center, width]"""
+    axis: Literal[0, 1, 2] = 2
+    """NIfTI: the axis along which a volume is cut into slices"""
+    max_pixels: int = Field(1 << 25, ge=1)
+    """of one image; more are refused before they are decoded"""
+    max_bytes: int = Field(1 << 28, ge=1)
+    """of one file"""
+
+    @model_validator(mode="after")
+    def _no_time(self) -> ImageData:
+        if self.splits.by_interval or self.splits.gap_days:
+            raise ValueError("images have no time column; give splits as fractions, without gap")
+        return self
+
+    @property
+    def time(self) -> None:
+        """Images come in no order."""
+
+    @property
+    def id(self) -> None:
+        """An image is named by its path."""
 
 
 class ModelConfig(Section):
@@ -180,8 +218,8 @@ class ModelConfig(Section):
         )
 
 
-class TrainingConfig(Section):
-    """How the model is fitted."""
+class FitConfig(Section):
+    """How a model of any kind is fitted."""
 
     epochs: int | None = Field(None, ge=1)
     """upper bound; absent: about 1,500 steps, 3 to 300 epochs"""
@@ -199,8 +237,6 @@ class TrainingConfig(Section):
     """share of the steps over which beta rises from 0"""
     free_bits: float = Field(0.0, ge=0)
     """nats per latent dimension that cost nothing (Kingma et al. 2016)"""
-    hide: float = Field(0.02, ge=0, lt=1)
-    """share of the cells treated as missing in each batch, so that missing ones are met"""
     patience: int = Field(20, ge=1)
     """epochs without a better validation ELBO before stopping"""
     seed: Seed = 0
@@ -212,13 +248,95 @@ class TrainingConfig(Section):
     resume: bool = True
     """continue from a checkpoint of the same data and configuration"""
 
-    def resolve(self, n_rows: int) -> TrainingConfig:
+    STEPS: ClassVar[int] = 1500
+    """Of a fit whose epochs are absent, about."""
+
+    def resolve(self, n_rows: int) -> Self:
         """Fill what is absent from the number of training rows."""
         batch = 2 ** round(math.log2(max(n_rows / 32, 1)))
         batch = self.batch_size or min(max(batch, 32), 512)
         steps_per_epoch = max(1, math.ceil(n_rows / batch))
-        epochs = self.epochs or min(max(round(1500 / steps_per_epoch), 3), 300)
+        epochs = self.epochs or min(max(round(self.STEPS / steps_per_epoch), 3), 300)
         return self.model_copy(update={"batch_size": batch, "epochs": epochs})
+
+
+class TrainingConfig(FitConfig):
+    """How a tabular model is fitted."""
+
+    hide: float = Field(0.02, ge=0, lt=1)
+    """share of the cells treated as missing in each batch, so that missing ones are met"""
+
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class ImageModelConfig(Section):
+    """The network of an image model and its likelihood."""
+
+    type: Literal["vae", "autoencoder"] = "vae"
+    """autoencoder: the deterministic twin, without noise or rate"""
+    network: Literal["convolutional", "residual", "dense", "hierarchical"] = "hierarchical"
+    """hierarchical: latents at three resolutions (Sønderby et al. 2016)"""
+    latent_dim: int | None = Field(None, ge=1, le=4096)
+    """absent: 16; hierarchical: channels of the coarsest level, absent: 8"""
+    width: int = Field(16, ge=1, le=512)
+    """channels of the finest convolutions, doubled with each halving of the side"""
+    hidden_dim: int = Field(256, ge=1, le=8192)
+    """units of the dense layers"""
+    upsampling: Literal["shuffle", "transposed"] = "shuffle"
+    """how decoders double the side: pixel shuffle or transposed convolution"""
+    likelihood: Literal["gaussian", "laplace", "bernoulli", "structural", "contrast"] = "contrast"
+    """structural: Gaussian on bands of local contrast; contrast: what is unexplained of it"""
+    variance_floor: float = Field(1e-3, gt=0)
+    """smallest variance that a Gaussian or a Laplace learns"""
+    contamination: bool = False
+    """a second network learns which pixels do not belong, from inserted corruption"""
+
+    def resolve(self, n_columns: int) -> ImageModelConfig:
+        """Fill what is absent; the size of the images decides nothing yet."""
+        del n_columns
+        usual = 8 if self.network == "hierarchical" else 16
+        return self.model_copy(update={"latent_dim": self.latent_dim or usual})
+
+
+class CorruptionConfig(Section):
+    """What is done to an image that the model then has to see through."""
+
+    type: Literal["none", "coarse", "pixel", "mask", "downsample"] = "coarse"
+    """noise on a coarse grid, noise per pixel, squares hidden, or fewer pixels"""
+    strength: float = Field(0.25, ge=0)
+    """deviation of the noise, share of the side hidden, or of the resolution lost"""
+
+
+class AugmentationConfig(Section):
+    """Random changes that leave an image normal; whole batches at once."""
+
+    flip: Probability = 0.0
+    """of mirroring left to right"""
+    rotation: Probability = 0.0
+    """of turning by up to `degrees`"""
+    degrees: float = Field(10.0, ge=0, le=180)
+    """the largest turn to either side"""
+
+
+class ImageTrainingConfig(FitConfig):
+    """How an image model is fitted."""
+
+    epochs: int | None = Field(None, ge=1)
+    """upper bound; absent: about 800 steps, 3 to 300 epochs"""
+    batch_size: int | None = Field(None, ge=2)
+    """absent: a 32nd of the images as a power of two, 32 to 512; batch norm needs two"""
+    learning_rate: float = Field(2e-3, gt=0)
+    """peak of the cosine schedule"""
+    kl_warmup: float = Field(0.2, ge=0, le=1)
+    """share of the steps over which beta rises from 0"""
+
+    STEPS: ClassVar[int] = 800
+
+    corruption: CorruptionConfig = CorruptionConfig()
+    """makes the model a denoiser, an inpainter or a super-resolver"""
+    augmentation: AugmentationConfig = AugmentationConfig()
+    """mirroring and turning"""
 
 
 class ScoreConfig(Section):
@@ -230,6 +348,26 @@ class ScoreConfig(Section):
     """frozen posterior draws, shared by all rows; 1 is the posterior mean"""
     seed: Seed = 0
     """of the draws"""
+
+
+class ImageScoreConfig(Section):
+    """What the anomaly score of an image is."""
+
+    type: Literal[
+        "neg_elbo", "reconstruction", "importance_weighted", "structural", "contamination"
+    ] = "neg_elbo"
+    """higher is more anomalous; see docs/configuration.md"""
+    standardise: bool | None = None
+    """pixels by their mean and deviation on held-out normals; absent: all but contamination"""
+    draws: int = Field(1, ge=1, le=1024)
+    """frozen posterior draws, shared by all images; 1 is the posterior mean"""
+    seed: Seed = 0
+    """of the draws"""
+
+    @property
+    def standardised(self) -> bool:
+        """Whether pixels are measured by what they are on held-out normals."""
+        return self.type != "contamination" if self.standardise is None else self.standardise
 
 
 class CalibrationConfig(Section):
@@ -261,30 +399,25 @@ class MLflowConfig(Section):
     """absent: the model's name"""
 
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "fast": {"model": {"depth": 1, "hidden_dim": 32}, "score": {"draws": 1}},
-    "default": {},
-    "best": {"score": {"draws": 16}, "training": {"epochs": 300, "patience": 40}},
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "tabular": {
+        "fast": {"model": {"depth": 1, "hidden_dim": 32}, "score": {"draws": 1}},
+        "best": {"score": {"draws": 16}, "training": {"epochs": 300, "patience": 40}},
+    },
+    "image": {
+        "fast": {"model": {"width": 8, "hidden_dim": 128}, "training": {"epochs": 10}},
+        "best": {"model": {"width": 32}, "training": {"patience": 40}},
+    },
 }
 
 
-class TabularConfig(Section):
-    """The whole of a tabular detector's configuration."""
+class BaseConfig(Section):
+    """What the configuration of every detector has."""
 
-    kind: Literal["tabular"] = "tabular"
-    """what the rows are"""
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")
     """of the registered model"""
     preset: Literal["fast", "default", "best"] = "default"
     """defaults of several keys at once"""
-    data: TabularData
-    """what to read"""
-    model: ModelConfig = ModelConfig()
-    """what to fit"""
-    training: TrainingConfig = TrainingConfig()
-    """how to fit it"""
-    score: ScoreConfig = ScoreConfig()
-    """what to score by"""
     calibration: CalibrationConfig = CalibrationConfig()
     """what to promise"""
     promotion: PromotionConfig = PromotionConfig()
@@ -299,7 +432,8 @@ class TabularConfig(Section):
             return value
         if isinstance(value.get("score"), str):  # score: neg_elbo is short for score.type
             value = {**value, "score": {"type": value["score"]}}
-        return merged(PRESETS.get(str(value.get("preset")), {}), value)
+        presets = PRESETS[cls.model_fields["kind"].default]
+        return merged(presets.get(str(value.get("preset")), {}), value)
 
     @field_validator("name", mode="before")
     @classmethod
@@ -317,7 +451,49 @@ class TabularConfig(Section):
         return self.model_dump(mode="json", exclude=exclude)
 
 
-Config = TabularConfig
+class TabularConfig(BaseConfig):
+    """The whole of a tabular detector's configuration."""
+
+    kind: Literal["tabular"] = "tabular"
+    """what the rows are"""
+    data: TabularData
+    """what to read"""
+    model: ModelConfig = ModelConfig()
+    """what to fit"""
+    training: TrainingConfig = TrainingConfig()
+    """how to fit it"""
+    score: ScoreConfig = ScoreConfig()
+    """what to score by"""
+
+
+class ImageConfig(BaseConfig):
+    """The whole of an image detector's configuration."""
+
+    kind: Literal["image"] = "image"
+    """what is scored"""
+    data: ImageData
+    """what to read"""
+    model: ImageModelConfig = ImageModelConfig()
+    """what to fit"""
+    training: ImageTrainingConfig = ImageTrainingConfig()
+    """how to fit it"""
+    score: ImageScoreConfig = ImageScoreConfig()
+    """what to score by"""
+
+    @model_validator(mode="after")
+    def _score_fits_model(self) -> ImageConfig:
+        if self.score.type == "contamination" and not self.model.contamination:
+            raise ValueError("score contamination needs model.contamination: true")
+        if self.model.network == "hierarchical" and self.score.draws > 1:
+            raise ValueError("a hierarchical model is scored at its posterior mean: score.draws 1")
+        return self
+
+
+Config = TabularConfig | ImageConfig
+KINDS: dict[str, type[TabularConfig] | type[ImageConfig]] = {
+    "tabular": TabularConfig,
+    "image": ImageConfig,
+}
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -342,12 +518,20 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def validate_config(content: Mapping[str, Any]) -> Config:
     """Plain keys and values → a configuration; each fault named with its remedy."""
+    config = _kind(content.get("kind", "tabular"))
     try:
-        return TabularConfig.model_validate(content)
+        return config.model_validate(content)
     except ValidationError as error:
         faults = _pertinent(content, error.errors(include_url=False))
-        clauses = [_clause(key, alternatives) for key, alternatives in faults.items()]
+        clauses = [_clause(config, key, alternatives) for key, alternatives in faults.items()]
         raise ConfigError("; ".join(clauses), key=next(iter(faults))) from None
+
+
+def _kind(kind: Any) -> type[TabularConfig] | type[ImageConfig]:
+    if not isinstance(kind, str) or kind not in KINDS:
+        expected = " or ".join(map(repr, KINDS))
+        raise ConfigError(f"kind: expected {expected}, got {shown(kind)}", key="kind")
+    return KINDS[kind]
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -361,7 +545,7 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def fields(section: type[Section] = TabularConfig, prefix: str = "") -> Iterator[tuple[str, str]]:
+def fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Every key with its description, dotted."""
     for name, info in section.model_fields.items():
         yield f"{prefix}{name}", info.description or ""
@@ -437,12 +621,10 @@ def _written(content: Any, fault: Any) -> str:
     return ".".join(parts)
 
 
-def _clause(key: str, alternatives: Sequence[Any]) -> str:
+def _clause(root: type[Section], key: str, alternatives: Sequence[Any]) -> str:
     fault = alternatives[0]
     if fault["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(
-            str(fault["loc"][-1]), _siblings(TabularConfig, fault["loc"]), n=1
-        )
+        near = difflib.get_close_matches(str(fault["loc"][-1]), _siblings(root, fault["loc"]), n=1)
         return f"unknown key {key}" + (f", did you mean {near[0]}" if near else "")
     if fault["type"] == "missing":
         return f"{key} is missing"

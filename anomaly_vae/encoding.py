@@ -247,6 +247,9 @@ class TabularEncoding:
 
     columns: tuple[Numeric | Binary | Categorical | Cyclic, ...]
 
+    tile = 4096
+    """Rows that are scored at a time: few enough to stay in the cache."""
+
     @cached_property
     def layout(self) -> Layout:
         """Shape of the matrix."""
@@ -313,7 +316,7 @@ class TabularEncoding:
         """(N, F) → (N, number of columns): a cycle's sine and cosine belong together."""
         return np.add.reduceat(nats, self.starts, axis=1)
 
-    def typical_record(self, schema: TabularSchema) -> dict[str, Any]:
+    def typical_record(self, schema: Any) -> dict[str, Any]:
         """A record of central values and frequent levels; no row of anybody's data."""
         record: dict[str, Any] = {column.name: None for column in schema.columns}
         for column in self.columns:

@@ -211,7 +211,7 @@ class _Builder:
     def posterior(self) -> tuple[str, str]:
         """See `networks.Encoder`."""
         g = self.g
-        out = self.mlp(self.features(), self.model.encoder.network, "encoder.network")
+        out = self.mlp(self.features(), _network(self.model.encoder), "encoder.network")
         mean, log_var = g.many("Split", 2, out, axis=-1, num_outputs=2)
         return mean, g("Clip", log_var, *Encoder.LOG_VAR)
 
@@ -271,7 +271,7 @@ class _Builder:
 
     def parameters(self, z: str) -> list[str]:
         """Decoder outputs, one value per non-empty block of `TabularLikelihood.widths`."""
-        out = self.mlp(z, self.model.decoder.network, "decoder.network")
+        out = self.mlp(z, _network(self.model.decoder), "decoder.network")
         ends = np.cumsum(self.likelihood.widths)
         spans = zip(ends - self.likelihood.widths, ends, strict=True)
         return [self.g.slice(out, int(a), int(b)) if b > a else "" for a, b in spans]
@@ -348,16 +348,27 @@ class _Builder:
         return self.g.constant(np.float64(value))
 
 
+def _network(part: torch.nn.Module) -> MLP:
+    assert isinstance(part.network, MLP), "tables have no other"
+    return part.network
+
+
 def _external(weights: bytes, used: set[str]) -> list[onnx.TensorProto]:
     """References into a safetensors file: an 8-byte header length, the header, then raw tensors."""
+    header, base = header_of(weights)
+    return [reference(name, TensorProto.FLOAT, header[name], base) for name in sorted(used)]
+
+
+def header_of(weights: bytes) -> tuple[Mapping[str, Any], int]:
+    """What lies where in a safetensors file, and where its tensors begin."""
     length = int.from_bytes(weights[:8], "little")
-    header: Mapping[str, Any] = json.loads(weights[8 : 8 + length])
-    return [_reference(name, header[name], 8 + length) for name in sorted(used)]
+    return json.loads(weights[8 : 8 + length]), 8 + length
 
 
-def _reference(name: str, entry: Mapping[str, Any], base: int) -> onnx.TensorProto:
+def reference(name: str, kind: int, entry: Mapping[str, Any], base: int) -> onnx.TensorProto:
+    """A tensor of a graph that lies in the weights file."""
     start, end = entry["data_offsets"]
-    tensor = onnx.TensorProto(name=name, data_type=TensorProto.FLOAT, dims=entry["shape"])
+    tensor = onnx.TensorProto(name=name, data_type=kind, dims=entry["shape"])
     tensor.data_location = TensorProto.EXTERNAL
     where = {"location": WEIGHTS_FILE, "offset": str(base + start), "length": str(end - start)}
     for key, value in where.items():
@@ -385,10 +396,20 @@ def check_graph(
         ExportError: it is above `TOLERANCE`.
     """
     chunks = torch.from_numpy(x).split(4096)
-    truth = (
-        torch.cat([-torch_terms(model, score, chunk).bound for chunk in chunks]).double().numpy()
-    )
-    error = float(np.max(np.abs(truth - scores) / np.maximum(1, np.abs(truth)), initial=0.0))
+    truth = torch.cat([-torch_terms(model, score, chunk).bound for chunk in chunks])
+    exact = truth.double().numpy()
+    return disagreement(exact, scores, np.abs(exact))
+
+
+def disagreement(
+    truth: NDArray[np.float64], scores: NDArray[np.float64], size: NDArray[np.float64]
+) -> float:
+    """The largest difference of (N,) from (N,), relative to max(1, size), size (N,).
+
+    Raises:
+        ExportError: it is above `TOLERANCE`.
+    """
+    error = float(np.max(np.abs(truth - scores) / np.maximum(1, size), initial=0.0))
     if not error <= TOLERANCE:
         raise ExportError(
             f"the scoring graph differs from the model by {error:.1e} nats relative "

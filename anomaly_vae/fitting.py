@@ -1,23 +1,29 @@
-"""Columns → a bundle: encode, build, fit, export, check."""
+"""Rows or images → a bundle: encode, build, fit, export, check."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.numpy import save as save_tensors
 
-from anomaly_vae.build import build
+from anomaly_vae.build import build, views
 from anomaly_vae.bundle import Bundle, new_manifest
-from anomaly_vae.config import Config
-from anomaly_vae.encoding import Matrix, TabularEncoding, fit_encoding
+from anomaly_vae.config import Config, ImageConfig, TabularConfig
+from anomaly_vae.encoding import Matrix, fit_encoding
 from anomaly_vae.errors import DataError
 from anomaly_vae.export import check_graph, export_graph, weight_tensors
+from anomaly_vae.heatmaps import fit_scale
+from anomaly_vae.image_scores import ImageScore
+from anomaly_vae.images import ImageEncoding, ImageLayout
 from anomaly_vae.inference import feature_options
+from anomaly_vae.modality import Encoding, Schema
 from anomaly_vae.schema import RawBatch, TabularSchema
+from anomaly_vae.tracing import check_traced, image_tensors, trace_graph
 from anomaly_vae.training import History, OnEpoch, fit
 from anomaly_vae.vae import VAE
 
@@ -26,8 +32,8 @@ from anomaly_vae.vae import VAE
 class Prepared:
     """Encoded rows, ready to fit."""
 
-    schema: TabularSchema
-    encoding: TabularEncoding
+    schema: Schema
+    encoding: Encoding
     train: Matrix
     validation: Matrix
 
@@ -42,18 +48,25 @@ class Fitted:
     graph_error: float
 
 
-def prepare(
-    config: Config, schema: TabularSchema, train: RawBatch, validation: RawBatch
-) -> Prepared:
+def prepare(config: Config, schema: Schema, train: RawBatch, validation: RawBatch) -> Prepared:
     """Fit the encoding on the training rows and encode both parts.
 
     Raises:
         DataError: nothing is left to learn from.
     """
+    encoding = _encoding(config, schema, train)
+    return Prepared(schema, encoding, encoding.encode(train), encoding.encode(validation))
+
+
+def _encoding(config: Config, schema: Schema, train: RawBatch) -> Encoding:
+    if isinstance(config, ImageConfig):
+        layout = ImageLayout(config.data.channels, config.data.size)
+        return ImageEncoding(layout, config.data.intensity)
+    assert isinstance(schema, TabularSchema), "a tabular model reads a table"
     encoding = fit_encoding(schema, train, feature_options(config.data))
     if not encoding.columns:
         raise DataError("no column is left to learn from: the only ones are dates without a cycle")
-    return Prepared(schema, encoding, encoding.encode(train), encoding.encode(validation))
+    return encoding
 
 
 def fit_bundle(
@@ -69,20 +82,13 @@ def fit_bundle(
         TrainingError: the fit diverged.
         ExportError: the graph disagrees with torch on the validation rows.
     """
-    encoding = prepared.encoding
-    config = resolved(config, encoding, len(prepared.train))
+    encoding, train, validation = prepared.encoding, prepared.train, prepared.validation
+    config = resolved(config, encoding, len(train))
     model = build(config.model, encoding.layout, config.training.seed)
-    history = fit(
-        model,
-        prepared.train,
-        prepared.validation,
-        config.training,
-        on_epoch,
-        checkpoint,
-        encoding.sources.tolist(),
-    )
-    weights = save_tensors(weight_tensors(model, config.score))
+    shown = views(config, encoding)
+    history = fit(model, train, validation, config.training, on_epoch, checkpoint, shown)
     manifest = new_manifest(
+        kind=config.kind,
         name=config.name,
         schema=prepared.schema.to_json(),
         encoding=encoding.to_json(),
@@ -90,13 +96,36 @@ def fit_bundle(
         data=dict(data),
         training=_summary(history),
     )
-    bundle = Bundle(manifest, export_graph(model, config.score, weights), weights)
-    scores = bundle.scorer.score_encoded(prepared.validation)
-    error = check_graph(model, config.score, prepared.validation, scores)
+    freeze = _freeze_image if isinstance(config, ImageConfig) else _freeze
+    bundle, error = freeze(config, model, manifest, validation)  # type: ignore[arg-type]  # each has its kind
     return Fitted(bundle, model, history, error)
 
 
-def resolved(config: Config, encoding: TabularEncoding, n_rows: int) -> Config:
+def _freeze(
+    config: TabularConfig, model: VAE, manifest: dict[str, Any], validation: Matrix
+) -> tuple[Bundle, float]:
+    """The bundle, and how far its graph is from torch."""
+    weights = save_tensors(weight_tensors(model, config.score))
+    bundle = Bundle(manifest, export_graph(model, config.score, weights), weights)
+    scores = bundle.scorer.score_encoded(validation)
+    return bundle, check_graph(model, config.score, validation, scores)
+
+
+def _freeze_image(
+    config: ImageConfig, model: VAE, manifest: dict[str, Any], validation: Matrix
+) -> tuple[Bundle, float]:
+    """The same for images; statistics that the score needs come from the validation images."""
+    score = ImageScore(model, ImageLayout(config.data.channels, config.data.size), config.score)
+    score.learn(torch.from_numpy(validation))
+    weights = save_tensors(image_tensors(score))
+    bundle = Bundle(manifest, trace_graph(score, weights), weights)
+    explained = bundle.scorer.explain_encoded(validation)
+    scale = fit_scale(explained.nats.reshape(-1, config.data.size, config.data.size), score.unit)
+    error = check_traced(score, validation, explained.score)
+    return replace(bundle, manifest={**manifest, "heat_scale": scale.to_json()}), error
+
+
+def resolved(config: Config, encoding: Encoding, n_rows: int) -> Config:
     """The configuration with everything that depends on the data's size filled in."""
     return config.model_copy(
         update={

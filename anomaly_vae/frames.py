@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from anomaly_vae.columns import level_name
 from anomaly_vae.errors import DataError
-from anomaly_vae.schema import ColumnType, TabularSchema
+from anomaly_vae.modality import Schema
+from anomaly_vae.schema import ColumnType
 
 
 def table_of(frame: pd.DataFrame) -> pa.Table:
@@ -33,12 +34,12 @@ def _array_of(column: pd.Series) -> pa.Array:
         return pa.array(names, pa.string())
 
 
-def frame_of(record: Mapping[str, Any], schema: TabularSchema) -> pd.DataFrame:
+def frame_of(record: Mapping[str, Any], schema: Schema) -> pd.DataFrame:
     """One record as a data frame whose types an MLflow signature accepts."""
     frame = pd.DataFrame([record])
     for column in schema.columns:
         if column.type is ColumnType.DATETIME:
             frame[column.name] = pd.to_datetime(frame[column.name])
-        elif column.type is not ColumnType.CATEGORICAL:
+        elif column.type in {ColumnType.NUMERIC, ColumnType.BINARY}:
             frame[column.name] = frame[column.name].astype("float64")
     return frame

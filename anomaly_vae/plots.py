@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from anomaly_vae.detector import Detector
 from anomaly_vae.encoding import TabularEncoding
+from anomaly_vae.images import ImageEncoding
 from anomaly_vae.scoring import Explained
 from anomaly_vae.training import History
 
@@ -56,7 +57,7 @@ def score_histogram(
                 histtype="stepfilled",
                 alpha=0.5,
                 color=colour,
-                label=f"{label} ({mask.sum():,} rows)",
+                label=f"{label} ({mask.sum():,})",
             )
     axes.axvline(threshold, color="black", linewidth=1.2, label=f"threshold, alpha = {alpha:g}")
     axes.set(xlabel="score, nats (tails collected in the last bins)", ylabel="density")
@@ -65,9 +66,33 @@ def score_histogram(
 
 
 def reconstructions(
-    encoding: TabularEncoding, explained: Explained, titles: Sequence[str]
+    encoding: TabularEncoding | ImageEncoding, explained: Explained, titles: Sequence[str]
 ) -> Figure:
-    """What was observed and what the model expected, standardised, for a few rows."""
+    """What was observed and what the model expected, for a few rows or images."""
+    if isinstance(encoding, ImageEncoding):
+        return _images(encoding, explained, titles)
+    return _columns(encoding, explained, titles)
+
+
+def _images(encoding: ImageEncoding, explained: Explained, titles: Sequence[str]) -> Figure:
+    """Each image, the one expected in its place, and the map that adds up to its score."""
+    count, side = min(len(titles), len(explained.score)), encoding.layout.size
+    figure = Figure((7.0, 2.5 * count), layout="constrained")
+    seen, expected = encoding.pictures(explained.observed), encoding.pictures(explained.expected)
+    maps = explained.nats[:count].reshape(count, side, side)
+    low, high = np.percentile(maps, [1, 99.8])
+    for row, axes in enumerate(figure.subplots(count, 3, squeeze=False)):
+        for place, picture in zip(axes, (seen[row], expected[row]), strict=False):
+            place.imshow(np.moveaxis(picture, 0, -1).squeeze(), "gray", vmin=0, vmax=1)
+        axes[2].imshow(maps[row], "cividis", vmin=low, vmax=high)
+        axes[0].set_title(titles[row], fontsize=8, loc="left")
+        for place in axes:
+            place.set_axis_off()
+    return figure
+
+
+def _columns(encoding: TabularEncoding, explained: Explained, titles: Sequence[str]) -> Figure:
+    """Observed and expected, standardised."""
     count = min(len(titles), len(explained.score))
     numeric = min(encoding.layout.n_numeric + encoding.layout.n_binary, MOST_COLUMNS)
     names = [c.label for c in encoding.columns for _ in range(c.width)][:numeric]

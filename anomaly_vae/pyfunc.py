@@ -20,8 +20,10 @@ class DetectorModel:
     def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Columns as in training → ``score``, ``p_value``, ``is_anomaly``, same index.
 
+        A model of images reads the column ``image``: paths, or the bytes of files.
+
         Raises:
-            DataError: a cell that does not fit its column.
+            DataError: a cell that does not fit its column, an image that cannot be read.
         """
         table: pa.Table = table_of(frame)
         batch = self.detector.scorer.schema.from_arrow(table)

@@ -30,7 +30,8 @@ from anomaly_vae.bundle import SUMS, Bundle, load
 from anomaly_vae.errors import AnomalyVAEError, BundleError, RegistryError
 from anomaly_vae.files import atomic_folder, own_temporary_folder
 from anomaly_vae.frames import frame_of
-from anomaly_vae.schema import ColumnType, TabularSchema
+from anomaly_vae.modality import Schema as DataSchema
+from anomaly_vae.schema import ColumnType
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -60,6 +61,17 @@ DECISION_TAG = "anomaly_vae.decision"
 PAST_CHAMPIONS_TAG = "anomaly_vae.past_champions"
 MOST_PAST_CHAMPIONS = 50
 MOST_PARAM_CHARACTERS = 6000
+REQUIRED = {
+    "tabular": f"anomaly-vae=={__version__}",
+    "image": f"anomaly-vae[images]=={__version__}",
+}
+"""What a model of each kind needs installed."""
+COLUMN_TYPES: dict[str, DataType] = {
+    ColumnType.CATEGORICAL: DataType.string,
+    ColumnType.DATETIME: DataType.datetime,
+    "image": DataType.binary,
+}
+"""What a signature calls a column that is no number."""
 MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/]+)|/(?P<version>\d+))")
 
 Method = TypeVar("Method")
@@ -246,7 +258,7 @@ class Registry:
                     data_path=str(folder),
                     signature=signature(bundle.scorer.schema),
                     input_example=frame_of(bundle.example, bundle.scorer.schema),
-                    pip_requirements=[f"anomaly-vae=={__version__}", "pandas"],
+                    pip_requirements=[REQUIRED[bundle.manifest["kind"]], "pandas"],
                 )
             finally:
                 mlflow.end_run()
@@ -401,11 +413,17 @@ def _is_sound(folder: Path, digest: str) -> bool:
     return True
 
 
-def signature(schema: TabularSchema) -> ModelSignature:
-    """Every column optional, numbers as double, so that missing values pass."""
-    types = {ColumnType.CATEGORICAL: DataType.string, ColumnType.DATETIME: DataType.datetime}
+def signature(schema: DataSchema) -> ModelSignature:
+    """Every column optional, numbers as double, so that missing values pass.
+
+    Only an image may not be missing; as MLflow reads its type, it may be bytes or a path.
+    """
     columns: list[ColSpec | TensorSpec] = [
-        ColSpec(types.get(column.type, DataType.double), column.name, required=False)
+        ColSpec(
+            COLUMN_TYPES.get(column.type, DataType.double),
+            column.name,
+            required=COLUMN_TYPES.get(column.type) is DataType.binary,
+        )
         for column in schema.columns
     ]
     answers: list[ColSpec | TensorSpec] = [

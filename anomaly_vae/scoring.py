@@ -1,11 +1,12 @@
 """The one scoring kernel: encode with numpy, run the graph with ONNX Runtime.
 
 A row's score depends on that row and the bundle alone. The session runs one thread on fixed
-weights and frozen draws; rows are scored `TILE` at a time, so memory is bounded.
+weights and frozen draws; rows are scored so many at a time, and memory is bounded.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +14,10 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from anomaly_vae.encoding import Matrix, TabularEncoding
-from anomaly_vae.schema import RawBatch, TabularSchema
+from anomaly_vae.encoding import Matrix
+from anomaly_vae.modality import Encoding, Schema
+from anomaly_vae.schema import RawBatch
 
-TILE = 4096
 OUTPUTS = ("score", "nats", "kl", "expected", "latent")
 
 
@@ -39,9 +40,7 @@ class Explained:
 class Scorer:
     """Schema, encoding and graph of one trained model."""
 
-    def __init__(
-        self, schema: TabularSchema, encoding: TabularEncoding, graph: bytes, weights: bytes
-    ) -> None:
+    def __init__(self, schema: Schema, encoding: Encoding, graph: bytes, weights: bytes) -> None:
         self.schema, self.encoding = schema, encoding
         self._session = open_session(graph, weights)
 
@@ -50,23 +49,26 @@ class Scorer:
         return self.score_encoded(self.encoding.encode(batch))
 
     def score_encoded(self, x: Matrix) -> NDArray[np.float64]:
-        """(N, F) as `TabularEncoding.encode` gives it → (N,)"""
-        if len(x) <= TILE:
-            return self._run(("score",), x)[0]
-        return np.concatenate([self.score_encoded(x[i : i + TILE]) for i in range(0, len(x), TILE)])
+        """(N, F) as the encoding gives it → (N,)"""
+        return np.concatenate([self._run(("score",), tile)[0] for tile in self._tiles(x)])
 
     def explain(self, batch: RawBatch) -> Explained:
         """Scores and their parts."""
         return self.explain_encoded(self.encoding.encode(batch))
 
     def explain_encoded(self, x: Matrix) -> Explained:
-        """(N, F) as `TabularEncoding.encode` gives it → scores and their parts."""
-        tiles = [self._run(OUTPUTS, x[i : i + TILE]) for i in range(0, max(len(x), 1), TILE)]
+        """(N, F) as the encoding gives it → scores and their parts."""
+        tiles = [self._run(OUTPUTS, tile) for tile in self._tiles(x)]
         score, nats, kl, expected, latent = (
             np.concatenate(part) for part in zip(*tiles, strict=True)
         )
         by_column = self.encoding.per_column(nats.astype(np.float64)) + 0.0  # no −0 in answers
         return Explained(score, by_column, kl, x, expected, latent)
+
+    def _tiles(self, x: Matrix) -> Iterator[Matrix]:
+        """Parts of a matrix, one even where it is empty."""
+        step = self.encoding.tile
+        return (x[i : i + step] for i in range(0, max(len(x), 1), step))
 
     def _run(self, outputs: tuple[str, ...], x: Matrix) -> list[NDArray[Any]]:
         """The graph over one tile; its reductions need a row, so no rows are none of one."""

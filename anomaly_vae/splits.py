@@ -120,14 +120,23 @@ def _fractions(config: Splits) -> tuple[float, float, float]:
 def _at_random(rows: Rows, config: Splits) -> Codes:
     """Normal rows by fractions, and all anomalies to the test split: useless elsewhere.
 
-    Where there are groups, each anomaly stays with its own.
+    Where there are groups, each anomaly stays with the normal rows of its own.
     """
     rng = np.random.default_rng(config.seed)
     if rows.group is not None:
-        return _group_codes(rows.group, config)[rows.group]
+        return _by_group(rows.group, rows.anomaly, config)
     codes = np.full(len(rows), TEST, np.int8)
     normal = rng.permutation(np.flatnonzero(~rows.anomaly))
     codes[normal] = _blocks(len(normal), config)
+    return codes
+
+
+def _by_group(group: NDArray[np.int32], anomaly: Mask, config: Splits) -> Codes:
+    """Groups by fractions; those without a normal row are tested on, like single anomalies."""
+    codes = np.full(len(group), TEST, np.int8)
+    mixed = np.isin(group, group[~anomaly])
+    compact = np.unique(group[mixed], return_inverse=True)[1].astype(np.int32)
+    codes[mixed] = _group_codes(compact, config)[compact]
     return codes
 
 

@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,8 +22,10 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn import functional as F
 
-from anomaly_vae.config import TrainingConfig
+from anomaly_vae.config import FitConfig
+from anomaly_vae.corruption import AsTheyAre, View, Views
 from anomaly_vae.errors import TrainingError
 from anomaly_vae.files import atomic_path
 from anomaly_vae.vae import VAE, Terms
@@ -32,7 +34,10 @@ LEARNING_RATE_WARMUP = 0.05
 """Share of the steps over which the learning rate rises."""
 VALIDATION_DRAWS = 4096
 """Draws over all validation rows together, at least one for each: their noise is frozen."""
-CHUNK = 8192
+VALIDATION_VALUES = 1 << 22
+"""Numbers in those draws, at most, where there can be fewer."""
+CHUNK_ROWS, CHUNK_VALUES = 8192, 1 << 19
+"""Validation rows that are looked at together, and how many values they may have."""
 CHECKPOINT_SECONDS = 1.0
 """At most one checkpoint in this time, but for the first and, interrupted, the last."""
 
@@ -85,10 +90,10 @@ def fit(
     model: VAE,
     train: NDArray[np.float32],
     validation: NDArray[np.float32],
-    config: TrainingConfig,
+    config: FitConfig,
     on_epoch: OnEpoch | None = None,
     checkpoint: Path | None = None,
-    units: Sequence[int] | None = None,
+    views: Views | None = None,
 ) -> History:
     """Maximise the ELBO of ``train`` (N, F), NaN where missing; keep the best validation weights.
 
@@ -99,12 +104,12 @@ def fit(
         config: resolved here for the number of training rows.
         on_epoch: called after each epoch; the first one's number tells where the fit resumed.
         checkpoint: file to resume from if it fits, kept up to date, removed at the end.
-        units: (F,) which columns are hidden together, by number; absent: each on its own.
+        views: how batches are shown; absent: as they are.
 
     Raises:
         TrainingError: the loss became NaN or infinite.
     """
-    trainer = _Trainer(model, train, validation, config.resolve(len(train)), units)
+    trainer = _Trainer(model, train, validation, config.resolve(len(train)), views)
     with cpu_threads(config.threads), _resumable(trainer, checkpoint) as keep:
         for epoch in trainer.epochs():
             keep()
@@ -144,8 +149,8 @@ class _Trainer:
         model: VAE,
         train: NDArray[np.float32],
         validation: NDArray[np.float32],
-        config: TrainingConfig,
-        units: Sequence[int] | None = None,
+        config: FitConfig,
+        views: Views | None = None,
     ) -> None:
         assert config.epochs, "resolve() fills it"
         assert config.batch_size, "resolve() fills it"
@@ -154,10 +159,8 @@ class _Trainer:
         self.x = torch.from_numpy(train).to(self.device)
         self.validation = torch.from_numpy(validation).to(self.device)
         self.config, self.planned, self.batch_size = config, config.epochs, config.batch_size
-        columns = range(self.x.shape[1]) if units is None else units
-        self.units = torch.tensor(columns, device=self.device)
-        self.n_units = max(columns, default=-1) + 1
-        self.steps_per_epoch = math.ceil(len(self.x) / self.batch_size)
+        self.views: Views = views or AsTheyAre()
+        self.steps_per_epoch = len(batches(torch.arange(len(self.x)), self.batch_size))
         self.steps = self.planned * self.steps_per_epoch
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         self.optimizer = torch.optim.AdamW(
@@ -210,7 +213,7 @@ class _Trainer:
         order = torch.randperm(len(self.x), generator=self.generator, device=self.device)
         totals = torch.zeros(2, device=self.device)
         first = number * self.steps_per_epoch
-        for step, rows in enumerate(order.split(self.batch_size), first):
+        for step, rows in enumerate(batches(order, self.batch_size), first):
             totals += self._step(self.x[rows], step)
         log_prob, kl = (totals / len(self.x)).tolist()
         validation = self._validate()
@@ -227,14 +230,24 @@ class _Trainer:
         )
 
     def _step(self, x: Tensor, step: int) -> Tensor:
-        terms = self.model.elbo(self._hide(x), self._draw(len(x)))
+        view = self.views(x, self.generator)
+        found = self.model.infer(view.seen, self._draw(len(x)))
+        terms = self.model.terms(found, view.target)
         loss = -(terms.log_prob.sum(-1).mean() - self.beta(step) * self._kl(terms))
+        loss = loss / self.views.loss_scale + self._sleep(view)
         self.optimizer.param_groups[0]["lr"] = self.learning_rate(step)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.optimizer.step()
         return torch.stack([terms.log_prob.detach().sum(), terms.kl.detach().sum()])
+
+    def _sleep(self, view: View) -> Tensor | float:
+        """−log q(m|x) per pixel, of a model that learns where something was inserted."""
+        if view.tampered is None or self.model.contamination is None:
+            return 0.0
+        log_odds = self.model.contamination(view.tampered.seen)
+        return F.binary_cross_entropy_with_logits(log_odds, view.tampered.where)
 
     def _kl(self, terms: Terms) -> Tensor:
         """Mean KL; with free bits, no dimension's batch mean counts for less than that."""
@@ -244,24 +257,19 @@ class _Trainer:
         shape = (rows, 1, self.model.latent_dim)
         return torch.randn(shape, generator=self.generator, device=self.device)
 
-    def _hide(self, x: Tensor) -> Tensor:
-        if not self.config.hide:
-            return x
-        shape = (len(x), self.n_units)
-        draws = torch.rand(shape, generator=self.generator, device=self.device)
-        return torch.where(draws[:, self.units] < self.config.hide, torch.nan, x)
-
     @torch.no_grad()
     def _validate(self) -> Means:
         self.model.eval()
-        chunks = zip(self.validation.split(CHUNK), self.noise.split(CHUNK), strict=True)
+        chunk = max(1, min(CHUNK_ROWS, CHUNK_VALUES // max(self.x.shape[1], 1)))
+        chunks = zip(self.validation.split(chunk), self.noise.split(chunk), strict=True)
         terms = [self.model.elbo(x, noise) for x, noise in chunks]
         log_prob = torch.cat([t.log_prob.sum(-1) for t in terms]).mean().item()
         return Means(log_prob, torch.cat([t.kl.sum(-1) for t in terms]).mean().item())
 
     def _validation_noise(self, rows: int) -> Tensor:
         """(rows, K, L): each row its own draws, so that the mean over rows has little noise."""
-        draws = max(1, VALIDATION_DRAWS // rows)
+        most = min(VALIDATION_DRAWS, VALIDATION_VALUES // self.model.latent_dim)
+        draws = max(1, most // rows)
         generator = torch.Generator().manual_seed(self.config.seed)
         return torch.randn(rows, draws, self.model.latent_dim, generator=generator)
 
@@ -346,6 +354,14 @@ def _resumable(trainer: _Trainer, path: Path | None) -> Iterator[Callable[[], No
         checkpoint.write()
         raise
     path.unlink(missing_ok=True)
+
+
+def batches(rows: Tensor, size: int) -> list[Tensor]:
+    """(N,) in parts of ``size``; one row left alone joins the last part: batch norm needs two."""
+    parts = list(rows.split(size))
+    if len(parts) > 1 and len(parts[-1]) == 1:
+        parts[-2:] = [torch.cat(parts[-2:])]
+    return parts
 
 
 def _grouped(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -13,7 +13,6 @@ import torch
 from torch import Generator, Tensor, nn
 
 from anomaly_vae.likelihoods import LOG_2PI, Distribution
-from anomaly_vae.networks import Decoder, Encoder
 from anomaly_vae.priors import StandardNormal
 
 
@@ -31,6 +30,19 @@ class Terms(NamedTuple):
         return self.log_prob.sum(-1) - self.kl.sum(-1)
 
 
+class Inference(NamedTuple):
+    """What an encoder makes of N rows, with K draws each."""
+
+    mean: Tensor
+    """(N, K or 1, L): mean of q(z|x), given the draws of the levels above where there are any"""
+    log_var: Tensor
+    """the same shape: its log-variance"""
+    z: Tensor
+    """(N, K, L)"""
+    outputs: Tensor
+    """(N, K, n_outputs): what the decoder makes of z"""
+
+
 class Likelihood(Protocol):
     """Decoder outputs → distribution over x."""
 
@@ -44,24 +56,32 @@ class VAE(nn.Module):
     def __init__(
         self,
         features: nn.Module,
-        encoder: Encoder,
-        decoder: Decoder,
+        encoder: nn.Module,
+        decoder: nn.Module,
         likelihood: nn.Module,
         prior: StandardNormal,
     ) -> None:
         super().__init__()
         self.features, self.encoder, self.decoder = features, encoder, decoder
         self.likelihood, self.prior = likelihood, prior
+        self.contamination: nn.Module | None = None
+        """(N, F) → log-odds (N, pixels) that a pixel does not belong, of models that tell"""
 
     @property
     def latent_dim(self) -> int:
         """L"""
-        return self.encoder.latent_dim
+        return int(self.encoder.latent_dim)  # type: ignore[arg-type]  # every encoder has it
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of q(z|x), each (N, L)."""
         mean, log_var = self.encoder(self.features(x))
         return mean, log_var
+
+    def infer(self, x: Tensor, noise: Tensor) -> Inference:
+        """q(z|x), draws from it and what the decoder makes of them."""
+        mean, log_var = self.posterior(x)
+        z = reparameterise(mean, log_var, noise)
+        return Inference(mean.unsqueeze(1), log_var.unsqueeze(1), z, self.decoder(z))
 
     def decode(self, z: Tensor) -> Distribution:
         """p(x|z) for z (..., L)."""
@@ -73,9 +93,15 @@ class VAE(nn.Module):
 
         Kingma & Welling 2014, eq. 10: E_q[log p(x|z)] − KL(q(z|x) ‖ p(z)).
         """
-        mean, log_var = self.posterior(x)
-        log_prob = self.decode(reparameterise(mean, log_var, noise)).log_prob(x.unsqueeze(1))
-        return Terms(log_prob.mean(1), self.prior.kl(mean, log_var))
+        return self.terms(self.infer(x, noise), x)
+
+    def terms(self, found: Inference, x: Tensor) -> Terms:
+        """The bound of ``x`` under what was inferred, from the same x or from a corrupted one.
+
+        The latter is the denoising criterion of Im et al. 2017, eq. 6.
+        """
+        log_prob = self.likelihood(found.outputs).log_prob(x.unsqueeze(1))
+        return Terms(log_prob.mean(1), self.prior.kl(found.mean, found.log_var).mean(1))
 
     def importance_weighted(self, x: Tensor, noise: Tensor) -> Terms:
         """The K-draw importance-weighted bound, in two terms that add up to it.
@@ -84,19 +110,19 @@ class VAE(nn.Module):
         E[log p(x_f|z)] under the weights normalised, which are a sharper posterior
         (Cremer et al. 2017); the second is what remains.
         """
-        mean, log_var = self.posterior(x)
-        z = reparameterise(mean, log_var, noise)
-        log_prob = self.decode(z).log_prob(x.unsqueeze(1))
-        log_q = -0.5 * (noise**2 + log_var.unsqueeze(1) + LOG_2PI).sum(-1)
-        log_w = log_prob.sum(-1) + self.prior.log_prob(z) - log_q
+        found = self.infer(x, noise)
+        log_prob = self.likelihood(found.outputs).log_prob(x.unsqueeze(1))
+        log_q = -0.5 * (noise**2 + found.log_var + LOG_2PI).sum(-1)
+        log_w = log_prob.sum(-1) + self.prior.log_prob(found.z) - log_q
         bound = torch.logsumexp(log_w, 1) - math.log(log_w.shape[1])
         weighted = (torch.softmax(log_w, 1).unsqueeze(-1) * log_prob).sum(1)
         return Terms(weighted, (weighted.sum(-1) - bound).unsqueeze(-1))
 
     def reconstruction(self, x: Tensor) -> Terms:
         """log p(x|z) at the posterior mean; no KL term."""
-        mean, _ = self.posterior(x)
-        return Terms(self.decode(mean).log_prob(x), mean.new_zeros(len(x), 1))
+        found = self.infer(x, x.new_zeros(1, self.latent_dim))
+        log_prob = self.likelihood(found.outputs).log_prob(x.unsqueeze(1))
+        return Terms(log_prob.squeeze(1), torch.zeros_like(x[:, :1]))
 
     def sample(self, n: int, generator: Generator | None = None) -> Tensor:
         """(n, F): rows from the prior through the decoder."""

@@ -40,12 +40,16 @@ class Options:
     only: str
     short: bool
 
-    def folder(self, name: str) -> Path:
-        """A folder of the data; ends the program with one line where there is none."""
+    def root(self) -> Path:
+        """The folder of all data; ends the program with one line where none is named."""
         root = self.data or os.environ.get(DATA_VARIABLE)
         if not root:
-            sys.exit(f"no data: give --data DIR or set {DATA_VARIABLE}; DIR holds '{name}'")
-        folder = Path(root) / name
+            sys.exit(f"no data: give --data DIR or set {DATA_VARIABLE}")
+        return Path(root)
+
+    def folder(self, name: str) -> Path:
+        """A folder of the data; ends the program with one line where there is none."""
+        folder = self.root() / name
         if not folder.is_dir():
             sys.exit(f"no data: '{folder}' is not a folder; correct --data or {DATA_VARIABLE}")
         return folder
@@ -90,6 +94,9 @@ class Figure:
 
     def over_seeds(self, values: pd.Series[float]) -> str:
         """Mean ± standard deviation; the mean alone of a single one."""
+        values = values.dropna()
+        if not len(values):
+            return ""
         mean = format(values.mean(), self.form)
         if len(values) < 2 or not self.deviation:
             return mean

@@ -89,7 +89,7 @@ def calibrate(config: Config, model: str, data: Dataset | None = None) -> Calibr
             INPUTS_TAG: inputs_digest(config, data),
             TEST_TAG: f"runs:/{run.id}/{TEST_FILE}",
             TEST_DIGEST_TAG: test_digest,
-            POLICY_TAG: json.dumps(_policy(config)),
+            POLICY_TAG: json.dumps(_policy(config, data)),
             TRAINED_TAG: model,
             **({TRAINED_RUN_TAG: model.split("/")[1]} if model.startswith("runs:/") else {}),
         }
@@ -126,14 +126,14 @@ def _evaluate(detector: Detector, data: Dataset, config: Config) -> tuple[Evalua
     return evaluate(found, anomaly, detector.calibration, confidence, units), found
 
 
-def _policy(config: Config) -> dict[str, Any]:
+def _policy(config: Config, data: Dataset) -> dict[str, Any]:
     """What promotion needs to judge later models on the frozen test split."""
     return {
         **config.promotion.model_dump(),
-        "label": config.data.label,
+        "label": data.label,
         "positive": config.data.positive,
         "time": config.data.time,
-        "group": config.data.group,
+        "group": data.group,
     }
 
 

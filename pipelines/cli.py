@@ -17,6 +17,7 @@ from anomaly_vae.files import own_temporary_folder
 from pipelines import console
 
 if TYPE_CHECKING:
+    from anomaly_vae.bundle import Bundle
     from anomaly_vae.config import Config
     from pipelines.models import Source
 
@@ -34,12 +35,14 @@ class Simulated(StrEnum):
     """What can be simulated."""
 
     TRANSACTIONS = "transactions"
+    SCANS = "scans"
 
 
 class Kind(StrEnum):
     """What the demo shows."""
 
     TABULAR = "tabular"
+    IMAGE = "image"
     ALL = "all"
 
 
@@ -66,25 +69,27 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="of the registered mod
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="folder for data, scores, pictures")] = Path("demo"),
-    kind: Annotated[Kind, typer.Option(help="which part of it")] = Kind.ALL,  # noqa: ARG001  # one so far
+    kind: Annotated[Kind, typer.Option(help="which part of it")] = Kind.ALL,
 ) -> None:
     """Simulate, train, calibrate, register, promote and score, and show what was found."""
     from pipelines.demo import demo as run_demo
 
-    console.result({"tabular": run_demo(out)})
+    kinds = ("tabular", "image") if kind is Kind.ALL else (str(kind),)
+    console.result(run_demo(out, kinds))
 
 
 @app.command()
 def simulate(
-    kind: Annotated[Simulated, typer.Argument(help="what to simulate")],  # noqa: ARG001  # one so far
+    kind: Annotated[Simulated, typer.Argument(help="what to simulate")],
     out: Annotated[Path, typer.Option(help="folder to write to")],
     rows: Annotated[int, typer.Option(min=1, help="how many")] = 20_000,
     seed: Annotated[int, typer.Option(help="same seed, same rows")] = 0,
 ) -> None:
     """Write simulated data with labels."""
-    from pipelines.simulate import write_transactions
+    from pipelines.simulate import write_scans, write_transactions
 
-    console.result(write_transactions(out, rows, seed))
+    write = write_scans if kind is Simulated.SCANS else write_transactions
+    console.result(write(out, rows, seed))
 
 
 @app.command()
@@ -106,7 +111,9 @@ def calibrate(config: ConfigPath, model: ModelURI, overrides: Overrides = None) 
 @app.command()
 def evaluate(
     model: ModelURI,
-    data: Annotated[list[str], typer.Option(metavar="PATH", help="labelled CSV or Parquet")],
+    data: Annotated[
+        list[str], typer.Option(metavar="PATH", help="labelled CSV or Parquet; a CSV manifest")
+    ],
     label: Annotated[str, typer.Option(metavar="COLUMN", help="the column with the labels")],
     positive: Annotated[str, typer.Option(help="the label that means anomaly")] = "1",
 ) -> None:
@@ -159,21 +166,26 @@ def run(config: ConfigPath, overrides: Overrides = None) -> None:
 @app.command()
 def score(
     model: ModelURI,
-    input_: Annotated[list[str], typer.Option("--input", metavar="PATH", help="CSV or Parquet")],
+    input_: Annotated[list[str], typer.Option("--input", metavar="PATH", help="tables or images")],
     output: Annotated[Path, typer.Option(metavar="DIR", help="folder for the scores")],
     more: Annotated[
         list[str] | None, typer.Argument(metavar="[PATH]...", show_default=False)
     ] = None,
     engine: Annotated[Engine, typer.Option(help="where")] = Engine.LOCAL,  # noqa: ARG001  # one so far
     explain: Annotated[str | None, typer.Option(metavar="K|all", help="reasons per row")] = None,
+    heatmaps: Annotated[
+        bool, typer.Option("--heatmaps", help="images: draw each flagged one")
+    ] = False,
+    dicom_out: Annotated[
+        bool, typer.Option("--dicom-out", help="images: the same as DICOM, of those that are DICOM")
+    ] = False,
     max_rejects: Annotated[
         int | None, typer.Option(min=0, help="exit 1 above; absent: any")
     ] = None,
 ) -> None:
     """Score files: every row is scored or rejected with a reason."""
-    from pipelines.score import score_files
-
-    summary = score_files(_source(model), [*input_, *(more or [])], output, _most(explain))
+    source, paths = _source(model), [*input_, *(more or [])]
+    summary = _scored(source, paths, output, _most(explain), heatmaps, dicom_out)
     console.say(
         f"{summary['rows']:,} rows: {summary['scored']:,} scored, {summary['flagged']:,} flagged, "
         f"{summary['rejected']:,} rejected; see {output}"
@@ -226,42 +238,82 @@ def inspect_model(uri: Annotated[str, typer.Argument(metavar="URI", help="of the
     console.result(describe(_source(uri)))
 
 
+class PathShape(StrEnum):
+    """How a path leads through latent space."""
+
+    LINEAR = "linear"
+    SPHERICAL = "spherical"
+
+
+class Colour(StrEnum):
+    """What the colours of a map say."""
+
+    P_VALUE = "p_value"
+    SCORE = "score"
+    LABEL = "label"
+
+
+class Corruption(StrEnum):
+    """What is done to images before they are denoised."""
+
+    NONE = "none"
+    COARSE = "coarse"
+    PIXEL = "pixel"
+    MASK = "mask"
+    DOWNSAMPLE = "downsample"
+
+
 InputPaths = Annotated[
     list[str] | None,
-    typer.Option("--input", metavar="PATH", help="CSV or Parquet; absent: sampled from the prior"),
+    typer.Option(
+        "--input", metavar="PATH", help="tables or images; absent: samples from the prior"
+    ),
 ]
-OutFile = Annotated[Path, typer.Option(metavar="FILE", help=".parquet or .csv")]
-Rows = Annotated[int, typer.Option(min=1, help="how many, without input")]
+MorePaths = Annotated[
+    list[str] | None, typer.Argument(metavar="[PATH]...", help="more input", show_default=False)
+]
+OutFile = Annotated[Path, typer.Option(metavar="FILE", help=".parquet or .csv; images .png")]
+Rows = Annotated[
+    int | None, typer.Option(min=1, help="how many, without input; of images, how many to draw")
+]
 Seed = Annotated[int, typer.Option(help="same seed, same rows")]
 Steps = Annotated[int, typer.Option(min=2, help="points on each path")]
 
 
 @app.command()
-def sample(model: ModelURI, out: OutFile, rows: Rows = 100, seed: Seed = 0) -> None:
-    """Draw rows from the model."""
-    from pipelines import generate
-
-    console.result(generate.sample(_source(model).bundle, out, rows, seed))
+def sample(model: ModelURI, out: OutFile, rows: Rows = None, seed: Seed = 0) -> None:
+    """Draw rows or images from the model."""
+    bundle = _source(model).bundle
+    console.result(_generator(bundle).sample(bundle, out, rows, seed))
 
 
 @app.command()
 def reconstruct(
-    model: ModelURI, out: OutFile, input_: InputPaths = None, rows: Rows = 100, seed: Seed = 0
+    model: ModelURI,
+    out: OutFile,
+    input_: InputPaths = None,
+    more: MorePaths = None,
+    rows: Rows = None,
+    seed: Seed = 0,
 ) -> None:
-    """Write each row as the model would have expected it."""
-    from pipelines import generate
-
-    console.result(generate.reconstruct(_source(model).bundle, out, input_ or (), rows, seed))
+    """Write each row or image as the model would have expected it."""
+    bundle, paths = _source(model).bundle, [*(input_ or ()), *(more or ())]
+    console.result(_generator(bundle).reconstruct(bundle, out, paths, rows, seed))
 
 
 @app.command()
 def interpolate(
-    model: ModelURI, out: OutFile, input_: InputPaths = None, steps: Steps = 9, seed: Seed = 0
+    model: ModelURI,
+    out: OutFile,
+    input_: InputPaths = None,
+    more: MorePaths = None,
+    path: Annotated[PathShape, typer.Option(help="straight, or on a sphere")] = PathShape.LINEAR,
+    steps: Steps = 9,
+    seed: Seed = 0,
 ) -> None:
-    """Write the path from the first row to the second through latent space."""
-    from pipelines import generate
-
-    console.result(generate.interpolate(_source(model).bundle, out, input_ or (), steps, seed))
+    """Write the path from the first row or image to the second through latent space."""
+    bundle, paths = _source(model).bundle, [*(input_ or ()), *(more or ())]
+    console.result(_generator(bundle).interpolate(bundle, out, paths, steps, seed, str(path)))
 
 
 @app.command()
@@ -269,35 +321,72 @@ def traverse(
     model: ModelURI,
     out: OutFile,
     input_: InputPaths = None,
-    dim: Annotated[list[int] | None, typer.Option(min=0, help="latent dimension; repeat")] = None,
+    more: MorePaths = None,
+    dim: Annotated[
+        list[int] | None,
+        typer.Option(min=0, help="latent; repeat; absent: all, of images the most active"),
+    ] = None,
     span: Annotated[float, typer.Option(help="how far to both sides")] = 3.0,
     steps: Steps = 7,
 ) -> None:
-    """Write what each latent dimension does to a row."""
-    from pipelines import generate
-
-    bundle = _source(model).bundle
-    console.result(generate.traverse(bundle, out, input_ or (), dim or None, span, steps))
+    """Write what each latent dimension does to a row or an image."""
+    bundle, paths = _source(model).bundle, [*(input_ or ()), *(more or ())]
+    console.result(_generator(bundle).traverse(bundle, out, paths, dim or None, span, steps))
 
 
 @app.command()
 def latent(
-    model: ModelURI, out: OutFile, input_: InputPaths = None, rows: Rows = 100, seed: Seed = 0
+    model: ModelURI,
+    out: OutFile,
+    input_: InputPaths = None,
+    more: MorePaths = None,
+    color: Annotated[
+        Colour | None, typer.Option(help="of a map; absent: p_value, or score if uncalibrated")
+    ] = None,
+    grid: Annotated[
+        bool, typer.Option("--grid", help="images, 2 latents: what lies where instead")
+    ] = False,
+    rows: Rows = None,
+    seed: Seed = 0,
 ) -> None:
-    """Write each row's latent mean, or a map of them (.png)."""
-    from pipelines import generate
-
-    console.result(generate.latent(_source(model).bundle, out, input_ or (), rows, seed))
+    """Write the latent means of rows or images, or a map of them (.png)."""
+    bundle, paths = _source(model).bundle, [*(input_ or ()), *(more or ())]
+    colour = str(color) if color else None
+    console.result(_generator(bundle).latent(bundle, out, paths, rows, seed, colour, grid))
 
 
 @app.command()
 def denoise(
-    model: ModelURI, out: OutFile, input_: InputPaths = None, rows: Rows = 100, seed: Seed = 0
+    model: ModelURI,
+    out: OutFile,
+    input_: InputPaths = None,
+    more: MorePaths = None,
+    corruption: Annotated[
+        Corruption | None,
+        typer.Option(help="of images; absent: as in training; none: the input is noisy itself"),
+    ] = None,
+    strength: Annotated[
+        float | None, typer.Option(min=0, help="of the corruption; absent: as configured")
+    ] = None,
+    rows: Rows = None,
+    seed: Seed = 0,
 ) -> None:
-    """Write each row with missing cells filled and corrupted ones replaced."""
-    from pipelines import generate
+    """Write each row repaired, or each image corrupted and denoised."""
+    bundle, paths = _source(model).bundle, [*(input_ or ()), *(more or ())]
+    kind = str(corruption) if corruption else None
+    generator = _generator(bundle)
+    console.result(generator.denoise(bundle, out, paths, rows, seed, kind, strength))
 
-    console.result(generate.denoise(_source(model).bundle, out, input_ or (), rows, seed))
+
+def _generator(bundle: Bundle) -> Any:
+    """What generates for the model's kind of data."""
+    if bundle.manifest["kind"] == "image":
+        from pipelines import generate_images
+
+        return generate_images
+    from pipelines import generate_tables
+
+    return generate_tables
 
 
 @app.callback(invoke_without_command=True)
@@ -345,6 +434,25 @@ def _exit_code() -> int:
 def _fail(message: str) -> int:
     console.say(f"error: {message}")
     return FAULT
+
+
+def _scored(
+    source: Source,
+    paths: list[str],
+    output: Path,
+    explain: int | str | None,
+    heatmaps: bool,
+    dicom: bool,
+) -> dict[str, Any]:
+    if source.bundle.manifest["kind"] == "image":
+        from pipelines.score_images import Drawing, score_images
+
+        return score_images(source, paths, output, explain, Drawing(heatmaps, dicom))
+    if heatmaps or dicom:
+        raise ConfigError("--heatmaps and --dicom-out are for models of images; leave them out")
+    from pipelines.score import score_files
+
+    return score_files(source, paths, output, explain)
 
 
 def _config(path: Path, overrides: list[str] | None) -> Config:

@@ -1,11 +1,11 @@
-"""Files → a data set split for training: columns, labels, times, groups."""
+"""Tables → a data set split for training: columns, labels, times, groups."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -13,10 +13,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from anomaly_vae.columns import Levels, level_name, levels_from_arrow, plain, times_from_arrow
-from anomaly_vae.config import TabularData
+from anomaly_vae.config import ImageData, TabularData
 from anomaly_vae.errors import DataError
 from anomaly_vae.inference import check_present, infer_schema
-from anomaly_vae.schema import RawBatch, TabularSchema, Values, listed
+from anomaly_vae.modality import Encoding, Schema
+from anomaly_vae.schema import RawBatch, Values, listed
 from anomaly_vae.splits import (
     CALIBRATION,
     TEST,
@@ -25,6 +26,7 @@ from anomaly_vae.splits import (
     Assignment,
     Rows,
     assign,
+    count_twins,
     one_of_each,
     twins,
 )
@@ -38,15 +40,23 @@ class Dataset:
     """Everything the flows need of the input: N rows, their schema and their split."""
 
     table: pa.Table
-    id: str | None
-    schema: TabularSchema
+    schema: Schema
     batch: RawBatch
     rows: Rows
     assignment: Assignment
-    duplicate_ids: int
     notes: tuple[str, ...]
+    label: str | None = None
+    """the column of the table that marks known anomalies"""
+    group: str | None = None
+    """the column of units that no split may cut"""
+    id: str | None = None
+    """the column that names a row"""
+    duplicate_ids: int = 0
     origin: str | None = None
     """the digest before rows were excluded, where some were"""
+
+    TWINS: ClassVar[str] = "are exact twins of training rows"
+    """what `count_twins` counts"""
 
     def part(self, split: int) -> RawBatch:
         """The rows of one split."""
@@ -85,6 +95,11 @@ class Dataset:
             "duplicate_ids": self.duplicate_ids,
         }
 
+    def count_twins(self, encoding: Encoding) -> int:
+        """Test rows that are equal, as encoded, to a row that trains."""
+        parts = (encoding.encode(self.part(split)) for split in (TRAIN, TEST))
+        return count_twins(*parts)
+
     def without(self, frozen: pa.Table) -> Dataset:
         """The same data, but no row of ``frozen`` trains, validates or calibrates.
 
@@ -102,7 +117,20 @@ class Dataset:
         return rows_in(self.batch, self.schema.from_arrow(frozen))
 
 
-def load_dataset(data: TabularData) -> Dataset:
+def load_dataset(data: TabularData | ImageData) -> Dataset:
+    """Read and split whatever the configuration names.
+
+    Raises:
+        DataError: see `load_table` and `images.load_images`.
+    """
+    if isinstance(data, TabularData):
+        return load_table(data)
+    from pipelines.images import load_images
+
+    return load_images(data)
+
+
+def load_table(data: TabularData) -> Dataset:
     """Read, split, infer and check. Types are inferred from the training rows alone.
 
     Raises:
@@ -118,13 +146,15 @@ def load_dataset(data: TabularData) -> Dataset:
     batch = inferred.schema.from_arrow(table)
     return Dataset(
         table=table,
-        id=data.id,
         schema=inferred.schema,
         batch=batch,
         rows=rows,
-        assignment=_only_fit(planned, batch),
+        assignment=only_fit(planned, batch),
+        notes=(*inferred.notes, *unfit_note(batch), *unlabelled_note(rows, planned)),
+        label=data.label,
+        group=data.group,
+        id=data.id,
         duplicate_ids=_duplicates(table, data.id),
-        notes=(*inferred.notes, *_unfit_note(batch), *_unlabelled_note(rows, planned)),
     )
 
 
@@ -189,11 +219,16 @@ def _rows(table: pa.Table, data: TabularData) -> Rows:
     return Rows(anomaly, unlabelled, _times(table, data.time), group_codes(table, data.group))
 
 
-def _only_fit(planned: Assignment, batch: RawBatch) -> Assignment:
+def only_fit(planned: Assignment, batch: RawBatch) -> Assignment:
+    """Without the rows that cannot be read.
+
+    Raises:
+        DataError: that leaves a split empty.
+    """
     try:
         return planned.without(~batch.usable, "cells that do not fit")
     except DataError as error:
-        raise DataError("; ".join((str(error), *_unfit_note(batch)))) from None
+        raise DataError("; ".join((str(error), *unfit_note(batch)))) from None
 
 
 def _texts(ids: pa.ChunkedArray) -> pa.Array:
@@ -241,14 +276,16 @@ def _duplicates(table: pa.Table, name: str | None) -> int:
         raise DataError(reason, column=name) from None
 
 
-def _unfit_note(batch: RawBatch) -> tuple[str, ...]:
+def unfit_note(batch: RawBatch) -> tuple[str, ...]:
+    """How many rows cannot be read, and one of them."""
     if not batch.problems:
         return ()
     count = int((~batch.usable).sum())
     return (f"{count} rows left out, their cells do not fit, such as {batch.problems[0]}",)
 
 
-def _unlabelled_note(rows: Rows, assignment: Assignment) -> tuple[str, ...]:
+def unlabelled_note(rows: Rows, assignment: Assignment) -> tuple[str, ...]:
+    """How many rows of unknown label are taken for normal."""
     used = rows.unlabelled & (assignment.codes != UNUSED)
     if not used.any():
         return ()

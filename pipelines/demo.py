@@ -3,62 +3,161 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from sklearn.metrics import average_precision_score
 
 from anomaly_vae.config import Config, load_config
+from anomaly_vae.heatmaps import smoothed
+from anomaly_vae.images import IMAGE, ImageSchema
+from anomaly_vae.pictures import Reading, read_file
 from anomaly_vae.registry import TRAINED_RUN_TAG, Registry, Version
 from pipelines import console
 from pipelines.frozen import Frozen
-from pipelines.models import open_source
+from pipelines.images import find_images, read_images
+from pipelines.models import Source, open_source
 from pipelines.run import run
 from pipelines.score import score_files
-from pipelines.simulate import write_transactions
+from pipelines.score_images import Drawing, score_images
+from pipelines.simulate import write_scans, write_transactions
 
-ROWS, SEED = 20_000, 0
+ROWS, SCANS, SEED = 20_000, 300, 0
 ID, LABEL = "TRANSACTION_ID", "TX_FRAUD"
-NAME = "fraud-demo"
-"""A name of its own: what it freezes must not judge the models of real data."""
-SHOWN_ROWS, SHOWN_REASONS = 10, 3
+SHOWN_ROWS, SHOWN_REASONS, SHOWN_LATENTS = 10, 3, 6
+HALF = 0.5
+"""A pixel of a resized mask is lesion above this."""
+SCAN_EPOCHS = 60
+"""About 360 steps: enough to find lesions, and to be done in a minute and a half."""
 
 
-def demo(out: Path) -> dict[str, Any]:
-    """Simulate → train → calibrate → evaluate → register → promote → score.
+def demo(out: Path, kinds: Sequence[str] = ("tabular", "image")) -> dict[str, Any]:
+    """Each kind's whole path; everything it makes lies in ``out``, but the registry.
 
-    Everything it makes lies in ``out``, but the registry: that is the working folder's own.
+    That is the working folder's own.
     """
+    return {kind: DEMOS[kind](out) for kind in kinds}
+
+
+def tabular(out: Path) -> dict[str, Any]:
+    """Simulate → train → calibrate → evaluate → register → promote → score."""
     console.step(f"Simulating {ROWS:,} card transactions")
     simulated = write_transactions(out, ROWS, SEED)
     config = demo_config("fraud.yaml", simulated["out"])
-    answer, _ = run(config)
-    registry = Registry(config.mlflow.tracking_uri)
-    source = open_source(answer["model_uri"], config.mlflow.tracking_uri)
+    answer, source, version = _run(config)
     console.step("Scoring every row")
     summary = score_files(source, [simulated["out"]], out / "scores", explain=SHOWN_REASONS)
-    version = registry.version(config.name, answer["version"])
-    pictures = _pictures(registry, version, out)
+    registry = Registry(config.mlflow.tracking_uri)
+    pictures = _pictures(registry, version, out / "pictures")
     _show(answer, simulated, summary)
     _show_flagged(Frozen.own(version).read(registry), out / "scores")
-    _say_next(answer, pictures)
+    console.say(f"Pictures: {', '.join(pictures)}")
+    record = '{"records": [{"TX_AMOUNT": 900, "TX_CHANNEL": "mail_order"}], "explain": 3}'
+    _say_next(answer, f"-H 'content-type: application/json' -d '{record}'", "fraud.yaml")
     return {**answer, "data": simulated, "scores": str(out / "scores"), "pictures": pictures}
 
 
-def demo_config(name: str, path: str) -> Config:
-    """A configuration that ships with the package, pointed at ``path``, under its own name."""
+def image(out: Path) -> dict[str, Any]:
+    """The same for scans with lesions, which are drawn; and what the model imagines."""
+    folder = out / "scans"
+    console.step(f"Simulating {SCANS:,} scans")
+    simulated = write_scans(folder, SCANS, SEED)
+    config = demo_config("scans.yaml", simulated["out"], [f"training.epochs={SCAN_EPOCHS}"])
+    answer, source, version = _run(config)
+    console.step("Scoring every scan")
+    scores, drawing = folder / "scores", Drawing(heatmaps=True)
+    summary = score_images(source, [simulated["out"]], scores, drawing=drawing)
+    located = _located(source, Path(simulated["out"]))
+    pictures = _pictures(Registry(config.mlflow.tracking_uri), version, folder / "pictures")
+    pictures += _sheets(source, simulated["images"], folder / "pictures")
+    _show_scans(answer, simulated, summary, located)
+    console.say(f"Pictures: {', '.join(pictures)}")
+    console.say(f"Heatmaps of the {summary['heatmaps']} flagged scans: {scores / 'heatmaps'}")
+    scan = f"{simulated['images']}/scan-00000.png"
+    _say_next(answer, f"-H 'content-type: image/png' --data-binary @{scan}", "scans.yaml")
+    made = {"data": simulated, "scores": str(scores), "pictures": pictures}
+    return {**answer, **made, "pixel_average_precision": located}
+
+
+DEMOS = {"tabular": tabular, "image": image}
+
+
+def demo_config(name: str, path: str, overrides: Sequence[str] = ()) -> Config:
+    """A configuration that ships with the package, pointed at ``path``, under a name of its own.
+
+    What the demo freezes must not judge the models of real data.
+    """
     installed = Path(str(files("anomaly_vae"))) / "configs" / name
     checkout = Path(__file__).parents[1] / "configs" / name
-    overrides = [f"data.path={path}", f"name={NAME}"]
-    return load_config(installed if installed.exists() else checkout, overrides)
+    own = [f"data.path={path}", f"name={Path(name).stem}-demo", *overrides]
+    return load_config(installed if installed.exists() else checkout, own)
 
 
-def _pictures(registry: Registry, version: Version, out: Path) -> list[str]:
+def _run(config: Config) -> tuple[dict[str, Any], Source, Version]:
+    """Train to champion: the answer, the model and its version."""
+    answer, _ = run(config)
+    source = open_source(answer["model_uri"], config.mlflow.tracking_uri)
+    version = Registry(config.mlflow.tracking_uri).version(config.name, answer["version"])
+    return answer, source, version
+
+
+def _located(source: Source, manifest: Path) -> float:
+    """Average precision of the pixels of all lesions, by the smoothed maps of their scans."""
+    items = [item for item in find_images([str(manifest)]) if item.facts["label"] == "1"]
+    scorer = source.bundle.scorer
+    assert isinstance(scorer.schema, ImageSchema), "a model of scans"
+    side, heat, truth = scorer.schema.size, [], []
+    for batch in read_images(items, scorer.schema):
+        heat.append(smoothed(scorer.explain(batch.images).nats.reshape(-1, side, side)))
+        masks = (manifest.parent / "masks" / items[number].file.name for number in batch.items)
+        read = scorer.schema.from_pictures(p for mask in masks for p in read_file(mask, Reading()))
+        truth.append(np.asarray(read.values[IMAGE])[:, 0] > HALF)
+    flat = (np.concatenate(parts).ravel() for parts in (truth, heat))
+    return float(average_precision_score(*flat))
+
+
+def _sheets(source: Source, images: str, place: Path) -> list[str]:
+    """What the model imagines: samples, scans as it would have them, and its latents."""
+    from pipelines import generate_images as generate
+
+    paths = [f"{images}/scan-0000{i}.png" for i in range(8)]
+    bundle = source.bundle
+    generate.sample(bundle, place / "samples.png", seed=SEED)
+    generate.reconstruct(bundle, place / "reconstructions.png", paths)
+    generate.interpolate(bundle, place / "interpolation.png", paths[:2])
+    generate.latent(bundle, place / "latents.png", [images])
+    names = ("samples", "reconstructions", "interpolation", "latents")
+    return [str(place / f"{name}.png") for name in names]
+
+
+def _show_scans(
+    answer: dict[str, Any], simulated: dict[str, Any], summary: dict[str, Any], located: float
+) -> None:
+    metrics = answer["metrics"]
+    low, high = metrics["fpr_interval"]
+    rows = [
+        ("scans simulated", simulated["rows"]),
+        ("of them with a lesion", simulated["lesions"]),
+        ("test scans", metrics["rows"]),
+        ("AUROC", metrics["auroc"]),
+        ("average precision", metrics["average_precision"]),
+        ("pixels of lesions, average precision", located),
+        (f"good scans flagged (alpha {metrics['alpha']:g})", metrics["fpr"]),
+        ("  95% interval", f"{low:.4f} to {high:.4f}"),
+        ("lesions flagged", metrics["recall"]),
+        ("flagged in the whole folder", summary["flagged"]),
+    ]
+    console.table("What the detector found", ("figure", "value"), rows)
+
+
+def _pictures(registry: Registry, version: Version, place: Path) -> list[str]:
     """Copies of the plots of the runs that trained (where it is known) and calibrated."""
-    place = out / "pictures"
     for run_id in filter(None, (version.tags.get(TRAINED_RUN_TAG), version.run_id)):
         shutil.copytree(registry.download(f"runs:/{run_id}/plots"), place, dirs_exist_ok=True)
     return sorted(str(path) for path in place.glob("*.png"))
@@ -109,14 +208,12 @@ def _reason(reason: dict[str, Any]) -> str:
     return f"{reason['feature']} {seen}, where {expected} (+{reason['nats']:.1f})"
 
 
-def _say_next(answer: dict[str, Any], pictures: list[str]) -> None:
-    console.say(f"Pictures: {', '.join(pictures)}")
+def _say_next(answer: dict[str, Any], body: str, example: str) -> None:
     uri = f"models:/{answer['name']}@champion" if answer["promoted"] else answer["model_uri"]
     if not answer["promoted"]:
         console.say(f"It was refused as champion (see above), so this is version {uri}")
     console.step("Next, score over HTTP:")
     console.say(f"  anomaly-vae serve --model {uri}")
-    record = '{"records": [{"TX_AMOUNT": 900, "TX_CHANNEL": "mail_order"}], "explain": 3}'
-    console.say(f"  curl -s localhost:8000/score -H 'content-type: application/json' -d '{record}'")
-    console.say("or your own files: copy configs/fraud.yaml, change data, and")
-    console.say("  anomaly-vae run my.yaml --set data.path=my/*.parquet")
+    console.say(f"  curl -s localhost:8000/score {body}")
+    console.say(f"or your own files: copy configs/{example}, change data, and")
+    console.say("  anomaly-vae run my.yaml --set data.path=PATH")

@@ -33,9 +33,13 @@ class Labelled:
     unlabelled: Mask
     group: NDArray[np.int32] | None = None
     seconds: NDArray[np.float64] | None = None
+    batch: RawBatch | None = None
+    """what the model reads, where that is not in the table"""
 
     @classmethod
-    def of(cls, table: pa.Table, policy: Mapping[str, Any]) -> Labelled:
+    def of(
+        cls, table: pa.Table, policy: Mapping[str, Any], batch: RawBatch | None = None
+    ) -> Labelled:
         """``policy`` names the columns of label, group and time, and the label of anomalies.
 
         Without a label column every row counts as normal; that no row is an anomaly is told.
@@ -46,7 +50,7 @@ class Labelled:
         anomaly, unlabelled = _labels(table, policy.get("label"), policy.get("positive"))
         group, time = policy.get("group"), policy.get("time")
         seconds = times_from_arrow(table.column(time))[0] if time else None
-        return cls(table, anomaly, unlabelled, group_codes(table, group), seconds)
+        return cls(table, anomaly, unlabelled, group_codes(table, group), seconds, batch)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +104,7 @@ class Judged:
 def judge(detector: Detector, truth: Labelled) -> Judged:
     """Score every row of a table that can be scored: none, where its columns do not fit."""
     score = np.full(len(truth.table), np.nan)
-    batch, problem = _read(detector, truth.table)
+    batch, problem = _read(detector, truth)
     if batch is None:
         return Judged(detector, truth, np.zeros(len(score), bool), problem, score)
     score[batch.usable] = detector.scorer.score(batch.take(batch.usable))
@@ -117,8 +121,8 @@ def evaluate_files(
     Raises:
         DataError: no such label column, or nothing to score.
     """
-    table = read_table(find_files(paths))
-    truth = Labelled.of(table, {"label": label, "positive": positive})
+    table, batch = _files(source, paths, label)
+    truth = Labelled.of(table, {"label": label, "positive": positive}, batch)
     judged = judge(source.bundle.detector, truth)
     if not judged.known.any():
         why = f": {judged.problem}" if judged.problem else ""
@@ -128,6 +132,15 @@ def evaluate_files(
     if source.version is not None:
         _record(source, judged, evaluation)
     return {"metrics": evaluation.to_json(), "rows": len(table), "scored": evaluation.rows}
+
+
+def _files(source: Source, paths: Sequence[str], label: str) -> tuple[pa.Table, RawBatch | None]:
+    """What is behind the paths: a table, or the index of images and the images."""
+    if source.bundle.manifest["kind"] == "tabular":
+        return read_table(find_files(paths)), None
+    from pipelines.images import read_labelled
+
+    return read_labelled(paths, source.bundle.scorer.schema, label)  # type: ignore[arg-type]  # that of a model of images
 
 
 def _record(source: Source, judged: Judged, evaluation: Evaluation) -> None:
@@ -148,10 +161,10 @@ def _record(source: Source, judged: Judged, evaluation: Evaluation) -> None:
         run.log_figure(figure, "plots/scores.png")
 
 
-def _read(detector: Detector, table: pa.Table) -> tuple[RawBatch | None, str]:
+def _read(detector: Detector, truth: Labelled) -> tuple[RawBatch | None, str]:
     """The rows as the model reads them, None where it cannot, and a problem with them."""
     try:
-        batch = detector.scorer.schema.from_arrow(table)
+        batch = truth.batch or detector.scorer.schema.from_arrow(truth.table)
     except DataError as error:
         return None, str(error)
     return batch, str(batch.problems[0]) if batch.problems else ""

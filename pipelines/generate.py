@@ -1,18 +1,18 @@
-"""Rows that a trained model imagines, written to a file.
+"""What generating tables and generating images share: files by their ending, and maps of latents.
 
-Each function takes a loaded bundle, where to write and where to read; without input, rows
-sampled from the model's prior take its place. It returns what happened: the file, the rows and
-columns written, and how many rows of the input were left out because they do not fit the schema.
-The ending of the file says what it becomes: ``.parquet``, ``.csv``, or for `latent` a ``.png``
-map. The id column that the model was trained with is kept where the input has it.
+The commands are in `generate_tables` and `generate_images`. Each takes a loaded bundle, where to
+write and where to read; without input, samples from the model's prior take its place. It returns
+what happened: the file, how many rows or images were made, and how many of the input were left
+out because they cannot be used.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -21,174 +21,123 @@ import pyarrow.parquet as pq
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from scipy.sparse.linalg import svds
 
-from anomaly_vae import generation
 from anomaly_vae.bundle import Bundle
+from anomaly_vae.encoding import Matrix
 from anomaly_vae.errors import ConfigError, DataError
 from anomaly_vae.files import atomic_path
-from pipelines.io import find_files, read_table
 
 Paths = Sequence[str]
 Summary = dict[str, Any]
+Labels = Sequence[str | None]
 
 ROWS = 100
 """Rows sampled from the prior where there is no input."""
 LEAST_P = 1e-3
 """Smaller p-values share the last colour of the map."""
+LABEL = "label"
+"""The colour of a map that is not a number, and the usual name of the column behind it."""
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#f0e442", "#000000")
+"""Of the most frequent labels (Okabe & Ito 2008, safe for the colour-blind)."""
+OTHERS, GREY = "others", "#999999"
+FLAGGED = "#d55e00"
+DIRECT = 64
+"""With fewer rows or dimensions than this, all principal components are computed."""
+
+WRITERS: dict[str, Callable[[pa.Table, str], None]] = {
+    ".parquet": pq.write_table,
+    ".csv": pa.csv.write_csv,
+}
+PNG = ".png"
 
 
-@dataclass(frozen=True, eq=False)
-class Source:
-    """The rows to work on, their ids (a table of one column or none), and how many do not fit."""
-
-    rows: generation.Rows
-    ids: pa.Table
-    rejected: int = 0
-
-
-def sample(bundle: Bundle, out: str | Path, rows: int = ROWS, seed: int = 0) -> Summary:
-    """Draw rows from the model."""
-    write = writer(out)
-    return _summary(write(generation.sample(bundle, rows, seed)), out)
-
-
-def reconstruct(
-    bundle: Bundle, out: str | Path, paths: Paths = (), rows: int = ROWS, seed: int = 0
-) -> Summary:
-    """Each row as the model would have expected it."""
-    return _each(generation.reconstruct, bundle, out, paths, rows, seed)
-
-
-def denoise(
-    bundle: Bundle, out: str | Path, paths: Paths = (), rows: int = ROWS, seed: int = 0
-) -> Summary:
-    """Each row with missing cells filled and corrupted ones replaced."""
-    return _each(generation.denoise, bundle, out, paths, rows, seed)
-
-
-def latent(
-    bundle: Bundle, out: str | Path, paths: Paths = (), rows: int = ROWS, seed: int = 0
-) -> Summary:
-    """Each row's place in latent space, or a map of them."""
-    if Path(out).suffix.lower() != ".png":
-        return _each(generation.latent, bundle, out, paths, rows, seed, also=" or .png")
-    source = read_source(bundle, paths, rows, seed)
-    table = generation.latent(bundle, source.rows)
-    figure = latent_map(bundle, source.rows, np.column_stack([c.to_numpy() for c in table.columns]))
-    with atomic_path(Path(out)) as whole:
-        figure.savefig(whole, format="png", dpi=120)
-    return _summary(table, out, source.rejected)
-
-
-def interpolate(
-    bundle: Bundle, out: str | Path, paths: Paths = (), steps: int = 9, seed: int = 0
-) -> Summary:
-    """The path from the first row of the input to the second."""
-    write, source = writer(out), read_source(bundle, paths, 2, seed)
-    table = generation.interpolate(bundle, source.rows, steps=steps)
-    return _summary(write(table), out, source.rejected)
-
-
-def traverse(
-    bundle: Bundle,
-    out: str | Path,
-    paths: Paths = (),
-    dims: Sequence[int] | None = None,
-    span: float = 3.0,
-    steps: int = 7,
-) -> Summary:
-    """What each latent dimension does to the first row of the input, or to the prior's mean."""
-    write = writer(out)
-    source = read_source(bundle, paths) if paths else None
-    table = generation.traverse(bundle, source.rows if source else None, dims, span, steps)
-    return _summary(write(table), out, source.rejected if source else 0)
-
-
-# ---------------------------------------------------------------- in and out
-
-
-def read_source(bundle: Bundle, paths: Paths, rows: int = ROWS, seed: int = 0) -> Source:
-    """The rows behind ``paths`` that fit the model, or ``rows`` samples without paths.
+def ending(out: str | Path, *known: str) -> str:
+    """How ``out`` ends, in lower case; asked before any work is done.
 
     Raises:
-        DataError: unreadable input, or no row of it fits.
+        ConfigError: with none of the endings that are ``known`` here.
     """
-    if not paths:
-        return Source(generation.sample_encoded(bundle, rows, seed), pa.table({}))
-    table = read_table(find_files(paths))
-    batch = bundle.scorer.schema.from_arrow(table)
-    if not batch.usable.any():
-        reason = f"; the first: {batch.problems[0]}" if batch.problems else ""
-        raise DataError(f"no row of the input can be used, of {len(batch)}{reason}")
-    name = bundle.manifest["config"]["data"].get("id")
-    ids = table.select([name] if name in table.column_names else [])
-    fit = np.flatnonzero(batch.usable)
-    return Source(batch.take(fit), ids.take(fit), len(batch) - len(fit))
+    suffix = Path(out).suffix.lower()
+    if suffix not in known:
+        raise ConfigError(f"--out '{out}': the file must end in {' or '.join(known)}")
+    return suffix
 
 
-def writer(out: str | Path, also: str = "") -> Callable[[pa.Table], pa.Table]:
-    """What writes a table to ``out`` and returns it, chosen before any work is done.
-
-    Raises:
-        ConfigError: the file's ending is neither .parquet nor .csv.
-    """
+def write_table(table: pa.Table, out: str | Path) -> None:
+    """A table in the format of its ending, whole or not at all."""
     path = Path(out)
-    write = {".parquet": pq.write_table, ".csv": pa.csv.write_csv}.get(path.suffix.lower())
-    if write is None:
-        raise ConfigError(f"--out '{out}': the file must end in .parquet or .csv{also}")
-
-    def write_whole(table: pa.Table) -> pa.Table:
-        with atomic_path(path) as whole:
-            write(table, str(whole))
-        return table
-
-    return write_whole
+    with atomic_path(path) as whole:
+        WRITERS[path.suffix.lower()](table, str(whole))
 
 
-def _each(
-    function: Callable[[Bundle, generation.Rows], pa.Table],
-    bundle: Bundle,
-    out: str | Path,
-    paths: Paths,
-    rows: int,
-    seed: int,
-    also: str = "",
-) -> Summary:
-    """Row in, row out, the id first."""
-    write, source = writer(out, also), read_source(bundle, paths, rows, seed)
-    table = function(bundle, source.rows)
-    for name in source.ids.column_names:
-        table = table.drop([name]) if name in table.column_names else table
-        table = table.add_column(0, name, source.ids.column(name))
-    return _summary(write(table), out, source.rejected)
-
-
-def _summary(table: pa.Table, out: str | Path, rejected: int = 0) -> Summary:
-    columns = list(table.column_names)
-    return {"out": str(out), "rows": len(table), "columns": columns, "rejected": rejected}
+def label_column(bundle: Bundle) -> str:
+    """What the column with the labels is called."""
+    return bundle.manifest["config"]["data"].get("label") or LABEL
 
 
 # ---------------------------------------------------------------- the map
 
 
-def latent_map(bundle: Bundle, rows: generation.Rows, means: NDArray[np.float32]) -> Figure:
-    """Latent means (N, L) in the plane, coloured by p-value, flagged rows ringed.
+@dataclass(frozen=True, eq=False)
+class Points:
+    """What a map shows: N rows or images, encoded, their latents, their labels if any."""
 
-    Two dimensions as they are; more by their two principal components. An uncalibrated model
-    has no p-values: colour is the score.
+    x: Matrix
+    """(N, F)"""
+    means: NDArray[np.float32]
+    """(N, L)"""
+    unit: str
+    """rows or images"""
+    labels: Labels = ()
+
+
+def check_colour(suffix: str, colour: str | None) -> None:
+    """Refuse a colour where no map is drawn.
+
+    Raises:
+        ConfigError: see above.
+    """
+    if colour and suffix != PNG:
+        raise ConfigError(f"--color {colour} is for maps; write to a file that ends in {PNG}")
+
+
+def write_map(bundle: Bundle, points: Points, colour: str | None, out: str | Path) -> None:
+    """Draw `latent_map` into a file."""
+    figure = latent_map(bundle, points, colour)
+    with atomic_path(Path(out)) as whole:
+        figure.savefig(whole, format="png", dpi=120)
+
+
+def latent_map(bundle: Bundle, points: Points, colour: str | None = None) -> Figure:
+    """Latent means in the plane, flagged ones ringed.
+
+    Two dimensions as they are; more by their two principal components.
+
+    Args:
+        bundle: the model.
+        points: what to show.
+        colour: p_value, score or label; None: the p-value or, uncalibrated, the score.
+
+    Raises:
+        NotCalibratedError: p-values are asked for and there are none.
+        DataError: labels are asked for and there are none.
     """
     figure = Figure((7.0, 6.0), layout="constrained")
     axes = figure.subplots()
-    points, labels = plane(means)
-    scores = bundle.scorer.score_encoded(generation.encoded(bundle, rows).numpy())
-    if bundle.calibration is None:
-        _scatter(axes, points, scores, "score, nats")
+    places, names = plane(points.means)
+    scores = bundle.scorer.score_encoded(points.x)
+    if colour == LABEL:
+        _by_label(axes, places, points.labels, label_column(bundle))
+    elif colour == "p_value" or (colour is None and bundle.calibration is not None):
+        p_values = bundle.detector.decide(scores).p_value
+        _scatter(axes, places, np.log10(np.maximum(p_values, LEAST_P)), "log10 p-value", "_r")
     else:
-        p_values = bundle.calibration.p_values(scores)
-        _scatter(axes, points, np.log10(np.maximum(p_values, LEAST_P)), "log10 p-value", "_r")
-        _ring(axes, points[bundle.calibration.flags(scores)])
-    axes.set(xlabel=labels[0], ylabel=labels[1])
-    axes.set_title(f"{bundle.manifest['name']}, {len(points):,} rows")
+        _scatter(axes, places, scores, "score", extend="both")
+    if bundle.calibration is not None:
+        _ring(axes, places[bundle.calibration.flags(scores)])
+    axes.set(xlabel=names[0], ylabel=names[1])
+    axes.set_title(f"{bundle.manifest['name']}, {len(places):,} {points.unit}")
     return figure
 
 
@@ -198,29 +147,66 @@ def plane(means: NDArray[np.float32]) -> tuple[NDArray[np.float64], tuple[str, s
     if z.shape[1] <= 2:
         return np.pad(z, ((0, 0), (0, 2 - z.shape[1]))), ("z0", "z1" if z.shape[1] == 2 else "")
     centred = z - z.mean(0)
-    _, singular, axes = np.linalg.svd(centred, full_matrices=False)
-    share = singular**2 / max(float(np.sum(singular**2)), 1e-300)
+    singular, axes = _leading(centred)
+    share = singular**2 / max(float(np.sum(centred**2)), 1e-300)
     points = np.zeros((len(z), 2))
-    points[:, : min(2, len(axes))] = centred @ axes[:2].T
+    points[:, : len(axes)] = centred @ axes.T
     share = np.pad(share, (0, 2))
     return points, (f"component 1 ({share[0]:.0%})", f"component 2 ({share[1]:.0%})")
 
 
+def _leading(centred: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The two largest singular values (2,) with their axes (2, L); fewer of fewer rows."""
+    if min(centred.shape) < DIRECT:
+        _, singular, axes = np.linalg.svd(centred, full_matrices=False)
+        return singular[:2], axes[:2]
+    found: Any = svds(centred, 2, v0=np.ones(min(centred.shape)))  # of thousands, only these
+    return found[1][::-1], found[2][::-1]
+
+
 def _scatter(
-    axes: Axes, points: NDArray[Any], values: NDArray[Any], label: str, reverse: str = ""
+    axes: Axes,
+    points: NDArray[Any],
+    values: NDArray[Any],
+    label: str,
+    reverse: str = "",
+    extend: Literal["neither", "both"] = "neither",
 ) -> None:
-    """The unlikely last, so that they lie on top."""
+    """The unlikely last, so that they lie on top; ``extend`` the colours beyond the percentiles."""
     order = np.argsort(-values if reverse else values, kind="stable")
-    x, y = points[order].T
-    dots = axes.scatter(x, y, 8, values[order], cmap=f"cividis{reverse}", linewidths=0)
+    low, high = np.percentile(values, [1, 99] if extend == "both" else [0, 100])
+    dots = axes.scatter(
+        *points[order].T, 8, values[order], cmap=f"cividis{reverse}", vmin=low, vmax=high,
+        linewidths=0,
+    )  # fmt: skip
     figure = axes.figure
     assert isinstance(figure, Figure)
-    figure.colorbar(dots, ax=axes, label=label)
+    figure.colorbar(dots, ax=axes, label=label, extend=extend)
+
+
+def _by_label(axes: Axes, points: NDArray[Any], labels: Labels, column: str) -> None:
+    """The most frequent first, so that the rare lie on top."""
+    names = named(labels)
+    if not names:
+        raise DataError(f"--color label: no input has a '{column}'; give one with such a column")
+    known = [name if name in names else OTHERS for name in labels]
+    for name, colour in {OTHERS: GREY, **names}.items():
+        x, y = points[[one == name for one in known]].T
+        if len(x):
+            axes.scatter(x, y, 10, colour, linewidths=0, label=f"{column} {name} ({len(x):,})")
+    axes.legend(frameon=False)
+
+
+def named(labels: Labels) -> dict[str, str]:
+    """The most frequent labels, most frequent first → their colours."""
+    counts = Counter(sorted(label for label in labels if label is not None))
+    frequent = [name for name, _ in counts.most_common(len(COLOURS))]
+    return dict(zip(frequent, COLOURS, strict=False))
 
 
 def _ring(axes: Axes, flagged: NDArray[Any]) -> None:
     if len(flagged):
         x, y = flagged.T
-        rings = axes.scatter(x, y, 28, facecolors="none", edgecolors="#d55e00", linewidths=0.8)
+        rings = axes.scatter(x, y, 28, facecolors="none", edgecolors=FLAGGED, linewidths=0.8)
         rings.set_label(f"flagged ({len(flagged):,})")
         axes.legend(frameon=False)

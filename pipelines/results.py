@@ -18,7 +18,12 @@ from anomaly_vae.files import locked
 PART_ROWS = 1 << 20
 REJECT_ROWS = 1 << 16
 SUMMARY, REJECTS, INCOMPLETE = "summary.json", "rejects.parquet", ".incomplete"
-OURS = re.compile(r"part-\d{5,}\.parquet|rejects\.parquet|summary\.json")
+HEATMAPS, DICOM = "heatmaps", "dicom"
+OURS = re.compile(
+    r"part-\d{5,}\.parquet|rejects\.parquet|summary\.json"
+    r"|heatmaps(/.+-[0-9a-f]{8}-\d+\.png)?|dicom(/.+-[0-9a-f]{8}-\d+\.dcm)?"
+)
+"""What a result consists of; pictures carry a digest in their names."""
 REPEATED = [
     "p_value",
     *(f"contributions.list.element.{name}" for name in ("feature", "observed", "expected")),
@@ -74,14 +79,14 @@ def _alone(output: Path) -> Iterator[None]:
 
 
 def _check(output: Path) -> None:
-    names = {path.name for path in output.iterdir()}
-    foreign = sorted(name for name in names - {INCOMPLETE} if not OURS.fullmatch(name))
+    names = set(_names(output))
+    foreign = sorted(name for name in names if not OURS.fullmatch(name))
     if foreign:
         raise DataError(
             f"--output '{output}' holds other files, '{foreign[0]}' for one; "
             "choose an empty or a new folder"
         )
-    if names and not names & {SUMMARY, INCOMPLETE}:
+    if names and SUMMARY not in names and not (output / INCOMPLETE).exists():
         raise DataError(
             f"--output '{output}' holds files without a {SUMMARY}; choose an empty or a new folder"
         )
@@ -89,12 +94,21 @@ def _check(output: Path) -> None:
 
 def _publish(staged: Path, output: Path) -> None:
     (output / SUMMARY).unlink(missing_ok=True)
-    for path in list(output.iterdir()):
-        if OURS.fullmatch(path.name):
-            path.unlink()
+    for name in sorted(_names(output), reverse=True):  # what lies in a folder before the folder
+        path = output / name
+        path.rmdir() if path.is_dir() else path.unlink()
     for path in sorted(staged.iterdir(), key=lambda path: path.name == SUMMARY):
         path.rename(output / path.name)
     staged.rmdir()
+
+
+def _names(output: Path) -> Iterator[str]:
+    """What lies in the folder, and in its folders of pictures; not what is being written."""
+    for path in output.iterdir():
+        if path.name != INCOMPLETE:
+            yield path.name
+        if path.name in (HEATMAPS, DICOM) and path.is_dir():
+            yield from (f"{path.name}/{inner.name}" for inner in path.iterdir())
 
 
 class Sink:

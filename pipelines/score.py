@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,7 @@ from pipelines.io import Broken, Chunk, Head, find_files, read_chunks, read_head
 from pipelines.models import Source
 from pipelines.results import SUMMARY, Sink, result_folder
 
+T = TypeVar("T")
 CONTRIBUTION = pa.struct(
     [
         ("feature", pa.string()),
@@ -31,6 +32,8 @@ CONTRIBUTION = pa.struct(
         ("expected", pa.string()),
     ]
 )
+Explain = int | str | None
+"""How many contributions to list: K, "all", or None."""
 UNREADABLE = "(unreadable)"
 ANSWERS = ("score", "p_value", "is_anomaly", "contributions", "rest", "kl")
 
@@ -51,7 +54,7 @@ class Tally:
 
 
 def score_files(
-    source: Source, paths: Sequence[str], output: str | Path, explain: int | str | None = None
+    source: Source, paths: Sequence[str], output: str | Path, explain: Explain = None
 ) -> dict[str, Any]:
     """Score every row of every file into a folder; returns the summary that lies in it.
 
@@ -65,15 +68,16 @@ def score_files(
         DataError: no file found, one that lies in ``output``, or ``output`` holds something else.
     """
     output = Path(output)
-    files = _inputs(paths, output)
+    files = outside(paths, find_files(paths), output, lambda path: path)
     heads = list(read_heads(files))
     keys = _keys(source.bundle.manifest["config"]["data"].get("id"), heads)
     with result_folder(output) as folder, Sink(folder) as sink:
         scoring = _Scoring(source.bundle, keys, sink, explain)
         scoring.take_all(files, _rows_known(files, heads))
         sink.close()
+        summary = summary_of(source, len(files), scoring.tally, sink)
         ignored = source.bundle.scorer.schema.unknown({n for h in heads for n in h.schema.names})
-        summary = _summary(source, files, scoring.tally, sink, ignored)
+        summary["ignored_columns"] = list(ignored)
         (folder / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return summary
 
@@ -81,11 +85,10 @@ def score_files(
 class _Scoring:
     """Takes chunks in order; knows the position of each row in the whole input."""
 
-    def __init__(self, bundle: Bundle, keys: Keys, sink: Sink, explain: int | str | None) -> None:
+    def __init__(self, bundle: Bundle, keys: Keys, sink: Sink, explain: Explain) -> None:
         self.detector, self.keys, self.sink, self.tally = bundle.detector, keys, sink, Tally()
         self.schema = bundle.scorer.schema
-        self.explain = explain is not None
-        self.most = None if explain == "all" else explain
+        self.explain, self.most = explain is not None, most_of(explain)
         self.path: Path | None = None
         self.start = self.rows_of_file = 0
 
@@ -139,10 +142,10 @@ class _Scoring:
             return
         reasons: Sequence[Explanation] = ()
         if self.explain:
-            found, reasons = self.detector.detect_and_explain(batch, self.most)  # type: ignore[arg-type]  # an int or None by now
+            found, reasons = self.detector.detect_and_explain(batch, self.most)
         else:
             found = self.detector.detect(batch)
-        self.sink.write(_columns(keys, found, reasons))
+        self.sink.write(answer_columns(keys, found, reasons))
         self.tally.scored += len(batch)
         self.tally.flagged += int(found.is_anomaly.sum())
 
@@ -208,21 +211,33 @@ def _common_type(types: set[pa.DataType]) -> pa.DataType:
     return pa.string()
 
 
-def _inputs(paths: Sequence[str], output: Path) -> list[Path]:
-    """The files to score; a previous result that lies among them is none."""
+def outside(
+    paths: Sequence[str], found: Sequence[T], output: Path, file_of: Callable[[T], Path]
+) -> list[T]:
+    """What is to be scored; a previous result that lies among it is no input.
+
+    Raises:
+        DataError: a path lies in ``output``, or nothing lies outside it.
+    """
     place = output.resolve()
     for path in paths:
         if place in (Path(path).resolve(), *Path(path).resolve().parents):
             raise DataError(f"--input '{path}' lies in --output '{output}'; choose another folder")
-    files = [path for path in find_files(paths) if place not in path.resolve().parents]
-    if not files:
-        raise DataError(f"no CSV or Parquet file lies outside --output '{output}'")
-    return files
+    kept = [one for one in found if place not in file_of(one).resolve().parents]
+    if not kept:
+        raise DataError(f"no file to score lies outside --output '{output}'")
+    return kept
 
 
-def _columns(
-    keys: dict[str, pa.Array], found: Detections, reasons: Sequence[Explanation]
+def most_of(explain: Explain) -> int | None:
+    """How many contributions are listed, None for all."""
+    return explain if isinstance(explain, int) else None
+
+
+def answer_columns(
+    keys: Mapping[str, pa.Array], found: Detections, reasons: Sequence[Explanation]
 ) -> pa.Table:
+    """The rows of an answer: keys, decisions and, where there are any, reasons."""
     columns = {
         **keys,
         "score": pa.array(found.score),
@@ -254,20 +269,18 @@ def _rows_known(files: Sequence[Path], heads: Sequence[Head]) -> int | None:
     return sum(counts) + len(files) - len(heads) if len(counts) == len(heads) else None
 
 
-def _summary(
-    source: Source, files: Sequence[Path], tally: Tally, sink: Sink, ignored: Sequence[str]
-) -> dict[str, Any]:
+def summary_of(source: Source, files: int, tally: Tally, sink: Sink) -> dict[str, Any]:
+    """The model, its threshold, and counts that add up to the input."""
     calibration = source.bundle.detector.calibration
     return {
         "model": source.to_json(),
         "alpha": calibration.alpha,
         "threshold": calibration.threshold,
-        "files": len(files),
+        "files": files,
         "rows": tally.scored + tally.rejected,
         "scored": tally.scored,
         "flagged": tally.flagged,
         "rejected": tally.rejected,
         "rejected_by_column": dict(tally.places.most_common()),
-        "ignored_columns": list(ignored),
         "parts": sink.parts,
     }

@@ -16,7 +16,7 @@ from anomaly_vae.config import Config
 from anomaly_vae.fitting import Fitted, Prepared, fit_bundle, prepare
 from anomaly_vae.provenance import code_version
 from anomaly_vae.registry import Registry, Run
-from anomaly_vae.splits import TEST, TRAIN, VALIDATION, count_twins
+from anomaly_vae.splits import TRAIN, VALIDATION
 from anomaly_vae.training import Epoch, OnEpoch
 from pipelines import console
 from pipelines.data import Dataset, load_dataset
@@ -62,7 +62,7 @@ def train(config: Config, data: Dataset | None = None) -> Trained:
     """
     data = data or read(config)
     prepared = prepare(config, data.schema, data.part(TRAIN), data.part(VALIDATION))
-    twins = count_twins(prepared.train, prepared.encoding.encode(data.part(TEST)))
+    twins = data.count_twins(prepared.encoding)
     tell(data, twins)
     digest = inputs_digest(config, data)
     state = _sha256([digest, data.digest])
@@ -91,7 +91,7 @@ def read(config: Config) -> Dataset:
     frozen = frozen_test(Registry(config.mlflow.tracking_uri), config.name)
     if frozen is not None:
         data = data.without(frozen)
-    units = "groups of normal calibration rows" if config.data.group else "normal calibration rows"
+    units = "groups of normal calibration rows" if data.group else "normal calibration rows"
     check_resolvable(len(data.calibration_rows), config.calibration.alpha, units)
     return data
 
@@ -112,7 +112,7 @@ def tell(data: Dataset, twins: int) -> None:
         console.say(f"{data.duplicate_ids:,} rows repeat an id that an earlier row has")
     if twins:
         share = twins / max(counts["test"], 1)
-        console.say(f"{twins:,} test rows ({share:.1%}) are exact twins of training rows")
+        console.say(f"{twins:,} test rows ({share:.1%}) {data.TWINS}")
 
 
 def final_metrics(fitted: Fitted) -> dict[str, float]:

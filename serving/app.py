@@ -1,8 +1,8 @@
 """The application: routes over a store of detectors.
 
-The scoring route is plain ASGI: raw body → records → one reference to the current detector →
-decisions → bytes. Small requests are scored on the event loop, where a thread would cost more
-than the scoring; large ones on a thread, so that they hold up nobody.
+The scoring route is plain ASGI: one reference to the current detector → raw body → records or
+images → decisions → bytes. Small requests are scored on the event loop, where a thread would cost
+more than the scoring; large ones and images on a thread, so that they hold up nobody.
 """
 
 from __future__ import annotations
@@ -22,24 +22,19 @@ from starlette.types import Receive, Scope, Send
 
 from anomaly_vae import __version__
 from anomaly_vae.errors import DataError
-from serving import logs, openapi, wire
-from serving.errors import (
-    NOT_READY,
-    OVERLOADED,
-    TOO_MUCH_EXPLAINED,
-    UNKNOWN_MODEL,
-    ProblemError,
-    problem_of,
-)
+from serving import logs, openapi, uploads, wire
+from serving.errors import NOT_READY, OVERLOADED, UNKNOWN_MODEL, ProblemError, problem_of
 from serving.metrics import Metrics
-from serving.middleware import Guard, Observe
+from serving.middleware import Guard, Linger, Observe
 from serving.settings import Settings
-from serving.store import Served, Store
+from serving.store import IMAGE, Served, Store
 
 INLINE_BYTES = 128 * 1024
 """A body up to this size is decoded on the event loop: under a millisecond."""
 INLINE_VALUES = 4096
 """So many values, records times columns, are scored on the event loop: a few milliseconds."""
+LINGER = 4
+"""So many bodies of the largest size are read on, and dropped, after a refusal."""
 EXPLAINED = 8
 """What a value costs in a record that is explained, in values scored."""
 
@@ -66,16 +61,35 @@ class Scoring:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        headers = dict(scope["headers"])
         served = self.find(scope["path_params"].get("name"))
-        wire.check_media_type(headers)
-        limit, seconds = self.settings.max_body_bytes, self.settings.body_seconds
-        with self.place():
-            body = await wire.read_body(receive, headers, limit, seconds)
-            request = await self._decode(body)
-            scope[logs.FACTS] |= {"model": served.name, "records": len(request.records)}
-            content = await self._score(served, request)
+        take = self._take_images if served.kind == IMAGE else self._take_records
+        content = await take(served, scope, receive)
         await Response(content, media_type=wire.JSON)(scope, receive, send)
+
+    async def _take_records(self, served: Served, scope: Scope, receive: Receive) -> bytes:
+        headers = dict(scope["headers"])
+        wire.check_media_type(headers)
+        wire.check_query(scope["query_string"])
+        with self.place():
+            request = await self._decode(await self._read(receive, headers))
+            scope[logs.FACTS] |= {"model": served.name, "records": len(request.records)}
+            return await self._score(served, request)
+
+    async def _take_images(self, served: Served, scope: Scope, receive: Receive) -> bytes:
+        headers = dict(scope["headers"])
+        boundary = uploads.boundary_of(headers)
+        asked = uploads.asked_for(scope["query_string"])
+        with self.place():
+            body = await self._read(receive, headers)
+            scope[logs.FACTS]["model"] = served.name
+            task = self.score_images, served, body, boundary, asked
+            content, count = await self._run(False, *task)
+        scope[logs.FACTS]["records"] = count
+        return content
+
+    async def _read(self, receive: Receive, headers: wire.Headers) -> bytes:
+        limit, seconds = self.settings.max_body_bytes, self.settings.body_seconds
+        return await wire.read_body(receive, headers, limit, seconds)
 
     def find(self, name: str | None) -> Served:
         """The model of this name, or without a name the only one."""
@@ -107,18 +121,11 @@ class Scoring:
         return await self._run(len(body) <= INLINE_BYTES, wire.decode, body, most)
 
     async def _score(self, served: Served, request: wire.ScoreRequest) -> bytes:
-        values = len(request.records) * len(served.detector.scorer.encoding.columns)
+        values = len(request.records) * len(served.detector.scorer.encoding.labels)
         if request.explain:
-            self._check(values)
+            wire.check_contributions(values, self.settings.max_contributions)
         cost = values * (EXPLAINED if request.explain else 1)
         return await self._run(cost <= INLINE_VALUES, self.score, served, request)
-
-    def _check(self, contributions: int) -> None:
-        """Refuse to explain too much; all are worked out, however few are listed."""
-        most = self.settings.max_contributions
-        if contributions > most:
-            detail = f"{contributions} contributions to work out; at most {most} at a time: "
-            raise ProblemError(TOO_MUCH_EXPLAINED, detail + "explain fewer records in one request")
 
     async def _run(self, inline: bool, function: Callable[..., T], *args: Any) -> T:
         if inline:
@@ -134,7 +141,18 @@ class Scoring:
         else:
             found = detector.detect(batch)
         self.metrics.observe(served, found, len(batch.ignored))
-        return wire.encode(wire.answer(served, found, explained))
+        return wire.encode(wire.answer(served, wire.results(found, explained)))
+
+    def score_images(
+        self, served: Served, body: bytes, boundary: bytes | None, asked: uploads.Asked
+    ) -> tuple[bytes, int]:
+        """Uploads → the bytes of the answer and the number of images, counted."""
+        from serving import imaging
+
+        files = uploads.files_of(body, boundary, self.settings.max_records)
+        found, results = imaging.score(served, files, asked, self.settings)
+        self.metrics.observe(served, found, 0)
+        return wire.encode(wire.answer(served, results)), len(results)
 
 
 def create_app(store: Store, settings: Settings, lifespan: Lifespan | None = None) -> FastAPI:
@@ -183,6 +201,8 @@ def _add_routes(app: FastAPI, store: Store, settings: Settings, metrics: Metrics
     if settings.api_keys:
         app.add_middleware(Guard, keys=settings.api_keys, refuse=app.state.refuse)
     app.add_middleware(Observe, metrics=metrics, store=store)
+    most, seconds = LINGER * settings.max_body_bytes, settings.body_seconds
+    app.add_middleware(Linger, most=most, seconds=seconds)
 
     @app.get("/models", **openapi.get("What is loaded.", wire.Models))
     async def models() -> Response:

@@ -44,6 +44,7 @@ TIMEOUT = Kind(408, "timeout", "The body took too long to arrive")
 TOO_LARGE = Kind(413, "too-large", "The request body is too large")
 TOO_MANY_RECORDS = Kind(413, "too-many-records", "Too many records in one request")
 TOO_MUCH_EXPLAINED = Kind(413, "too-much-explained", "Too much to explain in one request")
+TOO_SLOW = Kind(413, "too-slow", "The images of the request take too long")
 UNSUPPORTED = Kind(415, "unsupported-media-type", "The media type is not supported")
 INVALID_REQUEST = Kind(422, "invalid-request", "The request does not fit its schema")
 INVALID_RECORD = Kind(422, "invalid-record", "A record does not fit the model's schema")
@@ -53,14 +54,14 @@ NOT_READY = Kind(503, "not-ready", "The service is not ready")
 
 KINDS = (
     MALFORMED, UNAUTHENTICATED, FORBIDDEN, NOT_FOUND, UNKNOWN_MODEL, METHOD_NOT_ALLOWED, TIMEOUT,
-    TOO_LARGE, TOO_MANY_RECORDS, TOO_MUCH_EXPLAINED, UNSUPPORTED, INVALID_REQUEST, INVALID_RECORD,
-    OVERLOADED, INTERNAL, NOT_READY,
+    TOO_LARGE, TOO_MANY_RECORDS, TOO_MUCH_EXPLAINED, TOO_SLOW, UNSUPPORTED, INVALID_REQUEST,
+    INVALID_RECORD, OVERLOADED, INTERNAL, NOT_READY,
 )  # fmt: skip
 BY_STATUS = {kind.status: kind for kind in reversed(KINDS)}
 
 
 class BadRecord(msgspec.Struct, frozen=True):
-    """What is wrong with one field of one record."""
+    """What is wrong with one field of one record; of images, ``record`` is the file's number."""
 
     record: int
     field: str | None

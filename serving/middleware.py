@@ -5,9 +5,11 @@ Plain ASGI, so that a request costs a few function calls and no task of its own.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -61,6 +63,61 @@ class Observe:
             head = {"method": scope["method"], "route": route, "status": status}
             facts = {**head, "seconds": round(seconds, 6), **scope[logs.FACTS]}
             logs.access.log(level, "request", extra={logs.FACTS: facts})
+
+
+class Linger:
+    """Read on after an early answer, so that a client hears it that sends everything first.
+
+    A connection that is closed while bytes arrive is reset, which takes the answer with it
+    (RFC 9112, section 9.6). At most ``most`` bytes are read, for ``seconds`` at the most.
+    """
+
+    def __init__(self, app: ASGIApp, most: int, seconds: float) -> None:
+        self.app, self.most, self.seconds = app, most, seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on and end its answer when its body has ended."""
+        headers = dict(scope["headers"]) if scope["type"] == "http" else {}
+        if headers.get(b"content-length", b"0") == b"0" and b"transfer-encoding" not in headers:
+            return await self.app(scope, receive, send)
+        exchange = _Exchange(receive, send, b"expect" not in headers)
+        try:
+            await self.app(scope, exchange.receive, exchange.send)
+        finally:
+            await exchange.end(self.most, self.seconds)
+
+
+class _Exchange:
+    """A request and its answer; ``unread`` while more of the body is to come.
+
+    A client that waits for 100 Continue sends nothing before the body is asked for.
+    """
+
+    def __init__(self, receive: Receive, send: Send, unread: bool) -> None:
+        self._receive, self._send = receive, send
+        self.unread, self.held = unread, False
+
+    async def receive(self) -> Message:
+        """Pass on a part of the body."""
+        message = await self._receive()
+        self.unread = message.get("more_body", False)
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Pass on a part of the answer, but not that it is the last."""
+        last = message["type"] == "http.response.body" and not message.get("more_body", False)
+        self.held = last and self.unread
+        await self._send({**message, "more_body": True} if self.held else message)
+
+    async def end(self, most: int, seconds: float) -> None:
+        """Drop the rest of the body; then say that the answer is whole."""
+        if not self.held:
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self.unread and most > 0:
+                    most -= len((await self.receive()).get("body", b""))
+        await self._send({"type": "http.response.body", "body": b""})
 
 
 def template_of(scope: Scope) -> str:

@@ -1,11 +1,13 @@
 """The OpenAPI document: FastAPI's own for the small routes, written by hand for scoring.
 
 The record schema comes from the models that are served, the shapes of answers from `wire`, and the
-examples are real: a typical record, and what the model says of it.
+examples are real: a typical record or image, and what the model says of it. What only records or
+only images need is in the document where such a model is served.
 """
 
 from __future__ import annotations
 
+import base64
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -17,7 +19,7 @@ from fastapi.openapi.utils import get_openapi
 from starlette.responses import Response
 
 from anomaly_vae.schema import ColumnType, TabularSchema
-from serving import wire
+from serving import uploads, wire
 from serving.errors import (
     FORBIDDEN,
     INTERNAL,
@@ -36,7 +38,7 @@ from serving.errors import (
     ProblemDetails,
 )
 from serving.settings import Settings
-from serving.store import Served, Store
+from serving.store import IMAGE, Served, Store
 
 Json = dict[str, Any]
 
@@ -54,6 +56,22 @@ TYPES: dict[ColumnType, Json] = {
     ColumnType.CATEGORICAL: {"type": ["string", "number", "boolean", "null"]},
     ColumnType.DATETIME: {"type": ["string", "null"], "format": "date-time"},
 }  # fmt: skip
+EXPLAIN: Json = {"anyOf": [{"type": "integer", "minimum": 0}, {"const": "all"}], "default": 0}
+MORE: Json = {"description": "How many contributions to list, or all.", **EXPLAIN}
+QUERY: list[Json] = [
+    {"name": uploads.EXPLAIN, "in": "query", "schema": EXPLAIN,
+     "description": "Of images: how many pixels to list, or all."},
+    {"name": uploads.HEATMAP, "in": "query", "schema": {"const": uploads.PNG},
+     "description": "Of images: adds a drawing and the regions found to each result."},
+]  # fmt: skip
+BINARY: Json = {"type": "string", "format": "binary"}
+RECORDS_ARE = """Records: a key that is absent or null is missing, and scored by what is there;
+unknown keys are ignored. One record that does not fit refuses the whole request."""
+IMAGES_ARE = f"""Images: PNG, JPEG, TIFF, DICOM and NIfTI, told by their content, each of one or
+more frames. Several files go as `{uploads.FILES}` into a form, one may be the body itself:
+`curl -F files=@one.dcm -F files=@two.png '…/score?heatmap=png'` or
+`curl --data-binary @one.png -H 'Content-Type: image/png' …/score`.
+One image that cannot be read, or shows nothing, refuses the whole request."""
 SECURITY: Json = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -101,12 +119,18 @@ def document(app: FastAPI, current: Mapping[str, Served], settings: Settings) ->
     )
     shapes = [wire.ScoreResponse, wire.Models, wire.Status, ProblemDetails]
     _, schemas = msgspec.json.schema_components(shapes, ref_template=REF)
-    schemas |= {_record_name(one): record_schema(one) for one in current.values()}
-    schemas["ScoreRequest"] = request_schema(current.values(), settings.max_records)
+    tables = [one for one in current.values() if one.kind != IMAGE]
+    schemas |= {_record_name(one): record_schema(one) for one in tables}
+    if tables or not current:
+        schemas["ScoreRequest"] = request_schema(tables, settings.max_records)
     whole["components"] = {"schemas": schemas}
-    scoring = {"/score": {"post": _score(current, "score")}}
-    by_name = {**_score(current, "score_with"), "parameters": [_name_parameter(current)]}
-    whole["paths"] = {**scoring, SCORING[1]: {"post": by_name}, **whole["paths"]}
+    post = _score(list(current.values()), settings)
+    named = {**post, "parameters": [_name_parameter(current), *post.get("parameters", ())]}
+    scoring = {
+        "/score": {"post": {**post, "operationId": "score"}},
+        SCORING[1]: {"post": {**named, "operationId": "score_with"}},
+    }
+    whole["paths"] = {**scoring, **whole["paths"]}
     if settings.api_keys:
         _secure(whole)
     return whole
@@ -121,20 +145,45 @@ def _secure(whole: Json) -> None:
                 operation["responses"] |= _refusals([UNAUTHENTICATED, FORBIDDEN])
 
 
-def _score(current: Mapping[str, Served], operation: str) -> Json:
-    examples = {one.name: {"value": example_request(one)} for one in current.values()}
-    answers = {one.name: {"value": example_answer(one)} for one in current.values()}
-    body = {"schema": {"$ref": REF.format(name="ScoreRequest")}, "examples": examples}
+def _score(current: list[Served], settings: Settings) -> Json:
+    tables = [one for one in current if one.kind != IMAGE]
+    scans = [one for one in current if one.kind == IMAGE]
+    answers = {one.name: {"value": example_answer(one, settings)} for one in current}
     answer = {"schema": {"$ref": REF.format(name="ScoreResponse")}, "examples": answers}
     ok = {"description": "The decisions.", "content": {wire.JSON: answer}}
-    return {
-        "summary": "Score records.",
-        "description": "A key that is absent or null is missing, and scored by what is there; "
-        "unknown keys are ignored. One record that does not fit refuses the whole request.",
-        "operationId": operation,
-        "requestBody": {"required": True, "content": {wire.JSON: body}},
+    content = _records_body(tables) if tables or not scans else {}
+    content |= _images_bodies(scans, settings.max_records) if scans else {}
+    texts = [RECORDS_ARE] * bool(tables or not scans) + [IMAGES_ARE] * bool(scans)
+    operation = {
+        "summary": "Score records or images.",
+        "description": "\n\n".join(texts),
+        "requestBody": {"required": True, "content": content},
         "responses": {"200": ok, **_refusals(REFUSALS)},
     }
+    return {**operation, "parameters": QUERY} if scans else operation
+
+
+def _records_body(tables: Iterable[Served]) -> Json:
+    examples = {one.name: {"value": example_request(one)} for one in tables}
+    schema = {"$ref": REF.format(name="ScoreRequest")}
+    return {wire.JSON: {"schema": schema, "examples": examples}}
+
+
+def _images_bodies(scans: Iterable[Served], max_records: int) -> Json:
+    files = {"type": "array", "items": BINARY, "minItems": 1, "maxItems": max_records}
+    form = {
+        "type": "object",
+        "required": [uploads.FILES],
+        "properties": {uploads.FILES: files},
+        "additionalProperties": False,
+    }
+    bodies: Json = {uploads.MULTIPART: {"schema": form}}
+    bodies |= {media: {"schema": BINARY} for media in uploads.RAW}
+    bodies["image/png"] = {
+        "schema": BINARY,
+        "examples": {one.name: {"externalValue": example_image(one)} for one in scans},
+    }
+    return bodies
 
 
 def _refusals(kinds: Iterable[Kind]) -> Json:
@@ -150,27 +199,24 @@ def _name_parameter(current: Mapping[str, Served]) -> Json:
     return {"name": "name", "in": "path", "required": True, "schema": schema}
 
 
-def request_schema(models: Iterable[Served], max_records: int) -> Json:
+def request_schema(tables: Iterable[Served], max_records: int) -> Json:
     """What a scoring request must look like."""
-    records = [{"$ref": REF.format(name=_record_name(one))} for one in models]
+    records = [{"$ref": REF.format(name=_record_name(one))} for one in tables]
     item = records[0] if len(records) == 1 else {"anyOf": records or [{"type": "object"}]}
     return {
         "type": "object",
         "required": ["records"],
         "properties": {
             "records": {"type": "array", "items": item, "minItems": 1, "maxItems": max_records},
-            "explain": {
-                "description": "How many contributions to list, or all.",
-                "anyOf": [{"type": "integer", "minimum": 0}, {"const": "all"}],
-                "default": 0,
-            },
+            "explain": MORE,
         },
     }
 
 
 def record_schema(one: Served) -> Json:
     """What a record of this model looks like; every key is optional."""
-    schema: TabularSchema = one.detector.scorer.schema
+    schema = one.detector.scorer.schema
+    assert isinstance(schema, TabularSchema), "images are described by their media types"
     properties = {
         column.name: {**TYPES[column.type], "examples": [one.example[column.name]]}
         for column in schema.columns
@@ -187,8 +233,18 @@ def example_request(one: Served) -> Json:
     return {"records": [dict(one.example)], "explain": 3}
 
 
-def example_answer(one: Served) -> Any:
-    """And its answer."""
-    batch = one.detector.scorer.schema.from_records([one.example])
-    found, explained = one.detector.detect_and_explain(batch, 3)
-    return msgspec.to_builtins(wire.answer(one, found, explained))
+def example_image(one: Served) -> str:
+    """A PNG that works, as the URI that holds it (RFC 2397)."""
+    return f"data:image/png;base64,{base64.b64encode(one.example['image']).decode()}"
+
+
+def example_answer(one: Served, settings: Settings) -> Any:
+    """What the model says of its example."""
+    if one.kind == IMAGE:
+        from serving import imaging
+
+        _, results = imaging.score(one, [one.example["image"]], uploads.Asked(), settings)
+    else:
+        batch = one.detector.scorer.schema.from_records([one.example])
+        results = wire.results(*one.detector.detect_and_explain(batch, 3))
+    return msgspec.to_builtins(wire.answer(one, results))

@@ -78,10 +78,17 @@ class Settings(BaseSettings):
         "`score`, `metrics` and `admin`, joined by `+`. Without keys the service listens on "
         "loopback only."
     )  # fmt: skip
-    max_records: int = Field(10_000, ge=1, description="Records in one request; more are a 413.")
+    max_records: int = Field(
+        10_000, ge=1, description="Records, files or images in one request; more are a 413."
+    )
     max_contributions: int = Field(
         500_000, ge=1, description="Contributions worked out for one answer, explained records "
-        "times features; more are a 413."
+        "times features, or images times pixels; more are a 413."
+    )  # fmt: skip
+    max_heatmaps: int = Field(64, ge=1, description="Images drawn for one answer; more are a 413.")
+    image_seconds: float = Field(
+        60.0, gt=0, description="Seconds that the images of one request may take, checked between "
+        "them; then it is a 413."
     )  # fmt: skip
     max_body_bytes: int = Field(
         16 * 1024**2, ge=1024, description="Bytes in one request's body; more are a 413."
@@ -91,7 +98,7 @@ class Settings(BaseSettings):
         "waiting or scored; more are a 429."
     )  # fmt: skip
     threads: int = Field(
-        2, ge=1, description="Threads in each worker process that score large requests."
+        2, ge=1, description="Threads in each worker process that score images and large requests."
     )
     body_seconds: float = Field(
         30.0, gt=0, description="Seconds that a client may take to send a body; then it is a 408."

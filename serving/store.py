@@ -6,6 +6,7 @@ process resolves it and leaves a verified folder behind; this process only ever 
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -22,6 +23,11 @@ from anomaly_vae import bundle
 from anomaly_vae.detector import Detector
 from anomaly_vae.errors import ConfigError, RegistryError
 
+if TYPE_CHECKING:
+    from anomaly_vae.heatmaps import Scale
+
+IMAGE = "image"
+"""The kind of the models that score images."""
 NAMED = re.compile(r"([A-Za-z0-9][\w.-]*)=(.+)", re.DOTALL)
 REMOTE = re.compile(r"(models|runs):/")
 FETCH = (sys.executable, "-m", "anomaly_vae.registry", "fetch")
@@ -43,7 +49,7 @@ class Served:
     """A detector under its name.
 
     ``example`` is a typical record, ``load_seconds`` what loading and warming took, ``loaded_at``
-    when that was, in seconds since 1970.
+    when that was, in seconds since 1970; ``heat_scale`` is what a model of images draws with.
     """
 
     name: str
@@ -55,6 +61,7 @@ class Served:
     example: Mapping[str, Any]
     load_seconds: float
     loaded_at: float
+    heat_scale: Scale | None = None
 
 
 class Store:
@@ -138,23 +145,31 @@ def load(source: Source) -> Served:
     """
     start = time.perf_counter()
     loaded = bundle.load(source.path, source.digest)
-    detector = loaded.detector
-    warm(detector, loaded.example)
-    return Served(
+    kind = loaded.manifest["kind"]
+    served = Served(
         name=source.name or loaded.manifest["name"],
         version=source.version,
         alias=source.alias,
         digest=source.digest or loaded.digest,
-        kind=loaded.manifest["kind"],
-        detector=detector,
+        kind=kind,
+        detector=loaded.detector,
         example=loaded.example,
-        load_seconds=time.perf_counter() - start,
-        loaded_at=time.time(),
+        load_seconds=0.0,
+        loaded_at=0.0,
+        heat_scale=loaded.heat_scale if kind == IMAGE else None,
     )
+    warm(served)
+    seconds = time.perf_counter() - start
+    return dataclasses.replace(served, load_seconds=seconds, loaded_at=time.time())
 
 
-def warm(detector: Detector, record: Mapping[str, Any]) -> None:
-    """Score and explain once, so that the first client does not wait for it."""
-    batch = detector.scorer.schema.from_records([record])
-    detector.detect(batch)
-    detector.detect_and_explain(batch, None)
+def warm(served: Served) -> None:
+    """Score, explain and draw once, so that the first client does not wait for it."""
+    batch = served.detector.scorer.schema.from_records([served.example])
+    served.detector.detect(batch)
+    served.detector.detect_and_explain(batch, None)
+    if served.kind == IMAGE:
+        from serving.imaging import decide
+        from serving.uploads import Asked
+
+        decide(served, batch, Asked(heatmap=True))

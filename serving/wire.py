@@ -15,7 +15,7 @@ import msgspec
 from starlette.types import Receive
 
 from anomaly_vae.detector import Detections, Explanation
-from anomaly_vae.schema import Problem as Unfit
+from anomaly_vae.modality import Schema
 from anomaly_vae.schema import RawBatch, TabularSchema
 from serving.errors import (
     INVALID_RECORD,
@@ -24,6 +24,7 @@ from serving.errors import (
     TIMEOUT,
     TOO_LARGE,
     TOO_MANY_RECORDS,
+    TOO_MUCH_EXPLAINED,
     UNSUPPORTED,
     BadRecord,
     ProblemError,
@@ -71,8 +72,27 @@ class Contribution(msgspec.Struct, frozen=True):
     expected: str | float | bool | None
 
 
+class Region(msgspec.Struct, frozen=True):
+    """Where an image is anomalous, in pixels of the model's image; x to the right, y down.
+
+    ``area`` is in pixels; ``peak`` and ``total`` say how anomalous, in the unit of the heatmap.
+    """
+
+    x: int
+    y: int
+    width: int
+    height: int
+    area: int
+    peak: float
+    total: float
+
+
 class Result(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The decision on one record; if explained, score = Σ contributions + rest + kl, in nats."""
+    """The decision on one record or image.
+
+    If explained, score = Σ contributions + rest + kl, in nats. An image is frame ``frame`` of
+    upload ``file``, both counted from 0; ``heatmap`` is a PNG, in base64.
+    """
 
     score: float
     p_value: float
@@ -80,10 +100,14 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     contributions: list[Contribution] | msgspec.UnsetType = msgspec.UNSET
     rest: float | msgspec.UnsetType = msgspec.UNSET
     kl: float | msgspec.UnsetType = msgspec.UNSET
+    file: int | msgspec.UnsetType = msgspec.UNSET
+    frame: int | msgspec.UnsetType = msgspec.UNSET
+    heatmap: bytes | msgspec.UnsetType = msgspec.UNSET
+    regions: list[Region] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ScoreResponse(msgspec.Struct, frozen=True):
-    """The decisions, in the order of the records: anomalous where score > threshold (nats)."""
+    """The decisions, in the order of the records or images: anomalous where score > threshold."""
 
     model: ModelRef
     alpha: float
@@ -98,10 +122,12 @@ class ColumnInfo(msgspec.Struct, frozen=True):
     type: str
 
 
-class SchemaInfo(msgspec.Struct, frozen=True):
-    """What a model reads of a record."""
+class SchemaInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a model reads of a record; images become squares of ``size`` by ``size`` pixels."""
 
     columns: list[ColumnInfo]
+    size: int | msgspec.UnsetType = msgspec.UNSET
+    channels: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
@@ -142,11 +168,23 @@ def check_media_type(headers: Headers) -> None:
     media, _, parameters = headers.get(b"content-type", b"").decode("latin-1").partition(";")
     charset = parameters.lower().replace('"', "").replace(" ", "")
     if media.strip().lower() != JSON or charset not in {"", "charset=utf-8", "charset=utf8"}:
-        detail = f"send 'Content-Type: {JSON}', in UTF-8"
+        detail = f"this model scores records: send 'Content-Type: {JSON}', in UTF-8"
         raise ProblemError(UNSUPPORTED, detail, headers={"Accept": JSON})
+    check_encoding(headers)
+
+
+def check_encoding(headers: Headers) -> None:
+    """Refuse a body that is compressed as a whole."""
     if headers.get(b"content-encoding", b"identity").lower() != b"identity":
         detail = "send the body without Content-Encoding"
         raise ProblemError(UNSUPPORTED, detail, headers={"Accept-Encoding": "identity"})
+
+
+def check_query(query: bytes) -> None:
+    """Refuse the query parameters that only a model of images takes."""
+    if {b"explain", b"heatmap"} & {pair.partition(b"=")[0] for pair in query.split(b"&")}:
+        detail = "query: this model scores records: 'explain' goes into the body, 'heatmap' is for"
+        raise ProblemError(INVALID_REQUEST, detail + " models of images")
 
 
 async def read_body(receive: Receive, headers: Headers, limit: int, seconds: float) -> bytes:
@@ -177,7 +215,7 @@ async def _read(receive: Receive, limit: int) -> bytes:
 
 
 def _too_large(limit: int) -> ProblemError:
-    return ProblemError(TOO_LARGE, f"a body may have {limit} bytes; send fewer records at a time")
+    return ProblemError(TOO_LARGE, f"a body may have {limit} bytes; send less at a time")
 
 
 def decode(body: bytes, max_records: int) -> ScoreRequest:
@@ -213,37 +251,48 @@ def _unfit_request(error: msgspec.ValidationError) -> ProblemError:
     return ProblemError(INVALID_REQUEST, f"'{where}': {reason}" if where else reason)
 
 
-def read_records(schema: TabularSchema, records: Sequence[Mapping[str, Any]]) -> RawBatch:
+def read_records(schema: Schema, records: Sequence[Mapping[str, Any]]) -> RawBatch:
     """The batch of the records; one that does not fit refuses them all."""
     try:
         batch = schema.from_records(records)
     except RecursionError:
         raise ProblemError(MALFORMED, "the JSON is nested too deeply") from None
     if batch.problems:
-        raise _unfit_records(batch.problems)
+        raise unfit_records(
+            [BadRecord(problem.row, problem.column, problem.reason) for problem in batch.problems]
+        )
     return batch
 
 
-def _unfit_records(problems: Sequence[Unfit]) -> ProblemError:
-    first = nsmallest(MOST_ERRORS, problems, key=lambda problem: problem.row)
-    bad = [BadRecord(problem.row, problem.column, problem.reason) for problem in first]
-    detail = f"record {bad[0].record}, field '{bad[0].field}': {bad[0].detail}"
-    more = len(problems) - 1
-    return ProblemError(INVALID_RECORD, detail + (f" (and {more} more)" if more else ""), bad=bad)
+def unfit_records(bad: Sequence[BadRecord]) -> ProblemError:
+    """The refusal of a request for these records, of which the first are listed."""
+    listed = nsmallest(MOST_ERRORS, bad, key=lambda one: one.record)
+    first, more = listed[0], len(bad) - 1
+    detail = f"record {first.record}, field '{first.field}': {first.detail}"
+    detail += f" (and {more} more)" if more else ""
+    return ProblemError(INVALID_RECORD, detail, bad=listed)
+
+
+def check_contributions(count: int, most: int) -> None:
+    """Refuse to explain too much; all contributions are worked out, however few are listed."""
+    if count > most:
+        detail = f"{count} contributions to work out; at most {most} at a time: "
+        raise ProblemError(TOO_MUCH_EXPLAINED, detail + "explain fewer in one request")
 
 
 # ---------------------------------------------------------------- answers
 
 
-def answer(
-    served: Served, found: Detections, explained: Sequence[Explanation] | None
-) -> ScoreResponse:
-    """The answer for N records."""
+def results(found: Detections, explained: Sequence[Explanation] | None) -> list[Result]:
+    """The results of N records."""
     columns = found.score.tolist(), found.p_value.tolist(), found.is_anomaly.tolist()
     if explained is None:
-        results = list(map(Result, *columns))
-    else:
-        results = list(map(_explained, *columns, explained))
+        return list(map(Result, *columns))
+    return list(map(_explained, *columns, explained))
+
+
+def answer(served: Served, results: list[Result]) -> ScoreResponse:
+    """The answer of a model."""
     calibration = served.detector.calibration
     return ScoreResponse(reference(served), calibration.alpha, calibration.threshold, results)
 
@@ -276,5 +325,12 @@ def _describe(served: Served) -> ModelInfo:
         kind=served.kind,
         alpha=calibration.alpha,
         threshold=calibration.threshold,
-        schema=SchemaInfo([ColumnInfo(c.name, str(c.type)) for c in schema.columns]),
+        schema=_schema(schema),
     )
+
+
+def _schema(schema: Schema) -> SchemaInfo:
+    columns = [ColumnInfo(column.name, str(column.type)) for column in schema.columns]
+    if isinstance(schema, TabularSchema):
+        return SchemaInfo(columns)
+    return SchemaInfo(columns, schema.size, schema.channels)

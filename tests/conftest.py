@@ -1,4 +1,4 @@
-"""A small table, its configuration, and a bundle fitted on it, once per process."""
+"""A small table and a few images, their configurations, and a bundle of each, once per process."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from hypothesis import settings
 
 from anomaly_vae.bundle import Bundle
 from anomaly_vae.calibration import calibrate
-from anomaly_vae.config import Config, validate_config
+from anomaly_vae.config import Config, ImageConfig, validate_config
 from anomaly_vae.fitting import Fitted, Prepared, fit_bundle, prepare
 from anomaly_vae.simulate import simulate_transactions
 from anomaly_vae.splits import CALIBRATION, TRAIN, VALIDATION
 from pipelines.data import Dataset, load_dataset
+from pipelines.images import ImageDataset, load_images
+from tests.scans import N_ANOMALIES, N_SCANS, SIZE, scans, write_scans
 
 settings.register_profile("shared", deadline=None, max_examples=60)  # no promise of speed
 settings.load_profile("shared")
@@ -75,3 +77,69 @@ def calibrated(bundle: Bundle, dataset: Dataset) -> Bundle:
     """The same with a threshold for alpha 0.05."""
     scores = bundle.scorer.score(dataset.part(CALIBRATION))
     return bundle.calibrated(calibrate(scores, alpha=0.05), None)
+
+
+# ---------------------------------------------------------------- images
+
+
+@pytest.fixture(scope="session")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """140 images as PNGs beside their manifest; the last 20 are anomalies."""
+    labels = [0] * (N_SCANS - N_ANOMALIES) + [1] * N_ANOMALIES
+    return write_scans(tmp_path_factory.mktemp("scans"), scans(), labels)
+
+
+@pytest.fixture(scope="session")
+def image_config(manifest: Path) -> ImageConfig:
+    """Four epochs of a tiny convolutional network over `manifest`."""
+    config = validate_config(
+        {
+            "kind": "image",
+            "name": "scans",
+            "data": {"path": str(manifest), "size": SIZE, "label": "label", "group": "group"},
+            "model": {
+                "network": "convolutional",
+                "latent_dim": 4,
+                "width": 4,
+                "hidden_dim": 16,
+            },
+            "training": {"epochs": 4},
+            "calibration": {"alpha": 0.1},
+        }
+    )
+    assert isinstance(config, ImageConfig)
+    return config
+
+
+@pytest.fixture(scope="session")
+def image_dataset(image_config: ImageConfig) -> ImageDataset:
+    """`manifest`, read and split."""
+    return load_images(image_config.data)
+
+
+@pytest.fixture(scope="session")
+def image_prepared(image_config: ImageConfig, image_dataset: ImageDataset) -> Prepared:
+    """Its training and validation images, encoded."""
+    parts = (image_dataset.part(split) for split in (TRAIN, VALIDATION))
+    return prepare(image_config, image_dataset.schema, *parts)
+
+
+@pytest.fixture(scope="session")
+def image_fitted(
+    image_config: ImageConfig, image_dataset: ImageDataset, image_prepared: Prepared
+) -> Fitted:
+    """A model fitted on it."""
+    return fit_bundle(image_config, image_prepared, image_dataset.summary())
+
+
+@pytest.fixture(scope="session")
+def image_bundle(image_fitted: Fitted) -> Bundle:
+    """The model's bundle, which has no threshold."""
+    return image_fitted.bundle
+
+
+@pytest.fixture(scope="session")
+def image_calibrated(image_bundle: Bundle, image_dataset: ImageDataset) -> Bundle:
+    """The same with a threshold for alpha 0.1."""
+    rows = image_dataset.batch.take(image_dataset.calibration_rows)
+    return image_bundle.calibrated(calibrate(image_bundle.scorer.score(rows), alpha=0.1), None)

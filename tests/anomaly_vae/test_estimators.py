@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import anomaly_vae
-from anomaly_vae import config, estimators
+from anomaly_vae import config
 from anomaly_vae.bundle import Bundle, load
 from anomaly_vae.errors import (
     AnomalyVAEError,
@@ -28,7 +28,8 @@ from anomaly_vae.errors import (
     DataError,
     NotCalibratedError,
 )
-from anomaly_vae.estimators import CONFIG_KEYS, MIN_FIT, TabularVAEDetector
+from anomaly_vae.estimator_base import MIN_FIT, configuration, split
+from anomaly_vae.estimators import CONFIG_KEYS, TabularVAEDetector
 
 TINY: dict[str, Any] = {"epochs": 2, "latent_dim": 2, "hidden_dim": 8, "depth": 1, "draws": 1}
 
@@ -145,7 +146,7 @@ def test_clone_and_set_params_carry_every_argument() -> None:
 
 def test_every_key_of_the_configuration_is_an_argument_or_excused() -> None:
     named = {key for keys in CONFIG_KEYS.values() for key in keys}
-    keys = {key for key, _ in config.fields()}
+    keys = {key for key, _ in config.fields(config.TabularConfig)}
     leaves = {key for key in keys if not any(other.startswith(key + ".") for other in keys)}
     excused = {key for key in leaves if {key, key.partition(".")[0]} & NO_ARGUMENT.keys()}
     assert leaves - excused == named
@@ -266,8 +267,8 @@ def test_an_unfitted_detector_says_so(X: np.ndarray, tmp_path: Path) -> None:
     [(1000, 0.05, 200), (100, 0.05, 20), (50, 0.05, 19), (150, 0.01, 99), (104, 0.01, 99)],
 )
 def test_enough_rows_are_held_out_for_alpha(rows: int, alpha: float, held: int) -> None:
-    settings = estimators.configuration(TabularVAEDetector(alpha=alpha).get_params())
-    parts = estimators.split(rows, settings)
+    arguments = TabularVAEDetector(alpha=alpha).get_params()
+    parts = split(rows, configuration("tabular", CONFIG_KEYS, arguments))
     assert len(parts.calibration) == held
     assert sorted(np.concatenate(parts)) == list(range(rows))
     assert min(map(len, parts)) >= 1

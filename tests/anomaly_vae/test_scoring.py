@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.numpy import save as save_tensors
 
-from anomaly_vae import scoring
 from anomaly_vae.build import build
 from anomaly_vae.bundle import Bundle
 from anomaly_vae.config import ModelConfig, ScoreConfig
 from anomaly_vae.encoding import Categorical, Numeric, TabularEncoding
+from anomaly_vae.encoding import TabularEncoding
 from anomaly_vae.export import export_graph, torch_terms, weight_tensors
 from anomaly_vae.fitting import Fitted
 from anomaly_vae.schema import Column, ColumnType, RawBatch, TabularSchema
@@ -55,7 +55,7 @@ def test_tiles_change_nothing(
     tile: int, bundle: Bundle, rows: RawBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = bundle.scorer.explain(rows)
-    monkeypatch.setattr(scoring, "TILE", tile)
+    monkeypatch.setattr(TabularEncoding, "tile", tile)
     np.testing.assert_allclose(bundle.scorer.score(rows), whole.score, rtol=1e-6, atol=1e-6)
     tiled = bundle.scorer.explain(rows)
     for name, part in vars(tiled).items():

@@ -313,3 +313,15 @@ def test_twins_do_not_depend_on_the_bits_of_nan_or_the_sign_of_zero() -> None:
     test.view(np.uint32)[0] = [0x80000000, 0xFFC00001]
     assert count_twins(train, test) == 1
     assert count_twins(np.asfortranarray(np.repeat(train, 3, 0)), test) == 1
+
+
+def test_groups_of_anomalies_alone_are_all_tested_on() -> None:
+    """As single anomalies are; a patient with normal scans keeps them beside the others."""
+    group = np.arange(200, dtype=np.int32)
+    group[190:] = np.arange(10)  # ten anomalies of patients that have a normal row as well
+    anomaly = np.arange(200) >= 150
+    rows = Rows(anomaly, np.zeros(200, bool), None, group)
+    assigned = assign(rows, Splits())
+    assert (assigned.codes[150:190] == TEST).all()
+    beside = assigned.codes[:10]
+    assert (assigned.codes[190:] == np.where(beside == TEST, TEST, UNUSED)).all()

@@ -482,7 +482,7 @@ def test_the_gradient_is_clipped() -> None:
 
 def test_hidden_cells_are_the_share_asked_for() -> None:
     run = trainer(n=4_096, hide=0.25)
-    hidden = torch.isnan(run._hide(run.x))
+    hidden = torch.isnan(run.views(run.x, run.generator).seen)
     assert hidden.float().mean().item() == pytest.approx(0.25, abs=0.015)
     assert not torch.isnan(run.x).any()
     assert trainer(hide=0.0)._hide(run.x) is run.x
@@ -492,7 +492,7 @@ def test_columns_of_one_source_are_hidden_together_as_they_are_missing_together(
     """The sine without the cosine is nothing that scoring ever sees."""
     plan = config(hide=0.5).resolve(4_096)
     run = _Trainer(model(), toy(4_096), toy(64, 1), plan, units=[1, 0, 0, 1])
-    hidden = torch.isnan(run._hide(run.x)).numpy()
+    hidden = torch.isnan(run.views(run.x, run.generator).seen).numpy()
     np.testing.assert_array_equal(hidden[:, 0], hidden[:, 3])
     np.testing.assert_array_equal(hidden[:, 1], hidden[:, 2])
     assert np.corrcoef(hidden[:, 0], hidden[:, 1])[0, 1] == pytest.approx(0, abs=0.06)

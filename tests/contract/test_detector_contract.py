@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from anomaly_vae import scoring
 from anomaly_vae.bundle import Bundle, load
 from anomaly_vae.calibration import calibrate
 from anomaly_vae.config import Config, validate_config
@@ -147,7 +146,7 @@ def subject(request: pytest.FixtureRequest) -> Subject:
 def test_tiny_tiles_equal_one_chunk(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = [subject.score(batch) for batch in subject.both]
     for tile in (1, 3, 64):
-        monkeypatch.setattr(scoring, "TILE", tile)
+        monkeypatch.setattr(type(subject.detector.scorer.encoding), "tile", tile)
         for batch, expected in zip(subject.both, whole, strict=True):
             np.testing.assert_allclose(subject.score(batch), expected, **SAME)
 

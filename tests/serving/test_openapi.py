@@ -1,9 +1,12 @@
 """The document describes what the service does."""
 
+import base64
+
 import jsonschema_rs
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from schemathesis import GenerationMode
 
 from serving.app import create_app
@@ -11,6 +14,7 @@ from serving.errors import KINDS
 from serving.openapi import SCORING
 from serving.settings import Settings
 from serving.store import Store
+from serving.uploads import RAW
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +71,59 @@ def test_the_page_is_there(client):
     assert "/openapi.json" in page.text
 
 
+@pytest.fixture
+def both(client_of, served, scanner):
+    return client_of(served, scanner)
+
+
+def decoded(uri):
+    """The media type and the content of a data URI."""
+    media, _, content = uri.removeprefix("data:").partition(";base64,")
+    return media, base64.b64decode(content, validate=True)
+
+
+@pytest.mark.parametrize("clients", ["scan_client", "both"])
+def test_the_examples_of_images_work(request, clients):
+    client = request.getfixturevalue(clients)
+    operation = client.get("/openapi.json").json()["paths"]["/models/{name}/score"]["post"]
+    answers = operation["responses"]["200"]["content"]["application/json"]["examples"]
+    ((name, example),) = operation["requestBody"]["content"]["image/png"]["examples"].items()
+    media, content = decoded(example["externalValue"])
+    headers = {"Content-Type": media}
+    response = client.post(f"/models/{name}/score", content=content, headers=headers)
+    assert response.json() == answers[name]["value"]
+
+
+def test_each_kind_of_body_is_in_it_where_there_is_a_model_for_it(client, scan_client, both):
+    def documented(one):
+        operation = one.get("/openapi.json").json()["paths"]["/score"]["post"]
+        options = [parameter["name"] for parameter in operation.get("parameters", ())]
+        return set(operation["requestBody"]["content"]), options, operation["description"]
+
+    table, scans, all_of_it = map(documented, (client, scan_client, both))
+    assert table[:2] == ({"application/json"}, [])
+    assert scans[:2] == ({"multipart/form-data", *RAW}, ["explain", "heatmap"])
+    assert all_of_it[:2] == (table[0] | scans[0], scans[1])
+    assert all_of_it[2] == f"{table[2]}\n\n{scans[2]}"
+
+
+def test_answers_about_images_fit_their_schema(scan_client, pngs):
+    document = scan_client.get("/openapi.json").json()
+    answer = {"$ref": "#/components/schemas/ScoreResponse", "components": document["components"]}
+    validator = jsonschema_rs.validator_for(answer)
+    uploads = [("files", content) for content in pngs[-2:]]
+    response = scan_client.post("/score?explain=2&heatmap=png", files=uploads).json()
+    assert response["results"][-1]["regions"]
+    validator.validate(response)
+    del response["results"][0]["score"]
+    assert not validator.is_valid(response)
+
+
+def test_a_document_of_images_knows_no_records(scan_client):
+    schemas = scan_client.get("/openapi.json").json()["components"]["schemas"]
+    assert not [name for name in schemas if name.startswith(("Record", "ScoreRequest"))]
+
+
 POSTS = [("POST", path, mode) for path in SCORING for mode in GenerationMode]
 GETS = [
     ("GET", path, GenerationMode.POSITIVE)
@@ -91,5 +148,27 @@ def test_whatever_is_sent_is_answered_as_documented(schema, method, path, mode):
     )
     def check(case):
         case.call_and_validate()
+
+    check()
+
+
+@pytest.mark.parametrize("mode", GenerationMode)
+def test_whatever_is_sent_as_an_image_is_answered_as_documented(scanner, pngs, mode):
+    """The same of a model of images; what is to be accepted are images, as no schema can say."""
+    images = st.sampled_from(pngs)
+    schemathesis.openapi.format("binary", images)
+    for media in RAW:
+        schemathesis.openapi.media_type(media, images)
+    app = create_app(Store([scanner]), Settings(max_records=20))
+    operation = schemathesis.openapi.from_asgi("/openapi.json", app)["/score"]["POST"]
+
+    @given(case=operation.as_strategy(generation_mode=mode))
+    @settings(
+        max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    )
+    def check(case):
+        response = case.call()
+        if response.status_code != 413:  # which to Schemathesis is no refusal
+            case.validate_response(response)
 
     check()

@@ -1,0 +1,50 @@
+"""What was found where in an image: the regions of its map, and the picture that shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from anomaly_vae.detector import Detections
+from anomaly_vae.heatmaps import Region, Scale, overlay, regions
+from anomaly_vae.images import ImageEncoding
+from anomaly_vae.scoring import Explained
+
+
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """One image: its map (S, S), the regions above the scale's level, the scan and its twin."""
+
+    heat: NDArray[np.float32]
+    regions: tuple[Region, ...]
+    scan: NDArray[np.float32]
+    """(C, S, S) on [0, 1], as the model saw it"""
+    expected: NDArray[np.float32]
+    """(C, S, S) on [0, 1], as the model would have it"""
+    scale: Scale
+
+    def draw(self, title: str = "") -> Image.Image:
+        """See `heatmaps.overlay`."""
+        return overlay(self.scan, self.expected, self.heat, self.regions, self.scale, title)
+
+
+def findings(
+    encoding: ImageEncoding, scale: Scale, explained: Explained, rows: Sequence[int]
+) -> Iterator[Finding]:
+    """What these rows of an explained batch hold."""
+    side = encoding.layout.size
+    for row in rows:
+        heat = explained.nats[row].reshape(side, side).astype(np.float32)
+        scan, expected = encoding.pictures(
+            np.stack([explained.observed[row], explained.expected[row]])
+        )
+        yield Finding(heat, regions(heat, scale), scan, expected, scale)
+
+
+def title_of(found: Detections, row: int, name: str) -> str:
+    """An image's name and what was decided."""
+    return f"{name}: score {found.score[row]:.6g}, p = {found.p_value[row]:.2g}"

@@ -1,0 +1,310 @@
+"""Pictures → float32 matrix: the schema and the encoding of an image model; numpy and Pillow.
+
+An `ImageSchema` makes every picture the same: grey or colour, its centre cropped to a square,
+resized. An `ImageEncoding` puts the intensities on the model's scale. A row of the matrix (N, F)
+is a picture's pixels, channel by channel, row by row: F = channels · size².
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image
+
+from anomaly_vae.columns import plain
+from anomaly_vae.encoding import Matrix
+from anomaly_vae.errors import DataError
+from anomaly_vae.pictures import Picture, Reading, Unreadable, read_bytes, read_file
+from anomaly_vae.schema import Problem, RawBatch, listed
+
+if TYPE_CHECKING:
+    from anomaly_vae.config import ImageData
+
+IMAGE = "image"
+"""The one column of an image model: paths, or the bytes of files."""
+FULL = 65_535.0
+"""The largest value of a pixel."""
+FLAT = 1e-3
+"""An image whose standard deviation on [0, 1] is below this shows nothing."""
+CENTER, SPREAD = 0.5, 0.25
+"""Where a standardised image has its mean, and what one standard deviation becomes."""
+EXTREME = 8.0
+"""Standardised pixels are held within ± so many standard deviations."""
+NO_IMAGE, NO_BYTES = "no image is given", "expected the bytes of an image file"
+CELLS = (
+    pa.types.is_string,
+    pa.types.is_large_string,
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_null,
+)
+"""Types of columns that can hold images."""
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+"""Grey of red, green and blue (ITU-R BT.601)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLayout:
+    """The shape of one encoded image."""
+
+    channels: int
+    size: int
+
+    @property
+    def n_columns(self) -> int:
+        """Number F of values of an image."""
+        return self.channels * self.size**2
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, S, S)"""
+        return self.channels, self.size, self.size
+
+
+@dataclass(frozen=True, slots=True)
+class ImageColumn:
+    """The one column that an image model reads."""
+
+    name: str = IMAGE
+    type: str = IMAGE
+
+
+@dataclass(frozen=True)
+class ImageSchema:
+    """What an image model looks at, and how pictures of any kind become that."""
+
+    size: int
+    channels: int
+    reading: Reading = field(default_factory=Reading)
+
+    names = (IMAGE,)
+    known: frozenset[str] = frozenset()
+
+    @property
+    def columns(self) -> tuple[ImageColumn, ...]:
+        """The one column."""
+        return (ImageColumn(),)
+
+    def from_pictures(self, pictures: Iterable[Picture | Unreadable]) -> RawBatch:
+        """N pictures → (N, C, S, S) float32 on [0, 1]; what shows nothing is a problem."""
+        images: list[Matrix] = []
+        problems: list[Problem] = []
+        for row, picture in enumerate(pictures):
+            image, reason = self._prepared(picture)
+            images.append(image)
+            if reason:
+                problems.append(Problem(row, IMAGE, reason))
+        stacked = np.stack(images) if images else np.zeros((0, *self._shape), np.float32)
+        return batch_of(stacked, problems)
+
+    def from_arrow(self, table: pa.RecordBatch | pa.Table) -> RawBatch:
+        """Read a table whose column ``image`` holds paths or the bytes of files, one image each.
+
+        Raises:
+            DataError: there is no such column, or it holds neither.
+        """
+        if IMAGE not in table.schema.names:
+            raise DataError(
+                f"expected a column '{IMAGE}' of paths or of the bytes of files, "
+                f"found {listed(table.schema.names)}",
+                column=IMAGE,
+            )
+        cells = plain(table.column(IMAGE))
+        if not any(kind(cells.type) for kind in CELLS):
+            reason = f"column '{IMAGE}': expected paths or bytes, found {cells.type}"
+            raise DataError(reason, column=IMAGE)
+        batch = self.from_pictures(map(self._of_cell, cells.to_pylist()))
+        ignored = tuple(sorted(set(table.schema.names) - {IMAGE} - self.known))
+        return RawBatch(batch.values, len(batch), batch.problems, ignored)
+
+    def from_records(self, records: Sequence[Mapping[str, Any]]) -> RawBatch:
+        """Records whose ``image`` is the bytes of a file; a path is refused, whosever it is."""
+        cells = (record.get(IMAGE) for record in records)
+        return self.from_pictures(
+            self.read(cell) if isinstance(cell, bytes) else Unreadable(NO_BYTES, None)
+            for cell in cells
+        )
+
+    def read(self, file: Path | bytes) -> Picture | Unreadable:
+        """The one picture of a file, given by its path or its content."""
+        reader = (
+            read_bytes(file, self.reading)
+            if isinstance(file, bytes)
+            else read_file(file, self.reading)
+        )
+        first, more = next(reader), next(reader, None)
+        return (
+            first if more is None else Unreadable("holds several images; give one at a time", None)
+        )
+
+    def unknown(self, names: set[str]) -> tuple[str, ...]:
+        """Nothing: whatever else a manifest says is not for the model."""
+        del names
+        return ()
+
+    @classmethod
+    def of(cls, data: ImageData) -> ImageSchema:
+        """What a configuration says."""
+        reading = Reading(
+            window=data.window, axis=data.axis, max_pixels=data.max_pixels, max_bytes=data.max_bytes
+        )
+        return cls(data.size, data.channels, reading)
+
+    def to_json(self) -> dict[str, Any]:
+        """What the manifest keeps."""
+        return {"size": self.size, "channels": self.channels, "reading": asdict(self.reading)}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> ImageSchema:
+        """The inverse of `to_json`."""
+        reading = dict(content["reading"])
+        if isinstance(reading["window"], list):
+            reading["window"] = tuple(reading["window"])
+        return cls(content["size"], content["channels"], Reading(**reading))
+
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        return self.channels, self.size, self.size
+
+    def _of_cell(self, cell: str | bytes | None) -> Picture | Unreadable:
+        if cell is None:
+            return Unreadable(NO_IMAGE, None)
+        return self.read(Path(cell) if isinstance(cell, str) else cell)
+
+    def _prepared(self, picture: Picture | Unreadable) -> tuple[Matrix, str]:
+        """(C, S, S) on [0, 1], and what is wrong with it."""
+        if isinstance(picture, Unreadable):
+            return np.zeros(self._shape, np.float32), picture.reason
+        image = fitted_to(picture.pixels, self.size, self.channels)
+        flat = float(image.std()) < FLAT
+        return image, "all pixels are alike: the image shows nothing" if flat else ""
+
+
+def batch_of(images: Matrix, problems: Sequence[Problem] = ()) -> RawBatch:
+    """Prepared images (N, C, S, S) as a batch."""
+    column: Any = images  # the other columns there are have one axis
+    return RawBatch({IMAGE: column}, len(images), tuple(problems))
+
+
+def fitted_to(pixels: NDArray[np.uint16], size: int, channels: int) -> Matrix:
+    """(H, W) or (H, W, 3) → (C, size, size) on [0, 1]: centre cropped, then resized.
+
+    Resizing is bilinear over the area that a new pixel covers, so that shrinking loses no detail
+    to chance.
+    """
+    cropped = centre(pixels).astype(np.float32) / FULL
+    planes = np.moveaxis(cropped, -1, 0) if cropped.ndim == 3 else cropped[None]
+    if channels == 1 and len(planes) == 3:
+        planes = np.tensordot(LUMA, planes, 1)[None]
+    resized = np.stack([_resized(plane, size) for plane in planes])
+    return np.broadcast_to(resized, (channels, size, size)).copy()
+
+
+def centre(pixels: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    """The largest square around the centre."""
+    height, width = pixels.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return pixels[top : top + side, left : left + side]
+
+
+def _resized(plane: Matrix, size: int) -> Matrix:
+    if plane.shape == (size, size):
+        return plane
+    image = Image.fromarray(np.ascontiguousarray(plane), mode="F")
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR), np.float32)
+
+
+def encode_picture(picture: Picture) -> bytes:
+    """A PNG from which `pictures.read_bytes` gives the same pixels; nothing else is in it."""
+    pixels = picture.pixels if picture.pixels.ndim == 2 else (picture.pixels >> 8).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class ImageEncoding:
+    """Intensities on the model's scale."""
+
+    layout: ImageLayout
+    intensity: Literal["standardise", "unit"]
+
+    tile = 1
+    """Images are scored one at a time: batching gains nothing, and alone is as among others."""
+
+    def encode(self, batch: RawBatch) -> Matrix:
+        """N images (N, C, S, S) on [0, 1] → (N, F) float32.
+
+        Standardised by its own mean m and standard deviation s, an image is ½ + ¼ (x − m) / s:
+        abnormal scans tend to have another contrast, and a squared error on raw intensities then
+        calls the flatter image the better one.
+        """
+        images = np.asarray(batch.values[IMAGE], np.float32)
+        images = images.reshape(len(batch), self.layout.n_columns)
+        if self.intensity == "unit" or not len(images):
+            return images
+        mean = images.mean(1, keepdims=True, dtype=np.float64)
+        scale = np.maximum(images.std(1, keepdims=True, dtype=np.float64), FLAT)
+        standardised = np.clip((images - mean) / scale, -EXTREME, EXTREME)
+        encoded: Matrix = (CENTER + SPREAD * standardised).astype(np.float32)
+        return encoded
+
+    def pictures(self, x: NDArray[Any]) -> Matrix:
+        """(N, F) as encoded or as the model expects it → (N, C, S, S) on [0, 1], to be shown."""
+        pictures: Matrix = np.clip(x.reshape(-1, *self.layout.shape), 0, 1).astype(np.float32)
+        return pictures
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """What each pixel is called in an explanation: its row and column from the top left."""
+        side = range(self.layout.size)
+        return tuple(f"pixel {row},{column}" for row in side for column in side)
+
+    @property
+    def sources(self) -> NDArray[np.intp]:
+        """(F,): which pixel each value is of, by number."""
+        return np.tile(np.arange(self.layout.size**2), self.layout.channels)
+
+    def per_column(self, nats: NDArray[Any]) -> NDArray[Any]:
+        """(N, F) → (N, S²): a pixel's channels belong together."""
+        pixels: NDArray[Any] = nats.reshape(*self._by_channel).sum(1)
+        return pixels
+
+    @property
+    def _by_channel(self) -> tuple[int, int, int]:
+        """(N, C, S²), whatever N is."""
+        return -1, self.layout.channels, self.layout.size**2
+
+    def observed(self, batch: RawBatch) -> list[list[float]]:
+        """For each pixel the N values as the model saw them, the mean over channels."""
+        return self.decode(self.encode(batch))
+
+    def decode(self, x: NDArray[Any]) -> list[list[float]]:
+        """(N, F) → for each pixel the N values, the mean over channels."""
+        pixels = x.reshape(*self._by_channel).mean(1)
+        return [[float(f"{value:.6g}") for value in column] for column in pixels.T]
+
+    def typical_record(self, schema: Any) -> dict[str, Any]:
+        """A made-up image, a soft disc; nobody's scan."""
+        grid = np.linspace(-1, 1, schema.size)
+        radius = np.hypot(grid[:, None], grid)
+        disc = (FULL / (1 + np.exp(12 * (radius - 0.7)))).astype(np.uint16)
+        return {IMAGE: encode_picture(Picture(disc, 0))}
+
+    def to_json(self) -> dict[str, Any]:
+        """What the manifest keeps."""
+        return {"intensity": self.intensity, **asdict(self.layout)}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> ImageEncoding:
+        """The inverse of `to_json`."""
+        return cls(ImageLayout(content["channels"], content["size"]), content["intensity"])

@@ -1,0 +1,312 @@
+"""Folders, globs and manifests of images, read as a stream or as a data set."""
+
+from __future__ import annotations
+
+import csv
+import glob
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from anomaly_vae.config import ImageData
+from anomaly_vae.errors import DataError
+from anomaly_vae.images import IMAGE, ImageSchema, batch_of, encode_picture
+from anomaly_vae.modality import Encoding
+from anomaly_vae.pictures import (
+    Picture,
+    Unreadable,
+    hash_twins,
+    is_picture,
+    perceptual_hash,
+    read_file,
+)
+from anomaly_vae.schema import RawBatch, listed
+from anomaly_vae.splits import CALIBRATION, TEST, TRAIN, VALIDATION, Rows, assign
+from pipelines import console
+from pipelines.data import (
+    Dataset,
+    anomaly_mask,
+    check_positive,
+    group_codes,
+    only_fit,
+    unfit_note,
+    unlabelled_mask,
+    unlabelled_note,
+)
+
+PATH, FRAME, GROUP = "path", "frame", "group"
+BATCH = 64
+"""Images that are held decoded at a time."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One file to read: where it lies, what the output calls it, and what its manifest says."""
+
+    file: Path
+    name: str
+    facts: dict[str, str | None]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some images in order, with the file and the frame (None: the whole file) of each."""
+
+    items: tuple[int, ...]
+    """which file each is of, by number"""
+    frames: tuple[int | None, ...]
+    images: RawBatch
+
+
+def find_images(paths: Sequence[str]) -> list[Item]:
+    """Images behind files, folders (searched throughout), globs and manifests.
+
+    Raises:
+        DataError: a path leads to no image, or a manifest cannot be read.
+    """
+    found: dict[Path, Item] = {}
+    for path in paths:
+        items = list(_items(path))
+        if not items:
+            raise DataError(f"'{path}': no image is there", path=path)
+        for item in items:
+            found.setdefault(item.file, item)
+    return list(found.values())
+
+
+def _items(path: str) -> Iterator[Item]:
+    place = Path(path)
+    if place.suffix.lower() == ".csv" and place.is_file():
+        yield from _manifest(place)
+    elif place.is_file():
+        yield Item(place, path, {})
+    elif place.is_dir():
+        inside = (p for p in sorted(place.rglob("*")) if not _hidden(p, place))
+        yield from (Item(p, str(p), {}) for p in inside if p.is_file() and is_picture(p))
+    else:
+        for name in sorted(glob.glob(path, recursive=True)):  # noqa: PTH207 absolute patterns too
+            yield from _items(name) if Path(name).is_dir() or is_picture(Path(name)) else ()
+
+
+def _manifest(place: Path) -> Iterator[Item]:
+    """The rows of a CSV manifest; paths are relative to it."""
+    try:
+        with place.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, restkey="")
+            if PATH not in (reader.fieldnames or ()):
+                columns = listed(reader.fieldnames or ())
+                raise DataError(f"'{place}': a manifest needs a column 'path', found {columns}")
+            for row in reader:
+                yield _row(place, reader.line_num, row)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"'{place}' cannot be read as a manifest: {error}") from None
+
+
+def _row(place: Path, line: int, row: dict[str, str | None]) -> Item:
+    name = row.pop(PATH)
+    if not name or "" in row:
+        raise DataError(f"'{place}' line {line}: expected a path and one cell for each column")
+    return Item(place.parent / name, name, row)
+
+
+def _hidden(path: Path, root: Path) -> bool:
+    return any(part.startswith((".", "_")) for part in path.relative_to(root).parts)
+
+
+def read_images(items: Sequence[Item], schema: ImageSchema) -> Iterator[Batch]:
+    """Stream the images of all files, in order; what cannot be read is a problem of its batch."""
+    held: list[tuple[int, Picture | Unreadable]] = []
+    for number, item in enumerate(items):
+        for picture in read_file(item.file, schema.reading):
+            held.append((number, picture))
+            if len(held) == BATCH:
+                yield _batch(held, schema)
+                held = []
+    if held:
+        yield _batch(held, schema)
+
+
+def _batch(held: Sequence[tuple[int, Picture | Unreadable]], schema: ImageSchema) -> Batch:
+    numbers, pictures = zip(*held, strict=True)
+    frames = tuple(picture.frame for picture in pictures)
+    return Batch(numbers, frames, schema.from_pictures(pictures))
+
+
+# ---------------------------------------------------------------- data sets
+
+
+@dataclass(frozen=True, eq=False)
+class ImageDataset(Dataset):
+    """N images, their labels and groups, and their split."""
+
+    files: tuple[Path, ...] = ()
+    """the file of each image"""
+
+    TWINS = "have a near-twin among those that train or calibrate, which flatters the figures"
+
+    @property
+    def test_table(self) -> pa.Table:
+        """The images of the test split as they came, without anything else their files hold."""
+        rows = self.assignment.rows(TEST)
+        table = self.table.take(pa.array(rows))
+        return table.append_column(IMAGE, pa.array(self._pictures(rows), pa.binary()))
+
+    def _pictures(self, rows: NDArray[np.intp]) -> list[bytes]:
+        """PNGs of these images; each file is read once."""
+        frames: dict[Path, set[int]] = {}
+        known = self.table.column(FRAME).to_pylist()
+        for row in rows:
+            frames.setdefault(self.files[row], set()).add(known[row])
+        assert isinstance(self.schema, ImageSchema), "a data set of images"
+        return [
+            encode_picture(picture)
+            for file, wanted in frames.items()
+            for picture in read_file(file, self.schema.reading)
+            if isinstance(picture, Picture) and picture.frame in wanted
+        ]
+
+    def count_twins(self, encoding: Encoding) -> int:
+        """Test images with a near-twin, mirrored or not, among those that train or calibrate."""
+        del encoding
+        splits = (TRAIN, VALIDATION, CALIBRATION)
+        rows = np.concatenate([self.assignment.rows(split) for split in splits])
+        return int(hash_twins(self.hashes[self.assignment.rows(TEST)], self.hashes[rows]).sum())
+
+    @cached_property
+    def hashes(self) -> NDArray[np.uint64]:
+        """(N, 2): the perceptual hash of each image and of its mirror image."""
+        return hashes_of(self.batch)
+
+    def _known(self, frozen: pa.Table) -> NDArray[np.bool_]:
+        """Images with a near-twin among those of a frozen split."""
+        known: NDArray[np.bool_] = hash_twins(
+            self.hashes, hashes_of(self.schema.from_arrow(frozen))
+        )
+        return known
+
+
+def hashes_of(batch: RawBatch) -> NDArray[np.uint64]:
+    """(N, 2): the perceptual hash of each image (N, C, S, S) and of its mirror image."""
+    grey = np.asarray(batch.values[IMAGE]).mean(1)
+    pairs = [(perceptual_hash(image), perceptual_hash(image[:, ::-1])) for image in grey]
+    return np.array(pairs, np.uint64).reshape(-1, 2)
+
+
+def load_images(data: ImageData) -> ImageDataset:
+    """Read every image, and split them; the frames of a file stay together.
+
+    Raises:
+        DataError: unreadable input, unknown columns or an empty split.
+    """
+    items, schema = find_images(data.paths), ImageSchema.of(data)
+    read = read_all(items, schema)
+    label, group = _column(items, data.label, "label"), _column(items, data.group, "group")
+    table = index_of(items, read, label, group)
+    rows = _rows(table, data, label)
+    planned = assign(rows, data.splits)
+    return ImageDataset(
+        table=table,
+        schema=schema,
+        batch=read.images,
+        rows=rows,
+        assignment=only_fit(planned, read.images),
+        notes=(*unfit_note(read.images), *unlabelled_note(rows, planned)),
+        label=label,
+        group=GROUP if rows.group is not None else None,
+        files=tuple(items[number].file for number in read.items),
+    )
+
+
+def read_labelled(
+    paths: Sequence[str], schema: ImageSchema, label: str
+) -> tuple[pa.Table, RawBatch]:
+    """The index of all images with their labels, and the images.
+
+    Raises:
+        DataError: see `find_images`, or no manifest has such a column.
+    """
+    items = find_images(paths)
+    label, group = _column(items, label, label) or label, _column(items, None, GROUP)
+    read = read_all(items, schema)
+    return index_of(items, read, label, group), read.images
+
+
+def is_dicom(file: Path) -> bool:
+    """Whether a file says that it is DICOM."""
+    with file.open("rb") as stream:
+        return stream.read(132)[128:] == b"DICM"
+
+
+def read_all(items: Sequence[Item], schema: ImageSchema) -> Batch:
+    """Every image of these files, as one batch."""
+    batches = []
+    with console.progress("Reading", len(items)) as (bar, task):
+        for batch in read_images(items, schema):
+            batches.append(batch)
+            bar.update(task, completed=batch.items[-1] + 1, note="")
+    return Batch(
+        tuple(number for batch in batches for number in batch.items),
+        tuple(frame for batch in batches for frame in batch.frames),
+        joined([batch.images for batch in batches]),
+    )
+
+
+def joined(batches: Sequence[RawBatch]) -> RawBatch:
+    """Batches of images as one."""
+    starts = np.cumsum([0, *map(len, batches)]).tolist()
+    problems = [
+        replace(problem, row=problem.row + start)
+        for batch, start in zip(batches, starts, strict=False)
+        for problem in batch.problems
+    ]
+    images = np.concatenate([np.asarray(batch.values[IMAGE]) for batch in batches])
+    return batch_of(images, problems)
+
+
+def index_of(items: Sequence[Item], read: Batch, label: str | None, group: str | None) -> pa.Table:
+    """What is known of each image: path, frame, label and group, where there are any.
+
+    The frames of one file belong together where nothing else is said.
+    """
+    numbers = read.items
+    columns = {
+        PATH: pa.array([items[n].name for n in numbers], pa.string()),
+        FRAME: pa.array(read.frames, pa.int32()),
+    }
+    if label:
+        columns[label] = pa.array([items[n].facts.get(label) or None for n in numbers], pa.string())
+    named = [items[n].facts.get(group or "") or None for n in numbers]
+    if len(set(numbers)) < len(numbers):
+        named = [name or items[n].name for name, n in zip(named, numbers, strict=True)]
+    if any(named):
+        columns[GROUP] = pa.array(named, pa.string())
+    return pa.table(columns)
+
+
+def _column(items: Sequence[Item], name: str | None, usual: str) -> str | None:
+    """The column of that name, or without one the usual, where any manifest has it.
+
+    Raises:
+        DataError: there is none of that name.
+    """
+    known = set().union(*(item.facts for item in items))
+    if name is not None and name not in known:
+        found = listed(sorted(known))
+        raise DataError(f"no manifest has the column '{name}'; found {found}", column=name)
+    return name or (usual if usual in known else None)
+
+
+def _rows(table: pa.Table, data: ImageData, label: str | None) -> Rows:
+    anomaly = unlabelled = np.zeros(len(table), bool)
+    if label:
+        labels = table.column(label)
+        check_positive(labels, data.positive, label)
+        anomaly = anomaly_mask(labels, data.positive, label)
+        unlabelled = unlabelled_mask(labels, label)
+    group = GROUP if GROUP in table.column_names else None
+    return Rows(anomaly, unlabelled, None, group_codes(table, group))

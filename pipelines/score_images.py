@@ -1,0 +1,166 @@
+"""Images → scores: streamed, every image scored or rejected with a reason, flagged ones drawn."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from anomaly_vae.detector import Detections, Explanation, explanations
+from anomaly_vae.findings import Finding, findings, title_of
+from anomaly_vae.heatmaps import png
+from anomaly_vae.images import ImageEncoding, ImageSchema
+from anomaly_vae.schema import RawBatch
+from anomaly_vae.scoring import Explained
+from pipelines import console
+from pipelines.images import FRAME, PATH, Batch, Item, find_images, is_dicom, read_images
+from pipelines.models import Source
+from pipelines.results import DICOM, HEATMAPS, SUMMARY, Sink, result_folder
+from pipelines.score import UNREADABLE, Explain, Tally, answer_columns, most_of, outside, summary_of
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What is written for each flagged image."""
+
+    heatmaps: bool = False
+    dicom: bool = False
+
+
+NOTHING = Drawing()
+
+
+def score_images(
+    source: Source,
+    paths: Sequence[str],
+    output: str | Path,
+    explain: Explain = None,
+    drawing: Drawing = NOTHING,
+) -> dict[str, Any]:
+    """Score every image of every file into a folder; returns the summary that lies in it.
+
+    Args:
+        source: the model.
+        paths: image files, folders, globs or manifests; what lies in ``output`` is left out.
+        output: the folder; a previous result there is replaced once the new one is whole.
+        explain: K pixels with the largest share of each score, or "all".
+        drawing: what to write for each flagged image.
+
+    Raises:
+        DataError: no image found, one that lies in ``output``, or ``output`` holds something else.
+    """
+    output = Path(output)
+    items = outside(paths, find_images(paths), output, lambda item: item.file)
+    with result_folder(output) as folder, Sink(folder) as sink:
+        scoring = _Scoring(source, items, sink, explain, _Artist(source, folder, drawing))
+        scoring.take_all()
+        sink.close()
+        summary = summary_of(source, len(items), scoring.tally, sink)
+        summary |= scoring.artist.drawn
+        (folder / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    return summary
+
+
+class _Artist:
+    """Draws flagged images into the result's folder."""
+
+    def __init__(self, source: Source, folder: Path, drawing: Drawing) -> None:
+        self.source, self.folder, self.drawing = source, folder, drawing
+        self.wanted = drawing.heatmaps or drawing.dicom
+        self.drawn = {HEATMAPS: 0} if drawing.heatmaps else {}
+        if drawing.dicom:
+            self.drawn |= {DICOM: 0}
+
+    def draw(
+        self, items: Sequence[Item], frames: Sequence[int], found: Detections, explained: Explained
+    ) -> None:
+        """The flagged ones of these images."""
+        encoding = self.source.bundle.scorer.encoding
+        assert isinstance(encoding, ImageEncoding), "a model of images"
+        rows = np.flatnonzero(found.is_anomaly).tolist()
+        pictures = findings(encoding, self.source.bundle.heat_scale, explained, rows)
+        for row, finding in zip(rows, pictures, strict=True):
+            self._write(items[row], frames[row], finding, title_of(found, row, items[row].name))
+
+    def _write(self, item: Item, frame: int, finding: Finding, title: str) -> None:
+        page, name = finding.draw(title), stem_of(item, frame)
+        if self.drawing.heatmaps:
+            self._place(HEATMAPS, f"{name}.png").write_bytes(png(page))
+        if self.drawing.dicom:
+            self._as_dicom(item, frame, np.asarray(page.convert("RGB")), name)
+
+    def _as_dicom(self, item: Item, frame: int, page: Any, name: str) -> None:
+        """Where the image came as DICOM."""
+        if is_dicom(item.file):
+            from pipelines.dicom_out import write_heatmap
+
+            about = {key: str(value) for key, value in self.source.to_json().items()}
+            write_heatmap(item.file, frame, page, about, self._place(DICOM, f"{name}.dcm"))
+
+    def _place(self, kind: str, name: str) -> Path:
+        (self.folder / kind).mkdir(exist_ok=True)
+        self.drawn[kind] += 1
+        return self.folder / kind / name
+
+
+class _Scoring:
+    """Takes batches in order."""
+
+    def __init__(
+        self, source: Source, items: Sequence[Item], sink: Sink, explain: Explain, artist: _Artist
+    ) -> None:
+        self.detector, self.items, self.sink = source.bundle.detector, items, sink
+        self.explain, self.artist, self.tally = explain, artist, Tally()
+
+    def take_all(self) -> None:
+        """Score or reject every image."""
+        schema = self.detector.scorer.schema
+        assert isinstance(schema, ImageSchema), "a model of images"
+        with console.progress("Scoring", len(self.items)) as (bar, task):
+            for batch in read_images(self.items, schema):
+                self.take(batch)
+                note = f"{self.tally.flagged:,} flagged, {self.tally.rejected:,} rejected"
+                bar.update(task, completed=batch.items[-1] + 1, note=note)
+
+    def take(self, batch: Batch) -> None:
+        """Score or reject the images of a batch."""
+        for problem in batch.images.problems:
+            item = self.items[batch.items[problem.row]]
+            self.tally.places[UNREADABLE] += 1
+            self.sink.reject(Path(item.name), [batch.frames[problem.row]], problem.reason)
+        rows = np.flatnonzero(batch.images.usable)
+        if len(rows):
+            items = [self.items[batch.items[row]] for row in rows]
+            frames = [batch.frames[row] or 0 for row in rows]
+            self._score(items, frames, batch.images.take(rows))
+
+    def _score(self, items: Sequence[Item], frames: Sequence[int], images: RawBatch) -> None:
+        names = pa.array([item.name for item in items], pa.string())
+        keys = {PATH: names, FRAME: pa.array(frames, pa.int32())}
+        reasons: Sequence[Explanation] = ()
+        if self.explain is None and not self.artist.wanted:
+            found = self.detector.detect(images)
+        else:
+            explained = self.detector.scorer.explain(images)
+            found = self.detector.decide(explained.score)
+            if self.explain is not None:
+                most = most_of(self.explain)
+                reasons = explanations(self.detector.scorer, images, explained, most)
+            if self.artist.wanted:
+                self.artist.draw(items, frames, found, explained)
+        self.sink.write(answer_columns(keys, found, reasons))
+        self.tally.scored += len(images)
+        self.tally.flagged += int(found.is_anomaly.sum())
+
+
+def stem_of(item: Item, frame: int) -> str:
+    """A file name of its own for each image: what it is called, and a digest of its whole path."""
+    name = Path(item.name).name.partition(".")[0][:80]
+    digest = hashlib.sha256(item.name.encode(errors="surrogateescape")).hexdigest()[:8]
+    return f"{name}-{digest}-{frame}"
