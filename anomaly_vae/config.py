@@ -245,6 +245,8 @@ class FitConfig(Section):
     """of the CPU while fitting; small networks are fastest with one"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one"""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """of the networks while fitting; bfloat16 is faster on GPUs that have it"""
     resume: bool = True
     """continue from a checkpoint of the same data and configuration"""
 

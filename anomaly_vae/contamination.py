@@ -57,7 +57,7 @@ EDGE = (3.0, 16.0)
 """How sharp a shape's edge is, from soft to hard."""
 AMPLITUDE = (0.35, 1.6)
 """By how many standard deviations of the image intensities are shifted."""
-CLEAN, LOCAL, SHIFTED, FOREIGN = 0.15, 0.3, 0.6, 0.2
+CLEAN, LOCAL, SHIFTED, FOREIGN = 0.15, 0.3, 0.5, 0.25
 """Share of images left clean, of shapes held in one place; of fillings that are shifted or foreign
 tissue; the others are texture."""
 BACKGROUND = 0.03

@@ -83,7 +83,9 @@ def decoded(bundle: Bundle, z: NDArray[Any] | Tensor, decode: Decode) -> Tensor:
 
 
 def chunked(bundle: Bundle, function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-    """``function`` over so many rows at a time; memory is bounded by the rows' encoded width."""
+    """``function`` over so many rows at a time; no rows are none of one, as networks need some."""
+    if not len(rows):
+        return function(rows.new_zeros(1, *rows.shape[1:]))[:0]
     step = max(1, CHUNK // bundle.scorer.encoding.layout.n_columns)
     return torch.cat([function(part) for part in torch.split(rows, step)])
 
@@ -179,10 +181,10 @@ def start_of(bundle: Bundle, rows: Rows | None) -> Tensor:
     """
     if rows is None:
         return torch.zeros(load_model(bundle).latent_dim)
-    means = latent_means(bundle, encoded(bundle, rows)[:1])
-    if not len(means):
+    first = encoded(bundle, rows)[:1]
+    if not len(first):
         raise DataError("traversal starts from a row; the input has none")
-    return means[0]
+    return latent_means(bundle, first)[0]
 
 
 @torch.no_grad()

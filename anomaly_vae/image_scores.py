@@ -9,7 +9,7 @@
 Standardised, each share is measured in the standard deviations that it has on held-out normals,
 about its mean there, and no longer in nats. The contamination score is minus the log-probability
 that no pixel is contaminated, Σ softplus(2 (ℓ − level)): ℓ are the log-odds smoothed by a pixel,
-and the level is what one pixel in a hundred of held-out normals exceeds.
+and the level is what three pixels in a thousand of held-out normals exceed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CHUNK = 64
 """Images that are scored at a time while the statistics are gathered."""
 SMOOTHING = 1.0
 """Standard deviation, in pixels, of the blur over the statistics of neighbouring pixels."""
-GAIN, RARE = 2.0, 0.99
+GAIN, RARE = 2.0, 0.997
 """How steeply the contamination score rises above the level, and which quantile that is."""
 LEAST_SCALE = 0.1
 """Share of the common deviation that is added to each pixel's, so that none is divided by 0."""

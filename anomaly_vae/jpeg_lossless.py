@@ -1,8 +1,8 @@
 """JPEG Lossless with Huffman codes → samples (ITU-T T.81 annex H, process 14), in numpy.
 
-Most compressed CT and MR archives hold it, and of the free decoders one ends the process on some
-damaged streams (GDCM) and none other reads 16 bits. Where symbols begin is found one by one; all
-else is done for many at a time, some millions of samples a second.
+Much of what CT and MR archives compress is in it. Pillow reads no more than 8 bits of it, and GDCM
+ends the process on some damaged streams. Where symbols begin is found one by one; all else is
+done for many at a time: some millions of samples a second.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 Integers = NDArray[np.int64]
 
 CHUNK = 1 << 20
+MAX_SEGMENTS = 500
+MAX_TABLES = 4 * (17 + 17)
+"""Bytes of four Huffman tables with all 17 categories in each."""
 START_OF_FRAME = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC} | {0xF7}
 """Markers of frame headers, JPEG-LS included."""
 LOSSLESS, HUFFMAN, SCAN, RESTART_INTERVAL, END = 0xC3, 0xC4, 0xDA, 0xDD, 0xD9
@@ -61,7 +64,9 @@ def samples_of(frame: bytes) -> tuple[Integers, int]:
     tables: dict[int, Table] = {}
     planes: dict[int, Integers] = {}
     header, interval = b"", 0
-    for code, body, coded in segments(frame):
+    for number, (code, body, coded) in enumerate(segments(frame)):
+        if number > MAX_SEGMENTS:
+            raise ValueError("more segments than an image has")
         if code == HUFFMAN:
             tables |= _tables(body)
         elif code == RESTART_INTERVAL:
@@ -69,7 +74,10 @@ def samples_of(frame: bytes) -> tuple[Integers, int]:
         elif code == LOSSLESS and not header and _is_plain(body):
             header = body
         elif code == SCAN:
-            planes |= _scan(coded, body, header, tables, interval)
+            scan = _scan(coded, body, header, tables, interval)
+            if planes.keys() & scan.keys():
+                raise ValueError("a component that comes twice")
+            planes |= scan
         elif code in START_OF_FRAME:
             raise ValueError("another process, or subsampled components")
     names = header[6::3]
@@ -84,6 +92,8 @@ def _is_plain(header: bytes) -> bool:
 
 def _tables(body: bytes) -> dict[int, Table]:
     """The Huffman tables of a DHT segment by their number (ITU-T T.81 B.2.4.2 and annex C)."""
+    if len(body) > MAX_TABLES:
+        raise ValueError("more Huffman tables than four")
     tables = {}
     while body:
         counts = np.frombuffer(body, np.uint8, 16, 1)

@@ -74,10 +74,12 @@ def _tiff_pages(image: TiffImagePlugin.TiffImageFile, reading: Reading) -> list[
         try:
             image.seek(page)
         except EOFError:
-            return pages
+            break
         if not (page and image.tag_v2.get(SUBFILE, 0) & 1):
             pages.append(page)
-    reading.check_frames(reading.max_frames + 1)
+    else:
+        reading.check_frames(reading.max_frames + 1)
+    reading.check_frames(len(pages))
     return pages
 
 

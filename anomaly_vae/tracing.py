@@ -30,15 +30,15 @@ MODEL = "model."
 def image_tensors(score: ImageScore) -> dict[str, NDArray[Any]]:
     """Everything ``weights.safetensors`` holds: parameters, frozen draws, statistics."""
     tensors = score.state_dict().items()
-    return {name.removeprefix(MODEL): value.cpu().numpy() for name, value in tensors}
+    return {name.removeprefix(MODEL): value.contiguous().numpy() for name, value in tensors}
 
 
 def trace_graph(score: ImageScore, weights: bytes) -> bytes:
     """The scoring graph; ``weights`` is the safetensors file it will read."""
     traced = _trace(score.eval())
-    for node in traced.graph.node:  # where in the source it comes from is not the model's business
-        del node.metadata_props[:]
-        node.doc_string = ""
+    for part in (*traced.graph.node, *traced.graph.output):  # of the source, nobody's business
+        del part.metadata_props[:]
+        part.doc_string = ""
     header, base = header_of(weights)
     tensors = [_stored(tensor, header, base) for tensor in traced.graph.initializer]
     columns = score.layout.n_columns

@@ -175,10 +175,9 @@ def _scatter(
     """The unlikely last, so that they lie on top; ``extend`` the colours beyond the percentiles."""
     order = np.argsort(-values if reverse else values, kind="stable")
     low, high = np.percentile(values, [1, 99] if extend == "both" else [0, 100])
-    dots = axes.scatter(
-        *points[order].T, 8, values[order], cmap=f"cividis{reverse}", vmin=low, vmax=high,
-        linewidths=0,
-    )  # fmt: skip
+    x, y = points[order].T
+    cmap = f"cividis{reverse}"
+    dots = axes.scatter(x, y, 8, values[order], cmap=cmap, vmin=low, vmax=high, linewidths=0)
     figure = axes.figure
     assert isinstance(figure, Figure)
     figure.colorbar(dots, ax=axes, label=label, extend=extend)

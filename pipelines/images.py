@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import glob
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -52,6 +53,11 @@ class Item:
     name: str
     facts: dict[str, str | None]
 
+    @classmethod
+    def of(cls, file: Path) -> Item:
+        """A file of which nothing is known; bytes of its name that are no text are spelled out."""
+        return cls(file, os.fsencode(file).decode(errors="backslashreplace"), {})
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -75,7 +81,8 @@ def find_images(paths: Sequence[str]) -> list[Item]:
         if not items:
             raise DataError(f"'{path}': no image is there", path=path)
         for item in items:
-            found.setdefault(item.file, item)
+            if not found.get(item.file, item).facts:  # what a manifest says is not lost
+                found[item.file] = item
     return list(found.values())
 
 
@@ -84,32 +91,38 @@ def _items(path: str) -> Iterator[Item]:
     if place.suffix.lower() == ".csv" and place.is_file():
         yield from _manifest(place)
     elif place.is_file():
-        yield Item(place, path, {})
+        yield Item.of(place)
     elif place.is_dir():
         inside = (p for p in sorted(place.rglob("*")) if not _hidden(p, place))
-        yield from (Item(p, str(p), {}) for p in inside if p.is_file() and is_picture(p))
+        yield from (Item.of(p) for p in inside if p.is_file() and is_picture(p))
     else:
         for name in sorted(glob.glob(path, recursive=True)):  # noqa: PTH207 absolute patterns too
             yield from _items(name) if Path(name).is_dir() or is_picture(Path(name)) else ()
 
 
 def _manifest(place: Path) -> Iterator[Item]:
-    """The rows of a CSV manifest; paths are relative to it."""
+    """The rows of a CSV manifest, one for each file; paths are relative to it."""
+    seen: set[Path] = set()
     try:
         with place.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, restkey="")
+            reader = csv.DictReader(file)
             if PATH not in (reader.fieldnames or ()):
                 columns = listed(reader.fieldnames or ())
                 raise DataError(f"'{place}': a manifest needs a column 'path', found {columns}")
             for row in reader:
-                yield _row(place, reader.line_num, row)
+                item = _row(place, reader.line_num, row)
+                if item.file in seen:
+                    again = f"'{item.name}' is listed a second time; keep one of its rows"
+                    raise DataError(f"'{place}' line {reader.line_num}: {again}")
+                seen.add(item.file)
+                yield item
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"'{place}' cannot be read as a manifest: {error}") from None
 
 
 def _row(place: Path, line: int, row: dict[str, str | None]) -> Item:
     name = row.pop(PATH)
-    if not name or "" in row:
+    if not name or None in row:  # where DictReader keeps the cells that are too many
         raise DataError(f"'{place}' line {line}: expected a path and one cell for each column")
     return Item(place.parent / name, name, row)
 
@@ -280,7 +293,7 @@ def index_of(items: Sequence[Item], read: Batch, label: str | None, group: str |
     }
     if label:
         columns[label] = pa.array([items[n].facts.get(label) or None for n in numbers], pa.string())
-    named = [items[n].facts.get(group or "") or None for n in numbers]
+    named = [items[n].facts.get(group) or None if group else None for n in numbers]
     if len(set(numbers)) < len(numbers):
         named = [name or items[n].name for name, n in zip(named, numbers, strict=True)]
     if any(named):

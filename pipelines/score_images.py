@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from anomaly_vae.detector import Detections, Explanation, explanations
+from anomaly_vae.errors import DataError
 from anomaly_vae.findings import Finding, findings, title_of
 from anomaly_vae.heatmaps import png
 from anomaly_vae.images import ImageEncoding, ImageSchema
@@ -23,6 +24,9 @@ from pipelines.images import FRAME, PATH, Batch, Item, find_images, is_dicom, re
 from pipelines.models import Source
 from pipelines.results import DICOM, HEATMAPS, SUMMARY, Sink, result_folder
 from pipelines.score import UNREADABLE, Explain, Tally, answer_columns, most_of, outside, summary_of
+
+REFUSED = "dicom_refused"
+"""Flagged DICOM images whose heatmap cannot be DICOM."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class _Artist:
         self.wanted = drawing.heatmaps or drawing.dicom
         self.drawn = {HEATMAPS: 0} if drawing.heatmaps else {}
         if drawing.dicom:
-            self.drawn |= {DICOM: 0}
+            self.drawn |= {DICOM: 0, REFUSED: 0}
 
     def draw(
         self, items: Sequence[Item], frames: Sequence[int], found: Detections, explained: Explained
@@ -92,20 +96,26 @@ class _Artist:
         page, name = finding.draw(title), stem_of(item, frame)
         if self.drawing.heatmaps:
             self._place(HEATMAPS, f"{name}.png").write_bytes(png(page))
-        if self.drawing.dicom:
+            self.drawn[HEATMAPS] += 1
+        if self.drawing.dicom and is_dicom(item.file):
             self._as_dicom(item, frame, np.asarray(page.convert("RGB")), name)
 
     def _as_dicom(self, item: Item, frame: int, page: Any, name: str) -> None:
-        """Where the image came as DICOM."""
-        if is_dicom(item.file):
-            from pipelines.dicom_out import write_heatmap
+        """A twin of an image that came as DICOM; one that has no study can have none."""
+        from pipelines.dicom_out import write_heatmap
 
-            about = {key: str(value) for key, value in self.source.to_json().items()}
+        about = {key: str(value) for key, value in self.source.to_json().items()}
+        try:
             write_heatmap(item.file, frame, page, about, self._place(DICOM, f"{name}.dcm"))
+        except DataError as error:
+            if not self.drawn[REFUSED]:
+                console.say(f"a heatmap cannot be written as DICOM: {error}")
+            self.drawn[REFUSED] += 1
+        else:
+            self.drawn[DICOM] += 1
 
     def _place(self, kind: str, name: str) -> Path:
         (self.folder / kind).mkdir(exist_ok=True)
-        self.drawn[kind] += 1
         return self.folder / kind / name
 
 
@@ -161,6 +171,6 @@ class _Scoring:
 
 def stem_of(item: Item, frame: int) -> str:
     """A file name of its own for each image: what it is called, and a digest of its whole path."""
-    name = Path(item.name).name.partition(".")[0][:80]
-    digest = hashlib.sha256(item.name.encode(errors="surrogateescape")).hexdigest()[:8]
+    name = Path(item.name).name.partition(".")[0][:80] or "image"
+    digest = hashlib.sha256(item.name.encode()).hexdigest()[:8]
     return f"{name}-{digest}-{frame}"

@@ -56,13 +56,15 @@ TYPES: dict[ColumnType, Json] = {
     ColumnType.CATEGORICAL: {"type": ["string", "number", "boolean", "null"]},
     ColumnType.DATETIME: {"type": ["string", "null"], "format": "date-time"},
 }  # fmt: skip
-EXPLAIN: Json = {"anyOf": [{"type": "integer", "minimum": 0}, {"const": "all"}], "default": 0}
-MORE: Json = {"description": "How many contributions to list, or all.", **EXPLAIN}
+EXPLAIN: Json = {
+    "description": "How many contributions (of images: pixels) to list, or all.",
+    "anyOf": [{"type": "integer", "minimum": 0}, {"const": "all"}],
+    "default": 0,
+}
 QUERY: list[Json] = [
-    {"name": uploads.EXPLAIN, "in": "query", "schema": EXPLAIN,
-     "description": "Of images: how many pixels to list, or all."},
+    {"name": uploads.EXPLAIN, "in": "query", "schema": EXPLAIN, "description": "Of images only."},
     {"name": uploads.HEATMAP, "in": "query", "schema": {"const": uploads.PNG},
-     "description": "Of images: adds a drawing and the regions found to each result."},
+     "description": "Of images only: adds a drawing and the regions found to each result."},
 ]  # fmt: skip
 BINARY: Json = {"type": "string", "format": "binary"}
 RECORDS_ARE = """Records: a key that is absent or null is missing, and scored by what is there;
@@ -208,7 +210,7 @@ def request_schema(tables: Iterable[Served], max_records: int) -> Json:
         "required": ["records"],
         "properties": {
             "records": {"type": "array", "items": item, "minItems": 1, "maxItems": max_records},
-            "explain": MORE,
+            "explain": EXPLAIN,
         },
     }
 

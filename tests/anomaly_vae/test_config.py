@@ -11,13 +11,16 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from anomaly_vae.config import (
+    KINDS,
     PRESETS,
     Config,
     Feature,
+    ImageConfig,
+    ImageModelConfig,
+    ImageTrainingConfig,
     ModelConfig,
     Section,
     Splits,
-    TabularConfig,
     TrainingConfig,
     fields,
     load_config,
@@ -47,8 +50,9 @@ def message(text: str) -> str:
     return str(caught.value)
 
 
-def test_every_key_is_described() -> None:
-    described = [*fields(), *fields(Feature, "data.features.<column>.")]
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_key_is_described(kind: str) -> None:
+    described = [*fields(KINDS[kind]), *fields(Feature, "data.features.<column>.")]
     assert [key for key, text in described if not text.strip()] == []
     keys = [key for key, _ in described]
     assert len(keys) == len(set(keys))
@@ -282,21 +286,25 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path) -> 
 # ---------------------------------------------------------------- presets, sizes, the record
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_a_preset_lies_under_what_the_user_writes(preset: str) -> None:
-    plain = validate_config(merged(LEAST, {"preset": preset}))
-    for section, keys in PRESETS[preset].items():
+@pytest.mark.parametrize(
+    ("kind", "preset"), [(kind, preset) for kind in PRESETS for preset in PRESETS[kind]]
+)
+def test_a_preset_lies_under_what_the_user_writes(kind: str, preset: str) -> None:
+    least = merged(LEAST, {"kind": kind, "preset": preset})
+    plain = validate_config(least)
+    for section, keys in PRESETS[kind][preset].items():
         for key, value in keys.items():
             assert getattr(getattr(plain, section), key) == value
-            own = validate_config(merged(LEAST, {"preset": preset, section: {key: 7}}))
+            own = validate_config(merged(least, {section: {key: 7}}))
             assert getattr(getattr(own, section), key) == 7
             others = {k: getattr(getattr(own, section), k) for k in keys if k != key}
             assert others == {k: v for k, v in keys.items() if k != key}
 
 
-def test_every_preset_can_be_chosen() -> None:
-    annotation = TabularConfig.model_fields["preset"].annotation
-    assert set(PRESETS) == set(annotation.__args__)  # type: ignore[union-attr]  # a Literal
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_preset_can_be_chosen(kind: str) -> None:
+    annotation = KINDS[kind].model_fields["preset"].annotation
+    assert {*PRESETS[kind], "default"} == set(annotation.__args__)  # type: ignore[union-attr]  # a Literal
 
 
 def test_a_score_may_be_written_as_its_type() -> None:
@@ -359,3 +367,57 @@ def test_the_record_keeps_what_the_model_depends_on() -> None:
     again = validate_config(merged(record, {"data": {"path": "a.csv"}}))
     assert again == config
     assert record["data"]["features"]["a"]["type"] == ColumnType.NUMERIC.value
+
+
+# ---------------------------------------------------------------- images
+
+SCANS = {"kind": "image", "name": "scans", "data": {"path": "scans/"}}
+
+
+def test_images_have_their_own_defaults_and_sections() -> None:
+    config = validate_config(SCANS)
+    assert isinstance(config, ImageConfig)
+    assert (config.data.size, config.data.channels, config.data.time) == (64, 1, None)
+    assert config.recorded()["data"]["size"] == 64
+    assert "path" not in config.recorded()["data"]
+    assert validate_config(config.model_dump()) == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": "audio"}, "kind: expected 'tabular' or 'image', got 'audio'"),
+        ({"data": {"time": "t"}}, "unknown key data.time"),
+        ({"data": {"sise": 3}}, "unknown key data.sise, did you mean size"),
+        ({"data": {"size": 8}}, "data.size: expected at least 16"),
+        ({"data": {"channels": 2}}, "data.channels: expected 1 or 3"),
+        ({"data": {"splits": {"gap_days": 3}}}, "images have no time column"),
+        ({"data": {"splits": SPLITS}}, "images have no time column"),
+        ({"model": {"depth": 2}}, "unknown key model.depth"),
+        ({"training": {"batch_size": 1}}, "training.batch_size: expected at least 2"),
+        ({"training": {"hide": 0.1}}, "unknown key training.hide"),
+        ({"training": {"corruption": {"kind": "mask"}}}, "unknown key training.corruption.kind"),
+        ({"score": "contamination"}, "score contamination needs model.contamination: true"),
+    ],
+)
+def test_what_does_not_fit_images_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        validate_config(merged(SCANS, changes))
+
+
+def test_a_window_is_a_word_or_two_numbers() -> None:
+    windowed = validate_config(merged(SCANS, {"data": {"window": [40, 80]}}))
+    assert isinstance(windowed, ImageConfig)
+    assert windowed.data.window == (40.0, 80.0)
+    with pytest.raises(ConfigError, match=r"data\.window"):
+        validate_config(merged(SCANS, {"data": {"window": "brain"}}))
+
+
+@given(st.integers(1, 5_000_000))
+def test_what_is_absent_of_images_is_chosen_within_its_bounds(n_images: int) -> None:
+    training = ImageTrainingConfig().resolve(n_images)
+    assert training.batch_size is not None
+    assert training.epochs is not None
+    assert 32 <= training.batch_size <= 512
+    assert 3 <= training.epochs <= 300
+    assert ImageModelConfig(network="convolutional").resolve(4096).latent_dim == 16

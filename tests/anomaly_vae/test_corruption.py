@@ -38,7 +38,9 @@ def images(n: int = 4, channels: int = 1, side: int = 16, seed: int = 0) -> Tens
     return torch.rand((n, channels, side, side), generator=generator(seed))
 
 
-def distort(kind: str, strength: float = 0.3, flip: float = 0.5, turn: float = 0.5) -> DistortedImages:
+def distort(
+    kind: str, strength: float = 0.3, flip: float = 0.5, turn: float = 0.5
+) -> DistortedImages:
     augmentation = AugmentationConfig(flip=flip, rotation=turn)
     corruption = CorruptionConfig.model_validate({"type": kind, "strength": strength})
     return DistortedImages(LAYOUT, augmentation, corruption)
@@ -75,7 +77,11 @@ def test_images_weigh_as_much_as_one_value_and_rows_as_they_are() -> None:
 
 def test_without_a_change_the_view_is_what_was_there() -> None:
     x = images(2, 3).flatten(1)
-    for views in (distort("none", flip=0, turn=0), distort("pixel", 0, flip=0, turn=0), AsTheyAre()):
+    for views in (
+        distort("none", flip=0, turn=0),
+        distort("pixel", 0, flip=0, turn=0),
+        AsTheyAre(),
+    ):
         view = views(x, generator())
         assert torch.equal(view.seen, x)
         assert torch.equal(view.target, x)
@@ -169,15 +175,14 @@ def test_pixel_noise_has_the_deviation_asked_for() -> None:
 
 @pytest.mark.parametrize("side", [16, 32, 64, 50])
 def test_coarse_noise_is_smooth_and_every_image_has_its_own(side: int) -> None:
-    clean = images(64, 1, side)
+    clean = images(200, 1, side)
     noise = coarse_noise(clean, 0.2, generator()) - clean
-    assert noise.mean() == pytest.approx(0, abs=0.01)
+    assert noise.mean() == pytest.approx(0, abs=0.03)
     assert 0.1 < noise.std() <= 0.21
-    pairs = torch.corrcoef(noise.flatten(1))
-    assert (pairs - torch.eye(64)).abs().mean() < 0.12
-    if side == 64:
-        left, right = noise[..., 1:].flatten(), noise[..., :-1].flatten()
-        assert torch.corrcoef(torch.stack([left, right]))[0, 1] > 0.8
+    left, right = noise[..., 1:].flatten(), noise[..., :-1].flatten()
+    assert torch.corrcoef(torch.stack([left, right]))[0, 1] > 0.7
+    pairs = torch.corrcoef(noise.flatten(1)) - 2 * torch.eye(200)
+    assert pairs.max() < 1 - 1e-6
 
 
 @given(st.floats(0.01, 1.5), st.integers(5, 24), st.integers(0, 9))

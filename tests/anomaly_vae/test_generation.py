@@ -1,254 +1,228 @@
-"""What a bundle's model imagines: in the data's units, repeatable, and repairing what is broken."""
+"""Latent space: codes that are the scoring graph's, and paths, traversals and grids by formula."""
+
+from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
 
 from anomaly_vae import generation
 from anomaly_vae.bundle import Bundle
-from anomaly_vae.columns import Levels
-from anomaly_vae.encoding import Categorical
 from anomaly_vae.errors import ConfigError, DataError
-from anomaly_vae.fitting import Fitted
-from anomaly_vae.schema import RawBatch
-from anomaly_vae.splits import TEST
-from pipelines.data import Dataset
+from anomaly_vae.fitting import Fitted, Prepared
+from anomaly_vae.generation import path, quantile_grid, traversal
+from tests.untrained import untrained
+
+BOTH = ["", "image_"]
+NETWORKS = ["dense", "convolutional", "residual", "hierarchical"]
 
 
-@pytest.fixture(scope="module")
-def rows(dataset: Dataset) -> RawBatch:
-    """Forty rows that trained nothing, with a gap."""
-    return with_cell(dataset.part(TEST).take(np.arange(40)), 3, "TX_AMOUNT", np.nan)
+def given_by(request: pytest.FixtureRequest, kind: str) -> tuple[Fitted, Tensor]:
+    """A fitted model and rows that trained nothing."""
+    fitted: Fitted = request.getfixturevalue(f"{kind}fitted")
+    prepared: Prepared = request.getfixturevalue(f"{kind}prepared")
+    return fitted, torch.from_numpy(prepared.validation)
 
 
-@pytest.fixture(scope="module")
-def table(dataset: Dataset) -> pa.Table:
-    """The same rows as they came, without the gap."""
-    return dataset.test_table.slice(0, 40)
+def normals(n: int, dims: int, seed: int) -> Tensor:
+    return torch.randn(n, dims, generator=torch.Generator().manual_seed(seed))
 
 
-def with_cell(batch: RawBatch, row: int, name: str, value: float) -> RawBatch:
-    column = np.array(batch.values[name])
-    column[row] = value
-    return RawBatch({**batch.values, name: column}, len(batch))
+# ---------------------------------------------------------------- the model of a bundle
 
 
-def assert_close(one: pa.Table, other: pa.Table) -> None:
-    """Equal, numbers to float32 arithmetic over batches of other sizes."""
-    pd.testing.assert_frame_equal(one.to_pandas(), other.to_pandas(), rtol=1e-4, atol=1e-5)
-
-
-def names_of(bundle: Bundle) -> list[str]:
-    """Columns of a generated table: the schema's, a time as its cycles."""
-    labels = bundle.scorer.encoding.labels
-    return [
-        label
-        for name in bundle.scorer.schema.names
-        for label in labels
-        if label == name or label.startswith(f"{name}.")
-    ]
-
-
-def test_the_loaded_model_is_the_fitted_one(fitted: Fitted, rows: RawBatch) -> None:
+@pytest.mark.parametrize("kind", BOTH)
+def test_the_loaded_model_is_the_fitted_one(request: pytest.FixtureRequest, kind: str) -> None:
+    fitted, x = given_by(request, kind)
     model = generation.load_model(fitted.bundle)
     assert not model.training
-    x = generation.encoded(fitted.bundle, rows)
     noise = torch.zeros(1, model.latent_dim)
-    torch.testing.assert_close(
-        model.elbo(x, noise).bound, fitted.model.elbo(x, noise).bound, rtol=0, atol=0
-    )
+    with torch.no_grad():
+        bounds = [m.elbo(x, noise).bound for m in (model, fitted.model.eval())]
+    torch.testing.assert_close(*bounds, rtol=0, atol=0)
 
 
-def test_latents_are_those_of_the_scoring_graph(bundle: Bundle, rows: RawBatch) -> None:
-    table = generation.latent(bundle, rows)
-    graph = bundle.scorer.explain(rows).latent
-    assert table.column_names == [f"z{i}" for i in range(graph.shape[1])]
-    z = np.column_stack([column.to_numpy() for column in table.columns])
-    np.testing.assert_allclose(z, graph, rtol=1e-4, atol=1e-5)
+def test_what_the_weights_file_holds_for_the_score_is_not_the_models(image_bundle: Bundle) -> None:
+    stored, model = load_tensors(image_bundle.weights), generation.load_model(image_bundle)
+    assert {"noise", "center", "scale"} <= stored.keys() - model.state_dict().keys()
 
 
-# ---------------------------------------------------------------- tables
+@pytest.mark.parametrize("kind", BOTH)
+def test_latents_are_those_of_the_scoring_graph(request: pytest.FixtureRequest, kind: str) -> None:
+    fitted, x = given_by(request, kind)
+    graph = fitted.bundle.scorer.explain_encoded(x.numpy()).latent
+    means = generation.latent_means(fitted.bundle, x).numpy()
+    np.testing.assert_allclose(means, graph, rtol=1e-3, atol=1e-4)
 
 
-def test_samples_have_the_datas_columns_types_and_range(bundle: Bundle, table: pa.Table) -> None:
-    samples = generation.sample(bundle, 200, seed=0)
-    assert samples.column_names == names_of(bundle)
-    assert samples.schema.field("TX_AMOUNT").type == pa.float64()
-    assert set(samples["TX_DURING_NIGHT"].to_pylist()) <= {0, 1}
-    seen = set(bundle.manifest["encoding"][-1]["levels"]) | {"(other)"}
-    assert set(samples["TX_CHANNEL"].to_pylist()) <= seen
-    amounts = np.median(samples["TX_AMOUNT"]), np.median(table["TX_AMOUNT"])
-    assert 0.3 < amounts[0] / amounts[1] < 3
+@pytest.mark.parametrize("kind", BOTH)
+def test_tiny_chunks_are_one_chunk(
+    request: pytest.FixtureRequest, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, x = given_by(request, kind)[0].bundle, given_by(request, kind)[1][:20]
+
+    def everything() -> list[Tensor]:
+        means = generation.latent_means(bundle, x)
+        decoded = generation.decoded(bundle, means, lambda model, z: model.decode(z).mean)
+        return [means, decoded, generation.activity(bundle, x)]
+
+    whole = everything()
+    for rows in (1, 7):
+        monkeypatch.setattr(generation, "CHUNK", rows * x.shape[1])
+        for part, expected in zip(everything(), whole, strict=True):
+            torch.testing.assert_close(part, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_samples_repeat_by_seed(bundle: Bundle) -> None:
-    first = generation.sample(bundle, 5, seed=1)
-    assert first.equals(generation.sample(bundle, 5, seed=1))
-    assert not first.equals(generation.sample(bundle, 5, seed=2))
+@pytest.mark.parametrize("z", [np.zeros((2, 1)), np.zeros(3), np.full((1, 3), np.inf)])
+def test_latents_that_cannot_be_decoded_are_refused(z: np.ndarray) -> None:
+    with pytest.raises(DataError, match="latents"):
+        generation.decoded(untrained(), z, lambda model, z: z)
 
 
-@pytest.mark.parametrize("make", [generation.sample, generation.reconstruct])
-def test_the_model_reads_what_it_generates(bundle: Bundle, rows: RawBatch, make: object) -> None:
-    """All but the times come back as they were encoded; "(other)" is read as unseen."""
-    made = (
-        generation.sample(bundle, 50)
-        if make is generation.sample
-        else generation.reconstruct(bundle, rows)
-    )
-    again = bundle.scorer.schema.from_arrow(made)
-    assert not again.problems
-    x = bundle.scorer.encoding.encode(again)
-    assert np.isfinite(bundle.scorer.score_encoded(x)).all()
-    timeless = [c.type != "cyclic" for c in bundle.scorer.encoding.columns for _ in range(c.width)]
-    assert not np.isnan(x[:, timeless]).any()
+# ---------------------------------------------------------------- paths
 
 
-def test_a_reconstruction_is_what_explanations_expect(calibrated: Bundle, rows: RawBatch) -> None:
-    """Explanations give the probability of a one, a table the likelier of the two."""
-    table = generation.reconstruct(calibrated, rows)
-    _, explained = calibrated.detector.detect_and_explain(rows, None)
-    for row, explanation in enumerate(explained):
-        for c in explanation.contributions:
-            value = table.column(c.feature)[row].as_py()
-            if isinstance(c.expected, str):
-                assert value == c.expected
-            elif c.feature.startswith("TX_DURING"):
-                assert value == (c.expected >= 0.5)
-            else:
-                assert value == pytest.approx(c.expected, rel=1e-3, abs=1e-3)
+def by_rotation(a: Tensor, b: Tensor, steps: int) -> Tensor:
+    """Between vectors of one length: ``a`` turned towards ``b`` in their plane, step by step."""
+    u = a.double() / a.double().norm()
+    v = b.double() - (b.double() @ u) * u
+    v /= v.norm()
+    angle = torch.atan2(b.double() @ v, b.double() @ u)
+    turns = torch.linspace(0, 1, steps).double()[:, None] * angle
+    return (a.double().norm() * (torch.cos(turns) * u + torch.sin(turns) * v)).float()
 
 
-def test_no_row_gives_no_row(bundle: Bundle, rows: RawBatch) -> None:
-    none = rows.take(np.arange(0))
-    for make in (generation.reconstruct, generation.denoise, generation.latent):
-        assert len(make(bundle, none)) == 0
+@given(st.integers(2, 40), st.integers(2, 12), st.integers(0, 999))
+def test_a_spherical_path_turns_one_end_into_the_other(dims: int, steps: int, seed: int) -> None:
+    a, b = normals(2, dims, seed)
+    b = b * (a.norm() / b.norm())
+    share, z = path(a, b, steps, "spherical")
+    torch.testing.assert_close(share, torch.linspace(0, 1, steps))
+    torch.testing.assert_close(z, by_rotation(a, b, steps), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(z.norm(dim=1), a.norm().expand(steps), rtol=1e-4, atol=1e-5)
 
 
-# ---------------------------------------------------------------- paths through latent space
+@given(
+    st.integers(1, 40),
+    st.integers(2, 12),
+    st.integers(0, 999),
+    st.sampled_from(["linear", "spherical"]),
+)
+def test_every_path_has_its_ends(dims: int, steps: int, seed: int, shape: Any) -> None:
+    a, b = normals(2, dims, seed)
+    _, z = path(a, b, steps, shape)
+    assert z.shape == (steps, dims)
+    torch.testing.assert_close(z[[0, -1]], torch.stack([a, b]), rtol=1e-4, atol=1e-4)
 
 
-def test_a_path_begins_and_ends_at_the_rows(bundle: Bundle, rows: RawBatch) -> None:
-    path = generation.interpolate(bundle, rows, steps=5)
-    assert path["step"].to_pylist() == [0, 0.25, 0.5, 0.75, 1]
-    ends = generation.reconstruct(bundle, rows).take([0, 1])
-    assert path.drop(["step"]).take([0, 4])["TX_CHANNEL"].equals(ends["TX_CHANNEL"])
-    np.testing.assert_allclose(path["TX_AMOUNT"].to_numpy()[[0, 4]], ends["TX_AMOUNT"], rtol=1e-4)
+def test_a_straight_path_crosses_the_inside_of_the_sphere_and_a_spherical_one_does_not() -> None:
+    a, b = torch.eye(2) * 3
+    middle = [path(a, b, 3, shape)[1][1] for shape in ("linear", "spherical")]
+    torch.testing.assert_close(middle[0], torch.full((2,), 1.5))
+    torch.testing.assert_close(middle[1], torch.full((2,), 3 / 2**0.5))
 
 
-def test_a_path_may_lead_to_a_row_of_another_batch(bundle: Bundle, rows: RawBatch) -> None:
-    first, second = rows.take(np.array([0])), rows.take(np.array([1]))
-    path = generation.interpolate(bundle, first, second)
-    assert_close(path, generation.interpolate(bundle, rows))
-    with pytest.raises(DataError, match="two rows"):
-        generation.interpolate(bundle, first)
+@pytest.mark.parametrize("factor", [0.0, 1.0, 2.5, -1.0, -0.3])
+def test_where_no_direction_lies_between_the_ends_the_path_is_straight(factor: float) -> None:
+    a = torch.tensor([0.7, -1.3, 2.0])
+    for ends in ((a, factor * a), (factor * a, a)):
+        straight, turning = (path(*ends, 5, shape)[1] for shape in ("linear", "spherical"))
+        torch.testing.assert_close(turning, straight, rtol=1e-5, atol=1e-5)
+
+
+def test_a_path_needs_two_steps_and_two_rows() -> None:
     with pytest.raises(ConfigError, match="at least 2 steps"):
-        generation.interpolate(bundle, rows, steps=1)
+        path(torch.zeros(2), torch.ones(2), 1)
+    with pytest.raises(DataError, match="two rows"):
+        generation.path_between(untrained(), torch.zeros(1, 256), None, 3, "linear")
 
 
-def test_a_traversal_moves_one_dimension_at_a_time(bundle: Bundle, rows: RawBatch) -> None:
-    table = generation.traverse(bundle, rows, dims=[1, 0], span=2.0, steps=3)
-    assert table["dim"].to_pylist() == [1, 1, 1, 0, 0, 0]
-    assert table["z"].to_pylist() == [-2, 0, 2, -2, 0, 2]
-    z = generation.latent_means(bundle, rows)[:1].repeat(6, 1)
-    z[:3, 1], z[3:, 0] = torch.tensor([-2.0, 0, 2]), torch.tensor([-2.0, 0, 2])
-    assert_close(table.drop(["dim", "z"]), generation.decode(bundle, z))
+# ---------------------------------------------------------------- traversals
 
 
-def test_a_traversal_without_a_row_starts_from_the_prior_mean(bundle: Bundle) -> None:
-    latent_dim = bundle.manifest["config"]["model"]["latent_dim"]
-    table = generation.traverse(bundle, steps=3)
-    assert len(table) == 3 * latent_dim
-    origin = generation.decode(bundle, np.zeros((1, latent_dim)))
-    assert_close(table.slice(1, 1).drop(["dim", "z"]), origin)
+def test_a_traversal_moves_one_latent_and_holds_the_rest() -> None:
+    base = torch.tensor([0.5, -0.5, 9.0])
+    which, values, z = traversal(base, [2, 0], 2.0, 3)
+    assert which.tolist() == [2, 2, 2, 0, 0, 0]
+    assert values.tolist() == [-2, 0, 2, -2, 0, 2]
+    expected = [[0.5, -0.5, v] for v in (-2, 0, 2)] + [[v, -0.5, 9] for v in (-2, 0, 2)]
+    assert z.tolist() == expected
+    assert base.tolist() == [0.5, -0.5, 9.0]
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"dims": [99]}, {"dims": [-1]}, {"dims": []}, {"span": 0.0}, {"steps": 0}]
+    ("dims", "span", "steps"),
+    [([3], 1.0, 2), ([-1], 1.0, 2), ([], 1.0, 2), ([0], 0.0, 2), ([0], np.inf, 2), ([0], 1.0, 0)],
 )
-def test_a_traversal_to_nowhere_is_refused(bundle: Bundle, wrong: dict[str, object]) -> None:
+def test_a_traversal_to_nowhere_is_refused(dims: list[int], span: float, steps: int) -> None:
     with pytest.raises(ConfigError, match=r"latent dimension|a traversal needs"):
-        generation.traverse(bundle, **wrong)
+        traversal(torch.zeros(3), dims, span, steps)
 
 
-@pytest.mark.parametrize("z", [np.zeros((2, 1)), np.zeros(3), np.full((1, 9), np.inf)])
-def test_latents_that_cannot_be_decoded_are_refused(bundle: Bundle, z: np.ndarray) -> None:
-    with pytest.raises(DataError, match="latents"):
-        generation.decode(bundle, z)
+def test_a_traversal_starts_from_the_first_row_or_from_the_priors_mean() -> None:
+    bundle, x = untrained(), torch.rand(3, 256)
+    assert generation.start_of(bundle, None).tolist() == [0, 0, 0]
+    means = generation.latent_means(bundle, x)
+    torch.testing.assert_close(generation.start_of(bundle, x), means[0])
+    assert means[0].abs().min() > 0
+    with pytest.raises(DataError, match="the input has none"):
+        generation.start_of(bundle, x[:0])
 
 
-def test_no_sample_is_refused(bundle: Bundle) -> None:
-    with pytest.raises(ConfigError, match="at least 1, got 0"):
-        generation.sample(bundle, 0)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_activity_is_the_mean_kl_of_each_latent(network: str) -> None:
+    bundle, x = untrained(network=network), torch.rand(5, 256)
+    with torch.no_grad():
+        mean, log_var = generation.load_model(bundle).posterior(x)
+    naive = torch.zeros(mean.shape[1])
+    for m, v in zip(mean, log_var, strict=True):
+        naive += 0.5 * (m**2 + v.exp() - 1 - v) / len(x)
+    torch.testing.assert_close(generation.activity(bundle, x), naive, rtol=1e-4, atol=1e-5)
 
 
-# ---------------------------------------------------------------- denoising
+def test_a_latent_that_ignores_the_rows_has_no_activity() -> None:
+    """Its posterior is the prior."""
+    bundle = untrained()
+    tensors = load_tensors(bundle.weights)
+    for name in ("encoder.dense.3.weight", "encoder.dense.3.bias"):
+        tensors[name][[1, 4]] = 0  # the second latent's mean and log-variance
+    collapsed = Bundle(bundle.manifest, b"", save_tensors(tensors))
+    vars(collapsed)["scorer"] = bundle.scorer
+    activity = generation.activity(collapsed, torch.rand(5, 256))
+    assert activity[1] == 0
+    assert (activity[[0, 2]] > 0).all()
+    assert generation.most_active(activity, 9)[-1] == 1
 
 
-def test_denoising_leaves_alone_what_is_fine(
-    bundle: Bundle, rows: RawBatch, table: pa.Table
-) -> None:
-    """With a gain that no replacement reaches, only gaps are filled."""
-    repaired = generation.denoise(bundle, rows, gain=np.inf)
-    assert repaired.column_names == list(bundle.scorer.schema.names)
-    for name in repaired.column_names:
-        assert repaired[name].null_count == 0
-        values = rows.values[name]
-        gaps = values.codes < 0 if isinstance(values, Levels) else np.isnan(values)
-        same = np.array(repaired[name].to_pylist()) == np.array(table[name].to_pylist())
-        np.testing.assert_array_equal(same, ~gaps, err_msg=name)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_activity_of_an_autoencoder_is_the_deviation_of_its_codes(network: str) -> None:
+    bundle, x = untrained(type="autoencoder", network=network), torch.rand(6, 256)
+    codes = generation.latent_means(bundle, x).numpy()
+    np.testing.assert_allclose(generation.activity(bundle, x), codes.std(0), rtol=1e-4, atol=1e-6)
 
 
-def test_a_gap_is_filled_with_the_reconstruction(bundle: Bundle, rows: RawBatch) -> None:
-    filled = generation.denoise(bundle, rows, gain=np.inf)["TX_AMOUNT"][3].as_py()
-    assert filled == pytest.approx(generation.reconstruct(bundle, rows)["TX_AMOUNT"][3].as_py())
+def test_the_most_active_come_first_and_equals_in_their_order() -> None:
+    activity = torch.tensor([0.1, 2.0, 0.1, 5.0, 0.1])
+    assert generation.most_active(activity, 4) == [3, 1, 0, 2]
+    assert generation.most_active(activity, 99) == [3, 1, 0, 2, 4]
 
 
-def test_a_corrupted_cell_is_replaced_and_its_row_kept(bundle: Bundle, rows: RawBatch) -> None:
-    name, row = "CUSTOMER_ID_NB_TX_7DAY_WINDOW", 5
-    broken = generation.denoise(bundle, with_cell(rows, row, name, 1e6)).slice(row, 1)
-    truth = rows.values[name][row]
-    spread = np.std(rows.values[name])
-    assert abs(broken[name][0].as_py() - truth) < 4 * spread
-    whole = generation.denoise(bundle, rows).slice(row, 1)
-    others = [n for n in broken.column_names if n != name]
-    assert broken.select(others).equals(whole.select(others))
+# ---------------------------------------------------------------- grids
 
 
-def test_repairing_makes_rows_more_probable_and_never_leaves_a_gap(
-    bundle: Bundle, rows: RawBatch
-) -> None:
-    damaged = with_cell(with_cell(rows, 0, "TX_AMOUNT", 1e5), 1, "TX_AMOUNT", -1e5)
-    before = bundle.scorer.score(damaged)
-    repaired = bundle.scorer.schema.from_arrow(generation.denoise(bundle, damaged))
-    after = bundle.scorer.score(repaired)
-    assert (after[:2] < before[:2] - generation.GAIN).all()
-    assert not np.isnan(bundle.scorer.encoding.encode(repaired)).any()
-
-
-def test_a_row_is_repaired_by_itself(bundle: Bundle, rows: RawBatch) -> None:
-    """Alone or among others, in one chunk or many."""
-    damaged = with_cell(rows, 0, "TX_AMOUNT", 1e5)
-    whole = generation.denoise(bundle, damaged)
-    for row in (0, 3, 7):
-        alone = generation.denoise(bundle, damaged.take(np.array([row])))
-        assert_close(alone, whole.slice(row, 1))
-
-
-def test_tiny_chunks_are_one_chunk(
-    bundle: Bundle, rows: RawBatch, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = generation.latent_means(bundle, rows)
-    monkeypatch.setattr(generation, "CHUNK", 7)
-    torch.testing.assert_close(generation.latent_means(bundle, rows), whole)
-
-
-def test_an_unseen_level_can_be_repaired(bundle: Bundle) -> None:
-    """Encoded rows go through the same repair, whatever they came from."""
-    columns = bundle.scorer.encoding.columns
-    assert isinstance(columns[-1], Categorical)
-    x = generation.sample_encoded(bundle, 50, seed=3)
-    x[:, -1] = 0
-    repaired = generation.denoise(bundle, x, gain=0.1)["TX_CHANNEL"].to_pylist()
-    assert sum(level in columns[-1].levels for level in repaired) > 25
+@given(st.integers(1, 30))
+def test_the_grid_shares_the_prior_out_evenly(steps: int) -> None:
+    grid = quantile_grid(steps).view(steps, steps, 2)
+    shares = torch.special.ndtr(grid.double())
+    even = (torch.arange(steps) + 0.5) / steps
+    torch.testing.assert_close(shares[0, :, 0], even.double(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(shares[:, 0, 1], even.double().flip(0), rtol=1e-4, atol=1e-6)
+    assert (grid[..., 0] == grid[:1, :, 0]).all()
+    assert (grid[..., 1] == grid[:, :1, 1]).all()

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
+from anomaly_vae import jpeg_lossless
 from anomaly_vae.jpeg_lossless import samples_of, segments
 
 
@@ -128,6 +129,12 @@ def test_extremes_of_sixteen_bits_wrap_around():
     np.testing.assert_array_equal(samples_of(encoded(samples))[0], samples)
 
 
+def test_streams_longer_than_a_chunk_come_back(monkeypatch):
+    monkeypatch.setattr(jpeg_lossless, "CHUNK", 7)
+    samples = np.random.default_rng(0).integers(0, 65536, (9, 5, 3))
+    np.testing.assert_array_equal(samples_of(encoded(samples))[0], samples)
+
+
 @pytest.mark.parametrize("precision", [2, 8, 12])
 def test_a_point_transform_shifts_the_samples(precision):
     samples = np.random.default_rng(0).integers(0, 1 << precision, (6, 5, 1))
@@ -143,14 +150,20 @@ def test_segments_are_told_apart_from_coded_data():
 
 SAMPLES = np.random.default_rng(1).integers(0, 4096, (8, 8, 1))
 STREAM = encoded(SAMPLES, 12)
+WIDE = encoded(np.tile(SAMPLES, (4, 4, 1)), 12)
 DAMAGED = {
     "nothing": b"",
     "no scan": STREAM[: STREAM.rindex(b"\xff\xda")],
     "half a scan": STREAM[:-60],
+    "a byte too few": STREAM[:-4] + b"\xff\xd9",
+    "a code in no table": WIDE[:-300] + b"\xff\0" * 4 + WIDE[-292:],
     "half a line of restarts": encoded(SAMPLES, 12, restart=2).replace(
         struct.pack(">HHH", 0xFFDD, 4, 16), struct.pack(">HHH", 0xFFDD, 4, 12)
     ),
     "a restart too few": encoded(SAMPLES, 12, restart=2).replace(b"\xff\xd2", b"\x12\x34"),
+    "a component twice": STREAM[:-3] + STREAM[STREAM.rindex(b"\xff\xda") :],
+    "segments without end": STREAM[:2] + segment(0xC4, table(0, 5)) * 600 + STREAM[2:],
+    "tables without end": STREAM[:2] + segment(0xC4, table(0, 5) * 9) + STREAM[2:],
     "two frames": STREAM.replace(b"\xff\xc4", segment(0xC3, bytes(9)) + b"\xff\xc4", 1),
     "another process": STREAM.replace(b"\xff\xc3", b"\xff\xc1"),
     "subsampled": STREAM.replace(b"\1\x11\0", b"\1\x21\0"),

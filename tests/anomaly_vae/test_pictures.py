@@ -391,6 +391,15 @@ def test_a_png_whose_text_unpacks_to_much_is_refused():
     assert why(saved(GREY, "PNG", pnginfo=info)) == "it is damaged; export it again"
 
 
+def test_want_of_memory_is_told(monkeypatch):
+    def picture(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(pictures, "_picture", picture)
+    expected = "it needs more memory than there is; make it smaller"
+    assert why(saved(GREY, "PNG")) == expected
+
+
 @pytest.mark.parametrize(
     "wrong", [{"axis": 3}, {"window": (40, 0.5)}, {"window": (float("nan"), 5)}, {"window": "wide"}]
 )

@@ -22,6 +22,7 @@ from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from anomaly_vae import pictures_codecs
 from anomaly_vae.pictures import Picture, Reading, Unreadable, read_bytes, read_file
 from anomaly_vae.pictures_dicom import open_file
+from tests.anomaly_vae.test_jpeg_lossless import encoded
 
 READING = Reading()
 PERCENTILE = Reading(window="percentile")
@@ -183,6 +184,34 @@ def test_stored_values_are_those_that_pydicom_decodes(name, plugin):
     expected = expected if file.count > 1 else expected[None]
     for frame in range(file.count):
         np.testing.assert_array_equal(file.stored(frame)[0], expected[frame])
+
+
+@pytest.mark.parametrize("syntax", [uid.JPEGLossless, uid.JPEGLosslessSV1])
+@pytest.mark.parametrize("kind", [np.uint16, np.int16])
+def test_sixteen_bits_in_jpeg_lossless_come_back_as_they_were(syntax, kind):
+    stored = (STORED.astype(int) * 16 - 30_000 * (kind is np.int16)).astype(kind)
+    content = lossless(stored, syntax, BitsStored=16, HighBit=15)
+    np.testing.assert_array_equal(open_file(content, READING).stored(0)[0], stored)
+
+
+def test_packed_bytes_are_unpacked_to_the_size_and_no_further():
+    unpacked = pictures_codecs._unpack(b"\x80\x01ab\xfec\x80\x00d" + b"\x81e" * 99, 7)
+    assert unpacked.tobytes() == b"abcccde"
+
+
+def test_a_jpeg_ls_stream_is_given_an_end(monkeypatch):
+    """Without one, CharLS looks for it for seconds, and no other thread runs."""
+    streams = []
+    real = pictures_codecs.pyjpegls._decode_frame
+
+    def watching(frame: bytes, runner: Any) -> Any:
+        streams.append(frame)
+        return real(frame, runner)
+
+    monkeypatch.setattr(pictures_codecs.pyjpegls, "_decode_frame", watching)
+    why(with_frames("MR_small_jpeg_ls_lossless", lambda f: [f[0][:3000]]))
+    assert len(streams) == 1
+    assert streams[0].endswith(b"\xff\xd9")
 
 
 def test_colour_of_eight_bits_is_exact():
@@ -465,6 +494,14 @@ def packed(syntax: uid.UID, **elements: Any) -> bytes:
     return written(dataset, syntax)
 
 
+def lossless(stored: NDArray[Any], syntax: uid.UID, **elements: Any) -> bytes:
+    """A grey file in JPEG Lossless of 16 bits."""
+    values = stored.astype(np.uint16)[..., None]
+    dataset = made(stored, PixelData=encapsulate([encoded(values, selection=6)]), **elements)
+    dataset["PixelData"].is_undefined_length = True
+    return written(dataset, syntax)
+
+
 def nested(depth: int) -> bytes:
     sequence = struct.pack("<HH2sHI", 0x5200, 0x9229, b"SQ", 0, 0xFFFFFFFF)
     return (sequence + struct.pack("<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF)) * depth
@@ -492,6 +529,11 @@ HOSTILE: dict[str, tuple[Callable[[], Any], str]] = {
     "deflate bomb": (lambda: deflated(bytes(5 << 20)), "it has more than 4194304 bytes"),
     "cut deflate": (lambda: deflated(RNG.bytes(999))[:-5], "it is cut short; copy the file again"),
     "RLE bomb": (rle_bomb, DAMAGED),
+    "another number of RLE segments": (
+        lambda: with_frames("MR_small_RLE", lambda f: [b"\3" + f[0][1:]]), DAMAGED),
+    "grey where colour should be": (
+        lambda: with_frames("SC_rgb_jpeg_gdcm", lambda _: [encoded(np.ones((100, 100, 1), int))]),
+        DAMAGED),
     "another size in JPEG": (
         lambda: with_frames("SC_rgb_jpeg_dcmtk", other_size(b"\xff\xc0", 5, b"\xff\0")), DAMAGED),
     "another size in JPEG 2000": (

@@ -52,7 +52,7 @@ def test_the_histogram_shows_both_kinds_and_the_threshold(calibrated: Bundle) ->
     anomaly = scores >= 20
     (axes,) = plots.score_histogram(detector, scores, anomaly).axes
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == ["normal (95 rows)", "anomaly (5 rows)", "threshold, alpha = 0.05"]
+    assert labels == ["normal (95)", "anomaly (5)", "threshold, alpha = 0.05"]
     assert axes.lines[0].get_xdata()[0] == detector.calibration.threshold
 
 

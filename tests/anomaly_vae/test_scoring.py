@@ -15,7 +15,6 @@ from anomaly_vae.build import build
 from anomaly_vae.bundle import Bundle
 from anomaly_vae.config import ModelConfig, ScoreConfig
 from anomaly_vae.encoding import Categorical, Numeric, TabularEncoding
-from anomaly_vae.encoding import TabularEncoding
 from anomaly_vae.export import export_graph, torch_terms, weight_tensors
 from anomaly_vae.fitting import Fitted
 from anomaly_vae.schema import Column, ColumnType, RawBatch, TabularSchema

@@ -17,13 +17,30 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from scipy import linalg, stats
 
+from anomaly_vae import build as build_module
 from anomaly_vae import training
 from anomaly_vae.build import build
-from anomaly_vae.config import Config, ModelConfig, TrainingConfig
+from anomaly_vae.config import (
+    Config,
+    ImageModelConfig,
+    ImageTrainingConfig,
+    ModelConfig,
+    TrainingConfig,
+)
+from anomaly_vae.corruption import AsTheyAre, HiddenCells, View
 from anomaly_vae.encoding import Layout
 from anomaly_vae.errors import TrainingError
 from anomaly_vae.fitting import Prepared, fit_bundle
-from anomaly_vae.training import Epoch, History, State, _Trainer, cpu_threads, fit
+from anomaly_vae.images import ImageLayout
+from anomaly_vae.training import (
+    Epoch,
+    History,
+    State,
+    _Trainer,
+    batches,
+    cpu_threads,
+    fit,
+)
 from anomaly_vae.vae import VAE, Terms
 from pipelines.data import Dataset
 
@@ -480,23 +497,52 @@ def test_the_gradient_is_clipped() -> None:
     assert torch.stack(norms).norm().item() == pytest.approx(0.01, rel=1e-3)
 
 
-def test_hidden_cells_are_the_share_asked_for() -> None:
-    run = trainer(n=4_096, hide=0.25)
-    hidden = torch.isnan(run.views(run.x, run.generator).seen)
-    assert hidden.float().mean().item() == pytest.approx(0.25, abs=0.015)
-    assert not torch.isnan(run.x).any()
-    assert trainer(hide=0.0)._hide(run.x) is run.x
+def test_the_encoder_sees_the_view_and_the_likelihood_its_target() -> None:
+    """With one hidden from it, and the other unknown, what is left is one bound in closed form."""
+
+    class Halved:
+        loss_scale = 8.0
+
+        def __call__(self, x: torch.Tensor, generator: torch.Generator) -> View:
+            return View(x / 2, x)
+
+    run = _Trainer(model(), toy(), toy(64, 1), config().resolve(256), Halved())
+    noise = run._draw(256)
+    run._draw = lambda rows: noise  # type: ignore[method-assign]
+    with torch.no_grad():
+        truth = run.model.terms(run.model.infer(run.x / 2, noise), run.x)
+    log_prob, kl = run._step(run.x, step=5).tolist()
+    assert log_prob == pytest.approx(truth.log_prob.sum().item(), rel=1e-5)
+    assert kl == pytest.approx(truth.kl.sum().item(), rel=1e-5)
 
 
-def test_columns_of_one_source_are_hidden_together_as_they_are_missing_together() -> None:
-    """The sine without the cosine is nothing that scoring ever sees."""
-    plan = config(hide=0.5).resolve(4_096)
-    run = _Trainer(model(), toy(4_096), toy(64, 1), plan, units=[1, 0, 0, 1])
-    hidden = torch.isnan(run.views(run.x, run.generator).seen).numpy()
-    np.testing.assert_array_equal(hidden[:, 0], hidden[:, 3])
-    np.testing.assert_array_equal(hidden[:, 1], hidden[:, 2])
-    assert np.corrcoef(hidden[:, 0], hidden[:, 1])[0, 1] == pytest.approx(0, abs=0.06)
-    np.testing.assert_allclose(hidden.mean(0), 0.5, atol=0.04)
+def test_views_draw_from_the_generator_that_a_checkpoint_keeps(tmp_path: Path) -> None:
+    def fitted(checkpoint: Path | None, epochs: int) -> VAE:
+        one = model()
+        views = HiddenCells(0.3, range(4))
+        fit(one, toy(), toy(64, 1), config(epochs=epochs), None, checkpoint, views)
+        return one
+
+    assert weights(fitted(None, 4)) == weights(fitted(tmp_path / "c.safetensors", 4))
+    assert weights(fitted(None, 4)) != weights(fitted(None, 3))
+    plain = model()
+    fit(plain, toy(), toy(64, 1), config(epochs=4))
+    assert weights(plain) != weights(fitted(None, 4))
+
+
+def test_a_loss_is_divided_by_the_views_scale_before_it_is_clipped() -> None:
+    class Scaled(AsTheyAre):
+        loss_scale = 1e6
+
+    runs = []
+    for views in (AsTheyAre(), Scaled()):
+        run = _Trainer(model(), toy(), toy(64, 1), config(clip_norm=1e9).resolve(256), views)
+        noise = torch.zeros(256, 1, 2)
+        run._draw = lambda rows, noise=noise: noise  # type: ignore[method-assign]
+        run._step(run.x, step=5)
+        norms = [p.grad.norm() for p in run.model.parameters() if p.grad is not None]
+        runs.append(torch.stack(norms).norm().item())
+    assert runs[0] / runs[1] == pytest.approx(1e6, rel=1e-3)
 
 
 def test_a_bundle_is_fitted_with_its_encodings_sources(
@@ -504,15 +550,42 @@ def test_a_bundle_is_fitted_with_its_encodings_sources(
 ) -> None:
     seen: list[list[int]] = []
 
-    class Seen(_Trainer):
-        def _hide(self, x: torch.Tensor) -> torch.Tensor:
+    class Seen(HiddenCells):
+        def __call__(self, x: torch.Tensor, generator: torch.Generator) -> View:
             seen.append(self.units.tolist())
-            return super()._hide(x)
+            return super().__call__(x, generator)
 
-    monkeypatch.setattr(training, "_Trainer", Seen)
+    monkeypatch.setattr(build_module, "HiddenCells", Seen)
     fit_bundle(config, prepared, {})
     assert seen[0] == prepared.encoding.sources.tolist()
     assert len(set(seen[0])) < len(seen[0])  # the hour's sine and cosine
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "lengths"),
+    [
+        (200, 64, [64, 64, 64, 8]),
+        (129, 64, [64, 65]),
+        (65, 64, [65]),
+        (64, 64, [64]),
+        (1, 64, [1]),
+        (3, 1, [1, 2]),
+    ],
+)
+def test_no_row_is_left_alone_in_a_batch(rows: int, size: int, lengths: list[int]) -> None:
+    parts = batches(torch.arange(rows), size)
+    assert [len(part) for part in parts] == lengths
+    assert torch.equal(torch.cat(parts), torch.arange(rows))
+
+
+def test_images_are_fitted_whatever_their_number_leaves_over() -> None:
+    """Batch norm cannot take the statistics of one."""
+    plan = ImageTrainingConfig(epochs=1, batch_size=8, threads=1).resolve(17)
+    small = {"network": "convolutional", "width": 2, "hidden_dim": 4, "latent_dim": 2}
+    built = build(ImageModelConfig.model_validate(small), ImageLayout(1, 16))
+    x = np.random.default_rng(0).random((17, 256)).astype(np.float32)
+    history = fit(built, x, x[:1], plan)
+    assert math.isfinite(history.best.validation_elbo)
 
 
 def test_every_row_is_seen_once_an_epoch() -> None:

@@ -18,12 +18,15 @@ from numpy.typing import NDArray
 
 from anomaly_vae.bundle import Bundle, load
 from anomaly_vae.calibration import calibrate
-from anomaly_vae.config import Config, validate_config
+from anomaly_vae.config import Config, merged, validate_config
 from anomaly_vae.detector import Detector
 from anomaly_vae.fitting import fit_bundle, prepare
+from anomaly_vae.image_estimator import picture_of
+from anomaly_vae.images import ImageSchema
 from anomaly_vae.schema import ColumnType, RawBatch
 from anomaly_vae.splits import CALIBRATION, TEST, TRAIN, VALIDATION
 from pipelines.data import Dataset
+from tests.scans import blobs, coloured
 
 ALPHA = 0.05
 SAME = {"rtol": 1e-6, "atol": 1e-6}
@@ -42,7 +45,8 @@ class Modality(Protocol):
 
     @property
     def extremes(self) -> RawBatch:
-        """Rows as far out as can be given, and rows of which everything is missing."""
+        """Rows as far out as can be given, and the emptiest; of the first eight no doubt is
+        possible."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,75 @@ class Tabular:
         return batch
 
 
+@dataclass(frozen=True)
+class Images:
+    """Small blobs, grey or in colour."""
+
+    channels: int = 1
+    size: int = 16
+
+    @property
+    def schema(self) -> ImageSchema:
+        return ImageSchema(self.size, self.channels)
+
+    def batch(self, images: NDArray[np.uint8]) -> RawBatch:
+        given = coloured(images) if self.channels == 3 else images
+        batch = self.schema.from_pictures([picture_of(image) for image in given])
+        assert not batch.problems
+        return batch
+
+    def bundle(self, overrides: Mapping[str, Any]) -> Bundle:
+        base = {
+            "kind": "image",
+            "name": "scans",
+            "data": {"path": "scans", "size": self.size, "channels": self.channels},
+            "model": {
+                "network": "convolutional",
+                "likelihood": "gaussian",
+                "width": 4,
+                "hidden_dim": 16,
+                "latent_dim": 4,
+            },
+            "training": {"epochs": 1, "corruption": {"type": "none"}},
+            "score": {"standardise": False},
+        }
+        config = validate_config(merged(base, overrides))
+        train, validation, calibration = (
+            self.batch(blobs(n, seed, self.size)) for n, seed in ((96, 1), (16, 2), (60, 3))
+        )
+        fitted = fit_bundle(config, prepare(config, self.schema, train, validation), {})
+        scores = fitted.bundle.scorer.score(calibration)
+        return fitted.bundle.calibrated(calibrate(scores, ALPHA), None)
+
+    @property
+    def rows(self) -> RawBatch:
+        return self.batch(blobs(80, 4, self.size))
+
+    @property
+    def extremes(self) -> RawBatch:
+        rng, side = np.random.default_rng(0), self.size
+        noise = rng.integers(0, 256, (6, side, side))
+        checkers = 255 * (np.indices((side, side)).sum(0) % 2)
+        speck = np.zeros((side, side), int)
+        speck[3, 5] = 255
+        nearly_constant = 128 + rng.integers(0, 2, (side, side))
+        saturated = np.where(blobs(1, 5, side)[0] > 60, 255, 0)
+        gradient = np.tile(np.linspace(0, 255, side), (side, 1))
+        others = [checkers, 255 - checkers, speck, 255 - speck, nearly_constant]
+        images = [*noise, *others, saturated, 255 - saturated, gradient, gradient.T]
+        return self.batch(np.stack(images).astype(np.uint8))
+
+
+@pytest.fixture(scope="session")
+def image() -> Images:
+    return Images()
+
+
+@pytest.fixture(scope="session")
+def colour() -> Images:
+    return Images(channels=3)
+
+
 @pytest.fixture(scope="session")
 def tabular(config: Config, dataset: Dataset) -> Tabular:
     return Tabular(config, dataset)
@@ -112,6 +185,43 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "tabular autoencoder, student t": (
         "tabular",
         {"model": {"type": "autoencoder", "likelihood": "student_t"}},
+    ),
+    "image vae": ("image", {}),
+    "image vae, four draws": ("image", {"score": {"draws": 4}}),
+    "image vae, laplace": ("image", {"model": {"likelihood": "laplace"}}),
+    "image vae, bernoulli": (
+        "image",
+        {"model": {"likelihood": "bernoulli"}, "data": {"intensity": "unit"}},
+    ),
+    "image vae, structural": ("image", {"model": {"likelihood": "structural"}}),
+    "image vae, contrast": ("image", {"model": {"likelihood": "contrast"}}),
+    "image vae, residual": ("image", {"model": {"network": "residual"}}),
+    "image vae, dense": ("image", {"model": {"network": "dense", "latent_dim": 2}}),
+    "image vae, transposed": ("image", {"model": {"upsampling": "transposed"}}),
+    "image vae, hierarchical": ("image", {"model": {"network": "hierarchical"}}),
+    "image vae, standardised": ("image", {"score": {"standardise": True}}),
+    "image vae, reconstruction": ("image", {"score": {"type": "reconstruction"}}),
+    "image vae, importance weighted": (
+        "image",
+        {"score": {"type": "importance_weighted", "draws": 5}},
+    ),
+    "image vae, structural score": ("image", {"score": {"type": "structural"}}),
+    "image vae, contamination": (
+        "image",
+        {"model": {"contamination": True}, "score": {"type": "contamination"}},
+    ),
+    "image autoencoder": ("image", {"model": {"type": "autoencoder"}}),
+    "image autoencoder, hierarchical": (
+        "image",
+        {"model": {"type": "autoencoder", "network": "hierarchical"}},
+    ),
+    "image vae, colour": ("colour", {}),
+    "image vae, colour, as it comes": (
+        "colour",
+        {
+            "model": {"network": "hierarchical", "likelihood": "contrast"},
+            "score": {"standardise": None},
+        },
     ),
 }
 
@@ -199,7 +309,7 @@ def test_scores_and_reasons_are_finite_at_the_extremes(subject: Subject) -> None
 
 
 def test_far_out_is_more_anomalous_than_ordinary(subject: Subject) -> None:
-    """A row of values of 10³⁰ is worse than any ordinary one."""
+    """A row of values of 10³⁰, or a picture of noise, is worse than any ordinary one."""
     assert subject.score(subject.extremes)[:8].min() > subject.score(subject.rows).max()
 
 

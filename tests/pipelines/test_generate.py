@@ -1,105 +1,49 @@
-"""Generated rows as files: what is written, what is said, and what is refused."""
+"""What generating tables and images share: endings that are known, and maps of latents."""
 
-import json
-from collections.abc import Callable
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.collections import PathCollection
+from matplotlib.figure import Figure
 
 from anomaly_vae.bundle import Bundle
-from anomaly_vae.errors import ConfigError, DataError
+from anomaly_vae.errors import ConfigError, DataError, NotCalibratedError
 from pipelines import generate
-
-Command = Callable[..., dict[str, Any]]
-ROWWISE = [generate.reconstruct, generate.denoise, generate.latent]
-COMMANDS = [generate.sample, *ROWWISE, generate.interpolate, generate.traverse]
+from pipelines.generate import FLAGGED, GREY, Labels, Points
 
 
-def read(path: Path) -> pa.Table:
-    return pq.read_table(path) if path.suffix == ".parquet" else pa.csv.read_csv(path)
+@pytest.mark.parametrize("name", ["a.csv", "b.CSV", "c.d.csv"])
+def test_a_known_ending_is_found_in_any_case(name: str) -> None:
+    assert generate.ending(name, ".png", ".csv") == ".csv"
 
 
-@pytest.fixture(scope="module")
-def some(transactions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Thirty transactions, two of which cannot be read."""
-    table = pq.read_table(transactions).slice(0, 30)
-    amount = table["TX_AMOUNT"].to_numpy().copy()
-    amount[[4, 9]] = np.inf
-    place = table.column_names.index("TX_AMOUNT")
-    path = tmp_path_factory.mktemp("some") / "some.parquet"
-    pq.write_table(table.set_column(place, "TX_AMOUNT", pa.array(amount)), path)
-    return path
+@pytest.mark.parametrize("name", ["a.txt", "csv", "a.csv.gz", "folder/"])
+def test_an_unknown_ending_is_refused_with_those_that_are_known(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"must end in \.png or \.csv"):
+        generate.ending(name, ".png", ".csv")
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
-def test_without_input_rows_come_from_the_prior(
-    calibrated: Bundle, tmp_path: Path, command: Command, suffix: str
-) -> None:
-    out = tmp_path / "new" / f"rows{suffix}"
-    said = command(calibrated, out)
-    assert json.loads(json.dumps(said)) == said
-    table = read(out)
-    assert said == {
-        "out": str(out),
-        "rows": len(table),
-        "columns": table.column_names,
-        "rejected": 0,
-    }
-    assert len(table) > 0
+def test_a_colour_is_for_maps() -> None:
+    generate.check_colour(".png", "score")
+    generate.check_colour(".csv", None)
+    with pytest.raises(ConfigError, match="--color label is for maps"):
+        generate.check_colour(".csv", "label")
 
 
-@pytest.mark.parametrize("command", ROWWISE)
-def test_rows_keep_their_order_and_id_and_unusable_ones_are_counted(
-    calibrated: Bundle, some: Path, tmp_path: Path, command: Command
-) -> None:
-    said = command(calibrated, tmp_path / "rows.parquet", [str(some)])
-    assert (said["rows"], said["rejected"]) == (28, 2)
-    ids = pq.read_table(tmp_path / "rows.parquet")["TRANSACTION_ID"].to_pylist()
-    assert ids == [i for i in range(30) if i not in {4, 9}]
+# ---------------------------------------------------------------- the plane
 
 
-@pytest.mark.parametrize("command", [generate.interpolate, generate.traverse])
-def test_a_path_starts_from_the_input(
-    calibrated: Bundle, some: Path, tmp_path: Path, command: Command
-) -> None:
-    said = command(calibrated, tmp_path / "rows.csv", [str(some)], steps=4)
-    assert said["rows"] % 4 == 0
-    assert said["rejected"] == 2
-
-
-def test_the_number_of_samples_and_their_seed_are_chosen(bundle: Bundle, tmp_path: Path) -> None:
-    files = [tmp_path / f"{i}.csv" for i in range(3)]
-    for file, seed in zip(files, (5, 5, 6), strict=True):
-        assert generate.sample(bundle, file, rows=12, seed=seed)["rows"] == 12
-    assert files[0].read_bytes() == files[1].read_bytes() != files[2].read_bytes()
-
-
-# ---------------------------------------------------------------- the map
-
-
-@pytest.mark.parametrize("with_threshold", [True, False])
-def test_latents_are_drawn_as_a_map(
-    bundle: Bundle, calibrated: Bundle, some: Path, tmp_path: Path, with_threshold: bool
-) -> None:
-    out = tmp_path / "map.png"
-    said = generate.latent(calibrated if with_threshold else bundle, out, [str(some)])
-    assert said["rows"] == 28
-    with Image.open(out) as image:
-        assert image.size == (840, 720)
-
-
-@pytest.mark.parametrize(("rows", "dims"), [(1, 1), (1, 5), (3, 2), (2, 9), (50, 1)])
+@pytest.mark.parametrize(
+    ("rows", "dims"), [(1, 1), (1, 5), (3, 2), (2, 9), (50, 1), (70, 80), (1, 3000), (80, 3000)]
+)
 def test_the_plane_is_two_dimensional_whatever_the_latents(rows: int, dims: int) -> None:
-    points, _ = generate.plane(
-        np.random.default_rng(0).normal(size=(rows, dims)).astype(np.float32)
-    )
+    z = np.random.default_rng(0).normal(size=(rows, dims)).astype(np.float32)
+    points, _ = generate.plane(z)
     assert points.shape == (rows, 2)
     assert np.isfinite(points).all()
 
@@ -112,25 +56,85 @@ def test_the_plane_shows_two_dimensions_as_they_are_and_the_widest_of_more() -> 
     assert labels[0].startswith("component 1 (8")
 
 
-# ---------------------------------------------------------------- refusals
+def test_thousands_of_latents_have_the_same_plane_as_all_components_would_give() -> None:
+    rng = np.random.default_rng(0)
+    spread = np.r_[9.0, 5.0, np.ones(498)]
+    z = (rng.normal(size=(200, 500)) * spread).astype(np.float32)
+    centred = z.astype(np.float64) - z.mean(0, dtype=np.float64)
+    u, singular, _ = np.linalg.svd(centred, full_matrices=False)
+    points, _ = generate.plane(z)
+    np.testing.assert_allclose(np.abs(points), np.abs(u[:, :2] * singular[:2]), atol=1e-6)
+    np.testing.assert_array_equal(points, generate.plane(z)[0])
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_another_ending_is_refused_before_anything_is_read(
-    bundle: Bundle, tmp_path: Path, command: Command
+# ---------------------------------------------------------------- the map
+
+
+def points(bundle: Bundle, labels: Labels = ()) -> Points:
+    x = np.random.default_rng(0).normal(size=(40, bundle.scorer.encoding.layout.n_columns))
+    explained = bundle.scorer.explain_encoded(x.astype(np.float32))
+    return Points(explained.observed, explained.latent, "images", labels)
+
+
+def dots(figure: Figure) -> dict[str, int]:
+    """Labels of a map's collections → how many dots each has."""
+    found = [c for c in figure.axes[0].collections if isinstance(c, PathCollection)]
+    return {str(c.get_label()): len(np.asarray(c.get_offsets())) for c in found}
+
+
+def scale(figure: Figure) -> str:
+    return figure.axes[1].get_ylabel()
+
+
+def test_a_map_is_coloured_by_p_value_or_by_score_without_any(
+    image_bundle: Bundle, image_calibrated: Bundle
 ) -> None:
-    with pytest.raises(ConfigError, match=r"must end in \.parquet or \.csv"):
-        command(
-            bundle,
-            tmp_path / "rows.xlsx",
-            **({} if command is generate.sample else {"paths": ["none"]}),
-        )
-    assert not list(tmp_path.iterdir())
+    shown = points(image_bundle)
+    assert scale(generate.latent_map(image_bundle, shown)) == "score"
+    assert scale(generate.latent_map(image_calibrated, shown)) == "log10 p-value"
+    assert scale(generate.latent_map(image_calibrated, shown, "score")) == "score"
+    with pytest.raises(NotCalibratedError, match="has no threshold yet"):
+        generate.latent_map(image_bundle, shown, "p_value")
 
 
-def test_an_input_without_a_usable_row_is_refused(bundle: Bundle, tmp_path: Path) -> None:
-    path = tmp_path / "rows.csv"
-    path.write_text("TX_AMOUNT\ninf\n")
-    with pytest.raises(DataError, match="no row of the input can be used, of 1; the first: column"):
-        generate.reconstruct(bundle, tmp_path / "out.csv", [str(path)])
-    assert not (tmp_path / "out.csv").exists()
+def test_flagged_images_are_ringed(image_calibrated: Bundle) -> None:
+    shown = points(image_calibrated)
+    scores = image_calibrated.scorer.score_encoded(shown.x)
+    flagged = int(image_calibrated.detector.decide(scores).is_anomaly.sum())
+    assert flagged > 0
+    found = dots(generate.latent_map(image_calibrated, shown))
+    assert found[f"flagged ({flagged})"] == flagged
+    assert sorted(found.values()) == sorted([flagged, 40])
+
+
+def test_labels_have_colours_and_the_rare_and_the_unknown_share_one(image_bundle: Bundle) -> None:
+    known = [str(i) for i in range(9) for _ in range(9 - i)][:38]
+    labels = [*known, None, None]
+    figure = generate.latent_map(image_bundle, points(image_bundle, labels), "label")
+    found = dots(figure)
+    assert found["label 0 (9)"] == 9
+    assert sum(found.values()) == 40
+    others = 2 + sum(labels.count(name) for name in map(str, range(7, 9)))
+    assert found[f"label others ({others})"] == others
+
+
+def test_a_map_by_labels_that_nobody_gave_is_refused(image_bundle: Bundle) -> None:
+    for labels in ((), (None,) * 40):
+        with pytest.raises(DataError, match="no input has a 'label'"):
+            generate.latent_map(image_bundle, points(image_bundle, labels), "label")
+
+
+@given(st.lists(st.one_of(st.none(), st.sampled_from("abcdefghijk")), max_size=60))
+def test_the_most_frequent_labels_have_colours_of_their_own(labels: list[str | None]) -> None:
+    found = generate.named(labels)
+    counts = [labels.count(name) for name in found]
+    assert counts == sorted(counts, reverse=True)
+    assert len(set(found.values()) - {GREY, FLAGGED}) == len(found)
+    left_out = {name for name in labels if name is not None} - found.keys()
+    assert all(labels.count(name) <= min(counts, default=0) for name in left_out)
+    assert not left_out or len(found) == len(generate.COLOURS)
+
+
+def test_a_map_is_written_as_a_picture(image_bundle: Bundle, tmp_path: Path) -> None:
+    generate.write_map(image_bundle, points(image_bundle), None, tmp_path / "new" / "map.png")
+    assert (tmp_path / "new" / "map.png").read_bytes().startswith(b"\x89PNG")

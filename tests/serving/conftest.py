@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from starlette.testclient import TestClient
 
 from anomaly_vae.bundle import Bundle
+from anomaly_vae.calibration import calibrate
 from serving.app import create_app
 from serving.settings import Settings
 from serving.store import Served, Source, Store, load
-from tests.scans import blobs, patched
+from tests.scans import blobs
 from tests.serving.files import picture_file
 
 Records = list[dict[str, Any]]
@@ -42,9 +43,16 @@ def records(transactions: Path) -> Records:
 
 
 @pytest.fixture(scope="session")
-def scan_folder(image_calibrated: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The calibrated bundle of a model of images, saved."""
-    return image_calibrated.save(tmp_path_factory.mktemp("served") / "scans")
+def scan_bundle(image_bundle: Bundle, pngs: list[bytes]) -> Bundle:
+    """A model of images that flags about half of `pngs`, however well it was trained."""
+    batch = image_bundle.scorer.schema.from_records([{"image": content} for content in pngs])
+    return image_bundle.calibrated(calibrate(image_bundle.scorer.score(batch), alpha=0.5), None)
+
+
+@pytest.fixture(scope="session")
+def scan_folder(scan_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That, saved."""
+    return scan_bundle.save(tmp_path_factory.mktemp("served") / "scans")
 
 
 @pytest.fixture(scope="session")
@@ -55,10 +63,8 @@ def scanner(scan_folder: Path) -> Served:
 
 @pytest.fixture(scope="session")
 def pngs() -> list[bytes]:
-    """40 files as a client sends them, larger than the model's images; the last is an anomaly."""
-    images = blobs(40, seed=1)
-    images[-1:] = patched(images[-1:])
-    return [picture_file(np.kron(image, np.ones((2, 2), np.uint8))) for image in images]
+    """40 files as a client sends them, larger than the model's images."""
+    return [picture_file(image) for image in blobs(40, seed=1, size=60)]
 
 
 @pytest.fixture
@@ -80,6 +86,14 @@ def client_of() -> Iterator[MakeClient]:
 def client(client_of: MakeClient, served: Served) -> TestClient:
     """A client of the one model."""
     return client_of(served)
+
+
+@pytest.fixture
+def keen(client_of: MakeClient, scanner: Served) -> TestClient:
+    """A client of the same model where it finds a region in every image."""
+    assert scanner.heat_scale
+    scale = replace(scanner.heat_scale, region=scanner.heat_scale.low)
+    return client_of(replace(scanner, heat_scale=scale))
 
 
 @pytest.fixture

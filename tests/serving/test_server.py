@@ -1,5 +1,6 @@
 """The process: what it says, what it imports, how it ends."""
 
+import base64
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
+import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from uvicorn.config import STARTUP_FAILURE
@@ -24,6 +26,7 @@ from serving.server import app_factory, serve
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = {"matplotlib", "mlflow", "pandas", "scipy", "sklearn", "torch"}
+IMAGING = {"PIL", "pydicom", "nibabel"}
 START = """
 import sys
 from serving.server import serve
@@ -128,7 +131,49 @@ def test_from_start_to_a_graceful_end(tmp_path, folder, records):
     assert [line["status"] for line in lines if line.get("route") == "/score"] == [200, 200]
     assert not any("mallory" in line for line in log)
     assert last.startswith("loaded: ")
-    assert not HEAVY & set(last.split())
+    assert not (HEAVY | IMAGING) & set(last.split())
+
+
+def test_images_from_start_to_end(tmp_path, scan_folder, pngs):
+    """Uploaded as clients do; what reads images is loaded and what trains is not, and no name of a
+    file is in the log."""
+    with running(tmp_path, [str(scan_folder)]) as service:
+        form = [("files", ("mallory.png", content, "image/png")) for content in pngs[-3:]]
+        with httpx2.Client(base_url=service.url) as client:
+            answer = client.post("/score?heatmap=png&explain=2", files=form)
+            raw = client.post("/score", content=pngs[-1], headers={"Content-Type": "image/png"})
+            bad = client.post("/score", files=[("files", ("mallory.png", b"x", "image/png"))])
+            text = client.get("/metrics").text
+        assert service.stop() == 0
+    results = answer.json()["results"]
+    assert [(r["file"], r["frame"]) for r in results] == [(0, 0), (1, 0), (2, 0)]
+    assert all(base64.b64decode(r["heatmap"]).startswith(b"\x89PNG") for r in results)
+    assert raw.json()["results"][0]["score"] == pytest.approx(results[-1]["score"], rel=1e-6)
+    assert (bad.status_code, bad.json()["field"]) == (422, "image")
+    assert not [line for line in [*service.lines, text] if "mallory" in line]
+    loaded = set(service.lines[-1].split())
+    assert not HEAVY & loaded
+    assert "PIL" in loaded
+
+
+def test_tables_are_served_where_nothing_that_reads_images_is_installed(folder):
+    code = f"""
+import sys
+sys.modules |= dict.fromkeys({sorted(IMAGING)!r})  # importing them fails
+from starlette.testclient import TestClient
+from serving.app import create_app
+from serving.settings import Settings
+from serving.store import Source, Store, load
+with TestClient(create_app(Store([load(Source({str(folder)!r}))]), Settings())) as client:
+    for path in ("/models", "/openapi.json", "/metrics", "/health/ready"):
+        assert client.get(path).status_code == 200, path
+    assert client.post("/score", json={{"records": [{{}}], "explain": 1}}).status_code == 200
+    assert client.post("/score", files={{"files": b"x"}}).status_code == 415
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_is_under_way_finishes(tmp_path, folder, records):
@@ -155,6 +200,20 @@ def test_a_large_upload_hears_the_refusal(tmp_path, folder):
                 assert response.status == 413
                 assert json.loads(response.read())["type"] == "urn:anomaly-vae:too-large"
         assert service.stop(signal.SIGINT) != 0
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_client_that_sends_everything_first_hears_the_refusal(tmp_path, folder, chunked):
+    """urllib asks for the connection to be closed, writes its whole body, and only then reads."""
+    environment = {"ANOMALY_VAE_MAX_BODY_BYTES": "4000000"}
+    body = iter([b"x" * 1_000_000] * 15) if chunked else b"x" * 15_000_000
+    with running(tmp_path, [str(folder)], environment=environment) as service:
+        request = Request(service.url + "/score", body, {"Content-Type": "application/json"})
+        with pytest.raises(HTTPError) as caught:
+            urlopen(request, timeout=10)
+        with caught.value as response:
+            assert response.code == 413
+            assert json.loads(response.read())["type"] == "urn:anomaly-vae:too-large"
 
 
 def test_workers_count_together(tmp_path, folder, records):

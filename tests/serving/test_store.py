@@ -77,6 +77,14 @@ def test_what_is_loaded_is_warm_and_has_an_example(served):
     json.dumps(served.example)
 
 
+def test_a_model_of_images_is_ready_to_draw(scanner, scan_bundle):
+    assert scanner.kind == "image"
+    assert scanner.heat_scale == scan_bundle.heat_scale
+    batch = scanner.detector.scorer.schema.from_records([scanner.example])
+    assert not batch.problems
+    assert scanner.load_seconds > 0
+
+
 def test_there_is_one_example_the_bundles(served, folder):
     """What the document shows is what the registry records as the input example."""
     assert served.example == load_bundle(folder).example
