@@ -7,7 +7,7 @@ from torch import nn
 
 from anomaly_vae.autoencoder import Autoencoder
 from anomaly_vae.config import Config, ImageModelConfig, ModelConfig, TabularConfig
-from anomaly_vae.contamination import Contamination, inserted
+from anomaly_vae.contamination import Contamination, tampered
 from anomaly_vae.convolutions import Geometry, ImageDecoder, ImageEncoder
 from anomaly_vae.corruption import DistortedImages, HiddenCells, Views
 from anomaly_vae.encoding import Layout, TabularEncoding
@@ -51,7 +51,7 @@ def views(config: Config, encoding: TabularEncoding | ImageEncoding) -> Views:
         return HiddenCells(config.training.hide, encoding.sources.tolist())
     assert isinstance(encoding, ImageEncoding), "an image model is for images"
     layout, training = encoding.layout, config.training
-    insert = inserted if config.model.contamination else None
+    insert = tampered if config.model.contamination else None
     return DistortedImages(layout, training.augmentation, training.corruption, insert)
 
 

@@ -237,8 +237,10 @@ class FitConfig(Section):
     """share of the steps over which beta rises from 0"""
     free_bits: float = Field(0.0, ge=0)
     """nats per latent dimension that cost nothing (Kingma et al. 2016)"""
+    keep: Literal["best", "last"] = "best"
+    """weights of the best validation ELBO, or of the last epoch and no early stop"""
     patience: int = Field(20, ge=1)
-    """epochs without a better validation ELBO before stopping"""
+    """keep best: epochs without a better validation ELBO before stopping"""
     seed: Seed = 0
     """of the initial weights, the order of the rows and the noise"""
     threads: int = Field(1, ge=1)
@@ -332,6 +334,8 @@ class ImageTrainingConfig(FitConfig):
     """peak of the cosine schedule"""
     kl_warmup: float = Field(0.2, ge=0, le=1)
     """share of the steps over which beta rises from 0"""
+    keep: Literal["best", "last"] = "last"
+    """weights of the best validation ELBO, or of the last epoch and no early stop"""
 
     STEPS: ClassVar[int] = 800
 

@@ -8,11 +8,14 @@ so that the network learns what does not continue its surroundings rather than o
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from anomaly_vae.convolutions import Geometry
+from anomaly_vae.corruption import turned
 from anomaly_vae.hierarchical import Block
 from anomaly_vae.images import SPREAD
 
@@ -51,6 +54,8 @@ def _twice(inputs: int, outputs: int) -> nn.Sequential:
 
 # ---------------------------------------------------------------- what is inserted
 
+TURN, ZOOM = math.radians(12), 0.12
+"""How far images are turned to either side, and enlarged or reduced, before."""
 SHARE = (0.01, 0.18)
 """Of the area, at least and at most; small ones are likelier."""
 EDGE = (3.0, 16.0)
@@ -64,6 +69,19 @@ BACKGROUND = 0.03
 """Pixels within this of an image's darkest are background, where nothing is inserted."""
 VISIBLE = 0.15
 """A pixel counts as changed from this many standard deviations on."""
+
+
+def tampered(images: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    """(N, C, H, W) standardised → twice as many with something inserted, and where (2N, 1, H, W).
+
+    Each is turned, mirrored and enlarged at random before: more of what is normal may be met than
+    the training images show.
+    """
+    twice = images.repeat(2, 1, 1, 1)
+    draws = torch.rand((3, len(twice)), generator=generator, device=images.device)
+    angle, zoom = (2 * draws[0] - 1) * TURN, 1 + (2 * draws[1] - 1) * ZOOM
+    mirror = torch.where(draws[2] < 0.5, -1.0, 1.0)
+    return inserted(turned(twice, angle, mirror, zoom), generator)
 
 
 def inserted(images: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:

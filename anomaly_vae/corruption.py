@@ -123,9 +123,13 @@ def augmented(images: Tensor, config: AugmentationConfig, generator: Generator) 
     return turned(images, angle, mirror)
 
 
-def turned(images: Tensor, angle: Tensor, mirror: Tensor) -> Tensor:
-    """(N, C, H, W) turned by ``angle`` (N,), in radians, where ``mirror`` (N,) is −1 mirrored."""
-    cos, sin, zero = torch.cos(angle), torch.sin(angle), torch.zeros_like(angle)
+def turned(images: Tensor, angle: Tensor, mirror: Tensor, zoom: Tensor | None = None) -> Tensor:
+    """(N, C, H, W) turned by ``angle`` (N,), in radians, where ``mirror`` (N,) is −1 mirrored.
+
+    Where ``zoom`` (N,) is above 1, more of the surroundings is seen.
+    """
+    scale = torch.ones_like(angle) if zoom is None else zoom
+    cos, sin, zero = scale * torch.cos(angle), scale * torch.sin(angle), torch.zeros_like(angle)
     rows = torch.stack([mirror * cos, -sin, zero, mirror * sin, cos, zero], 1).view(-1, 2, 3)
     grid = F.affine_grid(rows, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)

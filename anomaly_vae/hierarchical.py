@@ -97,6 +97,7 @@ class TopDown(nn.Module):
         self.start = nn.Parameter(torch.zeros(1, widths[0], self.sides[0], self.sides[0]))
         self.levels = nn.ModuleList(map(Level, widths, self.channels))
         self.narrow = nn.ModuleList(map(Block, widths, widths[1:]))
+        self.deepen = nn.ModuleList(map(Block, widths, widths))
         self.out = nn.Conv2d(widths[-1], 4 * planes, 3, 1, 1)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -109,7 +110,7 @@ class TopDown(nn.Module):
         """From the coarsest level to the image, with the ε that ``choose`` gives: (n, outputs)."""
         state = self.start.expand(n, -1, -1, -1)
         for number in range(LEVELS):
-            state = self.level(number).enter(state, choose(number, state))
+            state = self.deepen[number](self.level(number).enter(state, choose(number, state)))
             if number < LEVELS - 1:
                 state = F.interpolate(self.narrow[number](state), scale_factor=2.0)
         return self.geometry.crop(F.pixel_shuffle(self.out(state), 2))

@@ -200,11 +200,11 @@ def fitted_to(pixels: NDArray[np.uint16], size: int, channels: int) -> Matrix:
     Resizing is bilinear over the area that a new pixel covers, so that shrinking loses no detail
     to chance.
     """
-    cropped = centre(pixels).astype(np.float32) / FULL
+    cropped = centre(pixels)
     planes = np.moveaxis(cropped, -1, 0) if cropped.ndim == 3 else cropped[None]
-    if channels == 1 and len(planes) == 3:
-        planes = np.tensordot(LUMA, planes, 1)[None]
-    resized = np.stack([_resized(plane, size) for plane in planes])
+    resized = np.stack([_resized(plane.astype(np.float32) / FULL, size) for plane in planes])
+    if channels == 1 and len(resized) == 3:
+        resized = np.tensordot(LUMA, resized, 1)[None]
     return np.broadcast_to(resized, (channels, size, size)).copy()
 
 

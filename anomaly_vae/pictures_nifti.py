@@ -97,7 +97,7 @@ class Volume:
         Raises:
             DataError: some of its voxels are NaN.
         """
-        plane = np.take(self.voxels, place, self.reading.axis).astype(np.float64)
+        plane = np.moveaxis(self.voxels, self.reading.axis, 0)[place].astype(np.float64)
         values = plane * self.slope + self.intercept
         refuse_nan(values)
         return stretch(values[::-1, ::-1].T, self.bounds)

@@ -194,7 +194,7 @@ class _Trainer:
         while len(self.history) < self.planned and not self.stalled:
             epoch = self._epoch(len(self.history))
             self.history.append(epoch)
-            if not self.best or epoch.validation_objective > self._best_objective:
+            if not self.best or self._better(epoch):
                 self.best_epoch = epoch.epoch
                 self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
             yield epoch
@@ -202,12 +202,15 @@ class _Trainer:
     @property
     def stalled(self) -> bool:
         """Whether patience has run out since the KL warm-up ended."""
+        if self.config.keep == "last":
+            return False
         warm = math.ceil(self.config.kl_warmup * self.planned)
         return len(self.history) - max(self.best_epoch, warm) > self.config.patience
 
-    @property
-    def _best_objective(self) -> float:
-        return self.history[self.best_epoch].validation_objective
+    def _better(self, epoch: Epoch) -> bool:
+        """Whether this epoch's weights are those to keep, so far."""
+        best = self.history[self.best_epoch].validation_objective
+        return self.config.keep == "last" or epoch.validation_objective > best
 
     def _epoch(self, number: int) -> Epoch:
         self.model.train()

@@ -56,6 +56,8 @@ SAMPLES, SHOWN, COLUMNS = 36, 16, 8
 """Images on a sheet unless asked otherwise: of samples, of an input, and beside each other."""
 DIMENSIONS = 12
 """Latents that a traversal shows unless asked otherwise."""
+CHANGE = 0.05
+"""A latent that moves no pixel by more than this, of 1, has a dark last picture."""
 GRID = 15
 """Places along each side of the grid of decoded latents."""
 MOST = 256
@@ -150,7 +152,7 @@ def traverse(
     """What each latent does to the first image of the input, or to the prior's mean.
 
     Without ``dims`` the latents that tell most of the input (or of samples), most first. On a
-    sheet the last column shows where a latent acts, brighter for more.
+    sheet the last column shows where a latent acts.
     """
     _check(out, (steps + 1) * (DIMENSIONS if dims is None else len(dims)))
     source = read_source(bundle, paths)
@@ -169,11 +171,12 @@ def traverse(
 def _with_change(pictures: Matrix, values: NDArray[Any], steps: int) -> tuple[Matrix, list[str]]:
     """Rows of a traversal (D · T, C, S, S), each with how far its ends differ, and captions.
 
-    The largest difference on the sheet is white, so that weak latents are dark.
+    The largest difference of a row is white, unless all of them are below `CHANGE`.
     """
     rows = pictures.reshape(-1, steps, *pictures.shape[1:])
     change = np.abs(rows[:, -1:] - rows[:, :1]).mean(2, keepdims=True)
-    white = np.broadcast_to(change / max(float(change.max()), 1e-6), rows[:, :1].shape)
+    largest = np.maximum(change.max((2, 3, 4), keepdims=True), CHANGE)
+    white = np.broadcast_to(change / largest, rows[:, :1].shape)
     words = [f"{value:.3g}" for value in values[:steps]]
     captions = [[*words, f"change, up to {one.max():.2g}"] for one in change]
     shown = np.concatenate([rows, white.astype(rows.dtype)], 1)

@@ -81,7 +81,8 @@ def find_images(paths: Sequence[str]) -> list[Item]:
         if not items:
             raise DataError(f"'{path}': no image is there", path=path)
         for item in items:
-            if not found.get(item.file, item).facts:  # what a manifest says is not lost
+            known = found.get(item.file)
+            if known is None or not known.facts:  # what a manifest says is not lost
                 found[item.file] = item
     return list(found.values())
 
