@@ -327,7 +327,7 @@ class ImageTrainingConfig(FitConfig):
     """How an image model is fitted."""
 
     epochs: int | None = Field(None, ge=1)
-    """upper bound; absent: about 800 steps, 3 to 300 epochs"""
+    """upper bound; absent: about 600 steps, 3 to 300 epochs"""
     batch_size: int | None = Field(None, ge=2)
     """absent: a 32nd of the images as a power of two, 32 to 512; batch norm needs two"""
     learning_rate: float = Field(2e-3, gt=0)
@@ -337,7 +337,7 @@ class ImageTrainingConfig(FitConfig):
     keep: Literal["best", "last"] = "last"
     """weights of the best validation ELBO, or of the last epoch and no early stop"""
 
-    STEPS: ClassVar[int] = 800
+    STEPS: ClassVar[int] = 600
 
     corruption: CorruptionConfig = CorruptionConfig()
     """makes the model a denoiser, an inpainter or a super-resolver"""

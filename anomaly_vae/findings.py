@@ -45,6 +45,6 @@ def findings(
         yield Finding(heat, regions(heat, scale), scan, expected, scale)
 
 
-def title_of(found: Detections, row: int, name: str) -> str:
-    """An image's name and what was decided."""
-    return f"{name}: score {found.score[row]:.6g}, p = {found.p_value[row]:.2g}"
+def title_of(found: Detections, row: int) -> str:
+    """What was decided on an image."""
+    return f"score {found.score[row]:.6g}, p = {found.p_value[row]:.2g}"

@@ -180,8 +180,9 @@ class Structural:
 class StructuralLikelihood(nn.Module):
     """A Gaussian where structure shows: on local-contrast-normalised bands of the image.
 
-    It is a proper density of T(x), whose mean T(o(z)) belongs to an image o(z) that can be shown.
-    Each band's variance is learned.
+    It is a proper density of the bands T(x), whose mean T(o(z)) belongs to an image o(z) that can
+    be shown. Over images it is not normalised, since not all bands are those of an image. Each
+    band's variance is learned.
     """
 
     SIGMAS, CONTRAST = (1.5, 4.0), 0.06

@@ -120,7 +120,7 @@ class ImageScore(nn.Module):
         deviation = self._smooth(nats.std(0, correction=0))
         self.scale.copy_(deviation + LEAST_SCALE * nats.std(correction=0) + 1e-6)
         self.kl_center.copy_(kl.mean())
-        self.kl_scale.copy_(kl.std(correction=0).clamp_min(1e-6))
+        self.kl_scale.copy_(kl.std(correction=0) + LEAST_SCALE * kl.mean().abs() + 1e-6)
 
     def _smooth(self, values: Tensor) -> Tensor:
         """(F,) → (F,)"""

@@ -225,7 +225,9 @@ def _resized(plane: Matrix, size: int) -> Matrix:
 
 def encode_picture(picture: Picture) -> bytes:
     """A PNG from which `pictures.read_bytes` gives the same pixels; nothing else is in it."""
-    pixels = picture.pixels if picture.pixels.ndim == 2 else (picture.pixels >> 8).astype(np.uint8)
+    pixels = picture.pixels
+    if pixels.ndim == 3 or not (pixels % 257).any():  # colours have 8 bits in a PNG of Pillow's
+        pixels = (pixels >> 8).astype(np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
@@ -290,8 +292,9 @@ class ImageEncoding:
 
     def decode(self, x: NDArray[Any]) -> list[list[float]]:
         """(N, F) → for each pixel the N values, the mean over channels."""
-        pixels = x.reshape(*self._by_channel).mean(1)
-        return [[float(f"{value:.6g}") for value in column] for column in pixels.T]
+        pixels = x.reshape(*self._by_channel).mean(1, dtype=np.float64)
+        columns: list[list[float]] = pixels.round(6).T.tolist()
+        return columns
 
     def typical_record(self, schema: Any) -> dict[str, Any]:
         """A made-up image, a soft disc; nobody's scan."""

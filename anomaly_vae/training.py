@@ -294,7 +294,7 @@ class _Trainer:
             )
 
     def finish(self) -> History:
-        """Put the best weights back and tell what happened."""
+        """Put the weights to keep back and tell what happened."""
         self.model.load_state_dict(self.best)
         self.model.to("cpu").eval()
         self.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as files have it
@@ -325,6 +325,10 @@ class _Trainer:
         # Whatever could fail has not: from here on nothing is left half restored.
         self.model.load_state_dict(groups["model"])
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        for weight, moments in self.optimizer.state.items():
+            for name, value in moments.items():
+                if value.shape == weight.shape:  # the fused step goes by place in memory
+                    moments[name] = torch.empty_like(weight).copy_(value)
         self.best = {k: v.to(self.device) for k, v in groups["best"].items()}
         self.history, self.best_epoch = list(saved.epochs), saved.best_epoch
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
@@ -106,7 +106,10 @@ class Dataset:
         Rows are the same where their ids are, or, without an id, all that the model reads. Twins
         of the data's own test split stay what they were: counted and told.
         """
-        known = self._known(frozen) & ~self._known(self.test_table)
+        return self.excluding(self._known(frozen) & ~self._known(self.test_table))
+
+    def excluding(self, known: NDArray[np.bool_]) -> Self:
+        """Without these rows (N,) of a frozen test split."""
         assignment = self.assignment.without(known, "in the frozen test split")
         return replace(self, assignment=assignment, origin=self.origin or self.digest)
 

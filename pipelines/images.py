@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import glob
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from anomaly_vae.pictures import (
     read_file,
 )
 from anomaly_vae.schema import RawBatch, listed
-from anomaly_vae.splits import CALIBRATION, TEST, TRAIN, VALIDATION, Rows, assign
+from anomaly_vae.splits import CALIBRATION, TEST, TRAIN, VALIDATION, Rows, assign, twins
 from pipelines import console
 from pipelines.data import (
     Dataset,
@@ -40,9 +41,11 @@ from pipelines.data import (
     unlabelled_note,
 )
 
-PATH, FRAME, GROUP = "path", "frame", "group"
+PATH, FRAME, LABEL, GROUP = "path", "frame", "label", "group"
 BATCH = 64
-"""Images that are held decoded at a time."""
+"""Images that are scored at a time."""
+OTHERS = (b"\x89PNG", b"\xff\xd8", b"II", b"MM", b"\x1f\x8b", b"\x5c\x01", b"\x00\x00\x01\x5c")
+"""How PNG, JPEG, TIFF, gzip and NIfTI begin; DICOM without its preamble begins otherwise."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,8 @@ def _row(place: Path, line: int, row: dict[str, str | None]) -> Item:
     name = row.pop(PATH)
     if not name or None in row:  # where DictReader keeps the cells that are too many
         raise DataError(f"'{place}' line {line}: expected a path and one cell for each column")
+    if "\0" in name:
+        raise DataError(f"'{place}' line {line}: a path cannot hold a zero byte")
     return Item(place.parent / name, name, row)
 
 
@@ -134,21 +139,27 @@ def _hidden(path: Path, root: Path) -> bool:
 
 def read_images(items: Sequence[Item], schema: ImageSchema) -> Iterator[Batch]:
     """Stream the images of all files, in order; what cannot be read is a problem of its batch."""
-    held: list[tuple[int, Picture | Unreadable]] = []
-    for number, item in enumerate(items):
-        for picture in read_file(item.file, schema.reading):
-            held.append((number, picture))
-            if len(held) == BATCH:
-                yield _batch(held, schema)
-                held = []
-    if held:
-        yield _batch(held, schema)
+    numbers: list[int] = []
+    frames: list[int | None] = []
 
+    def some(
+        pictures: Iterator[tuple[int, Picture | Unreadable]],
+    ) -> Iterator[Picture | Unreadable]:
+        """So many of them; each is let go of before the next is decoded."""
+        for number, picture in itertools.islice(pictures, BATCH):
+            numbers.append(number)
+            frames.append(picture.frame)
+            yield picture
 
-def _batch(held: Sequence[tuple[int, Picture | Unreadable]], schema: ImageSchema) -> Batch:
-    numbers, pictures = zip(*held, strict=True)
-    frames = tuple(picture.frame for picture in pictures)
-    return Batch(numbers, frames, schema.from_pictures(pictures))
+    pictures = (
+        (number, picture)
+        for number, item in enumerate(items)
+        for picture in read_file(item.file, schema.reading)
+    )
+    while len(batch := schema.from_pictures(some(pictures))):
+        yield Batch(tuple(numbers), tuple(frames), batch)
+        numbers.clear()
+        frames.clear()
 
 
 # ---------------------------------------------------------------- data sets
@@ -165,10 +176,17 @@ class ImageDataset(Dataset):
 
     @property
     def test_table(self) -> pa.Table:
-        """The images of the test split as they came, without anything else their files hold."""
+        """The images of the test split as they came, and nothing else of their files.
+
+        No paths, and groups as numbers: either may name a patient.
+        """
         rows = self.assignment.rows(TEST)
-        table = self.table.take(pa.array(rows))
-        return table.append_column(IMAGE, pa.array(self._pictures(rows), pa.binary()))
+        columns = {IMAGE: pa.array(self._pictures(rows), pa.binary())}
+        if self.label:
+            columns[self.label] = self.table.column(self.label).take(pa.array(rows))
+        if self.rows.group is not None:
+            columns[GROUP] = pa.array(self.rows.group[rows])
+        return pa.table(columns)
 
     def _pictures(self, rows: NDArray[np.intp]) -> list[bytes]:
         """PNGs of these images; each file is read once."""
@@ -194,21 +212,23 @@ class ImageDataset(Dataset):
     @cached_property
     def hashes(self) -> NDArray[np.uint64]:
         """(N, 2): the perceptual hash of each image and of its mirror image."""
-        return hashes_of(self.batch)
+        grey = np.asarray(self.batch.values[IMAGE]).mean(1)
+        pairs = [(perceptual_hash(image), perceptual_hash(image[:, ::-1])) for image in grey]
+        return np.array(pairs, np.uint64).reshape(-1, 2)
 
-    def _known(self, frozen: pa.Table) -> NDArray[np.bool_]:
-        """Images with a near-twin among those of a frozen split."""
-        known: NDArray[np.bool_] = hash_twins(
-            self.hashes, hashes_of(self.schema.from_arrow(frozen))
+    def without(self, frozen: pa.Table) -> ImageDataset:
+        """See `Dataset.without`; images are the same where their prepared pixels are."""
+        theirs = self.schema.from_arrow(frozen)
+        known = twins(_flat(self.batch), _flat(theirs)) & ~twins(
+            _flat(self.batch), _flat(self.part(TEST))
         )
-        return known
+        return self.excluding(known)
 
 
-def hashes_of(batch: RawBatch) -> NDArray[np.uint64]:
-    """(N, 2): the perceptual hash of each image (N, C, S, S) and of its mirror image."""
-    grey = np.asarray(batch.values[IMAGE]).mean(1)
-    pairs = [(perceptual_hash(image), perceptual_hash(image[:, ::-1])) for image in grey]
-    return np.array(pairs, np.uint64).reshape(-1, 2)
+def _flat(batch: RawBatch) -> NDArray[np.float32]:
+    """(N, F)"""
+    images: NDArray[np.float32] = np.asarray(batch.values[IMAGE]).reshape(len(batch), -1)
+    return images
 
 
 def load_images(data: ImageData) -> ImageDataset:
@@ -219,7 +239,7 @@ def load_images(data: ImageData) -> ImageDataset:
     """
     items, schema = find_images(data.paths), ImageSchema.of(data)
     read = read_all(items, schema)
-    label, group = _column(items, data.label, "label"), _column(items, data.group, "group")
+    label, group = _column(items, data.label, LABEL), _column(items, data.group, GROUP)
     table = index_of(items, read, label, group)
     rows = _rows(table, data, label)
     planned = assign(rows, data.splits)
@@ -230,7 +250,7 @@ def load_images(data: ImageData) -> ImageDataset:
         rows=rows,
         assignment=only_fit(planned, read.images),
         notes=(*unfit_note(read.images), *unlabelled_note(rows, planned)),
-        label=label,
+        label=LABEL if label else None,
         group=GROUP if rows.group is not None else None,
         files=tuple(items[number].file for number in read.items),
     )
@@ -245,15 +265,21 @@ def read_labelled(
         DataError: see `find_images`, or no manifest has such a column.
     """
     items = find_images(paths)
-    label, group = _column(items, label, label) or label, _column(items, None, GROUP)
+    column, group = _column(items, label, label), _column(items, None, GROUP)
+    if column is None:
+        raise DataError(f"the labels are in no manifest; give one with the column '{label}'")
     read = read_all(items, schema)
-    return index_of(items, read, label, group), read.images
+    table = index_of(items, read, column, None if column == GROUP else group)
+    return table.rename_columns(
+        [label if n == LABEL else n for n in table.column_names]
+    ), read.images
 
 
 def is_dicom(file: Path) -> bool:
-    """Whether a file says that it is DICOM."""
+    """Whether a file is DICOM, or can be nothing else that is read."""
     with file.open("rb") as stream:
-        return stream.read(132)[128:] == b"DICM"
+        head = stream.read(132)
+    return head[128:] == b"DICM" or not head.startswith(OTHERS)
 
 
 def read_all(items: Sequence[Item], schema: ImageSchema) -> Batch:
@@ -293,10 +319,10 @@ def index_of(items: Sequence[Item], read: Batch, label: str | None, group: str |
         FRAME: pa.array(read.frames, pa.int32()),
     }
     if label:
-        columns[label] = pa.array([items[n].facts.get(label) or None for n in numbers], pa.string())
+        columns[LABEL] = pa.array([items[n].facts.get(label) or None for n in numbers], pa.string())
     named = [items[n].facts.get(group) or None if group else None for n in numbers]
     if len(set(numbers)) < len(numbers):
-        named = [name or items[n].name for name, n in zip(named, numbers, strict=True)]
+        named = [name or f"file {n}" for name, n in zip(named, numbers, strict=True)]
     if any(named):
         columns[GROUP] = pa.array(named, pa.string())
     return pa.table(columns)
@@ -309,6 +335,8 @@ def _column(items: Sequence[Item], name: str | None, usual: str) -> str | None:
         DataError: there is none of that name.
     """
     known = set().union(*(item.facts for item in items))
+    if not known:  # no manifest: nothing is known of the images
+        return None
     if name is not None and name not in known:
         found = listed(sorted(known))
         raise DataError(f"no manifest has the column '{name}'; found {found}", column=name)
@@ -318,7 +346,7 @@ def _column(items: Sequence[Item], name: str | None, usual: str) -> str | None:
 def _rows(table: pa.Table, data: ImageData, label: str | None) -> Rows:
     anomaly = unlabelled = np.zeros(len(table), bool)
     if label:
-        labels = table.column(label)
+        labels = table.column(LABEL)
         check_positive(labels, data.positive, label)
         anomaly = anomaly_mask(labels, data.positive, label)
         unlabelled = unlabelled_mask(labels, label)

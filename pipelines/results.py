@@ -21,7 +21,7 @@ SUMMARY, REJECTS, INCOMPLETE = "summary.json", "rejects.parquet", ".incomplete"
 HEATMAPS, DICOM = "heatmaps", "dicom"
 OURS = re.compile(
     r"part-\d{5,}\.parquet|rejects\.parquet|summary\.json"
-    r"|heatmaps(/.+-[0-9a-f]{8}-\d+\.png)?|dicom(/.+-[0-9a-f]{8}-\d+\.dcm)?"
+    r"|heatmaps(/[\w.-]*-[0-9a-f]{16}-\d+\.png)?|dicom(/[\w.-]*-[0-9a-f]{16}-\d+\.dcm)?"
 )
 """What a result consists of; pictures carry a digest in their names."""
 REPEATED = [
@@ -143,7 +143,7 @@ class Sink:
 
     def reject(
         self,
-        path: Path,
+        path: Path | str,
         rows: Sequence[int | None],
         reason: str,
         column: str | None = None,

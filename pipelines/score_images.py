@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,21 +92,30 @@ class _Artist:
         rows = np.flatnonzero(found.is_anomaly).tolist()
         pictures = findings(encoding, self.source.bundle.heat_scale, explained, rows)
         for row, finding in zip(rows, pictures, strict=True):
-            self._write(items[row], frames[row], finding, title_of(found, row, items[row].name))
+            self._write(items[row], frames[row], finding, title_of(found, row))
 
     def _write(self, item: Item, frame: int, finding: Finding, title: str) -> None:
-        page, name = finding.draw(title), stem_of(item, frame)
+        name = stem_of(item, frame)
         if self.drawing.heatmaps:
+            page = finding.draw(f"{item.name}: {title}")
             self._place(HEATMAPS, f"{name}.png").write_bytes(png(page))
             self.drawn[HEATMAPS] += 1
         if self.drawing.dicom and is_dicom(item.file):
+            page = finding.draw(
+                title
+            )  # a file's name may be a patient's, and pixels are not hidden
             self._as_dicom(item, frame, np.asarray(page.convert("RGB")), name)
 
     def _as_dicom(self, item: Item, frame: int, page: Any, name: str) -> None:
         """A twin of an image that came as DICOM; one that has no study can have none."""
         from pipelines.dicom_out import write_heatmap
 
-        about = {key: str(value) for key, value in self.source.to_json().items()}
+        model = self.source.to_json()
+        about = {
+            "model": model["name"],
+            "version": model["version"] or "",
+            "digest": model["digest"],
+        }
         try:
             write_heatmap(item.file, frame, page, about, self._place(DICOM, f"{name}.dcm"))
         except DataError as error:
@@ -143,7 +154,7 @@ class _Scoring:
         for problem in batch.images.problems:
             item = self.items[batch.items[problem.row]]
             self.tally.places[UNREADABLE] += 1
-            self.sink.reject(Path(item.name), [batch.frames[problem.row]], problem.reason)
+            self.sink.reject(item.name, [batch.frames[problem.row]], problem.reason)
         rows = np.flatnonzero(batch.images.usable)
         if len(rows):
             items = [self.items[batch.items[row]] for row in rows]
@@ -171,6 +182,6 @@ class _Scoring:
 
 def stem_of(item: Item, frame: int) -> str:
     """A file name of its own for each image: what it is called, and a digest of its whole path."""
-    name = Path(item.name).name.partition(".")[0][:80] or "image"
-    digest = hashlib.sha256(item.name.encode()).hexdigest()[:8]
+    name = re.sub(r"[^\w.-]", "_", Path(item.name).stem, flags=re.ASCII)[:80]
+    digest = hashlib.sha256(os.fsencode(item.file.resolve())).hexdigest()[:16]
     return f"{name}-{digest}-{frame}"

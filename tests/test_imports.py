@@ -49,7 +49,7 @@ BELOW: dict[str, set[str]] = {
     "autoencoder": {"vae"},
     "convolutions": {"images", "networks"},
     "hierarchical": {"convolutions", "autoencoder"},
-    "contamination": {"hierarchical"},
+    "contamination": {"hierarchical", "corruption"},
     "image_likelihoods": {"images", "likelihoods"},
     "corruption": {"images"},
     "build": {"contamination", "image_likelihoods", "corruption"},

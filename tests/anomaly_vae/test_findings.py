@@ -63,4 +63,4 @@ def test_nothing_asked_for_is_nothing_found() -> None:
 
 def test_the_title_says_name_score_and_p_value() -> None:
     found = Detections(np.array([1.0, 1234.5678]), np.array([0.5, 0.0123]), np.array([False, True]))
-    assert title_of(found, 1, "a/b.png") == "a/b.png: score 1234.57, p = 0.012"
+    assert title_of(found, 1) == "score 1234.57, p = 0.012"

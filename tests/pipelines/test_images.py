@@ -54,7 +54,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def manifest(folder: Path) -> Write:
+def listing(folder: Path) -> Write:
     """Write a manifest beside the images of `folder`."""
 
     def write(text: str, encoding: str = "utf-8") -> Path:
@@ -141,27 +141,27 @@ def test_a_name_that_is_no_text_is_spelled_out(folder: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_a_manifest_names_files_beside_it_and_what_is_known_of_them(
-    manifest: Write, encoding: str
+    listing: Write, encoding: str
 ) -> None:
-    path = manifest("path,label,site\na.png,0,x\nsub/c.tif,1,\n", encoding)
+    path = listing("path,label,site\na.png,0,x\nsub/c.tif,1,\n", encoding)
     first, second = find_images([str(path)])
     assert (first.name, first.file) == ("a.png", path.parent / "a.png")
     assert first.facts == {"label": "0", "site": "x"}
     assert second.facts == {"label": "1", "site": ""}
 
 
-def test_a_column_without_a_name_is_a_column(manifest: Write) -> None:
+def test_a_column_without_a_name_is_a_column(listing: Write) -> None:
     """As pandas writes its index."""
-    path = manifest(",path,label\n0,a.png,1\n1,b.PNG,0\n")
+    path = listing(",path,label\n0,a.png,1\n1,b.PNG,0\n")
     items = find_images([str(path)])
     assert [item.facts["label"] for item in items] == ["1", "0"]
     table, _ = read_labelled([str(path)], SCHEMA, "label")
     assert table.column_names == ["path", "frame", "label"]
 
 
-def test_paths_of_a_manifest_may_be_absolute_and_quoted(manifest: Write, folder: Path) -> None:
+def test_paths_of_a_manifest_may_be_absolute_and_quoted(listing: Write, folder: Path) -> None:
     other = png(folder / "comma, and more" / "x.png", blobs(1)[0])
-    path = manifest(f'path\n"{other}"\n')
+    path = listing(f'path\n"{other}"\n')
     assert [item.file for item in find_images([str(path)])] == [other]
 
 
@@ -177,10 +177,10 @@ def test_paths_of_a_manifest_may_be_absolute_and_quoted(manifest: Write, folder:
     ],
 )
 def test_a_manifest_that_cannot_be_meant_is_refused(
-    manifest: Write, text: str, message: str
+    listing: Write, text: str, message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
-        find_images([str(manifest(text))])
+        find_images([str(listing(text))])
 
 
 def test_a_manifest_that_is_no_text_is_refused(folder: Path) -> None:
@@ -191,9 +191,9 @@ def test_a_manifest_that_is_no_text_is_refused(folder: Path) -> None:
 
 @pytest.mark.parametrize("manifest_first", [True, False])
 def test_what_a_manifest_says_is_kept_beside_a_folder_that_says_nothing(
-    manifest: Write, manifest_first: bool
+    listing: Write, manifest_first: bool
 ) -> None:
-    path = manifest("path,label\na.png,1\n")
+    path = listing("path,label\na.png,1\n")
     paths = [str(path), str(path.parent)]
     items = find_images(paths if manifest_first else paths[::-1])
     assert [item.facts for item in items if item.file.name == "a.png"] == [{"label": "1"}]
@@ -240,15 +240,18 @@ def test_joined_batches_keep_their_problems_at_their_rows() -> None:
 
 
 def test_dicom_is_told_by_its_content(tmp_path: Path) -> None:
-    dicom, other = tmp_path / "one", tmp_path / "two.dcm"
+    """One without a preamble begins like nothing else."""
+    dicom, bare, other = tmp_path / "one", tmp_path / "two", tmp_path / "three.dcm"
     dicom.write_bytes(bytes(128) + b"DICM" + bytes(10))
-    other.write_bytes(b"short")
+    bare.write_bytes(b"\x08\x00\x05\x00" + bytes(200))
+    other.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(200))
     assert is_dicom(dicom)
+    assert is_dicom(bare)
     assert not is_dicom(other)
 
 
-def test_labelled_images_come_with_their_index(manifest: Write) -> None:
-    path = manifest("path,verdict,group\na.png,ill,p1\nsub/c.tif,,p2\nmissing.png,well,p3\n")
+def test_labelled_images_come_with_their_index(listing: Write) -> None:
+    path = listing("path,verdict,group\na.png,ill,p1\nsub/c.tif,,p2\nmissing.png,well,p3\n")
     table, batch = read_labelled([str(path)], SCHEMA, "verdict")
     assert table.to_pydict() == {
         "path": ["a.png", "sub/c.tif", "missing.png"],
@@ -405,8 +408,10 @@ def test_the_frozen_table_gives_the_same_images_again(
     assert not batch.problems
     np.testing.assert_array_equal(batch.values[IMAGE], image_dataset.part(TEST).values[IMAGE])
     rows = image_dataset.assignment.rows(TEST)
-    expected = image_dataset.table.take(pa.array(rows))
-    assert frozen.drop_columns([IMAGE]).equals(expected)
+    assert set(frozen.column_names) == {IMAGE, "label", "group"}  # no path: it may name a patient
+    assert frozen["label"].equals(image_dataset.table["label"].take(pa.array(rows)))
+    assert image_dataset.rows.group is not None
+    np.testing.assert_array_equal(frozen["group"].to_numpy(), image_dataset.rows.group[rows])
 
 
 def test_the_frozen_table_has_the_frames_that_test_and_no_others(tmp_path: Path) -> None:
