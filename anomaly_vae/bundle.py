@@ -70,7 +70,7 @@ class Bundle:
                 f"model '{self.manifest['name']}' has no threshold yet; "
                 "run: anomaly-vae calibrate CONFIG --model URI"
             )
-        return Detector(self.scorer, self.calibration)
+        return Detector(self.scorer, self.calibration, self.manifest["unit"])
 
     @cached_property
     def heat_scale(self) -> Scale:

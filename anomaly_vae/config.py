@@ -175,6 +175,10 @@ class ImageData(DataConfig):
     """of one image; more are refused before they are decoded"""
     max_bytes: int = Field(1 << 28, ge=1)
     """of one file"""
+    max_frames: int = Field(4096, ge=1)
+    """images in one file; more are refused"""
+    max_seconds: float = Field(120.0, gt=0)
+    """for decoding one file; what is not done by then is refused"""
 
     @model_validator(mode="after")
     def _no_time(self) -> ImageData:
@@ -355,6 +359,9 @@ class ScoreConfig(Section):
     seed: Seed = 0
     """of the draws"""
 
+    unit: ClassVar[str] = "nats"
+    """Of scores and their parts."""
+
 
 class ImageScoreConfig(Section):
     """What the anomaly score of an image is."""
@@ -374,6 +381,11 @@ class ImageScoreConfig(Section):
     def standardised(self) -> bool:
         """Whether pixels are measured by what they are on held-out normals."""
         return self.type != "contamination" if self.standardise is None else self.standardise
+
+    @property
+    def unit(self) -> str:
+        """Of scores and their parts: nats, or standard deviations on held-out normals."""
+        return "sd" if self.standardised else "nats"
 
 
 class CalibrationConfig(Section):

@@ -15,7 +15,7 @@ from anomaly_vae.scoring import Explained, Scorer
 
 @dataclass(frozen=True)
 class Detections:
-    """Decisions for N rows: score (N,) in nats, p_value (N,), is_anomaly (N,)."""
+    """Decisions for N rows: score (N,) in the detector's unit, p_value (N,), is_anomaly (N,)."""
 
     score: NDArray[np.float64]
     p_value: NDArray[np.float64]
@@ -47,6 +47,8 @@ class Detector:
 
     scorer: Scorer
     calibration: Calibration
+    unit: str = "nats"
+    """of scores and their parts: nats, or sd where they are standardised on held-out normals"""
 
     def detect(self, batch: RawBatch) -> Detections:
         """Decide on every row of a batch without problems."""

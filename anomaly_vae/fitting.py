@@ -90,6 +90,7 @@ def fit_bundle(
     manifest = new_manifest(
         kind=config.kind,
         name=config.name,
+        unit=config.score.unit,
         schema=prepared.schema.to_json(),
         encoding=encoding.to_json(),
         config=config.recorded(),

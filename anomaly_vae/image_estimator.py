@@ -44,6 +44,8 @@ CONFIG_KEYS: dict[str, tuple[str, ...]] = {
     "axis": ("data.axis",),
     "max_pixels": ("data.max_pixels",),
     "max_bytes": ("data.max_bytes",),
+    "max_frames": ("data.max_frames",),
+    "max_seconds": ("data.max_seconds",),
 }
 """Constructor argument → the keys of the configuration that it sets."""
 
@@ -105,6 +107,8 @@ class ImageVAEDetector(VAEDetector):
         axis: NIfTI: the axis along which a volume is cut.
         max_pixels: of one image file's picture; more are refused before they are decoded.
         max_bytes: of one image file.
+        max_frames: images in one file.
+        max_seconds: for decoding one file.
         calibration_fraction: share of the images held out for the threshold, 0.2.
         validation_fraction: share of the others that decides when to stop, 0.1.
 
@@ -160,6 +164,8 @@ class ImageVAEDetector(VAEDetector):
         axis: Literal[0, 1, 2] | None = None,
         max_pixels: int | None = None,
         max_bytes: int | None = None,
+        max_frames: int | None = None,
+        max_seconds: float | None = None,
         calibration_fraction: float | None = None,
         validation_fraction: float | None = None,
     ) -> None:
@@ -206,6 +212,8 @@ class ImageVAEDetector(VAEDetector):
         self.axis = axis
         self.max_pixels = max_pixels
         self.max_bytes = max_bytes
+        self.max_frames = max_frames
+        self.max_seconds = max_seconds
 
     # ------------------------------------------------------------ latent space
 

@@ -86,7 +86,7 @@ class ImageScore(nn.Module):
     @property
     def unit(self) -> str:
         """Of a map's values."""
-        return "sd per pixel" if self.config.standardised else "nats per pixel"
+        return f"{self.config.unit} per pixel"
 
     def _contamination(self, x: Tensor) -> Tensor:
         """(N, F): each pixel's share, the same for its channels."""

@@ -154,7 +154,12 @@ class ImageSchema:
     def of(cls, data: ImageData) -> ImageSchema:
         """What a configuration says."""
         reading = Reading(
-            window=data.window, axis=data.axis, max_pixels=data.max_pixels, max_bytes=data.max_bytes
+            window=data.window,
+            axis=data.axis,
+            max_pixels=data.max_pixels,
+            max_bytes=data.max_bytes,
+            max_frames=data.max_frames,
+            max_seconds=data.max_seconds,
         )
         return cls(data.size, data.channels, reading)
 

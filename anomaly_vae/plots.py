@@ -60,7 +60,7 @@ def score_histogram(
                 label=f"{label} ({mask.sum():,})",
             )
     axes.axvline(threshold, color="black", linewidth=1.2, label=f"threshold, alpha = {alpha:g}")
-    axes.set(xlabel="score, nats (tails collected in the last bins)", ylabel="density")
+    axes.set(xlabel=f"score, {detector.unit} (tails collected in the last bins)", ylabel="density")
     axes.legend(frameon=False)
     return figure
 

@@ -163,5 +163,7 @@ def _highest(detector: Detector, data: Dataset, found: Detections) -> Any:
     """The four highest scores, observed against expected."""
     top = np.argsort(-found.score, kind="stable")[:4]
     explained = detector.scorer.explain(data.part(TEST).take(top))
-    titles = [f"score {found.score[i]:.1f} nats, p = {found.p_value[i]:.2g}" for i in top]
+    titles = [
+        f"score {found.score[i]:.1f} {detector.unit}, p = {found.p_value[i]:.2g}" for i in top
+    ]
     return plots.reconstructions(detector.scorer.encoding, explained, titles)

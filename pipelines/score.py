@@ -276,6 +276,7 @@ def summary_of(source: Source, files: int, tally: Tally, sink: Sink) -> dict[str
         "model": source.to_json(),
         "alpha": calibration.alpha,
         "threshold": calibration.threshold,
+        "unit": source.bundle.detector.unit,
         "files": files,
         "rows": tally.scored + tally.rejected,
         "scored": tally.scored,

@@ -64,7 +64,7 @@ class ModelRef(msgspec.Struct, frozen=True):
 
 
 class Contribution(msgspec.Struct, frozen=True):
-    """A feature's share of the score, in nats, with what was seen and what was expected."""
+    """A feature's share of the score, in the model's unit; what was seen and what was expected."""
 
     feature: str
     nats: float
@@ -90,7 +90,7 @@ class Region(msgspec.Struct, frozen=True):
 class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     """The decision on one record or image.
 
-    If explained, score = Σ contributions + rest + kl, in nats. An image is frame ``frame`` of
+    If explained, score = Σ contributions + rest + kl in the model's unit. An image is ``frame`` of
     upload ``file``, both counted from 0; ``heatmap`` is a PNG, in base64.
     """
 
@@ -138,6 +138,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     alias: str | None
     digest: str
     kind: str
+    unit: str
     alpha: float
     threshold: float
     schema: SchemaInfo
@@ -323,6 +324,7 @@ def _describe(served: Served) -> ModelInfo:
         alias=served.alias,
         digest=served.digest,
         kind=served.kind,
+        unit=served.detector.unit,
         alpha=calibration.alpha,
         threshold=calibration.threshold,
         schema=_schema(schema),
