@@ -213,10 +213,11 @@ def test_no_pictures_make_an_empty_batch() -> None:
 
 def test_the_schema_survives_json_and_says_what_the_configuration_does() -> None:
     data = ImageData(
-        path="x", size=32, channels=3, window=(40.0, 80.0), axis=1, max_pixels=99, max_bytes=999
-    )
+        path="x", size=32, channels=3, window=(40.0, 80.0), axis=1, max_pixels=99, max_bytes=999,
+        max_frames=9, max_seconds=3.0,
+    )  # fmt: skip
     schema = ImageSchema.of(data)
-    reading = Reading(window=(40.0, 80.0), axis=1, max_pixels=99, max_bytes=999)
+    reading = Reading((40.0, 80.0), 1, 999, 99, max_frames=9, max_seconds=3.0)
     assert schema == ImageSchema(32, 3, reading)
     assert ImageSchema.from_json(schema.to_json()) == schema
     as_read = {**schema.to_json(), "reading": {**schema.to_json()["reading"], "window": [40, 80]}}

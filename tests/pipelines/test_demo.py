@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -29,13 +30,13 @@ ROOT = Path(__file__).resolve().parents[2]
 def small(patch: pytest.MonkeyPatch) -> None:
     """Fewer rows and epochs than a newcomer gets, so that it takes seconds."""
     patch.setattr(module, "ROWS", 1_500)
+    patch.setattr(module, "SCANS", 150)
     whole = module.demo_config
 
-    def quick(name: str, path: str) -> object:
-        config = whole(name, path)
-        training = config.training.model_copy(update={"epochs": 3})
-        calibration = config.calibration.model_copy(update={"alpha": 0.05})
-        return config.model_copy(update={"training": training, "calibration": calibration})
+    def quick(name: str, path: str, overrides: Sequence[str] = ()) -> object:
+        small = ["training.epochs=3", "calibration.alpha=0.05"]
+        tiny = ["data.size=16", "model.width=4"] if name == "scans.yaml" else []
+        return whole(name, path, [*overrides, *small, *tiny])
 
     patch.setattr(module, "demo_config", quick)
 
@@ -45,7 +46,7 @@ def test_it_finds_explains_and_says_how_to_go_on(
 ) -> None:
     small(monkeypatch)
     monkeypatch.setattr(console.console, "width", 200)
-    answer = command("demo", "--out", "shown")
+    answer = command("demo", "--out", "shown", "--kind", "tabular")
     assert answer.code == 0
     result = answer.json["tabular"]
     assert result["promoted"] is True
@@ -101,13 +102,31 @@ def test_what_it_makes_lies_in_its_folder_and_the_working_folders_registry(
     assert sorted(path.name for path in (place / "shown").iterdir()) == [
         "pictures", "scores", "transactions.parquet"
     ]  # fmt: skip
-    runs = [answer.json for answer in (command("models"), command("demo", "--out", "shown"))]
-    assert runs[1]["tabular"]["version"] == "1", "the same inputs make no second version"
+    again = command("demo", "--out", "shown", "--kind", "tabular").json
+    assert again["tabular"]["version"] == "1", "the same inputs make no second version"
+
+
+def test_scans_are_flagged_drawn_and_imagined(
+    place: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small(monkeypatch)
+    answer = command("demo", "--out", "shown", "--kind", "image")
+    assert answer.code == 0, answer.err
+    result = answer.json["image"]
+    assert result["data"]["rows"] == 150
+    summary = json.loads((Path(result["scores"]) / "summary.json").read_text())
+    assert summary["scored"] == 150
+    drawn = list((Path(result["scores"]) / "heatmaps").glob("*.png"))
+    assert len(drawn) == summary["heatmaps"] == summary["flagged"]
+    assert 0 < result["pixel_average_precision"] <= 1
+    sheets = {"samples", "reconstructions", "interpolation", "latents"}
+    assert sheets <= {Path(picture).stem for picture in result["pictures"]}
+    assert "anomaly-vae serve --model models:/scans-demo" in answer.err
 
 
 def test_a_refused_demo_says_so_and_names_the_version(capfd: pytest.CaptureFixture[str]) -> None:
     answer = {"name": "fraud-demo", "promoted": False, "model_uri": "models:/fraud-demo/2"}
-    module._say_next(answer, ["a.png"])
+    module._say_next(answer, "-d BODY", "fraud.yaml")
     said = capfd.readouterr().err
     assert "refused" in said
     assert "--model models:/fraud-demo/2" in said
@@ -126,9 +145,8 @@ def test_pictures_of_a_version_calibrated_from_a_folder_are_those_of_its_calibra
 
 def test_its_record_to_post_fits_the_model(world: World) -> None:
     text = Path(module.__file__).read_text(encoding="utf-8")
-    body = json.loads(
-        text[text.index("""'{"records\"""") + 1 : text.index("""}'\n    console""") + 1]
-    )
+    start = text.index('\'{"records"') + 1
+    body = json.loads(text[start : text.index("}'\n", start) + 1])
     names = set(world.trained.data.schema.names)
     assert all(set(record) <= names for record in body["records"])
 
@@ -153,9 +171,11 @@ def test_as_a_newcomer_runs_it(tmp_path: Path) -> None:
         [sys.executable, "-m", "pipelines.cli", "demo"], cwd=tmp_path, env=environment,
         capture_output=True, text=True, check=True, timeout=180,
     )  # fmt: skip
-    result = json.loads(done.stdout)["tabular"]
-    assert result["promoted"] is True
-    assert result["metrics"]["auroc"] > 0.8
-    assert result["metrics"]["alpha"] == 0.01
+    rows, scans = (json.loads(done.stdout)[kind] for kind in ("tabular", "image"))
+    assert rows["promoted"] is True
+    assert rows["metrics"]["auroc"] > 0.8
+    assert rows["metrics"]["alpha"] == 0.01
+    assert scans["metrics"]["auroc"] > 0.7
+    assert scans["pixel_average_precision"] > 0.4
     assert (tmp_path / "mlflow.db").exists()
     assert "Traceback" not in done.stderr

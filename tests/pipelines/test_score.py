@@ -566,7 +566,7 @@ def test_a_previous_result_is_replaced_whole(
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-@pytest.mark.parametrize("place", ["write", "reject", "_summary"])
+@pytest.mark.parametrize("place", ["write", "reject", "summary_of"])
 def test_a_crash_leaves_the_previous_result_as_it_was(
     source: Source,
     table: pa.Table,
@@ -583,7 +583,7 @@ def test_a_crash_leaves_the_previous_result_as_it_was(
     def crash(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(*(score, place) if place == "_summary" else (results.Sink, place), crash)
+    monkeypatch.setattr(*(score, place) if place == "summary_of" else (results.Sink, place), crash)
     with pytest.raises(KeyboardInterrupt):
         score_files(source, paths, out)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
@@ -713,7 +713,7 @@ def test_a_previous_result_alone_is_no_input_and_stays(
     path = Path(write(tmp_path / "t.parquet", table.slice(0, 5)))
     score_files(source, [str(path)], out)
     path.unlink()
-    with pytest.raises(DataError, match="no CSV or Parquet file lies outside --output"):
+    with pytest.raises(DataError, match="no file to score lies outside --output"):
         score_files(source, [str(tmp_path)], out)
     adds_up(out, 5)
 
