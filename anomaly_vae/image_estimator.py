@@ -7,7 +7,7 @@ detector.predict(new_scans)    # 1 normal, −1 anomalous
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -77,7 +77,7 @@ class ImageVAEDetector(VAEDetector):
         network: "convolutional", "residual", "dense" or "hierarchical".
         latent_dim: length of the latent vector; hierarchical: channels of the coarsest level.
         width: channels of the finest convolutions.
-        likelihood: "gaussian", "laplace", "bernoulli" or "structural".
+        likelihood: "contrast", "structural", "gaussian", "laplace" or "bernoulli".
         size: side in pixels that images are resized to.
         channels: 1 is grey, 3 is colour.
         intensity: "standardise": each image by its own mean and deviation; "unit": as it is.
@@ -134,7 +134,8 @@ class ImageVAEDetector(VAEDetector):
         network: Literal["convolutional", "residual", "dense", "hierarchical"] | None = None,
         latent_dim: int | None = None,
         width: int | None = None,
-        likelihood: Literal["gaussian", "laplace", "bernoulli", "structural"] | None = None,
+        likelihood: Literal["contrast", "structural", "gaussian", "laplace", "bernoulli"]
+        | None = None,
         size: int | None = None,
         channels: Literal[1, 3] | None = None,
         intensity: Literal["standardise", "unit"] | None = None,
@@ -256,17 +257,21 @@ def _read(schema: ImageSchema, X: Data) -> RawBatch:
     """X as a model with this schema reads it.
 
     Raises:
-        DataError: it is neither arrays nor paths, or one of it cannot be used.
+        DataError: it is neither arrays nor paths, holds none, or one of it cannot be used.
     """
-    return usable(schema.from_pictures(_pictures(schema, X)))
+    batch = schema.from_pictures(_picture(schema, image) for image in _one_by_one(X))
+    if not len(batch):
+        raise DataError("X holds no image; give at least one")
+    return usable(batch, "; mend it or leave it out")
 
 
-def _pictures(schema: ImageSchema, X: Data) -> Iterator[Picture | Unreadable]:
-    for image in _one_by_one(X):
-        if isinstance(image, str | os.PathLike):
-            yield schema.read(Path(image))
-        else:
-            yield picture_of(np.asarray(image))
+def _picture(schema: ImageSchema, image: Any) -> Picture | Unreadable:
+    if isinstance(image, str | os.PathLike):
+        return schema.read(Path(image))
+    try:
+        return picture_of(np.asarray(image))
+    except ValueError as error:  # a DataError, or numpy's of rows that differ in length
+        return Unreadable(str(error), None)
 
 
 def _one_by_one(X: Data) -> Iterable[Any]:
@@ -293,13 +298,14 @@ def picture_of(image: NDArray[Any]) -> Picture:
     pixels = image[..., 0] if image.shape[2:] == (1,) else image
     if pixels.dtype == np.uint8:
         return Picture(pixels.astype(np.uint16) * 257, 0)
-    if pixels.dtype == np.uint16:
-        return Picture(pixels, 0)
+    if pixels.dtype.newbyteorder("=") == np.uint16:
+        return Picture(pixels.astype(np.uint16), 0)
     if not np.issubdtype(pixels.dtype, np.floating):
         raise DataError(f"images must be uint8, uint16 or floats on [0, 1], got {pixels.dtype}")
     if not (pixels.min() >= 0 and pixels.max() <= 1):  # NaN is neither
         raise DataError("images of floats must lie on [0, 1] and be finite; scale them first")
-    return Picture(np.rint(pixels * FULL).astype(np.uint16), 0)
+    full = pixels.astype(np.float64) * FULL  # more than a float16 can hold
+    return Picture(np.rint(full).astype(np.uint16), 0)
 
 
 def _as_given(pictures: Matrix) -> Matrix:

@@ -34,7 +34,7 @@ LEARNING_RATE_WARMUP = 0.05
 """Share of the steps over which the learning rate rises."""
 VALIDATION_DRAWS = 4096
 """Draws over all validation rows together, at least one for each: their noise is frozen."""
-VALIDATION_VALUES = 1 << 22
+VALIDATION_VALUES = 1 << 18
 """Numbers in those draws, at most, where there can be fewer."""
 CHUNK_ROWS, CHUNK_VALUES = 8192, 1 << 19
 """Validation rows that are looked at together, and how many values they may have."""
