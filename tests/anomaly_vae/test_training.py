@@ -21,13 +21,15 @@ from anomaly_vae import build as build_module
 from anomaly_vae import training
 from anomaly_vae.build import build
 from anomaly_vae.config import (
+    AugmentationConfig,
     Config,
+    CorruptionConfig,
     ImageModelConfig,
     ImageTrainingConfig,
     ModelConfig,
     TrainingConfig,
 )
-from anomaly_vae.corruption import AsTheyAre, HiddenCells, View
+from anomaly_vae.corruption import AsTheyAre, DistortedImages, HiddenCells, View
 from anomaly_vae.encoding import Layout
 from anomaly_vae.errors import TrainingError
 from anomaly_vae.fitting import Prepared, fit_bundle
@@ -230,6 +232,37 @@ def test_early_stopping_is_the_same_after_resuming(checkpoint: Path) -> None:
     resumed = model()
     assert fit(resumed, toy(), toy(64, 1), config(**changes), None, checkpoint) == expected
     assert weights(resumed) == weights(unbroken)
+
+
+def image_model(seed: int = 0) -> VAE:
+    small = {"network": "convolutional", "width": 4, "hidden_dim": 8, "latent_dim": 2}
+    return build(ImageModelConfig.model_validate(small), ImageLayout(1, 16), seed)
+
+
+def noise_images(n: int, seed: int = 0) -> Rows:
+    """(n, 256)"""
+    return np.random.default_rng(seed).random((n, 256)).astype(np.float32)
+
+
+def test_a_resumed_fit_of_images_equals_an_unbroken_one_bit_by_bit(checkpoint: Path) -> None:
+    """Whose running statistics of batch norm, and random views, are part of the checkpoint."""
+    plan = ImageTrainingConfig(epochs=4, batch_size=32).resolve(64)
+    shown = AugmentationConfig(flip=0.5, rotation=0.5)
+    views = DistortedImages(ImageLayout(1, 16), shown, CorruptionConfig())
+    x, held_out = noise_images(64), noise_images(16, 1)
+
+    def stop(finished: Epoch, _: int) -> None:
+        if finished.epoch == 1:
+            raise KeyboardInterrupt
+
+    unbroken, resumed = image_model(), image_model(seed=9)
+    expected = fit(unbroken, x, held_out, plan, views=views)
+    with pytest.raises(KeyboardInterrupt):
+        fit(image_model(), x, held_out, plan, stop, checkpoint, views)
+    assert len(State.load(checkpoint).epochs) == 2
+    assert fit(resumed, x, held_out, plan, None, checkpoint, views) == expected
+    assert weights(resumed) == weights(unbroken)
+    assert any("running_mean" in name for name in weights(resumed))
 
 
 def _truncated(path: Path) -> None:
@@ -586,6 +619,24 @@ def test_images_are_fitted_whatever_their_number_leaves_over() -> None:
     x = np.random.default_rng(0).random((17, 256)).astype(np.float32)
     history = fit(built, x, x[:1], plan)
     assert math.isfinite(history.best.validation_elbo)
+
+
+def test_images_are_fitted_in_bfloat16_on_the_cpu_too() -> None:
+    """And end near where they would otherwise; their weights stay float32."""
+    fitted, twin = image_model(), image_model()
+    histories = [
+        fit(one, noise_images(64), noise_images(16, 1), plan.resolve(64))
+        for one, plan in (
+            (fitted, ImageTrainingConfig(epochs=3, batch_size=32, precision="bfloat16")),
+            (twin, ImageTrainingConfig(epochs=3, batch_size=32)),
+        )
+    ]
+    for epoch in histories[0].epochs:
+        assert all(math.isfinite(value) for value in vars(epoch).values())
+    assert {value.dtype for value in fitted.parameters()} == {torch.float32}
+    assert weights(fitted) != weights(twin)
+    ends = [history.epochs[-1].train_log_prob for history in histories]
+    assert ends[0] == pytest.approx(ends[1], rel=0.05)
 
 
 def test_every_row_is_seen_once_an_epoch() -> None:
