@@ -15,6 +15,7 @@ class Why(StrEnum):
     WORSE = "worse_than_champion"
     TOO_MANY_FALSE_POSITIVES = "fpr_above_alpha"
     REJECTS_MORE = "rejects_more_rows"
+    READS_OTHERWISE = "reads_otherwise"
 
 
 @dataclass(frozen=True)

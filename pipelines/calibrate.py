@@ -134,6 +134,7 @@ def _policy(config: Config, data: Dataset) -> dict[str, Any]:
         "positive": config.data.positive,
         "time": config.data.time,
         "group": data.group,
+        **data.rules,
     }
 
 

@@ -73,6 +73,11 @@ class Dataset:
         """The rows of the test split as they came."""
         return self.table.take(pa.array(self.assignment.rows(TEST)))
 
+    @property
+    def rules(self) -> dict[str, Any]:
+        """By what rules a later model must read its input to be judged on these test rows."""
+        return {}
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of every column the model reads, of the labels and of the split."""

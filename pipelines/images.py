@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -97,8 +98,7 @@ def _items(path: str) -> Iterator[Item]:
     elif place.is_file():
         yield Item.of(place)
     elif place.is_dir():
-        inside = (p for p in sorted(place.rglob("*")) if not _hidden(p, place))
-        yield from (Item.of(p) for p in inside if p.is_file() and is_picture(p))
+        yield from (Item.of(p) for p in sorted(_files(place)) if is_picture(p))
     else:
         for name in sorted(glob.glob(path, recursive=True)):  # noqa: PTH207 absolute patterns too
             yield from _items(name) if Path(name).is_dir() or is_picture(Path(name)) else ()
@@ -133,8 +133,17 @@ def _row(place: Path, line: int, row: dict[str, str | None]) -> Item:
     return Item(place.parent / name, name, row)
 
 
-def _hidden(path: Path, root: Path) -> bool:
-    return any(part.startswith((".", "_")) for part in path.relative_to(root).parts)
+def _files(folder: Path) -> Iterator[Path]:
+    """What lies in it at any depth and is not hidden; links are followed, in circles but once."""
+    seen: set[Path] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        seen.add(Path(place).resolve())
+        folders[:] = [
+            name
+            for name in sorted(folders)
+            if not name.startswith(".") and Path(place, name).resolve() not in seen
+        ]
+        yield from (Path(place, name) for name in files if not name.startswith("."))
 
 
 def read_images(items: Sequence[Item], schema: ImageSchema) -> Iterator[Batch]:
@@ -169,6 +178,7 @@ def read_images(items: Sequence[Item], schema: ImageSchema) -> Iterator[Batch]:
 class ImageDataset(Dataset):
     """N images, their labels and groups, and their split."""
 
+    schema: ImageSchema
     files: tuple[Path, ...] = ()
     """the file of each image"""
 
@@ -188,19 +198,27 @@ class ImageDataset(Dataset):
             columns[GROUP] = pa.array(self.rows.group[rows])
         return pa.table(columns)
 
+    @property
+    def rules(self) -> dict[str, Any]:
+        """See `Dataset.rules`."""
+        reading = self.schema.reading
+        return {"reading": {"window": reading.window, "axis": reading.axis}}
+
     def _pictures(self, rows: NDArray[np.intp]) -> list[bytes]:
         """PNGs of these images; each file is read once."""
         frames: dict[Path, set[int]] = {}
         known = self.table.column(FRAME).to_pylist()
         for row in rows:
             frames.setdefault(self.files[row], set()).add(known[row])
-        assert isinstance(self.schema, ImageSchema), "a data set of images"
-        return [
+        found = [
             encode_picture(picture)
             for file, wanted in frames.items()
             for picture in read_file(file, self.schema.reading)
             if isinstance(picture, Picture) and picture.frame in wanted
         ]
+        if len(found) < len(rows):
+            raise DataError("images of the test split changed while they were read; run it again")
+        return found
 
     def count_twins(self, encoding: Encoding) -> int:
         """Test images with a near-twin, mirrored or not, among those that train or calibrate."""

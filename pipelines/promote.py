@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from anomaly_vae.registry import (
     CHAMPION,
     DECISION_TAG,
     FROZEN_TAG,
+    POLICY_TAG,
     Registry,
     Version,
 )
@@ -150,6 +152,8 @@ def _decide(
         _lost(old, new),
         new.evaluate(shared, policy["confidence"]),
     )
+    if otherwise := _reads_otherwise(policy, challenger, origin):
+        reasons.append(otherwise)
     above_alpha = Why.TOO_MANY_FALSE_POSITIVES in {reason.why for reason in reasons}
     return Promotion(
         name=challenger.name,
@@ -163,6 +167,21 @@ def _decide(
         challenger_evaluation=figures,
         champion_evaluation=against,
     )
+
+
+def _reads_otherwise(
+    policy: Mapping[str, Any], challenger: Version, origin: Origin
+) -> Reason | None:
+    """The frozen images were read by rules that are not the challenger's."""
+    rules, own = policy.get("reading"), json.loads(challenger.tags.get(POLICY_TAG, "{}"))
+    if rules == own.get("reading"):
+        return None
+    text = f"the images of {origin} were read with {_told(rules)}, its own are read with "
+    return Reason(Why.READS_OTHERWISE, text + _told(own.get("reading")))
+
+
+def _told(rules: Mapping[str, Any] | None) -> str:
+    return ", ".join(f"{name} {value}" for name, value in (rules or {"rules": "unknown"}).items())
 
 
 def _lost(old: Judged | None, new: Judged) -> Lost | None:

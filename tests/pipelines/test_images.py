@@ -41,14 +41,12 @@ Write = Callable[..., Path]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """a.png, b.PNG and sub/c.tif, beside what is no image, hidden or set aside."""
+    """a.png, b.PNG and sub/c.tif, beside what is no image, hidden."""
     images = blobs(4)
     (tmp_path / "sub").mkdir()
     (tmp_path / ".cache").mkdir()
-    (tmp_path / "_old").mkdir()
     for name, image in zip(("a.png", "b.PNG", "sub/c.tif", ".cache/d.png"), images, strict=True):
         Image.fromarray(image).save(tmp_path / name)
-    shutil.copy(tmp_path / "a.png", tmp_path / "_old" / "e.png")
     (tmp_path / "notes.txt").write_text("not an image")
     return tmp_path
 
@@ -86,6 +84,16 @@ def tiff(path: Path, images: NDArray[Any]) -> Path:
 
 def test_a_folder_is_searched_throughout_in_order_but_not_what_is_hidden(folder: Path) -> None:
     assert names(find_images([str(folder)]), folder) == ["a.png", "b.PNG", "sub/c.tif"]
+
+
+def test_links_to_folders_are_followed_and_circles_end(folder: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path.parent / f"{tmp_path.name}-elsewhere"
+    elsewhere.mkdir()
+    shutil.copy(folder / "a.png", elsewhere / "_d.png")
+    (folder / "linked").symlink_to(elsewhere)
+    (folder / "sub" / "back").symlink_to(folder)
+    found = names(find_images([str(folder)]), folder)
+    assert found == ["a.png", "b.PNG", "linked/_d.png", "sub/c.tif"]
 
 
 @pytest.mark.parametrize(

@@ -324,6 +324,17 @@ def test_a_challenger_that_rejects_rows_is_refused_with_their_number(
     assert old.rows == new.rows, "compared on the rows that both can score"
 
 
+def test_images_frozen_by_other_rules_judge_nobody(registry: Registry) -> None:
+    set_frozen(registry, reading={"window": "auto", "axis": 2})
+    set_policy(registry, EQUAL, reading={"window": [40, 80], "axis": 2})
+    decision = promote(registry, "fraud", EQUAL)
+    assert [reason.why for reason in decision.reasons] == [Why.READS_OTHERWISE]
+    assert "window auto, axis 2" in decision.reasons[0].text
+    assert "window [40, 80], axis 2" in decision.reasons[0].text
+    set_policy(registry, EQUAL, reading={"window": "auto", "axis": 2})
+    assert promote(registry, "fraud", EQUAL).promoted
+
+
 def test_rows_that_the_champion_cannot_score_speak_against_nobody(registry: Registry) -> None:
     table = frozen_test(registry, "fraud")
     assert table is not None
