@@ -17,7 +17,8 @@ class Autoencoder(VAE):
 
     def terms(self, found: Inference, x: Tensor) -> Terms:
         """The reconstruction log-likelihood; the KL term is 0."""
-        return super().terms(found, x)._replace(kl=torch.zeros_like(x[:, :1]))
+        terms = super().terms(found, x)
+        return terms._replace(kl=torch.zeros_like(terms.log_prob[..., :1]))
 
     def importance_weighted(self, x: Tensor, noise: Tensor) -> Terms:  # noqa: ARG002  # a code has no noise
         """The reconstruction log-likelihood: a point has nothing to weigh."""

@@ -9,7 +9,7 @@ from anomaly_vae.autoencoder import Autoencoder
 from anomaly_vae.config import Config, ImageModelConfig, ModelConfig, TabularConfig
 from anomaly_vae.contamination import Contamination, tampered
 from anomaly_vae.convolutions import Geometry, ImageDecoder, ImageEncoder
-from anomaly_vae.corruption import DistortedImages, HiddenCells, Views
+from anomaly_vae.corruption import DistortedImages, NoisyCells, Views
 from anomaly_vae.encoding import Layout, TabularEncoding
 from anomaly_vae.hierarchical import (
     LEVELS,
@@ -48,7 +48,9 @@ def build(
 def views(config: Config, encoding: TabularEncoding | ImageEncoding) -> Views:
     """How batches are shown in training."""
     if isinstance(config, TabularConfig):
-        return HiddenCells(config.training.hide, encoding.sources.tolist())
+        assert isinstance(encoding, TabularEncoding), "a tabular model is for tables"
+        training, numeric = config.training, encoding.layout.n_numeric
+        return NoisyCells(training.hide, encoding.sources.tolist(), training.noise, numeric)
     assert isinstance(encoding, ImageEncoding), "an image model is for images"
     layout, training = encoding.layout, config.training
     insert = tampered if config.model.contamination else None
@@ -56,17 +58,19 @@ def views(config: Config, encoding: TabularEncoding | ImageEncoding) -> Views:
 
 
 def _tabular(config: ModelConfig, layout: Layout) -> VAE:
-    latent, hidden = config.latent_dim, config.hidden_dim
+    latent, hidden, depth = config.latent_dim, config.hidden_dim, config.depth
     assert latent, "resolve() fills it"
     assert hidden, "resolve() fills it"
+    members, shared = config.members, config.posterior_variance == "shared"
     features = TabularFeatures(layout)
-    likelihood = TabularLikelihood(layout, config.likelihood, config.variance_floor)
+    likelihood = TabularLikelihood(layout, config.likelihood, config.variance_floor, members)
     return MODELS[config.type](
         features,
-        Encoder(features.n_outputs, latent, hidden, config.depth),
-        Decoder(latent, likelihood.n_outputs, hidden, config.depth),
+        Encoder(features.n_outputs, latent, hidden, depth, members, shared),
+        Decoder(latent, likelihood.n_outputs, hidden, depth, members),
         likelihood,
         StandardNormal(),
+        members,
     )
 
 

@@ -200,8 +200,10 @@ class ModelConfig(Section):
 
     type: Literal["vae", "autoencoder"] = "vae"
     """autoencoder: the deterministic twin, without noise or rate"""
+    members: int = Field(3, ge=1, le=64)
+    """networks fitted side by side; scores are their mean"""
     latent_dim: int | None = Field(None, ge=1, le=4096)
-    """absent: half the encoded columns, 2 to 16"""
+    """absent: the encoded columns, 1 to 64"""
     hidden_dim: int | None = Field(None, ge=1, le=8192)
     """absent: twice the encoded columns as a power of two, 64 to 256"""
     depth: int = Field(2, ge=0, le=16)
@@ -210,13 +212,19 @@ class ModelConfig(Section):
     """of numeric columns"""
     variance_floor: float = Field(0.01, gt=0)
     """smallest variance of a standardised numeric column"""
+    posterior_variance: Literal["shared", "row"] = "shared"
+    """of q(z|x): one vector for all rows, or each row its own"""
+    prior: Literal["aggregated", "standard"] = "aggregated"
+    """of scores and samples: the aggregated posterior, or N(0, I) as in training"""
+    components: int = Field(256, ge=1, le=65_536)
+    """most parts of the aggregated posterior"""
 
     def resolve(self, n_columns: int) -> ModelConfig:
         """Fill what is absent from the number of encoded columns."""
         width = 2 ** math.ceil(math.log2(max(2 * n_columns, 2)))
         return self.model_copy(
             update={
-                "latent_dim": self.latent_dim or min(max(n_columns // 2, 2), 16),
+                "latent_dim": self.latent_dim or min(max(n_columns, 1), 64),
                 "hidden_dim": self.hidden_dim or min(max(width, 64), 256),
             }
         )
@@ -226,7 +234,7 @@ class FitConfig(Section):
     """How a model of any kind is fitted."""
 
     epochs: int | None = Field(None, ge=1)
-    """upper bound; absent: about 1,500 steps, 3 to 300 epochs"""
+    """upper bound; absent: about 600 steps, 3 to 300 epochs"""
     batch_size: int | None = Field(None, ge=1)
     """absent: a 32nd of the rows as a power of two, 32 to 512"""
     learning_rate: float = Field(4e-3, gt=0)
@@ -256,7 +264,7 @@ class FitConfig(Section):
     resume: bool = True
     """continue from a checkpoint of the same data and configuration"""
 
-    STEPS: ClassVar[int] = 1500
+    STEPS: ClassVar[int] = 600
     """Of a fit whose epochs are absent, about."""
 
     def resolve(self, n_rows: int) -> Self:
@@ -271,6 +279,16 @@ class FitConfig(Section):
 class TrainingConfig(FitConfig):
     """How a tabular model is fitted."""
 
+    epochs: int | None = Field(None, ge=1)
+    """upper bound; absent: about 600 steps, 3 to 300 epochs"""
+    learning_rate: float = Field(3e-3, gt=0)
+    """peak of the cosine schedule"""
+    beta: float = Field(0.3, ge=0)
+    """weight of the KL term (Higgins et al. 2017)"""
+    keep: Literal["best", "last"] = "last"
+    """weights of the best validation ELBO, or of the last epoch and no early stop"""
+    noise: float = Field(0.2, ge=0)
+    """deviation of the noise on standardised numbers that the encoder has to see through"""
     hide: float = Field(0.02, ge=0, lt=1)
     """share of the cells treated as missing in each batch, so that missing ones are met"""
 
@@ -341,8 +359,6 @@ class ImageTrainingConfig(FitConfig):
     keep: Literal["best", "last"] = "last"
     """weights of the best validation ELBO, or of the last epoch and no early stop"""
 
-    STEPS: ClassVar[int] = 600
-
     corruption: CorruptionConfig = CorruptionConfig()
     """makes the model a denoiser, an inpainter or a super-resolver"""
     augmentation: AugmentationConfig = AugmentationConfig()
@@ -354,7 +370,7 @@ class ScoreConfig(Section):
 
     type: Literal["neg_elbo", "reconstruction", "importance_weighted"] = "neg_elbo"
     """in nats, higher is more anomalous"""
-    draws: int = Field(4, ge=1, le=1024)
+    draws: int = Field(1, ge=1, le=1024)
     """frozen posterior draws, shared by all rows; 1 is the posterior mean"""
     seed: Seed = 0
     """of the draws"""
@@ -419,8 +435,8 @@ class MLflowConfig(Section):
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "tabular": {
-        "fast": {"model": {"depth": 1, "hidden_dim": 32}, "score": {"draws": 1}},
-        "best": {"score": {"draws": 16}, "training": {"epochs": 300, "patience": 40}},
+        "fast": {"model": {"members": 1, "hidden_dim": 32, "components": 64}},
+        "best": {"model": {"members": 8, "components": 512}},
     },
     "image": {
         "fast": {"model": {"width": 8, "hidden_dim": 128}, "training": {"epochs": 10}},

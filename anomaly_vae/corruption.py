@@ -1,8 +1,9 @@
 """What a model is shown of a batch in training, and what it has to explain.
 
 A `View` is a pair: ``seen`` goes into the encoder, ``target`` into the likelihood. Rows of a
-table have cells hidden in both. Images are turned and mirrored in both, and then corrupted in
-``seen`` alone, which makes a denoiser of the model (Vincent et al. 2008; Im et al. 2017).
+table have cells hidden in both, and noise on the numbers in ``seen``. Images are turned and
+mirrored in both, and then corrupted in ``seen`` alone. Either makes a denoiser of the model
+(Vincent et al. 2008; Im et al. 2017).
 Everything works on whole batches as tensors and draws from the generator it is given.
 """
 
@@ -67,26 +68,38 @@ class AsTheyAre:
         return View(x, x)
 
 
-class HiddenCells:
-    """Each raw column of each row is missing with probability ``share``.
+class NoisyCells:
+    """Rows with cells hidden and, for the encoder alone, noise on their numbers.
 
-    ``units`` (F,) numbers the raw column of each encoded one: what belongs together hides together.
+    Each raw column of each row is missing with probability ``hide``: ``units`` (F,) numbers the
+    raw column of each encoded one, as what belongs together hides together. The first
+    ``n_numeric`` columns are seen with noise of standard deviation ``noise``.
     """
 
     loss_scale = 1.0
 
-    def __init__(self, share: float, units: Sequence[int]) -> None:
-        self.share, self.units = share, torch.as_tensor(units)
+    def __init__(
+        self, hide: float, units: Sequence[int], noise: float = 0.0, n_numeric: int = 0
+    ) -> None:
+        self.hide, self.noise, self.n_numeric = hide, noise, n_numeric
+        self.units = torch.as_tensor(units)
         self.n_units = max(units, default=-1) + 1
 
     def __call__(self, x: Tensor, generator: Generator) -> View:
-        """See `Views`."""
-        if not self.share:
-            return View(x, x)
-        draws = torch.rand((len(x), self.n_units), generator=generator, device=x.device)
-        hidden = draws[:, self.units.to(x.device)] < self.share
-        x = torch.where(hidden, torch.nan, x)
-        return View(x, x)
+        """See `Views`; any axes may come before the columns."""
+        target = self._hidden(x, generator)
+        if not self.noise or not self.n_numeric:
+            return View(target, target)
+        shape = (*x.shape[:-1], self.n_numeric)
+        noise = self.noise * torch.randn(shape, generator=generator, device=x.device)
+        return View(target + F.pad(noise, (0, x.shape[-1] - self.n_numeric)), target)
+
+    def _hidden(self, x: Tensor, generator: Generator) -> Tensor:
+        if not self.hide:
+            return x
+        shape = (*x.shape[:-1], self.n_units)
+        draws = torch.rand(shape, generator=generator, device=x.device)
+        return torch.where(draws[..., self.units.to(x.device)] < self.hide, torch.nan, x)
 
 
 class DistortedImages:

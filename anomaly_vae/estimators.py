@@ -29,6 +29,11 @@ from anomaly_vae.schema import ColumnType, RawBatch, TabularSchema, listed
 CONFIG_KEYS: dict[str, tuple[str, ...]] = {
     **SHARED_KEYS,
     "depth": ("model.depth",),
+    "members": ("model.members",),
+    "posterior_variance": ("model.posterior_variance",),
+    "prior": ("model.prior",),
+    "components": ("model.components",),
+    "noise": ("training.noise",),
     "hide": ("training.hide",),
     "features": ("data.features",),
 }
@@ -58,13 +63,13 @@ class TabularVAEDetector(VAEDetector):
         preset: "fast", "default" or "best"; arguments left at None follow it.
         alpha: share of normal rows that may be flagged.
         score: "neg_elbo", "reconstruction" or "importance_weighted", in nats.
-        epochs: upper bound; None: about 1,500 steps, 3 to 300 epochs.
+        epochs: upper bound; None: about 600 steps, 3 to 300 epochs.
         random_state: of everything random, the held-out rows too. An int makes fits repeat;
             None draws a new one from numpy's global state.
         method: "conformal" (default) keeps alpha; "quantile" is the plain empirical quantile.
         draws: posterior draws behind a score, frozen when fitted.
         model: "vae" (default) or "autoencoder".
-        latent_dim: None: half the encoded columns, 2 to 16.
+        latent_dim: None: the encoded columns, 1 to 64.
         hidden_dim: None: twice the encoded columns as a power of two, 64 to 256.
         depth: hidden layers in encoder and decoder; 0 is linear.
         likelihood: of numeric columns, "gaussian" (default) or "student_t".
@@ -76,6 +81,11 @@ class TabularVAEDetector(VAEDetector):
         beta: weight of the KL term.
         kl_warmup: share of the steps over which beta rises from 0.
         free_bits: nats per latent dimension that cost nothing.
+        members: networks fitted side by side, 3; scores are their mean.
+        posterior_variance: "shared" (default) or "row", of q(z|x).
+        prior: "aggregated" (default) or "standard", of scores and samples.
+        components: most parts of the aggregated posterior, 256.
+        noise: deviation of the noise on standardised numbers that the encoder sees through, 0.2.
         hide: share of the cells hidden in each batch, so that missing ones are met.
         patience: epochs without a better validation ELBO before stopping.
         threads: of the CPU while fitting.
@@ -121,6 +131,11 @@ class TabularVAEDetector(VAEDetector):
         beta: float | None = None,
         kl_warmup: float | None = None,
         free_bits: float | None = None,
+        members: int | None = None,
+        posterior_variance: Literal["shared", "row"] | None = None,
+        prior: Literal["aggregated", "standard"] | None = None,
+        components: int | None = None,
+        noise: float | None = None,
         hide: float | None = None,
         patience: int | None = None,
         threads: int | None = None,
@@ -156,6 +171,11 @@ class TabularVAEDetector(VAEDetector):
             validation_fraction=validation_fraction,
         )
         self.depth = depth
+        self.members = members
+        self.posterior_variance = posterior_variance
+        self.prior = prior
+        self.components = components
+        self.noise = noise
         self.hide = hide
         self.features = features
 

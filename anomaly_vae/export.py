@@ -26,6 +26,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
 
 from anomaly_vae.autoencoder import Autoencoder
 from anomaly_vae.config import ScoreConfig
@@ -126,16 +127,22 @@ def export_graph(model: VAE, score: ScoreConfig, weights: bytes) -> bytes:
 
 
 class _Builder:
-    """Mirrors `VAE.elbo` and its siblings, and the tabular likelihoods, as nodes."""
+    """Mirrors `VAE.aggregated_elbo` and its siblings, and the tabular likelihoods, as nodes.
+
+    Several members are a first axis of everything that depends on weights. The score and its
+    parts are their mean; the latents, and what is expected, are the first member's.
+    """
 
     def __init__(self, model: VAE, score: ScoreConfig) -> None:
-        self.model, self.score = model, score
+        self.model, self.score, self.members = model, score, model.members
         likelihood = model.likelihood
         assert isinstance(likelihood, TabularLikelihood), "the only kind so far"
         self.likelihood = likelihood
         self.layout: Layout = likelihood.layout
         self.g = Graph()
         self.used: set[str] = set()
+        self.with_draws = False
+        """whether what is built now has an axis for the draws, the last but one"""
 
     def outputs(self) -> list[onnx.ValueInfoProto]:
         """Build everything; returns the graph's outputs."""
@@ -144,13 +151,13 @@ class _Builder:
         self.filled = g("Where", self.missing, 0.0, "x")
         self.mean, self.log_var = self.posterior()
         at_mean = self.parameters(self.mean)
-        nats, kl = self.terms(at_mean)
+        nats, kl = (self.over_members(part) for part in self.terms(at_mean))
         g.named("nats", nats)
         g.named("kl", kl)
         total = g.sum(g.cast(nats, TensorProto.DOUBLE), -1)
         g.named("score", g("Add", total, kl))
-        g.named("expected", self.expected(at_mean))
-        g.named("latent", self.mean)
+        g.named("expected", self.first(self.expected(at_mean)))
+        g.named("latent", self.first(self.mean))
         shapes: dict[str, list[str | int | None]] = {
             "score": ["N"],
             "nats": ["N", f],
@@ -166,6 +173,24 @@ class _Builder:
             for name, shape in shapes.items()
         ]
 
+    # ------------------------------------------------------------ members
+
+    def over_members(self, value: str) -> str:
+        """The mean over the first axis, where that is the members."""
+        g = self.g
+        return g("ReduceMean", value, g.axes(0), keepdims=0) if self.members > 1 else value
+
+    def first(self, value: str) -> str:
+        """The first member's."""
+        g = self.g
+        return g("Gather", value, g.constant(np.int64(0)), axis=0) if self.members > 1 else value
+
+    def per_column(self, value: str) -> str:
+        """Members' rows of one value per column (E, 1, 1, n), without the axis for draws."""
+        g = self.g
+        alone = self.members > 1 and not self.with_draws
+        return g("Squeeze", value, g.axes(1)) if alone else value
+
     # ------------------------------------------------------------ networks
 
     def weight(self, name: str) -> str:
@@ -174,10 +199,16 @@ class _Builder:
         return name
 
     def linear(self, x: str, prefix: str, bias: bool = True) -> str:
-        """x Wᵀ + b over the last axis."""
-        g = self.g
-        y = g("MatMul", x, g("Transpose", self.weight(f"{prefix}.weight"), perm=[1, 0]))
-        return g("Add", y, self.weight(f"{prefix}.bias")) if bias else y
+        """x Wᵀ + b over the last axis; see `networks.Linears`."""
+        g, several = self.g, self.members > 1
+        across = g(
+            "Transpose", self.weight(f"{prefix}.weight"), perm=[0, 2, 1] if several else [1, 0]
+        )
+        y = g("MatMul", x, across)
+        if not bias:
+            return y
+        shift = self.weight(f"{prefix}.bias")
+        return g("Add", y, g("Unsqueeze", shift, g.axes(1)) if several else shift)
 
     def mlp(self, x: str, network: MLP, prefix: str) -> str:
         """See `networks.MLP`."""
@@ -212,7 +243,10 @@ class _Builder:
         """See `networks.Encoder`."""
         g = self.g
         out = self.mlp(self.features(), _network(self.model.encoder), "encoder.network")
-        mean, log_var = g.many("Split", 2, out, axis=-1, num_outputs=2)
+        if self.model.encoder.log_var is None:
+            mean, log_var = g.many("Split", 2, out, axis=-1, num_outputs=2)
+        else:
+            mean, log_var = out, g("Expand", self.weight("encoder.log_var"), g("Shape", out))
         return mean, g("Clip", log_var, *Encoder.LOG_VAR)
 
     # ------------------------------------------------------------ scores
@@ -226,22 +260,40 @@ class _Builder:
             zero = g("Mul", g.sum(g.cast(self.mean, TensorProto.DOUBLE), -1), self.double(0.0))
             return nats, zero
         if kind == "neg_elbo" and self.score.draws == 1:  # the draw is the mean
-            return g("Neg", self.log_prob(at_mean, self.filled, self.missing)), self.kl()
+            return g("Neg", self.log_prob(at_mean, self.filled, self.missing)), self.rate_at_mean()
         z, x, missing, noise = self.draws()
+        self.with_draws = True
         log_prob = self.log_prob(self.parameters(z), x, missing)
         if kind == "importance_weighted":
             return self.importance_weighted(z, noise, log_prob)
-        nats = g("Neg", g("ReduceMean", log_prob, g.axes(1), keepdims=0))
-        return nats, self.kl()
+        nats = g("Neg", g("ReduceMean", log_prob, g.axes(-2), keepdims=0))
+        return nats, self.rate(z, noise)
 
     def draws(self) -> tuple[str, str, str, str]:
-        """z (N, K, L), then x and its mask with an axis for the draws, and the noise."""
+        """z (..., N, K, L), then x and its mask with an axis for the draws, and the noise."""
         g = self.g
-        sigma = g("Unsqueeze", g("Exp", g("Mul", self.log_var, 0.5)), g.axes(1))
+        sigma = g("Unsqueeze", g("Exp", g("Mul", self.log_var, 0.5)), g.axes(-2))
         noise = self.weight(NOISE)
-        z = g("Add", g("Unsqueeze", self.mean, g.axes(1)), g("Mul", sigma, noise))
-        x, missing = (g("Unsqueeze", v, g.axes(1)) for v in (self.filled, self.missing))
+        z = g("Add", g("Unsqueeze", self.mean, g.axes(-2)), g("Mul", sigma, noise))
+        x, missing = (g("Unsqueeze", v, g.axes(-2)) for v in (self.filled, self.missing))
         return z, x, missing, noise
+
+    def rate_at_mean(self) -> str:
+        """See `VAE.aggregated_elbo` with one draw, the mean."""
+        g = self.g
+        if self.model.aggregated is None:
+            return self.kl()
+        log_2pi = self.double(LOG_2PI * self.model.latent_dim)
+        total = g("Add", g.sum(g.cast(self.log_var, TensorProto.DOUBLE), -1), log_2pi)
+        return g("Sub", g("Mul", total, self.double(-0.5)), self.log_aggregated(self.mean))
+
+    def rate(self, z: str, noise: str) -> str:
+        """See `VAE.aggregated_elbo`."""
+        g = self.g
+        if self.model.aggregated is None:
+            return self.kl()
+        each = g("Sub", g.cast(self.log_q(noise), TensorProto.DOUBLE), self.log_aggregated(z))
+        return g("ReduceMean", each, g.axes(-1), keepdims=0)
 
     def kl(self) -> str:
         """See `priors.StandardNormal.kl`, summed in float64."""
@@ -250,31 +302,106 @@ class _Builder:
         inner = g("Sub", g("Sub", g("Add", square, g("Exp", self.log_var)), 1.0), self.log_var)
         return g.sum(g.cast(g("Mul", inner, 0.5), TensorProto.DOUBLE), -1)
 
+    def log_q(self, noise: str) -> str:
+        """See `vae.posterior_log_prob`: (..., N, K)."""
+        g = self.g
+        spread = g("Unsqueeze", g.sum(self.log_var, -1), g.axes(-1))
+        total = g("Add", g.sum(g("Mul", noise, noise), -1), spread)
+        return g("Mul", g("Add", total, LOG_2PI * self.model.latent_dim), -0.5)
+
+    def log_prior(self, z: str) -> str:
+        """log p(z) of draws (..., N, K, L), float64."""
+        g = self.g
+        if self.model.aggregated is not None:
+            return self.log_aggregated(z)
+        inner = g("Add", g.sum(g("Mul", z, z), -1), LOG_2PI * self.model.latent_dim)
+        return g.cast(g("Mul", inner, -0.5), TensorProto.DOUBLE)
+
+    def log_aggregated(self, z: str) -> str:
+        """See `priors.Mixture.log_prob`: the last axis of z goes.
+
+        With u = z / s, each part's exponent is log norm − ½ |u − c|² / v: linear in u, |u|² and 1,
+        and so one product of matrices, in float64.
+        """
+        g = self.g
+        white = g("Div", g.cast(z, TensorProto.DOUBLE), self.beside_draws(self.prior("scale")))
+        square = g.sum(g("Mul", white, white), -1, keepdims=1)
+        one = g("Add", g("Mul", square, self.double(0.0)), self.double(1.0))
+        rows = g("Concat", white, square, one, axis=-1)
+        return self.log_sum_exp(g("MatMul", rows, self.beside_draws(self.parts())))
+
+    def parts(self) -> str:
+        """(..., L + 2, M): what u, |u|² and 1 are multiplied by; folded when a session opens."""
+        g = self.g
+        center, log_var = self.prior("center"), self.prior("log_var")
+        half = g("Mul", g("Exp", g("Neg", log_var)), self.double(-0.5))
+        half = g("Unsqueeze", half, g.axes(-1))
+        square = g.sum(g("Mul", center, center), -1, keepdims=1)
+        constant = g("Add", self.log_norm(log_var), g("Mul", half, square))
+        slope = g("Mul", center, g("Mul", half, self.double(-2.0)))
+        columns = g("Concat", slope, half, constant, axis=-1)
+        return g("Transpose", columns, perm=[0, 2, 1] if self.members > 1 else [1, 0])
+
+    def log_norm(self, log_var: str) -> str:
+        """See `priors.Mixture.log_norm`: (..., M, 1)."""
+        g, latent_dim = self.g, self.model.latent_dim
+        scatter = g("Mul", g("Add", log_var, self.double(LOG_2PI)), self.double(0.5 * latent_dim))
+        norm = g("Sub", self.prior("log_weight"), scatter)
+        return g("Sub", g("Unsqueeze", norm, g.axes(-1)), g.sum(g("Log", self.prior("scale")), -1, 1))
+
+    def prior(self, name: str) -> str:
+        """A tensor of the aggregated posterior, in float64."""
+        return self.g.cast(self.weight(f"aggregated.{name}"), TensorProto.DOUBLE)
+
+    def beside_draws(self, value: str) -> str:
+        """Members' matrices (E, A, B) with the axis that rows have where draws follow."""
+        g = self.g
+        return g("Unsqueeze", value, g.axes(1)) if self.several_draws else value
+
+    @property
+    def several_draws(self) -> bool:
+        """Whether there is an axis for members and one for draws."""
+        return self.with_draws and self.members > 1
+
+    def log_sum_exp(self, value: str) -> str:
+        """Over the last axis of a float64 value, about its maximum."""
+        g = self.g
+        most = g("ReduceMax", value, g.axes(-1), keepdims=1)
+        total = g.sum(g("Exp", g.cast(g("Sub", value, most))), -1, keepdims=1)
+        log = g("Log", g.cast(total, TensorProto.DOUBLE))
+        return g("Squeeze", g("Add", log, most), g.axes(-1))
+
     def importance_weighted(self, z: str, noise: str, log_prob: str) -> tuple[str, str]:
         """See `VAE.importance_weighted`."""
         g = self.g
-        log_2pi = LOG_2PI * self.model.latent_dim
-        prior = g("Sub", g("Mul", g.sum(g("Mul", z, z), -1), -0.5), 0.5 * log_2pi)
-        spread = g("Unsqueeze", g.sum(self.log_var, -1), g.axes(1))
-        posterior = g("Add", g.sum(g("Mul", noise, noise), -1), spread)
-        log_q = g("Sub", g("Mul", posterior, -0.5), 0.5 * log_2pi)
-        log_w = g("Sub", g("Add", g.sum(log_prob, -1), prior), log_q)
-        bound = g(
-            "Sub", g("ReduceLogSumExp", log_w, g.axes(1), keepdims=0), math.log(self.score.draws)
-        )
-        weights = g("Unsqueeze", g("Softmax", log_w, axis=1), g.axes(-1))
-        nats = g("Neg", g.sum(g("Mul", weights, log_prob), 1))
+        likely = g.cast(g.sum(log_prob, -1), TensorProto.DOUBLE)
+        log_q = g.cast(self.log_q(noise), TensorProto.DOUBLE)
+        log_w = g("Sub", g("Add", likely, self.log_prior(z)), log_q)
+        bound = g("Sub", self.log_sum_exp(log_w), self.double(math.log(self.score.draws)))
+        weights = g("Unsqueeze", g.cast(g("Softmax", log_w, axis=-1)), g.axes(-1))
+        nats = g("Neg", g.sum(g("Mul", weights, log_prob), -2))
         total = g.sum(g.cast(nats, TensorProto.DOUBLE), -1)
-        return nats, g("Sub", g("Neg", g.cast(bound, TensorProto.DOUBLE)), total)
+        return nats, g("Sub", g("Neg", bound), total)
 
     # ------------------------------------------------------------ likelihoods
 
     def parameters(self, z: str) -> list[str]:
         """Decoder outputs, one value per non-empty block of `TabularLikelihood.widths`."""
-        out = self.mlp(z, _network(self.model.decoder), "decoder.network")
+        out = self.decoder(z)
         ends = np.cumsum(self.likelihood.widths)
         spans = zip(ends - self.likelihood.widths, ends, strict=True)
         return [self.g.slice(out, int(a), int(b)) if b > a else "" for a, b in spans]
+
+    def decoder(self, z: str) -> str:
+        """See `networks.Decoder`; members take their rows, draws and all, in one axis."""
+        g, network = self.g, _network(self.model.decoder)
+        if not self.several_draws:
+            return self.mlp(z, network, "decoder.network")
+        shape = g.constant(np.array([self.members, -1, self.model.latent_dim], np.int64))
+        out = self.mlp(g("Reshape", z, shape), network, "decoder.network")
+        width = int(self.likelihood.n_outputs)
+        back = np.array([self.members, -1, self.score.draws, width], np.int64)
+        return g("Reshape", out, g.constant(back))
 
     def log_prob(self, parameters: list[str], x: str, missing: str) -> str:
         """See `likelihoods.Joint.log_prob`."""
@@ -302,15 +429,18 @@ class _Builder:
         variance = g(
             "Add", g("Exp", g("Min", raw, LARGEST_EXPONENT)), self.likelihood.variance_floor
         )
+        variance = g("Mul", variance, self.per_column(self.weight("likelihood.variance_factor")))
         log_var = g("Log", variance)
         residual = g("Sub", x, mean)
         squared = g("Div", g("Mul", residual, residual), variance)
         if self.likelihood.raw_df is None:
             return g("Mul", g("Add", g("Add", squared, log_var), LOG_2PI), -0.5)
         df = self.likelihood.df().detach()
-        norm = g.constant(StudentT.log_norm(df.double()).float().numpy())
-        slope = g.constant(((df + 1) / 2).numpy())
-        ratio = g("Div", squared, g.constant(df.numpy()))
+        norm, slope, df = (
+            self.per_column(g.constant(value.numpy()))
+            for value in (StudentT.log_norm(df.double()).float(), (df + 1) / 2, df)
+        )
+        ratio = g("Div", squared, df)
         tail = g("Mul", g("Log", g("Add", ratio, 1.0)), slope)
         return g("Sub", g("Sub", norm, g("Mul", log_var, 0.5)), tail)
 
@@ -376,14 +506,16 @@ def reference(name: str, kind: int, entry: Mapping[str, Any], base: int) -> onnx
     return tensor
 
 
-def torch_terms(model: VAE, score: ScoreConfig, x: torch.Tensor) -> Terms:
+def torch_terms(model: VAE, score: ScoreConfig, x: Tensor) -> Terms:
     """What the graph computes, by torch."""
     noise = frozen_noise(score.draws, model.latent_dim, score.seed).to(x.dtype)
     if score.type == "reconstruction":
-        return model.reconstruction(x)
-    if score.type == "importance_weighted":
-        return model.importance_weighted(x, noise)
-    return model.elbo(x, noise)
+        terms = model.reconstruction(x)
+    elif score.type == "importance_weighted":
+        terms = model.importance_weighted(x, noise)
+    else:
+        terms = model.aggregated_elbo(x, noise)
+    return Terms(*(part.mean(0) for part in terms)) if model.members > 1 else terms
 
 
 @torch.no_grad()

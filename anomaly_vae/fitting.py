@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors.numpy import save as save_tensors
 
+from anomaly_vae.aggregated import settle
 from anomaly_vae.build import build, views
 from anomaly_vae.bundle import Bundle, new_manifest
 from anomaly_vae.config import Config, ImageConfig, TabularConfig
@@ -24,7 +25,7 @@ from anomaly_vae.inference import feature_options
 from anomaly_vae.modality import Encoding, Schema
 from anomaly_vae.schema import RawBatch, TabularSchema
 from anomaly_vae.tracing import check_traced, image_tensors, trace_graph
-from anomaly_vae.training import History, OnEpoch, fit
+from anomaly_vae.training import History, OnEpoch, cpu_threads, fit
 from anomaly_vae.vae import VAE
 
 
@@ -87,6 +88,10 @@ def fit_bundle(
     model = build(config.model, encoding.layout, config.training.seed)
     shown = views(config, encoding)
     history = fit(model, train, validation, config.training, on_epoch, checkpoint, shown)
+    if isinstance(config, TabularConfig):
+        rows = torch.from_numpy(train), torch.from_numpy(validation)
+        with cpu_threads(config.training.threads):
+            settle(model, *rows, config.model, config.training.seed)
     manifest = new_manifest(
         kind=config.kind,
         name=config.name,

@@ -21,6 +21,8 @@ from anomaly_vae.build import build
 from anomaly_vae.bundle import Bundle
 from anomaly_vae.config import ImageModelConfig, ModelConfig
 from anomaly_vae.errors import ConfigError, DataError
+from anomaly_vae.export import NOISE
+from anomaly_vae.priors import Mixture
 from anomaly_vae.schema import RawBatch
 from anomaly_vae.vae import VAE
 
@@ -41,15 +43,22 @@ Decode = Callable[[VAE, Tensor], Tensor]
 
 
 def load_model(bundle: Bundle) -> VAE:
-    """The bundle's model in torch, on the CPU, for evaluation.
+    """The bundle's model in torch, on the CPU, for evaluation; the first of several members.
 
     The weights file may hold more than the model, such as the statistics of a score.
     """
     section = bundle.manifest["config"]["model"]
     kind = ImageModelConfig if bundle.manifest["kind"] == "image" else ModelConfig
-    model = build(kind.model_validate(section), bundle.scorer.encoding.layout)
+    members = section.get("members", 1)
     tensors = load_tensors(bundle.weights)
-    model.load_state_dict({name: tensors[name] for name in model.state_dict()})
+    if members > 1:
+        section = {**section, "members": 1}
+        tensors = {name: tensor[0] for name, tensor in tensors.items() if name != NOISE}
+    model = build(kind.model_validate(section), bundle.scorer.encoding.layout)
+    if "aggregated.center" in tensors:
+        model.aggregated = Mixture(*(tensors[f"aggregated.{name}"] for name in Mixture.PARTS))
+    wanted = model.state_dict()
+    model.load_state_dict({name: tensors[name].view(wanted[name].shape) for name in wanted})
     return model.eval()
 
 

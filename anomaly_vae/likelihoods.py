@@ -17,8 +17,8 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from anomaly_vae.encoding import Layout
+from anomaly_vae.priors import LOG_2PI
 
-LOG_2PI = math.log(2 * math.pi)
 UNIFORM_SHARE = 1e-3
 """Share of the uniform distribution in a categorical one: an unseen level is improbable, not
 impossible, and its surprise is bounded by log(levels / UNIFORM_SHARE)."""
@@ -197,12 +197,18 @@ class TabularLikelihood(nn.Module):
     """
 
     present: Tensor
+    variance_factor: Tensor
+    """What held-out rows multiply the variances of numeric columns by"""
 
-    def __init__(self, layout: Layout, family: str, variance_floor: float) -> None:
+    def __init__(
+        self, layout: Layout, family: str, variance_floor: float, members: int = 1
+    ) -> None:
         super().__init__()
         self.layout, self.variance_floor = layout, variance_floor
         n = layout.n_numeric
-        self.raw_df = nn.Parameter(torch.full((n,), 2.0)) if family == "student_t" else None
+        shape = (members, 1, 1, n) if members > 1 else (n,)
+        self.raw_df = nn.Parameter(torch.full(shape, 2.0)) if family == "student_t" else None
+        self.register_buffer("variance_factor", torch.ones(shape))
         present = torch.zeros(layout.n_categorical, layout.max_levels)
         for row, count in enumerate(layout.n_levels):
             present[row, :count] = 1.0
@@ -211,7 +217,7 @@ class TabularLikelihood(nn.Module):
         self.n_outputs = sum(self.widths)
 
     def df(self) -> Tensor:
-        """Degrees of freedom (n_numeric,), above 2 so that the variance exists."""
+        """Degrees of freedom (..., n_numeric), above 2 so that the variance exists."""
         assert self.raw_df is not None
         return 2 + F.softplus(self.raw_df)
 
@@ -224,7 +230,8 @@ class TabularLikelihood(nn.Module):
         mean, raw, binary, levels = outputs.split(self.widths, dim=-1)
         layout = self.layout
         if layout.n_numeric:
-            yield layout.n_numeric, self._numeric(mean, floored(raw, self.variance_floor))
+            log_var = floored(raw, self.variance_floor) + self.variance_factor.log()
+            yield layout.n_numeric, self._numeric(mean, log_var)
         if layout.n_binary:
             yield layout.n_binary, Bernoulli(bounded(binary))
         if layout.n_categorical:

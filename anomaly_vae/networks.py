@@ -1,4 +1,8 @@
-"""Encoder and decoder networks. They know widths, not columns or losses."""
+"""Encoder and decoder networks. They know widths, not columns or losses.
+
+With ``members`` above 1 a network is so many of its kind side by side, computed in one batch: its
+rows are (E, N, …, inputs), or (N, inputs) that go through all of them.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,33 @@ import torch
 from torch import Tensor, nn
 
 
+class Linears(nn.Module):
+    """``members`` times y = x Wᵀ + b, initialised as `nn.Linear`."""
+
+    def __init__(self, members: int, inputs: int, outputs: int, bias: bool = True) -> None:
+        super().__init__()
+        each = [nn.Linear(inputs, outputs, bias) for _ in range(members)]
+        self.weight = nn.Parameter(torch.stack([one.weight.detach() for one in each]))
+        biases = torch.stack([one.bias.detach() for one in each]) if bias else None
+        self.bias = nn.Parameter(biases) if biases is not None else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(E, N, …, inputs) or (N, inputs) → (E, N, …, outputs)"""
+        rows = x.expand(len(self.weight), -1, -1) if x.ndim == 2 else x.flatten(1, -2)
+        if self.bias is None:
+            y = torch.bmm(rows, self.weight.mT)
+        else:
+            y = torch.baddbmm(self.bias.unsqueeze(1), rows, self.weight.mT)
+        return y if x.ndim == 2 else y.view(*x.shape[:-1], y.shape[-1])
+
+
+def linear(members: int, inputs: int, outputs: int, bias: bool = True) -> nn.Module:
+    """One linear map, or several side by side."""
+    if members == 1:
+        return nn.Linear(inputs, outputs, bias)
+    return Linears(members, inputs, outputs, bias)
+
+
 class MLP(nn.Module):
     """``depth`` SiLU layers beside a linear path: y = W_out h + W_skip x + b.
 
@@ -15,12 +46,14 @@ class MLP(nn.Module):
     ``depth`` 0 is that linear model alone.
     """
 
-    def __init__(self, inputs: int, outputs: int, hidden: int, depth: int) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, hidden: int, depth: int, members: int = 1
+    ) -> None:
         super().__init__()
         widths = [inputs] + [hidden] * depth
-        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
-        self.out = nn.Linear(hidden, outputs, bias=False) if depth else None
-        self.skip = nn.Linear(inputs, outputs)
+        self.hidden = nn.ModuleList(linear(members, a, b) for a, b in pairwise(widths))
+        self.out = linear(members, hidden, outputs, bias=False) if depth else None
+        self.skip = linear(members, inputs, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., inputs) → (..., outputs)"""
@@ -31,28 +64,51 @@ class MLP(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Features → mean and log-variance of a diagonal Gaussian posterior q(z|x)."""
+    """Features → mean and log-variance of a diagonal Gaussian posterior q(z|x).
+
+    With ``shared_variance`` the log-variance is one learned vector for all rows.
+    """
 
     LOG_VAR = (-10.0, 6.0)
     """Bounds of the log-variance, so that no exponential overflows."""
+    INITIAL = -2.0
+    """Of a shared log-variance."""
 
-    def __init__(self, inputs: int, latent_dim: int, hidden: int, depth: int) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        latent_dim: int,
+        hidden: int,
+        depth: int,
+        members: int = 1,
+        shared_variance: bool = False,
+    ) -> None:
         super().__init__()
         self.latent_dim = latent_dim
-        self.network = MLP(inputs, 2 * latent_dim, hidden, depth)
+        outputs = latent_dim if shared_variance else 2 * latent_dim
+        self.network = MLP(inputs, outputs, hidden, depth, members)
+        shape = (members, 1, latent_dim) if members > 1 else (1, latent_dim)
+        raw = nn.Parameter(torch.full(shape, self.INITIAL)) if shared_variance else None
+        self.log_var = raw
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, inputs) → mean (N, L), log-variance (N, L)"""
-        mean, log_var = self.network(features).chunk(2, dim=-1)
+        """(..., N, inputs) → mean (..., N, L), log-variance (..., N, L)"""
+        out = self.network(features)
+        if self.log_var is None:
+            mean, log_var = out.chunk(2, dim=-1)
+        else:
+            mean, log_var = out, self.log_var.expand_as(out)
         return mean, torch.clamp(log_var, *self.LOG_VAR)
 
 
 class Decoder(nn.Module):
     """Latents → the parameters of the likelihood."""
 
-    def __init__(self, latent_dim: int, outputs: int, hidden: int, depth: int) -> None:
+    def __init__(
+        self, latent_dim: int, outputs: int, hidden: int, depth: int, members: int = 1
+    ) -> None:
         super().__init__()
-        self.network = MLP(latent_dim, outputs, hidden, depth)
+        self.network = MLP(latent_dim, outputs, hidden, depth, members)
 
     def forward(self, z: Tensor) -> Tensor:
         """(..., L) → (..., outputs)"""

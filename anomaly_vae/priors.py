@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import Self
+
 import torch
 from torch import Generator, Tensor, nn
 
-from anomaly_vae.likelihoods import LOG_2PI
+LOG_2PI = math.log(2 * math.pi)
 
 
 class StandardNormal(nn.Module):
@@ -25,3 +29,58 @@ class StandardNormal(nn.Module):
     def sample(self, n: int, latent_dim: int, generator: Generator | None = None) -> Tensor:
         """(n, L)"""
         return torch.randn(n, latent_dim, generator=generator)
+
+
+class Mixture(nn.Module):
+    """Σ_m w_m N(s c_m, v_m diag s²): the aggregated posterior q(z) in M parts.
+
+    Args:
+        log_weight: (..., M), log w.
+        center: (..., M, L), in units of the scale.
+        log_var: (..., M), log v.
+        scale: (..., 1, L), s.
+    """
+
+    PARTS = ("log_weight", "center", "log_var", "scale")
+
+    log_weight: Tensor
+    center: Tensor
+    log_var: Tensor
+    scale: Tensor
+
+    def __init__(self, log_weight: Tensor, center: Tensor, log_var: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("log_weight", log_weight)
+        self.register_buffer("center", center)
+        self.register_buffer("log_var", log_var)
+        self.register_buffer("scale", scale)
+
+    @classmethod
+    def side_by_side(cls, each: Sequence[Mixture]) -> Self:
+        """Those of several members, along a first axis."""
+        return cls(*(torch.stack([getattr(one, name) for one in each]) for name in cls.PARTS))
+
+    @property
+    def log_norm(self) -> Tensor:
+        """(..., M): log w_m − ½ log det(2π v_m diag s²)."""
+        latent_dim = self.center.shape[-1]
+        volume = (
+            latent_dim * (self.log_var + LOG_2PI) + 2 * self.scale.log().sum((-2, -1))[..., None]
+        )
+        return self.log_weight - 0.5 * volume
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """(..., N, K, L) → (..., N, K), nats. Distances are taken in float64, as they cancel."""
+        rows = z.flatten(-3, -2).double() / self.scale
+        center = self.center.double()
+        square = (rows**2).sum(-1, keepdim=True) + (center**2).sum(-1).unsqueeze(-2)
+        square = (square - 2 * rows @ center.mT).clamp_min(0)
+        weighted = self.log_norm.unsqueeze(-2) - 0.5 * square / self.log_var.exp().unsqueeze(-2)
+        return torch.logsumexp(weighted, -1).view(z.shape[:-1]).to(z.dtype)
+
+    def sample(self, n: int, latent_dim: int, generator: Generator | None = None) -> Tensor:
+        """(n, L), of a mixture without members."""
+        part = torch.multinomial(self.log_weight.exp(), n, replacement=True, generator=generator)
+        noise = torch.randn(n, latent_dim, generator=generator)
+        spread = (0.5 * self.log_var[part]).exp().unsqueeze(-1)
+        return self.scale * (self.center[part] + spread * noise)

@@ -18,6 +18,9 @@ from anomaly_vae.encoding import Matrix
 from anomaly_vae.modality import Encoding, Schema
 from anomaly_vae.schema import RawBatch
 
+BLOCK = 4
+"""Rows that the kernels multiply together. They round the last rows of an odd number otherwise, so
+that the score of a row would hang on the rows beside it."""
 OUTPUTS = ("score", "nats", "kl", "expected", "latent")
 
 
@@ -71,12 +74,13 @@ class Scorer:
         return (x[i : i + step] for i in range(0, max(len(x), 1), step))
 
     def _run(self, outputs: tuple[str, ...], x: Matrix) -> list[NDArray[Any]]:
-        """The graph over one tile; its reductions need a row, so no rows are none of one."""
-        if not len(x):
-            row = np.zeros((1, x.shape[1]), x.dtype)
-            return [part[:0] for part in self._run(outputs, row)]
+        """The graph over one tile, filled up to whole blocks; no rows are none of one block."""
+        rows, block = len(x), min(self.encoding.tile, BLOCK)
+        if not rows or rows % block:
+            last = x[-1:] if rows else np.zeros((1, x.shape[1]), x.dtype)
+            x = np.concatenate([x, np.repeat(last, block - rows % block, axis=0)])
         parts: list[NDArray[Any]] = self._session.run(outputs, {"x": x})
-        return parts
+        return [part[:rows] for part in parts]
 
 
 def open_session(graph: bytes, weights: bytes) -> Any:

@@ -33,7 +33,8 @@ from anomaly_vae.vae import VAE, Inference, Terms
 LEARNING_RATE_WARMUP = 0.05
 """Share of the steps over which the learning rate rises."""
 VALIDATION_DRAWS = 4096
-"""Draws over all validation rows together, at least one for each: their noise is frozen."""
+"""Draws over all validation rows together, at least one for each: their noise is frozen.
+Where they decide nothing, one for each is enough."""
 VALIDATION_VALUES = 1 << 18
 """Numbers in those draws, at most, where there can be fewer."""
 CHUNK_ROWS, CHUNK_VALUES = 8192, 1 << 19
@@ -214,12 +215,11 @@ class _Trainer:
 
     def _epoch(self, number: int) -> Epoch:
         self.model.train()
-        order = torch.randperm(len(self.x), generator=self.generator, device=self.device)
         totals = torch.zeros(2, device=self.device)
         first = number * self.steps_per_epoch
-        for step, rows in enumerate(batches(order, self.batch_size), first):
-            totals += self._step(self.x[rows], step)
-        log_prob, kl = (totals / len(self.x)).tolist()
+        for step, rows in enumerate(batches(self._order(), self.batch_size), first):
+            totals += self._step(self.x[rows.movedim(-1, 0)], step)
+        log_prob, kl = (totals / (len(self.x) * self.model.members)).tolist()
         validation = self._validate()
         self._check_finite(number, log_prob - kl, *validation)
         return Epoch(
@@ -233,10 +233,18 @@ class _Trainer:
             validation_objective=validation.log_prob - self.config.beta * validation.kl,
         )
 
+    def _order(self) -> Tensor:
+        """The rows of an epoch (N,), or each member's own order of them (N, E)."""
+        each = [
+            torch.randperm(len(self.x), generator=self.generator, device=self.device)
+            for _ in range(self.model.members)
+        ]
+        return torch.stack(each, -1) if len(each) > 1 else each[0]
+
     def _step(self, x: Tensor, step: int) -> Tensor:
         view = self.views(x, self.generator)
         with self._autocast():
-            found = self.model.infer(view.seen, self._draw(len(x)))
+            found = self.model.infer(view.seen, self._draw(x))
         found = Inference(*(part.to(x.dtype) for part in found))
         terms = self.model.terms(found, view.target)
         loss = -(terms.log_prob.sum(-1).mean() - self.beta(step) * self._kl(terms))
@@ -263,10 +271,10 @@ class _Trainer:
 
     def _kl(self, terms: Terms) -> Tensor:
         """Mean KL; with free bits, no dimension's batch mean counts for less than that."""
-        return terms.kl.mean(0).clamp_min(self.config.free_bits).sum()
+        return terms.kl.mean(-2).clamp_min(self.config.free_bits).sum(-1).mean()
 
-    def _draw(self, rows: int) -> Tensor:
-        shape = (rows, 1, self.model.latent_dim)
+    def _draw(self, x: Tensor) -> Tensor:
+        shape = (*x.shape[:-1], 1, self.model.latent_dim)
         return torch.randn(shape, generator=self.generator, device=self.device)
 
     @torch.no_grad()
@@ -275,13 +283,13 @@ class _Trainer:
         chunk = max(1, min(CHUNK_ROWS, CHUNK_VALUES // max(self.x.shape[1], 1)))
         chunks = zip(self.validation.split(chunk), self.noise.split(chunk), strict=True)
         terms = [self.model.elbo(x, noise) for x, noise in chunks]
-        log_prob = torch.cat([t.log_prob.sum(-1) for t in terms]).mean().item()
-        return Means(log_prob, torch.cat([t.kl.sum(-1) for t in terms]).mean().item())
+        log_prob = torch.cat([t.log_prob.sum(-1) for t in terms], -1).mean().item()
+        return Means(log_prob, torch.cat([t.kl.sum(-1) for t in terms], -1).mean().item())
 
     def _validation_noise(self, rows: int) -> Tensor:
         """(rows, K, L): each row its own draws, so that the mean over rows has little noise."""
         most = min(VALIDATION_DRAWS, VALIDATION_VALUES // self.model.latent_dim)
-        draws = max(1, most // rows)
+        draws = max(1, most // rows) if self.config.keep == "best" else 1
         generator = torch.Generator().manual_seed(self.config.seed)
         return torch.randn(rows, draws, self.model.latent_dim, generator=generator)
 

@@ -1,7 +1,8 @@
 """The variational autoencoder, whatever the modality.
 
 Data x (N, F), latents z (N, K, L) with K draws per row. Randomness comes in as ``noise``:
-(K, L) shared by all rows, or (N, K, L).
+(K, L) shared by all rows, or (N, K, L). A model of E members has one more axis before all of
+these, but for data and noise that all of them share.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Generator, Tensor, nn
 
-from anomaly_vae.likelihoods import LOG_2PI, Distribution
-from anomaly_vae.priors import StandardNormal
+from anomaly_vae.likelihoods import Distribution
+from anomaly_vae.priors import LOG_2PI, Mixture, StandardNormal
 
 
 class Terms(NamedTuple):
@@ -60,10 +61,14 @@ class VAE(nn.Module):
         decoder: nn.Module,
         likelihood: nn.Module,
         prior: StandardNormal,
+        members: int = 1,
     ) -> None:
         super().__init__()
+        self.members = members
         self.features, self.encoder, self.decoder = features, encoder, decoder
         self.likelihood, self.prior = likelihood, prior
+        self.aggregated: Mixture | None = None
+        """the aggregated posterior, which takes the place of the prior once the model is fitted"""
         self.contamination: nn.Module | None = None
         """(N, F) → log-odds (N, pixels) that a pixel does not belong, of models that tell"""
 
@@ -81,7 +86,7 @@ class VAE(nn.Module):
         """q(z|x), draws from it and what the decoder makes of them."""
         mean, log_var = self.posterior(x)
         z = reparameterise(mean, log_var, noise)
-        return Inference(mean.unsqueeze(1), log_var.unsqueeze(1), z, self.decoder(z))
+        return Inference(mean.unsqueeze(-2), log_var.unsqueeze(-2), z, self.decoder(z))
 
     def decode(self, z: Tensor) -> Distribution:
         """p(x|z) for z (..., L)."""
@@ -100,8 +105,21 @@ class VAE(nn.Module):
 
         The latter is the denoising criterion of Im et al. 2017, eq. 6.
         """
-        log_prob = self.likelihood(found.outputs).log_prob(x.unsqueeze(1))
-        return Terms(log_prob.mean(1), self.prior.kl(found.mean, found.log_var).mean(1))
+        log_prob = self.likelihood(found.outputs).log_prob(x.unsqueeze(-2))
+        return Terms(log_prob.mean(-2), self.prior.kl(found.mean, found.log_var).mean(-2))
+
+    def aggregated_elbo(self, x: Tensor, noise: Tensor) -> Terms:
+        """The bound with the aggregated posterior as prior (Tomczak & Welling 2018, eq. 9).
+
+        Its rate, log q(z|x) − log p(z), is taken at the draws and may be negative. Without an
+        aggregated posterior this is `elbo`.
+        """
+        if self.aggregated is None:
+            return self.elbo(x, noise)
+        found = self.infer(x, noise)
+        log_prob = self.likelihood(found.outputs).log_prob(x.unsqueeze(-2))
+        rate = posterior_log_prob(found, noise) - self.aggregated.log_prob(found.z)
+        return Terms(log_prob.mean(-2), rate.mean(-1, keepdim=True))
 
     def importance_weighted(self, x: Tensor, noise: Tensor) -> Terms:
         """The K-draw importance-weighted bound, in two terms that add up to it.
@@ -111,27 +129,34 @@ class VAE(nn.Module):
         (Cremer et al. 2017); the second is what remains.
         """
         found = self.infer(x, noise)
-        log_prob = self.likelihood(found.outputs).log_prob(x.unsqueeze(1))
-        log_q = -0.5 * (noise**2 + found.log_var + LOG_2PI).sum(-1)
-        log_w = log_prob.sum(-1) + self.prior.log_prob(found.z) - log_q
-        bound = torch.logsumexp(log_w, 1) - math.log(log_w.shape[1])
-        weighted = (torch.softmax(log_w, 1).unsqueeze(-1) * log_prob).sum(1)
+        log_prob = self.likelihood(found.outputs).log_prob(x.unsqueeze(-2))
+        prior = self.prior if self.aggregated is None else self.aggregated
+        log_q = posterior_log_prob(found, noise)
+        log_w = log_prob.sum(-1) + prior.log_prob(found.z) - log_q
+        bound = torch.logsumexp(log_w, -1) - math.log(log_w.shape[-1])
+        weighted = (torch.softmax(log_w, -1).unsqueeze(-1) * log_prob).sum(-2)
         return Terms(weighted, (weighted.sum(-1) - bound).unsqueeze(-1))
 
     def reconstruction(self, x: Tensor) -> Terms:
         """log p(x|z) at the posterior mean; no KL term."""
         found = self.infer(x, x.new_zeros(1, self.latent_dim))
-        log_prob = self.likelihood(found.outputs).log_prob(x.unsqueeze(1))
-        return Terms(log_prob.squeeze(1), torch.zeros_like(x[:, :1]))
+        log_prob = self.likelihood(found.outputs).log_prob(x.unsqueeze(-2)).squeeze(-2)
+        return Terms(log_prob, torch.zeros_like(log_prob[..., :1]))
 
     def sample(self, n: int, generator: Generator | None = None) -> Tensor:
-        """(n, F): rows from the prior through the decoder."""
-        return self.decode(self.prior.sample(n, self.latent_dim, generator)).sample(generator)
+        """(n, F): rows from the prior, or the aggregated posterior, through the decoder."""
+        prior = self.prior if self.aggregated is None else self.aggregated
+        return self.decode(prior.sample(n, self.latent_dim, generator)).sample(generator)
 
 
 def reparameterise(mean: Tensor, log_var: Tensor, noise: Tensor) -> Tensor:
     """z = μ + σ·noise: (N, L), (K, L) or (N, K, L) → (N, K, L). Kingma & Welling 2014, sec. 2.4."""
-    return mean.unsqueeze(1) + torch.exp(0.5 * log_var).unsqueeze(1) * noise
+    return mean.unsqueeze(-2) + torch.exp(0.5 * log_var).unsqueeze(-2) * noise
+
+
+def posterior_log_prob(found: Inference, noise: Tensor) -> Tensor:
+    """log q(z|x) at the draws, (N, K), nats."""
+    return -0.5 * (noise**2 + found.log_var + LOG_2PI).sum(-1)
 
 
 def frozen_noise(draws: int, latent_dim: int, seed: int) -> Tensor:

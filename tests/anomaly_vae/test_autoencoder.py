@@ -16,9 +16,9 @@ X = torch.tensor(
 
 
 def pair() -> tuple[Autoencoder, torch.nn.Module]:
-    twin = build(ModelConfig(type="autoencoder"), LAYOUT, seed=1).double()
+    twin = build(ModelConfig(type="autoencoder", members=1), LAYOUT, seed=1).double()
     assert isinstance(twin, Autoencoder)
-    return twin, build(ModelConfig(), LAYOUT, seed=1).double()
+    return twin, build(ModelConfig(members=1), LAYOUT, seed=1).double()
 
 
 def test_it_has_the_networks_of_the_vae() -> None:

@@ -11,7 +11,7 @@ from anomaly_vae.autoencoder import Autoencoder
 from anomaly_vae.build import build, views
 from anomaly_vae.config import Config, ImageConfig, ImageModelConfig, ModelConfig, validate_config
 from anomaly_vae.convolutions import ImageDecoder, ImageEncoder, Residual
-from anomaly_vae.corruption import DistortedImages, HiddenCells
+from anomaly_vae.corruption import DistortedImages, NoisyCells
 from anomaly_vae.encoding import Layout
 from anomaly_vae.fitting import Prepared
 from anomaly_vae.image_likelihoods import (
@@ -99,8 +99,8 @@ def test_views_fit_the_kind_of_data(
     config: Config, prepared: Prepared, image_config: ImageConfig
 ) -> None:
     tabular = views(config, prepared.encoding)  # type: ignore[arg-type]
-    assert isinstance(tabular, HiddenCells)
-    assert tabular.share == config.training.hide  # type: ignore[union-attr]
+    assert isinstance(tabular, NoisyCells)
+    assert tabular.hide == config.training.hide  # type: ignore[union-attr]
     changed = validate_config(
         {
             **image_config.model_dump(),

@@ -16,7 +16,7 @@ from anomaly_vae.corruption import (
     CORRUPTIONS,
     AsTheyAre,
     DistortedImages,
-    HiddenCells,
+    NoisyCells,
     augmented,
     coarse_noise,
     corrupted,
@@ -72,7 +72,7 @@ def test_what_is_to_be_explained_is_turned_but_not_corrupted(kind: str) -> None:
 
 def test_images_weigh_as_much_as_one_value_and_rows_as_they_are() -> None:
     assert distort("none").loss_scale == LAYOUT.n_columns
-    assert HiddenCells(0.1, [0]).loss_scale == AsTheyAre().loss_scale == 1
+    assert NoisyCells(0.1, [0]).loss_scale == AsTheyAre().loss_scale == 1
 
 
 def test_without_a_change_the_view_is_what_was_there() -> None:
@@ -85,7 +85,7 @@ def test_without_a_change_the_view_is_what_was_there() -> None:
         view = views(x, generator())
         assert torch.equal(view.seen, x)
         assert torch.equal(view.target, x)
-    assert HiddenCells(0.0, range(3))(x, generator()).seen is x
+    assert NoisyCells(0.0, range(3))(x, generator()).seen is x
 
 
 @given(st.floats(0, 0.9), st.lists(st.integers(0, 5), min_size=1, max_size=8))
@@ -93,7 +93,7 @@ def test_cells_of_one_unit_hide_together_in_encoder_and_likelihood(
     share: float, units: list[int]
 ) -> None:
     x = torch.ones(64, len(units))
-    view = HiddenCells(share, units)(x, generator())
+    view = NoisyCells(share, units)(x, generator())
     hidden = torch.isnan(view.seen)
     assert torch.equal(hidden, torch.isnan(view.target))
     for unit in set(units):
@@ -102,8 +102,28 @@ def test_cells_of_one_unit_hide_together_in_encoder_and_likelihood(
 
 
 def test_hidden_cells_are_the_share_asked_for() -> None:
-    hidden = torch.isnan(HiddenCells(0.3, range(4))(torch.ones(20_000, 4), generator()).seen)
+    hidden = torch.isnan(NoisyCells(0.3, range(4))(torch.ones(20_000, 4), generator()).seen)
     assert hidden.float().mean(0).tolist() == pytest.approx([0.3] * 4, abs=0.015)
+
+
+def test_noise_is_seen_on_numbers_alone_and_never_in_the_target() -> None:
+    x = torch.zeros(20_000, 4)
+    view = NoisyCells(0.1, range(4), noise=0.5, n_numeric=2)(x, generator())
+    hidden = torch.isnan(view.seen)
+    assert torch.equal(hidden, torch.isnan(view.target))
+    assert torch.all(view.target[~hidden] == 0)
+    assert torch.all(view.seen[:, 2:][~hidden[:, 2:]] == 0)
+    seen = view.seen[:, :2][~hidden[:, :2]]
+    assert stats.kstest(seen.numpy() / 0.5, "norm").pvalue > 1e-3
+
+
+def test_members_have_cells_and_noise_of_their_own() -> None:
+    x = torch.zeros(3, 500, 4)
+    seen = NoisyCells(0.2, range(4), noise=0.5, n_numeric=4)(x, generator()).seen
+    assert seen.shape == x.shape
+    assert not torch.equal(torch.isnan(seen[0]), torch.isnan(seen[1]))
+    assert not torch.equal(seen[0].nan_to_num(), seen[1].nan_to_num())
+
 
 
 # ---------------------------------------------------------------- mirroring and turning

@@ -166,7 +166,7 @@ def test_arguments_are_called_as_their_keys_are() -> None:
 def test_arguments_reach_the_manifest_and_none_follows_the_preset(X: np.ndarray) -> None:
     detector = TabularVAEDetector(preset="fast", epochs=np.int64(2), beta=0.5, random_state=7)
     recorded = detector.fit(X).bundle_.manifest["config"]
-    assert recorded["model"]["depth"] == 1
+    assert recorded["model"]["members"] == 1
     assert recorded["training"]["beta"] == 0.5
     assert detector.n_iter_ == 2
     assert [recorded["training"]["seed"], recorded["data"]["splits"]["seed"]] == [7, 7]

@@ -14,11 +14,14 @@ from numpy.typing import NDArray
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from anomaly_vae.autoencoder import Autoencoder
 from anomaly_vae.build import build
 from anomaly_vae.config import ModelConfig, ScoreConfig
 from anomaly_vae.encoding import Layout
 from anomaly_vae.errors import ExportError
 from anomaly_vae.export import check_graph, export_graph, torch_terms, weight_tensors
+from anomaly_vae.likelihoods import TabularLikelihood
+from anomaly_vae.priors import Mixture
 from anomaly_vae.scoring import OUTPUTS, open_session
 from anomaly_vae.vae import VAE, frozen_noise
 
@@ -33,6 +36,12 @@ LAYOUTS = {
     "a single level": Layout(0, 0, (1,)),
     "wide": Layout(1_500, 0, ()),
 }
+SHAPES = [
+    {"members": 1, "posterior_variance": "row", "prior": "standard"},
+    {"members": 1},
+    {"members": 3},
+    {"members": 2, "posterior_variance": "row", "prior": "standard"},
+]
 VARIANTS = [
     *itertools.product(["vae"], ["gaussian", "student_t"], ["neg_elbo"], [1, 5]),
     *itertools.product(["vae"], ["gaussian", "student_t"], ["importance_weighted"], [4]),
@@ -57,14 +66,37 @@ def rows_of(layout: Layout, n: int = 20) -> Rows:
 
 
 def model_of(layout: Layout, seed: int = 1, **changes: Any) -> VAE:
-    """Untrained; degrees of freedom and biases moved off what they start with."""
-    model = build(ModelConfig.model_validate(changes), layout, seed).eval()
+    """Untrained; degrees of freedom, biases and variances moved off what they start with."""
+    small = {"latent_dim": min(layout.n_columns, 8), **changes}
+    model = build(ModelConfig.model_validate(small), layout, seed).eval()
+    assert isinstance(model.likelihood, TabularLikelihood)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for value in model.parameters():
-            if value.ndim == 1:
+        for name, value in model.named_parameters():
+            if not name.endswith("weight"):
                 value.add_(torch.randn(value.shape, generator=generator), alpha=0.3)
+        factor = model.likelihood.variance_factor
+        factor.add_(torch.rand(factor.shape, generator=generator))
+    if small.get("prior") != "standard" and not isinstance(model, Autoencoder):
+        parts = [mixture_of(model.latent_dim, seed + member) for member in range(model.members)]
+        model.aggregated = Mixture.side_by_side(parts) if len(parts) > 1 else parts[0]
     return model
+
+
+def mixture_of(latent_dim: int, seed: int) -> Mixture:
+    """Five parts, one of them narrow."""
+    generator = torch.Generator().manual_seed(seed)
+    log_weight = torch.log_softmax(torch.randn(5, generator=generator), 0)
+    center = 2 * torch.randn(5, latent_dim, generator=generator)
+    log_var = torch.tensor([-3.0, 0, 0, 0.5, 1])
+    return Mixture(log_weight, center, log_var, torch.full((1, latent_dim), 0.5))
+
+
+def expected_of(model: VAE, rows: torch.Tensor) -> torch.Tensor:
+    """What the first member's decoder makes of its posterior mean."""
+    found = model.infer(rows, rows.new_zeros(1, model.latent_dim))
+    mean = model.likelihood(found.outputs).mean
+    return (mean if model.members == 1 else mean[0]).squeeze(1)
 
 
 def run(model: VAE, score: ScoreConfig, x: Rows) -> dict[str, NDArray[Any]]:
@@ -85,16 +117,17 @@ def assert_agree(got: NDArray[Any], truth: torch.Tensor, what: str) -> None:
     assert error.max() < 1e-4, what
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 @torch.no_grad()
-def test_the_graph_is_the_model(layout: Layout) -> None:
+def test_the_graph_is_the_model(layout: Layout, shape: dict[str, Any]) -> None:
     """Every output, for every model, likelihood and score."""
     x = rows_of(layout)
     rows = torch.from_numpy(x)
     for kind, likelihood, score_type, draws in VARIANTS:
         if likelihood == "student_t" and not layout.n_numeric:
             continue
-        model = model_of(layout, type=kind, likelihood=likelihood, hidden_dim=32)
+        model = model_of(layout, type=kind, likelihood=likelihood, hidden_dim=32, **shape)
         score = score_config(score_type, draws)
         what = f"{kind} {likelihood} {score_type} {draws}"
         got = run(model, score, x)
@@ -102,8 +135,8 @@ def test_the_graph_is_the_model(layout: Layout) -> None:
         assert check_graph(model, score, x, got["score"]) < 1e-4, what
         assert_agree(got["nats"], -terms.log_prob, what)
         code, _ = model.posterior(rows)
-        assert_agree(got["latent"], code, what)
-        assert_agree(got["expected"], model.decode(code).mean, what)
+        assert_agree(got["latent"], code if model.members == 1 else code[0], what)
+        assert_agree(got["expected"], expected_of(model, rows), what)
         if score_type != "importance_weighted":  # there it is a small difference of large sums
             assert_agree(got["kl"], terms.kl.sum(-1), what)
         whole = got["nats"].astype(np.float64).sum(1) + got["kl"]
@@ -176,7 +209,7 @@ def test_no_weight_is_inside_the_graph() -> None:
                 "weights.safetensors"
             )
         else:
-            assert np.prod(tensor.dims) <= 6
+            assert np.prod(tensor.dims) <= 5 * model.members * model.latent_dim
     assert len(proto.SerializeToString()) < len(weights) / 50
 
 
@@ -216,10 +249,19 @@ def test_scores_that_are_not_the_models_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["noise", "encoder.network.skip.weight", "decoder.network.out.weight"]
+    "name",
+    [
+        "noise",
+        "encoder.log_var",
+        "encoder.network.skip.weight",
+        "decoder.network.out.weight",
+        "aggregated.center",
+        "aggregated.log_var",
+        "likelihood.variance_factor",
+    ],
 )
 def test_a_graph_over_tampered_weights_is_refused(name: str) -> None:
-    layout, score = LAYOUTS["mixed"], ScoreConfig()
+    layout, score = LAYOUTS["mixed"], ScoreConfig(draws=4)
     model, x = model_of(layout), rows_of(layout)
     tensors = weight_tensors(model, score)
     tensors[name] = 1.2 * tensors[name]

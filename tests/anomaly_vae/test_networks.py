@@ -70,3 +70,38 @@ def test_the_decoder_is_its_network() -> None:
     decoder = Decoder(3, outputs=7, hidden=5, depth=2).double()
     z = seeded(2, 4, 3)
     assert torch.equal(decoder(z), decoder.network(z))
+
+
+# ---------------------------------------------------------------- members
+
+
+@torch.no_grad()
+def test_members_are_networks_side_by_side() -> None:
+    several = MLP(4, 3, 8, 2, members=3)
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    own = torch.stack([x, 2 * x, -x])
+    draws = own.unsqueeze(2).expand(-1, -1, 6, -1)
+    for member in range(3):
+        alone = MLP(4, 3, 8, 2)
+        alone.load_state_dict({name: value[member] for name, value in several.state_dict().items()})
+        torch.testing.assert_close(several(x)[member], alone(x))
+        torch.testing.assert_close(several(own)[member], alone(own[member]))
+        torch.testing.assert_close(several(draws)[member], alone(draws[member]))
+
+
+@torch.no_grad()
+def test_no_rows_are_none_for_every_member() -> None:
+    assert MLP(4, 3, 8, 1, members=2)(torch.zeros(0, 4)).shape == (2, 0, 3)
+    assert MLP(4, 3, 8, 1, members=2)(torch.zeros(2, 0, 5, 4)).shape == (2, 0, 5, 3)
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_a_shared_variance_is_one_vector_for_all_rows(members: int) -> None:
+    encoder = Encoder(4, 2, 8, 1, members, shared_variance=True)
+    x = torch.randn(5, 4)
+    mean, log_var = encoder(x)
+    assert mean.shape == log_var.shape == ((2, 5, 2) if members == 2 else (5, 2))
+    assert torch.all(log_var == Encoder.INITIAL)
+    log_var.sum().backward()
+    assert encoder.log_var is not None
+    assert torch.all(encoder.log_var.grad == 5)

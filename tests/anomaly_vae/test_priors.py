@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from scipy.special import logsumexp
 from torch.distributions import Normal, kl_divergence
 
-from anomaly_vae.priors import StandardNormal
+from anomaly_vae.priors import Mixture, StandardNormal
 from tests import naive
 
 PRIOR = StandardNormal()
@@ -60,3 +61,59 @@ def test_samples_are_standard_normal_and_follow_the_generator() -> None:
     assert torch.equal(first, again)
     assert stats.kstest(first.flatten().numpy(), "norm").pvalue > 1e-3
     assert abs(np.corrcoef(first.T.numpy())[0, 1]) < 0.03
+
+
+# ---------------------------------------------------------------- the mixture
+
+
+def mixture(seed: int = 0, parts: int = 4, latent_dim: int = 3) -> Mixture:
+    generator = torch.Generator().manual_seed(seed)
+    log_weight = torch.log_softmax(torch.randn(parts, generator=generator), 0)
+    center = torch.randn(parts, latent_dim, generator=generator)
+    scale = 0.5 + torch.rand(1, latent_dim, generator=generator)
+    return Mixture(log_weight, center, torch.randn(parts, generator=generator), scale)
+
+
+def test_its_log_prob_is_that_of_scipy() -> None:
+    made = mixture()
+    z = 3 * torch.randn(7, 2, 3, generator=torch.Generator().manual_seed(1))
+    laws = [
+        stats.multivariate_normal(
+            (made.scale[0] * center).numpy(), np.diag((v.exp() * made.scale[0] ** 2).numpy())
+        )
+        for center, v in zip(made.center, made.log_var, strict=True)
+    ]
+    each = np.stack([law.logpdf(z.numpy()) for law in laws], -1)
+    truth = logsumexp(made.log_weight.numpy() + each, axis=-1)
+    np.testing.assert_allclose(made.log_prob(z).numpy(), truth, rtol=1e-5)
+
+
+def test_far_from_the_origin_its_distances_do_not_cancel() -> None:
+    """Narrow parts a long way out: in float32 a squared distance would be all rounding."""
+    center = torch.full((1, 2), 3_000.0)
+    far = Mixture(torch.zeros(1), center, torch.tensor([-4.0]), torch.ones(1, 2))
+    z = (center + torch.tensor([0.1, 0.0])).view(1, 1, 2)
+    truth = stats.multivariate_normal([0, 0], np.exp(-4.0) * np.eye(2)).logpdf(
+        (z.double() - center.double()).numpy().ravel()
+    )
+    assert far.log_prob(z).item() == pytest.approx(truth, rel=1e-5)
+
+
+def test_members_have_mixtures_of_their_own() -> None:
+    each = [mixture(seed) for seed in range(2)]
+    z = torch.randn(2, 5, 2, 3, generator=torch.Generator().manual_seed(1))
+    together = Mixture.side_by_side(each).log_prob(z)
+    apart = torch.stack([one.log_prob(part) for one, part in zip(each, z, strict=True)])
+    torch.testing.assert_close(together, apart)
+
+
+def test_its_samples_have_its_mean_and_covariance_and_follow_the_generator() -> None:
+    made = mixture()
+    first = made.sample(200_000, 3, torch.Generator().manual_seed(3))
+    assert torch.equal(first, made.sample(200_000, 3, torch.Generator().manual_seed(3)))
+    weight, center = made.log_weight.exp().numpy(), (made.scale * made.center).numpy()
+    mean = weight @ center
+    within = np.diag((weight @ made.log_var.exp().numpy()) * made.scale[0].numpy() ** 2)
+    between = (center - mean).T @ np.diag(weight) @ (center - mean)
+    np.testing.assert_allclose(first.mean(0).numpy(), mean, atol=0.03)
+    np.testing.assert_allclose(np.cov(first.numpy().T), within + between, atol=0.06)

@@ -29,7 +29,7 @@ from anomaly_vae.config import (
     ModelConfig,
     TrainingConfig,
 )
-from anomaly_vae.corruption import AsTheyAre, DistortedImages, HiddenCells, View
+from anomaly_vae.corruption import AsTheyAre, DistortedImages, NoisyCells, View
 from anomaly_vae.encoding import Layout
 from anomaly_vae.errors import TrainingError
 from anomaly_vae.fitting import Prepared, fit_bundle
@@ -59,11 +59,12 @@ def toy(n: int = 256, seed: int = 0) -> Rows:
 
 
 def config(**changes: Any) -> TrainingConfig:
-    return TrainingConfig.model_validate({"epochs": 6, "batch_size": 64, **changes})
+    usual = {"epochs": 6, "batch_size": 64, "beta": 1.0, "noise": 0.0, "keep": "best"}
+    return TrainingConfig.model_validate({**usual, "learning_rate": 4e-3, **changes})
 
 
 def model(seed: int = 0, **changes: Any) -> VAE:
-    small = {"latent_dim": 2, "hidden_dim": 8, "depth": 1, **changes}
+    small = {"latent_dim": 2, "hidden_dim": 8, "depth": 1, "members": 1, **changes}
     return build(ModelConfig.model_validate(small), LAYOUT, seed)
 
 
@@ -97,7 +98,8 @@ def test_a_linear_vae_finds_the_principal_subspace_and_nearly_the_true_likelihoo
     covariance = W @ W.T + 0.3 * np.eye(6)
     law = stats.multivariate_normal(mean, covariance, seed=rng)
     train, held_out = (law.rvs(n).astype(np.float32) for n in (2_000, 1_000))
-    linear = build(ModelConfig(depth=0, latent_dim=latent), Layout(6, 0, ()))
+    textbook = ModelConfig(depth=0, latent_dim=latent, members=1, posterior_variance="row")
+    linear = build(textbook, Layout(6, 0, ()))
     fit(linear, train, held_out, config(epochs=80, batch_size=128, learning_rate=0.02, hide=0.0))
     decoder = linear.decoder.network.skip.weight.detach().numpy()[:6]
     leading, _, _ = np.linalg.svd(decoder)
@@ -222,9 +224,53 @@ def test_an_interrupted_fit_resumed_equals_an_unbroken_one_bit_by_bit(checkpoint
     assert not list(checkpoint.parent.iterdir())
 
 
+# ---------------------------------------------------------------- members
+
+
+def test_members_learn_side_by_side_what_each_learns_alone() -> None:
+    """The gradient of one member's weights is a third of what it is alone, with the same noise."""
+    several = model(members=3)
+    run = _Trainer(several, toy(), toy(64, 1), config(hide=0.0).resolve(256))
+    x, noise = run.x.expand(3, -1, -1), run._draw(run.x.expand(3, -1, -1))
+    several.elbo(x, noise).bound.mean().backward()
+    for member in range(3):
+        alone = model()
+        state = several.state_dict()
+        alone.load_state_dict(
+            {k: state[k][member].view_as(v) for k, v in alone.state_dict().items()}
+        )
+        alone.elbo(run.x, noise[member]).bound.mean().backward()
+        for name, value in alone.named_parameters():
+            together = dict(several.named_parameters())[name].grad
+            assert value.grad is not None
+            assert together is not None
+            torch.testing.assert_close(
+                3 * together[member].view_as(value), value.grad, rtol=1e-4, atol=1e-6
+            )
+
+
+def test_members_go_their_own_ways_through_the_rows() -> None:
+    run = _Trainer(model(members=3), toy(), toy(64, 1), config().resolve(256))
+    order = run._order()
+    assert order.shape == (256, 3)
+    assert all(sorted(column.tolist()) == list(range(256)) for column in order.T)
+    assert not torch.equal(order[:, 0], order[:, 1])
+
+
+def test_a_fit_of_members_improves_each_and_repeats(checkpoint: Path) -> None:
+    unbroken, plan = model(members=2), {"epochs": 20, "keep": "last"}
+    before = unbroken.elbo(torch.from_numpy(toy(64, 1)), torch.zeros(1, 2)).bound.mean(-1)
+    expected = fit(unbroken, toy(), toy(64, 1), config(**plan))
+    after = unbroken.elbo(torch.from_numpy(toy(64, 1)), torch.zeros(1, 2)).bound.mean(-1)
+    assert torch.all(after > before + 1)
+    again = model(members=2)
+    assert fit(again, toy(), toy(64, 1), config(**plan), None, checkpoint) == expected
+    assert weights(again) == weights(unbroken)
+
+
 def test_early_stopping_is_the_same_after_resuming(checkpoint: Path) -> None:
     """The best weights so far and the patience spent are part of the checkpoint."""
-    changes = {"epochs": 40, "patience": 2, "kl_warmup": 0.0, "learning_rate": 0.05}
+    changes = {"epochs": 200, "patience": 2, "kl_warmup": 0.0, "learning_rate": 0.05}
     unbroken = model()
     expected = fit(unbroken, toy(), toy(64, 1), config(**changes))
     assert expected.stopped_early
@@ -515,7 +561,7 @@ def test_a_step_descends_the_negative_elbo() -> None:
     state = run.generator.get_state()
     run._step(run.x, step=5)
     run.generator.set_state(state)
-    terms = twin.elbo(run.x, run._draw(len(run.x)))
+    terms = twin.elbo(run.x, run._draw(run.x))
     (-terms.bound.mean()).backward()
     for ours, theirs in zip(run.model.parameters(), twin.parameters(), strict=True):
         assert ours.grad is not None
@@ -540,7 +586,7 @@ def test_the_encoder_sees_the_view_and_the_likelihood_its_target() -> None:
             return View(x / 2, x)
 
     run = _Trainer(model(), toy(), toy(64, 1), config().resolve(256), Halved())
-    noise = run._draw(256)
+    noise = run._draw(run.x)
     run._draw = lambda rows: noise  # type: ignore[method-assign]
     with torch.no_grad():
         truth = run.model.terms(run.model.infer(run.x / 2, noise), run.x)
@@ -552,7 +598,7 @@ def test_the_encoder_sees_the_view_and_the_likelihood_its_target() -> None:
 def test_views_draw_from_the_generator_that_a_checkpoint_keeps(tmp_path: Path) -> None:
     def fitted(checkpoint: Path | None, epochs: int) -> VAE:
         one = model()
-        views = HiddenCells(0.3, range(4))
+        views = NoisyCells(0.3, range(4))
         fit(one, toy(), toy(64, 1), config(epochs=epochs), None, checkpoint, views)
         return one
 
@@ -583,12 +629,12 @@ def test_a_bundle_is_fitted_with_its_encodings_sources(
 ) -> None:
     seen: list[list[int]] = []
 
-    class Seen(HiddenCells):
+    class Seen(NoisyCells):
         def __call__(self, x: torch.Tensor, generator: torch.Generator) -> View:
             seen.append(self.units.tolist())
             return super().__call__(x, generator)
 
-    monkeypatch.setattr(build_module, "HiddenCells", Seen)
+    monkeypatch.setattr(build_module, "NoisyCells", Seen)
     fit_bundle(config, prepared, {})
     assert seen[0] == prepared.encoding.sources.tolist()
     assert len(set(seen[0])) < len(seen[0])  # the hour's sine and cosine

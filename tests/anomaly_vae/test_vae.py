@@ -19,6 +19,8 @@ from tests.naive import NaiveVAE
 
 NAN = math.nan
 FLOOR = 0.01
+TEXTBOOK = {"members": 1, "posterior_variance": "row"}
+"""One network whose posterior variance is each row's own, as in Kingma & Welling 2014."""
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -54,7 +56,9 @@ class LinearGaussian:
         precision = 1 + np.sum(W[seen] ** 2 / psi[seen][:, None], axis=0)
         gain = np.zeros((latent, columns))
         gain[:, seen] = (W[seen] / psi[seen][:, None]).T / precision[:, None]
-        config = ModelConfig(depth=0, latent_dim=latent, variance_floor=FLOOR)
+        config = ModelConfig.model_validate(
+            {"depth": 0, "latent_dim": latent, "variance_floor": FLOOR, **TEXTBOOK}
+        )
         model = build(config, Layout(columns, 0, ())).double()
         encoder, decoder = model.encoder.network.skip, model.decoder.network.skip
         # The encoder sees the values, 0 where missing, and then their mask, which is left out.
@@ -203,7 +207,7 @@ def rows_of(layout: Layout, n: int = 12) -> Tensor:
 def model_of(layout: Layout, depth: int, likelihood: str) -> VAE:
     """Untrained but not near zero, so that every path carries weight."""
     config = ModelConfig.model_validate(
-        {"depth": depth, "latent_dim": 3, "hidden_dim": 6, "likelihood": likelihood}
+        {"depth": depth, "latent_dim": 3, "hidden_dim": 6, "likelihood": likelihood, **TEXTBOOK}
     )
     model = build(config, layout, seed=5).double()
     with torch.no_grad():

@@ -1,0 +1,154 @@
+"""What a fitted model learns about itself: honest variances, and the aggregated posterior.
+
+The prior N(0, I) is what a VAE is trained under, not what its codes look like. The negative ELBO
+falls furthest where the prior is the aggregated posterior q(z) = E[q(z|x)] (Tomczak & Welling
+2018; Hoffman & Johnson 2016): normal rows then cost little, and codes where no row lies much. It
+is kept as a mixture of a bounded number of parts, so that a score costs the same whatever the
+number of training rows.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
+from torch import Tensor
+
+from anomaly_vae.autoencoder import Autoencoder
+from anomaly_vae.config import ModelConfig
+from anomaly_vae.priors import Mixture
+from anomaly_vae.vae import VAE
+
+MOST_ROWS = 20_000
+"""Training rows whose codes are looked at."""
+MOST_HELD_OUT = 5_000
+"""Held-out rows that choose the bandwidth."""
+CHUNK = 4096
+BANDWIDTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+"""Candidates for the variance of a part, in units of the posterior variance, beside its scatter."""
+BLOCK = 16
+"""Numbers that processors add at a time."""
+ITERATIONS = 10
+"""Of k-means (Lloyd 1982)."""
+TRIMMED = 0.1
+"""Share of the held-out rows at either end whose log-density is held to that of the others."""
+PRIOR_ROWS = 10.0
+"""Rows that say the variances were right, before any held-out row has spoken."""
+LEAST_VARIANCE = 1e-4
+"""Of a posterior, where it is the unit of length."""
+
+
+@torch.no_grad()
+def settle(model: VAE, train: Tensor, held_out: Tensor, config: ModelConfig, seed: int) -> None:
+    """Refit the variances, and give the model its aggregated posterior.
+
+    Args:
+        model: fitted; changed in place.
+        train: (N, F) encoded rows it was fitted to.
+        held_out: (H, F) encoded rows it was not fitted to.
+        config: `prior` and `components`.
+        seed: of the rows that are looked at, and of the clusters.
+    """
+    refit_variances(model, held_out)
+    if config.prior == "standard" or isinstance(model, Autoencoder):
+        return
+    codes = _codes(model, _some(train, MOST_ROWS, seed))
+    held_codes = _codes(model, _some(held_out, MOST_HELD_OUT, seed))
+    units = _units(model, train[:CHUNK])
+    each = [
+        mixture(z, h, s, config.components, seed)
+        for z, h, s in zip(codes, held_codes, units, strict=True)
+    ]
+    model.aggregated = Mixture.side_by_side(each) if model.members > 1 else each[0]
+
+
+def refit_variances(model: VAE, held_out: Tensor) -> None:
+    """Multiply each numeric column's variance by what held-out rows say it should be.
+
+    Training rows are reconstructed too well, so that the variances learned on them are too small,
+    in some columns more than in others: f = (Σ r²/σ² + a) / (n + a), a weak prior at 1.
+    """
+    n = model.likelihood.layout.n_numeric  # type: ignore[union-attr]  # tables have no other
+    if not n:
+        return
+    total, count = torch.zeros(()), torch.zeros(())
+    for x in held_out.split(CHUNK):
+        found = model.infer(x, x.new_zeros(1, model.latent_dim))
+        numeric = model.likelihood(found.outputs).parts[0][1]
+        squared = (x[:, :n].unsqueeze(-2) - numeric.mean) ** 2 * torch.exp(-numeric.log_var)
+        observed = ~torch.isnan(x[:, :n]).unsqueeze(-2)
+        total = total + torch.where(observed, squared, 0.0).sum(-3, keepdim=True)
+        count = count + observed.sum(-3, keepdim=True)
+    factor = (total + PRIOR_ROWS) / (count + PRIOR_ROWS)
+    kept = model.likelihood.variance_factor
+    kept.copy_((kept * factor).view_as(kept))
+
+
+def mixture(codes: Tensor, held_out: Tensor, unit: Tensor, components: int, seed: int) -> Mixture:
+    """The aggregated posterior of codes (N, L) in at most ``components`` parts.
+
+    Centers are k-means clusters of the codes, in units of the posterior deviation ``unit``
+    (1, L); their weights are the clusters' sizes; the variance of each is its scatter and a
+    bandwidth that gives the ``held_out`` codes (H, L) the highest log-density, outermost tenths
+    held.
+    """
+    center, size, scatter = whole_blocks(*clusters(codes / unit, components, seed))
+    log_weight = torch.log(size / size.sum())
+    candidates = [
+        Mixture(log_weight, center, torch.log(width + scatter), unit) for width in BANDWIDTHS
+    ]
+    return max(candidates, key=lambda one: _trimmed(one.log_prob(held_out.unsqueeze(-2))))
+
+
+def clusters(codes: Tensor, most: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Centers (M, L), sizes (M,) and scatter per dimension (M,) of codes (N, L)."""
+    if len(codes) <= most:
+        return codes, torch.ones(len(codes)), torch.zeros(len(codes))
+    found = KMeans(most, init="random", n_init=1, max_iter=ITERATIONS, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct codes than clusters
+        label = torch.from_numpy(found.fit_predict(codes.numpy()).astype(np.int64))
+    _, label, count = label.unique(return_inverse=True, return_counts=True)
+    size = count.to(codes)
+    center = torch.zeros(len(size), codes.shape[1]).index_add_(0, label, codes) / size[:, None]
+    square = ((codes - center[label]) ** 2).mean(-1)
+    return center, size, torch.zeros(len(size)).index_add_(0, label, square) / size
+
+
+def whole_blocks(center: Tensor, size: Tensor, scatter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same mixture in a multiple of `BLOCK` parts: some are cut into equal ones.
+
+    A sum over any other number of them would be rounded by where a row lies in memory.
+    """
+    parts = -(-len(center) // BLOCK) * BLOCK
+    which = torch.arange(parts) % len(center)
+    pieces = torch.bincount(which)[which]
+    return center[which], size[which] / pieces, scatter[which]
+
+
+def _codes(model: VAE, x: Tensor) -> list[Tensor]:
+    """Each member's posterior means (N, L) of rows (N, F)."""
+    mean = torch.cat([model.posterior(part)[0] for part in x.split(CHUNK)], -2)
+    return list(mean) if model.members > 1 else [mean]
+
+
+def _units(model: VAE, x: Tensor) -> list[Tensor]:
+    """Each member's posterior deviation (1, L), over rows (N, F)."""
+    variance = model.posterior(x)[1].exp().mean(-2, keepdim=True)
+    unit = variance.clamp_min(LEAST_VARIANCE).sqrt()
+    return list(unit) if model.members > 1 else [unit]
+
+
+def _some(x: Tensor, most: int, seed: int) -> Tensor:
+    """At most so many rows, at random."""
+    if len(x) <= most:
+        return x
+    return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:most]]
+
+
+def _trimmed(log_prob: Tensor) -> float:
+    low, high = torch.quantile(log_prob, TRIMMED), torch.quantile(log_prob, 1 - TRIMMED)
+    return log_prob.clamp(low, high).mean().item()

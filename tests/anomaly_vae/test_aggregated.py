@@ -1,0 +1,185 @@
+"""What a fitted model learns about itself, against data whose truth is known."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from anomaly_vae.aggregated import clusters, mixture, refit_variances, settle, whole_blocks
+from anomaly_vae.build import build
+from anomaly_vae.config import ModelConfig
+from anomaly_vae.encoding import Layout
+from anomaly_vae.likelihoods import TabularLikelihood
+from anomaly_vae.priors import Mixture
+from anomaly_vae.vae import VAE
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def config(**changes: Any) -> ModelConfig:
+    small = {"latent_dim": 2, "hidden_dim": 8, "depth": 1, **changes}
+    return ModelConfig.model_validate(small)
+
+
+def model(**changes: Any) -> VAE:
+    return build(config(**changes), Layout(4, 1, ())).eval()
+
+
+# ---------------------------------------------------------------- clusters and bandwidth
+
+
+def test_few_codes_are_their_own_parts() -> None:
+    codes = randn(20, 3)
+    center, size, scatter = clusters(codes, 20, 0)
+    assert torch.equal(center, codes)
+    assert torch.equal(size, torch.ones(20))
+    assert torch.equal(scatter, torch.zeros(20))
+
+
+def test_many_codes_are_summed_up_and_none_is_lost() -> None:
+    codes = torch.cat([randn(300, 2), randn(100, 2, seed=1) * 0.1 + 50])
+    center, size, scatter = clusters(codes, 8, 0)
+    assert len(center) <= 8
+    assert size.sum() == 400
+    total = (size[:, None] * center).sum(0)
+    torch.testing.assert_close(total, codes.sum(0), rtol=1e-4, atol=1e-2)
+    spread = ((codes - codes.mean(0)) ** 2).mean()
+    between = (size * ((center - codes.mean(0)) ** 2).mean(-1)).sum() / 400
+    within = (size * scatter).sum() / 400
+    torch.testing.assert_close(between + within, spread, rtol=1e-4, atol=1e-3)
+
+
+def test_exact_twins_leave_no_empty_part_and_say_nothing(recwarn: pytest.WarningsRecorder) -> None:
+    codes = torch.tensor([[0.0, 0], [1, 1], [2, 2]]).repeat(100, 1)
+    center, size, scatter = clusters(codes, 50, 0)
+    assert sorted(center[:, 0].tolist()) == [0, 1, 2]
+    assert size.tolist() == [100, 100, 100]
+    assert scatter.abs().max() < 1e-9
+    assert not recwarn.list
+
+
+def test_the_bandwidth_is_the_one_that_held_out_codes_prefer() -> None:
+    """Twins call for a narrow one, a smooth cloud for a wide one."""
+    unit = torch.ones(1, 2)
+    twins = randn(30, 2).repeat(10, 1)
+    assert mixture(twins, twins[:50], unit, 512, 0).log_var.max() <= math.log(0.003) + 1e-6
+    cloud = randn(300, 2)
+    chosen = mixture(cloud, randn(200, 2, seed=5), unit, 512, 0)
+    assert chosen.log_var.min() >= math.log(0.03)
+
+
+def test_the_mixture_comes_close_to_the_density_of_the_codes() -> None:
+    found = mixture(randn(5_000, 2), randn(500, 2, seed=3), torch.ones(1, 2), 64, 0)
+    z = randn(2_000, 2, seed=4)
+    truth = -0.5 * (z**2).sum(-1) - math.log(2 * math.pi)
+    assert (truth - found.log_prob(z.unsqueeze(1)).squeeze(1)).mean() < 0.05
+
+
+def test_the_density_does_not_hang_on_the_unit_of_length() -> None:
+    codes, held = randn(400, 2), randn(100, 2, seed=1)
+    one = mixture(codes, held, torch.ones(1, 2), 400, 0)
+    other = mixture(10 * codes, 10 * held, torch.full((1, 2), 10.0), 400, 0)
+    z = randn(50, 1, 2, seed=2)
+    shifted = other.log_prob(10 * z) + 2 * math.log(10)
+    torch.testing.assert_close(one.log_prob(z), shifted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("parts", [1, 3, 16, 37])
+def test_whole_blocks_are_the_same_mixture(parts: int) -> None:
+    center, size, scatter = randn(parts, 2), 1 + randn(parts, seed=1) ** 2, randn(parts, seed=2) ** 2
+    cut = whole_blocks(center, size, scatter)
+    assert len(cut[0]) % 16 == 0
+    assert len(cut[0]) - parts < 16
+    z, log_var = randn(20, 1, 2, seed=3), (0.1 + scatter).log()
+    one, other = (
+        Mixture(torch.log(s / s.sum()), c, v, torch.ones(1, 2)).log_prob(z)
+        for c, s, v in ((center, size, log_var), (cut[0], cut[1], (0.1 + cut[2]).log()))
+    )
+    torch.testing.assert_close(one, other)
+
+
+# ---------------------------------------------------------------- variances
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("members", [1, 3])
+def test_refitted_variances_are_those_of_the_held_out_residuals(members: int) -> None:
+    """Afterwards r²/σ² is 1 on average in every column, up to the weak prior."""
+    made = model(members=members)
+    x = torch.cat([randn(4_000, 4) * torch.tensor([0.1, 1.0, 3.0, 10.0]), torch.ones(4_000, 1)], 1)
+    x[::3, 1] = torch.nan
+    refit_variances(made, x)
+    found = made.infer(x, torch.zeros(1, 2))
+    numeric: Any = made.likelihood(found.outputs).parts[0][1]
+    ratio = (x[:, None, :4] - numeric.mean) ** 2 / numeric.log_var.exp()
+    mean = ratio.nanmean(-3)
+    assert isinstance(made.likelihood, TabularLikelihood)
+    assert torch.all(made.likelihood.variance_factor > 0)
+    assert mean.flatten().numpy() == pytest.approx(1, abs=0.1)
+
+
+@torch.no_grad()
+def test_without_numbers_or_held_out_rows_nothing_changes() -> None:
+    categorical = build(config(members=2), Layout(0, 1, (3,)))
+    refit_variances(categorical, torch.zeros(5, 2))
+    made = model()
+    assert isinstance(made.likelihood, TabularLikelihood)
+    refit_variances(made, torch.full((3, 5), torch.nan))
+    assert torch.all(made.likelihood.variance_factor == 1)
+
+
+# ---------------------------------------------------------------- all of it
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_settled_a_model_scores_under_its_aggregated_posterior(members: int) -> None:
+    made, x = model(members=members), randn(200, 5).clamp(0)
+    settle(made, x, randn(50, 5, seed=1), config(components=16), 0)
+    assert made.aggregated is not None
+    assert made.aggregated.center.shape[-2] == 16
+    with torch.no_grad():
+        noise = torch.zeros(1, 2)
+        aggregated, standard = made.aggregated_elbo(x, noise), made.elbo(x, noise)
+    torch.testing.assert_close(aggregated.log_prob, standard.log_prob)
+    assert aggregated.kl.shape == (*standard.kl.shape[:-1], 1)
+    assert not torch.allclose(aggregated.bound, standard.bound)
+
+
+def test_a_standard_prior_and_an_autoencoder_have_none() -> None:
+    for changes in ({"prior": "standard"}, {"type": "autoencoder"}):
+        made = model(**changes)
+        settle(made, randn(50, 5), randn(20, 5), config(**changes), 0)
+        assert made.aggregated is None
+
+
+def test_it_repeats(recwarn: pytest.WarningsRecorder) -> None:
+    found = []
+    for _ in range(2):
+        made = model()
+        settle(made, randn(500, 5), randn(50, 5, seed=1), config(components=8), 3)
+        assert made.aggregated is not None
+        found.append({k: v.numpy().tobytes() for k, v in made.state_dict().items()})
+    assert found[0] == found[1]
+    assert not recwarn.list
+
+
+@torch.no_grad()
+def test_the_rate_at_the_draws_is_the_mean_log_ratio() -> None:
+    made = model(members=1)
+    settle(made, randn(200, 5), randn(50, 5, seed=1), config(members=1, components=16), 0)
+    assert made.aggregated is not None
+    x, noise = randn(6, 5, seed=2), randn(3, 2, seed=3)
+    mean, log_var = made.posterior(x)
+    z = mean[:, None] + (0.5 * log_var).exp()[:, None] * noise
+    normal = torch.distributions.Normal(mean[:, None], (0.5 * log_var).exp()[:, None])
+    truth = (normal.log_prob(z).sum(-1) - made.aggregated.log_prob(z)).mean(-1)
+    assert truth.shape == (6,)
+    torch.testing.assert_close(made.aggregated_elbo(x, noise).kl.squeeze(-1), truth)
+    np.testing.assert_allclose(made.aggregated_elbo(x, noise).kl.shape, (6, 1))
