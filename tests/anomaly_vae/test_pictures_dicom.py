@@ -15,9 +15,12 @@ import pydicom
 import pytest
 from numpy.typing import NDArray
 from pydicom import uid
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
+from pydicom.tag import Tag
 
 from anomaly_vae import pictures_codecs
 from anomaly_vae.pictures import Picture, Reading, Unreadable, read_bytes, read_file
@@ -453,6 +456,40 @@ def test_frames_that_are_missing_are_told_one_by_one():
     assert [type(r) for r in results] == [Picture] * 11 + [Unreadable] * 4
     assert [r.frame for r in results[11:]] == [11, 12, 13, 14]
     assert results[11].reason == "it is cut short; copy the file again"
+
+
+def worded(name: str, value: bytes, vr: str = "DS") -> FileDataset:
+    """A file with an element of these bytes, whatever they mean."""
+    dataset = made(WindowCenter=40, WindowWidth=400)
+    tag = Tag(tag_for_keyword(name))
+    dataset._dict[tag] = RawDataElement(tag, vr, len(value), value, 0, False, True)
+    return dataset
+
+
+@pytest.mark.parametrize("value", [b"steep ", b"\xff\xfe", b"1\\2 "])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("RescaleSlope", "rescale slope"),
+        ("RescaleIntercept", "rescale intercept"),
+        ("NumberOfFrames", "number of frames"),
+    ],
+)
+def test_a_value_of_the_header_that_is_no_number_is_told(name, words, value):
+    reason = f"its {words} is no number; export it again"
+    assert why(worded(name, value, "IS" if name == "NumberOfFrames" else "DS")) == reason
+
+
+def test_a_slope_of_the_wrong_length_is_no_number():
+    assert why(worded("RescaleSlope", b"12345 ", "FD")) == (
+        "its rescale slope is no number; export it again"
+    )
+
+
+@pytest.mark.parametrize("name", ["WindowCenter", "WindowWidth"])
+def test_a_window_that_is_no_number_is_told_and_the_first_of_several_counts(name):
+    assert "window" in why(worded(name, b"wide"))
+    assert only(worded(name, b"40\\50 ")).shape == STORED.shape
 
 
 # ---------------------------------------------------------------- hostile files
