@@ -22,6 +22,7 @@ from pydicom import uid
 from pydicom.datadict import dictionary_description
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.encaps import encapsulate, generate_frames
+from pydicom.errors import BytesLengthException
 from pydicom.pixels.decoders.base import Decoder, get_decoder
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.pixels.utils import as_pixel_options
@@ -71,6 +72,8 @@ ELEMENT_HEADER = 8
 MAX_HEADER = 1 << 24
 """Bytes of all that is read beside the pixels."""
 NO_PIXELS = "it holds no picture (a report, a plan or a directory, perhaps); leave it out"
+NO_NUMBER = (ValueError, TypeError, ArithmeticError, NotImplementedError, BytesLengthException)
+"""What pydicom and Python raise on a value that should be a number."""
 GUESSED: dict[tuple[bool | None, bool | None], uid.UID] = {
     (True, True): uid.ImplicitVRLittleEndian,
     (False, True): uid.ExplicitVRLittleEndian,
@@ -325,11 +328,14 @@ def _number(how: Dataset, name: str, absent: float) -> float:
     """The value of an element; ``absent`` where it has none.
 
     Raises:
-        DataError: the value is no number, or there are several.
+        DataError: the value is no number or not finite, or there are several.
     """
     with _no_number(name):
         value = how.get(name)
-        return absent if value in (None, "") else float(value)
+        number = absent if value in (None, "") else float(value)
+    if not math.isfinite(number):
+        raise DataError(f"its {_words(name)} is not finite; export it again")
+    return number
 
 
 @contextmanager
@@ -337,9 +343,13 @@ def _no_number(name: str) -> Iterator[None]:
     """Say of which element a value cannot be read, and not what it is."""
     try:
         yield
-    except (ValueError, TypeError, ArithmeticError, NotImplementedError):
-        words = dictionary_description(name).lower()
-        raise DataError(f"its {words} is no number; export it again") from None
+    except NO_NUMBER:
+        raise DataError(f"its {_words(name)} is no number; export it again") from None
+
+
+def _words(name: str) -> str:
+    """What the standard calls an element, in lower case."""
+    return dictionary_description(name).lower()
 
 
 def look_up(values: NDArray[Any], table: Dataset) -> tuple[Values, int]:

@@ -219,14 +219,14 @@ def test_a_manifest_of_an_older_version_is_refused_with_the_remedy(folder: Path,
     del manifest[key]
     (folder / MANIFEST).write_text(json.dumps(manifest))
     reseal(folder)
-    with pytest.raises(BundleError, match=f"made by an older .*'{key}'; train it again"):
+    with pytest.raises(BundleError, match=rf"made by an older .*'{key}'; train it again"):
         load(folder)
 
 
 def test_images_need_the_scale_of_their_maps(image_calibrated: Bundle) -> None:
     manifest = {k: v for k, v in image_calibrated.manifest.items() if k != "heat_scale"}
     files = replace(image_calibrated, manifest=manifest).files
-    with pytest.raises(BundleError, match="made by an older .*'heat_scale'; train it again"):
+    with pytest.raises(BundleError, match=r"made by an older .*'heat_scale'; train it again"):
         from_files(files)
 
 

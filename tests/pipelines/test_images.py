@@ -294,7 +294,7 @@ def test_a_file_that_a_manifest_lists_by_two_paths_is_refused(listing: Write) ->
 
 def test_a_manifest_that_is_no_text_is_refused(folder: Path) -> None:
     (folder / "list.csv").write_bytes(b"path\n\xff\xfe.png\n")
-    with pytest.raises(DataError, match="cannot be read as a manifest: it .* save it as UTF-8"):
+    with pytest.raises(DataError, match=r"cannot be read as a manifest: it .* save it as UTF-8"):
         find_images([str(folder / "list.csv")])
 
 
