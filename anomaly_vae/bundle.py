@@ -36,6 +36,11 @@ if TYPE_CHECKING:
 FORMAT = 1
 MANIFEST, GRAPH, WEIGHTS = "manifest.json", "graph.onnx", "weights.safetensors"
 CALIBRATION, SUMS = "calibration.safetensors", "SHA256SUMS"
+KEYS = (
+    "format", "code_version", "kind", "name", "unit", "schema", "encoding", "config", "data",
+    "training", "calibration", "evaluation",
+)  # fmt: skip
+"""What every manifest of this version has; one of a model of images has ``heat_scale``, too."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +137,8 @@ def load(path: str | Path, digest: str | None = None) -> Bundle:
         digest: what its digest must be, where it is known from elsewhere.
 
     Raises:
-        BundleError: not a bundle, a missing, extra or altered file, or a newer format.
+        BundleError: not a bundle, a missing, extra or altered file, a newer format, or a manifest
+            of an older version that lacks what this one needs.
     """
     folder = Path(path)
     if not (folder / SUMS).is_file():
@@ -147,7 +153,7 @@ def from_files(files: Mapping[str, bytes], folder: Path = Path("in memory")) -> 
     """The inverse of `Bundle.files`; ``folder`` is how errors call it.
 
     Raises:
-        BundleError: a newer format, or a threshold without its scores.
+        BundleError: a newer format, a manifest that lacks a key, or a threshold without its scores.
     """
     manifest = _manifest(files, folder)
     if (manifest["calibration"] is None) == (CALIBRATION in files):
@@ -177,10 +183,17 @@ def _verified(folder: Path, sums: bytes) -> dict[str, bytes]:
 
 def _manifest(files: Mapping[str, bytes], folder: Path) -> dict[str, Any]:
     manifest: dict[str, Any] = json.loads(files[MANIFEST])
-    if manifest["format"] > FORMAT:
+    version = manifest.get("code_version", "an unknown version")
+    if manifest.get("format", FORMAT) > FORMAT:
         raise BundleError(
             f"bundle '{folder}' has format {manifest['format']}, this version reads up to "
-            f"{FORMAT}; upgrade anomaly-vae (the bundle was made by {manifest['code_version']})"
+            f"{FORMAT}; upgrade anomaly-vae (the bundle was made by {version})"
+        )
+    needed = (*KEYS, "heat_scale") if manifest.get("kind") == "image" else KEYS
+    for key in (key for key in needed if key not in manifest):
+        raise BundleError(
+            f"bundle '{folder}' was made by an older version ({version}): its {MANIFEST} has no "
+            f"'{key}'; train it again"
         )
     return manifest
 

@@ -50,6 +50,7 @@ SIGNATURES = {
     b"\x08\0": "DICOM", b"\2\0": "DICOM", b"\0\x08": "DICOM",  # without its preamble
 }  # fmt: skip
 """How the content of a file begins → its format."""
+RASTER = tuple(start for start, kind in SIGNATURES.items() if kind != "DICOM")
 NIFTI = (b"n+1", b"ni1", b"n+2", b"ni2")
 GZIP = b"\x1f\x8b"
 HASH_SIDE, HASH_FREQUENCIES = 32, 8
@@ -58,9 +59,10 @@ MAX_DISTANCE = 6
 
 
 def is_picture(path: Path) -> bool:
-    """Whether this is an image file by its name or, if that has no suffix, a DICOM file.
+    """Whether this is an image file by its name or, if that has no suffix, by how it begins.
 
-    Digits after a dot are no suffix: files are often called after a DICOM UID.
+    Digits after a dot are no suffix: files are often called after a DICOM UID. NIfTI and DICOM
+    without its preamble begin like much else, and need a suffix.
     """
     name = path.name.lower()
     if name.endswith(SUFFIXES):
@@ -68,10 +70,15 @@ def is_picture(path: Path) -> bool:
     if path.suffix and not path.suffix[1:].isdigit():
         return False
     try:
-        with path.open("rb") as file:
-            return path.is_file() and file.read(132)[128:] == b"DICM"
+        return path.is_file() and _begins_as_picture(path)
     except OSError:
         return False
+
+
+def _begins_as_picture(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(132)
+    return head[128:] == b"DICM" or head.startswith(RASTER)
 
 
 def read_file(path: Path, reading: Reading) -> Iterator[Picture | Unreadable]:

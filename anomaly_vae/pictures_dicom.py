@@ -6,8 +6,10 @@ leave the file.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -17,8 +19,10 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom import uid
+from pydicom.datadict import dictionary_description
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.encaps import encapsulate, generate_frames
+from pydicom.errors import BytesLengthException
 from pydicom.pixels.decoders.base import Decoder, get_decoder
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.pixels.utils import as_pixel_options
@@ -68,6 +72,8 @@ ELEMENT_HEADER = 8
 MAX_HEADER = 1 << 24
 """Bytes of all that is read beside the pixels."""
 NO_PIXELS = "it holds no picture (a report, a plan or a directory, perhaps); leave it out"
+NO_NUMBER = (ValueError, TypeError, ArithmeticError, NotImplementedError, BytesLengthException)
+"""What pydicom and Python raise on a value that should be a number."""
 GUESSED: dict[tuple[bool | None, bool | None], uid.UID] = {
     (True, True): uid.ImplicitVRLittleEndian,
     (False, True): uid.ExplicitVRLittleEndian,
@@ -144,9 +150,8 @@ class DicomFile:
         how = self._macro(RESCALE, frame)
         if how.get("ModalityLUTSequence"):
             return look_up(stored, how.ModalityLUTSequence[0])[0]
-        slope, intercept = how.get("RescaleSlope"), how.get("RescaleIntercept")
-        values = stored.astype(np.float64)
-        return values * float(1 if slope is None else slope) + float(intercept or 0)
+        slope, intercept = _number(how, "RescaleSlope", 1), _number(how, "RescaleIntercept", 0)
+        return stored.astype(np.float64) * slope + intercept
 
     def _shown(
         self, values: Values, padding: NDArray[np.bool_], frame: int, window: str | Bounds
@@ -191,7 +196,7 @@ def open_file(content: bytes, reading: Reading) -> DicomFile:
     if not present:
         raise DataError(CUT_SHORT if source.cut or "Rows" in dataset else NO_PIXELS)
     _check_header(dataset)
-    count = int(dataset.get("NumberOfFrames") or 1)
+    count = int(_number(dataset, "NumberOfFrames", 1) or 1)
     reading.check_frames(count)
     reading.check_size(int(dataset.Rows), int(dataset.Columns))
     decoder = _decoder(dataset, dataset[present[0]].is_undefined_length)
@@ -294,7 +299,7 @@ def _full_range(colour: NDArray[Any], bits: int) -> Pixels:
 
 def by_window(values: Values, how: Dataset) -> Pixels | None:
     """Values by the first window of a file or frame (PS3.3 C.11.2.1.2); None where it has none."""
-    center, width = _first(how.get("WindowCenter")), _first(how.get("WindowWidth"))
+    center, width = _first(how, "WindowCenter"), _first(how, "WindowWidth")
     function = how.get("VOILUTFunction") or "LINEAR"
     if not (np.isfinite(center) and width >= (1 if function == "LINEAR" else 1e-9)):
         return None
@@ -311,9 +316,40 @@ def by_table(values: Values, how: Dataset) -> Pixels:
     return stretch(found, (0, (1 << bits) - 1))
 
 
-def _first(value: Any) -> float:
-    many = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-    return float("nan") if not many or many[0] in (None, "") else float(many[0])
+def _first(how: Dataset, name: str) -> float:
+    """The first of an element's values, NaN where it has none; raises as `_number`."""
+    with _no_number(name):
+        value = how.get(name)
+        many = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+        return math.nan if not many or many[0] in (None, "") else float(many[0])
+
+
+def _number(how: Dataset, name: str, absent: float) -> float:
+    """The value of an element; ``absent`` where it has none.
+
+    Raises:
+        DataError: the value is no number or not finite, or there are several.
+    """
+    with _no_number(name):
+        value = how.get(name)
+        number = absent if value in (None, "") else float(value)
+    if not math.isfinite(number):
+        raise DataError(f"its {_words(name)} is not finite; export it again")
+    return number
+
+
+@contextmanager
+def _no_number(name: str) -> Iterator[None]:
+    """Say of which element a value cannot be read, and not what it is."""
+    try:
+        yield
+    except NO_NUMBER:
+        raise DataError(f"its {_words(name)} is no number; export it again") from None
+
+
+def _words(name: str) -> str:
+    """What the standard calls an element, in lower case."""
+    return dictionary_description(name).lower()
 
 
 def look_up(values: NDArray[Any], table: Dataset) -> tuple[Values, int]:

@@ -54,7 +54,13 @@ def open_raster(content: bytes, reading: Reading, kind: str) -> Frames:
     """
     if kind == "JPEG":
         check_scans(content)
-    image = Image.open(BytesIO(content), formats=[kind])
+    try:
+        image = Image.open(BytesIO(content), formats=[kind])
+    except Image.DecompressionBombError:  # raised before the size can be asked for
+        factory, _ = Image.OPEN[kind]
+        image = factory(BytesIO(content), "")
+        reading.check_size(image.height, image.width)
+        raise
     return Frames(_pages(image, kind, reading), partial(_page, image, reading))
 
 

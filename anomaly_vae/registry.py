@@ -28,7 +28,7 @@ from typing import Any, TypeVar, cast
 from anomaly_vae import __version__
 from anomaly_vae.bundle import SUMS, Bundle, load
 from anomaly_vae.errors import AnomalyVAEError, BundleError, RegistryError
-from anomaly_vae.files import atomic_folder, own_temporary_folder
+from anomaly_vae.files import atomic_folder, locked, own_temporary_folder
 from anomaly_vae.frames import frame_of
 from anomaly_vae.modality import Schema as DataSchema
 from anomaly_vae.schema import ColumnType
@@ -74,6 +74,9 @@ COLUMN_TYPES: dict[str, DataType] = {
 """What a signature calls a column that is no number."""
 MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/]+)|/(?P<version>\d+))")
 
+HALF_MADE = re.compile(r"sqlite3\.OperationalError\) (duplicate column|(table|index) .+ already )")
+"""What SQLite says of a migration that begins where another broke off."""
+
 Method = TypeVar("Method")
 
 
@@ -86,9 +89,17 @@ def _plainly(method: Method) -> Method:
             return cast("Any", method)(*args, **kwargs)
         except _failures() as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
-            raise RegistryError(f"MLflow: {reason}") from None
+            raise RegistryError(f"MLflow: {reason}{_remedy(reason)}") from None
 
     return cast("Method", wrapper)
+
+
+def _remedy(reason: str) -> str:
+    """What to do about a database that was broken off while MLflow made its tables."""
+    file = _database(mlflow.get_tracking_uri())
+    if file is None or not HALF_MADE.search(reason):
+        return ""
+    return f"; '{file}' was broken off while it was made: move it away and run again"
 
 
 def _failures() -> tuple[type[Exception], ...]:
@@ -203,6 +214,8 @@ class Registry:
         mlflow.set_registry_uri(self.uri)
         if not wanted:  # MLflow leaves it in the environment, where it would win from now on
             os.environ.pop("MLFLOW_TRACKING_URI", None)
+        if (file := _database(self.uri)) and not os.path.lexists(file):
+            _create(file)
         self._client = MlflowClient(self.uri, self.uri)
 
     # ------------------------------------------------------------ runs
@@ -239,8 +252,8 @@ class Registry:
 
     def _create_experiment(self, name: str) -> str:
         """Beside an SQLite file, artifacts go to ``mlartifacts/``; a server knows its own place."""
-        database = re.fullmatch(r"sqlite:///(.+)", self.uri)
-        place = Path(database[1]).absolute().parent / "mlartifacts" if database else None
+        database = _database(self.uri)
+        place = database.absolute().parent / "mlartifacts" if database else None
         return str(self._client.create_experiment(name, place.as_uri() if place else None))
 
     # ------------------------------------------------------------ versions
@@ -391,6 +404,38 @@ class Registry:
         """An artifact as a local path: below ``to``, or wherever it is, or a temporary copy."""
         place = str(to) if to else None
         return str(mlflow.artifacts.download_artifacts(uri, dst_path=place)).rstrip("/")
+
+
+def _database(uri: str) -> Path | None:
+    """The file of an SQLite database, None for any other."""
+    found = re.fullmatch(r"sqlite:///([^?]+)(\?.*)?", uri)
+    return Path(found[1]) if found and found[1] != ":memory:" else None
+
+
+def _create(file: Path) -> None:
+    """Make a database that is not there; a crash leaves none, and whoever is first makes it.
+
+    MLflow makes some sixty tables one by one, and cannot go on where it was broken off.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as place:
+        whole = Path(place).absolute() / file.name
+        _make_tables(f"sqlite:///{whole}")
+        with locked(file.parent):
+            if not os.path.lexists(file):
+                whole.rename(file)
+
+
+def _make_tables(uri: str) -> None:
+    from mlflow.store.db import utils
+
+    database = cast("Any", utils)  # its functions have no types
+    engine = database.create_sqlalchemy_engine(uri)
+    try:
+        with _quiet_warnings():
+            database._initialize_tables(engine)
+    finally:
+        engine.dispose()
 
 
 def cache_bundle(fetched: Fetched, cache: Path) -> Fetched:

@@ -330,11 +330,11 @@ PLAIN = {"corruption": {"type": "none"}}
 CONTAMINATION: Mapping[str, Any] = {
     "model": {"contamination": True},
     "score": {"type": "contamination"},
-    "training": {"epochs": 32},  # about 1,000 steps: what it finds grows with what it was shown
+    "training": {"epochs": 48},  # about 1,500 steps: what it finds grows with what it was shown
 }
 OURS = (
     ours("VAE (ours)"),
-    ours("ours, score: contamination, 32 epochs", **CONTAMINATION),
+    ours("ours, score: contamination, 48 epochs", **CONTAMINATION),
     ours("ours, score: reconstruction", score={"type": "reconstruction"}),
     ours("ours, not standardised", score={"standardise": False}),
     ours("ours, no corruption", training=PLAIN),
@@ -364,7 +364,7 @@ PEERS = (
 METHODS = (*OURS, *PEERS)
 SHORT = (
     "VAE (ours)",
-    "ours, score: contamination, 32 epochs",
+    "ours, score: contamination, 48 epochs",
     *(method.name for method in PEERS[:7]),
 )
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from anomaly_vae.columns import times_from_arrow
+from anomaly_vae.columns import levels_from_arrow, times_from_arrow
 from anomaly_vae.detector import Detections, Detector
 from anomaly_vae.errors import DataError
 from anomaly_vae.evaluation import Evaluation, Slice, evaluate, time_slices
@@ -22,6 +22,8 @@ from pipelines.io import find_files, read_table
 from pipelines.models import Source, registry
 
 Mask = NDArray[np.bool_]
+MOST_VALUES = 5
+"""Of a label, that are named where none of them is the one of anomalies."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,7 +184,9 @@ def _labels(table: pa.Table, label: str | None, positive: Any) -> tuple[Mask, Ma
     labels = table.column(label)
     anomaly, unlabelled = anomaly_mask(labels, positive, label), unlabelled_mask(labels, label)
     if not anomaly.any():
-        console.say(f"no row has {positive!r} in column '{label}': none is a known anomaly")
+        found = listed(levels_from_arrow(labels)[0].names, most=MOST_VALUES)
+        note = f"no row has {positive!r} in column '{label}': none is a known anomaly"
+        console.say(f"{note}; found {found}")
     return anomaly, unlabelled
 
 

@@ -7,6 +7,7 @@ import glob
 import itertools
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -45,6 +46,8 @@ from pipelines.data import (
 PATH, FRAME, LABEL, GROUP = "path", "frame", "label", "group"
 BATCH = 64
 """Images that are scored at a time."""
+MOST_SKIPPED = 3
+"""Files that are no images, that are named."""
 OTHERS = (b"\x89PNG", b"\xff\xd8", b"II", b"MM", b"\x1f\x8b", b"\x5c\x01", b"\x00\x00\x01\x5c")
 """How PNG, JPEG, TIFF, gzip and NIfTI begin; DICOM without its preamble begins otherwise."""
 
@@ -76,52 +79,91 @@ class Batch:
 def find_images(paths: Sequence[str]) -> list[Item]:
     """Images behind files, folders (searched throughout), globs and manifests.
 
+    What else lies in the folders is told.
+
     Raises:
-        DataError: a path leads to no image, or a manifest cannot be read.
+        DataError: a path leads to no image, a manifest cannot be read, or a folder not searched.
     """
-    found: dict[Path, Item] = {}
+    found: dict[str, Item] = {}
+    skipped: dict[str, Path] = {}
     for path in paths:
-        items = list(_items(path))
+        items = list(_items(path, skipped))
         if not items:
             raise DataError(f"'{path}': no image is there", path=path)
         for item in items:
-            known = found.get(item.file)
+            known = found.get(place := _place(item.file))
             if known is None or not known.facts:  # what a manifest says is not lost
-                found[item.file] = item
+                found[place] = item
+    _tell([file for place, file in skipped.items() if place not in found])
     return list(found.values())
 
 
-def _items(path: str) -> Iterator[Item]:
+def _place(file: Path) -> str:
+    """What a file given twice is known by: its absolute path, links as they are called."""
+    short = os.path.abspath(file)  # noqa: PTH100 without the steps up
+    with suppress(OSError):  # where nothing is there, the path is all that can be compared
+        if ".." in file.parts and not file.samefile(short):  # a step up from a link
+            return str(file.absolute())
+    return short
+
+
+def _tell(skipped: Sequence[Path]) -> None:
+    """Say how many files of the folders are no images."""
+    if not skipped:
+        return
+    names = ", ".join(repr(file.name) for file in skipped[:MOST_SKIPPED])
+    names += ", …" if len(skipped) > MOST_SKIPPED else ""
+    several = "files in the folders are no images and were"
+    what = several if len(skipped) > 1 else "file in the folders is no image and was"
+    console.say(f"{len(skipped)} {what} skipped: {names}")
+
+
+def _items(path: str, skipped: dict[str, Path]) -> Iterator[Item]:
     place = Path(path)
     if place.suffix.lower() == ".csv" and place.is_file():
         yield from _manifest(place)
-    elif place.is_file():
-        yield Item.of(place)
     elif place.is_dir():
-        yield from (Item.of(p) for p in sorted(_files(place)) if is_picture(p))
+        yield from _folder(place, skipped)
+    elif os.path.lexists(place):  # whatever it is: reading it tells
+        yield Item.of(place)
     else:
         for name in sorted(glob.glob(path, recursive=True)):  # noqa: PTH207 absolute patterns too
-            yield from _items(name) if Path(name).is_dir() or is_picture(Path(name)) else ()
+            known = Path(name).is_dir() or is_picture(Path(name))
+            yield from _items(name, skipped) if known else ()
+
+
+def _folder(place: Path, skipped: dict[str, Path]) -> Iterator[Item]:
+    for file in sorted(_files(place)):
+        if is_picture(file):
+            yield Item.of(file)
+        else:
+            skipped[_place(file)] = file
 
 
 def _manifest(place: Path) -> Iterator[Item]:
     """The rows of a CSV manifest, one for each file; paths are relative to it."""
-    seen: set[Path] = set()
+    seen: set[str] = set()
     try:
         with place.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             if PATH not in (reader.fieldnames or ()):
-                columns = listed(reader.fieldnames or ())
-                raise DataError(f"'{place}': a manifest needs a column 'path', found {columns}")
+                raise DataError(_no_paths(place, reader.fieldnames or ()))
             for row in reader:
                 item = _row(place, reader.line_num, row)
-                if item.file in seen:
+                if (known := _place(item.file)) in seen:
                     again = f"'{item.name}' is listed a second time; keep one of its rows"
                     raise DataError(f"'{place}' line {reader.line_num}: {again}")
-                seen.add(item.file)
+                seen.add(known)
                 yield item
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"'{place}' cannot be read as a manifest: {error}") from None
+        no_text = isinstance(error, UnicodeDecodeError)
+        reason = "it is not UTF-8 text; save it as UTF-8" if no_text else error
+        raise DataError(f"'{place}' cannot be read as a manifest: {reason}") from None
+
+
+def _no_paths(place: Path, columns: Sequence[str]) -> str:
+    found = f"'{place}': a manifest needs a column 'path', found {listed(columns)}"
+    return f"{found}; the model scores images"
 
 
 def _row(place: Path, line: int, row: dict[str, str | None]) -> Item:
@@ -134,9 +176,13 @@ def _row(place: Path, line: int, row: dict[str, str | None]) -> Item:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """What lies in it at any depth and is not hidden; links are followed, in circles but once."""
+    """What lies in it at any depth and is not hidden; links are followed, in circles but once.
+
+    Raises:
+        DataError: a folder that may not be searched.
+    """
     seen: set[Path] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
+    for place, folders, files in os.walk(folder, onerror=_unsearched, followlinks=True):
         seen.add(Path(place).resolve())
         folders[:] = [
             name
@@ -144,6 +190,12 @@ def _files(folder: Path) -> Iterator[Path]:
             if not name.startswith(".") and Path(place, name).resolve() not in seen
         ]
         yield from (Path(place, name) for name in files if not name.startswith("."))
+
+
+def _unsearched(error: OSError) -> None:
+    """Refuse a folder whose images would be lost without a count."""
+    reason = f"'{error.filename}' cannot be searched: {error.strerror}; change its permissions"
+    raise DataError(reason, path=str(error.filename)) from None
 
 
 def read_images(items: Sequence[Item], schema: ImageSchema) -> Iterator[Batch]:

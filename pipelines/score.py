@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -219,14 +220,19 @@ def outside(
     Raises:
         DataError: a path lies in ``output``, or nothing lies outside it.
     """
-    place = output.resolve()
+    place = _resolved(output)
     for path in paths:
-        if place in (Path(path).resolve(), *Path(path).resolve().parents):
+        if place in (_resolved(path), *_resolved(path).parents):
             raise DataError(f"--input '{path}' lies in --output '{output}'; choose another folder")
-    kept = [one for one in found if place not in file_of(one).resolve().parents]
+    kept = [one for one in found if place not in _resolved(file_of(one)).parents]
     if not kept:
         raise DataError(f"no file to score lies outside --output '{output}'")
     return kept
+
+
+def _resolved(path: str | Path) -> Path:
+    """Where a path leads to; links in a circle lead nowhere and stay."""
+    return Path(os.path.realpath(path))
 
 
 def most_of(explain: Explain) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,8 @@ IMAGES = "images"
 MASKS = "masks"
 
 _HEADER: Final = "path,label,group\n"
-_ROW: Final = re.compile(rf"{IMAGES}/scan-[0-9]{{5}}\.png,[01],patient-[0-9]{{5}}\n")
+_ROW: Final = re.compile(rf"{IMAGES}/(scan-[0-9]{{5}}\.png),[01],patient-[0-9]{{5}}\n")
+_NAME: Final = re.compile(r"scan-[0-9]{5}\.png")
 _SOFTWARE: Final = "anomaly-vae simulate"  # by which a PNG of ours is known again
 _START: Final = re.compile(rb"\x89PNG\r\n\x1a\n.{29}tEXtSoftware\0" + _SOFTWARE.encode(), re.DOTALL)
 
@@ -44,7 +46,8 @@ def write_scans(out: str | Path, rows: int, seed: int) -> dict[str, Any]:
 
     Each image ``images/scan-00000.png`` has a mask of the same name, 255 where the lesion is and
     black for a normal scan; the manifest's columns are ``path`` (relative to it), ``label`` (1 =
-    lesion) and ``group`` (the patient). Scans simulated before are replaced, each folder at once;
+    lesion) and ``group`` (the patient). Scans simulated before are replaced, each folder at once,
+    where it holds no other files than the manifest lists;
     the old manifest goes before they do and the new one comes after, so that a manifest never
     speaks of other images than those beside it.
 
@@ -106,24 +109,33 @@ def _check_replaceable(folder: Path) -> None:
 
 
 def _in_the_way(folder: Path) -> Iterator[Path]:
+    """What `write_scans` did not write; without a manifest it broke off between the folders."""
+    manifest, listed = folder / MANIFEST, None
+    if os.path.lexists(manifest):
+        listed = _listed(manifest)
+        if listed is None:
+            yield manifest
     for part in (folder / IMAGES, folder / MASKS):
-        files = sorted(part.iterdir()) if part.is_dir() else [part]
-        yield from (path for path in files if path.exists() and not _is_picture(path))
-    manifest = folder / MANIFEST
-    if manifest.exists() and not _is_manifest(manifest):
-        yield manifest
+        if part.is_dir():
+            yield from (path for path in sorted(part.iterdir()) if not _is_picture(path, listed))
+        elif os.path.lexists(part):
+            yield part
 
 
-def _is_picture(path: Path) -> bool:
-    """Whether `_write_pictures` wrote it, as its first chunk after the header says."""
-    if not path.is_file():
+def _is_picture(path: Path, listed: set[str] | None) -> bool:
+    """Whether `_write_pictures` wrote it, as its name, the manifest and its first chunk say."""
+    if path.is_symlink() or not path.is_file() or not _NAME.fullmatch(path.name):
+        return False
+    if listed is not None and path.name not in listed:
         return False
     with path.open("rb") as file:
         return _START.match(file.read(128)) is not None
 
 
-def _is_manifest(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        return next(lines, "") == _HEADER and all(map(_ROW.fullmatch, lines))
+def _listed(manifest: Path) -> set[str] | None:
+    """The names of the images in a manifest of `write_scans`, None for any other file."""
+    if manifest.is_symlink() or not manifest.is_file():
+        return None
+    with manifest.open(encoding="utf-8", errors="replace") as lines:
+        header, rows = next(lines, ""), [_ROW.fullmatch(line) for line in lines]
+    return {row[1] for row in rows if row} if header == _HEADER and all(rows) else None

@@ -21,6 +21,7 @@ from anomaly_vae.bundle import (
     CALIBRATION,
     FORMAT,
     GRAPH,
+    KEYS,
     MANIFEST,
     SUMS,
     WEIGHTS,
@@ -210,6 +211,23 @@ def test_a_newer_format_is_refused_with_the_remedy(folder: Path) -> None:
     assert "upgrade anomaly-vae" in message
     assert "9.9.9" in message
     assert str(folder) in message
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_manifest_of_an_older_version_is_refused_with_the_remedy(folder: Path, key: str) -> None:
+    manifest = json.loads((folder / MANIFEST).read_bytes())
+    del manifest[key]
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    reseal(folder)
+    with pytest.raises(BundleError, match=rf"made by an older .*'{key}'; train it again"):
+        load(folder)
+
+
+def test_images_need_the_scale_of_their_maps(image_calibrated: Bundle) -> None:
+    manifest = {k: v for k, v in image_calibrated.manifest.items() if k != "heat_scale"}
+    files = replace(image_calibrated, manifest=manifest).files
+    with pytest.raises(BundleError, match=r"made by an older .*'heat_scale'; train it again"):
+        from_files(files)
 
 
 def test_a_digest_that_is_not_the_registered_one_is_refused(folder: Path, bundle: Bundle) -> None:

@@ -310,7 +310,7 @@ def test_a_file_over_the_limit_is_not_read_whole(tmp_path):
     assert result.reason == "it has more than 1000 bytes; split it or raise max_bytes"
 
 
-def test_images_are_known_by_suffix_and_dicom_without_one_by_its_magic(tmp_path):
+def test_images_are_known_by_suffix_and_without_one_by_how_they_begin(tmp_path):
     for suffix in SUFFIXES:
         assert is_picture(tmp_path / f"a{suffix.upper()}")
     for name in ("1.2.840.10008.5", "IM0001"):
@@ -319,9 +319,19 @@ def test_images_are_known_by_suffix_and_dicom_without_one_by_its_magic(tmp_path)
         assert is_picture(path)
         path.write_bytes(bytes(128) + b"DIC")
         assert not is_picture(path)
+    for start in (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        path.write_bytes(start)
+        assert is_picture(path)
+    path.write_bytes(b"\x08\0\x05\0")
+    assert not is_picture(path)
     (tmp_path / "notes.txt").write_bytes(bytes(128) + b"DICM")
     (tmp_path / "folder").mkdir()
     assert not any(is_picture(tmp_path / name) for name in ("notes.txt", "folder", "absent"))
+
+
+def test_a_pipe_without_a_suffix_is_no_image_and_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert not is_picture(tmp_path / "pipe")
 
 
 # ---------------------------------------------------------------- hostile files
@@ -344,7 +354,10 @@ HOSTILE = {
     "one byte": (b"\x89", "it is no PNG, JPEG, TIFF, DICOM or NIfTI"),
     "GIF": (saved(GREY, "GIF"), "it is no PNG, JPEG, TIFF, DICOM or NIfTI"),
     "wide": (png_header(60_000, 1_000), "60000 × 1000 pixels is over the limit of 33554432"),
-    "wide and high": (png_header(60_000, 60_000), "it has too many pixels; make it smaller"),
+    "wide and high": (
+        png_header(60_000, 60_000),
+        "60000 × 60000 pixels is over the limit of 33554432",
+    ),
     "no width": (png_header(0, 5), "it is damaged"),
     "too few bytes": (png_header(500, 500), "it is cut short; copy the file again"),
     "tile": (tile_bomb(), "60000 × 60000 pixels is over the limit of 33554432"),

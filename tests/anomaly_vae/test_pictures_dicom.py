@@ -15,6 +15,7 @@ import pydicom
 import pytest
 from numpy.typing import NDArray
 from pydicom import uid
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
@@ -114,7 +115,8 @@ REFUSED = {
         waveform_ecg""",
     "does not say how its pixels are laid out": "meta_missing_tsyntax nested_priv_SQ",
     "is cut short": "MR_truncated rtplan_truncated",
-    "is damaged": "GDCMJ2K_TextGBR JPEG2000-embedded-sequence-delimiter badVR",
+    "is damaged": "GDCMJ2K_TextGBR JPEG2000-embedded-sequence-delimiter",
+    "number of frames is no number": "badVR",
     "is no PNG, JPEG, TIFF, DICOM or NIfTI": "no_meta",
     "JPEG Extended (Process 2 and 4), which is not read": "JPEG-lossy JPGExtended",
 }
@@ -453,6 +455,52 @@ def test_frames_that_are_missing_are_told_one_by_one():
     assert [type(r) for r in results] == [Picture] * 11 + [Unreadable] * 4
     assert [r.frame for r in results[11:]] == [11, 12, 13, 14]
     assert results[11].reason == "it is cut short; copy the file again"
+
+
+SHOWN = {
+    "NumberOfFrames": 1,
+    "RescaleSlope": 2,
+    "RescaleIntercept": -3,
+    "WindowCenter": 40,
+    "WindowWidth": 400,
+}
+
+
+def worded(name: str, value: bytes, vr: bytes | None = None) -> bytes:
+    """A file in which the value of an element is these bytes, whatever they mean."""
+    content, tag = written(made(**SHOWN)), tag_for_keyword(name)
+    assert tag is not None
+    at = content.index(struct.pack("<HH", tag >> 16, tag & 0xFFFF))
+    length = int.from_bytes(content[at + 6 : at + 8], "little")
+    head = content[at : at + 4] + (vr or content[at + 4 : at + 6])
+    return content[:at] + head + struct.pack("<H", len(value)) + value + content[at + 8 + length :]
+
+
+@pytest.mark.parametrize("value", [b"steep ", b"\xff\xfe", b"1\\2 "])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("RescaleSlope", "rescale slope"),
+        ("RescaleIntercept", "rescale intercept"),
+        ("NumberOfFrames", "number of frames"),
+    ],
+)
+def test_a_value_of_the_header_that_is_no_number_is_told(name, words, value):
+    assert why(worded(name, value)) == f"its {words} is no number; export it again"
+
+
+def test_a_slope_of_the_wrong_length_or_without_end_is_told():
+    wrong = worded("RescaleSlope", b"12345 ", b"FD")
+    assert why(wrong) == "its rescale slope is no number; export it again"
+    for value in (b"nan ", b"1e999 "):
+        endless = worded("RescaleSlope", value)
+        assert why(endless) == "its rescale slope is not finite; export it again"
+
+
+@pytest.mark.parametrize("name", ["WindowCenter", "WindowWidth"])
+def test_a_window_that_is_no_number_is_told_and_the_first_of_several_counts(name):
+    assert why(worded(name, b"wide")).endswith("is no number; export it again")
+    assert only(worded(name, b"40\\50 ")).shape == STORED.shape
 
 
 # ---------------------------------------------------------------- hostile files

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import mlflow
@@ -445,3 +448,71 @@ def test_the_same_inputs_are_found_among_more_versions_than_a_page_holds(
 def test_a_name_that_nobody_registered_has_no_champion(registry: Registry) -> None:
     assert registry.champion("absent") is None
     assert registry.past_champions("absent") == []
+
+
+# ---------------------------------------------------------------- a database that is not there
+
+BROKEN_OFF = """
+import os, sys
+import mlflow.store.db.utils as utils
+from anomaly_vae.registry import Registry
+from sqlalchemy import text
+
+def half(engine):
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE secrets (secret_id INTEGER)"))
+    os.kill(os.getpid(), 9)
+
+utils._upgrade_db = half
+Registry(sys.argv[1]).models()
+"""
+
+
+@pytest.fixture
+def absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a database is wanted and none is."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path / "new" / DATABASE
+
+
+@pytest.mark.e2e
+def test_a_process_killed_while_it_makes_the_database_leaves_none(absent: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(module.__file__).parents[1])}
+    command = [sys.executable, "-c", BROKEN_OFF, f"sqlite:///{absent}"]
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not absent.exists()
+    assert Registry(f"sqlite:///{absent}").models() == []
+
+
+def test_a_failure_while_the_database_is_made_leaves_nothing(
+    absent: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MlflowException("the disk is full")
+
+    monkeypatch.setattr("mlflow.store.db.utils._upgrade_db", fail)
+    with pytest.raises(RegistryError, match="MLflow: the disk is full"):
+        Registry(f"sqlite:///{absent}")
+    assert list(absent.parent.iterdir()) == []
+
+
+def test_a_database_that_another_process_makes_meanwhile_stays(
+    absent: Path, migrated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overtaken(_: object) -> None:
+        shutil.copy(migrated, absent)
+
+    monkeypatch.setattr("mlflow.store.db.utils._initialize_tables", overtaken)
+    assert Registry(f"sqlite:///{absent}").models() == []
+    assert [path.name for path in absent.parent.iterdir()] == [DATABASE]
+    assert absent.read_bytes() == migrated.read_bytes()
+
+
+def test_a_database_that_was_broken_off_is_told_with_the_remedy(absent: Path) -> None:
+    absent.parent.mkdir()
+    with closing(sqlite3.connect(absent)) as database, database:
+        database.execute("CREATE TABLE secrets (secret_id INTEGER)")
+    with pytest.raises(RegistryError, match="secrets already exists") as caught:
+        Registry(f"sqlite:///{absent}").models()
+    assert f"'{absent}' was broken off while it was made: move it away" in str(caught.value)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -144,6 +146,95 @@ def test_a_name_that_is_no_text_is_spelled_out(folder: Path) -> None:
     assert not read_all([item], SCHEMA).images.problems
 
 
+ODD: dict[str, Callable[[Path], object]] = {
+    "dangling": lambda path: path.symlink_to("nowhere"),
+    "circle": lambda path: path.symlink_to(path.name),
+    "pipe": os.mkfifo,
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("path", ["odd.png", "*.png", "."])
+def test_what_is_no_file_is_one_problem_among_the_images(
+    folder: Path, kind: str, path: str
+) -> None:
+    ODD[kind](folder / "odd.png")
+    items = find_images([str(folder / path), str(folder / "a.png")])
+    read = read_all(items, SCHEMA)
+    (problem,) = read.images.problems
+    assert items[read.items[problem.row]].file.name == "odd.png"
+    assert problem.reason == "it is no file; give the path of an image file"
+    assert read.images.usable.sum() == len(items) - 1 > 0
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_what_is_no_file_and_has_no_suffix_is_no_image(folder: Path, kind: str) -> None:
+    ODD[kind](folder / "odd")
+    assert len(find_images([str(folder)])) == 3
+    assert len(find_images([str(folder / "*")])) == 3
+
+
+def test_a_folder_that_may_not_be_searched_is_refused_by_name(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = os.scandir
+
+    def denied(path: Any) -> Any:
+        if Path(path).name == "sub":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    message = f"'{folder / 'sub'}' cannot be searched: Permission denied"
+    with pytest.raises(DataError, match=message) as caught:
+        find_images([str(folder)])
+    assert caught.value.path == str(folder / "sub")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF"])
+def test_images_without_a_suffix_are_known_by_how_they_begin(folder: Path, kind: str) -> None:
+    Image.fromarray(blobs(1)[0]).save(folder / "sub" / "bare", kind)
+    assert names(find_images([str(folder)]), folder)[2:] == ["sub/bare", "sub/c.tif"]
+
+
+def test_what_else_lies_in_a_folder_is_counted_and_named(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    find_images([str(folder), str(folder), str(folder / "sub")])
+    said = "1 file in the folders is no image and was skipped: 'notes.txt'\n"
+    assert capfd.readouterr().err == said
+    for name in ("odd\n\udcff", "list", "sub/b.txt"):
+        Path(f"{folder}/{name}").write_text("not an image")
+    find_images([str(folder), str(folder / "notes.txt")])
+    assert capfd.readouterr().err == (
+        "3 files in the folders are no images and were skipped: 'list', 'odd\\n\\udcff', 'b.txt'\n"
+    )
+    find_images([str(folder)])
+    assert capfd.readouterr().err.endswith("skipped: 'list', 'notes.txt', 'odd\\n\\udcff', …\n")
+    find_images([str(folder / "a.png"), str(folder / "*.png")])
+    assert capfd.readouterr().err == ""
+
+
+def test_a_file_is_the_same_by_its_relative_and_its_absolute_path(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "link.png").symlink_to("a.png")
+    items = find_images(["a.png", str(folder / "a.png"), "sub/../a.png", ".", "link.png"])
+    assert [item.name for item in items] == ["a.png", "b.PNG", "link.png", "sub/c.tif"]
+
+
+def test_a_step_up_from_a_linked_folder_is_another_place(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    png(folder / "far" / "a.png", blobs(1, seed=5)[0])
+    (folder / "far" / "below").mkdir()
+    (folder / "linked").symlink_to("far/below")
+    items = find_images(["a.png", "linked/../a.png"])
+    assert [item.name for item in items] == ["a.png", "linked/../a.png"]
+
+
 # ---------------------------------------------------------------- manifests
 
 
@@ -176,7 +267,10 @@ def test_paths_of_a_manifest_may_be_absolute_and_quoted(listing: Write, folder: 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file,label\na.png,0\n", "a manifest needs a column 'path', found 'file', 'label'"),
+        (
+            "file,label\na.png,0\n",
+            "a manifest needs a column 'path', found 'file', 'label'; the model scores",
+        ),
         ("", "a manifest needs a column 'path', found nothing"),
         ("path,label\na.png,0,7\n", "line 2: expected a path and one cell for each column"),
         ("path,label\na.png,0\n,1\n", "line 3: expected a path"),
@@ -191,9 +285,16 @@ def test_a_manifest_that_cannot_be_meant_is_refused(
         find_images([str(listing(text))])
 
 
+def test_a_file_that_a_manifest_lists_by_two_paths_is_refused(listing: Write) -> None:
+    path = listing("path,label\na.png,0\n")
+    path.write_text(path.read_text() + f"{path.parent / 'a.png'},1\n")
+    with pytest.raises(DataError, match=r"line 3: .*a\.png' is listed a second time"):
+        find_images([str(path)])
+
+
 def test_a_manifest_that_is_no_text_is_refused(folder: Path) -> None:
     (folder / "list.csv").write_bytes(b"path\n\xff\xfe.png\n")
-    with pytest.raises(DataError, match="cannot be read as a manifest"):
+    with pytest.raises(DataError, match=r"cannot be read as a manifest: it .* save it as UTF-8"):
         find_images([str(folder / "list.csv")])
 
 

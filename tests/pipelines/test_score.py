@@ -30,7 +30,7 @@ from anomaly_vae.files import locked
 from pipelines import results, score
 from pipelines.models import Source
 from pipelines.results import INCOMPLETE, PART_ROWS, REJECTS, SUMMARY
-from pipelines.score import score_files
+from pipelines.score import outside, score_files
 from tests.pipelines.conftest import Command, World
 
 ID = "TRANSACTION_ID"
@@ -897,3 +897,9 @@ def test_ten_times_the_rows_take_no_more_memory(
         done = subprocess.run(code, env=environment, capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout) / 1024)
     assert peaks[1] < peaks[0] + 60, peaks
+
+
+def test_a_path_in_a_circle_of_links_is_refused_as_a_path(tmp_path: Path) -> None:
+    circle = tmp_path / "circle"
+    circle.symlink_to("circle")
+    assert outside([str(circle)], [circle], tmp_path / "out", Path) == [circle]

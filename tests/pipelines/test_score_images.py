@@ -498,3 +498,29 @@ def test_the_paths_of_a_manifest_are_what_the_answer_calls_its_images(
     score_images(every, [str(scans / "list.csv")], out)
     assert parts(out)["path"].to_pylist() == ["1.png"]
     assert [row["path"] for row in rejects(out)] == ["gone.png"]
+
+
+def test_links_in_a_circle_are_one_reject_and_others_score(
+    every: Source, scans: Path, out: Path
+) -> None:
+    (scans / "odd.png").symlink_to("odd.png")
+    summary = score_images(every, [str(scans), str(scans / "odd.png")], out)
+    assert (summary["scored"], summary["rejected"]) == (6, 1)
+    assert [Path(row["path"]).name for row in rejects(out)] == ["odd.png"]
+
+
+def test_an_image_by_its_relative_and_its_absolute_path_is_scored_once(
+    every: Source, scans: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(scans.parent)
+    assert score_images(every, [scans.name, str(scans)], out)["files"] == 6
+
+
+def test_what_is_no_image_is_told(
+    every: Source, scans: Path, out: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (scans / "notes.txt").touch()
+    score_images(every, [str(scans)], out)
+    assert (
+        "1 file in the folders is no image and was skipped: 'notes.txt'" in capfd.readouterr().err
+    )

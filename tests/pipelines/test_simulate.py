@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import shutil
 import sys
 from pathlib import Path
 
@@ -146,6 +147,39 @@ def test_a_picture_of_the_users_is_known_from_a_simulated_one(tmp_path: Path) ->
     Image.fromarray(pixels(path)).save(path)
     with pytest.raises(DataError, match=r"scan-00001\.png' is no simulated scan"):
         write_scans(tmp_path, 2, seed=0)
+
+
+@pytest.mark.parametrize("name", ["scan-00002.png", "favourite.png", "scan-1.png"])
+@pytest.mark.parametrize("part", ["images", "masks"])
+def test_a_copy_that_the_manifest_does_not_list_is_the_users(
+    tmp_path: Path, part: str, name: str
+) -> None:
+    """It says of itself that it is simulated, as an edited one may."""
+    write_scans(tmp_path, 2, seed=0)
+    shutil.copy(tmp_path / "images" / "scan-00001.png", tmp_path / part / name)
+    kept = files_in(tmp_path)
+    with pytest.raises(DataError, match=f"{name}' is no simulated scan and would be lost"):
+        write_scans(tmp_path, 5, seed=1)
+    assert files_in(tmp_path) == kept
+
+
+def test_copies_without_a_manifest_are_known_by_their_names(tmp_path: Path) -> None:
+    write_scans(tmp_path, 2, seed=0)
+    (tmp_path / "manifest.csv").unlink()
+    (tmp_path / "images" / "scan-00001.png").rename(tmp_path / "images" / "best.png")
+    with pytest.raises(DataError, match=r"best\.png' is no simulated scan and would be lost"):
+        write_scans(tmp_path, 2, seed=1)
+
+
+@pytest.mark.parametrize("name", ["images", "images/scan-00001.png", "manifest.csv"])
+def test_links_are_the_users_even_where_they_lead_nowhere(tmp_path: Path, name: str) -> None:
+    if name != "images":
+        write_scans(tmp_path, 2, seed=0)
+        (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to("nowhere")
+    with pytest.raises(DataError, match=f"{name}' is no simulated scan and would be lost"):
+        write_scans(tmp_path, 2, seed=1)
+    assert (tmp_path / name).is_symlink()
 
 
 def test_a_failure_while_writing_leaves_the_earlier_scans(
