@@ -7,6 +7,7 @@ of data adds how its X is read, and what its samples come as.
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -71,6 +72,11 @@ NAME = "detector"
 """What the manifest calls the model; the registry names its own."""
 NO_TEST = 1e-6
 """An estimator holds out no test rows; the configuration asks for a share above 0."""
+HELD_OUT = 0.1
+"""Share of the rows that calibrates, where no other is asked for."""
+ENOUGH = 20
+"""Held-out rows above the threshold that are enough: on other rows exchangeable with them, the
+share flagged then has a standard deviation of 1 / √20 of alpha (Vovk 2012)."""
 MIN_FIT = 5
 """The fewest rows that must be left to fit, early stopping included."""
 LARGEST_SEED = 2**31 - 1
@@ -191,7 +197,7 @@ class VAEDetector(
         """
         config = self._configuration()
         learned = self._learn(X, config)
-        parts = split(len(learned.batch), config)
+        config, parts = split(len(learned.batch), config, self.calibration_fraction is None)
         self.bundle_ = _fit(config, learned, parts)
         self.n_iter_ = int(self.bundle_.manifest["training"]["epochs"])
         self.notes_ = learned.notes
@@ -341,7 +347,7 @@ def configuration(
     Raises:
         ConfigError: a value that does not fit.
     """
-    data = {"path": (), "splits": {"test": NO_TEST}}
+    data = {"path": (), "splits": {"test": NO_TEST, "calibration": HELD_OUT}}
     content: dict[str, Any] = {"kind": kind, "name": NAME, "data": data}
     for argument, places in keys.items():
         value = _plain(argument, arguments[argument])
@@ -382,26 +388,37 @@ def seed_of(random_state: int | RandomState | None) -> int:
 # ---------------------------------------------------------------- rows
 
 
-def split(n: int, config: Config) -> Parts:
+def split(n: int, config: Config, frugal: bool) -> tuple[Config, Parts]:
     """Which of n rows train, stop and calibrate, at random by the configuration's seed.
+
+    ``frugal``: no more calibrate than `ENOUGH` calls for. The configuration comes back with the
+    share that does.
 
     Raises:
         CalibrationError: too few to resolve alpha and to fit.
     """
-    splits, alpha = config.data.splits, config.calibration.alpha
-    assert isinstance(splits.calibration, float), "an interval needs a time column"
+    splits, held = config.data.splits, _held_out(n, config, frugal)
+    rest = n - held
+    stop = max(1, round(splits.validation * rest))
+    order = np.random.default_rng(splits.seed).permutation(n)
+    train, validation, calibration = np.split(order, [rest - stop, rest])
+    splits = splits.model_copy(update={"calibration": held / n})
+    config = config.model_copy(update={"data": config.data.model_copy(update={"splits": splits})})
+    return config, Parts(np.sort(train), np.sort(validation), np.sort(calibration))
+
+
+def _held_out(n: int, config: Config, frugal: bool) -> int:
+    share, alpha = config.data.splits.calibration, config.calibration.alpha
+    assert isinstance(share, float), "an interval needs a time column"
     needed = scores_needed(alpha)
-    held = max(round(splits.calibration * n), needed)
+    wanted = round(share * n)
+    held = max(min(wanted, math.ceil(ENOUGH / alpha)) if frugal else wanted, needed)
     if n - held < MIN_FIT:
         raise CalibrationError(
             f"n_samples={n} are too few: alpha={alpha:g} takes {needed} held-out rows, and "
             f"{MIN_FIT} are needed to fit; give at least {needed + MIN_FIT} rows or raise alpha"
         )
-    rest = n - held
-    stop = max(1, round(splits.validation * rest))
-    order = np.random.default_rng(splits.seed).permutation(n)
-    train, validation, calibration = np.split(order, [rest - stop, rest])
-    return Parts(np.sort(train), np.sort(validation), np.sort(calibration))
+    return held
 
 
 def usable(batch: RawBatch, hint: str = "") -> RawBatch:

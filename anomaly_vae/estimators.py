@@ -93,7 +93,8 @@ class TabularVAEDetector(VAEDetector):
         features: names of the columns to read, or a mapping from name to type ("numeric",
             "binary", "categorical", "datetime", or a `config.Feature`). None: all, their types
             inferred.
-        calibration_fraction: share of the rows held out for the threshold, 0.2.
+        calibration_fraction: share of the rows held out for the threshold; None: a tenth, and no
+            more than 20/alpha.
         validation_fraction: share of the others that decides when to stop, 0.1.
 
     Attributes:

@@ -109,7 +109,8 @@ class ImageVAEDetector(VAEDetector):
         max_bytes: of one image file.
         max_frames: images in one file.
         max_seconds: for decoding one file.
-        calibration_fraction: share of the images held out for the threshold, 0.2.
+        calibration_fraction: share of the images held out for the threshold; None: a tenth, and no
+            more than 20/alpha.
         validation_fraction: share of the others that decides when to stop, 0.1.
 
     Attributes:

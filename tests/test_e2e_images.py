@@ -24,7 +24,7 @@ from pipelines.frozen import frozen_test
 from pipelines.train import read
 from tests.test_e2e import ROOT, CommandLine
 
-ROWS = 160
+ROWS = 200
 SMALL = (
     "data.size=32", "training.epochs=2", "model.network=convolutional", "model.width=4",
     "model.hidden_dim=16", "model.latent_dim=4", "model.contamination=false", "score=neg_elbo",
