@@ -265,14 +265,18 @@ class FitConfig(Section):
     """continue from a checkpoint of the same data and configuration"""
 
     STEPS: ClassVar[int] = 600
-    """Of a fit whose epochs are absent, about."""
+    """Of a fit whose epochs are absent, at least, where 300 epochs are enough for that."""
+    EPOCHS: ClassVar[int] = 0
+    """Of such a fit, at least, where that takes no more than `MOST_STEPS`."""
+    MOST_STEPS: ClassVar[int] = 6000
 
     def resolve(self, n_rows: int) -> Self:
         """Fill what is absent from the number of training rows."""
         batch = 2 ** round(math.log2(max(n_rows / 32, 1)))
         batch = self.batch_size or min(max(batch, 32), 512)
-        steps_per_epoch = max(1, math.ceil(n_rows / batch))
-        epochs = self.epochs or min(max(round(self.STEPS / steps_per_epoch), 3), 300)
+        per_epoch = max(1, math.ceil(n_rows / batch))
+        wanted = max(self.STEPS / per_epoch, min(self.EPOCHS, self.MOST_STEPS / per_epoch))
+        epochs = self.epochs or min(max(round(wanted), 3), 300)
         return self.model_copy(update={"batch_size": batch, "epochs": epochs})
 
 
@@ -280,7 +284,7 @@ class TrainingConfig(FitConfig):
     """How a tabular model is fitted."""
 
     epochs: int | None = Field(None, ge=1)
-    """upper bound; absent: about 600 steps, 3 to 300 epochs"""
+    """upper bound; absent: 40, but at least 600 steps, at most 6,000, and 3 to 300 epochs"""
     learning_rate: float = Field(3e-3, gt=0)
     """peak of the cosine schedule"""
     beta: float = Field(0.3, ge=0)
@@ -291,6 +295,8 @@ class TrainingConfig(FitConfig):
     """deviation of the noise on standardised numbers that the encoder has to see through"""
     hide: float = Field(0.02, ge=0, lt=1)
     """share of the cells treated as missing in each batch, so that missing ones are met"""
+
+    EPOCHS: ClassVar[int] = 40
 
 
 Probability = Annotated[float, Field(ge=0, le=1)]

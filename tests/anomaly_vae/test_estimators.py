@@ -266,12 +266,23 @@ def test_an_unfitted_detector_says_so(X: np.ndarray, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("rows", "alpha", "held"),
-    [(1000, 0.05, 200), (100, 0.05, 20), (50, 0.05, 19), (150, 0.01, 99), (104, 0.01, 99)],
+    [
+        (1000, 0.05, 100),
+        (100, 0.05, 19),
+        (50, 0.05, 19),
+        (150, 0.01, 99),
+        (104, 0.01, 99),
+        (100_000, 0.05, 400),
+        (100_000, 0.01, 2000),
+    ],
 )
 def test_enough_rows_are_held_out_for_alpha(rows: int, alpha: float, held: int) -> None:
     arguments = TabularVAEDetector(alpha=alpha).get_params()
-    parts = split(rows, configuration("tabular", CONFIG_KEYS, arguments))
+    config, parts = split(rows, configuration("tabular", CONFIG_KEYS, arguments), True)
     assert len(parts.calibration) == held
+    again, same = split(rows, config, False)
+    assert again == config
+    assert all(map(np.array_equal, same, parts))
     assert sorted(np.concatenate(parts)) == list(range(rows))
     assert min(map(len, parts)) >= 1
     assert len(parts.train) + len(parts.validation) >= MIN_FIT
