@@ -10,6 +10,7 @@ number of training rows.
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from anomaly_vae.autoencoder import Autoencoder
 from anomaly_vae.config import ModelConfig
+from anomaly_vae.likelihoods import TabularLikelihood
 from anomaly_vae.priors import Mixture
 from anomaly_vae.vae import VAE
 
@@ -71,19 +73,21 @@ def refit_variances(model: VAE, held_out: Tensor) -> None:
     Training rows are reconstructed too well, so that the variances learned on them are too small,
     in some columns more than in others: f = (Σ r²/σ² + a) / (n + a), a weak prior at 1.
     """
-    n = model.likelihood.layout.n_numeric  # type: ignore[union-attr]  # tables have no other
+    likelihood = model.likelihood
+    assert isinstance(likelihood, TabularLikelihood), "tables have no other"
+    n = likelihood.layout.n_numeric
     if not n:
         return
     total, count = torch.zeros(()), torch.zeros(())
     for x in held_out.split(CHUNK):
         found = model.infer(x, x.new_zeros(1, model.latent_dim))
-        numeric = model.likelihood(found.outputs).parts[0][1]
+        numeric: Any = likelihood(found.outputs).parts[0][1]
         squared = (x[:, :n].unsqueeze(-2) - numeric.mean) ** 2 * torch.exp(-numeric.log_var)
         observed = ~torch.isnan(x[:, :n]).unsqueeze(-2)
         total = total + torch.where(observed, squared, 0.0).sum(-3, keepdim=True)
         count = count + observed.sum(-3, keepdim=True)
     factor = (total + PRIOR_ROWS) / (count + PRIOR_ROWS)
-    kept = model.likelihood.variance_factor
+    kept = likelihood.variance_factor
     kept.copy_((kept * factor).view_as(kept))
 
 

@@ -49,8 +49,12 @@ def views(config: Config, encoding: TabularEncoding | ImageEncoding) -> Views:
     """How batches are shown in training."""
     if isinstance(config, TabularConfig):
         assert isinstance(encoding, TabularEncoding), "a tabular model is for tables"
-        training, numeric = config.training, encoding.layout.n_numeric
-        return NoisyCells(training.hide, encoding.sources.tolist(), training.noise, numeric)
+        hide, noise, numeric = (
+            config.training.hide,
+            config.training.noise,
+            encoding.layout.n_numeric,
+        )
+        return NoisyCells(hide, encoding.sources.tolist(), noise, numeric)
     assert isinstance(encoding, ImageEncoding), "an image model is for images"
     layout, training = encoding.layout, config.training
     insert = tampered if config.model.contamination else None

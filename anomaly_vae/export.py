@@ -243,10 +243,10 @@ class _Builder:
         """See `networks.Encoder`."""
         g = self.g
         out = self.mlp(self.features(), _network(self.model.encoder), "encoder.network")
-        if self.model.encoder.log_var is None:
-            mean, log_var = g.many("Split", 2, out, axis=-1, num_outputs=2)
-        else:
+        if isinstance(self.model.encoder.log_var, Tensor):
             mean, log_var = out, g("Expand", self.weight("encoder.log_var"), g("Shape", out))
+        else:
+            mean, log_var = g.many("Split", 2, out, axis=-1, num_outputs=2)
         return mean, g("Clip", log_var, *Encoder.LOG_VAR)
 
     # ------------------------------------------------------------ scores
@@ -347,7 +347,8 @@ class _Builder:
         g, latent_dim = self.g, self.model.latent_dim
         scatter = g("Mul", g("Add", log_var, self.double(LOG_2PI)), self.double(0.5 * latent_dim))
         norm = g("Sub", self.prior("log_weight"), scatter)
-        return g("Sub", g("Unsqueeze", norm, g.axes(-1)), g.sum(g("Log", self.prior("scale")), -1, 1))
+        volume = g.sum(g("Log", self.prior("scale")), -1, keepdims=1)
+        return g("Sub", g("Unsqueeze", norm, g.axes(-1)), volume)
 
     def prior(self, name: str) -> str:
         """A tensor of the aggregated posterior, in float64."""
@@ -436,11 +437,11 @@ class _Builder:
         if self.likelihood.raw_df is None:
             return g("Mul", g("Add", g("Add", squared, log_var), LOG_2PI), -0.5)
         df = self.likelihood.df().detach()
-        norm, slope, df = (
+        norm, slope, spread = (
             self.per_column(g.constant(value.numpy()))
             for value in (StudentT.log_norm(df.double()).float(), (df + 1) / 2, df)
         )
-        ratio = g("Div", squared, df)
+        ratio = g("Div", squared, spread)
         tail = g("Mul", g("Log", g("Add", ratio, 1.0)), slope)
         return g("Sub", g("Sub", norm, g("Mul", log_var, 0.5)), tail)
 

@@ -21,7 +21,6 @@ from anomaly_vae.build import build
 from anomaly_vae.bundle import Bundle
 from anomaly_vae.config import ImageModelConfig, ModelConfig
 from anomaly_vae.errors import ConfigError, DataError
-from anomaly_vae.export import NOISE
 from anomaly_vae.priors import Mixture
 from anomaly_vae.schema import RawBatch
 from anomaly_vae.vae import VAE
@@ -49,16 +48,15 @@ def load_model(bundle: Bundle) -> VAE:
     """
     section = bundle.manifest["config"]["model"]
     kind = ImageModelConfig if bundle.manifest["kind"] == "image" else ModelConfig
-    members = section.get("members", 1)
-    tensors = load_tensors(bundle.weights)
-    if members > 1:
-        section = {**section, "members": 1}
-        tensors = {name: tensor[0] for name, tensor in tensors.items() if name != NOISE}
-    model = build(kind.model_validate(section), bundle.scorer.encoding.layout)
+    several, tensors = section.get("members", 1) > 1, load_tensors(bundle.weights)
+    config = kind.model_validate({**section, "members": 1} if several else section)
+    model = build(config, bundle.scorer.encoding.layout)
     if "aggregated.center" in tensors:
-        model.aggregated = Mixture(*(tensors[f"aggregated.{name}"] for name in Mixture.PARTS))
+        parts = (tensors[f"aggregated.{name}"] for name in Mixture.PARTS)
+        model.aggregated = Mixture(*(part[0] if several else part for part in parts))
     wanted = model.state_dict()
-    model.load_state_dict({name: tensors[name].view(wanted[name].shape) for name in wanted})
+    for name, value in wanted.items():
+        value.copy_(tensors[name][0].view_as(value) if several else tensors[name])
     return model.eval()
 
 

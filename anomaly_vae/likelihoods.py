@@ -17,8 +17,8 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from anomaly_vae.encoding import Layout
-from anomaly_vae.priors import LOG_2PI
 
+LOG_2PI = math.log(2 * math.pi)
 UNIFORM_SHARE = 1e-3
 """Share of the uniform distribution in a categorical one: an unseen level is improbable, not
 impossible, and its surprise is bounded by log(levels / UNIFORM_SHARE)."""

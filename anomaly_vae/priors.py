@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Self
 
 import torch
 from torch import Generator, Tensor, nn
 
-LOG_2PI = math.log(2 * math.pi)
+from anomaly_vae.likelihoods import LOG_2PI
 
 
 class StandardNormal(nn.Module):

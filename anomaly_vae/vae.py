@@ -13,8 +13,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Generator, Tensor, nn
 
-from anomaly_vae.likelihoods import Distribution
-from anomaly_vae.priors import LOG_2PI, Mixture, StandardNormal
+from anomaly_vae.likelihoods import LOG_2PI, Distribution
+from anomaly_vae.priors import Mixture, StandardNormal
 
 
 class Terms(NamedTuple):

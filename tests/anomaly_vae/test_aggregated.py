@@ -93,7 +93,11 @@ def test_the_density_does_not_hang_on_the_unit_of_length() -> None:
 
 @pytest.mark.parametrize("parts", [1, 3, 16, 37])
 def test_whole_blocks_are_the_same_mixture(parts: int) -> None:
-    center, size, scatter = randn(parts, 2), 1 + randn(parts, seed=1) ** 2, randn(parts, seed=2) ** 2
+    center, size, scatter = (
+        randn(parts, 2),
+        1 + randn(parts, seed=1) ** 2,
+        randn(parts, seed=2) ** 2,
+    )
     cut = whole_blocks(center, size, scatter)
     assert len(cut[0]) % 16 == 0
     assert len(cut[0]) - parts < 16

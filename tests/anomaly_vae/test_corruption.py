@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
@@ -123,7 +124,6 @@ def test_members_have_cells_and_noise_of_their_own() -> None:
     assert seen.shape == x.shape
     assert not torch.equal(torch.isnan(seen[0]), torch.isnan(seen[1]))
     assert not torch.equal(seen[0].nan_to_num(), seen[1].nan_to_num())
-
 
 
 # ---------------------------------------------------------------- mirroring and turning

@@ -98,7 +98,7 @@ def test_one_changed_label_is_other_data(trained: str, flow: Config, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("training__epochs", 2), ("score__draws", 1), ("model__depth", 1)]
+    ("key", "value"), [("training__epochs", 2), ("score__draws", 4), ("model__depth", 1)]
 )
 def test_a_model_of_another_configuration_is_refused_by_key(
     trained: str, flow: Config, dataset: Dataset, key: str, value: int

@@ -168,7 +168,8 @@ def quoted(cell: str) -> bytes:
 
 
 # text that ends with a line of delimiters and a quote cannot be told from an unclosed quote
-csv_cells = st.text('ab,"é\n', max_size=5).filter(lambda c: "\n" not in c or c[-1] != '"')
+# A line break beside a quote in one cell can look like a quote that is not closed.
+csv_cells = st.text('ab,"é\n', max_size=5).filter(lambda c: "\n" not in c or '"' not in c)
 good_rows = st.lists(csv_cells, min_size=2, max_size=2)
 ragged_rows = st.lists(csv_cells, min_size=1, max_size=5).filter(lambda cells: len(cells) != 2)
 NOT_UTF8 = b'"\xff",1'
