@@ -28,7 +28,7 @@ from benchmarks.common import Figure, Ledger, Options, cpu_seconds, environment,
 from benchmarks.tabular import Neighbours, Task, load_task
 
 Scores = NDArray[np.float64]
-SETS = [
+SETS = (
     "2_annthyroid",
     "5_campaign",
     "6_cardio",
@@ -39,7 +39,7 @@ SETS = [
     "27_PageBlocks",
     "32_shuttle",
     "40_vowels",
-]
+)
 CATEGORIES = 5
 UNKNOWN = "(missing)"
 
