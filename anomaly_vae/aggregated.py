@@ -70,8 +70,9 @@ def settle(model: VAE, train: Tensor, held_out: Tensor, config: ModelConfig, see
 def refit_variances(model: VAE, held_out: Tensor) -> None:
     """Multiply each numeric column's variance by what held-out rows say it should be.
 
-    Training rows are reconstructed too well, so that the variances learned on them are too small,
-    in some columns more than in others: f = (Σ r²/σ² + a) / (n + a), a weak prior at 1.
+    The variances were learned under noise on the inputs and on the codes, and on rows that the
+    decoder knew; a score is taken without noise, of rows that it does not know. Which of these
+    weighs more differs by column: f = (Σ r²/σ² + a) / (n + a), a weak prior at 1.
     """
     likelihood = model.likelihood
     assert isinstance(likelihood, TabularLikelihood), "tables have no other"
