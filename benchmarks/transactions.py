@@ -238,7 +238,10 @@ BRIEF: Mapping[str, int] = {"epoch_num": 3, "batch_size": 256, "verbose": 0}
 OURS = (
     ours("VAE (ours)"),
     ours("ours, score: reconstruction", score={"type": "reconstruction"}),
-    ours("ours, score: importance_weighted", score={"type": "importance_weighted"}),
+    ours(
+        "ours, score: importance_weighted, 16 draws",
+        score={"type": "importance_weighted", "draws": 16},
+    ),
     ours("ours, likelihood: student_t", model={"likelihood": "student_t"}),
     ours("ours, type: autoencoder", model={"type": "autoencoder"}),
 )
