@@ -62,7 +62,7 @@ class Splits(Section):
     train: Fraction | Interval | None = None
     """fraction or [from, to); absent: what the others leave"""
     validation: Fraction = 0.1
-    """share of the training rows held out for early stopping"""
+    """share of the training rows that the fit leaves out, to measure itself on"""
     calibration: Fraction | Interval = 0.2
     """fraction or [from, to)"""
     test: Fraction | Interval = 0.2

@@ -59,6 +59,7 @@ SHARED_KEYS: dict[str, tuple[str, ...]] = {
     "beta": ("training.beta",),
     "kl_warmup": ("training.kl_warmup",),
     "free_bits": ("training.free_bits",),
+    "keep": ("training.keep",),
     "patience": ("training.patience",),
     "threads": ("training.threads",),
     "device": ("training.device",),
@@ -78,7 +79,7 @@ ENOUGH = 20
 """Held-out rows above the threshold that are enough: on other rows exchangeable with them, the
 share flagged then has a standard deviation of 1 / √20 of alpha (Vovk 2012)."""
 MIN_FIT = 5
-"""The fewest rows that must be left to fit, early stopping included."""
+"""The fewest rows that must be left to fit, those it measures itself on included."""
 LARGEST_SEED = 2**31 - 1
 
 
@@ -135,6 +136,7 @@ class VAEDetector(
         beta: float | None = None,
         kl_warmup: float | None = None,
         free_bits: float | None = None,
+        keep: str | None = None,
         patience: int | None = None,
         threads: int | None = None,
         device: str | None = None,
@@ -160,6 +162,7 @@ class VAEDetector(
         self.beta = beta
         self.kl_warmup = kl_warmup
         self.free_bits = free_bits
+        self.keep = keep
         self.patience = patience
         self.threads = threads
         self.device = device

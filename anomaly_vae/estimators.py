@@ -87,7 +87,8 @@ class TabularVAEDetector(VAEDetector):
         components: most parts of the aggregated posterior, 256.
         noise: deviation of the noise on standardised numbers that the encoder sees through, 0.2.
         hide: share of the cells hidden in each batch, so that missing ones are met.
-        patience: epochs without a better validation ELBO before stopping.
+        keep: weights of the "last" epoch (default), or of the "best" validation ELBO.
+        patience: keep best: epochs without a better one before stopping.
         threads: of the CPU while fitting.
         device: "auto", "cpu" or "cuda".
         features: names of the columns to read, or a mapping from name to type ("numeric",
@@ -95,7 +96,8 @@ class TabularVAEDetector(VAEDetector):
             inferred.
         calibration_fraction: share of the rows held out for the threshold; None: a tenth, and no
             more than 20/alpha.
-        validation_fraction: share of the others that decides when to stop, 0.1.
+        validation_fraction: share of the others that the fit leaves out, 0.1: what is measured on
+            unknown rows is measured on them.
 
     Attributes:
         offset_: minus the threshold; ``decision_function = score_samples − offset_``.
@@ -138,6 +140,7 @@ class TabularVAEDetector(VAEDetector):
         components: int | None = None,
         noise: float | None = None,
         hide: float | None = None,
+        keep: Literal["best", "last"] | None = None,
         patience: int | None = None,
         threads: int | None = None,
         device: Literal["auto", "cpu", "cuda"] | None = None,
@@ -165,6 +168,7 @@ class TabularVAEDetector(VAEDetector):
             beta=beta,
             kl_warmup=kl_warmup,
             free_bits=free_bits,
+            keep=keep,
             patience=patience,
             threads=threads,
             device=device,

@@ -100,7 +100,8 @@ class ImageVAEDetector(VAEDetector):
         beta: weight of the KL term.
         kl_warmup: share of the steps over which beta rises from 0.
         free_bits: nats per latent dimension that cost nothing.
-        patience: epochs without a better validation ELBO before stopping.
+        keep: weights of the "last" epoch (default), or of the "best" validation ELBO.
+        patience: keep best: epochs without a better one before stopping.
         threads: of the CPU while fitting.
         device: "auto", "cpu" or "cuda".
         window: grey levels of DICOM and NIfTI: "auto", "percentile" or (center, width).
@@ -111,7 +112,8 @@ class ImageVAEDetector(VAEDetector):
         max_seconds: for decoding one file.
         calibration_fraction: share of the images held out for the threshold; None: a tenth, and no
             more than 20/alpha.
-        validation_fraction: share of the others that decides when to stop, 0.1.
+        validation_fraction: share of the others that the fit leaves out, 0.1: what is measured on
+            unknown images is measured on them.
 
     Attributes:
         offset_: minus the threshold; ``decision_function = score_samples − offset_``.
@@ -159,6 +161,7 @@ class ImageVAEDetector(VAEDetector):
         beta: float | None = None,
         kl_warmup: float | None = None,
         free_bits: float | None = None,
+        keep: Literal["best", "last"] | None = None,
         patience: int | None = None,
         threads: int | None = None,
         device: Literal["auto", "cpu", "cuda"] | None = None,
@@ -191,6 +194,7 @@ class ImageVAEDetector(VAEDetector):
             beta=beta,
             kl_warmup=kl_warmup,
             free_bits=free_bits,
+            keep=keep,
             patience=patience,
             threads=threads,
             device=device,

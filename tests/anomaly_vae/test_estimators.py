@@ -46,7 +46,6 @@ NO_ARGUMENT = {
     "data.splits.train": "what is not held out",
     "data.splits.test": "the user's own",
     "data.splits.gap_days": "see data.time",
-    "training.keep": "the best is what early stopping is for",
     "training.precision": "networks of tables are small",
     "training.resume": "nothing is checkpointed",
     "promotion": "of registered models",

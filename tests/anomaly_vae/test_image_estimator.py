@@ -43,7 +43,6 @@ NO_ARGUMENT = {
     "data.splits.train": "what is not held out",
     "data.splits.test": "the user's own",
     "data.splits.gap_days": "images come in no order",
-    "training.keep": "the last, or how long to fit; the best is a matter of the command line",
     "training.precision": "one of GPUs, where the command line fits",
     "training.resume": "nothing is checkpointed",
     "promotion": "of registered models",
