@@ -21,7 +21,7 @@ from sklearn.ensemble import IsolationForest
 from sklearn.impute import SimpleImputer
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
 
 from anomaly_vae import TabularVAEDetector
 from benchmarks.common import Figure, Ledger, Options, cpu_seconds, environment, markdown
@@ -133,7 +133,7 @@ def prepared(train: pd.DataFrame) -> Any:
     numeric = list(train.select_dtypes("number").columns)
     others = [name for name in train.columns if name not in numeric]
     hot = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
-    unknown = SimpleImputer(strategy="constant", fill_value=UNKNOWN, missing_values=None)
+    unknown = FunctionTransformer(lambda rows: rows.fillna(UNKNOWN))
     numbers = make_pipeline(SimpleImputer(strategy="median"), StandardScaler())
     return make_column_transformer((numbers, numeric), (make_pipeline(unknown, hot), others))
 
