@@ -68,11 +68,12 @@ def settle(model: VAE, train: Tensor, held_out: Tensor, config: ModelConfig, see
 
 
 def refit_variances(model: VAE, held_out: Tensor) -> None:
-    """Multiply each numeric column's variance by what held-out rows say it should be.
+    """Meet the residuals of held-out rows halfway: multiply the variance of each column by √f.
 
-    The variances were learned under noise on the inputs and on the codes, and on rows that the
-    decoder knew; a score is taken without noise, of rows that it does not know. Which of these
-    weighs more differs by column: f = (Σ r²/σ² + a) / (n + a), a weak prior at 1.
+    f = (Σ r²/σ² + a) / (n + a) is what these say, with a weak prior at 1. The variances σ² were
+    learned under noise on inputs and codes, and on rows that the decoder knew; the residuals are
+    those of a score, without noise and of rows that it does not know. The bound is about codes
+    with noise, the score about their means: the geometric mean of both variances is between.
     """
     likelihood = model.likelihood
     assert isinstance(likelihood, TabularLikelihood), "tables have no other"
@@ -87,7 +88,7 @@ def refit_variances(model: VAE, held_out: Tensor) -> None:
         observed = ~torch.isnan(x[:, :n]).unsqueeze(-2)
         total = total + torch.where(observed, squared, 0.0).sum(-3, keepdim=True)
         count = count + observed.sum(-3, keepdim=True)
-    factor = (total + PRIOR_ROWS) / (count + PRIOR_ROWS)
+    factor = torch.sqrt((total + PRIOR_ROWS) / (count + PRIOR_ROWS))
     kept = likelihood.variance_factor
     kept.copy_((kept * factor).view_as(kept))
 

@@ -112,21 +112,24 @@ def test_whole_blocks_are_the_same_mixture(parts: int) -> None:
 # ---------------------------------------------------------------- variances
 
 
+def squared_residuals(made: VAE, x: Tensor) -> Tensor:
+    """r²/σ² at the posterior mean, its mean over rows: (E or none, 1, 4)."""
+    numeric: Any = made.likelihood(made.infer(x, torch.zeros(1, 2)).outputs).parts[0][1]
+    ratio = (x[:, None, :4] - numeric.mean) ** 2 / numeric.log_var.exp()
+    return ratio.nanmean(-3)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("members", [1, 3])
-def test_refitted_variances_are_those_of_the_held_out_residuals(members: int) -> None:
-    """Afterwards r²/σ² is 1 on average in every column, up to the weak prior."""
+def test_variances_meet_the_held_out_residuals_halfway(members: int) -> None:
+    """r²/σ² becomes its own square root in every column, up to the weak prior."""
     made = model(members=members)
     x = torch.cat([randn(4_000, 4) * torch.tensor([0.1, 1.0, 3.0, 10.0]), torch.ones(4_000, 1)], 1)
     x[::3, 1] = torch.nan
+    before = squared_residuals(made, x)
     refit_variances(made, x)
-    found = made.infer(x, torch.zeros(1, 2))
-    numeric: Any = made.likelihood(found.outputs).parts[0][1]
-    ratio = (x[:, None, :4] - numeric.mean) ** 2 / numeric.log_var.exp()
-    mean = ratio.nanmean(-3)
-    assert isinstance(made.likelihood, TabularLikelihood)
-    assert torch.all(made.likelihood.variance_factor > 0)
-    assert mean.flatten().numpy() == pytest.approx(1, abs=0.1)
+    after = squared_residuals(made, x)
+    torch.testing.assert_close(after, before.sqrt(), rtol=0.1, atol=0.01)
 
 
 @torch.no_grad()
