@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly_vae.calibration import Calibration
+from anomaly_vae.reasons import sequential_dropout
 from anomaly_vae.schema import RawBatch
 from anomaly_vae.scoring import Explained, Scorer
 
@@ -69,8 +70,9 @@ class Detector:
 def explanations(
     scorer: Scorer, batch: RawBatch, explained: Explained, most: int | None
 ) -> list[Explanation]:
-    """The parts of each score by name, largest first."""
+    """The parts of each score by name, largest first; those of a table by `sequential_dropout`."""
     encoding = scorer.encoding
+    explained = sequential_dropout(scorer, explained)
     observed = encoding.observed(batch)
     expected = encoding.decode(explained.expected)
     order = np.argsort(-explained.nats, axis=1, kind="stable")[:, :most]

@@ -6,7 +6,7 @@ weights and frozen draws; rows are scored so many at a time, and memory is bound
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,21 @@ class Explained:
     observed: Matrix
     expected: Matrix
     latent: Matrix
+
+    def part(self, rows: Any) -> Explained:
+        """Some of the rows, by whatever numpy takes for an index."""
+        return Explained(*(value[rows] for value in vars(self).values()))
+
+    def updated(self, which: NDArray[np.bool_], other: Explained) -> Explained:
+        """These rows, but those of ``other`` where ``which`` (N,) says so."""
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        chosen = (np.where(which.reshape(-1, *[1] * (a.ndim - 1)), b, a) for a, b in pairs)
+        return Explained(*chosen)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Explained]) -> Explained:
+        """All rows of some parts."""
+        return cls(*map(np.concatenate, zip(*(vars(part).values() for part in parts), strict=True)))
 
 
 class Scorer:

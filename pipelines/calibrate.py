@@ -18,6 +18,7 @@ from anomaly_vae.config import Config
 from anomaly_vae.detector import Detections, Detector
 from anomaly_vae.errors import ConfigError, DataError
 from anomaly_vae.evaluation import Evaluation, evaluate
+from anomaly_vae.reasons import sequential_dropout
 from anomaly_vae.registry import (
     CHALLENGER,
     INPUTS_TAG,
@@ -163,8 +164,9 @@ def _log(
 def _highest(detector: Detector, data: Dataset, found: Detections) -> Any:
     """The four highest scores, observed against expected."""
     top = np.argsort(-found.score, kind="stable")[:4]
-    explained = detector.scorer.explain(data.part(TEST).take(top))
+    scorer = detector.scorer
+    explained = sequential_dropout(scorer, scorer.explain(data.part(TEST).take(top)))
     titles = [
         f"score {found.score[i]:.1f} {detector.unit}, p = {found.p_value[i]:.2g}" for i in top
     ]
-    return plots.reconstructions(detector.scorer.encoding, explained, titles)
+    return plots.reconstructions(scorer.encoding, explained, titles)

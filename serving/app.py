@@ -22,6 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from anomaly_vae import __version__
 from anomaly_vae.errors import DataError
+from anomaly_vae.reasons import CANDIDATES, HIDDEN
 from serving import logs, openapi, uploads, wire
 from serving.errors import NOT_READY, OVERLOADED, UNKNOWN_MODEL, ProblemError, problem_of
 from serving.metrics import Metrics
@@ -35,7 +36,7 @@ INLINE_VALUES = 4096
 """So many values, records times columns, are scored on the event loop: a few milliseconds."""
 LINGER = 4
 """So many bodies of the largest size are read on, and dropped, after a refusal."""
-EXPLAINED = 8
+EXPLAINED = 1 + HIDDEN * CANDIDATES
 """What a value costs in a record that is explained, in values scored."""
 
 T = TypeVar("T")

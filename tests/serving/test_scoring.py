@@ -70,8 +70,8 @@ def test_a_wide_request_goes_to_a_thread_however_few_its_records(
 ):
     """What holds up the event loop is records times columns, and more where they are explained."""
     columns = len(served.detector.scorer.encoding.columns)
-    monkeypatch.setattr(app_module, "INLINE_VALUES", 10 * columns)
-    for records, explain in ((10, 0), (11, 0), (1, 3), (10, 3), (10, "all")):
+    monkeypatch.setattr(app_module, "INLINE_VALUES", 30 * columns)
+    for records, explain in ((30, 0), (31, 0), (1, 3), (10, 3), (10, "all")):
         score(client, [{}] * records, explain=explain)
     assert on_threads == [False, True, False, True, True]
 
