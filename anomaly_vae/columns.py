@@ -129,6 +129,8 @@ def times_from_arrow(array: pa.Array) -> Converted:
 def plain(array: pa.Array) -> pa.Array:
     """One contiguous array of a type that every compute kernel takes."""
     if pa.types.is_dictionary(array.type):
+        if pa.types.is_string_view(array.type.value_type):  # no kernel decodes these
+            array = array.cast(pa.dictionary(array.type.index_type, pa.string()))
         array = array.cast(array.type.value_type)
     if pa.types.is_string_view(array.type):
         array = array.cast(pa.string())

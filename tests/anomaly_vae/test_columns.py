@@ -35,6 +35,7 @@ TEXT_TYPES = [
     pa.string_view(),
     pa.dictionary(pa.int8(), pa.string()),
     pa.dictionary(pa.int32(), pa.large_string()),
+    pa.dictionary(pa.uint32(), pa.string_view()),
 ]
 WHOLE_TYPES = [pa.int8(), pa.int16(), pa.int32(), pa.int64()]
 NUMBER_TYPES = [
@@ -62,7 +63,9 @@ def as_type(values: list[Any], kind: pa.DataType) -> pa.Array:
 def text_array(values: list[str | None], kind: pa.DataType) -> pa.Array:
     array = pa.array(values, pa.string())
     if pa.types.is_dictionary(kind):
-        return array.cast(kind.value_type).dictionary_encode().cast(kind)
+        encoded = array.dictionary_encode()
+        index, levels = encoded.indices.cast(kind.index_type), encoded.dictionary
+        return pa.DictionaryArray.from_arrays(index, levels.cast(kind.value_type))
     return array.cast(kind)
 
 
