@@ -275,6 +275,14 @@ class VAEDetector(
         batch = self._batch(X)
         return self.bundle_.scorer.explain(batch).latent.astype(np.float64)
 
+    def get_feature_names_out(self, input_features: ArrayLike | None = None) -> NDArray[np.object_]:
+        """What the columns of `transform` are called: latent0, latent1, …
+
+        ``input_features`` are compared with those of the fit, and have no other effect.
+        """
+        count = len(super().get_feature_names_out(input_features))
+        return np.array([f"latent{i}" for i in range(count)], object)
+
     @property
     def _n_features_out(self) -> int:
         scorer = self.bundle_.scorer

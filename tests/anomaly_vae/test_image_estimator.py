@@ -394,7 +394,7 @@ def test_transform_gives_latents_that_inverse_transform_makes_images_of(
     z = fitted.transform(X)
     assert z.shape == (N, 2)
     assert z.dtype == np.float64
-    assert list(fitted.get_feature_names_out()) == ["imagevaedetector0", "imagevaedetector1"]
+    assert list(fitted.get_feature_names_out()) == ["latent0", "latent1"]
     back = fitted.inverse_transform(z)
     assert back.shape == X.shape
     assert (back >= 0).all()
