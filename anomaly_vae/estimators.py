@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 from numpy.random import RandomState
 from numpy.typing import ArrayLike
@@ -22,7 +21,7 @@ from anomaly_vae.bundle import Bundle
 from anomaly_vae.config import Config, Feature, TabularConfig
 from anomaly_vae.errors import DataError
 from anomaly_vae.estimator_base import SHARED_KEYS, Data, Learned, VAEDetector, usable
-from anomaly_vae.frames import table_of
+from anomaly_vae.frames import as_table, container_of, from_table
 from anomaly_vae.inference import Inferred, infer_schema
 from anomaly_vae.schema import ColumnType, RawBatch, TabularSchema, listed
 
@@ -51,13 +50,15 @@ class TabularVAEDetector(VAEDetector):
     are left to fit; where even that fails, `fit` refuses and says how many rows or which alpha
     would do. `calibrate` replaces the threshold by one from fresh rows.
 
-    X is a numeric array (NaN is missing), or a pandas DataFrame or pyarrow Table whose columns
-    may be numeric, binary, categorical or dates, found by name: their order is free, further
-    columns are ignored, and a column the model reads must be there. In arrays every column is
-    numeric unless ``features`` says otherwise; they call column 0 ``x0``. Infinity is refused.
+    X is a numeric array (NaN is missing), or a pandas or polars DataFrame, a pyarrow Table or
+    another that hands out an Arrow stream. Their columns may be numeric, binary, categorical or
+    dates, found by name: their order is free, further columns are ignored, and a column the model
+    reads must be there. In arrays every column is numeric unless ``features`` says otherwise; they
+    call column 0 ``x0``. Infinity is refused.
 
     ``score`` is an argument here and no method: tell `GridSearchCV` what to compare by
-    ``scoring``.
+    ``scoring``. For that reason, and because few rows are refused, some of scikit-learn's checks
+    are expected to fail: docs/scikit-learn.md lists them.
 
     Args:
         preset: "fast", "default" or "best"; arguments left at None follow it.
@@ -205,17 +206,15 @@ class TabularVAEDetector(VAEDetector):
         return self._contained(generation_tables.sample(self.bundle_, n_samples, seed))
 
     def _contained(self, table: pa.Table) -> Any:
-        match self.bundle_.manifest["data"].get("container"):
-            case "table":
-                return table
-            case "array":
-                empty = pa.nulls(len(table), pa.float64())
-                columns = (
-                    table.column(name) if name in table.column_names else empty
-                    for name in array_names(self.n_features_in_)
-                )
-                return np.column_stack([column.to_pandas() for column in columns])
-        return table.to_pandas()
+        container = self.bundle_.manifest["data"].get("container")
+        if container != "array":
+            return from_table(table, container)
+        empty = pa.nulls(len(table), pa.float64())
+        columns = (
+            table.column(name) if name in table.column_names else empty
+            for name in array_names(self.n_features_in_)
+        )
+        return np.column_stack([column.to_pandas() for column in columns])
 
     # ------------------------------------------------------------ a loaded one
 
@@ -239,7 +238,7 @@ class TabularVAEDetector(VAEDetector):
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = True
+        tags.input_tags.allow_nan = tags.input_tags.categorical = True
         return tags
 
     def _learn(self, X: Data, config: Config) -> Learned:
@@ -267,18 +266,17 @@ class TabularVAEDetector(VAEDetector):
 
     def _read(self, X: Data, reset: bool) -> pa.Table:
         """X as named columns; ``reset`` learns their names and number."""
-        named = reset or hasattr(self, "feature_names_in_")
-        table = as_table(X) if named else None
+        table = as_table(X)
         if table is None:
             return self._read_array(X, reset)
         if reset:
             self.feature_names_in_ = np.array(table.column_names, object)
             self.n_features_in_ = len(table.column_names)
-        return table
+        named = hasattr(self, "feature_names_in_")
+        return table if named else self._read_array(table.to_pandas(), reset)
 
     def _read_array(self, X: Data, reset: bool) -> pa.Table:
         """Numbers by position, checked as scikit-learn does; NaN becomes null."""
-        X = X.to_pandas() if isinstance(X, pa.Table | pa.RecordBatch) else X
         array = validate_data(self, X, reset=reset, dtype=np.float64, ensure_all_finite="allow-nan")
         names = getattr(self, "feature_names_in_", array_names(array.shape[1]))
         columns = zip(names, array.T, strict=True)
@@ -286,30 +284,6 @@ class TabularVAEDetector(VAEDetector):
 
 
 # ---------------------------------------------------------------- rows
-
-
-def container_of(X: Data) -> Literal["array", "frame", "table"]:
-    """What X came in; a data frame whose columns have no names counts as an array."""
-    if isinstance(X, pa.Table | pa.RecordBatch):
-        return "table"
-    named = isinstance(X, pd.DataFrame) and all(isinstance(name, str) for name in X.columns)
-    return "frame" if named or hasattr(X, "to_arrow") else "array"
-
-
-def as_table(X: Data) -> pa.Table | None:
-    """A data frame (pandas, polars) or Arrow table with named columns; None for anything else.
-
-    Raises:
-        DataError: two columns of one name.
-    """
-    if container_of(X) == "array":
-        return None
-    if isinstance(X, pd.DataFrame):
-        _refuse_twins(list(X.columns))
-        return table_of(X)
-    table = X.to_arrow() if hasattr(X, "to_arrow") else pa.table(X)
-    _refuse_twins(table.column_names)
-    return table
 
 
 def array_names(count: int) -> list[str]:
@@ -343,9 +317,3 @@ def _clean(schema: TabularSchema, batch: RawBatch) -> RawBatch:
     wrong = {problem.column for problem in batch.problems[:1]}
     binary = any(c.name in wrong and c.type is ColumnType.BINARY for c in schema.columns)
     return usable(batch, "; declare its type under features" if binary else "")
-
-
-def _refuse_twins(names: Sequence[str]) -> None:
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise DataError(f"X has two columns called '{twice}'; rename one of them", column=twice)

@@ -1,9 +1,9 @@
-"""Data frames → Arrow tables, whatever their columns hold."""
+"""Data frames of any library ⇄ Arrow tables, whatever their columns hold."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import pandas as pd
 import pyarrow as pa
@@ -13,6 +13,58 @@ from anomaly_vae.errors import DataError
 from anomaly_vae.modality import Schema
 from anomaly_vae.schema import ColumnType
 
+Container = Literal["array", "frame", "polars", "table"]
+"""What data come in: an array, a data frame of pandas or polars, or another table of Arrow's."""
+
+
+def container_of(X: Any) -> Container:
+    """What X is; a data frame whose columns have no names counts as an array.
+
+    Raises:
+        DataError: a lazy frame.
+    """
+    if isinstance(X, pd.DataFrame):
+        return "frame" if all(isinstance(name, str) for name in X.columns) else "array"
+    if hasattr(X, "__arrow_c_stream__") and hasattr(X, "columns"):  # a Series has the first alone
+        return "polars" if type(X).__module__.startswith("polars.") else "table"
+    if hasattr(X, "collect"):
+        kind = type(X).__name__
+        raise DataError(f"X is a {kind}, whose rows are not there yet; give X.collect()")
+    return "array"
+
+
+def as_table(X: Any) -> pa.Table | None:
+    """Data with named columns as an Arrow table; None for arrays.
+
+    Anything that hands out an Arrow stream will do: polars, pyarrow, DuckDB and others
+    (the Arrow PyCapsule interface).
+
+    Raises:
+        DataError: a lazy frame, two columns of one name, or a column of a type unknown to pyarrow.
+    """
+    container = container_of(X)
+    if container == "array":
+        return None
+    if container == "frame":
+        return table_of(X)
+    try:
+        table = pa.table(X)
+    except pa.ArrowException as error:
+        raise DataError(f"X cannot be read as a table: {error}; cast such a column first") from None
+    _refuse_twins(table.column_names)
+    return table
+
+
+def from_table(table: pa.Table, container: Container | None) -> Any:
+    """An Arrow table with named columns in the container; a data frame of pandas where unknown."""
+    if container == "table":
+        return table
+    if container == "polars":
+        import polars as pl
+
+        return pl.from_arrow(table)
+    return table.to_pandas()
+
 
 def table_of(frame: pd.DataFrame) -> pa.Table:
     """An Arrow table of the same columns; a column of mixed objects becomes text.
@@ -20,18 +72,24 @@ def table_of(frame: pd.DataFrame) -> pa.Table:
     Raises:
         DataError: two columns of one name.
     """
-    names = frame.columns.map(str)
-    for name in names[names.duplicated()]:
-        raise DataError(f"column '{name}' appears more than once; rename one of them", column=name)
+    _refuse_twins(frame.columns.map(str).to_list())
     return pa.table({str(name): _array_of(frame[name]) for name in frame.columns})
 
 
-def _array_of(column: pd.Series) -> pa.Array:
+def _array_of(column: pd.Series) -> pa.ChunkedArray:
     try:
-        return pa.array(column, from_pandas=True)
+        return pa.chunked_array(column)
     except pa.ArrowException:
         names = [level_name(value) for value in column.where(column.notna(), None)]
-        return pa.array(names, pa.string())
+        return pa.chunked_array([names], pa.string())
+
+
+def _refuse_twins(names: Sequence[str]) -> None:
+    for name in names if len(set(names)) < len(names) else ():
+        if names.count(name) > 1:
+            raise DataError(
+                f"column '{name}' appears more than once; rename one of them", column=name
+            )
 
 
 def frame_of(record: Mapping[str, Any], schema: Schema) -> pd.DataFrame:
