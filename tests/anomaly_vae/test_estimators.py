@@ -1,4 +1,4 @@
-"""The scikit-learn estimator: its conventions, its promise, and the bundle inside it."""
+"""The estimator of tables: its arguments, its promise, and the bundle inside it."""
 
 import copy
 import dataclasses
@@ -11,13 +11,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from sklearn.base import clone, is_outlier_detector
+from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-from sklearn.utils.estimator_checks import parametrize_with_checks
 
-import anomaly_vae
 from anomaly_vae import config
 from anomaly_vae.bundle import Bundle, load
 from anomaly_vae.errors import (
@@ -90,56 +86,6 @@ def on_array(X: np.ndarray) -> TabularVAEDetector:
 @pytest.fixture(scope="module")
 def on_frame(frame: pd.DataFrame) -> TabularVAEDetector:
     return tiny().fit(frame)
-
-
-# ---------------------------------------------------------------- conventions
-
-CALLED = "`score`, an argument by this project's contract, is called as scikit-learn's method"
-
-
-@parametrize_with_checks(
-    [tiny(alpha=0.4)],
-    expected_failed_checks=lambda _: dict.fromkeys(
-        (
-            "check_fit_score_takes_y",
-            "check_n_features_in_after_fitting",
-            "check_pipeline_consistency",
-        ),
-        CALLED,
-    ),
-)
-def test_it_keeps_the_conventions(
-    estimator: TabularVAEDetector, check: Callable[..., None]
-) -> None:
-    check(estimator)
-
-
-def test_what_the_expected_failures_would_check_holds_without_the_method(X: np.ndarray) -> None:
-    """The same claims as the three checks make, of every method but ``score``."""
-    alone, piped = tiny().fit(X, y=np.ones(len(X))), make_pipeline(tiny()).fit(X)
-    assert alone.n_features_in_ == 3
-    np.testing.assert_array_equal(alone.fit_transform(X), piped.fit_transform(X))
-    np.testing.assert_array_equal(alone.fit_predict(X), piped.fit_predict(X))
-    for method in ("predict", "decision_function", "score_samples", "transform", "p_values"):
-        with pytest.raises(ValueError, match="is expecting 3 features"):
-            getattr(alone, method)(X[:, :2])
-
-
-def test_it_is_an_outlier_detector_that_the_package_exports() -> None:
-    assert is_outlier_detector(TabularVAEDetector())
-    assert anomaly_vae.TabularVAEDetector is TabularVAEDetector
-
-
-def test_it_works_at_the_end_of_a_pipeline(X: np.ndarray) -> None:
-    pipeline = make_pipeline(StandardScaler(), tiny()).fit(X)
-    assert set(pipeline.predict(X)) == {-1, 1}
-    assert pipeline.transform(X).shape == (300, 2)
-    assert list(pipeline.get_feature_names_out()) == ["tabularvaedetector0", "tabularvaedetector1"]
-
-
-def test_clone_and_set_params_carry_every_argument() -> None:
-    detector = tiny().set_params(beta=0.5, features=["x0"])
-    assert clone(detector).get_params() == detector.get_params()
 
 
 # ---------------------------------------------------------------- configuration
@@ -417,7 +363,7 @@ def test_an_absent_column_is_refused_by_name(
 
 
 def test_two_columns_of_one_name_are_refused(frame: pd.DataFrame) -> None:
-    with pytest.raises(DataError, match="two columns called 'items'"):
+    with pytest.raises(DataError, match="column 'items' appears more than once"):
         tiny().fit(pd.concat([frame, frame[["items"]]], axis=1))
 
 
