@@ -76,12 +76,14 @@ def table_of(frame: pd.DataFrame) -> pa.Table:
     return pa.table({str(name): _array_of(frame[name]) for name in frame.columns})
 
 
-def _array_of(column: pd.Series) -> pa.ChunkedArray:
+def _array_of(column: pd.Series) -> pa.Array:
+    if isinstance(column.dtype, pd.DatetimeTZDtype):
+        column = column.dt.tz_convert(None)  # the same moments; pandas 3.1 warns of the zone
     try:
-        return pa.chunked_array(column)
+        return pa.array(column, from_pandas=True)
     except pa.ArrowException:
         names = [level_name(value) for value in column.where(column.notna(), None)]
-        return pa.chunked_array([names], pa.string())
+        return pa.array(names, pa.string())
 
 
 def _refuse_twins(names: Sequence[str]) -> None:

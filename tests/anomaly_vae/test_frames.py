@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from anomaly_vae.columns import levels_from_arrow, numbers_from_arrow
+from anomaly_vae.columns import levels_from_arrow, numbers_from_arrow, times_from_arrow
 from anomaly_vae.errors import DataError
 from anomaly_vae.frames import table_of
 
@@ -31,6 +31,15 @@ def test_types_and_missing_values_are_kept() -> None:
         {"float": None, "nullable": None, "text": None, "time": None, "flag": False},
     ]
     assert table.schema.field("nullable").type == pa.int64()
+
+
+def test_times_with_a_zone_are_read_as_moments_and_without_a_warning() -> None:
+    """pandas 3.1 warns when pyarrow takes one from it."""
+    local = pd.Series(pd.to_datetime(["2024-07-01 12:00", None])).dt.tz_localize("Europe/Berlin")
+    seconds, problems = times_from_arrow(table_of(local.to_frame("at"))["at"])
+    assert seconds[0] == dt.datetime(2024, 7, 1, 10, tzinfo=dt.UTC).timestamp()
+    assert np.isnan(seconds[1])
+    assert problems == []
 
 
 def test_a_column_of_mixed_objects_becomes_text_that_spells_one_level_one_way() -> None:
