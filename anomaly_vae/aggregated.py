@@ -19,9 +19,10 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from anomaly_vae.autoencoder import Autoencoder
-from anomaly_vae.config import ModelConfig
+from anomaly_vae.config import ModelConfig, TrainingConfig
 from anomaly_vae.likelihoods import TabularLikelihood
 from anomaly_vae.priors import Mixture
+from anomaly_vae.training import kept
 from anomaly_vae.vae import VAE
 
 MOST_ROWS = 20_000
@@ -44,7 +45,9 @@ LEAST_VARIANCE = 1e-4
 
 
 @torch.no_grad()
-def settle(model: VAE, train: Tensor, held_out: Tensor, config: ModelConfig, seed: int) -> None:
+def settle(
+    model: VAE, train: Tensor, held_out: Tensor, config: ModelConfig, training: TrainingConfig
+) -> None:
     """Refit the variances, and give the model its aggregated posterior.
 
     Args:
@@ -52,16 +55,18 @@ def settle(model: VAE, train: Tensor, held_out: Tensor, config: ModelConfig, see
         train: (N, F) encoded rows it was fitted to.
         held_out: (H, F) encoded rows it was not fitted to.
         config: `prior` and `components`.
-        seed: of the rows that are looked at, and of the clusters.
+        training: `trim`, the share of the rows that have no part in this, and the `seed` of
+            those looked at, and of the clusters.
     """
+    train, held_out = (_trusted(model, x, training) for x in (train, held_out))
     refit_variances(model, held_out)
     if config.prior == "standard" or isinstance(model, Autoencoder):
         return
-    codes = _codes(model, _some(train, MOST_ROWS, seed))
-    held_codes = _codes(model, _some(held_out, MOST_HELD_OUT, seed))
+    codes = _codes(model, _some(train, MOST_ROWS, training.seed))
+    held_codes = _codes(model, _some(held_out, MOST_HELD_OUT, training.seed))
     units = _units(model, train[:CHUNK])
     each = [
-        mixture(z, h, s, config.components, seed)
+        mixture(z, h, s, config.components, training.seed)
         for z, h, s in zip(codes, held_codes, units, strict=True)
     ]
     model.aggregated = Mixture.side_by_side(each) if model.members > 1 else each[0]
@@ -133,6 +138,16 @@ def whole_blocks(center: Tensor, size: Tensor, scatter: Tensor) -> tuple[Tensor,
     which = torch.arange(parts) % len(center)
     pieces = torch.bincount(which)[which]
     return center[which], size[which] / pieces, scatter[which]
+
+
+def _trusted(model: VAE, x: Tensor, training: TrainingConfig) -> Tensor:
+    """Rows (N, F) without those that would not have taught, by the bound at the posterior mean."""
+    if not training.trim:
+        return x
+    noise = x.new_zeros(1, model.latent_dim)
+    terms = [model.elbo(part, noise) for part in x.split(CHUNK)]
+    bound = torch.cat([t.log_prob.sum(-1) - training.beta * t.kl.sum(-1) for t in terms], -1)
+    return x[kept(bound.view(-1, len(x)).mean(0), training.trim).sort().values]
 
 
 def _codes(model: VAE, x: Tensor) -> list[Tensor]:

@@ -249,6 +249,8 @@ class FitConfig(Section):
     """share of the steps over which beta rises from 0"""
     free_bits: float = Field(0.0, ge=0)
     """nats per latent dimension that cost nothing (Kingma et al. 2016)"""
+    trim: float = Field(0.0, ge=0, le=0.5)
+    """share of the rows, the worst fitting ones, that do not teach (Shen & Sanghavi 2019)"""
     keep: Literal["best", "last"] = "best"
     """weights of the best validation ELBO, or of the last epoch and no early stop"""
     patience: int = Field(20, ge=1)

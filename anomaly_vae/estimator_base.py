@@ -59,6 +59,7 @@ SHARED_KEYS: dict[str, tuple[str, ...]] = {
     "beta": ("training.beta",),
     "kl_warmup": ("training.kl_warmup",),
     "free_bits": ("training.free_bits",),
+    "trim": ("training.trim",),
     "keep": ("training.keep",),
     "patience": ("training.patience",),
     "threads": ("training.threads",),
@@ -136,6 +137,7 @@ class VAEDetector(
         beta: float | None = None,
         kl_warmup: float | None = None,
         free_bits: float | None = None,
+        trim: float | None = None,
         keep: str | None = None,
         patience: int | None = None,
         threads: int | None = None,
@@ -162,6 +164,7 @@ class VAEDetector(
         self.beta = beta
         self.kl_warmup = kl_warmup
         self.free_bits = free_bits
+        self.trim = trim
         self.keep = keep
         self.patience = patience
         self.threads = threads

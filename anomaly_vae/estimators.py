@@ -82,6 +82,8 @@ class TabularVAEDetector(VAEDetector):
         beta: weight of the KL term.
         kl_warmup: share of the steps over which beta rises from 0.
         free_bits: nats per latent dimension that cost nothing.
+        trim: share of the rows, those that fit worst, that do not teach, 0; give what may be
+            anomalous among them.
         members: networks fitted side by side, 3; scores are their mean.
         posterior_variance: "shared" (default) or "row", of q(z|x).
         prior: "aggregated" (default) or "standard", of scores and samples.
@@ -135,6 +137,7 @@ class TabularVAEDetector(VAEDetector):
         beta: float | None = None,
         kl_warmup: float | None = None,
         free_bits: float | None = None,
+        trim: float | None = None,
         members: int | None = None,
         posterior_variance: Literal["shared", "row"] | None = None,
         prior: Literal["aggregated", "standard"] | None = None,
@@ -169,6 +172,7 @@ class TabularVAEDetector(VAEDetector):
             beta=beta,
             kl_warmup=kl_warmup,
             free_bits=free_bits,
+            trim=trim,
             keep=keep,
             patience=patience,
             threads=threads,

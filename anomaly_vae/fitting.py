@@ -91,7 +91,7 @@ def fit_bundle(
     if isinstance(config, TabularConfig):
         rows = torch.from_numpy(train), torch.from_numpy(validation)
         with cpu_threads(config.training.threads):
-            settle(model, *rows, config.model, config.training.seed)
+            settle(model, *rows, config.model, config.training)
     manifest = new_manifest(
         kind=config.kind,
         name=config.name,

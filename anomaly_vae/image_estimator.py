@@ -100,6 +100,8 @@ class ImageVAEDetector(VAEDetector):
         beta: weight of the KL term.
         kl_warmup: share of the steps over which beta rises from 0.
         free_bits: nats per latent dimension that cost nothing.
+        trim: share of the rows, those that fit worst, that do not teach, 0; give what may be
+            anomalous among them.
         keep: weights of the "last" epoch (default), or of the "best" validation ELBO.
         patience: keep best: epochs without a better one before stopping.
         threads: of the CPU while fitting.
@@ -161,6 +163,7 @@ class ImageVAEDetector(VAEDetector):
         beta: float | None = None,
         kl_warmup: float | None = None,
         free_bits: float | None = None,
+        trim: float | None = None,
         keep: Literal["best", "last"] | None = None,
         patience: int | None = None,
         threads: int | None = None,
@@ -194,6 +197,7 @@ class ImageVAEDetector(VAEDetector):
             beta=beta,
             kl_warmup=kl_warmup,
             free_bits=free_bits,
+            trim=trim,
             keep=keep,
             patience=patience,
             threads=threads,

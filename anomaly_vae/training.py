@@ -246,7 +246,8 @@ class _Trainer:
         with self._autocast():
             found = self.model.infer(view.seen, self._draw(x))
         found = Inference(*(part.to(x.dtype) for part in found))
-        terms = self.model.terms(found, view.target)
+        every = self.model.terms(found, view.target)
+        terms = self._trusted(every, self.beta(step))
         loss = -(terms.log_prob.sum(-1).mean() - self.beta(step) * self._kl(terms))
         loss = loss / self.views.loss_scale + self._sleep(view)
         self.optimizer.param_groups[0]["lr"] = self.learning_rate(step)
@@ -254,7 +255,19 @@ class _Trainer:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.optimizer.step()
-        return torch.stack([terms.log_prob.detach().sum(), terms.kl.detach().sum()])
+        return torch.stack([every.log_prob.detach().sum(), every.kl.detach().sum()])
+
+    def _trusted(self, terms: Terms, beta: float) -> Terms:
+        """Without the rows of the lowest bound.
+
+        Iterative trimmed loss minimisation (Shen & Sanghavi 2019, algorithm 1), a batch at a
+        time and from the first: what has been learned is hard to forget.
+        """
+        if not self.config.trim:
+            return terms
+        bound = terms.log_prob.detach().sum(-1) - beta * terms.kl.detach().sum(-1)
+        rows = kept(bound, self.config.trim).unsqueeze(-1)
+        return Terms(*(part.take_along_dim(rows, -2) for part in terms))
 
     def _sleep(self, view: View) -> Tensor | float:
         """−log q(m|x) per pixel, of a model that learns where something was inserted."""
@@ -379,6 +392,12 @@ def _resumable(trainer: _Trainer, path: Path | None) -> Iterator[Callable[[], No
         checkpoint.write()
         raise
     path.unlink(missing_ok=True)
+
+
+def kept(bound: Tensor, trim: float) -> Tensor:
+    """Places (..., n) of all but this share of the rows, those of the lowest ``bound`` (..., N)."""
+    count = bound.shape[-1]
+    return bound.topk(max(1, count - round(trim * count)), -1).indices
 
 
 def batches(rows: Tensor, size: int) -> list[Tensor]:

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from anomaly_vae.aggregated import clusters, mixture, refit_variances, settle, whole_blocks
 from anomaly_vae.build import build
-from anomaly_vae.config import ModelConfig
+from anomaly_vae.config import ModelConfig, TrainingConfig
 from anomaly_vae.encoding import Layout
 from anomaly_vae.likelihoods import TabularLikelihood
 from anomaly_vae.priors import Mixture
 from anomaly_vae.vae import VAE
+
+SEED = TrainingConfig(seed=3)
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -148,7 +150,7 @@ def test_without_numbers_or_held_out_rows_nothing_changes() -> None:
 @pytest.mark.parametrize("members", [1, 2])
 def test_settled_a_model_scores_under_its_aggregated_posterior(members: int) -> None:
     made, x = model(members=members), randn(200, 5).clamp(0)
-    settle(made, x, randn(50, 5, seed=1), config(components=16), 0)
+    settle(made, x, randn(50, 5, seed=1), config(components=16), SEED)
     assert made.aggregated is not None
     assert made.aggregated.center.shape[-2] == 16
     with torch.no_grad():
@@ -162,7 +164,7 @@ def test_settled_a_model_scores_under_its_aggregated_posterior(members: int) -> 
 def test_a_standard_prior_and_an_autoencoder_have_none() -> None:
     for changes in ({"prior": "standard"}, {"type": "autoencoder"}):
         made = model(**changes)
-        settle(made, randn(50, 5), randn(20, 5), config(**changes), 0)
+        settle(made, randn(50, 5), randn(20, 5), config(**changes), SEED)
         assert made.aggregated is None
 
 
@@ -170,7 +172,9 @@ def test_it_repeats(recwarn: pytest.WarningsRecorder) -> None:
     found = []
     for _ in range(2):
         made = model()
-        settle(made, randn(500, 5), randn(50, 5, seed=1), config(components=8), 3)
+        settle(
+            made, randn(500, 5), randn(50, 5, seed=1), config(components=8), TrainingConfig(seed=3)
+        )
         assert made.aggregated is not None
         found.append({k: v.numpy().tobytes() for k, v in made.state_dict().items()})
     assert found[0] == found[1]
@@ -180,7 +184,13 @@ def test_it_repeats(recwarn: pytest.WarningsRecorder) -> None:
 @torch.no_grad()
 def test_the_rate_at_the_draws_is_the_mean_log_ratio() -> None:
     made = model(members=1)
-    settle(made, randn(200, 5), randn(50, 5, seed=1), config(members=1, components=16), 0)
+    settle(
+        made,
+        randn(200, 5),
+        randn(50, 5, seed=1),
+        config(members=1, components=16),
+        SEED,
+    )
     assert made.aggregated is not None
     x, noise = randn(6, 5, seed=2), randn(3, 2, seed=3)
     mean, log_var = made.posterior(x)
@@ -190,3 +200,24 @@ def test_the_rate_at_the_draws_is_the_mean_log_ratio() -> None:
     assert truth.shape == (6,)
     torch.testing.assert_close(made.aggregated_elbo(x, noise).kl.squeeze(-1), truth)
     np.testing.assert_allclose(made.aggregated_elbo(x, noise).kl.shape, (6, 1))
+
+
+@torch.no_grad()
+def test_rows_that_are_trimmed_are_no_part_of_it() -> None:
+    """Neither of the variances nor of the mixture: all that they lie near is themselves."""
+    x, held_out = randn(200, 5), randn(50, 5, seed=1)
+    x[:20], held_out[:5] = 30.0, 30.0
+
+    def settled(trim: float) -> tuple[float, Tensor]:
+        made = model(members=1)
+        settle(made, x, held_out, config(members=1, components=256), TrainingConfig(trim=trim))
+        assert made.aggregated is not None
+        assert isinstance(made.likelihood, TabularLikelihood)
+        return made.likelihood.variance_factor.max().item(), made.aggregated_elbo(
+            x, torch.zeros(1, 2)
+        ).kl.squeeze(-1)
+
+    factor, plain = settled(0.0)
+    trimmed_factor, rate = settled(0.1)
+    assert trimmed_factor < 0.5 * factor
+    assert (rate - plain)[:20].min() > 0

@@ -42,6 +42,7 @@ from anomaly_vae.training import (
     batches,
     cpu_threads,
     fit,
+    kept,
 )
 from anomaly_vae.vae import VAE, Terms
 from pipelines.data import Dataset
@@ -127,6 +128,32 @@ def test_a_fit_learns_to_do_without_hidden_cells() -> None:
         code, _ = fitted.posterior(torch.from_numpy(hidden))
         guess = fitted.decode(code).mean[:, 3].numpy()
     assert np.corrcoef(guess, held_out[:, 3])[0, 1] > 0.9
+
+
+def test_rows_that_are_trimmed_do_not_teach() -> None:
+    """One row in ten lies far off the line; without them the fit is that of the others."""
+    clean, dirty = toy(512), toy(512)
+    dirty[::10] = [5, 5, -5, -5]
+    odd = dirty[:1]
+
+    def surprise(x: Rows, **changes: Any) -> float:
+        made = model()
+        fit(made, x, toy(64, 1), config(epochs=40, **changes))
+        with torch.no_grad():
+            return -made.elbo(torch.from_numpy(odd), torch.zeros(1, 2)).bound.item()
+
+    plain, trimmed = surprise(dirty), surprise(dirty, trim=0.2)
+    assert plain < 0.1 * surprise(clean)
+    assert trimmed > 10 * plain
+
+
+@pytest.mark.parametrize("members", [(), (3,)])
+def test_what_is_kept_are_the_rows_of_the_highest_bound(members: tuple[int, ...]) -> None:
+    bound = torch.randn(*members, 20, generator=torch.Generator().manual_seed(0))
+    assert kept(bound, 0.25).shape == (*members, 15)
+    lowest = bound.take_along_dim(kept(bound, 0.25), -1).min(-1).values
+    assert ((bound < lowest.unsqueeze(-1)).sum(-1) == 5).all()
+    assert kept(bound[..., :1], 0.5).shape == (*members, 1)
 
 
 # ---------------------------------------------------------------- it repeats
