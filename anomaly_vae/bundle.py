@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,9 +48,9 @@ class Bundle:
     """A trained model's files in memory, calibrated or not yet."""
 
     manifest: Mapping[str, Any]
-    graph: bytes
-    weights: bytes
-    calibration: Calibration | None = None
+    graph: bytes = field(repr=False)
+    weights: bytes = field(repr=False)
+    calibration: Calibration | None = field(default=None, repr=False)
 
     @cached_property
     def scorer(self) -> Scorer:

@@ -165,8 +165,9 @@ class _Trainer:
         self.steps_per_epoch = len(batches(torch.arange(len(self.x)), self.batch_size))
         self.steps = self.planned * self.steps_per_epoch
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
+        self.weights = list(model.parameters())
         self.optimizer = torch.optim.AdamW(
-            model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
+            self.weights, config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         self.noise = self._validation_noise(len(validation)).to(self.device)
         self.history: list[Epoch] = []
@@ -253,7 +254,7 @@ class _Trainer:
         self.optimizer.param_groups[0]["lr"] = self.learning_rate(step)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        torch.nn.utils.clip_grad_norm_(self.weights, self.config.clip_norm)
         self.optimizer.step()
         return torch.stack([every.log_prob.detach().sum(), every.kl.detach().sum()])
 
