@@ -79,9 +79,13 @@ def refit_variances(model: VAE, held_out: Tensor) -> None:
     learned under noise on inputs and codes, and on rows that the decoder knew; the residuals are
     those of a score, without noise and of rows that it does not know. The bound is about codes
     with noise, the score about their means: the geometric mean of both variances is between.
+
+    None stays above 1, the variance of a standardised column itself: far from the rows it was
+    learned on an exponential grows without end, and what is odd there would cost little.
     """
     likelihood = model.likelihood
     assert isinstance(likelihood, TabularLikelihood), "tables have no other"
+    likelihood.variance_limit.fill_(1.0)
     n = likelihood.layout.n_numeric
     if not n:
         return

@@ -47,8 +47,6 @@ OPSET = 18
 IR_VERSION = 10
 WEIGHTS_FILE = "weights.safetensors"
 NOISE = "noise"
-LARGEST_EXPONENT = 80.0
-"""A float32 exponential overflows beyond 88."""
 TOLERANCE = 1e-4
 """Largest relative disagreement, in nats over max(1, |score|), between graph and torch."""
 
@@ -427,10 +425,12 @@ class _Builder:
     def numeric(self, x: str, mean: str, raw: str) -> str:
         """See `likelihoods.Gaussian` and `StudentT`; lgamma has no node, so it is a constant."""
         g = self.g
-        variance = g(
-            "Add", g("Exp", g("Min", raw, LARGEST_EXPONENT)), self.likelihood.variance_floor
+        variance = g("Add", g("Exp", raw), self.likelihood.variance_floor)
+        factor, limit = (
+            self.per_column(self.weight(f"likelihood.variance_{name}"))
+            for name in ("factor", "limit")
         )
-        variance = g("Mul", variance, self.per_column(self.weight("likelihood.variance_factor")))
+        variance = g("Min", g("Mul", variance, factor), limit)
         log_var = g("Log", variance)
         residual = g("Sub", x, mean)
         squared = g("Div", g("Mul", residual, residual), variance)

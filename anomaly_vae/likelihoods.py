@@ -199,6 +199,8 @@ class TabularLikelihood(nn.Module):
     present: Tensor
     variance_factor: Tensor
     """What held-out rows multiply the variances of numeric columns by"""
+    variance_limit: Tensor
+    """No variance of a numeric column is above this; infinite while the model is fitted"""
 
     def __init__(
         self, layout: Layout, family: str, variance_floor: float, members: int = 1
@@ -209,6 +211,7 @@ class TabularLikelihood(nn.Module):
         shape = (members, 1, 1, n) if members > 1 else (n,)
         self.raw_df = nn.Parameter(torch.full(shape, 2.0)) if family == "student_t" else None
         self.register_buffer("variance_factor", torch.ones(shape))
+        self.register_buffer("variance_limit", torch.full(shape, torch.inf))
         present = torch.zeros(layout.n_categorical, layout.max_levels)
         for row, count in enumerate(layout.n_levels):
             present[row, :count] = 1.0
@@ -231,6 +234,7 @@ class TabularLikelihood(nn.Module):
         layout = self.layout
         if layout.n_numeric:
             log_var = floored(raw, self.variance_floor) + self.variance_factor.log()
+            log_var = torch.minimum(log_var, self.variance_limit.log())
             yield layout.n_numeric, self._numeric(mean, log_var)
         if layout.n_binary:
             yield layout.n_binary, Bernoulli(bounded(binary))

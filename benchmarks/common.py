@@ -16,7 +16,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import pandas as pd
+from scipy.stats import betabinom
 from threadpoolctl import threadpool_limits
 
 from anomaly_vae import __version__
@@ -24,7 +26,7 @@ from anomaly_vae.files import atomic_path
 from anomaly_vae.training import cpu_threads
 
 T = TypeVar("T")
-Key = tuple[str | int, ...]
+Key = tuple[str | int | float, ...]
 
 DATA_VARIABLE = "ANOMALY_VAE_DATA"
 PACKAGES = ("numpy", "onnxruntime", "pyod", "scikit-learn", "torch")
@@ -41,18 +43,23 @@ class Options:
     short: bool
 
     def root(self) -> Path:
-        """The folder of all data; ends the program with one line where none is named."""
-        root = self.data or os.environ.get(DATA_VARIABLE)
-        if not root:
-            sys.exit(f"no data: give --data DIR or set {DATA_VARIABLE}")
-        return Path(root)
+        """The folder of all data."""
+        return Path(self.data or os.environ[DATA_VARIABLE])
 
     def folder(self, name: str) -> Path:
-        """A folder of the data; ends the program with one line where there is none."""
-        folder = self.root() / name
-        if not folder.is_dir():
-            sys.exit(f"no data: '{folder}' is not a folder; correct --data or {DATA_VARIABLE}")
-        return folder
+        """A folder of the data."""
+        return self.root() / name
+
+    def absent(self, names: Sequence[str]) -> str:
+        """What of these the data lack, in one line with the remedy; empty: nothing."""
+        if not names:
+            return ""
+        if not (self.data or os.environ.get(DATA_VARIABLE)):
+            return f"no data: give --data DIR or set {DATA_VARIABLE}"
+        gone = [str(self.root() / name) for name in names if not (self.root() / name).exists()]
+        if not gone:
+            return ""
+        return f"no data: {', '.join(gone)} not found; correct --data or {DATA_VARIABLE}"
 
     def result(self, name: str) -> Path:
         """A file of results; the short form keeps its own."""
@@ -115,6 +122,26 @@ def cpu_seconds(work: Callable[[], T]) -> tuple[T, float]:
     before = time.process_time()
     result = work()
     return result, time.process_time() - before
+
+
+def promised(alpha: float, n: int) -> int:
+    """How many of n + 1 ranks are flagged at alpha, after calibrating on n rows: ⌊α (n + 1)⌋."""
+    return int(alpha * (n + 1) + 1e-9)
+
+
+def kept_range(alpha: float, n: int, normals: int, fits: int = 1) -> tuple[float, float]:
+    """95% range of the rate on exchangeable ``normals`` after calibrating on ``n`` rows.
+
+    Both samples are finite: with m = ⌊α (n + 1)⌋, the count is beta-binomial (m, n + 1 − m)
+    (Bates et al. 2023, sec. 2). Of several ``fits``, each on a split of its own, the range is that
+    of their mean.
+    """
+    m = promised(alpha, n)
+    count = betabinom(normals, m, n + 1 - m).pmf(np.arange(normals + 1))
+    most = fits * normals
+    total = np.fft.irfft(np.fft.rfft(count, most + 1) ** fits, most + 1).cumsum()
+    low, high = np.searchsorted(total, (0.025, 0.975))
+    return float(low / most), float(high / most)
 
 
 def table(rows: pd.DataFrame, by: str, figures: Mapping[str, Figure]) -> str:

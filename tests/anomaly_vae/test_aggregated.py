@@ -126,12 +126,33 @@ def squared_residuals(made: VAE, x: Tensor) -> Tensor:
 def test_variances_meet_the_held_out_residuals_halfway(members: int) -> None:
     """r²/σ² becomes its own square root in every column, up to the weak prior."""
     made = model(members=members)
-    x = torch.cat([randn(4_000, 4) * torch.tensor([0.1, 1.0, 3.0, 10.0]), torch.ones(4_000, 1)], 1)
+    for parameter in made.decoder.parameters():
+        parameter.mul_(0.1)
+    x = torch.cat([randn(4_000, 4) * torch.tensor([0.1, 0.3, 0.6, 0.9]), torch.ones(4_000, 1)], 1)
     x[::3, 1] = torch.nan
     before = squared_residuals(made, x)
     refit_variances(made, x)
     after = squared_residuals(made, x)
     torch.testing.assert_close(after, before.sqrt(), rtol=0.1, atol=0.01)
+
+
+@torch.no_grad()
+def test_no_variance_is_above_that_of_the_column() -> None:
+    """Residuals of ten deviations would have it a hundredfold, and so would a decoder far out."""
+    made = model(members=1)
+    assert isinstance(made.likelihood, TabularLikelihood)
+    x, far = 10 * randn(200, 5), 50 * randn(20, 5, seed=2)
+    for parameter in made.decoder.parameters():
+        parameter.mul_(20)
+
+    def largest() -> float:
+        numeric: Any = made.likelihood(made.infer(far, torch.zeros(1, 2)).outputs).parts[0][1]
+        return float(numeric.log_var.max().exp())
+
+    assert largest() > 10
+    refit_variances(made, x)
+    assert made.likelihood.variance_factor.max() > 2
+    assert largest() == 1
 
 
 @torch.no_grad()

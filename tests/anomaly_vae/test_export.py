@@ -77,6 +77,7 @@ def model_of(layout: Layout, seed: int = 1, **changes: Any) -> VAE:
                 value.add_(torch.randn(value.shape, generator=generator), alpha=0.3)
         factor = model.likelihood.variance_factor
         factor.add_(torch.rand(factor.shape, generator=generator))
+        model.likelihood.variance_limit.fill_(1.5)
     if small.get("prior") != "standard" and not isinstance(model, Autoencoder):
         parts = [mixture_of(model.latent_dim, seed + member) for member in range(model.members)]
         model.aggregated = Mixture.side_by_side(parts) if len(parts) > 1 else parts[0]
@@ -258,6 +259,7 @@ def test_scores_that_are_not_the_models_are_refused() -> None:
         "aggregated.center",
         "aggregated.log_var",
         "likelihood.variance_factor",
+        "likelihood.variance_limit",
     ],
 )
 def test_a_graph_over_tampered_weights_is_refused(name: str) -> None:
