@@ -17,7 +17,8 @@ BELOW: dict[str, set[str]] = {
     "files": {"errors"},
     "provenance": set(),
     "columns": {"errors"},
-    "schema": {"columns"},
+    "arrow": {"columns"},
+    "schema": {"arrow"},
     "config": {"schema"},
     "inference": {"config"},
     "splits": {"config"},
@@ -98,6 +99,7 @@ PICTURES = {"PIL", "pydicom", "nibabel", "highdicom"}
 LEAN = {
     "anomaly_vae.errors",
     "anomaly_vae.columns",
+    "anomaly_vae.arrow",
     "anomaly_vae.schema",
     "anomaly_vae.encoding",
     "anomaly_vae.pixels",
