@@ -32,6 +32,7 @@ from serving.errors import (
 from serving.store import Served
 
 JSON = "application/json"
+PLAIN = JSON.encode()
 MOST_ERRORS = 100
 """Bad records that one answer lists."""
 
@@ -166,6 +167,8 @@ encode = msgspec.json.Encoder().encode
 
 def check_media_type(headers: Headers) -> None:
     """Refuse anything but plain JSON in UTF-8."""
+    if headers.get(b"content-type") == PLAIN and b"content-encoding" not in headers:
+        return
     media, _, parameters = headers.get(b"content-type", b"").decode("latin-1").partition(";")
     charset = parameters.lower().replace('"', "").replace(" ", "")
     if media.strip().lower() != JSON or charset not in {"", "charset=utf-8", "charset=utf8"}:
@@ -183,16 +186,24 @@ def check_encoding(headers: Headers) -> None:
 
 def check_query(query: bytes) -> None:
     """Refuse the query parameters that only a model of images takes."""
-    if {b"explain", b"heatmap"} & {pair.partition(b"=")[0] for pair in query.split(b"&")}:
+    if query and {b"explain", b"heatmap"} & {pair.partition(b"=")[0] for pair in query.split(b"&")}:
         detail = "query: this model scores records: 'explain' goes into the body, 'heatmap' is for"
         raise ProblemError(INVALID_REQUEST, detail + " models of images")
 
 
-async def read_body(receive: Receive, headers: Headers, limit: int, seconds: float) -> bytes:
-    """The body, or a refusal as soon as it is known to exceed ``limit`` bytes or to be late."""
-    declared = headers.get(b"content-length", b"0")
+def declared_size(headers: Headers, limit: int) -> int:
+    """The bytes of a body as declared, or ``limit`` where it comes in chunks; or a refusal."""
+    declared = headers.get(b"content-length")
+    if declared is None:
+        return limit if b"transfer-encoding" in headers else 0
     if not declared.isdigit() or int(declared) > limit:
         raise _too_large(limit)
+    return int(declared)
+
+
+async def read_body(receive: Receive, headers: Headers, limit: int, seconds: float) -> bytes:
+    """The body, or a refusal as soon as it is known to exceed ``limit`` bytes or to be late."""
+    declared_size(headers, limit)
     try:
         async with asyncio.timeout(seconds):
             return await _read(receive, limit)
