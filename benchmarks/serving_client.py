@@ -29,10 +29,12 @@ class Asker(asyncio.Protocol):
         self.buffer, self.start = b"", 0.0
 
     def connection_made(self, transport: Any) -> None:
+        """Ask at once."""
         self.transport = transport
         self.ask()
 
     def ask(self) -> None:
+        """Send one more request, or hang up."""
         if not self.left[0]:
             self.transport.close()
             return
@@ -41,6 +43,7 @@ class Asker(asyncio.Protocol):
         self.transport.write(self.request)
 
     def data_received(self, data: bytes) -> None:
+        """Take a part of an answer."""
         self.buffer += data
         head, end, body = self.buffer.partition(HEAD_END)
         if not end or len(body) < _length(head):
@@ -54,6 +57,7 @@ class Asker(asyncio.Protocol):
         self.ask()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Say how it ended."""
         if self.done.done():
             return
         if exc or self.buffer or self.left[0]:

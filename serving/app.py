@@ -25,8 +25,8 @@ from anomaly_vae import __version__
 from anomaly_vae.errors import DataError
 from serving import logs, openapi, uploads, wire
 from serving.batching import Lane
-from serving.errors import NOT_READY, UNKNOWN_MODEL, ProblemError, problem_of
-from serving.limits import Places
+from serving.errors import MALFORMED, NOT_READY, TIMEOUT, UNKNOWN_MODEL, ProblemError, problem_of
+from serving.limits import Deadlines, Places
 from serving.metrics import Metrics
 from serving.middleware import HEADERS, Front
 from serving.settings import Settings
@@ -58,7 +58,7 @@ class Scoring:
 
     def __init__(self, store: Store, settings: Settings, metrics: Metrics) -> None:
         self.store, self.settings, self.metrics = store, settings, metrics
-        self.places = Places(settings, metrics)
+        self.places, self.deadlines = Places(settings, metrics), Deadlines(settings.body_seconds)
         self.routes = {path: Template(path, self, methods=["POST"]) for path in openapi.SCORING}
         self._threads = ThreadPoolExecutor(settings.threads, thread_name_prefix="score")
         self._seen: Mapping[str, Served] | None = None
@@ -72,7 +72,8 @@ class Scoring:
     async def respond(self, lane: Lane, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request to this model."""
         take = self._take_images if lane.reader is None else self._take_records
-        content = await take(lane, scope, receive)
+        size = wire.declared_size(scope[HEADERS], self.settings.max_body_bytes)
+        content = await take(lane, scope, receive, size)
         headers = [JSON_TYPE, (b"content-length", b"%d" % len(content))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": content})
@@ -109,51 +110,61 @@ class Scoring:
         alone, named = self.routes.values()
         self._paths = {f"/models/{n}/score": (named, lane) for n, lane in self._lanes.items()}
         if len(current) == 1:
-            self._paths["/score"] = (alone, *self._lanes.values())
+            self._paths["/score"] = alone, next(iter(self._lanes.values()))
         self._seen = current
 
-    async def _take_records(self, lane: Lane, scope: Scope, receive: Receive) -> bytes:
-        headers, facts = scope[HEADERS], scope[logs.FACTS]
-        wire.check_media_type(headers)
+    async def _take_records(self, lane: Lane, scope: Scope, receive: Receive, size: int) -> bytes:
+        wire.check_media_type(scope[HEADERS])
         wire.check_query(scope["query_string"])
-        size = self._size(headers)
         if size > INLINE_BYTES:
             self.places.check_jobs()
-        with self.places.hold(size):
-            body = await self._read(receive, headers)
-            facts["model"] = lane.served.name
-            if len(body) > INLINE_BYTES:
-                content, facts["records"] = await self._run(self.score_large, lane, body)
-                return content
-            rows = lane.read(body)
-            if rows and len(rows) * lane.columns <= INLINE_VALUES and self._fits(rows):
-                facts["records"] = len(rows)
-                return await lane.submit(rows)
-            request = wire.decode(body, self.settings.max_records)
-            facts["records"] = len(request.records)
-            if self._cost(lane, request) <= INLINE_VALUES:
-                return self.score(lane, request)
-            return await self._run(self.score, lane, request)
+        self.places.take(size)
+        try:
+            body = await self._read(receive)
+            scope[logs.FACTS]["model"] = lane.served.name
+            return await self._score_records(lane, scope[logs.FACTS], receive, body)
+        finally:
+            self.places.give(size)
 
-    async def _take_images(self, lane: Lane, scope: Scope, receive: Receive) -> bytes:
-        headers, facts = scope[HEADERS], scope[logs.FACTS]
-        boundary = uploads.boundary_of(headers)
+    async def _score_records(
+        self, lane: Lane, facts: logs.Facts, receive: Receive, body: bytes
+    ) -> bytes:
+        """The quick way where it is open, on a thread where it takes long."""
+        if len(body) > INLINE_BYTES:
+            content, facts["records"] = await self._run(receive, self.score_large, lane, body)
+            return content
+        rows = lane.read(body)
+        if rows and len(rows) * lane.columns <= INLINE_VALUES and self._fits(rows):
+            facts["records"] = len(rows)
+            return await lane.submit(rows)
+        request = wire.decode(body, self.settings.max_records)
+        facts["records"] = len(request.records)
+        if self._cost(lane, request) <= INLINE_VALUES:
+            return self.score(lane, request)
+        return await self._run(receive, self.score, lane, request)
+
+    async def _take_images(self, lane: Lane, scope: Scope, receive: Receive, size: int) -> bytes:
+        facts = scope[logs.FACTS]
+        boundary = uploads.boundary_of(scope[HEADERS])
         asked = uploads.asked_for(scope["query_string"])
         self.places.check_jobs()
-        with self.places.hold(self._size(headers)):
-            body = await self._read(receive, headers)
+        self.places.take(size)
+        try:
+            body = await self._read(receive)
             facts["model"] = lane.served.name
             task = self.score_images, lane, body, boundary, asked
-            content, facts["records"] = await self._run(*task)
+            content, facts["records"] = await self._run(receive, *task)
+        finally:
+            self.places.give(size)
         return content
 
-    def _size(self, headers: wire.Headers) -> int:
-        """The bytes of a body as declared, or as many as there may be."""
-        return wire.declared_size(headers, self.settings.max_body_bytes)
-
-    async def _read(self, receive: Receive, headers: wire.Headers) -> bytes:
-        limit, seconds = self.settings.max_body_bytes, self.settings.body_seconds
-        return await wire.read_body(receive, headers, limit, seconds)
+    async def _read(self, receive: Receive) -> bytes:
+        try:
+            body = wire.read_body(receive, self.settings.max_body_bytes)
+            return await self.deadlines.keep(body)
+        except TimeoutError:
+            detail = f"the body did not arrive within {self.settings.body_seconds:g} seconds"
+            raise ProblemError(TIMEOUT, detail) from None
 
     def _fits(self, rows: Sequence[object]) -> bool:
         return len(rows) <= self.settings.max_records
@@ -166,10 +177,22 @@ class Scoring:
         wire.check_contributions(values, self.settings.max_contributions)
         return values * EXPLAINED
 
-    async def _run(self, function: Callable[..., T], *args: Any) -> T:
-        """Have a worker thread do it; refuse where too many wait for one."""
+    async def _run(self, receive: Receive, function: Callable[..., T], *args: Any) -> T:
+        """Have a worker thread do it; refuse where too many wait for one.
+
+        Where the client goes away before its turn comes, it is not done at all.
+        """
         with self.places.job():
-            return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+            job = self._threads.submit(function, *args)
+            work, gone = asyncio.wrap_future(job), asyncio.ensure_future(_departure(receive))
+            either: set[asyncio.Future[Any]] = {work, gone}
+            try:
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+                if gone.done() and job.cancel():
+                    raise ProblemError(MALFORMED, "the client went away")
+                return await work
+            finally:
+                gone.cancel()
 
     def score_large(self, lane: Lane, body: bytes) -> tuple[bytes, int]:
         """A body → the bytes of the answer and the number of records, counted."""
@@ -208,6 +231,22 @@ class Scoring:
         return wire.encode(wire.answer(lane.served, results)), len(results)
 
 
+async def _departure(receive: Receive) -> None:
+    """Return when the client is gone; its body has been read."""
+    while (await receive())["type"] != "http.disconnect":
+        await asyncio.sleep(0)
+
+
+class Service(FastAPI):
+    """The application, with what surrounds every request before all else that FastAPI does."""
+
+    front: Front
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        await self.front(scope, receive, send)
+
+
 def create_app(store: Store, settings: Settings, lifespan: Lifespan | None = None) -> FastAPI:
     """The service over these detectors; whoever holds the store may swap them.
 
@@ -217,7 +256,7 @@ def create_app(store: Store, settings: Settings, lifespan: Lifespan | None = Non
         lifespan: what is to happen around the time it runs.
     """
     metrics = Metrics(store)
-    app = FastAPI(
+    app = Service(
         title="anomaly-vae",
         version=__version__,
         description="Scores, conformal p-values and decisions, with their reasons.",
@@ -225,14 +264,12 @@ def create_app(store: Store, settings: Settings, lifespan: Lifespan | None = Non
         swagger_ui_oauth2_redirect_url=None,
         lifespan=lifespan,
     )
-    app.state.store = store
+    app.state.store, app.state.settings, app.state.metrics = store, settings, metrics
     app.router.redirect_slashes = False
     _handle_errors(app, metrics)
     scoring = Scoring(store, settings, metrics)
     app.router.routes[:0] = scoring.routes.values()  # first, so that nothing is matched before
-    app.add_middleware(
-        Front, scoring=scoring, settings=settings, metrics=metrics, refuse=app.state.refuse
-    )
+    app.front = Front(super(Service, app).__call__, scoring, settings, metrics, app.state.refuse)
     _add_routes(app, store, settings, metrics)
     openapi.install(app, store, settings)
     return app

@@ -6,14 +6,18 @@ only makes everybody late.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from serving.errors import OVERLOADED, RATE_LIMITED, ProblemError
 from serving.metrics import Metrics
 from serving.settings import Settings
+
+T = TypeVar("T")
 
 
 class Places:
@@ -23,20 +27,19 @@ class Places:
         self.held = self.bytes = self.jobs = 0
         self._settings, self._metrics = settings, metrics
 
-    @contextmanager
-    def hold(self, size: int) -> Iterator[None]:
-        """Hold a place and this many bytes, or refuse."""
+    def take(self, size: int) -> None:
+        """Take a place and this many bytes, or refuse; `give` gives them back."""
         if self.held >= self._settings.max_concurrency:
             raise self.refusal(f"{self.held} requests are under way")
         if self.bytes and self.bytes + size > self._settings.max_pending_bytes:
             raise self.refusal(f"bodies of {self.bytes} bytes are under way")
         self.held += 1
         self.bytes += size
-        try:
-            yield
-        finally:
-            self.held -= 1
-            self.bytes -= size
+
+    def give(self, size: int) -> None:
+        """Give back what was taken."""
+        self.held -= 1
+        self.bytes -= size
 
     @contextmanager
     def job(self) -> Iterator[None]:
@@ -58,6 +61,52 @@ class Places:
     def refusal(self, detail: str) -> ProblemError:
         """What a client is told that has to come back."""
         return ProblemError(OVERLOADED, detail, headers=self._settings.retry)
+
+
+class Deadlines:
+    """So many seconds for each of many tasks, with one timer for all of them.
+
+    A timer of its own for each request costs more than the rest of reading its body, which most of
+    the time is there already.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._since: dict[asyncio.Task[Any], float] = {}
+        self._late: set[asyncio.Task[Any]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def keep(self, work: Awaitable[T]) -> T:
+        """Await this.
+
+        Raises:
+            TimeoutError: it took too long.
+        """
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert task, "this is a coroutine"
+        self._since[task] = loop.time()
+        if self._timer is None:
+            self._timer = loop.call_later(self.seconds, self._sweep, loop)
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if task in self._late:
+                task.uncancel()
+                raise TimeoutError from None
+            raise
+        finally:
+            del self._since[task]
+            self._late.discard(task)
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Cancel who is late; come back for the next."""
+        self._timer = None
+        for task, since in self._since.items():  # the oldest first
+            if since + self.seconds > loop.time():
+                self._timer = loop.call_at(since + self.seconds, self._sweep, loop)
+                return
+            self._late.add(task)
+            task.cancel()
 
 
 class Rates:

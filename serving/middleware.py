@@ -96,8 +96,8 @@ class Front:
                 raise
             problem = self.refuse(error)
             await problem(scope, exchange.receive, exchange.send)
-            if problem.status_code >= 500 and not isinstance(error, ProblemError):
-                raise
+            if problem.status_code == 500:
+                logs.failures.error("a request failed", exc_info=error)
         finally:
             if exchange.held:
                 settings = self.settings

@@ -82,5 +82,8 @@ def _request_type(names: Sequence[str], kinds: Sequence[ColumnType], schema: Tab
     spelled = dict(zip((name for name, *_ in fields), [*names, *idle], strict=True))
     strict: dict[str, Any] = {"forbid_unknown_fields": True, "gc": False}
     record = msgspec.defstruct("Record", fields, rename=spelled, **strict)
-    parts = [("records", list[record]), ("explain", Literal[0], 0)]  # type: ignore[valid-type]  # a type made at run time
+    parts: list[tuple[str, Any, Any]] = [
+        ("records", list[record], msgspec.NODEFAULT),  # type: ignore[valid-type]  # made at run time
+        ("explain", Literal[0], 0),
+    ]
     return msgspec.defstruct("Request", parts, **strict)

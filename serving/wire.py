@@ -6,7 +6,6 @@ is said by the schema, with its record and field.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from heapq import nsmallest
 from typing import Any, Literal
@@ -21,7 +20,6 @@ from serving.errors import (
     INVALID_RECORD,
     INVALID_REQUEST,
     MALFORMED,
-    TIMEOUT,
     TOO_LARGE,
     TOO_MANY_RECORDS,
     TOO_MUCH_EXPLAINED,
@@ -195,23 +193,14 @@ def declared_size(headers: Headers, limit: int) -> int:
     """The bytes of a body as declared, or ``limit`` where it comes in chunks; or a refusal."""
     declared = headers.get(b"content-length")
     if declared is None:
-        return limit if b"transfer-encoding" in headers else 0
+        return limit
     if not declared.isdigit() or int(declared) > limit:
         raise _too_large(limit)
     return int(declared)
 
 
-async def read_body(receive: Receive, headers: Headers, limit: int, seconds: float) -> bytes:
-    """The body, or a refusal as soon as it is known to exceed ``limit`` bytes or to be late."""
-    declared_size(headers, limit)
-    try:
-        async with asyncio.timeout(seconds):
-            return await _read(receive, limit)
-    except TimeoutError:
-        raise ProblemError(TIMEOUT, f"the body did not arrive within {seconds:g} seconds") from None
-
-
-async def _read(receive: Receive, limit: int) -> bytes:
+async def read_body(receive: Receive, limit: int) -> bytes:
+    """The body, or a refusal as soon as it is known to exceed ``limit`` bytes."""
     parts: list[bytes] = []
     size, more = 0, True
     while more:
