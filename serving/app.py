@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
@@ -25,7 +25,7 @@ from anomaly_vae import __version__
 from anomaly_vae.errors import DataError
 from serving import logs, openapi, uploads, wire
 from serving.batching import Lane
-from serving.errors import MALFORMED, NOT_READY, TIMEOUT, UNKNOWN_MODEL, ProblemError, problem_of
+from serving.errors import MALFORMED, NOT_READY, UNKNOWN_MODEL, ProblemError, problem_of
 from serving.limits import Deadlines, Places
 from serving.metrics import Metrics
 from serving.middleware import HEADERS, Front
@@ -158,13 +158,8 @@ class Scoring:
             self.places.give(size)
         return content
 
-    async def _read(self, receive: Receive) -> bytes:
-        try:
-            body = wire.read_body(receive, self.settings.max_body_bytes)
-            return await self.deadlines.keep(body)
-        except TimeoutError:
-            detail = f"the body did not arrive within {self.settings.body_seconds:g} seconds"
-            raise ProblemError(TIMEOUT, detail) from None
+    def _read(self, receive: Receive) -> Awaitable[bytes]:
+        return self.deadlines.keep(wire.read_body(receive, self.settings.max_body_bytes))
 
     def _fits(self, rows: Sequence[object]) -> bool:
         return len(rows) <= self.settings.max_records

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from serving.errors import OVERLOADED, RATE_LIMITED, ProblemError
+from serving.errors import OVERLOADED, RATE_LIMITED, TIMEOUT, ProblemError
 from serving.metrics import Metrics
 from serving.settings import Settings
 
@@ -64,7 +64,7 @@ class Places:
 
 
 class Deadlines:
-    """So many seconds for each of many tasks, with one timer for all of them.
+    """So many seconds for the body of each request, with one timer for all of them.
 
     A timer of its own for each request costs more than the rest of reading its body, which most of
     the time is there already.
@@ -77,12 +77,9 @@ class Deadlines:
         self._timer: asyncio.TimerHandle | None = None
 
     async def keep(self, work: Awaitable[T]) -> T:
-        """Await this.
-
-        Raises:
-            TimeoutError: it took too long.
-        """
-        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        """Await the body of a request, or refuse it when time is up."""
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
         assert task, "this is a coroutine"
         self._since[task] = loop.time()
         if self._timer is None:
@@ -92,7 +89,8 @@ class Deadlines:
         except asyncio.CancelledError:
             if task in self._late:
                 task.uncancel()
-                raise TimeoutError from None
+                detail = f"the body did not arrive within {self.seconds:g} seconds"
+                raise ProblemError(TIMEOUT, detail) from None
             raise
         finally:
             del self._since[task]

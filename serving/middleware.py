@@ -11,7 +11,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING
@@ -39,12 +39,6 @@ QUIET = (HEALTH, "/metrics")
 """Routes that are logged only when they fail or at level debug."""
 LINGER = 4
 """So many bodies of the largest size are read on, and dropped, after a refusal."""
-SECURE = [
-    (b"x-content-type-options", b"nosniff"),
-    (b"cache-control", b"no-store"),
-    (b"content-security-policy", b"frame-ancestors 'none'"),
-]
-"""Headers of every answer."""
 REQUEST_ID = b"x-request-id"
 SOUND_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 """A request id that is taken over; any other is replaced."""
@@ -71,37 +65,42 @@ class Front:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         start = time.perf_counter()
-        headers: Mapping[bytes, bytes] = dict(scope["headers"])
+        headers: dict[bytes, bytes] = dict(scope["headers"])
         number = self._id(headers)
-        scope[HEADERS], scope[logs.FACTS] = headers, {"request_id": number.decode()}
+        scope[HEADERS], scope[logs.FACTS] = headers, {}
         exchange = Exchange(headers, receive, send, self._extra(number))
         self.metrics.in_flight.inc()
         try:
-            await self._answer(scope, exchange)
-        finally:
-            self.metrics.in_flight.dec()
-            self._finish(scope, exchange.status, time.perf_counter() - start)
-
-    async def _answer(self, scope: Scope, exchange: Exchange) -> None:
-        try:
-            self._admit(scope)
-            direct = self.scoring.at(scope["path"]) if scope["method"] == "POST" else None
-            if direct:
-                scope["route"], lane = direct
-                await self.scoring.respond(lane, scope, exchange.receive, exchange.send)
-            else:
-                await self.app(scope, exchange.receive, exchange.send)
+            await self._route(scope, exchange)
         except Exception as error:
             if exchange.status:
                 raise
-            problem = self.refuse(error)
-            await problem(scope, exchange.receive, exchange.send)
-            if problem.status_code == 500:
-                logs.failures.error("a request failed", exc_info=error)
+            await self._refuse(error, scope, exchange)
         finally:
             if exchange.held:
                 settings = self.settings
                 await exchange.end(LINGER * settings.max_body_bytes, settings.body_seconds)
+            self.metrics.in_flight.dec()
+            self._finish(scope, exchange.status or 500, time.perf_counter() - start, number)
+
+    def _route(self, scope: Scope, exchange: Exchange) -> Awaitable[None]:
+        """What answers a request, if it may be answered."""
+        path = scope["path"]
+        if self.settings.admin_port:
+            check_port(scope, self.settings.admin_port)
+        if self.settings.api_keys and path not in OPEN:
+            self._check_key(scope, path)
+        direct = self.scoring.at(path) if scope["method"] == "POST" else None
+        if direct is None:
+            return self.app(scope, exchange.receive, exchange.send)
+        scope["route"], lane = direct
+        return self.scoring.respond(lane, scope, exchange.receive, exchange.send)
+
+    async def _refuse(self, error: Exception, scope: Scope, exchange: Exchange) -> None:
+        problem = self.refuse(error)
+        await problem(scope, exchange.receive, exchange.send)
+        if problem.status_code == 500:
+            logs.failures.error("a request failed", exc_info=error)
 
     def _id(self, headers: Mapping[bytes, bytes]) -> bytes:
         """The id that a request brings, or one of ours."""
@@ -112,16 +111,8 @@ class Front:
 
     def _extra(self, number: bytes) -> list[tuple[bytes, bytes]]:
         """Headers of the answer."""
-        extra = [*SECURE, (REQUEST_ID, number)]
+        extra = [(REQUEST_ID, number)]
         return [*extra, (b"connection", b"close")] if self.store.draining else extra
-
-    def _admit(self, scope: Scope) -> None:
-        """Check the port, and the key of a request against the scope of its path."""
-        path = scope["path"]
-        if self.settings.admin_port:
-            check_port(scope, self.settings.admin_port)
-        if self.settings.api_keys and path not in OPEN:
-            self._check_key(scope, path)
 
     def _check_key(self, scope: Scope, path: str) -> None:
         secret = sent_key(scope[HEADERS])
@@ -137,14 +128,14 @@ class Front:
         if self.settings.rate_per_second:
             self._rates.take(key.name)
 
-    def _finish(self, scope: Scope, status: int, seconds: float) -> None:
-        route, status = template_of(scope), status or 500
+    def _finish(self, scope: Scope, status: int, seconds: float, number: bytes) -> None:
+        route = template_of(scope)
         self.metrics.finished(route, status, seconds)
         quiet = status < 400 and route.startswith(QUIET)
         level = logging.DEBUG if quiet else logging.INFO
         if logs.access.isEnabledFor(level):
-            head = {"method": scope["method"], "route": route, "status": status}
-            facts = {**head, "seconds": round(seconds, 6), **scope[logs.FACTS]}
+            head = {"request_id": number.decode(), "method": scope["method"], "route": route}
+            facts = {**head, "status": status, "seconds": round(seconds, 6), **scope[logs.FACTS]}
             logs.access.log(level, "request", extra={logs.FACTS: facts})
 
 
@@ -198,8 +189,9 @@ class Exchange:
 
 def template_of(scope: Scope) -> str:
     """The template of the route that matched, never a path that a client made up."""
-    known = scope["path"] if scope["path"] in OPEN else "unmatched"
-    return str(getattr(scope.get("route"), "path", known))
+    if "route" in scope:
+        return str(scope["route"].path)
+    return scope["path"] if scope["path"] in OPEN else "unmatched"
 
 
 def check_port(scope: Scope, admin_port: int) -> None:

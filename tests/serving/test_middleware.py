@@ -107,11 +107,9 @@ def test_a_client_that_goes_away_is_let_go():
 @pytest.mark.parametrize(
     ("method", "path"), [("POST", "/score"), ("GET", "/health/live"), ("GET", "/nowhere")]
 )
-def test_every_answer_has_secure_headers_and_an_id(client, method, path):
+def test_every_answer_has_an_id(client, method, path):
     answers = [client.request(method, path, json={"records": [{}]}) for _ in range(2)]
     for answer in answers:
-        assert answer.headers["x-content-type-options"] == "nosniff"
-        assert answer.headers["cache-control"] == "no-store"
         assert re.fullmatch(r"[0-9a-f]{16}-[0-9a-f]+", answer.headers["x-request-id"])
     assert len({answer.headers["x-request-id"] for answer in answers}) == 2
     assert not [name for name in answers[0].headers if name.startswith("access-control")]
@@ -131,11 +129,10 @@ def test_an_id_that_is_not_sound_is_replaced(client, given):
     assert re.fullmatch(r"[0-9a-f]{16}-[0-9a-f]+", answer.headers["x-request-id"])
 
 
-def test_a_failure_has_an_id_and_headers_too(client, monkeypatch, caplog):
+def test_a_failure_has_an_id_too(client, monkeypatch, caplog):
     monkeypatch.setattr("serving.batching.Lane._results", lambda *_: 1 / 0)
     answer = client.post("/score", json={"records": [{}]})
     assert answer.status_code == 500
-    assert answer.headers["x-content-type-options"] == "nosniff"
     assert answer.headers["x-request-id"]
     assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [
         ZeroDivisionError
