@@ -110,12 +110,10 @@ def test_large_requests_wait_in_a_bounded_queue_beside_small_ones(tmp_path, fold
 
         with ThreadPoolExecutor(21) as pool:
             trickling = pool.submit(trickle)
-            answers = list(
-                pool.map(lambda _: request(service, "POST", "/score", large), range(20))
-            )
+            answers = list(pool.map(lambda _: request(service, "POST", "/score", large), range(20)))
             done.set()
             trickling.result()
-        counts = {status: 0 for status in (200, 429)}
+        counts = dict.fromkeys((200, 429), 0)
         for status, headers, body in answers:
             counts[status] += 1
             if status == 200:
@@ -243,7 +241,10 @@ def test_no_request_is_lost_when_one_process_takes_over_from_another(tmp_path, f
     """As a balancer does it: new requests go to who is ready; the old one ends with 0."""
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    with running(tmp_path / "a", [str(folder)]) as old, running(tmp_path / "b", [str(folder)]) as new:
+    with (
+        running(tmp_path / "a", [str(folder)]) as old,
+        running(tmp_path / "b", [str(folder)]) as new,
+    ):
         current, statuses, done = [old], [], threading.Event()
 
         def ask():
