@@ -7,6 +7,7 @@ count and what to say; what it takes means the same either way.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -24,6 +25,8 @@ TYPES: dict[ColumnType, Any] = {
     ColumnType.DATETIME: str | None,
     ColumnType.CATEGORICAL: str | int | float | bool | None,
 }
+UNFIT = re.compile(r'[\\"\x00-\x1f]')
+"""What msgspec has not in the name of a field."""
 ORDER = tuple(TYPES)
 """Columns of one type lie side by side in a row."""
 
@@ -39,10 +42,13 @@ class Reader:
         self._times = slice(
             sum(kind in {ColumnType.NUMERIC, ColumnType.BINARY} for kind in kinds), self._numbers
         )
-        self._decoder = msgspec.json.Decoder(_request_type(self.names, kinds, schema))
+        plain = not any(map(UNFIT.search, self.names))
+        self._decoder = plain and msgspec.json.Decoder(_request_type(self.names, kinds, schema))
 
     def read(self, body: bytes) -> Rows | None:
         """The rows of a body that asks for nothing but scores; None for anything else."""
+        if not self._decoder:
+            return None
         try:
             records = self._decoder.decode(body).records
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -76,7 +82,7 @@ def _levels(cells: Sequence[Any]) -> Levels:
 
 def _request_type(names: Sequence[str], kinds: Sequence[ColumnType], schema: TabularSchema) -> Any:
     """A request of records with these columns; names that mean nothing may hold anything."""
-    idle = sorted(schema.known - set(names))
+    idle = sorted(name for name in schema.known - set(names) if not UNFIT.search(name))
     fields = [(f"c{i}", TYPES[kind], None) for i, kind in enumerate(kinds)]
     fields += [(f"k{i}", Any, None) for i in range(len(idle))]
     spelled = dict(zip((name for name, *_ in fields), [*names, *idle], strict=True))

@@ -185,14 +185,14 @@ def test_the_access_log_tells_no_secrets(client, caplog, records):
 
 
 ROOT = Path(__file__).resolve().parents[2]
-TABLE = dict(
-    (name, (kind, frozenset(filter(None, labels.split(", "))), meaning))
+TABLE = {
+    name: (kind, frozenset(filter(None, labels.split(", "))), meaning)
     for name, kind, labels, meaning in re.findall(
         r"^\| `(anomaly_vae_\w+)` \| (\w+) \| (.*?) ?\| (.*) \|$",
         (ROOT / "docs/serving.md").read_text(encoding="utf-8"),
         re.MULTILINE,
     )
-)
+}
 
 
 def test_the_documented_metrics_are_those_there_are(served):
