@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -39,9 +39,11 @@ EMPTY, BARE = "empty FastAPI endpoint", "bare ASGI"
 INPUTS, SPLIT = "mlflow models serve, inputs", "mlflow models serve, dataframe_split"
 LOGGED = ", a line for each request"
 CLIENTS = (1, 32)
-ROUNDS, SHORT_ROUNDS = 7, 2
-REQUESTS, SHORT_REQUESTS = 6000, 400
+ROUNDS, SHORT_ROUNDS = 7, 3
+REQUESTS, SHORT_REQUESTS = 6000, 1000
 """Of a measurement; slow servers get a share of them."""
+WARM = 1000
+"""Requests before those of a measurement: every size of batch has been seen by then."""
 ROWS = 6000
 PATIENCE = 120.0
 """Seconds that a server may take to answer first."""
@@ -72,7 +74,8 @@ class Models:
     def environment(self) -> dict[str, str]:
         """What the commands need to find the registry."""
         uri = f"sqlite:///{self.folder / 'mlflow.db'}"
-        return {**os.environ, "MLFLOW_TRACKING_URI": uri, "OMP_NUM_THREADS": "1"}
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        return {**os.environ, "PATH": path, "MLFLOW_TRACKING_URI": uri, "OMP_NUM_THREADS": "1"}
 
     def bundle(self, preset: str) -> Path:
         """The bundle folder of a registered model, made where there is none."""
@@ -204,7 +207,8 @@ def running(server: Server, models: Models) -> Iterator[Running]:
             _await_answer(process, port, request, start + PATIENCE)
             yield Running(server, process, port, time.monotonic() - start, request)
         finally:
-            os.killpg(process.pid, signal.SIGTERM)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
             process.wait(30)
 
 
@@ -271,7 +275,7 @@ def run(options: Options) -> None:
 
 def measure(running: Running, clients: int, count: int) -> dict[str, float]:
     """What so many requests cost the server, and how long the clients waited."""
-    running.ask(clients, max(count // 10, clients))
+    running.ask(clients, max(int(WARM * running.server.share), clients))
     before = running.cpu_seconds()
     found = running.ask(clients, count)
     return {
