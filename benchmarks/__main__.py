@@ -19,6 +19,7 @@ PROTOCOLS: dict[str, tuple[str, ...]] = {
     "promise": ("adbench", "fraud"),
     "sizes": (),
     "fitting": ("adbench",),
+    "serving": (),
 }
 """Modules of this package, each with ``run(options)``, and the data that each reads."""
 SEEDS = 3

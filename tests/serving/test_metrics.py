@@ -3,8 +3,10 @@
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -175,7 +177,61 @@ def test_the_access_log_tells_no_secrets(client, caplog, records):
     assert "mallory" not in json.dumps(lines)
     scored, missed = lines
     assert scored.pop("seconds") > 0
+    assert scored.pop("request_id")
     assert scored == {
         "method": "POST", "route": "/score", "status": 200, "model": "fraud", "records": 1
     }  # fmt: skip
     assert (missed["route"], missed["status"]) == ("unmatched", 404)
+
+
+ROOT = Path(__file__).resolve().parents[2]
+TABLE = {
+    name: (kind, frozenset(filter(None, labels.split(", "))), meaning)
+    for name, kind, labels, meaning in re.findall(
+        r"^\| `(anomaly_vae_\w+)` \| (\w+) \| (.*?) ?\| (.*) \|$",
+        (ROOT / "docs/serving.md").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+}
+
+
+def test_the_documented_metrics_are_those_there_are(served):
+    families = {
+        family.name: (family.type, family.documentation)
+        for family in Metrics(Store([served]))._all().collect()
+        if not family.name.startswith("anomaly_vae_process_")
+    }
+    assert {name: (kind, meaning) for name, (kind, _, meaning) in TABLE.items()} == families
+
+
+def test_the_documented_labels_are_those_there_are(client, records):
+    body = {"records": [{**records[0], "TX_AMOUNT": None, "TX_CHANNEL": "carrier pigeon"}]}
+    assert client.post("/score", json=body).status_code == 200
+    assert client.post("/score", json={}).status_code == 422
+    found = samples(client)
+    for name, (_, labels, _) in TABLE.items():
+        short = name.removeprefix("anomaly_vae_")
+        names = {short + end for end in ("", "_total", "_count", "_info")}
+        given = [{key for key, _ in labels} for sample, labels in found if sample in names]
+        assert given, f"{name} is never there"
+        assert all(one == labels for one in given), name
+
+
+def test_what_is_missing_or_unseen_is_counted_by_column(client, records):
+    whole = {**records[0], "TX_CHANNEL": "carrier pigeon"}
+    less = {key: value for key, value in whole.items() if key != "TX_AMOUNT"}
+    for body in ({"records": [whole, less]}, {"records": [less], "explain": 1}):
+        assert client.post("/score", json=body).status_code == 200
+    for column, missing, unseen in (("TX_AMOUNT", 2, 0), ("TX_CHANNEL", 0, 3)):
+        labels = {"model": "fraud", "column": column}
+        assert value(client, "missing_values_total", **labels) == missing
+        assert value(client, "unseen_categories_total", **labels) == unseen
+
+
+def test_batches_and_requests_are_counted_apart(client, records):
+    for size in (1, 7, 300):
+        client.post("/score", json={"records": records[:size]})
+    assert value(client, "request_records_sum", **MODEL) == 308
+    assert value(client, "batch_records_sum", **MODEL) == 308
+    assert value(client, "inference_seconds_count", **MODEL) == 3
+    assert value(client, "queue_depth") == 0

@@ -310,7 +310,7 @@ def test_one_bad_image_scores_none(scan_client):
     upload(scan_client, GOOD, FLAT)
     text = scan_client.get("/metrics").text
     assert 'rejected_requests_total{reason="invalid-record"} 1.0' in text
-    assert "scored_records_total{" not in text
+    assert 'scored_records_total{model="scans",version=""} 0.0' in text
 
 
 def test_nothing_of_a_patient_is_said_or_kept(scan_client, caplog):
@@ -460,3 +460,11 @@ def test_any_image_is_answered(fuzzed, content):
 def test_any_media_type_is_known_or_refused(media):
     boundary = outcome(boundary_of, {b"content-type": media})
     assert boundary in {None, 400, 415} or (isinstance(boundary, bytes) and boundary)
+
+
+@pytest.mark.slow
+@settings(max_examples=10_000, suppress_health_check=list(HealthCheck), deadline=None)
+@given(st.sampled_from([GOOD, TIFF, NIFTI, files.dicom_file(blobs(2))]).flatmap(damaged))
+def test_ten_thousand_damaged_images(fuzzed, content):
+    response = post(fuzzed, content, {"Content-Type": "application/octet-stream"})
+    assert response.status_code in {200, 422}
