@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from anomaly_vae import __version__
 from anomaly_vae.errors import DataError
-from serving import logs, openapi, uploads, wire
+from serving import inference_protocol, invocations, logs, openapi, protocols, uploads, wire
 from serving.errors import NOT_READY, OVERLOADED, UNKNOWN_MODEL, ProblemError, problem_of
 from serving.metrics import Metrics
 from serving.middleware import Guard, Linger, Observe
@@ -37,6 +37,8 @@ LINGER = 4
 """So many bodies of the largest size are read on, and dropped, after a refusal."""
 EXPLAINED = 8
 """What a value costs in a record that is explained, in values scored."""
+PROTOCOLS = (inference_protocol, invocations)
+"""Other words that scoring is asked for in."""
 
 T = TypeVar("T")
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -132,6 +134,30 @@ class Scoring:
             return function(*args)
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
+    async def converse(
+        self,
+        served: Served,
+        scope: Scope,
+        receive: Receive,
+        decode: Callable[[bytes], protocols.Question],
+    ) -> Response:
+        """Body → question → decisions → answer, in the words of another protocol."""
+        with self.place():
+            body = await self._read(receive, dict(scope["headers"]))
+            question = await self._run(len(body) <= INLINE_BYTES, decode, body)
+            facts = {"model": served.name, "records": len(question.content)}
+            scope[logs.FACTS] |= facts
+            values = len(question.content) * len(served.detector.scorer.encoding.labels)
+            inline = served.kind != IMAGE and values <= INLINE_VALUES
+            return await self._run(inline, self.reply, served, question)
+
+    def reply(self, served: Served, question: protocols.Question) -> Response:
+        """The answer to a question, counted."""
+        found = protocols.detect(served, question.content, self.settings)
+        ignored = getattr(question.content, "ignored", ())
+        self.metrics.observe(served, found, len(ignored))
+        return question.answer(found)
+
     def score(self, served: Served, request: wire.ScoreRequest) -> bytes:
         """Records → the bytes of the answer, counted."""
         detector, explained = served.detector, None
@@ -179,18 +205,22 @@ def create_app(store: Store, settings: Settings, lifespan: Lifespan | None = Non
     for path in reversed(openapi.SCORING):  # first, so that nothing is matched before them
         app.router.routes.insert(0, Template(path, scoring, methods=["POST"]))
     _add_routes(app, store, settings, metrics)
-    openapi.install(app, store, settings)
+    for protocol in PROTOCOLS:
+        protocol.add_routes(app, store, settings)
+        for path, endpoint in protocol.endpoints(scoring).items():
+            app.router.routes.append(Template(path, endpoint, methods=["POST"]))
+    openapi.install(app, store, settings, [protocol.document for protocol in PROTOCOLS])
     return app
 
 
 def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
-    def refuse(error: Exception) -> Response:
+    def refuse(error: Exception, path: str) -> Response:
         problem = problem_of(error)
         metrics.rejected.labels(problem.kind.slug).inc()
-        return problem.response
+        return problem.response_at(path)
 
-    async def handle(_: Request, error: Exception) -> Response:
-        return refuse(error)
+    async def handle(request: Request, error: Exception) -> Response:
+        return refuse(error, request.scope["path"])
 
     for kind in (ProblemError, DataError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, handle)
@@ -214,10 +244,8 @@ def _add_routes(app: FastAPI, store: Store, settings: Settings, metrics: Metrics
 
     @app.get("/health/ready", **openapi.get("Whether to send requests.", wire.Status, NOT_READY))
     async def ready() -> Response:
-        if store.ready:
-            return _json(wire.Status("ready", list(store.current)))
-        why = "shutting down" if store.draining else "no model is loaded"
-        raise ProblemError(NOT_READY, why, headers=settings.retry)
+        protocols.check_ready(store, settings)
+        return _json(wire.Status("ready", list(store.current)))
 
     @app.get("/metrics", **openapi.text("Metrics, for Prometheus."))
     async def exposition(request: Request) -> Response:

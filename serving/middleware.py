@@ -20,9 +20,12 @@ from serving.metrics import Metrics
 from serving.settings import ApiKey, find_key
 from serving.store import Store
 
-OPEN = frozenset({"/health/live", "/health/ready", "/openapi.json", "/docs"})
+PROBES = frozenset(
+    {"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/ping"}
+)
+OPEN = PROBES | {"/openapi.json", "/docs"}
 """What needs no key."""
-QUIET = ("/health/", "/metrics")
+QUIET = (*PROBES, "/metrics")
 """Routes that are logged only when they fail or at level debug."""
 
 
@@ -133,7 +136,7 @@ class Guard:
     """
 
     def __init__(
-        self, app: ASGIApp, keys: Sequence[ApiKey], refuse: Callable[[Exception], Response]
+        self, app: ASGIApp, keys: Sequence[ApiKey], refuse: Callable[[Exception, str], Response]
     ) -> None:
         self.app, self.keys, self.refuse = app, keys, refuse
 
@@ -144,7 +147,7 @@ class Guard:
             try:
                 self.admit(scope)
             except ProblemError as problem:
-                app = self.refuse(problem)
+                app = self.refuse(problem, scope["path"])
         await app(scope, receive, send)
 
     def admit(self, scope: Scope) -> None:

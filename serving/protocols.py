@@ -1,0 +1,160 @@
+"""Scoring in the words of other servers: what their routes have in common with ours.
+
+A protocol makes a `Question` of a body; the rest is the same for all, and for `POST /score`:
+places, limits, threads, metrics and refusals.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from anomaly_vae.detector import Detections
+from anomaly_vae.schema import RawBatch, TabularSchema, listed
+from serving import uploads, wire
+from serving.errors import INVALID_REQUEST, NOT_READY, BadRecord, ProblemError
+from serving.settings import Settings
+from serving.store import IMAGE, Served, Store
+
+Content = RawBatch | Sequence[bytes]
+"""What is to be scored: rows, or files with one image each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is to be scored, and how the client is told the decisions."""
+
+    content: Content
+    answer: Callable[[Detections], Response]
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """The request that a body belongs to."""
+
+    served: Served
+    headers: wire.Headers
+    max_records: int
+
+
+Check = Callable[[Served, Scope], None]
+Decode = Callable[[Asking, bytes], Question]
+
+
+class Service(Protocol):
+    """What a scoring route needs."""
+
+    settings: Settings
+
+    def find(self, name: str | None) -> Served:
+        """The model of this name, or without a name the only one."""
+
+    async def converse(
+        self, served: Served, scope: Scope, receive: Receive, decode: Callable[[bytes], Question]
+    ) -> Response:
+        """Body → question → decisions → answer."""
+
+
+class Endpoint:
+    """A scoring route of another protocol, as an ASGI application.
+
+    Args:
+        service: who scores.
+        check: refuses by the model and the head of the request alone.
+        decode: makes a question of a body.
+    """
+
+    def __init__(self, service: Service, check: Check, decode: Decode) -> None:
+        self.service, self.check, self.decode = service, check, decode
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        served, headers = (
+            self.service.find(scope["path_params"].get("name")),
+            dict(scope["headers"]),
+        )
+        self.check(served, scope)
+        wire.check_encoding(headers)
+        asking = Asking(served, headers, self.service.settings.max_records)
+        decode = partial(self.decode, asking)
+        response = await self.service.converse(served, scope, receive, decode)
+        await response(scope, receive, send)
+
+
+def check_ready(store: Store, settings: Settings) -> None:
+    """Refuse while there is nothing to serve, or no time to."""
+    if not store.ready:
+        why = "shutting down" if store.draining else "no model is loaded"
+        raise ProblemError(NOT_READY, why, headers=settings.retry)
+
+
+def detect(served: Served, content: Content, settings: Settings) -> Detections:
+    """The decisions on the rows, or on the one image of each file."""
+    if isinstance(content, RawBatch):
+        return served.detector.detect(content)
+    from serving import imaging
+
+    found, results = imaging.score(served, content, uploads.Asked(), settings)
+    several = dict.fromkeys(one.file for one in results if one.frame and isinstance(one.file, int))
+    if several:
+        reason = "holds several images; give one at a time"
+        raise wire.unfit_records([BadRecord(file, IMAGE, reason) for file in several])
+    return found
+
+
+def records_content(asking: Asking, records: Sequence[Mapping[str, Any]]) -> Content:
+    """Records → what is scored; of a model of images, ``image`` holds the content of a file."""
+    schema = asking.served.detector.scorer.schema
+    _check_count(asking, len(records))
+    if isinstance(schema, TabularSchema):
+        return wire.read_records(schema, records)
+    return _files([record.get(IMAGE) for record in records])
+
+
+def columns_content(asking: Asking, columns: Mapping[str, Sequence[Any]]) -> Content:
+    """The same of columns, which are of one length."""
+    schema = asking.served.detector.scorer.schema
+    cells = next((columns[name] for name in schema.names if name in columns), None)
+    if cells is None:
+        raise unknown_columns(asking, list(columns))
+    _check_count(asking, len(cells))
+    if isinstance(schema, TabularSchema):
+        return wire.fitting(partial(schema.from_columns, columns, len(cells)))
+    return _files(cells)
+
+
+def _check_count(asking: Asking, count: int) -> None:
+    if not count:
+        raise ProblemError(INVALID_REQUEST, "there are no rows; send at least one")
+    wire.check_count(count, asking.max_records)
+
+
+def unknown_columns(asking: Asking, found: Sequence[str]) -> ProblemError:
+    """The refusal of a request that has nothing the model reads."""
+    expected = listed(asking.served.detector.scorer.schema.names)
+    names = listed([name[:100] for name in found])
+    detail = f"none of the model's columns found; expected {expected}, found {names}"
+    return ProblemError(INVALID_REQUEST, detail)
+
+
+def _files(cells: Sequence[Any]) -> Sequence[bytes]:
+    """The content of files; whatever else is refused."""
+    reason = "expected the content of an image file, in base64"
+    bad = [BadRecord(row, IMAGE, reason) for row, c in enumerate(cells) if not isinstance(c, bytes)]
+    if bad:
+        raise wire.unfit_records(bad)
+    return cells
+
+
+def example_record(served: Served) -> dict[str, Any]:
+    """The model's example as JSON has it: the content of a file in base64."""
+    return {
+        name: base64.b64encode(cell).decode() if isinstance(cell, bytes) else cell
+        for name, cell in served.example.items()
+    }
