@@ -171,13 +171,19 @@ def _even(columns: dict[str, list[Any]], form: str) -> Columns:
 
 def _decoded(columns: Columns) -> Columns:
     """The column of images, whose files are written in base64."""
-    out: list[bytes] = []
-    for row, cell in enumerate(columns.get(IMAGE, ())):
-        try:
-            out.append(from_base64(cell))
-        except (TypeError, ValueError):
-            raise _unfit(row, "expected the content of an image file, in base64", IMAGE) from None
-    return {**columns, IMAGE: out} if IMAGE in columns else columns
+    if IMAGE not in columns:
+        return columns
+    return {**columns, IMAGE: [_file(row, cell) for row, cell in enumerate(columns[IMAGE])]}
+
+
+def _file(row: int, cell: Any) -> bytes:
+    try:
+        content = from_base64(cell) if isinstance(cell, str) else b""
+    except ValueError:
+        content = b""
+    if not content:
+        raise _unfit(row, "expected the content of an image file, in base64", IMAGE)
+    return content
 
 
 def _unfit(row: int, reason: str, field: str | None = None) -> ProblemError:
