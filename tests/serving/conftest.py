@@ -133,11 +133,17 @@ def client(client_of: MakeClient, served: Served) -> TestClient:
 
 
 @pytest.fixture
-def keen(client_of: MakeClient, scanner: Served) -> TestClient:
-    """A client of the same model where it finds a region in every image."""
+def keen_scanner(scanner: Served) -> Served:
+    """The same model where it finds a region in every image."""
     assert scanner.heat_scale
     scale = replace(scanner.heat_scale, region=scanner.heat_scale.low)
-    return client_of(replace(scanner, heat_scale=scale))
+    return replace(scanner, heat_scale=scale)
+
+
+@pytest.fixture
+def keen(client_of: MakeClient, keen_scanner: Served) -> TestClient:
+    """A client of that."""
+    return client_of(keen_scanner)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol: what Triton's own client and MLServer's codecs send is understood."""
+"""The Open Inference Protocol, as Triton's own client and MLServer's codecs speak it."""
 
 import base64
 import gzip
@@ -60,8 +60,8 @@ def bits(values):
 
 def as_json(client, records, shape=lambda n: [n]):
     for name, datatype, values in columns_of(client, records):
-        values = bits(values) if datatype == "BOOL" else values
-        yield {**tensor(name, values, datatype), "shape": shape(len(values))}
+        data = bits(values) if datatype == "BOOL" else values
+        yield {**tensor(name, data, datatype), "shape": shape(len(data))}
 
 
 def as_arrays(client, records):

@@ -1,4 +1,4 @@
-"""`/invocations` and `/ping` answer as `mlflow models serve` does, whose server is asked the same."""
+"""`/invocations` and `/ping` answer as `mlflow models serve` does: its server is asked the same."""
 
 import base64
 import csv
