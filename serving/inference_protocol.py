@@ -7,7 +7,6 @@ as one tensor [N, F]; images as ``BYTES``, one file each. Answers are three tens
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -291,13 +290,17 @@ def _describe(name: str, datatype: str, content: str | None) -> TensorMetadata:
 
 
 def _named(path: str) -> dict[str, Any]:
-    return {"openapi_extra": {"parameters": _parameters(path)}}
+    return {"openapi_extra": {"parameters": _parameters(path, {})}}
 
 
-def _parameters(path: str) -> list[openapi.Json]:
-    names = re.findall(r"\{(\w+)\}", path)
+def _parameters(path: str, known: Mapping[str, list[str]]) -> list[openapi.Json]:
+    """The parts of a path, and what each may be where that is known."""
+    names = [name for name in ("name", "version") if f"{{{name}}}" in path]
+    of = {name: {"enum": known[name]} if known.get(name) else {} for name in names}
     text = {"type": "string"}
-    return [{"name": name, "in": "path", "required": True, "schema": text} for name in names]
+    return [
+        {"name": name, "in": "path", "required": True, "schema": text | of[name]} for name in names
+    ]
 
 
 def document(current: Sequence[Served], settings: Settings) -> openapi.Part:
@@ -314,10 +317,12 @@ def document(current: Sequence[Served], settings: Settings) -> openapi.Part:
         **openapi.scores(InferenceResponse, said, bodies),
     }
     operation["responses"]["200"]["content"][OCTETS] = {"schema": openapi.BINARY}
+    versions = sorted({one.version for one in current if one.version})
+    known = {"name": [one.name for one in current], "version": versions}
     length = {"name": HEADER_LENGTH, "in": "header", "schema": {"type": "integer", "minimum": 0}}
     paths = {
         f"{path}/infer": {"post": {
-            **operation, "operationId": operation_id, "parameters": [*_parameters(path), length],
+            **operation, "operationId": operation_id, "parameters": [*_parameters(path, known), length],
         }}
         for path, operation_id in zip(MODELS, ("infer", "infer_with_version"), strict=True)
     }  # fmt: skip
