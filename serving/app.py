@@ -93,8 +93,8 @@ class Scoring:
         limit, seconds = self.settings.max_body_bytes, self.settings.body_seconds
         return await wire.read_body(receive, headers, limit, seconds)
 
-    def find(self, name: str | None) -> Served:
-        """The model of this name, or without a name the only one."""
+    def find(self, name: str | None, route: str = openapi.SCORING[1]) -> Served:
+        """The model of this name, or without a name the only one; ``route`` is said to others."""
         current = self.store.current
         if not current:
             raise ProblemError(NOT_READY, "no model is loaded", headers=self.settings.retry)
@@ -102,7 +102,7 @@ class Scoring:
             return next(iter(current.values()))
         if name is not None and name in current:
             return current[name]
-        routes = ", ".join(f"/models/{known}/score" for known in current)
+        routes = ", ".join(route.format(name=known) for known in current)
         said = f"no model '{name[:100]}' is loaded" if name else f"{len(current)} models are loaded"
         raise ProblemError(UNKNOWN_MODEL, f"{said}; post to {routes}")
 

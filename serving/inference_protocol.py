@@ -223,7 +223,7 @@ def _output(name: str, values: Any, tail: list[bytes] | None) -> OutputTensor:
 
 def endpoints(service: Service) -> dict[str, Endpoint]:
     """The scoring routes."""
-    endpoint = Endpoint(service, check, decode)
+    endpoint = Endpoint(service, check, decode, f"{MODEL}/infer")
     return {f"{path}/infer": endpoint for path in MODELS}
 
 
@@ -321,11 +321,10 @@ def document(current: Sequence[Served], settings: Settings) -> openapi.Part:
     known = {"name": [one.name for one in current], "version": versions}
     length = {"name": HEADER_LENGTH, "in": "header", "schema": {"type": "integer", "minimum": 0}}
     paths = {
-        f"{path}/infer": {"post": {
-            **operation, "operationId": operation_id, "parameters": [*_parameters(path, known), length],
-        }}
-        for path, operation_id in zip(MODELS, ("infer", "infer_with_version"), strict=True)
-    }  # fmt: skip
+        f"{path}/infer": {"post": {**operation, "operationId": name, "parameters": parameters}}
+        for path, name in zip(MODELS, ("infer", "infer_with_version"), strict=True)
+        for parameters in [[*_parameters(path, known), length]]
+    }
     return openapi.Part(paths, SHAPES)
 
 

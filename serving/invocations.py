@@ -225,7 +225,7 @@ def _lines(body: bytes) -> list[list[str]]:
 
 def endpoints(service: Service) -> dict[str, Endpoint]:
     """The scoring route."""
-    return {PATH: Endpoint(service, check, decode)}
+    return {PATH: Endpoint(service, check, decode, openapi.SCORING[1])}
 
 
 def add_routes(app: FastAPI, store: Store, settings: Settings) -> None:

@@ -52,8 +52,8 @@ class Service(Protocol):
 
     settings: Settings
 
-    def find(self, name: str | None) -> Served:
-        """The model of this name, or without a name the only one."""
+    def find(self, name: str | None, route: str) -> Served:
+        """The model of this name, or without a name the only one; ``route`` is said to others."""
 
     async def converse(
         self, served: Served, scope: Scope, receive: Receive, decode: Callable[[bytes], Question]
@@ -68,15 +68,16 @@ class Endpoint:
         service: who scores.
         check: refuses by the model and the head of the request alone.
         decode: makes a question of a body.
+        route: where a client that names no model is sent.
     """
 
-    def __init__(self, service: Service, check: Check, decode: Decode) -> None:
-        self.service, self.check, self.decode = service, check, decode
+    def __init__(self, service: Service, check: Check, decode: Decode, route: str) -> None:
+        self.service, self.check, self.decode, self.route = service, check, decode, route
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         served, headers = (
-            self.service.find(scope["path_params"].get("name")),
+            self.service.find(scope["path_params"].get("name"), self.route),
             dict(scope["headers"]),
         )
         self.check(served, scope)
