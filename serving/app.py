@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -21,12 +22,12 @@ from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
 from anomaly_vae import __version__
-from anomaly_vae.errors import DataError
-from serving import inference_protocol, invocations, logs, openapi, protocols, uploads, wire
+from anomaly_vae.errors import ConfigError, DataError
+from serving import inference_protocol, invocations, logs, openapi, questions, uploads, wire
 from serving.errors import NOT_READY, OVERLOADED, UNKNOWN_MODEL, ProblemError, problem_of
 from serving.metrics import Metrics
 from serving.middleware import Guard, Linger, Observe
-from serving.settings import Settings
+from serving.settings import ApiKey, Settings, find_key
 from serving.store import IMAGE, Served, Store
 
 INLINE_BYTES = 128 * 1024
@@ -139,7 +140,7 @@ class Scoring:
         served: Served,
         scope: Scope,
         receive: Receive,
-        decode: Callable[[bytes], protocols.Question],
+        decode: Callable[[bytes], questions.Question],
     ) -> Response:
         """Body → question → decisions → answer, in the words of another protocol."""
         with self.place():
@@ -151,9 +152,9 @@ class Scoring:
             inline = served.kind != IMAGE and values <= INLINE_VALUES
             return await self._run(inline, self.reply, served, question)
 
-    def reply(self, served: Served, question: protocols.Question) -> Response:
+    def reply(self, served: Served, question: questions.Question) -> Response:
         """The answer to a question, counted."""
-        found = protocols.detect(served, question.content, self.settings)
+        found = questions.detect(served, question.content, self.settings)
         ignored = getattr(question.content, "ignored", ())
         self.metrics.observe(served, found, len(ignored))
         return question.answer(found)
@@ -228,8 +229,8 @@ def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
 
 
 def _add_routes(app: FastAPI, store: Store, settings: Settings, metrics: Metrics) -> None:
-    if settings.api_keys:
-        app.add_middleware(Guard, keys=settings.api_keys, refuse=app.state.refuse)
+    if settings.guarded:
+        app.add_middleware(Guard, find=_finder(settings), refuse=app.state.refuse)
     app.add_middleware(Observe, metrics=metrics, store=store)
     most, seconds = LINGER * settings.max_body_bytes, settings.body_seconds
     app.add_middleware(Linger, most=most, seconds=seconds)
@@ -244,13 +245,27 @@ def _add_routes(app: FastAPI, store: Store, settings: Settings, metrics: Metrics
 
     @app.get("/health/ready", **openapi.get("Whether to send requests.", wire.Status, NOT_READY))
     async def ready() -> Response:
-        protocols.check_ready(store, settings)
+        questions.check_ready(store, settings)
         return _json(wire.Status("ready", list(store.current)))
 
     @app.get("/metrics", **openapi.text("Metrics, for Prometheus."))
     async def exposition(request: Request) -> Response:
         content, media_type = metrics.exposition(request.headers.get("accept", ""))
         return Response(content, media_type=media_type)
+
+
+def _finder(settings: Settings) -> Callable[[bytes], ApiKey | None]:
+    """Who is known by a key or, where there is an issuer, by a token."""
+    known = partial(find_key, settings.api_keys)
+    if not settings.oidc_issuer:
+        return known
+    try:
+        from serving.oidc import Tokens
+    except ImportError as error:
+        reason = "ANOMALY_VAE_OIDC_ISSUER needs: pip install 'anomaly-vae[oidc]'"
+        raise ConfigError(f"{error}; {reason}", key="oidc_issuer") from None
+    tokens = Tokens(settings)
+    return lambda secret: known(secret) or tokens.find(secret)
 
 
 def _json(content: Any) -> Response:

@@ -28,7 +28,7 @@ from serving.errors import (
     UNSUPPORTED,
     ProblemError,
 )
-from serving.protocols import (
+from serving.questions import (
     Asking,
     Endpoint,
     Question,

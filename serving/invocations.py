@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any
 
 import msgspec
-import pyarrow as pa
 from fastapi import FastAPI
 from starlette.responses import Response
 from starlette.types import Scope
@@ -31,7 +30,7 @@ from serving.errors import (
     BadRecord,
     ProblemError,
 )
-from serving.protocols import (
+from serving.questions import (
     Asking,
     Content,
     Endpoint,
@@ -197,6 +196,8 @@ def _unfit(row: int, reason: str, field: str | None = None) -> ProblemError:
 
 def _read_csv(asking: Asking, body: bytes) -> Content:
     """Cells are text, and read as they are from files."""
+    import pyarrow as pa
+
     names, *rows = _lines(body)
     columns = _columns_of([row for row in rows if row], names, "CSV")
     schema = asking.served.detector.scorer.schema

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 
 from starlette.responses import Response
@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving import logs
 from serving.errors import FORBIDDEN, UNAUTHENTICATED, ProblemError
 from serving.metrics import Metrics
-from serving.settings import ApiKey, find_key
+from serving.settings import ApiKey
 from serving.store import Store
 
 PROBES = frozenset(
@@ -136,9 +136,12 @@ class Guard:
     """
 
     def __init__(
-        self, app: ASGIApp, keys: Sequence[ApiKey], refuse: Callable[[Exception, str], Response]
+        self,
+        app: ASGIApp,
+        find: Callable[[bytes], ApiKey | None],
+        refuse: Callable[[Exception, str], Response],
     ) -> None:
-        self.app, self.keys, self.refuse = app, keys, refuse
+        self.app, self.find, self.refuse = app, find, refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
@@ -153,7 +156,7 @@ class Guard:
     def admit(self, scope: Scope) -> None:
         """Check the key of a request against the scope of its path."""
         secret = sent_key(scope)
-        key = find_key(self.keys, secret) if secret else None
+        key = self.find(secret) if secret else None
         if key is None:
             detail = f"{'the key is unknown' if secret else 'no key'}; send it as "
             detail += "'Authorization: Bearer KEY' or 'X-API-Key: KEY'"

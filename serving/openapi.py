@@ -173,7 +173,7 @@ def document(
     whole["paths"] = {**scoring, **whole["paths"]}
     for part in parts:
         whole["paths"] |= part.paths
-    if settings.api_keys:
+    if settings.guarded:
         _secure(whole)
     return whole
 
