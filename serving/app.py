@@ -146,17 +146,15 @@ class Scoring:
         with self.place():
             body = await self._read(receive, dict(scope["headers"]))
             question = await self._run(len(body) <= INLINE_BYTES, decode, body)
-            facts = {"model": served.name, "records": len(question.content)}
-            scope[logs.FACTS] |= facts
-            values = len(question.content) * len(served.detector.scorer.encoding.labels)
+            scope[logs.FACTS] |= {"model": served.name, "records": question.rows.count}
+            values = question.rows.count * len(served.detector.scorer.encoding.labels)
             inline = served.kind != IMAGE and values <= INLINE_VALUES
             return await self._run(inline, self.reply, served, question)
 
     def reply(self, served: Served, question: questions.Question) -> Response:
         """The answer to a question, counted."""
-        found = questions.detect(served, question.content, self.settings)
-        ignored = getattr(question.content, "ignored", ())
-        self.metrics.observe(served, found, len(ignored))
+        found, ignored = questions.detect(served, question.rows, self.settings)
+        self.metrics.observe(served, found, ignored)
         return question.answer(found)
 
     def score(self, served: Served, request: wire.ScoreRequest) -> bytes:

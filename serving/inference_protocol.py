@@ -34,9 +34,9 @@ from serving.questions import (
     Question,
     Service,
     check_ready,
-    columns_content,
     detect,
     example_record,
+    of_columns,
 )
 from serving.settings import Settings
 from serving.store import Served, Store
@@ -169,8 +169,7 @@ def decode(asking: Asking, body: bytes) -> Question:
     request = wire.parse(_decoder, head)
     asked = _outputs(request)
     columns = tensors.columns_of(asking.served, request.inputs, tensors.Tail(tail))
-    content = columns_content(asking, columns)
-    return Question(content, partial(answer, asking.served, request.id, asked))
+    return Question(of_columns(asking, columns), partial(answer, asking.served, request.id, asked))
 
 
 def _parted(body: bytes, headers: wire.Headers) -> tuple[bytes, bytes | None]:
@@ -348,4 +347,5 @@ def _example(column: Any, cell: Any) -> openapi.Json:
 def _example_answer(served: Served, settings: Settings) -> Any:
     asking = Asking(served, {}, settings.max_records)
     question = decode(asking, msgspec.json.encode(example_request(served)))
-    return msgspec.json.decode(question.answer(detect(served, question.content, settings)).body)
+    found, _ = detect(served, question.rows, settings)
+    return msgspec.json.decode(question.answer(found).body)

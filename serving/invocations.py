@@ -32,15 +32,16 @@ from serving.errors import (
 )
 from serving.questions import (
     Asking,
-    Content,
     Endpoint,
     Question,
+    Rows,
     Service,
     check_ready,
-    columns_content,
     detect,
     example_record,
-    records_content,
+    of_columns,
+    of_records,
+    rows_of,
 )
 from serving.settings import Settings
 from serving.store import IMAGE, Served, Store
@@ -107,7 +108,7 @@ def answer(found: Detections) -> Response:
     return Response(content, media_type=wire.JSON)
 
 
-def _read_json(asking: Asking, body: bytes) -> Content:
+def _read_json(asking: Asking, body: bytes) -> Rows:
     request = wire.parse(_decoder, body)
     given = [form for form in FORMS if getattr(request, form) is not msgspec.UNSET]
     if len(given) != 1:
@@ -121,7 +122,7 @@ def _read_json(asking: Asking, body: bytes) -> Content:
     return _of_any(asking, rows, form)
 
 
-def _of_any(asking: Asking, rows: Any, form: str) -> Content:
+def _of_any(asking: Asking, rows: Any, form: str) -> Rows:
     """Records, rows in the order of the model's columns, columns, or one record."""
     names = asking.served.detector.scorer.schema.names
     match rows:
@@ -139,17 +140,17 @@ def _of_any(asking: Asking, rows: Any, form: str) -> Content:
     raise ProblemError(INVALID_REQUEST, detail)
 
 
-def _of_records(asking: Asking, records: Sequence[Any], form: str) -> Content:
+def _of_records(asking: Asking, records: Sequence[Any], form: str) -> Rows:
     for row, record in enumerate(records):
         if not isinstance(record, dict):
             raise _unfit(row, f"'{form}': expected a record like the first")
     if asking.served.kind == IMAGE:
-        return columns_content(asking, _decoded({IMAGE: [one.get(IMAGE) for one in records]}))
-    return records_content(asking, records)
+        return _of_columns(asking, {IMAGE: [one.get(IMAGE) for one in records]})
+    return of_records(asking, records)
 
 
-def _of_columns(asking: Asking, columns: Columns) -> Content:
-    return columns_content(asking, _decoded(columns) if asking.served.kind == IMAGE else columns)
+def _of_columns(asking: Asking, columns: Columns) -> Rows:
+    return of_columns(asking, _decoded(columns) if asking.served.kind == IMAGE else columns)
 
 
 def _columns_of(rows: Sequence[Any], names: Sequence[str], form: str) -> Columns:
@@ -194,7 +195,7 @@ def _unfit(row: int, reason: str, field: str | None = None) -> ProblemError:
 # ---------------------------------------------------------------- CSV
 
 
-def _read_csv(asking: Asking, body: bytes) -> Content:
+def _read_csv(asking: Asking, body: bytes) -> Rows:
     """Cells are text, and read as they are from files."""
     import pyarrow as pa
 
@@ -203,11 +204,9 @@ def _read_csv(asking: Asking, body: bytes) -> Content:
     schema = asking.served.detector.scorer.schema
     if not isinstance(schema, TabularSchema):
         return _of_columns(asking, columns)
-    wire.check_count(len(rows), asking.max_records)
-    if not rows:
-        raise ProblemError(INVALID_REQUEST, "there are no rows; send at least one")
     table = pa.table({name: pa.array(cells, pa.string()) for name, cells in columns.items()})
-    return wire.fitting(partial(schema.from_arrow, table))
+    read = partial(schema.from_arrow, table)
+    return rows_of(asking, len(table), partial(wire.fitting, read))
 
 
 def _lines(body: bytes) -> list[list[str]]:
@@ -282,5 +281,5 @@ def _example_csv(only: Served | None) -> str:
 
 def _example_answer(only: Served, settings: Settings) -> Any:
     asking = Asking(only, {}, settings.max_records)
-    content = _of_records(asking, [example_record(only)], FORMS[1])
-    return msgspec.json.decode(answer(detect(only, content, settings)).body)
+    found, _ = detect(only, _of_records(asking, [example_record(only)], FORMS[1]), settings)
+    return msgspec.json.decode(answer(found).body)

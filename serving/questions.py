@@ -27,10 +27,18 @@ Content = RawBatch | Sequence[bytes]
 
 
 @dataclass(frozen=True, slots=True)
+class Rows:
+    """How many rows are to be scored, and how they are read, which takes longer."""
+
+    count: int
+    read: Callable[[], Content]
+
+
+@dataclass(frozen=True, slots=True)
 class Question:
     """What is to be scored, and how the client is told the decisions."""
 
-    content: Content
+    rows: Rows
     answer: Callable[[Detections], Response]
 
 
@@ -95,10 +103,16 @@ def check_ready(store: Store, settings: Settings) -> None:
         raise ProblemError(NOT_READY, why, headers=settings.retry)
 
 
-def detect(served: Served, content: Content, settings: Settings) -> Detections:
-    """The decisions on the rows, or on the one image of each file."""
+def detect(served: Served, rows: Rows, settings: Settings) -> tuple[Detections, int]:
+    """The decisions on the rows, and the number of columns that were ignored."""
+    content = rows.read()
     if isinstance(content, RawBatch):
-        return served.detector.detect(content)
+        return served.detector.detect(content), len(content.ignored)
+    return _detect_images(served, content, settings), 0
+
+
+def _detect_images(served: Served, content: Sequence[bytes], settings: Settings) -> Detections:
+    """The decisions on the one image of each file."""
     from serving import imaging
 
     found, results = imaging.score(served, content, uploads.Asked(), settings)
@@ -109,31 +123,33 @@ def detect(served: Served, content: Content, settings: Settings) -> Detections:
     return found
 
 
-def records_content(asking: Asking, records: Sequence[Mapping[str, Any]]) -> Content:
-    """Records → what is scored; of a model of images, ``image`` holds the content of a file."""
+def of_records(asking: Asking, records: Sequence[Mapping[str, Any]]) -> Rows:
+    """Records; of a model of images, ``image`` holds the content of a file."""
     schema = asking.served.detector.scorer.schema
-    _check_count(asking, len(records))
     if isinstance(schema, TabularSchema):
-        return wire.read_records(schema, records)
-    return _files([record.get(IMAGE) for record in records])
+        return rows_of(asking, len(records), partial(wire.read_records, schema, records))
+    return of_columns(asking, {IMAGE: [record.get(IMAGE) for record in records]})
 
 
-def columns_content(asking: Asking, columns: Mapping[str, Sequence[Any]]) -> Content:
-    """The same of columns, which are of one length."""
+def of_columns(asking: Asking, columns: Mapping[str, Sequence[Any]]) -> Rows:
+    """The same as columns, which are of one length."""
     schema = asking.served.detector.scorer.schema
     cells = next((columns[name] for name in schema.names if name in columns), None)
     if cells is None:
         raise unknown_columns(asking, list(columns))
-    _check_count(asking, len(cells))
-    if isinstance(schema, TabularSchema):
-        return wire.fitting(partial(schema.from_columns, columns, len(cells)))
-    return _files(cells)
+    count = len(cells)
+    if not isinstance(schema, TabularSchema):
+        return rows_of(asking, count, partial(_files, cells))
+    read = partial(schema.from_columns, columns, count)
+    return rows_of(asking, count, partial(wire.fitting, read))
 
 
-def _check_count(asking: Asking, count: int) -> None:
+def rows_of(asking: Asking, count: int, read: Callable[[], Content]) -> Rows:
+    """Some rows, but not too many."""
     if not count:
         raise ProblemError(INVALID_REQUEST, "there are no rows; send at least one")
     wire.check_count(count, asking.max_records)
+    return Rows(count, read)
 
 
 def unknown_columns(asking: Asking, found: Sequence[str]) -> ProblemError:

@@ -3,10 +3,12 @@
 import asyncio
 import hashlib
 import json
+import threading
 from dataclasses import dataclass
 
 import pytest
 
+from serving import app as app_module
 from serving.settings import ApiKey
 from tests.serving.test_refusals import asgi_post, nobody, refused
 
@@ -175,3 +177,21 @@ def test_every_way_says_the_same(client, served):
     columns = {one["name"]: one["data"] for one in answers["infer"]["outputs"]}
     rows = zip(*columns.values(), strict=True)
     assert [dict(zip(columns, row, strict=True)) for row in rows] == results
+
+
+@pytest.mark.parametrize("name", ["infer", "invocations"])
+def test_what_takes_long_is_scored_on_a_thread(client, served, monkeypatch, name):
+    """By its values, not its bytes: an absent column is work too; the answer is the same."""
+    seen = []
+    whole = app_module.Scoring.reply
+
+    def reply(*args):
+        seen.append(threading.current_thread().name.startswith("score_"))
+        return whole(*args)
+
+    monkeypatch.setattr(app_module.Scoring, "reply", reply)
+    columns = len(served.detector.scorer.encoding.labels)
+    monkeypatch.setattr(app_module, "INLINE_VALUES", 10 * columns)
+    for count in (10, 11):
+        assert ways(*range(count))[name].post(client).status_code == 200
+    assert seen == [False, True]
