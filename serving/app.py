@@ -8,6 +8,7 @@ more than the scoring; large ones and images on a thread, so that they hold up n
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, contextmanager
@@ -40,6 +41,9 @@ EXPLAINED = 8
 """What a value costs in a record that is explained, in values scored."""
 PROTOCOLS = (inference_protocol, invocations)
 """Other words that scoring is asked for in."""
+
+COLLECTORS = {"OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"}
+"""Variables that name a collector of traces."""
 
 T = TypeVar("T")
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -233,6 +237,9 @@ def _add_routes(app: FastAPI, store: Store, settings: Settings, metrics: Metrics
     most, seconds = LINGER * settings.max_body_bytes, settings.body_seconds
     app.add_middleware(Linger, most=most, seconds=seconds)
 
+    if COLLECTORS & os.environ.keys():
+        _trace(app)
+
     @app.get("/models", **openapi.get("What is loaded.", wire.Models))
     async def models() -> Response:
         return _json(wire.describe(store.current))
@@ -264,6 +271,17 @@ def _finder(settings: Settings) -> Callable[[bytes], ApiKey | None]:
         raise ConfigError(f"{error}; {reason}", key="oidc_issuer") from None
     tokens = Tokens(settings)
     return lambda secret: known(secret) or tokens.find(secret)
+
+
+def _trace(app: FastAPI) -> None:
+    """Have each request told to the collector that the environment names."""
+    try:
+        from serving.traces import Trace, provider
+    except ImportError as error:
+        variable = min(COLLECTORS)
+        reason = f"{variable} needs: pip install 'anomaly-vae[otel]'"
+        raise ConfigError(f"{error}; {reason}", key=variable) from None
+    app.add_middleware(Trace, spans=provider())
 
 
 def _json(content: Any) -> Response:
