@@ -70,11 +70,11 @@ class Tokens:
         )
 
     def _client_of(self, claims: dict[str, Any]) -> ApiKey:
-        name = next((str(claims[claim]) for claim in NAMES if claims.get(claim)), "a token")
+        name = next((str(claims[claim]) for claim in NAMES if claims.get(claim)), "")
         granted = _words(claims.get(self.settings.oidc_scope_claim))
         prefix = self.settings.oidc_scope_prefix
         named = {word.removeprefix(prefix) for word in granted if word.startswith(prefix)}
-        return ApiKey(name[:100], SCOPES & named, digest="")
+        return ApiKey(f"token:{name[:100]}", SCOPES & named, digest="")
 
     def _key_of(self, number: Any) -> jwt.PyJWK | None:
         key = self._keys.get(number) if isinstance(number, str | None) else None

@@ -87,6 +87,15 @@ def test_404(client_of, served, scanner, way):
     refused(Way(way.path + "/", way.body).post(two), 404, "not-found")
 
 
+@pytest.mark.parametrize("path", ["/v2/", "/v2/models", "/v2/models/fraud/x", "/v2/repository"])
+def test_errors_of_the_inference_protocol_are_its_own(client, path):
+    """Wherever they come from; and they are problems like all others."""
+    problem = refused(client.post(path, json={}), 404, "not-found")
+    assert problem["error"] == problem["detail"]
+    assert "error" not in refused(client.post("/v1", json={}), 404, "not-found")
+    assert refused(client.post("/v2/models/fraud"), 405, "method-not-allowed")["error"]
+
+
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH"])
 def test_405(client, way, method):
     response = client.request(method, way.path)

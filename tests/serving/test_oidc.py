@@ -246,7 +246,7 @@ def test_the_log_names_who_asks_and_shows_no_token(ask, issuer, caplog):
     with caplog.at_level("INFO"):
         ask()(issuer.token(azp="till-7"))
     said = " ".join(str(vars(record)) for record in caplog.records)
-    assert "till-7" in said
+    assert "token:till-7" in said
     assert "eyJ" not in said
 
 
