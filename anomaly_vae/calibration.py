@@ -108,4 +108,5 @@ def _or_raise(n: int) -> str:
 
 
 def _worst(scores: ArrayLike) -> Scores:
-    return np.nan_to_num(np.asarray(scores, np.float64), nan=np.inf, posinf=np.inf, neginf=-np.inf)
+    values = np.asarray(scores, np.float64)
+    return np.where(np.isnan(values), np.inf, values)

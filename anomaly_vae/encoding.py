@@ -285,13 +285,21 @@ class TabularEncoding:
 
     def _encode_linear(self, batch: RawBatch) -> Matrix:
         """All linear columns in one step: of a single row, the steps are what takes time."""
-        values = [column.straight(batch.values[column.name]) for column in self._linear]  # type: ignore[arg-type]  # the schema gives each type its values
-        stacked = np.array(values, np.float64).reshape(len(values), len(batch)).T
-        return _standardised(stacked, *self._moments)
+        values = [batch.values[column.name] for column in self._linear]
+        stacked = np.array(values, np.float64).reshape(len(values), len(batch))
+        for index, column in self._bent:
+            stacked[index] = column.straight(stacked[index])
+        return _standardised(stacked.T, *self._moments)
 
     @cached_property
     def _linear(self) -> tuple[_Linear, ...]:
         return tuple(column for column in self.columns if isinstance(column, _Linear))
+
+    @cached_property
+    def _bent(self) -> tuple[tuple[int, Numeric], ...]:
+        """Those on the asinh scale."""
+        numbers = ((i, c) for i, c in enumerate(self._linear) if isinstance(c, Numeric))
+        return tuple((i, column) for i, column in numbers if column.unit is not None)
 
     @cached_property
     def _places(self) -> NDArray[np.intp]:

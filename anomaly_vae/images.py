@@ -19,7 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomaly_vae.columns import plain
+from anomaly_vae.arrow import plain
 from anomaly_vae.encoding import Matrix
 from anomaly_vae.errors import DataError
 from anomaly_vae.pictures import Picture, Reading, Unreadable, read_bytes, read_file

@@ -9,7 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from anomaly_vae.columns import MISSING, NUMBER, is_numeric, plain, shown
+from anomaly_vae.arrow import NUMBER, is_numeric, plain
+from anomaly_vae.columns import MISSING, shown
 from anomaly_vae.config import Feature, TabularData
 from anomaly_vae.errors import DataError
 from anomaly_vae.schema import Column, ColumnType, TabularSchema, listed

@@ -11,15 +11,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from anomaly_vae import columns as convert
 from anomaly_vae.columns import CellProblem, Levels, Numbers
 from anomaly_vae.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Values = Numbers | Levels
 
@@ -90,15 +92,8 @@ class RawBatch:
         return RawBatch(values, count, ignored=self.ignored)
 
 
-FromArrow = Callable[[pa.Array], tuple[Values, list[CellProblem]]]
 FromValues = Callable[[Sequence[Any]], tuple[Values, list[CellProblem]]]
 
-FROM_ARROW: dict[ColumnType, FromArrow] = {
-    ColumnType.NUMERIC: convert.numbers_from_arrow,
-    ColumnType.BINARY: convert.binary_from_arrow,
-    ColumnType.CATEGORICAL: convert.levels_from_arrow,
-    ColumnType.DATETIME: convert.times_from_arrow,
-}
 FROM_VALUES: dict[ColumnType, FromValues] = {
     ColumnType.NUMERIC: convert.numbers_from_values,
     ColumnType.BINARY: convert.binary_from_values,
@@ -127,6 +122,10 @@ class TabularSchema:
             DataError: a column is of a type that cannot hold what the schema expects, or the
                 table has none of the schema's columns.
         """
+        import pyarrow as pa
+
+        from anomaly_vae.arrow import FROM_TYPE
+
         found = set(table.schema.names)
         if not found & set(self.names):
             raise DataError(
@@ -137,7 +136,7 @@ class TabularSchema:
         problems: list[Problem] = []
         for column in self.columns:
             array = table.column(column.name) if column.name in found else pa.nulls(len(table))
-            values[column.name] = _collect(column, FROM_ARROW[column.type], array, problems)
+            values[column.name] = _collect(column, FROM_TYPE[column.type], array, problems)
         return RawBatch(values, len(table), tuple(problems), self.unknown(found))
 
     def from_records(self, records: Sequence[Mapping[str, Any]]) -> RawBatch:

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from anomaly_vae.columns import Levels, level_name, levels_from_arrow, plain, times_from_arrow
+from anomaly_vae.arrow import levels_from_arrow, plain, times_from_arrow
+from anomaly_vae.columns import Levels, level_name
 from anomaly_vae.config import ImageData, TabularData
 from anomaly_vae.errors import DataError
 from anomaly_vae.inference import check_present, infer_schema

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from anomaly_vae.columns import levels_from_arrow, times_from_arrow
+from anomaly_vae.arrow import levels_from_arrow, times_from_arrow
 from anomaly_vae.detector import Detections, Detector
 from anomaly_vae.errors import DataError
 from anomaly_vae.evaluation import Evaluation, Slice, evaluate, time_slices

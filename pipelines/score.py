@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from anomaly_vae.arrow import plain
 from anomaly_vae.bundle import Bundle
-from anomaly_vae.columns import plain
 from anomaly_vae.detector import Detections, Explanation
 from anomaly_vae.errors import DataError
 from anomaly_vae.schema import Problem, RawBatch

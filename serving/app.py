@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -20,23 +21,25 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match, Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from anomaly_vae import __version__
 from anomaly_vae.errors import ConfigError, DataError
+from anomaly_vae.schema import RawBatch
 from serving import inference_protocol, invocations, logs, openapi, questions, uploads, wire
-from serving.errors import NOT_READY, OVERLOADED, UNKNOWN_MODEL, ProblemError, problem_of
+from serving.batching import Lane
+from serving.errors import MALFORMED, NOT_READY, UNKNOWN_MODEL, ProblemError, problem_of
+from serving.limits import Deadlines, Places
 from serving.metrics import Metrics
-from serving.middleware import Guard, Linger, Observe
+from serving.middleware import HEADERS, Front
 from serving.settings import ApiKey, Settings, find_key
-from serving.store import IMAGE, Served, Store
+from serving.store import Served, Store
 
 INLINE_BYTES = 128 * 1024
 """A body up to this size is decoded on the event loop: under a millisecond."""
 INLINE_VALUES = 4096
 """So many values, records times columns, are scored on the event loop: a few milliseconds."""
-LINGER = 4
-"""So many bodies of the largest size are read on, and dropped, after a refusal."""
+JSON_TYPE = (b"content-type", wire.JSON.encode())
 EXPLAINED = 8
 """What a value costs in a record that is explained, in values scored."""
 PROTOCOLS = (inference_protocol, invocations)
@@ -63,125 +66,224 @@ class Scoring:
 
     def __init__(self, store: Store, settings: Settings, metrics: Metrics) -> None:
         self.store, self.settings, self.metrics = store, settings, metrics
-        self.held = 0
+        self.places, self.deadlines = Places(settings, metrics), Deadlines(settings.body_seconds)
+        self.routes = {path: Template(path, self, methods=["POST"]) for path in openapi.SCORING}
         self._threads = ThreadPoolExecutor(settings.threads, thread_name_prefix="score")
+        self._seen: Mapping[str, Served] | None = None
+        self._lanes: dict[str, Lane] = {}
+        self._paths: dict[str, tuple[Route, Lane]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        served = self.find(scope["path_params"].get("name"))
-        take = self._take_images if served.kind == IMAGE else self._take_records
-        content = await take(served, scope, receive)
-        await Response(content, media_type=wire.JSON)(scope, receive, send)
+        await self.respond(self.find(scope["path_params"].get("name")), scope, receive, send)
 
-    async def _take_records(self, served: Served, scope: Scope, receive: Receive) -> bytes:
-        headers = dict(scope["headers"])
-        wire.check_media_type(headers)
-        wire.check_query(scope["query_string"])
-        with self.place():
-            request = await self._decode(await self._read(receive, headers))
-            scope[logs.FACTS] |= {"model": served.name, "records": len(request.records)}
-            return await self._score(served, request)
+    async def respond(self, lane: Lane, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request to this model."""
+        take = self._take_images if lane.reader is None else self._take_records
+        size = wire.declared_size(scope[HEADERS], self.settings.max_body_bytes)
+        content = await take(lane, scope, receive, size)
+        headers = [JSON_TYPE, (b"content-length", b"%d" % len(content))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
 
-    async def _take_images(self, served: Served, scope: Scope, receive: Receive) -> bytes:
-        headers = dict(scope["headers"])
-        boundary = uploads.boundary_of(headers)
-        asked = uploads.asked_for(scope["query_string"])
-        with self.place():
-            body = await self._read(receive, headers)
-            scope[logs.FACTS]["model"] = served.name
-            task = self.score_images, served, body, boundary, asked
-            content, count = await self._run(False, *task)
-        scope[logs.FACTS]["records"] = count
-        return content
+    def at(self, path: str) -> tuple[Route, Lane] | None:
+        """The route and the model of a path that needs no search."""
+        self._refresh()
+        return self._paths.get(path)
 
-    async def _read(self, receive: Receive, headers: wire.Headers) -> bytes:
-        limit, seconds = self.settings.max_body_bytes, self.settings.body_seconds
-        return await wire.read_body(receive, headers, limit, seconds)
-
-    def find(self, name: str | None, route: str = openapi.SCORING[1]) -> Served:
+    def find(self, name: str | None, route: str = openapi.SCORING[1]) -> Lane:
         """The model of this name, or without a name the only one; ``route`` is said to others."""
-        current = self.store.current
-        if not current:
+        self._refresh()
+        lanes = self._lanes
+        if not lanes:
             raise ProblemError(NOT_READY, "no model is loaded", headers=self.settings.retry)
-        if name is None and len(current) == 1:
-            return next(iter(current.values()))
-        if name is not None and name in current:
-            return current[name]
-        routes = ", ".join(route.format(name=known) for known in current)
-        said = f"no model '{name[:100]}' is loaded" if name else f"{len(current)} models are loaded"
+        if name is None and len(lanes) == 1:
+            return next(iter(lanes.values()))
+        if name is not None and name in lanes:
+            return lanes[name]
+        routes = ", ".join(route.format(name=known) for known in lanes)
+        said = f"no model '{name[:100]}' is loaded" if name else f"{len(lanes)} models are loaded"
         raise ProblemError(UNKNOWN_MODEL, f"{said}; post to {routes}")
 
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        """Hold one of the places there are, or refuse."""
-        if self.held >= self.settings.max_concurrency:
-            detail = f"{self.held} requests are under way"
-            raise ProblemError(OVERLOADED, detail, headers=self.settings.retry)
-        self.held += 1
+    def _refresh(self) -> None:
+        """Follow a swap: a model that stays keeps its lane, and what waits there."""
+        current = self.store.current
+        if current is self._seen:
+            return
+        known = {lane.served: lane for lane in self._lanes.values()}
+        self._lanes = {
+            name: known.get(served) or Lane(served, self.metrics.of(served))
+            for name, served in current.items()
+        }
+        alone, named = self.routes.values()
+        self._paths = {f"/models/{n}/score": (named, lane) for n, lane in self._lanes.items()}
+        if len(current) == 1:
+            self._paths["/score"] = alone, next(iter(self._lanes.values()))
+        self._seen = current
+
+    async def _take_records(self, lane: Lane, scope: Scope, receive: Receive, size: int) -> bytes:
+        wire.check_media_type(scope[HEADERS])
+        wire.check_query(scope["query_string"])
+        if size > INLINE_BYTES:
+            self.places.check_jobs()
+        self.places.take(size)
         try:
-            yield
+            body = await self._read(receive)
+            scope[logs.FACTS]["model"] = lane.served.name
+            return await self._score_records(lane, scope[logs.FACTS], receive, body)
         finally:
-            self.held -= 1
+            self.places.give(size)
 
-    async def _decode(self, body: bytes) -> wire.ScoreRequest:
-        most = self.settings.max_records
-        return await self._run(len(body) <= INLINE_BYTES, wire.decode, body, most)
+    async def _score_records(
+        self, lane: Lane, facts: logs.Facts, receive: Receive, body: bytes
+    ) -> bytes:
+        """The quick way where it is open, on a thread where it takes long."""
+        if len(body) > INLINE_BYTES:
+            content, facts["records"] = await self._run(receive, self.score_large, lane, body)
+            return content
+        rows = lane.read(body)
+        if rows and len(rows) * lane.columns <= INLINE_VALUES and self._fits(rows):
+            facts["records"] = len(rows)
+            return await lane.submit(rows)
+        request = wire.decode(body, self.settings.max_records)
+        facts["records"] = len(request.records)
+        if self._cost(lane, request) <= INLINE_VALUES:
+            return self.score(lane, request)
+        return await self._run(receive, self.score, lane, request)
 
-    async def _score(self, served: Served, request: wire.ScoreRequest) -> bytes:
-        values = len(request.records) * len(served.detector.scorer.encoding.labels)
-        if request.explain:
-            wire.check_contributions(values, self.settings.max_contributions)
-        cost = values * (EXPLAINED if request.explain else 1)
-        return await self._run(cost <= INLINE_VALUES, self.score, served, request)
+    async def _take_images(self, lane: Lane, scope: Scope, receive: Receive, size: int) -> bytes:
+        facts = scope[logs.FACTS]
+        boundary = uploads.boundary_of(scope[HEADERS])
+        asked = uploads.asked_for(scope["query_string"])
+        self.places.check_jobs()
+        self.places.take(size)
+        try:
+            body = await self._read(receive)
+            facts["model"] = lane.served.name
+            task = self.score_images, lane, body, boundary, asked
+            content, facts["records"] = await self._run(receive, *task)
+        finally:
+            self.places.give(size)
+        return content
 
-    async def _run(self, inline: bool, function: Callable[..., T], *args: Any) -> T:
-        if inline:
-            return function(*args)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+    def _read(self, receive: Receive) -> Awaitable[bytes]:
+        return self.deadlines.keep(wire.read_body(receive, self.settings.max_body_bytes))
 
     async def converse(
         self,
-        served: Served,
+        lane: Lane,
         scope: Scope,
         receive: Receive,
         decode: Callable[[bytes], questions.Question],
     ) -> Response:
         """Body → question → decisions → answer, in the words of another protocol."""
-        with self.place():
-            body = await self._read(receive, dict(scope["headers"]))
-            question = await self._run(len(body) <= INLINE_BYTES, decode, body)
-            scope[logs.FACTS] |= {"model": served.name, "records": question.rows.count}
-            values = question.rows.count * len(served.detector.scorer.encoding.labels)
-            inline = served.kind != IMAGE and values <= INLINE_VALUES
-            return await self._run(inline, self.reply, served, question)
+        size = wire.declared_size(scope[HEADERS], self.settings.max_body_bytes)
+        if lane.reader is None or size > INLINE_BYTES:
+            self.places.check_jobs()
+        self.places.take(size)
+        try:
+            body = await self._read(receive)
+            inline, facts = len(body) <= INLINE_BYTES, scope[logs.FACTS]
+            question = decode(body) if inline else await self._run(receive, decode, body)
+            facts["model"], facts["records"] = lane.served.name, question.rows.count
+            if lane.reader and question.rows.count * lane.columns <= INLINE_VALUES:
+                return self.reply(lane, question)
+            return await self._run(receive, self.reply, lane, question)
+        finally:
+            self.places.give(size)
 
-    def reply(self, served: Served, question: questions.Question) -> Response:
+    def reply(self, lane: Lane, question: questions.Question) -> Response:
         """The answer to a question, counted."""
-        found, ignored = questions.detect(served, question.rows, self.settings)
-        self.metrics.observe(served, found, ignored)
+        start, content = time.perf_counter(), question.rows.read()
+        if isinstance(content, RawBatch):
+            found = lane.decide(lane.served.detector.scorer.encoding.encode(content))
+            lane.metrics.ignored.inc(len(content.ignored))
+        else:
+            found = questions.detect_images(lane.served, content, self.settings)
+            lane.metrics.inference.observe(time.perf_counter() - start)
+            lane.metrics.observe(found, None)
+        lane.metrics.sizes.observe(question.rows.count)
         return question.answer(found)
 
-    def score(self, served: Served, request: wire.ScoreRequest) -> bytes:
-        """Records → the bytes of the answer, counted."""
-        detector, explained = served.detector, None
+    def _fits(self, rows: Sequence[object]) -> bool:
+        return len(rows) <= self.settings.max_records
+
+    def _cost(self, lane: Lane, request: wire.ScoreRequest) -> int:
+        """How many values it takes as much time to score; refuses to explain too many."""
+        values = len(request.records) * lane.columns
+        if not request.explain:
+            return values
+        wire.check_contributions(values, self.settings.max_contributions)
+        return values * EXPLAINED
+
+    async def _run(self, receive: Receive, function: Callable[..., T], *args: Any) -> T:
+        """Have a worker thread do it; refuse where too many wait for one.
+
+        Where the client goes away before its turn comes, it is not done at all.
+        """
+        with self.places.job():
+            job = self._threads.submit(function, *args)
+            work, gone = asyncio.wrap_future(job), asyncio.ensure_future(_departure(receive))
+            either: set[asyncio.Future[Any]] = {work, gone}
+            try:
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+                if gone.done() and job.cancel():
+                    raise ProblemError(MALFORMED, "the client went away")
+                return await work
+            finally:
+                gone.cancel()
+
+    def score_large(self, lane: Lane, body: bytes) -> tuple[bytes, int]:
+        """A body → the bytes of the answer and the number of records, counted."""
+        rows = lane.read(body)
+        if rows and self._fits(rows):
+            return lane.answer(rows), len(rows)
+        request = wire.decode(body, self.settings.max_records)
+        self._cost(lane, request)
+        return self.score(lane, request), len(request.records)
+
+    def score(self, lane: Lane, request: wire.ScoreRequest) -> bytes:
+        """Records, read the careful way → the bytes of the answer, counted."""
+        detector, explained = lane.served.detector, None
         batch = wire.read_records(detector.scorer.schema, request.records)
         if request.explain:
             found, explained = detector.detect_and_explain(batch, request.most)
+            lane.metrics.observe(found, detector.scorer.encoding.encode(batch))
         else:
-            found = detector.detect(batch)
-        self.metrics.observe(served, found, len(batch.ignored))
-        return wire.encode(wire.answer(served, wire.results(found, explained)))
+            found = lane.decide(detector.scorer.encoding.encode(batch))
+        lane.metrics.ignored.inc(len(batch.ignored))
+        lane.metrics.sizes.observe(len(batch))
+        return wire.encode(wire.answer(lane.served, wire.results(found, explained)))
 
     def score_images(
-        self, served: Served, body: bytes, boundary: bytes | None, asked: uploads.Asked
+        self, lane: Lane, body: bytes, boundary: bytes | None, asked: uploads.Asked
     ) -> tuple[bytes, int]:
         """Uploads → the bytes of the answer and the number of images, counted."""
         from serving import imaging
 
+        start = time.perf_counter()
         files = uploads.files_of(body, boundary, self.settings.max_records)
-        found, results = imaging.score(served, files, asked, self.settings)
-        self.metrics.observe(served, found, 0)
-        return wire.encode(wire.answer(served, results)), len(results)
+        found, results = imaging.score(lane.served, files, asked, self.settings)
+        lane.metrics.inference.observe(time.perf_counter() - start)
+        lane.metrics.observe(found, None)
+        lane.metrics.sizes.observe(len(results))
+        return wire.encode(wire.answer(lane.served, results)), len(results)
+
+
+async def _departure(receive: Receive) -> None:
+    """Return when the client is gone; its body has been read."""
+    while (await receive())["type"] != "http.disconnect":
+        await asyncio.sleep(0)
+
+
+class Service(FastAPI):
+    """The application, with what surrounds every request before all else that FastAPI does."""
+
+    front: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        await self.front(scope, receive, send)
 
 
 def create_app(store: Store, settings: Settings, lifespan: Lifespan | None = None) -> FastAPI:
@@ -193,7 +295,7 @@ def create_app(store: Store, settings: Settings, lifespan: Lifespan | None = Non
         lifespan: what is to happen around the time it runs.
     """
     metrics = Metrics(store)
-    app = FastAPI(
+    app = Service(
         title="anomaly-vae",
         version=__version__,
         description="Scores, conformal p-values and decisions, with their reasons.",
@@ -201,13 +303,16 @@ def create_app(store: Store, settings: Settings, lifespan: Lifespan | None = Non
         swagger_ui_oauth2_redirect_url=None,
         lifespan=lifespan,
     )
-    app.state.store = store
+    app.state.store, app.state.settings, app.state.metrics = store, settings, metrics
     app.router.redirect_slashes = False
     _handle_errors(app, metrics)
     scoring = Scoring(store, settings, metrics)
-    for path in reversed(openapi.SCORING):  # first, so that nothing is matched before them
-        app.router.routes.insert(0, Template(path, scoring, methods=["POST"]))
+    app.router.routes[:0] = scoring.routes.values()  # first, so that nothing is matched before
+    inner, refuse, find = super(Service, app).__call__, app.state.refuse, _finder(settings)
+    app.front = Front(inner, scoring, settings, metrics, refuse, find)
     _add_routes(app, store, settings, metrics)
+    if COLLECTORS & os.environ.keys():
+        app.front = _traced(app.front)
     for protocol in PROTOCOLS:
         protocol.add_routes(app, store, settings)
         for path, endpoint in protocol.endpoints(scoring).items():
@@ -231,15 +336,6 @@ def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
 
 
 def _add_routes(app: FastAPI, store: Store, settings: Settings, metrics: Metrics) -> None:
-    if settings.guarded:
-        app.add_middleware(Guard, find=_finder(settings), refuse=app.state.refuse)
-    app.add_middleware(Observe, metrics=metrics, store=store)
-    most, seconds = LINGER * settings.max_body_bytes, settings.body_seconds
-    app.add_middleware(Linger, most=most, seconds=seconds)
-
-    if COLLECTORS & os.environ.keys():
-        _trace(app)
-
     @app.get("/models", **openapi.get("What is loaded.", wire.Models))
     async def models() -> Response:
         return _json(wire.describe(store.current))
@@ -273,15 +369,15 @@ def _finder(settings: Settings) -> Callable[[bytes], ApiKey | None]:
     return lambda secret: known(secret) or tokens.find(secret)
 
 
-def _trace(app: FastAPI) -> None:
-    """Have each request told to the collector that the environment names."""
+def _traced(app: ASGIApp) -> ASGIApp:
+    """An application whose requests are told to the collector that the environment names."""
     try:
         from serving.traces import Trace, provider
     except ImportError as error:
         variable = min(COLLECTORS)
         reason = f"{variable} needs: pip install 'anomaly-vae[otel]'"
         raise ConfigError(f"{error}; {reason}", key=variable) from None
-    app.add_middleware(Trace, spans=provider())
+    return Trace(app, provider())
 
 
 def _json(content: Any) -> Response:

@@ -50,6 +50,8 @@ TOO_SLOW = Kind(413, "too-slow", "The images of the request take too long")
 UNSUPPORTED = Kind(415, "unsupported-media-type", "The media type is not supported")
 INVALID_REQUEST = Kind(422, "invalid-request", "The request does not fit its schema")
 INVALID_RECORD = Kind(422, "invalid-record", "A record does not fit the model's schema")
+RATE_LIMITED = Kind(429, "rate-limited", "The API key sends too many requests")
+HEAD_TOO_LARGE = Kind(431, "head-too-large", "The head of the request is too large")
 OVERLOADED = Kind(429, "overloaded", "Too many requests at once")
 INTERNAL = Kind(500, "internal", "The service failed")
 NOT_READY = Kind(503, "not-ready", "The service is not ready")
@@ -57,7 +59,7 @@ NOT_READY = Kind(503, "not-ready", "The service is not ready")
 KINDS = (
     MALFORMED, UNAUTHENTICATED, FORBIDDEN, NOT_FOUND, UNKNOWN_MODEL, METHOD_NOT_ALLOWED, TIMEOUT,
     TOO_LARGE, TOO_MANY_RECORDS, TOO_MUCH_EXPLAINED, TOO_SLOW, UNSUPPORTED, INVALID_REQUEST,
-    INVALID_RECORD, OVERLOADED, INTERNAL, NOT_READY,
+    INVALID_RECORD, OVERLOADED, RATE_LIMITED, HEAD_TOO_LARGE, INTERNAL, NOT_READY,
 )  # fmt: skip
 BY_STATUS = {kind.status: kind for kind in reversed(KINDS)}
 

@@ -1,4 +1,7 @@
-"""Log lines: one JSON object each, on stderr, with no record, no key and no path of a client."""
+"""Log lines on stderr, one JSON object each unless that is a terminal.
+
+They have no record, no key and no path of a client.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,15 @@ import datetime as dt
 import logging
 import sys
 import traceback
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
 access = logging.getLogger("serving.access")
+failures = logging.getLogger("serving")
 FACTS = "facts"
+
+Facts: TypeAlias = dict[str, Any]
 
 
 class JsonFormatter(logging.Formatter):
@@ -31,6 +37,17 @@ class JsonFormatter(logging.Formatter):
         return msgspec.json.encode(line).decode()
 
 
+class TextFormatter(logging.Formatter):
+    """The same for people: time, level and message, and the fields as ``name=value``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        error = record.exc_info[1] if record.exc_info else None
+        facts = getattr(record, FACTS, {}) | (_error(error) if error else {})
+        said = " ".join(f"{name}={value}" for name, value in facts.items())
+        return f"{_utc(record.created)} {record.levelname.lower()} {record.getMessage()} {said}"
+
+
 def _utc(seconds: float) -> str:
     return dt.datetime.fromtimestamp(seconds, dt.UTC).isoformat("T", "milliseconds")
 
@@ -43,8 +60,8 @@ def _error(error: BaseException) -> dict[str, Any]:
 
 
 def configure(level: str) -> None:
-    """Send everything logged to stderr, as JSON."""
+    """Send everything logged to stderr, as JSON unless that is a terminal."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter())
+    handler.setFormatter(TextFormatter() if sys.stderr.isatty() else JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a 400 tells the client

@@ -8,6 +8,7 @@ when it is asked for, so a swap leaves nothing stale.
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,8 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from prometheus_client.registry import Collector
 
 from anomaly_vae.detector import Detections
+from anomaly_vae.encoding import Categorical, Matrix, TabularEncoding
+from anomaly_vae.modality import Encoding
 from serving.store import Served, Store
 
 PREFIX = "anomaly_vae"
@@ -32,7 +35,13 @@ SIZES = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000)
 
 
 class BulkHistogram(Histogram):
-    """A histogram that takes many observations at once."""
+    """A histogram that takes many observations at once, and one without a search by hand."""
+
+    def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
+        """Observe one value."""
+        assert exemplar is None, "none are kept"
+        self._sum.inc(amount)
+        self._buckets[bisect_left(self._upper_bounds, amount)].inc(1)
 
     def observe_many(self, values: NDArray[Any]) -> None:
         """Observe each of ``values`` (N,)."""
@@ -47,22 +56,49 @@ class BulkHistogram(Histogram):
 
 
 class ModelMetrics:
-    """The counters of one version of one model."""
+    """The counters of one version of one model; ``encoding`` names its columns."""
 
-    def __init__(self, metrics: Metrics, model: str, version: str) -> None:
+    def __init__(self, metrics: Metrics, model: str, version: str, encoding: Encoding) -> None:
         self.scored = metrics.scored.labels(model, version)
         self.flagged = metrics.flagged.labels(model, version)
         self.ignored = metrics.ignored.labels(model, version)
         self.p_values = metrics.p_values.labels(model, version)
         self.sizes = metrics.sizes.labels(model, version)
+        self.inference = metrics.inference.labels(model, version)
+        self.batches = metrics.batches.labels(model, version)
+        self._cells = isinstance(encoding, TabularEncoding) and _Cells(metrics, model, encoding)
 
-    def observe(self, found: Detections, ignored: int) -> None:
-        """Count one scored request, with this many keys ignored."""
+    def observe(self, found: Detections, x: Matrix | None) -> None:
+        """Count rows that were scored; of a table, encoded as ``x`` (N, F)."""
         self.scored.inc(len(found.score))
-        self.flagged.inc(int(found.is_anomaly.sum()))
-        self.ignored.inc(ignored)
+        if flagged := int(found.is_anomaly.sum()):
+            self.flagged.inc(flagged)
         self.p_values.observe_many(found.p_value)
-        self.sizes.observe(len(found.score))
+        if self._cells and x is not None:
+            self._cells.observe(x)
+
+
+class _Cells:
+    """Counters of missing values and unseen categories, by column of one table."""
+
+    def __init__(self, metrics: Metrics, model: str, encoding: TabularEncoding) -> None:
+        columns = list(zip(encoding.columns, encoding.starts.tolist(), strict=True))
+        first = {column.name: at for column, at in reversed(columns)}
+        self._missing = [metrics.missing.labels(model, name) for name in first]
+        self._at = np.array(list(first.values()), np.intp)
+        levels = {c.name: at for c, at in columns if isinstance(c, Categorical)}
+        self._unseen = [metrics.unseen.labels(model, name) for name in levels]
+        self._levels = np.array(list(levels.values()), np.intp)
+
+    def observe(self, x: Matrix) -> None:
+        """Count the cells of encoded rows (N, F)."""
+        for counters, mask in (
+            (self._missing, np.isnan(x[:, self._at])),
+            (self._unseen, x[:, self._levels] == 0),
+        ):
+            if mask.any():
+                for index, count in enumerate(mask.sum(axis=0).tolist()):
+                    counters[index].inc(count)
 
 
 class Loaded(Collector):
@@ -105,11 +141,12 @@ class Metrics:
         self.loaded = Loaded(store)
         common: dict[str, Any] = {"namespace": PREFIX, "registry": self.registry}
         model = ("model", "version")
+        column = ("model", "column")
         self.requests = Counter(
             "requests", "Requests answered, by route template and class of status.",
             ("route", "status"), **common,
         )  # fmt: skip
-        self.latency = Histogram(
+        self.latency = BulkHistogram(
             "request_duration_seconds", "From the head of a request to the end of its answer.",
             ("route",), buckets=LATENCIES, **common,
         )  # fmt: skip
@@ -127,22 +164,46 @@ class Metrics:
         self.p_values = BulkHistogram(
             "p_value", "p-values of the records scored.", model, buckets=P_VALUES, **common
         )
-        self.sizes = Histogram(
+        self.sizes = BulkHistogram(
             "request_records", "Records in a request.", model, buckets=SIZES, **common
         )
-        self.of = cache(self._of)
+        self.inference = BulkHistogram(
+            "inference_seconds", "To encode, score and decide on one batch.", model,
+            buckets=LATENCIES, **common,
+        )  # fmt: skip
+        self.batches = BulkHistogram(
+            "batch_records", "Records scored in one pass of the graph.", model, buckets=SIZES,
+            **common,
+        )  # fmt: skip
+        self.missing = Counter(
+            "missing_values", "Values missing in scored records, by column.", column, **common
+        )
+        self.unseen = Counter(
+            "unseen_categories", "Categories that training did not keep, by column.", column,
+            **common,
+        )  # fmt: skip
+        self.queue = Gauge(
+            "queue_depth", "Requests on worker threads or waiting for one.",
+            multiprocess_mode="livesum", **common,
+        )  # fmt: skip
+        self.connections = Gauge(
+            "connections", "Open connections.", multiprocess_mode="livesum", **common
+        )
+        self._ends = cache(self._end)
 
-    def _of(self, model: str, version: str | None) -> ModelMetrics:
-        return ModelMetrics(self, model, version or "")
+    def of(self, served: Served) -> ModelMetrics:
+        """The counters of what is served."""
+        encoding = served.detector.scorer.encoding
+        return ModelMetrics(self, served.name, served.version or "", encoding)
 
-    def observe(self, served: Served, found: Detections, ignored: int) -> None:
-        """Count one scored request."""
-        self.of(served.name, served.version).observe(found, ignored)
+    def _end(self, route: str, status: int) -> tuple[Counter, BulkHistogram]:
+        return self.requests.labels(route, f"{status}xx"), self.latency.labels(route)
 
     def finished(self, route: str, status: int, seconds: float) -> None:
         """Count one answered request."""
-        self.requests.labels(route, f"{status // 100}xx").inc()
-        self.latency.labels(route).observe(seconds)
+        requests, latency = self._ends(route, status // 100)
+        requests.inc()
+        latency.observe(seconds)
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """The text of all metrics, and its media type."""

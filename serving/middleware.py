@@ -1,104 +1,169 @@
-"""What surrounds every request: measured and logged on the way out, the key checked on the way in.
+"""What surrounds every request, in one pass: who asks, how it ended, how long it took.
 
-Plain ASGI, so that a request costs a few function calls and no task of its own.
+Plain ASGI, so that a request costs a few function calls and no task of its own. Requests to score
+go straight to their route, which is the same as through the router and takes less time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import re
+import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
+from itertools import count
+from typing import TYPE_CHECKING
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import logs
-from serving.errors import FORBIDDEN, UNAUTHENTICATED, ProblemError
+from serving.errors import FORBIDDEN, NOT_FOUND, UNAUTHENTICATED, ProblemError
+from serving.limits import Rates
 from serving.metrics import Metrics
-from serving.settings import ApiKey
-from serving.store import Store
+from serving.settings import ApiKey, Settings
 
+if TYPE_CHECKING:
+    from serving.app import Scoring
+
+HEADERS = "anomaly_vae.headers"
+"""Where a scope keeps its headers as a mapping."""
 PROBES = frozenset(
     {"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/ping"}
 )
 OPEN = PROBES | {"/openapi.json", "/docs"}
 """What needs no key."""
+ADMINISTRATIVE = ("/metrics", "/docs", "/openapi.json", "/-/")
+"""What moves to the administrative port where there is one."""
 QUIET = (*PROBES, "/metrics")
 """Routes that are logged only when they fail or at level debug."""
+LINGER = 4
+"""So many bodies of the largest size are read on, and dropped, after a refusal."""
+REQUEST_ID = b"x-request-id"
+SOUND_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+"""A request id that is taken over; any other is replaced."""
 
 
-class Observe:
-    """Count, time and log each request by its route template."""
+class Front:
+    """Admit, answer, count, time and log each request by its route template."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, store: Store) -> None:
-        self.app, self.metrics, self.store = app, metrics, store
+    def __init__(
+        self,
+        app: ASGIApp,
+        scoring: Scoring,
+        settings: Settings,
+        metrics: Metrics,
+        refuse: Callable[[Exception, str], Response],
+        find: Callable[[bytes], ApiKey | None],
+    ) -> None:
+        self.app, self.scoring, self.settings, self.find = app, scoring, settings, find
+        self.metrics, self.store, self.refuse = metrics, scoring.store, refuse
+        self._rates = Rates(settings.rate_per_second, settings.rate_burst)
+        self._prefix, self._numbers = secrets.token_hex(8), count()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on and look at its answer."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        start, status = time.perf_counter(), 500
-        scope[logs.FACTS] = {}
-
-        async def observed(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                if self.store.draining:
-                    message["headers"] = [*message["headers"], (b"connection", b"close")]
-            await send(message)
-
+        start = time.perf_counter()
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        number = self._id(headers)
+        scope[HEADERS], scope[logs.FACTS] = headers, {}
+        exchange = Exchange(headers, receive, send, self._extra(number))
         self.metrics.in_flight.inc()
         try:
-            await self.app(scope, receive, observed)
+            await self._route(scope, exchange)
+        except Exception as error:
+            if exchange.status:
+                raise
+            await self._refuse(error, scope, exchange)
         finally:
+            if exchange.held:
+                settings = self.settings
+                await exchange.end(LINGER * settings.max_body_bytes, settings.body_seconds)
             self.metrics.in_flight.dec()
-            self._finish(scope, status, time.perf_counter() - start)
+            self._finish(scope, exchange.status or 500, time.perf_counter() - start, number)
 
-    def _finish(self, scope: Scope, status: int, seconds: float) -> None:
+    def _route(self, scope: Scope, exchange: Exchange) -> Awaitable[None]:
+        """What answers a request, if it may be answered."""
+        path = scope["path"]
+        if self.settings.admin_port:
+            check_port(scope, self.settings.admin_port)
+        if self.settings.guarded and path not in OPEN:
+            self._check_key(scope, path)
+        direct = self.scoring.at(path) if scope["method"] == "POST" else None
+        if direct is None:
+            return self.app(scope, exchange.receive, exchange.send)
+        scope["route"], lane = direct
+        return self.scoring.respond(lane, scope, exchange.receive, exchange.send)
+
+    async def _refuse(self, error: Exception, scope: Scope, exchange: Exchange) -> None:
+        problem = self.refuse(error, scope["path"])
+        await problem(scope, exchange.receive, exchange.send)
+        if problem.status_code == 500:
+            logs.failures.error("a request failed", exc_info=error)
+
+    def _id(self, headers: Mapping[bytes, bytes]) -> bytes:
+        """The id that a request brings, or one of ours."""
+        given = headers.get(REQUEST_ID)
+        if given and SOUND_ID.fullmatch(given):
+            return given
+        return f"{self._prefix}-{next(self._numbers):x}".encode()
+
+    def _extra(self, number: bytes) -> list[tuple[bytes, bytes]]:
+        """Headers of the answer."""
+        extra = [(REQUEST_ID, number)]
+        return [*extra, (b"connection", b"close")] if self.store.draining else extra
+
+    def _check_key(self, scope: Scope, path: str) -> None:
+        secret = sent_key(scope[HEADERS])
+        key = self.find(secret) if secret else None
+        if key is None:
+            detail = f"{'the key is unknown' if secret else 'no key'}; send it as "
+            detail += "'Authorization: Bearer KEY' or 'X-API-Key: KEY'"
+            raise ProblemError(UNAUTHENTICATED, detail, headers={"WWW-Authenticate": "Bearer"})
+        scope[logs.FACTS]["client"] = key.name
+        needed = scope_of(path)
+        if needed not in key.scopes:
+            raise ProblemError(FORBIDDEN, f"key '{key.name}' lacks the scope '{needed}'")
+        if self.settings.rate_per_second:
+            self._rates.take(key.name)
+
+    def _finish(self, scope: Scope, status: int, seconds: float, number: bytes) -> None:
         route = template_of(scope)
         self.metrics.finished(route, status, seconds)
         quiet = status < 400 and route.startswith(QUIET)
         level = logging.DEBUG if quiet else logging.INFO
         if logs.access.isEnabledFor(level):
-            head = {"method": scope["method"], "route": route, "status": status}
-            facts = {**head, "seconds": round(seconds, 6), **scope[logs.FACTS]}
+            head = {"request_id": number.decode(), "method": scope["method"], "route": route}
+            facts = {**head, "status": status, "seconds": round(seconds, 6), **scope[logs.FACTS]}
             logs.access.log(level, "request", extra={logs.FACTS: facts})
 
 
-class Linger:
-    """Read on after an early answer, so that a client hears it that sends everything first.
-
-    A connection that is closed while bytes arrive is reset, which takes the answer with it
-    (RFC 9112, section 9.6). At most ``most`` bytes are read, for ``seconds`` at the most.
-    """
-
-    def __init__(self, app: ASGIApp, most: int, seconds: float) -> None:
-        self.app, self.most, self.seconds = app, most, seconds
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on and end its answer when its body has ended."""
-        headers = dict(scope["headers"]) if scope["type"] == "http" else {}
-        if headers.get(b"content-length", b"0") == b"0" and b"transfer-encoding" not in headers:
-            return await self.app(scope, receive, send)
-        exchange = _Exchange(receive, send, b"expect" not in headers)
-        try:
-            await self.app(scope, exchange.receive, exchange.send)
-        finally:
-            await exchange.end(self.most, self.seconds)
-
-
-class _Exchange:
+class Exchange:
     """A request and its answer; ``unread`` while more of the body is to come.
 
-    A client that waits for 100 Continue sends nothing before the body is asked for.
+    An early answer is held open until the body has ended, so that a client hears it that sends
+    everything first: a connection that is closed while bytes arrive is reset, which takes the
+    answer with it (RFC 9112, section 9.6). A client that waits for 100 Continue sends nothing
+    before the body is asked for.
     """
 
-    def __init__(self, receive: Receive, send: Send, unread: bool) -> None:
-        self._receive, self._send = receive, send
-        self.unread, self.held = unread, False
+    __slots__ = ("_extra", "_receive", "_send", "held", "status", "unread")
+
+    def __init__(
+        self,
+        headers: Mapping[bytes, bytes],
+        receive: Receive,
+        send: Send,
+        extra: Iterable[tuple[bytes, bytes]] = (),
+    ) -> None:
+        self._receive, self._send, self._extra = receive, send, extra
+        sends = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
+        self.unread = sends and b"expect" not in headers
+        self.held, self.status = False, 0
 
     async def receive(self) -> Message:
         """Pass on a part of the body."""
@@ -108,14 +173,16 @@ class _Exchange:
 
     async def send(self, message: Message) -> None:
         """Pass on a part of the answer, but not that it is the last."""
-        last = message["type"] == "http.response.body" and not message.get("more_body", False)
-        self.held = last and self.unread
-        await self._send({**message, "more_body": True} if self.held else message)
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message["headers"] = [*message["headers"], *self._extra]
+        elif self.unread and not message.get("more_body", False):
+            self.held = True
+            message["more_body"] = True
+        await self._send(message)
 
     async def end(self, most: int, seconds: float) -> None:
-        """Drop the rest of the body; then say that the answer is whole."""
-        if not self.held:
-            return
+        """Drop the rest of the body, so many bytes and seconds of it; say the answer is whole."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while self.unread and most > 0:
@@ -125,51 +192,20 @@ class _Exchange:
 
 def template_of(scope: Scope) -> str:
     """The template of the route that matched, never a path that a client made up."""
-    known = scope["path"] if scope["path"] in OPEN else "unmatched"
-    return str(getattr(scope.get("route"), "path", known))
+    if "route" in scope:
+        return str(scope["route"].path)
+    return scope["path"] if scope["path"] in OPEN else "unmatched"
 
 
-class Guard:
-    """Let a request through when its key has the scope of its path.
-
-    Every path needs a key but those that are open.
-    """
-
-    def __init__(
-        self,
-        app: ASGIApp,
-        find: Callable[[bytes], ApiKey | None],
-        refuse: Callable[[Exception, str], Response],
-    ) -> None:
-        self.app, self.find, self.refuse = app, find, refuse
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or refuse it."""
-        app = self.app
-        if scope["type"] == "http" and scope["path"] not in OPEN:
-            try:
-                self.admit(scope)
-            except ProblemError as problem:
-                app = self.refuse(problem, scope["path"])
-        await app(scope, receive, send)
-
-    def admit(self, scope: Scope) -> None:
-        """Check the key of a request against the scope of its path."""
-        secret = sent_key(scope)
-        key = self.find(secret) if secret else None
-        if key is None:
-            detail = f"{'the key is unknown' if secret else 'no key'}; send it as "
-            detail += "'Authorization: Bearer KEY' or 'X-API-Key: KEY'"
-            raise ProblemError(UNAUTHENTICATED, detail, headers={"WWW-Authenticate": "Bearer"})
-        scope[logs.FACTS]["client"] = key.name
-        needed = scope_of(scope["path"])
-        if needed not in key.scopes:
-            raise ProblemError(FORBIDDEN, f"key '{key.name}' lacks the scope '{needed}'")
+def check_port(scope: Scope, admin_port: int) -> None:
+    """Refuse what the other port has; health is on both."""
+    path, here = scope["path"], scope["server"][1] == admin_port
+    if path not in PROBES and path.startswith(ADMINISTRATIVE) != here:
+        raise ProblemError(NOT_FOUND, f"{NOT_FOUND.title}; it may be on the other port")
 
 
-def sent_key(scope: Scope) -> bytes:
+def sent_key(headers: Mapping[bytes, bytes]) -> bytes:
     """The key a request carries; empty if it carries none."""
-    headers = dict(scope["headers"])
     scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
     if scheme.lower() == b"bearer" and token.strip():
         return bytes(token.strip())

@@ -22,6 +22,7 @@ from anomaly_vae.schema import ColumnType, TabularSchema
 from serving import uploads, wire
 from serving.errors import (
     FORBIDDEN,
+    HEAD_TOO_LARGE,
     INTERNAL,
     INVALID_RECORD,
     MALFORMED,
@@ -57,7 +58,7 @@ SCORING = ("/score", "/models/{name}/score")
 REF = "#/components/schemas/{name}"
 REFUSALS = (
     MALFORMED, UNAUTHENTICATED, FORBIDDEN, UNKNOWN_MODEL, METHOD_NOT_ALLOWED, TIMEOUT, TOO_LARGE,
-    UNSUPPORTED, INVALID_RECORD, OVERLOADED, INTERNAL, NOT_READY,
+    UNSUPPORTED, INVALID_RECORD, OVERLOADED, HEAD_TOO_LARGE, INTERNAL, NOT_READY,
 )  # fmt: skip
 TYPES: dict[ColumnType, Json] = {
     ColumnType.NUMERIC: {

@@ -18,7 +18,9 @@ from starlette.types import Receive, Scope, Send
 from anomaly_vae.detector import Detections
 from anomaly_vae.schema import RawBatch, TabularSchema, listed
 from serving import uploads, wire
+from serving.batching import Lane
 from serving.errors import INVALID_REQUEST, NOT_READY, BadRecord, ProblemError
+from serving.middleware import HEADERS
 from serving.settings import Settings
 from serving.store import IMAGE, Served, Store
 
@@ -60,11 +62,11 @@ class Service(Protocol):
 
     settings: Settings
 
-    def find(self, name: str | None, route: str) -> Served:
+    def find(self, name: str | None, route: str) -> Lane:
         """The model of this name, or without a name the only one; ``route`` is said to others."""
 
     async def converse(
-        self, served: Served, scope: Scope, receive: Receive, decode: Callable[[bytes], Question]
+        self, lane: Lane, scope: Scope, receive: Receive, decode: Callable[[bytes], Question]
     ) -> Response:
         """Body → question → decisions → answer."""
 
@@ -84,15 +86,15 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        served, headers = (
+        lane, headers = (
             self.service.find(scope["path_params"].get("name"), self.route),
-            dict(scope["headers"]),
+            scope[HEADERS],
         )
-        self.check(served, scope)
+        self.check(lane.served, scope)
         wire.check_encoding(headers)
-        asking = Asking(served, headers, self.service.settings.max_records)
+        asking = Asking(lane.served, headers, self.service.settings.max_records)
         decode = partial(self.decode, asking)
-        response = await self.service.converse(served, scope, receive, decode)
+        response = await self.service.converse(lane, scope, receive, decode)
         await response(scope, receive, send)
 
 
@@ -108,10 +110,10 @@ def detect(served: Served, rows: Rows, settings: Settings) -> tuple[Detections, 
     content = rows.read()
     if isinstance(content, RawBatch):
         return served.detector.detect(content), len(content.ignored)
-    return _detect_images(served, content, settings), 0
+    return detect_images(served, content, settings), 0
 
 
-def _detect_images(served: Served, content: Sequence[bytes], settings: Settings) -> Detections:
+def detect_images(served: Served, content: Sequence[bytes], settings: Settings) -> Detections:
     """The decisions on the one image of each file."""
     from serving import imaging
 

@@ -7,8 +7,10 @@ socket closes, what is under way finishes, and the process exits with 0.
 from __future__ import annotations
 
 import asyncio
+import gc
 import ipaddress
 import os
+import resource
 import signal
 import socket
 import sys
@@ -28,9 +30,14 @@ from anomaly_vae.errors import AnomalyVAEError, ConfigError
 from serving import logs
 from serving.app import create_app
 from serving.metrics import FILES, forget_dead_workers
+from serving.protocol import Protocol
 from serving.settings import Settings, read_settings
 from serving.store import Source, Store, load, resolve
 
+SWITCH_SECONDS = 0.001
+"""After so long a thread that computes lets the event loop run."""
+OTHER_FILES = 256
+"""Files that a process has open beside its connections."""
 SOURCES = "ANOMALY_VAE_SOURCES"
 """How worker processes learn what to serve: a JSON list of `Source`."""
 
@@ -56,16 +63,18 @@ def serve(
     """
     settings = read_settings()
     _check_exposure(host, settings, no_auth)
-    with _bind(host, port) as listener:
+    with ExitStack() as stack:
+        ports = [port, settings.admin_port] if settings.admin_port else [port]
+        listeners = [stack.enter_context(_bind(host, p)) for p in ports]
         sources = [
             resolve(model, settings.cache_dir, seconds=settings.fetch_seconds) for model in models
         ]
         store = Store(load(source) for source in sources)
         logs.configure(settings.log_level)
-        _announce(store, listener, settings, no_auth)
+        _announce(store, listeners[0], settings, no_auth)
         if workers == 1:
-            return _run(store, settings, listener)
-        return _run_workers(sources, settings, listener, workers)
+            return _run(store, settings, listeners)
+        return _run_workers(sources, settings, listeners, workers)
 
 
 def app_factory() -> FastAPI:
@@ -83,24 +92,38 @@ def app_factory() -> FastAPI:
 
 
 def _application(store: Store, settings: Settings) -> FastAPI:
+    _settle(settings)
     return create_app(store, settings, partial(_draining, store, settings.drain_seconds))
 
 
-def _run(store: Store, settings: Settings, listener: socket.socket) -> int:
+def _settle(settings: Settings) -> None:
+    """Prepare the process for many small requests beside a few large ones."""
+    sys.setswitchinterval(SWITCH_SECONDS)
+    gc.collect()
+    gc.freeze()  # what is loaded by now stays, and need not be looked at again
+    gc.set_threshold(20_000, 20, 50)
+    most, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = settings.max_connections + OTHER_FILES
+    if most < needed and hard != resource.RLIM_INFINITY:
+        needed = min(needed, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(most, needed), hard))
+
+
+def _run(store: Store, settings: Settings, listeners: list[socket.socket]) -> int:
     server = uvicorn.Server(_config(_application(store, settings), settings))
     signal.signal(signal.SIGTERM, _ignore)  # uvicorn raises it again once it has drained
-    server.run([listener])
+    server.run(listeners)
     return 0
 
 
 def _run_workers(
-    sources: Sequence[Source], settings: Settings, listener: socket.socket, workers: int
+    sources: Sequence[Source], settings: Settings, listeners: list[socket.socket], workers: int
 ) -> int:
     os.environ[SOURCES] = msgspec.json.encode(sources).decode()
     config = _config("serving.server:app_factory", settings, workers)
     with tempfile.TemporaryDirectory(prefix="anomaly-vae-metrics-") as folder:
         os.environ[FILES] = folder
-        supervisor = Multiprocess(config, sockets=[listener])
+        supervisor = Multiprocess(config, sockets=listeners)
         supervisor.run()
     return int(any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes))
 
@@ -110,7 +133,7 @@ def _config(app: FastAPI | str, settings: Settings, workers: int = 1) -> uvicorn
         app,
         factory=isinstance(app, str),
         workers=workers,
-        http="httptools",
+        http=Protocol,
         ws="none",
         log_config=None,
         access_log=False,

@@ -139,6 +139,36 @@ class Settings(BaseSettings):
     fetch_seconds: float = Field(
         300.0, gt=0, description="Seconds that fetching a model from the registry may take."
     )
+    max_queued: int = Field(
+        32, ge=1, description="Requests that may wait for one of these threads in each worker "
+        "process; more are a 429."
+    )  # fmt: skip
+    max_pending_bytes: int = Field(
+        256 * 1024**2, ge=1024, description="Bytes of bodies held at once in each worker process, "
+        "as declared or else as large as allowed; more are a 429."
+    )  # fmt: skip
+    max_connections: int = Field(
+        2048, ge=1, description="Open connections in each worker process; another hears a 429 and "
+        "is closed."
+    )  # fmt: skip
+    max_head_bytes: int = Field(
+        32 * 1024, ge=1024, description="Bytes of a request's line and headers; more are a 431."
+    )
+    head_seconds: float = Field(
+        10.0, gt=0, description="Seconds that a client may take to send the head of a request; "
+        "then it is a 408 and the connection is closed."
+    )  # fmt: skip
+    rate_per_second: float = Field(
+        0.0, ge=0, description="Requests a second that each API key may send to each worker "
+        "process; more are a 429. 0 is no limit."
+    )  # fmt: skip
+    rate_burst: int = Field(
+        20, ge=1, description="Requests that an API key may send at once above that rate."
+    )
+    admin_port: int = Field(
+        0, ge=0, le=65535, description="A second port, for `/metrics`, `/docs`, `/openapi.json` "
+        "and `/-/…`, which the first then has no more. 0 is none."
+    )  # fmt: skip
     log_level: Level = Field(
         "info", description="Least level logged: `debug`, `info`, `warning` or `error`."
     )

@@ -6,7 +6,6 @@ is said by the schema, with its record and field.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from heapq import nsmallest
@@ -22,7 +21,6 @@ from serving.errors import (
     INVALID_RECORD,
     INVALID_REQUEST,
     MALFORMED,
-    TIMEOUT,
     TOO_LARGE,
     TOO_MANY_RECORDS,
     TOO_MUCH_EXPLAINED,
@@ -33,6 +31,7 @@ from serving.errors import (
 from serving.store import Served
 
 JSON = "application/json"
+PLAIN = JSON.encode()
 MOST_ERRORS = 100
 """Bad records that one answer lists."""
 
@@ -175,6 +174,8 @@ def media_type(headers: Headers) -> tuple[str, bool]:
 
 def check_media_type(headers: Headers) -> None:
     """Refuse anything but plain JSON in UTF-8."""
+    if headers.get(b"content-type") == PLAIN and b"content-encoding" not in headers:
+        return
     if media_type(headers) != (JSON, True):
         detail = f"this model scores records: send 'Content-Type: {JSON}', in UTF-8"
         raise ProblemError(UNSUPPORTED, detail, headers={"Accept": JSON})
@@ -190,24 +191,23 @@ def check_encoding(headers: Headers) -> None:
 
 def check_query(query: bytes) -> None:
     """Refuse the query parameters that only a model of images takes."""
-    if {b"explain", b"heatmap"} & {pair.partition(b"=")[0] for pair in query.split(b"&")}:
+    if query and {b"explain", b"heatmap"} & {pair.partition(b"=")[0] for pair in query.split(b"&")}:
         detail = "query: this model scores records: 'explain' goes into the body, 'heatmap' is for"
         raise ProblemError(INVALID_REQUEST, detail + " models of images")
 
 
-async def read_body(receive: Receive, headers: Headers, limit: int, seconds: float) -> bytes:
-    """The body, or a refusal as soon as it is known to exceed ``limit`` bytes or to be late."""
-    declared = headers.get(b"content-length", b"0")
+def declared_size(headers: Headers, limit: int) -> int:
+    """The bytes of a body as declared, or ``limit`` where it comes in chunks; or a refusal."""
+    declared = headers.get(b"content-length")
+    if declared is None:
+        return limit
     if not declared.isdigit() or int(declared) > limit:
         raise _too_large(limit)
-    try:
-        async with asyncio.timeout(seconds):
-            return await _read(receive, limit)
-    except TimeoutError:
-        raise ProblemError(TIMEOUT, f"the body did not arrive within {seconds:g} seconds") from None
+    return int(declared)
 
 
-async def _read(receive: Receive, limit: int) -> bytes:
+async def read_body(receive: Receive, limit: int) -> bytes:
+    """The body, or a refusal as soon as it is known to exceed ``limit`` bytes."""
     parts: list[bytes] = []
     size, more = 0, True
     while more:

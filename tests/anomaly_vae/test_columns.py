@@ -12,19 +12,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from anomaly_vae.arrow import (
+    binary_from_arrow,
+    levels_from_arrow,
+    numbers_from_arrow,
+    plain,
+    times_from_arrow,
+)
 from anomaly_vae.columns import (
     MISSING,
     Levels,
-    binary_from_arrow,
     binary_from_values,
     level_name,
-    levels_from_arrow,
     levels_from_values,
-    numbers_from_arrow,
     numbers_from_values,
-    plain,
     shown,
-    times_from_arrow,
     times_from_values,
 )
 from anomaly_vae.errors import DataError

@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from anomaly_vae.columns import levels_from_arrow, numbers_from_arrow
+from anomaly_vae.arrow import levels_from_arrow, numbers_from_arrow
 from anomaly_vae.errors import DataError
 from anomaly_vae.frames import table_of
 

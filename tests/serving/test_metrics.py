@@ -175,6 +175,7 @@ def test_the_access_log_tells_no_secrets(client, caplog, records):
     assert "mallory" not in json.dumps(lines)
     scored, missed = lines
     assert scored.pop("seconds") > 0
+    assert scored.pop("request_id")
     assert scored == {
         "method": "POST", "route": "/score", "status": 200, "model": "fraud", "records": 1
     }  # fmt: skip

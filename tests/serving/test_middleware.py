@@ -1,16 +1,17 @@
-"""What surrounds every request: a client that sends everything first hears a refusal."""
+"""What surrounds every request: ids, headers, and refusals that a client hears."""
 
 import asyncio
+import logging
+import re
 
 import pytest
 
-from serving.middleware import Linger
+from serving.middleware import Exchange
 
 ANSWER = [
     {"type": "http.response.start", "status": 413, "headers": []},
     {"type": "http.response.body", "body": b"no"},
 ]
-END = {"type": "http.response.body", "body": b""}
 SENDS = ((b"content-length", b"99"),)
 
 
@@ -34,17 +35,23 @@ class Client:
         self.events.append("end" if not message.get("more_body") and "body" in message else "go on")
 
 
-def exchange(client, reads=0, headers=SENDS, most=1000, seconds=5.0, kind="http"):
+async def run(app, client, headers=SENDS, most=1000, seconds=5.0):
+    exchange = Exchange(dict(headers), client.receive, client.send)
+    await app({"type": "http"}, exchange.receive, exchange.send)
+    if exchange.held:
+        await exchange.end(most, seconds)
+
+
+def exchange(client, reads=0, **options):
     """Have an application read so many parts and answer; returns what happened in which order."""
 
     async def app(scope, receive, send):
         for _ in range(reads):
             await receive()
         for message in ANSWER:
-            await send(message)
+            await send(dict(message))
 
-    linger = Linger(app, most, seconds)
-    asyncio.run(linger({"type": kind, "headers": list(headers)}, client.receive, client.send))
+    asyncio.run(run(app, client, **options))
     return client.events
 
 
@@ -94,16 +101,56 @@ def test_a_client_that_goes_away_is_let_go():
     assert exchange(client) == ["go on", "go on", b"one", "end"]
 
 
-def test_an_application_that_fails_fails():
-    async def app(scope, receive, send):
-        raise RuntimeError("broken")
-
-    client = Client([b"one"])
-    linger = Linger(app, 10, 1.0)
-    with pytest.raises(RuntimeError, match="broken"):
-        asyncio.run(linger({"type": "http", "headers": SENDS}, client.receive, client.send))
-    assert client.events == []
+# ---------------------------------------------------------------- headers
 
 
-def test_what_is_not_http_is_passed_on():
-    assert exchange(Client([b"one"]), kind="lifespan") == ["go on", "end"]
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/score"), ("GET", "/health/live"), ("GET", "/nowhere")]
+)
+def test_every_answer_has_an_id(client, method, path):
+    answers = [client.request(method, path, json={"records": [{}]}) for _ in range(2)]
+    for answer in answers:
+        assert re.fullmatch(r"[0-9a-f]{16}-[0-9a-f]+", answer.headers["x-request-id"])
+    assert len({answer.headers["x-request-id"] for answer in answers}) == 2
+    assert not [name for name in answers[0].headers if name.startswith("access-control")]
+
+
+def test_an_id_that_is_sent_comes_back_and_is_logged(client, caplog):
+    with caplog.at_level(logging.INFO, logger="serving.access"):
+        answer = client.post("/score", json={"records": [{}]}, headers={"X-Request-ID": "a-1.b_2"})
+    assert answer.headers["x-request-id"] == "a-1.b_2"
+    (line,) = [record.facts for record in caplog.records if record.name == "serving.access"]
+    assert line["request_id"] == "a-1.b_2"
+
+
+@pytest.mark.parametrize("given", ["", "x" * 65, "a b", 'a"b', "a\x7f", "é"])
+def test_an_id_that_is_not_sound_is_replaced(client, given):
+    answer = client.get("/health/live", headers={b"X-Request-ID": given.encode()})
+    assert re.fullmatch(r"[0-9a-f]{16}-[0-9a-f]+", answer.headers["x-request-id"])
+
+
+def test_a_failure_has_an_id_too(client, monkeypatch, caplog):
+    monkeypatch.setattr("serving.batching.Lane._results", lambda *_: 1 / 0)
+    answer = client.post("/score", json={"records": [{}]})
+    assert answer.status_code == 500
+    assert answer.headers["x-request-id"]
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [
+        ZeroDivisionError
+    ]
+    assert client.post("/score", json={"records": []}).status_code == 422, "it goes on"
+
+
+# ---------------------------------------------------------------- a second port
+
+
+def test_administration_moves_to_the_other_port(client_of, served):
+    client = client_of(served, admin_port=9000)
+    for base, there, elsewhere in (
+        ("http://testserver", "/models", "/metrics"),
+        ("http://testserver:9000", "/metrics", "/models"),
+        ("http://testserver:9000", "/docs", "/score"),
+        ("http://testserver:9000", "/openapi.json", "/score"),
+    ):
+        assert client.get(base + there).status_code == 200
+        assert client.get(base + elsewhere).status_code == 404
+        assert client.get(base + "/health/live").status_code == 200

@@ -275,12 +275,14 @@ def test_a_client_that_goes_away_is_no_failure(client):
     assert status == 400
 
 
-def test_a_bug_says_nothing_of_the_inside(client, caplog, monkeypatch, records):
+@pytest.mark.parametrize("explain", [0, 1])
+def test_a_bug_says_nothing_of_the_inside(client, caplog, monkeypatch, records, explain):
     def broken(*_):
         raise RuntimeError("secret amount 1234.56")
 
-    monkeypatch.setattr("serving.wire.read_records", broken)
-    problem = refused(post(client, {"records": records[:1]}), 500, "internal")
+    monkeypatch.setattr("anomaly_vae.encoding.TabularEncoding.encode", broken)
+    body = {"records": records[:1], "explain": explain}
+    problem = refused(post(client, body), 500, "internal")
     assert "secret" not in json.dumps(problem)
 
 

@@ -310,7 +310,7 @@ def test_one_bad_image_scores_none(scan_client):
     upload(scan_client, GOOD, FLAT)
     text = scan_client.get("/metrics").text
     assert 'rejected_requests_total{reason="invalid-record"} 1.0' in text
-    assert "scored_records_total{" not in text
+    assert 'scored_records_total{model="scans",version=""} 0.0' in text
 
 
 def test_nothing_of_a_patient_is_said_or_kept(scan_client, caplog):

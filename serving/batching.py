@@ -1,0 +1,110 @@
+"""What arrives together is scored together: one pass of the graph for each tick of the event loop.
+
+Nothing waits for company: a request that comes alone is scored in the next turn of the loop, and
+those that the same turn brought go with it. A row's score does not hang on the rows beside it
+(`anomaly_vae.scoring`), so neither does an answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from itertools import accumulate
+
+import numpy as np
+
+from anomaly_vae.detector import Detections
+from anomaly_vae.encoding import Matrix
+from anomaly_vae.schema import TabularSchema
+from serving import wire
+from serving.metrics import ModelMetrics
+from serving.records import Reader, Rows
+from serving.store import Served
+
+MOST_VALUES = 16_384
+"""So many values, rows times columns, are scored in one turn: a few milliseconds."""
+
+
+class Lane:
+    """The way of one model's requests through the process."""
+
+    def __init__(self, served: Served, metrics: ModelMetrics) -> None:
+        self.served, self.metrics = served, metrics
+        schema = served.detector.scorer.schema
+        self.reader = Reader(schema) if isinstance(schema, TabularSchema) else None
+        self.columns = len(served.detector.scorer.encoding.labels)
+        self._most = max(MOST_VALUES // self.columns, 1)
+        self._head = wire.encode(wire.answer(served, [])).removesuffix(b"[]}")
+        self._waiting: list[tuple[Rows, asyncio.Future[bytes]]] = []
+
+    def read(self, body: bytes) -> Rows | None:
+        """The rows of a body; None where it takes the careful way."""
+        return self.reader.read(body) if self.reader else None
+
+    def submit(self, rows: Rows) -> asyncio.Future[bytes]:
+        """The answer to these rows, to come with those of the same turn."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[bytes] = loop.create_future()
+        if not self._waiting:
+            loop.call_soon(self._flush)
+        self._waiting.append((rows, answer))
+        return answer
+
+    def _flush(self) -> None:
+        """Answer what waits, as much as fits into one turn."""
+        ends = list(accumulate(len(rows) for rows, _ in self._waiting))
+        count = max(int(np.searchsorted(ends, self._most, side="right")), 1)
+        taken, self._waiting = self._waiting[:count], self._waiting[count:]
+        if self._waiting:
+            asyncio.get_running_loop().call_soon(self._flush)
+        try:
+            results = self._results([row for rows, _ in taken for row in rows])
+        except Exception as error:  # noqa: BLE001  # each of them is told
+            for _, answer in taken:
+                _settle(answer, error)
+            return
+        start = 0
+        for (_, answer), end in zip(taken, ends, strict=False):
+            _settle(answer, self._answer(results[start:end]))
+            start = end
+        self.metrics.sizes.observe_many(np.array([len(rows) for rows, _ in taken]))
+
+    def answer(self, rows: Rows) -> bytes:
+        """The answer to the rows of one request, now."""
+        results = [
+            result
+            for start in range(0, len(rows), self._most)
+            for result in self._results(rows[start : start + self._most])
+        ]
+        self.metrics.sizes.observe(len(rows))
+        return self._answer(results)
+
+    def _results(self, rows: Rows) -> list[wire.Result]:
+        assert self.reader, "rows are of tables"
+        scorer = self.served.detector.scorer
+        start = time.perf_counter()
+        x = scorer.encoding.encode(self.reader.batch(rows))
+        found = self.decide(x)
+        self.metrics.inference.observe(time.perf_counter() - start)
+        self.metrics.batches.observe(len(rows))
+        return wire.results(found, None)
+
+    def decide(self, x: Matrix) -> Detections:
+        """The decisions on encoded rows, counted."""
+        detector = self.served.detector
+        found = detector.decide(detector.scorer.score_encoded(x))
+        self.metrics.observe(found, x)
+        return found
+
+    def _answer(self, results: list[wire.Result]) -> bytes:
+        return b"%b%b}" % (self._head, wire.encode(results))
+
+
+def _settle(answer: asyncio.Future[bytes], result: bytes | Exception) -> None:
+    """Hand over a result, unless nobody waits for it any more."""
+    if answer.done():
+        return
+    if isinstance(result, Exception):
+        answer.set_exception(result)
+    else:
+        answer.set_result(result)
