@@ -141,13 +141,25 @@ class TabularSchema:
 
     def from_records(self, records: Sequence[Mapping[str, Any]]) -> RawBatch:
         """Read JSON records; an absent key or null is missing."""
-        values: dict[str, Values] = {}
-        problems: list[Problem] = []
-        for column in self.columns:
-            cells = [record.get(column.name) for record in records]
-            values[column.name] = _collect(column, FROM_VALUES[column.type], cells, problems)
+        cells = {name: [record.get(name) for record in records] for name in self.names}
         keys: set[str] = set().union(*records)
-        return RawBatch(values, len(records), tuple(problems), self.unknown(keys))
+        return self._from_values(cells, len(records), keys)
+
+    def from_columns(self, columns: Mapping[str, Sequence[Any]], n_rows: int) -> RawBatch:
+        """Read columns of ``n_rows`` JSON values each; an absent column is missing in every row."""
+        absent = [None] * n_rows
+        cells = {name: columns.get(name, absent) for name in self.names}
+        return self._from_values(cells, n_rows, set(columns))
+
+    def _from_values(
+        self, cells: Mapping[str, Sequence[Any]], n_rows: int, found: set[str]
+    ) -> RawBatch:
+        problems: list[Problem] = []
+        values = {
+            column.name: _collect(column, FROM_VALUES[column.type], cells[column.name], problems)
+            for column in self.columns
+        }
+        return RawBatch(values, n_rows, tuple(problems), self.unknown(found))
 
     def unknown(self, names: set[str]) -> tuple[str, ...]:
         """Those names that mean nothing here, sorted."""

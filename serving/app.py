@@ -8,10 +8,12 @@ more than the scoring; large ones and images on a thread, so that they hold up n
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -19,18 +21,19 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match, Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from anomaly_vae import __version__
-from anomaly_vae.errors import DataError
+from anomaly_vae.errors import ConfigError, DataError
 from anomaly_vae.reasons import CANDIDATES, HIDDEN
-from serving import logs, openapi, uploads, wire
+from anomaly_vae.schema import RawBatch
+from serving import inference_protocol, invocations, logs, openapi, questions, uploads, wire
 from serving.batching import Lane
 from serving.errors import MALFORMED, NOT_READY, UNKNOWN_MODEL, ProblemError, problem_of
 from serving.limits import Deadlines, Places
 from serving.metrics import Metrics
 from serving.middleware import HEADERS, Front
-from serving.settings import Settings
+from serving.settings import ApiKey, Settings, find_key
 from serving.store import Served, Store
 
 INLINE_BYTES = 128 * 1024
@@ -40,6 +43,11 @@ INLINE_VALUES = 4096
 JSON_TYPE = (b"content-type", wire.JSON.encode())
 EXPLAINED = 1 + HIDDEN * CANDIDATES
 """What a value costs in a record that is explained, in values scored."""
+PROTOCOLS = (inference_protocol, invocations)
+"""Other words that scoring is asked for in."""
+
+COLLECTORS = {"OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"}
+"""Variables that name a collector of traces."""
 
 T = TypeVar("T")
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -84,8 +92,8 @@ class Scoring:
         self._refresh()
         return self._paths.get(path)
 
-    def find(self, name: str | None) -> Lane:
-        """The model of this name, or without a name the only one."""
+    def find(self, name: str | None, route: str = openapi.SCORING[1]) -> Lane:
+        """The model of this name, or without a name the only one; ``route`` is said to others."""
         self._refresh()
         lanes = self._lanes
         if not lanes:
@@ -94,7 +102,7 @@ class Scoring:
             return next(iter(lanes.values()))
         if name is not None and name in lanes:
             return lanes[name]
-        routes = ", ".join(f"/models/{known}/score" for known in lanes)
+        routes = ", ".join(route.format(name=known) for known in lanes)
         said = f"no model '{name[:100]}' is loaded" if name else f"{len(lanes)} models are loaded"
         raise ProblemError(UNKNOWN_MODEL, f"{said}; post to {routes}")
 
@@ -161,6 +169,42 @@ class Scoring:
 
     def _read(self, receive: Receive) -> Awaitable[bytes]:
         return self.deadlines.keep(wire.read_body(receive, self.settings.max_body_bytes))
+
+    async def converse(
+        self,
+        lane: Lane,
+        scope: Scope,
+        receive: Receive,
+        decode: Callable[[bytes], questions.Question],
+    ) -> Response:
+        """Body → question → decisions → answer, in the words of another protocol."""
+        size = wire.declared_size(scope[HEADERS], self.settings.max_body_bytes)
+        if lane.reader is None or size > INLINE_BYTES:
+            self.places.check_jobs()
+        self.places.take(size)
+        try:
+            body = await self._read(receive)
+            inline, facts = len(body) <= INLINE_BYTES, scope[logs.FACTS]
+            question = decode(body) if inline else await self._run(receive, decode, body)
+            facts["model"], facts["records"] = lane.served.name, question.rows.count
+            if lane.reader and question.rows.count * lane.columns <= INLINE_VALUES:
+                return self.reply(lane, question)
+            return await self._run(receive, self.reply, lane, question)
+        finally:
+            self.places.give(size)
+
+    def reply(self, lane: Lane, question: questions.Question) -> Response:
+        """The answer to a question, counted."""
+        start, content = time.perf_counter(), question.rows.read()
+        if isinstance(content, RawBatch):
+            found = lane.decide(lane.served.detector.scorer.encoding.encode(content))
+            lane.metrics.ignored.inc(len(content.ignored))
+        else:
+            found = questions.detect_images(lane.served, content, self.settings)
+            lane.metrics.inference.observe(time.perf_counter() - start)
+            lane.metrics.observe(found, None)
+        lane.metrics.sizes.observe(question.rows.count)
+        return question.answer(found)
 
     def _fits(self, rows: Sequence[object]) -> bool:
         return len(rows) <= self.settings.max_records
@@ -236,7 +280,7 @@ async def _departure(receive: Receive) -> None:
 class Service(FastAPI):
     """The application, with what surrounds every request before all else that FastAPI does."""
 
-    front: Front
+    front: ASGIApp
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -265,20 +309,27 @@ def create_app(store: Store, settings: Settings, lifespan: Lifespan | None = Non
     _handle_errors(app, metrics)
     scoring = Scoring(store, settings, metrics)
     app.router.routes[:0] = scoring.routes.values()  # first, so that nothing is matched before
-    app.front = Front(super(Service, app).__call__, scoring, settings, metrics, app.state.refuse)
+    inner, refuse, find = super(Service, app).__call__, app.state.refuse, _finder(settings)
+    app.front = Front(inner, scoring, settings, metrics, refuse, find)
     _add_routes(app, store, settings, metrics)
-    openapi.install(app, store, settings)
+    if COLLECTORS & os.environ.keys():
+        app.front = _traced(app.front)
+    for protocol in PROTOCOLS:
+        protocol.add_routes(app, store, settings)
+        for path, endpoint in protocol.endpoints(scoring).items():
+            app.router.routes.append(Template(path, endpoint, methods=["POST"]))
+    openapi.install(app, store, settings, [protocol.document for protocol in PROTOCOLS])
     return app
 
 
 def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
-    def refuse(error: Exception) -> Response:
+    def refuse(error: Exception, path: str) -> Response:
         problem = problem_of(error)
         metrics.rejected.labels(problem.kind.slug).inc()
-        return problem.response
+        return problem.response_at(path)
 
-    async def handle(_: Request, error: Exception) -> Response:
-        return refuse(error)
+    async def handle(request: Request, error: Exception) -> Response:
+        return refuse(error, request.scope["path"])
 
     for kind in (ProblemError, DataError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, handle)
@@ -296,15 +347,38 @@ def _add_routes(app: FastAPI, store: Store, settings: Settings, metrics: Metrics
 
     @app.get("/health/ready", **openapi.get("Whether to send requests.", wire.Status, NOT_READY))
     async def ready() -> Response:
-        if store.ready:
-            return _json(wire.Status("ready", list(store.current)))
-        why = "shutting down" if store.draining else "no model is loaded"
-        raise ProblemError(NOT_READY, why, headers=settings.retry)
+        questions.check_ready(store, settings)
+        return _json(wire.Status("ready", list(store.current)))
 
     @app.get("/metrics", **openapi.text("Metrics, for Prometheus."))
     async def exposition(request: Request) -> Response:
         content, media_type = metrics.exposition(request.headers.get("accept", ""))
         return Response(content, media_type=media_type)
+
+
+def _finder(settings: Settings) -> Callable[[bytes], ApiKey | None]:
+    """Who is known by a key or, where there is an issuer, by a token."""
+    known = partial(find_key, settings.api_keys)
+    if not settings.oidc_issuer:
+        return known
+    try:
+        from serving.oidc import Tokens
+    except ImportError as error:
+        reason = "ANOMALY_VAE_OIDC_ISSUER needs: pip install 'anomaly-vae[oidc]'"
+        raise ConfigError(f"{error}; {reason}", key="oidc_issuer") from None
+    tokens = Tokens(settings)
+    return lambda secret: known(secret) or tokens.find(secret)
+
+
+def _traced(app: ASGIApp) -> ASGIApp:
+    """An application whose requests are told to the collector that the environment names."""
+    try:
+        from serving.traces import Trace, provider
+    except ImportError as error:
+        variable = min(COLLECTORS)
+        reason = f"{variable} needs: pip install 'anomaly-vae[otel]'"
+        raise ConfigError(f"{error}; {reason}", key=variable) from None
+    return Trace(app, provider())
 
 
 def _json(content: Any) -> Response:

@@ -18,6 +18,8 @@ from starlette.responses import Response
 from anomaly_vae.errors import DataError, RecordError
 
 MEDIA_TYPE = "application/problem+json"
+INFERENCE_PROTOCOL = "/v2"
+"""Where the routes of the Open Inference Protocol begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,10 @@ class BadRecord(msgspec.Struct, frozen=True):
 
 
 class ProblemDetails(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The body of every error; ``errors`` lists the first bad records, in their order."""
+    """The body of every error; ``errors`` lists the first bad records, in their order.
+
+    ``error`` is the detail once more, where the Open Inference Protocol wants it.
+    """
 
     type: str
     title: str
@@ -80,6 +85,7 @@ class ProblemDetails(msgspec.Struct, frozen=True, omit_defaults=True):
     record: int | msgspec.UnsetType = msgspec.UNSET
     field: str | msgspec.UnsetType | None = msgspec.UNSET
     errors: list[BadRecord] | msgspec.UnsetType = msgspec.UNSET
+    error: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class ProblemError(Exception):
@@ -99,8 +105,14 @@ class ProblemError(Exception):
     @property
     def response(self) -> Response:
         """As it is sent."""
+        return self.response_at("/")
+
+    def response_at(self, path: str) -> Response:
+        """As it is sent by the route of this path."""
         kind = self.kind
         details = ProblemDetails(kind.type, kind.title, kind.status, self.detail)
+        if path.startswith(INFERENCE_PROTOCOL):
+            details = msgspec.structs.replace(details, error=self.detail)
         if self.bad:
             record, field = self.bad[0].record, self.bad[0].field
             details = msgspec.structs.replace(

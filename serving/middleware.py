@@ -23,19 +23,21 @@ from serving import logs
 from serving.errors import FORBIDDEN, NOT_FOUND, UNAUTHENTICATED, ProblemError
 from serving.limits import Rates
 from serving.metrics import Metrics
-from serving.settings import Settings, find_key
+from serving.settings import ApiKey, Settings
 
 if TYPE_CHECKING:
     from serving.app import Scoring
 
 HEADERS = "anomaly_vae.headers"
 """Where a scope keeps its headers as a mapping."""
-OPEN = frozenset({"/health/live", "/health/ready", "/openapi.json", "/docs"})
+PROBES = frozenset(
+    {"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/ping"}
+)
+OPEN = PROBES | {"/openapi.json", "/docs"}
 """What needs no key."""
 ADMINISTRATIVE = ("/metrics", "/docs", "/openapi.json", "/-/")
 """What moves to the administrative port where there is one."""
-HEALTH = "/health/"
-QUIET = (HEALTH, "/metrics")
+QUIET = (*PROBES, "/metrics")
 """Routes that are logged only when they fail or at level debug."""
 LINGER = 4
 """So many bodies of the largest size are read on, and dropped, after a refusal."""
@@ -53,9 +55,10 @@ class Front:
         scoring: Scoring,
         settings: Settings,
         metrics: Metrics,
-        refuse: Callable[[Exception], Response],
+        refuse: Callable[[Exception, str], Response],
+        find: Callable[[bytes], ApiKey | None],
     ) -> None:
-        self.app, self.scoring, self.settings = app, scoring, settings
+        self.app, self.scoring, self.settings, self.find = app, scoring, settings, find
         self.metrics, self.store, self.refuse = metrics, scoring.store, refuse
         self._rates = Rates(settings.rate_per_second, settings.rate_burst)
         self._prefix, self._numbers = secrets.token_hex(8), count()
@@ -88,7 +91,7 @@ class Front:
         path = scope["path"]
         if self.settings.admin_port:
             check_port(scope, self.settings.admin_port)
-        if self.settings.api_keys and path not in OPEN:
+        if self.settings.guarded and path not in OPEN:
             self._check_key(scope, path)
         direct = self.scoring.at(path) if scope["method"] == "POST" else None
         if direct is None:
@@ -97,7 +100,7 @@ class Front:
         return self.scoring.respond(lane, scope, exchange.receive, exchange.send)
 
     async def _refuse(self, error: Exception, scope: Scope, exchange: Exchange) -> None:
-        problem = self.refuse(error)
+        problem = self.refuse(error, scope["path"])
         await problem(scope, exchange.receive, exchange.send)
         if problem.status_code == 500:
             logs.failures.error("a request failed", exc_info=error)
@@ -116,7 +119,7 @@ class Front:
 
     def _check_key(self, scope: Scope, path: str) -> None:
         secret = sent_key(scope[HEADERS])
-        key = find_key(self.settings.api_keys, secret) if secret else None
+        key = self.find(secret) if secret else None
         if key is None:
             detail = f"{'the key is unknown' if secret else 'no key'}; send it as "
             detail += "'Authorization: Bearer KEY' or 'X-API-Key: KEY'"
@@ -197,7 +200,7 @@ def template_of(scope: Scope) -> str:
 def check_port(scope: Scope, admin_port: int) -> None:
     """Refuse what the other port has; health is on both."""
     path, here = scope["path"], scope["server"][1] == admin_port
-    if not path.startswith(HEALTH) and path.startswith(ADMINISTRATIVE) != here:
+    if path not in PROBES and path.startswith(ADMINISTRATIVE) != here:
         raise ProblemError(NOT_FOUND, f"{NOT_FOUND.title}; it may be on the other port")
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import base64
 import re
 import sys
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 from fastapi import FastAPI
@@ -38,10 +38,21 @@ from serving.errors import (
     Kind,
     ProblemDetails,
 )
+from serving.middleware import OPEN
 from serving.settings import Settings
 from serving.store import IMAGE, Served, Store
 
 Json = dict[str, Any]
+
+
+class Part(NamedTuple):
+    """A part of the document: paths by hand, and the shapes that they and others refer to."""
+
+    paths: Json
+    shapes: Sequence[type[msgspec.Struct]]
+
+
+Describe = Callable[[Sequence[Served], Settings], Part]
 
 SCORING = ("/score", "/models/{name}/score")
 REF = "#/components/schemas/{name}"
@@ -83,13 +94,29 @@ SECURITY: Json = {
 
 def get(summary: str, shape: type[msgspec.Struct], *refusals: Kind) -> Json:
     """How FastAPI documents a GET route that answers JSON of this shape."""
-    content = {"application/json": {"schema": {"$ref": REF.format(name=shape.__name__)}}}
-    return _route(summary, content, *refusals)
+    return _route(summary, {wire.JSON: {"schema": ref(shape)}}, *refusals)
 
 
-def text(summary: str) -> Json:
+def ref(shape: type[msgspec.Struct]) -> Json:
+    """Where the document describes a shape."""
+    return {"$ref": REF.format(name=shape.__name__)}
+
+
+def scores(shape: type[msgspec.Struct], examples: Json, bodies: Json) -> Json:
+    """How a route is documented that takes these bodies and answers with decisions."""
+    ok = {wire.JSON: {"schema": ref(shape), "examples": examples}}
+    return {
+        "requestBody": {"required": True, "content": bodies},
+        "responses": {
+            "200": {"description": "The decisions.", "content": ok},
+            **_refusals(REFUSALS),
+        },
+    }
+
+
+def text(summary: str, *refusals: Kind) -> Json:
     """How FastAPI documents a GET route that answers plain text."""
-    return _route(summary, {"text/plain": {"schema": {"type": "string"}}})
+    return _route(summary, {"text/plain": {"schema": {"type": "string"}}}, *refusals)
 
 
 def _route(summary: str, content: Json, *refusals: Kind) -> Json:
@@ -101,26 +128,37 @@ def _route(summary: str, content: Json, *refusals: Kind) -> Json:
     }
 
 
-def install(app: FastAPI, store: Store, settings: Settings) -> None:
-    """Have the application describe itself, anew after every swap of its detectors."""
+def install(app: FastAPI, store: Store, settings: Settings, more: Sequence[Describe] = ()) -> None:
+    """Have the application describe itself, anew after every swap of its detectors.
+
+    Args:
+        app: the application.
+        store: the current detectors.
+        settings: limits and keys.
+        more: what is to be said beside the small routes and `/score`.
+    """
     latest: tuple[Mapping[str, Served], Json] | None = None
 
     def describe() -> Json:
         nonlocal latest
         current = store.current
         if latest is None or latest[0] is not current:
-            latest = current, document(app, current, settings)
+            latest = current, document(app, current, settings, more)
         return latest[1]
 
     app.openapi = describe  # type: ignore[method-assign]  # the way FastAPI documents for this
 
 
-def document(app: FastAPI, current: Mapping[str, Served], settings: Settings) -> Json:
+def document(
+    app: FastAPI, current: Mapping[str, Served], settings: Settings, more: Sequence[Describe] = ()
+) -> Json:
     """The whole document for these detectors."""
+    parts = [describe(list(current.values()), settings) for describe in more]
     whole: Json = get_openapi(
         title=app.title, version=app.version, description=app.description, routes=app.routes
     )
     shapes = [wire.ScoreResponse, wire.Models, wire.Status, ProblemDetails]
+    shapes += [shape for part in parts for shape in part.shapes]
     _, schemas = msgspec.json.schema_components(shapes, ref_template=REF)
     tables = [one for one in current.values() if one.kind != IMAGE]
     schemas |= {_record_name(one): record_schema(one) for one in tables}
@@ -134,7 +172,9 @@ def document(app: FastAPI, current: Mapping[str, Served], settings: Settings) ->
         SCORING[1]: {"post": {**named, "operationId": "score_with"}},
     }
     whole["paths"] = {**scoring, **whole["paths"]}
-    if settings.api_keys:
+    for part in parts:
+        whole["paths"] |= part.paths
+    if settings.guarded:
         _secure(whole)
     return whole
 
@@ -142,7 +182,7 @@ def document(app: FastAPI, current: Mapping[str, Served], settings: Settings) ->
 def _secure(whole: Json) -> None:
     whole["components"]["securitySchemes"] = SECURITY
     for path, operations in whole["paths"].items():
-        if not path.startswith("/health/"):
+        if path not in OPEN:
             for operation in operations.values():
                 operation["security"] = [{name: []} for name in SECURITY]
                 operation["responses"] |= _refusals([UNAUTHENTICATED, FORBIDDEN])
@@ -152,16 +192,13 @@ def _score(current: list[Served], settings: Settings) -> Json:
     tables = [one for one in current if one.kind != IMAGE]
     scans = [one for one in current if one.kind == IMAGE]
     answers = {one.name: {"value": example_answer(one, settings)} for one in current}
-    answer = {"schema": {"$ref": REF.format(name="ScoreResponse")}, "examples": answers}
-    ok = {"description": "The decisions.", "content": {wire.JSON: answer}}
     content = _records_body(tables) if tables or not scans else {}
     content |= _images_bodies(scans, settings.max_records) if scans else {}
     texts = [RECORDS_ARE] * bool(tables or not scans) + [IMAGES_ARE] * bool(scans)
     operation = {
         "summary": "Score records or images.",
         "description": "\n\n".join(texts),
-        "requestBody": {"required": True, "content": content},
-        "responses": {"200": ok, **_refusals(REFUSALS)},
+        **scores(wire.ScoreResponse, answers, content),
     }
     return {**operation, "parameters": QUERY} if scans else operation
 
@@ -190,7 +227,7 @@ def _images_bodies(scans: Iterable[Served], max_records: int) -> Json:
 
 
 def _refusals(kinds: Iterable[Kind]) -> Json:
-    schema = {"$ref": REF.format(name=ProblemDetails.__name__)}
+    schema = ref(ProblemDetails)
     return {
         str(kind.status): {"description": kind.title, "content": {MEDIA_TYPE: {"schema": schema}}}
         for kind in kinds

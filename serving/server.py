@@ -164,9 +164,10 @@ def _ignore(number: int, frame: FrameType | None) -> None:
 
 
 def _check_exposure(host: str, settings: Settings, no_auth: bool) -> None:
-    if no_auth and settings.api_keys:
-        raise ConfigError("--no-auth contradicts ANOMALY_VAE_API_KEYS; drop one", key="no_auth")
-    if not (settings.api_keys or no_auth or _is_loopback(host)):
+    if no_auth and settings.guarded:
+        variable = "ANOMALY_VAE_API_KEYS" if settings.api_keys else "ANOMALY_VAE_OIDC_ISSUER"
+        raise ConfigError(f"--no-auth contradicts {variable}; drop one", key="no_auth")
+    if not (settings.guarded or no_auth or _is_loopback(host)):
         raise ConfigError(
             f"host {host} can be reached from outside and there are no API keys; "
             "set ANOMALY_VAE_API_KEYS, or pass --no-auth if something else guards it",
@@ -201,7 +202,8 @@ def _announce(store: Store, listener: socket.socket, settings: Settings, no_auth
     host, port = listener.getsockname()[:2]
     place = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     access = "with API keys" if settings.api_keys else "without API keys"
-    if not settings.api_keys and not no_auth:
+    access += " and with tokens" if settings.oidc_issuer else ""
+    if not settings.guarded and not no_auth:
         access += ", so on loopback only; set ANOMALY_VAE_API_KEYS to open it"
     sys.stderr.write(f"serving {_listed(store)} on {place} ({access}); try {place}/docs\n")
 

@@ -8,15 +8,17 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
+from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from anomaly_vae.errors import ConfigError
 
 PREFIX = "ANOMALY_VAE_"
 SCOPES = frozenset({"score", "metrics", "admin"})
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 HEX = frozenset("0123456789abcdef")
 
 
@@ -78,6 +80,21 @@ class Settings(BaseSettings):
         "`score`, `metrics` and `admin`, joined by `+`. Without keys the service listens on "
         "loopback only."
     )  # fmt: skip
+    oidc_issuer: str = Field(
+        "", description="The issuer whose bearer tokens are taken beside API keys, as tokens name "
+        "it (`iss`); needs the extra `oidc`."
+    )  # fmt: skip
+    oidc_audience: str = Field("", description="What tokens must be meant for (`aud`).")
+    oidc_jwks_url: str = Field("", description="Where the issuer's public keys are (JWKS).")
+    oidc_scope_claim: str = Field(
+        "scope", description="The claim that lists a token's scopes, as text or as a list."
+    )
+    oidc_scope_prefix: str = Field(
+        "", description="What stands before `score`, `metrics` and `admin` in that claim."
+    )
+    oidc_refresh_seconds: float = Field(
+        300.0, gt=0, description="Seconds after which the issuer's keys are fetched anew."
+    )
     max_records: int = Field(
         10_000, ge=1, description="Records, files or images in one request; more are a 413."
     )
@@ -156,6 +173,21 @@ class Settings(BaseSettings):
         "info", description="Least level logged: `debug`, `info`, `warning` or `error`."
     )
 
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        """An issuer needs an audience, and keys that nobody on the way can change."""
+        if self.oidc_issuer and not (self.oidc_audience and self.oidc_jwks_url):
+            raise ValueError("it needs ANOMALY_VAE_OIDC_AUDIENCE and ANOMALY_VAE_OIDC_JWKS_URL too")
+        place = urlsplit(self.oidc_jwks_url)
+        if self.oidc_jwks_url and place.scheme != "https" and place.hostname not in LOOPBACK:
+            raise ValueError("ANOMALY_VAE_OIDC_JWKS_URL must be an https address")
+        return self
+
+    @property
+    def guarded(self) -> bool:
+        """Whether a request must say who it is from."""
+        return bool(self.api_keys or self.oidc_issuer)
+
     @property
     def retry(self) -> dict[str, str]:
         """The header that says when to come back."""
@@ -172,7 +204,7 @@ def read_settings() -> Settings:
         return Settings()
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
-        variable = PREFIX + str(first["loc"][0]).upper()
+        variable = PREFIX + str((first["loc"] or ("oidc_issuer",))[0]).upper()
         raise ConfigError(f"{variable}: {first['msg']}", key=variable) from None
 
 

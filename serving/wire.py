@@ -6,9 +6,10 @@ is said by the schema, with its record and field.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from heapq import nsmallest
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 from starlette.types import Receive
@@ -35,6 +36,7 @@ MOST_ERRORS = 100
 """Bad records that one answer lists."""
 
 Headers = Mapping[bytes, bytes]
+T = TypeVar("T")
 
 
 class ScoreRequest(msgspec.Struct, frozen=True):
@@ -163,13 +165,18 @@ encode = msgspec.json.Encoder().encode
 # ---------------------------------------------------------------- requests
 
 
+def media_type(headers: Headers) -> tuple[str, bool]:
+    """The media type of a body, and whether it is in UTF-8 and has no other parameters."""
+    media, _, parameters = headers.get(b"content-type", b"").decode("latin-1").partition(";")
+    charset = parameters.lower().replace('"', "").replace(" ", "")
+    return media.strip().lower(), charset in {"", "charset=utf-8", "charset=utf8"}
+
+
 def check_media_type(headers: Headers) -> None:
     """Refuse anything but plain JSON in UTF-8."""
     if headers.get(b"content-type") == PLAIN and b"content-encoding" not in headers:
         return
-    media, _, parameters = headers.get(b"content-type", b"").decode("latin-1").partition(";")
-    charset = parameters.lower().replace('"', "").replace(" ", "")
-    if media.strip().lower() != JSON or charset not in {"", "charset=utf-8", "charset=utf8"}:
+    if media_type(headers) != (JSON, True):
         detail = f"this model scores records: send 'Content-Type: {JSON}', in UTF-8"
         raise ProblemError(UNSUPPORTED, detail, headers={"Accept": JSON})
     check_encoding(headers)
@@ -221,22 +228,30 @@ def _too_large(limit: int) -> ProblemError:
 
 def decode(body: bytes, max_records: int) -> ScoreRequest:
     """The request in a body; its records are not yet looked at."""
+    request = parse(_decoder, body)
+    if not request.records:
+        raise ProblemError(INVALID_REQUEST, "'records' is empty; send at least one record")
+    check_count(len(request.records), max_records)
+    return request
+
+
+def parse(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    """What a body of JSON holds."""
     try:
-        request = _decoder.decode(body)
+        return decoder.decode(body)
     except msgspec.ValidationError as error:
         raise _unfit_request(error) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ProblemError(MALFORMED, f"not JSON: {error}") from None
     except RecursionError:
         raise ProblemError(MALFORMED, "the JSON is nested too deeply") from None
-    if not request.records:
-        raise ProblemError(INVALID_REQUEST, "'records' is empty; send at least one record")
-    if len(request.records) > max_records:
-        raise ProblemError(
-            TOO_MANY_RECORDS,
-            f"{len(request.records)} records; at most {max_records} fit into one request",
-        )
-    return request
+
+
+def check_count(count: int, most: int) -> None:
+    """Refuse too many records."""
+    if count > most:
+        detail = f"{count} records; at most {most} fit into one request"
+        raise ProblemError(TOO_MANY_RECORDS, detail)
 
 
 def _unfit_request(error: msgspec.ValidationError) -> ProblemError:
@@ -254,8 +269,13 @@ def _unfit_request(error: msgspec.ValidationError) -> ProblemError:
 
 def read_records(schema: Schema, records: Sequence[Mapping[str, Any]]) -> RawBatch:
     """The batch of the records; one that does not fit refuses them all."""
+    return fitting(partial(schema.from_records, records))
+
+
+def fitting(read: Callable[[], RawBatch]) -> RawBatch:
+    """The batch that is read; one record that does not fit refuses them all."""
     try:
-        batch = schema.from_records(records)
+        batch = read()
     except RecursionError:
         raise ProblemError(MALFORMED, "the JSON is nested too deeply") from None
     if batch.problems:

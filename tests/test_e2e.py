@@ -9,8 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,11 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from anomaly_vae.client import Client, Model
+
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = 200
-FEATURES_NOT_IN_THE_MODEL = {
-    "TRANSACTION_ID", "CUSTOMER_ID", "TERMINAL_ID", "TX_FRAUD", "TX_FRAUD_SCENARIO"
-}  # fmt: skip
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
@@ -66,14 +63,6 @@ def free_port() -> int:
         return port
 
 
-def get(url: str, body: Any = None) -> str:
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        text: str = answer.read().decode()
-        return text
-
-
 @contextmanager
 def server(line: CommandLine, model: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """A server that is ready, and its address; killed at the end if it is still there."""
@@ -82,32 +71,16 @@ def server(line: CommandLine, model: str) -> Iterator[tuple[str, subprocess.Pope
     process = line.start("serve", "--model", model, "--port", port)
     try:
         deadline = time.monotonic() + 120
-        while True:
-            assert process.poll() is None, process.communicate()[1]
-            assert time.monotonic() < deadline, "the server did not become ready"
-            try:
-                get(f"{address}/health/ready")
-                break
-            except (urllib.error.URLError, ConnectionError):
+        with Client(address) as client:
+            while not client.ready():
+                assert process.poll() is None, process.communicate()[1]
+                assert time.monotonic() < deadline, "the server did not become ready"
                 time.sleep(0.1)
         yield address, process
     finally:
         if process.poll() is None:
             process.kill()
             process.communicate()
-
-
-def records(path: Path) -> list[dict[str, Any]]:
-    """The first rows of a table as clients send them: numbers, text, ISO times, no ids."""
-    rows = pq.read_table(path).slice(0, RECORDS).to_pylist()
-    return [
-        {
-            name: value.isoformat() if name == "TX_DATETIME" else value
-            for name, value in row.items()
-            if name not in FEATURES_NOT_IN_THE_MODEL
-        }
-        for row in rows
-    ]
 
 
 def test_from_simulated_rows_to_a_served_champion(tmp_path: Path) -> None:
@@ -133,20 +106,20 @@ def test_from_simulated_rows_to_a_served_champion(tmp_path: Path) -> None:
     batch = pq.read_table(tmp_path / "scores" / scored["parts"][0]).to_pylist()[:RECORDS]
 
     with server(line, "models:/fraud@champion") as (address, process):
-        asked = {"records": records(transactions), "explain": "all"}
-        answer = json.loads(get(f"{address}/score", asked))
-        assert answer["model"] == {"name": "fraud", "version": "1", "alias": "champion"}
-        assert answer["alpha"] == scored["alpha"] == 0.05
-        assert answer["threshold"] == scored["threshold"]
-        for served, row in zip(answer["results"], batch, strict=True):
-            assert served["p_value"] == row["p_value"]
-            assert served["is_anomaly"] == row["is_anomaly"]
-            assert served["score"] == pytest.approx(row["score"], rel=1e-6)
-            nats = sum(part["nats"] for part in served["contributions"])
-            assert nats + served["rest"] + served["kl"] == pytest.approx(served["score"])
+        with Client(address) as client:
+            answer = client.score(pq.read_table(transactions).slice(0, RECORDS), explain="all")
+            metrics = client.metrics()
+        assert answer.model == Model("fraud", "1", "champion")
+        assert answer.alpha == scored["alpha"] == 0.05
+        assert answer.threshold == scored["threshold"]
+        for served, row in zip(answer, batch, strict=True):
+            assert served.p_value == row["p_value"]
+            assert served.is_anomaly == row["is_anomaly"]
+            assert served.score == pytest.approx(row["score"], rel=1e-6)
+            nats = sum(part.nats for part in served.contributions)
+            assert nats + served.rest + served.kl == pytest.approx(served.score)
 
         flagged = sum(row["is_anomaly"] for row in batch)
-        metrics = get(f"{address}/metrics")
         model = 'model="fraud",version="1"'
         assert f"anomaly_vae_scored_records_total{{{model}}} {RECORDS}.0" in metrics
         assert f"anomaly_vae_flagged_records_total{{{model}}} {flagged}.0" in metrics

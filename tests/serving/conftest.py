@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import uvicorn
 from starlette.testclient import TestClient
 
 from anomaly_vae.bundle import Bundle
 from anomaly_vae.calibration import calibrate
+from anomaly_vae.config import Config
+from anomaly_vae.fitting import fit_bundle, prepare
+from anomaly_vae.splits import CALIBRATION, TRAIN, VALIDATION
+from pipelines.data import load_dataset
 from serving.app import create_app
 from serving.settings import Settings
 from serving.store import Served, Source, Store, load
@@ -67,6 +75,42 @@ def pngs() -> list[bytes]:
     return [picture_file(image) for image in blobs(40, seed=1, size=60)]
 
 
+@pytest.fixture(scope="session")
+def plain(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Served:
+    """A model whose columns are all numbers or bits."""
+    data = config.data.model_copy(update={"features": ("TX_AMOUNT", "TX_DURING_NIGHT")})
+    few = config.model_copy(update={"data": data, "name": "plain"})
+    rows = load_dataset(data)
+    fitted = fit_bundle(
+        few, prepare(few, rows.schema, rows.part(TRAIN), rows.part(VALIDATION)), rows.summary()
+    )
+    scores = fitted.bundle.scorer.score(rows.part(CALIBRATION))
+    bundle = fitted.bundle.calibrated(calibrate(scores, alpha=0.05), None)
+    return load(Source(str(bundle.save(tmp_path_factory.mktemp("served") / "plain"))))
+
+
+@pytest.fixture
+def address_of() -> Iterator[Callable[..., str]]:
+    """Addresses of real servers of these models with these settings, on loopback."""
+    with ExitStack() as servers:
+        yield lambda *models, **settings: servers.enter_context(listening(models, settings))
+
+
+@contextmanager
+def listening(models: Sequence[Served], settings: Mapping[str, Any]) -> Iterator[str]:
+    """A server on a thread, and its address; stopped at the end."""
+    app = create_app(Store(models), Settings(**settings))
+    server = uvicorn.Server(uvicorn.Config(app, http="httptools", log_config=None, lifespan="off"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(20)
+
+
 @pytest.fixture
 def client_of() -> Iterator[MakeClient]:
     """Clients of applications over these models with these settings."""
@@ -89,11 +133,17 @@ def client(client_of: MakeClient, served: Served) -> TestClient:
 
 
 @pytest.fixture
-def keen(client_of: MakeClient, scanner: Served) -> TestClient:
-    """A client of the same model where it finds a region in every image."""
+def keen_scanner(scanner: Served) -> Served:
+    """The same model where it finds a region in every image."""
     assert scanner.heat_scale
     scale = replace(scanner.heat_scale, region=scanner.heat_scale.low)
-    return client_of(replace(scanner, heat_scale=scale))
+    return replace(scanner, heat_scale=scale)
+
+
+@pytest.fixture
+def keen(client_of: MakeClient, keen_scanner: Served) -> TestClient:
+    """A client of that."""
+    return client_of(keen_scanner)
 
 
 @pytest.fixture

@@ -1,7 +1,9 @@
 """The document describes what the service does."""
 
 import base64
+import json
 import sys
+from dataclasses import replace
 
 import jsonschema_rs
 import pytest
@@ -9,13 +11,17 @@ import schemathesis
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
+from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from serving.app import create_app
 from serving.errors import KINDS
+from serving.middleware import PROBES
 from serving.openapi import SCORING
-from serving.settings import Settings
+from serving.settings import ApiKey, Settings
 from serving.store import Store
 from serving.uploads import RAW
+
+V2 = {"model": "/v2/models/{name}", "version": "/v2/models/{name}/versions/{version}"}
 
 
 @pytest.fixture(scope="module")
@@ -31,17 +37,79 @@ def schema(app):
 def test_every_route_is_in_it(client):
     assert set(client.get("/openapi.json").json()["paths"]) == {
         "/score", "/models/{name}/score", "/models", "/health/live", "/health/ready", "/metrics",
+        "/v2", "/v2/health/live", "/v2/health/ready", *V2.values(), "/invocations", "/ping",
+        *(f"{path}/{more}" for path in V2.values() for more in ("ready", "infer")),
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("path", SCORING)
-def test_its_examples_work(client, path):
-    operation = client.get("/openapi.json").json()["paths"][path]["post"]
-    request = operation["requestBody"]["content"]["application/json"]["examples"]
-    answer = operation["responses"]["200"]["content"]["application/json"]["examples"]
-    for name, example in request.items():
-        response = client.post(path.format(name=name), json=example["value"])
-        assert response.json() == answer[name]["value"]
+def test_everything_that_is_routed_is_in_it(client):
+    """Whatever is added later, too."""
+    documented = set(client.get("/openapi.json").json()["paths"])
+    routed = {route.path for route in client.app.routes}
+    assert routed - documented == {"/openapi.json", "/docs"}
+
+
+def test_only_probes_are_open(client_of, served):
+    keys = (ApiKey("a", frozenset({"score"}), "0" * 64),)
+    client = client_of(served, api_keys=keys)
+    for path, operations in client.get("/openapi.json").json()["paths"].items():
+        for method, operation in operations.items():
+            place = path.format(name="fraud", version="1")
+            status = client.request(method.upper(), place).status_code
+            assert (status == 401) == (path not in PROBES) == ("security" in operation)
+            assert status != 401 or {"401", "403"} <= operation["responses"].keys()
+
+
+def bodies_of(document):
+    """Each example of a body: its path, media type and name, and what is to be answered."""
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            answers = operation["responses"]["200"]["content"]
+            (said,) = answers.get("application/json", {}).get("examples", {"": None}).values()
+            for media, body in operation.get("requestBody", {}).get("content", {}).items():
+                for example in body.get("examples", {}).values():
+                    yield path, media, example, said and said["value"]
+
+
+@pytest.mark.parametrize("kind", ["client", "scan_client"])
+def test_every_example_works_when_pasted(request, kind):
+    """As text, the way somebody copies it off the page; and it is answered as the page says."""
+    client = request.getfixturevalue(kind)
+    document = client.get("/openapi.json").json()
+    name, version = client.get("/models").json()["models"][0]["name"], None
+    seen = set()
+    for path, media, example, said in bodies_of(document):
+        if "{version}" in path:  # there is none of a model in a folder
+            continue
+        content = pasted(example)
+        place = path.format(name=name, version=version)
+        response = client.post(place, content=content, headers={"Content-Type": media})
+        assert response.status_code == 200, (path, media, response.text)
+        assert response.json() == said
+        seen.add((path, media))
+    tables = {(path, "application/json") for path in SCORING} if kind == "client" else set()
+    scans = {(path, "image/png") for path in SCORING} if kind == "scan_client" else set()
+    assert seen == tables | scans | {
+        ("/invocations", "application/json"),
+        ("/invocations", "text/csv"),
+        ("/v2/models/{name}/infer", "application/json"),
+    }
+
+
+def pasted(example):
+    if "externalValue" in example:
+        return decoded(example["externalValue"])[1]
+    value = example["value"]
+    return (value if isinstance(value, str) else json.dumps(value)).encode()
+
+
+def test_the_examples_of_a_version_work(client_of, served):
+    client = client_of(replace(served, version="7"))
+    operation = client.get("/openapi.json").json()["paths"][f"{V2['version']}/infer"]["post"]
+    (example,) = operation["requestBody"]["content"]["application/json"]["examples"].values()
+    (said,) = operation["responses"]["200"]["content"]["application/json"]["examples"].values()
+    response = client.post("/v2/models/fraud/versions/7/infer", json=example["value"])
+    assert response.json() == said["value"]
 
 
 def test_every_refusal_is_documented(client):
@@ -130,8 +198,12 @@ LARGEST = str(int(sys.float_info.max))[:17]
 POSTS = [("POST", path, mode) for path in SCORING for mode in GenerationMode]
 GETS = [
     ("GET", path, GenerationMode.POSITIVE)
-    for path in ("/models", "/health/live", "/health/ready", "/metrics")
-]
+    for path in (
+        "/models", "/health/live", "/health/ready", "/metrics", "/ping", "/v2", "/v2/health/live",
+        "/v2/health/ready", *V2.values(), *(f"{path}/ready" for path in V2.values()),
+    )
+]  # fmt: skip
+FOREIGN = ["/invocations", *(f"{path}/infer" for path in V2.values())]
 
 
 @pytest.mark.parametrize(("method", "path", "mode"), POSTS + GETS)
@@ -152,6 +224,25 @@ def test_whatever_is_sent_is_answered_as_documented(schema, method, path, mode):
     def check(case):
         assume(LARGEST not in str(case.body))
         case.call_and_validate()
+
+    check()
+
+
+@pytest.mark.parametrize("path", FOREIGN)
+@pytest.mark.parametrize("kind", ["served", "scanner"])
+@pytest.mark.parametrize("mode", GenerationMode)
+def test_whatever_is_sent_in_other_words_is_answered_as_documented(request, path, kind, mode):
+    """No schema can say that a shape fits its data, so that what fits one may be refused."""
+    model = replace(request.getfixturevalue(kind), version="1")
+    app = create_app(Store([model]), Settings(max_records=20))
+    operation = schemathesis.openapi.from_asgi("/openapi.json", app)[path]["POST"]
+
+    @given(case=operation.as_strategy(generation_mode=mode))
+    @settings(
+        max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    )
+    def check(case):
+        case.call_and_validate(excluded_checks=[positive_data_acceptance])
 
     check()
 

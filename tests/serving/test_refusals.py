@@ -228,7 +228,10 @@ def test_readiness_goes_when_draining(client):
     assert post(client, {"records": [{}]}).status_code == 200
 
 
-async def asgi_post(app, receive, headers=((b"content-type", b"application/json"),)):
+HEADERS = ((b"content-type", b"application/json"),)
+
+
+async def asgi_post(app, receive, path="/score", headers=HEADERS):
     """The status and headers of a post whose body `receive` gives."""
     sent = []
 
@@ -236,7 +239,7 @@ async def asgi_post(app, receive, headers=((b"content-type", b"application/json"
         sent.append(message)
 
     scope = {
-        "type": "http", "method": "POST", "path": "/score", "raw_path": b"/score", "root_path": "",
+        "type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "root_path": "",
         "query_string": b"", "headers": list(headers), "scheme": "http", "http_version": "1.1",
     }  # fmt: skip
     await app(scope, receive, send)

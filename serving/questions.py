@@ -1,0 +1,179 @@
+"""Scoring in the words of other servers: what their routes have in common with ours.
+
+A protocol makes a `Question` of a body; the rest is the same for all, and for `POST /score`:
+places, limits, threads, metrics and refusals.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from anomaly_vae.detector import Detections
+from anomaly_vae.schema import RawBatch, TabularSchema, listed
+from serving import uploads, wire
+from serving.batching import Lane
+from serving.errors import INVALID_REQUEST, NOT_READY, BadRecord, ProblemError
+from serving.middleware import HEADERS
+from serving.settings import Settings
+from serving.store import IMAGE, Served, Store
+
+Content = RawBatch | Sequence[bytes]
+"""What is to be scored: rows, or files with one image each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """How many rows are to be scored, and how they are read, which takes longer."""
+
+    count: int
+    read: Callable[[], Content]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is to be scored, and how the client is told the decisions."""
+
+    rows: Rows
+    answer: Callable[[Detections], Response]
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """The request that a body belongs to."""
+
+    served: Served
+    headers: wire.Headers
+    max_records: int
+
+
+Check = Callable[[Served, Scope], None]
+Decode = Callable[[Asking, bytes], Question]
+
+
+class Service(Protocol):
+    """What a scoring route needs."""
+
+    settings: Settings
+
+    def find(self, name: str | None, route: str) -> Lane:
+        """The model of this name, or without a name the only one; ``route`` is said to others."""
+
+    async def converse(
+        self, lane: Lane, scope: Scope, receive: Receive, decode: Callable[[bytes], Question]
+    ) -> Response:
+        """Body → question → decisions → answer."""
+
+
+class Endpoint:
+    """A scoring route of another protocol, as an ASGI application.
+
+    Args:
+        service: who scores.
+        check: refuses by the model and the head of the request alone.
+        decode: makes a question of a body.
+        route: where a client that names no model is sent.
+    """
+
+    def __init__(self, service: Service, check: Check, decode: Decode, route: str) -> None:
+        self.service, self.check, self.decode, self.route = service, check, decode, route
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        lane, headers = (
+            self.service.find(scope["path_params"].get("name"), self.route),
+            scope[HEADERS],
+        )
+        self.check(lane.served, scope)
+        wire.check_encoding(headers)
+        asking = Asking(lane.served, headers, self.service.settings.max_records)
+        decode = partial(self.decode, asking)
+        response = await self.service.converse(lane, scope, receive, decode)
+        await response(scope, receive, send)
+
+
+def check_ready(store: Store, settings: Settings) -> None:
+    """Refuse while there is nothing to serve, or no time to."""
+    if not store.ready:
+        why = "shutting down" if store.draining else "no model is loaded"
+        raise ProblemError(NOT_READY, why, headers=settings.retry)
+
+
+def detect(served: Served, rows: Rows, settings: Settings) -> tuple[Detections, int]:
+    """The decisions on the rows, and the number of columns that were ignored."""
+    content = rows.read()
+    if isinstance(content, RawBatch):
+        return served.detector.detect(content), len(content.ignored)
+    return detect_images(served, content, settings), 0
+
+
+def detect_images(served: Served, content: Sequence[bytes], settings: Settings) -> Detections:
+    """The decisions on the one image of each file."""
+    from serving import imaging
+
+    found, results = imaging.score(served, content, uploads.Asked(), settings)
+    several = dict.fromkeys(one.file for one in results if one.frame and isinstance(one.file, int))
+    if several:
+        reason = "holds several images; give one at a time"
+        raise wire.unfit_records([BadRecord(file, IMAGE, reason) for file in several])
+    return found
+
+
+def of_records(asking: Asking, records: Sequence[Mapping[str, Any]]) -> Rows:
+    """Records; of a model of images, ``image`` holds the content of a file."""
+    schema = asking.served.detector.scorer.schema
+    if isinstance(schema, TabularSchema):
+        return rows_of(asking, len(records), partial(wire.read_records, schema, records))
+    return of_columns(asking, {IMAGE: [record.get(IMAGE) for record in records]})
+
+
+def of_columns(asking: Asking, columns: Mapping[str, Sequence[Any]]) -> Rows:
+    """The same as columns, which are of one length."""
+    schema = asking.served.detector.scorer.schema
+    cells = next((columns[name] for name in schema.names if name in columns), None)
+    if cells is None:
+        raise unknown_columns(asking, list(columns))
+    count = len(cells)
+    if not isinstance(schema, TabularSchema):
+        return rows_of(asking, count, partial(_files, cells))
+    read = partial(schema.from_columns, columns, count)
+    return rows_of(asking, count, partial(wire.fitting, read))
+
+
+def rows_of(asking: Asking, count: int, read: Callable[[], Content]) -> Rows:
+    """Some rows, but not too many."""
+    if not count:
+        raise ProblemError(INVALID_REQUEST, "there are no rows; send at least one")
+    wire.check_count(count, asking.max_records)
+    return Rows(count, read)
+
+
+def unknown_columns(asking: Asking, found: Sequence[str]) -> ProblemError:
+    """The refusal of a request that has nothing the model reads."""
+    expected = listed(asking.served.detector.scorer.schema.names)
+    names = listed([name[:100] for name in found])
+    detail = f"none of the model's columns found; expected {expected}, found {names}"
+    return ProblemError(INVALID_REQUEST, detail)
+
+
+def _files(cells: Sequence[Any]) -> Sequence[bytes]:
+    """The content of files; whatever else is refused."""
+    reason = "expected the content of an image file, in base64"
+    bad = [BadRecord(row, IMAGE, reason) for row, c in enumerate(cells) if not isinstance(c, bytes)]
+    if bad:
+        raise wire.unfit_records(bad)
+    return cells
+
+
+def example_record(served: Served) -> dict[str, Any]:
+    """The model's example as JSON has it: the content of a file in base64."""
+    return {
+        name: base64.b64encode(cell).decode() if isinstance(cell, bytes) else cell
+        for name, cell in served.example.items()
+    }
