@@ -149,7 +149,7 @@ def test_500(client, way, monkeypatch):
     def broken(*_):
         raise RuntimeError("secret amount 1234.56")
 
-    monkeypatch.setattr("anomaly_vae.detector.Detector.detect", broken)
+    monkeypatch.setattr("anomaly_vae.detector.Detector.decide", broken)
     problem = refused(way.post(client), 500, "internal")
     assert "secret" not in json.dumps(problem)
 

@@ -82,7 +82,7 @@ def test_refusals_and_failures(collector, client_of, served, monkeypatch):
     client = client_of(served)
     client.get("/mallory")
     client.post("/v2/models/fraud/infer", json={})
-    monkeypatch.setattr("anomaly_vae.detector.Detector.detect", None)
+    monkeypatch.setattr("anomaly_vae.detector.Detector.decide", None)
     client.post("/score", json={"records": [{}]})
     spans, content = next_spans(collector, 3)
     assert [(span.name, said(span)["http.response.status_code"]) for span in spans] == [
