@@ -42,6 +42,8 @@ PRIOR_ROWS = 10.0
 """Rows that say the variances were right, before any held-out row has spoken."""
 LEAST_VARIANCE = 1e-4
 """Of a posterior, where it is the unit of length."""
+LARGEST_VARIANCE = 30.0
+"""Of a numeric column given z; a standardised column's own is 1."""
 
 
 @torch.no_grad()
@@ -80,12 +82,12 @@ def refit_variances(model: VAE, held_out: Tensor) -> None:
     those of a score, without noise and of rows that it does not know. The bound is about codes
     with noise, the score about their means: the geometric mean of both variances is between.
 
-    None stays above 1, the variance of a standardised column itself: far from the rows it was
-    learned on an exponential grows without end, and what is odd there would cost little.
+    None stays above `LARGEST_VARIANCE`: an exponential of what the decoder learned grows without
+    end far from the rows it learned from, and what is odd there would cost little.
     """
     likelihood = model.likelihood
     assert isinstance(likelihood, TabularLikelihood), "tables have no other"
-    likelihood.variance_limit.fill_(1.0)
+    likelihood.variance_limit.fill_(LARGEST_VARIANCE)
     n = likelihood.layout.n_numeric
     if not n:
         return

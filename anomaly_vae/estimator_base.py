@@ -79,6 +79,8 @@ HELD_OUT = 0.1
 ENOUGH = 20
 """Held-out rows above the threshold that are enough: on other rows exchangeable with them, the
 share flagged then has a standard deviation of 1 / √20 of alpha (Vovk 2012)."""
+MOST_HELD_OUT = 0.75
+"""A larger share of the rows that calibrates is worth a warning."""
 MIN_FIT = 5
 """The fewest rows that must be left to fit, those it measures itself on included."""
 LARGEST_SEED = 2**31 - 1
@@ -208,6 +210,8 @@ class VAEDetector(
         self.n_iter_ = int(self.bundle_.manifest["training"]["epochs"])
         self.notes_ = learned.notes
         _warn_of_left_out(learned.notes)
+        if self.calibration_fraction is None:
+            _warn_of_few_left(parts, config.calibration.alpha)
         return self._set_threshold(learned.batch.take(parts.calibration))
 
     def calibrate(self, X: Data) -> Self:
@@ -425,14 +429,21 @@ def _held_out(n: int, config: Config, frugal: bool) -> int:
     share, alpha = config.data.splits.calibration, config.calibration.alpha
     assert isinstance(share, float), "an interval needs a time column"
     needed = scores_needed(alpha)
-    wanted = round(share * n)
-    held = max(min(wanted, math.ceil(ENOUGH / alpha)) if frugal else wanted, needed)
+    held = max(round(share * n), needed)
+    if frugal:
+        held = _no_more_than_helps(min(held, math.ceil(ENOUGH / alpha)), alpha)
     if n - held < MIN_FIT:
         raise CalibrationError(
             f"n_samples={n} are too few: alpha={alpha:g} takes {needed} held-out rows, and "
             f"{MIN_FIT} are needed to fit; give at least {needed + MIN_FIT} rows or raise alpha"
         )
     return held
+
+
+def _no_more_than_helps(held: int, alpha: float) -> int:
+    """The fewest rows that flag as many as ``held`` rows would: k/alpha − 1, and alpha is exact."""
+    k = math.floor((held + 1) * alpha + 1e-9)
+    return math.ceil(k / alpha - 1e-9) - 1
 
 
 def usable(batch: RawBatch, hint: str = "") -> RawBatch:
@@ -466,3 +477,13 @@ def _warn_of_left_out(notes: Sequence[str]) -> None:
     for note in notes:
         if "left out" in note:
             warnings.warn(note, stacklevel=3)
+
+
+def _warn_of_few_left(parts: Parts, alpha: float) -> None:
+    held, left = len(parts.calibration), len(parts.train) + len(parts.validation)
+    if held > MOST_HELD_OUT * (held + left):
+        warnings.warn(
+            f"alpha={alpha:g} takes {held} of the {held + left} rows to calibrate, and only {left} "
+            "are left to fit; give more rows or raise alpha",
+            stacklevel=3,
+        )

@@ -212,13 +212,14 @@ def test_an_unfitted_detector_says_so(X: np.ndarray, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "alpha", "held"),
     [
-        (1000, 0.05, 100),
+        (1000, 0.05, 99),
+        (780, 0.05, 59),
         (100, 0.05, 19),
         (50, 0.05, 19),
         (150, 0.01, 99),
         (104, 0.01, 99),
-        (100_000, 0.05, 400),
-        (100_000, 0.01, 2000),
+        (100_000, 0.05, 399),
+        (100_000, 0.01, 1999),
     ],
 )
 def test_enough_rows_are_held_out_for_alpha(rows: int, alpha: float, held: int) -> None:
@@ -231,6 +232,12 @@ def test_enough_rows_are_held_out_for_alpha(rows: int, alpha: float, held: int) 
     assert sorted(np.concatenate(parts)) == list(range(rows))
     assert min(map(len, parts)) >= 1
     assert len(parts.train) + len(parts.validation) >= MIN_FIT
+
+
+def test_a_warning_says_when_more_rows_calibrate_than_teach() -> None:
+    X = np.random.default_rng(0).normal(size=(110, 2))
+    with pytest.warns(UserWarning, match="takes 99 of the 110 rows .* only 11 are left to fit"):
+        tiny(alpha=0.01).fit(X)
 
 
 def test_too_few_rows_for_alpha_are_refused_with_the_remedy() -> None:
