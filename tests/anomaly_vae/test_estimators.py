@@ -255,6 +255,28 @@ def test_the_defaults_do_with_thirty_rows() -> None:
     assert detector.bundle_.manifest["calibration"]["n"] == 19
 
 
+@pytest.mark.parametrize(
+    ("rows", "columns"),
+    [
+        (50, 1),
+        (50, 1500),
+        (2000, 1),
+        (5000, 30),
+        pytest.param(1_000_000, 10, marks=pytest.mark.slow),
+        pytest.param(5000, 1500, marks=pytest.mark.slow),
+    ],
+)
+def test_tables_of_any_shape_are_learned(rows: int, columns: int) -> None:
+    """By the defaults but for the epochs; what is far out is then further out than all others."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(rows, 1)) + rng.normal(size=(rows, columns))
+    detector = TabularVAEDetector(epochs=2).fit(X)
+    scores = detector.anomaly_score(np.concatenate([X[:1000], np.full((1, columns), 30.0)]))
+    assert np.isfinite(scores).all()
+    assert scores.argmax() == len(scores) - 1
+    assert np.mean(detector.predict(X[:1000]) == -1) < 0.2
+
+
 def test_nearly_all_rows_may_be_held_out(X: np.ndarray) -> None:
     detector = tiny(calibration_fraction=0.9, validation_fraction=0.5).fit(X)
     splits = detector.bundle_.manifest["data"]["splits"]
