@@ -22,11 +22,14 @@ from starlette.types import Receive, Scope, Send
 
 from anomaly_vae import __version__
 from anomaly_vae.errors import DataError
-from serving import logs, openapi, uploads, wire
+from serving import admin, logs, openapi, overview, uploads, wire
 from serving.errors import NOT_READY, OVERLOADED, UNKNOWN_MODEL, ProblemError, problem_of
+from serving.follow import Board, Follower
 from serving.metrics import Metrics
 from serving.middleware import Guard, Linger, Observe
 from serving.settings import Settings
+from serving.shadow import Shadows
+from serving.sources import Sources
 from serving.store import IMAGE, Served, Store
 
 INLINE_BYTES = 128 * 1024
@@ -54,8 +57,11 @@ class Template(Route):
 class Scoring:
     """`POST /score` and `POST /models/{name}/score`, as an ASGI application."""
 
-    def __init__(self, store: Store, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self, store: Store, settings: Settings, metrics: Metrics, shadows: Shadows
+    ) -> None:
         self.store, self.settings, self.metrics = store, settings, metrics
+        self.shadows = shadows
         self.held = 0
         self._threads = ThreadPoolExecutor(settings.threads, thread_name_prefix="score")
 
@@ -71,9 +77,10 @@ class Scoring:
         wire.check_media_type(headers)
         wire.check_query(scope["query_string"])
         with self.place():
-            request = await self._decode(await self._read(receive, headers))
+            body = await self._read(receive, headers)
+            request = await self._decode(body)
             scope[logs.FACTS] |= {"model": served.name, "records": len(request.records)}
-            return await self._score(served, request)
+            return await self._score(served, request, body)
 
     async def _take_images(self, served: Served, scope: Scope, receive: Receive) -> bytes:
         headers = dict(scope["headers"])
@@ -120,19 +127,19 @@ class Scoring:
         most = self.settings.max_records
         return await self._run(len(body) <= INLINE_BYTES, wire.decode, body, most)
 
-    async def _score(self, served: Served, request: wire.ScoreRequest) -> bytes:
+    async def _score(self, served: Served, request: wire.ScoreRequest, body: bytes) -> bytes:
         values = len(request.records) * len(served.detector.scorer.encoding.labels)
         if request.explain:
             wire.check_contributions(values, self.settings.max_contributions)
         cost = values * (EXPLAINED if request.explain else 1)
-        return await self._run(cost <= INLINE_VALUES, self.score, served, request)
+        return await self._run(cost <= INLINE_VALUES, self.score, served, request, body)
 
     async def _run(self, inline: bool, function: Callable[..., T], *args: Any) -> T:
         if inline:
             return function(*args)
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
-    def score(self, served: Served, request: wire.ScoreRequest) -> bytes:
+    def score(self, served: Served, request: wire.ScoreRequest, body: bytes) -> bytes:
         """Records → the bytes of the answer, counted."""
         detector, explained = served.detector, None
         batch = wire.read_records(detector.scorer.schema, request.records)
@@ -141,6 +148,7 @@ class Scoring:
         else:
             found = detector.detect(batch)
         self.metrics.observe(served, found, len(batch.ignored))
+        self.shadows.offer(served, found, body)
         return wire.encode(wire.answer(served, wire.results(found, explained)))
 
     def score_images(
@@ -152,18 +160,26 @@ class Scoring:
         files = uploads.files_of(body, boundary, self.settings.max_records)
         found, results = imaging.score(served, files, asked, self.settings)
         self.metrics.observe(served, found, 0)
+        self.shadows.offer(served, found, body, boundary)
         return wire.encode(wire.answer(served, results)), len(results)
 
 
-def create_app(store: Store, settings: Settings, lifespan: Lifespan | None = None) -> FastAPI:
+def create_app(
+    store: Store,
+    settings: Settings,
+    lifespan: Lifespan | None = None,
+    board: Board | None = None,
+) -> FastAPI:
     """The service over these detectors; whoever holds the store may swap them.
 
     Args:
         store: the current detectors.
         settings: limits and keys.
         lifespan: what is to happen around the time it runs.
+        board: what of them follows the registry.
     """
     metrics = Metrics(store)
+    follower = Follower(store, settings, metrics, board or Board(), Sources(settings))
     app = FastAPI(
         title="anomaly-vae",
         version=__version__,
@@ -172,13 +188,15 @@ def create_app(store: Store, settings: Settings, lifespan: Lifespan | None = Non
         swagger_ui_oauth2_redirect_url=None,
         lifespan=lifespan,
     )
-    app.state.store = store
+    app.state.store, app.state.follower = store, follower
     app.router.redirect_slashes = False
     _handle_errors(app, metrics)
-    scoring = Scoring(store, settings, metrics)
+    app.state.shadows = Shadows(store, settings, metrics)
+    scoring = Scoring(store, settings, metrics, app.state.shadows)
     for path in reversed(openapi.SCORING):  # first, so that nothing is matched before them
         app.router.routes.insert(0, Template(path, scoring, methods=["POST"]))
-    _add_routes(app, store, settings, metrics)
+    _add_routes(app, store, settings, metrics, follower)
+    admin.add_routes(app, follower, settings)
     openapi.install(app, store, settings)
     return app
 
@@ -197,7 +215,9 @@ def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
     app.state.refuse = refuse
 
 
-def _add_routes(app: FastAPI, store: Store, settings: Settings, metrics: Metrics) -> None:
+def _add_routes(
+    app: FastAPI, store: Store, settings: Settings, metrics: Metrics, follower: Follower
+) -> None:
     if settings.api_keys:
         app.add_middleware(Guard, keys=settings.api_keys, refuse=app.state.refuse)
     app.add_middleware(Observe, metrics=metrics, store=store)
@@ -206,7 +226,7 @@ def _add_routes(app: FastAPI, store: Store, settings: Settings, metrics: Metrics
 
     @app.get("/models", **openapi.get("What is loaded.", wire.Models))
     async def models() -> Response:
-        return _json(wire.describe(store.current))
+        return _json(overview.describe(store, follower.followed, metrics))
 
     @app.get("/health/live", **openapi.get("Whether the process answers.", wire.Status))
     async def live() -> Response:

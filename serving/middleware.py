@@ -20,8 +20,8 @@ from serving.metrics import Metrics
 from serving.settings import ApiKey, find_key
 from serving.store import Store
 
-OPEN = frozenset({"/health/live", "/health/ready", "/openapi.json", "/docs"})
-"""What needs no key."""
+OPEN = frozenset({"/health/live", "/health/ready", "/openapi.json", "/docs", "/-/webhook"})
+"""What needs no key; webhooks are signed."""
 QUIET = ("/health/", "/metrics")
 """Routes that are logged only when they fail or at level debug."""
 

@@ -37,6 +37,7 @@ from serving.errors import (
     Kind,
     ProblemDetails,
 )
+from serving.follow import Reloads
 from serving.settings import Settings
 from serving.store import IMAGE, Served, Store
 
@@ -86,6 +87,27 @@ def get(summary: str, shape: type[msgspec.Struct], *refusals: Kind) -> Json:
     return _route(summary, content, *refusals)
 
 
+def post(summary: str, shape: type[msgspec.Struct], *refusals: Kind) -> Json:
+    """How FastAPI documents a POST route without a body, that answers JSON of this shape."""
+    return get(summary, shape, *refusals)
+
+
+def webhook(summary: str, headers: Iterable[str], *refusals: Kind) -> Json:
+    """How FastAPI documents a POST route that takes a signed event and answers nothing."""
+    parameters = [
+        {"name": name, "in": "header", "required": True, "schema": {"type": "string"}}
+        for name in headers
+    ]
+    body = {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
+    return {
+        "summary": summary,
+        "status_code": 202,
+        "response_class": Response,
+        "responses": {202: {"description": "It was heard."}, **_refusals([*refusals, INTERNAL])},
+        "openapi_extra": {"parameters": parameters, "requestBody": body},
+    }
+
+
 def text(summary: str) -> Json:
     """How FastAPI documents a GET route that answers plain text."""
     return _route(summary, {"text/plain": {"schema": {"type": "string"}}})
@@ -119,7 +141,7 @@ def document(app: FastAPI, current: Mapping[str, Served], settings: Settings) ->
     whole: Json = get_openapi(
         title=app.title, version=app.version, description=app.description, routes=app.routes
     )
-    shapes = [wire.ScoreResponse, wire.Models, wire.Status, ProblemDetails]
+    shapes = [wire.ScoreResponse, wire.Models, wire.Status, Reloads, ProblemDetails]
     _, schemas = msgspec.json.schema_components(shapes, ref_template=REF)
     tables = [one for one in current.values() if one.kind != IMAGE]
     schemas |= {_record_name(one): record_schema(one) for one in tables}
@@ -141,7 +163,7 @@ def document(app: FastAPI, current: Mapping[str, Served], settings: Settings) ->
 def _secure(whole: Json) -> None:
     whole["components"]["securitySchemes"] = SECURITY
     for path, operations in whole["paths"].items():
-        if not path.startswith("/health/"):
+        if not path.startswith(("/health/", "/-/webhook")):
             for operation in operations.values():
                 operation["security"] = [{name: []} for name in SECURITY]
                 operation["responses"] |= _refusals([UNAUTHENTICATED, FORBIDDEN])
