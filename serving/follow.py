@@ -231,6 +231,7 @@ class Follower:
             fresh = await self._find(place, one)
         except Exception as error:  # noqa: BLE001  # the old version keeps serving
             failed = self._failed(one, error)
+            self._sources.forget(one.uri)
             with suppress(OSError):
                 self._note(place, failed)
             missing = one.shadow and failed.reason == "missing"

@@ -63,7 +63,7 @@ class Sources:
     def __init__(self, settings: Settings, command: Sequence[str] = FETCH) -> None:
         self.cache = Cache(settings.cache_dir)
         self._seconds, self._command = settings.fetch_seconds, command
-        self._seen: dict[str, Seen] = {}
+        self._found: dict[str, tuple[Seen | None, Source]] = {}
 
     async def find(self, uri: str, known: Source | None = None) -> Source:
         """The bundle folder that a URI means now; ``known`` where it still means that.
@@ -79,12 +79,13 @@ class Sources:
         if alias and tracking.is_server():
             return await self._of_server(uri, known, *alias.groups())
         seen = fingerprint()
-        if known and seen and seen == self._seen.get(uri):
-            return known
-        found = await self._fetch(uri)
-        if seen:
-            self._seen[uri] = seen
-        return found
+        if seen is None or self._found.get(uri, (None, None))[0] != seen:
+            self._found[uri] = seen, await self._fetch(uri)
+        return self._found[uri][1]
+
+    def forget(self, uri: str) -> None:
+        """Ask anew next time: what was found will not do."""
+        self._found.pop(uri, None)
 
     async def _of_server(self, uri: str, known: Source | None, name: str, alias: str) -> Source:
         found = await asyncio.to_thread(tracking.ask, name, alias, ASK_SECONDS)

@@ -31,6 +31,7 @@ def schema(app):
 def test_every_route_is_in_it(client):
     assert set(client.get("/openapi.json").json()["paths"]) == {
         "/score", "/models/{name}/score", "/models", "/health/live", "/health/ready", "/metrics",
+        "/-/reload",
     }  # fmt: skip
 
 
