@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.common import DATA_VARIABLE, Options, one_thread
 
-PROTOCOLS = ("tabular", "degraded", "transactions", "scans")
+PROTOCOLS = ("tabular", "degraded", "transactions", "scans", "reload")
 """Modules of this package, each with ``run(options)``."""
 
 
