@@ -257,7 +257,8 @@ class Follower:
 
     def _failed(self, one: Followed, error: Exception) -> Followed:
         """Count a failure, and say it unless it is what was said last."""
-        reason, detail = reason_of(error), str(error)
+        reason = reason_of(error)
+        detail = f"unexpected {type(error).__name__}" if reason == "internal" else str(error)
         self._metrics.failed(one.name, one.shadow, reason)
         failed = msgspec.structs.replace(one, reason=reason, detail=detail)
         said = (one.reason, one.detail) == (reason, detail)

@@ -132,7 +132,7 @@ POSTS = [("POST", path, mode) for path in SCORING for mode in GenerationMode]
 GETS = [
     ("GET", path, GenerationMode.POSITIVE)
     for path in ("/models", "/health/live", "/health/ready", "/metrics")
-]
+] + [("POST", "/-/reload", GenerationMode.POSITIVE)]
 
 
 @pytest.mark.parametrize(("method", "path", "mode"), POSTS + GETS)
