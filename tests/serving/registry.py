@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
@@ -16,7 +24,7 @@ from anomaly_vae.registry import CHAMPION, Registry
 from anomaly_vae.splits import CALIBRATION
 from pipelines.data import Dataset
 from serving.store import Served, Source, load
-from tests.registries import changed, copy_registry, use_registry
+from tests.registries import DATABASE, changed, copy_registry, use_registry
 
 URI = "models:/fraud@champion"
 SHADOW = "models:/fraud@challenger"
@@ -67,6 +75,29 @@ def versions(
 def move(version: str, alias: str = CHAMPION) -> None:
     """Point an alias to another version."""
     Registry()._client.set_registered_model_alias("fraud", alias, version)
+
+
+@contextmanager
+def mlflow_server(folder: Path, **environment: str) -> Iterator[str]:
+    """The address of MLflow's own server over the registry in a folder."""
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", "0"]
+    command += ["--backend-store-uri", f"sqlite:///{folder / DATABASE}"]
+    log = folder / "server.log"
+    with log.open("w") as output:
+        server = subprocess.Popen(
+            command, stdout=output, stderr=output, cwd=folder, env={**os.environ, **environment}
+        )
+        try:
+            deadline = time.monotonic() + 90
+            while not (found := re.search(r"running on (http://\S+)", log.read_text())):
+                assert server.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.1)
+            urlopen(f"{found[1]}/health", timeout=30).close()
+            yield found[1]
+        finally:
+            server.kill()
+            server.wait()
 
 
 def artifact(folder: Path, digest: str) -> Path:

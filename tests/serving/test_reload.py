@@ -13,6 +13,7 @@ import httpx2
 import pytest
 
 from anomaly_vae.bundle import GRAPH, WEIGHTS
+from benchmarks.reload import Load, measure
 from serving.cache import SPARED_SECONDS
 from tests.registries import DATABASE, migrated
 from tests.serving.registry import (
@@ -21,6 +22,7 @@ from tests.serving.registry import (
     artifact,
     logged,
     metric,
+    mlflow_server,
     move,
     registered,
     rival,
@@ -151,9 +153,10 @@ def emptied(place):
 
 
 @pytest.mark.parametrize(
-    ("damage", "reason"), [(altered, "bundle"), (shortened, "bundle"), (emptied, "bundle")]
+    "damage",
+    [altered, *(pytest.param(one, marks=pytest.mark.slow) for one in (shortened, emptied))],
 )
-def test_a_damaged_bundle_never_serves(world, versions, damage, reason):
+def test_a_damaged_bundle_never_serves(world, versions, damage):
     """The old version does, until the registry is mended."""
     place = artifact(world, versions["2"].digest)
     shutil.copytree(place, world / "sound")
@@ -163,13 +166,14 @@ def test_a_damaged_bundle_never_serves(world, versions, damage, reason):
         problem = reload(service)
         assert problem["status"] == 503
         assert "fetch the bundle again" in problem["detail"] or "not a bundle" in problem["detail"]
-        assert fails(service, reason) == 1
+        assert fails(service, "bundle") == 1
         assert served_version(service) == "1"
         shutil.copytree(world / "sound", place, dirs_exist_ok=True)
         assert [one["outcome"] for one in reload(service)] == ["swapped"]
         assert served_version(service) == "2"
 
 
+@pytest.mark.slow
 def test_a_bundle_that_cannot_score_never_serves(world, calibrated):
     """Its digests are right and MLflow took it; it is tried before it serves."""
     from dataclasses import replace
@@ -229,6 +233,7 @@ def test_it_starts_from_the_cache_when_the_registry_is_gone(world, records, vers
         pass
 
 
+@pytest.mark.slow
 def test_a_damaged_cache_is_mended(world, versions):
     """At the next look, not by serving what it holds."""
     with running(world, [URI], environment=QUIET):
@@ -238,6 +243,7 @@ def test_a_damaged_cache_is_mended(world, versions):
         assert served_version(service) == "1"
 
 
+@pytest.mark.slow
 def test_the_cache_keeps_what_serves_and_what_served_before(world, versions):
     cache = world / "cache"
     old = cache / ("0" * 64)
@@ -255,6 +261,7 @@ def test_the_cache_keeps_what_serves_and_what_served_before(world, versions):
     assert found == {*digests, "1" * 64, "somebody-else's", "last"}
 
 
+@pytest.mark.slow
 def test_a_storm_of_reloads(world, records, versions):
     """All are answered, after a few looks, while requests are answered too."""
     with running(world, [URI], environment=QUIET) as service:
@@ -318,6 +325,34 @@ def test_it_ends_while_it_looks(world):
         assert not Path(f"/proc/{child}").exists()
 
 
+@pytest.mark.slow
+def test_mlflow_calls_when_an_alias_moves(world, records, versions, monkeypatch):
+    """Its own server signs, this one looks, and a child fetches through the server."""
+    from cryptography.fernet import Fernet
+    from mlflow import MlflowClient
+
+    allowed = {
+        "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http",
+        "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
+        "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": Fernet.generate_key().decode(),
+    }
+    secret = "only the two of us know it"
+    with mlflow_server(world, **allowed) as uri:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        environment = {**QUIET, "ANOMALY_VAE_WEBHOOK_SECRET": secret}
+        with running(world, [URI], environment=environment) as service:
+            client = MlflowClient(uri, uri)
+            hook, moved = f"{service.url}/-/webhook", ["model_version_alias.created"]
+            client.create_webhook("follow", hook, moved, secret=secret)
+            assert served_version(service) == "1"
+            client.set_registered_model_alias("fraud", "champion", "2")
+            until(lambda: served_version(service) == "2")
+            answer = json.loads(service.ask("/score", {"records": records[:9]}))
+            agrees(answer, records[:9], versions)
+            assert service.stop() == 0
+
+
+@pytest.mark.slow
 def test_a_challenger_that_is_not_there_is_no_failure(world):
     from anomaly_vae.registry import Registry
 
@@ -332,3 +367,15 @@ def test_a_challenger_that_is_not_there_is_no_failure(world):
     (line,) = logged(service.lines, "not there")
     assert line["reason"] == "missing"
     assert not logged(service.lines, "reload failed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("server", [False, True], ids=["sqlite", "server"])
+def test_no_request_fails_while_versions_change(server):
+    """A small form of `python -m benchmarks reload`."""
+    tally = measure(Load(requests=4_000, reloads=3), server)
+    assert not tally.failed
+    assert not tally.mismatched
+    assert tally.versions.total() == 4_000
+    assert set(tally.versions) == {"1", "2"}
+    assert tally.reloads == 3

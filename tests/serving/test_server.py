@@ -102,7 +102,7 @@ def running(tmp_path, models, *, environment=None, **options):
     )
     service = Running(process)
     try:
-        assert service.announced.wait(30)
+        assert service.announced.wait(100)
         assert service.url, "".join(service.lines)
         service.wait_for("/health/ready", 200)
         yield service

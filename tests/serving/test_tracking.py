@@ -2,22 +2,17 @@
 
 import base64
 import json
-import re
-import subprocess
-import sys
 import threading
 import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from urllib.request import urlopen
 
 import pytest
 
 from anomaly_vae.errors import RegistryError
 from serving import tracking
-from tests.registries import DATABASE, migrated
-from tests.serving.registry import registered, rival, versions, world
+from tests.registries import migrated
+from tests.serving.registry import mlflow_server, registered, rival, versions, world
 
 __all__ = ["migrated", "registered", "rival", "versions", "world"]
 
@@ -159,31 +154,12 @@ def test_what_only_mlflow_can_sign_is_left_to_it(monkeypatch, name):
 
 
 @pytest.mark.e2e
-def test_a_real_server(world, versions, monkeypatch, tmp_path):
+def test_a_real_server(world, versions, monkeypatch):
     """MLflow's own answers, for a version that is there, an alias and a model that are not."""
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", "0"]
-    command += ["--backend-store-uri", f"sqlite:///{world / DATABASE}"]
-    log = Path(tmp_path / "server.log")
-    with log.open("w") as output:
-        server = subprocess.Popen(command, stdout=output, stderr=output, cwd=tmp_path)
-        try:
-            uri = _address(log, server)
-            found = ask(monkeypatch, uri)
-            assert (found.version, found.digest) == ("1", versions["1"].digest)
-            for name, alias in (("fraud", "nobody"), ("nothing", "champion")):
-                with pytest.raises(RegistryError, match="has no") as caught:
-                    tracking.ask(name, alias, 5.0)
-                assert caught.value.missing
-        finally:
-            server.terminate()
-            server.wait(30)
-
-
-def _address(log, server):
-    deadline = time.monotonic() + 90
-    while not (found := re.search(r"running on (http://\S+)", log.read_text())):
-        assert server.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.1)
-    urlopen(f"{found[1]}/health", timeout=30).close()
-    return found[1]
+    with mlflow_server(world) as uri:
+        found = ask(monkeypatch, uri)
+        assert (found.version, found.digest) == ("1", versions["1"].digest)
+        for name, alias in (("fraud", "nobody"), ("nothing", "champion")):
+            with pytest.raises(RegistryError, match="has no") as caught:
+                tracking.ask(name, alias, 5.0)
+            assert caught.value.missing
