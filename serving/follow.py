@@ -90,7 +90,8 @@ class Board:
     """The standing, in memory or in a file that worker processes share."""
 
     def __init__(self, standing: Standing = Standing(), path: Path | None = None) -> None:  # noqa: B008  # frozen
-        self._standing, self._path, self._read_at = standing, path, 0
+        self._standing, self._path = standing, path
+        self._seen: tuple[int, int] | None = None
 
     @classmethod
     def shared(cls, path: Path, standing: Standing) -> Board:
@@ -103,7 +104,6 @@ class Board:
         """What stands on it."""
         if self._path is None:
             return self._standing
-        self._read_at = self._path.stat().st_mtime_ns
         return msgspec.json.decode(self._path.read_bytes(), type=Standing)
 
     @property
@@ -112,8 +112,12 @@ class Board:
         return self._path is not None
 
     def has_news(self) -> bool:
-        """Whether it was written to since it was read last."""
-        return self._path is not None and self._path.stat().st_mtime_ns != self._read_at
+        """Whether it was written to since this was asked last."""
+        before = self._seen
+        if self._path:
+            found = self._path.stat()
+            self._seen = found.st_mtime_ns, found.st_ino
+        return self._seen != before
 
     def write(self, standing: Standing) -> None:
         """Replace what stands on it."""
@@ -237,6 +241,8 @@ class Follower:
             missing = one.shadow and failed.reason == "missing"
             return self._told(one, failed, "missing" if missing else "failed")
         self._metrics.looked(fresh.name, fresh.shadow, fresh.looked_at)
+        if one.reason:
+            _say(logging.INFO, "followed again", fresh)
         return self._told(one, fresh, "unchanged" if fresh.source == one.source else "swapped")
 
     async def _find(self, place: int, one: Followed) -> Followed:

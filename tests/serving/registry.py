@@ -96,8 +96,8 @@ def mlflow_server(folder: Path, **environment: str) -> Iterator[str]:
             urlopen(f"{found[1]}/health", timeout=30).close()
             yield found[1]
         finally:
-            server.kill()
-            server.wait()
+            server.terminate()
+            server.wait(100)
 
 
 def artifact(folder: Path, digest: str) -> Path:
