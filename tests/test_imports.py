@@ -78,6 +78,7 @@ BELOW: dict[str, set[str]] = {
 # All that `serving` may import of the library.
 SERVED = {
     "errors",
+    "files",
     "schema",
     "modality",
     "pictures",
