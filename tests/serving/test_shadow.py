@@ -162,8 +162,8 @@ def test_records_that_a_shadow_cannot_read_are_counted(client_beside, pair, reco
     served, shadow = pair
     scorer = shadow.detector.scorer
     columns = tuple(
-        dataclasses.replace(column, type=ColumnType.NUMERIC)
-        if column.name == "TX_CHANNEL"
+        dataclasses.replace(column, type=ColumnType.BINARY)
+        if column.name == "TX_AMOUNT"
         else column
         for column in scorer.schema.columns
     )
@@ -171,7 +171,7 @@ def test_records_that_a_shadow_cannot_read_are_counted(client_beside, pair, reco
     reader.schema = TabularSchema(columns, scorer.schema.known)
     detector = dataclasses.replace(shadow.detector, scorer=reader)
     client = client_beside(served, dataclasses.replace(shadow, detector=detector))
-    body = {"records": [records[0], {**records[1], "TX_CHANNEL": None}]}
+    body = {"records": [records[0], {**records[1], "TX_AMOUNT": None}]}
     assert client.post("/score", json=body).status_code == 200
     wait_for(client, "shadow_failures_total", 1)
     assert wait_for(client, "shadow_decisions_total", 1) == 1
