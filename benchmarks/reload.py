@@ -2,8 +2,8 @@
 
 A real registry (MLflow on SQLite, or an MLflow server in front of it), a real service and clients
 on kept connections. The alias moves between two versions of one model; after each move the service
-is told to look, or finds out by itself. An answer counts as right if its status is 200 and its
-score is the one that the version which it names gives to that record.
+is told to look, and clients ask until the last version serves. An answer counts as right if its
+status is 200 and its score is the one that the version which it names gives to that record.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,10 @@ class Tally:
     def answered(self) -> int:
         """All of them."""
         return self.versions.total() + self.failed.total()
+
+    def has_done(self, load: Load) -> bool:
+        """Whether everything was asked and every version came while there was something to ask."""
+        return self.answered >= load.requests and self.reloads == load.reloads
 
 
 def run(options: Options) -> None:
@@ -141,11 +146,11 @@ def make(folder: Path) -> tuple[dict[str, Bundle], list[dict[str, Any]]]:
 async def ask(
     address: str, records: Sequence[Any], expected: Mapping[str, Sequence[float]], load: Load
 ) -> Tally:
-    """Clients that ask without pause, and one that promotes whenever its share is answered."""
+    """Clients that ask without pause until all is done, and one that promotes meanwhile."""
     tally = Tally()
     host, port = address.removeprefix("http://").split(":")
     bodies = [json.dumps({"records": [record]}).encode() for record in records]
-    numbers = iter(range(load.requests))
+    numbers = takewhile(lambda _: not tally.has_done(load), count())
     clients = [_client(host, int(port), bodies, expected, numbers, tally) for _ in range(CLIENTS)]
     await asyncio.gather(_promote(address, load, tally), *clients)
     return tally
