@@ -19,7 +19,6 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from anomaly_vae.detector import Detections
-from anomaly_vae.schema import TabularSchema
 from serving import openapi, wire
 from serving.errors import (
     INVALID_RECORD,
@@ -201,12 +200,12 @@ def _read_csv(asking: Asking, body: bytes) -> Rows:
 
     names, *rows = _lines(body)
     columns = _columns_of([row for row in rows if row], names, "CSV")
-    schema = asking.served.detector.scorer.schema
-    if not isinstance(schema, TabularSchema):
+    if asking.served.kind == IMAGE:
         return _of_columns(asking, columns)
     table = pa.table({name: pa.array(cells, pa.string()) for name, cells in columns.items()})
-    read = partial(schema.from_arrow, table)
-    return rows_of(asking, len(table), partial(wire.fitting, read))
+    return rows_of(
+        asking, len(table), lambda schema: wire.fitting(partial(schema.from_arrow, table))
+    )
 
 
 def _lines(body: bytes) -> list[list[str]]:

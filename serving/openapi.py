@@ -38,6 +38,7 @@ from serving.errors import (
     Kind,
     ProblemDetails,
 )
+from serving.follow import Reloads
 from serving.middleware import OPEN
 from serving.settings import Settings
 from serving.store import IMAGE, Served, Store
@@ -114,6 +115,27 @@ def scores(shape: type[msgspec.Struct], examples: Json, bodies: Json) -> Json:
     }
 
 
+def post(summary: str, shape: type[msgspec.Struct], *refusals: Kind) -> Json:
+    """How FastAPI documents a POST route without a body, that answers JSON of this shape."""
+    return get(summary, shape, *refusals)
+
+
+def webhook(summary: str, headers: Iterable[str], *refusals: Kind) -> Json:
+    """How FastAPI documents a POST route that takes a signed event and answers nothing."""
+    parameters = [
+        {"name": name, "in": "header", "required": True, "schema": {"type": "string"}}
+        for name in headers
+    ]
+    body = {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
+    return {
+        "summary": summary,
+        "status_code": 202,
+        "response_class": Response,
+        "responses": {202: {"description": "It was heard."}, **_refusals([*refusals, INTERNAL])},
+        "openapi_extra": {"parameters": parameters, "requestBody": body},
+    }
+
+
 def text(summary: str, *refusals: Kind) -> Json:
     """How FastAPI documents a GET route that answers plain text."""
     return _route(summary, {"text/plain": {"schema": {"type": "string"}}}, *refusals)
@@ -157,7 +179,7 @@ def document(
     whole: Json = get_openapi(
         title=app.title, version=app.version, description=app.description, routes=app.routes
     )
-    shapes = [wire.ScoreResponse, wire.Models, wire.Status, ProblemDetails]
+    shapes = [wire.ScoreResponse, wire.Models, wire.Status, Reloads, ProblemDetails]
     shapes += [shape for part in parts for shape in part.shapes]
     _, schemas = msgspec.json.schema_components(shapes, ref_template=REF)
     tables = [one for one in current.values() if one.kind != IMAGE]
