@@ -33,6 +33,8 @@ log = logging.getLogger("serving.follow")
 
 JITTER = 0.2
 """Looks come this share of their interval early or late, so that replicas do not come at once."""
+CATCH_UP_SECONDS = 0.2
+"""The most that a look waits after a start from the cache, so that workers do not look at once."""
 BOARD_SECONDS = 0.5
 """How often a worker looks at the board."""
 NO_MEANS = (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)
@@ -57,13 +59,18 @@ class Followed(msgspec.Struct, frozen=True):
     looked_at: float | None = None
 
     @property
+    def is_unasked(self) -> bool:
+        """Whether the registry was not asked yet."""
+        return self.looked_at is None and self.reason is None
+
+    @property
     def version(self) -> str | None:
         """What is served."""
         return self.source.version if self.source else None
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """Everything that is followed, and when the registry was last asked."""
+    """Everything that is followed, and when the registry was last asked; 0 for never."""
 
     followed: tuple[Followed, ...] = ()
     asked_at: float = 0.0
@@ -166,11 +173,21 @@ class Follower:
             await asyncio.gather(self._poll(), self._watch())
 
     async def _poll(self) -> None:
+        await self._catch_up()
         while self._interval:
             await asyncio.sleep(self._interval * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311  # no secret
             with _going_on():
                 if time.time() - self._board.read().asked_at > self._interval / 2:
                     await self.reload()
+
+    async def _catch_up(self) -> None:
+        """Look soon where what serves is what served last; one worker is enough."""
+        await asyncio.sleep(random.uniform(0, CATCH_UP_SECONDS))  # noqa: S311  # no secret
+        standing = self._board.read()
+        if not standing.asked_at:
+            with _going_on():
+                self._board.write(msgspec.structs.replace(standing, asked_at=time.time()))
+                await self.reload()
 
     async def _watch(self) -> None:
         """Take over what another worker found."""
@@ -329,7 +346,7 @@ def _say(
 async def begin(
     sources: Sources, models: Sequence[str], shadows: Sequence[str]
 ) -> tuple[Store, Standing]:
-    """Load everything: what the registry has, or where it fails, what served last.
+    """Load everything: what the registry has, or where it fails or is slow, what served last.
 
     Raises:
         AnomalyVAEError: a model cannot be served, and none served before in its place.
@@ -343,7 +360,9 @@ async def begin(
         begun.append(await _begin(sources, one))
         if served := begun[-1][1]:
             store.put(served, shadow=True)
-    return store, Standing(tuple(one for one, _ in begun), asked_at=time.time())
+    standing = tuple(one for one, _ in begun)
+    asked_at = 0.0 if any(one.is_unasked for one in standing) else time.time()
+    return store, Standing(standing, asked_at)
 
 
 def restored(standing: Standing) -> Store:
@@ -357,8 +376,10 @@ def restored(standing: Standing) -> Store:
 
 
 def announce(standing: Standing) -> None:
-    """Say what could not be had as it should be."""
+    """Say what could not be had as it should be, or is yet to be looked up."""
     for one in standing.followed:
+        if one.is_unasked:
+            _say(logging.INFO, "served from the cache until the registry answers", one)
         if one.reason:
             instead = "served from the cache" if one.source else "not there"
             _say(logging.WARNING, instead, one)
@@ -380,6 +401,9 @@ def _beside(name: str | None, uri: str, store: Store) -> str:
 
 
 async def _begin(sources: Sources, one: Followed) -> tuple[Followed, Served | None]:
+    with suppress(AnomalyVAEError, OSError):
+        if kept := sources.at_once(one.uri):
+            return _kept(one, kept)
     try:
         source = await sources.find(one.uri)
         served = load(named(one, source))
@@ -397,11 +421,15 @@ def _begin_again(
 ) -> tuple[Followed, Served | None]:
     """Serve what served last; of a shadow, nothing will do."""
     failed = msgspec.structs.replace(one, reason=reason_of(error), detail=str(error))
-    kept = sources.cache.last(one.uri)
     with suppress(AnomalyVAEError, OSError):
-        if kept:
-            served = load(named(one, kept))
-            return msgspec.structs.replace(failed, name=served.name, source=kept), served
+        if kept := sources.cache.last(one.uri):
+            return _kept(failed, kept)
     if one.shadow and is_followed(one.uri):
         return failed, None
     raise error
+
+
+def _kept(one: Followed, source: Source) -> tuple[Followed, Served]:
+    """What served last, loaded; that it still should is yet to be seen."""
+    served = load(named(one, source))
+    return msgspec.structs.replace(one, name=served.name, source=source), served

@@ -213,7 +213,8 @@ def _lines(body: bytes) -> list[list[str]]:
         text = io.StringIO(body.decode("utf-8-sig"), newline="")
         lines = list(csv.reader(text, strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ProblemError(MALFORMED, f"not CSV: {error}") from None
+        remedy = "; send larger cells as JSON" if "field limit" in str(error) else ""
+        raise ProblemError(MALFORMED, f"not CSV: {error}{remedy}") from None
     if not lines:
         raise ProblemError(INVALID_REQUEST, "the body is empty; send a line of names, then rows")
     return lines

@@ -30,6 +30,7 @@ from serving.errors import (
     METHOD_NOT_ALLOWED,
     NOT_READY,
     OVERLOADED,
+    RATE_LIMITED,
     TIMEOUT,
     TOO_LARGE,
     UNAUTHENTICATED,
@@ -61,6 +62,10 @@ REFUSALS = (
     MALFORMED, UNAUTHENTICATED, FORBIDDEN, UNKNOWN_MODEL, METHOD_NOT_ALLOWED, TIMEOUT, TOO_LARGE,
     UNSUPPORTED, INVALID_RECORD, OVERLOADED, HEAD_TOO_LARGE, INTERNAL, NOT_READY,
 )  # fmt: skip
+ANYWHERE = (TIMEOUT, OVERLOADED, HEAD_TOO_LARGE, INTERNAL)
+"""What any request may hear: of its connection, its head, or a fault of ours."""
+GUARDED = (UNAUTHENTICATED, FORBIDDEN, OVERLOADED, RATE_LIMITED)
+"""What a request may hear where keys are asked for."""
 TYPES: dict[ColumnType, Json] = {
     ColumnType.NUMERIC: {
         "type": ["number", "null"], "minimum": -sys.float_info.max, "maximum": sys.float_info.max
@@ -131,7 +136,7 @@ def webhook(summary: str, headers: Iterable[str], *refusals: Kind) -> Json:
         "summary": summary,
         "status_code": 202,
         "response_class": Response,
-        "responses": {202: {"description": "It was heard."}, **_refusals([*refusals, INTERNAL])},
+        "responses": {202: {"description": "It was heard."}, **_refusals([*refusals, *ANYWHERE])},
         "openapi_extra": {"parameters": parameters, "requestBody": body},
     }
 
@@ -146,7 +151,7 @@ def _route(summary: str, content: Json, *refusals: Kind) -> Json:
     return {
         "summary": summary,
         "response_class": Response,
-        "responses": {**answers, **_refusals([*refusals, INTERNAL])},
+        "responses": {**answers, **_refusals([*refusals, *ANYWHERE])},
     }
 
 
@@ -207,7 +212,7 @@ def _secure(whole: Json) -> None:
         if path not in OPEN:
             for operation in operations.values():
                 operation["security"] = [{name: []} for name in SECURITY]
-                operation["responses"] |= _refusals([UNAUTHENTICATED, FORBIDDEN])
+                operation["responses"] |= _refusals(GUARDED)
 
 
 def _score(current: list[Served], settings: Settings) -> Json:
@@ -249,10 +254,14 @@ def _images_bodies(scans: Iterable[Served], max_records: int) -> Json:
 
 
 def _refusals(kinds: Iterable[Kind]) -> Json:
-    schema = ref(ProblemDetails)
+    """Statuses, each with the titles of all its kinds."""
+    content = {MEDIA_TYPE: {"schema": ref(ProblemDetails)}}
+    titles: dict[str, list[str]] = {}
+    for kind in kinds:
+        titles.setdefault(str(kind.status), []).append(kind.title)
     return {
-        str(kind.status): {"description": kind.title, "content": {MEDIA_TYPE: {"schema": schema}}}
-        for kind in kinds
+        status: {"description": ". ".join(some), "content": content}
+        for status, some in titles.items()
     }
 
 

@@ -214,12 +214,13 @@ def _bind(host: str, port: int) -> socket.socket:
 
 def _announce(store: Store, listener: socket.socket, settings: Settings, no_auth: bool) -> None:
     host, port = listener.getsockname()[:2]
-    place = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    within = f"[{host}]" if ":" in host else host
+    place, docs = f"http://{within}:{port}", f"http://{within}:{settings.admin_port or port}/docs"
     access = "with API keys" if settings.api_keys else "without API keys"
     access += " and with tokens" if settings.oidc_issuer else ""
     if not settings.guarded and not no_auth:
         access += ", so on loopback only; set ANOMALY_VAE_API_KEYS to open it"
-    sys.stderr.write(f"serving {_listed(store)} on {place} ({access}); try {place}/docs\n")
+    sys.stderr.write(f"serving {_listed(store)} on {place} ({access}); try {docs}\n")
 
 
 def _listed(store: Store) -> str:

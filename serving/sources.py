@@ -83,6 +83,10 @@ class Sources:
             self._found[uri] = seen, await self._fetch(uri)
         return self._found[uri][1]
 
+    def at_once(self, uri: str) -> Source | None:
+        """What an alias meant last, where asking what it means now takes a child process."""
+        return self.cache.last(uri) if is_followed(uri) and not tracking.is_server() else None
+
     def forget(self, uri: str) -> None:
         """Ask anew next time: what was found will not do."""
         self._found.pop(uri, None)

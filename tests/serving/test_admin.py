@@ -52,7 +52,7 @@ def test_without_keys_it_takes_this_machine(served, where, status):
 def test_answers_are_as_documented(served):
     asked = client(served)
     operation = asked.get("/openapi.json").json()["paths"]["/-/reload"]["post"]
-    assert set(operation["responses"]) == {"200", "403", "500", "503"}
+    assert set(operation["responses"]) == {"200", "403", "408", "429", "431", "500", "503"}
     assert asked.post("/-/reload").json() == {"models": []}
     assert asked.get("/-/reload").status_code == 405
     assert asked.post("/-/webhook").status_code == 404, "there is no secret"
@@ -198,7 +198,7 @@ def test_a_webhook_is_small(hooked):
 def test_a_webhook_is_documented_and_needs_no_key(hooked):
     key = {"X-API-Key": "key"}
     operation = hooked.get("/openapi.json", headers=key).json()["paths"]["/-/webhook"]["post"]
-    assert set(operation["responses"]) == {"202", "400", "401", "408", "413", "500"}
+    assert set(operation["responses"]) == {"202", "400", "401", "408", "413", "429", "431", "500"}
     assert "security" not in operation
 
 
