@@ -72,4 +72,11 @@ class BundleError(AnomalyVAEError):
 
 
 class RegistryError(AnomalyVAEError):
-    """A model that cannot be found in, or fetched from, the registry."""
+    """A model that cannot be found in, or fetched from, the registry.
+
+    ``missing`` says that the registry answered, and has no such model, alias or version.
+    """
+
+    def __init__(self, message: str, *, missing: bool = False) -> None:
+        super().__init__(message)
+        self.missing = missing

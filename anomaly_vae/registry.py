@@ -4,7 +4,8 @@ A process that must stay lean asks a child for a bundle:
 
     python -m anomaly_vae.registry fetch URI --to CACHE
 
-prints one JSON line with the folder, its digest and the version's name, number and alias.
+prints one JSON line with the folder, its digest and the version's name, number and alias. What is
+in the cache already is not fetched again, so that asking whether anything changed is cheap.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import Any, TypeVar, cast
 
 from anomaly_vae import __version__
 from anomaly_vae.bundle import SUMS, Bundle, load
-from anomaly_vae.errors import AnomalyVAEError, BundleError, RegistryError
+from anomaly_vae.errors import BundleError, RegistryError
 from anomaly_vae.files import atomic_folder, locked, own_temporary_folder
 from anomaly_vae.frames import frame_of
 from anomaly_vae.modality import Schema as DataSchema
@@ -74,6 +75,9 @@ COLUMN_TYPES: dict[str, DataType] = {
 """What a signature calls a column that is no number."""
 MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/]+)|/(?P<version>\d+))")
 
+FAULT, MISSING, UNFIT, UNWRITABLE = 1, 3, 4, 5
+"""How `main` ends: no registry, nothing of that name in it, a bad bundle, no room for it."""
+
 HALF_MADE = re.compile(r"sqlite3\.OperationalError\) (duplicate column|(table|index) .+ already )")
 """What SQLite says of a migration that begins where another broke off."""
 
@@ -89,7 +93,9 @@ def _plainly(method: Method) -> Method:
             return cast("Any", method)(*args, **kwargs)
         except _failures() as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
-            raise RegistryError(f"MLflow: {reason}{_remedy(reason)}") from None
+            raise RegistryError(
+                f"MLflow: {reason}{_remedy(reason)}", missing=_is_missing(error)
+            ) from None
 
     return cast("Method", wrapper)
 
@@ -100,6 +106,14 @@ def _remedy(reason: str) -> str:
     if file is None or not HALF_MADE.search(reason):
         return ""
     return f"; '{file}' was broken off while it was made: move it away and run again"
+
+
+def _is_missing(error: Exception) -> bool:
+    """Whether MLflow says that there is none; of an alias it says that the value is invalid."""
+    code = getattr(error, "error_code", None)
+    return code == "RESOURCE_DOES_NOT_EXIST" or (
+        code == "INVALID_PARAMETER_VALUE" and "alias" in str(error)
+    )
 
 
 def _failures() -> tuple[type[Exception], ...]:
@@ -196,12 +210,16 @@ class Registry:
     """Runs and registered models of one tracking server or database."""
 
     @_plainly
-    def __init__(self, uri: str | None = None) -> None:
+    def __init__(self, uri: str | None = None, create: bool = True) -> None:
         """Connect; ``MLFLOW_TRACKING_URI`` wins over ``uri``.
+
+        Args:
+            uri: a tracking URI.
+            create: whether to make an SQLite database that is not there.
 
         Raises:
             RegistryError: a plain folder, which MLflow no longer keeps a registry in, or a
-                database that cannot be opened.
+                database that is not there or cannot be opened.
         """
         wanted = os.environ.get("MLFLOW_TRACKING_URI")
         self.uri = wanted or uri or DEFAULT_URI
@@ -215,6 +233,8 @@ class Registry:
         if not wanted:  # MLflow leaves it in the environment, where it would win from now on
             os.environ.pop("MLFLOW_TRACKING_URI", None)
         if (file := _database(self.uri)) and not os.path.lexists(file):
+            if not create:
+                raise RegistryError(f"there is no database '{file}'; set MLFLOW_TRACKING_URI")
             _create(file)
         self._client = MlflowClient(self.uri, self.uri)
 
@@ -374,15 +394,19 @@ class Registry:
     # ------------------------------------------------------------ fetching
 
     @_plainly
-    def fetch(self, uri: str) -> Fetched:
+    def fetch(self, uri: str, cache: Path | None = None) -> Fetched:
         """A bundle folder for a ``models:/`` or ``runs:/`` URI, or for a folder.
+
+        Args:
+            uri: which.
+            cache: a folder of `cache_bundle`; a version whose sound copy is there is not fetched.
 
         Raises:
             RegistryError: no such model, alias, version or run.
         """
         match = MODEL_URI.fullmatch(uri)
         if match:
-            return self._fetch_version(uri, **match.groupdict())
+            return self._fetch_version(uri, cache, **match.groupdict())
         if uri.startswith("runs:/"):
             return Fetched(self.download(uri), None)
         if uri.startswith("models:/"):
@@ -390,14 +414,16 @@ class Registry:
         return Fetched(uri, None)
 
     def _fetch_version(
-        self, uri: str, name: str, alias: str | None, version: str | None
+        self, uri: str, cache: Path | None, name: str, alias: str | None, version: str | None
     ) -> Fetched:
         found = self.by_alias(name, alias) if alias else self.version(name, str(version))
         digest = found.tags.get(DIGEST_TAG)
         if digest is None:
             raise RegistryError(f"'{uri}' was not registered by anomaly-vae: it has no digest")
-        folder = self.download(found.uri) + f"/data/{BUNDLE}"
-        return Fetched(folder, digest, name, found.version, alias)
+        kept = cache / digest if cache else None
+        if not (kept and _is_sound(kept, digest)):
+            kept = Path(self.download(found.uri)) / "data" / BUNDLE
+        return Fetched(str(kept), digest, name, found.version, alias)
 
     @_plainly
     def download(self, uri: str, to: str | Path | None = None) -> str:
@@ -519,7 +545,7 @@ def _quiet_warnings() -> Iterator[None]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """``fetch URI --to CACHE``: one JSON line on stdout, or one line on stderr and exit 1."""
+    """``fetch URI --to CACHE``: one JSON line on stdout, or one line on stderr and its code."""
     parser = argparse.ArgumentParser(prog="python -m anomaly_vae.registry")
     fetch = parser.add_subparsers(required=True).add_parser("fetch")
     fetch.add_argument("uri")
@@ -527,12 +553,21 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         with own_temporary_folder():
-            fetched = cache_bundle(Registry().fetch(options.uri), options.to)
-    except AnomalyVAEError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
+            found = Registry(create=False).fetch(options.uri, options.to)
+            fetched = cache_bundle(found, options.to)
+    except RegistryError as error:
+        return _fail(str(error), MISSING if error.missing else FAULT)
+    except BundleError as error:
+        return _fail(str(error), UNFIT)
+    except OSError as error:
+        return _fail(f"'{options.to}': {error.strerror or error}", UNWRITABLE)
     sys.stdout.write(json.dumps(asdict(fetched)) + "\n")
     return 0
+
+
+def _fail(message: str, code: int) -> int:
+    sys.stderr.write(f"{message}\n")
+    return code
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ PROTOCOLS: dict[str, tuple[str, ...]] = {
     "sizes": (),
     "fitting": ("adbench",),
     "serving": (),
+    "reload": (),
 }
 """Modules of this package, each with ``run(options)``, and the data that each reads."""
 SEEDS = 3

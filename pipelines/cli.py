@@ -203,6 +203,10 @@ def score(
 @app.command()
 def serve(
     model: Annotated[list[str], typer.Option(metavar="[NAME=]URI", help="may be repeated")],
+    shadow: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[NAME=]URI", help="scored beside the model of its name, silently"),
+    ] = None,
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="port to listen on")] = 8000,
     workers: Annotated[int, typer.Option(min=1, help="processes")] = 1,
@@ -215,7 +219,7 @@ def serve(
         from serving.server import serve as run_server
     except ImportError as error:
         raise ConfigError(f"{error}; install it with: pip install 'anomaly-vae[serve]'") from None
-    raise typer.Exit(run_server(model, host=host, port=port, workers=workers, no_auth=no_auth))
+    raise typer.Exit(run_server(model, host, port, workers, no_auth, shadow or ()))
 
 
 @app.command()

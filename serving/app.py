@@ -27,13 +27,26 @@ from anomaly_vae import __version__
 from anomaly_vae.errors import ConfigError, DataError
 from anomaly_vae.reasons import CANDIDATES, HIDDEN
 from anomaly_vae.schema import RawBatch
-from serving import inference_protocol, invocations, logs, openapi, questions, uploads, wire
+from serving import (
+    admin,
+    inference_protocol,
+    invocations,
+    logs,
+    openapi,
+    overview,
+    questions,
+    uploads,
+    wire,
+)
 from serving.batching import Lane
 from serving.errors import MALFORMED, NOT_READY, UNKNOWN_MODEL, ProblemError, problem_of
+from serving.follow import Board, Follower
 from serving.limits import Deadlines, Places
 from serving.metrics import Metrics
 from serving.middleware import HEADERS, Front
 from serving.settings import ApiKey, Settings, find_key
+from serving.shadow import Shadows
+from serving.sources import Sources
 from serving.store import Served, Store
 
 INLINE_BYTES = 128 * 1024
@@ -65,8 +78,11 @@ class Template(Route):
 class Scoring:
     """`POST /score` and `POST /models/{name}/score`, as an ASGI application."""
 
-    def __init__(self, store: Store, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self, store: Store, settings: Settings, metrics: Metrics, shadows: Shadows
+    ) -> None:
         self.store, self.settings, self.metrics = store, settings, metrics
+        self.shadows = shadows
         self.places, self.deadlines = Places(settings, metrics), Deadlines(settings.body_seconds)
         self.routes = {path: Template(path, self, methods=["POST"]) for path in openapi.SCORING}
         self._threads = ThreadPoolExecutor(settings.threads, thread_name_prefix="score")
@@ -113,7 +129,7 @@ class Scoring:
             return
         known = {lane.served: lane for lane in self._lanes.values()}
         self._lanes = {
-            name: known.get(served) or Lane(served, self.metrics.of(served))
+            name: known.get(served) or Lane(served, self.metrics.of(served), self.shadows)
             for name, served in current.items()
         }
         alone, named = self.routes.values()
@@ -145,12 +161,12 @@ class Scoring:
         rows = lane.read(body)
         if rows and len(rows) * lane.columns <= INLINE_VALUES and self._fits(rows):
             facts["records"] = len(rows)
-            return await lane.submit(rows)
+            return await lane.submit(rows, body)
         request = wire.decode(body, self.settings.max_records)
         facts["records"] = len(request.records)
         if self._cost(lane, request) <= INLINE_VALUES:
-            return self.score(lane, request)
-        return await self._run(receive, self.score, lane, request)
+            return self.score(lane, request, body)
+        return await self._run(receive, self.score, lane, request, body)
 
     async def _take_images(self, lane: Lane, scope: Scope, receive: Receive, size: int) -> bytes:
         facts = scope[logs.FACTS]
@@ -175,7 +191,7 @@ class Scoring:
         lane: Lane,
         scope: Scope,
         receive: Receive,
-        decode: Callable[[bytes], questions.Question],
+        decode: questions.DecodeBody,
     ) -> Response:
         """Body → question → decisions → answer, in the words of another protocol."""
         size = wire.declared_size(scope[HEADERS], self.settings.max_body_bytes)
@@ -188,14 +204,17 @@ class Scoring:
             question = decode(body) if inline else await self._run(receive, decode, body)
             facts["model"], facts["records"] = lane.served.name, question.rows.count
             if lane.reader and question.rows.count * lane.columns <= INLINE_VALUES:
-                return self.reply(lane, question)
-            return await self._run(receive, self.reply, lane, question)
+                return self.reply(lane, question, body, decode)
+            return await self._run(receive, self.reply, lane, question, body, decode)
         finally:
             self.places.give(size)
 
-    def reply(self, lane: Lane, question: questions.Question) -> Response:
-        """The answer to a question, counted."""
-        start, content = time.perf_counter(), question.rows.read()
+    def reply(
+        self, lane: Lane, question: questions.Question, body: bytes, decode: questions.DecodeBody
+    ) -> Response:
+        """The answer to a question, counted; ``decode`` made it of ``body``."""
+        start = time.perf_counter()
+        content = question.rows.read(lane.served.detector.scorer.schema)
         if isinstance(content, RawBatch):
             found = lane.decide(lane.served.detector.scorer.encoding.encode(content))
             lane.metrics.ignored.inc(len(content.ignored))
@@ -204,6 +223,7 @@ class Scoring:
             lane.metrics.inference.observe(time.perf_counter() - start)
             lane.metrics.observe(found, None)
         lane.metrics.sizes.observe(question.rows.count)
+        self.shadows.offer(lane.served, found, body, partial(questions.read_again, decode))
         return question.answer(found)
 
     def _fits(self, rows: Sequence[object]) -> bool:
@@ -238,12 +258,12 @@ class Scoring:
         """A body → the bytes of the answer and the number of records, counted."""
         rows = lane.read(body)
         if rows and self._fits(rows):
-            return lane.answer(rows), len(rows)
+            return lane.answer(rows, body), len(rows)
         request = wire.decode(body, self.settings.max_records)
         self._cost(lane, request)
-        return self.score(lane, request), len(request.records)
+        return self.score(lane, request, body), len(request.records)
 
-    def score(self, lane: Lane, request: wire.ScoreRequest) -> bytes:
+    def score(self, lane: Lane, request: wire.ScoreRequest, body: bytes) -> bytes:
         """Records, read the careful way → the bytes of the answer, counted."""
         detector, explained = lane.served.detector, None
         batch = wire.read_records(detector.scorer.schema, request.records)
@@ -254,6 +274,7 @@ class Scoring:
             found = lane.decide(detector.scorer.encoding.encode(batch))
         lane.metrics.ignored.inc(len(batch.ignored))
         lane.metrics.sizes.observe(len(batch))
+        self.shadows.offer(lane.served, found, body)
         return wire.encode(wire.answer(lane.served, wire.results(found, explained)))
 
     def score_images(
@@ -263,11 +284,12 @@ class Scoring:
         from serving import imaging
 
         start = time.perf_counter()
-        files = uploads.files_of(body, boundary, self.settings.max_records)
-        found, results = imaging.score(lane.served, files, asked, self.settings)
+        files_of = partial(uploads.files_of, boundary=boundary, most=self.settings.max_records)
+        found, results = imaging.score(lane.served, files_of(body), asked, self.settings)
         lane.metrics.inference.observe(time.perf_counter() - start)
         lane.metrics.observe(found, None)
         lane.metrics.sizes.observe(len(results))
+        self.shadows.offer(lane.served, found, body, lambda bodies, _: files_of(*bodies))
         return wire.encode(wire.answer(lane.served, results)), len(results)
 
 
@@ -287,15 +309,23 @@ class Service(FastAPI):
         await self.front(scope, receive, send)
 
 
-def create_app(store: Store, settings: Settings, lifespan: Lifespan | None = None) -> FastAPI:
+def create_app(
+    store: Store,
+    settings: Settings,
+    lifespan: Lifespan | None = None,
+    board: Board | None = None,
+) -> FastAPI:
     """The service over these detectors; whoever holds the store may swap them.
 
     Args:
         store: the current detectors.
         settings: limits and keys.
         lifespan: what is to happen around the time it runs.
+        board: what of them follows the registry.
     """
     metrics = Metrics(store)
+    follower = Follower(store, settings, metrics, board or Board(), Sources(settings))
+    shadows = Shadows(store, settings, metrics)
     app = Service(
         title="anomaly-vae",
         version=__version__,
@@ -305,13 +335,15 @@ def create_app(store: Store, settings: Settings, lifespan: Lifespan | None = Non
         lifespan=lifespan,
     )
     app.state.store, app.state.settings, app.state.metrics = store, settings, metrics
+    app.state.follower, app.state.shadows = follower, shadows
     app.router.redirect_slashes = False
     _handle_errors(app, metrics)
-    scoring = Scoring(store, settings, metrics)
+    scoring = Scoring(store, settings, metrics, shadows)
     app.router.routes[:0] = scoring.routes.values()  # first, so that nothing is matched before
     inner, refuse, find = super(Service, app).__call__, app.state.refuse, _finder(settings)
     app.front = Front(inner, scoring, settings, metrics, refuse, find)
-    _add_routes(app, store, settings, metrics)
+    _add_routes(app, store, settings, metrics, follower)
+    admin.add_routes(app, follower, settings)
     if COLLECTORS & os.environ.keys():
         app.front = _traced(app.front)
     for protocol in PROTOCOLS:
@@ -336,10 +368,12 @@ def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
     app.state.refuse = refuse
 
 
-def _add_routes(app: FastAPI, store: Store, settings: Settings, metrics: Metrics) -> None:
+def _add_routes(
+    app: FastAPI, store: Store, settings: Settings, metrics: Metrics, follower: Follower
+) -> None:
     @app.get("/models", **openapi.get("What is loaded.", wire.Models))
     async def models() -> Response:
-        return _json(wire.describe(store.current))
+        return _json(overview.describe(store, follower.followed, metrics))
 
     @app.get("/health/live", **openapi.get("Whether the process answers.", wire.Status))
     async def live() -> Response:

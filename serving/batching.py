@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from itertools import accumulate
 
 import numpy as np
@@ -19,6 +20,7 @@ from anomaly_vae.schema import TabularSchema
 from serving import wire
 from serving.metrics import ModelMetrics
 from serving.records import Reader, Rows
+from serving.shadow import Shadows, joined, part
 from serving.store import Served
 
 MOST_VALUES = 16_384
@@ -28,58 +30,63 @@ MOST_VALUES = 16_384
 class Lane:
     """The way of one model's requests through the process."""
 
-    def __init__(self, served: Served, metrics: ModelMetrics) -> None:
-        self.served, self.metrics = served, metrics
+    def __init__(self, served: Served, metrics: ModelMetrics, shadows: Shadows) -> None:
+        self.served, self.metrics, self._shadows = served, metrics, shadows
         schema = served.detector.scorer.schema
         self.reader = Reader(schema) if isinstance(schema, TabularSchema) else None
         self.columns = len(served.detector.scorer.encoding.labels)
         self._most = max(MOST_VALUES // self.columns, 1)
         self._head = wire.encode(wire.answer(served, [])).removesuffix(b"[]}")
-        self._waiting: list[tuple[Rows, asyncio.Future[bytes]]] = []
+        self._waiting: list[tuple[Rows, bytes, asyncio.Future[bytes]]] = []
 
     def read(self, body: bytes) -> Rows | None:
         """The rows of a body; None where it takes the careful way."""
         return self.reader.read(body) if self.reader else None
 
-    def submit(self, rows: Rows) -> asyncio.Future[bytes]:
-        """The answer to these rows, to come with those of the same turn."""
+    def submit(self, rows: Rows, body: bytes) -> asyncio.Future[bytes]:
+        """The answer to the rows of this body, to come with those of the same turn."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[bytes] = loop.create_future()
         if not self._waiting:
             loop.call_soon(self._flush)
-        self._waiting.append((rows, answer))
+        self._waiting.append((rows, body, answer))
         return answer
 
     def _flush(self) -> None:
         """Answer what waits, as much as fits into one turn."""
-        ends = list(accumulate(len(rows) for rows, _ in self._waiting))
+        ends = list(accumulate(len(rows) for rows, *_ in self._waiting))
         count = max(int(np.searchsorted(ends, self._most, side="right")), 1)
         taken, self._waiting = self._waiting[:count], self._waiting[count:]
         if self._waiting:
             asyncio.get_running_loop().call_soon(self._flush)
         try:
-            results = self._results([row for rows, _ in taken for row in rows])
+            found = self._found([row for rows, *_ in taken for row in rows])
+            results = wire.results(found, None)
         except Exception as error:  # noqa: BLE001  # each of them is told
-            for _, answer in taken:
+            for *_, answer in taken:
                 _settle(answer, error)
             return
-        start = 0
-        for (_, answer), end in zip(taken, ends, strict=False):
+        starts = [0, *ends]
+        for (*_, answer), start, end in zip(taken, starts, ends, strict=False):
             _settle(answer, self._answer(results[start:end]))
-            start = end
-        self.metrics.sizes.observe_many(np.array([len(rows) for rows, _ in taken]))
+        self.metrics.sizes.observe_many(np.array([len(rows) for rows, *_ in taken]))
+        if self._shadows.beside(self.served):  # after the answers, which are sent in the next turn
+            asyncio.get_running_loop().call_soon(self._offer, found, [b for _, b, _ in taken], ends)
 
-    def answer(self, rows: Rows) -> bytes:
-        """The answer to the rows of one request, now."""
-        results = [
-            result
-            for start in range(0, len(rows), self._most)
-            for result in self._results(rows[start : start + self._most])
-        ]
+    def _offer(self, found: Detections, bodies: Sequence[bytes], ends: Sequence[int]) -> None:
+        """Have the shadow see what was found for each body."""
+        for body, start, end in zip(bodies, [0, *ends], ends, strict=False):
+            self._shadows.offer(self.served, part(found, slice(start, end)), body)
+
+    def answer(self, rows: Rows, body: bytes) -> bytes:
+        """The answer to the rows of one body, now."""
+        starts = range(0, len(rows), self._most)
+        found = joined([self._found(rows[start : start + self._most]) for start in starts])
         self.metrics.sizes.observe(len(rows))
-        return self._answer(results)
+        self._shadows.offer(self.served, found, body)
+        return self._answer(wire.results(found, None))
 
-    def _results(self, rows: Rows) -> list[wire.Result]:
+    def _found(self, rows: Rows) -> Detections:
         assert self.reader, "rows are of tables"
         scorer = self.served.detector.scorer
         start = time.perf_counter()
@@ -87,7 +94,7 @@ class Lane:
         found = self.decide(x)
         self.metrics.inference.observe(time.perf_counter() - start)
         self.metrics.batches.observe(len(rows))
-        return wire.results(found, None)
+        return found
 
     def decide(self, x: Matrix) -> Detections:
         """The decisions on encoded rows, counted."""

@@ -19,7 +19,6 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from anomaly_vae.detector import Detections
-from anomaly_vae.schema import TabularSchema
 from serving import openapi, wire
 from serving.errors import (
     INVALID_RECORD,
@@ -201,12 +200,12 @@ def _read_csv(asking: Asking, body: bytes) -> Rows:
 
     names, *rows = _lines(body)
     columns = _columns_of([row for row in rows if row], names, "CSV")
-    schema = asking.served.detector.scorer.schema
-    if not isinstance(schema, TabularSchema):
+    if asking.served.kind == IMAGE:
         return _of_columns(asking, columns)
     table = pa.table({name: pa.array(cells, pa.string()) for name, cells in columns.items()})
-    read = partial(schema.from_arrow, table)
-    return rows_of(asking, len(table), partial(wire.fitting, read))
+    return rows_of(
+        asking, len(table), lambda schema: wire.fitting(partial(schema.from_arrow, table))
+    )
 
 
 def _lines(body: bytes) -> list[list[str]]:
@@ -214,7 +213,8 @@ def _lines(body: bytes) -> list[list[str]]:
         text = io.StringIO(body.decode("utf-8-sig"), newline="")
         lines = list(csv.reader(text, strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ProblemError(MALFORMED, f"not CSV: {error}") from None
+        remedy = "; send larger cells as JSON" if "field limit" in str(error) else ""
+        raise ProblemError(MALFORMED, f"not CSV: {error}{remedy}") from None
     if not lines:
         raise ProblemError(INVALID_REQUEST, "the body is empty; send a line of names, then rows")
     return lines

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +23,7 @@ from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
 from anomaly_vae.detector import Detections
 from anomaly_vae.encoding import Categorical, Matrix, TabularEncoding
@@ -31,7 +34,19 @@ PREFIX = "anomaly_vae"
 FILES = "PROMETHEUS_MULTIPROC_DIR"
 LATENCIES = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 P_VALUES = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, *(i / 10 for i in range(1, 11)))
+P_DIFFERENCES = (-0.5, -0.2, -0.1, -0.05, -0.02, -0.01, 0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
+SCORE_DIFFERENCES = (-100, -30, -10, -3, -1, -0.3, 0, 0.3, 1, 3, 10, 30, 100)
+PAIR = ("model", "version", "shadow_version")
 SIZES = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000)
+
+
+Reason = Literal["registry", "missing", "bundle", "disk", "internal"]
+"""Why a look at the registry fails."""
+
+
+def role_of(shadow: bool) -> str:
+    """What a model does, as a label."""
+    return "shadow" if shadow else "champion"
 
 
 class BulkHistogram(Histogram):
@@ -99,6 +114,66 @@ class _Cells:
             if mask.any():
                 for index, count in enumerate(mask.sum(axis=0).tolist()):
                     counters[index].inc(count)
+
+
+class PairMetrics:
+    """The counters of a version of a model and one of its shadow."""
+
+    def __init__(self, metrics: Metrics, pair: tuple[str, str, str]) -> None:
+        self.decisions = {
+            (ours, theirs): metrics.decisions.labels(*pair, str(ours).lower(), str(theirs).lower())
+            for ours in (False, True)
+            for theirs in (False, True)
+        }
+        self.p_values = metrics.p_differences.labels(*pair)
+        self.scores = metrics.score_differences.labels(*pair)
+        for counter in (metrics.shadow_dropped, metrics.shadow_failures):
+            counter.labels(pair[0])  # from 0 on
+
+    def observe(self, found: Detections, theirs: Detections) -> None:
+        """Count the decisions on the same records."""
+        for (ours, other), counter in self.decisions.items():
+            both = (found.is_anomaly == ours) & (theirs.is_anomaly == other)
+            counter.inc(int(both.sum()))
+        self.p_values.observe_many(theirs.p_value - found.p_value)
+        self.scores.observe_many(theirs.score - found.score)
+
+
+@dataclass
+class Tally:
+    """Records that two models decided, and how many of them each flagged, and both."""
+
+    records: float = 0
+    flagged: float = 0
+    shadow_flagged: float = 0
+    both: float = 0
+
+    @property
+    def agreed(self) -> float:
+        """Those with the same flag."""
+        return self.records - self.flagged - self.shadow_flagged + 2 * self.both
+
+    @property
+    def difference(self) -> float:
+        """Of the shares flagged."""
+        return (self.shadow_flagged - self.flagged) / self.records
+
+    def add(self, count: float, ours: bool, theirs: bool) -> None:
+        """So many records that were decided like this."""
+        self.records += count
+        self.flagged += count * ours
+        self.shadow_flagged += count * theirs
+        self.both += count * (ours and theirs)
+
+
+def tallies(samples: Iterable[Sample]) -> dict[tuple[str, ...], Tally]:
+    """The decisions among these samples, by pair."""
+    found: defaultdict[tuple[str, ...], Tally] = defaultdict(Tally)
+    for sample in samples:
+        if sample.name == f"{PREFIX}_shadow_decisions_total":
+            flags = (sample.labels[name] == "true" for name in ("flagged", "shadow_flagged"))
+            found[tuple(sample.labels[name] for name in PAIR)].add(sample.value, *flags)
+    return found
 
 
 class Loaded(Collector):
@@ -189,7 +264,38 @@ class Metrics:
         self.connections = Gauge(
             "connections", "Open connections.", multiprocess_mode="livesum", **common
         )
-        self._ends = cache(self._end)
+        role = ("model", "role")
+        self.reloads = Counter("reloads", "Versions swapped in.", role, **common)
+        self.reload_failures = Counter(
+            "reload_failures", "Looks at the registry that failed, by reason.",
+            (*role, "reason"), **common,
+        )  # fmt: skip
+        self.reload_success = Gauge(
+            "reload_last_success_timestamp_seconds",
+            "When the registry was last looked at and what it has is served; 0 for never.",
+            role, multiprocess_mode="max", **common,
+        )  # fmt: skip
+        self.decisions = Counter(
+            "shadow_decisions", "Records decided by a model and its shadow: what either said.",
+            (*PAIR, "flagged", "shadow_flagged"), **common,
+        )  # fmt: skip
+        self.p_differences = BulkHistogram(
+            "shadow_p_value_difference", "p-value of the shadow less that of the model.",
+            PAIR, buckets=P_DIFFERENCES, **common,
+        )  # fmt: skip
+        self.score_differences = BulkHistogram(
+            "shadow_score_difference", "Score of the shadow less that of the model, in their unit.",
+            PAIR, buckets=SCORE_DIFFERENCES, **common,
+        )  # fmt: skip
+        self.shadow_dropped = Counter(
+            "shadow_dropped_requests", "Requests that found no room to wait for the shadow.",
+            ("model",), **common,
+        )  # fmt: skip
+        self.shadow_failures = Counter(
+            "shadow_failures", "Requests or records that the shadow could not score.",
+            ("model",), **common,
+        )  # fmt: skip
+        self.compared, self._ends = cache(self._compared), cache(self._end)
 
     def of(self, served: Served) -> ModelMetrics:
         """The counters of what is served."""
@@ -199,11 +305,38 @@ class Metrics:
     def _end(self, route: str, status: int) -> tuple[Counter, BulkHistogram]:
         return self.requests.labels(route, f"{status}xx"), self.latency.labels(route)
 
+    def _compared(self, model: str, version: str | None, shadow: str | None) -> PairMetrics:
+        return PairMetrics(self, (model, version or "", shadow or ""))
+
+    def tally(self, model: str, version: str | None, shadow: str | None) -> Tally:
+        """What a model and its shadow decided on the same records, by all processes."""
+        samples = (s for family in self.counted().collect() for s in family.samples)
+        return tallies(samples).get((model, version or "", shadow or ""), Tally())
+
     def finished(self, route: str, status: int, seconds: float) -> None:
         """Count one answered request."""
         requests, latency = self._ends(route, status // 100)
         requests.inc()
         latency.observe(seconds)
+
+    def follow(self, model: str | None, shadow: bool, looked_at: float | None) -> None:
+        """Begin to count the looks at the registry for a model, from 0."""
+        for reason in get_args(Reason):
+            self.reload_failures.labels(model, role_of(shadow), reason)
+        self.reloads.labels(model, role_of(shadow))
+        self.looked(model, shadow, looked_at)
+
+    def looked(self, model: str | None, shadow: bool, at: float | None) -> None:
+        """Keep when the registry was last looked at with success."""
+        self.reload_success.labels(model, role_of(shadow)).set(at or 0.0)
+
+    def swapped(self, model: str, shadow: bool) -> None:
+        """Count a version swapped in."""
+        self.reloads.labels(model, role_of(shadow)).inc()
+
+    def failed(self, model: str | None, shadow: bool, reason: Reason) -> None:
+        """Count a look at the registry that failed."""
+        self.reload_failures.labels(model, role_of(shadow), reason).inc()
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """The text of all metrics, and its media type."""
@@ -214,12 +347,45 @@ class Metrics:
     def _all(self) -> CollectorRegistry:
         registry = CollectorRegistry()
         registry.register(self.loaded)
-        if FILES in os.environ:
-            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # ships partial types
-            return registry
-        ProcessCollector(namespace=PREFIX, registry=registry)
-        registry.register(_Whole(self.registry))
+        if FILES not in os.environ:
+            ProcessCollector(namespace=PREFIX, registry=registry)
+        registry.register(_Whole(self.counted()))
+        registry.register(Compared(self))
         return registry
+
+    def counted(self) -> CollectorRegistry:
+        """What was counted, by all worker processes where there are several."""
+        if FILES not in os.environ:
+            return self.registry
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # ships partial types
+        return registry
+
+
+class Compared(Collector):
+    """How a model and its shadow agree, of what was counted."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.metrics = metrics
+
+    def collect(self) -> Iterator[Metric]:
+        """Two ratios for each pair."""
+        store = self.metrics.loaded.store
+        agreement = GaugeMetricFamily(
+            f"{PREFIX}_shadow_agreement_ratio", "Share of records with the same flag.", labels=PAIR
+        )
+        difference = GaugeMetricFamily(
+            f"{PREFIX}_shadow_flag_rate_difference_ratio",
+            "Share flagged by the shadow less that flagged by the model.", labels=PAIR,
+        )  # fmt: skip
+        for name in store.current.keys() & store.shadows.keys():
+            pair = name, store.current[name].version, store.shadows[name].version
+            if (tally := self.metrics.tally(*pair)).records:
+                labels = [part or "" for part in pair]
+                agreement.add_metric(labels, tally.agreed / tally.records)
+                difference.add_metric(labels, tally.difference)
+        yield agreement
+        yield difference
 
 
 class _Whole(Collector):

@@ -33,8 +33,8 @@ HEADERS = "anomaly_vae.headers"
 PROBES = frozenset(
     {"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/ping"}
 )
-OPEN = PROBES | {"/openapi.json", "/docs"}
-"""What needs no key."""
+OPEN = PROBES | {"/openapi.json", "/docs", "/-/webhook"}
+"""What needs no key; webhooks are signed."""
 ADMINISTRATIVE = ("/metrics", "/docs", "/openapi.json", "/-/")
 """What moves to the administrative port where there is one."""
 QUIET = (*PROBES, "/metrics")

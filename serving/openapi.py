@@ -30,6 +30,7 @@ from serving.errors import (
     METHOD_NOT_ALLOWED,
     NOT_READY,
     OVERLOADED,
+    RATE_LIMITED,
     TIMEOUT,
     TOO_LARGE,
     UNAUTHENTICATED,
@@ -38,6 +39,7 @@ from serving.errors import (
     Kind,
     ProblemDetails,
 )
+from serving.follow import Reloads
 from serving.middleware import OPEN
 from serving.settings import Settings
 from serving.store import IMAGE, Served, Store
@@ -60,6 +62,10 @@ REFUSALS = (
     MALFORMED, UNAUTHENTICATED, FORBIDDEN, UNKNOWN_MODEL, METHOD_NOT_ALLOWED, TIMEOUT, TOO_LARGE,
     UNSUPPORTED, INVALID_RECORD, OVERLOADED, HEAD_TOO_LARGE, INTERNAL, NOT_READY,
 )  # fmt: skip
+ANYWHERE = (TIMEOUT, OVERLOADED, HEAD_TOO_LARGE, INTERNAL)
+"""What any request may hear: of its connection, its head, or a fault of ours."""
+GUARDED = (UNAUTHENTICATED, FORBIDDEN, OVERLOADED, RATE_LIMITED)
+"""What a request may hear where keys are asked for."""
 TYPES: dict[ColumnType, Json] = {
     ColumnType.NUMERIC: {
         "type": ["number", "null"], "minimum": -sys.float_info.max, "maximum": sys.float_info.max
@@ -114,6 +120,27 @@ def scores(shape: type[msgspec.Struct], examples: Json, bodies: Json) -> Json:
     }
 
 
+def post(summary: str, shape: type[msgspec.Struct], *refusals: Kind) -> Json:
+    """How FastAPI documents a POST route without a body, that answers JSON of this shape."""
+    return get(summary, shape, *refusals)
+
+
+def webhook(summary: str, headers: Iterable[str], *refusals: Kind) -> Json:
+    """How FastAPI documents a POST route that takes a signed event and answers nothing."""
+    parameters = [
+        {"name": name, "in": "header", "required": True, "schema": {"type": "string"}}
+        for name in headers
+    ]
+    body = {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
+    return {
+        "summary": summary,
+        "status_code": 202,
+        "response_class": Response,
+        "responses": {202: {"description": "It was heard."}, **_refusals([*refusals, *ANYWHERE])},
+        "openapi_extra": {"parameters": parameters, "requestBody": body},
+    }
+
+
 def text(summary: str, *refusals: Kind) -> Json:
     """How FastAPI documents a GET route that answers plain text."""
     return _route(summary, {"text/plain": {"schema": {"type": "string"}}}, *refusals)
@@ -124,7 +151,7 @@ def _route(summary: str, content: Json, *refusals: Kind) -> Json:
     return {
         "summary": summary,
         "response_class": Response,
-        "responses": {**answers, **_refusals([*refusals, INTERNAL])},
+        "responses": {**answers, **_refusals([*refusals, *ANYWHERE])},
     }
 
 
@@ -157,7 +184,7 @@ def document(
     whole: Json = get_openapi(
         title=app.title, version=app.version, description=app.description, routes=app.routes
     )
-    shapes = [wire.ScoreResponse, wire.Models, wire.Status, ProblemDetails]
+    shapes = [wire.ScoreResponse, wire.Models, wire.Status, Reloads, ProblemDetails]
     shapes += [shape for part in parts for shape in part.shapes]
     _, schemas = msgspec.json.schema_components(shapes, ref_template=REF)
     tables = [one for one in current.values() if one.kind != IMAGE]
@@ -185,7 +212,7 @@ def _secure(whole: Json) -> None:
         if path not in OPEN:
             for operation in operations.values():
                 operation["security"] = [{name: []} for name in SECURITY]
-                operation["responses"] |= _refusals([UNAUTHENTICATED, FORBIDDEN])
+                operation["responses"] |= _refusals(GUARDED)
 
 
 def _score(current: list[Served], settings: Settings) -> Json:
@@ -227,10 +254,14 @@ def _images_bodies(scans: Iterable[Served], max_records: int) -> Json:
 
 
 def _refusals(kinds: Iterable[Kind]) -> Json:
-    schema = ref(ProblemDetails)
+    """Statuses, each with the titles of all its kinds."""
+    content = {MEDIA_TYPE: {"schema": ref(ProblemDetails)}}
+    titles: dict[str, list[str]] = {}
+    for kind in kinds:
+        titles.setdefault(str(kind.status), []).append(kind.title)
     return {
-        str(kind.status): {"description": kind.title, "content": {MEDIA_TYPE: {"schema": schema}}}
-        for kind in kinds
+        status: {"description": ". ".join(some), "content": content}
+        for status, some in titles.items()
     }
 
 

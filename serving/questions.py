@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from anomaly_vae.detector import Detections
+from anomaly_vae.modality import Schema
 from anomaly_vae.schema import RawBatch, TabularSchema, listed
 from serving import uploads, wire
 from serving.batching import Lane
@@ -30,10 +31,10 @@ Content = RawBatch | Sequence[bytes]
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """How many rows are to be scored, and how they are read, which takes longer."""
+    """How many rows are to be scored, and how a schema reads them, which takes longer."""
 
     count: int
-    read: Callable[[], Content]
+    read: Callable[[Schema], Content]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ class Asking:
 
 Check = Callable[[Served, Scope], None]
 Decode = Callable[[Asking, bytes], Question]
+DecodeBody = Callable[[bytes], Question]
 
 
 class Service(Protocol):
@@ -66,7 +68,7 @@ class Service(Protocol):
         """The model of this name, or without a name the only one; ``route`` is said to others."""
 
     async def converse(
-        self, lane: Lane, scope: Scope, receive: Receive, decode: Callable[[bytes], Question]
+        self, lane: Lane, scope: Scope, receive: Receive, decode: DecodeBody
     ) -> Response:
         """Body → question → decisions → answer."""
 
@@ -105,9 +107,15 @@ def check_ready(store: Store, settings: Settings) -> None:
         raise ProblemError(NOT_READY, why, headers=settings.retry)
 
 
+def read_again(decode: DecodeBody, bodies: Sequence[bytes], schema: Schema) -> Content:
+    """What one body asks to score, as another schema reads it."""
+    (body,) = bodies
+    return decode(body).rows.read(schema)
+
+
 def detect(served: Served, rows: Rows, settings: Settings) -> tuple[Detections, int]:
     """The decisions on the rows, and the number of columns that were ignored."""
-    content = rows.read()
+    content = rows.read(served.detector.scorer.schema)
     if isinstance(content, RawBatch):
         return served.detector.detect(content), len(content.ignored)
     return detect_images(served, content, settings), 0
@@ -127,10 +135,9 @@ def detect_images(served: Served, content: Sequence[bytes], settings: Settings) 
 
 def of_records(asking: Asking, records: Sequence[Mapping[str, Any]]) -> Rows:
     """Records; of a model of images, ``image`` holds the content of a file."""
-    schema = asking.served.detector.scorer.schema
-    if isinstance(schema, TabularSchema):
-        return rows_of(asking, len(records), partial(wire.read_records, schema, records))
-    return of_columns(asking, {IMAGE: [record.get(IMAGE) for record in records]})
+    if asking.served.kind == IMAGE:
+        return of_columns(asking, {IMAGE: [record.get(IMAGE) for record in records]})
+    return rows_of(asking, len(records), lambda schema: wire.read_records(schema, records))
 
 
 def of_columns(asking: Asking, columns: Mapping[str, Sequence[Any]]) -> Rows:
@@ -140,13 +147,17 @@ def of_columns(asking: Asking, columns: Mapping[str, Sequence[Any]]) -> Rows:
     if cells is None:
         raise unknown_columns(asking, list(columns))
     count = len(cells)
-    if not isinstance(schema, TabularSchema):
-        return rows_of(asking, count, partial(_files, cells))
-    read = partial(schema.from_columns, columns, count)
-    return rows_of(asking, count, partial(wire.fitting, read))
+    if asking.served.kind == IMAGE:
+        return rows_of(asking, count, lambda _: _files(cells))
+    return rows_of(asking, count, lambda schema: _read_columns(schema, columns, count))
 
 
-def rows_of(asking: Asking, count: int, read: Callable[[], Content]) -> Rows:
+def _read_columns(schema: Schema, columns: Mapping[str, Sequence[Any]], count: int) -> RawBatch:
+    assert isinstance(schema, TabularSchema), "columns are of tables"
+    return wire.fitting(partial(schema.from_columns, columns, count))
+
+
+def rows_of(asking: Asking, count: int, read: Callable[[Schema], Content]) -> Rows:
     """Some rows, but not too many."""
     if not count:
         raise ProblemError(INVALID_REQUEST, "there are no rows; send at least one")

@@ -18,9 +18,9 @@ import tempfile
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
+from pathlib import Path
 from types import FrameType
 
-import msgspec
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.config import STARTUP_FAILURE
@@ -29,17 +29,19 @@ from uvicorn.supervisors import Multiprocess
 from anomaly_vae.errors import AnomalyVAEError, ConfigError
 from serving import logs
 from serving.app import create_app
+from serving.follow import Board, Follower, Standing, announce, begin, restored
 from serving.metrics import FILES, forget_dead_workers
 from serving.protocol import Protocol
 from serving.settings import Settings, read_settings
-from serving.store import Source, Store, load, resolve
+from serving.sources import Sources
+from serving.store import Store
 
 SWITCH_SECONDS = 0.001
 """After so long a thread that computes lets the event loop run."""
 OTHER_FILES = 256
 """Files that a process has open beside its connections."""
-SOURCES = "ANOMALY_VAE_SOURCES"
-"""How worker processes learn what to serve: a JSON list of `Source`."""
+BOARD = "ANOMALY_VAE_BOARD"
+"""Where worker processes learn what to serve: the file of their `Board`."""
 
 
 def serve(
@@ -48,6 +50,7 @@ def serve(
     port: int = 8000,
     workers: int = 1,
     no_auth: bool = False,
+    shadows: Sequence[str] = (),
 ) -> int:
     """Serve until SIGTERM, which is an end like any other: the exit code is 0 then.
 
@@ -57,6 +60,7 @@ def serve(
         port: 0 for any free one.
         workers: processes that share the port.
         no_auth: serve any address without keys.
+        shadows: ``[NAME=]URI`` of models that are scored beside the others and never answer.
 
     Raises:
         AnomalyVAEError: a setting, a model or an address that cannot be used.
@@ -66,15 +70,13 @@ def serve(
     with ExitStack() as stack:
         ports = [port, settings.admin_port] if settings.admin_port else [port]
         listeners = [stack.enter_context(_bind(host, p)) for p in ports]
-        sources = [
-            resolve(model, settings.cache_dir, seconds=settings.fetch_seconds) for model in models
-        ]
-        store = Store(load(source) for source in sources)
+        store, standing = asyncio.run(begin(Sources(settings), models, shadows))
         logs.configure(settings.log_level)
+        announce(standing)
         _announce(store, listeners[0], settings, no_auth)
         if workers == 1:
-            return _run(store, settings, listeners)
-        return _run_workers(sources, settings, listeners, workers)
+            return _run(store, Board(standing), settings, listeners)
+        return _run_workers(standing, settings, listeners, workers)
 
 
 def app_factory() -> FastAPI:
@@ -82,18 +84,18 @@ def app_factory() -> FastAPI:
     settings = read_settings()
     logs.configure(settings.log_level)
     forget_dead_workers(os.environ.get(FILES))
+    board = Board(path=Path(os.environ[BOARD]))
     try:
-        sources = msgspec.json.decode(os.environ[SOURCES], type=list[Source])
-        store = Store(load(source) for source in sources)
-    except AnomalyVAEError as error:
+        store = restored(board.read())
+    except (AnomalyVAEError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(STARTUP_FAILURE)
-    return _application(store, settings)
+    return _application(store, board, settings)
 
 
-def _application(store: Store, settings: Settings) -> FastAPI:
+def _application(store: Store, board: Board, settings: Settings) -> FastAPI:
     _settle(settings)
-    return create_app(store, settings, partial(_draining, store, settings.drain_seconds))
+    return create_app(store, settings, partial(_lifespan, store, settings.drain_seconds), board)
 
 
 def _settle(settings: Settings) -> None:
@@ -109,20 +111,20 @@ def _settle(settings: Settings) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(most, needed), hard))
 
 
-def _run(store: Store, settings: Settings, listeners: list[socket.socket]) -> int:
-    server = uvicorn.Server(_config(_application(store, settings), settings))
+def _run(store: Store, board: Board, settings: Settings, listeners: list[socket.socket]) -> int:
+    server = uvicorn.Server(_config(_application(store, board, settings), settings))
     signal.signal(signal.SIGTERM, _ignore)  # uvicorn raises it again once it has drained
     server.run(listeners)
     return 0
 
 
 def _run_workers(
-    sources: Sequence[Source], settings: Settings, listeners: list[socket.socket], workers: int
+    standing: Standing, settings: Settings, listeners: list[socket.socket], workers: int
 ) -> int:
-    os.environ[SOURCES] = msgspec.json.encode(sources).decode()
     config = _config("serving.server:app_factory", settings, workers)
-    with tempfile.TemporaryDirectory(prefix="anomaly-vae-metrics-") as folder:
-        os.environ[FILES] = folder
+    with tempfile.TemporaryDirectory(prefix="anomaly-vae-workers-") as folder:
+        os.environ[FILES], os.environ[BOARD] = folder, f"{folder}/board.json"
+        Board.shared(Path(os.environ[BOARD]), standing)
         supervisor = Multiprocess(config, sockets=listeners)
         supervisor.run()
     return int(any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes))
@@ -145,7 +147,19 @@ def _config(app: FastAPI | str, settings: Settings, workers: int = 1) -> uvicorn
 
 
 @asynccontextmanager
-async def _draining(store: Store, seconds: float, _: FastAPI) -> AsyncIterator[None]:
+async def _lifespan(store: Store, drain_seconds: float, app: FastAPI) -> AsyncIterator[None]:
+    """Follow the registry while the service runs, and drain at its end."""
+    follower: Follower = app.state.follower
+    async with _draining(store, drain_seconds):
+        following = asyncio.create_task(follower.run())
+        yield
+        following.cancel()
+        await follower.close()
+        app.state.shadows.close()
+
+
+@asynccontextmanager
+async def _draining(store: Store, seconds: float) -> AsyncIterator[None]:
     """While the service runs, SIGTERM first takes readiness away; uvicorn hears of it later."""
     loop = asyncio.get_running_loop()
     stop = signal.getsignal(signal.SIGTERM)
@@ -200,12 +214,13 @@ def _bind(host: str, port: int) -> socket.socket:
 
 def _announce(store: Store, listener: socket.socket, settings: Settings, no_auth: bool) -> None:
     host, port = listener.getsockname()[:2]
-    place = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    within = f"[{host}]" if ":" in host else host
+    place, docs = f"http://{within}:{port}", f"http://{within}:{settings.admin_port or port}/docs"
     access = "with API keys" if settings.api_keys else "without API keys"
     access += " and with tokens" if settings.oidc_issuer else ""
     if not settings.guarded and not no_auth:
         access += ", so on loopback only; set ANOMALY_VAE_API_KEYS to open it"
-    sys.stderr.write(f"serving {_listed(store)} on {place} ({access}); try {place}/docs\n")
+    sys.stderr.write(f"serving {_listed(store)} on {place} ({access}); try {docs}\n")
 
 
 def _listed(store: Store) -> str:

@@ -169,6 +169,18 @@ class Settings(BaseSettings):
         0, ge=0, le=65535, description="A second port, for `/metrics`, `/docs`, `/openapi.json` "
         "and `/-/…`, which the first then has no more. 0 is none."
     )  # fmt: skip
+    reload_seconds: float = Field(
+        60.0, ge=0, description="Seconds between looks at the registry for aliases that moved, "
+        "give or take a fifth; 0 looks only when asked to."
+    )  # fmt: skip
+    webhook_secret: str | None = Field(
+        None, min_length=16, repr=False, description="The secret that MLflow signs webhooks with; "
+        "`POST /-/webhook` takes them where it is set."
+    )  # fmt: skip
+    shadow_bytes: int = Field(
+        8 * 1024**2, ge=0, description="Bytes of request bodies that may wait for shadow models "
+        "in each worker process; beyond them, shadows miss requests."
+    )  # fmt: skip
     log_level: Level = Field(
         "info", description="Least level logged: `debug`, `info`, `warning` or `error`."
     )
@@ -220,5 +232,5 @@ def documented() -> Iterator[Documented]:
     """Every variable with its default and what it does."""
     for name, info in Settings.model_fields.items():
         default = "~/.cache/anomaly-vae" if info.default_factory else info.default
-        shown = "" if default == () else str(default)
+        shown = "" if default in ((), None) else str(default)
         yield Documented(PREFIX + name.upper(), shown, info.description or "")

@@ -1,37 +1,26 @@
-"""Which detectors are served: where they come from, and the current ones, swapped at once.
-
-A URI is a bundle folder or a place in the registry. The registry needs MLflow, so a child
-process resolves it and leaves a verified folder behind; this process only ever reads folders.
-"""
+"""Which detectors are served: the current ones, swapped at once."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
-import subprocess
-import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
 
 from anomaly_vae import bundle
-from anomaly_vae.detector import Detector
-from anomaly_vae.errors import ConfigError, RegistryError
+from anomaly_vae.detector import Detections, Detector
+from anomaly_vae.errors import AnomalyVAEError, BundleError, ConfigError
 
 if TYPE_CHECKING:
     from anomaly_vae.heatmaps import Scale
 
 IMAGE = "image"
 """The kind of the models that score images."""
-NAMED = re.compile(r"([A-Za-z0-9][\w.-]*)=(.+)", re.DOTALL)
-REMOTE = re.compile(r"(models|runs):/")
-FETCH = (sys.executable, "-m", "anomaly_vae.registry", "fetch")
-"""The command that resolves a registry URI; ``URI --to FOLDER`` follow."""
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -65,10 +54,14 @@ class Served:
 
 
 class Store:
-    """The current detectors by name. Readers take one reference; a swap is one assignment."""
+    """The current detectors by name. Readers take one reference; a swap is one assignment.
 
-    def __init__(self, served: Iterable[Served] = ()) -> None:
+    ``shadows`` are scored beside those of the same name and never answer.
+    """
+
+    def __init__(self, served: Iterable[Served] = (), shadows: Iterable[Served] = ()) -> None:
         self.draining = False
+        self.shadows = _by_name(shadows)
         self.swap(served)
 
     @property
@@ -87,62 +80,45 @@ class Store:
         Raises:
             ConfigError: two have the same name.
         """
-        fresh: dict[str, Served] = {}
-        for one in served:
-            if fresh.setdefault(one.name, one) is not one:
-                raise ConfigError(
-                    f"two models are called '{one.name}'; give one another name: NAME=URI",
-                    key="model",
-                )
-        self._current: Mapping[str, Served] = MappingProxyType(fresh)
+        self._current = _by_name(served)
+
+    def put(self, served: Served, shadow: bool = False) -> None:
+        """Replace the detector, or the shadow, of this name; the others stay."""
+        if shadow:
+            self.shadows = MappingProxyType({**self.shadows, served.name: served})
+        else:
+            self._current = MappingProxyType({**self._current, served.name: served})
 
 
-def resolve(
-    model: str, cache: Path, *, seconds: float = 300.0, command: Sequence[str] = FETCH
-) -> Source:
-    """Find the bundle folder of ``[NAME=]URI``.
-
-    Raises:
-        RegistryError: the registry has no such model or cannot be reached.
-    """
-    named = NAMED.fullmatch(model)
-    name, uri = named.groups() if named else (None, model)
-    if not REMOTE.match(uri):
-        return Source(uri, name=name)
-    source = fetch(uri, cache, seconds=seconds, command=command)
-    return msgspec.structs.replace(source, name=name or source.name)
-
-
-def fetch(uri: str, cache: Path, *, seconds: float, command: Sequence[str]) -> Source:
-    """Have a child process fetch a registered bundle into the cache.
-
-    Raises:
-        RegistryError: what the child says, or that it said nothing of use in time.
-    """
-    call = [*command, uri, "--to", str(cache)]
-    try:
-        done = subprocess.run(call, capture_output=True, text=True, check=False, timeout=seconds)  # noqa: S603  # no shell, and the command is ours
-    except subprocess.TimeoutExpired:
-        raise RegistryError(f"'{uri}' was not fetched within {seconds:g} seconds") from None
-    if done.returncode:
-        raise RegistryError(_last_line(done.stderr) or f"'{uri}' could not be fetched")
-    try:
-        return msgspec.json.decode(_last_line(done.stdout), type=Source)
-    except msgspec.DecodeError as error:
-        raise RegistryError(f"'{uri}': the answer of the registry is unreadable: {error}") from None
-
-
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or [""])[-1]
+def _by_name(served: Iterable[Served]) -> Mapping[str, Served]:
+    fresh: dict[str, Served] = {}
+    for one in served:
+        if fresh.setdefault(one.name, one) is not one:
+            raise ConfigError(
+                f"two models are called '{one.name}'; give one another name: NAME=URI",
+                key="model",
+            )
+    return MappingProxyType(fresh)
 
 
 def load(source: Source) -> Served:
-    """Read, verify and warm a detector.
+    """Read, verify, warm and try a detector.
 
     Raises:
-        BundleError: the folder is no bundle, or not the one it should be.
+        BundleError: the folder is no bundle, or not the one it should be, or its example cannot be
+            scored.
         NotCalibratedError: it has no threshold.
     """
+    try:
+        return _loaded(source)
+    except AnomalyVAEError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise BundleError(f"bundle '{source.path}' cannot be scored with: {reason}") from error
+
+
+def _loaded(source: Source) -> Served:
     start = time.perf_counter()
     loaded = bundle.load(source.path, source.digest)
     kind = loaded.manifest["kind"]
@@ -158,18 +134,33 @@ def load(source: Source) -> Served:
         loaded_at=0.0,
         heat_scale=loaded.heat_scale if kind == IMAGE else None,
     )
-    warm(served)
+    check(served, warm(served))
     seconds = time.perf_counter() - start
     return dataclasses.replace(served, load_seconds=seconds, loaded_at=time.time())
 
 
-def warm(served: Served) -> None:
+def warm(served: Served) -> Detections:
     """Score, explain and draw once, so that the first client does not wait for it."""
     batch = served.detector.scorer.schema.from_records([served.example])
-    served.detector.detect(batch)
+    found = served.detector.detect(batch)
     served.detector.detect_and_explain(batch, None)
     if served.kind == IMAGE:
         from serving.imaging import decide
         from serving.uploads import Asked
 
         decide(served, batch, Asked(heatmap=True))
+    return found
+
+
+def check(served: Served, found: Detections) -> None:
+    """Refuse a detector whose example has no score or no p-value.
+
+    Raises:
+        BundleError: it is not fit to serve.
+    """
+    score, p_value = float(found.score[0]), float(found.p_value[0])
+    if not (np.isfinite(score) and 0 < p_value <= 1):
+        raise BundleError(
+            f"model '{served.name}' gives its own example the score {score} and the p-value "
+            f"{p_value}; train it again"
+        )

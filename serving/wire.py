@@ -131,6 +131,34 @@ class SchemaInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     channels: int | msgspec.UnsetType = msgspec.UNSET
 
 
+class Following(msgspec.Struct, frozen=True):
+    """How a model stands with the registry: null where its URI always means the same.
+
+    ``looked_at`` is when the registry was last looked at with success, in seconds since 1970, and
+    ``failing`` why the last look failed.
+    """
+
+    uri: str
+    looked_at: float | None
+    failing: str | None
+
+
+class ShadowInfo(msgspec.Struct, frozen=True):
+    """A model that is scored beside another, and how they agree on the ``records`` of both.
+
+    Shares of these records: with the same flag, flagged by the model, and by the shadow.
+    """
+
+    version: str | None
+    alias: str | None
+    digest: str
+    records: int
+    agreement: float | None
+    flagged: float | None
+    shadow_flagged: float | None
+    following: Following | None
+
+
 class ModelInfo(msgspec.Struct, frozen=True):
     """A model that is loaded."""
 
@@ -143,6 +171,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
     alpha: float
     threshold: float
     schema: SchemaInfo
+    following: Following | None
+    shadow: ShadowInfo | None
 
 
 class Models(msgspec.Struct, frozen=True):
@@ -331,27 +361,8 @@ def reference(served: Served) -> ModelRef:
     return ModelRef(served.name, served.version, served.alias)
 
 
-def describe(current: Mapping[str, Served]) -> Models:
-    """What `GET /models` says."""
-    return Models([_describe(served) for served in current.values()])
-
-
-def _describe(served: Served) -> ModelInfo:
-    schema, calibration = served.detector.scorer.schema, served.detector.calibration
-    return ModelInfo(
-        name=served.name,
-        version=served.version,
-        alias=served.alias,
-        digest=served.digest,
-        kind=served.kind,
-        unit=served.detector.unit,
-        alpha=calibration.alpha,
-        threshold=calibration.threshold,
-        schema=_schema(schema),
-    )
-
-
-def _schema(schema: Schema) -> SchemaInfo:
+def schema_info(schema: Schema) -> SchemaInfo:
+    """What `GET /models` says of a schema."""
     columns = [ColumnInfo(column.name, str(column.type)) for column in schema.columns]
     if isinstance(schema, TabularSchema):
         return SchemaInfo(columns)

@@ -83,6 +83,7 @@ SERVED = {
     "errors",
     "columns",
     "encoding",
+    "files",
     "schema",
     "modality",
     "pictures",

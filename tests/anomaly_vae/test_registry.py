@@ -26,9 +26,13 @@ from anomaly_vae.errors import BundleError, RegistryError
 from anomaly_vae.registry import (
     CHALLENGER,
     DIGEST_TAG,
+    FAULT,
     INPUTS_TAG,
+    MISSING,
     MOST_PARAM_CHARACTERS,
     MOST_PAST_CHAMPIONS,
+    UNFIT,
+    UNWRITABLE,
     Registry,
     Version,
     cache_bundle,
@@ -366,11 +370,39 @@ def test_fetch_prints_one_line_of_json(
 def test_fetch_says_in_one_line_what_is_wrong(
     version: Version, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["fetch", "models:/fraud@nobody", "--to", str(place / "cache")]) == 1
+    assert main(["fetch", "models:/fraud@nobody", "--to", str(place / "cache")]) == MISSING
     out, err = capsys.readouterr()
     assert out == ""
     assert "nobody" in err
     assert len(err.splitlines()) == 1
+
+
+def test_what_is_in_the_cache_is_not_fetched_again(
+    version: Version, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Asking whether anything changed needs no artifacts, not even sound ones."""
+    command = ["fetch", "models:/fraud@challenger", "--to", str(place / "cache")]
+    assert main(command) == 0
+    shutil.rmtree(Registry().fetch("models:/fraud/1").path)
+    assert main(command) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == second
+
+
+def test_fetch_tells_failures_apart(
+    version: Version, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ends(uri: str, cache: Path) -> int:
+        return main(["fetch", uri, "--to", str(cache)])
+
+    (place / "file").touch()
+    assert ends("models:/fraud/1", place / "file") == UNWRITABLE
+    (Path(Registry().fetch("models:/fraud/1").path) / GRAPH).write_bytes(b"x")
+    assert ends("models:/fraud/1", place / "cache") == UNFIT
+    assert ends("models:/nothing/1", place / "cache") == MISSING
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place / 'none.db'}")
+    assert ends("models:/fraud/1", place / "cache") == FAULT
+    assert not (place / "none.db").exists()
 
 
 @pytest.mark.e2e

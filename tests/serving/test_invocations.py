@@ -274,6 +274,12 @@ def test_csv_that_does_not_fit(client, body, status, kind):
     refused(client.post("/invocations", content=body, headers=CSV), status, kind)
 
 
+def test_a_cell_that_is_too_large_for_csv(client):
+    body = b"TX_CHANNEL\n" + b"x" * (csv.field_size_limit() + 1)
+    problem = refused(client.post("/invocations", content=body, headers=CSV), 400, "malformed")
+    assert problem["detail"].endswith("(131072); send larger cells as JSON")
+
+
 @pytest.mark.parametrize(
     "cell", [None, 5, "no base64!", base64.b64encode(b"no image").decode(), "/etc/hostname"]
 )

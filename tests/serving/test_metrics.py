@@ -1,19 +1,25 @@
 """What Prometheus reads, and what the log says."""
 
+import dataclasses
 import json
 import logging
 import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.testclient import TestClient
 
+from serving.app import create_app
+from serving.follow import Board, Followed, Standing
 from serving.metrics import BulkHistogram, Metrics, forget_dead_workers
+from serving.settings import Settings
 from serving.store import Store
 from tests.scans import blobs
 from tests.serving.files import nifti_file, uploads
@@ -204,10 +210,18 @@ def test_the_documented_metrics_are_those_there_are(served):
     assert {name: (kind, meaning) for name, (kind, _, meaning) in TABLE.items()} == families
 
 
-def test_the_documented_labels_are_those_there_are(client, records):
+def test_the_documented_labels_are_those_there_are(served, records):
+    board = Board(Standing((Followed("models:/fraud@champion", "fraud"),)))
+    store = Store([served], [dataclasses.replace(served, digest="another")])
+    client = TestClient(create_app(store, Settings(), board=board))
     body = {"records": [{**records[0], "TX_AMOUNT": None, "TX_CHANNEL": "carrier pigeon"}]}
     assert client.post("/score", json=body).status_code == 200
     assert client.post("/score", json={}).status_code == 422
+    deadline = time.monotonic() + 20
+    while not value(client, "shadow_agreement_ratio", **MODEL, shadow_version=""):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    client.app.state.shadows.close()
     found = samples(client)
     for name, (_, labels, _) in TABLE.items():
         short = name.removeprefix("anomaly_vae_")

@@ -130,7 +130,7 @@ def test_an_id_that_is_not_sound_is_replaced(client, given):
 
 
 def test_a_failure_has_an_id_too(client, monkeypatch, caplog):
-    monkeypatch.setattr("serving.batching.Lane._results", lambda *_: 1 / 0)
+    monkeypatch.setattr("serving.batching.Lane._found", lambda *_: 1 / 0)
     answer = client.post("/score", json={"records": [{}]})
     assert answer.status_code == 500
     assert answer.headers["x-request-id"]

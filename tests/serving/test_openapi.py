@@ -39,6 +39,7 @@ def test_every_route_is_in_it(client):
         "/score", "/models/{name}/score", "/models", "/health/live", "/health/ready", "/metrics",
         "/v2", "/v2/health/live", "/v2/health/ready", *V2.values(), "/invocations", "/ping",
         *(f"{path}/{more}" for path in V2.values() for more in ("ready", "infer")),
+        "/-/reload",
     }  # fmt: skip
 
 
@@ -202,7 +203,7 @@ GETS = [
         "/models", "/health/live", "/health/ready", "/metrics", "/ping", "/v2", "/v2/health/live",
         "/v2/health/ready", *V2.values(), *(f"{path}/ready" for path in V2.values()),
     )
-]  # fmt: skip
+] + [("POST", "/-/reload", GenerationMode.POSITIVE)]  # fmt: skip
 FOREIGN = ["/invocations", *(f"{path}/infer" for path in V2.values())]
 
 

@@ -17,6 +17,7 @@ from serving.errors import ProblemError
 from serving.metrics import Metrics
 from serving.records import Reader
 from serving.settings import Settings
+from serving.shadow import Shadows
 from serving.store import Store
 from serving.wire import decode, read_records
 
@@ -133,7 +134,9 @@ def test_names_that_no_type_can_have_go_the_careful_way(name):
 
 @pytest.fixture
 def lane(served):
-    return Lane(served, Metrics(Store([served])).of(served))
+    store = Store([served])
+    metrics = Metrics(store)
+    return Lane(served, metrics.of(served), Shadows(store, Settings(), metrics))
 
 
 def scores(results):
@@ -143,20 +146,20 @@ def scores(results):
 def test_what_arrives_together_is_one_pass_and_each_gets_its_own(lane, records, monkeypatch):
     sizes = [1, 3, 1, 7, 2]
     starts = np.cumsum([0, *sizes])
-    requests = [
-        lane.read(json.dumps({"records": records[a:b]}).encode()) for a, b in pairwise(starts)
-    ]
+    bodies = [json.dumps({"records": records[a:b]}).encode() for a, b in pairwise(starts)]
+    requests = [(lane.read(body), body) for body in bodies]
     passes = []
     whole = lane.decide
     monkeypatch.setattr(lane, "decide", lambda x: passes.append(len(x)) or whole(x))
 
     async def together():
-        return await asyncio.gather(*map(lane.submit, requests))
+        return await asyncio.gather(*(lane.submit(*request) for request in requests))
 
     answers = asyncio.run(together())
     assert passes == [sum(sizes)]
-    for answer, rows in zip(answers, requests, strict=True):
-        ours, alone = (json.loads(content)["results"] for content in (answer, lane.answer(rows)))
+    for answer, request in zip(answers, requests, strict=True):
+        both = answer, lane.answer(*request)
+        ours, alone = (json.loads(content)["results"] for content in both)
         np.testing.assert_allclose(scores(ours), scores(alone), rtol=1e-6)
         assert [r["is_anomaly"] for r in ours] == [r["is_anomaly"] for r in alone]
     monkeypatch.setattr(lane, "_most", 4)
@@ -167,10 +170,11 @@ def test_what_arrives_together_is_one_pass_and_each_gets_its_own(lane, records, 
 
 
 def test_one_that_is_cancelled_does_not_hold_up_the_others(lane, records):
-    rows = lane.read(json.dumps({"records": records[:1]}).encode())
+    body = json.dumps({"records": records[:1]}).encode()
+    rows = lane.read(body)
 
     async def together():
-        first, second = lane.submit(rows), lane.submit(rows)
+        first, second = lane.submit(rows, body), lane.submit(rows, body)
         first.cancel()
         return await second
 

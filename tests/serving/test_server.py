@@ -22,7 +22,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from uvicorn.config import STARTUP_FAILURE
 
 from anomaly_vae.errors import BundleError, ConfigError
+from serving.follow import Board, Followed, Standing
 from serving.server import app_factory, serve
+from serving.store import Source
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = {"matplotlib", "mlflow", "pandas", "scipy", "sklearn", "torch"}
@@ -100,7 +102,7 @@ def running(tmp_path, models, *, environment=None, **options):
     )
     service = Running(process)
     try:
-        assert service.announced.wait(30)
+        assert service.announced.wait(100)
         assert service.url, "".join(service.lines)
         service.wait_for("/health/ready", 200)
         yield service
@@ -257,8 +259,10 @@ def test_an_address_that_cannot_be_used(host, port):
         serve(["nowhere"], host=host, port=port, no_auth=True)
 
 
-def test_a_worker_that_cannot_load_ends_them_all(monkeypatch, capsys):
-    monkeypatch.setenv("ANOMALY_VAE_SOURCES", '[{"path": "nowhere"}]')
+def test_a_worker_that_cannot_load_ends_them_all(monkeypatch, capsys, tmp_path):
+    one = Followed("nowhere", source=Source("nowhere"))
+    Board.shared(tmp_path / "board.json", Standing((one,)))
+    monkeypatch.setenv("ANOMALY_VAE_BOARD", str(tmp_path / "board.json"))
     with pytest.raises(SystemExit) as caught:
         app_factory()
     assert caught.value.code == STARTUP_FAILURE

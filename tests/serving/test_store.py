@@ -1,59 +1,15 @@
-"""Where detectors come from."""
+"""What is served."""
 
 import dataclasses
 import json
-import sys
 
+import numpy as np
 import pytest
 
 from anomaly_vae.bundle import load as load_bundle
-from anomaly_vae.errors import BundleError, ConfigError, NotCalibratedError, RegistryError
-from serving.store import Source, Store, load, resolve
-
-
-def stand_in(tmp_path, code):
-    """A command in place of `python -m anomaly_vae.registry fetch`."""
-    script = tmp_path / "fetch.py"
-    script.write_text("import json, sys, time\n" + code)
-    return [sys.executable, str(script)]
-
-
-def test_a_folder_is_taken_as_it_is(tmp_path, folder):
-    assert resolve(str(folder), tmp_path) == Source(str(folder))
-    assert resolve(f"cards={folder}", tmp_path) == Source(str(folder), name="cards")
-    assert resolve("./a=b", tmp_path) == Source("./a=b")
-
-
-@pytest.mark.parametrize(
-    ("model", "name"), [("models:/fraud@champion", "fraud"), ("cards=models:/fraud/3", "cards")]
-)
-def test_a_registered_model_is_fetched_by_another_process(tmp_path, folder, model, name):
-    answer = {
-        "path": str(folder), "digest": load_bundle(folder).digest, "name": "fraud", "version": "3",
-        "alias": None, "something": "later versions may say more",
-    }  # fmt: skip
-    command = stand_in(tmp_path, f"assert sys.argv[2:] == ['--to', {str(tmp_path)!r}]\n"
-        f"print('a warning')\nprint(json.dumps({answer!r}))")  # fmt: skip
-    served = load(resolve(model, tmp_path, command=command))
-    assert (served.name, served.version, served.alias) == (name, "3", None)
-    assert served.digest == answer["digest"]
-
-
-@pytest.mark.parametrize(
-    ("code", "said"),
-    [
-        ("sys.stderr.write('noise\\nno model fraud\\n'); sys.exit(1)", "^no model fraud$"),
-        ("sys.exit(1)", "could not be fetched"),
-        ("print('nonsense')", "unreadable"),
-        ("", "unreadable"),
-        ("time.sleep(60)", "within 0.5 seconds"),
-    ],
-)
-def test_a_fetch_that_fails_is_one_line(tmp_path, code, said):
-    command = stand_in(tmp_path, code)
-    with pytest.raises(RegistryError, match=said) as caught:
-        resolve("models:/fraud/1", tmp_path, seconds=0.5, command=command)
-    assert "\n" not in str(caught.value)
+from anomaly_vae.detector import Detections
+from anomaly_vae.errors import BundleError, ConfigError, NotCalibratedError
+from serving.store import Source, Store, check, load
 
 
 def test_a_wrong_digest_is_refused(folder):
@@ -110,3 +66,37 @@ def test_a_failed_swap_changes_nothing(served):
     with pytest.raises(ConfigError):
         store.swap([served, dataclasses.replace(served)])
     assert store.current["fraud"] is served
+
+
+def test_one_is_replaced_and_the_others_stay(served):
+    other = dataclasses.replace(served, name="other")
+    store = Store([served, other])
+    before, newer = store.current, dataclasses.replace(served, version="2")
+    store.put(newer)
+    store.put(other, shadow=True)
+    assert dict(store.current) == {"fraud": newer, "other": other}
+    assert dict(store.shadows) == {"other": other}
+    assert before["fraud"] is served
+
+
+@pytest.mark.parametrize("score", ["nan", "inf", "-inf"])
+def test_what_gives_its_example_no_score_is_refused(served, score):
+    found = Detections(np.array([float(score)]), np.array([0.5]), np.array([False]))
+    with pytest.raises(BundleError, match=f"gives its own example the score {score}"):
+        check(served, found)
+
+
+@pytest.mark.parametrize("p_value", [0.0, 1.5, np.nan])
+def test_what_gives_its_example_no_p_value_is_refused(served, p_value):
+    found = Detections(np.array([1.0]), np.array([p_value]), np.array([False]))
+    with pytest.raises(BundleError, match="train it again"):
+        check(served, found)
+
+
+@pytest.mark.parametrize("part", ["graph", "weights"])
+def test_a_bundle_that_is_whole_but_cannot_score_is_one_line(tmp_path, calibrated, part):
+    """Its digests are right; what they are of is not."""
+    broken = dataclasses.replace(calibrated, **{part: b"\x00" * 64}).save(tmp_path / "broken")
+    with pytest.raises(BundleError, match="cannot be scored with: ") as caught:
+        load(Source(str(broken)))
+    assert "\n" not in str(caught.value)
