@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import Request, urlopen
@@ -357,9 +358,9 @@ def test_a_real_server_of_mlflow_answers_the_same(client, models, rows):
         port = listener.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", models["fraud"]]
     command += ["--env-manager", "local", "-p", str(port), "-h", "127.0.0.1"]
-    process = subprocess.Popen(
-        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True
-    )
+    here = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # it calls uvicorn
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": here}
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
         wait_for(f"http://127.0.0.1:{port}/ping", process)
         for make in BODIES.values():
@@ -374,7 +375,8 @@ def test_a_real_server_of_mlflow_answers_the_same(client, models, rows):
                     client.post("/invocations", json=body)
                 )
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
         process.wait(30)
 
 

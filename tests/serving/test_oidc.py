@@ -102,7 +102,7 @@ def ask(client_of, served, issuer):
         options = {"oidc_issuer": ISSUER, "oidc_audience": AUDIENCE, "oidc_jwks_url": issuer.url}
         client = client_of(served, **{**options, **more})
         return lambda token, path="/score": client.request(
-            "POST" if path == "/score" else "GET",
+            "POST" if path in {"/score", "/-/reload"} else "GET",
             path,
             json=BODY if path == "/score" else None,
             headers={"Authorization": f"Bearer {token}"},
@@ -114,6 +114,13 @@ def ask(client_of, served, issuer):
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_good_token(ask, issuer, name):
     assert ask()(issuer.token(name)).status_code == 200
+
+
+def test_an_administrator_may_have_the_registry_looked_at(ask, issuer):
+    """From anywhere: an issuer guards it as keys do."""
+    asking = ask()
+    assert asking(issuer.token(scope="admin"), "/-/reload").status_code == 200
+    refused(asking(issuer.token(), "/-/reload"), 403, "forbidden")
 
 
 @pytest.mark.parametrize(
