@@ -19,6 +19,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from anomaly_vae.calibration import Method
 from anomaly_vae.columns import shown
 from anomaly_vae.errors import ConfigError
 from anomaly_vae.schema import MAX_LEVELS, MIN_COUNT, ColumnType
@@ -415,10 +416,41 @@ class ImageScoreConfig(Section):
 class CalibrationConfig(Section):
     """How the threshold is chosen."""
 
-    method: Literal["conformal", "quantile"] = "conformal"
-    """conformal: false positive rate at most alpha on exchangeable rows"""
+    method: Method = "conformal"
+    """conformal: false positive rate at most alpha on exchangeable rows; see docs/thresholds.md"""
     alpha: Fraction = 0.01
     """share of normal rows that may be flagged"""
+    delta: Fraction = 0.05
+    """certified: how often, over calibration samples, the rate may be above alpha"""
+    tail: Fraction = 0.1
+    """evt: share of the calibration rows, the highest, that the tail is fitted to"""
+
+    KEYS: ClassVar[dict[Method, tuple[str, ...]]] = {
+        "conformal": ("alpha",),
+        "certified": ("alpha", "delta"),
+        "evt": ("alpha", "tail"),
+        "quantile": ("alpha",),
+    }
+    """Of each method."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, value: Any) -> Any:
+        """So that ``--set calibration.alpha=null`` takes back what a file says."""
+        return (
+            {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+        )
+
+    @model_validator(mode="after")
+    def _keys_of_the_method(self) -> CalibrationConfig:
+        own = self.KEYS[self.method]
+        for key, field in type(self).model_fields.items():
+            if key not in {"method", *own} and getattr(self, key) != field.default:
+                raise ValueError(
+                    f"method {self.method} has no {key}, only {', '.join(own)}; leave it out "
+                    f"(--set calibration.{key}=null)"
+                )
+        return self
 
 
 class PromotionConfig(Section):
