@@ -18,7 +18,6 @@ from anomaly_vae.config import Config
 from anomaly_vae.detector import Detections, Detector
 from anomaly_vae.errors import ConfigError, DataError
 from anomaly_vae.evaluation import Evaluation, evaluate
-from anomaly_vae.evidence import Evidence
 from anomaly_vae.reasons import sequential_dropout
 from anomaly_vae.registry import (
     CHALLENGER,
@@ -37,6 +36,7 @@ from anomaly_vae.thresholds import choose
 from pipelines import console
 from pipelines.data import Dataset
 from pipelines.evaluate import show
+from pipelines.evidence import evidence_of
 from pipelines.models import open_source
 from pipelines.train import inputs_digest, read
 
@@ -80,8 +80,10 @@ def calibrate(config: Config, model: str, data: Dataset | None = None) -> Calibr
     trained = open_source(model, config.mlflow.tracking_uri).bundle
     _check_same_split(trained, data)
     _check_same_config(trained, config)
-    scores = trained.scorer.score(data.batch.take(data.calibration_rows))
-    chosen = choose(Evidence.of(scores, units=data.units), config.calibration)
+    evidence = evidence_of(
+        data, config.calibration, lambda rows: trained.scorer.score(data.batch.take(rows))
+    )
+    chosen = choose(evidence, config.calibration)
     if "note" in chosen.figures:
         console.say(chosen.figures["note"])
     detector = Detector(trained.scorer, chosen)

@@ -20,6 +20,7 @@ from anomaly_vae.thresholds import check
 from anomaly_vae.training import Epoch, OnEpoch
 from pipelines import console
 from pipelines.data import Dataset, load_dataset
+from pipelines.evidence import evidence_of, unscored
 from pipelines.frozen import frozen_test
 
 CHECKPOINTS = Path("checkpoints")
@@ -91,7 +92,7 @@ def read(config: Config) -> Dataset:
     frozen = frozen_test(Registry(config.mlflow.tracking_uri), config.name)
     if frozen is not None:
         data = data.without(frozen)
-    check(len(data.calibration_rows), config.calibration, data.units)
+    check(evidence_of(data, config.calibration, unscored), config.calibration)
     return data
 
 

@@ -47,7 +47,8 @@ BELOW: dict[str, set[str]] = {
     # thresholds
     "evidence": {"calibration"},
     "tails": {"config", "evidence"},
-    "thresholds": {"tails"},
+    "sweeps": {"config", "evidence"},
+    "thresholds": {"tails", "sweeps"},
     # models
     "networks": {"config"},
     "likelihoods": {"encoding"},

@@ -434,6 +434,9 @@ def test_what_is_absent_of_images_is_chosen_within_its_bounds(n_images: int) -> 
         ({"delta": 0.1}, "method conformal has no delta, only alpha; leave it out"),
         ({"method": "certified", "tail": 0.2}, "method certified has no tail, only alpha, delta"),
         ({"method": "certifed"}, "did you mean certified"),
+        ({"method": "budget"}, "method budget needs per_1000 or per_day"),
+        ({"method": "cost"}, "method cost needs costs.review or costs.blocked"),
+        ({"method": "budget", "per_1000": 1, "alpha": 0.2}, "method budget has no alpha"),
     ],
 )
 def test_a_key_of_another_method_is_refused(calibration: dict[str, Any], message: str) -> None:
