@@ -106,6 +106,23 @@ def conformal_threshold(sample: Scores, alpha: float) -> float:
     return float(sample[n - m])
 
 
+def discovery_level(p_values: Scores, counts: ArrayLike, q: float) -> float:
+    """The p-value up to which Benjamini & Hochberg (1995) flag at level q; 0 where they flag none.
+
+    Conformal p-values that share a calibration sample are positively dependent, so among the
+    flagged rows of one batch at most a share q · (normal rows / rows) is normal on average (Bates
+    et al. 2023, theorem 2; Benjamini & Yekutieli 2001).
+
+    Args:
+        p_values: (K,) rising, all different.
+        counts: (K,) rows of the batch that have each.
+        q: the false discovery rate that may be.
+    """
+    reached = np.cumsum(np.asarray(counts))
+    held = p_values * reached[-1] <= q * reached
+    return float(p_values[held].max(initial=0.0))
+
+
 def scores_reaching(calibration: Calibration) -> int:
     """How many ranks, of n + 1, a normal row may take and be flagged: n·FPR is about this.
 

@@ -134,6 +134,7 @@ LEAN = {
     "pipelines.score",
     "pipelines.score_images",
     "pipelines.dicom_out",
+    "pipelines.discoveries",
 }
 MLFLOW = "anomaly_vae.registry"  # nothing else imports it, and it imports nothing else heavy
 
