@@ -110,6 +110,7 @@ class Bundle:
             "alpha": calibration.alpha,
             "threshold": calibration.threshold,
             "n": len(calibration.scores),
+            "figures": calibration.figures,
         }
         manifest = {**self.manifest, "calibration": summary, "evaluation": evaluation}
         return replace(self, manifest=manifest, calibration=calibration)
@@ -203,7 +204,13 @@ def _calibration(manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> Cal
     if summary is None:
         return None
     scores = load_tensors(files[CALIBRATION])["scores"]
-    return Calibration(summary["method"], summary["alpha"], summary["threshold"], scores)
+    return Calibration(
+        summary["method"],
+        summary["alpha"],
+        summary["threshold"],
+        scores,
+        summary.get("figures", {}),  # older versions had none
+    )
 
 
 def _sums(files: Mapping[str, bytes]) -> bytes:

@@ -7,15 +7,19 @@ super-uniform: P(p ≤ alpha) ≤ alpha (Vovk et al. 2005; Bates et al. 2023, eq
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from anomaly_vae.errors import CalibrationError
 
-Method = Literal["conformal", "quantile"]
+Method = Literal[
+    "conformal", "certified", "evt", "quantile", "budget", "cost", "fbeta", "recall_at_precision"
+]
+"""How a threshold was chosen; `thresholds` has those that take more than normal scores."""
 Scores = NDArray[np.float64]
 
 
@@ -27,6 +31,8 @@ class Calibration:
     alpha: float
     threshold: float
     scores: Scores
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    """what the method says of its choice: plain JSON"""
 
     def p_values(self, scores: ArrayLike) -> Scores:
         """(1 + #{calibration ≥ score}) / (n + 1), shape of ``scores``; NaN counts as +∞."""
@@ -38,22 +44,34 @@ class Calibration:
         return np.asarray(_worst(scores) > self.threshold)
 
 
-def calibrate(scores: ArrayLike, alpha: float, method: Method = "conformal") -> Calibration:
+def calibrate(
+    scores: ArrayLike, alpha: float, method: Literal["conformal", "quantile"] = "conformal"
+) -> Calibration:
     """Choose the threshold from the scores (n,) of normal rows that trained nothing.
 
     Raises:
         CalibrationError: alpha outside (0, 1), a score that is not finite, or fewer than
             1/alpha − 1 scores, which cannot resolve alpha.
     """
-    sample = np.sort(np.asarray(scores, np.float64).ravel())
+    sample = finite(scores)
     if not 0 < alpha < 1:
         raise CalibrationError(f"alpha must lie between 0 and 1, got {alpha:g}")
-    if not np.isfinite(sample).all():
-        bad = int((~np.isfinite(sample)).sum())
-        raise CalibrationError(f"{bad} of {len(sample)} calibration scores are not finite")
     check_resolvable(len(sample), alpha)
     choose = {"conformal": conformal_threshold, "quantile": _quantile_threshold}[method]
     return Calibration(method, alpha, choose(sample, alpha), sample)
+
+
+def finite(scores: ArrayLike) -> Scores:
+    """The scores of calibration rows, sorted (n,).
+
+    Raises:
+        CalibrationError: one is not finite.
+    """
+    sample = np.sort(np.asarray(scores, np.float64).ravel())
+    if not np.isfinite(sample).all():
+        bad = int((~np.isfinite(sample)).sum())
+        raise CalibrationError(f"{bad} of {len(sample)} calibration scores are not finite")
+    return sample
 
 
 def check_resolvable(n: int, alpha: float, units: str = "normal calibration rows") -> None:
@@ -86,6 +104,23 @@ def conformal_threshold(sample: Scores, alpha: float) -> float:
     m += (m + 1) / (n + 1) <= alpha
     m -= m / (n + 1) > alpha
     return float(sample[n - m])
+
+
+def discovery_level(p_values: Scores, counts: ArrayLike, q: float) -> float:
+    """The p-value up to which Benjamini & Hochberg (1995) flag at level q; 0 where they flag none.
+
+    Conformal p-values that share a calibration sample are positively dependent, so among the
+    flagged rows of one batch at most a share q · (normal rows / rows) is normal on average (Bates
+    et al. 2023, theorem 2; Benjamini & Yekutieli 2001).
+
+    Args:
+        p_values: (K,) rising, all different.
+        counts: (K,) rows of the batch that have each.
+        q: the false discovery rate that may be.
+    """
+    reached = np.cumsum(np.asarray(counts))
+    held = p_values * reached[-1] <= q * reached
+    return float(p_values[held].max(initial=0.0))
 
 
 def scores_reaching(calibration: Calibration) -> int:

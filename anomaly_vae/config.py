@@ -19,6 +19,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from anomaly_vae.calibration import Method
 from anomaly_vae.columns import shown
 from anomaly_vae.errors import ConfigError
 from anomaly_vae.schema import MAX_LEVELS, MIN_COUNT, ColumnType
@@ -69,6 +70,8 @@ class Splits(Section):
     """fraction or [from, to); the last rows where there is a time column"""
     gap_days: float = Field(0.0, ge=0)
     """with a time column: leave out this many days before the test split"""
+    anomalies: float = Field(0.0, ge=0, lt=1)
+    """without a time column: share of the known anomalies that help to choose a threshold"""
     seed: Seed = 0
     """of the random assignment, where there is one"""
 
@@ -120,7 +123,7 @@ class DataConfig(Section):
     path: str | tuple[str, ...]
     """files, folders or globs: CSV or Parquet; images, or a CSV manifest of them"""
     label: str | None = None
-    """column that marks known anomalies; they never train or calibrate"""
+    """column that marks known anomalies; they never train"""
     positive: Annotated[int | float | str | bool, Field(union_mode="left_to_right")] = 1
     """the label value that means anomaly"""
     group: str | None = None
@@ -150,6 +153,8 @@ class TabularData(DataConfig):
     def _time_is_named(self) -> TabularData:
         if self.splits.gap_days and not self.time:
             raise ValueError("splits.gap_days needs a time column; name it in time")
+        if self.splits.anomalies and self.time:
+            raise ValueError("splits.anomalies is for rows in no order; splits follow time here")
         return self
 
     @property
@@ -412,13 +417,82 @@ class ImageScoreConfig(Section):
         return "sd" if self.standardised else "nats"
 
 
+class CostConfig(Section):
+    """What a decision costs, in any one currency."""
+
+    missed: float = Field(1.0, gt=0)
+    """of an anomaly that is not flagged; times its amount, where that is given"""
+    amount: str | None = None
+    """column with the amount of an anomaly; tables only"""
+    review: float = Field(0.0, ge=0)
+    """of each row that is flagged"""
+    blocked: float = Field(0.0, ge=0)
+    """of each normal row that is flagged, on top of its review"""
+
+
 class CalibrationConfig(Section):
     """How the threshold is chosen."""
 
-    method: Literal["conformal", "quantile"] = "conformal"
-    """conformal: false positive rate at most alpha on exchangeable rows"""
+    method: Method = "conformal"
+    """conformal: false positive rate at most alpha on exchangeable rows; see docs/thresholds.md"""
     alpha: Fraction = 0.01
     """share of normal rows that may be flagged"""
+    delta: Fraction = 0.05
+    """certified: how often, over calibration samples, the rate may be above alpha"""
+    tail: Fraction = 0.1
+    """evt: share of the calibration rows, the highest, that the tail is fitted to"""
+    per_1000: float | None = Field(None, gt=0, lt=1000)
+    """budget: alerts per 1,000 rows, at most"""
+    per_day: float | None = Field(None, gt=0)
+    """budget: alerts a day, at most, at the calibration rows' pace"""
+    costs: CostConfig = CostConfig()
+    """cost: what is weighed"""
+    beta: float = Field(1.0, gt=0)
+    """fbeta: how many times more recall counts than precision"""
+    precision: Fraction = 0.5
+    """recall_at_precision: share of the flagged rows that are anomalies, at least"""
+
+    KEYS: ClassVar[dict[Method, tuple[str, ...]]] = {
+        "conformal": ("alpha",),
+        "certified": ("alpha", "delta"),
+        "evt": ("alpha", "tail"),
+        "quantile": ("alpha",),
+        "budget": ("per_1000", "per_day"),
+        "cost": ("costs",),
+        "fbeta": ("beta",),
+        "recall_at_precision": ("precision",),
+    }
+    """Of each method."""
+    BY_LABEL: ClassVar[tuple[Method, ...]] = ("cost", "fbeta", "recall_at_precision")
+    """Methods that need known anomalies."""
+
+    @property
+    def promises_alpha(self) -> bool:
+        """Whether alpha is wished for; else it is what the threshold comes to."""
+        return "alpha" in self.KEYS[self.method]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, value: Any) -> Any:
+        """So that ``--set calibration.alpha=null`` takes back what a file says."""
+        return (
+            {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+        )
+
+    @model_validator(mode="after")
+    def _keys_of_the_method(self) -> CalibrationConfig:
+        own = self.KEYS[self.method]
+        for key, field in type(self).model_fields.items():
+            if key not in {"method", *own} and getattr(self, key) != field.default:
+                raise ValueError(
+                    f"method {self.method} has no {key}, only {', '.join(own)}; leave it out "
+                    f"(--set calibration.{key}=null)"
+                )
+        if self.method == "budget" and not (self.per_1000 or self.per_day):
+            raise ValueError("method budget needs per_1000 or per_day")
+        if self.method == "cost" and not (self.costs.review or self.costs.blocked):
+            raise ValueError("method cost needs costs.review or costs.blocked, else all is flagged")
+        return self
 
 
 class PromotionConfig(Section):

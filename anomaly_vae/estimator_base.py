@@ -28,13 +28,14 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from anomaly_vae.bundle import Bundle, from_files, load
-from anomaly_vae.calibration import calibrate, scores_needed
 from anomaly_vae.config import Config, validate_config
 from anomaly_vae.detector import Explanation, explanations
 from anomaly_vae.errors import BundleError, CalibrationError, DataError, NotCalibratedError
+from anomaly_vae.evidence import Evidence
 from anomaly_vae.fitting import fit_bundle, prepare
 from anomaly_vae.modality import Schema
 from anomaly_vae.schema import RawBatch
+from anomaly_vae.thresholds import choose, rows_needed
 
 Scores = NDArray[np.float64]
 Data: TypeAlias = Any
@@ -225,7 +226,9 @@ class VAEDetector(
     def _set_threshold(self, batch: RawBatch) -> Self:
         wanted = self._configuration(random_state=0).calibration  # draws no seed
         scores = self.bundle_.scorer.score(batch)
-        calibration = calibrate(scores, wanted.alpha, wanted.method)
+        calibration = choose(Evidence.of(scores), wanted)
+        if "note" in calibration.figures:
+            warnings.warn(calibration.figures["note"], stacklevel=3)
         self.bundle_ = self.bundle_.calibrated(calibration, None)
         self.offset_ = -calibration.threshold
         return self
@@ -428,10 +431,10 @@ def split(n: int, config: Config, frugal: bool) -> tuple[Config, Parts]:
 def _held_out(n: int, config: Config, frugal: bool) -> int:
     share, alpha = config.data.splits.calibration, config.calibration.alpha
     assert isinstance(share, float), "an interval needs a time column"
-    needed = scores_needed(alpha)
+    needed = rows_needed(config.calibration)
     held = max(round(share * n), needed)
     if frugal:
-        held = _no_more_than_helps(min(held, math.ceil(ENOUGH / alpha)), alpha)
+        held = max(_no_more_than_helps(min(held, math.ceil(ENOUGH / alpha)), alpha), needed)
     if n - held < MIN_FIT:
         raise CalibrationError(
             f"n_samples={n} are too few: alpha={alpha:g} takes {needed} held-out rows, and "

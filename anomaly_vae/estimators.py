@@ -67,7 +67,9 @@ class TabularVAEDetector(VAEDetector):
         epochs: None: 40, but at least 600 steps, at most 6,000, and 3 to 300 epochs.
         random_state: of everything random, the held-out rows too. An int makes fits repeat;
             None draws a new one from numpy's global state.
-        method: "conformal" (default) keeps alpha; "quantile" is the plain empirical quantile.
+        method: "conformal" (default) keeps alpha on average; "certified" with 95% confidence in
+            this very threshold; "evt" reads it off a fitted tail, which is a model; "quantile" is
+            the plain empirical quantile.
         draws: posterior draws behind a score, frozen when fitted.
         model: "vae" (default) or "autoencoder".
         latent_dim: None: the encoded columns, 1 to 64.
@@ -122,7 +124,7 @@ class TabularVAEDetector(VAEDetector):
         score: Literal["neg_elbo", "reconstruction", "importance_weighted"] = "neg_elbo",
         epochs: int | None = None,
         random_state: int | RandomState | None = 0,
-        method: Literal["conformal", "quantile"] | None = None,
+        method: Literal["conformal", "certified", "evt", "quantile"] | None = None,
         draws: int | None = None,
         model: Literal["vae", "autoencoder"] | None = None,
         latent_dim: int | None = None,

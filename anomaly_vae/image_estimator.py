@@ -81,7 +81,9 @@ class ImageVAEDetector(VAEDetector):
         size: side in pixels that images are resized to.
         channels: 1 is grey, 3 is colour.
         intensity: "standardise": each image by its own mean and deviation; "unit": as it is.
-        method: "conformal" keeps alpha; "quantile" is the plain empirical quantile.
+        method: "conformal" keeps alpha on average; "certified" with 95% confidence in this very
+            threshold; "evt" reads it off a fitted tail, which is a model; "quantile" is the plain
+            empirical quantile.
         draws: posterior draws behind a score, frozen when fitted.
         model: "vae" or "autoencoder".
         hidden_dim: units of the dense layers.
@@ -144,7 +146,7 @@ class ImageVAEDetector(VAEDetector):
         size: int | None = None,
         channels: Literal[1, 3] | None = None,
         intensity: Literal["standardise", "unit"] | None = None,
-        method: Literal["conformal", "quantile"] | None = None,
+        method: Literal["conformal", "certified", "evt", "quantile"] | None = None,
         draws: int | None = None,
         model: Literal["vae", "autoencoder"] | None = None,
         hidden_dim: int | None = None,

@@ -1,15 +1,15 @@
 """Which row trains, validates, calibrates or tests: disjoint, seeded, recorded.
 
 The false positive guarantee rests on exchangeable units, so a group (customer, patient) is
-never cut; and on calibration rows that trained nothing. Labelled anomalies are only ever tested
-on. Rows that no split may use are counted, not lost.
+never cut; and on calibration rows that trained nothing. Labelled anomalies are tested on, or
+show a threshold what it would miss. Rows that no split may use are counted, not lost.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -52,6 +52,9 @@ class Assignment:
 
     codes: Codes
     unused: Mapping[str, int]
+    known: NDArray[np.intp] = field(default_factory=lambda: np.zeros(0, np.intp))
+    """positions of the anomalies that belong to the calibration split, had they been normal: they
+    are unused, unless the threshold is chosen by labels"""
 
     @cached_property
     def digest(self) -> str:
@@ -70,13 +73,14 @@ class Assignment:
         Raises:
             DataError: that leaves a split empty.
         """
+        known = self.known[~mask[self.known]]
         count = int((mask & (self.codes != UNUSED)).sum())
         if not count:
-            return self
+            return self if len(known) == len(self.known) else replace(self, known=known)
         unused = {**self.unused, reason: count}
         codes = np.where(mask, UNUSED, self.codes).astype(np.int8)
         _check(codes, unused)
-        return Assignment(codes, unused)
+        return Assignment(codes, unused, known)
 
     def rows(self, split: int) -> NDArray[np.intp]:
         """Positions of a split's rows, in file order."""
@@ -98,6 +102,9 @@ def assign(rows: Rows, config: Splits) -> Assignment:
         "anomalies outside the test split": rows.anomaly & (codes != TEST),
         "unlabelled in the test split": rows.unlabelled & (codes == TEST),
     }
+    known = np.flatnonzero(
+        rows.anomaly & (codes == CALIBRATION) & ~_out_of_group(codes, rows, config)
+    )
     unused: dict[str, int] = {}
     claimed = np.ones(len(rows), bool)
     for reason, mask in reasons.items():
@@ -106,7 +113,7 @@ def assign(rows: Rows, config: Splits) -> Assignment:
         claimed &= ~mask
     codes = _hold_out_validation(np.where(claimed, codes, UNUSED).astype(np.int8), rows, config)
     _check(codes, unused)
-    return Assignment(codes, unused)
+    return Assignment(codes, unused, known)
 
 
 def _fractions(config: Splits) -> tuple[float, float, float]:
@@ -118,7 +125,7 @@ def _fractions(config: Splits) -> tuple[float, float, float]:
 
 
 def _at_random(rows: Rows, config: Splits) -> Codes:
-    """Normal rows by fractions, and all anomalies to the test split: useless elsewhere.
+    """Normal rows by fractions, anomalies to the test split but for the share that is asked for.
 
     Where there are groups, each anomaly stays with the normal rows of its own.
     """
@@ -128,7 +135,13 @@ def _at_random(rows: Rows, config: Splits) -> Codes:
     codes = np.full(len(rows), TEST, np.int8)
     normal = rng.permutation(np.flatnonzero(~rows.anomaly))
     codes[normal] = _blocks(len(normal), config)
+    codes[_share(rng, np.flatnonzero(rows.anomaly), config.anomalies)] = CALIBRATION
     return codes
+
+
+def _share(rng: np.random.Generator, some: NDArray[Any], share: float) -> NDArray[Any]:
+    """That share of them, at random."""
+    return np.asarray(rng.permutation(some)[: round(share * len(some))])
 
 
 def _by_group(group: NDArray[np.int32], anomaly: Mask, config: Splits) -> Codes:
@@ -137,6 +150,9 @@ def _by_group(group: NDArray[np.int32], anomaly: Mask, config: Splits) -> Codes:
     mixed = np.isin(group, group[~anomaly])
     compact = np.unique(group[mixed], return_inverse=True)[1].astype(np.int32)
     codes[mixed] = _group_codes(compact, config)[compact]
+    alone = np.unique(group[~mixed])
+    chosen = _share(np.random.default_rng([config.seed, 2]), alone, config.anomalies)
+    codes[np.isin(group, chosen)] = CALIBRATION
     return codes
 
 

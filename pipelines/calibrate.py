@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from anomaly_vae import calibration, plots
+from anomaly_vae import plots
 from anomaly_vae.bundle import Bundle
 from anomaly_vae.config import Config
 from anomaly_vae.detector import Detections, Detector
@@ -32,8 +32,11 @@ from anomaly_vae.registry import (
     Version,
 )
 from anomaly_vae.splits import TEST
+from anomaly_vae.thresholds import choose
+from pipelines import console
 from pipelines.data import Dataset
 from pipelines.evaluate import show
+from pipelines.evidence import evidence_of
 from pipelines.models import open_source
 from pipelines.train import inputs_digest, read
 
@@ -60,6 +63,7 @@ class Calibrated:
             "digest": self.bundle.digest,
             "threshold": self.evaluation.threshold,
             "alpha": self.evaluation.alpha,
+            "calibration": self.bundle.manifest["calibration"],
             "metrics": self.evaluation.to_json(),
         }
 
@@ -70,14 +74,18 @@ def calibrate(config: Config, model: str, data: Dataset | None = None) -> Calibr
     Raises:
         DataError: the model was trained on another split or on other data.
         ConfigError: it was trained with another configuration.
-        CalibrationError: the calibration split cannot resolve alpha.
+        CalibrationError: the calibration split does not suffice for the threshold.
     """
     data = data or read(config)
     trained = open_source(model, config.mlflow.tracking_uri).bundle
     _check_same_split(trained, data)
     _check_same_config(trained, config)
-    scores = trained.scorer.score(data.batch.take(data.calibration_rows))
-    chosen = calibration.calibrate(scores, config.calibration.alpha, config.calibration.method)
+    evidence = evidence_of(
+        data, config.calibration, lambda rows: trained.scorer.score(data.batch.take(rows))
+    )
+    chosen = choose(evidence, config.calibration)
+    if "note" in chosen.figures:
+        console.say(chosen.figures["note"])
     detector = Detector(trained.scorer, chosen)
     evaluation, found = _evaluate(detector, data, config)
     bundle = trained.calibrated(chosen, evaluation.to_json())

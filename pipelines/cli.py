@@ -179,13 +179,23 @@ def score(
     dicom_out: Annotated[
         bool, typer.Option("--dicom-out", help="images: the same as DICOM, of those that are DICOM")
     ] = False,
+    fdr: Annotated[
+        float | None, typer.Option(metavar="Q", help="flag at this false discovery rate instead")
+    ] = None,
     max_rejects: Annotated[
         int | None, typer.Option(min=0, help="exit 1 above; absent: any")
     ] = None,
 ) -> None:
     """Score files: every row is scored or rejected with a reason."""
+    if fdr is not None and not 0 < fdr < 1:
+        raise typer.BadParameter(f"--fdr {fdr:g} must lie between 0 and 1")
+    if fdr is not None and (heatmaps or dicom_out):
+        raise typer.BadParameter(
+            "--fdr decides once every image is scored, too late to draw; leave out --heatmaps and "
+            "--dicom-out"
+        )
     source, paths = _source(model), [*input_, *(more or [])]
-    summary = _scored(source, paths, output, _most(explain), heatmaps, dicom_out)
+    summary = _scored(source, paths, output, _most(explain), heatmaps, dicom_out, fdr)
     console.say(
         f"{summary['rows']:,} rows: {summary['scored']:,} scored, {summary['flagged']:,} flagged, "
         f"{summary['rejected']:,} rejected; see {output}"
@@ -447,16 +457,17 @@ def _scored(
     explain: int | str | None,
     heatmaps: bool,
     dicom: bool,
+    fdr: float | None,
 ) -> dict[str, Any]:
     if source.bundle.manifest["kind"] == "image":
         from pipelines.score_images import Drawing, score_images
 
-        return score_images(source, paths, output, explain, Drawing(heatmaps, dicom))
+        return score_images(source, paths, output, explain, Drawing(heatmaps, dicom), fdr)
     if heatmaps or dicom:
         raise ConfigError("--heatmaps and --dicom-out are for models of images; leave them out")
     from pipelines.score import score_files
 
-    return score_files(source, paths, output, explain)
+    return score_files(source, paths, output, explain, fdr)
 
 
 def _config(path: Path, overrides: list[str] | None) -> Config:

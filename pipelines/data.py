@@ -70,6 +70,11 @@ class Dataset:
         return rows if self.rows.group is None else one_of_each(rows, self.rows.group)
 
     @property
+    def units(self) -> str:
+        """What each of them stands for."""
+        return "groups of normal calibration rows" if self.group else "normal calibration rows"
+
+    @property
     def test_table(self) -> pa.Table:
         """The rows of the test split as they came."""
         return self.table.take(pa.array(self.assignment.rows(TEST)))

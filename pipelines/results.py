@@ -111,6 +111,11 @@ def _names(output: Path) -> Iterator[str]:
             yield from (f"{path.name}/{inner.name}" for inner in path.iterdir())
 
 
+def open_part(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """A writer of scored rows."""
+    return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=REPEATED)
+
+
 class Sink:
     """Parts of at most `PART_ROWS` rows, all of one schema, and the rejects."""
 
@@ -133,9 +138,7 @@ class Sink:
         if self._writer is None:
             name = f"part-{len(self.parts):05d}.parquet"
             self.parts.append(name)
-            self._writer = pq.ParquetWriter(
-                self.folder / name, table.schema, compression="zstd", use_dictionary=REPEATED
-            )
+            self._writer = open_part(self.folder / name, table.schema)
         self._writer.write_table(table)
         self._rows += len(table)
         if self._rows >= PART_ROWS:

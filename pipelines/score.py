@@ -20,6 +20,7 @@ from anomaly_vae.detector import Detections, Explanation
 from anomaly_vae.errors import DataError
 from anomaly_vae.schema import Problem, RawBatch
 from pipelines import console
+from pipelines.discoveries import control
 from pipelines.io import Broken, Chunk, Head, find_files, read_chunks, read_heads
 from pipelines.models import Source
 from pipelines.results import SUMMARY, Sink, result_folder
@@ -55,7 +56,11 @@ class Tally:
 
 
 def score_files(
-    source: Source, paths: Sequence[str], output: str | Path, explain: Explain = None
+    source: Source,
+    paths: Sequence[str],
+    output: str | Path,
+    explain: Explain = None,
+    fdr: float | None = None,
 ) -> dict[str, Any]:
     """Score every row of every file into a folder; returns the summary that lies in it.
 
@@ -64,6 +69,7 @@ def score_files(
         paths: CSV or Parquet files, folders or globs; what lies in ``output`` is left out.
         output: the folder; a previous result there is replaced once the new one is whole.
         explain: K largest contributions of each row, or "all".
+        fdr: flag by the false discovery rate of the whole input, instead of by the threshold.
 
     Raises:
         DataError: no file found, one that lies in ``output``, or ``output`` holds something else.
@@ -77,6 +83,8 @@ def score_files(
         scoring.take_all(files, _rows_known(files, heads))
         sink.close()
         summary = summary_of(source, len(files), scoring.tally, sink)
+        if fdr is not None:
+            summary |= control(folder, sink.parts, source.bundle.detector.calibration, fdr)
         ignored = source.bundle.scorer.schema.unknown({n for h in heads for n in h.schema.names})
         summary["ignored_columns"] = list(ignored)
         (folder / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
@@ -280,6 +288,7 @@ def summary_of(source: Source, files: int, tally: Tally, sink: Sink) -> dict[str
     calibration = source.bundle.detector.calibration
     return {
         "model": source.to_json(),
+        "fdr": None,
         "alpha": calibration.alpha,
         "threshold": calibration.threshold,
         "unit": source.bundle.detector.unit,

@@ -22,6 +22,7 @@ from anomaly_vae.images import ImageEncoding, ImageSchema
 from anomaly_vae.schema import RawBatch
 from anomaly_vae.scoring import Explained
 from pipelines import console
+from pipelines.discoveries import control
 from pipelines.images import FRAME, PATH, Batch, Item, find_images, is_dicom, read_images
 from pipelines.models import Source
 from pipelines.results import DICOM, HEATMAPS, SUMMARY, Sink, result_folder
@@ -48,6 +49,7 @@ def score_images(
     output: str | Path,
     explain: Explain = None,
     drawing: Drawing = NOTHING,
+    fdr: float | None = None,
 ) -> dict[str, Any]:
     """Score every image of every file into a folder; returns the summary that lies in it.
 
@@ -57,6 +59,7 @@ def score_images(
         output: the folder; a previous result there is replaced once the new one is whole.
         explain: K pixels with the largest share of each score, or "all".
         drawing: what to write for each flagged image.
+        fdr: flag by the false discovery rate of the whole input, instead of by the threshold.
 
     Raises:
         DataError: no image found, one that lies in ``output``, or ``output`` holds something else.
@@ -69,6 +72,8 @@ def score_images(
         sink.close()
         summary = summary_of(source, len(items), scoring.tally, sink)
         summary |= scoring.artist.drawn
+        if fdr is not None:
+            summary |= control(folder, sink.parts, source.bundle.detector.calibration, fdr)
         (folder / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return summary
 

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from anomaly_vae import plots
-from anomaly_vae.calibration import check_resolvable
 from anomaly_vae.config import Config
 from anomaly_vae.fitting import Fitted, Prepared, fit_bundle, prepare
 from anomaly_vae.provenance import code_version
 from anomaly_vae.registry import Registry, Run
 from anomaly_vae.splits import TRAIN, VALIDATION
+from anomaly_vae.thresholds import check
 from anomaly_vae.training import Epoch, OnEpoch
 from pipelines import console
 from pipelines.data import Dataset, load_dataset
+from pipelines.evidence import evidence_of, unscored
 from pipelines.frozen import frozen_test
 
 CHECKPOINTS = Path("checkpoints")
@@ -84,15 +85,14 @@ def read(config: Config) -> Dataset:
 
     Raises:
         DataError: see `load_dataset`.
-        CalibrationError: the calibration split cannot resolve alpha.
+        CalibrationError: the calibration split does not suffice for the threshold.
     """
     console.step(f"Reading {', '.join(config.data.paths)}")
     data = load_dataset(config.data)
     frozen = frozen_test(Registry(config.mlflow.tracking_uri), config.name)
     if frozen is not None:
         data = data.without(frozen)
-    units = "groups of normal calibration rows" if data.group else "normal calibration rows"
-    check_resolvable(len(data.calibration_rows), config.calibration.alpha, units)
+    check(evidence_of(data, config.calibration, unscored), config.calibration)
     return data
 
 

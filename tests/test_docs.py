@@ -46,7 +46,7 @@ def test_every_command_is_in_the_readme(name: str) -> None:
 
 
 def documented_keys(text: str) -> dict[str, str]:
-    rows = re.findall(r"^\| `([a-z_.]+)` \| [^|]* \| (.*) \|$", text, re.MULTILINE)
+    rows = re.findall(r"^\| `([a-z0-9_.]+)` \| [^|]* \| (.*) \|$", text, re.MULTILINE)
     return dict(rows)
 
 

@@ -20,7 +20,8 @@ BELOW: dict[str, set[str]] = {
     "columns": {"errors"},
     "arrow": {"columns"},
     "schema": {"arrow"},
-    "config": {"schema"},
+    "calibration": {"errors"},
+    "config": {"schema", "calibration"},
     "inference": {"config"},
     "splits": {"config"},
     "simulate": {"schema"},
@@ -39,11 +40,15 @@ BELOW: dict[str, set[str]] = {
     # scoring
     "scoring": {"modality"},
     "reasons": {"scoring"},
-    "calibration": {"errors"},
     "detector": {"reasons", "calibration"},
     "heatmaps": set(),
     "findings": {"detector", "heatmaps"},
     "bundle": {"detector", "heatmaps", "files", "provenance"},
+    # thresholds
+    "evidence": {"calibration"},
+    "tails": {"config", "evidence"},
+    "sweeps": {"config", "evidence"},
+    "thresholds": {"tails", "sweeps"},
     # models
     "networks": {"config"},
     "likelihoods": {"encoding"},
@@ -73,7 +78,7 @@ BELOW: dict[str, set[str]] = {
     "evaluation": {"detector"},
     "promotion": {"evaluation"},
     "plots": {"training", "detector"},
-    "estimator_base": {"fitting"},
+    "estimator_base": {"fitting", "thresholds"},
     "estimators": {"estimator_base", "frames", "generation_tables"},
     "image_estimator": {"estimator_base", "generation_images"},
 }
@@ -130,6 +135,7 @@ LEAN = {
     "pipelines.score",
     "pipelines.score_images",
     "pipelines.dicom_out",
+    "pipelines.discoveries",
 }
 MLFLOW = "anomaly_vae.registry"  # nothing else imports it, and it imports nothing else heavy
 

@@ -8,8 +8,15 @@ import numpy as np
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
+from scipy.stats import false_discovery_control
 
-from anomaly_vae.calibration import Calibration, calibrate, conformal_threshold, scores_needed
+from anomaly_vae.calibration import (
+    Calibration,
+    calibrate,
+    conformal_threshold,
+    discovery_level,
+    scores_needed,
+)
 from anomaly_vae.errors import CalibrationError
 from anomaly_vae.splits import one_of_each
 from tests import naive
@@ -272,3 +279,44 @@ def test_one_row_of_each_group_keeps_the_promise_for_new_groups() -> None:
         broken.append(calibrate(calibrating, 0.05).flags(fresh).mean())
     assert np.mean(kept) <= 0.05 + 3 * np.std(kept) / math.sqrt(len(kept))
     assert np.mean(broken) > np.mean(kept)
+
+
+# ---------------------------------------------------------------- false discoveries
+
+
+def level_of(p_values: np.ndarray, q: float) -> float:
+    return discovery_level(*np.unique(p_values, return_counts=True), q)
+
+
+@given(
+    st.lists(st.integers(1, 50), min_size=1, max_size=80),
+    st.floats(0.01, 0.99).map(lambda q: q + 1e-7 * math.pi),  # no rank over rows, which may round
+)
+def test_discoveries_are_those_of_scipy(ranks: list[int], q: float) -> None:
+    p_values = np.array(ranks) / 50
+    found = p_values <= level_of(p_values, q)
+    np.testing.assert_array_equal(found, false_discovery_control(p_values) <= q)
+
+
+def test_where_nothing_is_discovered_the_level_is_nought() -> None:
+    assert level_of(np.array([0.5, 0.6, 0.7]), 0.1) == 0
+    assert level_of(np.array([0.01, 0.6, 0.7]), 0.1) == 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.3])
+def test_the_promise_of_all_that_is_flagged_at_most_q_is_normal(share: float) -> None:
+    """2,000 batches of 200 rows, each with a calibration of its own: the false discovery rate is
+    at most q times the share of normal rows."""
+    rng, q, trials, n = np.random.default_rng(9), 0.2, 2_000, 999
+    odd = round(share * 200)
+    false = []
+    for _ in range(trials):
+        calibration = calibrate(rng.normal(size=n), 0.01)
+        scores = rng.normal(size=200)
+        scores[:odd] += 3
+        p_values = calibration.p_values(scores)
+        flags = p_values <= level_of(p_values, q)
+        false.append(flags[odd:].sum() / max(flags.sum(), 1))
+    error = 4 * np.std(false) / math.sqrt(trials)
+    assert np.mean(false) <= q * (1 - share) + error

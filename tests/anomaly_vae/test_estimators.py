@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import pickle
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,17 @@ NO_ARGUMENT = {
     "data.splits.train": "what is not held out",
     "data.splits.test": "the user's own",
     "data.splits.gap_days": "see data.time",
+    "data.splits.anomalies": "see data.label",
+    "calibration.delta": "0.05, unless the command line calibrates",
+    "calibration.tail": "0.1, unless the command line calibrates",
+    "calibration.per_1000": "X is not taken for traffic",
+    "calibration.per_day": "see calibration.per_1000",
+    "calibration.costs.missed": "see data.label",
+    "calibration.costs.amount": "see data.label",
+    "calibration.costs.review": "see data.label",
+    "calibration.costs.blocked": "see data.label",
+    "calibration.beta": "see data.label",
+    "calibration.precision": "see data.label",
     "training.precision": "networks of tables are small",
     "training.resume": "nothing is checkpointed",
     "promotion": "of registered models",
@@ -115,6 +127,21 @@ def test_arguments_reach_the_manifest_and_none_follows_the_preset(X: np.ndarray)
     assert recorded["training"]["beta"] == 0.5
     assert detector.n_iter_ == 2
     assert [recorded["training"]["seed"], recorded["data"]["splits"]["seed"]] == [7, 7]
+
+
+def test_a_certified_threshold_takes_the_rows_that_certify_it(X: np.ndarray) -> None:
+    detector = tiny(method="certified", alpha=0.1).fit(X)
+    calibration = detector.bundle_.detector.calibration
+    assert len(calibration.scores) >= 29  # (1 − 0.1)²⁹ ≤ 0.05 < (1 − 0.1)²⁸
+    assert calibration.figures["bound"] <= 0.1
+    assert detector.offset_ == -calibration.threshold
+
+
+def test_a_fitted_tail_warns_that_it_is_a_model(on_array: TabularVAEDetector) -> None:
+    rows = np.random.default_rng(1).normal(size=(600, on_array.n_features_in_))
+    detector = deepcopy(on_array).set_params(method="evt", alpha=0.001)
+    with pytest.warns(UserWarning, match="a model, not a guarantee"):
+        detector.calibrate(rows)
 
 
 @pytest.mark.parametrize(

@@ -325,3 +325,34 @@ def test_groups_of_anomalies_alone_are_all_tested_on() -> None:
     assert (assigned.codes[150:190] == TEST).all()
     beside = assigned.codes[:10]
     assert (assigned.codes[190:] == np.where(beside == TEST, TEST, UNUSED)).all()
+
+
+# ---------------------------------------------------------------- what thresholds learn labels from
+
+
+@given(random_rows(), configs, st.sampled_from([0.0, 0.5]))
+def test_known_anomalies_that_help_to_choose_a_threshold_are_in_no_split(
+    rows: Rows, config: Splits, share: float
+) -> None:
+    found = assign_or_skip(rows, config.model_copy(update={"anomalies": share}))
+    assert rows.anomaly[found.known].all()
+    assert (found.codes[found.known] == UNUSED).all()
+    if rows.group is not None:
+        tested = rows.group[found.rows(TEST)]
+        assert not np.isin(rows.group[found.known], tested).any()
+
+
+def test_with_time_they_are_those_between_the_calibration_rows() -> None:
+    found = assign(rows_of(100, time=np.arange(100) * DAY, anomaly=[5, 61, 70, 79, 95]), Splits())
+    assert found.known.tolist() == [61, 70, 79]
+    without = found.without(np.isin(np.arange(100), [61]), "in the frozen test split")
+    assert without.known.tolist() == [70, 79]
+
+
+def test_without_time_they_are_the_share_that_is_asked_for() -> None:
+    rows = rows_of(100, anomaly=list(range(20)))
+    assert not len(assign(rows, Splits()).known)
+    found = assign(rows, Splits(anomalies=0.25))
+    assert len(found.known) == 5
+    assert found.unused == {"anomalies outside the test split": 5}
+    assert rows.anomaly[found.rows(TEST)].sum() == 15

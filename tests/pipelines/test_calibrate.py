@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import mlflow.pyfunc
 import numpy as np
@@ -16,7 +17,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from anomaly_vae.bundle import GRAPH, MANIFEST, load
-from anomaly_vae.config import Config
+from anomaly_vae.config import Config, validate_config
 from anomaly_vae.errors import BundleError, CalibrationError, ConfigError, DataError
 from anomaly_vae.evaluation import Evaluation, evaluate
 from anomaly_vae.registry import (
@@ -31,11 +32,12 @@ from anomaly_vae.registry import (
     Registry,
 )
 from anomaly_vae.simulate import simulate_transactions
-from anomaly_vae.splits import CALIBRATION, TEST
+from anomaly_vae.splits import CALIBRATION, TEST, TRAIN
 from pipelines.calibrate import calibrate
-from pipelines.data import Dataset
+from pipelines.data import Dataset, load_dataset
+from pipelines.evidence import evidence_of, unscored
 from pipelines.models import open_source
-from pipelines.train import inputs_digest
+from pipelines.train import inputs_digest, read
 from tests.pipelines.conftest import World
 from tests.registries import changed, copy_registry
 
@@ -215,3 +217,90 @@ def test_a_bundle_folder_can_be_calibrated_too(
     again = calibrate(flow, folder, dataset)
     assert again.bundle.digest == world.calibrated.bundle.digest
     assert load(Registry().fetch("models:/fraud/2").path).calibration is not None
+
+
+# ---------------------------------------------------------------- other thresholds
+
+
+def wishing(flow: Config, **calibration: object) -> Config:
+    content = {**flow.model_dump(mode="json"), "calibration": calibration}
+    return validate_config(content)
+
+
+@pytest.mark.parametrize(
+    "calibration",
+    [
+        {"method": "certified", "alpha": 0.05, "delta": 0.1},
+        {"method": "budget", "per_1000": 20},
+        {"method": "budget", "per_day": 5},
+        {"method": "cost", "costs": {"amount": "TX_AMOUNT", "review": 5}},
+        {"method": "fbeta"},
+        {"method": "recall_at_precision", "precision": 0.05},
+    ],
+    ids="-".join,
+)
+def test_each_threshold_is_chosen_registered_and_read_again(
+    trained: str, flow: Config, dataset: Dataset, calibration: dict[str, Any]
+) -> None:
+    made = calibrate(wishing(flow, **calibration), trained, dataset)
+    again = open_source(made.version.uri).bundle.detector.calibration
+    chosen = made.bundle.detector.calibration
+    assert (again.method, again.threshold) == (calibration["method"], chosen.threshold)
+    assert again.figures == chosen.figures != {}
+    assert made.result()["calibration"]["figures"] == chosen.figures
+    normal = np.sort(made.bundle.scorer.score(dataset.part(CALIBRATION)))
+    np.testing.assert_array_equal(again.scores, normal)
+
+
+def test_labels_of_the_calibration_split_choose_a_threshold_by_cost(
+    world: World, dataset: Dataset
+) -> None:
+    rows = dataset.assignment
+    assert len(rows.known), "the simulation has frauds between the calibration rows"
+    time = dataset.rows.time
+    assert time is not None
+    split = time[[*rows.rows(CALIBRATION), *rows.known]]
+    assert (time[rows.known] >= time[rows.rows(TRAIN)].max()).all()
+    assert (time[rows.known] < time[rows.rows(TEST)].min()).all()
+    wish = wishing(world.config, method="cost", costs={"amount": "TX_AMOUNT", "review": 5})
+    found = evidence_of(dataset, wish.calibration, unscored)
+    amounts = dataset.table["TX_AMOUNT"].to_numpy()[rows.known]
+    assert found.amounts is not None
+    assert sorted(found.amounts) == sorted(amounts)
+    assert found.weight == pytest.approx(1)
+    days = np.ptp(split) / 86_400
+    assert found.rows_per_day == pytest.approx((found.n + len(amounts)) / days)
+
+
+@pytest.mark.parametrize(
+    ("costs", "message"),
+    [
+        ({"amount": "PRICE", "review": 1}, "names the column 'PRICE'; found"),
+        ({"amount": "TX_DATETIME", "review": 1}, "TX_DATETIME': expected numbers, found timestamp"),
+    ],
+)
+def test_amounts_that_cannot_be_read_are_refused(
+    world: World, dataset: Dataset, costs: dict[str, Any], message: str
+) -> None:
+    wish = wishing(world.config, method="cost", costs=costs).calibration
+    with pytest.raises(DataError, match=message):
+        evidence_of(dataset, wish, unscored)
+
+
+def test_a_method_by_label_without_labels_is_refused_before_anything_is_trained(
+    place: Path, flow: Config
+) -> None:
+    without = changed(wishing(flow, method="fbeta"), data__label=None)
+    with pytest.raises(CalibrationError, match=r"name their column in data.label"):
+        read(without)
+
+
+def test_anomalies_count_as_often_as_in_all_the_data_where_there_is_no_time(flow: Config) -> None:
+    """A share of them helps to choose the threshold; it stands for those of so many normal rows."""
+    by_share = changed(wishing(flow, method="fbeta"), data__time=None)
+    by_share = changed(by_share, data__splits__anomalies=0.5)
+    data = load_dataset(by_share.data)
+    found = evidence_of(data, by_share.calibration, unscored)
+    share = data.rows.anomaly.sum() / (~data.rows.anomaly).sum()
+    assert len(found.anomalies) == round(0.5 * data.rows.anomaly.sum())
+    assert found.weight * len(found.anomalies) / found.n == pytest.approx(share)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import math
 import os
 import re
 import subprocess
@@ -24,6 +25,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pyarrow.dataset import dataset
+from scipy.stats import false_discovery_control
 
 from anomaly_vae.errors import DataError
 from anomaly_vae.files import locked
@@ -903,3 +905,53 @@ def test_a_path_in_a_circle_of_links_is_refused_as_a_path(tmp_path: Path) -> Non
     circle = tmp_path / "circle"
     circle.symlink_to("circle")
     assert outside([str(circle)], [circle], tmp_path / "out", Path) == [circle]
+
+
+# ---------------------------------------------------------------- false discovery rate
+
+
+@pytest.mark.parametrize("q", [0.02, 0.3, 0.9])
+def test_flags_by_false_discovery_rate_are_those_of_the_whole_input(
+    source: Source,
+    table: pa.Table,
+    tmp_path: Path,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    q: float,
+) -> None:
+    """Over all files, parts and row groups; nothing else changes."""
+    monkeypatch.setattr(results, "PART_ROWS", 600)
+    paths = [write(tmp_path / f"{i}.parquet", table.slice(i * 500, 500)) for i in range(3)]
+    score_files(source, paths, tmp_path / "plain", explain=2)
+    score_files(source, paths, out, explain=2, fdr=q)
+    summary = adds_up(out, 1_500)
+    plain, found = parts(tmp_path / "plain"), parts(out)
+    assert found.drop(["is_anomaly"]).equals(plain.drop(["is_anomaly"]))
+    truth = false_discovery_control(plain["p_value"].to_numpy()) <= q
+    assert np.array_equal(found["is_anomaly"], truth)
+    assert (summary["fdr"], summary["flagged"]) == (q, truth.sum())
+    threshold = math.inf if summary["threshold"] is None else summary["threshold"]
+    assert np.array_equal(plain["score"].to_numpy() > threshold, truth)
+    assert np.array_equal(plain["p_value"].to_numpy() <= summary["alpha"], truth)
+
+
+def test_without_it_the_summary_says_so(source: Source, transactions: Path, out: Path) -> None:
+    assert score_files(source, [str(transactions)], out)["fdr"] is None
+
+
+def test_nothing_scored_is_nothing_flagged(source: Source, tmp_path: Path, out: Path) -> None:
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
+    summary = score_files(source, [str(tmp_path / "broken.parquet")], out, fdr=0.1)
+    assert (summary["scored"], summary["flagged"], summary["threshold"]) == (0, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--fdr", "1.5"], "must lie between 0 and 1"), (["--fdr", "0.1", "--heatmaps"], "too late")],
+)
+def test_a_rate_that_cannot_be_is_a_usage_error(
+    command: Command, tmp_path: Path, options: list[str], message: str
+) -> None:
+    answer = command("score", "--model", "x", "--input", "y", "--output", tmp_path / "z", *options)
+    assert answer.code == 2
+    assert message in " ".join(answer.err.split())
