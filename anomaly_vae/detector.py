@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,16 @@ class Detections:
     score: NDArray[np.float64]
     p_value: NDArray[np.float64]
     is_anomaly: NDArray[np.bool_]
+
+    def part(self, rows: slice | NDArray[np.bool_]) -> Detections:
+        """The decisions on these rows."""
+        return Detections(self.score[rows], self.p_value[rows], self.is_anomaly[rows])
+
+    @classmethod
+    def concatenate(cls, parts: Iterable[Detections]) -> Detections:
+        """These decisions, one after another."""
+        columns = zip(*((one.score, one.p_value, one.is_anomaly) for one in parts), strict=True)
+        return cls(*map(np.concatenate, columns))
 
 
 @dataclass(frozen=True)

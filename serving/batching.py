@@ -20,7 +20,7 @@ from anomaly_vae.schema import TabularSchema
 from serving import wire
 from serving.metrics import ModelMetrics
 from serving.records import Reader, Rows
-from serving.shadow import Shadows, joined, part
+from serving.shadow import Shadows
 from serving.store import Served
 
 MOST_VALUES = 16_384
@@ -76,12 +76,14 @@ class Lane:
     def _offer(self, found: Detections, bodies: Sequence[bytes], ends: Sequence[int]) -> None:
         """Have the shadow see what was found for each body."""
         for body, start, end in zip(bodies, [0, *ends], ends, strict=False):
-            self._shadows.offer(self.served, part(found, slice(start, end)), body)
+            self._shadows.offer(self.served, found.part(slice(start, end)), body)
 
     def answer(self, rows: Rows, body: bytes) -> bytes:
         """The answer to the rows of one body, now."""
         starts = range(0, len(rows), self._most)
-        found = joined([self._found(rows[start : start + self._most]) for start in starts])
+        found = Detections.concatenate(
+            self._found(rows[start : start + self._most]) for start in starts
+        )
         self.metrics.sizes.observe(len(rows))
         self._shadows.offer(self.served, found, body)
         return self._answer(wire.results(found, None))

@@ -13,7 +13,6 @@ from dataclasses import asdict
 from itertools import islice
 
 import msgspec
-import numpy as np
 
 from anomaly_vae.detector import Detections, explanations
 from anomaly_vae.findings import Finding, findings
@@ -107,8 +106,7 @@ def _placed(result: wire.Result, place: tuple[int, int | None]) -> wire.Result:
 
 
 def _joined(parts: Sequence[Part]) -> Part:
-    columns = zip(*((f.score, f.p_value, f.is_anomaly) for f, _ in parts), strict=True)
-    found = Detections(*map(np.concatenate, columns))
+    found = Detections.concatenate(found for found, _ in parts)
     return found, [result for _, results in parts for result in results]
 
 

@@ -15,9 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Condition, Thread
 
-import numpy as np
-from numpy.typing import NDArray
-
 from anomaly_vae.detector import Detections
 from anomaly_vae.modality import Schema
 from anomaly_vae.schema import RawBatch
@@ -144,7 +141,7 @@ class Shadows:
         served, shadow, read = some[0].company
         metrics = self._metrics.compared(shadow.name, served.version, shadow.version)
         content = read([asked.body for asked in some], shadow.detector.scorer.schema)
-        found = joined([asked.found for asked in some])
+        found = Detections.concatenate(asked.found for asked in some)
         if isinstance(content, RawBatch):
             self._compare_rows(metrics, found, content, shadow)
         else:
@@ -159,21 +156,10 @@ class Shadows:
         """Compare the rows that the shadow can read."""
         if batch.problems:
             self._metrics.shadow_failures.labels(shadow.name).inc(int((~batch.usable).sum()))
-            batch, found = batch.take(batch.usable), part(found, batch.usable)
+            batch, found = batch.take(batch.usable), found.part(batch.usable)
         if len(batch):
             metrics.observe(found, shadow.detector.detect(batch))
 
     def _read_records(self, bodies: Sequence[bytes], schema: Schema) -> RawBatch:
         most = self._settings.max_records
         return schema.from_records([row for b in bodies for row in wire.decode(b, most).records])
-
-
-def joined(parts: Sequence[Detections]) -> Detections:
-    """These decisions, one after another."""
-    rows = [(one.score, one.p_value, one.is_anomaly) for one in parts]
-    return Detections(*map(np.concatenate, zip(*rows, strict=True)))
-
-
-def part(found: Detections, rows: slice | NDArray[np.bool_]) -> Detections:
-    """The decisions on these rows."""
-    return Detections(found.score[rows], found.p_value[rows], found.is_anomaly[rows])
