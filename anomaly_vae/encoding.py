@@ -269,6 +269,12 @@ class TabularEncoding:
         return np.cumsum([0] + [column.width for column in self.columns])[:-1]
 
     @cached_property
+    def cells(self) -> NDArray[np.bool_]:
+        """(number of columns, F): which of the matrix belong to each column."""
+        widths = [column.width for column in self.columns]
+        return np.repeat(np.eye(len(widths), dtype=bool), widths, axis=1)
+
+    @cached_property
     def sources(self) -> NDArray[np.intp]:
         """(F,): which raw column each column of the matrix is of, by number."""
         names, widths = zip(*((column.name, column.width) for column in self.columns), strict=True)

@@ -35,41 +35,34 @@ def sequential_dropout(scorer: Scorer, explained: Explained) -> Explained:
         return explained
     step = max(1, encoding.tile // CANDIDATES)
     rows = range(0, len(explained.score), step)
-    parts = [_drop_out(scorer, explained.part(slice(i, i + step))) for i in rows]
+    parts = [_drop_out(scorer, encoding, explained.part(slice(i, i + step))) for i in rows]
     return Explained.concatenate(parts)
 
 
-def _drop_out(scorer: Scorer, explained: Explained) -> Explained:
+def _drop_out(scorer: Scorer, encoding: TabularEncoding, explained: Explained) -> Explained:
     shares, now = np.zeros_like(explained.nats), explained
     for _ in range(HIDDEN):
-        column, share, hidden = _hide_one(scorer, now)
+        column, share, hidden = _hide_one(scorer, encoding, now)
         shares[np.arange(len(shares)), column] += share
         now = now.updated(share > 0, hidden)
     return replace(explained, nats=shares + now.nats, kl=now.kl, expected=now.expected)
 
 
 def _hide_one(
-    scorer: Scorer, now: Explained
+    scorer: Scorer, encoding: TabularEncoding, now: Explained
 ) -> tuple[NDArray[np.intp], NDArray[np.float64], Explained]:
     """Of each row the column that costs most, (N,), what it costs, (N,), and the row without it.
 
     Nothing is hidden, at no cost, where the score would not fall.
     """
-    cells = _cells(scorer)
-    present = ~np.isnan(now.observed[:, cells.argmax(1)])
+    present = ~np.isnan(now.observed[:, encoding.starts])
     order = np.argsort(np.where(present, -now.nats, np.inf), axis=1, kind="stable")
     tried = order[:, :CANDIDATES]
     n, width = tried.shape
-    x = np.where(cells[tried], np.float32(np.nan), now.observed[:, None])
+    x = np.where(encoding.cells[tried], np.float32(np.nan), now.observed[:, None])
     without = scorer.explain_encoded(x.reshape(n * width, -1))
     falls = now.score[:, None] - without.score.reshape(n, width)
     falls = np.where(np.take_along_axis(present, tried, 1), falls, 0.0)
     rows, best = np.arange(n), falls.argmax(1)
     share = np.maximum(falls[rows, best], 0.0)
     return tried[rows, best], share, without.part(rows * width + best)
-
-
-def _cells(scorer: Scorer) -> NDArray[np.bool_]:
-    """(C, F): which of the matrix belong to a column of the encoding."""
-    widths = [column.width for column in scorer.encoding.columns]  # type: ignore[union-attr]  # of a table
-    return np.repeat(np.eye(len(widths), dtype=bool), widths, axis=1)
