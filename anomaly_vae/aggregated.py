@@ -100,8 +100,8 @@ def refit_variances(model: VAE, held_out: Tensor) -> None:
         total = total + torch.where(observed, squared, 0.0).sum(-3, keepdim=True)
         count = count + observed.sum(-3, keepdim=True)
     factor = torch.sqrt((total + PRIOR_ROWS) / (count + PRIOR_ROWS))
-    kept = likelihood.variance_factor
-    kept.copy_((kept * factor).view_as(kept))
+    old = likelihood.variance_factor
+    old.copy_((old * factor).view_as(old))
 
 
 def mixture(codes: Tensor, held_out: Tensor, unit: Tensor, components: int, seed: int) -> Mixture:
@@ -151,8 +151,8 @@ def _trusted(model: VAE, x: Tensor, training: TrainingConfig) -> Tensor:
     if not training.trim:
         return x
     noise = x.new_zeros(1, model.latent_dim)
-    terms = [model.elbo(part, noise) for part in x.split(CHUNK)]
-    bound = torch.cat([t.log_prob.sum(-1) - training.beta * t.kl.sum(-1) for t in terms], -1)
+    parts = [model.elbo(part, noise).objective(training.beta) for part in x.split(CHUNK)]
+    bound = torch.cat(parts, -1)
     return x[kept(bound.view(-1, len(x)).mean(0), training.trim).sort().values]
 
 

@@ -266,8 +266,7 @@ class _Trainer:
         """
         if not self.config.trim:
             return terms
-        bound = terms.log_prob.detach().sum(-1) - beta * terms.kl.detach().sum(-1)
-        rows = kept(bound, self.config.trim).unsqueeze(-1)
+        rows = kept(terms.objective(beta).detach(), self.config.trim).unsqueeze(-1)
         return Terms(*(part.take_along_dim(rows, -2) for part in terms))
 
     def _sleep(self, view: View) -> Tensor | float:

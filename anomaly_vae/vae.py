@@ -30,6 +30,10 @@ class Terms(NamedTuple):
         """(N,), nats."""
         return self.log_prob.sum(-1) - self.kl.sum(-1)
 
+    def objective(self, beta: float) -> Tensor:
+        """(N,), nats: the bound with its KL term weighted (Higgins et al. 2017)."""
+        return self.log_prob.sum(-1) - beta * self.kl.sum(-1)
+
 
 class Inference(NamedTuple):
     """What an encoder makes of N rows, with K draws each."""
