@@ -55,7 +55,7 @@ def add_routes(app: FastAPI, follower: Follower, settings: Settings) -> None:
         found = await follower.reload()
         if failed := [one for one in found if one.outcome == "failed"]:
             raise ProblemError(RELOAD_FAILED, "; ".join(map(_described, failed)))
-        return Response(wire.encode(Reloads(found)), media_type=wire.JSON)
+        return wire.response(Reloads(found))
 
     if not settings.webhook_secret:
         return

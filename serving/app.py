@@ -373,16 +373,16 @@ def _add_routes(
 ) -> None:
     @app.get("/models", **openapi.get("What is loaded.", wire.Models))
     async def models() -> Response:
-        return _json(overview.describe(store, follower.followed, metrics))
+        return wire.response(overview.describe(store, follower.followed, metrics))
 
     @app.get("/health/live", **openapi.get("Whether the process answers.", wire.Status))
     async def live() -> Response:
-        return _json(wire.Status("live", list(store.current)))
+        return wire.response(wire.Status("live", list(store.current)))
 
     @app.get("/health/ready", **openapi.get("Whether to send requests.", wire.Status, NOT_READY))
     async def ready() -> Response:
         questions.check_ready(store, settings)
-        return _json(wire.Status("ready", list(store.current)))
+        return wire.response(wire.Status("ready", list(store.current)))
 
     @app.get("/metrics", **openapi.text("Metrics, for Prometheus."))
     async def exposition(request: Request) -> Response:
@@ -413,7 +413,3 @@ def _traced(app: ASGIApp) -> ASGIApp:
         reason = f"{variable} needs: pip install 'anomaly-vae[otel]'"
         raise ConfigError(f"{error}; {reason}", key=variable) from None
     return Trace(app, provider())
-
-
-def _json(content: Any) -> Response:
-    return Response(wire.encode(content), media_type=wire.JSON)

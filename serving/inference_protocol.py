@@ -28,6 +28,7 @@ from serving.errors import (
     UNSUPPORTED,
     ProblemError,
 )
+from serving.middleware import HEADERS
 from serving.questions import (
     Asking,
     Endpoint,
@@ -149,8 +150,7 @@ _decoder = msgspec.json.Decoder(InferenceRequest)
 def check(served: Served, scope: Scope) -> None:
     """Refuse another version than the one served, and a body that holds no tensors."""
     check_version(served, scope["path_params"].get("version"))
-    sent = dict(scope["headers"]).get(b"content-type", b"").decode("latin-1")
-    if sent.partition(";")[0].strip().lower() not in {"", wire.JSON, OCTETS}:
+    if wire.media_type(scope[HEADERS])[0] not in {"", wire.JSON, OCTETS}:
         detail = f"send 'Content-Type: {wire.JSON}', or {OCTETS} where tensors follow as bytes"
         raise ProblemError(UNSUPPORTED, detail, headers={"Accept": f"{wire.JSON}, {OCTETS}"})
 
@@ -231,16 +231,16 @@ def add_routes(app: FastAPI, store: Store, settings: Settings) -> None:
 
     @app.get("/v2", **openapi.get("What answers.", ServerMetadata))
     async def server() -> Response:
-        return _json(ServerMetadata("anomaly-vae", __version__, ["binary_tensor_data"]))
+        return wire.response(ServerMetadata("anomaly-vae", __version__, ["binary_tensor_data"]))
 
     @app.get("/v2/health/live", **openapi.get("Whether the process answers.", Live))
     async def live() -> Response:
-        return _json(Live(True))
+        return wire.response(Live(True))
 
     @app.get("/v2/health/ready", **openapi.get("Whether to send requests.", Ready, NOT_READY))
     async def ready() -> Response:
         check_ready(store, settings)
-        return _json(Ready(True))
+        return wire.response(Ready(True))
 
     def found(request: Request) -> Served:
         """The model of a path."""
@@ -254,21 +254,17 @@ def add_routes(app: FastAPI, store: Store, settings: Settings) -> None:
         return served
 
     async def metadata(request: Request) -> Response:
-        return _json(describe(found(request)))
+        return wire.response(describe(found(request)))
 
     async def model_ready(request: Request) -> Response:
         check_ready(store, settings)
-        return _json(ModelReady(found(request).name, True))
+        return wire.response(ModelReady(found(request).name, True))
 
     for path in MODELS:
         said = openapi.get("What a model reads and answers.", ModelMetadata, UNKNOWN_MODEL)
         app.get(path, **said, **_named(path))(metadata)
         said = openapi.get("Whether to send requests.", ModelReady, UNKNOWN_MODEL, NOT_READY)
         app.get(f"{path}/ready", **said, **_named(path))(model_ready)
-
-
-def _json(content: msgspec.Struct) -> Response:
-    return Response(wire.encode(content), media_type=wire.JSON)
 
 
 def describe(served: Served) -> ModelMetadata:

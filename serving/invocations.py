@@ -29,6 +29,7 @@ from serving.errors import (
     BadRecord,
     ProblemError,
 )
+from serving.middleware import HEADERS
 from serving.questions import (
     Asking,
     Endpoint,
@@ -89,7 +90,7 @@ _decoder = msgspec.json.Decoder(InvocationsRequest)
 
 def check(_: Served, scope: Scope) -> None:
     """Refuse what is neither JSON nor CSV, in UTF-8."""
-    media, plain = wire.media_type(dict(scope["headers"]))
+    media, plain = wire.media_type(scope[HEADERS])
     if media not in {wire.JSON, CSV} or not plain:
         detail = f"send 'Content-Type: {wire.JSON}' or {CSV}, in UTF-8"
         raise ProblemError(UNSUPPORTED, detail, headers={"Accept": f"{wire.JSON}, {CSV}"})
@@ -103,8 +104,7 @@ def decode(asking: Asking, body: bytes) -> Question:
 
 def answer(found: Detections) -> Response:
     """The decisions as MLflow gives those of `anomaly_vae.pyfunc`."""
-    content = wire.encode(Predictions(wire.results(found, None)))
-    return Response(content, media_type=wire.JSON)
+    return wire.response(Predictions(wire.results(found, None)))
 
 
 def _read_json(asking: Asking, body: bytes) -> Rows:

@@ -134,9 +134,7 @@ def detect_images(served: Served, content: Sequence[bytes], settings: Settings) 
 
 
 def of_records(asking: Asking, records: Sequence[Mapping[str, Any]]) -> Rows:
-    """Records; of a model of images, ``image`` holds the content of a file."""
-    if asking.served.kind == IMAGE:
-        return of_columns(asking, {IMAGE: [record.get(IMAGE) for record in records]})
+    """Records of a table."""
     return rows_of(asking, len(records), lambda schema: wire.read_records(schema, records))
 
 

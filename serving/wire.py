@@ -12,6 +12,7 @@ from heapq import nsmallest
 from typing import Any, Literal, TypeVar
 
 import msgspec
+from starlette.responses import Response
 from starlette.types import Receive
 
 from anomaly_vae.detector import Detections, Explanation
@@ -332,6 +333,11 @@ def check_contributions(count: int, most: int) -> None:
 
 
 # ---------------------------------------------------------------- answers
+
+
+def response(content: msgspec.Struct) -> Response:
+    """An answer in JSON."""
+    return Response(encode(content), media_type=JSON)
 
 
 def results(found: Detections, explained: Sequence[Explanation] | None) -> list[Result]:
