@@ -36,7 +36,7 @@ def numbers_from_arrow(array: pa.Array) -> Converted:
     kind = array.type
     if pa.types.is_null(kind):
         return np.full(len(array), np.nan), []
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    if is_text(kind):
         return _numbers_from_text(array)
     if not (pa.types.is_boolean(kind) or is_numeric(kind)):
         raise DataError(f"expected numbers, found {kind}")
@@ -47,7 +47,7 @@ def numbers_from_arrow(array: pa.Array) -> Converted:
 def binary_from_arrow(array: pa.Array) -> Converted:
     """Zeros and ones of an Arrow array of booleans, numbers or text."""
     array = plain(array)
-    if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
+    if is_text(array.type):
         lower = pc.utf8_lower(pc.utf8_trim_whitespace(array))
         array = pc.if_else(pc.equal(lower, "true"), "1", array)
         array = pc.if_else(pc.equal(lower, "false"), "0", array)
@@ -75,7 +75,7 @@ def times_from_arrow(array: pa.Array) -> Converted:
     kind = array.type
     if pa.types.is_null(kind):
         return np.full(len(array), np.nan), []
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    if is_text(kind):
         return times_from_values(array.to_pylist())
     if not (pa.types.is_timestamp(kind) or pa.types.is_date(kind)):
         raise DataError(f"expected dates or times, found {kind}")
@@ -95,6 +95,11 @@ def plain(array: pa.Array) -> pa.Array:
     if pa.types.is_float16(array.type):
         array = array.cast(pa.float32())
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether this Arrow type holds text."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def is_numeric(kind: pa.DataType) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from anomaly_vae.arrow import NUMBER, is_numeric, plain
+from anomaly_vae.arrow import NUMBER, is_numeric, is_text, plain
 from anomaly_vae.columns import MISSING, shown
 from anomaly_vae.config import Feature, TabularData
 from anomaly_vae.errors import DataError
@@ -87,7 +87,7 @@ def _by_arrow_type(name: str, values: pa.Array) -> tuple[ColumnType | None, str 
             lambda k: pa.types.is_timestamp(k) or pa.types.is_date(k),
             lambda _: (ColumnType.DATETIME, None),
         ),
-        (lambda k: pa.types.is_string(k) or pa.types.is_large_string(k), lambda v: _text(name, v)),
+        (is_text, lambda v: _text(name, v)),
     )
     for matches, decide in tests:
         if matches(kind):

@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 from pyod.models.auto_encoder import AutoEncoder
 from pyod.models.ecod import ECOD
 from pyod.models.vae import VAE
-from scipy.stats import betabinom
 from sklearn.ensemble import IsolationForest
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.mixture import GaussianMixture
@@ -41,7 +40,16 @@ from anomaly_vae.evaluation import DAY, evaluate
 from anomaly_vae.fitting import fit_bundle, prepare
 from anomaly_vae.schema import RawBatch, TabularSchema
 from anomaly_vae.splits import CALIBRATION, TEST, TRAIN, VALIDATION
-from benchmarks.common import Figure, Ledger, Options, cpu_seconds, environment, markdown, table
+from benchmarks.common import (
+    Figure,
+    Ledger,
+    Options,
+    cpu_seconds,
+    environment,
+    kept_range,
+    markdown,
+    table,
+)
 from pipelines.data import load_dataset
 
 Scores = NDArray[np.float64]
@@ -309,17 +317,6 @@ def promise(model: Ours, task: Task) -> Figures:
         named = {"fpr": found.fpr, "low": low, "high": high, "recall": found.recall}
         figures |= {f"{name}@{alpha}": value for name, value in named.items() if value is not None}
     return figures
-
-
-def kept_range(alpha: float, n: int, normals: int) -> tuple[float, float]:
-    """95% range of the rate on exchangeable ``normals`` after calibrating on ``n`` rows.
-
-    Both samples are finite: with m = ⌊α (n + 1)⌋, the count is beta-binomial (m, n + 1 − m)
-    (Bates et al. 2023, sec. 2).
-    """
-    m = int(alpha * (n + 1) + 1e-9)
-    low, high = betabinom(normals, m, n + 1 - m).interval(0.95)
-    return low / normals, high / normals
 
 
 # ---------------------------------------------------------------- the run

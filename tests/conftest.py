@@ -18,8 +18,10 @@ from pipelines.data import Dataset, load_dataset
 from pipelines.images import ImageDataset, load_images
 from tests.scans import N_ANOMALIES, N_SCANS, SIZE, scans, write_scans
 
-settings.register_profile("shared", deadline=None, max_examples=60)  # no promise of speed
-settings.load_profile("shared")
+# No promise of speed. The same examples each time; new ones with --hypothesis-profile exploring.
+settings.register_profile("repeatable", deadline=None, max_examples=60, derandomize=True)
+settings.register_profile("exploring", deadline=None, max_examples=300)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")

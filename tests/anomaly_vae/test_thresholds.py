@@ -174,7 +174,8 @@ def test_the_certified_rank_is_the_largest_whose_beta_bound_holds(
     assert held[0]
     assert k == n or not held[1] or stats.beta.cdf(alpha, k + 1, n - k) < 1 - delta + 1e-12
     assert found.figures["bound"] <= alpha + 1e-9
-    assert found.figures["marginal"] <= alpha or delta > 0.5
+    # A beta distribution that leans right exceeds its mean with probability 1/e at least.
+    assert found.figures["marginal"] <= alpha or delta > 1 / math.e
 
 
 def test_more_confidence_never_flags_more() -> None:
