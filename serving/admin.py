@@ -20,7 +20,7 @@ from serving.errors import (
     RELOAD_FAILED,
     TIMEOUT,
     TOO_LARGE,
-    UNAUTHENTICATED,
+    UNSIGNED,
     ProblemError,
 )
 from serving.follow import Follower, Reloaded, Reloads
@@ -60,7 +60,7 @@ def add_routes(app: FastAPI, follower: Follower, settings: Settings) -> None:
     if not settings.webhook_secret:
         return
     secret, deadlines = settings.webhook_secret.encode(), Deadlines(settings.body_seconds)
-    refusals = MALFORMED, UNAUTHENTICATED, TIMEOUT, TOO_LARGE
+    refusals = MALFORMED, UNSIGNED, TIMEOUT, TOO_LARGE
 
     @app.post(WEBHOOK, **openapi.webhook("What MLflow calls.", SIGNATURE, *refusals))
     async def webhook(request: Request) -> Response:
@@ -103,9 +103,9 @@ def check_signature(secret: bytes, headers: Mapping[str, str], body: bytes, now:
     signed = b".".join([delivery.encode(), stamp.encode(), body])
     digest = base64.b64encode(hmac.digest(secret, signed, hashlib.sha256)).decode()
     if not hmac.compare_digest(given.encode(), f"v1,{digest}".encode()):
-        raise ProblemError(UNAUTHENTICATED, "the signature is missing or wrong")
+        raise ProblemError(UNSIGNED, "the signature is missing or wrong")
     if not stamp.isdecimal() or abs(now - int(stamp)) > FRESH_SECONDS:
-        raise ProblemError(UNAUTHENTICATED, "the signature is of another time; check the clocks")
+        raise ProblemError(UNSIGNED, "the signature is of another time; check the clocks")
 
 
 def concerns(body: bytes, follower: Follower) -> bool:

@@ -38,6 +38,7 @@ class Kind:
 
 MALFORMED = Kind(400, "malformed", "The request body is malformed")
 UNAUTHENTICATED = Kind(401, "unauthenticated", "An API key is needed")
+UNSIGNED = Kind(401, "unsigned", "A signature is needed")
 FORBIDDEN = Kind(403, "forbidden", "The API key lacks the scope")
 UNKNOWN_MODEL = Kind(404, "unknown-model", "No such model")
 NOT_FOUND = Kind(404, "not-found", "No such route")
@@ -58,8 +59,8 @@ NOT_READY = Kind(503, "not-ready", "The service is not ready")
 RELOAD_FAILED = Kind(503, "reload-failed", "The registry has nothing that can be served instead")
 
 KINDS = (
-    MALFORMED, UNAUTHENTICATED, FORBIDDEN, NOT_FOUND, UNKNOWN_MODEL, METHOD_NOT_ALLOWED, TIMEOUT,
-    TOO_LARGE, TOO_MANY_RECORDS, TOO_MUCH_EXPLAINED, TOO_SLOW, UNSUPPORTED, INVALID_REQUEST,
+    MALFORMED, UNAUTHENTICATED, UNSIGNED, FORBIDDEN, NOT_FOUND, UNKNOWN_MODEL, METHOD_NOT_ALLOWED,
+    TIMEOUT, TOO_LARGE, TOO_MANY_RECORDS, TOO_MUCH_EXPLAINED, TOO_SLOW, UNSUPPORTED, INVALID_REQUEST,
     INVALID_RECORD, OVERLOADED, RATE_LIMITED, HEAD_TOO_LARGE, INTERNAL, NOT_READY, RELOAD_FAILED,
 )  # fmt: skip
 BY_STATUS = {kind.status: kind for kind in reversed(KINDS)}

@@ -7,10 +7,14 @@ only makes everybody late.
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import hashlib
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from mmap import mmap
+from pathlib import Path
 from typing import Any, TypeVar
 
 from serving.errors import OVERLOADED, RATE_LIMITED, TIMEOUT, ProblemError
@@ -18,6 +22,9 @@ from serving.metrics import Metrics
 from serving.settings import Settings
 
 T = TypeVar("T")
+
+PLACES = 65_536
+"""Keys that worker processes count together; beyond them, two may share a bucket."""
 
 
 class Places:
@@ -111,20 +118,75 @@ class Rates:
     """A bucket of tokens for each API key: so many a second, and a burst."""
 
     def __init__(
-        self, per_second: float, burst: int, clock: Callable[[], float] = time.monotonic
+        self,
+        per_second: float,
+        burst: int,
+        book: Book | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._rate, self._burst, self._clock = per_second, burst, clock
-        self._full: dict[str, float] = {}  # when the bucket of a key is full again
+        self._full = Book() if book is None else book
 
     def take(self, key: str) -> None:
         """Take a token of this key, or refuse."""
         now, one = self._clock(), 1 / self._rate
-        full = max(self._full.get(key, now), now) + one
-        late = full - now - self._burst * one
-        if late > one * 1e-9:
-            raise ProblemError(
-                RATE_LIMITED,
-                f"key '{key}' may send {self._rate:g} requests a second",
-                headers={"Retry-After": str(math.ceil(late))},
-            )
-        self._full[key] = full
+        with self._full.turn():
+            full = max(self._full.get(key, now), now) + one
+            late = full - now - self._burst * one
+            if late <= one * 1e-9:
+                self._full[key] = full
+                return
+        raise ProblemError(
+            RATE_LIMITED,
+            f"key '{key}' may send {self._rate:g} requests a second",
+            headers={"Retry-After": str(math.ceil(late))},
+        )
+
+
+class Book(dict[str, float]):
+    """When the bucket of each key is full again, by a clock that all processes share."""
+
+    def turn(self) -> AbstractContextManager[None]:
+        """Hold it while it is read and written."""
+        return nullcontext()
+
+
+class SharedBook(Book):
+    """The same for several worker processes: a file with a place for each of so many keys."""
+
+    def __init__(self, path: Path, names: Sequence[str]) -> None:
+        super().__init__()
+        self._places = {name: place for place, name in enumerate(names)}
+        self._file = path.open("a+b")
+        self._file.truncate(PLACES * 8)
+        self._times = memoryview(mmap(self._file.fileno(), PLACES * 8)).cast("d")
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Hold it while it is read and written."""
+        fcntl.lockf(self._file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.lockf(self._file, fcntl.LOCK_UN)
+
+    def get(self, key: str, default: float) -> float:  # type: ignore[override]  # all that is asked of one
+        """The time of a key."""
+        return self._times[self._place(key)] or default
+
+    def __setitem__(self, key: str, value: float) -> None:
+        self._times[self._place(key)] = value
+
+    def _place(self, key: str) -> int:
+        """Those of the configuration first; the others, which tokens name, by a digest."""
+        if key in self._places:
+            return self._places[key]
+        digest = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest())
+        return len(self._places) + digest % (PLACES - len(self._places))
+
+
+def book_of(settings: Settings, folder: str | None) -> Book:
+    """The book of this process, or in ``folder`` that of all workers."""
+    if not folder:
+        return Book()
+    return SharedBook(Path(folder) / "rates", [key.name for key in settings.api_keys])

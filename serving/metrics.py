@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -63,11 +63,15 @@ class BulkHistogram(Histogram):
         if len(values) == 1:
             self.observe(float(values[0]))
             return
-        bins = np.searchsorted(self._upper_bounds, values, side="left")
-        counts = np.bincount(bins, minlength=len(self._upper_bounds))
-        for index in np.flatnonzero(counts):
-            self._buckets[index].inc(int(counts[index]))
+        counts = np.bincount(self._bounds.searchsorted(values))
+        for bucket, count in zip(self._buckets, counts.tolist(), strict=False):
+            if count:
+                bucket.inc(count)
         self._sum.inc(float(values.sum()))
+
+    @cached_property
+    def _bounds(self) -> NDArray[np.float64]:
+        return np.array(self._upper_bounds)
 
 
 class ModelMetrics:

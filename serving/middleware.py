@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import secrets
 import time
@@ -21,8 +22,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import logs
 from serving.errors import FORBIDDEN, NOT_FOUND, UNAUTHENTICATED, ProblemError
-from serving.limits import Rates
-from serving.metrics import Metrics
+from serving.limits import Rates, book_of
+from serving.metrics import FILES, Metrics
 from serving.settings import ApiKey, Settings
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ class Front:
     ) -> None:
         self.app, self.scoring, self.settings, self.find = app, scoring, settings, find
         self.metrics, self.store, self.refuse = metrics, scoring.store, refuse
-        self._rates = Rates(settings.rate_per_second, settings.rate_burst)
+        book = book_of(settings, os.environ.get(FILES))
+        self._rates = Rates(settings.rate_per_second, settings.rate_burst, book)
         self._prefix, self._numbers = secrets.token_hex(8), count()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

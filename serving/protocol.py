@@ -36,6 +36,8 @@ SECURE = (
 )
 """Headers of every answer."""
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+LAST_SECONDS = 1.0
+"""So long a connection that was taken before the end may still bring its first request."""
 
 
 class _Joined:
@@ -99,6 +101,14 @@ class Protocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         super().connection_lost(exc)
 
+    def shutdown(self) -> None:
+        """Close it as soon as nothing is under way; a first request may be, unseen as yet."""
+        if self.cycle is None and not self.transport.is_closing():
+            self._stop_timer()
+            self._start_timer(LAST_SECONDS)
+        else:
+            super().shutdown()
+
     def data_received(self, data: bytes) -> None:
         """Parse what came, unless the head is too large or nobody listens any more."""
         if self.transport.is_closing():
@@ -145,8 +155,8 @@ class Protocol(HttpToolsProtocol):
         detail = f"the line and headers of a request may have {most} bytes"
         self._refuse(ProblemError(HEAD_TOO_LARGE, detail))
 
-    def _start_timer(self) -> None:
-        self._timer = self.loop.call_later(self.settings.head_seconds, self._late)
+    def _start_timer(self, seconds: float | None = None) -> None:
+        self._timer = self.loop.call_later(seconds or self.settings.head_seconds, self._late)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

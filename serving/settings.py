@@ -159,8 +159,8 @@ class Settings(BaseSettings):
         "then it is a 408 and the connection is closed."
     )  # fmt: skip
     rate_per_second: float = Field(
-        0.0, ge=0, description="Requests a second that each API key may send to each worker "
-        "process; more are a 429. 0 is no limit."
+        0.0, ge=0, description="Requests a second that each API key may send, to all worker "
+        "processes together; more are a 429. 0 is no limit."
     )  # fmt: skip
     rate_burst: int = Field(
         20, ge=1, description="Requests that an API key may send at once above that rate."

@@ -6,7 +6,7 @@ import hashlib
 import pytest
 
 from serving.errors import ProblemError
-from serving.limits import Deadlines, Places, Rates
+from serving.limits import Book, Deadlines, Places, Rates, SharedBook
 from serving.metrics import Metrics
 from serving.settings import ApiKey, Settings
 from serving.store import Store
@@ -42,9 +42,11 @@ def test_so_many_jobs():
     held.check_jobs()
 
 
-def test_a_rate_with_a_burst():
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_rate_with_a_burst(tmp_path, shared):
     now = [100.0]
-    rates = Rates(2.0, 3, clock=lambda: now[0])
+    book = SharedBook(tmp_path / "rates", ["a"]) if shared else Book()
+    rates = Rates(2.0, 3, book, clock=lambda: now[0])
     for _ in range(3):
         rates.take("a")
     refused = refusal(rates.take, "a")
@@ -58,6 +60,22 @@ def test_a_rate_with_a_burst():
     for _ in range(3):
         rates.take("a")
     refusal(rates.take, "a")
+
+
+def test_processes_that_share_a_book_count_together(tmp_path):
+    now = [100.0]
+    names = ["a", "b"]
+    one, other = (
+        Rates(2.0, 3, SharedBook(tmp_path / "rates", names), clock=lambda: now[0]) for _ in range(2)
+    )
+    for key in (*names, "of a token"):
+        one.take(key)
+        other.take(key)
+        one.take(key)
+        refusal(other.take, key)
+    now[0] += 0.5
+    other.take("a")
+    refusal(one.take, "a")
 
 
 def test_a_key_that_asks_too_often(client_of, served):

@@ -1,5 +1,6 @@
 """A real server under more than it can take: bounded, quick to say so, and well again after."""
 
+import hashlib
 import json
 import re
 import signal
@@ -7,7 +8,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -263,6 +264,62 @@ def test_no_request_is_lost_when_one_process_takes_over_from_another(tmp_path, f
                 one.result()
     assert len(statuses) > 10
     assert set(statuses) == {200}
+
+
+def children(pid):
+    return {int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+
+
+def workers_of(service):
+    """The processes that answer: multiprocessing has one of its own beside them."""
+    found = set()
+    for pid in children(service.process.pid):
+        with suppress(OSError):
+            if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.add(pid)
+    return found
+
+
+def test_no_request_is_lost_when_workers_are_replaced(tmp_path, folder, records):
+    statuses, done = [], threading.Event()
+    with running(tmp_path, [str(folder)], workers=2) as service, ThreadPoolExecutor(4) as pool:
+
+        def ask():
+            while not done.is_set():
+                statuses.append(post(service, records[:2])[0])
+
+        asking = [pool.submit(ask) for _ in range(4)]
+        try:
+            before = workers_of(service)
+            assert len(before) == 2
+            service.process.send_signal(signal.SIGHUP)
+            deadline = time.monotonic() + 60
+            while before & workers_of(service) or len(workers_of(service)) < 2:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            asked = len(statuses)
+            while len(statuses) < asked + 20:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        finally:
+            done.set()
+        for one in asking:
+            one.result()
+        assert service.stop() == 0
+    assert set(statuses) == {200}
+
+
+def test_workers_count_the_requests_of_a_key_together(tmp_path, folder):
+    keys = f"shop:score:{hashlib.sha256(b'k').hexdigest()}"
+    environment = {
+        "ANOMALY_VAE_API_KEYS": keys,
+        "ANOMALY_VAE_RATE_PER_SECOND": "0.001",
+        "ANOMALY_VAE_RATE_BURST": "10",
+    }
+    with running(tmp_path, [str(folder)], environment=environment, workers=2) as service:
+        headers = {"X-API-Key": "k"}
+        found = [request(service, "GET", "/models", headers=headers)[0] for _ in range(40)]
+    assert found == [200] * 10 + [429] * 30
 
 
 def test_administration_on_a_port_of_its_own(tmp_path, folder, records):

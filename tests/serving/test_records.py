@@ -169,6 +169,33 @@ def test_what_arrives_together_is_one_pass_and_each_gets_its_own(lane, records, 
     assert passes == [4, 1, 7, 2], "as much at a time as fits, and at least one"
 
 
+def test_where_there_was_company_one_more_turn_is_waited_for(lane, records, monkeypatch):
+    body = json.dumps({"records": records[:1]}).encode()
+    passes = []
+    whole = lane.decide
+    monkeypatch.setattr(lane, "decide", lambda x: passes.append(len(x)) or whole(x))
+
+    async def later(turns):
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await lane.submit(lane.read(body), body)
+
+    async def ask(*turns):
+        passes.clear()
+        await asyncio.gather(*map(later, turns))
+        return list(passes)
+
+    async def all_of_it():
+        assert await ask(0) == [1]
+        assert await ask(0, 1) == [1, 1], "one that comes alone does not wait"
+        assert await ask(0, 0) == [2]
+        assert await ask(0, 1) == [2], "the next turn's go with it"
+        assert await ask(0) == [1]
+        assert await ask(0, 1) == [1, 1]
+
+    asyncio.run(all_of_it())
+
+
 def test_one_that_is_cancelled_does_not_hold_up_the_others(lane, records):
     body = json.dumps({"records": records[:1]}).encode()
     rows = lane.read(body)

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from http.client import HTTPConnection
 from pathlib import Path
 from urllib.error import HTTPError, URLError
@@ -99,6 +99,7 @@ def running(tmp_path, models, *, environment=None, **options):
         text=True,
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})},
+        start_new_session=True,
     )
     service = Running(process)
     try:
@@ -107,7 +108,8 @@ def running(tmp_path, models, *, environment=None, **options):
         service.wait_for("/health/ready", 200)
         yield service
     finally:
-        process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # its workers, too
         process.wait()
         service.reader.join(5)
         process.stderr.close()
