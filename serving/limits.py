@@ -10,7 +10,9 @@ import asyncio
 import fcntl
 import hashlib
 import math
+import os
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from mmap import mmap
@@ -157,9 +159,10 @@ class SharedBook(Book):
     def __init__(self, path: Path, names: Sequence[str]) -> None:
         super().__init__()
         self._places = {name: place for place, name in enumerate(names)}
-        self._file = path.open("a+b")
-        self._file.truncate(PLACES * 8)
-        self._times = memoryview(mmap(self._file.fileno(), PLACES * 8)).cast("d")
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        weakref.finalize(self, os.close, self._file)
+        os.ftruncate(self._file, PLACES * 8)
+        self._times = memoryview(mmap(self._file, PLACES * 8)).cast("d")
 
     @contextmanager
     def turn(self) -> Iterator[None]:

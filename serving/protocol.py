@@ -103,7 +103,8 @@ class Protocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """Close it as soon as nothing is under way; a first request may be, unseen as yet."""
-        if self.cycle is None and not self.transport.is_closing():
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is None and not self.transport.is_closing():
             self._stop_timer()
             self._start_timer(LAST_SECONDS)
         else:
