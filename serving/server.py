@@ -38,6 +38,8 @@ from serving.store import Store
 
 SWITCH_SECONDS = 0.001
 """After so long a thread that computes lets the event loop run."""
+WORKER_SECONDS = 30
+"""So long a worker process may take to start, or to say that it lives, before it is given up."""
 OTHER_FILES = 256
 """Files that a process has open beside its connections."""
 BOARD = "ANOMALY_VAE_BOARD"
@@ -143,6 +145,7 @@ def _config(app: FastAPI | str, settings: Settings, workers: int = 1) -> uvicorn
         server_header=False,
         timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=settings.grace_seconds,
+        timeout_worker_healthcheck=WORKER_SECONDS,
     )
 
 

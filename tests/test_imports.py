@@ -75,6 +75,7 @@ BELOW: dict[str, set[str]] = {
     "frames": {"modality"},
     "pyfunc": {"bundle", "frames"},
     "registry": {"bundle", "frames"},
+    "bootstrap": set(),
     "evaluation": {"detector"},
     "promotion": {"evaluation"},
     "plots": {"training", "detector"},

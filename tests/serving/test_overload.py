@@ -293,7 +293,7 @@ def test_no_request_is_lost_when_workers_are_replaced(tmp_path, folder, records)
             before = workers_of(service)
             assert len(before) == 2
             service.process.send_signal(signal.SIGHUP)
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 90
             while before & workers_of(service) or len(workers_of(service)) < 2:
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
