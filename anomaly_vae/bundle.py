@@ -1,6 +1,7 @@
 """The bundle: a folder that is trained, registered, scored and served.
 
-    manifest.json            format, schema, encoding, configuration, data, calibration, evaluation
+    manifest.json            format, schema, encoding, configuration, data, calibration, evaluation,
+                             and what the calibration rows looked like
     graph.onnx               the scoring graph
     weights.safetensors      the weights that the graph and generation read
     calibration.safetensors  the sorted calibration scores, once calibrated
@@ -27,20 +28,21 @@ from anomaly_vae.detector import Detector
 from anomaly_vae.errors import BundleError, NotCalibratedError
 from anomaly_vae.files import atomic_folder
 from anomaly_vae.modality import modality
+from anomaly_vae.monitoring import Monitor, Reference
 from anomaly_vae.provenance import code_version
 from anomaly_vae.scoring import Scorer
 
 if TYPE_CHECKING:
     from anomaly_vae.heatmaps import Scale
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, GRAPH, WEIGHTS = "manifest.json", "graph.onnx", "weights.safetensors"
 CALIBRATION, SUMS = "calibration.safetensors", "SHA256SUMS"
 KEYS = (
     "format", "code_version", "kind", "name", "unit", "schema", "encoding", "config", "data",
-    "training", "calibration", "evaluation",
+    "training", "calibration", "evaluation", "reference",
 )  # fmt: skip
-"""What every manifest of this version has; one of a model of images has ``heat_scale``, too."""
+"""What every manifest of this format has; one of a model of images has ``heat_scale``, too."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +53,8 @@ class Bundle:
     graph: bytes = field(repr=False)
     weights: bytes = field(repr=False)
     calibration: Calibration | None = field(default=None, repr=False)
+    written: bytes | None = field(default=None, repr=False)
+    """the manifest as it was read"""
 
     @cached_property
     def scorer(self) -> Scorer:
@@ -78,6 +82,17 @@ class Bundle:
         return Detector(self.scorer, self.calibration, self.manifest["unit"])
 
     @cached_property
+    def monitor(self) -> Monitor:
+        """What tells whether rows still look like the calibration rows.
+
+        Raises:
+            NotCalibratedError: there are none yet.
+        """
+        calibration = self.detector.calibration
+        reference = Reference.from_json(self.manifest["reference"])
+        return Monitor(calibration, self.scorer.encoding, reference)
+
+    @cached_property
     def heat_scale(self) -> Scale:
         """What the values of this model's maps mean; a model of images has one."""
         from anomaly_vae.heatmaps import Scale
@@ -100,11 +115,22 @@ class Bundle:
         files = {GRAPH: self.graph, WEIGHTS: self.weights}
         if self.calibration is not None:
             files[CALIBRATION] = save_tensors({"scores": self.calibration.scores})
-        files[MANIFEST] = json.dumps(self.manifest, indent=1, sort_keys=True).encode() + b"\n"
+        files[MANIFEST] = self._manifest_file()
         return files
 
-    def calibrated(self, calibration: Calibration, evaluation: Mapping[str, Any] | None) -> Bundle:
-        """The same model with a threshold, and what the test split made of it."""
+    def _manifest_file(self) -> bytes:
+        """As it was read, while it means the same: a bundle of an older format keeps its digest."""
+        if self.written and upgrade(json.loads(self.written)) == self.manifest:
+            return self.written
+        return json.dumps(self.manifest, indent=1, sort_keys=True).encode() + b"\n"
+
+    def calibrated(
+        self,
+        calibration: Calibration,
+        evaluation: Mapping[str, Any] | None,
+        reference: Reference | None = None,
+    ) -> Bundle:
+        """The same model with a threshold, what the test split made of it, and what is watched."""
         summary = {
             "method": calibration.method,
             "alpha": calibration.alpha,
@@ -112,7 +138,12 @@ class Bundle:
             "n": len(calibration.scores),
             "figures": calibration.figures,
         }
-        manifest = {**self.manifest, "calibration": summary, "evaluation": evaluation}
+        manifest = {
+            **self.manifest,
+            "calibration": summary,
+            "evaluation": evaluation,
+            "reference": (reference or Reference()).to_json(),
+        }
         return replace(self, manifest=manifest, calibration=calibration)
 
     def save(self, path: str | Path) -> Path:
@@ -127,7 +158,17 @@ class Bundle:
 def new_manifest(**content: Any) -> dict[str, Any]:
     """A manifest of the current format, not yet calibrated."""
     head = {"format": FORMAT, "code_version": code_version()}
-    return {**head, "calibration": None, "evaluation": None, **content}
+    return {**head, "calibration": None, "evaluation": None, "reference": None, **content}
+
+
+def upgrade(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest of any format up to this one as this one has it."""
+    manifest = dict(manifest)
+    if manifest.get("format") == 1:  # kept nothing of the calibration rows but their scores
+        tested = manifest.get("evaluation") or {"anomalies": 0, "rows": 1}
+        known = Reference(tested["anomalies"] / tested["rows"]).to_json()
+        manifest |= {"format": 2, "reference": known if manifest.get("calibration") else None}
+    return manifest
 
 
 def load(path: str | Path, digest: str | None = None) -> Bundle:
@@ -159,7 +200,8 @@ def from_files(files: Mapping[str, bytes], folder: Path = Path("in memory")) -> 
     manifest = _manifest(files, folder)
     if (manifest["calibration"] is None) == (CALIBRATION in files):
         raise BundleError(f"bundle '{folder}': {CALIBRATION} and {MANIFEST} disagree; make it anew")
-    return Bundle(manifest, files[GRAPH], files[WEIGHTS], _calibration(manifest, files))
+    calibration = _calibration(manifest, files)
+    return Bundle(manifest, files[GRAPH], files[WEIGHTS], calibration, files[MANIFEST])
 
 
 def _verified(folder: Path, sums: bytes) -> dict[str, bytes]:
@@ -190,6 +232,7 @@ def _manifest(files: Mapping[str, bytes], folder: Path) -> dict[str, Any]:
             f"bundle '{folder}' has format {manifest['format']}, this version reads up to "
             f"{FORMAT}; upgrade anomaly-vae (the bundle was made by {version})"
         )
+    manifest = upgrade(manifest)
     needed = (*KEYS, "heat_scale") if manifest.get("kind") == "image" else KEYS
     for key in (key for key in needed if key not in manifest):
         raise BundleError(

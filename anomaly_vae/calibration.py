@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -130,6 +130,18 @@ def scores_reaching(calibration: Calibration) -> int:
     and a new row takes one of the k ranks above it with probability k / (n + 1) ≤ alpha.
     """
     return int((calibration.scores > calibration.threshold).sum()) + 1
+
+
+def promised_ranks(calibration: Calibration) -> float:
+    """The ranks, of n + 1, that a kept promise lets a normal row take and be flagged.
+
+    What is promised is alpha, so another threshold than the conformal one is held to the same. An
+    alpha finer than the scores resolve, read off a fitted tail, is alpha (n + 1), which is no rank.
+    """
+    scores, alpha = calibration.scores, calibration.alpha
+    if len(scores) < scores_needed(alpha):
+        return alpha * (len(scores) + 1)
+    return scores_reaching(replace(calibration, threshold=conformal_threshold(scores, alpha)))
 
 
 def _quantile_threshold(sample: Scores, alpha: float) -> float:

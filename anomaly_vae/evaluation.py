@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,7 @@ from numpy.typing import NDArray
 from scipy.stats import betabinom, binomtest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from anomaly_vae.calibration import (
-    Calibration,
-    conformal_threshold,
-    scores_needed,
-    scores_reaching,
-)
+from anomaly_vae.calibration import Calibration, promised_ranks
 from anomaly_vae.detector import Detections
 
 Mask = NDArray[np.bool_]
@@ -130,14 +125,8 @@ def highest_kept_rate(calibration: Calibration, total: int, confidence: float = 
     flagged, the number of flags among ``total`` rows is beta-binomial (k, n + 1 − k) (Vovk 2012,
     prop. 2a; Bates et al. 2023, sec. 2). This is the upper end of its central interval: a
     binomial interval around the observed rate would forget that the threshold was estimated.
-    What is promised is alpha, so another threshold than the conformal one is held to the same. An
-    alpha finer than the scores resolve, read off a fitted tail, is judged by the same law with
-    the rank alpha (n + 1), which is none.
     """
-    scores, alpha = calibration.scores, calibration.alpha
-    n, k = len(scores), alpha * (len(scores) + 1)
-    if n >= scores_needed(alpha):
-        k = scores_reaching(replace(calibration, threshold=conformal_threshold(scores, alpha)))
+    n, k = len(calibration.scores), promised_ranks(calibration)
     upper = betabinom(total, k, n + 1 - k).ppf((1 + confidence) / 2)
     return float(upper) / total
 
