@@ -34,6 +34,7 @@ from anomaly_vae.errors import BundleError, CalibrationError, DataError, NotCali
 from anomaly_vae.evidence import Evidence
 from anomaly_vae.fitting import fit_bundle, prepare
 from anomaly_vae.modality import Schema
+from anomaly_vae.monitoring import fit_reference
 from anomaly_vae.schema import RawBatch
 from anomaly_vae.thresholds import choose, rows_needed
 
@@ -229,7 +230,8 @@ class VAEDetector(
         calibration = choose(Evidence.of(scores), wanted)
         if "note" in calibration.figures:
             warnings.warn(calibration.figures["note"], stacklevel=3)
-        self.bundle_ = self.bundle_.calibrated(calibration, None)
+        reference = fit_reference(self.bundle_.scorer.encoding, batch)
+        self.bundle_ = self.bundle_.calibrated(calibration, None, reference)
         self.offset_ = -calibration.threshold
         return self
 

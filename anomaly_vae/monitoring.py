@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from anomaly_vae.calibration import Calibration, promised_ranks
 from anomaly_vae.encoding import Matrix, TabularEncoding
 from anomaly_vae.modality import Encoding
+from anomaly_vae.schema import RawBatch
 from anomaly_vae.sketches import ColumnSketch, Counts, Drift, Sketches, fit_sketches
 
 Floats = NDArray[np.float64]
@@ -78,11 +79,11 @@ class Reference:
         return cls(content["anomaly_share"], sketches)
 
 
-def fit_reference(encoding: Encoding, x: Matrix, anomaly_share: float = 0.0) -> Reference:
-    """Sketch the calibration rows, encoded (N, F)."""
+def fit_reference(encoding: Encoding, batch: RawBatch, anomaly_share: float = 0.0) -> Reference:
+    """What is to be known of these calibration rows."""
     if not isinstance(encoding, TabularEncoding):
         return Reference(anomaly_share)
-    return Reference(anomaly_share, fit_sketches(encoding, x))
+    return Reference(anomaly_share, fit_sketches(encoding, encoding.encode(batch)))
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return asdict(self)
+        return {**asdict(self), "flagged_ratio": self.flagged_ratio}
 
 
 class Monitor:
@@ -130,13 +131,18 @@ class Monitor:
 
     def count(self, p_values: Floats, flags: NDArray[np.bool_], x: Matrix | None) -> Counts:
         """N rows, of a table encoded as ``x`` (N, F) → (cells,)"""
-        counts = np.zeros(self.cells, np.int64)
+        counts = self.nothing
         counts[ROWS], counts[FLAGGED] = len(flags), flags.sum()
         bins = np.searchsorted((self._edges + 0.5) / (self._n + 1), p_values)
         counts[FIRST_BIN : self._last_bin] = np.bincount(bins, minlength=len(self._urn))
         if self._sketches and x is not None:
             counts[self._last_bin :] = self._sketches.count(x)
         return counts
+
+    @property
+    def nothing(self) -> Counts:
+        """The counts of no rows."""
+        return np.zeros(self.cells, np.int64)
 
     def report(self, blocks: Counts) -> Report:
         """What the counts of a window's blocks (S, cells), the newest first, say."""
@@ -184,8 +190,8 @@ class Window:
     def blocks(self) -> Counts:
         """(S, cells), the newest first; one at least, empty where there are no rows yet."""
         newest = int(self.memory[0, 0])
-        recent: Counts = np.roll(self.memory[1:], -1 - newest, axis=0)[::-1]
-        return recent[(recent[:, ROWS] > 0) | (np.arange(BLOCKS) == 0)]
+        recent = np.roll(self.memory[1:], -1 - newest, axis=0)[::-1]
+        return np.asarray(recent[(recent[:, ROWS] > 0) | (np.arange(BLOCKS) == 0)])
 
 
 def shape(monitor: Monitor) -> tuple[int, int]:

@@ -64,20 +64,19 @@ class Sketches:
         for row, column in zip(self._edges, self.columns, strict=True):
             row[: len(column.edges)] = column.edges
         self._levels = [(i, _table(c)) for i, c in enumerate(self.columns) if c.codes]
-        self._first = CELLS * np.arange(len(self.columns))
 
     def count(self, x: Matrix) -> Counts:
         """Encoded rows (N, F) → (number of columns · `CELLS`,), how many fell where."""
-        values = x[:, self._at]
-        bins = np.zeros(values.shape, np.intp)
+        values = np.ascontiguousarray(x[:, self._at].T)
+        bins = np.zeros(values.shape, np.uint8)
         for edge in self._edges.T:
-            bins += values > edge
+            bins += values > edge[:, None]
         for index, table in self._levels:
-            codes = np.nan_to_num(values[:, index]).astype(np.intp)
-            bins[:, index] = table[np.minimum(codes, len(table) - 1)]
+            codes = np.nan_to_num(values[index]).astype(np.intp)
+            bins[index] = table[np.minimum(codes, len(table) - 1)]
         bins[np.isnan(values)] = BINS
-        size = CELLS * len(self.columns)
-        return np.bincount((bins + self._first).ravel(), minlength=size).astype(np.int64)
+        counts = [np.bincount(column, minlength=CELLS) for column in bins]
+        return np.array(counts, np.int64).ravel()
 
     def drift(self, counts: Counts) -> tuple[Drift, ...]:
         """What `count` gave, summed over the rows of a window → how each column differs."""
@@ -130,9 +129,9 @@ def _cut(kind: object, name: str, values: Matrix) -> ColumnSketch:
     return ColumnSketch(name=name, edges=tuple(edges.tolist()))
 
 
-def _table(column: ColumnSketch) -> NDArray[np.intp]:
+def _table(column: ColumnSketch) -> NDArray[np.uint8]:
     """The bin of each code; the one after the last stands for all others."""
-    table = np.full(max(column.codes) + 2, BINS - 1, np.intp)
+    table = np.full(max(column.codes) + 2, BINS - 1, np.uint8)
     table[list(column.codes)] = np.arange(len(column.codes))
     return table
 

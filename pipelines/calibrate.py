@@ -18,6 +18,7 @@ from anomaly_vae.config import Config
 from anomaly_vae.detector import Detections, Detector
 from anomaly_vae.errors import ConfigError, DataError
 from anomaly_vae.evaluation import Evaluation, evaluate
+from anomaly_vae.monitoring import Reference, fit_reference
 from anomaly_vae.reasons import sequential_dropout
 from anomaly_vae.registry import (
     CHALLENGER,
@@ -88,7 +89,7 @@ def calibrate(config: Config, model: str, data: Dataset | None = None) -> Calibr
         console.say(chosen.figures["note"])
     detector = Detector(trained.scorer, chosen)
     evaluation, found = _evaluate(detector, data, config)
-    bundle = trained.calibrated(chosen, evaluation.to_json())
+    bundle = trained.calibrated(chosen, evaluation.to_json(), _reference(trained, data, evaluation))
     show(evaluation)
     registry = Registry(config.mlflow.tracking_uri)
     experiment = config.mlflow.experiment or config.name
@@ -133,6 +134,18 @@ def _evaluate(detector: Detector, data: Dataset, config: Config) -> tuple[Evalua
     units = None if group is None else len(np.unique(group[rows][~anomaly]))
     confidence = config.promotion.confidence
     return evaluate(found, anomaly, detector.calibration, confidence, units), found
+
+
+def _reference(trained: Bundle, data: Dataset, evaluation: Evaluation) -> Reference:
+    """What the calibration rows looked like, and how many of all rows are known anomalies.
+
+    With a time column those of the test split, the latest; else all, as the split has more.
+    """
+    share = float(data.rows.anomaly.mean())
+    if data.rows.time is not None:
+        share = evaluation.anomalies / evaluation.rows
+    rows = data.batch.take(data.calibration_rows)
+    return fit_reference(trained.scorer.encoding, rows, share)
 
 
 def _policy(config: Config, data: Dataset) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,10 +17,13 @@ from numpy.typing import NDArray
 from anomaly_vae.arrow import plain
 from anomaly_vae.bundle import Bundle
 from anomaly_vae.detector import Detections, Explanation
+from anomaly_vae.encoding import Matrix
 from anomaly_vae.errors import DataError
+from anomaly_vae.monitoring import Monitor, Report
 from anomaly_vae.schema import Problem, RawBatch
 from pipelines import console
 from pipelines.discoveries import control
+from pipelines.guarantee import show_guarantee
 from pipelines.io import Broken, Chunk, Head, find_files, read_chunks, read_heads
 from pipelines.models import Source
 from pipelines.results import SUMMARY, Sink, result_folder
@@ -40,14 +43,24 @@ UNREADABLE = "(unreadable)"
 ANSWERS = ("score", "p_value", "is_anomaly", "contributions", "rest", "kl")
 
 
-@dataclass
 class Tally:
     """Counts that add up: rows = scored + rejected."""
 
-    scored: int = 0
-    flagged: int = 0
-    places: Counter[str] = field(default_factory=Counter)
-    """rejected rows, lines and files by column, or as unreadable"""
+    def __init__(self, monitor: Monitor) -> None:
+        self.scored = self.flagged = 0
+        self.places: Counter[str] = Counter()
+        """rejected rows, lines and files by column, or as unreadable"""
+        self._monitor, self._counts = monitor, monitor.nothing
+
+    def take(self, found: Detections, x: Matrix | None = None) -> None:
+        """Count scored rows; of a table, encoded as ``x`` (N, F)."""
+        self.scored += len(found.score)
+        self.flagged += int(found.is_anomaly.sum())
+        self._counts += self._monitor.count(found.p_value, found.is_anomaly, x)
+
+    def report(self) -> Report:
+        """Whether all that was scored looks like the calibration rows."""
+        return self._monitor.report(self._counts[None])
 
     @property
     def rejected(self) -> int:
@@ -95,7 +108,12 @@ class _Scoring:
     """Takes chunks in order; knows the position of each row in the whole input."""
 
     def __init__(self, bundle: Bundle, keys: Keys, sink: Sink, explain: Explain) -> None:
-        self.detector, self.keys, self.sink, self.tally = bundle.detector, keys, sink, Tally()
+        self.detector, self.keys, self.sink, self.tally = (
+            bundle.detector,
+            keys,
+            sink,
+            Tally(bundle.monitor),
+        )
         self.schema = bundle.scorer.schema
         self.explain, self.most = explain is not None, most_of(explain)
         self.path: Path | None = None
@@ -150,13 +168,13 @@ class _Scoring:
         if not len(batch):
             return
         reasons: Sequence[Explanation] = ()
+        x = self.detector.scorer.encoding.encode(batch)
         if self.explain:
             found, reasons = self.detector.detect_and_explain(batch, self.most)
         else:
-            found = self.detector.detect(batch)
+            found = self.detector.decide(self.detector.scorer.score_encoded(x))
         self.sink.write(answer_columns(keys, found, reasons))
-        self.tally.scored += len(batch)
-        self.tally.flagged += int(found.is_anomaly.sum())
+        self.tally.take(found, x)
 
     def _needed(self, names: Sequence[str]) -> Sequence[str]:
         """The model's columns and the id; all, for the error message, where the model has none."""
@@ -286,6 +304,8 @@ def _rows_known(files: Sequence[Path], heads: Sequence[Head]) -> int | None:
 def summary_of(source: Source, files: int, tally: Tally, sink: Sink) -> dict[str, Any]:
     """The model, its threshold, and counts that add up to the input."""
     calibration = source.bundle.detector.calibration
+    report = tally.report()
+    show_guarantee(report)
     return {
         "model": source.to_json(),
         "fdr": None,
@@ -298,5 +318,6 @@ def summary_of(source: Source, files: int, tally: Tally, sink: Sink) -> dict[str
         "flagged": tally.flagged,
         "rejected": tally.rejected,
         "rejected_by_column": dict(tally.places.most_common()),
+        "guarantee": report.to_json(),
         "parts": sink.parts,
     }

@@ -29,6 +29,7 @@ from anomaly_vae.detector import Detections
 from anomaly_vae.encoding import Categorical, Matrix, TabularEncoding
 from anomaly_vae.modality import Encoding
 from serving.store import Served, Store
+from serving.watching import Watch, Watched, Watches
 
 PREFIX = "anomaly_vae"
 FILES = "PROMETHEUS_MULTIPROC_DIR"
@@ -71,9 +72,12 @@ class BulkHistogram(Histogram):
 
 
 class ModelMetrics:
-    """The counters of one version of one model; ``encoding`` names its columns."""
+    """The counters and the watch of one version of one model; ``encoding`` names its columns."""
 
-    def __init__(self, metrics: Metrics, model: str, version: str, encoding: Encoding) -> None:
+    def __init__(
+        self, metrics: Metrics, model: str, version: str, encoding: Encoding, watch: Watch
+    ) -> None:
+        self.watch = watch
         self.scored = metrics.scored.labels(model, version)
         self.flagged = metrics.flagged.labels(model, version)
         self.ignored = metrics.ignored.labels(model, version)
@@ -91,6 +95,7 @@ class ModelMetrics:
         self.p_values.observe_many(found.p_value)
         if self._cells and x is not None:
             self._cells.observe(x)
+        self.watch.observe(found, x)
 
 
 class _Cells:
@@ -214,6 +219,7 @@ class Metrics:
     def __init__(self, store: Store) -> None:
         self.registry = CollectorRegistry()
         self.loaded = Loaded(store)
+        self.watches = Watches(os.environ.get(FILES))
         common: dict[str, Any] = {"namespace": PREFIX, "registry": self.registry}
         model = ("model", "version")
         column = ("model", "column")
@@ -299,8 +305,8 @@ class Metrics:
 
     def of(self, served: Served) -> ModelMetrics:
         """The counters of what is served."""
-        encoding = served.detector.scorer.encoding
-        return ModelMetrics(self, served.name, served.version or "", encoding)
+        encoding, watch = served.detector.scorer.encoding, self.watches.of(served)
+        return ModelMetrics(self, served.name, served.version or "", encoding, watch)
 
     def _end(self, route: str, status: int) -> tuple[Counter, BulkHistogram]:
         return self.requests.labels(route, f"{status}xx"), self.latency.labels(route)
@@ -351,6 +357,7 @@ class Metrics:
             ProcessCollector(namespace=PREFIX, registry=registry)
         registry.register(_Whole(self.counted()))
         registry.register(Compared(self))
+        registry.register(Watched(self.loaded.store, self.watches))
         return registry
 
     def counted(self) -> CollectorRegistry:

@@ -15,6 +15,7 @@ import numpy as np
 from anomaly_vae import bundle
 from anomaly_vae.detector import Detections, Detector
 from anomaly_vae.errors import AnomalyVAEError, BundleError, ConfigError
+from anomaly_vae.monitoring import Monitor
 
 if TYPE_CHECKING:
     from anomaly_vae.heatmaps import Scale
@@ -37,8 +38,9 @@ class Source(msgspec.Struct, frozen=True):
 class Served:
     """A detector under its name.
 
-    ``example`` is a typical record, ``load_seconds`` what loading and warming took, ``loaded_at``
-    when that was, in seconds since 1970; ``heat_scale`` is what a model of images draws with.
+    ``monitor`` judges what it scores of late; ``example`` is a typical record, ``load_seconds``
+    what loading and warming took, ``loaded_at`` when that was, in seconds since 1970;
+    ``heat_scale`` is what a model of images draws with.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Served:
     digest: str
     kind: str
     detector: Detector
+    monitor: Monitor
     example: Mapping[str, Any]
     load_seconds: float
     loaded_at: float
@@ -129,6 +132,7 @@ def _loaded(source: Source) -> Served:
         digest=source.digest or loaded.digest,
         kind=kind,
         detector=loaded.detector,
+        monitor=loaded.monitor,
         example=loaded.example,
         load_seconds=0.0,
         loaded_at=0.0,

@@ -17,6 +17,7 @@ from starlette.types import Receive
 
 from anomaly_vae.detector import Detections, Explanation
 from anomaly_vae.modality import Schema
+from anomaly_vae.monitoring import Status as GuaranteeStatus
 from anomaly_vae.schema import RawBatch, TabularSchema
 from serving.errors import (
     INVALID_RECORD,
@@ -109,11 +110,15 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ScoreResponse(msgspec.Struct, frozen=True):
-    """The decisions, in the order of the records or images: anomalous where score > threshold."""
+    """The decisions, in the order of the records or images: anomalous where score > threshold.
+
+    ``guarantee_status`` says whether what is scored of late still looks like the calibration rows.
+    """
 
     model: ModelRef
     alpha: float
     threshold: float
+    guarantee_status: GuaranteeStatus
     results: list[Result]
 
 
@@ -171,6 +176,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     unit: str
     alpha: float
     threshold: float
+    guarantee_status: GuaranteeStatus
     schema: SchemaInfo
     following: Following | None
     shadow: ShadowInfo | None
@@ -348,10 +354,12 @@ def results(found: Detections, explained: Sequence[Explanation] | None) -> list[
     return list(map(_explained, *columns, explained))
 
 
-def answer(served: Served, results: list[Result]) -> ScoreResponse:
-    """The answer of a model."""
-    calibration = served.detector.calibration
-    return ScoreResponse(reference(served), calibration.alpha, calibration.threshold, results)
+def answer(
+    served: Served, results: list[Result], status: GuaranteeStatus = "holding"
+) -> ScoreResponse:
+    """The answer of a model whose promise stands like this."""
+    alpha, threshold = served.detector.calibration.alpha, served.detector.calibration.threshold
+    return ScoreResponse(reference(served), alpha, threshold, status, results)
 
 
 def _explained(score: float, p_value: float, is_anomaly: bool, explanation: Explanation) -> Result:
