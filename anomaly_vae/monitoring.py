@@ -106,7 +106,8 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {**asdict(self), "flagged_ratio": self.flagged_ratio}
+        columns = None if self.columns is None else list(map(asdict, self.columns))
+        return {**asdict(self), "flagged_ratio": self.flagged_ratio, "columns": columns}
 
 
 class Monitor:

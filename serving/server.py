@@ -156,6 +156,7 @@ async def _lifespan(store: Store, drain_seconds: float, app: FastAPI) -> AsyncIt
         following.cancel()
         await follower.close()
         app.state.shadows.close()
+        app.state.metrics.watches.close()
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock, Thread
 
 import numpy as np
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -73,7 +73,7 @@ class Watch:
             self._waiting += len(found.score)
             enough = self._waiting >= TOGETHER
         if enough:
-            self._count()
+            self.count()
 
     @property
     def status(self) -> Status:
@@ -85,13 +85,14 @@ class Watch:
     def report(self) -> Report:
         """How it stands."""
         self._stale_at = time.monotonic() + SECONDS
-        self._count()
+        self.count()
         with self._alone():
             blocks = self._window.blocks.copy()
         self._report = self._monitor.report(blocks)
         return self._report
 
-    def _count(self) -> None:
+    def count(self) -> None:
+        """Count what was left to be counted together."""
         with self._mine:
             taken, self._pending, self._waiting = self._pending, [], 0
         if not taken:
@@ -122,8 +123,11 @@ class Watches:
     """
 
     def __init__(self, folder: str | None) -> None:
-        self._folder = folder and Path(folder)
+        self._folder = Path(folder) if folder else None
         self._known: dict[str, tuple[Served, Watch]] = {}
+        self._closed = Event()
+        if folder:
+            Thread(target=self._share, name="watches", daemon=True).start()
 
     def of(self, served: Served) -> Watch:
         """That of a model that is served now."""
@@ -131,6 +135,16 @@ class Watches:
         if known is None or known[0] is not served:
             known = self._known[served.name] = served, self._begin(served)
         return known[1]
+
+    def close(self) -> None:
+        """Share nothing more."""
+        self._closed.set()
+
+    def _share(self) -> None:
+        """Let the other processes know, in time, of rows that no request follows."""
+        while not self._closed.wait(SECONDS):
+            for _, watch in list(self._known.values()):
+                watch.count()
 
     def _begin(self, served: Served) -> Watch:
         if not self._folder:

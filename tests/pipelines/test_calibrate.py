@@ -72,7 +72,7 @@ def test_the_model_itself_is_untouched(champion: World) -> None:
     assert (before.graph, before.weights) == (after.graph, after.weights)
     assert before.digest != after.digest
     assert {k for k in after.manifest if after.manifest[k] != before.manifest[k]} == {
-        "calibration", "evaluation"
+        "calibration", "evaluation", "reference"
     }  # fmt: skip
 
 
