@@ -239,21 +239,23 @@ def _without_worst(counts: Counts, urn: Floats, others: Floats, spare: Floats) -
     """(K, S, B) what is left without ``spare`` (S,) rows, those that raise the ratio most.
 
     The last of c rows in a bin multiplies the ratio by (other + c − 1) / (urn + c − 1), which
-    rises with c: bins are cut down to one level of that, but not to where it stops helping.
+    rises with c: bins are cut down to one level of that, but not to where it stops helping. A row
+    or two more than may be are set aside rather than fewer.
     """
 
     def left(level: Floats) -> Floats:
-        return np.clip(1 + (level * urn - others) / (1 - level), 0, counts)
+        return np.clip(np.floor(1 + (level * urn - others) / (1 - level)), 0, counts)
 
     if not spare.any():
         return np.repeat(counts[None].astype(np.float64), len(others), axis=0)
-    n = counts.sum(axis=1, keepdims=True)
-    low = (others.sum(axis=2, keepdims=True) + n) / (urn.sum() + n)
-    high = np.ones_like(low)
+    rows, most = counts.sum(axis=1, keepdims=True), spare[:, None]
+    ours, total = others.sum(axis=2, keepdims=True), urn.sum()
+    low, high = ours / total + np.zeros_like(most), np.ones((len(others), len(counts), 1))
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        fits = n - left(middle).sum(axis=2, keepdims=True) <= spare[:, None]
-        low, high = np.where(fits, low, middle), np.where(fits, middle, high)
+        n = left(middle).sum(axis=2, keepdims=True)
+        lower = (rows - n <= most) & (middle >= (ours + n) / (total + n))
+        low, high = np.where(lower, low, middle), np.where(lower, middle, high)
     return left(low)
 
 

@@ -76,6 +76,15 @@ def test_the_model_itself_is_untouched(champion: World) -> None:
     }  # fmt: skip
 
 
+def test_the_bundle_knows_what_its_calibration_rows_looked_like(champion: World) -> None:
+    data, bundle = champion.trained.data, champion.calibrated.bundle
+    reference, evaluation = bundle.monitor.reference, champion.calibrated.evaluation
+    assert reference.anomaly_share == evaluation.anomalies / evaluation.rows > 0
+    assert reference.columns is not None
+    assert {column.name for column in reference.columns} == set(data.schema.names)
+    assert {sum(column.counts) for column in reference.columns} == {len(data.calibration_rows)}
+
+
 def test_other_data_is_refused(trained: str, flow: Config, tmp_path: Path) -> None:
     path = tmp_path / "other.parquet"
     pq.write_table(simulate_transactions(1_500, seed=9), path)
