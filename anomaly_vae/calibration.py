@@ -139,8 +139,8 @@ def promised_ranks(calibration: Calibration) -> float:
     alpha finer than the scores resolve, read off a fitted tail, is alpha (n + 1), which is no rank.
     """
     scores, alpha = calibration.scores, calibration.alpha
-    if len(scores) < scores_needed(alpha):
-        return alpha * (len(scores) + 1)
+    if len(scores) < scores_needed(alpha) or alpha >= 1:
+        return min(alpha * (len(scores) + 1), len(scores))
     return scores_reaching(replace(calibration, threshold=conformal_threshold(scores, alpha)))
 
 

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 from numpy.typing import NDArray
 
 from anomaly_vae.calibration import calibrate
-from anomaly_vae.monitoring import BLOCKS, Monitor, Reference, Report, Window
+from anomaly_vae.files import atomic_path
+from anomaly_vae.monitoring import DOUBT, Monitor, Reference, Report, Window
 from benchmarks.common import Options, environment, markdown
 
 Scores = NDArray[np.float64]
@@ -28,6 +31,8 @@ ROWS = 40_000
 """Of a quiet stream: ten windows at alpha 0.01."""
 STEP = 250
 """Rows between two looks."""
+WINDOW = 4_000
+"""Rows before a shift."""
 PATIENCE = 10_000
 """Rows after a shift."""
 NO_COLUMNS: Any = SimpleNamespace(layout=SimpleNamespace(n_columns=1))
@@ -111,10 +116,9 @@ def quiet(setting: Setting, streams: int, rows: int = ROWS) -> dict[str, float]:
 
 def delays(setting: Setting, shift: Shift, streams: int) -> dict[str, Scores]:
     """(streams,) rows after the shift until it is no longer holding, and until broken; ∞ never."""
-    before = BLOCKS * 256 // STEP * STEP
     first = {"noticed": np.full(streams, np.inf), "broken": np.full(streams, np.inf)}
     for seed in range(streams):
-        for number, report in enumerate(watched(setting, seed, before, shift, PATIENCE), 1):
+        for number, report in enumerate(watched(setting, seed, WINDOW, shift, PATIENCE), 1):
             if report.status != "holding":
                 first["noticed"][seed] = min(first["noticed"][seed], number * STEP)
             if report.status == "broken":
@@ -123,8 +127,35 @@ def delays(setting: Setting, shift: Shift, streams: int) -> dict[str, Scores]:
     return first
 
 
+def plot(path: Path, streams: int) -> None:
+    """The evidence after each shift: median, and the range of nine in ten streams."""
+    setting, rows = SHIFTED[1], STEP * np.arange(1, 4_000 // STEP + 1)
+    figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    shown = {"no shift": lambda scores: scores, **SHIFTS}
+    for name in ("no shift", "up by 0.2 σ", "up by 0.5 σ", "1.3 times as wide"):
+        shift = shown[name]
+        found = [
+            [
+                r.martingale_log10
+                for r in watched(setting, seed, WINDOW, shown[name], len(rows) * STEP)
+            ]
+            for seed in range(streams)
+        ]
+        low, median, high = np.quantile(found, (0.05, 0.5, 0.95), axis=0)
+        (line,) = axes.plot(rows, median, label=name)
+        axes.fill_between(rows, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    axes.axhline(-np.log10(DOUBT), color="black", linestyle="--", linewidth=0.8)
+    axes.text(rows[-1], -np.log10(DOUBT) + 0.1, "doubtful", ha="right", va="bottom")
+    axes.set(xlabel="rows after the shift", ylabel="log10 of the martingale", ylim=(-1.5, 8))
+    figure.legend(loc="outside right upper", frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as whole:
+        figure.savefig(whole, format="png", dpi=110)
+    plt.close(figure)
+
+
 def run(options: Options) -> None:
-    """Print both tables."""
+    """Print both tables and draw the evidence."""
     streams = SHORT_STREAMS if options.short else STREAMS
     print(environment())
     heads = ("calibration", "anomalies", "doubtful", "broken", "streams ever doubtful", "broken")
@@ -135,6 +166,7 @@ def run(options: Options) -> None:
         _delay_line(setting, name, shift, fewer)
         for setting in SHIFTED for name, shift in SHIFTS.items()
     ]))  # fmt: skip
+    plot(options.result("guarantee.png"), fewer)
 
 
 def _quiet_line(setting: Setting, streams: int) -> Sequence[str]:
