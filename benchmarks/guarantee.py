@@ -133,14 +133,8 @@ def plot(path: Path, streams: int) -> None:
     figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
     shown = {"no shift": lambda scores: scores, **SHIFTS}
     for name in ("no shift", "up by 0.2 σ", "up by 0.5 σ", "1.3 times as wide"):
-        shift = shown[name]
-        found = [
-            [
-                r.martingale_log10
-                for r in watched(setting, seed, WINDOW, shown[name], len(rows) * STEP)
-            ]
-            for seed in range(streams)
-        ]
+        looks = [watched(setting, seed, WINDOW, shown[name], rows[-1]) for seed in range(streams)]
+        found = [[report.martingale_log10 for report in one] for one in looks]
         low, median, high = np.quantile(found, (0.05, 0.5, 0.95), axis=0)
         (line,) = axes.plot(rows, median, label=name)
         axes.fill_between(rows, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
