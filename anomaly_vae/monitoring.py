@@ -62,7 +62,7 @@ class Reference:
     """What is known of the calibration rows beside their scores."""
 
     anomaly_share: float = 0.0
-    """of the rows that the model was made from; that many of others may be anomalies, too"""
+    """so many of other rows may be anomalies"""
     columns: tuple[ColumnSketch, ...] | None = None
     """None: not watched, as of images"""
 
@@ -192,7 +192,7 @@ class Window:
         """(S, cells), the newest first; one at least, empty where there are no rows yet."""
         newest = int(self.memory[0, 0])
         recent = np.roll(self.memory[1:], -1 - newest, axis=0)[::-1]
-        return np.asarray(recent[(recent[:, ROWS] > 0) | (np.arange(BLOCKS) == 0)])
+        return np.array(recent[(recent[:, ROWS] > 0) | (np.arange(BLOCKS) == 0)])
 
 
 def shape(monitor: Monitor) -> tuple[int, int]:
@@ -285,12 +285,15 @@ def _most_flags(rows: int, flagged: float, ranks: int) -> int:
 
     The number is beta-binomial (flagged, ranks − flagged), as in `evaluation.highest_kept_rate`.
     """
-    j = np.arange(rows)
-    steps = np.log((rows - j) * (j + flagged) / ((j + 1.0) * (rows - j - 1 + ranks - flagged)))
-    none = math.lgamma(rows + ranks - flagged) - math.lgamma(ranks - flagged)
-    none += math.lgamma(ranks) - math.lgamma(rows + ranks)
-    reached = np.cumsum(np.exp(none + np.concatenate([[0.0], np.cumsum(steps)])))
-    return int(np.searchsorted(reached, 1 - BREACH / (2 * BLOCKS)))
+    rest, level = ranks - flagged, 1 - BREACH / (2 * BLOCKS)
+    none = math.lgamma(rows + rest) - math.lgamma(rest) + math.lgamma(ranks)
+    logs, reached = np.array([none - math.lgamma(rows + ranks)]), np.zeros(1)
+    while reached[-1] < level and len(logs) <= rows:
+        j = np.arange(min(4 * len(logs) + 60, rows))
+        steps = np.log((rows - j) * (j + flagged) / ((j + 1.0) * (rows - j - 1 + rest)))
+        logs = logs[0] + np.concatenate([[0.0], np.cumsum(steps)])
+        reached = np.cumsum(np.exp(logs))
+    return int(np.searchsorted(reached, level))
 
 
 def _no_rows(encoding: Encoding) -> Matrix:

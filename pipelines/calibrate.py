@@ -17,7 +17,7 @@ from anomaly_vae.bundle import Bundle
 from anomaly_vae.config import Config
 from anomaly_vae.detector import Detections, Detector
 from anomaly_vae.errors import ConfigError, DataError
-from anomaly_vae.evaluation import Evaluation, evaluate
+from anomaly_vae.evaluation import Evaluation, evaluate, rate
 from anomaly_vae.monitoring import Reference, fit_reference
 from anomaly_vae.reasons import sequential_dropout
 from anomaly_vae.registry import (
@@ -89,7 +89,7 @@ def calibrate(config: Config, model: str, data: Dataset | None = None) -> Calibr
         console.say(chosen.figures["note"])
     detector = Detector(trained.scorer, chosen)
     evaluation, found = _evaluate(detector, data, config)
-    bundle = trained.calibrated(chosen, evaluation.to_json(), _reference(trained, data, evaluation))
+    bundle = trained.calibrated(chosen, evaluation.to_json(), _reference(trained, data))
     show(evaluation)
     registry = Registry(config.mlflow.tracking_uri)
     experiment = config.mlflow.experiment or config.name
@@ -136,16 +136,16 @@ def _evaluate(detector: Detector, data: Dataset, config: Config) -> tuple[Evalua
     return evaluate(found, anomaly, detector.calibration, confidence, units), found
 
 
-def _reference(trained: Bundle, data: Dataset, evaluation: Evaluation) -> Reference:
-    """What the calibration rows looked like, and how many of all rows are known anomalies.
+def _reference(trained: Bundle, data: Dataset) -> Reference:
+    """What the calibration rows looked like, and how many anomalies there may be among others.
 
-    With a time column those of the test split, the latest; else all, as the split has more.
+    That is the upper end of the interval of their share: with a time column in the test split, the
+    latest; else in all of the data, as the split has more than its share.
     """
-    share = float(data.rows.anomaly.mean())
-    if data.rows.time is not None:
-        share = evaluation.anomalies / evaluation.rows
+    latest = slice(None) if data.rows.time is None else data.assignment.rows(TEST)
+    share = rate(data.rows.anomaly[latest]) if data.label else None
     rows = data.batch.take(data.calibration_rows)
-    return fit_reference(trained.scorer.encoding, rows, share)
+    return fit_reference(trained.scorer.encoding, rows, share.high if share else 0.0)
 
 
 def _policy(config: Config, data: Dataset) -> dict[str, Any]:

@@ -1,18 +1,18 @@
 """Whether each served model's promise still holds: what it scores, against its calibration rows.
 
 A request leaves its decisions and is done; they are counted some hundreds of rows at a time, and
-judged once a second at most, when somebody asks. Worker processes count into one file.
+judged once a second, on a thread, or when an operator asks. Worker processes count into one file.
 """
 
 from __future__ import annotations
 
-import time
+import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from threading import Event, Lock, Thread
+from threading import Lock
 
 import numpy as np
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -36,7 +36,7 @@ from serving.store import Served, Store
 TOGETHER = 256
 """Rows that are counted at a time."""
 SECONDS = 1.0
-"""How long a report is good for."""
+"""Between two looks at how it stands."""
 DIGEST_BYTES = 64
 """At the head of a shared file, the digest of the model that it is of."""
 PREFIX = "anomaly_vae"
@@ -64,7 +64,8 @@ class Watch:
         self._alone: Alone = alone or (lambda: lock)
         self._pending: list[Decided] = []
         self._waiting, self._mine = 0, Lock()
-        self._report, self._stale_at = monitor.report(self._window.blocks), 0.0
+        self._blocks = self._window.blocks
+        self._report = monitor.report(self._blocks)
 
     def observe(self, found: Detections, x: Matrix | None) -> None:
         """Take note of decided rows, of a table encoded as ``x`` (N, F)."""
@@ -77,18 +78,16 @@ class Watch:
 
     @property
     def status(self) -> Status:
-        """How it stands, as of the last second."""
-        if time.monotonic() >= self._stale_at:
-            self.report()
+        """How it stood at the last look."""
         return self._report.status
 
     def report(self) -> Report:
         """How it stands."""
-        self._stale_at = time.monotonic() + SECONDS
         self.count()
         with self._alone():
-            blocks = self._window.blocks.copy()
-        self._report = self._monitor.report(blocks)
+            blocks = self._window.blocks
+        if not np.array_equal(blocks, self._blocks):
+            self._blocks, self._report = blocks, self._monitor.report(blocks)
         return self._report
 
     def count(self) -> None:
@@ -125,9 +124,6 @@ class Watches:
     def __init__(self, folder: str | None) -> None:
         self._folder = Path(folder) if folder else None
         self._known: dict[str, tuple[Served, Watch]] = {}
-        self._closed = Event()
-        if folder:
-            Thread(target=self._share, name="watches", daemon=True).start()
 
     def of(self, served: Served) -> Watch:
         """That of a model that is served now."""
@@ -136,15 +132,16 @@ class Watches:
             known = self._known[served.name] = served, self._begin(served)
         return known[1]
 
-    def close(self) -> None:
-        """Share nothing more."""
-        self._closed.set()
+    async def run(self) -> None:
+        """Look again and again, so that answers and other processes know of the latest rows."""
+        while True:
+            await asyncio.sleep(SECONDS)
+            await asyncio.to_thread(self.look)
 
-    def _share(self) -> None:
-        """Let the other processes know, in time, of rows that no request follows."""
-        while not self._closed.wait(SECONDS):
-            for _, watch in list(self._known.values()):
-                watch.count()
+    def look(self) -> None:
+        """See how each promise stands."""
+        for _, watch in list(self._known.values()):
+            watch.report()
 
     def _begin(self, served: Served) -> Watch:
         if not self._folder:
