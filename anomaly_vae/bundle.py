@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from anomaly_vae.calibration import Calibration
+from anomaly_vae.calibration import Calibration, Groups, Scores
 from anomaly_vae.detector import Detector
 from anomaly_vae.errors import BundleError, NotCalibratedError
 from anomaly_vae.files import atomic_folder
@@ -99,19 +99,13 @@ class Bundle:
         """Every file but ``SHA256SUMS``."""
         files = {GRAPH: self.graph, WEIGHTS: self.weights}
         if self.calibration is not None:
-            files[CALIBRATION] = save_tensors({"scores": self.calibration.scores})
+            files[CALIBRATION] = save_tensors(_tensors(self.calibration))
         files[MANIFEST] = json.dumps(self.manifest, indent=1, sort_keys=True).encode() + b"\n"
         return files
 
     def calibrated(self, calibration: Calibration, evaluation: Mapping[str, Any] | None) -> Bundle:
         """The same model with a threshold, and what the test split made of it."""
-        summary = {
-            "method": calibration.method,
-            "alpha": calibration.alpha,
-            "threshold": calibration.threshold,
-            "n": len(calibration.scores),
-            "figures": calibration.figures,
-        }
+        summary = _summary(calibration)
         manifest = {**self.manifest, "calibration": summary, "evaluation": evaluation}
         return replace(self, manifest=manifest, calibration=calibration)
 
@@ -199,18 +193,55 @@ def _manifest(files: Mapping[str, bytes], folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def _summary(calibration: Calibration) -> dict[str, Any]:
+    """What the manifest says of a calibration; ``groups`` is there only where they are."""
+    summary = {
+        "method": calibration.method,
+        "alpha": calibration.alpha,
+        "threshold": calibration.threshold,
+        "n": len(calibration.scores),
+        "figures": calibration.figures,
+    }
+    if (groups := calibration.groups) is None:
+        return summary
+    own = {level: _summary(one) for level, one in groups.own.items()}
+    return {**summary, "groups": {"column": groups.column, "own": own}}
+
+
+def _tensors(calibration: Calibration, of: str = "") -> dict[str, Scores]:
+    """The scores, the weights where there are any, and the same of each group by its level."""
+    tensors = {f"scores{of}": calibration.scores}
+    if calibration.weights is not None:
+        tensors[f"weights{of}"] = calibration.weights
+    for level, one in calibration.groups.own.items() if calibration.groups else ():
+        tensors |= _tensors(one, f"/{level}")
+    return tensors
+
+
 def _calibration(manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> Calibration | None:
     summary = manifest["calibration"]
-    if summary is None:
-        return None
-    scores = load_tensors(files[CALIBRATION])["scores"]
+    return summary and _read_calibration(summary, load_tensors(files[CALIBRATION]))
+
+
+def _read_calibration(
+    summary: Mapping[str, Any], tensors: Mapping[str, Scores], of: str = ""
+) -> Calibration:
+    """The inverse of `_summary` and `_tensors`."""
+    groups = summary.get("groups")
     return Calibration(
         summary["method"],
         summary["alpha"],
         summary["threshold"],
-        scores,
+        tensors[f"scores{of}"],
         summary.get("figures", {}),  # older versions had none
+        tensors.get(f"weights{of}"),
+        groups and _read_groups(groups, tensors),
     )
+
+
+def _read_groups(groups: Mapping[str, Any], tensors: Mapping[str, Scores]) -> Groups:
+    own = {name: _read_calibration(one, tensors, f"/{name}") for name, one in groups["own"].items()}
+    return Groups(groups["column"], own)
 
 
 def _sums(files: Mapping[str, bytes]) -> bytes:

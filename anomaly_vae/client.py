@@ -97,7 +97,8 @@ class Region:
 class Result:
     """The decision on one record, or on one ``frame`` of image file number ``file``.
 
-    ``heatmap`` is a PNG. If explained, score = Σ contributions + rest + kl.
+    ``heatmap`` is a PNG. If explained, score = Σ contributions + rest + kl. Of a model with groups
+    ``threshold`` is what decided: the ``group``'s own, or, where that is None, that of all rows.
     """
 
     score: float
@@ -110,6 +111,8 @@ class Result:
     frame: int | None = None
     heatmap: bytes | None = None
     regions: tuple[Region, ...] = ()
+    group: str | None = None
+    threshold: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

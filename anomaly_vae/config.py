@@ -451,12 +451,18 @@ class CalibrationConfig(Section):
     """fbeta: how many times more recall counts than precision"""
     precision: Fraction = 0.5
     """recall_at_precision: share of the flagged rows that are anomalies, at least"""
+    group: str | None = None
+    """methods with alpha: column whose levels get thresholds of their own; tables only"""
+    trim: float = Field(0.0, ge=0, lt=0.5)
+    """methods with alpha: share of the calibration rows, the highest, that do not count"""
+    density_ratio: str | None = None
+    """conformal: column with how much denser traffic is than the calibration rows; tables only"""
 
     KEYS: ClassVar[dict[Method, tuple[str, ...]]] = {
-        "conformal": ("alpha",),
-        "certified": ("alpha", "delta"),
-        "evt": ("alpha", "tail"),
-        "quantile": ("alpha",),
+        "conformal": ("alpha", "group", "trim", "density_ratio"),
+        "certified": ("alpha", "delta", "group", "trim"),
+        "evt": ("alpha", "tail", "group", "trim"),
+        "quantile": ("alpha", "group", "trim"),
         "budget": ("per_1000", "per_day"),
         "cost": ("costs",),
         "fbeta": ("beta",),
@@ -492,6 +498,10 @@ class CalibrationConfig(Section):
             raise ValueError("method budget needs per_1000 or per_day")
         if self.method == "cost" and not (self.costs.review or self.costs.blocked):
             raise ValueError("method cost needs costs.review or costs.blocked, else all is flagged")
+        if self.trim and self.density_ratio:
+            raise ValueError(
+                "trim leaves rows out by number and density_ratio weighs them; drop one"
+            )
         return self
 
 
@@ -581,6 +591,16 @@ class TabularConfig(BaseConfig):
     score: ScoreConfig = ScoreConfig()
     """what to score by"""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _weights_are_no_feature(cls, value: Any) -> Any:
+        match value:
+            case {"calibration": {"density_ratio": str(column)}, "data": dict(data)}:
+                ignore = data.get("ignore", ())
+                if isinstance(ignore, list | tuple) and column not in ignore:
+                    return {**value, "data": {**data, "ignore": (*ignore, column)}}
+        return value
+
 
 class ImageConfig(BaseConfig):
     """The whole of an image detector's configuration."""
@@ -602,6 +622,16 @@ class ImageConfig(BaseConfig):
             raise ValueError("score contamination needs model.contamination: true")
         if self.model.network == "hierarchical" and self.score.draws > 1:
             raise ValueError("a hierarchical model is scored at its posterior mean: score.draws 1")
+        return self
+
+    @model_validator(mode="after")
+    def _images_have_no_columns(self) -> ImageConfig:
+        for key in ("group", "density_ratio"):
+            if getattr(self.calibration, key):
+                raise ValueError(
+                    f"calibration.{key} names a column, and an image to be scored has none; leave "
+                    "it out"
+                )
         return self
 
 

@@ -289,7 +289,7 @@ class Registry:
                     name="model",
                     loader_module="anomaly_vae.pyfunc",
                     data_path=str(folder),
-                    signature=signature(bundle.scorer.schema),
+                    signature=signature(bundle.scorer.schema, _has_groups(bundle)),
                     input_example=frame_of(bundle.example, bundle.scorer.schema),
                     pip_requirements=[REQUIRED[bundle.manifest["kind"]], "pandas"],
                 )
@@ -484,10 +484,15 @@ def _is_sound(folder: Path, digest: str) -> bool:
     return True
 
 
-def signature(schema: DataSchema) -> ModelSignature:
+def _has_groups(bundle: Bundle) -> bool:
+    return bool(bundle.calibration and bundle.calibration.groups)
+
+
+def signature(schema: DataSchema, groups: bool = False) -> ModelSignature:
     """Every column optional, numbers as double, so that missing values pass.
 
-    Only an image may not be missing; as MLflow reads its type, it may be bytes or a path.
+    Only an image may not be missing; as MLflow reads its type, it may be bytes or a path. With
+    ``groups`` two answers more.
     """
     columns: list[ColSpec | TensorSpec] = [
         ColSpec(
@@ -502,6 +507,11 @@ def signature(schema: DataSchema) -> ModelSignature:
         ColSpec(DataType.double, "p_value"),
         ColSpec(DataType.boolean, "is_anomaly"),
     ]
+    if groups:
+        answers += [
+            ColSpec(DataType.string, "group", required=False),
+            ColSpec(DataType.double, "threshold"),
+        ]
     return ModelSignature(Schema(columns), Schema(answers))
 
 

@@ -36,7 +36,7 @@ from anomaly_vae.thresholds import choose
 from pipelines import console
 from pipelines.data import Dataset
 from pipelines.evaluate import show
-from pipelines.evidence import evidence_of
+from pipelines.evidence import scored_evidence
 from pipelines.models import open_source
 from pipelines.train import inputs_digest, read
 
@@ -80,9 +80,7 @@ def calibrate(config: Config, model: str, data: Dataset | None = None) -> Calibr
     trained = open_source(model, config.mlflow.tracking_uri).bundle
     _check_same_split(trained, data)
     _check_same_config(trained, config)
-    evidence = evidence_of(
-        data, config.calibration, lambda rows: trained.scorer.score(data.batch.take(rows))
-    )
+    evidence = scored_evidence(data, config.calibration, trained.scorer)
     chosen = choose(evidence, config.calibration)
     if "note" in chosen.figures:
         console.say(chosen.figures["note"])

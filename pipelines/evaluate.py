@@ -65,8 +65,15 @@ class Judged:
     """rows (N,) that it can score"""
     problem: str
     """why it cannot score another"""
-    score: NDArray[np.float64]
-    """(N,), only where it can"""
+    found: Detections
+    """on those that it can score"""
+
+    @cached_property
+    def score(self) -> NDArray[np.float64]:
+        """(N,), NaN where it cannot score."""
+        score = np.full(len(self.scored), np.nan)
+        score[self.scored] = self.found.score
+        return score
 
     @cached_property
     def known(self) -> Mask:
@@ -74,8 +81,8 @@ class Judged:
         return self.scored & ~self.truth.unlabelled
 
     def decisions(self, rows: Mask) -> Detections:
-        """On these rows (N,)."""
-        return self.detector.decide(self.score[rows])
+        """On these rows (N,), which it can score."""
+        return self.found.part(rows[self.scored])
 
     def evaluate(self, rows: Mask | None = None, confidence: float = 0.95) -> Evaluation:
         """The figures on those of these rows (N,) that are known; absent: on all."""
@@ -105,12 +112,12 @@ class Judged:
 
 def judge(detector: Detector, truth: Labelled) -> Judged:
     """Score every row of a table that can be scored: none, where its columns do not fit."""
-    score = np.full(len(truth.table), np.nan)
     batch, problem = _read(detector, truth)
     if batch is None:
-        return Judged(detector, truth, np.zeros(len(score), bool), problem, score)
-    score[batch.usable] = detector.scorer.score(batch.take(batch.usable))
-    return Judged(detector, truth, batch.usable, problem, score)
+        nothing = detector.detect(detector.scorer.schema.from_records([]))
+        return Judged(detector, truth, np.zeros(len(truth.table), bool), problem, nothing)
+    found = detector.detect(batch.take(batch.usable))
+    return Judged(detector, truth, batch.usable, problem, found)
 
 
 def evaluate_files(

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from anomaly_vae.arrow import plain
 from anomaly_vae.bundle import Bundle
+from anomaly_vae.calibration import Calibration
 from anomaly_vae.detector import Detections, Explanation
 from anomaly_vae.errors import DataError
 from anomaly_vae.schema import Problem, RawBatch
 from pipelines import console
-from pipelines.discoveries import control
+from pipelines.discoveries import check_controllable, control
 from pipelines.io import Broken, Chunk, Head, find_files, read_chunks, read_heads
 from pipelines.models import Source
 from pipelines.results import SUMMARY, Sink, result_folder
@@ -38,6 +39,8 @@ Explain = int | str | None
 """How many contributions to list: K, "all", or None."""
 UNREADABLE = "(unreadable)"
 ANSWERS = ("score", "p_value", "is_anomaly", "contributions", "rest", "kl")
+OF_GROUPS = ("group", "threshold")
+"""Answers of a model with groups only."""
 
 
 @dataclass
@@ -73,18 +76,22 @@ def score_files(
 
     Raises:
         DataError: no file found, one that lies in ``output``, or ``output`` holds something else.
+        CalibrationError: ``fdr`` of a model whose p-values do not allow for it.
     """
-    output = Path(output)
+    output, calibration = Path(output), source.bundle.detector.calibration
+    if fdr is not None:
+        check_controllable(calibration)
     files = outside(paths, find_files(paths), output, lambda path: path)
     heads = list(read_heads(files))
-    keys = _keys(source.bundle.manifest["config"]["data"].get("id"), heads)
+    answers = (*ANSWERS, *OF_GROUPS) if calibration.groups else ANSWERS
+    keys = _keys(source.bundle.manifest["config"]["data"].get("id"), heads, answers)
     with result_folder(output) as folder, Sink(folder) as sink:
         scoring = _Scoring(source.bundle, keys, sink, explain)
         scoring.take_all(files, _rows_known(files, heads))
         sink.close()
         summary = summary_of(source, len(files), scoring.tally, sink)
         if fdr is not None:
-            summary |= control(folder, sink.parts, source.bundle.detector.calibration, fdr)
+            summary |= control(folder, sink.parts, calibration, fdr)
         ignored = source.bundle.scorer.schema.unknown({n for h in heads for n in h.schema.names})
         summary["ignored_columns"] = list(ignored)
         (folder / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
@@ -197,7 +204,7 @@ class Keys:
             return pa.array([None if v is None else str(v) for v in ids.to_pylist()], self.type)
 
 
-def _keys(name: str | None, heads: Sequence[Head]) -> Keys:
+def _keys(name: str | None, heads: Sequence[Head], answers: Sequence[str]) -> Keys:
     schemas = [head.schema for head in heads]
     having = [schema for schema in schemas if name in schema.names]
     keys = Keys(
@@ -205,7 +212,7 @@ def _keys(name: str | None, heads: Sequence[Head]) -> Keys:
         _common_type({plain(pa.nulls(0, schema.field(name).type)).type for schema in having}),
         rows=len(having) < len(schemas) or not having,
     )
-    if keys.id in ANSWERS or (keys.id == "row" and keys.rows):
+    if keys.id in answers or (keys.id == "row" and keys.rows):
         raise DataError(f"the id column '{name}' is called like one of the answers; rename it")
     return keys
 
@@ -258,6 +265,9 @@ def answer_columns(
         "p_value": pa.array(found.p_value),
         "is_anomaly": pa.array(found.is_anomaly),
     }
+    if found.group is not None:
+        columns["group"] = pa.array(found.group, pa.string())
+        columns["threshold"] = pa.array(found.threshold)
     if reasons:
         columns["contributions"] = pa.array(
             [list(_contributions(reason)) for reason in reasons], pa.list_(CONTRIBUTION)
@@ -291,6 +301,7 @@ def summary_of(source: Source, files: int, tally: Tally, sink: Sink) -> dict[str
         "fdr": None,
         "alpha": calibration.alpha,
         "threshold": calibration.threshold,
+        **thresholds_of(calibration),
         "unit": source.bundle.detector.unit,
         "files": files,
         "rows": tally.scored + tally.rejected,
@@ -300,3 +311,11 @@ def summary_of(source: Source, files: int, tally: Tally, sink: Sink) -> dict[str
         "rejected_by_column": dict(tally.places.most_common()),
         "parts": sink.parts,
     }
+
+
+def thresholds_of(calibration: Calibration) -> dict[str, Any]:
+    """Those of the groups, where there are any."""
+    if calibration.groups is None:
+        return {}
+    own = {level: one.threshold for level, one in calibration.groups.own.items()}
+    return {"group": calibration.groups.column, "group_thresholds": own}

@@ -174,7 +174,7 @@ class _Scoring:
             found = self.detector.detect(images)
         else:
             explained = self.detector.scorer.explain(images)
-            found = self.detector.decide(explained.score)
+            found = self.detector.decide(explained.score, explained.observed)
             if self.explain is not None:
                 most = most_of(self.explain)
                 reasons = explanations(self.detector.scorer, images, explained, most)

@@ -101,7 +101,7 @@ class Lane:
     def decide(self, x: Matrix) -> Detections:
         """The decisions on encoded rows, counted."""
         detector = self.served.detector
-        found = detector.decide(detector.scorer.score_encoded(x))
+        found = detector.decide(detector.scorer.score_encoded(x), x)
         self.metrics.observe(found, x)
         return found
 

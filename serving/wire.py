@@ -93,7 +93,8 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     """The decision on one record or image.
 
     If explained, score = Σ contributions + rest + kl in the model's unit. An image is ``frame`` of
-    upload ``file``, both counted from 0; ``heatmap`` is a PNG, in base64.
+    upload ``file``, both counted from 0; ``heatmap`` is a PNG, in base64. Of a model with groups
+    also whose ``threshold`` decided: the ``group``'s own, or, where that is null, that of all rows.
     """
 
     score: float
@@ -106,10 +107,15 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     frame: int | msgspec.UnsetType = msgspec.UNSET
     heatmap: bytes | msgspec.UnsetType = msgspec.UNSET
     regions: list[Region] | msgspec.UnsetType = msgspec.UNSET
+    group: str | msgspec.UnsetType | None = msgspec.UNSET
+    threshold: float | msgspec.UnsetType = msgspec.UNSET
 
 
 class ScoreResponse(msgspec.Struct, frozen=True):
-    """The decisions, in the order of the records or images: anomalous where score > threshold."""
+    """The decisions, in the order of the records or images: anomalous where score > threshold.
+
+    A result that names its own threshold was decided by that.
+    """
 
     model: ModelRef
     alpha: float
@@ -344,8 +350,21 @@ def results(found: Detections, explained: Sequence[Explanation] | None) -> list[
     """The results of N records."""
     columns = found.score.tolist(), found.p_value.tolist(), found.is_anomaly.tolist()
     if explained is None:
-        return list(map(Result, *columns))
-    return list(map(_explained, *columns, explained))
+        made = list(map(Result, *columns))
+    else:
+        made = list(map(_explained, *columns, explained))
+    return made if found.group is None else list(map(_grouped, made, *_groups(found)))
+
+
+def _groups(found: Detections) -> tuple[list[str | None], list[float]]:
+    """Whose scores decided on each record, and the threshold."""
+    assert found.group is not None, "of a detector with groups"
+    assert found.threshold is not None, "of a detector with groups"
+    return found.group.tolist(), found.threshold.tolist()
+
+
+def _grouped(result: Result, group: str | None, threshold: float) -> Result:
+    return msgspec.structs.replace(result, group=group, threshold=threshold)
 
 
 def answer(served: Served, results: list[Result]) -> ScoreResponse:

@@ -45,10 +45,11 @@ BELOW: dict[str, set[str]] = {
     "findings": {"detector", "heatmaps"},
     "bundle": {"detector", "heatmaps", "files", "provenance"},
     # thresholds
-    "evidence": {"calibration"},
+    "evidence": {"calibration", "columns"},
+    "excess": {"calibration"},
     "tails": {"config", "evidence"},
     "sweeps": {"config", "evidence"},
-    "thresholds": {"tails", "sweeps"},
+    "thresholds": {"tails", "sweeps", "excess"},
     # models
     "networks": {"config"},
     "likelihoods": {"encoding"},
