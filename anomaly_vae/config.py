@@ -499,9 +499,7 @@ class CalibrationConfig(Section):
         if self.method == "cost" and not (self.costs.review or self.costs.blocked):
             raise ValueError("method cost needs costs.review or costs.blocked, else all is flagged")
         if self.trim and self.density_ratio:
-            raise ValueError(
-                "trim leaves rows out by number and density_ratio weighs them; drop one"
-            )
+            raise ValueError("trim counts rows, density_ratio weighs them; leave one of them out")
         return self
 
 

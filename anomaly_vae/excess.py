@@ -67,7 +67,7 @@ def excess(normal: Scores, held_out: Scores) -> Excess:
     drawn = _excess(_permuted(ours + theirs, sizes), ours + theirs, sizes)
     worst = int(np.argmax(found))
     expected = theirs[worst] / len(held_out)
-    share = (ours[worst] / len(normal) - expected) / (1 - expected)
+    share = (ours[worst] / len(normal) - expected) / (1 - expected or 1.0)
     reached = int((drawn.max(1) >= found.max()).sum())
     p_value = (1 + reached) / (1 + PERMUTATIONS)
     return Excess(p_value, max(float(share), 0.0), float(cuts[worst]), len(held_out))

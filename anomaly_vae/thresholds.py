@@ -84,7 +84,7 @@ def _told_of_trim(chosen: Calibration, n: int) -> Calibration:
     most = (trimmed + scores_reaching(chosen)) / (n + 1)
     note = (
         f"calibration.trim left out the {trimmed} highest of {n} rows: alpha {chosen.alpha:g} "
-        f"holds if they were anomalies; had they all been normal, {most:.3g} would be flagged"
+        f"holds if all of these were anomalies, and {most:.3g} in its place if none was"
     )
     return _with(chosen, {"trimmed": trimmed, "alpha_if_clean": most}, note)
 
@@ -101,8 +101,8 @@ def _grouped(pooled: Calibration, evidence: Evidence, wish: CalibrationConfig) -
             small[level] = rows
     told = {"small_groups": small, "ungrouped": int((evidence.levels.codes < 0).sum())}
     note = (
-        f"calibration.group: {listed(list(small))} have too few rows for a threshold of their own, "
-        "and get that of all rows, which promises them nothing in particular"
+        f"calibration.group: too few rows for a threshold of its own in {listed(list(small))}; "
+        "rows of these get that of all, which promises nothing of one level alone"
     )
     grouped = replace(pooled, groups=Groups(wish.group, own))
     return _with(grouped, told, note if small else "")
