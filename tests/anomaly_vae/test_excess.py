@@ -32,7 +32,7 @@ def test_it_is_told_no_oftener_than_its_level_where_there_is_none(digits: int) -
 def test_anomalies_that_only_calibrate_are_told_and_counted() -> None:
     rng = np.random.default_rng(1)
     found = excess(sample(rng, 2_000, 100), sample(rng, 600))
-    assert found.p_value == 0.001, "the smallest there is"
+    assert found.p_value == 0.0001, "the smallest there is"
     assert found.share == pytest.approx(0.05, abs=0.01)
     assert 3 < found.above < 8
     assert "about 5" in found.note
