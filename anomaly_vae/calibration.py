@@ -1,7 +1,7 @@
 """From scores to decisions: conformal p-values and the threshold that keeps alpha.
 
 If the calibration scores and a normal row's score are exchangeable, its p-value is
-super-uniform: P(p ≤ alpha) ≤ alpha (Vovk et al. 2005; Bates et al. 2023, eq. 2).
+super-uniform: P(p ≤ alpha) ≤ alpha (Vovk et al. 2005; Bates et al. 2023).
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def discovery_level(p_values: Scores, counts: ArrayLike, q: float) -> float:
 
     Conformal p-values that share a calibration sample are positively dependent, so among the
     flagged rows of one batch at most a share q · (normal rows / rows) is normal on average (Bates
-    et al. 2023, theorem 2; Benjamini & Yekutieli 2001).
+    et al. 2023; Benjamini & Yekutieli 2001).
 
     Args:
         p_values: (K,) rising, all different.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
-import pandas as pd
 import pytest
 
 from anomaly_vae.calibration import Method
@@ -33,8 +34,8 @@ KNOWN: dict[str, dict[str, tuple[float, float]]] = {
 """What promises nothing, or less than it keeps: where its mean was found to lie."""
 
 
-def row(line: Line) -> pd.Series:
-    return pd.Series({"setting": line.setting, **line.to_row()})
+def row(line: Line) -> SimpleNamespace:
+    return SimpleNamespace(**line.to_row())
 
 
 def test_every_method_is_counted() -> None:
