@@ -151,9 +151,12 @@ def from_files(files: Mapping[str, bytes], folder: Path = Path("in memory")) -> 
         BundleError: a newer format, a manifest that lacks a key, or a threshold without its scores.
     """
     manifest = _manifest(files, folder)
-    if (manifest["calibration"] is None) == (CALIBRATION in files):
-        raise BundleError(f"bundle '{folder}': {CALIBRATION} and {MANIFEST} disagree; make it anew")
-    return Bundle(manifest, files[GRAPH], files[WEIGHTS], _calibration(manifest, files))
+    try:
+        calibration = _calibration(manifest, files)
+    except KeyError:
+        message = f"bundle '{folder}': {CALIBRATION} and {MANIFEST} disagree; make it anew"
+        raise BundleError(message) from None
+    return Bundle(manifest, files[GRAPH], files[WEIGHTS], calibration)
 
 
 def _verified(folder: Path, sums: bytes) -> dict[str, bytes]:
@@ -219,7 +222,10 @@ def _tensors(calibration: Calibration, of: str = "") -> dict[str, Scores]:
 
 
 def _calibration(manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> Calibration | None:
+    """What both say of it; KeyError where only one of them has something."""
     summary = manifest["calibration"]
+    if summary is None and CALIBRATION in files:
+        raise KeyError(CALIBRATION)
     return summary and _read_calibration(summary, load_tensors(files[CALIBRATION]))
 
 

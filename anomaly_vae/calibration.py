@@ -145,9 +145,8 @@ def weighted_p_values(weights: Scores) -> Scores:
     Args:
         weights: (n,) density of traffic over that of the calibration rows, in the scores' order.
     """
-    largest = weights.max()
-    reaching = np.append(np.cumsum(weights[::-1])[::-1], 0.0)
-    return np.asarray((reaching + largest) / (reaching[0] + largest))
+    reaching = np.append(np.cumsum(_of_largest(weights)[::-1])[::-1], 0.0)
+    return np.asarray((1.0 + reaching) / (1.0 + reaching[0]))
 
 
 def weighted_threshold(sample: Scores, weights: Scores, alpha: float) -> float:
@@ -179,7 +178,13 @@ def check_weights(weights: Scores, alpha: float, units: str = "normal calibratio
 
 def effective_rows(weights: Scores) -> float:
     """How many rows of equal weight estimate as well: (Σ w)² / Σ w² (Kish 1965)."""
-    return float(weights.sum() ** 2 / (weights**2).sum())
+    unit = _of_largest(weights)
+    return float(unit.sum() ** 2 / max((unit**2).sum(), 1.0))
+
+
+def _of_largest(weights: Scores) -> Scores:
+    """In units of the largest, unless all are 0."""
+    return np.asarray(weights / (weights.max() or 1.0))
 
 
 def discovery_level(p_values: Scores, counts: ArrayLike, q: float) -> float:

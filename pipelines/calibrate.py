@@ -35,7 +35,7 @@ from anomaly_vae.splits import TEST
 from anomaly_vae.thresholds import choose
 from pipelines import console
 from pipelines.data import Dataset
-from pipelines.evaluate import show
+from pipelines.evaluate import like_traffic, show
 from pipelines.evidence import scored_evidence
 from pipelines.models import open_source
 from pipelines.train import inputs_digest, read
@@ -127,10 +127,13 @@ def _check_same_config(trained: Bundle, config: Config) -> None:
 
 def _evaluate(detector: Detector, data: Dataset, config: Config) -> tuple[Evaluation, Detections]:
     rows, group = data.assignment.rows(TEST), data.rows.group
-    found, anomaly = detector.detect(data.part(TEST)), data.rows.anomaly[rows]
+    found = known = detector.detect(data.part(TEST))
+    if (typical := like_traffic(data.test_table, config.calibration.density_ratio)) is not None:
+        rows, known = rows[typical], found.part(typical)
+    anomaly = data.rows.anomaly[rows]
     units = None if group is None else len(np.unique(group[rows][~anomaly]))
     confidence = config.promotion.confidence
-    return evaluate(found, anomaly, detector.calibration, confidence, units), found
+    return evaluate(known, anomaly, detector.calibration, confidence, units), found
 
 
 def _policy(config: Config, data: Dataset) -> dict[str, Any]:
@@ -141,6 +144,7 @@ def _policy(config: Config, data: Dataset) -> dict[str, Any]:
         "positive": config.data.positive,
         "time": config.data.time,
         "group": data.group,
+        **({"density_ratio": ratio} if (ratio := config.calibration.density_ratio) else {}),
         **data.rules,
     }
 

@@ -11,11 +11,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from anomaly_vae.arrow import levels_from_arrow, times_from_arrow
+from anomaly_vae.arrow import levels_from_arrow, numbers_from_arrow, times_from_arrow
 from anomaly_vae.detector import Detections, Detector
 from anomaly_vae.errors import DataError
 from anomaly_vae.evaluation import Evaluation, Slice, evaluate, time_slices
 from anomaly_vae.schema import RawBatch, listed
+from anomaly_vae.splits import thinned
 from pipelines import console
 from pipelines.data import anomaly_mask, group_codes, unlabelled_mask
 from pipelines.io import find_files, read_table
@@ -37,12 +38,14 @@ class Labelled:
     seconds: NDArray[np.float64] | None = None
     batch: RawBatch | None = None
     """what the model reads, where that is not in the table"""
+    typical: Mask | None = None
+    """rows that are as dense as in traffic, where the table tells; absent: all are"""
 
     @classmethod
     def of(
         cls, table: pa.Table, policy: Mapping[str, Any], batch: RawBatch | None = None
     ) -> Labelled:
-        """``policy`` names the columns of label, group and time, and the label of anomalies.
+        """``policy`` names the columns of label, group, time and density ratio.
 
         Without a label column every row counts as normal; that no row is an anomaly is told.
 
@@ -52,7 +55,8 @@ class Labelled:
         anomaly, unlabelled = _labels(table, policy.get("label"), policy.get("positive"))
         group, time = policy.get("group"), policy.get("time")
         seconds = times_from_arrow(table.column(time))[0] if time else None
-        return cls(table, anomaly, unlabelled, group_codes(table, group), seconds, batch)
+        typical = like_traffic(table, policy.get("density_ratio"))
+        return cls(table, anomaly, unlabelled, group_codes(table, group), seconds, batch, typical)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +81,9 @@ class Judged:
 
     @cached_property
     def known(self) -> Mask:
-        """Rows (N,) with a score and a label."""
-        return self.scored & ~self.truth.unlabelled
+        """Rows (N,) with a score and a label, as dense as in traffic."""
+        known = self.scored & ~self.truth.unlabelled
+        return known if self.truth.typical is None else known & self.truth.typical
 
     def decisions(self, rows: Mask) -> Detections:
         """On these rows (N,), which it can score."""
@@ -108,6 +113,13 @@ class Judged:
             None if truth.group is None else truth.group[known],
         )
         return [one for one in slices if one.drifted]
+
+
+def like_traffic(table: pa.Table, ratio: str | None) -> Mask | None:
+    """Rows (N,) that are as dense as in traffic by the column of their ratio; None: all are."""
+    if ratio is None or ratio not in table.column_names:
+        return None
+    return thinned(numbers_from_arrow(table.column(ratio))[0])
 
 
 def judge(detector: Detector, truth: Labelled) -> Judged:

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
 
 from anomaly_vae.bundle import CALIBRATION, Bundle, from_files, load
 from anomaly_vae.calibration import (
@@ -22,7 +24,7 @@ from anomaly_vae.calibration import (
 from anomaly_vae.columns import Levels
 from anomaly_vae.config import CalibrationConfig, validate_config
 from anomaly_vae.detector import Detections, Detector
-from anomaly_vae.errors import CalibrationError, ConfigError
+from anomaly_vae.errors import BundleError, CalibrationError, ConfigError
 from anomaly_vae.evidence import Evidence
 from anomaly_vae.schema import RawBatch
 from anomaly_vae.splits import TEST
@@ -254,6 +256,13 @@ def test_a_level_may_be_called_anything(calibrated: Bundle, level: str) -> None:
     np.testing.assert_array_equal(stored.scores, pooled.scores)
 
 
+def test_a_group_without_its_scores_is_refused(by_channel: Bundle) -> None:
+    tensors = load_tensors(by_channel.files[CALIBRATION])
+    del tensors["scores/chip"]
+    with pytest.raises(BundleError, match=r"calibration.safetensors and manifest.json disagree"):
+        from_files({**by_channel.files, CALIBRATION: save_tensors(tensors)})
+
+
 # ---------------------------------------------------------------- weights
 
 
@@ -312,6 +321,16 @@ def test_weights_that_do_not_resolve_alpha_say_what_they_are_worth() -> None:
         "raise alpha to 0.2513"
     )
     assert weighted_p_values(weights)[-1] <= 0.2513
+
+
+@pytest.mark.parametrize("scale", [0, 1e-300, 1e300])
+def test_weights_of_any_size_are_weighed(scale: float) -> None:
+    given_ = Evidence.of(np.arange(100.0), weights=np.full(100, scale))
+    if scale:
+        assert choose(given_, wish(density_ratio="w")).figures["effective_rows"] == 100
+        return
+    with pytest.raises(CalibrationError, match="add up to 0 times theirs, and are worth 0 rows"):
+        choose(given_, wish(density_ratio="w"))
 
 
 def test_the_figures_say_what_weighted_rows_are_worth() -> None:

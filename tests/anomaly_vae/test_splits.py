@@ -25,6 +25,7 @@ from anomaly_vae.splits import (
     assign,
     count_twins,
     one_of_each,
+    thinned,
     twins,
 )
 
@@ -356,3 +357,16 @@ def test_without_time_they_are_the_share_that_is_asked_for() -> None:
     assert len(found.known) == 5
     assert found.unused == {"anomalies outside the test split": 5}
     assert rows.anomaly[found.rows(TEST)].sum() == 15
+
+
+def test_thinned_rows_are_as_dense_as_their_ratios_say() -> None:
+    """Uniform rows, twice as dense on the right in traffic; a factor changes nothing."""
+    x = np.random.default_rng(1).random(20_000)
+    ratios = np.where(x > 0.5, 2.0, 1.0)
+    kept = thinned(ratios)
+    assert kept[x > 0.5].all()
+    assert kept[x < 0.5].mean() == pytest.approx(0.5, abs=0.02)
+    np.testing.assert_array_equal(thinned(ratios * 7), kept)
+    assert thinned(np.array([np.nan, 1.0, 1.0])).all()
+    assert thinned(np.full(3, np.nan)).all()
+    assert not thinned(np.zeros(3)).any()

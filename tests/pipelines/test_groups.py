@@ -20,7 +20,7 @@ from anomaly_vae.config import Config
 from anomaly_vae.errors import CalibrationError, DataError
 from anomaly_vae.estimators import TabularVAEDetector
 from anomaly_vae.registry import Registry
-from anomaly_vae.splits import TEST, VALIDATION
+from anomaly_vae.splits import TEST, VALIDATION, thinned
 from pipelines.calibrate import Calibrated, calibrate
 from pipelines.data import Dataset, load_dataset
 from pipelines.evaluate import Labelled, judge
@@ -251,7 +251,8 @@ def weighed(transactions: Path, flow: Config, tmp_path_factory: pytest.TempPathF
     ratios = np.random.default_rng(0).uniform(0.5, 1.5, len(table))
     path = tmp_path_factory.mktemp("weighed") / "t.parquet"
     pq.write_table(table.append_column(WEIGHT, pa.array(ratios)), path)
-    return changed(flow, data__path=str(path), calibration__density_ratio=WEIGHT)
+    keys = {"data__path": str(path), "calibration__density_ratio": WEIGHT, "name": "weighed"}
+    return changed(flow, **keys)
 
 
 def test_weights_go_from_the_table_into_the_bundle(
@@ -260,7 +261,8 @@ def test_weights_go_from_the_table_into_the_bundle(
     data = load_dataset(weighed.data)
     assert WEIGHT not in data.schema.names
     trained = train(weighed, data)
-    bundle = calibrate(weighed, trained.model_uri, data).bundle
+    made = calibrate(weighed, trained.model_uri, data)
+    bundle = made.bundle
     calibration, rows = bundle.detector.calibration, data.calibration_rows
     order = np.argsort(bundle.scorer.score(data.batch.take(rows)), kind="stable")
     ratios = data.table[WEIGHT].to_numpy()[rows][order]
@@ -269,6 +271,13 @@ def test_weights_go_from_the_table_into_the_bundle(
     reached = np.searchsorted(calibration.scores, found.score)
     np.testing.assert_array_equal(found.p_value, weighted_p_values(ratios)[reached])
     np.testing.assert_array_equal(found.is_anomaly, found.p_value <= 0.05)
+    kept = thinned(data.test_table[WEIGHT].to_numpy())
+    assert made.evaluation.rows == kept.sum() < len(kept)
+    assert made.evaluation.flagged == found.is_anomaly[kept].sum()
+    policy = {"label": "TX_FRAUD", "positive": 1, "density_ratio": WEIGHT}
+    judged = judge(bundle.detector, Labelled.of(data.test_table, policy))
+    assert judged.evaluate().to_json() == made.evaluation.to_json()
+    assert promote(Registry(), "weighed").challenger_evaluation == made.evaluation
     with pytest.raises(CalibrationError, match="--fdr needs p-values that are positively depend"):
         score_files(Source(bundle, "x", None, None), [str(transactions)], tmp_path / "o", fdr=0.1)
     assert not (tmp_path / "o").exists()
