@@ -22,6 +22,8 @@ from anomaly_vae.splits import CALIBRATION, DAY, VALIDATION, one_of_each
 from pipelines.data import Dataset
 
 Positions = NDArray[np.intp]
+DISCRETE = frozenset({ColumnType.CATEGORICAL, ColumnType.BINARY})
+"""The types of column that have levels."""
 
 
 def evidence_of(
@@ -84,26 +86,27 @@ def _levels(data: Dataset, column: str, rows: Positions) -> Levels:
     Raises:
         DataError: the model does not read the column, or it has no levels.
     """
-    key = f"calibration.group names the column '{column}'"
-    assert isinstance(data.schema, TabularSchema), "images have no groups"
-    types = {one.name: one.type for one in data.schema.columns}
-    if column not in types:
-        discrete = [n for n, t in types.items() if t in {ColumnType.CATEGORICAL, ColumnType.BINARY}]
-        raise DataError(
-            f"{key}, which the model does not read: a row to be scored could come without its "
-            f"group; name one of {listed(discrete)}, or make it a feature",
-            column=column,
-        )
+    _check_group(data, column)
     values = data.batch.take(rows).values[column]
     if isinstance(values, Levels):
         return values
-    if types[column] is not ColumnType.BINARY:
-        raise DataError(
-            f"{key}, which is {types[column]} and has no groups; name a categorical or binary one, "
-            f"or declare data.features.{column}.type",
-            column=column,
-        )
     return Levels(np.nan_to_num(values, nan=-1.0).astype(np.int32), ("0", "1"))
+
+
+def _check_group(data: Dataset, column: str) -> None:
+    assert isinstance(data.schema, TabularSchema), "images have no groups"
+    types = {one.name: one.type for one in data.schema.columns}
+    discrete = [name for name, kind in types.items() if kind in DISCRETE]
+    if column in discrete:
+        return
+    why = (
+        f"which is {types[column]} and has no groups; name a categorical or binary one, or declare "
+        f"data.features.{column}.type"
+        if column in types
+        else "which the model does not read: a row to be scored could come without its group; name "
+        f"one of {listed(discrete)}, or make it a feature"
+    )
+    raise DataError(f"calibration.group names the column '{column}', {why}", column=column)
 
 
 def _weights(data: Dataset, column: str, rows: Positions) -> Scores:
@@ -116,12 +119,11 @@ def _weights(data: Dataset, column: str, rows: Positions) -> Scores:
     if column in data.schema.names:
         raise DataError(f"{key}, which the model reads; add it to data.ignore", column=column)
     weights = _numbers(data, column, key)[rows]
-    wrong = np.flatnonzero(~((weights >= 0) & np.isfinite(weights)))
-    if len(wrong) or not weights.any():
-        where = f", row {rows[wrong[0]]} for one" if len(wrong) else ""
+    wrong = rows[~(weights >= 0)]
+    if len(wrong):
         raise DataError(
-            f"{key}: {len(wrong) or 'all'} calibration rows have no ratio above 0 or of 0{where}; "
-            "give each one, above 0 for some",
+            f"{key}: {len(wrong)} calibration rows have no ratio of 0 or more, row {wrong[0]} for "
+            "one; mend or remove them",
             column=column,
         )
     return weights
