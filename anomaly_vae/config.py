@@ -495,6 +495,17 @@ class CalibrationConfig(Section):
         return self
 
 
+class EvaluationConfig(Section):
+    """What is told of the test split, beside its usual figures."""
+
+    top: int = Field(100, ge=1)
+    """rows, and cards of a day, that somebody can look into"""
+    entity: str | None = None
+    """column of what is looked into day by day, such as a card; absent: data.group"""
+    slices: tuple[str, ...] = ()
+    """more columns whose levels are compared; the model's own with levels are"""
+
+
 class PromotionConfig(Section):
     """When a challenger may become champion; frozen in the registry at the first promotion."""
 
@@ -534,8 +545,12 @@ class BaseConfig(Section):
     """of the registered model"""
     preset: Literal["fast", "default", "best"] = "default"
     """defaults of several keys at once"""
+    description: str | None = None
+    """what the model is for; its card says so"""
     calibration: CalibrationConfig = CalibrationConfig()
     """what to promise"""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """what to tell of the test split"""
     promotion: PromotionConfig = PromotionConfig()
     """when to replace the champion"""
     mlflow: MLflowConfig = MLflowConfig()

@@ -120,8 +120,8 @@ def _slice(
         level=level,
         rows=len(anomaly),
         anomalies=int(anomaly.sum()),
-        fpr=rate(found.is_anomaly[normal]),
+        fpr=rate(found.is_anomaly[normal], group=unit[normal]),
         limit=highest_kept_rate(calibration, units, confidence) if units else None,
-        recall=rate(found.is_anomaly[anomaly]),
+        recall=rate(found.is_anomaly[anomaly], group=unit[anomaly]),
         average_precision=Ranking(found.score, anomaly).average_precision() if both else None,
     )

@@ -239,7 +239,7 @@ def _check(codes: Codes, unused: Mapping[str, int]) -> None:
             )
 
 
-def one_of_each(rows: NDArray[np.intp], group: NDArray[np.int32]) -> NDArray[np.intp]:
+def one_of_each(rows: NDArray[np.intp], group: NDArray[Any]) -> NDArray[np.intp]:
     """One row of each group, chosen by a fixed seed; ``rows`` are positions, ``group`` is (N,).
 
     Rows of one group are not exchangeable with those of another, but one random row of each is
@@ -248,11 +248,6 @@ def one_of_each(rows: NDArray[np.intp], group: NDArray[np.int32]) -> NDArray[np.
     shuffled = np.random.default_rng(0).permutation(rows)
     _, first = np.unique(group[shuffled], return_index=True)
     return np.sort(shuffled[first])
-
-
-def count_twins(train: NDArray[np.float32], test: NDArray[np.float32]) -> int:
-    """How many rows of ``test`` (M, F) are equal, missing cells included, to one of ``train``."""
-    return int(twins(test, train).sum())
 
 
 def twins(rows: NDArray[Any], others: NDArray[Any]) -> Mask:

@@ -116,12 +116,15 @@ def evaluate(
     ],
     label: Annotated[str, typer.Option(metavar="COLUMN", help="the column with the labels")],
     positive: Annotated[str, typer.Option(help="the label that means anomaly")] = "1",
+    top: Annotated[
+        int | None, typer.Option(min=1, metavar="K", help="how many can be looked into")
+    ] = None,
 ) -> None:
     """Compare a detector's decisions with labels."""
-    from pipelines.evaluate import evaluate_files
+    from pipelines.report import evaluate_files
 
     source = _source(model)
-    answer = evaluate_files(source, data, label, positive)
+    answer = evaluate_files(source, data, label, positive, top)
     console.result({"model": source.to_json(), **answer})
 
 

@@ -12,9 +12,11 @@ from typing import Any
 
 from anomaly_vae import plots
 from anomaly_vae.config import Config
+from anomaly_vae.errors import DataError
 from anomaly_vae.fitting import Fitted, Prepared, fit_bundle, prepare
 from anomaly_vae.provenance import code_version
 from anomaly_vae.registry import Registry, Run
+from anomaly_vae.schema import listed
 from anomaly_vae.splits import TRAIN, VALIDATION
 from anomaly_vae.thresholds import check
 from anomaly_vae.training import Epoch, OnEpoch
@@ -63,7 +65,7 @@ def train(config: Config, data: Dataset | None = None) -> Trained:
     """
     data = data or read(config)
     prepared = prepare(config, data.schema, data.part(TRAIN), data.part(VALIDATION))
-    twins = data.count_twins(prepared.encoding)
+    twins = int(data.test_twins(prepared.encoding).sum())
     tell(data, twins)
     digest = inputs_digest(config, data)
     state = _sha256([digest, data.digest])
@@ -89,11 +91,25 @@ def read(config: Config) -> Dataset:
     """
     console.step(f"Reading {', '.join(config.data.paths)}")
     data = load_dataset(config.data)
+    _check_evaluation(config, data)
     frozen = frozen_test(Registry(config.mlflow.tracking_uri), config.name)
     if frozen is not None:
         data = data.without(frozen)
     check(evidence_of(data, config.calibration, unscored), config.calibration)
     return data
+
+
+def _check_evaluation(config: Config, data: Dataset) -> None:
+    """The columns that the evaluation needs are there, before anything is fitted."""
+    entity, found = config.evaluation.entity, data.table.column_names
+    named = [("entity", entity)] if entity else []
+    for key, name in (*named, *(("slices", name) for name in config.evaluation.slices)):
+        if name not in found:
+            raise DataError(
+                f"evaluation.{key} names the column '{name}', which is not there; "
+                f"found {listed(found)}",
+                column=name,
+            )
 
 
 def tell(data: Dataset, twins: int) -> None:

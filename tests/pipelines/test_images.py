@@ -501,8 +501,9 @@ def test_near_twins_are_counted_mirrored_and_brighter_ones_too(tmp_path: Path) -
     png(tmp_path / f"{test[1]:02d}.png", images[train[1], :, ::-1])
     png(tmp_path / f"{test[2]:02d}.png", images[train[2]] + 40)
     encoding: Any = None  # pixels decide, not how they are encoded
-    assert plain.count_twins(encoding) == 0
-    assert load_images(ImageData(path=str(tmp_path), size=32)).count_twins(encoding) == 3
+    assert not plain.test_twins(encoding).any()
+    twins = load_images(ImageData(path=str(tmp_path), size=32)).test_twins(encoding)
+    assert np.flatnonzero(twins).tolist() == [0, 1, 2]
 
 
 # ---------------------------------------------------------------- the frozen test split
