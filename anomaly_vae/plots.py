@@ -65,7 +65,7 @@ def score_histogram(
             )
     axes.axvline(threshold, color="black", linewidth=1.2, label=f"threshold, alpha = {alpha:g}")
     axes.set(xlabel=f"score, {detector.unit} (tails collected in the last bins)", ylabel="density")
-    axes.legend(frameon=False)
+    axes.legend(framealpha=1, edgecolor="none")  # the threshold may pass behind it
     return figure
 
 

@@ -36,10 +36,12 @@ from anomaly_vae.report import Report
 from anomaly_vae.splits import TEST
 from anomaly_vae.thresholds import choose
 from pipelines import console
+from pipelines.card import card_of
+from pipelines.card_html import logged, page
 from pipelines.data import Dataset
 from pipelines.evaluate import Judged, Labelled, judge
 from pipelines.evidence import evidence_of
-from pipelines.models import open_source
+from pipelines.models import Source, open_source
 from pipelines.report import Known, Reporter, Wish, log, show
 from pipelines.train import inputs_digest, read
 
@@ -112,6 +114,7 @@ def calibrate(config: Config, model: str, data: Dataset | None = None) -> Calibr
             **({TRAINED_RUN_TAG: model.split("/")[1]} if model.startswith("runs:/") else {}),
         }
         version = registry.register(run, bundle, config.name, tags)
+        _log_card(run, registry, Source(bundle, version.name, version.version))
     return Calibrated(version, run.id, bundle, report)
 
 
@@ -188,6 +191,15 @@ def _log(run: Run, config: Config, judged: Judged, data: Dataset, report: Report
         pq.write_table(data.test_table, path)
         run.log_file(path)
         return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _log_card(run: Run, registry: Registry, source: Source) -> None:
+    """The model card of the version, as JSON and as a page."""
+    run.log_json(card_of(source).to_json(), "card/card.json")
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "card.html"
+        path.write_text(page(source, logged(source, registry)), encoding="utf-8")
+        run.log_file(path, "card")
 
 
 def _highest(judged: Judged, data: Dataset) -> Any:

@@ -248,11 +248,16 @@ def models() -> None:
 
 
 @app.command(name="inspect")
-def inspect_model(uri: Annotated[str, typer.Argument(metavar="URI", help="of the model")]) -> None:
-    """Print a model's manifest: data, configuration, calibration, evaluation."""
+def inspect_model(
+    uri: Annotated[str, typer.Argument(metavar="URI", help="of the model")],
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="write the card as a page, too")
+    ] = None,
+) -> None:
+    """Print a model's card: data, figures, calibration and what it assumes, limits."""
     from pipelines.inspect import describe
 
-    console.result(describe(_source(uri)))
+    console.result(describe(_source(uri), html))
 
 
 class PathShape(StrEnum):

@@ -16,7 +16,7 @@ from anomaly_vae.arrow import levels_from_arrow, numbers_from_arrow
 from anomaly_vae.columns import Levels
 from anomaly_vae.config import CostConfig
 from anomaly_vae.errors import DataError
-from anomaly_vae.evaluation import TOP, Evaluation
+from anomaly_vae.evaluation import TOP
 from anomaly_vae.leakage import Alone, Twins, alone, warnings
 from anomaly_vae.report import Report
 from anomaly_vae.schema import ColumnType, RawBatch
@@ -24,6 +24,7 @@ from anomaly_vae.slices import column_slices, levels_of
 from anomaly_vae.uniformity import steps
 from anomaly_vae.worth import Cards, Savings
 from pipelines import console
+from pipelines.card import figure_rows
 from pipelines.evaluate import Judged, Labelled, judge
 from pipelines.io import find_files, read_table
 from pipelines.models import Source, registry
@@ -266,7 +267,8 @@ def log(run: Run, judged: Judged, report: Report) -> None:
 
 def show(report: Report) -> None:
     """Figures, slices that are flagged too often, and what makes all of it doubtful."""
-    show_figures(report.figures)
+    rows = figure_rows(report.figures.to_json())
+    console.table("On the test rows", ("figure", "value", "interval"), rows)
     drifted = [one for one in report.slices if one.drifted][:SHOWN_SLICES]
     if drifted:
         console.table(
@@ -276,44 +278,3 @@ def show(report: Report) -> None:
         )
     for warning in report.warnings:
         console.say(f"Warning: {warning}")
-
-
-def show_figures(figures: Evaluation) -> None:
-    """The figures as a table."""
-    console.table("On the test rows", ("figure", "value", "interval"), figure_rows(figures))
-
-
-def figure_rows(figures: Evaluation) -> list[tuple[str, Any, str]]:
-    """What people call each figure, its value and its interval."""
-    content = figures.to_json()
-    rows = [
-        (name, content[key], spell_interval(content.get(f"{key}_interval")))
-        for key, name in _names(figures).items()
-    ]
-    optional = ("cost", "card", "precision at", "rejected", "unlabelled")
-    return [row for row in rows if row[1] or not row[0].startswith(optional)]
-
-
-def spell_interval(interval: list[float] | None) -> str:
-    """Its ends."""
-    return f"{console.spell(interval[0])} to {console.spell(interval[1])}" if interval else ""
-
-
-def _names(figures: Evaluation) -> dict[str, str]:
-    return {
-        "rows": "rows",
-        "anomalies": "anomalies",
-        "auroc": "AUROC",
-        "average_precision": "average precision",
-        "fpr": f"false positive rate (alpha {figures.alpha:g})",
-        "fpr_limit": "  the most that chance explains",
-        "recall": "recall",
-        "precision": "precision",
-        "precision_at_top": f"precision at the {figures.top} highest scores",
-        "card_precision": "card precision a day",
-        "cost_saved": "cost saved per 1,000 rows",
-        "ks_p_value": "p-values uniform on normal rows (KS test)",
-        "flagged": "flagged",
-        "rejected": "rejected",
-        "unlabelled": "unlabelled",
-    }
