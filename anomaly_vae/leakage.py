@@ -130,8 +130,7 @@ def _error(auroc: float, normal: int, anomalies: int) -> float:
 def _some(rows: Mask) -> NDArray[np.intp]:
     """Positions of these rows, evenly thinned to `MOST_ROWS`."""
     positions = np.flatnonzero(rows)
-    step = -(-len(positions) // MOST_ROWS)
-    return positions[::step]
+    return positions[:: max(1, -(-len(positions) // MOST_ROWS))]
 
 
 def _aurocs(values: Values, anomaly: Mask, seed: int) -> Iterator[float]:

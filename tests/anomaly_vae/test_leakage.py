@@ -83,6 +83,7 @@ def test_files_are_suspected_earlier_than_columns() -> None:
 
 
 def test_few_anomalies_are_too_few_to_suspect_by() -> None:
+    assert alone({"x": np.arange(600.0)}, np.zeros(600, bool)) == []
     few = np.arange(600) < FEWEST - 1
     assert alone({"x": few.astype(float)}, few) == []
     assert alone({"x": few.astype(float)}, ~few) == []
