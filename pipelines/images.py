@@ -394,7 +394,7 @@ def index_of(items: Sequence[Item], read: Batch, label: str | None, group: str |
     if any(named):
         columns[GROUP] = pa.array(named, pa.string())
     for name in dict.fromkeys(name for item in items for name in item.facts):
-        if name not in {*columns, label, group, LABEL, GROUP}:
+        if name and name not in {*columns, label, group, LABEL, GROUP}:
             cells = [items[n].facts.get(name) or None for n in numbers]
             columns[name] = pa.array(cells, pa.string())
     return pa.table(columns)
