@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,7 @@ def calibrate(config: Config, model: str, data: Dataset | None = None) -> Calibr
         console.say(chosen.figures["note"])
     judged = judge(Detector(trained.scorer, chosen, trained.manifest["unit"]), _truth(data))
     report = _report(judged, data, config)
-    bundle = trained.calibrated(chosen, report.to_json())
+    bundle = _planned(trained, config).calibrated(chosen, report.to_json())
     show(report)
     registry = Registry(config.mlflow.tracking_uri)
     experiment = config.mlflow.experiment or config.name
@@ -137,6 +137,13 @@ def _check_same_config(trained: Bundle, config: Config) -> None:
                     f"configuration says {value}; correct that, or train again",
                     key=f"{section}.{key}",
                 )
+
+
+def _planned(trained: Bundle, config: Config) -> Bundle:
+    """The same model, with what this configuration says of all that comes after training."""
+    later = {key: config.recorded()[key] for key in ("calibration", "evaluation", "description")}
+    recorded = {**trained.manifest["config"], **later}
+    return replace(trained, manifest={**trained.manifest, "config": recorded})
 
 
 def _truth(data: Dataset) -> Labelled:

@@ -115,6 +115,7 @@ def test_alpha_may_differ_from_what_was_planned_in_training(
 ) -> None:
     stricter = calibrate(changed(flow, calibration__alpha=0.02), trained, dataset)
     assert stricter.bundle.detector.calibration.alpha == 0.02
+    assert stricter.bundle.manifest["config"]["calibration"]["alpha"] == 0.02
     assert stricter.result()["version"] == "2"
 
 
