@@ -25,6 +25,7 @@ from anomaly_vae.uniformity import steps
 from anomaly_vae.worth import Cards, Savings
 from pipelines import console
 from pipelines.card import figure_rows
+from pipelines.data import group_codes
 from pipelines.evaluate import Judged, Labelled, judge
 from pipelines.io import find_files, read_table
 from pipelines.models import Source, registry
@@ -112,11 +113,12 @@ class Reporter:
         truth, wish = self.judged.truth, self.wish
         if truth.seconds is None or wish.entity not in truth.table.column_names:
             return {}
-        levels, _ = levels_from_arrow(truth.table.column(wish.entity))
+        card = group_codes(truth.table, wish.entity)
+        assert card is not None, "there is such a column"
         cards = Cards(
             self._of(self.judged.score),
             self._of(truth.anomaly),
-            self._of(levels.codes),
+            self._of(card),
             self._of(truth.seconds),
             wish.top,
         )

@@ -78,6 +78,17 @@ def test_cards_are_counted_by_day_where_they_are_named(tested: Judged) -> None:
     assert low <= figures.card_precision <= high
 
 
+def test_rows_without_a_card_are_cards_of_their_own(calibrated: Bundle, dataset: Dataset) -> None:
+    table = dataset.test_table.append_column("card", pa.nulls(len(dataset.test_table), pa.string()))
+    judged = judge(calibrated.detector, Labelled.of(table, LABEL))
+    figures = Reporter(judged, Wish(top=1, entity="card")).report().figures
+    rows = np.arange(len(table))
+    alone = table.set_column(len(table.column_names) - 1, "card", pa.array(rows))
+    again = judge(calibrated.detector, Labelled.of(alone, LABEL))
+    assert figures.card_precision is not None
+    assert Reporter(again, Wish(top=1, entity="card")).report().figures == figures
+
+
 def test_costs_are_saved_by_the_amounts_of_the_frauds(tested: Judged) -> None:
     costs = CostConfig(amount="TX_AMOUNT", review=2.0)
     figures = Reporter(tested, Wish(costs=costs)).report().figures
