@@ -38,6 +38,8 @@ SLICED = (ColumnType.BINARY, ColumnType.CATEGORICAL)
 SHOWN_SLICES = 12
 GROUP = "group"
 """What an index of images calls the unit of each."""
+SAME = 1e-7
+"""By how much scores of one row may differ: arithmetic is in float32, batches are others."""
 SEEN = "have the very score of a calibration row, and may have calibrated the model"
 
 
@@ -210,7 +212,7 @@ def evaluate_files(
     if not judged.known.any():
         why = f": {judged.problem}" if judged.problem else ""
         raise DataError(f"none of the {len(table)} rows has a label and can be scored{why}")
-    seen = Known(np.isin(judged.score, detector.calibration.scores), SEEN)
+    seen = Known(_same(judged.score, detector.calibration.scores), SEEN)
     report = Reporter(judged, Wish.of(config, top)).report(seen)
     show(report)
     if source.version is not None:
@@ -218,6 +220,13 @@ def evaluate_files(
     figures = report.figures
     counts = {"rows": len(table), "scored": figures.rows}
     return {"metrics": figures.to_json(), **counts, **report.findings()}
+
+
+def _same(scores: NDArray[np.float64], sample: NDArray[np.float64]) -> Mask:
+    """Which of the scores (N,) are one of a sorted sample, but for rounding in other batches."""
+    above = np.searchsorted(sample, scores)
+    beside = sample[np.clip([above - 1, above], 0, len(sample) - 1)]
+    return np.asarray((np.abs(beside - scores) <= SAME * np.abs(scores)).any(0))
 
 
 def _files(

@@ -145,6 +145,9 @@ def test_rows_that_calibrated_are_noticed(
     answer = evaluate_files(Source(world.calibrated.bundle), [str(path)], "TX_FRAUD")
     rows = len(dataset.assignment.rows(CALIBRATION))
     assert answer["twins"]["rows"] == rows
+    pq.write_table(dataset.test_table, path)
+    fresh = evaluate_files(Source(world.calibrated.bundle), [str(path)], "TX_FRAUD")
+    assert fresh["warnings"] == []
     assert (
         f"{rows} of {rows} test rows have the very score of a calibration row"
         in (answer["warnings"][0])
