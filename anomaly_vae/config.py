@@ -270,6 +270,8 @@ class FitConfig(Section):
     """of the networks while fitting; bfloat16 is faster on GPUs that have it"""
     resume: bool = True
     """continue from a checkpoint of the same data and configuration"""
+    warm_start: str | None = None
+    """folder or URI of a model whose weights the fit starts from, where they fit"""
 
     STEPS: ClassVar[int] = 600
     """Of a fit whose epochs are absent, at least, where 300 epochs are enough for that."""
@@ -502,8 +504,20 @@ class PromotionConfig(Section):
     """compared on the frozen test split, where it has labels"""
     tolerance: float = Field(0.0, ge=0, lt=1)
     """how much worse than the champion's a challenger's metric may be"""
+    proof: Literal["worse", "no_worse"] = "worse"
+    """worse: refuse what is shown to be worse; no_worse: what is not shown to be no worse"""
     confidence: Fraction = 0.95
-    """of the interval of false positive rates that chance explains"""
+    """of every interval that a rule asks what chance explains"""
+    slice_recall: Fraction | None = 0.1
+    """most recall that a level of a categorical column may lose, beyond chance; null: any"""
+    agreement: Fraction | None = None
+    """least share of the rows on which both models flag alike; absent: any"""
+    row_microseconds: float | None = Field(None, gt=0)
+    """most CPU time that scoring a row alone may take; absent: any"""
+    slowdown: float | None = Field(None, gt=0)
+    """the same as a multiple of the champion's; absent: any"""
+    megabytes: float | None = Field(None, gt=0)
+    """largest bundle, in 10^6 bytes; absent: any"""
 
 
 class MLflowConfig(Section):
@@ -557,10 +571,13 @@ class BaseConfig(Section):
         return str(value) if isinstance(value, int) else value
 
     def recorded(self) -> dict[str, Any]:
-        """What belongs to the model: everything but paths, devices, servers and policies."""
+        """What belongs to the model: everything but paths, devices, servers and policies.
+
+        Of a model that it starts from, the digest belongs to it, which a path does not tell.
+        """
         exclude: Any = {
             "data": {"path"},
-            "training": {"device", "resume"},
+            "training": {"device", "resume", "warm_start"},
             "promotion": True,
             "mlflow": True,
         }

@@ -59,8 +59,7 @@ TRAINED_TAG = "anomaly_vae.trained"
 TRAINED_RUN_TAG = "anomaly_vae.trained_run"
 FROZEN_TAG = "anomaly_vae.frozen"
 DECISION_TAG = "anomaly_vae.decision"
-PAST_CHAMPIONS_TAG = "anomaly_vae.past_champions"
-MOST_PAST_CHAMPIONS = 50
+HISTORY_TAG = "anomaly_vae.promotions"
 MOST_PARAM_CHARACTERS = 6000
 REQUIRED = {
     "tabular": f"anomaly-vae=={__version__}",
@@ -198,6 +197,29 @@ class Run:
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """A file as an artifact."""
         self._client.log_artifact(self.id, str(path), folder)
+
+    @_plainly
+    def settle(self, key: str, value: str) -> str:
+        """Write a parameter once and for all; what it says from now on.
+
+        MLflow never changes a parameter, in no database and through no server: of several who
+        write one at the same time, all but the first are told what that one wrote.
+        """
+        try:
+            self._client.log_param(self.id, key, value, synchronous=True)
+        except MlflowException as error:
+            settled = self.settled.get(key)
+            if error.error_code != "INVALID_PARAMETER_VALUE" or settled is None:
+                raise
+            return settled
+        return value
+
+    @property
+    @_plainly
+    def settled(self) -> Mapping[str, str]:
+        """The parameters there are."""
+        params: Mapping[str, str] = self._client.get_run(self.id).data.params
+        return params
 
     @_plainly
     def log_bundle(self, path: Path) -> str:
@@ -367,12 +389,6 @@ class Registry:
     # ------------------------------------------------------------ promotion
 
     @_plainly
-    def tag_model(self, name: str, tags: Mapping[str, str]) -> None:
-        """Set tags of the registered model."""
-        for key, value in tags.items():
-            self._client.set_registered_model_tag(name, key, value)
-
-    @_plainly
     def tag_version(self, version: Version, key: str, value: str) -> None:
         """Set a tag of a version."""
         self._client.set_model_version_tag(version.name, version.version, key, value)
@@ -382,14 +398,41 @@ class Registry:
         """Move the alias."""
         self._client.set_registered_model_alias(name, CHAMPION, version)
 
-    def remember_champions(self, name: str, past: list[str]) -> None:
-        """Keep the versions that a rollback can return to, oldest first."""
-        self.tag_model(name, {PAST_CHAMPIONS_TAG: json.dumps(past[-MOST_PAST_CHAMPIONS:])})
-
-    def past_champions(self, name: str) -> list[str]:
-        """Versions that were champion before, oldest first."""
+    @_plainly
+    def history(self, name: str) -> Run | None:
+        """The run that holds the history of a model's champions, if there is one."""
         model = self._model(name)
-        return list(json.loads(model.tags.get(PAST_CHAMPIONS_TAG, "[]"))) if model else []
+        run_id = model.tags.get(HISTORY_TAG) if model else None
+        return Run(self._client, run_id) if run_id else None
+
+    @_plainly
+    def open_history(self, name: str) -> Run:
+        """The same; made where there is none.
+
+        The run of the model's first version says which it is, once and for all.
+
+        Raises:
+            RegistryError: no version was registered by a run.
+        """
+        if known := self.history(name):
+            return known
+        first = self._first_run(name)
+        experiment = self._client.get_run(first.id).info.experiment_id
+        made = self._client.create_run(experiment, run_name=f"promotions of {name}").info.run_id
+        self._client.set_terminated(made)
+        agreed = first.settle(HISTORY_TAG, made)
+        if agreed != made:
+            self._client.delete_run(made)
+        self._client.set_registered_model_tag(name, HISTORY_TAG, agreed)
+        return Run(self._client, agreed)
+
+    def _first_run(self, name: str) -> Run:
+        """That of the first version."""
+        search = partial(self._client.search_model_versions, f"name = '{name}'")
+        made = {int(found.version): found.run_id for found in _every(search) if found.run_id}
+        if not made:
+            raise RegistryError(f"{name} has no version that a run made: anomaly-vae calibrate")
+        return Run(self._client, made[min(made)])
 
     # ------------------------------------------------------------ fetching
 

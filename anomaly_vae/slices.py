@@ -78,12 +78,12 @@ def column_slices(
         confidence: that all limits hold together.
         group: (N,) names the exchangeable unit of each row; absent: each row is one.
     """
-    parts = list(_parts(columns))
-    each = 1 - (1 - confidence) / max(len(parts), 1)
+    slices = list(parts(columns))
+    each = 1 - (1 - confidence) / max(len(slices), 1)
     unit = np.arange(len(anomaly)) if group is None else group
     return [
         _slice(column, level, found.part(rows), anomaly[rows], calibration, each, unit[rows])
-        for column, level, rows in parts
+        for column, level, rows in slices
     ]
 
 
@@ -95,7 +95,7 @@ def levels_of(values: Levels | NDArray[np.float64]) -> Levels:
     return Levels(codes, ("0", "1"))
 
 
-def _parts(columns: Mapping[str, Levels]) -> Iterator[tuple[str, str | None, Mask]]:
+def parts(columns: Mapping[str, Levels]) -> Iterator[tuple[str, str | None, Mask]]:
     """Column, level and rows (N,) of each slice."""
     for column, levels in list(columns.items())[:MOST_COLUMNS]:
         codes, counts = np.unique(levels.codes, return_counts=True)

@@ -131,13 +131,17 @@ def promote(
     version: Annotated[str | None, typer.Option(help="absent: the challenger")] = None,
     force: Annotated[bool, typer.Option("--force", help="promote against the policy")] = False,
     reason: Annotated[str | None, typer.Option(help="why, with --force; recorded")] = None,
+    traffic: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH", help="recent rows, no labels needed, to compare flags on"),
+    ] = None,
 ) -> None:
     """Make a version champion, if it holds on the frozen test split; else exit 3."""
     from pipelines import promote as flow
 
     if force != bool(reason):
         raise typer.BadParameter("--force and --reason TEXT, which is recorded, go together")
-    decision = flow.promote(_registry(), name, version, reason)
+    decision = flow.promote(_registry(), name, version, reason, traffic or ())
     flow.show(decision)
     console.result(decision.result())
     if not decision.promoted:
@@ -145,11 +149,13 @@ def promote(
 
 
 @app.command()
-def rollback(name: Name) -> None:
+def rollback(
+    name: Name, reason: Annotated[str | None, typer.Option(help="why; recorded")] = None
+) -> None:
     """Make the previous champion champion again."""
     from pipelines import promote as flow
 
-    console.result(flow.rollback(_registry(), name))
+    console.result(flow.rollback(_registry(), name, reason))
 
 
 @app.command()
@@ -233,15 +239,15 @@ def serve(
 
 
 @app.command()
-def models() -> None:
-    """List registered models with their versions and aliases."""
-    found = _registry().models()
-    rows = [
-        (m["name"], len(m["versions"]), ", ".join(f"{a} → {v}" for a, v in m["aliases"].items()))
-        for m in found
-    ]
-    console.table("Registered models", ("name", "versions", "aliases"), rows)
-    console.result({"models": found})
+def models(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="of one, with its history")
+    ] = None,
+) -> None:
+    """List registered models with their versions and aliases, or the history of one."""
+    from pipelines.registered import registered
+
+    console.result({"models": registered(_registry(), name)})
 
 
 @app.command(name="inspect")
