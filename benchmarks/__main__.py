@@ -21,6 +21,8 @@ PROTOCOLS: dict[str, tuple[str, ...]] = {
     "fitting": ("adbench",),
     "serving": (),
     "reload": (),
+    "promotions": (),
+    "retraining": (),
 }
 """Modules of this package, each with ``run(options)``, and the data that each reads."""
 SEEDS = 3
