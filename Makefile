@@ -2,7 +2,7 @@ PYTHON ?= python3
 
 BIN := .venv/bin
 PIP := -m pip --disable-pip-version-check install --quiet
-EXTRAS := train,serve,images,client,oidc,otel,dev
+EXTRAS := train,serve,images,server,client,oidc,otel,dev
 # What `make lock` may not move: torch 2.13 and MLflow 3.17 are what the project is tested with.
 HELD := 'torch==2.13.*' 'mlflow==3.17.*'
 
