@@ -21,7 +21,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -132,6 +132,7 @@ class Version:
     tags: Mapping[str, str]
     aliases: tuple[str, ...]
     run_id: str | None
+    registered_at: float
 
     @property
     def uri(self) -> str:
@@ -148,6 +149,8 @@ class Fetched:
     name: str | None = None
     version: str | None = None
     alias: str | None = None
+    registered_at: float | None = None
+    """in seconds since 1970"""
 
     def load(self) -> Bundle:
         """Read it, its digest checked where the registry knows it."""
@@ -318,7 +321,12 @@ class Registry:
         """One version by number."""
         found = self._client.get_model_version(name, version)
         return Version(
-            name, str(found.version), dict(found.tags), tuple(found.aliases), found.run_id
+            name,
+            str(found.version),
+            dict(found.tags),
+            tuple(found.aliases),
+            found.run_id,
+            found.creation_timestamp / 1000,
         )
 
     @_plainly
@@ -423,7 +431,7 @@ class Registry:
         kept = cache / digest if cache else None
         if not (kept and _is_sound(kept, digest)):
             kept = Path(self.download(found.uri)) / "data" / BUNDLE
-        return Fetched(str(kept), digest, name, found.version, alias)
+        return Fetched(str(kept), digest, name, found.version, alias, found.registered_at)
 
     @_plainly
     def download(self, uri: str, to: str | Path | None = None) -> str:
@@ -473,7 +481,7 @@ def cache_bundle(fetched: Fetched, cache: Path) -> Fetched:
             for name, content in bundle.files.items():
                 (folder / name).write_bytes(content)
             (folder / SUMS).write_bytes((Path(fetched.path) / SUMS).read_bytes())
-    return Fetched(str(place), bundle.digest, fetched.name, fetched.version, fetched.alias)
+    return replace(fetched, path=str(place), digest=bundle.digest)
 
 
 def _is_sound(folder: Path, digest: str) -> bool:

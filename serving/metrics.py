@@ -192,6 +192,9 @@ class Loaded(Collector):
         yield info
         yield self._gauge("model_load_seconds", "Seconds to load and warm it.", "load_seconds")
         yield self._gauge("model_loaded_timestamp_seconds", "When it was loaded.", "loaded_at")
+        yield self._gauge(
+            "model_registered_timestamp_seconds", "When it was registered.", "registered_at"
+        )
         alpha = GaugeMetricFamily(
             f"{PREFIX}_model_alpha_ratio", "Rate of false positives it is calibrated for.",
             labels=["model", "version"],
@@ -204,7 +207,8 @@ class Loaded(Collector):
     def _gauge(self, name: str, help_text: str, attribute: str) -> Metric:
         family = GaugeMetricFamily(f"{PREFIX}_{name}", help_text, labels=["model", "version"])
         for one in self.store.current.values():
-            family.add_metric([one.name, one.version or ""], getattr(one, attribute))
+            if (value := getattr(one, attribute)) is not None:
+                family.add_metric([one.name, one.version or ""], value)
         return family
 
 

@@ -31,6 +31,7 @@ class Source(msgspec.Struct, frozen=True):
     name: str | None = None
     version: str | None = None
     alias: str | None = None
+    registered_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,7 +39,8 @@ class Served:
     """A detector under its name.
 
     ``example`` is a typical record, ``load_seconds`` what loading and warming took, ``loaded_at``
-    when that was, in seconds since 1970; ``heat_scale`` is what a model of images draws with.
+    when that was, in seconds since 1970, as is ``registered_at``; ``heat_scale`` is what a model of
+    images draws with.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Served:
     example: Mapping[str, Any]
     load_seconds: float
     loaded_at: float
+    registered_at: float | None = None
     heat_scale: Scale | None = None
 
 
@@ -132,6 +135,7 @@ def _loaded(source: Source) -> Served:
         example=loaded.example,
         load_seconds=0.0,
         loaded_at=0.0,
+        registered_at=source.registered_at,
         heat_scale=loaded.heat_scale if kind == IMAGE else None,
     )
     check(served, warm(served))

@@ -364,6 +364,7 @@ def test_fetch_prints_one_line_of_json(
         "name": "fraud",
         "version": "1",
         "alias": "challenger",
+        "registered_at": version.registered_at,
     }
 
 

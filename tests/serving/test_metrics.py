@@ -212,6 +212,7 @@ def test_the_documented_metrics_are_those_there_are(served):
 
 def test_the_documented_labels_are_those_there_are(served, records):
     board = Board(Standing((Followed("models:/fraud@champion", "fraud"),)))
+    served = dataclasses.replace(served, registered_at=1.0)  # a folder's is not known
     store = Store([served], [dataclasses.replace(served, digest="another")])
     client = TestClient(create_app(store, Settings(), board=board))
     body = {"records": [{**records[0], "TX_AMOUNT": None, "TX_CHANNEL": "carrier pigeon"}]}
