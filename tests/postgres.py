@@ -29,6 +29,8 @@ def postgres(
     password: str = "not-secret",
     database: str = "mlflow",
     options: Sequence[str] = (),
+    cluster_options: Sequence[str] = ("--auth=scram-sha-256",),
+    port: int | None = None,
 ) -> Iterator[str]:
     """The SQLAlchemy URL of an empty database; the test is skipped where there are no programs.
 
@@ -37,18 +39,20 @@ def postgres(
         password: theirs.
         database: its name.
         options: more arguments of the server.
+        cluster_options: more arguments of initdb.
+        port: any free one where none is given.
     """
     programs = _programs()
     with tempfile.TemporaryDirectory(prefix="anomaly-vae-postgres-") as place:
-        folder, port = Path(place), _free_port()
+        folder, port = Path(place), port or free_port()
         caller = _caller(folder)
         secret = folder / "password"
         secret.write_text(password)
         secret.chmod(0o644)
         cluster = folder / "cluster"
         subprocess.run(
-            [programs / "initdb", "--no-sync", "--auth", "scram-sha-256", "--username", user,
-             "--pwfile", secret, "--encoding", "UTF8", "--locale", "C", "--pgdata", cluster],
+            [programs / "initdb", "--no-sync", "--username", user, "--pwfile", secret,
+             "--encoding", "UTF8", "--locale", "C", "--pgdata", cluster, *cluster_options],
             check=True, capture_output=True, cwd=folder, **caller,
         )  # fmt: skip
         command = [programs / "postgres", "-D", cluster, "-p", str(port), "-k", "", "-F"]
@@ -103,7 +107,8 @@ def _create(address: str, database: str, server: subprocess.Popen[bytes], log: P
     connection.close()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody has."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
     return port
