@@ -150,8 +150,9 @@ def test_the_service_may_read_mlflow_and_change_nothing(running: Stack) -> None:
 def test_mlflow_knows_the_name_it_has_for_others_and_no_strange_one(running: Stack) -> None:
     place = running.address("mlflow", 5000)
     assert ask(f"{place}/health", Host="mlflow:5000") == b"OK"
-    assert refusal(f"{place}/version", Host="mlflow:5000") == 401
-    assert refusal(f"{place}/version", Host="strange.example") == 403
+    route = f"{place}/api/2.0/mlflow/registered-models/alias?name=fraud&alias=champion"
+    assert refusal(route, Host="mlflow:5000") == 401
+    assert refusal(route, Host="strange.example") == 403
 
 
 def test_keys_are_asked_for_on_both_ports(running: Stack) -> None:
