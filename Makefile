@@ -5,10 +5,13 @@ PIP := -m pip --disable-pip-version-check install --quiet
 EXTRAS := train,serve,images,client,oidc,otel,dev
 # What `make lock` may not move: torch 2.13 and MLflow 3.17 are what the project is tested with.
 HELD := 'torch==2.13.*' 'mlflow==3.17.*'
+# What `make sbom` lists, by the name of the bill.
+BILL_serve := serve,images,oidc,otel
+BILL_train := train,serve,images,client,oidc,otel
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow check bench lock clean
+.PHONY: help setup demo test test-slow check bench wheel wheel-test licences sbom audit lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +40,7 @@ check: setup ## lint, format, types, and which way the imports point
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/pytest -q tests/test_imports.py
 
 bench: .venv/.bench ## run the protocols of benchmarks/ against their peers
@@ -46,14 +50,41 @@ bench: .venv/.bench ## run the protocols of benchmarks/ against their peers
 	$(BIN)/python $(PIP) -c constraints.txt --no-build-isolation -e '.[$(EXTRAS),bench]'
 	@touch $@
 
+wheel: setup ## build the wheel and the source distribution into dist/
+	rm -f dist/*.whl dist/*.tar.gz
+	$(BIN)/hatchling build
+
+wheel-test: setup ## install the wheel where nothing else is, and use it there
+	$(BIN)/pytest -m 'slow or not slow' --timeout 1800 tests/test_wheel.py
+
+licences: setup ## write docs/licences.md
+	$(BIN)/python -m tools.licences
+
+.venv/.supply: .venv/.setup
+	$(BIN)/python $(PIP) -c constraints.txt --no-build-isolation -e '.[$(EXTRAS),supply]'
+	@touch $@
+
+sbom: dist/serve.cdx.json dist/train.cdx.json ## write bills of materials (CycloneDX) into dist/
+
+dist/%.cdx.json: wheel .venv/.supply
+	$(PYTHON) -m venv --clear --without-pip .venv-bill
+	$(BIN)/python -m pip --python .venv-bill/bin/python install --quiet -c constraints.txt \
+	  "$$(echo dist/*.whl)[$(BILL_$*)]"
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o $@ \
+	  .venv-bill/bin/python
+	rm -rf .venv-bill
+
+audit: .venv/.supply ## look for known vulnerabilities in what constraints.txt pins
+	$(BIN)/python -m tools.audit
+
 lock: ## resolve everything anew into constraints.txt
 	$(PYTHON) -m venv --clear .venv-lock
-	.venv-lock/bin/python $(PIP) $(HELD) '.[$(EXTRAS),ray,bench]'
+	.venv-lock/bin/python $(PIP) $(HELD) '.[$(EXTRAS),ray,bench,supply]'
 	{ echo '# Every version the project is tested with; `make lock` writes this file.'; \
 	  .venv-lock/bin/python -m pip freeze --all --exclude pip --exclude anomaly-vae \
 	  | sed 's/+cpu$$//'; } > constraints.txt
 	rm -rf .venv-lock
 
 clean: ## remove .venv and every cache; what was trained stays
-	rm -rf .venv .venv-lock .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-lock .venv-bill .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from pipelines.models import Source
 
 DONE, FAULT, USAGE, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
+TRAINED_WITH = frozenset({"matplotlib", "mlflow", "onnx", "pandas", "scipy", "sklearn", "torch"})
+"""Libraries that only the extra `train` installs."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -437,12 +439,18 @@ def _exit_code() -> int:
             return USAGE
         if os.environ.get("ANOMALY_VAE_DEBUG"):
             raise
-        text = " ".join(str(error).split())[:300]
-        return _fail(
-            f"unexpected {type(error).__name__}: {text} (ANOMALY_VAE_DEBUG=1 shows where; "
-            "please report it)"
-        )
+        return _unexpected(error)
     return code if isinstance(code, int) else DONE
+
+
+def _unexpected(error: Exception) -> int:
+    if isinstance(error, ModuleNotFoundError) and error.name in TRAINED_WITH:
+        return _fail(f"{error}; install it with: pip install 'anomaly-vae[train]'")
+    text = " ".join(str(error).split())[:300]
+    return _fail(
+        f"unexpected {type(error).__name__}: {text} (ANOMALY_VAE_DEBUG=1 shows where; "
+        "please report it)"
+    )
 
 
 def _fail(message: str) -> int:
