@@ -5,9 +5,10 @@ PIP := -m pip --disable-pip-version-check install --quiet
 EXTRAS := train,serve,images,client,oidc,otel,dev
 # What `make lock` may not move: torch 2.13 and MLflow 3.17 are what the project is tested with.
 HELD := 'torch==2.13.*' 'mlflow==3.17.*'
-# What `make sbom` lists, by the name of the bill.
-BILL_serve := serve,images,oidc,otel
-BILL_train := train,serve,images,client,oidc,otel
+# What each image installs, of which `make sbom` writes a bill.
+BILL_serve := serve,images,registry
+BILL_train := train,images
+BILL_mlflow := server
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -64,14 +65,16 @@ licences: setup ## write docs/licences.md
 	$(BIN)/python $(PIP) -c constraints.txt --no-build-isolation -e '.[$(EXTRAS),supply]'
 	@touch $@
 
-sbom: dist/serve.cdx.json dist/train.cdx.json ## write bills of materials (CycloneDX) into dist/
+sbom: dist/serve.cdx.json dist/train.cdx.json dist/mlflow.cdx.json ## write bills of materials
 
 dist/%.cdx.json: wheel .venv/.supply
 	$(PYTHON) -m venv --clear --without-pip .venv-bill
 	$(BIN)/python -m pip --python .venv-bill/bin/python install --quiet -c constraints.txt \
 	  "$$(echo dist/*.whl)[$(BILL_$*)]"
-	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o $@ \
-	  .venv-bill/bin/python
+	sed "s/^dynamic = .*/version = \"$$($(BIN)/hatchling version)\"/" pyproject.toml \
+	  > .venv-bill/pyproject.toml
+	$(BIN)/cyclonedx-py environment --pyproject .venv-bill/pyproject.toml --output-reproducible \
+	  --output-file $@ .venv-bill/bin/python
 	rm -rf .venv-bill
 
 audit: .venv/.supply ## look for known vulnerabilities in what constraints.txt pins

@@ -154,7 +154,7 @@ def test_it_serves_a_bundle_with_that_alone(service: subprocess.Popen[str]) -> N
     assert service.stderr
     address = re.search(r"on (http://\S+) \(", service.stderr.readline())
     assert address
-    with Client(address[1]) as client:  # which waits until the service takes requests
+    with Client(address[1], attempts=100) as client:  # it listens a moment later
         (result,) = client.score([{"TX_AMOUNT": 900.0}], explain=1)
     assert 0 < result.p_value <= 1
     service.send_signal(signal.SIGTERM)
