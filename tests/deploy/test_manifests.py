@@ -31,7 +31,7 @@ from anomaly_vae.client import Client
 from anomaly_vae.config import load_config
 from pipelines.cli import REFUSED, USAGE, app
 from serving.metrics import Metrics
-from serving.settings import PREFIX, Settings, documented, read_settings
+from serving.settings import PREFIX, ApiKey, Settings, documented, find_key, read_settings
 from serving.store import Store
 from tests.deploy.kustomize import Manifest, pods, render
 
@@ -169,6 +169,19 @@ def test_whatever_is_referred_to_is_there_or_explained(overlay: str) -> None:
     named = claims | set(re.findall(rf'"(?:{kinds})": {{"name": "([^"]+)"', text))
     assert {"anomaly-vae-settings", "anomaly-vae-keys", "anomaly-vae-data"} <= named
     assert not [name for name in named - made if f"`{name}`" not in README]
+
+
+def test_the_keys_made_as_the_readme_says_open_the_service() -> None:
+    (script,) = re.findall(r"^```\n(key\(\).*?)^```", README, re.DOTALL | re.MULTILINE)
+    shown = 'kubectl() { printf "%s\\n" "$@"; }\n' + script
+    out = subprocess.run(["bash", "-euc", shown], check=True, capture_output=True, text=True).stdout
+    made = dict(re.findall(r"^--from-literal=(\w+)=(.+)$", out, re.MULTILINE))
+    keys = [ApiKey.parse(text) for text in made["ANOMALY_VAE_API_KEYS"].split(",")]
+    assert [(key.name, *key.scopes) for key in keys] == [
+        ("shop", "score"),
+        ("prometheus", "metrics"),
+    ]
+    assert find_key(keys, made["token"].encode()) == keys[1]
 
 
 # ---------------------------------------------------------------- what the product knows
