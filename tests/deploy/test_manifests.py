@@ -302,7 +302,7 @@ def test_the_autoscaler_asks_for_a_gauge_of_ours_that_the_adapter_gives_it() -> 
     assert kinds[name] == "gauge"
     (rule,) = yaml.safe_load((DEPLOY / "prometheus-adapter.yaml").read_text())["rules"]["custom"]
     assert rule["seriesQuery"].startswith(f"{name}{{")
-    assert 1 < target < Settings().max_concurrency  # it grows before it refuses
+    assert 8 * target == Settings().max_concurrency  # it grows before it refuses
     assert scaler["scaleTargetRef"]["name"] == the("Deployment", "production")["metadata"]["name"]
     assert "replicas" not in the("Deployment", "production")["spec"]
     assert the("Deployment", "small")["spec"]["replicas"] == 1
