@@ -2,13 +2,17 @@ PYTHON ?= python3
 
 BIN := .venv/bin
 PIP := -m pip --disable-pip-version-check install --quiet
-EXTRAS := train,serve,images,client,oidc,otel,dev
+EXTRAS := train,serve,images,server,client,oidc,otel,dev
 # What `make lock` may not move: torch 2.13 and MLflow 3.17 are what the project is tested with.
 HELD := 'torch==2.13.*' 'mlflow==3.17.*'
+# What each image installs, of which `make sbom` writes a bill.
+BILL_serve := serve,images,registry
+BILL_train := train,images
+BILL_mlflow := server
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow check bench lock clean
+.PHONY: help setup demo test test-slow check bench wheel wheel-test licences sbom audit lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +41,7 @@ check: setup ## lint, format, types, and which way the imports point
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/pytest -q tests/test_imports.py
 
 bench: .venv/.bench ## run the protocols of benchmarks/ against their peers
@@ -46,14 +51,43 @@ bench: .venv/.bench ## run the protocols of benchmarks/ against their peers
 	$(BIN)/python $(PIP) -c constraints.txt --no-build-isolation -e '.[$(EXTRAS),bench]'
 	@touch $@
 
+wheel: setup ## build the wheel and the source distribution into dist/
+	rm -f dist/*.whl dist/*.tar.gz
+	$(BIN)/hatchling build
+
+wheel-test: setup ## install the wheel where nothing else is, and use it there
+	$(BIN)/pytest -m 'slow or not slow' --timeout 1800 tests/test_wheel.py
+
+licences: setup ## write docs/licences.md
+	$(BIN)/python -m tools.licences
+
+.venv/.supply: .venv/.setup
+	$(BIN)/python $(PIP) -c constraints.txt --no-build-isolation -e '.[$(EXTRAS),supply]'
+	@touch $@
+
+sbom: dist/serve.cdx.json dist/train.cdx.json dist/mlflow.cdx.json ## write bills of materials
+
+dist/%.cdx.json: wheel .venv/.supply
+	$(PYTHON) -m venv --clear --without-pip .venv-bill
+	$(BIN)/python -m pip --python .venv-bill/bin/python install --quiet -c constraints.txt \
+	  "$$(echo dist/*.whl)[$(BILL_$*)]"
+	sed "s/^dynamic = .*/version = \"$$($(BIN)/hatchling version)\"/" pyproject.toml \
+	  > .venv-bill/pyproject.toml
+	$(BIN)/cyclonedx-py environment --pyproject .venv-bill/pyproject.toml --output-reproducible \
+	  --output-file $@ .venv-bill/bin/python
+	rm -rf .venv-bill
+
+audit: .venv/.supply ## look for known vulnerabilities in what constraints.txt pins
+	$(BIN)/python -m tools.audit
+
 lock: ## resolve everything anew into constraints.txt
 	$(PYTHON) -m venv --clear .venv-lock
-	.venv-lock/bin/python $(PIP) $(HELD) '.[$(EXTRAS),ray,bench]'
+	.venv-lock/bin/python $(PIP) $(HELD) '.[$(EXTRAS),ray,bench,supply]'
 	{ echo '# Every version the project is tested with; `make lock` writes this file.'; \
 	  .venv-lock/bin/python -m pip freeze --all --exclude pip --exclude anomaly-vae \
 	  | sed 's/+cpu$$//'; } > constraints.txt
 	rm -rf .venv-lock
 
 clean: ## remove .venv and every cache; what was trained stays
-	rm -rf .venv .venv-lock .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-lock .venv-bill .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

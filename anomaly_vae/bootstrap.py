@@ -6,7 +6,7 @@ two models that are compared see the same draws.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +15,9 @@ from numpy.typing import ArrayLike, NDArray
 Counts = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
-DRAWS = 999
+DRAWS, FEWEST_DRAWS = 999, 199
+CELLS = 20_000_000
+"""Rows times draws that are afforded."""
 
 
 class Interval(NamedTuple):
@@ -23,6 +25,11 @@ class Interval(NamedTuple):
 
     low: float
     high: float
+
+
+def enough(rows: int) -> int:
+    """How many draws of so many rows: `DRAWS`, fewer where there are many rows."""
+    return int(np.clip(CELLS // max(rows, 1), FEWEST_DRAWS, DRAWS))
 
 
 def draws(
@@ -69,7 +76,7 @@ class Ranking:
 
     def average_precision(self, counts: Counts | None = None) -> float:
         """Σ (recall gained) · precision over the steps; NaN without an anomaly."""
-        hits, flagged = self._curve(counts)
+        hits, flagged = self.curve(counts)
         if not hits[-1]:
             return float("nan")
         precision = hits / np.maximum(flagged, 1)
@@ -77,7 +84,7 @@ class Ranking:
 
     def auroc(self, counts: Counts | None = None) -> float:
         """P(an anomaly scores higher than a normal row), ties as halves; NaN without either."""
-        hits, flagged = self._curve(counts)
+        hits, flagged = self.curve(counts)
         false = flagged - hits
         if not hits[-1] or not false[-1]:
             return float("nan")
@@ -85,14 +92,20 @@ class Ranking:
         area = (np.diff(false, prepend=0) * (before + hits) / 2).sum()
         return float(area / hits[-1] / false[-1])
 
-    def _curve(self, counts: Counts | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def precision_at(self, k: int, counts: Counts | None = None) -> float:
+        """The share of anomalies among the k highest, those of a tie in proportion."""
+        hits, flagged = self.curve(counts)
+        caught = np.interp(k, np.append(0, flagged), np.append(0, hits))
+        return float(caught / min(k, flagged[-1]))
+
+    def curve(self, counts: Counts | None = None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Anomalies and rows with at least the score of each step."""
         times = np.ones(len(self._order), np.int64) if counts is None else counts[self._order]
         return np.cumsum(times * self._anomaly)[self._ends], np.cumsum(times)[self._ends]
 
 
 def intervals(
-    figures: dict[str, Callable[[Counts], float]],
+    figures: Mapping[str, Callable[[Counts], float]],
     drawn: Iterable[Counts],
     confidence: float = 0.95,
 ) -> dict[str, Interval | None]:

@@ -1,6 +1,7 @@
 """The bundle: a folder that is trained, registered, scored and served.
 
-    manifest.json            format, schema, encoding, configuration, data, calibration, evaluation
+    manifest.json            format, schema, encoding, configuration, data, calibration, evaluation,
+                             and what the calibration rows looked like
     graph.onnx               the scoring graph
     weights.safetensors      the weights that the graph and generation read
     calibration.safetensors  the sorted calibration scores, once calibrated
@@ -22,25 +23,26 @@ from typing import TYPE_CHECKING, Any
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from anomaly_vae.calibration import Calibration
+from anomaly_vae.calibration import Calibration, Groups, Scores
 from anomaly_vae.detector import Detector
 from anomaly_vae.errors import BundleError, NotCalibratedError
 from anomaly_vae.files import atomic_folder
 from anomaly_vae.modality import modality
+from anomaly_vae.monitoring import Monitor, Reference
 from anomaly_vae.provenance import code_version
 from anomaly_vae.scoring import Scorer
 
 if TYPE_CHECKING:
     from anomaly_vae.heatmaps import Scale
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, GRAPH, WEIGHTS = "manifest.json", "graph.onnx", "weights.safetensors"
 CALIBRATION, SUMS = "calibration.safetensors", "SHA256SUMS"
 KEYS = (
     "format", "code_version", "kind", "name", "unit", "schema", "encoding", "config", "data",
-    "training", "calibration", "evaluation",
+    "training", "calibration", "evaluation", "reference",
 )  # fmt: skip
-"""What every manifest of this version has; one of a model of images has ``heat_scale``, too."""
+"""What every manifest of this format has; one of a model of images has ``heat_scale``, too."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +53,8 @@ class Bundle:
     graph: bytes = field(repr=False)
     weights: bytes = field(repr=False)
     calibration: Calibration | None = field(default=None, repr=False)
+    written: bytes | None = field(default=None, repr=False)
+    """the manifest as it was read"""
 
     @cached_property
     def scorer(self) -> Scorer:
@@ -78,6 +82,17 @@ class Bundle:
         return Detector(self.scorer, self.calibration, self.manifest["unit"])
 
     @cached_property
+    def monitor(self) -> Monitor:
+        """What tells whether rows still look like the calibration rows.
+
+        Raises:
+            NotCalibratedError: there are none yet.
+        """
+        calibration = self.detector.calibration
+        reference = Reference.from_json(self.manifest["reference"])
+        return Monitor(calibration, self.scorer.encoding, reference)
+
+    @cached_property
     def heat_scale(self) -> Scale:
         """What the values of this model's maps mean; a model of images has one."""
         from anomaly_vae.heatmaps import Scale
@@ -99,20 +114,29 @@ class Bundle:
         """Every file but ``SHA256SUMS``."""
         files = {GRAPH: self.graph, WEIGHTS: self.weights}
         if self.calibration is not None:
-            files[CALIBRATION] = save_tensors({"scores": self.calibration.scores})
-        files[MANIFEST] = json.dumps(self.manifest, indent=1, sort_keys=True).encode() + b"\n"
+            files[CALIBRATION] = save_tensors(_tensors(self.calibration))
+        files[MANIFEST] = self._manifest_file()
         return files
 
-    def calibrated(self, calibration: Calibration, evaluation: Mapping[str, Any] | None) -> Bundle:
-        """The same model with a threshold, and what the test split made of it."""
-        summary = {
-            "method": calibration.method,
-            "alpha": calibration.alpha,
-            "threshold": calibration.threshold,
-            "n": len(calibration.scores),
-            "figures": calibration.figures,
+    def _manifest_file(self) -> bytes:
+        """As it was read, while it means the same: a bundle of an older format keeps its digest."""
+        if self.written and upgrade(json.loads(self.written)) == self.manifest:
+            return self.written
+        return json.dumps(self.manifest, indent=1, sort_keys=True).encode() + b"\n"
+
+    def calibrated(
+        self,
+        calibration: Calibration,
+        evaluation: Mapping[str, Any] | None,
+        reference: Reference | None = None,
+    ) -> Bundle:
+        """The same model with a threshold, what the test split made of it, and what is watched."""
+        manifest = {
+            **self.manifest,
+            "calibration": _summary(calibration),
+            "evaluation": evaluation,
+            "reference": (reference or Reference()).to_json(),
         }
-        manifest = {**self.manifest, "calibration": summary, "evaluation": evaluation}
         return replace(self, manifest=manifest, calibration=calibration)
 
     def save(self, path: str | Path) -> Path:
@@ -127,7 +151,17 @@ class Bundle:
 def new_manifest(**content: Any) -> dict[str, Any]:
     """A manifest of the current format, not yet calibrated."""
     head = {"format": FORMAT, "code_version": code_version()}
-    return {**head, "calibration": None, "evaluation": None, **content}
+    return {**head, "calibration": None, "evaluation": None, "reference": None, **content}
+
+
+def upgrade(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest of any format up to this one as this one has it."""
+    manifest = dict(manifest)
+    if manifest.get("format") == 1:  # kept nothing of the calibration rows but their scores
+        tested = manifest.get("evaluation") or {"anomalies": 0, "rows": 1}
+        known = Reference(tested["anomalies"] / tested["rows"]).to_json()
+        manifest |= {"format": 2, "reference": known if manifest.get("calibration") else None}
+    return manifest
 
 
 def load(path: str | Path, digest: str | None = None) -> Bundle:
@@ -157,9 +191,12 @@ def from_files(files: Mapping[str, bytes], folder: Path = Path("in memory")) -> 
         BundleError: a newer format, a manifest that lacks a key, or a threshold without its scores.
     """
     manifest = _manifest(files, folder)
-    if (manifest["calibration"] is None) == (CALIBRATION in files):
-        raise BundleError(f"bundle '{folder}': {CALIBRATION} and {MANIFEST} disagree; make it anew")
-    return Bundle(manifest, files[GRAPH], files[WEIGHTS], _calibration(manifest, files))
+    try:
+        calibration = _calibration(manifest, files)
+    except KeyError:
+        message = f"bundle '{folder}': {CALIBRATION} and {MANIFEST} disagree; make it anew"
+        raise BundleError(message) from None
+    return Bundle(manifest, files[GRAPH], files[WEIGHTS], calibration, files[MANIFEST])
 
 
 def _verified(folder: Path, sums: bytes) -> dict[str, bytes]:
@@ -190,6 +227,7 @@ def _manifest(files: Mapping[str, bytes], folder: Path) -> dict[str, Any]:
             f"bundle '{folder}' has format {manifest['format']}, this version reads up to "
             f"{FORMAT}; upgrade anomaly-vae (the bundle was made by {version})"
         )
+    manifest = upgrade(manifest)
     needed = (*KEYS, "heat_scale") if manifest.get("kind") == "image" else KEYS
     for key in (key for key in needed if key not in manifest):
         raise BundleError(
@@ -199,18 +237,58 @@ def _manifest(files: Mapping[str, bytes], folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def _summary(calibration: Calibration) -> dict[str, Any]:
+    """What the manifest says of a calibration; ``groups`` is there only where they are."""
+    summary = {
+        "method": calibration.method,
+        "alpha": calibration.alpha,
+        "threshold": calibration.threshold,
+        "n": len(calibration.scores),
+        "figures": calibration.figures,
+    }
+    if (groups := calibration.groups) is None:
+        return summary
+    own = {level: _summary(one) for level, one in groups.own.items()}
+    return {**summary, "groups": {"column": groups.column, "own": own}}
+
+
+def _tensors(calibration: Calibration, of: str = "") -> dict[str, Scores]:
+    """The scores, the weights where there are any, and the same of each group by its level."""
+    tensors = {f"scores{of}": calibration.scores}
+    if calibration.weights is not None:
+        tensors[f"weights{of}"] = calibration.weights
+    for level, one in calibration.groups.own.items() if calibration.groups else ():
+        tensors |= _tensors(one, f"/{level}")
+    return tensors
+
+
 def _calibration(manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> Calibration | None:
+    """What both say of it; KeyError where only one of them has something."""
     summary = manifest["calibration"]
-    if summary is None:
-        return None
-    scores = load_tensors(files[CALIBRATION])["scores"]
+    if summary is None and CALIBRATION in files:
+        raise KeyError(CALIBRATION)
+    return summary and _read_calibration(summary, load_tensors(files[CALIBRATION]))
+
+
+def _read_calibration(
+    summary: Mapping[str, Any], tensors: Mapping[str, Scores], of: str = ""
+) -> Calibration:
+    """The inverse of `_summary` and `_tensors`."""
+    groups = summary.get("groups")
     return Calibration(
         summary["method"],
         summary["alpha"],
         summary["threshold"],
-        scores,
+        tensors[f"scores{of}"],
         summary.get("figures", {}),  # older versions had none
+        tensors.get(f"weights{of}"),
+        groups and _read_groups(groups, tensors),
     )
+
+
+def _read_groups(groups: Mapping[str, Any], tensors: Mapping[str, Scores]) -> Groups:
+    own = {name: _read_calibration(one, tensors, f"/{name}") for name, one in groups["own"].items()}
+    return Groups(groups["column"], own)
 
 
 def _sums(files: Mapping[str, bytes]) -> bytes:

@@ -1,14 +1,15 @@
 """From scores to decisions: conformal p-values and the threshold that keeps alpha.
 
 If the calibration scores and a normal row's score are exchangeable, its p-value is
-super-uniform: P(p ≤ alpha) ≤ alpha (Vovk et al. 2005; Bates et al. 2023, eq. 2).
+super-uniform: P(p ≤ alpha) ≤ alpha (Vovk et al. 2005; Bates et al. 2023).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -25,7 +26,10 @@ Scores = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """A threshold and the sorted scores (n,) of the normal rows behind it."""
+    """A threshold and the sorted scores (n,) of the normal rows behind it.
+
+    Where there are groups, this is what decides the rows of none of them.
+    """
 
     method: Method
     alpha: float
@@ -33,15 +37,40 @@ class Calibration:
     scores: Scores
     figures: Mapping[str, Any] = field(default_factory=dict)
     """what the method says of its choice: plain JSON"""
+    weights: Scores | None = None
+    """(n,) how much denser than here traffic is around each row; absent: it is as dense"""
+    groups: Groups | None = None
 
     def p_values(self, scores: ArrayLike) -> Scores:
-        """(1 + #{calibration ≥ score}) / (n + 1), shape of ``scores``; NaN counts as +∞."""
+        """(1 + #{calibration ≥ score}) / (n + 1), shape of ``scores``; NaN counts as +∞.
+
+        With weights each row counts by its own, see `weighted_p_values`.
+        """
         below = np.searchsorted(self.scores, _worst(scores), side="left")
+        if self.weights is not None:
+            return self._by_rank[below]
         return np.asarray((1.0 + len(self.scores) - below) / (len(self.scores) + 1.0), np.float64)
 
     def flags(self, scores: ArrayLike) -> NDArray[np.bool_]:
         """score > threshold; for the conformal method the same as p_value ≤ alpha."""
         return np.asarray(_worst(scores) > self.threshold)
+
+    @cached_property
+    def _by_rank(self) -> Scores:
+        assert self.weights is not None, "only weighted ones ask"
+        return weighted_p_values(self.weights)
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """Calibrations of their own for the levels of a column (Vovk et al. 2003, Mondrian).
+
+    Within a level normal rows are exchangeable with those it was calibrated on, so P(p ≤ alpha) ≤
+    alpha holds for each level that is here.
+    """
+
+    column: str
+    own: Mapping[str, Calibration]
 
 
 def calibrate(
@@ -106,12 +135,64 @@ def conformal_threshold(sample: Scores, alpha: float) -> float:
     return float(sample[n - m])
 
 
+def weighted_p_values(weights: Scores) -> Scores:
+    """(n + 1,) of rows that have 0 to n of the calibration scores below them.
+
+    (Σ w_i 1{calibration_i ≥ score} + w) / (Σ w_i + w) is super-uniform where w is the new row's own
+    weight (Tibshirani et al. 2019), and rises with w; a row comes without one, so it is given the
+    largest. For equal weights this is the plain p-value.
+
+    Args:
+        weights: (n,) density of traffic over that of the calibration rows, in the scores' order.
+    """
+    reaching = np.append(np.cumsum(_of_largest(weights)[::-1])[::-1], 0.0)
+    return np.asarray((1.0 + reaching) / (1.0 + reaching[0]))
+
+
+def weighted_threshold(sample: Scores, weights: Scores, alpha: float) -> float:
+    """The score above which `weighted_p_values` are ≤ alpha, for a sorted sample (n,).
+
+    Raises:
+        CalibrationError: not even those above all scores are.
+    """
+    check_weights(weights, alpha)
+    above = weighted_p_values(weights)[np.searchsorted(sample, sample, side="right")]
+    return float(sample[np.argmax(above <= alpha)])
+
+
+def check_weights(weights: Scores, alpha: float, units: str = "normal calibration rows") -> None:
+    """Whether rows of these weights can resolve alpha.
+
+    Raises:
+        CalibrationError: they cannot, with what would.
+    """
+    finest = float(weighted_p_values(weights)[-1])
+    if finest > alpha:
+        raise CalibrationError(
+            f"alpha {alpha:g} needs weights that add up to {1 / alpha - 1:g} times the largest; "
+            f"those of the {len(weights)} {units} add up to {1 / finest - 1:.4g} times theirs, and "
+            f"are worth {effective_rows(weights):.4g} rows; give more rows"
+            f"{_or_raise(1 / finest - 1)}"
+        )
+
+
+def effective_rows(weights: Scores) -> float:
+    """How many rows of equal weight estimate as well: (Σ w)² / Σ w² (Kish 1965)."""
+    unit = _of_largest(weights)
+    return float(unit.sum() ** 2 / max((unit**2).sum(), 1.0))
+
+
+def _of_largest(weights: Scores) -> Scores:
+    """In units of the largest, unless all are 0."""
+    return np.asarray(weights / (weights.max() or 1.0))
+
+
 def discovery_level(p_values: Scores, counts: ArrayLike, q: float) -> float:
     """The p-value up to which Benjamini & Hochberg (1995) flag at level q; 0 where they flag none.
 
     Conformal p-values that share a calibration sample are positively dependent, so among the
     flagged rows of one batch at most a share q · (normal rows / rows) is normal on average (Bates
-    et al. 2023, theorem 2; Benjamini & Yekutieli 2001).
+    et al. 2023; Benjamini & Yekutieli 2001).
 
     Args:
         p_values: (K,) rising, all different.
@@ -132,12 +213,24 @@ def scores_reaching(calibration: Calibration) -> int:
     return int((calibration.scores > calibration.threshold).sum()) + 1
 
 
+def promised_ranks(calibration: Calibration) -> float:
+    """The ranks, of n + 1, that a kept promise lets a normal row take and be flagged.
+
+    What is promised is alpha, so another threshold than the conformal one is held to the same. An
+    alpha finer than the scores resolve, read off a fitted tail, is alpha (n + 1), which is no rank.
+    """
+    scores, alpha = calibration.scores, calibration.alpha
+    if len(scores) < scores_needed(alpha) or alpha >= 1:
+        return min(alpha * (len(scores) + 1), len(scores))
+    return scores_reaching(replace(calibration, threshold=conformal_threshold(scores, alpha)))
+
+
 def _quantile_threshold(sample: Scores, alpha: float) -> float:
     """The empirical (1 − alpha) quantile, without the finite-sample correction."""
     return float(np.quantile(sample, 1 - alpha, method="higher"))
 
 
-def _or_raise(n: int) -> str:
+def _or_raise(n: float) -> str:
     resolvable = math.ceil(1e4 / (n + 1)) / 1e4
     return f" or raise alpha to {resolvable:g}" if resolvable < 1 else ""
 

@@ -97,7 +97,8 @@ class Region:
 class Result:
     """The decision on one record, or on one ``frame`` of image file number ``file``.
 
-    ``heatmap`` is a PNG. If explained, score = Σ contributions + rest + kl.
+    ``heatmap`` is a PNG. If explained, score = Σ contributions + rest + kl. Of a model with groups
+    ``threshold`` is what decided: the ``group``'s own, or, where that is None, that of all rows.
     """
 
     score: float
@@ -110,16 +111,23 @@ class Result:
     frame: int | None = None
     heatmap: bytes | None = None
     regions: tuple[Region, ...] = ()
+    group: str | None = None
+    threshold: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Scores(Sequence[Result]):
-    """The results in the order of the records: anomalous where score > threshold."""
+    """The results in the order of the records: anomalous where score > threshold.
+
+    ``guarantee_status`` says whether what the service scored of late still looks like the rows that
+    alpha was calibrated on: holding, doubtful, broken; None where the service is too old to say.
+    """
 
     model: Model
     alpha: float
     threshold: float
     results: tuple[Result, ...]
+    guarantee_status: str | None = None
 
     def __len__(self) -> int:
         return len(self.results)
@@ -162,6 +170,7 @@ class ModelInfo:
     alpha: float
     threshold: float
     schema: Schema
+    guarantee_status: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -479,7 +488,7 @@ def _joined(whole: Scores | None, scores: Scores, offset: int) -> Scores:
         one if one.file is None else dataclasses.replace(one, file=one.file + offset)
         for one in scores.results
     )
-    return dataclasses.replace(whole, results=(*whole.results, *moved))
+    return dataclasses.replace(scores, results=(*whole.results, *moved))
 
 
 def _decoded(response: httpx2.Response, kind: type[T]) -> T:

@@ -270,6 +270,8 @@ class FitConfig(Section):
     """of the networks while fitting; bfloat16 is faster on GPUs that have it"""
     resume: bool = True
     """continue from a checkpoint of the same data and configuration"""
+    warm_start: str | None = None
+    """folder or URI of a model whose weights the fit starts from, where they fit"""
 
     STEPS: ClassVar[int] = 600
     """Of a fit whose epochs are absent, at least, where 300 epochs are enough for that."""
@@ -451,12 +453,18 @@ class CalibrationConfig(Section):
     """fbeta: how many times more recall counts than precision"""
     precision: Fraction = 0.5
     """recall_at_precision: share of the flagged rows that are anomalies, at least"""
+    group: str | None = None
+    """methods with alpha: column whose levels get thresholds of their own; tables only"""
+    trim: float = Field(0.0, ge=0, lt=0.5)
+    """methods with alpha: share of the calibration rows, the highest, that do not count"""
+    density_ratio: str | None = None
+    """conformal: column with how much denser traffic is than the calibration rows; tables only"""
 
     KEYS: ClassVar[dict[Method, tuple[str, ...]]] = {
-        "conformal": ("alpha",),
-        "certified": ("alpha", "delta"),
-        "evt": ("alpha", "tail"),
-        "quantile": ("alpha",),
+        "conformal": ("alpha", "group", "trim", "density_ratio"),
+        "certified": ("alpha", "delta", "group", "trim"),
+        "evt": ("alpha", "tail", "group", "trim"),
+        "quantile": ("alpha", "group", "trim"),
         "budget": ("per_1000", "per_day"),
         "cost": ("costs",),
         "fbeta": ("beta",),
@@ -492,7 +500,20 @@ class CalibrationConfig(Section):
             raise ValueError("method budget needs per_1000 or per_day")
         if self.method == "cost" and not (self.costs.review or self.costs.blocked):
             raise ValueError("method cost needs costs.review or costs.blocked, else all is flagged")
+        if self.trim and self.density_ratio:
+            raise ValueError("trim counts rows, density_ratio weighs them; leave one of them out")
         return self
+
+
+class EvaluationConfig(Section):
+    """What is told of the test split, beside its usual figures."""
+
+    top: int = Field(100, ge=1)
+    """rows, and cards of a day, that somebody can look into"""
+    entity: str | None = None
+    """column of what is looked into day by day, such as a card; absent: data.group"""
+    slices: tuple[str, ...] = ()
+    """more columns whose levels are compared; the model's own with levels are"""
 
 
 class PromotionConfig(Section):
@@ -502,8 +523,20 @@ class PromotionConfig(Section):
     """compared on the frozen test split, where it has labels"""
     tolerance: float = Field(0.0, ge=0, lt=1)
     """how much worse than the champion's a challenger's metric may be"""
+    proof: Literal["worse", "no_worse"] = "worse"
+    """worse: refuse what is shown to be worse; no_worse: what is not shown to be no worse"""
     confidence: Fraction = 0.95
-    """of the interval of false positive rates that chance explains"""
+    """of every interval that a rule asks what chance explains"""
+    slice_recall: Fraction | None = 0.1
+    """most recall that a level of a categorical column may lose, beyond chance; null: any"""
+    agreement: Fraction | None = None
+    """least share of the rows on which both models flag alike; absent: any"""
+    row_microseconds: float | None = Field(None, gt=0)
+    """most CPU time that scoring a row alone may take; absent: any"""
+    slowdown: float | None = Field(None, gt=0)
+    """the same as a multiple of the champion's; absent: any"""
+    megabytes: float | None = Field(None, gt=0)
+    """largest bundle, in 10^6 bytes; absent: any"""
 
 
 class MLflowConfig(Section):
@@ -534,8 +567,12 @@ class BaseConfig(Section):
     """of the registered model"""
     preset: Literal["fast", "default", "best"] = "default"
     """defaults of several keys at once"""
+    description: str | None = None
+    """what the model is for; its card says so"""
     calibration: CalibrationConfig = CalibrationConfig()
     """what to promise"""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """what to tell of the test split"""
     promotion: PromotionConfig = PromotionConfig()
     """when to replace the champion"""
     mlflow: MLflowConfig = MLflowConfig()
@@ -557,10 +594,13 @@ class BaseConfig(Section):
         return str(value) if isinstance(value, int) else value
 
     def recorded(self) -> dict[str, Any]:
-        """What belongs to the model: everything but paths, devices, servers and policies."""
+        """What belongs to the model: everything but paths, devices, servers and policies.
+
+        Of a model that it starts from, the digest belongs to it, which a path does not tell.
+        """
         exclude: Any = {
             "data": {"path"},
-            "training": {"device", "resume"},
+            "training": {"device", "resume", "warm_start"},
             "promotion": True,
             "mlflow": True,
         }
@@ -580,6 +620,16 @@ class TabularConfig(BaseConfig):
     """how to fit it"""
     score: ScoreConfig = ScoreConfig()
     """what to score by"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _weights_are_no_feature(cls, value: Any) -> Any:
+        match value:
+            case {"calibration": {"density_ratio": str(column)}, "data": dict(data)}:
+                ignore = data.get("ignore", ())
+                if isinstance(ignore, list | tuple) and column not in ignore:
+                    return {**value, "data": {**data, "ignore": (*ignore, column)}}
+        return value
 
 
 class ImageConfig(BaseConfig):
@@ -602,6 +652,16 @@ class ImageConfig(BaseConfig):
             raise ValueError("score contamination needs model.contamination: true")
         if self.model.network == "hierarchical" and self.score.draws > 1:
             raise ValueError("a hierarchical model is scored at its posterior mean: score.draws 1")
+        return self
+
+    @model_validator(mode="after")
+    def _images_have_no_columns(self) -> ImageConfig:
+        for key in ("group", "density_ratio"):
+            if getattr(self.calibration, key):
+                raise ValueError(
+                    f"calibration.{key} names a column, and an image to be scored has none; leave "
+                    "it out"
+                )
         return self
 
 

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly_vae.calibration import Calibration
+from anomaly_vae.calibration import Calibration, Groups
+from anomaly_vae.columns import Levels
+from anomaly_vae.encoding import Matrix, TabularEncoding
 from anomaly_vae.reasons import sequential_dropout
 from anomaly_vae.schema import RawBatch
 from anomaly_vae.scoring import Explained, Scorer
@@ -17,21 +19,31 @@ from anomaly_vae.scoring import Explained, Scorer
 
 @dataclass(frozen=True)
 class Detections:
-    """Decisions for N rows: score (N,) in the detector's unit, p_value (N,), is_anomaly (N,)."""
+    """Decisions for N rows: score (N,) in the detector's unit, p_value (N,), is_anomaly (N,).
+
+    Of a detector with groups also whose scores decided, None for those of all rows, and above
+    which threshold.
+    """
 
     score: NDArray[np.float64]
     p_value: NDArray[np.float64]
     is_anomaly: NDArray[np.bool_]
+    group: NDArray[np.object_] | None = None
+    """(N,) levels or None"""
+    threshold: NDArray[np.float64] | None = None
+    """(N,)"""
 
     def part(self, rows: slice | NDArray[np.bool_]) -> Detections:
         """The decisions on these rows."""
-        return Detections(self.score[rows], self.p_value[rows], self.is_anomaly[rows])
+        columns: Any = (None if of is None else of[rows] for of in vars(self).values())
+        return Detections(*columns)
 
     @classmethod
     def concatenate(cls, parts: Iterable[Detections]) -> Detections:
-        """These decisions, one after another."""
-        columns = zip(*((one.score, one.p_value, one.is_anomaly) for one in parts), strict=True)
-        return cls(*map(np.concatenate, columns))
+        """These decisions, one after another; of one detector, so that all have the same."""
+        every: Any = zip(*(vars(one).values() for one in parts), strict=True)
+        columns: Any = (None if of[0] is None else np.concatenate(of) for of in every)
+        return cls(*columns)
 
 
 @dataclass(frozen=True)
@@ -64,18 +76,40 @@ class Detector:
 
     def detect(self, batch: RawBatch) -> Detections:
         """Decide on every row of a batch without problems."""
-        return self.decide(self.scorer.score(batch))
+        x = self.scorer.encoding.encode(batch)
+        return self.decide(self.scorer.score_encoded(x), x)
 
-    def decide(self, scores: NDArray[np.float64]) -> Detections:
-        """Scores (N,) → decisions."""
-        return Detections(scores, self.calibration.p_values(scores), self.calibration.flags(scores))
+    def decide(self, scores: NDArray[np.float64], x: Matrix) -> Detections:
+        """Scores (N,) of encoded rows (N, F) → decisions; the rows tell the group of each."""
+        calibration, groups = self.calibration, self.calibration.groups
+        if groups is None:
+            return Detections(scores, calibration.p_values(scores), calibration.flags(scores))
+        encoding = self.scorer.encoding
+        assert isinstance(encoding, TabularEncoding), "images have no groups"
+        return _by_group(calibration, groups, scores, encoding.levels(groups.column, x))
 
     def detect_and_explain(
         self, batch: RawBatch, most: int | None
     ) -> tuple[Detections, list[Explanation]]:
         """Decisions, and for each row its ``most`` largest contributions (None: all)."""
         explained = self.scorer.explain(batch)
-        return self.decide(explained.score), explanations(self.scorer, batch, explained, most)
+        found = self.decide(explained.score, explained.observed)
+        return found, explanations(self.scorer, batch, explained, most)
+
+
+def _by_group(
+    calibration: Calibration, groups: Groups, scores: NDArray[np.float64], levels: Levels
+) -> Detections:
+    """Decisions on scores (N,), each by the calibration of its level, or by that of all rows."""
+    p_value, is_anomaly = calibration.p_values(scores), calibration.flags(scores)
+    threshold = np.full(len(scores), calibration.threshold)
+    group = np.full(len(scores), None, object)
+    for code in np.unique(levels.codes[levels.codes >= 0]):
+        name, rows = levels.names[code], levels.codes == code
+        if own := groups.own.get(name):
+            group[rows], threshold[rows] = name, own.threshold
+            p_value[rows], is_anomaly[rows] = own.p_values(scores[rows]), own.flags(scores[rows])
+    return Detections(scores, p_value, is_anomaly, group, threshold)
 
 
 def explanations(

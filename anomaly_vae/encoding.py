@@ -164,6 +164,10 @@ class Binary(_Linear):
         """(N, 1) → probability of one."""
         return [_significant(u) for u in x[:, 0]]
 
+    def levels_of(self, x: NDArray[Any]) -> Levels:
+        """(N, 1) → the levels 0 and 1."""
+        return Levels(np.nan_to_num(x[:, 0], nan=-1.0).astype(np.int32), ("0", "1"))
+
 
 class Categorical(_Encoded):
     """A level as its code in ``levels``, from 1; 0 for any other."""
@@ -194,6 +198,10 @@ class Categorical(_Encoded):
         """(N, 1) → levels."""
         names = ("(other)", *self.levels)
         return [None if math.isnan(code) else names[int(code)] for code in x[:, 0]]
+
+    def levels_of(self, x: NDArray[Any]) -> Levels:
+        """(N, 1) → the levels that training kept."""
+        return Levels(np.nan_to_num(x[:, 0]).astype(np.int32) - 1, self.levels)
 
 
 class Cyclic(_Encoded):
@@ -321,6 +329,20 @@ class TabularEncoding:
         """(N, F) → for each column the N values in its own unit."""
         pairs = zip(self.columns, self.starts, strict=True)
         return [column.decode(x[:, start : start + column.width]) for column, start in pairs]
+
+    def levels(self, name: str, x: Matrix) -> Levels:
+        """The levels of one binary or categorical column of encoded rows (N, F).
+
+        A level that training did not keep counts as missing: nothing tells it from the others.
+        """
+        start, column = self._discrete[name]
+        return column.levels_of(x[:, start : start + 1])
+
+    @cached_property
+    def _discrete(self) -> dict[str, tuple[int, Binary | Categorical]]:
+        """Where each binary or categorical column begins in the matrix."""
+        pairs = zip(self.starts.tolist(), self.columns, strict=True)
+        return {c.name: (start, c) for start, c in pairs if isinstance(c, Binary | Categorical)}
 
     def observed(self, batch: RawBatch) -> list[list[Any]]:
         """For each column the N values as they came."""

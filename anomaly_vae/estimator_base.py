@@ -29,11 +29,12 @@ from sklearn.utils.validation import check_is_fitted
 
 from anomaly_vae.bundle import Bundle, from_files, load
 from anomaly_vae.config import Config, validate_config
-from anomaly_vae.detector import Explanation, explanations
+from anomaly_vae.detector import Detections, Explanation, explanations
 from anomaly_vae.errors import BundleError, CalibrationError, DataError, NotCalibratedError
 from anomaly_vae.evidence import Evidence
 from anomaly_vae.fitting import fit_bundle, prepare
 from anomaly_vae.modality import Schema
+from anomaly_vae.monitoring import fit_reference
 from anomaly_vae.schema import RawBatch
 from anomaly_vae.thresholds import choose, rows_needed
 
@@ -229,7 +230,8 @@ class VAEDetector(
         calibration = choose(Evidence.of(scores), wanted)
         if "note" in calibration.figures:
             warnings.warn(calibration.figures["note"], stacklevel=3)
-        self.bundle_ = self.bundle_.calibrated(calibration, None)
+        reference = fit_reference(self.bundle_.scorer.encoding, batch)
+        self.bundle_ = self.bundle_.calibrated(calibration, None, reference)
         self.offset_ = -calibration.threshold
         return self
 
@@ -251,12 +253,14 @@ class VAEDetector(
     def decision_function(self, X: Data) -> Scores:
         """(N,) ``score_samples − offset_``, negative where anomalous.
 
+        Where a loaded bundle has groups, each row's own threshold takes the place of ``offset_``.
+
         Raises:
             NotCalibratedError: a loaded bundle that has no threshold yet.
         """
-        scores = self.score_samples(X)
-        self._check_calibrated()
-        return np.asarray(scores - self.offset_)
+        found = self._detect(X)
+        offset = self.offset_ if found.threshold is None else -found.threshold
+        return np.asarray(-found.score - offset)
 
     def predict(self, X: Data) -> NDArray[np.int64]:
         """(N,) −1 where the anomaly score exceeds the threshold, else 1."""
@@ -264,9 +268,7 @@ class VAEDetector(
 
     def p_values(self, X: Data) -> Scores:
         """(N,) conformal p-values, (1 + #{held out ≥ score}) / (n + 1)."""
-        scores = self.anomaly_score(X)
-        self._check_calibrated()
-        return self.bundle_.detector.calibration.p_values(scores)
+        return self._detect(X).p_value
 
     def explain(self, X: Data, most: int | None = None) -> list[Explanation]:
         """For each row the ``most`` largest contributions to its anomaly score (None: all)."""
@@ -274,9 +276,11 @@ class VAEDetector(
         scorer = self.bundle_.scorer
         return explanations(scorer, batch, scorer.explain(batch), most)
 
-    def _check_calibrated(self) -> None:
+    def _detect(self, X: Data) -> Detections:
+        batch = self._batch(X)
         if self.bundle_.calibration is None:
             raise NotCalibratedError("this detector has no threshold yet; call calibrate(X)")
+        return self.bundle_.detector.detect(batch)
 
     # ------------------------------------------------------------ latent space
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from anomaly_vae.calibration import Scores, finite
+from anomaly_vae.columns import Levels
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,22 +30,37 @@ class Evidence:
     """of traffic, where there is a time"""
     units: str = "normal calibration rows"
     """what the normal rows are called"""
+    levels: Levels | None = None
+    """(n,) the group of each normal row"""
+    weights: Scores | None = None
+    """(n,) how much denser than here traffic is around each normal row"""
+    held_out: Scores | None = None
+    """of rows that are like the training rows, to compare the normal ones with"""
 
     @classmethod
     def of(
-        cls, normal: ArrayLike, anomalies: ArrayLike = (), amounts: ArrayLike = (), **known: Any
+        cls,
+        normal: ArrayLike,
+        anomalies: ArrayLike = (),
+        amounts: ArrayLike = (),
+        levels: Levels | None = None,
+        weights: ArrayLike = (),
+        **known: Any,
     ) -> Self:
-        """Of scores in any order; ``amounts`` in that of ``anomalies``.
+        """Of scores in any order.
+
+        ``amounts`` are in that of ``anomalies``, ``levels`` and ``weights`` in that of ``normal``.
 
         Raises:
             CalibrationError: a score is not finite.
         """
-        order = np.argsort(np.asarray(anomalies, np.float64), kind="stable")
-        sizes = np.asarray(amounts, np.float64)
+        rows, odd = (np.argsort(np.asarray(kind), kind="stable") for kind in (normal, anomalies))
         return cls(
             finite(normal),
             finite(anomalies),
-            amounts=sizes[order] if len(sizes) else None,
+            amounts=_sorted(amounts, odd),
+            levels=levels and levels.take(rows),
+            weights=_sorted(weights, rows),
             **known,
         )
 
@@ -57,6 +74,26 @@ class Evidence:
         """How many rows of traffic they are."""
         return self.n + self.weight * len(self.anomalies)
 
+    def trimmed(self, share: float) -> Self:
+        """Without this share of the normal rows, the highest."""
+        kept = self.n - math.floor(share * self.n)
+        return self if kept == self.n else self._only(np.arange(kept))
+
+    def of_level(self, level: str) -> Self:
+        """The normal rows of one group."""
+        assert self.levels, "there are groups"
+        rows = np.flatnonzero(self.levels.codes == self.levels.names.index(level))
+        return replace(self._only(rows), levels=None, held_out=None)
+
+    def _only(self, rows: NDArray[np.intp]) -> Self:
+        """These of the normal rows, in their order."""
+        return replace(
+            self,
+            normal=self.normal[rows],
+            levels=self.levels and self.levels.take(rows),
+            weights=None if self.weights is None else self.weights[rows],
+        )
+
     def resampled(self, rng: np.random.Generator) -> Self:
         """As many rows of each kind, drawn with replacement (Efron 1979)."""
         normal, anomalies = (
@@ -69,6 +106,12 @@ class Evidence:
             anomalies=self.anomalies[anomalies],
             amounts=None if self.amounts is None else self.amounts[anomalies],
         )
+
+
+def _sorted(values: ArrayLike, order: NDArray[np.intp]) -> Scores | None:
+    """The values in this order; none where there are none."""
+    given = np.asarray(values, np.float64)
+    return given[order] if len(given) else None
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from anomaly_vae.schema import RawBatch, TabularSchema
 from anomaly_vae.tracing import check_traced, image_tensors, trace_graph
 from anomaly_vae.training import History, OnEpoch, cpu_threads, fit
 from anomaly_vae.vae import VAE
+from anomaly_vae.warm import aligned, start_from
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,13 +50,28 @@ class Fitted:
     graph_error: float
 
 
-def prepare(config: Config, schema: Schema, train: RawBatch, validation: RawBatch) -> Prepared:
+def prepare(
+    config: Config,
+    schema: Schema,
+    train: RawBatch,
+    validation: RawBatch,
+    start: Bundle | None = None,
+) -> Prepared:
     """Fit the encoding on the training rows and encode both parts.
+
+    Args:
+        config: how columns are read.
+        schema: the columns.
+        train: rows to learn from.
+        validation: rows to measure on.
+        start: the model whose weights the fit is to start from, see `warm.aligned`.
 
     Raises:
         DataError: nothing is left to learn from.
     """
     encoding = _encoding(config, schema, train)
+    if start:
+        encoding = aligned(encoding, start.scorer.encoding)
     return Prepared(schema, encoding, encoding.encode(train), encoding.encode(validation))
 
 
@@ -76,8 +92,11 @@ def fit_bundle(
     data: Mapping[str, Any],
     on_epoch: OnEpoch | None = None,
     checkpoint: Path | None = None,
+    start: Bundle | None = None,
 ) -> Fitted:
     """Fit, export and check a model; ``data`` is the manifest's account of the rows.
+
+    ``start`` is a model whose weights fit (`warm.misfit`), to start from.
 
     Raises:
         TrainingError: the fit diverged.
@@ -86,6 +105,8 @@ def fit_bundle(
     encoding, train, validation = prepared.encoding, prepared.train, prepared.validation
     config = resolved(config, encoding, len(train))
     model = build(config.model, encoding.layout, config.training.seed)
+    if start:
+        start_from(model, start)
     shown = views(config, encoding)
     history = fit(model, train, validation, config.training, on_epoch, checkpoint, shown)
     if isinstance(config, TabularConfig):
@@ -100,7 +121,7 @@ def fit_bundle(
         encoding=encoding.to_json(),
         config=config.recorded(),
         data=dict(data),
-        training=_summary(history),
+        training=_summary(history) | ({"warm_start": start.digest} if start else {}),
     )
     freeze = _freeze_image if isinstance(config, ImageConfig) else _freeze
     bundle, error = freeze(config, model, manifest, validation)  # type: ignore[arg-type]  # each has its kind

@@ -41,22 +41,35 @@ Decode = Callable[[VAE, Tensor], Tensor]
 # ---------------------------------------------------------------- between bundle, rows and latents
 
 
-def load_model(bundle: Bundle) -> VAE:
-    """The bundle's model in torch, on the CPU, for evaluation; the first of several members.
+def restored(bundle: Bundle) -> VAE:
+    """The bundle's model in torch with all of its members, on the CPU, for evaluation.
 
     The weights file may hold more than the model, such as the statistics of a score.
     """
-    section = bundle.manifest["config"]["model"]
+    return _model(bundle, tensors_of(bundle))
+
+
+def load_model(bundle: Bundle) -> VAE:
+    """The same; of several members, the first."""
+    tensors, section = tensors_of(bundle), bundle.manifest["config"]["model"]
+    if section.get("members", 1) == 1:
+        return _model(bundle, tensors)
+    return _model(bundle, {name: value[0] for name, value in tensors.items()}, members=1)
+
+
+def tensors_of(bundle: Bundle) -> dict[str, Tensor]:
+    """All that the weights file holds."""
+    return load_tensors(bundle.weights)
+
+
+def _model(bundle: Bundle, tensors: dict[str, Tensor], **changes: Any) -> VAE:
     kind = ImageModelConfig if bundle.manifest["kind"] == "image" else ModelConfig
-    several, tensors = section.get("members", 1) > 1, load_tensors(bundle.weights)
-    config = kind.model_validate({**section, "members": 1} if several else section)
+    config = kind.model_validate({**bundle.manifest["config"]["model"], **changes})
     model = build(config, bundle.scorer.encoding.layout)
     if "aggregated.center" in tensors:
-        parts = (tensors[f"aggregated.{name}"] for name in Mixture.PARTS)
-        model.aggregated = Mixture(*(part[0] if several else part for part in parts))
-    wanted = model.state_dict()
-    for name, value in wanted.items():
-        value.copy_(tensors[name][0].view_as(value) if several else tensors[name])
+        model.aggregated = Mixture(*(tensors[f"aggregated.{name}"] for name in Mixture.PARTS))
+    for name, value in model.state_dict().items():
+        value.copy_(tensors[name].view_as(value))
     return model.eval()
 
 

@@ -8,11 +8,15 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from anomaly_vae.bootstrap import Ranking
 from anomaly_vae.detector import Detector
 from anomaly_vae.encoding import TabularEncoding
+from anomaly_vae.evaluation import Evaluation
 from anomaly_vae.images import ImageEncoding
 from anomaly_vae.scoring import Explained
+from anomaly_vae.slices import ColumnSlice
 from anomaly_vae.training import History
+from anomaly_vae.uniformity import Step
 
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#7f7f7f"  # Okabe & Ito 2008, colour-blind safe
 MOST_COLUMNS = 30
@@ -61,7 +65,80 @@ def score_histogram(
             )
     axes.axvline(threshold, color="black", linewidth=1.2, label=f"threshold, alpha = {alpha:g}")
     axes.set(xlabel=f"score, {detector.unit} (tails collected in the last bins)", ylabel="density")
+    axes.legend(framealpha=1, edgecolor="none")  # the threshold may pass behind it
+    return figure
+
+
+def ranking(scores: NDArray[np.float64], anomaly: NDArray[np.bool_], figures: Evaluation) -> Figure:
+    """Where a threshold could lie: true against false positives, precision against recall."""
+    hits, flagged = Ranking(scores, anomaly).curve()
+    recall, false = hits / anomaly.sum(), (flagged - hits) / (~anomaly).sum()
+    figure = Figure((9.0, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot([0, *false], [0, *recall], color=BLUE, linewidth=1.4)
+    left.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
+    left.plot(figures.fpr, figures.recall, "o", color=ORANGE, label="threshold")
+    left.set(xlabel="false positive rate", ylabel="recall", title=_with("AUROC", figures, "auroc"))
+    right.plot(recall, hits / flagged, color=BLUE, linewidth=1.4, drawstyle="steps-pre")
+    right.axhline(anomaly.mean(), color=GREY, linewidth=0.8, linestyle=":")
+    if figures.precision is not None:
+        right.plot(figures.recall, figures.precision, "o", color=ORANGE)
+    title = _with("average precision", figures, "average_precision")
+    right.set(xlabel="recall", ylabel="precision", title=title)
+    for axes in (left, right):
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), box_aspect=1)
+        axes.title.set_fontsize(10)
+    left.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def _with(name: str, figures: Evaluation, key: str) -> str:
+    """A figure with its interval, as a title."""
+    low, high = getattr(figures, f"{key}_interval") or (np.nan, np.nan)
+    return f"{name} {getattr(figures, key):.3f} ({low:.3f} to {high:.3f})"
+
+
+def p_values(steps: Sequence[Step], alpha: float) -> Figure:
+    """The share of normal rows with a p-value of at most each level, beside what chance explains.
+
+    As ratios to the level, which are 1 where p-values are uniform.
+    """
+    figure = Figure((7.0, 4.0), layout="constrained")
+    axes = figure.subplots()
+    levels = np.array([step.level for step in steps])
+    low, share, high = (
+        np.array([getattr(step, end) for step in steps]) / levels
+        for end in ("low", "share", "high")
+    )
+    axes.fill_between(levels, low, high, color=GREY, alpha=0.25, label="what chance explains")
+    axes.axhline(1, color=GREY, linewidth=0.8)
+    axes.plot(
+        levels, share, "o-", color=BLUE, linewidth=1.2, markersize=4, label="normal test rows"
+    )
+    axes.axvline(alpha, color="black", linewidth=1.0, linestyle=":", label=f"alpha = {alpha:g}")
+    axes.set(xscale="log", xlabel="level", ylabel="share with p ≤ level, divided by level")
+    axes.set_ylim(0, max(2.0, 1.1 * float(share.max()), min(1.1 * float(high.max()), 4.0)))
     axes.legend(frameon=False)
+    return figure
+
+
+def slices(found: Sequence[ColumnSlice], alpha: float) -> Figure:
+    """The false positive rate of each slice with its interval, and the limit of each."""
+    shown = [(one.name, one.fpr, one.limit) for one in found if one.fpr][:MOST_COLUMNS]
+    figure = Figure((7.0, 1.2 + 0.28 * len(shown)), layout="constrained")
+    axes = figure.subplots()
+    for place, (_, rate, limit) in enumerate(shown):
+        colour = ORANGE if limit is not None and rate.value > limit else BLUE
+        axes.plot([rate.low, rate.high], [place, place], color=colour, linewidth=1.2)
+        axes.plot(rate.value, place, "o", color=colour, markersize=5)
+        if limit is not None:
+            axes.plot(limit, place, "|", color="black", markersize=10)
+    axes.axvline(alpha, color="black", linewidth=1.0, linestyle=":")
+    names = [f"{name} ({rate.total:,})" for name, rate, _ in shown]
+    axes.set_yticks(range(len(shown)), names, fontsize=8)
+    axes.invert_yaxis()
+    axes.set(xlabel=f"false positive rate (dotted: alpha = {alpha:g}; bar: the limit of chance)")
+    axes.set_xlim(left=0)
     return figure
 
 

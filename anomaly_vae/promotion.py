@@ -1,31 +1,64 @@
-"""May this challenger become champion? A pure decision with typed reasons."""
+"""May this challenger become champion? A pure decision: rules that pass or fail, with figures."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
+from typing import Any
 
+from anomaly_vae.comparison import Agreement, Change, SliceChange
+from anomaly_vae.config import PromotionConfig
 from anomaly_vae.evaluation import Evaluation
+
+THE_TEST = "the frozen test split"
+
+
+class Rule(StrEnum):
+    """What a challenger is held to."""
+
+    KEEPS_ALPHA = "keeps_alpha"
+    SCORES_ALL = "scores_all"
+    NO_WORSE = "no_worse"
+    NO_SLICE_COLLAPSES = "no_slice_collapses"
+    AGREES = "agrees"
+    READS_ALIKE = "reads_alike"
+    REPRODUCES = "reproduces"
+    FAST_ENOUGH = "fast_enough"
+    SMALL_ENOUGH = "small_enough"
 
 
 class Why(StrEnum):
     """Grounds for refusal."""
 
-    WORSE = "worse_than_champion"
     TOO_MANY_FALSE_POSITIVES = "fpr_above_alpha"
     REJECTS_MORE = "rejects_more_rows"
+    WORSE = "worse_than_champion"
+    SLICE_COLLAPSES = "slice_collapses"
+    FLAGS_OTHERWISE = "flags_otherwise"
     READS_OTHERWISE = "reads_otherwise"
+    NOT_REPRODUCED = "not_reproduced"
+    TOO_SLOW = "too_slow"
+    TOO_LARGE = "too_large"
+
+
+GROUNDS = dict(zip(Rule, Why, strict=True))
+"""What the failure of each rule is called."""
 
 
 @dataclass(frozen=True)
-class Policy:
-    """What a challenger must hold to; frozen at the first promotion."""
+class Verdict:
+    """One rule, whether the challenger holds it, and what was found, in figures and in words."""
 
-    metric: Literal["average_precision", "auroc"]
-    tolerance: float
-    test: str = "the frozen test split"
-    """how reasons call the rows that both were evaluated on"""
+    rule: Rule
+    passed: bool
+    figures: Mapping[str, Any]
+    text: str
+
+    @property
+    def why(self) -> Why:
+        """The ground for refusal, where it fails."""
+        return GROUNDS[self.rule]
 
 
 @dataclass(frozen=True)
@@ -37,64 +70,193 @@ class Lost:
 
 
 @dataclass(frozen=True)
-class Reason:
-    """One ground for refusal, in words with its figures."""
+class Parity:
+    """How far the bundle's graph is from its own weights in torch, or what is wrong with it."""
 
-    why: Why
-    text: str
+    rows: int
+    error: float | None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Costs:
+    """CPU time of scoring a row alone, where it was measured, and the size of the bundle."""
+
+    megabytes: float
+    microseconds: float | None = None
+    champion_microseconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was found beside the evaluations; what is absent is not judged."""
+
+    test: str = THE_TEST
+    """how verdicts call the rows that both were evaluated on"""
+    lost: Lost | None = None
+    metric: Change | None = None
+    """the policy's, on the rows that both can score"""
+    slices: Sequence[SliceChange] | None = None
+    agreement: Agreement | None = None
+    otherwise: str | None = None
+    """how the challenger reads its images, where that is not how the frozen ones were read"""
+    parity: Parity | None = None
+    costs: Costs | None = None
 
 
 def decide(
     champion: Evaluation | None,
     challenger: Evaluation,
-    policy: Policy,
-    lost: Lost | None = None,
-    shared: Evaluation | None = None,
-) -> list[Reason]:
-    """Grounds against the challenger; none is a yes.
-
-    The false positive rate speaks against it when it is above alpha by more than chance explains
-    (`evaluation.highest_kept_rate`).
+    policy: PromotionConfig,
+    evidence: Evidence = Evidence(),
+) -> tuple[Verdict, ...]:
+    """Every rule that applies; the challenger may become champion where all are passed.
 
     Args:
-        champion: on the rows that both can score.
+        champion: on the rows that both can score; absent: there is none.
         challenger: on all that it can score.
         policy: what it must hold to.
-        lost: what it cannot score.
-        shared: the challenger on the champion's rows; absent: they are all that it can score.
+        evidence: the rest of what was found.
     """
     found = (
-        _too_many_false_positives(challenger, policy),
-        _rejects_more(lost, policy),
-        _worse(champion, shared or challenger, policy) if champion else None,
+        _keeps_alpha(challenger, evidence),
+        _scores_all(evidence),
+        _no_worse(champion, policy, evidence) if champion else None,
+        _no_slice_collapses(policy, evidence),
+        _agrees(policy, evidence),
+        _reads_alike(evidence),
+        _reproduces(evidence),
+        _fast_enough(policy, evidence.costs),
+        _small_enough(policy, evidence.costs),
     )
-    return [reason for reason in found if reason]
+    return tuple(verdict for verdict in found if verdict)
 
 
-def _too_many_false_positives(challenger: Evaluation, policy: Policy) -> Reason | None:
+def _keeps_alpha(challenger: Evaluation, evidence: Evidence) -> Verdict | None:
+    """Above alpha by more than chance explains (`evaluation.highest_kept_rate`) is too much."""
     fpr, interval, limit = challenger.fpr, challenger.fpr_interval, challenger.fpr_limit
-    if fpr is None or interval is None or limit is None or fpr <= limit:
+    if fpr is None or interval is None or limit is None:
         return None
+    passed = fpr <= limit
     text = (
         f"false positive rate {fpr:.4f} [{interval[0]:.4f}, {interval[1]:.4f}] on the normal rows "
-        f"of {policy.test} is above {limit:.4f}, the most that chance explains at alpha "
-        f"{challenger.alpha:g}"
+        f"of {evidence.test} is {'at most' if passed else 'above'} {limit:.4f}, the most that "
+        f"chance explains at alpha {challenger.alpha:g}"
     )
-    return Reason(Why.TOO_MANY_FALSE_POSITIVES, text)
+    low, high = interval
+    figures = {"fpr": fpr, "low": low, "high": high, "limit": limit, "alpha": challenger.alpha}
+    return Verdict(Rule.KEEPS_ALPHA, passed, figures, text)
 
 
-def _rejects_more(lost: Lost | None, policy: Policy) -> Reason | None:
+def _scores_all(evidence: Evidence) -> Verdict:
+    lost, test = evidence.lost, evidence.test
     if not lost:
-        return None
-    text = f"{lost.rows} rows of {policy.test} cannot be scored: {lost.such_as}"
-    return Reason(Why.REJECTS_MORE, text)
+        text = f"every row of {test} that should be scored is"
+        return Verdict(Rule.SCORES_ALL, True, {"lost": 0}, text)
+    text = f"{lost.rows} rows of {test} cannot be scored: {lost.such_as}"
+    return Verdict(Rule.SCORES_ALL, False, {"lost": lost.rows}, text)
 
 
-def _worse(champion: Evaluation, challenger: Evaluation, policy: Policy) -> Reason | None:
-    """A figure that the champion has and the challenger lacks is worse, too."""
-    old, new = (getattr(evaluation, policy.metric) for evaluation in (champion, challenger))
-    if old is None or (new is not None and new >= old - policy.tolerance):
+def _no_worse(champion: Evaluation, policy: PromotionConfig, evidence: Evidence) -> Verdict:
+    """One-sided: which side must be shown is the policy's to say.
+
+    A figure that the champion has and the challenger lacks is worse, too.
+    """
+    name, old, found = policy.metric.replace("_", " "), getattr(champion, policy.metric), evidence
+    if old is None:
+        text = f"nothing to compare: the champion has no {name} on {found.test}"
+        return Verdict(Rule.NO_WORSE, True, {}, text)
+    if found.metric is None:
+        text = f"{name} unknown on {found.test}, the champion's is {old:.4f}"
+        return Verdict(Rule.NO_WORSE, False, {"champion": old}, text)
+    change, least = found.metric, -policy.tolerance
+    passed = change.high >= least if policy.proof == "worse" else change.low >= least
+    champions = f"the champion's {old:.4f}" + (f" − {-least:g}" if least else "")
+    text = (
+        f"{name} {change.challenger:.4f} on {found.test} is {HELD[passed, policy.proof]} "
+        f"{champions}: difference {change.value:+.4f} [{change.low:+.4f}, {change.high:+.4f}]"
+    )
+    figures = {**change.to_json(), "tolerance": policy.tolerance, "proof": policy.proof}
+    return Verdict(Rule.NO_WORSE, passed, figures, text)
+
+
+HELD = {
+    (True, "worse"): "not shown to be below",
+    (False, "worse"): "below",
+    (True, "no_worse"): "shown to be no less than",
+    (False, "no_worse"): "not shown to be no less than",
+}
+"""How a passed or failed comparison is told, by what the policy wants to be shown."""
+
+
+def _no_slice_collapses(policy: PromotionConfig, evidence: Evidence) -> Verdict | None:
+    if evidence.slices is None or policy.slice_recall is None:
         return None
-    figure = f"{policy.metric.replace('_', ' ')} {'unknown' if new is None else f'{new:.4f}'}"
-    text = f"{figure} on {policy.test} is below the champion's {old:.4f}"
-    return Reason(Why.WORSE, text + (f" − {policy.tolerance:g}" if policy.tolerance else ""))
+    collapsed = [one for one in evidence.slices if one.collapsed(policy.slice_recall)]
+    figures = {
+        "compared": len(evidence.slices),
+        "limit": policy.slice_recall,
+        "collapsed": [one.to_json() for one in collapsed],
+    }
+    told = "; ".join(map(str, collapsed)) or f"none of {len(evidence.slices)} got much worse"
+    text = f"slices of {evidence.test}: {told}"
+    return Verdict(Rule.NO_SLICE_COLLAPSES, not collapsed, figures, text)
+
+
+def _agrees(policy: PromotionConfig, evidence: Evidence) -> Verdict | None:
+    """Fewer than wished, beyond chance."""
+    found, least = evidence.agreement, policy.agreement
+    if found is None:
+        return None
+    passed = least is None or found.high >= least
+    text = (
+        f"both flag alike {found.share:.4f} [{found.low:.4f}, {found.high:.4f}] of {found.rows:,} "
+        f"rows of {found.of}; the champion flags {found.champion:.4f}, the challenger "
+        f"{found.challenger:.4f}" + ("" if passed else f"; wished for is {least:g}")
+    )
+    return Verdict(Rule.AGREES, passed, {**found.to_json(), "limit": least}, text)
+
+
+def _reads_alike(evidence: Evidence) -> Verdict | None:
+    if evidence.otherwise is None:
+        return None
+    return Verdict(Rule.READS_ALIKE, False, {}, evidence.otherwise)
+
+
+def _reproduces(evidence: Evidence) -> Verdict | None:
+    found = evidence.parity
+    if found is None:
+        return None
+    figures = {"rows": found.rows, "error": found.error}
+    text = found.problem or (
+        f"the graph scores {found.rows} rows as its weights do in torch, to {found.error:.1e}"
+    )
+    return Verdict(Rule.REPRODUCES, found.problem is None, figures, text)
+
+
+def _fast_enough(policy: PromotionConfig, costs: Costs | None) -> Verdict | None:
+    """Within the budget, and within so many times what the champion takes."""
+    if costs is None or costs.microseconds is None:
+        return None
+    taken, before = costs.microseconds, costs.champion_microseconds
+    relative = policy.slowdown * before if policy.slowdown and before else None
+    limit = min((most for most in (policy.row_microseconds, relative) if most), default=None)
+    if limit is None:
+        return None
+    passed = taken <= limit
+    text = (
+        f"scoring a row takes {taken:.0f} µs of CPU time, "
+        f"{'at most' if passed else 'more than'} the {limit:.0f} µs allowed"
+    )
+    figures = {"microseconds": taken, "champion_microseconds": before, "limit": limit}
+    return Verdict(Rule.FAST_ENOUGH, passed, figures, text)
+
+
+def _small_enough(policy: PromotionConfig, costs: Costs | None) -> Verdict | None:
+    if costs is None or policy.megabytes is None:
+        return None
+    size, limit = costs.megabytes, policy.megabytes
+    passed = size <= limit
+    text = f"the bundle has {size:.2f} MB, {'at most' if passed else 'more than'} the {limit:g} MB"
+    figures = {"megabytes": size, "limit": limit}
+    return Verdict(Rule.SMALL_ENOUGH, passed, figures, f"{text} allowed")

@@ -20,6 +20,7 @@ class DetectorModel:
     def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Columns as in training → ``score``, ``p_value``, ``is_anomaly``, same index.
 
+        Of a model with groups ``group`` and ``threshold``, too: whose scores decided, and where.
         A model of images reads the column ``image``: paths, or the bytes of files.
 
         Raises:
@@ -30,7 +31,7 @@ class DetectorModel:
         if batch.problems:
             raise DataError(str(batch.problems[0]), column=batch.problems[0].column)
         found = self.detector.detect(batch)
-        columns = {"score": found.score, "p_value": found.p_value, "is_anomaly": found.is_anomaly}
+        columns = {name: values for name, values in vars(found).items() if values is not None}
         return pd.DataFrame(columns, index=frame.index)
 
 

@@ -21,7 +21,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -59,8 +59,7 @@ TRAINED_TAG = "anomaly_vae.trained"
 TRAINED_RUN_TAG = "anomaly_vae.trained_run"
 FROZEN_TAG = "anomaly_vae.frozen"
 DECISION_TAG = "anomaly_vae.decision"
-PAST_CHAMPIONS_TAG = "anomaly_vae.past_champions"
-MOST_PAST_CHAMPIONS = 50
+HISTORY_TAG = "anomaly_vae.promotions"
 MOST_PARAM_CHARACTERS = 6000
 REQUIRED = {
     "tabular": f"anomaly-vae=={__version__}",
@@ -132,6 +131,7 @@ class Version:
     tags: Mapping[str, str]
     aliases: tuple[str, ...]
     run_id: str | None
+    registered_at: float
 
     @property
     def uri(self) -> str:
@@ -148,6 +148,8 @@ class Fetched:
     name: str | None = None
     version: str | None = None
     alias: str | None = None
+    registered_at: float | None = None
+    """in seconds since 1970"""
 
     def load(self) -> Bundle:
         """Read it, its digest checked where the registry knows it."""
@@ -198,6 +200,29 @@ class Run:
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """A file as an artifact."""
         self._client.log_artifact(self.id, str(path), folder)
+
+    @_plainly
+    def settle(self, key: str, value: str) -> str:
+        """Write a parameter once and for all; what it says from now on.
+
+        MLflow never changes a parameter, in no database and through no server: of several who
+        write one at the same time, all but the first are told what that one wrote.
+        """
+        try:
+            self._client.log_param(self.id, key, value, synchronous=True)
+        except MlflowException as error:
+            settled = self.settled.get(key)
+            if error.error_code != "INVALID_PARAMETER_VALUE" or settled is None:
+                raise
+            return settled
+        return value
+
+    @property
+    @_plainly
+    def settled(self) -> Mapping[str, str]:
+        """The parameters there are."""
+        params: Mapping[str, str] = self._client.get_run(self.id).data.params
+        return params
 
     @_plainly
     def log_bundle(self, path: Path) -> str:
@@ -289,7 +314,7 @@ class Registry:
                     name="model",
                     loader_module="anomaly_vae.pyfunc",
                     data_path=str(folder),
-                    signature=signature(bundle.scorer.schema),
+                    signature=signature(bundle.scorer.schema, _has_groups(bundle)),
                     input_example=frame_of(bundle.example, bundle.scorer.schema),
                     pip_requirements=[REQUIRED[bundle.manifest["kind"]], "pandas"],
                 )
@@ -318,7 +343,12 @@ class Registry:
         """One version by number."""
         found = self._client.get_model_version(name, version)
         return Version(
-            name, str(found.version), dict(found.tags), tuple(found.aliases), found.run_id
+            name,
+            str(found.version),
+            dict(found.tags),
+            tuple(found.aliases),
+            found.run_id,
+            found.creation_timestamp / 1000,
         )
 
     @_plainly
@@ -367,12 +397,6 @@ class Registry:
     # ------------------------------------------------------------ promotion
 
     @_plainly
-    def tag_model(self, name: str, tags: Mapping[str, str]) -> None:
-        """Set tags of the registered model."""
-        for key, value in tags.items():
-            self._client.set_registered_model_tag(name, key, value)
-
-    @_plainly
     def tag_version(self, version: Version, key: str, value: str) -> None:
         """Set a tag of a version."""
         self._client.set_model_version_tag(version.name, version.version, key, value)
@@ -382,14 +406,41 @@ class Registry:
         """Move the alias."""
         self._client.set_registered_model_alias(name, CHAMPION, version)
 
-    def remember_champions(self, name: str, past: list[str]) -> None:
-        """Keep the versions that a rollback can return to, oldest first."""
-        self.tag_model(name, {PAST_CHAMPIONS_TAG: json.dumps(past[-MOST_PAST_CHAMPIONS:])})
-
-    def past_champions(self, name: str) -> list[str]:
-        """Versions that were champion before, oldest first."""
+    @_plainly
+    def history(self, name: str) -> Run | None:
+        """The run that holds the history of a model's champions, if there is one."""
         model = self._model(name)
-        return list(json.loads(model.tags.get(PAST_CHAMPIONS_TAG, "[]"))) if model else []
+        run_id = model.tags.get(HISTORY_TAG) if model else None
+        return Run(self._client, run_id) if run_id else None
+
+    @_plainly
+    def open_history(self, name: str) -> Run:
+        """The same; made where there is none.
+
+        The run of the model's first version says which it is, once and for all.
+
+        Raises:
+            RegistryError: no version was registered by a run.
+        """
+        if known := self.history(name):
+            return known
+        first = self._first_run(name)
+        experiment = self._client.get_run(first.id).info.experiment_id
+        made = self._client.create_run(experiment, run_name=f"promotions of {name}").info.run_id
+        self._client.set_terminated(made)
+        agreed = first.settle(HISTORY_TAG, made)
+        if agreed != made:
+            self._client.delete_run(made)
+        self._client.set_registered_model_tag(name, HISTORY_TAG, agreed)
+        return Run(self._client, agreed)
+
+    def _first_run(self, name: str) -> Run:
+        """That of the first version."""
+        search = partial(self._client.search_model_versions, f"name = '{name}'")
+        made = {int(found.version): found.run_id for found in _every(search) if found.run_id}
+        if not made:
+            raise RegistryError(f"{name} has no version that a run made: anomaly-vae calibrate")
+        return Run(self._client, made[min(made)])
 
     # ------------------------------------------------------------ fetching
 
@@ -423,7 +474,7 @@ class Registry:
         kept = cache / digest if cache else None
         if not (kept and _is_sound(kept, digest)):
             kept = Path(self.download(found.uri)) / "data" / BUNDLE
-        return Fetched(str(kept), digest, name, found.version, alias)
+        return Fetched(str(kept), digest, name, found.version, alias, found.registered_at)
 
     @_plainly
     def download(self, uri: str, to: str | Path | None = None) -> str:
@@ -473,7 +524,7 @@ def cache_bundle(fetched: Fetched, cache: Path) -> Fetched:
             for name, content in bundle.files.items():
                 (folder / name).write_bytes(content)
             (folder / SUMS).write_bytes((Path(fetched.path) / SUMS).read_bytes())
-    return Fetched(str(place), bundle.digest, fetched.name, fetched.version, fetched.alias)
+    return replace(fetched, path=str(place), digest=bundle.digest)
 
 
 def _is_sound(folder: Path, digest: str) -> bool:
@@ -484,10 +535,15 @@ def _is_sound(folder: Path, digest: str) -> bool:
     return True
 
 
-def signature(schema: DataSchema) -> ModelSignature:
+def _has_groups(bundle: Bundle) -> bool:
+    return bool(bundle.calibration and bundle.calibration.groups)
+
+
+def signature(schema: DataSchema, groups: bool = False) -> ModelSignature:
     """Every column optional, numbers as double, so that missing values pass.
 
-    Only an image may not be missing; as MLflow reads its type, it may be bytes or a path.
+    Only an image may not be missing; as MLflow reads its type, it may be bytes or a path. With
+    ``groups`` two answers more.
     """
     columns: list[ColSpec | TensorSpec] = [
         ColSpec(
@@ -502,6 +558,11 @@ def signature(schema: DataSchema) -> ModelSignature:
         ColSpec(DataType.double, "p_value"),
         ColSpec(DataType.boolean, "is_anomaly"),
     ]
+    if groups:
+        answers += [
+            ColSpec(DataType.string, "group", required=False),
+            ColSpec(DataType.double, "threshold"),
+        ]
     return ModelSignature(Schema(columns), Schema(answers))
 
 

@@ -239,7 +239,7 @@ def _check(codes: Codes, unused: Mapping[str, int]) -> None:
             )
 
 
-def one_of_each(rows: NDArray[np.intp], group: NDArray[np.int32]) -> NDArray[np.intp]:
+def one_of_each(rows: NDArray[np.intp], group: NDArray[Any]) -> NDArray[np.intp]:
     """One row of each group, chosen by a fixed seed; ``rows`` are positions, ``group`` is (N,).
 
     Rows of one group are not exchangeable with those of another, but one random row of each is
@@ -250,9 +250,15 @@ def one_of_each(rows: NDArray[np.intp], group: NDArray[np.int32]) -> NDArray[np.
     return np.sort(shuffled[first])
 
 
-def count_twins(train: NDArray[np.float32], test: NDArray[np.float32]) -> int:
-    """How many rows of ``test`` (M, F) are equal, missing cells included, to one of ``train``."""
-    return int(twins(test, train).sum())
+def thinned(ratios: NDArray[np.float64]) -> Mask:
+    """Which rows to keep so that those kept are as dense as the ratios (N,) say, up to a factor.
+
+    Each is kept with probability ratio / largest (rejection sampling: von Neumann 1951), drawn by a
+    fixed seed; one whose ratio is not known, NaN, is kept.
+    """
+    largest = np.nanmax(ratios, initial=0.0) or 1.0
+    shares = np.nan_to_num(ratios / largest, nan=1.0)
+    return np.asarray(np.random.default_rng(0).random(len(ratios)) < shares)
 
 
 def twins(rows: NDArray[Any], others: NDArray[Any]) -> Mask:

@@ -7,19 +7,29 @@ are counted on, and what the method says of its choice. docs/thresholds.md says 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
+
+import numpy as np
 
 from anomaly_vae.calibration import (
     Calibration,
+    Groups,
     Method,
     calibrate,
     check_resolvable,
+    check_weights,
+    effective_rows,
     scores_needed,
     scores_reaching,
+    weighted_threshold,
 )
 from anomaly_vae.config import CalibrationConfig
+from anomaly_vae.errors import CalibrationError
 from anomaly_vae.evidence import Choice, Evidence
+from anomaly_vae.excess import excess
+from anomaly_vae.schema import listed
 from anomaly_vae.sweeps import (
     budget,
     check_budget,
@@ -39,7 +49,7 @@ from anomaly_vae.tails import (
 
 
 def choose(evidence: Evidence, wish: CalibrationConfig) -> Calibration:
-    """The threshold of the wished method.
+    """The threshold of the wished method, and one for each group that has rows enough.
 
     Where alpha is no part of the wish, it is what the threshold comes to: a new normal row is
     flagged with probability (1 + #{normal > threshold}) / (n + 1) at most.
@@ -48,11 +58,69 @@ def choose(evidence: Evidence, wish: CalibrationConfig) -> Calibration:
         CalibrationError: the evidence does not suffice; what does, and what else would do.
     """
     check(evidence, wish)
-    choice = METHODS[wish.method](evidence, wish)
-    chosen = Calibration(wish.method, wish.alpha, choice.threshold, evidence.normal, choice.figures)
-    if wish.promises_alpha:
-        return chosen
-    return replace(chosen, alpha=scores_reaching(chosen) / (evidence.n + 1))
+    chosen = _chosen(evidence, wish)
+    if evidence.held_out is not None:
+        found = excess(evidence.normal, evidence.held_out)
+        chosen = _with(chosen, {"contamination": found.to_json()}, found.note)
+    return chosen if evidence.levels is None else _grouped(chosen, evidence, wish)
+
+
+def _chosen(evidence: Evidence, wish: CalibrationConfig) -> Calibration:
+    """The threshold of these rows alone."""
+    check_rows(evidence, wish)
+    kept = evidence.trimmed(wish.trim)
+    choice = METHODS[wish.method](kept, wish)
+    chosen = Calibration(
+        wish.method, wish.alpha, choice.threshold, kept.normal, choice.figures, kept.weights
+    )
+    if not wish.promises_alpha:
+        chosen = replace(chosen, alpha=scores_reaching(chosen) / (evidence.n + 1))
+    return _told_of_trim(chosen, evidence.n) if kept.n < evidence.n else chosen
+
+
+def _told_of_trim(chosen: Calibration, n: int) -> Calibration:
+    """What leaving out the highest of n rows means: alpha only if they were no normal ones."""
+    trimmed = n - len(chosen.scores)
+    most = (trimmed + scores_reaching(chosen)) / (n + 1)
+    note = (
+        f"calibration.trim left out the {trimmed} highest of {n} rows: alpha {chosen.alpha:g} "
+        f"holds if all of these were anomalies, and {most:.3g} in its place if none was"
+    )
+    return _with(chosen, {"trimmed": trimmed, "alpha_if_clean": most}, note)
+
+
+def _grouped(pooled: Calibration, evidence: Evidence, wish: CalibrationConfig) -> Calibration:
+    """The same with a calibration for each level that has rows enough."""
+    assert evidence.levels, "there are groups"
+    assert wish.group, "they are of a column"
+    own, small = {}, {}
+    for level, rows in level_sizes(evidence).items():
+        try:
+            own[level] = _chosen(evidence.of_level(level), wish)
+        except CalibrationError:
+            small[level] = rows
+    told = {"small_groups": small, "ungrouped": int((evidence.levels.codes < 0).sum())}
+    note = (
+        f"calibration.group: too few rows for a threshold of its own in {listed(list(small))}; "
+        "rows of these get that of all, which promises nothing of one level alone"
+    )
+    grouped = replace(pooled, groups=Groups(wish.group, own))
+    return _with(grouped, told, note if small else "")
+
+
+def level_sizes(evidence: Evidence) -> dict[str, int]:
+    """How many normal rows each group has; none that has none."""
+    assert evidence.levels, "there are groups"
+    names, codes = evidence.levels.names, evidence.levels.codes
+    counts = np.bincount(codes[codes >= 0], minlength=len(names)).tolist()
+    return {name: rows for name, rows in zip(names, counts, strict=True) if rows}
+
+
+def _with(chosen: Calibration, figures: Mapping[str, Any], note: str = "") -> Calibration:
+    """The same with more to say."""
+    notes = [text for text in (chosen.figures.get("note"), note) if text]
+    joined = {"note": "; ".join(notes)} if notes else {}
+    return replace(chosen, figures={**chosen.figures, **figures, **joined})
 
 
 def rows_needed(wish: CalibrationConfig) -> int:
@@ -71,22 +139,51 @@ def check(evidence: Evidence, wish: CalibrationConfig) -> None:
     Raises:
         CalibrationError: they do not; what would.
     """
+    check_rows(evidence, wish)
+    if evidence.levels is None:
+        return
+    needed, sizes = rows_needed(wish), level_sizes(evidence)
+    largest = max(sizes, key=lambda level: sizes[level], default=None)
+    if largest is None or sizes[largest] - math.floor(wish.trim * sizes[largest]) < needed:
+        most = f"'{largest}', has {sizes[largest]}" if largest else "none, has 0"
+        raise CalibrationError(
+            f"calibration.group: no level of '{wish.group}' has the {needed} {evidence.units} that "
+            f"a threshold of its own takes; the largest, {most}. Give more rows, raise "
+            "calibration.alpha, or leave calibration.group out"
+        )
+
+
+def check_rows(evidence: Evidence, wish: CalibrationConfig) -> None:
+    """Whether the rows that are left after trimming suffice for one threshold.
+
+    Raises:
+        CalibrationError: they do not; what would.
+    """
+    n = evidence.trimmed(wish.trim).n
     match wish.method:
         case "certified":
-            check_certifiable(evidence.n, wish, evidence.units)
+            check_certifiable(n, wish, evidence.units)
         case "evt":
-            check_tail(evidence.n, wish.tail, evidence.units)
+            check_tail(n, wish.tail, evidence.units)
         case "budget":
             check_budget(evidence, wish)
         case "cost" | "fbeta" | "recall_at_precision":
             check_labels(evidence, wish)
         case _:
-            check_resolvable(evidence.n, wish.alpha, evidence.units)
+            check_resolvable(n, wish.alpha, evidence.units)
+    if evidence.weights is not None:
+        check_weights(evidence.weights, wish.alpha, evidence.units)
 
 
 def _conformal(evidence: Evidence, wish: CalibrationConfig) -> Choice:
-    """See `calibration.conformal_threshold`."""
-    return Choice(calibrate(evidence.normal, wish.alpha).threshold)
+    """See `calibration.conformal_threshold`, or `weighted_threshold` where there are weights."""
+    if evidence.weights is None:
+        return Choice(calibrate(evidence.normal, wish.alpha).threshold)
+    figures = {
+        "effective_rows": effective_rows(evidence.weights),
+        "largest_weight": float(evidence.weights.max()),
+    }
+    return Choice(weighted_threshold(evidence.normal, evidence.weights, wish.alpha), figures)
 
 
 def _quantile(evidence: Evidence, wish: CalibrationConfig) -> Choice:

@@ -33,6 +33,12 @@ def image_tensors(score: ImageScore) -> dict[str, NDArray[Any]]:
     return {name.removeprefix(MODEL): value.contiguous().numpy() for name, value in tensors}
 
 
+def load_image_tensors(score: ImageScore, tensors: Mapping[str, torch.Tensor]) -> None:
+    """The inverse: put everything that the file holds in its place."""
+    for name, value in score.state_dict().items():
+        value.copy_(tensors[name.removeprefix(MODEL)])
+
+
 def trace_graph(score: ImageScore, weights: bytes) -> bytes:
     """The scoring graph; ``weights`` is the safetensors file it will read."""
     traced = _trace(score.eval())

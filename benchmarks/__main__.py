@@ -17,10 +17,14 @@ PROTOCOLS: dict[str, tuple[str, ...]] = {
     "transactions": ("fraud",),
     "scans": ("mri", "pneumoniamnist.npz"),
     "promise": ("adbench", "fraud"),
+    "thresholds": (),
+    "guarantee": (),
     "sizes": (),
     "fitting": ("adbench",),
     "serving": (),
     "reload": (),
+    "promotions": (),
+    "retraining": (),
 }
 """Modules of this package, each with ``run(options)``, and the data that each reads."""
 SEEDS = 3

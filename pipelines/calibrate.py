@@ -5,19 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from anomaly_vae import plots
 from anomaly_vae.bundle import Bundle
 from anomaly_vae.config import Config
-from anomaly_vae.detector import Detections, Detector
+from anomaly_vae.detector import Detector
 from anomaly_vae.errors import ConfigError, DataError
-from anomaly_vae.evaluation import Evaluation, evaluate
+from anomaly_vae.evaluation import Evaluation, rate
+from anomaly_vae.monitoring import Reference, fit_reference
 from anomaly_vae.reasons import sequential_dropout
 from anomaly_vae.registry import (
     CHALLENGER,
@@ -31,13 +33,17 @@ from anomaly_vae.registry import (
     Run,
     Version,
 )
+from anomaly_vae.report import Report
 from anomaly_vae.splits import TEST
 from anomaly_vae.thresholds import choose
 from pipelines import console
+from pipelines.card import card_of
+from pipelines.card_html import logged, page
 from pipelines.data import Dataset
-from pipelines.evaluate import show
-from pipelines.evidence import evidence_of
-from pipelines.models import open_source
+from pipelines.evaluate import Judged, Labelled, judge, like_traffic
+from pipelines.evidence import scored_evidence
+from pipelines.models import Source, open_source
+from pipelines.report import Known, Reporter, Wish, log, show
 from pipelines.train import inputs_digest, read
 
 TEST_FILE = "test_split.parquet"
@@ -50,7 +56,12 @@ class Calibrated:
     version: Version
     run_id: str
     bundle: Bundle
-    evaluation: Evaluation
+    report: Report
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """Its figures."""
+        return self.report.figures
 
     def result(self) -> dict[str, Any]:
         """The command's answer."""
@@ -65,6 +76,7 @@ class Calibrated:
             "alpha": self.evaluation.alpha,
             "calibration": self.bundle.manifest["calibration"],
             "metrics": self.evaluation.to_json(),
+            "warnings": list(self.report.warnings),
         }
 
 
@@ -80,20 +92,20 @@ def calibrate(config: Config, model: str, data: Dataset | None = None) -> Calibr
     trained = open_source(model, config.mlflow.tracking_uri).bundle
     _check_same_split(trained, data)
     _check_same_config(trained, config)
-    evidence = evidence_of(
-        data, config.calibration, lambda rows: trained.scorer.score(data.batch.take(rows))
-    )
+    evidence = scored_evidence(data, config.calibration, trained.scorer)
     chosen = choose(evidence, config.calibration)
     if "note" in chosen.figures:
         console.say(chosen.figures["note"])
-    detector = Detector(trained.scorer, chosen)
-    evaluation, found = _evaluate(detector, data, config)
-    bundle = trained.calibrated(chosen, evaluation.to_json())
-    show(evaluation)
+    truth = _truth(data, config.calibration.density_ratio)
+    judged = judge(Detector(trained.scorer, chosen, trained.manifest["unit"]), truth)
+    report = _report(judged, data, config)
+    reference = _reference(trained, data)
+    bundle = _planned(trained, config).calibrated(chosen, report.to_json(), reference)
+    show(report)
     registry = Registry(config.mlflow.tracking_uri)
     experiment = config.mlflow.experiment or config.name
     with registry.run(experiment, "calibrate", {"model": model}) as run:
-        test_digest = _log(run, config, detector, data, found, evaluation)
+        test_digest = _log(run, config, judged, data, report)
         tags = {
             INPUTS_TAG: inputs_digest(config, data),
             TEST_TAG: f"runs:/{run.id}/{TEST_FILE}",
@@ -103,7 +115,8 @@ def calibrate(config: Config, model: str, data: Dataset | None = None) -> Calibr
             **({TRAINED_RUN_TAG: model.split("/")[1]} if model.startswith("runs:/") else {}),
         }
         version = registry.register(run, bundle, config.name, tags)
-    return Calibrated(version, run.id, bundle, evaluation)
+        _log_card(run, registry, Source(bundle, version.name, version.version))
+    return Calibrated(version, run.id, bundle, report)
 
 
 def _check_same_split(trained: Bundle, data: Dataset) -> None:
@@ -127,12 +140,55 @@ def _check_same_config(trained: Bundle, config: Config) -> None:
                 )
 
 
-def _evaluate(detector: Detector, data: Dataset, config: Config) -> tuple[Evaluation, Detections]:
-    rows, group = data.assignment.rows(TEST), data.rows.group
-    found, anomaly = detector.detect(data.part(TEST)), data.rows.anomaly[rows]
-    units = None if group is None else len(np.unique(group[rows][~anomaly]))
-    confidence = config.promotion.confidence
-    return evaluate(found, anomaly, detector.calibration, confidence, units), found
+def _planned(trained: Bundle, config: Config) -> Bundle:
+    """The same model, with what this configuration says of all that comes after training."""
+    later = {key: config.recorded()[key] for key in ("calibration", "evaluation", "description")}
+    recorded = {**trained.manifest["config"], **later}
+    return replace(trained, manifest={**trained.manifest, "config": recorded})
+
+
+def _truth(data: Dataset, density_ratio: str | None) -> Labelled:
+    """What is known of the test split."""
+    rows, known = data.assignment.rows(TEST), data.rows
+    return Labelled(
+        data.table.take(pa.array(rows)),
+        known.anomaly[rows],
+        known.unlabelled[rows],
+        None if known.group is None else known.group[rows],
+        None if known.time is None else known.time[rows],
+        data.part(TEST),
+        like_traffic(data.test_table, density_ratio),
+        tuple(data.files[row] for row in rows) if data.files else (),
+    )
+
+
+def _reference(trained: Bundle, data: Dataset) -> Reference:
+    """What the calibration rows looked like, and how many anomalies there may be among others.
+
+    That is the upper end of the interval of their share: with a time column in the test split, the
+    latest; else in all of the data, as the split has more than its share.
+    """
+    latest = slice(None) if data.rows.time is None else data.assignment.rows(TEST)
+    share = rate(data.rows.anomaly[latest]) if data.label else None
+    rows = data.batch.take(data.calibration_rows)
+    return fit_reference(trained.scorer.encoding, rows, share.high if share else 0.0)
+
+
+def _report(judged: Judged, data: Dataset, config: Config) -> Report:
+    wish = Wish.of(
+        config.recorded(), confidence=config.promotion.confidence, weight=_weight(judged, data)
+    )
+    twins = data.test_twins(judged.detector.scorer.encoding)
+    return Reporter(judged, wish).report(Known(twins, data.TWINS))
+
+
+def _weight(judged: Judged, data: Dataset) -> float:
+    """So that anomalies are as frequent as in traffic: in time order they are; else in all rows."""
+    anomaly = judged.truth.anomaly
+    if data.rows.time is not None or not anomaly.any() or anomaly.all():
+        return 1.0
+    share = data.rows.anomaly.mean() / (1 - data.rows.anomaly.mean())
+    return float(share * (~anomaly).sum() / anomaly.sum())
 
 
 def _policy(config: Config, data: Dataset) -> dict[str, Any]:
@@ -143,25 +199,15 @@ def _policy(config: Config, data: Dataset) -> dict[str, Any]:
         "positive": config.data.positive,
         "time": config.data.time,
         "group": data.group,
+        **({"density_ratio": ratio} if (ratio := config.calibration.density_ratio) else {}),
         **data.rules,
     }
 
 
-def _log(
-    run: Run,
-    config: Config,
-    detector: Detector,
-    data: Dataset,
-    found: Detections,
-    evaluation: Evaluation,
-) -> str:
+def _log(run: Run, config: Config, judged: Judged, data: Dataset, report: Report) -> str:
     run.log_params({"calibration": config.calibration.model_dump()})
-    run.log_metrics(evaluation.to_json())
-    run.log_json(evaluation.to_json(), "evaluation.json")
-    anomaly = data.rows.anomaly[data.assignment.rows(TEST)]
-    histogram = plots.score_histogram(detector, found.score, anomaly)
-    run.log_figure(histogram, "plots/scores.png")
-    run.log_figure(_highest(detector, data, found), "plots/highest.png")
+    log(run, judged, report)
+    run.log_figure(_highest(judged, data), "plots/highest.png")
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / TEST_FILE
         pq.write_table(data.test_table, path)
@@ -169,12 +215,20 @@ def _log(
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _highest(detector: Detector, data: Dataset, found: Detections) -> Any:
+def _log_card(run: Run, registry: Registry, source: Source) -> None:
+    """The model card of the version, as JSON and as a page."""
+    run.log_json(card_of(source).to_json(), "card/card.json")
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "card.html"
+        path.write_text(page(source, logged(source, registry)), encoding="utf-8")
+        run.log_file(path, "card")
+
+
+def _highest(judged: Judged, data: Dataset) -> Any:
     """The four highest scores, observed against expected."""
+    found = judged.decisions(judged.scored)
     top = np.argsort(-found.score, kind="stable")[:4]
-    scorer = detector.scorer
+    scorer, unit = judged.detector.scorer, judged.detector.unit
     explained = sequential_dropout(scorer, scorer.explain(data.part(TEST).take(top)))
-    titles = [
-        f"score {found.score[i]:.1f} {detector.unit}, p = {found.p_value[i]:.2g}" for i in top
-    ]
+    titles = [f"score {found.score[i]:.1f} {unit}, p = {found.p_value[i]:.2g}" for i in top]
     return plots.reconstructions(scorer.encoding, explained, titles)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from pipelines.models import Source
 
 DONE, FAULT, USAGE, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
+TRAINED_WITH = frozenset({"matplotlib", "mlflow", "onnx", "pandas", "scipy", "sklearn", "torch"})
+"""Libraries that only the extra `train` installs."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -116,12 +118,15 @@ def evaluate(
     ],
     label: Annotated[str, typer.Option(metavar="COLUMN", help="the column with the labels")],
     positive: Annotated[str, typer.Option(help="the label that means anomaly")] = "1",
+    top: Annotated[
+        int | None, typer.Option(min=1, metavar="K", help="how many can be looked into")
+    ] = None,
 ) -> None:
     """Compare a detector's decisions with labels."""
-    from pipelines.evaluate import evaluate_files
+    from pipelines.report import evaluate_files
 
     source = _source(model)
-    answer = evaluate_files(source, data, label, positive)
+    answer = evaluate_files(source, data, label, positive, top)
     console.result({"model": source.to_json(), **answer})
 
 
@@ -131,13 +136,17 @@ def promote(
     version: Annotated[str | None, typer.Option(help="absent: the challenger")] = None,
     force: Annotated[bool, typer.Option("--force", help="promote against the policy")] = False,
     reason: Annotated[str | None, typer.Option(help="why, with --force; recorded")] = None,
+    traffic: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH", help="recent rows, no labels needed, to compare flags on"),
+    ] = None,
 ) -> None:
     """Make a version champion, if it holds on the frozen test split; else exit 3."""
     from pipelines import promote as flow
 
     if force != bool(reason):
         raise typer.BadParameter("--force and --reason TEXT, which is recorded, go together")
-    decision = flow.promote(_registry(), name, version, reason)
+    decision = flow.promote(_registry(), name, version, reason, traffic or ())
     flow.show(decision)
     console.result(decision.result())
     if not decision.promoted:
@@ -145,11 +154,13 @@ def promote(
 
 
 @app.command()
-def rollback(name: Name) -> None:
+def rollback(
+    name: Name, reason: Annotated[str | None, typer.Option(help="why; recorded")] = None
+) -> None:
     """Make the previous champion champion again."""
     from pipelines import promote as flow
 
-    console.result(flow.rollback(_registry(), name))
+    console.result(flow.rollback(_registry(), name, reason))
 
 
 @app.command()
@@ -233,23 +244,28 @@ def serve(
 
 
 @app.command()
-def models() -> None:
-    """List registered models with their versions and aliases."""
-    found = _registry().models()
-    rows = [
-        (m["name"], len(m["versions"]), ", ".join(f"{a} → {v}" for a, v in m["aliases"].items()))
-        for m in found
-    ]
-    console.table("Registered models", ("name", "versions", "aliases"), rows)
-    console.result({"models": found})
+def models(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="of one, with its history")
+    ] = None,
+) -> None:
+    """List registered models with their versions and aliases, or the history of one."""
+    from pipelines.registered import registered
+
+    console.result({"models": registered(_registry(), name)})
 
 
 @app.command(name="inspect")
-def inspect_model(uri: Annotated[str, typer.Argument(metavar="URI", help="of the model")]) -> None:
-    """Print a model's manifest: data, configuration, calibration, evaluation."""
+def inspect_model(
+    uri: Annotated[str, typer.Argument(metavar="URI", help="of the model")],
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="write the card as a page, too")
+    ] = None,
+) -> None:
+    """Print a model's card: data, figures, calibration and what it assumes, limits."""
     from pipelines.inspect import describe
 
-    console.result(describe(_source(uri)))
+    console.result(describe(_source(uri), html))
 
 
 class PathShape(StrEnum):
@@ -437,12 +453,18 @@ def _exit_code() -> int:
             return USAGE
         if os.environ.get("ANOMALY_VAE_DEBUG"):
             raise
-        text = " ".join(str(error).split())[:300]
-        return _fail(
-            f"unexpected {type(error).__name__}: {text} (ANOMALY_VAE_DEBUG=1 shows where; "
-            "please report it)"
-        )
+        return _unexpected(error)
     return code if isinstance(code, int) else DONE
+
+
+def _unexpected(error: Exception) -> int:
+    if isinstance(error, ModuleNotFoundError) and error.name in TRAINED_WITH:
+        return _fail(f"{error}; install it with: pip install 'anomaly-vae[train]'")
+    text = " ".join(str(error).split())[:300]
+    return _fail(
+        f"unexpected {type(error).__name__}: {text} (ANOMALY_VAE_DEBUG=1 shows where; "
+        "please report it)"
+    )
 
 
 def _fail(message: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -27,7 +28,6 @@ from anomaly_vae.splits import (
     Assignment,
     Rows,
     assign,
-    count_twins,
     one_of_each,
     twins,
 )
@@ -55,9 +55,11 @@ class Dataset:
     duplicate_ids: int = 0
     origin: str | None = None
     """the digest before rows were excluded, where some were"""
+    files: tuple[Path, ...] = ()
+    """(N,) what each row was read from, where it has a file of its own"""
 
     TWINS: ClassVar[str] = "are exact twins of training rows"
-    """what `count_twins` counts"""
+    """what is said of `test_twins`"""
 
     def part(self, split: int) -> RawBatch:
         """The rows of one split."""
@@ -106,10 +108,10 @@ class Dataset:
             "duplicate_ids": self.duplicate_ids,
         }
 
-    def count_twins(self, encoding: Encoding) -> int:
-        """Test rows that are equal, as encoded, to a row that trains."""
-        parts = (encoding.encode(self.part(split)) for split in (TRAIN, TEST))
-        return count_twins(*parts)
+    def test_twins(self, encoding: Encoding) -> NDArray[np.bool_]:
+        """Test rows (N,) that are equal, as encoded, to a row that trains."""
+        train, test = (encoding.encode(self.part(split)) for split in (TRAIN, TEST))
+        return twins(test, train)
 
     def without(self, frozen: pa.Table) -> Dataset:
         """The same data, but no row of ``frozen`` trains, validates or calibrates.

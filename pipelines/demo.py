@@ -35,6 +35,8 @@ HALF = 0.5
 """A pixel of a resized mask is lesion above this."""
 QUICKLY = ("training.epochs=40",)
 """About 200 steps: enough to find lesions, and to be done in a minute."""
+FEW = ("evaluation.top=10",)
+"""Customers that are looked into each day, of some hundred."""
 
 
 def demo(out: Path, kinds: Sequence[str] = ("tabular", "image")) -> dict[str, Any]:
@@ -49,7 +51,7 @@ def tabular(out: Path) -> dict[str, Any]:
     """Simulate → train → calibrate → evaluate → register → promote → score."""
     console.step(f"Simulating {ROWS:,} card transactions")
     simulated = write_transactions(out, ROWS, SEED)
-    config = demo_config("fraud.yaml", simulated["out"])
+    config = demo_config("fraud.yaml", simulated["out"], FEW)
     answer, source, version = _run(config)
     console.step("Scoring every row")
     summary = score_files(source, [simulated["out"]], out / "scores", explain=SHOWN_REASONS)

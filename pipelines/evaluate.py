@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from anomaly_vae.arrow import levels_from_arrow, times_from_arrow
+from anomaly_vae.arrow import levels_from_arrow, numbers_from_arrow, times_from_arrow
 from anomaly_vae.detector import Detections, Detector
 from anomaly_vae.errors import DataError
-from anomaly_vae.evaluation import Evaluation, Slice, evaluate, time_slices
+from anomaly_vae.evaluation import TOP, Evaluation, Slice, evaluate, time_slices
 from anomaly_vae.schema import RawBatch, listed
+from anomaly_vae.splits import thinned
 from pipelines import console
 from pipelines.data import anomaly_mask, group_codes, unlabelled_mask
-from pipelines.io import find_files, read_table
-from pipelines.models import Source, registry
 
 Mask = NDArray[np.bool_]
 MOST_VALUES = 5
@@ -37,12 +37,20 @@ class Labelled:
     seconds: NDArray[np.float64] | None = None
     batch: RawBatch | None = None
     """what the model reads, where that is not in the table"""
+    typical: Mask | None = None
+    """rows that are as dense as in traffic, where the table tells; absent: all are"""
+    files: tuple[Path, ...] = ()
+    """(N,) what it was read from, where that is known"""
 
     @classmethod
     def of(
-        cls, table: pa.Table, policy: Mapping[str, Any], batch: RawBatch | None = None
+        cls,
+        table: pa.Table,
+        policy: Mapping[str, Any],
+        batch: RawBatch | None = None,
+        files: tuple[Path, ...] = (),
     ) -> Labelled:
-        """``policy`` names the columns of label, group and time, and the label of anomalies.
+        """``policy`` names the columns of label, group, time and density ratio.
 
         Without a label column every row counts as normal; that no row is an anomaly is told.
 
@@ -52,7 +60,9 @@ class Labelled:
         anomaly, unlabelled = _labels(table, policy.get("label"), policy.get("positive"))
         group, time = policy.get("group"), policy.get("time")
         seconds = times_from_arrow(table.column(time))[0] if time else None
-        return cls(table, anomaly, unlabelled, group_codes(table, group), seconds, batch)
+        typical = like_traffic(table, policy.get("density_ratio"))
+        group = group_codes(table, group)
+        return cls(table, anomaly, unlabelled, group, seconds, batch, typical, files)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,25 +75,37 @@ class Judged:
     """rows (N,) that it can score"""
     problem: str
     """why it cannot score another"""
-    score: NDArray[np.float64]
-    """(N,), only where it can"""
+    found: Detections
+    """on those that it can score"""
+    batch: RawBatch | None = None
+    """the rows as the model reads them, where it can"""
+
+    @cached_property
+    def score(self) -> NDArray[np.float64]:
+        """(N,), NaN where it cannot score."""
+        score = np.full(len(self.scored), np.nan)
+        score[self.scored] = self.found.score
+        return score
 
     @cached_property
     def known(self) -> Mask:
-        """Rows (N,) with a score and a label."""
-        return self.scored & ~self.truth.unlabelled
+        """Rows (N,) with a score and a label, as dense as in traffic."""
+        known = self.scored & ~self.truth.unlabelled
+        return known if self.truth.typical is None else known & self.truth.typical
 
     def decisions(self, rows: Mask) -> Detections:
-        """On these rows (N,)."""
-        return self.detector.decide(self.score[rows])
+        """On these rows (N,), which it can score."""
+        return self.found.part(rows[self.scored])
 
-    def evaluate(self, rows: Mask | None = None, confidence: float = 0.95) -> Evaluation:
+    def evaluate(
+        self, rows: Mask | None = None, confidence: float = 0.95, top: int = TOP
+    ) -> Evaluation:
         """The figures on those of these rows (N,) that are known; absent: on all."""
         known = self.known if rows is None else self.known & rows
-        group, anomaly = self.truth.group, self.truth.anomaly
-        units = None if group is None else len(np.unique(group[known & ~anomaly]))
-        decisions, calibration = self.decisions(known), self.detector.calibration
-        found = evaluate(decisions, anomaly[known], calibration, confidence, units)
+        group = None if self.truth.group is None else self.truth.group[known]
+        decisions, anomaly = self.decisions(known), self.truth.anomaly[known]
+        calibration = self.detector.calibration
+        found = evaluate(decisions, anomaly, calibration, confidence, group, top)
         rejected, skipped = ~self.scored, self.scored & self.truth.unlabelled
         return replace(found, rejected=int(rejected.sum()), unlabelled=int(skipped.sum()))
 
@@ -103,64 +125,21 @@ class Judged:
         return [one for one in slices if one.drifted]
 
 
+def like_traffic(table: pa.Table, ratio: str | None) -> Mask | None:
+    """Rows (N,) that are as dense as in traffic by the column of their ratio; None: all are."""
+    if ratio is None or ratio not in table.column_names:
+        return None
+    return thinned(numbers_from_arrow(table.column(ratio))[0])
+
+
 def judge(detector: Detector, truth: Labelled) -> Judged:
     """Score every row of a table that can be scored: none, where its columns do not fit."""
-    score = np.full(len(truth.table), np.nan)
     batch, problem = _read(detector, truth)
     if batch is None:
-        return Judged(detector, truth, np.zeros(len(score), bool), problem, score)
-    score[batch.usable] = detector.scorer.score(batch.take(batch.usable))
-    return Judged(detector, truth, batch.usable, problem, score)
-
-
-def evaluate_files(
-    source: Source, paths: Sequence[str], label: str, positive: Any = 1
-) -> dict[str, Any]:
-    """The command's answer: metrics over every labelled row that can be scored.
-
-    For a registered version they are recorded in a run of its experiment, too.
-
-    Raises:
-        DataError: no such label column, or nothing to score.
-    """
-    table, batch = _files(source, paths, label)
-    truth = Labelled.of(table, {"label": label, "positive": positive}, batch)
-    judged = judge(source.bundle.detector, truth)
-    if not judged.known.any():
-        why = f": {judged.problem}" if judged.problem else ""
-        raise DataError(f"none of the {len(table)} rows has a label and can be scored{why}")
-    evaluation = judged.evaluate()
-    show(evaluation)
-    if source.version is not None:
-        _record(source, judged, evaluation)
-    return {"metrics": evaluation.to_json(), "rows": len(table), "scored": evaluation.rows}
-
-
-def _files(source: Source, paths: Sequence[str], label: str) -> tuple[pa.Table, RawBatch | None]:
-    """What is behind the paths: a table, or the index of images and the images."""
-    if source.bundle.manifest["kind"] == "tabular":
-        return read_table(find_files(paths)), None
-    from pipelines.images import read_labelled
-
-    return read_labelled(paths, source.bundle.scorer.schema, label)  # type: ignore[arg-type]  # that of a model of images
-
-
-def _record(source: Source, judged: Judged, evaluation: Evaluation) -> None:
-    """In MLflow: what is registered never changes."""
-    from anomaly_vae import plots
-
-    client, about = registry(), source.to_json()
-    version = client.version(about["name"], about["version"])
-    experiment = client.experiment_of(version.run_id) if version.run_id else version.name
-    tags = {key: str(about[key]) for key in ("name", "version", "digest")}
-    with client.run(experiment, "evaluate", tags) as run:
-        run.log_metrics(evaluation.to_json())
-        run.log_json(evaluation.to_json(), "evaluation.json")
-        known = judged.known
-        figure = plots.score_histogram(
-            judged.detector, judged.score[known], judged.truth.anomaly[known]
-        )
-        run.log_figure(figure, "plots/scores.png")
+        nothing = detector.detect(detector.scorer.schema.from_records([]))
+        return Judged(detector, truth, np.zeros(len(truth.table), bool), problem, nothing)
+    found = detector.detect(batch.take(batch.usable))
+    return Judged(detector, truth, batch.usable, problem, found, batch)
 
 
 def _read(detector: Detector, truth: Labelled) -> tuple[RawBatch | None, str]:
@@ -188,23 +167,3 @@ def _labels(table: pa.Table, label: str | None, positive: Any) -> tuple[Mask, Ma
         note = f"no row has {positive!r} in column '{label}': none is a known anomaly"
         console.say(f"{note}; found {found}")
     return anomaly, unlabelled
-
-
-def show(evaluation: Evaluation) -> None:
-    """The figures as a table."""
-    interval = evaluation.fpr_interval
-    rows = [
-        ("rows", evaluation.rows),
-        ("anomalies", evaluation.anomalies),
-        ("AUROC", evaluation.auroc),
-        ("average precision", evaluation.average_precision),
-        (f"false positive rate (alpha {evaluation.alpha:g})", evaluation.fpr),
-        ("  its interval", f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else None),
-        ("  the most that chance explains", evaluation.fpr_limit),
-        ("recall", evaluation.recall),
-        ("precision", evaluation.precision),
-        ("flagged", evaluation.flagged),
-        ("rejected", evaluation.rejected),
-        ("unlabelled", evaluation.unlabelled),
-    ]
-    console.table("On the test rows", ("figure", "value"), rows)

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anomaly_vae.arrow import numbers_from_arrow
 from anomaly_vae.calibration import Scores
+from anomaly_vae.columns import Levels
 from anomaly_vae.config import CalibrationConfig
+from anomaly_vae.encoding import Categorical, TabularEncoding
 from anomaly_vae.errors import DataError
 from anomaly_vae.evidence import Evidence
-from anomaly_vae.schema import listed
-from anomaly_vae.splits import CALIBRATION, DAY
+from anomaly_vae.modality import Encoding
+from anomaly_vae.schema import ColumnType, TabularSchema, listed
+from anomaly_vae.scoring import Scorer
+from anomaly_vae.splits import CALIBRATION, DAY, VALIDATION, one_of_each
 from pipelines.data import Dataset
 
 Positions = NDArray[np.intp]
+DISCRETE = frozenset({ColumnType.CATEGORICAL, ColumnType.BINARY})
+"""The types of column that have levels."""
 
 
 def evidence_of(
@@ -25,12 +32,14 @@ def evidence_of(
     """The scores of the rows that calibrate, and of known anomalies where the method counts them.
 
     Raises:
-        DataError: amounts that cannot be read.
+        DataError: amounts, groups or weights that cannot be read.
         CalibrationError: a score is not finite.
     """
     normal = data.calibration_rows
     if wish.promises_alpha:
-        return Evidence.of(score(normal), units=data.units)
+        levels = _levels(data, wish.group, normal) if wish.group else None
+        weights = _weights(data, wish.density_ratio, normal) if wish.density_ratio else ()
+        return Evidence.of(score(normal), levels=levels, weights=weights, units=data.units)
     known = data.assignment.known
     return Evidence.of(
         score(normal),
@@ -40,6 +49,84 @@ def evidence_of(
         rows_per_day=_rows_per_day(data),
         units=data.units,
     )
+
+
+def scored_evidence(data: Dataset, wish: CalibrationConfig, scorer: Scorer) -> Evidence:
+    """The same by a model: with the groups that it tells apart, and rows that it did not learn."""
+
+    def score(rows: Positions) -> Scores:
+        return scorer.score(data.batch.take(rows))
+
+    found = evidence_of(data, wish, score)
+    return replace(
+        found,
+        levels=found.levels and _kept(found.levels, scorer.encoding, str(wish.group)),
+        held_out=np.sort(score(_held_out(data))),
+    )
+
+
+def _kept(levels: Levels, encoding: Encoding, column: str) -> Levels:
+    """Without those that training did not keep: in a row to be scored nothing tells them apart."""
+    for one in encoding.columns if isinstance(encoding, TabularEncoding) else ():
+        if one.name == column and isinstance(one, Categorical):
+            index = {name: code for code, name in enumerate(one.levels)}
+            return Levels(levels.recode(index, unseen=-1), one.levels)
+    return levels
+
+
+def _held_out(data: Dataset) -> Positions:
+    """Rows like the training rows, as exchangeable as those that calibrate."""
+    rows = data.assignment.rows(VALIDATION)
+    return rows if data.rows.group is None else one_of_each(rows, data.rows.group)
+
+
+def _levels(data: Dataset, column: str, rows: Positions) -> Levels:
+    """The group of each of these rows.
+
+    Raises:
+        DataError: the model does not read the column, or it has no levels.
+    """
+    _check_group(data, column)
+    values = data.batch.take(rows).values[column]
+    if isinstance(values, Levels):
+        return values
+    return Levels(np.nan_to_num(values, nan=-1.0).astype(np.int32), ("0", "1"))
+
+
+def _check_group(data: Dataset, column: str) -> None:
+    assert isinstance(data.schema, TabularSchema), "images have no groups"
+    types = {one.name: one.type for one in data.schema.columns}
+    discrete = [name for name, kind in types.items() if kind in DISCRETE]
+    if column in discrete:
+        return
+    why = (
+        f"which is {types[column]} and has no groups; name a categorical or binary one, or declare "
+        f"data.features.{column}.type"
+        if column in types
+        else "which the model does not read: a row to be scored could come without its group; name "
+        f"one of {listed(discrete)}, or make it a feature"
+    )
+    raise DataError(f"calibration.group names the column '{column}', {why}", column=column)
+
+
+def _weights(data: Dataset, column: str, rows: Positions) -> Scores:
+    """How much denser than here traffic is around each of these rows.
+
+    Raises:
+        DataError: no such column, one that the model reads, or a row without a weight.
+    """
+    key = f"calibration.density_ratio names the column '{column}'"
+    if column in data.schema.names:
+        raise DataError(f"{key}, which the model reads; add it to data.ignore", column=column)
+    weights = _numbers(data, column, key)[rows]
+    wrong = rows[~(weights >= 0)]
+    if len(wrong):
+        raise DataError(
+            f"{key}: {len(wrong)} calibration rows have no ratio of 0 or more, row {wrong[0]} for "
+            "one; mend or remove them",
+            column=column,
+        )
+    return weights
 
 
 def unscored(rows: Positions) -> Scores:
@@ -73,13 +160,7 @@ def _rows_per_day(data: Dataset) -> float | None:
 
 def _amounts(data: Dataset, column: str, rows: Positions) -> Scores:
     key = f"calibration.costs.amount names the column '{column}'"
-    if column not in data.table.column_names:
-        raise DataError(f"{key}; found {listed(data.table.column_names)}", column=column)
-    try:
-        values, _ = numbers_from_arrow(data.table.column(column))
-    except DataError as error:
-        raise DataError(f"{key}: {error}", column=column) from None
-    amounts = values[rows]
+    amounts = _numbers(data, column, key)[rows]
     wrong = np.flatnonzero(~(amounts >= 0))
     if len(wrong):
         raise DataError(
@@ -88,3 +169,14 @@ def _amounts(data: Dataset, column: str, rows: Positions) -> Scores:
             column=column,
         )
     return amounts
+
+
+def _numbers(data: Dataset, column: str, key: str) -> Scores:
+    """(N,) a column of the table, whether the model reads it or not."""
+    if column not in data.table.column_names:
+        raise DataError(f"{key}; found {listed(data.table.column_names)}", column=column)
+    try:
+        values, _ = numbers_from_arrow(data.table.column(column))
+    except DataError as error:
+        raise DataError(f"{key}: {error}", column=column) from None
+    return values

@@ -130,12 +130,12 @@ def latent_map(bundle: Bundle, points: Points, colour: str | None = None) -> Fig
     if colour == LABEL:
         _by_label(axes, places, points.labels, label_column(bundle))
     elif colour == "p_value" or (colour is None and bundle.calibration is not None):
-        p_values = bundle.detector.decide(scores).p_value
+        p_values = bundle.detector.decide(scores, points.x).p_value
         _scatter(axes, places, np.log10(np.maximum(p_values, LEAST_P)), "log10 p-value", "_r")
     else:
         _scatter(axes, places, scores, "score", extend="both")
     if bundle.calibration is not None:
-        _ring(axes, places[bundle.calibration.flags(scores)])
+        _ring(axes, places[bundle.detector.decide(scores, points.x).is_anomaly])
     axes.set(xlabel=names[0], ylabel=names[1])
     axes.set_title(f"{bundle.manifest['name']}, {len(places):,} {points.unit}")
     return figure

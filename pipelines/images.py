@@ -231,8 +231,6 @@ class ImageDataset(Dataset):
     """N images, their labels and groups, and their split."""
 
     schema: ImageSchema
-    files: tuple[Path, ...] = ()
-    """the file of each image"""
 
     TWINS = "have a near-twin among those that train or calibrate, which flatters the figures"
 
@@ -272,12 +270,12 @@ class ImageDataset(Dataset):
             raise DataError("images of the test split changed while they were read; run it again")
         return found
 
-    def count_twins(self, encoding: Encoding) -> int:
+    def test_twins(self, encoding: Encoding) -> NDArray[np.bool_]:
         """Test images with a near-twin, mirrored or not, among those that train or calibrate."""
         del encoding
         splits = (TRAIN, VALIDATION, CALIBRATION)
         rows = np.concatenate([self.assignment.rows(split) for split in splits])
-        return int(hash_twins(self.hashes[self.assignment.rows(TEST)], self.hashes[rows]).sum())
+        return hash_twins(self.hashes[self.assignment.rows(TEST)], self.hashes[rows])
 
     @cached_property
     def hashes(self) -> NDArray[np.uint64]:
@@ -328,8 +326,8 @@ def load_images(data: ImageData) -> ImageDataset:
 
 def read_labelled(
     paths: Sequence[str], schema: ImageSchema, label: str
-) -> tuple[pa.Table, RawBatch]:
-    """The index of all images with their labels, and the images.
+) -> tuple[pa.Table, RawBatch, tuple[Path, ...]]:
+    """The index of all images with their labels, the images, and the file of each.
 
     Raises:
         DataError: see `find_images`, or no manifest has such a column.
@@ -340,9 +338,9 @@ def read_labelled(
         raise DataError(f"the labels are in no manifest; give one with the column '{label}'")
     read = read_all(items, schema)
     table = index_of(items, read, column, None if column == GROUP else group)
-    return table.rename_columns(
-        [label if n == LABEL else n for n in table.column_names]
-    ), read.images
+    names = [label if name == LABEL else name for name in table.column_names]
+    files = tuple(items[number].file for number in read.items)
+    return table.rename_columns(names), read.images, files
 
 
 def is_dicom(file: Path) -> bool:
@@ -379,7 +377,7 @@ def joined(batches: Sequence[RawBatch]) -> RawBatch:
 
 
 def index_of(items: Sequence[Item], read: Batch, label: str | None, group: str | None) -> pa.Table:
-    """What is known of each image: path, frame, label and group, where there are any.
+    """What is known of each image: path, frame, label and group, and what else manifests say.
 
     The frames of one file belong together where nothing else is said.
     """
@@ -395,6 +393,10 @@ def index_of(items: Sequence[Item], read: Batch, label: str | None, group: str |
         named = [name or f"file {n}" for name, n in zip(named, numbers, strict=True)]
     if any(named):
         columns[GROUP] = pa.array(named, pa.string())
+    for name in dict.fromkeys(name for item in items for name in item.facts):
+        if name and name not in {*columns, label, group, LABEL, GROUP}:
+            cells = [items[n].facts.get(name) or None for n in numbers]
+            columns[name] = pa.array(cells, pa.string())
     return pa.table(columns)
 
 

@@ -1,21 +1,36 @@
-"""What a bundle says of itself."""
+"""What a bundle says of itself: its card, in words or as a page."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from pipelines import console
-from pipelines.models import Source
+from anomaly_vae.errors import ConfigError
+from anomaly_vae.files import atomic_path
+from pipelines import card, console
+from pipelines.models import Source, registry
 
 
-def describe(source: Source) -> dict[str, Any]:
-    """The command's answer: the manifest without its encoding, and tables on the way."""
-    manifest = source.bundle.manifest
-    console.table("Model", ("", ""), list(source.to_json().items()))
-    columns = [(column["name"], column["type"]) for column in manifest["schema"]["columns"]]
-    console.table("Columns", ("name", "type"), columns)
-    for part in ("data", "training", "calibration", "evaluation"):
-        rows = [(k, v) for k, v in (manifest[part] or {}).items() if not isinstance(v, dict)]
-        console.table(part.capitalize(), ("", ""), rows)
-    content = {k: v for k, v in manifest.items() if k != "encoding"}
-    return {"model": source.to_json(), **content}
+def describe(source: Source, html: Path | None = None) -> dict[str, Any]:
+    """The command's answer: the manifest without its encoding, and the card on the way.
+
+    Raises:
+        ConfigError: a page is asked for where the libraries that draw it are missing.
+    """
+    card.show(card.card_of(source))
+    written = {"card": str(_write(source, html))} if html else {}
+    content = {k: v for k, v in source.bundle.manifest.items() if k != "encoding"}
+    return {"model": source.to_json(), **written, **content}
+
+
+def _write(source: Source, html: Path) -> Path:
+    try:
+        from pipelines.card_html import logged, page
+    except ImportError as error:
+        needed = "the page needs: pip install 'anomaly-vae[train]'"
+        raise ConfigError(f"{error}; {needed} (inspect without --html does not)") from None
+    content = page(source, logged(source, registry()) if source.version else {})
+    with atomic_path(html) as whole:
+        whole.write_text(content, encoding="utf-8")
+    console.say(f"Card: {html}")
+    return html

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
-from anomaly_vae.detector import Detector
+from anomaly_vae.bundle import Bundle
+from anomaly_vae.config import PromotionConfig
 from anomaly_vae.errors import RegistryError
 from anomaly_vae.evaluation import Evaluation, Slice
-from anomaly_vae.promotion import Lost, Policy, Reason, Why, decide
+from anomaly_vae.promotion import Rule, Verdict, decide
 from anomaly_vae.registry import (
     CHALLENGER,
     CHAMPION,
@@ -22,8 +21,10 @@ from anomaly_vae.registry import (
     Registry,
     Version,
 )
+from anomaly_vae.succession import Succession, check_reason, past
 from pipelines import console
-from pipelines.evaluate import Judged, Labelled, judge
+from pipelines.compare import Contender, evidence
+from pipelines.evaluate import Labelled
 from pipelines.frozen import Frozen
 
 
@@ -47,13 +48,18 @@ class Promotion:
     version: str
     promoted: bool
     forced: bool
-    reasons: tuple[Reason, ...]
+    rules: tuple[Verdict, ...]
     champion: str | None
     judged_on: Origin | None = None
     drifted: tuple[Slice, ...] = ()
     """stretches of time in the frozen test split that explain a refusal"""
     challenger_evaluation: Evaluation | None = None
     champion_evaluation: Evaluation | None = None
+
+    @property
+    def reasons(self) -> tuple[Verdict, ...]:
+        """The rules that speak against it."""
+        return tuple(verdict for verdict in self.rules if not verdict.passed)
 
     @property
     def remedy(self) -> str | None:
@@ -80,6 +86,7 @@ class Promotion:
             "forced": self.forced,
             "alias": CHAMPION if self.promoted else CHALLENGER,
             "reasons": [{"why": str(r.why), "text": r.text} for r in self.reasons],
+            "rules": [asdict(verdict) for verdict in self.rules],
             "remedy": self.remedy,
             "judged_on": asdict(self.judged_on) if self.judged_on else None,
             "drifted": [{"slice": n, "fpr": fpr, "rows": rows} for n, fpr, rows in drifted],
@@ -89,7 +96,11 @@ class Promotion:
 
 
 def promote(
-    registry: Registry, name: str, version: str | None = None, force: str | None = None
+    registry: Registry,
+    name: str,
+    version: str | None = None,
+    force: str | None = None,
+    traffic: Sequence[str] = (),
 ) -> Promotion:
     """Compare with the champion on the frozen test split; move the alias or say why not.
 
@@ -102,116 +113,165 @@ def promote(
         name: of the registered model.
         version: absent: the challenger.
         force: promote whatever the grounds against it, for this reason, which is recorded.
+        traffic: files of recent rows that both models are to flag alike.
 
     Raises:
-        RegistryError: no such model, version or challenger, or its test split was altered.
+        RegistryError: no such model, version or challenger, its test split was altered, or
+            somebody else moved the champion meanwhile.
+        ConfigError: a reason of many lines.
     """
+    check_reason(force)
     challenger = registry.version(name, version) if version else registry.by_alias(name, CHALLENGER)
+    succession = _succession(registry, name)
     champion = registry.champion(name)
     if champion and champion.version == challenger.version:
         return Promotion(name, champion.version, True, False, (), champion.version)
     frozen = Frozen.of(champion) if champion else Frozen.own(challenger)
-    decision = _decide(registry, challenger, champion, frozen, force is not None)
-    _record(registry, challenger, decision, Frozen.own(challenger) if force else frozen, force)
+    _tell_other_policy(frozen, challenger)
+    decision = _decide(registry, challenger, champion, frozen, force is not None, traffic)
+    kept = Frozen.own(challenger) if force else frozen
+    _record(registry, succession, challenger, decision, frozen.policy, kept, force)
     return decision
 
 
-def rollback(registry: Registry, name: str) -> dict[str, Any]:
+def rollback(registry: Registry, name: str, reason: str | None = None) -> dict[str, Any]:
     """The previous champion again, and with it the frozen test split that it was judged by.
 
     Raises:
         RegistryError: there is none.
     """
+    succession = _succession(registry, name)
     champion = registry.champion(name)
     current = champion.version if champion else None
-    past = [version for version in registry.past_champions(name) if version != current]
-    if not past:
+    before = [v for v in past(succession.entries) if v != current and _exists(registry, name, v)]
+    if not before:
         raise RegistryError(f"{name} has no previous champion to go back to")
-    registry.set_champion(name, past[-1])
-    registry.remember_champions(name, past[:-1])  # last, so that none is lost
-    console.say(f"{name}: version {past[-1]} is champion again")
-    return {"name": name, "version": past[-1], "alias": CHAMPION, "was": current}
+    answer = {"name": name, "version": before[-1], "alias": CHAMPION, "was": current}
+    succession.append("rollback", before[-1], current, answer, reason)
+    console.say(f"{name}: version {before[-1]} is champion again")
+    return answer
+
+
+def _succession(registry: Registry, name: str) -> Succession:
+    succession = Succession(registry, name)
+    if done := succession.finished:
+        console.say(
+            f"{name}: version {done.version} is champion now; the {done.action} by {done.by} at "
+            f"{done.at} had been broken off before the alias moved"
+        )
+    return succession
+
+
+def _exists(registry: Registry, name: str, version: str) -> bool:
+    """Whether nobody has deleted it."""
+    try:
+        registry.version(name, version)
+    except RegistryError as error:
+        if not error.missing:
+            raise
+        return False
+    return True
+
+
+def _tell_other_policy(frozen: Frozen, challenger: Version) -> None:
+    """A policy that was changed in the configuration counts from the next forced promotion on."""
+    own = json.loads(challenger.tags.get(POLICY_TAG, "{}"))
+    other = [key for key in own if key in PromotionConfig.model_fields]
+    changed = [f"{k} {own[k]}" for k in other if own[k] != frozen.policy.get(k, _DEFAULTS[k])]
+    if changed:
+        console.say(
+            f"the policy frozen with version {frozen.version} decides; version "
+            f"{challenger.version} came with another: {', '.join(changed)}"
+        )
+
+
+_DEFAULTS = PromotionConfig().model_dump()
 
 
 def _decide(
-    registry: Registry, challenger: Version, champion: Version | None, frozen: Frozen, force: bool
+    registry: Registry,
+    challenger: Version,
+    champion: Version | None,
+    frozen: Frozen,
+    force: bool,
+    traffic: Sequence[str],
 ) -> Promotion:
     """Score the frozen test split with both and judge."""
-    policy = frozen.policy
-    truth = Labelled.of(frozen.read(registry), policy)
+    keys = PromotionConfig.model_fields.keys() & frozen.policy.keys()
+    policy = PromotionConfig.model_validate({key: frozen.policy[key] for key in keys})
+    truth = Labelled.of(frozen.read(registry), frozen.policy)
     origin = Origin(frozen.version, len(truth.table), frozen.digest[:12])
-    new = judge(_detector(registry, challenger), truth)
-    old = judge(_detector(registry, champion), truth) if champion else None
-    shared = new.scored & old.scored if old else new.scored
-    figures = new.evaluate(None, policy["confidence"])
-    against = old.evaluate(shared, policy["confidence"]) if old else None
-    reasons = decide(
-        against,
-        figures,
-        Policy(policy["metric"], policy["tolerance"], str(origin)),
-        _lost(old, new),
-        new.evaluate(shared, policy["confidence"]),
-    )
-    if otherwise := _reads_otherwise(policy, challenger, origin):
-        reasons.append(otherwise)
-    above_alpha = Why.TOO_MANY_FALSE_POSITIVES in {reason.why for reason in reasons}
+    new = Contender.of(_bundle(registry, challenger), truth)
+    old = Contender.of(_bundle(registry, champion), truth) if champion else None
+    shared = new.judged.scored & old.judged.scored if old else new.judged.scored
+    figures = new.judged.evaluate(None, policy.confidence)
+    against = old.judged.evaluate(shared, policy.confidence) if old else None
+    otherwise = _reads_otherwise(frozen.policy, challenger, origin)
+    found = evidence(old, new, policy, str(origin), otherwise, traffic)
+    rules = decide(against, figures, policy, found)
+    failed = {verdict.rule for verdict in rules if not verdict.passed}
+    too_many = Rule.KEEPS_ALPHA in failed
     return Promotion(
         name=challenger.name,
         version=challenger.version,
-        promoted=force or not reasons,
-        forced=force and bool(reasons),
-        reasons=tuple(reasons),
+        promoted=force or not failed,
+        forced=force and bool(failed),
+        rules=rules,
         champion=champion.version if champion else None,
         judged_on=origin,
-        drifted=tuple(new.drifted(policy["confidence"])) if above_alpha else (),
+        drifted=tuple(new.judged.drifted(policy.confidence)) if too_many else (),
         challenger_evaluation=figures,
         champion_evaluation=against,
     )
 
 
-def _reads_otherwise(
-    policy: Mapping[str, Any], challenger: Version, origin: Origin
-) -> Reason | None:
+def _reads_otherwise(policy: Mapping[str, Any], challenger: Version, origin: Origin) -> str | None:
     """The frozen images were read by rules that are not the challenger's."""
     rules, own = policy.get("reading"), json.loads(challenger.tags.get(POLICY_TAG, "{}"))
     if rules == own.get("reading"):
         return None
     text = f"the images of {origin} were read with {_told(rules)}, its own are read with "
-    return Reason(Why.READS_OTHERWISE, text + _told(own.get("reading")))
+    return text + _told(own.get("reading"))
 
 
 def _told(rules: Mapping[str, Any] | None) -> str:
     return ", ".join(f"{name} {value}" for name, value in (rules or {"rules": "unknown"}).items())
 
 
-def _lost(old: Judged | None, new: Judged) -> Lost | None:
-    """What only the challenger cannot score."""
-    lost = ~new.scored & (old.scored if old else True)
-    return Lost(int(np.sum(lost)), new.problem) if lost.any() else None
-
-
 def _record(
     registry: Registry,
+    succession: Succession,
     challenger: Version,
     decision: Promotion,
+    policy: Mapping[str, Any],
     frozen: Frozen,
     force: str | None,
 ) -> None:
-    """Moving the alias comes last and decides: before it, all is as it was."""
-    freezes = frozen.version if decision.promoted else None
-    content = {**decision.result(), "force_reason": force, "freezes_test_split_of": freezes}
-    registry.tag_version(challenger, DECISION_TAG, json.dumps(content))
-    if not decision.promoted:
-        return
-    registry.tag_version(challenger, FROZEN_TAG, frozen.tag())
-    chain = [*registry.past_champions(challenger.name), decision.champion]
-    past = list(dict.fromkeys(v for v in chain if v and v != challenger.version))
-    registry.remember_champions(challenger.name, past)  # first, so that none is lost
-    registry.set_champion(challenger.name, challenger.version)
+    """The next number in the history is what decides; before it, all is as it was."""
+    reasons = [str(reason.why) for reason in decision.reasons]
+    summary = {
+        "promoted": decision.promoted,
+        "forced": decision.forced,
+        "reasons": reasons,
+        "champion": decision.champion,
+        "force_reason": force,
+        "freezes_test_split_of": frozen.version if decision.promoted else None,
+    }
+    registry.tag_version(challenger, DECISION_TAG, json.dumps(summary))
+    if decision.promoted:
+        registry.tag_version(challenger, FROZEN_TAG, frozen.tag())
+    succession.append(
+        "promote" if decision.promoted else "refuse",
+        challenger.version,
+        decision.champion,
+        {**summary, **decision.result(), "policy": dict(policy)},
+        force or ", ".join(reasons) or None,
+        decision.forced,
+    )
 
 
-def _detector(registry: Registry, version: Version) -> Detector:
-    return registry.fetch(version.uri).load().detector
+def _bundle(registry: Registry, version: Version) -> Bundle:
+    return registry.fetch(version.uri).load()
 
 
 def show(decision: Promotion) -> None:
@@ -225,6 +285,12 @@ def show(decision: Promotion) -> None:
         console.say(f"{decision.name}: version {decision.version} stays challenger, because")
     for reason in decision.reasons:
         console.say(f"  {reason.text}")
+    if decision.rules:
+        rows = [
+            (str(verdict.rule), "passed" if verdict.passed else "failed", _spelled(verdict))
+            for verdict in decision.rules
+        ]
+        console.table("Rules", ("rule", "verdict", "figures"), rows)
     if decision.remedy:
         console.say(decision.remedy)
     if decision.drifted:
@@ -236,3 +302,9 @@ def show(decision: Promotion) -> None:
                 for s in decision.drifted
             ],
         )
+
+
+def _spelled(verdict: Verdict) -> str:
+    """Its numbers."""
+    numbers = {k: v for k, v in verdict.figures.items() if isinstance(v, int | float)}
+    return ", ".join(f"{name} {console.spell(value)}" for name, value in numbers.items())

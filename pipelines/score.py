@@ -6,7 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,11 +16,15 @@ from numpy.typing import NDArray
 
 from anomaly_vae.arrow import plain
 from anomaly_vae.bundle import Bundle
+from anomaly_vae.calibration import Calibration
 from anomaly_vae.detector import Detections, Explanation
+from anomaly_vae.encoding import Matrix
 from anomaly_vae.errors import DataError
+from anomaly_vae.monitoring import Monitor, Report
 from anomaly_vae.schema import Problem, RawBatch
 from pipelines import console
-from pipelines.discoveries import control
+from pipelines.discoveries import check_controllable, control
+from pipelines.guarantee import show_guarantee
 from pipelines.io import Broken, Chunk, Head, find_files, read_chunks, read_heads
 from pipelines.models import Source
 from pipelines.results import SUMMARY, Sink, result_folder
@@ -38,16 +42,28 @@ Explain = int | str | None
 """How many contributions to list: K, "all", or None."""
 UNREADABLE = "(unreadable)"
 ANSWERS = ("score", "p_value", "is_anomaly", "contributions", "rest", "kl")
+OF_GROUPS = ("group", "threshold")
+"""Answers of a model with groups only."""
 
 
-@dataclass
 class Tally:
     """Counts that add up: rows = scored + rejected."""
 
-    scored: int = 0
-    flagged: int = 0
-    places: Counter[str] = field(default_factory=Counter)
-    """rejected rows, lines and files by column, or as unreadable"""
+    def __init__(self, monitor: Monitor) -> None:
+        self.scored = self.flagged = 0
+        self.places: Counter[str] = Counter()
+        """rejected rows, lines and files by column, or as unreadable"""
+        self._monitor, self._counts = monitor, monitor.nothing
+
+    def take(self, found: Detections, x: Matrix | None = None) -> None:
+        """Count scored rows; of a table, encoded as ``x`` (N, F)."""
+        self.scored += len(found.score)
+        self.flagged += int(found.is_anomaly.sum())
+        self._counts += self._monitor.count(found.score, found.is_anomaly, x)
+
+    def report(self) -> Report:
+        """Whether all that was scored looks like the calibration rows."""
+        return self._monitor.report(self._counts[None])
 
     @property
     def rejected(self) -> int:
@@ -73,18 +89,22 @@ def score_files(
 
     Raises:
         DataError: no file found, one that lies in ``output``, or ``output`` holds something else.
+        CalibrationError: ``fdr`` of a model whose p-values do not allow for it.
     """
-    output = Path(output)
+    output, calibration = Path(output), source.bundle.detector.calibration
+    if fdr is not None:
+        check_controllable(calibration)
     files = outside(paths, find_files(paths), output, lambda path: path)
     heads = list(read_heads(files))
-    keys = _keys(source.bundle.manifest["config"]["data"].get("id"), heads)
+    answers = (*ANSWERS, *OF_GROUPS) if calibration.groups else ANSWERS
+    keys = _keys(source.bundle.manifest["config"]["data"].get("id"), heads, answers)
     with result_folder(output) as folder, Sink(folder) as sink:
         scoring = _Scoring(source.bundle, keys, sink, explain)
         scoring.take_all(files, _rows_known(files, heads))
         sink.close()
         summary = summary_of(source, len(files), scoring.tally, sink)
         if fdr is not None:
-            summary |= control(folder, sink.parts, source.bundle.detector.calibration, fdr)
+            summary |= control(folder, sink.parts, calibration, fdr)
         ignored = source.bundle.scorer.schema.unknown({n for h in heads for n in h.schema.names})
         summary["ignored_columns"] = list(ignored)
         (folder / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
@@ -95,7 +115,12 @@ class _Scoring:
     """Takes chunks in order; knows the position of each row in the whole input."""
 
     def __init__(self, bundle: Bundle, keys: Keys, sink: Sink, explain: Explain) -> None:
-        self.detector, self.keys, self.sink, self.tally = bundle.detector, keys, sink, Tally()
+        self.detector, self.keys, self.sink, self.tally = (
+            bundle.detector,
+            keys,
+            sink,
+            Tally(bundle.monitor),
+        )
         self.schema = bundle.scorer.schema
         self.explain, self.most = explain is not None, most_of(explain)
         self.path: Path | None = None
@@ -150,13 +175,13 @@ class _Scoring:
         if not len(batch):
             return
         reasons: Sequence[Explanation] = ()
+        x = self.detector.scorer.encoding.encode(batch)
         if self.explain:
             found, reasons = self.detector.detect_and_explain(batch, self.most)
         else:
-            found = self.detector.detect(batch)
+            found = self.detector.decide(self.detector.scorer.score_encoded(x), x)
         self.sink.write(answer_columns(keys, found, reasons))
-        self.tally.scored += len(batch)
-        self.tally.flagged += int(found.is_anomaly.sum())
+        self.tally.take(found, x)
 
     def _needed(self, names: Sequence[str]) -> Sequence[str]:
         """The model's columns and the id; all, for the error message, where the model has none."""
@@ -197,7 +222,7 @@ class Keys:
             return pa.array([None if v is None else str(v) for v in ids.to_pylist()], self.type)
 
 
-def _keys(name: str | None, heads: Sequence[Head]) -> Keys:
+def _keys(name: str | None, heads: Sequence[Head], answers: Sequence[str]) -> Keys:
     schemas = [head.schema for head in heads]
     having = [schema for schema in schemas if name in schema.names]
     keys = Keys(
@@ -205,7 +230,7 @@ def _keys(name: str | None, heads: Sequence[Head]) -> Keys:
         _common_type({plain(pa.nulls(0, schema.field(name).type)).type for schema in having}),
         rows=len(having) < len(schemas) or not having,
     )
-    if keys.id in ANSWERS or (keys.id == "row" and keys.rows):
+    if keys.id in answers or (keys.id == "row" and keys.rows):
         raise DataError(f"the id column '{name}' is called like one of the answers; rename it")
     return keys
 
@@ -258,6 +283,9 @@ def answer_columns(
         "p_value": pa.array(found.p_value),
         "is_anomaly": pa.array(found.is_anomaly),
     }
+    if found.group is not None:
+        columns["group"] = pa.array(found.group, pa.string())
+        columns["threshold"] = pa.array(found.threshold)
     if reasons:
         columns["contributions"] = pa.array(
             [list(_contributions(reason)) for reason in reasons], pa.list_(CONTRIBUTION)
@@ -286,11 +314,14 @@ def _rows_known(files: Sequence[Path], heads: Sequence[Head]) -> int | None:
 def summary_of(source: Source, files: int, tally: Tally, sink: Sink) -> dict[str, Any]:
     """The model, its threshold, and counts that add up to the input."""
     calibration = source.bundle.detector.calibration
+    report = tally.report()
+    show_guarantee(report)
     return {
         "model": source.to_json(),
         "fdr": None,
         "alpha": calibration.alpha,
         "threshold": calibration.threshold,
+        **thresholds_of(calibration),
         "unit": source.bundle.detector.unit,
         "files": files,
         "rows": tally.scored + tally.rejected,
@@ -298,5 +329,14 @@ def summary_of(source: Source, files: int, tally: Tally, sink: Sink) -> dict[str
         "flagged": tally.flagged,
         "rejected": tally.rejected,
         "rejected_by_column": dict(tally.places.most_common()),
+        "guarantee": report.to_json(),
         "parts": sink.parts,
     }
+
+
+def thresholds_of(calibration: Calibration) -> dict[str, Any]:
+    """Those of the groups, where there are any."""
+    if calibration.groups is None:
+        return {}
+    own = {level: one.threshold for level, one in calibration.groups.own.items()}
+    return {"group": calibration.groups.column, "group_thresholds": own}

@@ -142,7 +142,8 @@ class _Scoring:
         self, source: Source, items: Sequence[Item], sink: Sink, explain: Explain, artist: _Artist
     ) -> None:
         self.detector, self.items, self.sink = source.bundle.detector, items, sink
-        self.explain, self.artist, self.tally = explain, artist, Tally()
+        self.explain, self.artist = explain, artist
+        self.tally = Tally(source.bundle.monitor)
 
     def take_all(self) -> None:
         """Score or reject every image."""
@@ -174,15 +175,14 @@ class _Scoring:
             found = self.detector.detect(images)
         else:
             explained = self.detector.scorer.explain(images)
-            found = self.detector.decide(explained.score)
+            found = self.detector.decide(explained.score, explained.observed)
             if self.explain is not None:
                 most = most_of(self.explain)
                 reasons = explanations(self.detector.scorer, images, explained, most)
             if self.artist.wanted:
                 self.artist.draw(items, frames, found, explained)
         self.sink.write(answer_columns(keys, found, reasons))
-        self.tally.scored += len(images)
-        self.tally.flagged += int(found.is_anomaly.sum())
+        self.tally.take(found)
 
 
 def stem_of(item: Item, frame: int) -> str:

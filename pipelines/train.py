@@ -11,17 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from anomaly_vae import plots
+from anomaly_vae.bundle import Bundle
 from anomaly_vae.config import Config
-from anomaly_vae.fitting import Fitted, Prepared, fit_bundle, prepare
+from anomaly_vae.errors import DataError
+from anomaly_vae.fitting import Fitted, Prepared, fit_bundle
 from anomaly_vae.provenance import code_version
 from anomaly_vae.registry import Registry, Run
-from anomaly_vae.splits import TRAIN, VALIDATION
+from anomaly_vae.schema import listed
 from anomaly_vae.thresholds import check
 from anomaly_vae.training import Epoch, OnEpoch
 from pipelines import console
 from pipelines.data import Dataset, load_dataset
 from pipelines.evidence import evidence_of, unscored
 from pipelines.frozen import frozen_test
+from pipelines.start import prepared_start, source, trained_until
 
 CHECKPOINTS = Path("checkpoints")
 BUNDLES = Path("bundles")
@@ -49,9 +52,15 @@ class Trained:
 
 
 def inputs_digest(config: Config, data: Dataset) -> str:
-    """SHA-256 of everything that decides what is trained: rows, configuration, code."""
-    rows = data.origin or data.digest
-    return _sha256({"config": config.recorded(), "data": rows, "code": code_version()})
+    """SHA-256 of everything that decides what is trained: rows, configuration, code.
+
+    A model to start from counts by its digest; an alias by its name, for the same rows and
+    configuration are no reason to train again because they were promoted.
+    """
+    content = {"config": config.recorded(), "data": data.origin or data.digest}
+    if warm := config.training.warm_start:
+        content["warm_start"] = warm if "@" in warm else source(config).digest
+    return _sha256({**content, "code": code_version()})
 
 
 def train(config: Config, data: Dataset | None = None) -> Trained:
@@ -62,17 +71,18 @@ def train(config: Config, data: Dataset | None = None) -> Trained:
         KeyboardInterrupt: interrupted; the next call resumes from the checkpoint.
     """
     data = data or read(config)
-    prepared = prepare(config, data.schema, data.part(TRAIN), data.part(VALIDATION))
-    twins = data.count_twins(prepared.encoding)
+    prepared, start = prepared_start(config, data)
+    twins = int(data.test_twins(prepared.encoding).sum())
     tell(data, twins)
     digest = inputs_digest(config, data)
-    state = _sha256([digest, data.digest])
+    state = _sha256([digest, data.digest, start and start.digest])
     checkpoint = CHECKPOINTS / f"{config.name}-{state[:16]}.safetensors"
     if not config.training.resume:
         checkpoint.unlink(missing_ok=True)
     registry = Registry(config.mlflow.tracking_uri)
     with registry.run(config.mlflow.experiment or config.name, "train", {"inputs": digest}) as run:
-        fitted = _fit(config, prepared, {**data.summary(), "twins": twins}, checkpoint)
+        summary = {**data.summary(), "twins": twins, **trained_until(data, start)}
+        fitted = _fit(config, prepared, summary, checkpoint, start)
         folder = BUNDLES / f"{config.name}-{fitted.bundle.digest[:12]}"
         fitted.bundle.save(folder)
         _log(run, fitted, prepared)
@@ -89,11 +99,25 @@ def read(config: Config) -> Dataset:
     """
     console.step(f"Reading {', '.join(config.data.paths)}")
     data = load_dataset(config.data)
+    _check_evaluation(config, data)
     frozen = frozen_test(Registry(config.mlflow.tracking_uri), config.name)
     if frozen is not None:
         data = data.without(frozen)
     check(evidence_of(data, config.calibration, unscored), config.calibration)
     return data
+
+
+def _check_evaluation(config: Config, data: Dataset) -> None:
+    """The columns that the evaluation needs are there, before anything is fitted."""
+    entity, found = config.evaluation.entity, data.table.column_names
+    named = [("entity", entity)] if entity else []
+    for key, name in (*named, *(("slices", name) for name in config.evaluation.slices)):
+        if name not in found:
+            raise DataError(
+                f"evaluation.{key} names the column '{name}', which is not there; "
+                f"found {listed(found)}",
+                column=name,
+            )
 
 
 def tell(data: Dataset, twins: int) -> None:
@@ -127,10 +151,16 @@ def final_metrics(fitted: Fitted) -> dict[str, float]:
     }
 
 
-def _fit(config: Config, prepared: Prepared, summary: dict[str, Any], checkpoint: Path) -> Fitted:
+def _fit(
+    config: Config,
+    prepared: Prepared,
+    summary: dict[str, Any],
+    checkpoint: Path,
+    start: Bundle | None,
+) -> Fitted:
     try:
         with _epochs(checkpoint) as on_epoch:
-            fitted = fit_bundle(config, prepared, summary, on_epoch, checkpoint)
+            fitted = fit_bundle(config, prepared, summary, on_epoch, checkpoint, start)
     except KeyboardInterrupt:
         if checkpoint.exists() and config.training.resume:
             console.say(f"Interrupted; the same command resumes from {checkpoint}")
@@ -161,6 +191,7 @@ def _log(run: Run, fitted: Fitted, prepared: Prepared) -> None:
     manifest = fitted.bundle.manifest
     run.log_params(manifest["config"])
     run.log_params({"rows": manifest["data"], "code_version": manifest["code_version"]})
+    run.log_params({"warm_start": manifest["training"].get("warm_start")})
     run.log_curves([_curves(epoch) for epoch in fitted.history.epochs])
     run.log_metrics({f"final_{k}": v for k, v in final_metrics(fitted).items()})
     run.log_figure(plots.loss_curve(fitted.history), "plots/loss.png")

@@ -275,7 +275,7 @@ class Scoring:
         lane.metrics.ignored.inc(len(batch.ignored))
         lane.metrics.sizes.observe(len(batch))
         self.shadows.offer(lane.served, found, body)
-        return wire.encode(wire.answer(lane.served, wire.results(found, explained)))
+        return wire.encode(lane.answered(wire.results(found, explained)))
 
     def score_images(
         self, lane: Lane, body: bytes, boundary: bytes | None, asked: uploads.Asked
@@ -290,7 +290,7 @@ class Scoring:
         lane.metrics.observe(found, None)
         lane.metrics.sizes.observe(len(results))
         self.shadows.offer(lane.served, found, body, lambda bodies, _: files_of(*bodies))
-        return wire.encode(wire.answer(lane.served, results)), len(results)
+        return wire.encode(lane.answered(results)), len(results)
 
 
 async def _departure(receive: Receive) -> None:

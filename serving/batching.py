@@ -17,6 +17,7 @@ import numpy as np
 
 from anomaly_vae.detector import Detections
 from anomaly_vae.encoding import Matrix
+from anomaly_vae.monitoring import STATUSES
 from anomaly_vae.schema import TabularSchema
 from serving import wire
 from serving.metrics import ModelMetrics
@@ -37,7 +38,10 @@ class Lane:
         self.reader = Reader(schema) if isinstance(schema, TabularSchema) else None
         self.columns = len(served.detector.scorer.encoding.labels)
         self._most = max(MOST_VALUES // self.columns, 1)
-        self._head = wire.encode(wire.answer(served, [])).removesuffix(b"[]}")
+        self._heads = {
+            status: wire.encode(wire.answer(served, [], status)).removesuffix(b"[]}")
+            for status in STATUSES
+        }
         self._waiting: list[tuple[Rows, bytes, asyncio.Future[bytes]]] = []
         self._company = False
 
@@ -108,12 +112,16 @@ class Lane:
     def decide(self, x: Matrix) -> Detections:
         """The decisions on encoded rows, counted."""
         detector = self.served.detector
-        found = detector.decide(detector.scorer.score_encoded(x))
+        found = detector.decide(detector.scorer.score_encoded(x), x)
         self.metrics.observe(found, x)
         return found
 
+    def answered(self, results: list[wire.Result]) -> wire.ScoreResponse:
+        """These results as an answer."""
+        return wire.answer(self.served, results, self.metrics.watch.status)
+
     def _answer(self, results: list[wire.Result]) -> bytes:
-        return b"%b%b}" % (self._head, wire.encode(results))
+        return b"%b%b}" % (self._heads[self.metrics.watch.status], wire.encode(results))
 
 
 def _settle(answer: asyncio.Future[bytes], result: bytes | Exception) -> None:

@@ -127,7 +127,7 @@ def decide(served: Served, batch: RawBatch, asked: Asked) -> Part:
         found = detector.detect(batch)
         return found, wire.results(found, None)
     explained = detector.scorer.explain(batch)
-    found = detector.decide(explained.score)
+    found = detector.decide(explained.score, explained.observed)
     reasons = None
     if asked.most != 0:
         reasons = explanations(detector.scorer, batch, explained, asked.most)

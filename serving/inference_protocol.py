@@ -2,7 +2,7 @@
 
 A table goes as one tensor a column, of shape [N] or [N, 1], or, where all its columns are numbers,
 as one tensor [N, F]; images as ``BYTES``, one file each. Answers are three tensors [N]: ``score``,
-``p_value`` and ``is_anomaly``.
+``p_value`` and ``is_anomaly``; of a model with groups ``group`` and ``threshold``, too.
 """
 
 from __future__ import annotations
@@ -41,13 +41,15 @@ from serving.questions import (
 )
 from serving.settings import Settings
 from serving.store import Served, Store
-from serving.tensors import BINARY_SIZE, BOOL, CONTENT_TYPE, FP64, LAYOUTS, Parameters, Tensor
+from serving.tensors import BINARY_SIZE, BOOL, BYTES, CONTENT_TYPE, FP64, Parameters, Tensor
 
 OCTETS = "application/octet-stream"
 HEADER_LENGTH = "Inference-Header-Content-Length"
 SENT_LENGTH = HEADER_LENGTH.lower().encode()
 AS_BYTES, ALL_AS_BYTES = "binary_data", "binary_data_output"
 OUTPUTS = {"score": FP64, "p_value": FP64, "is_anomaly": BOOL}
+OF_GROUPS = {"group": BYTES, "threshold": FP64}
+"""Beside them, of a model with groups; the text is empty where the scores of all rows decided."""
 MODEL = "/v2/models/{name}"
 MODELS = (MODEL, MODEL + "/versions/{version}")
 DESCRIPTION = f"""Tables: one tensor a column, of shape [N] or [N, 1], or, where all columns are
@@ -167,7 +169,7 @@ def decode(asking: Asking, body: bytes) -> Question:
     """A body → what it asks."""
     head, tail = _parted(body, asking.headers)
     request = wire.parse(_decoder, head)
-    asked = _outputs(request)
+    asked = _outputs(asking.served, request)
     columns = tensors.columns_of(asking.served, request.inputs, tensors.Tail(tail))
     return Question(of_columns(asking, columns), partial(answer, asking.served, request.id, asked))
 
@@ -183,13 +185,19 @@ def _parted(body: bytes, headers: wire.Headers) -> tuple[bytes, bytes | None]:
     return body[: int(length)], body[int(length) :]
 
 
-def _outputs(request: InferenceRequest) -> dict[str, bool]:
+def outputs_of(served: Served) -> Mapping[str, str]:
+    """What a model answers, and as what."""
+    return OUTPUTS | OF_GROUPS if served.detector.calibration.groups else OUTPUTS
+
+
+def _outputs(served: Served, request: InferenceRequest) -> dict[str, bool]:
     """The outputs asked for, and whether each is to come as bytes."""
     every = (request.parameters or {}).get(ALL_AS_BYTES) is True
-    asked = request.outputs or [RequestedOutput(name) for name in OUTPUTS]
+    known = outputs_of(served)
+    asked = request.outputs or [RequestedOutput(name) for name in known]
     for output in asked:
-        if output.name not in OUTPUTS:
-            detail = f"no output '{output.name[:100]}'; there are {', '.join(OUTPUTS)}"
+        if output.name not in known:
+            detail = f"no output '{output.name[:100]}'; there are {', '.join(known)}"
             raise ProblemError(INVALID_REQUEST, detail)
     return {one.name: (one.parameters or {}).get(AS_BYTES, every) is True for one in asked}
 
@@ -210,10 +218,12 @@ def answer(
 
 
 def _output(name: str, values: Any, tail: list[bytes] | None) -> OutputTensor:
-    datatype, shape = OUTPUTS[name], list(values.shape)
+    datatype, shape = (OUTPUTS | OF_GROUPS)[name], list(values.shape)
+    if datatype == BYTES:
+        values = np.array([text or "" for text in values], object)
     if tail is None:
         return OutputTensor(name, shape, datatype, values.tolist())
-    tail.append(np.asarray(values, LAYOUTS[datatype]).tobytes())
+    tail.append(tensors.to_bytes(values, datatype))
     return OutputTensor(name, shape, datatype, parameters={BINARY_SIZE: len(tail[-1])})
 
 
@@ -271,7 +281,7 @@ def describe(served: Served) -> ModelMetadata:
     """What a model reads, in the tensors it is best sent as, and what it answers."""
     columns = served.detector.scorer.schema.columns
     inputs = [_describe(column.name, *tensors.COLUMNS[column.type]) for column in columns]
-    outputs = [_describe(name, datatype, None) for name, datatype in OUTPUTS.items()]
+    outputs = [_describe(name, datatype, None) for name, datatype in outputs_of(served).items()]
     versions = [served.version] if served.version else []
     return ModelMetadata(served.name, versions, "anomaly-vae", inputs, outputs)
 

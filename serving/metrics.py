@@ -29,6 +29,7 @@ from anomaly_vae.detector import Detections
 from anomaly_vae.encoding import Categorical, Matrix, TabularEncoding
 from anomaly_vae.modality import Encoding
 from serving.store import Served, Store
+from serving.watching import Watch, Watched, Watches
 
 PREFIX = "anomaly_vae"
 FILES = "PROMETHEUS_MULTIPROC_DIR"
@@ -75,9 +76,12 @@ class BulkHistogram(Histogram):
 
 
 class ModelMetrics:
-    """The counters of one version of one model; ``encoding`` names its columns."""
+    """The counters and the watch of one version of one model; ``encoding`` names its columns."""
 
-    def __init__(self, metrics: Metrics, model: str, version: str, encoding: Encoding) -> None:
+    def __init__(
+        self, metrics: Metrics, model: str, version: str, encoding: Encoding, watch: Watch
+    ) -> None:
+        self.watch = watch
         self.scored = metrics.scored.labels(model, version)
         self.flagged = metrics.flagged.labels(model, version)
         self.ignored = metrics.ignored.labels(model, version)
@@ -95,6 +99,7 @@ class ModelMetrics:
         self.p_values.observe_many(found.p_value)
         if self._cells and x is not None:
             self._cells.observe(x)
+        self.watch.observe(found, x)
 
 
 class _Cells:
@@ -196,6 +201,9 @@ class Loaded(Collector):
         yield info
         yield self._gauge("model_load_seconds", "Seconds to load and warm it.", "load_seconds")
         yield self._gauge("model_loaded_timestamp_seconds", "When it was loaded.", "loaded_at")
+        yield self._gauge(
+            "model_registered_timestamp_seconds", "When it was registered.", "registered_at"
+        )
         alpha = GaugeMetricFamily(
             f"{PREFIX}_model_alpha_ratio", "Rate of false positives it is calibrated for.",
             labels=["model", "version"],
@@ -208,7 +216,8 @@ class Loaded(Collector):
     def _gauge(self, name: str, help_text: str, attribute: str) -> Metric:
         family = GaugeMetricFamily(f"{PREFIX}_{name}", help_text, labels=["model", "version"])
         for one in self.store.current.values():
-            family.add_metric([one.name, one.version or ""], getattr(one, attribute))
+            if (value := getattr(one, attribute)) is not None:
+                family.add_metric([one.name, one.version or ""], value)
         return family
 
 
@@ -218,6 +227,7 @@ class Metrics:
     def __init__(self, store: Store) -> None:
         self.registry = CollectorRegistry()
         self.loaded = Loaded(store)
+        self.watches = Watches(os.environ.get(FILES))
         common: dict[str, Any] = {"namespace": PREFIX, "registry": self.registry}
         model = ("model", "version")
         column = ("model", "column")
@@ -303,8 +313,8 @@ class Metrics:
 
     def of(self, served: Served) -> ModelMetrics:
         """The counters of what is served."""
-        encoding = served.detector.scorer.encoding
-        return ModelMetrics(self, served.name, served.version or "", encoding)
+        encoding, watch = served.detector.scorer.encoding, self.watches.of(served)
+        return ModelMetrics(self, served.name, served.version or "", encoding, watch)
 
     def _end(self, route: str, status: int) -> tuple[Counter, BulkHistogram]:
         return self.requests.labels(route, f"{status}xx"), self.latency.labels(route)
@@ -355,6 +365,7 @@ class Metrics:
             ProcessCollector(namespace=PREFIX, registry=registry)
         registry.register(_Whole(self.counted()))
         registry.register(Compared(self))
+        registry.register(Watched(self.loaded.store, self.watches))
         return registry
 
     def counted(self) -> CollectorRegistry:

@@ -30,6 +30,7 @@ def _model(
         unit=served.detector.unit,
         alpha=calibration.alpha,
         threshold=calibration.threshold,
+        guarantee_status=metrics.watches.of(served).report().status,
         schema=wire.schema_info(served.detector.scorer.schema),
         following=_following(served.name, False, followed),
         shadow=_shadow(served, shadow, followed, metrics) if shadow else None,

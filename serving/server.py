@@ -155,8 +155,10 @@ async def _lifespan(store: Store, drain_seconds: float, app: FastAPI) -> AsyncIt
     follower: Follower = app.state.follower
     async with _draining(store, drain_seconds):
         following = asyncio.create_task(follower.run())
+        watching = asyncio.create_task(app.state.metrics.watches.run())
         yield
         following.cancel()
+        watching.cancel()
         await follower.close()
         app.state.shadows.close()
 

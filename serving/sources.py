@@ -99,7 +99,8 @@ class Sources:
             return known
         place = await asyncio.to_thread(self.cache.holding, found.digest)
         if place:
-            return Source(str(place), found.digest, name, found.version, alias)
+            at = found.registered_at
+            return Source(str(place), found.digest, name, found.version, alias, at)
         fetched = await self._fetch(f"models:/{name}/{found.version}")
         return msgspec.structs.replace(fetched, alias=alias)
 

@@ -15,6 +15,7 @@ import numpy as np
 from anomaly_vae import bundle
 from anomaly_vae.detector import Detections, Detector
 from anomaly_vae.errors import AnomalyVAEError, BundleError, ConfigError
+from anomaly_vae.monitoring import Monitor
 
 if TYPE_CHECKING:
     from anomaly_vae.heatmaps import Scale
@@ -31,14 +32,16 @@ class Source(msgspec.Struct, frozen=True):
     name: str | None = None
     version: str | None = None
     alias: str | None = None
+    registered_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Served:
     """A detector under its name.
 
-    ``example`` is a typical record, ``load_seconds`` what loading and warming took, ``loaded_at``
-    when that was, in seconds since 1970; ``heat_scale`` is what a model of images draws with.
+    ``monitor`` judges what it scores of late; ``example`` is a typical record, ``load_seconds``
+    what loading and warming took, ``loaded_at`` when that was, in seconds since 1970, as is
+    ``registered_at``; ``heat_scale`` is what a model of images draws with.
     """
 
     name: str
@@ -47,9 +50,11 @@ class Served:
     digest: str
     kind: str
     detector: Detector
+    monitor: Monitor
     example: Mapping[str, Any]
     load_seconds: float
     loaded_at: float
+    registered_at: float | None = None
     heat_scale: Scale | None = None
 
 
@@ -129,9 +134,11 @@ def _loaded(source: Source) -> Served:
         digest=source.digest or loaded.digest,
         kind=kind,
         detector=loaded.detector,
+        monitor=loaded.monitor,
         example=loaded.example,
         load_seconds=0.0,
         loaded_at=0.0,
+        registered_at=source.registered_at,
         heat_scale=loaded.heat_scale if kind == IMAGE else None,
     )
     check(served, warm(served))

@@ -85,6 +85,14 @@ class Tail:
             raise ProblemError(MALFORMED, f"{more} bytes behind the last tensor; are sizes right?")
 
 
+def to_bytes(values: NDArray[Any], datatype: str) -> bytes:
+    """Values (N,) as they follow the JSON."""
+    if datatype != BYTES:
+        return np.asarray(values, LAYOUTS[datatype]).tobytes()
+    texts = [text.encode() for text in values]
+    return b"".join(len(text).to_bytes(LENGTH, "little") + text for text in texts)
+
+
 def columns_of(served: Served, tensors: Sequence[Tensor], tail: Tail) -> dict[str, list[Any]]:
     """The values of each column."""
     _check_shapes(served, tensors)

@@ -46,6 +46,12 @@ class ModelVersion(msgspec.Struct, frozen=True):
 
     version: str
     tags: list[Tag] = []
+    creation_timestamp: int | None = None
+
+    @property
+    def registered_at(self) -> float | None:
+        """When it was registered, in seconds since 1970."""
+        return self.creation_timestamp and self.creation_timestamp / 1000
 
     @property
     def digest(self) -> str | None:

@@ -17,6 +17,7 @@ from starlette.types import Receive
 
 from anomaly_vae.detector import Detections, Explanation
 from anomaly_vae.modality import Schema
+from anomaly_vae.monitoring import Status as GuaranteeStatus
 from anomaly_vae.schema import RawBatch, TabularSchema
 from serving.errors import (
     INVALID_RECORD,
@@ -93,7 +94,8 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     """The decision on one record or image.
 
     If explained, score = Σ contributions + rest + kl in the model's unit. An image is ``frame`` of
-    upload ``file``, both counted from 0; ``heatmap`` is a PNG, in base64.
+    upload ``file``, both counted from 0; ``heatmap`` is a PNG, in base64. Of a model with groups
+    also whose ``threshold`` decided: the ``group``'s own, or, where that is null, that of all rows.
     """
 
     score: float
@@ -106,14 +108,21 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     frame: int | msgspec.UnsetType = msgspec.UNSET
     heatmap: bytes | msgspec.UnsetType = msgspec.UNSET
     regions: list[Region] | msgspec.UnsetType = msgspec.UNSET
+    group: str | msgspec.UnsetType | None = msgspec.UNSET
+    threshold: float | msgspec.UnsetType = msgspec.UNSET
 
 
 class ScoreResponse(msgspec.Struct, frozen=True):
-    """The decisions, in the order of the records or images: anomalous where score > threshold."""
+    """The decisions, in the order of the records or images: anomalous where score > threshold.
+
+    A result that names its own threshold was decided by that. ``guarantee_status`` says whether
+    what is scored of late still looks like the calibration rows.
+    """
 
     model: ModelRef
     alpha: float
     threshold: float
+    guarantee_status: GuaranteeStatus
     results: list[Result]
 
 
@@ -171,6 +180,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     unit: str
     alpha: float
     threshold: float
+    guarantee_status: GuaranteeStatus
     schema: SchemaInfo
     following: Following | None
     shadow: ShadowInfo | None
@@ -344,14 +354,29 @@ def results(found: Detections, explained: Sequence[Explanation] | None) -> list[
     """The results of N records."""
     columns = found.score.tolist(), found.p_value.tolist(), found.is_anomaly.tolist()
     if explained is None:
-        return list(map(Result, *columns))
-    return list(map(_explained, *columns, explained))
+        made = list(map(Result, *columns))
+    else:
+        made = list(map(_explained, *columns, explained))
+    return made if found.group is None else list(map(_grouped, made, *_groups(found)))
 
 
-def answer(served: Served, results: list[Result]) -> ScoreResponse:
-    """The answer of a model."""
-    calibration = served.detector.calibration
-    return ScoreResponse(reference(served), calibration.alpha, calibration.threshold, results)
+def _groups(found: Detections) -> tuple[list[str | None], list[float]]:
+    """Whose scores decided on each record, and the threshold."""
+    assert found.group is not None, "of a detector with groups"
+    assert found.threshold is not None, "of a detector with groups"
+    return found.group.tolist(), found.threshold.tolist()
+
+
+def _grouped(result: Result, group: str | None, threshold: float) -> Result:
+    return msgspec.structs.replace(result, group=group, threshold=threshold)
+
+
+def answer(
+    served: Served, results: list[Result], status: GuaranteeStatus = "holding"
+) -> ScoreResponse:
+    """The answer of a model whose promise stands like this."""
+    alpha, threshold = served.detector.calibration.alpha, served.detector.calibration.threshold
+    return ScoreResponse(reference(served), alpha, threshold, status, results)
 
 
 def _explained(score: float, p_value: float, is_anomaly: bool, explanation: Explanation) -> Result:

@@ -12,6 +12,7 @@ from anomaly_vae.bundle import Bundle
 from anomaly_vae.calibration import calibrate
 from anomaly_vae.config import Config, ImageConfig, validate_config
 from anomaly_vae.fitting import Fitted, Prepared, fit_bundle, prepare
+from anomaly_vae.monitoring import fit_reference
 from anomaly_vae.simulate import simulate_transactions
 from anomaly_vae.splits import CALIBRATION, TRAIN, VALIDATION
 from pipelines.data import Dataset, load_dataset
@@ -22,6 +23,12 @@ from tests.scans import N_ANOMALIES, N_SCANS, SIZE, scans, write_scans
 settings.register_profile("repeatable", deadline=None, max_examples=60, derandomize=True)
 settings.register_profile("exploring", deadline=None, max_examples=300)
 settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session")
+def fixtures() -> Path:
+    """The folder of what older versions wrote."""
+    return Path(__file__).parent / "fixtures"
 
 
 @pytest.fixture(scope="session")
@@ -77,8 +84,9 @@ def bundle(fitted: Fitted) -> Bundle:
 @pytest.fixture(scope="session")
 def calibrated(bundle: Bundle, dataset: Dataset) -> Bundle:
     """The same with a threshold for alpha 0.05."""
-    scores = bundle.scorer.score(dataset.part(CALIBRATION))
-    return bundle.calibrated(calibrate(scores, alpha=0.05), None)
+    rows = dataset.part(CALIBRATION)
+    reference = fit_reference(bundle.scorer.encoding, rows)
+    return bundle.calibrated(calibrate(bundle.scorer.score(rows), alpha=0.05), None, reference)
 
 
 # ---------------------------------------------------------------- images

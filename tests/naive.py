@@ -206,3 +206,12 @@ def threshold(calibration: Sequence[float], alpha: float) -> float | None:
         if enough and (found is None or candidate < found):
             found = candidate
     return found
+
+
+# ---------------------------------------------------------------- calibration
+
+
+def weighted_p_value(scores: Sequence[float], weights: Sequence[float], score: float) -> float:
+    """(Σ w_i 1{s_i ≥ s} + max w) / (Σ w_i + max w)"""
+    reaching = sum(w for s, w in zip(scores, weights, strict=True) if s >= score)
+    return (reaching + max(weights)) / (sum(weights) + max(weights))

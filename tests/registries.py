@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.tracking._tracking_service import utils as tracking
 
 from anomaly_vae.config import Config, validate_config
 from anomaly_vae.registry import Registry
@@ -61,6 +62,7 @@ def use_registry(migrated: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) 
 def copy_registry(source: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Be in a copy of a folder with a registry, whose artifacts are those of the copy."""
     shutil.copytree(source, target, dirs_exist_ok=True)
+    tracking._artifact_repos_cache.clear()  # MLflow remembers where the artifacts of a run were
     with closing(sqlite3.connect(target / DATABASE)) as database, database:
         for table, column in PLACES:
             change = f"UPDATE {table} SET {column} = replace({column}, ?, ?)"

@@ -110,6 +110,7 @@ def test_the_architecture_names_no_module_that_is_gone() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+    tops = (*ROOT.glob("*.md"), ROOT / "deploy/README.md")
+    for path in (*tops, *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
             assert (path.parent / target).exists(), f"{path.name} links to {target}"

@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from anomaly_vae.bootstrap import Interval, Ranking, draws, interval, intervals
+from anomaly_vae.bootstrap import (
+    DRAWS,
+    FEWEST_DRAWS,
+    Interval,
+    Ranking,
+    draws,
+    enough,
+    interval,
+    intervals,
+)
 
 
 def sample(seed: int, n: int, ties: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -16,6 +25,14 @@ def sample(seed: int, n: int, ties: bool) -> tuple[np.ndarray, np.ndarray]:
     anomaly = np.concatenate([[True, False], rng.random(n) < 0.3])
     scores = rng.normal(size=n + 2) + anomaly
     return (np.round(scores) if ties else scores), anomaly
+
+
+def precision_at(k: int, scores: np.ndarray, anomaly: np.ndarray) -> float:
+    """The mean over all orders of equal scores."""
+    k = min(k, len(scores))
+    last = np.sort(scores)[::-1][k - 1]
+    above, tied = scores > last, scores == last
+    return float((anomaly[above].sum() + (k - above.sum()) * anomaly[tied].mean()) / k)
 
 
 @given(st.integers(0, 9999), st.integers(0, 200), st.booleans())
@@ -28,6 +45,9 @@ def test_figures_of_a_draw_are_those_of_the_rows_drawn(seed: int, n: int, ties: 
         assert ranking.auroc(counts) == pytest.approx(roc_auc_score(anomaly[rows], scores[rows]))
         expected = average_precision_score(anomaly[rows], scores[rows])
         assert ranking.average_precision(counts) == pytest.approx(expected)
+        assert ranking.precision_at(3, counts) == pytest.approx(
+            precision_at(3, scores[rows], anomaly[rows])
+        )
 
 
 @given(st.integers(0, 9999), st.integers(0, 100))
@@ -51,6 +71,12 @@ def test_the_same_seed_draws_the_same() -> None:
     first, again, other = (np.array(list(draws(anomaly, 4, seed))) for seed in (1, 1, 2))
     assert (first == again).all()
     assert (first != other).any()
+
+
+def test_many_rows_are_drawn_less_often() -> None:
+    assert enough(0) == enough(1_000) == DRAWS
+    assert FEWEST_DRAWS < enough(60_000) < DRAWS
+    assert enough(10**9) == FEWEST_DRAWS
 
 
 def test_figures_that_do_not_exist_are_nan_and_have_no_interval() -> None:

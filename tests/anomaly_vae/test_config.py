@@ -431,7 +431,7 @@ def test_what_is_absent_of_images_is_chosen_within_its_bounds(n_images: int) -> 
 @pytest.mark.parametrize(
     ("calibration", "message"),
     [
-        ({"delta": 0.1}, "method conformal has no delta, only alpha; leave it out"),
+        ({"delta": 0.1}, "method conformal has no delta, only alpha, group, trim, density_ratio"),
         ({"method": "certified", "tail": 0.2}, "method certified has no tail, only alpha, delta"),
         ({"method": "certifed"}, "did you mean certified"),
         ({"method": "budget"}, "method budget needs per_1000 or per_day"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from math import comb
 
 import numpy as np
@@ -15,6 +17,7 @@ from anomaly_vae.detector import Detections
 from anomaly_vae.evaluation import (
     DAY,
     MOST_SLICES,
+    Evaluation,
     evaluate,
     highest_kept_rate,
     rate,
@@ -98,8 +101,131 @@ def test_the_interval_is_the_exact_binomial_one(counts: tuple[int, int]) -> None
     assert found.high == 1 if hits == n else above == pytest.approx(0.025)
 
 
+def clustered(rng: np.random.Generator, groups: int, size: int, share: float) -> np.ndarray:
+    """Rows of one group are nearly all flagged or nearly all not, (groups * size,)."""
+    inclined = rng.beta(0.3 * share, 0.3 * (1 - share), groups)
+    return np.asarray(rng.random((groups, size)) < inclined[:, None]).ravel()
+
+
+def test_the_interval_of_grouped_rows_holds_the_rate_where_that_of_rows_does_not() -> None:
+    """300 samples of 60 groups of 10 rows: both intervals aim at 95%."""
+    rng, group = np.random.default_rng(0), np.arange(600) // 10
+    by_row = by_group = 0
+    for _ in range(300):
+        flags = clustered(rng, 60, 10, 0.1)
+        row, unit = rate(flags), rate(flags, group=group)
+        assert row
+        assert unit
+        by_row += row.low <= 0.1 <= row.high
+        by_group += unit.low <= 0.1 <= unit.high
+    assert by_row < 200
+    assert by_group >= 276
+
+
+def test_groups_of_one_row_are_rows() -> None:
+    flags = np.arange(50) % 7 == 0
+    by_group = rate(flags, group=np.arange(50))
+    by_row = rate(flags)
+    assert by_group
+    assert by_row
+    assert (by_group.low, by_group.high) == pytest.approx((by_row.low, by_row.high), rel=0.02)
+
+
+@pytest.mark.parametrize("flagged", [True, False])
+def test_where_all_rows_are_alike_the_groups_are_counted(flagged: bool) -> None:
+    flags, group = np.full(40, flagged), np.arange(40) // 10
+    assert rate(flags, group=group) == replace(
+        rate(flags[:4]) or pytest.fail("there are rows"), hits=int(flags.sum()), total=40
+    )
+
+
 def test_the_rate_of_no_rows_is_unknown() -> None:
     assert rate(np.zeros(0, bool)) is None
+
+
+# ---------------------------------------------------------------- intervals
+
+
+def sample(seed: int, n: int) -> tuple[Detections, NDArray[np.bool_]]:
+    rng = np.random.default_rng(seed)
+    anomaly = rng.random(n) < 0.2
+    scores = rng.normal(500, 300, n) + 400 * anomaly
+    return Detections(scores, PROMISE.p_values(scores), PROMISE.flags(scores)), anomaly
+
+
+def test_every_figure_lies_in_its_interval_and_the_same_seed_gives_the_same() -> None:
+    found, anomaly = sample(0, 300)
+    figures = evaluate(found, anomaly, PROMISE, top=20)
+    assert figures == evaluate(found, anomaly, PROMISE, top=20)
+    assert figures.top == 20
+    for name in ("auroc", "average_precision", "fpr", "recall", "precision", "precision_at_top"):
+        low, high = getattr(figures, f"{name}_interval")
+        assert low < getattr(figures, name) < high
+
+
+def test_rankings_of_few_groups_are_less_certain() -> None:
+    found, anomaly = sample(1, 300)
+    by_row = evaluate(found, anomaly, PROMISE)
+    doubled = Detections(
+        *(np.repeat(x, 10) for x in (found.score, found.p_value, found.is_anomaly))
+    )
+    group = np.repeat(np.arange(300), 10)
+    by_group = evaluate(doubled, np.repeat(anomaly, 10), PROMISE, group=group)
+    assert by_group.auroc_interval == pytest.approx(by_row.auroc_interval, abs=0.02)
+    assert by_group.fpr_interval == pytest.approx(by_row.fpr_interval, abs=0.002)
+
+
+def test_the_top_is_no_more_than_there_are_anomalies() -> None:
+    found = detections([1.0, 5.0, 2.0, 7.0, 6.0, 3.0], threshold=4.5)
+    figures = evaluate(found, mask(0, 0, 0, 1, 1, 1), PROMISE, top=100)
+    assert (figures.top, figures.precision_at_top) == (3, pytest.approx(2 / 3))
+
+
+def test_rows_like_the_calibration_rows_pass_the_test_of_uniformity_and_others_do_not() -> None:
+    rng, p_values = np.random.default_rng(0), []
+    for _ in range(200):
+        promise = calibrate(rng.normal(size=60), 0.05)
+        scores = rng.normal(size=80)
+        found = Detections(scores, promise.p_values(scores), promise.flags(scores))
+        p_values.append(evaluate(found, np.zeros(80, bool), promise).ks_p_value)
+        assert p_values[-1] is not None
+    assert 0.01 < np.mean(np.array(p_values) <= 0.1) < 0.16
+    shifted = Detections(scores + 1, promise.p_values(scores + 1), promise.flags(scores + 1))
+    assert (evaluate(shifted, np.zeros(80, bool), promise).ks_p_value or 0) < 0.001
+
+
+def test_of_each_group_one_row_is_tested_for_uniformity() -> None:
+    scores = np.repeat(np.random.default_rng(0).uniform(0, 1_000, 10), 50)
+    found = Detections(scores, PROMISE.p_values(scores), PROMISE.flags(scores))
+    by_row = evaluate(found, np.zeros(500, bool), PROMISE)
+    by_group = evaluate(found, np.zeros(500, bool), PROMISE, group=np.arange(500) // 50)
+    assert (by_row.ks_p_value or 0) < 0.001
+    assert (by_group.ks_p_value or 0) > 0.05
+
+
+def test_json_and_back_and_what_older_versions_kept() -> None:
+    found, anomaly = sample(2, 200)
+    figures = evaluate(found, anomaly, PROMISE)
+    content = json.loads(json.dumps(figures.to_json(), allow_nan=False))
+    assert Evaluation.from_json({**content, "slices": []}) == figures
+    first = (
+        "rows", "anomalies", "alpha", "threshold", "auroc", "average_precision", "fpr",
+        "fpr_interval", "fpr_limit", "recall", "precision", "flagged", "rejected", "unlabelled",
+    )  # fmt: skip
+    older = Evaluation.from_json({key: content[key] for key in first})
+    assert older.fpr_interval == figures.fpr_interval
+    assert older.auroc_interval is older.ks is older.precision_at_top is None
+
+
+def test_metrics_are_numbers_with_the_ends_of_intervals() -> None:
+    found, anomaly = sample(3, 200)
+    figures = evaluate(found, anomaly, PROMISE)
+    metrics = figures.metrics()
+    assert (metrics["auroc_low"], metrics["auroc_high"]) == figures.auroc_interval
+    assert metrics["auroc"] == figures.auroc
+
+
+# ---------------------------------------------------------------- stretches of time
 
 
 def test_slices_are_days_and_count_normal_rows_only() -> None:
@@ -196,5 +322,6 @@ def test_another_threshold_is_held_to_the_same_alpha() -> None:
 
 def test_groups_are_the_units_of_the_limit() -> None:
     found, normal = detections([1.0] * 100, 2.0), np.zeros(100, bool)
-    assert evaluate(found, normal, PROMISE, units=20).fpr_limit == highest_kept_rate(PROMISE, 20)
+    by_group = evaluate(found, normal, PROMISE, group=np.arange(100) // 5)
+    assert by_group.fpr_limit == highest_kept_rate(PROMISE, 20)
     assert evaluate(found, normal, PROMISE).fpr_limit == highest_kept_rate(PROMISE, 100)

@@ -10,11 +10,17 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 from PIL import Image
+from sklearn.metrics import roc_curve
 
 from anomaly_vae import plots
 from anomaly_vae.bundle import Bundle
+from anomaly_vae.calibration import calibrate
+from anomaly_vae.detector import Detections
+from anomaly_vae.evaluation import Rate, evaluate
 from anomaly_vae.fitting import Fitted, Prepared
+from anomaly_vae.slices import ColumnSlice
 from anomaly_vae.training import Epoch, History
+from anomaly_vae.uniformity import Step
 
 
 def history(elbos: list[float], best: int) -> History:
@@ -63,6 +69,52 @@ def test_the_tails_are_collected_at_the_histograms_ends(calibrated: Bundle, outl
     threshold = calibrated.detector.calibration.threshold
     assert abs(np.array(axes.get_xlim())).max() < abs(threshold) + 20
     assert len(axes.patches) == 1
+
+
+# ---------------------------------------------------------------- evaluations
+
+
+def test_the_ranking_shows_both_curves_and_where_the_threshold_lies() -> None:
+    rng = np.random.default_rng(0)
+    anomaly = np.arange(300) < 60
+    scores = rng.normal(size=300) + 2 * anomaly
+    promise = calibrate(rng.normal(size=200), 0.05)
+    found = Detections(scores, promise.p_values(scores), promise.flags(scores))
+    figures = evaluate(found, anomaly, promise)
+    left, right = plots.ranking(scores, anomaly, figures).axes
+    curve = np.column_stack([np.asarray(left.lines[0].get_xdata()), left.lines[0].get_ydata()])
+    fpr, recall, _ = roc_curve(anomaly, scores, drop_intermediate=False)
+    np.testing.assert_allclose(curve, np.column_stack([fpr, recall]))
+    assert list(left.lines[2].get_xdata()) == [figures.fpr]
+    assert list(left.lines[2].get_ydata()) == list(right.lines[2].get_xdata()) == [figures.recall]
+    assert list(right.lines[2].get_ydata()) == [figures.precision]
+    assert left.get_title().startswith(f"AUROC {figures.auroc:.3f} (")
+
+
+def test_shares_of_p_values_are_shown_as_ratios_to_their_levels() -> None:
+    steps = [Step(0.01, 0.02, 0.0, 0.03), Step(0.5, 0.5, 0.4, 0.6)]
+    (axes,) = plots.p_values(steps, 0.01).axes
+    shares = next(line for line in axes.lines if line.get_label() == "normal test rows")
+    np.testing.assert_allclose(shares.get_ydata(), [2.0, 1.0])
+    assert axes.get_ylim()[1] > 2
+    assert axes.get_xscale() == "log"
+
+
+def test_slices_above_their_limit_stand_out() -> None:
+    def slice_of(level: str, value: float, limit: float | None) -> ColumnSlice:
+        fpr = Rate(value, value / 2, 2 * value, 5, 100)
+        return ColumnSlice("kind", level, 100, 0, fpr, limit, None, None)
+
+    nothing = ColumnSlice("kind", "c", 100, 100, None, None, None, None)
+    found = [slice_of("a", 0.01, 0.03), nothing, slice_of("b", 0.05, 0.03)]
+    (axes,) = plots.slices(found, 0.01).axes
+    names = [text.get_text() for text in axes.get_yticklabels()]
+    assert names == ["kind = a (100)", "kind = b (100)"]
+    dots = [to_hex(line.get_color()) for line in axes.lines if line.get_marker() == "o"]
+    assert dots == [plots.BLUE, plots.ORANGE]
+
+
+# ---------------------------------------------------------------- reconstructions
 
 
 def test_reconstructions_show_observed_against_expected(fitted: Fitted, prepared: Prepared) -> None:

@@ -30,7 +30,6 @@ from anomaly_vae.registry import (
     INPUTS_TAG,
     MISSING,
     MOST_PARAM_CHARACTERS,
-    MOST_PAST_CHAMPIONS,
     UNFIT,
     UNWRITABLE,
     Registry,
@@ -305,19 +304,32 @@ def test_a_model_is_found_and_listed_among_very_many(
 
 def test_a_model_without_champion_has_none(version: Version, registry: Registry) -> None:
     assert registry.champion("fraud") is None
-    assert registry.past_champions("fraud") == []
 
 
-def test_champions_are_remembered_oldest_first_and_not_for_ever(
+def test_the_champion_is_the_version_that_the_alias_points_to(
     version: Version, registry: Registry
 ) -> None:
-    past = [str(i) for i in range(2 * MOST_PAST_CHAMPIONS)]
     registry.set_champion("fraud", "1")
-    registry.remember_champions("fraud", past)
     champion = registry.champion("fraud")
     assert champion is not None
     assert champion.version == "1"
-    assert registry.past_champions("fraud") == past[-MOST_PAST_CHAMPIONS:]
+
+
+def test_a_parameter_is_settled_once_and_for_all(registry: Registry) -> None:
+    with registry.run("fraud", "train", {}) as run:
+        assert run.settle("who", "me") == "me"
+        assert run.settle("who", "you") == "me"
+        assert run.settle("who", "me") == "me"
+    assert run.settle("when", "later") == "later", "even when the run has ended"
+    assert run.settled == {"who": "me", "when": "later"}
+
+
+def test_a_run_that_was_deleted_settles_nothing(registry: Registry) -> None:
+    with registry.run("fraud", "train", {}) as run:
+        pass
+    client().delete_run(run.id)
+    with pytest.raises(RegistryError, match="active"):
+        run.settle("who", "me")
 
 
 # ---------------------------------------------------------------- the child process
@@ -364,6 +376,7 @@ def test_fetch_prints_one_line_of_json(
         "name": "fraud",
         "version": "1",
         "alias": "challenger",
+        "registered_at": version.registered_at,
     }
 
 
@@ -425,7 +438,7 @@ def test_fetch_works_as_a_process_of_its_own(version: Version, place: Path) -> N
 
 def test_mlflows_own_exceptions_never_leave_it(registry: Registry) -> None:
     with pytest.raises(RegistryError) as caught:
-        registry.tag_model("absent", {"a": "b"})
+        registry.set_champion("absent", "1")
     assert not isinstance(caught.value, MlflowException)
     with pytest.raises(RegistryError):
         registry.by_alias("absent", CHALLENGER)
@@ -479,7 +492,6 @@ def test_the_same_inputs_are_found_among_more_versions_than_a_page_holds(
 
 def test_a_name_that_nobody_registered_has_no_champion(registry: Registry) -> None:
     assert registry.champion("absent") is None
-    assert registry.past_champions("absent") == []
 
 
 # ---------------------------------------------------------------- a database that is not there

@@ -23,8 +23,8 @@ from anomaly_vae.splits import (
     Assignment,
     Rows,
     assign,
-    count_twins,
     one_of_each,
+    thinned,
     twins,
 )
 
@@ -287,13 +287,13 @@ def test_intervals_need_a_time_column() -> None:
 # ---------------------------------------------------------------- twins
 
 
-def naive_twins(train: NDArray[np.float32], test: NDArray[np.float32]) -> int:
+def naive_twins(train: NDArray[np.float32], test: NDArray[np.float32]) -> list[bool]:
     """Row by row, cell by cell: equal, or missing in both."""
 
     def same(a: float, b: float) -> bool:
         return a == b or (math.isnan(a) and math.isnan(b))
 
-    return sum(any(all(map(same, row.tolist(), other.tolist())) for other in train) for row in test)
+    return [any(all(map(same, row.tolist(), other.tolist())) for other in train) for row in test]
 
 
 cells = st.sampled_from([0.0, -0.0, 1.0, math.nan, -math.nan, 1e4])
@@ -302,17 +302,17 @@ cells = st.sampled_from([0.0, -0.0, 1.0, math.nan, -math.nan, 1e4])
 @given(st.integers(1, 3).flatmap(lambda width: st.tuples(
     *[st.lists(st.lists(cells, min_size=width, max_size=width), max_size=8)] * 2, st.just(width)
 )))  # fmt: skip
-def test_twins_are_counted_as_a_plain_comparison_counts_them(drawn: Any) -> None:
+def test_twins_are_those_that_a_plain_comparison_finds(drawn: Any) -> None:
     train, test = (np.array(x, np.float32).reshape(-1, drawn[2]) for x in drawn[:2])
-    assert count_twins(train, test) == naive_twins(train, test)
+    assert twins(test, train).tolist() == naive_twins(train, test)
 
 
 def test_twins_do_not_depend_on_the_bits_of_nan_or_the_sign_of_zero() -> None:
     train = np.array([[0.0, math.nan]], np.float32)
     test = train.copy()
     test.view(np.uint32)[0] = [0x80000000, 0xFFC00001]
-    assert count_twins(train, test) == 1
-    assert count_twins(np.asfortranarray(np.repeat(train, 3, 0)), test) == 1
+    assert twins(test, train).all()
+    assert twins(test, np.asfortranarray(np.repeat(train, 3, 0))).all()
 
 
 def test_groups_of_anomalies_alone_are_all_tested_on() -> None:
@@ -356,3 +356,16 @@ def test_without_time_they_are_the_share_that_is_asked_for() -> None:
     assert len(found.known) == 5
     assert found.unused == {"anomalies outside the test split": 5}
     assert rows.anomaly[found.rows(TEST)].sum() == 15
+
+
+def test_thinned_rows_are_as_dense_as_their_ratios_say() -> None:
+    """Uniform rows, twice as dense on the right in traffic; a factor changes nothing."""
+    x = np.random.default_rng(1).random(20_000)
+    ratios = np.where(x > 0.5, 2.0, 1.0)
+    kept = thinned(ratios)
+    assert kept[x > 0.5].all()
+    assert kept[x < 0.5].mean() == pytest.approx(0.5, abs=0.02)
+    np.testing.assert_array_equal(thinned(ratios * 7), kept)
+    assert thinned(np.array([np.nan, 1.0, 1.0])).all()
+    assert thinned(np.full(3, np.nan)).all()
+    assert not thinned(np.zeros(3)).any()

@@ -72,8 +72,18 @@ def test_the_model_itself_is_untouched(champion: World) -> None:
     assert (before.graph, before.weights) == (after.graph, after.weights)
     assert before.digest != after.digest
     assert {k for k in after.manifest if after.manifest[k] != before.manifest[k]} == {
-        "calibration", "evaluation"
+        "calibration", "evaluation", "reference"
     }  # fmt: skip
+
+
+def test_the_bundle_knows_what_its_calibration_rows_looked_like(champion: World) -> None:
+    data, bundle = champion.trained.data, champion.calibrated.bundle
+    reference, evaluation = bundle.monitor.reference, champion.calibrated.evaluation
+    share = evaluation.anomalies / evaluation.rows
+    assert share < reference.anomaly_share < share + 0.05
+    assert reference.columns is not None
+    assert {column.name for column in reference.columns} == set(data.schema.names)
+    assert {sum(column.counts) for column in reference.columns} == {len(data.calibration_rows)}
 
 
 def test_other_data_is_refused(trained: str, flow: Config, tmp_path: Path) -> None:
@@ -115,6 +125,7 @@ def test_alpha_may_differ_from_what_was_planned_in_training(
 ) -> None:
     stricter = calibrate(changed(flow, calibration__alpha=0.02), trained, dataset)
     assert stricter.bundle.detector.calibration.alpha == 0.02
+    assert stricter.bundle.manifest["config"]["calibration"]["alpha"] == 0.02
     assert stricter.result()["version"] == "2"
 
 

@@ -135,6 +135,18 @@ def test_an_error_nobody_thought_of_is_one_line_too_and_asks_to_be_reported(
         command("models")
 
 
+def test_an_install_without_what_trains_says_what_to_install(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lack() -> Any:
+        raise ModuleNotFoundError("No module named 'sklearn'", name="sklearn")
+
+    monkeypatch.setattr(cli, "_registry", lack)
+    answer = command("models")
+    remedy = "install it with: pip install 'anomaly-vae[train]'"
+    assert (answer.code, answer.err) == (1, f"error: No module named 'sklearn'; {remedy}\n")
+
+
 def test_an_interruption_exits_130(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt() -> Any:
         raise KeyboardInterrupt

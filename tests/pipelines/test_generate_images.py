@@ -218,9 +218,8 @@ def test_a_reconstruction_stands_below_its_image_with_its_score(
     expected = generation_images.reconstruct(image_calibrated, source.x)
     np.testing.assert_array_equal(drawn[0].images[..., 0], np.concatenate([seen, expected])[:, 0])
     assert (drawn[0].columns, drawn[0].rows) == (3, ["seen", "expected"])
-    found = image_calibrated.detector.decide(
-        image_calibrated.scorer.score_encoded(source.x.numpy())
-    )
+    x = source.x.numpy()
+    found = image_calibrated.detector.decide(image_calibrated.scorer.score_encoded(x), x)
     words = [f"score {s:.4g}, p {p:.2g}" for s, p in zip(found.score, found.p_value, strict=True)]
     assert drawn[0].captions == [*names(folder)[:3], *words]
     generate.reconstruct(image_calibrated, tmp_path / "table.parquet", [str(folder)], rows=3)

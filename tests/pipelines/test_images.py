@@ -254,7 +254,7 @@ def test_a_column_without_a_name_is_a_column(listing: Write) -> None:
     path = listing(",path,label\n0,a.png,1\n1,b.PNG,0\n")
     items = find_images([str(path)])
     assert [item.facts["label"] for item in items] == ["1", "0"]
-    table, _ = read_labelled([str(path)], SCHEMA, "label")
+    table, _, _ = read_labelled([str(path)], SCHEMA, "label")
     assert table.column_names == ["path", "frame", "label"]
 
 
@@ -361,7 +361,8 @@ def test_dicom_is_told_by_its_content(tmp_path: Path) -> None:
 
 def test_labelled_images_come_with_their_index(listing: Write) -> None:
     path = listing("path,verdict,group\na.png,ill,p1\nsub/c.tif,,p2\nmissing.png,well,p3\n")
-    table, batch = read_labelled([str(path)], SCHEMA, "verdict")
+    table, batch, files = read_labelled([str(path)], SCHEMA, "verdict")
+    assert [file.name for file in files] == ["a.png", "c.tif", "missing.png"]
     assert table.to_pydict() == {
         "path": ["a.png", "sub/c.tif", "missing.png"],
         "frame": [0, 0, None],
@@ -501,8 +502,9 @@ def test_near_twins_are_counted_mirrored_and_brighter_ones_too(tmp_path: Path) -
     png(tmp_path / f"{test[1]:02d}.png", images[train[1], :, ::-1])
     png(tmp_path / f"{test[2]:02d}.png", images[train[2]] + 40)
     encoding: Any = None  # pixels decide, not how they are encoded
-    assert plain.count_twins(encoding) == 0
-    assert load_images(ImageData(path=str(tmp_path), size=32)).count_twins(encoding) == 3
+    assert not plain.test_twins(encoding).any()
+    twins = load_images(ImageData(path=str(tmp_path), size=32)).test_twins(encoding)
+    assert np.flatnonzero(twins).tolist() == [0, 1, 2]
 
 
 # ---------------------------------------------------------------- the frozen test split

@@ -18,7 +18,7 @@ def test_the_manifest_of_a_registered_model(champion: World, command: Command) -
     for key in ("kind", "schema", "config", "data", "training", "calibration", "evaluation"):
         assert answer.json[key] == manifest[key]
     assert answer.json["calibration"]["alpha"] == 0.05
-    for word in ("TX_AMOUNT", "numeric", "Calibration", "threshold", "auroc", "champion"):
+    for word in ("TX_AMOUNT", "numeric", "Calibration", "threshold", "AUROC", "champion"):
         assert word in answer.err
 
 

@@ -19,22 +19,22 @@ from anomaly_vae.bundle import Bundle
 from anomaly_vae.calibration import Calibration, calibrate
 from anomaly_vae.errors import BundleError, RegistryError
 from anomaly_vae.evaluation import highest_kept_rate
-from anomaly_vae.promotion import Why
+from anomaly_vae.promotion import Rule, Verdict, Why
 from anomaly_vae.registry import (
     CHALLENGER,
     CHAMPION,
     DECISION_TAG,
     FROZEN_TAG,
-    PAST_CHAMPIONS_TAG,
     POLICY_TAG,
     TEST_DIGEST_TAG,
     TEST_TAG,
     Registry,
 )
 from anomaly_vae.splits import CALIBRATION
+from anomaly_vae.succession import Entry, history, past
 from pipelines.data import Dataset
 from pipelines.frozen import Frozen, frozen_test
-from pipelines.promote import promote, rollback
+from pipelines.promote import Promotion, promote, rollback
 from tests.pipelines.conftest import Command, World
 from tests.registries import copy_registry
 
@@ -94,7 +94,6 @@ def fresh(registry: Registry) -> Registry:
     """The same before the first promotion."""
     client = registry._client
     client.delete_registered_model_alias("fraud", CHAMPION)
-    client.delete_registered_model_tag("fraud", PAST_CHAMPIONS_TAG)
     client.delete_model_version_tag("fraud", GOOD, FROZEN_TAG)
     return registry
 
@@ -145,6 +144,15 @@ def add(registry: Registry, world: World, bundle: Bundle) -> str:
         return registry.register(run, bundle, "fraud", tags).version
 
 
+def recorded(registry: Registry, entry: Entry) -> dict[str, Any]:
+    """The record of a decision."""
+    run = registry.history("fraud")
+    assert run is not None
+    content = Path(registry.download(f"runs:/{run.id}/{entry.record}")).read_text()
+    record: dict[str, Any] = json.loads(content)
+    return record
+
+
 def champion(registry: Registry) -> str | None:
     found = registry.champion("fraud")
     return found.version if found else None
@@ -193,7 +201,7 @@ def test_an_equal_challenger_becomes_champion(registry: Registry) -> None:
     assert decision.promoted
     assert decision.champion == GOOD
     assert champion(registry) == EQUAL
-    assert registry.past_champions("fraud") == [GOOD]
+    assert past(history(registry, "fraud")) == [GOOD]
 
 
 def test_a_worse_challenger_is_refused_and_the_alias_stays(registry: Registry) -> None:
@@ -201,7 +209,7 @@ def test_a_worse_challenger_is_refused_and_the_alias_stays(registry: Registry) -
     assert not decision.promoted
     assert Why.WORSE in {reason.why for reason in decision.reasons}
     assert champion(registry) == GOOD
-    assert registry.past_champions("fraud") == []
+    assert past(history(registry, "fraud")) == []
 
 
 def test_both_are_scored_on_the_frozen_split_whatever_came_with_the_challenger(
@@ -223,17 +231,23 @@ def test_the_frozen_tolerance_counts(registry: Registry) -> None:
 def test_promoting_the_champion_again_changes_nothing(registry: Registry) -> None:
     decision = promote(registry, "fraud", GOOD)
     assert decision.promoted
-    assert (champion(registry), registry.past_champions("fraud")) == (GOOD, [])
+    assert (champion(registry), past(history(registry, "fraud"))) == (GOOD, [])
 
 
 def test_the_decision_is_recorded_with_its_figures_and_reasons(registry: Registry) -> None:
     decision = promote(registry, "fraud", WORSE)
-    kept = json.loads(registry.version("fraud", WORSE).tags[DECISION_TAG])
-    assert kept == {
-        **decision.result(), "force_reason": None, "freezes_test_split_of": None
-    }  # fmt: skip
-    assert kept["promoted"] is False
-    assert set(kept["evaluations"]) == {"challenger", "champion"}
+    summary = json.loads(registry.version("fraud", WORSE).tags[DECISION_TAG])
+    assert summary == {
+        "promoted": False,
+        "forced": False,
+        "reasons": [str(reason.why) for reason in decision.reasons],
+        "champion": GOOD,
+        "force_reason": None,
+        "freezes_test_split_of": None,
+    }
+    kept = recorded(registry, history(registry, "fraud")[-1])
+    result = json.loads(json.dumps(decision.result()))
+    assert {key: kept[key] for key in result} == result
 
 
 def test_force_promotes_against_the_reasons_and_records_why(registry: Registry) -> None:
@@ -304,8 +318,8 @@ def test_a_challenger_that_can_read_no_frozen_row_is_refused_on_the_record(
     assert reason["why"] == str(Why.REJECTS_MORE)
     assert reason["text"].startswith(f"{rows} rows of")
     assert "NEW_" in reason["text"]
-    kept = json.loads(registry.version("fraud", version).tags[DECISION_TAG])
-    assert kept["reasons"] == answer.json["reasons"]
+    kept = recorded(registry, history(registry, "fraud")[-1])
+    assert kept["rules"] == answer.json["rules"]
     assert champion(registry) == GOOD
 
 
@@ -356,6 +370,156 @@ def test_a_challenger_replaces_a_champion_that_can_read_nothing_any_more(
     promote(registry, "fraud", blind, force="in error")
     assert not promote(registry, "fraud", LOOSE).promoted
     assert promote(registry, "fraud", EQUAL).promoted
+
+
+# ---------------------------------------------------------------- more rules
+
+
+def verdict(decision: Promotion, rule: Rule) -> Verdict:
+    """What this rule says."""
+    return next(one for one in decision.rules if one.rule is rule)
+
+
+def test_an_equal_challenger_passes_every_rule_with_figures(registry: Registry) -> None:
+    decision = promote(registry, "fraud", EQUAL)
+    assert [str(one.rule) for one in decision.rules] == [
+        "keeps_alpha", "scores_all", "no_worse", "no_slice_collapses", "agrees", "reproduces"
+    ]  # fmt: skip
+    assert all(one.passed for one in decision.rules)
+    assert verdict(decision, Rule.NO_WORSE).figures["difference"] == 0
+    assert verdict(decision, Rule.AGREES).figures["share"] == 1
+    assert verdict(decision, Rule.REPRODUCES).figures["error"] < 1e-4
+    assert verdict(decision, Rule.NO_SLICE_COLLAPSES).figures["compared"] > 0
+
+
+def test_a_challenger_that_flags_too_much_does_so_somewhere(registry: Registry) -> None:
+    found = verdict(promote(registry, "fraud", LOOSE), Rule.NO_SLICE_COLLAPSES)
+    assert {one["figure"] for one in found.figures["collapsed"]} == {"fpr"}
+    set_frozen(registry, slice_recall=None)
+    rules = {one.rule for one in promote(registry, "fraud", LOOSE).rules}
+    assert Rule.NO_SLICE_COLLAPSES not in rules
+
+
+def test_who_must_be_shown_to_be_no_worse_needs_a_margin(registry: Registry) -> None:
+    """An equal one is exactly that; one that only might be is refused."""
+    set_frozen(registry, proof="no_worse")
+    assert promote(registry, "fraud", EQUAL).promoted
+    assert Why.WORSE in {reason.why for reason in promote(registry, "fraud", WORSE).reasons}
+
+
+def test_budgets_are_measured_where_the_policy_has_them(registry: Registry) -> None:
+    set_frozen(registry, row_microseconds=1e12, slowdown=1e6, megabytes=1e3)
+    decision = promote(registry, "fraud", EQUAL)
+    assert decision.promoted
+    figures = verdict(decision, Rule.FAST_ENOUGH).figures
+    assert figures["microseconds"] > 0
+    assert figures["champion_microseconds"] > 0
+    assert verdict(decision, Rule.SMALL_ENOUGH).figures["megabytes"] > 0
+
+
+@pytest.mark.parametrize(
+    ("policy", "why"),
+    [({"row_microseconds": 1e-9}, Why.TOO_SLOW), ({"megabytes": 1e-6}, Why.TOO_LARGE)],
+)
+def test_a_budget_that_nothing_keeps_refuses(
+    registry: Registry, policy: dict[str, float], why: Why
+) -> None:
+    set_frozen(registry, **policy)
+    assert [reason.why for reason in promote(registry, "fraud", EQUAL).reasons] == [why]
+
+
+def test_flags_are_compared_on_the_traffic_where_there_is_some(
+    registry: Registry, command: Command
+) -> None:
+    """Recent rows without labels; one that nobody can score is left out."""
+    table = frozen_test(registry, "fraud")
+    assert table is not None
+    amounts = [float("inf"), *table["TX_AMOUNT"].to_pylist()[1:]]
+    index = table.column_names.index("TX_AMOUNT")
+    traffic = table.set_column(index, "TX_AMOUNT", pa.array(amounts)).drop_columns(["TX_FRAUD"])
+    pq.write_table(traffic, "traffic.parquet")
+    set_frozen(registry, agreement=0.95)
+    answer = command("promote", "fraud", "--version", LOOSE, "--traffic", "traffic.parquet")
+    rules = {rule["rule"]: rule for rule in answer.json["rules"]}
+    found = rules["agrees"]["figures"]
+    assert (found["of"], found["rows"]) == ("the traffic", len(table) - 1)
+    assert found["challenger"] > found["champion"]
+    assert str(Why.FLAGS_OTHERWISE) in {reason["why"] for reason in answer.json["reasons"]}
+
+
+def test_a_policy_that_is_not_the_frozen_one_is_told_of(
+    registry: Registry, capfd: pytest.CaptureFixture[str]
+) -> None:
+    set_policy(registry, EQUAL, tolerance=0.25)
+    promote(registry, "fraud", EQUAL)
+    said = capfd.readouterr().err
+    assert "the policy frozen with version 1 decides" in said
+    assert "tolerance 0.25" in said
+
+
+def test_a_policy_frozen_before_there_were_more_rules_still_decides(registry: Registry) -> None:
+    known = ("metric", "tolerance", "confidence", "label", "positive", "time", "group")
+    version = registry.champion("fraud")
+    assert version is not None
+    frozen = Frozen.of(version)
+    old = replace(frozen, policy={key: frozen.policy[key] for key in known})
+    registry.tag_version(version, FROZEN_TAG, old.tag())
+    assert promote(registry, "fraud", EQUAL).promoted
+
+
+# ---------------------------------------------------------------- the history
+
+
+def test_every_decision_is_in_the_history_with_who_when_and_why(
+    registry: Registry, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANOMALY_VAE_ACTOR", "nightly")
+    command("promote", "fraud", "--version", WORSE)
+    command("promote", "fraud", "--version", WORSE, "--force", "--reason", "a column ends")
+    command("rollback", "fraud", "--reason", "too many alerts")
+    answer = command("models", "fraud")
+    (model,) = answer.json["models"]
+    assert model["aliases"]["champion"] == GOOD
+    told = [
+        (one["action"], one["version"], one["champion"], one["forced"]) for one in model["history"]
+    ]
+    assert told == [
+        ("promote", GOOD, None, False),
+        ("refuse", WORSE, GOOD, False),
+        ("promote", WORSE, GOOD, True),
+        ("rollback", GOOD, WORSE, False),
+    ]
+    assert {one["by"] for one in model["history"][1:]} == {"nightly"}
+    assert [one["reason"] for one in model["history"][2:]] == ["a column ends", "too many alerts"]
+    for shown in ("History of fraud", "rollback", "(forced)", "nightly"):
+        assert shown in answer.err
+    kept = recorded(registry, history(registry, "fraud")[2])
+    assert kept["policy"]["metric"] == "average_precision"
+    assert kept["force_reason"] == "a column ends"
+
+
+def test_models_without_a_name_are_listed_as_ever(registry: Registry, command: Command) -> None:
+    (model,) = command("models").json["models"]
+    assert set(model) == {"name", "aliases", "versions"}
+    absent = command("models", "absent")
+    assert (absent.code, absent.out) == (1, "")
+    assert "no registered model 'absent'" in absent.err
+
+
+def test_a_reason_of_many_lines_is_refused_before_anything_is_scored(
+    registry: Registry, command: Command
+) -> None:
+    answer = command("promote", "fraud", "--version", WORSE, "--force", "--reason", "a\nb")
+    assert answer.code == 1
+    assert "one line" in answer.err
+    assert len(history(registry, "fraud")) == 1
+
+
+def test_a_rollback_passes_over_a_version_that_was_deleted(registry: Registry) -> None:
+    promote(registry, "fraud", EQUAL)
+    promote(registry, "fraud", LOOSE, force="to come back from")
+    registry._client.delete_model_version("fraud", EQUAL)
+    assert rollback(registry, "fraud")["version"] == GOOD
 
 
 # ---------------------------------------------------------------- labels, groups, time
@@ -464,9 +628,9 @@ def test_a_rollback_and_another_promotion_forget_nothing_and_repeat_nothing(
     promote(registry, "fraud", EQUAL)
     rollback(registry, "fraud")
     promote(registry, "fraud", EQUAL)
-    assert (champion(registry), registry.past_champions("fraud")) == (EQUAL, [GOOD])
+    assert (champion(registry), past(history(registry, "fraud"))) == (EQUAL, [GOOD])
     promote(registry, "fraud", GOOD)
-    assert (champion(registry), registry.past_champions("fraud")) == (GOOD, [EQUAL])
+    assert (champion(registry), past(history(registry, "fraud"))) == (GOOD, [EQUAL])
 
 
 # ---------------------------------------------------------------- crashes
@@ -477,9 +641,13 @@ class Crash(BaseException):
 
 
 WRITES = (
-    "set_registered_model_tag",
-    "set_registered_model_alias",
+    "create_run",
+    "log_param",
+    "log_text",
     "set_model_version_tag",
+    "set_registered_model_alias",
+    "set_registered_model_tag",
+    "set_terminated",
 )
 
 
@@ -503,14 +671,13 @@ def crash_at_write(number: int, patch: pytest.MonkeyPatch) -> None:
 def state(registry: Registry) -> tuple[str | None, bool]:
     """Who is champion, and whether a rollback has somewhere to go."""
     current = champion(registry)
-    return current, any(v != current for v in registry.past_champions("fraud"))
+    return current, any(v != current for v in past(history(registry, "fraud")))
 
 
-@pytest.mark.parametrize("write", range(5))
+@pytest.mark.parametrize("write", range(7))
 def test_a_crash_in_a_promotion_leaves_the_old_state_or_the_new(
     registry: Registry, write: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, after = (GOOD, False), (EQUAL, True)
     with monkeypatch.context() as patch:
         crash_at_write(write, patch)
         try:
@@ -518,14 +685,16 @@ def test_a_crash_in_a_promotion_leaves_the_old_state_or_the_new(
             crashed = False
         except Crash:
             crashed = True
-    assert crashed == (write < 4)
-    assert state(registry) == (before if crashed else after)
+    assert crashed == (write < 6)
+    assert champion(registry) == (GOOD if write < 5 else EQUAL)
     assert promote(registry, "fraud", EQUAL).promoted
-    assert state(registry) == after
+    assert state(registry) == (EQUAL, True)
+    moves = [entry for entry in history(registry, "fraud") if entry.moves]
+    assert [entry.version for entry in moves] == [GOOD, EQUAL], "once each"
     assert rollback(registry, "fraud")["version"] == GOOD
 
 
-@pytest.mark.parametrize("write", range(3))
+@pytest.mark.parametrize("write", range(5))
 def test_a_crash_in_a_rollback_leaves_the_old_state_or_the_new(
     registry: Registry, write: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -535,14 +704,17 @@ def test_a_crash_in_a_rollback_leaves_the_old_state_or_the_new(
         try:
             rollback(registry, "fraud")
         except Crash:
-            assert write < 2
-    assert state(registry) in {(EQUAL, True), (GOOD, False)}
-    if champion(registry) == EQUAL:
+            assert write < 4
+    assert champion(registry) == (EQUAL if write < 3 else GOOD)
+    if write < 2:  # its number was not taken
         assert rollback(registry, "fraud")["version"] == GOOD
+    else:
+        with pytest.raises(RegistryError, match="no previous champion"):
+            rollback(registry, "fraud")
     assert champion(registry) == GOOD
 
 
-@pytest.mark.parametrize("write", range(5))
+@pytest.mark.parametrize("write", range(7))
 def test_a_crash_in_the_first_promotion_can_be_repeated_with_another_model(
     fresh: Registry, write: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -552,7 +724,7 @@ def test_a_crash_in_the_first_promotion_can_be_repeated_with_another_model(
         try:
             promote(fresh, "fraud", GOOD)
         except Crash:
-            assert champion(fresh) is None
+            assert champion(fresh) == (None if write < 5 else GOOD)
     assert promote(fresh, "fraud", EQUAL).promoted
     version = fresh.version("fraud", EQUAL)
     assert Frozen.of(version) in (Frozen.own(version), Frozen.own(fresh.version("fraud", GOOD)))
@@ -585,7 +757,8 @@ def test_a_refusal_exits_3_with_its_reasons_on_stdout(registry: Registry, comman
 def test_too_many_false_positives_exit_3(registry: Registry, command: Command) -> None:
     answer = command("promote", "fraud", "--version", LOOSE)
     assert answer.code == 3
-    assert [r["why"] for r in answer.json["reasons"]] == [str(Why.TOO_MANY_FALSE_POSITIVES)]
+    whys = {reason["why"] for reason in answer.json["reasons"]}
+    assert whys == {str(Why.TOO_MANY_FALSE_POSITIVES), str(Why.SLICE_COLLAPSES)}
     assert "the most that chance explains at alpha 0.05" in answer.err
 
 

@@ -73,7 +73,7 @@ def test_one_command_leads_from_the_configuration_to_the_champion(
     assert answer.json["digest"] == world.calibrated.bundle.digest
     assert answer.json["metrics"] == world.calibrated.evaluation.to_json()
     assert answer.json["drifted"] == []
-    assert counts() == (2, 1)
+    assert counts() == (3, 1), "train, calibrate, promotions"
 
 
 def test_a_second_time_it_makes_no_run_and_no_version(known: World, command: Command) -> None:

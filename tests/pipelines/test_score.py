@@ -955,3 +955,45 @@ def test_a_rate_that_cannot_be_is_a_usage_error(
     answer = command("score", "--model", "x", "--input", "y", "--output", tmp_path / "z", *options)
     assert answer.code == 2
     assert message in " ".join(answer.err.split())
+
+
+# ---------------------------------------------------------------- whether the promise holds
+
+
+def test_the_summary_says_how_the_promise_stands(
+    source: Source, table: pa.Table, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    far = table.set_column(
+        table.schema.get_field_index("TX_AMOUNT"), "TX_AMOUNT", pa.array([1e6] * len(table))
+    )
+    summary = score_files(source, [write(tmp_path / "far.parquet", far)], out)
+    found = summary["guarantee"]
+    assert (found["status"], found["rows"], found["flagged"]) == ("broken", 1_500, 1_500)
+    assert found["flagged_ratio"] == 1
+    assert found["flagged_limit"] < 1_500
+    assert found["martingale_log10"] > 100
+    columns = {column["column"]: column for column in found["columns"]}
+    assert columns["TX_AMOUNT"]["psi"] > 1
+    assert columns["TX_CHANNEL"]["unseen"] == 0
+    told = capsys.readouterr().err
+    assert "guarantee broken: 1,500 of 1,500 rows are flagged" in told
+    assert "TX_AMOUNT" in told
+
+
+def test_the_calibration_rows_themselves_hold(
+    world: World, table: pa.Table, tmp_path: Path, out: Path
+) -> None:
+    rows = table.take(pa.array(world.trained.data.calibration_rows))
+    summary = score_files(world.source, [write(tmp_path / "c.parquet", rows)], out)
+    assert summary["guarantee"]["status"] == "holding"
+    for column in summary["guarantee"]["columns"]:
+        assert (column["psi"] or 0) == 0
+        assert column["missing"] == column["reference_missing"]
+
+
+def test_nothing_scored_is_nothing_said_against_it(
+    source: Source, out: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.parquet").write_bytes(b"no parquet")
+    summary = score_files(source, [str(tmp_path / "bad.parquet")], out)
+    assert (summary["guarantee"]["status"], summary["guarantee"]["rows"]) == ("holding", 0)

@@ -20,16 +20,17 @@ from PIL import Image
 from anomaly_vae import training
 from anomaly_vae.bundle import load
 from anomaly_vae.config import Config
-from anomaly_vae.errors import DataError, RegistryError, TrainingError
+from anomaly_vae.errors import BundleError, DataError, RegistryError, TrainingError
 from anomaly_vae.provenance import code_version
 from anomaly_vae.registry import Registry
+from anomaly_vae.splits import TEST, TRAIN
 from anomaly_vae.training import State
 from pipelines import cli
 from pipelines import train as flow_module
 from pipelines.data import Dataset
 from pipelines.train import CHECKPOINTS, final_metrics, inputs_digest, train
 from tests.pipelines.conftest import World
-from tests.registries import changed
+from tests.registries import changed, copy_registry
 
 
 def client() -> MlflowClient:
@@ -344,3 +345,80 @@ def test_a_process_stopped_in_training_resumes_to_the_same_bundle(
     resumed = load(json.loads(out)["bundle"]).digest
     unbroken = train(changed(long, training__resume=False))
     assert unbroken.fitted.bundle.digest == resumed
+
+
+# ---------------------------------------------------------------- warm starts
+
+
+def test_a_fit_starts_from_a_folder_and_says_from_which_model(
+    place: Path, flow: Config, world: World, dataset: Dataset, capfd: pytest.CaptureFixture[str]
+) -> None:
+    warm = changed(flow, training__warm_start=str(world.folder / world.trained.folder))
+    trained = train(warm, dataset)
+    known = world.trained.fitted.bundle.digest
+    assert trained.fitted.bundle.manifest["training"]["warm_start"] == known
+    assert "A warm start from" in capfd.readouterr().err
+    assert str(world.folder) not in json.dumps(trained.fitted.bundle.manifest)
+    assert inputs_digest(warm, dataset) != inputs_digest(flow, dataset)
+
+
+def test_a_champion_that_does_not_fit_is_told_and_the_start_is_cold(
+    champion: World, flow: Config, dataset: Dataset, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    copy_registry(champion.folder, tmp_path, monkeypatch)
+    other = changed(flow, model__members=1, training__warm_start="models:/fraud@champion")
+    trained = train(other, dataset)
+    assert "warm_start" not in trained.fitted.bundle.manifest["training"]
+    assert "does not fit: its model.members is 3, this one's 1" in capfd.readouterr().err
+
+
+def test_a_first_model_has_no_champion_to_start_from(
+    place: Path, flow: Config, dataset: Dataset, capfd: pytest.CaptureFixture[str]
+) -> None:
+    warm = changed(flow, training__warm_start="models:/fraud@champion")
+    assert train(warm, dataset).fitted.bundle.manifest["training"].get("warm_start") is None
+    assert "A cold start: there is no models:/fraud@champion yet" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("uri", ["models:/another@champion", "models:/fraud/7", "nowhere"])
+def test_a_model_to_start_from_that_is_not_there_is_an_error(
+    place: Path, flow: Config, dataset: Dataset, uri: str
+) -> None:
+    with pytest.raises((RegistryError, BundleError)):
+        train(changed(flow, training__warm_start=uri), dataset)
+
+
+def test_an_alias_counts_by_its_name_and_a_model_by_its_digest(
+    champion: World, flow: Config, dataset: Dataset
+) -> None:
+    """The same rows are not trained on again because what they made was promoted."""
+    alias = changed(flow, training__warm_start="models:/fraud@champion")
+    number = changed(flow, training__warm_start="models:/fraud/1")
+    folder = changed(flow, training__warm_start=str(champion.trained.folder))
+    digests = [inputs_digest(one, dataset) for one in (flow, alias, number, folder)]
+    assert len(set(digests)) == 4
+
+
+def test_a_model_that_may_have_seen_what_calibrates_is_no_start(
+    champion: World, flow: Config, dataset: Dataset, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Splits in another place, or by chance: the promise would rest on rows that trained it."""
+    copy_registry(champion.folder, tmp_path, monkeypatch)
+    uri = str(champion.folder / champion.trained.folder)
+    earlier = changed(flow, training__warm_start=uri, data__splits__train=0.2)
+    train(changed(earlier, data__splits__calibration=0.6))
+    assert "are no later than those it saw" in capfd.readouterr().err
+    train(changed(flow, training__warm_start=uri, data__time=None))
+    assert "rows without a time" in capfd.readouterr().err
+
+
+def test_the_manifest_says_until_when_rows_trained_it(champion: World, dataset: Dataset) -> None:
+    assert dataset.rows.time is not None
+    manifest = champion.trained.fitted.bundle.manifest
+    rows = dataset.assignment.rows(TRAIN)
+    assert manifest["data"]["trained_until"] >= dataset.rows.time[rows].max()
+    assert (
+        manifest["data"]["trained_until"] < dataset.rows.time[dataset.assignment.rows(TEST)].min()
+    )

@@ -212,10 +212,11 @@ def test_the_documented_metrics_are_those_there_are(served):
 
 def test_the_documented_labels_are_those_there_are(served, records):
     board = Board(Standing((Followed("models:/fraud@champion", "fraud"),)))
+    served = dataclasses.replace(served, registered_at=1.0)  # a folder's is not known
     store = Store([served], [dataclasses.replace(served, digest="another")])
     client = TestClient(create_app(store, Settings(), board=board))
-    body = {"records": [{**records[0], "TX_AMOUNT": None, "TX_CHANNEL": "carrier pigeon"}]}
-    assert client.post("/score", json=body).status_code == 200
+    odd = {**records[0], "TX_AMOUNT": None, "TX_CHANNEL": "carrier pigeon"}
+    assert client.post("/score", json={"records": [odd, *records]}).status_code == 200
     assert client.post("/score", json={}).status_code == 422
     deadline = time.monotonic() + 20
     while not value(client, "shadow_agreement_ratio", **MODEL, shadow_version=""):

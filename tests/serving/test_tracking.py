@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from anomaly_vae.errors import RegistryError
+from anomaly_vae.registry import Registry
 from serving import tracking
 from tests.registries import migrated
 from tests.serving.registry import mlflow_server, registered, rival, versions, world
@@ -159,6 +160,7 @@ def test_a_real_server(world, versions, monkeypatch):
     with mlflow_server(world) as uri:
         found = ask(monkeypatch, uri)
         assert (found.version, found.digest) == ("1", versions["1"].digest)
+        assert found.registered_at == Registry(uri).version("fraud", "1").registered_at
         for name, alias in (("fraud", "nobody"), ("nothing", "champion")):
             with pytest.raises(RegistryError, match="has no") as caught:
                 tracking.ask(name, alias, 5.0)

@@ -1,0 +1,174 @@
+"""Challenger and champion on the same rows → what the rules of promotion ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anomaly_vae.bundle import Bundle
+from anomaly_vae.columns import Levels
+from anomaly_vae.comparison import (
+    Agreement,
+    Change,
+    SliceChange,
+    agreement,
+    cpu_seconds,
+    metric_change,
+    slice_changes,
+)
+from anomaly_vae.config import PromotionConfig
+from anomaly_vae.errors import ConfigError
+from anomaly_vae.parity import MOST_ROWS, parity
+from anomaly_vae.promotion import Costs, Evidence, Lost, Parity
+from anomaly_vae.schema import ColumnType, RawBatch
+from anomaly_vae.slices import levels_of
+from pipelines.evaluate import Judged, Labelled, judge
+from pipelines.io import find_files, read_table
+
+Mask = NDArray[np.bool_]
+
+SLICED = {ColumnType.CATEGORICAL, ColumnType.BINARY}
+TIMED_ROWS = {"tabular": 64, "image": 8}
+"""That are scored alone, one after the other, in each round."""
+
+
+@dataclass(frozen=True, eq=False)
+class Contender:
+    """A model and its decisions on the test rows."""
+
+    bundle: Bundle
+    judged: Judged
+
+    @classmethod
+    def of(cls, bundle: Bundle, truth: Labelled) -> Contender:
+        """Score the test rows."""
+        return cls(bundle, judge(bundle.detector, truth))
+
+    def trials(self) -> list[Callable[[], object]]:
+        """Some rows, each to be scored alone."""
+        batch = self.some(TIMED_ROWS[self.bundle.manifest["kind"]])
+        if not batch:
+            return []
+        alone = (batch.take(row) for row in np.arange(len(batch))[:, None])
+        return [partial(self.bundle.scorer.score, row) for row in alone]
+
+    def some(self, most: int | None = None, rows: Mask | None = None) -> RawBatch | None:
+        """The first of these test rows that it can score, as it reads them."""
+        usable = self.judged.scored if rows is None else self.judged.scored & rows
+        places = np.flatnonzero(usable)[:most]
+        if not len(places):
+            return None
+        return self.bundle.scorer.schema.from_arrow(self.judged.truth.table.take(places))
+
+
+def evidence(
+    old: Contender | None,
+    new: Contender,
+    policy: PromotionConfig,
+    test: str,
+    otherwise: str | None,
+    traffic: Sequence[str] = (),
+) -> Evidence:
+    """All that is found beside the evaluations.
+
+    Args:
+        old: the champion; absent: there is none.
+        new: the challenger, on the same rows.
+        policy: says what is worth measuring.
+        test: how verdicts call these rows.
+        otherwise: how the challenger reads images otherwise than they were frozen.
+        traffic: files of recent rows to compare flags on; absent: the test rows.
+    """
+    return Evidence(
+        test=test,
+        lost=_lost(old, new),
+        metric=_metric(old, new, policy) if old else None,
+        slices=_slices(old, new, policy) if old else None,
+        agreement=_agreement(old, new, policy, test, traffic) if old else None,
+        otherwise=otherwise,
+        parity=_parity(new),
+        costs=_costs(old, new, policy),
+    )
+
+
+def _lost(old: Contender | None, new: Contender) -> Lost | None:
+    """What only the challenger cannot score."""
+    lost = ~new.judged.scored & (old.judged.scored if old else True)
+    return Lost(int(np.sum(lost)), new.judged.problem) if lost.any() else None
+
+
+def _metric(old: Contender, new: Contender, policy: PromotionConfig) -> Change | None:
+    known, truth = old.judged.known & new.judged.known, new.judged.truth
+    return metric_change(
+        old.judged.score[known],
+        new.judged.score[known],
+        truth.anomaly[known],
+        policy.metric,
+        policy.confidence,
+        None if truth.group is None else truth.group[known],
+    )
+
+
+def _slices(old: Contender, new: Contender, policy: PromotionConfig) -> list[SliceChange] | None:
+    """Those of the columns that either reads."""
+    known, truth = old.judged.known & new.judged.known, new.judged.truth
+    columns = {**_levels(old, known), **_levels(new, known)}
+    if policy.slice_recall is None or not columns:
+        return None
+    return slice_changes(
+        columns,
+        old.judged.decisions(known).is_anomaly,
+        new.judged.decisions(known).is_anomaly,
+        truth.anomaly[known],
+        new.bundle.detector.calibration.alpha,
+        policy.confidence,
+        None if truth.group is None else truth.group[known],
+    )
+
+
+def _levels(contender: Contender, rows: Mask) -> dict[str, Levels]:
+    columns = [c.name for c in contender.bundle.scorer.schema.columns if c.type in SLICED]
+    batch = contender.some(rows=rows) if columns else None
+    return {name: levels_of(batch.values[name]) for name in columns} if batch else {}
+
+
+def _agreement(
+    old: Contender, new: Contender, policy: PromotionConfig, test: str, traffic: Sequence[str]
+) -> Agreement | None:
+    """On the traffic, or else on the test rows; a table's rows need no labels for this."""
+    pair, of = (old.judged, new.judged), test
+    if traffic:
+        if new.bundle.manifest["kind"] == "image":
+            raise ConfigError("--traffic is for models of tables; leave it out")
+        truth, of = Labelled.of(read_table(find_files(traffic)), {}), "the traffic"
+        pair = (judge(old.bundle.detector, truth), judge(new.bundle.detector, truth))
+    shared = pair[0].scored & pair[1].scored
+    champion, challenger = (judged.decisions(shared).is_anomaly for judged in pair)
+    return agreement(champion, challenger, of, policy.confidence)
+
+
+def _parity(new: Contender) -> Parity | None:
+    batch = new.some(MOST_ROWS[new.bundle.manifest["kind"]])
+    return parity(new.bundle, batch) if batch else None
+
+
+def _costs(old: Contender | None, new: Contender, policy: PromotionConfig) -> Costs:
+    """Times are taken only where they are judged: they are other ones each time."""
+    size = sum(map(len, new.bundle.files.values())) / 1e6
+    if not (policy.row_microseconds or policy.slowdown):
+        return Costs(size)
+    works = [contender.trials() for contender in (new, old) if contender]
+    if not all(works):
+        return Costs(size)
+    each = cpu_seconds([partial(_run, work) for work in works])
+    taken = [1e6 * time / len(work) for time, work in zip(each, works, strict=True)]
+    return Costs(size, *taken)
+
+
+def _run(works: list[Callable[[], object]]) -> None:
+    for work in works:
+        work()

@@ -1,0 +1,110 @@
+"""Starting from an earlier model's weights: where they mean the same, and only there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from anomaly_vae.bundle import Bundle
+from anomaly_vae.config import Config, ImageConfig
+from anomaly_vae.encoding import Categorical, TabularEncoding
+from anomaly_vae.fitting import Fitted, Prepared, fit_bundle, resolved
+from anomaly_vae.warm import aligned, misfit, start_from
+from tests.registries import changed
+
+
+def planned(config: Config, prepared: Prepared) -> Config:
+    return resolved(config, prepared.encoding, len(prepared.train))
+
+
+def with_columns(encoding: Any, **updates: Any) -> TabularEncoding:
+    """The encoding whose categorical columns are changed so."""
+    assert isinstance(encoding, TabularEncoding)
+    columns = [
+        column.model_copy(update={k: v(column) for k, v in updates.items()})
+        if isinstance(column, Categorical)
+        else column
+        for column in encoding.columns
+    ]
+    return replace(encoding, columns=tuple(columns))
+
+
+def test_a_model_of_the_same_columns_and_networks_fits(
+    config: Config, prepared: Prepared, bundle: Bundle
+) -> None:
+    assert misfit(bundle, planned(config, prepared), prepared.encoding) is None
+    other_prior = changed(config, model__prior="standard", model__components=8)
+    assert misfit(bundle, planned(other_prior, prepared), prepared.encoding) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model__hidden_dim": 8}, "model.hidden_dim"),
+        ({"model__members": 1}, "its model.members is 3, this one's 1"),
+        ({"model__likelihood": "student_t"}, "model.likelihood"),
+    ],
+)
+def test_another_network_is_named(
+    config: Config, prepared: Prepared, bundle: Bundle, change: dict[str, Any], said: str
+) -> None:
+    found = misfit(bundle, planned(changed(config, **change), prepared), prepared.encoding)
+    assert found is not None
+    assert said in found
+
+
+def test_another_level_is_named(config: Config, prepared: Prepared, bundle: Bundle) -> None:
+    grown = with_columns(prepared.encoding, levels=lambda column: (*column.levels, "new"))
+    found = misfit(bundle, planned(config, prepared), grown)
+    assert found is not None
+    assert "has other levels" in found
+
+
+def test_other_columns_and_kinds_are_named(
+    config: Config, image_config: ImageConfig, prepared: Prepared, bundle: Bundle,
+    image_prepared: Prepared, image_bundle: Bundle,
+) -> None:  # fmt: skip
+    assert isinstance(prepared.encoding, TabularEncoding)
+    fewer = replace(prepared.encoding, columns=prepared.encoding.columns[1:])
+    assert "its columns are" in str(misfit(bundle, planned(config, prepared), fewer))
+    ready = planned(image_config, image_prepared), image_prepared.encoding
+    assert misfit(image_bundle, *ready) is None
+    assert misfit(bundle, *ready) == "it is a model of kind tabular"
+
+
+def test_the_order_of_levels_is_the_earlier_ones_where_they_are_the_same(
+    prepared: Prepared,
+) -> None:
+    """It says which was frequent, and nothing else."""
+    turned = with_columns(prepared.encoding, levels=lambda column: column.levels[::-1])
+    assert turned != prepared.encoding
+    assert aligned(turned, prepared.encoding).to_json() == prepared.encoding.to_json()
+    grown = with_columns(turned, levels=lambda column: (*column.levels, "new"))
+    assert aligned(grown, prepared.encoding).to_json() == grown.to_json()
+
+
+def test_the_model_starts_where_the_other_ended(fitted: Fitted) -> None:
+    from anomaly_vae.generation import restored
+
+    model = restored(fitted.bundle)
+    for weight in model.parameters():
+        torch.nn.init.zeros_(weight)
+    start_from(model, fitted.bundle)
+    wanted = fitted.model.state_dict()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, wanted[name])
+
+
+def test_a_warm_fit_is_better_from_its_first_epoch_and_is_reproducible(
+    config: Config, prepared: Prepared, fitted: Fitted
+) -> None:
+    one = changed(config, training__epochs=1)
+    cold = fit_bundle(one, prepared, {})
+    warm, again = (fit_bundle(one, prepared, {}, start=fitted.bundle) for _ in range(2))
+    assert warm.history.best.validation_elbo > cold.history.best.validation_elbo
+    assert warm.bundle.digest == again.bundle.digest
+    assert warm.bundle.manifest["training"]["warm_start"] == fitted.bundle.digest
+    assert "warm_start" not in cold.bundle.manifest["training"]

@@ -1,0 +1,36 @@
+"""How often the promise is doubted for nothing, and how soon after a shift, by simulation."""
+
+import numpy as np
+import pytest
+
+from benchmarks.guarantee import SETTINGS, SHIFTS, Setting, delays, quiet
+
+USUAL = Setting(2_000, 0.01, share=0.01)
+
+
+def test_a_large_shift_is_noticed_at_once():
+    found = delays(USUAL, SHIFTS["up by 1 σ"], streams=5)
+    assert found["noticed"].max() <= 500
+    assert (found["noticed"] <= found["broken"]).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "setting", SETTINGS, ids=lambda setting: f"{setting.title}, {setting.share}"
+)
+def test_it_stays_quiet_at_its_stated_rate(setting):
+    """Doubtful at 1% of all moments at most, broken at 0.1%, over 60 calibration samples."""
+    found = quiet(setting, streams=60)
+    assert found["doubtful"] <= 0.01
+    assert found["broken"] <= 0.001 + 3 * np.sqrt(0.001 / 60)
+    assert found["ever_broken"] <= 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("shift", "rows"), [
+    ("up by 0.2 σ", 10_000), ("up by 0.5 σ", 1_000), ("up by 1 σ", 500),
+    ("1.3 times as wide", 3_000), ("down by 0.3 σ", 2_500),
+])  # fmt: skip
+def test_a_shift_is_noticed_within_so_many_rows(shift, rows):
+    found = delays(USUAL, SHIFTS[shift], streams=30)
+    assert (found["noticed"] <= rows).sum() >= 27

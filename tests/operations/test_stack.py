@@ -1,0 +1,236 @@
+"""The system that docker-compose.yml describes, run without Docker: see `tests.compose`."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import urlencode
+from urllib.request import Request, urlopen
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.compose import Stack, stack
+
+KEY = "a key of the tests"
+DIGEST = hashlib.sha256(KEY.encode()).hexdigest()
+VARIABLES = {
+    "POSTGRES_PASSWORD": "p@ss/w%rd: not a good one",
+    "MLFLOW_ADMIN_PASSWORD": "an administrator's",
+    "MLFLOW_SCORING_PASSWORD": "a reader's password",
+    "MLFLOW_SECRET_KEY": "what forms are signed with",
+    "API_KEYS": f"tests:score+admin:{DIGEST}",
+    "PROMETHEUS_KEY": "what Prometheus says",
+    "GRAFANA_PASSWORD": "nobody asks for it here",
+    "TRANSACTIONS": "2500",
+    "SCANS": "150",
+    "TRAIN_OPTIONS": "--set training.epochs=1",
+    "RELOAD_SECONDS": "1",
+}
+FASTER = {
+    r"(interval|timeout): \d+s": r"\1: 1s",
+    r"for: (\d+)m": r"for: \1s",
+    r"age_seconds > 300": "age_seconds > 5",
+}
+"""A second of the test is a quarter of a minute to Prometheus, and a minute to its alerts."""
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(
+        not shutil.which("prometheus"),
+        reason="needs prometheus and promtool (Debian: apt-get install prometheus)",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Everything but Grafana, started in the order of `depends_on`."""
+    with stack(tmp_path_factory.mktemp("stack"), VARIABLES, faster=FASTER) as one:
+        one.start("mlflow")
+        done = one.run("train")
+        assert done.returncode == 0, done.stderr.decode()
+        one.start("scoring")
+        one.start("prometheus")
+        yield one
+
+
+def ask(address: str, body: Any = None, **headers: str) -> Any:
+    """A request of one who has the key; its answer."""
+    data = None if body is None else json.dumps(body).encode()
+    known = {"X-API-Key": KEY, "content-type": "application/json", **headers}
+    with urlopen(Request(f"http://{address}", data, known), timeout=30) as answer:
+        content = answer.read()
+    return json.loads(content) if content.startswith(b"{") else content
+
+
+def refusal(address: str, body: Any = None, **headers: str) -> int:
+    """The status of a request that is refused."""
+    with pytest.raises(HTTPError) as refused:
+        ask(address, body, **headers)
+    refused.value.close()
+    return refused.value.code
+
+
+def score(one: Stack, records: list[dict[str, Any]]) -> Any:
+    """Have records scored."""
+    place = one.address("scoring", 8000)
+    return ask(f"{place}/models/fraud/score", {"records": records})
+
+
+def query(one: Stack, expression: str) -> list[dict[str, Any]]:
+    """What Prometheus finds."""
+    place = one.address("prometheus", 9090)
+    found = ask(f"{place}/api/v1/query?{urlencode({'query': expression})}")
+    result: list[dict[str, Any]] = found["data"]["result"]
+    return result
+
+
+def firing(one: Stack) -> set[str]:
+    """The alerts that fire."""
+    return {found["metric"]["alertname"] for found in query(one, 'ALERTS{alertstate="firing"}')}
+
+
+def anomaly_vae(one: Stack, *arguments: str) -> bytes:
+    """A command of the administrator, in the folder of the job; what it prints."""
+    return subprocess.run(
+        ["anomaly-vae", *arguments],
+        env=one.environment("train"), cwd=one.cwd("train"), check=True, capture_output=True,
+    ).stdout  # fmt: skip
+
+
+def as_sent(one: Stack, rows: int) -> list[dict[str, Any]]:
+    """Rows that the job simulated."""
+    table = pq.read_table(one.cwd("train") / "data" / "transactions.parquet").slice(0, rows)
+    return [{**row, "TX_DATETIME": row["TX_DATETIME"].isoformat()} for row in table.to_pylist()]
+
+
+def test_a_score_reaches_prometheus(running: Stack) -> None:
+    records = as_sent(running, 300)
+    answer = score(running, records[:1])
+    assert (answer["model"]["version"], answer["model"]["alias"]) == ("1", "champion")
+    running.wait(lambda: query(running, 'anomaly_vae_scored_records_total{model="fraud"}'))
+    score(running, records)
+    wanted = 'anomaly_vae_scored_records_total{model="fraud"} == 301'
+    running.wait(lambda: query(running, wanted))
+    running.wait(lambda: query(running, "model_version:anomaly_vae_flagged:ratio1h"))
+    running.wait(lambda: query(running, "route:anomaly_vae_request_duration_seconds:p99_5m"))
+    (age,) = query(running, 'model_version:anomaly_vae_model:age_seconds{model="fraud"}')
+    assert 0 < float(age["value"][1]) < 900
+    assert not firing(running)
+
+
+def test_both_models_are_served(running: Stack) -> None:
+    found = ask(f"{running.address('scoring', 8000)}/models")
+    assert {one["name"] for one in found["models"]} == {"fraud", "scans"}
+
+
+def test_the_service_may_read_mlflow_and_change_nothing(running: Stack) -> None:
+    place = f"{running.address('mlflow', 5000)}/api/2.0/mlflow/registered-models/alias"
+    account = f"scoring:{VARIABLES['MLFLOW_SCORING_PASSWORD']}"
+    basic = f"Basic {base64.b64encode(account.encode()).decode()}"
+    found = ask(f"{place}?name=fraud&alias=champion", Authorization=basic)
+    assert found["model_version"]["version"] == "1"
+    alias = {"name": "fraud", "alias": "champion", "version": "1"}
+    assert refusal(place, alias, Authorization=basic) == 403
+    assert refusal(place, alias) == 401
+
+
+def test_mlflow_knows_the_name_it_has_for_others_and_no_strange_one(running: Stack) -> None:
+    place = running.address("mlflow", 5000)
+    assert ask(f"{place}/health", Host="mlflow:5000") == b"OK"
+    route = f"{place}/api/2.0/mlflow/registered-models/alias?name=fraud&alias=champion"
+    assert refusal(route, Host="mlflow:5000") == 401
+    assert refusal(route, Host="strange.example") == 403
+
+
+def test_keys_are_asked_for_on_both_ports(running: Stack) -> None:
+    public, internal = (running.address("scoring", port) for port in (8000, 8001))
+    assert refusal(f"{public}/models", **{"X-API-Key": "another"}) == 401
+    assert refusal(f"{internal}/metrics", **{"X-API-Key": "another"}) == 401
+    assert refusal(f"{internal}/metrics") == 403
+    assert refusal(f"{public}/metrics") == 404
+
+
+def test_a_promotion_reaches_the_service(running: Stack) -> None:
+    config = str(dict(running.places("train"))["/etc/anomaly-vae"]) + "/fraud.yaml"
+    alpha = "calibration.alpha=0.02"
+    anomaly_vae(running, "calibrate", config, "--model", "models:/fraud/1", "--set", alpha)
+    anomaly_vae(running, "promote", "fraud", "--force", "--reason", "a test of the stack")
+    running.wait(lambda: score(running, as_sent(running, 1))["model"]["version"] == "2")
+    served = 'anomaly_vae_model_alpha_ratio{model="fraud",version="2"} == 0.02'
+    running.wait(lambda: query(running, served))
+
+
+def test_starting_again_changes_nothing(running: Stack) -> None:
+    """Neither what was promoted since, nor the versions that there are."""
+    done = running.run("train")
+    assert done.returncode == 0, done.stderr.decode()
+    listed = json.loads(anomaly_vae(running, "models"))["models"]
+    assert [(one["name"], one["versions"], one["aliases"]["champion"]) for one in listed] == [
+        ("fraud", ["1", "2"], "2"),
+        ("scans", ["1"], "1"),
+    ]
+
+
+def test_strange_traffic_raises_an_alert(running: Stack) -> None:
+    strange = [{**row, "TX_AMOUNT": 1e6} for row in as_sent(running, 200)]
+    for _ in range(5):
+        score(running, strange)
+        time.sleep(1.1)  # between two scrapes
+    running.wait(lambda: "AnomalyVAETooManyFlags" in firing(running))
+
+
+def test_a_registry_that_is_gone_stops_no_score(running: Stack) -> None:
+    running.stop("mlflow")
+    running.wait(lambda: "AnomalyVAEReloadFailing" in firing(running))
+    assert score(running, as_sent(running, 1))["model"]["version"] == "2"
+    running.start("mlflow")
+    running.wait(lambda: "AnomalyVAEReloadFailing" not in firing(running))
+
+
+def test_a_full_service_refuses_and_says_so(running: Stack) -> None:
+    for _ in range(3):
+        crowd(running, 400)
+        time.sleep(1.1)  # between two scrapes
+    running.wait(lambda: "AnomalyVAEFull" in firing(running))
+    running.wait(lambda: "AnomalyVAESlow" in firing(running))
+    assert score(running, as_sent(running, 1))["results"]
+
+
+def crowd(one: Stack, size: int) -> None:
+    """So many clients at once that are slow to send what they have to say."""
+    host, _, port = one.address("scoring", 8000).partition(":")
+    body = b'{"records": [{}]}'
+    head = "POST /models/fraud/score HTTP/1.1\r\nhost: localhost\r\n"
+    head += f"x-api-key: {KEY}\r\ncontent-type: application/json\r\n"
+    head += f"content-length: {len(body)}\r\n\r\n"
+    with ExitStack() as held:
+        clients = [
+            held.enter_context(socket.create_connection((host, int(port)), 30)) for _ in range(size)
+        ]
+        for client in clients:
+            client.sendall(head.encode())
+        time.sleep(1.5)
+        for client in clients:
+            with suppress(OSError):  # it was refused, and closed
+                client.sendall(body)
+                client.recv(65536)
+
+
+def test_a_service_that_stops_is_noticed(running: Stack) -> None:
+    assert running.stop("scoring") == 0
+    running.wait(lambda: "AnomalyVAEDown" in firing(running))
+    running.start("scoring")
+    running.wait(lambda: "AnomalyVAEDown" not in firing(running))
