@@ -6,7 +6,8 @@ peers answer the same request: an empty POST endpoint of FastAPI and a bare ASGI
 under uvicorn with uvloop and httptools like ours, and `mlflow models serve` of the registered fast
 model. All servers run side by side with one worker; rounds go over all of them in turn, with one
 client that asks again as soon as it is answered, and with 32. A second table has ours and the
-empty endpoint each writing a line for every request, which the first leaves out.
+empty endpoint each writing a line for every request, which the first leaves out. A third has what
+one client waits while another sends 10,000 records in each request.
 
 CPU-seconds are of the server's processes and threads alone, from the kernel's scheduler (Linux);
 ratios are taken within a round. Ready is from the start of the process to the first answer.
@@ -25,6 +26,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +40,8 @@ FAST, DEFAULT = "ours, preset: fast", "ours"
 EMPTY, BARE = "empty FastAPI endpoint", "bare ASGI"
 INPUTS, SPLIT = "mlflow models serve, inputs", "mlflow models serve, dataframe_split"
 LOGGED = ", a line for each request"
+BESIDE = ", beside 10,000 records"
+CROWD = 10_000
 CLIENTS = (1, 32)
 ROUNDS, SHORT_ROUNDS = 7, 3
 REQUESTS, SHORT_REQUESTS = 6000, 1000
@@ -45,6 +49,8 @@ REQUESTS, SHORT_REQUESTS = 6000, 1000
 WARM = 1000
 """Requests before those of a measurement: every size of batch has been seen by then."""
 ROWS = 6000
+CROWD_SECONDS = 3.0
+"""Until it asks."""
 PATIENCE = 120.0
 """Seconds that a server may take to answer first."""
 PRESETS = {FAST: "fast", DEFAULT: "default"}
@@ -133,6 +139,8 @@ class Server:
     body: bytes
     share: float = 1.0
     logs: bool = False
+    crowd: bytes = b""
+    """what another client sends all the while"""
 
 
 @dataclass
@@ -147,7 +155,25 @@ class Running:
 
     def ask(self, clients: int, count: int) -> Load:
         """So many requests of so many clients."""
-        return load("127.0.0.1", self.port, self.request, clients, count)
+        with self._crowded():
+            return load("127.0.0.1", self.port, self.request, clients, count)
+
+    @contextmanager
+    def _crowded(self) -> Iterator[None]:
+        """Another client that asks as well, from a process of its own."""
+        if not self.server.crowd:
+            yield
+            return
+        request = _http(self.server.path, self.server.crowd)
+        endless = "127.0.0.1", self.port, request, 1, 1_000_000
+        other = get_context("spawn").Process(target=load, args=endless)
+        other.start()
+        time.sleep(CROWD_SECONDS)
+        try:
+            yield
+        finally:
+            other.kill()
+            other.join()
 
     def cpu_seconds(self) -> float:
         """What all its threads have taken so far."""
@@ -168,12 +194,14 @@ class Running:
 
 def servers(models: Models) -> Iterator[Server]:
     """Ours and its peers, all asked the same."""
-    record = json.loads(rows(1).to_json(orient="records"))[0]
+    records = json.loads(rows(CROWD).to_json(orient="records"))
+    record, crowd = records[0], json.dumps({"records": records}).encode()
     ask = json.dumps({"records": [record]}).encode()
     for name, preset in PRESETS.items():
         command = (*PROGRAM, "serve", "--model", str(models.bundle(preset)), "--port", "{port}")
         yield Server(name, command, "/score", ask)
         yield Server(name + LOGGED, command, "/score", ask, logs=True)
+        yield Server(name + BESIDE, command, "/score", ask, 0.2, crowd=crowd)
     for name, app in ((EMPTY, "empty"), (BARE, "bare")):
         command = (sys.executable, "-m", "benchmarks.serving_peers", app, "{port}")
         yield Server(name, command, "/score", ask)
@@ -261,7 +289,7 @@ def run(options: Options) -> None:
     wanted = [server for server in servers(models) if options.wants(server.name)]
     rounds = range(SHORT_ROUNDS if options.short else ROUNDS)
     count = SHORT_REQUESTS if options.short else REQUESTS
-    plan = [(r, c, s) for r in rounds for c in CLIENTS for s in wanted]
+    plan = [(r, c, s) for r in rounds for c in CLIENTS for s in wanted if c == 1 or not s.crowd]
     todo = [(r, c, s) for r, c, s in plan if (s.name, c, r) not in found]
     with ExitStack() as stack:
         start = cache(lambda server: stack.enter_context(running(server, models)))
@@ -289,12 +317,23 @@ def measure(running: Running, clients: int, count: int) -> dict[str, float]:
 
 
 def report(rows: pd.DataFrame) -> str:
-    """Without lines for requests, and with."""
-    logged = rows["server"].str.endswith(LOGGED)
-    parts = [_table(rows[~logged], EMPTY)]
+    """Without lines for requests, with them, and beside large requests."""
+    logged, beside = (rows["server"].str.endswith(kind) for kind in (LOGGED, BESIDE))
+    parts = [_table(rows[~logged & ~beside], EMPTY)]
     if logged.any():
         parts.append(_table(rows[logged], EMPTY + LOGGED))
+    if beside.any():
+        parts.append(_waits(rows[beside]))
     return "\n".join(parts)
+
+
+def _waits(rows: pd.DataFrame) -> str:
+    """What one client waits, in the median round."""
+    kept = rows.groupby("server", sort=False)[["median_ms", "p99_ms", "per_second"]].median()
+    heads = ("server", "median ms", "p99 ms", "requests/s")
+    return markdown(
+        heads, [(name, *(f"{v:.2f}" for v in line)) for name, *line in kept.itertuples()]
+    )
 
 
 def _table(rows: pd.DataFrame, base: str) -> str:
