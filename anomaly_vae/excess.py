@@ -43,10 +43,11 @@ class Excess:
         if self.p_value > LEVEL:
             return ""
         return (
-            f"calibration rows score higher than held-out training rows (p = {self.p_value:.2g}): "
-            f"about {self.share:.1%} of them are anomalies that nobody labelled, or the data have "
-            f"drifted; anomalies among them hide others. Label those among the rows above "
-            f"{self.above:.4g}, or leave the highest out by calibration.trim"
+            f"calibration rows score higher than held-out training rows (p = {self.p_value:.2g}), "
+            f"as if about {self.share:.1%} of them did not belong. Where splits follow time the "
+            "data may have drifted; else there may be anomalies that nobody labelled, which hide "
+            f"others: label those of the rows above {self.above:.4g}, or leave the highest out by "
+            "calibration.trim"
         )
 
     def to_json(self) -> dict[str, Any]:

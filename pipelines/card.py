@@ -245,7 +245,7 @@ def _calibration(manifest: Mapping[str, Any]) -> Section:
     figures = summary.get("figures", {})
     promise = PROMISES.get(summary["method"], NO_WORDS)
     words = {"alpha": f"{summary['alpha']:.3g}", "confidence": f"{1 - figures.get('delta', 0):g}"}
-    note = (figures["note"],) if "note" in figures else ()
+    note = (_sentence(figures["note"]),) if "note" in figures else ()
     text = (promise.text.format(**words), f"It assumes that {promise.assumes}.", *note)
     rows = [(key, summary[key]) for key in ("method", "alpha", "threshold")]
     rows.append(("normal rows it was chosen from", summary["n"]))
@@ -255,6 +255,10 @@ def _calibration(manifest: Mapping[str, Any]) -> Section:
         if isinstance(value, int | float)
     ]
     return Section("Calibration", text, Table(("", ""), tuple(rows)), ("calibration",))
+
+
+def _sentence(note: str) -> str:
+    return f"{note[:1].upper()}{note[1:]}."
 
 
 def _groups(calibration: Mapping[str, Any]) -> Iterator[Section]:
