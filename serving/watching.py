@@ -122,7 +122,7 @@ class Watches:
     """
 
     def __init__(self, folder: str | None) -> None:
-        self._folder = Path(folder) if folder else None
+        self._folder = _place(Path(folder)) if folder else None
         self._known: dict[str, tuple[Served, Watch]] = {}
 
     def of(self, served: Served) -> Watch:
@@ -151,13 +151,20 @@ class Watches:
         return Watch(served.monitor, window, partial(locked, self._folder))
 
 
+def _place(folder: Path) -> Path:
+    """A folder whose lock is only ever held for an instant: that of all is held over a fetch."""
+    place = folder / "watches"
+    place.mkdir(exist_ok=True)
+    return place
+
+
 def _shared(folder: Path, served: Served) -> Counts:
     """The memory of the window that worker processes share, in the file of this version.
 
     The file of another version is replaced, never changed: processes that still serve that one
     count where they did, until they follow.
     """
-    path = folder / f"watch-{sha256(served.name.encode()).hexdigest()[:32]}"
+    path = folder / sha256(served.name.encode()).hexdigest()[:32]
     digest, size = served.digest.encode().ljust(DIGEST_BYTES), shape(served.monitor)
     with locked(folder):
         if not path.exists() or path.read_bytes()[:DIGEST_BYTES] != digest:

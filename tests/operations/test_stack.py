@@ -184,12 +184,23 @@ def test_starting_again_changes_nothing(running: Stack) -> None:
     ]
 
 
-def test_strange_traffic_raises_an_alert(running: Stack) -> None:
-    strange = [{**row, "TX_AMOUNT": 1e6} for row in as_sent(running, 200)]
+def test_one_record_again_and_again_raises_a_doubt(running: Stack) -> None:
+    """None is flagged, and yet they are not like the calibration rows."""
+    rows = as_sent(running, 50)
+    found = score(running, rows)["results"]
+    usual = min(zip(rows, found, strict=True), key=lambda pair: abs(pair[1]["p_value"] - 0.5))[0]
+    score(running, [usual] * 900)
+    running.wait(lambda: "AnomalyVAEGuaranteeDoubtful" in firing(running))
+    assert score(running, [usual])["guarantee_status"] == "doubtful"
+
+
+def test_strange_traffic_raises_alerts(running: Stack) -> None:
+    strange = [{**row, "TX_AMOUNT": 1e6, "TX_CHANNEL": None} for row in as_sent(running, 200)]
     for _ in range(5):
         score(running, strange)
         time.sleep(1.1)  # between two scrapes
-    running.wait(lambda: "AnomalyVAETooManyFlags" in firing(running))
+    raised = {"TooManyFlags", "GuaranteeBroken", "MissingValues", "Drift"}
+    running.wait(lambda: {f"AnomalyVAE{name}" for name in raised} <= firing(running))
 
 
 def test_a_registry_that_is_gone_stops_no_score(running: Stack) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from anomaly_vae.detector import Detections
+from anomaly_vae.files import locked
 from anomaly_vae.monitoring import BLOCKS
 from serving.store import Source, Store, load
 from serving.watching import Watches
@@ -147,6 +148,13 @@ def test_a_window_is_bounded_however_much_comes_at_once(served):
     watch.observe(some(100_000, 0.5), None)
     most = (BLOCKS + 1) * served.monitor.block_rows
     assert most / 2 < watch.report().rows <= most
+
+
+@pytest.mark.timeout(60)
+def test_a_worker_that_looks_at_the_registry_holds_up_nobody(served, tmp_path):
+    """Whoever looks holds the folder all the while, and its own event loop must not wait for it."""
+    with locked(tmp_path):
+        assert Watches(str(tmp_path)).of(served).report().status == "holding"
 
 
 def test_workers_watch_together(tmp_path, folder, records):
