@@ -109,7 +109,7 @@ def _metric(old: Contender, new: Contender, policy: PromotionConfig) -> Change |
         truth.anomaly[known],
         policy.metric,
         policy.confidence,
-        None if truth.group is None else truth.group[known],
+        truth.units(known),
     )
 
 
@@ -126,7 +126,7 @@ def _slices(old: Contender, new: Contender, policy: PromotionConfig) -> list[Sli
         truth.anomaly[known],
         new.bundle.detector.calibration.alpha,
         policy.confidence,
-        None if truth.group is None else truth.group[known],
+        truth.units(known),
     )
 
 

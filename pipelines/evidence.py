@@ -76,8 +76,7 @@ def _kept(levels: Levels, encoding: Encoding, column: str) -> Levels:
 
 def _held_out(data: Dataset) -> Positions:
     """Rows like the training rows, as exchangeable as those that calibrate."""
-    rows = data.assignment.rows(VALIDATION)
-    return rows if data.rows.group is None else one_of_each(rows, data.rows.group)
+    return one_of_each(data.assignment.rows(VALIDATION), data.rows.group)
 
 
 def _levels(data: Dataset, column: str, rows: Positions) -> Levels:

@@ -89,7 +89,7 @@ class Reporter:
         judged, wish = self.judged, self.wish
         rows, calibration = judged.known, judged.detector.calibration
         found, anomaly = judged.decisions(rows), self._of(judged.truth.anomaly)
-        group = None if judged.truth.group is None else self._of(judged.truth.group)
+        group = judged.truth.units(rows)
         figures = replace(
             judged.evaluate(None, wish.confidence, wish.top), **self._cards(), **self._savings()
         )
@@ -140,8 +140,7 @@ class Reporter:
             return {}
         found = self.judged.decisions(self.judged.known)
         savings = Savings.of(found, anomaly, wish.costs, amounts, wish.weight)
-        group = self.judged.truth.group
-        units = None if group is None else self._of(group)
+        units = self.judged.truth.units(self.judged.known)
         return {
             "cost_saved": savings.per_1000(),
             "cost_saved_interval": savings.interval(anomaly, units, wish.confidence),
