@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from anomaly_vae import plots
 from anomaly_vae.arrow import levels_from_arrow, numbers_from_arrow
-from anomaly_vae.columns import Levels
+from anomaly_vae.columns import Levels, levels_of
 from anomaly_vae.config import CostConfig
 from anomaly_vae.errors import DataError
 from anomaly_vae.evaluation import TOP
 from anomaly_vae.leakage import Alone, Twins, alone, warnings
 from anomaly_vae.report import Report
-from anomaly_vae.schema import ColumnType, RawBatch
-from anomaly_vae.slices import column_slices, levels_of
+from anomaly_vae.schema import DISCRETE, RawBatch
+from anomaly_vae.slices import column_slices
 from anomaly_vae.uniformity import steps
 from anomaly_vae.worth import Cards, Savings
 from pipelines import console
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from anomaly_vae.registry import Run
 
 Mask = NDArray[np.bool_]
-SLICED = (ColumnType.BINARY, ColumnType.CATEGORICAL)
 SHOWN_SLICES = 12
 GROUP = "group"
 """What an index of images calls the unit of each."""
@@ -164,7 +163,7 @@ class Reporter:
             if name in judged.truth.table.column_names:
                 columns[name] = levels_from_arrow(judged.truth.table.column(name))[0]
         for column in judged.detector.scorer.schema.columns:
-            if judged.batch and column.type in SLICED:
+            if judged.batch and column.type in DISCRETE:
                 columns.setdefault(column.name, levels_of(judged.batch.values[column.name]))
         return {name: levels.take(judged.known) for name, levels in columns.items()}
 
