@@ -263,10 +263,8 @@ def log(run: Run, judged: Judged, report: Report) -> None:
     run.log_json(report.figures.to_json(), "evaluation.json")
     run.log_json(report.findings(), "findings.json")
     run.log_figure(plots.score_histogram(judged.detector, score, anomaly), "plots/scores.png")
-    if report.p_values:
-        run.log_figure(plots.p_values(report.p_values, report.figures.alpha), "plots/p_values.png")
-    if report.slices:
-        run.log_figure(plots.slices(report.slices, report.figures.alpha), "plots/slices.png")
+    for name, figure in plots.findings(report).items():
+        run.log_figure(figure, f"plots/{name}.png")
     if report.figures.auroc is not None:
         run.log_figure(plots.ranking(score, anomaly, report.figures), "plots/ranking.png")
 
