@@ -184,6 +184,15 @@ def load(path: str | Path, digest: str | None = None) -> Bundle:
     return from_files(_verified(folder, sums), folder)
 
 
+def is_sound(path: str | Path, digest: str) -> bool:
+    """Whether the bundle of this digest is in a folder, whole and readable."""
+    try:
+        load(path, digest)
+    except (BundleError, OSError):
+        return False
+    return True
+
+
 def from_files(files: Mapping[str, bytes], folder: Path = Path("in memory")) -> Bundle:
     """The inverse of `Bundle.files`; ``folder`` is how errors call it.
 

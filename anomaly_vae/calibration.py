@@ -86,7 +86,7 @@ def calibrate(
     if not 0 < alpha < 1:
         raise CalibrationError(f"alpha must lie between 0 and 1, got {alpha:g}")
     check_resolvable(len(sample), alpha)
-    choose = {"conformal": conformal_threshold, "quantile": _quantile_threshold}[method]
+    choose = {"conformal": conformal_threshold, "quantile": quantile_threshold}[method]
     return Calibration(method, alpha, choose(sample, alpha), sample)
 
 
@@ -133,6 +133,11 @@ def conformal_threshold(sample: Scores, alpha: float) -> float:
     m += (m + 1) / (n + 1) <= alpha
     m -= m / (n + 1) > alpha
     return float(sample[n - m])
+
+
+def quantile_threshold(sample: Scores, alpha: float) -> float:
+    """The empirical (1 − alpha) quantile, without the finite-sample correction."""
+    return float(np.quantile(sample, 1 - alpha, method="higher"))
 
 
 def weighted_p_values(weights: Scores) -> Scores:
@@ -223,11 +228,6 @@ def promised_ranks(calibration: Calibration) -> float:
     if len(scores) < scores_needed(alpha) or alpha >= 1:
         return min(alpha * (len(scores) + 1), len(scores))
     return scores_reaching(replace(calibration, threshold=conformal_threshold(scores, alpha)))
-
-
-def _quantile_threshold(sample: Scores, alpha: float) -> float:
-    """The empirical (1 − alpha) quantile, without the finite-sample correction."""
-    return float(np.quantile(sample, 1 - alpha, method="higher"))
 
 
 def _or_raise(n: float) -> str:

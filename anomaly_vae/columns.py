@@ -43,6 +43,18 @@ class Levels:
         return table[self.codes]
 
 
+def levels_of(values: Levels | NDArray[np.floating[Any]]) -> Levels:
+    """The levels of a column; of zeros and ones (N,), their names."""
+    if isinstance(values, Levels):
+        return values
+    return Levels(np.nan_to_num(values, nan=-1.0).astype(np.int32), ("0", "1"))
+
+
+def slice_name(column: str, level: str | None) -> str:
+    """The rows that have a level, or where it is missing none, as people read it."""
+    return f"{column} = {'(missing)' if level is None else level}"
+
+
 @dataclass(frozen=True, slots=True)
 class CellProblem:
     """What is wrong with the cell of this row."""

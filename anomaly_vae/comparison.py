@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from anomaly_vae.bootstrap import Ranking, draws, interval
-from anomaly_vae.columns import Levels
+from anomaly_vae.columns import Levels, slice_name
 from anomaly_vae.evaluation import rate
 from anomaly_vae.slices import parts
 
@@ -162,7 +162,7 @@ def slice_changes(
     """
     kinds: tuple[tuple[Figure, Mask], ...] = (("recall", anomaly), ("fpr", ~anomaly))
     slices = [
-        (f"{column} = {'(missing)' if level is None else level}", figure, inside & kind)
+        (slice_name(column, level), figure, inside & kind)
         for column, level, inside in parts(columns)
         for figure, kind in kinds
         if (inside & kind).sum() >= FEWEST

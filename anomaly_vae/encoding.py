@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from anomaly_vae.columns import Levels
+from anomaly_vae.columns import Levels, levels_of
 from anomaly_vae.schema import (
     MAX_LEVELS,
     MIN_COUNT,
@@ -166,7 +166,7 @@ class Binary(_Linear):
 
     def levels_of(self, x: NDArray[Any]) -> Levels:
         """(N, 1) → the levels 0 and 1."""
-        return Levels(np.nan_to_num(x[:, 0], nan=-1.0).astype(np.int32), ("0", "1"))
+        return levels_of(x[:, 0])
 
 
 class Categorical(_Encoded):

@@ -14,12 +14,11 @@ from scipy.stats import beta, betabinom, ks_2samp, t
 from anomaly_vae.bootstrap import Counts, Ranking, draws, enough, intervals
 from anomaly_vae.calibration import Calibration, promised_ranks
 from anomaly_vae.detector import Detections
-from anomaly_vae.splits import one_of_each
+from anomaly_vae.splits import DAY, one_of_each
 
 Mask = NDArray[np.bool_]
 Figure = Callable[[Counts | None], float]
 """Of rows that count so often; None: once each."""
-DAY = 86_400.0
 MOST_SLICES = 60
 TOP = 100
 """Rows, or cards of a day, that somebody looks into, unless another number is given."""
@@ -203,8 +202,7 @@ def _uniformity(
 
 def exchangeable(rows: Mask, group: NDArray[Any] | None) -> NDArray[np.intp]:
     """Positions of these rows (N,), of one row of each group where there are groups."""
-    positions = np.flatnonzero(rows)
-    return positions if group is None else one_of_each(positions, group)
+    return one_of_each(np.flatnonzero(rows), group)
 
 
 def rate(flags: Mask, confidence: float = 0.95, group: NDArray[Any] | None = None) -> Rate | None:

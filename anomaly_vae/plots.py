@@ -13,6 +13,7 @@ from anomaly_vae.detector import Detector
 from anomaly_vae.encoding import TabularEncoding
 from anomaly_vae.evaluation import Evaluation
 from anomaly_vae.images import ImageEncoding
+from anomaly_vae.report import Report
 from anomaly_vae.scoring import Explained
 from anomaly_vae.slices import ColumnSlice
 from anomaly_vae.training import History
@@ -98,6 +99,17 @@ def _with(name: str, figures: Evaluation, key: str) -> str:
     return f"{name} {getattr(figures, key):.3f} ({low:.3f} to {high:.3f})"
 
 
+def findings(report: Report) -> dict[str, Figure]:
+    """What an evaluation alone has enough in it to draw, by name."""
+    found: dict[str, Figure] = {}
+    alpha = report.figures.alpha
+    if report.p_values:
+        found["p_values"] = p_values(report.p_values, alpha)
+    if any(one.fpr for one in report.slices):
+        found["slices"] = slices(report.slices, alpha)
+    return found
+
+
 def p_values(steps: Sequence[Step], alpha: float) -> Figure:
     """The share of normal rows with a p-value of at most each level, beside what chance explains.
 
@@ -124,17 +136,17 @@ def p_values(steps: Sequence[Step], alpha: float) -> Figure:
 
 def slices(found: Sequence[ColumnSlice], alpha: float) -> Figure:
     """The false positive rate of each slice with its interval, and the limit of each."""
-    shown = [(one.name, one.fpr, one.limit) for one in found if one.fpr][:MOST_COLUMNS]
+    shown = [(one, one.fpr) for one in found if one.fpr][:MOST_COLUMNS]
     figure = Figure((7.0, 1.2 + 0.28 * len(shown)), layout="constrained")
     axes = figure.subplots()
-    for place, (_, rate, limit) in enumerate(shown):
-        colour = ORANGE if limit is not None and rate.value > limit else BLUE
+    for place, (one, rate) in enumerate(shown):
+        colour = ORANGE if one.drifted else BLUE
         axes.plot([rate.low, rate.high], [place, place], color=colour, linewidth=1.2)
         axes.plot(rate.value, place, "o", color=colour, markersize=5)
-        if limit is not None:
-            axes.plot(limit, place, "|", color="black", markersize=10)
+        if one.limit is not None:
+            axes.plot(one.limit, place, "|", color="black", markersize=10)
     axes.axvline(alpha, color="black", linewidth=1.0, linestyle=":")
-    names = [f"{name} ({rate.total:,})" for name, rate, _ in shown]
+    names = [f"{one.name} ({rate.total:,})" for one, rate in shown]
     axes.set_yticks(range(len(shown)), names, fontsize=8)
     axes.invert_yaxis()
     axes.set(xlabel=f"false positive rate (dotted: alpha = {alpha:g}; bar: the limit of chance)")

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from anomaly_vae import __version__
-from anomaly_vae.bundle import SUMS, Bundle, load
+from anomaly_vae.bundle import SUMS, Bundle, is_sound, load
 from anomaly_vae.errors import BundleError, RegistryError
 from anomaly_vae.files import atomic_folder, locked, own_temporary_folder
 from anomaly_vae.frames import frame_of
@@ -472,7 +472,7 @@ class Registry:
         if digest is None:
             raise RegistryError(f"'{uri}' was not registered by anomaly-vae: it has no digest")
         kept = cache / digest if cache else None
-        if not (kept and _is_sound(kept, digest)):
+        if not (kept and is_sound(kept, digest)):
             kept = Path(self.download(found.uri)) / "data" / BUNDLE
         return Fetched(str(kept), digest, name, found.version, alias, found.registered_at)
 
@@ -519,20 +519,12 @@ def cache_bundle(fetched: Fetched, cache: Path) -> Fetched:
     """Copy a bundle into ``cache`` under its digest, verified; a sound earlier copy is kept."""
     bundle = fetched.load()
     place = cache / bundle.digest
-    if not _is_sound(place, bundle.digest):
-        with atomic_folder(place, keep=partial(_is_sound, digest=bundle.digest)) as folder:
+    if not is_sound(place, bundle.digest):
+        with atomic_folder(place, keep=partial(is_sound, digest=bundle.digest)) as folder:
             for name, content in bundle.files.items():
                 (folder / name).write_bytes(content)
             (folder / SUMS).write_bytes((Path(fetched.path) / SUMS).read_bytes())
     return replace(fetched, path=str(place), digest=bundle.digest)
-
-
-def _is_sound(folder: Path, digest: str) -> bool:
-    try:
-        load(folder, digest)
-    except BundleError:
-        return False
-    return True
 
 
 def _has_groups(bundle: Bundle) -> bool:

@@ -38,6 +38,10 @@ class ColumnType(StrEnum):
     DATETIME = "datetime"
 
 
+DISCRETE = frozenset({ColumnType.BINARY, ColumnType.CATEGORICAL})
+"""The types of column that have levels."""
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """One column that a model reads."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from anomaly_vae.bootstrap import Ranking
 from anomaly_vae.calibration import Calibration
-from anomaly_vae.columns import Levels
+from anomaly_vae.columns import Levels, slice_name
 from anomaly_vae.detector import Detections
 from anomaly_vae.evaluation import Rate, highest_kept_rate, rate
 
@@ -42,7 +42,7 @@ class ColumnSlice:
     @property
     def name(self) -> str:
         """As people read it."""
-        return f"{self.column} = {'(missing)' if self.level is None else self.level}"
+        return slice_name(self.column, self.level)
 
     @property
     def drifted(self) -> bool:
@@ -85,14 +85,6 @@ def column_slices(
         _slice(column, level, found.part(rows), anomaly[rows], calibration, each, unit[rows])
         for column, level, rows in slices
     ]
-
-
-def levels_of(values: Levels | NDArray[np.float64]) -> Levels:
-    """The levels of a column; of zeros and ones, their names."""
-    if isinstance(values, Levels):
-        return values
-    codes = np.where(np.isnan(values), -1, values).astype(np.int32)
-    return Levels(codes, ("0", "1"))
 
 
 def parts(columns: Mapping[str, Levels]) -> Iterator[tuple[str, str | None, Mask]]:

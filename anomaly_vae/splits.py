@@ -239,12 +239,15 @@ def _check(codes: Codes, unused: Mapping[str, int]) -> None:
             )
 
 
-def one_of_each(rows: NDArray[np.intp], group: NDArray[Any]) -> NDArray[np.intp]:
+def one_of_each(rows: NDArray[np.intp], group: NDArray[Any] | None) -> NDArray[np.intp]:
     """One row of each group, chosen by a fixed seed; ``rows`` are positions, ``group`` is (N,).
 
+    Without groups each row is one.
     Rows of one group are not exchangeable with those of another, but one random row of each is
     (Dunn, Wasserman & Ramdas 2023, sec. 3.2).
     """
+    if group is None:
+        return rows
     shuffled = np.random.default_rng(0).permutation(rows)
     _, first = np.unique(group[shuffled], return_index=True)
     return np.sort(shuffled[first])

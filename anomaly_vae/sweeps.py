@@ -27,11 +27,8 @@ def budget(evidence: Evidence, wish: CalibrationConfig) -> Choice:
 
     New traffic that is exchangeable with the calibration rows is flagged with probability
     (1 + #{calibration > threshold}) / (rows + 1), as by a conformal threshold (Vovk et al. 2005).
-
-    Raises:
-        CalibrationError: too few rows for so few alerts, or no time column to tell a day by.
+    Rows that `check_budget` lets pass have such a threshold.
     """
-    check_budget(evidence, wish)
     rate, t = alert_rate(evidence, wish), _candidates(evidence)
     share = (1 + _flagged(evidence, t)) / (evidence.rows + 1)
     first = int(np.argmax(share <= rate))

@@ -17,10 +17,11 @@ from anomaly_vae.calibration import (
     Calibration,
     Groups,
     Method,
-    calibrate,
     check_resolvable,
     check_weights,
+    conformal_threshold,
     effective_rows,
+    quantile_threshold,
     scores_needed,
     scores_reaching,
     weighted_threshold,
@@ -66,8 +67,7 @@ def choose(evidence: Evidence, wish: CalibrationConfig) -> Calibration:
 
 
 def _chosen(evidence: Evidence, wish: CalibrationConfig) -> Calibration:
-    """The threshold of these rows alone."""
-    check_rows(evidence, wish)
+    """The threshold of these rows alone, which `check_rows` found to suffice."""
     kept = evidence.trimmed(wish.trim)
     choice = METHODS[wish.method](kept, wish)
     chosen = Calibration(
@@ -95,8 +95,10 @@ def _grouped(pooled: Calibration, evidence: Evidence, wish: CalibrationConfig) -
     assert wish.group, "they are of a column"
     own, small = {}, {}
     for level, rows in level_sizes(evidence).items():
+        alone = evidence.of_level(level)
         try:
-            own[level] = _chosen(evidence.of_level(level), wish)
+            check_rows(alone, wish)
+            own[level] = _chosen(alone, wish)
         except CalibrationError:
             small[level] = rows
     told = {"small_groups": small, "ungrouped": int((evidence.levels.codes < 0).sum())}
@@ -178,7 +180,7 @@ def check_rows(evidence: Evidence, wish: CalibrationConfig) -> None:
 def _conformal(evidence: Evidence, wish: CalibrationConfig) -> Choice:
     """See `calibration.conformal_threshold`, or `weighted_threshold` where there are weights."""
     if evidence.weights is None:
-        return Choice(calibrate(evidence.normal, wish.alpha).threshold)
+        return Choice(conformal_threshold(evidence.normal, wish.alpha))
     figures = {
         "effective_rows": effective_rows(evidence.weights),
         "largest_weight": float(evidence.weights.max()),
@@ -188,7 +190,7 @@ def _conformal(evidence: Evidence, wish: CalibrationConfig) -> Choice:
 
 def _quantile(evidence: Evidence, wish: CalibrationConfig) -> Choice:
     """The empirical quantile: no promise about a finite sample."""
-    return Choice(calibrate(evidence.normal, wish.alpha, "quantile").threshold)
+    return Choice(quantile_threshold(evidence.normal, wish.alpha))
 
 
 METHODS: dict[Method, Callable[[Evidence, CalibrationConfig], Choice]] = {

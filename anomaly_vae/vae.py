@@ -8,7 +8,7 @@ these, but for data and noise that all of them share.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
@@ -46,13 +46,6 @@ class Inference(NamedTuple):
     """(N, K, L)"""
     outputs: Tensor
     """(N, K, n_outputs): what the decoder makes of z"""
-
-
-class Likelihood(Protocol):
-    """Decoder outputs → distribution over x."""
-
-    def __call__(self, outputs: Tensor) -> Distribution:
-        """(..., n_outputs) → distribution over (..., F)"""
 
 
 class VAE(nn.Module):

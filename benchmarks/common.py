@@ -6,6 +6,7 @@ import datetime as dt
 import os
 import platform
 import shlex
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -168,6 +169,12 @@ def environment() -> str:
         f"anomaly-vae {__version__}, Python {platform.python_version()}, {versions}.\n"
         f"`python -m benchmarks {shlex.join(sys.argv[1:])}`\n"
     )
+
+
+def free_port() -> int:
+    """A port that nobody has."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
 
 
 def _version(package: str) -> str:

@@ -12,7 +12,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -36,7 +35,7 @@ from anomaly_vae.files import atomic_path
 from anomaly_vae.fitting import fit_bundle, prepare
 from anomaly_vae.registry import CHAMPION, Registry
 from anomaly_vae.splits import CALIBRATION, TRAIN, VALIDATION
-from benchmarks.common import Options, environment, markdown
+from benchmarks.common import Options, environment, free_port, markdown
 from pipelines.data import load_dataset
 from pipelines.simulate import write_transactions
 
@@ -222,7 +221,7 @@ def tracking(folder: Path, server: bool) -> Iterator[None]:
         if not server:
             yield
             return
-        port = str(_free_port())
+        port = str(free_port())
         command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--port"]
         artifacts = ["--artifacts-destination", str(folder / "artifacts"), "--workers", "1"]
         with _process([*command, port, *artifacts], folder, f"http://127.0.0.1:{port}/health"):
@@ -237,7 +236,7 @@ def tracking(folder: Path, server: bool) -> Iterator[None]:
 @contextmanager
 def service(folder: Path) -> Iterator[str]:
     """The service as `anomaly-vae serve` starts it; it ends in order."""
-    port = str(_free_port())
+    port = str(free_port())
     command = [sys.executable, "-m", "pipelines.cli", "serve", "--port", port]
     command += ["--model", f"models:/{NAME}@{CHAMPION}"]
     address = f"http://127.0.0.1:{port}"
@@ -275,9 +274,3 @@ def _wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(log.read_text()[-2000:]) from None
             time.sleep(0.1)
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

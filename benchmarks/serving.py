@@ -18,7 +18,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -33,7 +32,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from benchmarks.common import Figure, Ledger, Options, environment, markdown
+from benchmarks.common import Figure, Ledger, Options, environment, free_port, markdown
 from benchmarks.serving_client import Load, load
 
 FAST, DEFAULT = "ours, preset: fast", "ours"
@@ -220,7 +219,7 @@ def servers(models: Models) -> Iterator[Server]:
 @contextmanager
 def running(server: Server, models: Models) -> Iterator[Running]:
     """Start a server and wait for its first answer; end it with its whole session."""
-    port = _free_port()
+    port = free_port()
     command = [part.format(port=port) for part in server.command]
     environment = {**models.environment, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     environment |= {"ANOMALY_VAE_LOG_LEVEL": "info" if server.logs else "warning"}
@@ -269,12 +268,6 @@ def _session(leader: int) -> list[int]:
         if int(fields[3]) == leader:
             found.append(int(path.parent.name))
     return found
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 # ---------------------------------------------------------------- the run

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from anomaly_vae.columns import slice_name
 from anomaly_vae.modality import modality
 from pipelines import console
 from pipelines.models import Source
@@ -317,11 +318,9 @@ def _slices(slices: Sequence[Mapping[str, Any]]) -> Section:
 
 
 def _slice(one: Mapping[str, Any]) -> tuple[Any, ...]:
-    level = "(missing)" if one["level"] is None else one["level"]
     fpr, recall = ((one[key] or {}).get("value") for key in ("fpr", "recall"))
     above = fpr is not None and one["limit"] is not None and fpr > one["limit"]
-    name = f"{one['column']} = {level}"
-    ranked = one["average_precision"]
+    name, ranked = slice_name(one["column"], one["level"]), one["average_precision"]
     return name, one["rows"], one["anomalies"], fpr, one["limit"], recall, ranked, above
 
 

@@ -57,11 +57,7 @@ def drawn(bundle: Bundle) -> dict[str, bytes]:
         "calibration": plots.score_histogram(bundle.detector, scores, np.zeros(len(scores), bool))
     }
     if bundle.manifest["evaluation"] is not None:
-        report = Report.from_json(bundle.manifest["evaluation"])
-        if report.p_values:
-            figures["p_values"] = plots.p_values(report.p_values, report.figures.alpha)
-        if any(one.fpr for one in report.slices):
-            figures["slices"] = plots.slices(report.slices, report.figures.alpha)
+        figures |= plots.findings(Report.from_json(bundle.manifest["evaluation"]))
     return {name: _png(figure) for name, figure in figures.items()}
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly_vae.bundle import Bundle
-from anomaly_vae.columns import Levels
+from anomaly_vae.columns import Levels, levels_of
 from anomaly_vae.comparison import (
     Agreement,
     Change,
@@ -24,14 +24,12 @@ from anomaly_vae.config import PromotionConfig
 from anomaly_vae.errors import ConfigError
 from anomaly_vae.parity import MOST_ROWS, parity
 from anomaly_vae.promotion import Costs, Evidence, Lost, Parity
-from anomaly_vae.schema import ColumnType, RawBatch
-from anomaly_vae.slices import levels_of
+from anomaly_vae.schema import DISCRETE, RawBatch
 from pipelines.evaluate import Judged, Labelled, judge
 from pipelines.io import find_files, read_table
 
 Mask = NDArray[np.bool_]
 
-SLICED = {ColumnType.CATEGORICAL, ColumnType.BINARY}
 TIMED_ROWS = {"tabular": 64, "image": 8}
 """That are scored alone, one after the other, in each round."""
 
@@ -109,7 +107,7 @@ def _metric(old: Contender, new: Contender, policy: PromotionConfig) -> Change |
         truth.anomaly[known],
         policy.metric,
         policy.confidence,
-        None if truth.group is None else truth.group[known],
+        truth.units(known),
     )
 
 
@@ -126,12 +124,12 @@ def _slices(old: Contender, new: Contender, policy: PromotionConfig) -> list[Sli
         truth.anomaly[known],
         new.bundle.detector.calibration.alpha,
         policy.confidence,
-        None if truth.group is None else truth.group[known],
+        truth.units(known),
     )
 
 
 def _levels(contender: Contender, rows: Mask) -> dict[str, Levels]:
-    columns = [c.name for c in contender.bundle.scorer.schema.columns if c.type in SLICED]
+    columns = [c.name for c in contender.bundle.scorer.schema.columns if c.type in DISCRETE]
     batch = contender.some(rows=rows) if columns else None
     return {name: levels_of(batch.values[name]) for name in columns} if batch else {}
 

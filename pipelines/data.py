@@ -68,8 +68,7 @@ class Dataset:
     @property
     def calibration_rows(self) -> NDArray[np.intp]:
         """Positions of the rows that calibrate: exchangeable ones, so one of each group."""
-        rows = self.assignment.rows(CALIBRATION)
-        return rows if self.rows.group is None else one_of_each(rows, self.rows.group)
+        return one_of_each(self.assignment.rows(CALIBRATION), self.rows.group)
 
     @property
     def units(self) -> str:

@@ -30,7 +30,7 @@ from pipelines.simulate import write_scans, write_transactions
 
 ROWS, SCANS, SEED = 20_000, 300, 0
 ID, LABEL = "TRANSACTION_ID", "TX_FRAUD"
-SHOWN_ROWS, SHOWN_REASONS, SHOWN_LATENTS = 10, 3, 6
+SHOWN_ROWS, SHOWN_REASONS = 10, 3
 HALF = 0.5
 """A pixel of a resized mask is lesion above this."""
 QUICKLY = ("training.epochs=40",)

@@ -64,6 +64,10 @@ class Labelled:
         group = group_codes(table, group)
         return cls(table, anomaly, unlabelled, group, seconds, batch, typical, files)
 
+    def units(self, rows: Mask) -> NDArray[np.int32] | None:
+        """What is exchangeable, of these rows (N,); None: each row is."""
+        return None if self.group is None else self.group[rows]
+
 
 @dataclass(frozen=True, eq=False)
 class Judged:
@@ -102,10 +106,9 @@ class Judged:
     ) -> Evaluation:
         """The figures on those of these rows (N,) that are known; absent: on all."""
         known = self.known if rows is None else self.known & rows
-        group = None if self.truth.group is None else self.truth.group[known]
         decisions, anomaly = self.decisions(known), self.truth.anomaly[known]
-        calibration = self.detector.calibration
-        found = evaluate(decisions, anomaly, calibration, confidence, group, top)
+        calibration, units = self.detector.calibration, self.truth.units(known)
+        found = evaluate(decisions, anomaly, calibration, confidence, units, top)
         rejected, skipped = ~self.scored, self.scored & self.truth.unlabelled
         return replace(found, rejected=int(rejected.sum()), unlabelled=int(skipped.sum()))
 
@@ -120,7 +123,7 @@ class Judged:
             truth.seconds[known],
             self.detector.calibration,
             confidence,
-            None if truth.group is None else truth.group[known],
+            truth.units(known),
         )
         return [one for one in slices if one.drifted]
 

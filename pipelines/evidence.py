@@ -10,20 +10,18 @@ from numpy.typing import NDArray
 
 from anomaly_vae.arrow import numbers_from_arrow
 from anomaly_vae.calibration import Scores
-from anomaly_vae.columns import Levels
+from anomaly_vae.columns import Levels, levels_of
 from anomaly_vae.config import CalibrationConfig
 from anomaly_vae.encoding import Categorical, TabularEncoding
 from anomaly_vae.errors import DataError
 from anomaly_vae.evidence import Evidence
 from anomaly_vae.modality import Encoding
-from anomaly_vae.schema import ColumnType, TabularSchema, listed
+from anomaly_vae.schema import DISCRETE, TabularSchema, listed
 from anomaly_vae.scoring import Scorer
 from anomaly_vae.splits import CALIBRATION, DAY, VALIDATION, one_of_each
 from pipelines.data import Dataset
 
 Positions = NDArray[np.intp]
-DISCRETE = frozenset({ColumnType.CATEGORICAL, ColumnType.BINARY})
-"""The types of column that have levels."""
 
 
 def evidence_of(
@@ -76,8 +74,7 @@ def _kept(levels: Levels, encoding: Encoding, column: str) -> Levels:
 
 def _held_out(data: Dataset) -> Positions:
     """Rows like the training rows, as exchangeable as those that calibrate."""
-    rows = data.assignment.rows(VALIDATION)
-    return rows if data.rows.group is None else one_of_each(rows, data.rows.group)
+    return one_of_each(data.assignment.rows(VALIDATION), data.rows.group)
 
 
 def _levels(data: Dataset, column: str, rows: Positions) -> Levels:
@@ -87,10 +84,7 @@ def _levels(data: Dataset, column: str, rows: Positions) -> Levels:
         DataError: the model does not read the column, or it has no levels.
     """
     _check_group(data, column)
-    values = data.batch.take(rows).values[column]
-    if isinstance(values, Levels):
-        return values
-    return Levels(np.nan_to_num(values, nan=-1.0).astype(np.int32), ("0", "1"))
+    return levels_of(data.batch.take(rows).values[column])
 
 
 def _check_group(data: Dataset, column: str) -> None:

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from anomaly_vae import plots
 from anomaly_vae.arrow import levels_from_arrow, numbers_from_arrow
-from anomaly_vae.columns import Levels
+from anomaly_vae.columns import Levels, levels_of
 from anomaly_vae.config import CostConfig
 from anomaly_vae.errors import DataError
 from anomaly_vae.evaluation import TOP
 from anomaly_vae.leakage import Alone, Twins, alone, warnings
 from anomaly_vae.report import Report
-from anomaly_vae.schema import ColumnType, RawBatch
-from anomaly_vae.slices import column_slices, levels_of
+from anomaly_vae.schema import DISCRETE, RawBatch
+from anomaly_vae.slices import column_slices
 from anomaly_vae.uniformity import steps
 from anomaly_vae.worth import Cards, Savings
 from pipelines import console
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from anomaly_vae.registry import Run
 
 Mask = NDArray[np.bool_]
-SLICED = (ColumnType.BINARY, ColumnType.CATEGORICAL)
 SHOWN_SLICES = 12
 GROUP = "group"
 """What an index of images calls the unit of each."""
@@ -89,7 +88,7 @@ class Reporter:
         judged, wish = self.judged, self.wish
         rows, calibration = judged.known, judged.detector.calibration
         found, anomaly = judged.decisions(rows), self._of(judged.truth.anomaly)
-        group = None if judged.truth.group is None else self._of(judged.truth.group)
+        group = judged.truth.units(rows)
         figures = replace(
             judged.evaluate(None, wish.confidence, wish.top), **self._cards(), **self._savings()
         )
@@ -140,8 +139,7 @@ class Reporter:
             return {}
         found = self.judged.decisions(self.judged.known)
         savings = Savings.of(found, anomaly, wish.costs, amounts, wish.weight)
-        group = self.judged.truth.group
-        units = None if group is None else self._of(group)
+        units = self.judged.truth.units(self.judged.known)
         return {
             "cost_saved": savings.per_1000(),
             "cost_saved_interval": savings.interval(anomaly, units, wish.confidence),
@@ -165,7 +163,7 @@ class Reporter:
             if name in judged.truth.table.column_names:
                 columns[name] = levels_from_arrow(judged.truth.table.column(name))[0]
         for column in judged.detector.scorer.schema.columns:
-            if judged.batch and column.type in SLICED:
+            if judged.batch and column.type in DISCRETE:
                 columns.setdefault(column.name, levels_of(judged.batch.values[column.name]))
         return {name: levels.take(judged.known) for name, levels in columns.items()}
 
@@ -265,10 +263,8 @@ def log(run: Run, judged: Judged, report: Report) -> None:
     run.log_json(report.figures.to_json(), "evaluation.json")
     run.log_json(report.findings(), "findings.json")
     run.log_figure(plots.score_histogram(judged.detector, score, anomaly), "plots/scores.png")
-    if report.p_values:
-        run.log_figure(plots.p_values(report.p_values, report.figures.alpha), "plots/p_values.png")
-    if report.slices:
-        run.log_figure(plots.slices(report.slices, report.figures.alpha), "plots/slices.png")
+    for name, figure in plots.findings(report).items():
+        run.log_figure(figure, f"plots/{name}.png")
     if report.figures.auroc is not None:
         run.log_figure(plots.ranking(score, anomaly, report.figures), "plots/ranking.png")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import ipaddress
 import time
 from collections.abc import Mapping
 
@@ -26,7 +25,7 @@ from serving.errors import (
 from serving.follow import Follower, Reloaded, Reloads
 from serving.limits import Deadlines
 from serving.middleware import HEADERS
-from serving.settings import Settings
+from serving.settings import Settings, is_loopback
 from serving.sources import ALIAS
 
 RELOAD, WEBHOOK = "/-/reload", "/-/webhook"
@@ -75,16 +74,9 @@ def add_routes(app: FastAPI, follower: Follower, settings: Settings) -> None:
 def _check_near(request: Request, settings: Settings) -> None:
     """Without keys, only this machine may ask."""
     client = request.client.host if request.client else "::1"
-    if not settings.guarded and not _is_loopback(client):
+    if not settings.guarded and not is_loopback(client):
         detail = "without API keys, only this machine may; set ANOMALY_VAE_API_KEYS"
         raise ProblemError(FORBIDDEN, detail)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _described(one: Reloaded) -> str:

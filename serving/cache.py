@@ -16,7 +16,6 @@ from pathlib import Path
 import msgspec
 
 from anomaly_vae import bundle
-from anomaly_vae.errors import BundleError
 from anomaly_vae.files import atomic_path, locked
 from serving import tracking
 from serving.store import Source
@@ -44,11 +43,7 @@ class Cache:
     def holding(self, digest: str) -> Path | None:
         """The sound bundle of this digest, if it is there."""
         place = self.folder / digest
-        try:
-            bundle.load(place, digest)
-        except (BundleError, OSError):
-            return None
-        return place
+        return place if bundle.is_sound(place, digest) else None
 
     def last(self, uri: str) -> Source | None:
         """What served under a URI last."""

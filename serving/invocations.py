@@ -21,7 +21,6 @@ from starlette.types import Scope
 from anomaly_vae.detector import Detections
 from serving import openapi, wire
 from serving.errors import (
-    INVALID_RECORD,
     INVALID_REQUEST,
     MALFORMED,
     NOT_READY,
@@ -186,9 +185,7 @@ def _file(row: int, cell: Any) -> bytes:
 
 
 def _unfit(row: int, reason: str, field: str | None = None) -> ProblemError:
-    where = f"record {row}" + (f", field '{field}'" if field else "")
-    bad = [BadRecord(row, field, reason)]
-    return ProblemError(INVALID_RECORD, f"{where}: {reason}", bad=bad)
+    return wire.unfit_records([BadRecord(row, field, reason)])
 
 
 # ---------------------------------------------------------------- CSV

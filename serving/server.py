@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import ipaddress
 import os
 import resource
 import signal
@@ -32,7 +31,7 @@ from serving.app import create_app
 from serving.follow import Board, Follower, Standing, announce, begin, restored
 from serving.metrics import FILES, forget_dead_workers
 from serving.protocol import Protocol
-from serving.settings import Settings, read_settings
+from serving.settings import Settings, is_loopback, read_settings
 from serving.sources import Sources
 from serving.store import Store
 
@@ -186,19 +185,12 @@ def _check_exposure(host: str, settings: Settings, no_auth: bool) -> None:
     if no_auth and settings.guarded:
         variable = "ANOMALY_VAE_API_KEYS" if settings.api_keys else "ANOMALY_VAE_OIDC_ISSUER"
         raise ConfigError(f"--no-auth contradicts {variable}; drop one", key="no_auth")
-    if not (settings.guarded or no_auth or _is_loopback(host)):
+    if not (settings.guarded or no_auth or is_loopback(host)):
         raise ConfigError(
             f"host {host} can be reached from outside and there are no API keys; "
             "set ANOMALY_VAE_API_KEYS, or pass --no-auth if something else guards it",
             key="host",
         )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -18,7 +19,6 @@ from anomaly_vae.errors import ConfigError
 
 PREFIX = "ANOMALY_VAE_"
 SCOPES = frozenset({"score", "metrics", "admin"})
-LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 HEX = frozenset("0123456789abcdef")
 
 
@@ -53,6 +53,14 @@ def find_key(keys: Iterable[ApiKey], secret: bytes) -> ApiKey | None:
     digest = hashlib.sha256(secret).hexdigest()
     matches = [key for key in keys if hmac.compare_digest(key.digest, digest)]
     return matches[0] if matches else None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, by address or by name, is this machine and no other can reach it."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _parse_keys(value: Any) -> Any:
@@ -191,7 +199,7 @@ class Settings(BaseSettings):
         if self.oidc_issuer and not (self.oidc_audience and self.oidc_jwks_url):
             raise ValueError("it needs ANOMALY_VAE_OIDC_AUDIENCE and ANOMALY_VAE_OIDC_JWKS_URL too")
         place = urlsplit(self.oidc_jwks_url)
-        if self.oidc_jwks_url and place.scheme != "https" and place.hostname not in LOOPBACK:
+        if self.oidc_jwks_url and place.scheme != "https" and not is_loopback(place.hostname or ""):
             raise ValueError("ANOMALY_VAE_OIDC_JWKS_URL must be an https address")
         return self
 

@@ -302,8 +302,7 @@ def _unfit_request(error: msgspec.ValidationError) -> ProblemError:
     place, _, index = path.strip("`").removeprefix("$").partition("[")
     record = index.partition("]")[0]
     if place == ".records" and record.isdigit():
-        bad = BadRecord(int(record), None, reason)
-        return ProblemError(INVALID_RECORD, f"record {record}: {reason}", bad=[bad])
+        return unfit_records([BadRecord(int(record), None, reason)])
     where = place.removeprefix(".")
     return ProblemError(INVALID_REQUEST, f"'{where}': {reason}" if where else reason)
 
@@ -330,8 +329,8 @@ def unfit_records(bad: Sequence[BadRecord]) -> ProblemError:
     """The refusal of a request for these records, of which the first are listed."""
     listed = nsmallest(MOST_ERRORS, bad, key=lambda one: one.record)
     first, more = listed[0], len(bad) - 1
-    detail = f"record {first.record}, field '{first.field}': {first.detail}"
-    detail += f" (and {more} more)" if more else ""
+    where = f"record {first.record}" + (f", field '{first.field}'" if first.field else "")
+    detail = f"{where}: {first.detail}" + (f" (and {more} more)" if more else "")
     return ProblemError(INVALID_RECORD, detail, bad=listed)
 
 

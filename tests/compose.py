@@ -20,7 +20,8 @@ from typing import Any
 
 import yaml
 
-from tests.postgres import DEBIAN, free_port, postgres
+from tests.ports import free_ports
+from tests.postgres import DEBIAN, postgres
 
 ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "docker-compose.yml"
@@ -97,11 +98,10 @@ class Stack:
         """
         self.folder, self._faster = folder, faster or {}
         self.services = read(variables)["services"]
-        self.ports: dict[tuple[str, int], int] = {
-            (name, port): free_port()
-            for name, service in self.services.items()
-            for port in _ports(service)
-        }
+        named = [(name, port) for name, one in self.services.items() for port in _ports(one)]
+        self.ports: dict[tuple[str, int], int] = dict(
+            zip(named, free_ports(len(named)), strict=True)
+        )
         self.running: dict[str, subprocess.Popen[bytes]] = {}
 
     def address(self, name: str, port: int) -> str:

@@ -6,7 +6,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -17,6 +16,8 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+
+from tests.ports import free_port
 
 DEBIAN = Path("/usr/lib/postgresql")
 """Where Debian's packages put the programs, by version, which are not in PATH."""
@@ -105,10 +106,3 @@ def _create(address: str, database: str, server: subprocess.Popen[bytes], log: P
     connection.autocommit = True
     connection.cursor().execute(f'CREATE DATABASE "{database}"')
     connection.close()
-
-
-def free_port() -> int:
-    """A port that nobody has."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import pytest
 import yaml
 
 from anomaly_vae.client import Client, Model
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = 200
@@ -54,13 +54,6 @@ class CommandLine:
         assert "Traceback" not in err
         answer: dict[str, Any] = json.loads(out)
         return answer
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 @contextmanager

@@ -90,7 +90,7 @@ BELOW: dict[str, set[str]] = {
     "promotion": {"comparison", "config"},
     "parity": {"generation", "tracing", "promotion"},
     "succession": {"registry"},
-    "plots": {"training", "slices", "uniformity"},
+    "plots": {"training", "report"},
     "estimator_base": {"fitting", "thresholds"},
     "estimators": {"estimator_base", "frames", "generation_tables"},
     "image_estimator": {"estimator_base", "generation_images"},

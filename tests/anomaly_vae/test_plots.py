@@ -16,8 +16,9 @@ from anomaly_vae import plots
 from anomaly_vae.bundle import Bundle
 from anomaly_vae.calibration import calibrate
 from anomaly_vae.detector import Detections
-from anomaly_vae.evaluation import Rate, evaluate
+from anomaly_vae.evaluation import Evaluation, Rate, evaluate
 from anomaly_vae.fitting import Fitted, Prepared
+from anomaly_vae.report import Report
 from anomaly_vae.slices import ColumnSlice
 from anomaly_vae.training import Epoch, History
 from anomaly_vae.uniformity import Step
@@ -112,6 +113,12 @@ def test_slices_above_their_limit_stand_out() -> None:
     assert names == ["kind = a (100)", "kind = b (100)"]
     dots = [to_hex(line.get_color()) for line in axes.lines if line.get_marker() == "o"]
     assert dots == [plots.BLUE, plots.ORANGE]
+
+
+def test_an_evaluation_without_normal_rows_has_nothing_to_draw() -> None:
+    nothing = ColumnSlice("kind", "c", 100, 100, None, None, None, None)
+    figures = Evaluation(rows=100, anomalies=100, alpha=0.01, threshold=1.0, flagged=7)
+    assert plots.findings(Report(figures, slices=(nothing,))) == {}
 
 
 # ---------------------------------------------------------------- reconstructions

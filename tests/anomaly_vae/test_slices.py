@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
 from anomaly_vae.calibration import Calibration, calibrate
-from anomaly_vae.columns import Levels
+from anomaly_vae.columns import Levels, levels_of
 from anomaly_vae.detector import Detections
 from anomaly_vae.evaluation import highest_kept_rate
-from anomaly_vae.slices import MIN_ROWS, MOST_LEVELS, ColumnSlice, column_slices, levels_of
+from anomaly_vae.slices import MIN_ROWS, MOST_LEVELS, ColumnSlice, column_slices
 
 PROMISE = calibrate(np.arange(999.0), alpha=0.01)
 

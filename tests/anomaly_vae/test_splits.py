@@ -243,6 +243,7 @@ def test_one_row_of_each_group_is_chosen_by_a_fixed_seed() -> None:
     assert set(chosen) <= set(rows.tolist())
     assert len(set((chosen % 7).tolist())) > 1
     assert (one_of_each(rows, group) == chosen).all()
+    assert (one_of_each(rows, None) == rows).all()
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])

@@ -8,11 +8,9 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
 from fnmatch import fnmatchcase
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -34,6 +32,7 @@ from serving.metrics import Metrics
 from serving.settings import PREFIX, ApiKey, Settings, documented, find_key, read_settings
 from serving.store import Store
 from tests.deploy.kustomize import Manifest, pods, render
+from tests.ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -356,12 +355,6 @@ def test_what_is_trained_is_what_is_served(overlay: str, tmp_path: Path) -> None
 
 
 # ---------------------------------------------------------------- the container as a process
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as sockets:
-        taken = [sockets.enter_context(socket.create_server(("", 0))) for _ in range(count)]
-        return [one.getsockname()[1] for one in taken]
 
 
 @pytest.mark.e2e

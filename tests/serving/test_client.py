@@ -32,6 +32,7 @@ from anomaly_vae.client import (
 )
 from anomaly_vae.errors import AnomalyVAEError, ConfigError, DataError, RecordError
 from serving.settings import ApiKey
+from tests.ports import free_port
 
 CALLS = (Client, AsyncClient)
 
@@ -297,9 +298,7 @@ def pauses(monkeypatch):
 @pytest.fixture
 def free_address():
     """Where nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    return f"http://127.0.0.1:{port}"
+    return f"http://127.0.0.1:{free_port()}"
 
 
 def ask_once(client):

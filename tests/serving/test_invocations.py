@@ -7,7 +7,6 @@ import json
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from starlette.testclient import TestClient
 
 from anomaly_vae.frames import frame_of
 from anomaly_vae.registry import signature
+from tests.ports import free_port
 from tests.scans import blobs
 from tests.serving.files import tiff_file
 from tests.serving.test_refusals import refused
@@ -354,8 +354,7 @@ def test_whatever_csv_is_sent(client, text):
 @pytest.mark.slow
 def test_a_real_server_of_mlflow_answers_the_same(client, models, rows):
     """`mlflow models serve` in a process of its own, over a socket."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", models["fraud"]]
     command += ["--env-manager", "local", "-p", str(port), "-h", "127.0.0.1"]
     here = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # it calls uvicorn

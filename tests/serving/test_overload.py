@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.ports import free_port
 from tests.serving.test_server import running
 
 pytestmark = pytest.mark.e2e
@@ -323,9 +324,7 @@ def test_workers_count_the_requests_of_a_key_together(tmp_path, folder):
 
 
 def test_administration_on_a_port_of_its_own(tmp_path, folder, records):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     environment = {"ANOMALY_VAE_ADMIN_PORT": str(port)}
     with running(tmp_path, [str(folder)], environment=environment, workers=2) as service:
         assert post(service, records[:1])[0] == 200

@@ -1,0 +1,21 @@
+"""Ports that nobody has: for processes that must be told theirs before they start."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import ExitStack
+
+
+def free_port() -> int:
+    """A port that nobody has."""
+    (port,) = free_ports(1)
+    return port
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ones."""
+    with ExitStack() as sockets:
+        taken = [
+            sockets.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)
+        ]
+        return [one.getsockname()[1] for one in taken]
