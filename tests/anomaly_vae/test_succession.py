@@ -222,7 +222,7 @@ def test_all_agree_on_one_history_though_nobody_wrote_down_which(versions: Regis
 def test_a_model_without_history_has_none(versions: Registry) -> None:
     assert history(versions, NAME) == []
     assert history(versions, "absent") == []
-    with pytest.raises(RegistryError, match="absent"):
+    with pytest.raises(RegistryError, match="no registered model 'absent'"):
         Succession(versions, "absent")
 
 
