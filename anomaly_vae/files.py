@@ -18,7 +18,13 @@ NO_LOCKS = {errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTS
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a neighbour to write; move it over ``path`` when the block ends well."""
+    """Yield a neighbour to write; move it over ``path`` when the block ends well.
+
+    Raises:
+        IsADirectoryError: a folder is there; nothing is written.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:

@@ -439,7 +439,8 @@ class Registry:
         search = partial(self._client.search_model_versions, f"name = '{name}'")
         made = {int(found.version): found.run_id for found in _every(search) if found.run_id}
         if not made:
-            raise RegistryError(f"{name} has no version that a run made: anomaly-vae calibrate")
+            reason = f"there is no registered model '{name}', or no run made a version of it"
+            raise RegistryError(f"{reason}; run: anomaly-vae calibrate CONFIG --model URI")
         return Run(self._client, made[min(made)])
 
     # ------------------------------------------------------------ fetching

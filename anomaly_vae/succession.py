@@ -62,10 +62,13 @@ def check_reason(reason: str | None) -> None:
     """Whether the history can hold it.
 
     Raises:
-        ConfigError: it is too long, or no text.
+        ConfigError: it is too long, blank, or no text.
     """
     if reason and (len(reason) > MOST_CHARACTERS or not reason.isprintable()):
-        raise ConfigError(f"a reason is one line of {MOST_CHARACTERS:,} characters at most")
+        most = f"a reason is one line of {MOST_CHARACTERS:,} characters at most"
+        raise ConfigError(f"{most}, without tabs and control characters")
+    if reason and not reason.strip():
+        raise ConfigError("a reason says why; this one is blank")
 
 
 def past(entries: Iterable[Entry]) -> list[str]:

@@ -124,8 +124,14 @@ LIMITS = (
     "but common is not flagged, what is rare but harmless is.",
     "No promise survives a shift: where rows no longer look like the calibration rows, another "
     "share of them is flagged. Watch the share that is flagged, and calibrate anew.",
+)
+ABOUT_ALL = (
     "The promise is about normal rows as a whole; a part of them may be flagged more often, see "
-    "the slices.",
+    "the slices."
+)
+ABOUT_GROUPS = (
+    "The promise is about the normal rows of each group with a threshold of its own; a part of a "
+    "group may be flagged more often, see the slices, and of all other rows nothing is promised."
 )
 DEFAULT_NOTE = "(The key description of its configuration would say more.)"
 NON_UNIFORM = 0.01
@@ -143,7 +149,7 @@ def card_of(source: Source) -> Card:
         _calibration(manifest),
         *_groups(manifest["calibration"] or {}),
         *_evaluation(manifest["evaluation"]),
-        Section("Limits", LIMITS),
+        Section("Limits", (*LIMITS, _extent(manifest["calibration"] or {}))),
         _making(manifest),
     )
     return Card(f"Model card: {about['name']}", sections)
@@ -273,6 +279,11 @@ def _groups(calibration: Mapping[str, Any]) -> Iterator[Section]:
     text = "The promise holds for each group that has a threshold of its own."
     header = (groups["column"], "normal rows", "threshold", "")
     yield Section("Groups", (text,), Table(header, (*own[:MOST_ROWS], *small[:MOST_ROWS], others)))
+
+
+def _extent(calibration: Mapping[str, Any]) -> str:
+    """Of which rows the promise is."""
+    return ABOUT_GROUPS if calibration.get("groups") else ABOUT_ALL
 
 
 def _evaluation(content: Mapping[str, Any] | None) -> Iterator[Section]:

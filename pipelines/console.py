@@ -41,7 +41,7 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -
     )
     for index, name in enumerate(header):
         numeric = all(isinstance(row[index], int | float) for row in rows)
-        grid.add_column(name, justify="right" if numeric else "left")
+        grid.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         grid.add_row(*(Text(spell(value)) for value in row))  # no markup: names may have brackets
     console.print(grid)

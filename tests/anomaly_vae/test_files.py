@@ -199,3 +199,15 @@ def test_a_file_whose_block_fails_stays_as_it_was(
         fail()
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_in_the_place_of_a_folder_is_refused_by_its_name(tmp_path: Path) -> None:
+    def write_over() -> None:
+        with atomic_path(tmp_path) as whole:
+            whole.write_text("new")
+
+    with pytest.raises(IsADirectoryError) as caught:
+        write_over()
+    assert caught.value.filename == str(tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.parent.glob(f".{tmp_path.name}.*"))

@@ -60,3 +60,13 @@ def test_words_tables_and_bars_leave_stdout_alone(capfd: pytest.CaptureFixture[s
 def test_a_table_without_rows_shows_its_header(capfd: pytest.CaptureFixture[str]) -> None:
     console.table("Nothing", ("name", "value"), [])
     assert "name" in capfd.readouterr().err
+
+
+def test_a_narrow_table_folds_what_it_cannot_fit(capfd: pytest.CaptureFixture[str]) -> None:
+    names = [f"CUSTOMER_ID_NB_TX_{days}DAY_WINDOW" for days in (1, 7, 30)]
+    header = ("column", *("a figure of some words",) * 5)
+    console.table("Columns", header, [(name, *("12345678",) * 5) for name in names])
+    words = capfd.readouterr().err
+    assert "…" not in words
+    first = "".join(line[:14].strip() for line in words.splitlines())
+    assert all(name in first for name in names)

@@ -197,6 +197,8 @@ def test_inspect_shows_the_groups(grouped: Calibrated, command: Command) -> None
         assert name in words
         assert f"{one.threshold:.4g}" in words
     assert "of all rows" in words
+    assert "The promise is about the normal rows of each group" in words
+    assert "The promise is about normal rows as a whole" not in words
     assert answer.json["calibration"]["groups"]["column"] == COLUMN
 
 
