@@ -20,7 +20,9 @@ SHARES_APART = 0.05
 
 
 def show_guarantee(report: Report) -> None:
-    """Say how the promise stands, and which columns differ."""
+    """Say how the promise stands, and which columns differ; of no rows there is nothing to say."""
+    if not report.rows:
+        return
     console.say(f"guarantee {report.status}: " + MEANS[report.status].format(**vars(report)))
     rows = [drift for drift in report.columns or () if _stands_out(drift)]
     if rows:

@@ -29,6 +29,7 @@ from pipelines.data import group_codes
 from pipelines.evaluate import Judged, Labelled, judge
 from pipelines.io import find_files, read_table
 from pipelines.models import Source, registry
+from pipelines.score import tell_without_groups
 
 if TYPE_CHECKING:
     from anomaly_vae.registry import Run
@@ -205,6 +206,7 @@ def evaluate_files(
     """
     detector, config = source.bundle.detector, source.bundle.manifest["config"]
     table, batch, files = _files(source, paths, label)
+    tell_without_groups(detector.calibration, table.column_names)
     policy = {"label": label, "positive": positive, **_units(config, table)}
     judged = judge(detector, Labelled.of(table, policy, batch, files))
     if not judged.known.any():

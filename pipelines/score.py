@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -96,6 +96,7 @@ def score_files(
         check_controllable(calibration)
     files = outside(paths, find_files(paths), output, lambda path: path)
     heads = list(read_heads(files))
+    tell_without_groups(calibration, {name for head in heads for name in head.schema.names})
     answers = (*ANSWERS, *OF_GROUPS) if calibration.groups else ANSWERS
     keys = _keys(source.bundle.manifest["config"]["data"].get("id"), heads, answers)
     with result_folder(output) as folder, Sink(folder) as sink:
@@ -332,6 +333,15 @@ def summary_of(source: Source, files: int, tally: Tally, sink: Sink) -> dict[str
         "guarantee": report.to_json(),
         "parts": sink.parts,
     }
+
+
+def tell_without_groups(calibration: Calibration, columns: Collection[str]) -> None:
+    """Say so where the column is not there that tells which threshold is a row's."""
+    if calibration.groups and calibration.groups.column not in columns:
+        console.say(
+            f"there is no column '{calibration.groups.column}', by which the model is calibrated: "
+            "every row gets the threshold of all rows, which promises nothing of one group alone"
+        )
 
 
 def thresholds_of(calibration: Calibration) -> dict[str, Any]:

@@ -189,6 +189,20 @@ def _with_id(bundle: Bundle, name: str) -> Bundle:
     return replace(bundle, manifest={**bundle.manifest, "config": {**config, "data": data}})
 
 
+def test_rows_without_the_column_are_told_of(
+    grouped: Calibrated, dataset: Dataset, command: Command, tmp_path: Path
+) -> None:
+    uri, output = grouped.version.uri, str(tmp_path / "scores")
+    pq.write_table(dataset.test_table, tmp_path / "whole.parquet")
+    pq.write_table(dataset.test_table.drop_columns([COLUMN]), tmp_path / "without.parquet")
+    for name, told in (("whole", False), ("without", True)):
+        path = str(tmp_path / f"{name}.parquet")
+        scored = command("score", "--model", uri, "--input", path, "--output", output)
+        judged = command("evaluate", "--model", uri, "--data", path, "--label", "TX_FRAUD")
+        for answer in (scored, judged):
+            assert (f"there is no column '{COLUMN}'" in " ".join(answer.err.split())) == told
+
+
 def test_inspect_shows_the_groups(grouped: Calibrated, command: Command) -> None:
     answer = command("inspect", f"models:/fraud/{grouped.version.version}")
     assert answer.code == 0
