@@ -125,14 +125,22 @@ def scores_needed(alpha: float) -> int:
 def conformal_threshold(sample: Scores, alpha: float) -> float:
     """The score above which p_value ≤ alpha, for a sorted sample (n,).
 
-    With m the largest count for which m / (n + 1) ≤ alpha, p ≤ alpha exactly when fewer than m
-    calibration scores reach the score: when it exceeds the m-th largest.
+    p ≤ alpha exactly when fewer than m = `ranks_within` calibration scores reach the score: when it
+    exceeds the m-th largest.
     """
     n = len(sample)
+    return float(sample[n - ranks_within(alpha, n)])
+
+
+def ranks_within(alpha: float, n: int) -> int:
+    """How many of the p-values that n scores resolve are ≤ alpha: the largest m / (n + 1) that is.
+
+    By the very quotients that p-values are, not by a product that rounds otherwise.
+    """
     m = math.floor(alpha * (n + 1))
     m += (m + 1) / (n + 1) <= alpha
     m -= m / (n + 1) > alpha
-    return float(sample[n - m])
+    return m
 
 
 def quantile_threshold(sample: Scores, alpha: float) -> float:

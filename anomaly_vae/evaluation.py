@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import Any
@@ -247,8 +247,15 @@ def highest_kept_rate(calibration: Calibration, total: int, confidence: float = 
     binomial interval around the observed rate would forget that the threshold was estimated.
     """
     n, k = len(calibration.scores), promised_ranks(calibration)
-    upper = betabinom(total, k, n + 1 - k).ppf((1 + confidence) / 2)
-    return float(upper) / total
+    return float(kept_rates(k, n, total, ((1 + confidence) / 2,))[0])
+
+
+def kept_rates(ranks: float, n: int, total: int, levels: Sequence[float]) -> NDArray[np.float64]:
+    """Quantiles, at these levels, of the share of ``total`` normal rows that take these ranks.
+
+    ``ranks`` are the highest, of n + 1; see `highest_kept_rate`.
+    """
+    return np.asarray(betabinom(total, ranks, n + 1 - ranks).ppf(levels) / total)
 
 
 def time_slices(

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import betabinom
 
-from anomaly_vae.calibration import Calibration
-from anomaly_vae.evaluation import exchangeable
+from anomaly_vae.calibration import Calibration, ranks_within
+from anomaly_vae.evaluation import exchangeable, kept_rates
 
 LEVELS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 
@@ -64,7 +62,6 @@ def steps(
 
 def _kept(level: float, n: int, rows: int, confidence: float) -> tuple[float, float]:
     """The beta-binomial interval of `evaluation.highest_kept_rate`, both ends of it."""
-    k = math.floor(level * (n + 1) + 1e-9)
-    law = betabinom(rows, k, n + 1 - k)
-    low, high = law.ppf([(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low) / rows, float(high) / rows
+    ends = (1 - confidence) / 2, (1 + confidence) / 2
+    low, high = kept_rates(ranks_within(level, n), n, rows, ends)
+    return float(low), float(high)

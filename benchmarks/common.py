@@ -23,6 +23,7 @@ from scipy.stats import betabinom
 from threadpoolctl import threadpool_limits
 
 from anomaly_vae import __version__
+from anomaly_vae.calibration import ranks_within
 from anomaly_vae.files import atomic_path
 from anomaly_vae.training import cpu_threads
 
@@ -125,11 +126,6 @@ def cpu_seconds(work: Callable[[], T]) -> tuple[T, float]:
     return result, time.process_time() - before
 
 
-def promised(alpha: float, n: int) -> int:
-    """How many of n + 1 ranks are flagged at alpha, after calibrating on n rows: ⌊α (n + 1)⌋."""
-    return int(alpha * (n + 1) + 1e-9)
-
-
 def kept_range(alpha: float, n: int, normals: int, fits: int = 1) -> tuple[float, float]:
     """95% range of the rate on exchangeable ``normals`` after calibrating on ``n`` rows.
 
@@ -137,7 +133,7 @@ def kept_range(alpha: float, n: int, normals: int, fits: int = 1) -> tuple[float
     (Bates et al. 2023, sec. 2). Of several ``fits``, each on a split of its own, the range is that
     of their mean.
     """
-    m = promised(alpha, n)
+    m = ranks_within(alpha, n)
     count = betabinom(normals, m, n + 1 - m).pmf(np.arange(normals + 1))
     most = fits * normals
     total = np.fft.irfft(np.fft.rfft(count, most + 1) ** fits, most + 1).cumsum()

@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from scipy.stats import betabinom
 
 from anomaly_vae import TabularVAEDetector
-from anomaly_vae.calibration import calibrate, scores_needed
+from anomaly_vae.calibration import calibrate, ranks_within, scores_needed
 from anomaly_vae.config import PRESETS
 from anomaly_vae.errors import CalibrationError
 from benchmarks import tabular, transactions
-from benchmarks.common import Ledger, Options, environment, kept_range, markdown, promised
+from benchmarks.common import Ledger, Options, environment, kept_range, markdown
 
 Scores = NDArray[np.float64]
 Figures = dict[str, float]
@@ -157,7 +157,7 @@ def _compared(rows: pd.DataFrame) -> dict[str, Any]:
         return found | {"verdict": REFUSED}
     fits = 1 if name.endswith(BY_TIME) else len(rows)
     low, high = kept_range(alpha, n, normals, fits)
-    m, mean = promised(alpha, n), float(rows["fpr"].mean())
+    m, mean = ranks_within(alpha, n), float(rows["fpr"].mean())
     error = betabinom(normals, m, n + 1 - m).std() / normals / np.sqrt(fits)
     expected = {"promised": m / (n + 1), "error": error, "low": low, "high": high}
     verdict = KEPT if mean <= alpha else CHANCE if mean <= high else ABOVE

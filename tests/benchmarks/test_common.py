@@ -2,8 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from anomaly_vae.calibration import calibrate, scores_reaching
-from benchmarks.common import Ledger, Options, kept_range, promised
+from anomaly_vae.calibration import calibrate, ranks_within, scores_reaching
+from benchmarks.common import Ledger, Options, kept_range
 
 ALPHA, N, NORMALS = 0.05, 39, 50
 
@@ -11,7 +11,7 @@ ALPHA, N, NORMALS = 0.05, 39, 50
 @pytest.mark.parametrize("n", [19, 38, 39, 99, 100, 400])
 def test_what_is_promised_is_what_the_threshold_keeps(n: int) -> None:
     calibration = calibrate(np.arange(n, dtype=float), ALPHA)
-    assert promised(ALPHA, n) == scores_reaching(calibration)
+    assert ranks_within(ALPHA, n) == scores_reaching(calibration)
 
 
 @pytest.mark.parametrize("fits", [1, 5])
@@ -31,7 +31,7 @@ def _rate(generator: np.random.Generator) -> float:
 def test_the_range_of_a_mean_is_narrower() -> None:
     low, high = kept_range(ALPHA, N, NORMALS)
     mean_low, mean_high = kept_range(ALPHA, N, NORMALS, fits=20)
-    assert low < mean_low < promised(ALPHA, N) / (N + 1) < mean_high < high
+    assert low < mean_low < ranks_within(ALPHA, N) / (N + 1) < mean_high < high
 
 
 def test_a_ledger_knows_what_it_kept(tmp_path) -> None:
