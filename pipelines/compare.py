@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
 from anomaly_vae.bundle import Bundle
-from anomaly_vae.columns import Levels, levels_of
 from anomaly_vae.comparison import (
     Agreement,
     Change,
@@ -24,11 +22,9 @@ from anomaly_vae.config import PromotionConfig
 from anomaly_vae.errors import ConfigError
 from anomaly_vae.parity import MOST_ROWS, parity
 from anomaly_vae.promotion import Costs, Evidence, Lost, Parity
-from anomaly_vae.schema import DISCRETE, RawBatch
+from anomaly_vae.schema import RawBatch
 from pipelines.evaluate import Judged, Labelled, judge
 from pipelines.io import find_files, read_table
-
-Mask = NDArray[np.bool_]
 
 TIMED_ROWS = {"tabular": 64, "image": 8}
 """That are scored alone, one after the other, in each round."""
@@ -54,13 +50,10 @@ class Contender:
         alone = (batch.take(row) for row in np.arange(len(batch))[:, None])
         return [partial(self.bundle.scorer.score, row) for row in alone]
 
-    def some(self, most: int | None = None, rows: Mask | None = None) -> RawBatch | None:
-        """The first of these test rows that it can score, as it reads them."""
-        usable = self.judged.scored if rows is None else self.judged.scored & rows
-        places = np.flatnonzero(usable)[:most]
-        if not len(places):
-            return None
-        return self.bundle.scorer.schema.from_arrow(self.judged.truth.table.take(places))
+    def some(self, most: int) -> RawBatch | None:
+        """The first test rows that it can score, as it reads them."""
+        places = np.flatnonzero(self.judged.scored)[:most]
+        return self.judged.batch.take(places) if self.judged.batch and len(places) else None
 
 
 def evidence(
@@ -114,11 +107,11 @@ def _metric(old: Contender, new: Contender, policy: PromotionConfig) -> Change |
 def _slices(old: Contender, new: Contender, policy: PromotionConfig) -> list[SliceChange] | None:
     """Those of the columns that either reads."""
     known, truth = old.judged.known & new.judged.known, new.judged.truth
-    columns = {**_levels(old, known), **_levels(new, known)}
+    columns = old.judged.levels | new.judged.levels
     if policy.slice_recall is None or not columns:
         return None
     return slice_changes(
-        columns,
+        {name: levels.take(known) for name, levels in columns.items()},
         old.judged.decisions(known).is_anomaly,
         new.judged.decisions(known).is_anomaly,
         truth.anomaly[known],
@@ -126,12 +119,6 @@ def _slices(old: Contender, new: Contender, policy: PromotionConfig) -> list[Sli
         policy.confidence,
         truth.units(known),
     )
-
-
-def _levels(contender: Contender, rows: Mask) -> dict[str, Levels]:
-    columns = [c.name for c in contender.bundle.scorer.schema.columns if c.type in DISCRETE]
-    batch = contender.some(rows=rows) if columns else None
-    return {name: levels_of(batch.values[name]) for name in columns} if batch else {}
 
 
 def _agreement(

@@ -13,10 +13,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from anomaly_vae.arrow import levels_from_arrow, numbers_from_arrow, times_from_arrow
+from anomaly_vae.columns import Levels, levels_of
 from anomaly_vae.detector import Detections, Detector
 from anomaly_vae.errors import DataError
 from anomaly_vae.evaluation import TOP, Evaluation, Slice, evaluate, time_slices
-from anomaly_vae.schema import RawBatch, listed
+from anomaly_vae.schema import DISCRETE, RawBatch, listed
 from anomaly_vae.splits import thinned
 from pipelines import console
 from pipelines.data import anomaly_mask, group_codes, unlabelled_mask
@@ -96,6 +97,15 @@ class Judged:
         """Rows (N,) with a score and a label, as dense as in traffic."""
         known = self.scored & ~self.truth.unlabelled
         return known if self.truth.typical is None else known & self.truth.typical
+
+    @cached_property
+    def levels(self) -> dict[str, Levels]:
+        """(N,) of each column with levels that the model reads."""
+        if self.batch is None:
+            return {}
+        columns = self.detector.scorer.schema.columns
+        names = [column.name for column in columns if column.type in DISCRETE]
+        return {name: levels_of(self.batch.values[name]) for name in names}
 
     def decisions(self, rows: Mask) -> Detections:
         """On these rows (N,), which it can score."""

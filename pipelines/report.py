@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from anomaly_vae import plots
 from anomaly_vae.arrow import levels_from_arrow, numbers_from_arrow
-from anomaly_vae.columns import Levels, levels_of
+from anomaly_vae.columns import Levels
 from anomaly_vae.config import CostConfig
 from anomaly_vae.errors import DataError
 from anomaly_vae.evaluation import TOP
 from anomaly_vae.leakage import Alone, Twins, alone, warnings
 from anomaly_vae.report import Report
-from anomaly_vae.schema import DISCRETE, RawBatch
+from anomaly_vae.schema import RawBatch
 from anomaly_vae.slices import column_slices
 from anomaly_vae.uniformity import steps
 from anomaly_vae.worth import Cards, Savings
@@ -159,14 +159,11 @@ class Reporter:
 
     def _columns(self) -> dict[str, Levels]:
         """The columns whose levels are compared: those asked for, and the model's own."""
-        judged, columns = self.judged, {}
-        for name in self.wish.slices:
-            if name in judged.truth.table.column_names:
-                columns[name] = levels_from_arrow(judged.truth.table.column(name))[0]
-        for column in judged.detector.scorer.schema.columns:
-            if judged.batch and column.type in DISCRETE:
-                columns.setdefault(column.name, levels_of(judged.batch.values[column.name]))
-        return {name: levels.take(judged.known) for name, levels in columns.items()}
+        table, known = self.judged.truth.table, self.judged.known
+        wished = [name for name in self.wish.slices if name in table.column_names]
+        columns = {name: levels_from_arrow(table.column(name))[0] for name in wished}
+        own = {name: of for name, of in self.judged.levels.items() if name not in columns}
+        return {name: levels.take(known) for name, levels in (columns | own).items()}
 
     def _alone(self) -> list[Alone]:
         """What separates anomalies by itself: columns, or facts of files and images."""
