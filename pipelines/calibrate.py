@@ -187,8 +187,7 @@ def _weight(judged: Judged, data: Dataset) -> float:
     anomaly = judged.truth.anomaly
     if data.rows.time is not None or not anomaly.any() or anomaly.all():
         return 1.0
-    share = data.rows.anomaly.mean() / (1 - data.rows.anomaly.mean())
-    return float(share * (~anomaly).sum() / anomaly.sum())
+    return float(data.anomaly_odds * (~anomaly).sum() / anomaly.sum())
 
 
 def _policy(config: Config, data: Dataset) -> dict[str, Any]:

@@ -34,6 +34,8 @@ from anomaly_vae.splits import (
 from pipelines.io import find_files, read_table
 
 BOOLEAN = {"0": "false", "1": "true", "false": "0", "true": "1"}
+GROUP = "group"
+"""What an index of images calls the unit of each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +73,14 @@ class Dataset:
         return one_of_each(self.assignment.rows(CALIBRATION), self.rows.group)
 
     @property
+    def anomaly_odds(self) -> float:
+        """Known anomalies of all rows for each row that is none."""
+        share = self.rows.anomaly.mean()
+        return float(share / (1 - share))
+
+    @property
     def units(self) -> str:
-        """What each of them stands for."""
+        """What each of `calibration_rows` stands for."""
         return "groups of normal calibration rows" if self.group else "normal calibration rows"
 
     @property

@@ -135,11 +135,9 @@ def _weight(data: Dataset, n: int, m: int) -> float:
     """
     if not m:
         return 1.0
-    if data.rows.time is not None:
-        share = m / data.assignment.counts["calibration"]
-    else:
-        share = data.rows.anomaly.mean() / (1 - data.rows.anomaly.mean())
-    return float(share * n / m)
+    timed = data.rows.time is not None
+    odds = m / data.assignment.counts["calibration"] if timed else data.anomaly_odds
+    return odds * n / m
 
 
 def _rows_per_day(data: Dataset) -> float | None:

@@ -33,6 +33,7 @@ from anomaly_vae.schema import RawBatch, listed
 from anomaly_vae.splits import CALIBRATION, TEST, TRAIN, VALIDATION, Rows, assign, twins
 from pipelines import console
 from pipelines.data import (
+    GROUP,
     Dataset,
     anomaly_mask,
     check_positive,
@@ -43,7 +44,7 @@ from pipelines.data import (
     unlabelled_note,
 )
 
-PATH, FRAME, LABEL, GROUP = "path", "frame", "label", "group"
+PATH, FRAME, LABEL = "path", "frame", "label"
 BATCH = 64
 """Images that are scored at a time."""
 MOST_SKIPPED = 3

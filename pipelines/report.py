@@ -25,7 +25,7 @@ from anomaly_vae.uniformity import steps
 from anomaly_vae.worth import Cards, Savings
 from pipelines import console
 from pipelines.card import figure_rows
-from pipelines.data import group_codes
+from pipelines.data import GROUP, group_codes
 from pipelines.evaluate import Judged, Labelled, judge
 from pipelines.io import find_files, read_table
 from pipelines.models import Source, registry
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 Mask = NDArray[np.bool_]
 SHOWN_SLICES = 12
-GROUP = "group"
-"""What an index of images calls the unit of each."""
 SAME = 1e-7
 """By how much scores of one row may differ: arithmetic is in float32, batches are others."""
 SEEN = "have the very score of a calibration row, and may have calibrated the model"
