@@ -127,16 +127,16 @@ class Rates:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._rate, self._burst, self._clock = per_second, burst, clock
-        self._full = Book() if book is None else book
+        self._book = book or Book()
 
     def take(self, key: str) -> None:
         """Take a token of this key, or refuse."""
         now, one = self._clock(), 1 / self._rate
-        with self._full.turn():
-            full = max(self._full.get(key, now), now) + one
+        with self._book.turn():
+            full = max(self._book.full_at(key), now) + one
             late = full - now - self._burst * one
             if late <= one * 1e-9:
-                self._full[key] = full
+                self._book.fill_at(key, full)
                 return
         raise ProblemError(
             RATE_LIMITED,
@@ -145,24 +145,34 @@ class Rates:
         )
 
 
-class Book(dict[str, float]):
+class Book:
     """When the bucket of each key is full again, by a clock that all processes share."""
+
+    def __init__(self) -> None:
+        self._times: dict[str, float] = {}
 
     def turn(self) -> AbstractContextManager[None]:
         """Hold it while it is read and written."""
         return nullcontext()
+
+    def full_at(self, key: str) -> float:
+        """The time of a key; 0 of one that is new."""
+        return self._times.get(key, 0.0)
+
+    def fill_at(self, key: str, full: float) -> None:
+        """Keep the time of a key."""
+        self._times[key] = full
 
 
 class SharedBook(Book):
     """The same for several worker processes: a file with a place for each of so many keys."""
 
     def __init__(self, path: Path, names: Sequence[str]) -> None:
-        super().__init__()
         self._places = {name: place for place, name in enumerate(names)}
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         weakref.finalize(self, os.close, self._file)
         os.ftruncate(self._file, PLACES * 8)
-        self._times = memoryview(mmap(self._file, PLACES * 8)).cast("d")
+        self._shared = memoryview(mmap(self._file, PLACES * 8)).cast("d")
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -173,12 +183,13 @@ class SharedBook(Book):
         finally:
             fcntl.lockf(self._file, fcntl.LOCK_UN)
 
-    def get(self, key: str, default: float) -> float:  # type: ignore[override]  # all that is asked of one
-        """The time of a key."""
-        return self._times[self._place(key)] or default
+    def full_at(self, key: str) -> float:
+        """The time of a key; 0 of one that is new."""
+        return self._shared[self._place(key)]
 
-    def __setitem__(self, key: str, value: float) -> None:
-        self._times[self._place(key)] = value
+    def fill_at(self, key: str, full: float) -> None:
+        """Keep the time of a key."""
+        self._shared[self._place(key)] = full
 
     def _place(self, key: str) -> int:
         """Those of the configuration first; the others, which tokens name, by a digest."""
@@ -189,7 +200,7 @@ class SharedBook(Book):
 
 
 def book_of(settings: Settings, folder: str | None) -> Book:
-    """The book of this process, or in ``folder`` that of all workers."""
-    if not folder:
+    """The book of this process, or in ``folder``, where there is a rate, that of all workers."""
+    if not (folder and settings.rate_per_second):
         return Book()
     return SharedBook(Path(folder) / "rates", [key.name for key in settings.api_keys])
