@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
-from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
@@ -28,10 +28,10 @@ from prometheus_client.samples import Sample
 from anomaly_vae.detector import Detections
 from anomaly_vae.encoding import Categorical, Matrix, TabularEncoding
 from anomaly_vae.modality import Encoding
+from serving.gauges import PREFIX, Loaded, Watched, family
 from serving.store import Served, Store
-from serving.watching import Watch, Watched, Watches
+from serving.watching import Watch, Watches
 
-PREFIX = "anomaly_vae"
 FILES = "PROMETHEUS_MULTIPROC_DIR"
 LATENCIES = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 P_VALUES = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, *(i / 10 for i in range(1, 11)))
@@ -183,42 +183,6 @@ def tallies(samples: Iterable[Sample]) -> dict[tuple[str, ...], Tally]:
             flags = (sample.labels[name] == "true" for name in ("flagged", "shadow_flagged"))
             found[tuple(sample.labels[name] for name in PAIR)].add(sample.value, *flags)
     return found
-
-
-class Loaded(Collector):
-    """What the store holds, at the moment it is asked for."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-
-    def collect(self) -> Iterator[Metric]:
-        """One family for each fact."""
-        current = list(self.store.current.values())
-        info = InfoMetricFamily(f"{PREFIX}_model", "The models served.", labels=["model"])
-        for one in current:
-            facts = {"version": one.version or "", "alias": one.alias or "", "digest": one.digest}
-            info.add_metric([one.name], {**facts, "kind": one.kind})
-        yield info
-        yield self._gauge("model_load_seconds", "Seconds to load and warm it.", "load_seconds")
-        yield self._gauge("model_loaded_timestamp_seconds", "When it was loaded.", "loaded_at")
-        yield self._gauge(
-            "model_registered_timestamp_seconds", "When it was registered.", "registered_at"
-        )
-        alpha = GaugeMetricFamily(
-            f"{PREFIX}_model_alpha_ratio", "Rate of false positives it is calibrated for.",
-            labels=["model", "version"],
-        )  # fmt: skip
-        for one in current:
-            alpha.add_metric([one.name, one.version or ""], one.detector.calibration.alpha)
-        yield alpha
-        yield GaugeMetricFamily(f"{PREFIX}_ready", "1 when ready.", float(self.store.ready))
-
-    def _gauge(self, name: str, help_text: str, attribute: str) -> Metric:
-        family = GaugeMetricFamily(f"{PREFIX}_{name}", help_text, labels=["model", "version"])
-        for one in self.store.current.values():
-            if (value := getattr(one, attribute)) is not None:
-                family.add_metric([one.name, one.version or ""], value)
-        return family
 
 
 class Metrics:
@@ -385,22 +349,20 @@ class Compared(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Two ratios for each pair."""
-        store = self.metrics.loaded.store
-        agreement = GaugeMetricFamily(
-            f"{PREFIX}_shadow_agreement_ratio", "Share of records with the same flag.", labels=PAIR
-        )
-        difference = GaugeMetricFamily(
-            f"{PREFIX}_shadow_flag_rate_difference_ratio",
-            "Share flagged by the shadow less that flagged by the model.", labels=PAIR,
-        )  # fmt: skip
+        store, tallies = self.metrics.loaded.store, []
         for name in store.current.keys() & store.shadows.keys():
             pair = name, store.current[name].version, store.shadows[name].version
             if (tally := self.metrics.tally(*pair)).records:
-                labels = [part or "" for part in pair]
-                agreement.add_metric(labels, tally.agreed / tally.records)
-                difference.add_metric(labels, tally.difference)
-        yield agreement
-        yield difference
+                tallies.append(([part or "" for part in pair], tally))
+        yield family(
+            "shadow_agreement_ratio", "Share of records with the same flag.", PAIR,
+            ((labels, tally.agreed / tally.records) for labels, tally in tallies),
+        )  # fmt: skip
+        yield family(
+            "shadow_flag_rate_difference_ratio",
+            "Share flagged by the shadow less that flagged by the model.", PAIR,
+            ((labels, tally.difference) for labels, tally in tallies),
+        )  # fmt: skip
 
 
 class _Whole(Collector):

@@ -7,7 +7,7 @@ judged once a second, on a thread, or when an operator asks. Worker processes co
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
 from hashlib import sha256
@@ -15,15 +15,12 @@ from pathlib import Path
 from threading import Lock
 
 import numpy as np
-from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from anomaly_vae.detector import Detections
 from anomaly_vae.encoding import Matrix
 from anomaly_vae.files import atomic_path, locked
 from anomaly_vae.monitoring import (
     BLOCKS,
-    STATUSES,
     Monitor,
     Report,
     Status,
@@ -31,7 +28,7 @@ from anomaly_vae.monitoring import (
     shape,
 )
 from anomaly_vae.sketches import Counts
-from serving.store import Served, Store
+from serving.store import Served
 
 TOGETHER = 256
 """Rows that are counted at a time."""
@@ -39,15 +36,6 @@ SECONDS = 1.0
 """Between two looks at how it stands."""
 DIGEST_BYTES = 64
 """At the head of a shared file, the digest of the model that it is of."""
-PREFIX = "anomaly_vae"
-MODEL, COLUMN = ("model", "version"), ("model", "version", "column")
-OF_COLUMNS = {
-    "drift_psi": ("Population stability index of the window against the calibration rows.", "psi"),
-    "window_missing_ratio": ("Share of the window that lacks the column.", "missing"),
-    "reference_missing_ratio": ("The same of the calibration rows.", "reference_missing"),
-    "window_unseen_ratio": ("Share of the window with a category training did not keep.", "unseen"),
-}
-"""Gauge of each column → what it means, and what of a `Drift` it is."""
 
 Alone = Callable[[], AbstractContextManager[object]]
 Decided = tuple[Detections, Matrix | None]
@@ -171,51 +159,3 @@ def _shared(folder: Path, served: Served) -> Counts:
             with atomic_path(path) as fresh:
                 fresh.write_bytes(digest + np.zeros(size, np.int64).tobytes())
         return np.memmap(path, np.int64, "r+", offset=DIGEST_BYTES, shape=size)
-
-
-class Watched(Collector):
-    """What the watches say, at the moment they are asked."""
-
-    def __init__(self, store: Store, watches: Watches) -> None:
-        self.store, self.watches = store, watches
-
-    def collect(self) -> Iterator[Metric]:
-        """One family for each fact."""
-        reports = [
-            ((one.name, one.version or ""), self.watches.of(one).report())
-            for one in self.store.current.values()
-        ]
-        yield _family(
-            "guarantee_status", "1 for how the promise stands, 0 for how it does not.",
-            (*MODEL, "status"),
-            (((*m, s), r.status == s) for m, r in reports for s in STATUSES),
-        )  # fmt: skip
-        yield _family(
-            "martingale_log10", "Evidence that the window is not like the calibration rows.",
-            MODEL, ((m, r.martingale_log10) for m, r in reports),
-        )  # fmt: skip
-        yield _family(
-            "window_flagged_ratio", "Share of the window that is flagged.", MODEL,
-            ((m, r.flagged_ratio) for m, r in reports),
-        )  # fmt: skip
-        yield _family(
-            "window_records", "Records in the window.", MODEL, ((m, r.rows) for m, r in reports)
-        )
-        columns = [((*m, d.column), d) for m, r in reports for d in r.columns or ()]
-        for name, (meaning, attribute) in OF_COLUMNS.items():
-            shown = ((labels, getattr(drift, attribute)) for labels, drift in columns)
-            yield _family(name, meaning, COLUMN, shown)
-
-
-def _family(
-    name: str,
-    meaning: str,
-    labels: Sequence[str],
-    values: Iterable[tuple[Sequence[str], float | None]],
-) -> Metric:
-    """A gauge of what is known."""
-    family = GaugeMetricFamily(f"{PREFIX}_{name}", meaning, labels=labels)
-    for of, value in values:
-        if value is not None:
-            family.add_metric(of, value)
-    return family
