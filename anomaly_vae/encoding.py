@@ -277,6 +277,12 @@ class TabularEncoding:
         return np.cumsum([0] + [column.width for column in self.columns])[:-1]
 
     @cached_property
+    def firsts(self) -> dict[str, int]:
+        """Where each raw column has its first of the matrix; a time has several."""
+        pairs = zip(self.columns, self.starts.tolist(), strict=True)
+        return {column.name: at for column, at in reversed(list(pairs))}
+
+    @cached_property
     def cells(self) -> NDArray[np.bool_]:
         """(number of columns, F): which of the matrix belong to each column."""
         widths = [column.width for column in self.columns]

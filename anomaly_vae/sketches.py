@@ -58,8 +58,7 @@ class Sketches:
 
     def __init__(self, encoding: TabularEncoding, columns: Sequence[ColumnSketch]) -> None:
         self.columns = tuple(columns)
-        at = _places(encoding)
-        self._at = np.array([at[column.name] for column in self.columns], np.intp)
+        self._at = np.array([encoding.firsts[column.name] for column in self.columns], np.intp)
         self._edges = np.full((len(self.columns), BINS - 1), np.inf, np.float32)
         for row, column in zip(self._edges, self.columns, strict=True):
             row[: len(column.edges)] = column.edges
@@ -87,7 +86,7 @@ class Sketches:
 def fit_sketches(encoding: TabularEncoding, x: Matrix) -> tuple[ColumnSketch, ...]:
     """Sketch each column of the calibration rows, encoded (N, F)."""
     kinds = {column.name: column for column in encoding.columns}
-    cut = [_cut(kinds[name], name, x[:, at]) for name, at in _places(encoding).items()]
+    cut = [_cut(kinds[name], name, x[:, at]) for name, at in encoding.firsts.items()]
     counts = Sketches(encoding, cut).count(x).reshape(-1, CELLS).tolist()
     return tuple(
         column.model_copy(update={"counts": tuple(found)})
@@ -106,12 +105,6 @@ def stability(reference: Counts, now: Counts) -> float:
     index = ((shares[1] - shares[0]) * np.log(shares[1] / shares[0])).sum()
     chance = (used - 1) * (1 / reference.sum() + 1 / now.sum())
     return max(float(index - chance), 0.0)
-
-
-def _places(encoding: TabularEncoding) -> dict[str, int]:
-    """Where each raw column has its first of the matrix; a time has several."""
-    columns = zip(encoding.columns, encoding.starts.tolist(), strict=True)
-    return {column.name: at for column, at in reversed(list(columns))}
 
 
 def _cut(kind: object, name: str, values: Matrix) -> ColumnSketch:

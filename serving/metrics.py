@@ -106,11 +106,10 @@ class _Cells:
     """Counters of missing values and unseen categories, by column of one table."""
 
     def __init__(self, metrics: Metrics, model: str, encoding: TabularEncoding) -> None:
-        columns = list(zip(encoding.columns, encoding.starts.tolist(), strict=True))
-        first = {column.name: at for column, at in reversed(columns)}
-        self._missing = [metrics.missing.labels(model, name) for name in first]
-        self._at = np.array(list(first.values()), np.intp)
-        levels = {c.name: at for c, at in columns if isinstance(c, Categorical)}
+        at = encoding.firsts
+        self._missing = [metrics.missing.labels(model, name) for name in at]
+        self._at = np.array(list(at.values()), np.intp)
+        levels = {c.name: at[c.name] for c in encoding.columns if isinstance(c, Categorical)}
         self._unseen = [metrics.unseen.labels(model, name) for name in levels]
         self._levels = np.array(list(levels.values()), np.intp)
 
