@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import logs
-from serving.errors import FORBIDDEN, NOT_FOUND, UNAUTHENTICATED, ProblemError
+from serving.errors import FORBIDDEN, INTERNAL, NOT_FOUND, UNAUTHENTICATED, ProblemError
 from serving.limits import Rates, book_of
 from serving.metrics import FILES, Metrics
 from serving.settings import ApiKey, Settings
@@ -77,10 +77,8 @@ class Front:
         self.metrics.in_flight.inc()
         try:
             await self._route(scope, exchange)
-        except Exception as error:
-            if exchange.status:
-                raise
-            await self._refuse(error, scope, exchange)
+        except Exception as error:  # noqa: BLE001  # each is answered
+            await self._fail(error, scope, exchange, number)
         finally:
             if exchange.held:
                 settings = self.settings
@@ -101,11 +99,18 @@ class Front:
         scope["route"], lane = direct
         return self.scoring.respond(lane, scope, exchange.receive, exchange.send)
 
-    async def _refuse(self, error: Exception, scope: Scope, exchange: Exchange) -> None:
-        problem = self.refuse(error, scope["path"])
-        await problem(scope, exchange.receive, exchange.send)
-        if problem.status_code == 500:
-            logs.failures.error("a request failed", exc_info=error)
+    async def _fail(
+        self, error: Exception, scope: Scope, exchange: Exchange, number: bytes
+    ) -> None:
+        """Answer, unless a route's own handler did, and log what no client is to blame for."""
+        if not exchange.status:
+            problem = self.refuse(error, scope["path"])
+            await problem(scope, exchange.receive, exchange.send)
+        elif exchange.status != INTERNAL.status:
+            raise error  # midway; who holds the connection closes it
+        if exchange.status == INTERNAL.status:
+            facts = {logs.FACTS: {"request_id": number.decode()}}
+            logs.failures.error("a request failed", exc_info=error, extra=facts)
 
     def _id(self, headers: Mapping[bytes, bytes]) -> bytes:
         """The id that a request brings, or one of ours."""

@@ -56,7 +56,10 @@ def _panels(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Rows below each other; their panels beside each other, of the same width."""
     top = 0
     for row in rows:
-        yield {"type": "row", "title": row["title"], "gridPos": _place(0, top, COLUMNS, 1)}
+        place = _place(0, top, COLUMNS, 1)
+        yield {
+            "type": "row", "title": row["title"], "gridPos": place, "collapsed": False, "panels": []
+        }  # fmt: skip
         width = COLUMNS // len(row["panels"])
         for number, panel in enumerate(row["panels"]):
             yield _panel(panel, _place(number * width, top + 1, width, HEIGHT))

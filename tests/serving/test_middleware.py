@@ -129,15 +129,18 @@ def test_an_id_that_is_not_sound_is_replaced(client, given):
     assert re.fullmatch(r"[0-9a-f]{16}-[0-9a-f]+", answer.headers["x-request-id"])
 
 
-def test_a_failure_has_an_id_too(client, monkeypatch, caplog):
-    monkeypatch.setattr("serving.batching.Lane._found", lambda *_: 1 / 0)
-    answer = client.post("/score", json={"records": [{}]})
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/score", {"records": [{}]}), ("/invocations", {"dataframe_records": [{}]})],
+)
+def test_the_log_has_a_failure_once_and_by_its_id(client, monkeypatch, caplog, path, body):
+    monkeypatch.setattr("serving.batching.Lane.decide", lambda *_: 1 / 0)
+    answer = client.post(path, json=body)
     assert answer.status_code == 500
-    assert answer.headers["x-request-id"]
-    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [
-        ZeroDivisionError
-    ]
-    assert client.post("/score", json={"records": []}).status_code == 422, "it goes on"
+    (line,) = [record for record in caplog.records if record.exc_info]
+    assert line.exc_info[0] is ZeroDivisionError
+    assert line.facts == {"request_id": answer.headers["x-request-id"]}
+    assert client.post(path, json=[]).status_code in {400, 422}, "it goes on"
 
 
 # ---------------------------------------------------------------- a second port
