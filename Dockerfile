@@ -4,8 +4,11 @@
 # pip looks for it is pip's own configuration (--secret id=pip,src=pip.conf).
 ARG PYTHON=3.11.14-slim-bookworm
 
+# OMP_NUM_THREADS: numpy would start a thread for each core of the machine, whatever part of it the
+# container may use, and reach its limit of processes on a large one.
 FROM python:${PYTHON} AS base
 ENV HOME=/tmp \
+    OMP_NUM_THREADS=1 \
     MPLCONFIGDIR=/tmp/matplotlib \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
@@ -66,7 +69,7 @@ FROM run AS serve
 ENV ANOMALY_VAE_CACHE_DIR=/var/cache/anomaly-vae
 COPY --from=build-serve /opt/anomaly-vae /opt/anomaly-vae
 EXPOSE 8000
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
+HEALTHCHECK --interval=10s --timeout=5s --start-period=360s \
   CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8000/health/ready', timeout=4)"]
 ENTRYPOINT ["anomaly-vae"]
 CMD ["serve", "--help"]

@@ -315,6 +315,9 @@ def test_prometheus_is_led_to_the_port_of_administration() -> None:
         if one["kind"] == "Service" and labels.items() <= one["metadata"]["labels"].items()
     ]  # fmt: skip
     assert [one["metadata"]["name"] for one in chosen] == ["anomaly-vae-admin"]
+    job = chosen[0]["metadata"]["labels"][spec["jobLabel"]]
+    alerts = (DEPLOY.parent / "configs/prometheus/alerts.yml").read_text(encoding="utf-8")
+    assert set(re.findall(r'job="([^"]*)"', alerts)) == {job}
     (endpoint,) = spec["endpoints"]
     assert endpoint["port"] in {port["name"] for port in chosen[0]["spec"]["ports"]}
     secret = {"name": "anomaly-vae-metrics", "key": "token"}

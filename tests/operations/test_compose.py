@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import yaml
 
 from anomaly_vae import __version__
 from tests.compose import FILE, ROOT, RefusedError, read
@@ -135,6 +136,24 @@ def test_what_prometheus_scrapes_is_a_port_of_the_service() -> None:
     assert f"scoring:{SERVICES['scoring']['environment']['ANOMALY_VAE_ADMIN_PORT']}" in text
 
 
+def provisioned(name: str) -> Any:
+    """What a file of Grafana's provisioning says."""
+    place = ROOT / "configs/grafana/provisioning" / name
+    return yaml.safe_load(place.read_text(encoding="utf-8"))
+
+
+def test_grafana_asks_prometheus_and_shows_what_is_mounted() -> None:
+    (source,) = provisioned("datasources/prometheus.yml")["datasources"]
+    (port,) = SERVICES["prometheus"]["ports"]
+    assert source["url"] == f"http://prometheus:{port.rpartition(':')[2]}"
+    (provider,) = provisioned("dashboards/anomaly-vae.yml")["providers"]
+    place, grafana = provider["options"]["path"], SERVICES["grafana"]
+    mounts = dict(volume.split(":")[:2] for volume in grafana["volumes"])
+    assert mounts["./configs/grafana/dashboards"] == place
+    home = grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert (ROOT / "configs/grafana/dashboards" / home.removeprefix(f"{place}/")).is_file()
+
+
 # ---------------------------------------------------------------- the images
 
 
@@ -158,6 +177,7 @@ def test_an_image_runs_as_nobody_in_particular_and_cannot_build(name: str) -> No
     assert re.findall(r"^USER (.*)$", said, re.MULTILINE) == ["10001:10001"]
     assert "pip uninstall --yes pip setuptools wheel" in said
     assert not re.search(r"apt-get|pip install|curl", said)
+    assert "OMP_NUM_THREADS=1" in said
 
 
 def test_base_images_have_a_version() -> None:

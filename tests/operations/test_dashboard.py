@@ -74,6 +74,14 @@ def test_every_panel_asks_the_source_that_is_provisioned() -> None:
     assert used == {source["uid"]}
 
 
+def test_every_panel_that_the_runbook_names_is_there() -> None:
+    titles = [panel["title"].lower() for panel in DASHBOARD["panels"]]
+    text = (ROOT / "docs/runbook.md").read_text(encoding="utf-8")
+    named = {" ".join(name.split()) for name in re.findall(r"(?<!\*)\*(\w[^*]*)\*(?!\*)", text)}
+    missing = {name for name in named if not any(name.lower() in title for title in titles)}
+    assert missing == {"page", "ticket"}, "which say how bad an alert is"
+
+
 @pytest.fixture
 def exported(served: Served, records: Records) -> set[str]:
     """The names of the samples that the service hands out after a request."""

@@ -72,6 +72,12 @@ def test_each_alert_is_tested_both_ways() -> None:
     assert {name: seen for name, seen in cases.items() if seen != {True, False}} == {}
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_each_alert_is_caused_on_live_processes(name: str) -> None:
+    text = (ROOT / "tests/operations/test_stack.py").read_text(encoding="utf-8")
+    assert f'"{name}" in firing' in text or f'"{name.removeprefix("AnomalyVAE")}"' in text
+
+
 @pytest.mark.parametrize("rule", ALERTS, ids=NAMES)
 def test_an_alert_says_how_bad_it_is_and_where_to_read_on(rule: dict[str, Any]) -> None:
     assert rule["labels"]["severity"] in {"page", "ticket"}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import json
+import re
 import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, suppress
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlencode
@@ -19,7 +21,9 @@ from urllib.request import Request, urlopen
 import pyarrow.parquet as pq
 import pytest
 
+from anomaly_vae import bundle
 from tests.compose import Stack, stack
+from tools.dashboard import TARGET
 
 KEY = "a key of the tests"
 DIGEST = hashlib.sha256(KEY.encode()).hexdigest()
@@ -38,10 +42,14 @@ VARIABLES = {
 }
 FASTER = {
     r"(interval|timeout): \d+s": r"\1: 1s",
-    r"for: (\d+)m": r"for: \1s",
+    r"for: (\d+)[mh]": r"for: \1s",
     r"age_seconds > 300": "age_seconds > 5",
 }
-"""A second of the test is a quarter of a minute to Prometheus, and a minute to its alerts."""
+"""A second of the test is a quarter of a minute to Prometheus, a minute or an hour to alerts."""
+NOT_SHOWN = {"Shadow agreement A"}
+"""What the dashboard has nothing to show of: there is no shadow."""
+TOO_FAR = 1000.0
+"""Standard deviations from the mean: no simulated row is as far off, and `strange` ones are."""
 
 pytestmark = [
     pytest.mark.e2e,
@@ -100,6 +108,11 @@ def query(one: Stack, expression: str) -> list[dict[str, Any]]:
 def firing(one: Stack) -> set[str]:
     """The alerts that fire."""
     return {found["metric"]["alertname"] for found in query(one, 'ALERTS{alertstate="firing"}')}
+
+
+def config(one: Stack) -> str:
+    """The configuration of the transactions, where the job has it."""
+    return str(dict(one.places("train"))["/etc/anomaly-vae"]) + "/fraud.yaml"
 
 
 def anomaly_vae(one: Stack, *arguments: str) -> bytes:
@@ -164,9 +177,8 @@ def test_keys_are_asked_for_on_both_ports(running: Stack) -> None:
 
 
 def test_a_promotion_reaches_the_service(running: Stack) -> None:
-    config = str(dict(running.places("train"))["/etc/anomaly-vae"]) + "/fraud.yaml"
     alpha = "calibration.alpha=0.02"
-    anomaly_vae(running, "calibrate", config, "--model", "models:/fraud/1", "--set", alpha)
+    anomaly_vae(running, "calibrate", config(running), "--model", "models:/fraud/1", "--set", alpha)
     anomaly_vae(running, "promote", "fraud", "--force", "--reason", "a test of the stack")
     running.wait(lambda: score(running, as_sent(running, 1))["model"]["version"] == "2")
     served = 'anomaly_vae_model_alpha_ratio{model="fraud",version="2"} == 0.02'
@@ -194,13 +206,87 @@ def test_one_record_again_and_again_raises_a_doubt(running: Stack) -> None:
     assert score(running, [usual])["guarantee_status"] == "doubtful"
 
 
+def strange(one: Stack, rows: int) -> list[dict[str, Any]]:
+    """The same rows, but for two columns."""
+    return [{**row, "TX_AMOUNT": 1e6, "TX_CHANNEL": None} for row in as_sent(one, rows)]
+
+
 def test_strange_traffic_raises_alerts(running: Stack) -> None:
-    strange = [{**row, "TX_AMOUNT": 1e6, "TX_CHANNEL": None} for row in as_sent(running, 200)]
     for _ in range(5):
-        score(running, strange)
+        score(running, strange(running, 200))
         time.sleep(1.1)  # between two scrapes
     raised = {"TooManyFlags", "GuaranteeBroken", "MissingValues", "Drift"}
     running.wait(lambda: {f"AnomalyVAE{name}" for name in raised} <= firing(running))
+
+
+def defective(graph: bytes) -> bytes:
+    """A graph that looks a row up in a table too short for what is `TOO_FAR` off, and breaks."""
+    onnx = pytest.importorskip("onnx", reason="needs the extra 'train'")
+    make, kinds = onnx.helper.make_node, onnx.TensorProto
+    model = onnx.load_from_string(graph)
+    (last,) = (node for node in model.graph.node if "score" in node.output)
+    last.output[0] = "sound"
+    for name, kind, shape, value in (
+        ("most", kinds.FLOAT, [], TOO_FAR), ("columns", kinds.INT64, [1], 1),
+        ("table", kinds.DOUBLE, [1], 0.0),
+    ):  # fmt: skip
+        model.graph.initializer.append(onnx.helper.make_tensor(name, kind, shape, [value]))
+    model.graph.node.extend([
+        make("ReduceMax", ["x", "columns"], ["largest"], keepdims=0),
+        make("Greater", ["largest", "most"], ["is_far"]),
+        make("Cast", ["is_far"], ["place"], to=kinds.INT64),
+        make("Gather", ["table", "place"], ["found"]),
+        make("Add", ["sound", "found"], ["score"]),
+    ])  # fmt: skip
+    return bytes(model.SerializeToString())
+
+
+def promote_a_defect(one: Stack) -> None:
+    """A model that breaks on no row that promotion tries."""
+    (made,) = (one.cwd("train") / "bundles").glob("fraud-*")
+    sound = bundle.load(made)
+    place = one.folder / "defective"
+    dataclasses.replace(sound, graph=defective(sound.graph)).save(place)
+    anomaly_vae(one, "calibrate", config(one), "--model", str(place))
+    anomaly_vae(one, "promote", "fraud")
+
+
+def test_a_promoted_model_that_fails_is_noticed_and_rolled_back(running: Stack) -> None:
+    """As the runbook has it: the route, the reason, the traceback, and what ends it."""
+    promote_a_defect(running)
+    usual, unusual = as_sent(running, 1), strange(running, 1)
+    running.wait(lambda: score(running, usual)["model"]["version"] == "3")
+    ids: list[str] = []
+
+    def fails() -> bool:
+        time.sleep(0.5)
+        with pytest.raises(HTTPError, match="500") as failed:
+            score(running, unusual)
+        ids.append(failed.value.headers["x-request-id"])
+        failed.value.close()
+        return "AnomalyVAEErrors" in firing(running)
+
+    running.wait(fails)
+    route = '{route="/models/{name}/score", status="5xx"} > 0'
+    assert query(running, f"route_status:anomaly_vae_requests:rate5m{route}")
+    assert query(running, 'reason:anomaly_vae_rejected_requests:rate5m{reason="internal"} > 0')
+    log = (running.folder / "scoring.log").read_text().splitlines()
+    trace, request = (json.loads(line) for line in log if f'"request_id":"{ids[0]}"' in line)
+    assert trace["error"] == "InvalidArgument"
+    assert "/onnxruntime/" in trace["trace"][-1]
+    assert (request["status"], request["client"], request["model"]) == (500, "tests", "fraud")
+
+    anomaly_vae(running, "rollback", "fraud")
+    running.wait(lambda: score(running, usual)["model"]["version"] == "2")
+    assert score(running, unusual)["results"]
+    running.wait(lambda: is_quiet(running, usual, "AnomalyVAEErrors"))
+
+
+def is_quiet(one: Stack, records: list[dict[str, Any]], alert: str) -> bool:
+    """Whether an alert no longer fires, after some more requests that end well."""
+    for _ in range(100):
+        score(one, records)
+    return alert not in firing(one)
 
 
 def test_a_registry_that_is_gone_stops_no_score(running: Stack) -> None:
@@ -240,8 +326,65 @@ def crowd(one: Stack, size: int) -> None:
                 client.recv(65536)
 
 
+def shown(one: Stack, target: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What Grafana gets of a target of the dashboard, with all models chosen."""
+    place = f"{one.address('prometheus', 9090)}/api/v1/query"
+    asked = {"query": target["expr"].replace("$model", "(fraud|scans)")}
+    if target["range"]:
+        place, now = f"{place}_range", time.time()
+        asked |= {"start": str(now - 60), "end": str(now), "step": "1"}
+    found: list[dict[str, Any]] = ask(f"{place}?{urlencode(asked)}")["data"]["result"]
+    return found
+
+
+def test_every_panel_of_the_dashboard_has_something_to_show(running: Stack) -> None:
+    dashboard = json.loads(TARGET.read_text(encoding="utf-8"))
+    series = f"{running.address('prometheus', 9090)}/api/v1/label/model/values"
+    asked = urlencode({"match[]": "anomaly_vae_model_info"})
+    assert ask(f"{series}?{asked}")["data"] == ["fraud", "scans"]
+    empty = set()
+    for panel in dashboard["panels"]:
+        for target in panel.get("targets", ()):
+            found = shown(running, target)
+            if not found:
+                empty.add(f"{panel['title']} {target['refId']}")
+            wanted = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
+            wanted.update(
+                *(t["options"]["include"]["names"] for t in panel.get("transformations", ()))
+            )
+            assert all(wanted <= one["metric"].keys() for one in found), panel["title"]
+    assert empty == NOT_SHOWN
+
+
 def test_a_service_that_stops_is_noticed(running: Stack) -> None:
     assert running.stop("scoring") == 0
     running.wait(lambda: "AnomalyVAEDown" in firing(running))
     running.start("scoring")
     running.wait(lambda: "AnomalyVAEDown" not in firing(running))
+
+
+def grow_old(one: Stack, name: str, days: int) -> None:
+    """Have the registry say that every version of a model was made so much earlier."""
+    psycopg2 = pytest.importorskip("psycopg2", reason="needs the extra 'server'")
+    host, _, port = one.address("postgres", 5432).partition(":")
+    given = one.services["postgres"]["environment"]
+    account = {key: given[f"POSTGRES_{key.upper()}"] for key in ("user", "password")}
+    database = psycopg2.connect(host=host, port=port, dbname=given["POSTGRES_DB"], **account)
+    with closing(database), database, database.cursor() as cursor:
+        change = "UPDATE model_versions SET creation_time = creation_time - %s WHERE name = %s"
+        cursor.execute(change, (days * 86_400_000, name))
+
+
+def test_a_model_is_old_until_one_of_newer_data_is_promoted(running: Stack) -> None:
+    grow_old(running, "fraud", 91)
+    running.stop("scoring")
+    running.start("scoring")
+    running.wait(lambda: "AnomalyVAEModelOld" in firing(running))
+    old = query(running, 'ALERTS{alertname="AnomalyVAEModelOld"}')
+    assert [(one["metric"]["model"], one["metric"]["version"]) for one in old] == [("fraud", "2")]
+    anomaly_vae(
+        running, "simulate", "transactions", "--out", "data", "--rows", "2500", "--seed", "1"
+    )
+    anomaly_vae(running, "run", config(running), "--set", "training.epochs=1")
+    running.wait(lambda: "AnomalyVAEModelOld" not in firing(running))
+    assert score(running, as_sent(running, 1))["model"]["version"] == "4"
