@@ -336,7 +336,7 @@ class Metrics:
         if FILES not in os.environ:
             return self.registry
         registry = CollectorRegistry()
-        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # ships partial types
+        _OfWorkers(registry)  # type: ignore[no-untyped-call]  # ships partial types
         return registry
 
 
@@ -362,6 +362,16 @@ class Compared(Collector):
             "Share flagged by the shadow less that flagged by the model.", PAIR,
             ((labels, tally.difference) for labels, tally in tallies),
         )  # fmt: skip
+
+
+class _OfWorkers(MultiProcessCollector):
+    """What worker processes count; one that begins, or was killed as it did, has an empty file."""
+
+    def collect(self) -> Iterable[Metric]:
+        """All that is in the others."""
+        files = [str(file) for file in Path(self._path).glob("*.db") if file.stat().st_size]
+        merged: Iterable[Metric] = self.merge(files)  # type: ignore[no-untyped-call]
+        return merged
 
 
 class _Whole(Collector):

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
+from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
@@ -166,6 +167,15 @@ def test_the_live_gauges_of_dead_workers_go(tmp_path):
     assert not (tmp_path / f"gauge_livesum_{gone.pid}.db").exists()
     assert len(list(tmp_path.iterdir())) == 2
     forget_dead_workers(None)
+
+
+def test_the_empty_file_of_a_worker_hides_no_other(tmp_path, monkeypatch):
+    counts = MmapedDict(str(tmp_path / "counter_1.db"))
+    counts.write_value(mmap_key("seen", "seen_total", (), (), "Seen."), 3.0, 0.0)
+    counts.close()
+    (tmp_path / "counter_2.db").touch()
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    assert Metrics(Store()).counted().get_sample_value("seen_total") == 3
 
 
 def test_an_empty_store_has_metrics_too():
