@@ -158,8 +158,16 @@ class Schema:
 
 
 @dataclass(frozen=True, slots=True)
+class Groups:
+    """The column whose levels have thresholds of their own; other rows have the model's."""
+
+    column: str
+    thresholds: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """A model that is loaded."""
+    """A model that is loaded; ``groups`` is None where all rows have one threshold."""
 
     name: str
     version: str | None
@@ -170,6 +178,7 @@ class ModelInfo:
     alpha: float
     threshold: float
     schema: Schema
+    groups: Groups | None = None
     guarantee_status: str | None = None
 
 

@@ -268,7 +268,8 @@ def time_slices(
 ) -> list[Slice]:
     """The false positive rate by day (by more days where there are many).
 
-    ``group`` (N,) names the exchangeable unit of each row; absent: each row is one.
+    ``confidence`` is that of each rate, and that all limits hold together (Bonferroni). ``group``
+    (N,) names the exchangeable unit of each row; absent: each row is one.
     """
     normal = ~anomaly & ~np.isnan(seconds)
     if not normal.any():
@@ -278,11 +279,12 @@ def time_slices(
     first = day.min() + (day - day.min()) // step * step
     unit = np.arange(len(day)) if group is None else group[normal]
     suffix = "" if step == 1 else f" (+{step} d)"
-    slices = []
-    for start in np.unique(first):
+    slices, starts = [], np.unique(first)
+    together = 1 - (1 - confidence) / len(starts)
+    for start in starts:
         inside = first == start
         if found := rate(flags[normal][inside], confidence):
             units = len(np.unique(unit[inside]))
             name = f"{np.datetime64(int(start), 'D')}{suffix}"
-            slices.append(Slice(name, found, highest_kept_rate(calibration, units, confidence)))
+            slices.append(Slice(name, found, highest_kept_rate(calibration, units, together)))
     return slices

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from anomaly_vae.calibration import Groups
 from serving import wire
 from serving.follow import Followed
 from serving.metrics import Metrics, Tally
@@ -30,11 +31,19 @@ def _model(
         unit=served.detector.unit,
         alpha=calibration.alpha,
         threshold=calibration.threshold,
+        groups=_groups(calibration.groups),
         guarantee_status=metrics.watches.of(served).report().status,
         schema=wire.schema_info(served.detector.scorer.schema),
         following=_following(served.name, False, followed),
         shadow=_shadow(served, shadow, followed, metrics) if shadow else None,
     )
+
+
+def _groups(groups: Groups | None) -> wire.Groups | None:
+    if groups is None:
+        return None
+    own = {level: calibration.threshold for level, calibration in groups.own.items()}
+    return wire.Groups(groups.column, own)
 
 
 def _shadow(

@@ -169,8 +169,15 @@ class ShadowInfo(msgspec.Struct, frozen=True):
     following: Following | None
 
 
+class Groups(msgspec.Struct, frozen=True):
+    """The column whose levels have thresholds of their own; other rows have the model's."""
+
+    column: str
+    thresholds: dict[str, float]
+
+
 class ModelInfo(msgspec.Struct, frozen=True):
-    """A model that is loaded."""
+    """A model that is loaded; ``groups`` is null where all rows have one threshold."""
 
     name: str
     version: str | None
@@ -180,6 +187,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     unit: str
     alpha: float
     threshold: float
+    groups: Groups | None
     guarantee_status: GuaranteeStatus
     schema: SchemaInfo
     following: Following | None

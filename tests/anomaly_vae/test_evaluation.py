@@ -275,6 +275,18 @@ def test_a_slice_of_few_groups_may_vary_more() -> None:
     assert by_group.limit == highest_kept_rate(PROMISE, 10)
 
 
+def test_in_few_calm_months_does_any_day_drift() -> None:
+    """A limit of 95% for each day by itself would call one out in a third of the months."""
+    generator, days, rows = np.random.default_rng(0), 28, 300
+    seconds, normal = MONDAY + np.arange(days * rows) // rows * DAY, np.zeros(days * rows, bool)
+    alarms = 0
+    for _ in range(100):
+        kept = calibrate(generator.random(999), alpha=0.05)
+        flags = generator.random(days * rows) > kept.threshold
+        alarms += any(one.drifted for one in time_slices(flags, normal, seconds, kept))
+    assert alarms <= 10
+
+
 # ---------------------------------------------------------------- what chance explains
 
 

@@ -77,6 +77,15 @@ def test_a_large_request_and_a_small_one_say_the_same(client_of, channels, mixed
 def test_a_model_without_groups_says_nothing_of_them(client, records):
     (result,) = client.post("/score", json={"records": records[:1]}).json()["results"]
     assert set(result) == PLAIN
+    assert client.get("/models").json()["models"][0]["groups"] is None
+
+
+def test_the_list_of_models_has_the_thresholds_of_groups(client_of, channels):
+    (model,) = client_of(channels).get("/models").json()["models"]
+    own = channels.detector.calibration.groups.own
+    thresholds = {level: calibration.threshold for level, calibration in own.items()}
+    assert model["groups"] == {"column": COLUMN, "thresholds": thresholds}
+    assert model["threshold"] == channels.detector.calibration.threshold
 
 
 def test_invocations_say_them_too(client_of, channels, mixed, truth):
@@ -135,7 +144,9 @@ def test_outputs_of_groups_are_unknown_to_other_models(client):
 
 def test_our_client_gives_them(address_of, channels, mixed, truth):
     with Client(address_of(channels)) as client:
-        scores = client.score(mixed)
+        scores, (model,) = client.score(mixed), client.models()
+    assert model.groups
+    assert set(model.groups.thresholds) == {one.group for one in scores} - {None}
     found = [(one.p_value, one.is_anomaly, one.group, one.threshold) for one in scores]
     assert found == expected(truth)
 
