@@ -28,6 +28,9 @@ from serving.store import Served
 MOST_VALUES = 16_384
 """So many values, rows times columns, are scored in one turn: a few milliseconds."""
 
+Waiting = tuple[Rows, bytes, asyncio.Future[bytes]]
+"""Rows, the body that they came in, and where the answer is waited for."""
+
 
 class Lane:
     """The way of one model's requests through the process."""
@@ -42,7 +45,7 @@ class Lane:
             status: wire.encode(wire.answer(served, [], status)).removesuffix(b"[]}")
             for status in STATUSES
         }
-        self._waiting: list[tuple[Rows, bytes, asyncio.Future[bytes]]] = []
+        self._waiting: list[Waiting] = []
         self._company = False
 
     def read(self, body: bytes) -> Rows | None:
@@ -73,9 +76,8 @@ class Lane:
         try:
             found = self._found([row for rows, *_ in taken for row in rows])
             results = wire.results(found, None)
-        except Exception as error:  # noqa: BLE001  # each of them is told
-            for *_, answer in taken:
-                _settle(answer, error)
+        except Exception:  # noqa: BLE001  # those it is about are told
+            self._alone(taken)
             return
         starts = [0, *ends]
         for (*_, answer), start, end in zip(taken, starts, ends, strict=False):
@@ -83,6 +85,14 @@ class Lane:
         self.metrics.sizes.observe_many(np.array([len(rows) for rows, *_ in taken]))
         if self._shadows.beside(self.served):  # after the answers, which are sent in the next turn
             asyncio.get_running_loop().call_soon(self._offer, found, [b for _, b, _ in taken], ends)
+
+    def _alone(self, taken: Sequence[Waiting]) -> None:
+        """Answer each by itself, so that one which fails takes no other with it."""
+        for rows, body, answer in taken:
+            try:
+                _settle(answer, self.answer(rows, body))
+            except Exception as error:  # noqa: BLE001  # it is told
+                _settle(answer, error)
 
     def _offer(self, found: Detections, bodies: Sequence[bytes], ends: Sequence[int]) -> None:
         """Have the shadow see what was found for each body."""

@@ -23,6 +23,7 @@ import pytest
 
 from anomaly_vae import bundle
 from tests.compose import Stack, stack
+from tests.defective import defective
 from tools.dashboard import TARGET
 
 KEY = "a key of the tests"
@@ -48,8 +49,6 @@ FASTER = {
 """A second of the test is a quarter of a minute to Prometheus, a minute or an hour to alerts."""
 NOT_SHOWN = {"Shadow agreement A"}
 """What the dashboard has nothing to show of: there is no shadow."""
-TOO_FAR = 1000.0
-"""Standard deviations from the mean: no simulated row is as far off, and `strange` ones are."""
 
 pytestmark = [
     pytest.mark.e2e,
@@ -217,28 +216,6 @@ def test_strange_traffic_raises_alerts(running: Stack) -> None:
         time.sleep(1.1)  # between two scrapes
     raised = {"TooManyFlags", "GuaranteeBroken", "MissingValues", "Drift"}
     running.wait(lambda: {f"AnomalyVAE{name}" for name in raised} <= firing(running))
-
-
-def defective(graph: bytes) -> bytes:
-    """A graph that looks a row up in a table too short for what is `TOO_FAR` off, and breaks."""
-    onnx = pytest.importorskip("onnx", reason="needs the extra 'train'")
-    make, kinds = onnx.helper.make_node, onnx.TensorProto
-    model = onnx.load_from_string(graph)
-    (last,) = (node for node in model.graph.node if "score" in node.output)
-    last.output[0] = "sound"
-    for name, kind, shape, value in (
-        ("most", kinds.FLOAT, [], TOO_FAR), ("columns", kinds.INT64, [1], 1),
-        ("table", kinds.DOUBLE, [1], 0.0),
-    ):  # fmt: skip
-        model.graph.initializer.append(onnx.helper.make_tensor(name, kind, shape, [value]))
-    model.graph.node.extend([
-        make("ReduceMax", ["x", "columns"], ["largest"], keepdims=0),
-        make("Greater", ["largest", "most"], ["is_far"]),
-        make("Cast", ["is_far"], ["place"], to=kinds.INT64),
-        make("Gather", ["table", "place"], ["found"]),
-        make("Add", ["sound", "found"], ["score"]),
-    ])  # fmt: skip
-    return bytes(model.SerializeToString())
 
 
 def promote_a_defect(one: Stack) -> None:

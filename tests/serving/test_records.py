@@ -1,6 +1,7 @@
 """Two ways into one kernel: what the quick one takes means what the careful one says."""
 
 import asyncio
+import dataclasses
 import json
 from itertools import pairwise
 
@@ -18,8 +19,9 @@ from serving.metrics import Metrics
 from serving.records import Reader
 from serving.settings import Settings
 from serving.shadow import Shadows
-from serving.store import Store
+from serving.store import Source, Store, load
 from serving.wire import decode, read_records
+from tests.defective import defective
 
 SCHEMA = TabularSchema(
     (
@@ -132,11 +134,15 @@ def test_names_that_no_type_can_have_go_the_careful_way(name):
 # ---------------------------------------------------------------- together
 
 
-@pytest.fixture
-def lane(served):
+def lane_of(served):
     store = Store([served])
     metrics = Metrics(store)
     return Lane(served, metrics.of(served), Shadows(store, Settings(), metrics))
+
+
+@pytest.fixture
+def lane(served):
+    return lane_of(served)
 
 
 def scores(results):
@@ -194,6 +200,26 @@ def test_where_there_was_company_one_more_turn_is_waited_for(lane, records, monk
         assert await ask(0, 1) == [1, 1]
 
     asyncio.run(all_of_it())
+
+
+@pytest.fixture
+def breaking(calibrated, tmp_path_factory):
+    """The small model, with a graph that breaks on an amount beyond any."""
+    broken = dataclasses.replace(calibrated, graph=defective(calibrated.graph))
+    return lane_of(load(Source(str(broken.save(tmp_path_factory.mktemp("broken") / "bundle")))))
+
+
+def test_one_that_breaks_the_graph_takes_no_other_with_it(breaking, records):
+    far = {**records[0], "TX_AMOUNT": 1e9}
+    bodies = [json.dumps({"records": [row]}).encode() for row in (records[0], far, records[1])]
+
+    async def together():
+        answers = (breaking.submit(breaking.read(body), body) for body in bodies)
+        return await asyncio.gather(*answers, return_exceptions=True)
+
+    first, broken, last = asyncio.run(together())
+    assert "Gather" in str(broken)
+    assert [len(json.loads(answer)["results"]) for answer in (first, last)] == [1, 1]
 
 
 def test_one_that_is_cancelled_does_not_hold_up_the_others(lane, records):
