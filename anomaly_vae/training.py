@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn import Parameter
 from torch.nn import functional as F
 
 from anomaly_vae.config import FitConfig
@@ -165,9 +166,9 @@ class _Trainer:
         self.steps_per_epoch = len(batches(torch.arange(len(self.x)), self.batch_size))
         self.steps = self.planned * self.steps_per_epoch
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
-        self.weights = list(model.parameters())
+        self.weights = in_one(list(model.parameters()))
         self.optimizer = torch.optim.AdamW(
-            self.weights, config.learning_rate, weight_decay=config.weight_decay, fused=True
+            [self.weights], config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         self.noise = self._validation_noise(len(validation)).to(self.device)
         self.history: list[Epoch] = []
@@ -252,7 +253,7 @@ class _Trainer:
         loss = -(terms.log_prob.sum(-1).mean() - self.beta(step) * self._kl(terms))
         loss = loss / self.views.loss_scale + self._sleep(view)
         self.optimizer.param_groups[0]["lr"] = self.learning_rate(step)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=False)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.weights, self.config.clip_norm)
         self.optimizer.step()
@@ -328,8 +329,8 @@ class _Trainer:
         """A copy of everything the next epoch depends on."""
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"best.{k}": v for k, v in self.best.items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items()}
+        moments = self.optimizer.state[self.weights]
+        tensors |= {f"optimizer.{k}": v for k, v in moments.items()}
         tensors["generator"] = self.generator.get_state()
         copies = {k: v.contiguous().clone() for k, v in tensors.items()}
         return State(copies, tuple(self.history), self.best_epoch)
@@ -337,19 +338,17 @@ class _Trainer:
     def restore(self, saved: State) -> None:
         """Continue from there; where it does not fit, raise whatever comes and change nothing."""
         groups = defaultdict(dict, _grouped(saved.tensors))
-        state = {int(index): group for index, group in _grouped(groups["optimizer"]).items()}
         shapes = _shapes(self.model.state_dict())
-        found = _shapes(groups["model"]), _shapes(groups["best"])
-        if found != (shapes, shapes if saved.epochs else {}):
+        moments = {name: self.weights.shape for name in ("exp_avg", "exp_avg_sq")}
+        moments["step"] = torch.Size()
+        found = [_shapes(groups[name]) for name in ("model", "best", "optimizer")]
+        if found != ([shapes, shapes, moments] if saved.epochs else [shapes, {}, {}]):
             raise ValueError("of another model")
         self.generator.set_state(saved.tensors["generator"])  # refuses that of another device
         # Whatever could fail has not: from here on nothing is left half restored.
         self.model.load_state_dict(groups["model"])
+        state = {0: groups["optimizer"]} if saved.epochs else {}
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
-        for weight, moments in self.optimizer.state.items():
-            for name, value in moments.items():
-                if value.shape == weight.shape:  # the fused step goes by place in memory
-                    moments[name] = torch.empty_like(weight).copy_(value)
         self.best = {k: v.to(self.device) for k, v in groups["best"].items()}
         self.history, self.best_epoch = list(saved.epochs), saved.best_epoch
 
@@ -392,6 +391,26 @@ def _resumable(trainer: _Trainer, path: Path | None) -> Iterator[Callable[[], No
         checkpoint.write()
         raise
     path.unlink(missing_ok=True)
+
+
+def in_one(weights: Sequence[Parameter]) -> Parameter:
+    """One tensor (P,) of all weights; they, and their gradients, become views of it.
+
+    What is done to each of them alike is then done in one call.
+    """
+    places = [torch.as_strided(weight.detach(), (weight.numel(),), (1,)) for weight in weights]
+    whole = Parameter(torch.cat(places))
+    whole.grad = torch.zeros_like(whole)
+    sizes = [len(place) for place in places]
+    parts = whole.detach().split(sizes), whole.grad.split(sizes)
+    for weight, part, gradient in zip(weights, *parts, strict=True):
+        weight.data, weight.grad = _laid_out(part, weight), _laid_out(gradient, weight)
+    return whole
+
+
+def _laid_out(part: Tensor, like: Tensor) -> Tensor:
+    """(n,) in the shape of a tensor, and with its order in memory."""
+    return part.as_strided(like.shape, like.stride(), part.storage_offset())
 
 
 def kept(bound: Tensor, trim: float) -> Tensor:
