@@ -109,7 +109,8 @@ class NoisyCells:
             return x
         shape = (*x.shape[:-1], self.n_units)
         draws = torch.rand(shape, generator=generator, device=x.device)
-        return torch.where(draws.index_select(-1, self.units.to(x.device)) < self.hide, torch.nan, x)
+        hidden = draws.index_select(-1, self.units.to(x.device)) < self.hide
+        return torch.where(hidden, torch.nan, x)
 
 
 class DistortedImages:

@@ -198,9 +198,9 @@ class TabularLikelihood(nn.Module):
 
     present: Tensor
     variance_factor: Tensor
-    """What held-out rows multiply the variances of numeric columns by"""
+    """What held-out rows multiply the variances of numeric columns by, once the model is fitted"""
     variance_limit: Tensor
-    """No variance of a numeric column is above this; infinite while the model is fitted"""
+    """From then on no variance of a numeric column is above this"""
 
     def __init__(
         self, layout: Layout, family: str, variance_floor: float, members: int = 1
@@ -241,6 +241,7 @@ class TabularLikelihood(nn.Module):
             yield layout.n_categorical, Categorical(bounded(levels), self.present)
 
     def _log_var(self, raw: Tensor) -> Tensor:
+        """As learned while it is learned, as settled from then on."""
         log_var = floored(raw, self.variance_floor)
         if self.training:
             return log_var

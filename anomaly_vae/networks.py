@@ -32,7 +32,7 @@ class Linears(nn.Module):
 def plus(y: Tensor, layer: nn.Module, x: Tensor) -> Tensor:
     """y + x Wᵀ of a layer without bias."""
     product = torch.addmm if y.ndim == 2 else torch.baddbmm
-    return product(y, x, layer.weight.mT)  # type: ignore[operator]  # either kind of layer has it
+    return product(y, x, layer.weight.mT)  # type: ignore[arg-type]  # either kind of layer has it
 
 
 def linear(members: int, inputs: int, outputs: int, bias: bool = True) -> nn.Module:

@@ -11,7 +11,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -156,7 +156,8 @@ class Moments(NamedTuple):
     @classmethod
     def of(cls, weights: Tensor) -> Moments:
         """Before the first step."""
-        return cls(*(torch.zeros_like(weights.detach()) for _ in range(2)), weights.new_zeros(()))
+        nothing = torch.zeros_like(weights.detach())
+        return cls(nothing, nothing.clone(), nothing.new_zeros(()))
 
     @torch.no_grad()
     def step(self, weights: Tensor, gradient: Tensor, rate: float, decay: float) -> None:
@@ -220,10 +221,7 @@ class _Trainer:
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         self.weights, self.gradient = in_one(list(model.parameters()))
         self.moments = Moments.of(self.weights)
-        # Networks in half the precision, where that is wanted; likelihoods never.
-        self.autocast = torch.autocast(
-            self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
-        )
+        self.autocast = _autocast(config.precision, self.device)
         self.noise = self._validation_noise(len(validation)).to(self.device)
         self.history: list[Epoch] = []
         self.best: dict[str, Tensor] = {}
@@ -509,6 +507,13 @@ def cpu_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """Networks in half the precision, where that is wanted; likelihoods never."""
+    if precision == "bfloat16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()
 
 
 def _device(wanted: str) -> str:

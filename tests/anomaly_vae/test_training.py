@@ -35,14 +35,15 @@ from anomaly_vae.errors import TrainingError
 from anomaly_vae.fitting import Prepared, fit_bundle
 from anomaly_vae.images import ImageLayout
 from anomaly_vae.training import (
+    Batch,
     Epoch,
     History,
-    Batch,
     State,
     _Trainer,
     batches,
     cpu_threads,
     fit,
+    in_one,
     kept,
 )
 from anomaly_vae.vae import VAE, Terms
@@ -375,6 +376,10 @@ def _of_another_model(path: Path) -> None:
     _change(path, **{"model.decoder.network.skip.bias": torch.zeros(3)})
 
 
+def _of_another_optimiser(path: Path) -> None:
+    _change(path, **{"optimizer.exp_avg": torch.zeros(3)})
+
+
 def _without_its_best_weights(path: Path) -> None:
     state = State.load(path)
     kept = {name: held for name, held in state.tensors.items() if not name.startswith("best.")}
@@ -390,6 +395,7 @@ def _without_its_best_weights(path: Path) -> None:
         _of_another_version,
         _of_another_device,
         _of_another_model,
+        _of_another_optimiser,
         _without_its_best_weights,
     ],
 )
@@ -664,6 +670,61 @@ def test_a_bundle_is_fitted_with_its_encodings_sources(
     fit_bundle(config, prepared, {})
     assert seen[0] == prepared.encoding.sources.tolist()
     assert len(set(seen[0])) < len(seen[0])  # the hour's sine and cosine
+
+
+def test_a_step_is_that_of_the_librarys_adamw() -> None:
+    run, twin = trainer(weight_decay=0.1), model()
+    optimiser = torch.optim.AdamW(twin.parameters(), weight_decay=0.1)
+    for step in range(3):
+        run._step(run._drawn(run.x), step)
+        optimiser.param_groups[0]["lr"] = run.learning_rate(step)
+        for ours, theirs in zip(run.model.parameters(), twin.parameters(), strict=True):
+            assert ours.grad is not None
+            theirs.grad = ours.grad.clone()
+        optimiser.step()
+    for ours, theirs in zip(run.model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_weights_in_one_tensor_are_what_they_were(layout: torch.memory_format) -> None:
+    """Their order in memory stays; a change of the whole is a change of each."""
+    net = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 3), torch.nn.Conv2d(3, 1, 1, bias=False))
+    net.to(memory_format=layout)  # type: ignore[call-overload]
+    before = [weight.detach().clone() for weight in net.parameters()]
+    strides = [weight.stride() for weight in net.parameters()]
+    x = torch.randn(2, 2, 5, 5, generator=torch.Generator().manual_seed(0))
+    gradients = torch.autograd.grad(net(x).sum(), list(net.parameters()))
+    whole, gradient = in_one(list(net.parameters()))
+    assert whole.shape == gradient.shape == (sum(weight.numel() for weight in before),)
+    assert [weight.stride() for weight in net.parameters()] == strides
+    net(x).sum().backward()
+    for weight, value, slope in zip(net.parameters(), before, gradients, strict=True):
+        assert torch.equal(weight, value)
+        torch.testing.assert_close(weight.grad, slope)
+    with torch.no_grad():
+        whole.sub_(gradient)
+    for weight, value, slope in zip(net.parameters(), before, gradients, strict=True):
+        torch.testing.assert_close(weight.detach(), value - slope)
+
+
+@pytest.mark.parametrize("members", [1, 3])
+@pytest.mark.parametrize("together", [0, 500, 1 << 16])
+def test_batches_are_the_same_rows_however_many_are_drawn_at_once(
+    together: int, members: int
+) -> None:
+    views = AsTheyAre()
+    views.together = together
+    several = model(members=members)
+    run = _Trainer(several, toy(199), toy(64, 1), config(batch_size=33).resolve(199), views)
+    order = run._order()
+    run._order = lambda: order  # type: ignore[method-assign]
+    found, wanted = list(run._batches()), batches(order, 33)
+    assert len(found) == len(wanted) == run.steps_per_epoch == 6
+    for batch, rows in zip(found, wanted, strict=True):
+        assert torch.equal(batch.target, run.x[rows.movedim(-1, 0)])
+        assert torch.equal(batch.features, several.features(batch.target))
+        assert batch.noise.shape == (*batch.target.shape[:-1], 2)
 
 
 @pytest.mark.parametrize(
