@@ -14,12 +14,15 @@ from torch import Tensor, nn
 
 
 class Linears(nn.Module):
-    """``members`` times y = x Wᵀ + b, initialised as `nn.Linear`."""
+    """``members`` times y = x Wᵀ + b, initialised as `nn.Linear`.
+
+    W lies in memory as Wᵀ, as its gradient does when it comes.
+    """
 
     def __init__(self, members: int, inputs: int, outputs: int, bias: bool = True) -> None:
         super().__init__()
         each = [nn.Linear(inputs, outputs, bias) for _ in range(members)]
-        self.weight = nn.Parameter(torch.stack([one.weight.detach() for one in each]))
+        self.weight = nn.Parameter(torch.stack([one.weight.detach().mT for one in each]).mT)
         biases = torch.stack([one.bias.detach() for one in each]) if bias else None
         self.bias = nn.Parameter(biases) if biases is not None else None
 
