@@ -11,9 +11,9 @@ from anomaly_vae.vae import VAE, Inference, Terms
 class Autoencoder(VAE):
     """Same networks and likelihoods; the code is the encoder's mean, and it costs nothing."""
 
-    def infer(self, x: Tensor, noise: Tensor) -> Inference:
+    def infer_from(self, features: Tensor, noise: Tensor) -> Inference:
         """The code and what it decodes to, whatever the noise."""
-        return super().infer(x, torch.zeros_like(noise[..., :1, :]))
+        return super().infer_from(features, torch.zeros_like(noise[..., :1, :]))
 
     def terms(self, found: Inference, x: Tensor) -> Terms:
         """The reconstruction log-likelihood; the KL term is 0."""

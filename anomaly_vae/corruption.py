@@ -23,6 +23,8 @@ from anomaly_vae.images import CENTER, ImageLayout
 COARSE = 4
 """Pixels along a side of a cell of the grid on which coarse noise is drawn."""
 
+TOGETHER = 1 << 16
+"""Values of rows for which it pays to draw in one call."""
 
 Insert = Callable[[Tensor, Generator], tuple[Tensor, Tensor]]
 """Images (N, C, S, S) → the same with something inserted, and where (N, 1, S, S)."""
@@ -35,6 +37,10 @@ class Tampered(NamedTuple):
     """(N, F)"""
     where: Tensor
     """(N, pixels): 1 where it is"""
+
+    def split(self, sizes: list[int]) -> list[Tampered]:
+        """So many images each."""
+        return [Tampered(*parts) for parts in zip(*(t.split(sizes) for t in self), strict=True)]
 
 
 class View(NamedTuple):
@@ -52,6 +58,8 @@ class Views(Protocol):
     """How batches are shown, and what a row's loss is divided by."""
 
     loss_scale: float
+    together: int
+    """Batches may be shown several at once, up to so many values."""
 
     def __call__(self, x: Tensor, generator: Generator) -> View:
         """(N, F) → a view of it."""
@@ -61,6 +69,7 @@ class AsTheyAre:
     """Rows as they came."""
 
     loss_scale = 1.0
+    together = TOGETHER
 
     def __call__(self, x: Tensor, generator: Generator) -> View:
         """See `Views`."""
@@ -77,6 +86,7 @@ class NoisyCells:
     """
 
     loss_scale = 1.0
+    together = TOGETHER
 
     def __init__(
         self, hide: float, units: Sequence[int], noise: float = 0.0, n_numeric: int = 0
@@ -99,11 +109,14 @@ class NoisyCells:
             return x
         shape = (*x.shape[:-1], self.n_units)
         draws = torch.rand(shape, generator=generator, device=x.device)
-        return torch.where(draws[..., self.units.to(x.device)] < self.hide, torch.nan, x)
+        hidden = draws.index_select(-1, self.units.to(x.device)) < self.hide
+        return torch.where(hidden, torch.nan, x)
 
 
 class DistortedImages:
     """Images mirrored and turned, then corrupted for the encoder."""
+
+    together = 0  # each batch has its own shift of the noise
 
     def __init__(
         self,

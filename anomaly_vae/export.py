@@ -100,7 +100,8 @@ class Graph:
 
 def weight_tensors(model: VAE, score: ScoreConfig) -> dict[str, NDArray[Any]]:
     """Everything ``weights.safetensors`` holds: the parameters and the frozen draws."""
-    tensors = {name: value.detach().cpu().numpy() for name, value in model.state_dict().items()}
+    weights = model.state_dict().items()
+    tensors = {name: value.detach().cpu().contiguous().numpy() for name, value in weights}
     tensors[NOISE] = frozen_noise(score.draws, model.latent_dim, score.seed).numpy()
     return tensors
 

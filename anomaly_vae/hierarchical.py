@@ -135,24 +135,24 @@ class HierarchicalVAE(VAE):
         found = self.infer(x, x.new_zeros(1, self.latent_dim))
         return found.mean.squeeze(1), found.log_var.squeeze(1)
 
-    def infer(self, x: Tensor, noise: Tensor) -> Inference:
+    def infer_from(self, features: Tensor, noise: Tensor) -> Inference:
         """q(ε|x), draws from it and what the decoder makes of them."""
         decoder = self.decoder
         assert isinstance(decoder, TopDown)
         draws = noise.shape[-2]
-        noise = noise.expand(x.shape[0], draws, -1).flatten(0, 1).split(decoder.sizes, -1)
-        features = [_repeated(f, draws) for f in self.encoder(self.features(x))]
+        noise = noise.expand(features.shape[0], draws, -1).flatten(0, 1).split(decoder.sizes, -1)
+        repeated = [_repeated(f, draws) for f in self.encoder(features)]
         found: list[tuple[Tensor, Tensor, Tensor]] = []
 
         def choose(number: int, state: Tensor) -> Tensor:
-            mean, log_var = decoder.level(number).infer(state, features[number])
+            mean, log_var = decoder.level(number).infer(state, repeated[number])
             eps = mean + torch.exp(0.5 * log_var) * decoder.laid_out(noise[number], number)
             found.append((mean.flatten(1), log_var.flatten(1), eps.flatten(1)))
             return eps
 
-        outputs = decoder.descend(features[0].shape[0], choose)
+        outputs = decoder.descend(repeated[0].shape[0], choose)
         parts = (*map(torch.cat, zip(*found, strict=True), [-1] * 3), outputs)
-        return Inference(*(part.view(x.shape[0], draws, -1) for part in parts))
+        return Inference(*(part.view(features.shape[0], draws, -1) for part in parts))
 
 
 class HierarchicalAutoencoder(Autoencoder, HierarchicalVAE):

@@ -61,7 +61,7 @@ def bounded(logits: Tensor) -> Tensor:
 
 def floored(raw: Tensor, floor: float) -> Tensor:
     """The log of the variance floor + exp(raw), without overflow."""
-    return torch.logaddexp(raw, torch.full_like(raw, math.log(floor)))
+    return F.softplus(raw - math.log(floor)) + math.log(floor)
 
 
 @dataclass(frozen=True)
@@ -174,10 +174,10 @@ class Joint:
 
     def log_prob(self, x: Tensor) -> Tensor:
         """(..., F), nats; 0 where ``x`` is NaN."""
-        observed = ~torch.isnan(x)
-        pieces = torch.where(observed, x, 0.0).split([width for width, _ in self.parts], dim=-1)
+        pieces = x.nan_to_num(0.0).split([width for width, _ in self.parts], dim=-1)
         nats = [part.log_prob(piece) for (_, part), piece in zip(self.parts, pieces, strict=True)]
-        return torch.where(observed, torch.cat(nats, dim=-1), 0.0)
+        every = torch.cat(nats, dim=-1) if len(nats) > 1 else nats[0]
+        return every.masked_fill(torch.isnan(x), 0.0)
 
     @property
     def mean(self) -> Tensor:
@@ -198,9 +198,9 @@ class TabularLikelihood(nn.Module):
 
     present: Tensor
     variance_factor: Tensor
-    """What held-out rows multiply the variances of numeric columns by"""
+    """What held-out rows multiply the variances of numeric columns by, once the model is fitted"""
     variance_limit: Tensor
-    """No variance of a numeric column is above this; infinite while the model is fitted"""
+    """From then on no variance of a numeric column is above this"""
 
     def __init__(
         self, layout: Layout, family: str, variance_floor: float, members: int = 1
@@ -230,17 +230,22 @@ class TabularLikelihood(nn.Module):
 
     def _parts(self, outputs: Tensor) -> Iterator[tuple[int, Distribution]]:
         """The distributions that the layout has columns for."""
-        mean, raw, binary, levels = outputs.split(self.widths, dim=-1)
+        pieces = iter(outputs.split([width for width in self.widths if width], dim=-1))
         layout = self.layout
         if layout.n_numeric:
-            log_var = floored(raw, self.variance_floor) + self.variance_factor.log()
-            log_var = torch.minimum(log_var, self.variance_limit.log())
-            yield layout.n_numeric, self._numeric(mean, log_var)
+            yield layout.n_numeric, self._numeric(next(pieces), self._log_var(next(pieces)))
         if layout.n_binary:
-            yield layout.n_binary, Bernoulli(bounded(binary))
+            yield layout.n_binary, Bernoulli(bounded(next(pieces)))
         if layout.n_categorical:
-            levels = levels.unflatten(-1, self.present.shape)
+            levels = next(pieces).unflatten(-1, self.present.shape)
             yield layout.n_categorical, Categorical(bounded(levels), self.present)
+
+    def _log_var(self, raw: Tensor) -> Tensor:
+        """As learned while it is learned, as settled from then on."""
+        log_var = floored(raw, self.variance_floor)
+        if self.training:
+            return log_var
+        return torch.minimum(log_var + self.variance_factor.log(), self.variance_limit.log())
 
     def _numeric(self, mean: Tensor, log_var: Tensor) -> Distribution:
         if self.raw_df is None:

@@ -1,7 +1,8 @@
 """Encoder and decoder networks. They know widths, not columns or losses.
 
 With ``members`` above 1 a network is so many of its kind side by side, computed in one batch: its
-rows are (E, N, …, inputs), or (N, inputs) that go through all of them.
+rows are (E, N, …, inputs), or (N, inputs) that go through all of them. Small batches take the time
+of their calls, not of their sums: hence as few of them as there can be.
 """
 
 from __future__ import annotations
@@ -13,23 +14,28 @@ from torch import Tensor, nn
 
 
 class Linears(nn.Module):
-    """``members`` times y = x Wᵀ + b, initialised as `nn.Linear`."""
+    """``members`` times y = x Wᵀ + b, initialised as `nn.Linear`.
+
+    W lies in memory as Wᵀ, as its gradient does when it comes.
+    """
 
     def __init__(self, members: int, inputs: int, outputs: int, bias: bool = True) -> None:
         super().__init__()
         each = [nn.Linear(inputs, outputs, bias) for _ in range(members)]
-        self.weight = nn.Parameter(torch.stack([one.weight.detach() for one in each]))
+        self.weight = nn.Parameter(torch.stack([one.weight.detach().mT for one in each]).mT)
         biases = torch.stack([one.bias.detach() for one in each]) if bias else None
         self.bias = nn.Parameter(biases) if biases is not None else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(E, N, …, inputs) or (N, inputs) → (E, N, …, outputs)"""
-        rows = x.expand(len(self.weight), -1, -1) if x.ndim == 2 else x.flatten(1, -2)
-        if self.bias is None:
-            y = torch.bmm(rows, self.weight.mT)
-        else:
-            y = torch.baddbmm(self.bias.unsqueeze(1), rows, self.weight.mT)
-        return y if x.ndim == 2 else y.view(*x.shape[:-1], y.shape[-1])
+        """(E, N, inputs) → (E, N, outputs)"""
+        assert self.bias is not None, "without one, see `plus`"
+        return torch.baddbmm(self.bias.unsqueeze(1), x, self.weight.mT)
+
+
+def plus(y: Tensor, layer: nn.Module, x: Tensor) -> Tensor:
+    """y + x Wᵀ of a layer without bias."""
+    product = torch.addmm if y.ndim == 2 else torch.baddbmm
+    return product(y, x, layer.weight.mT)  # type: ignore[arg-type]  # either kind of layer has it
 
 
 def linear(members: int, inputs: int, outputs: int, bias: bool = True) -> nn.Module:
@@ -50,6 +56,7 @@ class MLP(nn.Module):
         self, inputs: int, outputs: int, hidden: int, depth: int, members: int = 1
     ) -> None:
         super().__init__()
+        self.members = members
         widths = [inputs] + [hidden] * depth
         self.hidden = nn.ModuleList(linear(members, a, b) for a, b in pairwise(widths))
         self.out = linear(members, hidden, outputs, bias=False) if depth else None
@@ -57,10 +64,18 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., inputs) → (..., outputs)"""
-        y: Tensor = self.skip(x)
+        h = self._rows(x)
+        y: Tensor = self.skip(h)
         for layer in self.hidden:
-            x = nn.functional.silu(layer(x))
-        return y if self.out is None else y + self.out(x)
+            h = nn.functional.silu(layer(h))
+        y = y if self.out is None else plus(y, self.out, h)
+        return y.view(*x.shape[:-1], y.shape[-1]) if x.ndim > y.ndim else y
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """(N, inputs), or (E, N, inputs)"""
+        if self.members == 1:
+            return x.flatten(0, -2)
+        return x.expand(self.members, -1, -1) if x.ndim == 2 else x.flatten(1, -2)
 
 
 class Encoder(nn.Module):
@@ -96,9 +111,8 @@ class Encoder(nn.Module):
         out = self.network(features)
         if self.log_var is None:
             mean, log_var = out.chunk(2, dim=-1)
-        else:
-            mean, log_var = out, self.log_var.expand_as(out)
-        return mean, torch.clamp(log_var, *self.LOG_VAR)
+            return mean, log_var.clamp(*self.LOG_VAR)
+        return out, self.log_var.clamp(*self.LOG_VAR).expand_as(out)
 
 
 class Decoder(nn.Module):

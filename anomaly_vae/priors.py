@@ -19,7 +19,7 @@ class StandardNormal(nn.Module):
 
         Kingma & Welling 2014, appendix B: ½ (μ² + σ² − 1 − log σ²).
         """
-        return 0.5 * (mean**2 + torch.exp(log_var) - 1 - log_var)
+        return 0.5 * (mean**2 + (torch.expm1(log_var) - log_var))
 
     def log_prob(self, z: Tensor) -> Tensor:
         """(..., L) → (...), nats."""

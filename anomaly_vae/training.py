@@ -1,7 +1,9 @@
 """Fitting a model: schedules, clipping, early stopping, checkpoints.
 
-The data sit in one tensor and batches are index slices. All randomness comes from one generator
-whose state is part of the checkpoint, so that a resumed fit ends where an unbroken one does.
+The data sit in one tensor and batches are index slices; all weights sit in another, which one call
+clips and one moves. Of small batches a step takes the time of its calls, so there are few of them.
+All randomness comes from one generator whose state is part of the checkpoint, so that a resumed fit
+ends where an unbroken one does.
 """
 
 from __future__ import annotations
@@ -10,11 +12,11 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,10 +24,12 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn import Module, Parameter
 from torch.nn import functional as F
+from torch.optim.adamw import adamw
 
 from anomaly_vae.config import FitConfig
-from anomaly_vae.corruption import AsTheyAre, View, Views
+from anomaly_vae.corruption import AsTheyAre, Tampered, Views
 from anomaly_vae.errors import TrainingError
 from anomaly_vae.files import atomic_path
 from anomaly_vae.vae import VAE, Inference, Terms
@@ -39,6 +43,15 @@ VALIDATION_VALUES = 1 << 18
 """Numbers in those draws, at most, where there can be fewer."""
 CHUNK_ROWS, CHUNK_VALUES = 8192, 1 << 19
 """Validation rows that are looked at together, and how many values they may have."""
+ADAMW: dict[str, Any] = {
+    "beta1": 0.9,
+    "beta2": 0.999,
+    "eps": 1e-8,
+    "amsgrad": False,
+    "maximize": False,
+    "fused": True,
+}
+"""All other arguments of the library's function, which takes half the time of its class."""
 CHECKPOINT_SECONDS = 1.0
 """At most one checkpoint in this time, but for the first and, interrupted, the last."""
 
@@ -144,6 +157,45 @@ class State(NamedTuple):
         return cls(tensors, epochs, int(text["best_epoch"]))
 
 
+class Moments(NamedTuple):
+    """What AdamW (Loshchilov & Hutter 2019) remembers of the gradients (P,)."""
+
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    steps: Tensor
+
+    @classmethod
+    def of(cls, weights: Tensor) -> Moments:
+        """Before the first step."""
+        nothing = torch.zeros_like(weights.detach())
+        return cls(nothing, nothing.clone(), nothing.new_zeros(()))
+
+    @torch.no_grad()
+    def step(self, weights: Tensor, gradient: Tensor, rate: float, decay: float) -> None:
+        """Move the weights."""
+        first, second, none = [self.exp_avg], [self.exp_avg_sq], list[Tensor]()
+        own = {"lr": rate, "weight_decay": decay, **ADAMW}
+        adamw([weights], [gradient], first, second, none, [self.steps], **own)
+
+
+class Batch(NamedTuple):
+    """What a step sees of its rows, or of each member's."""
+
+    features: Tensor
+    """(N, inputs) of the encoder"""
+    target: Tensor
+    """(N, F): what is to be explained"""
+    noise: Tensor
+    """(N, L): of the draws from the posterior, one for each row"""
+    tampered: Tampered | None = None
+
+    def split(self, sizes: list[int]) -> Iterator[Batch]:
+        """So many rows each."""
+        parts = [part.split(sizes, -2) for part in (self.features, self.target, self.noise)]
+        tampered = self.tampered.split(sizes) if self.tampered else [None] * len(sizes)
+        return map(Batch, *parts, tampered)
+
+
 class _Trainer:
     def __init__(
         self,
@@ -165,10 +217,9 @@ class _Trainer:
         self.steps_per_epoch = len(batches(torch.arange(len(self.x)), self.batch_size))
         self.steps = self.planned * self.steps_per_epoch
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
-        self.weights = list(model.parameters())
-        self.optimizer = torch.optim.AdamW(
-            self.weights, config.learning_rate, weight_decay=config.weight_decay, fused=True
-        )
+        self.weights, self.gradient = in_one(list(model.parameters()))
+        self.moments = Moments.of(self.weights)
+        self.autocast = _autocast(config.precision, self.device)
         self.noise = self._validation_noise(len(validation)).to(self.device)
         self.history: list[Epoch] = []
         self.best: dict[str, Tensor] = {}
@@ -218,8 +269,8 @@ class _Trainer:
         self.model.train()
         totals = torch.zeros(2, device=self.device)
         first = number * self.steps_per_epoch
-        for step, rows in enumerate(batches(self._order(), self.batch_size), first):
-            totals += self._step(self.x[rows.movedim(-1, 0)], step)
+        for step, batch in enumerate(self._batches(), first):
+            totals += self._step(batch, step)
         log_prob, kl = (totals / (len(self.x) * self.model.members)).tolist()
         validation = self._validate()
         self._check_finite(number, log_prob - kl, *validation)
@@ -242,21 +293,40 @@ class _Trainer:
         ]
         return torch.stack(each, -1) if len(each) > 1 else each[0]
 
-    def _step(self, x: Tensor, step: int) -> Tensor:
+    def _batches(self) -> Iterator[Batch]:
+        """Those of an epoch; small ones are drawn several at once."""
+        values = self.batch_size * self.x.shape[1] * self.model.members
+        several = max(1, self.views.together // max(values, 1))
+        for rows in batches(self._order(), several * self.batch_size):
+            sizes = [len(part) for part in batches(rows, self.batch_size)]
+            yield from self._drawn(self.x[rows.movedim(-1, 0)]).split(sizes)
+
+    def _drawn(self, x: Tensor) -> Batch:
         view = self.views(x, self.generator)
-        with self._autocast():
-            found = self.model.infer(view.seen, self._draw(x))
-        found = Inference(*(part.to(x.dtype) for part in found))
-        every = self.model.terms(found, view.target)
-        terms = self._trusted(every, self.beta(step))
-        loss = -(terms.log_prob.sum(-1).mean() - self.beta(step) * self._kl(terms))
-        loss = loss / self.views.loss_scale + self._sleep(view)
-        self.optimizer.param_groups[0]["lr"] = self.learning_rate(step)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.weights, self.config.clip_norm)
-        self.optimizer.step()
+        shape = (*x.shape[:-1], self.model.latent_dim)
+        noise = torch.randn(shape, generator=self.generator, device=self.device)
+        return Batch(self.model.features(view.seen), view.target, noise, view.tampered)
+
+    def _step(self, batch: Batch, step: int) -> Tensor:
+        with self.autocast:
+            found = self.model.infer_from(batch.features, batch.noise.unsqueeze(-2))
+        found = Inference(*(part.to(batch.target.dtype) for part in found))
+        every, beta = self.model.terms(found, batch.target), self.beta(step)
+        terms = self._trusted(every, beta)
+        rows = terms.log_prob.shape[:-1].numel()
+        loss = (beta * self._kl(terms) - terms.log_prob.sum()) / (rows * self.views.loss_scale)
+        if batch.tampered and self.model.contamination:
+            loss = loss + self._sleep(self.model.contamination, batch.tampered)
+        self._descend(loss, self.learning_rate(step))
         return torch.stack([every.log_prob.detach().sum(), every.kl.detach().sum()])
+
+    def _descend(self, loss: Tensor, learning_rate: float) -> None:
+        """A step of AdamW, with the gradient's norm held (Pascanu et al. 2013)."""
+        self.gradient.zero_()
+        loss.backward()
+        norm = torch.linalg.vector_norm(self.gradient)
+        self.gradient.mul_((self.config.clip_norm / norm).clamp_max(1.0))
+        self.moments.step(self.weights, self.gradient, learning_rate, self.config.weight_decay)
 
     def _trusted(self, terms: Terms, beta: float) -> Terms:
         """Without the rows of the lowest bound.
@@ -269,26 +339,17 @@ class _Trainer:
         rows = kept(terms.objective(beta).detach(), self.config.trim).unsqueeze(-1)
         return Terms(*(part.take_along_dim(rows, -2) for part in terms))
 
-    def _sleep(self, view: View) -> Tensor | float:
+    def _sleep(self, contamination: Module, tampered: Tampered) -> Tensor:
         """−log q(m|x) per pixel, of a model that learns where something was inserted."""
-        if view.tampered is None or self.model.contamination is None:
-            return 0.0
-        with self._autocast():
-            log_odds = self.model.contamination(view.tampered.seen)
-        return F.binary_cross_entropy_with_logits(log_odds.float(), view.tampered.where)
-
-    def _autocast(self) -> torch.autocast:
-        """Networks in half the precision, where that is wanted; likelihoods never."""
-        wanted = self.config.precision == "bfloat16"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=wanted)
+        with self.autocast:
+            log_odds = contamination(tampered.seen)
+        return F.binary_cross_entropy_with_logits(log_odds.float(), tampered.where)
 
     def _kl(self, terms: Terms) -> Tensor:
-        """Mean KL; with free bits, no dimension's batch mean counts for less than that."""
-        return terms.kl.mean(-2).clamp_min(self.config.free_bits).sum(-1).mean()
-
-    def _draw(self, x: Tensor) -> Tensor:
-        shape = (*x.shape[:-1], 1, self.model.latent_dim)
-        return torch.randn(shape, generator=self.generator, device=self.device)
+        """The rows' KL; with free bits, no dimension's batch mean counts for less than that."""
+        if not self.config.free_bits:
+            return terms.kl.sum()
+        return terms.kl.sum(-2).clamp_min(terms.kl.shape[-2] * self.config.free_bits).sum()
 
     @torch.no_grad()
     def _validate(self) -> Means:
@@ -318,7 +379,8 @@ class _Trainer:
         """Put the weights to keep back and tell what happened."""
         self.model.load_state_dict(self.best)
         self.model.to("cpu").eval()
-        self.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as files have it
+        for weight in self.model.parameters():
+            weight.data = weight.data.contiguous()  # as files have it
         early = len(self.history) < self.planned
         return History(tuple(self.history), self.best_epoch, early)
 
@@ -328,8 +390,7 @@ class _Trainer:
         """A copy of everything the next epoch depends on."""
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"best.{k}": v for k, v in self.best.items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items()}
+        tensors |= {f"optimizer.{k}": v for k, v in self.moments._asdict().items()}
         tensors["generator"] = self.generator.get_state()
         copies = {k: v.contiguous().clone() for k, v in tensors.items()}
         return State(copies, tuple(self.history), self.best_epoch)
@@ -337,19 +398,14 @@ class _Trainer:
     def restore(self, saved: State) -> None:
         """Continue from there; where it does not fit, raise whatever comes and change nothing."""
         groups = defaultdict(dict, _grouped(saved.tensors))
-        state = {int(index): group for index, group in _grouped(groups["optimizer"]).items()}
-        shapes = _shapes(self.model.state_dict())
-        found = _shapes(groups["model"]), _shapes(groups["best"])
-        if found != (shapes, shapes if saved.epochs else {}):
+        shapes, moments = _shapes(self.model.state_dict()), _shapes(self.moments._asdict())
+        found = [_shapes(groups[name]) for name in ("model", "best", "optimizer")]
+        if found != [shapes, shapes if saved.epochs else {}, moments]:
             raise ValueError("of another model")
         self.generator.set_state(saved.tensors["generator"])  # refuses that of another device
         # Whatever could fail has not: from here on nothing is left half restored.
         self.model.load_state_dict(groups["model"])
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
-        for weight, moments in self.optimizer.state.items():
-            for name, value in moments.items():
-                if value.shape == weight.shape:  # the fused step goes by place in memory
-                    moments[name] = torch.empty_like(weight).copy_(value)
+        self.moments = Moments(**{k: v.to(self.device) for k, v in groups["optimizer"].items()})
         self.best = {k: v.to(self.device) for k, v in groups["best"].items()}
         self.history, self.best_epoch = list(saved.epochs), saved.best_epoch
 
@@ -394,6 +450,26 @@ def _resumable(trainer: _Trainer, path: Path | None) -> Iterator[Callable[[], No
     path.unlink(missing_ok=True)
 
 
+def in_one(weights: Sequence[Parameter]) -> tuple[Parameter, Tensor]:
+    """One tensor (P,) of all weights, and one of their gradients, of which they become views.
+
+    What is done to each of them alike is then done in one call.
+    """
+    places = [torch.as_strided(weight.detach(), (weight.numel(),), (1,)) for weight in weights]
+    whole = Parameter(torch.cat(places))
+    whole.grad = gradient = torch.zeros_like(whole)
+    sizes = [len(place) for place in places]
+    parts = whole.detach().split(sizes), gradient.split(sizes)
+    for weight, *its in zip(weights, *parts, strict=True):
+        weight.data, weight.grad = (_laid_out(part, weight) for part in its)
+    return whole, gradient
+
+
+def _laid_out(part: Tensor, like: Tensor) -> Tensor:
+    """(n,) in the shape of a tensor, and with its order in memory."""
+    return part.as_strided(like.shape, like.stride(), part.storage_offset())
+
+
 def kept(bound: Tensor, trim: float) -> Tensor:
     """Places (..., n) of all but this share of the rows, those of the lowest ``bound`` (..., N)."""
     count = bound.shape[-1]
@@ -430,6 +506,13 @@ def cpu_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """Networks in half the precision, where that is wanted; likelihoods never."""
+    if precision == "bfloat16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()
 
 
 def _device(wanted: str) -> str:

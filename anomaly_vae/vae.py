@@ -81,9 +81,13 @@ class VAE(nn.Module):
 
     def infer(self, x: Tensor, noise: Tensor) -> Inference:
         """q(z|x), draws from it and what the decoder makes of them."""
-        mean, log_var = self.posterior(x)
+        return self.infer_from(self.features(x), noise)
+
+    def infer_from(self, features: Tensor, noise: Tensor) -> Inference:
+        """The same of what the encoder sees of x."""
+        mean, log_var = (part.unsqueeze(-2) for part in self.encoder(features))
         z = reparameterise(mean, log_var, noise)
-        return Inference(mean.unsqueeze(-2), log_var.unsqueeze(-2), z, self.decoder(z))
+        return Inference(mean, log_var, z, self.decoder(z))
 
     def decode(self, z: Tensor) -> Distribution:
         """p(x|z) for z (..., L)."""
@@ -103,7 +107,7 @@ class VAE(nn.Module):
         The latter is the denoising criterion of Im et al. 2017, eq. 6.
         """
         log_prob = self.likelihood(found.outputs).log_prob(x.unsqueeze(-2))
-        return Terms(log_prob.mean(-2), self.prior.kl(found.mean, found.log_var).mean(-2))
+        return Terms(averaged(log_prob), averaged(self.prior.kl(found.mean, found.log_var)))
 
     def aggregated_elbo(self, x: Tensor, noise: Tensor) -> Terms:
         """The bound with the aggregated posterior as prior (Tomczak & Welling 2018, eq. 9).
@@ -147,8 +151,13 @@ class VAE(nn.Module):
 
 
 def reparameterise(mean: Tensor, log_var: Tensor, noise: Tensor) -> Tensor:
-    """z = μ + σ·noise: (N, L), (K, L) or (N, K, L) → (N, K, L). Kingma & Welling 2014, sec. 2.4."""
-    return mean.unsqueeze(-2) + torch.exp(0.5 * log_var).unsqueeze(-2) * noise
+    """z = μ + σ·noise: (N, 1, L), (K, L) or (N, K, L) → (N, K, L). Kingma & Welling 2014, 2.4."""
+    return mean + torch.exp(0.5 * log_var) * noise
+
+
+def averaged(x: Tensor) -> Tensor:
+    """(N, K, ...) → (N, ...): the mean over draws, of which there mostly is one."""
+    return x.squeeze(-2) if x.shape[-2] == 1 else x.mean(-2)
 
 
 def posterior_log_prob(found: Inference, noise: Tensor) -> Tensor:

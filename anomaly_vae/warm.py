@@ -20,6 +20,10 @@ AFTERWARDS = {"prior", "components"}
 """Of a model, what is decided when its networks are fitted."""
 
 
+SETTLED = {"likelihood.variance_factor", "likelihood.variance_limit"}
+"""Of its tensors, what is set when its networks are fitted."""
+
+
 def aligned(encoding: Encoding, earlier: Encoding) -> Encoding:
     """The same encoding; columns with the same levels as earlier have them in that order.
 
@@ -71,4 +75,5 @@ def start_from(model: VAE, bundle: Bundle) -> None:
     """Give a new model the weights of a bundle that fits."""
     tensors = load_tensors(bundle.weights)
     for name, value in model.state_dict().items():
-        value.copy_(tensors[name].view_as(value))
+        if name not in SETTLED:
+            value.copy_(tensors[name].view_as(value))

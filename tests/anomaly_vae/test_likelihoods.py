@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -284,6 +285,22 @@ def test_a_variance_approaches_its_floor_from_above(floor: float) -> None:
     assert (variance.diff() >= 0).all()
     assert variance[0].item() == pytest.approx(floor, rel=1e-6)
     torch.testing.assert_close(floored(raw[-20:], floor), raw[-20:], rtol=1e-6, atol=1e-6)
+
+
+def test_variances_are_as_learned_in_training_and_as_settled_afterwards() -> None:
+    likelihood = TabularLikelihood(Layout(2, 0, ()), "gaussian", 0.01).double()
+    likelihood.variance_factor.fill_(4.0)
+    likelihood.variance_limit.fill_(5.0)
+    outputs = doubles(0.0, 0.0, 0.0, 1.0)
+
+    def variances() -> list[float]:
+        numeric: Any = likelihood(outputs).parts[0][1]
+        return [round(value, 6) for value in numeric.log_var.exp().tolist()]
+
+    learned = [1.01, round(math.e + 0.01, 6)]
+    assert variances() == learned
+    likelihood.eval()
+    assert variances() == [4.04, 5.0]
 
 
 def test_degrees_of_freedom_stay_above_two() -> None:

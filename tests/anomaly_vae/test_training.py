@@ -35,6 +35,7 @@ from anomaly_vae.errors import TrainingError
 from anomaly_vae.fitting import Prepared, fit_bundle
 from anomaly_vae.images import ImageLayout
 from anomaly_vae.training import (
+    Batch,
     Epoch,
     History,
     State,
@@ -42,6 +43,7 @@ from anomaly_vae.training import (
     batches,
     cpu_threads,
     fit,
+    in_one,
     kept,
 )
 from anomaly_vae.vae import VAE, Terms
@@ -258,7 +260,8 @@ def test_members_learn_side_by_side_what_each_learns_alone() -> None:
     """The gradient of one member's weights is a third of what it is alone, with the same noise."""
     several = model(members=3)
     run = _Trainer(several, toy(), toy(64, 1), config(hide=0.0).resolve(256))
-    x, noise = run.x.expand(3, -1, -1), run._draw(run.x.expand(3, -1, -1))
+    x = run.x.expand(3, -1, -1)
+    noise = run._drawn(x).noise.unsqueeze(-2)
     several.elbo(x, noise).bound.mean().backward()
     for member in range(3):
         alone = model()
@@ -373,6 +376,10 @@ def _of_another_model(path: Path) -> None:
     _change(path, **{"model.decoder.network.skip.bias": torch.zeros(3)})
 
 
+def _of_another_optimiser(path: Path) -> None:
+    _change(path, **{"optimizer.exp_avg": torch.zeros(3)})
+
+
 def _without_its_best_weights(path: Path) -> None:
     state = State.load(path)
     kept = {name: held for name, held in state.tensors.items() if not name.startswith("best.")}
@@ -388,6 +395,7 @@ def _without_its_best_weights(path: Path) -> None:
         _of_another_version,
         _of_another_device,
         _of_another_model,
+        _of_another_optimiser,
         _without_its_best_weights,
     ],
 )
@@ -406,8 +414,8 @@ def _changed_after(steps: int, error: BaseException) -> type[_Trainer]:
     """A trainer that is stopped in the middle of an epoch, its weights moved on already."""
 
     class Stopped(_Trainer):
-        def _step(self, x: torch.Tensor, step: int) -> torch.Tensor:
-            done = super()._step(x, step)
+        def _step(self, batch: Batch, step: int) -> torch.Tensor:
+            done = super()._step(batch, step)
             if step == steps:
                 raise error
             return done
@@ -561,14 +569,14 @@ def test_epochs_record_the_schedules_they_ran_under() -> None:
 
 
 def test_free_bits_leave_each_latent_dimension_its_allowance() -> None:
-    """max(λ, mean KL) for every dimension (Kingma et al. 2016): below it, no gradient."""
+    """max(λ, mean KL) for every dimension, per row (Kingma et al. 2016): below it, no gradient."""
     kl = torch.tensor([[0.1, 3.0], [0.3, 5.0]], requires_grad=True)
     objective = trainer(free_bits=0.5)._kl(Terms(torch.zeros(2, 4), kl))
-    assert objective.item() == pytest.approx(0.5 + 4.0)
+    assert objective.item() == pytest.approx(2 * (0.5 + 4.0))
     objective.backward()
     assert kl.grad is not None
-    assert kl.grad.tolist() == [[0, 0.5], [0, 0.5]]
-    assert trainer()._kl(Terms(torch.zeros(2, 4), kl)).item() == pytest.approx(0.2 + 4.0)
+    assert kl.grad.tolist() == [[0, 1], [0, 1]]
+    assert trainer()._kl(Terms(torch.zeros(2, 4), kl)).item() == pytest.approx(2 * (0.2 + 4.0))
 
 
 def test_a_larger_beta_spends_fewer_nats_and_free_bits_keep_them() -> None:
@@ -585,10 +593,9 @@ def test_a_step_descends_the_negative_elbo() -> None:
     """One optimiser step with the whole data as its batch against autograd by hand."""
     run = trainer(hide=0.0, kl_warmup=0.0, clip_norm=1e9, weight_decay=0.0)
     twin = model()
-    state = run.generator.get_state()
-    run._step(run.x, step=5)
-    run.generator.set_state(state)
-    terms = twin.elbo(run.x, run._draw(run.x))
+    batch = run._drawn(run.x)
+    run._step(batch, step=5)
+    terms = twin.elbo(run.x, batch.noise.unsqueeze(-2))
     (-terms.bound.mean()).backward()
     for ours, theirs in zip(run.model.parameters(), twin.parameters(), strict=True):
         assert ours.grad is not None
@@ -598,7 +605,7 @@ def test_a_step_descends_the_negative_elbo() -> None:
 
 def test_the_gradient_is_clipped() -> None:
     run = trainer(clip_norm=0.01)
-    run._step(run.x, step=5)
+    run._step(run._drawn(run.x), step=5)
     norms = [p.grad.norm() for p in run.model.parameters() if p.grad is not None]
     assert torch.stack(norms).norm().item() == pytest.approx(0.01, rel=1e-3)
 
@@ -606,18 +613,18 @@ def test_the_gradient_is_clipped() -> None:
 def test_the_encoder_sees_the_view_and_the_likelihood_its_target() -> None:
     """With one hidden from it, and the other unknown, what is left is one bound in closed form."""
 
-    class Halved:
+    class Halved(AsTheyAre):
         loss_scale = 8.0
 
         def __call__(self, x: torch.Tensor, generator: torch.Generator) -> View:
             return View(x / 2, x)
 
     run = _Trainer(model(), toy(), toy(64, 1), config().resolve(256), Halved())
-    noise = run._draw(run.x)
-    run._draw = lambda rows: noise  # type: ignore[method-assign]
+    batch = run._drawn(run.x)
     with torch.no_grad():
-        truth = run.model.terms(run.model.infer(run.x / 2, noise), run.x)
-    log_prob, kl = run._step(run.x, step=5).tolist()
+        found = run.model.infer(run.x / 2, batch.noise.unsqueeze(-2))
+        truth = run.model.terms(found, run.x)
+    log_prob, kl = run._step(batch, step=5).tolist()
     assert log_prob == pytest.approx(truth.log_prob.sum().item(), rel=1e-5)
     assert kl == pytest.approx(truth.kl.sum().item(), rel=1e-5)
 
@@ -643,9 +650,7 @@ def test_a_loss_is_divided_by_the_views_scale_before_it_is_clipped() -> None:
     runs = []
     for views in (AsTheyAre(), Scaled()):
         run = _Trainer(model(), toy(), toy(64, 1), config(clip_norm=1e9).resolve(256), views)
-        noise = torch.zeros(256, 1, 2)
-        run._draw = lambda rows, noise=noise: noise  # type: ignore[method-assign]
-        run._step(run.x, step=5)
+        run._step(run._drawn(run.x)._replace(noise=torch.zeros(256, 2)), step=5)
         norms = [p.grad.norm() for p in run.model.parameters() if p.grad is not None]
         runs.append(torch.stack(norms).norm().item())
     assert runs[0] / runs[1] == pytest.approx(1e6, rel=1e-3)
@@ -665,6 +670,61 @@ def test_a_bundle_is_fitted_with_its_encodings_sources(
     fit_bundle(config, prepared, {})
     assert seen[0] == prepared.encoding.sources.tolist()
     assert len(set(seen[0])) < len(seen[0])  # the hour's sine and cosine
+
+
+def test_a_step_is_that_of_the_librarys_adamw() -> None:
+    run, twin = trainer(weight_decay=0.1), model()
+    optimiser = torch.optim.AdamW(twin.parameters(), weight_decay=0.1)
+    for step in range(3):
+        run._step(run._drawn(run.x), step)
+        optimiser.param_groups[0]["lr"] = run.learning_rate(step)
+        for ours, theirs in zip(run.model.parameters(), twin.parameters(), strict=True):
+            assert ours.grad is not None
+            theirs.grad = ours.grad.clone()
+        optimiser.step()
+    for ours, theirs in zip(run.model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_weights_in_one_tensor_are_what_they_were(layout: torch.memory_format) -> None:
+    """Their order in memory stays; a change of the whole is a change of each."""
+    net = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 3), torch.nn.Conv2d(3, 1, 1, bias=False))
+    net.to(memory_format=layout)  # type: ignore[call-overload]
+    before = [weight.detach().clone() for weight in net.parameters()]
+    strides = [weight.stride() for weight in net.parameters()]
+    x = torch.randn(2, 2, 5, 5, generator=torch.Generator().manual_seed(0))
+    gradients = torch.autograd.grad(net(x).sum(), list(net.parameters()))
+    whole, gradient = in_one(list(net.parameters()))
+    assert whole.shape == gradient.shape == (sum(weight.numel() for weight in before),)
+    assert [weight.stride() for weight in net.parameters()] == strides
+    net(x).sum().backward()
+    for weight, value, slope in zip(net.parameters(), before, gradients, strict=True):
+        assert torch.equal(weight, value)
+        torch.testing.assert_close(weight.grad, slope)
+    with torch.no_grad():
+        whole.sub_(gradient)
+    for weight, value, slope in zip(net.parameters(), before, gradients, strict=True):
+        torch.testing.assert_close(weight.detach(), value - slope)
+
+
+@pytest.mark.parametrize("members", [1, 3])
+@pytest.mark.parametrize("together", [0, 500, 1 << 16])
+def test_batches_are_the_same_rows_however_many_are_drawn_at_once(
+    together: int, members: int
+) -> None:
+    views = AsTheyAre()
+    views.together = together
+    several = model(members=members)
+    run = _Trainer(several, toy(199), toy(64, 1), config(batch_size=33).resolve(199), views)
+    order = run._order()
+    run._order = lambda: order  # type: ignore[method-assign]
+    found, wanted = list(run._batches()), batches(order, 33)
+    assert len(found) == len(wanted) == run.steps_per_epoch == 6
+    for batch, rows in zip(found, wanted, strict=True):
+        assert torch.equal(batch.target, run.x[rows.movedim(-1, 0)])
+        assert torch.equal(batch.features, several.features(batch.target))
+        assert batch.noise.shape == (*batch.target.shape[:-1], 2)
 
 
 @pytest.mark.parametrize(
@@ -716,8 +776,8 @@ def test_every_row_is_seen_once_an_epoch() -> None:
     run = trainer(n=200)  # no multiple of the batch
     seen: list[torch.Tensor] = []
 
-    def record(x: torch.Tensor, step: int) -> torch.Tensor:
-        seen.append(x)
+    def record(batch: Batch, step: int) -> torch.Tensor:
+        seen.append(batch.target)
         return torch.zeros(2)
 
     run._step = record  # type: ignore[method-assign]

@@ -346,7 +346,7 @@ class _Elbo(nn.Module):
 
 def test_reparameterised_draws_are_mean_plus_sigma_noise() -> None:
     mean, log_var, noise = randn(4, 3), randn(4, 3, seed=1), randn(5, 3, seed=2)
-    z = reparameterise(mean, log_var, noise)
+    z = reparameterise(mean.unsqueeze(-2), log_var.unsqueeze(-2), noise)
     assert z.shape == (4, 5, 3)
     for n in range(4):
         for k in range(5):

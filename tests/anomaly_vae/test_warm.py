@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from anomaly_vae.build import build
 from anomaly_vae.bundle import Bundle
 from anomaly_vae.config import Config, ImageConfig
 from anomaly_vae.encoding import Categorical, TabularEncoding
 from anomaly_vae.fitting import Fitted, Prepared, fit_bundle, resolved
+from anomaly_vae.likelihoods import TabularLikelihood
 from anomaly_vae.warm import aligned, misfit, start_from
 from tests.registries import changed
 
@@ -96,6 +98,22 @@ def test_the_model_starts_where_the_other_ended(fitted: Fitted) -> None:
     wanted = fitted.model.state_dict()
     for name, value in model.state_dict().items():
         assert torch.equal(value, wanted[name])
+
+
+def test_what_was_settled_after_the_other_fit_is_settled_anew(
+    config: Config, prepared: Prepared, fitted: Fitted
+) -> None:
+    """A fit learns variances as they are, without the factor of an earlier one."""
+    assert isinstance(prepared.encoding, TabularEncoding)
+    model = build(planned(config, prepared).model, prepared.encoding.layout)
+    start_from(model, fitted.bundle)
+    assert isinstance(model.likelihood, TabularLikelihood)
+    assert torch.all(model.likelihood.variance_factor == 1)
+    assert torch.all(model.likelihood.variance_limit == torch.inf)
+    assert isinstance(fitted.model.likelihood, TabularLikelihood)
+    assert not torch.all(fitted.model.likelihood.variance_factor == 1)
+    for weight, wanted in zip(model.parameters(), fitted.model.parameters(), strict=True):
+        assert torch.equal(weight, wanted)
 
 
 def test_a_warm_fit_is_better_from_its_first_epoch_and_is_reproducible(
