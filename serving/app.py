@@ -11,9 +11,10 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractAsyncContextManager
 from functools import partial
+from threading import Barrier
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -75,6 +76,13 @@ class Template(Route):
         return match, {**found, "route": self} if found else found
 
 
+def started(count: int) -> ThreadPoolExecutor:
+    """So many threads, there from now on: to start one out of memory would hold the loop up."""
+    threads, together = ThreadPoolExecutor(count, thread_name_prefix="score"), Barrier(count)
+    wait([threads.submit(together.wait) for _ in range(count)])
+    return threads
+
+
 class Scoring:
     """`POST /score` and `POST /models/{name}/score`, as an ASGI application."""
 
@@ -85,7 +93,7 @@ class Scoring:
         self.shadows = shadows
         self.places, self.deadlines = Places(settings, metrics), Deadlines(settings.body_seconds)
         self.routes = {path: Template(path, self, methods=["POST"]) for path in openapi.SCORING}
-        self._threads = ThreadPoolExecutor(settings.threads, thread_name_prefix="score")
+        self._threads = started(settings.threads)
         self._seen: Mapping[str, Served] | None = None
         self._lanes: dict[str, Lane] = {}
         self._paths: dict[str, tuple[Route, Lane]] = {}

@@ -57,6 +57,14 @@ def on_threads(monkeypatch):
     return seen
 
 
+def test_no_thread_has_to_be_started_for_a_request():
+    before = threading.active_count()
+    with app_module.started(3) as threads:
+        assert threading.active_count() == before + 3
+        assert list(threads.map(abs, range(-9, 0))) == list(range(9, 0, -1))
+        assert threading.active_count() == before + 3
+
+
 def test_on_a_thread_or_on_the_event_loop(client, records, on_threads, monkeypatch):
     """A large request takes the other path and gives the same answer."""
     monkeypatch.setattr(app_module, "INLINE_VALUES", 0)
@@ -118,7 +126,7 @@ def test_a_record_of_nothing_is_scored(client):
 def test_an_unseen_category_is_scored_as_unseen(client, records):
     one, other = ({**records[0], "TX_CHANNEL": name} for name in ("carrier pigeon", "téléx 📠"))
     first, second = score(client, [one, other], explain="all")["results"]
-    assert first["score"] == second["score"]
+    assert first["score"] == pytest.approx(second["score"], rel=1e-6)
     observed = {part["feature"]: part["observed"] for part in second["contributions"]}
     assert observed["TX_CHANNEL"] == "téléx 📠"
 
