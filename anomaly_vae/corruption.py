@@ -38,10 +38,6 @@ class Tampered(NamedTuple):
     where: Tensor
     """(N, pixels): 1 where it is"""
 
-    def split(self, sizes: list[int]) -> list[Tampered]:
-        """So many images each."""
-        return [Tampered(*parts) for parts in zip(*(t.split(sizes) for t in self), strict=True)]
-
 
 class View(NamedTuple):
     """A batch as a model meets it in training."""

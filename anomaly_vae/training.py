@@ -182,7 +182,7 @@ class Batch(NamedTuple):
     """What a step sees of its rows, or of each member's."""
 
     features: Tensor
-    """(N, inputs) of the encoder"""
+    """(N, inputs) of the encoder; of images (N, C, H, W)"""
     target: Tensor
     """(N, F): what is to be explained"""
     noise: Tensor
@@ -190,10 +190,11 @@ class Batch(NamedTuple):
     tampered: Tampered | None = None
 
     def split(self, sizes: list[int]) -> Iterator[Batch]:
-        """So many rows each."""
-        parts = [part.split(sizes, -2) for part in (self.features, self.target, self.noise)]
-        tampered = self.tampered.split(sizes) if self.tampered else [None] * len(sizes)
-        return map(Batch, *parts, tampered)
+        """So many rows each; images come one batch at a time (`Views.together`)."""
+        if len(sizes) == 1:
+            return iter([self])
+        parts = (part.split(sizes, -2) for part in (self.features, self.target, self.noise))
+        return map(Batch, *parts)
 
 
 class _Trainer:

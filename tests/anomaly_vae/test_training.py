@@ -310,8 +310,8 @@ def test_early_stopping_is_the_same_after_resuming(checkpoint: Path) -> None:
     assert weights(resumed) == weights(unbroken)
 
 
-def image_model(seed: int = 0) -> VAE:
-    small = {"network": "convolutional", "width": 4, "hidden_dim": 8, "latent_dim": 2}
+def image_model(seed: int = 0, network: str = "convolutional") -> VAE:
+    small = {"network": network, "width": 4, "hidden_dim": 8, "latent_dim": 2}
     return build(ImageModelConfig.model_validate(small), ImageLayout(1, 16), seed)
 
 
@@ -786,6 +786,27 @@ def test_every_row_is_seen_once_an_epoch() -> None:
     rows = torch.cat(seen)
     assert not torch.equal(rows, run.x)
     assert sorted(map(tuple, rows.tolist())) == sorted(map(tuple, run.x.tolist()))
+
+
+@pytest.mark.parametrize("rows", [(7,), (3, 7)], ids=["rows", "members"])
+def test_batches_are_cut_between_rows(rows: tuple[int, ...]) -> None:
+    whole = Batch(*(torch.rand(*rows, width) for width in (5, 4, 2)))
+    parts = list(whole.split([4, 3]))
+    assert [part.target.shape for part in parts] == [(*rows[:-1], size, 4) for size in (4, 3)]
+    for name in ("features", "target", "noise"):
+        found = torch.cat([getattr(part, name) for part in parts], -2)
+        assert torch.equal(found, getattr(whole, name))
+
+
+@pytest.mark.parametrize("network", ["dense", "convolutional", "hierarchical"])
+def test_images_are_one_batch_at_a_time(network: str) -> None:
+    """Whatever the encoder sees of them, and as many as the image has rows of pixels, or not."""
+    made = image_model(network=network)
+    distorted = DistortedImages(ImageLayout(1, 16), AugmentationConfig(), CorruptionConfig())
+    for batch_size in (8, 16, 24):
+        plan = ImageTrainingConfig(epochs=1, batch_size=batch_size, threads=1).resolve(40)
+        history = fit(made, noise_images(40), noise_images(8, 1), plan, views=distorted)
+        assert math.isfinite(history.best.train_log_prob)
 
 
 # ---------------------------------------------------------------- it refuses
