@@ -33,7 +33,8 @@ CHUNK = 4096
 BANDWIDTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Candidates for the variance of a part, in units of the posterior variance, beside its scatter."""
 BLOCK = 16
-"""Numbers that processors add at a time."""
+"""Numbers that processors add at a time: a sum over any other number of parts would be rounded by
+where a row lies in memory."""
 ITERATIONS = 10
 """Of k-means (Lloyd 1982)."""
 TRIMMED = 0.1
@@ -71,6 +72,8 @@ def settle(
         mixture(z, h, s, config.components, training.seed)
         for z, h, s in zip(codes, held_codes, units, strict=True)
     ]
+    parts = -(-max(one.parts for one in each) // BLOCK) * BLOCK
+    each = [one.cut(parts) for one in each]
     model.aggregated = Mixture.side_by_side(each) if model.members > 1 else each[0]
 
 
@@ -112,7 +115,7 @@ def mixture(codes: Tensor, held_out: Tensor, unit: Tensor, components: int, seed
     bandwidth that gives the ``held_out`` codes (H, L) the highest log-density, outermost tenths
     held.
     """
-    center, size, scatter = whole_blocks(*clusters(codes / unit, components, seed))
+    center, size, scatter = clusters(codes / unit, components, seed)
     log_weight = torch.log(size / size.sum())
     candidates = [
         Mixture(log_weight, center, torch.log(width + scatter), unit) for width in BANDWIDTHS
@@ -133,17 +136,6 @@ def clusters(codes: Tensor, most: int, seed: int) -> tuple[Tensor, Tensor, Tenso
     center = torch.zeros(len(size), codes.shape[1]).index_add_(0, label, codes) / size[:, None]
     square = ((codes - center[label]) ** 2).mean(-1)
     return center, size, torch.zeros(len(size)).index_add_(0, label, square) / size
-
-
-def whole_blocks(center: Tensor, size: Tensor, scatter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The same mixture in a multiple of `BLOCK` parts: some are cut into equal ones.
-
-    A sum over any other number of them would be rounded by where a row lies in memory.
-    """
-    parts = -(-len(center) // BLOCK) * BLOCK
-    which = torch.arange(parts) % len(center)
-    pieces = torch.bincount(which)[which]
-    return center[which], size[which] / pieces, scatter[which]
 
 
 def _trusted(model: VAE, x: Tensor, training: TrainingConfig) -> Tensor:

@@ -67,7 +67,7 @@ def _model(bundle: Bundle, tensors: dict[str, Tensor], **changes: Any) -> VAE:
     config = kind.model_validate({**bundle.manifest["config"]["model"], **changes})
     model = build(config, bundle.scorer.encoding.layout)
     if "aggregated.center" in tensors:
-        model.aggregated = Mixture(*(tensors[f"aggregated.{name}"] for name in Mixture.PARTS))
+        model.aggregated = Mixture(*(tensors[f"aggregated.{name}"] for name in Mixture.TENSORS))
     for name, value in model.state_dict().items():
         value.copy_(tensors[name].view_as(value))
     return model.eval()

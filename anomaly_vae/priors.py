@@ -40,7 +40,7 @@ class Mixture(nn.Module):
         scale: (..., 1, L), s.
     """
 
-    PARTS = ("log_weight", "center", "log_var", "scale")
+    TENSORS = ("log_weight", "center", "log_var", "scale")
 
     log_weight: Tensor
     center: Tensor
@@ -56,8 +56,20 @@ class Mixture(nn.Module):
 
     @classmethod
     def side_by_side(cls, each: Sequence[Mixture]) -> Self:
-        """Those of several members, along a first axis."""
-        return cls(*(torch.stack([getattr(one, name) for one in each]) for name in cls.PARTS))
+        """Those of several members, of as many parts, along a first axis."""
+        return cls(*(torch.stack([getattr(one, name) for one in each]) for name in cls.TENSORS))
+
+    @property
+    def parts(self) -> int:
+        """M"""
+        return self.log_weight.shape[-1]
+
+    def cut(self, parts: int) -> Mixture:
+        """The same, without members, in no fewer parts: some are cut into equal ones."""
+        which = torch.arange(parts) % self.parts
+        pieces = torch.bincount(which)[which]
+        log_weight = self.log_weight[which] - pieces.log()
+        return Mixture(log_weight, self.center[which], self.log_var[which], self.scale)
 
     @property
     def log_norm(self) -> Tensor:

@@ -10,19 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from anomaly_vae import aggregated
 from anomaly_vae.aggregated import (
     LARGEST_VARIANCE,
     clusters,
     mixture,
     refit_variances,
     settle,
-    whole_blocks,
 )
 from anomaly_vae.build import build
 from anomaly_vae.config import ModelConfig, TrainingConfig
 from anomaly_vae.encoding import Layout
 from anomaly_vae.likelihoods import TabularLikelihood
-from anomaly_vae.priors import Mixture
 from anomaly_vae.vae import VAE
 
 SEED = TrainingConfig(seed=3)
@@ -100,24 +99,6 @@ def test_the_density_does_not_hang_on_the_unit_of_length() -> None:
     torch.testing.assert_close(one.log_prob(z), shifted, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("parts", [1, 3, 16, 37])
-def test_whole_blocks_are_the_same_mixture(parts: int) -> None:
-    center, size, scatter = (
-        randn(parts, 2),
-        1 + randn(parts, seed=1) ** 2,
-        randn(parts, seed=2) ** 2,
-    )
-    cut = whole_blocks(center, size, scatter)
-    assert len(cut[0]) % 16 == 0
-    assert len(cut[0]) - parts < 16
-    z, log_var = randn(20, 1, 2, seed=3), (0.1 + scatter).log()
-    one, other = (
-        Mixture(torch.log(s / s.sum()), c, v, torch.ones(1, 2)).log_prob(z)
-        for c, s, v in ((center, size, log_var), (cut[0], cut[1], (0.1 + cut[2]).log()))
-    )
-    torch.testing.assert_close(one, other)
-
-
 # ---------------------------------------------------------------- variances
 
 
@@ -187,6 +168,31 @@ def test_settled_a_model_scores_under_its_aggregated_posterior(members: int) -> 
     torch.testing.assert_close(aggregated.log_prob, standard.log_prob)
     assert aggregated.kl.shape == (*standard.kl.shape[:-1], 1)
     assert not torch.allclose(aggregated.bound, standard.bound)
+
+
+def test_of_few_distinct_rows_members_have_as_many_parts(
+    monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Where codes are twins k-means may find fewer clusters, in one member and not in another."""
+    generator = torch.Generator().manual_seed(0)
+    kinds = torch.randn(18, 5, generator=generator).clamp(-2, 2)
+    often = torch.tensor([54.0, *[1.0] * 17])
+    x = torch.cat([kinds, kinds[torch.multinomial(often, 400, True, generator=generator)]])
+    found: list[int] = []
+
+    def recorded(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
+        result = clusters(*given)
+        found.append(len(result[0]))
+        return result
+
+    monkeypatch.setattr(aggregated, "clusters", recorded)
+    made = model(members=4)
+    settle(made, x, x[:50], config(members=4, components=20), SEED)
+    assert min(found) <= 16 < max(found)
+    assert made.aggregated
+    assert made.aggregated.center.shape[:2] == (4, 32)
+    torch.testing.assert_close(made.aggregated.log_weight.exp().sum(-1), torch.ones(4))
+    assert not recwarn.list
 
 
 def test_a_standard_prior_and_an_autoencoder_have_none() -> None:

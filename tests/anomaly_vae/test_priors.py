@@ -107,6 +107,15 @@ def test_members_have_mixtures_of_their_own() -> None:
     torch.testing.assert_close(together, apart)
 
 
+@pytest.mark.parametrize("parts", [4, 5, 16, 37])
+def test_cut_it_is_the_same_in_more_parts(parts: int) -> None:
+    made = mixture()
+    cut = made.cut(parts)
+    assert (made.parts, cut.parts) == (4, parts)
+    z = torch.randn(20, 1, 3, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(cut.log_prob(z), made.log_prob(z))
+
+
 def test_its_samples_have_its_mean_and_covariance_and_follow_the_generator() -> None:
     made = mixture()
     first = made.sample(200_000, 3, torch.Generator().manual_seed(3))
