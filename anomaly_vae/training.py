@@ -8,8 +8,10 @@ ends where an unbroken one does.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
+import platform
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -52,6 +54,10 @@ ADAMW: dict[str, Any] = {
     "fused": True,
 }
 """All other arguments of the library's function, which takes half the time of its class."""
+MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1
+"""Parameters of mallopt(3)."""
+LARGEST_MMAP_THRESHOLD = 32 << 20
+"""Bytes; the other threshold is twice that, where glibc comes to it by itself."""
 CHECKPOINT_SECONDS = 1.0
 """At most one checkpoint in this time, but for the first and, interrupted, the last."""
 
@@ -124,7 +130,7 @@ def fit(
         TrainingError: the loss became NaN or infinite.
     """
     trainer = _Trainer(model, train, validation, config.resolve(len(train)), views)
-    with cpu_threads(config.threads), _resumable(trainer, checkpoint) as keep:
+    with cpu_threads(config.threads), memory_kept(), _resumable(trainer, checkpoint) as keep:
         for epoch in trainer.epochs():
             keep()
             if on_epoch:
@@ -507,6 +513,26 @@ def cpu_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def memory_kept() -> Iterator[None]:
+    """Keep memory that is freed for what comes next, and give it back at the end.
+
+    As glibc has it, a large block goes back to the system at once, and the next step has every
+    page of it zeroed anew: half the time of a fit of images. Another C library is left alone.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        yield
+        return
+    libc = ctypes.CDLL(None)
+    libc.mallopt(MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
+    libc.mallopt(TRIM_THRESHOLD, 32 * LARGEST_MMAP_THRESHOLD)
+    try:
+        yield
+    finally:
+        libc.mallopt(TRIM_THRESHOLD, 2 * LARGEST_MMAP_THRESHOLD)
+        libc.malloc_trim(0)
 
 
 def _autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
