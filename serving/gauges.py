@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import attrgetter
 
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -13,13 +14,30 @@ from serving.watching import Watches
 
 PREFIX = "anomaly_vae"
 MODEL, COLUMN = ("model", "version"), ("model", "version", "column")
+OF_MODELS = {
+    "model_load_seconds": ("Seconds to load and warm it.", "load_seconds"),
+    "model_loaded_timestamp_seconds": ("When it was loaded.", "loaded_at"),
+    "model_registered_timestamp_seconds": ("When it was registered.", "registered_at"),
+    "model_alpha_ratio": (
+        "Rate of false positives it is calibrated for.", "detector.calibration.alpha",
+    ),
+}  # fmt: skip
+"""Gauge of each model → what it means, and what of a `Served` it is."""
+OF_WINDOWS = {
+    "martingale_log10": (
+        "Evidence that the window is not like the calibration rows.", "martingale_log10",
+    ),
+    "window_flagged_ratio": ("Share of the window that is flagged.", "flagged_ratio"),
+    "window_records": ("Records in the window.", "rows"),
+}  # fmt: skip
+"""The same of what a watch reports."""
 OF_COLUMNS = {
     "drift_psi": ("Population stability index of the window against the calibration rows.", "psi"),
     "window_missing_ratio": ("Share of the window that lacks the column.", "missing"),
     "reference_missing_ratio": ("The same of the calibration rows.", "reference_missing"),
     "window_unseen_ratio": ("Share of the window with a category training did not keep.", "unseen"),
 }
-"""Gauge of each column → what it means, and what of a `Drift` it is."""
+"""The same of the `Drift` of each column."""
 
 
 def family(
@@ -36,6 +54,17 @@ def family(
     return gauge
 
 
+def families(
+    facts: Mapping[str, tuple[str, str]],
+    labels: Sequence[str],
+    found: Sequence[tuple[Sequence[str], object]],
+) -> Iterator[Metric]:
+    """A gauge for each of these facts of what is found."""
+    for name, (meaning, attribute) in facts.items():
+        value = attrgetter(attribute)
+        yield family(name, meaning, labels, ((of, value(one)) for of, one in found))
+
+
 class Loaded(Collector):
     """What the store holds."""
 
@@ -50,22 +79,7 @@ class Loaded(Collector):
             facts = {"version": version, "alias": one.alias or "", "digest": one.digest}
             info.add_metric([name], {**facts, "kind": one.kind})
         yield info
-        yield family(
-            "model_load_seconds", "Seconds to load and warm it.", MODEL,
-            ((m, one.load_seconds) for m, one in current),
-        )  # fmt: skip
-        yield family(
-            "model_loaded_timestamp_seconds", "When it was loaded.", MODEL,
-            ((m, one.loaded_at) for m, one in current),
-        )  # fmt: skip
-        yield family(
-            "model_registered_timestamp_seconds", "When it was registered.", MODEL,
-            ((m, one.registered_at) for m, one in current),
-        )  # fmt: skip
-        yield family(
-            "model_alpha_ratio", "Rate of false positives it is calibrated for.", MODEL,
-            ((m, one.detector.calibration.alpha) for m, one in current),
-        )  # fmt: skip
+        yield from families(OF_MODELS, MODEL, current)
         yield family("ready", "1 when ready.", (), [((), float(self.store.ready))])
 
 
@@ -86,18 +100,6 @@ class Watched(Collector):
             (*MODEL, "status"),
             (((*m, s), r.status == s) for m, r in reports for s in STATUSES),
         )  # fmt: skip
-        yield family(
-            "martingale_log10", "Evidence that the window is not like the calibration rows.",
-            MODEL, ((m, r.martingale_log10) for m, r in reports),
-        )  # fmt: skip
-        yield family(
-            "window_flagged_ratio", "Share of the window that is flagged.", MODEL,
-            ((m, r.flagged_ratio) for m, r in reports),
-        )  # fmt: skip
-        yield family(
-            "window_records", "Records in the window.", MODEL, ((m, r.rows) for m, r in reports)
-        )
+        yield from families(OF_WINDOWS, MODEL, reports)
         columns = [((*m, d.column), d) for m, r in reports for d in r.columns or ()]
-        for name, (meaning, attribute) in OF_COLUMNS.items():
-            shown = ((labels, getattr(drift, attribute)) for labels, drift in columns)
-            yield family(name, meaning, COLUMN, shown)
+        yield from families(OF_COLUMNS, COLUMN, columns)
