@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 
 from anomaly_vae.bootstrap import Ranking, draws, interval
 from anomaly_vae.columns import Levels, slice_name
-from anomaly_vae.evaluation import rate
+from anomaly_vae.evaluation import bonferroni, rate
 from anomaly_vae.slices import parts
 
 Mask = NDArray[np.bool_]
@@ -167,7 +167,7 @@ def slice_changes(
         for figure, kind in kinds
         if (inside & kind).sum() >= FEWEST
     ]
-    each = 1 - (1 - confidence) / max(len(slices), 1)
+    each = bonferroni(confidence, len(slices))
     changes = [
         flag_change(champion[rows], challenger[rows], each, None if unit is None else unit[rows])
         for _, _, rows in slices

@@ -238,6 +238,11 @@ def _effective_rows(flags: Mask, group: NDArray[Any], confidence: float) -> floa
     return float(min(rows, p * (1 - p) / variance * freedom)) if variance else float(rows)
 
 
+def bonferroni(confidence: float, count: int) -> float:
+    """The confidence of each of so many statements at which all of them hold with this one."""
+    return 1 - (1 - confidence) / max(count, 1)
+
+
 def highest_kept_rate(calibration: Calibration, total: int, confidence: float = 0.95) -> float:
     """The highest share of ``total`` exchangeable normal rows that a kept promise flags.
 
@@ -280,11 +285,11 @@ def time_slices(
     unit = np.arange(len(day)) if group is None else group[normal]
     suffix = "" if step == 1 else f" (+{step} d)"
     slices, starts = [], np.unique(first)
-    together = 1 - (1 - confidence) / len(starts)
+    each = bonferroni(confidence, len(starts))
     for start in starts:
         inside = first == start
         if found := rate(flags[normal][inside], confidence):
             units = len(np.unique(unit[inside]))
             name = f"{np.datetime64(int(start), 'D')}{suffix}"
-            slices.append(Slice(name, found, highest_kept_rate(calibration, units, together)))
+            slices.append(Slice(name, found, highest_kept_rate(calibration, units, each)))
     return slices

@@ -13,7 +13,7 @@ from anomaly_vae.bootstrap import Ranking
 from anomaly_vae.calibration import Calibration
 from anomaly_vae.columns import Levels, slice_name
 from anomaly_vae.detector import Detections
-from anomaly_vae.evaluation import Rate, highest_kept_rate, rate
+from anomaly_vae.evaluation import Rate, bonferroni, highest_kept_rate, rate
 
 Mask = NDArray[np.bool_]
 
@@ -79,7 +79,7 @@ def column_slices(
         group: (N,) names the exchangeable unit of each row; absent: each row is one.
     """
     slices = list(parts(columns))
-    each = 1 - (1 - confidence) / max(len(slices), 1)
+    each = bonferroni(confidence, len(slices))
     unit = np.arange(len(anomaly)) if group is None else group
     return [
         _slice(column, level, found.part(rows), anomaly[rows], calibration, each, unit[rows])
