@@ -10,7 +10,7 @@ number of training rows.
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,8 +35,8 @@ BANDWIDTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 BLOCK = 16
 """Numbers that processors add at a time: a sum over any other number of parts would be rounded by
 where a row lies in memory."""
-ITERATIONS = 10
-"""Of k-means (Lloyd 1982)."""
+ITERATIONS = 3
+"""Of k-means (Lloyd 1982); more do not detect better."""
 TRIMMED = 0.1
 """Share of the held-out rows at either end whose log-density is held to that of the others."""
 PRIOR_ROWS = 10.0
@@ -65,9 +65,8 @@ def settle(
     refit_variances(model, held_out)
     if config.prior == "standard" or isinstance(model, Autoencoder):
         return
-    codes = _codes(model, _some(train, MOST_ROWS, training.seed))
-    held_codes = _codes(model, _some(held_out, MOST_HELD_OUT, training.seed))
-    units = _units(model, train[:CHUNK])
+    codes, units = _posterior(model, _some(train, MOST_ROWS, training.seed))
+    held_codes, _ = _posterior(model, _some(held_out, MOST_HELD_OUT, training.seed))
     each = [
         mixture(z, h, s, config.components, training.seed)
         for z, h, s in zip(codes, held_codes, units, strict=True)
@@ -108,34 +107,55 @@ def refit_variances(model: VAE, held_out: Tensor) -> None:
 
 
 def mixture(codes: Tensor, held_out: Tensor, unit: Tensor, components: int, seed: int) -> Mixture:
-    """The aggregated posterior of codes (N, L) in at most ``components`` parts.
+    """The aggregated posterior of codes (N, L) and (H, L) in at most ``components`` parts.
 
-    Centers are k-means clusters of the codes, in units of the posterior deviation ``unit``
+    Centers are the means of k-means clusters, in units of the posterior deviation ``unit``
     (1, L); their weights are the clusters' sizes; the variance of each is its scatter and a
-    bandwidth that gives the ``held_out`` codes (H, L) the highest log-density, outermost tenths
-    held.
+    bandwidth: that with which the first codes alone give the ``held_out`` ones the highest
+    log-density, outermost tenths held.
     """
-    center, size, scatter = clusters(codes / unit, components, seed)
-    log_weight = torch.log(size / size.sum())
-    candidates = [
-        Mixture(log_weight, center, torch.log(width + scatter), unit) for width in BANDWIDTHS
-    ]
-    return max(candidates, key=lambda one: _trimmed(one.log_prob(held_out.unsqueeze(-2))))
+    first, second = codes / unit, held_out / unit
+    every = torch.cat([first, second])
+    label = labels(every, components, seed)
+    known, found = Clusters.of(first, label[: len(first)]), Clusters.of(every, label)
+    square = known.mixture(1.0, unit).square(held_out.unsqueeze(-2))
+    width = max(BANDWIDTHS, key=lambda b: _trimmed(known.mixture(b, unit).log_prob_at(square)))
+    return found.mixture(width, unit)
 
 
-def clusters(codes: Tensor, most: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Centers (M, L), sizes (M,) and scatter per dimension (M,) of codes (N, L)."""
+class Clusters(NamedTuple):
+    """M clusters of codes."""
+
+    center: Tensor
+    """(M, L)"""
+    size: Tensor
+    """(M,)"""
+    scatter: Tensor
+    """(M,) per dimension"""
+
+    @classmethod
+    def of(cls, codes: Tensor, label: Tensor) -> Clusters:
+        """Those of codes (N, L) that are in any, by their labels (N,)."""
+        _, label, count = label.unique(return_inverse=True, return_counts=True)
+        size = count.to(codes)
+        center = torch.zeros(len(size), codes.shape[1]).index_add_(0, label, codes) / size[:, None]
+        square = ((codes - center[label]) ** 2).mean(-1)
+        return cls(center, size, torch.zeros(len(size)).index_add_(0, label, square) / size)
+
+    def mixture(self, bandwidth: float, unit: Tensor) -> Mixture:
+        """A part for each."""
+        log_weight = torch.log(self.size / self.size.sum())
+        return Mixture(log_weight, self.center, torch.log(bandwidth + self.scatter), unit)
+
+
+def labels(codes: Tensor, most: int, seed: int) -> Tensor:
+    """Which of at most so many k-means clusters each of the codes (N, L) is in, (N,)."""
     if len(codes) <= most:
-        return codes, torch.ones(len(codes)), torch.zeros(len(codes))
+        return torch.arange(len(codes))
     found = KMeans(most, init="random", n_init=1, max_iter=ITERATIONS, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct codes than clusters
-        label = torch.from_numpy(found.fit_predict(codes.numpy()).astype(np.int64))
-    _, label, count = label.unique(return_inverse=True, return_counts=True)
-    size = count.to(codes)
-    center = torch.zeros(len(size), codes.shape[1]).index_add_(0, label, codes) / size[:, None]
-    square = ((codes - center[label]) ** 2).mean(-1)
-    return center, size, torch.zeros(len(size)).index_add_(0, label, square) / size
+        return torch.from_numpy(found.fit_predict(codes.numpy()).astype(np.int64))
 
 
 def _trusted(model: VAE, x: Tensor, training: TrainingConfig) -> Tensor:
@@ -148,17 +168,13 @@ def _trusted(model: VAE, x: Tensor, training: TrainingConfig) -> Tensor:
     return x[kept(bound.view(-1, len(x)).mean(0), training.trim).sort().values]
 
 
-def _codes(model: VAE, x: Tensor) -> list[Tensor]:
-    """Each member's posterior means (N, L) of rows (N, F)."""
-    mean = torch.cat([model.posterior(part)[0] for part in x.split(CHUNK)], -2)
-    return list(mean) if model.members > 1 else [mean]
-
-
-def _units(model: VAE, x: Tensor) -> list[Tensor]:
-    """Each member's posterior deviation (1, L), over rows (N, F)."""
-    variance = model.posterior(x)[1].exp().mean(-2, keepdim=True)
-    unit = variance.clamp_min(LEAST_VARIANCE).sqrt()
-    return list(unit) if model.members > 1 else [unit]
+def _posterior(model: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Each member's posterior means (E, N, L) of rows (N, F), and its deviation (E, 1, L)."""
+    parts = (model.posterior(part) for part in x.split(CHUNK))
+    mean, log_var = (torch.cat(part, -2) for part in zip(*parts, strict=True))
+    variance = log_var.exp().mean(-2, keepdim=True).clamp_min(LEAST_VARIANCE)
+    shape = (model.members, -1, model.latent_dim)
+    return mean.view(shape), variance.sqrt().view(shape)
 
 
 def _some(x: Tensor, most: int, seed: int) -> Tensor:

@@ -293,7 +293,7 @@ class TrainingConfig(FitConfig):
     """How a tabular model is fitted."""
 
     epochs: int | None = Field(None, ge=1)
-    """upper bound; absent: 40, but at least 600 steps, at most 6,000, and 3 to 300 epochs"""
+    """upper bound; absent: 80, but at least 600 steps, at most 6,000, and 3 to 300 epochs"""
     learning_rate: float = Field(3e-3, gt=0)
     """peak of the cosine schedule"""
     beta: float = Field(0.3, ge=0)
@@ -305,7 +305,7 @@ class TrainingConfig(FitConfig):
     hide: float = Field(0.02, ge=0, lt=1)
     """share of the cells treated as missing in each batch, so that missing ones are met"""
 
-    EPOCHS: ClassVar[int] = 40
+    EPOCHS: ClassVar[int] = 80
 
 
 Probability = Annotated[float, Field(ge=0, le=1)]

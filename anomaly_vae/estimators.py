@@ -64,7 +64,7 @@ class TabularVAEDetector(VAEDetector):
         preset: "fast", "default" or "best"; arguments left at None follow it.
         alpha: share of normal rows that may be flagged.
         score: "neg_elbo", "reconstruction" or "importance_weighted", in nats.
-        epochs: None: 40, but at least 600 steps, at most 6,000, and 3 to 300 epochs.
+        epochs: None: 80, but at least 600 steps, at most 6,000, and 3 to 300 epochs.
         random_state: of everything random, the held-out rows too. An int makes fits repeat;
             None draws a new one from numpy's global state.
         method: "conformal" (default) keeps alpha on average; "certified" with 95% confidence in

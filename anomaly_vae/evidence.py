@@ -34,8 +34,9 @@ class Evidence:
     """(n,) the group of each normal row"""
     weights: Scores | None = None
     """(n,) how much denser than here traffic is around each normal row"""
-    held_out: Scores | None = None
-    """of rows that are like the training rows, to compare the normal ones with"""
+    losses: tuple[Scores, Scores] | None = None
+    """(n,) and (H,) sorted: what normal rows lose by their columns alone, and held-out rows that
+    are like the training rows"""
 
     @classmethod
     def of(
@@ -83,7 +84,7 @@ class Evidence:
         """The normal rows of one group."""
         assert self.levels, "there are groups"
         rows = np.flatnonzero(self.levels.codes == self.levels.names.index(level))
-        return replace(self._only(rows), levels=None, held_out=None)
+        return replace(self._only(rows), levels=None, losses=None)
 
     def _only(self, rows: NDArray[np.intp]) -> Self:
         """These of the normal rows, in their order."""

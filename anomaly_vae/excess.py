@@ -32,8 +32,9 @@ class Excess:
     p_value: float
     """of so much of a difference, were they exchangeable"""
     share: float
-    """of the calibration rows: those above ``above`` that are too many"""
+    """of the calibration rows that is too many"""
     above: float
+    """so many of them score this or more"""
     held_out: int
     """rows compared with"""
 
@@ -43,11 +44,11 @@ class Excess:
         if self.p_value > LEVEL:
             return ""
         return (
-            f"calibration rows score higher than held-out training rows (p = {self.p_value:.2g}), "
+            f"calibration rows fit worse than held-out training rows (p = {self.p_value:.2g}), "
             f"as if about {self.share:.1%} of them did not belong. Where splits follow time the "
             "data may have drifted; else there may be anomalies that nobody labelled, which hide "
-            f"others: label those of the rows above {self.above:.4g}, or leave the highest out by "
-            "calibration.trim"
+            f"others: label those of the rows from {self.above:.4g} on, or leave the highest out "
+            "by calibration.trim"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -55,8 +56,10 @@ class Excess:
         return asdict(self)
 
 
-def excess(normal: Scores, held_out: Scores) -> Excess:
+def excess(normal: Scores, held_out: Scores, scores: Scores) -> Excess:
     """Compare the upper tails of two samples (n,) and (m,), both sorted.
+
+    ``scores`` (n,), sorted, are what the first are called by when it comes to naming some.
 
     The statistic is the largest standardised excess over several thresholds: higher criticism
     (Donoho & Jin 2004) with the counts of a permutation, which are hypergeometric, in place of
@@ -72,7 +75,13 @@ def excess(normal: Scores, held_out: Scores) -> Excess:
     share = (ours[worst] / len(normal) - expected) / (1 - expected or 1.0)
     reached = int((drawn >= found.max()).sum())
     p_value = (1 + reached) / (1 + PERMUTATIONS)
-    return Excess(p_value, max(float(share), 0.0), float(cuts[worst]), len(held_out))
+    share = max(float(share), 0.0)
+    return Excess(p_value, share, float(scores[_highest(share, len(scores))]), len(held_out))
+
+
+def _highest(share: float, n: int) -> int:
+    """Where this share of n sorted scores begins; one of them at least."""
+    return n - min(max(round(share * n), 1), n)
 
 
 def _cuts(pooled: Scores) -> Scores:

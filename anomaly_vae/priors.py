@@ -81,13 +81,20 @@ class Mixture(nn.Module):
         return self.log_weight - 0.5 * volume
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """(..., N, K, L) → (..., N, K), nats. Distances are taken in float64, as they cancel."""
+        """(..., N, K, L) → (..., N, K), nats."""
+        return self.log_prob_at(self.square(z)).view(z.shape[:-1]).to(z.dtype)
+
+    def square(self, z: Tensor) -> Tensor:
+        """(..., N, K, L) → (..., N·K, M): ‖z/s − c_m‖², in float64 as it cancels."""
         rows = z.flatten(-3, -2).double() / self.scale
         center = self.center.double()
         square = (rows**2).sum(-1, keepdim=True) + (center**2).sum(-1).unsqueeze(-2)
-        square = (square - 2 * rows @ center.mT).clamp_min(0)
+        return (square - 2 * rows @ center.mT).clamp_min(0)
+
+    def log_prob_at(self, square: Tensor) -> Tensor:
+        """(..., N·K, M) → (..., N·K), nats, at these squared distances."""
         weighted = self.log_norm.unsqueeze(-2) - 0.5 * square / self.log_var.exp().unsqueeze(-2)
-        return torch.logsumexp(weighted, -1).view(z.shape[:-1]).to(z.dtype)
+        return torch.logsumexp(weighted, -1)
 
     def sample(self, n: int, latent_dim: int, generator: Generator | None = None) -> Tensor:
         """(n, L), of a mixture without members."""

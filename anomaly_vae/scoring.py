@@ -70,6 +70,12 @@ class Scorer:
         """(N, F) as the encoding gives it → (N,)"""
         return np.concatenate([self._run(("score",), tile)[0] for tile in self._tiles(x)])
 
+    def losses(self, batch: RawBatch) -> NDArray[np.float64]:
+        """(N,) the columns' share of the scores: without the rate, and so without the prior."""
+        tiles = self._tiles(self.encoding.encode(batch))
+        pairs = (self._run(("score", "kl"), tile) for tile in tiles)
+        return np.concatenate([score - kl for score, kl in pairs])
+
     def explain(self, batch: RawBatch) -> Explained:
         """Scores and their parts."""
         return self.explain_encoded(self.encoding.encode(batch))

@@ -60,8 +60,8 @@ def choose(evidence: Evidence, wish: CalibrationConfig) -> Calibration:
     """
     check(evidence, wish)
     chosen = _chosen(evidence, wish)
-    if evidence.held_out is not None:
-        found = excess(evidence.normal, evidence.held_out)
+    if evidence.losses:
+        found = excess(*evidence.losses, evidence.normal)
         chosen = _with(chosen, {"contamination": found.to_json()}, found.note)
     return chosen if evidence.levels is None else _grouped(chosen, evidence, wish)
 

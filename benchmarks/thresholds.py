@@ -316,7 +316,7 @@ def _told(n: int, held: int, share: float, theirs: float, rng: np.random.Generat
         np.sort(np.where(rng.random(rows) < part, _draw(ODD, rows, rng), _draw(NORMAL, rows, rng)))
         for rows, part in ((n, share), (held, theirs))
     )
-    return float(excess(ours, others).p_value <= LEVEL)
+    return float(excess(ours, others, ours).p_value <= LEVEL)
 
 
 # ---------------------------------------------------------------- the run

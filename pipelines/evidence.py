@@ -50,16 +50,22 @@ def evidence_of(
 
 
 def scored_evidence(data: Dataset, wish: CalibrationConfig, scorer: Scorer) -> Evidence:
-    """The same by a model: with the groups that it tells apart, and rows that it did not learn."""
+    """The same by a model: with the groups that it tells apart, and rows that it did not learn.
+
+    What these are compared by leaves the rate out: their codes are in the aggregated posterior.
+    """
 
     def score(rows: Positions) -> Scores:
         return scorer.score(data.batch.take(rows))
+
+    def losses(rows: Positions) -> Scores:
+        return np.sort(scorer.losses(data.batch.take(rows)))
 
     found = evidence_of(data, wish, score)
     return replace(
         found,
         levels=found.levels and _kept(found.levels, scorer.encoding, str(wish.group)),
-        held_out=np.sort(score(_held_out(data))),
+        losses=(losses(data.calibration_rows), losses(_held_out(data))),
     )
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from anomaly_vae import aggregated
 from anomaly_vae.aggregated import (
     LARGEST_VARIANCE,
-    clusters,
+    Clusters,
+    labels,
     mixture,
     refit_variances,
     settle,
@@ -45,7 +46,7 @@ def model(**changes: Any) -> VAE:
 
 def test_few_codes_are_their_own_parts() -> None:
     codes = randn(20, 3)
-    center, size, scatter = clusters(codes, 20, 0)
+    center, size, scatter = Clusters.of(codes, labels(codes, 20, 0))
     assert torch.equal(center, codes)
     assert torch.equal(size, torch.ones(20))
     assert torch.equal(scatter, torch.zeros(20))
@@ -53,7 +54,7 @@ def test_few_codes_are_their_own_parts() -> None:
 
 def test_many_codes_are_summed_up_and_none_is_lost() -> None:
     codes = torch.cat([randn(300, 2), randn(100, 2, seed=1) * 0.1 + 50])
-    center, size, scatter = clusters(codes, 8, 0)
+    center, size, scatter = Clusters.of(codes, labels(codes, 8, 0))
     assert len(center) <= 8
     assert size.sum() == 400
     total = (size[:, None] * center).sum(0)
@@ -66,7 +67,7 @@ def test_many_codes_are_summed_up_and_none_is_lost() -> None:
 
 def test_exact_twins_leave_no_empty_part_and_say_nothing(recwarn: pytest.WarningsRecorder) -> None:
     codes = torch.tensor([[0.0, 0], [1, 1], [2, 2]]).repeat(100, 1)
-    center, size, scatter = clusters(codes, 50, 0)
+    center, size, scatter = Clusters.of(codes, labels(codes, 50, 0))
     assert sorted(center[:, 0].tolist()) == [0, 1, 2]
     assert size.tolist() == [100, 100, 100]
     assert scatter.abs().max() < 1e-9
@@ -81,6 +82,21 @@ def test_the_bandwidth_is_the_one_that_held_out_codes_prefer() -> None:
     cloud = randn(300, 2)
     chosen = mixture(cloud, randn(200, 2, seed=5), unit, 512, 0)
     assert chosen.log_var.min() >= math.log(0.03)
+
+
+def test_the_codes_that_chose_the_bandwidth_are_in_it_at_last() -> None:
+    """Their own parts, and their share of the weight."""
+    far = randn(20, 2, seed=1) + 100
+    found = mixture(randn(80, 2), far, torch.ones(1, 2), 128, 0)
+    assert len(found.center) == 100
+    torch.testing.assert_close(found.center[80:], far)
+    torch.testing.assert_close(found.log_weight.exp(), torch.full((100,), 0.01))
+
+
+def test_the_bandwidth_is_chosen_without_the_codes_that_choose_it() -> None:
+    """Were they in it, each would call for the narrowest about itself."""
+    codes, held = randn(40, 2), randn(40, 2, seed=1)
+    assert mixture(codes, held, torch.ones(1, 2), 512, 0).log_var.min() >= math.log(0.03)
 
 
 def test_the_mixture_comes_close_to_the_density_of_the_codes() -> None:
@@ -174,20 +190,19 @@ def test_of_few_distinct_rows_members_have_as_many_parts(
     monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     """Where codes are twins k-means may find fewer clusters, in one member and not in another."""
-    generator = torch.Generator().manual_seed(0)
-    kinds = torch.randn(18, 5, generator=generator).clamp(-2, 2)
-    often = torch.tensor([54.0, *[1.0] * 17])
+    generator = torch.Generator().manual_seed(1)
+    kinds = torch.randn(24, 5, generator=generator).clamp(-2, 2)
+    often = torch.tensor([20.0, *[1.0] * 23])
     x = torch.cat([kinds, kinds[torch.multinomial(often, 400, True, generator=generator)]])
     found: list[int] = []
 
-    def recorded(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
-        result = clusters(*given)
-        found.append(len(result[0]))
+    def recorded(*given: Any) -> Tensor:
+        found.append(len((result := labels(*given)).unique()))
         return result
 
-    monkeypatch.setattr(aggregated, "clusters", recorded)
+    monkeypatch.setattr(aggregated, "labels", recorded)
     made = model(members=4)
-    settle(made, x, x[:50], config(members=4, components=20), SEED)
+    settle(made, x, x[:50], config(members=4, components=24), SEED)
     assert min(found) <= 16 < max(found)
     assert made.aggregated
     assert made.aggregated.center.shape[:2] == (4, 32)

@@ -10,8 +10,14 @@ import pytest
 from anomaly_vae.calibration import Scores
 from anomaly_vae.config import CalibrationConfig
 from anomaly_vae.evidence import Evidence
-from anomaly_vae.excess import LEVEL, excess
+from anomaly_vae.excess import LEVEL, Excess
+from anomaly_vae.excess import excess as compared
 from anomaly_vae.thresholds import choose
+
+
+def excess(normal: Scores, held_out: Scores) -> Excess:
+    """Of scores that are compared by themselves."""
+    return compared(normal, held_out, normal)
 
 
 def sample(rng: np.random.Generator, n: int, odd: int = 0, digits: int = 15) -> Scores:
@@ -70,10 +76,20 @@ def test_the_same_rows_say_the_same() -> None:
     assert excess(*pair) == excess(*pair)
 
 
+def test_so_many_of_the_highest_scores_are_named_as_are_too_many() -> None:
+    """By the scores, whatever it was that the rows were compared by."""
+    rng = np.random.default_rng(7)
+    found = compared(sample(rng, 2_000, 100), sample(rng, 600), np.arange(2_000.0))
+    assert found.above == 2_000 - round(2_000 * found.share)
+    nothing = compared(sample(rng, 500) - 5, sample(rng, 200), np.arange(500.0))
+    assert nothing.above == 499
+
+
 def test_it_is_among_the_figures_and_in_the_note() -> None:
     rng = np.random.default_rng(6)
-    given = Evidence.of(sample(rng, 2_000, 100), held_out=sample(rng, 600))
+    losses, scores = (sample(rng, 2_000, 100), sample(rng, 600)), np.arange(2_000.0)
+    given = Evidence.of(scores, losses=losses)
     figures = choose(given, CalibrationConfig(alpha=0.05)).figures
-    assert figures["contamination"] == excess(given.normal, given.held_out).to_json()
-    assert figures["note"].startswith("calibration rows score higher than held-out training rows")
+    assert figures["contamination"] == compared(*losses, scores).to_json()
+    assert figures["note"].startswith("calibration rows fit worse than held-out training rows")
     assert "contamination" not in choose(Evidence.of(given.normal), CalibrationConfig()).figures

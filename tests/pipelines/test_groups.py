@@ -19,6 +19,7 @@ from anomaly_vae.calibration import weighted_p_values
 from anomaly_vae.config import Config
 from anomaly_vae.errors import CalibrationError, DataError
 from anomaly_vae.estimators import TabularVAEDetector
+from anomaly_vae.excess import excess
 from anomaly_vae.registry import Registry
 from anomaly_vae.splits import TEST, VALIDATION, thinned
 from anomaly_vae.thresholds import check
@@ -91,9 +92,13 @@ def test_each_channel_has_the_scores_of_its_own_calibration_rows(
 def test_what_held_out_training_rows_score_is_compared(
     grouped: Calibrated, dataset: Dataset
 ) -> None:
-    found = grouped.bundle.manifest["calibration"]["figures"]["contamination"]
-    assert found["held_out"] == len(dataset.part(VALIDATION))
-    assert 0 < found["p_value"] <= 1
+    told = grouped.bundle.manifest["calibration"]["figures"]["contamination"]
+    scorer, held_out = grouped.bundle.scorer, dataset.part(VALIDATION)
+    calibrating = dataset.batch.take(dataset.calibration_rows)
+    losses = (np.sort(scorer.losses(rows)) for rows in (calibrating, held_out))
+    assert told == excess(*losses, np.sort(scorer.score(calibrating))).to_json()
+    assert told["held_out"] == len(held_out)
+    assert 0 < told["p_value"] <= 1
 
 
 def test_the_evaluation_and_the_gate_decide_by_group(grouped: Calibrated, dataset: Dataset) -> None:
