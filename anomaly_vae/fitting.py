@@ -23,9 +23,10 @@ from anomaly_vae.image_scores import ImageScore
 from anomaly_vae.images import ImageEncoding, ImageLayout
 from anomaly_vae.inference import feature_options
 from anomaly_vae.modality import Encoding, Schema
+from anomaly_vae.process import cpu_threads
 from anomaly_vae.schema import RawBatch, TabularSchema
 from anomaly_vae.tracing import check_traced, image_tensors, trace_graph
-from anomaly_vae.training import History, OnEpoch, cpu_threads, fit
+from anomaly_vae.training import History, OnEpoch, fit
 from anomaly_vae.vae import VAE
 from anomaly_vae.warm import aligned, start_from
 

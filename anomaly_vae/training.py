@@ -8,10 +8,8 @@ ends where an unbroken one does.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import math
-import platform
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +32,7 @@ from anomaly_vae.config import FitConfig
 from anomaly_vae.corruption import AsTheyAre, Tampered, Views
 from anomaly_vae.errors import TrainingError
 from anomaly_vae.files import atomic_path
+from anomaly_vae.process import cpu_threads, memory_kept
 from anomaly_vae.vae import VAE, Inference, Terms
 
 LEARNING_RATE_WARMUP = 0.05
@@ -54,10 +53,6 @@ ADAMW: dict[str, Any] = {
     "fused": True,
 }
 """All other arguments of the library's function, which takes half the time of its class."""
-MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1
-"""Parameters of mallopt(3)."""
-LARGEST_MMAP_THRESHOLD = 32 << 20
-"""Bytes; the other threshold is twice that, where glibc comes to it by itself."""
 CHECKPOINT_SECONDS = 1.0
 """At most one checkpoint in this time, but for the first and, interrupted, the last."""
 
@@ -502,37 +497,6 @@ def _grouped(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in tensors.items()}
-
-
-@contextmanager
-def cpu_threads(count: int) -> Iterator[None]:
-    """Run torch with this many threads, then as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def memory_kept() -> Iterator[None]:
-    """Keep memory that is freed for what comes next, and give it back at the end.
-
-    As glibc has it, a large block goes back to the system at once, and the next step has every
-    page of it zeroed anew: half the time of a fit of images. Another C library is left alone.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        yield
-        return
-    libc = ctypes.CDLL(None)
-    libc.mallopt(MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
-    libc.mallopt(TRIM_THRESHOLD, 32 * LARGEST_MMAP_THRESHOLD)
-    try:
-        yield
-    finally:
-        libc.mallopt(TRIM_THRESHOLD, 2 * LARGEST_MMAP_THRESHOLD)
-        libc.malloc_trim(0)
 
 
 def _autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:

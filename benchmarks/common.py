@@ -25,7 +25,7 @@ from threadpoolctl import threadpool_limits
 from anomaly_vae import __version__
 from anomaly_vae.calibration import ranks_within
 from anomaly_vae.files import atomic_path
-from anomaly_vae.training import cpu_threads
+from anomaly_vae.process import cpu_threads
 
 T = TypeVar("T")
 Key = tuple[str | int | float, ...]

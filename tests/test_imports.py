@@ -65,7 +65,8 @@ BELOW: dict[str, set[str]] = {
     "corruption": {"images"},
     "build": {"contamination", "image_likelihoods", "corruption"},
     # fitting
-    "training": {"build", "files"},
+    "process": set(),
+    "training": {"build", "files", "process"},
     "export": {"build"},
     "image_scores": {"image_likelihoods", "vae"},
     "tracing": {"export", "image_scores"},

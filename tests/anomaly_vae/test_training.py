@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import platform
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -43,11 +41,9 @@ from anomaly_vae.training import (
     State,
     _Trainer,
     batches,
-    cpu_threads,
     fit,
     in_one,
     kept,
-    memory_kept,
 )
 from anomaly_vae.vae import VAE, Terms
 from pipelines.data import Dataset
@@ -209,13 +205,6 @@ def test_two_fits_of_a_configuration_have_one_digest_in_a_fresh_process_too(
         check=False,
     )
     assert fresh.stdout.strip() == first, fresh.stderr
-
-
-def test_the_number_of_threads_is_put_back() -> None:
-    before = torch.get_num_threads()
-    with cpu_threads(before + 1):
-        assert torch.get_num_threads() == before + 1
-    assert torch.get_num_threads() == before
 
 
 # ---------------------------------------------------------------- it resumes
@@ -810,24 +799,6 @@ def test_images_are_one_batch_at_a_time(network: str) -> None:
         plan = ImageTrainingConfig(epochs=1, batch_size=batch_size, threads=1).resolve(40)
         history = fit(made, noise_images(40), noise_images(8, 1), plan, views=distorted)
         assert math.isfinite(history.best.train_log_prob)
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc has what this is about")
-def test_what_a_step_frees_is_there_for_the_next() -> None:
-    """Its pages are not zeroed again: ten steps of 128 MiB have fewer faults than one of them."""
-
-    def step() -> None:
-        [torch.ones(2**22) for _ in range(8)]
-
-    def faults() -> int:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-
-    with memory_kept():
-        step()
-        before = faults()
-        for _ in range(10):
-            step()
-        assert faults() - before < 128 * 2**20 // resource.getpagesize()
 
 
 # ---------------------------------------------------------------- it refuses
