@@ -56,7 +56,8 @@ def settle(
     Args:
         model: fitted; changed in place.
         train: (N, F) encoded rows it was fitted to.
-        held_out: (H, F) encoded rows it was not fitted to.
+        held_out: (H, F) encoded rows it was not fitted to; their codes are in the aggregated
+            posterior as well, once they have chosen how wide its parts are.
         config: `prior` and `components`.
         training: `trim`, the share of the rows that have no part in this, and the `seed` of
             those looked at, and of the clusters.
