@@ -101,8 +101,8 @@ class TabularVAEDetector(VAEDetector):
             inferred.
         calibration_fraction: share of the rows held out for the threshold; None: a tenth, and no
             more than 20/alpha.
-        validation_fraction: share of the others that no weight learns from, 0.1: what is measured on
-            unknown rows is measured on them.
+        validation_fraction: share of the others that no weight learns from, 0.1: what is measured
+            on unknown rows is measured on them.
 
     Attributes:
         offset_: minus the threshold; ``decision_function = score_samples − offset_``.
