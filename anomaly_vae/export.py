@@ -88,6 +88,16 @@ class Graph:
         """Sum over one axis."""
         return self("ReduceSum", value, self.axes(axis), keepdims=keepdims)
 
+    def total(self, value: str, count: int, to: type[np.floating[Any]] = np.float64) -> str:
+        """(..., N, count) → (..., N, 1): the sum, to the last bit wherever a row lies.
+
+        A product of matrices adds each row in one order, which `sum` does not: it begins where
+        the memory of a row happens to be aligned.
+        """
+        one = numpy_helper.from_array(np.ones(1, to))
+        ones = self("ConstantOfShape", self.constant(np.array([count, 1])), value=one)
+        return self("MatMul", value, ones)
+
     def cast(self, value: str, to: int = TensorProto.FLOAT) -> str:
         """Change the element type."""
         return self("Cast", value, to=to)
@@ -153,8 +163,7 @@ class _Builder:
         nats, kl = (self.over_members(part) for part in self.terms(at_mean))
         g.named("nats", nats)
         g.named("kl", kl)
-        total = g.sum(g.cast(nats, TensorProto.DOUBLE), -1)
-        g.named("score", g("Add", total, kl))
+        g.named("score", g("Add", self.summed(nats, f), kl))
         g.named("expected", self.first(self.expected(at_mean)))
         g.named("latent", self.first(self.mean))
         shapes: dict[str, list[str | int | None]] = {
@@ -171,6 +180,11 @@ class _Builder:
             )
             for name, shape in shapes.items()
         ]
+
+    def summed(self, value: str, count: int) -> str:
+        """(..., N, count) → (..., N), float64."""
+        g = self.g
+        return g("Squeeze", g.total(g.cast(value, TensorProto.DOUBLE), count), g.axes(-1))
 
     # ------------------------------------------------------------ members
 
@@ -256,7 +270,7 @@ class _Builder:
         kind = "reconstruction" if isinstance(self.model, Autoencoder) else self.score.type
         if kind == "reconstruction":
             nats = g("Neg", self.log_prob(at_mean, self.filled, self.missing))
-            zero = g("Mul", g.sum(g.cast(self.mean, TensorProto.DOUBLE), -1), self.double(0.0))
+            zero = g("Mul", self.summed(self.mean, self.model.latent_dim), self.double(0.0))
             return nats, zero
         if kind == "neg_elbo" and self.score.draws == 1:  # the draw is the mean
             return g("Neg", self.log_prob(at_mean, self.filled, self.missing)), self.rate_at_mean()
@@ -283,7 +297,7 @@ class _Builder:
         if self.model.aggregated is None:
             return self.kl()
         log_2pi = self.double(LOG_2PI * self.model.latent_dim)
-        total = g("Add", g.sum(g.cast(self.log_var, TensorProto.DOUBLE), -1), log_2pi)
+        total = g("Add", self.summed(self.log_var, self.model.latent_dim), log_2pi)
         return g("Sub", g("Mul", total, self.double(-0.5)), self.log_aggregated(self.mean))
 
     def rate(self, z: str, noise: str) -> str:
@@ -292,19 +306,20 @@ class _Builder:
         if self.model.aggregated is None:
             return self.kl()
         each = g("Sub", g.cast(self.log_q(noise), TensorProto.DOUBLE), self.log_aggregated(z))
-        return g("ReduceMean", each, g.axes(-1), keepdims=0)
+        draws = self.score.draws
+        return g("Div", self.summed(each, draws), self.double(draws))
 
     def kl(self) -> str:
         """See `priors.StandardNormal.kl`, summed in float64."""
         g = self.g
         square = g("Mul", self.mean, self.mean)
         inner = g("Sub", g("Sub", g("Add", square, g("Exp", self.log_var)), 1.0), self.log_var)
-        return g.sum(g.cast(g("Mul", inner, 0.5), TensorProto.DOUBLE), -1)
+        return self.summed(g("Mul", inner, 0.5), self.model.latent_dim)
 
     def log_q(self, noise: str) -> str:
         """See `vae.posterior_log_prob`: (..., N, K)."""
         g = self.g
-        spread = g("Unsqueeze", g.sum(self.log_var, -1), g.axes(-1))
+        spread = g.total(self.log_var, self.model.latent_dim, np.float32)
         total = g("Add", g.sum(g("Mul", noise, noise), -1), spread)
         return g("Mul", g("Add", total, LOG_2PI * self.model.latent_dim), -0.5)
 
@@ -313,8 +328,9 @@ class _Builder:
         g = self.g
         if self.model.aggregated is not None:
             return self.log_aggregated(z)
-        inner = g("Add", g.sum(g("Mul", z, z), -1), LOG_2PI * self.model.latent_dim)
-        return g.cast(g("Mul", inner, -0.5), TensorProto.DOUBLE)
+        square = self.summed(g("Mul", z, z), self.model.latent_dim)
+        inner = g("Add", square, self.double(LOG_2PI * self.model.latent_dim))
+        return g("Mul", inner, self.double(-0.5))
 
     def log_aggregated(self, z: str) -> str:
         """See `priors.Mixture.log_prob`: the last axis of z goes.
@@ -324,7 +340,7 @@ class _Builder:
         """
         g = self.g
         white = g("Div", g.cast(z, TensorProto.DOUBLE), self.beside_draws(self.prior("scale")))
-        square = g.sum(g("Mul", white, white), -1, keepdims=1)
+        square = g.total(g("Mul", white, white), self.model.latent_dim)
         one = g("Add", g("Mul", square, self.double(0.0)), self.double(1.0))
         rows = g("Concat", white, square, one, axis=-1)
         return self.log_sum_exp(g("MatMul", rows, self.beside_draws(self.parts())))
@@ -363,24 +379,27 @@ class _Builder:
         """Whether there is an axis for members and one for draws."""
         return self.with_draws and self.members > 1
 
-    def log_sum_exp(self, value: str) -> str:
-        """Over the last axis of a float64 value, about its maximum."""
+    def log_sum_exp(self, value: str, count: int = 0) -> str:
+        """Over the last axis of a float64 value, about its maximum; ``count`` unless in blocks."""
         g = self.g
         most = g("ReduceMax", value, g.axes(-1), keepdims=1)
-        total = g.sum(g("Exp", g.cast(g("Sub", value, most))), -1, keepdims=1)
+        each = g("Exp", g.cast(g("Sub", value, most)))
+        total = g.total(each, count, np.float32) if count else g.sum(each, -1, keepdims=1)
         log = g("Log", g.cast(total, TensorProto.DOUBLE))
         return g("Squeeze", g("Add", log, most), g.axes(-1))
 
     def importance_weighted(self, z: str, noise: str, log_prob: str) -> tuple[str, str]:
         """See `VAE.importance_weighted`."""
         g = self.g
-        likely = g.cast(g.sum(log_prob, -1), TensorProto.DOUBLE)
+        likely = self.summed(log_prob, self.layout.n_columns)
         log_q = g.cast(self.log_q(noise), TensorProto.DOUBLE)
         log_w = g("Sub", g("Add", likely, self.log_prior(z)), log_q)
-        bound = g("Sub", self.log_sum_exp(log_w), self.double(math.log(self.score.draws)))
-        weights = g("Unsqueeze", g.cast(g("Softmax", log_w, axis=-1)), g.axes(-1))
+        norm = self.log_sum_exp(log_w, self.score.draws)
+        bound = g("Sub", norm, self.double(math.log(self.score.draws)))
+        weights = g("Exp", g.cast(g("Sub", log_w, g("Unsqueeze", norm, g.axes(-1)))))
+        weights = g("Unsqueeze", weights, g.axes(-1))
         nats = g("Neg", g.sum(g("Mul", weights, log_prob), -2))
-        total = g.sum(g.cast(nats, TensorProto.DOUBLE), -1)
+        total = self.summed(nats, self.layout.n_columns)
         return nats, g("Sub", g("Neg", bound), total)
 
     # ------------------------------------------------------------ likelihoods
@@ -419,7 +438,8 @@ class _Builder:
             codes = g("Unsqueeze", g.slice(x, b, layout.n_columns), g.axes(-1))
             index = g.constant(np.arange(layout.max_levels, dtype=np.float32))
             chosen = g("Mul", self.probs(levels), g.cast(g("Equal", codes, index)))
-            pieces.append(g("Log", g.sum(chosen, -1)))
+            likely = g.total(chosen, layout.max_levels, np.float32)
+            pieces.append(g("Squeeze", g("Log", likely), g.axes(-1)))
         nats = g("Concat", *pieces, axis=-1)
         return g("Where", missing, 0.0, nats)
 
@@ -458,7 +478,7 @@ class _Builder:
         shape = g("Concat", g("Shape", levels, end=-1), g.axes(*present.shape), axis=0)
         logits = self.bounded(g("Reshape", levels, shape))
         weights = g("Mul", g("Exp", logits), g.constant(present))
-        softmax = g("Div", weights, g.sum(weights, -1, keepdims=1))
+        softmax = g("Div", weights, g.total(weights, present.shape[-1], np.float32))
         uniform = UNIFORM_SHARE * present / present.sum(-1, keepdims=True)
         return g(
             "Add", g("Mul", softmax, 1 - UNIFORM_SHARE), g.constant(uniform.astype(np.float32))

@@ -198,6 +198,33 @@ def test_the_graph_reads_its_weights_from_the_safetensors_bytes() -> None:
         check_graph(model, score, x, scores)
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_nothing_of_a_row_is_summed_in_an_order_of_its_own(shape: dict[str, Any]) -> None:
+    """Over a last axis a plain sum begins where memory is aligned; but over parts, in blocks."""
+    model = model_of(LAYOUTS["mixed"], **shape)
+    for _, _, score_type, draws in VARIANTS:
+        score = score_config(score_type, draws)
+        weights = save_tensors(weight_tensors(model, score))
+        proto = onnx.load_from_string(export_graph(model, score, weights)).graph
+        known = {t.name: onnx.numpy_helper.to_array(t).tolist() for t in local(proto)}
+        of_rows, sums = {"x"}, []
+        for node in proto.node:
+            if of_rows.intersection(node.input):
+                of_rows.update(node.output)
+                axes = known.get(node.input[-1])
+                if node.op_type == "Softmax" or (node.op_type in SUMS and axes == [-1]):
+                    sums.append(node.op_type)
+        assert len(sums) <= int(model.aggregated is not None)
+
+
+SUMS = ("ReduceSum", "ReduceMean", "ReduceLogSumExp", "ReduceL2", "ReduceSumSquare")
+
+
+def local(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
+    """The constants that a graph has itself."""
+    return [t for t in graph.initializer if t.data_location != onnx.TensorProto.EXTERNAL]
+
+
 def test_no_weight_is_inside_the_graph() -> None:
     layout, score = LAYOUTS["wide"], ScoreConfig()
     model = model_of(layout)
