@@ -76,12 +76,8 @@ def excess(normal: Scores, held_out: Scores, scores: Scores) -> Excess:
     reached = int((drawn >= found.max()).sum())
     p_value = (1 + reached) / (1 + PERMUTATIONS)
     share = max(float(share), 0.0)
-    return Excess(p_value, share, float(scores[_highest(share, len(scores))]), len(held_out))
-
-
-def _highest(share: float, n: int) -> int:
-    """Where this share of n sorted scores begins; one of them at least."""
-    return n - min(max(round(share * n), 1), n)
+    above = scores[-max(round(share * len(scores)), 1)]
+    return Excess(p_value, share, float(above), len(held_out))
 
 
 def _cuts(pooled: Scores) -> Scores:

@@ -72,9 +72,13 @@ class Scorer:
 
     def losses(self, batch: RawBatch) -> NDArray[np.float64]:
         """(N,) the columns' share of the scores: without the rate, and so without the prior."""
-        tiles = self._tiles(self.encoding.encode(batch))
-        pairs = (self._run(("score", "kl"), tile) for tile in tiles)
-        return np.concatenate([score - kl for score, kl in pairs])
+        return self.scores_and_losses(batch)[1]
+
+    def scores_and_losses(self, batch: RawBatch) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """What `score` and `losses` say, in one pass."""
+        tiles = [self._run(("score", "kl"), t) for t in self._tiles(self.encoding.encode(batch))]
+        score, kl = (np.concatenate(part) for part in zip(*tiles, strict=True))
+        return score, score - kl
 
     def explain(self, batch: RawBatch) -> Explained:
         """Scores and their parts."""

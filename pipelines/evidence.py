@@ -33,14 +33,21 @@ def evidence_of(
         DataError: amounts, groups or weights that cannot be read.
         CalibrationError: a score is not finite.
     """
+    return _evidence(data, wish, score(data.calibration_rows), score)
+
+
+def _evidence(
+    data: Dataset, wish: CalibrationConfig, scores: Scores, score: Callable[[Positions], Scores]
+) -> Evidence:
+    """The same of ``scores`` that `Dataset.calibration_rows` have."""
     normal = data.calibration_rows
     if wish.promises_alpha:
         levels = _levels(data, wish.group, normal) if wish.group else None
         weights = _weights(data, wish.density_ratio, normal) if wish.density_ratio else ()
-        return Evidence.of(score(normal), levels=levels, weights=weights, units=data.units)
+        return Evidence.of(scores, levels=levels, weights=weights, units=data.units)
     known = data.assignment.known
     return Evidence.of(
-        score(normal),
+        scores,
         score(known),
         _amounts(data, wish.costs.amount, known) if wish.costs.amount else (),
         weight=_weight(data, len(normal), len(known)),
@@ -54,18 +61,14 @@ def scored_evidence(data: Dataset, wish: CalibrationConfig, scorer: Scorer) -> E
 
     What these are compared by leaves the rate out: their codes are in the aggregated posterior.
     """
-
-    def score(rows: Positions) -> Scores:
-        return scorer.score(data.batch.take(rows))
-
-    def losses(rows: Positions) -> Scores:
-        return np.sort(scorer.losses(data.batch.take(rows)))
-
-    found = evidence_of(data, wish, score)
+    take = data.batch.take
+    scores, losses = scorer.scores_and_losses(take(data.calibration_rows))
+    held_out = scorer.losses(take(_held_out(data)))
+    found = _evidence(data, wish, scores, lambda rows: scorer.score(take(rows)))
     return replace(
         found,
         levels=found.levels and _kept(found.levels, scorer.encoding, str(wish.group)),
-        losses=(losses(data.calibration_rows), losses(_held_out(data))),
+        losses=(np.sort(losses), np.sort(held_out)),
     )
 
 
