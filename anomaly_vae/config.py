@@ -550,7 +550,7 @@ class MLflowConfig(Section):
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "tabular": {
-        "fast": {"model": {"members": 1, "hidden_dim": 32, "components": 64}},
+        "fast": {"model": {"members": 1, "depth": 1, "hidden_dim": 64, "components": 64}},
         "best": {"model": {"members": 8, "components": 512}},
     },
     "image": {

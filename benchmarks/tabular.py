@@ -285,10 +285,8 @@ def mean_ranks(rows: pd.DataFrame) -> tuple[Mapping[str, float], Mapping[str, fl
     """The mean rank of each method over the sets, by AUROC and by average precision."""
     ranked = [method.name for method in (*OURS[:1], *PEERS, *LONG)]
     kept = rows[rows["method"].isin(ranked)]
-    by_set = kept.groupby(["set", "method"])[["auroc", "average_precision"]].mean().unstack()
-    ranks = {
-        f: by_set[f].rank(axis=1, ascending=False).mean() for f in ("auroc", "average_precision")
-    }
+    by_set = kept.groupby(["set", "method"])[["auroc", "average_precision"]].mean()
+    ranks = by_set.groupby(level="set").rank(ascending=False).groupby(level="method").mean()
     return ranks["auroc"].to_dict(), ranks["average_precision"].to_dict()
 
 
