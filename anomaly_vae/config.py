@@ -367,8 +367,6 @@ class ImageTrainingConfig(FitConfig):
     """upper bound; absent: about 600 steps, 3 to 300 epochs"""
     batch_size: int | None = Field(None, ge=2)
     """absent: a 32nd of the images as a power of two, 32 to 512; batch norm needs two"""
-    learning_rate: float = Field(2e-3, gt=0)
-    """peak of the cosine schedule"""
     kl_warmup: float = Field(0.2, ge=0, le=1)
     """share of the steps over which beta rises from 0"""
     keep: Literal["best", "last"] = "last"

@@ -33,7 +33,7 @@ ID, LABEL = "TRANSACTION_ID", "TX_FRAUD"
 SHOWN_ROWS, SHOWN_REASONS = 10, 3
 HALF = 0.5
 """A pixel of a resized mask is lesion above this."""
-QUICKLY = ("training.epochs=40", "training.batch_size=16", "training.learning_rate=0.004")
+QUICKLY = ("training.epochs=40", "training.batch_size=16")
 """About 400 small steps: enough to find lesions and to draw scans, and to be done in a minute."""
 FEW = ("evaluation.top=10",)
 """Customers that are looked into each day, of some hundred."""
