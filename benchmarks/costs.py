@@ -15,7 +15,7 @@ import pandas as pd
 from anomaly_vae import TabularVAEDetector
 from anomaly_vae.scoring import Scorer
 from benchmarks.common import Ledger, Options, cpu_seconds, environment, markdown
-from benchmarks.sizes import USUAL_COLUMNS, World
+from benchmarks.sizes import USUAL_COLUMNS, Matrix, World
 
 SIZES: Mapping[str, Mapping[str, Any]] = {
     "preset: fast": {"preset": "fast"},
@@ -47,7 +47,7 @@ def run(options: Options) -> None:
     print(f"\n{text}")
 
 
-def price(scorer: Scorer, rows: Any) -> dict[str, float]:
+def price(scorer: Scorer, rows: Matrix) -> dict[str, float]:
     """CPU-microseconds of a row."""
     x = rows.astype(np.float32)
     scorer.score_encoded(x)
