@@ -7,6 +7,7 @@ CPU-microseconds of a row, among 6,000 of them and alone. Reading and encoding c
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -36,12 +37,15 @@ def run(options: Options) -> None:
     found = Ledger(options.result("costs.csv"), ("method", "round"))
     world = World(USUAL_COLUMNS, 0)
     train, rows = (world.normal(n, np.random.default_rng(0)) for n in (TRAIN, ROWS))
-    wanted = {name: size for name, size in SIZES.items() if options.wants(name)}
-    fitted = {n: TabularVAEDetector(epochs=1, **size).fit(train) for n, size in wanted.items()}
+
+    @cache
+    def scorer(name: str) -> Scorer:
+        return TabularVAEDetector(epochs=1, **SIZES[name]).fit(train).bundle_.scorer
+
     for turn in range(1 if options.short else ROUNDS):
-        for name, detector in fitted.items():
+        for name in filter(options.wants, SIZES):
             if (name, turn) not in found:
-                found.add((name, turn), price(detector.bundle_.scorer, rows))
+                found.add((name, turn), price(scorer(name), rows))
     text = f"{report(found.rows)}\n{environment()}"
     options.result("costs.md").write_text(text, encoding="utf-8")
     print(f"\n{text}")
@@ -49,7 +53,8 @@ def run(options: Options) -> None:
 
 def price(scorer: Scorer, rows: Matrix) -> dict[str, float]:
     """CPU-microseconds of a row."""
-    x = rows.astype(np.float32)
+    columns = dict(zip(scorer.schema.names, rows.T.tolist(), strict=True))
+    x = scorer.encoding.encode(scorer.schema.from_columns(columns, len(rows)))
     scorer.score_encoded(x)
     _, together = cpu_seconds(lambda: scorer.score_encoded(x))
     _, alone = cpu_seconds(lambda: [scorer.score_encoded(row[None]) for row in x[:ALONE]])
