@@ -20,9 +20,9 @@ from torch import Tensor
 
 from anomaly_vae.autoencoder import Autoencoder
 from anomaly_vae.config import ModelConfig, TrainingConfig
+from anomaly_vae.gradients import kept
 from anomaly_vae.likelihoods import TabularLikelihood
 from anomaly_vae.priors import Mixture
-from anomaly_vae.training import kept
 from anomaly_vae.vae import VAE
 
 MOST_ROWS = 20_000

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Generator, Tensor, nn
@@ -59,9 +59,19 @@ def bounded(logits: Tensor) -> Tensor:
     return LOGIT_BOUND * torch.tanh(logits / LOGIT_BOUND)
 
 
+def bounded_grad(logits: Tensor) -> Tensor:
+    """The derivative of `bounded`."""
+    return 1 - torch.tanh(logits / LOGIT_BOUND) ** 2
+
+
 def floored(raw: Tensor, floor: float) -> Tensor:
     """The log of the variance floor + exp(raw), without overflow."""
     return F.softplus(raw - math.log(floor)) + math.log(floor)
+
+
+def floored_grad(raw: Tensor, floor: float) -> Tensor:
+    """The derivative of `floored`."""
+    return torch.sigmoid(raw - math.log(floor))
 
 
 @dataclass(frozen=True)
@@ -73,7 +83,14 @@ class Gaussian:
 
     def log_prob(self, x: Tensor) -> Tensor:
         """See `Distribution`."""
-        return -0.5 * ((x - self.mean) ** 2 * torch.exp(-self.log_var) + self.log_var + LOG_2PI)
+        return self.log_prob_and_grad(x)[0]
+
+    def log_prob_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """log p(x) and its derivatives by mean and log-variance, each (..., F)."""
+        away = x - self.mean
+        by_mean = away * torch.exp(-self.log_var)
+        surplus = away * by_mean - 1
+        return -0.5 * (surplus + self.log_var) - 0.5 * (LOG_2PI + 1), by_mean, 0.5 * surplus
 
     def sample(self, generator: Generator | None = None) -> Tensor:
         """See `Distribution`."""
@@ -120,6 +137,10 @@ class Bernoulli:
         """See `Distribution`."""
         return x * self.logits - F.softplus(self.logits)
 
+    def log_prob_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """log p(x) and its derivative by the logit, each (..., F)."""
+        return self.log_prob(x), x - torch.sigmoid(self.logits)
+
     @property
     def mean(self) -> Tensor:
         """Probability of one."""
@@ -141,18 +162,32 @@ class Categorical:
     present: Tensor
 
     @property
-    def probs(self) -> Tensor:
+    def softmax(self) -> Tensor:
         """(..., C, Kmax)"""
         weights = torch.exp(self.logits) * self.present
-        softmax = weights / weights.sum(-1, keepdim=True)
+        return weights / weights.sum(-1, keepdim=True)
+
+    @property
+    def probs(self) -> Tensor:
+        """(..., C, Kmax)"""
         uniform = self.present / self.present.sum(-1, keepdim=True)
-        return (1 - UNIFORM_SHARE) * softmax + UNIFORM_SHARE * uniform
+        return (1 - UNIFORM_SHARE) * self.softmax + UNIFORM_SHARE * uniform
 
     def log_prob(self, x: Tensor) -> Tensor:
         """See `Distribution`; ``x`` holds level codes."""
+        return torch.log((self.probs * self._chosen(x)).sum(-1))
+
+    def log_prob_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """log p(x) (..., C) and its derivatives by the logits (..., C, Kmax)."""
+        chosen, softmax, log_prob = self._chosen(x), self.softmax, self.log_prob(x)
+        its = (softmax * chosen).sum(-1, keepdim=True)
+        share = (1 - UNIFORM_SHARE) * its * torch.exp(-log_prob).unsqueeze(-1)
+        return log_prob, share * (chosen - softmax)
+
+    def _chosen(self, x: Tensor) -> Tensor:
+        """(..., C) → (..., C, Kmax): 1 at the level."""
         levels = torch.arange(self.present.shape[-1], device=x.device)
-        chosen = (x.unsqueeze(-1) == levels).to(self.logits.dtype)
-        return torch.log((self.probs * chosen).sum(-1))
+        return (x.unsqueeze(-1) == levels).to(self.logits.dtype)
 
     @property
     def mean(self) -> Tensor:
@@ -179,6 +214,18 @@ class Joint:
         every = torch.cat(nats, dim=-1) if len(nats) > 1 else nats[0]
         return every.masked_fill(torch.isnan(x), 0.0)
 
+    def log_prob_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`log_prob`, and its derivatives by all parameters side by side; 0 where ``x`` is NaN."""
+        widths, missing = [width for width, _ in self.parts], torch.isnan(x)
+        pieces = x.nan_to_num(0.0).split(widths, -1), missing.split(widths, -1)
+        nats, grads = list[Tensor](), list[Tensor]()
+        for (_, part), piece, gap in zip(self.parts, *pieces, strict=True):
+            known: Any = part  # no Student's t: its derivatives are by the weights too
+            log_prob, *by_parameter = known.log_prob_and_grad(piece)
+            nats.append(log_prob)
+            grads.extend(_unless(gap, grad) for grad in by_parameter)
+        return torch.cat(nats, -1).masked_fill_(missing, 0.0), torch.cat(grads, -1)
+
     @property
     def mean(self) -> Tensor:
         """(..., F)"""
@@ -187,6 +234,13 @@ class Joint:
     def sample(self, generator: Generator | None = None) -> Tensor:
         """(..., F)"""
         return torch.cat([part.sample(generator) for _, part in self.parts], dim=-1)
+
+
+def _unless(missing: Tensor, grad: Tensor) -> Tensor:
+    """(..., F), or the K axis of (..., F, K) joined to it, with 0 where missing (..., F)."""
+    if grad.ndim == missing.ndim:
+        return grad.masked_fill_(missing, 0.0)
+    return grad.masked_fill_(missing.unsqueeze(-1), 0.0).flatten(-2)
 
 
 class TabularLikelihood(nn.Module):
@@ -227,6 +281,16 @@ class TabularLikelihood(nn.Module):
     def forward(self, outputs: Tensor) -> Joint:
         """(..., n_outputs) → `Joint`"""
         return Joint(tuple(self._parts(outputs)))
+
+    def backward(self, outputs: Tensor, grad: Tensor) -> Tensor:
+        """Derivatives by the parameters → by the outputs, in place, while variances are learned."""
+        n = self.layout.n_numeric
+        if n:
+            raw = outputs[..., n : 2 * n]
+            grad[..., n : 2 * n].mul_(floored_grad(raw, self.variance_floor))
+        if n < self.layout.n_columns:
+            grad[..., 2 * n :].mul_(bounded_grad(outputs[..., 2 * n :]))
+        return grad
 
     def _parts(self, outputs: Tensor) -> Iterator[tuple[int, Distribution]]:
         """The distributions that the layout has columns for."""

@@ -8,6 +8,7 @@ of their calls, not of their sums: hence as few of them as there can be.
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,17 +33,29 @@ class Linears(nn.Module):
         return torch.baddbmm(self.bias.unsqueeze(1), x, self.weight.mT)
 
 
-def plus(y: Tensor, layer: nn.Module, x: Tensor) -> Tensor:
-    """y + x Wᵀ of a layer without bias."""
-    product = torch.addmm if y.ndim == 2 else torch.baddbmm
-    return product(y, x, layer.weight.mT)  # type: ignore[arg-type]  # either kind of layer has it
+def plus(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """y + x W: (N, outputs), or so for each member."""
+    return torch.addmm(y, x, weight) if y.ndim == 2 else torch.baddbmm(y, x, weight)
 
 
-def linear(members: int, inputs: int, outputs: int, bias: bool = True) -> nn.Module:
+Layer = nn.Linear | Linears
+
+
+def linear(members: int, inputs: int, outputs: int, bias: bool = True) -> Layer:
     """One linear map, or several side by side."""
     if members == 1:
         return nn.Linear(inputs, outputs, bias)
     return Linears(members, inputs, outputs, bias)
+
+
+class Activations(NamedTuple):
+    """What an `MLP` computed on its way."""
+
+    raw: list[Tensor]
+    """of each hidden layer, before SiLU"""
+    seen: list[Tensor]
+    """the inputs, and what each hidden layer passed on"""
+    outputs: Tensor
 
 
 class MLP(nn.Module):
@@ -64,18 +77,61 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., inputs) → (..., outputs)"""
-        h = self._rows(x)
-        y: Tensor = self.skip(h)
-        for layer in self.hidden:
-            h = nn.functional.silu(layer(h))
-        y = y if self.out is None else plus(y, self.out, h)
+        y = self.activations(self._rows(x)).outputs
         return y.view(*x.shape[:-1], y.shape[-1]) if x.ndim > y.ndim else y
+
+    def activations(self, x: Tensor) -> Activations:
+        """Of rows (N, inputs), or (E, N, inputs) of members."""
+        raw, seen = [], [x]
+        for layer in self.hidden:
+            raw.append(layer(seen[-1]))
+            seen.append(nn.functional.silu(raw[-1]))
+        y = self.skip(x)
+        y = y if self.out is None else plus(y, seen[-1], self.out.weight.mT)
+        return Activations(raw, seen, y)
+
+    def backward(self, found: Activations, grad: Tensor) -> Tensor:
+        """Back-propagation (Rumelhart et al. 1986), from a loss's derivatives by the outputs.
+
+        Leaves those by the weights in their ``grad``, whatever it held. Returns those by the raw
+        values of the first hidden layer, which `backward_inputs` goes on from.
+        """
+        _learn(self.skip, found.seen[0], grad)
+        if self.out is None:
+            return grad
+        _learn(self.out, found.seen[-1], grad)
+        above = self.out
+        for layer, x, raw in reversed(list(zip(self.layers, found.seen, found.raw, strict=False))):
+            grad = torch.ops.aten.silu_backward(grad @ above.weight, raw)
+            _learn(layer, x, grad)
+            above = layer
+        return grad
+
+    def backward_inputs(self, grad: Tensor, first: Tensor) -> Tensor:
+        """The derivatives by the inputs, of those by the outputs and what `backward` returned."""
+        if self.out is None:
+            return grad @ self.skip.weight
+        return plus(first @ self.layers[0].weight, grad, self.skip.weight)
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The hidden ones."""
+        return list(self.hidden)  # type: ignore[arg-type]  # it was given no others
 
     def _rows(self, x: Tensor) -> Tensor:
         """(N, inputs), or (E, N, inputs)"""
         if self.members == 1:
             return x.flatten(0, -2)
         return x.expand(self.members, -1, -1) if x.ndim == 2 else x.flatten(1, -2)
+
+
+def _learn(layer: Layer, x: Tensor, grad: Tensor) -> None:
+    """A layer's derivatives, of its inputs (..., N, inputs) and those by its outputs."""
+    assert layer.weight.grad is not None, "see `training.in_one`"
+    product = torch.mm if x.ndim == 2 else torch.bmm
+    product(x.mT, grad, out=layer.weight.grad.mT)
+    if layer.bias is not None:
+        torch.sum(grad, -2, out=layer.bias.grad)
 
 
 class Encoder(nn.Module):
@@ -112,7 +168,18 @@ class Encoder(nn.Module):
         if self.log_var is None:
             mean, log_var = out.chunk(2, dim=-1)
             return mean, log_var.clamp(*self.LOG_VAR)
-        return out, self.log_var.clamp(*self.LOG_VAR).expand_as(out)
+        return out, self.shared_log_var().expand_as(out)
+
+    def shared_log_var(self) -> Tensor:
+        """(1, L) or (E, 1, L), nats: that of all rows."""
+        assert self.log_var is not None
+        return self.log_var.clamp(*self.LOG_VAR)
+
+    def backward_log_var(self, grad: Tensor) -> None:
+        """Leave the derivatives by the shared one in its ``grad``, of those by each row's."""
+        assert self.log_var is not None
+        inside = self.shared_log_var() == self.log_var
+        torch.sum(grad * inside, -2, keepdim=True, out=self.log_var.grad)
 
 
 class Decoder(nn.Module):

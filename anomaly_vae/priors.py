@@ -19,7 +19,12 @@ class StandardNormal(nn.Module):
 
         Kingma & Welling 2014, appendix B: ½ (μ² + σ² − 1 − log σ²).
         """
-        return 0.5 * (mean**2 + (torch.expm1(log_var) - log_var))
+        return self.kl_and_grad(mean, log_var)[0]
+
+    def kl_and_grad(self, mean: Tensor, log_var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`kl` and its derivatives by mean and log-variance, in their shapes."""
+        excess = torch.expm1(log_var)
+        return 0.5 * (mean * mean + (excess - log_var)), mean, 0.5 * excess
 
     def log_prob(self, z: Tensor) -> Tensor:
         """(..., L) → (...), nats."""

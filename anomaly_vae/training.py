@@ -13,7 +13,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,16 +24,16 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn import Module, Parameter
-from torch.nn import functional as F
+from torch.nn import Parameter
 from torch.optim.adamw import adamw
 
 from anomaly_vae.config import FitConfig
-from anomaly_vae.corruption import AsTheyAre, Tampered, Views
+from anomaly_vae.corruption import AsTheyAre, Views
 from anomaly_vae.errors import TrainingError
 from anomaly_vae.files import atomic_path
+from anomaly_vae.gradients import Batch, gradient_of
 from anomaly_vae.process import cpu_threads, memory_kept
-from anomaly_vae.vae import VAE, Inference, Terms
+from anomaly_vae.vae import VAE
 
 LEARNING_RATE_WARMUP = 0.05
 """Share of the steps over which the learning rate rises."""
@@ -179,25 +179,6 @@ class Moments(NamedTuple):
         adamw([weights], [gradient], first, second, none, [self.steps], **own)
 
 
-class Batch(NamedTuple):
-    """What a step sees of its rows, or of each member's."""
-
-    features: Tensor
-    """(N, inputs) of the encoder; of images (N, C, H, W)"""
-    target: Tensor
-    """(N, F): what is to be explained"""
-    noise: Tensor
-    """(N, L): of the draws from the posterior, one for each row"""
-    tampered: Tampered | None = None
-
-    def split(self, sizes: list[int]) -> Iterator[Batch]:
-        """So many rows each; images come one batch at a time (`Views.together`)."""
-        if len(sizes) == 1:
-            return iter([self])
-        parts = (part.split(sizes, -2) for part in (self.features, self.target, self.noise))
-        return map(Batch, *parts)
-
-
 class _Trainer:
     def __init__(
         self,
@@ -221,7 +202,7 @@ class _Trainer:
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         self.weights, self.gradient = in_one(list(model.parameters()))
         self.moments = Moments.of(self.weights)
-        self.autocast = _autocast(config.precision, self.device)
+        self.gradient_of = gradient_of(model, config, self.views.loss_scale)
         self.noise = self._validation_noise(len(validation)).to(self.device)
         self.history: list[Epoch] = []
         self.best: dict[str, Tensor] = {}
@@ -310,48 +291,16 @@ class _Trainer:
         return Batch(self.model.features(view.seen), view.target, noise, view.tampered)
 
     def _step(self, batch: Batch, step: int) -> Tensor:
-        with self.autocast:
-            found = self.model.infer_from(batch.features, batch.noise.unsqueeze(-2))
-        found = Inference(*(part.to(batch.target.dtype) for part in found))
-        every, beta = self.model.terms(found, batch.target), self.beta(step)
-        terms = self._trusted(every, beta)
-        rows = terms.log_prob.shape[:-1].numel()
-        loss = (beta * self._kl(terms) - terms.log_prob.sum()) / (rows * self.views.loss_scale)
-        if batch.tampered and self.model.contamination:
-            loss = loss + self._sleep(self.model.contamination, batch.tampered)
-        self._descend(loss, self.learning_rate(step))
-        return torch.stack([every.log_prob.detach().sum(), every.kl.detach().sum()])
+        """One step downhill; sums of the terms before it (2,), nats."""
+        totals = self.gradient_of(batch, self.beta(step))
+        self._descend(self.learning_rate(step))
+        return totals
 
-    def _descend(self, loss: Tensor, learning_rate: float) -> None:
+    def _descend(self, learning_rate: float) -> None:
         """A step of AdamW, with the gradient's norm held (Pascanu et al. 2013)."""
-        self.gradient.zero_()
-        loss.backward()
         norm = torch.linalg.vector_norm(self.gradient)
         self.gradient.mul_((self.config.clip_norm / norm).clamp_max(1.0))
         self.moments.step(self.weights, self.gradient, learning_rate, self.config.weight_decay)
-
-    def _trusted(self, terms: Terms, beta: float) -> Terms:
-        """Without the rows of the lowest bound.
-
-        Iterative trimmed loss minimisation (Shen & Sanghavi 2019, algorithm 1), a batch at a
-        time and from the first: what has been learned is hard to forget.
-        """
-        if not self.config.trim:
-            return terms
-        rows = kept(terms.objective(beta).detach(), self.config.trim).unsqueeze(-1)
-        return Terms(*(part.take_along_dim(rows, -2) for part in terms))
-
-    def _sleep(self, contamination: Module, tampered: Tampered) -> Tensor:
-        """−log q(m|x) per pixel, of a model that learns where something was inserted."""
-        with self.autocast:
-            log_odds = contamination(tampered.seen)
-        return F.binary_cross_entropy_with_logits(log_odds.float(), tampered.where)
-
-    def _kl(self, terms: Terms) -> Tensor:
-        """The rows' KL; with free bits, no dimension's batch mean counts for less than that."""
-        if not self.config.free_bits:
-            return terms.kl.sum()
-        return terms.kl.sum(-2).clamp_min(terms.kl.shape[-2] * self.config.free_bits).sum()
 
     @torch.no_grad()
     def _validate(self) -> Means:
@@ -472,12 +421,6 @@ def _laid_out(part: Tensor, like: Tensor) -> Tensor:
     return part.as_strided(like.shape, like.stride(), part.storage_offset())
 
 
-def kept(bound: Tensor, trim: float) -> Tensor:
-    """Places (..., n) of all but this share of the rows, those of the lowest ``bound`` (..., N)."""
-    count = bound.shape[-1]
-    return bound.topk(max(1, count - round(trim * count)), -1).indices
-
-
 def batches(rows: Tensor, size: int) -> list[Tensor]:
     """(N,) in parts of ``size``; one row left alone joins the last part: batch norm needs two."""
     parts = list(rows.split(size))
@@ -497,13 +440,6 @@ def _grouped(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in tensors.items()}
-
-
-def _autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Networks in half the precision, where that is wanted; likelihoods never."""
-    if precision == "bfloat16":
-        return torch.autocast(device.type, torch.bfloat16)
-    return nullcontext()
 
 
 def _device(wanted: str) -> str:

@@ -66,7 +66,8 @@ BELOW: dict[str, set[str]] = {
     "build": {"contamination", "image_likelihoods", "corruption"},
     # fitting
     "process": set(),
-    "training": {"build", "files", "process"},
+    "gradients": {"corruption", "vae"},
+    "training": {"gradients", "build", "files", "process"},
     "export": {"build"},
     "image_scores": {"image_likelihoods", "vae"},
     "tracing": {"export", "image_scores"},

@@ -1,0 +1,152 @@
+"""What a batch teaches: the gradient of its loss.
+
+`Automatic` differentiates whatever a model computes. A step over a small batch takes the time of
+its calls, though, and recording and replaying them makes twice as many as there need be. So what
+tables are fitted with unless they ask for something else has its gradient in closed form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.nn import functional as F
+
+from anomaly_vae.config import FitConfig
+from anomaly_vae.corruption import Tampered
+from anomaly_vae.likelihoods import TabularLikelihood
+from anomaly_vae.vae import VAE, Inference, Terms
+
+
+class Batch(NamedTuple):
+    """What a step sees of its rows, or of each member's."""
+
+    features: Tensor
+    """(N, inputs) of the encoder; of images (N, C, H, W)"""
+    target: Tensor
+    """(N, F): what is to be explained"""
+    noise: Tensor
+    """(N, L): of the draws from the posterior, one for each row"""
+    tampered: Tampered | None = None
+
+    def split(self, sizes: list[int]) -> Iterator[Batch]:
+        """So many rows each; images come one batch at a time (`Views.together`)."""
+        if len(sizes) == 1:
+            return iter([self])
+        parts = (part.split(sizes, -2) for part in (self.features, self.target, self.noise))
+        return map(Batch, *parts)
+
+
+Gradient = Callable[[Batch, float], Tensor]
+"""Leaves the derivatives of a batch's loss in the weights' ``grad``, whatever it held, given the
+weight of the KL term; returns the sums of log_prob and kl over the batch (2,), nats."""
+
+
+def gradient_of(model: VAE, config: FitConfig, loss_scale: float = 1.0) -> Gradient:
+    """In closed form where there is one; a row's loss is divided by ``loss_scale``."""
+    if ClosedForm.covers(model, config):
+        return ClosedForm(model, loss_scale)
+    return Automatic(model, config, loss_scale)
+
+
+class Automatic:
+    """By differentiating what the model computes, whatever the model."""
+
+    def __init__(self, model: VAE, config: FitConfig, loss_scale: float = 1.0) -> None:
+        self.model, self.config, self.loss_scale = model, config, loss_scale
+
+    def __call__(self, batch: Batch, beta: float) -> Tensor:
+        """See `Gradient`."""
+        with self._autocast(batch.target.device):
+            found = self.model.infer_from(batch.features, batch.noise.unsqueeze(-2))
+        found = Inference(*(part.to(batch.target.dtype) for part in found))
+        every = self.model.terms(found, batch.target)
+        terms = self._trusted(every, beta)
+        rows = terms.log_prob.shape[:-1].numel()
+        loss = (beta * self._kl(terms) - terms.log_prob.sum()) / (rows * self.loss_scale)
+        if batch.tampered and self.model.contamination:
+            loss = loss + self._sleep(self.model.contamination, batch.tampered)
+        self.model.zero_grad(set_to_none=False)
+        loss.backward()
+        return torch.stack([every.log_prob.detach().sum(), every.kl.detach().sum()])
+
+    def _trusted(self, terms: Terms, beta: float) -> Terms:
+        """Without the rows of the lowest bound.
+
+        Iterative trimmed loss minimisation (Shen & Sanghavi 2019, algorithm 1), a batch at a
+        time and from the first: what has been learned is hard to forget.
+        """
+        if not self.config.trim:
+            return terms
+        rows = kept(terms.objective(beta).detach(), self.config.trim).unsqueeze(-1)
+        return Terms(*(part.take_along_dim(rows, -2) for part in terms))
+
+    def _sleep(self, contamination: Module, tampered: Tampered) -> Tensor:
+        """−log q(m|x) per pixel, of a model that learns where something was inserted."""
+        with self._autocast(tampered.seen.device):
+            log_odds = contamination(tampered.seen)
+        return F.binary_cross_entropy_with_logits(log_odds.float(), tampered.where)
+
+    def _kl(self, terms: Terms) -> Tensor:
+        """The rows' KL; with free bits, no dimension's batch mean counts for less than that."""
+        if not self.config.free_bits:
+            return terms.kl.sum()
+        return terms.kl.sum(-2).clamp_min(terms.kl.shape[-2] * self.config.free_bits).sum()
+
+    def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        """Networks in half the precision, where that is wanted; likelihoods never."""
+        if self.config.precision == "bfloat16":
+            return torch.autocast(device.type, torch.bfloat16)
+        return nullcontext()
+
+
+class ClosedForm:
+    """Of dense networks with one posterior variance for all rows, and columns not of Student's t.
+
+    With z = μ + σε the loss of N rows is 1/N Σ (β KL − log p(x|z)). Its derivatives go back from
+    the likelihood through the decoder to z, and from there to μ, the encoder's outputs, and log σ²,
+    where they meet those of the KL term.
+    """
+
+    def __init__(self, model: VAE, loss_scale: float = 1.0) -> None:
+        self.encoder: Any = model.encoder
+        self.decoder: Any = model.decoder
+        self.likelihood: Any = model.likelihood
+        self.prior, self.loss_scale = model.prior, loss_scale
+
+    @staticmethod
+    def covers(model: VAE, config: FitConfig) -> bool:
+        """Whether this is the gradient of such a fit."""
+        plain = config.precision == "float32" and not (config.trim or config.free_bits)
+        known = isinstance(model.likelihood, TabularLikelihood) and model.likelihood.raw_df is None
+        return plain and known and type(model) is VAE and model.encoder.log_var is not None
+
+    @torch.inference_mode()
+    def __call__(self, batch: Batch, beta: float) -> Tensor:
+        """See `Gradient`."""
+        encoder, decoder = self.encoder.network, self.decoder.network
+        found = encoder.activations(batch.features)
+        mean, log_var = found.outputs, self.encoder.shared_log_var()
+        noise = torch.exp(0.5 * log_var) * batch.noise
+        made = decoder.activations(mean + noise)
+        joint = self.likelihood(made.outputs)
+        log_prob, grad = joint.log_prob_and_grad(batch.target)
+        kl, kl_by_mean, kl_by_log_var = self.prior.kl_and_grad(mean, log_var)
+
+        row = 1 / (mean.shape[:-1].numel() * self.loss_scale)
+        by_outputs = self.likelihood.backward(made.outputs, grad).mul_(-row)
+        by_z = decoder.backward_inputs(by_outputs, decoder.backward(made, by_outputs))
+        encoder.backward(found, torch.add(by_z, kl_by_mean, alpha=beta * row))
+        by_log_var = torch.add(0.5 * noise * by_z, kl_by_log_var, alpha=beta * row)
+        self.encoder.backward_log_var(by_log_var)
+        return torch.stack([log_prob.sum(), kl.sum()])
+
+
+def kept(bound: Tensor, trim: float) -> Tensor:
+    """Places (..., n) of all but this share of the rows, those of the lowest ``bound`` (..., N)."""
+    count = bound.shape[-1]
+    return bound.topk(max(1, count - round(trim * count)), -1).indices

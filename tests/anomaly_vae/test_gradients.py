@@ -1,0 +1,186 @@
+"""Gradients: what is known in closed form is what automatic differentiation finds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from anomaly_vae.build import build
+from anomaly_vae.config import ImageModelConfig, ModelConfig, TrainingConfig
+from anomaly_vae.encoding import Layout
+from anomaly_vae.gradients import Automatic, Batch, ClosedForm, Gradient, gradient_of, kept
+from anomaly_vae.images import ImageLayout
+from anomaly_vae.networks import Encoder
+from anomaly_vae.training import in_one
+from anomaly_vae.vae import VAE, Terms
+
+MIXED = Layout(3, 2, (4, 2))
+LAYOUTS = [Layout(5, 0, ()), Layout(0, 3, ()), Layout(0, 0, (3, 5)), MIXED]
+
+
+def model(layout: Layout = MIXED, **changes: Any) -> VAE:
+    """Weights as they are somewhere on their way, in doubles."""
+    small = {"latent_dim": 3, "hidden_dim": 7, "depth": 1, "members": 1, **changes}
+    fresh = build(ModelConfig.model_validate(small), layout).double().train()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in fresh.parameters():
+            weight.add_(0.5 * torch.randn(weight.shape, generator=generator))
+    in_one(list(fresh.parameters()))
+    return fresh
+
+
+def batch(of: VAE, rows: int = 9, missing: float = 0.2) -> Batch:
+    """Rows of a layout, some of whose cells are missing; what the encoder sees is another."""
+    layout, generator = of.likelihood.layout, torch.Generator().manual_seed(1)
+    shape = (of.members, rows) if of.members > 1 else (rows,)
+    levels = torch.tensor([2] * layout.n_binary + list(layout.n_levels))
+    numeric = 3 * torch.randn(*shape, layout.n_numeric, generator=generator)
+    draws = torch.rand(*shape, len(levels), generator=generator)
+    x = torch.cat([numeric, (draws * levels).floor()], -1).double()
+    hidden = torch.rand(x.shape, generator=generator) < missing
+    target = torch.where(hidden, torch.nan, x)
+    noise = torch.randn(*shape, of.latent_dim, generator=generator).double()
+    return Batch(of.features(target + 0.1), target, noise)
+
+
+def left(gradient: Gradient, of: VAE, its: Batch, beta: float) -> tuple[Tensor, list[Tensor]]:
+    """What it returns, and what it leaves in the weights, whatever was there."""
+    for weight in of.parameters():
+        weight.grad.fill_(torch.nan)  # type: ignore[union-attr]
+    totals = gradient(its, beta)
+    return totals, [weight.grad.clone() for weight in of.parameters()]  # type: ignore[union-attr]
+
+
+def agree(of: VAE, its: Batch, beta: float, scale: float = 1.0) -> None:
+    closed = left(ClosedForm(of, scale), of, its, beta)
+    automatic = left(Automatic(of, TrainingConfig(), scale), of, its, beta)
+    torch.testing.assert_close(closed, automatic, rtol=1e-7, atol=1e-9)
+
+
+# ---------------------------------------------------------------- closed form
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("members", [1, 3])
+@pytest.mark.parametrize("depth", [0, 1, 2, 3])
+def test_the_closed_form_is_what_differentiation_finds(
+    layout: Layout, members: int, depth: int
+) -> None:
+    of = model(layout, members=members, depth=depth)
+    agree(of, batch(of), beta=0.3)
+
+
+@given(
+    rows=st.integers(1, 12),
+    missing=st.sampled_from([0.0, 0.5, 1.0]),
+    beta=st.floats(0.0, 4.0),
+    scale=st.floats(0.1, 100.0),
+    members=st.sampled_from([1, 2]),
+)
+def test_so_it_is_whatever_the_batch(
+    rows: int, missing: float, beta: float, scale: float, members: int
+) -> None:
+    of = model(members=members)
+    agree(of, batch(of, rows, missing), beta, scale)
+
+
+@pytest.mark.parametrize("members", [1, 3])
+@pytest.mark.parametrize("log_var", [-11.0, -10.0, 0.0, 6.0, 7.0])
+def test_a_posterior_variance_beyond_its_bounds_has_no_gradient(
+    members: int, log_var: float
+) -> None:
+    of = model(members=members)
+    with torch.no_grad():
+        of.encoder.log_var[..., 1] = log_var  # type: ignore[index, operator]
+    agree(of, batch(of), beta=1.0)
+    grad = of.encoder.log_var.grad  # type: ignore[union-attr]
+    low, high = Encoder.LOG_VAR
+    assert bool(torch.all(grad[..., 1] != 0)) == (low <= log_var <= high)  # type: ignore[index]
+
+
+def test_far_values_and_steep_logits_agree_too() -> None:
+    """Where bends are flat: variances at their floor, logits at their bound."""
+    of = model()
+    with torch.no_grad():
+        for weight in of.decoder.parameters():
+            weight.mul_(30)
+    its = batch(of)
+    its.target[..., : MIXED.n_numeric] *= 40
+    agree(of, its, beta=0.3)
+
+
+def test_the_totals_are_those_of_the_bound() -> None:
+    of = model()
+    its = batch(of)
+    totals, _ = left(ClosedForm(of), of, its, 0.3)
+    with torch.no_grad():
+        found = of.infer_from(its.features, its.noise.unsqueeze(-2))
+        terms = of.terms(found, its.target)
+    torch.testing.assert_close(totals, torch.stack([terms.log_prob.sum(), terms.kl.sum()]))
+
+
+# ---------------------------------------------------------------- which of them
+
+
+def chosen(changes: dict[str, Any], **training: Any) -> type:
+    return type(gradient_of(model(**changes), TrainingConfig.model_validate(training)))
+
+
+@pytest.mark.parametrize("changes", [{}, {"members": 3}, {"depth": 0}, {"prior": "standard"}])
+def test_tables_have_it_in_closed_form(changes: dict[str, Any]) -> None:
+    assert chosen(changes) is ClosedForm
+
+
+@pytest.mark.parametrize(
+    ("changes", "training"),
+    [
+        ({"type": "autoencoder"}, {}),
+        ({"likelihood": "student_t"}, {}),
+        ({"posterior_variance": "row"}, {}),
+        ({}, {"trim": 0.1}),
+        ({}, {"free_bits": 0.1}),
+        ({}, {"precision": "bfloat16"}),
+    ],
+    ids=str,
+)
+def test_what_asks_for_something_else_is_differentiated(
+    changes: dict[str, Any], training: dict[str, Any]
+) -> None:
+    assert chosen(changes, **training) is Automatic
+
+
+@pytest.mark.parametrize("network", ["dense", "convolutional", "hierarchical"])
+def test_so_are_images(network: str) -> None:
+    of = build(ImageModelConfig.model_validate({"network": network}), ImageLayout(1, 16))
+    assert isinstance(gradient_of(of, TrainingConfig()), Automatic)
+
+
+# ---------------------------------------------------------------- what may be asked for
+
+
+def test_free_bits_leave_each_latent_dimension_its_allowance() -> None:
+    """max(λ, mean KL) for every dimension, per row (Kingma et al. 2016): below it, no gradient."""
+    kl = torch.tensor([[0.1, 3.0], [0.3, 5.0]], requires_grad=True)
+    terms = Terms(torch.zeros(2, 4), kl)
+    objective = Automatic(model(), TrainingConfig(free_bits=0.5))._kl(terms)
+    assert objective.item() == pytest.approx(2 * (0.5 + 4.0))
+    objective.backward()
+    assert kl.grad is not None
+    assert kl.grad.tolist() == [[0, 1], [0, 1]]
+    plain = Automatic(model(), TrainingConfig())._kl(terms)
+    assert plain.item() == pytest.approx(2 * (0.2 + 4.0))
+
+
+@pytest.mark.parametrize("members", [(), (3,)])
+def test_what_is_kept_are_the_rows_of_the_highest_bound(members: tuple[int, ...]) -> None:
+    bound = torch.randn(*members, 20, generator=torch.Generator().manual_seed(0))
+    assert kept(bound, 0.25).shape == (*members, 15)
+    lowest = bound.take_along_dim(kept(bound, 0.25), -1).min(-1).values
+    assert ((bound < lowest.unsqueeze(-1)).sum(-1) == 5).all()
+    assert kept(bound[..., :1], 0.5).shape == (*members, 1)
