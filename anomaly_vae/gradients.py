@@ -49,7 +49,7 @@ weight of the KL term; returns the sums of log_prob and kl over the batch (2,), 
 def gradient_of(model: VAE, config: FitConfig, loss_scale: float = 1.0) -> Gradient:
     """In closed form where there is one; a row's loss is divided by ``loss_scale``."""
     if ClosedForm.covers(model, config):
-        return ClosedForm(model, loss_scale)
+        return ClosedForm(model, config, loss_scale)
     return Automatic(model, config, loss_scale)
 
 
@@ -75,11 +75,7 @@ class Automatic:
         return torch.stack([every.log_prob.detach().sum(), every.kl.detach().sum()])
 
     def _trusted(self, terms: Terms, beta: float) -> Terms:
-        """Without the rows of the lowest bound.
-
-        Iterative trimmed loss minimisation (Shen & Sanghavi 2019, algorithm 1), a batch at a
-        time and from the first: what has been learned is hard to forget.
-        """
+        """Without the rows that are trimmed."""
         if not self.config.trim:
             return terms
         rows = kept(terms.objective(beta).detach(), self.config.trim).unsqueeze(-1)
@@ -107,21 +103,21 @@ class Automatic:
 class ClosedForm:
     """Of dense networks with one posterior variance for all rows, and columns not of Student's t.
 
-    With z = μ + σε the loss of N rows is 1/N Σ (β KL − log p(x|z)). Its derivatives go back from
-    the likelihood through the decoder to z, and from there to μ, the encoder's outputs, and log σ²,
-    where they meet those of the KL term.
+    With z = μ + σε the loss is Σ (β KL − log p(x|z)), over the number of rows (of all members) and
+    the scale. Its derivatives go back from the likelihood through the decoder to z, and from there
+    to μ, the encoder's outputs, and log σ², where they meet those of the KL term.
     """
 
-    def __init__(self, model: VAE, loss_scale: float = 1.0) -> None:
+    def __init__(self, model: VAE, config: FitConfig, loss_scale: float = 1.0) -> None:
         self.encoder: Any = model.encoder
         self.decoder: Any = model.decoder
         self.likelihood: Any = model.likelihood
-        self.prior, self.loss_scale = model.prior, loss_scale
+        self.prior, self.trim, self.loss_scale = model.prior, config.trim, loss_scale
 
     @staticmethod
     def covers(model: VAE, config: FitConfig) -> bool:
         """Whether this is the gradient of such a fit."""
-        plain = config.precision == "float32" and not (config.trim or config.free_bits)
+        plain = config.precision == "float32" and not config.free_bits
         known = isinstance(model.likelihood, TabularLikelihood) and model.likelihood.raw_df is None
         return plain and known and type(model) is VAE and model.encoder.log_var is not None
 
@@ -131,22 +127,36 @@ class ClosedForm:
         encoder, decoder = self.encoder.network, self.decoder.network
         found = encoder.activations(batch.features)
         mean, log_var = found.outputs, self.encoder.shared_log_var()
-        noise = torch.exp(0.5 * log_var) * batch.noise
-        made = decoder.activations(mean + noise)
+        offset = torch.exp(0.5 * log_var) * batch.noise
+        made = decoder.activations(mean + offset)
         joint = self.likelihood(made.outputs)
         log_prob, grad = joint.log_prob_and_grad(batch.target)
         kl, kl_by_mean, kl_by_log_var = self.prior.kl_and_grad(mean, log_var)
 
-        row = 1 / (mean.shape[:-1].numel() * self.loss_scale)
-        by_outputs = self.likelihood.backward(made.outputs, grad).mul_(-row)
+        weight = self._weight(Terms(log_prob, kl), beta)
+        by_outputs = self.likelihood.backward(made.outputs, grad).mul_(-weight)
         by_z = decoder.backward_inputs(by_outputs, decoder.backward(made, by_outputs))
-        encoder.backward(found, torch.add(by_z, kl_by_mean, alpha=beta * row))
-        by_log_var = torch.add(0.5 * noise * by_z, kl_by_log_var, alpha=beta * row)
+        encoder.backward(found, torch.addcmul(by_z, weight, kl_by_mean, value=beta))
+        by_log_var = torch.addcmul(0.5 * offset * by_z, weight, kl_by_log_var, value=beta)
         self.encoder.backward_log_var(by_log_var)
         return torch.stack([log_prob.sum(), kl.sum()])
 
+    def _weight(self, terms: Terms, beta: float) -> Tensor:
+        """(..., N, 1), or (1,) for all: how much a row counts, nothing if it is trimmed."""
+        if not self.trim:
+            rows = terms.log_prob.shape[:-1].numel()
+            return terms.kl.new_full((1,), 1 / (rows * self.loss_scale))
+        bound = terms.objective(beta)
+        places = kept(bound, self.trim)
+        each = 1 / (places.numel() * self.loss_scale)
+        return torch.zeros_like(bound).scatter_(-1, places, each).unsqueeze(-1)
+
 
 def kept(bound: Tensor, trim: float) -> Tensor:
-    """Places (..., n) of all but this share of the rows, those of the lowest ``bound`` (..., N)."""
+    """Places (..., n) of all but this share of the rows, those of the lowest ``bound`` (..., N).
+
+    Iterative trimmed loss minimisation (Shen & Sanghavi 2019, algorithm 1) keeps the others; of
+    batches one at a time and from the first, as what has been learned is hard to forget.
+    """
     count = bound.shape[-1]
     return bound.topk(max(1, count - round(trim * count)), -1).indices

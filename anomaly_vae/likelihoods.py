@@ -83,14 +83,14 @@ class Gaussian:
 
     def log_prob(self, x: Tensor) -> Tensor:
         """See `Distribution`."""
-        return self.log_prob_and_grad(x)[0]
+        return -0.5 * ((x - self.mean) ** 2 * torch.exp(-self.log_var) + self.log_var + LOG_2PI)
 
     def log_prob_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """log p(x) and its derivatives by mean and log-variance, each (..., F)."""
         away = x - self.mean
         by_mean = away * torch.exp(-self.log_var)
-        surplus = away * by_mean - 1
-        return -0.5 * (surplus + self.log_var) - 0.5 * (LOG_2PI + 1), by_mean, 0.5 * surplus
+        squared = away * by_mean
+        return -0.5 * (squared + self.log_var + LOG_2PI), by_mean, 0.5 * (squared - 1)
 
     def sample(self, generator: Generator | None = None) -> Tensor:
         """See `Distribution`."""
@@ -179,10 +179,10 @@ class Categorical:
 
     def log_prob_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """log p(x) (..., C) and its derivatives by the logits (..., C, Kmax)."""
-        chosen, softmax, log_prob = self._chosen(x), self.softmax, self.log_prob(x)
-        its = (softmax * chosen).sum(-1, keepdim=True)
-        share = (1 - UNIFORM_SHARE) * its * torch.exp(-log_prob).unsqueeze(-1)
-        return log_prob, share * (chosen - softmax)
+        chosen, softmax = self._chosen(x), self.softmax
+        its = (1 - UNIFORM_SHARE) * (softmax * chosen).sum(-1)
+        prob = its + UNIFORM_SHARE / self.present.sum(-1)
+        return torch.log(prob), (its / prob).unsqueeze(-1) * (chosen - softmax)
 
     def _chosen(self, x: Tensor) -> Tensor:
         """(..., C) → (..., C, Kmax): 1 at the level."""
@@ -284,6 +284,7 @@ class TabularLikelihood(nn.Module):
 
     def backward(self, outputs: Tensor, grad: Tensor) -> Tensor:
         """Derivatives by the parameters → by the outputs, in place, while variances are learned."""
+        assert self.training, "settled variances have other derivatives"
         n = self.layout.n_numeric
         if n:
             raw = outputs[..., n : 2 * n]

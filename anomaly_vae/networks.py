@@ -51,10 +51,10 @@ def linear(members: int, inputs: int, outputs: int, bias: bool = True) -> Layer:
 class Activations(NamedTuple):
     """What an `MLP` computed on its way."""
 
-    raw: list[Tensor]
+    pre_activations: list[Tensor]
     """of each hidden layer, before SiLU"""
-    seen: list[Tensor]
-    """the inputs, and what each hidden layer passed on"""
+    inputs: list[Tensor]
+    """of each hidden layer, and what the last one passed on"""
     outputs: Tensor
 
 
@@ -82,28 +82,29 @@ class MLP(nn.Module):
 
     def activations(self, x: Tensor) -> Activations:
         """Of rows (N, inputs), or (E, N, inputs) of members."""
-        raw, seen = [], [x]
-        for layer in self.hidden:
-            raw.append(layer(seen[-1]))
-            seen.append(nn.functional.silu(raw[-1]))
+        pre_activations, inputs = [], [x]
+        for layer in self.layers:
+            pre_activations.append(layer(inputs[-1]))
+            inputs.append(nn.functional.silu(pre_activations[-1]))
         y = self.skip(x)
-        y = y if self.out is None else plus(y, seen[-1], self.out.weight.mT)
-        return Activations(raw, seen, y)
+        y = y if self.out is None else plus(y, inputs[-1], self.out.weight.mT)
+        return Activations(pre_activations, inputs, y)
 
     def backward(self, found: Activations, grad: Tensor) -> Tensor:
         """Back-propagation (Rumelhart et al. 1986), from a loss's derivatives by the outputs.
 
-        Leaves those by the weights in their ``grad``, whatever it held. Returns those by the raw
-        values of the first hidden layer, which `backward_inputs` goes on from.
+        Leaves those by the weights in their ``grad``, whatever it held. Returns those by the first
+        layer's pre-activations, or by the outputs where it is none, for `backward_inputs`.
         """
-        _learn(self.skip, found.seen[0], grad)
+        _backward_weights(self.skip, found.inputs[0], grad)
         if self.out is None:
             return grad
-        _learn(self.out, found.seen[-1], grad)
+        _backward_weights(self.out, found.inputs[-1], grad)
         above = self.out
-        for layer, x, raw in reversed(list(zip(self.layers, found.seen, found.raw, strict=False))):
-            grad = torch.ops.aten.silu_backward(grad @ above.weight, raw)
-            _learn(layer, x, grad)
+        steps = zip(self.layers, found.inputs[:-1], found.pre_activations, strict=True)
+        for layer, x, pre_activation in reversed(list(steps)):
+            grad = torch.ops.aten.silu_backward(grad @ above.weight, pre_activation)
+            _backward_weights(layer, x, grad)
             above = layer
         return grad
 
@@ -115,7 +116,7 @@ class MLP(nn.Module):
 
     @property
     def layers(self) -> list[Layer]:
-        """The hidden ones."""
+        """The hidden ones, from the inputs on."""
         return list(self.hidden)  # type: ignore[arg-type]  # it was given no others
 
     def _rows(self, x: Tensor) -> Tensor:
@@ -125,8 +126,8 @@ class MLP(nn.Module):
         return x.expand(self.members, -1, -1) if x.ndim == 2 else x.flatten(1, -2)
 
 
-def _learn(layer: Layer, x: Tensor, grad: Tensor) -> None:
-    """A layer's derivatives, of its inputs (..., N, inputs) and those by its outputs."""
+def _backward_weights(layer: Layer, x: Tensor, grad: Tensor) -> None:
+    """Leave those by a layer's weights, of its inputs (..., N, inputs) and those by its outputs."""
     assert layer.weight.grad is not None, "see `training.in_one`"
     product = torch.mm if x.ndim == 2 else torch.bmm
     product(x.mT, grad, out=layer.weight.grad.mT)

@@ -22,7 +22,7 @@ class StandardNormal(nn.Module):
         return self.kl_and_grad(mean, log_var)[0]
 
     def kl_and_grad(self, mean: Tensor, log_var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`kl` and its derivatives by mean and log-variance, in their shapes."""
+        """`kl` and its derivatives by each row's mean and log-variance, which broadcast."""
         excess = torch.expm1(log_var)
         return 0.5 * (mean * mean + (excess - log_var)), mean, 0.5 * excess
 

@@ -202,7 +202,7 @@ class _Trainer:
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         self.weights, self.gradient = in_one(list(model.parameters()))
         self.moments = Moments.of(self.weights)
-        self.gradient_of = gradient_of(model, config, self.views.loss_scale)
+        self.backward = gradient_of(model, config, self.views.loss_scale)
         self.noise = self._validation_noise(len(validation)).to(self.device)
         self.history: list[Epoch] = []
         self.best: dict[str, Tensor] = {}
@@ -292,7 +292,7 @@ class _Trainer:
 
     def _step(self, batch: Batch, step: int) -> Tensor:
         """One step downhill; sums of the terms before it (2,), nats."""
-        totals = self.gradient_of(batch, self.beta(step))
+        totals = self.backward(batch, self.beta(step))
         self._descend(self.learning_rate(step))
         return totals
 

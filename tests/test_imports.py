@@ -67,11 +67,11 @@ BELOW: dict[str, set[str]] = {
     # fitting
     "process": set(),
     "gradients": {"corruption", "vae"},
-    "training": {"gradients", "build", "files", "process"},
+    "training": {"gradients", "files", "process"},
     "export": {"build"},
     "image_scores": {"image_likelihoods", "vae"},
     "tracing": {"export", "image_scores"},
-    "aggregated": {"training"},
+    "aggregated": {"gradients", "autoencoder"},
     "warm": {"bundle", "vae"},
     "fitting": {"aggregated", "inference", "training", "tracing", "warm"},
     "generation": {"build", "bundle"},

@@ -614,13 +614,17 @@ def test_views_draw_from_the_generator_that_a_checkpoint_keeps(tmp_path: Path) -
     assert weights(plain) != weights(fitted(None, 4))
 
 
-def test_a_loss_is_divided_by_the_views_scale_before_it_is_clipped() -> None:
+@pytest.mark.parametrize("variance", ["shared", "row"])
+def test_a_loss_is_divided_by_the_views_scale_before_it_is_clipped(variance: str) -> None:
+    """Whether its gradient is known or found by differentiation."""
+
     class Scaled(AsTheyAre):
         loss_scale = 1e6
 
     runs = []
     for views in (AsTheyAre(), Scaled()):
-        run = _Trainer(model(), toy(), toy(64, 1), config(clip_norm=1e9).resolve(256), views)
+        of = model(posterior_variance=variance)
+        run = _Trainer(of, toy(), toy(64, 1), config(clip_norm=1e9).resolve(256), views)
         run._step(run._drawn(run.x)._replace(noise=torch.zeros(256, 2)), step=5)
         norms = [p.grad.norm() for p in run.model.parameters() if p.grad is not None]
         runs.append(torch.stack(norms).norm().item())
