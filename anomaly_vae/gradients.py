@@ -138,7 +138,7 @@ class ClosedForm:
         by_z = decoder.backward_inputs(by_outputs, decoder.backward(made, by_outputs))
         encoder.backward(found, torch.addcmul(by_z, weight, kl_by_mean, value=beta))
         by_log_var = torch.addcmul(0.5 * offset * by_z, weight, kl_by_log_var, value=beta)
-        self.encoder.backward_log_var(by_log_var)
+        self.encoder.backward_log_var(log_var, by_log_var)
         return torch.stack([log_prob.sum(), kl.sum()])
 
     def _weight(self, terms: Terms, beta: float) -> Tensor:

@@ -176,10 +176,13 @@ class Encoder(nn.Module):
         assert self.log_var is not None
         return self.log_var.clamp(*self.LOG_VAR)
 
-    def backward_log_var(self, grad: Tensor) -> None:
-        """Leave the derivatives by the shared one in its ``grad``, of those by each row's."""
+    def backward_log_var(self, log_var: Tensor, grad: Tensor) -> None:
+        """Leave those by the parameter in its ``grad``, of those by each row's ``log_var``.
+
+        That is what `shared_log_var` returned; beyond its bounds the parameter changes nothing.
+        """
         assert self.log_var is not None
-        inside = self.shared_log_var() == self.log_var
+        inside = log_var == self.log_var
         torch.sum(grad * inside, -2, keepdim=True, out=self.log_var.grad)
 
 
