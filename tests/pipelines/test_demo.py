@@ -167,14 +167,14 @@ def test_the_configuration_is_the_one_that_ships() -> None:
 
 @pytest.mark.slow
 @pytest.mark.e2e
-@pytest.mark.timeout(960)
+@pytest.mark.timeout(400)
 def test_as_a_newcomer_runs_it(tmp_path: Path) -> None:
-    """All of it, in an empty folder."""
+    """All of it, in an empty folder, within the three minutes promised."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     environment.pop("MLFLOW_TRACKING_URI", None)
     done = subprocess.run(
         [sys.executable, "-m", "pipelines.cli", "demo"], cwd=tmp_path, env=environment,
-        capture_output=True, text=True, check=True, timeout=900,
+        capture_output=True, text=True, check=True, timeout=180,
     )  # fmt: skip
     rows, scans = (json.loads(done.stdout)[kind] for kind in ("tabular", "image"))
     assert rows["promoted"] is True
