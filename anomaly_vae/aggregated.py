@@ -20,7 +20,7 @@ from torch import Tensor
 
 from anomaly_vae.autoencoder import Autoencoder
 from anomaly_vae.config import ModelConfig, TrainingConfig
-from anomaly_vae.gradients import kept
+from anomaly_vae.gradients import remaining, staying
 from anomaly_vae.likelihoods import TabularLikelihood
 from anomaly_vae.priors import Mixture
 from anomaly_vae.vae import VAE
@@ -43,6 +43,11 @@ PRIOR_ROWS = 10.0
 """Rows that say the variances were right, before any held-out row has spoken."""
 LEAST_VARIANCE = 1e-4
 """Of a posterior, where it is the unit of length."""
+REACH = 0.5
+"""Of the distance between the quartiles of all scores: what the guard moves one by, at most. What
+the others learned by mistake is then above most rows, and rare normal rows stay in their order."""
+LEAST_REACH = 1e-6
+"""Nats, of a guard where all rows are alike."""
 LARGEST_VARIANCE = 30.0
 """Of a numeric column given z; a standardised column's own is 1."""
 
@@ -51,7 +56,7 @@ LARGEST_VARIANCE = 30.0
 def settle(
     model: VAE, train: Tensor, held_out: Tensor, config: ModelConfig, training: TrainingConfig
 ) -> None:
-    """Refit the variances, and give the model its aggregated posterior.
+    """Refit the variances, and give the model its aggregated posterior and the guard its reach.
 
     Args:
         model: fitted; changed in place.
@@ -59,25 +64,43 @@ def settle(
         held_out: (H, F) encoded rows it was not fitted to; their codes are in the aggregated
             posterior as well, once they have chosen how wide its parts are.
         config: `prior` and `components`.
-        training: `trim`, the share of the rows that have no part in this, and the `seed` of
-            those looked at, and of the clusters.
+        training: `trims`, the share of the rows that have no part in each member's, and the
+            `seed` of those looked at, and of the clusters.
     """
-    train, held_out = (_trusted(model, x, training) for x in (train, held_out))
-    refit_variances(model, held_out)
-    if config.prior == "standard" or isinstance(model, Autoencoder):
-        return
-    codes, units = _posterior(model, _some(train, MOST_ROWS, training.seed))
-    held_codes, _ = _posterior(model, _some(held_out, MOST_HELD_OUT, training.seed))
+    refit_variances(model, held_out, _trusted(model, held_out, training))
+    train = _some(train, MOST_ROWS, training.seed)
+    held_out = _some(held_out, MOST_HELD_OUT, training.seed)
+    if config.prior == "aggregated" and not isinstance(model, Autoencoder):
+        model.aggregated = _aggregated(model, train, held_out, config, training)
+    if model.members > 1 and training.guarded:
+        model.reach = _reach(model, torch.cat([train, held_out]))
+
+
+def _aggregated(
+    model: VAE, train: Tensor, held_out: Tensor, config: ModelConfig, training: TrainingConfig
+) -> Mixture:
+    """Of each member, the mixture over the codes of the rows that it trusts."""
+    codes, units = _posterior(model, train)
+    known, _ = _posterior(model, held_out)
+    stays = zip(_trusted(model, train, training), _trusted(model, held_out, training), strict=True)
     each = [
-        mixture(z, h, s, config.components, training.seed)
-        for z, h, s in zip(codes, held_codes, units, strict=True)
+        mixture(z[its], h[those], s, config.components, training.seed)
+        for z, h, s, (its, those) in zip(codes, known, units, stays, strict=True)
     ]
     parts = -(-max(one.parts for one in each) // BLOCK) * BLOCK
     each = [one.cut(parts) for one in each]
-    model.aggregated = Mixture.side_by_side(each) if model.members > 1 else each[0]
+    return Mixture.side_by_side(each) if model.members > 1 else each[0]
 
 
-def refit_variances(model: VAE, held_out: Tensor) -> None:
+def _reach(model: VAE, x: Tensor) -> Tensor:
+    """(1,): see `REACH`, of the bounds that all but the guard give to rows (N, F), nats."""
+    noise = x.new_zeros(1, model.latent_dim)
+    parts = [model.aggregated_elbo(part, noise).bound[:-1].mean(0) for part in x.split(CHUNK)]
+    quartiles = torch.cat(parts).quantile(torch.tensor([0.25, 0.75]))
+    return (REACH * quartiles.diff()).clamp_min(LEAST_REACH)
+
+
+def refit_variances(model: VAE, held_out: Tensor, stays: Tensor | None = None) -> None:
     """Meet the residuals of held-out rows halfway: multiply the variance of each column by √f.
 
     f = (Σ r²/σ² + a) / (n + a) is what these say, with a weak prior at 1. The variances σ² were
@@ -85,8 +108,10 @@ def refit_variances(model: VAE, held_out: Tensor) -> None:
     those of a score, without noise and of rows that it does not know. The bound is about codes
     with noise, the score about their means: the geometric mean of both variances is between.
 
-    None stays above `LARGEST_VARIANCE`: an exponential of what the decoder learned grows without
-    end far from the rows it learned from, and what is odd there would cost little.
+    A row of (H, F) counts for those members (E, H) that it ``stays`` with; absent: for all.
+
+    No variance is above `LARGEST_VARIANCE`: an exponential of what the decoder learned grows
+    without end far from the rows it learned from, and what is odd there would cost little.
     """
     likelihood = model.likelihood
     assert isinstance(likelihood, TabularLikelihood), "tables have no other"
@@ -95,11 +120,13 @@ def refit_variances(model: VAE, held_out: Tensor) -> None:
     if not n:
         return
     total, count = torch.zeros(()), torch.zeros(())
-    for x in held_out.split(CHUNK):
+    every = torch.ones(model.members, len(held_out), dtype=torch.bool)
+    which = (every if stays is None else stays)[..., None, None]
+    for x, its in zip(held_out.split(CHUNK), which.split(CHUNK, 1), strict=True):
         found = model.infer(x, x.new_zeros(1, model.latent_dim))
         numeric: Any = likelihood(found.outputs).parts[0][1]
         squared = (x[:, :n].unsqueeze(-2) - numeric.mean) ** 2 * torch.exp(-numeric.log_var)
-        observed = ~torch.isnan(x[:, :n]).unsqueeze(-2)
+        observed = ~torch.isnan(x[:, :n]).unsqueeze(-2) & (its if model.members > 1 else its[0])
         total = total + torch.where(observed, squared, 0.0).sum(-3, keepdim=True)
         count = count + observed.sum(-3, keepdim=True)
     factor = torch.sqrt((total + PRIOR_ROWS) / (count + PRIOR_ROWS))
@@ -160,13 +187,14 @@ def labels(codes: Tensor, most: int, seed: int) -> Tensor:
 
 
 def _trusted(model: VAE, x: Tensor, training: TrainingConfig) -> Tensor:
-    """Rows (N, F) without those that would not have taught, by the bound at the posterior mean."""
-    if not training.trim:
-        return x
+    """(E, N): which rows (N, F) would have taught, by the bound at each member's posterior mean."""
+    trims, shape = training.trims(model.members), (model.members, len(x))
+    if not any(trims):
+        return torch.ones(shape, dtype=torch.bool)
     noise = x.new_zeros(1, model.latent_dim)
     parts = [model.elbo(part, noise).objective(training.beta) for part in x.split(CHUNK)]
-    bound = torch.cat(parts, -1)
-    return x[kept(bound.view(-1, len(x)).mean(0), training.trim).sort().values]
+    bound = torch.cat(parts, -1).view(shape)
+    return staying(bound, remaining(len(x), trims)).bool()
 
 
 def _posterior(model: VAE, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -206,7 +206,7 @@ class ModelConfig(Section):
     type: Literal["vae", "autoencoder"] = "vae"
     """autoencoder: the deterministic twin, without noise or rate"""
     members: int = Field(3, ge=1, le=64)
-    """networks fitted side by side; scores are their mean"""
+    """networks fitted side by side; scores are their mean, the guard's within limits"""
     latent_dim: int | None = Field(None, ge=1, le=4096)
     """absent: the encoded columns, 1 to 64"""
     hidden_dim: int | None = Field(None, ge=1, le=8192)
@@ -288,6 +288,10 @@ class FitConfig(Section):
         epochs = self.epochs or min(max(round(wanted), 3), 300)
         return self.model_copy(update={"batch_size": batch, "epochs": epochs})
 
+    def trims(self, members: int) -> tuple[float, ...]:
+        """The share of the rows that each of a model's members does not learn from."""
+        return (self.trim,) * members
+
 
 class TrainingConfig(FitConfig):
     """How a tabular model is fitted."""
@@ -304,8 +308,20 @@ class TrainingConfig(FitConfig):
     """deviation of the noise on standardised numbers that the encoder has to see through"""
     hide: float = Field(0.02, ge=0, lt=1)
     """share of the cells treated as missing in each batch, so that missing ones are met"""
+    guard: float = Field(0.1, ge=0, le=0.5)
+    """what is trimmed of the last of several members: it is surprised by what the others learned"""
 
     EPOCHS: ClassVar[int] = 80
+
+    @property
+    def guarded(self) -> bool:
+        """Whether the last of several members leaves out more rows than the others."""
+        return self.guard > self.trim
+
+    def trims(self, members: int) -> tuple[float, ...]:
+        """See `FitConfig.trims`; of several members the last is the guard."""
+        guard = max(self.trim, self.guard) if members > 1 else self.trim
+        return (*super().trims(members - 1), guard)
 
 
 Probability = Annotated[float, Field(ge=0, le=1)]

@@ -34,6 +34,7 @@ CONFIG_KEYS: dict[str, tuple[str, ...]] = {
     "components": ("model.components",),
     "noise": ("training.noise",),
     "hide": ("training.hide",),
+    "guard": ("training.guard",),
     "features": ("data.features",),
 }
 """Constructor argument → the keys of the configuration that it sets."""
@@ -92,6 +93,8 @@ class TabularVAEDetector(VAEDetector):
         components: most parts of the aggregated posterior, 256.
         noise: deviation of the noise on standardised numbers that the encoder sees through, 0.2.
         hide: share of the cells hidden in each batch, so that missing ones are met.
+        guard: ``trim`` of the last of several members, 0.1: what the others learned to expect
+            from anomalies among the rows, this one does not.
         keep: weights of the "last" epoch (default), or of the "best" validation ELBO.
         patience: keep best: epochs without a better one before stopping.
         threads: of the CPU while fitting.
@@ -146,6 +149,7 @@ class TabularVAEDetector(VAEDetector):
         components: int | None = None,
         noise: float | None = None,
         hide: float | None = None,
+        guard: float | None = None,
         keep: Literal["best", "last"] | None = None,
         patience: int | None = None,
         threads: int | None = None,
@@ -189,6 +193,7 @@ class TabularVAEDetector(VAEDetector):
         self.components = components
         self.noise = noise
         self.hide = hide
+        self.guard = guard
         self.features = features
 
     # ------------------------------------------------------------ latent space

@@ -139,7 +139,8 @@ class _Builder:
     """Mirrors `VAE.aggregated_elbo` and its siblings, and the tabular likelihoods, as nodes.
 
     Several members are a first axis of everything that depends on weights. The score and its
-    parts are their mean; the latents, and what is expected, are the first member's.
+    parts are their mean (`VAE.over_members`); the latents, and what is expected, are the first
+    member's.
     """
 
     def __init__(self, model: VAE, score: ScoreConfig) -> None:
@@ -160,7 +161,7 @@ class _Builder:
         self.filled = g("Where", self.missing, 0.0, "x")
         self.mean, self.log_var = self.posterior()
         at_mean = self.parameters(self.mean)
-        nats, kl = (self.over_members(part) for part in self.terms(at_mean))
+        nats, kl = self.over_members(*self.terms(at_mean))
         g.named("nats", nats)
         g.named("kl", kl)
         g.named("score", g("Add", self.summed(nats, f), kl))
@@ -188,10 +189,34 @@ class _Builder:
 
     # ------------------------------------------------------------ members
 
-    def over_members(self, value: str) -> str:
-        """The mean over the first axis, where that is the members."""
+    def over_members(self, nats: str, kl: str) -> tuple[str, str]:
+        """See `VAE.over_members`: (E, N, F) and (E, N) → without the first axis."""
+        if self.members == 1:
+            return nats, kl
+        if self.model.reach is None:
+            return self.average(nats), self.average(kl)
+        return self.guarded(nats, kl)
+
+    def average(self, value: str) -> str:
+        """The mean over the first axis."""
         g = self.g
-        return g("ReduceMean", value, g.axes(0), keepdims=0) if self.members > 1 else value
+        return g("ReduceMean", value, g.axes(0), keepdims=0)
+
+    def guarded(self, nats: str, kl: str) -> tuple[str, str]:
+        """The mean of all members but the last, and its share of the way from there to the last."""
+        g, last = self.g, self.members - 1
+        bounds = g.axes(0), g.axes(last), g.axes(0)
+        means = [self.average(g("Slice", part, *bounds)) for part in (nats, kl)]
+        guard = [g("Gather", part, g.constant(np.int64(last)), axis=0) for part in (nats, kl)]
+        gaps = [g("Sub", part, mean) for part, mean in zip(guard, means, strict=True)]
+        gap = g("Abs", g("Add", self.summed(gaps[0], self.layout.n_columns), gaps[1]))
+        reach = g.cast(self.weight("reach"), TensorProto.DOUBLE)
+        share = g("Min", g("Div", reach, gap), self.double(1 / self.members))
+        beside = g("Unsqueeze", g.cast(share), g.axes(-1))
+        return (
+            g("Add", means[0], g("Mul", beside, gaps[0])),
+            g("Add", means[1], g("Mul", share, gaps[1])),
+        )
 
     def first(self, value: str) -> str:
         """The first member's."""
@@ -537,7 +562,7 @@ def torch_terms(model: VAE, score: ScoreConfig, x: Tensor) -> Terms:
         terms = model.importance_weighted(x, noise)
     else:
         terms = model.aggregated_elbo(x, noise)
-    return Terms(*(part.mean(0) for part in terms)) if model.members > 1 else terms
+    return model.over_members(terms)
 
 
 @torch.no_grad()

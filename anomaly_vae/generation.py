@@ -68,6 +68,8 @@ def _model(bundle: Bundle, tensors: dict[str, Tensor], **changes: Any) -> VAE:
     model = build(config, bundle.scorer.encoding.layout)
     if "aggregated.center" in tensors:
         model.aggregated = Mixture(*(tensors[f"aggregated.{name}"] for name in Mixture.TENSORS))
+    if model.members > 1:
+        model.reach = tensors.get("reach")
     for name, value in model.state_dict().items():
         value.copy_(tensors[name].view_as(value))
     return model.eval()

@@ -7,7 +7,7 @@ tables are fitted with unless they ask for something else has its gradient in cl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -58,6 +58,7 @@ class Automatic:
 
     def __init__(self, model: VAE, config: FitConfig, loss_scale: float = 1.0) -> None:
         self.model, self.config, self.loss_scale = model, config, loss_scale
+        self.trims = config.trims(model.members)
 
     def __call__(self, batch: Batch, beta: float) -> Tensor:
         """See `Gradient`."""
@@ -65,21 +66,22 @@ class Automatic:
             found = self.model.infer_from(batch.features, batch.noise.unsqueeze(-2))
         found = Inference(*(part.to(batch.target.dtype) for part in found))
         every = self.model.terms(found, batch.target)
-        terms = self._trusted(every, beta)
-        rows = terms.log_prob.shape[:-1].numel()
-        loss = (beta * self._kl(terms) - terms.log_prob.sum()) / (rows * self.loss_scale)
+        rows = remaining(every.kl.shape[-2], self.trims)
+        terms = self._trusted(every, beta, rows)
+        loss = beta * self._kl(terms.kl, rows) - terms.log_prob.sum()
+        loss = loss / (sum(rows) * self.loss_scale)
         if batch.tampered and self.model.contamination:
             loss = loss + self._sleep(self.model.contamination, batch.tampered)
         self.model.zero_grad(set_to_none=False)
         loss.backward()
         return torch.stack([every.log_prob.detach().sum(), every.kl.detach().sum()])
 
-    def _trusted(self, terms: Terms, beta: float) -> Terms:
-        """Without the rows that are trimmed."""
-        if not self.config.trim:
+    def _trusted(self, terms: Terms, beta: float, rows: Sequence[int]) -> Terms:
+        """Nothing of the rows that are trimmed."""
+        if not any(self.trims):
             return terms
-        rows = kept(terms.objective(beta).detach(), self.config.trim).unsqueeze(-1)
-        return Terms(*(part.take_along_dim(rows, -2) for part in terms))
+        stays = staying(terms.objective(beta).detach(), rows).unsqueeze(-1)
+        return Terms(*(part * stays for part in terms))
 
     def _sleep(self, contamination: Module, tampered: Tampered) -> Tensor:
         """−log q(m|x) per pixel, of a model that learns where something was inserted."""
@@ -87,11 +89,12 @@ class Automatic:
             log_odds = contamination(tampered.seen)
         return F.binary_cross_entropy_with_logits(log_odds.float(), tampered.where)
 
-    def _kl(self, terms: Terms) -> Tensor:
-        """The rows' KL; with free bits, no dimension's batch mean counts for less than that."""
+    def _kl(self, kl: Tensor, rows: Sequence[int]) -> Tensor:
+        """That of so many rows; with free bits, no dimension's mean over them is less than that."""
         if not self.config.free_bits:
-            return terms.kl.sum()
-        return terms.kl.sum(-2).clamp_min(terms.kl.shape[-2] * self.config.free_bits).sum()
+            return kl.sum()
+        least = kl.new_tensor(rows).unsqueeze(-1) * self.config.free_bits
+        return torch.maximum(kl.sum(-2), least).sum()
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
         """Networks in half the precision, where that is wanted; likelihoods never."""
@@ -112,7 +115,8 @@ class ClosedForm:
         self.encoder: Any = model.encoder
         self.decoder: Any = model.decoder
         self.likelihood: Any = model.likelihood
-        self.prior, self.trim, self.loss_scale = model.prior, config.trim, loss_scale
+        self.prior, self.loss_scale = model.prior, loss_scale
+        self.trims = config.trims(model.members)
 
     @staticmethod
     def covers(model: VAE, config: FitConfig) -> bool:
@@ -143,20 +147,28 @@ class ClosedForm:
 
     def _weight(self, terms: Terms, beta: float) -> Tensor:
         """(..., N, 1), or (1,) for all: how much a row counts, nothing if it is trimmed."""
-        if not self.trim:
-            rows = terms.log_prob.shape[:-1].numel()
-            return terms.kl.new_full((1,), 1 / (rows * self.loss_scale))
-        bound = terms.objective(beta)
-        places = kept(bound, self.trim)
-        each = 1 / (places.numel() * self.loss_scale)
-        return torch.zeros_like(bound).scatter_(-1, places, each).unsqueeze(-1)
+        rows = remaining(terms.kl.shape[-2], self.trims)
+        each = 1 / (sum(rows) * self.loss_scale)
+        if not any(self.trims):
+            return terms.kl.new_full((1,), each)
+        return (each * staying(terms.objective(beta), rows)).unsqueeze(-1)
 
 
-def kept(bound: Tensor, trim: float) -> Tensor:
-    """Places (..., n) of all but this share of the rows, those of the lowest ``bound`` (..., N).
+def remaining(rows: int, trims: Sequence[float]) -> list[int]:
+    """How many of so many rows teach each member, at least one."""
+    return [max(1, rows - round(trim * rows)) for trim in trims]
 
-    Iterative trimmed loss minimisation (Shen & Sanghavi 2019, algorithm 1) keeps the others; of
+
+def staying(bound: Tensor, rows: Sequence[int]) -> Tensor:
+    """1 for so many rows of each member, those of the highest ``bound`` (E, N) or (N,); else 0.
+
+    Iterative trimmed loss minimisation (Shen & Sanghavi 2019, algorithm 1) keeps these; of
     batches one at a time and from the first, as what has been learned is hard to forget.
     """
-    count = bound.shape[-1]
-    return bound.topk(max(1, count - round(trim * count)), -1).indices
+    stays, total = torch.ones_like(bound), bound.shape[-1]
+    bounds, each = bound.view(-1, total), stays.view(-1, total)
+    for member, count in enumerate(rows):
+        if count < total:
+            worst = bounds[member].topk(total - count, largest=False, sorted=False).indices
+            each[member].index_fill_(0, worst, 0.0)
+    return stays

@@ -51,6 +51,9 @@ class Inference(NamedTuple):
 class VAE(nn.Module):
     """p(x, z) = p(z) p(x|z) with posterior q(z|x) (Kingma & Welling 2014)."""
 
+    reach: Tensor | None
+    """(1,), nats: the most that a guard, the last member, moves a score; absent: there is none"""
+
     def __init__(
         self,
         features: nn.Module,
@@ -66,6 +69,7 @@ class VAE(nn.Module):
         self.likelihood, self.prior = likelihood, prior
         self.aggregated: Mixture | None = None
         """the aggregated posterior, which takes the place of the prior once the model is fitted"""
+        self.register_buffer("reach", None)
         self.contamination: nn.Module | None = None
         """(N, F) → log-odds (N, pixels) that a pixel does not belong, of models that tell"""
 
@@ -73,6 +77,20 @@ class VAE(nn.Module):
     def latent_dim(self) -> int:
         """L"""
         return int(self.encoder.latent_dim)  # type: ignore[arg-type]  # every encoder has it
+
+    def over_members(self, terms: Terms) -> Terms:
+        """Those of E members → their mean; of a guard, no more than moves a bound by `reach`.
+
+        With m the mean of the others, the guard's g has the share λ = min(1/E, reach / |g − m|).
+        """
+        if self.members == 1:
+            return terms
+        if self.reach is None:
+            return Terms(*(part.mean(0) for part in terms))
+        others = Terms(*(part[:-1].mean(0) for part in terms))
+        gap = Terms(*(part[-1] - mean for part, mean in zip(terms, others, strict=True)))
+        share = (self.reach / gap.bound.abs()).clamp_max(1 / self.members).unsqueeze(-1)
+        return Terms(*(mean + share * part for mean, part in zip(others, gap, strict=True)))
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of q(z|x), each (N, L)."""

@@ -208,6 +208,7 @@ ONE_BY_ONE = (
     ours("ours, hide: 0", hide=0.0),
     ours("ours, beta: 0.1", beta=0.1),
     ours("ours, beta: 1", beta=1.0),
+    ours("ours, guard: 0", guard=0.0),
     ours("ours, trim: 0.05", trim=0.05),
     ours("ours, depth: 1", depth=1),
     ours("ours, likelihood: student_t", likelihood="student_t"),

@@ -252,6 +252,50 @@ def test_the_rate_at_the_draws_is_the_mean_log_ratio() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("prior", ["aggregated", "standard"])
+def test_the_guard_leaves_rows_out_that_the_others_do_not(prior: str) -> None:
+    """Its variances and mixture are those of a model that is trimmed as much, theirs of one that
+    is not; what it may move a score by are the quartiles of the bounds of the others."""
+    x, held_out = randn(200, 5), randn(50, 5, seed=1)
+    x[:20], held_out[:5] = 30.0, 30.0
+
+    def settled(**training: float) -> VAE:
+        made, how = model(members=3), TrainingConfig.model_validate(training)
+        settle(made, x, held_out, config(members=3, components=256, prior=prior), how)
+        return made
+
+    guarded, plain, trimmed = settled(guard=0.1), settled(guard=0.0), settled(trim=0.1, guard=0.1)
+    assert guarded.reach is not None
+    assert plain.reach is trimmed.reach is None
+    rows = torch.cat([x, held_out])
+    found, all_rows, fewer = (
+        made.aggregated_elbo(rows, torch.zeros(1, 2)).bound for made in (guarded, plain, trimmed)
+    )
+    torch.testing.assert_close(found[:2], all_rows[:2])
+    torch.testing.assert_close(found[2], fewer[2])
+    assert not torch.allclose(all_rows[2], fewer[2])
+    low, high = np.quantile(found[:2].mean(0), [0.25, 0.75])
+    assert guarded.reach.item() == pytest.approx((high - low) / 2, rel=1e-4)
+
+
+@torch.no_grad()
+def test_one_network_has_no_guard() -> None:
+    made = model(members=1)
+    settle(made, randn(50, 5), randn(20, 5), config(members=1), TrainingConfig())
+    assert made.reach is None
+
+
+@torch.no_grad()
+def test_a_guard_of_rows_that_are_all_alike_has_some_reach() -> None:
+    made = model(members=2)
+    same = torch.ones(1, 5)
+    settle(made, same.expand(50, 5), same.expand(20, 5), config(members=2), TrainingConfig())
+    assert made.reach is not None
+    assert made.reach > 0
+    assert made.over_members(made.aggregated_elbo(same, torch.zeros(1, 2))).bound.isfinite()
+
+
+@torch.no_grad()
 def test_rows_that_are_trimmed_are_no_part_of_it() -> None:
     """Neither of the variances nor of the mixture: all that they lie near is themselves."""
     x, held_out = randn(200, 5), randn(50, 5, seed=1)

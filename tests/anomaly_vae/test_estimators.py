@@ -12,8 +12,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from sklearn.metrics import roc_auc_score
 
 from anomaly_vae import config
 from anomaly_vae.bundle import Bundle, load
@@ -548,3 +550,23 @@ def test_pickle_and_deepcopy_keep_a_fitted_detector(
 def test_errors_are_of_the_family() -> None:
     assert issubclass(DataError, AnomalyVAEError)
     assert issubclass(DataError, ValueError)
+
+
+def test_the_guard_finds_anomalies_like_those_among_the_training_rows() -> None:
+    """One row in twenty is of a clump, which the other members learn to expect."""
+    rng = np.random.default_rng(0)
+
+    def normal(n: int) -> NDArray[np.float64]:
+        z = rng.normal(size=(n, 2))
+        x = np.column_stack([z, z.sum(1), z[:, 0] - z[:, 1]])
+        return np.asarray(x + [0.0, 0.0, 0.3, 0.3] * rng.normal(size=(n, 4)))
+
+    clump = np.array([4.0, -4.0, 4.0, 4.0]) + 0.3 * rng.normal(size=(150, 4))
+    x = np.vstack([normal(950), clump[:50]])
+    test, odd = np.vstack([normal(500), clump[50:]]), np.arange(600) >= 500
+
+    def found(guard: float | None) -> float:
+        detector = TabularVAEDetector(guard=guard, epochs=30).fit(x)
+        return float(roc_auc_score(odd, detector.anomaly_score(test)))
+
+    assert found(None) > found(0.0) + 0.05

@@ -40,6 +40,7 @@ SHAPES = [
     {"members": 1, "posterior_variance": "row", "prior": "standard"},
     {"members": 1},
     {"members": 3},
+    {"members": 3, "reach": 4.0},
     {"members": 2, "posterior_variance": "row", "prior": "standard"},
 ]
 VARIANTS = [
@@ -65,7 +66,7 @@ def rows_of(layout: Layout, n: int = 20) -> Rows:
     return x
 
 
-def model_of(layout: Layout, seed: int = 1, **changes: Any) -> VAE:
+def model_of(layout: Layout, seed: int = 1, reach: float = 0.0, **changes: Any) -> VAE:
     """Untrained; degrees of freedom, biases and variances moved off what they start with."""
     small = {"latent_dim": min(layout.n_columns, 8), **changes}
     model = build(ModelConfig.model_validate(small), layout, seed).eval()
@@ -81,6 +82,8 @@ def model_of(layout: Layout, seed: int = 1, **changes: Any) -> VAE:
     if small.get("prior") != "standard" and not isinstance(model, Autoencoder):
         parts = [mixture_of(model.latent_dim, seed + member) for member in range(model.members)]
         model.aggregated = Mixture.side_by_side(parts) if len(parts) > 1 else parts[0]
+    if reach:
+        model.reach = torch.tensor([reach])
     return model
 
 
@@ -144,6 +147,33 @@ def test_the_graph_is_the_model(layout: Layout, shape: dict[str, Any]) -> None:
         np.testing.assert_allclose(got["score"], whole, rtol=1e-12, atol=1e-12)
         assert np.all(got["nats"][np.isnan(x)] == 0)
         assert [got[name].dtype for name in OUTPUTS] == [float, "f4", float, "f4", "f4"]
+
+
+@torch.no_grad()
+def test_a_guard_moves_a_score_by_its_reach_and_no_more_than_its_share() -> None:
+    layout = LAYOUTS["numeric"]
+    model, x = model_of(layout, members=3), rows_of(layout)
+    every = -model.aggregated_elbo(torch.from_numpy(x), torch.zeros(1, 4)).bound.double().numpy()
+    others, gap = every[:2].mean(0), every[2] - every[:2].mean(0)
+    for reach in (0.1, 1.0, 1e12):
+        model.reach = torch.tensor([reach])
+        moved = np.clip(gap / 3, -reach, reach)
+        got = run(model, ScoreConfig(), x)["score"]
+        np.testing.assert_allclose(got, others + moved, rtol=1e-4)
+        assert reach == 1e12 or 0 < np.mean(np.abs(moved) == reach) < 1
+    model.reach = None
+    np.testing.assert_allclose(run(model, ScoreConfig(), x)["score"], got, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_guard_that_agrees_moves_nothing() -> None:
+    layout = LAYOUTS["numeric"]
+    model, x = model_of(layout, members=2, reach=1.0), rows_of(layout)
+    for value in model.state_dict().values():
+        if value.ndim > 1 and len(value) == 2:
+            value[1] = value[0]
+    alone = -model.aggregated_elbo(torch.from_numpy(x), torch.zeros(1, 4)).bound[0]
+    np.testing.assert_allclose(run(model, ScoreConfig(), x)["score"], alone, rtol=1e-5)
 
 
 @pytest.mark.parametrize("draws", [1, 2, 3, 8, 33])

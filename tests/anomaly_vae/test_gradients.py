@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,7 +16,15 @@ from anomaly_vae.build import build
 from anomaly_vae.config import ImageModelConfig, ModelConfig, TrainingConfig
 from anomaly_vae.corruption import NoisyCells
 from anomaly_vae.encoding import Layout
-from anomaly_vae.gradients import Automatic, Batch, ClosedForm, Gradient, gradient_of, kept
+from anomaly_vae.gradients import (
+    Automatic,
+    Batch,
+    ClosedForm,
+    Gradient,
+    gradient_of,
+    remaining,
+    staying,
+)
 from anomaly_vae.images import ImageLayout
 from anomaly_vae.networks import Encoder
 from anomaly_vae.training import fit, in_one
@@ -66,8 +75,8 @@ def left(gradient: Gradient, of: VAE, its: Batch, beta: float) -> tuple[Tensor, 
     return totals, [weight.grad.clone() for weight in of.parameters()]  # type: ignore[union-attr]
 
 
-def agree(of: VAE, its: Batch, beta: float, scale: float = 1.0, trim: float = 0.0) -> None:
-    config = TrainingConfig(trim=trim)
+def agree(of: VAE, its: Batch, beta: float, scale: float = 1.0, **training: float) -> None:
+    config = TrainingConfig.model_validate(training)
     closed = left(ClosedForm(of, config, scale), of, its, beta)
     automatic = left(Automatic(of, config, scale), of, its, beta)
     torch.testing.assert_close(closed, automatic, rtol=1e-7, atol=1e-9)
@@ -92,6 +101,7 @@ def test_the_closed_form_is_what_differentiation_finds(
     beta=st.floats(0.0, 4.0),
     scale=st.floats(0.1, 100.0),
     trim=st.sampled_from([0.0, 0.1, 0.5]),
+    guard=st.sampled_from([0.0, 0.2, 0.5]),
     members=st.sampled_from([1, 2]),
     latent_dim=st.integers(1, 5),
 )
@@ -101,11 +111,12 @@ def test_so_it_is_whatever_the_batch(
     beta: float,
     scale: float,
     trim: float,
+    guard: float,
     members: int,
     latent_dim: int,
 ) -> None:
     of = model(members=members, latent_dim=latent_dim)
-    agree(of, batch(of, rows, missing), beta, scale, trim)
+    agree(of, batch(of, rows, missing), beta, scale, trim=trim, guard=guard)
 
 
 @pytest.mark.parametrize("members", [1, 3])
@@ -199,19 +210,58 @@ def test_free_bits_leave_each_latent_dimension_its_allowance() -> None:
     """max(λ, mean KL) for every dimension, per row (Kingma et al. 2016): below it, no gradient."""
     kl = torch.tensor([[0.1, 3.0], [0.3, 5.0]], requires_grad=True)
     terms = Terms(torch.zeros(2, 4), kl)
-    objective = Automatic(model(), TrainingConfig(free_bits=0.5))._kl(terms)
+    objective = Automatic(model(), TrainingConfig(free_bits=0.5))._kl(terms.kl, [2])
     assert objective.item() == pytest.approx(2 * (0.5 + 4.0))
     objective.backward()
     assert kl.grad is not None
     assert kl.grad.tolist() == [[0, 1], [0, 1]]
-    plain = Automatic(model(), TrainingConfig())._kl(terms)
+    plain = Automatic(model(), TrainingConfig())._kl(terms.kl, [2])
     assert plain.item() == pytest.approx(2 * (0.2 + 4.0))
 
 
-@pytest.mark.parametrize("members", [(), (3,)])
-def test_what_is_kept_are_the_rows_of_the_highest_bound(members: tuple[int, ...]) -> None:
-    bound = torch.randn(*members, 20, generator=torch.Generator().manual_seed(0))
-    assert kept(bound, 0.25).shape == (*members, 15)
-    lowest = bound.take_along_dim(kept(bound, 0.25), -1).min(-1).values
-    assert ((bound < lowest.unsqueeze(-1)).sum(-1) == 5).all()
-    assert kept(bound[..., :1], 0.5).shape == (*members, 1)
+@pytest.mark.parametrize("rows", [[15], [15, 20, 1]])
+def test_what_stays_are_the_rows_of_the_highest_bound(rows: list[int]) -> None:
+    shape = (len(rows), 20) if len(rows) > 1 else (20,)
+    bound = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    stays = staying(bound, rows)
+    assert stays.shape == bound.shape
+    for one, its, count in zip(stays.view(-1, 20), bound.view(-1, 20), rows, strict=True):
+        assert one.bool().tolist() == (its >= its.sort().values[20 - count]).tolist()
+
+
+def test_of_each_batch_a_share_is_left_out_but_never_all() -> None:
+    assert remaining(20, (0.0, 0.1, 0.26)) == [20, 18, 15]
+    assert remaining(1, (0.5, 0.0)) == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("trim", "guard", "members", "trims"),
+    [
+        (0.0, 0.1, 1, (0.0,)),
+        (0.0, 0.1, 3, (0.0, 0.0, 0.1)),
+        (0.2, 0.1, 2, (0.2, 0.2)),
+        (0.1, 0.0, 2, (0.1, 0.1)),
+    ],
+)
+def test_the_guard_is_the_last_of_several_members(
+    trim: float, guard: float, members: int, trims: tuple[float, ...]
+) -> None:
+    assert TrainingConfig(trim=trim, guard=guard).trims(members) == trims
+
+
+@pytest.mark.parametrize("gradient", [ClosedForm, Automatic])
+def test_what_is_trimmed_teaches_its_member_nothing_and_the_others_all(
+    gradient: Callable[..., Gradient],
+) -> None:
+    """The guard's gradient is that of the batch without the row, the other's that of all rows."""
+    of = model(members=2)
+    its = batch(of, rows=8, missing=0.0)
+    its.target[:, 3, : MIXED.n_numeric] += 1e3
+    plain, config = TrainingConfig(guard=0.0), TrainingConfig(guard=0.125)
+    fewer = Batch(*(part[:, torch.arange(8) != 3] for part in its[:3]))
+    _, found = left(gradient(of, config), of, its, 0.3)
+    _, whole = left(gradient(of, plain), of, its, 0.3)
+    _, rest = left(gradient(of, plain), of, fewer, 0.3)
+    for guarded, every, its_own in zip(found, whole, rest, strict=True):
+        torch.testing.assert_close(guarded[0] * 15 / 16, every[0])
+        torch.testing.assert_close(guarded[1] * 15 / 14, its_own[1])

@@ -55,6 +55,13 @@ def test_a_graph_with_other_weights_is_found(made: tuple[Bundle, RawBatch]) -> N
     assert "differs from the model" in found.problem
 
 
+def test_a_guard_is_restored_with_its_reach(calibrated: Bundle) -> None:
+    reach = restored(calibrated).reach
+    assert reach is not None
+    assert reach > 0
+    assert load_model(calibrated).reach is None
+
+
 def test_all_members_are_restored_and_generation_takes_the_first(calibrated: Bundle) -> None:
     every, first = restored(calibrated), load_model(calibrated)
     assert (every.members, first.members) == (3, 1)

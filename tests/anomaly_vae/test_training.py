@@ -147,6 +147,18 @@ def test_rows_that_are_trimmed_do_not_teach() -> None:
     assert trimmed > 10 * plain
 
 
+def test_the_guard_does_not_learn_the_rows_that_fit_worst_and_the_others_do() -> None:
+    dirty = toy(512)
+    dirty[::10] = [5, 5, -5, -5]
+    made = model(members=2)
+    fit(made, dirty, toy(64, 1), config(epochs=40, guard=0.2))
+    with torch.no_grad():
+        learned, guard = -made.elbo(torch.from_numpy(dirty[:1]), torch.zeros(1, 2)).bound[:, 0]
+        ordinary = -made.elbo(torch.from_numpy(dirty[1:10]), torch.zeros(1, 2)).bound.mean(1)
+    assert guard > 10 * learned
+    assert abs(ordinary[0] - ordinary[1]) < 1
+
+
 # ---------------------------------------------------------------- it repeats
 
 
