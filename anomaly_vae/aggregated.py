@@ -72,7 +72,7 @@ def settle(
     held_out = _some(held_out, MOST_HELD_OUT, training.seed)
     if config.prior == "aggregated" and not isinstance(model, Autoencoder):
         model.aggregated = _aggregated(model, train, held_out, config, training)
-    if model.members > 1 and training.guarded:
+    if training.trims(model.members)[-1] > training.trim:  # the last is a guard
         model.reach = _reach(model, torch.cat([train, held_out]))
 
 

@@ -313,11 +313,6 @@ class TrainingConfig(FitConfig):
 
     EPOCHS: ClassVar[int] = 80
 
-    @property
-    def guarded(self) -> bool:
-        """Whether the last of several members leaves out more rows than the others."""
-        return self.guard > self.trim
-
     def trims(self, members: int) -> tuple[float, ...]:
         """See `FitConfig.trims`; of several members the last is the guard."""
         guard = max(self.trim, self.guard) if members > 1 else self.trim
