@@ -47,6 +47,9 @@ OPSET = 18
 IR_VERSION = 10
 WEIGHTS_FILE = "weights.safetensors"
 NOISE = "noise"
+LEAST_EXPONENT = -80.0
+"""Beside exp(0), what exp(-80) adds is lost; from exp(-88) on a float32 is subnormal, and each one
+costs many processors a hundred cycles."""
 TOLERANCE = 1e-4
 """Largest relative disagreement, in nats over max(1, |score|), between graph and torch."""
 
@@ -408,7 +411,7 @@ class _Builder:
         """Over the last axis of a float64 value, about its maximum; ``count`` unless in blocks."""
         g = self.g
         most = g("ReduceMax", value, g.axes(-1), keepdims=1)
-        each = g("Exp", g.cast(g("Sub", value, most)))
+        each = g("Exp", g("Max", g.cast(g("Sub", value, most)), LEAST_EXPONENT))
         total = g.total(each, count, np.float32) if count else g.sum(each, -1, keepdims=1)
         log = g("Log", g.cast(total, TensorProto.DOUBLE))
         return g("Squeeze", g("Add", log, most), g.axes(-1))
