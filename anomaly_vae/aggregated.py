@@ -100,7 +100,7 @@ def _reach(model: VAE, x: Tensor) -> Tensor:
     return (REACH * quartiles.diff()).clamp_min(LEAST_REACH)
 
 
-def refit_variances(model: VAE, held_out: Tensor, stays: Tensor | None = None) -> None:
+def refit_variances(model: VAE, held_out: Tensor, stays: Tensor) -> None:
     """Meet the residuals of held-out rows halfway: multiply the variance of each column by √f.
 
     f = (Σ r²/σ² + a) / (n + a) is what these say, with a weak prior at 1. The variances σ² were
@@ -108,7 +108,7 @@ def refit_variances(model: VAE, held_out: Tensor, stays: Tensor | None = None) -
     those of a score, without noise and of rows that it does not know. The bound is about codes
     with noise, the score about their means: the geometric mean of both variances is between.
 
-    A row of (H, F) counts for those members (E, H) that it ``stays`` with; absent: for all.
+    A row of (H, F) counts for those members (E, H) that it ``stays`` with.
 
     No variance is above `LARGEST_VARIANCE`: an exponential of what the decoder learned grows
     without end far from the rows it learned from, and what is odd there would cost little.
@@ -120,9 +120,8 @@ def refit_variances(model: VAE, held_out: Tensor, stays: Tensor | None = None) -
     if not n:
         return
     total, count = torch.zeros(()), torch.zeros(())
-    every = torch.ones(model.members, len(held_out), dtype=torch.bool)
-    which = (every if stays is None else stays)[..., None, None]
-    for x, its in zip(held_out.split(CHUNK), which.split(CHUNK, 1), strict=True):
+    which = stays[..., None, None].split(CHUNK, 1)
+    for x, its in zip(held_out.split(CHUNK), which, strict=True):
         found = model.infer(x, x.new_zeros(1, model.latent_dim))
         numeric: Any = likelihood(found.outputs).parts[0][1]
         squared = (x[:, :n].unsqueeze(-2) - numeric.mean) ** 2 * torch.exp(-numeric.log_var)

@@ -118,6 +118,11 @@ def test_the_density_does_not_hang_on_the_unit_of_length() -> None:
 # ---------------------------------------------------------------- variances
 
 
+def every_row(made: VAE, x: Tensor) -> Tensor:
+    """A row stays with all members."""
+    return torch.ones(made.members, len(x), dtype=torch.bool)
+
+
 def squared_residuals(made: VAE, x: Tensor) -> Tensor:
     """r²/σ² at the posterior mean, its mean over rows: (E or none, 1, 4)."""
     numeric: Any = made.likelihood(made.infer(x, torch.zeros(1, 2)).outputs).parts[0][1]
@@ -135,7 +140,7 @@ def test_variances_meet_the_held_out_residuals_halfway(members: int) -> None:
     x = torch.cat([randn(4_000, 4) * torch.tensor([0.1, 0.3, 0.6, 0.9]), torch.ones(4_000, 1)], 1)
     x[::3, 1] = torch.nan
     before = squared_residuals(made, x)
-    refit_variances(made, x)
+    refit_variances(made, x, every_row(made, x))
     after = squared_residuals(made, x)
     torch.testing.assert_close(after, before.sqrt(), rtol=0.1, atol=0.01)
 
@@ -154,7 +159,7 @@ def test_no_variance_is_larger_than_the_limit() -> None:
         return float(numeric.log_var.max().exp())
 
     assert largest() > 2 * LARGEST_VARIANCE
-    refit_variances(made, x)
+    refit_variances(made, x, every_row(made, x))
     assert made.likelihood.variance_factor.max() > 2
     assert largest() == pytest.approx(LARGEST_VARIANCE)
 
@@ -162,10 +167,12 @@ def test_no_variance_is_larger_than_the_limit() -> None:
 @torch.no_grad()
 def test_without_numbers_or_held_out_rows_nothing_changes() -> None:
     categorical = build(config(members=2), Layout(0, 1, (3,)))
-    refit_variances(categorical, torch.zeros(5, 2))
+    rows = torch.zeros(5, 2)
+    refit_variances(categorical, rows, every_row(categorical, rows))
     made = model()
     assert isinstance(made.likelihood, TabularLikelihood)
-    refit_variances(made, torch.full((3, 5), torch.nan))
+    missing = torch.full((3, 5), torch.nan)
+    refit_variances(made, missing, every_row(made, missing))
     assert torch.all(made.likelihood.variance_factor == 1)
 
 
