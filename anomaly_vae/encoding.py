@@ -255,7 +255,7 @@ class TabularEncoding:
 
     columns: tuple[Numeric | Binary | Categorical | Cyclic, ...]
 
-    tile = 4096
+    tile = 512
     """Rows that are scored at a time: few enough to stay in the cache."""
 
     @cached_property
