@@ -29,6 +29,8 @@ MOST_ROWS = 20_000
 """Training rows whose codes are looked at."""
 MOST_HELD_OUT = 5_000
 """Held-out rows that choose the bandwidth."""
+REACH_ROWS = 1_000
+"""Of both, rows whose scores say how far a guard reaches: the quartiles to one part in thirty."""
 CHUNK = 4096
 BANDWIDTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Candidates for the variance of a part, in units of the posterior variance, beside its scatter."""
@@ -73,7 +75,7 @@ def settle(
     if config.prior == "aggregated" and not isinstance(model, Autoencoder):
         model.aggregated = _aggregated(model, train, held_out, config, training)
     if training.trims(model.members)[-1] > training.trim:  # the last is a guard
-        model.reach = _reach(model, torch.cat([train, held_out]))
+        model.reach = _reach(model, _some(torch.cat([train, held_out]), REACH_ROWS, training.seed))
 
 
 def _aggregated(
@@ -95,8 +97,8 @@ def _aggregated(
 def _reach(model: VAE, x: Tensor) -> Tensor:
     """(1,): see `REACH`, of the bounds that all but the guard give to rows (N, F), nats."""
     noise = x.new_zeros(1, model.latent_dim)
-    parts = [model.aggregated_elbo(part, noise).bound[:-1].mean(0) for part in x.split(CHUNK)]
-    quartiles = torch.cat(parts).quantile(torch.tensor([0.25, 0.75]))
+    others = model.aggregated_elbo(x, noise).bound[:-1].mean(0)
+    quartiles = others.quantile(torch.tensor([0.25, 0.75]))
     return (REACH * quartiles.diff()).clamp_min(LEAST_REACH)
 
 
