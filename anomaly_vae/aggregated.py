@@ -29,8 +29,8 @@ MOST_ROWS = 20_000
 """Training rows whose codes are looked at."""
 MOST_HELD_OUT = 5_000
 """Held-out rows that choose the bandwidth."""
-REACH_ROWS = 1_000
-"""Of both, rows whose scores say how far a guard reaches: the quartiles to one part in thirty."""
+REACH_ROWS = 500
+"""Of both, rows whose scores say how far a guard reaches: the quartiles to one part in twenty."""
 CHUNK = 4096
 BANDWIDTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Candidates for the variance of a part, in units of the posterior variance, beside its scatter."""
@@ -69,7 +69,7 @@ def settle(
         training: `trims`, the share of the rows that have no part in each member's, and the
             `seed` of those looked at, and of the clusters.
     """
-    refit_variances(model, held_out, _trusted(model, held_out, training))
+    refit_variances(model, held_out, Codes.of(model, held_out, training).stays)
     train = _some(train, MOST_ROWS, training.seed)
     held_out = _some(held_out, MOST_HELD_OUT, training.seed)
     if config.prior == "aggregated" and not isinstance(model, Autoencoder):
@@ -82,12 +82,10 @@ def _aggregated(
     model: VAE, train: Tensor, held_out: Tensor, config: ModelConfig, training: TrainingConfig
 ) -> Mixture:
     """Of each member, the mixture over the codes of the rows that it trusts."""
-    codes, units = _posterior(model, train)
-    known, _ = _posterior(model, held_out)
-    stays = zip(_trusted(model, train, training), _trusted(model, held_out, training), strict=True)
+    known, new = (Codes.of(model, rows, training) for rows in (train, held_out))
     each = [
-        mixture(z[its], h[those], s, config.components, training.seed)
-        for z, h, s, (its, those) in zip(codes, known, units, stays, strict=True)
+        mixture(z[its], h[those], unit, config.components, training.seed)
+        for z, its, unit, h, those, _ in zip(*known, *new, strict=True)
     ]
     parts = -(-max(one.parts for one in each) // BLOCK) * BLOCK
     each = [one.cut(parts) for one in each]
@@ -147,9 +145,37 @@ def mixture(codes: Tensor, held_out: Tensor, unit: Tensor, components: int, seed
     every = torch.cat([first, second])
     label = labels(every, components, seed)
     known, found = Clusters.of(first, label[: len(first)]), Clusters.of(every, label)
-    square = known.mixture(1.0, unit).square(held_out.unsqueeze(-2))
+    square = known.mixture(1.0, unit).square(held_out.unsqueeze(-2)).float()
     width = max(BANDWIDTHS, key=lambda b: _trimmed(known.mixture(b, unit).log_prob_at(square)))
     return found.mixture(width, unit)
+
+
+class Codes(NamedTuple):
+    """What each of E members makes of N rows."""
+
+    mean: Tensor
+    """(E, N, L): of the posterior"""
+    stays: Tensor
+    """(E, N): whether a row would have taught the member, by the bound at the mean"""
+    unit: Tensor
+    """(E, 1, L): the posterior's deviation"""
+
+    @classmethod
+    def of(cls, model: VAE, x: Tensor, training: TrainingConfig) -> Codes:
+        """Of rows (N, F)."""
+        parts = [_codes(model, part, training.beta) for part in x.split(CHUNK)]
+        mean, log_var, bound = (torch.cat(part, 1) for part in zip(*parts, strict=True))
+        stays = staying(bound, remaining(len(x), training.trims(model.members)))
+        variance = log_var.exp().mean(1, keepdim=True).clamp_min(LEAST_VARIANCE)
+        return cls(mean, stays.bool(), variance.sqrt())
+
+
+def _codes(model: VAE, x: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and log-variance (E, N, L) of the posterior, and the bound at the mean (E, N), nats."""
+    found = model.infer(x, x.new_zeros(1, model.latent_dim))
+    bound = model.terms(found, x).objective(beta)
+    shape = (model.members, len(x), model.latent_dim)
+    return found.mean.view(shape), found.log_var.view(shape), bound.view(shape[:-1])
 
 
 class Clusters(NamedTuple):
@@ -187,26 +213,6 @@ def labels(codes: Tensor, most: int, seed: int) -> Tensor:
         return torch.from_numpy(found.fit_predict(codes.numpy()).astype(np.int64))
 
 
-def _trusted(model: VAE, x: Tensor, training: TrainingConfig) -> Tensor:
-    """(E, N): which rows (N, F) would have taught, by the bound at each member's posterior mean."""
-    trims, shape = training.trims(model.members), (model.members, len(x))
-    if not any(trims):
-        return torch.ones(shape, dtype=torch.bool)
-    noise = x.new_zeros(1, model.latent_dim)
-    parts = [model.elbo(part, noise).objective(training.beta) for part in x.split(CHUNK)]
-    bound = torch.cat(parts, -1).view(shape)
-    return staying(bound, remaining(len(x), trims)).bool()
-
-
-def _posterior(model: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Each member's posterior means (E, N, L) of rows (N, F), and its deviation (E, 1, L)."""
-    parts = (model.posterior(part) for part in x.split(CHUNK))
-    mean, log_var = (torch.cat(part, -2) for part in zip(*parts, strict=True))
-    variance = log_var.exp().mean(-2, keepdim=True).clamp_min(LEAST_VARIANCE)
-    shape = (model.members, -1, model.latent_dim)
-    return mean.view(shape), variance.sqrt().view(shape)
-
-
 def _some(x: Tensor, most: int, seed: int) -> Tensor:
     """At most so many rows, at random."""
     if len(x) <= most:
@@ -215,5 +221,5 @@ def _some(x: Tensor, most: int, seed: int) -> Tensor:
 
 
 def _trimmed(log_prob: Tensor) -> float:
-    low, high = torch.quantile(log_prob, TRIMMED), torch.quantile(log_prob, 1 - TRIMMED)
+    low, high = log_prob.quantile(log_prob.new_tensor([TRIMMED, 1 - TRIMMED]))
     return log_prob.clamp(low, high).mean().item()

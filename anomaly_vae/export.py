@@ -41,15 +41,13 @@ from anomaly_vae.likelihoods import (
     TabularLikelihood,
 )
 from anomaly_vae.networks import MLP, Encoder
+from anomaly_vae.priors import LEAST_EXPONENT
 from anomaly_vae.vae import VAE, Terms, frozen_noise
 
 OPSET = 18
 IR_VERSION = 10
 WEIGHTS_FILE = "weights.safetensors"
 NOISE = "noise"
-LEAST_EXPONENT = -80.0
-"""Beside exp(0), what exp(-80) adds is lost; from exp(-88) on a float32 is subnormal, and each one
-costs many processors a hundred cycles."""
 TOLERANCE = 1e-4
 """Largest relative disagreement, in nats over max(1, |score|), between graph and torch."""
 

@@ -9,6 +9,11 @@ import torch
 from torch import Generator, Tensor, nn
 
 from anomaly_vae.likelihoods import LOG_2PI
+from anomaly_vae.networks import plus
+
+LEAST_EXPONENT = -80.0
+"""Beside exp(0), what exp(-80) adds is lost; from exp(-88) on a float32 is subnormal, and each one
+costs many processors a hundred cycles."""
 
 
 class StandardNormal(nn.Module):
@@ -93,13 +98,14 @@ class Mixture(nn.Module):
         """(..., N, K, L) → (..., N·K, M): ‖z/s − c_m‖², in float64 as it cancels."""
         rows = z.flatten(-3, -2).double() / self.scale
         center = self.center.double()
-        square = (rows**2).sum(-1, keepdim=True) + (center**2).sum(-1).unsqueeze(-2)
-        return (square - 2 * rows @ center.mT).clamp_min(0)
+        square = plus((center**2).sum(-1).unsqueeze(-2), -2 * rows, center.mT)
+        return square.add_((rows**2).sum(-1, keepdim=True)).clamp_min_(0)
 
     def log_prob_at(self, square: Tensor) -> Tensor:
         """(..., N·K, M) → (..., N·K), nats, at these squared distances."""
-        weighted = self.log_norm.unsqueeze(-2) - 0.5 * square / self.log_var.exp().unsqueeze(-2)
-        return torch.logsumexp(weighted, -1)
+        norm, precision = self.log_norm.to(square), torch.exp(-self.log_var).to(square)
+        weighted = torch.addcmul(norm.unsqueeze(-2), square, precision.unsqueeze(-2), value=-0.5)
+        return log_sum_exp(weighted)
 
     def sample(self, n: int, latent_dim: int, generator: Generator | None = None) -> Tensor:
         """(n, L), of a mixture without members."""
@@ -107,3 +113,10 @@ class Mixture(nn.Module):
         noise = torch.randn(n, latent_dim, generator=generator)
         spread = (0.5 * self.log_var[part]).exp().unsqueeze(-1)
         return self.scale * (self.center[part] + spread * noise)
+
+
+def log_sum_exp(exponents: Tensor) -> Tensor:
+    """(..., M) → (...): log Σ exp, about the largest."""
+    most = exponents.amax(-1, keepdim=True)
+    each = (exponents - most).clamp_min(LEAST_EXPONENT).exp()
+    return each.sum(-1).log() + most.squeeze(-1)

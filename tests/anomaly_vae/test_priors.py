@@ -5,11 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from scipy import stats
 from scipy.special import logsumexp
 from torch.distributions import Normal, kl_divergence
 
-from anomaly_vae.priors import Mixture, StandardNormal
+from anomaly_vae.priors import LEAST_EXPONENT, Mixture, StandardNormal, log_sum_exp
 from tests import naive
 
 PRIOR = StandardNormal()
@@ -126,3 +129,17 @@ def test_its_samples_have_its_mean_and_covariance_and_follow_the_generator() -> 
     between = (center - mean).T @ np.diag(weight) @ (center - mean)
     np.testing.assert_allclose(first.mean(0).numpy(), mean, atol=0.03)
     np.testing.assert_allclose(np.cov(first.numpy().T), within + between, atol=0.06)
+
+
+@given(arrays(np.float32, (3, 7), elements=st.floats(-(2.0**17), 2.0**7, width=32)))
+def test_a_log_sum_of_exponentials_is_that_of_scipy(exponents: np.ndarray) -> None:
+    truth = logsumexp(exponents.astype(np.float64), -1)
+    for dtype, rtol in ((torch.float32, 1e-6), (torch.float64, 1e-14)):
+        found = log_sum_exp(torch.from_numpy(exponents).to(dtype)).numpy()
+        np.testing.assert_allclose(found, truth, rtol=rtol, atol=rtol)
+
+
+def test_no_exponential_of_it_is_subnormal() -> None:
+    least = torch.tensor(LEAST_EXPONENT).exp()
+    assert least > torch.finfo(torch.float32).tiny
+    assert torch.tensor(1.0) + 1024 * least == 1.0  # nor is any missed
