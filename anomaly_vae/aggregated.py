@@ -146,8 +146,9 @@ def mixture(codes: Tensor, held_out: Tensor, unit: Tensor, components: int, seed
     label = labels(every, components, seed)
     known, found = Clusters.of(first, label[: len(first)]), Clusters.of(every, label)
     square = known.mixture(1.0, unit).square(held_out.unsqueeze(-2)).float()
-    width = max(BANDWIDTHS, key=lambda b: _trimmed(known.mixture(b, unit).log_prob_at(square)))
-    return found.mixture(width, unit)
+    each = [known.mixture(width, unit).log_prob_at(square) for width in BANDWIDTHS]
+    best = int(_trimmed(torch.stack(each)).argmax())
+    return found.mixture(BANDWIDTHS[best], unit)
 
 
 class Codes(NamedTuple):
@@ -220,6 +221,8 @@ def _some(x: Tensor, most: int, seed: int) -> Tensor:
     return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:most]]
 
 
-def _trimmed(log_prob: Tensor) -> float:
-    low, high = log_prob.quantile(log_prob.new_tensor([TRIMMED, 1 - TRIMMED]))
-    return log_prob.clamp(low, high).mean().item()
+def _trimmed(log_prob: Tensor) -> Tensor:
+    """(B, H) → (B,): the mean, outermost shares held."""
+    ends = log_prob.new_tensor([TRIMMED, 1 - TRIMMED])
+    low, high = log_prob.quantile(ends, -1, keepdim=True)
+    return log_prob.clamp(low, high).mean(-1)

@@ -118,5 +118,5 @@ class Mixture(nn.Module):
 def log_sum_exp(exponents: Tensor) -> Tensor:
     """(..., M) → (...): log Σ exp, about the largest."""
     most = exponents.amax(-1, keepdim=True)
-    each = (exponents - most).clamp_min(LEAST_EXPONENT).exp()
+    each = (exponents - most).clamp_min_(LEAST_EXPONENT).exp_()
     return each.sum(-1).log() + most.squeeze(-1)
