@@ -9,7 +9,6 @@ import torch
 from torch import Generator, Tensor, nn
 
 from anomaly_vae.likelihoods import LOG_2PI
-from anomaly_vae.networks import plus
 
 LEAST_EXPONENT = -80.0
 """Beside exp(0), what exp(-80) adds is lost; from exp(-88) on a float32 is subnormal, and each one
@@ -98,8 +97,8 @@ class Mixture(nn.Module):
         """(..., N, K, L) → (..., N·K, M): ‖z/s − c_m‖², in float64 as it cancels."""
         rows = z.flatten(-3, -2).double() / self.scale
         center = self.center.double()
-        square = plus((center**2).sum(-1).unsqueeze(-2), -2 * rows, center.mT)
-        return square.add_((rows**2).sum(-1, keepdim=True)).clamp_min_(0)
+        lengths = (rows**2).sum(-1, keepdim=True), (center**2).sum(-1).unsqueeze(-2)
+        return (-2 * rows @ center.mT).add_(lengths[0]).add_(lengths[1]).clamp_min_(0)
 
     def log_prob_at(self, square: Tensor) -> Tensor:
         """(..., N·K, M) → (..., N·K), nats, at these squared distances."""
