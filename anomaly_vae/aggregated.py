@@ -83,9 +83,10 @@ def _aggregated(
 ) -> Mixture:
     """Of each member, the mixture over the codes of the rows that it trusts."""
     known, new = (Codes.of(model, rows, training) for rows in (train, held_out))
+    members = zip(known.mean, known.stays, new.mean, new.stays, known.unit, strict=True)
     each = [
         mixture(z[its], h[those], unit, config.components, training.seed)
-        for z, its, unit, h, those, _ in zip(*known, *new, strict=True)
+        for z, its, h, those, unit in members
     ]
     parts = -(-max(one.parts for one in each) // BLOCK) * BLOCK
     each = [one.cut(parts) for one in each]

@@ -97,8 +97,8 @@ class Mixture(nn.Module):
         """(..., N, K, L) → (..., N·K, M): ‖z/s − c_m‖², in float64 as it cancels."""
         rows = z.flatten(-3, -2).double() / self.scale
         center = self.center.double()
-        lengths = (rows**2).sum(-1, keepdim=True), (center**2).sum(-1).unsqueeze(-2)
-        return (-2 * rows @ center.mT).add_(lengths[0]).add_(lengths[1]).clamp_min_(0)
+        square = (-2 * rows @ center.mT).add_((rows**2).sum(-1, keepdim=True))
+        return square.add_((center**2).sum(-1).unsqueeze(-2)).clamp_min_(0)
 
     def log_prob_at(self, square: Tensor) -> Tensor:
         """(..., N·K, M) → (..., N·K), nats, at these squared distances."""
