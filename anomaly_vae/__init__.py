@@ -9,16 +9,17 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from anomaly_vae.estimators import TabularVAEDetector as TabularVAEDetector
-    from anomaly_vae.image_estimator import ImageVAEDetector as ImageVAEDetector
+from anomaly_vae._version import __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from anomaly_vae.estimators.image import ImageVAEDetector
+    from anomaly_vae.estimators.tabular import TabularVAEDetector
+
 __all__ = ["ImageVAEDetector", "TabularVAEDetector", "__version__"]
 
 ESTIMATORS = {
-    "ImageVAEDetector": "anomaly_vae.image_estimator",
-    "TabularVAEDetector": "anomaly_vae.estimators",
+    "ImageVAEDetector": "anomaly_vae.estimators.image",
+    "TabularVAEDetector": "anomaly_vae.estimators.tabular",
 }
 
 

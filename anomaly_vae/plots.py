@@ -8,16 +8,16 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from anomaly_vae.bootstrap import Ranking
-from anomaly_vae.detector import Detector
-from anomaly_vae.encoding import TabularEncoding
-from anomaly_vae.evaluation import Evaluation
-from anomaly_vae.images import ImageEncoding
-from anomaly_vae.report import Report
-from anomaly_vae.scoring import Explained
-from anomaly_vae.slices import ColumnSlice
-from anomaly_vae.training import History
-from anomaly_vae.uniformity import Step
+from anomaly_vae.data.encoding import TabularEncoding
+from anomaly_vae.evaluation.bootstrap import Ranking
+from anomaly_vae.evaluation.metrics import Evaluation
+from anomaly_vae.evaluation.p_values import UniformityPoint
+from anomaly_vae.evaluation.report import EvaluationReport
+from anomaly_vae.evaluation.slices import ColumnSlice
+from anomaly_vae.images.encoding import ImageEncoding
+from anomaly_vae.scoring.detector import Detector
+from anomaly_vae.scoring.scorer import ScoreParts
+from anomaly_vae.training.trainer import History
 
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#7f7f7f"  # Okabe & Ito 2008, colour-blind safe
 MOST_COLUMNS = 30
@@ -99,7 +99,7 @@ def _with(name: str, figures: Evaluation, key: str) -> str:
     return f"{name} {getattr(figures, key):.3f} ({low:.3f} to {high:.3f})"
 
 
-def findings(report: Report) -> dict[str, Figure]:
+def findings(report: EvaluationReport) -> dict[str, Figure]:
     """What an evaluation alone has enough in it to draw, by name."""
     found: dict[str, Figure] = {}
     alpha = report.figures.alpha
@@ -110,7 +110,7 @@ def findings(report: Report) -> dict[str, Figure]:
     return found
 
 
-def p_values(steps: Sequence[Step], alpha: float) -> Figure:
+def p_values(steps: Sequence[UniformityPoint], alpha: float) -> Figure:
     """The share of normal rows with a p-value of at most each level, beside what chance explains.
 
     As ratios to the level, which are 1 where p-values are uniform.
@@ -155,7 +155,7 @@ def slices(found: Sequence[ColumnSlice], alpha: float) -> Figure:
 
 
 def reconstructions(
-    encoding: TabularEncoding | ImageEncoding, explained: Explained, titles: Sequence[str]
+    encoding: TabularEncoding | ImageEncoding, explained: ScoreParts, titles: Sequence[str]
 ) -> Figure:
     """What was observed and what the model expected, for a few rows or images."""
     if isinstance(encoding, ImageEncoding):
@@ -163,7 +163,7 @@ def reconstructions(
     return _columns(encoding, explained, titles)
 
 
-def _images(encoding: ImageEncoding, explained: Explained, titles: Sequence[str]) -> Figure:
+def _images(encoding: ImageEncoding, explained: ScoreParts, titles: Sequence[str]) -> Figure:
     """Each image, the one expected in its place, and the map that adds up to its score."""
     count, side = min(len(titles), len(explained.score)), encoding.layout.size
     figure = Figure((7.0, 2.5 * count), layout="constrained")
@@ -180,7 +180,7 @@ def _images(encoding: ImageEncoding, explained: Explained, titles: Sequence[str]
     return figure
 
 
-def _columns(encoding: TabularEncoding, explained: Explained, titles: Sequence[str]) -> Figure:
+def _columns(encoding: TabularEncoding, explained: ScoreParts, titles: Sequence[str]) -> Figure:
     """Observed and expected, standardised."""
     count = min(len(titles), len(explained.score))
     numeric = min(encoding.layout.n_numeric + encoding.layout.n_binary, MOST_COLUMNS)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pandas as pd
 import pyarrow as pa
 
-from anomaly_vae.bundle import load
-from anomaly_vae.detector import Detector
+from anomaly_vae.artifacts.bundle import load_bundle
+from anomaly_vae.data.dataframes import table_of
 from anomaly_vae.errors import DataError
-from anomaly_vae.frames import table_of
+from anomaly_vae.scoring.detector import Detector
 
 
 class DetectorModel:
@@ -37,4 +37,4 @@ class DetectorModel:
 
 def _load_pyfunc(path: str) -> DetectorModel:
     """MLflow's entry point."""
-    return DetectorModel(load(path).detector)
+    return DetectorModel(load_bundle(path).detector)

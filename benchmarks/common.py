@@ -23,9 +23,9 @@ from scipy.stats import betabinom
 from threadpoolctl import threadpool_limits
 
 from anomaly_vae import __version__
-from anomaly_vae.calibration import ranks_within
+from anomaly_vae.calibration.conformal import ranks_within
 from anomaly_vae.files import atomic_path
-from anomaly_vae.process import cpu_threads
+from anomaly_vae.training.runtime import cpu_threads
 
 T = TypeVar("T")
 Key = tuple[str | int | float, ...]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from anomaly_vae.scoring import Scorer
+from anomaly_vae.scoring.scorer import Scorer
 from benchmarks.common import Ledger, Options, cpu_seconds, environment, markdown
 from benchmarks.fitting import PEERS
 from benchmarks.sizes import USUAL_COLUMNS, Matrix, World

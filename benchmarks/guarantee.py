@@ -18,9 +18,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly_vae.calibration import calibrate
+from anomaly_vae.calibration.conformal import calibrate
 from anomaly_vae.files import atomic_path
-from anomaly_vae.monitoring import DOUBT, Monitor, Reference, Report, Window
+from anomaly_vae.monitoring.exchangeability import DOUBT, Monitor, Reference, Report, Window
 from benchmarks.common import Options, environment, markdown
 
 Scores = NDArray[np.float64]

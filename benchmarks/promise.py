@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scipy.stats import betabinom
 
 from anomaly_vae import TabularVAEDetector
-from anomaly_vae.calibration import calibrate, ranks_within, scores_needed
+from anomaly_vae.calibration.conformal import calibrate, ranks_within, scores_needed
 from anomaly_vae.config import PRESETS
 from anomaly_vae.errors import CalibrationError
 from benchmarks import tabular, transactions

@@ -28,16 +28,16 @@ from typing import Any
 
 import numpy as np
 
-from anomaly_vae.bundle import Bundle
-from anomaly_vae.calibration import calibrate
+from anomaly_vae.artifacts.bundle import Bundle
+from anomaly_vae.calibration.conformal import calibrate
 from anomaly_vae.config import validate_config
+from anomaly_vae.data.splitting import CALIBRATION, TRAIN, VALIDATION
 from anomaly_vae.files import atomic_path
-from anomaly_vae.fitting import fit_bundle, prepare
-from anomaly_vae.registry import CHAMPION, Registry
-from anomaly_vae.splits import CALIBRATION, TRAIN, VALIDATION
+from anomaly_vae.lifecycle.registry import CHAMPION, Registry
+from anomaly_vae.training.fit import fit_bundle, prepare
 from benchmarks.common import Options, environment, free_port, markdown
-from pipelines.data import load_dataset
-from pipelines.simulate import write_transactions
+from pipelines.datasets.loading import load_dataset
+from pipelines.demo.simulate import write_transactions
 
 NAME = "fraud"
 RECORDS = 256

@@ -16,13 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from sklearn.metrics import average_precision_score
 
-from anomaly_vae.bundle import Bundle
+from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.config import validate_config
-from anomaly_vae.fitting import fit_bundle, prepare
-from anomaly_vae.simulate import simulate_transactions
-from anomaly_vae.splits import TEST, TRAIN, VALIDATION
+from anomaly_vae.data.splitting import TEST, TRAIN, VALIDATION
+from anomaly_vae.simulation.transactions import simulate_transactions
+from anomaly_vae.training.fit import fit_bundle, prepare
 from benchmarks.common import Options, cpu_seconds, environment, markdown
-from pipelines.data import load_dataset
+from pipelines.datasets.loading import load_dataset
 
 ROWS = 24_000
 ROLES = {"label": "TX_FRAUD", "id": "TRANSACTION_ID", "time": "TX_DATETIME"}

@@ -33,13 +33,15 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
 from anomaly_vae.config import merged, validate_config
-from anomaly_vae.fitting import fit_bundle, prepare
-from anomaly_vae.heatmaps import smoothed
-from anomaly_vae.images import ImageEncoding, ImageLayout, ImageSchema, batch_of, fitted_to
-from anomaly_vae.phantoms import insert_lesions
-from anomaly_vae.pictures import Picture, Reading, read_file
-from anomaly_vae.schema import RawBatch
-from anomaly_vae.scoring import Scorer
+from anomaly_vae.data.schema import RawBatch
+from anomaly_vae.images.decoding import read_file
+from anomaly_vae.images.encoding import ImageEncoding, ImageLayout
+from anomaly_vae.images.heatmaps import smoothed
+from anomaly_vae.images.pixels import DecodedImage, DecodeOptions
+from anomaly_vae.images.schema import ImageSchema, batch_of, fitted_to
+from anomaly_vae.scoring.scorer import Scorer
+from anomaly_vae.simulation.scans import insert_lesions
+from anomaly_vae.training.fit import fit_bundle, prepare
 from benchmarks.common import Figure, Ledger, Options, cpu_seconds, environment, table
 
 Images = NDArray[np.float32]
@@ -121,8 +123,8 @@ def load_mri(folder: Path, thin: int) -> Task:
 
 def _read(folder: Path, size: int) -> Images:
     files = sorted(folder.glob("*.jpg"))
-    pictures = [picture for file in files for picture in read_file(file, Reading())]
-    return np.stack([fitted_to(p.pixels, size, 1) for p in pictures if isinstance(p, Picture)])
+    pictures = [picture for file in files for picture in read_file(file, DecodeOptions())]
+    return np.stack([fitted_to(p.pixels, size, 1) for p in pictures if isinstance(p, DecodedImage)])
 
 
 def standardised(images: Images) -> Images:

@@ -108,7 +108,7 @@ class Models:
         self._run("calibrate", str(path), "--model", trained["model_uri"])
 
     def _fetch(self, preset: str) -> str:
-        command = [sys.executable, "-m", "anomaly_vae.registry", "fetch"]
+        command = [sys.executable, "-m", "anomaly_vae.lifecycle.registry", "fetch"]
         command += [f"models:/wide-{preset}/1", "--to", str(self.folder / "cache")]
         return str(json.loads(self._call(command).splitlines()[-1])["path"])
 

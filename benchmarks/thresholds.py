@@ -19,13 +19,13 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from anomaly_vae.calibration import Calibration, discovery_level
-from anomaly_vae.columns import Levels
+from anomaly_vae.calibration.conformal import Calibration, discovery_level
+from anomaly_vae.calibration.contamination_test import LEVEL, contamination_test
+from anomaly_vae.calibration.sample import CalibrationSample
+from anomaly_vae.calibration.tail_methods import fitted_tail
+from anomaly_vae.calibration.thresholds import choose_threshold
 from anomaly_vae.config import CalibrationConfig
-from anomaly_vae.evidence import Evidence
-from anomaly_vae.excess import LEVEL, excess
-from anomaly_vae.tails import fitted_tail
-from anomaly_vae.thresholds import choose
+from anomaly_vae.data.converters import Levels
 from benchmarks.common import Ledger, Options, environment, markdown
 
 Scores = NDArray[np.float64]
@@ -81,7 +81,9 @@ def _draw(law: Any, n: int, rng: np.random.Generator) -> Scores:
 
 def _rates(law: Any, n: int, wish: CalibrationConfig, rng: Any, trials: int) -> list[float]:
     """The exact false positive rate of each of some calibrations on ``n`` rows."""
-    chosen = (choose(Evidence.of(_draw(law, n, rng)), wish) for _ in range(trials))
+    chosen = (
+        choose_threshold(CalibrationSample.of(_draw(law, n, rng)), wish) for _ in range(trials)
+    )
     return [float(law.sf(one.threshold)) for one in chosen]
 
 
@@ -128,7 +130,9 @@ def budget(rng: np.random.Generator, trials: int) -> Lines:
         alerts = []
         for _ in range(trials):
             odd = rng.binomial(400, share)
-            found = choose(_mixed(400 - odd, odd, rng), _wish("budget", per_1000=per_1000))
+            found = choose_threshold(
+                _mixed(400 - odd, odd, rng), _wish("budget", per_1000=per_1000)
+            )
             above = (1 - share) * NORMAL.sf(found.threshold) + share * ODD.sf(found.threshold)
             alerts.append(1_000 * float(above))
         yield Line(f"alerts per 1,000 of {per_1000}, {share:.0%} anomalies", alerts, per_1000)
@@ -173,14 +177,14 @@ def _missed(
     """How often a figure's interval does not hold it, on 2,000 normal rows and 100 anomalies."""
     missed = []
     for _ in range(max(trials // 20, 1)):
-        found = choose(_mixed(2_000, 100, rng), wish)
+        found = choose_threshold(_mixed(2_000, 100, rng), wish)
         low, high = found.figures[f"{figure}_interval"]
         missed.append(float(not low <= truth(found.threshold) <= high))
     return missed
 
 
-def _mixed(n: int, m: int, rng: np.random.Generator) -> Evidence:
-    return Evidence.of(_draw(NORMAL, n, rng), _draw(ODD, m, rng))
+def _mixed(n: int, m: int, rng: np.random.Generator) -> CalibrationSample:
+    return CalibrationSample.of(_draw(NORMAL, n, rng), _draw(ODD, m, rng))
 
 
 # ---------------------------------------------------------------- a whole batch
@@ -239,7 +243,7 @@ def _by_group(wish: CalibrationConfig, rng: np.random.Generator) -> dict[str, fl
     codes = rng.choice(len(names), 1_000, p=list(SHARES.values())).astype(np.int32)
     scores = np.array(list(SCALES.values()))[codes] * rng.gumbel(size=1_000)
     known = np.where(codes == names.index("(missing)"), -1, codes).astype(np.int32)
-    found = choose(Evidence.of(scores, levels=Levels(known, names)), wish)
+    found = choose_threshold(CalibrationSample.of(scores, levels=Levels(known, names)), wish)
     assert found.groups, "they were asked for"
     by = {name: found.groups.own.get(name, found).threshold for name in names}
     rates = {name: float(NORMAL.sf(by[name] / SCALES[name])) for name in names}
@@ -258,9 +262,9 @@ def weighted(rng: np.random.Generator, trials: int) -> Lines:
         for _ in range(trials // 4):
             seen = rng.random(n)
             scores, ratios = 4 * seen + rng.exponential(size=n), 1 + s * (2 * seen - 1)
-            given = Evidence.of(scores, weights=ratios), Evidence.of(scores)
+            given = CalibrationSample.of(scores, weights=ratios), CalibrationSample.of(scores)
             for into, evidence in zip((rates, plain), given, strict=True):
-                t = choose(evidence, _wish("conformal", alpha=alpha)).threshold
+                t = choose_threshold(evidence, _wish("conformal", alpha=alpha)).threshold
                 tail = np.exp(-np.maximum(t - 4 * x, 0))
                 into.append(float(((1 + s * (2 * x - 1)) * tail).mean()))
         where = "higher" if s > 0 else "lower"
@@ -294,7 +298,7 @@ def _contaminated(
     """The rate of normal rows, that of anomalies, and the most that was said of the former."""
     odd = round(share * ROWS)
     rows = np.concatenate([_draw(NORMAL, ROWS - odd, rng), _draw(law, odd, rng)])
-    found = choose(Evidence.of(rows), _wish("conformal", alpha=ALPHA, trim=cut))
+    found = choose_threshold(CalibrationSample.of(rows), _wish("conformal", alpha=ALPHA, trim=cut))
     said = float(found.figures.get("alpha_if_clean", ALPHA))
     return float(NORMAL.sf(found.threshold)), float(law.sf(found.threshold)), said
 
@@ -316,7 +320,7 @@ def _told(n: int, held: int, share: float, theirs: float, rng: np.random.Generat
         np.sort(np.where(rng.random(rows) < part, _draw(ODD, rows, rng), _draw(NORMAL, rows, rng)))
         for rows, part in ((n, share), (held, theirs))
     )
-    return float(excess(ours, others, ours).p_value <= LEVEL)
+    return float(contamination_test(ours, others, ours).p_value <= LEVEL)
 
 
 # ---------------------------------------------------------------- the run

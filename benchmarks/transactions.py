@@ -33,14 +33,14 @@ from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
-from anomaly_vae.bundle import Bundle
-from anomaly_vae.calibration import calibrate
+from anomaly_vae.artifacts.bundle import Bundle
+from anomaly_vae.calibration.conformal import calibrate
 from anomaly_vae.config import Config, merged, validate_config
-from anomaly_vae.evaluation import evaluate
-from anomaly_vae.fitting import fit_bundle, prepare
-from anomaly_vae.schema import RawBatch, TabularSchema
-from anomaly_vae.splits import CALIBRATION, TEST, TRAIN, VALIDATION
-from anomaly_vae.worth import Cards
+from anomaly_vae.data.schema import RawBatch, TabularSchema
+from anomaly_vae.data.splitting import CALIBRATION, TEST, TRAIN, VALIDATION
+from anomaly_vae.evaluation.cost_sensitive import CardPrecision
+from anomaly_vae.evaluation.metrics import evaluate
+from anomaly_vae.training.fit import fit_bundle, prepare
 from benchmarks.common import (
     Figure,
     Ledger,
@@ -51,7 +51,7 @@ from benchmarks.common import (
     markdown,
     table,
 )
-from pipelines.data import load_dataset
+from pipelines.datasets.loading import load_dataset
 
 Scores = NDArray[np.float64]
 Figures = dict[str, float]
@@ -286,10 +286,10 @@ def detection(model: Model, task: Task) -> Figures:
     }
 
 
-def cards_caught(task: Task, scores: Scores) -> Cards:
+def cards_caught(task: Task, scores: Scores) -> CardPrecision:
     """Unlike in the Handbook, cards known before the first test day stay in the test."""
     card, seconds = (np.asarray(task.truth[name]) for name in ("card", "seconds"))
-    return Cards(scores, task.fraud, card, seconds, CARDS)
+    return CardPrecision(scores, task.fraud, card, seconds, CARDS)
 
 
 def promise(model: Ours, task: Task) -> Figures:

@@ -1,1 +1,3 @@
-"""Command line, files and flows around the library."""
+"""Run the command line: train, calibrate, promote, score and report."""
+
+__all__: list[str] = []

@@ -17,9 +17,9 @@ from anomaly_vae.files import own_temporary_folder
 from pipelines import console
 
 if TYPE_CHECKING:
-    from anomaly_vae.bundle import Bundle
+    from anomaly_vae.artifacts.bundle import Bundle
     from anomaly_vae.config import Config
-    from pipelines.models import Source
+    from pipelines.registry.model_uri import LoadedModel
 
 DONE, FAULT, USAGE, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
 TRAINED_WITH = frozenset({"matplotlib", "mlflow", "onnx", "pandas", "scipy", "sklearn", "torch"})
@@ -74,7 +74,7 @@ def demo(
     kind: Annotated[Kind, typer.Option(help="which part of it")] = Kind.ALL,
 ) -> None:
     """Simulate, train, calibrate, register, promote and score, and show what was found."""
-    from pipelines.demo import demo as run_demo
+    from pipelines.demo.demo import demo as run_demo
 
     kinds = ("tabular", "image") if kind is Kind.ALL else (str(kind),)
     console.result(run_demo(out, kinds))
@@ -88,7 +88,7 @@ def simulate(
     seed: Annotated[int, typer.Option(help="same seed, same rows")] = 0,
 ) -> None:
     """Write simulated data with labels."""
-    from pipelines.simulate import write_scans, write_transactions
+    from pipelines.demo.simulate import write_scans, write_transactions
 
     write = write_scans if kind is Simulated.SCANS else write_transactions
     console.result(write(out, rows, seed))
@@ -97,7 +97,7 @@ def simulate(
 @app.command()
 def train(config: ConfigPath, overrides: Overrides = None) -> None:
     """Fit a model on the training split and record the run."""
-    from pipelines.train import train as fit
+    from pipelines.training.train import train as fit
 
     console.result(fit(_config(config, overrides)).result())
 
@@ -105,7 +105,7 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
 @app.command()
 def calibrate(config: ConfigPath, model: ModelURI, overrides: Overrides = None) -> None:
     """Choose the threshold, evaluate the test split, register a challenger."""
-    from pipelines.calibrate import calibrate as run_calibrate
+    from pipelines.training.calibrate import calibrate as run_calibrate
 
     console.result(run_calibrate(_config(config, overrides), model).result())
 
@@ -123,7 +123,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Compare a detector's decisions with labels."""
-    from pipelines.report import evaluate_files
+    from pipelines.reports.report import evaluate_files
 
     source = _source(model)
     answer = evaluate_files(source, data, label, positive, top)
@@ -142,7 +142,7 @@ def promote(
     ] = None,
 ) -> None:
     """Make a version champion, if it holds on the frozen test split; else exit 3."""
-    from pipelines import promote as flow
+    from pipelines.promotion import promote as flow
 
     if force != bool(reason):
         raise typer.BadParameter("--force and --reason TEXT, which is recorded, go together")
@@ -158,7 +158,7 @@ def rollback(
     name: Name, reason: Annotated[str | None, typer.Option(help="why; recorded")] = None
 ) -> None:
     """Make the previous champion champion again."""
-    from pipelines import promote as flow
+    from pipelines.promotion import promote as flow
 
     console.result(flow.rollback(_registry(), name, reason))
 
@@ -250,7 +250,7 @@ def models(
     ] = None,
 ) -> None:
     """List registered models with their versions and aliases, or the history of one."""
-    from pipelines.registered import registered
+    from pipelines.registry.listing import registered
 
     console.result({"models": registered(_registry(), name)})
 
@@ -263,7 +263,7 @@ def inspect_model(
     ] = None,
 ) -> None:
     """Print a model's card: data, figures, calibration and what it assumes, limits."""
-    from pipelines.inspect import describe
+    from pipelines.reports.inspect import describe
 
     console.result(describe(_source(uri), html))
 
@@ -411,12 +411,12 @@ def denoise(
 def _generator(bundle: Bundle) -> Any:
     """What generates for the model's kind of data."""
     if bundle.manifest["kind"] == "image":
-        from pipelines import generate_images
+        from pipelines.generate import images
 
-        return generate_images
-    from pipelines import generate_tables
+        return images
+    from pipelines.generate import tables
 
-    return generate_tables
+    return tables
 
 
 @app.callback(invoke_without_command=True)
@@ -473,7 +473,7 @@ def _fail(message: str) -> int:
 
 
 def _scored(
-    source: Source,
+    source: LoadedModel,
     paths: list[str],
     output: Path,
     explain: int | str | None,
@@ -482,12 +482,12 @@ def _scored(
     fdr: float | None,
 ) -> dict[str, Any]:
     if source.bundle.manifest["kind"] == "image":
-        from pipelines.score_images import Drawing, score_images
+        from pipelines.batch.images import Drawing, score_images
 
         return score_images(source, paths, output, explain, Drawing(heatmaps, dicom), fdr)
     if heatmaps or dicom:
         raise ConfigError("--heatmaps and --dicom-out are for models of images; leave them out")
-    from pipelines.score import score_files
+    from pipelines.batch.tables import score_files
 
     return score_files(source, paths, output, explain, fdr)
 
@@ -499,13 +499,13 @@ def _config(path: Path, overrides: list[str] | None) -> Config:
 
 
 def _registry() -> Any:
-    from pipelines.models import registry
+    from pipelines.registry.model_uri import registry
 
     return registry()
 
 
-def _source(uri: str) -> Source:
-    from pipelines.models import open_source
+def _source(uri: str) -> LoadedModel:
+    from pipelines.registry.model_uri import open_source
 
     return open_source(uri)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from anomaly_vae.config import Config
-from anomaly_vae.evaluation import Evaluation
-from anomaly_vae.registry import Registry, Version
-from pipelines import console, promote
-from pipelines.calibrate import calibrate
-from pipelines.data import Dataset
-from pipelines.train import inputs_digest, read, train
+from anomaly_vae.evaluation.metrics import Evaluation
+from anomaly_vae.lifecycle.registry import Registry, Version
+from pipelines import console
+from pipelines.datasets.dataset import Dataset
+from pipelines.promotion import promote
+from pipelines.training.calibrate import calibrate
+from pipelines.training.train import inputs_digest, read, train
 
 
 def run(config: Config) -> tuple[dict[str, Any], bool]:

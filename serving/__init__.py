@@ -1,1 +1,3 @@
-"""Calibrated detectors over HTTP: no torch, no pandas, no scikit-learn in the process."""
+"""Serve detectors over HTTP."""
+
+__all__: list[str] = []

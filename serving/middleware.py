@@ -20,26 +20,16 @@ from typing import TYPE_CHECKING
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving import logs
-from serving.errors import FORBIDDEN, INTERNAL, NOT_FOUND, UNAUTHENTICATED, ProblemError
-from serving.limits import Rates, book_of
-from serving.metrics import FILES, Metrics
+from serving.http.rate_limit import RateLimiter, bucket_store
+from serving.observability import logs
+from serving.observability.metrics import MULTIPROCESS_DIR, Metrics
+from serving.paths import HEADERS, OPEN, QUIET, check_port, scope_of, template_of
+from serving.problems import FORBIDDEN, INTERNAL, UNAUTHENTICATED, ProblemError
 from serving.settings import ApiKey, Settings
 
 if TYPE_CHECKING:
-    from serving.app import Scoring
+    from serving.scoring.engine import ScoringEndpoint
 
-HEADERS = "anomaly_vae.headers"
-"""Where a scope keeps its headers as a mapping."""
-PROBES = frozenset(
-    {"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/ping"}
-)
-OPEN = PROBES | {"/openapi.json", "/docs", "/-/webhook"}
-"""What needs no key; webhooks are signed."""
-ADMINISTRATIVE = ("/metrics", "/docs", "/openapi.json", "/-/")
-"""What moves to the administrative port where there is one."""
-QUIET = (*PROBES, "/metrics")
-"""Routes that are logged only when they fail or at level debug."""
 LINGER = 4
 """So many bodies of the largest size are read on, and dropped, after a refusal."""
 REQUEST_ID = b"x-request-id"
@@ -47,13 +37,13 @@ SOUND_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 """A request id that is taken over; any other is replaced."""
 
 
-class Front:
+class RequestMiddleware:
     """Admit, answer, count, time and log each request by its route template."""
 
     def __init__(
         self,
         app: ASGIApp,
-        scoring: Scoring,
+        scoring: ScoringEndpoint,
         settings: Settings,
         metrics: Metrics,
         refuse: Callable[[Exception, str], Response],
@@ -61,8 +51,8 @@ class Front:
     ) -> None:
         self.app, self.scoring, self.settings, self.find = app, scoring, settings, find
         self.metrics, self.store, self.refuse = metrics, scoring.store, refuse
-        book = book_of(settings, os.environ.get(FILES))
-        self._rates = Rates(settings.rate_per_second, settings.rate_burst, book)
+        book = bucket_store(settings, os.environ.get(MULTIPROCESS_DIR))
+        self._rates = RateLimiter(settings.rate_per_second, settings.rate_burst, book)
         self._prefix, self._numbers = secrets.token_hex(8), count()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -197,30 +187,9 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": b""})
 
 
-def template_of(scope: Scope) -> str:
-    """The template of the route that matched, never a path that a client made up."""
-    if "route" in scope:
-        return str(scope["route"].path)
-    return scope["path"] if scope["path"] in OPEN else "unmatched"
-
-
-def check_port(scope: Scope, admin_port: int) -> None:
-    """Refuse what the other port has; health is on both."""
-    path, here = scope["path"], scope["server"][1] == admin_port
-    if path not in PROBES and path.startswith(ADMINISTRATIVE) != here:
-        raise ProblemError(NOT_FOUND, f"{NOT_FOUND.title}; it may be on the other port")
-
-
 def sent_key(headers: Mapping[bytes, bytes]) -> bytes:
     """The key a request carries; empty if it carries none."""
     scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
     if scheme.lower() == b"bearer" and token.strip():
         return bytes(token.strip())
     return bytes(headers.get(b"x-api-key", b"").strip())
-
-
-def scope_of(path: str) -> str:
-    """The scope that a path needs."""
-    if path.startswith("/-/"):
-        return "admin"
-    return "metrics" if path == "/metrics" else "score"

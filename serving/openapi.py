@@ -1,8 +1,8 @@
 """The OpenAPI document: FastAPI's own for the small routes, written by hand for scoring.
 
-The record schema comes from the models that are served, the shapes of answers from `wire`, and the
-examples are real: a typical record or image, and what the model says of it. What only records or
-only images need is in the document where such a model is served.
+The record schema comes from the served models, the response schemas from `schemas`. Examples are
+real: a typical record or image, and the model's answer to it. Parts that only tables or only
+images need are included when such a model is served.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.responses import Response
 
-from anomaly_vae.schema import ColumnType, TabularSchema
-from serving import uploads, wire
-from serving.errors import (
+from anomaly_vae.data.schema import TabularSchema
+from anomaly_vae.types import ColumnType
+from serving.models.store import IMAGE, ServedModel, Store
+from serving.paths import OPEN, SCORING
+from serving.problems import (
     FORBIDDEN,
     HEAD_TOO_LARGE,
     INTERNAL,
@@ -39,10 +41,9 @@ from serving.errors import (
     Kind,
     ProblemDetails,
 )
-from serving.follow import Reloads
-from serving.middleware import OPEN
+from serving.registry.follower import Reloads
+from serving.scoring import responses, schemas, uploads
 from serving.settings import Settings
-from serving.store import IMAGE, Served, Store
 
 Json = dict[str, Any]
 
@@ -54,9 +55,8 @@ class Part(NamedTuple):
     shapes: Sequence[type[msgspec.Struct]]
 
 
-Describe = Callable[[Sequence[Served], Settings], Part]
+Describe = Callable[[Sequence[ServedModel], Settings], Part]
 
-SCORING = ("/score", "/models/{name}/score")
 REF = "#/components/schemas/{name}"
 REFUSALS = (
     MALFORMED, UNAUTHENTICATED, FORBIDDEN, UNKNOWN_MODEL, METHOD_NOT_ALLOWED, TIMEOUT, TOO_LARGE,
@@ -88,7 +88,7 @@ BINARY: Json = {"type": "string", "format": "binary"}
 RECORDS_ARE = """Records: a key that is absent or null is missing, and scored by what is there;
 unknown keys are ignored. One record that does not fit refuses the whole request."""
 IMAGES_ARE = f"""Images: PNG, JPEG, TIFF, DICOM and NIfTI, told by their content, each of one or
-more frames. Several files go as `{uploads.FILES}` into a form, one may be the body itself:
+more frames. Several files go as `{uploads.FORM_FIELD}` into a form, one may be the body itself:
 `curl -F files=@one.dcm -F files=@two.png '…/score?heatmap=png'` or
 `curl --data-binary @one.png -H 'Content-Type: image/png' …/score`.
 One image that cannot be read, or shows nothing, refuses the whole request."""
@@ -100,7 +100,7 @@ SECURITY: Json = {
 
 def get(summary: str, shape: type[msgspec.Struct], *refusals: Kind) -> Json:
     """How FastAPI documents a GET route that answers JSON of this shape."""
-    return _route(summary, {wire.JSON: {"schema": ref(shape)}}, *refusals)
+    return _route(summary, {schemas.JSON: {"schema": ref(shape)}}, *refusals)
 
 
 def ref(shape: type[msgspec.Struct]) -> Json:
@@ -110,7 +110,7 @@ def ref(shape: type[msgspec.Struct]) -> Json:
 
 def scores(shape: type[msgspec.Struct], examples: Json, bodies: Json) -> Json:
     """How a route is documented that takes these bodies and answers with decisions."""
-    ok = {wire.JSON: {"schema": ref(shape), "examples": examples}}
+    ok = {schemas.JSON: {"schema": ref(shape), "examples": examples}}
     return {
         "requestBody": {"required": True, "content": bodies},
         "responses": {
@@ -164,7 +164,7 @@ def install(app: FastAPI, store: Store, settings: Settings, more: Sequence[Descr
         settings: limits and keys.
         more: what is to be said beside the small routes and `/score`.
     """
-    latest: tuple[Mapping[str, Served], Json] | None = None
+    latest: tuple[Mapping[str, ServedModel], Json] | None = None
 
     def describe() -> Json:
         nonlocal latest
@@ -177,21 +177,24 @@ def install(app: FastAPI, store: Store, settings: Settings, more: Sequence[Descr
 
 
 def document(
-    app: FastAPI, current: Mapping[str, Served], settings: Settings, more: Sequence[Describe] = ()
+    app: FastAPI,
+    current: Mapping[str, ServedModel],
+    settings: Settings,
+    more: Sequence[Describe] = (),
 ) -> Json:
     """The whole document for these detectors."""
     parts = [describe(list(current.values()), settings) for describe in more]
     whole: Json = get_openapi(
         title=app.title, version=app.version, description=app.description, routes=app.routes
     )
-    shapes = [wire.ScoreResponse, wire.Models, wire.Status, Reloads, ProblemDetails]
+    shapes = [schemas.ScoreResponse, schemas.Models, schemas.Status, Reloads, ProblemDetails]
     shapes += [shape for part in parts for shape in part.shapes]
-    _, schemas = msgspec.json.schema_components(shapes, ref_template=REF)
+    _, components = msgspec.json.schema_components(shapes, ref_template=REF)
     tables = [one for one in current.values() if one.kind != IMAGE]
-    schemas |= {_record_name(one): record_schema(one) for one in tables}
+    components |= {_record_name(one): record_schema(one) for one in tables}
     if tables or not current:
-        schemas["ScoreRequest"] = request_schema(tables, settings.max_records)
-    whole["components"] = {"schemas": schemas}
+        components["ScoreRequest"] = request_schema(tables, settings.max_records)
+    whole["components"] = {"schemas": components}
     post = _score(list(current.values()), settings)
     named = {**post, "parameters": [_name_parameter(current), *post.get("parameters", ())]}
     scoring = {
@@ -215,7 +218,7 @@ def _secure(whole: Json) -> None:
                 operation["responses"] |= _refusals(GUARDED)
 
 
-def _score(current: list[Served], settings: Settings) -> Json:
+def _score(current: list[ServedModel], settings: Settings) -> Json:
     tables = [one for one in current if one.kind != IMAGE]
     scans = [one for one in current if one.kind == IMAGE]
     answers = {one.name: {"value": example_answer(one, settings)} for one in current}
@@ -225,23 +228,23 @@ def _score(current: list[Served], settings: Settings) -> Json:
     operation = {
         "summary": "Score records or images.",
         "description": "\n\n".join(texts),
-        **scores(wire.ScoreResponse, answers, content),
+        **scores(schemas.ScoreResponse, answers, content),
     }
     return {**operation, "parameters": QUERY} if scans else operation
 
 
-def _records_body(tables: Iterable[Served]) -> Json:
+def _records_body(tables: Iterable[ServedModel]) -> Json:
     examples = {one.name: {"value": example_request(one)} for one in tables}
     schema = {"$ref": REF.format(name="ScoreRequest")}
-    return {wire.JSON: {"schema": schema, "examples": examples}}
+    return {schemas.JSON: {"schema": schema, "examples": examples}}
 
 
-def _images_bodies(scans: Iterable[Served], max_records: int) -> Json:
+def _images_bodies(scans: Iterable[ServedModel], max_records: int) -> Json:
     files = {"type": "array", "items": BINARY, "minItems": 1, "maxItems": max_records}
     form = {
         "type": "object",
-        "required": [uploads.FILES],
-        "properties": {uploads.FILES: files},
+        "required": [uploads.FORM_FIELD],
+        "properties": {uploads.FORM_FIELD: files},
         "additionalProperties": False,
     }
     bodies: Json = {uploads.MULTIPART: {"schema": form}}
@@ -265,12 +268,12 @@ def _refusals(kinds: Iterable[Kind]) -> Json:
     }
 
 
-def _name_parameter(current: Mapping[str, Served]) -> Json:
+def _name_parameter(current: Mapping[str, ServedModel]) -> Json:
     schema = {"type": "string", "enum": list(current)} if current else {"type": "string"}
     return {"name": "name", "in": "path", "required": True, "schema": schema}
 
 
-def request_schema(tables: Iterable[Served], max_records: int) -> Json:
+def request_schema(tables: Iterable[ServedModel], max_records: int) -> Json:
     """What a scoring request must look like."""
     records = [{"$ref": REF.format(name=_record_name(one))} for one in tables]
     item = records[0] if len(records) == 1 else {"anyOf": records or [{"type": "object"}]}
@@ -284,7 +287,7 @@ def request_schema(tables: Iterable[Served], max_records: int) -> Json:
     }
 
 
-def record_schema(one: Served) -> Json:
+def record_schema(one: ServedModel) -> Json:
     """What a record of this model looks like; every key is optional."""
     schema = one.detector.scorer.schema
     assert isinstance(schema, TabularSchema), "images are described by their media types"
@@ -295,27 +298,27 @@ def record_schema(one: Served) -> Json:
     return {"type": "object", "properties": properties, "additionalProperties": True}
 
 
-def _record_name(one: Served) -> str:
+def _record_name(one: ServedModel) -> str:
     return "Record." + re.sub(r"[^A-Za-z0-9._-]", "_", one.name)
 
 
-def example_request(one: Served) -> Json:
+def example_request(one: ServedModel) -> Json:
     """A request that works."""
     return {"records": [dict(one.example)], "explain": 3}
 
 
-def example_image(one: Served) -> str:
+def example_image(one: ServedModel) -> str:
     """A PNG that works, as the URI that holds it (RFC 2397)."""
     return f"data:image/png;base64,{base64.b64encode(one.example['image']).decode()}"
 
 
-def example_answer(one: Served, settings: Settings) -> Any:
+def example_answer(one: ServedModel, settings: Settings) -> Any:
     """What the model says of its example."""
     if one.kind == IMAGE:
-        from serving import imaging
+        from serving.scoring import images
 
-        _, results = imaging.score(one, [one.example["image"]], uploads.Asked(), settings)
+        _, results = images.score(one, [one.example["image"]], uploads.ImageOptions(), settings)
     else:
         batch = one.detector.scorer.schema.from_records([one.example])
-        results = wire.results(*one.detector.detect_and_explain(batch, 3))
-    return msgspec.to_builtins(wire.answer(one, results))
+        results = responses.results(*one.detector.detect_and_explain(batch, 3))
+    return msgspec.to_builtins(responses.answer(one, results))

@@ -26,14 +26,15 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from anomaly_vae.errors import AnomalyVAEError, ConfigError
-from serving import logs
 from serving.app import create_app
-from serving.follow import Board, Follower, Standing, announce, begin, restored
-from serving.metrics import FILES, forget_dead_workers
-from serving.protocol import Protocol
+from serving.http.http11 import Protocol
+from serving.models.store import Store
+from serving.observability import logs
+from serving.observability.metrics import MULTIPROCESS_DIR, forget_dead_workers
+from serving.registry.board import Board, FollowState
+from serving.registry.follower import Follower, announce, begin, restored
+from serving.registry.sources import Sources
 from serving.settings import Settings, is_loopback, read_settings
-from serving.sources import Sources
-from serving.store import Store
 
 SWITCH_SECONDS = 0.001
 """After so long a thread that computes lets the event loop run."""
@@ -84,7 +85,7 @@ def app_factory() -> FastAPI:
     """The application of one worker process; a failure ends them all."""
     settings = read_settings()
     logs.configure(settings.log_level)
-    forget_dead_workers(os.environ.get(FILES))
+    forget_dead_workers(os.environ.get(MULTIPROCESS_DIR))
     board = Board(path=Path(os.environ[BOARD]))
     try:
         store = restored(board.read())
@@ -120,11 +121,11 @@ def _run(store: Store, board: Board, settings: Settings, listeners: list[socket.
 
 
 def _run_workers(
-    standing: Standing, settings: Settings, listeners: list[socket.socket], workers: int
+    standing: FollowState, settings: Settings, listeners: list[socket.socket], workers: int
 ) -> int:
     config = _config("serving.server:app_factory", settings, workers)
     with tempfile.TemporaryDirectory(prefix="anomaly-vae-workers-") as folder:
-        os.environ[FILES], os.environ[BOARD] = folder, f"{folder}/board.json"
+        os.environ[MULTIPROCESS_DIR], os.environ[BOARD] = folder, f"{folder}/board.json"
         Board.shared(Path(os.environ[BOARD]), standing)
         supervisor = Multiprocess(config, sockets=listeners)
         supervisor.run()

@@ -8,16 +8,17 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import settings
 
-from anomaly_vae.bundle import Bundle
-from anomaly_vae.calibration import calibrate
+from anomaly_vae.artifacts.bundle import Bundle
+from anomaly_vae.calibration.conformal import calibrate
 from anomaly_vae.config import Config, ImageConfig, validate_config
-from anomaly_vae.fitting import Fitted, Prepared, fit_bundle, prepare
-from anomaly_vae.monitoring import fit_reference
-from anomaly_vae.simulate import simulate_transactions
-from anomaly_vae.splits import CALIBRATION, TRAIN, VALIDATION
-from pipelines.data import Dataset, load_dataset
-from pipelines.images import ImageDataset, load_images
-from tests.scans import N_ANOMALIES, N_SCANS, SIZE, scans, write_scans
+from anomaly_vae.data.splitting import CALIBRATION, TRAIN, VALIDATION
+from anomaly_vae.monitoring.exchangeability import fit_reference
+from anomaly_vae.simulation.transactions import simulate_transactions
+from anomaly_vae.training.fit import Fitted, Prepared, fit_bundle, prepare
+from pipelines.datasets.dataset import Dataset
+from pipelines.datasets.images import ImageDataset, load_images
+from pipelines.datasets.loading import load_dataset
+from tests.support.scans import N_ANOMALIES, N_SCANS, SIZE, scans, write_scans
 
 # No promise of speed. The same examples each time; new ones with --hypothesis-profile exploring.
 settings.register_profile("repeatable", deadline=None, max_examples=60, derandomize=True)

@@ -2,78 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from anomaly_vae.client import Client, Model
-from tests.ports import free_port
+from tests.support.command_line import CommandLine, server
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 RECORDS = 200
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
-
-
-class CommandLine:
-    """`anomaly-vae` in a folder of its own, with nothing in the environment to help it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.environment = {
-            **{
-                k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "ANOMALY_VAE_"))
-            },
-            "PYTHONPATH": str(ROOT),
-            "XDG_CACHE_HOME": str(folder / "cache"),
-        }
-
-    def start(self, *arguments: object) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "pipelines.cli", *map(str, arguments)]
-        return subprocess.Popen(
-            command, cwd=self.folder, env=self.environment, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-
-    def __call__(self, *arguments: object, code: int = 0) -> dict[str, Any]:
-        """The one JSON object that the command answers with."""
-        process = self.start(*arguments)
-        out, err = process.communicate()
-        assert process.returncode == code, err
-        assert "Traceback" not in err
-        answer: dict[str, Any] = json.loads(out)
-        return answer
-
-
-@contextmanager
-def server(line: CommandLine, model: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """A server that is ready, and its address; killed at the end if it is still there."""
-    port = free_port()
-    address = f"http://127.0.0.1:{port}"
-    process = line.start("serve", "--model", model, "--port", port)
-    try:
-        deadline = time.monotonic() + 120
-        with Client(address) as client:
-            while not client.ready():
-                assert process.poll() is None, process.communicate()[1]
-                assert time.monotonic() < deadline, "the server did not become ready"
-                time.sleep(0.1)
-        yield address, process
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
 
 
 def test_from_simulated_rows_to_a_served_champion(tmp_path: Path) -> None:

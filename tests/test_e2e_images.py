@@ -16,13 +16,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anomaly_vae.config import Config, load_config
-from anomaly_vae.images import IMAGE, ImageSchema
-from anomaly_vae.registry import Registry
-from anomaly_vae.splits import CALIBRATION, TRAIN, VALIDATION
-from pipelines.data import Dataset, load_dataset
-from pipelines.frozen import frozen_test
-from pipelines.train import read
-from tests.test_e2e import ROOT, CommandLine
+from anomaly_vae.data.splitting import CALIBRATION, TRAIN, VALIDATION
+from anomaly_vae.images.encoding import IMAGE
+from anomaly_vae.images.schema import ImageSchema
+from anomaly_vae.lifecycle.registry import Registry
+from pipelines.datasets.dataset import Dataset
+from pipelines.datasets.loading import load_dataset
+from pipelines.registry.frozen_test import frozen_test
+from pipelines.training.train import read
+from tests.support.command_line import CommandLine
+from tests.support.paths import ROOT
 
 ROWS = 200
 SMALL = (

@@ -1,163 +1,87 @@
-"""Which way the imports point: the rules of docs/architecture.md, read off the source."""
+"""Check the direction of imports: the rules of docs/architecture.md, read from the source."""
 
 import ast
 import subprocess
 import sys
+from functools import cache
 from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support.paths import ROOT
+
 PACKAGES = ("anomaly_vae", "pipelines", "serving")
 
-# A module of the library → those just below it. It may import them and whatever they stand on.
-BELOW: dict[str, set[str]] = {
-    "errors": set(),
-    "client": {"errors"},
-    "files": {"errors"},
-    "provenance": set(),
-    "columns": {"errors"},
-    "arrow": {"columns"},
-    "schema": {"arrow"},
-    "calibration": {"errors"},
-    "config": {"schema", "calibration"},
-    "inference": {"config"},
-    "splits": {"config"},
-    "simulate": {"schema"},
-    "phantoms": {"errors"},
-    "encoding": {"config"},
-    # images as they come, and as the model sees them
-    "pixels": {"errors"},
-    "jpeg_lossless": set(),
-    "pictures_codecs": {"pixels", "jpeg_lossless"},
-    "pictures_dicom": {"pictures_codecs"},
-    "pictures_nifti": {"pixels"},
-    "pictures_raster": {"pixels"},
-    "pictures": {"pictures_dicom", "pictures_nifti", "pictures_raster"},
-    "images": {"encoding", "pictures"},
-    "modality": {"encoding", "images"},
-    # scoring
-    "scoring": {"modality"},
-    "reasons": {"scoring"},
-    "detector": {"reasons", "calibration"},
-    "sketches": {"encoding"},
-    "monitoring": {"sketches", "modality", "calibration"},
-    "heatmaps": set(),
-    "findings": {"detector", "heatmaps"},
-    "bundle": {"detector", "heatmaps", "files", "monitoring", "provenance"},
-    # thresholds
-    "evidence": {"calibration", "columns"},
-    "excess": {"calibration"},
-    "tails": {"config", "evidence"},
-    "sweeps": {"config", "evidence"},
-    "thresholds": {"tails", "sweeps", "excess"},
-    # models
-    "networks": {"config"},
-    "likelihoods": {"encoding"},
-    "priors": {"likelihoods"},
-    "vae": {"networks", "priors"},
-    "autoencoder": {"vae"},
-    "convolutions": {"images", "networks"},
-    "hierarchical": {"convolutions", "autoencoder"},
-    "contamination": {"hierarchical", "corruption"},
-    "image_likelihoods": {"images", "likelihoods"},
-    "corruption": {"images"},
-    "build": {"contamination", "image_likelihoods", "corruption"},
-    # fitting
-    "process": set(),
-    "gradients": {"corruption", "vae"},
-    "training": {"gradients", "files", "process"},
-    "export": {"build"},
-    "image_scores": {"image_likelihoods", "vae"},
-    "tracing": {"export", "image_scores"},
-    "aggregated": {"gradients", "autoencoder"},
-    "warm": {"bundle", "vae"},
-    "fitting": {"aggregated", "inference", "training", "tracing", "warm"},
-    "generation": {"build", "bundle"},
-    "generation_tables": {"generation"},
-    "generation_images": {"generation"},
-    # on top
-    "frames": {"modality"},
-    "pyfunc": {"bundle", "frames"},
-    "registry": {"bundle", "frames"},
-    "bootstrap": set(),
-    "evaluation": {"bootstrap", "detector", "splits"},
-    "slices": {"evaluation"},
-    "worth": {"bootstrap", "detector", "splits", "sweeps"},
-    "uniformity": {"evaluation"},
-    "leakage": {"bootstrap", "schema"},
-    "report": {"leakage", "slices", "uniformity"},
-    "comparison": {"slices"},
-    "promotion": {"comparison", "config"},
-    "parity": {"generation", "tracing", "promotion"},
-    "succession": {"registry"},
-    "plots": {"training", "report"},
-    "estimator_base": {"fitting", "thresholds"},
-    "estimators": {"estimator_base", "frames", "generation_tables"},
-    "image_estimator": {"estimator_base", "generation_images"},
+# From top to bottom. A unit may import any unit of a lower row, and none of its own row.
+# A unit is a package (all its files), or a file where the row names one.
+ROWS: dict[str, list[set[str]]] = {
+    "anomaly_vae": [
+        {"__init__"},
+        {"estimators", "lifecycle"},
+        {"generation", "plots", "pyfunc"},
+        {"training"},
+        {"export"},
+        {"artifacts"},
+        {"evaluation", "monitoring"},
+        {"models", "scoring"},
+        {"images", "calibration"},
+        {"data"},
+        {"config"},
+        {"client", "simulation"},
+        {"errors", "types", "messages", "files", "_version"},
+    ],
+    "serving": [
+        {"server"},
+        {"app"},
+        {"routes", "protocols"},
+        {"middleware", "openapi"},
+        {"scoring"},
+        {"registry", "http"},
+        {"observability"},
+        {"paths"},
+        {"models", "settings", "problems"},
+    ],
+    "pipelines": [
+        {"cli"},
+        {"demo"},
+        {"run"},
+        {"training", "promotion"},
+        {"reports"},
+        {"generate", "batch"},
+        {"datasets", "registry"},
+        {"console"},
+    ],
 }
 
-# All that `serving` may import of the library.
-SERVED = {
-    "errors",
-    "columns",
-    "encoding",
-    "files",
-    "schema",
-    "modality",
-    "pictures",
-    "images",
-    "scoring",
-    "calibration",
-    "reasons",
-    "detector",
-    "heatmaps",
-    "findings",
-    "sketches",
-    "monitoring",
-    "bundle",
-    "registry",
-}
-
-# Libraries of training, and the modules that score without them, however late they are imported.
+# Libraries of training. Lean code never imports them, not even inside a function.
 HEAVY = {"matplotlib", "mlflow", "onnx", "pandas", "scipy", "sklearn", "torch"}
-# What reads and writes images; a process that scores tables has none of it.
-PICTURES = {"PIL", "pydicom", "nibabel", "highdicom"}
+# Libraries that read and write images; a process that scores tables loads none of them.
+IMAGING = {"PIL", "pydicom", "nibabel", "highdicom"}
+# What a service may import of the library, and all of it without the libraries of training.
 LEAN = {
+    "anomaly_vae._version",
+    "anomaly_vae.artifacts",
+    "anomaly_vae.calibration.conformal",
     "anomaly_vae.client",
+    "anomaly_vae.data",
     "anomaly_vae.errors",
-    "anomaly_vae.columns",
-    "anomaly_vae.arrow",
-    "anomaly_vae.schema",
-    "anomaly_vae.encoding",
-    "anomaly_vae.pixels",
-    "anomaly_vae.jpeg_lossless",
-    "anomaly_vae.pictures",
-    "anomaly_vae.pictures_codecs",
-    "anomaly_vae.pictures_dicom",
-    "anomaly_vae.pictures_nifti",
-    "anomaly_vae.pictures_raster",
+    "anomaly_vae.files",
     "anomaly_vae.images",
-    "anomaly_vae.modality",
-    "anomaly_vae.scoring",
-    "anomaly_vae.calibration",
-    "anomaly_vae.detector",
-    "anomaly_vae.heatmaps",
-    "anomaly_vae.findings",
-    "anomaly_vae.sketches",
+    "anomaly_vae.messages",
     "anomaly_vae.monitoring",
-    "anomaly_vae.bundle",
-    "pipelines.cli",
-    "pipelines.io",
-    "pipelines.images",
-    "pipelines.guarantee",
-    "pipelines.score",
-    "pipelines.score_images",
-    "pipelines.dicom_out",
-    "pipelines.discoveries",
+    "anomaly_vae.scoring",
+    "anomaly_vae.types",
 }
-MLFLOW = "anomaly_vae.registry"  # nothing else imports it, and it imports nothing else heavy
+NOT_LEAN = {"anomaly_vae.data.dataframes"}
+# Commands that read no more than scoring needs.
+LEAN_FLOWS = {
+    "pipelines.batch",
+    "pipelines.cli",
+    "pipelines.datasets.files",
+    "pipelines.datasets.image_files",
+}
+MLFLOW = "anomaly_vae.lifecycle.registry"  # the only importer of mlflow
 
 
 def name_of(path: Path) -> str:
@@ -165,57 +89,148 @@ def name_of(path: Path) -> str:
 
 
 MODULES = {name_of(p): p for package in PACKAGES for p in sorted((ROOT / package).rglob("*.py"))}
+FOLDERS = sorted(name for name, path in MODULES.items() if path.stem == "__init__")
+
+
+@cache
+def imported_names(name: str) -> tuple[tuple[str, str], ...]:
+    """Every (module, name) that the source of a module imports, inside functions too."""
+    path = MODULES[name]
+    package = name if path.stem == "__init__" else name.rpartition(".")[0]
+    found = []
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, "") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            origin = resolve_name("." * node.level + (node.module or ""), package)
+            found += [(origin, alias.name) for alias in node.names]
+    return tuple(found)
 
 
 def imports(name: str) -> set[str]:
-    """Every module that the source of `name` imports, inside functions too."""
-    path = MODULES[name]
-    package = name if path.stem == "__init__" else name.rpartition(".")[0]
-    found = set()
-    for node in ast.walk(ast.parse(path.read_bytes())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            origin = resolve_name("." * node.level + (node.module or ""), package)
-            names = {alias.name for alias in node.names} - {"__version__"}  # that, anyone may ask
-            members = {f"{origin}.{member}" for member in names}
-            found |= {member if member in MODULES else origin for member in members}
-    return found
+    """Every module that the source of a module imports."""
+    pairs = imported_names(name)
+    return {f"{m}.{n}" if f"{m}.{n}" in MODULES else m for m, n in pairs}
 
 
-def closure(name: str) -> set[str]:
-    return {name}.union(*(closure(below) for below in BELOW[name]))
+def ours(name: str) -> set[str]:
+    return {target for target in imports(name) if target.partition(".")[0] in PACKAGES}
 
 
-def allowed(importer: str, imported: str) -> bool:
+def unit_of(name: str) -> tuple[str, str]:
+    """The top package of a module, and its unit there."""
+    package, _, rest = name.partition(".")
+    return package, rest.partition(".")[0] or "__init__"
+
+
+def row_of(name: str) -> int:
+    package, unit = unit_of(name)
+    return next(i for i, units in enumerate(ROWS[package]) if unit in units)
+
+
+def is_within(name: str, places: set[str]) -> bool:
+    return any(name == place or name.startswith(f"{place}.") for place in places)
+
+
+def is_lean(name: str) -> bool:
+    return is_within(name, LEAN) and not is_within(name, NOT_LEAN)
+
+
+def is_allowed(importer: str, imported: str) -> bool:
     """Whether one module of ours may import another."""
-    source, _, rest = importer.partition(".")
-    target, _, member = imported.partition(".")
+    source, target = importer.partition(".")[0], imported.partition(".")[0]
     match source, target:
-        case "anomaly_vae", "anomaly_vae":
-            return rest not in BELOW or member in closure(rest)
         case "serving", "anomaly_vae":
-            return member in SERVED
+            return is_lean(imported) or imported == "anomaly_vae"
         case "pipelines", "serving":
             return importer == "pipelines.cli"  # `anomaly-vae serve` starts it
-        case "pipelines", _:
+        case "pipelines", "anomaly_vae":
             return True
-    return source == target
+    if source != target:
+        return False
+    if imported in PACKAGES or unit_of(importer) == unit_of(imported):
+        return True
+    return row_of(importer) < row_of(imported)
+
+
+def cycles() -> list[list[str]]:
+    """Groups of files that import each other in a circle; faces of packages are left out."""
+    files = [name for name in MODULES if name not in FOLDERS]
+    reach = {name: ours(name) & set(files) for name in files}
+    for middle in files:  # Warshall's closure
+        for name in files:
+            if middle in reach[name]:
+                reach[name] = reach[name] | reach[middle]
+    circular = [name for name in files if name in reach[name]]
+    groups = {
+        tuple(sorted(o for o in circular if o in reach[name] and name in reach[o]))
+        for name in circular
+    }
+    return [list(group) for group in sorted(groups)]
+
+
+def test_every_module_has_a_row():
+    lost = []
+    for name in MODULES:
+        package, unit = unit_of(name)
+        if name not in PACKAGES[1:] and not any(unit in units for units in ROWS[package]):
+            lost.append(name)
+    assert not lost, f"name these in ROWS: {', '.join(lost)}"
+
+
+def test_every_rule_names_something():
+    units = {unit_of(name) for name in MODULES}
+    named = {(package, unit) for package, rows in ROWS.items() for row in rows for unit in row}
+    gone = [".".join(one) for one in sorted(named - units)]
+    gone += sorted((LEAN | NOT_LEAN | LEAN_FLOWS | {MLFLOW}) - MODULES.keys())
+    assert not gone, f"rules for what does not exist: {', '.join(gone)}"
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_imports_point_one_way(name):
-    ours = {target for target in imports(name) if target.partition(".")[0] in PACKAGES}
-    wrong = sorted(target for target in ours if not allowed(name, target))
+def test_imports_point_down(name):
+    wrong = sorted(target for target in ours(name) if not is_allowed(name, target))
     assert not wrong, f"{name} must not import {', '.join(wrong)}"
 
 
+def test_no_files_import_each_other_in_a_circle():
+    assert not cycles()
+
+
 @pytest.mark.parametrize("name", MODULES)
-def test_only_what_trains_imports_heavy_libraries(name):
+def test_underscored_names_stay_in_their_package(name):
+    package = name if name in FOLDERS else name.rpartition(".")[0]
+    wrong = [
+        f"{module}.{member}"
+        for module, member in imported_names(name)
+        if module.partition(".")[0] in PACKAGES
+        and (member.startswith("_") or module.rpartition(".")[2].startswith("_"))
+        and not member.startswith("__")
+        and not module.startswith(f"{package}.")
+        and module != package
+    ]
+    assert not wrong, f"{name} imports names that belong to others: {', '.join(wrong)}"
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_every_package_lists_its_public_names(name):
+    body = ast.parse(MODULES[name].read_bytes()).body
+    assigned = {
+        target.id
+        for node in body
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(target, ast.Name)
+    }
+    assert "__all__" in assigned, f"{name}/__init__.py needs __all__"
+    assert ast.get_docstring(ast.parse(MODULES[name].read_bytes())), f"{name} needs a docstring"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_only_training_imports_heavy_libraries(name):
     heavy = {target.partition(".")[0] for target in imports(name)} & HEAVY
     if name == MLFLOW:
         refused = HEAVY - {"mlflow"}
-    elif name in LEAN or name.startswith("serving"):
+    elif is_lean(name) or is_within(name, LEAN_FLOWS) or name.startswith("serving"):
         refused = HEAVY
     else:
         refused = {"mlflow"}
@@ -223,26 +238,14 @@ def test_only_what_trains_imports_heavy_libraries(name):
     assert not wrong, f"{name} must not import {', '.join(wrong)}, not even inside a function"
 
 
-def test_every_module_of_the_library_has_a_rule():
-    library = {name.partition(".")[2] for name in MODULES if name.startswith("anomaly_vae.")}
-    missing = sorted(library - BELOW.keys())
-    assert not missing, f"say in BELOW what may be imported by: {', '.join(missing)}"
-
-
-def test_every_rule_names_a_module():
-    named = {*LEAN, MLFLOW, *("anomaly_vae." + name for name in BELOW.keys() | SERVED)}
-    gone = sorted(named - MODULES.keys())
-    assert not gone, f"rules for modules that do not exist; write them or drop their rules: {gone}"
-
-
 @pytest.mark.parametrize(
     ("name", "unwanted"),
     [
-        ("serving.app", HEAVY | PICTURES | {"pyarrow"}),
-        ("anomaly_vae.client", HEAVY | PICTURES | {"onnxruntime", "numpy", "pyarrow", "serving"}),
-        ("pipelines.cli", HEAVY | PICTURES),
-        ("anomaly_vae.bundle", HEAVY | PICTURES),
-        ("pipelines.score_images", HEAVY | {"pydicom", "nibabel", "highdicom"}),
+        ("serving.app", HEAVY | IMAGING | {"pyarrow"}),
+        ("anomaly_vae.client", HEAVY | IMAGING | {"onnxruntime", "numpy", "pyarrow", "serving"}),
+        ("pipelines.cli", HEAVY | IMAGING),
+        ("anomaly_vae.artifacts", HEAVY | IMAGING),
+        ("pipelines.batch.images", HEAVY | {"pydicom", "nibabel", "highdicom"}),
     ],
 )
 def test_a_fresh_process_loads_nothing_heavy(name, unwanted):

@@ -21,10 +21,10 @@ import pyarrow
 import pytest
 
 from anomaly_vae import __version__
-from anomaly_vae.bundle import Bundle
+from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.client import Client
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 HEAVY = ("matplotlib", "mlflow", "onnx", "pandas", "scipy", "sklearn", "torch")
 FOUND = """
@@ -71,14 +71,16 @@ def test_a_wheel_has_the_packages_the_licence_and_the_examples(wheel: Path) -> N
     sources = {p.relative_to(ROOT).as_posix() for p in ROOT.glob("anomaly_vae/**/*.py")}
     assert sources <= names
     others = [name for name in names if not name.endswith((".py", ".yaml", "py.typed"))]
-    assert [name for name in others if not name.startswith(INFO)] == ["pipelines/card.html"]
+    assert [name for name in others if not name.startswith(INFO)] == [
+        "pipelines/reports/model_card.html"
+    ]
 
 
 def test_a_source_distribution_can_be_built_and_tested(built: Path) -> None:
     with tarfile.open(built / f"anomaly_vae-{__version__}.tar.gz") as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"LICENSE", "README.md", "pyproject.toml", "Makefile", "constraints.txt"} <= names
-    assert {"configs/fraud.yaml", "anomaly_vae/vae.py", "tests/test_wheel.py"} <= names
+    assert {"configs/fraud.yaml", "anomaly_vae/models/vae.py", "tests/test_wheel.py"} <= names
     written = re.compile(r"\.db|\.parquet$|\.pyc$|__pycache__|^\.venv|^(mlruns|bundles|dist)/")
     assert not [name for name in names if written.search(name)]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from anomaly_vae.files import atomic_folder, atomic_path, locked
+from tests.support.paths import ROOT
 
 
 def write(folder: Path, text: str) -> None:
@@ -147,7 +148,7 @@ for turn in range(50):
 
 
 def test_writers_of_several_processes_take_turns(folder: Path) -> None:
-    root = Path(__file__).resolve().parents[2]
+    root = ROOT
     code = [sys.executable, "-c", WRITE, str(folder)]
     writers = [subprocess.Popen([*code, str(number)], cwd=root) for number in range(3)]
     assert [writer.wait(60) for writer in writers] == [0, 0, 0]

@@ -13,15 +13,15 @@ from PIL import Image
 from sklearn.metrics import roc_curve
 
 from anomaly_vae import plots
-from anomaly_vae.bundle import Bundle
-from anomaly_vae.calibration import calibrate
-from anomaly_vae.detector import Detections
-from anomaly_vae.evaluation import Evaluation, Rate, evaluate
-from anomaly_vae.fitting import Fitted, Prepared
-from anomaly_vae.report import Report
-from anomaly_vae.slices import ColumnSlice
-from anomaly_vae.training import Epoch, History
-from anomaly_vae.uniformity import Step
+from anomaly_vae.artifacts.bundle import Bundle
+from anomaly_vae.calibration.conformal import calibrate
+from anomaly_vae.evaluation.metrics import Evaluation, Rate, evaluate
+from anomaly_vae.evaluation.p_values import UniformityPoint
+from anomaly_vae.evaluation.report import EvaluationReport
+from anomaly_vae.evaluation.slices import ColumnSlice
+from anomaly_vae.scoring.detector import Detections
+from anomaly_vae.training.fit import Fitted, Prepared
+from anomaly_vae.training.trainer import Epoch, History
 
 
 def history(elbos: list[float], best: int) -> History:
@@ -93,7 +93,7 @@ def test_the_ranking_shows_both_curves_and_where_the_threshold_lies() -> None:
 
 
 def test_shares_of_p_values_are_shown_as_ratios_to_their_levels() -> None:
-    steps = [Step(0.01, 0.02, 0.0, 0.03), Step(0.5, 0.5, 0.4, 0.6)]
+    steps = [UniformityPoint(0.01, 0.02, 0.0, 0.03), UniformityPoint(0.5, 0.5, 0.4, 0.6)]
     (axes,) = plots.p_values(steps, 0.01).axes
     shares = next(line for line in axes.lines if line.get_label() == "normal test rows")
     np.testing.assert_allclose(shares.get_ydata(), [2.0, 1.0])
@@ -118,7 +118,7 @@ def test_slices_above_their_limit_stand_out() -> None:
 def test_an_evaluation_without_normal_rows_has_nothing_to_draw() -> None:
     nothing = ColumnSlice("kind", "c", 100, 100, None, None, None, None)
     figures = Evaluation(rows=100, anomalies=100, alpha=0.01, threshold=1.0, flagged=7)
-    assert plots.findings(Report(figures, slices=(nothing,))) == {}
+    assert plots.findings(EvaluationReport(figures, slices=(nothing,))) == {}
 
 
 # ---------------------------------------------------------------- reconstructions

@@ -13,14 +13,14 @@ import pyarrow as pa
 import pytest
 from mlflow.exceptions import MlflowException
 
-from anomaly_vae.bundle import Bundle
-from anomaly_vae.detector import Detections
+from anomaly_vae.artifacts.bundle import Bundle
+from anomaly_vae.data.splitting import TEST
 from anomaly_vae.errors import DataError, NotCalibratedError
+from anomaly_vae.lifecycle.registry import CHAMPION, Registry
 from anomaly_vae.pyfunc import _load_pyfunc
-from anomaly_vae.registry import CHAMPION, Registry
-from anomaly_vae.splits import TEST
-from pipelines.data import Dataset
-from tests.registries import migrated, use_registry
+from anomaly_vae.scoring.detector import Detections
+from pipelines.datasets.dataset import Dataset
+from tests.support.registries import migrated, use_registry
 
 __all__ = ["migrated"]
 

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from anomaly_vae.calibration import calibrate, ranks_within, scores_reaching
+from anomaly_vae.calibration.conformal import calibrate, ranks_within, scores_reaching
 from benchmarks.common import Ledger, Options, kept_range
 
 ALPHA, N, NORMALS = 0.05, 39, 50

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from anomaly_vae.comparison import Change
+from anomaly_vae.evaluation.comparison import Change
 from benchmarks.promotions import drawn, refused
 
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from anomaly_vae.calibration import Method
+from anomaly_vae.types import Method
 from benchmarks.thresholds import ABOVE, CHANCE, KEPT, METHODS, NONE, SHORT_TRIALS, Line, verdict
 
 KNOWN: dict[str, dict[str, tuple[float, float]]] = {

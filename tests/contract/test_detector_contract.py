@@ -16,17 +16,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from anomaly_vae.bundle import Bundle, load
-from anomaly_vae.calibration import calibrate
+from anomaly_vae.artifacts.bundle import Bundle, load_bundle
+from anomaly_vae.calibration.conformal import calibrate
 from anomaly_vae.config import Config, merged, validate_config
-from anomaly_vae.detector import Detector
-from anomaly_vae.fitting import fit_bundle, prepare
-from anomaly_vae.image_estimator import picture_of
-from anomaly_vae.images import ImageSchema
-from anomaly_vae.schema import ColumnType, RawBatch
-from anomaly_vae.splits import CALIBRATION, TEST, TRAIN, VALIDATION
-from pipelines.data import Dataset
-from tests.scans import blobs, coloured
+from anomaly_vae.data.schema import RawBatch
+from anomaly_vae.data.splitting import CALIBRATION, TEST, TRAIN, VALIDATION
+from anomaly_vae.estimators.image import picture_of
+from anomaly_vae.images.schema import ImageSchema
+from anomaly_vae.scoring.detector import Detector
+from anomaly_vae.training.fit import fit_bundle, prepare
+from anomaly_vae.types import ColumnType
+from pipelines.datasets.dataset import Dataset
+from tests.support.scans import blobs, coloured
 
 ALPHA = 0.05
 SAME = {"rtol": 1e-6, "atol": 1e-6}
@@ -286,7 +287,7 @@ def test_repeated_rows_score_alike_each_time(subject: Subject) -> None:
 
 
 def test_what_is_loaded_decides_as_what_was_saved(subject: Subject, tmp_path: Path) -> None:
-    again = load(subject.bundle.save(tmp_path / "bundle"), subject.bundle.digest)
+    again = load_bundle(subject.bundle.save(tmp_path / "bundle"), subject.bundle.digest)
     for batch in subject.both:
         before, after = subject.detector.detect(batch), again.detector.detect(batch)
         for name, values in vars(before).items():

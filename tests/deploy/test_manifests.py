@@ -24,17 +24,17 @@ import typer
 import yaml
 
 from anomaly_vae import __version__
-from anomaly_vae.bundle import Bundle
+from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.client import Client
 from anomaly_vae.config import load_config
 from pipelines.cli import REFUSED, USAGE, app
-from serving.metrics import Metrics
+from serving.models.store import Store
+from serving.observability.metrics import Metrics
 from serving.settings import PREFIX, ApiKey, Settings, documented, find_key, read_settings
-from serving.store import Store
-from tests.deploy.kustomize import Manifest, pods, render
-from tests.ports import free_ports
+from tests.support.kustomize import Manifest, pods, render
+from tests.support.paths import ROOT
+from tests.support.ports import free_ports
 
-ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 README = (DEPLOY / "README.md").read_text(encoding="utf-8")
 OVERLAYS = ("small", "production")

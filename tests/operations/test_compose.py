@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from anomaly_vae import __version__
-from tests.compose import FILE, ROOT, RefusedError, read
+from tests.support.compose import FILE, ROOT, RefusedError, read
 
 RAW = read()
 SERVICES: dict[str, Any] = RAW["services"]

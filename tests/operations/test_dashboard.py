@@ -6,7 +6,6 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,15 +13,15 @@ import yaml
 from starlette.testclient import TestClient
 
 from serving.app import create_app
-from serving.follow import Board, Followed, Standing
+from serving.models.store import ServedModel, Store
+from serving.registry.board import Board, Followed, FollowState
 from serving.settings import Settings
-from serving.store import Served, Store
 from tests.serving.conftest import Records, folder, records, served
+from tests.support.paths import ROOT
 from tools.dashboard import SOURCE, TARGET, generated
 
 __all__ = ["folder", "records", "served"]
 
-ROOT = Path(__file__).resolve().parents[2]
 RULES = [ROOT / f"configs/prometheus/{name}.yml" for name in ("recording", "alerts")]
 PROVISIONING = ROOT / "configs/grafana/provisioning"
 DASHBOARD: dict[str, Any] = json.loads(TARGET.read_text(encoding="utf-8"))
@@ -83,11 +82,11 @@ def test_every_panel_that_the_runbook_names_is_there() -> None:
 
 
 @pytest.fixture
-def exported(served: Served, records: Records) -> set[str]:
+def exported(served: ServedModel, records: Records) -> set[str]:
     """The names of the samples that the service hands out after a request."""
     served = dataclasses.replace(served, registered_at=1.0)
     store = Store([served], [dataclasses.replace(served, digest="another")])
-    board = Board(Standing((Followed("models:/fraud@champion", "fraud"),)))
+    board = Board(FollowState((Followed("models:/fraud@champion", "fraud"),)))
     client = TestClient(create_app(store, Settings(), board=board))
     assert client.post("/score", json={"records": records[:5]}).status_code == 200
     assert client.post("/score", json={}).status_code == 422

@@ -1,4 +1,4 @@
-"""The system that docker-compose.yml describes, run without Docker: see `tests.compose`."""
+"""The system that docker-compose.yml describes, run without Docker: see `tests.support.compose`."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from urllib.request import Request, urlopen
 import pyarrow.parquet as pq
 import pytest
 
-from anomaly_vae import bundle
-from tests.compose import Stack, stack
-from tests.defective import defective
+from anomaly_vae.artifacts import bundle
+from tests.support.compose import Stack, stack
+from tests.support.defective import defective
 from tools.dashboard import TARGET
 
 KEY = "a key of the tests"
@@ -221,7 +221,7 @@ def test_strange_traffic_raises_alerts(running: Stack) -> None:
 def promote_a_defect(one: Stack) -> None:
     """A model that breaks on no row that promotion tries."""
     (made,) = (one.cwd("train") / "bundles").glob("fraud-*")
-    sound = bundle.load(made)
+    sound = bundle.load_bundle(made)
     place = one.folder / "defective"
     dataclasses.replace(sound, graph=defective(sound.graph)).save(place)
     anomaly_vae(one, "calibrate", config(one), "--model", str(place))

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from anomaly_vae.config import Config
-from anomaly_vae.registry import Registry
+from anomaly_vae.lifecycle.registry import Registry
 from pipelines import cli
-from pipelines.calibrate import Calibrated, calibrate
-from pipelines.data import Dataset
-from pipelines.models import Source
-from pipelines.promote import Promotion, promote
-from pipelines.train import Trained, train
-from tests.registries import changed, migrated, place, registry, use_registry
+from pipelines.datasets.dataset import Dataset
+from pipelines.promotion.promote import Promotion, promote
+from pipelines.registry.model_uri import LoadedModel
+from pipelines.training.calibrate import Calibrated, calibrate
+from pipelines.training.train import Trained, train
+from tests.support.registries import changed, migrated, place, registry, use_registry
 
 __all__ = ["migrated", "place", "registry"]
 
@@ -34,9 +34,9 @@ class World:
     promotion: Promotion
 
     @property
-    def source(self) -> Source:
+    def source(self) -> LoadedModel:
         """The champion as commands open it."""
-        return Source(self.calibrated.bundle, "fraud", "1", "champion")
+        return LoadedModel(self.calibrated.bundle, "fraud", "1", "champion")
 
 
 @dataclass(frozen=True)

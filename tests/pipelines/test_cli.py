@@ -17,13 +17,13 @@ from mlflow import MlflowClient
 
 from anomaly_vae import __version__, errors
 from anomaly_vae.config import Config
-from anomaly_vae.evaluation import evaluate
-from anomaly_vae.registry import Registry
-from anomaly_vae.splits import TEST
+from anomaly_vae.data.splitting import TEST
+from anomaly_vae.evaluation.metrics import evaluate
+from anomaly_vae.lifecycle.registry import Registry
 from pipelines import cli
 from tests.pipelines.conftest import Command, World
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (
     "demo", "simulate", "train", "calibrate", "evaluate", "promote", "rollback", "run", "score",
     "serve", "models", "inspect",

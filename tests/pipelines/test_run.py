@@ -15,14 +15,14 @@ import yaml
 from mlflow import MlflowClient
 
 from anomaly_vae.config import Config
+from anomaly_vae.data.splitting import CALIBRATION, TRAIN, VALIDATION
 from anomaly_vae.errors import DataError
-from anomaly_vae.registry import CHAMPION, Registry
-from anomaly_vae.simulate import simulate_transactions
-from anomaly_vae.splits import CALIBRATION, TRAIN, VALIDATION
+from anomaly_vae.lifecycle.registry import CHAMPION, Registry
+from anomaly_vae.simulation.transactions import simulate_transactions
 from pipelines.run import run
-from pipelines.train import read
+from pipelines.training.train import read
 from tests.pipelines.conftest import Command, World
-from tests.registries import changed, copy_registry
+from tests.support.registries import changed, copy_registry
 
 
 def counts() -> tuple[int, int]:
@@ -88,7 +88,7 @@ def test_a_second_time_it_makes_no_run_and_no_version(known: World, command: Com
 
 def test_other_rows_settings_or_alpha_are_other_inputs(known: World, dataset: Any) -> None:
     registry = Registry()
-    from pipelines.train import inputs_digest
+    from pipelines.training.train import inputs_digest
 
     same = inputs_digest(known.config, dataset)
     assert registry.find("fraud", same) is not None

@@ -15,17 +15,18 @@ import pytest
 import uvicorn
 from starlette.testclient import TestClient
 
-from anomaly_vae.bundle import Bundle
-from anomaly_vae.calibration import calibrate
+from anomaly_vae.artifacts.bundle import Bundle
+from anomaly_vae.calibration.conformal import calibrate
 from anomaly_vae.config import Config
-from anomaly_vae.fitting import fit_bundle, prepare
-from anomaly_vae.splits import CALIBRATION, TRAIN, VALIDATION
-from pipelines.data import load_dataset
+from anomaly_vae.data.splitting import CALIBRATION, TRAIN, VALIDATION
+from anomaly_vae.training.fit import fit_bundle, prepare
+from pipelines.datasets.loading import load_dataset
 from serving.app import create_app
+from serving.models.loading import load_model
+from serving.models.store import BundleRef, ServedModel, Store
 from serving.settings import Settings
-from serving.store import Served, Source, Store, load
-from tests.scans import blobs
-from tests.serving.files import picture_file
+from tests.support.image_uploads import picture_file
+from tests.support.scans import blobs
 
 Records = list[dict[str, Any]]
 MakeClient = Callable[..., TestClient]
@@ -38,9 +39,9 @@ def folder(calibrated: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="session")
-def served(folder: Path) -> Served:
+def served(folder: Path) -> ServedModel:
     """The bundle, loaded as the service does."""
-    return load(Source(str(folder)))
+    return load_model(BundleRef(str(folder)))
 
 
 @pytest.fixture(scope="session")
@@ -64,9 +65,9 @@ def scan_folder(scan_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
-def scanner(scan_folder: Path) -> Served:
+def scanner(scan_folder: Path) -> ServedModel:
     """That, loaded as the service does."""
-    return load(Source(str(scan_folder)))
+    return load_model(BundleRef(str(scan_folder)))
 
 
 @pytest.fixture(scope="session")
@@ -76,7 +77,7 @@ def pngs() -> list[bytes]:
 
 
 @pytest.fixture(scope="session")
-def plain(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Served:
+def plain(config: Config, tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
     """A model whose columns are all numbers or bits."""
     data = config.data.model_copy(update={"features": ("TX_AMOUNT", "TX_DURING_NIGHT")})
     few = config.model_copy(update={"data": data, "name": "plain"})
@@ -86,7 +87,7 @@ def plain(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Served:
     )
     scores = fitted.bundle.scorer.score(rows.part(CALIBRATION))
     bundle = fitted.bundle.calibrated(calibrate(scores, alpha=0.05), None)
-    return load(Source(str(bundle.save(tmp_path_factory.mktemp("served") / "plain"))))
+    return load_model(BundleRef(str(bundle.save(tmp_path_factory.mktemp("served") / "plain"))))
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ def address_of() -> Iterator[Callable[..., str]]:
 
 
 @contextmanager
-def listening(models: Sequence[Served], settings: Mapping[str, Any]) -> Iterator[str]:
+def listening(models: Sequence[ServedModel], settings: Mapping[str, Any]) -> Iterator[str]:
     """A server on a thread, and its address; stopped at the end."""
     app = create_app(Store(models), Settings(**settings))
     server = uvicorn.Server(uvicorn.Config(app, http="httptools", log_config=None, lifespan="off"))
@@ -116,7 +117,7 @@ def client_of() -> Iterator[MakeClient]:
     """Clients of applications over these models with these settings."""
     clients: list[TestClient] = []
 
-    def make(*models: Served, **settings: Any) -> TestClient:
+    def make(*models: ServedModel, **settings: Any) -> TestClient:
         app = create_app(Store(models), Settings(**settings))
         clients.append(TestClient(app, raise_server_exceptions=False))
         return clients[-1]
@@ -127,13 +128,13 @@ def client_of() -> Iterator[MakeClient]:
 
 
 @pytest.fixture
-def client(client_of: MakeClient, served: Served) -> TestClient:
+def client(client_of: MakeClient, served: ServedModel) -> TestClient:
     """A client of the one model."""
     return client_of(served)
 
 
 @pytest.fixture
-def keen_scanner(scanner: Served) -> Served:
+def keen_scanner(scanner: ServedModel) -> ServedModel:
     """The same model where it finds a region in every image."""
     assert scanner.heat_scale
     scale = replace(scanner.heat_scale, region=scanner.heat_scale.low)
@@ -141,12 +142,12 @@ def keen_scanner(scanner: Served) -> Served:
 
 
 @pytest.fixture
-def keen(client_of: MakeClient, keen_scanner: Served) -> TestClient:
+def keen(client_of: MakeClient, keen_scanner: ServedModel) -> TestClient:
     """A client of that."""
     return client_of(keen_scanner)
 
 
 @pytest.fixture
-def scan_client(client_of: MakeClient, scanner: Served) -> TestClient:
+def scan_client(client_of: MakeClient, scanner: ServedModel) -> TestClient:
     """A client of the one model of images."""
     return client_of(scanner)

@@ -19,7 +19,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from anomaly_vae import client as module
 from anomaly_vae.client import (
     AsyncClient,
     BusyError,
@@ -29,10 +28,12 @@ from anomaly_vae.client import (
     RefusedError,
     ServiceError,
     UnreachableError,
+    errors,
 )
+from anomaly_vae.client import client as module
 from anomaly_vae.errors import AnomalyVAEError, ConfigError, DataError, RecordError
 from serving.settings import ApiKey
-from tests.ports import free_port
+from tests.support.ports import free_port
 
 CALLS = (Client, AsyncClient)
 
@@ -421,4 +422,4 @@ def test_every_error_is_drawn_and_caught_as_one():
     kinds = ServiceError.__subclasses__()
     assert issubclass(ServiceError, AnomalyVAEError)
     assert len(kinds) == 5
-    assert all(f"── {kind.__name__} " in module.__doc__ for kind in kinds)
+    assert all(f"── {kind.__name__} " in errors.__doc__ for kind in kinds)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from serving import app as app_module
+from serving.scoring import engine
 from serving.settings import ApiKey
-from tests.serving.test_refusals import asgi_post, nobody, refused
+from tests.serving.test_problems import asgi_post, nobody, refused
 
 KEYS = tuple(
     ApiKey(scope, frozenset({scope}), hashlib.sha256(scope.encode()).hexdigest())
@@ -149,7 +149,7 @@ def test_500(client, way, monkeypatch):
     def broken(*_):
         raise RuntimeError("secret amount 1234.56")
 
-    monkeypatch.setattr("anomaly_vae.detector.Detector.decide", broken)
+    monkeypatch.setattr("anomaly_vae.scoring.detector.Detector.decide", broken)
     problem = refused(way.post(client), 500, "internal")
     assert "secret" not in json.dumps(problem)
 
@@ -192,15 +192,15 @@ def test_every_way_says_the_same(client, served):
 def test_what_takes_long_is_scored_on_a_thread(client, served, monkeypatch, name):
     """By its values, not its bytes: an absent column is work too; the answer is the same."""
     seen = []
-    whole = app_module.Scoring.reply
+    whole = engine.ScoringEndpoint.score_protocol
 
     def reply(*args):
         seen.append(threading.current_thread().name.startswith("score_"))
         return whole(*args)
 
-    monkeypatch.setattr(app_module.Scoring, "reply", reply)
+    monkeypatch.setattr(engine.ScoringEndpoint, "score_protocol", reply)
     columns = len(served.detector.scorer.encoding.labels)
-    monkeypatch.setattr(app_module, "INLINE_VALUES", 10 * columns)
+    monkeypatch.setattr(engine, "INLINE_VALUES", 10 * columns)
     for count in (10, 11):
         assert ways(*range(count))[name].post(client).status_code == 200
     assert seen == [False, True]

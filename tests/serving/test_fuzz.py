@@ -12,10 +12,18 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from serving.inference_protocol import HEADER_LENGTH
-from tests.scans import blobs
-from tests.serving.files import BOUNDARY, FORM, dicom_file, form, nifti_file, part, tiff_file
+from serving.protocols.open_inference import HEADER_LENGTH
 from tests.serving.test_contract import ways
+from tests.support.image_uploads import (
+    BOUNDARY,
+    FORM,
+    dicom_file,
+    form,
+    nifti_file,
+    part,
+    tiff_file,
+)
+from tests.support.scans import blobs
 
 REFUSALS = {400, 404, 405, 413, 415, 422}
 STUMBLES = [

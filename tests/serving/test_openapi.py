@@ -14,12 +14,11 @@ from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from serving.app import create_app
-from serving.errors import KINDS
-from serving.middleware import PROBES
-from serving.openapi import SCORING
+from serving.models.store import Store
+from serving.paths import PROBES, SCORING
+from serving.problems import KINDS
+from serving.scoring.uploads import RAW
 from serving.settings import ApiKey, Settings
-from serving.store import Store
-from serving.uploads import RAW
 
 V2 = {"model": "/v2/models/{name}", "version": "/v2/models/{name}/versions/{version}"}
 

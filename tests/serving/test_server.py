@@ -12,7 +12,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from http.client import HTTPConnection
-from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
@@ -22,11 +21,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from uvicorn.config import STARTUP_FAILURE
 
 from anomaly_vae.errors import BundleError, ConfigError
-from serving.follow import Board, Followed, Standing
+from serving.models.store import BundleRef
+from serving.registry.board import Board, Followed, FollowState
 from serving.server import app_factory, serve
-from serving.store import Source
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 HEAVY = {"matplotlib", "mlflow", "pandas", "scipy", "sklearn", "torch"}
 IMAGING = {"PIL", "pydicom", "nibabel"}
 START = """
@@ -167,8 +166,9 @@ sys.modules |= dict.fromkeys({sorted(IMAGING)!r})  # importing them fails
 from starlette.testclient import TestClient
 from serving.app import create_app
 from serving.settings import Settings
-from serving.store import Source, Store, load
-with TestClient(create_app(Store([load(Source({str(folder)!r}))]), Settings())) as client:
+from serving.models.store import BundleRef, Store
+from serving.models.loading import load_model
+with TestClient(create_app(Store([load_model(BundleRef({str(folder)!r}))]), Settings())) as client:
     for path in ("/models", "/openapi.json", "/metrics", "/health/ready"):
         assert client.get(path).status_code == 200, path
     assert client.post("/score", json={{"records": [{{}}], "explain": 1}}).status_code == 200
@@ -262,8 +262,8 @@ def test_an_address_that_cannot_be_used(host, port):
 
 
 def test_a_worker_that_cannot_load_ends_them_all(monkeypatch, capsys, tmp_path):
-    one = Followed("nowhere", source=Source("nowhere"))
-    Board.shared(tmp_path / "board.json", Standing((one,)))
+    one = Followed("nowhere", source=BundleRef("nowhere"))
+    Board.shared(tmp_path / "board.json", FollowState((one,)))
     monkeypatch.setenv("ANOMALY_VAE_BOARD", str(tmp_path / "board.json"))
     with pytest.raises(SystemExit) as caught:
         app_factory()

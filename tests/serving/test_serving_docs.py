@@ -4,14 +4,14 @@ import contextlib
 import io
 import json
 import re
-from pathlib import Path
 
 import httpx2
 import pytest
 
 from anomaly_vae.client import AsyncClient, Client
+from tests.support.paths import ROOT
 
-TEXT = (Path(__file__).resolve().parents[2] / "docs/serving.md").read_text(encoding="utf-8")
+TEXT = (ROOT / "docs/serving.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"^```python\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
 CURLS = re.findall(r"curl -s localhost:8000(\S+) -H '([^']+)' \\\n +-d '([^']+)'\n(\S+)", TEXT)
 CALLS = re.findall(r"^\| `(\w+)\(", TEXT.partition("## Client")[2], re.MULTILINE)

@@ -6,12 +6,12 @@ import re
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.paths import ROOT
+
 WORKFLOW = ROOT / ".github/workflows/ci.yml"
 TEXT = WORKFLOW.read_text(encoding="utf-8")
 JOBS = yaml.safe_load(TEXT)["jobs"]

@@ -1,0 +1,3 @@
+"""State the release."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,308 @@
+"""The bundle: a folder that is trained, registered, scored and served.
+
+    manifest.json            format, schema, encoding, configuration, data, calibration, evaluation,
+                             and what the calibration rows looked like
+    graph.onnx               the scoring graph
+    weights.safetensors      the weights that the graph and generation read
+    calibration.safetensors  the sorted calibration scores, once calibrated
+    SHA256SUMS               of all of them; its own digest is the bundle's
+
+No pickle. A file that is missing, extra or altered is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from anomaly_vae.artifacts.provenance import code_version
+from anomaly_vae.calibration.conformal import Calibration, Groups, Scores
+from anomaly_vae.errors import BundleError, NotCalibratedError
+from anomaly_vae.files import atomic_folder
+from anomaly_vae.monitoring.exchangeability import Monitor, Reference
+from anomaly_vae.scoring.detector import Detector
+from anomaly_vae.scoring.modality import modality
+from anomaly_vae.scoring.scorer import Scorer
+
+if TYPE_CHECKING:
+    from anomaly_vae.images.heatmaps import Scale
+
+FORMAT = 2
+MANIFEST, GRAPH, WEIGHTS = "manifest.json", "graph.onnx", "weights.safetensors"
+CALIBRATION, SUMS = "calibration.safetensors", "SHA256SUMS"
+KEYS = (
+    "format", "code_version", "kind", "name", "unit", "schema", "encoding", "config", "data",
+    "training", "calibration", "evaluation", "reference",
+)  # fmt: skip
+"""What every manifest of this format has; one of a model of images has ``heat_scale``, too."""
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """A trained model's files in memory, calibrated or not yet."""
+
+    manifest: Mapping[str, Any]
+    graph: bytes = field(repr=False)
+    weights: bytes = field(repr=False)
+    calibration: Calibration | None = field(default=None, repr=False)
+    written: bytes | None = field(default=None, repr=False)
+    """the manifest as it was read"""
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        """The scoring kernel over this bundle's graph."""
+        schema, encoding = modality(self.manifest["kind"])
+        return Scorer(
+            schema.from_json(self.manifest["schema"]),
+            encoding.from_json(self.manifest["encoding"]),
+            self.graph,
+            self.weights,
+        )
+
+    @cached_property
+    def detector(self) -> Detector:
+        """The scorer with its threshold.
+
+        Raises:
+            NotCalibratedError: the bundle has none yet.
+        """
+        if self.calibration is None:
+            raise NotCalibratedError(
+                f"model '{self.manifest['name']}' has no threshold yet; "
+                "run: anomaly-vae calibrate CONFIG --model URI"
+            )
+        return Detector(self.scorer, self.calibration, self.manifest["unit"])
+
+    @cached_property
+    def monitor(self) -> Monitor:
+        """What tells whether rows still look like the calibration rows.
+
+        Raises:
+            NotCalibratedError: there are none yet.
+        """
+        calibration = self.detector.calibration
+        reference = Reference.from_json(self.manifest["reference"])
+        return Monitor(calibration, self.scorer.encoding, reference)
+
+    @cached_property
+    def heat_scale(self) -> Scale:
+        """What the values of this model's maps mean; a model of images has one."""
+        from anomaly_vae.images.heatmaps import Scale
+
+        return Scale.from_json(self.manifest["heat_scale"])
+
+    @cached_property
+    def example(self) -> dict[str, Any]:
+        """A made-up record of typical values, for warm-up and documentation."""
+        return self.scorer.encoding.typical_record(self.scorer.schema)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of ``SHA256SUMS``, hexadecimal."""
+        return _sha256(_sums(self.files))
+
+    @cached_property
+    def files(self) -> dict[str, bytes]:
+        """Every file but ``SHA256SUMS``."""
+        files = {GRAPH: self.graph, WEIGHTS: self.weights}
+        if self.calibration is not None:
+            files[CALIBRATION] = save_tensors(_tensors(self.calibration))
+        files[MANIFEST] = self._manifest_file()
+        return files
+
+    def _manifest_file(self) -> bytes:
+        """As it was read, while it means the same: a bundle of an older format keeps its digest."""
+        if self.written and upgrade(json.loads(self.written)) == self.manifest:
+            return self.written
+        return json.dumps(self.manifest, indent=1, sort_keys=True).encode() + b"\n"
+
+    def calibrated(
+        self,
+        calibration: Calibration,
+        evaluation: Mapping[str, Any] | None,
+        reference: Reference | None = None,
+    ) -> Bundle:
+        """The same model with a threshold, what the test split made of it, and what is watched."""
+        manifest = {
+            **self.manifest,
+            "calibration": _summary(calibration),
+            "evaluation": evaluation,
+            "reference": (reference or Reference()).to_json(),
+        }
+        return replace(self, manifest=manifest, calibration=calibration)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the folder, whole or not at all."""
+        with atomic_folder(Path(path)) as folder:
+            for name, content in self.files.items():
+                (folder / name).write_bytes(content)
+            (folder / SUMS).write_bytes(_sums(self.files))
+        return Path(path)
+
+
+def new_manifest(**content: Any) -> dict[str, Any]:
+    """A manifest of the current format, not yet calibrated."""
+    head = {"format": FORMAT, "code_version": code_version()}
+    return {**head, "calibration": None, "evaluation": None, "reference": None, **content}
+
+
+def upgrade(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest of any format up to this one as this one has it."""
+    manifest = dict(manifest)
+    if manifest.get("format") == 1:  # kept nothing of the calibration rows but their scores
+        tested = manifest.get("evaluation") or {"anomalies": 0, "rows": 1}
+        known = Reference(tested["anomalies"] / tested["rows"]).to_json()
+        manifest |= {"format": 2, "reference": known if manifest.get("calibration") else None}
+    return manifest
+
+
+def load_bundle(path: str | Path, digest: str | None = None) -> Bundle:
+    """Read and verify a bundle folder.
+
+    Args:
+        path: the folder.
+        digest: what its digest must be, where it is known from elsewhere.
+
+    Raises:
+        BundleError: not a bundle, a missing, extra or altered file, a newer format, or a manifest
+            of an older version that lacks what this one needs.
+    """
+    folder = Path(path)
+    if not (folder / SUMS).is_file():
+        raise BundleError(f"'{folder}' is not a bundle: it has no {SUMS}")
+    sums = (folder / SUMS).read_bytes()
+    if digest and _sha256(sums) != digest:
+        raise BundleError(f"'{folder}' is not the registered bundle: its digest differs")
+    return from_files(_verified(folder, sums), folder)
+
+
+def is_sound(path: str | Path, digest: str) -> bool:
+    """Whether the bundle of this digest is in a folder, whole and readable."""
+    try:
+        load_bundle(path, digest)
+    except (BundleError, OSError):
+        return False
+    return True
+
+
+def from_files(files: Mapping[str, bytes], folder: Path = Path("in memory")) -> Bundle:
+    """The inverse of `Bundle.files`; ``folder`` is how errors call it.
+
+    Raises:
+        BundleError: a newer format, a manifest that lacks a key, or a threshold without its scores.
+    """
+    manifest = _manifest(files, folder)
+    try:
+        calibration = _calibration(manifest, files)
+    except KeyError:
+        message = f"bundle '{folder}': {CALIBRATION} and {MANIFEST} disagree; make it anew"
+        raise BundleError(message) from None
+    return Bundle(manifest, files[GRAPH], files[WEIGHTS], calibration, files[MANIFEST])
+
+
+def _verified(folder: Path, sums: bytes) -> dict[str, bytes]:
+    try:
+        lines = [line.split("  ", 1) for line in sums.decode().splitlines()]
+        listed = {name: digest for digest, name in lines}
+    except ValueError:
+        message = f"bundle '{folder}': {SUMS} was altered; fetch the bundle again"
+        raise BundleError(message) from None
+    present = {entry.name for entry in folder.iterdir()} - {SUMS}
+    required = {MANIFEST, GRAPH, WEIGHTS}
+    for name in sorted((set(listed) | required) - present):
+        raise BundleError(f"bundle '{folder}': {name} is missing; fetch the bundle again")
+    for name in sorted(present - set(listed)):
+        raise BundleError(f"bundle '{folder}': {name} does not belong to it; remove it")
+    files = {name: (folder / name).read_bytes() for name in listed}
+    for name, content in files.items():
+        if _sha256(content) != listed[name]:
+            raise BundleError(f"bundle '{folder}': {name} was altered; fetch the bundle again")
+    return files
+
+
+def _manifest(files: Mapping[str, bytes], folder: Path) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads(files[MANIFEST])
+    version = manifest.get("code_version", "an unknown version")
+    if manifest.get("format", FORMAT) > FORMAT:
+        raise BundleError(
+            f"bundle '{folder}' has format {manifest['format']}, this version reads up to "
+            f"{FORMAT}; upgrade anomaly-vae (the bundle was made by {version})"
+        )
+    manifest = upgrade(manifest)
+    needed = (*KEYS, "heat_scale") if manifest.get("kind") == "image" else KEYS
+    for key in (key for key in needed if key not in manifest):
+        raise BundleError(
+            f"bundle '{folder}' was made by an older version ({version}): its {MANIFEST} has no "
+            f"'{key}'; train it again"
+        )
+    return manifest
+
+
+def _summary(calibration: Calibration) -> dict[str, Any]:
+    """What the manifest says of a calibration; ``groups`` is there only where they are."""
+    summary = {
+        "method": calibration.method,
+        "alpha": calibration.alpha,
+        "threshold": calibration.threshold,
+        "n": len(calibration.scores),
+        "figures": calibration.figures,
+    }
+    if (groups := calibration.groups) is None:
+        return summary
+    own = {level: _summary(one) for level, one in groups.own.items()}
+    return {**summary, "groups": {"column": groups.column, "own": own}}
+
+
+def _tensors(calibration: Calibration, of: str = "") -> dict[str, Scores]:
+    """The scores, the weights where there are any, and the same of each group by its level."""
+    tensors = {f"scores{of}": calibration.scores}
+    if calibration.weights is not None:
+        tensors[f"weights{of}"] = calibration.weights
+    for level, one in calibration.groups.own.items() if calibration.groups else ():
+        tensors |= _tensors(one, f"/{level}")
+    return tensors
+
+
+def _calibration(manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> Calibration | None:
+    """What both say of it; KeyError where only one of them has something."""
+    summary = manifest["calibration"]
+    if summary is None and CALIBRATION in files:
+        raise KeyError(CALIBRATION)
+    return summary and _read_calibration(summary, load_tensors(files[CALIBRATION]))
+
+
+def _read_calibration(
+    summary: Mapping[str, Any], tensors: Mapping[str, Scores], of: str = ""
+) -> Calibration:
+    """The inverse of `_summary` and `_tensors`."""
+    groups = summary.get("groups")
+    return Calibration(
+        summary["method"],
+        summary["alpha"],
+        summary["threshold"],
+        tensors[f"scores{of}"],
+        summary.get("figures", {}),  # older versions had none
+        tensors.get(f"weights{of}"),
+        groups and _read_groups(groups, tensors),
+    )
+
+
+def _read_groups(groups: Mapping[str, Any], tensors: Mapping[str, Scores]) -> Groups:
+    own = {name: _read_calibration(one, tensors, f"/{name}") for name, one in groups["own"].items()}
+    return Groups(groups["column"], own)
+
+
+def _sums(files: Mapping[str, bytes]) -> bytes:
+    return "".join(f"{_sha256(files[name])}  {name}\n" for name in sorted(files)).encode()
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,19 @@
+"""Which code made a model."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from pathlib import Path
+
+from anomaly_vae._version import __version__
+
+
+@cache
+def code_version() -> str:
+    """The release and a digest of this package's sources: 0.1.0+3f9c0a12be77."""
+    total = hashlib.sha256()
+    package = Path(__file__).parents[1]
+    for path in sorted(package.rglob("*.py")):
+        total.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
+    return f"{__version__}+{total.hexdigest()[:12]}"

@@ -1,0 +1,5 @@
+"""Choose thresholds and compute conformal p-values."""
+
+from anomaly_vae.calibration.conformal import Calibration, calibrate
+
+__all__ = ["Calibration", "calibrate"]

@@ -1,0 +1,145 @@
+"""Thresholds from normal rows alone that say more than a quantile: a certificate, or a tail."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import beta, binom, genpareto, goodness_of_fit
+
+from anomaly_vae.calibration.conformal import Scores, conformal_threshold, scores_needed
+from anomaly_vae.calibration.sample import CalibrationSample, ThresholdChoice
+from anomaly_vae.config import CalibrationConfig
+from anomaly_vae.errors import CalibrationError
+
+MIN_EXCESSES = 50
+"""The fewest scores that a tail is fitted to: the shape's standard error is then about 0.14."""
+REFITS = 199
+"""Samples of the fitted tail that its goodness of fit is judged by."""
+POOR_FIT = 0.05
+
+
+class Tail(NamedTuple):
+    """P(score > start + y) = share · (1 + shape · y / scale)^(−1/shape) for y ≥ 0."""
+
+    start: float
+    share: float
+    shape: float
+    scale: float
+
+    def threshold(self, alpha: float) -> float:
+        """The score above which lies a share alpha (Siffer et al. 2017, eq. 1)."""
+        return float(self.start + genpareto.isf(alpha / self.share, self.shape, scale=self.scale))
+
+
+def certified(evidence: CalibrationSample, wish: CalibrationConfig) -> ThresholdChoice:
+    """The lowest score whose false positive rate is ≤ alpha with confidence 1 − delta.
+
+    The rate above the k-th largest of n scores is Beta(k, n + 1 − k), given this sample, and less
+    with ties; k is the largest with P(Beta(k, n + 1 − k) ≤ alpha) ≥ 1 − delta (Vovk 2012,
+    prop. 2a; Wilks 1941; Bates et al. 2023 on calibration-conditional p-values). Rows that
+    `check_certifiable` lets pass have such a k.
+    """
+    n, alpha, delta = evidence.n, wish.alpha, wish.delta
+    k = max(int(binom.ppf(delta, n, alpha)), 1)  # P(Beta(k, n + 1 − k) ≤ α) = P(Bin(n, α) ≥ k)
+    figures = {
+        "delta": delta,
+        "bound": float(beta.ppf(1 - delta, k, n + 1 - k)),
+        "marginal": k / (n + 1),
+        "conformal_threshold": conformal_threshold(evidence.normal, alpha),
+        "needed": certified_needed(alpha, delta),
+    }
+    return ThresholdChoice(float(evidence.normal[n - k]), figures)
+
+
+def certified_needed(alpha: float, delta: float) -> int:
+    """The fewest scores of which the highest holds: (1 − alpha)ⁿ ≤ delta (Wilks 1941)."""
+    return max(math.ceil(math.log(delta) / math.log1p(-alpha)), scores_needed(alpha))
+
+
+def check_certifiable(n: int, wish: CalibrationConfig, units: str) -> None:
+    """Whether n rows can certify alpha.
+
+    Raises:
+        CalibrationError: they cannot, with the number that could.
+    """
+    needed = certified_needed(wish.alpha, wish.delta)
+    if n < needed:
+        raise CalibrationError(
+            f"alpha {wish.alpha:g} with confidence {1 - wish.delta:g} needs {needed} {units}, "
+            f"there are {n}; give more rows, raise calibration.alpha or calibration.delta, or use "
+            "calibration.method conformal, whose promise is on average"
+        )
+
+
+def evt(evidence: CalibrationSample, wish: CalibrationConfig) -> ThresholdChoice:
+    """The 1 − alpha quantile of a generalised Pareto tail (Pickands 1975; Siffer et al. 2017).
+
+    A model, not a guarantee: it reaches an alpha that the sample cannot resolve if the scores
+    above the start of the tail have that distribution. ``fit_p_value`` is that of the
+    Cramér–von Mises statistic by parametric bootstrap (Choulakian & Stephens 2001).
+
+    Raises:
+        CalibrationError: too few different scores in the tail, or alpha before it.
+    """
+    tail = fitted_tail(evidence.normal, wish.tail)
+    if wish.alpha > tail.share:
+        raise CalibrationError(
+            f"alpha {wish.alpha:g} lies before the tail, which is {tail.share:.3g} of the "
+            "calibration scores; use calibration.method conformal"
+        )
+    excesses = evidence.normal[evidence.normal > tail.start] - tail.start
+    fit = goodness_of_fit(
+        genpareto,
+        excesses / tail.scale,
+        known_params={"loc": 0},
+        statistic="cvm",
+        n_mc_samples=REFITS,
+        rng=np.random.default_rng(0),
+    )
+    poor = "" if fit.pvalue >= POOR_FIT else f", and a poor one here (p = {fit.pvalue:.2g})"
+    figures = {
+        "shape": tail.shape,
+        "scale": tail.scale,
+        "tail_start": tail.start,
+        "excesses": len(excesses),
+        "fit_p_value": float(fit.pvalue),
+        "note": f"alpha {wish.alpha:g} is read off a generalised Pareto tail: "
+        f"a model, not a guarantee{poor}",
+    }
+    return ThresholdChoice(tail.threshold(wish.alpha), figures)
+
+
+def fitted_tail(sample: Scores, share: float) -> Tail:
+    """The maximum-likelihood tail of a sorted sample (n,), above its ``share`` highest scores.
+
+    Raises:
+        CalibrationError: too few different scores in the tail.
+    """
+    n = len(sample)
+    start = float(sample[n - 1 - math.floor(share * n)])
+    excesses = sample[sample > start] - start
+    if len(np.unique(excesses)) < MIN_EXCESSES:
+        raise CalibrationError(
+            f"the {math.floor(share * n)} highest calibration scores have "
+            f"{len(np.unique(excesses))} different values, a tail takes {MIN_EXCESSES}; "
+            "use calibration.method conformal, or raise calibration.tail"
+        )
+    mean = float(excesses.mean())
+    shape, _, scale = genpareto.fit(excesses / mean, floc=0)
+    return Tail(start, len(excesses) / n, float(shape), float(scale) * mean)
+
+
+def check_tail(n: int, share: float, units: str = "normal calibration rows") -> None:
+    """Whether n rows have enough in their tail.
+
+    Raises:
+        CalibrationError: they have not, with the number that would.
+    """
+    if math.floor(share * n) < MIN_EXCESSES:
+        raise CalibrationError(
+            f"method evt fits its tail to the {share:g} highest of the {units}, at least "
+            f"{MIN_EXCESSES}: that takes {math.ceil(MIN_EXCESSES / share)}, there are {n}; "
+            "give more rows or raise calibration.tail"
+        )

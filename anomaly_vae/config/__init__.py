@@ -1,0 +1,63 @@
+"""Define, read and validate the configuration of a detector.
+
+Unknown keys are refused with the nearest known name. A field that is None is chosen from the
+size of the data when the model is fitted; the chosen value is recorded with the model.
+"""
+
+from anomaly_vae.config.base import Section, utc
+from anomaly_vae.config.calibration import CalibrationConfig, CostConfig
+from anomaly_vae.config.data import DataConfig, Feature, ImageData, Splits, TabularData
+from anomaly_vae.config.detector import (
+    KINDS,
+    PRESETS,
+    BaseConfig,
+    Config,
+    ImageConfig,
+    TabularConfig,
+    merged,
+)
+from anomaly_vae.config.lifecycle import EvaluationConfig, MLflowConfig, PromotionConfig
+from anomaly_vae.config.loading import fields, load_config, validate_config
+from anomaly_vae.config.model import ImageModelConfig, ModelConfig
+from anomaly_vae.config.scoring import ImageScoreConfig, ScoreConfig
+from anomaly_vae.config.training import (
+    AugmentationConfig,
+    CorruptionConfig,
+    FitConfig,
+    ImageTrainingConfig,
+    TrainingConfig,
+)
+
+__all__ = [
+    "KINDS",
+    "PRESETS",
+    "AugmentationConfig",
+    "BaseConfig",
+    "CalibrationConfig",
+    "Config",
+    "CorruptionConfig",
+    "CostConfig",
+    "DataConfig",
+    "EvaluationConfig",
+    "Feature",
+    "FitConfig",
+    "ImageConfig",
+    "ImageData",
+    "ImageModelConfig",
+    "ImageScoreConfig",
+    "ImageTrainingConfig",
+    "MLflowConfig",
+    "ModelConfig",
+    "PromotionConfig",
+    "ScoreConfig",
+    "Section",
+    "Splits",
+    "TabularConfig",
+    "TabularData",
+    "TrainingConfig",
+    "fields",
+    "load_config",
+    "merged",
+    "utc",
+    "validate_config",
+]

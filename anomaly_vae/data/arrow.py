@@ -1,0 +1,154 @@
+"""One column of an Arrow array (files, data frames) → the same as of plain values.
+
+Apart from `columns`, so that a process that only reads JSON records does not load Arrow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from anomaly_vae.data.converters import (
+    MISSING,
+    CellProblem,
+    Converted,
+    ConvertedLevels,
+    Levels,
+    Numbers,
+    level_name,
+    merge_levels,
+    times_from_values,
+)
+from anomaly_vae.errors import DataError
+from anomaly_vae.messages import shown
+
+NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+INFINITE = r"^[+-]?[iI][nN][fF]([iI][nN][iI][tT][yY])?$"
+
+
+def numbers_from_arrow(array: pa.Array) -> Converted:
+    """Numbers of an Arrow array of any numeric, boolean or text type."""
+    array = plain(array)
+    kind = array.type
+    if pa.types.is_null(kind):
+        return np.full(len(array), np.nan), []
+    if is_text(kind):
+        return _numbers_from_text(array)
+    if not (pa.types.is_boolean(kind) or is_numeric(kind)):
+        raise DataError(f"expected numbers, found {kind}")
+    values = _to_numpy(array.cast(pa.float64(), safe=False))
+    return _refuse_infinite(values)
+
+
+def binary_from_arrow(array: pa.Array) -> Converted:
+    """Zeros and ones of an Arrow array of booleans, numbers or text."""
+    array = plain(array)
+    if is_text(array.type):
+        lower = pc.utf8_lower(pc.utf8_trim_whitespace(array))
+        array = pc.if_else(pc.equal(lower, "true"), "1", array)
+        array = pc.if_else(pc.equal(lower, "false"), "0", array)
+    values, problems = numbers_from_arrow(array)
+    odd = np.flatnonzero(~np.isnan(values) & (values != 0) & (values != 1))
+    problems += [CellProblem(int(i), f"expected 0 or 1, got {values[i]:g}") for i in odd]
+    values[odd] = np.nan
+    return values, problems
+
+
+def levels_from_arrow(array: pa.Array) -> ConvertedLevels:
+    """Levels of an Arrow array; whole numbers read the same from integers, floats and text."""
+    try:
+        encoded = plain(array).dictionary_encode()
+    except pa.ArrowNotImplementedError:
+        raise DataError(f"expected categories, found {array.type}") from None
+    names = [level_name(value) for value in encoded.dictionary.to_pylist()]
+    raw = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    return merge_levels(raw, names), []
+
+
+def times_from_arrow(array: pa.Array) -> Converted:
+    """Seconds since 1970 (UTC where a zone is given) of timestamps, dates or ISO 8601 text."""
+    array = plain(array)
+    kind = array.type
+    if pa.types.is_null(kind):
+        return np.full(len(array), np.nan), []
+    if is_text(kind):
+        return times_from_values(array.to_pylist())
+    if not (pa.types.is_timestamp(kind) or pa.types.is_date(kind)):
+        raise DataError(f"expected dates or times, found {kind}")
+    zone = kind.tz if pa.types.is_timestamp(kind) else None
+    micros = array.cast(pa.timestamp("us", tz=zone), safe=False).cast(pa.int64())
+    return _to_numpy(micros.cast(pa.float64(), safe=False)) / 1e6, []
+
+
+def plain(array: pa.Array) -> pa.Array:
+    """One contiguous array of a type that every compute kernel takes."""
+    if pa.types.is_dictionary(array.type):
+        if pa.types.is_string_view(array.type.value_type):  # no kernel decodes these
+            array = array.cast(pa.dictionary(array.type.index_type, pa.string()))
+        array = array.cast(array.type.value_type)
+    if pa.types.is_string_view(array.type):
+        array = array.cast(pa.string())
+    if pa.types.is_float16(array.type):
+        array = array.cast(pa.float32())
+    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether this Arrow type holds text."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def is_numeric(kind: pa.DataType) -> bool:
+    """Whether this Arrow type holds numbers."""
+    return bool(
+        pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    )
+
+
+def _numbers_from_text(array: pa.Array) -> Converted:
+    text = pc.utf8_trim_whitespace(array)
+    good = pc.match_substring_regex(text, NUMBER)
+    missing = pc.or_kleene(pc.is_null(text), pc.is_in(text, value_set=pa.array(MISSING, text.type)))
+    values = _to_numpy(pc.if_else(good, text, None).cast(pa.float64()))
+    bad = _to_mask(pc.invert(pc.or_kleene(pc.fill_null(good, False), missing)))
+    problems = [
+        CellProblem(int(i), _not_a_number(array[int(i)].as_py())) for i in np.flatnonzero(bad)
+    ]
+    values, infinite = _refuse_infinite(values)
+    return values, problems + infinite
+
+
+def _not_a_number(value: str) -> str:
+    if pc.match_substring_regex(pa.scalar(value.strip()), INFINITE).as_py():
+        return "infinity is not a value; leave it empty if it is missing"
+    return f"expected a number, got {shown(value)}"
+
+
+def _refuse_infinite(values: Numbers) -> Converted:
+    rows = np.flatnonzero(np.isinf(values))
+    if len(rows):
+        values = np.where(np.isinf(values), np.nan, values)
+    reason = "infinity is not a value; leave it empty if it is missing"
+    return values, [CellProblem(int(row), reason) for row in rows]
+
+
+def _to_numpy(array: pa.Array) -> Numbers:
+    return np.array(array.to_numpy(zero_copy_only=False), np.float64)
+
+
+def _to_mask(array: pa.Array) -> NDArray[np.bool_]:
+    return np.asarray(array.to_numpy(zero_copy_only=False), bool)
+
+
+FromArrow = Callable[[pa.Array], tuple[Numbers | Levels, list[CellProblem]]]
+FROM_TYPE: dict[str, FromArrow] = {
+    "numeric": numbers_from_arrow,
+    "binary": binary_from_arrow,
+    "categorical": levels_from_arrow,
+    "datetime": times_from_arrow,
+}
+"""By the value of a `ColumnType`."""

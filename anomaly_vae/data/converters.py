@@ -1,0 +1,165 @@
+"""One column of plain values (JSON records) → one array, and what is wrong with which row.
+
+`arrow` gives the same result for the same content of Arrow arrays. Missing is NaN in numbers and
+code −1 in levels; a bad cell is a `CellProblem`, and the array holds "missing" in its place.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anomaly_vae.messages import shown
+
+Numbers = NDArray[np.float64]
+
+MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "<NA>")
+WHOLE = re.compile(r"([+-]?\d+)\.0*")
+EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """A categorical column: ``codes`` (N,) int32 into ``names``, −1 where missing."""
+
+    codes: NDArray[np.int32]
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def take(self, rows: NDArray[Any]) -> Levels:
+        """The rows at these positions (or of this mask)."""
+        return Levels(self.codes[rows], self.names)
+
+    def recode(self, index: dict[str, int], unseen: int) -> NDArray[np.int32]:
+        """Codes (N,) under another table of levels; −1 stays −1, unknown names → ``unseen``."""
+        table = np.array([index.get(name, unseen) for name in self.names] + [-1], np.int32)
+        return table[self.codes]
+
+
+def levels_of(values: Levels | NDArray[np.floating[Any]]) -> Levels:
+    """The levels of a column; of zeros and ones (N,), their names."""
+    if isinstance(values, Levels):
+        return values
+    return Levels(np.nan_to_num(values, nan=-1.0).astype(np.int32), ("0", "1"))
+
+
+def slice_name(column: str, level: str | None) -> str:
+    """The rows that have a level, or where it is missing none, as people read it."""
+    return f"{column} = {'(missing)' if level is None else level}"
+
+
+@dataclass(frozen=True, slots=True)
+class CellProblem:
+    """What is wrong with the cell of this row."""
+
+    row: int
+    reason: str
+
+
+Converted = tuple[Numbers, list[CellProblem]]
+ConvertedLevels = tuple[Levels, list[CellProblem]]
+
+
+def numbers_from_values(values: Sequence[Any]) -> Converted:
+    """Numbers of JSON values; text is never read as a number here."""
+    return _each(values, _number)
+
+
+def binary_from_values(values: Sequence[Any]) -> Converted:
+    """Zeros and ones of JSON values: 0, 1, true, false."""
+    return _each(values, _bit)
+
+
+def times_from_values(values: Sequence[Any]) -> Converted:
+    """Seconds since 1970 of ISO 8601 texts or `datetime` objects."""
+    return _each(values, _seconds)
+
+
+def levels_from_values(values: Sequence[Any]) -> ConvertedLevels:
+    """Levels of JSON values: text, whole numbers or booleans."""
+    problems: list[CellProblem] = []
+    names: list[str | None] = []
+    for row, value in enumerate(values):
+        nested = isinstance(value, list | dict)
+        names.append(None if nested else level_name(value))
+        if nested:
+            problems.append(CellProblem(row, f"expected a category, got {shown(value)}"))
+    return merge_levels(np.arange(len(values)), names), problems
+
+
+def level_name(value: object) -> str | None:
+    """The one spelling of a level; None where missing, markers such as "NA" included.
+
+    5, 5.0, "5" and "5.0" are one, and so are true and "True": the same content is written in
+    each of these ways, depending on whether the column around it has missing values.
+    """
+    if value is None or value != value:  # noqa: PLR0124 NaN of any library, NaT too
+        return None
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    text = str(value).strip()
+    if text in MISSING:
+        return None
+    if text.lower() in ("true", "false"):
+        return text.lower()
+    whole = WHOLE.fullmatch(text)
+    return whole[1] if whole else text
+
+
+def merge_levels(codes: NDArray[Any], names: Sequence[str | None]) -> Levels:
+    """Codes (N,) into names that may be alike or missing → codes into names that are neither."""
+    unique = dict.fromkeys(name for name in names if name is not None)
+    index = {name: code for code, name in enumerate(unique)}
+    table = np.array([-1 if n is None else index[n] for n in names] + [-1], np.int32)
+    return Levels(table[codes], tuple(unique))
+
+
+def _each(values: Sequence[Any], convert: Callable[[Any], float]) -> Converted:
+    out = np.empty(len(values))
+    problems: list[CellProblem] = []
+    for row, value in enumerate(values):
+        try:
+            out[row] = math.nan if value is None else convert(value)
+        except (ValueError, OverflowError) as error:
+            out[row] = math.nan
+            problems.append(CellProblem(row, str(error)))
+    return out, problems
+
+
+def _number(value: object) -> float:
+    if type(value) is float or type(value) is int:
+        number = float(value)
+        if math.isfinite(number):
+            return number
+        raise ValueError("NaN and infinity are not values; leave the field out if it is missing")
+    raise ValueError(f"expected a number, got {shown(value)}")
+
+
+def _bit(value: object) -> float:
+    if value in (0, 1) and isinstance(value, bool | int | float):
+        return float(value)
+    raise ValueError(f"expected 0 or 1, got {shown(value)}")
+
+
+def _seconds(value: object) -> float:
+    if isinstance(value, str) and value.strip() in MISSING:
+        return math.nan
+    try:
+        moment = dt.datetime.fromisoformat(value) if isinstance(value, str) else value
+    except ValueError:
+        moment = None
+    if not isinstance(moment, dt.datetime):
+        raise ValueError(f"expected an ISO 8601 date or time, got {shown(value)}")
+    zoned = moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
+    return (zoned - EPOCH).total_seconds()

@@ -1,0 +1,450 @@
+"""`RawBatch` → float32 matrix, fitted on the training rows; numpy only.
+
+The matrix (N, F) has one column per encoded column, NaN where missing, in the order numeric,
+binary, categorical: standardised numbers, zeros and ones, level codes. Code 0 is every level
+that training did not keep (rare or unseen). A time becomes cycles: the sine and the cosine of
+the hour of the day and of the day of the week.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from anomaly_vae.data.converters import Levels, levels_of
+from anomaly_vae.data.schema import RawBatch, TabularSchema, Values
+from anomaly_vae.types import MAX_LEVELS, MIN_COUNT, ColumnType
+
+Matrix = NDArray[np.float32]
+
+EXTREME = 1e4
+"""Standardised numbers are held within ±EXTREME, so that every score is finite."""
+LARGEST, SMALLEST = float(np.finfo(np.float64).max), float(np.finfo(np.float64).tiny)
+"""The range of doubles at full precision."""
+HEAVY_TAIL = 10.0
+"""A standard deviation this many times the robust one calls for the asinh scale."""
+CYCLES: tuple[tuple[Literal["hour", "weekday"], float, float], ...] = (
+    ("hour", 86_400.0, 0.0),
+    ("weekday", 604_800.0, 3 * 86_400.0),  # 1970-01-01 was a Thursday: week starts on Monday
+)
+MIN_PERIODS = 4
+"""A cycle is kept when the training rows span this many of its periods."""
+WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The shape of the encoded matrix.
+
+    Counts of numeric and binary columns; levels of each categorical one, with code 0.
+    """
+
+    n_numeric: int
+    n_binary: int
+    n_levels: tuple[int, ...]
+
+    @property
+    def n_categorical(self) -> int:
+        """Number of categorical columns."""
+        return len(self.n_levels)
+
+    @property
+    def n_columns(self) -> int:
+        """Number F of encoded columns."""
+        return self.n_numeric + self.n_binary + self.n_categorical
+
+    @property
+    def max_levels(self) -> int:
+        """Levels of the widest categorical column."""
+        return max(self.n_levels, default=0)
+
+    def split(self, x: Any) -> tuple[Any, Any, Any]:
+        """The numeric, binary and categorical columns of (..., F)."""
+        a, b = self.n_numeric, self.n_numeric + self.n_binary
+        return x[..., :a], x[..., a:b], x[..., b:]
+
+
+class _Encoded(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+
+    @property
+    def label(self) -> str:
+        """How explanations call it."""
+        return self.name
+
+    @property
+    def typical(self) -> Any:
+        """A central value."""
+        return 0
+
+    def observed(self, values: Any) -> list[Any]:
+        """(N,) raw values as an explanation shows them."""
+        return [_significant(value) for value in values.tolist()]
+
+
+class _Linear(_Encoded):
+    """One number: (v − shift) / scale of what the column makes of its values."""
+
+    @property
+    def moments(self) -> tuple[float, float]:
+        """Shift and scale."""
+        return 0.0, 1.0
+
+    def straight(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(N,) values on the scale that the moments are of."""
+        return values
+
+    def encode(self, values: NDArray[np.float64]) -> Matrix:
+        """(N,) → (N, 1)"""
+        return _standardised(self.straight(values), *self.moments)[:, None]
+
+
+class Numeric(_Linear):
+    """A number: (v − center) / scale, of asinh((v − center) / unit) where tails are heavy."""
+
+    type: Literal["numeric"] = "numeric"
+    center: float
+    unit: float | None = None
+    offset: float = 0.0
+    scale: float
+    width: int = 1
+
+    @property
+    def typical(self) -> float | None:
+        """The mean, or the median of a heavy-tailed column."""
+        return _significant(self.center)
+
+    @property
+    def moments(self) -> tuple[float, float]:
+        """Shift and scale."""
+        return self.center if self.unit is None else self.offset, self.scale
+
+    def straight(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(N,) values, or asinh of them where tails are heavy."""
+        if self.unit is None:
+            return values
+        with np.errstate(over="ignore"):
+            return np.arcsinh((values - self.center) / self.unit)
+
+    def decode(self, x: NDArray[Any]) -> list[float | None]:
+        """(N, 1) → values in the column's own unit."""
+        return [_significant(u) for u in self.inverse(x)]
+
+    def inverse(self, x: NDArray[Any]) -> NDArray[np.float64]:
+        """(N, 1) → (N,) in the column's own unit, not rounded."""
+        with np.errstate(over="ignore"):
+            v = x[:, 0].astype(np.float64) * self.scale
+            if self.unit is not None:
+                v = np.sinh(v + self.offset) * self.unit
+            return np.clip(v + self.center, -LARGEST, LARGEST)
+
+
+class Binary(_Linear):
+    """Zero or one, as it is."""
+
+    type: Literal["binary"] = "binary"
+    width: int = 1
+
+    def decode(self, x: NDArray[Any]) -> list[float | None]:
+        """(N, 1) → probability of one."""
+        return [_significant(u) for u in x[:, 0]]
+
+    def levels_of(self, x: NDArray[Any]) -> Levels:
+        """(N, 1) → the levels 0 and 1."""
+        return levels_of(x[:, 0])
+
+
+class Categorical(_Encoded):
+    """A level as its code in ``levels``, from 1; 0 for any other."""
+
+    type: Literal["categorical"] = "categorical"
+    levels: tuple[str, ...]
+    width: int = 1
+
+    @property
+    def typical(self) -> str | None:
+        """The most frequent level."""
+        return self.levels[0] if self.levels else None
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {level: code for code, level in enumerate(self.levels, start=1)}
+
+    def encode(self, values: Levels) -> Matrix:
+        """(N,) → (N, 1)"""
+        codes = values.recode(self._index, unseen=0).astype(np.float32)
+        return np.where(codes < 0, np.float32(np.nan), codes)[:, None]
+
+    def observed(self, values: Levels) -> list[str | None]:
+        """Levels by name, unseen ones too."""
+        return [None if code < 0 else values.names[code] for code in values.codes]
+
+    def decode(self, x: NDArray[Any]) -> list[str | None]:
+        """(N, 1) → levels."""
+        names = ("(other)", *self.levels)
+        return [None if math.isnan(code) else names[int(code)] for code in x[:, 0]]
+
+    def levels_of(self, x: NDArray[Any]) -> Levels:
+        """(N, 1) → the levels that training kept."""
+        return Levels(np.nan_to_num(x[:, 0]).astype(np.int32) - 1, self.levels)
+
+
+class Cyclic(_Encoded):
+    """A time as the point of its cycle on the unit circle: sine and cosine."""
+
+    type: Literal["cyclic"] = "cyclic"
+    part: Literal["hour", "weekday"]
+    period: float
+    shift: float
+    width: int = 2
+
+    @property
+    def label(self) -> str:
+        """How explanations call it."""
+        return f"{self.name}.{self.part}"
+
+    @property
+    def typical(self) -> str:
+        """A Monday noon."""
+        return "2024-01-01T12:00:00"
+
+    def encode(self, values: NDArray[np.float64]) -> Matrix:
+        """(N,) seconds → (N, 2)"""
+        angle = 2 * np.pi * np.mod(values + self.shift, self.period) / self.period
+        return np.stack([np.sin(angle), np.cos(angle)], axis=1).astype(np.float32)
+
+    def observed(self, values: NDArray[np.float64]) -> list[str | None]:
+        """The hour or the day."""
+        return self.decode(self.encode(values))
+
+    def decode(self, x: NDArray[Any]) -> list[str | None]:
+        """(N, 2) → the hour as 14:05, the day as Mon."""
+        turn = np.mod(np.arctan2(x[:, 0], x[:, 1]) / (2 * np.pi), 1.0)
+        return [None if math.isnan(u) else self._spell(u) for u in turn]
+
+    def _spell(self, turn: float) -> str:
+        if self.part == "weekday":
+            return WEEKDAYS[int(turn * 7 + 1e-6) % 7]
+        minutes = round(turn * 1440) % 1440
+        return f"{minutes // 60:02d}:{minutes % 60:02d}"
+
+
+EncodedColumn = Annotated[Numeric | Binary | Categorical | Cyclic, Field(discriminator="type")]
+_COLUMNS: TypeAdapter[tuple[EncodedColumn, ...]] = TypeAdapter(tuple[EncodedColumn, ...])
+_ORDER = {"numeric": 0, "cyclic": 0, "binary": 1, "categorical": 2}
+
+
+@dataclass(frozen=True)
+class TabularEncoding:
+    """The fitted encoding of every column."""
+
+    columns: tuple[Numeric | Binary | Categorical | Cyclic, ...]
+
+    tile = 512
+    """Rows that are scored at a time: few enough to stay in the cache."""
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Shape of the matrix."""
+        numeric = sum(c.width for c in self.columns if _ORDER[c.type] == 0)
+        binary = sum(c.type == "binary" for c in self.columns)
+        levels = tuple(len(c.levels) + 1 for c in self.columns if isinstance(c, Categorical))
+        return Layout(numeric, binary, levels)
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """What each column is called in an explanation."""
+        return tuple(column.label for column in self.columns)
+
+    @cached_property
+    def starts(self) -> NDArray[np.intp]:
+        """Where each column begins in the matrix."""
+        return np.cumsum([0] + [column.width for column in self.columns])[:-1]
+
+    @cached_property
+    def firsts(self) -> dict[str, int]:
+        """Where each raw column has its first of the matrix; a time has several."""
+        pairs = zip(self.columns, self.starts.tolist(), strict=True)
+        return {column.name: at for column, at in reversed(list(pairs))}
+
+    @cached_property
+    def cells(self) -> NDArray[np.bool_]:
+        """(number of columns, F): which of the matrix belong to each column."""
+        widths = [column.width for column in self.columns]
+        return np.repeat(np.eye(len(widths), dtype=bool), widths, axis=1)
+
+    @cached_property
+    def sources(self) -> NDArray[np.intp]:
+        """(F,): which raw column each column of the matrix is of, by number."""
+        names, widths = zip(*((column.name, column.width) for column in self.columns), strict=True)
+        return np.repeat(np.unique(names, return_inverse=True)[1], widths)
+
+    def encode(self, batch: RawBatch) -> Matrix:
+        """Rows → (N, F) float32, NaN where missing."""
+        out = np.empty((len(batch), self.layout.n_columns), np.float32)
+        out[:, self._places] = self._encode_linear(batch)
+        for column, start in zip(self.columns, self.starts, strict=True):
+            if not isinstance(column, _Linear):
+                out[:, start : start + column.width] = column.encode(batch.values[column.name])  # type: ignore[arg-type]  # the schema gives each type its values
+        return out
+
+    def _encode_linear(self, batch: RawBatch) -> Matrix:
+        """All linear columns in one step: of a single row, the steps are what takes time."""
+        values = [batch.values[column.name] for column in self._linear]
+        stacked = np.array(values, np.float64).reshape(len(values), len(batch))
+        for index, column in self._bent:
+            stacked[index] = column.straight(stacked[index])
+        return _standardised(stacked.T, *self._moments)
+
+    @cached_property
+    def _linear(self) -> tuple[_Linear, ...]:
+        return tuple(column for column in self.columns if isinstance(column, _Linear))
+
+    @cached_property
+    def _bent(self) -> tuple[tuple[int, Numeric], ...]:
+        """Those on the asinh scale."""
+        numbers = ((i, c) for i, c in enumerate(self._linear) if isinstance(c, Numeric))
+        return tuple((i, column) for i, column in numbers if column.unit is not None)
+
+    @cached_property
+    def _places(self) -> NDArray[np.intp]:
+        starts = zip(self.columns, self.starts, strict=True)
+        return np.array([at for column, at in starts if isinstance(column, _Linear)], np.intp)
+
+    @cached_property
+    def _moments(self) -> NDArray[np.float64]:
+        """(2, P): shift and scale of the linear columns."""
+        return np.array([column.moments for column in self._linear]).reshape(-1, 2).T
+
+    def decode(self, x: NDArray[Any]) -> list[list[Any]]:
+        """(N, F) → for each column the N values in its own unit."""
+        pairs = zip(self.columns, self.starts, strict=True)
+        return [column.decode(x[:, start : start + column.width]) for column, start in pairs]
+
+    def levels(self, name: str, x: Matrix) -> Levels:
+        """The levels of one binary or categorical column of encoded rows (N, F).
+
+        A level that training did not keep counts as missing: nothing tells it from the others.
+        """
+        start, column = self._discrete[name]
+        return column.levels_of(x[:, start : start + 1])
+
+    @cached_property
+    def _discrete(self) -> dict[str, tuple[int, Binary | Categorical]]:
+        """Where each binary or categorical column begins in the matrix."""
+        pairs = zip(self.starts.tolist(), self.columns, strict=True)
+        return {c.name: (start, c) for start, c in pairs if isinstance(c, Binary | Categorical)}
+
+    def observed(self, batch: RawBatch) -> list[list[Any]]:
+        """For each column the N values as they came."""
+        return [column.observed(batch.values[column.name]) for column in self.columns]  # type: ignore[arg-type]  # the schema gives each type its values
+
+    def per_column(self, nats: NDArray[Any]) -> NDArray[Any]:
+        """(N, F) → (N, number of columns): a cycle's sine and cosine belong together."""
+        return np.add.reduceat(nats, self.starts, axis=1)
+
+    def typical_record(self, schema: Any) -> dict[str, Any]:
+        """A record of central values and frequent levels; no row of anybody's data."""
+        record: dict[str, Any] = {column.name: None for column in schema.columns}
+        for column in self.columns:
+            record[column.name] = column.typical
+        return record
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """What the manifest keeps."""
+        return [column.model_dump(mode="json") for column in self.columns]
+
+    @classmethod
+    def from_json(cls, content: Sequence[Mapping[str, Any]]) -> TabularEncoding:
+        """The inverse of `to_json`."""
+        return cls(_COLUMNS.validate_python(content))
+
+
+def fit_encoding(
+    schema: TabularSchema, batch: RawBatch, options: Mapping[str, Any] | None = None
+) -> TabularEncoding:
+    """Fit every column's encoding on the training rows.
+
+    ``options`` maps a categorical column to its ``max_levels`` and ``min_count``.
+    """
+    options = options or {}
+    fitted = [
+        encoded
+        for column in schema.columns
+        for encoded in _fit_column(
+            column.name, column.type, batch.values[column.name], options.get(column.name)
+        )
+    ]
+    return TabularEncoding(tuple(sorted(fitted, key=lambda column: _ORDER[column.type])))
+
+
+def _fit_column(name: str, kind: ColumnType, values: Values, options: Any) -> Iterator[Any]:
+    if isinstance(values, Levels):
+        limits = (options.max_levels, options.min_count) if options else (MAX_LEVELS, MIN_COUNT)
+        yield Categorical(name=name, levels=_frequent(values, *limits))
+    elif kind is ColumnType.BINARY:
+        yield Binary(name=name)
+    elif kind is ColumnType.DATETIME:
+        yield from _fit_cycles(name, values[~np.isnan(values)])
+    else:
+        yield _fit_numeric(name, values[~np.isnan(values)])
+
+
+def _fit_numeric(name: str, values: NDArray[np.float64]) -> Numeric:
+    if not len(values):
+        return Numeric(name=name, center=0.0, scale=1.0)
+    center, scale = _moments(values)
+    low, median, high = np.percentile(values.clip(-LARGEST / 4, LARGEST / 4), [25, 50, 75])
+    robust = float(high - low) / 1.349
+    if 0 < robust * HEAVY_TAIL < scale:
+        with np.errstate(over="ignore"):
+            tails = ((values - median) / robust).clip(-LARGEST, LARGEST)
+        offset, scale = _moments(np.arcsinh(tails))
+        return Numeric(name=name, center=median, unit=robust, offset=offset, scale=scale)
+    return Numeric(name=name, center=center, scale=scale)
+
+
+def _moments(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Mean and standard deviation, safe from overflow; of a constant its size, 1 at most."""
+    largest = float(np.abs(values).max()) or 1.0
+    unit = values / largest
+    center, scale = float(unit.mean()) * largest, float(unit.std())
+    if scale < 1e-12:
+        return center, min(abs(center) or 1.0, 1.0)
+    return center, max(scale * largest, SMALLEST)
+
+
+def _frequent(values: Levels, max_levels: int, min_count: int) -> tuple[str, ...]:
+    counts = np.bincount(values.codes[values.codes >= 0], minlength=len(values.names))
+    kept = Counter({n: int(c) for n, c in zip(values.names, counts, strict=True) if c >= min_count})
+    return tuple(sorted(kept, key=lambda level: (-kept[level], level))[:max_levels])
+
+
+def _fit_cycles(name: str, seconds: NDArray[np.float64]) -> Iterator[Cyclic]:
+    span = float(np.ptp(seconds)) if len(seconds) else 0.0
+    for part, period, shift in CYCLES:
+        constant = len(np.unique(np.mod(seconds, period))) < 2
+        if span >= MIN_PERIODS * period and not constant:
+            yield Cyclic(name=name, part=part, period=period, shift=shift)
+
+
+def _standardised(values: NDArray[np.float64], shift: Any, scale: Any) -> Matrix:
+    """(v − shift) / scale, held within ±EXTREME."""
+    with np.errstate(over="ignore"):
+        v: NDArray[np.float64] = values - shift
+        v /= scale
+    np.clip(v, -EXTREME, EXTREME, out=v)
+    return v.astype(np.float32)
+
+
+def _significant(value: float) -> float | None:
+    return None if math.isnan(value) else float(f"{value:.6g}")

@@ -1,0 +1,201 @@
+"""Which columns of a table are features, and of which type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from anomaly_vae.config import Feature, TabularData
+from anomaly_vae.data.arrow import NUMBER, is_numeric, is_text, plain
+from anomaly_vae.data.converters import MISSING
+from anomaly_vae.data.schema import Column, TabularSchema
+from anomaly_vae.errors import DataError
+from anomaly_vae.messages import listed, shown
+from anomaly_vae.types import ColumnType
+
+NEARLY_UNIQUE = 0.5
+"""A text column with more distinct values than this share of its rows names rows."""
+MOSTLY = 0.9
+"""A text column with this share of numbers was meant to be numeric."""
+EXPECTED_REPEATS = 10
+"""Integers that never repeat, where so many repetitions were to be expected, name rows."""
+FEW_ROWS = 20
+"""Below this many values nothing is called nearly unique."""
+ISO_TIME = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?(Z|[+-]\d{2}:?\d{2})?)?$"
+
+
+@dataclass(frozen=True)
+class Inferred:
+    """A schema, and what was decided on the way that its reader should know."""
+
+    schema: TabularSchema
+    notes: tuple[str, ...]
+
+
+def infer_schema(table: pa.Table, data: TabularData) -> Inferred:
+    """Types as declared in ``data.features``, inferred for the rest from the training rows.
+
+    Raises:
+        DataError: a column mixes numbers and text, or no column is left.
+    """
+    declared = data.features if isinstance(data.features, dict) else {}
+    wanted = dict.fromkeys(table.column_names if data.features is None else data.features)
+    out: list[Column] = []
+    notes: list[str] = []
+    for name in wanted:
+        if name in data.roles or name in data.ignore:
+            continue
+        if name in declared:
+            out.append(Column(name, declared[name].type))
+            continue
+        kind, note = infer_type(name, table.column(name))
+        out += [Column(name, kind)] if kind else []
+        notes += [f"column '{name}': {note}"] if note else []
+    if not out:
+        raise DataError(f"no column is left to learn from; found {listed(table.column_names)}")
+    known = {*data.roles, *data.ignore, *([data.time] if data.time else [])}
+    return Inferred(TabularSchema(tuple(out), frozenset(known)), tuple(notes))
+
+
+def infer_type(name: str, column: pa.ChunkedArray) -> tuple[ColumnType | None, str | None]:
+    """The type of one column (None: left out), and a remark."""
+    values = _present(plain(column))
+    if not len(values):
+        return None, "left out, it has no value in the training rows"
+    kind, note = _by_arrow_type(name, values)
+    if kind and pc.count_distinct(values).as_py() == 1:
+        note = f"constant ({shown(values[0].as_py())}); any other value will look anomalous"
+    return kind, note
+
+
+def _present(values: pa.Array) -> pa.Array:
+    """The values that are there: no null, no NaN."""
+    values = values.drop_null()
+    if pa.types.is_floating(values.type):
+        return values.filter(pc.invert(pc.is_nan(values)))
+    return values
+
+
+def _by_arrow_type(name: str, values: pa.Array) -> tuple[ColumnType | None, str | None]:
+    kind = values.type
+    tests: tuple[tuple[Callable[[Any], bool], Callable[[Any], Any]], ...] = (
+        (pa.types.is_boolean, lambda _: (ColumnType.BINARY, None)),
+        (is_numeric, _numeric),
+        (
+            lambda k: pa.types.is_timestamp(k) or pa.types.is_date(k),
+            lambda _: (ColumnType.DATETIME, None),
+        ),
+        (is_text, lambda v: _text(name, v)),
+    )
+    for matches, decide in tests:
+        if matches(kind):
+            result: tuple[ColumnType | None, str | None] = decide(values)
+            return result
+    return None, f"left out, {kind} is not a type it can learn from"
+
+
+def _numeric(values: pa.Array) -> tuple[ColumnType | None, str | None]:
+    distinct = pc.unique(values)
+    if len(distinct) == 2 and set(distinct.cast(pa.float64(), safe=False).to_pylist()) == {
+        0.0,
+        1.0,
+    }:
+        return ColumnType.BINARY, None
+    unique = pa.types.is_integer(values.type) and len(distinct) == len(values) >= FEW_ROWS
+    if unique and (_counts_up(values) or _names_rows(values)):
+        return None, "left out, it numbers the rows; declare it under data.features to keep it"
+    return ColumnType.NUMERIC, None
+
+
+def _counts_up(values: pa.Array) -> bool:
+    later = pc.greater(values.slice(1), values.slice(0, len(values) - 1))
+    return bool(pc.all(later).as_py())
+
+
+def _names_rows(values: pa.Array) -> bool:
+    """Whether integers that are all different are so on purpose.
+
+    Numbers drawn by chance from that range would be expected to repeat n² / 2·range times.
+    """
+    extremes = pc.min_max(values).as_py()
+    spread = extremes["max"] - extremes["min"] + 1
+    return bool(len(values) ** 2 / (2 * spread) >= EXPECTED_REPEATS)
+
+
+def _text(name: str, values: pa.Array) -> tuple[ColumnType | None, str | None]:
+    text = pc.utf8_trim_whitespace(values)
+    text = text.filter(pc.invert(pc.is_in(text, value_set=pa.array(MISSING, text.type))))
+    if not len(text):
+        return None, "left out, it has no value in the training rows"
+    numbers = pc.match_substring_regex(text, NUMBER)
+    share = pc.mean(numbers.cast(pa.float64())).as_py()
+    if share == 1:
+        return _numeric(_narrowest(text))
+    if share >= MOSTLY:
+        raise _mixed(name, text.filter(pc.invert(numbers)), len(text))
+    return _words(text)
+
+
+def _narrowest(text: pa.Array) -> pa.Array:
+    try:
+        return text.cast(pa.int64())
+    except pa.ArrowInvalid:
+        return text.cast(pa.float64())
+
+
+def _words(text: pa.Array) -> tuple[ColumnType | None, str | None]:
+    lower = set(pc.unique(pc.utf8_lower(text)).to_pylist()) if len(text) else set()
+    if lower == {"true", "false"}:
+        return ColumnType.BINARY, None
+    if pc.all(pc.match_substring_regex(text, ISO_TIME)).as_py():
+        return ColumnType.DATETIME, None
+    distinct = pc.count_distinct(text).as_py()
+    if len(text) >= FEW_ROWS and distinct > NEARLY_UNIQUE * len(text):
+        return None, f"left out, nearly every value is its own ({distinct} of {len(text)})"
+    return ColumnType.CATEGORICAL, None
+
+
+def _mixed(name: str, odd: pa.Array, total: int) -> DataError:
+    return DataError(
+        f"column '{name}' mixes numbers with text: {len(odd)} of {total} values are no numbers, "
+        f"such as {shown(odd[0].as_py())}; correct them, or declare "
+        f"data.features.{name}.type as numeric (such rows are rejected) or categorical",
+        column=name,
+    )
+
+
+def check_present(table: pa.Table, data: TabularData) -> None:
+    """Every column that the configuration names is there.
+
+    Raises:
+        DataError: one is not.
+    """
+    named: Mapping[str, str | None] = {
+        "label": data.label,
+        "id": data.id,
+        "time": data.time,
+        "group": data.group,
+    }
+    for key, name in named.items():
+        if name and name not in table.column_names:
+            raise DataError(
+                f"data.{key} names the column '{name}', which is not there; "
+                f"found {listed(table.column_names)}",
+                column=name,
+            )
+    for name in data.features or ():
+        if name not in table.column_names:
+            raise DataError(
+                f"data.features names the column '{name}', which is not there; "
+                f"found {listed(table.column_names)}",
+                column=name,
+            )
+
+
+def feature_options(data: TabularData) -> dict[str, Feature]:
+    """Declared limits of categorical columns, for the encoding."""
+    return dict(data.features) if isinstance(data.features, dict) else {}

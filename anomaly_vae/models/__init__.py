@@ -1,0 +1,6 @@
+"""Define the variational autoencoders, their networks and likelihoods."""
+
+from anomaly_vae.models.builder import build
+from anomaly_vae.models.vae import VAE
+
+__all__ = ["VAE", "build"]

@@ -1,0 +1,164 @@
+"""A VAE of images with latents at several resolutions (Sønderby et al. 2016; Child 2021).
+
+From the coarsest level to the finest, a state runs down the decoder. At each level the state
+gives a conditional prior N(m, s²) of the level's latents, and the latents are added to it. They
+are written as offsets in units of that prior, z = m + s ε: then the prior of all ε together is
+N(0, I), the KL term is the closed form of a plain VAE, and the decoder is one function of the
+vector ε (L,). Only the posterior goes level by level: at each it sees the encoder's features and
+the state that the levels above have led to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anomaly_vae.models.autoencoder import Autoencoder
+from anomaly_vae.models.convolutional import Geometry
+from anomaly_vae.models.vae import VAE, Inference
+
+LEVELS = 3
+LOG_VAR = (-8.0, 3.0)
+"""Bounds of the posterior's log-variance, in units of the prior."""
+LOG_SCALE = (-4.0, 1.5)
+"""Bounds of the prior's log-scale."""
+
+Choose = Callable[[int, Tensor], Tensor]
+"""A level and the state there (N, W, H, H) → ε of that level (N, C, H, H)."""
+
+
+class Block(nn.Sequential):
+    """3×3 convolution, batch norm, SiLU."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(
+            nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs), nn.SiLU()
+        )
+
+
+class BottomUp(nn.Module):
+    """The encoder: features at half, a quarter and an eighth of the side, the coarsest first.
+
+    ``latent_dim`` is the length of ε.
+    """
+
+    def __init__(self, geometry: Geometry, latent_dim: int) -> None:
+        super().__init__()
+        self.geometry, self.latent_dim = geometry, latent_dim
+        fine, middle, coarse = geometry.widths
+        self.fine = Block(4 * geometry.layout.channels, fine)
+        self.middle = Block(fine, middle)
+        self.coarse = nn.Sequential(Block(middle, coarse), Block(coarse, coarse))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(N, F) → [(N, 4W, S/8, S/8), (N, 2W, S/4, S/4), (N, W, S/2, S/2)]"""
+        fine = self.fine(F.pixel_unshuffle(self.geometry.pad(x), 2))
+        middle = self.middle(F.avg_pool2d(fine, 2))
+        return [self.coarse(F.avg_pool2d(middle, 2)), middle, fine]
+
+
+class Level(nn.Module):
+    """One resolution: its prior, its posterior, and how its latents enter the state."""
+
+    def __init__(self, width: int, channels: int) -> None:
+        super().__init__()
+        self.prior = nn.Conv2d(width, 2 * channels, 1)
+        self.posterior = nn.Sequential(
+            nn.Conv2d(2 * width, width, 1), nn.SiLU(), nn.Conv2d(width, 2 * channels, 1)
+        )
+        self.merge = Block(width + channels, width)
+
+    def infer(self, state: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of q(ε | state, features), each (N, C, H, H)."""
+        mean, log_var = self.posterior(torch.cat([state, features], 1)).chunk(2, 1)
+        return mean, log_var.clamp(*LOG_VAR)
+
+    def enter(self, state: Tensor, eps: Tensor) -> Tensor:
+        """The state (N, W, H, H) with the latents that ε (N, C, H, H) stands for."""
+        mean, log_scale = self.prior(state).chunk(2, 1)
+        z = mean + torch.exp(log_scale.clamp(*LOG_SCALE)) * eps
+        entered: Tensor = self.merge(torch.cat([state, z], 1))
+        return entered
+
+
+class TopDown(nn.Module):
+    """The decoder: ε of all levels → ``planes`` values per pixel."""
+
+    def __init__(self, geometry: Geometry, latent_dim: int, planes: int) -> None:
+        super().__init__()
+        self.geometry = geometry
+        widths = geometry.widths[::-1]
+        self.sides = [geometry.coarsest * 2**level for level in range(LEVELS)]
+        self.channels = [max(latent_dim // 2**level, 1) for level in range(LEVELS)]
+        self.sizes = [c * s**2 for c, s in zip(self.channels, self.sides, strict=True)]
+        self.start = nn.Parameter(torch.zeros(1, widths[0], self.sides[0], self.sides[0]))
+        self.levels = nn.ModuleList(map(Level, widths, self.channels))
+        self.narrow = nn.ModuleList(map(Block, widths, widths[1:]))
+        self.deepen = nn.ModuleList(map(Block, widths, widths))
+        self.out = nn.Conv2d(widths[-1], 4 * planes, 3, 1, 1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(..., L) → (..., planes · S²)"""
+        rows = z.flatten(0, -2)
+        eps = [self.laid_out(part, i) for i, part in enumerate(rows.split(self.sizes, -1))]
+        return self.descend(rows.shape[0], lambda level, _: eps[level]).view(*z.shape[:-1], -1)
+
+    def descend(self, n: int, choose: Choose) -> Tensor:
+        """From the coarsest level to the image, with the ε that ``choose`` gives: (n, outputs)."""
+        state = self.start.expand(n, -1, -1, -1)
+        for number in range(LEVELS):
+            state = self.deepen[number](self.level(number).enter(state, choose(number, state)))
+            if number < LEVELS - 1:
+                state = F.interpolate(self.narrow[number](state), scale_factor=2.0)
+        return self.geometry.crop(F.pixel_shuffle(self.out(state), 2))
+
+    def level(self, number: int) -> Level:
+        """From 0, the coarsest."""
+        level = self.levels[number]
+        assert isinstance(level, Level)
+        return level
+
+    def laid_out(self, eps: Tensor, level: int) -> Tensor:
+        """(N, C · H²) → (N, C, H, H)"""
+        side = self.sides[level]
+        return eps.reshape(-1, self.channels[level], side, side)
+
+
+class HierarchicalVAE(VAE):
+    """A VAE whose posterior goes level by level; see the top of this file."""
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of q(ε|x), each (N, L), every level at the mean of those above."""
+        found = self.infer(x, x.new_zeros(1, self.latent_dim))
+        return found.mean.squeeze(1), found.log_var.squeeze(1)
+
+    def infer_from(self, features: Tensor, noise: Tensor) -> Inference:
+        """q(ε|x), draws from it and what the decoder makes of them."""
+        decoder = self.decoder
+        assert isinstance(decoder, TopDown)
+        draws = noise.shape[-2]
+        noise = noise.expand(features.shape[0], draws, -1).flatten(0, 1).split(decoder.sizes, -1)
+        repeated = [_repeated(f, draws) for f in self.encoder(features)]
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
+
+        def choose(number: int, state: Tensor) -> Tensor:
+            mean, log_var = decoder.level(number).infer(state, repeated[number])
+            eps = mean + torch.exp(0.5 * log_var) * decoder.laid_out(noise[number], number)
+            found.append((mean.flatten(1), log_var.flatten(1), eps.flatten(1)))
+            return eps
+
+        outputs = decoder.descend(repeated[0].shape[0], choose)
+        parts = (*map(torch.cat, zip(*found, strict=True), [-1] * 3), outputs)
+        return Inference(*(part.view(features.shape[0], draws, -1) for part in parts))
+
+
+class HierarchicalAutoencoder(Autoencoder, HierarchicalVAE):
+    """Its deterministic twin: an autoencoder with skip connections through its codes."""
+
+
+def _repeated(features: Tensor, draws: int) -> Tensor:
+    """(N, ...) → (N · draws, ...), each row so many times."""
+    return features.unsqueeze(1).expand(-1, draws, -1, -1, -1).flatten(0, 1)

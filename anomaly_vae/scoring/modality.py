@@ -1,0 +1,40 @@
+"""The kinds of data: each is a schema and an encoding.
+
+A schema makes a `RawBatch` of whatever comes from outside; an encoding makes the model's matrix
+of that, and turns what the model says of the matrix back into words. Both have the same methods
+whatever the kind, which is all that scoring, calibration and the flows ask of them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+from anomaly_vae.data.encoding import TabularEncoding
+from anomaly_vae.data.schema import TabularSchema
+from anomaly_vae.errors import BundleError
+
+if TYPE_CHECKING:
+    from anomaly_vae.images.encoding import ImageEncoding
+    from anomaly_vae.images.schema import ImageSchema
+
+Schema: TypeAlias = "TabularSchema | ImageSchema"
+Encoding: TypeAlias = "TabularEncoding | ImageEncoding"
+
+
+def modality(kind: str) -> tuple[type[Schema], type[Encoding]]:
+    """The schema and the encoding of a kind; what images need is imported for them alone.
+
+    Raises:
+        BundleError: a kind that is not known, or whose libraries are not installed.
+    """
+    if kind == "tabular":
+        return TabularSchema, TabularEncoding
+    if kind != "image":
+        raise BundleError(f"the model is for '{kind}' data, which this version does not know")
+    try:
+        from anomaly_vae.images.encoding import ImageEncoding
+        from anomaly_vae.images.schema import ImageSchema
+    except ImportError as error:
+        reason = "a model of images needs: pip install 'anomaly-vae[images]'"
+        raise BundleError(f"{error}; {reason}") from None
+    return ImageSchema, ImageEncoding

@@ -1,0 +1,3 @@
+"""Score files into a folder of results."""
+
+__all__: list[str] = []

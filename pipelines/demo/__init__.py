@@ -1,0 +1,3 @@
+"""Run the whole path on simulated data."""
+
+__all__: list[str] = []

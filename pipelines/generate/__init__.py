@@ -1,0 +1,3 @@
+"""Write samples, reconstructions and latent maps to files."""
+
+__all__: list[str] = []

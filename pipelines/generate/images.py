@@ -1,0 +1,424 @@
+"""Images that a trained model imagines, written to a file; see `generate`.
+
+The ending of the file says what it becomes: ``.png`` a contact sheet, ``.parquet`` a table whose
+column ``image`` holds each picture as the bytes of a PNG. `latent` draws a map, or writes a table
+as ``.parquet`` or ``.csv``. Pictures are on the model's scale.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from torch import Tensor
+
+from anomaly_vae.artifacts.bundle import Bundle
+from anomaly_vae.config import CorruptionConfig
+from anomaly_vae.data.encoding import Matrix
+from anomaly_vae.errors import ConfigError, DataError
+from anomaly_vae.files import atomic_path
+from anomaly_vae.generation import images
+from anomaly_vae.generation.latent_space import (
+    Shape,
+    activity,
+    encoded,
+    latent_means,
+    load_model,
+    most_active,
+)
+from anomaly_vae.images.encoding import IMAGE, encode_picture
+from anomaly_vae.images.heatmaps import png, sheet
+from anomaly_vae.images.pixels import FULL, DecodedImage
+from anomaly_vae.images.schema import ImageSchema
+from pipelines import console
+from pipelines.datasets.image_files import FRAME, PATH, Batch, Item, find_images, read_all
+from pipelines.datasets.images import index_of
+from pipelines.generate.common import (
+    PNG,
+    ROWS,
+    WRITERS,
+    Paths,
+    Points,
+    Summary,
+    check_colour,
+    ending,
+    label_column,
+    write_map,
+    write_table,
+)
+
+PARQUET = ".parquet"
+SAMPLES, SHOWN, COLUMNS = 36, 16, 8
+"""Images on a sheet unless asked otherwise: of samples, of an input, and beside each other."""
+DIMENSIONS = 12
+"""Latents that a traversal shows unless asked otherwise."""
+CHANGE = 0.05
+"""A latent that moves no pixel by more than this, of 1, has a dark last picture."""
+GRID = 15
+"""Places along each side of the grid of decoded latents."""
+MOST = 256
+"""Pictures that fit on a sheet."""
+
+Facts = Mapping[str, Any]
+"""What is said of N images: names of columns → (N,) values."""
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """N images to work on, encoded (N, F), what is known of each, and how many are unusable."""
+
+    x: Tensor
+    facts: Facts
+    """path, frame and, where there is one, the label; nothing of samples"""
+    names: Sequence[str]
+    """what captions call them"""
+    rejected: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Band:
+    """A row of pictures (N, C, S, S) with what stands before it and below each."""
+
+    title: str
+    pictures: Matrix
+    captions: Sequence[str] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Sheet:
+    """Pictures (N, C, S, S) row by row, and what stands below each and before each row."""
+
+    pictures: Matrix
+    captions: Sequence[str] = ()
+    columns: int | None = None
+    rows: Sequence[str] = ()
+
+
+def sample(bundle: Bundle, out: str | Path, rows: int | None = None, seed: int = 0) -> Summary:
+    """Draw images from the model."""
+    count = SAMPLES if rows is None else rows
+    _check(out, count)
+    pictures = images.sample(bundle, count, seed)
+    _write(out, Sheet(pictures), {}, pictures)
+    return _summary(out, count)
+
+
+def reconstruct(
+    bundle: Bundle, out: str | Path, paths: Paths = (), rows: int | None = None, seed: int = 0
+) -> Summary:
+    """Each image above the one that the model would have expected, with its score."""
+    count = SHOWN if rows is None else rows
+    _check(out, 2 * count)
+    source = read_source(bundle, paths, count, seed)
+    seen = images.to_pictures(bundle, source.x)
+    expected = images.reconstruct(bundle, source.x)
+    scores = _scores(bundle, source.x)
+    bands = (Band("seen", seen, source.names), Band("expected", expected, _verdicts(scores)))
+    _write(out, stacked(bands), {**source.facts, **scores}, expected)
+    return _summary(out, len(seen), source.rejected)
+
+
+def interpolate(
+    bundle: Bundle,
+    out: str | Path,
+    paths: Paths = (),
+    steps: int = 9,
+    seed: int = 0,
+    shape: Shape = "linear",
+) -> Summary:
+    """The path from the first image of the input to the second, between the images themselves."""
+    _check(out, steps + 2)
+    source = read_source(bundle, paths, 2, seed)
+    share, pictures = images.interpolate(bundle, source.x, steps=steps, shape=shape)
+    ends = images.to_pictures(bundle, source.x)
+    row = np.concatenate([ends[:1], pictures, ends[1:]])
+    captions = [source.names[0], *(f"{one:.3g}" for one in share), source.names[1]]
+    _write(out, Sheet(row, captions, len(row)), {"step": share}, pictures)
+    return _summary(out, steps, source.rejected)
+
+
+def traverse(
+    bundle: Bundle,
+    out: str | Path,
+    paths: Paths = (),
+    dims: Sequence[int] | None = None,
+    span: float = 3.0,
+    steps: int = 7,
+) -> Summary:
+    """What each latent does to the first image of the input, or to the prior's mean.
+
+    Without ``dims`` the latents that tell most of the input (or of samples), most first. On a
+    sheet the last column shows where a latent acts.
+    """
+    _check(out, (steps + 1) * (DIMENSIONS if dims is None else len(dims)))
+    source = read_source(bundle, paths)
+    told, unit = activity(bundle, source.x), _unit(bundle)
+    dims = most_active(told, DIMENSIONS) if dims is None else dims
+    start = source.x if paths else None
+    which, values, pictures = images.traverse(bundle, start, dims, span, steps)
+    share = told[list(dims)].tolist()
+    rows = [f"z{dim}: {one:.2f} {unit}" for dim, one in zip(dims, share, strict=True)]
+    shown, captions = _with_change(pictures, values, steps)
+    _write(out, Sheet(shown, captions, steps + 1, rows), {"dim": which, "z": values}, pictures)
+    more = {"dims": list(dims), "activity": share, "unit": unit}
+    return _summary(out, len(pictures), source.rejected) | more
+
+
+def _with_change(pictures: Matrix, values: NDArray[Any], steps: int) -> tuple[Matrix, list[str]]:
+    """Rows of a traversal (D · T, C, S, S), each with how far its ends differ, and captions.
+
+    The largest difference of a row is white, unless all of them are below `CHANGE`.
+    """
+    rows = pictures.reshape(-1, steps, *pictures.shape[1:])
+    change = np.abs(rows[:, -1:] - rows[:, :1]).mean(2, keepdims=True)
+    largest = np.maximum(change.max((2, 3, 4), keepdims=True), CHANGE)
+    white = np.broadcast_to(change / largest, rows[:, :1].shape)
+    words = [f"{value:.3g}" for value in values[:steps]]
+    captions = [[*words, f"change, up to {one.max():.2g}"] for one in change]
+    shown = np.concatenate([rows, white.astype(rows.dtype)], 1)
+    return shown.reshape(-1, *pictures.shape[1:]), [word for row in captions for word in row]
+
+
+def latent(
+    bundle: Bundle,
+    out: str | Path,
+    paths: Paths = (),
+    rows: int | None = None,
+    seed: int = 0,
+    colour: str | None = None,
+    grid: bool = False,
+) -> Summary:
+    """Each image's place in latent space as a map or a table; or with ``grid`` what lies where."""
+    if grid:
+        return _grid(bundle, out, paths, colour)
+    suffix = ending(out, PNG, *WRITERS)
+    check_colour(suffix, colour)
+    source = read_source(bundle, paths, None if paths else rows, seed)
+    means = latent_means(bundle, source.x).numpy()
+    if suffix == PNG:
+        labels = source.facts.get(label_column(bundle), pa.array([])).to_pylist()
+        write_map(bundle, Points(source.x.numpy(), means, "images", labels), colour, out)
+    else:
+        columns = {f"z{i}": means[:, i] for i in range(means.shape[1])}
+        write_table(pa.table({**source.facts, **columns}), out)
+    return _summary(out, len(means), source.rejected)
+
+
+def _grid(bundle: Bundle, out: str | Path, paths: Paths, colour: str | None) -> Summary:
+    _check(out, GRID**2)
+    if paths or colour:
+        raise ConfigError("--grid shows the whole latent plane; leave out --input and --color")
+    latents = load_model(bundle).latent_dim
+    if latents != 2:
+        raise ConfigError(f"--grid needs a model of 2 latents, this one has {latents}; traverse it")
+    z, pictures = images.grid(bundle, GRID)
+    rows = [f"z1 = {value:+.2f}" for value in z[::GRID, 1]]
+    last = [f"z0 = {value:+.2f}" for value in z[:GRID, 0]]
+    page = Sheet(pictures, [""] * (GRID**2 - GRID) + last, GRID, rows)
+    _write(out, page, {"z0": z[:, 0], "z1": z[:, 1]}, pictures)
+    return _summary(out, len(pictures))
+
+
+def denoise(
+    bundle: Bundle,
+    out: str | Path,
+    paths: Paths = (),
+    rows: int | None = None,
+    seed: int = 0,
+    corruption: str | None = None,
+    strength: float | None = None,
+) -> Summary:
+    """Each image corrupted, as in training or as told, and what the model makes of that.
+
+    Where nothing is to be corrupted, the input itself is taken for noisy.
+    """
+    count, config = SHOWN if rows is None else rows, corruption_of(bundle, corruption, strength)
+    plain = config.type == "none" or not config.strength
+    _check(out, (2 if plain else 3) * count)
+    source = read_source(bundle, paths, count, seed)
+    if plain:
+        return _denoise_plain(bundle, out, source)
+    seen = images.corrupt(bundle, source.x, config, seed)
+    clean, noisy = (images.to_pictures(bundle, x) for x in (source.x, seen))
+    made = images.reconstruct(bundle, seen)
+    before, after = images.psnr(noisy, clean), images.psnr(made, clean)
+    bands = (
+        Band("clean", clean, source.names),
+        Band(f"{config.type} {config.strength:g}", noisy, _decibels(before)),
+        Band("denoised", made, _decibels(after)),
+    )
+    _write(out, stacked(bands), {**source.facts, "psnr_before": before, "psnr": after}, made)
+    ratios = {"psnr_before": float(before.mean()), "psnr": float(after.mean())}
+    return _summary(out, len(made), source.rejected) | ratios
+
+
+def _denoise_plain(bundle: Bundle, out: str | Path, source: Source) -> Summary:
+    made = images.reconstruct(bundle, source.x)
+    noisy = images.to_pictures(bundle, source.x)
+    bands = (Band("input", noisy, source.names), Band("denoised", made))
+    _write(out, stacked(bands), source.facts, made)
+    return _summary(out, len(made), source.rejected)
+
+
+def corruption_of(bundle: Bundle, kind: str | None, strength: float | None) -> CorruptionConfig:
+    """What to do to images: as told, and as in training where nothing is told.
+
+    Raises:
+        ConfigError: a strength that is negative or not finite, or one of nothing.
+    """
+    config = CorruptionConfig.model_validate(bundle.manifest["config"]["training"]["corruption"])
+    if kind not in {None, config.type}:
+        config = CorruptionConfig.model_validate({"type": kind})
+    if strength is None:
+        return config
+    if not 0 <= strength < math.inf:
+        raise ConfigError(f"--strength {strength:g}: expected a number of at least 0")
+    if config.type == "none":
+        raise ConfigError("--strength needs something to corrupt with; add --corruption")
+    return config.model_copy(update={"strength": strength})
+
+
+# ---------------------------------------------------------------- in
+
+
+def read_source(bundle: Bundle, paths: Paths, most: int | None = None, seed: int = 0) -> Source:
+    """The first ``most`` usable images behind ``paths``, or without paths as many samples.
+
+    ``most`` None is all of them, or of samples `ROWS`.
+
+    Raises:
+        DataError: no image is there, or none can be used.
+    """
+    if not paths:
+        x = images.sample_encoded(bundle, ROWS if most is None else most, seed)
+        return Source(x, {}, [f"sample {number}" for number in range(1, len(x) + 1)])
+    items, schema = find_images(paths), bundle.scorer.schema
+    assert isinstance(schema, ImageSchema), "a model of images"
+    read = _read(items, schema, most or len(items))
+    rejected = _tell_rejects(items, read)
+    fit = np.flatnonzero(read.images.usable)[:most]
+    if most is not None and len(read.items) < len(items):
+        console.say(f"{len(items):,} files; the first {len(fit):,} images are taken")
+    label = label_column(bundle)
+    named = label if any(label in item.facts for item in items) else None
+    index = index_of(items, read, named, None).take(pa.array(fit))
+    facts = {name: index.column(name) for name in (PATH, FRAME, named) if name}
+    return Source(encoded(bundle, read.images.take(fit)), facts, _names(index), rejected)
+
+
+def _read(items: Sequence[Item], schema: ImageSchema, most: int) -> Batch:
+    """As many files, from the first on, as it takes for ``most`` usable images."""
+    count = most
+    while True:
+        read = read_all(items[:count], schema)
+        if count >= len(items) or read.images.usable.sum() >= most:
+            return read
+        count *= 2
+
+
+def _tell_rejects(items: Sequence[Item], read: Batch) -> int:
+    """How many images cannot be used, said with the first reason; all of them is an error."""
+    problems, count = read.images.problems, len(read.images)
+    if not problems:
+        return 0
+    name = items[read.items[problems[0].row]].name
+    reason = f"of {count:,}; the first: '{name}': {problems[0].reason}"
+    if len(problems) == count:
+        raise DataError(f"no image of the input can be used, {reason}")
+    console.say(f"{len(problems):,} images cannot be used, {reason}")
+    return len(problems)
+
+
+def _names(index: pa.Table) -> list[str]:
+    """File names, with the frame where it is not the first."""
+    pairs = zip(index.column(PATH).to_pylist(), index.column(FRAME).to_pylist(), strict=True)
+    return [f"{Path(path).name} [{frame}]" if frame else Path(path).name for path, frame in pairs]
+
+
+# ---------------------------------------------------------------- out
+
+
+def _check(out: str | Path, count: int) -> None:
+    """Whether so many pictures can be written there; asked before any work is done.
+
+    Raises:
+        ConfigError: another ending, or more than a sheet holds.
+    """
+    if ending(out, PNG, PARQUET) == PNG and count > MOST:
+        raise ConfigError(
+            f"a sheet holds {MOST} pictures, not {count:,}; ask for fewer, or write {PARQUET}"
+        )
+
+
+def _write(out: str | Path, page: Sheet, facts: Facts, pictures: Matrix) -> None:
+    """The sheet, or a table of the facts and of what the model made (N, C, S, S)."""
+    if ending(out, PNG, PARQUET) == PARQUET:
+        write_table(pa.table({**facts, IMAGE: [_as_png(picture) for picture in pictures]}), out)
+        return
+    drawn = sheet(np.moveaxis(page.pictures, 1, -1), page.captions, page.columns, page.rows)
+    with atomic_path(Path(out)) as whole:
+        whole.write_bytes(png(drawn))
+
+
+def _as_png(picture: Matrix) -> bytes:
+    """(C, S, S) on [0, 1] → the bytes of a file."""
+    pixels = np.rint(np.moveaxis(picture, 0, -1) * FULL).astype(np.uint16)
+    return encode_picture(DecodedImage(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, 0))
+
+
+def stacked(bands: Sequence[Band], columns: int = COLUMNS) -> Sheet:
+    """Bands of N pictures each below the other, again and again, so many beside each other."""
+    count = len(bands[0].pictures)
+    columns = min(columns, count)
+    blank = -count % columns
+    shape = (len(bands), -1, columns, *bands[0].pictures.shape[1:])
+    pictures = np.stack([_padded(band.pictures, blank) for band in bands]).reshape(shape)
+    words = [[*(band.captions or [""] * count), *[""] * blank] for band in bands]
+    captions = np.array(words, object).reshape(len(bands), -1, columns)
+    return Sheet(
+        pictures.swapaxes(0, 1).reshape(-1, *shape[3:]),
+        captions.swapaxes(0, 1).ravel().tolist(),
+        columns,
+        [band.title for band in bands] * captions.shape[1],
+    )
+
+
+def _padded(pictures: Matrix, blank: int) -> Matrix:
+    """White ones after the last."""
+    white = np.ones((blank, *pictures.shape[1:]), pictures.dtype)
+    return np.concatenate([pictures, white])
+
+
+def _scores(bundle: Bundle, x: Tensor) -> dict[str, NDArray[np.float64]]:
+    """The score of each image (N, F) and, where the model is calibrated, its p-value."""
+    scores = bundle.scorer.score_encoded(x.numpy())
+    if bundle.calibration is None:
+        return {"score": scores}
+    return {"score": scores, "p_value": bundle.calibration.p_values(scores)}
+
+
+def _verdicts(scores: Mapping[str, NDArray[np.float64]]) -> list[str]:
+    """The same in words."""
+    words = [f"score {score:.4g}" for score in scores["score"]]
+    if "p_value" not in scores:
+        return words
+    return [f"{word}, p {p:.2g}" for word, p in zip(words, scores["p_value"], strict=True)]
+
+
+def _decibels(ratios: NDArray[np.float64]) -> list[str]:
+    return [f"{ratio:.1f} dB" for ratio in ratios]
+
+
+def _unit(bundle: Bundle) -> str:
+    """Of a latent's activity."""
+    return "sd" if bundle.manifest["config"]["model"]["type"] == "autoencoder" else "nats"
+
+
+def _summary(out: str | Path, rows: int, rejected: int = 0) -> Summary:
+    return {"out": str(out), "rows": rows, "rejected": rejected}

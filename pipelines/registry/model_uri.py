@@ -1,0 +1,59 @@
+"""A model's URI → its bundle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from anomaly_vae.artifacts.bundle import Bundle, load_bundle
+from anomaly_vae.errors import ConfigError
+
+if TYPE_CHECKING:
+    from anomaly_vae.lifecycle.registry import Registry
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A bundle and which registered version it is (None for a folder)."""
+
+    bundle: Bundle
+    name: str | None = None
+    version: str | None = None
+    alias: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As answers show it."""
+        name = self.name or self.bundle.manifest["name"]
+        version = {"name": name, "version": self.version, "alias": self.alias}
+        return {**version, "digest": self.bundle.digest}
+
+
+def open_source(uri: str, tracking_uri: str | None = None) -> LoadedModel:
+    """A bundle folder, ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or ``runs:/…``.
+
+    Only a registry URI needs MLflow.
+
+    Raises:
+        BundleError, RegistryError: see `bundle.load` and `Registry.fetch`.
+        ConfigError: a registry URI where mlflow is not installed.
+    """
+    if not uri.startswith(("models:/", "runs:/")):
+        return LoadedModel(load_bundle(uri))
+    fetched = registry(tracking_uri).fetch(uri)
+    return LoadedModel(fetched.load(), fetched.name, fetched.version, fetched.alias)
+
+
+def registry(tracking_uri: str | None = None) -> Registry:
+    """The registry of ``MLFLOW_TRACKING_URI``, of ``tracking_uri``, or of ``./mlflow.db``.
+
+    Raises:
+        ConfigError: mlflow is not installed.
+    """
+    try:
+        from anomaly_vae.lifecycle.registry import Registry
+    except ImportError as error:
+        raise ConfigError(
+            f"{error}; the registry needs: pip install 'anomaly-vae[train]' "
+            "(a bundle folder can be used without it)"
+        ) from None
+    return Registry(tracking_uri)

@@ -1,0 +1,37 @@
+"""What a bundle says of itself: its card, in words or as a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from anomaly_vae.errors import ConfigError
+from anomaly_vae.files import atomic_path
+from pipelines import console
+from pipelines.registry.model_uri import LoadedModel, registry
+from pipelines.reports import model_card
+
+
+def describe(source: LoadedModel, html: Path | None = None) -> dict[str, Any]:
+    """The command's answer: the manifest without its encoding, and the card on the way.
+
+    Raises:
+        ConfigError: a page is asked for where the libraries that draw it are missing.
+    """
+    model_card.show(model_card.card_of(source))
+    written = {"card": str(_write(source, html))} if html else {}
+    content = {k: v for k, v in source.bundle.manifest.items() if k != "encoding"}
+    return {"model": source.to_json(), **written, **content}
+
+
+def _write(source: LoadedModel, html: Path) -> Path:
+    try:
+        from pipelines.reports.model_card_html import logged, page
+    except ImportError as error:
+        needed = "the page needs: pip install 'anomaly-vae[train]'"
+        raise ConfigError(f"{error}; {needed} (inspect without --html does not)") from None
+    content = page(source, logged(source, registry()) if source.version else {})
+    with atomic_path(html) as whole:
+        whole.write_text(content, encoding="utf-8")
+    console.say(f"Card: {html}")
+    return html

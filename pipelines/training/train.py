@@ -1,0 +1,219 @@
+"""Configuration → a trained bundle, recorded in MLflow."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from anomaly_vae import plots
+from anomaly_vae.artifacts.bundle import Bundle
+from anomaly_vae.artifacts.provenance import code_version
+from anomaly_vae.calibration.thresholds import check
+from anomaly_vae.config import Config
+from anomaly_vae.errors import DataError
+from anomaly_vae.lifecycle.registry import Registry, Run
+from anomaly_vae.messages import listed
+from anomaly_vae.training.fit import Fitted, Prepared, fit_bundle
+from anomaly_vae.training.trainer import Epoch, OnEpoch
+from pipelines import console
+from pipelines.datasets.dataset import Dataset
+from pipelines.datasets.loading import load_dataset
+from pipelines.registry.frozen_test import frozen_test
+from pipelines.training.calibration_sample import evidence_of, unscored
+from pipelines.training.warm_start import prepared_start, source, trained_until
+
+CHECKPOINTS = Path("checkpoints")
+BUNDLES = Path("bundles")
+SHOWN_COLUMNS = 50
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A trained model, where it was recorded and what it was made of."""
+
+    run_id: str
+    model_uri: str
+    fitted: Fitted
+    folder: Path
+    data: Dataset
+
+    def result(self) -> dict[str, Any]:
+        """The command's answer."""
+        return {
+            "run_id": self.run_id,
+            "model_uri": self.model_uri,
+            "bundle": str(self.folder),
+            "metrics": final_metrics(self.fitted),
+        }
+
+
+def inputs_digest(config: Config, data: Dataset) -> str:
+    """SHA-256 of everything that decides what is trained: rows, configuration, code.
+
+    A model to start from counts by its digest; an alias by its name, for the same rows and
+    configuration are no reason to train again because they were promoted.
+    """
+    content = {"config": config.recorded(), "data": data.origin or data.digest}
+    if warm := config.training.warm_start:
+        content["warm_start"] = warm if "@" in warm else source(config).digest
+    return _sha256({**content, "code": code_version()})
+
+
+def train(config: Config, data: Dataset | None = None) -> Trained:
+    """Fit on the training split and log the run; nothing is registered yet.
+
+    Raises:
+        AnomalyVAEError: the data, the configuration or the fit is at fault.
+        KeyboardInterrupt: interrupted; the next call resumes from the checkpoint.
+    """
+    data = data or read(config)
+    prepared, start = prepared_start(config, data)
+    twins = int(data.test_twins(prepared.encoding).sum())
+    tell(data, twins)
+    digest = inputs_digest(config, data)
+    state = _sha256([digest, data.digest, start and start.digest])
+    checkpoint = CHECKPOINTS / f"{config.name}-{state[:16]}.safetensors"
+    if not config.training.resume:
+        checkpoint.unlink(missing_ok=True)
+    registry = Registry(config.mlflow.tracking_uri)
+    with registry.run(config.mlflow.experiment or config.name, "train", {"inputs": digest}) as run:
+        summary = {**data.summary(), "twins": twins, **trained_until(data, start)}
+        fitted = _fit(config, prepared, summary, checkpoint, start)
+        folder = BUNDLES / f"{config.name}-{fitted.bundle.digest[:12]}"
+        fitted.bundle.save(folder)
+        _log(run, fitted, prepared)
+        uri = run.log_bundle(folder)
+        return Trained(run.id, uri, fitted, folder, data)
+
+
+def read(config: Config) -> Dataset:
+    """Load the data set; no row of the test split that the registry keeps frozen may train.
+
+    Raises:
+        DataError: see `load_dataset`.
+        CalibrationError: the calibration split does not suffice for the threshold.
+    """
+    console.step(f"Reading {', '.join(config.data.paths)}")
+    data = load_dataset(config.data)
+    _check_evaluation(config, data)
+    frozen = frozen_test(Registry(config.mlflow.tracking_uri), config.name)
+    if frozen is not None:
+        data = data.without(frozen)
+    check(evidence_of(data, config.calibration, unscored), config.calibration)
+    return data
+
+
+def _check_evaluation(config: Config, data: Dataset) -> None:
+    """The columns that the evaluation needs are there, before anything is fitted."""
+    entity, found = config.evaluation.entity, data.table.column_names
+    named = [("entity", entity)] if entity else []
+    for key, name in (*named, *(("slices", name) for name in config.evaluation.slices)):
+        if name not in found:
+            raise DataError(
+                f"evaluation.{key} names the column '{name}', which is not there; "
+                f"found {listed(found)}",
+                column=name,
+            )
+
+
+def tell(data: Dataset, twins: int) -> None:
+    """What was read: columns, splits, and whatever a careful reader should know."""
+    types = [(column.name, str(column.type)) for column in data.schema.columns]
+    console.table("Columns", ("name", "type"), types[:SHOWN_COLUMNS])
+    if len(types) > SHOWN_COLUMNS:
+        console.say(f"and {len(types) - SHOWN_COLUMNS:,} more columns")
+    counts = data.assignment.counts
+    console.table("Rows", tuple(counts), [tuple(counts.values())])
+    for why, count in data.assignment.unused.items():
+        console.say(f"{count:,} rows unused: {why}")
+    for note in data.notes:
+        console.say(note)
+    if data.duplicate_ids:
+        console.say(f"{data.duplicate_ids:,} rows repeat an id that an earlier row has")
+    if twins:
+        share = twins / max(counts["test"], 1)
+        console.say(f"{twins:,} test rows ({share:.1%}) {data.TWINS}")
+
+
+def final_metrics(fitted: Fitted) -> dict[str, float]:
+    """The figures of the epoch that was kept."""
+    best = fitted.history.best
+    return {
+        "validation_elbo": best.validation_elbo,
+        "validation_log_prob": best.validation_log_prob,
+        "validation_kl": best.validation_kl,
+        "epochs": float(len(fitted.history.epochs)),
+        "graph_error": fitted.graph_error,
+    }
+
+
+def _fit(
+    config: Config,
+    prepared: Prepared,
+    summary: dict[str, Any],
+    checkpoint: Path,
+    start: Bundle | None,
+) -> Fitted:
+    try:
+        with _epochs(checkpoint) as on_epoch:
+            fitted = fit_bundle(config, prepared, summary, on_epoch, checkpoint, start)
+    except KeyboardInterrupt:
+        if checkpoint.exists() and config.training.resume:
+            console.say(f"Interrupted; the same command resumes from {checkpoint}")
+        raise
+    with suppress(OSError):  # other fits may have theirs there
+        checkpoint.parent.rmdir()
+    return fitted
+
+
+@contextmanager
+def _epochs(checkpoint: Path) -> Iterator[OnEpoch]:
+    """A bar that shows the validation ELBO and its two terms; where it resumed is said once."""
+    with console.progress("Training", None) as (bar, task):
+
+        def show(epoch: Epoch, planned: int) -> None:
+            if epoch.epoch and bar.tasks[task].total is None:  # the first that is shown
+                console.say(f"Resumed after epoch {epoch.epoch} from {checkpoint}")
+            note = (
+                f"ELBO {epoch.validation_elbo:.2f} = log p(x|z) {epoch.validation_log_prob:.2f} "
+                f"− KL {epoch.validation_kl:.2f} nats"
+            )
+            bar.update(task, total=planned, completed=epoch.epoch + 1, note=note)
+
+        yield show
+
+
+def _log(run: Run, fitted: Fitted, prepared: Prepared) -> None:
+    manifest = fitted.bundle.manifest
+    run.log_params(manifest["config"])
+    run.log_params({"rows": manifest["data"], "code_version": manifest["code_version"]})
+    run.log_params({"warm_start": manifest["training"].get("warm_start")})
+    run.log_curves([_curves(epoch) for epoch in fitted.history.epochs])
+    run.log_metrics({f"final_{k}": v for k, v in final_metrics(fitted).items()})
+    run.log_figure(plots.loss_curve(fitted.history), "plots/loss.png")
+    explained = fitted.bundle.scorer.explain_encoded(prepared.validation[:4])
+    titles = [f"validation row, score {score:.2f}" for score in explained.score]
+    figure = plots.reconstructions(prepared.encoding, explained, titles)
+    run.log_figure(figure, "plots/reconstruction.png")
+
+
+def _curves(epoch: Epoch) -> dict[str, float]:
+    return {
+        "train_elbo": epoch.train_log_prob - epoch.train_kl,
+        "train_log_prob": epoch.train_log_prob,
+        "train_kl": epoch.train_kl,
+        "validation_elbo": epoch.validation_elbo,
+        "validation_log_prob": epoch.validation_log_prob,
+        "validation_kl": epoch.validation_kl,
+        "beta": epoch.beta,
+        "learning_rate": epoch.learning_rate,
+    }
+
+
+def _sha256(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,3 @@
+"""Parse HTTP, limit requests and check tokens."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""Record metrics, logs and traces."""
+
+__all__: list[str] = []

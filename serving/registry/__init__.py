@@ -1,0 +1,3 @@
+"""Fetch models from the MLflow registry and follow their aliases."""
+
+__all__: list[str] = []

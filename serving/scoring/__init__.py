@@ -1,0 +1,3 @@
+"""Decode scoring requests, score them and encode the answers."""
+
+__all__: list[str] = []

@@ -1,0 +1,341 @@
+"""The bundle: whole or refused by name, the same bytes for the same model, nothing of its maker."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import re
+import socket
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load as load_tensors
+
+from anomaly_vae import __version__
+from anomaly_vae.artifacts.bundle import (
+    CALIBRATION,
+    FORMAT,
+    GRAPH,
+    KEYS,
+    MANIFEST,
+    SUMS,
+    WEIGHTS,
+    Bundle,
+    _sums,
+    from_files,
+    load_bundle,
+)
+from anomaly_vae.config import Config
+from anomaly_vae.data.splitting import TEST
+from anomaly_vae.errors import BundleError, NotCalibratedError
+from pipelines.datasets.dataset import Dataset
+from tests.support.paths import ROOT
+
+
+@pytest.fixture
+def folder(calibrated: Bundle, tmp_path: Path) -> Path:
+    """A calibrated bundle, saved."""
+    return calibrated.save(tmp_path / "bundle")
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {entry.name: entry.read_bytes() for entry in folder.iterdir()}
+
+
+def reseal(folder: Path) -> None:
+    """Make the sums fit whatever the folder holds now."""
+    files = files_of(folder)
+    files.pop(SUMS, None)
+    (folder / SUMS).write_bytes(_sums(files))
+
+
+def edit_manifest(folder: Path, **changes: object) -> None:
+    manifest = json.loads((folder / MANIFEST).read_bytes())
+    (folder / MANIFEST).write_text(json.dumps({**manifest, **changes}))
+    reseal(folder)
+
+
+# ---------------------------------------------------------------- round trip
+
+
+def test_what_is_saved_is_what_is_loaded(
+    calibrated: Bundle, folder: Path, dataset: Dataset
+) -> None:
+    again = load_bundle(folder, calibrated.digest)
+    assert again.digest == calibrated.digest
+    assert again.files == calibrated.files
+    rows = dataset.part(TEST)
+    np.testing.assert_array_equal(again.scorer.score(rows), calibrated.scorer.score(rows))
+    assert again.calibration is not None
+    assert calibrated.calibration is not None
+    assert again.calibration.threshold == calibrated.calibration.threshold
+    assert again.calibration.alpha == calibrated.calibration.alpha
+    np.testing.assert_array_equal(again.calibration.scores, calibrated.calibration.scores)
+
+
+def test_a_saved_folder_loaded_and_saved_is_the_same_folder(folder: Path, tmp_path: Path) -> None:
+    assert files_of(load_bundle(folder).save(tmp_path / "again")) == files_of(folder)
+
+
+def test_the_digest_does_not_depend_on_the_order_of_the_manifest(calibrated: Bundle) -> None:
+    backwards = dict(reversed(calibrated.manifest.items()))
+    again = replace(calibrated, manifest=backwards)
+    assert list(again.manifest) != list(calibrated.manifest)
+    assert again.digest == calibrated.digest
+
+
+def test_a_bundle_in_memory_is_the_one_on_disk(calibrated: Bundle) -> None:
+    assert from_files(calibrated.files).digest == calibrated.digest
+
+
+def test_the_folder_holds_the_five_files_of_its_description(folder: Path, bundle: Bundle) -> None:
+    assert set(files_of(folder)) == {MANIFEST, GRAPH, WEIGHTS, CALIBRATION, SUMS}
+    assert set(bundle.files) == {MANIFEST, GRAPH, WEIGHTS}
+    scores = load_tensors((folder / CALIBRATION).read_bytes())["scores"]
+    assert np.all(np.diff(scores) >= 0)
+
+
+def test_the_sums_are_what_sha256sum_checks(folder: Path) -> None:
+    lines = (folder / SUMS).read_text().splitlines()
+    assert len(lines) == 4
+    assert all(re.fullmatch(r"[0-9a-f]{64}  [\w.]+", line) for line in lines)
+
+
+def test_calibrating_changes_the_digest_and_not_the_model(
+    bundle: Bundle, calibrated: Bundle
+) -> None:
+    assert calibrated.digest != bundle.digest
+    assert calibrated.graph == bundle.graph
+    assert calibrated.weights == bundle.weights
+    assert bundle.manifest["calibration"] is None
+    assert calibrated.calibration is not None
+    assert calibrated.manifest["calibration"]["n"] == len(calibrated.calibration.scores) > 250
+
+
+def test_a_bundle_without_a_threshold_scores_but_does_not_decide(
+    bundle: Bundle, dataset: Dataset, tmp_path: Path
+) -> None:
+    again = load_bundle(bundle.save(tmp_path / "bundle"))
+    assert len(again.scorer.score(dataset.part(TEST))) == 300
+    with pytest.raises(NotCalibratedError, match="'fraud' has no threshold yet; run: anomaly-vae"):
+        _ = again.detector
+
+
+# ---------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize("name", [MANIFEST, GRAPH, WEIGHTS, CALIBRATION])
+def test_a_missing_file_is_refused_by_name(name: str, folder: Path) -> None:
+    (folder / name).unlink()
+    with pytest.raises(BundleError, match=re.escape(f"{name} is missing")):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize("name", [MANIFEST, GRAPH, WEIGHTS])
+def test_a_file_missing_from_the_sums_too_is_refused_by_name(name: str, folder: Path) -> None:
+    (folder / name).unlink()
+    reseal(folder)
+    with pytest.raises(BundleError, match=re.escape(f"{name} is missing")):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize("name", ["model.pkl", "notes.txt", ".hidden"])
+def test_an_extra_file_is_refused_by_name(name: str, folder: Path) -> None:
+    (folder / name).write_bytes(b"x")
+    with pytest.raises(BundleError, match=re.escape(f"{name} does not belong")):
+        load_bundle(folder)
+
+
+def test_an_extra_folder_is_refused(folder: Path) -> None:
+    (folder / "more").mkdir()
+    with pytest.raises(BundleError, match="more does not belong"):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize("name", [MANIFEST, GRAPH, WEIGHTS, CALIBRATION])
+@pytest.mark.parametrize("where", [0, -1])
+def test_an_altered_file_is_refused_by_name(where: int, name: str, folder: Path) -> None:
+    content = bytearray((folder / name).read_bytes())
+    content[where] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(BundleError, match=re.escape(f"{name} was altered")):
+        load_bundle(folder)
+
+
+def _empty(sums: bytes) -> bytes:
+    return b""
+
+
+def _cut(sums: bytes) -> bytes:
+    return sums[:-80]
+
+
+def _no_text(sums: bytes) -> bytes:
+    return b"\xff\xfe" + sums
+
+
+def _other_digest(sums: bytes) -> bytes:
+    return sums.translate(bytes.maketrans(b"0123456789", b"1234567890"))
+
+
+@pytest.mark.parametrize("spoil", [_empty, _cut, _no_text, _other_digest])
+def test_altered_sums_are_refused(spoil: Callable[[bytes], bytes], folder: Path) -> None:
+    (folder / SUMS).write_bytes(spoil((folder / SUMS).read_bytes()))
+    with pytest.raises(BundleError):
+        load_bundle(folder)
+
+
+def test_a_threshold_without_its_scores_is_refused(folder: Path) -> None:
+    (folder / CALIBRATION).unlink()
+    reseal(folder)
+    with pytest.raises(BundleError, match=r"calibration\.safetensors and manifest\.json disagree"):
+        load_bundle(folder)
+
+
+def test_scores_without_a_threshold_are_refused(folder: Path) -> None:
+    edit_manifest(folder, calibration=None)
+    with pytest.raises(BundleError, match=r"calibration\.safetensors and manifest\.json disagree"):
+        load_bundle(folder)
+
+
+def test_a_newer_format_is_refused_with_the_remedy(folder: Path) -> None:
+    edit_manifest(folder, format=FORMAT + 1, code_version="9.9.9")
+    with pytest.raises(BundleError) as caught:
+        load_bundle(folder)
+    message = str(caught.value)
+    assert f"format {FORMAT + 1}" in message
+    assert "upgrade anomaly-vae" in message
+    assert "9.9.9" in message
+    assert str(folder) in message
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_manifest_of_an_older_version_is_refused_with_the_remedy(folder: Path, key: str) -> None:
+    manifest = json.loads((folder / MANIFEST).read_bytes())
+    del manifest[key]
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    reseal(folder)
+    with pytest.raises(BundleError, match=rf"made by an older .*'{key}'; train it again"):
+        load_bundle(folder)
+
+
+def test_images_need_the_scale_of_their_maps(image_calibrated: Bundle) -> None:
+    manifest = {k: v for k, v in image_calibrated.manifest.items() if k != "heat_scale"}
+    files = replace(image_calibrated, manifest=manifest).files
+    with pytest.raises(BundleError, match=r"made by an older .*'heat_scale'; train it again"):
+        from_files(files)
+
+
+def test_a_digest_that_is_not_the_registered_one_is_refused(folder: Path, bundle: Bundle) -> None:
+    with pytest.raises(BundleError, match="is not the registered bundle"):
+        load_bundle(folder, bundle.digest)
+
+
+def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(BundleError, match=f"is not a bundle: it has no {SUMS}"):
+            load_bundle(path)
+
+
+# ---------------------------------------------------------------- what is inside
+
+
+def test_the_manifest_says_what_made_it(calibrated: Bundle, config: Config) -> None:
+    manifest = json.loads(calibrated.files[MANIFEST])
+    assert manifest["format"] == FORMAT
+    assert re.fullmatch(re.escape(__version__) + r"\+[0-9a-f]{12}", manifest["code_version"])
+    assert manifest["name"] == "fraud"
+    assert manifest["data"]["rows"] == 1_500
+    assert manifest["training"]["epochs"] == 3
+    chosen = manifest["config"]["model"]
+    assert chosen["latent_dim"], "what was left to the data is recorded"
+    assert manifest["config"]["training"]["batch_size"]
+
+
+def test_nothing_of_the_host_the_time_or_a_path_is_inside(
+    calibrated: Bundle, config: Config, transactions: Path
+) -> None:
+    """So the same data and configuration give the same digest anywhere, at any time."""
+    for name, content in calibrated.files.items():
+        assert str(transactions.parent).encode() not in content, name
+        assert str(Path(__file__).parent).encode() not in content, name
+    manifest = calibrated.files[MANIFEST].decode()
+    for word in (getpass.getuser(), socket.gethostname()):
+        assert f'"{word}"' not in manifest
+    assert not re.search(r'"[^"]*(/|\\\\)[^"]*"', manifest), "a path"
+    assert not re.search(r"20\d\d-\d\d-\d\d", manifest), "a date"
+    assert '"device"' not in manifest
+    assert "tracking_uri" not in manifest
+
+
+def test_nothing_is_pickled(calibrated: Bundle) -> None:
+    """JSON, ONNX, safetensors: no file that could run code when it is read."""
+    for name, content in calibrated.files.items():
+        assert not content.startswith((b"\x80", b"PK\x03\x04")), name
+        assert name.endswith((".json", ".onnx", ".safetensors"))
+    source = ROOT / "anomaly_vae"
+    for path in source.glob("*.py"):
+        assert not re.search(r"^\s*(import|from) (pickle|joblib|dill|cloudpickle)|torch\.load\(",
+                             path.read_text(), re.MULTILINE), path  # fmt: skip
+
+
+# ---------------------------------------------------------------- saving
+
+
+@pytest.mark.parametrize("nth", [1, 3, 5])
+def test_a_save_that_fails_midway_leaves_the_old_folder(
+    nth: int, folder: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = files_of(folder)
+    write, calls = Path.write_bytes, []
+
+    def fail(path: Path, content: bytes) -> int:
+        calls.append(path)
+        if len(calls) == nth:
+            write(path, content[: len(content) // 2])
+            raise OSError("no space left on device")
+        return write(path, content)
+
+    larger = load_bundle(folder)
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(OSError, match="no space"):
+        larger.save(folder)
+    assert files_of(folder) == before
+    assert [entry.name for entry in folder.parent.iterdir()] == [folder.name]
+
+
+def test_saving_over_another_bundle_replaces_it(folder: Path, bundle: Bundle) -> None:
+    bundle.save(folder)
+    assert load_bundle(folder).digest == bundle.digest
+    assert not (folder / CALIBRATION).exists()
+
+
+def test_loading_a_bundle_never_disturbs_those_who_write_it(
+    calibrated: Bundle, folder: Path
+) -> None:
+    """A reader finds a whole bundle or none, and puts nothing back in the writers' place."""
+
+    def save() -> None:
+        for _ in range(30):
+            calibrated.save(folder)
+
+    with ThreadPoolExecutor(3) as pool:
+        writers = [pool.submit(save) for _ in range(2)]
+        while not all(writer.done() for writer in writers):
+            with suppress(BundleError, FileNotFoundError):
+                load_bundle(folder)
+    assert [writer.result() for writer in writers] == [None, None]
+    assert load_bundle(folder).digest == calibrated.digest
+    assert [entry.name for entry in folder.parent.iterdir()] == [folder.name]
+
+
+def test_loading_does_not_put_back_what_was_set_aside(folder: Path) -> None:
+    aside = folder.rename(folder.with_name(f".{folder.name}.previous"))
+    with pytest.raises(BundleError, match="is not a bundle"):
+        load_bundle(folder)
+    assert aside.exists()

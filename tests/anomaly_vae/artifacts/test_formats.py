@@ -1,0 +1,75 @@
+"""Bundles that older versions wrote are read, verified and scored with as they were."""
+
+import base64
+import json
+
+import numpy as np
+import pytest
+
+from anomaly_vae.artifacts.bundle import FORMAT, KEYS, from_files, load_bundle, upgrade
+from anomaly_vae.monitoring.exchangeability import Reference, Window
+
+EXPECTED = [(version, kind) for version in range(1, FORMAT) for kind in ("table", "image")]
+
+
+@pytest.fixture(params=EXPECTED, ids=lambda one: f"format {one[0]}, {one[1]}")
+def old(request, fixtures):
+    """The folder of an old bundle, and what it must say."""
+    version, kind = request.param
+    folder = fixtures / f"format-{version}"
+    return folder / kind, json.loads((folder / "expected.json").read_text())[kind]
+
+
+def rows_of(expected):
+    if "records" in expected:
+        return expected["records"]
+    return [{"image": base64.b64decode(image)} for image in expected["images"]]
+
+
+def test_an_old_bundle_decides_as_it_did(old):
+    folder, expected = old
+    detector = load_bundle(folder).detector
+    found = detector.detect(detector.scorer.schema.from_records(rows_of(expected)))
+    np.testing.assert_allclose(found.score, expected["score"], rtol=1e-5)
+    assert found.p_value.tolist() == expected["p_value"]
+    assert found.is_anomaly.tolist() == expected["is_anomaly"]
+
+
+def test_its_digest_is_what_it_was(old, tmp_path):
+    folder, expected = old
+    bundle = load_bundle(folder, expected["digest"])
+    assert bundle.digest == expected["digest"]
+    assert from_files(bundle.files).digest == expected["digest"]
+    assert (
+        load_bundle(bundle.save(tmp_path / "again"), expected["digest"]).digest
+        == expected["digest"]
+    )
+
+
+def test_it_reads_like_one_of_today(old):
+    manifest = load_bundle(old[0]).manifest
+    assert manifest["format"] == FORMAT
+    assert set(KEYS) <= set(manifest)
+    assert upgrade(manifest) == manifest
+
+
+def test_it_is_watched_but_for_its_columns(old):
+    monitor = load_bundle(old[0]).monitor
+    report = monitor.report(Window(monitor).blocks)
+    assert (report.status, report.columns) == ("holding", None)
+
+
+def test_calibrated_again_it_is_of_the_format_of_today(old):
+    bundle = load_bundle(old[0])
+    again = bundle.calibrated(bundle.detector.calibration, None, Reference(0.5))
+    assert json.loads(again.files["manifest.json"])["format"] == FORMAT
+    assert again.digest != bundle.digest
+    assert from_files(again.files).monitor.reference == Reference(0.5)
+
+
+def test_format_1_tested_on_as_many_anomalies_as_may_be_expected(fixtures):
+    manifest = json.loads((fixtures / "format-1" / "table" / "manifest.json").read_bytes())
+    tested = {**manifest, "evaluation": {"rows": 200, "anomalies": 3}}
+    assert upgrade(tested)["reference"] == {"anomaly_share": 0.015, "columns": None}
+    assert upgrade({**manifest, "calibration": None})["reference"] is None
+    assert manifest["format"] == 1, "what was read stays as it is"

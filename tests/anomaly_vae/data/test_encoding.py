@@ -1,0 +1,335 @@
+"""The matrix is a function of each row and the training rows; decoding leads back."""
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from anomaly_vae.config import Feature
+from anomaly_vae.data.encoding import (
+    EXTREME,
+    Categorical,
+    Cyclic,
+    Numeric,
+    TabularEncoding,
+    fit_encoding,
+)
+from anomaly_vae.data.schema import Column, RawBatch, TabularSchema
+from anomaly_vae.types import ColumnType
+
+LARGEST = float(np.finfo(np.float64).max)
+HOUR, DAY = 3_600.0, 86_400.0
+finite = st.floats(allow_nan=False, allow_infinity=False)
+columns_of_numbers = st.lists(finite, min_size=1, max_size=30)
+
+
+def schema_of(**types: str) -> TabularSchema:
+    return TabularSchema(tuple(Column(name, ColumnType(kind)) for name, kind in types.items()))
+
+
+def fit_one(values: Any, kind: str = "numeric", **options: Any) -> TabularEncoding:
+    schema = schema_of(x=kind)
+    limits = {"x": Feature(type=ColumnType(kind), **options)} if options else None
+    return fit_encoding(schema, schema.from_arrow(pa.table({"x": values})), limits)
+
+
+def fit_numeric(values: Any) -> Numeric:
+    [column] = fit_one(pa.array(values, pa.float64())).columns
+    assert isinstance(column, Numeric)
+    return column
+
+
+MIXED = schema_of(c="categorical", n="numeric", t="datetime", b="binary", m="numeric")
+
+
+def mixed_rows(n: int = 200) -> pa.Table:
+    rng = np.random.default_rng(0)
+    return pa.table(
+        {
+            "c": rng.choice(["de", "fr", "it"], n),
+            "n": rng.normal(3, 2, n),
+            "t": pa.array((rng.uniform(0, 90 * DAY, n) * 1e6).astype(np.int64)).cast(
+                pa.timestamp("us")
+            ),
+            "b": rng.integers(0, 2, n),
+            "m": rng.standard_cauchy(n),
+        }
+    )
+
+
+TRAIN = MIXED.from_arrow(mixed_rows())
+ENCODING = fit_encoding(MIXED, TRAIN)
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def test_numbers_are_standardised() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(50, 7, 1_000)
+    column = fit_numeric(values)
+    assert column.unit is None
+    x = column.encode(values)
+    assert x.dtype == np.float32
+    assert x.shape == (1_000, 1)
+    assert abs(x.mean()) < 1e-5
+    assert abs(x.std() - 1) < 1e-5
+
+
+def test_heavy_tails_take_the_asinh_scale_and_light_ones_do_not() -> None:
+    rng = np.random.default_rng(0)
+    heavy = fit_numeric(rng.standard_cauchy(5_000))
+    assert heavy.unit == pytest.approx(2 / 1.349, rel=0.1)  # its quartiles are −1 and 1
+    assert fit_numeric(rng.normal(size=5_000)).unit is None
+    assert fit_numeric(rng.exponential(size=5_000)).unit is None
+    assert abs(heavy.encode(np.array([1e6]))[0, 0]) < 15
+
+
+@given(columns_of_numbers, st.lists(finite, max_size=10))
+@example([LARGEST, -LARGEST] * 5, [1.0])
+@example([5e-324, 0.0] * 5, [1.0])
+@example([5e-324, 0.0, 0.0, 0.0, 0.0], [1.0])
+def test_encoded_numbers_are_finite_in_bounds_and_in_order(
+    train: list[float], values: list[float]
+) -> None:
+    ordered = np.array(sorted([*values, *train, -LARGEST, LARGEST, 0.0]))
+    x = fit_numeric(train).encode(ordered)[:, 0]
+    assert np.isfinite(x).all()
+    assert np.abs(x).max() <= EXTREME
+    assert (np.diff(x) >= 0).all()
+
+
+@given(st.lists(st.floats(-1e100, 1e100), min_size=1, max_size=30))
+def test_decoding_leads_back_to_the_number(train: list[float]) -> None:
+    column = fit_numeric(train)
+    values = np.array(train)
+    spread = column.unit or column.scale
+    tolerance = 1e-4 * (np.abs(values) + abs(column.center) + abs(spread))
+    decoded = np.array(column.decode(column.encode(values).astype(np.float64)), float)
+    held = np.abs(column.encode(values)[:, 0]) < EXTREME
+    assert (np.abs(decoded - values)[held] <= tolerance[held]).all()
+
+
+@given(columns_of_numbers, st.floats(width=32, allow_nan=False, allow_infinity=False))
+def test_whatever_a_decoder_says_has_a_finite_value(train: list[float], x: float) -> None:
+    [value] = fit_numeric(train).decode(np.array([[x]], np.float32))
+    assert value is not None
+    assert math.isfinite(value)
+
+
+@pytest.mark.parametrize("constant", [0.0, 5.0, -3.0, 0.001, 1e-300, 1e9, LARGEST])
+def test_another_value_than_the_constant_stands_out(constant: float) -> None:
+    column = fit_numeric([constant] * 20)
+    other = constant * 2 if 0 < abs(constant) < 1e300 else constant / 2 or 1.0
+    x = column.encode(np.array([constant, other]))[:, 0]
+    assert x[0] == 0
+    assert abs(x[1]) >= 1
+
+
+def test_a_column_without_values_is_missing_and_reads_others() -> None:
+    column = fit_numeric([None, None])
+    x = column.encode(np.array([math.nan, 3.0]))
+    np.testing.assert_array_equal(x, [[math.nan], [3.0]])
+
+
+# ---------------------------------------------------------------- levels
+
+
+def test_levels_are_numbered_from_one_by_frequency_and_others_are_code_zero() -> None:
+    encoding = fit_one(["b"] * 6 + ["a"] * 6 + ["c"] * 9 + ["rare"] * 4, "categorical")
+    [column] = encoding.columns
+    assert isinstance(column, Categorical)
+    assert column.levels == ("c", "a", "b")
+    batch = schema_of(x="categorical").from_records(
+        [{"x": "c"}, {"x": "b"}, {"x": "rare"}, {"x": "unseen"}, {"x": None}, {}]
+    )
+    codes = encoding.encode(batch)
+    np.testing.assert_array_equal(codes[:, 0], [1, 3, 0, 0, math.nan, math.nan])
+    assert encoding.decode(codes) == [["c", "b", "(other)", "(other)", None, None]]
+    assert encoding.observed(batch) == [["c", "b", "rare", "unseen", None, None]]
+
+
+def test_declared_limits_choose_the_levels() -> None:
+    rows = ["a"] * 3 + ["b"] * 2 + ["c"]
+    assert fit_one(rows, "categorical", min_count=1, max_levels=2).layout.n_levels == (3,)
+    assert fit_one(rows, "categorical", min_count=3).layout.n_levels == (2,)
+
+
+def test_a_column_of_rare_levels_has_the_one_code_for_others() -> None:
+    encoding = fit_one([f"v{i}" for i in range(20)], "categorical")
+    assert encoding.layout.n_levels == (1,)
+
+
+# ---------------------------------------------------------------- times
+
+
+def cycles_of(seconds: Any) -> dict[str, Cyclic]:
+    values = pa.array((np.asarray(seconds) * 1e6).astype(np.int64)).cast(pa.timestamp("us"))
+    columns = fit_one(values, "datetime").columns
+    assert all(isinstance(column, Cyclic) for column in columns)
+    return {column.part: column for column in columns if isinstance(column, Cyclic)}
+
+
+def test_cycles_are_kept_where_training_spans_enough_of_them() -> None:
+    hourly = np.arange(0, 60 * DAY, HOUR)
+    assert list(cycles_of(hourly)) == ["hour", "weekday"]
+    assert list(cycles_of(hourly[: 24 * 10])) == ["hour"]
+    assert list(cycles_of(hourly[: 24 * 3])) == []
+
+
+def test_a_cycle_that_stands_still_is_left_out() -> None:
+    """Dates without a time of day have no hour; weekly ones have no day of the week."""
+    assert list(cycles_of(np.arange(60) * DAY)) == ["weekday"]
+    assert list(cycles_of(np.arange(60) * 7 * DAY)) == []
+
+
+def test_a_time_is_a_point_of_the_unit_circle_and_one_period_later_the_same() -> None:
+    column = cycles_of(np.arange(0, 60 * DAY, HOUR))["hour"]
+    x = column.encode(np.array([0.0, 6 * HOUR, 30 * HOUR]))
+    np.testing.assert_allclose(x, [[0, 1], [1, 0], [1, 0]], atol=1e-6)
+    assert np.isnan(column.encode(np.array([math.nan]))).all()
+
+
+@given(st.integers(0, 24 * 60 - 1))
+def test_an_hour_is_spelled_to_the_minute(minute: int) -> None:
+    column = Cyclic(name="t", part="hour", period=DAY, shift=0.0)
+    spelled = f"{minute // 60:02d}:{minute % 60:02d}"
+    assert column.observed(np.array([minute * 60.0, math.nan])) == [spelled, None]
+    assert column.label == "t.hour"
+
+
+@pytest.mark.parametrize(
+    ("date", "day"),
+    [("2024-01-01", "Mon"), ("2024-02-29T23:59:59", "Thu"), ("1969-12-31", "Wed"),
+     ("2024-09-08", "Sun")],
+)  # fmt: skip
+def test_a_day_is_spelled_by_its_name(date: str, day: str) -> None:
+    column = cycles_of(np.arange(0, 60 * DAY, HOUR))["weekday"]
+    batch = schema_of(x="datetime").from_records([{"x": date}])
+    values = batch.values["x"]
+    assert isinstance(values, np.ndarray)
+    assert column.observed(values) == [day]
+
+
+# ---------------------------------------------------------------- the whole matrix
+
+
+def test_columns_come_numeric_binary_categorical() -> None:
+    layout = ENCODING.layout
+    assert ENCODING.labels == ("n", "t.hour", "t.weekday", "m", "b", "c")
+    assert (layout.n_numeric, layout.n_binary, layout.n_levels) == (6, 1, (4,))
+    assert (layout.n_columns, layout.n_categorical, layout.max_levels) == (8, 1, 4)
+    numeric, binary, categorical = layout.split(ENCODING.encode(TRAIN))
+    assert (numeric.shape[1], binary.shape[1], categorical.shape[1]) == (6, 1, 1)
+    assert set(np.unique(binary)) <= {0, 1}
+    assert set(np.unique(categorical)) <= {0, 1, 2, 3}
+
+
+def test_a_cycles_sine_and_cosine_belong_to_one_column() -> None:
+    nats = np.arange(8.0)[None, :]
+    np.testing.assert_array_equal(ENCODING.per_column(nats), [[0, 1 + 2, 3 + 4, 5, 6, 7]])
+
+
+def test_every_column_of_the_matrix_knows_its_source() -> None:
+    """n, the sine and cosine of t's hour and of its day, m, b, c."""
+    n, *t, m, b, c = ENCODING.sources.tolist()
+    assert len(t) == 4
+    assert len(set(t)) == 1
+    assert sorted({n, t[0], m, b, c}) == [0, 1, 2, 3, 4]
+
+
+def naive(column: Any, values: NDArray[np.float64]) -> NDArray[np.float32]:
+    """One column by its definition."""
+    if not isinstance(column, Numeric):
+        encoded: NDArray[np.float32] = column.encode(values)
+        return encoded
+    v = values - column.center
+    if column.unit is not None:
+        v = np.arcsinh(v / column.unit) - column.offset
+    return np.clip(v / column.scale, -EXTREME, EXTREME).astype(np.float32)[:, None]
+
+
+doubles = st.floats(allow_infinity=False)
+binaries = st.sampled_from([0.0, 1.0, math.nan])
+HEAVY = [0.0] * 9 + [1.0] * 9 + [1e9]
+
+
+@given(
+    st.lists(st.tuples(finite, finite), min_size=1, max_size=20),
+    st.lists(st.tuples(doubles, doubles, doubles, binaries), max_size=20),
+)
+@example([(LARGEST, 5e-324), (-LARGEST, 0.0)], [(LARGEST, -LARGEST, 0.0, 1.0)])
+@example([(v, -v) for v in HEAVY], [(-1e9, math.nan, -0.0, 0.0), (0.3, 2e9, 1e5, math.nan)])
+@np.errstate(over="ignore")
+def test_numbers_encoded_together_are_the_bits_of_each_alone(
+    train: list[tuple[float, float]], rows: list[tuple[float, ...]]
+) -> None:
+    """Numbers, heavy-tailed or not, zeros and ones, with a time's cycles in between."""
+    schema = schema_of(a="numeric", t="datetime", b="numeric", c="binary")
+    a, b = np.array(train).T
+    known = {"a": a, "t": np.arange(len(a)) * 3.7 * DAY, "b": b, "c": np.sign(np.abs(a))}
+    encoding = fit_encoding(schema, RawBatch(known, len(a)))
+    values = dict(zip("abtc", np.array(rows).reshape(-1, 4).T, strict=True))
+    alone = [naive(column, values[column.name]) for column in encoding.columns]
+    assert bits(encoding.encode(RawBatch(values, len(rows)))) == bits(np.hstack(alone))
+
+
+def bits(x: NDArray[np.float32]) -> bytes:
+    return np.ascontiguousarray(x).tobytes()
+
+
+@given(st.lists(st.integers(0, 199), min_size=1, max_size=8))
+def test_a_rows_encoding_depends_on_that_row_alone(rows: list[int]) -> None:
+    together = ENCODING.encode(TRAIN)
+    chosen = ENCODING.encode(TRAIN.take(np.array(rows)))
+    assert bits(chosen) == bits(together[rows])
+    alone = MIXED.from_arrow(mixed_rows().slice(rows[0], 1))
+    assert bits(ENCODING.encode(alone)) == bits(together[rows[:1]])
+
+
+def test_records_and_their_table_encode_to_the_same_bits() -> None:
+    table = mixed_rows()
+    records = [{**row, "t": row["t"].isoformat()} for row in table.to_pylist()]
+    from_records = ENCODING.encode(MIXED.from_records(records))
+    text = pa.table(
+        {name: pa.array([str(v) for v in table[name].to_pylist()]) for name in MIXED.names}
+    )
+    assert bits(from_records) == bits(ENCODING.encode(MIXED.from_arrow(table)))
+    assert bits(from_records) == bits(ENCODING.encode(MIXED.from_arrow(text)))
+
+
+def test_everything_missing_is_nan_throughout() -> None:
+    x = ENCODING.encode(MIXED.from_records([{}]))
+    assert x.shape == (1, 8)
+    assert np.isnan(x).all()
+    assert ENCODING.decode(x) == [[None]] * 6
+    assert ENCODING.observed(MIXED.from_records([{}])) == [[None]] * 6
+
+
+def test_no_rows_encode_to_no_rows() -> None:
+    assert ENCODING.encode(MIXED.from_records([])).shape == (0, 8)
+
+
+@given(columns_of_numbers)
+def test_an_encoding_survives_the_manifest_exactly(train: list[float]) -> None:
+    schema = schema_of(n="numeric", c="categorical", b="binary")
+    table = pa.table({"n": train, "c": ["é"] * len(train), "b": [True] * len(train)})
+    encoding = fit_encoding(schema, schema.from_arrow(table))
+    manifest = json.dumps(encoding.to_json(), allow_nan=False)
+    assert TabularEncoding.from_json(json.loads(manifest)) == encoding
+    whole = json.loads(json.dumps(ENCODING.to_json(), allow_nan=False))
+    assert TabularEncoding.from_json(whole) == ENCODING
+
+
+def test_a_typical_record_is_central_and_is_read_back() -> None:
+    record = ENCODING.typical_record(MIXED)
+    assert list(record) == list(MIXED.names)
+    batch: RawBatch = MIXED.from_records([record])
+    assert batch.problems == ()
+    assert np.abs(ENCODING.encode(batch)[0, :1]).max() < 1

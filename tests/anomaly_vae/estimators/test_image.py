@@ -1,0 +1,464 @@
+"""The estimator of images: what X may be, what is decided on it, and the bundle inside it."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.base import clone, is_outlier_detector
+from sklearn.exceptions import NotFittedError
+
+import anomaly_vae
+from anomaly_vae import config
+from anomaly_vae.artifacts.bundle import Bundle, load_bundle
+from anomaly_vae.errors import (
+    BundleError,
+    CalibrationError,
+    ConfigError,
+    DataError,
+    NotCalibratedError,
+)
+from anomaly_vae.estimators.image import CONFIG_KEYS, ImageVAEDetector, picture_of
+from anomaly_vae.estimators.tabular import TabularVAEDetector
+from anomaly_vae.images.pixels import FULL
+from pipelines.datasets.images import ImageDataset
+from tests.support import excused
+from tests.support.scans import blobs, coloured, patched
+
+N, SIZE = 60, 16
+TINY: dict[str, Any] = {"size": SIZE, "width": 4, "hidden_dim": 8, "latent_dim": 2, "epochs": 2}
+
+NO_ARGUMENT = excused.NO_ARGUMENT | {
+    "data.path": "the images are X",
+    "data.group": "X is taken as exchangeable images; else, use calibrate(X)",
+    "data.splits.gap_days": "images come in no order",
+    "calibration.group": "images have no columns",
+    "calibration.density_ratio": "see calibration.group",
+    "training.precision": "one of GPUs, where the command line fits",
+}
+
+
+def tiny(**arguments: Any) -> ImageVAEDetector:
+    return ImageVAEDetector(**{**TINY, "network": "convolutional", "alpha": 0.1, **arguments})
+
+
+@pytest.fixture(scope="module", name="X")
+def images() -> np.ndarray:
+    """(N, SIZE, SIZE) uint8."""
+    return blobs(N, size=SIZE)
+
+
+@pytest.fixture(scope="module")
+def fitted(X: np.ndarray) -> ImageVAEDetector:
+    return tiny().fit(X)
+
+
+@pytest.fixture(scope="module")
+def in_colour(X: np.ndarray) -> ImageVAEDetector:
+    """Fitted on (N, SIZE, SIZE, 3)."""
+    return tiny(network="dense", likelihood="gaussian", channels=3).fit(coloured(X))
+
+
+@pytest.fixture
+def detector(fitted: ImageVAEDetector) -> ImageVAEDetector:
+    """One to change, with the bundle of the fitted one."""
+    return copy.copy(fitted)
+
+
+# ---------------------------------------------------------------- arguments
+
+
+def test_it_is_an_outlier_detector_that_the_package_exports() -> None:
+    assert is_outlier_detector(ImageVAEDetector())
+    assert anomaly_vae.ImageVAEDetector is ImageVAEDetector
+    tags = ImageVAEDetector().__sklearn_tags__().input_tags
+    assert (tags.two_d_array, tags.three_d_array) == (False, True)
+
+
+def test_clone_and_set_params_carry_every_argument() -> None:
+    detector = tiny().set_params(beta=0.5, window=(40.0, 400.0), contamination=True)
+    copied = clone(detector)
+    assert copied.get_params() == detector.get_params()
+    assert copied.get_params()["window"] == (40.0, 400.0)
+    assert ImageVAEDetector().get_params()["alpha"] == 0.05
+
+
+def test_every_key_of_the_configuration_is_an_argument_or_excused() -> None:
+    named = {key for keys in CONFIG_KEYS.values() for key in keys}
+    keys = {key for key, _ in config.fields(config.ImageConfig)}
+    leaves = {key for key in keys if not any(other.startswith(key + ".") for other in keys)}
+    spared = {key for key in leaves if {key, key.partition(".")[0]} & NO_ARGUMENT.keys()}
+    assert leaves - spared == named
+    assert spared.isdisjoint(named)
+    assert {key for key in NO_ARGUMENT if "." in key} <= keys
+
+
+def test_arguments_are_called_as_their_keys_are() -> None:
+    renamed = {
+        "score", "model", "random_state", "calibration_fraction", "validation_fraction",
+        "corruption", "corruption_strength",
+    }  # fmt: skip
+    assert CONFIG_KEYS.keys() == ImageVAEDetector().get_params().keys()
+    for argument in CONFIG_KEYS.keys() - renamed:
+        assert CONFIG_KEYS[argument][0].rpartition(".")[2] == argument
+
+
+@pytest.mark.parametrize("argument", ["network", "likelihood", "model", "intensity", "upsampling"])
+def test_the_choices_of_an_argument_are_those_of_its_key(argument: str) -> None:
+    section, key = CONFIG_KEYS[argument][0].split(".")
+    owner = config.ImageConfig.model_fields[section].annotation
+    assert owner is not None
+    offered = get_type_hints(ImageVAEDetector.__init__)[argument]
+    choices = {choice for option in get_args(offered) for choice in get_args(option)}
+    assert choices == set(get_args(owner.model_fields[key].annotation))
+
+
+def test_arguments_reach_the_manifest(fitted: ImageVAEDetector) -> None:
+    recorded = fitted.bundle_.manifest["config"]
+    assert recorded["model"]["network"] == "convolutional"
+    assert [recorded["model"][key] for key in ("width", "hidden_dim", "latent_dim")] == [4, 8, 2]
+    assert (recorded["data"]["size"], recorded["calibration"]["alpha"]) == (SIZE, 0.1)
+    assert fitted.n_iter_ == 2
+    assert fitted.notes_ == ()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"epochs": 0}, "training.epochs"),
+        ({"size": 8}, "data.size"),
+        ({"network": "huge"}, "model.network"),
+        ({"corruption": "blur"}, "training.corruption.type"),
+        ({"window": "wide"}, "data.window"),
+        ({"score": "contamination"}, "needs model.contamination: true"),
+    ],
+)
+def test_a_wrong_argument_is_named_when_fitting(
+    X: np.ndarray, wrong: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        tiny(**wrong).fit(X)
+
+
+def test_an_unfitted_detector_says_so(X: np.ndarray, tmp_path: Path) -> None:
+    unfitted = tiny()
+    for method in (unfitted.predict, unfitted.calibrate, unfitted.explain, unfitted.transform):
+        with pytest.raises(NotFittedError):
+            method(X)
+    for action in (unfitted.sample, lambda: unfitted.save(tmp_path)):
+        with pytest.raises(NotFittedError):
+            action()
+
+
+# ---------------------------------------------------------------- scores and decisions
+
+
+def test_the_parts_of_a_decision_agree(fitted: ImageVAEDetector, X: np.ndarray) -> None:
+    some = np.concatenate([X, patched(X)])
+    score = fitted.anomaly_score(some)
+    np.testing.assert_array_equal(fitted.score_samples(some), -score)
+    np.testing.assert_array_equal(fitted.decision_function(some), -score - fitted.offset_)
+    flagged = fitted.predict(some) == -1
+    assert 0 < flagged.sum() < len(some)
+    np.testing.assert_array_equal(flagged, score > -fitted.offset_)
+    np.testing.assert_array_equal(flagged, fitted.p_values(some) <= fitted.alpha)
+
+
+def test_it_decides_as_the_detector_of_its_bundle_does(
+    fitted: ImageVAEDetector, X: np.ndarray
+) -> None:
+    found = fitted.bundle_.detector.detect(fitted._batch(patched(X)))
+    np.testing.assert_array_equal(fitted.anomaly_score(patched(X)), found.score)
+    np.testing.assert_array_equal(fitted.p_values(patched(X)), found.p_value)
+    np.testing.assert_array_equal(fitted.predict(patched(X)) == -1, found.is_anomaly)
+    assert fitted.offset_ == -fitted.bundle_.detector.calibration.threshold
+
+
+def test_a_score_at_the_threshold_is_normal(fitted: ImageVAEDetector, X: np.ndarray) -> None:
+    """The threshold is a held-out image's score, which equality must not flag."""
+    at_threshold = np.flatnonzero(fitted.anomaly_score(X) == -fitted.offset_)
+    assert len(at_threshold) == 1
+    assert fitted.predict(X)[at_threshold] == 1
+
+
+def test_explanations_add_up_to_the_score(fitted: ImageVAEDetector, X: np.ndarray) -> None:
+    score = fitted.anomaly_score(X[:5])
+    for most, listed in ((3, 3), (None, SIZE**2)):
+        explained = fitted.explain(X[:5], most)
+        assert {len(e.contributions) for e in explained} == {listed}
+        sums = [sum(c.nats for c in e.contributions) + e.rest + e.kl for e in explained]
+        np.testing.assert_allclose(sums, score, rtol=1e-5, atol=1e-5)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
+    in_colour: ImageVAEDetector, X: np.ndarray, tmp_path: Path
+) -> None:
+    """The arguments that a saved detector comes back with are those of its fit."""
+    arguments = clone(ImageVAEDetector.load(in_colour.save(tmp_path / "bundle")))
+    again = arguments.fit(coloured(X))
+    assert again.bundle_.weights == in_colour.bundle_.weights
+    assert again.offset_ == in_colour.offset_
+    other = clone(in_colour).set_params(random_state=1).fit(coloured(X))
+    assert other.bundle_.weights != in_colour.bundle_.weights
+
+
+# ---------------------------------------------------------------- calibration
+
+
+def test_calibrate_replaces_the_threshold_and_nothing_else(
+    detector: ImageVAEDetector, fitted: ImageVAEDetector
+) -> None:
+    fresh = patched(blobs(40, seed=9, size=SIZE))
+    assert detector.set_params(alpha=0.2).calibrate(fresh) is detector
+    assert detector.offset_ != fitted.offset_
+    assert detector.bundle_.weights == fitted.bundle_.weights
+    assert detector.bundle_.calibration is not None
+    assert (detector.bundle_.calibration.alpha, len(detector.bundle_.calibration.scores)) == (
+        0.2, 40
+    )  # fmt: skip
+    assert np.mean(detector.predict(fresh) == -1) <= 0.2
+    with pytest.raises(CalibrationError, match="needs 4 normal calibration rows, there are 3"):
+        detector.calibrate(fresh[:3])
+
+
+def test_too_few_images_for_alpha_are_refused_with_the_remedy(X: np.ndarray) -> None:
+    with pytest.raises(CalibrationError, match=r"n_samples=60 .* give at least 104 rows"):
+        tiny(alpha=0.01).fit(X)
+
+
+# ---------------------------------------------------------------- what X may be
+
+
+AS: dict[str, Callable[[np.ndarray], Any]] = {
+    "uint16": lambda X: X.astype(np.uint16) * 257,
+    "uint16 of another byte order": lambda X: (X.astype(np.uint16) * 257).astype(">u2"),
+    "float32": lambda X: X.astype(np.float32) / 255,
+    "float64": lambda X: X / 255,
+    "with a channel": lambda X: X[..., None],
+    "three equal channels": lambda X: np.stack([X] * 3, -1),
+    "a list": list,
+    "a tuple of mixed types": lambda X: (X[0] / 255, *X[1:]),
+    "a generator": iter,
+}
+
+
+@pytest.mark.parametrize("form", AS)
+def test_the_same_images_have_the_same_scores_in_every_form(
+    fitted: ImageVAEDetector, X: np.ndarray, form: str
+) -> None:
+    exact = form != "three equal channels"  # which sum up to grey within rounding
+    score = fitted.anomaly_score(AS[form](X))
+    np.testing.assert_allclose(score, fitted.anomaly_score(X), rtol=0 if exact else 1e-3)
+
+
+def test_floats_of_half_precision_are_read_to_their_precision(X: np.ndarray) -> None:
+    """Their largest number is below that of 16 bits."""
+    half = picture_of((X[0] / 255).astype(np.float16)).pixels.astype(float)
+    np.testing.assert_allclose(half / FULL, X[0] / 255, atol=1e-3)
+    assert picture_of(np.array([[0, 1]], np.float16)).pixels.tolist() == [[0, 65_535]]
+
+
+def test_images_of_different_sizes_are_cropped_and_resized(
+    fitted: ImageVAEDetector, X: np.ndarray
+) -> None:
+    larger = X[1].repeat(3, 0).repeat(3, 1)
+    wider = np.pad(X[2], ((0, 0), (2, 2)))  # its centre is the image
+    score = fitted.anomaly_score([X[0], larger, wider])
+    truth = fitted.anomaly_score(X[:3])
+    np.testing.assert_array_equal(score[[0, 2]], truth[[0, 2]])
+    assert score[1] != truth[1]  # by smoothing between pixels
+    assert score[1] == fitted.anomaly_score([larger, X[0]])[0]
+
+
+@pytest.mark.parametrize("as_given", [list, np.array, lambda paths: [str(p) for p in paths]])
+def test_paths_give_the_scores_of_what_lies_there(
+    fitted: ImageVAEDetector, X: np.ndarray, tmp_path: Path, as_given: Callable[[Any], Any]
+) -> None:
+    paths = [tmp_path / f"{i}.png" for i in range(5)]
+    for path, image in zip(paths, X, strict=False):
+        Image.fromarray(image).save(path)
+    np.testing.assert_array_equal(
+        fitted.anomaly_score(as_given(paths)), fitted.anomaly_score(X[:5])
+    )
+    np.testing.assert_array_equal(
+        fitted.anomaly_score([paths[0], X[1]]), fitted.anomaly_score(X[:2])
+    )
+
+
+def test_colours_are_looked_at_where_there_are_channels(
+    in_colour: ImageVAEDetector, X: np.ndarray
+) -> None:
+    score = in_colour.anomaly_score(coloured(X))
+    np.testing.assert_array_equal(in_colour.anomaly_score(list(coloured(X))), score)
+    assert (in_colour.anomaly_score(coloured(X)[..., ::-1]) != score).all()
+    assert in_colour.anomaly_score(X).shape == (N,)  # grey is a colour
+
+
+# ---------------------------------------------------------------- what it may not be
+
+
+def flat(value: float) -> np.ndarray:
+    return np.full((SIZE, SIZE), value)
+
+
+ON_UNIT = r"lie on \[0, 1\] and be finite; scale them"
+SHAPES = r"an image must be \(H, W\), \(H, W, 1\) or \(H, W, 3\), got "
+TYPES = r"images must be uint8, uint16 or floats on \[0, 1\], got "
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        (flat(0.4), "all pixels are alike: the image shows nothing; mend it or leave it out"),
+        (flat(np.nan), ON_UNIT),
+        (np.array([[0.1, np.nan], [0.5, 0.2]]), ON_UNIT),
+        (np.array([[0, np.inf]]), ON_UNIT),
+        (np.array([[0, 1.001]]), ON_UNIT),
+        (np.array([[-0.001, 1]]), ON_UNIT),
+        (np.array([[0, 255]]), TYPES + "int64"),
+        (np.array([[True, False]]), TYPES + "bool"),
+        (np.zeros(SIZE, np.uint8), SHAPES + r"\(16,\)"),
+        (np.zeros((2, SIZE, SIZE, 3), np.uint8), SHAPES + r"\(2, 16, 16, 3\)"),
+        (np.zeros((SIZE, SIZE, 2), np.uint8), SHAPES + r"\(16, 16, 2\)"),
+        (np.zeros((0, SIZE), np.uint8), SHAPES + r"\(0, 16\)"),
+        (None, SHAPES),
+        ([[1, 2], [3]], "inhomogeneous shape"),
+        ("nowhere.png", "it is no file; give the path of an image file"),
+        (Path(__file__), "it is no PNG, JPEG, TIFF, DICOM or NIfTI; convert it"),
+    ],
+)
+def test_an_image_that_cannot_be_used_is_named_with_the_remedy(
+    fitted: ImageVAEDetector, X: np.ndarray, image: Any, reason: str
+) -> None:
+    with pytest.raises(DataError, match=rf"^X, column 'image', row 2: .*{reason}") as raised:
+        fitted.predict([X[0], X[1], image, X[3]])
+    assert isinstance(raised.value, ValueError)
+    assert "\n" not in str(raised.value)
+
+
+def test_fitting_refuses_it_too_and_says_how_many_there_are(X: np.ndarray) -> None:
+    dark = X.copy()
+    dark[[3, 5]] = 0
+    with pytest.raises(DataError, match=r"row 3: all pixels .* \(2 rows cannot be used\)"):
+        tiny().fit(dark)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "X holds no image; give at least one"),
+        (np.zeros((0, SIZE, SIZE), np.uint8), "X holds no image"),
+        (np.zeros((SIZE, SIZE), np.uint8), r"X must be of shape .* got \(16, 16\)"),
+        (np.zeros((1, 2, SIZE, SIZE, 3), np.uint8), r"X must be of shape .* got \(1, 2, 16, 16, 3"),
+        ("scan.png", "put a single one into a list"),
+        (Path("scan.png"), "put a single one into a list"),
+        (None, "must be images or their paths"),
+        (3, "must be images or their paths"),
+    ],
+)
+def test_what_is_no_sequence_of_images_is_refused(
+    fitted: ImageVAEDetector, given: Any, message: str
+) -> None:
+    for method in (fitted.predict, fitted.calibrate, tiny().fit):
+        with pytest.raises(DataError, match=message):
+            method(given)
+
+
+def test_a_file_of_several_images_is_refused(
+    fitted: ImageVAEDetector, X: np.ndarray, tmp_path: Path
+) -> None:
+    first, second = map(Image.fromarray, X[:2])
+    first.save(tmp_path / "two.tif", save_all=True, append_images=[second])
+    with pytest.raises(DataError, match="row 0: holds several images; give one at a time"):
+        fitted.predict([tmp_path / "two.tif"])
+
+
+# ---------------------------------------------------------------- latent space
+
+
+def test_transform_gives_latents_that_inverse_transform_makes_images_of(
+    fitted: ImageVAEDetector, X: np.ndarray
+) -> None:
+    z = fitted.transform(X)
+    assert z.shape == (N, 2)
+    assert z.dtype == np.float64
+    assert list(fitted.get_feature_names_out()) == ["latent0", "latent1"]
+    back = fitted.inverse_transform(z)
+    assert back.shape == X.shape
+    assert (back >= 0).all()
+    assert (back <= 1).all()
+    assert len(np.unique(back)) > 10
+
+
+def test_inverse_transform_refuses_latents_of_another_length(fitted: ImageVAEDetector) -> None:
+    with pytest.raises(DataError):
+        fitted.inverse_transform(np.zeros((3, 5)))
+
+
+def test_samples_come_as_what_was_fitted_and_repeat_by_seed(
+    fitted: ImageVAEDetector, in_colour: ImageVAEDetector
+) -> None:
+    assert fitted.sample().shape == (1, SIZE, SIZE)
+    assert in_colour.sample(3).shape == (3, SIZE, SIZE, 3)
+    np.testing.assert_array_equal(fitted.sample(3), fitted.sample(3))
+    assert not np.array_equal(fitted.sample(3), fitted.sample(3, random_state=1))
+    assert in_colour.inverse_transform(np.zeros((2, 2))).shape == (2, SIZE, SIZE, 3)
+
+
+def test_samples_can_be_scored(fitted: ImageVAEDetector) -> None:
+    assert np.isfinite(fitted.anomaly_score(fitted.sample(3))).all()
+
+
+# ---------------------------------------------------------------- saving
+
+
+def test_save_and_load_keep_scores_decisions_and_arguments(
+    fitted: ImageVAEDetector, X: np.ndarray, tmp_path: Path
+) -> None:
+    loaded = ImageVAEDetector.load(fitted.save(tmp_path / "bundle"))
+    assert loaded.bundle_.digest == fitted.bundle_.digest == load_bundle(tmp_path / "bundle").digest
+    assert (loaded.offset_, loaded.n_iter_) == (fitted.offset_, 2)
+    set_by_hand = {**TINY, "network": "convolutional", "alpha": 0.1, "random_state": 0}
+    assert {name: loaded.get_params()[name] for name in set_by_hand} == set_by_hand
+    np.testing.assert_array_equal(loaded.p_values(X), fitted.p_values(X))
+    np.testing.assert_array_equal(loaded.sample(2), fitted.sample(2))
+
+
+@pytest.mark.parametrize("through", [lambda d: pickle.loads(pickle.dumps(d)), copy.deepcopy])
+def test_pickle_and_deepcopy_keep_a_fitted_detector(
+    fitted: ImageVAEDetector,
+    X: np.ndarray,
+    through: Callable[[ImageVAEDetector], ImageVAEDetector],
+) -> None:
+    fitted.predict(X[:1])  # a session that cannot be pickled is open now
+    same = through(fitted)
+    np.testing.assert_array_equal(same.predict(X), fitted.predict(X))
+    assert same.bundle_.digest == fitted.bundle_.digest
+
+
+def test_a_bundle_of_the_command_line_loads_and_can_be_calibrated(
+    image_bundle: Bundle, image_dataset: ImageDataset, tmp_path: Path
+) -> None:
+    loaded = ImageVAEDetector.load(image_bundle.save(tmp_path / "bundle"))
+    truth = image_bundle.scorer.score(image_dataset.batch)
+    np.testing.assert_array_equal(loaded.anomaly_score(image_dataset.files), truth)
+    for decide in (loaded.predict, loaded.decision_function, loaded.p_values):
+        with pytest.raises(NotCalibratedError, match=r"call calibrate\(X\)"):
+            decide(image_dataset.files[:2])
+    normal = [
+        file
+        for file, odd in zip(image_dataset.files, image_dataset.rows.anomaly, strict=True)
+        if not odd
+    ]
+    assert np.mean(loaded.set_params(alpha=0.1).calibrate(normal).predict(normal) == -1) <= 0.1
+
+
+def test_a_bundle_of_another_kind_is_refused(fitted: ImageVAEDetector, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="holds a model of kind 'image', not 'tabular'"):
+        TabularVAEDetector.load(fitted.save(tmp_path / "bundle"))

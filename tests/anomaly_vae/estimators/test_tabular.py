@@ -1,0 +1,572 @@
+"""The estimator of tables: its arguments, its promise, and the bundle inside it."""
+
+import copy
+import dataclasses
+import pickle
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from numpy.typing import NDArray
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.metrics import roc_auc_score
+
+from anomaly_vae import config
+from anomaly_vae.artifacts.bundle import Bundle, load_bundle
+from anomaly_vae.errors import (
+    AnomalyVAEError,
+    BundleError,
+    CalibrationError,
+    ConfigError,
+    DataError,
+    NotCalibratedError,
+)
+from anomaly_vae.estimators.base import MIN_FIT, configuration, split
+from anomaly_vae.estimators.tabular import CONFIG_KEYS, TabularVAEDetector
+from tests.support import excused
+
+TINY: dict[str, Any] = {"epochs": 2, "latent_dim": 2, "hidden_dim": 8, "depth": 1, "draws": 1}
+
+NO_ARGUMENT = excused.NO_ARGUMENT | {
+    "data.path": "the rows are X",
+    "data.id": "rows come back in the order of X",
+    "data.time": "X is taken as exchangeable rows",
+    "data.group": "see data.time; for anything but exchangeable rows, use calibrate(X)",
+    "data.ignore": "drop the columns from X, or list the others as features",
+    "data.splits.gap_days": "see data.time",
+    "calibration.group": "unless the command line calibrates; a loaded bundle keeps its groups",
+    "calibration.density_ratio": "X is taken to be like traffic",
+    "training.precision": "networks of tables are small",
+}
+
+
+def tiny(**arguments: Any) -> TabularVAEDetector:
+    return TabularVAEDetector(**{**TINY, "alpha": 0.2, **arguments})
+
+
+@pytest.fixture(scope="module", name="X")
+def numbers() -> np.ndarray:
+    """Two correlated columns and one alone, (300, 3)."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(300, 1))
+    return np.hstack([z, 2 * z + 0.1 * rng.normal(size=(300, 1)), rng.normal(5, 3, (300, 1))])
+
+
+@pytest.fixture(scope="module")
+def frame() -> pd.DataFrame:
+    """Every type of column, with gaps, (200, 5)."""
+    rng = np.random.default_rng(1)
+    amount = rng.lognormal(3, 1, 200)
+    amount[::17] = np.nan
+    return pd.DataFrame(
+        {
+            "amount": amount,
+            "online": rng.random(200) < 0.3,
+            "country": rng.choice(["de", "fr", "it"], 200),
+            "at": pd.Timestamp("2024-03-01") + pd.to_timedelta(rng.random(200) * 60, "D"),
+            "items": rng.poisson(3, 200),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def on_array(X: np.ndarray) -> TabularVAEDetector:
+    return tiny(epochs=20).fit(X)
+
+
+@pytest.fixture(scope="module")
+def on_frame(frame: pd.DataFrame) -> TabularVAEDetector:
+    return tiny().fit(frame)
+
+
+# ---------------------------------------------------------------- configuration
+
+
+def test_every_key_of_the_configuration_is_an_argument_or_excused() -> None:
+    named = {key for keys in CONFIG_KEYS.values() for key in keys}
+    keys = {key for key, _ in config.fields(config.TabularConfig)}
+    leaves = {key for key in keys if not any(other.startswith(key + ".") for other in keys)}
+    spared = {key for key in leaves if {key, key.partition(".")[0]} & NO_ARGUMENT.keys()}
+    assert leaves - spared == named
+    assert spared.isdisjoint(named)
+    assert {key for key in NO_ARGUMENT if "." in key} <= keys
+
+
+def test_arguments_are_called_as_their_keys_are() -> None:
+    renamed = {"score", "model", "random_state", "calibration_fraction", "validation_fraction"}
+    assert CONFIG_KEYS.keys() == TabularVAEDetector().get_params().keys()
+    for argument in CONFIG_KEYS.keys() - renamed:
+        assert CONFIG_KEYS[argument][0].rpartition(".")[2] == argument
+
+
+def test_arguments_reach_the_manifest_and_none_follows_the_preset(X: np.ndarray) -> None:
+    detector = TabularVAEDetector(preset="fast", epochs=np.int64(2), beta=0.5, random_state=7)
+    recorded = detector.fit(X).bundle_.manifest["config"]
+    assert recorded["model"]["members"] == 1
+    assert recorded["training"]["beta"] == 0.5
+    assert detector.n_iter_ == 2
+    assert [recorded["training"]["seed"], recorded["data"]["splits"]["seed"]] == [7, 7]
+
+
+def test_a_certified_threshold_takes_the_rows_that_certify_it(X: np.ndarray) -> None:
+    detector = tiny(method="certified", alpha=0.1).fit(X)
+    calibration = detector.bundle_.detector.calibration
+    assert len(calibration.scores) >= 29  # (1 − 0.1)²⁹ ≤ 0.05 < (1 − 0.1)²⁸
+    assert calibration.figures["bound"] <= 0.1
+    assert detector.offset_ == -calibration.threshold
+
+
+def test_a_fitted_tail_warns_that_it_is_a_model(on_array: TabularVAEDetector) -> None:
+    rows = np.random.default_rng(1).normal(size=(600, on_array.n_features_in_))
+    detector = deepcopy(on_array).set_params(method="evt", alpha=0.001)
+    with pytest.warns(UserWarning, match="a model, not a guarantee"):
+        detector.calibrate(rows)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"epochs": 0}, "training.epochs"),
+        ({"score": "loss"}, "score.type"),
+        ({"alpha": 1.5}, "calibration.alpha"),
+        ({"preset": "huge"}, "preset"),
+        ({"features": {"x0": "number"}}, "data.features.x0.type"),
+    ],
+)
+def test_a_wrong_argument_is_named_when_fitting(
+    X: np.ndarray, wrong: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as raised:
+        tiny(**wrong).fit(X)
+    assert isinstance(raised.value, ValueError)
+
+
+# ---------------------------------------------------------------- scores and decisions
+
+
+def test_the_parts_of_a_decision_agree(on_array: TabularVAEDetector, X: np.ndarray) -> None:
+    score = on_array.anomaly_score(X)
+    np.testing.assert_array_equal(on_array.score_samples(X), -score)
+    np.testing.assert_array_equal(on_array.decision_function(X), -score - on_array.offset_)
+    flagged = on_array.predict(X) == -1
+    np.testing.assert_array_equal(flagged, score > -on_array.offset_)
+    np.testing.assert_array_equal(flagged, on_array.p_values(X) <= on_array.alpha)
+    np.testing.assert_array_equal(flagged, on_array.bundle_.detector.calibration.flags(score))
+
+
+def test_a_score_at_the_threshold_is_normal(on_array: TabularVAEDetector, X: np.ndarray) -> None:
+    """The threshold is a held-out row's score, which equality must not flag."""
+    score = on_array.anomaly_score(X)
+    at_threshold = np.flatnonzero(score == -on_array.offset_)
+    assert len(at_threshold) == 1
+    assert on_array.decision_function(X)[at_threshold] == 0
+    assert on_array.predict(X)[at_threshold] == 1
+
+
+def test_a_broken_correlation_is_found(on_array: TabularVAEDetector) -> None:
+    normal, odd = [1.0, 2.0, 5.0], [2.0, -4.0, 5.0]
+    assert on_array.predict([normal, odd]).tolist() == [1, -1]
+    assert on_array.explain([odd], most=1)[0].contributions[0].feature in {"x0", "x1"}
+
+
+def test_explanations_add_up_to_the_score(
+    on_frame: TabularVAEDetector, frame: pd.DataFrame
+) -> None:
+    score = on_frame.anomaly_score(frame)
+    for most in (2, None):
+        sums = [
+            sum(c.nats for c in e.contributions) + e.rest + e.kl
+            for e in on_frame.explain(frame, most)
+        ]
+        np.testing.assert_allclose(sums, score, rtol=1e-5, atol=1e-5)
+
+
+def test_the_share_of_normal_rows_flagged_is_alpha() -> None:
+    """Mean over fits of the false positive rate ≤ alpha, within its Monte Carlo error."""
+    rng = np.random.default_rng(2)
+    rates = [
+        np.mean(
+            tiny(random_state=seed).fit(rng.normal(size=(60, 2))).predict(rng.normal(size=(500, 2)))
+            < 0
+        )
+        for seed in range(25)
+    ]
+    assert np.mean(rates) <= 0.2 + 3 * np.std(rates) / np.sqrt(len(rates))
+    assert np.mean(rates) > 0.1
+
+
+def test_the_same_seed_gives_the_same_bundle_and_another_seed_another(X: np.ndarray) -> None:
+    digests = {tiny(random_state=seed).fit(X).bundle_.digest for seed in (3, 3, np.int64(3))}
+    assert len(digests) == 1
+    assert tiny(random_state=4).fit(X).bundle_.digest not in digests
+
+
+def test_a_random_state_moves_on_between_fits(X: np.ndarray) -> None:
+    state = np.random.RandomState(0)  # scikit-learn's convention
+    assert tiny(random_state=state).fit(X).offset_ != tiny(random_state=state).fit(X).offset_
+
+
+def test_an_unfitted_detector_says_so(X: np.ndarray, tmp_path: Path) -> None:
+    for method in (tiny().calibrate, tiny().explain, tiny().save, tiny().sample):
+        with pytest.raises(NotFittedError):
+            method(X if method != tiny().save else tmp_path)
+
+
+# ---------------------------------------------------------------- how many rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "alpha", "held"),
+    [
+        (1000, 0.05, 99),
+        (780, 0.05, 59),
+        (100, 0.05, 19),
+        (50, 0.05, 19),
+        (150, 0.01, 99),
+        (104, 0.01, 99),
+        (100_000, 0.05, 399),
+        (100_000, 0.01, 1999),
+    ],
+)
+def test_enough_rows_are_held_out_for_alpha(rows: int, alpha: float, held: int) -> None:
+    arguments = TabularVAEDetector(alpha=alpha).get_params()
+    config, parts = split(rows, configuration("tabular", CONFIG_KEYS, arguments), True)
+    assert len(parts.calibration) == held
+    again, same = split(rows, config, False)
+    assert again == config
+    assert all(map(np.array_equal, same, parts))
+    assert sorted(np.concatenate(parts)) == list(range(rows))
+    assert min(map(len, parts)) >= 1
+    assert len(parts.train) + len(parts.validation) >= MIN_FIT
+
+
+def test_a_warning_says_when_more_rows_calibrate_than_teach() -> None:
+    X = np.random.default_rng(0).normal(size=(110, 2))
+    with pytest.warns(UserWarning, match="takes 99 of the 110 rows .* only 11 are left to fit"):
+        tiny(alpha=0.01).fit(X)
+
+
+def test_too_few_rows_for_alpha_are_refused_with_the_remedy() -> None:
+    X = np.random.default_rng(0).normal(size=(100, 2))
+    with pytest.raises(
+        CalibrationError, match=r"n_samples=100 .* give at least 104 rows"
+    ) as raised:
+        tiny(alpha=0.01).fit(X)
+    assert isinstance(raised.value, ValueError)
+
+
+def test_the_defaults_do_with_thirty_rows() -> None:
+    X = np.random.default_rng(0).normal(size=(30, 2))
+    detector = TabularVAEDetector(**TINY).fit(X)
+    assert detector.bundle_.manifest["calibration"]["n"] == 19
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns"),
+    [
+        (50, 1),
+        (50, 1500),
+        (2000, 1),
+        (5000, 30),
+        pytest.param(1_000_000, 10, marks=pytest.mark.slow),
+        pytest.param(5000, 1500, marks=pytest.mark.slow),
+    ],
+)
+def test_tables_of_any_shape_are_learned(rows: int, columns: int) -> None:
+    """By the defaults but for the epochs; what is far out is then further out than all others."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(rows, 1)) + rng.normal(size=(rows, columns))
+    detector = TabularVAEDetector(epochs=2).fit(X)
+    scores = detector.anomaly_score(np.concatenate([X[:1000], np.full((1, columns), 30.0)]))
+    assert np.isfinite(scores).all()
+    assert scores.argmax() == len(scores) - 1
+    assert np.mean(detector.predict(X[:1000]) == -1) < 0.2
+
+
+def test_nearly_all_rows_may_be_held_out(X: np.ndarray) -> None:
+    detector = tiny(calibration_fraction=0.9, validation_fraction=0.5).fit(X)
+    splits = detector.bundle_.manifest["data"]["splits"]
+    assert splits == {"train": 15, "validation": 15, "calibration": 270}
+
+
+def test_calibrate_replaces_the_threshold_and_nothing_else(X: np.ndarray) -> None:
+    detector = tiny().fit(X)
+    before, weights = detector.offset_, detector.bundle_.weights
+    fresh = X + np.array([0, 0, 1.0])
+    assert detector.set_params(alpha=0.1).calibrate(fresh) is detector
+    assert detector.offset_ != before
+    assert detector.bundle_.weights == weights
+    assert detector.p_values(fresh).min() == pytest.approx(2 / 301)  # itself and one
+    assert np.mean(detector.predict(fresh) < 0) <= 0.1
+    with pytest.raises(CalibrationError, match="needs 9 normal calibration rows, there are 5"):
+        detector.calibrate(fresh[:5])
+
+
+# ---------------------------------------------------------------- what X may be
+
+
+def test_a_frame_an_arrow_table_and_other_columns_order_give_the_same(
+    on_frame: TabularVAEDetector, frame: pd.DataFrame
+) -> None:
+    score = on_frame.anomaly_score(frame)
+    more = frame[frame.columns[::-1]].assign(unknown="?")
+    for same in (pa.table(frame), more, pa.table(more)):
+        np.testing.assert_array_equal(on_frame.anomaly_score(same), score)
+    again = tiny().fit(pa.table(frame))
+    np.testing.assert_array_equal(again.anomaly_score(frame), score)
+
+
+def test_names_and_number_of_the_columns_are_remembered(
+    on_frame: TabularVAEDetector, on_array: TabularVAEDetector, frame: pd.DataFrame
+) -> None:
+    assert list(on_frame.feature_names_in_) == list(frame.columns)
+    assert on_frame.n_features_in_ == 5
+    assert not hasattr(on_array, "feature_names_in_")
+    types = {c.name: str(c.type) for c in on_frame.bundle_.scorer.schema.columns}
+    assert types == {
+        "amount": "numeric",
+        "online": "binary",
+        "country": "categorical",
+        "at": "datetime",
+        "items": "numeric",
+    }
+
+
+def test_columns_without_names_are_an_array(X: np.ndarray, on_array: TabularVAEDetector) -> None:
+    unnamed = pd.DataFrame(X)
+    np.testing.assert_array_equal(tiny(epochs=20).fit(unnamed).offset_, on_array.offset_)
+    np.testing.assert_array_equal(on_array.predict(unnamed), on_array.predict(X))
+
+
+def test_an_array_after_a_frame_is_read_by_position_with_a_warning(X: np.ndarray) -> None:
+    named = pd.DataFrame(X, columns=["a", "b", "c"])
+    detector = tiny().fit(named)
+    with pytest.warns(UserWarning, match="does not have valid feature names"):
+        score = detector.anomaly_score(X)
+    np.testing.assert_array_equal(score, detector.anomaly_score(named))
+
+
+def test_a_table_after_an_array_is_read_by_position_with_a_warning(
+    X: np.ndarray, on_array: TabularVAEDetector
+) -> None:
+    with pytest.warns(UserWarning, match="fitted without feature names"):
+        score = on_array.anomaly_score(pa.table(pd.DataFrame(X, columns=["a", "b", "c"])))
+    np.testing.assert_array_equal(score, on_array.anomaly_score(X))
+
+
+def test_missing_cells_are_scored_by_what_is_there(on_array: TabularVAEDetector) -> None:
+    nan = np.nan
+    score = on_array.anomaly_score([[1, 2, 5], [1, nan, 5], [nan, nan, nan]])
+    assert np.isfinite(score).all()
+    assert {c.observed for c in on_array.explain([[1, nan, 5]])[0].contributions} == {
+        1.0,
+        None,
+        5.0,
+    }
+
+
+def test_zeros_and_ones_in_an_array_are_numbers(X: np.ndarray) -> None:
+    """A count that never passed 1 in training must not make a 2 unreadable."""
+    counts = np.column_stack([X[:, 0], X[:, 1] > 0])
+    assert len(tiny().fit(counts).predict([[0.0, 2.0]])) == 1
+    declared = tiny(features={"x0": "numeric", "x1": "binary"}).fit(counts)
+    with pytest.raises(DataError, match="column 'x1', row 0: expected 0 or 1, got 2"):
+        declared.predict([[0.0, 2.0]])
+
+
+@pytest.mark.parametrize("infinite", [np.inf, -np.inf])
+def test_infinity_is_refused(
+    on_array: TabularVAEDetector,
+    on_frame: TabularVAEDetector,
+    frame: pd.DataFrame,
+    infinite: float,
+) -> None:
+    with pytest.raises(ValueError, match="infinity"):
+        on_array.predict([[1, infinite, 5]])
+    wrong = frame.assign(amount=[*frame["amount"][:-1], infinite])
+    with pytest.raises(DataError, match="column 'amount', row 199: infinity is not a value"):
+        on_frame.predict(wrong)
+    with pytest.raises(DataError, match="infinity"):
+        tiny().fit(wrong)
+
+
+def test_an_absent_column_is_refused_by_name(
+    on_frame: TabularVAEDetector, frame: pd.DataFrame
+) -> None:
+    with pytest.raises(DataError, match="X lacks columns that the model reads: 'at', 'items'"):
+        on_frame.predict(frame.drop(columns=["at", "items"]))
+
+
+def test_two_columns_of_one_name_are_refused(frame: pd.DataFrame) -> None:
+    with pytest.raises(DataError, match="column 'items' appears more than once"):
+        tiny().fit(pd.concat([frame, frame[["items"]]], axis=1))
+
+
+def test_a_column_that_is_left_out_is_said_and_not_needed(X: np.ndarray) -> None:
+    ids = [f"c{i}" for i in range(len(X))]
+    named = pd.DataFrame(X, columns=["a", "b", "c"]).assign(id=ids)
+    detector = tiny()
+    with pytest.warns(UserWarning, match="column 'id': left out, nearly every value"):
+        detector.fit(named)
+    assert detector.n_features_in_ == 4
+    assert len(detector.notes_) == 1
+    np.testing.assert_array_equal(
+        detector.predict(named), detector.predict(named.drop(columns="id"))
+    )
+
+
+def test_an_empty_column_of_an_array_is_left_out(X: np.ndarray) -> None:
+    empty = np.column_stack([X[:, 0], np.full(len(X), np.nan), X[:, 2]])
+    detector = tiny()
+    with pytest.warns(UserWarning, match="'x1': left out, it has no value"):
+        detector.fit(empty)
+    np.testing.assert_array_equal(detector.predict(empty), detector.predict(X))
+    assert np.isnan(detector.sample(4)[:, 1]).all()
+
+
+# ---------------------------------------------------------------- latent space
+
+
+def test_transform_gives_latent_means_that_inverse_transform_decodes(
+    on_array: TabularVAEDetector, X: np.ndarray
+) -> None:
+    z = on_array.transform(X)
+    assert z.shape == (300, 2)
+    assert z.dtype == np.float64
+    back = on_array.inverse_transform(z)
+    assert back.shape == X.shape
+    np.testing.assert_allclose(back, expected(on_array, X), rtol=1e-4, atol=1e-4)
+
+
+def expected(detector: TabularVAEDetector, X: np.ndarray) -> np.ndarray:
+    """What the scoring graph says that it expects, in units of X."""
+    scorer = detector.bundle_.scorer
+    table = pa.table(dict(zip(("x0", "x1", "x2"), X.T, strict=True)))
+    explained = scorer.explain(scorer.schema.from_arrow(table))
+    return np.transpose(scorer.encoding.decode(explained.expected))
+
+
+def test_samples_come_as_what_was_fitted(
+    on_array: TabularVAEDetector, on_frame: TabularVAEDetector, frame: pd.DataFrame
+) -> None:
+    assert on_array.sample(5).shape == (5, 3)
+    rows = on_frame.sample(5)
+    assert list(rows) == ["amount", "online", "country", "at.hour", "at.weekday", "items"]
+    assert isinstance(tiny().fit(pa.table(frame)).sample(2), pa.Table)
+
+
+def test_samples_repeat_by_seed(on_array: TabularVAEDetector) -> None:
+    np.testing.assert_array_equal(on_array.sample(3), on_array.sample(3))
+    assert not np.array_equal(on_array.sample(3), on_array.sample(3, random_state=1))
+
+
+# ---------------------------------------------------------------- saving
+
+
+def test_save_and_load_keep_scores_decisions_and_arguments(
+    on_frame: TabularVAEDetector, frame: pd.DataFrame, tmp_path: Path
+) -> None:
+    loaded = TabularVAEDetector.load(on_frame.save(tmp_path / "bundle"))
+    assert loaded.bundle_.digest == on_frame.bundle_.digest
+    assert loaded.offset_ == on_frame.offset_
+    assert list(loaded.feature_names_in_) == list(on_frame.feature_names_in_)
+    for name in ("alpha", "epochs", "score", "latent_dim", "random_state"):
+        assert loaded.get_params()[name] == on_frame.get_params()[name]
+    np.testing.assert_array_equal(loaded.p_values(frame), on_frame.p_values(frame))
+    assert clone(loaded).fit(frame).bundle_.weights == on_frame.bundle_.weights
+
+
+def test_an_array_detector_loads_as_one(
+    on_array: TabularVAEDetector, X: np.ndarray, tmp_path: Path
+) -> None:
+    loaded = TabularVAEDetector.load(on_array.save(tmp_path / "bundle"))
+    assert loaded.n_features_in_ == 3
+    np.testing.assert_array_equal(loaded.predict(X), on_array.predict(X))
+    assert loaded.sample(2).shape == (2, 3)
+
+
+def test_a_bundle_of_the_command_line_loads(bundle: Bundle, dataset: Any, tmp_path: Path) -> None:
+    loaded = TabularVAEDetector.load(bundle.save(tmp_path / "bundle"))
+    rows = dataset.table.to_pandas()
+    assert list(loaded.feature_names_in_) == list(bundle.scorer.schema.names)
+    np.testing.assert_array_equal(loaded.anomaly_score(rows), bundle.scorer.score(dataset.batch))
+    for decide in (loaded.predict, loaded.decision_function, loaded.p_values):
+        with pytest.raises(NotCalibratedError, match=r"call calibrate\(X\)"):
+            decide(rows)
+    normal = rows[rows["TX_FRAUD"] == 0]
+    assert np.mean(loaded.set_params(alpha=0.05).calibrate(normal).predict(normal) < 0) <= 0.05
+
+
+def test_refitting_a_bundle_of_the_command_line_never_reads_its_label(
+    bundle: Bundle, dataset: Any, tmp_path: Path
+) -> None:
+    loaded = TabularVAEDetector.load(bundle.save(tmp_path / "bundle"))
+    again = clone(loaded).set_params(**TINY).fit(dataset.table)
+    assert again.bundle_.scorer.schema.columns == bundle.scorer.schema.columns
+
+
+def test_a_bundle_split_by_dates_can_be_calibrated(
+    on_array: TabularVAEDetector, X: np.ndarray, tmp_path: Path
+) -> None:
+    manifest = copy.deepcopy(dict(on_array.bundle_.manifest))
+    manifest["config"]["data"]["splits"]["calibration"] = ["2024-01-01", "2024-02-01"]
+    folder = dataclasses.replace(on_array.bundle_, manifest=manifest).save(tmp_path / "bundle")
+    assert TabularVAEDetector.load(folder).calibrate(X).bundle_.calibration is not None
+
+
+def test_what_is_saved_is_a_bundle_for_everyone(
+    on_array: TabularVAEDetector, tmp_path: Path
+) -> None:
+    bundle = load_bundle(on_array.save(tmp_path / "bundle"))
+    assert bundle.detector.calibration.threshold == -on_array.offset_
+
+
+def test_a_bundle_of_another_kind_is_refused(on_array: TabularVAEDetector, tmp_path: Path) -> None:
+    manifest = {**on_array.bundle_.manifest, "kind": "image"}
+    folder = dataclasses.replace(on_array.bundle_, manifest=manifest).save(tmp_path / "bundle")
+    with pytest.raises(BundleError):
+        TabularVAEDetector.load(folder)
+
+
+@pytest.mark.parametrize("through", [lambda d: pickle.loads(pickle.dumps(d)), copy.deepcopy])
+def test_pickle_and_deepcopy_keep_a_fitted_detector(
+    on_array: TabularVAEDetector,
+    X: np.ndarray,
+    through: Callable[[TabularVAEDetector], TabularVAEDetector],
+) -> None:
+    on_array.predict(X)  # a session that cannot be pickled is open now
+    same = through(on_array)
+    np.testing.assert_array_equal(same.p_values(X), on_array.p_values(X))
+    assert same.bundle_.digest == on_array.bundle_.digest
+    assert pickle.loads(pickle.dumps(tiny())).get_params() == tiny().get_params()
+
+
+def test_errors_are_of_the_family() -> None:
+    assert issubclass(DataError, AnomalyVAEError)
+    assert issubclass(DataError, ValueError)
+
+
+def test_the_guard_finds_anomalies_like_those_among_the_training_rows() -> None:
+    """One row in twenty is of a clump, which the other members learn to expect."""
+    rng = np.random.default_rng(0)
+
+    def normal(n: int) -> NDArray[np.float64]:
+        z = rng.normal(size=(n, 2))
+        x = np.column_stack([z, z.sum(1), z[:, 0] - z[:, 1]])
+        return np.asarray(x + [0.0, 0.0, 0.3, 0.3] * rng.normal(size=(n, 4)))
+
+    clump = np.array([4.0, -4.0, 4.0, 4.0]) + 0.3 * rng.normal(size=(150, 4))
+    x = np.vstack([normal(950), clump[:50]])
+    test, odd = np.vstack([normal(500), clump[50:]]), np.arange(600) >= 500
+
+    def found(guard: float | None) -> float:
+        detector = TabularVAEDetector(guard=guard, epochs=30).fit(x)
+        return float(roc_auc_score(odd, detector.anomaly_score(test)))
+
+    assert found(None) > found(0.0) + 0.05

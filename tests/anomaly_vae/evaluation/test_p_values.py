@@ -1,0 +1,51 @@
+"""P-values of normal rows: within what chance explains where the promise holds, and only there."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from anomaly_vae.calibration.conformal import calibrate
+from anomaly_vae.evaluation.metrics import max_fpr_under_guarantee
+from anomaly_vae.evaluation.p_values import LEVELS, uniformity_points
+
+
+def test_shares_are_counted_and_levels_that_the_sample_cannot_resolve_are_left_out() -> None:
+    promise = calibrate(np.arange(199.0), alpha=0.05)
+    scores = np.random.default_rng(0).uniform(0, 200, 300)
+    found = uniformity_points(promise.p_values(scores), np.arange(300) < 100, promise)
+    assert [one.level for one in found] == [level for level in LEVELS if level >= 0.005]
+    normal = promise.p_values(scores[100:])
+    assert [one.share for one in found] == [np.mean(normal <= one.level) for one in found]
+
+
+def test_the_upper_end_is_the_limit_of_the_false_positive_rate() -> None:
+    promise = calibrate(np.arange(999.0), alpha=0.05)
+    found = uniformity_points(promise.p_values(np.zeros(400)), np.zeros(400, bool), promise)
+    (at_alpha,) = [one for one in found if one.level == 0.05]
+    assert at_alpha.high == max_fpr_under_guarantee(promise, 400)
+
+
+def test_chance_is_seldom_outside_and_a_shift_always_is() -> None:
+    """Each of 300 kept promises at one level: outside in 5% at the most, and now and then."""
+    rng, outside = np.random.default_rng(0), 0
+    for _ in range(300):
+        promise = calibrate(rng.normal(size=200), alpha=0.1)
+        p_values = promise.p_values(rng.normal(size=300))
+        (one,) = [
+            s for s in uniformity_points(p_values, np.zeros(300, bool), promise) if s.level == 0.1
+        ]
+        outside += one.outside
+    assert 0 < outside / 300 <= 0.05 + 3 * np.sqrt(0.05 / 300)
+    shifted = promise.p_values(rng.normal(1, 1, 300))
+    assert any(one.outside for one in uniformity_points(shifted, np.zeros(300, bool), promise))
+
+
+@pytest.mark.parametrize("rows", [0, 40])
+def test_groups_give_one_row_each(rows: int) -> None:
+    promise = calibrate(np.arange(99.0), alpha=0.05)
+    found = uniformity_points(
+        promise.p_values(np.zeros(rows)), np.zeros(rows, bool), promise, group=np.arange(rows) // 8
+    )
+    assert {round(one.high * 5, 9).is_integer() for one in found} <= {True}
+    assert bool(found) == bool(rows)

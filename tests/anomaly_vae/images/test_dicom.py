@@ -1,0 +1,670 @@
+"""DICOM files are decoded to the values they hold, in the modality's units, and shown as meant."""
+
+import io
+import logging
+import struct
+import sys
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from numpy.typing import NDArray
+from pydicom import uid
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.pixels import apply_modality_lut, apply_voi_lut
+
+from anomaly_vae.images import dicom_codecs
+from anomaly_vae.images.decoding import read_bytes, read_file
+from anomaly_vae.images.dicom import open_file
+from anomaly_vae.images.pixels import DecodedImage, DecodeFailure, DecodeOptions
+from tests.anomaly_vae.images.test_jpeg_lossless import encoded
+
+READING = DecodeOptions()
+PERCENTILE = DecodeOptions(window="percentile")
+FOLDER = Path(pydicom.__file__).parent / "data" / "test_files"
+RNG = np.random.default_rng(0)
+STORED = RNG.integers(0, 4096, (12, 9), np.uint16)
+
+
+def shipped(name: str) -> bytes:
+    return (FOLDER / f"{name}.dcm").read_bytes()
+
+
+def loaded(name: str) -> FileDataset:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pydicom.dcmread(FOLDER / f"{name}.dcm")
+
+
+def written(dataset: Dataset, syntax: uid.UID | None = None) -> bytes:
+    """The bytes of a data set, its identifiers kept as they are."""
+    file = io.BytesIO()
+    if syntax:
+        dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.save_as(file, enforce_file_format=False)
+    return file.getvalue()
+
+
+def made(stored: NDArray[Any] = STORED, **elements: Any) -> FileDataset:
+    """A grey data set of 12 of 16 bits, or of the elements given; None takes one away."""
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+    dataset = FileDataset(None, {}, b"\0" * 128, meta)
+    rows, columns = stored.shape[-2:] if stored.ndim < 4 else stored.shape[1:3]
+    standard = {
+        "SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "Rows": rows,
+        "Columns": columns, "BitsAllocated": 8 * stored.itemsize, "HighBit": 11,
+        "BitsStored": 12 if stored.itemsize > 1 else 8,
+        "PixelRepresentation": int(stored.dtype.kind == "i"),
+        "NumberOfFrames": len(stored) if stored.ndim > 2 else None,
+        "PixelData": stored.tobytes() + bytes(stored.nbytes % 2),
+    }  # fmt: skip
+    for name, value in (standard | elements).items():
+        if value is not None:
+            setattr(dataset, name, value)
+    dataset["PixelData"].VR = "OW" if dataset.BitsAllocated > 8 else "OB"
+    return dataset
+
+
+def table(first: int, bits: int, entries: NDArray[Any]) -> Dataset:
+    item = Dataset()
+    item.LUTDescriptor = [len(entries), first, bits]
+    item.LUTData = entries.tolist()
+    item["LUTDescriptor"].VR = item["LUTData"].VR = "US"
+    return item
+
+
+def only(dataset: Dataset | bytes, reading: DecodeOptions = READING) -> NDArray[np.uint16]:
+    content = dataset if isinstance(dataset, bytes) else written(dataset)
+    [picture] = read_bytes(content, reading)
+    assert isinstance(picture, DecodedImage), picture
+    assert picture.pixels.dtype == np.uint16
+    return picture.pixels
+
+
+def why(dataset: Dataset | bytes, reading: DecodeOptions = READING) -> str:
+    content = dataset if isinstance(dataset, bytes) else written(dataset)
+    results = list(read_bytes(content, reading))
+    assert all(isinstance(result, DecodeFailure) for result in results)
+    return results[0].reason
+
+
+def stretched(values: NDArray[Any], low: float, high: float) -> NDArray[np.float64]:
+    """An oracle of linear display."""
+    return np.clip((values.astype(float) - low) / (high - low), 0, 1) * 65535
+
+
+# ---------------------------------------------------------------- real files
+
+FRAMES = {
+    "examples_ybr_color": 30,
+    "rtdose": 15,
+    "rtdose_expb": 15,
+    "rtdose_rle": 15,
+} | dict.fromkeys(("SC_rgb_rle_2frame", "SC_rgb_rle_16bit_2frame", "SC_rgb_rle_32bit_2frame"), 2)
+REFUSED = {
+    "holds no picture": """
+        ExplVR_BigEndNoMeta ExplVR_LitEndNoMeta UN_sequence empty_charset_LEI no_meta_group_length
+        priv_SQ reportsi reportsi_with_empty_number_tags rtplan rtstruct test-SR
+        waveform_ecg""",
+    "does not say how its pixels are laid out": "meta_missing_tsyntax nested_priv_SQ",
+    "is cut short": "MR_truncated rtplan_truncated",
+    "is damaged": "GDCMJ2K_TextGBR JPEG2000-embedded-sequence-delimiter",
+    "number of frames is no number": "badVR",
+    "is no PNG, JPEG, TIFF, DICOM or NIfTI": "no_meta",
+    "JPEG Extended (Process 2 and 4), which is not read": "JPEG-lossy JPGExtended",
+}
+REASONS = {name: reason for reason, names in REFUSED.items() for name in names.split()}
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.dcm")), ids=lambda path: path.stem)
+def test_every_file_that_pydicom_ships_gives_its_frames_or_its_reason(path):
+    results = list(read_file(path, READING))
+    if path.stem in REASONS:
+        assert len(results) == 1
+        assert REASONS[path.stem] in results[0].reason
+        return
+    assert [result.frame for result in results] == list(range(FRAMES.get(path.stem, 1)))
+    dataset = loaded(path.stem)
+    for result in results:
+        assert isinstance(result, DecodedImage), result
+        assert result.pixels.shape[:2] == (dataset.Rows, dataset.Columns)
+        assert (result.pixels.ndim == 3) == (dataset.PhotometricInterpretation[:4] != "MONO")
+
+
+SAME = [
+    *(("MR_small", f"MR_small_{how}") for how in (
+        "RLE", "bigendian", "expb", "implicit", "jp2klossless", "jpeg_ls_lossless", "padded")),
+    ("rtdose", "rtdose_rle"),
+    ("rtdose", "rtdose_expb"),
+    ("rtdose_1frame", "rtdose_rle_1frame"),
+    ("liver_1frame", "liver_expb_1frame"),
+    ("SC_rgb_small_odd", "SC_rgb_small_odd_big_endian"),
+    ("SC_rgb_jpeg_dcmd", "SC_rgb_jpeg"),  # by another decoder of JPEG
+    ("SC_rgb_rle", "SC_rgb_jpeg_gdcm"),  # JPEG Lossless
+    ("SC_rgb_rle", "SC_rgb_rle_16bit"),
+    ("SC_rgb_rle", "SC_rgb_rle_32bit"),
+    ("SC_rgb_rle", "SC_rgb_gdcm_KY"),  # JPEG 2000
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("plain", "packed"), SAME)
+def test_a_file_looks_the_same_however_it_is_encoded(plain, packed):
+    pairs = zip(
+        read_bytes(shipped(plain), READING), read_bytes(shipped(packed), READING), strict=True
+    )
+    for expected, result in pairs:
+        np.testing.assert_array_equal(result.pixels, expected.pixels)
+
+
+@pytest.mark.parametrize(
+    ("packed", "most"),
+    [("SC_rgb_jls_lossy_line", 800), ("SC_rgb_jpeg_dcmtk", 700), ("SC_rgb_dcmtk_+eb+cr", 700),
+     ("SC_rgb_dcmtk_+eb+cy+s2", 700), ("SC_ybr_full_422_uncompressed", 700)],
+)  # fmt: skip
+def test_a_file_encoded_with_loss_looks_nearly_the_same(packed, most):
+    expected, result = only(shipped("SC_rgb_rle")), only(shipped(packed))
+    assert abs(result.astype(int) - expected).mean() < most
+
+
+@pytest.mark.parametrize(
+    ("name", "plugin"),
+    [("JPEG2000", "pillow"), ("693_J2KI", "pillow"), ("J2K_pixelrep_mismatch", "pillow"),
+     ("JPEGLSNearLossless_08", "pyjpegls"), ("JPEGLSNearLossless_16", "pyjpegls"),
+     ("rtdose_rle", "pydicom"), ("SC_rgb_rle_16bit_2frame", "pydicom"), ("image_dfl", "")],
+)  # fmt: skip
+def test_stored_values_are_those_that_pydicom_decodes(name, plugin):
+    dataset = loaded(name)
+    expected = pydicom.pixels.pixel_array(dataset, decoding_plugin=plugin)
+    file = open_file(shipped(name), READING)
+    expected = expected if file.count > 1 else expected[None]
+    for frame in range(file.count):
+        np.testing.assert_array_equal(file.stored(frame)[0], expected[frame])
+
+
+@pytest.mark.parametrize("syntax", [uid.JPEGLossless, uid.JPEGLosslessSV1])
+@pytest.mark.parametrize("kind", [np.uint16, np.int16])
+def test_sixteen_bits_in_jpeg_lossless_come_back_as_they_were(syntax, kind):
+    stored = (STORED.astype(int) * 16 - 30_000 * (kind is np.int16)).astype(kind)
+    content = lossless(stored, syntax, BitsStored=16, HighBit=15)
+    np.testing.assert_array_equal(open_file(content, READING).stored(0)[0], stored)
+
+
+def test_packed_bytes_are_unpacked_to_the_size_and_no_further():
+    unpacked = dicom_codecs._unpack(b"\x80\x01ab\xfec\x80\x00d" + b"\x81e" * 99, 7)
+    assert unpacked.tobytes() == b"abcccde"
+
+
+def test_a_jpeg_ls_stream_is_given_an_end(monkeypatch):
+    """Without one, CharLS looks for it for seconds, and no other thread runs."""
+    streams = []
+    real = dicom_codecs.pyjpegls._decode_frame
+
+    def watching(frame: bytes, runner: Any) -> Any:
+        streams.append(frame)
+        return real(frame, runner)
+
+    monkeypatch.setattr(dicom_codecs.pyjpegls, "_decode_frame", watching)
+    why(with_frames("MR_small_jpeg_ls_lossless", lambda f: [f[0][:3000]]))
+    assert len(streams) == 1
+    assert streams[0].endswith(b"\xff\xd9")
+
+
+def test_colour_of_eight_bits_is_exact():
+    expected = loaded("examples_rgb_color").pixel_array.astype(int) * 257
+    np.testing.assert_array_equal(only(shipped("examples_rgb_color")), expected)
+
+
+def test_a_palette_becomes_its_colours():
+    dataset = loaded("examples_palette")
+    tables = [
+        np.frombuffer(dataset[f"{colour}PaletteColorLookupTableData"].value, np.uint16)
+        for colour in ("Red", "Green", "Blue")
+    ]
+    stored = dataset.pixel_array
+    expected = np.stack([entries[stored] for entries in tables], -1)
+    np.testing.assert_array_equal(only(shipped("examples_palette")), expected)
+
+
+def test_a_file_without_preamble_is_known_by_its_first_tag():
+    content = shipped("MR_small_implicit")
+    length = int.from_bytes(content[140:144], "little")  # of the file's meta information
+    body = content[144 + length :]
+    np.testing.assert_array_equal(only(body), only(content))
+
+
+# ---------------------------------------------------------------- grey values
+
+
+def test_slope_and_intercept_lead_to_the_values_that_were_meant():
+    units = np.arange(-1024, 3072, 7.5)[:108].reshape(12, 9)
+    stored = np.rint((units + 1024) / 2.5).astype(np.uint16)
+    file = open_file(written(made(stored, RescaleSlope=2.5, RescaleIntercept=-1024)), READING)
+    np.testing.assert_array_equal(file.rescaled(0), units)
+
+
+def test_a_real_ct_is_in_hounsfield_units():
+    dataset = loaded("CT_small")
+    file = open_file(shipped("CT_small"), READING)
+    np.testing.assert_array_equal(file.rescaled(0), dataset.pixel_array.astype(float) - 1024)
+
+
+def test_a_modality_table_is_applied():
+    entries = np.arange(4096, dtype=np.uint16)[::-1] // 3
+    dataset = made(ModalityLUTSequence=[table(0, 16, entries)])
+    expected = apply_modality_lut(STORED, dataset)
+    np.testing.assert_array_equal(open_file(written(dataset), READING).rescaled(0), expected)
+
+
+def test_a_window_given_is_in_rescaled_units():
+    dataset = made(RescaleSlope=2, RescaleIntercept=-1000, WindowCenter=5, WindowWidth=6)
+    pixels = only(dataset, DecodeOptions(window=(300, 1500)))
+    expected = stretched(STORED * 2.0 - 1000, 300 - 0.5 - 749.5, 300 - 0.5 + 749.5)
+    np.testing.assert_allclose(pixels, expected, atol=0.5001)
+
+
+@pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID", None])
+def test_the_windows_of_a_file_show_what_pydicom_shows(function):
+    dataset = made(
+        WindowCenter=[1700, 5], WindowWidth=[2100, 6], VOILUTFunction=function,
+        RescaleSlope=1, RescaleIntercept=-100,
+    )  # fmt: skip
+    shown = apply_voi_lut(STORED - 100.0, dataset)
+    expected = (shown + 100) / 4095 * 65535
+    np.testing.assert_allclose(only(dataset), expected, atol=0.51)
+
+
+def test_a_window_one_wide_is_a_step():
+    pixels = only(made(WindowCenter=2000, WindowWidth=1))
+    np.testing.assert_array_equal(pixels, np.where(STORED > 1999.5, 65535, 0))
+
+
+@pytest.mark.parametrize("width", [0, "", None])
+def test_a_window_that_is_none_gives_way_to_percentiles(width):
+    dataset = made(WindowCenter=2000, WindowWidth=width)
+    np.testing.assert_array_equal(only(dataset), only(made(), PERCENTILE))
+
+
+def test_a_table_of_interest_is_applied():
+    entries = (np.sqrt(np.arange(4000)) * 64).astype(np.uint16)
+    dataset = made(VOILUTSequence=[table(100, 12, entries)], WindowCenter=1, WindowWidth=5)
+    expected = apply_voi_lut(STORED, dataset) / 4095 * 65535
+    np.testing.assert_allclose(only(dataset), expected, atol=0.51)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_table_may_be_of_words(order):
+    entries = np.arange(4096, dtype=np.uint16)[::-1]
+    dataset = made(STORED.astype(order + "u2"), VOILUTSequence=[table(0, 12, entries)])
+    item = dataset.VOILUTSequence[0]
+    del item.LUTData
+    item.add_new("LUTData", "OW", entries.astype(order + "u2").tobytes())
+    syntax = uid.ExplicitVRLittleEndian if order == "<" else uid.ExplicitVRBigEndian
+    dataset.set_original_encoding(False, order == "<")
+    expected = np.rint((4095 - STORED) / 4095 * 65535)
+    np.testing.assert_array_equal(only(written(dataset, syntax)), expected)
+
+
+def test_percentiles_show_what_is_between_them():
+    low, high = np.percentile(STORED, (0.5, 99.5))
+    np.testing.assert_allclose(only(made(), PERCENTILE), stretched(STORED, low, high), atol=0.51)
+
+
+def test_percentile_pays_no_heed_to_a_window():
+    windowed = made(WindowCenter=2000, WindowWidth=10)
+    np.testing.assert_array_equal(only(windowed, PERCENTILE), only(made()))
+
+
+@pytest.mark.parametrize("how", [{}, {"WindowCenter": 2000, "WindowWidth": 900}])
+def test_where_the_lowest_values_are_white_the_picture_is_turned_over(how):
+    plain = only(made(**how))
+    np.testing.assert_array_equal(
+        only(made(PhotometricInterpretation="MONOCHROME1", **how)), 65535 - plain
+    )
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_padding_is_black_and_spoils_no_percentile(photometric):
+    values = RNG.integers(1000, 1100, (12, 9)).astype(np.int16)
+    padded = values.copy()
+    padded[:, :3] = -2000
+    dataset = made(padded, BitsStored=16, PhotometricInterpretation=photometric)
+    dataset.PixelPaddingValue = -2000
+    dataset["PixelPaddingValue"].VR = "SS"
+    alone = made(values[:, 3:], BitsStored=16, PhotometricInterpretation=photometric)
+    pixels = only(dataset)
+    np.testing.assert_array_equal(pixels[:, 3:], only(alone))
+    assert not pixels[:, :3].any()
+    del dataset.PixelPaddingValue
+    assert np.ptp(only(dataset)[:, 3:].astype(int)) < 5000
+
+
+def test_a_range_of_padding_is_padding():
+    dataset = made(PixelPaddingValue=0, PixelPaddingRangeLimit=2000)
+    dataset["PixelPaddingValue"].VR = dataset["PixelPaddingRangeLimit"].VR = "US"
+    pixels = only(dataset)
+    assert not pixels[STORED <= 2000].any()
+    low, high = np.percentile(STORED[STORED > 2000], (0.5, 99.5))
+    expected = np.where(STORED > 2000, stretched(STORED, low, high), 0)
+    np.testing.assert_allclose(pixels, expected, atol=0.51)
+
+
+def test_signed_values_of_fewer_bits_keep_their_sign():
+    values = RNG.integers(-2048, 2048, (12, 9)).astype(np.int16)
+    dataset = made(values & np.int16(0x0FFF), PixelRepresentation=1)
+    np.testing.assert_array_equal(open_file(written(dataset), READING).rescaled(0), values)
+
+
+def floating(values: NDArray[np.float32]) -> FileDataset:
+    dataset = made(BitsAllocated=32, BitsStored=None, PixelRepresentation=None)
+    dataset.FloatPixelData = values.tobytes()
+    del dataset.PixelData
+    return dataset
+
+
+def test_float_pixels_are_read_unless_they_are_nan():
+    values = RNG.normal(size=(12, 9)).astype(np.float32)
+    low, high = np.percentile(values, (0.5, 99.5))
+    np.testing.assert_allclose(only(floating(values)), stretched(values, low, high), atol=1)
+    values[3, 3] = np.nan
+    assert why(floating(values)) == "1 of its values are NaN or infinite; replace them"
+
+
+# ---------------------------------------------------------------- frames
+
+STACK = RNG.integers(0, 4096, (3, 12, 9), np.uint16)
+
+
+def group(**macros: Dataset) -> Dataset:
+    item = Dataset()
+    for name, macro in macros.items():
+        setattr(item, name, [macro])
+    return item
+
+
+def macro(**elements: float) -> Dataset:
+    item = Dataset()
+    for name, value in elements.items():
+        setattr(item, name, value)
+    return item
+
+
+def test_every_frame_of_a_stack_is_read():
+    dataset = made(STACK, WindowCenter=2000, WindowWidth=3000)
+    results = list(read_bytes(written(dataset), READING))
+    assert [result.frame for result in results] == [0, 1, 2]
+    for result, frame in zip(results, STACK, strict=True):
+        expected = only(made(frame, WindowCenter=2000, WindowWidth=3000))
+        np.testing.assert_array_equal(result.pixels, expected)
+
+
+def test_frames_have_windows_and_slopes_of_their_own():
+    dataset = made(STACK)
+    rescale = macro(RescaleSlope=2, RescaleIntercept=-50)
+    dataset.SharedFunctionalGroupsSequence = [
+        group(PixelValueTransformationSequence=rescale, FrameVOILUTSequence=macro(
+            WindowCenter=4000, WindowWidth=1000))
+    ]  # fmt: skip
+    windows = [{"WindowCenter": 100 * k + 1000, "WindowWidth": 500} for k in range(2)]
+    dataset.PerFrameFunctionalGroupsSequence = [
+        *(group(FrameVOILUTSequence=macro(**window)) for window in windows), Dataset()
+    ]  # fmt: skip
+    results = list(read_bytes(written(dataset), READING))
+    windows.append({"WindowCenter": 4000, "WindowWidth": 1000})
+    for result, frame, window in zip(results, STACK, windows, strict=True):
+        alone = made(frame, RescaleSlope=2, RescaleIntercept=-50, **window)
+        np.testing.assert_array_equal(result.pixels, only(alone))
+    assert open_file(written(dataset), READING).rescaled(2).max() == STACK[2].max() * 2.0 - 50
+
+
+def test_frames_are_decoded_as_they_are_asked_for(monkeypatch):
+    decoded = []
+    real = dicom_codecs.CODECS[uid.JPEGBaseline8Bit]
+    counting: Callable[..., bytes] = lambda *given: decoded.append(1) or real(*given)  # noqa: E731
+    monkeypatch.setitem(dicom_codecs.CODECS, uid.JPEGBaseline8Bit, counting)
+    frames = read_bytes(shipped("examples_ybr_color"), READING)
+    assert [next(frames).frame for _ in range(3)] == [0, 1, 2]
+    assert len(decoded) == 3
+
+
+def with_frames(name: str, change: Callable[[list[bytes]], list[bytes]]) -> bytes:
+    """A compressed file with its frames changed."""
+    dataset = loaded(name)
+    count = int(dataset.get("NumberOfFrames", 1))
+    frames = list(generate_frames(dataset.PixelData, number_of_frames=count))
+    dataset.PixelData = encapsulate(change(frames))
+    return written(dataset)
+
+
+def test_a_damaged_frame_costs_that_frame():
+    content = with_frames("rtdose_rle", lambda f: [*f[:4], f[4][:70], *f[5:]])
+    results = list(read_bytes(content, READING))
+    assert [r.frame for r in results if isinstance(r, DecodeFailure)] == [4]
+    assert len(results) == 15
+    assert results[4].reason == "it is damaged; export it again"
+
+
+def test_frames_that_are_missing_are_told_one_by_one():
+    results = list(read_bytes(with_frames("rtdose_rle", lambda f: f[:11]), READING))
+    assert [type(r) for r in results] == [DecodedImage] * 11 + [DecodeFailure] * 4
+    assert [r.frame for r in results[11:]] == [11, 12, 13, 14]
+    assert results[11].reason == "it is cut short; copy the file again"
+
+
+SHOWN = {
+    "NumberOfFrames": 1,
+    "RescaleSlope": 2,
+    "RescaleIntercept": -3,
+    "WindowCenter": 40,
+    "WindowWidth": 400,
+}
+
+
+def worded(name: str, value: bytes, vr: bytes | None = None) -> bytes:
+    """A file in which the value of an element is these bytes, whatever they mean."""
+    content, tag = written(made(**SHOWN)), tag_for_keyword(name)
+    assert tag is not None
+    at = content.index(struct.pack("<HH", tag >> 16, tag & 0xFFFF))
+    length = int.from_bytes(content[at + 6 : at + 8], "little")
+    head = content[at : at + 4] + (vr or content[at + 4 : at + 6])
+    return content[:at] + head + struct.pack("<H", len(value)) + value + content[at + 8 + length :]
+
+
+@pytest.mark.parametrize("value", [b"steep ", b"\xff\xfe", b"1\\2 "])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("RescaleSlope", "rescale slope"),
+        ("RescaleIntercept", "rescale intercept"),
+        ("NumberOfFrames", "number of frames"),
+    ],
+)
+def test_a_value_of_the_header_that_is_no_number_is_told(name, words, value):
+    assert why(worded(name, value)) == f"its {words} is no number; export it again"
+
+
+def test_a_slope_of_the_wrong_length_or_without_end_is_told():
+    wrong = worded("RescaleSlope", b"12345 ", b"FD")
+    assert why(wrong) == "its rescale slope is no number; export it again"
+    for value in (b"nan ", b"1e999 "):
+        endless = worded("RescaleSlope", value)
+        assert why(endless) == "its rescale slope is not finite; export it again"
+
+
+@pytest.mark.parametrize("name", ["WindowCenter", "WindowWidth"])
+def test_a_window_that_is_no_number_is_told_and_the_first_of_several_counts(name):
+    assert why(worded(name, b"wide")).endswith("is no number; export it again")
+    assert only(worded(name, b"40\\50 ")).shape == STORED.shape
+
+
+# ---------------------------------------------------------------- hostile files
+
+
+def deflated(body: bytes) -> bytes:
+    meta = struct.pack("<HH2sH", 2, 0x10, b"UI", 22) + uid.DeflatedExplicitVRLittleEndian.encode()
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return bytes(128) + b"DICM" + meta + packer.compress(body) + packer.flush()
+
+
+def rle_bomb() -> bytes:
+    """A frame of 64 × 64 pixels in 200 KB that unpack to 13 MB."""
+    header = struct.pack("<16L", 2, 64, 64 + 100_000, *[0] * 13)
+    return with_frames("MR_small_RLE", lambda _: [header + b"\x81\0" * 100_000])
+
+
+def other_size(start: bytes, place: int, size: bytes) -> Callable[[list[bytes]], list[bytes]]:
+    """Let the stream of the first frame say another size than the header."""
+
+    def change(frames: list[bytes]) -> list[bytes]:
+        frame, at = bytearray(frames[0]), frames[0].index(start) + place
+        frame[at : at + len(size)] = size
+        return [bytes(frame), *frames[1:]]
+
+    return change
+
+
+def large_table() -> Dataset:
+    item = Dataset()
+    item.add_new("LUTData", "OW", bytes(17 << 20))
+    return item
+
+
+def packed(syntax: uid.UID, **elements: Any) -> bytes:
+    """A file that says it is compressed like this."""
+    dataset = made(PixelData=encapsulate([bytes(10)]), **elements)
+    dataset["PixelData"].is_undefined_length = True
+    return written(dataset, syntax)
+
+
+def lossless(stored: NDArray[Any], syntax: uid.UID, **elements: Any) -> bytes:
+    """A grey file in JPEG Lossless of 16 bits."""
+    values = stored.astype(np.uint16)[..., None]
+    dataset = made(stored, PixelData=encapsulate([encoded(values, selection=6)]), **elements)
+    dataset["PixelData"].is_undefined_length = True
+    return written(dataset, syntax)
+
+
+def nested(depth: int) -> bytes:
+    sequence = struct.pack("<HH2sHI", 0x5200, 0x9229, b"SQ", 0, 0xFFFFFFFF)
+    return (sequence + struct.pack("<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF)) * depth
+
+
+PLAIN = bytes(128) + b"DICM" + struct.pack("<HH2sH", 2, 0x10, b"UI", 20) + b"1.2.840.10008.1.2.1\0"
+DAMAGED = "it is damaged; export it again"
+HOSTILE: dict[str, tuple[Callable[[], Any], str]] = {
+    "no pixels": (lambda: shipped("rtplan"), "it holds no picture"),
+    "pixels without a header": (lambda: made(Rows=None), "does not say how its pixels are laid"),
+    "cut in the pixels": (lambda: written(made())[:-9], "it is cut short; copy the file again"),
+    "cut before the pixels": (lambda: shipped("MR_small")[:1600], "it is cut short"),
+    "cut when compressed": (lambda: shipped("JPEG2000")[:2500], "it is cut short"),
+    "no rows": (lambda: made(Rows=0), "its header says that it has no pixels"),
+    "wide": (lambda: made(Columns=60_000, Rows=1_000), "60000 × 1000 pixels is over the limit"),
+    "more rows than pixels": (lambda: made(Rows=1000), "it is cut short; copy the file again"),
+    "too many frames": (lambda: made(NumberOfFrames=5000), "it has more than 4096 frames"),
+    "frames below none": (lambda: made(NumberOfFrames=-3), "its header says that it has no frames"),
+    "colours of a retired kind": (
+        lambda: made(np.zeros((1, 4, 4, 3), np.uint8), SamplesPerPixel=3, PlanarConfiguration=0,
+                     PhotometricInterpretation="HSV"),
+        "its colours are of a retired kind; convert them to RGB"),
+    "four samples": (lambda: made(SamplesPerPixel=4), "it is cut short"),
+    "15 bits": (lambda: made(BitsAllocated=15), DAMAGED),
+    "deflate bomb": (lambda: deflated(bytes(5 << 20)), "it has more than 4194304 bytes"),
+    "cut deflate": (lambda: deflated(RNG.bytes(999))[:-5], "it is cut short; copy the file again"),
+    "RLE bomb": (rle_bomb, DAMAGED),
+    "another number of RLE segments": (
+        lambda: with_frames("MR_small_RLE", lambda f: [b"\3" + f[0][1:]]), DAMAGED),
+    "grey where colour should be": (
+        lambda: with_frames("SC_rgb_jpeg_gdcm", lambda _: [encoded(np.ones((100, 100, 1), int))]),
+        DAMAGED),
+    "another size in JPEG": (
+        lambda: with_frames("SC_rgb_jpeg_dcmtk", other_size(b"\xff\xc0", 5, b"\xff\0")), DAMAGED),
+    "another size in JPEG 2000": (
+        lambda: with_frames("MR_small_jp2klossless", other_size(b"\xff\x51", 6, b"\0\0\xff\0")),
+        DAMAGED),
+    "another size in JPEG-LS": (
+        lambda: with_frames("MR_small_jpeg_ls_lossless", other_size(b"\xff\xf7", 5, b"\xff\xff")),
+        DAMAGED),
+    "cut JPEG-LS": (
+        lambda: with_frames("MR_small_jpeg_ls_lossless", lambda f: [f[0][:3000]]), DAMAGED),
+    "another size in JPEG Lossless": (
+        lambda: with_frames("SC_rgb_jpeg_gdcm", other_size(b"\xff\xc3", 5, b"\xff\xff")), DAMAGED),
+    "many scans": (
+        lambda: with_frames("SC_rgb_jpeg_dcmtk", lambda f: [f[0] + b"\xff\xda" * 101]), DAMAGED),
+    "nested": (lambda: PLAIN + nested(3000), DAMAGED),
+    "items": (
+        lambda: PLAIN + struct.pack("<HH2sHI", 0x5200, 0x9230, b"SQ", 0, 0xFFFFFFFF)
+        + struct.pack("<HHI", 0xFFFE, 0xE000, 0) * 140_000,
+        "it has more than 131072 sequence items; split it"),
+    "large header": (
+        lambda: made(VOILUTSequence=[large_table()]),
+        "its header has more than 16777216 bytes"),
+    "video": (lambda: packed(uid.MPEG4HP41), "MPEG-4 AVC/H.264 High Profile / Level 4.1"),
+    "unknown syntax": (
+        lambda: shipped("JPEG2000").replace(b"1.2.840.10008.1.2.4.91", b"1.2.840.55555.1.2.4.91"),
+        "it is compressed as something that it does not name, which is not read; decompress it"),
+    "colour of 16 bits in JPEG 2000": (
+        lambda: packed(uid.JPEG2000Lossless, BitsStored=16, SamplesPerPixel=3),
+        "JPEG 2000 Image Compression (Lossless Only), which is not read"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_each_hostile_file_has_its_reason(name, capfd):
+    make, reason = HOSTILE[name]
+    large = name in {"large header", "wide"}
+    assert reason in why(make(), READING if large else DecodeOptions(max_bytes=1 << 22))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (3, 3)])
+def test_odd_sizes_are_fine(size):
+    for kind in (np.uint8, np.uint16):
+        assert only(made(np.arange(np.prod(size), dtype=kind).reshape(size))).shape == size
+
+
+@pytest.mark.parametrize(
+    ("name", "package"), [("MR_small_jpeg_ls_lossless", "pyjpegls"), ("JPEG2000", "pillow")]
+)
+def test_a_decoder_that_is_missing_is_told_with_its_remedy(monkeypatch, name, package):
+    monkeypatch.setattr(getattr(dicom_codecs, package), "is_available", lambda _: False)
+    reason = why(shipped(name))
+    assert reason.startswith("it is compressed as JPEG")
+    assert reason.endswith("whose decoder is missing; install anomaly-vae[images]")
+
+
+def test_a_header_that_takes_too_long_is_given_up():
+    empties = struct.pack("<HH2sH", 0x10, 0x10, b"PN", 0) * 20_000
+    reason = why(PLAIN + empties, DecodeOptions(max_seconds=0.001))
+    assert reason == "reading its header takes more than 0.001 s; export it again"
+
+
+def test_identifiers_are_neither_quoted_nor_logged_nor_even_read(caplog, capfd):
+    caplog.set_level(logging.DEBUG)
+    secrets = {"PatientName": "Secret^Name", "PatientID": "S3CRET", "StudyDate": "19700101",
+               "SOPInstanceUID": "1.2.3.4.5.6.7"}  # fmt: skip
+    good = made(**secrets)
+    content = written(good)
+    dataset = open_file(content, READING).dataset
+    assert not any(name in dataset for name in secrets)
+    chance = np.random.default_rng(0)
+    for _ in range(150):
+        damaged = bytearray(content)
+        for place in chance.integers(0, len(content), 6):
+            damaged[place] = chance.integers(256)
+        for result in read_bytes(bytes(damaged), READING):
+            text = result.reason if isinstance(result, DecodeFailure) else ""
+            assert not any(secret in text for secret in secrets.values())
+    assert not caplog.records
+    assert capfd.readouterr() == ("", "")
+
+
+def test_reading_works_without_the_decoder_that_may_end_the_process(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gdcm", None)
+    assert only(shipped("SC_rgb_jpeg_gdcm")).shape == (100, 100, 3)

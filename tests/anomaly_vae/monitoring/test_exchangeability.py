@@ -1,0 +1,311 @@
+"""A promise that is watched: what the counts of a window say, and how often they are wrong."""
+
+import itertools
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import betabinom, binom
+
+from anomaly_vae.calibration.conformal import calibrate
+from anomaly_vae.calibration.sample import CalibrationSample
+from anomaly_vae.calibration.thresholds import choose_threshold
+from anomaly_vae.config import CalibrationConfig
+from anomaly_vae.evaluation.metrics import max_fpr_under_guarantee
+from anomaly_vae.monitoring import exchangeability
+from anomaly_vae.monitoring.exchangeability import (
+    BLOCKS,
+    BREACH,
+    CONCENTRATIONS,
+    ROWS,
+    Monitor,
+    Reference,
+    Window,
+    bin_edges,
+)
+
+PLAIN = SimpleNamespace(layout=SimpleNamespace(n_columns=1))
+"""An encoding of something that has no columns to watch."""
+
+
+def monitor_of(n=2000, alpha=0.01, share=0.0, seed=0):
+    """A monitor of n normal scores, and its calibration."""
+    calibration = calibrate(np.random.default_rng(seed).normal(size=n), alpha)
+    return Monitor(calibration, PLAIN, Reference(share)), calibration
+
+
+def told(monitor, calibration, *parts):
+    """The report of a window of the scores of these parts, one after another."""
+    window = Window(monitor)
+    for scores in parts:
+        for start in range(0, len(scores), 128):
+            some = scores[start : start + 128]
+            counts = monitor.count(some, calibration.flags(some), None)
+            window.add(counts)
+    return monitor.report(window.blocks)
+
+
+def normal(n, seed=1):
+    return np.random.default_rng(seed).normal(size=n)
+
+
+# ---------------------------------------------------------------- the martingale
+
+
+def naive_log_ratio(counts, urn, concentration):
+    """Row by row: the urns' predictions for each, and one ball more of its bin."""
+    ours, theirs = urn.astype(float).copy(), concentration * urn / urn.sum()
+    total = 0.0
+    for b, count in enumerate(counts):
+        for _ in range(int(count)):
+            total += math.log(theirs[b] / theirs.sum()) - math.log(ours[b] / ours.sum())
+            ours[b] += 1
+            theirs[b] += 1
+    return total
+
+
+def test_the_martingale_is_the_bets_one_after_another():
+    rng = np.random.default_rng(0)
+    urn = np.array([5.0, 15.0, 40.0, 140.0])
+    counts = np.cumsum(rng.multinomial(60, [0.1, 0.1, 0.3, 0.5], size=3), axis=0)
+    ratios = [
+        math.exp(naive_log_ratio(row, urn, k)) for row in counts for k in CONCENTRATIONS if k < 200
+    ]
+    found = exchangeability._evidence(counts, urn, np.zeros(3))
+    assert found == pytest.approx(math.log10(np.mean(ratios)), abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("spare", [0, 1, 3, 6])
+def test_what_is_set_aside_is_what_speaks_most_against_the_promise(seed, spare):
+    """No choice of rows to set aside leaves less, but for a rounding; it is never far below."""
+    rng = np.random.default_rng(seed)
+    urn, k = np.array([5.0, 15.0, 40.0, 140.0]), 30.0
+    counts = rng.multinomial(40, rng.dirichlet([0.5, 0.5, 1, 2]))
+    choices = itertools.product(*(range(min(spare, int(c)) + 1) for c in counts))
+    least = min(
+        naive_log_ratio(counts - np.array(gone), urn, k) for gone in choices if sum(gone) <= spare
+    )
+    others = (k * urn / urn.sum())[None, None, :]
+    kept = exchangeability._without_worst(counts[None], urn, others, np.array([float(spare)]))[0, 0]
+    assert counts.sum() - kept.sum() <= spare + 3
+    gain = exchangeability._log_rising(others[0, 0], kept) - exchangeability._log_rising(urn, kept)
+    rising = [exchangeability._log_rising(total, kept.sum()) for total in (k, urn.sum())]
+    found = float(gain.sum() - rising[0] + rising[1])
+    assert found <= least + 0.01
+    assert found >= least - 1.5
+
+
+@pytest.mark.parametrize("n", [60, 200, 2000])
+def test_the_martingale_is_1_on_average_over_calibration_samples(n):
+    """That is what makes 1 / M a p-value; the calibration sample is random, too."""
+    rng = np.random.default_rng(n)
+    found = []
+    for seed in range(400):
+        monitor, calibration = monitor_of(n, 0.05, seed=seed)
+        scores = rng.normal(size=300)
+        counts = monitor.count(scores, calibration.flags(scores), None)
+        found.append(10 ** monitor.report(counts[None]).martingale_log10)
+    assert np.mean(found) <= 1 + 3 * np.std(found) / 20
+    assert np.mean(np.array(found) >= 20) <= 0.05
+
+
+# ---------------------------------------------------------------- bins of p-values
+
+
+def test_bins_are_of_the_ranks_that_there_are():
+    assert bin_edges(np.sort(normal(1999))).tolist() == [6, 20, 60, 200, 400, 800, 1200, 1600, 2000]
+    assert bin_edges(np.sort(normal(99))).tolist() == [10, 20, 40, 60, 80, 100]
+    assert bin_edges(np.sort(normal(6))).tolist() == [7]
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=300))
+def test_equal_scores_are_never_parted(values):
+    scores = np.sort(np.array(values, float))
+    edges = bin_edges(scores)
+    assert edges[-1] == len(scores) + 1
+    ranks = len(scores) + 1 - np.searchsorted(scores, scores)
+    bins = np.searchsorted(edges, ranks)
+    counts = np.bincount(bins, minlength=len(edges)) + (np.arange(len(edges)) == 0)
+    np.testing.assert_array_equal(counts, np.diff(edges, prepend=0))
+
+
+@given(st.integers(1, 400), st.integers(1, 60))
+def test_every_row_is_in_one_bin(n, rows):
+    monitor, calibration = monitor_of(max(n, 2), 0.5)
+    scores = normal(rows) * 3
+    counts = monitor.count(scores, calibration.flags(scores), None)
+    assert counts[ROWS] == counts[exchangeability.FIRST_BIN :].sum() == rows
+
+
+# ---------------------------------------------------------------- flags
+
+
+@pytest.mark.parametrize(
+    ("rows", "k", "n"), [(1, 1, 99), (50, 1, 99), (4000, 20, 1999), (300, 5, 99)]
+)
+def test_the_limit_of_flags_is_the_beta_binomial_quantile(rows, k, n):
+    level = 1 - BREACH / (2 * BLOCKS)
+    truth = betabinom(rows, k, n + 1 - k).ppf(level)
+    assert exchangeability._most_flags(rows, k, n + 1) == truth
+
+
+def test_the_limit_is_the_law_that_evaluation_judges_by():
+    monitor, calibration = monitor_of(500, 0.05)
+    rate = max_fpr_under_guarantee(calibration, 1000, confidence=1 - BREACH / BLOCKS)
+    assert monitor._limit(1000, 0) == pytest.approx(rate * 1000)
+
+
+def test_more_rows_than_are_worked_out_have_a_limit_in_proportion():
+    monitor, _ = monitor_of(2000, 0.01)
+    few, many = monitor._limit(100_000, 0), monitor._limit(10_000_000, 0)
+    assert many == 100 * few
+
+
+@pytest.mark.parametrize("share", [0.001, 0.0085, 0.05, 0.5])
+def test_as_many_anomalies_as_chance_may_bring_are_set_aside(share):
+    rows = np.array([1, 30, 128, 1000, 4000, 100_000])
+    most = exchangeability._most_anomalies(rows, share)
+    truth = binom.ppf(1 - BREACH / (2 * BLOCKS), rows, share)
+    assert (most >= truth).all()
+    assert (most <= truth + 0.1 * truth + 10).all()
+
+
+# ---------------------------------------------------------------- what a report says
+
+
+def test_no_rows_leave_the_promise_as_it_is():
+    monitor, _ = monitor_of()
+    report = monitor.report(Window(monitor).blocks)
+    assert (report.status, report.rows, report.flagged_ratio) == ("holding", 0, 0.0)
+    assert report.martingale_log10 == pytest.approx(0, abs=1e-9)
+
+
+def test_rows_like_the_calibration_rows_hold():
+    report = told(*monitor_of(), normal(10_000))
+    assert report.status == "holding"
+    assert report.rows == pytest.approx(BLOCKS * 256, abs=256)
+    assert report.flagged <= report.flagged_limit
+
+
+def test_rows_that_are_too_normal_are_doubtful_but_nothing_is_broken():
+    report = told(*monitor_of(), normal(4000) - 1)
+    assert report.status == "doubtful"
+
+
+def test_a_scale_that_grew_breaks_the_promise():
+    report = told(*monitor_of(), normal(4000), 1.5 * normal(3000))
+    assert report.status == "broken"
+    assert report.flagged > report.flagged_limit
+
+
+def test_it_recovers_when_the_window_has_passed():
+    monitor, calibration = monitor_of()
+    assert told(monitor, calibration, normal(2000) + 1).status == "broken"
+    again = told(monitor, calibration, normal(2000) + 1, normal(6000, 2))
+    assert again.status == "holding"
+
+
+@pytest.mark.parametrize(("known", "status"), [(0.02, "holding"), (0.0, "broken")])
+def test_the_known_share_of_anomalies_does_not_trip_it(known, status):
+    scores = normal(4000)
+    scores[::50] += 8
+    assert told(*monitor_of(share=known), scores).status == status
+
+
+def test_twice_the_known_share_does():
+    scores = normal(4000)
+    scores[::20] += 8
+    assert told(*monitor_of(share=0.02), scores).status == "broken"
+
+
+def test_heavy_ties_are_no_evidence():
+    calibration = calibrate(np.round(normal(1000, 0), 1), 0.05)
+    monitor = Monitor(calibration, PLAIN, Reference())
+    assert told(monitor, calibration, np.round(normal(4000), 1)).status == "holding"
+
+
+def test_too_few_calibration_rows_for_bins_watch_flags_alone():
+    monitor, calibration = monitor_of(6, 0.5)
+    report = told(monitor, calibration, normal(200) + 9)
+    assert (report.martingale_log10, report.status) == (0.0, "broken")
+
+
+def test_a_threshold_is_held_to_its_alpha():
+    """One that flags three times as much as it says is broken on normal rows."""
+    loose = calibrate(normal(2000, 0), 0.03)
+    wrong = replace(loose, alpha=0.01)
+    report = told(Monitor(wrong, PLAIN, Reference()), wrong, normal(6000))
+    assert report.status == "broken"
+
+
+# ---------------------------------------------------------------- windows
+
+
+@given(st.lists(st.integers(1, 400), max_size=60))
+def test_a_window_is_the_newest_blocks(sizes):
+    monitor, _ = monitor_of(alpha=0.01)
+    window, naive = Window(monitor), [0]
+    for number, size in enumerate(sizes):
+        counts = monitor.nothing
+        counts[ROWS], counts[1] = size, number
+        window.add(counts)
+        naive[-1] += size
+        if naive[-1] >= monitor.block_rows:
+            naive = [*naive, 0][-BLOCKS:]
+    found = window.blocks[:, ROWS].tolist()
+    newest = naive[::-1]
+    assert found == [newest[0], *(rows for rows in newest[1:] if rows)]
+
+
+def test_counts_add_up_whoever_counted():
+    monitor, calibration = monitor_of()
+    scores = normal(1000)
+    whole = monitor.count(scores, calibration.flags(scores), None)
+    parts = [scores[:1], scores[1:700], scores[700:]]
+    some = [monitor.count(p, calibration.flags(p), None) for p in parts]
+    np.testing.assert_array_equal(sum(some), whole)
+
+
+def test_a_window_lives_on_in_its_memory():
+    monitor, _ = monitor_of()
+    counts = monitor.nothing
+    counts[ROWS] = 300
+    first = Window(monitor)
+    first.add(counts)
+    again = Window(monitor, first.memory)
+    again.add(counts)
+    assert first.blocks[:, ROWS].sum() == 600
+
+
+@pytest.mark.parametrize(("alpha", "rows"), [(0.5, 128), (0.01, 250), (0.001, 2500), (1e-6, 4096)])
+def test_a_block_has_rows_enough_for_some_flags(alpha, rows):
+    monitor, _ = monitor_of(n=2000, alpha=max(alpha, 0.001))
+    if alpha < 0.001:
+        _, calibration = monitor_of()
+        monitor = Monitor(replace(calibration, alpha=alpha), PLAIN, Reference())
+    assert monitor.block_rows == rows
+
+
+def test_traffic_that_weights_foretell_is_no_shift():
+    """Half of traffic is of a kind that is a tenth of the calibration rows, and scores higher."""
+    rng = np.random.default_rng(0)
+
+    def drawn(rows, share):
+        odd = rng.random(rows) < share
+        return rng.normal(size=rows) + 2 * odd, odd
+
+    normal, odd = drawn(3_000, 0.1)
+    wish = CalibrationConfig(alpha=0.05)
+    found = {}
+    for name, weights in (("weighted", np.where(odd, 5, 5 / 9)), ("plain", ())):
+        calibration = choose_threshold(CalibrationSample.of(normal, weights=weights), wish)
+        monitor = Monitor(calibration, PLAIN, Reference())
+        scores, _ = drawn(3_000, 0.5)
+        counts = monitor.count(scores, calibration.flags(scores), None)
+        found[name] = monitor.report(counts[None]).status
+    assert found == {"weighted": "holding", "plain": "broken"}

@@ -1,0 +1,176 @@
+"""Decisions and reasons: what was calibrated is what decides, and the reasons add up."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from anomaly_vae.artifacts.bundle import Bundle
+from anomaly_vae.calibration.conformal import calibrate
+from anomaly_vae.config import Config, TrainingConfig
+from anomaly_vae.data.encoding import Matrix
+from anomaly_vae.data.schema import RawBatch
+from anomaly_vae.data.splitting import CALIBRATION, TEST
+from anomaly_vae.scoring.attribution import sequential_dropout
+from anomaly_vae.scoring.detector import Detector, Explanation
+from anomaly_vae.scoring.scorer import ScoreParts, Scorer
+from anomaly_vae.training.fit import Prepared, fit_bundle
+from pipelines.datasets.dataset import Dataset
+
+
+@pytest.fixture(scope="module")
+def rows(dataset: Dataset) -> RawBatch:
+    return dataset.part(TEST).take(np.arange(60))
+
+
+def whole(explanation: Explanation) -> float:
+    return sum(c.nats for c in explanation.contributions) + explanation.rest + explanation.kl
+
+
+def test_detect_scores_then_decides(calibrated: Bundle, rows: RawBatch) -> None:
+    detector = calibrated.detector
+    detections = detector.detect(rows)
+    np.testing.assert_array_equal(detections.score, calibrated.scorer.score(rows))
+    np.testing.assert_array_equal(
+        detections.p_value, detector.calibration.p_values(detections.score)
+    )
+    np.testing.assert_array_equal(detections.is_anomaly, detections.p_value <= 0.05)
+    assert detections.is_anomaly.dtype == bool
+
+
+def test_calibration_rows_are_flagged_at_most_at_the_rate_alpha(
+    calibrated: Bundle, dataset: Dataset
+) -> None:
+    flagged = calibrated.detector.detect(dataset.part(CALIBRATION)).is_anomaly
+    assert 0 < flagged.mean() <= 0.05
+
+
+def test_decisions_follow_the_threshold_of_whatever_method(
+    calibrated: Bundle, dataset: Dataset, rows: RawBatch
+) -> None:
+    scores = calibrated.scorer.score(dataset.part(CALIBRATION))
+    detector = Detector(calibrated.scorer, calibrate(scores, 0.2, "quantile"))
+    detections = detector.detect(rows)
+    np.testing.assert_array_equal(
+        detections.is_anomaly, detections.score > detector.calibration.threshold
+    )
+
+
+@pytest.mark.parametrize("most", [0, 1, 3, None])
+def test_the_reasons_are_the_largest_shares_and_add_up(
+    most: int | None, calibrated: Bundle, rows: RawBatch
+) -> None:
+    detections, explanations = calibrated.detector.detect_and_explain(rows, most)
+    np.testing.assert_array_equal(detections.score, calibrated.scorer.score(rows))
+    labels = calibrated.scorer.encoding.labels
+    assert len(explanations) == len(rows)
+    for score, explanation in zip(detections.score, explanations, strict=True):
+        nats = [c.nats for c in explanation.contributions]
+        assert len(nats) == (len(labels) if most is None else most)
+        assert nats == sorted(nats, reverse=True)
+        assert whole(explanation) == pytest.approx(score, rel=1e-10, abs=1e-10)
+        if most is None:
+            assert sorted(c.feature for c in explanation.contributions) == sorted(labels)
+            assert explanation.rest == pytest.approx(0, abs=1e-10)
+
+
+def test_the_reasons_of_few_are_the_first_of_all(calibrated: Bundle, rows: RawBatch) -> None:
+    _, few = calibrated.detector.detect_and_explain(rows, 2)
+    _, everything = calibrated.detector.detect_and_explain(rows, None)
+    for some, of_all in zip(few, everything, strict=True):
+        assert some.contributions == of_all.contributions[:2]
+
+
+def test_a_reason_shows_what_came_and_what_was_expected(calibrated: Bundle) -> None:
+    """In the column's own unit, with the level's own name, seen in training or not."""
+    record = {**calibrated.example, "TX_AMOUNT": 31.5, "TX_CHANNEL": "carrier pigeon"}
+    rows = calibrated.scorer.schema.from_records([record])
+    _, (explanation,) = calibrated.detector.detect_and_explain(rows, None)
+    reasons = {c.feature: c for c in explanation.contributions}
+    assert reasons["TX_AMOUNT"].observed == 31.5
+    assert 0 < reasons["TX_AMOUNT"].expected < 500
+    assert reasons["TX_CHANNEL"].observed == "carrier pigeon"
+    assert reasons["TX_CHANNEL"].expected in ("chip", "contactless", "online", "atm")
+    usual = calibrated.scorer.schema.from_records([{**record, "TX_CHANNEL": "chip"}])
+    _, (plain,) = calibrated.detector.detect_and_explain(usual, None)
+    channel = next(c for c in plain.contributions if c.feature == "TX_CHANNEL")
+    assert reasons["TX_CHANNEL"].nats > channel.nats
+
+
+def test_a_missing_value_is_shown_as_missing_and_costs_nothing(calibrated: Bundle) -> None:
+    rows = calibrated.scorer.schema.from_records([{**calibrated.example, "TX_AMOUNT": None}])
+    _, (explanation,) = calibrated.detector.detect_and_explain(rows, None)
+    amount = next(c for c in explanation.contributions if c.feature == "TX_AMOUNT")
+    assert amount.observed is None
+    assert amount.nats == 0
+    assert amount.expected is not None
+
+
+@pytest.fixture(scope="module")
+def scorer(config: Config, prepared: Prepared, dataset: Dataset) -> Scorer:
+    """Of a model that was fitted for as long as the defaults say."""
+    longer = config.model_copy(update={"training": TrainingConfig()})
+    return fit_bundle(longer, prepared, dataset.summary()).bundle.scorer
+
+
+def reasons(scorer: Scorer, x: Matrix) -> ScoreParts:
+    return sequential_dropout(scorer, scorer.explain_encoded(x))
+
+
+def numeric(scorer: Scorer) -> list[tuple[int, int]]:
+    """Each numeric column's place among the columns and in the matrix."""
+    places = enumerate(zip(scorer.encoding.columns, scorer.encoding.starts, strict=True))
+    return [(index, start) for index, (column, start) in places if column.type == "numeric"]
+
+
+@pytest.mark.parametrize(("odd_value", "share"), [(8, 0.9), (100, 0.95), (1e4, 0.95)])
+def test_one_odd_value_in_an_ordinary_row_is_the_first_reason(
+    scorer: Scorer, prepared: Prepared, odd_value: float, share: float
+) -> None:
+    """So many deviations from the mean, in one numeric column after the other."""
+    normal = np.nan_to_num(prepared.validation)
+    hits = []
+    for index, start in numeric(scorer):
+        odd = normal.copy()
+        odd[:, start] = odd_value
+        hits.append(np.mean(reasons(scorer, odd).nats.argmax(1) == index))
+    assert len(hits) > 5
+    assert np.mean(hits) > share
+
+
+def test_two_odd_values_are_the_first_two_reasons(scorer: Scorer, prepared: Prepared) -> None:
+    normal = np.nan_to_num(prepared.validation)
+    hits = []
+    for (first, start), (second, other) in pairwise(numeric(scorer)):
+        odd = normal.copy()
+        odd[:, start], odd[:, other] = 20, -20
+        found = np.argsort(-reasons(scorer, odd).nats, 1)[:, :2]
+        hits.append(np.mean(np.sort(found, 1) == sorted((first, second))))
+    assert np.mean(hits) > 0.8
+
+
+def test_reasons_add_up_to_the_same_score(scorer: Scorer, prepared: Prepared) -> None:
+    plain = scorer.explain_encoded(prepared.validation)
+    named = sequential_dropout(scorer, plain)
+    np.testing.assert_array_equal(named.score, plain.score)
+    np.testing.assert_allclose(named.nats.sum(1) + named.kl, plain.score, rtol=1e-9, atol=1e-9)
+    np.testing.assert_array_equal(named.observed, plain.observed)
+    assert np.all(named.nats.max(1) >= plain.nats.min(1))
+
+
+def test_a_row_s_reasons_do_not_depend_on_the_rows_beside_it(
+    scorer: Scorer, prepared: Prepared
+) -> None:
+    together = reasons(scorer, prepared.validation)
+    for row in (0, 7, len(prepared.validation) - 1):
+        alone = reasons(scorer, prepared.validation[row : row + 1])
+        np.testing.assert_allclose(alone.nats[0], together.nats[row], rtol=1e-6, atol=1e-6)
+
+
+def test_no_rows_have_no_decisions(calibrated: Bundle, rows: RawBatch) -> None:
+    nothing = rows.take(np.array([], int))
+    detections, explanations = calibrated.detector.detect_and_explain(nothing, 3)
+    assert len(detections.score) == len(detections.p_value) == len(detections.is_anomaly) == 0
+    assert explanations == []

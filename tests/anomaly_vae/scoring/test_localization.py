@@ -1,0 +1,66 @@
+"""What was found where: maps in the scan's own place, regions, pictures."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from anomaly_vae.artifacts.bundle import Bundle
+from anomaly_vae.images.encoding import ImageEncoding, ImageLayout
+from anomaly_vae.images.heatmaps import Scale
+from anomaly_vae.scoring.detector import Detections
+from anomaly_vae.scoring.localization import localizations, title_of
+from anomaly_vae.scoring.scorer import ScoreParts
+from pipelines.datasets.images import ImageDataset
+
+SCALE = Scale(low=0.0, high=4.0, region=1.0)
+
+
+def explained(layout: ImageLayout, nats: np.ndarray) -> ScoreParts:
+    """Of three images, the nats (3, S²) given."""
+    rng = np.random.default_rng(0)
+    shape = (3, layout.n_columns)
+    observed, expected = (rng.random(shape).astype(np.float32) for _ in range(2))
+    zero = np.zeros(3)
+    return ScoreParts(nats.sum(1), nats, zero, observed, expected, np.zeros((3, 2), np.float32))
+
+
+def test_a_hot_square_is_a_region_where_it_lies() -> None:
+    layout = ImageLayout(3, 16)
+    nats = np.zeros((3, 16, 16))
+    nats[1, 4:8, 9:14] = 5
+    of = explained(layout, nats.reshape(3, -1))
+    quiet, found = localizations(ImageEncoding(layout, "unit"), SCALE, of, [0, 1])
+    assert quiet.regions == ()
+    (region,) = found.regions
+    assert abs(region.x - 9) <= 1
+    assert abs(region.y - 4) <= 1
+    assert region.total >= 0.9 * 100
+    np.testing.assert_array_equal(found.heat, nats[1])
+    np.testing.assert_array_equal(found.scan, of.observed[1].reshape(3, 16, 16))
+    np.testing.assert_array_equal(found.expected, of.expected[1].reshape(3, 16, 16))
+    picture = found.draw("scan")
+    assert picture.size[0] > 3 * 16
+    assert len(picture.convert("L").getcolors() or []) > 10
+
+
+def test_a_map_adds_up_to_the_score_less_the_rate(
+    image_bundle: Bundle, image_dataset: ImageDataset
+) -> None:
+    batch = image_dataset.batch.take(np.arange(4))
+    of = image_bundle.scorer.explain(batch)
+    encoding = image_bundle.scorer.encoding
+    assert isinstance(encoding, ImageEncoding)
+    for row, found in enumerate(localizations(encoding, image_bundle.heat_scale, of, range(4))):
+        total = found.heat.sum(dtype=np.float64) + of.kl[row]
+        np.testing.assert_allclose(total, of.score[row], rtol=1e-4, atol=1e-3)
+
+
+def test_nothing_asked_for_is_nothing_found() -> None:
+    layout = ImageLayout(1, 16)
+    of = explained(layout, np.zeros((3, 256)))
+    assert list(localizations(ImageEncoding(layout, "unit"), SCALE, of, [])) == []
+
+
+def test_the_title_says_name_score_and_p_value() -> None:
+    found = Detections(np.array([1.0, 1234.5678]), np.array([0.5, 0.0123]), np.array([False, True]))
+    assert title_of(found, 1) == "score 1234.57, p = 0.012"

@@ -1,0 +1,36 @@
+"""Threads and memory of the process that fits."""
+
+from __future__ import annotations
+
+import platform
+import resource
+
+import pytest
+import torch
+
+from anomaly_vae.training.runtime import cpu_threads, memory_kept
+
+
+def test_the_number_of_threads_is_put_back() -> None:
+    before = torch.get_num_threads()
+    with cpu_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc has what this is about")
+def test_what_a_step_frees_is_there_for_the_next() -> None:
+    """Its pages are not zeroed again: ten steps of 128 MiB have fewer faults than one of them."""
+
+    def step() -> None:
+        [torch.ones(2**22) for _ in range(8)]
+
+    def faults() -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+    with memory_kept():
+        step()
+        before = faults()
+        for _ in range(10):
+            step()
+        assert faults() - before < 128 * 2**20 // resource.getpagesize()

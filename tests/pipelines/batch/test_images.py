@@ -1,0 +1,533 @@
+"""Batch scoring of images: every image scored or rejected by name, and the flagged ones drawn."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from pydicom import dcmread
+from pydicom.data import get_testdata_file
+from pydicom.uid import SecondaryCaptureImageStorage
+
+from anomaly_vae.artifacts.bundle import Bundle
+from anomaly_vae.calibration.conformal import calibrate
+from anomaly_vae.errors import DataError
+from anomaly_vae.files import locked
+from anomaly_vae.images.schema import ImageSchema
+from pipelines.batch import images as score_images_module
+from pipelines.batch.common import UNREADABLE
+from pipelines.batch.images import NOTHING, REFUSED, Drawing, score_images, stem_of
+from pipelines.batch.results import DICOM, HEATMAPS, INCOMPLETE, OURS, REJECTS, SUMMARY
+from pipelines.datasets.image_files import BATCH, Batch, Item, read_images
+from pipelines.datasets.images import ImageDataset
+from pipelines.registry.model_uri import LoadedModel
+from tests.support.scans import SIZE, blobs, patched
+
+HEAT = Drawing(heatmaps=True)
+BOTH = Drawing(heatmaps=True, dicom=True)
+PATIENTS = {"MR_small.dcm": "4MR1", "CT_small.dcm": "1CT1"}
+NAME = "CompressedSamples"
+"""Of the patients in pydicom's samples, to whom it adds what their scan is."""
+
+
+@pytest.fixture(scope="session")
+def half(image_calibrated: Bundle, image_dataset: ImageDataset) -> LoadedModel:
+    """A model that flags about half of the images that it was made with."""
+    scores = image_calibrated.scorer.score(image_dataset.batch)
+    calibration = calibrate(scores, alpha=0.5)
+    return LoadedModel(image_calibrated.calibrated(calibration, None), "scans", "7", "champion")
+
+
+@pytest.fixture(scope="session")
+def every(image_calibrated: Bundle) -> LoadedModel:
+    """A model that flags every image."""
+    calibration = calibrate(np.full(20, -1e6), alpha=0.1)
+    return LoadedModel(image_calibrated.calibrated(calibration, None))
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "scores"
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    """A folder of six images."""
+    return write(tmp_path / "scans", blobs(6))
+
+
+def write(folder: Path, images: NDArray[Any]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{i}.png")
+    return folder
+
+
+def tiff(path: Path, images: NDArray[Any]) -> Path:
+    first, *others = map(Image.fromarray, images)
+    first.save(path, save_all=True, append_images=others)
+    return path
+
+
+def sample(name: str, to: Path) -> Path:
+    """One of the scans that come with pydicom."""
+    path = get_testdata_file(name, download=False)
+    assert isinstance(path, str), f"pydicom does not ship {name} any more"
+    to.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(path, to)
+    return to
+
+
+def parts(folder: Path) -> pa.Table:
+    """The scored images in order."""
+    return pa.concat_tables(pq.read_table(path) for path in sorted(folder.glob("part-*.parquet")))
+
+
+def rejects(folder: Path) -> list[dict[str, Any]]:
+    """The rejected images in order."""
+    return list(pq.read_table(folder / REJECTS).to_pylist())
+
+
+def pictures(folder: Path, kind: str = HEATMAPS) -> list[str]:
+    return sorted(path.name for path in (folder / kind).glob("*"))
+
+
+def adds_up(folder: Path) -> dict[str, Any]:
+    """The summary, after checking it against what lies in the folder."""
+    summary: dict[str, Any] = json.loads((folder / SUMMARY).read_text())
+    lies = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+    assert all(map(OURS.fullmatch, lies))
+    flagged = sum(pq.read_table(folder / part)["is_anomaly"].to_pylist().count(True)
+                  for part in summary["parts"])  # fmt: skip
+    assert summary["scored"] == sum(pq.read_metadata(folder / p).num_rows for p in summary["parts"])
+    assert summary["flagged"] == flagged
+    assert (
+        summary["rejected"] == len(rejects(folder)) == sum(summary["rejected_by_column"].values())
+    )
+    assert summary["rows"] == summary["scored"] + summary["rejected"]
+    assert all(row["reason"] for row in rejects(folder))
+    return summary
+
+
+# ---------------------------------------------------------------- scores
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A folder of images as other people leave them, and what was made of it."""
+
+    folder: Path
+    out: Path
+    summary: dict[str, Any]
+
+    def names(self, rows: Sequence[dict[str, Any]]) -> list[str]:
+        return [Path(row["path"]).relative_to(self.folder).as_posix() for row in rows]
+
+
+HOSTILE = {
+    "constant.png": "all pixels are alike: the image shows nothing",
+    "gone.png": "it is no file; give the path",
+    "pages.tif": "all pixels are alike: the image shows nothing",
+    "text.png": "it is no PNG, JPEG, TIFF, DICOM or NIfTI; convert it",
+    "torn.dcm": "cut short; copy the file again|damaged; export it again",
+    "torn.png": "cut short; copy the file again",
+    "zero.png": "the file is empty; copy it again",
+}
+"""Files that give no picture, or a page that gives none, and the reason."""
+
+
+@pytest.fixture(scope="module")
+def scored(half: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Scored:
+    """Twelve sound images, a TIFF whose third page is black, two DICOM files, and the hostile."""
+    place = tmp_path_factory.mktemp("hostile")
+    folder = write(place / "in", np.concatenate([blobs(6), patched(blobs(6, seed=1))]))
+    tiff(folder / "pages.tif", np.stack([*patched(blobs(2)), np.zeros((SIZE, SIZE), np.uint8)]))
+    for name in PATIENTS:
+        sample(name, folder / "dicom" / f"{name[:2]}.dcm")
+    Image.fromarray(np.full((SIZE, SIZE), 90, np.uint8)).save(folder / "constant.png")
+    (place / "list.csv").write_text(f"path\n{folder / 'gone.png'}\n")
+    (folder / "text.png").write_text("To whom it may concern")
+    (folder / "zero.png").touch()
+    for whole, torn in (("0.png", "torn.png"), ("dicom/CT.dcm", "torn.dcm")):
+        content = (folder / whole).read_bytes()
+        (folder / torn).write_bytes(content[: len(content) // 2])
+    paths = [str(folder), str(place / "list.csv")]
+    return Scored(folder, place / "out", score_images(half, paths, place / "out", 3, BOTH))
+
+
+def test_counts_add_up_whatever_lies_in_the_folder(scored: Scored) -> None:
+    summary = adds_up(scored.out)
+    assert summary == scored.summary
+    assert (summary["scored"], summary["rejected"]) == (12 + 2 + 2, len(HOSTILE))
+    assert summary["files"] == 12 + 2 + len(HOSTILE)
+    assert summary["rejected_by_column"] == {UNREADABLE: len(HOSTILE)}
+    assert 0 < summary["flagged"] < summary["scored"]
+
+
+def test_what_cannot_be_read_is_rejected_by_name_and_reason(scored: Scored) -> None:
+    found = rejects(scored.out)
+    assert sorted(scored.names(found)) == sorted(HOSTILE)
+    for name, row in zip(scored.names(found), found, strict=True):
+        assert any(reason in row["reason"] for reason in HOSTILE[name].split("|")), name
+        assert "\n" not in row["reason"]
+    rows = dict(zip(scored.names(found), (row["row"] for row in found), strict=True))
+    assert (rows["pages.tif"], rows["text.png"]) == (2, None)  # a page, and a file
+
+
+def test_images_are_named_by_path_and_frame(scored: Scored) -> None:
+    table = parts(scored.out)
+    assert table.column_names[:5] == ["path", "frame", "score", "p_value", "is_anomaly"]
+    named = list(zip(scored.names(table.to_pylist()), table["frame"].to_pylist(), strict=True))
+    assert len(set(named)) == len(named)
+    assert [frame for name, frame in named if name == "pages.tif"] == [0, 1]
+    assert {frame for name, frame in named if name != "pages.tif"} == {0}
+
+
+def test_the_summary_says_which_model_decided_and_in_which_unit(
+    scored: Scored, half: LoadedModel
+) -> None:
+    summary = scored.summary
+    assert summary["model"] == {
+        "name": "scans", "version": "7", "alias": "champion", "digest": half.bundle.digest
+    }  # fmt: skip
+    calibration = half.bundle.detector.calibration
+    assert (summary["alpha"], summary["threshold"]) == (0.5, calibration.threshold)
+    assert summary["unit"] == half.bundle.detector.unit == "sd"
+
+
+@pytest.mark.parametrize(("explain", "drawing"), [(None, NOTHING), (None, HEAT), (3, NOTHING)])
+def test_scores_are_those_of_the_detector(
+    half: LoadedModel,
+    image_dataset: ImageDataset,
+    manifest: Path,
+    out: Path,
+    explain: int | None,
+    drawing: Drawing,
+) -> None:
+    """More images than are read at a time, whatever else is asked for."""
+    assert len(image_dataset.batch) > 2 * BATCH
+    score_images(half, [str(manifest)], out, explain, drawing)
+    truth, table = half.bundle.detector.detect(image_dataset.batch), parts(out)
+    assert table["path"].equals(image_dataset.table["path"])
+    np.testing.assert_array_equal(table["score"], truth.score)
+    np.testing.assert_array_equal(table["p_value"], truth.p_value)
+    np.testing.assert_array_equal(table["is_anomaly"], truth.is_anomaly)
+    assert adds_up(out)["flagged"] == truth.is_anomaly.sum()
+
+
+def test_an_image_alone_has_the_score_it_has_among_others(
+    half: LoadedModel, scored: Scored
+) -> None:
+    schema = half.bundle.scorer.schema
+    assert isinstance(schema, ImageSchema)
+    for row in parts(scored.out).to_pylist():
+        if row["path"].endswith(".png"):
+            alone = schema.from_pictures([schema.read(Path(row["path"]))])
+            assert half.bundle.scorer.score(alone) == row["score"]
+
+
+@pytest.mark.parametrize(("explain", "listed"), [(3, 3), ("all", SIZE**2)])
+def test_explanations_add_up_to_the_score(
+    half: LoadedModel, scans: Path, out: Path, explain: int | str, listed: int
+) -> None:
+    score_images(half, [str(scans)], out, explain)
+    for row in parts(out).to_pylist():
+        nats = [part["nats"] for part in row["contributions"]]
+        assert len(nats) == listed
+        assert nats == sorted(nats, reverse=True)
+        assert sum(nats) + row["rest"] + row["kl"] == pytest.approx(row["score"], abs=1e-4)
+        assert all(part["feature"].startswith("pixel ") for part in row["contributions"])
+
+
+# ---------------------------------------------------------------- heatmaps
+
+
+def test_every_flagged_image_has_a_heatmap_and_no_other_has(scored: Scored) -> None:
+    flagged = [row for row in parts(scored.out).to_pylist() if row["is_anomaly"]]
+    stems = {stem_of(Item.of(Path(row["path"])), row["frame"]) for row in flagged}
+    assert {Path(name).stem for name in pictures(scored.out)} == stems
+    assert scored.summary[HEATMAPS] == len(stems) == len(flagged)
+
+
+def test_heatmaps_are_pictures_that_can_be_seen(scored: Scored) -> None:
+    for name in pictures(scored.out):
+        with Image.open(scored.out / HEATMAPS / name) as picture:
+            assert picture.format == "PNG"
+            assert min(picture.size) > 100
+            assert len(np.unique(np.asarray(picture.convert("L")))) > 20
+            assert not picture.info
+
+
+def test_nothing_is_drawn_unless_it_is_asked_for(half: LoadedModel, scans: Path, out: Path) -> None:
+    summary = score_images(half, [str(scans)], out)
+    assert not {HEATMAPS, DICOM, REFUSED} & summary.keys()
+    assert not (out / HEATMAPS).exists()
+    assert not (out / DICOM).exists()
+
+
+def test_images_that_two_manifests_call_the_same_have_a_heatmap_each(
+    every: LoadedModel, tmp_path: Path, out: Path
+) -> None:
+    lists = []
+    for i in range(2):
+        write(tmp_path / str(i), blobs(1, seed=i))
+        lists.append(tmp_path / str(i) / "list.csv")
+        lists[i].write_text("path\n0.png\n")
+    score_images(every, list(map(str, lists)), out, drawing=HEAT)
+    assert parts(out)["path"].to_pylist() == ["0.png", "0.png"]
+    first, second = ((out / HEATMAPS / name).read_bytes() for name in pictures(out))
+    assert first != second
+
+
+def test_frames_of_a_file_have_a_heatmap_each(
+    every: LoadedModel, tmp_path: Path, out: Path
+) -> None:
+    path = tiff(tmp_path / "pages.tif", blobs(3))
+    assert score_images(every, [str(path)], out, drawing=HEAT)[HEATMAPS] == 3
+    assert [name.rpartition("-")[2] for name in pictures(out)] == ["0.png", "1.png", "2.png"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "\N{GRINNING FACE}" * 60,  # 240 bytes: as long as a name can be
+        "two\nlines",
+        "-",
+        "a b'c\"d;$(e)",
+        "\N{LATIN SMALL LETTER U WITH DIAERESIS}ber" + "x" * 200,
+        "CON",
+    ],
+)
+def test_a_name_of_any_kind_can_be_scored_and_drawn(
+    every: LoadedModel, tmp_path: Path, out: Path, name: str
+) -> None:
+    folder = write(tmp_path / "in", blobs(1))
+    (folder / "0.png").rename(folder / f"{name}.png")
+    assert score_images(every, [str(folder)], out, drawing=HEAT)["scored"] == 1
+    assert parts(out)["path"].to_pylist() == [str(folder / f"{name}.png")]
+    (drawn,) = pictures(out)
+    assert drawn.isascii()
+    assert len(drawn) < 120
+    adds_up(out)
+
+
+def test_eighty_emoji_in_a_name_leave_names_apart(
+    every: LoadedModel, tmp_path: Path, out: Path
+) -> None:
+    """Spread over two folders of a path, since a file's own name has 255 bytes."""
+    face = "\N{GRINNING FACE}"
+    for i, last in enumerate("ab"):
+        write(tmp_path / "in" / (face * 40), blobs(1, seed=i))
+        place = tmp_path / "in" / (face * 40)
+        (place / "0.png").rename(place / f"{face * 40}{last}.png")
+    assert score_images(every, [str(tmp_path / "in")], out, drawing=HEAT)[HEATMAPS] == 2
+    assert len(pictures(out)) == 2
+
+
+def test_a_name_that_is_no_text_can_be_scored_and_drawn(
+    every: LoadedModel, tmp_path: Path, out: Path
+) -> None:
+    folder = write(tmp_path / "in", blobs(1))
+    (folder / "0.png").rename(str(folder) + "/odd-\udcff.png")
+    assert score_images(every, [str(folder)], out, drawing=HEAT)[HEATMAPS] == 1
+    assert parts(out)["path"].to_pylist() == [f"{folder}/odd-\\xff.png"]
+
+
+# ---------------------------------------------------------------- DICOM
+
+
+@pytest.fixture(scope="module")
+def captured(every: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Scored:
+    """Two DICOM files, a torn one and a PNG, all of them that can be scored flagged."""
+    place = tmp_path_factory.mktemp("dicom")
+    folder = write(place / "in", blobs(1))
+    for name in PATIENTS:
+        sample(name, folder / f"{name[:2]}.dcm")
+    (folder / "torn.dcm").write_bytes((folder / "MR.dcm").read_bytes()[:3000])
+    return Scored(folder, place / "out", score_images(every, [str(folder)], place / "out", 3, BOTH))
+
+
+def test_flagged_dicom_files_have_secondary_captures_and_others_none(captured: Scored) -> None:
+    assert {name[:2] for name in pictures(captured.out, DICOM)} == {"MR", "CT"}
+    assert (captured.summary[HEATMAPS], captured.summary[DICOM]) == (3, 2)
+    assert captured.summary[REFUSED] == 0
+    for name in pictures(captured.out, DICOM):
+        twin = dcmread(captured.out / DICOM / name)
+        origin = dcmread(captured.folder / f"{name[:2]}.dcm")
+        assert twin.SOPClassUID == SecondaryCaptureImageStorage
+        assert twin.StudyInstanceUID == origin.StudyInstanceUID
+        assert twin.PatientID == origin.PatientID
+        assert twin.SourceImageSequence[0].ReferencedSOPInstanceUID == origin.SOPInstanceUID
+        assert twin.pixel_array.ndim == 3
+
+
+def test_no_patient_is_named_outside_the_dicom_files(captured: Scored) -> None:
+    """Nor a UID; the parts and rejects are looked at as they are read."""
+    headers = [dcmread(captured.folder / f"{name[:2]}.dcm") for name in PATIENTS]
+    secrets = [*PATIENTS.values(), NAME, *(h.SOPInstanceUID for h in headers)]
+    drawn = [(captured.out / HEATMAPS / name).read_bytes() for name in pictures(captured.out)]
+    told = [(captured.out / SUMMARY).read_bytes(), str(rejects(captured.out)).encode()]
+    told.append(str(parts(captured.out).to_pylist()).encode())
+    assert len(rejects(captured.out)) == 1
+    for secret in secrets:
+        assert not any(secret.encode() in content for content in (*drawn, *told)), secret
+
+
+def test_a_scan_without_a_study_has_a_heatmap_but_no_twin_and_that_is_told(
+    every: LoadedModel, tmp_path: Path, out: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(2):
+        scan = dcmread(sample("MR_small.dcm", tmp_path / "in" / f"{i}.dcm"))
+        del scan.StudyInstanceUID
+        scan.save_as(tmp_path / "in" / f"{i}.dcm")
+    summary = score_images(every, [str(tmp_path / "in")], out, drawing=BOTH)
+    assert (summary[HEATMAPS], summary[DICOM], summary[REFUSED]) == (2, 0, 2)
+    told = " ".join(capfd.readouterr().err.split())
+    assert told.count("a heatmap cannot be written as DICOM") == 1
+    assert "lacks StudyInstanceUID" in told
+    assert NAME not in told
+
+
+def test_twins_alone_can_be_asked_for(every: LoadedModel, tmp_path: Path, out: Path) -> None:
+    sample("MR_small.dcm", tmp_path / "in" / "a.dcm")
+    summary = score_images(every, [str(tmp_path / "in")], out, drawing=Drawing(dicom=True))
+    assert HEATMAPS not in summary
+    assert not (out / HEATMAPS).exists()
+    assert len(pictures(out, DICOM)) == summary[DICOM] == 1
+
+
+# ---------------------------------------------------------------- the folder
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_a_second_run_replaces_the_first(every: LoadedModel, scans: Path, out: Path) -> None:
+    sample("MR_small.dcm", scans / "a.dcm")
+    score_images(every, [str(scans)], out, drawing=BOTH)
+    assert {HEATMAPS, DICOM} < {path.name for path in out.iterdir()}
+    (scans / "0.png").unlink()
+    score_images(every, [str(scans)], out, drawing=HEAT)
+    assert len(pictures(out)) == adds_up(out)["rows"] == 6
+    assert not (out / DICOM).exists()
+    score_images(every, [str(scans)], out)
+    assert sorted(path.name for path in out.iterdir()) == ["part-00000.parquet", REJECTS, SUMMARY]
+
+
+def test_scoring_again_gives_the_same_bytes(every: LoadedModel, scans: Path, out: Path) -> None:
+    sample("MR_small.dcm", scans / "a.dcm")
+    score_images(every, [str(scans)], out, 3, BOTH)
+    first = content(out)
+    score_images(every, [str(scans)], out, 3, BOTH)
+    assert content(out) == first
+
+
+def test_heatmaps_of_a_result_are_no_input(every: LoadedModel, scans: Path) -> None:
+    """Where the result lies in the folder that is scored."""
+    for _ in range(2):
+        summary = score_images(every, [str(scans)], scans / "scores", drawing=HEAT)
+        assert summary["files"] == summary[HEATMAPS] == 6
+
+
+@pytest.mark.parametrize("name", ["notes.txt", f"{HEATMAPS}/mine.png", f"{DICOM}/scan.dcm"])
+def test_a_folder_with_other_files_is_refused_and_kept(
+    every: LoadedModel, scans: Path, out: Path, name: str
+) -> None:
+    score_images(every, [str(scans)], out, drawing=HEAT)
+    (out / name).parent.mkdir(exist_ok=True)
+    (out / name).write_text("mine")
+    before = content(out)
+    with pytest.raises(DataError, match=f"holds other files, '{name}' for one"):
+        score_images(every, [str(scans)], out)
+    assert content(out) == before
+
+
+def test_a_folder_in_use_is_refused(every: LoadedModel, scans: Path, out: Path) -> None:
+    out.mkdir()
+    with locked(out), pytest.raises(DataError, match="is being written by another run"):
+        score_images(every, [str(scans)], out)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_an_interrupted_run_leaves_the_old_result(
+    every: LoadedModel,
+    scans: Path,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[BaseException],
+) -> None:
+    score_images(every, [str(scans)], out, drawing=HEAT)
+    before = content(out)
+    read = read_images
+
+    def breaks_off(items: Sequence[Item], schema: ImageSchema) -> Iterator[Batch]:
+        yield next(read(items, schema))
+        assert (out / INCOMPLETE / HEATMAPS).is_dir()  # drawn already
+        raise error
+
+    monkeypatch.setattr(score_images_module, "read_images", breaks_off)
+    with pytest.raises(error):
+        score_images(every, [str(scans)], out, drawing=HEAT)
+    assert content(out) == before
+    assert not (out / INCOMPLETE).exists()
+
+
+def test_nothing_usable_is_a_result_too(every: LoadedModel, tmp_path: Path, out: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_text("nothing")
+    summary = score_images(every, [str(tmp_path / "in")], out, "all", BOTH)
+    assert (summary["scored"], summary["rejected"], summary["parts"]) == (0, 1, [])
+    assert (summary[HEATMAPS], summary[DICOM], summary[REFUSED]) == (0, 0, 0)
+    adds_up(out)
+
+
+def test_the_paths_of_a_manifest_are_what_the_answer_calls_its_images(
+    every: LoadedModel, scans: Path, out: Path
+) -> None:
+    with (scans / "list.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("path", "label"), ("1.png", 0), ("gone.png", 1)])
+    score_images(every, [str(scans / "list.csv")], out)
+    assert parts(out)["path"].to_pylist() == ["1.png"]
+    assert [row["path"] for row in rejects(out)] == ["gone.png"]
+
+
+def test_links_in_a_circle_are_one_reject_and_others_score(
+    every: LoadedModel, scans: Path, out: Path
+) -> None:
+    (scans / "odd.png").symlink_to("odd.png")
+    summary = score_images(every, [str(scans), str(scans / "odd.png")], out)
+    assert (summary["scored"], summary["rejected"]) == (6, 1)
+    assert [Path(row["path"]).name for row in rejects(out)] == ["odd.png"]
+
+
+def test_an_image_by_its_relative_and_its_absolute_path_is_scored_once(
+    every: LoadedModel, scans: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(scans.parent)
+    assert score_images(every, [scans.name, str(scans)], out)["files"] == 6
+
+
+def test_what_is_no_image_is_told(
+    every: LoadedModel, scans: Path, out: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (scans / "notes.txt").touch()
+    score_images(every, [str(scans)], out)
+    assert (
+        "1 file in the folders is no image and was skipped: 'notes.txt'" in capfd.readouterr().err
+    )

@@ -1,0 +1,479 @@
+"""Files are streams of rows with their true positions; what cannot be read is said, not lost."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anomaly_vae.errors import DataError
+from pipelines.datasets import files
+from pipelines.datasets.files import (
+    Broken,
+    Chunk,
+    Head,
+    find_files,
+    first_line,
+    read_chunks,
+    read_heads,
+    read_table,
+)
+
+Row = tuple[str | None, ...]
+
+
+def write(path: Path, content: str | bytes = "a\n1\n") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def write_parquet(path: Path, columns: dict[str, Any], **options: Any) -> Path:
+    pq.write_table(pa.table(columns), path, **options)
+    return path
+
+
+def read(*files: Path, batch_rows: int = 65_536) -> tuple[dict[int, Row], list[Broken]]:
+    """Position → cells of every row read, and what was broken; no position comes twice."""
+    rows: dict[int, Row] = {}
+    broken = []
+    for part in read_chunks(files, batch_rows):
+        if isinstance(part, Broken):
+            broken.append(part)
+            continue
+        assert len(part.rows) == len(part.table) > 0
+        cells = zip(*(column.to_pylist() for column in part.table.columns), strict=True)
+        for position, row in zip(part.rows.tolist(), cells, strict=True):
+            assert position not in rows
+            rows[position] = row
+    return rows, broken
+
+
+def row_of(broken: Broken) -> int:
+    """The one row that this is about."""
+    assert broken.rows is not None
+    (row,) = broken.rows
+    return row
+
+
+# ---------------------------------------------------------------- finding
+
+
+def names(paths: Sequence[Path], root: Path) -> list[str]:
+    return [path.relative_to(root).as_posix() for path in paths]
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    for name in (
+        "b.csv", "a.parquet", "sub/c.PQ", "sub/deep/d.csv", "notes.txt", "_SUCCESS",
+        ".hidden.csv", "_temporary/x.csv", ".git/y.csv", "part[1].csv",
+    ):  # fmt: skip
+        write(tmp_path / name)
+    return tmp_path
+
+
+def test_a_folder_is_searched_throughout_but_hidden_and_temporary_files(tree: Path) -> None:
+    found = names(find_files([str(tree)]), tree)
+    assert found == ["a.parquet", "b.csv", "part[1].csv", "sub/c.PQ", "sub/deep/d.csv"]
+
+
+def test_a_folder_that_lies_in_a_hidden_one_is_searched_too(tmp_path: Path) -> None:
+    folder = write(tmp_path / ".cache" / "_run" / "a.csv").parent
+    assert names(find_files([str(folder)]), folder) == ["a.csv"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("*.csv", ["b.csv", "part[1].csv"]),
+        ("**/*.csv", ["_temporary/x.csv", "b.csv", "part[1].csv", "sub/deep/d.csv"]),
+        ("[ab].*", ["a.parquet", "b.csv"]),
+        ("s*", ["sub/c.PQ", "sub/deep/d.csv"]),
+        ("[!_]*", ["a.parquet", "b.csv", "part[1].csv", "sub/c.PQ", "sub/deep/d.csv"]),
+    ],
+)
+def test_a_glob_finds_tables_and_folders_of_tables(
+    tree: Path, pattern: str, expected: list[str]
+) -> None:
+    assert names(find_files([str(tree / pattern)]), tree) == expected
+
+
+def test_a_file_is_found_whatever_its_name(tree: Path) -> None:
+    for name in ("part[1].csv", ".hidden.csv", "notes.txt"):
+        assert find_files([str(tree / name)]) == [tree / name]
+
+
+def test_paths_keep_their_order_and_a_file_comes_once(tree: Path) -> None:
+    paths = [str(tree / "sub"), str(tree / "b.csv"), str(tree / "*.csv"), str(tree / "sub/c.PQ")]
+    found = names(find_files(paths), tree)
+    assert found == ["sub/c.PQ", "sub/deep/d.csv", "b.csv", "part[1].csv"]
+
+
+@pytest.mark.parametrize("path", ["absent.csv", "absent/*.csv", "*.txt", "empty", "gone.csv"])
+def test_a_path_to_no_table_is_refused_by_name(tree: Path, path: str) -> None:
+    (tree / "empty").mkdir()
+    (tree / "gone.csv").symlink_to(tree / "nowhere")
+    with pytest.raises(DataError, match="no CSV or Parquet file is there") as caught:
+        find_files([str(tree / "b.csv"), str(tree / path)])
+    assert caught.value.path == str(tree / path)
+
+
+# ---------------------------------------------------------------- CSV
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("last", [True, False])
+def test_csv_is_read_as_text_whatever_its_line_ends(
+    tmp_path: Path, newline: str, bom: bytes, last: bool
+) -> None:
+    lines = newline.join(["id,b", "007,1.50", '"x ""y"", z",', '"é", '])
+    path = write(tmp_path / "a.csv", bom + (lines + newline * last).encode())
+    assert read(path) == ({0: ("007", "1.50"), 1: ('x "y", z', None), 2: ("é", " ")}, [])
+    assert next(iter(read_chunks([path]))).table.schema.names == ["id", "b"]  # type: ignore[union-attr]  # a Chunk
+
+
+def test_rows_of_other_lengths_are_broken_and_the_others_keep_their_positions(
+    tmp_path: Path,
+) -> None:
+    path = write(tmp_path / "a.csv", 'a,b\n1,"x\ny"\n3\n4,5\n12,50,7\n9,10\n')
+    rows, broken = read(path)
+    assert rows == {0: ("1", "x\ny"), 2: ("4", "5"), 4: ("9", "10")}
+    assert broken == [
+        Broken(path, "expected 2 fields, found 1", range(1, 2)),
+        Broken(path, "expected 2 fields, found 3", range(3, 4)),
+    ]
+
+
+def test_a_row_that_is_not_utf8_is_broken_and_the_others_survive(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", b"a,b\n1,caf\xc3\xa9\n2,caf\xe9\n3,x,y\n\xff,4\n5,\n")
+    rows, broken = read(path)
+    assert rows == {0: ("1", "café"), 4: ("5", None)}
+    assert sorted((row_of(b), b.reason) for b in broken) == [
+        (1, "column 'b' is not UTF-8 text; save the file as UTF-8"),
+        (2, "expected 2 fields, found 3"),
+        (3, "column 'a' is not UTF-8 text; save the file as UTF-8"),
+    ]
+
+
+def quoted(cell: str) -> bytes:
+    return ('"' + cell.replace('"', '""') + '"').encode()
+
+
+# text that ends with a line of delimiters and a quote cannot be told from an unclosed quote
+# A line break beside a quote in one cell can look like a quote that is not closed.
+csv_cells = st.text('ab,"é\n', max_size=5).filter(lambda c: "\n" not in c or '"' not in c)
+good_rows = st.lists(csv_cells, min_size=2, max_size=2)
+ragged_rows = st.lists(csv_cells, min_size=1, max_size=5).filter(lambda cells: len(cells) != 2)
+NOT_UTF8 = b'"\xff",1'
+
+
+@given(
+    st.lists(good_rows | ragged_rows | st.just(NOT_UTF8), min_size=1, max_size=40),
+    st.sampled_from(["\n", "\r\n"]),
+    st.integers(0, 40),
+    st.booleans(),
+)
+def test_every_row_of_a_csv_file_is_read_or_broken_at_its_position(
+    records: list[list[str] | bytes], newline: str, spare: int, last: bool
+) -> None:
+    """Through blocks far smaller than the file, with quotes and line breaks within cells."""
+    lines = [r if isinstance(r, bytes) else b",".join(map(quoted, r)) for r in records]
+    end = newline.encode()
+    content = end.join([b"a,b", *lines]) + end * last
+    read_, bad = {}, {}
+    for position, record in enumerate(records):
+        if isinstance(record, bytes):
+            bad[position] = "column 'a' is not UTF-8 text; save the file as UTF-8"
+        elif len(record) == 2:
+            read_[position] = tuple(cell or None for cell in record)
+        else:
+            bad[position] = f"expected 2 fields, found {len(record)}"
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "CSV_BLOCK", 5 + 2 * max(map(len, lines)) + spare)
+        rows, broken = read(write(Path(folder) / "a.csv", content))
+    assert rows == read_
+    assert {row_of(b): b.reason for b in broken} == bad
+    assert len(broken) == len(bad)
+
+
+def test_blank_lines_are_no_rows(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "a,b\n\n1,2\n\n\n3\n5,6\n\n")
+    rows, broken = read(path)
+    assert rows == {0: ("1", "2"), 2: ("5", "6")}
+    assert [row_of(b) for b in broken] == [1]
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_an_empty_line_in_a_file_of_one_column_is_a_row_without_a_value(
+    tmp_path: Path, newline: str
+) -> None:
+    path = write(tmp_path / "a.csv", newline.join(["a", "1", "", "2", "", '""', ""]))
+    assert read(path) == ({0: ("1",), 1: (None,), 2: ("2",), 3: (None,), 4: (None,)}, [])
+
+
+UNCLOSED = "column '{}' holds lines of the file; a quote is not closed"
+
+
+@pytest.mark.parametrize(
+    ("content", "column", "rows"),
+    [
+        ('a,b\n0,0\n1,"x\n2,"y"\n3,4\n', "b", {0: ("0", "0"), 2: ("3", "4")}),
+        ('a,b\n0,0\n1,"x\n2,x\n5,6\n2,"y"\n3,4\n', "b", {0: ("0", "0"), 2: ("3", "4")}),
+        ('a,b\n0,0\n"x,1\n"y",2\n3,4\n', "a", {0: ("0", "0"), 2: ("3", "4")}),
+        ('a,b,c\n0,0,0\n1,"x,1\n2,"y",2\n3,4,5\n', "b", {0: ("0",) * 3, 2: ("3", "4", "5")}),
+        ('a,b\n0,0\n1,"x\n2,3\n4,5\n', "b", {0: ("0", "0")}),
+        ('a,b\n0,0\n1,"x\n2,""\n4,5', "b", {0: ("0", "0")}),
+        ('a,b\n0,0\n1,"x\n2,3\n4,5\n\n', "b", {0: ("0", "0")}),
+    ],
+)
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_lines_that_an_unclosed_quote_swallows_are_not_silently_lost(
+    tmp_path: Path, content: str, column: str, rows: dict[int, Row], newline: str
+) -> None:
+    path = write(tmp_path / "a.csv", content.replace("\n", newline))
+    assert read(path) == (rows, [Broken(path, UNCLOSED.format(column), range(1, 2))])
+
+
+@pytest.mark.parametrize(
+    "cell", ["x\ny", 'He said:\n"yes"', "x,\ny", "a,b\nc,d\n", '"x\n', "\n", "\n\ny", '"\n,""']
+)
+@pytest.mark.parametrize("end", ["", "\n", "\nx,1\n"])
+def test_cells_of_several_lines_are_cells(tmp_path: Path, cell: str, end: str) -> None:
+    content = b"a,b\n" + quoted("0") + b"," + quoted(cell) + end.encode()
+    rows, broken = read(write(tmp_path / "a.csv", content))
+    assert (rows[0], broken) == (("0", cell), [])
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "the file is empty"),
+        (b"\n\na\n1\n", "it begins with an empty line; remove it"),
+        (b"\n\n", "it has no rows"),
+        (b"a,b,a\n1,2,3\n", "column 'a' appears more than once; rename one of them"),
+        (b"a,caf\xe9\n1,2\n", "its header is not UTF-8 text; save it as UTF-8"),
+        ("a,b\n1,2\n".encode("utf-16"), "its header is not UTF-8 text; save it as UTF-8"),
+    ],
+)
+def test_a_csv_file_that_cannot_be_read_is_broken_once(
+    tmp_path: Path, content: bytes, reason: str
+) -> None:
+    path = write(tmp_path / "a.csv", content)
+    assert read(path) == ({}, [Broken(path, reason)])
+
+
+def test_a_header_alone_is_no_rows(tmp_path: Path) -> None:
+    assert read(write(tmp_path / "a.csv", "a,b\n")) == ({}, [])
+
+
+def test_a_quote_that_is_never_closed_is_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "CSV_BLOCK", 32)
+    path = write(tmp_path / "a.csv", 'a,b\n1,"2\n' + "3,4\n" * 50)
+    reason = "a row is too long, perhaps for want of a closing quote"
+    assert read(path)[1] == [Broken(path, reason)]
+
+
+# ---------------------------------------------------------------- Parquet
+
+COLUMNS = {"a": list(range(25)), "b": [str(i) for i in range(25)]}
+
+
+@pytest.mark.parametrize(("group", "batch"), [(25, 25), (10, 4), (7, 100), (1, 3)])
+def test_parquet_rows_keep_their_positions_across_row_groups(
+    tmp_path: Path, group: int, batch: int
+) -> None:
+    path = write_parquet(tmp_path / "a.parquet", COLUMNS, row_group_size=group)
+    rows, broken = read(path, batch_rows=batch)
+    assert rows == {i: (i, str(i)) for i in range(25)}
+    assert list(rows) == list(range(25))
+    assert broken == []
+
+
+def test_parquet_without_rows_is_no_rows(tmp_path: Path) -> None:
+    assert read(write_parquet(tmp_path / "a.parquet", {"a": []})) == ({}, [])
+
+
+def test_broken_files_among_many_are_named_and_the_others_are_read(tmp_path: Path) -> None:
+    whole = write_parquet(tmp_path / "1.parquet", COLUMNS).read_bytes()
+    cut = write(tmp_path / "2.parquet", whole[: len(whole) // 2])
+    junk = write(tmp_path / "3.parquet", b"PAR1" + bytes(100))
+    twice = tmp_path / "4.parquet"
+    pq.write_table(pa.Table.from_arrays([pa.array([1])] * 2, ["a", "a"]), twice)
+    gone = tmp_path / "5.parquet"
+    empty = write(tmp_path / "6.parquet", b"")
+    folder = tmp_path / "7.csv"
+    folder.mkdir()
+    last = write_parquet(tmp_path / "8.parquet", {"a": [1]})
+    parts = list(read_chunks([tmp_path / "1.parquet", cut, junk, twice, gone, empty, folder, last]))
+    assert [p.path.name[0] for p in parts if isinstance(p, Chunk)] == ["1", "8"]
+    broken = {p.path.name[0]: p for p in parts if isinstance(p, Broken)}
+    assert sorted(broken) == ["2", "3", "4", "5", "6", "7"]
+    assert broken["2"].reason == "it is not Parquet, or was cut short"
+    assert broken["4"].reason == "column 'a' appears more than once; rename one of them"
+    assert all(b.rows is None and b.reason and "\n" not in b.reason for b in broken.values())
+
+
+def damage(path: Path, group: int, column: int = 0) -> None:
+    """Overwrite the last bytes of a column in a row group."""
+    chunk = pq.read_metadata(path).row_group(group).column(column)
+    place = (chunk.dictionary_page_offset or chunk.data_page_offset) + chunk.total_compressed_size
+    content = bytearray(path.read_bytes())
+    content[place - 40 : place] = b"\xff" * 40
+    path.write_bytes(content)
+
+
+def test_a_damaged_row_group_is_broken_and_the_others_and_later_files_are_read(
+    tmp_path: Path,
+) -> None:
+    texts = [f"{i}" * 50 for i in range(30)]
+    path = tmp_path / "1.parquet"
+    options = {"compression": "zstd", "use_dictionary": False}
+    write_parquet(path, {"a": texts}, row_group_size=10, **options)
+    damage(path, 1)
+    later = write_parquet(tmp_path / "2.parquet", {"a": ["x"]})
+    parts = list(read_chunks([path, later], batch_rows=3))
+    (broken,) = [part for part in parts if isinstance(part, Broken)]
+    assert (broken.path, broken.rows) == (path, range(10, 20))
+    chunks = [part for part in parts if isinstance(part, Chunk)]
+    assert [list(c.rows) for c in chunks[:4]] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
+    assert [c.table["a"].to_pylist() for c in chunks if c.path == path] == [
+        texts[i:j] for i, j in ((0, 3), (3, 6), (6, 9), (9, 10), (20, 23), (23, 26), (26, 29),
+                                (29, 30))
+    ]  # fmt: skip
+    assert chunks[-1].path == later
+
+
+def test_rows_before_the_damage_in_a_row_group_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    texts = [os.urandom(50).hex() for _ in range(1_000)]
+    options = {"use_dictionary": False, "data_page_size": 1_000, "write_batch_size": 10}
+    write_parquet(path, {"a": texts}, **options)
+    damage(path, 0)
+    chunks = list(read_chunks([path], batch_rows=100))
+    *good, broken = chunks
+    assert isinstance(broken, Broken)
+    assert [c.rows[0] for c in good if isinstance(c, Chunk)] == list(range(0, 100 * len(good), 100))
+    assert 0 < len(good) < 10
+    assert broken.rows == range(100 * len(good), 1_000)
+
+
+def test_text_that_is_not_utf8_in_a_parquet_file_is_broken(tmp_path: Path) -> None:
+    wrong = pa.StringArray.from_buffers(
+        2, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0"), pa.py_buffer(b"a\xff")
+    )
+    path = write_parquet(tmp_path / "a.parquet", {"a": wrong})
+    reason = "it is not UTF-8 text; save it as UTF-8"
+    assert read(path) == ({}, [Broken(path, reason, range(2))])
+
+
+def test_only_the_selected_columns_of_a_parquet_file_are_read(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", {"a": [1], "b": [2], "c": [3]})
+    damage(path, 0, column=1)
+    asked = []
+
+    def select(names: Sequence[str]) -> list[str]:
+        asked.append(list(names))
+        return ["c", "a"]
+
+    (part,) = read_chunks([path], select=select)
+    assert isinstance(part, Chunk)
+    assert asked == [["a", "b", "c"]]
+    assert part.table.to_pydict() == {"a": [1], "c": [3]}
+
+
+def test_heads_tell_columns_and_rows_and_leave_out_what_cannot_be_read(tmp_path: Path) -> None:
+    files = [
+        write_parquet(tmp_path / "a.parquet", {"a": [1, 2]}),
+        write(tmp_path / "b.parquet", b"junk"),
+        write(tmp_path / "c.csv", "b,c\n1,2\n"),
+        write(tmp_path / "d.csv", ""),
+    ]
+    assert list(read_heads(files)) == [
+        Head(pa.schema([("a", pa.int64())]), 2),
+        Head(pa.schema([("b", pa.string()), ("c", pa.string())]), None),
+    ]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_file_without_permission_is_broken(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", COLUMNS)
+    path.chmod(0)
+    assert "Permission denied" in read(path)[1][0].reason
+
+
+def test_reasons_are_one_short_line() -> None:
+    assert first_line(ValueError("a\nb")) == "a"
+    assert first_line(ValueError()) == "ValueError"
+    assert len(first_line(ValueError("x" * 1_000))) == 200
+
+
+# ---------------------------------------------------------------- all rows for training
+
+
+def test_files_whose_columns_differ_in_order_type_and_presence_become_one_table(
+    tmp_path: Path,
+) -> None:
+    files = [
+        write_parquet(tmp_path / "1.parquet", {"a": pa.array([1], pa.int32()), "b": ["x"]}),
+        write_parquet(tmp_path / "2.parquet", {"b": pa.array(["y"], pa.large_utf8()), "a": [2.5]}),
+        write_parquet(tmp_path / "3.parquet", {"a": pa.nulls(1), "c": [True]}),
+        write_parquet(tmp_path / "4.parquet", {"a": pa.array([], pa.int64())}),
+    ]
+    assert read_table(files).to_pydict() == {
+        "a": [1.0, 2.5, None],
+        "b": ["x", "y", None],
+        "c": [None, None, True],
+    }
+
+
+def test_several_csv_files_become_one_table(tmp_path: Path) -> None:
+    first, second = write(tmp_path / "1.csv", "a,b\n1,x\n"), write(tmp_path / "2.csv", "b,a\ny,2\n")
+    assert read_table([first, second]).to_pydict() == {"a": ["1", "2"], "b": ["x", "y"]}
+
+
+def test_columns_that_contradict_each_other_are_refused_by_name(tmp_path: Path) -> None:
+    files = [
+        write_parquet(tmp_path / "1.parquet", {"amount": [1]}),
+        write_parquet(tmp_path / "2.parquet", {"amount": ["x"]}),
+    ]
+    with pytest.raises(DataError, match=r"columns contradict each other: .*amount"):
+        read_table(files)
+
+
+def test_training_stops_at_a_broken_line_and_names_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "a,b\n1,2\n3\n")
+    with pytest.raises(DataError, match="line 3: expected 2 fields, found 1") as caught:
+        read_table([path])
+    assert caught.value.path == str(path)
+
+
+def test_training_stops_at_a_broken_file_and_names_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", b"junk" * 10)
+    with pytest.raises(DataError, match=f"'{path}': it is not Parquet, or was cut short"):
+        read_table([path])
+
+
+def test_training_stops_at_a_damaged_row_group_and_says_from_where(tmp_path: Path) -> None:
+    texts = [os.urandom(50).hex() for _ in range(20)]
+    path = tmp_path / "a.parquet"
+    write_parquet(path, {"a": texts}, row_group_size=10, use_dictionary=False)
+    damage(path, 1)
+    with pytest.raises(DataError, match=f"'{path}' from row 10 on: ") as caught:
+        read_table([path])
+    assert caught.value.path == str(path)
+
+
+def test_no_rows_at_all_are_refused(tmp_path: Path) -> None:
+    files = [write(tmp_path / "a.csv", "a,b\n"), write_parquet(tmp_path / "b.parquet", {"a": []})]
+    with pytest.raises(DataError, match=r"^no rows in '.*a\.csv', '.*b\.parquet'$"):
+        read_table(files)

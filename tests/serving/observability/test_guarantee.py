@@ -1,0 +1,183 @@
+"""Whether the promise holds: what answers, `/models` and metrics say of it, and who counts."""
+
+import dataclasses
+import json
+import time
+
+import numpy as np
+import pytest
+
+from anomaly_vae.files import locked
+from anomaly_vae.monitoring.exchangeability import BLOCKS
+from anomaly_vae.scoring.detector import Detections
+from serving.models.loading import load_model
+from serving.models.store import BundleRef, Store
+from serving.observability.guarantee import Watches
+from tests.serving.observability.test_metrics import MODEL, samples, value
+from tests.serving.test_server import running
+
+
+def shifted(records):
+    """Payments of another world: each is far from whatever was calibrated on."""
+    return [{**record, "TX_AMOUNT": 1e5, "TX_CHANNEL": "carrier pigeon"} for record in records]
+
+
+def stands(client):
+    found = samples(client)
+    (status,) = [
+        dict(labels)["status"]
+        for (name, labels), on in found.items()
+        if name == "guarantee_status" and on
+    ]
+    return status
+
+
+def some(n, p_value):
+    """As many decisions, none of them a flag."""
+    return Detections(np.zeros(n), np.full(n, p_value), np.zeros(n, bool))
+
+
+def test_traffic_like_the_calibration_rows_holds(client, calibrated, dataset, records):
+    assert client.get("/models").json()["models"][0]["guarantee_status"] == "holding"
+    answer = client.post("/score", json={"records": records[:3]}).json()
+    assert list(answer) == ["model", "alpha", "threshold", "guarantee_status", "results"]
+    assert answer["guarantee_status"] == "holding"
+    assert stands(client) == "holding"
+    assert value(client, "window_records", **MODEL) == 3
+
+
+@pytest.mark.parametrize("size", [1, 7, 200])
+def test_a_shift_breaks_the_promise_everywhere(client, records, size):
+    strange = shifted(records[:200])
+    for start in range(0, 200, size):
+        client.post("/score", json={"records": strange[start : start + size]})
+    assert stands(client) == "broken"
+    assert client.get("/models").json()["models"][0]["guarantee_status"] == "broken"
+    for body in ({"records": records[:1]}, {"records": records[:1], "explain": 2}):
+        assert client.post("/score", json=body).json()["guarantee_status"] == "broken"
+    assert value(client, "window_records", **MODEL) == 202
+    assert value(client, "window_flagged_ratio", **MODEL) > 0.9
+    assert value(client, "martingale_log10", **MODEL) > 10
+    column = {**MODEL, "column": "TX_AMOUNT"}
+    assert value(client, "drift_psi", **column) > 1
+    assert value(client, "window_missing_ratio", **column) == 0
+    channel = {**MODEL, "column": "TX_CHANNEL"}
+    assert value(client, "window_unseen_ratio", **channel) > 0.9
+
+
+def test_answers_say_how_it_stood_at_the_last_look(client, records):
+    client.get("/models")
+    strange = {"records": shifted(records[:100])}
+    for _ in range(2):
+        assert client.post("/score", json=strange).json()["guarantee_status"] == "holding"
+    client.app.state.metrics.watches.look()
+    ordinary = {"records": records[:1]}
+    assert client.post("/score", json=ordinary).json()["guarantee_status"] == "broken"
+
+
+def test_missing_shares_stand_beside_those_of_the_calibration_rows(client, records):
+    few = [{**record, "TX_AMOUNT": None} for record in records[:150]]
+    client.post("/score", json={"records": [*few, *records[150:300]]})
+    column = {**MODEL, "column": "TX_AMOUNT"}
+    assert value(client, "window_missing_ratio", **column) == pytest.approx(0.5, abs=0.05)
+    assert value(client, "reference_missing_ratio", **column) < 0.05
+
+
+def test_images_are_watched_without_columns(scan_client, pngs):
+    answer = scan_client.post("/score", files=[("files", png) for png in pngs]).json()
+    assert answer["guarantee_status"] in {"holding", "doubtful", "broken"}
+    found = samples(scan_client)
+    assert found["window_records", frozenset({"model": "scans", "version": ""}.items())] == 40
+    assert not [name for name, _ in found if name in {"drift_psi", "window_missing_ratio"}]
+
+
+def test_another_version_begins_anew(client_of, served, records):
+    client = client_of(served)
+    client.post("/score", json={"records": shifted(records[:200])})
+    assert stands(client) == "broken"
+    client.app.state.store.swap([dataclasses.replace(served, version="2")])
+    assert stands(client) == "holding"
+    answer = client.post("/score", json={"records": records[:1]}).json()
+    assert (answer["model"]["version"], answer["guarantee_status"]) == ("2", "holding")
+
+
+def test_a_bundle_of_format_1_is_watched_without_columns(client_of, fixtures, records):
+    client = client_of(load_model(BundleRef(str(fixtures / "format-1" / "table"))))
+    client.post("/score", json={"records": shifted(records[:200])})
+    assert stands(client) == "broken"
+    assert not [name for name, _ in samples(client) if name == "drift_psi"]
+
+
+# ---------------------------------------------------------------- several processes
+
+
+@pytest.fixture
+def two(served, tmp_path):
+    """The watches of two processes that count into one folder."""
+    return Watches(str(tmp_path)), Watches(str(tmp_path))
+
+
+def test_processes_count_together(two, served):
+    ours, theirs = (watches.of(served) for watches in two)
+    ours.observe(some(100, 0.5), None)
+    theirs.observe(some(30, 0.5), None)
+    two[0].look()
+    assert theirs.report().rows == 130
+    assert ours.report() == theirs.report()
+
+
+def test_a_process_that_follows_later_counts_apart_until_then(two, served):
+    first, late = two
+    late.of(served).observe(some(300, 1e-4), None)
+    newer = dataclasses.replace(served, version="2", digest="2" * 64)
+    assert first.of(newer).report().rows == 0
+    late.of(served).observe(some(300, 1e-4), None)
+    assert late.of(served).report().rows == 600
+    assert first.of(newer).report().rows == 0
+    first.of(newer).observe(some(256, 0.5), None)
+    assert late.of(newer).report().rows == 256
+    assert first.of(served).report().rows == 0, "back again is another beginning"
+
+
+def test_a_new_process_takes_up_what_the_others_know(two, served, tmp_path):
+    two[0].of(served).observe(some(256, 0.5), None)
+    assert Watches(str(tmp_path)).of(served).report().rows == 256
+
+
+def test_a_window_is_bounded_however_much_comes_at_once(served):
+    watch = Watches(None).of(served)
+    watch.observe(some(100_000, 0.5), None)
+    most = (BLOCKS + 1) * served.monitor.block_rows
+    assert most / 2 < watch.report().rows <= most
+
+
+@pytest.mark.timeout(60)
+def test_a_worker_that_looks_at_the_registry_holds_up_nobody(served, tmp_path):
+    """Whoever looks holds the folder all the while, and its own event loop must not wait for it."""
+    with locked(tmp_path):
+        assert Watches(str(tmp_path)).of(served).report().status == "holding"
+
+
+def test_workers_watch_together(tmp_path, folder, records):
+    with running(tmp_path, [str(folder)], workers=2) as service:
+        for record in shifted(records[:60]):
+            service.ask("/score", {"records": [record]})
+        deadline = time.monotonic() + 20
+        line = 'anomaly_vae_window_records{model="fraud",version=""} 60.0'
+        seen = 0
+        while seen < 4:  # whichever worker answers
+            assert time.monotonic() < deadline
+            text = service.ask("/metrics").decode()
+            seen = seen + 1 if line in text else 0
+            time.sleep(0.1)
+        status = 'anomaly_vae_guarantee_status{model="fraud",status="broken",version=""} 1.0'
+        assert status in text
+        answers = [service.ask("/score", {"records": [{}]}) for _ in range(6)]
+        assert {json.loads(answer)["guarantee_status"] for answer in answers} == {"broken"}
+        assert service.stop() == 0
+
+
+def test_an_empty_store_watches_nothing(client_of):
+    client = client_of()
+    assert not [name for name, _ in samples(client) if name == "guarantee_status"]
+    assert Store().current == {}

@@ -1,0 +1,261 @@
+"""What Prometheus reads, and what the log says."""
+
+import dataclasses
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.mmap_dict import MmapedDict, mmap_key
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.testclient import TestClient
+
+from serving.app import create_app
+from serving.models.store import Store
+from serving.observability.metrics import BulkHistogram, Metrics, forget_dead_workers
+from serving.registry.board import Board, Followed, FollowState
+from serving.settings import Settings
+from tests.support.image_uploads import nifti_file, uploads
+from tests.support.paths import ROOT
+from tests.support.scans import blobs
+
+
+def samples(client):
+    text = client.get("/metrics").text
+    families = list(text_string_to_metric_families(text))
+    assert all(family.name.startswith("anomaly_vae_") for family in families)
+    assert all(family.documentation for family in families)
+    return {
+        (sample.name.removeprefix("anomaly_vae_"), frozenset(sample.labels.items())): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def value(client, name, **labels):
+    return samples(client).get((name, frozenset(labels.items())), 0)
+
+
+MODEL = {"model": "fraud", "version": ""}
+
+
+def test_counts_add_up(client, records):
+    sizes = [1, 7, 300]
+    flagged = 0
+    for size in sizes:
+        answer = client.post("/score", json={"records": records[:size]}).json()
+        flagged += sum(result["is_anomaly"] for result in answer["results"])
+    assert value(client, "scored_records_total", **MODEL) == sum(sizes)
+    assert value(client, "flagged_records_total", **MODEL) == flagged > 0
+    assert value(client, "p_value_count", **MODEL) == sum(sizes)
+    assert value(client, "p_value_bucket", **MODEL, le="+Inf") == sum(sizes)
+    assert value(client, "p_value_bucket", **MODEL, le="0.05") == flagged
+    assert value(client, "request_records_sum", **MODEL) == sum(sizes)
+    assert value(client, "requests_total", route="/score", status="2xx") == len(sizes)
+    assert value(client, "request_duration_seconds_count", route="/score") == len(sizes)
+    assert value(client, "requests_in_flight") == 1, "the question itself"
+
+
+def test_images_are_counted_as_records(scan_client, pngs):
+    """Each frame is one; what was refused is not scored."""
+    contents = [*pngs, nifti_file(blobs(3))]
+    answer = scan_client.post("/score", files=uploads(contents)).json()
+    flagged = sum(result["is_anomaly"] for result in answer["results"])
+    scan_client.post("/score", files=uploads([pngs[0], b"x"]))
+    scan_client.post("/score", json={"records": [{}]})
+    labels = {"model": "scans", "version": ""}
+    assert value(scan_client, "scored_records_total", **labels) == len(pngs) + 3
+    assert value(scan_client, "flagged_records_total", **labels) == flagged > 0
+    assert value(scan_client, "p_value_count", **labels) == len(pngs) + 3
+    assert value(scan_client, "request_records_sum", **labels) == len(pngs) + 3
+    assert value(scan_client, "rejected_requests_total", reason="invalid-record") == 1
+    assert value(scan_client, "rejected_requests_total", reason="unsupported-media-type") == 1
+    info = [dict(names) for name, names in samples(scan_client) if name == "model_info"]
+    assert [one["kind"] for one in info] == ["image"]
+
+
+def test_the_access_log_counts_images(scan_client, pngs, caplog):
+    with caplog.at_level(logging.INFO, logger="serving.access"):
+        scan_client.post("/score", files=uploads(pngs[:3]))
+    (line,) = [record.facts for record in caplog.records if record.name == "serving.access"]
+    assert (line["model"], line["records"], line["status"]) == ("scans", 3, 200)
+
+
+def test_refusals_are_counted_by_reason(client):
+    for body in ({"records": []}, {"records": [{"TX_AMOUNT": "x"}]}, {"records": [{}, 1]}):
+        client.post("/score", json=body)
+    client.get("/score")
+    client.get("/nowhere")
+    assert value(client, "rejected_requests_total", reason="invalid-request") == 1
+    assert value(client, "rejected_requests_total", reason="invalid-record") == 2
+    assert value(client, "rejected_requests_total", reason="method-not-allowed") == 1
+    assert value(client, "rejected_requests_total", reason="not-found") == 1
+    assert value(client, "requests_total", route="/score", status="4xx") == 4
+    assert value(client, "requests_total", route="unmatched", status="4xx") == 1
+    assert value(client, "scored_records_total", **MODEL) == 0
+
+
+def test_ignored_keys_are_counted_and_known_ones_are_not(client, records):
+    body = {"records": [{**records[0], "shoe_size": 1}, {"shoe_size": 2, "hat_size": 3}]}
+    client.post("/score", json=body)
+    assert value(client, "ignored_keys_total", **MODEL) == 2
+
+
+def test_no_label_is_chosen_by_a_client(client, records):
+    client.post("/models/mallory/score", json={"records": [{"mallory": 1}]})
+    client.get("/mallory?mallory=1", headers={"X-API-Key": "mallory"})
+    client.post("/score", json={"records": [{**records[0], "mallory": "mallory"}]})
+    assert "mallory" not in client.get("/metrics").text
+
+
+def test_what_is_loaded(client, served):
+    found = samples(client)
+    info = [dict(labels) for (name, labels) in found if name == "model_info"]
+    assert [one["digest"] for one in info] == [served.digest]
+    assert value(client, "model_load_seconds", **MODEL) == served.load_seconds > 0
+    assert value(client, "model_alpha_ratio", **MODEL) == 0.05
+    assert value(client, "ready") == 1
+
+
+def test_openmetrics_where_it_is_asked_for(client):
+    response = client.get("/metrics", headers={"Accept": "application/openmetrics-text"})
+    assert response.headers["content-type"].startswith("application/openmetrics-text")
+    assert response.text.endswith("# EOF\n")
+
+
+def test_two_applications_count_apart(client_of, served):
+    one, other = client_of(served), client_of(served)
+    one.post("/score", json={"records": [{}]})
+    assert value(other, "scored_records_total", **MODEL) == 0
+
+
+@pytest.mark.parametrize("n", [1, 2, 500])
+def test_many_observations_are_as_one_by_one(n):
+    buckets = (0.1, 0.25, 0.5, 1.0)
+    values = np.round(np.random.default_rng(n).uniform(size=n), 2)
+    values[0] = 0.25
+    registry = CollectorRegistry()
+    bulk = BulkHistogram("bulk", "x", registry=registry, buckets=buckets)
+    slow = BulkHistogram("slow", "x", registry=registry, buckets=buckets)
+    bulk.observe_many(values)
+    for one in values:
+        slow.observe(one)
+    for sample in ("_count", "_sum", *(f"_bucket@{b}" for b in buckets)):
+        name, _, le = sample.partition("@")
+        labels = {"le": le} if le else {}
+        fast, truth = (registry.get_sample_value(s + name, labels) for s in ("bulk", "slow"))
+        assert fast == pytest.approx(truth)
+
+
+def test_the_live_gauges_of_dead_workers_go(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (tmp_path / f"gauge_livesum_{gone.pid}.db").touch()
+    (tmp_path / f"gauge_livesum_{os.getpid()}.db").touch()
+    (tmp_path / f"counter_{gone.pid}.db").touch()
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(tmp_path)
+    try:
+        forget_dead_workers(str(tmp_path))
+    finally:
+        del os.environ["PROMETHEUS_MULTIPROC_DIR"]
+    assert not (tmp_path / f"gauge_livesum_{gone.pid}.db").exists()
+    assert len(list(tmp_path.iterdir())) == 2
+    forget_dead_workers(None)
+
+
+def test_the_empty_file_of_a_worker_hides_no_other(tmp_path, monkeypatch):
+    counts = MmapedDict(str(tmp_path / "counter_1.db"))
+    counts.write_value(mmap_key("seen", "seen_total", (), (), "Seen."), 3.0, 0.0)
+    counts.close()
+    (tmp_path / "counter_2.db").touch()
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    assert Metrics(Store()).counted().get_sample_value("seen_total") == 3
+
+
+def test_an_empty_store_has_metrics_too():
+    text, _ = Metrics(Store()).exposition("")
+    assert b"anomaly_vae_ready 0.0" in text
+
+
+def test_the_access_log_tells_no_secrets(client, caplog, records):
+    with caplog.at_level(logging.INFO, logger="serving.access"):
+        body = {"records": [{**records[0], "TX_CHANNEL": "mallory"}]}
+        client.post("/score?secret=mallory", json=body, headers={"X-API-Key": "mallory"})
+        client.get("/health/live")
+        client.get("/mallory")
+    lines = [record.facts for record in caplog.records if record.name == "serving.access"]
+    assert "mallory" not in json.dumps(lines)
+    scored, missed = lines
+    assert scored.pop("seconds") > 0
+    assert scored.pop("request_id")
+    assert scored == {
+        "method": "POST", "route": "/score", "status": 200, "model": "fraud", "records": 1
+    }  # fmt: skip
+    assert (missed["route"], missed["status"]) == ("unmatched", 404)
+
+
+TABLE = {
+    name: (kind, frozenset(filter(None, labels.split(", "))), meaning)
+    for name, kind, labels, meaning in re.findall(
+        r"^\| `(anomaly_vae_\w+)` \| (\w+) \| (.*?) ?\| (.*) \|$",
+        (ROOT / "docs/serving.md").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+}
+
+
+def test_the_documented_metrics_are_those_there_are(served):
+    families = {
+        family.name: (family.type, family.documentation)
+        for family in Metrics(Store([served]))._all().collect()
+        if not family.name.startswith("anomaly_vae_process_")
+    }
+    assert {name: (kind, meaning) for name, (kind, _, meaning) in TABLE.items()} == families
+
+
+def test_the_documented_labels_are_those_there_are(served, records):
+    board = Board(FollowState((Followed("models:/fraud@champion", "fraud"),)))
+    served = dataclasses.replace(served, registered_at=1.0)  # a folder's is not known
+    store = Store([served], [dataclasses.replace(served, digest="another")])
+    client = TestClient(create_app(store, Settings(), board=board))
+    odd = {**records[0], "TX_AMOUNT": None, "TX_CHANNEL": "carrier pigeon"}
+    assert client.post("/score", json={"records": [odd, *records]}).status_code == 200
+    assert client.post("/score", json={}).status_code == 422
+    deadline = time.monotonic() + 20
+    while not value(client, "shadow_agreement_ratio", **MODEL, shadow_version=""):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    client.app.state.shadows.close()
+    found = samples(client)
+    for name, (_, labels, _) in TABLE.items():
+        short = name.removeprefix("anomaly_vae_")
+        names = {short + end for end in ("", "_total", "_count", "_info")}
+        given = [{key for key, _ in labels} for sample, labels in found if sample in names]
+        assert given, f"{name} is never there"
+        assert all(one == labels for one in given), name
+
+
+def test_what_is_missing_or_unseen_is_counted_by_column(client, records):
+    whole = {**records[0], "TX_CHANNEL": "carrier pigeon"}
+    less = {key: value for key, value in whole.items() if key != "TX_AMOUNT"}
+    for body in ({"records": [whole, less]}, {"records": [less], "explain": 1}):
+        assert client.post("/score", json=body).status_code == 200
+    for column, missing, unseen in (("TX_AMOUNT", 2, 0), ("TX_CHANNEL", 0, 3)):
+        labels = {"model": "fraud", "column": column}
+        assert value(client, "missing_values_total", **labels) == missing
+        assert value(client, "unseen_categories_total", **labels) == unseen
+
+
+def test_batches_and_requests_are_counted_apart(client, records):
+    for size in (1, 7, 300):
+        client.post("/score", json={"records": records[:size]})
+    assert value(client, "request_records_sum", **MODEL) == 308
+    assert value(client, "batch_records_sum", **MODEL) == 308
+    assert value(client, "inference_seconds_count", **MODEL) == 3
+    assert value(client, "queue_depth") == 0

@@ -1,0 +1,83 @@
+"""A real MLflow on SQLite for tests: one migrated database, copied wherever one is needed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import uuid
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.tracking._tracking_service import utils as tracking
+
+from anomaly_vae.config import Config, validate_config
+from anomaly_vae.lifecycle.registry import Registry
+
+DATABASE = "mlflow.db"
+PLACES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "storage_location"),
+)
+"""Where MLflow's database holds absolute paths."""
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database. Migrating takes seconds, so parallel workers share one."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    path = shared / "template.db"
+    if not path.exists():
+        mine = shared / f"{uuid.uuid4().hex}.db"
+        Registry(f"sqlite:///{mine}").models()
+        mine.rename(path)  # another worker's is as good
+    return path
+
+
+@pytest.fixture
+def place(migrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder of its own, with an empty registry in it."""
+    monkeypatch.chdir(tmp_path)
+    use_registry(migrated, tmp_path, monkeypatch)
+    return tmp_path
+
+
+@pytest.fixture
+def registry(place: Path) -> Registry:
+    """The empty registry of this working folder."""
+    return Registry()
+
+
+def use_registry(migrated: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a copy of the database into ``folder`` and make it everybody's."""
+    shutil.copy(migrated, folder / DATABASE)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / DATABASE}")
+
+
+def copy_registry(source: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be in a copy of a folder with a registry, whose artifacts are those of the copy."""
+    shutil.copytree(source, target, dirs_exist_ok=True)
+    tracking._artifact_repos_cache.clear()  # MLflow remembers where the artifacts of a run were
+    with closing(sqlite3.connect(target / DATABASE)) as database, database:
+        for table, column in PLACES:
+            change = f"UPDATE {table} SET {column} = replace({column}, ?, ?)"
+            database.execute(change, (str(source), str(target)))
+    monkeypatch.chdir(target)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{target / DATABASE}")
+
+
+def changed(config: Config, **changes: Any) -> Config:
+    """The configuration with some keys, spelled ``section__key``, set to other values."""
+    content = config.model_dump()
+    for name, value in changes.items():
+        *sections, key = name.split("__")
+        at = content
+        for section in sections:
+            at = at[section]
+        at[key] = value
+    return validate_config(content)

@@ -1,0 +1,33 @@
+"""Bundles around models that nothing was fitted to, for what any weights must do."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from safetensors.torch import save as save_tensors
+
+from anomaly_vae.artifacts.bundle import Bundle
+from anomaly_vae.config import ImageConfig, validate_config
+from anomaly_vae.images.encoding import ImageEncoding, ImageLayout
+from anomaly_vae.images.schema import ImageSchema
+from anomaly_vae.models.builder import build
+from anomaly_vae.training.fit import resolved
+
+TINY = {"network": "convolutional", "latent_dim": 3, "width": 4, "hidden_dim": 16}
+
+
+def untrained(channels: int = 1, size: int = 16, **model: Any) -> Bundle:
+    """A bundle of images without a graph: it generates, but cannot score."""
+    content = {"kind": "image", "name": "untrained", "data": {"path": "x", "size": size}}
+    content["data"] |= {"channels": channels}  # type: ignore[operator]
+    config = validate_config({**content, "model": {**TINY, **model}})
+    assert isinstance(config, ImageConfig)
+    encoding = ImageEncoding(ImageLayout(channels, size), "standardise")
+    config = resolved(config, encoding, 1)
+    built = build(config.model, encoding.layout)
+    manifest = {"kind": "image", "name": "untrained", "config": config.recorded()}
+    bundle = Bundle(manifest, b"", save_tensors(built.state_dict()))
+    scorer = SimpleNamespace(encoding=encoding, schema=ImageSchema(size, channels))
+    vars(bundle)["scorer"] = scorer  # where the cached property would put it
+    return bundle
