@@ -5,6 +5,9 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Literal
 
+MAX_PIXELS, MAX_BYTES, MAX_FRAMES, MAX_SECONDS = 1 << 25, 1 << 28, 4096, 120.0
+"""Default limits for reading one image file: pixels per image, bytes, images, decoding time."""
+
 MAX_LEVELS, MIN_COUNT = 64, 5
 """Levels a categorical column keeps, and how often each must be seen, unless declared."""
 

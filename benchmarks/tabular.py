@@ -168,7 +168,9 @@ class Method:
 
 def ours(name: str, **over: Any) -> Method:
     """The estimator with these arguments."""
-    return Method(name, lambda seed: Ours(TabularVAEDetector(random_state=seed, **over)))
+    return Method(
+        name, lambda seed: Ours(TabularVAEDetector(alpha=0.05, random_state=seed, **over))
+    )
 
 
 def peer(name: str, make: Callable[[int], Any]) -> Method:

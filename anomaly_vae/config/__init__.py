@@ -5,7 +5,7 @@ size of the data when the model is fitted; the chosen value is recorded with the
 """
 
 from anomaly_vae.config.base import Section, utc
-from anomaly_vae.config.calibration import CalibrationConfig, CostConfig
+from anomaly_vae.config.calibration import CalibrationConfig, CostConfig, ImageCalibrationConfig
 from anomaly_vae.config.data import DataConfig, Feature, ImageData, Splits, TabularData
 from anomaly_vae.config.detector import (
     KINDS,
@@ -41,6 +41,7 @@ __all__ = [
     "EvaluationConfig",
     "Feature",
     "FitConfig",
+    "ImageCalibrationConfig",
     "ImageConfig",
     "ImageData",
     "ImageModelConfig",

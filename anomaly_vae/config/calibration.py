@@ -40,26 +40,26 @@ class CalibrationConfig(Section):
     """budget: alerts a day, at most, at the calibration rows' pace"""
     costs: CostConfig = CostConfig()
     """cost: what is weighed"""
-    beta: float = Field(1.0, gt=0)
+    f_beta: float = Field(1.0, gt=0)
     """fbeta: how many times more recall counts than precision"""
-    precision: Fraction = 0.5
+    min_precision: Fraction = 0.5
     """recall_at_precision: share of the flagged rows that are anomalies, at least"""
-    group: str | None = None
+    group_by: str | None = None
     """methods with alpha: column whose levels get thresholds of their own; tables only"""
-    trim: float = Field(0.0, ge=0, lt=0.5)
+    trim_scores: float = Field(0.0, ge=0, lt=0.5)
     """methods with alpha: share of the calibration rows, the highest, that do not count"""
     density_ratio: str | None = None
     """conformal: column with how much denser traffic is than the calibration rows; tables only"""
 
     KEYS: ClassVar[dict[Method, tuple[str, ...]]] = {
-        "conformal": ("alpha", "group", "trim", "density_ratio"),
-        "certified": ("alpha", "delta", "group", "trim"),
-        "evt": ("alpha", "tail", "group", "trim"),
-        "quantile": ("alpha", "group", "trim"),
+        "conformal": ("alpha", "group_by", "trim_scores", "density_ratio"),
+        "certified": ("alpha", "delta", "group_by", "trim_scores"),
+        "evt": ("alpha", "tail", "group_by", "trim_scores"),
+        "quantile": ("alpha", "group_by", "trim_scores"),
         "budget": ("per_1000", "per_day"),
         "cost": ("costs",),
-        "fbeta": ("beta",),
-        "recall_at_precision": ("precision",),
+        "fbeta": ("f_beta",),
+        "recall_at_precision": ("min_precision",),
     }
     """Of each method."""
     BY_LABEL: ClassVar[tuple[Method, ...]] = ("cost", "fbeta", "recall_at_precision")
@@ -74,9 +74,9 @@ class CalibrationConfig(Section):
     @classmethod
     def _null_is_absent(cls, value: Any) -> Any:
         """So that ``--set calibration.alpha=null`` takes back what a file says."""
-        return (
-            {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
-        )
+        if not isinstance(value, dict):
+            return value
+        return {k: v for k, v in value.items() if v is not None or k not in cls.model_fields}
 
     @model_validator(mode="after")
     def _keys_of_the_method(self) -> CalibrationConfig:
@@ -91,6 +91,15 @@ class CalibrationConfig(Section):
             raise ValueError("method budget needs per_1000 or per_day")
         if self.method == "cost" and not (self.costs.review or self.costs.blocked):
             raise ValueError("method cost needs costs.review or costs.blocked, else all is flagged")
-        if self.trim and self.density_ratio:
-            raise ValueError("trim counts rows, density_ratio weighs them; leave one of them out")
+        if self.trim_scores and self.density_ratio:
+            raise ValueError(
+                "trim_scores counts rows, density_ratio weighs them; leave one of them out"
+            )
         return self
+
+
+class ImageCalibrationConfig(CalibrationConfig):
+    """How the threshold of an image model is chosen."""
+
+    alpha: Fraction = 0.05
+    """share of normal images that may be flagged"""

@@ -8,7 +8,15 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from anomaly_vae.config.base import Fraction, Section, Seed, TimeInterval, utc
-from anomaly_vae.types import MAX_LEVELS, MIN_COUNT, ColumnType
+from anomaly_vae.types import (
+    MAX_BYTES,
+    MAX_FRAMES,
+    MAX_LEVELS,
+    MAX_PIXELS,
+    MAX_SECONDS,
+    MIN_COUNT,
+    ColumnType,
+)
 
 
 class Feature(Section):
@@ -141,17 +149,17 @@ class ImageData(DataConfig):
     """1 is grey, 3 is colour"""
     intensity: Literal["standardise", "unit"] = "standardise"
     """standardise: each image by its own mean and deviation; unit: as it is, on [0, 1]"""
-    window: Literal["auto", "percentile"] | tuple[float, float] = "auto"
+    intensity_window: Literal["auto", "percentile"] | tuple[float, float] = "auto"
     """grey levels of DICOM and NIfTI: the file's window, percentiles, or [center, width]"""
     axis: Literal[0, 1, 2] = 2
     """NIfTI: the axis along which a volume is cut into slices"""
-    max_pixels: int = Field(1 << 25, ge=1)
+    max_pixels: int = Field(MAX_PIXELS, ge=1)
     """of one image; more are refused before they are decoded"""
-    max_bytes: int = Field(1 << 28, ge=1)
+    max_bytes: int = Field(MAX_BYTES, ge=1)
     """of one file"""
-    max_frames: int = Field(4096, ge=1)
+    max_frames: int = Field(MAX_FRAMES, ge=1)
     """images in one file; more are refused"""
-    max_seconds: float = Field(120.0, gt=0)
+    max_seconds: float = Field(MAX_SECONDS, gt=0)
     """for decoding one file; what is not done by then is refused"""
 
     @model_validator(mode="after")

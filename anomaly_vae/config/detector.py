@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from anomaly_vae.config.base import Section
-from anomaly_vae.config.calibration import CalibrationConfig
+from anomaly_vae.config.calibration import CalibrationConfig, ImageCalibrationConfig
 from anomaly_vae.config.data import ImageData, TabularData
 from anomaly_vae.config.lifecycle import EvaluationConfig, MLflowConfig, PromotionConfig
 from anomaly_vae.config.model import ImageModelConfig, ModelConfig
@@ -112,18 +112,20 @@ class ImageConfig(BaseConfig):
     """how to fit it"""
     score: ImageScoreConfig = ImageScoreConfig()
     """what to score by"""
+    calibration: ImageCalibrationConfig = ImageCalibrationConfig()
+    """what to promise"""
 
     @model_validator(mode="after")
     def _score_fits_model(self) -> ImageConfig:
-        if self.score.type == "contamination" and not self.model.contamination:
-            raise ValueError("score contamination needs model.contamination: true")
+        if self.score.type == "contamination" and not self.model.localization_head:
+            raise ValueError("score contamination needs model.localization_head: true")
         if self.model.network == "hierarchical" and self.score.draws > 1:
             raise ValueError("a hierarchical model is scored at its posterior mean: score.draws 1")
         return self
 
     @model_validator(mode="after")
     def _images_have_no_columns(self) -> ImageConfig:
-        for key in ("group", "density_ratio"):
+        for key in ("group_by", "density_ratio"):
             if getattr(self.calibration, key):
                 raise ValueError(
                     f"calibration.{key} names a column, and an image to be scored has none; leave "

@@ -10,6 +10,7 @@ from typing import Any
 from anomaly_vae.config.base import Section
 from anomaly_vae.config.data import Feature
 from anomaly_vae.messages import shown
+from anomaly_vae.renames import RENAMED_KEYS
 
 EXPECTED = {
     "float_": "a number",
@@ -72,6 +73,8 @@ def explain_fault(root: type[Section], key: str, alternatives: Sequence[Any]) ->
     """Describe what is wrong with a key and what it should be."""
     fault = alternatives[0]
     if fault["type"] == "extra_forbidden":
+        if (new := RENAMED_KEYS.get(key)) and _has(root, new):
+            return f"{key} is now {new}"
         near = difflib.get_close_matches(str(fault["loc"][-1]), _siblings(root, fault["loc"]), n=1)
         return f"unknown key {key}" + (f", did you mean {near[0]}" if near else "")
     if fault["type"] == "missing":
@@ -92,6 +95,11 @@ def _expected(fault: Any) -> str:
         if fault["type"].startswith(start):
             return text.format_map(fault.get("ctx", {}))
     return str(fault["msg"])
+
+
+def _has(root: type[Section], key: str) -> bool:
+    *sections, last = key.split(".")
+    return last in _siblings(root, (*sections, last))
 
 
 def _siblings(root: type[Section], loc: tuple[int | str, ...]) -> list[str]:

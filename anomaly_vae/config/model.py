@@ -64,7 +64,7 @@ class ImageModelConfig(Section):
     """structural: Gaussian on bands of local contrast; contrast: what is unexplained of it"""
     variance_floor: float = Field(1e-3, gt=0)
     """smallest variance that a Gaussian or a Laplace learns"""
-    contamination: bool = False
+    localization_head: bool = False
     """a second network learns which pixels do not belong, from inserted corruption"""
 
     def resolve(self, n_columns: int) -> ImageModelConfig:

@@ -123,7 +123,7 @@ class VAEDetector(
         self,
         *,
         preset: str = "default",
-        alpha: float = 0.05,
+        alpha: float,
         score: str = "neg_elbo",
         epochs: int | None = None,
         random_state: int | RandomState | None = 0,

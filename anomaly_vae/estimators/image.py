@@ -31,7 +31,7 @@ CONFIG_KEYS: dict[str, tuple[str, ...]] = {
     "network": ("model.network",),
     "width": ("model.width",),
     "upsampling": ("model.upsampling",),
-    "contamination": ("model.contamination",),
+    "localization_head": ("model.localization_head",),
     "corruption": ("training.corruption.type",),
     "corruption_strength": ("training.corruption.strength",),
     "flip": ("training.augmentation.flip",),
@@ -40,7 +40,7 @@ CONFIG_KEYS: dict[str, tuple[str, ...]] = {
     "size": ("data.size",),
     "channels": ("data.channels",),
     "intensity": ("data.intensity",),
-    "window": ("data.window",),
+    "intensity_window": ("data.intensity_window",),
     "axis": ("data.axis",),
     "max_pixels": ("data.max_pixels",),
     "max_bytes": ("data.max_bytes",),
@@ -88,7 +88,7 @@ class ImageVAEDetector(VAEDetector):
         model: "vae" or "autoencoder".
         hidden_dim: units of the dense layers.
         upsampling: "shuffle" or "transposed".
-        contamination: hierarchical: a head that learns which pixels do not belong.
+        localization_head: hierarchical: a head that learns which pixels do not belong.
         variance_floor: smallest variance that a Gaussian or a Laplace learns.
         corruption: "none", "coarse", "pixel", "mask" or "downsample"; makes it a denoiser.
         corruption_strength: deviation of the noise, share of the side, or of the resolution lost.
@@ -108,7 +108,7 @@ class ImageVAEDetector(VAEDetector):
         patience: keep best: epochs without a better one before stopping.
         threads: of the CPU while fitting.
         device: "auto", "cpu" or "cuda".
-        window: grey levels of DICOM and NIfTI: "auto", "percentile" or (center, width).
+        intensity_window: grey levels of DICOM and NIfTI: "auto", "percentile" or (center, width).
         axis: NIfTI: the axis along which a volume is cut.
         max_pixels: of one image file's picture; more are refused before they are decoded.
         max_bytes: of one image file.
@@ -151,7 +151,7 @@ class ImageVAEDetector(VAEDetector):
         model: Literal["vae", "autoencoder"] | None = None,
         hidden_dim: int | None = None,
         upsampling: Literal["shuffle", "transposed"] | None = None,
-        contamination: bool | None = None,
+        localization_head: bool | None = None,
         variance_floor: float | None = None,
         corruption: Literal["none", "coarse", "pixel", "mask", "downsample"] | None = None,
         corruption_strength: float | None = None,
@@ -170,7 +170,7 @@ class ImageVAEDetector(VAEDetector):
         patience: int | None = None,
         threads: int | None = None,
         device: Literal["auto", "cpu", "cuda"] | None = None,
-        window: Literal["auto", "percentile"] | tuple[float, float] | None = None,
+        intensity_window: Literal["auto", "percentile"] | tuple[float, float] | None = None,
         axis: Literal[0, 1, 2] | None = None,
         max_pixels: int | None = None,
         max_bytes: int | None = None,
@@ -214,13 +214,13 @@ class ImageVAEDetector(VAEDetector):
         self.channels = channels
         self.intensity = intensity
         self.upsampling = upsampling
-        self.contamination = contamination
+        self.localization_head = localization_head
         self.corruption = corruption
         self.corruption_strength = corruption_strength
         self.flip = flip
         self.rotation = rotation
         self.degrees = degrees
-        self.window = window
+        self.intensity_window = intensity_window
         self.axis = axis
         self.max_pixels = max_pixels
         self.max_bytes = max_bytes

@@ -125,7 +125,7 @@ class TabularVAEDetector(VAEDetector):
         self,
         *,
         preset: Literal["fast", "default", "best"] = "default",
-        alpha: float = 0.05,
+        alpha: float = 0.01,
         score: Literal["neg_elbo", "reconstruction", "importance_weighted"] = "neg_elbo",
         epochs: int | None = None,
         random_state: int | RandomState | None = 0,

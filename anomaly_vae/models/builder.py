@@ -70,7 +70,7 @@ def _image(config: ImageModelConfig, layout: ImageLayout) -> VAE:
     encoder, decoder = _image_networks(config, layout, likelihood.planes)
     models = HIERARCHICAL if config.network == "hierarchical" else MODELS
     model = models[config.type](nn.Identity(), encoder, decoder, likelihood, StandardNormal())
-    if config.contamination:
+    if config.localization_head:
         model.contamination = LocalizationHead(Geometry(layout, config.width, LEVELS))
     return model
 

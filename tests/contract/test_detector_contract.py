@@ -209,7 +209,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "image vae, structural score": ("image", {"score": {"type": "structural"}}),
     "image vae, contamination": (
         "image",
-        {"model": {"contamination": True}, "score": {"type": "contamination"}},
+        {"model": {"localization_head": True}, "score": {"type": "contamination"}},
     ),
     "image autoencoder": ("image", {"model": {"type": "autoencoder"}}),
     "image autoencoder, hierarchical": (

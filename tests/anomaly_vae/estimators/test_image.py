@@ -24,6 +24,7 @@ from anomaly_vae.errors import (
     DataError,
     NotCalibratedError,
 )
+from anomaly_vae.estimators.base import _value
 from anomaly_vae.estimators.image import CONFIG_KEYS, ImageVAEDetector, picture_of
 from anomaly_vae.estimators.tabular import TabularVAEDetector
 from anomaly_vae.images.pixels import FULL
@@ -38,8 +39,8 @@ NO_ARGUMENT = excused.NO_ARGUMENT | {
     "data.path": "the images are X",
     "data.group": "X is taken as exchangeable images; else, use calibrate(X)",
     "data.splits.gap_days": "images come in no order",
-    "calibration.group": "images have no columns",
-    "calibration.density_ratio": "see calibration.group",
+    "calibration.group_by": "images have no columns",
+    "calibration.density_ratio": "see calibration.group_by",
     "training.precision": "one of GPUs, where the command line fits",
 }
 
@@ -82,10 +83,10 @@ def test_it_is_an_outlier_detector_that_the_package_exports() -> None:
 
 
 def test_clone_and_set_params_carry_every_argument() -> None:
-    detector = tiny().set_params(beta=0.5, window=(40.0, 400.0), contamination=True)
+    detector = tiny().set_params(beta=0.5, intensity_window=(40.0, 400.0), localization_head=True)
     copied = clone(detector)
     assert copied.get_params() == detector.get_params()
-    assert copied.get_params()["window"] == (40.0, 400.0)
+    assert copied.get_params()["intensity_window"] == (40.0, 400.0)
     assert ImageVAEDetector().get_params()["alpha"] == 0.05
 
 
@@ -97,6 +98,15 @@ def test_every_key_of_the_configuration_is_an_argument_or_excused() -> None:
     assert leaves - spared == named
     assert spared.isdisjoint(named)
     assert {key for key in NO_ARGUMENT if "." in key} <= keys
+
+
+def test_defaults_are_those_of_files() -> None:
+    """None follows the file's; `random_state` 0 is the seed that files have."""
+    content = {"kind": "image", "name": "x", "data": {"path": "x"}}
+    default = config.validate_config(content).model_dump()
+    for argument, value in ImageVAEDetector().get_params().items():
+        for key in CONFIG_KEYS[argument] if value is not None else ():
+            assert _value(default, key) == value, argument
 
 
 def test_arguments_are_called_as_their_keys_are() -> None:
@@ -135,8 +145,8 @@ def test_arguments_reach_the_manifest(fitted: ImageVAEDetector) -> None:
         ({"size": 8}, "data.size"),
         ({"network": "huge"}, "model.network"),
         ({"corruption": "blur"}, "training.corruption.type"),
-        ({"window": "wide"}, "data.window"),
-        ({"score": "contamination"}, "needs model.contamination: true"),
+        ({"intensity_window": "wide"}, "data.intensity_window"),
+        ({"score": "contamination"}, "needs model.localization_head: true"),
     ],
 )
 def test_a_wrong_argument_is_named_when_fitting(

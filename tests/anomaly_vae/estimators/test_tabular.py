@@ -27,7 +27,7 @@ from anomaly_vae.errors import (
     DataError,
     NotCalibratedError,
 )
-from anomaly_vae.estimators.base import MIN_FIT, configuration, split
+from anomaly_vae.estimators.base import MIN_FIT, _value, configuration, split
 from anomaly_vae.estimators.tabular import CONFIG_KEYS, TabularVAEDetector
 from tests.support import excused
 
@@ -40,7 +40,7 @@ NO_ARGUMENT = excused.NO_ARGUMENT | {
     "data.group": "see data.time; for anything but exchangeable rows, use calibrate(X)",
     "data.ignore": "drop the columns from X, or list the others as features",
     "data.splits.gap_days": "see data.time",
-    "calibration.group": "unless the command line calibrates; a loaded bundle keeps its groups",
+    "calibration.group_by": "unless the command line calibrates; a loaded bundle keeps its groups",
     "calibration.density_ratio": "X is taken to be like traffic",
     "training.precision": "networks of tables are small",
 }
@@ -96,6 +96,15 @@ def test_every_key_of_the_configuration_is_an_argument_or_excused() -> None:
     assert leaves - spared == named
     assert spared.isdisjoint(named)
     assert {key for key in NO_ARGUMENT if "." in key} <= keys
+
+
+def test_defaults_are_those_of_files() -> None:
+    """None follows the file's; `random_state` 0 is the seed that files have."""
+    content = {"kind": "tabular", "name": "x", "data": {"path": "x"}}
+    default = config.validate_config(content).model_dump()
+    for argument, value in TabularVAEDetector().get_params().items():
+        for key in CONFIG_KEYS[argument] if value is not None else ():
+            assert _value(default, key) == value, argument
 
 
 def test_arguments_are_called_as_their_keys_are() -> None:
