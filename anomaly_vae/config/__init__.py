@@ -13,18 +13,28 @@ from anomaly_vae.config.detector import (
     BaseConfig,
     Config,
     ImageConfig,
+    ResolvedImageConfig,
+    ResolvedTabularConfig,
     TabularConfig,
     merged,
 )
 from anomaly_vae.config.lifecycle import EvaluationConfig, MLflowConfig, PromotionConfig
 from anomaly_vae.config.loading import fields, load_config, validate_config
-from anomaly_vae.config.model import ImageModelConfig, ModelConfig
+from anomaly_vae.config.model import (
+    ImageModelConfig,
+    ModelConfig,
+    ResolvedImageModel,
+    ResolvedModel,
+)
 from anomaly_vae.config.scoring import ImageScoreConfig, ScoreConfig
 from anomaly_vae.config.training import (
     AugmentationConfig,
     CorruptionConfig,
     FitConfig,
     ImageTrainingConfig,
+    ResolvedFit,
+    ResolvedImageTraining,
+    ResolvedTraining,
     TrainingConfig,
 )
 
@@ -50,6 +60,13 @@ __all__ = [
     "MLflowConfig",
     "ModelConfig",
     "PromotionConfig",
+    "ResolvedFit",
+    "ResolvedImageConfig",
+    "ResolvedImageModel",
+    "ResolvedImageTraining",
+    "ResolvedModel",
+    "ResolvedTabularConfig",
+    "ResolvedTraining",
     "ScoreConfig",
     "Section",
     "Splits",
