@@ -200,7 +200,7 @@ LONG = (
 )
 ONE_BY_ONE = (
     ours("ours, prior: standard", prior="standard"),
-    ours("ours, score: reconstruction", score="reconstruction"),
+    ours("ours, score: reconstruction", score_type="reconstruction"),
     ours("ours, members: 1", members=1),
     ours("ours, members: 6", members=6),
     ours("ours, components: 64", components=64),

@@ -156,7 +156,7 @@ def new_manifest(**content: Any) -> dict[str, Any]:
 
 
 def upgrade(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """A manifest of any format up to this one as this one has it."""
+    """Translate a manifest of any earlier format into the current one."""
     manifest = dict(manifest)
     if manifest.get("format") == 1:  # kept nothing of the calibration rows but their scores
         tested = manifest.get("evaluation") or {"anomalies": 0, "rows": 1}

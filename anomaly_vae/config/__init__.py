@@ -1,7 +1,8 @@
 """Define, read and validate the configuration of a detector.
 
-Unknown keys are refused with the nearest known name. A field that is None is chosen from the
-size of the data when the model is fitted; the chosen value is recorded with the model.
+Unknown keys are refused with the nearest known name. Sizes that are None are chosen when the model
+is fitted, from the size of the data: `TabularConfig.resolve` and `ImageConfig.resolve` return
+configurations in which all sizes are known. They are recorded with the model.
 """
 
 from anomaly_vae.config.base import Section, utc

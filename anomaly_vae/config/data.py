@@ -107,8 +107,8 @@ class DataConfig(Section):
     positive: Annotated[int | float | str | bool, Field(union_mode="left_to_right")] = 1
     """Value of the label column that means anomaly."""
     group: str | None = None
-    """Column naming the unit that no split may divide, such as a customer or a patient; null: rows
-    are independent."""
+    """Column naming the unit that no split may divide, such as a customer or a patient; null: each
+    row is a unit of its own."""
     splits: Splits = Splits()
     """Rows used to train, validate, calibrate and test."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -12,7 +12,6 @@ from pydantic import ValidationError
 from anomaly_vae.config.base import Section
 from anomaly_vae.config.detector import (
     KINDS,
-    BaseConfig,
     Config,
     ImageConfig,
     TabularConfig,
@@ -21,8 +20,6 @@ from anomaly_vae.config.detector import (
 from anomaly_vae.config.faults import explain_fault, group_faults, yaml_reason
 from anomaly_vae.errors import ConfigError
 from anomaly_vae.messages import shown
-
-ConfigT = TypeVar("ConfigT", bound=BaseConfig)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -71,15 +68,7 @@ def validate_config(content: Mapping[str, Any]) -> Config:
     Traceback (most recent call last):
     anomaly_vae.errors.ConfigError: unknown key data.lable, did you mean label
     """
-    return validate_as(_kind(content.get("kind", "tabular")), content)
-
-
-def validate_as(kind: type[ConfigT], content: Mapping[str, Any]) -> ConfigT:
-    """Check plain keys and values as a configuration of the given type.
-
-    Raises:
-        ConfigError: see `validate_config`.
-    """
+    kind = _kind(content.get("kind", "tabular"))
     try:
         return kind.model_validate(content)
     except ValidationError as error:
