@@ -23,11 +23,11 @@ from sklearn.utils.estimator_checks import estimator_checks_generator, parametri
 import anomaly_vae
 from anomaly_vae.estimators.image import ImageVAEDetector
 from anomaly_vae.estimators.tabular import TabularVAEDetector
+from tests.support.estimators import tiny
 from tests.support.paths import ROOT
 from tests.support.scans import blobs, patched
 
 DOCUMENT = (ROOT / "docs/scikit-learn.md").read_text(encoding="utf-8")
-TINY: dict[str, Any] = {"epochs": 2, "latent_dim": 2, "hidden_dim": 8, "depth": 1, "draws": 1}
 
 FEW_ROWS = "fits on fewer than 104 rows, the fewest for `alpha=0.01`"
 NONE_FLAGGED = (
@@ -62,10 +62,6 @@ FAILING_BY_DEFAULT = {
     "check_outliers_train": NONE_FLAGGED,
 }
 """Checks that fail at the default alpha of 0.01, and why; all of them pass at 0.4."""
-
-
-def tiny(**arguments: Any) -> TabularVAEDetector:
-    return TabularVAEDetector(**{**TINY, "alpha": 0.2, **arguments})
 
 
 def expected(detector: TabularVAEDetector) -> dict[str, str]:
