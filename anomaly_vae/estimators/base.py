@@ -31,7 +31,13 @@ from anomaly_vae.calibration.thresholds import choose_threshold
 from anomaly_vae.config import Config
 from anomaly_vae.data.schema import RawBatch, TabularSchema
 from anomaly_vae.errors import BundleError, DataError, NotCalibratedError
-from anomaly_vae.estimators.arguments import configuration, documented, seed_of, value_at
+from anomaly_vae.estimators.arguments import (
+    ARGUMENTS,
+    configuration,
+    documented,
+    seed_of,
+    value_at,
+)
 from anomaly_vae.estimators.holdout import ConfigT, Parts, split, warn_of_few_left
 from anomaly_vae.images.schema import ImageSchema
 from anomaly_vae.monitoring.exchangeability import fit_reference
@@ -75,9 +81,10 @@ class VAEDetector(
     calibration_fraction: float | None
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Complete the docstring with the descriptions of the arguments."""
+        """Fill the placeholder for the arguments in a subclass's docstring."""
         super().__init_subclass__(**options)
-        cls.__doc__ = documented(cls.__doc__ or "", cls.KIND, cls.KEYS, cls.__init__)
+        if cls.__doc__ and ARGUMENTS in cls.__doc__:
+            cls.__doc__ = documented(cls.__doc__, cls.KIND, cls.KEYS, cls.__init__)
 
     def _store(self, arguments: Mapping[str, Any]) -> None:
         """Set each constructor argument as the attribute of the same name."""
@@ -151,7 +158,7 @@ class VAEDetector(
         return self
 
     def _configuration(self, **changed: Any) -> ConfigT:
-        arguments = {**self.get_params(deep=False), **changed}
+        arguments = {name: getattr(self, name) for name in self.KEYS} | changed
         return cast("ConfigT", configuration(self.KIND, self.KEYS, arguments))
 
     def _schema(self) -> SchemaT:

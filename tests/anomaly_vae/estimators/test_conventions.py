@@ -153,6 +153,19 @@ def test_its_docstring_lists_its_arguments_in_no_other_words(kind: type[BaseEsti
     assert sorted(listed) == sorted(kind().get_params())
 
 
+def test_a_subclass_may_have_a_constructor_of_its_own(X: np.ndarray) -> None:
+    class Mine(TabularVAEDetector):
+        """My detector."""
+
+        def __init__(self, shift: float = 0.0, alpha: float = 0.2) -> None:
+            super().__init__(alpha=alpha, epochs=1, preset="fast")
+            self.shift = shift
+
+    assert Mine.__doc__ == "My detector."
+    assert clone(Mine(shift=1.0)).get_params() == {"shift": 1.0, "alpha": 0.2}
+    assert set(Mine(alpha=0.1).fit(X).predict(X)) == {-1, 1}
+
+
 def test_a_notebook_shows_it(X: np.ndarray) -> None:
     for detector in (tiny(), tiny().fit(X), make_pipeline(StandardScaler(), tiny())):
         shown = estimator_html_repr(detector)

@@ -31,8 +31,7 @@ from anomaly_vae.estimators.arguments import configuration, value_at
 from anomaly_vae.estimators.holdout import MIN_FIT, split
 from anomaly_vae.estimators.tabular import CONFIG_KEYS, TabularVAEDetector
 from tests.support import excused
-
-TINY: dict[str, Any] = {"epochs": 2, "latent_dim": 2, "hidden_dim": 8, "depth": 1, "draws": 1}
+from tests.support.estimators import TINY, tiny
 
 NO_ARGUMENT = excused.NO_ARGUMENT | {
     "data.path": "the rows are X",
@@ -45,10 +44,6 @@ NO_ARGUMENT = excused.NO_ARGUMENT | {
     "calibration.density_ratio": "X is taken to be like traffic",
     "training.precision": "networks of tables are small",
 }
-
-
-def tiny(**arguments: Any) -> TabularVAEDetector:
-    return TabularVAEDetector(**{**TINY, "alpha": 0.2, **arguments})
 
 
 @pytest.fixture(scope="module", name="X")
