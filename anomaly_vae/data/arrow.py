@@ -5,8 +5,6 @@ Apart from `columns`, so that a process that only reads JSON records does not lo
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,7 +15,6 @@ from anomaly_vae.data.converters import (
     CellProblem,
     Converted,
     ConvertedLevels,
-    Levels,
     Numbers,
     level_name,
     merge_levels,
@@ -142,13 +139,3 @@ def _to_numpy(array: pa.Array) -> Numbers:
 
 def _to_mask(array: pa.Array) -> NDArray[np.bool_]:
     return np.asarray(array.to_numpy(zero_copy_only=False), bool)
-
-
-FromArrow = Callable[[pa.Array], tuple[Numbers | Levels, list[CellProblem]]]
-FROM_TYPE: dict[str, FromArrow] = {
-    "numeric": numbers_from_arrow,
-    "binary": binary_from_arrow,
-    "categorical": levels_from_arrow,
-    "datetime": times_from_arrow,
-}
-"""By the value of a `ColumnType`."""

@@ -8,9 +8,9 @@ from typing import Any, Literal, Protocol
 import pandas as pd
 import pyarrow as pa
 
+from anomaly_vae.data.column_types import ColumnSpec
 from anomaly_vae.data.converters import level_name
 from anomaly_vae.errors import DataError
-from anomaly_vae.types import ColumnType
 
 
 class _Column(Protocol):
@@ -19,7 +19,7 @@ class _Column(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def type(self) -> str: ...
+    def spec(self) -> ColumnSpec: ...
 
 
 class Schema(Protocol):
@@ -115,8 +115,8 @@ def frame_of(record: Mapping[str, Any], schema: Schema) -> pd.DataFrame:
     """One record as a data frame whose types an MLflow signature accepts."""
     frame = pd.DataFrame([record])
     for column in schema.columns:
-        if column.type is ColumnType.DATETIME:
+        if column.spec.storage == "time":
             frame[column.name] = pd.to_datetime(frame[column.name])
-        elif column.type in {ColumnType.NUMERIC, ColumnType.BINARY}:
+        elif column.spec.storage == "number":
             frame[column.name] = frame[column.name].astype("float64")
     return frame

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly_vae.data import converters as convert
-from anomaly_vae.data.converters import CellProblem, Levels, Numbers
+from anomaly_vae.data.column_types import COLUMN_TYPES, TabularColumnSpec
+from anomaly_vae.data.converters import Levels, Numbers
 from anomaly_vae.errors import DataError
 from anomaly_vae.messages import listed
 from anomaly_vae.types import ColumnType
@@ -33,6 +33,11 @@ class Column:
 
     name: str
     type: ColumnType
+
+    @property
+    def spec(self) -> TabularColumnSpec:
+        """The description of the column's type."""
+        return COLUMN_TYPES[self.type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,16 +86,6 @@ class RawBatch:
         return RawBatch(values, count, ignored=self.ignored)
 
 
-FromValues = Callable[[Sequence[Any]], tuple[Values, list[CellProblem]]]
-
-FROM_VALUES: dict[ColumnType, FromValues] = {
-    ColumnType.NUMERIC: convert.numbers_from_values,
-    ColumnType.BINARY: convert.binary_from_values,
-    ColumnType.CATEGORICAL: convert.levels_from_values,
-    ColumnType.DATETIME: convert.times_from_values,
-}
-
-
 @dataclass(frozen=True)
 class TabularSchema:
     """The columns a tabular model reads, in the order of the file it was trained on."""
@@ -113,8 +108,6 @@ class TabularSchema:
         """
         import pyarrow as pa
 
-        from anomaly_vae.data.arrow import FROM_TYPE
-
         found = set(table.schema.names)
         if not found & set(self.names):
             raise DataError(
@@ -125,7 +118,7 @@ class TabularSchema:
         problems: list[RowProblem] = []
         for column in self.columns:
             array = table.column(column.name) if column.name in found else pa.nulls(len(table))
-            values[column.name] = _collect(column, FROM_TYPE[column.type], array, problems)
+            values[column.name] = _collect(column, column.spec.from_arrow, array, problems)
         return RawBatch(values, len(table), tuple(problems), self.unknown(found))
 
     def from_records(self, records: Sequence[Mapping[str, Any]]) -> RawBatch:
@@ -145,7 +138,7 @@ class TabularSchema:
     ) -> RawBatch:
         problems: list[RowProblem] = []
         values = {
-            column.name: _collect(column, FROM_VALUES[column.type], cells[column.name], problems)
+            column.name: _collect(column, column.spec.from_values, cells[column.name], problems)
             for column in self.columns
         }
         return RawBatch(values, n_rows, tuple(problems), self.unknown(found))

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anomaly_vae.data.arrow import plain
+from anomaly_vae.data.column_types import IMAGE_COLUMN, ColumnSpec
 from anomaly_vae.data.encoding import Matrix
 from anomaly_vae.data.schema import RawBatch, RowProblem
 from anomaly_vae.errors import DataError
@@ -48,6 +49,11 @@ class ImageColumn:
 
     name: str = IMAGE
     type: str = IMAGE
+
+    @property
+    def spec(self) -> ColumnSpec:
+        """The description of the column."""
+        return IMAGE_COLUMN
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,6 @@ from anomaly_vae.data.dataframes import frame_of
 from anomaly_vae.errors import BundleError, RegistryError
 from anomaly_vae.files import atomic_folder, locked, own_temporary_folder
 from anomaly_vae.scoring.modality import Schema as DataSchema
-from anomaly_vae.types import ColumnType
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -66,12 +65,6 @@ REQUIRED = {
     "image": f"anomaly-vae[images]=={__version__}",
 }
 """What a model of each kind needs installed."""
-COLUMN_TYPES: dict[str, DataType] = {
-    ColumnType.CATEGORICAL: DataType.string,
-    ColumnType.DATETIME: DataType.datetime,
-    "image": DataType.binary,
-}
-"""What a signature calls a column that is no number."""
 MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/]+)|/(?P<version>\d+))")
 
 FAULT, MISSING, UNFIT, UNWRITABLE = 1, 3, 4, 5
@@ -539,11 +532,7 @@ def signature(schema: DataSchema, groups: bool = False) -> ModelSignature:
     ``groups`` two answers more.
     """
     columns: list[ColSpec | TensorSpec] = [
-        ColSpec(
-            COLUMN_TYPES.get(column.type, DataType.double),
-            column.name,
-            required=COLUMN_TYPES.get(column.type) is DataType.binary,
-        )
+        ColSpec(DataType[column.spec.mlflow_type], column.name, required=column.spec.required)
         for column in schema.columns
     ]
     answers: list[ColSpec | TensorSpec] = [

@@ -20,7 +20,6 @@ from anomaly_vae.errors import DataError
 from anomaly_vae.evaluation.metrics import TOP, Evaluation, Slice, evaluate, time_slices
 from anomaly_vae.messages import listed
 from anomaly_vae.scoring.detector import Detections, Detector
-from anomaly_vae.types import DISCRETE
 from pipelines import console
 from pipelines.datasets.labels import anomaly_mask, group_codes, unlabelled_mask
 
@@ -106,7 +105,7 @@ class Judged:
         if self.batch is None:
             return {}
         columns = self.detector.scorer.schema.columns
-        names = [column.name for column in columns if column.type in DISCRETE]
+        names = [column.name for column in columns if column.spec.has_levels]
         return {name: levels_of(self.batch.values[name]) for name in names}
 
     def decisions(self, rows: Mask) -> Detections:

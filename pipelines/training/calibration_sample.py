@@ -20,7 +20,6 @@ from anomaly_vae.errors import DataError
 from anomaly_vae.messages import listed
 from anomaly_vae.scoring.modality import Encoding
 from anomaly_vae.scoring.scorer import Scorer
-from anomaly_vae.types import DISCRETE
 from pipelines.datasets.dataset import Dataset
 
 Positions = NDArray[np.intp]
@@ -101,7 +100,7 @@ def _levels(data: Dataset, column: str, rows: Positions) -> Levels:
 def _check_group(data: Dataset, column: str) -> None:
     assert isinstance(data.schema, TabularSchema), "images have no groups"
     types = {one.name: one.type for one in data.schema.columns}
-    discrete = [name for name, kind in types.items() if kind in DISCRETE]
+    discrete = [one.name for one in data.schema.columns if one.spec.has_levels]
     if column in discrete:
         return
     why = (
