@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import beta, betabinom, ks_2samp, t
 
-from anomaly_vae.calibration.conformal import Calibration, promised_ranks
-from anomaly_vae.data.splitting import DAY, one_of_each
+from anomaly_vae.calibration.conformal import Calibration, guaranteed_ranks
+from anomaly_vae.data.splitting import DAY, one_row_per_group
 from anomaly_vae.evaluation.bootstrap import Counts, Ranking, draws, enough, intervals
 from anomaly_vae.scoring.detector import Detections
 
@@ -202,7 +202,7 @@ def _uniformity(
 
 def exchangeable(rows: Mask, group: NDArray[Any] | None) -> NDArray[np.intp]:
     """Positions of these rows (N,), of one row of each group where there are groups."""
-    return one_of_each(np.flatnonzero(rows), group)
+    return one_row_per_group(np.flatnonzero(rows), group)
 
 
 def rate(flags: Mask, confidence: float = 0.95, group: NDArray[Any] | None = None) -> Rate | None:
@@ -253,7 +253,7 @@ def max_fpr_under_guarantee(
     prop. 2a; Bates et al. 2023, sec. 2). This is the upper end of its central interval: a
     binomial interval around the observed rate would forget that the threshold was estimated.
     """
-    n, k = len(calibration.scores), promised_ranks(calibration)
+    n, k = len(calibration.scores), guaranteed_ranks(calibration)
     return float(kept_rates(k, n, total, ((1 + confidence) / 2,))[0])
 
 

@@ -17,7 +17,7 @@ from anomaly_vae.calibration.conformal import (
     discovery_level,
     scores_needed,
 )
-from anomaly_vae.data.splitting import one_of_each
+from anomaly_vae.data.splitting import one_row_per_group
 from anomaly_vae.errors import CalibrationError
 from tests.support import naive
 
@@ -274,7 +274,7 @@ def test_one_row_of_each_group_keeps_the_promise_for_new_groups() -> None:
     for _ in range(600):
         calibrating = np.repeat(rng.normal(size=40), 25) + 0.2 * rng.normal(size=1_000)
         fresh = rng.normal(size=200) + 0.2 * rng.normal(size=200)
-        chosen = calibrating[one_of_each(np.arange(1_000), group)]
+        chosen = calibrating[one_row_per_group(np.arange(1_000), group)]
         kept.append(calibrate(chosen, 0.05).flags(fresh).mean())
         broken.append(calibrate(calibrating, 0.05).flags(fresh).mean())
     assert np.mean(kept) <= 0.05 + 3 * np.std(kept) / math.sqrt(len(kept))

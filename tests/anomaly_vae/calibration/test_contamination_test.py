@@ -88,11 +88,13 @@ def test_so_many_of_the_highest_scores_are_named_as_are_too_many() -> None:
 def test_it_is_among_the_figures_and_in_the_note() -> None:
     rng = np.random.default_rng(6)
     losses, scores = (sample(rng, 2_000, 100), sample(rng, 600)), np.arange(2_000.0)
-    given = CalibrationSample.of(scores, losses=losses)
+    given = CalibrationSample.from_scores(scores, losses=losses)
     figures = choose_threshold(given, CalibrationConfig(alpha=0.05)).figures
     assert figures["contamination"] == compared(*losses, scores).to_json()
     assert figures["note"].startswith("calibration rows fit worse than held-out training rows")
     assert (
         "contamination"
-        not in choose_threshold(CalibrationSample.of(given.normal), CalibrationConfig()).figures
+        not in choose_threshold(
+            CalibrationSample.from_scores(given.normal), CalibrationConfig()
+        ).figures
     )

@@ -49,7 +49,7 @@ def evidence(seed: int, n: int = 300, tied: bool = False, m: int = 40) -> Calibr
     rng = np.random.default_rng(seed)
     normal, anomalies = rng.gumbel(size=n), 4 + 2 * rng.normal(size=m)
     digits = 1 if tied else 15
-    return CalibrationSample.of(
+    return CalibrationSample.from_scores(
         np.round(normal, digits),
         np.round(anomalies, digits),
         rng.exponential(size=m),
@@ -112,7 +112,7 @@ def test_the_order_of_the_rows_does_not_matter(method: str, seed: int) -> None:
     given_, rng = evidence(seed), np.random.default_rng(seed)
     order = rng.permutation(len(given_.anomalies))
     assert given_.amounts is not None
-    shuffled = CalibrationSample.of(
+    shuffled = CalibrationSample.from_scores(
         rng.permutation(given_.normal),
         given_.anomalies[order],
         given_.amounts[order],
@@ -155,7 +155,7 @@ def test_the_fewest_rows_that_a_method_takes_are_what_it_says(method: str) -> No
 @pytest.mark.parametrize("method", METHODS)
 def test_a_score_that_is_not_finite_is_refused(method: str) -> None:
     with pytest.raises(CalibrationError, match="1 of 300 calibration scores are not finite"):
-        chosen(method, CalibrationSample.of([math.inf, *evidence(4).normal[1:]], [1.0]))
+        chosen(method, CalibrationSample.from_scores([math.inf, *evidence(4).normal[1:]], [1.0]))
 
 
 # ---------------------------------------------------------------- certified
@@ -214,7 +214,7 @@ def test_the_promise_a_certified_threshold_breaks_at_most_a_share_delta_of_the_t
     trials = 4_000
     config = wish("certified", alpha=alpha, delta=delta)
     samples = rng.standard_exponential((trials, n))
-    found = [choose_threshold(CalibrationSample.of(sample), config) for sample in samples]
+    found = [choose_threshold(CalibrationSample.from_scores(sample), config) for sample in samples]
     rates = np.exp([-one.threshold for one in found])
     error = 4 * math.sqrt(delta * (1 - delta) / trials)
     assert np.mean(rates > alpha) <= delta + error
@@ -230,7 +230,10 @@ def test_the_promise_of_a_certified_threshold_holds_with_ties() -> None:
     trials, config = 4_000, wish("certified", alpha=0.05, delta=0.1)
     samples = rng.geometric(0.3, (trials, 200)).astype(float)
     thresholds = np.array(
-        [choose_threshold(CalibrationSample.of(sample), config).threshold for sample in samples]
+        [
+            choose_threshold(CalibrationSample.from_scores(sample), config).threshold
+            for sample in samples
+        ]
     )
     assert np.mean(0.7**thresholds > 0.05) <= 0.1 + 4 * math.sqrt(0.1 * 0.9 / trials)
 
@@ -271,9 +274,9 @@ def test_other_units_of_the_score_move_the_tail_with_them(
 
 def test_the_goodness_of_fit_tells_a_tail_from_none() -> None:
     rng = np.random.default_rng(2)
-    smooth = choose_threshold(CalibrationSample.of(rng.gumbel(size=500)), wish("evt"))
+    smooth = choose_threshold(CalibrationSample.from_scores(rng.gumbel(size=500)), wish("evt"))
     two_heaps = np.concatenate([rng.normal(0, 1, 425), rng.normal(30, 0.1, 75)])
-    rough = choose_threshold(CalibrationSample.of(two_heaps), wish("evt"))
+    rough = choose_threshold(CalibrationSample.from_scores(two_heaps), wish("evt"))
     assert smooth.figures["fit_p_value"] > 0.05 > rough.figures["fit_p_value"]
     assert smooth.figures["note"].endswith("a model, not a guarantee")
     assert "a poor one" in rough.figures["note"]
@@ -281,7 +284,7 @@ def test_the_goodness_of_fit_tells_a_tail_from_none() -> None:
 
 def test_scores_without_a_tail_are_refused() -> None:
     with pytest.raises(CalibrationError, match="have 0 different values, a tail takes 50"):
-        choose_threshold(CalibrationSample.of([1.0] * 1_000), wish("evt"))
+        choose_threshold(CalibrationSample.from_scores([1.0] * 1_000), wish("evt"))
 
 
 def test_an_alpha_before_the_tail_is_refused() -> None:
@@ -476,7 +479,7 @@ def test_no_threshold_of_that_precision_has_more_recall(
 
 
 def test_a_precision_that_no_threshold_reaches_says_the_best() -> None:
-    given_ = CalibrationSample.of(np.arange(100.0), np.arange(50.0))
+    given_ = CalibrationSample.from_scores(np.arange(100.0), np.arange(50.0))
     with pytest.raises(CalibrationError) as caught:
         chosen("recall_at_precision", given_, precision=0.9)
     assert str(caught.value) == (
@@ -499,7 +502,9 @@ def test_the_promise_a_budget_is_kept_on_average() -> None:
     for _ in range(2_000):
         odd = rng.random(400) < share
         scores = rng.gumbel(size=400) + 3 * odd
-        found = choose_threshold(CalibrationSample.of(scores[~odd], scores[odd]), wish("budget"))
+        found = choose_threshold(
+            CalibrationSample.from_scores(scores[~odd], scores[odd]), wish("budget")
+        )
         t = found.threshold
         law = stats.gumbel_r()
         rates.append((1 - share) * law.sf(t) + share * law.sf(t - 3))
@@ -514,7 +519,7 @@ def test_the_cost_interval_covers_the_cost_of_its_threshold() -> None:
     rng, config = np.random.default_rng(8), wish("cost")
     law, covered = stats.gumbel_r(), 0
     for _ in range(200):
-        given_ = CalibrationSample.of(rng.gumbel(size=2_000), 3 + rng.gumbel(size=100))
+        given_ = CalibrationSample.from_scores(rng.gumbel(size=2_000), 3 + rng.gumbel(size=100))
         found = choose_threshold(given_, config)
         good, odd = law.sf(found.threshold), law.sf(found.threshold - 3)
         true = (2_000 * good * 8 + 100 * (odd * 3 + (1 - odd) * 100)) * 1_000 / 2_100

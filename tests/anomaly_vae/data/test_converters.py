@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from anomaly_vae.data.arrow import (
     binary_from_arrow,
     levels_from_arrow,
+    normalise_array,
     numbers_from_arrow,
-    plain,
     times_from_arrow,
 )
 from anomaly_vae.data.converters import (
@@ -374,7 +374,7 @@ def test_times_are_no_numbers_and_numbers_no_times() -> None:
 @pytest.mark.parametrize("kind", [*TEXT_TYPES, *NUMBER_TYPES], ids=str)
 def test_plain_arrays_are_contiguous_and_of_a_type_that_kernels_take(kind: pa.DataType) -> None:
     array = text_array(["1"] * 4, kind) if kind in TEXT_TYPES else as_type([1] * 4, kind)
-    found = plain(in_chunks(array))
+    found = normalise_array(in_chunks(array))
     assert isinstance(found, pa.Array)
     assert len(found.unique()) == 1
 

@@ -112,7 +112,7 @@ def test_savings_are_the_expected_costs_of_two_thresholds(
     amounts = rng.uniform(1, 100, 50) if by_amount else None
     costs = CostConfig(missed=2.0, review=3.0, blocked=1.5)
     found = Detections(scores, np.ones(50), scores > 0.5)
-    evidence = CalibrationSample.of(
+    evidence = CalibrationSample.from_scores(
         scores[~anomaly],
         scores[anomaly],
         () if amounts is None else amounts[anomaly],

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
 from anomaly_vae.calibration.conformal import Calibration, calibrate
-from anomaly_vae.data.converters import Levels, levels_of
+from anomaly_vae.data.converters import Levels, as_levels
 from anomaly_vae.evaluation.metrics import max_fpr_under_guarantee
 from anomaly_vae.evaluation.slices import MIN_ROWS, MOST_LEVELS, ColumnSlice, column_slices
 from anomaly_vae.scoring.detector import Detections
@@ -69,7 +69,7 @@ def test_only_the_largest_levels_are_told() -> None:
 
 
 def test_zeros_and_ones_are_levels() -> None:
-    levels = levels_of(np.array([0.0, 1.0, np.nan]))
+    levels = as_levels(np.array([0.0, 1.0, np.nan]))
     assert levels.codes.tolist() == [0, 1, -1]
     assert levels.names == ("0", "1")
 

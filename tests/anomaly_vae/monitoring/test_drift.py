@@ -9,11 +9,11 @@ from anomaly_vae.data.encoding import Binary, Categorical, Cyclic, Numeric, Tabu
 from anomaly_vae.monitoring.drift import (
     BINS,
     CELLS,
-    FEWEST,
+    MIN_VALUES,
     ColumnSketch,
     Sketches,
     fit_sketches,
-    stability,
+    population_stability_index,
 )
 from anomaly_vae.monitoring.exchangeability import Reference
 
@@ -115,8 +115,8 @@ def test_a_time_moves_on_and_is_watched_for_gaps_alone():
 
 
 def test_nothing_is_said_of_few_values():
-    assert of(rows(FEWEST, 3))["amount"].psi is None, "a tenth is missing"
-    assert of(rows(2 * FEWEST, 3))["amount"].psi is not None
+    assert of(rows(MIN_VALUES, 3))["amount"].psi is None, "a tenth is missing"
+    assert of(rows(2 * MIN_VALUES, 3))["amount"].psi is not None
     assert of(rows(0))["amount"].missing == 0
 
 
@@ -145,7 +145,8 @@ def test_chance_alone_is_taken_off():
     shares = np.full(BINS, 1 / BINS)
     for n, m in ((100, 100), (100, 2000), (5000, 200)):
         found = [
-            stability(rng.multinomial(n, shares), rng.multinomial(m, shares)) for _ in range(300)
+            population_stability_index(rng.multinomial(n, shares), rng.multinomial(m, shares))
+            for _ in range(300)
         ]
         assert np.mean(found) < 5 * (1 / n + 1 / m)
 
@@ -153,7 +154,7 @@ def test_chance_alone_is_taken_off():
 def test_the_index_of_two_known_histograms():
     then, now = np.array([500_000, 500_000]), np.array([800_000, 200_000])
     truth = 0.3 * np.log(0.8 / 0.5) - 0.3 * np.log(0.2 / 0.5)
-    assert stability(then, now) == pytest.approx(truth, abs=1e-4)
+    assert population_stability_index(then, now) == pytest.approx(truth, abs=1e-4)
 
 
 def test_sketches_survive_json():

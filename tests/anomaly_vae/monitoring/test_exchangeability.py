@@ -19,7 +19,7 @@ from anomaly_vae.evaluation.metrics import max_fpr_under_guarantee
 from anomaly_vae.monitoring import exchangeability
 from anomaly_vae.monitoring.exchangeability import (
     BLOCKS,
-    BREACH,
+    BREACH_LEVEL,
     CONCENTRATIONS,
     ROWS,
     Monitor,
@@ -75,7 +75,7 @@ def test_the_martingale_is_the_bets_one_after_another():
     ratios = [
         math.exp(naive_log_ratio(row, urn, k)) for row in counts for k in CONCENTRATIONS if k < 200
     ]
-    found = exchangeability._evidence(counts, urn, np.zeros(3))
+    found = exchangeability._log10_martingale(counts, urn, np.zeros(3))
     assert found == pytest.approx(math.log10(np.mean(ratios)), abs=1e-9)
 
 
@@ -91,7 +91,9 @@ def test_what_is_set_aside_is_what_speaks_most_against_the_promise(seed, spare):
         naive_log_ratio(counts - np.array(gone), urn, k) for gone in choices if sum(gone) <= spare
     )
     others = (k * urn / urn.sum())[None, None, :]
-    kept = exchangeability._without_worst(counts[None], urn, others, np.array([float(spare)]))[0, 0]
+    kept = exchangeability._without_most_extreme(
+        counts[None], urn, others, np.array([float(spare)])
+    )[0, 0]
     assert counts.sum() - kept.sum() <= spare + 3
     gain = exchangeability._log_rising(others[0, 0], kept) - exchangeability._log_rising(urn, kept)
     rising = [exchangeability._log_rising(total, kept.sum()) for total in (k, urn.sum())]
@@ -149,14 +151,14 @@ def test_every_row_is_in_one_bin(n, rows):
     ("rows", "k", "n"), [(1, 1, 99), (50, 1, 99), (4000, 20, 1999), (300, 5, 99)]
 )
 def test_the_limit_of_flags_is_the_beta_binomial_quantile(rows, k, n):
-    level = 1 - BREACH / (2 * BLOCKS)
+    level = 1 - BREACH_LEVEL / (2 * BLOCKS)
     truth = betabinom(rows, k, n + 1 - k).ppf(level)
-    assert exchangeability._most_flags(rows, k, n + 1) == truth
+    assert exchangeability._max_flags(rows, k, n + 1) == truth
 
 
 def test_the_limit_is_the_law_that_evaluation_judges_by():
     monitor, calibration = monitor_of(500, 0.05)
-    rate = max_fpr_under_guarantee(calibration, 1000, confidence=1 - BREACH / BLOCKS)
+    rate = max_fpr_under_guarantee(calibration, 1000, confidence=1 - BREACH_LEVEL / BLOCKS)
     assert monitor._limit(1000, 0) == pytest.approx(rate * 1000)
 
 
@@ -169,8 +171,8 @@ def test_more_rows_than_are_worked_out_have_a_limit_in_proportion():
 @pytest.mark.parametrize("share", [0.001, 0.0085, 0.05, 0.5])
 def test_as_many_anomalies_as_chance_may_bring_are_set_aside(share):
     rows = np.array([1, 30, 128, 1000, 4000, 100_000])
-    most = exchangeability._most_anomalies(rows, share)
-    truth = binom.ppf(1 - BREACH / (2 * BLOCKS), rows, share)
+    most = exchangeability._max_anomalies(rows, share)
+    truth = binom.ppf(1 - BREACH_LEVEL / (2 * BLOCKS), rows, share)
     assert (most >= truth).all()
     assert (most <= truth + 0.1 * truth + 10).all()
 
@@ -251,7 +253,7 @@ def test_a_window_is_the_newest_blocks(sizes):
     monitor, _ = monitor_of(alpha=0.01)
     window, naive = Window(monitor), [0]
     for number, size in enumerate(sizes):
-        counts = monitor.nothing
+        counts = monitor.empty_counts
         counts[ROWS], counts[1] = size, number
         window.add(counts)
         naive[-1] += size
@@ -273,7 +275,7 @@ def test_counts_add_up_whoever_counted():
 
 def test_a_window_lives_on_in_its_memory():
     monitor, _ = monitor_of()
-    counts = monitor.nothing
+    counts = monitor.empty_counts
     counts[ROWS] = 300
     first = Window(monitor)
     first.add(counts)
@@ -303,7 +305,7 @@ def test_traffic_that_weights_foretell_is_no_shift():
     wish = CalibrationConfig(alpha=0.05)
     found = {}
     for name, weights in (("weighted", np.where(odd, 5, 5 / 9)), ("plain", ())):
-        calibration = choose_threshold(CalibrationSample.of(normal, weights=weights), wish)
+        calibration = choose_threshold(CalibrationSample.from_scores(normal, weights=weights), wish)
         monitor = Monitor(calibration, PLAIN, Reference())
         scores, _ = drawn(3_000, 0.5)
         counts = monitor.count(scores, calibration.flags(scores), None)

@@ -8,7 +8,7 @@ from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.images.encoding import ImageEncoding, ImageLayout
 from anomaly_vae.images.heatmaps import Scale
 from anomaly_vae.scoring.detector import Detections
-from anomaly_vae.scoring.localization import localizations, title_of
+from anomaly_vae.scoring.localization import decision_title, localizations
 from anomaly_vae.scoring.scorer import ScoreParts
 from pipelines.datasets.images import ImageDataset
 
@@ -63,4 +63,4 @@ def test_nothing_asked_for_is_nothing_found() -> None:
 
 def test_the_title_says_name_score_and_p_value() -> None:
     found = Detections(np.array([1.0, 1234.5678]), np.array([0.5, 0.0123]), np.array([False, True]))
-    assert title_of(found, 1) == "score 1234.57, p = 0.012"
+    assert decision_title(found, 1) == "score 1234.57, p = 0.012"
