@@ -10,11 +10,11 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from anomaly_vae.evaluation.bootstrap import (
     DRAWS,
-    FEWEST_DRAWS,
+    MIN_DRAWS,
     Interval,
     Ranking,
+    choose_draws,
     draws,
-    enough,
     interval,
     intervals,
 )
@@ -74,9 +74,9 @@ def test_the_same_seed_draws_the_same() -> None:
 
 
 def test_many_rows_are_drawn_less_often() -> None:
-    assert enough(0) == enough(1_000) == DRAWS
-    assert FEWEST_DRAWS < enough(60_000) < DRAWS
-    assert enough(10**9) == FEWEST_DRAWS
+    assert choose_draws(0) == choose_draws(1_000) == DRAWS
+    assert MIN_DRAWS < choose_draws(60_000) < DRAWS
+    assert choose_draws(10**9) == MIN_DRAWS
 
 
 def test_figures_that_do_not_exist_are_nan_and_have_no_interval() -> None:

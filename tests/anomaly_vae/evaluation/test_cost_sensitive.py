@@ -119,7 +119,7 @@ def test_savings_are_the_expected_costs_of_two_thresholds(
         weight=weight,
     )
     chosen, nothing = expected_cost(evidence, np.array([0.5, np.inf]), costs)
-    savings = Savings.of(found, anomaly, costs, amounts, weight)
+    savings = Savings.from_decisions(found, anomaly, costs, amounts, weight)
     assert savings.per_1000() == pytest.approx(nothing - chosen)
 
 
@@ -128,7 +128,7 @@ def test_the_interval_of_savings_holds_them_and_knows_groups() -> None:
     anomaly = np.arange(400) < 80
     scores = rng.normal(size=400) + anomaly
     found = Detections(scores, np.ones(400), scores > 1)
-    savings = Savings.of(found, anomaly, CostConfig(missed=5.0, review=1.0))
+    savings = Savings.from_decisions(found, anomaly, CostConfig(missed=5.0, review=1.0))
     low, high = savings.interval(anomaly, None) or (np.nan, np.nan)
     assert low < savings.per_1000() < high
     wide = savings.interval(anomaly, np.arange(400) // 40) or (np.nan, np.nan)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from anomaly_vae.calibration.conformal import Calibration, calibrate
 from anomaly_vae.evaluation.metrics import (
     DAY,
-    MOST_SLICES,
+    MAX_TIME_SLICES,
     Evaluation,
     evaluate,
     max_fpr_under_guarantee,
@@ -247,7 +247,7 @@ def test_rows_of_unknown_time_are_in_no_slice() -> None:
 def test_many_days_are_grouped_and_say_so() -> None:
     seconds = MONDAY + np.arange(365) * DAY
     slices = time_slices(np.zeros(365, bool), np.zeros(365, bool), seconds, PROMISE)
-    assert len(slices) <= MOST_SLICES
+    assert len(slices) <= MAX_TIME_SLICES
     assert slices[0].name == "2024-01-01 (+7 d)"
     assert sum(s.fpr.total for s in slices) == 365
 

@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score
 from anomaly_vae.calibration.conformal import Calibration, calibrate
 from anomaly_vae.data.converters import Levels, as_levels
 from anomaly_vae.evaluation.metrics import max_fpr_under_guarantee
-from anomaly_vae.evaluation.slices import MIN_ROWS, MOST_LEVELS, ColumnSlice, column_slices
+from anomaly_vae.evaluation.slices import MAX_LEVELS, MIN_ROWS, ColumnSlice, column_slices
 from anomaly_vae.scoring.detector import Detections
 
 PROMISE = calibrate(np.arange(999.0), alpha=0.01)
@@ -59,11 +59,11 @@ def test_missing_is_a_level_and_small_levels_are_none() -> None:
 
 
 def test_only_the_largest_levels_are_told() -> None:
-    kinds = column(*(MIN_ROWS + i for i in range(MOST_LEVELS + 5)))
+    kinds = column(*(MIN_ROWS + i for i in range(MAX_LEVELS + 5)))
     rows = len(kinds)
     slices = column_slices({"k": kinds}, decide(np.zeros(rows)), np.zeros(rows, bool), PROMISE)
     sizes = [s.rows for s in slices]
-    assert len(sizes) == MOST_LEVELS
+    assert len(sizes) == MAX_LEVELS
     assert sizes == sorted(sizes, reverse=True)
     assert min(sizes) == MIN_ROWS + 5
 
