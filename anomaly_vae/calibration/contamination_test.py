@@ -70,13 +70,13 @@ def contamination_test(normal: Scores, held_out: Scores, scores: Scores) -> Cont
         scores: (n,) sorted scores of the calibration rows that users know, for the advice.
     """
     cuts = _thresholds(np.sort(np.concatenate([normal, held_out])))
-    ours, theirs = (len(s) - np.searchsorted(s, cuts) for s in (normal, held_out))
+    calibration, reference = (len(s) - np.searchsorted(s, cuts) for s in (normal, held_out))
     sizes = (len(normal), len(held_out))
-    excess = _excess(ours, ours + theirs, sizes)
-    drawn = _permutation_maxima(tuple((ours + theirs).tolist()), sizes)
+    excess = _excess(calibration, calibration + reference, sizes)
+    drawn = _permutation_maxima(tuple((calibration + reference).tolist()), sizes)
     worst = int(np.argmax(excess))
-    expected = theirs[worst] / len(held_out)
-    share = (ours[worst] / len(normal) - expected) / (1 - expected or 1.0)
+    expected = reference[worst] / len(held_out)
+    share = (calibration[worst] / len(normal) - expected) / (1 - expected or 1.0)
     reached = int((drawn >= excess.max()).sum())
     p_value = (1 + reached) / (1 + PERMUTATIONS)
     share = max(float(share), 0.0)
@@ -90,20 +90,20 @@ def _thresholds(pooled: Scores) -> Scores:
     return np.unique(pooled[len(pooled) - above])[::-1]
 
 
-def _excess(ours: NDArray[Any], above: NDArray[Any], sizes: tuple[int, int]) -> Scores:
+def _excess(calibration: NDArray[Any], above: NDArray[Any], sizes: tuple[int, int]) -> Scores:
     """Return standardised hypergeometric counts; the standard deviation is at least one row."""
     total, share = sum(sizes), sizes[0] / sum(sizes)
     variance = above * share * (1 - share) * (total - above) / max(total - 1, 1)
-    return np.asarray((ours - above * share) / np.sqrt(np.maximum(variance, 1.0)))
+    return np.asarray((calibration - above * share) / np.sqrt(np.maximum(variance, 1.0)))
 
 
 @lru_cache(maxsize=8)
 def _permutation_maxima(above: tuple[int, ...], sizes: tuple[int, int]) -> Scores:
     """Return the statistic (R,) of R random permutations."""
     rng = np.random.default_rng(0)
-    ours, rest = np.full(PERMUTATIONS, sizes[0]), sum(sizes)
+    left, rest = np.full(PERMUTATIONS, sizes[0]), sum(sizes)
     largest = np.full(PERMUTATIONS, -np.inf)
     for rows, total in zip(np.diff(above, prepend=0).tolist(), above, strict=True):
-        ours, rest = ours - rng.hypergeometric(ours, rest - ours, rows), rest - rows
-        largest = np.maximum(largest, _excess(sizes[0] - ours, np.array(total), sizes))
+        left, rest = left - rng.hypergeometric(left, rest - left, rows), rest - rows
+        largest = np.maximum(largest, _excess(sizes[0] - left, np.array(total), sizes))
     return largest

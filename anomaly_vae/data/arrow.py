@@ -58,9 +58,9 @@ def binary_from_arrow(array: pa.Array) -> Converted:
         array = pc.if_else(pc.equal(lower, "true"), "1", array)
         array = pc.if_else(pc.equal(lower, "false"), "0", array)
     values, problems = numbers_from_arrow(array)
-    odd = np.flatnonzero(~np.isnan(values) & (values != 0) & (values != 1))
-    problems += [CellProblem(int(i), f"expected 0 or 1, got {values[i]:g}") for i in odd]
-    values[odd] = np.nan
+    invalid = np.flatnonzero(~np.isnan(values) & (values != 0) & (values != 1))
+    problems += [CellProblem(int(i), f"expected 0 or 1, got {values[i]:g}") for i in invalid]
+    values[invalid] = np.nan
     return values, problems
 
 
@@ -130,9 +130,9 @@ def _numbers_from_text(array: pa.Array) -> Converted:
     good = pc.match_substring_regex(text, NUMBER)
     missing = pc.or_kleene(pc.is_null(text), pc.is_in(text, value_set=pa.array(MISSING, text.type)))
     values = _to_numpy(pc.if_else(good, text, None).cast(pa.float64()))
-    bad = _to_mask(pc.invert(pc.or_kleene(pc.fill_null(good, False), missing)))
+    invalid = _to_mask(pc.invert(pc.or_kleene(pc.fill_null(good, False), missing)))
     problems = [
-        CellProblem(int(i), _not_a_number(array[int(i)].as_py())) for i in np.flatnonzero(bad)
+        CellProblem(int(i), _not_a_number(array[int(i)].as_py())) for i in np.flatnonzero(invalid)
     ]
     values, infinite = _refuse_infinite(values)
     return values, problems + infinite

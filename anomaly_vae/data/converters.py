@@ -57,7 +57,7 @@ def as_levels(values: Levels | NDArray[np.floating[Any]]) -> Levels:
 
 
 def slice_name(column: str, level: str | None) -> str:
-    """Return the name of the slice of rows that have a level; None is the missing level."""
+    """Return the name of the slice of rows that have a level; None means missing."""
     return f"{column} = {'(missing)' if level is None else level}"
 
 
@@ -122,7 +122,10 @@ def level_name(value: object) -> str | None:
 
 
 def merge_levels(codes: NDArray[Any], names: Sequence[str | None]) -> Levels:
-    """Merge equal and missing ``names`` of a column given as codes (N,) into them."""
+    """Merge equal names and drop missing ones.
+
+    ``codes`` (N,) are indices into ``names``; those of missing names become −1.
+    """
     unique = dict.fromkeys(name for name in names if name is not None)
     index = {name: code for code, name in enumerate(unique)}
     table = np.array([-1 if n is None else index[n] for n in names] + [-1], np.int32)

@@ -96,9 +96,8 @@ def frame_to_table(frame: pd.DataFrame) -> pa.Table:
 
 def _series_to_array(column: pd.Series) -> pa.Array:
     if isinstance(column.dtype, pd.DatetimeTZDtype):
-        column = column.dt.tz_convert(
-            None
-        )  # pandas 3.1 warns about zones; the instants are unchanged
+        # pandas 3.1 warns about zones; the instants are unchanged
+        column = column.dt.tz_convert(None)
     try:
         return pa.array(column, from_pandas=True)
     except pa.ArrowException:

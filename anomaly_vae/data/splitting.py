@@ -276,8 +276,7 @@ def contained_in(rows: NDArray[Any], others: NDArray[Any]) -> Mask:
 
 
 def _row_keys(x: NDArray[Any]) -> NDArray[Any]:
-    canonical = np.where(
-        np.isnan(x), x.dtype.type(np.nan), x + x.dtype.type(0)
-    )  # all NaNs have the same bits, −0 those of 0
+    # Give all NaNs the same bits, and −0 those of 0.
+    canonical = np.where(np.isnan(x), x.dtype.type(np.nan), x + x.dtype.type(0))
     rows = np.ascontiguousarray(canonical)
     return rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel()

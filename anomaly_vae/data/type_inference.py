@@ -62,10 +62,10 @@ def infer_schema(table: pa.Table, data: TabularData) -> Inferred:
 
 
 def infer_type(name: str, column: pa.ChunkedArray) -> tuple[ColumnType | None, str | None]:
-    """Infer the type of a column (None: leave the column columns), and a remark."""
+    """Infer the type of a column (None: leave the column out), and a remark."""
     values = _present(normalise_array(column))
     if not len(values):
-        return None, "left columns, it has no value in the training rows"
+        return None, "left out, it has no value in the training rows"
     kind, note = _by_arrow_type(name, values)
     if kind and pc.count_distinct(values).as_py() == 1:
         note = f"constant ({shown(values[0].as_py())}); any other value will look anomalous"
@@ -95,7 +95,7 @@ def _by_arrow_type(name: str, values: pa.Array) -> tuple[ColumnType | None, str 
         if matches(kind):
             result: tuple[ColumnType | None, str | None] = decide(values)
             return result
-    return None, f"left columns, {kind} is not a type it can learn from"
+    return None, f"left out, {kind} is not a type it can learn from"
 
 
 def _numeric(values: pa.Array) -> tuple[ColumnType | None, str | None]:
@@ -107,7 +107,7 @@ def _numeric(values: pa.Array) -> tuple[ColumnType | None, str | None]:
         return ColumnType.BINARY, None
     unique = pa.types.is_integer(values.type) and len(distinct) == len(values) >= MIN_VALUES
     if unique and (_counts_up(values) or _are_identifiers(values)):
-        return None, "left columns, it numbers the rows; declare it under data.features to keep it"
+        return None, "left out, it numbers the rows; declare it under data.features to keep it"
     return ColumnType.NUMERIC, None
 
 
@@ -130,7 +130,7 @@ def _text(name: str, values: pa.Array) -> tuple[ColumnType | None, str | None]:
     text = pc.utf8_trim_whitespace(values)
     text = text.filter(pc.invert(pc.is_in(text, value_set=pa.array(MISSING, text.type))))
     if not len(text):
-        return None, "left columns, it has no value in the training rows"
+        return None, "left out, it has no value in the training rows"
     numbers = pc.match_substring_regex(text, NUMBER)
     share = pc.mean(numbers.cast(pa.float64())).as_py()
     if share == 1:
@@ -155,14 +155,14 @@ def _words(text: pa.Array) -> tuple[ColumnType | None, str | None]:
         return ColumnType.DATETIME, None
     distinct = pc.count_distinct(text).as_py()
     if len(text) >= MIN_VALUES and distinct > NEARLY_UNIQUE * len(text):
-        return None, f"left columns, nearly every value is its own ({distinct} of {len(text)})"
+        return None, f"left out, nearly every value is its own ({distinct} of {len(text)})"
     return ColumnType.CATEGORICAL, None
 
 
-def _mixed_column(name: str, odd: pa.Array, total: int) -> DataError:
+def _mixed_column(name: str, other: pa.Array, total: int) -> DataError:
     return DataError(
-        f"column '{name}' mixes numbers with text: {len(odd)} of {total} values are no numbers, "
-        f"such as {shown(odd[0].as_py())}; correct them, or declare "
+        f"column '{name}' mixes numbers with text: {len(other)} of {total} values are no numbers, "
+        f"such as {shown(other[0].as_py())}; correct them, or declare "
         f"data.features.{name}.type as numeric (such rows are rejected) or categorical",
         column=name,
     )

@@ -53,11 +53,16 @@ def draws(
     )
     anomalous = np.zeros(unit_of_row.max(initial=-1) + 1, bool)
     anomalous[unit_of_row[anomaly]] = True
-    strata = [kind for kind in (np.flatnonzero(~anomalous), np.flatnonzero(anomalous)) if len(kind)]
+    strata = [
+        stratum
+        for stratum in (np.flatnonzero(~anomalous), np.flatnonzero(anomalous))
+        if len(stratum)
+    ]
     for _ in range(n):
         times = np.zeros(len(anomalous), np.int64)
-        for kind in strata:
-            times[kind] = np.bincount(rng.integers(len(kind), size=len(kind)), minlength=len(kind))
+        for stratum in strata:
+            size = len(stratum)
+            times[stratum] = np.bincount(rng.integers(size, size=size), minlength=size)
         yield times[unit_of_row]
 
 

@@ -22,9 +22,7 @@ class UniformityPoint:
     share: float
     low: float
     high: float
-    """``low`` and ``high`` are the central interval of the share under the guarantee, at this
-    level.
-    """
+    """End of the central interval of the share under the guarantee, which begins at ``low``."""
 
     @property
     def outside(self) -> bool:

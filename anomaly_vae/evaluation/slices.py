@@ -18,9 +18,7 @@ from anomaly_vae.scoring.detector import Detections
 Mask = NDArray[np.bool_]
 
 MAX_COLUMNS, MAX_LEVELS = 20, 10
-"""Maximum numbers of columns, and of levels per column, that are reported; the largest levels
-first.
-"""
+"""Maximum numbers of columns, and of levels per column, that are reported."""
 MIN_ROWS = 50
 """Minimum number of rows of a slice."""
 

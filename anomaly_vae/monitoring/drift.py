@@ -85,7 +85,7 @@ class Sketches:
     def drift(self, counts: Counts) -> tuple[Drift, ...]:
         """Return the drift of each column, given the sum of the results of `count`."""
         pairs = zip(self.columns, counts.reshape(-1, CELLS), strict=True)
-        return tuple(_column_drift(column, now) for column, now in pairs)
+        return tuple(_column_drift(column, current) for column, current in pairs)
 
 
 def fit_sketches(encoding: Encoding, x: Matrix) -> tuple[ColumnSketch, ...]:
@@ -99,16 +99,16 @@ def fit_sketches(encoding: Encoding, x: Matrix) -> tuple[ColumnSketch, ...]:
     )
 
 
-def population_stability_index(reference: Counts, now: Counts) -> float:
+def population_stability_index(reference: Counts, current: Counts) -> float:
     """Return the population stability index Σ (p − q) ln(p / q) of two histograms (B,).
 
     Two samples of n and N rows from the same distribution have an expected index of (B − 1)(1/n +
     1/N) (Yurdakul 2018); that is subtracted, so that small windows do not look like drift.
     """
-    used = int(np.count_nonzero(reference + now))
-    shares = [(counts + 0.5) / (counts.sum() + BINS / 2) for counts in (reference, now)]
+    used = int(np.count_nonzero(reference + current))
+    shares = [(counts + 0.5) / (counts.sum() + BINS / 2) for counts in (reference, current)]
     index = ((shares[1] - shares[0]) * np.log(shares[1] / shares[0])).sum()
-    chance = (used - 1) * (1 / reference.sum() + 1 / now.sum())
+    chance = (used - 1) * (1 / reference.sum() + 1 / current.sum())
     return max(float(index - chance), 0.0)
 
 
@@ -135,16 +135,16 @@ def _bin_of_code(column: ColumnSketch) -> NDArray[np.uint8]:
     return table
 
 
-def _column_drift(column: ColumnSketch, now: Counts) -> Drift:
+def _column_drift(column: ColumnSketch, current: Counts) -> Drift:
     reference = np.array(column.counts)
-    bins, then = now[:BINS], reference[:BINS]
+    bins, then = current[:BINS], reference[:BINS]
     comparable = bool(column.edges or column.codes) and min(bins.sum(), then.sum()) >= MIN_VALUES
     return Drift(
         column.name,
         population_stability_index(then, bins) if comparable else None,
-        _share(now, BINS),
+        _share(current, BINS),
         _share(reference, BINS),
-        _share(now, 0) if column.codes else None,
+        _share(current, 0) if column.codes else None,
         _share(reference, 0) if column.codes else None,
     )
 
