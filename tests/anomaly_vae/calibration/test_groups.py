@@ -1,4 +1,4 @@
-"""Thresholds by group, by weight and after trimming: exact ranks, and each promise simulated."""
+"""Thresholds by group, by weight and after trimming: ranks and simulated guarantees."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def wish(method: str = "conformal", **keys: Any) -> CalibrationConfig:
 
 
 def grouped(seed: int, n: int = 600, **known: Any) -> CalibrationSample:
-    """Rows of a narrow group, a wide one, a small one, and of none."""
+    """Return rows of a narrow group, a wide group, a small group, and without a group."""
     rng = np.random.default_rng(seed)
     codes = rng.choice([0, 1, 2, -1], n, p=[0.6, 0.3, 0.01, 0.09]).astype(np.int32)
     scores = rng.gumbel(size=n) * np.where(codes == 1, 3, 1)
@@ -111,7 +111,7 @@ def test_methods_of_traffic_and_labels_have_no_groups(method: str) -> None:
 
 @pytest.mark.slow
 def test_the_promise_holds_in_each_group_and_would_not_without() -> None:
-    """2,000 calibrations of 600 rows; the false positive rate of each group known exactly."""
+    """Simulate 2,000 calibrations of 600 rows with known false positive rates."""
     config, trials = wish(group="kind"), 2_000
     rates = np.empty((trials, 3))
     for trial in range(trials):
@@ -126,7 +126,7 @@ def test_the_promise_holds_in_each_group_and_would_not_without() -> None:
 
 
 def gumbel(t: float) -> float:
-    """P(Gumbel > t)"""
+    """Return P(Gumbel > t)."""
     return -math.expm1(-math.exp(-t))
 
 
@@ -149,7 +149,7 @@ def rows(dataset: Dataset) -> RawBatch:
 
 
 def naive(detector: Detector, rows: RawBatch) -> list[tuple[float, bool, str | None, float]]:
-    """One row after the other, by the name of its channel."""
+    """Decide row by row, by the name of the row's channel."""
     groups, channel = detector.calibration.groups, rows.values[COLUMN]
     assert groups
     assert isinstance(channel, Levels)
@@ -273,7 +273,7 @@ def test_a_group_without_its_scores_is_refused(by_channel: Bundle) -> None:
 
 
 def weights_of(seed: int, n: int, tied: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted scores and their weights."""
+    """Return sorted scores and their weights."""
     rng = np.random.default_rng(seed)
     return np.sort(np.round(rng.normal(size=n), 1 if tied else 15)), rng.exponential(size=n)
 
@@ -365,7 +365,7 @@ def test_groups_take_their_weights_with_them() -> None:
 
 @pytest.mark.slow
 def test_the_promise_of_weights_holds_in_traffic_and_would_not_without() -> None:
-    """1,500 calibrations; x is uniform here, of density 0.1 + 1.8x in traffic, scores 4x + Exp."""
+    """Simulate 1,500 calibrations of uniform x, with density 0.1 + 1.8x in traffic."""
     rng, trials = np.random.default_rng(3), 1_500
     x = (np.arange(1_000) + 0.5) / 1_000
     rates = np.empty((trials, 2))

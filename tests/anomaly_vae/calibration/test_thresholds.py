@@ -1,4 +1,4 @@
-"""Every way to choose a threshold: what holds for all, and each promise by simulation."""
+"""All methods of choosing a threshold: common properties, and guarantees by simulation."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ WISHES: dict[str, dict[str, Any]] = {
     "fbeta": {"beta": 2.0},
     "recall_at_precision": {"precision": 0.6},
 }
-"""One of each method."""
+"""A configuration of each method."""
 RANKS = [name for name in WISHES if name != "evt"]
-"""Methods that look at nothing but the order of the scores."""
+"""Methods that use only the order of the scores."""
 ALPHA = [name for name in RANKS if "alpha" in WISHES[name]]
 SWEEPS = ["budget", "cost", "fbeta", "recall_at_precision"]
 
@@ -45,7 +45,7 @@ def wish(method: str, **keys: Any) -> CalibrationConfig:
 
 
 def evidence(seed: int, n: int = 300, tied: bool = False, m: int = 40) -> CalibrationSample:
-    """Normal rows, anomalies that are higher on the whole, and what each of those is worth."""
+    """Return normal rows, anomalies with mostly higher scores, and their weight."""
     rng = np.random.default_rng(seed)
     normal, anomalies = rng.gumbel(size=n), 4 + 2 * rng.normal(size=m)
     digits = 1 if tied else 15
@@ -59,7 +59,7 @@ def evidence(seed: int, n: int = 300, tied: bool = False, m: int = 40) -> Calibr
 
 
 def changed(given_: CalibrationSample, change: Any) -> CalibrationSample:
-    """The same evidence, its scores changed."""
+    """Return the same sample with transformed scores."""
     return replace(
         given_,
         normal=np.sort(change(given_.normal)),
@@ -187,7 +187,7 @@ def test_more_confidence_never_flags_more() -> None:
 
 
 def test_the_textbook_numbers_of_rows_that_certify() -> None:
-    """59 for 95/95, 299 for 95/99 (Wilks 1941)."""
+    """95/95 takes 59 rows and 95/99 takes 299 (Wilks 1941)."""
     assert certified_needed(0.05, 0.05) == 59
     assert certified_needed(0.01, 0.05) == 299
 
@@ -293,7 +293,7 @@ def test_an_alpha_before_the_tail_is_refused() -> None:
 
 
 def test_a_rate_that_no_sample_resolves_is_judged_by_about_its_own_law() -> None:
-    """Exceeding a rate of 1 in 10,000 by chance: more than a handful in 4,000 is no chance."""
+    """An alpha of 1 in 10,000 is exceeded by chance in a handful of 4,000 rows at most."""
     found = choose_threshold(evidence(6, 1_000), wish("evt", alpha=1e-4))
     assert 1e-4 < max_fpr_under_guarantee(found, 4_000) < 5e-3
 
@@ -322,7 +322,7 @@ def test_the_model_of_the_tail_is_near_alpha_where_the_sample_resolves_nothing(l
 @given(seed=SEEDS, tied=st.booleans())
 @settings(max_examples=10, deadline=None)
 def test_alpha_is_what_the_threshold_comes_to(method: str, seed: int, tied: bool) -> None:
-    """The p-value of a row just above it, and so the level that evaluation holds it to."""
+    """Alpha is the p-value of a row just above the threshold, which evaluation checks."""
     found = chosen(method, evidence(seed, tied=tied))
     assert found.alpha == found.p_values(math.nextafter(found.threshold, math.inf))
     assert 0 < found.alpha < 1
@@ -394,7 +394,7 @@ def test_a_budget_per_day_without_time_names_both_remedies() -> None:
 @given(SEEDS, st.booleans(), st.booleans())
 @settings(max_examples=20, deadline=None)
 def test_the_cost_is_the_least_there_is(seed: int, tied: bool, sized: bool) -> None:
-    """Against a loop over every score, row by row."""
+    """The threshold equals that of a loop over every score and row."""
     given_ = evidence(seed, 60, tied, m=15)
     given_ = given_ if sized else replace(given_, amounts=None)
     config = wish("cost")
@@ -446,7 +446,7 @@ def test_dearer_misses_never_flag_less() -> None:
 @given(SEEDS, st.booleans(), st.sampled_from([0.5, 1.0, 2.0]))
 @settings(max_examples=20, deadline=None)
 def test_the_f_score_is_the_largest_there_is(seed: int, tied: bool, beta: float) -> None:
-    """As scikit-learn counts it."""
+    """The figures equal scikit-learn's."""
     given_ = evidence(seed, 60, tied, m=15)
     found = chosen("fbeta", given_, beta=beta)
     scores = np.concatenate([given_.normal, given_.anomalies])
@@ -469,7 +469,7 @@ def test_no_threshold_of_that_precision_has_more_recall(
     try:
         found = chosen("recall_at_precision", given_, precision=least)
     except CalibrationError:
-        return  # looked at below
+        return  # tested below
     assert found.figures["precision"] >= least
     for t in np.concatenate([given_.normal, given_.anomalies]):
         caught = given_.weight * np.sum(given_.anomalies > t)
@@ -496,7 +496,7 @@ def test_methods_by_label_say_where_labels_come_from(method: str) -> None:
 
 @pytest.mark.slow
 def test_the_promise_a_budget_is_kept_on_average() -> None:
-    """2,000 calibrations of 400 rows of traffic, one in fifty an anomaly."""
+    """Simulate 2,000 calibrations of 400 rows of traffic, one in fifty an anomaly."""
     rng, share = np.random.default_rng(7), 0.02
     rates = []
     for _ in range(2_000):

@@ -1,4 +1,4 @@
-"""Data frames, with whatever pandas makes of a column, read as the same table."""
+"""Data frames are read as the same table, whatever types pandas gives their columns."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_types_and_missing_values_are_kept() -> None:
 
 
 def test_times_with_a_zone_are_read_as_moments_and_without_a_warning() -> None:
-    """pandas 3.1 warns when pyarrow takes one from it."""
+    """pandas 3.1 warns when pyarrow reads a zone from it."""
     local = pd.Series(pd.to_datetime(["2024-07-01 12:00", None])).dt.tz_localize("Europe/Berlin")
     seconds, problems = times_from_arrow(frame_to_table(local.to_frame("at"))["at"])
     assert seconds[0] == dt.datetime(2024, 7, 1, 10, tzinfo=dt.UTC).timestamp()

@@ -1,4 +1,4 @@
-"""Splits are disjoint, seeded and follow time; no group is cut and no anomaly trains."""
+"""Splits are disjoint, seeded and ordered by time; groups stay whole, anomalies never train."""
 
 import datetime as dt
 import math
@@ -42,7 +42,7 @@ def rows_of(
     time: NDArray[np.float64] | None = None,
     group: Any = None,
 ) -> Rows:
-    """Rows with the given positions marked."""
+    """Return rows with the given positions marked."""
     masks = [np.isin(np.arange(n), list(marked)) for marked in (anomaly, unlabelled)]
     codes = None if group is None else np.asarray(group, np.int32)
     return Rows(masks[0], masks[1], time, codes)
@@ -50,7 +50,7 @@ def rows_of(
 
 @st.composite
 def random_rows(draw: st.DrawFn, timed: bool | None = None, grouped: bool | None = None) -> Rows:
-    """Rows with marks, times and groups of every kind, drawn from one seed."""
+    """Return rows with labels, times and groups of every kind, drawn from one seed."""
     n = draw(st.integers(60, 300))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     share = draw(st.sampled_from([0.0, 0.1, 0.4]))
@@ -79,7 +79,7 @@ configs = st.builds(
 
 
 def assign_or_skip(rows: Rows, config: Splits) -> Assignment:
-    """Tiny inputs fail, which other tests look at."""
+    """Assign rows, and reject examples that are too small, which other tests cover."""
     assume(rows.time is not None or not config.by_interval)
     try:
         return assign(rows, config)
@@ -289,7 +289,7 @@ def test_intervals_need_a_time_column() -> None:
 
 
 def naive_twins(train: NDArray[np.float32], test: NDArray[np.float32]) -> list[bool]:
-    """Row by row, cell by cell: equal, or missing in both."""
+    """Compare row by row and cell by cell; missing equals missing."""
 
     def same(a: float, b: float) -> bool:
         return a == b or (math.isnan(a) and math.isnan(b))
@@ -317,7 +317,7 @@ def test_twins_do_not_depend_on_the_bits_of_nan_or_the_sign_of_zero() -> None:
 
 
 def test_groups_of_anomalies_alone_are_all_tested_on() -> None:
-    """As single anomalies are; a patient with normal scans keeps them beside the others."""
+    """Such groups are assigned like single anomalies; mixed groups stay together."""
     group = np.arange(200, dtype=np.int32)
     group[190:] = np.arange(10)  # ten anomalies of patients that have a normal row as well
     anomaly = np.arange(200) >= 150
@@ -360,7 +360,7 @@ def test_without_time_they_are_the_share_that_is_asked_for() -> None:
 
 
 def test_thinned_rows_are_as_dense_as_their_ratios_say() -> None:
-    """Uniform rows, twice as dense on the right in traffic; a factor changes nothing."""
+    """Uniform rows, twice as dense on the right in traffic; scaling the ratios changes nothing."""
     x = np.random.default_rng(1).random(20_000)
     ratios = np.where(x > 0.5, 2.0, 1.0)
     kept = thin_by_ratio(ratios)

@@ -1,4 +1,4 @@
-"""Resampled figures against scikit-learn's, and intervals that hold what they say."""
+"""Resampled figures equal scikit-learn's, and intervals have their nominal coverage."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def sample(seed: int, n: int, ties: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 def precision_at(k: int, scores: np.ndarray, anomaly: np.ndarray) -> float:
-    """The mean over all orders of equal scores."""
+    """Return the mean over all orders of equal scores."""
     k = min(k, len(scores))
     last = np.sort(scores)[::-1][k - 1]
     above, tied = scores > last, scores == last
@@ -93,7 +93,7 @@ def test_figures_that_do_not_exist_are_nan_and_have_no_interval() -> None:
 
 @pytest.mark.slow
 def test_the_interval_of_the_auroc_holds_it() -> None:
-    """In 95% of 400 samples, less what chance and the percentile method cost."""
+    """The interval covers the truth in about 95% of 400 samples."""
     rng = np.random.default_rng(0)
     anomaly = np.arange(400) < 60
     truth, held = 0.7602, 0  # Φ(1 / √2)

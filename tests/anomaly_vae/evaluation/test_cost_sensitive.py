@@ -1,4 +1,4 @@
-"""Cards caught in a day and costs saved, against slower and plainer ways to count them."""
+"""Compromised cards found per day and costs saved equal slower, simpler computations."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def cards_of(table: pd.DataFrame, top: int) -> CardPrecision:
 
 
 def naive_precision(table: pd.DataFrame, top: int) -> float:
-    """As the Handbook counts it."""
+    """Compute the precision as the Handbook does."""
     blocked: set[int] = set()
     shares = []
     for _, day in table.groupby(table["seconds"] // DAY):

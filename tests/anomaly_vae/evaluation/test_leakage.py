@@ -1,4 +1,4 @@
-"""What separates anomalies by itself is found; what does not is left alone, whatever its form."""
+"""Features that separate anomalies on their own are found, others are not, in any form."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_level_that_gives_the_label_away_is_found() -> None:
     ids=["all different", "all the same", "many", "all missing"],
 )
 def test_levels_that_know_nothing_separate_nothing(codes: np.ndarray) -> None:
-    """Names, all different, would separate all rows that they were learned from."""
+    """Distinct names would separate all rows from which their levels were learned."""
     (one,) = single_feature_aurocs(
         {"kind": Levels(codes.astype(np.int32), tuple(map(str, range(600))))}, ANOMALY
     )

@@ -1,4 +1,4 @@
-"""Slices of columns: their rows, their figures, and limits that chance seldom exceeds."""
+"""Slices of columns: their rows, their figures, and limits that chance rarely exceeds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def decide(scores: NDArray[np.float64], by: Calibration = PROMISE) -> Detections
 
 
 def column(*sizes: int) -> Levels:
-    """Levels a, b, … of so many rows."""
+    """Return levels a, b, … with these numbers of rows."""
     codes = np.repeat(np.arange(len(sizes)), sizes).astype(np.int32)
     return Levels(codes, tuple("abcdefghijklmnopqrstuvwxyz"[: len(sizes)]))
 
@@ -93,7 +93,7 @@ def test_limits_count_the_slices_and_the_groups() -> None:
 
 
 def test_kept_promises_seldom_have_a_slice_that_drifted() -> None:
-    """Ten slices of rows that are like all others: one of them above its limit in a few of 400."""
+    """One of ten slices of homogeneous rows exceeds its limit in few of 400 samples."""
     rng, drifted = np.random.default_rng(0), 0
     normal = np.zeros(2_000, bool)
     kinds = {"k": column(*[200] * 10)}

@@ -1,4 +1,4 @@
-"""What is kept of the calibration rows' columns, and how far others are from it."""
+"""Sketches of the calibration rows' columns, and the drift of other rows."""
 
 import json
 
@@ -29,7 +29,7 @@ ENCODING = TabularEncoding(
 
 
 def rows(n=1000, seed=0, shift=0.0):
-    """(n, 5) encoded as `ENCODING` does: amount, sine, cosine, night, channel; a tenth missing."""
+    """Return rows (n, 5) of `ENCODING`, a tenth missing: amount, sine, cosine, night, channel."""
     rng = np.random.default_rng(seed)
     angle = rng.uniform(0, 7, n)
     channel = np.minimum(rng.geometric(0.3, n), 12)
@@ -42,7 +42,7 @@ def rows(n=1000, seed=0, shift=0.0):
 
 
 def naive(sketch, values):
-    """Cell by cell, as it is described."""
+    """Count cell by cell, as documented."""
     counts = [0] * CELLS
     for value in values.tolist():
         if np.isnan(value):
@@ -75,7 +75,7 @@ def test_counts_add_up():
 
 
 def of(x, encoding=ENCODING, reference=None):
-    """The drift of rows, by column."""
+    """Return the drift of rows, by column."""
     sketches = Sketches(
         encoding, fit_sketches(encoding, rows() if reference is None else reference)
     )
@@ -140,7 +140,7 @@ def test_a_column_that_was_never_there_says_so():
 
 
 def test_chance_alone_is_taken_off():
-    """So the mean over samples of one distribution is that of what is left above 0, near it."""
+    """The index of samples of one distribution is near 0 on average."""
     rng = np.random.default_rng(0)
     shares = np.full(BINS, 1 / BINS)
     for n, m in ((100, 100), (100, 2000), (5000, 200)):

@@ -1,4 +1,4 @@
-"""A promise that is watched: what the counts of a window say, and how often they are wrong."""
+"""The monitor: what it reports about the counts of a window, and its false alarms."""
 
 import itertools
 import math
@@ -29,17 +29,17 @@ from anomaly_vae.monitoring.exchangeability import (
 )
 
 PLAIN = SimpleNamespace(layout=SimpleNamespace(n_columns=1))
-"""An encoding of something that has no columns to watch."""
+"""An encoding without columns to monitor."""
 
 
 def monitor_of(n=2000, alpha=0.01, share=0.0, seed=0):
-    """A monitor of n normal scores, and its calibration."""
+    """Return a monitor of n normal scores, and its calibration."""
     calibration = calibrate(np.random.default_rng(seed).normal(size=n), alpha)
     return Monitor(calibration, PLAIN, Reference(share)), calibration
 
 
 def told(monitor, calibration, *parts):
-    """The report of a window of the scores of these parts, one after another."""
+    """Return the report of a window of these scores, in order."""
     window = Window(monitor)
     for scores in parts:
         for start in range(0, len(scores), 128):
@@ -57,7 +57,7 @@ def normal(n, seed=1):
 
 
 def naive_log_ratio(counts, urn, concentration):
-    """Row by row: the urns' predictions for each, and one ball more of its bin."""
+    """Compute the ratio row by row: predict a bin from each urn, then add a ball to it."""
     ours, theirs = urn.astype(float).copy(), concentration * urn / urn.sum()
     total = 0.0
     for b, count in enumerate(counts):
@@ -82,7 +82,7 @@ def test_the_martingale_is_the_bets_one_after_another():
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("spare", [0, 1, 3, 6])
 def test_what_is_set_aside_is_what_speaks_most_against_the_promise(seed, spare):
-    """No choice of rows to set aside leaves less, but for a rounding; it is never far below."""
+    """Removing other rows never leaves a lower ratio, except for rounding."""
     rng = np.random.default_rng(seed)
     urn, k = np.array([5.0, 15.0, 40.0, 140.0]), 30.0
     counts = rng.multinomial(40, rng.dirichlet([0.5, 0.5, 1, 2]))
@@ -104,7 +104,7 @@ def test_what_is_set_aside_is_what_speaks_most_against_the_promise(seed, spare):
 
 @pytest.mark.parametrize("n", [60, 200, 2000])
 def test_the_martingale_is_1_on_average_over_calibration_samples(n):
-    """That is what makes 1 / M a p-value; the calibration sample is random, too."""
+    """M has mean 1, so 1 / M is a p-value; the calibration sample is random, too."""
     rng = np.random.default_rng(n)
     found = []
     for seed in range(400):
@@ -238,7 +238,7 @@ def test_too_few_calibration_rows_for_bins_watch_flags_alone():
 
 
 def test_a_threshold_is_held_to_its_alpha():
-    """One that flags three times as much as it says is broken on normal rows."""
+    """A model that flags three times alpha is reported as broken on normal rows."""
     loose = calibrate(normal(2000, 0), 0.03)
     wrong = replace(loose, alpha=0.01)
     report = told(Monitor(wrong, PLAIN, Reference()), wrong, normal(6000))

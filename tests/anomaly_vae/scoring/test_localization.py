@@ -1,4 +1,4 @@
-"""What was found where: maps in the scan's own place, regions, pictures."""
+"""Localizations: maps in the image's place, regions, pictures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCALE = Scale(low=0.0, high=4.0, region=1.0)
 
 
 def explained(layout: ImageLayout, nats: np.ndarray) -> ScoreParts:
-    """Of three images, the nats (3, S²) given."""
+    """Return the parts of three images with the given nats (3, S²)."""
     rng = np.random.default_rng(0)
     shape = (3, layout.n_columns)
     observed, expected = (rng.random(shape).astype(np.float32) for _ in range(2))
