@@ -5,8 +5,8 @@ of the cost appears in the KL term, which belongs to no column, and in columns t
 the value. Sequential dropout (Siddiqui et al. 2019, sec. 4.2) instead treats columns as missing,
 one at a time, each time the column whose removal lowers the score most. The decrease is that
 column's share, an estimate of −log p(x_f | columns not hidden yet). The rest of the score is that
-of an ordinary row and is divided by the per-column terms. The shares of all columns and the KL term
-add up to the score.
+of an ordinary row; the per-column terms attribute it. The shares of all columns and the KL term add
+up to the score.
 """
 
 from __future__ import annotations
