@@ -21,10 +21,6 @@ class ColumnType(StrEnum):
     DATETIME = "datetime"
 
 
-DISCRETE = frozenset({ColumnType.BINARY, ColumnType.CATEGORICAL})
-"""Types of columns that have levels."""
-
-
 Method = Literal[
     "conformal", "certified", "evt", "quantile", "budget", "cost", "fbeta", "recall_at_precision"
 ]

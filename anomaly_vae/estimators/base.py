@@ -149,7 +149,7 @@ class VAEDetector(
     def _set_threshold(self, batch: RawBatch) -> Self:
         settings = self._configuration(random_state=0).calibration  # draws no seed
         scores = self.bundle_.scorer.score(batch)
-        calibration = choose_threshold(CalibrationSample.of(scores), settings)
+        calibration = choose_threshold(CalibrationSample.from_scores(scores), settings)
         if "note" in calibration.figures:
             warnings.warn(calibration.figures["note"], stacklevel=3)
         reference = fit_reference(self.bundle_.scorer.encoding, batch)

@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.config import Feature, TabularConfig
-from anomaly_vae.data.dataframes import as_table, container_of, from_table
+from anomaly_vae.data.dataframes import detect_container, from_table, to_table
 from anomaly_vae.data.schema import RawBatch, TabularSchema
 from anomaly_vae.data.type_inference import Inferred, infer_schema
 from anomaly_vae.errors import DataError
@@ -181,7 +181,7 @@ class TabularVAEDetector(VAEDetector[TabularConfig, TabularSchema]):
         return tags
 
     def _fit_input(self, X: Data, config: TabularConfig) -> FitInput[TabularSchema]:
-        container = container_of(X)
+        container = detect_container(X)
         table = self._read(X, reset=True)
         inferred = _infer(table, config, numeric=container == "array")
         batch = _clean(inferred.schema, inferred.schema.from_arrow(table))
@@ -201,7 +201,7 @@ class TabularVAEDetector(VAEDetector[TabularConfig, TabularSchema]):
 
     def _read(self, X: Data, reset: bool) -> pa.Table:
         """Return X as a table; ``reset`` remembers the names and number of its columns."""
-        table = as_table(X)
+        table = to_table(X)
         if table is None:
             return self._read_array(X, reset)
         if reset:
