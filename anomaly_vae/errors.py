@@ -17,6 +17,19 @@ calibration are ``ValueError``s, too, as users of scikit-learn expect.
 
 from __future__ import annotations
 
+__all__ = [
+    "AnomalyVAEError",
+    "BundleError",
+    "CalibrationError",
+    "ConfigError",
+    "DataError",
+    "ExportError",
+    "NotCalibratedError",
+    "RecordError",
+    "RegistryError",
+    "TrainingError",
+]
+
 
 class AnomalyVAEError(Exception):
     """Base class of all errors that this project raises on purpose."""

@@ -76,6 +76,18 @@ class TabularVAEDetector(VAEDetector[TabularConfig, TabularSchema]):
     array([ 1, -1])
     >>> detector.p_values([[9.0, -9.0, 9.0]]).round(2)  # the lowest that 19 held-out rows allow
     array([0.05])
+    >>> detector.explain([[0.0, 0.0, 99.0]], most=1)[0].contributions[0].feature
+    'x2'
+    >>> detector.transform(rows).shape, detector.sample(2).shape
+    ((200, 3), (2, 3))
+
+    A saved detector is a bundle, which the command line and the service read, too:
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     loaded = TabularVAEDetector.load(detector.save(f"{folder}/bundle"))
+    >>> bool((loaded.predict(rows) == detector.predict(rows)).all())
+    True
     """
 
     KIND: ClassVar[str] = "tabular"
@@ -231,14 +243,10 @@ def _infer(table: pa.Table, config: TabularConfig, numeric: bool) -> Inferred:
     data = config.data
     if not numeric or isinstance(data.features, dict):
         return infer_schema(table, data)
-    wanted = data.features or table.column_names
-    full = [
-        n for n in wanted if n not in table.column_names or table.column(n).null_count < len(table)
-    ]
-    declared = {name: Feature(type=ColumnType.NUMERIC) for name in full}
-    notes = tuple(
-        f"column '{n}': left out, it has no value at all" for n in wanted if n not in full
-    )
+    names = data.features or table.column_names
+    empty = {n for n in table.column_names if table.column(n).null_count == len(table)}
+    declared = {n: Feature(type=ColumnType.NUMERIC) for n in names if n not in empty}
+    notes = tuple(f"column '{n}': left out, it has no value at all" for n in names if n in empty)
     inferred = infer_schema(table, data.model_copy(update={"features": declared}))
     return Inferred(inferred.schema, inferred.notes + notes)
 
