@@ -80,8 +80,6 @@ GUESSED: dict[tuple[bool | None, bool | None], uid.UID] = {
     (False, False): uid.ExplicitVRBigEndian,
 }
 """The transfer syntax of files that name none: (implicit, little endian) →"""
-WIDE = {uid.JPEGExtended12Bit: 1, uid.JPEG2000: 3, uid.JPEG2000Lossless: 3}
-"""Pillow decodes no more than 8 bits of these, where there are so many samples in a pixel."""
 
 
 def open_dicom(content: bytes, reading: DecodeOptions) -> Frames:
@@ -256,9 +254,9 @@ def _decoder(dataset: FileDataset, encapsulated: bool) -> Decoder:
         syntax = GUESSED[dataset.original_encoding]
     if syntax in GUESSED.values() or syntax == uid.DeflatedExplicitVRLittleEndian:
         return get_decoder(syntax)
-    if syntax not in dicom_codecs.DECODER_DEPENDENCIES or _is_wide(dataset, syntax):
+    if syntax not in dicom_codecs.DECODER_DEPENDENCIES or _is_deep_colour(dataset, syntax):
         raise DataError(f"it is compressed as {_name(syntax)}, which is not read; decompress it")
-    decoder = dicom_codecs.decoder_of(syntax)
+    decoder = dicom_codecs.decoder_for(syntax)
     if not decoder.is_available:
         raise DataError(
             f"it is compressed as {_name(syntax)}, whose decoder is missing; "
@@ -267,9 +265,10 @@ def _decoder(dataset: FileDataset, encapsulated: bool) -> Decoder:
     return decoder
 
 
-def _is_wide(dataset: FileDataset, syntax: uid.UID) -> bool:
-    samples = WIDE.get(syntax)
-    return samples is not None and dataset.SamplesPerPixel >= samples and dataset.BitsStored > 8
+def _is_deep_colour(dataset: FileDataset, syntax: uid.UID) -> bool:
+    """Return whether a file holds JPEG colours of more than 8 bits, which DICOM does not have."""
+    extended = syntax == uid.JPEGExtended12Bit
+    return extended and dataset.SamplesPerPixel > 1 and dataset.BitsStored > 8
 
 
 def _name(syntax: uid.UID) -> str:
