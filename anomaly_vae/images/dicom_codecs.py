@@ -24,7 +24,7 @@ from pydicom import uid
 from pydicom.pixels.decoders import pillow
 from pydicom.pixels.decoders.base import Decoder, DecodeRunner
 
-from anomaly_vae.images.pixels import check_scans
+from anomaly_vae.images.pixels import check_jpeg_scans
 
 MAX_OVERHEAD = 1 << 16
 """Maximum size of a frame beyond twice its uncompressed pixels, in bytes."""
@@ -124,7 +124,7 @@ def _segments(stream: bytes) -> Iterator[tuple[int, bytes]]:
 
 def _decode_jpeg(frame: bytes, runner: DecodeRunner) -> bytes:
     """Decode 8-bit JPEG with Pillow."""
-    check_scans(frame)
+    check_jpeg_scans(frame)
     return pillow._decode_frame(frame, runner)
 
 
@@ -142,7 +142,7 @@ def _decode_deep_jpeg(frame: bytes, runner: DecodeRunner) -> bytes:
     """
     from imagecodecs import jpeg8_decode
 
-    check_scans(frame)
+    check_jpeg_scans(frame)
     if frame.rfind(END_OF_IMAGE) < frame.rfind(START_OF_SCAN):
         raise ValueError("a frame is truncated")
     colours = "RGB" if runner.samples_per_pixel == 3 else None

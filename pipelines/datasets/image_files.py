@@ -15,10 +15,10 @@ import numpy as np
 
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.errors import DataError
-from anomaly_vae.images.decoding import is_picture, read_file
+from anomaly_vae.images.decoding import is_image_file, read_file
 from anomaly_vae.images.encoding import IMAGE
 from anomaly_vae.images.pixels import DecodedImage, DecodeFailure
-from anomaly_vae.images.schema import ImageSchema, batch_of
+from anomaly_vae.images.schema import ImageSchema, image_batch
 from anomaly_vae.messages import listed
 from pipelines import console
 
@@ -113,13 +113,13 @@ def _items(path: str, skipped: dict[str, Path]) -> Iterator[Item]:
         yield Item.of(place)
     else:
         for name in sorted(glob.glob(path, recursive=True)):  # noqa: PTH207 absolute patterns too
-            known = Path(name).is_dir() or is_picture(Path(name))
+            known = Path(name).is_dir() or is_image_file(Path(name))
             yield from _items(name, skipped) if known else ()
 
 
 def _folder(place: Path, skipped: dict[str, Path]) -> Iterator[Item]:
     for file in sorted(_files(place)):
-        if is_picture(file):
+        if is_image_file(file):
             yield Item.of(file)
         else:
             skipped[_place(file)] = file
@@ -200,9 +200,9 @@ def read_images(items: Sequence[Item], schema: ImageSchema) -> Iterator[Batch]:
     pictures = (
         (number, picture)
         for number, item in enumerate(items)
-        for picture in read_file(item.file, schema.reading)
+        for picture in read_file(item.file, schema.options)
     )
-    while len(batch := schema.from_pictures(some(pictures))):
+    while len(batch := schema.from_images(some(pictures))):
         yield Batch(tuple(numbers), tuple(frames), batch)
         numbers.clear()
         frames.clear()
@@ -238,4 +238,4 @@ def joined(batches: Sequence[RawBatch]) -> RawBatch:
         for problem in batch.problems
     ]
     images = np.concatenate([np.asarray(batch.values[IMAGE]) for batch in batches])
-    return batch_of(images, problems)
+    return image_batch(images, problems)

@@ -17,8 +17,8 @@ from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.data.splitting import CALIBRATION, TEST, TRAIN, VALIDATION, Rows, assign, twins
 from anomaly_vae.errors import DataError
 from anomaly_vae.images.decoding import read_file
-from anomaly_vae.images.encoding import IMAGE, encode_picture
-from anomaly_vae.images.perceptual_hash import hash_twins, perceptual_hash
+from anomaly_vae.images.encoding import IMAGE, encode_png
+from anomaly_vae.images.perceptual_hash import has_near_duplicate, perceptual_hash
 from anomaly_vae.images.pixels import DecodedImage
 from anomaly_vae.images.schema import ImageSchema
 from anomaly_vae.messages import listed
@@ -55,7 +55,7 @@ class ImageDataset(Dataset):
     @property
     def rules(self) -> dict[str, Any]:
         """See `Dataset.rules`."""
-        reading = self.schema.reading
+        reading = self.schema.options
         return {"reading": {"window": reading.window, "axis": reading.axis}}
 
     def _pictures(self, rows: NDArray[np.intp]) -> list[bytes]:
@@ -65,9 +65,9 @@ class ImageDataset(Dataset):
         for row in rows:
             frames.setdefault(self.files[row], set()).add(known[row])
         found = [
-            encode_picture(picture)
+            encode_png(picture)
             for file, wanted in frames.items()
-            for picture in read_file(file, self.schema.reading)
+            for picture in read_file(file, self.schema.options)
             if isinstance(picture, DecodedImage) and picture.frame in wanted
         ]
         if len(found) < len(rows):
@@ -79,7 +79,7 @@ class ImageDataset(Dataset):
         del encoding
         splits = (TRAIN, VALIDATION, CALIBRATION)
         rows = np.concatenate([self.assignment.rows(split) for split in splits])
-        return hash_twins(self.hashes[self.assignment.rows(TEST)], self.hashes[rows])
+        return has_near_duplicate(self.hashes[self.assignment.rows(TEST)], self.hashes[rows])
 
     @cached_property
     def hashes(self) -> NDArray[np.uint64]:
@@ -109,7 +109,7 @@ def load_images(data: ImageData) -> ImageDataset:
     Raises:
         DataError: unreadable input, unknown columns or an empty split.
     """
-    items, schema = find_images(data.paths), ImageSchema.of(data)
+    items, schema = find_images(data.paths), ImageSchema.from_config(data)
     read = read_all(items, schema)
     label, group = _column(items, data.label, LABEL), _column(items, data.group, GROUP)
     table = index_of(items, read, label, group)

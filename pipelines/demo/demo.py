@@ -120,7 +120,7 @@ def _located(source: LoadedModel, manifest: Path) -> float:
     for batch in read_images(items, scorer.schema):
         heat.append(smoothed(scorer.explain(batch.images).nats.reshape(-1, side, side)))
         masks = (manifest.parent / "masks" / items[number].file.name for number in batch.items)
-        read = scorer.schema.from_pictures(
+        read = scorer.schema.from_images(
             p for mask in masks for p in read_file(mask, DecodeOptions())
         )
         truth.append(np.asarray(read.values[IMAGE])[:, 0] > HALF)

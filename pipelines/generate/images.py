@@ -32,9 +32,9 @@ from anomaly_vae.generation.latent_space import (
     load_model,
     most_active,
 )
-from anomaly_vae.images.encoding import IMAGE, encode_picture
+from anomaly_vae.images.encoding import IMAGE, encode_png
 from anomaly_vae.images.heatmaps import png, sheet
-from anomaly_vae.images.pixels import FULL, DecodedImage
+from anomaly_vae.images.pixels import MAX_PIXEL, DecodedImage
 from anomaly_vae.images.schema import ImageSchema
 from pipelines import console
 from pipelines.datasets.image_files import FRAME, PATH, Batch, Item, find_images, read_all
@@ -368,8 +368,8 @@ def _write(out: str | Path, page: Sheet, facts: Facts, pictures: Matrix) -> None
 
 def _as_png(picture: Matrix) -> bytes:
     """(C, S, S) on [0, 1] → the bytes of a file."""
-    pixels = np.rint(np.moveaxis(picture, 0, -1) * FULL).astype(np.uint16)
-    return encode_picture(DecodedImage(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, 0))
+    pixels = np.rint(np.moveaxis(picture, 0, -1) * MAX_PIXEL).astype(np.uint16)
+    return encode_png(DecodedImage(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, 0))
 
 
 def stacked(bands: Sequence[Band], columns: int = COLUMNS) -> Sheet:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from anomaly_vae.data.converters import levels_from_values, numbers_from_values
 from anomaly_vae.data.schema import RawBatch, Values
-from anomaly_vae.images.decoding import QUIET
+from anomaly_vae.images.decoding import LIBRARIES_SILENCED
 from anomaly_vae.images.encoding import IMAGE
 from pipelines.datasets.image_files import is_dicom
 
@@ -56,7 +56,7 @@ def _facts(file: Path) -> Iterator[tuple[str, Any]]:
     with suppress(OSError):
         yield "size in bytes", file.stat().st_size
     yield "suffix", file.suffix.lower() or None
-    with QUIET, suppress(Exception):  # what is damaged was told when it was read
+    with LIBRARIES_SILENCED, suppress(Exception):  # what is damaged was told when it was read
         yield from _dicom_header(file) if is_dicom(file) else _raster_header(file)
 
 

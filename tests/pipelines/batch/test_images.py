@@ -233,7 +233,7 @@ def test_an_image_alone_has_the_score_it_has_among_others(
     assert isinstance(schema, ImageSchema)
     for row in parts(scored.out).to_pylist():
         if row["path"].endswith(".png"):
-            alone = schema.from_pictures([schema.read(Path(row["path"]))])
+            alone = schema.from_images([schema.read(Path(row["path"]))])
             assert half.bundle.scorer.score(alone) == row["score"]
 
 

@@ -22,7 +22,7 @@ from anomaly_vae.data.schema import RowProblem
 from anomaly_vae.data.splitting import CALIBRATION, TEST, TRAIN, UNUSED, VALIDATION
 from anomaly_vae.errors import DataError
 from anomaly_vae.images.encoding import IMAGE
-from anomaly_vae.images.schema import ImageSchema, batch_of
+from anomaly_vae.images.schema import ImageSchema, image_batch
 from pipelines.datasets.image_files import (
     BATCH,
     Item,
@@ -342,7 +342,9 @@ def test_batches_are_bounded_and_join_to_the_whole(tmp_path: Path) -> None:
 def test_joined_batches_keep_their_problems_at_their_rows() -> None:
     images = np.zeros((2, 1, 16, 16), np.float32)
     problem = RowProblem(1, IMAGE, "torn")
-    whole = joined([batch_of(images), batch_of(images, [problem]), batch_of(images, [problem])])
+    whole = joined(
+        [image_batch(images), image_batch(images, [problem]), image_batch(images, [problem])]
+    )
     assert [p.row for p in whole.problems] == [3, 5]
     assert len(whole) == 6
 
@@ -475,7 +477,7 @@ def test_the_digest_follows_pixels_labels_and_split(
     rows = dataclasses.replace(image_dataset.rows, anomaly=labels)
     splits = image_config.data.splits.model_copy(update={"seed": 1})
     others = [
-        dataclasses.replace(image_dataset, batch=batch_of(images)),
+        dataclasses.replace(image_dataset, batch=image_batch(images)),
         dataclasses.replace(image_dataset, rows=rows),
         load_images(image_config.data.model_copy(update={"splits": splits})),
         load_images(image_config.data.model_copy(update={"size": 20})),

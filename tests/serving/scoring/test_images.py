@@ -32,7 +32,7 @@ def score(client, contents, query=""):
 def batch_of(served, contents):
     """What the library makes of the same bytes."""
     schema = served.detector.scorer.schema
-    return schema.from_pictures(p for c in contents for p in read_bytes(c, schema.reading))
+    return schema.from_images(p for c in contents for p in read_bytes(c, schema.options))
 
 
 def without(results, *keys):

@@ -398,14 +398,14 @@ def test_memory_does_not_grow_with_the_images_asked_for(scanner, monkeypatch):
             most.append(len(held))
             yield DecodeFailure("none", number)
 
-    prepared = type(scanner.detector.scorer.schema).from_pictures
+    prepared = type(scanner.detector.scorer.schema).from_images
 
-    def from_pictures(schema, stream):
+    def from_images(schema, stream):
         held.clear()
         return prepared(schema, stream)
 
     monkeypatch.setattr(images, "read_bytes", pictures)
-    monkeypatch.setattr(type(scanner.detector.scorer.schema), "from_pictures", from_pictures)
+    monkeypatch.setattr(type(scanner.detector.scorer.schema), "from_images", from_images)
     with pytest.raises(ProblemError):
         images.score(scanner, [b""], ImageOptions(), Settings())
     assert max(most) == images.CHUNK
