@@ -1,4 +1,4 @@
-"""An encoder of JPEG Lossless, written pixel by pixel from the standard (ITU-T T.81 annex H)."""
+"""Encode JPEG Lossless pixel by pixel, as the standard defines it (ITU-T T.81 annex H)."""
 
 import struct
 from collections.abc import Sequence

@@ -39,7 +39,7 @@ DEEP = RNG.integers(0, 65536, (12, 17), np.uint16)
 
 
 def saved(image: Image.Image | NDArray[Any], kind: str, **how: Any) -> bytes:
-    """What Pillow writes."""
+    """Encode an image with Pillow."""
     file = io.BytesIO()
     image = image if isinstance(image, Image.Image) else Image.fromarray(image)
     image.save(file, kind, **how)
@@ -47,7 +47,7 @@ def saved(image: Image.Image | NDArray[Any], kind: str, **how: Any) -> bytes:
 
 
 def only(content: bytes, options: DecodeOptions = OPTIONS) -> NDArray[np.uint16]:
-    """The pixels of a file of one picture."""
+    """Return the pixels of a file with one image."""
     [picture] = read_bytes(content, options)
     assert isinstance(picture, DecodedImage), picture
     assert picture.frame == 0
@@ -57,7 +57,7 @@ def only(content: bytes, options: DecodeOptions = OPTIONS) -> NDArray[np.uint16]
 
 
 def why(content: bytes, options: DecodeOptions = OPTIONS) -> str:
-    """The reason of a file that gives no picture at all."""
+    """Return the reason why a file cannot be decoded."""
     results = list(read_bytes(content, options))
     assert results
     assert all(isinstance(result, DecodeFailure) for result in results)
@@ -65,7 +65,7 @@ def why(content: bytes, options: DecodeOptions = OPTIONS) -> str:
 
 
 def tiff(pixels: NDArray[Any], order: str = "<", pages: int = 1, **tags: int) -> bytes:
-    """A plain TIFF of grey pixels, its tags as given: `t262=0` sets tag 262."""
+    """Make an uncompressed grey TIFF with the given tags: `t262=0` sets tag 262."""
     height, width = pixels.shape
     kinds = {"u": 1, "i": 2, "f": 3}
     data = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
@@ -86,7 +86,7 @@ def tiff(pixels: NDArray[Any], order: str = "<", pages: int = 1, **tags: int) ->
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that says its size and holds next to nothing."""
+    """Make a PNG with this size in its header and almost no data."""
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))]
     chunks += [(b"IDAT", zlib.compress(bytes(100))), (b"IEND", b"")]
     parts = [
@@ -331,7 +331,7 @@ def test_a_pipe_without_a_suffix_is_no_image_and_is_not_waited_for(tmp_path):
 
 
 def tile_bomb() -> bytes:
-    """A page of 16 × 16 pixels in one tile of 60,000 × 60,000."""
+    """Make a page of 16 × 16 pixels in one tile of 60,000 × 60,000."""
     return tiff(GREY[:16, :16], t322=60_000, t323=60_000, t324=8, t325=256)
 
 
@@ -528,7 +528,7 @@ def test_a_library_that_is_missing_is_named_with_its_remedy(monkeypatch, kind, b
 
 
 def scene(size: int = 64) -> NDArray[np.float64]:
-    """A smooth picture without symmetry."""
+    """Make a smooth image without symmetry."""
     y, x = np.mgrid[0 : 1 : 1j * size, 0 : 1 : 1j * size]
     blobs = [
         (0.2, 0.3, 0.1, 1.0),
@@ -540,7 +540,7 @@ def scene(size: int = 64) -> NDArray[np.float64]:
 
 
 def slow_hash(image: NDArray[np.float64]) -> int:
-    """The hash of a 32 × 32 image, sum by sum."""
+    """Hash a 32 × 32 image with explicit sums."""
     values = image - image.mean()
     place = (np.arange(32) + 0.5) * np.pi / 32
     spectrum = [

@@ -1,4 +1,4 @@
-"""DICOM files are decoded to the values they hold, in the modality's units, and shown as meant."""
+"""DICOM files are decoded to their values in the modality's units and displayed as they should."""
 
 import hashlib
 import io
@@ -46,7 +46,7 @@ def loaded(name: str) -> FileDataset:
 
 
 def written(dataset: Dataset, syntax: uid.UID | None = None) -> bytes:
-    """The bytes of a data set, its identifiers kept as they are."""
+    """Return the bytes of a data set with its identifiers unchanged."""
     file = io.BytesIO()
     if syntax:
         dataset.file_meta.TransferSyntaxUID = syntax
@@ -55,7 +55,7 @@ def written(dataset: Dataset, syntax: uid.UID | None = None) -> bytes:
 
 
 def made(stored: NDArray[Any] = STORED, **elements: Any) -> FileDataset:
-    """A grey data set of 12 of 16 bits, or of the elements given; None takes one away."""
+    """Make a grey data set with 12 of 16 bits; ``elements`` are replaced, or removed if None."""
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
     dataset = FileDataset(None, {}, b"\0" * 128, meta)
@@ -85,10 +85,10 @@ def table(first: int, bits: int, entries: NDArray[Any]) -> Dataset:
 
 def only(dataset: Dataset | bytes, options: DecodeOptions = OPTIONS) -> NDArray[np.uint16]:
     content = dataset if isinstance(dataset, bytes) else written(dataset)
-    [picture] = read_bytes(content, options)
-    assert isinstance(picture, DecodedImage), picture
-    assert picture.pixels.dtype == np.uint16
-    return picture.pixels
+    [image] = read_bytes(content, options)
+    assert isinstance(image, DecodedImage), image
+    assert image.pixels.dtype == np.uint16
+    return image.pixels
 
 
 def modality_values(content: bytes, frame: int = 0) -> NDArray[np.float64]:
@@ -106,7 +106,7 @@ def why(dataset: Dataset | bytes, options: DecodeOptions = OPTIONS) -> str:
 
 
 def stretched(values: NDArray[Any], low: float, high: float) -> NDArray[np.float64]:
-    """An oracle of linear display."""
+    """Compute linear display independently."""
     return np.clip((values.astype(float) - low) / (high - low), 0, 1) * 65535
 
 
@@ -451,7 +451,7 @@ def test_frames_are_decoded_as_they_are_asked_for(monkeypatch):
 
 
 def with_frames(name: str, change: Callable[[list[bytes]], list[bytes]]) -> bytes:
-    """A compressed file with its frames changed."""
+    """Return a compressed file with its frames changed."""
     dataset = loaded(name)
     count = int(dataset.get("NumberOfFrames", 1))
     frames = list(generate_frames(dataset.PixelData, number_of_frames=count))
@@ -484,7 +484,7 @@ SHOWN = {
 
 
 def worded(name: str, value: bytes, vr: bytes | None = None) -> bytes:
-    """A file in which the value of an element is these bytes, whatever they mean."""
+    """Return a file in which the value of an element is these bytes, valid or not."""
     content, tag = written(made(**SHOWN)), tag_for_keyword(name)
     assert tag is not None
     at = content.index(struct.pack("<HH", tag >> 16, tag & 0xFFFF))
@@ -530,13 +530,13 @@ def deflated(body: bytes) -> bytes:
 
 
 def rle_bomb() -> bytes:
-    """A frame of 64 × 64 pixels in 200 KB that unpack to 13 MB."""
+    """Make a frame of 64 × 64 pixels in 200 KB that unpack to 13 MB."""
     header = struct.pack("<16L", 2, 64, 64 + 100_000, *[0] * 13)
     return with_frames("MR_small_RLE", lambda _: [header + b"\x81\0" * 100_000])
 
 
 def other_size(start: bytes, place: int, size: bytes) -> Callable[[list[bytes]], list[bytes]]:
-    """Let the stream of the first frame say another size than the header."""
+    """Give the stream of the first frame another size than the header."""
 
     def change(frames: list[bytes]) -> list[bytes]:
         frame, at = bytearray(frames[0]), frames[0].index(start) + place
@@ -553,14 +553,14 @@ def large_table() -> Dataset:
 
 
 def packed(syntax: uid.UID, **elements: Any) -> bytes:
-    """A file that says it is compressed like this."""
+    """Make a file that declares this transfer syntax."""
     dataset = made(PixelData=encapsulate([bytes(10)]), **elements)
     dataset["PixelData"].is_undefined_length = True
     return written(dataset, syntax)
 
 
 def lossless(stored: NDArray[Any], syntax: uid.UID, **elements: Any) -> bytes:
-    """A grey file in JPEG Lossless of 16 bits."""
+    """Make a grey file in 16-bit JPEG Lossless."""
     values = stored.astype(np.uint16)[..., None]
     dataset = made(stored, PixelData=encapsulate([encoded(values, selection=6)]), **elements)
     dataset["PixelData"].is_undefined_length = True

@@ -1,4 +1,4 @@
-"""Maps, regions and pictures: against scipy, matplotlib and the pixels themselves."""
+"""Maps, regions and drawings agree with scipy, matplotlib and the pixels themselves."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_a_scale_survives_json() -> None:
 
 
 def labelled(heat: Maps, level: float) -> set[tuple[Any, ...]]:
-    """The same by scipy."""
+    """Find regions with scipy."""
     smooth = smoothed(heat)
     label, count = ndimage.label(smooth > level, np.ones((3, 3)))
     found = set()
@@ -218,7 +218,7 @@ def test_values_beyond_the_ends_have_the_colours_of_the_ends() -> None:
 
 
 def panels(page: Image.Image, size: int, top: int = GAP) -> list[NDArray[np.uint8]]:
-    """The three squares of a page."""
+    """Return the three panels of a page."""
     pixels = np.asarray(page)
     lefts = [GAP + i * (size + GAP) for i in range(3)]
     return [pixels[top : top + size, left : left + size] for left in lefts]
@@ -309,7 +309,7 @@ def test_one_channel_is_as_good_as_none() -> None:
 
 
 def test_equal_heat_has_equal_colours_in_every_scan() -> None:
-    """However hot the rest of the map is."""
+    """The colour must not depend on the rest of the map."""
     spot = blob(20, 20, 3, 2)
     _, _, alone = panels(drawn(spot), 64)
     _, _, beside = panels(drawn(spot + blob(50, 50, 3, 90)), 64)

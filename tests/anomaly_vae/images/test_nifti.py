@@ -35,7 +35,7 @@ def written(
 
 
 def pixels(content: bytes, options: DecodeOptions = OPTIONS) -> NDArray[np.uint16]:
-    """All slices (N, H, W)."""
+    """Return all slices (N, H, W)."""
     results = list(read_bytes(content, options))
     assert all(isinstance(result, DecodedImage) for result in results), results[0]
     assert [result.frame for result in results] == list(range(len(results)))
@@ -53,7 +53,7 @@ def shown(values: NDArray[Any], low: float, high: float) -> NDArray[np.float64]:
 
 
 def slices(voxels: NDArray[Any], axis: int) -> NDArray[Any]:
-    """Slices (N, H, W) of voxels (R, A, S), pixel by pixel: rows from the front or the head."""
+    """Slice voxels (R, A, S) pixel by pixel, rows from the front or the head; returns (N, H, W)."""
     count = voxels.shape[axis]
     across, down = (i for i in range(3) if i != axis)
     out = np.empty((count, voxels.shape[down], voxels.shape[across]), voxels.dtype)
@@ -168,7 +168,7 @@ def test_a_volume_of_nan_is_refused_slice_by_slice():
 
 
 def changed(place: int, kind: str, *values: float) -> bytes:
-    """A volume with a field of its header overwritten."""
+    """Return a volume with a field of its header overwritten."""
     content = bytearray(written())
     struct.pack_into("<" + kind, content, place, *values)
     return bytes(content)

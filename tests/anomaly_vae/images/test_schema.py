@@ -1,4 +1,4 @@
-"""Pictures of every kind become the same small float images, and those the model's matrix."""
+"""Images of every kind become small float images of one shape, and then the model's matrix."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SCHEMA = ImageSchema(size=16, channels=1)
 
 
 def deep(pixels: NDArray[Any]) -> NDArray[np.uint16]:
-    """8 bits → 16, as readers do."""
+    """Convert 8 bits to 16 as the decoders do."""
     return pixels.astype(np.uint16) * 257
 
 
@@ -49,7 +49,7 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def resized(plane: NDArray[np.float64], size: int) -> NDArray[np.float64]:
-    """Naive: each new pixel is a mean under a triangle twice as wide as it is."""
+    """Resize naively: each new pixel is a mean weighted by a triangle twice its width."""
 
     def weights(old: int) -> NDArray[np.float64]:
         scale = old / size

@@ -33,8 +33,8 @@ from tests.support.image_uploads import FORM, form, part
 from tests.support.scans import blobs
 
 PNG = {"Content-Type": "image/png"}
-GOOD = image_uploads.picture_file(blobs(1)[0])
-FLAT = image_uploads.picture_file(np.full((9, 9), 7, np.uint8))
+GOOD = image_uploads.image_file(blobs(1)[0])
+FLAT = image_uploads.image_file(np.full((9, 9), 7, np.uint8))
 
 
 def post(client, body, headers=FORM, query=""):
