@@ -24,7 +24,7 @@ from anomaly_vae.images.encoding import ImageEncoding
 from anomaly_vae.images.heatmaps import png
 from anomaly_vae.images.schema import ImageSchema
 from anomaly_vae.scoring.detector import Detections, Explanation, explanations
-from anomaly_vae.scoring.localization import Localization, localizations, title_of
+from anomaly_vae.scoring.localization import Localization, decision_title, localizations
 from anomaly_vae.scoring.modality import image_modality
 from anomaly_vae.scoring.scorer import ScoreParts
 from pipelines import console
@@ -128,7 +128,7 @@ class _HeatmapWriter:
         rows = np.flatnonzero(detections.is_anomaly).tolist()
         found = localizations(self.encoding, self.source.bundle.heat_scale, explained, rows)
         for row, localization in zip(rows, found, strict=True):
-            self._write(files[row], frames[row], localization, title_of(detections, row))
+            self._write(files[row], frames[row], localization, decision_title(detections, row))
 
     def _write(self, file: ImageFile, frame: int, localization: Localization, title: str) -> None:
         name = file_stem(file, frame)

@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 
 from anomaly_vae.config import ImageData
 from anomaly_vae.data.schema import RawBatch
-from anomaly_vae.data.splitting import CALIBRATION, TEST, TRAIN, VALIDATION, Rows, assign, twins
+from anomaly_vae.data.splitting import (
+    CALIBRATION,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Rows,
+    assign,
+    contained_in,
+)
 from anomaly_vae.errors import DataError
 from anomaly_vae.images.decoding import read_file
 from anomaly_vae.images.encoding import IMAGE, encode_png
@@ -100,7 +108,7 @@ class ImageDataset(Dataset):
         """See `Dataset.without`; images are equal if their prepared pixels are."""
         images, own_test = _flatten(self.batch), _flatten(self.part(TEST))
         frozen_images = _flatten(self.schema.from_arrow(frozen))
-        return self.excluding(twins(images, frozen_images) & ~twins(images, own_test))
+        return self.excluding(contained_in(images, frozen_images) & ~contained_in(images, own_test))
 
 
 def _flatten(batch: RawBatch) -> NDArray[np.float32]:
