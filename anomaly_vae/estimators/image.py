@@ -19,7 +19,7 @@ from anomaly_vae.errors import DataError
 from anomaly_vae.estimators.arguments import SHARED_KEYS
 from anomaly_vae.estimators.base import Data, FitInput, VAEDetector, usable
 from anomaly_vae.generation import images
-from anomaly_vae.images.pixels import FULL, DecodedImage, DecodeFailure
+from anomaly_vae.images.pixels import MAX_PIXEL, DecodedImage, DecodeFailure
 from anomaly_vae.images.schema import ImageSchema
 
 CONFIG_KEYS: dict[str, tuple[str, ...]] = {
@@ -171,7 +171,7 @@ class ImageVAEDetector(VAEDetector[ImageConfig, ImageSchema]):
         return tags
 
     def _fit_input(self, X: Data, config: ImageConfig) -> FitInput[ImageSchema]:
-        schema = ImageSchema.of(config.data)
+        schema = ImageSchema.from_config(config.data)
         return FitInput(schema, _read(schema, X), {})
 
     def _batch(self, X: Data) -> RawBatch:
@@ -184,7 +184,7 @@ def _read(schema: ImageSchema, X: Data) -> RawBatch:
     Raises:
         DataError: X holds neither arrays nor paths, is empty, or an image cannot be used.
     """
-    batch = schema.from_pictures(_decoded(schema, image) for image in _one_by_one(X))
+    batch = schema.from_images(_decoded(schema, image) for image in _one_by_one(X))
     if not len(batch):
         raise DataError("X holds no image; give at least one")
     return usable(batch, "; mend it or leave it out")
@@ -232,7 +232,7 @@ def decoded_image(image: NDArray[Any]) -> DecodedImage:
         raise DataError(f"images must be uint8, uint16 or floats on [0, 1], got {pixels.dtype}")
     if not (pixels.min() >= 0 and pixels.max() <= 1):  # NaN is neither
         raise DataError("images of floats must lie on [0, 1] and be finite; scale them first")
-    full = pixels.astype(np.float64) * FULL  # more than a float16 can hold
+    full = pixels.astype(np.float64) * MAX_PIXEL  # more than a float16 can hold
     return DecodedImage(np.rint(full).astype(np.uint16), 0)
 
 

@@ -107,7 +107,7 @@ class Images:
 
     def batch(self, images: NDArray[np.uint8]) -> RawBatch:
         given = coloured(images) if self.channels == 3 else images
-        batch = self.schema.from_pictures([decoded_image(image) for image in given])
+        batch = self.schema.from_images([decoded_image(image) for image in given])
         assert not batch.problems
         return batch
 

@@ -27,7 +27,7 @@ from anomaly_vae.errors import (
 from anomaly_vae.estimators.arguments import value_at
 from anomaly_vae.estimators.image import CONFIG_KEYS, ImageVAEDetector, decoded_image
 from anomaly_vae.estimators.tabular import TabularVAEDetector
-from anomaly_vae.images.pixels import FULL
+from anomaly_vae.images.pixels import MAX_PIXEL
 from pipelines.datasets.images import ImageDataset
 from tests.support import excused
 from tests.support.scans import blobs, coloured, patched
@@ -270,7 +270,7 @@ def test_the_same_images_have_the_same_scores_in_every_form(
 def test_floats_of_half_precision_are_read_to_their_precision(X: np.ndarray) -> None:
     """Their largest number is below that of 16 bits."""
     half = decoded_image((X[0] / 255).astype(np.float16)).pixels.astype(float)
-    np.testing.assert_allclose(half / FULL, X[0] / 255, atol=1e-3)
+    np.testing.assert_allclose(half / MAX_PIXEL, X[0] / 255, atol=1e-3)
     assert decoded_image(np.array([[0, 1]], np.float16)).pixels.tolist() == [[0, 65_535]]
 
 
