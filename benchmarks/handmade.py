@@ -50,7 +50,7 @@ LAYOUTS = {10: Layout(6, 2, (4, 4)), 62: Layout(38, 12, (5,) * 12)}
 """Layout of the table by its number of encoded columns."""
 TRAIN_ROWS, VALIDATION_ROWS = 4_050, 450
 """Rows of a table of 5,000 after a tenth was held out to calibrate, and a tenth to validate."""
-ROUNDS = 5
+ROUNDS = 3
 EPOCHS, DEFAULT_EPOCHS, STEPS_PER_EPOCH = 6, 80, 32
 """Measured epochs, and epochs and steps of the default configuration on these tables."""
 TILE = 512

@@ -2,30 +2,7 @@
 
 Pictures (N, C, S, S) are on [0, 1], converted from the model's scale by `ImageEncoding.pictures`.
 Each is the mean of p(x|z), without the noise that the likelihood would add to every pixel, as is
-usual.
-
-Example:
-    >>> import numpy as np, torch
-    >>> from anomaly_vae import ImageVAEDetector
-    >>> from anomaly_vae.config import CorruptionConfig
-    >>> scans = np.random.default_rng(0).integers(0, 256, (40, 16, 16), np.uint8)
-    >>> small = {"network": "dense", "latent_dim": 2, "hidden_dim": 4, "epochs": 1}
-    >>> bundle = ImageVAEDetector(size=16, alpha=0.2, **small).fit(scans).bundle_
-    >>> sample(bundle, 3).shape, decode(bundle, np.zeros((1, 2))).shape
-    ((3, 1, 16, 16), (1, 1, 16, 16))
-    >>> x = torch.rand(2, 256)  # encoded images
-    >>> reconstruct(bundle, x).shape, to_pictures(bundle, x).shape
-    ((2, 1, 16, 16), (2, 1, 16, 16))
-    >>> share, pictures = interpolate(bundle, x, steps=3)
-    >>> share.tolist(), pictures.shape
-    ([0.0, 0.5, 1.0], (3, 1, 16, 16))
-    >>> which, values, pictures = traverse(bundle, None, dims=[1], span=2.0, steps=3)
-    >>> which.tolist(), values.tolist()
-    ([1, 1, 1], [-2.0, 0.0, 2.0])
-    >>> grid(bundle, 4)[1].shape
-    (16, 1, 16, 16)
-    >>> corrupt(bundle, x, CorruptionConfig(type="mask", strength=0.5)).shape
-    torch.Size([2, 256])
+usual. The examples load a bundle of the repository; any bundle folder of an image model will do.
 """
 
 from __future__ import annotations
@@ -74,7 +51,14 @@ MIN_ERROR = 1e-10
 
 
 def to_pictures(bundle: Bundle, x: Tensor) -> Matrix:
-    """Convert encoded images (N, F) into pictures (N, C, S, S)."""
+    """Convert encoded images (N, F) into pictures (N, C, S, S).
+
+    Example:
+        >>> from anomaly_vae.artifacts.bundle import load_bundle
+        >>> bundle = load_bundle("tests/fixtures/format-2/image")
+        >>> to_pictures(bundle, torch.zeros(2, 256)).shape
+        (2, 1, 16, 16)
+    """
     return _encoding(bundle).pictures(x.numpy())
 
 
@@ -90,6 +74,12 @@ def sample(bundle: Bundle, n: int, seed: int = 0) -> Matrix:
 
     Raises:
         ConfigError: ``n`` is less than 1.
+
+    Example:
+        >>> from anomaly_vae.artifacts.bundle import load_bundle
+        >>> bundle = load_bundle("tests/fixtures/format-2/image")
+        >>> sample(bundle, 3, seed=1).shape
+        (3, 1, 16, 16)
     """
     return to_pictures(bundle, sample_encoded(bundle, n, seed))
 
@@ -109,12 +99,25 @@ def decode(bundle: Bundle, z: NDArray[np.float32] | Tensor) -> Matrix:
 
     Raises:
         DataError: the latents have another dimension, or are not finite.
+
+    Example:
+        >>> from anomaly_vae.artifacts.bundle import load_bundle
+        >>> bundle = load_bundle("tests/fixtures/format-2/image")
+        >>> decode(bundle, np.zeros((1, 88))).shape  # this model has 88 latents
+        (1, 1, 16, 16)
     """
     return to_pictures(bundle, decoded(bundle, z, expected))
 
 
 def reconstruct(bundle: Bundle, rows: Rows) -> Matrix:
-    """Return the expected picture at each image's posterior mean."""
+    """Return the expected picture at each image's posterior mean.
+
+    Example:
+        >>> from anomaly_vae.artifacts.bundle import load_bundle
+        >>> bundle = load_bundle("tests/fixtures/format-2/image")
+        >>> reconstruct(bundle, torch.zeros(2, 256)).shape
+        (2, 1, 16, 16)
+    """
     return decode(bundle, latent_means(bundle, rows))
 
 
@@ -136,6 +139,13 @@ def interpolate(
     Raises:
         DataError: there are fewer than two images.
         ConfigError: fewer than two steps.
+
+    Example:
+        >>> from anomaly_vae.artifacts.bundle import load_bundle
+        >>> bundle = load_bundle("tests/fixtures/format-2/image")
+        >>> share, pictures = interpolate(bundle, torch.rand(2, 256), steps=3)
+        >>> share.tolist(), pictures.shape
+        ([0.0, 0.5, 1.0], (3, 1, 16, 16))
     """
     share, z = path_between(bundle, a, b, steps, shape)
     return share.numpy(), decode(bundle, z)
@@ -159,6 +169,13 @@ def traverse(
     Raises:
         ConfigError: a dimension does not exist, the span is not positive, or there are no steps.
         DataError: ``rows`` is empty.
+
+    Example:
+        >>> from anomaly_vae.artifacts.bundle import load_bundle
+        >>> bundle = load_bundle("tests/fixtures/format-2/image")
+        >>> which, values, pictures = traverse(bundle, None, dims=[1], span=2.0, steps=3)
+        >>> which.tolist(), values.tolist(), pictures.shape
+        ([1, 1, 1], [-2.0, 0.0, 2.0], (3, 1, 16, 16))
     """
     which, values, z = traversal(start_latent(bundle, rows), dims, span, steps)
     return which.numpy(), values.numpy(), decode(bundle, z)
@@ -171,13 +188,28 @@ def grid(bundle: Bundle, steps: int) -> tuple[NDArray[np.float32], Matrix]:
 
     Raises:
         DataError: the model does not have two latents.
+
+    Example:
+        >>> from anomaly_vae.artifacts.bundle import load_bundle
+        >>> bundle = load_bundle("tests/fixtures/format-2/image")
+        >>> grid(bundle, steps=4)
+        Traceback (most recent call last):
+        anomaly_vae.errors.DataError: expected latents of shape (N, 88), got (16, 2)
     """
     z = quantile_grid(steps)
     return z.numpy(), decode(bundle, z)
 
 
 def corrupt(bundle: Bundle, x: Tensor, config: CorruptionConfig, seed: int = 0) -> Tensor:
-    """Corrupt encoded images (N, F) as in training: add noise, hide squares or lose resolution."""
+    """Corrupt encoded images (N, F) as in training: add noise, hide squares or lose resolution.
+
+    Example:
+        >>> from anomaly_vae.artifacts.bundle import load_bundle
+        >>> bundle = load_bundle("tests/fixtures/format-2/image")
+        >>> hidden = CorruptionConfig(type="mask", strength=0.5)
+        >>> corrupt(bundle, torch.zeros(2, 256), hidden).shape
+        torch.Size([2, 256])
+    """
     images = x.view(-1, *_encoding(bundle).layout.shape)
     return corrupted(images, config, torch.Generator().manual_seed(seed)).flatten(1)
 

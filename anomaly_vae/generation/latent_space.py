@@ -321,8 +321,8 @@ def quantile_grid(steps: int) -> Tensor:
     both through the normal quantiles of (i + ½) / T (Kingma & Welling 2014, fig. 4).
 
     Example:
-        >>> quantile_grid(2).round(decimals=2).tolist()
-        [[-0.67, 0.67], [0.67, 0.67], [-0.67, -0.67], [0.67, -0.67]]
+        >>> quantile_grid(2).sign().int().tolist()
+        [[-1, 1], [1, 1], [-1, -1], [1, -1]]
     """
     quantiles = torch.special.ndtri((torch.arange(steps) + 0.5) / steps)
     up, right = torch.meshgrid(quantiles.flip(0), quantiles, indexing="ij")

@@ -23,6 +23,6 @@ class Autoencoder(VAE):
         terms = super().terms(inference, x)
         return terms._replace(kl=torch.zeros_like(terms.log_prob[..., :1]))
 
-    def importance_weighted(self, x: Tensor, noise: Tensor) -> Terms:  # noqa: ARG002  # a code has no noise
+    def importance_weighted(self, x: Tensor, noise: Tensor) -> Terms:  # noqa: ARG002  # there is no noise
         """Return the reconstruction log-likelihood; one point leaves no draws to weigh."""
         return self.reconstruction(x)
