@@ -39,8 +39,8 @@ def score(
 
 
 @torch.no_grad()
-def terms(inference: ImageScore, x: Tensor) -> dict[str, Tensor]:
-    return dict(zip(("score", "nats", "kl", "expected", "latent"), inference(x), strict=True))
+def parts(found: ImageScore, x: Tensor) -> dict[str, Tensor]:
+    return dict(zip(("score", "nats", "kl", "expected", "latent"), found(x), strict=True))
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -56,9 +56,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("standardise", [False, True])
 def test_the_parts_add_up_and_have_their_shapes(of: dict[str, Any], standardise: bool) -> None:
     layout = ImageLayout(3, 16)
-    inference, x = score(layout, standardise=standardise, **of), images(6, layout)
-    inference.fit_statistics(x)
-    got = parts(inference, x)
+    found, x = score(layout, standardise=standardise, **of), images(6, layout)
+    found.fit_statistics(x)
+    got = parts(found, x)
     assert got["score"].dtype == got["kl"].dtype == torch.float64
     assert got["nats"].dtype == torch.float32
     assert got["nats"].shape == got["expected"].shape == x.shape
@@ -74,40 +74,40 @@ def test_each_score_is_what_the_model_calls_it() -> None:
         "neg_elbo": lambda m: m.elbo(x, noise),
     }
     for name, terms_of in truth.items():
-        inference = score(type=name, draws=4, seed=7)
+        found = score(type=name, draws=4, seed=7)
         with torch.no_grad():
-            terms: Terms = terms_of(inference.model)
-        got = parts(inference, x)
+            terms: Terms = terms_of(found.model)
+        got = parts(found, x)
         torch.testing.assert_close(got["nats"], -terms.log_prob)
         torch.testing.assert_close(got["kl"], terms.kl.double().sum(-1))
 
 
 @torch.no_grad()
 def test_one_draw_is_the_posterior_mean() -> None:
-    inference, x = score(), images(6)
-    mean, log_var = inference.model.posterior(x)
-    got = parts(inference, x)
-    truth = -inference.model.decode(mean).log_prob(x)
+    found, x = score(), images(6)
+    mean, log_var = found.model.posterior(x)
+    got = parts(found, x)
+    truth = -found.model.decode(mean).log_prob(x)
     torch.testing.assert_close(got["nats"], truth)
-    torch.testing.assert_close(got["kl"], inference.model.prior.kl(mean, log_var).sum(-1).double())
+    torch.testing.assert_close(got["kl"], found.model.prior.kl(mean, log_var).sum(-1).double())
     torch.testing.assert_close(got["latent"], mean)
-    torch.testing.assert_close(got["expected"], inference.model.decode(mean).mean)
+    torch.testing.assert_close(got["expected"], found.model.decode(mean).mean)
 
 
 def test_an_autoencoder_has_no_rate() -> None:
-    inference = score(model={"type": "autoencoder"}, standardise=True)
-    inference.fit_statistics(images(20))
-    assert not parts(inference, images(4, seed=1))["kl"].any()
+    found = score(model={"type": "autoencoder"}, standardise=True)
+    found.fit_statistics(images(20))
+    assert not parts(found, images(4, seed=1))["kl"].any()
 
 
 # ---------------------------------------------------------------- standardised
 
 
 def test_standardised_shares_of_the_images_it_learned_from_are_centred_and_of_unit_scale() -> None:
-    inference, x = score(standardise=True), images(200)
+    found, x = score(standardise=True), images(200)
     raw = parts(score(), x)["nats"]
-    inference.fit_statistics(x)
-    got = parts(inference, x)
+    found.fit_statistics(x)
+    got = parts(found, x)
     assert got["nats"].mean().abs() < 0.05
     assert got["nats"].mean(0).abs().mean() < 0.3
     assert 0.6 < got["nats"].std(0).mean() < 1.0
@@ -118,11 +118,11 @@ def test_standardised_shares_of_the_images_it_learned_from_are_centred_and_of_un
 
 
 def test_every_scale_is_at_least_a_share_of_the_common_deviation() -> None:
-    inference, x = score(standardise=True), images(50)
+    found, x = score(standardise=True), images(50)
     deviation = parts(score(), x)["nats"].std(correction=0)
-    inference.fit_statistics(x)
-    assert inference.scale.min() >= MIN_SCALE_SHARE * deviation
-    assert not torch.equal(inference.center, torch.zeros_like(inference.center))
+    found.fit_statistics(x)
+    assert found.scale.min() >= MIN_SCALE_SHARE * deviation
+    assert not torch.equal(found.center, torch.zeros_like(found.center))
 
 
 def test_without_it_nothing_is_learned_and_the_unit_says_which() -> None:
@@ -135,18 +135,18 @@ def test_without_it_nothing_is_learned_and_the_unit_says_which() -> None:
 
 
 def test_a_model_whose_shares_never_vary_still_gives_finite_scores() -> None:
-    inference, x = score(standardise=True), images(1).expand(9, -1)
-    inference.fit_statistics(x)
-    assert torch.isfinite(parts(inference, images(4, seed=3))["score"]).all()
+    found, x = score(standardise=True), images(1).expand(9, -1)
+    found.fit_statistics(x)
+    assert torch.isfinite(parts(found, images(4, seed=3))["score"]).all()
 
 
 def test_the_order_of_what_it_learned_from_does_not_matter() -> None:
     x = images(130)
-    inference = [score(standardise=True) for _ in range(2)]
-    for one, rows in zip(inference, (x, x.flip(0)), strict=True):
+    found = [score(standardise=True) for _ in range(2)]
+    for one, rows in zip(found, (x, x.flip(0)), strict=True):
         one.fit_statistics(rows)
-    torch.testing.assert_close(inference[0].center, inference[1].center)
-    torch.testing.assert_close(inference[0].scale, inference[1].scale)
+    torch.testing.assert_close(found[0].center, found[1].center)
+    torch.testing.assert_close(found[0].scale, found[1].scale)
 
 
 def test_a_frozen_draw_follows_its_seed() -> None:

@@ -101,8 +101,8 @@ def test_every_output_agrees_with_torch_whatever_the_batch(
         truth = [part.numpy() for part in score(torch.from_numpy(x))]
     for size in (1, 2, 7):
         parts = [session.run(OUTPUTS, {"x": x[i : i + size]}) for i in range(0, 7, size)]
-        for inference, expected in zip(zip(*parts, strict=True), truth, strict=True):
-            joined = np.concatenate(inference)
+        for found, expected in zip(zip(*parts, strict=True), truth, strict=True):
+            joined = np.concatenate(found)
             assert joined.dtype == expected.dtype
             np.testing.assert_allclose(joined, expected, rtol=1e-3, atol=1e-3)
 

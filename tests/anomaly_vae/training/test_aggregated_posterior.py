@@ -207,7 +207,7 @@ def test_of_few_distinct_rows_members_have_as_many_parts(
         found.append(len((result := cluster_labels(*given)).unique()))
         return result
 
-    monkeypatch.setattr(aggregated_posterior, "labels", recorded)
+    monkeypatch.setattr(aggregated_posterior, "cluster_labels", recorded)
     made = model(members=4)
     finalize(made, x, x[:50], config(members=4, components=24), SEED)
     assert min(found) <= 16 < max(found)
