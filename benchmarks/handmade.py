@@ -8,7 +8,8 @@ one apart because it compiles, and extrapolated to the epochs of the default con
 
 Graphs: the graph built node by node beside the graph that ``torch.onnx.export(dynamo=True)`` traces
 from the same fitted model: seconds to export, size, session start, latency of one row, throughput,
-and the rows whose score alone differs in any bit from their score in a batch.
+and the rows whose score alone differs in any bit from their score in a batch. The export of the
+likelihood alone is measured as well.
 
 CPU-seconds of this process and its children, one thread; methods alternate within each round.
 """
@@ -35,10 +36,10 @@ from torch import Tensor, nn
 from anomaly_vae.config import ModelConfig, ScoreConfig, TrainingConfig
 from anomaly_vae.data.encoding import Layout
 from anomaly_vae.export.onnx_tabular import OPSET, export_graph, weight_tensors
-from anomaly_vae.models.builder import build
+from anomaly_vae.models.builder import build, tabular_parts
 from anomaly_vae.models.likelihoods import TabularLikelihood
 from anomaly_vae.models.vae import VAE, frozen_noise
-from anomaly_vae.scoring.scorer import Scorer
+from anomaly_vae.scoring.scorer import OUTPUTS, Scorer
 from anomaly_vae.training import trainer
 from anomaly_vae.training.aggregated_posterior import finalize
 from anomaly_vae.training.augmentation import NoisyCells
@@ -240,22 +241,55 @@ def by_hand(model: VAE, score: ScoreConfig) -> tuple[bytes, bytes]:
 
 def traced(model: VAE, score: ScoreConfig, optimize: bool = False) -> tuple[bytes, bytes]:
     """Return the traced graph with its weights inside."""
-    columns = model.likelihood.layout.n_columns  # type: ignore[union-attr]
+    module, x = TracedScore(model, score), torch.zeros(2, layout_of(model).n_columns)
+    return trace(module.eval(), (x,), OUTPUTS, optimize), save_tensors({})
+
+
+def trace(
+    module: nn.Module, inputs: tuple[Tensor, ...], outputs: Sequence[str], optimize: bool = False
+) -> bytes:
+    """Trace a module whose inputs (N, ...) may have any number of rows."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            TracedScore(model, score).eval(),
-            (torch.zeros(2, columns),),
+            module,
+            inputs,
             dynamo=True,
             optimize=optimize,
             verbose=False,
             opset_version=OPSET,
-            input_names=["x"],
-            output_names=["score", "nats", "kl", "expected", "latent"],
-            dynamic_shapes=({0: torch.export.Dim("N")},),
+            input_names=["x", "outputs"][: len(inputs)],
+            output_names=outputs,
+            dynamic_shapes=tuple({0: torch.export.Dim("N")} for _ in inputs),
         )
-    return program.model_proto.SerializeToString(), save_tensors({})
+    return program.model_proto.SerializeToString()
+
+
+class TracedLikelihood(nn.Module):
+    """The log-likelihood alone, from encoded rows and decoder outputs."""
+
+    def __init__(self, likelihood: nn.Module) -> None:
+        super().__init__()
+        self.likelihood = likelihood
+
+    def forward(self, x: Tensor, outputs: Tensor) -> Tensor:
+        """Return log p(x) per column (N, F)."""
+        return self.likelihood(outputs).log_prob(x)
+
+
+def likelihood_figures(layout: Layout) -> dict[str, float]:
+    """Measure the export of the likelihood alone."""
+    likelihood = build(ModelConfig(members=1), layout).likelihood.eval()
+    inputs = torch.zeros(2, layout.n_columns), torch.zeros(2, likelihood.n_outputs)
+    start = cpu_seconds()
+    trace(TracedLikelihood(likelihood), inputs, ["log_prob"])
+    return {"export_seconds": cpu_seconds() - start}
+
+
+def layout_of(model: VAE) -> Layout:
+    """Return the encoded columns of a tabular model."""
+    return tabular_parts(model).likelihood.layout
 
 
 def traced_optimized(model: VAE, score: ScoreConfig) -> tuple[bytes, bytes]:
@@ -268,6 +302,9 @@ GRAPHS: dict[str, Callable[[VAE, ScoreConfig], tuple[bytes, bytes]]] = {
     "traced": traced,
     "traced, optimized": traced_optimized,
 }
+
+
+LIKELIHOOD = "traced, likelihood alone"
 
 
 def graph_figures(method: str, model: VAE, x: Matrix) -> dict[str, float]:
@@ -312,6 +349,8 @@ def run_graphs(found: Ledger, options: Options) -> None:
                 key = ("graph", method, columns, turn)
                 if options.wants(method) and key not in found:
                     found.add(key, graph_figures(method, model, x))
+            if (key := ("graph", LIKELIHOOD, columns, turn)) not in found:
+                found.add(key, likelihood_figures(layout))
 
 
 # ---------------------------------------------------------------- the run
