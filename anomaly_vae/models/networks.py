@@ -30,7 +30,7 @@ class MemberLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convert (E, N, inputs) into (E, N, outputs)."""
-        assert self.bias is not None, "without one, layers without bias go through `add_product`"
+        assert self.bias is not None, "layers without bias use `add_product`"
         return torch.baddbmm(self.bias.unsqueeze(1), x, self.weight.mT)
 
 
