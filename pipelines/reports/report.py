@@ -268,7 +268,7 @@ def log(run: Run, judged: Judged, report: EvaluationReport) -> None:
     run.log_json(report.figures.to_json(), "evaluation.json")
     run.log_json(report.details(), "findings.json")
     run.log_figure(plots.score_histogram(judged.detector, score, anomaly), "plots/scores.png")
-    for name, figure in plots.findings(report).items():
+    for name, figure in plots.report_figures(report).items():
         run.log_figure(figure, f"plots/{name}.png")
     if report.figures.auroc is not None:
         run.log_figure(plots.ranking(score, anomaly, report.figures), "plots/ranking.png")
