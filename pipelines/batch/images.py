@@ -7,7 +7,6 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +23,17 @@ from anomaly_vae.scoring.localization import Localization, localizations, title_
 from anomaly_vae.scoring.scorer import ScoreParts
 from pipelines import console
 from pipelines.batch.common import (
+    NOTHING,
     UNREADABLE,
+    Drawing,
     Explain,
     Tally,
-    answer_columns,
-    most_of,
-    outside,
+    exclude_output,
+    max_contributions,
+    result_table,
     summary_of,
 )
-from pipelines.batch.fdr import control
+from pipelines.batch.fdr import check_controllable, open_sink
 from pipelines.batch.results import DICOM, HEATMAPS, SUMMARY, Sink, result_folder
 from pipelines.datasets.image_files import (
     FRAME,
@@ -47,17 +48,6 @@ from pipelines.registry.model_uri import LoadedModel
 
 REFUSED = "dicom_refused"
 """Flagged DICOM images whose heatmap cannot be DICOM."""
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """What is written for each flagged image."""
-
-    heatmaps: bool = False
-    dicom: bool = False
-
-
-NOTHING = Drawing()
 
 
 def score_images(
@@ -81,16 +71,15 @@ def score_images(
     Raises:
         DataError: no image found, one that lies in ``output``, or ``output`` holds something else.
     """
-    output = Path(output)
-    items = outside(paths, find_images(paths), output, lambda item: item.file)
-    with result_folder(output) as folder, Sink(folder) as sink:
+    output, calibration = Path(output), source.bundle.detector.calibration
+    check_controllable(calibration, fdr)
+    items = exclude_output(paths, find_images(paths), output, lambda item: item.file)
+    with result_folder(output) as folder, open_sink(folder, calibration, fdr) as sink:
         scoring = _Scoring(source, items, sink, explain, _Artist(source, folder, drawing))
         scoring.take_all()
-        sink.close()
+        entries = sink.finish()
         summary = summary_of(source, len(items), scoring.tally, sink)
-        summary |= scoring.artist.drawn
-        if fdr is not None:
-            summary |= control(folder, sink.parts, source.bundle.detector.calibration, fdr)
+        summary |= scoring.artist.drawn | entries
         (folder / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return summary
 
@@ -109,8 +98,7 @@ class _Artist:
         self, items: Sequence[Item], frames: Sequence[int], found: Detections, explained: ScoreParts
     ) -> None:
         """The flagged ones of these images."""
-        encoding = self.source.bundle.scorer.encoding
-        assert isinstance(encoding, ImageEncoding), "a model of images"
+        encoding = ImageEncoding.from_json(self.source.bundle.manifest["encoding"])
         rows = np.flatnonzero(found.is_anomaly).tolist()
         pictures = localizations(encoding, self.source.bundle.heat_scale, explained, rows)
         for row, finding in zip(rows, pictures, strict=True):
@@ -142,7 +130,7 @@ class _Artist:
             write_heatmap(item.file, frame, page, about, self._place(DICOM, f"{name}.dcm"))
         except DataError as error:
             if not self.drawn[REFUSED]:
-                console.say(f"a heatmap cannot be written as DICOM: {error}")
+                console.info(f"a heatmap cannot be written as DICOM: {error}")
             self.drawn[REFUSED] += 1
         else:
             self.drawn[DICOM] += 1
@@ -165,12 +153,12 @@ class _Scoring:
     ) -> None:
         self.detector, self.items, self.sink = source.bundle.detector, items, sink
         self.explain, self.artist = explain, artist
+        self.schema = ImageSchema.from_json(source.bundle.manifest["schema"])
         self.tally = Tally(source.bundle.monitor)
 
     def take_all(self) -> None:
         """Score or reject every image."""
-        schema = self.detector.scorer.schema
-        assert isinstance(schema, ImageSchema), "a model of images"
+        schema = self.schema
         with console.progress("Scoring", len(self.items)) as (bar, task):
             for batch in read_images(self.items, schema):
                 self.take(batch)
@@ -181,7 +169,7 @@ class _Scoring:
         """Score or reject the images of a batch."""
         for problem in batch.images.problems:
             item = self.items[batch.items[problem.row]]
-            self.tally.places[UNREADABLE] += 1
+            self.tally.rejects_by_column[UNREADABLE] += 1
             self.sink.reject(item.name, [batch.frames[problem.row]], problem.reason)
         rows = np.flatnonzero(batch.images.usable)
         if len(rows):
@@ -199,12 +187,12 @@ class _Scoring:
             explained = self.detector.scorer.explain(images)
             found = self.detector.decide(explained.score, explained.observed)
             if self.explain is not None:
-                most = most_of(self.explain)
+                most = max_contributions(self.explain)
                 reasons = explanations(self.detector.scorer, images, explained, most)
             if self.artist.wanted:
                 self.artist.draw(items, frames, found, explained)
-        self.sink.write(answer_columns(keys, found, reasons))
-        self.tally.take(found)
+        self.sink.write(result_table(keys, found, reasons))
+        self.tally.count(found)
 
 
 def stem_of(item: Item, frame: int) -> str:

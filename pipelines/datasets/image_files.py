@@ -100,7 +100,7 @@ def _tell(skipped: Sequence[Path]) -> None:
     names += ", …" if len(skipped) > MOST_SKIPPED else ""
     several = "files in the folders are no images and were"
     what = several if len(skipped) > 1 else "file in the folders is no image and was"
-    console.say(f"{len(skipped)} {what} skipped: {names}")
+    console.info(f"{len(skipped)} {what} skipped: {names}")
 
 
 def _items(path: str, skipped: dict[str, Path]) -> Iterator[Item]:

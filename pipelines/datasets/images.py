@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from anomaly_vae.config import ImageData
 from anomaly_vae.data.schema import RawBatch
-from anomaly_vae.data.splitting import CALIBRATION, TEST, TRAIN, VALIDATION, Rows, assign, twins
+from anomaly_vae.data.splitting import CALIBRATION, TEST, TRAIN, VALIDATION, assign, twins
 from anomaly_vae.errors import DataError
 from anomaly_vae.images.decoding import read_file
 from anomaly_vae.images.encoding import IMAGE, encode_picture
@@ -25,7 +25,7 @@ from anomaly_vae.messages import listed
 from anomaly_vae.scoring.modality import Encoding
 from pipelines.datasets.dataset import GROUP, Dataset, only_fit, unfit_note, unlabelled_note
 from pipelines.datasets.image_files import FRAME, LABEL, PATH, Batch, Item, find_images, read_all
-from pipelines.datasets.labels import anomaly_mask, check_positive, group_codes, unlabelled_mask
+from pipelines.datasets.labels import labelled_rows
 
 # ---------------------------------------------------------------- data sets
 
@@ -113,7 +113,8 @@ def load_images(data: ImageData) -> ImageDataset:
     read = read_all(items, schema)
     label, group = _column(items, data.label, LABEL), _column(items, data.group, GROUP)
     table = index_of(items, read, label, group)
-    rows = _rows(table, data, label)
+    groups = GROUP if GROUP in table.column_names else None
+    rows = labelled_rows(table, LABEL if label else None, data.positive, groups, configured=label)
     planned = assign(rows, data.splits)
     return ImageDataset(
         table=table,
@@ -184,14 +185,3 @@ def _column(items: Sequence[Item], name: str | None, usual: str) -> str | None:
         found = listed(sorted(known))
         raise DataError(f"no manifest has the column '{name}'; found {found}", column=name)
     return name or (usual if usual in known else None)
-
-
-def _rows(table: pa.Table, data: ImageData, label: str | None) -> Rows:
-    anomaly = unlabelled = np.zeros(len(table), bool)
-    if label:
-        labels = table.column(LABEL)
-        check_positive(labels, data.positive, label)
-        anomaly = anomaly_mask(labels, data.positive, label)
-        unlabelled = unlabelled_mask(labels, label)
-    group = GROUP if GROUP in table.column_names else None
-    return Rows(anomaly, unlabelled, None, group_codes(table, group))

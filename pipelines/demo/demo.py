@@ -26,8 +26,8 @@ from pipelines.batch.images import Drawing, score_images
 from pipelines.batch.tables import score_files
 from pipelines.datasets.image_files import find_images, read_images
 from pipelines.demo.simulate import write_scans, write_transactions
-from pipelines.registry.frozen_test import Frozen
-from pipelines.registry.model_uri import LoadedModel, open_source
+from pipelines.registry.frozen_test import FrozenTest
+from pipelines.registry.model_uri import LoadedModel, open_model
 from pipelines.run import run
 
 ROWS, SCANS, SEED = 20_000, 300, 0
@@ -51,17 +51,17 @@ def demo(out: Path, kinds: Sequence[str] = ("tabular", "image")) -> dict[str, An
 
 def tabular(out: Path) -> dict[str, Any]:
     """Simulate → train → calibrate → evaluate → register → promote → score."""
-    console.step(f"Simulating {ROWS:,} card transactions")
+    console.heading(f"Simulating {ROWS:,} card transactions")
     simulated = write_transactions(out, ROWS, SEED)
     config = demo_config("fraud.yaml", simulated["out"], FEW)
     answer, source, version = _run(config)
-    console.step("Scoring every row")
+    console.heading("Scoring every row")
     summary = score_files(source, [simulated["out"]], out / "scores", explain=SHOWN_REASONS)
     registry = Registry(config.mlflow.tracking_uri)
     pictures = _pictures(registry, version, out / "pictures")
     _show(answer, simulated, summary)
-    _show_flagged(Frozen.own(version).read(registry), out / "scores")
-    console.say(f"Pictures: {', '.join(pictures)}")
+    _show_flagged(FrozenTest.own(version).read(registry), out / "scores")
+    console.info(f"Pictures: {', '.join(pictures)}")
     record = '{"records": [{"TX_AMOUNT": 900, "TX_CHANNEL": "mail_order"}], "explain": 3}'
     _say_next(answer, f"-H 'content-type: application/json' -d '{record}'", "fraud.yaml")
     return {**answer, "data": simulated, "scores": str(out / "scores"), "pictures": pictures}
@@ -70,19 +70,19 @@ def tabular(out: Path) -> dict[str, Any]:
 def image(out: Path) -> dict[str, Any]:
     """The same for scans with lesions, which are drawn; and what the model imagines."""
     folder = out / "scans"
-    console.step(f"Simulating {SCANS:,} scans")
+    console.heading(f"Simulating {SCANS:,} scans")
     simulated = write_scans(folder, SCANS, SEED)
     config = demo_config("scans.yaml", simulated["out"], QUICKLY)
     answer, source, version = _run(config)
-    console.step("Scoring every scan")
+    console.heading("Scoring every scan")
     scores, drawing = folder / "scores", Drawing(heatmaps=True)
     summary = score_images(source, [simulated["out"]], scores, drawing=drawing)
     located = _located(source, Path(simulated["out"]))
     pictures = _pictures(Registry(config.mlflow.tracking_uri), version, folder / "pictures")
     pictures += _sheets(source, simulated["images"], folder / "pictures")
     _show_scans(answer, simulated, summary, located)
-    console.say(f"Pictures: {', '.join(pictures)}")
-    console.say(f"Heatmaps of the {summary['heatmaps']} flagged scans: {scores / 'heatmaps'}")
+    console.info(f"Pictures: {', '.join(pictures)}")
+    console.info(f"Heatmaps of the {summary['heatmaps']} flagged scans: {scores / 'heatmaps'}")
     scan = f"{simulated['images']}/scan-00000.png"
     _say_next(answer, f"-H 'content-type: image/png' --data-binary @{scan}", "scans.yaml")
     made = {"data": simulated, "scores": str(scores), "pictures": pictures}
@@ -106,7 +106,7 @@ def demo_config(name: str, path: str, overrides: Sequence[str] = ()) -> Config:
 def _run(config: Config) -> tuple[dict[str, Any], LoadedModel, Version]:
     """Train to champion: the answer, the model and its version."""
     answer, _ = run(config)
-    source = open_source(answer["model_uri"], config.mlflow.tracking_uri)
+    source = open_model(answer["model_uri"], config.mlflow.tracking_uri)
     version = Registry(config.mlflow.tracking_uri).version(config.name, answer["version"])
     return answer, source, version
 
@@ -217,9 +217,9 @@ def _reason(reason: dict[str, Any]) -> str:
 def _say_next(answer: dict[str, Any], body: str, example: str) -> None:
     uri = f"models:/{answer['name']}@champion" if answer["promoted"] else answer["model_uri"]
     if not answer["promoted"]:
-        console.say(f"It was refused as champion (see above), so this is version {uri}")
-    console.step("Next, score over HTTP:")
-    console.say(f"  anomaly-vae serve --model {uri}")
-    console.say(f"  curl -s localhost:8000/score {body}")
-    console.say(f"or your own files: copy configs/{example}, change data, and")
-    console.say("  anomaly-vae run my.yaml --set data.path=PATH")
+        console.info(f"It was refused as champion (see above), so this is version {uri}")
+    console.heading("Next, score over HTTP:")
+    console.info(f"  anomaly-vae serve --model {uri}")
+    console.info(f"  curl -s localhost:8000/score {body}")
+    console.info(f"or your own files: copy configs/{example}, change data, and")
+    console.info("  anomaly-vae run my.yaml --set data.path=PATH")

@@ -304,7 +304,7 @@ def read_source(bundle: Bundle, paths: Paths, most: int | None = None, seed: int
     rejected = _tell_rejects(items, read)
     fit = np.flatnonzero(read.images.usable)[:most]
     if most is not None and len(read.items) < len(items):
-        console.say(f"{len(items):,} files; the first {len(fit):,} images are taken")
+        console.info(f"{len(items):,} files; the first {len(fit):,} images are taken")
     label = label_column(bundle)
     named = label if any(label in item.facts for item in items) else None
     index = index_of(items, read, named, None).take(pa.array(fit))
@@ -331,7 +331,7 @@ def _tell_rejects(items: Sequence[Item], read: Batch) -> int:
     reason = f"of {count:,}; the first: '{name}': {problems[0].reason}"
     if len(problems) == count:
         raise DataError(f"no image of the input can be used, {reason}")
-    console.say(f"{len(problems):,} images cannot be used, {reason}")
+    console.info(f"{len(problems):,} images cannot be used, {reason}")
     return len(problems)
 
 

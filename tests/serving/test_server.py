@@ -20,8 +20,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from uvicorn.config import STARTUP_FAILURE
 
+from anomaly_vae.artifacts.registry_names import BundleRef
 from anomaly_vae.errors import BundleError, ConfigError
-from serving.models.store import BundleRef
 from serving.registry.board import Board, Followed, FollowState
 from serving.server import app_factory, serve
 from tests.support.paths import ROOT

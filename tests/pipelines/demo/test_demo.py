@@ -19,7 +19,7 @@ from pipelines import console
 from pipelines.datasets.dataset import Dataset
 from pipelines.demo import demo as module
 from pipelines.demo.demo import SHOWN_REASONS, SHOWN_ROWS, demo_config
-from pipelines.registry.frozen_test import Frozen
+from pipelines.registry.frozen_test import FrozenTest
 from pipelines.training.calibrate import calibrate
 from tests.pipelines.conftest import Command, World
 from tests.support.paths import ROOT
@@ -57,7 +57,7 @@ def test_it_finds_explains_and_says_how_to_go_on(
     assert summary["scored"] == summary["rows"] == 1_500
     assert f"{result['metrics']['auroc']:.4g}" in answer.err
 
-    tested = Frozen.own(Registry().version("fraud-demo", "1")).read(Registry())
+    tested = FrozenTest.own(Registry().version("fraud-demo", "1")).read(Registry())
     truth = dict(
         zip(tested["TRANSACTION_ID"].to_pylist(), tested["TX_FRAUD"].to_pylist(), strict=True)
     )
