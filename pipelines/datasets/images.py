@@ -23,7 +23,13 @@ from anomaly_vae.images.pixels import DecodedImage
 from anomaly_vae.images.schema import ImageSchema
 from anomaly_vae.messages import listed
 from anomaly_vae.scoring.modality import Encoding
-from pipelines.datasets.dataset import GROUP, Dataset, only_fit, unfit_note, unlabelled_note
+from pipelines.datasets.dataset import (
+    GROUP,
+    Dataset,
+    unlabelled_note,
+    unreadable_note,
+    without_unreadable,
+)
 from pipelines.datasets.image_files import FRAME, LABEL, PATH, Batch, Item, find_images, read_all
 from pipelines.datasets.labels import labelled_rows
 
@@ -121,8 +127,8 @@ def load_images(data: ImageData) -> ImageDataset:
         schema=schema,
         batch=read.images,
         rows=rows,
-        assignment=only_fit(planned, read.images),
-        notes=(*unfit_note(read.images), *unlabelled_note(rows, planned)),
+        assignment=without_unreadable(planned, read.images),
+        notes=(*unreadable_note(read.images), *unlabelled_note(rows, planned)),
         label=LABEL if label else None,
         group=GROUP if rows.group is not None else None,
         files=tuple(items[number].file for number in read.items),

@@ -12,7 +12,7 @@ from anomaly_vae.data.splitting import TRAIN, assign
 from anomaly_vae.data.type_inference import check_present, infer_schema
 from anomaly_vae.errors import DataError
 from anomaly_vae.messages import listed
-from pipelines.datasets.dataset import Dataset, only_fit, unfit_note, unlabelled_note
+from pipelines.datasets.dataset import Dataset, unlabelled_note, unreadable_note, without_unreadable
 from pipelines.datasets.files import find_files, read_table
 from pipelines.datasets.labels import labelled_rows
 
@@ -37,8 +37,8 @@ def load_table(data: TabularData) -> Dataset:
         schema=inferred.schema,
         batch=batch,
         rows=rows,
-        assignment=only_fit(planned, batch),
-        notes=(*inferred.notes, *unfit_note(batch), *unlabelled_note(rows, planned)),
+        assignment=without_unreadable(planned, batch),
+        notes=(*inferred.notes, *unreadable_note(batch), *unlabelled_note(rows, planned)),
         label=data.label,
         group=data.group,
         id=data.id,
