@@ -218,7 +218,7 @@ class _BadLines:
         return "skip"
 
     def good_rows(self, start: int, count: int) -> NDArray[np.int64]:
-        """Return the positions of the next ``count`` rows, from ``start``, that were not skipped."""
+        """Return the positions of the next ``count`` rows from ``start`` that were not skipped."""
         rows = np.arange(start, start + count + len(self.positions))
         return rows[~np.isin(rows, list(self.positions))][:count]
 
