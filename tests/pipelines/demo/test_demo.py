@@ -18,7 +18,7 @@ from anomaly_vae.lifecycle.registry import Registry
 from pipelines import console
 from pipelines.datasets.dataset import Dataset
 from pipelines.demo import demo as module
-from pipelines.demo.demo import SHOWN_REASONS, SHOWN_ROWS, demo_config
+from pipelines.demo.demo import SHOWN_CONTRIBUTIONS, SHOWN_ROWS, demo_config
 from pipelines.registry.frozen_test import FrozenTest
 from pipelines.training.calibrate import calibrate
 from tests.pipelines.conftest import Command, World
@@ -71,10 +71,10 @@ def test_it_finds_explains_and_says_how_to_go_on(
     for row in top:
         (line,) = (x for x in table.splitlines() if f" {row['TRANSACTION_ID']} " in x)
         assert (" fraud " if truth[row["TRANSACTION_ID"]] else " good ") in line
-        assert len(row["contributions"]) == SHOWN_REASONS
+        assert len(row["contributions"]) == SHOWN_CONTRIBUTIONS
         for reason in row["contributions"]:
             assert f"{reason['feature']} " in table
-    assert table.count(", where ") >= len(top) * SHOWN_REASONS
+    assert table.count(", where ") >= len(top) * SHOWN_CONTRIBUTIONS
 
     shown = {Path(picture).stem for picture in result["pictures"]}
     assert shown == {
