@@ -79,7 +79,8 @@ sys.modules |= dict.fromkeys({sorted(IMAGING)!r})  # importing them fails
 from starlette.testclient import TestClient
 from serving.app import create_app
 from serving.settings import Settings
-from serving.models.store import BundleRef, Store
+from anomaly_vae.artifacts.registry_names import BundleRef
+from serving.models.store import Store
 from serving.models.loading import load_model
 with TestClient(create_app(Store([load_model(BundleRef({str(folder)!r}))]), Settings())) as client:
     for path in ("/models", "/openapi.json", "/metrics", "/health/ready"):
