@@ -360,7 +360,7 @@ MorePaths = Annotated[
 OutFile = Annotated[
     Path,
     typer.Option(
-        metavar="FILE", help="file to write: .parquet or .csv, for images .parquet or .png"
+        metavar="FILE", help="file to write: .parquet, .csv (tables) or .png (images, maps)"
     ),
 ]
 Rows = Annotated[

@@ -75,7 +75,7 @@ class Dataset:
 
     @property
     def units(self) -> str:
-        """What `calibration_rows` are called in messages: rows, or groups of rows."""
+        """Name of `calibration_rows` in messages: rows, or groups of rows."""
         return "groups of normal calibration rows" if self.group else "normal calibration rows"
 
     @property
