@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from anomaly_vae.data.arrow import levels_from_arrow, numbers_from_arrow, times_from_arrow
 from anomaly_vae.data.converters import Levels, levels_of
 from anomaly_vae.data.schema import RawBatch
-from anomaly_vae.data.splitting import thinned
+from anomaly_vae.data.splitting import DAY, thinned
 from anomaly_vae.errors import DataError
 from anomaly_vae.evaluation.metrics import TOP, Evaluation, Slice, evaluate, time_slices
 from anomaly_vae.messages import listed
@@ -74,6 +74,13 @@ class Labelled:
         typical = represents_traffic(table, policy.get("density_ratio"))
         group = group_codes(table, group)
         return cls(table, anomaly, unlabelled, group, seconds, batch, typical, files)
+
+    @property
+    def days(self) -> float | None:
+        """Period that the rows cover, in days and at least 1; None if rows have no time."""
+        if self.seconds is None or np.isnan(self.seconds).all():
+            return None
+        return max(float(np.nanmax(self.seconds) - np.nanmin(self.seconds)) / DAY, 1.0)
 
     def units(self, rows: Mask) -> NDArray[np.int32] | None:
         """Return the exchangeable unit of each of these rows (N,); None if each row is one."""

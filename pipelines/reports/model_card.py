@@ -192,21 +192,31 @@ def figure_rows(figures: Mapping[str, Any]) -> Rows:
     return tuple(row for row in rows if row[1] or not row[0].startswith(OPTIONAL))
 
 
-def plain_counts(figures: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the main figures of an evaluation as sentences with whole numbers."""
+def plain_counts(figures: Mapping[str, Any], days: float | None = None) -> tuple[str, ...]:
+    """Return the main figures of an evaluation as sentences with whole numbers.
+
+    Args:
+        figures: the evaluation.
+        days: the period that the rows cover; None if they have no time.
+    """
     rows, anomalies, flagged = (figures[key] for key in ("rows", "anomalies", "flagged"))
     found = round((figures.get("recall") or 0) * anomalies)
     normal, false_alarms = rows - anomalies, flagged - found
-    per_1000 = 1000 * false_alarms / normal if normal else 0.0
     sentences = [
-        f"{flagged:,} of {rows:,} rows are flagged. {false_alarms:,} of the {normal:,} normal rows "
-        f"are among them, about {per_1000:.3g} in 1,000."
+        f"{flagged:,} of {rows:,} rows are flagged, {false_alarms:,} of the {normal:,} normal rows "
+        f"among them{_frequency(false_alarms, normal, days)}."
     ]
     if anomalies:
         sentences.append(f"{found:,} of the {anomalies:,} anomalies are found.")
     if anomalies and flagged:
         sentences.append(f"Of 100 flagged rows, about {100 * found / flagged:.0f} are anomalies.")
     return tuple(sentences)
+
+
+def _frequency(false_alarms: int, normal: int, days: float | None) -> str:
+    if days is not None:
+        return f", about {false_alarms / days:.3g} a day"
+    return f", about {1000 * false_alarms / normal:.3g} in 1,000" if normal else ""
 
 
 OPTIONAL = ("cost", "card", "precision at", "p-values", "rejected", "unlabelled")

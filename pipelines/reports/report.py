@@ -232,7 +232,7 @@ def evaluate_files(
         raise DataError(f"none of the {len(given.table)} rows has a label and can be scored{why}")
     seen = SeenRows(_same(judged.score, detector.calibration.scores), SAME_AS_CALIBRATION)
     report = Reporter(judged, ReportOptions.of(config, top)).report(seen)
-    show(report)
+    show(report, judged.labelled.days)
     if source.version is not None:
         _record(source, judged, report)
     figures = report.figures
@@ -274,12 +274,17 @@ def log(run: Run, judged: Judged, report: EvaluationReport) -> None:
 # ---------------------------------------------------------------- on the terminal
 
 
-def show(report: EvaluationReport) -> None:
-    """Print the figures, plain counts, slices that are flagged too often, and warnings."""
+def show(report: EvaluationReport, days: float | None = None) -> None:
+    """Print the figures, plain counts, slices that are flagged too often, and warnings.
+
+    Args:
+        report: the report.
+        days: the period that the rows cover; None if they have no time.
+    """
     figures = report.figures.to_json()
     rows = figure_rows(figures)
     console.table("On the test rows", ("figure", "value", "interval"), rows)
-    for sentence in plain_counts(figures):
+    for sentence in plain_counts(figures, days):
         console.info(sentence)
     drifted = [one for one in report.slices if one.drifted][:SHOWN_SLICES]
     if drifted:
