@@ -245,7 +245,7 @@ def _check_agreement(policy: PromotionConfig, comparison: Comparison) -> RuleRes
     passed = least is None or found.high >= least
     text = (
         f"both models decide alike on {found.share:.4f} [{found.low:.4f}, {found.high:.4f}] of "
-        f"{found.rows:,} rows of {found.of}; the champion flags {found.champion:.4f}, the "
+        f"{found.rows:,} rows of {found.source}; the champion flags {found.champion:.4f}, the "
         f"challenger {found.challenger:.4f}"
         + ("" if passed else f"; the policy asks for at least {least:g}")
     )

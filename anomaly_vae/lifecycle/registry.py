@@ -39,11 +39,10 @@ from anomaly_vae.artifacts.registry_names import (
     BundleRef,
     database_file,
 )
-from anomaly_vae.data.dataframes import frame_of
+from anomaly_vae.data.dataframes import record_to_frame
 from anomaly_vae.errors import BundleError, RegistryError
 from anomaly_vae.files import atomic_folder, locked, own_temporary_folder
 from anomaly_vae.scoring.modality import Schema as DataSchema
-from anomaly_vae.types import ColumnType
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -76,12 +75,6 @@ REQUIREMENTS = {
     "image": f"anomaly-vae[images]=={__version__}",
 }
 """Package that a registered model needs, by kind of data."""
-COLUMN_TYPES: dict[str, DataType] = {
-    ColumnType.CATEGORICAL: DataType.string,
-    ColumnType.DATETIME: DataType.datetime,
-    "image": DataType.binary,
-}
-"""MLflow type of each column type that is not a number."""
 
 INTERRUPTED = re.compile(
     r"sqlite3\.OperationalError\) (duplicate column|(table|index) .+ already )"
@@ -313,7 +306,7 @@ class Registry:
                     loader_module="anomaly_vae.pyfunc",
                     data_path=str(folder),
                     signature=signature(bundle.scorer.schema, _has_groups(bundle)),
-                    input_example=frame_of(bundle.example, bundle.scorer.schema),
+                    input_example=record_to_frame(bundle.example, bundle.scorer.schema),
                     pip_requirements=[REQUIREMENTS[bundle.manifest["kind"]], "pandas"],
                 )
             finally:
@@ -547,11 +540,7 @@ def signature(schema: DataSchema, groups: bool = False) -> ModelSignature:
         groups: whether the model is calibrated by group and returns two more columns.
     """
     columns: list[ColSpec | TensorSpec] = [
-        ColSpec(
-            COLUMN_TYPES.get(column.type, DataType.double),
-            column.name,
-            required=COLUMN_TYPES.get(column.type) is DataType.binary,
-        )
+        ColSpec(DataType[column.spec.mlflow_type], column.name, required=column.spec.required)
         for column in schema.columns
     ]
     answers: list[ColSpec | TensorSpec] = [

@@ -61,7 +61,7 @@ class Tally:
         self.scored = self.flagged = 0
         self.rejects_by_column: Counter[str] = Counter()
         """Number of rejected rows, lines and files, by column or as `UNREADABLE`."""
-        self._monitor, self._counts = monitor, monitor.nothing
+        self._monitor, self._counts = monitor, monitor.empty_counts
 
     def count(self, found: Detections, x: Matrix | None = None) -> None:
         """Count scored rows; ``x`` (N, F) are the encoded rows of a table."""

@@ -103,7 +103,7 @@ class Reporter:
             self._columns(), found, anomaly, calibration, options.confidence, group
         )
         suspects = self._single_features()
-        twins = Duplicates.of(self._known(seen.rows), anomaly, found.score) if seen else None
+        twins = Duplicates.from_mask(self._known(seen.rows), anomaly, found.score) if seen else None
         twin_note = twins.warning(len(anomaly), seen.wording) if twins and seen else None
         return EvaluationReport(
             figures,
@@ -150,7 +150,7 @@ class Reporter:
             console.info(f"cost saved is unknown: anomalies without an amount in '{column}'")
             return {}
         found = self.judged.decisions(self.judged.known)
-        savings = Savings.of(found, anomaly, options.costs, amounts, options.weight)
+        savings = Savings.from_decisions(found, anomaly, options.costs, amounts, options.weight)
         units = self.judged.labelled.units(self.judged.known)
         return {
             "cost_saved": savings.per_1000(),
@@ -237,7 +237,7 @@ def evaluate_files(
         _record(source, judged, report)
     figures = report.figures
     counts = {"rows": len(given.table), "scored": figures.rows}
-    return {"metrics": figures.to_json(), **counts, **report.findings()}
+    return {"metrics": figures.to_json(), **counts, **report.details()}
 
 
 def _same(scores: NDArray[np.float64], sample: NDArray[np.float64]) -> Mask:
@@ -263,7 +263,7 @@ def log(run: Run, judged: Judged, report: EvaluationReport) -> None:
     score = judged.score[rows]
     run.log_metrics(report.figures.metrics())
     run.log_json(report.figures.to_json(), "evaluation.json")
-    run.log_json(report.findings(), "findings.json")
+    run.log_json(report.details(), "findings.json")
     run.log_figure(plots.score_histogram(judged.detector, score, anomaly), "plots/scores.png")
     for name, figure in plots.findings(report).items():
         run.log_figure(figure, f"plots/{name}.png")

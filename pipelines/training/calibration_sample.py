@@ -13,12 +13,11 @@ from anomaly_vae.calibration.conformal import Scores
 from anomaly_vae.calibration.sample import CalibrationSample
 from anomaly_vae.config import CalibrationConfig
 from anomaly_vae.data.arrow import numbers_from_arrow
-from anomaly_vae.data.converters import Levels, levels_of
+from anomaly_vae.data.converters import Levels, as_levels
 from anomaly_vae.data.encoding import Categorical, TabularEncoding
-from anomaly_vae.data.splitting import CALIBRATION, DAY, VALIDATION, one_of_each
+from anomaly_vae.data.splitting import CALIBRATION, DAY, VALIDATION, one_row_per_group
 from anomaly_vae.errors import DataError
 from anomaly_vae.messages import listed
-from anomaly_vae.types import DISCRETE
 from pipelines.datasets.dataset import Dataset
 
 Positions = NDArray[np.intp]
@@ -52,9 +51,11 @@ def _sample(
     if config.promises_alpha:
         levels = _levels(data, config.group, normal) if config.group else None
         weights = _weights(data, config.density_ratio, normal) if config.density_ratio else ()
-        return CalibrationSample.of(scores, levels=levels, weights=weights, units=data.units)
-    known = data.assignment.known
-    return CalibrationSample.of(
+        return CalibrationSample.from_scores(
+            scores, levels=levels, weights=weights, units=data.units
+        )
+    known = data.assignment.calibration_anomalies
+    return CalibrationSample.from_scores(
         scores,
         score(known),
         _amounts(data, config.costs.amount, known) if config.costs.amount else (),
@@ -97,7 +98,7 @@ def _distinguished(levels: Levels, model: Bundle, column: str) -> Levels:
 
 def _held_out(data: Dataset) -> Positions:
     """Return validation rows that are as exchangeable as the calibration rows."""
-    return one_of_each(data.assignment.rows(VALIDATION), data.rows.group)
+    return one_row_per_group(data.assignment.rows(VALIDATION), data.rows.group)
 
 
 def _levels(data: Dataset, column: str, rows: Positions) -> Levels:
@@ -107,12 +108,12 @@ def _levels(data: Dataset, column: str, rows: Positions) -> Levels:
         DataError: the model does not read the column, or the column has no levels.
     """
     _check_group(data, column)
-    return levels_of(data.batch.take(rows).values[column])
+    return as_levels(data.batch.take(rows).values[column])
 
 
 def _check_group(data: Dataset, column: str) -> None:
     types = {one.name: one.type for one in data.schema.columns}
-    discrete = [name for name, kind in types.items() if kind in DISCRETE]
+    discrete = [one.name for one in data.schema.columns if one.spec.has_levels]
     if column in discrete:
         return
     why = (
@@ -167,7 +168,9 @@ def _rows_per_day(data: Dataset) -> float | None:
     time = data.rows.time
     if time is None:
         return None
-    split = time[np.concatenate([data.assignment.rows(CALIBRATION), data.assignment.known])]
+    split = time[
+        np.concatenate([data.assignment.rows(CALIBRATION), data.assignment.calibration_anomalies])
+    ]
     inside = (time >= split.min()) & (time <= split.max())
     return float(inside.sum() / (np.ptp(split) / DAY or 1.0))
 
