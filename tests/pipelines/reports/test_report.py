@@ -94,9 +94,9 @@ def test_rows_without_a_card_are_cards_of_their_own(calibrated: Bundle, dataset:
 def test_costs_are_saved_by_the_amounts_of_the_frauds(tested: Judged) -> None:
     costs = CostConfig(amount="TX_AMOUNT", review=2.0)
     figures = Reporter(tested, ReportOptions(costs=costs)).report().figures
-    known, anomaly = tested.known, tested.truth.anomaly
+    known, anomaly = tested.known, tested.labelled.anomaly
     flags = tested.decisions(known).is_anomaly
-    amounts = tested.truth.table["TX_AMOUNT"].to_numpy()
+    amounts = tested.labelled.table["TX_AMOUNT"].to_numpy()
     saved = amounts[anomaly & flags].sum() - 2 * flags.sum()
     assert figures.cost_saved == pytest.approx(1_000 * saved / len(flags))
     assert figures.cost_saved_interval
