@@ -233,7 +233,7 @@ def _format_contribution(one: dict[str, Any]) -> str:
 def _show_next_steps(answer: dict[str, Any], body: str, example: str) -> None:
     uri = f"models:/{answer['name']}@champion" if answer["promoted"] else answer["model_uri"]
     if not answer["promoted"]:
-        console.info(f"The model was not promoted (see above); its version is {uri}")
+        console.info(f"The model was refused as champion (see above); its version is {uri}")
     console.heading("Next, score over HTTP:")
     console.info(f"  anomaly-vae serve --model {uri}")
     console.info(f"  curl -s localhost:8000/score {body}")

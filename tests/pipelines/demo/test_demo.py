@@ -128,7 +128,7 @@ def test_scans_are_flagged_drawn_and_imagined(
 
 def test_a_refused_demo_says_so_and_names_the_version(capfd: pytest.CaptureFixture[str]) -> None:
     answer = {"name": "fraud-demo", "promoted": False, "model_uri": "models:/fraud-demo/2"}
-    module._say_next(answer, "-d BODY", "fraud.yaml")
+    module._show_next_steps(answer, "-d BODY", "fraud.yaml")
     said = capfd.readouterr().err
     assert "refused" in said
     assert "--model models:/fraud-demo/2" in said
@@ -141,7 +141,7 @@ def test_pictures_of_a_version_calibrated_from_a_folder_are_those_of_its_calibra
     """Nobody knows which run trained it."""
     copy_registry(world.folder, tmp_path, monkeypatch)
     again = calibrate(world.config, str(world.folder / world.trained.folder), dataset)
-    pictures = module._pictures(Registry(), again.version, tmp_path / "out")
+    pictures = module._plots(Registry(), again.version, tmp_path / "out")
     assert {Path(p).stem for p in pictures} == {
         "scores", "ranking", "p_values", "slices", "highest"
     }  # fmt: skip
