@@ -16,17 +16,19 @@ import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any, Literal
 
 import msgspec
 
+from anomaly_vae.artifacts.registry_names import ALIAS_URI, BundleRef
 from anomaly_vae.errors import AnomalyVAEError, ConfigError, RegistryError
 from serving.models.loading import load_model
-from serving.models.store import BundleRef, ServedModel, Store
+from serving.models.store import ServedModel, Store
 from serving.observability import logs
 from serving.observability.metrics import Metrics, Reason
 from serving.registry.board import Board, Followed, FollowState
-from serving.registry.sources import ALIAS, REMOTE, Sources, Spec, is_followed
+from serving.registry.sources import REMOTE, Sources, Spec, is_followed
 from serving.settings import Settings
 
 log = logging.getLogger("serving.registry.follower")
@@ -225,7 +227,7 @@ def _going_on() -> Iterator[None]:
 
 def named(one: Followed, source: BundleRef) -> BundleRef:
     """The source under the name that it is served by."""
-    return msgspec.structs.replace(source, name=one.name or source.name)
+    return replace(source, name=one.name or source.name)
 
 
 def reason_of(error: Exception) -> Reason:
@@ -301,7 +303,7 @@ def announce(standing: FollowState) -> None:
 def _beside(name: str | None, uri: str, store: Store) -> str:
     """The model that a shadow is scored beside: of its name, or the only one."""
     known = list(store.current)
-    registered = ALIAS.fullmatch(uri)
+    registered = ALIAS_URI.fullmatch(uri)
     wanted = name or (registered and registered["name"])
     if wanted in known:
         return str(wanted)

@@ -15,24 +15,29 @@ import sys
 import tempfile
 from asyncio.subprocess import PIPE
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
+from anomaly_vae.artifacts.registry_names import (
+    ALIAS_URI,
+    MISSING,
+    UNFIT,
+    UNWRITABLE,
+    BundleRef,
+    database_file,
+)
 from anomaly_vae.errors import BundleError, RegistryError
-from serving.models.store import BundleRef
 from serving.registry import mlflow_rest
 from serving.registry.cache import Cache
 from serving.settings import Settings
 
 NAMED = re.compile(r"([A-Za-z0-9][\w.-]*)=(.+)", re.DOTALL)
 REMOTE = re.compile(r"(models|runs):/")
-ALIAS = re.compile(r"models:/(?P<name>[^/@]+)@(?P<alias>[^/@]+)")
 FETCH = (sys.executable, "-m", "anomaly_vae.lifecycle.registry", "fetch")
 """The command that resolves a registry URI; ``URI --to FOLDER`` follow."""
-MISSING, UNFIT, UNWRITABLE = 3, 4, 5
-"""How it ends where a registry has no such model, the bundle is bad, or there is no room."""
 ASK_SECONDS = 5.0
 USER = re.compile(r"//[^/@\s]+@")
 
@@ -54,7 +59,7 @@ class Spec(NamedTuple):
 
 def is_followed(uri: str) -> bool:
     """Whether what a URI means may change: an alias moves, all else stays."""
-    return ALIAS.fullmatch(uri) is not None
+    return ALIAS_URI.fullmatch(uri) is not None
 
 
 class Sources:
@@ -75,7 +80,7 @@ class Sources:
         """
         if not REMOTE.match(uri):
             return BundleRef(uri)
-        alias = ALIAS.fullmatch(uri)
+        alias = ALIAS_URI.fullmatch(uri)
         if alias and mlflow_rest.is_server():
             return await self._of_server(uri, known, *alias.groups())
         seen = fingerprint()
@@ -104,7 +109,7 @@ class Sources:
             at = found.registered_at
             return BundleRef(str(place), found.digest, name, found.version, alias, at)
         fetched = await self._fetch(f"models:/{name}/{found.version}")
-        return msgspec.structs.replace(fetched, alias=alias)
+        return replace(fetched, alias=alias)
 
     async def _fetch(self, uri: str) -> BundleRef:
         """Have a child process fetch a registered bundle into the cache."""
@@ -161,10 +166,10 @@ def _check_installed(uri: str) -> None:
 
 def fingerprint() -> Seen | None:
     """What changes whenever an SQLite registry is written to; None of any other."""
-    if not mlflow_rest.uri().startswith("sqlite:///"):
+    file = database_file(mlflow_rest.uri())
+    if file is None:
         return None
-    path = mlflow_rest.uri().removeprefix("sqlite:///").partition("?")[0]
-    return tuple(_state(Path(path + suffix)) for suffix in ("", "-wal", "-journal"))
+    return tuple(_state(Path(f"{file}{suffix}")) for suffix in ("", "-wal", "-journal"))
 
 
 def _state(path: Path) -> tuple[int, int, int] | None:
