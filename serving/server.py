@@ -27,7 +27,7 @@ from uvicorn.supervisors import Multiprocess
 
 from anomaly_vae.errors import AnomalyVAEError, ConfigError
 from serving.app import create_app
-from serving.http.http11 import Protocol
+from serving.http.http11 import SECURE_HEADERS, LimitedProtocol
 from serving.models.store import Store
 from serving.observability import logs
 from serving.observability.metrics import MULTIPROCESS_DIR, forget_dead_workers
@@ -137,12 +137,13 @@ def _config(app: FastAPI | str, settings: Settings, workers: int = 1) -> uvicorn
         app,
         factory=isinstance(app, str),
         workers=workers,
-        http=Protocol,
+        http=LimitedProtocol,
         ws="none",
         log_config=None,
         access_log=False,
         proxy_headers=False,
         server_header=False,
+        headers=[*SECURE_HEADERS],
         timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=settings.grace_seconds,
         timeout_worker_healthcheck=WORKER_SECONDS,
