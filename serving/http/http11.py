@@ -110,7 +110,7 @@ class LimitedProtocol(HttpToolsProtocol):
         else:
             self._start_head_timer()
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, _: Exception | None) -> None:
         """Stop all timers; uvicorn stops its own only if it is told of no error."""
         self.metrics.connections.dec()
         self._stop_head_timer()
@@ -118,7 +118,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """Close the connection once it is idle; a first request may be on its way."""
-        if self.cycle is None and not self.transport.is_closing():
+        cycle: Any = self.cycle
+        if cycle is None and not self.transport.is_closing():
             self._stop_head_timer()
             self._start_head_timer(SHUTDOWN_HEAD_SECONDS)
         else:
@@ -191,7 +192,8 @@ class LimitedProtocol(HttpToolsProtocol):
         """Close the connection, after a problem response unless another response is under way."""
         if self.transport.is_closing():
             return
-        if self.cycle is None or self.cycle.response_complete:
+        cycle: Any = self.cycle
+        if cycle is None or cycle.response_complete:
             self.metrics.rejected.labels(problem.kind.slug).inc()
             self.transport.write(_serialized(problem))
         self.transport.close()
@@ -202,5 +204,8 @@ def _serialized(problem: ProblemError) -> bytes:
     response = problem.response
     status = HTTPStatus(response.status_code)
     headers = [*response.headers.items(), ("connection", "close"), *SECURE_HEADERS]
-    lines = [f"HTTP/1.1 {status.value} {status.phrase}", *(f"{name}: {text}" for name, text in headers)]
+    lines = [
+        f"HTTP/1.1 {status.value} {status.phrase}",
+        *(f"{name}: {text}" for name, text in headers),
+    ]
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + bytes(response.body)

@@ -45,7 +45,9 @@ class Histogram:
     def labels(self, *values: str) -> Observations:
         """Return the histogram of these label values."""
         counts = [self._counts.labels(*values, le) for le in self._les]
-        return Observations(self._bounds, counts, self._sum.labels(*values) if values else self._sum)
+        return Observations(
+            self._bounds, counts, self._sum.labels(*values) if values else self._sum
+        )
 
 
 class Observations:
