@@ -63,7 +63,7 @@ class RequestMiddleware:
         self.find_client = find_client
         buckets = open_store(settings, os.environ.get(MULTIPROCESS_DIR))
         self._rates = RateLimiter(settings.rate_per_second, settings.rate_burst, buckets)
-        self._id_prefix, self._id_numbers = secrets.token_hex(8), count()
+        self._id_prefix, self._id_numbers = secrets.token_hex(8).encode(), count()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -119,11 +119,13 @@ class RequestMiddleware:
         given = headers.get(REQUEST_ID)
         if given and VALID_REQUEST_ID.fullmatch(given):
             return given
-        return f"{self._id_prefix}-{next(self._id_numbers):x}".encode()
+        return b"%b-%x" % (self._id_prefix, next(self._id_numbers))
 
     def _response_headers(self, request_id: bytes) -> list[tuple[bytes, bytes]]:
         headers = [(REQUEST_ID, request_id)]
-        return [*headers, (b"connection", b"close")] if self.store.draining else headers
+        if self.store.draining:
+            headers.append((b"connection", b"close"))
+        return headers
 
     def _check_key(self, scope: Scope, path: str) -> None:
         secret = read_key(scope[HEADERS])
@@ -148,7 +150,7 @@ class RequestMiddleware:
         if logs.access.isEnabledFor(level):
             head = {"request_id": request_id.decode(), "method": scope["method"], "route": route}
             facts = {**head, "status": status, "seconds": round(seconds, 6), **scope[logs.FACTS]}
-            logs.access.log(level, "request", extra={logs.FACTS: facts})
+            logs.log_request(level, facts)
 
 
 class RequestChannel:

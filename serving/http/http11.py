@@ -143,7 +143,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Start a request, unless its head is too large; discard the trailer fields to come."""
-        self._stop_head_timer()
+        if self._head_timer is not None:
+            self._stop_head_timer()
         received, self.head_bytes = self.head_bytes, 0  # may include a part of the body
         self.in_head = False
         limit = self.settings.max_head_bytes

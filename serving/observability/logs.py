@@ -60,6 +60,13 @@ def _error(error: BaseException) -> dict[str, Any]:
     return {"error": type(error).__name__, "trace": trace}
 
 
+def log_request(level: int, facts: Facts) -> None:
+    """Write a line of the access log; `Logger.log` would search the stack for its caller too."""
+    name = logging.getLevelName(level)
+    fields = {"name": access.name, "levelno": level, "levelname": name, "msg": "request"}
+    access.handle(logging.makeLogRecord({**fields, FACTS: facts}))
+
+
 def configure(level: str) -> None:
     """Send all log records from this level on to stderr, as text only if it is a terminal."""
     handler = logging.StreamHandler(sys.stderr)

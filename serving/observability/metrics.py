@@ -172,9 +172,7 @@ def tallies_of(families: Iterable[Metric]) -> Tallies:
         if family.name == f"{PREFIX}_{DECISIONS}":
             for sample in family.samples:
                 if sample.name.endswith("_total"):
-                    flags = (
-                        sample.labels[name] == "true" for name in FLAGS
-                    )
+                    flags = (sample.labels[name] == "true" for name in FLAGS)
                     model, version, shadow_version = (sample.labels[name] for name in PAIR)
                     found[model, version, shadow_version].add(sample.value, *flags)
     return found
