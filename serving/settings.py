@@ -18,7 +18,6 @@ from pydantic import (
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
-    PositiveInt,
     ValidationError,
     model_validator,
 )
@@ -85,6 +84,7 @@ def _cache_folder() -> Path:
 
 Keys = Annotated[tuple[ApiKey, ...], NoDecode, BeforeValidator(_parse_keys)]
 Level = Literal["debug", "info", "warning", "error"]
+Count = Annotated[int, Field(ge=1)]
 KibibyteOrMore = Annotated[int, Field(ge=1024)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
@@ -112,46 +112,46 @@ class Settings(BaseSettings):
     """Prefix of `score`, `metrics` and `admin` in that claim."""
     oidc_refresh_seconds: PositiveFloat = 300.0
     """Seconds between two fetches of the issuer's keys."""
-    max_records: PositiveInt = 10_000
+    max_records: Count = 10_000
     """Maximum number of records, files or images per request; more are refused with a 413."""
-    max_contributions: PositiveInt = 500_000
+    max_contributions: Count = 500_000
     """Maximum number of contributions computed for a response (explained records times features, or
     images times pixels); more are refused with a 413."""
-    max_heatmaps: PositiveInt = 64
+    max_heatmaps: Count = 64
     """Maximum number of heatmaps per response; more are refused with a 413."""
     image_seconds: PositiveFloat = 60.0
     """Maximum time for all images of a request in seconds, checked between images; a request that
     takes longer is refused with a 413."""
     max_body_bytes: KibibyteOrMore = 16 * 1024**2
     """Maximum size of a request body in bytes; a larger one is refused with a 413."""
-    max_concurrency: PositiveInt = 128
+    max_concurrency: Count = 128
     """Maximum number of scoring requests in progress per worker process; more are refused with a
     429."""
-    threads: PositiveInt = 2
+    threads: Count = 2
     """Number of threads per worker process that score images and large requests."""
     body_seconds: PositiveFloat = 30.0
     """Maximum time for a client to send a request body, in seconds; then it is refused with a
     408."""
-    retry_after_seconds: PositiveInt = 1
+    retry_after_seconds: Count = 1
     """Value of the header `Retry-After` in responses with status 429 and 503, in seconds."""
     drain_seconds: NonNegativeFloat = 1.0
     """Seconds after SIGTERM during which readiness fails but requests are still accepted. Should be
     longer than the interval of the load balancer's readiness probe."""
     grace_seconds: NonNegativeInt = 30
     """Seconds that requests in progress then have to finish."""
-    keep_alive_seconds: PositiveInt = 75
+    keep_alive_seconds: Count = 75
     """Seconds after which an idle connection is closed."""
     cache_dir: Path = Field(default_factory=_cache_folder)
     """Folder of the models fetched from the registry."""
     fetch_seconds: PositiveFloat = 300.0
     """Maximum time to fetch a model from the registry, in seconds."""
-    max_queued: PositiveInt = 32
+    max_queued: Count = 32
     """Maximum number of requests per worker process that wait for one of `ANOMALY_VAE_THREADS`
     threads; more are refused with a 429."""
     max_pending_bytes: KibibyteOrMore = 256 * 1024**2
     """Maximum size of all request bodies in progress per worker process, in bytes; more are refused
     with a 429. A body of undeclared size counts as one of the maximum size."""
-    max_connections: PositiveInt = 2048
+    max_connections: Count = 2048
     """Maximum number of open connections per worker process; further ones are refused with a 429
     and closed."""
     max_head_bytes: KibibyteOrMore = 32 * 1024
@@ -163,7 +163,7 @@ class Settings(BaseSettings):
     rate_per_second: NonNegativeFloat = 0.0
     """Maximum number of requests per second of each API key, over all worker processes; more are
     refused with a 429. 0 disables the limit."""
-    rate_burst: PositiveInt = 20
+    rate_burst: Count = 20
     """Number of requests that an API key may send at once in excess of that rate."""
     admin_port: Port = 0
     """Second port for `/metrics`, `/docs`, `/openapi.json` and `/-/…`, which are then not available
