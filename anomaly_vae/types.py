@@ -18,10 +18,6 @@ class ColumnType(StrEnum):
     DATETIME = "datetime"
 
 
-DISCRETE = frozenset({ColumnType.BINARY, ColumnType.CATEGORICAL})
-"""The types of column that have levels."""
-
-
 Method = Literal[
     "conformal", "certified", "evt", "quantile", "budget", "cost", "fbeta", "recall_at_precision"
 ]

@@ -28,11 +28,10 @@ from typing import Any, TypeVar, cast
 
 from anomaly_vae._version import __version__
 from anomaly_vae.artifacts.bundle import SUMS, Bundle, is_sound, load_bundle
-from anomaly_vae.data.dataframes import frame_of
+from anomaly_vae.data.dataframes import record_to_frame
 from anomaly_vae.errors import BundleError, RegistryError
 from anomaly_vae.files import atomic_folder, locked, own_temporary_folder
 from anomaly_vae.scoring.modality import Schema as DataSchema
-from anomaly_vae.types import ColumnType
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -66,12 +65,6 @@ REQUIRED = {
     "image": f"anomaly-vae[images]=={__version__}",
 }
 """What a model of each kind needs installed."""
-COLUMN_TYPES: dict[str, DataType] = {
-    ColumnType.CATEGORICAL: DataType.string,
-    ColumnType.DATETIME: DataType.datetime,
-    "image": DataType.binary,
-}
-"""What a signature calls a column that is no number."""
 MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/]+)|/(?P<version>\d+))")
 
 FAULT, MISSING, UNFIT, UNWRITABLE = 1, 3, 4, 5
@@ -315,7 +308,7 @@ class Registry:
                     loader_module="anomaly_vae.pyfunc",
                     data_path=str(folder),
                     signature=signature(bundle.scorer.schema, _has_groups(bundle)),
-                    input_example=frame_of(bundle.example, bundle.scorer.schema),
+                    input_example=record_to_frame(bundle.example, bundle.scorer.schema),
                     pip_requirements=[REQUIRED[bundle.manifest["kind"]], "pandas"],
                 )
             finally:
@@ -539,11 +532,7 @@ def signature(schema: DataSchema, groups: bool = False) -> ModelSignature:
     ``groups`` two answers more.
     """
     columns: list[ColSpec | TensorSpec] = [
-        ColSpec(
-            COLUMN_TYPES.get(column.type, DataType.double),
-            column.name,
-            required=COLUMN_TYPES.get(column.type) is DataType.binary,
-        )
+        ColSpec(DataType[column.spec.mlflow_type], column.name, required=column.spec.required)
         for column in schema.columns
     ]
     answers: list[ColSpec | TensorSpec] = [

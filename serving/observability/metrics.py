@@ -90,7 +90,7 @@ class ColumnMetrics:
     """Counters of missing values and unseen categories of one model, by column."""
 
     def __init__(self, metrics: Metrics, model: str, encoding: TabularEncoding) -> None:
-        first = encoding.firsts
+        first = encoding.first_positions
         self._missing = [metrics.missing.labels(model, name) for name in first]
         self._columns = np.array(list(first.values()), np.intp)
         levels = {c.name: first[c.name] for c in encoding.columns if isinstance(c, Categorical)}
