@@ -167,7 +167,7 @@ def _images(encoding: ImageEncoding, explained: ScoreParts, titles: Sequence[str
     """Each image, the one expected in its place, and the map that adds up to its score."""
     count, side = min(len(titles), len(explained.score)), encoding.layout.size
     figure = Figure((7.0, 2.5 * count), layout="constrained")
-    seen, expected = encoding.pictures(explained.observed), encoding.pictures(explained.expected)
+    seen, expected = encoding.to_images(explained.observed), encoding.to_images(explained.expected)
     maps = explained.nats[:count].reshape(count, side, side)
     low, high = np.percentile(maps, [1, 99.8])
     for row, axes in enumerate(figure.subplots(count, 3, squeeze=False)):

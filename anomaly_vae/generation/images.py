@@ -1,6 +1,6 @@
 """What a model of images can imagine: samples, reconstructions, paths, traversals, denoised images.
 
-Pictures (N, C, S, S) are on [0, 1], as `ImageEncoding.pictures` shows what is on the model's
+Pictures (N, C, S, S) are on [0, 1], as `ImageEncoding.to_images` shows what is on the model's
 scale. Each is the mean of p(x|z): the noise that the likelihood would add to every pixel is left
 out, as is usual.
 """
@@ -39,7 +39,7 @@ LEAST_ERROR = 1e-10
 
 def to_pictures(bundle: Bundle, x: Tensor) -> Matrix:
     """Encoded images (N, F) → pictures (N, C, S, S)."""
-    return _encoding(bundle).pictures(x.numpy())
+    return _encoding(bundle).to_images(x.numpy())
 
 
 def _encoding(bundle: Bundle) -> ImageEncoding:

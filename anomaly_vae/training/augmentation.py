@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from anomaly_vae.config import AugmentationConfig, CorruptionConfig
-from anomaly_vae.images.encoding import CENTER, ImageLayout
+from anomaly_vae.images.encoding import STANDARDISED_MEAN, ImageLayout
 
 COARSE = 4
 """Pixels along a side of a cell of the grid on which coarse noise is drawn."""
@@ -189,7 +189,7 @@ def masked(images: Tensor, strength: float, generator: Generator) -> Tensor:
     start = (corner * (side - width + 1)).floor()
     inside = (place >= start) & (place < start + width)
     hidden = (inside[0].unsqueeze(-1) & inside[1].unsqueeze(-2)).unsqueeze(1)
-    return torch.where(hidden, CENTER, images)
+    return torch.where(hidden, STANDARDISED_MEAN, images)
 
 
 def downsampled(images: Tensor, strength: float, generator: Generator) -> Tensor:  # noqa: ARG001  # there is nothing to draw

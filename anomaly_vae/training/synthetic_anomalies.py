@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from anomaly_vae.images.encoding import SPREAD
+from anomaly_vae.images.encoding import STANDARDISED_STD
 from anomaly_vae.training.augmentation import turned
 
 TURN, ZOOM = math.radians(12), 0.12
@@ -61,7 +61,7 @@ def inserted(images: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
     alpha = alpha * (draw.uniform() >= CLEAN)
     corrupted = torch.maximum(images + alpha * (_filling(images, draw) - images), darkest)
     change = (corrupted - images).abs().amax(1, keepdim=True)
-    changed = ((alpha > 0.5) & (change > VISIBLE * SPREAD)).to(images.dtype)
+    changed = ((alpha > 0.5) & (change > VISIBLE * STANDARDISED_STD)).to(images.dtype)
     return corrupted, (_box(changed, 3) > 0.4).to(images.dtype)
 
 
@@ -130,7 +130,7 @@ def _shifted(images: Tensor, draw: _Draw) -> Tensor:
     uneven = draw.field(draw.side // 4) * draw.uniform(0, 0.5)
     uneven = uneven + draw.field(draw.side // 8) * draw.uniform(0, 0.5)
     shift = draw.uniform(*AMPLITUDE) * draw.sign()
-    return images * (1 - blur) + blur * _coarse(images) + SPREAD * (shift + uneven)
+    return images * (1 - blur) + blur * _coarse(images) + STANDARDISED_STD * (shift + uneven)
 
 
 def _foreign(images: Tensor, draw: _Draw) -> Tensor:
@@ -149,7 +149,9 @@ def _texture(images: Tensor, draw: _Draw) -> Tensor:
     shape = (draw.n, 1, draw.side, draw.side)
     noise = torch.randn(shape, generator=draw.generator, device=images.device)
     fine = 3 * _box(noise, 3) * draw.uniform(0.2, 1.2) * (draw.uniform() < 0.5)
-    return _coarse(images) + SPREAD * (fine + draw.field(draw.side // 3) * draw.uniform(0.5, 2))
+    return _coarse(images) + STANDARDISED_STD * (
+        fine + draw.field(draw.side // 3) * draw.uniform(0.5, 2)
+    )
 
 
 def _coarse(images: Tensor) -> Tensor:

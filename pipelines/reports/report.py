@@ -177,11 +177,11 @@ class Reporter:
         batch, anomaly = judged.batch.take(known), truth.anomaly[known]
         if not truth.files:
             return single_feature_aurocs(batch.values, anomaly)
-        from pipelines.reports.image_metadata import file_facts, glances
+        from pipelines.reports.image_metadata import file_metadata, image_statistics
 
-        facts = file_facts([truth.files[row] for row in known])
+        facts = file_metadata([truth.files[row] for row in known])
         found = single_feature_aurocs(facts, anomaly, "file") + single_feature_aurocs(
-            glances(batch), anomaly, "image"
+            image_statistics(batch), anomaly, "image"
         )
         return sorted(found, key=lambda one: -one.auroc)
 

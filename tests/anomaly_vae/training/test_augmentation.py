@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from anomaly_vae.config import AugmentationConfig, CorruptionConfig
-from anomaly_vae.images.encoding import CENTER, ImageLayout
+from anomaly_vae.images.encoding import STANDARDISED_MEAN, ImageLayout
 from anomaly_vae.training.augmentation import (
     CORRUPTIONS,
     DistortedImages,
@@ -211,7 +211,7 @@ def test_a_mask_hides_one_square_of_the_share_asked_for(
 ) -> None:
     clean = 1 + images(3, 2, side)
     shown = masked(clean, strength, generator(seed))
-    hidden = shown == CENTER
+    hidden = shown == STANDARDISED_MEAN
     width = min(max(round(strength * side), 1), side)
     for row in hidden:
         assert torch.equal(row[0], row[1])
@@ -222,7 +222,9 @@ def test_a_mask_hides_one_square_of_the_share_asked_for(
 
 
 def test_masks_reach_every_corner() -> None:
-    hidden = masked(1 + images(1, 1, 6).expand(600, 1, 6, 6), 0.34, generator()) == CENTER
+    hidden = (
+        masked(1 + images(1, 1, 6).expand(600, 1, 6, 6), 0.34, generator()) == STANDARDISED_MEAN
+    )
     share = hidden.float().mean((0, 1))
     assert share.min() > 0.01
     assert share[0, 0] == pytest.approx(1 / 25, abs=0.03)
