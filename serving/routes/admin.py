@@ -68,7 +68,7 @@ def add_routes(app: FastAPI, follower: Follower, settings: Settings) -> None:
         body = await deadlines.keep(requests.read_body(request.receive, WEBHOOK_BYTES))
         check_signature(secret, request.headers, body, time.time())
         if concerns(body, follower):
-            follower.soon()
+            follower.schedule_check()
         return Response(status_code=202)
 
 

@@ -109,7 +109,8 @@ class ScoringEndpoint:
             return
         known = {lane.served: lane for lane in self._lanes.values()}
         self._lanes = {
-            name: known.get(served) or ModelBatcher(served, self.metrics.of(served), self.shadows)
+            name: known.get(served)
+            or ModelBatcher(served, self.metrics.for_model(served), self.shadows)
             for name, served in current.items()
         }
         alone, named = self.routes.values()
