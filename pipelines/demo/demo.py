@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from sklearn.metrics import average_precision_score
 
+from anomaly_vae import plots
 from anomaly_vae.config import Config, load_config
 from anomaly_vae.images.decoding import read_file
 from anomaly_vae.images.encoding import IMAGE
@@ -21,6 +22,7 @@ from anomaly_vae.images.heatmaps import smoothed
 from anomaly_vae.images.pixels import DecodeOptions
 from anomaly_vae.images.schema import ImageSchema
 from anomaly_vae.lifecycle.registry import TRAINED_RUN_TAG, Registry, Version
+from anomaly_vae.scoring.detector import Contribution, Explanation
 from pipelines import console
 from pipelines.batch.images import Drawing, score_images
 from pipelines.batch.tables import score_files
@@ -32,7 +34,7 @@ from pipelines.run import run
 
 ROWS, SCANS, SEED = 20_000, 300, 0
 ID, LABEL = "TRANSACTION_ID", "TX_FRAUD"
-SHOWN_ROWS, SHOWN_REASONS = 10, 3
+SHOWN_ROWS, SHOWN_REASONS, DRAWN_ROWS = 10, 3, 2
 HALF = 0.5
 """A pixel of a resized mask is lesion above this."""
 QUICKLY = ("training.epochs=40", "training.batch_size=16")
@@ -59,8 +61,10 @@ def tabular(out: Path) -> dict[str, Any]:
     summary = score_files(source, [simulated["out"]], out / "scores", explain=SHOWN_REASONS)
     registry = Registry(config.mlflow.tracking_uri)
     pictures = _pictures(registry, version, out / "pictures")
+    flagged, truth = _flagged(Frozen.own(version).read(registry), out / "scores")
+    pictures += _draw_flagged(flagged, truth, out / "pictures")
     _show(answer, simulated, summary)
-    _show_flagged(Frozen.own(version).read(registry), out / "scores")
+    _show_flagged(flagged, truth)
     console.say(f"Pictures: {', '.join(pictures)}")
     record = '{"records": [{"TX_AMOUNT": 900, "TX_CHANNEL": "mail_order"}], "explain": 3}'
     _say_next(answer, f"-H 'content-type: application/json' -d '{record}'", "fraud.yaml")
@@ -186,21 +190,44 @@ def _show(answer: dict[str, Any], simulated: dict[str, Any], summary: dict[str, 
     console.table("What the detector found", ("figure", "value"), rows)
 
 
-def _show_flagged(tested: pa.Table, scores: Path) -> None:
-    """The rows of the test period that are flagged, the highest scores first."""
+def _flagged(tested: pa.Table, scores: Path) -> tuple[list[dict[str, Any]], dict[Any, str]]:
+    """Return the flagged rows of the test period, highest scores first, and each row's truth."""
     parts = pa.concat_tables(pq.read_table(p) for p in sorted(scores.glob("part-*.parquet")))
-    known = dict(zip(tested[ID].to_pylist(), tested[LABEL].to_pylist(), strict=True))
+    labels = ("fraud" if fraud else "good" for fraud in tested[LABEL].to_pylist())
+    truth = dict(zip(tested[ID].to_pylist(), labels, strict=True))
     flagged = parts.filter(pc.and_(parts["is_anomaly"], pc.is_in(parts[ID], tested[ID])))
-    top = flagged.sort_by([("score", "descending")]).slice(0, SHOWN_ROWS)
+    return flagged.sort_by([("score", "descending")]).to_pylist(), truth
+
+
+def _draw_flagged(
+    flagged: Sequence[dict[str, Any]], truth: dict[Any, str], place: Path
+) -> list[str]:
+    """Draw what the highest scores are made of; return the path of the picture, if any."""
+    found = {
+        f"payment {row[ID]} ({truth[row[ID]]}): score {row['score']:.1f} nats, "
+        f"p-value {row['p_value']:.2g}": Explanation(
+            tuple(Contribution(**part) for part in row["contributions"]), row["rest"], row["kl"]
+        )
+        for row in flagged[:DRAWN_ROWS]
+    }
+    if not found:
+        return []
+    picture = place / "flagged.png"
+    plots.contributions(found).savefig(picture)
+    return [str(picture)]
+
+
+def _show_flagged(flagged: Sequence[dict[str, Any]], truth: dict[Any, str]) -> None:
+    """Print the highest scores with their reasons."""
     rows = [
         (
             str(row[ID]),
             row["score"],
             row["p_value"],
-            "fraud" if known[row[ID]] else "good",
+            truth[row[ID]],
             "\n".join(_reason(reason) for reason in row["contributions"]),
         )
-        for row in top.to_pylist()
+        for row in flagged[:SHOWN_ROWS]
     ]
     title = (
         f"The {len(rows)} highest scores of the {len(flagged)} payments flagged in the test "
