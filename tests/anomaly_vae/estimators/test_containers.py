@@ -21,7 +21,7 @@ from anomaly_vae.data.schema import Levels, RawBatch
 from anomaly_vae.data.type_inference import infer_schema
 from anomaly_vae.errors import DataError
 from anomaly_vae.estimators.tabular import TabularVAEDetector
-from tests.anomaly_vae.estimators.test_conventions import tiny
+from tests.support.estimators import tiny
 
 
 class Stream:

@@ -25,7 +25,7 @@ from pipelines.reports.image_metadata import file_facts, glances
 from pipelines.reports.labelled import Judged, Labelled, judge
 from pipelines.reports.report import Reporter, Wish, evaluate_files
 from pipelines.training.train import read
-from tests.pipelines.conftest import Command, World
+from tests.support.flows import Command, World
 from tests.support.registries import changed
 
 LABEL = {"label": "TX_FRAUD", "positive": 1, "time": "TX_DATETIME"}

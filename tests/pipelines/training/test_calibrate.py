@@ -39,7 +39,7 @@ from pipelines.registry.model_uri import open_source
 from pipelines.training.calibrate import calibrate
 from pipelines.training.calibration_sample import evidence_of, unscored
 from pipelines.training.train import inputs_digest, read
-from tests.pipelines.conftest import World
+from tests.support.flows import World
 from tests.support.registries import changed, copy_registry
 
 

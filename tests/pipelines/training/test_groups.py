@@ -32,7 +32,7 @@ from pipelines.reports.labelled import Labelled, judge
 from pipelines.training.calibrate import Calibrated, calibrate
 from pipelines.training.calibration_sample import evidence_of, scored_evidence, unscored
 from pipelines.training.train import read, train
-from tests.pipelines.conftest import Command, World
+from tests.support.flows import Command, World
 from tests.support.registries import changed, copy_registry
 
 COLUMN = "TX_CHANNEL"

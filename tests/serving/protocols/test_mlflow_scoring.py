@@ -24,7 +24,7 @@ from starlette.testclient import TestClient
 
 from anomaly_vae.data.dataframes import frame_of
 from anomaly_vae.lifecycle.registry import signature
-from tests.serving.test_problems import refused
+from tests.support.http_requests import refused
 from tests.support.image_uploads import tiff_file
 from tests.support.paths import ROOT
 from tests.support.ports import free_port

@@ -15,7 +15,7 @@ from anomaly_vae.data.splitting import CALIBRATION
 from serving.models.loading import load_model
 from serving.models.store import BundleRef
 from serving.protocols.open_inference import HEADER_LENGTH
-from tests.serving.scoring.test_shadow import client_beside, counted, wait_for
+from tests.support.shadows import client_beside, counted, wait_for
 
 __all__ = ["client_beside"]
 
