@@ -43,9 +43,9 @@ CLASSIFIERS = {
 }
 HEADING = f"""# Licences
 
-What an install of each extra brings with it, as the packages themselves state it; `make licences`
-writes this file. Which licences are allowed stands in `pyproject.toml`, under `[tool.licences]`,
-and a test holds every installed package to it. `{CORE}` is in every install.
+The packages that each extra installs, with the licences that they state themselves. `make licences`
+writes this file. `pyproject.toml` lists the allowed licences under `[tool.licences]`, and a test
+checks every installed package. `{CORE}` is part of every install.
 
 | Package | Licence | Comes with |
 | --- | --- | --- |
