@@ -126,6 +126,31 @@ def test_the_architecture_names_no_module_that_is_gone() -> None:
     assert named <= real
 
 
+def walk_names() -> list[str]:
+    """Return every name in code style in the walks of docs/architecture.md."""
+    walks = re.findall(r"^## Walk.*?(?=^## )", ARCHITECTURE, re.DOTALL | re.MULTILINE)
+    return sorted(set(re.findall(r"`([A-Za-z_][\w./]*)`", "".join(walks))))
+
+
+SOURCES = [
+    path
+    for top in ("anomaly_vae", "pipelines", "serving", "tests")
+    for path in (ROOT / top).rglob("*.py")
+]
+SOURCE = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
+
+
+@pytest.mark.parametrize("name", walk_names())
+def test_the_walks_of_the_architecture_name_what_exists(name: str) -> None:
+    if name.endswith(".py"):
+        assert any(str(path).endswith(f"/{name}") for path in SOURCES)
+    else:
+        last = name.rpartition(".")[2]
+        assert re.search(
+            rf"\b(def|class) {last}\b|^ +{last}:|[\"']{last}[\"']", SOURCE, re.MULTILINE
+        )
+
+
 LINK = re.compile(r"\]\(([^)#:]*)#?([^):]*)\)")
 
 
