@@ -330,7 +330,7 @@ def trivial(name: str, value: Callable[[Images], Any]) -> Method:
 
 PLAIN = {"corruption": {"type": "none"}}
 CONTAMINATION: Mapping[str, Any] = {
-    "model": {"contamination": True},
+    "model": {"localization_head": True},
     "score": {"type": "contamination"},
     "training": {"epochs": 48},  # about 1,500 steps: what it finds grows with what it was shown
 }

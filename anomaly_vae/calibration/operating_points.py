@@ -109,8 +109,8 @@ def expected_cost(evidence: CalibrationSample, t: Scores, costs: CostConfig) -> 
 def fbeta(evidence: CalibrationSample, wish: CalibrationConfig) -> ThresholdChoice:
     """The threshold of the largest F-beta, whose recall counts beta-fold (van Rijsbergen 1979)."""
     t = _candidates(evidence)
-    best = _best(f_score(evidence, t, wish.beta))
-    return _judged(evidence, t[best : best + 1], lambda e, at: f_score(e, at, wish.beta), "fbeta")
+    best = _best(f_score(evidence, t, wish.f_beta))
+    return _judged(evidence, t[best : best + 1], lambda e, at: f_score(e, at, wish.f_beta), "fbeta")
 
 
 def f_score(evidence: CalibrationSample, t: Scores, beta: float) -> Scores:
@@ -128,12 +128,12 @@ def recall_at_precision(evidence: CalibrationSample, wish: CalibrationConfig) ->
     """
     t = _candidates(evidence)
     reached = precision(evidence, t)
-    if reached.max() < wish.precision:
+    if reached.max() < wish.min_precision:
         raise CalibrationError(
-            f"precision {wish.precision:g} is reached by no threshold on the calibration rows, at "
-            f"most {reached.max():.3f}; lower calibration.precision"
+            f"precision {wish.min_precision:g} is reached by no threshold on the calibration rows, "
+            f"at most {reached.max():.3f}; lower calibration.min_precision"
         )
-    best = _best(np.where(reached >= wish.precision, _caught(evidence, t), -1))
+    best = _best(np.where(reached >= wish.min_precision, _caught(evidence, t), -1))
     return _judged(evidence, t[best : best + 1], precision, "precision")
 
 

@@ -68,7 +68,7 @@ def choose_threshold(evidence: CalibrationSample, wish: CalibrationConfig) -> Ca
 
 def _chosen(evidence: CalibrationSample, wish: CalibrationConfig) -> Calibration:
     """The threshold of these rows alone, which `check_rows` found to suffice."""
-    kept = evidence.trimmed(wish.trim)
+    kept = evidence.trimmed(wish.trim_scores)
     choice = METHODS[wish.method](kept, wish)
     chosen = Calibration(
         wish.method, wish.alpha, choice.threshold, kept.normal, choice.figures, kept.weights
@@ -83,8 +83,9 @@ def _told_of_trim(chosen: Calibration, n: int) -> Calibration:
     trimmed = n - len(chosen.scores)
     most = (trimmed + scores_reaching(chosen)) / (n + 1)
     note = (
-        f"calibration.trim left out the {trimmed} highest of {n} rows: alpha {chosen.alpha:g} "
-        f"holds if all of these were anomalies, and {most:.3g} in its place if none was"
+        f"calibration.trim_scores left out the {trimmed} highest of {n} rows: "
+        f"alpha {chosen.alpha:g} holds if all of these were anomalies, and {most:.3g} in its place "
+        "if none was"
     )
     return _with(chosen, {"trimmed": trimmed, "alpha_if_clean": most}, note)
 
@@ -94,7 +95,7 @@ def _grouped(
 ) -> Calibration:
     """The same with a calibration for each level that has rows enough."""
     assert evidence.levels, "there are groups"
-    assert wish.group, "they are of a column"
+    assert wish.group_by, "they are of a column"
     own, small = {}, {}
     for level, rows in level_sizes(evidence).items():
         alone = evidence.of_level(level)
@@ -105,10 +106,10 @@ def _grouped(
             small[level] = rows
     told = {"small_groups": small, "ungrouped": int((evidence.levels.codes < 0).sum())}
     note = (
-        f"calibration.group: too few rows for a threshold of its own in {listed(list(small))}; "
+        f"calibration.group_by: too few rows for a threshold of its own in {listed(list(small))}; "
         "rows of these get that of all, which promises nothing of one level alone"
     )
-    grouped = replace(pooled, groups=Groups(wish.group, own))
+    grouped = replace(pooled, groups=Groups(wish.group_by, own))
     return _with(grouped, told, note if small else "")
 
 
@@ -148,12 +149,12 @@ def check(evidence: CalibrationSample, wish: CalibrationConfig) -> None:
         return
     needed, sizes = rows_needed(wish), level_sizes(evidence)
     largest = max(sizes, key=lambda level: sizes[level], default=None)
-    if largest is None or sizes[largest] - math.floor(wish.trim * sizes[largest]) < needed:
+    if largest is None or sizes[largest] - math.floor(wish.trim_scores * sizes[largest]) < needed:
         most = f"'{largest}', has {sizes[largest]}" if largest else "none, has 0"
         raise CalibrationError(
-            f"calibration.group: no level of '{wish.group}' has the {needed} {evidence.units} that "
-            f"a threshold of its own takes; the largest, {most}. Give more rows, raise "
-            "calibration.alpha, or leave calibration.group out"
+            f"calibration.group_by: no level of '{wish.group_by}' has the {needed} "
+            f"{evidence.units} that a threshold of its own takes; the largest, {most}. Give more "
+            "rows, raise calibration.alpha, or leave calibration.group_by out"
         )
 
 
@@ -163,7 +164,7 @@ def check_rows(evidence: CalibrationSample, wish: CalibrationConfig) -> None:
     Raises:
         CalibrationError: they do not; what would.
     """
-    n = evidence.trimmed(wish.trim).n
+    n = evidence.trimmed(wish.trim_scores).n
     match wish.method:
         case "certified":
             check_certifiable(n, wish, evidence.units)

@@ -97,7 +97,7 @@ def open_dicom(content: bytes, reading: DecodeOptions) -> Frames:
             missing.
     """
     file = open_file(content, reading)
-    return Frames(range(file.count), partial(file.pixels, window=reading.window))
+    return Frames(range(file.count), partial(file.pixels, window=reading.intensity_window))
 
 
 @dataclass(frozen=True)

@@ -84,8 +84,8 @@ class Volume:
     @cached_property
     def bounds(self) -> Bounds:
         """What is black and what white in every slice."""
-        if isinstance(self.reading.window, tuple):
-            return window_bounds(*self.reading.window)
+        if isinstance(self.reading.intensity_window, tuple):
+            return window_bounds(*self.reading.intensity_window)
         stored = self.voxels[np.isfinite(self.voxels)]
         ends = percentile_bounds(stored) if stored.size else (0.0, 0.0)
         low, high = sorted(self.slope * end + self.intercept for end in ends)

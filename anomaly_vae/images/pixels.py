@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly_vae.errors import ConfigError, DataError
+from anomaly_vae.types import MAX_BYTES, MAX_FRAMES, MAX_PIXELS, MAX_SECONDS
 
 Pixels = NDArray[np.uint16]
 Bounds = tuple[float, float]
@@ -49,10 +50,10 @@ class DecodeOptions:
     """How to read image files.
 
     Args:
-        window: which values become black and white, in files whose values have no fixed range
-            (DICOM, NIfTI, float TIFF): "auto" is a DICOM file's own window or table where it has
-            one and otherwise "percentile", the 0.5th and 99.5th of them; or a center and a width
-            in the values' own units (DICOM PS3.3 C.11.2.1.2.1).
+        intensity_window: which values become black and white, in files whose values have no fixed
+            range (DICOM, NIfTI, float TIFF): "auto" is a DICOM file's own window or table where it
+            has one and otherwise "percentile", the 0.5th and 99.5th of them; or a center and a
+            width in the values' own units (DICOM PS3.3 C.11.2.1.2.1).
         axis: NIfTI volumes are cut across this axis: 0 sagittal, 1 coronal, 2 axial.
         max_bytes: of a file, and of what it unpacks to.
         max_pixels: of one picture.
@@ -63,23 +64,26 @@ class DecodeOptions:
         ConfigError: a value that cannot be used.
     """
 
-    window: Literal["auto", "percentile"] | tuple[float, float] = "auto"
+    intensity_window: Literal["auto", "percentile"] | tuple[float, float] = "auto"
     axis: int = 2
-    max_bytes: int = 1 << 28
-    max_pixels: int = 1 << 25
-    max_frames: int = 4096
-    max_seconds: float = 30.0
+    max_bytes: int = MAX_BYTES
+    max_pixels: int = MAX_PIXELS
+    max_frames: int = MAX_FRAMES
+    max_seconds: float = MAX_SECONDS
 
     def __post_init__(self) -> None:
         if self.axis not in {0, 1, 2}:
             raise ConfigError("axis: choose 0, 1 or 2", key="axis")
-        if isinstance(self.window, str):
-            if self.window not in {"auto", "percentile"}:
+        if isinstance(self.intensity_window, str):
+            if self.intensity_window not in {"auto", "percentile"}:
                 raise ConfigError(
-                    "window: choose auto, percentile or a center and a width", key="window"
+                    "intensity_window: choose auto, percentile or a center and a width",
+                    key="intensity_window",
                 )
-        elif not (all(map(math.isfinite, self.window)) and self.window[1] >= 1):
-            raise ConfigError("window: the width must be 1 or more", key="window")
+        elif not (all(map(math.isfinite, self.intensity_window)) and self.intensity_window[1] >= 1):
+            raise ConfigError(
+                "intensity_window: the width must be 1 or more", key="intensity_window"
+            )
 
     def check_size(self, height: int, width: int) -> None:
         """Refuse a picture by what its header says, before it is decoded.

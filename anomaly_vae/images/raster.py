@@ -115,8 +115,8 @@ def _pixels(image: Image.Image, reading: DecodeOptions, negative: bool = False) 
 
 def _windowed(values: NDArray[np.float64], reading: DecodeOptions) -> Pixels:
     refuse_nan(values)
-    if isinstance(reading.window, tuple):
-        return stretch(values, window_bounds(*reading.window))
+    if isinstance(reading.intensity_window, tuple):
+        return stretch(values, window_bounds(*reading.intensity_window))
     return stretch(values, percentile_bounds(values))
 
 

@@ -129,7 +129,7 @@ class ImageSchema:
     def of(cls, data: ImageData) -> ImageSchema:
         """What a configuration says."""
         reading = DecodeOptions(
-            window=data.window,
+            intensity_window=data.intensity_window,
             axis=data.axis,
             max_pixels=data.max_pixels,
             max_bytes=data.max_bytes,
@@ -146,8 +146,8 @@ class ImageSchema:
     def from_json(cls, content: Mapping[str, Any]) -> ImageSchema:
         """The inverse of `to_json`."""
         reading = dict(content["reading"])
-        if isinstance(reading["window"], list):
-            reading["window"] = tuple(reading["window"])
+        if isinstance(reading["intensity_window"], list):
+            reading["intensity_window"] = tuple(reading["intensity_window"])
         return cls(content["size"], content["channels"], DecodeOptions(**reading))
 
     @property

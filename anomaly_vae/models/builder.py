@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from anomaly_vae.config import ImageModelConfig, ModelConfig
+from anomaly_vae.config import ImageModelConfig, ModelConfig, ResolvedImageModel, ResolvedModel
 from anomaly_vae.data.encoding import Layout
 from anomaly_vae.images.encoding import ImageLayout
 from anomaly_vae.models.autoencoder import Autoencoder
@@ -48,10 +48,8 @@ def build(
         return _tabular(config.resolve(layout.n_columns), layout)
 
 
-def _tabular(config: ModelConfig, layout: Layout) -> VAE:
+def _tabular(config: ResolvedModel, layout: Layout) -> VAE:
     latent, hidden, depth = config.latent_dim, config.hidden_dim, config.depth
-    assert latent, "resolve() fills it"
-    assert hidden, "resolve() fills it"
     members, shared = config.members, config.posterior_variance == "shared"
     features = TabularFeatures(layout)
     likelihood = TabularLikelihood(layout, config.likelihood, config.variance_floor, members)
@@ -65,12 +63,12 @@ def _tabular(config: ModelConfig, layout: Layout) -> VAE:
     )
 
 
-def _image(config: ImageModelConfig, layout: ImageLayout) -> VAE:
+def _image(config: ResolvedImageModel, layout: ImageLayout) -> VAE:
     likelihood = _image_likelihood(config, layout)
     encoder, decoder = _image_networks(config, layout, likelihood.planes)
     models = HIERARCHICAL if config.network == "hierarchical" else MODELS
     model = models[config.type](nn.Identity(), encoder, decoder, likelihood, StandardNormal())
-    if config.contamination:
+    if config.localization_head:
         model.contamination = LocalizationHead(Geometry(layout, config.width, LEVELS))
     return model
 
@@ -86,10 +84,9 @@ def _image_likelihood(
 
 
 def _image_networks(
-    config: ImageModelConfig, layout: ImageLayout, planes: int
+    config: ResolvedImageModel, layout: ImageLayout, planes: int
 ) -> tuple[nn.Module, nn.Module]:
     latent, hidden = config.latent_dim, config.hidden_dim
-    assert latent, "resolve() fills it"
     if config.network == "dense":
         inputs, outputs = layout.n_columns, planes * layout.size**2
         return Encoder(inputs, latent, hidden, 2), Decoder(latent, outputs, hidden, 2)

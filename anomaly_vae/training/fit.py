@@ -105,7 +105,7 @@ def fit_bundle(
         ExportError: the graph disagrees with torch on the validation rows.
     """
     encoding, train, validation = prepared.encoding, prepared.train, prepared.validation
-    config = resolved(config, encoding, len(train))
+    config = config.resolve(encoding.layout.n_columns, len(train))
     model = build(config.model, encoding.layout, config.training.seed)
     if start:
         start_from(model, start)
@@ -152,16 +152,6 @@ def _freeze_image(
     scale = fit_scale(explained.nats.reshape(-1, config.data.size, config.data.size), score.unit)
     error = check_traced(score, validation, explained.score)
     return replace(bundle, manifest={**manifest, "heat_scale": scale.to_json()}), error
-
-
-def resolved(config: Config, encoding: Encoding, n_rows: int) -> Config:
-    """The configuration with everything that depends on the data's size filled in."""
-    return config.model_copy(
-        update={
-            "model": config.model.resolve(encoding.layout.n_columns),
-            "training": config.training.resolve(n_rows),
-        }
-    )
 
 
 def _summary(history: History) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim.adamw import adamw
 
-from anomaly_vae.config import FitConfig
+from anomaly_vae.config import ImageTrainingConfig, ResolvedFit, TrainingConfig
 from anomaly_vae.errors import TrainingError
 from anomaly_vae.files import atomic_path
 from anomaly_vae.models.vae import VAE
@@ -105,7 +105,7 @@ def fit(
     model: VAE,
     train: NDArray[np.float32],
     validation: NDArray[np.float32],
-    config: FitConfig,
+    config: TrainingConfig | ImageTrainingConfig,
     on_epoch: OnEpoch | None = None,
     checkpoint: Path | None = None,
     views: Views | None = None,
@@ -185,11 +185,9 @@ class _Trainer:
         model: VAE,
         train: NDArray[np.float32],
         validation: NDArray[np.float32],
-        config: FitConfig,
+        config: ResolvedFit,
         views: Views | None = None,
     ) -> None:
-        assert config.epochs, "resolve() fills it"
-        assert config.batch_size, "resolve() fills it"
         self.device = torch.device(_device(config.device))
         self.model = model.to(self.device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster convolutions

@@ -21,5 +21,5 @@ def views(config: Config, encoding: TabularEncoding | ImageEncoding) -> Views:
         return NoisyCells(hide, encoding.sources.tolist(), noise, numeric)
     assert isinstance(encoding, ImageEncoding), "an image model is for images"
     layout, training = encoding.layout, config.training
-    insert = synthetic if config.model.contamination else None
+    insert = synthetic if config.model.localization_head else None
     return DistortedImages(layout, training.augmentation, training.corruption, insert)

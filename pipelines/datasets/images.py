@@ -56,7 +56,7 @@ class ImageDataset(Dataset):
     def rules(self) -> dict[str, Any]:
         """See `Dataset.rules`."""
         reading = self.schema.reading
-        return {"reading": {"window": reading.window, "axis": reading.axis}}
+        return {"reading": {"intensity_window": reading.intensity_window, "axis": reading.axis}}
 
     def _pictures(self, rows: NDArray[np.intp]) -> list[bytes]:
         """PNGs of these images; each file is read once."""

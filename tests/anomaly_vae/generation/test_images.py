@@ -25,7 +25,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "convolutional": {"network": "convolutional", "upsampling": "transposed"},
     "residual": {"network": "residual", "likelihood": "laplace"},
     "hierarchical": {"network": "hierarchical", "latent_dim": 2},
-    "contaminated": {"network": "hierarchical", "latent_dim": 2, "contamination": True},
+    "contaminated": {"network": "hierarchical", "latent_dim": 2, "localization_head": True},
     "structural": {"likelihood": "structural"},
     "contrast": {"likelihood": "contrast"},
     "bernoulli, colour": {"likelihood": "bernoulli", "channels": 3},

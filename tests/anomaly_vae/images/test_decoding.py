@@ -194,7 +194,7 @@ def test_numbers_without_a_range_are_shown_by_percentiles():
 
 def test_signed_numbers_are_shown_by_a_window():
     values = np.array([[-40000, 0], [50, 101]], np.int32)
-    pixels = only(tiff(values), DecodeOptions(window=(50.5, 101)))
+    pixels = only(tiff(values), DecodeOptions(intensity_window=(50.5, 101)))
     np.testing.assert_array_equal(pixels, [[0, 0], [round(65535 * 0.5), 65535]])
 
 
@@ -409,7 +409,13 @@ def test_want_of_memory_is_told(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"axis": 3}, {"window": (40, 0.5)}, {"window": (float("nan"), 5)}, {"window": "wide"}]
+    "wrong",
+    [
+        {"axis": 3},
+        {"intensity_window": (40, 0.5)},
+        {"intensity_window": (float("nan"), 5)},
+        {"intensity_window": "wide"},
+    ],
 )
 def test_a_reading_that_makes_no_sense_is_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):

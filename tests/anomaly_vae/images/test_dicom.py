@@ -27,7 +27,7 @@ from anomaly_vae.images.pixels import DecodedImage, DecodeFailure, DecodeOptions
 from tests.anomaly_vae.images.test_jpeg_lossless import encoded
 
 READING = DecodeOptions()
-PERCENTILE = DecodeOptions(window="percentile")
+PERCENTILE = DecodeOptions(intensity_window="percentile")
 FOLDER = Path(pydicom.__file__).parent / "data" / "test_files"
 RNG = np.random.default_rng(0)
 STORED = RNG.integers(0, 4096, (12, 9), np.uint16)
@@ -265,7 +265,7 @@ def test_a_modality_table_is_applied():
 
 def test_a_window_given_is_in_rescaled_units():
     dataset = made(RescaleSlope=2, RescaleIntercept=-1000, WindowCenter=5, WindowWidth=6)
-    pixels = only(dataset, DecodeOptions(window=(300, 1500)))
+    pixels = only(dataset, DecodeOptions(intensity_window=(300, 1500)))
     expected = stretched(STORED * 2.0 - 1000, 300 - 0.5 - 749.5, 300 - 0.5 + 749.5)
     np.testing.assert_allclose(pixels, expected, atol=0.5001)
 

@@ -114,7 +114,7 @@ def test_every_kind_of_number_is_read(kind):
 
 def test_a_window_is_in_scaled_units():
     content = written(slope=2, intercept=-100)
-    result = pixels(content, DecodeOptions(window=(300, 801)))
+    result = pixels(content, DecodeOptions(intensity_window=(300, 801)))
     expected = shown(slices(VOXELS * 2.0 - 100, 2), 299.5 - 400, 299.5 + 400)
     np.testing.assert_allclose(result, expected, atol=0.51)
 

@@ -208,16 +208,24 @@ def test_no_pictures_make_an_empty_batch() -> None:
     assert np.asarray(batch.values[IMAGE]).shape == (0, 1, 16, 16)
 
 
+def test_the_limits_of_a_configuration_are_those_of_decoding() -> None:
+    assert ImageSchema.of(ImageData(path="x")).reading == DecodeOptions()
+    assert DecodeOptions().max_seconds == 120
+
+
 def test_the_schema_survives_json_and_says_what_the_configuration_does() -> None:
     data = ImageData(
-        path="x", size=32, channels=3, window=(40.0, 80.0), axis=1, max_pixels=99, max_bytes=999,
-        max_frames=9, max_seconds=3.0,
+        path="x", size=32, channels=3, intensity_window=(40.0, 80.0), axis=1, max_pixels=99,
+        max_bytes=999, max_frames=9, max_seconds=3.0,
     )  # fmt: skip
     schema = ImageSchema.of(data)
     reading = DecodeOptions((40.0, 80.0), 1, 999, 99, max_frames=9, max_seconds=3.0)
     assert schema == ImageSchema(32, 3, reading)
     assert ImageSchema.from_json(schema.to_json()) == schema
-    as_read = {**schema.to_json(), "reading": {**schema.to_json()["reading"], "window": [40, 80]}}
+    as_read = {
+        **schema.to_json(),
+        "reading": {**schema.to_json()["reading"], "intensity_window": [40, 80]},
+    }
     assert ImageSchema.from_json(as_read) == schema
 
 

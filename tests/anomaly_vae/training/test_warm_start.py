@@ -13,13 +13,13 @@ from anomaly_vae.config import Config, ImageConfig
 from anomaly_vae.data.encoding import Categorical, TabularEncoding
 from anomaly_vae.models.builder import build
 from anomaly_vae.models.likelihoods import TabularLikelihood
-from anomaly_vae.training.fit import Fitted, Prepared, fit_bundle, resolved
+from anomaly_vae.training.fit import Fitted, Prepared, fit_bundle
 from anomaly_vae.training.warm_start import aligned, incompatibility, start_from
 from tests.support.registries import changed
 
 
 def planned(config: Config, prepared: Prepared) -> Config:
-    return resolved(config, prepared.encoding, len(prepared.train))
+    return config.resolve(prepared.encoding.layout.n_columns, len(prepared.train))
 
 
 def with_columns(encoding: Any, **updates: Any) -> TabularEncoding:
