@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from sklearn.metrics import average_precision_score
 
+from anomaly_vae import plots
 from anomaly_vae.config import Config, load_config
 from anomaly_vae.data.arrow import times_from_arrow
 from anomaly_vae.data.splitting import DAY
@@ -23,6 +24,7 @@ from anomaly_vae.images.heatmaps import smoothed
 from anomaly_vae.images.pixels import DecodeOptions
 from anomaly_vae.images.schema import ImageSchema
 from anomaly_vae.lifecycle.registry import TRAINED_RUN_TAG, Registry, Version
+from anomaly_vae.scoring.detector import Contribution, Explanation
 from pipelines import console
 from pipelines.batch.common import HeatmapOptions
 from pipelines.batch.images import score_images
@@ -35,7 +37,7 @@ from pipelines.run import run
 
 ROWS, SCANS, SEED = 20_000, 300, 0
 ID, LABEL, TIME = "TRANSACTION_ID", "TX_FRAUD", "TX_DATETIME"
-SHOWN_ROWS, SHOWN_CONTRIBUTIONS = 10, 3
+SHOWN_ROWS, SHOWN_CONTRIBUTIONS, DRAWN_ROWS = 10, 3, 2
 LESION_THRESHOLD = 0.5
 """Value above which a pixel of a resized mask is a lesion."""
 SCAN_OVERRIDES = ("training.epochs=40", "training.batch_size=16")
@@ -65,8 +67,10 @@ def tabular(out: Path) -> dict[str, Any]:
     registry = Registry(config.mlflow.tracking_uri)
     pictures = _plots(registry, version, out / "pictures")
     tested = FrozenTest.own(version).read(registry)
+    flagged, truth = _flagged(tested, out / "scores")
+    pictures += _draw_flagged(flagged, truth, out / "pictures")
     _show_transactions(answer, simulated, summary, tested)
-    _show_flagged(tested, out / "scores")
+    _show_flagged(flagged, truth)
     console.info(f"Pictures: {', '.join(pictures)}")
     record = '{"records": [{"TX_AMOUNT": 900, "TX_CHANNEL": "mail_order"}], "explain": 3}'
     _show_next_steps(answer, f"-H 'content-type: application/json' -d '{record}'", "fraud.yaml")
@@ -201,21 +205,44 @@ def _plots(registry: Registry, version: Version, folder: Path) -> list[str]:
     return sorted(str(path) for path in folder.glob("*.png"))
 
 
-def _show_flagged(tested: pa.Table, scores: Path) -> None:
-    """Print the flagged rows of the test period with the highest scores."""
+def _flagged(tested: pa.Table, scores: Path) -> tuple[list[dict[str, Any]], dict[Any, str]]:
+    """Return the flagged rows of the test period, highest scores first, and each row's truth."""
     parts = pa.concat_tables(pq.read_table(p) for p in sorted(scores.glob("part-*.parquet")))
-    labels = dict(zip(tested[ID].to_pylist(), tested[LABEL].to_pylist(), strict=True))
+    labels = ("fraud" if fraud else "good" for fraud in tested[LABEL].to_pylist())
+    truth = dict(zip(tested[ID].to_pylist(), labels, strict=True))
     flagged = parts.filter(pc.and_(parts["is_anomaly"], pc.is_in(parts[ID], tested[ID])))
-    top = flagged.sort_by([("score", "descending")]).slice(0, SHOWN_ROWS)
+    return flagged.sort_by([("score", "descending")]).to_pylist(), truth
+
+
+def _draw_flagged(
+    flagged: Sequence[dict[str, Any]], truth: dict[Any, str], place: Path
+) -> list[str]:
+    """Draw what the highest scores are made of; return the path of the picture, if any."""
+    found = {
+        f"payment {row[ID]} ({truth[row[ID]]}): score {row['score']:.1f} nats, "
+        f"p-value {row['p_value']:.2g}": Explanation(
+            tuple(Contribution(**part) for part in row["contributions"]), row["rest"], row["kl"]
+        )
+        for row in flagged[:DRAWN_ROWS]
+    }
+    if not found:
+        return []
+    picture = place / "flagged.png"
+    plots.contributions(found).savefig(picture)
+    return [str(picture)]
+
+
+def _show_flagged(flagged: Sequence[dict[str, Any]], truth: dict[Any, str]) -> None:
+    """Print the highest scores with their reasons."""
     rows = [
         (
             str(row[ID]),
             row["score"],
             row["p_value"],
-            "fraud" if labels[row[ID]] else "good",
+            truth[row[ID]],
             "\n".join(_format_contribution(one) for one in row["contributions"]),
         )
-        for row in top.to_pylist()
+        for row in flagged[:SHOWN_ROWS]
     ]
     title = (
         f"The {len(rows)} highest scores of the {len(flagged)} payments flagged in the test "

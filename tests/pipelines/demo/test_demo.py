@@ -78,7 +78,7 @@ def test_it_finds_explains_and_says_how_to_go_on(
 
     shown = {Path(picture).stem for picture in result["pictures"]}
     assert shown == {
-        "loss", "reconstruction", "scores", "ranking", "p_values", "slices", "highest"
+        "loss", "reconstruction", "scores", "ranking", "p_values", "slices", "highest", "flagged"
     }  # fmt: skip
     for picture in result["pictures"]:
         assert picture in answer.err
