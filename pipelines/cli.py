@@ -243,7 +243,7 @@ def score(
             "--fdr flags images once all of them are scored, too late to draw them; leave out "
             "--heatmaps and --dicom-out"
         )
-    from pipelines.batch.common import Drawing
+    from pipelines.batch.common import HeatmapOptions
 
     source = _open_model(model)
     summary = _flow("score", source)(
@@ -251,7 +251,7 @@ def score(
         _all_paths(input_, more),
         output,
         _explain_option(explain),
-        Drawing(heatmaps, dicom_out),
+        HeatmapOptions(heatmaps, dicom_out),
         fdr,
     )
     console.info(

@@ -44,14 +44,14 @@ GROUP_COLUMNS = ("group", "threshold")
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """The pictures to write for each flagged image: PNG heatmaps, DICOM heatmaps, or both."""
+class HeatmapOptions:
+    """The formats in which the heatmap of each flagged image is written."""
 
-    heatmaps: bool = False
+    png: bool = False
     dicom: bool = False
 
 
-NOTHING = Drawing()
+NO_HEATMAPS = HeatmapOptions()
 
 
 class Tally:

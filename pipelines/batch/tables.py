@@ -20,11 +20,11 @@ from anomaly_vae.scoring.detector import Explanation
 from pipelines import console
 from pipelines.batch.common import (
     GROUP_COLUMNS,
-    NOTHING,
+    NO_HEATMAPS,
     RESULT_COLUMNS,
     UNREADABLE,
-    Drawing,
     Explain,
+    HeatmapOptions,
     Tally,
     exclude_output,
     max_contributions,
@@ -43,7 +43,7 @@ def score_files(
     paths: Sequence[str],
     output: str | Path,
     explain: Explain = None,
-    drawing: Drawing = NOTHING,
+    heatmaps: HeatmapOptions = NO_HEATMAPS,
     fdr: float | None = None,
 ) -> dict[str, Any]:
     """Score every row of every file into a folder and return the summary.
@@ -53,7 +53,7 @@ def score_files(
         paths: CSV or Parquet files, folders or globs; files in ``output`` are ignored.
         output: the folder, whose previous result is replaced once the new one is complete.
         explain: the number K of largest contributions to list per row, or "all".
-        drawing: has to be `NOTHING`, as only images can be drawn.
+        heatmaps: has to be `NO_HEATMAPS`, as only images can be drawn.
         fdr: flag all rows together at this false discovery rate, instead of by the threshold.
 
     Raises:
@@ -61,7 +61,7 @@ def score_files(
         DataError: no file found, one lies in ``output``, or ``output`` holds something else.
         CalibrationError: ``fdr`` is not possible with the model's p-values.
     """
-    if drawing != NOTHING:
+    if heatmaps != NO_HEATMAPS:
         raise ConfigError("--heatmaps and --dicom-out are for models of images; leave them out")
     output, calibration = Path(output), source.bundle.detector.calibration
     check_controllable(calibration, fdr)

@@ -32,13 +32,14 @@ from anomaly_vae.generation.latent_space import (
     load_model,
     most_active,
 )
-from anomaly_vae.images.encoding import IMAGE, encode_picture
+from anomaly_vae.images.encoding import IMAGE, encode_png
 from anomaly_vae.images.heatmaps import png, sheet
-from anomaly_vae.images.pixels import FULL, DecodedImage
+from anomaly_vae.images.pixels import MAX_PIXEL, DecodedImage
 from anomaly_vae.images.schema import ImageSchema
+from anomaly_vae.scoring.modality import image_modality
 from pipelines import console
-from pipelines.datasets.image_files import FRAME, PATH, Batch, Item, find_images, read_all
-from pipelines.datasets.images import index_of
+from pipelines.datasets.image_files import FRAME, PATH, Batch, ImageFile, find_images, read_all
+from pipelines.datasets.images import build_index
 from pipelines.generate.common import (
     PNG,
     ROWS,
@@ -314,20 +315,21 @@ def read_source(bundle: Bundle, paths: Paths, most: int | None = None, seed: int
     if not paths:
         x = images.sample_encoded(bundle, ROWS if most is None else most, seed)
         return Source(x, {}, [f"sample {number}" for number in range(1, len(x) + 1)])
-    items, schema = find_images(paths), ImageSchema.from_json(bundle.manifest["schema"])
+    schema, _ = image_modality(bundle.scorer.schema, bundle.scorer.encoding)
+    items = find_images(paths)
     read = _read(items, schema, most or len(items))
     rejected = _report_rejects(items, read)
     fit = np.flatnonzero(read.images.usable)[:most]
-    if most is not None and len(read.items) < len(items):
+    if most is not None and len(read.files) < len(items):
         console.info(f"{len(items):,} files; the first {len(fit):,} images are used")
     label = label_column(bundle)
-    named = label if any(label in item.facts for item in items) else None
-    index = index_of(items, read, named, None).take(pa.array(fit))
+    named = label if any(label in item.attributes for item in items) else None
+    index = build_index(items, read, named, None).take(pa.array(fit))
     facts = {name: index.column(name) for name in (PATH, FRAME, named) if name}
     return Source(encoded(bundle, read.images.take(fit)), facts, _names(index), rejected)
 
 
-def _read(items: Sequence[Item], schema: ImageSchema, most: int) -> Batch:
+def _read(items: Sequence[ImageFile], schema: ImageSchema, most: int) -> Batch:
     """Read as many of the first files as are needed for ``most`` usable images."""
     count = most
     while True:
@@ -337,12 +339,12 @@ def _read(items: Sequence[Item], schema: ImageSchema, most: int) -> Batch:
         count *= 2
 
 
-def _report_rejects(items: Sequence[Item], read: Batch) -> int:
+def _report_rejects(items: Sequence[ImageFile], read: Batch) -> int:
     """Report and return the number of unusable images; refuse an input without usable ones."""
     problems, count = read.images.problems, len(read.images)
     if not problems:
         return 0
-    name = items[read.items[problems[0].row]].name
+    name = items[read.files[problems[0].row]].name
     reason = f"of {count:,}; the first: '{name}': {problems[0].reason}"
     if len(problems) == count:
         raise DataError(f"no image of the input can be used, {reason}")
@@ -384,8 +386,8 @@ def _write(out: str | Path, page: Sheet, facts: Facts, pictures: Matrix) -> None
 
 def _as_png(picture: Matrix) -> bytes:
     """Encode a picture (C, S, S) on [0, 1] as the bytes of a PNG file."""
-    pixels = np.rint(np.moveaxis(picture, 0, -1) * FULL).astype(np.uint16)
-    return encode_picture(DecodedImage(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, 0))
+    pixels = np.rint(np.moveaxis(picture, 0, -1) * MAX_PIXEL).astype(np.uint16)
+    return encode_png(DecodedImage(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, 0))
 
 
 def stacked(bands: Sequence[Band], columns: int = COLUMNS) -> Sheet:

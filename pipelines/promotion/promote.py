@@ -18,13 +18,13 @@ from anomaly_vae.lifecycle.registry import (
     CHAMPION,
     DECISION_TAG,
     FROZEN_TAG,
-    POLICY_TAG,
     Registry,
     Version,
 )
+from anomaly_vae.renames import READING
 from pipelines import console
 from pipelines.promotion.compare import Contender, compare
-from pipelines.registry.frozen_test import FrozenTest
+from pipelines.registry.frozen_test import FrozenTest, policy_of
 from pipelines.reports.labelled import Labelled
 
 
@@ -180,7 +180,7 @@ def _say_other_policy(frozen: FrozenTest, challenger: Version) -> None:
 
     A policy that was changed in the configuration takes effect with the next forced promotion.
     """
-    own = json.loads(challenger.tags.get(POLICY_TAG, "{}"))
+    own = policy_of(challenger)
     keys = [key for key in own if key in PromotionConfig.model_fields]
     changed = [f"{k} {own[k]}" for k in keys if own[k] != frozen.policy.get(k, _DEFAULTS[k])]
     if changed:
@@ -234,11 +234,11 @@ def _reading_difference(
     policy: Mapping[str, Any], challenger: Version, origin: SplitOrigin
 ) -> str | None:
     """Describe how the challenger reads images differently from the frozen ones, if it does."""
-    rules, own = policy.get("reading"), json.loads(challenger.tags.get(POLICY_TAG, "{}"))
-    if rules == own.get("reading"):
+    rules, own = policy.get(READING), policy_of(challenger)
+    if rules == own.get(READING):
         return None
     text = f"the images of {origin} were read with {_listed(rules)}, the challenger reads its own "
-    return f"{text}with {_listed(own.get('reading'))}"
+    return f"{text}with {_listed(own.get(READING))}"
 
 
 def _listed(rules: Mapping[str, Any] | None) -> str:

@@ -49,7 +49,7 @@ def _sample(
     """Build the sample from the ``scores`` of `Dataset.calibration_rows`; see `sample_of`."""
     normal = data.calibration_rows
     if config.promises_alpha:
-        levels = _levels(data, config.group, normal) if config.group else None
+        levels = _levels(data, config.group_by, normal) if config.group_by else None
         weights = _weights(data, config.density_ratio, normal) if config.density_ratio else ()
         return CalibrationSample.from_scores(
             scores, levels=levels, weights=weights, units=data.units
@@ -82,7 +82,7 @@ def model_sample(data: Dataset, config: CalibrationConfig, model: Bundle) -> Cal
     sample = _sample(data, config, scores, lambda rows: scorer.score(take(rows)))
     return replace(
         sample,
-        levels=sample.levels and _distinguished(sample.levels, model, str(config.group)),
+        levels=sample.levels and _distinguished(sample.levels, model, str(config.group_by)),
         losses=(np.sort(losses), np.sort(held_out)),
     )
 
@@ -123,7 +123,7 @@ def _check_group(data: Dataset, column: str) -> None:
         else "which the model does not read: a row to be scored could come without its group; name "
         f"one of {listed(discrete)}, or make it a feature"
     )
-    raise DataError(f"calibration.group names the column '{column}', {why}", column=column)
+    raise DataError(f"calibration.group_by names the column '{column}', {why}", column=column)
 
 
 def _weights(data: Dataset, column: str, rows: Positions) -> Scores:

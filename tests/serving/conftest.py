@@ -25,7 +25,7 @@ from serving.app import create_app
 from serving.models.loading import load_model
 from serving.models.store import ServedModel, Store
 from serving.settings import Settings
-from tests.support.image_uploads import picture_file
+from tests.support.image_uploads import image_file
 from tests.support.scans import blobs
 from tests.support.served import folder, records, served
 
@@ -56,7 +56,7 @@ def scanner(scan_folder: Path) -> ServedModel:
 @pytest.fixture(scope="session")
 def pngs() -> list[bytes]:
     """40 files as a client sends them, larger than the model's images."""
-    return [picture_file(image) for image in blobs(40, seed=1, size=60)]
+    return [image_file(image) for image in blobs(40, seed=1, size=60)]
 
 
 @pytest.fixture(scope="session")
