@@ -87,7 +87,8 @@ def score_images(
         run = _ScoringRun(source, files, sink, explain, writer)
         run.score_all(schema)
         entries = sink.finish()
-        summary = summary_of(source, len(files), run.tally, sink) | writer.counts | entries
+        summary = summary_of(source, len(files), run.tally, sink)
+        summary |= writer.counts | entries
         (folder / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return summary
 

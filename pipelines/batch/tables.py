@@ -53,7 +53,7 @@ def score_files(
         paths: CSV or Parquet files, folders or globs; files in ``output`` are ignored.
         output: the folder, whose previous result is replaced once the new one is complete.
         explain: the number K of largest contributions to list per row, or "all".
-        heatmaps: must be `NO_HEATMAPS`, as only images have heatmaps.
+        heatmaps: has to be `NO_HEATMAPS`, as only images can be drawn.
         fdr: flag all rows together at this false discovery rate, instead of by the threshold.
 
     Raises:

@@ -11,6 +11,7 @@ import pyarrow as pa
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.config import ImageData, TabularData
 from anomaly_vae.data.schema import RawBatch
+from anomaly_vae.scoring.modality import image_modality
 from pipelines.datasets.dataset import GROUP, Dataset
 from pipelines.datasets.files import find_files, read_table
 from pipelines.datasets.tables import load_table
@@ -63,10 +64,9 @@ def _labelled_table(bundle: Bundle, paths: Sequence[str], label: str) -> Labelle
 
 
 def _labelled_images(bundle: Bundle, paths: Sequence[str], label: str) -> LabelledInput:
-    from anomaly_vae.images.schema import ImageSchema
     from pipelines.datasets.images import read_labelled
 
-    schema = ImageSchema.from_json(bundle.manifest["schema"])
+    schema, _ = image_modality(bundle.scorer.schema, bundle.scorer.encoding)
     table, batch, files = read_labelled(paths, schema, label)
     return LabelledInput(table, _present(table, GROUP), None, batch, files)
 

@@ -22,9 +22,9 @@ from anomaly_vae.images.decoding import read_file
 from anomaly_vae.images.encoding import IMAGE
 from anomaly_vae.images.heatmaps import smoothed
 from anomaly_vae.images.pixels import DecodeOptions
-from anomaly_vae.images.schema import ImageSchema
 from anomaly_vae.lifecycle.registry import TRAINED_RUN_TAG, Registry, Version
 from anomaly_vae.scoring.detector import Contribution, Explanation
+from anomaly_vae.scoring.modality import image_modality
 from pipelines import console
 from pipelines.batch.common import HeatmapOptions
 from pipelines.batch.images import score_images
@@ -85,8 +85,8 @@ def image(out: Path) -> dict[str, Any]:
     config = demo_config("scans.yaml", simulated["out"], SCAN_OVERRIDES)
     answer, source, version = _run(config)
     console.heading("Scoring every scan")
-    scores, options = folder / "scores", HeatmapOptions(png=True)
-    summary = score_images(source, [simulated["out"]], scores, heatmaps=options)
+    scores, heatmaps = folder / "scores", HeatmapOptions(png=True)
+    summary = score_images(source, [simulated["out"]], scores, heatmaps=heatmaps)
     located = _localization(source, Path(simulated["out"]))
     pictures = _plots(Registry(config.mlflow.tracking_uri), version, folder / "pictures")
     pictures += _sheets(source, simulated["images"], folder / "pictures")
@@ -125,10 +125,11 @@ def _run(config: Config) -> tuple[dict[str, Any], LoadedModel, Version]:
 def _localization(source: LoadedModel, manifest: Path) -> float:
     """Return the average precision of pixels in scans with lesions, ranked by smoothed maps."""
     items = [item for item in find_images([str(manifest)]) if item.attributes["label"] == "1"]
-    schema = ImageSchema.from_json(source.bundle.manifest["schema"])
+    scorer = source.bundle.scorer
+    schema, _ = image_modality(scorer.schema, scorer.encoding)
     heat, lesion = [], []
     for batch in read_images(items, schema):
-        nats = source.bundle.scorer.explain(batch.images).nats
+        nats = scorer.explain(batch.images).nats
         heat.append(smoothed(nats.reshape(-1, schema.size, schema.size)))
         masks = (manifest.parent / "masks" / items[number].path.name for number in batch.files)
         read = schema.from_images(p for mask in masks for p in read_file(mask, DecodeOptions()))

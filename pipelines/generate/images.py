@@ -36,6 +36,7 @@ from anomaly_vae.images.encoding import IMAGE, encode_png
 from anomaly_vae.images.heatmaps import png, sheet
 from anomaly_vae.images.pixels import MAX_PIXEL, DecodedImage
 from anomaly_vae.images.schema import ImageSchema
+from anomaly_vae.scoring.modality import image_modality
 from pipelines import console
 from pipelines.datasets.image_files import FRAME, PATH, Batch, ImageFile, find_images, read_all
 from pipelines.datasets.images import build_index
@@ -314,7 +315,8 @@ def read_source(bundle: Bundle, paths: Paths, most: int | None = None, seed: int
     if not paths:
         x = images.sample_encoded(bundle, ROWS if most is None else most, seed)
         return Source(x, {}, [f"sample {number}" for number in range(1, len(x) + 1)])
-    items, schema = find_images(paths), ImageSchema.from_json(bundle.manifest["schema"])
+    schema, _ = image_modality(bundle.scorer.schema, bundle.scorer.encoding)
+    items = find_images(paths)
     read = _read(items, schema, most or len(items))
     rejected = _report_rejects(items, read)
     fit = np.flatnonzero(read.images.usable)[:most]

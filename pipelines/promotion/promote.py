@@ -238,7 +238,7 @@ def _reading_difference(
     if rules == own.get(READING):
         return None
     text = f"the images of {origin} were read with {_listed(rules)}, the challenger reads its own "
-    return f"{text}with {_listed(own.get('reading'))}"
+    return f"{text}with {_listed(own.get(READING))}"
 
 
 def _listed(rules: Mapping[str, Any] | None) -> str:

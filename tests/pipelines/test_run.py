@@ -82,7 +82,7 @@ def test_a_second_time_it_makes_no_run_and_no_version(known: World, command: Com
     assert [answer.code for answer in answers] == [0, 0]
     assert answers[0].json == answers[1].json
     assert answers[0].json["version"] == "1"
-    assert "was made of the same inputs" in answers[0].err
+    assert "was made from the same inputs" in answers[0].err
     assert counts() == before
 
 

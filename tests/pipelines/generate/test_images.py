@@ -177,7 +177,7 @@ def test_the_first_images_are_taken_and_that_there_are_more_is_told(
     source = generate.read_source(image_calibrated, [str(folder)], 3)
     assert source.names == names(folder)[:3]
     assert source.x.shape == (3, 24 * 24)
-    assert "7 files; the first 3 images are taken" in capsys.readouterr().err
+    assert "7 files; the first 3 images are used" in capsys.readouterr().err
     every = generate.read_source(image_calibrated, [str(folder)])
     assert every.names == names(folder)
     assert every.rejected == 2

@@ -185,7 +185,7 @@ def test_an_id_called_like_an_answer_is_refused_only_there(
     ]
     path = [str(tmp_path / "t.parquet")]
     assert score_files(renamed[0], path, tmp_path / "out")["scored"] == len(table)
-    with pytest.raises(DataError, match="called like one of the answers"):
+    with pytest.raises(DataError, match="has the name of a result column"):
         score_files(renamed[1], path, tmp_path / "other")
 
 
@@ -217,8 +217,8 @@ def test_inspect_shows_the_groups(grouped: Calibrated, command: Command) -> None
         assert name in words
         assert f"{one.threshold:.4g}" in words
     assert "of all rows" in words
-    assert "The promise is about the normal rows of each group" in words
-    assert "The promise is about normal rows as a whole" not in words
+    assert "The guarantee is about the normal rows of each group" in words
+    assert "The guarantee is about normal rows as a whole" not in words
     assert answer.json["calibration"]["groups"]["column"] == COLUMN
 
 
