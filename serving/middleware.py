@@ -86,8 +86,8 @@ class RequestMiddleware:
         direct = self.scoring.at(path) if scope["method"] == "POST" else None
         if direct is None:
             return self.app(scope, exchange.receive, exchange.send)
-        scope["route"], lane = direct
-        return self.scoring.respond(lane, scope, exchange.receive, exchange.send)
+        scope["route"], handler = direct
+        return self.scoring.respond(handler, scope, exchange.receive, exchange.send)
 
     async def _fail(
         self, error: Exception, scope: Scope, exchange: Exchange, number: bytes

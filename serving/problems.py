@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 import msgspec
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from anomaly_vae.client.types import BadRecord
 from anomaly_vae.errors import DataError, RecordError
 
 MEDIA_TYPE = "application/problem+json"
@@ -65,14 +65,6 @@ KINDS = (
     NOT_READY, RELOAD_FAILED,
 )  # fmt: skip
 BY_STATUS = {kind.status: kind for kind in reversed(KINDS)}
-
-
-class BadRecord(msgspec.Struct, frozen=True):
-    """What is wrong with one field of one record; of images, ``record`` is the file's number."""
-
-    record: int
-    field: str | None
-    detail: str
 
 
 class ProblemDetails(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -134,16 +126,9 @@ def problem_of(error: Exception) -> ProblemError:
             return ProblemError(INVALID_RECORD, str(error), bad=[bad])
         case DataError():
             return ProblemError(INVALID_REQUEST, str(error))
-        case RequestValidationError():
-            return ProblemError(INVALID_REQUEST, _first_of(error))
         case HTTPException():
             return _of_status(error)
     return ProblemError(INTERNAL, "an unexpected error; it is in the log of the service")
-
-
-def _first_of(error: RequestValidationError) -> str:
-    first = error.errors()[0]
-    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
 
 
 def _of_status(error: HTTPException) -> ProblemError:

@@ -149,11 +149,13 @@ class Groups(Struct, frozen=True):
     thresholds: dict[str, float]
 
 
-class ModelInfo(Struct, frozen=True):
+class ModelInfo(Struct, frozen=True, kw_only=True):
     """A loaded model; ``groups`` is null where all rows have one threshold.
 
-    >>> schema = Schema((Column("amount", "numeric"),))
-    >>> info = ModelInfo("fraud", "3", "champion", "9f2c", "tabular", "nats", 0.01, 40.0, schema)
+    >>> info = ModelInfo(
+    ...     name="fraud", version="3", alias="champion", digest="9f2c", kind="tabular",
+    ...     unit="nats", alpha=0.01, threshold=40.0, schema=Schema((Column("amount", "numeric"),)),
+    ... )
     >>> f"{info.name} flags scores above {info.threshold} {info.unit}"
     'fraud flags scores above 40.0 nats'
     """
@@ -166,9 +168,9 @@ class ModelInfo(Struct, frozen=True):
     unit: str
     alpha: float
     threshold: float
-    schema: Schema
     groups: Groups | None = None
     guarantee_status: str | None = None
+    schema: Schema
 
 
 class Models(Struct, frozen=True):

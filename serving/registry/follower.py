@@ -21,12 +21,12 @@ from typing import Any, Literal
 import msgspec
 
 from anomaly_vae.errors import AnomalyVAEError, ConfigError, RegistryError
-from serving.models.loading import load_model
 from serving.models.store import BundleRef, ServedModel, Store
 from serving.observability import logs
 from serving.observability.metrics import Metrics, Reason
 from serving.registry.board import Board, Followed, FollowState
 from serving.registry.sources import ALIAS, REMOTE, Sources, Spec, is_followed
+from serving.scoring.loading import load_model
 from serving.settings import Settings
 
 log = logging.getLogger("serving.registry.follower")

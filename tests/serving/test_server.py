@@ -167,7 +167,7 @@ from starlette.testclient import TestClient
 from serving.app import create_app
 from serving.settings import Settings
 from serving.models.store import BundleRef, Store
-from serving.models.loading import load_model
+from serving.scoring.loading import load_model
 with TestClient(create_app(Store([load_model(BundleRef({str(folder)!r}))]), Settings())) as client:
     for path in ("/models", "/openapi.json", "/metrics", "/health/ready"):
         assert client.get(path).status_code == 200, path

@@ -10,9 +10,9 @@ import pytest
 from anomaly_vae.files import locked
 from anomaly_vae.monitoring.exchangeability import BLOCKS
 from anomaly_vae.scoring.detector import Detections
-from serving.models.loading import load_model
 from serving.models.store import BundleRef, Store
 from serving.observability.guarantee import Watches
+from serving.scoring.loading import load_model
 from tests.serving.observability.test_metrics import MODEL, samples, value
 from tests.serving.test_server import running
 

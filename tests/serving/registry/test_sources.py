@@ -14,10 +14,10 @@ import pytest
 
 from anomaly_vae.artifacts.bundle import load_bundle
 from anomaly_vae.errors import BundleError, RegistryError
-from serving.models.loading import load_model
 from serving.models.store import BundleRef
 from serving.registry import mlflow_rest
 from serving.registry.sources import FETCH, MISSING, UNFIT, UNWRITABLE, Sources, Spec, is_followed
+from serving.scoring.loading import load_model
 from serving.settings import Settings
 
 

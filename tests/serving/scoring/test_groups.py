@@ -12,9 +12,9 @@ from anomaly_vae.calibration.thresholds import choose_threshold
 from anomaly_vae.client import Client
 from anomaly_vae.config import CalibrationConfig
 from anomaly_vae.data.splitting import CALIBRATION
-from serving.models.loading import load_model
 from serving.models.store import BundleRef
 from serving.protocols.open_inference import HEADER_LENGTH
+from serving.scoring.loading import load_model
 from tests.serving.scoring.test_shadow import client_beside, counted, wait_for
 
 __all__ = ["client_beside"]

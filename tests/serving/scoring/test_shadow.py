@@ -16,10 +16,11 @@ from anomaly_vae.data.schema import TabularSchema
 from anomaly_vae.errors import BundleError, ConfigError
 from anomaly_vae.types import ColumnType
 from serving.app import create_app
-from serving.models.loading import load_model
 from serving.models.store import BundleRef, Store
 from serving.observability.metrics import Metrics
 from serving.scoring.batcher import ModelBatcher
+from serving.scoring.loading import load_model
+from serving.scoring.row_decoder import RowDecoder
 from serving.scoring.shadow import Shadows
 from serving.server import serve
 from serving.settings import Settings
@@ -183,11 +184,12 @@ def test_what_arrives_together_is_compared_one_by_one(pair, records):
     store.put(twin, shadow=True)
     metrics = Metrics(store)
     shadows = Shadows(store, Settings(), metrics)
-    lane = ModelBatcher(pair[0], metrics.of(pair[0]), shadows)
+    decoder = RowDecoder(pair[0].schema)
+    batcher = ModelBatcher(pair[0], decoder, metrics.of(pair[0]), shadows)
     bodies = [json.dumps({"records": records[i : i + 3]}).encode() for i in range(0, 90, 3)]
 
     async def together():
-        await asyncio.gather(*(lane.submit(lane.read(body), body) for body in bodies))
+        await asyncio.gather(*(batcher.submit(decoder.decode(body), body) for body in bodies))
         await asyncio.sleep(0)
 
     asyncio.run(together())
