@@ -87,7 +87,7 @@ def create_app(
     routes += document_routes(routes, store, settings, parts)
     app = Service(routes=routes, lifespan=lifespan, exception_handlers=_handlers(refuse))
     app.router.redirect_slashes = False
-    app.state.store, app.state.metrics = store, metrics
+    app.state.store, app.state.settings, app.state.metrics = store, settings, metrics
     app.state.follower, app.state.shadows = follower, shadows
     inner, find = super(Service, app).__call__, _find_client(settings)
     front = RequestMiddleware(inner, scoring, settings, metrics, refuse, find)
