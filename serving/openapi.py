@@ -134,7 +134,7 @@ def webhook_route(
     path: str, endpoint: Endpoint, summary: str, headers: Iterable[str], *errors: Kind
 ) -> DocumentedRoute:
     """Create a POST route that takes a signed event in JSON and answers nothing."""
-    operation = _operation(summary, "202", {"description": "It was heard."}, errors)
+    operation = _operation(summary, "202", {"description": "The event was received."}, errors)
     operation["parameters"] = [
         {"name": name, "in": "header", "required": True, "schema": {"type": "string"}}
         for name in headers

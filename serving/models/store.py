@@ -107,7 +107,7 @@ class ServedModel(ABC):
         """Create the `serving.scoring.handlers.RequestHandler` of this model.
 
         Args:
-            resources: the `serving.scoring.resources.Resources` of the process.
+            resources: the `serving.scoring.handlers.Resources` of the process.
         """
 
     @abstractmethod

@@ -52,9 +52,9 @@ CSV = "text/csv"
 PATH = "/invocations"
 FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 
-DESCRIPTION = """The one model that is served reads rows in one of MLflow's four forms, or as CSV.
-A column or a cell that is absent or null is missing; unknown columns are ignored; images are
-base64 in the column `image`. One row that does not fit refuses the whole request."""
+DESCRIPTION = """For a service with one model: rows in one of MLflow's four forms, or as CSV. A
+value that is absent or null is missing; unknown columns are ignored; images are base64 in the
+column `image`. One row that does not fit the schema refuses the whole request."""
 
 Columns = Mapping[str, Sequence[Any]]
 
@@ -119,10 +119,10 @@ def _read_json(context: RequestContext, body: bytes) -> PendingRows:
     rows = getattr(request, form)
     if isinstance(rows, Split):
         return _of_columns(context, _columns_of(rows.data, rows.columns, form))
-    return _of_any(context, rows, form)
+    return _read_rows(context, rows, form)
 
 
-def _of_any(context: RequestContext, rows: Any, form: str) -> PendingRows:
+def _read_rows(context: RequestContext, rows: Any, form: str) -> PendingRows:
     """Read records, rows in the order of the model's columns, columns, or one record."""
     names = context.model.schema.names
     match rows:
@@ -243,7 +243,7 @@ def routes(store: Store, settings: Settings) -> list[DocumentedRoute]:
         check_ready(store, settings)
         return Response("\n", media_type="text/plain")
 
-    return [text_route("/ping", ping, "Whether to send requests.", NOT_READY)]
+    return [text_route("/ping", ping, "Whether the service takes requests.", NOT_READY)]
 
 
 def document(models: Sequence[ServedModel], settings: Settings) -> openapi.Part:

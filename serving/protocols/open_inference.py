@@ -57,20 +57,20 @@ from serving.settings import Settings
 
 OCTETS = "application/octet-stream"
 HEADER_LENGTH = "Inference-Header-Content-Length"
-SENT_LENGTH = HEADER_LENGTH.lower().encode()
+HEADER_LENGTH_KEY = HEADER_LENGTH.lower().encode()
 AS_BYTES, ALL_AS_BYTES = "binary_data", "binary_data_output"
 OUTPUTS = {"score": FP64, "p_value": FP64, "is_anomaly": BOOL}
-OF_GROUPS = {"group": BYTES, "threshold": FP64}
+GROUP_OUTPUTS = {"group": BYTES, "threshold": FP64}
 """Additional outputs of a model with groups.
 
 ``group`` is empty where the threshold of all rows was applied.
 """
 MODEL = "/v2/models/{name}"
 MODELS = (MODEL, MODEL + "/versions/{version}")
-DESCRIPTION = f"""Tables: one tensor a column, of shape [N] or [N, 1], or, where all columns are
-numbers, one tensor [N, F] in the order of `{MODEL}`. A column that is absent, null, or NaN in
-binary tensors is missing; unknown columns are ignored. Images: `BYTES`, one file each, in JSON as
-base64. Tensors may follow the JSON as bytes (`{HEADER_LENGTH}` says where)."""
+DESCRIPTION = f"""Tables: one tensor per column, of shape [N] or [N, 1], or, if all columns are
+numbers, one tensor [N, F] in the order of `{MODEL}`. A value that is absent, null, or NaN in a
+binary tensor is missing; unknown columns are ignored. Images: `BYTES`, one file per element, in
+JSON as base64. Tensors may follow the JSON as bytes; `{HEADER_LENGTH}` is the size of the JSON."""
 
 
 class RequestedOutput(msgspec.Struct, frozen=True):
@@ -143,13 +143,13 @@ class Live(msgspec.Struct, frozen=True):
 
 
 class Ready(msgspec.Struct, frozen=True):
-    """Whether to send requests."""
+    """Whether the service takes requests."""
 
     ready: bool
 
 
 class ModelReady(msgspec.Struct, frozen=True):
-    """Whether to send requests to a model."""
+    """Whether a model takes requests."""
 
     name: str
     ready: bool
@@ -193,9 +193,9 @@ def decode(context: RequestContext, body: bytes) -> ProtocolRequest:
 
 def _split(body: bytes, headers: requests.Headers) -> tuple[bytes, bytes | None]:
     """Split a body into its JSON and the bytes that follow; None if the header announces none."""
-    if SENT_LENGTH not in headers:
+    if HEADER_LENGTH_KEY not in headers:
         return body, None
-    length = headers[SENT_LENGTH]
+    length = headers[HEADER_LENGTH_KEY]
     if not length.isdigit() or len(length) > 18 or int(length) > len(body):
         detail = f"{HEADER_LENGTH} is to say how many of the body's {len(body)} bytes are JSON"
         raise ProblemError(MALFORMED, detail)
@@ -204,7 +204,7 @@ def _split(body: bytes, headers: requests.Headers) -> tuple[bytes, bytes | None]
 
 def outputs_of(model: ServedModel) -> Mapping[str, str]:
     """Return the names and datatypes of a model's outputs."""
-    return OUTPUTS | OF_GROUPS if model.detector.calibration.groups else OUTPUTS
+    return OUTPUTS | GROUP_OUTPUTS if model.detector.calibration.groups else OUTPUTS
 
 
 def _requested(model: ServedModel, request: InferenceRequest) -> dict[str, bool]:
@@ -250,7 +250,7 @@ def answer(
 
 
 def _output(name: str, values: Any, tail: list[bytes] | None) -> OutputTensor:
-    datatype, shape = (OUTPUTS | OF_GROUPS)[name], list(values.shape)
+    datatype, shape = (OUTPUTS | GROUP_OUTPUTS)[name], list(values.shape)
     if datatype == BYTES:
         values = np.array([text or "" for text in values], object)
     if tail is None:
@@ -290,10 +290,10 @@ def routes(store: Store, settings: Settings) -> list[DocumentedRoute]:
         check_ready(store, settings)
         return responses.response(ModelReady(_find(store, request).name, True))
 
-    live_text, ready_text = "Whether the process answers.", "Whether to send requests."
-    metadata_text = "What a model reads and answers."
+    live_text, ready_text = "Whether the process is alive.", "Whether the service takes requests."
+    metadata_text = "The tensors that a model reads and answers."
     return [
-        json_route("GET", "/v2", server, "What answers.", ServerMetadata),
+        json_route("GET", "/v2", server, "Name and extensions of the server.", ServerMetadata),
         json_route("GET", "/v2/health/live", live, live_text, Live),
         json_route("GET", "/v2/health/ready", ready, ready_text, Ready, NOT_READY),
         *(

@@ -62,7 +62,7 @@ def _reload_route(follower: Follower, settings: Settings) -> DocumentedRoute:
         return responses.response(Reloads(reloaded))
 
     errors = FORBIDDEN, RELOAD_FAILED
-    return json_route("POST", RELOAD, reload, "Look at the registry now.", Reloads, *errors)
+    return json_route("POST", RELOAD, reload, "Check the registry now.", Reloads, *errors)
 
 
 def _webhook_route(follower: Follower, settings: Settings, secret: bytes) -> DocumentedRoute:
@@ -77,7 +77,7 @@ def _webhook_route(follower: Follower, settings: Settings, secret: bytes) -> Doc
         return Response(status_code=202)
 
     errors = MALFORMED, UNSIGNED, TIMEOUT, TOO_LARGE
-    return webhook_route(WEBHOOK, webhook, "What MLflow calls.", SIGNATURE, *errors)
+    return webhook_route(WEBHOOK, webhook, "Receive an event of MLflow.", SIGNATURE, *errors)
 
 
 def _check_local(request: Request, settings: Settings) -> None:

@@ -39,12 +39,12 @@ def routes(
         content, media_type = metrics.exposition(request.headers.get("accept", ""))
         return Response(content, media_type=media_type)
 
-    live_text, ready_text = "Whether the process answers.", "Whether to send requests."
+    live_text, ready_text = "Whether the process is alive.", "Whether the service takes requests."
     return [
-        json_route("GET", "/models", models, "What is loaded.", schemas.Models),
+        json_route("GET", "/models", models, "The loaded models.", schemas.Models),
         json_route("GET", "/health/live", live, live_text, schemas.Status),
         json_route("GET", "/health/ready", ready, ready_text, schemas.Status, NOT_READY),
-        text_route("/metrics", exposition, "Metrics, for Prometheus."),
+        text_route("/metrics", exposition, "Metrics in Prometheus's text format."),
     ]
 
 

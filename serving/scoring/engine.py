@@ -15,8 +15,7 @@ from serving.observability.metrics import Metrics
 from serving.paths import HEADERS, SCORING, Template
 from serving.problems import NOT_READY, UNKNOWN_MODEL, ProblemError
 from serving.scoring import adapters, requests, schemas
-from serving.scoring.handlers import INLINE_BYTES, RequestHandler
-from serving.scoring.resources import Resources
+from serving.scoring.handlers import INLINE_BYTES, RequestHandler, Resources
 from serving.scoring.shadow import Shadows
 from serving.settings import Settings
 

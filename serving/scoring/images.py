@@ -32,10 +32,9 @@ from anomaly_vae.scoring.scorer import ScoreParts
 from serving.models.store import BodyDescription, ServedModel
 from serving.problems import TOO_MANY_RECORDS, TOO_MUCH_EXPLAINED, TOO_SLOW, ProblemError
 from serving.scoring import requests, responses, uploads
-from serving.scoring.resources import Resources
+from serving.scoring.handlers import Resources
 from serving.scoring.schemas import HeatmapResult
-from serving.scoring.upload_handler import UploadHandler
-from serving.scoring.uploads import ImageOptions
+from serving.scoring.uploads import ImageOptions, UploadHandler
 from serving.settings import Settings
 
 CHUNK = 32

@@ -16,8 +16,7 @@ from serving.observability import logs
 from serving.paths import HEADERS
 from serving.scoring import requests, responses, schemas
 from serving.scoring.batcher import ModelBatcher
-from serving.scoring.handlers import EXPLAIN_COST, INLINE_BYTES, RequestHandler
-from serving.scoring.resources import Resources
+from serving.scoring.handlers import EXPLAIN_COST, INLINE_BYTES, RequestHandler, Resources
 from serving.scoring.row_decoder import RowDecoder, Rows
 
 

@@ -16,16 +16,17 @@ from anomaly_vae.data.schema import RawBatch, TabularSchema
 from anomaly_vae.scoring.detector import Detections
 from serving.models.store import BodyDescription, Json, ServedModel
 from serving.scoring import requests, responses
+from serving.scoring.handlers import Resources
 from serving.scoring.record_handler import RecordHandler
-from serving.scoring.resources import Resources
 from serving.scoring.row_decoder import RowDecoder
 from serving.scoring.schemas import JSON, REF
 from serving.scoring.uploads import EXPLAIN_SCHEMA
 from serving.settings import Settings
 
 EXAMPLE_CONTRIBUTIONS = 3
-TEXT = """Records: a key that is absent or null is missing, and scored by what is there;
-unknown keys are ignored. One record that does not fit refuses the whole request."""
+TEXT = """Records: a value that is absent or null is missing, and the record is scored by its other
+values; unknown keys are ignored. One record that does not fit the schema refuses the whole
+request."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

@@ -1,4 +1,4 @@
-"""Split uploads into files, and read the options of a request for images.
+"""Answer `POST /score` for images: split uploads into files, and read the options in the query.
 
 A body is one file, or multipart/form-data (RFC 7578) with files under the name ``files``. It is
 held in memory, up to a limit, and split there; nothing is written to disk. The format of a file is
@@ -8,15 +8,25 @@ detected from its content; its name and media type are ignored.
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from urllib.parse import parse_qsl
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.types import Receive, Scope
 
-from serving.models.store import BodyDescription, Json
+from anomaly_vae.client.types import Result
+from anomaly_vae.scoring.detector import Detections
+from serving.models.store import BodyDescription, Json, ServedModel
+from serving.observability import logs
+from serving.paths import HEADERS
 from serving.problems import INVALID_REQUEST, MALFORMED, TOO_MANY_RECORDS, UNSUPPORTED, ProblemError
+from serving.scoring.handlers import RequestHandler, Resources
 from serving.scoring.requests import Headers, check_encoding
+from serving.settings import Settings
 
 MULTIPART = "multipart/form-data"
 RAW = (
@@ -35,14 +45,14 @@ EXPLAIN, HEATMAP, PNG = "explain", "heatmap", "png"
 MAX_BOUNDARY = 70
 """Maximum length of a boundary, in characters (RFC 2046, section 5.1.1)."""
 BINARY: Json = {"type": "string", "format": "binary"}
-TEXT = f"""Images: PNG, JPEG, TIFF, DICOM and NIfTI, told by their content, each of one or
-more frames. Several files go as `{FORM_FIELD}` into a form, one may be the body itself:
+TEXT = f"""Images: PNG, JPEG, TIFF, DICOM and NIfTI, detected by their content, each with one or
+more frames. Send several files as `{FORM_FIELD}` in a form, or one file as the body:
 `curl -F files=@one.dcm -F files=@two.png '…/score?heatmap=png'` or
 `curl --data-binary @one.png -H 'Content-Type: image/png' …/score`.
-One image that cannot be read, or shows nothing, refuses the whole request."""
+One image that cannot be read or is blank refuses the whole request."""
 
 EXPLAIN_SCHEMA: Json = {
-    "description": "How many contributions (of images: pixels) to list, or all.",
+    "description": "Number of contributions (for images: pixels) to list, or `all`.",
     "anyOf": [{"type": "integer", "minimum": 0}, {"const": "all"}],
     "default": 0,
 }
@@ -51,13 +61,13 @@ QUERY: list[Json] = [
         "name": EXPLAIN,
         "in": "query",
         "schema": EXPLAIN_SCHEMA,
-        "description": "Of images only.",
+        "description": "For images only.",
     },
     {
         "name": HEATMAP,
         "in": "query",
         "schema": {"const": PNG},
-        "description": "Of images only: adds a drawing and the regions found to each result.",
+        "description": "For images only: adds a heatmap and its regions to each result.",
     },
 ]
 """Query parameters in the OpenAPI document."""
@@ -219,3 +229,57 @@ def describe_bodies(examples: Json, max_files: int) -> BodyDescription:
     content |= {media: {"schema": BINARY} for media in RAW}
     content["image/png"] = {"schema": BINARY, "examples": examples}
     return BodyDescription(TEXT, content, QUERY, {})
+
+
+# ---------------------------------------------------------------- the handler
+
+Score = Callable[[Sequence[bytes], ImageOptions, Settings], tuple[Detections, list[Result]]]
+"""Scores the images in files."""
+Head = tuple[bytes | None, ImageOptions]
+"""Boundary of the form, None for a body that is one file, and the options in the query."""
+
+
+class UploadHandler(RequestHandler):
+    """Answers scoring requests to an image model, always on a worker thread."""
+
+    needs_thread = True
+
+    def __init__(self, model: ServedModel, score: Score, resources: Resources) -> None:
+        super().__init__(model, resources)
+        self._score = score
+
+    def read_head(self, scope: Scope) -> Head:
+        """Read the boundary of the form and the options in the query."""
+        boundary = boundary_of(scope[HEADERS])
+        return boundary, image_options(scope["query_string"])
+
+    async def answer(
+        self, body: bytes, options: Head, receive: Receive, log_fields: logs.Facts
+    ) -> bytes:
+        """Answer on a worker thread."""
+        task = self._answer_files, body, *options
+        content, log_fields["records"] = await self.resources.run_on_thread(receive, *task)
+        return content
+
+    def _answer_files(
+        self, body: bytes, boundary: bytes | None, options: ImageOptions
+    ) -> tuple[bytes, int]:
+        """Return the answer to uploaded files, and their number of images."""
+        start, settings = time.perf_counter(), self.resources.settings
+        split = partial(split_files, boundary=boundary, max_files=settings.max_records)
+        detections, results = self._score(split(body), options, settings)
+        self._count(detections, start)
+        self.metrics.sizes.observe(len(results))
+        self.resources.shadows.offer(self.model, detections, body, lambda bodies, _: split(*bodies))
+        return self.encode(results), len(results)
+
+    def decide(self, content: Sequence[bytes]) -> Detections:
+        """Decide on files with one image each, and count them."""
+        start = time.perf_counter()
+        detections = self.model.detect(content, self.resources.settings)
+        self._count(detections, start)
+        return detections
+
+    def _count(self, detections: Detections, start: float) -> None:
+        self.metrics.inference.observe(time.perf_counter() - start)
+        self.metrics.observe(detections, None)

@@ -9,7 +9,6 @@ import pytest
 
 from anomaly_vae.data.encoding import TabularEncoding
 from serving.scoring import handlers
-from serving.scoring.resources import start_threads
 
 
 def score(client, records, **more):
@@ -60,7 +59,7 @@ def on_threads(monkeypatch):
 
 def test_no_thread_has_to_be_started_for_a_request():
     before = threading.active_count()
-    with start_threads(3) as threads:
+    with handlers.start_threads(3) as threads:
         assert threading.active_count() == before + 3
         assert list(threads.map(abs, range(-9, 0))) == list(range(9, 0, -1))
         assert threading.active_count() == before + 3

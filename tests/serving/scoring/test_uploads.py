@@ -23,8 +23,8 @@ from serving.scoring.uploads import (
     RAW,
     ImageOptions,
     boundary_of,
-    split_files,
     image_options,
+    split_files,
 )
 from serving.settings import Settings
 from tests.serving.test_problems import refused
