@@ -12,7 +12,8 @@ BILL_mlflow := server
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow check bench wheel wheel-test licences sbom audit lock clean
+.PHONY: help setup demo test test-slow test-ray check bench wheel wheel-test sbom audit lock clean
+.PHONY: licences reference
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,14 +29,23 @@ setup: .venv/.setup ## make .venv, with everything pinned in constraints.txt and
 demo: setup ## simulate, train, calibrate, evaluate, register, promote and score, in under 3 minutes
 	$(BIN)/anomaly-vae demo
 
-# One thread a worker: two workers with two threads each would fight over two cores.
-test test-slow: export OMP_NUM_THREADS = 1
+# One thread for each worker process: two with two threads each would fight over two cores.
+test test-slow test-ray: export OMP_NUM_THREADS = 1
 
-test: setup ## run the whole suite but what is marked slow
+test: setup ## run every test and doctest that is not marked slow or ray
 	$(BIN)/pytest -n 2 --dist loadscope
 
-test-slow: setup ## run what is marked slow
+test-slow: setup ## run the tests marked slow: statistical proofs, whole systems, long runs
 	$(BIN)/pytest -m slow --timeout 1800
+
+test-ray: .venv-ray/.setup ## run the tests marked ray, in an environment of their own
+	.venv-ray/bin/python -m pytest -m ray --timeout 600
+
+.venv-ray/.setup: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/python $(PIP) -c constraints.txt hatchling
+	.venv-ray/bin/python $(PIP) -c constraints.txt --no-build-isolation -e '.[$(EXTRAS),ray]'
+	@touch $@
 
 check: setup ## lint, format, types, and which way the imports point
 	$(BIN)/ruff check
@@ -57,6 +67,9 @@ wheel: setup ## build the wheel and the source distribution into dist/
 
 wheel-test: setup ## install the wheel where nothing else is, and use it there
 	$(BIN)/pytest -m 'slow or not slow' --timeout 1800 tests/test_wheel.py
+
+reference: setup ## write docs/reference.md from the docstrings of public names
+	$(BIN)/python -m tools.reference
 
 licences: setup ## write docs/licences.md
 	$(BIN)/python -m tools.licences
@@ -89,5 +102,5 @@ lock: ## resolve everything anew into constraints.txt
 	rm -rf .venv-lock
 
 clean: ## remove .venv and every cache; what was trained stays
-	rm -rf .venv .venv-lock .venv-bill .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-ray .venv-lock .venv-bill .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -6,7 +6,7 @@ import pandas as pd
 import pyarrow as pa
 
 from anomaly_vae.artifacts.bundle import load_bundle
-from anomaly_vae.data.dataframes import table_of
+from anomaly_vae.data.dataframes import frame_to_table
 from anomaly_vae.errors import DataError
 from anomaly_vae.scoring.detector import Detector
 
@@ -26,7 +26,7 @@ class DetectorModel:
         Raises:
             DataError: a cell that does not fit its column, an image that cannot be read.
         """
-        table: pa.Table = table_of(frame)
+        table: pa.Table = frame_to_table(frame)
         batch = self.detector.scorer.schema.from_arrow(table)
         if batch.problems:
             raise DataError(str(batch.problems[0]), column=batch.problems[0].column)

@@ -82,7 +82,8 @@ def _draw(law: Any, n: int, rng: np.random.Generator) -> Scores:
 def _rates(law: Any, n: int, wish: CalibrationConfig, rng: Any, trials: int) -> list[float]:
     """The exact false positive rate of each of some calibrations on ``n`` rows."""
     chosen = (
-        choose_threshold(CalibrationSample.of(_draw(law, n, rng)), wish) for _ in range(trials)
+        choose_threshold(CalibrationSample.from_scores(_draw(law, n, rng)), wish)
+        for _ in range(trials)
     )
     return [float(law.sf(one.threshold)) for one in chosen]
 
@@ -184,7 +185,7 @@ def _missed(
 
 
 def _mixed(n: int, m: int, rng: np.random.Generator) -> CalibrationSample:
-    return CalibrationSample.of(_draw(NORMAL, n, rng), _draw(ODD, m, rng))
+    return CalibrationSample.from_scores(_draw(NORMAL, n, rng), _draw(ODD, m, rng))
 
 
 # ---------------------------------------------------------------- a whole batch
@@ -243,7 +244,9 @@ def _by_group(wish: CalibrationConfig, rng: np.random.Generator) -> dict[str, fl
     codes = rng.choice(len(names), 1_000, p=list(SHARES.values())).astype(np.int32)
     scores = np.array(list(SCALES.values()))[codes] * rng.gumbel(size=1_000)
     known = np.where(codes == names.index("(missing)"), -1, codes).astype(np.int32)
-    found = choose_threshold(CalibrationSample.of(scores, levels=Levels(known, names)), wish)
+    found = choose_threshold(
+        CalibrationSample.from_scores(scores, levels=Levels(known, names)), wish
+    )
     assert found.groups, "they were asked for"
     by = {name: found.groups.own.get(name, found).threshold for name in names}
     rates = {name: float(NORMAL.sf(by[name] / SCALES[name])) for name in names}
@@ -262,7 +265,10 @@ def weighted(rng: np.random.Generator, trials: int) -> Lines:
         for _ in range(trials // 4):
             seen = rng.random(n)
             scores, ratios = 4 * seen + rng.exponential(size=n), 1 + s * (2 * seen - 1)
-            given = CalibrationSample.of(scores, weights=ratios), CalibrationSample.of(scores)
+            given = (
+                CalibrationSample.from_scores(scores, weights=ratios),
+                CalibrationSample.from_scores(scores),
+            )
             for into, evidence in zip((rates, plain), given, strict=True):
                 t = choose_threshold(evidence, _wish("conformal", alpha=alpha)).threshold
                 tail = np.exp(-np.maximum(t - 4 * x, 0))
@@ -298,7 +304,9 @@ def _contaminated(
     """The rate of normal rows, that of anomalies, and the most that was said of the former."""
     odd = round(share * ROWS)
     rows = np.concatenate([_draw(NORMAL, ROWS - odd, rng), _draw(law, odd, rng)])
-    found = choose_threshold(CalibrationSample.of(rows), _wish("conformal", alpha=ALPHA, trim=cut))
+    found = choose_threshold(
+        CalibrationSample.from_scores(rows), _wish("conformal", alpha=ALPHA, trim=cut)
+    )
     said = float(found.figures.get("alpha_if_clean", ALPHA))
     return float(NORMAL.sf(found.threshold)), float(law.sf(found.threshold)), said
 

@@ -227,7 +227,7 @@ class VAEDetector(
     def _set_threshold(self, batch: RawBatch) -> Self:
         wanted = self._configuration(random_state=0).calibration  # draws no seed
         scores = self.bundle_.scorer.score(batch)
-        calibration = choose_threshold(CalibrationSample.of(scores), wanted)
+        calibration = choose_threshold(CalibrationSample.from_scores(scores), wanted)
         if "note" in calibration.figures:
             warnings.warn(calibration.figures["note"], stacklevel=3)
         reference = fit_reference(self.bundle_.scorer.encoding, batch)

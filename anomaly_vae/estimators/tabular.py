@@ -18,7 +18,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.config import Config, Feature, TabularConfig
-from anomaly_vae.data.dataframes import as_table, container_of, from_table
+from anomaly_vae.data.dataframes import detect_container, from_table, to_table
 from anomaly_vae.data.schema import RawBatch, TabularSchema
 from anomaly_vae.data.type_inference import Inferred, infer_schema
 from anomaly_vae.errors import DataError
@@ -256,7 +256,7 @@ class TabularVAEDetector(VAEDetector):
 
     def _learn(self, X: Data, config: Config) -> Learned:
         assert isinstance(config, TabularConfig), "see KIND"
-        container = container_of(X)
+        container = detect_container(X)
         table = self._read(X, reset=True)
         inferred = _infer(table, config, numeric=container == "array")
         batch = _clean(inferred.schema, inferred.schema.from_arrow(table))
@@ -279,7 +279,7 @@ class TabularVAEDetector(VAEDetector):
 
     def _read(self, X: Data, reset: bool) -> pa.Table:
         """X as named columns; ``reset`` learns their names and number."""
-        table = as_table(X)
+        table = to_table(X)
         if table is None:
             return self._read_array(X, reset)
         if reset:

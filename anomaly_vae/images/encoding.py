@@ -6,13 +6,14 @@ import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomaly_vae.data.encoding import Matrix
+from anomaly_vae.data.converters import Levels
+from anomaly_vae.data.encoding import EncodedColumn, Matrix
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.images.pixels import FULL, DecodedImage
 
@@ -69,6 +70,25 @@ class ImageEncoding:
 
     tile = 1
     """Images are scored one at a time: batching gains nothing, and alone is as among others."""
+
+    columns: ClassVar[tuple[EncodedColumn, ...]] = ()
+    """Columns that groups and drift reports can refer to: an image has none."""
+    first_positions: ClassVar[Mapping[str, int]] = {}
+    """Index of the first cell of each of these columns."""
+
+    @property
+    def cells(self) -> NDArray[np.bool_]:
+        """Mask (0, F) of the cells of each column: pixels are not hidden to explain a score."""
+        return np.zeros((0, self.layout.n_columns), bool)
+
+    def levels(self, name: str, x: Matrix) -> Levels:
+        """Raise an error, since an image has no column with levels.
+
+        Raises:
+            KeyError: always.
+        """
+        del x
+        raise KeyError(name)
 
     def encode(self, batch: RawBatch) -> Matrix:
         """N images (N, C, S, S) on [0, 1] → (N, F) float32.

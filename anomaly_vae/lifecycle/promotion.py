@@ -211,7 +211,7 @@ def _agrees(policy: PromotionConfig, evidence: Comparison) -> RuleResult | None:
     passed = least is None or found.high >= least
     text = (
         f"both flag alike {found.share:.4f} [{found.low:.4f}, {found.high:.4f}] of {found.rows:,} "
-        f"rows of {found.of}; the champion flags {found.champion:.4f}, the challenger "
+        f"rows of {found.source}; the champion flags {found.champion:.4f}, the challenger "
         f"{found.challenger:.4f}" + ("" if passed else f"; wished for is {least:g}")
     )
     return RuleResult(Rule.AGREES, passed, {**found.to_json(), "limit": least}, text)

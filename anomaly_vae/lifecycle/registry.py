@@ -28,7 +28,7 @@ from typing import Any, TypeVar, cast
 
 from anomaly_vae._version import __version__
 from anomaly_vae.artifacts.bundle import SUMS, Bundle, is_sound, load_bundle
-from anomaly_vae.data.dataframes import frame_of
+from anomaly_vae.data.dataframes import record_to_frame
 from anomaly_vae.errors import BundleError, RegistryError
 from anomaly_vae.files import atomic_folder, locked, own_temporary_folder
 from anomaly_vae.scoring.modality import Schema as DataSchema
@@ -308,7 +308,7 @@ class Registry:
                     loader_module="anomaly_vae.pyfunc",
                     data_path=str(folder),
                     signature=signature(bundle.scorer.schema, _has_groups(bundle)),
-                    input_example=frame_of(bundle.example, bundle.scorer.schema),
+                    input_example=record_to_frame(bundle.example, bundle.scorer.schema),
                     pip_requirements=[REQUIRED[bundle.manifest["kind"]], "pandas"],
                 )
             finally:

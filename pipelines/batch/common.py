@@ -51,7 +51,7 @@ class Tally:
         self.scored = self.flagged = 0
         self.places: Counter[str] = Counter()
         """rejected rows, lines and files by column, or as unreadable"""
-        self._monitor, self._counts = monitor, monitor.nothing
+        self._monitor, self._counts = monitor, monitor.empty_counts
 
     def take(self, found: Detections, x: Matrix | None = None) -> None:
         """Count scored rows; of a table, encoded as ``x`` (N, F)."""

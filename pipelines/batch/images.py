@@ -20,7 +20,7 @@ from anomaly_vae.images.encoding import ImageEncoding
 from anomaly_vae.images.heatmaps import png
 from anomaly_vae.images.schema import ImageSchema
 from anomaly_vae.scoring.detector import Detections, Explanation, explanations
-from anomaly_vae.scoring.localization import Localization, localizations, title_of
+from anomaly_vae.scoring.localization import Localization, decision_title, localizations
 from anomaly_vae.scoring.scorer import ScoreParts
 from pipelines import console
 from pipelines.batch.common import (
@@ -114,7 +114,7 @@ class _Artist:
         rows = np.flatnonzero(found.is_anomaly).tolist()
         pictures = localizations(encoding, self.source.bundle.heat_scale, explained, rows)
         for row, finding in zip(rows, pictures, strict=True):
-            self._write(items[row], frames[row], finding, title_of(found, row))
+            self._write(items[row], frames[row], finding, decision_title(found, row))
 
     def _write(self, item: Item, frame: int, finding: Localization, title: str) -> None:
         name = stem_of(item, frame)

@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from anomaly_vae.artifacts.bundle import Bundle
-from anomaly_vae.data.arrow import plain
+from anomaly_vae.data.arrow import normalise_array
 from anomaly_vae.data.schema import RawBatch, RowProblem
 from anomaly_vae.errors import DataError
 from anomaly_vae.scoring.detector import Explanation
@@ -181,7 +181,7 @@ class Keys:
     def _ids(self, table: pa.RecordBatch) -> pa.Array:
         if self.id not in table.schema.names:
             return pa.nulls(len(table), self.type)
-        ids = plain(table.column(self.id))
+        ids = normalise_array(table.column(self.id))
         try:
             return ids.cast(self.type)
         except pa.ArrowException:  # Arrow cannot write every type as text
@@ -193,7 +193,9 @@ def _keys(name: str | None, heads: Sequence[Head], answers: Sequence[str]) -> Ke
     having = [schema for schema in schemas if name in schema.names]
     keys = Keys(
         name if having else None,
-        _common_type({plain(pa.nulls(0, schema.field(name).type)).type for schema in having}),
+        _common_type(
+            {normalise_array(pa.nulls(0, schema.field(name).type)).type for schema in having}
+        ),
         rows=len(having) < len(schemas) or not having,
     )
     if keys.id in answers or (keys.id == "row" and keys.rows):

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from anomaly_vae.data.arrow import plain
+from anomaly_vae.data.arrow import normalise_array
 from anomaly_vae.data.converters import Levels
 from anomaly_vae.data.schema import RawBatch, Values
 from anomaly_vae.data.splitting import (
@@ -23,8 +23,8 @@ from anomaly_vae.data.splitting import (
     UNUSED,
     Assignment,
     Rows,
-    one_of_each,
-    twins,
+    contained_in,
+    one_row_per_group,
 )
 from anomaly_vae.errors import DataError
 from anomaly_vae.scoring.modality import Encoding, Schema
@@ -65,7 +65,7 @@ class Dataset:
     @property
     def calibration_rows(self) -> NDArray[np.intp]:
         """Positions of the rows that calibrate: exchangeable ones, so one of each group."""
-        return one_of_each(self.assignment.rows(CALIBRATION), self.rows.group)
+        return one_row_per_group(self.assignment.rows(CALIBRATION), self.rows.group)
 
     @property
     def anomaly_odds(self) -> float:
@@ -113,7 +113,7 @@ class Dataset:
     def test_twins(self, encoding: Encoding) -> NDArray[np.bool_]:
         """Test rows (N,) that are equal, as encoded, to a row that trains."""
         train, test = (encoding.encode(self.part(split)) for split in (TRAIN, TEST))
-        return twins(test, train)
+        return contained_in(test, train)
 
     def without(self, frozen: pa.Table) -> Dataset:
         """The same data, but no row of ``frozen`` trains, validates or calibrates.
@@ -139,7 +139,7 @@ def rows_in(batch: RawBatch, others: RawBatch) -> NDArray[np.bool_]:
     """Which rows (N,) of a batch are equal, in every column, to a row of another."""
     pairs = [_comparable(values, others.values[name]) for name, values in batch.values.items()]
     mine, theirs = zip(*pairs, strict=True)
-    return twins(np.column_stack(mine), np.column_stack(theirs))
+    return contained_in(np.column_stack(mine), np.column_stack(theirs))
 
 
 def _comparable(mine: Values, theirs: Values) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -163,7 +163,7 @@ def only_fit(planned: Assignment, batch: RawBatch) -> Assignment:
 
 
 def _texts(ids: pa.ChunkedArray) -> pa.Array:
-    return plain(ids).cast(pa.string())
+    return normalise_array(ids).cast(pa.string())
 
 
 def unfit_note(batch: RawBatch) -> tuple[str, ...]:

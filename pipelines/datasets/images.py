@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 
 from anomaly_vae.config import ImageData
 from anomaly_vae.data.schema import RawBatch
-from anomaly_vae.data.splitting import CALIBRATION, TEST, TRAIN, VALIDATION, Rows, assign, twins
+from anomaly_vae.data.splitting import (
+    CALIBRATION,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Rows,
+    assign,
+    contained_in,
+)
 from anomaly_vae.errors import DataError
 from anomaly_vae.images.decoding import read_file
 from anomaly_vae.images.encoding import IMAGE, encode_picture
@@ -91,7 +99,7 @@ class ImageDataset(Dataset):
     def without(self, frozen: pa.Table) -> ImageDataset:
         """See `Dataset.without`; images are the same where their prepared pixels are."""
         theirs = self.schema.from_arrow(frozen)
-        known = twins(_flat(self.batch), _flat(theirs)) & ~twins(
+        known = contained_in(_flat(self.batch), _flat(theirs)) & ~contained_in(
             _flat(self.batch), _flat(self.part(TEST))
         )
         return self.excluding(known)

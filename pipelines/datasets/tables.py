@@ -7,7 +7,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from anomaly_vae.config import TabularData
-from anomaly_vae.data.arrow import plain, times_from_arrow
+from anomaly_vae.data.arrow import normalise_array, times_from_arrow
 from anomaly_vae.data.splitting import TRAIN, Rows, assign
 from anomaly_vae.data.type_inference import check_present, infer_schema
 from anomaly_vae.errors import DataError
@@ -72,7 +72,7 @@ def _duplicates(table: pa.Table, name: str | None) -> int:
     """Rows whose id an earlier row already has."""
     if not name:
         return 0
-    ids = plain(table.column(name)).drop_null()
+    ids = normalise_array(table.column(name)).drop_null()
     try:
         return len(ids) - len(ids.unique())
     except pa.ArrowNotImplementedError:

@@ -13,9 +13,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from anomaly_vae.data.arrow import levels_from_arrow, numbers_from_arrow, times_from_arrow
-from anomaly_vae.data.converters import Levels, levels_of
+from anomaly_vae.data.converters import Levels, as_levels
 from anomaly_vae.data.schema import RawBatch
-from anomaly_vae.data.splitting import thinned
+from anomaly_vae.data.splitting import thin_by_ratio
 from anomaly_vae.errors import DataError
 from anomaly_vae.evaluation.metrics import TOP, Evaluation, Slice, evaluate, time_slices
 from anomaly_vae.messages import listed
@@ -106,7 +106,7 @@ class Judged:
             return {}
         columns = self.detector.scorer.schema.columns
         names = [column.name for column in columns if column.spec.has_levels]
-        return {name: levels_of(self.batch.values[name]) for name in names}
+        return {name: as_levels(self.batch.values[name]) for name in names}
 
     def decisions(self, rows: Mask) -> Detections:
         """On these rows (N,), which it can score."""
@@ -143,7 +143,7 @@ def like_traffic(table: pa.Table, ratio: str | None) -> Mask | None:
     """Rows (N,) that are as dense as in traffic by the column of their ratio; None: all are."""
     if ratio is None or ratio not in table.column_names:
         return None
-    return thinned(numbers_from_arrow(table.column(ratio))[0])
+    return thin_by_ratio(numbers_from_arrow(table.column(ratio))[0])
 
 
 def judge(detector: Detector, truth: Labelled) -> Judged:

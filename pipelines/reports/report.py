@@ -99,7 +99,7 @@ class Reporter:
         )
         slices = column_slices(self._columns(), found, anomaly, calibration, wish.confidence, group)
         suspects = self._alone()
-        twins = Duplicates.of(self._of(known.rows), anomaly, found.score) if known else None
+        twins = Duplicates.from_mask(self._of(known.rows), anomaly, found.score) if known else None
         twin_note = twins.warning(len(anomaly), known.what) if twins and known else None
         return EvaluationReport(
             figures,
@@ -143,7 +143,7 @@ class Reporter:
             console.say(f"no cost is told: anomalies without an amount in '{wish.costs.amount}'")
             return {}
         found = self.judged.decisions(self.judged.known)
-        savings = Savings.of(found, anomaly, wish.costs, amounts, wish.weight)
+        savings = Savings.from_decisions(found, anomaly, wish.costs, amounts, wish.weight)
         units = self.judged.truth.units(self.judged.known)
         return {
             "cost_saved": savings.per_1000(),
@@ -222,7 +222,7 @@ def evaluate_files(
         _record(source, judged, report)
     figures = report.figures
     counts = {"rows": len(table), "scored": figures.rows}
-    return {"metrics": figures.to_json(), **counts, **report.findings()}
+    return {"metrics": figures.to_json(), **counts, **report.details()}
 
 
 def _same(scores: NDArray[np.float64], sample: NDArray[np.float64]) -> Mask:
@@ -266,7 +266,7 @@ def log(run: Run, judged: Judged, report: EvaluationReport) -> None:
     score = judged.score[rows]
     run.log_metrics(report.figures.metrics())
     run.log_json(report.figures.to_json(), "evaluation.json")
-    run.log_json(report.findings(), "findings.json")
+    run.log_json(report.details(), "findings.json")
     run.log_figure(plots.score_histogram(judged.detector, score, anomaly), "plots/scores.png")
     for name, figure in plots.findings(report).items():
         run.log_figure(figure, f"plots/{name}.png")

@@ -12,10 +12,10 @@ from anomaly_vae.calibration.conformal import Scores
 from anomaly_vae.calibration.sample import CalibrationSample
 from anomaly_vae.config import CalibrationConfig
 from anomaly_vae.data.arrow import numbers_from_arrow
-from anomaly_vae.data.converters import Levels, levels_of
+from anomaly_vae.data.converters import Levels, as_levels
 from anomaly_vae.data.encoding import Categorical, TabularEncoding
 from anomaly_vae.data.schema import TabularSchema
-from anomaly_vae.data.splitting import CALIBRATION, DAY, VALIDATION, one_of_each
+from anomaly_vae.data.splitting import CALIBRATION, DAY, VALIDATION, one_row_per_group
 from anomaly_vae.errors import DataError
 from anomaly_vae.messages import listed
 from anomaly_vae.scoring.modality import Encoding
@@ -45,9 +45,11 @@ def _evidence(
     if wish.promises_alpha:
         levels = _levels(data, wish.group, normal) if wish.group else None
         weights = _weights(data, wish.density_ratio, normal) if wish.density_ratio else ()
-        return CalibrationSample.of(scores, levels=levels, weights=weights, units=data.units)
-    known = data.assignment.known
-    return CalibrationSample.of(
+        return CalibrationSample.from_scores(
+            scores, levels=levels, weights=weights, units=data.units
+        )
+    known = data.assignment.calibration_anomalies
+    return CalibrationSample.from_scores(
         scores,
         score(known),
         _amounts(data, wish.costs.amount, known) if wish.costs.amount else (),
@@ -84,7 +86,7 @@ def _kept(levels: Levels, encoding: Encoding, column: str) -> Levels:
 
 def _held_out(data: Dataset) -> Positions:
     """Rows like the training rows, as exchangeable as those that calibrate."""
-    return one_of_each(data.assignment.rows(VALIDATION), data.rows.group)
+    return one_row_per_group(data.assignment.rows(VALIDATION), data.rows.group)
 
 
 def _levels(data: Dataset, column: str, rows: Positions) -> Levels:
@@ -94,7 +96,7 @@ def _levels(data: Dataset, column: str, rows: Positions) -> Levels:
         DataError: the model does not read the column, or it has no levels.
     """
     _check_group(data, column)
-    return levels_of(data.batch.take(rows).values[column])
+    return as_levels(data.batch.take(rows).values[column])
 
 
 def _check_group(data: Dataset, column: str) -> None:
@@ -155,7 +157,9 @@ def _rows_per_day(data: Dataset) -> float | None:
     time = data.rows.time
     if time is None:
         return None
-    split = time[np.concatenate([data.assignment.rows(CALIBRATION), data.assignment.known])]
+    split = time[
+        np.concatenate([data.assignment.rows(CALIBRATION), data.assignment.calibration_anomalies])
+    ]
     inside = (time >= split.min()) & (time <= split.max())
     return float(inside.sum() / (np.ptp(split) / DAY or 1.0))
 

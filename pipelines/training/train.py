@@ -13,7 +13,7 @@ from typing import Any
 from anomaly_vae import plots
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.artifacts.provenance import code_version
-from anomaly_vae.calibration.thresholds import check
+from anomaly_vae.calibration.thresholds import check_sample
 from anomaly_vae.config import Config
 from anomaly_vae.errors import DataError
 from anomaly_vae.lifecycle.registry import Registry, Run
@@ -104,7 +104,7 @@ def read(config: Config) -> Dataset:
     frozen = frozen_test(Registry(config.mlflow.tracking_uri), config.name)
     if frozen is not None:
         data = data.without(frozen)
-    check(evidence_of(data, config.calibration, unscored), config.calibration)
+    check_sample(evidence_of(data, config.calibration, unscored), config.calibration)
     return data
 
 

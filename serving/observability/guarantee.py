@@ -19,7 +19,14 @@ import numpy as np
 from anomaly_vae.data.encoding import Matrix
 from anomaly_vae.files import atomic_path, locked
 from anomaly_vae.monitoring.drift import Counts
-from anomaly_vae.monitoring.exchangeability import BLOCKS, Monitor, Report, Status, Window, shape
+from anomaly_vae.monitoring.exchangeability import (
+    BLOCKS,
+    Monitor,
+    Report,
+    Status,
+    Window,
+    window_shape,
+)
 from anomaly_vae.scoring.detector import Detections
 from serving.models.store import ServedModel
 
@@ -146,7 +153,7 @@ def _shared(folder: Path, served: ServedModel) -> Counts:
     count where they did, until they follow.
     """
     path = folder / sha256(served.name.encode()).hexdigest()[:32]
-    digest, size = served.digest.encode().ljust(DIGEST_BYTES), shape(served.monitor)
+    digest, size = served.digest.encode().ljust(DIGEST_BYTES), window_shape(served.monitor)
     with locked(folder):
         if not path.exists() or path.read_bytes()[:DIGEST_BYTES] != digest:
             with atomic_path(path) as fresh:

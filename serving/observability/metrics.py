@@ -106,7 +106,7 @@ class _Cells:
     """Counters of missing values and unseen categories, by column of one table."""
 
     def __init__(self, metrics: Metrics, model: str, encoding: TabularEncoding) -> None:
-        at = encoding.firsts
+        at = encoding.first_positions
         self._missing = [metrics.missing.labels(model, name) for name in at]
         self._at = np.array(list(at.values()), np.intp)
         levels = {c.name: at[c.name] for c in encoding.columns if isinstance(c, Categorical)}

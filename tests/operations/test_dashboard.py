@@ -16,8 +16,8 @@ from serving.app import create_app
 from serving.models.store import ServedModel, Store
 from serving.registry.board import Board, Followed, FollowState
 from serving.settings import Settings
-from tests.serving.conftest import Records, folder, records, served
 from tests.support.paths import ROOT
+from tests.support.served import Records, folder, records, served
 from tools.dashboard import SOURCE, TARGET, generated
 
 __all__ = ["folder", "records", "served"]

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,47 +10,13 @@ from anomaly_vae.config import Config
 from anomaly_vae.lifecycle.registry import Registry
 from pipelines import cli
 from pipelines.datasets.dataset import Dataset
-from pipelines.promotion.promote import Promotion, promote
-from pipelines.registry.model_uri import LoadedModel
-from pipelines.training.calibrate import Calibrated, calibrate
-from pipelines.training.train import Trained, train
+from pipelines.promotion.promote import promote
+from pipelines.training.calibrate import calibrate
+from pipelines.training.train import train
+from tests.support.flows import Answer, Command, World
 from tests.support.registries import changed, migrated, place, registry, use_registry
 
 __all__ = ["migrated", "place", "registry"]
-
-
-@dataclass(frozen=True)
-class World:
-    """A folder with a registry, and what was made in it."""
-
-    folder: Path
-    config: Config
-    trained: Trained
-    calibrated: Calibrated
-    promotion: Promotion
-
-    @property
-    def source(self) -> LoadedModel:
-        """The champion as commands open it."""
-        return LoadedModel(self.calibrated.bundle, "fraud", "1", "champion")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> dict[str, Any]:
-        """The one JSON object on stdout."""
-        content: dict[str, Any] = json.loads(self.out)
-        return content
-
-
-Command = Callable[..., Answer]
 
 
 @pytest.fixture(scope="session")

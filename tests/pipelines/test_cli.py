@@ -21,7 +21,7 @@ from anomaly_vae.data.splitting import TEST
 from anomaly_vae.evaluation.metrics import evaluate
 from anomaly_vae.lifecycle.registry import Registry
 from pipelines import cli
-from tests.pipelines.conftest import Command, World
+from tests.support.flows import Command, World
 from tests.support.paths import ROOT
 
 COMMANDS = (

@@ -21,7 +21,7 @@ from anomaly_vae.lifecycle.registry import CHAMPION, Registry
 from anomaly_vae.simulation.transactions import simulate_transactions
 from pipelines.run import run
 from pipelines.training.train import read
-from tests.pipelines.conftest import Command, World
+from tests.support.flows import Command, World
 from tests.support.registries import changed, copy_registry
 
 

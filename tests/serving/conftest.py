@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import uvicorn
 from starlette.testclient import TestClient
@@ -27,28 +26,11 @@ from serving.scoring.loading import load_model
 from serving.settings import Settings
 from tests.support.image_uploads import picture_file
 from tests.support.scans import blobs
+from tests.support.served import folder, records, served
 
-Records = list[dict[str, Any]]
+__all__ = ["folder", "records", "served"]
+
 MakeClient = Callable[..., TestClient]
-
-
-@pytest.fixture(scope="session")
-def folder(calibrated: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The calibrated bundle, saved."""
-    return calibrated.save(tmp_path_factory.mktemp("served") / "bundle")
-
-
-@pytest.fixture(scope="session")
-def served(folder: Path) -> ServedModel:
-    """The bundle, loaded as the service does."""
-    return load_model(BundleRef(str(folder)))
-
-
-@pytest.fixture(scope="session")
-def records(transactions: Path) -> Records:
-    """Rows as a client sends them: JSON values, missing ones null, a label among them."""
-    rows: Records = pq.read_table(transactions).slice(0, 400).to_pylist()
-    return [{**row, "TX_DATETIME": row["TX_DATETIME"].isoformat()} for row in rows]
 
 
 @pytest.fixture(scope="session")

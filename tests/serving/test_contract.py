@@ -4,45 +4,19 @@ import asyncio
 import hashlib
 import json
 import threading
-from dataclasses import dataclass
 
 import pytest
 
 from serving.scoring import engine, handlers
 from serving.settings import ApiKey
-from tests.serving.test_problems import asgi_post, nobody, refused
+from tests.support.http_requests import asgi_post, nobody, refused
+from tests.support.scoring_ways import Way, ways
 
 KEYS = tuple(
     ApiKey(scope, frozenset({scope}), hashlib.sha256(scope.encode()).hexdigest())
     for scope in ("score", "metrics")
 )
 JSON = {"Content-Type": "application/json"}
-
-
-@dataclass(frozen=True)
-class Way:
-    """A scoring route, and a body that scores these records there."""
-
-    path: str
-    body: object
-
-    def post(self, client, content=None, headers=JSON):
-        content = json.dumps(self.body).encode() if content is None else content
-        return client.post(self.path, content=content, headers=headers)
-
-
-def tensor(values):
-    return {"name": "TX_AMOUNT", "shape": [len(values)], "datatype": "FP64", "data": values}
-
-
-def ways(*amounts):
-    records = [{"TX_AMOUNT": amount} for amount in amounts]
-    return {
-        "score": Way("/score", {"records": records}),
-        "by name": Way("/models/fraud/score", {"records": records}),
-        "infer": Way("/v2/models/fraud/infer", {"inputs": [tensor(list(amounts))]}),
-        "invocations": Way("/invocations", {"dataframe_records": records}),
-    }
 
 
 WAYS = list(ways())

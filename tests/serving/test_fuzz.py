@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from serving.protocols.open_inference import HEADER_LENGTH
-from tests.serving.test_contract import ways
 from tests.support.image_uploads import (
     BOUNDARY,
     FORM,
@@ -24,6 +23,7 @@ from tests.support.image_uploads import (
     tiff_file,
 )
 from tests.support.scans import blobs
+from tests.support.scoring_ways import ways
 
 REFUSALS = {400, 404, 405, 413, 415, 422}
 STUMBLES = [

@@ -10,20 +10,9 @@ import pytest
 from anomaly_vae import errors as library
 from serving import problems
 from serving.problems import KINDS, ProblemError, problem_of
+from tests.support.http_requests import asgi_post, nobody, refused
 
 JSON = {"Content-Type": "application/json"}
-
-
-def refused(response, status, slug):
-    """Check the one shape that every error has, and return it."""
-    assert response.status_code == status, response.text
-    assert response.headers["content-type"] == "application/problem+json"
-    problem = response.json()
-    assert problem["status"] == status
-    assert problem["type"] == f"urn:anomaly-vae:{slug}"
-    assert problem["title"]
-    assert problem["detail"]
-    return problem
 
 
 def post(client, body, headers=JSON):
@@ -226,28 +215,6 @@ def test_readiness_goes_when_draining(client):
     refused(response, 503, "not-ready")
     assert response.headers["connection"] == "close"
     assert post(client, {"records": [{}]}).status_code == 200
-
-
-HEADERS = ((b"content-type", b"application/json"),)
-
-
-async def asgi_post(app, receive, path="/score", headers=HEADERS):
-    """The status and headers of a post whose body `receive` gives."""
-    sent = []
-
-    async def send(message):
-        sent.append(message)
-
-    scope = {
-        "type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "root_path": "",
-        "query_string": b"", "headers": list(headers), "scheme": "http", "http_version": "1.1",
-    }  # fmt: skip
-    await app(scope, receive, send)
-    return sent[0]["status"], dict(sent[0]["headers"]), sent[1]["body"]
-
-
-async def nobody():
-    await asyncio.sleep(60)
 
 
 def test_a_full_house_says_when_to_come_back(client_of, served):

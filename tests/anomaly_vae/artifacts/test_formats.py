@@ -1,4 +1,4 @@
-"""Bundles that older versions wrote are read, verified and scored with as they were."""
+"""Bundles of older versions are read, verified and used for scoring, unchanged."""
 
 import base64
 import json
@@ -14,7 +14,7 @@ EXPECTED = [(version, kind) for version in range(1, FORMAT) for kind in ("table"
 
 @pytest.fixture(params=EXPECTED, ids=lambda one: f"format {one[0]}, {one[1]}")
 def old(request, fixtures):
-    """The folder of an old bundle, and what it must say."""
+    """The folder of an old bundle, and the results expected from it."""
     version, kind = request.param
     folder = fixtures / f"format-{version}"
     return folder / kind, json.loads((folder / "expected.json").read_text())[kind]

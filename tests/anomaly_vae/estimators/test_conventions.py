@@ -23,11 +23,11 @@ from sklearn.utils.estimator_checks import estimator_checks_generator, parametri
 import anomaly_vae
 from anomaly_vae.estimators.image import ImageVAEDetector
 from anomaly_vae.estimators.tabular import TabularVAEDetector
+from tests.support.estimators import tiny
 from tests.support.paths import ROOT
 from tests.support.scans import blobs, patched
 
 DOCUMENT = (ROOT / "docs/scikit-learn.md").read_text(encoding="utf-8")
-TINY: dict[str, Any] = {"epochs": 2, "latent_dim": 2, "hidden_dim": 8, "depth": 1, "draws": 1}
 
 CALLED = "calls `score`, which is an argument here, as a method"
 REFUSED = "gives fewer than 24 rows, which are too few for `alpha=0.05`; passes at `alpha=0.4`"
@@ -51,10 +51,6 @@ WITH_FEW_ROWS = {
     "check_methods_subset_invariance": REFUSED,
     "check_readonly_memmap_input": REFUSED,
 }
-
-
-def tiny(**arguments: Any) -> TabularVAEDetector:
-    return TabularVAEDetector(**{**TINY, "alpha": 0.2, **arguments})
 
 
 def expected(detector: TabularVAEDetector) -> dict[str, str]:

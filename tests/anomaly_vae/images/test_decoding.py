@@ -4,7 +4,6 @@ import gzip
 import io
 import logging
 import os
-import random
 import struct
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from anomaly_vae.images import decoding
 from anomaly_vae.images.decoding import SUFFIXES, is_picture, read_bytes, read_file
 from anomaly_vae.images.perceptual_hash import hash_twins, perceptual_hash
 from anomaly_vae.images.pixels import DecodedImage, DecodeFailure, DecodeOptions
+from tests.support.mutations import mutations
 from tests.support.paths import ROOT
 
 READING = DecodeOptions()
@@ -414,25 +414,6 @@ def test_want_of_memory_is_told(monkeypatch):
 def test_a_reading_that_makes_no_sense_is_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         DecodeOptions(**wrong)
-
-
-def mutations(content: bytes, seed: str, count: int) -> list[bytes]:
-    """Truncations, flipped bytes, and bytes replaced by others or taken out."""
-    chance = random.Random(seed)
-    made = []
-    for turn in range(count):
-        some = bytearray(content)
-        place = chance.randrange(len(some))
-        if turn % 3 == 0:
-            some = some[:place]
-        elif turn % 3 == 1:
-            for _ in range(chance.randint(1, 8)):
-                some[chance.randrange(len(some))] = chance.randrange(256)
-        else:
-            place = chance.randrange(min(len(some), 1500))
-            some[place : place + chance.randint(0, 30)] = chance.randbytes(chance.randint(0, 30))
-        made.append(bytes(some))
-    return made
 
 
 SEEDS = {

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from anomaly_vae.images.decoding import read_bytes
 from anomaly_vae.images.pixels import DecodedImage, DecodeFailure, DecodeOptions
-from tests.anomaly_vae.images.test_decoding import mutations
+from tests.support.mutations import mutations
 
 READING = DecodeOptions()
 RNG = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""A kind of data leads to its schema and its encoding, and images are loaded for them alone."""
+"""A kind of data has its schema and encoding; image libraries are loaded only for images."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ from pipelines.batch.common import outside
 from pipelines.batch.results import INCOMPLETE, PART_ROWS, REJECTS, SUMMARY
 from pipelines.batch.tables import score_files
 from pipelines.registry.model_uri import LoadedModel
-from tests.pipelines.conftest import Command, World
+from tests.support.flows import Command, World
 from tests.support.paths import ROOT
 
 ID = "TRANSACTION_ID"

@@ -21,7 +21,7 @@ from pipelines.demo import demo as module
 from pipelines.demo.demo import SHOWN_REASONS, SHOWN_ROWS, demo_config
 from pipelines.registry.frozen_test import Frozen
 from pipelines.training.calibrate import calibrate
-from tests.pipelines.conftest import Command, World
+from tests.support.flows import Command, World
 from tests.support.paths import ROOT
 from tests.support.registries import copy_registry
 

@@ -19,7 +19,7 @@ from anomaly_vae.errors import ConfigError, DataError
 from anomaly_vae.simulation.scans import simulate_scans
 from anomaly_vae.simulation.transactions import simulate_transactions
 from pipelines.demo.simulate import write_scans, write_transactions
-from tests.pipelines.conftest import Command
+from tests.support.flows import Command
 
 
 def test_the_file_holds_the_simulated_rows(tmp_path: Path, command: Command) -> None:

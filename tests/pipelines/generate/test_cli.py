@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from anomaly_vae.artifacts.bundle import Bundle
-from tests.pipelines.conftest import Command
+from tests.support.flows import Command
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import pytest
 from anomaly_vae.lifecycle.champion_history import ChampionHistory, history
 from anomaly_vae.lifecycle.registry import POLICY_TAG, TEST_DIGEST_TAG, TEST_TAG, Registry
 from pipelines.promotion.promote import promote, rollback
-from tests.pipelines.conftest import World
+from tests.support.flows import World
 from tests.support.mlflow_registry import mlflow_server
 from tests.support.paths import ROOT
 from tests.support.postgres import postgres

@@ -35,7 +35,7 @@ from anomaly_vae.lifecycle.registry import (
 from pipelines.datasets.dataset import Dataset
 from pipelines.promotion.promote import Promotion, promote, rollback
 from pipelines.registry.frozen_test import Frozen, frozen_test
-from tests.pipelines.conftest import Command, World
+from tests.support.flows import Command, World
 from tests.support.registries import copy_registry
 
 GOOD, EQUAL, WORSE, LOOSE = "1", "2", "3", "4"

@@ -10,7 +10,7 @@ import pytest
 
 from anomaly_vae.errors import BundleError, ConfigError, RegistryError
 from pipelines.registry.model_uri import open_source
-from tests.pipelines.conftest import Command, World
+from tests.support.flows import Command, World
 from tests.support.paths import ROOT
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.pipelines.conftest import Command, World
+from tests.support.flows import Command, World
 
 
 def test_the_manifest_of_a_registered_model(champion: World, command: Command) -> None:

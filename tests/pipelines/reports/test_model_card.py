@@ -16,7 +16,7 @@ from anomaly_vae.types import Method
 from pipelines.registry.model_uri import LoadedModel
 from pipelines.reports.model_card import PROMISES, Card, Section, Table, card_of
 from pipelines.reports.model_card_html import page, render
-from tests.pipelines.conftest import Command, World
+from tests.support.flows import Command, World
 
 
 def section(card: Card, title: str) -> Section:

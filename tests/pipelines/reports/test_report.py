@@ -25,7 +25,7 @@ from pipelines.reports.image_metadata import file_facts, glances
 from pipelines.reports.labelled import Judged, Labelled, judge
 from pipelines.reports.report import Reporter, Wish, evaluate_files
 from pipelines.training.train import read
-from tests.pipelines.conftest import Command, World
+from tests.support.flows import Command, World
 from tests.support.registries import changed
 
 LABEL = {"label": "TX_FRAUD", "positive": 1, "time": "TX_DATETIME"}
@@ -121,7 +121,7 @@ def test_a_column_that_gives_the_label_away_is_named(calibrated: Bundle, dataset
     index = table.column_names.index("TX_AMOUNT")
     leaking = table.set_column(index, "TX_AMOUNT", pa.array(np.where(frauds, 5e4, 5.0)))
     report = Reporter(judge(calibrated.detector, Labelled.of(leaking, LABEL))).report()
-    assert report.alone[0].name == "TX_AMOUNT"
+    assert report.single_features[0].name == "TX_AMOUNT"
     assert any("'TX_AMOUNT' alone" in text for text in report.warnings)
 
 
@@ -166,7 +166,7 @@ def test_the_answer_has_slices_and_the_top_that_was_asked_for(
                      "TX_FRAUD", "--top", 2)  # fmt: skip
     assert answer.code == 0
     assert answer.json["metrics"]["top"] == 2
-    assert answer.json["slices"] == champion.calibrated.report.findings()["slices"]
+    assert answer.json["slices"] == champion.calibrated.report.details()["slices"]
     assert answer.json["warnings"] == []
 
 
@@ -175,7 +175,7 @@ def test_findings_plots_and_card_are_logged(champion: World) -> None:
         return Path(Registry().download(f"runs:/{champion.calibrated.run_id}/{name}"))
 
     report = champion.calibrated.report
-    assert json.loads(logged("findings.json").read_text()) == report.findings()
+    assert json.loads(logged("findings.json").read_text()) == report.details()
     for name in ("scores", "p_values", "ranking", "slices", "highest"):
         assert logged(f"plots/{name}.png").read_bytes().startswith(b"\x89PNG")
     card = json.loads(logged("card/card.json").read_text())
@@ -233,7 +233,7 @@ def test_files_of_another_kind_give_anomalies_away(
         files=tuple(files),
     )
     report = Reporter(judge(image_calibrated.detector, truth)).report()
-    assert report.alone[0].name == "size in bytes"
+    assert report.single_features[0].name == "size in bytes"
     assert report.warnings[0].startswith("the file's size in bytes alone separates anomalies")
 
 

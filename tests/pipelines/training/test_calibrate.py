@@ -39,7 +39,7 @@ from pipelines.registry.model_uri import open_source
 from pipelines.training.calibrate import calibrate
 from pipelines.training.calibration_sample import evidence_of, unscored
 from pipelines.training.train import inputs_digest, read
-from tests.pipelines.conftest import World
+from tests.support.flows import World
 from tests.support.registries import changed, copy_registry
 
 
@@ -268,15 +268,15 @@ def test_labels_of_the_calibration_split_choose_a_threshold_by_cost(
     world: World, dataset: Dataset
 ) -> None:
     rows = dataset.assignment
-    assert len(rows.known), "the simulation has frauds between the calibration rows"
+    assert len(rows.calibration_anomalies), "the simulation has frauds between the calibration rows"
     time = dataset.rows.time
     assert time is not None
-    split = time[[*rows.rows(CALIBRATION), *rows.known]]
-    assert (time[rows.known] >= time[rows.rows(TRAIN)].max()).all()
-    assert (time[rows.known] < time[rows.rows(TEST)].min()).all()
+    split = time[[*rows.rows(CALIBRATION), *rows.calibration_anomalies]]
+    assert (time[rows.calibration_anomalies] >= time[rows.rows(TRAIN)].max()).all()
+    assert (time[rows.calibration_anomalies] < time[rows.rows(TEST)].min()).all()
     wish = wishing(world.config, method="cost", costs={"amount": "TX_AMOUNT", "review": 5})
     found = evidence_of(dataset, wish.calibration, unscored)
-    amounts = dataset.table["TX_AMOUNT"].to_numpy()[rows.known]
+    amounts = dataset.table["TX_AMOUNT"].to_numpy()[rows.calibration_anomalies]
     assert found.amounts is not None
     assert sorted(found.amounts) == sorted(amounts)
     assert found.weight == pytest.approx(1)

@@ -17,9 +17,9 @@ from scipy.stats import false_discovery_control
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.calibration.conformal import weighted_p_values
 from anomaly_vae.calibration.contamination_test import contamination_test
-from anomaly_vae.calibration.thresholds import check
+from anomaly_vae.calibration.thresholds import check_sample
 from anomaly_vae.config import Config
-from anomaly_vae.data.splitting import TEST, VALIDATION, thinned
+from anomaly_vae.data.splitting import TEST, VALIDATION, thin_by_ratio
 from anomaly_vae.errors import CalibrationError, DataError
 from anomaly_vae.estimators.tabular import TabularVAEDetector
 from anomaly_vae.lifecycle.registry import Registry
@@ -32,7 +32,7 @@ from pipelines.reports.labelled import Labelled, judge
 from pipelines.training.calibrate import Calibrated, calibrate
 from pipelines.training.calibration_sample import evidence_of, scored_evidence, unscored
 from pipelines.training.train import read, train
-from tests.pipelines.conftest import Command, World
+from tests.support.flows import Command, World
 from tests.support.registries import changed, copy_registry
 
 COLUMN = "TX_CHANNEL"
@@ -294,7 +294,7 @@ def test_weights_go_from_the_table_into_the_bundle(
     reached = np.searchsorted(calibration.scores, found.score)
     np.testing.assert_array_equal(found.p_value, weighted_p_values(ratios)[reached])
     np.testing.assert_array_equal(found.is_anomaly, found.p_value <= 0.05)
-    kept = thinned(data.test_table[WEIGHT].to_numpy())
+    kept = thin_by_ratio(data.test_table[WEIGHT].to_numpy())
     assert made.evaluation.rows == kept.sum() < len(kept)
     assert made.evaluation.flagged == found.is_anomaly[kept].sum()
     policy = {"label": "TX_FRAUD", "positive": 1, "density_ratio": WEIGHT}
@@ -327,7 +327,7 @@ def test_weights_of_nought_are_worth_nothing(weighed: Config) -> None:
     table = data.table.set_column(at, WEIGHT, pa.array(np.zeros(len(data.table))))
     given = evidence_of(replace(data, table=table), weighed.calibration, unscored)
     with pytest.raises(CalibrationError, match="are worth 0 rows"):
-        check(given, weighed.calibration)
+        check_sample(given, weighed.calibration)
 
 
 def test_weights_that_are_not_there_are_refused(weighed: Config, flow: Config) -> None:

@@ -29,7 +29,7 @@ from pipelines import cli
 from pipelines.datasets.dataset import Dataset
 from pipelines.training import train as flow_module
 from pipelines.training.train import CHECKPOINTS, final_metrics, inputs_digest, train
-from tests.pipelines.conftest import World
+from tests.support.flows import World
 from tests.support.paths import ROOT
 from tests.support.registries import changed, copy_registry
 

@@ -17,7 +17,7 @@ from anomaly_vae.errors import ConfigError
 from serving.http import oidc
 from serving.models.store import Store
 from serving.settings import ApiKey, Settings, read_settings
-from tests.serving.test_problems import refused
+from tests.support.http_requests import refused
 
 AUDIENCE, ISSUER = "anomaly-vae", "https://issuer.example"
 MAKERS = {

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.serving.test_server import running
 from tests.support.ports import free_port
+from tests.support.service_process import running
 
 pytestmark = pytest.mark.e2e
 

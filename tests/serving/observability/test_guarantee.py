@@ -13,8 +13,8 @@ from anomaly_vae.scoring.detector import Detections
 from serving.models.store import BundleRef, Store
 from serving.observability.guarantee import Watches
 from serving.scoring.loading import load_model
-from tests.serving.observability.test_metrics import MODEL, samples, value
-from tests.serving.test_server import running
+from tests.support.metrics import MODEL, samples, value
+from tests.support.service_process import running
 
 
 def shifted(records):

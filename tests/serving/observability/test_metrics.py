@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
-from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from serving.app import create_app
@@ -22,27 +21,9 @@ from serving.observability.metrics import BulkHistogram, Metrics, forget_dead_wo
 from serving.registry.board import Board, Followed, FollowState
 from serving.settings import Settings
 from tests.support.image_uploads import nifti_file, uploads
+from tests.support.metrics import MODEL, samples, value
 from tests.support.paths import ROOT
 from tests.support.scans import blobs
-
-
-def samples(client):
-    text = client.get("/metrics").text
-    families = list(text_string_to_metric_families(text))
-    assert all(family.name.startswith("anomaly_vae_") for family in families)
-    assert all(family.documentation for family in families)
-    return {
-        (sample.name.removeprefix("anomaly_vae_"), frozenset(sample.labels.items())): sample.value
-        for family in families
-        for sample in family.samples
-    }
-
-
-def value(client, name, **labels):
-    return samples(client).get((name, frozenset(labels.items())), 0)
-
-
-MODEL = {"model": "fraud", "version": ""}
 
 
 def test_counts_add_up(client, records):

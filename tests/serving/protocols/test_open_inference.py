@@ -15,7 +15,7 @@ from tritonclient.utils import InferenceServerException
 
 from serving.protocols.open_inference import HEADER_LENGTH, OUTPUTS
 from serving.protocols.tensors import LAYOUTS
-from tests.serving.test_problems import refused
+from tests.support.http_requests import refused
 from tests.support.image_uploads import tiff_file
 
 INFER = "/v2/models/fraud/infer"

@@ -15,7 +15,6 @@ import pytest
 from anomaly_vae.artifacts.bundle import GRAPH, WEIGHTS
 from benchmarks.reload import Load, measure
 from serving.registry.cache import SPARED_SECONDS
-from tests.serving.test_server import HEAVY, running
 from tests.support.mlflow_registry import (
     SHADOW,
     URI,
@@ -30,6 +29,7 @@ from tests.support.mlflow_registry import (
     world,
 )
 from tests.support.registries import DATABASE, migrated
+from tests.support.service_process import HEAVY, running
 
 __all__ = ["migrated", "registered", "rival", "versions", "world"]
 

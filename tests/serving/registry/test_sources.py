@@ -5,27 +5,19 @@ import importlib.util
 import json
 import os
 import sqlite3
-import sys
 import time
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from anomaly_vae.artifacts.bundle import load_bundle
 from anomaly_vae.errors import BundleError, RegistryError
 from serving.models.store import BundleRef
 from serving.registry import mlflow_rest
 from serving.registry.sources import FETCH, MISSING, UNFIT, UNWRITABLE, Sources, Spec, is_followed
 from serving.scoring.loading import load_model
 from serving.settings import Settings
-
-
-def stand_in(tmp_path, code):
-    """A command in place of `python -m anomaly_vae.lifecycle.registry fetch`."""
-    script = tmp_path / "fetch.py"
-    script.write_text("import json, os, sys, time\n" + code)
-    return [sys.executable, str(script)]
+from tests.support.fetching import answer, stand_in
 
 
 def find(tmp_path, uri, command=FETCH, known=None, seconds=60.0):
@@ -47,12 +39,6 @@ def test_only_an_alias_moves():
     assert is_followed("models:/fraud@champion")
     for uri in ("models:/fraud/3", "runs:/0123/bundle", "bundles/fraud", "models:/fraud@a/b"):
         assert not is_followed(uri)
-
-
-def answer(folder, **changes):
-    digest = load_bundle(folder).digest
-    known = {"path": str(folder), "digest": digest, "name": "fraud", "version": "3", "alias": None}
-    return {**known, "something": "later versions may say more", **changes}
 
 
 def test_a_registered_model_is_fetched_by_another_process(tmp_path, folder):

@@ -16,7 +16,7 @@ from serving.registry.follower import Follower
 from serving.registry.sources import Sources
 from serving.routes.admin import FRESH_SECONDS, WEBHOOK_BYTES
 from serving.settings import ApiKey, Settings
-from tests.serving.registry.test_sources import answer, stand_in
+from tests.support.fetching import answer, stand_in
 from tests.support.mlflow_registry import URI, metric
 
 SECRET = "a secret of webhooks"

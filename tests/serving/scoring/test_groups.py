@@ -15,7 +15,7 @@ from anomaly_vae.data.splitting import CALIBRATION
 from serving.models.store import BundleRef
 from serving.protocols.open_inference import HEADER_LENGTH
 from serving.scoring.loading import load_model
-from tests.serving.scoring.test_shadow import client_beside, counted, wait_for
+from tests.support.shadows import client_beside, counted, wait_for
 
 __all__ = ["client_beside"]
 
@@ -28,7 +28,7 @@ def channels(bundle, dataset, tmp_path_factory):
     """The small model with a threshold for each channel."""
     x = bundle.scorer.encoding.encode(dataset.part(CALIBRATION))
     levels = bundle.scorer.encoding.levels(COLUMN, x)
-    given = CalibrationSample.of(bundle.scorer.score_encoded(x), levels=levels)
+    given = CalibrationSample.from_scores(bundle.scorer.score_encoded(x), levels=levels)
     chosen = choose_threshold(given, CalibrationConfig(alpha=0.1, group=COLUMN))
     folder = bundle.calibrated(chosen, None).save(tmp_path_factory.mktemp("channels") / "bundle")
     return load_model(BundleRef(str(folder), version="3"))

@@ -9,13 +9,11 @@ import time
 
 import numpy as np
 import pytest
-from starlette.testclient import TestClient
 
 from anomaly_vae.calibration.conformal import calibrate
 from anomaly_vae.data.schema import TabularSchema
 from anomaly_vae.errors import BundleError, ConfigError
 from anomaly_vae.types import ColumnType
-from serving.app import create_app
 from serving.models.store import BundleRef, Store
 from serving.observability.metrics import Metrics
 from serving.scoring.batcher import ModelBatcher
@@ -24,11 +22,12 @@ from serving.scoring.row_decoder import RowDecoder
 from serving.scoring.shadow import Shadows
 from serving.server import serve
 from serving.settings import Settings
-from tests.serving.test_server import running
 from tests.support.image_uploads import uploads
 from tests.support.mlflow_registry import metric, rival
+from tests.support.service_process import running
+from tests.support.shadows import client_beside, counted, wait_for
 
-__all__ = ["rival"]
+__all__ = ["client_beside", "rival"]
 
 PAIR = {"model": "fraud", "version": "1", "shadow_version": "2"}
 
@@ -39,34 +38,6 @@ def pair(served, rival, tmp_path_factory):
     folder = rival.save(tmp_path_factory.mktemp("shadow") / "rival")
     shadow = load_model(BundleRef(str(folder), name="fraud", version="2", alias="challenger"))
     return dataclasses.replace(served, version="1"), shadow
-
-
-@pytest.fixture
-def client_beside():
-    """Clients of a model with a shadow."""
-    clients = []
-
-    def make(served, shadow, **settings):
-        app = create_app(Store([served], [shadow]), Settings(**settings))
-        clients.append(TestClient(app, raise_server_exceptions=False))
-        return clients[-1]
-
-    yield make
-    for client in clients:
-        client.app.state.shadows.close()
-        client.close()
-
-
-def counted(client, name, **labels):
-    return metric(client.get("/metrics").text, name, **labels)
-
-
-def wait_for(client, name, number, **labels):
-    deadline = time.monotonic() + 20
-    while counted(client, name, **labels) < number:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return counted(client, name, **labels)
 
 
 def test_what_both_decided_is_counted(client_beside, pair, records):

@@ -27,8 +27,8 @@ from serving.scoring.uploads import (
     split_files,
 )
 from serving.settings import Settings
-from tests.serving.test_problems import refused
 from tests.support import image_uploads
+from tests.support.http_requests import refused
 from tests.support.image_uploads import FORM, form, part
 from tests.support.scans import blobs
 

@@ -1,0 +1,36 @@
+"""Send requests, and check refusals."""
+
+import asyncio
+
+HEADERS = ((b"content-type", b"application/json"),)
+
+
+def refused(response, status, slug):
+    """Check the one shape that every error has, and return it."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    problem = response.json()
+    assert problem["status"] == status
+    assert problem["type"] == f"urn:anomaly-vae:{slug}"
+    assert problem["title"]
+    assert problem["detail"]
+    return problem
+
+
+async def asgi_post(app, receive, path="/score", headers=HEADERS):
+    """The status and headers of a post whose body `receive` gives."""
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {
+        "type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "root_path": "",
+        "query_string": b"", "headers": list(headers), "scheme": "http", "http_version": "1.1",
+    }  # fmt: skip
+    await app(scope, receive, send)
+    return sent[0]["status"], dict(sent[0]["headers"]), sent[1]["body"]
+
+
+async def nobody():
+    await asyncio.sleep(60)

@@ -1,0 +1,32 @@
+"""Ask for scores in every protocol."""
+
+import json
+from dataclasses import dataclass
+
+JSON = {"Content-Type": "application/json"}
+
+
+@dataclass(frozen=True)
+class Way:
+    """A scoring route, and a body that scores these records there."""
+
+    path: str
+    body: object
+
+    def post(self, client, content=None, headers=JSON):
+        content = json.dumps(self.body).encode() if content is None else content
+        return client.post(self.path, content=content, headers=headers)
+
+
+def tensor(values):
+    return {"name": "TX_AMOUNT", "shape": [len(values)], "datatype": "FP64", "data": values}
+
+
+def ways(*amounts):
+    records = [{"TX_AMOUNT": amount} for amount in amounts]
+    return {
+        "score": Way("/score", {"records": records}),
+        "by name": Way("/models/fraud/score", {"records": records}),
+        "infer": Way("/v2/models/fraud/infer", {"inputs": [tensor(list(amounts))]}),
+        "invocations": Way("/invocations", {"dataframe_records": records}),
+    }
