@@ -15,6 +15,7 @@ from serving.settings import documented
 from tests.support.paths import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+SERVING = (ROOT / "docs/serving.md").read_text(encoding="utf-8")
 CONFIGURATION = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
 COMMANDS: click.Group = typer.main.get_command(app)  # type: ignore[assignment]
@@ -85,12 +86,12 @@ def test_shipped_configurations_are_valid(path: Path) -> None:
 
 
 @pytest.mark.parametrize("setting", list(documented()), ids=lambda setting: setting.name)
-def test_every_setting_of_the_service_is_in_the_readme(setting: object) -> None:
+def test_every_setting_of_the_service_is_documented_as_the_code_says(setting: object) -> None:
     name, default, description = (
         getattr(setting, part) for part in ("name", "default", "description")
     )
     shown = f"`{default}`" if default else ""
-    assert f"| `{name}` | {shown} | {description} |" in README
+    assert f"| `{name}` | {shown} | {description} |" in SERVING
 
 
 def test_the_architecture_names_every_module() -> None:

@@ -73,7 +73,7 @@ def _webhook_route(follower: Follower, settings: Settings, secret: bytes) -> Doc
         body = await deadlines.keep(requests.read_body(request.receive, WEBHOOK_BYTES))
         check_signature(secret, request.headers, body, time.time())
         if concerns(body, follower):
-            follower.soon()
+            follower.schedule_check()
         return Response(status_code=202)
 
     errors = MALFORMED, UNSIGNED, TIMEOUT, TOO_LARGE

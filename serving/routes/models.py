@@ -10,7 +10,7 @@ from starlette.responses import Response
 from anomaly_vae.calibration import conformal
 from anomaly_vae.client.types import Groups
 from serving.models.store import ServedModel, Store
-from serving.observability.metrics import Metrics, Tally
+from serving.observability.metrics import Metrics, Tallies, Tally, pair_of
 from serving.openapi import DocumentedRoute, json_route, text_route
 from serving.problems import NOT_READY
 from serving.registry.board import Followed
@@ -50,13 +50,18 @@ def routes(
 
 def describe(store: Store, followed: Sequence[Followed], metrics: Metrics) -> schemas.Models:
     """Describe the loaded models."""
+    tallies = metrics.tallies() if store.shadows else {}
     return schemas.Models(
-        [_model(model, store, followed, metrics) for model in store.current.values()]
+        [_model(model, store, followed, metrics, tallies) for model in store.current.values()]
     )
 
 
 def _model(
-    model: ServedModel, store: Store, followed: Sequence[Followed], metrics: Metrics
+    model: ServedModel,
+    store: Store,
+    followed: Sequence[Followed],
+    metrics: Metrics,
+    tallies: Tallies,
 ) -> schemas.ModelInfo:
     calibration = model.detector.calibration
     shadow = store.shadows.get(model.name)
@@ -70,10 +75,10 @@ def _model(
         alpha=calibration.alpha,
         threshold=calibration.threshold,
         groups=_groups(calibration.groups),
-        guarantee_status=metrics.watches.of(model).report().status,
+        guarantee_status=metrics.guarantees.tracker(model).report().status,
         schema=model.describe_schema(),
         following=_following(model.name, False, followed),
-        shadow=_shadow(model, shadow, followed, metrics) if shadow else None,
+        shadow=_shadow(model, shadow, followed, tallies) if shadow else None,
     )
 
 
@@ -85,9 +90,9 @@ def _groups(groups: conformal.Groups | None) -> Groups | None:
 
 
 def _shadow(
-    model: ServedModel, shadow: ServedModel, followed: Sequence[Followed], metrics: Metrics
+    model: ServedModel, shadow: ServedModel, followed: Sequence[Followed], tallies: Tallies
 ) -> schemas.ShadowInfo:
-    tally = metrics.tally(model.name, model.version, shadow.version)
+    tally = tallies.get(pair_of(model, shadow), Tally())
     return schemas.ShadowInfo(
         version=shadow.version,
         alias=shadow.alias,

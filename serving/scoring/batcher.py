@@ -128,7 +128,7 @@ class ModelBatcher:
         return detections
 
     def _encode(self, results: list[Result]) -> bytes:
-        return b"%b%b}" % (self._heads[self._metrics.watch.status], responses.encode(results))
+        return b"%b%b}" % (self._heads[self._metrics.guarantee.status], responses.encode(results))
 
 
 def _resolve(answer: asyncio.Future[bytes], result: bytes | Exception) -> None:

@@ -90,7 +90,7 @@ class RequestHandler(ABC):
 
     def __init__(self, model: ServedModel, resources: Resources) -> None:
         self.model, self.resources = model, resources
-        self.metrics = resources.metrics.of(model)
+        self.metrics = resources.metrics.for_model(model)
         self._width = model.width
 
     def may_need_thread(self, size: int) -> bool:
@@ -128,4 +128,6 @@ class RequestHandler(ABC):
 
     def encode(self, results: list[Result]) -> bytes:
         """Encode results as an answer."""
-        return responses.encode(responses.answer(self.model, results, self.metrics.watch.status))
+        return responses.encode(
+            responses.answer(self.model, results, self.metrics.guarantee.status)
+        )

@@ -140,7 +140,7 @@ class Shadows:
     def _compare(self, tasks: Sequence[ShadowTask]) -> None:
         """Compare the rows that the shadow can read."""
         model, shadow, read = tasks[0].batch_key
-        metrics = self._metrics.compared(shadow.name, model.version, shadow.version)
+        metrics = self._metrics.for_pair(shadow.name, model.version, shadow.version)
         content = read([task.body for task in tasks], shadow)
         readable, theirs = shadow.detect_readable(content, self._settings)
         ours = Detections.concatenate(task.detections for task in tasks)

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from serving.middleware import Exchange
+from serving.middleware import RequestChannel
 
 ANSWER = [
     {"type": "http.response.start", "status": 413, "headers": []},
@@ -36,10 +36,10 @@ class Client:
 
 
 async def run(app, client, headers=SENDS, most=1000, seconds=5.0):
-    exchange = Exchange(dict(headers), client.receive, client.send)
-    await app({"type": "http"}, exchange.receive, exchange.send)
-    if exchange.held:
-        await exchange.end(most, seconds)
+    channel = RequestChannel(dict(headers), client.receive, client.send)
+    await app({"type": "http"}, channel.receive, channel.send)
+    if channel.end_is_held:
+        await channel.drain_and_end(most, seconds)
 
 
 def exchange(client, reads=0, **options):

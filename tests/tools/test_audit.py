@@ -37,8 +37,8 @@ SKIPPED = {"name": "skipped", "skip_reason": "Dependency not found"}
             [SKIPPED, FLAWED],
             FOUND,
             [
-                "flawed 1.0: CVE-2026-1, mended in 1.1, 2.0",
-                "flawed 1.0: X, mended in no version yet",
+                "flawed 1.0: CVE-2026-1, fixed in 1.1, 2.0",
+                "flawed 1.0: X, fixed in no version yet",
                 "1 packages audited, 2 known vulnerabilities",
                 "not audited, unknown to the index: skipped",
             ],

@@ -218,7 +218,7 @@ def wait_until(asking, token, status):
 
 
 def test_a_new_key_is_learned_and_an_old_one_forgotten(ask, issuer, monkeypatch):
-    monkeypatch.setattr(oidc, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(oidc, "MIN_FETCH_INTERVAL_SECONDS", 0.0)
     asking, old = ask(oidc_refresh_seconds=0.01), issuer.token("ES256")
     assert asking(old).status_code == 200
     issuer.keys["ES256 new"] = MAKERS["ES256"]()
@@ -230,7 +230,7 @@ def test_a_new_key_is_learned_and_an_old_one_forgotten(ask, issuer, monkeypatch)
 
 def test_an_issuer_that_is_away(ask, issuer, monkeypatch):
     """Keys that are known stay good; those that are not are learned when it is back."""
-    monkeypatch.setattr(oidc, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(oidc, "MIN_FETCH_INTERVAL_SECONDS", 0.0)
     asking = ask(oidc_refresh_seconds=0.01)
     issuer.away = True
     late = ask()

@@ -11,7 +11,7 @@ from anomaly_vae.files import locked
 from anomaly_vae.monitoring.exchangeability import BLOCKS
 from anomaly_vae.scoring.detector import Detections
 from serving.models.store import BundleRef, Store
-from serving.observability.guarantee import Watches
+from serving.observability.guarantee import GuaranteeTrackers
 from serving.scoring.loading import load_model
 from tests.support.metrics import MODEL, samples, value
 from tests.support.service_process import running
@@ -70,7 +70,7 @@ def test_answers_say_how_it_stood_at_the_last_look(client, records):
     strange = {"records": shifted(records[:100])}
     for _ in range(2):
         assert client.post("/score", json=strange).json()["guarantee_status"] == "holding"
-    client.app.state.metrics.watches.look()
+    client.app.state.metrics.guarantees.refresh()
     ordinary = {"records": records[:1]}
     assert client.post("/score", json=ordinary).json()["guarantee_status"] == "broken"
 
@@ -114,7 +114,7 @@ def test_a_bundle_of_format_1_is_watched_without_columns(client_of, fixtures, re
 @pytest.fixture
 def two(served, tmp_path):
     """The watches of two processes that count into one folder."""
-    return Watches(str(tmp_path)), Watches(str(tmp_path))
+    return GuaranteeTrackers(str(tmp_path)), GuaranteeTrackers(str(tmp_path))
 
 
 def test_processes_count_together(two, served):
@@ -141,11 +141,11 @@ def test_a_process_that_follows_later_counts_apart_until_then(two, served):
 
 def test_a_new_process_takes_up_what_the_others_know(two, served, tmp_path):
     two[0].of(served).observe(some(256, 0.5), None)
-    assert Watches(str(tmp_path)).of(served).report().rows == 256
+    assert GuaranteeTrackers(str(tmp_path)).tracker(served).report().rows == 256
 
 
 def test_a_window_is_bounded_however_much_comes_at_once(served):
-    watch = Watches(None).of(served)
+    watch = GuaranteeTrackers(None).tracker(served)
     watch.observe(some(100_000, 0.5), None)
     most = (BLOCKS + 1) * served.monitor.block_rows
     assert most / 2 < watch.report().rows <= most
@@ -155,7 +155,7 @@ def test_a_window_is_bounded_however_much_comes_at_once(served):
 def test_a_worker_that_looks_at_the_registry_holds_up_nobody(served, tmp_path):
     """Whoever looks holds the folder all the while, and its own event loop must not wait for it."""
     with locked(tmp_path):
-        assert Watches(str(tmp_path)).of(served).report().status == "holding"
+        assert GuaranteeTrackers(str(tmp_path)).tracker(served).report().status == "holding"
 
 
 def test_workers_watch_together(tmp_path, folder, records):

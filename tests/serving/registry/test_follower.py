@@ -14,7 +14,7 @@ import pytest
 
 from anomaly_vae.artifacts.bundle import GRAPH, WEIGHTS
 from benchmarks.reload import Load, measure
-from serving.registry.cache import SPARED_SECONDS
+from serving.registry.cache import MIN_PRUNE_AGE_SECONDS
 from tests.support.mlflow_registry import (
     SHADOW,
     URI,
@@ -259,7 +259,7 @@ def test_the_cache_keeps_what_serves_and_what_served_before(world, versions):
         for name in ("0" * 64, "1" * 64, f".{'2' * 64}.half", "somebody-else's"):
             (cache / name).mkdir()
         for name in ("0" * 64, f".{'2' * 64}.half", "somebody-else's", versions["1"].digest):
-            long_ago = time.time() - 2 * SPARED_SECONDS
+            long_ago = time.time() - 2 * MIN_PRUNE_AGE_SECONDS
             os.utime(cache / name, (long_ago, long_ago))
         move("2")
         reload(service)
@@ -372,7 +372,7 @@ def test_a_challenger_that_is_not_there_is_no_failure(world):
         move("2", "challenger")
         assert {one["outcome"] for one in reload(service)} == {"unchanged", "swapped"}
         assert service.stop() == 0
-    (line,) = logged(service.lines, "not there")
+    (line,) = logged(service.lines, "not loaded")
     assert line["reason"] == "missing"
     assert not logged(service.lines, "reload failed")
 

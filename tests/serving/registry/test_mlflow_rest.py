@@ -63,7 +63,7 @@ def no_credentials(tmp_path, monkeypatch):
 def ask(monkeypatch, uri, seconds=5.0):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert mlflow_rest.is_server()
-    return mlflow_rest.ask("fraud", "champion", seconds)
+    return mlflow_rest.resolve_alias("fraud", "champion", seconds)
 
 
 def test_the_question(monkeypatch):
@@ -114,9 +114,9 @@ def test_credentials_of_mlflows_file(monkeypatch, tmp_path):
         ((401, b""), "answered 401 .* MLFLOW_TRACKING_USERNAME", False),
         ((403, b""), "answered 403 .* may not read it", False),
         ((500, b"\xff\n\n"), "answered 500", False),
-        ((200, b"<html>"), "is no MLflow server", False),
-        ((200, {"model_version": {}}), "is no MLflow server", False),
-        ((200, b"x" * (mlflow_rest.MOST_BYTES + 1)), "too long", False),
+        ((200, b"<html>"), "is not an MLflow server", False),
+        ((200, {"model_version": {}}), "is not an MLflow server", False),
+        ((200, b"x" * (mlflow_rest.MAX_RESPONSE_BYTES + 1)), "too long", False),
     ],
 )
 def test_any_other_answer_is_one_line(monkeypatch, answer, said, missing):
@@ -147,7 +147,7 @@ def test_nobody_there(monkeypatch):
         ask(monkeypatch, "http://127.0.0.1:1")
 
 
-@pytest.mark.parametrize("name", mlflow_rest.ELSEWHERE)
+@pytest.mark.parametrize("name", mlflow_rest.SIGNING_VARIABLES)
 def test_what_only_mlflow_can_sign_is_left_to_it(monkeypatch, name):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost")
     monkeypatch.setenv(name, "true")
@@ -163,5 +163,5 @@ def test_a_real_server(world, versions, monkeypatch):
         assert found.registered_at == Registry(uri).version("fraud", "1").registered_at
         for name, alias in (("fraud", "nobody"), ("nothing", "champion")):
             with pytest.raises(RegistryError, match="has no") as caught:
-                mlflow_rest.ask(name, alias, 5.0)
+                mlflow_rest.resolve_alias(name, alias, 5.0)
             assert caught.value.missing

@@ -140,7 +140,7 @@ def batcher_of(served):
     store = Store([served])
     metrics = Metrics(store)
     shadows = Shadows(store, Settings(), metrics)
-    return ModelBatcher(served, RowDecoder(served.schema), metrics.of(served), shadows)
+    return ModelBatcher(served, RowDecoder(served.schema), metrics.for_model(served), shadows)
 
 
 @pytest.fixture

@@ -156,7 +156,7 @@ def test_what_arrives_together_is_compared_one_by_one(pair, records):
     metrics = Metrics(store)
     shadows = Shadows(store, Settings(), metrics)
     decoder = RowDecoder(pair[0].schema)
-    batcher = ModelBatcher(pair[0], decoder, metrics.of(pair[0]), shadows)
+    batcher = ModelBatcher(pair[0], decoder, metrics.for_model(pair[0]), shadows)
     bodies = [json.dumps({"records": records[i : i + 3]}).encode() for i in range(0, 90, 3)]
 
     async def together():
@@ -169,7 +169,7 @@ def test_what_arrives_together_is_compared_one_by_one(pair, records):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     shadows.close()
-    tally = metrics.tally("fraud", "1", "2")
+    tally = metrics.tallies()["fraud", "1", "2"]
     assert (tally.records, tally.agreed) == (90, 90)
     assert apart(metrics) == pytest.approx(0, abs=1e-6)
 
@@ -301,7 +301,7 @@ def test_many_threads_may_offer(pair, records):
     while shadows._held:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    assert metrics.tally("fraud", "1", "2").records == 800
+    assert metrics.tallies()["fraud", "1", "2"].records == 800
     shadows.close()
 
 
