@@ -126,7 +126,7 @@ WAYS = {
 
 def apart(metrics, *pair):
     """The p-values of the shadow less those of the model, summed, which Prometheus is not told."""
-    return metrics.p_differences.labels(*(pair or PAIR.values()))._sum.get()
+    return metrics.p_differences.labels(*(pair or PAIR.values()))._sum._value.get()
 
 
 @pytest.mark.parametrize("way", WAYS)
