@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly_vae.client import types
+from anomaly_vae.data.encoding import TabularEncoding
 from anomaly_vae.errors import ConfigError
 from anomaly_vae.monitoring.exchangeability import Monitor
 from anomaly_vae.scoring.detector import Detections, Detector
@@ -84,6 +85,11 @@ class ServedModel(ABC):
     def encoding(self) -> Encoding:
         """The encoding of rows for the scoring graph."""
         return self.detector.scorer.encoding
+
+    @property
+    def table_encoding(self) -> TabularEncoding | None:
+        """The encoding, if the model reads tables: its columns are counted in metrics."""
+        return None
 
     @property
     def width(self) -> int:

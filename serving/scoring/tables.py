@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly_vae.client.types import Result
+from anomaly_vae.data.encoding import TabularEncoding
 from anomaly_vae.data.schema import RawBatch, TabularSchema
 from anomaly_vae.scoring.detector import Detections
 from serving.models.store import BodyDescription, Json, ServedModel
@@ -40,6 +41,11 @@ class ServedTable(ServedModel):
     def schema(self) -> TabularSchema:
         """The columns that the model reads."""
         return cast("TabularSchema", self.detector.scorer.schema)
+
+    @property
+    def table_encoding(self) -> TabularEncoding:
+        """The encoding of rows for the scoring graph."""
+        return cast("TabularEncoding", self.detector.scorer.encoding)
 
     def handler(self, resources: Resources) -> RecordHandler:
         """Create the handler of records."""
