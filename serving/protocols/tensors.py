@@ -220,11 +220,10 @@ KINDS: dict[str, set[type]] = {BOOL: {bool}, "FP": {int, float}, BYTES: {str}}
 
 def _decode(model: ServedModel, tensor: Tensor, cells: Sequence[str | bytes | None]) -> list[Any]:
     """Decode elements: text, the content of files, or any JSON."""
-    content_type = tensor.parameter(CONTENT_TYPE)
+    content_type, is_file = tensor.parameter(CONTENT_TYPE), model.reads_files
     values: list[Any] = []
     for row, cell in enumerate(cells):
         try:
-            is_file = model.reads_files
             values.append(None if cell is None else _decode_element(cell, content_type, is_file))
         except ValueError as error:
             raise requests.unfit_records([BadRecord(row, tensor.name, str(error))]) from None
