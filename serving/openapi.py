@@ -107,20 +107,24 @@ class DocumentedRoute(Template):
 
 
 def json_route(
-    method: str,
-    path: str,
-    endpoint: Endpoint,
-    summary: str,
-    shape: Shape,
-    *errors: Kind,
-    parameters: Sequence[Json] = (),
+    method: str, path: str, endpoint: Endpoint, summary: str, shape: Shape, *errors: Kind
 ) -> DocumentedRoute:
     """Create a route that answers JSON of this type and can return these errors."""
     content = {schemas.JSON: {"schema": ref(shape)}}
     operation = _operation(summary, "200", {"description": summary, "content": content}, errors)
-    if parameters:
-        operation["parameters"] = list(parameters)
+    if parameters := path_parameters(path, {}):
+        operation["parameters"] = parameters
     return DocumentedRoute(method, path, endpoint, operation, [shape])
+
+
+def path_parameters(path: str, known: Mapping[str, Sequence[str]]) -> list[Json]:
+    """Describe the parameters in a path; ``known`` lists their values, if those are known."""
+    names = re.findall(r"{(\w+)}", path)
+    values = {name: {"enum": list(known[name])} if known.get(name) else {} for name in names}
+    return [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string", **of_name}}
+        for name, of_name in values.items()
+    ]
 
 
 def text_route(path: str, endpoint: Endpoint, summary: str, *errors: Kind) -> DocumentedRoute:
@@ -280,7 +284,8 @@ def _describe_scoring(models: Sequence[ServedModel], settings: Settings) -> tupl
     }
     parameters = [parameter for part in bodies for parameter in part.parameters]
     unnamed = {**operation, "parameters": parameters} if parameters else dict(operation)
-    named = {**operation, "parameters": [_name_parameter(models), *parameters]}
+    names = path_parameters(SCORING[1], {"name": [model.name for model in models]})
+    named = {**operation, "parameters": [*names, *parameters]}
     paths = {
         SCORING[0]: {"post": {**unnamed, "operationId": "score"}},
         SCORING[1]: {"post": {**named, "operationId": "score_with"}},
@@ -298,11 +303,6 @@ def scoring_operation(shape: Shape, examples: Json, bodies: Json) -> Json:
             **_error_responses(SCORE_ERRORS),
         },
     }
-
-
-def _name_parameter(models: Sequence[ServedModel]) -> Json:
-    names = {"enum": [model.name for model in models]} if models else {}
-    return {"name": "name", "in": "path", "required": True, "schema": {"type": "string", **names}}
 
 
 def _example_answer(model: ServedModel, settings: Settings) -> Any:

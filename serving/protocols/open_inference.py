@@ -292,25 +292,21 @@ def routes(store: Store, settings: Settings) -> list[DocumentedRoute]:
 
     live_text, ready_text = "Whether the process is alive.", "Whether the service takes requests."
     metadata_text = "The tensors that a model reads and answers."
-    return [
+    about_server = [
         json_route("GET", "/v2", server, "Name and extensions of the server.", ServerMetadata),
         json_route("GET", "/v2/health/live", live, live_text, Live),
         json_route("GET", "/v2/health/ready", ready, ready_text, Ready, NOT_READY),
-        *(
-            route
-            for path in MODELS
-            for route in (
-                json_route(
-                    "GET", path, metadata, metadata_text, ModelMetadata, UNKNOWN_MODEL,
-                    parameters=_parameters(path, {}),
-                ),
-                json_route(
-                    "GET", f"{path}/ready", model_ready, ready_text, ModelReady, UNKNOWN_MODEL,
-                    NOT_READY, parameters=_parameters(path, {}),
-                ),
-            )
-        ),
-    ]  # fmt: skip
+    ]
+    errors = UNKNOWN_MODEL, NOT_READY
+    about_models = [
+        json_route("GET", path, metadata, metadata_text, ModelMetadata, UNKNOWN_MODEL)
+        for path in MODELS
+    ]
+    about_models += [
+        json_route("GET", f"{path}/ready", model_ready, ready_text, ModelReady, *errors)
+        for path in MODELS
+    ]
+    return about_server + about_models
 
 
 def _find(store: Store, request: Request) -> ServedModel:
@@ -340,21 +336,6 @@ def _describe(name: str, datatype: str, content: str | None) -> TensorMetadata:
 # ---------------------------------------------------------------- OpenAPI
 
 
-def _parameters(path: str, known: Mapping[str, list[str]]) -> list[Json]:
-    """Describe the parameters in a path; ``known`` lists their values, if those are known."""
-    names = [name for name in ("name", "version") if f"{{{name}}}" in path]
-    values = {name: {"enum": known[name]} if known.get(name) else {} for name in names}
-    return [
-        {
-            "name": name,
-            "in": "path",
-            "required": True,
-            "schema": {"type": "string", **values[name]},
-        }
-        for name in names
-    ]
-
-
 def document(models: Sequence[ServedModel], settings: Settings) -> openapi.Part:
     """Describe the scoring routes in the OpenAPI document."""
     examples = {model.name: {"value": example_request(model)} for model in models}
@@ -375,7 +356,7 @@ def document(models: Sequence[ServedModel], settings: Settings) -> openapi.Part:
     paths = {
         f"{path}/infer": {"post": {**operation, "operationId": name, "parameters": parameters}}
         for path, name in zip(MODELS, ("infer", "infer_with_version"), strict=True)
-        for parameters in [[*_parameters(path, known), length]]
+        for parameters in [[*openapi.path_parameters(path, known), length]]
     }
     return openapi.Part(paths, SHAPES)
 
