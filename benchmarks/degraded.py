@@ -112,7 +112,7 @@ def fit_ours(
     train: pd.DataFrame, seed: int, trim: float | None = None
 ) -> Callable[[pd.DataFrame], Scores]:
     """The default estimator, or one that leaves out a share of its rows."""
-    detector = TabularVAEDetector(random_state=seed, trim=trim).fit(train)
+    detector = TabularVAEDetector(alpha=0.05, random_state=seed, trim=trim).fit(train)
     return lambda rows: np.asarray(detector.anomaly_score(rows))
 
 

@@ -38,7 +38,7 @@ from anomaly_vae.images.decoding import read_file
 from anomaly_vae.images.encoding import ImageEncoding, ImageLayout
 from anomaly_vae.images.heatmaps import smoothed
 from anomaly_vae.images.pixels import DecodedImage, DecodeOptions
-from anomaly_vae.images.schema import ImageSchema, batch_of, fitted_to
+from anomaly_vae.images.schema import ImageSchema, crop_and_resize, image_batch
 from anomaly_vae.scoring.scorer import Scorer
 from anomaly_vae.simulation.scans import insert_lesions
 from anomaly_vae.training.fit import fit_bundle, prepare
@@ -82,7 +82,7 @@ class Task:
         small = np.random.default_rng(seed).permutation(np.flatnonzero(sizes <= LARGEST_GROUP))
         held = small[np.cumsum(sizes[small]) <= min(HELD_OUT, len(self.train) // 4)]
         mask = np.isin(unit, held)
-        return batch_of(self.train[~mask]), batch_of(self.train[mask])
+        return image_batch(self.train[~mask]), image_batch(self.train[mask])
 
 
 def near_twins(images: Images) -> NDArray[np.intp]:
@@ -94,7 +94,7 @@ def near_twins(images: Images) -> NDArray[np.intp]:
 
 
 def _small(image: Images) -> Images:
-    pixels = fitted_to((image * 65_535).astype(np.uint16), 32, 1).ravel()
+    pixels = crop_and_resize((image * 65_535).astype(np.uint16), 32, 1).ravel()
     centred = pixels - pixels.mean()
     return np.asarray(centred / np.linalg.norm(centred), np.float32)
 
@@ -103,7 +103,7 @@ def load_xray(folder: Path, thin: int) -> Task:
     """PneumoniaMNIST."""
     data, size = np.load(folder / "pneumoniamnist.npz"), SIZES[XRAY]
     train, test = (
-        np.stack([fitted_to(image.astype(np.uint16) * 257, size, 1) for image in data[name]])
+        np.stack([crop_and_resize(image.astype(np.uint16) * 257, size, 1) for image in data[name]])
         for name in ("train_images", "test_images")
     )
     labels = data["test_labels"].ravel() == 1
@@ -124,13 +124,15 @@ def load_mri(folder: Path, thin: int) -> Task:
 def _read(folder: Path, size: int) -> Images:
     files = sorted(folder.glob("*.jpg"))
     pictures = [picture for file in files for picture in read_file(file, DecodeOptions())]
-    return np.stack([fitted_to(p.pixels, size, 1) for p in pictures if isinstance(p, DecodedImage)])
+    return np.stack(
+        [crop_and_resize(p.pixels, size, 1) for p in pictures if isinstance(p, DecodedImage)]
+    )
 
 
 def standardised(images: Images) -> Images:
     """(N, F): each image by its own mean and deviation."""
     layout = ImageLayout(1, images.shape[-1])
-    return ImageEncoding(layout, "standardise").encode(batch_of(images))
+    return ImageEncoding(layout, "standardise").encode(image_batch(images))
 
 
 # ---------------------------------------------------------------- the methods
@@ -173,13 +175,15 @@ class Ours:
     def score(self, images: Images) -> Scores:
         """See `Model`."""
         assert self.scorer
-        return self.scorer.score(batch_of(images))
+        return self.scorer.score(image_batch(images))
 
     def maps(self, images: Images) -> Images | None:
         """See `Model`."""
         assert self.scorer
         side = images.shape[-1]
-        return self.scorer.explain(batch_of(images)).nats.reshape(-1, side, side).astype(np.float32)
+        return (
+            self.scorer.explain(image_batch(images)).nats.reshape(-1, side, side).astype(np.float32)
+        )
 
 
 @dataclass
@@ -330,7 +334,7 @@ def trivial(name: str, value: Callable[[Images], Any]) -> Method:
 
 PLAIN = {"corruption": {"type": "none"}}
 CONTAMINATION: Mapping[str, Any] = {
-    "model": {"contamination": True},
+    "model": {"localization_head": True},
     "score": {"type": "contamination"},
     "training": {"epochs": 48},  # about 1,500 steps: what it finds grows with what it was shown
 }

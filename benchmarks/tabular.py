@@ -168,7 +168,9 @@ class Method:
 
 def ours(name: str, **over: Any) -> Method:
     """The estimator with these arguments."""
-    return Method(name, lambda seed: Ours(TabularVAEDetector(random_state=seed, **over)))
+    return Method(
+        name, lambda seed: Ours(TabularVAEDetector(alpha=0.05, random_state=seed, **over))
+    )
 
 
 def peer(name: str, make: Callable[[int], Any]) -> Method:
@@ -198,7 +200,7 @@ LONG = (
 )
 ONE_BY_ONE = (
     ours("ours, prior: standard", prior="standard"),
-    ours("ours, score: reconstruction", score="reconstruction"),
+    ours("ours, score: reconstruction", score_type="reconstruction"),
     ours("ours, members: 1", members=1),
     ours("ours, members: 6", members=6),
     ours("ours, components: 64", components=64),

@@ -163,7 +163,7 @@ def recall_at_precision(rng: np.random.Generator, trials: int) -> Lines:
         caught = 100 * ODD.sf(t)
         return float(caught / (caught + 2_000 * NORMAL.sf(t)))
 
-    wish = _wish("recall_at_precision", precision=0.6)
+    wish = _wish("recall_at_precision", min_precision=0.6)
     missed = _missed(wish, "precision", truth, rng, trials)
     yield Line("how often the 95% interval misses the precision", missed)
 
@@ -222,7 +222,7 @@ SCALES = {"wide": 3.0, "narrow": 1.0, "rare": 2.0, "(missing)": 2.0}
 
 def mondrian(rng: np.random.Generator, trials: int) -> Lines:
     for method, keys in (("conformal", {}), ("certified", {"delta": 0.1})):
-        wish = _wish(method, alpha=0.02, group="kind", **keys)
+        wish = _wish(method, alpha=0.02, group_by="kind", **keys)
         found = [_by_group(wish, rng) for _ in range(trials // 2)]
         for level in ("wide", "narrow"):
             rates = [one[level] for one in found]
@@ -305,7 +305,7 @@ def _contaminated(
     odd = round(share * ROWS)
     rows = np.concatenate([_draw(NORMAL, ROWS - odd, rng), _draw(law, odd, rng)])
     found = choose_threshold(
-        CalibrationSample.from_scores(rows), _wish("conformal", alpha=ALPHA, trim=cut)
+        CalibrationSample.from_scores(rows), _wish("conformal", alpha=ALPHA, trim_scores=cut)
     )
     said = float(found.figures.get("alpha_if_clean", ALPHA))
     return float(NORMAL.sf(found.threshold)), float(law.sf(found.threshold)), said

@@ -482,9 +482,9 @@ def _scored(
     fdr: float | None,
 ) -> dict[str, Any]:
     if source.bundle.manifest["kind"] == "image":
-        from pipelines.batch.images import Drawing, score_images
+        from pipelines.batch.images import HeatmapOptions, score_images
 
-        return score_images(source, paths, output, explain, Drawing(heatmaps, dicom), fdr)
+        return score_images(source, paths, output, explain, HeatmapOptions(heatmaps, dicom), fdr)
     if heatmaps or dicom:
         raise ConfigError("--heatmaps and --dicom-out are for models of images; leave them out")
     from pipelines.batch.tables import score_files

@@ -30,7 +30,7 @@ from tests.support.paths import ROOT
 ROWS = 200
 SMALL = (
     "data.size=32", "training.epochs=2", "model.network=convolutional", "model.width=4",
-    "model.hidden_dim=16", "model.latent_dim=4", "model.contamination=false", "score=neg_elbo",
+    "model.hidden_dim=16", "model.latent_dim=4", "model.localization_head=false", "score=neg_elbo",
     "calibration.alpha=0.1",
 )  # fmt: skip
 OTHER_SEED = ("data.splits.seed=1", "training.seed=1")

@@ -28,6 +28,7 @@ from anomaly_vae.calibration.conformal import Calibration, Groups, Scores
 from anomaly_vae.errors import BundleError, NotCalibratedError
 from anomaly_vae.files import atomic_folder
 from anomaly_vae.monitoring.exchangeability import Monitor, Reference
+from anomaly_vae.renames import rename_config, rename_reading
 from anomaly_vae.scoring.detector import Detector
 from anomaly_vae.scoring.modality import modality
 from anomaly_vae.scoring.scorer import Scorer
@@ -35,7 +36,7 @@ from anomaly_vae.scoring.scorer import Scorer
 if TYPE_CHECKING:
     from anomaly_vae.images.heatmaps import Scale
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST, GRAPH, WEIGHTS = "manifest.json", "graph.onnx", "weights.safetensors"
 CALIBRATION, SUMS = "calibration.safetensors", "SHA256SUMS"
 KEYS = (
@@ -179,12 +180,16 @@ def new_manifest(**content: Any) -> dict[str, Any]:
 
 
 def upgrade(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert a manifest of any older format into the current one."""
+    """Translate a manifest of any earlier format into the current one."""
     manifest = dict(manifest)
     if manifest.get("format") == 1:  # kept nothing of the calibration rows but their scores
         tested = manifest.get("evaluation") or {"anomalies": 0, "rows": 1}
         known = Reference(tested["anomalies"] / tested["rows"]).to_json()
         manifest |= {"format": 2, "reference": known if manifest.get("calibration") else None}
+    if manifest.get("format") == 2:  # had other names for some keys of the configuration
+        renames = {"config": rename_config, "schema": rename_reading}
+        renamed = {key: rename(manifest[key]) for key, rename in renames.items() if key in manifest}
+        manifest |= {"format": 3, **renamed}
     return manifest
 
 

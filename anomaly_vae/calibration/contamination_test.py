@@ -49,7 +49,7 @@ class ContaminationTest:
             f"as if about {self.share:.1%} of them did not belong. Where splits follow time the "
             "data may have drifted; else there may be anomalies that nobody labelled, which hide "
             f"others: label those of the rows from {self.above:.4g} on, or leave the highest out "
-            "by calibration.trim"
+            "by calibration.trim_scores"
         )
 
     def to_json(self) -> dict[str, Any]:

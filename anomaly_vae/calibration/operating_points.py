@@ -111,9 +111,9 @@ def expected_cost(sample: CalibrationSample, t: Scores, costs: CostConfig) -> Sc
 def fbeta(sample: CalibrationSample, config: CalibrationConfig) -> ThresholdChoice:
     """Choose the threshold of the largest F-beta; beta weighs recall (van Rijsbergen 1979)."""
     t = _candidates(sample)
-    best = _last_argmax(f_score(sample, t, config.beta))
+    best = _last_argmax(f_score(sample, t, config.f_beta))
     return _choice_with_intervals(
-        sample, t[best : best + 1], lambda e, at: f_score(e, at, config.beta), "fbeta"
+        sample, t[best : best + 1], lambda e, at: f_score(e, at, config.f_beta), "fbeta"
     )
 
 
@@ -132,12 +132,12 @@ def recall_at_precision(sample: CalibrationSample, config: CalibrationConfig) ->
     """
     t = _candidates(sample)
     reached = precision(sample, t)
-    if reached.max() < config.precision:
+    if reached.max() < config.min_precision:
         raise CalibrationError(
-            f"precision {config.precision:g} is reached by no threshold on the calibration rows, "
-            f"at most {reached.max():.3f}; lower calibration.precision"
+            f"precision {config.min_precision:g} is reached by no threshold on the calibration rows"
+            f", at most {reached.max():.3f}; lower calibration.min_precision"
         )
-    best = _last_argmax(np.where(reached >= config.precision, _caught(sample, t), -1))
+    best = _last_argmax(np.where(reached >= config.min_precision, _caught(sample, t), -1))
     return _choice_with_intervals(sample, t[best : best + 1], precision, "precision")
 
 

@@ -81,7 +81,7 @@ def choose_threshold(sample: CalibrationSample, config: CalibrationConfig) -> Ca
 
 def _choose_for_rows(sample: CalibrationSample, config: CalibrationConfig) -> Calibration:
     """Choose the threshold of rows that passed `check_rows`."""
-    kept = sample.trimmed(config.trim)
+    kept = sample.trimmed(config.trim_scores)
     choice = METHODS[config.method](kept, config)
     chosen = Calibration(
         config.method, config.alpha, choice.threshold, kept.normal, choice.figures, kept.weights
@@ -99,8 +99,9 @@ def _note_trimming(chosen: Calibration, n: int) -> Calibration:
     trimmed = n - len(chosen.scores)
     alpha_if_clean = (trimmed + flagged_ranks(chosen)) / (n + 1)
     note = (
-        f"calibration.trim left out the {trimmed} highest of {n} rows: alpha {chosen.alpha:g} "
-        f"holds if all of these were anomalies, and {alpha_if_clean:.3g} in its place if none was"
+        f"calibration.trim_scores left out the {trimmed} highest of {n} rows: "
+        f"alpha {chosen.alpha:g} holds if all of these were anomalies, and {alpha_if_clean:.3g} "
+        "in its place if none was"
     )
     return _add_figures(chosen, {"trimmed": trimmed, "alpha_if_clean": alpha_if_clean}, note)
 
@@ -110,7 +111,7 @@ def _add_groups(
 ) -> Calibration:
     """Add a calibration for each level that has enough rows."""
     assert sample.levels, "the sample has no groups"
-    assert config.group, "groups are levels of a column"
+    assert config.group_by, "groups are levels of a column"
     own, small = {}, {}
     for level, rows in level_sizes(sample).items():
         selected = sample.select_level(level)
@@ -121,10 +122,10 @@ def _add_groups(
             small[level] = rows
     figures = {"small_groups": small, "ungrouped": int((sample.levels.codes < 0).sum())}
     note = (
-        f"calibration.group: too few rows for a threshold of its own in {listed(list(small))}; "
+        f"calibration.group_by: too few rows for a threshold of its own in {listed(list(small))}; "
         "rows of these get that of all, which promises nothing of one level alone"
     )
-    grouped = replace(pooled, groups=Groups(config.group, own))
+    grouped = replace(pooled, groups=Groups(config.group_by, own))
     return _add_figures(grouped, figures, note if small else "")
 
 
@@ -164,12 +165,12 @@ def check_sample(sample: CalibrationSample, config: CalibrationConfig) -> None:
         return
     needed, sizes = rows_needed(config), level_sizes(sample)
     largest = max(sizes, key=lambda level: sizes[level], default=None)
-    if largest is None or sizes[largest] - math.floor(config.trim * sizes[largest]) < needed:
+    if largest is None or sizes[largest] - math.floor(config.trim_scores * sizes[largest]) < needed:
         found = f"'{largest}', has {sizes[largest]}" if largest else "none, has 0"
         raise CalibrationError(
-            f"calibration.group: no level of '{config.group}' has the {needed} {sample.units} that "
-            f"a threshold of its own takes; the largest, {found}. Give more rows, raise "
-            "calibration.alpha, or leave calibration.group out"
+            f"calibration.group_by: no level of '{config.group_by}' has the {needed} "
+            f"{sample.units} that a threshold of its own takes; the largest, {found}. Give more "
+            "rows, raise calibration.alpha, or leave calibration.group_by out"
         )
 
 
@@ -179,7 +180,7 @@ def check_rows(sample: CalibrationSample, config: CalibrationConfig) -> None:
     Raises:
         CalibrationError: they do not; the message says what is needed.
     """
-    n = sample.trimmed(config.trim).n
+    n = sample.trimmed(config.trim_scores).n
     match config.method:
         case "certified":
             check_certifiable(n, config, sample.units)

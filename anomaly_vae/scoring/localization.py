@@ -39,7 +39,7 @@ def localizations(
     side = encoding.layout.size
     for row in rows:
         heat = explained.nats[row].reshape(side, side).astype(np.float32)
-        scan, expected = encoding.pictures(
+        scan, expected = encoding.to_images(
             np.stack([explained.observed[row], explained.expected[row]])
         )
         yield Localization(heat, regions(heat, scale), scan, expected, scale)

@@ -40,3 +40,14 @@ def modality(kind: str) -> tuple[type[Schema], type[Encoding]]:
         reason = "a model of images needs: pip install 'anomaly-vae[images]'"
         raise BundleError(f"{error}; {reason}") from None
     return ImageSchema, ImageEncoding
+
+
+def image_modality(schema: Schema, encoding: Encoding) -> tuple[ImageSchema, ImageEncoding]:
+    """Return the schema and the encoding of an image model with their exact types.
+
+    Raises:
+        BundleError: The model is for tables.
+    """
+    if isinstance(schema, TabularSchema) or isinstance(encoding, TabularEncoding):
+        raise BundleError("the model is for tables; choose a model of images")
+    return schema, encoding

@@ -22,7 +22,7 @@ from anomaly_vae.images.pixels import DecodeOptions
 from anomaly_vae.images.schema import ImageSchema
 from anomaly_vae.lifecycle.registry import TRAINED_RUN_TAG, Registry, Version
 from pipelines import console
-from pipelines.batch.images import Drawing, score_images
+from pipelines.batch.images import HeatmapOptions, score_images
 from pipelines.batch.tables import score_files
 from pipelines.datasets.image_files import find_images, read_images
 from pipelines.demo.simulate import write_scans, write_transactions
@@ -75,8 +75,8 @@ def image(out: Path) -> dict[str, Any]:
     config = demo_config("scans.yaml", simulated["out"], QUICKLY)
     answer, source, version = _run(config)
     console.step("Scoring every scan")
-    scores, drawing = folder / "scores", Drawing(heatmaps=True)
-    summary = score_images(source, [simulated["out"]], scores, drawing=drawing)
+    scores, options = folder / "scores", HeatmapOptions(png=True)
+    summary = score_images(source, [simulated["out"]], scores, heatmaps=options)
     located = _located(source, Path(simulated["out"]))
     pictures = _pictures(Registry(config.mlflow.tracking_uri), version, folder / "pictures")
     pictures += _sheets(source, simulated["images"], folder / "pictures")
@@ -113,14 +113,14 @@ def _run(config: Config) -> tuple[dict[str, Any], LoadedModel, Version]:
 
 def _located(source: LoadedModel, manifest: Path) -> float:
     """Average precision of the pixels of all lesions, by the smoothed maps of their scans."""
-    items = [item for item in find_images([str(manifest)]) if item.facts["label"] == "1"]
+    items = [item for item in find_images([str(manifest)]) if item.attributes["label"] == "1"]
     scorer = source.bundle.scorer
     assert isinstance(scorer.schema, ImageSchema), "a model of scans"
     side, heat, truth = scorer.schema.size, [], []
     for batch in read_images(items, scorer.schema):
         heat.append(smoothed(scorer.explain(batch.images).nats.reshape(-1, side, side)))
-        masks = (manifest.parent / "masks" / items[number].file.name for number in batch.items)
-        read = scorer.schema.from_pictures(
+        masks = (manifest.parent / "masks" / items[number].path.name for number in batch.files)
+        read = scorer.schema.from_images(
             p for mask in masks for p in read_file(mask, DecodeOptions())
         )
         truth.append(np.asarray(read.values[IMAGE])[:, 0] > HALF)

@@ -32,13 +32,13 @@ from anomaly_vae.generation.latent_space import (
     load_model,
     most_active,
 )
-from anomaly_vae.images.encoding import IMAGE, encode_picture
+from anomaly_vae.images.encoding import IMAGE, encode_png
 from anomaly_vae.images.heatmaps import png, sheet
-from anomaly_vae.images.pixels import FULL, DecodedImage
+from anomaly_vae.images.pixels import MAX_PIXEL, DecodedImage
 from anomaly_vae.images.schema import ImageSchema
 from pipelines import console
-from pipelines.datasets.image_files import FRAME, PATH, Batch, Item, find_images, read_all
-from pipelines.datasets.images import index_of
+from pipelines.datasets.image_files import FRAME, PATH, Batch, ImageFile, find_images, read_all
+from pipelines.datasets.images import build_index
 from pipelines.generate.common import (
     PNG,
     ROWS,
@@ -303,16 +303,16 @@ def read_source(bundle: Bundle, paths: Paths, most: int | None = None, seed: int
     read = _read(items, schema, most or len(items))
     rejected = _tell_rejects(items, read)
     fit = np.flatnonzero(read.images.usable)[:most]
-    if most is not None and len(read.items) < len(items):
+    if most is not None and len(read.files) < len(items):
         console.say(f"{len(items):,} files; the first {len(fit):,} images are taken")
     label = label_column(bundle)
-    named = label if any(label in item.facts for item in items) else None
-    index = index_of(items, read, named, None).take(pa.array(fit))
+    named = label if any(label in item.attributes for item in items) else None
+    index = build_index(items, read, named, None).take(pa.array(fit))
     facts = {name: index.column(name) for name in (PATH, FRAME, named) if name}
     return Source(encoded(bundle, read.images.take(fit)), facts, _names(index), rejected)
 
 
-def _read(items: Sequence[Item], schema: ImageSchema, most: int) -> Batch:
+def _read(items: Sequence[ImageFile], schema: ImageSchema, most: int) -> Batch:
     """As many files, from the first on, as it takes for ``most`` usable images."""
     count = most
     while True:
@@ -322,12 +322,12 @@ def _read(items: Sequence[Item], schema: ImageSchema, most: int) -> Batch:
         count *= 2
 
 
-def _tell_rejects(items: Sequence[Item], read: Batch) -> int:
+def _tell_rejects(items: Sequence[ImageFile], read: Batch) -> int:
     """How many images cannot be used, said with the first reason; all of them is an error."""
     problems, count = read.images.problems, len(read.images)
     if not problems:
         return 0
-    name = items[read.items[problems[0].row]].name
+    name = items[read.files[problems[0].row]].name
     reason = f"of {count:,}; the first: '{name}': {problems[0].reason}"
     if len(problems) == count:
         raise DataError(f"no image of the input can be used, {reason}")
@@ -368,8 +368,8 @@ def _write(out: str | Path, page: Sheet, facts: Facts, pictures: Matrix) -> None
 
 def _as_png(picture: Matrix) -> bytes:
     """(C, S, S) on [0, 1] → the bytes of a file."""
-    pixels = np.rint(np.moveaxis(picture, 0, -1) * FULL).astype(np.uint16)
-    return encode_picture(DecodedImage(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, 0))
+    pixels = np.rint(np.moveaxis(picture, 0, -1) * MAX_PIXEL).astype(np.uint16)
+    return encode_png(DecodedImage(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, 0))
 
 
 def stacked(bands: Sequence[Band], columns: int = COLUMNS) -> Sheet:

@@ -18,13 +18,13 @@ from anomaly_vae.lifecycle.registry import (
     CHAMPION,
     DECISION_TAG,
     FROZEN_TAG,
-    POLICY_TAG,
     Registry,
     Version,
 )
+from anomaly_vae.renames import READING
 from pipelines import console
 from pipelines.promotion.compare import Contender, evidence
-from pipelines.registry.frozen_test import Frozen
+from pipelines.registry.frozen_test import Frozen, policy_of
 from pipelines.reports.labelled import Labelled
 
 
@@ -175,7 +175,7 @@ def _exists(registry: Registry, name: str, version: str) -> bool:
 
 def _tell_other_policy(frozen: Frozen, challenger: Version) -> None:
     """A policy that was changed in the configuration counts from the next forced promotion on."""
-    own = json.loads(challenger.tags.get(POLICY_TAG, "{}"))
+    own = policy_of(challenger)
     other = [key for key in own if key in PromotionConfig.model_fields]
     changed = [f"{k} {own[k]}" for k in other if own[k] != frozen.policy.get(k, _DEFAULTS[k])]
     if changed:
@@ -227,11 +227,11 @@ def _decide(
 
 def _reads_otherwise(policy: Mapping[str, Any], challenger: Version, origin: Origin) -> str | None:
     """The frozen images were read by rules that are not the challenger's."""
-    rules, own = policy.get("reading"), json.loads(challenger.tags.get(POLICY_TAG, "{}"))
-    if rules == own.get("reading"):
+    rules, own = policy.get(READING), policy_of(challenger)
+    if rules == own.get(READING):
         return None
     text = f"the images of {origin} were read with {_told(rules)}, its own are read with "
-    return text + _told(own.get("reading"))
+    return text + _told(own.get(READING))
 
 
 def _told(rules: Mapping[str, Any] | None) -> str:

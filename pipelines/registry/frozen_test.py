@@ -26,6 +26,7 @@ from anomaly_vae.lifecycle.registry import (
     Registry,
     Version,
 )
+from anomaly_vae.renames import rename_reading
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,17 @@ class Frozen:
             if tag not in version.tags:
                 what = f"{version.name} version {version.version} has no {tag}"
                 raise RegistryError(f"{what}; register it with anomaly-vae calibrate")
-        policy = json.loads(version.tags[POLICY_TAG])
-        return cls(version.version, version.tags[TEST_TAG], version.tags[TEST_DIGEST_TAG], policy)
+        test, digest = version.tags[TEST_TAG], version.tags[TEST_DIGEST_TAG]
+        return cls(version.version, test, digest, policy_of(version))
 
     @classmethod
     def of(cls, champion: Version) -> Frozen:
         """What a champion was judged by; its own, where somebody else set the alias."""
         tag = champion.tags.get(FROZEN_TAG)
-        return cls(**json.loads(tag)) if tag else cls.own(champion)
+        if not tag:
+            return cls.own(champion)
+        kept = json.loads(tag)
+        return cls(**{**kept, "policy": rename_reading(kept["policy"])})
 
     def tag(self) -> str:
         """As the registry keeps it."""
@@ -72,6 +76,11 @@ class Frozen:
         if hashlib.sha256(content).hexdigest() != self.digest:
             raise RegistryError(f"the frozen test split {self.test_split} was altered")
         return pq.read_table(pa.BufferReader(content))
+
+
+def policy_of(version: Version) -> dict[str, Any]:
+    """Return the policy that a version was registered with, empty without one."""
+    return rename_reading(json.loads(version.tags.get(POLICY_TAG, "{}")))
 
 
 def frozen_test(registry: Registry, name: str) -> pa.Table | None:

@@ -57,7 +57,7 @@ def drawn(bundle: Bundle) -> dict[str, bytes]:
         "calibration": plots.score_histogram(bundle.detector, scores, np.zeros(len(scores), bool))
     }
     if bundle.manifest["evaluation"] is not None:
-        figures |= plots.findings(EvaluationReport.from_json(bundle.manifest["evaluation"]))
+        figures |= plots.report_figures(EvaluationReport.from_json(bundle.manifest["evaluation"]))
     return {name: _png(figure) for name, figure in figures.items()}
 
 

@@ -177,11 +177,11 @@ class Reporter:
         batch, anomaly = judged.batch.take(known), truth.anomaly[known]
         if not truth.files:
             return single_feature_aurocs(batch.values, anomaly)
-        from pipelines.reports.image_metadata import file_facts, glances
+        from pipelines.reports.image_metadata import file_metadata, image_statistics
 
-        facts = file_facts([truth.files[row] for row in known])
+        facts = file_metadata([truth.files[row] for row in known])
         found = single_feature_aurocs(facts, anomaly, "file") + single_feature_aurocs(
-            glances(batch), anomaly, "image"
+            image_statistics(batch), anomaly, "image"
         )
         return sorted(found, key=lambda one: -one.auroc)
 
@@ -268,7 +268,7 @@ def log(run: Run, judged: Judged, report: EvaluationReport) -> None:
     run.log_json(report.figures.to_json(), "evaluation.json")
     run.log_json(report.details(), "findings.json")
     run.log_figure(plots.score_histogram(judged.detector, score, anomaly), "plots/scores.png")
-    for name, figure in plots.findings(report).items():
+    for name, figure in plots.report_figures(report).items():
         run.log_figure(figure, f"plots/{name}.png")
     if report.figures.auroc is not None:
         run.log_figure(plots.ranking(score, anomaly, report.figures), "plots/ranking.png")

@@ -43,7 +43,7 @@ def _evidence(
     """The same of ``scores`` that `Dataset.calibration_rows` have."""
     normal = data.calibration_rows
     if wish.promises_alpha:
-        levels = _levels(data, wish.group, normal) if wish.group else None
+        levels = _levels(data, wish.group_by, normal) if wish.group_by else None
         weights = _weights(data, wish.density_ratio, normal) if wish.density_ratio else ()
         return CalibrationSample.from_scores(
             scores, levels=levels, weights=weights, units=data.units
@@ -70,7 +70,7 @@ def scored_evidence(data: Dataset, wish: CalibrationConfig, scorer: Scorer) -> C
     found = _evidence(data, wish, scores, lambda rows: scorer.score(take(rows)))
     return replace(
         found,
-        levels=found.levels and _kept(found.levels, scorer.encoding, str(wish.group)),
+        levels=found.levels and _kept(found.levels, scorer.encoding, str(wish.group_by)),
         losses=(np.sort(losses), np.sort(held_out)),
     )
 
@@ -112,7 +112,7 @@ def _check_group(data: Dataset, column: str) -> None:
         else "which the model does not read: a row to be scored could come without its group; name "
         f"one of {listed(discrete)}, or make it a feature"
     )
-    raise DataError(f"calibration.group names the column '{column}', {why}", column=column)
+    raise DataError(f"calibration.group_by names the column '{column}', {why}", column=column)
 
 
 def _weights(data: Dataset, column: str, rows: Positions) -> Scores:

@@ -8,7 +8,7 @@ from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.config import Config
 from anomaly_vae.data.splitting import CALIBRATION, TEST, TRAIN, VALIDATION
 from anomaly_vae.errors import RegistryError
-from anomaly_vae.training.fit import Prepared, prepare, resolved
+from anomaly_vae.training.fit import Prepared, prepare
 from anomaly_vae.training.warm_start import incompatibility
 from pipelines import console
 from pipelines.datasets.dataset import Dataset
@@ -25,7 +25,7 @@ def prepared_start(config: Config, data: Dataset) -> tuple[Prepared, Bundle | No
     prepared = prepare(config, *parts, start)
     if start is None:
         return prepared, None
-    planned = resolved(config, prepared.encoding, len(prepared.train))
+    planned = config.resolve(prepared.encoding.layout.n_columns, len(prepared.train))
     if reason := _seen(start, data) or incompatibility(start, planned, prepared.encoding):
         console.say(f"A cold start, {config.training.warm_start} does not fit: {reason}")
         return prepare(config, *parts), None

@@ -147,9 +147,9 @@ def score(
         ProblemError: an image cannot be read or is blank, which refuses all of them, or a limit is
             exceeded.
     """
-    stream = ImageStream(files, model.schema.reading, settings)
+    stream = ImageStream(files, model.schema.options, settings)
     images, chunks, bad = iter(stream), list[Scored](), list[BadRecord]()
-    while len(batch := model.schema.from_pictures(islice(images, CHUNK))):
+    while len(batch := model.schema.from_images(islice(images, CHUNK))):
         positions = stream.positions[-len(batch) :]
         bad += [_bad_record(*positions[problem.row], problem.reason) for problem in batch.problems]
         check_cost(model, options, len(stream.positions), settings)

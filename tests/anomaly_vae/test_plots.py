@@ -118,7 +118,7 @@ def test_slices_above_their_limit_stand_out() -> None:
 def test_an_evaluation_without_normal_rows_has_nothing_to_draw() -> None:
     nothing = ColumnSlice("kind", "c", 100, 100, None, None, None, None)
     figures = Evaluation(rows=100, anomalies=100, alpha=0.01, threshold=1.0, flagged=7)
-    assert plots.findings(EvaluationReport(figures, slices=(nothing,))) == {}
+    assert plots.report_figures(EvaluationReport(figures, slices=(nothing,))) == {}
 
 
 # ---------------------------------------------------------------- reconstructions

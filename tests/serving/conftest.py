@@ -24,7 +24,7 @@ from serving.app import create_app
 from serving.models.store import BundleRef, ServedModel, Store
 from serving.scoring.loading import load_model
 from serving.settings import Settings
-from tests.support.image_uploads import picture_file
+from tests.support.image_uploads import image_file
 from tests.support.scans import blobs
 from tests.support.served import folder, records, served
 
@@ -55,7 +55,7 @@ def scanner(scan_folder: Path) -> ServedModel:
 @pytest.fixture(scope="session")
 def pngs() -> list[bytes]:
     """40 files as a client sends them, larger than the model's images."""
-    return [picture_file(image) for image in blobs(40, seed=1, size=60)]
+    return [image_file(image) for image in blobs(40, seed=1, size=60)]
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Image files and forms as clients make them, the good and the bad."""
+"""Make image files and multipart forms as clients send them, valid and invalid."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ BOUNDARY = b"B"
 FORM = {"Content-Type": "multipart/form-data; boundary=B"}
 
 
-def picture_file(image: Grey, kind: str = "PNG", **options: Any) -> bytes:
-    """One image (H, W) or (H, W, 3) in a format that Pillow writes."""
+def image_file(image: Grey, kind: str = "PNG", **options: Any) -> bytes:
+    """Encode an image (H, W) or (H, W, 3) in a format that Pillow writes."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def tiff_file(images: Iterable[Grey]) -> bytes:
-    """A TIFF of many pages."""
+    """Encode images as pages of a TIFF."""
     first, *others = map(Image.fromarray, images)
     buffer = io.BytesIO()
     first.save(buffer, "TIFF", save_all=True, append_images=others)
@@ -38,13 +38,13 @@ def tiff_file(images: Iterable[Grey]) -> bytes:
 
 
 def nifti_file(images: Grey) -> bytes:
-    """A gzipped NIfTI volume of N axial slices."""
+    """Encode N axial slices as a gzipped NIfTI volume."""
     volume = np.moveaxis(images[:, ::-1, ::-1], 0, -1).swapaxes(0, 1).astype(np.int16)
     return gzip.compress(nibabel.Nifti1Image(volume, np.eye(4)).to_bytes())
 
 
 def dicom_file(images: Grey) -> bytes:
-    """N 8-bit frames, of a patient."""
+    """Encode N 8-bit frames as DICOM, with the name and ID of a patient."""
     dataset = Dataset()
     dataset.PatientName, dataset.PatientID = "MALLORY^MEG", "mallory-1"
     dataset.SOPClassUID, dataset.SOPInstanceUID = SecondaryCaptureImageStorage, "1.2.3.4"
@@ -63,7 +63,7 @@ def dicom_file(images: Grey) -> bytes:
 
 
 def png_of(width: int, height: int, data: bytes) -> bytes:
-    """A PNG of 8-bit grey whose header says this and whose data is that, compressed."""
+    """Make an 8-bit grey PNG with this size in its header and this data, compressed."""
     head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     chunks = (b"IHDR", head), (b"IDAT", zlib.compress(data, 9)), (b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -73,15 +73,15 @@ def png_of(width: int, height: int, data: bytes) -> bytes:
 
 
 def part(content: bytes, disposition: bytes = b'form-data; name="files"') -> bytes:
-    """A part of a form, from its boundary to the end of its content."""
+    """Make a part of a form, from its boundary to the end of its content."""
     return b"--B\r\nContent-Disposition: %b\r\n\r\n%b\r\n" % (disposition, content)
 
 
 def form(*parts: bytes) -> bytes:
-    """A body of `FORM`."""
+    """Join parts to the body of a form."""
     return b"".join(parts) + b"--B--\r\n"
 
 
 def uploads(contents: Sequence[bytes]) -> list[tuple[str, tuple[str, bytes]]]:
-    """How the test client sends files."""
+    """Return files as the test client takes them."""
     return [("files", (f"{number}.bin", content)) for number, content in enumerate(contents)]

@@ -42,7 +42,7 @@ def test_anomalies_that_only_calibrate_are_told_and_counted() -> None:
     assert found.share == pytest.approx(0.05, abs=0.01)
     assert 3 < found.above < 8
     assert "about 5" in found.note
-    assert "calibration.trim" in found.note
+    assert "calibration.trim_scores" in found.note
 
 
 def test_anomalies_everywhere_are_not_seen() -> None:

@@ -55,7 +55,7 @@ def grouped(seed: int, n: int = 600, **known: Any) -> CalibrationSample:
 @pytest.mark.parametrize("method", ["conformal", "certified", "quantile", "evt"])
 def test_each_group_is_calibrated_as_if_there_were_no_other(method: str) -> None:
     given_, alone = grouped(0, 4_000), wish(method, alpha=0.02)
-    found = choose_threshold(given_, wish(method, alpha=0.02, group="kind"))
+    found = choose_threshold(given_, wish(method, alpha=0.02, group_by="kind"))
     assert found.groups
     assert found.groups.column == "kind"
     assert sorted(found.groups.own) == ["a", "b"]
@@ -75,7 +75,7 @@ def test_each_group_is_calibrated_as_if_there_were_no_other(method: str) -> None
 
 def test_groups_of_too_few_rows_are_told_with_what_becomes_of_them() -> None:
     given_ = grouped(1)
-    figures = choose_threshold(given_, wish(group="kind")).figures
+    figures = choose_threshold(given_, wish(group_by="kind")).figures
     assert given_.levels
     assert figures["small_groups"] == {"few": int((given_.levels.codes == 2).sum())}
     assert figures["ungrouped"] == int((given_.levels.codes == -1).sum())
@@ -86,23 +86,23 @@ def test_no_group_with_rows_enough_is_refused_with_the_number() -> None:
     levels = Levels(np.arange(60, dtype=np.int32) % 30, tuple(map(str, range(30))))
     with pytest.raises(CalibrationError) as caught:
         choose_threshold(
-            CalibrationSample.from_scores(np.arange(60.0), levels=levels), wish(group="kind")
+            CalibrationSample.from_scores(np.arange(60.0), levels=levels), wish(group_by="kind")
         )
     assert str(caught.value).startswith(
-        "calibration.group: no level of 'kind' has the 19 normal calibration rows that a threshold "
-        "of its own takes; the largest, '0', has 2. Give more rows"
+        "calibration.group_by: no level of 'kind' has the 19 normal calibration rows that a "
+        "threshold of its own takes; the largest, '0', has 2. Give more rows"
     )
     missing = Levels(np.full(60, -1, np.int32), ())
     with pytest.raises(CalibrationError, match="no level of 'kind'"):
         choose_threshold(
-            CalibrationSample.from_scores(np.arange(60.0), levels=missing), wish(group="kind")
+            CalibrationSample.from_scores(np.arange(60.0), levels=missing), wish(group_by="kind")
         )
 
 
 @pytest.mark.parametrize("method", ["budget", "cost", "fbeta", "recall_at_precision"])
 def test_methods_of_traffic_and_labels_have_no_groups(method: str) -> None:
     keys = {"budget": {"per_1000": 5}, "cost": {"costs": {"review": 1}}}.get(method, {})
-    for key, value in {"group": "kind", "trim": 0.1, "density_ratio": "w"}.items():
+    for key, value in {"group_by": "kind", "trim_scores": 0.1, "density_ratio": "w"}.items():
         content = {"name": "x", "data": {"path": "x"}, "calibration": {"method": method, **keys}}
         content["calibration"][key] = value  # type: ignore[index]
         with pytest.raises(ConfigError, match=f"method {method} has no {key}"):
@@ -112,7 +112,7 @@ def test_methods_of_traffic_and_labels_have_no_groups(method: str) -> None:
 @pytest.mark.slow
 def test_the_promise_holds_in_each_group_and_would_not_without() -> None:
     """Simulate 2,000 calibrations of 600 rows with known false positive rates."""
-    config, trials = wish(group="kind"), 2_000
+    config, trials = wish(group_by="kind"), 2_000
     rates = np.empty((trials, 3))
     for trial in range(trials):
         found = choose_threshold(grouped(trial), config)
@@ -140,7 +140,7 @@ def by_channel(bundle: Bundle, dataset: Dataset) -> Bundle:
     x = bundle.scorer.encoding.encode(rows)
     levels = bundle.scorer.encoding.levels(COLUMN, x)  # type: ignore[union-attr]
     given_ = CalibrationSample.from_scores(bundle.scorer.score_encoded(x), levels=levels)
-    return bundle.calibrated(choose_threshold(given_, wish(alpha=0.025, group=COLUMN)), None)
+    return bundle.calibrated(choose_threshold(given_, wish(alpha=0.025, group_by=COLUMN)), None)
 
 
 @pytest.fixture(scope="module")
@@ -355,7 +355,7 @@ def test_the_figures_say_what_weighted_rows_are_worth() -> None:
 
 def test_groups_take_their_weights_with_them() -> None:
     given_ = grouped(2, weights=np.random.default_rng(0).uniform(0.5, 1, 600))
-    found = choose_threshold(given_, wish(group="kind", density_ratio="w"))
+    found = choose_threshold(given_, wish(group_by="kind", density_ratio="w"))
     assert found.groups
     assert given_.levels
     assert given_.weights is not None
@@ -391,33 +391,33 @@ def test_the_promise_of_weights_holds_in_traffic_and_would_not_without() -> None
 def test_trimmed_rows_are_the_highest_and_count_no_more() -> None:
     rng = np.random.default_rng(4)
     scores = rng.normal(size=1_000)
-    found = choose_threshold(CalibrationSample.from_scores(scores), wish(trim=0.03))
+    found = choose_threshold(CalibrationSample.from_scores(scores), wish(trim_scores=0.03))
     kept = choose_threshold(CalibrationSample.from_scores(np.sort(scores)[:970]), wish())
     assert found.threshold == kept.threshold
     np.testing.assert_array_equal(found.scores, kept.scores)
     assert found.figures["trimmed"] == 30
     assert found.figures["alpha_if_clean"] == pytest.approx((30 + 48) / 1_001)
     assert found.figures["note"] == (
-        "calibration.trim left out the 30 highest of 1000 rows: alpha 0.05 holds if all of these "
-        "were anomalies, and 0.0779 in its place if none was"
+        "calibration.trim_scores left out the 30 highest of 1000 rows: alpha 0.05 holds if all of "
+        "these were anomalies, and 0.0779 in its place if none was"
     )
 
 
 def test_what_is_left_after_trimming_has_to_resolve_alpha() -> None:
     with pytest.raises(CalibrationError, match="needs 19 normal calibration rows, there are 18"):
-        choose_threshold(CalibrationSample.from_scores(np.arange(20.0)), wish(trim=0.1))
+        choose_threshold(CalibrationSample.from_scores(np.arange(20.0)), wish(trim_scores=0.1))
 
 
 def test_trimming_less_than_a_row_is_none() -> None:
     figures = choose_threshold(
-        CalibrationSample.from_scores(np.arange(50.0)), wish(trim=0.01)
+        CalibrationSample.from_scores(np.arange(50.0)), wish(trim_scores=0.01)
     ).figures
     assert figures == {}
 
 
 def test_rows_are_trimmed_by_group() -> None:
     given_ = grouped(5)
-    found = choose_threshold(given_, wish(group="kind", trim=0.1))
+    found = choose_threshold(given_, wish(group_by="kind", trim_scores=0.1))
     assert found.groups
     assert given_.levels
     n = int((given_.levels.codes == 1).sum())
@@ -426,8 +426,8 @@ def test_rows_are_trimmed_by_group() -> None:
 
 
 def test_weighted_rows_are_not_trimmed() -> None:
-    with pytest.raises(ValueError, match="trim counts rows, density_ratio weighs them"):
-        wish(trim=0.1, density_ratio="w")
+    with pytest.raises(ValueError, match="trim_scores counts rows, density_ratio weighs them"):
+        wish(trim_scores=0.1, density_ratio="w")
 
 
 # ---------------------------------------------------------------- configuration
@@ -444,7 +444,7 @@ def test_a_column_of_weights_is_no_feature() -> None:
     assert validate_config(content).data.ignore == ("w",)  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("key", ["group", "density_ratio"])
+@pytest.mark.parametrize("key", ["group_by", "density_ratio"])
 def test_images_have_neither(key: str) -> None:
     content = {"kind": "image", "name": "x", "data": {"path": "x"}, "calibration": {key: "site"}}
     with pytest.raises(ConfigError, match=f"calibration.{key} names a column, and an image"):

@@ -30,8 +30,8 @@ WISHES: dict[str, dict[str, Any]] = {
     "quantile": {"alpha": 0.05},
     "budget": {"per_1000": 20},
     "cost": {"costs": {"missed": 100, "review": 3, "blocked": 5}},
-    "fbeta": {"beta": 2.0},
-    "recall_at_precision": {"precision": 0.6},
+    "fbeta": {"f_beta": 2.0},
+    "recall_at_precision": {"min_precision": 0.6},
 }
 """A configuration of each method."""
 RANKS = [name for name in WISHES if name != "evt"]
@@ -448,7 +448,7 @@ def test_dearer_misses_never_flag_less() -> None:
 def test_the_f_score_is_the_largest_there_is(seed: int, tied: bool, beta: float) -> None:
     """The figures equal scikit-learn's."""
     given_ = evidence(seed, 60, tied, m=15)
-    found = chosen("fbeta", given_, beta=beta)
+    found = chosen("fbeta", given_, f_beta=beta)
     scores = np.concatenate([given_.normal, given_.anomalies])
     truth = np.repeat([False, True], [60, 15])
     weights = np.where(truth, given_.weight, 1.0)
@@ -467,7 +467,7 @@ def test_no_threshold_of_that_precision_has_more_recall(
 ) -> None:
     given_ = evidence(seed, 60, tied, m=15)
     try:
-        found = chosen("recall_at_precision", given_, precision=least)
+        found = chosen("recall_at_precision", given_, min_precision=least)
     except CalibrationError:
         return  # tested below
     assert found.figures["precision"] >= least
@@ -481,10 +481,10 @@ def test_no_threshold_of_that_precision_has_more_recall(
 def test_a_precision_that_no_threshold_reaches_says_the_best() -> None:
     given_ = CalibrationSample.from_scores(np.arange(100.0), np.arange(50.0))
     with pytest.raises(CalibrationError) as caught:
-        chosen("recall_at_precision", given_, precision=0.9)
+        chosen("recall_at_precision", given_, min_precision=0.9)
     assert str(caught.value) == (
         "precision 0.9 is reached by no threshold on the calibration rows, at most 0.331; "
-        "lower calibration.precision"
+        "lower calibration.min_precision"
     )
 
 

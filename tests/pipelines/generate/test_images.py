@@ -93,7 +93,7 @@ def test_without_input_images_come_from_the_prior(
     SHEETS[name](image_calibrated, out)
     assert out.read_bytes() == first
     with Image.open(out) as page:
-        assert min(page.size) > heatmaps.TILE
+        assert min(page.size) > heatmaps.MIN_TILE
 
 
 @pytest.mark.parametrize("name", SHEETS)

@@ -339,14 +339,26 @@ def test_a_challenger_that_rejects_rows_is_refused_with_their_number(
 
 
 def test_images_frozen_by_other_rules_judge_nobody(registry: Registry) -> None:
-    set_frozen(registry, reading={"window": "auto", "axis": 2})
-    set_policy(registry, EQUAL, reading={"window": [40, 80], "axis": 2})
+    set_frozen(registry, reading={"intensity_window": "auto", "axis": 2})
+    set_policy(registry, EQUAL, reading={"intensity_window": [40, 80], "axis": 2})
     decision = promote(registry, "fraud", EQUAL)
     assert [reason.why for reason in decision.reasons] == [RefusalReason.READS_OTHERWISE]
-    assert "window auto, axis 2" in decision.reasons[0].text
-    assert "window [40, 80], axis 2" in decision.reasons[0].text
-    set_policy(registry, EQUAL, reading={"window": "auto", "axis": 2})
+    assert "intensity_window auto, axis 2" in decision.reasons[0].text
+    assert "intensity_window [40, 80], axis 2" in decision.reasons[0].text
+    set_policy(registry, EQUAL, reading={"intensity_window": "auto", "axis": 2})
     assert promote(registry, "fraud", EQUAL).promoted
+
+
+def test_reading_rules_stored_under_their_old_name_count_as_the_new_one(registry: Registry) -> None:
+    set_frozen(registry, reading={"window": [40, 80], "axis": 2})
+    set_policy(registry, EQUAL, reading={"intensity_window": "auto", "axis": 2})
+    text = promote(registry, "fraud", EQUAL).reasons[0].text
+    assert "intensity_window [40, 80], axis 2" in text
+    set_policy(registry, EQUAL, reading={"window": [40, 80], "axis": 2})
+    decision = promote(registry, "fraud", EQUAL)
+    assert decision.promoted
+    frozen = Frozen.of(registry.version("fraud", EQUAL))
+    assert frozen.policy["reading"] == {"intensity_window": [40, 80], "axis": 2}
 
 
 def test_rows_that_the_champion_cannot_score_speak_against_nobody(registry: Registry) -> None:

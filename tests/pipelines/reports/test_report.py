@@ -21,7 +21,7 @@ from anomaly_vae.lifecycle.registry import Registry
 from pipelines.datasets.dataset import Dataset
 from pipelines.datasets.images import ImageDataset, read_labelled
 from pipelines.registry.model_uri import LoadedModel
-from pipelines.reports.image_metadata import file_facts, glances
+from pipelines.reports.image_metadata import file_metadata, image_statistics
 from pipelines.reports.labelled import Judged, Labelled, judge
 from pipelines.reports.report import Reporter, Wish, evaluate_files
 from pipelines.training.train import read
@@ -190,7 +190,7 @@ def test_findings_plots_and_card_are_logged(champion: World) -> None:
 
 def test_facts_of_files_are_those_of_their_headers(image_dataset: ImageDataset) -> None:
     files = image_dataset.files[:4]
-    facts = file_facts(files)
+    facts = file_metadata(files)
     assert np.asarray(facts["size in bytes"]).tolist() == [f.stat().st_size for f in files]
     assert set(facts["format"].names) == {"PNG"}  # type: ignore[union-attr]  # Levels
     assert facts["suffix"].names == (".png",)  # type: ignore[union-attr]
@@ -198,13 +198,13 @@ def test_facts_of_files_are_those_of_their_headers(image_dataset: ImageDataset) 
 
 def test_damaged_and_absent_files_have_no_facts(tmp_path: Path) -> None:
     (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    facts = file_facts([tmp_path / "cut.png", tmp_path / "absent.png"])
+    facts = file_metadata([tmp_path / "cut.png", tmp_path / "absent.png"])
     np.testing.assert_array_equal(facts["size in bytes"], [8.0, np.nan])
 
 
 def test_a_glance_is_the_mean_the_deviation_and_the_border(image_dataset: ImageDataset) -> None:
     images = np.asarray(image_dataset.batch.values["image"])[:, 0].astype(np.float64)
-    seen = glances(image_dataset.batch)
+    seen = image_statistics(image_dataset.batch)
     np.testing.assert_allclose(seen["brightness"], images.mean((1, 2)))
     np.testing.assert_allclose(seen["contrast"], images.std((1, 2)))
     edge = np.concatenate(

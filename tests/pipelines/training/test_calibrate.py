@@ -247,7 +247,7 @@ def wishing(flow: Config, **calibration: object) -> Config:
         {"method": "budget", "per_day": 5},
         {"method": "cost", "costs": {"amount": "TX_AMOUNT", "review": 5}},
         {"method": "fbeta"},
-        {"method": "recall_at_precision", "precision": 0.05},
+        {"method": "recall_at_precision", "min_precision": 0.05},
     ],
     ids="-".join,
 )

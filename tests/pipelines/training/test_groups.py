@@ -57,7 +57,7 @@ def there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def grouped(place: Path, world: World, flow: Config, dataset: Dataset) -> Calibrated:
     """Version 2: the same model by channels; 39 rows resolve an alpha of 0.025."""
-    config = changed(flow, calibration__group=COLUMN, calibration__alpha=0.025)
+    config = changed(flow, calibration__group_by=COLUMN, calibration__alpha=0.025)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place / 'mlflow.db'}")
@@ -239,20 +239,20 @@ def test_a_column_that_makes_no_groups_is_refused_before_training(
     flow: Config, column: str, message: str
 ) -> None:
     with pytest.raises(
-        DataError, match=f"calibration.group names the column '{column}'.*{message}"
+        DataError, match=f"calibration.group_by names the column '{column}'.*{message}"
     ):
-        read(changed(flow, calibration__group=column))
+        read(changed(flow, calibration__group_by=column))
 
 
 def test_groups_that_are_all_too_small_are_refused_before_training(flow: Config) -> None:
     with pytest.raises(CalibrationError, match=r"no level of 'TX_CHANNEL' has the 199 normal cal"):
-        read(changed(flow, calibration__group=COLUMN, calibration__alpha=0.005))
+        read(changed(flow, calibration__group_by=COLUMN, calibration__alpha=0.005))
 
 
 def test_levels_that_training_did_not_keep_have_no_threshold(
     world: World, flow: Config, dataset: Dataset
 ) -> None:
-    wish = changed(flow, calibration__group=COLUMN).calibration
+    wish = changed(flow, calibration__group_by=COLUMN).calibration
     raw = evidence_of(dataset, wish, unscored).levels
     kept = scored_evidence(dataset, wish, world.trained.fitted.bundle.scorer).levels
     assert raw

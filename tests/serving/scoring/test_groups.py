@@ -29,7 +29,7 @@ def channels(bundle, dataset, tmp_path_factory):
     x = bundle.scorer.encoding.encode(dataset.part(CALIBRATION))
     levels = bundle.scorer.encoding.levels(COLUMN, x)
     given = CalibrationSample.from_scores(bundle.scorer.score_encoded(x), levels=levels)
-    chosen = choose_threshold(given, CalibrationConfig(alpha=0.1, group=COLUMN))
+    chosen = choose_threshold(given, CalibrationConfig(alpha=0.1, group_by=COLUMN))
     folder = bundle.calibrated(chosen, None).save(tmp_path_factory.mktemp("channels") / "bundle")
     return load_model(BundleRef(str(folder), version="3"))
 
