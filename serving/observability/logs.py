@@ -71,5 +71,6 @@ def configure(level: str) -> None:
     """Send all log records from this level on to stderr, as text only if it is a terminal."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(TextFormatter() if sys.stderr.isatty() else JsonFormatter())
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # not shown
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # the client gets a 400 instead

@@ -1,4 +1,4 @@
-"""What surrounds every request: ids, headers, and refusals that a client hears."""
+"""The middleware: request ids, headers, and early responses that reach the client."""
 
 import asyncio
 import logging
@@ -16,7 +16,7 @@ SENDS = ((b"content-length", b"99"),)
 
 
 class Client:
-    """Sends parts of a body and takes an answer; knows in which order."""
+    """Sends parts of a body and receives a response; records the order of events."""
 
     def __init__(self, parts, then=None):
         self.parts, self.then = list(parts), then
@@ -43,7 +43,7 @@ async def run(app, client, headers=SENDS, most=1000, seconds=5.0):
 
 
 def exchange(client, reads=0, **options):
-    """Have an application read so many parts and answer; returns what happened in which order."""
+    """Let an application read some parts and answer; return the events in order."""
 
     async def app(scope, receive, send):
         for _ in range(reads):

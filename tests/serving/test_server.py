@@ -1,4 +1,4 @@
-"""The process: what it says, what it imports, how it ends."""
+"""The service as a process: its output, its imports and its end."""
 
 import base64
 import json
@@ -106,7 +106,7 @@ def test_what_is_under_way_finishes(tmp_path, folder, records):
 
 
 def test_a_large_upload_hears_the_refusal(tmp_path, folder):
-    """The answer comes through although the body is never read."""
+    """The response arrives although the body is never read."""
     with running(tmp_path, [str(folder)]) as service:
         connection = HTTPConnection(service.url.removeprefix("http://"), timeout=10)
         with closing(connection):

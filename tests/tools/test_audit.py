@@ -1,4 +1,4 @@
-"""An audit that could not look says so; it never looks like one that found nothing."""
+"""An audit that could not run reports a failure, never a clean result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this project relies on in uvicorn, and a connection over a transport in memory."""
+"""The attributes of uvicorn that the service relies on, and a connection in memory."""
 
 import asyncio
 import inspect
@@ -52,7 +52,7 @@ class Transport(asyncio.Transport):
 
 
 class App:
-    """Answers every request with its trailers, of which there should be none, as the body."""
+    """Answers every request, and keeps the scopes."""
 
     def __init__(self, **settings):
         self.state = SimpleNamespace(settings=Settings(**settings), metrics=Metrics(Store()))
@@ -82,7 +82,7 @@ def connected(app):
 
 
 def talk(*parts, **settings):
-    """Feed parts of requests to a connection; returns its transport and the application."""
+    """Feed parts of requests to a connection; return its transport and the application."""
     app = App(**settings)
 
     async def run():
@@ -180,7 +180,7 @@ def test_a_large_body_in_the_packet_of_its_head_is_no_large_head():
     ("parts", "status"), [([], None), ([b"GET / HT"], b"HTTP/1.1 408 "), ([GET], b"HTTP/1.1 200 ")]
 )
 def test_a_head_has_a_deadline(parts, status):
-    """Who sends nothing is closed in silence; who begins hears why; who is done is left alone."""
+    """A silent connection is closed, a started request gets a 408, an answered one stays open."""
     app = App(head_seconds=0.05)
 
     async def run():

@@ -1,4 +1,4 @@
-"""What Prometheus reads, and what the log says."""
+"""Metrics and the access log."""
 
 import dataclasses
 import json
@@ -42,11 +42,11 @@ def test_counts_add_up(client, records):
     assert value(client, "request_records_sum", **MODEL) == sum(sizes)
     assert value(client, "requests_total", route="/score", status="2xx") == len(sizes)
     assert value(client, "request_duration_seconds_count", route="/score") == len(sizes)
-    assert value(client, "requests_in_flight") == 1, "the question itself"
+    assert value(client, "requests_in_flight") == 1, "the request for metrics itself"
 
 
 def test_images_are_counted_as_records(scan_client, pngs):
-    """Each frame is one; what was refused is not scored."""
+    """Each frame counts as one record; refused images do not count."""
     contents = [*pngs, nifti_file(blobs(3))]
     answer = scan_client.post("/score", files=uploads(contents)).json()
     flagged = sum(result["is_anomaly"] for result in answer["results"])

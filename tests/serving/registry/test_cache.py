@@ -1,4 +1,4 @@
-"""What the cache keeps, and what it forgets."""
+"""The cache of bundles: what it keeps and what it removes."""
 
 import os
 import time
@@ -19,7 +19,7 @@ def cache(tmp_path):
 
 
 def bundle_of(cache, character, age=2 * MIN_PRUNE_AGE_SECONDS):
-    """A folder that looks like a bundle, so old."""
+    """Make a folder of this age that looks like a bundle."""
     digest = character * 64
     place = cache.folder / digest
     place.mkdir(parents=True)
@@ -43,7 +43,7 @@ def test_the_last_and_the_one_before_stay(cache):
 
 
 def test_the_same_again_is_no_change(cache):
-    """It does not push out the one before."""
+    """The version before it is kept."""
     cache.remember(URI, bundle_of(cache, "a"))
     second = bundle_of(cache, "b")
     for _ in range(3):
@@ -78,7 +78,7 @@ def test_a_relative_database_is_where_it_is(cache, monkeypatch, tmp_path):
 
 
 def test_what_is_new_is_spared(cache):
-    """Somebody may have fetched it a moment ago, and not written it down yet."""
+    """Another process may have fetched it just now and not recorded it yet."""
     bundle_of(cache, "a", age=MIN_PRUNE_AGE_SECONDS / 2)
     cache.remember(URI, bundle_of(cache, "b"))
     assert kept(cache) == {"a", "b"}

@@ -1,4 +1,4 @@
-"""One question over HTTP: what is sent, and what is made of any answer."""
+"""The request to an MLflow server, and how each response is understood."""
 
 import base64
 import json
@@ -22,7 +22,7 @@ OK = {"model_version": {"version": "7", "tags": [{"key": mlflow_rest.DIGEST_TAG,
 
 @contextmanager
 def answering(status=200, content=OK, headers=(), pause=0.0):
-    """A server that answers everything so, and what it was asked."""
+    """Run a server with this response to everything; yield the requests it received."""
     asked = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -54,7 +54,7 @@ def answering(status=200, content=OK, headers=(), pause=0.0):
 
 @pytest.fixture(autouse=True)
 def no_credentials(tmp_path, monkeypatch):
-    """None of whoever runs the tests."""
+    """Hide the credentials of the user who runs the tests."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("USERNAME", "PASSWORD", "TOKEN", "AUTH", "AWS_SIGV4"):
         monkeypatch.delenv(f"MLFLOW_TRACKING_{name}", raising=False)
@@ -156,7 +156,7 @@ def test_what_only_mlflow_can_sign_is_left_to_it(monkeypatch, name):
 
 @pytest.mark.e2e
 def test_a_real_server(world, versions, monkeypatch):
-    """MLflow's own answers, for a version that is there, an alias and a model that are not."""
+    """MLflow's responses for an existing version, a missing alias and a missing model."""
     with mlflow_server(world) as uri:
         found = ask(monkeypatch, uri)
         assert (found.version, found.digest) == ("1", versions["1"].digest)

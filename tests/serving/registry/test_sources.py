@@ -1,4 +1,4 @@
-"""URIs → bundle folders."""
+"""Resolving URIs to bundle folders."""
 
 import asyncio
 import importlib.util
@@ -76,7 +76,7 @@ def test_missing_is_told_from_failing(tmp_path):
 
 
 def test_a_fetch_that_is_broken_off_leaves_nothing(tmp_path):
-    """Neither the child nor its temporary files."""
+    """Neither the child process nor its temporary files remain."""
     code = "said = json.dumps([os.getpid(), os.environ['TMPDIR']])\n"
     code += f"open({str(tmp_path / 'child')!r}, 'w').write(said)\n"
     command = stand_in(tmp_path, code + "time.sleep(60)")
@@ -116,7 +116,7 @@ def test_a_lean_install_says_what_it_lacks(tmp_path, monkeypatch, installed, uri
 
 
 def test_a_database_that_nobody_wrote_to_is_not_asked(tmp_path, folder, monkeypatch):
-    """Whoever writes to it, in whichever journal mode, is noticed."""
+    """Writes of any process are detected, in every journal mode."""
     database = tmp_path / "mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
     asked = tmp_path / "asked"
