@@ -1,8 +1,9 @@
-"""The application: routes over a store of detectors.
+"""Create the application: its routes over the loaded models.
 
-The scoring route is plain ASGI: one reference to the current detector → raw body → records or
-images → decisions → bytes. Small requests are scored on the event loop, where a thread would cost
-more than the scoring; large ones and images on a thread, so that they hold up nobody.
+Requests to score go straight to `ScoringEndpoint`, which is plain ASGI: it reads the raw body,
+scores it and sends the encoded answer. Small requests are scored on the event loop, where a thread
+would cost more than the scoring; large ones and images are scored on worker threads, so that they
+do not delay other requests.
 """
 
 from __future__ import annotations
@@ -11,19 +12,20 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
+from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from anomaly_vae import __version__
 from anomaly_vae.errors import ConfigError, DataError
-from serving import openapi
 from serving.middleware import RequestMiddleware
 from serving.models.store import Store
 from serving.observability.metrics import Metrics
+from serving.openapi import document_routes
 from serving.paths import Template
 from serving.problems import ProblemError, to_problem
 from serving.protocols import mlflow_scoring, open_inference
@@ -36,16 +38,17 @@ from serving.scoring.shadow import Shadows
 from serving.settings import ApiKey, Settings, find_key
 
 PROTOCOLS = (open_inference, mlflow_scoring)
-"""Other words that scoring is asked for in."""
-
+"""Protocols of other servers that the service speaks."""
 COLLECTORS = {"OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"}
-"""Variables that name a collector of traces."""
+"""Environment variables that name a collector of traces."""
 
-Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
+Refuse = Callable[[Exception, str], Response]
+"""Returns the answer to a request that failed with this exception at this path."""
 
 
-class Service(FastAPI):
-    """The application, with what surrounds every request before all else that FastAPI does."""
+class Service(Starlette):
+    """The application; ``front`` receives every request before Starlette does."""
 
     front: ASGIApp
 
@@ -59,76 +62,79 @@ def create_app(
     settings: Settings,
     lifespan: Lifespan | None = None,
     board: Board | None = None,
-) -> FastAPI:
-    """The service over these detectors; whoever holds the store may swap them.
+) -> Starlette:
+    """Create the application over these models; the holder of the store may swap them.
 
     Args:
-        store: the current detectors.
+        store: the current models.
         settings: limits and keys.
-        lifespan: what is to happen around the time it runs.
-        board: what of them follows the registry.
+        lifespan: context in which the application runs.
+        board: state of following the registry.
     """
     metrics = Metrics(store)
     follower = Follower(store, settings, metrics, board or Board(), Sources(settings))
     shadows = Shadows(store, settings, metrics)
-    app = Service(
-        title="anomaly-vae",
-        version=__version__,
-        description="Scores, conformal p-values and decisions, with their reasons.",
-        redoc_url=None,
-        swagger_ui_oauth2_redirect_url=None,
-        lifespan=lifespan,
-    )
+    scoring = ScoringEndpoint(store, settings, metrics, shadows)
+    refuse = _refusal(metrics)
+    routes: list[BaseRoute] = [
+        *scoring.routes.values(),  # first, because most requests are for them
+        *models.routes(store, settings, metrics, follower),
+        *admin.routes(follower, settings),
+        *(route for protocol in PROTOCOLS for route in protocol.routes(store, settings)),
+        *_protocol_routes(scoring),
+    ]
+    parts = [protocol.document for protocol in PROTOCOLS]
+    routes += document_routes(routes, store, settings, parts)
+    app = Service(routes=routes, lifespan=lifespan, exception_handlers=_handlers(refuse))
+    app.router.redirect_slashes = False
     app.state.store, app.state.settings, app.state.metrics = store, settings, metrics
     app.state.follower, app.state.shadows = follower, shadows
-    app.router.redirect_slashes = False
-    _handle_errors(app, metrics)
-    scoring = ScoringEndpoint(store, settings, metrics, shadows)
-    app.router.routes[:0] = scoring.routes.values()  # first, so that nothing is matched before
-    inner, refuse, find = super(Service, app).__call__, app.state.refuse, _finder(settings)
-    app.front = RequestMiddleware(inner, scoring, settings, metrics, refuse, find)
-    models.add_routes(app, store, settings, metrics, follower)
-    admin.add_routes(app, follower, settings)
-    if COLLECTORS & os.environ.keys():
-        app.front = _traced(app.front)
-    for protocol in PROTOCOLS:
-        protocol.add_routes(app, store, settings)
-        for path, endpoint in protocol.endpoints(scoring).items():
-            app.router.routes.append(Template(path, endpoint, methods=["POST"]))
-    openapi.install(app, store, settings, [protocol.document for protocol in PROTOCOLS])
+    inner, find = super(Service, app).__call__, _find_client(settings)
+    front = RequestMiddleware(inner, scoring, settings, metrics, refuse, find)
+    app.front = _traced(front) if COLLECTORS & os.environ.keys() else front
     return app
 
 
-def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
+def _protocol_routes(scoring: ScoringEndpoint) -> list[Template]:
+    return [
+        Template(path, endpoint, methods=["POST"])
+        for protocol in PROTOCOLS
+        for path, endpoint in protocol.endpoints(scoring).items()
+    ]
+
+
+def _refusal(metrics: Metrics) -> Refuse:
     def refuse(error: Exception, path: str) -> Response:
         problem = to_problem(error)
         metrics.rejected.labels(problem.kind.slug).inc()
         return problem.response_at(path)
 
+    return refuse
+
+
+def _handlers(refuse: Refuse) -> dict[type[Exception], Callable[[Request, Exception], Any]]:
     async def handle(request: Request, error: Exception) -> Response:
         return refuse(error, request.scope["path"])
 
-    for kind in (ProblemError, DataError, HTTPException, RequestValidationError, Exception):
-        app.add_exception_handler(kind, handle)
-    app.state.refuse = refuse
+    return dict.fromkeys((ProblemError, DataError, HTTPException, Exception), handle)
 
 
-def _finder(settings: Settings) -> Callable[[bytes], ApiKey | None]:
-    """Who is known by a key or, where there is an issuer, by a token."""
-    known = partial(find_key, settings.api_keys)
+def _find_client(settings: Settings) -> Callable[[bytes], ApiKey | None]:
+    """Return a function that finds the client of an API key or, with an issuer, of a token."""
+    find_by_key = partial(find_key, settings.api_keys)
     if not settings.oidc_issuer:
-        return known
+        return find_by_key
     try:
         from serving.http.oidc import TokenVerifier
     except ImportError as error:
         reason = "ANOMALY_VAE_OIDC_ISSUER needs: pip install 'anomaly-vae[oidc]'"
         raise ConfigError(f"{error}; {reason}", key="oidc_issuer") from None
     tokens = TokenVerifier(settings)
-    return lambda secret: known(secret) or tokens.find_client(secret)
+    return lambda secret: find_by_key(secret) or tokens.find_client(secret)
 
 
 def _traced(app: ASGIApp) -> ASGIApp:
-    """An application whose requests are told to the collector that the environment names."""
+    """Trace the requests of an application for the collector that the environment names."""
     try:
         from serving.observability.tracing import TracingMiddleware, make_provider
     except ImportError as error:

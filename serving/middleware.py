@@ -98,8 +98,8 @@ class RequestMiddleware:
         direct = self.scoring.at(path) if scope["method"] == "POST" else None
         if direct is None:
             return self.app(scope, channel.receive, channel.send)
-        scope["route"], batcher = direct
-        return self.scoring.respond(batcher, scope, channel.receive, channel.send)
+        scope["route"], handler = direct
+        return self.scoring.respond(handler, scope, channel.receive, channel.send)
 
     async def _answer_error(
         self, error: Exception, scope: Scope, channel: RequestChannel, request_id: bytes

@@ -1,25 +1,25 @@
-"""The OpenAPI document: FastAPI's own for the small routes, written by hand for scoring.
+"""Describe the service in one OpenAPI document, and serve it with a page to browse it.
 
-The record schema comes from the served models, the response schemas from `schemas`. Examples are
-real: a typical record or image, and the model's answer to it. Parts that only tables or only
-images need are included when such a model is served.
+Small routes carry their own description; scoring routes are described from the loaded models, with
+examples that work: a typical record or image, and the model's answer to it. Types are described by
+msgspec.
 """
 
 from __future__ import annotations
 
-import base64
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
-from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
-from starlette.responses import Response
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import BaseRoute, Route
 
-from anomaly_vae.data.schema import TabularSchema
-from serving.models.store import IMAGE, ServedModel, Store
-from serving.paths import OPEN, SCORING
+from anomaly_vae import __version__
+from anomaly_vae.client.types import Result, Schema
+from serving.models.store import Json, ServedModel, Store
+from serving.paths import OPEN, SCORING, Template
 from serving.problems import (
     FORBIDDEN,
     HEAD_TOO_LARGE,
@@ -39,161 +39,191 @@ from serving.problems import (
     Kind,
     ProblemDetails,
 )
-from serving.registry.follower import Reloads
-from serving.scoring import responses, schemas, uploads
+from serving.scoring import responses, schemas
+from serving.scoring.schemas import REF, GroupedResult, HeatmapResult
+from serving.scoring.tables import ServedTable
 from serving.settings import Settings
 
-Json = dict[str, Any]
+Shape = type[msgspec.Struct]
+Endpoint = Callable[[Request], Awaitable[Response]]
 
-
-class Part(NamedTuple):
-    """A part of the document: paths by hand, and the shapes that they and others refer to."""
-
-    paths: Json
-    shapes: Sequence[type[msgspec.Struct]]
-
-
-Describe = Callable[[Sequence[ServedModel], Settings], Part]
-
-REF = "#/components/schemas/{name}"
-REFUSALS = (
+TITLE = "anomaly-vae"
+DESCRIPTION = "Scores, conformal p-values and decisions, with their reasons."
+SCORE_ERRORS = (
     MALFORMED, UNAUTHENTICATED, FORBIDDEN, UNKNOWN_MODEL, METHOD_NOT_ALLOWED, TIMEOUT, TOO_LARGE,
     UNSUPPORTED, INVALID_RECORD, OVERLOADED, HEAD_TOO_LARGE, INTERNAL, NOT_READY,
 )  # fmt: skip
-ANYWHERE = (TIMEOUT, OVERLOADED, HEAD_TOO_LARGE, INTERNAL)
-"""What any request may hear: of its connection, its head, or a fault of ours."""
-GUARDED = (UNAUTHENTICATED, FORBIDDEN, OVERLOADED, RATE_LIMITED)
-"""What a request may hear where keys are asked for."""
-EXPLAIN: Json = {
-    "description": "How many contributions (of images: pixels) to list, or all.",
-    "anyOf": [{"type": "integer", "minimum": 0}, {"const": "all"}],
-    "default": 0,
-}
-QUERY: list[Json] = [
-    {"name": uploads.EXPLAIN, "in": "query", "schema": EXPLAIN, "description": "Of images only."},
-    {"name": uploads.HEATMAP, "in": "query", "schema": {"const": uploads.PNG},
-     "description": "Of images only: adds a drawing and the regions found to each result."},
-]  # fmt: skip
-BINARY: Json = {"type": "string", "format": "binary"}
-RECORDS_ARE = """Records: a key that is absent or null is missing, and scored by what is there;
-unknown keys are ignored. One record that does not fit refuses the whole request."""
-IMAGES_ARE = f"""Images: PNG, JPEG, TIFF, DICOM and NIfTI, told by their content, each of one or
-more frames. Several files go as `{uploads.FORM_FIELD}` into a form, one may be the body itself:
-`curl -F files=@one.dcm -F files=@two.png '…/score?heatmap=png'` or
-`curl --data-binary @one.png -H 'Content-Type: image/png' …/score`.
-One image that cannot be read, or shows nothing, refuses the whole request."""
+"""Errors that a scoring request can return."""
+COMMON_ERRORS = (TIMEOUT, OVERLOADED, HEAD_TOO_LARGE, INTERNAL)
+"""Errors that any request can return: timeout, overload, oversized headers, internal error."""
+KEY_ERRORS = (UNAUTHENTICATED, FORBIDDEN, OVERLOADED, RATE_LIMITED)
+"""Errors that any request can return where API keys are required."""
 SECURITY: Json = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
+PAGE = """<!DOCTYPE html>
+<html>
+<head>
+<meta name="viewport" content="width=device-width, initial-scale=1.0">
+<title>{title} - Swagger UI</title>
+<link rel="stylesheet" href="https://cdn.jsdelivr.net/npm/swagger-ui-dist@5/swagger-ui.css">
+</head>
+<body>
+<div id="swagger-ui"></div>
+<script src="https://cdn.jsdelivr.net/npm/swagger-ui-dist@5/swagger-ui-bundle.js"></script>
+<script>
+SwaggerUIBundle({{url: "{url}", dom_id: "#swagger-ui", deepLinking: true}})
+</script>
+</body>
+</html>
+"""
 
 
-def get(summary: str, shape: type[msgspec.Struct], *refusals: Kind) -> Json:
-    """How FastAPI documents a GET route that answers JSON of this shape."""
-    return _route(summary, {schemas.JSON: {"schema": ref(shape)}}, *refusals)
+class Part(NamedTuple):
+    """The paths of a protocol's scoring routes, and the types that they refer to."""
+
+    paths: Json
+    shapes: Sequence[Shape]
 
 
-def ref(shape: type[msgspec.Struct]) -> Json:
-    """Where the document describes a shape."""
-    return {"$ref": REF.format(name=shape.__name__)}
+Describe = Callable[[Sequence[ServedModel], Settings], Part]
 
 
-def scores(shape: type[msgspec.Struct], examples: Json, bodies: Json) -> Json:
-    """How a route is documented that takes these bodies and answers with decisions."""
-    ok = {schemas.JSON: {"schema": ref(shape), "examples": examples}}
-    return {
-        "requestBody": {"required": True, "content": bodies},
-        "responses": {
-            "200": {"description": "The decisions.", "content": ok},
-            **_refusals(REFUSALS),
-        },
-    }
+class DocumentedRoute(Template):
+    """A route of one method with its OpenAPI operation, and the types that this refers to."""
+
+    def __init__(
+        self, method: str, path: str, endpoint: Endpoint, operation: Json, shapes: Sequence[Shape]
+    ) -> None:
+        super().__init__(path, endpoint, methods=[method])
+        self.methods = {method}  # Starlette would answer HEAD wherever it answers GET
+        name = re.sub(r"\W", "_", f"{self.name}{path}")
+        self.method, self.shapes = method.lower(), shapes
+        self.operation = {**operation, "operationId": f"{name}_{self.method}"}
 
 
-def post(summary: str, shape: type[msgspec.Struct], *refusals: Kind) -> Json:
-    """How FastAPI documents a POST route without a body, that answers JSON of this shape."""
-    return get(summary, shape, *refusals)
+# ---------------------------------------------------------------- small routes
 
 
-def webhook(summary: str, headers: Iterable[str], *refusals: Kind) -> Json:
-    """How FastAPI documents a POST route that takes a signed event and answers nothing."""
-    parameters = [
+def json_route(
+    method: str, path: str, endpoint: Endpoint, summary: str, shape: Shape, *errors: Kind
+) -> DocumentedRoute:
+    """Create a route that answers JSON of this type and can return these errors."""
+    content = {schemas.JSON: {"schema": ref(shape)}}
+    operation = _operation(summary, "200", {"description": summary, "content": content}, errors)
+    if parameters := path_parameters(path, {}):
+        operation["parameters"] = parameters
+    return DocumentedRoute(method, path, endpoint, operation, [shape])
+
+
+def path_parameters(path: str, known: Mapping[str, Sequence[str]]) -> list[Json]:
+    """Describe the parameters in a path; ``known`` lists their values, if those are known."""
+    names = re.findall(r"{(\w+)}", path)
+    values = {name: {"enum": list(known[name])} if known.get(name) else {} for name in names}
+    return [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string", **of_name}}
+        for name, of_name in values.items()
+    ]
+
+
+def text_route(path: str, endpoint: Endpoint, summary: str, *errors: Kind) -> DocumentedRoute:
+    """Create a GET route that answers plain text and can return these errors."""
+    content = {"text/plain": {"schema": {"type": "string"}}}
+    operation = _operation(summary, "200", {"description": summary, "content": content}, errors)
+    return DocumentedRoute("GET", path, endpoint, operation, [])
+
+
+def webhook_route(
+    path: str, endpoint: Endpoint, summary: str, headers: Iterable[str], *errors: Kind
+) -> DocumentedRoute:
+    """Create a POST route that takes a signed event in JSON and answers nothing."""
+    operation = _operation(summary, "202", {"description": "The event was received."}, errors)
+    operation["parameters"] = [
         {"name": name, "in": "header", "required": True, "schema": {"type": "string"}}
         for name in headers
     ]
-    body = {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
+    body = {"application/json": {"schema": {"type": "object"}}}
+    operation["requestBody"] = {"required": True, "content": body}
+    return DocumentedRoute("POST", path, endpoint, operation, [])
+
+
+def _operation(summary: str, status: str, answer: Json, errors: Iterable[Kind]) -> Json:
+    responses = {status: answer, **_error_responses([*errors, *COMMON_ERRORS])}
+    return {"summary": summary, "responses": responses}
+
+
+def ref(shape: Shape) -> Json:
+    """Refer to the description of a type."""
+    return {"$ref": REF.format(name=shape.__name__)}
+
+
+def _error_responses(kinds: Iterable[Kind]) -> Json:
+    """Describe the errors of each status by their titles."""
+    content = {MEDIA_TYPE: {"schema": ref(ProblemDetails)}}
+    titles: dict[str, list[str]] = {}
+    for kind in kinds:
+        titles.setdefault(str(kind.status), []).append(kind.title)
     return {
-        "summary": summary,
-        "status_code": 202,
-        "response_class": Response,
-        "responses": {202: {"description": "It was heard."}, **_refusals([*refusals, *ANYWHERE])},
-        "openapi_extra": {"parameters": parameters, "requestBody": body},
+        status: {"description": ". ".join(some), "content": content}
+        for status, some in titles.items()
     }
 
 
-def text(summary: str, *refusals: Kind) -> Json:
-    """How FastAPI documents a GET route that answers plain text."""
-    return _route(summary, {"text/plain": {"schema": {"type": "string"}}}, *refusals)
+# ---------------------------------------------------------------- the document
 
 
-def _route(summary: str, content: Json, *refusals: Kind) -> Json:
-    answers = {200: {"description": summary, "content": content}}
-    return {
-        "summary": summary,
-        "response_class": Response,
-        "responses": {**answers, **_refusals([*refusals, *ANYWHERE])},
-    }
-
-
-def install(app: FastAPI, store: Store, settings: Settings, more: Sequence[Describe] = ()) -> None:
-    """Have the application describe itself, anew after every swap of its detectors.
+def document_routes(
+    routes: Sequence[BaseRoute], store: Store, settings: Settings, parts: Sequence[Describe]
+) -> list[Route]:
+    """Create the routes of the document and its page.
 
     Args:
-        app: the application.
-        store: the current detectors.
+        routes: all routes of the application.
+        store: the current models; the document is made again after every swap.
         settings: limits and keys.
-        more: what is to be said beside the small routes and `/score`.
+        parts: describe the scoring routes of other protocols.
     """
-    latest: tuple[Mapping[str, ServedModel], Json] | None = None
+    latest: tuple[Mapping[str, ServedModel], bytes] | None = None
 
-    def describe() -> Json:
+    async def openapi(_: Request) -> Response:
         nonlocal latest
         current = store.current
         if latest is None or latest[0] is not current:
-            latest = current, document(app, current, settings, more)
-        return latest[1]
+            described = document(routes, current, settings, parts)
+            latest = current, msgspec.json.encode(described)
+        return Response(latest[1], media_type=schemas.JSON)
 
-    app.openapi = describe  # type: ignore[method-assign]  # the way FastAPI documents for this
+    async def docs(_: Request) -> Response:
+        return HTMLResponse(PAGE.format(title=TITLE, url="/openapi.json"))
+
+    return [Template("/openapi.json", openapi), Template("/docs", docs)]
 
 
 def document(
-    app: FastAPI,
+    routes: Sequence[BaseRoute],
     current: Mapping[str, ServedModel],
     settings: Settings,
-    more: Sequence[Describe] = (),
+    parts: Sequence[Describe] = (),
 ) -> Json:
-    """The whole document for these detectors."""
-    parts = [describe(list(current.values()), settings) for describe in more]
-    whole: Json = get_openapi(
-        title=app.title, version=app.version, description=app.description, routes=app.routes
-    )
-    shapes = [schemas.ScoreResponse, schemas.Models, schemas.Status, Reloads, ProblemDetails]
-    shapes += [shape for part in parts for shape in part.shapes]
-    _, components = msgspec.json.schema_components(shapes, ref_template=REF)
-    tables = [one for one in current.values() if one.kind != IMAGE]
-    components |= {_record_name(one): record_schema(one) for one in tables}
-    if tables or not current:
-        components["ScoreRequest"] = request_schema(tables, settings.max_records)
-    whole["components"] = {"schemas": components}
-    post = _score(list(current.values()), settings)
-    named = {**post, "parameters": [_name_parameter(current), *post.get("parameters", ())]}
-    scoring = {
-        "/score": {"post": {**post, "operationId": "score"}},
-        SCORING[1]: {"post": {**named, "operationId": "score_with"}},
+    """Describe these routes and models."""
+    models = list(current.values())
+    documented = [route for route in routes if isinstance(route, DocumentedRoute)]
+    protocols = [describe(models, settings) for describe in parts]
+    scoring, components = _describe_scoring(models, settings)
+    paths = dict(scoring)
+    for route in documented:
+        paths.setdefault(route.path, {})[route.method] = dict(route.operation)
+    for protocol in protocols:
+        paths |= protocol.paths
+    shapes = [shape for route in documented for shape in route.shapes]
+    shapes += [shape for protocol in protocols for shape in protocol.shapes]
+    whole: Json = {
+        "openapi": "3.1.0",
+        "info": {"title": TITLE, "version": __version__, "description": DESCRIPTION},
+        "paths": paths,
+        "components": {"schemas": _describe_shapes(shapes) | components},
     }
-    whole["paths"] = {**scoring, **whole["paths"]}
-    for part in parts:
-        whole["paths"] |= part.paths
     if settings.guarded:
         _secure(whole)
     return whole
@@ -205,110 +235,76 @@ def _secure(whole: Json) -> None:
         if path not in OPEN:
             for operation in operations.values():
                 operation["security"] = [{name: []} for name in SECURITY]
-                operation["responses"] |= _refusals(GUARDED)
+                operation["responses"] = operation["responses"] | _error_responses(KEY_ERRORS)
 
 
-def _score(current: list[ServedModel], settings: Settings) -> Json:
-    tables = [one for one in current if one.kind != IMAGE]
-    scans = [one for one in current if one.kind == IMAGE]
-    answers = {one.name: {"value": example_answer(one, settings)} for one in current}
-    content = _records_body(tables) if tables or not scans else {}
-    content |= _images_bodies(scans, settings.max_records) if scans else {}
-    texts = [RECORDS_ARE] * bool(tables or not scans) + [IMAGES_ARE] * bool(scans)
+def _describe_shapes(shapes: Iterable[Shape]) -> Json:
+    """Describe types by name, as the service writes them."""
+    variants = (GroupedResult, HeatmapResult)
+    every = [*shapes, *variants, schemas.ScoreResponse, ProblemDetails]
+    _, components = msgspec.json.schema_components(every, ref_template=REF)
+    for variant in variants:
+        described = components.pop(variant.__name__)["properties"]
+        fields = [name for name in variant.__annotations__ if name in described]
+        components[Result.__name__]["properties"] |= {name: described[name] for name in fields}
+    for shape in (Result, Schema):
+        properties = components[shape.__name__]["properties"]
+        for name, described in properties.items():
+            properties[name] = _describe_omitted(described)
+    return components
+
+
+def _describe_omitted(described: Json) -> Json:
+    """Describe a field that is absent rather than null, if it has a default."""
+    if "default" not in described:
+        return described
+    described = {key: value for key, value in described.items() if key != "default"}
+    options = [one for one in described.pop("anyOf", []) if one != {"type": "null"}]
+    return described | (options[0] if options else {})
+
+
+# ---------------------------------------------------------------- scoring
+
+
+def _describe_scoring(models: Sequence[ServedModel], settings: Settings) -> tuple[Json, Json]:
+    """Describe `POST /score`: its paths, and the components that they refer to."""
+    by_kind: dict[type[ServedModel], list[ServedModel]] = {}
+    for model in sorted(models, key=lambda model: model.reads_files):
+        by_kind.setdefault(type(model), []).append(model)
+    bodies = [
+        kind.describe_bodies(some, settings)
+        for kind, some in (by_kind or {ServedTable: list[ServedModel]()}).items()
+    ]
+    content = {media: body for part in bodies for media, body in part.content.items()}
+    answers = {model.name: {"value": _example_answer(model, settings)} for model in models}
     operation = {
         "summary": "Score records or images.",
-        "description": "\n\n".join(texts),
-        **scores(schemas.ScoreResponse, answers, content),
+        "description": "\n\n".join(part.text for part in bodies),
+        **scoring_operation(schemas.ScoreResponse, answers, content),
     }
-    return {**operation, "parameters": QUERY} if scans else operation
-
-
-def _records_body(tables: Iterable[ServedModel]) -> Json:
-    examples = {one.name: {"value": example_request(one)} for one in tables}
-    schema = {"$ref": REF.format(name="ScoreRequest")}
-    return {schemas.JSON: {"schema": schema, "examples": examples}}
-
-
-def _images_bodies(scans: Iterable[ServedModel], max_records: int) -> Json:
-    files = {"type": "array", "items": BINARY, "minItems": 1, "maxItems": max_records}
-    form = {
-        "type": "object",
-        "required": [uploads.FORM_FIELD],
-        "properties": {uploads.FORM_FIELD: files},
-        "additionalProperties": False,
+    parameters = [parameter for part in bodies for parameter in part.parameters]
+    unnamed = {**operation, "parameters": parameters} if parameters else dict(operation)
+    names = path_parameters(SCORING[1], {"name": [model.name for model in models]})
+    named = {**operation, "parameters": [*names, *parameters]}
+    paths = {
+        SCORING[0]: {"post": {**unnamed, "operationId": "score"}},
+        SCORING[1]: {"post": {**named, "operationId": "score_with"}},
     }
-    bodies: Json = {uploads.MULTIPART: {"schema": form}}
-    bodies |= {media: {"schema": BINARY} for media in uploads.RAW}
-    bodies["image/png"] = {
-        "schema": BINARY,
-        "examples": {one.name: {"externalValue": example_image(one)} for one in scans},
-    }
-    return bodies
+    return paths, {name: one for part in bodies for name, one in part.components.items()}
 
 
-def _refusals(kinds: Iterable[Kind]) -> Json:
-    """Statuses, each with the titles of all its kinds."""
-    content = {MEDIA_TYPE: {"schema": ref(ProblemDetails)}}
-    titles: dict[str, list[str]] = {}
-    for kind in kinds:
-        titles.setdefault(str(kind.status), []).append(kind.title)
+def scoring_operation(shape: Shape, examples: Json, bodies: Json) -> Json:
+    """Describe the bodies and answers of a scoring route, with examples of answers."""
+    ok = {schemas.JSON: {"schema": ref(shape), "examples": examples}}
     return {
-        status: {"description": ". ".join(some), "content": content}
-        for status, some in titles.items()
-    }
-
-
-def _name_parameter(current: Mapping[str, ServedModel]) -> Json:
-    schema = {"type": "string", "enum": list(current)} if current else {"type": "string"}
-    return {"name": "name", "in": "path", "required": True, "schema": schema}
-
-
-def request_schema(tables: Iterable[ServedModel], max_records: int) -> Json:
-    """What a scoring request must look like."""
-    records = [{"$ref": REF.format(name=_record_name(one))} for one in tables]
-    item = records[0] if len(records) == 1 else {"anyOf": records or [{"type": "object"}]}
-    return {
-        "type": "object",
-        "required": ["records"],
-        "properties": {
-            "records": {"type": "array", "items": item, "minItems": 1, "maxItems": max_records},
-            "explain": EXPLAIN,
+        "requestBody": {"required": True, "content": bodies},
+        "responses": {
+            "200": {"description": "The decisions.", "content": ok},
+            **_error_responses(SCORE_ERRORS),
         },
     }
 
 
-def record_schema(one: ServedModel) -> Json:
-    """What a record of this model looks like; every key is optional."""
-    schema = one.detector.scorer.schema
-    assert isinstance(schema, TabularSchema), "images are described by their media types"
-    properties = {
-        column.name: {**column.spec.json_schema, "examples": [one.example[column.name]]}
-        for column in schema.columns
-    }
-    return {"type": "object", "properties": properties, "additionalProperties": True}
-
-
-def _record_name(one: ServedModel) -> str:
-    return "Record." + re.sub(r"[^A-Za-z0-9._-]", "_", one.name)
-
-
-def example_request(one: ServedModel) -> Json:
-    """A request that works."""
-    return {"records": [dict(one.example)], "explain": 3}
-
-
-def example_image(one: ServedModel) -> str:
-    """A PNG that works, as the URI that holds it (RFC 2397)."""
-    return f"data:image/png;base64,{base64.b64encode(one.example['image']).decode()}"
-
-
-def example_answer(one: ServedModel, settings: Settings) -> Any:
-    """What the model says of its example."""
-    if one.kind == IMAGE:
-        from serving.scoring import images
-
-        _, results = images.score(one, [one.example["image"]], uploads.ImageOptions(), settings)
-    else:
-        batch = one.detector.scorer.schema.from_records([one.example])
-        results = responses.results(*one.detector.detect_and_explain(batch, 3))
-    return msgspec.to_builtins(responses.answer(one, results))
+def _example_answer(model: ServedModel, settings: Settings) -> Any:
+    """Return the model's answer to its example."""
+    return msgspec.to_builtins(responses.answer(model, model.example_results(settings)))

@@ -45,7 +45,7 @@ def required_scope(path: str) -> str:
 
 
 class Template(Route):
-    """A route that records itself in the ASGI scope, as FastAPI's own routes do."""
+    """A route that records itself in the ASGI scope."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """Return whether the route matches, and the additions to the scope."""

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 import msgspec
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from anomaly_vae.client.types import BadRecord
 from anomaly_vae.errors import DataError, RecordError
 
 MEDIA_TYPE = "application/problem+json"
@@ -66,14 +66,6 @@ KINDS = (
 )  # fmt: skip
 KIND_BY_STATUS = {kind.status: kind for kind in reversed(KINDS)}
 """The kind that stands for errors of the framework with this status."""
-
-
-class BadRecord(msgspec.Struct, frozen=True):
-    """A fault in one field of one record; for images, ``record`` is the index of the file."""
-
-    record: int
-    field: str | None
-    detail: str
 
 
 class ProblemDetails(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -136,16 +128,9 @@ def to_problem(error: Exception) -> ProblemError:
             return ProblemError(INVALID_RECORD, str(error), bad=[bad])
         case DataError():
             return ProblemError(INVALID_REQUEST, str(error))
-        case RequestValidationError():
-            return ProblemError(INVALID_REQUEST, _first_error(error))
         case HTTPException():
             return _from_status(error)
     return ProblemError(INTERNAL, "an unexpected error; it is in the log of the service")
-
-
-def _first_error(error: RequestValidationError) -> str:
-    first = error.errors()[0]
-    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
 
 
 def _from_status(error: HTTPException) -> ProblemError:

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.applications import Starlette
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
@@ -87,7 +87,7 @@ def serve(
         return _run_workers(state, settings, listeners, workers)
 
 
-def app_factory() -> FastAPI:
+def app_factory() -> Starlette:
     """Make the application of a worker process; if one fails to start, all processes end."""
     settings = read_settings()
     logs.configure(settings.log_level)
@@ -101,7 +101,7 @@ def app_factory() -> FastAPI:
     return _application(store, board, settings)
 
 
-def _application(store: Store, board: Board, settings: Settings) -> FastAPI:
+def _application(store: Store, board: Board, settings: Settings) -> Starlette:
     _tune_process(settings)
     return create_app(store, settings, partial(_lifespan, store, settings.drain_seconds), board)
 
@@ -138,7 +138,7 @@ def _run_workers(
     return int(any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes))
 
 
-def _config(app: FastAPI | str, settings: Settings, workers: int = 1) -> uvicorn.Config:
+def _config(app: Starlette | str, settings: Settings, workers: int = 1) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         factory=isinstance(app, str),
@@ -157,7 +157,7 @@ def _config(app: FastAPI | str, settings: Settings, workers: int = 1) -> uvicorn
 
 
 @asynccontextmanager
-async def _lifespan(store: Store, drain_seconds: float, app: FastAPI) -> AsyncIterator[None]:
+async def _lifespan(store: Store, drain_seconds: float, app: Starlette) -> AsyncIterator[None]:
     """Follow the registry and the guarantees while the service runs, and drain at its end."""
     follower: Follower = app.state.follower
     async with _draining(store, drain_seconds):

@@ -1,27 +1,37 @@
-"""Call the scoring service from Python, with typed answers and errors and with retries."""
+"""Call the scoring service from Python, with typed answers and errors and with retries.
 
-from anomaly_vae.client.client import AsyncClient, Client
-from anomaly_vae.client.errors import (
-    BusyError,
-    DeniedError,
-    FailedError,
-    RefusedError,
-    ServiceError,
-    UnreachableError,
-)
-from anomaly_vae.client.types import (
-    BadRecord,
-    Column,
-    Contribution,
-    Groups,
-    Model,
-    ModelInfo,
-    Problem,
-    Region,
-    Result,
-    Schema,
-    Scores,
-)
+The modules are imported when a name is first used, so that the service can share
+`anomaly_vae.client.types` without the client's HTTP library.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from anomaly_vae.client.client import AsyncClient, Client
+    from anomaly_vae.client.errors import (
+        BusyError,
+        DeniedError,
+        FailedError,
+        RefusedError,
+        ServiceError,
+        UnreachableError,
+    )
+    from anomaly_vae.client.types import (
+        BadRecord,
+        Column,
+        Contribution,
+        Groups,
+        Model,
+        ModelInfo,
+        Problem,
+        Region,
+        Result,
+        Schema,
+        Scores,
+    )
 
 __all__ = [
     "AsyncClient",
@@ -44,3 +54,11 @@ __all__ = [
     "ServiceError",
     "UnreachableError",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'anomaly_vae.client' has no attribute '{name}'")
+    module = "client" if name in {"AsyncClient", "Client"} else "types"
+    module = "errors" if name.endswith("Error") else module
+    return getattr(import_module(f"anomaly_vae.client.{module}"), name)

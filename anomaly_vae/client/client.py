@@ -1,12 +1,7 @@
-"""Call the service: one client that waits for each answer, and one for asyncio.
+"""Call the service: one client blocks until each answer arrives, the other is for asyncio.
 
-    with Client("http://localhost:8000") as client:
-        for result in client.score(records, explain=3):
-            print(result.score, result.is_anomaly)
-
-Scoring has no side effects, so a request is repeated when the connection fails and when the
-service is busy (429) or not ready (503), not before its ``Retry-After``. `errors` lists what is
-raised otherwise.
+Scoring has no side effects, so a request is sent again if the connection fails or the service is
+busy (429) or not ready (503), no earlier than its ``Retry-After`` allows.
 
 Needs ``pip install 'anomaly-vae[client]'`` and none of the libraries that train or score.
 """
@@ -33,7 +28,7 @@ import msgspec
 
 from anomaly_vae._version import __version__
 from anomaly_vae.client.errors import (
-    AGAIN,
+    RETRY_STATUSES,
     FailedError,
     ServiceError,
     UnreachableError,
@@ -43,13 +38,17 @@ from anomaly_vae.client.errors import (
 from anomaly_vae.client.types import ModelInfo, Models, Scores
 from anomaly_vae.errors import ConfigError, DataError, RecordError
 
+__all__ = ["AsyncClient", "Client"]
+
 KEY_VARIABLE = "ANOMALY_VAE_API_KEY"
 MAX_RECORDS = 10_000
 MAX_BODY_BYTES = 16 * 1024**2
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 8.0
-"""Seconds to wait where the service does not say how long."""
+"""Upper bounds of the random pause after the first and after any attempt, in seconds.
+
+The random pause is added to ``Retry-After``."""
 PART_BYTES = 256
-"""What a file in a form costs beside its content, at the most."""
+"""Upper bound of the bytes that a file adds to a form besides its content."""
 HEAD, JSON = b'{"records":[', {"Content-Type": "application/json"}
 
 T = TypeVar("T")
@@ -58,60 +57,55 @@ File = str | Path | bytes
 Explain = int | Literal["all"]
 
 
-# ---------------------------------------------------------------- answers
+# ---------------------------------------------------------------- request bodies
 
 
-# ---------------------------------------------------------------- errors
-
-
-# ---------------------------------------------------------------- requests
-
-
-def _split(
-    parts: Iterable[bytes], most: int, limit: int, around: int
+def _batches(
+    parts: Iterable[bytes], max_parts: int, max_bytes: int, overhead: int
 ) -> Iterator[tuple[int, list[bytes]]]:
-    """Runs of at most ``most`` parts and ``limit`` bytes, and where each begins.
+    """Group parts into batches, each with the number of its first part.
 
-    A part costs its own bytes and those ``around`` it; one that is too large goes alone.
+    Each part counts its own bytes and ``overhead``. A part that exceeds ``max_bytes`` is sent in a
+    batch of its own.
     """
-    start, size, run = 0, 0, list[bytes]()
+    start, size, batch = 0, 0, list[bytes]()
     for number, part in enumerate(parts):
-        if run and (len(run) == most or size + len(part) + around > limit):
-            yield start, run
-            start, size, run = number, 0, []
-        run.append(part)
-        size += len(part) + around
-    if not run and not start:
+        if batch and (len(batch) == max_parts or size + len(part) + overhead > max_bytes):
+            yield start, batch
+            start, size, batch = number, 0, []
+        batch.append(part)
+        size += len(part) + overhead
+    if not batch and not start:
         raise DataError("there is nothing to score; give at least one record or file")
-    yield start, run
+    yield start, batch
 
 
 def _rows(records: Iterable[Record]) -> Iterator[Record]:
-    """Records, or the rows of any data frame that speaks Arrow's protocol."""
+    """Iterate over records, or over the rows of a data frame that supports Arrow's protocol."""
     if not hasattr(records, "__arrow_c_stream__"):
         return iter(records)
     import pyarrow as pa
 
     table = pa.table(records)
-    named = [name for name in table.schema.names if not name.startswith("__index_level_")]
-    batches = table.select(named).to_batches()
+    columns = [name for name in table.schema.names if not name.startswith("__index_level_")]
+    batches = table.select(columns).to_batches()
     return (row for batch in batches for row in batch.to_pylist())
 
 
-def _json_of(number: int, record: Record) -> bytes:
+def _encode_record(number: int, record: Record) -> bytes:
     if not isinstance(record, Mapping):
         raise RecordError(number, None, f"expected a mapping, got {type(record).__name__}")
-    cells = {str(name): _cell(number, str(name), value) for name, value in record.items()}
+    cells = {str(name): _json_value(number, str(name), value) for name, value in record.items()}
     try:
         return _encode(cells)
     except (TypeError, ValueError) as error:
         raise RecordError(number, None, f"cannot be sent: {error}") from None
 
 
-def _cell(record: int, field: str, value: Any) -> Any:
-    """A value as JSON has it: NaN is missing, infinity an error."""
+def _json_value(record: int, field: str, value: Any) -> Any:
+    """Convert a value for JSON; NaN becomes null, infinity is refused."""
     try:
-        value = value.item() if hasattr(value, "item") else value  # numpy's
+        value = value.item() if hasattr(value, "item") else value  # a numpy scalar
         value = float(value) if isinstance(value, Decimal) else value
         missing = bool(value != value)  # noqa: PLR0124  # NaN and NaT
     except (TypeError, ValueError) as error:
@@ -124,7 +118,7 @@ def _cell(record: int, field: str, value: Any) -> Any:
 _encode = msgspec.json.Encoder().encode
 
 
-def _content(file: File) -> bytes:
+def _read_file(file: File) -> bytes:
     if isinstance(file, bytes):
         return file
     try:
@@ -133,12 +127,12 @@ def _content(file: File) -> bytes:
         raise DataError(f"'{file}' cannot be read: {error.strerror}", path=str(file)) from None
 
 
-# ---------------------------------------------------------------- patience
+# ---------------------------------------------------------------- requests and retries
 
 
 @dataclass(frozen=True, slots=True)
-class _Ask:
-    """A request to send, and the seconds that each of its steps may take."""
+class _Request:
+    """A request to send; ``timeout`` is in seconds and applies to each of its steps."""
 
     method: str
     path: str
@@ -147,12 +141,12 @@ class _Ask:
 
 
 Answer = httpx2.Response | httpx2.TransportError | None
-Plan = Generator[_Ask | float, Answer, T]
-"""What a call does: requests to send and seconds to wait; then its result."""
+Plan = Generator[_Request | float, Answer, T]
+"""The steps of a call: requests to send and pauses in seconds; it returns the call's result."""
 
 
-def _pause_of(response: httpx2.Response) -> float | None:
-    """The seconds that ``Retry-After`` asks for, as a number or as a date (RFC 9110, 10.2.3)."""
+def _retry_after(response: httpx2.Response) -> float | None:
+    """Return the seconds that ``Retry-After`` asks for, as a number or date (RFC 9110, 10.2.3)."""
     text = response.headers.get("retry-after", "")
     if text.isascii() and text.isdigit():
         return float(text)
@@ -164,19 +158,22 @@ def _pause_of(response: httpx2.Response) -> float | None:
     return max((moment - datetime.now(UTC)).total_seconds(), 0.0)
 
 
-class _Calls:
-    """What both clients have in common: everything but how they send and how they wait.
+class _BaseClient:
+    """Everything that both clients share; they differ in how they send and wait.
 
     Args:
-        base_url: where the service is.
-        api_key: absent: the environment variable ``ANOMALY_VAE_API_KEY``, if it is set.
+        base_url: address of the service, such as ``http://localhost:8000``.
+        api_key: default: the environment variable ``ANOMALY_VAE_API_KEY``, if it is set.
         timeout: seconds to wait for a connection, or for the next bytes.
-        deadline: seconds in which a request may be begun again; a call of more records or files
-            than fit into one makes several requests.
-        attempts: how often a request is sent at the most.
-        max_records: records or files in one request.
-        max_body_bytes: bytes in one request.
-        random: what pauses are varied with, so that clients do not come back all at once.
+        deadline: seconds after its first attempt in which a request may be sent again. A call
+            whose records or files exceed one request sends several requests.
+        attempts: maximum number of times that a request is sent.
+        max_records: maximum number of records or files in one request.
+        max_body_bytes: maximum number of bytes in one request.
+        random: source of the random part of pauses, which spreads the retries of many clients.
+
+    Raises:
+        ConfigError: ``base_url`` is not an HTTP address.
     """
 
     def __init__(
@@ -201,7 +198,7 @@ class _Calls:
         }
         self._timeout, self._deadline, self._attempts = timeout, deadline, attempts
         self._max_records, self._max_body_bytes = max_records, max_body_bytes
-        self._random = random or Random()  # noqa: S311  # no secret hangs on it
+        self._random = random or Random()  # noqa: S311  # not used for secrets
         self._connect()
 
     def _connect(self) -> None:
@@ -213,11 +210,11 @@ class _Calls:
         self, records: Iterable[Record], model: str | None, explain: Explain
     ) -> Plan[Scores]:
         tail = b'],"explain":%b}' % _encode(explain)
-        parts = (_json_of(number, record) for number, record in enumerate(_rows(records)))
-        limit = self._max_body_bytes - len(HEAD + tail)
+        parts = (_encode_record(number, record) for number, record in enumerate(_rows(records)))
+        max_bytes = self._max_body_bytes - len(HEAD + tail)
         bodies = (
-            (offset, {"content": HEAD + b",".join(run) + tail, "headers": JSON})
-            for offset, run in _split(parts, self._max_records, limit, 1)
+            (offset, {"content": HEAD + b",".join(batch) + tail, "headers": JSON})
+            for offset, batch in _batches(parts, self._max_records, max_bytes, overhead=1)
         )
         return self._collect(_path(model), bodies)
 
@@ -225,26 +222,26 @@ class _Calls:
         self, files: Iterable[File], model: str | None, explain: Explain, heatmap: bool
     ) -> Plan[Scores]:
         query = {"explain": explain, **({"heatmap": "png"} if heatmap else {})}
-        contents = map(_content, files)
-        limit = self._max_body_bytes - PART_BYTES  # what ends a form
+        contents = map(_read_file, files)
+        max_bytes = self._max_body_bytes - PART_BYTES  # room for the end of the form
         bodies = (
-            (offset, {"files": [("files", ("image", one)) for one in run], "params": query})
-            for offset, run in _split(contents, self._max_records, limit, PART_BYTES)
+            (offset, {"files": [("files", ("image", one)) for one in batch], "params": query})
+            for offset, batch in _batches(contents, self._max_records, max_bytes, PART_BYTES)
         )
         return self._collect(_path(model), bodies)
 
     def _collect(self, path: str, bodies: Iterable[tuple[int, Mapping[str, Any]]]) -> Plan[Scores]:
-        """The scores of several requests as those of one."""
+        """Join the scores of several requests as if one request had returned them."""
         whole: Scores | None = None
         for offset, body in bodies:
             response = yield from self._request("POST", path, body, offset)
-            whole = _joined(whole, _decoded(response, Scores), offset)
-        assert whole is not None, "nothing to score is an error"
+            whole = _append(whole, _decode(response, Scores), offset)
+        assert whole is not None, "an empty call has been refused"
         return whole
 
     def _models(self) -> Plan[tuple[ModelInfo, ...]]:
         response = yield from self._request("GET", "/models", {})
-        return _decoded(response, Models).models
+        return _decode(response, Models).models
 
     def _metrics(self) -> Plan[str]:
         plain = {"headers": {"Accept": "text/plain"}}
@@ -252,7 +249,7 @@ class _Calls:
         return response.text
 
     def _ready(self) -> Plan[bool]:
-        answer = yield _Ask("GET", "/health/ready", {}, self._timeout)
+        answer = yield _Request("GET", "/health/ready", {}, self._timeout)
         return isinstance(answer, httpx2.Response) and answer.status_code == 200
 
     # ------------------------------------------------------------ one request
@@ -260,52 +257,54 @@ class _Calls:
     def _request(
         self, method: str, path: str, options: Mapping[str, Any], offset: int = 0
     ) -> Plan[httpx2.Response]:
-        """Send until there is an answer for good, or patience runs out."""
+        """Send a request, again if that may help, until it succeeds or the limits are reached."""
         end = time.monotonic() + self._deadline
         for attempt in range(1, self._attempts + 1):
             left = end - time.monotonic()
-            answer = yield _Ask(method, path, options, min(self._timeout, max(left, 0.001)))
+            answer = yield _Request(method, path, options, min(self._timeout, max(left, 0.001)))
             if isinstance(answer, httpx2.Response) and answer.is_success:
                 return answer
-            error, pause = self._judged(answer, attempt, offset)
+            error, pause = self._failure(answer, attempt, offset)
             if pause is None or attempt == self._attempts or time.monotonic() + pause > end:
                 raise error
             yield pause
         raise AssertionError("the last attempt returns or raises")
 
-    def _judged(
+    def _failure(
         self, answer: Answer, attempt: int, offset: int
     ) -> tuple[ServiceError, float | None]:
-        """What went wrong, and the seconds after which to try again, if at all."""
+        """Return the error, and the pause in seconds before the next attempt; None: give up."""
         longest = min(FIRST_PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE)
-        spread = self._random.uniform(0.0, longest)
+        jitter = self._random.uniform(0.0, longest)
         if not isinstance(answer, httpx2.Response):
-            said = str(answer) or type(answer).__name__
-            return UnreachableError(f"no answer from {self._settings['base_url']}: {said}"), spread
-        error = error_of(problem_of(answer, offset))
-        if answer.status_code not in AGAIN:
+            reason = str(answer) or type(answer).__name__
+            message = f"no answer from {self._settings['base_url']}: {reason}"
+            return UnreachableError(message), jitter
+        status = answer.status_code
+        error = error_of(problem_of(answer.content, status, answer.reason_phrase, offset))
+        if status not in RETRY_STATUSES:
             return error, None
-        return error, (_pause_of(answer) or 0.0) + spread
+        return error, (_retry_after(answer) or 0.0) + jitter
 
 
 def _path(model: str | None) -> str:
     return "/score" if model is None else f"/models/{quote(model, safe='')}/score"
 
 
-def _joined(whole: Scores | None, scores: Scores, offset: int) -> Scores:
-    """Scores and those of the next request, whose files are counted on."""
+def _append(whole: Scores | None, scores: Scores, offset: int) -> Scores:
+    """Append the scores of the next request, whose files are numbered from ``offset``."""
     if whole is None:
         return scores
     if (whole.model, whole.threshold) != (scores.model, scores.threshold):
         raise FailedError("another model took over between two requests; score them again")
     moved = (
-        one if one.file is None else dataclasses.replace(one, file=one.file + offset)
+        one if one.file is None else msgspec.structs.replace(one, file=one.file + offset)
         for one in scores.results
     )
     return dataclasses.replace(scores, results=(*whole.results, *moved))
 
 
-def _decoded(response: httpx2.Response, kind: type[T]) -> T:
+def _decode(response: httpx2.Response, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(response.content, type=kind)
     except msgspec.MsgspecError as error:
@@ -315,26 +314,53 @@ def _decoded(response: httpx2.Response, kind: type[T]) -> T:
 # ---------------------------------------------------------------- clients
 
 
-class Client(_Calls):
-    """The service as functions that wait for its answer; threads may share one.
+class Client(_BaseClient):
+    """A client whose calls block until the answer arrives; threads may share one.
 
-    Its arguments are those of `_Calls`: ``base_url`` and, by keyword, ``api_key``, ``timeout``,
-    ``deadline``, ``attempts``, ``max_records``, ``max_body_bytes``, ``random``.
+    Args:
+        base_url: address of the service, such as ``http://localhost:8000``.
+        api_key: default: the environment variable ``ANOMALY_VAE_API_KEY``, if it is set.
+        timeout: seconds to wait for a connection, or for the next bytes.
+        deadline: seconds after its first attempt in which a request may be sent again.
+        attempts: maximum number of times that a request is sent.
+        max_records: maximum number of records or files in one request.
+        max_body_bytes: maximum number of bytes in one request.
+        random: source of the random part of pauses between attempts.
+
+    Raises:
+        ConfigError: ``base_url`` is not an HTTP address.
+
+    >>> with Client("http://localhost:8000") as client:  # doctest: +SKIP
+    ...     for result in client.score([{"amount": 900, "channel": "online"}], explain=3):
+    ...         print(result.score, result.is_anomaly, result.contributions[0].feature)
+    96.21 True amount
     """
 
     def score(
         self, records: Iterable[Record], *, model: str | None = None, explain: Explain = 0
     ) -> Scores:
-        """Score records or the rows of a data frame (pandas, polars, pyarrow).
+        """Score N records or the rows of a data frame (pandas, polars, pyarrow).
 
         Args:
-            records: None and NaN are missing; as many as you like.
-            model: its name, where several are served.
-            explain: how many contributions to list of each, or ``"all"``.
+            records: any number; None and NaN mean missing. More than ``max_records`` or
+                ``max_body_bytes`` are sent in several requests.
+            model: name of the model; needed if the service has several.
+            explain: number of contributions to list for each record, or ``"all"``.
+
+        Returns:
+            N results in the order of the records.
 
         Raises:
-            RecordError: a value that cannot be sent; nothing was scored then.
-            ServiceError: there are no scores, and why.
+            DataError: there are no records.
+            RecordError: a value cannot be sent; earlier requests of the call may have been scored.
+            RefusedError: the service refused a record; ``problem.errors`` names it.
+            ServiceError: the service returned no scores for another reason.
+
+        >>> records = [{"amount": 900, "channel": "online"}, {"amount": None}]
+        >>> with Client("http://localhost:8000") as client:  # doctest: +SKIP
+        ...     scores = client.score(records)
+        >>> [result.is_anomaly for result in scores]  # doctest: +SKIP
+        [True, False]
         """
         return self._run(self._score(records, model, explain))
 
@@ -346,34 +372,63 @@ class Client(_Calls):
         explain: Explain = 0,
         heatmap: bool = False,
     ) -> Scores:
-        """Score images, given as paths or as the content of files; one result for each frame.
+        """Score images, given as paths or as the content of files.
 
         Args:
-            files: PNG, JPEG, TIFF, DICOM or NIfTI.
-            model: its name, where several are served.
-            explain: how many pixels to list of each, or ``"all"``.
-            heatmap: whether to draw each, and find its regions.
+            files: PNG, JPEG, TIFF, DICOM or NIfTI files, each with one or more frames.
+            model: name of the model; needed if the service has several.
+            explain: number of pixels to list for each image, or ``"all"``.
+            heatmap: whether to return a heatmap (PNG) and the regions found in each image.
+
+        Returns:
+            One result for each frame, with the numbers of its ``file`` and ``frame``.
 
         Raises:
-            DataError: a file that cannot be read.
-            ServiceError: there are no scores, and why.
+            DataError: a file cannot be read, or there are none.
+            RefusedError: the service cannot read an image; ``problem.errors`` names the file.
+            ServiceError: the service returned no scores for another reason.
+
+        >>> with Client("http://localhost:8000") as client:  # doctest: +SKIP
+        ...     (result,) = client.score_images(["scan.dcm"], heatmap=True)
+        >>> Path("heatmap.png").write_bytes(result.heatmap)  # doctest: +SKIP
         """
         return self._run(self._score_images(files, model, explain, heatmap))
 
     def models(self) -> tuple[ModelInfo, ...]:
-        """What is loaded."""
+        """Return the loaded models.
+
+        Raises:
+            ServiceError: the service did not answer, or refused.
+
+        >>> with Client("http://localhost:8000") as client:  # doctest: +SKIP
+        ...     [(model.name, model.version) for model in client.models()]
+        [('fraud', '3')]
+        """
         return self._run(self._models())
 
     def ready(self) -> bool:
-        """Whether the service takes requests now; asked once."""
+        """Return whether the service takes requests now; the request is not repeated.
+
+        >>> with Client("http://localhost:8000") as client:  # doctest: +SKIP
+        ...     client.ready()
+        True
+        """
         return self._run(self._ready())
 
     def metrics(self) -> str:
-        """The metrics, as Prometheus reads them."""
+        """Return the metrics in Prometheus's text format.
+
+        Raises:
+            ServiceError: the service did not answer, or refused.
+
+        >>> with Client("http://localhost:8000") as client:  # doctest: +SKIP
+        ...     "anomaly_vae_scored_records_total" in client.metrics()
+        True
+        """
         return self._run(self._metrics())
 
     def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         self._http.close()
 
     def __enter__(self) -> Self:
@@ -389,13 +444,13 @@ class Client(_Calls):
         answer: Answer = None
         while True:
             try:
-                answer = self._do(plan.send(answer))
+                answer = self._perform(plan.send(answer))
             except StopIteration as end:
-                done: T = end.value
-                return done
+                result: T = end.value
+                return result
 
-    def _do(self, step: _Ask | float) -> Answer:
-        if not isinstance(step, _Ask):
+    def _perform(self, step: _Request | float) -> Answer:
+        if not isinstance(step, _Request):
             time.sleep(step)
             return None
         try:
@@ -404,13 +459,20 @@ class Client(_Calls):
             return error
 
 
-class AsyncClient(_Calls):
-    """The service as coroutines; the same arguments and calls as `Client`."""
+class AsyncClient(_BaseClient):
+    """A client whose calls are coroutines; arguments, calls and errors are those of `Client`.
+
+    >>> async def score(records):
+    ...     async with AsyncClient("http://localhost:8000") as client:
+    ...         return await client.score(records)
+    >>> asyncio.run(score([{"amount": 900}]))[0].is_anomaly  # doctest: +SKIP
+    True
+    """
 
     async def score(
         self, records: Iterable[Record], *, model: str | None = None, explain: Explain = 0
     ) -> Scores:
-        """As `Client.score`."""
+        """Score records; see `Client.score`."""
         return await self._run(self._score(records, model, explain))
 
     async def score_images(
@@ -421,23 +483,23 @@ class AsyncClient(_Calls):
         explain: Explain = 0,
         heatmap: bool = False,
     ) -> Scores:
-        """As `Client.score_images`."""
+        """Score images; see `Client.score_images`."""
         return await self._run(self._score_images(files, model, explain, heatmap))
 
     async def models(self) -> tuple[ModelInfo, ...]:
-        """What is loaded."""
+        """Return the loaded models; see `Client.models`."""
         return await self._run(self._models())
 
     async def ready(self) -> bool:
-        """Whether the service takes requests now; asked once."""
+        """Return whether the service takes requests now; see `Client.ready`."""
         return await self._run(self._ready())
 
     async def metrics(self) -> str:
-        """The metrics, as Prometheus reads them."""
+        """Return the metrics in Prometheus's text format; see `Client.metrics`."""
         return await self._run(self._metrics())
 
     async def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         await self._http.aclose()
 
     async def __aenter__(self) -> Self:
@@ -453,13 +515,13 @@ class AsyncClient(_Calls):
         answer: Answer = None
         while True:
             try:
-                answer = await self._do(plan.send(answer))
+                answer = await self._perform(plan.send(answer))
             except StopIteration as end:
-                done: T = end.value
-                return done
+                result: T = end.value
+                return result
 
-    async def _do(self, step: _Ask | float) -> Answer:
-        if not isinstance(step, _Ask):
+    async def _perform(self, step: _Request | float) -> Answer:
+        if not isinstance(step, _Request):
             await asyncio.sleep(step)
             return None
         try:

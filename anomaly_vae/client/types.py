@@ -1,4 +1,8 @@
-"""Define the answers of the service."""
+"""Define the answers of the service.
+
+The service encodes these types, and the client decodes them. Fields with a default may be absent
+from an answer: they read as None or as an empty tuple.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +10,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import overload
 
+from msgspec import Struct
 
-@dataclass(frozen=True, slots=True)
-class Model:
-    """Which model answered; version and alias are None for one served from a folder."""
+
+class Model(Struct, frozen=True):
+    """The model that answered; version and alias are null for a model served from a folder.
+
+    >>> Model("fraud", version="3", alias="champion").version
+    '3'
+    """
 
     name: str
     version: str | None
     alias: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Contribution:
-    """A feature's share of the score; what was seen and what was expected."""
+class Contribution(Struct, frozen=True):
+    """A feature's share of a score, in the model's unit, with its observed and expected value.
+
+    >>> part = Contribution("amount", nats=41.7, observed=900.0, expected=38.5)
+    >>> f"{part.feature}: {part.observed} instead of {part.expected}"
+    'amount: 900.0 instead of 38.5'
+    """
 
     feature: str
     nats: float
@@ -26,9 +39,15 @@ class Contribution:
     expected: str | float | bool | None
 
 
-@dataclass(frozen=True, slots=True)
-class Region:
-    """Where an image is anomalous, in pixels of the model's image."""
+class Region(Struct, frozen=True):
+    """An anomalous region, in pixels of the model's image; x points right, y points down.
+
+    ``area`` is in pixels; ``peak`` and ``total`` are in the unit of the heatmap.
+
+    >>> region = Region(x=4, y=9, width=3, height=2, area=5, peak=2.5, total=7.0)
+    >>> region.x + region.width, region.y + region.height  # the lower right corner
+    (7, 11)
+    """
 
     x: int
     y: int
@@ -39,12 +58,17 @@ class Region:
     total: float
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """The decision on one record, or on one ``frame`` of image file number ``file``.
+class Result(Struct, frozen=True, omit_defaults=True):
+    """The decision on one record or image.
 
-    ``heatmap`` is a PNG. If explained, score = Σ contributions + rest + kl. Of a model with groups
-    ``threshold`` is what decided: the ``group``'s own, or, where that is None, that of all rows.
+    An explained score is the sum of its contributions, ``rest`` and ``kl``, in the model's unit.
+    An image is ``frame`` of upload ``file``, both counted from 0; ``heatmap`` is a PNG, encoded
+    as base64 in JSON. For a model with groups, ``threshold`` is the threshold that was applied:
+    that of ``group``, or, where ``group`` is null, that of all rows.
+
+    >>> result = Result(score=96.2, p_value=0.00025, is_anomaly=True)
+    >>> result.is_anomaly, result.contributions, result.heatmap
+    (True, (), None)
     """
 
     score: float
@@ -63,10 +87,15 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Scores(Sequence[Result]):
-    """The results in the order of the records: anomalous where score > threshold.
+    """The results in the order of the records; a record is anomalous where score > threshold.
 
-    ``guarantee_status`` says whether what the service scored of late still looks like the rows that
-    alpha was calibrated on: holding, doubtful, broken; None where the service is too old to say.
+    ``guarantee_status`` says whether recently scored rows still look like the calibration rows:
+    ``holding``, ``doubtful`` or ``broken``; None if the service is too old to report it.
+
+    >>> results = Result(96.2, 0.00025, True), Result(3.1, 0.61, False)
+    >>> scores = Scores(Model("fraud", None, None), alpha=0.01, threshold=40.0, results=results)
+    >>> len(scores), [result.is_anomaly for result in scores]
+    (2, [True, False])
     """
 
     model: Model
@@ -86,34 +115,50 @@ class Scores(Sequence[Result]):
         return self.results[index]
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A column that a model reads."""
+class Column(Struct, frozen=True):
+    """A column that a model reads; ``type`` is numeric, binary, categorical, datetime or image.
+
+    >>> Column("amount", "numeric").type
+    'numeric'
+    """
 
     name: str
     type: str
 
 
-@dataclass(frozen=True, slots=True)
-class Schema:
-    """What a model reads; images become squares of ``size`` by ``size`` pixels."""
+class Schema(Struct, frozen=True, omit_defaults=True):
+    """The columns that a model reads; images are resized to ``size`` by ``size`` pixels.
+
+    >>> Schema((Column("image", "image"),), size=64, channels=1).size
+    64
+    """
 
     columns: tuple[Column, ...]
     size: int | None = None
     channels: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Groups:
-    """The column whose levels have thresholds of their own; other rows have the model's."""
+class Groups(Struct, frozen=True):
+    """The column whose levels have their own thresholds; other rows have the model's.
+
+    >>> Groups("channel", {"online": 44.5}).thresholds["online"]
+    44.5
+    """
 
     column: str
     thresholds: dict[str, float]
 
 
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """A model that is loaded; ``groups`` is None where all rows have one threshold."""
+class ModelInfo(Struct, frozen=True, kw_only=True):
+    """A loaded model; ``groups`` is null where all rows have one threshold.
+
+    >>> info = ModelInfo(
+    ...     name="fraud", version="3", alias="champion", digest="9f2c", kind="tabular",
+    ...     unit="nats", alpha=0.01, threshold=40.0, schema=Schema((Column("amount", "numeric"),)),
+    ... )
+    >>> f"{info.name} flags scores above {info.threshold} {info.unit}"
+    'fraud flags scores above 40.0 nats'
+    """
 
     name: str
     version: str | None
@@ -123,30 +168,37 @@ class ModelInfo:
     unit: str
     alpha: float
     threshold: float
-    schema: Schema
     groups: Groups | None = None
     guarantee_status: str | None = None
+    schema: Schema
 
 
-@dataclass(frozen=True, slots=True)
-class Models:
-    """Every model that the service has loaded."""
+class Models(Struct, frozen=True):
+    """All models that the service has loaded."""
 
     models: tuple[ModelInfo, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class BadRecord:
-    """What is wrong with one field of one record, or of one file."""
+class BadRecord(Struct, frozen=True):
+    """The error in one field of one record; for images, ``record`` is the number of the file.
+
+    >>> BadRecord(2, "amount", "expected a number, got str").record
+    2
+    """
 
     record: int
     field: str | None
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """What the service says of an error (RFC 9457); ``errors`` lists the first bad records."""
+class Problem(Struct, frozen=True):
+    """The service's description of an error (RFC 9457); ``errors`` lists the first bad records.
+
+    >>> bad = BadRecord(2, "amount", "expected a number, got str")
+    >>> problem = Problem("urn:anomaly-vae:invalid-record", "…", 422, "record 2, …", (bad,))
+    >>> [(one.record, one.field) for one in problem.errors]
+    [(2, 'amount')]
+    """
 
     type: str
     title: str

@@ -1,3 +1,3 @@
-"""Load detectors and hold those that are served."""
+"""Hold the models that are served."""
 
 __all__: list[str] = []

@@ -1,91 +1,190 @@
-"""Which detectors are served: the current ones, swapped at once."""
+"""Hold the models that are served; a swap replaces them in one assignment."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, NamedTuple, Self, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
+from anomaly_vae.client import types
+from anomaly_vae.data.encoding import TabularEncoding
 from anomaly_vae.errors import ConfigError
 from anomaly_vae.monitoring.exchangeability import Monitor
-from anomaly_vae.scoring.detector import Detector
+from anomaly_vae.scoring.detector import Detections, Detector
+from anomaly_vae.scoring.modality import Encoding, Schema
+from serving.settings import Settings
 
-if TYPE_CHECKING:
-    from anomaly_vae.images.heatmaps import Scale
-
-IMAGE = "image"
-"""The kind of the models that score images."""
+Json = dict[str, Any]
+Content: TypeAlias = Any
+"""Input to score: a `RawBatch` for a table model, the contents of N files for an image model."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ServedModel:
-    """A detector under its name.
+class BodyDescription(NamedTuple):
+    """The part of the OpenAPI document about the bodies that one kind of model reads."""
 
-    ``monitor`` judges what it scores of late; ``example`` is a typical record, ``load_seconds``
-    what loading and warming took, ``loaded_at`` when that was, in seconds since 1970, as is
-    ``registered_at``; ``heat_scale`` is what a model of images draws with.
+    text: str
+    content: Json
+    """Body by media type."""
+    parameters: Sequence[Json]
+    components: Json
+    """Schemas that the bodies refer to, by name."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class ServedModel(ABC):
+    """A loaded detector under its name.
+
+    The subclasses `ServedTable` and `ServedImages` hold all that differs between tables and images.
+    `load_model` chooses between them.
     """
+
+    kind: ClassVar[str]
+    """Kind of the bundle: ``tabular`` or ``image``."""
+    reads_files: ClassVar[bool]
+    """Whether a value is the content of a file, which JSON holds as base64."""
 
     name: str
     version: str | None
     alias: str | None
     digest: str
-    kind: str
     detector: Detector
     monitor: Monitor
+    """Judges whether recently scored rows still look like the calibration rows."""
     example: Mapping[str, Any]
+    """A typical record."""
     load_seconds: float
+    """Duration of loading and warming up."""
     loaded_at: float
+    """Seconds since 1970."""
     registered_at: float | None = None
-    heat_scale: Scale | None = None
+    """Seconds since 1970; None for a bundle that is not registered."""
+
+    @property
+    def schema(self) -> Schema:
+        """The columns that the model reads."""
+        return self.detector.scorer.schema
+
+    @property
+    def encoding(self) -> Encoding:
+        """The encoding of rows for the scoring graph."""
+        return self.detector.scorer.encoding
+
+    @property
+    def table_encoding(self) -> TabularEncoding | None:
+        """The encoding, if the model reads tables: its columns are counted in metrics."""
+        return None
+
+    @property
+    def width(self) -> int:
+        """Number of values that scoring one record costs."""
+        return len(self.encoding.labels)
+
+    def warm_up(self) -> Detections:
+        """Score and explain the example once, so that the first request need not wait for it."""
+        batch = self.schema.from_records([self.example])
+        detections = self.detector.detect(batch)
+        self.detector.detect_and_explain(batch, None)
+        return detections
+
+    def describe_schema(self) -> types.Schema:
+        """Describe the columns that the model reads, for `GET /models`."""
+        columns = self.schema.columns
+        return types.Schema(tuple(types.Column(one.name, str(one.type)) for one in columns))
+
+    @abstractmethod
+    def handler(self, resources: Any) -> Any:
+        """Create the `serving.scoring.handlers.RequestHandler` of this model.
+
+        Args:
+            resources: the `serving.scoring.handlers.Resources` of the process.
+        """
+
+    @abstractmethod
+    def read_columns(self, columns: Mapping[str, Sequence[Any]]) -> Content:
+        """Read N rows, given as columns (N,); unknown columns are ignored.
+
+        Raises:
+            ProblemError: a value does not fit its column.
+        """
+
+    @abstractmethod
+    def detect(self, content: Content, settings: Settings) -> Detections:
+        """Decide on N rows, or on N files with one image each.
+
+        Raises:
+            ProblemError: a file cannot be read or holds several images.
+        """
+
+    @abstractmethod
+    def detect_readable(
+        self, content: Content, settings: Settings
+    ) -> tuple[NDArray[np.bool_], Detections]:
+        """Decide on the rows that can be read, or on every image of the files.
+
+        Returns:
+            Which of the N rows could be read (N,), and the decisions on those.
+        """
+
+    @classmethod
+    @abstractmethod
+    def describe_bodies(cls, models: Sequence[Self], settings: Settings) -> BodyDescription:
+        """Describe the bodies of `POST /score` for all models of this kind."""
+
+    @abstractmethod
+    def example_results(self, settings: Settings) -> list[Any]:
+        """Return the `Result` list for the example request of `describe_bodies`."""
 
 
 class Store:
-    """The current detectors by name. Readers take one reference; a swap is one assignment.
+    """The current models by name. Readers take one reference; a swap is one assignment.
 
-    ``shadows`` are scored beside those of the same name and never answer.
+    Shadow models are scored beside the model of the same name and never answer.
     """
 
     def __init__(
-        self, served: Iterable[ServedModel] = (), shadows: Iterable[ServedModel] = ()
+        self, models: Iterable[ServedModel] = (), shadows: Iterable[ServedModel] = ()
     ) -> None:
         self.draining = False
         self.shadows = _by_name(shadows)
-        self.swap(served)
+        self.swap(models)
 
     @property
     def current(self) -> Mapping[str, ServedModel]:
-        """The detectors served now: a snapshot that no later swap changes."""
+        """The models served now: a snapshot that later swaps do not change."""
         return self._current
 
     @property
     def ready(self) -> bool:
-        """Whether there is something to serve, and time to."""
+        """Whether a model is loaded and the process is not shutting down."""
         return bool(self._current) and not self.draining
 
-    def swap(self, served: Iterable[ServedModel]) -> None:
-        """Replace all detectors at once.
+    def swap(self, models: Iterable[ServedModel]) -> None:
+        """Replace all models at once.
 
         Raises:
             ConfigError: two have the same name.
         """
-        self._current = _by_name(served)
+        self._current = _by_name(models)
 
-    def put(self, served: ServedModel, shadow: bool = False) -> None:
-        """Replace the detector, or the shadow, of this name; the others stay."""
+    def put(self, model: ServedModel, shadow: bool = False) -> None:
+        """Replace the model, or the shadow, of this name; the others stay."""
         if shadow:
-            self.shadows = MappingProxyType({**self.shadows, served.name: served})
+            self.shadows = MappingProxyType({**self.shadows, model.name: model})
         else:
-            self._current = MappingProxyType({**self._current, served.name: served})
+            self._current = MappingProxyType({**self._current, model.name: model})
 
 
-def _by_name(served: Iterable[ServedModel]) -> Mapping[str, ServedModel]:
-    fresh: dict[str, ServedModel] = {}
-    for one in served:
-        if fresh.setdefault(one.name, one) is not one:
+def _by_name(models: Iterable[ServedModel]) -> Mapping[str, ServedModel]:
+    by_name: dict[str, ServedModel] = {}
+    for model in models:
+        if by_name.setdefault(model.name, model) is not model:
             raise ConfigError(
-                f"two models are called '{one.name}'; give one another name: NAME=URI",
+                f"two models are called '{model.name}'; give one another name: NAME=URI",
                 key="model",
             )
-    return MappingProxyType(fresh)
+    return MappingProxyType(by_name)

@@ -24,7 +24,6 @@ from prometheus_client.registry import Collector
 
 from anomaly_vae.data.encoding import Categorical, Matrix, TabularEncoding
 from anomaly_vae.scoring.detector import Detections
-from anomaly_vae.scoring.modality import Encoding
 from serving.models.store import ServedModel, Store
 from serving.observability.collectors import PREFIX, GuaranteeCollector, ModelCollector, gauge
 from serving.observability.guarantee import GuaranteeTracker, GuaranteeTrackers
@@ -60,7 +59,7 @@ class ModelMetrics:
         metrics: Metrics,
         model: str,
         version: str,
-        encoding: Encoding,
+        encoding: TabularEncoding | None,
         guarantee: GuaranteeTracker,
     ) -> None:
         self.guarantee = guarantee
@@ -71,9 +70,7 @@ class ModelMetrics:
         self.sizes = metrics.sizes.labels(model, version)
         self.inference = metrics.inference.labels(model, version)
         self.batches = metrics.batches.labels(model, version)
-        self._columns = None
-        if isinstance(encoding, TabularEncoding):
-            self._columns = ColumnMetrics(metrics, model, encoding)
+        self._columns = ColumnMetrics(metrics, model, encoding) if encoding else None
 
     def observe(self, found: Detections, x: Matrix | None) -> None:
         """Count scored rows; ``x`` (N, F) are the encoded rows of a table, None for images."""
@@ -294,7 +291,7 @@ class Metrics(Collector):
 
     def for_model(self, served: ServedModel) -> ModelMetrics:
         """Return the counters of a served model."""
-        encoding, guarantee = served.detector.scorer.encoding, self.guarantees.tracker(served)
+        encoding, guarantee = served.table_encoding, self.guarantees.tracker(served)
         return ModelMetrics(self, served.name, served.version or "", encoding, guarantee)
 
     def _answered_by(self, route: str, status: int) -> tuple[Counter, Observations]:

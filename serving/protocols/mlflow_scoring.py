@@ -1,8 +1,8 @@
-"""`POST /invocations` and `GET /ping`, as `mlflow models serve` answers them.
+"""Answer `POST /invocations` and `GET /ping` as `mlflow models serve` does.
 
-Four forms of JSON (``dataframe_split``, ``dataframe_records``, ``instances``, ``inputs``) and CSV
-are read; the answer is one prediction for each row. What is wrong with a row is a problem like
-any other, where MLflow would guess or fail.
+Requests are JSON in one of four forms (``dataframe_split``, ``dataframe_records``, ``instances``,
+``inputs``), or CSV; the answer is one prediction per row. A row that does not fit the schema is
+refused, where MLflow would guess or fail.
 """
 
 from __future__ import annotations
@@ -14,36 +14,37 @@ from functools import partial
 from typing import Any
 
 import msgspec
-from fastapi import FastAPI
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
 
+from anomaly_vae.client.types import BadRecord, Result
+from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.scoring.detector import Detections
 from serving import openapi
-from serving.models.store import IMAGE, ServedModel, Store
+from serving.models.store import ServedModel, Store
+from serving.openapi import DocumentedRoute, text_route
 from serving.paths import HEADERS, SCORING
 from serving.problems import (
     INVALID_REQUEST,
     MALFORMED,
     NOT_READY,
     UNSUPPORTED,
-    BadRecord,
     ProblemError,
 )
 from serving.protocols.tensors import from_base64
 from serving.scoring import requests, responses, schemas
 from serving.scoring.adapters import (
+    PendingRows,
     ProtocolEndpoint,
     ProtocolRequest,
     RequestContext,
-    Rows,
     Scorer,
     check_ready,
-    detect,
     example_record,
     of_columns,
     of_records,
-    rows_of,
+    pending_rows,
 )
 from serving.settings import Settings
 
@@ -51,15 +52,15 @@ CSV = "text/csv"
 PATH = "/invocations"
 FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 
-DESCRIPTION = """The one model that is served reads rows in one of MLflow's four forms, or as CSV.
-A column or a cell that is absent or null is missing; unknown columns are ignored; images are
-base64 in the column `image`. One row that does not fit refuses the whole request."""
+DESCRIPTION = """For a service with one model: rows in one of MLflow's four forms, or as CSV. A
+value that is absent or null is missing; unknown columns are ignored; images are base64 in the
+column `image`. One row that does not fit the schema refuses the whole request."""
 
 Columns = Mapping[str, Sequence[Any]]
 
 
 class Split(msgspec.Struct, frozen=True):
-    """Rows, and what their columns are called; the index means nothing."""
+    """Rows and the names of their columns; the index is ignored."""
 
     columns: list[str]
     data: list[list[Any]]
@@ -67,7 +68,7 @@ class Split(msgspec.Struct, frozen=True):
 
 
 class InvocationsRequest(msgspec.Struct, frozen=True):
-    """Rows in one of four forms; ``params`` are MLflow's, and mean nothing here."""
+    """Rows in one of four forms; ``params`` are ignored."""
 
     dataframe_split: Split | msgspec.UnsetType = msgspec.UNSET
     dataframe_records: list[dict[str, Any]] | msgspec.UnsetType = msgspec.UNSET
@@ -79,7 +80,7 @@ class InvocationsRequest(msgspec.Struct, frozen=True):
 class Predictions(msgspec.Struct, frozen=True):
     """The decision on each row."""
 
-    predictions: list[schemas.Result]
+    predictions: list[Result]
 
 
 _decoder = msgspec.json.Decoder(InvocationsRequest)
@@ -89,25 +90,25 @@ _decoder = msgspec.json.Decoder(InvocationsRequest)
 
 
 def check(_: ServedModel, scope: Scope) -> None:
-    """Refuse what is neither JSON nor CSV, in UTF-8."""
+    """Refuse every media type but JSON and CSV in UTF-8."""
     media, plain = requests.media_type(scope[HEADERS])
     if media not in {schemas.JSON, CSV} or not plain:
         detail = f"send 'Content-Type: {schemas.JSON}' or {CSV}, in UTF-8"
         raise ProblemError(UNSUPPORTED, detail, headers={"Accept": f"{schemas.JSON}, {CSV}"})
 
 
-def decode(asking: RequestContext, body: bytes) -> ProtocolRequest:
-    """A body → what it asks."""
-    read = _read_csv if requests.media_type(asking.headers)[0] == CSV else _read_json
-    return ProtocolRequest(read(asking, body), answer)
+def decode(context: RequestContext, body: bytes) -> ProtocolRequest:
+    """Decode a body into the rows to score."""
+    read = _read_csv if requests.media_type(context.headers)[0] == CSV else _read_json
+    return ProtocolRequest(read(context, body), answer)
 
 
-def answer(found: Detections) -> Response:
-    """The decisions as MLflow gives those of `anomaly_vae.pyfunc`."""
-    return responses.response(Predictions(responses.results(found, None)))
+def answer(detections: Detections) -> Response:
+    """Encode the decisions as MLflow encodes those of `anomaly_vae.pyfunc`."""
+    return responses.response(Predictions(responses.results(detections)))
 
 
-def _read_json(asking: RequestContext, body: bytes) -> Rows:
+def _read_json(context: RequestContext, body: bytes) -> PendingRows:
     request = requests.parse(_decoder, body)
     given = [form for form in FORMS if getattr(request, form) is not msgspec.UNSET]
     if len(given) != 1:
@@ -117,43 +118,45 @@ def _read_json(asking: RequestContext, body: bytes) -> Rows:
     (form,) = given
     rows = getattr(request, form)
     if isinstance(rows, Split):
-        return _of_columns(asking, _columns_of(rows.data, rows.columns, form))
-    return _of_any(asking, rows, form)
+        return _of_columns(context, _columns_of(rows.data, rows.columns, form))
+    return _read_rows(context, rows, form)
 
 
-def _of_any(asking: RequestContext, rows: Any, form: str) -> Rows:
-    """Records, rows in the order of the model's columns, columns, or one record."""
-    names = asking.served.detector.scorer.schema.names
+def _read_rows(context: RequestContext, rows: Any, form: str) -> PendingRows:
+    """Read records, rows in the order of the model's columns, columns, or one record."""
+    names = context.model.schema.names
     match rows:
         case [dict(), *_]:
-            return _of_records(asking, rows, form)
+            return _of_records(context, rows, form)
         case [list(), *_]:
-            return _of_columns(asking, _columns_of(rows, names, form))
+            return _of_columns(context, _columns_of(rows, names, form))
         case [_, *_] if len(names) == 1:
-            return _of_columns(asking, {names[0]: rows})
+            return _of_columns(context, {names[0]: rows})
         case dict() if rows and all(isinstance(cells, list) for cells in rows.values()):
-            return _of_columns(asking, _even(rows, form))
+            return _of_columns(context, _check_lengths(rows, form))
         case dict() if rows:
-            return _of_records(asking, [rows], form)
+            return _of_records(context, [rows], form)
     detail = f"'{form}': expected a list of records or of rows, or columns; at least one row"
     raise ProblemError(INVALID_REQUEST, detail)
 
 
-def _of_records(asking: RequestContext, records: Sequence[Any], form: str) -> Rows:
+def _of_records(context: RequestContext, records: Sequence[Any], form: str) -> PendingRows:
     for row, record in enumerate(records):
         if not isinstance(record, dict):
             raise _unfit(row, f"'{form}': expected a record like the first")
-    if asking.served.kind == IMAGE:
-        return _of_columns(asking, {IMAGE: [one.get(IMAGE) for one in records]})
-    return of_records(asking, records)
+    if context.model.reads_files:
+        names = context.model.schema.names
+        columns = {name: [record.get(name) for record in records] for name in names}
+        return _of_columns(context, columns)
+    return of_records(context, records)
 
 
-def _of_columns(asking: RequestContext, columns: Columns) -> Rows:
-    return of_columns(asking, _decoded(columns) if asking.served.kind == IMAGE else columns)
+def _of_columns(context: RequestContext, columns: Columns) -> PendingRows:
+    return of_columns(context, _decode_files(context.model, columns))
 
 
 def _columns_of(rows: Sequence[Any], names: Sequence[str], form: str) -> Columns:
-    """Rows, each with a value for each of these columns."""
+    """Transpose rows that have one value for each of these columns."""
     for row, cells in enumerate(rows):
         if not isinstance(cells, list) or len(cells) != len(names):
             raise _unfit(row, f"'{form}': expected a list of {len(names)} values")
@@ -162,26 +165,31 @@ def _columns_of(rows: Sequence[Any], names: Sequence[str], form: str) -> Columns
     return {name: [cells[i] for cells in rows] for i, name in enumerate(names)}
 
 
-def _even(columns: dict[str, list[Any]], form: str) -> Columns:
+def _check_lengths(columns: dict[str, list[Any]], form: str) -> Columns:
     if len(set(map(len, columns.values()))) > 1:
         raise ProblemError(INVALID_REQUEST, f"'{form}': columns are of different lengths")
     return columns
 
 
-def _decoded(columns: Columns) -> Columns:
-    """The column of images, whose files are written in base64."""
-    if IMAGE not in columns:
+def _decode_files(model: ServedModel, columns: Columns) -> Columns:
+    """Decode the base64 in columns of files; the columns of a table stay as they are."""
+    if not model.reads_files:
         return columns
-    return {**columns, IMAGE: [_file(row, cell) for row, cell in enumerate(columns[IMAGE])]}
+    names = [name for name in model.schema.names if name in columns]
+    files = {
+        name: [_decode_file(row, name, cell) for row, cell in enumerate(columns[name])]
+        for name in names
+    }
+    return {**columns, **files}
 
 
-def _file(row: int, cell: Any) -> bytes:
+def _decode_file(row: int, name: str, cell: Any) -> bytes:
     try:
         content = from_base64(cell) if isinstance(cell, str) else b""
     except ValueError:
         content = b""
     if not content:
-        raise _unfit(row, "expected the content of an image file, in base64", IMAGE)
+        raise _unfit(row, "expected the content of an image file, in base64", name)
     return content
 
 
@@ -192,18 +200,20 @@ def _unfit(row: int, reason: str, field: str | None = None) -> ProblemError:
 # ---------------------------------------------------------------- CSV
 
 
-def _read_csv(asking: RequestContext, body: bytes) -> Rows:
-    """Cells are text, and read as they are from files."""
+def _read_csv(context: RequestContext, body: bytes) -> PendingRows:
+    """Read CSV; its cells are text, and converted like those of files."""
     import pyarrow as pa
 
     names, *rows = _lines(body)
     columns = _columns_of([row for row in rows if row], names, "CSV")
-    if asking.served.kind == IMAGE:
-        return _of_columns(asking, columns)
+    if context.model.reads_files:
+        return _of_columns(context, columns)
     table = pa.table({name: pa.array(cells, pa.string()) for name, cells in columns.items()})
-    return rows_of(
-        asking, len(table), lambda schema: requests.fitting(partial(schema.from_arrow, table))
-    )
+
+    def read(model: ServedModel) -> RawBatch:
+        return requests.read_strictly(partial(model.schema.from_arrow, table))
+
+    return pending_rows(context, len(table), read)
 
 
 def _lines(body: bytes) -> list[list[str]]:
@@ -218,27 +228,28 @@ def _lines(body: bytes) -> list[list[str]]:
     return lines
 
 
-# ---------------------------------------------------------------- routes
+# ---------------------------------------------------------------- routes and OpenAPI
 
 
-def endpoints(service: Scorer) -> dict[str, ProtocolEndpoint]:
-    """The scoring route."""
-    return {PATH: ProtocolEndpoint(service, check, decode, SCORING[1])}
+def endpoints(scorer: Scorer) -> dict[str, ProtocolEndpoint]:
+    """Create the scoring route, by path."""
+    return {PATH: ProtocolEndpoint(scorer, check, decode, SCORING[1])}
 
 
-def add_routes(app: FastAPI, store: Store, settings: Settings) -> None:
-    """The other route."""
+def routes(store: Store, settings: Settings) -> list[DocumentedRoute]:
+    """Create the health check."""
 
-    @app.get("/ping", **openapi.text("Whether to send requests.", NOT_READY))
-    async def ping() -> Response:
+    async def ping(_: Request) -> Response:
         check_ready(store, settings)
         return Response("\n", media_type="text/plain")
 
+    return [text_route("/ping", ping, "Whether the service takes requests.", NOT_READY)]
 
-def document(current: Sequence[ServedModel], settings: Settings) -> openapi.Part:
-    """What the OpenAPI document says of the scoring route."""
-    only = current[0] if len(current) == 1 else None
-    said = {only.name: {"value": _example_answer(only, settings)}} if only else {}
+
+def document(models: Sequence[ServedModel], settings: Settings) -> openapi.Part:
+    """Describe the scoring route in the OpenAPI document."""
+    only = models[0] if len(models) == 1 else None
+    answers = {only.name: {"value": _example_answer(only, settings)}} if only else {}
     bodies = {
         schemas.JSON: {
             "schema": openapi.ref(InvocationsRequest),
@@ -250,13 +261,13 @@ def document(current: Sequence[ServedModel], settings: Settings) -> openapi.Part
         "summary": "Score rows, as `mlflow models serve` does.",
         "description": DESCRIPTION,
         "operationId": "invocations",
-        **openapi.scores(Predictions, said, bodies),
+        **openapi.scoring_operation(Predictions, answers, bodies),
     }
     return openapi.Part({PATH: {"post": operation}}, [InvocationsRequest, Predictions])
 
 
 def _examples(only: ServedModel | None) -> dict[str, Any]:
-    """A request of each form that works."""
+    """Return a request of each form that works."""
     if only is None:
         return {}
     record = example_record(only)
@@ -278,6 +289,7 @@ def _example_csv(only: ServedModel | None) -> str:
 
 
 def _example_answer(only: ServedModel, settings: Settings) -> Any:
-    asking = RequestContext(only, {}, settings.max_records)
-    found, _ = detect(only, _of_records(asking, [example_record(only)], FORMS[1]), settings)
-    return msgspec.json.decode(answer(found).body)
+    context = RequestContext(only, {}, settings.max_records)
+    rows = _of_records(context, [example_record(only)], FORMS[1])
+    detections = only.detect(rows.read(only), settings)
+    return msgspec.json.decode(answer(detections).body)

@@ -1,8 +1,9 @@
-"""The Open Inference Protocol, version 2: what clients of KServe, Triton and MLServer speak.
+"""Speak the Open Inference Protocol, version 2, of KServe, Triton and MLServer.
 
-A table goes as one tensor a column, of shape [N] or [N, 1], or, where all its columns are numbers,
-as one tensor [N, F]; images as ``BYTES``, one file each. Answers are three tensors [N]: ``score``,
-``p_value`` and ``is_anomaly``; of a model with groups ``group`` and ``threshold``, too.
+A table is sent as one tensor per column, of shape [N] or [N, 1], or, if all its columns are
+numbers, as one tensor [N, F]; images are sent as ``BYTES``, one file per element. The answer is
+three tensors [N]: ``score``, ``p_value`` and ``is_anomaly``; a model with groups adds ``group`` and
+``threshold``.
 """
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from fastapi import FastAPI, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
 
 from anomaly_vae import __version__
 from anomaly_vae.scoring.detector import Detections
 from serving import openapi
-from serving.models.store import ServedModel, Store
+from serving.models.store import Json, ServedModel, Store
+from serving.openapi import DocumentedRoute, json_route
 from serving.paths import HEADERS
 from serving.problems import (
     INVALID_REQUEST,
@@ -47,36 +49,39 @@ from serving.scoring.adapters import (
     RequestContext,
     Scorer,
     check_ready,
-    detect,
     example_record,
     of_columns,
 )
+from serving.scoring.uploads import BINARY
 from serving.settings import Settings
 
 OCTETS = "application/octet-stream"
 HEADER_LENGTH = "Inference-Header-Content-Length"
-SENT_LENGTH = HEADER_LENGTH.lower().encode()
+HEADER_LENGTH_KEY = HEADER_LENGTH.lower().encode()
 AS_BYTES, ALL_AS_BYTES = "binary_data", "binary_data_output"
 OUTPUTS = {"score": FP64, "p_value": FP64, "is_anomaly": BOOL}
-OF_GROUPS = {"group": BYTES, "threshold": FP64}
-"""Beside them, of a model with groups; the text is empty where the scores of all rows decided."""
+GROUP_OUTPUTS = {"group": BYTES, "threshold": FP64}
+"""Additional outputs of a model with groups.
+
+``group`` is empty where the threshold of all rows was applied.
+"""
 MODEL = "/v2/models/{name}"
 MODELS = (MODEL, MODEL + "/versions/{version}")
-DESCRIPTION = f"""Tables: one tensor a column, of shape [N] or [N, 1], or, where all columns are
-numbers, one tensor [N, F] in the order of `{MODEL}`. A column that is absent, null, or NaN in
-binary tensors is missing; unknown columns are ignored. Images: `BYTES`, one file each, in JSON as
-base64. Tensors may follow the JSON as bytes (`{HEADER_LENGTH}` says where)."""
+DESCRIPTION = f"""Tables: one tensor per column, of shape [N] or [N, 1], or, if all columns are
+numbers, one tensor [N, F] in the order of `{MODEL}`. A value that is absent, null, or NaN in a
+binary tensor is missing; unknown columns are ignored. Images: `BYTES`, one file per element, in
+JSON as base64. Tensors may follow the JSON as bytes; `{HEADER_LENGTH}` is the size of the JSON."""
 
 
 class RequestedOutput(msgspec.Struct, frozen=True):
-    """An output that is asked for; ``binary_data`` is true where it is to come as bytes."""
+    """A requested output; the parameter ``binary_data`` requests it as bytes."""
 
     name: str
     parameters: Parameters = None
 
 
 class InferenceRequest(msgspec.Struct, frozen=True):
-    """What is to be scored; all three outputs are answered unless some are named."""
+    """Rows to score; the answer has all outputs unless some are named."""
 
     inputs: list[Tensor]
     id: str | None = None
@@ -95,7 +100,7 @@ class OutputTensor(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class InferenceResponse(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The decisions; ``parameters`` are the alpha and the threshold they were made with."""
+    """The decisions; ``parameters`` are the alpha and the threshold that were applied."""
 
     model_name: str
     outputs: list[OutputTensor]
@@ -105,7 +110,7 @@ class InferenceResponse(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ServerMetadata(msgspec.Struct, frozen=True):
-    """What answers."""
+    """The server and its extensions of the protocol."""
 
     name: str
     version: str
@@ -113,7 +118,7 @@ class ServerMetadata(msgspec.Struct, frozen=True):
 
 
 class TensorMetadata(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A tensor of N values; ``content_type`` is what MLServer calls them."""
+    """A tensor of N values; the parameter ``content_type`` is MLServer's name for their type."""
 
     name: str
     datatype: str
@@ -122,7 +127,7 @@ class TensorMetadata(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ModelMetadata(msgspec.Struct, frozen=True):
-    """What a model reads and what it answers."""
+    """The tensors that a model reads and answers."""
 
     name: str
     versions: list[str]
@@ -132,19 +137,19 @@ class ModelMetadata(msgspec.Struct, frozen=True):
 
 
 class Live(msgspec.Struct, frozen=True):
-    """Whether the process answers."""
+    """Whether the process is alive."""
 
     live: bool
 
 
 class Ready(msgspec.Struct, frozen=True):
-    """Whether to send requests."""
+    """Whether the service takes requests."""
 
     ready: bool
 
 
 class ModelReady(msgspec.Struct, frozen=True):
-    """Whether to send requests to a model."""
+    """Whether a model takes requests."""
 
     name: str
     ready: bool
@@ -159,78 +164,93 @@ _decoder = msgspec.json.Decoder(InferenceRequest)
 # ---------------------------------------------------------------- requests and answers
 
 
-def check(served: ServedModel, scope: Scope) -> None:
-    """Refuse another version than the one served, and a body that holds no tensors."""
-    check_version(served, scope["path_params"].get("version"))
+def check(model: ServedModel, scope: Scope) -> None:
+    """Refuse a version that is not served, and a body without tensors."""
+    check_version(model, scope["path_params"].get("version"))
     if requests.media_type(scope[HEADERS])[0] not in {"", schemas.JSON, OCTETS}:
         detail = f"send 'Content-Type: {schemas.JSON}', or {OCTETS} where tensors follow as bytes"
         raise ProblemError(UNSUPPORTED, detail, headers={"Accept": f"{schemas.JSON}, {OCTETS}"})
 
 
-def check_version(served: ServedModel, version: str | None) -> None:
-    """Refuse another version than the one served."""
-    if version is not None and version != served.version:
-        there = f"version {served.version} is" if served.version else "it has no versions, and is"
-        detail = f"no version '{version[:100]}' of model '{served.name}': {there} at "
-        raise ProblemError(UNKNOWN_MODEL, detail + MODEL.format(name=served.name))
+def check_version(model: ServedModel, version: str | None) -> None:
+    """Refuse a version that is not served."""
+    if version is not None and version != model.version:
+        there = f"version {model.version} is" if model.version else "it has no versions, and is"
+        detail = f"no version '{version[:100]}' of model '{model.name}': {there} at "
+        raise ProblemError(UNKNOWN_MODEL, detail + MODEL.format(name=model.name))
 
 
-def decode(asking: RequestContext, body: bytes) -> ProtocolRequest:
-    """A body → what it asks."""
-    head, tail = _parted(body, asking.headers)
+def decode(context: RequestContext, body: bytes) -> ProtocolRequest:
+    """Decode a body into the rows to score and the outputs to answer."""
+    head, tail = _split(body, context.headers)
     request = requests.parse(_decoder, head)
-    asked = _outputs(asking.served, request)
-    columns = tensors.columns_of(asking.served, request.inputs, tensors.Tail(tail))
+    requested = _requested(context.model, request)
+    columns = tensors.columns_of(context.model, request.inputs, tensors.Tail(tail))
     return ProtocolRequest(
-        of_columns(asking, columns), partial(answer, asking.served, request.id, asked)
+        of_columns(context, columns), partial(answer, context.model, request.id, requested)
     )
 
 
-def _parted(body: bytes, headers: requests.Headers) -> tuple[bytes, bytes | None]:
-    """The JSON of a body and the bytes behind it, where there may be some."""
-    if SENT_LENGTH not in headers:
+def _split(body: bytes, headers: requests.Headers) -> tuple[bytes, bytes | None]:
+    """Split a body into its JSON and the bytes that follow; None if the header announces none."""
+    if HEADER_LENGTH_KEY not in headers:
         return body, None
-    length = headers[SENT_LENGTH]
+    length = headers[HEADER_LENGTH_KEY]
     if not length.isdigit() or len(length) > 18 or int(length) > len(body):
         detail = f"{HEADER_LENGTH} is to say how many of the body's {len(body)} bytes are JSON"
         raise ProblemError(MALFORMED, detail)
     return body[: int(length)], body[int(length) :]
 
 
-def outputs_of(served: ServedModel) -> Mapping[str, str]:
-    """What a model answers, and as what."""
-    return OUTPUTS | OF_GROUPS if served.detector.calibration.groups else OUTPUTS
+def outputs_of(model: ServedModel) -> Mapping[str, str]:
+    """Return the names and datatypes of a model's outputs."""
+    return OUTPUTS | GROUP_OUTPUTS if model.detector.calibration.groups else OUTPUTS
 
 
-def _outputs(served: ServedModel, request: InferenceRequest) -> dict[str, bool]:
-    """The outputs asked for, and whether each is to come as bytes."""
+def _requested(model: ServedModel, request: InferenceRequest) -> dict[str, bool]:
+    """Return the requested outputs, and whether each is requested as bytes."""
     every = (request.parameters or {}).get(ALL_AS_BYTES) is True
-    known = outputs_of(served)
-    asked = request.outputs or [RequestedOutput(name) for name in known]
-    for output in asked:
+    known = outputs_of(model)
+    outputs = request.outputs or [RequestedOutput(name) for name in known]
+    for output in outputs:
         if output.name not in known:
             detail = f"no output '{output.name[:100]}'; there are {', '.join(known)}"
             raise ProblemError(INVALID_REQUEST, detail)
-    return {one.name: (one.parameters or {}).get(AS_BYTES, every) is True for one in asked}
+    return {one.name: (one.parameters or {}).get(AS_BYTES, every) is True for one in outputs}
 
 
 def answer(
-    served: ServedModel, sent: str | None, asked: Mapping[str, bool], found: Detections
+    model: ServedModel,
+    request_id: str | None,
+    requested: Mapping[str, bool],
+    detections: Detections,
 ) -> Response:
-    """The decisions as the tensors asked for: those that come as bytes follow the JSON."""
+    """Encode the decisions as the requested tensors; those in bytes follow the JSON.
+
+    Args:
+        model: the model that decided.
+        request_id: identifier to repeat in the answer.
+        requested: names of the outputs, and whether each is encoded as bytes.
+        detections: the decisions on N rows.
+    """
     tail: list[bytes] = []
-    outputs = [_output(name, getattr(found, name), tail if asked[name] else None) for name in asked]
-    calibration = served.detector.calibration
-    used = {"alpha": calibration.alpha, "threshold": calibration.threshold}
-    head = responses.encode(InferenceResponse(served.name, outputs, used, served.version, sent))
-    if not any(asked.values()):
+    outputs = [
+        _output(name, getattr(detections, name), tail if as_bytes else None)
+        for name, as_bytes in requested.items()
+    ]
+    calibration = model.detector.calibration
+    applied = {"alpha": calibration.alpha, "threshold": calibration.threshold}
+    head = responses.encode(
+        InferenceResponse(model.name, outputs, applied, model.version, request_id)
+    )
+    if not any(requested.values()):
         return Response(head, media_type=schemas.JSON)
     length = {HEADER_LENGTH: str(len(head))}
     return Response(b"".join([head, *tail]), headers=length, media_type=OCTETS)
 
 
 def _output(name: str, values: Any, tail: list[bytes] | None) -> OutputTensor:
-    datatype, shape = (OUTPUTS | OF_GROUPS)[name], list(values.shape)
+    datatype, shape = (OUTPUTS | GROUP_OUTPUTS)[name], list(values.shape)
     if datatype == BYTES:
         values = np.array([text or "" for text in values], object)
     if tail is None:
@@ -242,62 +262,70 @@ def _output(name: str, values: Any, tail: list[bytes] | None) -> OutputTensor:
 # ---------------------------------------------------------------- routes
 
 
-def endpoints(service: Scorer) -> dict[str, ProtocolEndpoint]:
-    """The scoring routes."""
-    endpoint = ProtocolEndpoint(service, check, decode, f"{MODEL}/infer")
+def endpoints(scorer: Scorer) -> dict[str, ProtocolEndpoint]:
+    """Create the scoring routes, by path."""
+    endpoint = ProtocolEndpoint(scorer, check, decode, f"{MODEL}/infer")
     return {f"{path}/infer": endpoint for path in MODELS}
 
 
-def add_routes(app: FastAPI, store: Store, settings: Settings) -> None:
-    """The other routes."""
+def routes(store: Store, settings: Settings) -> list[DocumentedRoute]:
+    """Create the routes about the server and its models."""
 
-    @app.get("/v2", **openapi.get("What answers.", ServerMetadata))
-    async def server() -> Response:
+    async def server(_: Request) -> Response:
         return responses.response(
             ServerMetadata("anomaly-vae", __version__, ["binary_tensor_data"])
         )
 
-    @app.get("/v2/health/live", **openapi.get("Whether the process answers.", Live))
-    async def live() -> Response:
+    async def live(_: Request) -> Response:
         return responses.response(Live(True))
 
-    @app.get("/v2/health/ready", **openapi.get("Whether to send requests.", Ready, NOT_READY))
-    async def ready() -> Response:
+    async def ready(_: Request) -> Response:
         check_ready(store, settings)
         return responses.response(Ready(True))
 
-    def found(request: Request) -> ServedModel:
-        """The model of a path."""
-        name, version = (request.path_params.get(part) for part in ("name", "version"))
-        served = store.current.get(str(name))
-        if served is None:
-            raise ProblemError(
-                UNKNOWN_MODEL, f"no model '{str(name)[:100]}' is loaded; GET /models"
-            )
-        check_version(served, version)
-        return served
-
     async def metadata(request: Request) -> Response:
-        return responses.response(describe(found(request)))
+        return responses.response(describe(_find(store, request)))
 
     async def model_ready(request: Request) -> Response:
         check_ready(store, settings)
-        return responses.response(ModelReady(found(request).name, True))
+        return responses.response(ModelReady(_find(store, request).name, True))
 
-    for path in MODELS:
-        said = openapi.get("What a model reads and answers.", ModelMetadata, UNKNOWN_MODEL)
-        app.get(path, **said, **_named(path))(metadata)
-        said = openapi.get("Whether to send requests.", ModelReady, UNKNOWN_MODEL, NOT_READY)
-        app.get(f"{path}/ready", **said, **_named(path))(model_ready)
+    live_text, ready_text = "Whether the process is alive.", "Whether the service takes requests."
+    metadata_text = "The tensors that a model reads and answers."
+    about_server = [
+        json_route("GET", "/v2", server, "Name and extensions of the server.", ServerMetadata),
+        json_route("GET", "/v2/health/live", live, live_text, Live),
+        json_route("GET", "/v2/health/ready", ready, ready_text, Ready, NOT_READY),
+    ]
+    errors = UNKNOWN_MODEL, NOT_READY
+    about_models = [
+        json_route("GET", path, metadata, metadata_text, ModelMetadata, UNKNOWN_MODEL)
+        for path in MODELS
+    ]
+    about_models += [
+        json_route("GET", f"{path}/ready", model_ready, ready_text, ModelReady, *errors)
+        for path in MODELS
+    ]
+    return about_server + about_models
 
 
-def describe(served: ServedModel) -> ModelMetadata:
-    """What a model reads, in the tensors it is best sent as, and what it answers."""
-    columns = served.detector.scorer.schema.columns
+def _find(store: Store, request: Request) -> ServedModel:
+    """Return the model that a path names."""
+    name, version = (request.path_params.get(part) for part in ("name", "version"))
+    model = store.current.get(str(name))
+    if model is None:
+        raise ProblemError(UNKNOWN_MODEL, f"no model '{str(name)[:100]}' is loaded; GET /models")
+    check_version(model, version)
+    return model
+
+
+def describe(model: ServedModel) -> ModelMetadata:
+    """Describe the recommended tensors for a model's columns, and its outputs."""
+    columns = model.schema.columns
     inputs = [_describe(column.name, *column.spec.tensor) for column in columns]
-    outputs = [_describe(name, datatype, None) for name, datatype in outputs_of(served).items()]
-    versions = [served.version] if served.version else []
-    return ModelMetadata(served.name, versions, "anomaly-vae", inputs, outputs)
+    outputs = [_describe(name, datatype, None) for name, datatype in outputs_of(model).items()]
+    versions = [model.version] if model.version else []
+    return ModelMetadata(model.name, versions, "anomaly-vae", inputs, outputs)
 
 
 def _describe(name: str, datatype: str, content: str | None) -> TensorMetadata:
@@ -305,55 +333,41 @@ def _describe(name: str, datatype: str, content: str | None) -> TensorMetadata:
     return TensorMetadata(name, datatype, [-1], parameters)
 
 
-# ---------------------------------------------------------------- what the document says
+# ---------------------------------------------------------------- OpenAPI
 
 
-def _named(path: str) -> dict[str, Any]:
-    return {"openapi_extra": {"parameters": _parameters(path, {})}}
-
-
-def _parameters(path: str, known: Mapping[str, list[str]]) -> list[openapi.Json]:
-    """The parts of a path, and what each may be where that is known."""
-    names = [name for name in ("name", "version") if f"{{{name}}}" in path]
-    of = {name: {"enum": known[name]} if known.get(name) else {} for name in names}
-    text = {"type": "string"}
-    return [
-        {"name": name, "in": "path", "required": True, "schema": text | of[name]} for name in names
-    ]
-
-
-def document(current: Sequence[ServedModel], settings: Settings) -> openapi.Part:
-    """What the OpenAPI document says of the scoring routes."""
-    asked = {one.name: {"value": example_request(one)} for one in current}
-    said = {one.name: {"value": _example_answer(one, settings)} for one in current}
+def document(models: Sequence[ServedModel], settings: Settings) -> openapi.Part:
+    """Describe the scoring routes in the OpenAPI document."""
+    examples = {model.name: {"value": example_request(model)} for model in models}
+    answers = {model.name: {"value": _example_answer(model, settings)} for model in models}
     bodies = {
-        schemas.JSON: {"schema": openapi.ref(InferenceRequest), "examples": asked},
-        OCTETS: {"schema": openapi.BINARY},
+        schemas.JSON: {"schema": openapi.ref(InferenceRequest), "examples": examples},
+        OCTETS: {"schema": BINARY},
     }
     operation = {
         "summary": "Score tensors, by the Open Inference Protocol.",
         "description": DESCRIPTION,
-        **openapi.scores(InferenceResponse, said, bodies),
+        **openapi.scoring_operation(InferenceResponse, answers, bodies),
     }
-    operation["responses"]["200"]["content"][OCTETS] = {"schema": openapi.BINARY}
-    versions = sorted({one.version for one in current if one.version})
-    known = {"name": [one.name for one in current], "version": versions}
+    operation["responses"]["200"]["content"][OCTETS] = {"schema": BINARY}
+    versions = sorted({model.version for model in models if model.version})
+    known = {"name": [model.name for model in models], "version": versions}
     length = {"name": HEADER_LENGTH, "in": "header", "schema": {"type": "integer", "minimum": 0}}
     paths = {
         f"{path}/infer": {"post": {**operation, "operationId": name, "parameters": parameters}}
         for path, name in zip(MODELS, ("infer", "infer_with_version"), strict=True)
-        for parameters in [[*_parameters(path, known), length]]
+        for parameters in [[*openapi.path_parameters(path, known), length]]
     }
     return openapi.Part(paths, SHAPES)
 
 
-def example_request(served: ServedModel) -> openapi.Json:
-    """A request that works."""
-    record, columns = example_record(served), served.detector.scorer.schema.columns
-    return {"inputs": [_example(column, record[column.name]) for column in columns]}
+def example_request(model: ServedModel) -> Json:
+    """Return a request that works."""
+    record = example_record(model)
+    return {"inputs": [_example(column, record[column.name]) for column in model.schema.columns]}
 
 
-def _example(column: Any, cell: Any) -> openapi.Json:
+def _example(column: Any, cell: Any) -> Json:
     datatype, content = column.spec.tensor
     tensor = {"name": column.name, "shape": [1], "datatype": datatype}
     cell = bool(cell) if datatype == BOOL and cell is not None else cell
@@ -364,8 +378,8 @@ def _example(column: Any, cell: Any) -> openapi.Json:
     }
 
 
-def _example_answer(served: ServedModel, settings: Settings) -> Any:
-    asking = RequestContext(served, {}, settings.max_records)
-    question = decode(asking, msgspec.json.encode(example_request(served)))
-    found, _ = detect(served, question.rows, settings)
-    return msgspec.json.decode(question.answer(found).body)
+def _example_answer(model: ServedModel, settings: Settings) -> Any:
+    context = RequestContext(model, {}, settings.max_records)
+    request = decode(context, msgspec.json.encode(example_request(model)))
+    detections = model.detect(request.rows.read(model), settings)
+    return msgspec.json.decode(request.answer(detections).body)

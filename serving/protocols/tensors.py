@@ -1,7 +1,8 @@
-"""Tensors of the Open Inference Protocol ↔ columns of values.
+"""Convert tensors of the Open Inference Protocol into columns of values, and back.
 
-A tensor is JSON, or so many of the bytes behind it (the binary tensor data extension): numbers in
-little-endian order, row by row; of ``BYTES``, each element behind its length, in four bytes.
+The data of a tensor are JSON, or bytes that follow the JSON (the binary tensor data extension):
+numbers in little-endian order, row by row; each element of ``BYTES`` follows its length, a number
+of four bytes.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly_vae.data.schema import TabularSchema
-from serving.models.store import IMAGE, ServedModel
-from serving.problems import INVALID_REQUEST, MALFORMED, BadRecord, ProblemError
+from anomaly_vae.client.types import BadRecord
+from serving.models.store import ServedModel
+from serving.problems import INVALID_REQUEST, MALFORMED, ProblemError
 from serving.scoring import requests
 
 BINARY_SIZE = "binary_data_size"
@@ -26,18 +27,18 @@ LAYOUTS = {
     "INT8": "<i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8",
     "UINT8": "<u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8",
 }  # fmt: skip
-"""How the bytes of a number are laid out."""
+"""Layout of the numbers of each datatype, as numpy names it."""
 CONTENT_TYPE, BASE64, AS_JSON = "content_type", "base64", "pd_json"
-"""What MLServer's codecs say of ``BYTES``: how it was written, and what it is."""
+"""Name and values of the parameter with which MLServer tells how ``BYTES`` are encoded."""
 LENGTH = 4
-"""Bytes that say how long an element of ``BYTES`` is."""
+"""Number of bytes that hold the length of an element of ``BYTES``."""
 
 Parameters = dict[str, Any] | None
 _anything = msgspec.json.Decoder()
 
 
 class Tensor(msgspec.Struct, frozen=True):
-    """A column, or all of them; ``data`` is flat or nested, and null where a value is missing."""
+    """One column, or all of them; ``data`` is flat or nested, and null where a value is missing."""
 
     name: str
     shape: list[int]
@@ -47,23 +48,23 @@ class Tensor(msgspec.Struct, frozen=True):
 
     @property
     def count(self) -> int:
-        """The number of its elements; none where the shape is impossible."""
+        """Number of elements; 0 for an impossible shape."""
         return int(np.prod([max(side, 0) for side in self.shape], dtype=object))
 
-    def says(self, parameter: str) -> Any:
-        """The value of a parameter, if there is one."""
-        return (self.parameters or {}).get(parameter)
+    def parameter(self, name: str) -> Any:
+        """Return the value of a parameter; None if it is absent."""
+        return (self.parameters or {}).get(name)
 
 
 class Tail:
-    """The bytes behind the JSON, taken tensor by tensor; None where there are none."""
+    """The bytes that follow the JSON, taken tensor by tensor; None if there are none."""
 
     def __init__(self, content: bytes | None) -> None:
         self._content, self._start = content or b"", 0
-        self.there = content is not None
+        self.exists = content is not None
 
     def take(self, size: int) -> bytes:
-        """The next so many."""
+        """Return the next ``size`` bytes."""
         end = self._start + size
         if not 0 <= self._start <= end <= len(self._content):
             raise ProblemError(MALFORMED, "the body ends before its last tensor")
@@ -71,35 +72,35 @@ class Tail:
         return taken
 
     def check(self) -> None:
-        """Refuse bytes of no tensor."""
+        """Refuse bytes that belong to no tensor."""
         if more := len(self._content) - self._start:
             raise ProblemError(MALFORMED, f"{more} bytes behind the last tensor; are sizes right?")
 
 
 def to_bytes(values: NDArray[Any], datatype: str) -> bytes:
-    """Values (N,) as they follow the JSON."""
+    """Encode values (N,) as bytes that follow the JSON."""
     if datatype != BYTES:
         return np.asarray(values, LAYOUTS[datatype]).tobytes()
     texts = [text.encode() for text in values]
     return b"".join(len(text).to_bytes(LENGTH, "little") + text for text in texts)
 
 
-def columns_of(served: ServedModel, tensors: Sequence[Tensor], tail: Tail) -> dict[str, list[Any]]:
-    """The values of each column."""
-    _check_shapes(served, tensors)
-    cells = [_cells(served, tensor, tail) for tensor in tensors]
+def columns_of(model: ServedModel, tensors: Sequence[Tensor], tail: Tail) -> dict[str, list[Any]]:
+    """Return the values of each column (N,), by name."""
+    _check_shapes(model, tensors)
+    columns = [_values(model, tensor, tail) for tensor in tensors]
     tail.check()
-    if is_matrix(served, tensors):
-        names = served.detector.scorer.schema.names
-        return {name: cells[0][i :: len(names)] for i, name in enumerate(names)}
-    return {tensor.name: column for tensor, column in zip(tensors, cells, strict=True)}
+    if is_matrix(model, tensors):
+        names = model.detector.scorer.schema.names
+        return {name: columns[0][i :: len(names)] for i, name in enumerate(names)}
+    return {tensor.name: column for tensor, column in zip(tensors, columns, strict=True)}
 
 
-def is_matrix(served: ServedModel, tensors: Sequence[Tensor]) -> bool:
-    """Whether all columns come as one tensor [N, F]."""
-    schema, first = served.detector.scorer.schema, tensors[0]
+def is_matrix(model: ServedModel, tensors: Sequence[Tensor]) -> bool:
+    """Return whether all columns of a table are sent as one tensor [N, F]."""
+    schema, first = model.schema, tensors[0]
     return (
-        isinstance(schema, TabularSchema)
+        not model.reads_files
         and len(tensors) == 1
         and len(first.shape) == 2
         and first.shape[1] == len(schema.names)
@@ -107,11 +108,11 @@ def is_matrix(served: ServedModel, tensors: Sequence[Tensor]) -> bool:
     )
 
 
-def _check_shapes(served: ServedModel, tensors: Sequence[Tensor]) -> None:
+def _check_shapes(model: ServedModel, tensors: Sequence[Tensor]) -> None:
     if not tensors:
         raise ProblemError(INVALID_REQUEST, "'inputs' is empty; send a tensor for each column")
-    if is_matrix(served, tensors):
-        return _check_matrix(served)
+    if is_matrix(model, tensors):
+        return _check_matrix(model)
     rows = {tuple(tensor.shape[:1]) for tensor in tensors}
     for tensor in tensors:
         if len(tensor.shape) not in {1, 2} or tensor.shape[1:] not in ([], [1]):
@@ -123,33 +124,32 @@ def _check_shapes(served: ServedModel, tensors: Sequence[Tensor]) -> None:
     return None
 
 
-def _check_matrix(served: ServedModel) -> None:
-    """Refuse one tensor for all columns where some are no numbers."""
-    schema = served.detector.scorer.schema
-    other = [column.name for column in schema.columns if column.spec.storage != "number"]
+def _check_matrix(model: ServedModel) -> None:
+    """Refuse one tensor for all columns if some of them are not numbers."""
+    other = [column.name for column in model.schema.columns if column.spec.storage != "number"]
     if other:
         detail = f"column '{other[0]}' is no number; send a tensor for each column"
         raise ProblemError(INVALID_REQUEST, detail)
 
 
-def _cells(served: ServedModel, tensor: Tensor, tail: Tail) -> list[Any]:
-    """The values of a tensor, row by row; None where one is missing."""
+def _values(model: ServedModel, tensor: Tensor, tail: Tail) -> list[Any]:
+    """Return the values of a tensor, row by row; None where one is missing."""
     if tensor.datatype != BYTES and tensor.datatype not in LAYOUTS:
         raise _unfit(tensor, f"datatype: expected {', '.join([*LAYOUTS, BYTES])}")
-    size = tensor.says(BINARY_SIZE)
+    size = tensor.parameter(BINARY_SIZE)
     if size is None:
-        return _from_json(served, tensor)
-    if not tail.there:
+        return _from_json(model, tensor)
+    if not tail.exists:
         raise _unfit(tensor, "its bytes need the header Inference-Header-Content-Length")
     if type(size) is not int or size < 0:
         raise _unfit(tensor, f"'{BINARY_SIZE}': expected a number of bytes")
     content = tail.take(size)
-    return (
-        _texts(served, tensor, content) if tensor.datatype == BYTES else _numbers(tensor, content)
-    )
+    if tensor.datatype == BYTES:
+        return _decode_texts(model, tensor, content)
+    return _decode_numbers(tensor, content)
 
 
-def _numbers(tensor: Tensor, content: bytes) -> list[Any]:
+def _decode_numbers(tensor: Tensor, content: bytes) -> list[Any]:
     layout = np.dtype(LAYOUTS[tensor.datatype])
     if len(content) != tensor.count * layout.itemsize:
         raise _miscounted(tensor, f"{len(content)} bytes")
@@ -164,14 +164,14 @@ def _without_nan(values: NDArray[Any]) -> list[Any]:
     return cells
 
 
-def _texts(served: ServedModel, tensor: Tensor, content: bytes) -> list[Any]:
-    elements = list(_elements(tensor, content))
+def _decode_texts(model: ServedModel, tensor: Tensor, content: bytes) -> list[Any]:
+    elements = list(_split_elements(tensor, content))
     if len(elements) != tensor.count:
         raise _miscounted(tensor, f"{len(elements)} elements")
-    return _decoded(served, tensor, elements)
+    return _decode(model, tensor, elements)
 
 
-def _elements(tensor: Tensor, content: bytes) -> Iterable[bytes]:
+def _split_elements(tensor: Tensor, content: bytes) -> Iterable[bytes]:
     start = 0
     while start < len(content):
         first = start + LENGTH
@@ -181,18 +181,18 @@ def _elements(tensor: Tensor, content: bytes) -> Iterable[bytes]:
         yield content[first:start]
 
 
-def _from_json(served: ServedModel, tensor: Tensor) -> list[Any]:
+def _from_json(model: ServedModel, tensor: Tensor) -> list[Any]:
     if tensor.data is None:
         raise _unfit(tensor, "it has no 'data'")
-    cells = _flat(tensor.data, len(tensor.shape))
+    cells = _flatten(tensor.data, len(tensor.shape))
     if len(cells) != tensor.count:
         raise _miscounted(tensor, f"{len(cells)} values")
     _check_kinds(tensor, cells)
-    return _decoded(served, tensor, cells) if tensor.datatype == BYTES else cells
+    return _decode(model, tensor, cells) if tensor.datatype == BYTES else cells
 
 
-def _flat(data: list[Any], depth: int) -> list[Any]:
-    """Nested lists in one row; no deeper than the shape."""
+def _flatten(data: list[Any], depth: int) -> list[Any]:
+    """Flatten nested lists, at most as deep as the shape."""
     for _ in range(depth - 1):
         if not any(isinstance(part, list) for part in data):
             break
@@ -201,7 +201,7 @@ def _flat(data: list[Any], depth: int) -> list[Any]:
 
 
 def _check_kinds(tensor: Tensor, cells: Sequence[Any]) -> None:
-    """Refuse values that are not of the tensor's type."""
+    """Refuse values of another type than the tensor's."""
     kinds = KINDS.get(tensor.datatype.rstrip("0123456789"), {int})
     if set(map(type, cells)) <= kinds | {type(None)}:
         return
@@ -215,37 +215,36 @@ def _check_kinds(tensor: Tensor, cells: Sequence[Any]) -> None:
 
 
 KINDS: dict[str, set[type]] = {BOOL: {bool}, "FP": {int, float}, BYTES: {str}}
-"""What JSON a type of tensor is written in; whole numbers else."""
+"""Types of JSON values by datatype of tensor; integers for all others."""
 
 
-def _decoded(served: ServedModel, tensor: Tensor, cells: Sequence[str | bytes | None]) -> list[Any]:
-    """What the elements say: text, the content of files, or whatever JSON they hold."""
-    how = tensor.says(CONTENT_TYPE)
-    image = served.kind == IMAGE
-    out: list[Any] = []
+def _decode(model: ServedModel, tensor: Tensor, cells: Sequence[str | bytes | None]) -> list[Any]:
+    """Decode elements: text, the content of files, or any JSON."""
+    content_type, is_file = tensor.parameter(CONTENT_TYPE), model.reads_files
+    values: list[Any] = []
     for row, cell in enumerate(cells):
         try:
-            out.append(None if cell is None else _one(cell, how, image))
+            values.append(None if cell is None else _decode_element(cell, content_type, is_file))
         except ValueError as error:
             raise requests.unfit_records([BadRecord(row, tensor.name, str(error))]) from None
-    return out
+    return values
 
 
-def _one(cell: str | bytes, how: Any, image: bool) -> Any:
-    """One element; in JSON an image is always base64."""
-    if how == BASE64 or (image and isinstance(cell, str)):
+def _decode_element(cell: str | bytes, content_type: Any, is_file: bool) -> Any:
+    """Decode one element; JSON always holds a file as base64."""
+    if content_type == BASE64 or (is_file and isinstance(cell, str)):
         cell = from_base64(cell)
-    if image:
+    if is_file:
         return cell
     text = cell if isinstance(cell, str) else cell.decode()
-    return requests.parse(_anything, text.encode()) if how == AS_JSON else text
+    return requests.parse(_anything, text.encode()) if content_type == AS_JSON else text
 
 
 def from_base64(cell: str | bytes) -> bytes:
-    """The bytes that are written in base64, in one line or in many.
+    """Decode base64, on one line or on several.
 
     Raises:
-        ValueError: it is no base64.
+        ValueError: the text is not base64.
     """
     joined = b"".join(cell.split()) if isinstance(cell, bytes) else "".join(cell.split())
     try:
@@ -258,5 +257,5 @@ def _unfit(tensor: Tensor, reason: str) -> ProblemError:
     return ProblemError(INVALID_REQUEST, f"input '{tensor.name[:100]}': {reason}")
 
 
-def _miscounted(tensor: Tensor, found: str) -> ProblemError:
-    return _unfit(tensor, f"{found} do not make the shape {tensor.shape}")
+def _miscounted(tensor: Tensor, content: str) -> ProblemError:
+    return _unfit(tensor, f"{content} do not make the shape {tensor.shape}")

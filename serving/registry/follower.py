@@ -23,12 +23,12 @@ import msgspec
 
 from anomaly_vae.artifacts.registry_names import ALIAS_URI, BundleRef
 from anomaly_vae.errors import AnomalyVAEError, ConfigError, RegistryError
-from serving.models.loading import load_model
 from serving.models.store import ServedModel, Store
 from serving.observability import logs
 from serving.observability.metrics import Metrics, Reason
 from serving.registry.board import Board, Followed, FollowState
 from serving.registry.sources import REMOTE, Sources, Spec, is_followed
+from serving.scoring.loading import load_model
 from serving.settings import Settings
 
 log = logging.getLogger("serving.registry.follower")

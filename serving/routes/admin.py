@@ -1,4 +1,4 @@
-"""Routes for those who run the service: look at the registry now, and be told by it to."""
+"""Check the registry on request: from an administrator, or from a webhook of MLflow."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import time
 from collections.abc import Mapping
 
 import msgspec
-from fastapi import FastAPI, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from anomaly_vae.artifacts.registry_names import ALIAS_URI
-from serving import openapi
 from serving.http.admission import Deadlines
+from serving.openapi import DocumentedRoute, json_route, webhook_route
 from serving.paths import HEADERS
 from serving.problems import (
     FORBIDDEN,
@@ -31,38 +31,43 @@ from serving.settings import Settings, is_loopback
 
 RELOAD, WEBHOOK = "/-/reload", "/-/webhook"
 WEBHOOK_BYTES = 256 * 1024
+"""Maximum size of an event."""
 FRESH_SECONDS = 300
-"""A signature this much older or younger than now is refused."""
+"""Maximum age of a signature, in seconds; a later one may be as far in the future."""
 SIGNATURE = ("x-mlflow-signature", "x-mlflow-timestamp", "x-mlflow-delivery-id")
 ENTITY = "model_version_alias"
 
 
 class Event(msgspec.Struct, frozen=True):
-    """What a webhook of MLflow says; of the data, the name of the model and its alias."""
+    """An event of MLflow; ``data`` holds the name of the model and the alias."""
 
     entity: str = ""
     data: dict[str, object] = {}
 
 
-def add_routes(app: FastAPI, follower: Follower, settings: Settings) -> None:
-    """Add them; the webhook only where there is a secret to sign it with."""
+def routes(follower: Follower, settings: Settings) -> list[DocumentedRoute]:
+    """Create the routes; the webhook needs a secret that it is signed with."""
+    created = [_reload_route(follower, settings)]
+    if settings.webhook_secret:
+        created.append(_webhook_route(follower, settings, settings.webhook_secret.encode()))
+    return created
 
-    @app.post(
-        RELOAD, **openapi.post("Look at the registry now.", Reloads, FORBIDDEN, RELOAD_FAILED)
-    )
+
+def _reload_route(follower: Follower, settings: Settings) -> DocumentedRoute:
     async def reload(request: Request) -> Response:
-        _check_near(request, settings)
-        found = await follower.reload()
-        if failed := [one for one in found if one.outcome == "failed"]:
-            raise ProblemError(RELOAD_FAILED, "; ".join(map(_described, failed)))
-        return responses.response(Reloads(found))
+        _check_local(request, settings)
+        reloaded = await follower.reload()
+        if failed := [one for one in reloaded if one.outcome == "failed"]:
+            raise ProblemError(RELOAD_FAILED, "; ".join(map(_describe_failure, failed)))
+        return responses.response(Reloads(reloaded))
 
-    if not settings.webhook_secret:
-        return
-    secret, deadlines = settings.webhook_secret.encode(), Deadlines(settings.body_seconds)
-    refusals = MALFORMED, UNSIGNED, TIMEOUT, TOO_LARGE
+    errors = FORBIDDEN, RELOAD_FAILED
+    return json_route("POST", RELOAD, reload, "Check the registry now.", Reloads, *errors)
 
-    @app.post(WEBHOOK, **openapi.webhook("What MLflow calls.", SIGNATURE, *refusals))
+
+def _webhook_route(follower: Follower, settings: Settings, secret: bytes) -> DocumentedRoute:
+    deadlines = Deadlines(settings.body_seconds)
+
     async def webhook(request: Request) -> Response:
         requests.declared_size(request.scope[HEADERS], WEBHOOK_BYTES)
         body = await deadlines.keep(requests.read_body(request.receive, WEBHOOK_BYTES))
@@ -71,26 +76,29 @@ def add_routes(app: FastAPI, follower: Follower, settings: Settings) -> None:
             follower.schedule_check()
         return Response(status_code=202)
 
+    errors = MALFORMED, UNSIGNED, TIMEOUT, TOO_LARGE
+    return webhook_route(WEBHOOK, webhook, "Receive an event of MLflow.", SIGNATURE, *errors)
 
-def _check_near(request: Request, settings: Settings) -> None:
-    """Without keys, only this machine may ask."""
+
+def _check_local(request: Request, settings: Settings) -> None:
+    """Refuse other machines where there are no API keys."""
     client = request.client.host if request.client else "::1"
     if not settings.guarded and not is_loopback(client):
         detail = "without API keys, only this machine may; set ANOMALY_VAE_API_KEYS"
         raise ProblemError(FORBIDDEN, detail)
 
 
-def _described(one: Reloaded) -> str:
+def _describe_failure(one: Reloaded) -> str:
     role = "shadow" if one.shadow else "model"
     keeps = f"version {one.version} keeps serving" if one.version else "nothing is in its place"
     return f"{role} '{one.name}': {one.detail}; {keeps}"
 
 
 def check_signature(secret: bytes, headers: Mapping[str, str], body: bytes, now: float) -> None:
-    """Refuse what MLflow did not sign just now.
+    """Check that MLflow signed a body, and did so just now.
 
     Raises:
-        ProblemError: no signature, a wrong one, or one of another time.
+        ProblemError: the signature is missing, wrong or too old.
     """
     given, stamp, delivery = (headers.get(name, "") for name in SIGNATURE)
     signed = b".".join([delivery.encode(), stamp.encode(), body])
@@ -102,7 +110,7 @@ def check_signature(secret: bytes, headers: Mapping[str, str], body: bytes, now:
 
 
 def concerns(body: bytes, follower: Follower) -> bool:
-    """Whether an event moves an alias that is followed."""
+    """Return whether an event moves an alias that is followed."""
     try:
         event = msgspec.json.decode(body, type=Event)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

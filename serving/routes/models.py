@@ -1,16 +1,17 @@
-"""What `GET /models` says: what is loaded, how it stands with the registry, and its shadows."""
+"""Answer what is loaded, whether the service is healthy, and its metrics."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fastapi import FastAPI, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
-from anomaly_vae.calibration.conformal import Groups
-from serving import openapi
+from anomaly_vae.calibration import conformal
+from anomaly_vae.client.types import Groups
 from serving.models.store import ServedModel, Store
 from serving.observability.metrics import Metrics, Tallies, Tally, pair_of
+from serving.openapi import DocumentedRoute, json_route, text_route
 from serving.problems import NOT_READY
 from serving.registry.board import Followed
 from serving.registry.follower import Follower
@@ -19,75 +20,79 @@ from serving.scoring import adapters, responses, schemas
 from serving.settings import Settings
 
 
-def add_routes(
-    app: FastAPI, store: Store, settings: Settings, metrics: Metrics, follower: Follower
-) -> None:
-    """Add `GET /models`, the health checks and `GET /metrics`."""
+def routes(
+    store: Store, settings: Settings, metrics: Metrics, follower: Follower
+) -> list[DocumentedRoute]:
+    """Create `GET /models`, the health checks and `GET /metrics`."""
 
-    @app.get("/models", **openapi.get("What is loaded.", schemas.Models))
-    async def models() -> Response:
+    async def models(_: Request) -> Response:
         return responses.response(describe(store, follower.followed, metrics))
 
-    @app.get("/health/live", **openapi.get("Whether the process answers.", schemas.Status))
-    async def live() -> Response:
+    async def live(_: Request) -> Response:
         return responses.response(schemas.Status("live", list(store.current)))
 
-    @app.get("/health/ready", **openapi.get("Whether to send requests.", schemas.Status, NOT_READY))
-    async def ready() -> Response:
+    async def ready(_: Request) -> Response:
         adapters.check_ready(store, settings)
         return responses.response(schemas.Status("ready", list(store.current)))
 
-    @app.get("/metrics", **openapi.text("Metrics, for Prometheus."))
     async def exposition(request: Request) -> Response:
         content, media_type = metrics.exposition(request.headers.get("accept", ""))
         return Response(content, media_type=media_type)
 
+    live_text, ready_text = "Whether the process is alive.", "Whether the service takes requests."
+    return [
+        json_route("GET", "/models", models, "The loaded models.", schemas.Models),
+        json_route("GET", "/health/live", live, live_text, schemas.Status),
+        json_route("GET", "/health/ready", ready, ready_text, schemas.Status, NOT_READY),
+        text_route("/metrics", exposition, "Metrics in Prometheus's text format."),
+    ]
+
 
 def describe(store: Store, followed: Sequence[Followed], metrics: Metrics) -> schemas.Models:
-    """Every model that is loaded."""
+    """Describe the loaded models."""
     tallies = metrics.tallies() if store.shadows else {}
     return schemas.Models(
-        [_model(one, store, followed, metrics, tallies) for one in store.current.values()]
+        [_model(model, store, followed, metrics, tallies) for model in store.current.values()]
     )
 
 
 def _model(
-    served: ServedModel,
+    model: ServedModel,
     store: Store,
     followed: Sequence[Followed],
     metrics: Metrics,
     tallies: Tallies,
 ) -> schemas.ModelInfo:
-    calibration = served.detector.calibration
-    shadow = store.shadows.get(served.name)
+    calibration = model.detector.calibration
+    shadow = store.shadows.get(model.name)
     return schemas.ModelInfo(
-        name=served.name,
-        version=served.version,
-        alias=served.alias,
-        digest=served.digest,
-        kind=served.kind,
-        unit=served.detector.unit,
+        name=model.name,
+        version=model.version,
+        alias=model.alias,
+        digest=model.digest,
+        kind=model.kind,
+        unit=model.detector.unit,
         alpha=calibration.alpha,
         threshold=calibration.threshold,
         groups=_groups(calibration.groups),
-        guarantee_status=metrics.guarantees.tracker(served).report().status,
-        schema=responses.schema_info(served.detector.scorer.schema),
-        following=_following(served.name, False, followed),
-        shadow=_shadow(served, shadow, followed, tallies) if shadow else None,
+        guarantee_status=metrics.guarantees.tracker(model).report().status,
+        schema=model.describe_schema(),
+        following=_following(model.name, False, followed),
+        shadow=_shadow(model, shadow, followed, tallies) if shadow else None,
     )
 
 
-def _groups(groups: Groups | None) -> schemas.Groups | None:
+def _groups(groups: conformal.Groups | None) -> Groups | None:
     if groups is None:
         return None
-    own = {level: calibration.threshold for level, calibration in groups.own.items()}
-    return schemas.Groups(groups.column, own)
+    thresholds = {level: one.threshold for level, one in groups.own.items()}
+    return Groups(groups.column, thresholds)
 
 
 def _shadow(
-    served: ServedModel, shadow: ServedModel, followed: Sequence[Followed], tallies: Tallies
+    model: ServedModel, shadow: ServedModel, followed: Sequence[Followed], tallies: Tallies
 ) -> schemas.ShadowInfo:
-    tally = tallies.get(pair_of(served, shadow), Tally())
+    tally = tallies.get(pair_of(model, shadow), Tally())
     return schemas.ShadowInfo(
         version=shadow.version,
         alias=shadow.alias,

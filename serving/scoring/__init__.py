@@ -1,3 +1,3 @@
-"""Decode scoring requests, score them and encode the answers."""
+"""Load models, decode scoring requests, score them and encode the answers."""
 
 __all__: list[str] = []

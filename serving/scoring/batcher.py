@@ -1,9 +1,9 @@
-"""What arrives together is scored together: one pass of the graph for each tick of the event loop.
+"""Score requests that arrive together in one pass of the graph (micro-batching).
 
-A request that comes alone is scored in the next turn of the loop, and those that the same turn
-brought go with it. Where the last pass had several, one more turn is let by: it brings, within
-microseconds, those that are on their way. A row's score does not hang on the rows beside it
-(`anomaly_vae.scoring.scorer`), so neither does an answer.
+A request is scored in the next iteration of the event loop, together with all others that arrived
+in the same iteration. If the last pass had several requests, the batcher waits for one more
+iteration, which lasts microseconds and collects the requests on their way. A row's score does not
+depend on the other rows of its batch (`anomaly_vae.scoring.scorer`), so neither does an answer.
 """
 
 from __future__ import annotations
@@ -12,130 +12,127 @@ import asyncio
 import time
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 
+from anomaly_vae.client.types import Result
 from anomaly_vae.data.encoding import Matrix
-from anomaly_vae.data.schema import TabularSchema
 from anomaly_vae.monitoring.exchangeability import STATUSES
 from anomaly_vae.scoring.detector import Detections
 from serving.models.store import ServedModel
 from serving.observability.metrics import ModelMetrics
-from serving.scoring import responses, schemas
+from serving.scoring import responses
 from serving.scoring.row_decoder import RowDecoder, Rows
 from serving.scoring.shadow import Shadows
 
-MOST_VALUES = 16_384
-"""So many values, rows times columns, are scored in one turn: a few milliseconds."""
+MAX_VALUES = 16_384
+"""Maximum number of values, rows times columns, in one pass: it takes a few milliseconds."""
 
-Waiting = tuple[Rows, bytes, asyncio.Future[bytes]]
-"""Rows, the body that they came in, and where the answer is waited for."""
+
+class Pending(NamedTuple):
+    """A request that waits for the next pass."""
+
+    rows: Rows
+    body: bytes
+    answer: asyncio.Future[bytes]
 
 
 class ModelBatcher:
-    """The way of one model's requests through the process."""
+    """The requests to one table model that wait for the next pass."""
 
-    def __init__(self, served: ServedModel, metrics: ModelMetrics, shadows: Shadows) -> None:
-        self.served, self.metrics, self._shadows = served, metrics, shadows
-        schema = served.detector.scorer.schema
-        self.reader = RowDecoder(schema) if isinstance(schema, TabularSchema) else None
-        self.columns = len(served.detector.scorer.encoding.labels)
-        self._most = max(MOST_VALUES // self.columns, 1)
+    def __init__(
+        self, model: ServedModel, decoder: RowDecoder, metrics: ModelMetrics, shadows: Shadows
+    ) -> None:
+        self.decoder = decoder
+        self._model, self._metrics, self._shadows = model, metrics, shadows
+        self._max_rows = max(MAX_VALUES // model.width, 1)
         self._heads = {
-            status: responses.encode(responses.answer(served, [], status)).removesuffix(b"[]}")
+            status: responses.encode(responses.answer(model, [], status)).removesuffix(b"[]}")
             for status in STATUSES
         }
-        self._waiting: list[Waiting] = []
-        self._company = False
-
-    def read(self, body: bytes) -> Rows | None:
-        """The rows of a body; None where it takes the careful way."""
-        return self.reader.read(body) if self.reader else None
+        self._pending: list[Pending] = []
+        self._had_company = False
 
     def submit(self, rows: Rows, body: bytes) -> asyncio.Future[bytes]:
-        """The answer to the rows of this body, to come with those of the same turn."""
+        """Queue the rows of a body for the next pass; return its answer to come."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[bytes] = loop.create_future()
-        if not self._waiting:
-            loop.call_soon(self._gather if self._company else self._flush)
-        self._waiting.append((rows, body, answer))
+        if not self._pending:
+            loop.call_soon(self._wait_once if self._had_company else self._flush)
+        self._pending.append(Pending(rows, body, answer))
         return answer
 
-    def _gather(self) -> None:
-        """Let one more turn bring what it has."""
+    def _wait_once(self) -> None:
+        """Let one more iteration of the event loop bring requests."""
         asyncio.get_running_loop().call_soon(self._flush)
 
     def _flush(self) -> None:
-        """Answer what waits, as much as fits into one turn."""
-        ends = list(accumulate(len(rows) for rows, *_ in self._waiting))
-        count = max(int(np.searchsorted(ends, self._most, side="right")), 1)
-        taken, self._waiting = self._waiting[:count], self._waiting[count:]
-        self._company = count > 1
-        if self._waiting:
+        """Answer as many pending requests as fit into one pass."""
+        ends = list(accumulate(len(rows) for rows, *_ in self._pending))
+        count = max(int(np.searchsorted(ends, self._max_rows, side="right")), 1)
+        taken, self._pending = self._pending[:count], self._pending[count:]
+        self._had_company = count > 1
+        if self._pending:
             asyncio.get_running_loop().call_soon(self._flush)
         try:
-            found = self._found([row for rows, *_ in taken for row in rows])
-            results = responses.results(found, None)
-        except Exception:  # noqa: BLE001  # those it is about are told
-            self._alone(taken)
+            detections = self._detect([row for rows, *_ in taken for row in rows])
+            results = responses.results(detections)
+        except Exception:  # noqa: BLE001  # each request gets its own answer or error
+            self._answer_separately(taken)
             return
         starts = [0, *ends]
         for (*_, answer), start, end in zip(taken, starts, ends, strict=False):
-            _settle(answer, self._answer(results[start:end]))
-        self.metrics.sizes.observe_many(np.array([len(rows) for rows, *_ in taken]))
-        if self._shadows.beside(self.served):  # after the answers, which are sent in the next turn
-            asyncio.get_running_loop().call_soon(self._offer, found, [b for _, b, _ in taken], ends)
+            _resolve(answer, self._encode(results[start:end]))
+        self._metrics.sizes.observe_many(np.array([len(rows) for rows, *_ in taken]))
+        if self._shadows.beside(self._model):  # after the answers, which the next iteration sends
+            bodies = [body for _, body, _ in taken]
+            asyncio.get_running_loop().call_soon(self._offer, detections, bodies, ends)
 
-    def _alone(self, taken: Sequence[Waiting]) -> None:
-        """Answer each by itself, so that one which fails takes no other with it."""
+    def _answer_separately(self, taken: Sequence[Pending]) -> None:
+        """Answer each request by itself, so that one that fails does not affect the others."""
         for rows, body, answer in taken:
             try:
-                _settle(answer, self.answer(rows, body))
-            except Exception as error:  # noqa: BLE001  # it is told
-                _settle(answer, error)
+                _resolve(answer, self.answer(rows, body))
+            except Exception as error:  # noqa: BLE001  # the request's own error
+                _resolve(answer, error)
 
-    def _offer(self, found: Detections, bodies: Sequence[bytes], ends: Sequence[int]) -> None:
-        """Have the shadow see what was found for each body."""
+    def _offer(self, detections: Detections, bodies: Sequence[bytes], ends: Sequence[int]) -> None:
+        """Offer each body with its decisions to the shadow."""
         for body, start, end in zip(bodies, [0, *ends], ends, strict=False):
-            self._shadows.offer(self.served, found.part(slice(start, end)), body)
+            self._shadows.offer(self._model, detections.part(slice(start, end)), body)
 
     def answer(self, rows: Rows, body: bytes) -> bytes:
-        """The answer to the rows of one body, now."""
-        starts = range(0, len(rows), self._most)
-        found = Detections.concatenate(
-            self._found(rows[start : start + self._most]) for start in starts
+        """Score the rows of one body now and return its answer."""
+        starts = range(0, len(rows), self._max_rows)
+        detections = Detections.concatenate(
+            self._detect(rows[start : start + self._max_rows]) for start in starts
         )
-        self.metrics.sizes.observe(len(rows))
-        self._shadows.offer(self.served, found, body)
-        return self._answer(responses.results(found, None))
+        self._metrics.sizes.observe(len(rows))
+        self._shadows.offer(self._model, detections, body)
+        return self._encode(responses.results(detections))
 
-    def _found(self, rows: Rows) -> Detections:
-        assert self.reader, "rows are of tables"
-        scorer = self.served.detector.scorer
+    def _detect(self, rows: Rows) -> Detections:
         start = time.perf_counter()
-        x = scorer.encoding.encode(self.reader.batch(rows))
-        found = self.decide(x)
-        self.metrics.inference.observe(time.perf_counter() - start)
-        self.metrics.batches.observe(len(rows))
-        return found
+        x = self._model.encoding.encode(self.decoder.batch(rows))
+        detections = self.decide(x)
+        self._metrics.inference.observe(time.perf_counter() - start)
+        self._metrics.batches.observe(len(rows))
+        return detections
 
     def decide(self, x: Matrix) -> Detections:
-        """The decisions on encoded rows, counted."""
-        detector = self.served.detector
-        found = detector.decide(detector.scorer.score_encoded(x), x)
-        self.metrics.observe(found, x)
-        return found
+        """Decide on encoded rows (N, F) and count them."""
+        detector = self._model.detector
+        detections = detector.decide(detector.scorer.score_encoded(x), x)
+        self._metrics.observe(detections, x)
+        return detections
 
-    def answered(self, results: list[schemas.Result]) -> schemas.ScoreResponse:
-        """These results as an answer."""
-        return responses.answer(self.served, results, self.metrics.guarantee.status)
-
-    def _answer(self, results: list[schemas.Result]) -> bytes:
-        return b"%b%b}" % (self._heads[self.metrics.guarantee.status], responses.encode(results))
+    def _encode(self, results: list[Result]) -> bytes:
+        return b"%b%b}" % (self._heads[self._metrics.guarantee.status], responses.encode(results))
 
 
-def _settle(answer: asyncio.Future[bytes], result: bytes | Exception) -> None:
-    """Hand over a result, unless nobody waits for it any more."""
+def _resolve(answer: asyncio.Future[bytes], result: bytes | Exception) -> None:
+    """Set the result of a request, unless its client is gone."""
     if answer.done():
         return
     if isinstance(result, Exception):

@@ -1,147 +1,241 @@
-"""Files → pictures → decisions, reasons and drawings: the answers of a model of images.
+"""Serve models of images: decode uploads, score, explain and draw them.
 
-Imported only where one is served: it needs Pillow. A request is done from end to end on one
-thread, and pictures are decoded one after another as they are scored: however many are asked for,
-a thread holds a picture or two as they came and a chunk of them at the model's own size.
+Imported only if an image model is loaded, because it needs Pillow. One thread answers a request
+from start to end. It decodes the images one after another while it scores them, so that it holds
+one or two decoded images and one chunk at the model's own size, whatever the size of the request.
 """
 
 from __future__ import annotations
 
+import base64
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
+from typing import Any, ClassVar, Self, cast
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
+from anomaly_vae.client.types import BadRecord, Region, Result, Schema
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.images.decoding import read_bytes
 from anomaly_vae.images.encoding import IMAGE, ImageEncoding
-from anomaly_vae.images.heatmaps import png
+from anomaly_vae.images.heatmaps import Scale, png
 from anomaly_vae.images.pixels import DecodedImage, DecodeFailure, DecodeOptions
 from anomaly_vae.images.schema import ImageSchema
 from anomaly_vae.scoring.detector import Detections, explanations
 from anomaly_vae.scoring.localization import Localization, localizations
 from anomaly_vae.scoring.scorer import ScoreParts
-from serving.models.store import ServedModel
-from serving.problems import TOO_MANY_RECORDS, TOO_MUCH_EXPLAINED, TOO_SLOW, BadRecord, ProblemError
-from serving.scoring import requests, responses, schemas
-from serving.scoring.uploads import ImageOptions
+from serving.models.store import BodyDescription, ServedModel
+from serving.problems import TOO_MANY_RECORDS, TOO_MUCH_EXPLAINED, TOO_SLOW, ProblemError
+from serving.scoring import requests, responses, uploads
+from serving.scoring.handlers import Resources
+from serving.scoring.schemas import HeatmapResult
+from serving.scoring.uploads import ImageOptions, UploadHandler
 from serving.settings import Settings
 
 CHUNK = 32
-"""Pictures that are scored at a time."""
+"""Number of images that are scored at a time."""
 
-Part = tuple[Detections, list[schemas.Result]]
+Scored = tuple[Detections, list[Result]]
 
 
-class Intake:
-    """The pictures of some files in order; ``places`` is the file and frame of each so far."""
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class ServedImages(ServedModel):
+    """A loaded model of images; ``heat_scale`` is the colour scale of its heatmaps."""
 
-    def __init__(self, files: Sequence[bytes], reading: DecodeOptions, settings: Settings) -> None:
-        self.places: list[tuple[int, int | None]] = []
-        self._files, self._reading = files, reading
-        self._most, self._seconds = settings.max_records, settings.image_seconds
+    kind: ClassVar[str] = "image"
+    reads_files: ClassVar[bool] = True
+
+    heat_scale: Scale
+
+    @property
+    def schema(self) -> ImageSchema:
+        """The size and channels of the images that the model reads."""
+        return cast("ImageSchema", self.detector.scorer.schema)
+
+    @property
+    def encoding(self) -> ImageEncoding:
+        """The encoding of images for the scoring graph."""
+        return cast("ImageEncoding", self.detector.scorer.encoding)
+
+    def warm_up(self) -> Detections:
+        """Score, explain and draw the example once."""
+        detections = ServedModel.warm_up(self)
+        batch = self.schema.from_records([self.example])
+        for localization in self.localize(self.detector.scorer.explain(batch)):
+            png(localization.draw())
+        return detections
+
+    def describe_schema(self) -> Schema:
+        """Describe the column of images and their size, for `GET /models`."""
+        described = ServedModel.describe_schema(self)
+        size, channels = self.schema.size, self.schema.channels
+        return msgspec.structs.replace(described, size=size, channels=channels)
+
+    def handler(self, resources: Resources) -> UploadHandler:
+        """Create the handler of uploads."""
+        return UploadHandler(self, partial(score, self), resources)
+
+    def read_columns(self, columns: Mapping[str, Sequence[Any]]) -> Sequence[bytes]:
+        """Return the contents of the files in the column of images."""
+        files = columns[IMAGE]
+        reason = "expected the content of an image file, in base64"
+        bad = [
+            BadRecord(row, IMAGE, reason)
+            for row, content in enumerate(files)
+            if not isinstance(content, bytes)
+        ]
+        if bad:
+            raise requests.unfit_records(bad)
+        return files
+
+    def detect(self, content: Sequence[bytes], settings: Settings) -> Detections:
+        """Decide on the one image of each file; a file with several images is refused."""
+        detections, results = score(self, content, ImageOptions(), settings)
+        several = dict.fromkeys(one.file for one in results if one.frame and one.file is not None)
+        if several:
+            reason = "holds several images; give one at a time"
+            raise requests.unfit_records([BadRecord(file, IMAGE, reason) for file in several])
+        return detections
+
+    def detect_readable(
+        self, content: Sequence[bytes], settings: Settings
+    ) -> tuple[NDArray[np.bool_], Detections]:
+        """Decide on every image of the files; all of them can be read."""
+        detections, results = score(self, content, ImageOptions(), settings)
+        return np.ones(len(results), bool), detections
+
+    def localize(self, parts: ScoreParts) -> Iterator[Localization]:
+        """Locate the anomalies in N explained images."""
+        return localizations(self.encoding, self.heat_scale, parts, range(len(parts.score)))
+
+    @classmethod
+    def describe_bodies(cls, models: Sequence[Self], settings: Settings) -> BodyDescription:
+        """Describe uploads of images."""
+        examples = {model.name: {"externalValue": _data_uri(model)} for model in models}
+        return uploads.describe_bodies(examples, settings.max_records)
+
+    def example_results(self, settings: Settings) -> list[Result]:
+        """Score the example."""
+        return score(self, [self.example[IMAGE]], ImageOptions(), settings)[1]
+
+
+def _data_uri(model: ServedImages) -> str:
+    """Return the example image, a PNG, as a URI (RFC 2397)."""
+    return f"data:image/png;base64,{base64.b64encode(model.example[IMAGE]).decode()}"
+
+
+# ---------------------------------------------------------------- scoring
+
+
+def score(
+    model: ServedImages, files: Sequence[bytes], options: ImageOptions, settings: Settings
+) -> Scored:
+    """Decide on every image of these files and build the results.
+
+    Args:
+        model: the model that scores.
+        files: the content of each file.
+        options: what results hold besides the decisions.
+        settings: limits on images, contributions, heatmaps and time.
+
+    Raises:
+        ProblemError: an image cannot be read or is blank, which refuses all of them, or a limit is
+            exceeded.
+    """
+    stream = ImageStream(files, model.schema.options, settings)
+    images, chunks, bad = iter(stream), list[Scored](), list[BadRecord]()
+    while len(batch := model.schema.from_images(islice(images, CHUNK))):
+        positions = stream.positions[-len(batch) :]
+        bad += [_bad_record(*positions[problem.row], problem.reason) for problem in batch.problems]
+        check_cost(model, options, len(stream.positions), settings)
+        if not bad:
+            detections, results = _score_chunk(model, batch, options)
+            chunks.append((detections, list(map(_locate, results, positions))))
+    if bad:
+        raise requests.unfit_records(bad)
+    return _concatenate(chunks)
+
+
+class ImageStream:
+    """The images in some files, decoded one at a time.
+
+    ``positions`` holds the file and frame of each image so far.
+    """
+
+    def __init__(self, files: Sequence[bytes], decoding: DecodeOptions, settings: Settings) -> None:
+        self.positions: list[tuple[int, int | None]] = []
+        self._files, self._decoding = files, decoding
+        self._max_images, self._seconds = settings.max_records, settings.image_seconds
         self._start = time.monotonic()
 
     def __iter__(self) -> Iterator[DecodedImage | DecodeFailure]:
         for number, content in enumerate(self._files):
-            for picture in read_bytes(content, self._reading):
-                self._admit()
-                self.places.append((number, picture.frame))
-                yield picture
+            for image in read_bytes(content, self._decoding):
+                self._check_limits()
+                self.positions.append((number, image.frame))
+                yield image
 
-    def _admit(self) -> None:
-        """Refuse one image too many, or any when time is up."""
-        if len(self.places) == self._most:
-            detail = f"more than {self._most} images; at most so many fit into one request"
+    def _check_limits(self) -> None:
+        """Refuse one image too many, or any image once the time is up."""
+        if len(self.positions) == self._max_images:
+            detail = f"more than {self._max_images} images; at most so many fit into one request"
             raise ProblemError(TOO_MANY_RECORDS, detail)
         if time.monotonic() - self._start > self._seconds:
-            done, seconds = len(self.places), f"{self._seconds:g} seconds"
+            done, seconds = len(self.positions), f"{self._seconds:g} seconds"
             detail = f"{done} images were done after {seconds}; send fewer at a time"
             raise ProblemError(TOO_SLOW, detail)
 
 
-def score(
-    served: ServedModel, files: Sequence[bytes], asked: ImageOptions, settings: Settings
-) -> Part:
-    """The decisions on every image of these files, and the results that say so.
-
-    Args:
-        served: a model of images.
-        files: the content of each.
-        asked: what results hold beside the decisions.
-        settings: how many images, contributions and drawings, and how long it may take.
-
-    Raises:
-        ProblemError: an image cannot be read or shows nothing, which refuses them all, or there
-            are too many.
-    """
-    schema = served.detector.scorer.schema
-    assert isinstance(schema, ImageSchema), "a model of images"
-    intake = Intake(files, schema.options, settings)
-    pictures, parts, bad = iter(intake), [], list[BadRecord]()
-    while len(batch := schema.from_images(islice(pictures, CHUNK))):
-        places = intake.places[-len(batch) :]
-        bad += [_bad(*places[problem.row], problem.reason) for problem in batch.problems]
-        check_cost(served, asked, len(intake.places), settings)
-        if not bad:
-            found, results = decide(served, batch, asked)
-            parts.append((found, list(map(_placed, results, places))))
-    if bad:
-        raise requests.unfit_records(bad)
-    return _joined(parts)
-
-
-def _bad(file: int, frame: int | None, reason: str) -> BadRecord:
-    return BadRecord(file, IMAGE, reason if frame is None else f"frame {frame}: {reason}")
-
-
-def _placed(result: schemas.Result, place: tuple[int, int | None]) -> schemas.Result:
-    file, frame = place
-    assert frame is not None, "what was scored is a picture"
-    return msgspec.structs.replace(result, file=file, frame=frame)
-
-
-def _joined(parts: Sequence[Part]) -> Part:
-    found = Detections.concatenate(found for found, _ in parts)
-    return found, [result for _, results in parts for result in results]
-
-
-def check_cost(served: ServedModel, asked: ImageOptions, images: int, settings: Settings) -> None:
+def check_cost(model: ServedModel, options: ImageOptions, images: int, settings: Settings) -> None:
     """Refuse to explain or to draw too many images."""
-    if asked.most != 0:
-        pixels = len(served.detector.scorer.encoding.labels)
-        requests.check_contributions(images * pixels, settings.max_contributions)
-    if asked.heatmap and images > settings.max_heatmaps:
+    if options.most != 0:
+        requests.check_contributions(images * model.width, settings.max_contributions)
+    if options.heatmap and images > settings.max_heatmaps:
         detail = f"at most {settings.max_heatmaps} images are drawn at a time: send fewer, "
         raise ProblemError(TOO_MUCH_EXPLAINED, detail + "or leave out 'heatmap'")
 
 
-def decide(served: ServedModel, batch: RawBatch, asked: ImageOptions) -> Part:
-    """The decisions on a batch without problems, and the results without their places."""
-    detector = served.detector
-    if asked == ImageOptions():
-        found = detector.detect(batch)
-        return found, responses.results(found, None)
-    explained = detector.scorer.explain(batch)
-    found = detector.decide(explained.score, explained.observed)
+def _score_chunk(model: ServedImages, batch: RawBatch, options: ImageOptions) -> Scored:
+    """Decide on a batch without problems; its results do not name their file and frame."""
+    detector = model.detector
+    if options == ImageOptions():
+        detections = detector.detect(batch)
+        return detections, responses.results(detections)
+    parts = detector.scorer.explain(batch)
+    detections = detector.decide(parts.score, parts.observed)
     reasons = None
-    if asked.most != 0:
-        reasons = explanations(detector.scorer, batch, explained, asked.most)
-    results = responses.results(found, reasons)
-    if asked.heatmap:
-        results = list(map(_drawn, results, _findings(served, explained)))
-    return found, results
+    if options.most != 0:
+        reasons = explanations(detector.scorer, batch, parts, options.most)
+    results = responses.results(detections, reasons)
+    if options.heatmap:
+        results = list(map(_draw, results, model.localize(parts)))
+    return detections, results
 
 
-def _findings(served: ServedModel, explained: ScoreParts) -> Iterator[Localization]:
-    encoding, scale = served.detector.scorer.encoding, served.heat_scale
-    assert isinstance(encoding, ImageEncoding), "a model of images"
-    assert scale is not None, "a model of images"
-    return localizations(encoding, scale, explained, range(len(explained.score)))
+def _draw(result: Result, localization: Localization) -> Result:
+    """Add a heatmap and regions to a result."""
+    fields = msgspec.structs.asdict(result) | {
+        "heatmap": png(localization.draw()),
+        "regions": tuple(Region(**asdict(region)) for region in localization.regions),
+    }
+    return HeatmapResult(**fields)
 
 
-def _drawn(result: schemas.Result, finding: Localization) -> schemas.Result:
-    regions = [schemas.Region(**asdict(region)) for region in finding.regions]
-    return msgspec.structs.replace(result, heatmap=png(finding.draw()), regions=regions)
+def _locate(result: Result, position: tuple[int, int | None]) -> Result:
+    """Add the file and frame to a result."""
+    file, frame = position
+    return msgspec.structs.replace(result, file=file, frame=frame)
+
+
+def _bad_record(file: int, frame: int | None, reason: str) -> BadRecord:
+    return BadRecord(file, IMAGE, reason if frame is None else f"frame {frame}: {reason}")
+
+
+def _concatenate(chunks: Sequence[Scored]) -> Scored:
+    detections = Detections.concatenate(detections for detections, _ in chunks)
+    return detections, [result for _, results in chunks for result in results]

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 from starlette.types import Receive
 
+from anomaly_vae.client.types import BadRecord
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.scoring.modality import Schema
 from serving.problems import (
@@ -20,34 +21,28 @@ from serving.problems import (
     TOO_MANY_RECORDS,
     TOO_MUCH_EXPLAINED,
     UNSUPPORTED,
-    BadRecord,
     ProblemError,
 )
-from serving.scoring.schemas import JSON, PLAIN, ScoreRequest
+from serving.scoring.schemas import JSON, JSON_BYTES, ScoreRequest
 
-MOST_ERRORS = 100
-"""Bad records that one answer lists."""
-
+MAX_ERRORS = 100
+"""Maximum number of bad records that one answer lists."""
 
 Headers = Mapping[bytes, bytes]
-
-
 T = TypeVar("T")
-
-
 _decoder = msgspec.json.Decoder(ScoreRequest)
 
 
 def media_type(headers: Headers) -> tuple[str, bool]:
-    """The media type of a body, and whether it is in UTF-8 and has no other parameters."""
+    """Return the media type of a body, and whether its only parameter, if any, is UTF-8."""
     media, _, parameters = headers.get(b"content-type", b"").decode("latin-1").partition(";")
     charset = parameters.lower().replace('"', "").replace(" ", "")
     return media.strip().lower(), charset in {"", "charset=utf-8", "charset=utf8"}
 
 
 def check_media_type(headers: Headers) -> None:
-    """Refuse anything but plain JSON in UTF-8."""
-    if headers.get(b"content-type") == PLAIN and b"content-encoding" not in headers:
+    """Refuse everything but uncompressed JSON in UTF-8."""
+    if headers.get(b"content-type") == JSON_BYTES and b"content-encoding" not in headers:
         return
     if media_type(headers) != (JSON, True):
         detail = f"this model scores records: send 'Content-Type: {JSON}', in UTF-8"
@@ -56,21 +51,25 @@ def check_media_type(headers: Headers) -> None:
 
 
 def check_encoding(headers: Headers) -> None:
-    """Refuse a body that is compressed as a whole."""
+    """Refuse a compressed body."""
     if headers.get(b"content-encoding", b"identity").lower() != b"identity":
         detail = "send the body without Content-Encoding"
         raise ProblemError(UNSUPPORTED, detail, headers={"Accept-Encoding": "identity"})
 
 
 def check_query(query: bytes) -> None:
-    """Refuse the query parameters that only a model of images takes."""
+    """Refuse the query parameters that only image models accept."""
     if query and {b"explain", b"heatmap"} & {pair.partition(b"=")[0] for pair in query.split(b"&")}:
         detail = "query: this model scores records: 'explain' goes into the body, 'heatmap' is for"
         raise ProblemError(INVALID_REQUEST, detail + " models of images")
 
 
 def declared_size(headers: Headers, limit: int) -> int:
-    """The bytes of a body as declared, or ``limit`` where it comes in chunks; or a refusal."""
+    """Return the declared size of a body in bytes, or ``limit`` if it is sent in chunks.
+
+    Raises:
+        ProblemError: the body is larger than ``limit``.
+    """
     declared = headers.get(b"content-length")
     if declared is None:
         return limit
@@ -80,7 +79,11 @@ def declared_size(headers: Headers, limit: int) -> int:
 
 
 async def read_body(receive: Receive, limit: int) -> bytes:
-    """The body, or a refusal as soon as it is known to exceed ``limit`` bytes."""
+    """Read a body.
+
+    Raises:
+        ProblemError: it exceeds ``limit`` bytes, or the client disconnected.
+    """
     parts: list[bytes] = []
     size, more = 0, True
     while more:
@@ -100,7 +103,7 @@ def _too_large(limit: int) -> ProblemError:
 
 
 def decode(body: bytes, max_records: int) -> ScoreRequest:
-    """The request in a body; its records are not yet looked at."""
+    """Decode the request in a body; its records are checked later, by `read_records`."""
     request = parse(_decoder, body)
     if not request.records:
         raise ProblemError(INVALID_REQUEST, "'records' is empty; send at least one record")
@@ -109,7 +112,7 @@ def decode(body: bytes, max_records: int) -> ScoreRequest:
 
 
 def parse(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
-    """What a body of JSON holds."""
+    """Decode a JSON body."""
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
@@ -121,14 +124,14 @@ def parse(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
 
 
 def check_count(count: int, most: int) -> None:
-    """Refuse too many records."""
+    """Refuse more records than fit into one request."""
     if count > most:
         detail = f"{count} records; at most {most} fit into one request"
         raise ProblemError(TOO_MANY_RECORDS, detail)
 
 
 def _unfit_request(error: msgspec.ValidationError) -> ProblemError:
-    """msgspec's ``reason - at `$.records[3][...]` `` → the record, where there is one."""
+    """Convert an error of msgspec (``reason - at `$.records[3][...]` ``), naming the record."""
     reason, _, path = str(error).partition(" - at ")
     reason = reason.replace("`", "'")
     place, _, index = path.strip("`").removeprefix("$").partition("[")
@@ -140,12 +143,12 @@ def _unfit_request(error: msgspec.ValidationError) -> ProblemError:
 
 
 def read_records(schema: Schema, records: Sequence[Mapping[str, Any]]) -> RawBatch:
-    """The batch of the records; one that does not fit refuses them all."""
-    return fitting(partial(schema.from_records, records))
+    """Read records; one that does not fit the schema refuses them all."""
+    return read_strictly(partial(schema.from_records, records))
 
 
-def fitting(read: Callable[[], RawBatch]) -> RawBatch:
-    """The batch that is read; one record that does not fit refuses them all."""
+def read_strictly(read: Callable[[], RawBatch]) -> RawBatch:
+    """Read a batch; one record that does not fit the schema refuses them all."""
     try:
         batch = read()
     except RecursionError:
@@ -158,8 +161,8 @@ def fitting(read: Callable[[], RawBatch]) -> RawBatch:
 
 
 def unfit_records(bad: Sequence[BadRecord]) -> ProblemError:
-    """The refusal of a request for these records, of which the first are listed."""
-    listed = nsmallest(MOST_ERRORS, bad, key=lambda one: one.record)
+    """Return the refusal of a request because of these records; it lists the first ones."""
+    listed = nsmallest(MAX_ERRORS, bad, key=lambda one: one.record)
     first, more = listed[0], len(bad) - 1
     where = f"record {first.record}" + (f", field '{first.field}'" if first.field else "")
     detail = f"{where}: {first.detail}" + (f" (and {more} more)" if more else "")
@@ -167,7 +170,10 @@ def unfit_records(bad: Sequence[BadRecord]) -> ProblemError:
 
 
 def check_contributions(count: int, most: int) -> None:
-    """Refuse to explain too much; all contributions are worked out, however few are listed."""
+    """Refuse to explain too much.
+
+    Every contribution is computed, however few are listed.
+    """
     if count > most:
         detail = f"{count} contributions to work out; at most {most} at a time: "
         raise ProblemError(TOO_MUCH_EXPLAINED, detail + "explain fewer in one request")

@@ -1,80 +1,85 @@
-"""Encode answers."""
+"""Build and encode answers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import msgspec
 from starlette.responses import Response
 
-from anomaly_vae.data.schema import TabularSchema
+from anomaly_vae.client.types import Contribution, Model, Result
 from anomaly_vae.monitoring.exchangeability import Status as GuaranteeStatus
 from anomaly_vae.scoring.detector import Detections, Explanation
-from anomaly_vae.scoring.modality import Schema
 from serving.models.store import ServedModel
-from serving.scoring.schemas import (
-    JSON,
-    ColumnInfo,
-    Contribution,
-    ModelRef,
-    Result,
-    SchemaInfo,
-    ScoreResponse,
-)
+from serving.scoring.schemas import JSON, GroupedResult, ScoreResponse
 
 encode = msgspec.json.Encoder().encode
 
 
 def response(content: msgspec.Struct) -> Response:
-    """An answer in JSON."""
+    """Return an answer in JSON."""
     return Response(encode(content), media_type=JSON)
 
 
-def results(found: Detections, explained: Sequence[Explanation] | None) -> list[Result]:
-    """The results of N records."""
-    columns = found.score.tolist(), found.p_value.tolist(), found.is_anomaly.tolist()
-    if explained is None:
-        made = list(map(Result, *columns))
-    else:
-        made = list(map(_explained, *columns, explained))
-    return made if found.group is None else list(map(_grouped, made, *_groups(found)))
+def results(
+    detections: Detections, explanations: Sequence[Explanation] | None = None
+) -> list[Result]:
+    """Return the results of N records."""
+    columns = (
+        detections.score.tolist(), detections.p_value.tolist(), detections.is_anomaly.tolist()
+    )  # fmt: skip
+    if explanations is None and detections.group is None:
+        return list(map(Result, *columns))
+    kind = Result if detections.group is None else GroupedResult
+    rows = zip(
+        *columns,
+        _groups(detections),
+        _explanations(explanations, len(detections.score)),
+        strict=True,
+    )
+    return [
+        kind(score, p_value, is_anomaly, **group, **explanation)
+        for score, p_value, is_anomaly, group, explanation in rows
+    ]
 
 
-def _groups(found: Detections) -> tuple[list[str | None], list[float]]:
-    """Whose scores decided on each record, and the threshold."""
-    assert found.group is not None, "of a detector with groups"
-    assert found.threshold is not None, "of a detector with groups"
-    return found.group.tolist(), found.threshold.tolist()
+def _groups(detections: Detections) -> Iterator[dict[str, Any]]:
+    """Return the fields about the group of each record."""
+    if detections.group is None or detections.threshold is None:
+        return iter([{}] * len(detections.score))
+    pairs = zip(detections.group.tolist(), detections.threshold.tolist(), strict=True)
+    return ({"group": group, "threshold": threshold} for group, threshold in pairs)
 
 
-def _grouped(result: Result, group: str | None, threshold: float) -> Result:
-    return msgspec.structs.replace(result, group=group, threshold=threshold)
+def _explanations(
+    explanations: Sequence[Explanation] | None, count: int
+) -> Iterator[dict[str, Any]]:
+    """Return the fields that explain each record."""
+    if explanations is None:
+        return iter([{}] * count)
+    return (
+        {"contributions": _contributions(one), "rest": one.rest, "kl": one.kl}
+        for one in explanations
+    )
+
+
+def _contributions(explanation: Explanation) -> tuple[Contribution, ...]:
+    return tuple(
+        Contribution(part.feature, part.nats, part.observed, part.expected)
+        for part in explanation.contributions
+    )
 
 
 def answer(
-    served: ServedModel, results: list[Result], status: GuaranteeStatus = "holding"
+    model: ServedModel, results: list[Result], status: GuaranteeStatus = "holding"
 ) -> ScoreResponse:
-    """The answer of a model whose promise stands like this."""
-    alpha, threshold = served.detector.calibration.alpha, served.detector.calibration.threshold
-    return ScoreResponse(reference(served), alpha, threshold, status, results)
-
-
-def _explained(score: float, p_value: float, is_anomaly: bool, explanation: Explanation) -> Result:
-    parts = [
-        Contribution(part.feature, part.nats, part.observed, part.expected)
-        for part in explanation.contributions
-    ]
-    return Result(score, p_value, is_anomaly, parts, explanation.rest, explanation.kl)
-
-
-def reference(served: ServedModel) -> ModelRef:
-    """How answers name a model."""
-    return ModelRef(served.name, served.version, served.alias)
-
-
-def schema_info(schema: Schema) -> SchemaInfo:
-    """What `GET /models` says of a schema."""
-    columns = [ColumnInfo(column.name, str(column.type)) for column in schema.columns]
-    if isinstance(schema, TabularSchema):
-        return SchemaInfo(columns)
-    return SchemaInfo(columns, schema.size, schema.channels)
+    """Return the answer of a model whose guarantee has this status."""
+    calibration = model.detector.calibration
+    return ScoreResponse(
+        Model(model.name, model.version, model.alias),
+        calibration.alpha,
+        calibration.threshold,
+        status,
+        results,
+    )

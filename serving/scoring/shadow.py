@@ -1,9 +1,9 @@
-"""Shadows: models that are scored beside those that answer, and only compared with them.
+"""Score requests with a shadow model, too, and compare its decisions with those of the model.
 
-A thread scores them from what waits in a bounded queue, many requests at a time; what finds no
-room is counted and dropped. No answer waits for a shadow, holds anything of it, or fails with it.
-Scores of two models do not compare, so what counts is how often the flags agree, and how far the
-p-values are apart.
+A thread scores the requests that wait in a bounded queue, many at a time; a request for which the
+queue has no room is counted and dropped. Answers never wait for a shadow, contain nothing of it,
+and do not fail with it. Scores of two models are not comparable, so the comparison counts how often
+the flags agree, and how far the p-values are apart.
 """
 
 from __future__ import annotations
@@ -15,50 +15,49 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Condition, Thread
 
-from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.scoring.detector import Detections
-from anomaly_vae.scoring.modality import Schema
-from serving.models.store import ServedModel, Store
+from serving.models.store import Content, ServedModel, Store
 from serving.observability import logs
-from serving.observability.metrics import Metrics, PairMetrics
-from serving.scoring import requests, uploads
+from serving.observability.metrics import Metrics
+from serving.scoring import requests
 from serving.settings import Settings
 
 log = logging.getLogger("serving.scoring.shadow")
 
 OVERHEAD = 4096
-"""Bytes that a waiting request takes beside its body."""
-TOGETHER = 64
-"""So many requests are scored in one go, if they wait."""
+"""Memory that a waiting request takes besides its body, in bytes."""
+MAX_TOGETHER = 64
+"""Maximum number of requests that are scored together."""
 CLOSING_SECONDS = 2.0
+"""Time to wait for the thread on shutdown."""
 
-Read = Callable[[Sequence[bytes], Schema], RawBatch | Sequence[bytes]]
-"""Bodies of one form → rows as a schema reads them, or files with images."""
+Read = Callable[[Sequence[bytes], ServedModel], Content]
+"""Reads bodies of one format into the rows or files that a model scores."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ShadowTask:
-    """A request that was answered: what was found, its body, and how that is read."""
+    """An answered request: the model's decisions, the body, and how the body is read."""
 
-    served: ServedModel
+    model: ServedModel
     shadow: ServedModel
-    found: Detections
+    detections: Detections
     body: bytes
     read: Read
 
     @property
     def weight(self) -> int:
-        """The room it takes, in bytes."""
+        """Memory that the task takes, in bytes."""
         return len(self.body) + OVERHEAD
 
     @property
-    def company(self) -> tuple[ServedModel, ServedModel, Read]:
-        """What those have in common that can be scored together."""
-        return self.served, self.shadow, self.read
+    def batch_key(self) -> tuple[ServedModel, ServedModel, Read]:
+        """Key that is equal for tasks that can be scored together."""
+        return self.model, self.shadow, self.read
 
 
 class Shadows:
-    """Scores what was asked of a model with its shadow, too."""
+    """Scores requests with the shadows of their models."""
 
     def __init__(self, store: Store, settings: Settings, metrics: Metrics) -> None:
         self._store, self._settings, self._metrics = store, settings, metrics
@@ -66,41 +65,41 @@ class Shadows:
         self._held, self._closed = 0, False
         self._changed = Condition()
         self._thread: Thread | None = None
-        self._complained: set[str] = set()
+        self._reported: set[str] = set()
 
-    def beside(self, served: ServedModel) -> ServedModel | None:
-        """What a model is compared with; nothing while both are the same bundle."""
-        shadow = self._store.shadows.get(served.name)
-        return shadow if shadow and shadow.digest != served.digest else None
+    def beside(self, model: ServedModel) -> ServedModel | None:
+        """Return the shadow of a model; None if it has none or both are the same bundle."""
+        shadow = self._store.shadows.get(model.name)
+        return shadow if shadow and shadow.digest != model.digest else None
 
     def offer(
-        self, served: ServedModel, found: Detections, body: bytes, read: Read | None = None
+        self, model: ServedModel, detections: Detections, body: bytes, read: Read | None = None
     ) -> None:
-        """Compare this with the shadow of the model, if it has one and there is room.
+        """Queue a request for the shadow of its model, if it has one and there is room.
 
         Args:
-            served: what answered.
-            found: what it decided.
-            body: what was asked.
-            read: how that is read, unless it is a body of `POST /score` with records.
+            model: the model that answered.
+            detections: its decisions.
+            body: body of the request.
+            read: reads the body; default: records of `POST /score`.
         """
-        shadow = self.beside(served)
+        shadow = self.beside(model)
         if shadow is None:
             return
-        asked = ShadowTask(served, shadow, found, body, read or self._read_records)
+        task = ShadowTask(model, shadow, detections, body, read or self._read_records)
         with self._changed:
-            if self._held + asked.weight > self._settings.shadow_bytes:
-                self._metrics.shadow_dropped.labels(served.name).inc()
+            if self._held + task.weight > self._settings.shadow_bytes:
+                self._metrics.shadow_dropped.labels(model.name).inc()
                 return
-            self._held += asked.weight
-            self._waiting.append(asked)
+            self._held += task.weight
+            self._waiting.append(task)
             self._changed.notify()
             if self._thread is None:
                 self._thread = Thread(target=self._run, name="shadow", daemon=True)
                 self._thread.start()
 
     def close(self) -> None:
-        """Leave what waits."""
+        """Drop the waiting requests and stop the thread."""
         with self._changed:
             self._closed = True
             self._waiting.clear()
@@ -109,60 +108,49 @@ class Shadows:
             self._thread.join(CLOSING_SECONDS)
 
     def _run(self) -> None:
-        while some := self._take():
-            with self._complaining(some[0].shadow):
-                self._compare(some)
+        while tasks := self._take():
+            with self._reporting_failure(tasks[0].shadow):
+                self._compare(tasks)
             with self._changed:
-                self._held -= sum(asked.weight for asked in some)
+                self._held -= sum(task.weight for task in tasks)
 
     def _take(self) -> list[ShadowTask]:
-        """What waits first, and what can be scored with it; nothing at the end."""
+        """Wait for tasks that can be scored together; return none after `close`."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
-            some: list[ShadowTask] = []
-            while self._waiting and len(some) < TOGETHER:
-                if some and self._waiting[0].company != some[0].company:
+            tasks: list[ShadowTask] = []
+            while self._waiting and len(tasks) < MAX_TOGETHER:
+                if tasks and self._waiting[0].batch_key != tasks[0].batch_key:
                     break
-                some.append(self._waiting.popleft())
-            return some
+                tasks.append(self._waiting.popleft())
+            return tasks
 
     @contextmanager
-    def _complaining(self, shadow: ServedModel) -> Iterator[None]:
-        """Say once of each version that it cannot score; the next request may do."""
+    def _reporting_failure(self, shadow: ServedModel) -> Iterator[None]:
+        """Count failures, and log the first of each version; later requests may succeed."""
         try:
             yield
         except Exception as error:
             self._metrics.shadow_failures.labels(shadow.name).inc()
-            if shadow.digest not in self._complained:
-                self._complained.add(shadow.digest)
-                facts = {"model": shadow.name, "version": shadow.version}
-                log.warning("shadow failed", extra={logs.FACTS: facts}, exc_info=error)
+            if shadow.digest not in self._reported:
+                self._reported.add(shadow.digest)
+                fields = {"model": shadow.name, "version": shadow.version}
+                log.warning("shadow failed", extra={logs.FACTS: fields}, exc_info=error)
 
-    def _compare(self, some: Sequence[ShadowTask]) -> None:
-        served, shadow, read = some[0].company
-        metrics = self._metrics.for_pair(shadow.name, served.version, shadow.version)
-        content = read([asked.body for asked in some], shadow.detector.scorer.schema)
-        found = Detections.concatenate(asked.found for asked in some)
-        if isinstance(content, RawBatch):
-            self._compare_rows(metrics, found, content, shadow)
-        else:
-            from serving.scoring import images
-
-            theirs, _ = images.score(shadow, content, uploads.ImageOptions(), self._settings)
-            metrics.observe(found, theirs)
-
-    def _compare_rows(
-        self, metrics: PairMetrics, found: Detections, batch: RawBatch, shadow: ServedModel
-    ) -> None:
+    def _compare(self, tasks: Sequence[ShadowTask]) -> None:
         """Compare the rows that the shadow can read."""
-        if batch.problems:
-            self._metrics.shadow_failures.labels(shadow.name).inc(int((~batch.usable).sum()))
-            batch, found = batch.take(batch.usable), found.part(batch.usable)
-        if len(batch):
-            metrics.observe(found, shadow.detector.detect(batch))
+        model, shadow, read = tasks[0].batch_key
+        metrics = self._metrics.for_pair(shadow.name, model.version, shadow.version)
+        content = read([task.body for task in tasks], shadow)
+        readable, theirs = shadow.detect_readable(content, self._settings)
+        ours = Detections.concatenate(task.detections for task in tasks)
+        if unreadable := int((~readable).sum()):
+            self._metrics.shadow_failures.labels(shadow.name).inc(unreadable)
+        if readable.any():
+            metrics.observe(ours.part(readable), theirs)
 
-    def _read_records(self, bodies: Sequence[bytes], schema: Schema) -> RawBatch:
-        most = self._settings.max_records
-        return schema.from_records(
-            [row for b in bodies for row in requests.decode(b, most).records]
-        )
+    def _read_records(self, bodies: Sequence[bytes], shadow: ServedModel) -> Content:
+        """Read records; those that do not fit the schema of the shadow are marked as problems."""
+        max_records = self._settings.max_records
+        decoded = (requests.decode(body, max_records) for body in bodies)
+        return shadow.schema.from_records([row for request in decoded for row in request.records])

@@ -1,21 +1,32 @@
-"""Uploads → the content of files: what a request to a model of images looks like.
+"""Answer `POST /score` for images: split uploads into files, and read the options in the query.
 
-A body is one file, or multipart/form-data (RFC 7578) with files under the name ``files``. It is in
-memory, and bounded, before it is split; nothing is written to disk. What a file holds is told by
-its content: neither its name nor its media type is looked at.
+A body is one file, or multipart/form-data (RFC 7578) with files under the name ``files``. It is
+held in memory, up to a limit, and split there; nothing is written to disk. The format of a file is
+detected from its content; its name and media type are ignored.
 """
 
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from urllib.parse import parse_qsl
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.types import Receive, Scope
 
+from anomaly_vae.client.types import Result
+from anomaly_vae.scoring.detector import Detections
+from serving.models.store import BodyDescription, Json, ServedModel
+from serving.observability import logs
+from serving.paths import HEADERS
 from serving.problems import INVALID_REQUEST, MALFORMED, TOO_MANY_RECORDS, UNSUPPORTED, ProblemError
+from serving.scoring.handlers import RequestHandler, Resources
 from serving.scoring.requests import Headers, check_encoding
+from serving.settings import Settings
 
 MULTIPART = "multipart/form-data"
 RAW = (
@@ -29,17 +40,45 @@ RAW = (
 )
 """Media types of a body that is one file."""
 FORM_FIELD = "files"
-"""What files are called in a multipart body."""
+"""Name of the files in a multipart body."""
 EXPLAIN, HEATMAP, PNG = "explain", "heatmap", "png"
 MAX_BOUNDARY = 70
-"""Characters (RFC 2046, section 5.1.1)."""
+"""Maximum length of a boundary, in characters (RFC 2046, section 5.1.1)."""
+BINARY: Json = {"type": "string", "format": "binary"}
+TEXT = f"""Images: PNG, JPEG, TIFF, DICOM and NIfTI, detected by their content, each with one or
+more frames. Send several files as `{FORM_FIELD}` in a form, or one file as the body:
+`curl -F files=@one.dcm -F files=@two.png '…/score?heatmap=png'` or
+`curl --data-binary @one.png -H 'Content-Type: image/png' …/score`.
+One image that cannot be read or is blank refuses the whole request."""
+
+EXPLAIN_SCHEMA: Json = {
+    "description": "Number of contributions (for images: pixels) to list, or `all`.",
+    "anyOf": [{"type": "integer", "minimum": 0}, {"const": "all"}],
+    "default": 0,
+}
+QUERY: list[Json] = [
+    {
+        "name": EXPLAIN,
+        "in": "query",
+        "schema": EXPLAIN_SCHEMA,
+        "description": "For images only.",
+    },
+    {
+        "name": HEATMAP,
+        "in": "query",
+        "schema": {"const": PNG},
+        "description": "For images only: adds a heatmap and its regions to each result.",
+    },
+]
+"""Query parameters in the OpenAPI document."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageOptions:
-    """What answers are to hold beside the decisions.
+    """What results hold besides the decisions.
 
-    ``most`` is how many contributions to list, None for all; ``heatmap`` whether to draw.
+    ``most`` is the maximum number of contributions to list, None for all; ``heatmap`` is whether
+    to add a heatmap and regions.
     """
 
     most: int | None = 0
@@ -47,7 +86,7 @@ class ImageOptions:
 
 
 def image_options(query: bytes) -> ImageOptions:
-    """Read ``explain=K``, ``explain=all`` and ``heatmap=png``; anything else is refused."""
+    """Read ``explain=K``, ``explain=all`` and ``heatmap=png``; refuse anything else."""
     pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True)
     values = dict(pairs)
     for name in sorted(values.keys() - {EXPLAIN, HEATMAP}):
@@ -55,10 +94,12 @@ def image_options(query: bytes) -> ImageOptions:
         raise ProblemError(INVALID_REQUEST, detail)
     if len(values) < len(pairs):
         raise ProblemError(INVALID_REQUEST, "query: give each parameter once")
-    return ImageOptions(_most(values.get(EXPLAIN, "0")), _drawn(values.get(HEATMAP)))
+    return ImageOptions(
+        _max_contributions(values.get(EXPLAIN, "0")), _wants_heatmap(values.get(HEATMAP))
+    )
 
 
-def _most(text: str) -> int | None:
+def _max_contributions(text: str) -> int | None:
     if text == "all":
         return None
     number = re.fullmatch(r"([0-9]{1,18})(\.0*)?", text)  # as in JSON, 3.0 is 3
@@ -68,16 +109,17 @@ def _most(text: str) -> int | None:
     return int(number[1])
 
 
-def _drawn(text: str | None) -> bool:
+def _wants_heatmap(text: str | None) -> bool:
     if text not in {None, PNG}:
         raise ProblemError(INVALID_REQUEST, f"query: '{HEATMAP}': expected '{PNG}'")
     return text == PNG
 
 
 def boundary_of(headers: Headers) -> bytes | None:
-    """What parts the files of the body; None where it is one file.
+    """Return the boundary between the files of a form; None if the body is one file.
 
-    A body of any other type is refused.
+    Raises:
+        ProblemError: the media type is not supported, or the boundary is missing or too long.
     """
     media, parameters = parse_options_header(headers.get(b"content-type"))
     if media.decode("latin-1") not in {MULTIPART, *RAW}:
@@ -95,16 +137,20 @@ def boundary_of(headers: Headers) -> bytes | None:
     return boundary
 
 
-def files_of(body: bytes, boundary: bytes | None, most: int) -> list[bytes]:
-    """The content of each file in a body, ``most`` at the most."""
+def split_files(body: bytes, boundary: bytes | None, max_files: int) -> list[bytes]:
+    """Return the content of each file in a body.
+
+    Raises:
+        ProblemError: the form is malformed or empty, or has more than ``max_files`` files.
+    """
     if boundary is None:
         return [body]
-    form = _Form(boundary, most)
+    form = _Form(boundary, max_files)
     try:
         form.parser.write(body)
     except FormParserError as error:
         raise ProblemError(MALFORMED, f"not {MULTIPART}: {error}") from None
-    if not form.whole:
+    if not form.complete:
         raise ProblemError(MALFORMED, f"not {MULTIPART}: the body ends before its last boundary")
     if not form.files:
         raise ProblemError(INVALID_REQUEST, f"'{FORM_FIELD}' is empty; send at least one image")
@@ -112,12 +158,12 @@ def files_of(body: bytes, boundary: bytes | None, most: int) -> list[bytes]:
 
 
 class _Form:
-    """Collects the files that a parser comes across; any other field is refused."""
+    """Collects the files that a multipart parser finds; any other field is refused."""
 
-    def __init__(self, boundary: bytes, most: int) -> None:
+    def __init__(self, boundary: bytes, max_files: int) -> None:
         self.files: list[bytes] = []
-        self.whole = False
-        self._most = most
+        self.complete = False
+        self._max_files = max_files
         self.parser = MultipartParser(
             boundary,
             {
@@ -134,8 +180,8 @@ class _Form:
         )
 
     def _begin(self) -> None:
-        if len(self.files) == self._most:
-            detail = f"more than {self._most} files; at most so many fit into one request"
+        if len(self.files) == self._max_files:
+            detail = f"more than {self._max_files} files; at most so many fit into one request"
             raise ProblemError(TOO_MANY_RECORDS, detail)
         self._name = b""
         self._content: list[bytes] = []
@@ -167,4 +213,73 @@ class _Form:
         self.files.append(b"".join(self._content))
 
     def _finish(self) -> None:
-        self.whole = True
+        self.complete = True
+
+
+def describe_bodies(examples: Json, max_files: int) -> BodyDescription:
+    """Describe uploads in the OpenAPI document, with these examples of a PNG."""
+    files = {"type": "array", "items": BINARY, "minItems": 1, "maxItems": max_files}
+    form = {
+        "type": "object",
+        "required": [FORM_FIELD],
+        "properties": {FORM_FIELD: files},
+        "additionalProperties": False,
+    }
+    content: Json = {MULTIPART: {"schema": form}}
+    content |= {media: {"schema": BINARY} for media in RAW}
+    content["image/png"] = {"schema": BINARY, "examples": examples}
+    return BodyDescription(TEXT, content, QUERY, {})
+
+
+# ---------------------------------------------------------------- the handler
+
+Score = Callable[[Sequence[bytes], ImageOptions, Settings], tuple[Detections, list[Result]]]
+"""Scores the images in files."""
+Head = tuple[bytes | None, ImageOptions]
+"""Boundary of the form, None for a body that is one file, and the options in the query."""
+
+
+class UploadHandler(RequestHandler):
+    """Answers scoring requests to an image model, always on a worker thread."""
+
+    needs_thread = True
+
+    def __init__(self, model: ServedModel, score: Score, resources: Resources) -> None:
+        super().__init__(model, resources)
+        self._score = score
+
+    def read_head(self, scope: Scope) -> Head:
+        """Read the boundary of the form and the options in the query."""
+        boundary = boundary_of(scope[HEADERS])
+        return boundary, image_options(scope["query_string"])
+
+    async def answer(
+        self, body: bytes, options: Head, receive: Receive, log_fields: logs.Facts
+    ) -> bytes:
+        """Answer on a worker thread."""
+        task = self._answer_files, body, *options
+        content, log_fields["records"] = await self.resources.run_on_thread(receive, *task)
+        return content
+
+    def _answer_files(
+        self, body: bytes, boundary: bytes | None, options: ImageOptions
+    ) -> tuple[bytes, int]:
+        """Return the answer to uploaded files, and their number of images."""
+        start, settings = time.perf_counter(), self.resources.settings
+        split = partial(split_files, boundary=boundary, max_files=settings.max_records)
+        detections, results = self._score(split(body), options, settings)
+        self._count(detections, start)
+        self.metrics.sizes.observe(len(results))
+        self.resources.shadows.offer(self.model, detections, body, lambda bodies, _: split(*bodies))
+        return self.encode(results), len(results)
+
+    def decide(self, content: Sequence[bytes]) -> Detections:
+        """Decide on files with one image each, and count them."""
+        start = time.perf_counter()
+        detections = self.model.detect(content, self.resources.settings)
+        self._count(detections, start)
+        return detections
+
+    def _count(self, detections: Detections, start: float) -> None:
+        self.metrics.inference.observe(time.perf_counter() - start)
+        self.metrics.observe(detections, None)

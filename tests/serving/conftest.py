@@ -22,8 +22,8 @@ from anomaly_vae.data.splitting import CALIBRATION, TRAIN, VALIDATION
 from anomaly_vae.training.fit import fit_bundle, prepare
 from pipelines.datasets.loading import load_dataset
 from serving.app import create_app
-from serving.models.loading import load_model
 from serving.models.store import ServedModel, Store
+from serving.scoring.loading import load_model
 from serving.settings import Settings
 from tests.support.image_uploads import image_file
 from tests.support.scans import blobs

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from serving.scoring import engine
+from serving.scoring import engine, handlers
 from serving.settings import ApiKey
 from tests.support.http_requests import asgi_post, nobody, refused
 from tests.support.scoring_ways import Way, ways
@@ -174,7 +174,7 @@ def test_what_takes_long_is_scored_on_a_thread(client, served, monkeypatch, name
 
     monkeypatch.setattr(engine.ScoringEndpoint, "score_protocol", reply)
     columns = len(served.detector.scorer.encoding.labels)
-    monkeypatch.setattr(engine, "INLINE_VALUES", 10 * columns)
+    monkeypatch.setattr(handlers, "INLINE_VALUES", 10 * columns)
     for count in (10, 11):
         assert ways(*range(count))[name].post(client).status_code == 200
     assert seen == [False, True]

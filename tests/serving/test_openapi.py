@@ -193,6 +193,15 @@ def test_a_document_of_images_knows_no_records(scan_client):
     assert not [name for name in schemas if name.startswith(("Record", "ScoreRequest"))]
 
 
+def test_an_absent_field_of_a_result_is_never_null(client):
+    """But for the group, which is null where the threshold of all rows was applied."""
+    result = client.get("/openapi.json").json()["components"]["schemas"]["Result"]
+    assert result["required"] == ["score", "p_value", "is_anomaly"]
+    nullable = [name for name, one in result["properties"].items() if "null" in str(one)]
+    assert nullable == ["group"]
+    assert not any("default" in one for one in result["properties"].values())
+
+
 LARGEST = str(int(sys.float_info.max))[:17]
 """Integers that begin like this may exceed the largest double and yet be read as it."""
 POSTS = [("POST", path, mode) for path in SCORING for mode in GenerationMode]

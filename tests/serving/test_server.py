@@ -81,7 +81,7 @@ from serving.app import create_app
 from serving.settings import Settings
 from anomaly_vae.artifacts.registry_names import BundleRef
 from serving.models.store import Store
-from serving.models.loading import load_model
+from serving.scoring.loading import load_model
 with TestClient(create_app(Store([load_model(BundleRef({str(folder)!r}))]), Settings())) as client:
     for path in ("/models", "/openapi.json", "/metrics", "/health/ready"):
         assert client.get(path).status_code == 200, path

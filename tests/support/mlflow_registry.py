@@ -24,8 +24,8 @@ from anomaly_vae.data.splitting import CALIBRATION
 from anomaly_vae.lifecycle.registry import CHAMPION, Registry
 from anomaly_vae.training.fit import Prepared, fit_bundle
 from pipelines.datasets.dataset import Dataset
-from serving.models.loading import load_model
 from serving.models.store import ServedModel
+from serving.scoring.loading import load_model
 from tests.support.registries import DATABASE, changed, copy_registry, use_registry
 
 URI = "models:/fraud@champion"

@@ -10,8 +10,8 @@ import pytest
 
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.artifacts.registry_names import BundleRef
-from serving.models.loading import load_model
 from serving.models.store import ServedModel
+from serving.scoring.loading import load_model
 
 Records = list[dict[str, Any]]
 

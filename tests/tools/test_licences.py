@@ -102,6 +102,6 @@ def test_the_document_has_every_package_that_is_shipped() -> None:
 
 def test_the_serving_set_is_lean() -> None:
     serving = needed("serve")
-    assert {"fastapi", "uvicorn", "uvloop", "numpy"} <= serving
+    assert {"starlette", "uvicorn", "uvloop", "numpy"} <= serving
     assert needed(CORE) <= serving
     assert not serving & {"torch", "mlflow", "pandas", "scikit-learn", "scipy", "matplotlib"}

@@ -13,8 +13,8 @@ import pytest
 
 from anomaly_vae.artifacts.registry_names import MISSING, UNFIT, UNWRITABLE, BundleRef
 from anomaly_vae.errors import BundleError, RegistryError
-from serving.models.loading import load_model
 from serving.registry.sources import FETCH, Sources, Spec, is_followed
+from serving.scoring.loading import load_model
 from serving.settings import Settings
 from tests.support.fetching import answer, stand_in
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from anomaly_vae.data.encoding import TabularEncoding
-from serving.scoring import engine
+from serving.scoring import handlers
 
 
 def score(client, records, **more):
@@ -59,7 +59,7 @@ def on_threads(monkeypatch):
 
 def test_no_thread_has_to_be_started_for_a_request():
     before = threading.active_count()
-    with engine.started(3) as threads:
+    with handlers.start_threads(3) as threads:
         assert threading.active_count() == before + 3
         assert list(threads.map(abs, range(-9, 0))) == list(range(9, 0, -1))
         assert threading.active_count() == before + 3
@@ -67,9 +67,9 @@ def test_no_thread_has_to_be_started_for_a_request():
 
 def test_on_a_thread_or_on_the_event_loop(client, records, on_threads, monkeypatch):
     """A large request takes the other path and gives the same answer."""
-    monkeypatch.setattr(engine, "INLINE_VALUES", 0)
+    monkeypatch.setattr(handlers, "INLINE_VALUES", 0)
     large = score(client, records[:100])["results"]
-    monkeypatch.setattr(engine, "INLINE_VALUES", 10**6)
+    monkeypatch.setattr(handlers, "INLINE_VALUES", 10**6)
     assert score(client, records[:100])["results"] == large
     assert on_threads == [True, False]
 
@@ -79,7 +79,7 @@ def test_a_wide_request_goes_to_a_thread_however_few_its_records(
 ):
     """What holds up the event loop is records times columns, and more where they are explained."""
     columns, found = len(served.detector.scorer.encoding.columns), []
-    monkeypatch.setattr(engine, "INLINE_VALUES", 30 * columns)
+    monkeypatch.setattr(handlers, "INLINE_VALUES", 30 * columns)
     for records, explain in ((30, 0), (31, 0), (1, 3), (10, 3), (10, "all")):
         score(client, [{}] * records, explain=explain)
         found.append(on_threads[-1])

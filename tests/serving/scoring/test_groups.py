@@ -13,8 +13,8 @@ from anomaly_vae.calibration.thresholds import choose_threshold
 from anomaly_vae.client import Client
 from anomaly_vae.config import CalibrationConfig
 from anomaly_vae.data.splitting import CALIBRATION
-from serving.models.loading import load_model
 from serving.protocols.open_inference import HEADER_LENGTH
+from serving.scoring.loading import load_model
 from tests.support.shadows import client_beside, counted, wait_for
 
 __all__ = ["client_beside"]

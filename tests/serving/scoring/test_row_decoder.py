@@ -15,11 +15,11 @@ from anomaly_vae.artifacts.registry_names import BundleRef
 from anomaly_vae.data.schema import Column, TabularSchema
 from anomaly_vae.types import ColumnType
 from serving.app import create_app
-from serving.models.loading import load_model
 from serving.models.store import Store
 from serving.observability.metrics import Metrics
 from serving.problems import ProblemError
 from serving.scoring.batcher import ModelBatcher
+from serving.scoring.loading import load_model
 from serving.scoring.requests import decode, read_records
 from serving.scoring.row_decoder import RowDecoder
 from serving.scoring.shadow import Shadows
@@ -81,7 +81,7 @@ def assert_same(quick, slow):
 @settings(max_examples=300, deadline=None)
 def test_both_ways_mean_the_same(records):
     body = json.dumps({"records": records}).encode()
-    rows = READER.read(body)
+    rows = READER.decode(body)
     slow = careful(body)
     if rows is None:
         return
@@ -92,7 +92,7 @@ def test_both_ways_mean_the_same(records):
 def test_what_is_usual_goes_the_quick_way():
     record = {"a": 1, "b ç/d": 2.5, "on": True, "color": "red", "when": "2024-01-01T10:00"}
     for one in (record, {}, dict.fromkeys(record), {**record, "label": [1, {"x": None}]}):
-        assert READER.read(json.dumps({"records": [one, record]}).encode())
+        assert READER.decode(json.dumps({"records": [one, record]}).encode())
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_what_is_usual_goes_the_quick_way():
     ids=lambda body: repr(body[:40]),
 )  # fmt: skip
 def test_what_is_unusual_does_not(body):
-    assert READER.read(body) is None
+    assert READER.decode(body) is None
 
 
 @given(st.data())
@@ -128,66 +128,67 @@ def test_answers_are_the_same_both_ways(served, records, data):
 def test_names_that_no_type_can_have_go_the_careful_way(name):
     body = json.dumps({"records": [{name: 1}]}).encode()
     odd = (Column(name, ColumnType.NUMERIC), Column("b", ColumnType.NUMERIC))
-    assert RowDecoder(TabularSchema(odd)).read(body) is None
+    assert RowDecoder(TabularSchema(odd)).decode(body) is None
     ignored = TabularSchema(odd[1:], known=frozenset({name}))
-    assert RowDecoder(ignored).read(body) is None
-    assert RowDecoder(ignored).read(b'{"records": [{"b": 2}]}') == [(2.0,)]
+    assert RowDecoder(ignored).decode(body) is None
+    assert RowDecoder(ignored).decode(b'{"records": [{"b": 2}]}') == [(2.0,)]
 
 
 # ---------------------------------------------------------------- together
 
 
-def lane_of(served):
+def batcher_of(served):
     store = Store([served])
     metrics = Metrics(store)
-    return ModelBatcher(served, metrics.of(served), Shadows(store, Settings(), metrics))
+    shadows = Shadows(store, Settings(), metrics)
+    return ModelBatcher(served, RowDecoder(served.schema), metrics.for_model(served), shadows)
 
 
 @pytest.fixture
-def lane(served):
-    return lane_of(served)
+def batcher(served):
+    return batcher_of(served)
 
 
 def scores(results):
     return [result["score"] for result in results]
 
 
-def test_what_arrives_together_is_one_pass_and_each_gets_its_own(lane, records, monkeypatch):
+def test_what_arrives_together_is_one_pass_and_each_gets_its_own(batcher, records, monkeypatch):
     sizes = [1, 3, 1, 7, 2]
     starts = np.cumsum([0, *sizes])
     bodies = [json.dumps({"records": records[a:b]}).encode() for a, b in pairwise(starts)]
-    requests = [(lane.read(body), body) for body in bodies]
+    requests = [(batcher.decoder.decode(body), body) for body in bodies]
     passes = []
-    whole = lane.decide
-    monkeypatch.setattr(lane, "decide", lambda x: passes.append(len(x)) or whole(x))
+    whole = batcher.decide
+    monkeypatch.setattr(batcher, "decide", lambda x: passes.append(len(x)) or whole(x))
 
     async def together():
-        return await asyncio.gather(*(lane.submit(*request) for request in requests))
+        return await asyncio.gather(*(batcher.submit(*request) for request in requests))
 
     answers = asyncio.run(together())
     assert passes == [sum(sizes)]
     for answer, request in zip(answers, requests, strict=True):
-        both = answer, lane.answer(*request)
+        both = answer, batcher.answer(*request)
         ours, alone = (json.loads(content)["results"] for content in both)
         np.testing.assert_allclose(scores(ours), scores(alone), rtol=1e-6)
         assert [r["is_anomaly"] for r in ours] == [r["is_anomaly"] for r in alone]
-    monkeypatch.setattr(lane, "_most", 4)
+    monkeypatch.setattr(batcher, "_max_rows", 4)
     passes.clear()
     again = asyncio.run(together())
     assert [len(json.loads(answer)["results"]) for answer in again] == sizes
     assert passes == [4, 1, 7, 2], "as much at a time as fits, and at least one"
 
 
-def test_where_there_was_company_one_more_turn_is_waited_for(lane, records, monkeypatch):
+def test_where_there_was_company_one_more_turn_is_waited_for(batcher, records, monkeypatch):
     body = json.dumps({"records": records[:1]}).encode()
     passes = []
-    whole = lane.decide
-    monkeypatch.setattr(lane, "decide", lambda x: passes.append(len(x)) or whole(x))
+    whole = batcher.decide
+    monkeypatch.setattr(batcher, "decide", lambda x: passes.append(len(x)) or whole(x))
 
     async def later(turns):
         for _ in range(turns):
             await asyncio.sleep(0)
-        await lane.submit(lane.read(body), body)
+        await batcher.submit(batcher.decoder.decode(body), body)
 
     async def ask(*turns):
         passes.clear()
@@ -209,7 +210,7 @@ def test_where_there_was_company_one_more_turn_is_waited_for(lane, records, monk
 def breaking(calibrated, tmp_path_factory):
     """The small model, with a graph that breaks on an amount beyond any."""
     broken = dataclasses.replace(calibrated, graph=defective(calibrated.graph))
-    return lane_of(
+    return batcher_of(
         load_model(BundleRef(str(broken.save(tmp_path_factory.mktemp("broken") / "bundle"))))
     )
 
@@ -219,7 +220,7 @@ def test_one_that_breaks_the_graph_takes_no_other_with_it(breaking, records):
     bodies = [json.dumps({"records": [row]}).encode() for row in (records[0], far, records[1])]
 
     async def together():
-        answers = (breaking.submit(breaking.read(body), body) for body in bodies)
+        answers = (breaking.submit(breaking.decoder.decode(body), body) for body in bodies)
         return await asyncio.gather(*answers, return_exceptions=True)
 
     first, broken, last = asyncio.run(together())
@@ -227,12 +228,12 @@ def test_one_that_breaks_the_graph_takes_no_other_with_it(breaking, records):
     assert [len(json.loads(answer)["results"]) for answer in (first, last)] == [1, 1]
 
 
-def test_one_that_is_cancelled_does_not_hold_up_the_others(lane, records):
+def test_one_that_is_cancelled_does_not_hold_up_the_others(batcher, records):
     body = json.dumps({"records": records[:1]}).encode()
-    rows = lane.read(body)
+    rows = batcher.decoder.decode(body)
 
     async def together():
-        first, second = lane.submit(rows, body), lane.submit(rows, body)
+        first, second = batcher.submit(rows, body), batcher.submit(rows, body)
         first.cancel()
         return await second
 

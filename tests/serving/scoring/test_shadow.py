@@ -15,10 +15,11 @@ from anomaly_vae.calibration.conformal import calibrate
 from anomaly_vae.data.schema import TabularSchema
 from anomaly_vae.errors import BundleError, ConfigError
 from anomaly_vae.types import ColumnType
-from serving.models.loading import load_model
 from serving.models.store import Store
 from serving.observability.metrics import Metrics
 from serving.scoring.batcher import ModelBatcher
+from serving.scoring.loading import load_model
+from serving.scoring.row_decoder import RowDecoder
 from serving.scoring.shadow import Shadows
 from serving.server import serve
 from serving.settings import Settings
@@ -126,7 +127,7 @@ WAYS = {
 
 def apart(metrics, *pair):
     """The p-values of the shadow less those of the model, summed, which Prometheus is not told."""
-    return metrics.p_differences.labels(*(pair or PAIR.values()))._sum.get()
+    return metrics.p_differences.labels(*(pair or PAIR.values()))._sum._value.get()
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -155,11 +156,12 @@ def test_what_arrives_together_is_compared_one_by_one(pair, records):
     store.put(twin, shadow=True)
     metrics = Metrics(store)
     shadows = Shadows(store, Settings(), metrics)
-    lane = ModelBatcher(pair[0], metrics.of(pair[0]), shadows)
+    decoder = RowDecoder(pair[0].schema)
+    batcher = ModelBatcher(pair[0], decoder, metrics.for_model(pair[0]), shadows)
     bodies = [json.dumps({"records": records[i : i + 3]}).encode() for i in range(0, 90, 3)]
 
     async def together():
-        await asyncio.gather(*(lane.submit(lane.read(body), body) for body in bodies))
+        await asyncio.gather(*(batcher.submit(decoder.decode(body), body) for body in bodies))
         await asyncio.sleep(0)
 
     asyncio.run(together())
@@ -168,7 +170,7 @@ def test_what_arrives_together_is_compared_one_by_one(pair, records):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     shadows.close()
-    tally = metrics.tally("fraud", "1", "2")
+    tally = metrics.tallies()["fraud", "1", "2"]
     assert (tally.records, tally.agreed) == (90, 90)
     assert apart(metrics) == pytest.approx(0, abs=1e-6)
 
@@ -300,7 +302,7 @@ def test_many_threads_may_offer(pair, records):
     while shadows._held:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    assert metrics.tally("fraud", "1", "2").records == 800
+    assert metrics.tallies()["fraud", "1", "2"].records == 800
     shadows.close()
 
 

@@ -23,8 +23,8 @@ from serving.scoring.uploads import (
     RAW,
     ImageOptions,
     boundary_of,
-    files_of,
     image_options,
+    split_files,
 )
 from serving.settings import Settings
 from tests.support import image_uploads
@@ -66,7 +66,7 @@ def test_files_come_out_as_they_went_in(scan_client):
         b"\r" * 99,
         bytes(range(256)) * 300,
     ]
-    assert files_of(form(*map(part, contents)), b"B", 99) == contents
+    assert split_files(form(*map(part, contents)), b"B", 99) == contents
 
 
 @given(st.lists(st.binary(max_size=40), min_size=1, max_size=5), st.binary(max_size=9))
@@ -78,11 +78,11 @@ def test_any_content_comes_out_as_it_went_in(contents, more):
         for number, content in enumerate(contents)
     )
     body += b"--%b--%b" % (boundary, more)  # what follows the last boundary means nothing
-    assert files_of(body, boundary, len(contents)) == contents
+    assert split_files(body, boundary, len(contents)) == contents
 
 
 def test_a_body_that_is_no_form_is_one_file():
-    assert files_of(b"anything", None, 1) == [b"anything"]
+    assert split_files(b"anything", None, 1) == [b"anything"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,133 @@
+"""Define the handlers of scoring requests, and what all handlers of a process share."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from threading import Barrier
+from typing import Any, ClassVar, TypeVar
+
+from starlette.types import Receive, Scope
+
+from anomaly_vae.client.types import Result
+from anomaly_vae.scoring.attribution import CANDIDATES, MAX_HIDDEN_COLUMNS
+from anomaly_vae.scoring.detector import Detections
+from serving.http.admission import AdmissionControl, Deadlines
+from serving.models.store import Content, ServedModel
+from serving.observability import logs
+from serving.observability.metrics import Metrics
+from serving.problems import MALFORMED, ProblemError
+from serving.scoring import requests, responses
+from serving.scoring.shadow import Shadows
+from serving.settings import Settings
+
+INLINE_BYTES = 128 * 1024
+"""Maximum size of a body that is decoded on the event loop, in under a millisecond."""
+INLINE_VALUES = 4096
+"""Maximum number of values, records times columns, that are scored on the event loop, in a few
+milliseconds."""
+EXPLAIN_COST = 1 + MAX_HIDDEN_COLUMNS * CANDIDATES
+"""Cost of explaining a value, as a multiple of the cost of scoring it."""
+
+T = TypeVar("T")
+
+
+def start_threads(count: int) -> ThreadPoolExecutor:
+    """Start all threads of a pool now: starting one during a request would block the event loop."""
+    threads, together = ThreadPoolExecutor(count, thread_name_prefix="score"), Barrier(count)
+    wait([threads.submit(together.wait) for _ in range(count)])
+    return threads
+
+
+class Resources:
+    """What all request handlers of a process share."""
+
+    def __init__(self, settings: Settings, metrics: Metrics, shadows: Shadows) -> None:
+        self.settings, self.metrics, self.shadows = settings, metrics, shadows
+        self.admission = AdmissionControl(settings, metrics)
+        self._deadlines = Deadlines(settings.body_seconds)
+        self._threads = start_threads(settings.threads)
+
+    def read_body(self, receive: Receive) -> Awaitable[bytes]:
+        """Read a body within the limits on its size and time."""
+        return self._deadlines.keep(requests.read_body(receive, self.settings.max_body_bytes))
+
+    async def run_on_thread(self, receive: Receive, function: Callable[..., T], *args: Any) -> T:
+        """Call a function on a worker thread.
+
+        The call is dropped if the client disconnects before a thread is free.
+
+        Raises:
+            ProblemError: too many calls are waiting for a thread, or the client disconnected.
+        """
+        with self.admission.job():
+            job = self._threads.submit(function, *args)
+            work = asyncio.wrap_future(job)
+            disconnect = asyncio.ensure_future(_wait_for_disconnect(receive))
+            either: set[asyncio.Future[Any]] = {work, disconnect}
+            try:
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+                if disconnect.done() and job.cancel():
+                    raise ProblemError(MALFORMED, "the client went away")
+                return await work
+            finally:
+                disconnect.cancel()
+
+
+async def _wait_for_disconnect(receive: Receive) -> None:
+    """Return when the client has disconnected; its body has been read."""
+    while (await receive())["type"] != "http.disconnect":
+        await asyncio.sleep(0)
+
+
+class RequestHandler(ABC):
+    """Answers the scoring requests to one model in this process."""
+
+    needs_thread: ClassVar[bool]
+    """Whether every request is scored on a worker thread."""
+
+    def __init__(self, model: ServedModel, resources: Resources) -> None:
+        self.model, self.resources = model, resources
+        self.metrics = resources.metrics.for_model(model)
+        self._width = model.width
+
+    def may_need_thread(self, size: int) -> bool:
+        """Return whether a body of this size, in bytes, may be scored on a worker thread."""
+        return self.needs_thread or size > INLINE_BYTES
+
+    def is_inline(self, count: int, cost: int = 1) -> bool:
+        """Return whether so few records are scored on the event loop."""
+        return not self.needs_thread and count * self._width * cost <= INLINE_VALUES
+
+    @abstractmethod
+    def read_head(self, scope: Scope) -> Any:
+        """Read the options in the head of a request to `POST /score`.
+
+        Raises:
+            ProblemError: the model does not accept the media type or the query.
+        """
+
+    @abstractmethod
+    async def answer(
+        self, body: bytes, options: Any, receive: Receive, log_fields: logs.Facts
+    ) -> bytes:
+        """Return the answer to the body of a request to `POST /score`.
+
+        Args:
+            body: the whole body.
+            options: what `read_head` returned.
+            receive: source of the message that the client disconnected.
+            log_fields: fields of the log line about the request; ``records`` is added.
+        """
+
+    @abstractmethod
+    def decide(self, content: Content) -> Detections:
+        """Decide on rows or files and count them."""
+
+    def encode(self, results: list[Result]) -> bytes:
+        """Encode results as an answer."""
+        return responses.encode(
+            responses.answer(self.model, results, self.metrics.guarantee.status)
+        )

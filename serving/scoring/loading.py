@@ -1,0 +1,76 @@
+"""Load, warm up and check a model before it is served."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import numpy as np
+
+from anomaly_vae.artifacts.bundle import Bundle, load_bundle
+from anomaly_vae.artifacts.registry_names import BundleRef
+from anomaly_vae.errors import AnomalyVAEError, BundleError
+from anomaly_vae.scoring.detector import Detections
+from serving.models.store import ServedModel
+from serving.scoring.tables import ServedTable
+
+
+def load_model(source: BundleRef) -> ServedModel:
+    """Read, verify, warm up and check a model.
+
+    Raises:
+        BundleError: the folder is not a bundle, or not the expected one, or its example cannot be
+            scored.
+        NotCalibratedError: the bundle has no threshold.
+    """
+    try:
+        return _load(source)
+    except AnomalyVAEError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise BundleError(f"bundle '{source.path}' cannot be scored with: {reason}") from error
+
+
+def _load(source: BundleRef) -> ServedModel:
+    start = time.perf_counter()
+    model = _served(source, load_bundle(source.path, source.digest))
+    check(model, model.warm_up())
+    seconds = time.perf_counter() - start
+    return dataclasses.replace(model, load_seconds=seconds, loaded_at=time.time())
+
+
+def _served(source: BundleRef, bundle: Bundle) -> ServedModel:
+    """Create a table or an image model, the one place that tells them apart."""
+    common: dict[str, Any] = {
+        "name": source.name or bundle.manifest["name"],
+        "version": source.version,
+        "alias": source.alias,
+        "digest": source.digest or bundle.digest,
+        "detector": bundle.detector,
+        "monitor": bundle.monitor,
+        "example": bundle.example,
+        "load_seconds": 0.0,
+        "loaded_at": 0.0,
+        "registered_at": source.registered_at,
+    }
+    if bundle.manifest["kind"] == ServedTable.kind:
+        return ServedTable(**common)
+    from serving.scoring.images import ServedImages  # needs Pillow, which tables do without
+
+    return ServedImages(**common, heat_scale=bundle.heat_scale)
+
+
+def check(model: ServedModel, detections: Detections) -> None:
+    """Refuse a model that gives its example no score or no p-value.
+
+    Raises:
+        BundleError: the model is not fit to serve.
+    """
+    score, p_value = float(detections.score[0]), float(detections.p_value[0])
+    if not (np.isfinite(score) and 0 < p_value <= 1):
+        raise BundleError(
+            f"model '{model.name}' gives its own example the score {score} and the p-value "
+            f"{p_value}; train it again"
+        )

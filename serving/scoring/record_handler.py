@@ -1,0 +1,101 @@
+"""Answer `POST /score` for tables: records in JSON.
+
+Small requests are decoded by `RowDecoder` and scored on the event loop, where a thread would cost
+more than the scoring; large ones are scored on a worker thread. Requests with unknown keys, errors
+or explanations are decoded once more by `requests`.
+"""
+
+from __future__ import annotations
+
+from starlette.types import Receive, Scope
+
+from anomaly_vae.data.schema import RawBatch
+from anomaly_vae.scoring.detector import Detections, Explanation, explanations
+from serving.models.store import ServedModel
+from serving.observability import logs
+from serving.paths import HEADERS
+from serving.scoring import requests, responses, schemas
+from serving.scoring.batcher import ModelBatcher
+from serving.scoring.handlers import EXPLAIN_COST, INLINE_BYTES, RequestHandler, Resources
+from serving.scoring.row_decoder import RowDecoder, Rows
+
+
+class RecordHandler(RequestHandler):
+    """Answers scoring requests to a table model."""
+
+    needs_thread = False
+
+    def __init__(self, model: ServedModel, decoder: RowDecoder, resources: Resources) -> None:
+        super().__init__(model, resources)
+        self._decoder = decoder
+        self.batcher = ModelBatcher(model, decoder, self.metrics, resources.shadows)
+
+    def read_head(self, scope: Scope) -> None:
+        """Refuse other media types than JSON, and query parameters for images."""
+        requests.check_media_type(scope[HEADERS])
+        requests.check_query(scope["query_string"])
+
+    async def answer(self, body: bytes, _: None, receive: Receive, log_fields: logs.Facts) -> bytes:
+        """Answer on the event loop if that is quick, else on a worker thread."""
+        run_on_thread = self.resources.run_on_thread
+        if len(body) > INLINE_BYTES:
+            content, log_fields["records"] = await run_on_thread(receive, self._answer_large, body)
+            return content
+        if rows := self._decode(body):
+            log_fields["records"] = len(rows)
+            if self.is_inline(len(rows)):
+                return await self.batcher.submit(rows, body)
+            return await run_on_thread(receive, self.batcher.answer, rows, body)
+        request = self._decode_strictly(body)
+        log_fields["records"] = len(request.records)
+        if self.is_inline(len(request.records), EXPLAIN_COST if request.explain else 1):
+            return self._answer_request(request, body)
+        return await run_on_thread(receive, self._answer_request, request, body)
+
+    def _answer_large(self, body: bytes) -> tuple[bytes, int]:
+        """Return the answer to a large body, and its number of records."""
+        if rows := self._decode(body):
+            return self.batcher.answer(rows, body), len(rows)
+        request = self._decode_strictly(body)
+        return self._answer_request(request, body), len(request.records)
+
+    def _decode(self, body: bytes) -> Rows | None:
+        """Decode a body on the fast path; None if `_decode_strictly` has to."""
+        rows = self._decoder.decode(body)
+        return rows if rows and len(rows) <= self.resources.settings.max_records else None
+
+    def _decode_strictly(self, body: bytes) -> schemas.ScoreRequest:
+        """Decode a body, or describe the error in it."""
+        settings = self.resources.settings
+        request = requests.decode(body, settings.max_records)
+        if request.explain:
+            count = len(request.records) * self._width
+            requests.check_contributions(count, settings.max_contributions)
+        return request
+
+    def _answer_request(self, request: schemas.ScoreRequest, body: bytes) -> bytes:
+        """Return the answer to a decoded request."""
+        batch = requests.read_records(self.model.schema, request.records)
+        if request.explain:
+            detections, reasons = self._explain(batch, request.most)
+        else:
+            detections, reasons = self.decide(batch), None
+        self.metrics.sizes.observe(len(batch))
+        self.resources.shadows.offer(self.model, detections, body)
+        return self.encode(responses.results(detections, reasons))
+
+    def decide(self, content: RawBatch) -> Detections:
+        """Decide on rows, and count them and the unknown keys."""
+        detections = self.batcher.decide(self.model.encoding.encode(content))
+        self.metrics.ignored.inc(len(content.ignored))
+        return detections
+
+    def _explain(self, batch: RawBatch, most: int | None) -> tuple[Detections, list[Explanation]]:
+        """Decide on rows and explain them, and count them and the unknown keys."""
+        detector = self.model.detector
+        parts = detector.scorer.explain(batch)
+        detections = detector.decide(parts.score, parts.observed)
+        reasons = explanations(detector.scorer, batch, parts, most)
+        self.metrics.observe(detections, parts.observed)
+        self.metrics.ignored.inc(len(batch.ignored))
+        return detections, reasons

@@ -1,0 +1,116 @@
+"""Serve models of tables."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Self, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anomaly_vae.client.types import Result
+from anomaly_vae.data.encoding import TabularEncoding
+from anomaly_vae.data.schema import RawBatch, TabularSchema
+from anomaly_vae.scoring.detector import Detections
+from serving.models.store import BodyDescription, Json, ServedModel
+from serving.scoring import requests, responses
+from serving.scoring.handlers import Resources
+from serving.scoring.record_handler import RecordHandler
+from serving.scoring.row_decoder import RowDecoder
+from serving.scoring.schemas import JSON, REF
+from serving.scoring.uploads import EXPLAIN_SCHEMA
+from serving.settings import Settings
+
+EXAMPLE_CONTRIBUTIONS = 3
+TEXT = """Records: a value that is absent or null is missing, and the record is scored by its other
+values; unknown keys are ignored. One record that does not fit the schema refuses the whole
+request."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class ServedTable(ServedModel):
+    """A loaded model of a table."""
+
+    kind: ClassVar[str] = "tabular"
+    reads_files: ClassVar[bool] = False
+
+    @property
+    def schema(self) -> TabularSchema:
+        """The columns that the model reads."""
+        return cast("TabularSchema", self.detector.scorer.schema)
+
+    @property
+    def table_encoding(self) -> TabularEncoding:
+        """The encoding of rows for the scoring graph."""
+        return cast("TabularEncoding", self.detector.scorer.encoding)
+
+    def handler(self, resources: Resources) -> RecordHandler:
+        """Create the handler of records."""
+        return RecordHandler(self, RowDecoder(self.schema), resources)
+
+    def read_columns(self, columns: Mapping[str, Sequence[Any]]) -> RawBatch:
+        """Read N rows, given as columns (N,); one value that does not fit refuses them all."""
+        count = len(next(iter(columns.values())))
+        return requests.read_strictly(partial(self.schema.from_columns, columns, count))
+
+    def detect(self, content: RawBatch, _: Settings) -> Detections:
+        """Decide on N rows."""
+        return self.detector.detect(content)
+
+    def detect_readable(
+        self, content: RawBatch, _: Settings
+    ) -> tuple[NDArray[np.bool_], Detections]:
+        """Decide on the rows without problems."""
+        readable = content.usable
+        return readable, self.detector.detect(content.take(readable))
+
+    @classmethod
+    def describe_bodies(cls, models: Sequence[Self], settings: Settings) -> BodyDescription:
+        """Describe requests with records."""
+        components = {_component(model): record_schema(model) for model in models}
+        components["ScoreRequest"] = _request_schema(list(components), settings.max_records)
+        body = {
+            "schema": {"$ref": REF.format(name="ScoreRequest")},
+            "examples": {model.name: {"value": example_request(model)} for model in models},
+        }
+        return BodyDescription(TEXT, {JSON: body}, (), components)
+
+    def example_results(self, _: Settings) -> list[Result]:
+        """Score and explain the example."""
+        batch = self.schema.from_records([self.example])
+        return responses.results(*self.detector.detect_and_explain(batch, EXAMPLE_CONTRIBUTIONS))
+
+
+def _request_schema(components: Sequence[str], max_records: int) -> Json:
+    """Describe a request whose records fit one of these components."""
+    records = [{"$ref": REF.format(name=name)} for name in components]
+    item = records[0] if len(records) == 1 else {"anyOf": records or [{"type": "object"}]}
+    return {
+        "type": "object",
+        "required": ["records"],
+        "properties": {
+            "records": {"type": "array", "items": item, "minItems": 1, "maxItems": max_records},
+            "explain": EXPLAIN_SCHEMA,
+        },
+    }
+
+
+def record_schema(model: ServedTable) -> Json:
+    """Describe a record of this model; every key is optional."""
+    properties = {
+        column.name: {**column.spec.json_schema, "examples": [model.example[column.name]]}
+        for column in model.schema.columns
+    }
+    return {"type": "object", "properties": properties, "additionalProperties": True}
+
+
+def _component(model: ServedTable) -> str:
+    return "Record." + re.sub(r"[^A-Za-z0-9._-]", "_", model.name)
+
+
+def example_request(model: ServedTable) -> Json:
+    """Return a request that works."""
+    return {"records": [dict(model.example)], "explain": EXAMPLE_CONTRIBUTIONS}
