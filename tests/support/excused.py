@@ -1,16 +1,16 @@
-"""Keys of the configuration that no estimator takes as an argument, and why."""
+"""List the configuration keys that are not arguments of the estimators, with the reasons."""
 
 NO_ARGUMENT = {
     "kind": "the class says it",
-    "name": "of a registered model",
+    "name": "belongs to a registered model",
     "data.label": "y is ignored: leave known anomalies out of X",
     "data.positive": "see data.label",
-    "data.splits.train": "what is not held out",
-    "data.splits.test": "the user's own",
+    "data.splits.train": "all rows that are not held out",
+    "data.splits.test": "the user keeps test rows apart",
     "data.splits.anomalies": "see data.label",
     "calibration.delta": "0.05, unless the command line calibrates",
     "calibration.tail": "0.1, unless the command line calibrates",
-    "calibration.per_1000": "X is not taken for traffic",
+    "calibration.per_1000": "X is not a sample of traffic",
     "calibration.per_day": "see calibration.per_1000",
     "calibration.costs.missed": "see data.label",
     "calibration.costs.amount": "see data.label",
@@ -20,9 +20,9 @@ NO_ARGUMENT = {
     "calibration.precision": "see data.label",
     "calibration.trim": "trim is training.trim: leave suspects out of X",
     "training.resume": "nothing is checkpointed",
-    "promotion": "of registered models",
+    "promotion": "belongs to registered models",
     "mlflow": "an estimator records nothing",
-    "description": "of a registered model",
-    "evaluation": "of a labelled test split, which the command line has",
-    "training.warm_start": "of a registered model's next version",
+    "description": "belongs to a registered model",
+    "evaluation": "requires a labelled test split, which only the command line has",
+    "training.warm_start": "belongs to the next version of a registered model",
 }

@@ -1,4 +1,4 @@
-"""Image files and forms as clients make them, the good and the bad."""
+"""Make valid and invalid image files and upload forms."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ FORM = {"Content-Type": "multipart/form-data; boundary=B"}
 
 
 def picture_file(image: Grey, kind: str = "PNG", **options: Any) -> bytes:
-    """One image (H, W) or (H, W, 3) in a format that Pillow writes."""
+    """Encode an image (H, W) or (H, W, 3) in a format that Pillow writes."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def tiff_file(images: Iterable[Grey]) -> bytes:
-    """A TIFF of many pages."""
+    """Encode images as a multi-page TIFF."""
     first, *others = map(Image.fromarray, images)
     buffer = io.BytesIO()
     first.save(buffer, "TIFF", save_all=True, append_images=others)
@@ -38,13 +38,13 @@ def tiff_file(images: Iterable[Grey]) -> bytes:
 
 
 def nifti_file(images: Grey) -> bytes:
-    """A gzipped NIfTI volume of N axial slices."""
+    """Encode images (N, H, W) as the axial slices of a gzipped NIfTI volume."""
     volume = np.moveaxis(images[:, ::-1, ::-1], 0, -1).swapaxes(0, 1).astype(np.int16)
     return gzip.compress(nibabel.Nifti1Image(volume, np.eye(4)).to_bytes())
 
 
 def dicom_file(images: Grey) -> bytes:
-    """N 8-bit frames, of a patient."""
+    """Encode images (N, H, W) as 8-bit DICOM frames with a patient's name."""
     dataset = Dataset()
     dataset.PatientName, dataset.PatientID = "MALLORY^MEG", "mallory-1"
     dataset.SOPClassUID, dataset.SOPInstanceUID = SecondaryCaptureImageStorage, "1.2.3.4"
@@ -63,7 +63,7 @@ def dicom_file(images: Grey) -> bytes:
 
 
 def png_of(width: int, height: int, data: bytes) -> bytes:
-    """A PNG of 8-bit grey whose header says this and whose data is that, compressed."""
+    """Build an 8-bit grey PNG from a header size and pixel data, which may disagree."""
     head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     chunks = (b"IHDR", head), (b"IDAT", zlib.compress(data, 9)), (b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -73,15 +73,15 @@ def png_of(width: int, height: int, data: bytes) -> bytes:
 
 
 def part(content: bytes, disposition: bytes = b'form-data; name="files"') -> bytes:
-    """A part of a form, from its boundary to the end of its content."""
+    """Build one part of a form, from its boundary to the end of its content."""
     return b"--B\r\nContent-Disposition: %b\r\n\r\n%b\r\n" % (disposition, content)
 
 
 def form(*parts: bytes) -> bytes:
-    """A body of `FORM`."""
+    """Build a request body for the content type in `FORM`."""
     return b"".join(parts) + b"--B--\r\n"
 
 
 def uploads(contents: Sequence[bytes]) -> list[tuple[str, tuple[str, bytes]]]:
-    """How the test client sends files."""
+    """Return files in the format that the test client expects."""
     return [("files", (f"{number}.bin", content)) for number, content in enumerate(contents)]

@@ -1,4 +1,4 @@
-"""Small synthetic images: striped blobs, each of its own place, turn and contrast, some patched."""
+"""Simulate small images: striped blobs of varying position and contrast, some with a patch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Pixels = NDArray[np.uint8]
 
 
 def blobs(n: int, seed: int = 0, size: int = SIZE) -> Pixels:
-    """(n, size, size): normal images."""
+    """Simulate normal images (n, size, size)."""
     rng = np.random.default_rng(seed)
     x, y = np.meshgrid(np.linspace(-1, 1, size), np.linspace(-1, 1, size))
     images = np.empty((n, size, size))
@@ -31,7 +31,7 @@ def blobs(n: int, seed: int = 0, size: int = SIZE) -> Pixels:
 
 
 def patched(images: Pixels, seed: int = 0) -> Pixels:
-    """The same with a black and white square near the middle of each."""
+    """Return copies of the images with a checkered square near the middle of each."""
     rng, copies = np.random.default_rng(seed), images.copy()
     side = images.shape[1] // 4
     square = 255 * (np.indices((side, side)).sum(0) % 2)
@@ -42,20 +42,20 @@ def patched(images: Pixels, seed: int = 0) -> Pixels:
 
 
 def coloured(images: Pixels) -> Pixels:
-    """(N, S, S) → (N, S, S, 3): a tinted copy."""
+    """Convert greyscale images (N, S, S) into tinted ones (N, S, S, 3)."""
     return np.stack([images, images // 2, 255 - images], -1)
 
 
 def scans(n: int = N_SCANS, anomalies: int = N_ANOMALIES, size: int = SIZE) -> Pixels:
-    """(n, size, size), of which the last ``anomalies`` are patched."""
+    """Simulate images (n, size, size), of which the last ``anomalies`` have a patch."""
     images = blobs(n, size=size)
     return np.concatenate([images[: n - anomalies], patched(images[n - anomalies :])])
 
 
 def write_scans(folder: Path, images: Pixels, labels: Sequence[int]) -> Path:
-    """PNGs beside a manifest with path, label and group; returns the manifest.
+    """Write PNGs and a manifest with path, label and group; return the manifest.
 
-    The first twenty belong to ten groups, every other image is a group of its own.
+    The first twenty images form ten groups of two; every other image is its own group.
     """
     (folder / "images").mkdir(parents=True)
     rows = []
