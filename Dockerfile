@@ -1,11 +1,12 @@
 # syntax=docker/dockerfile:1
-# Three images of one base: `serve` scores, `train` does everything else, `mlflow` is MLflow's own
-# server. What is installed is what pyproject.toml names at the versions of constraints.txt; where
-# pip looks for it is pip's own configuration (--secret id=pip,src=pip.conf).
+# Three images with a common base: `serve` is the scoring service, `train` runs every other command,
+# `mlflow` is the MLflow server. Packages are installed as pyproject.toml lists them, at the versions
+# in constraints.txt. To use another package index, pass a pip configuration with
+# --secret id=pip,src=pip.conf.
 ARG PYTHON=3.11.14-slim-bookworm
 
-# OMP_NUM_THREADS: numpy would start a thread for each core of the machine, whatever part of it the
-# container may use, and reach its limit of processes on a large one.
+# OMP_NUM_THREADS: numpy would start one thread per core of the machine, regardless of the limits of
+# the container, and could exceed its limit of processes.
 FROM python:${PYTHON} AS base
 ENV HOME=/tmp \
     OMP_NUM_THREADS=1 \
@@ -14,7 +15,7 @@ ENV HOME=/tmp \
     PYTHONUNBUFFERED=1 \
     MLFLOW_DISABLE_TELEMETRY=true
 
-# ---------------------------------------------------------------- what only builds
+# ---------------------------------------------------------------- build stages
 
 FROM base AS build
 WORKDIR /src
@@ -43,9 +44,9 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=cache,target=/v
     python -m pip --python /opt/anomaly-vae --cache-dir /var/cache/pip install \
       --constraint constraints.txt "$(echo /dist/*.whl)[server]"
 
-# ---------------------------------------------------------------- what runs
+# ---------------------------------------------------------------- images
 
-# Folders that volumes are mounted on: a new volume takes over whose they are.
+# Mount points of volumes: a new volume takes over their owner.
 FROM base AS run
 RUN python -m pip uninstall --yes pip setuptools wheel \
  && useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin anomaly-vae \

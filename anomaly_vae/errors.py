@@ -1,30 +1,46 @@
-"""What can go wrong, and what the message must say.
+"""Define the errors that this project raises on purpose.
 
     AnomalyVAEError
-    ├── ConfigError         a configuration that cannot be used: the key and the remedy
-    ├── DataError           input that cannot be used: the place and the remedy
-    │   └── RecordError     one record of a request: its index and its field
-    ├── TrainingError       a fit that diverged
-    ├── ExportError         a scoring graph that disagrees with the model it came from
-    ├── CalibrationError    a promise that the calibration sample cannot keep
-    │   └── NotCalibratedError   a model without a threshold where one is needed
-    ├── BundleError         a bundle that is incomplete, altered or of another format
-    └── RegistryError       a model that cannot be found in, or fetched from, the registry
+    ├── ConfigError         the configuration cannot be used
+    ├── DataError           input cannot be used
+    │   └── RecordError     one record of a request cannot be scored
+    ├── TrainingError       the fit diverged
+    ├── ExportError         a scoring graph disagrees with the model it was exported from
+    ├── CalibrationError    the calibration sample does not suffice for the threshold
+    │   └── NotCalibratedError   a model has no threshold, and one is needed
+    ├── BundleError         a bundle is incomplete, altered or of another format
+    └── RegistryError       a model is not in the registry, or cannot be fetched from it
 
-Each message is one line that names what and how to mend it. Configuration, data and calibration
-errors are also ``ValueError``s, which is what users of scikit-learn catch. Nothing here knows of
-HTTP.
+Each message is one line that names the fault and its remedy. Errors of configuration, data and
+calibration are ``ValueError``s, too, as users of scikit-learn expect.
 """
 
 from __future__ import annotations
 
+__all__ = [
+    "AnomalyVAEError",
+    "BundleError",
+    "CalibrationError",
+    "ConfigError",
+    "DataError",
+    "ExportError",
+    "NotCalibratedError",
+    "RecordError",
+    "RegistryError",
+    "TrainingError",
+]
+
 
 class AnomalyVAEError(Exception):
-    """Root of everything this project raises on purpose."""
+    """Base class of all errors that this project raises on purpose."""
 
 
 class ConfigError(AnomalyVAEError, ValueError):
-    """A configuration that cannot be used."""
+    """A configuration that cannot be used.
+
+    Attributes:
+        key: dotted configuration key at fault, None if there is no single one.
+    """
 
     def __init__(self, message: str, *, key: str | None = None) -> None:
         super().__init__(message)
@@ -32,7 +48,12 @@ class ConfigError(AnomalyVAEError, ValueError):
 
 
 class DataError(AnomalyVAEError, ValueError):
-    """Input that cannot be used, with the column and the file where they are known."""
+    """Input that cannot be used.
+
+    Attributes:
+        column: name of the column at fault, None if unknown.
+        path: path of the file at fault, None if unknown.
+    """
 
     def __init__(self, message: str, *, column: str | None = None, path: str | None = None) -> None:
         super().__init__(message)
@@ -41,7 +62,13 @@ class DataError(AnomalyVAEError, ValueError):
 
 
 class RecordError(DataError):
-    """One record that cannot be scored: ``record`` is its index, ``field`` the key."""
+    """One record of a request that cannot be scored.
+
+    Attributes:
+        record: index of the record in the request, from 0.
+        field: key at fault, None if the whole record is.
+        reason: fault and remedy.
+    """
 
     def __init__(self, record: int, field: str | None, reason: str) -> None:
         where = f"record {record}" + (f", field '{field}'" if field else "")
@@ -56,15 +83,15 @@ class TrainingError(AnomalyVAEError):
 
 
 class ExportError(AnomalyVAEError):
-    """A scoring graph that disagrees with the model it was made from."""
+    """A scoring graph that disagrees with the model it was exported from."""
 
 
 class CalibrationError(AnomalyVAEError, ValueError):
-    """A promise that the calibration sample cannot keep."""
+    """A calibration sample that does not suffice for the threshold."""
 
 
 class NotCalibratedError(CalibrationError):
-    """A model without a threshold where one is needed."""
+    """A model without a threshold, used where one is needed."""
 
 
 class BundleError(AnomalyVAEError):
@@ -72,9 +99,10 @@ class BundleError(AnomalyVAEError):
 
 
 class RegistryError(AnomalyVAEError):
-    """A model that cannot be found in, or fetched from, the registry.
+    """A model that is not in the registry, or cannot be fetched from it.
 
-    ``missing`` says that the registry answered, and has no such model, alias or version.
+    Attributes:
+        missing: whether the registry answered that it has no such model, alias or version.
     """
 
     def __init__(self, message: str, *, missing: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Write files and folders that are either complete or absent, and lock folders."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 NO_LOCKS = {errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
-"""What file systems answer that cannot lock a folder."""
+"""Error numbers of file systems that cannot lock a folder."""
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a neighbour to write; move it over ``path`` when the block ends well.
+    """Yield a temporary path to write to; move the file to ``path`` if the block succeeds.
 
     Raises:
-        IsADirectoryError: a folder is there; nothing is written.
+        IsADirectoryError: ``path`` is a folder; nothing is written.
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
@@ -36,11 +36,15 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path, keep: Callable[[Path], bool] = lambda _: False) -> Iterator[Path]:
-    """Yield an empty neighbour folder; put it in the place of ``path`` when the block ends well.
+    """Yield an empty temporary folder; move it to ``path`` if the block succeeds.
 
-    The previous folder is moved aside first, so that a crash leaves it or the new one; what a
-    crash between the two renames left aside is put back by the next writer. Writers take turns;
-    each replaces what it finds then, unless ``keep`` says that it may stay.
+    The previous folder is moved aside first, so that a crash leaves either the old or the new one.
+    After a crash between the two renames, the next writer puts the old one back. Writers that work
+    at once take turns, and the last one wins.
+
+    Args:
+        path: the folder to write or replace.
+        keep: called with ``path`` before it is replaced; if true, the folder there stays.
     """
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +75,7 @@ def _replace(path: Path, whole: Path) -> None:
 
 
 def _recover(path: Path) -> None:
-    """Undo a replacement that a crash cut in the middle; for the holder of the lock alone."""
+    """Undo a replacement that a crash interrupted; the caller holds the lock."""
     aside = _aside(path)
     if aside.exists() and not path.exists():
         aside.rename(path)
@@ -83,12 +87,17 @@ def _aside(path: Path) -> Path:
 
 @contextmanager
 def locked(folder: Path, wait: bool = True) -> Iterator[None]:
-    """Be the only one to change a folder; the lock leaves no file and ends with its holder.
+    """Hold an exclusive lock on a folder.
 
-    Where the file system has no locks for folders (some network mounts), nobody is kept out.
+    The lock creates no file and ends with the process that holds it. On file systems that cannot
+    lock folders, such as some network mounts, it has no effect.
+
+    Args:
+        folder: the folder to lock.
+        wait: whether to wait until the lock is free.
 
     Raises:
-        BlockingIOError: somebody else is, and ``wait`` is false.
+        BlockingIOError: another process holds the lock, and ``wait`` is false.
     """
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -110,7 +119,7 @@ def _lock(handle: int, wait: bool) -> None:
 
 @contextmanager
 def own_temporary_folder() -> Iterator[None]:
-    """Collect the temporary files of this process, libraries' too, and remove them at the end."""
+    """Collect this process's temporary files in a folder of its own, and remove it at the end."""
     before = tempfile.tempdir
     with tempfile.TemporaryDirectory(prefix="anomaly-vae-", ignore_cleanup_errors=True) as place:
         tempfile.tempdir = place

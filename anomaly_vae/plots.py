@@ -1,8 +1,8 @@
-"""Figures of a fit and of a detector, drawn without any global state."""
+"""Draw figures of fits and detectors with matplotlib, without global state."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -15,16 +15,17 @@ from anomaly_vae.evaluation.p_values import UniformityPoint
 from anomaly_vae.evaluation.report import EvaluationReport
 from anomaly_vae.evaluation.slices import ColumnSlice
 from anomaly_vae.images.encoding import ImageEncoding
-from anomaly_vae.scoring.detector import Detector
+from anomaly_vae.scoring.detector import Detector, Explanation
 from anomaly_vae.scoring.scorer import ScoreParts
 from anomaly_vae.training.trainer import History
 
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#7f7f7f"  # Okabe & Ito 2008, colour-blind safe
-MOST_COLUMNS = 30
+MAX_COLUMNS = 30
+"""Maximum number of columns or slices in a figure."""
 
 
 def loss_curve(history: History) -> Figure:
-    """The ELBO and its two terms by epoch."""
+    """Draw the ELBO and its two terms by epoch."""
     figure = Figure((7.0, 4.0), layout="constrained")
     axes = figure.subplots()
     epochs = [e.epoch + 1 for e in history.epochs]
@@ -46,7 +47,7 @@ def loss_curve(history: History) -> Figure:
 def score_histogram(
     detector: Detector, scores: NDArray[np.float64], anomaly: NDArray[np.bool_]
 ) -> Figure:
-    """Scores of normal and anomalous rows with the threshold between them."""
+    """Draw the scores of normal and anomalous rows with the threshold."""
     figure = Figure((7.0, 4.0), layout="constrained")
     axes = figure.subplots()
     threshold, alpha = detector.calibration.threshold, detector.calibration.alpha
@@ -66,12 +67,12 @@ def score_histogram(
             )
     axes.axvline(threshold, color="black", linewidth=1.2, label=f"threshold, alpha = {alpha:g}")
     axes.set(xlabel=f"score, {detector.unit} (tails collected in the last bins)", ylabel="density")
-    axes.legend(framealpha=1, edgecolor="none")  # the threshold may pass behind it
+    axes.legend(framealpha=1, edgecolor="none")  # opaque, since the threshold line may cross it
     return figure
 
 
 def ranking(scores: NDArray[np.float64], anomaly: NDArray[np.bool_], figures: Evaluation) -> Figure:
-    """Where a threshold could lie: true against false positives, precision against recall."""
+    """Draw ROC and precision-recall curves with the threshold as a point."""
     hits, flagged = Ranking(scores, anomaly).curve()
     recall, false = hits / anomaly.sum(), (flagged - hits) / (~anomaly).sum()
     figure = Figure((9.0, 4.2), layout="constrained")
@@ -79,12 +80,12 @@ def ranking(scores: NDArray[np.float64], anomaly: NDArray[np.bool_], figures: Ev
     left.plot([0, *false], [0, *recall], color=BLUE, linewidth=1.4)
     left.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
     left.plot(figures.fpr, figures.recall, "o", color=ORANGE, label="threshold")
-    left.set(xlabel="false positive rate", ylabel="recall", title=_with("AUROC", figures, "auroc"))
+    left.set(xlabel="false positive rate", ylabel="recall", title=_title("AUROC", figures, "auroc"))
     right.plot(recall, hits / flagged, color=BLUE, linewidth=1.4, drawstyle="steps-pre")
     right.axhline(anomaly.mean(), color=GREY, linewidth=0.8, linestyle=":")
     if figures.precision is not None:
         right.plot(figures.recall, figures.precision, "o", color=ORANGE)
-    title = _with("average precision", figures, "average_precision")
+    title = _title("average precision", figures, "average_precision")
     right.set(xlabel="recall", ylabel="precision", title=title)
     for axes in (left, right):
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), box_aspect=1)
@@ -93,14 +94,14 @@ def ranking(scores: NDArray[np.float64], anomaly: NDArray[np.bool_], figures: Ev
     return figure
 
 
-def _with(name: str, figures: Evaluation, key: str) -> str:
-    """A figure with its interval, as a title."""
+def _title(name: str, figures: Evaluation, key: str) -> str:
+    """Return a title with a metric and its confidence interval."""
     low, high = getattr(figures, f"{key}_interval") or (np.nan, np.nan)
     return f"{name} {getattr(figures, key):.3f} ({low:.3f} to {high:.3f})"
 
 
-def findings(report: EvaluationReport) -> dict[str, Figure]:
-    """What an evaluation alone has enough in it to draw, by name."""
+def report_figures(report: EvaluationReport) -> dict[str, Figure]:
+    """Draw the figures that an evaluation report contains enough data for, by name."""
     found: dict[str, Figure] = {}
     alpha = report.figures.alpha
     if report.p_values:
@@ -111,9 +112,9 @@ def findings(report: EvaluationReport) -> dict[str, Figure]:
 
 
 def p_values(steps: Sequence[UniformityPoint], alpha: float) -> Figure:
-    """The share of normal rows with a p-value of at most each level, beside what chance explains.
+    """Draw the share of normal rows with p-values up to each level, with the range of chance.
 
-    As ratios to the level, which are 1 where p-values are uniform.
+    Shares are divided by the level, so that uniform p-values give 1.
     """
     figure = Figure((7.0, 4.0), layout="constrained")
     axes = figure.subplots()
@@ -135,8 +136,8 @@ def p_values(steps: Sequence[UniformityPoint], alpha: float) -> Figure:
 
 
 def slices(found: Sequence[ColumnSlice], alpha: float) -> Figure:
-    """The false positive rate of each slice with its interval, and the limit of each."""
-    shown = [(one, one.fpr) for one in found if one.fpr][:MOST_COLUMNS]
+    """Draw the false positive rate of each slice with its interval and its limit."""
+    shown = [(one, one.fpr) for one in found if one.fpr][:MAX_COLUMNS]
     figure = Figure((7.0, 1.2 + 0.28 * len(shown)), layout="constrained")
     axes = figure.subplots()
     for place, (one, rate) in enumerate(shown):
@@ -157,17 +158,17 @@ def slices(found: Sequence[ColumnSlice], alpha: float) -> Figure:
 def reconstructions(
     encoding: TabularEncoding | ImageEncoding, explained: ScoreParts, titles: Sequence[str]
 ) -> Figure:
-    """What was observed and what the model expected, for a few rows or images."""
+    """Draw observed and expected values of a few rows or images."""
     if isinstance(encoding, ImageEncoding):
         return _images(encoding, explained, titles)
     return _columns(encoding, explained, titles)
 
 
 def _images(encoding: ImageEncoding, explained: ScoreParts, titles: Sequence[str]) -> Figure:
-    """Each image, the one expected in its place, and the map that adds up to its score."""
+    """Draw each image, its expected image, and the map that adds up to its score."""
     count, side = min(len(titles), len(explained.score)), encoding.layout.size
     figure = Figure((7.0, 2.5 * count), layout="constrained")
-    seen, expected = encoding.pictures(explained.observed), encoding.pictures(explained.expected)
+    seen, expected = encoding.to_images(explained.observed), encoding.to_images(explained.expected)
     maps = explained.nats[:count].reshape(count, side, side)
     low, high = np.percentile(maps, [1, 99.8])
     for row, axes in enumerate(figure.subplots(count, 3, squeeze=False)):
@@ -181,9 +182,9 @@ def _images(encoding: ImageEncoding, explained: ScoreParts, titles: Sequence[str
 
 
 def _columns(encoding: TabularEncoding, explained: ScoreParts, titles: Sequence[str]) -> Figure:
-    """Observed and expected, standardised."""
+    """Draw observed and expected values of standardised columns."""
     count = min(len(titles), len(explained.score))
-    numeric = min(encoding.layout.n_numeric + encoding.layout.n_binary, MOST_COLUMNS)
+    numeric = min(encoding.layout.n_numeric + encoding.layout.n_binary, MAX_COLUMNS)
     names = [c.label for c in encoding.columns for _ in range(c.width)][:numeric]
     figure = Figure((9.0, 1.2 + 1.5 * count), layout="constrained")
     for row, axes in enumerate(figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]):
@@ -199,8 +200,45 @@ def _columns(encoding: TabularEncoding, explained: ScoreParts, titles: Sequence[
     return figure
 
 
+def contributions(found: Mapping[str, Explanation]) -> Figure:
+    """Draw what each score is made of, in nats: columns, the other columns together, the KL term.
+
+    Args:
+        found: title → explanation of one row; observed and expected values stand beside the bars.
+    """
+    bars = [len(one.contributions) + 2 for one in found.values()]
+    figure = Figure((9.0, 0.6 * len(bars) + 0.36 * sum(bars)), layout="constrained")
+    panels = figure.subplots(len(bars), 1, sharex=True, squeeze=False, height_ratios=bars)
+    for axes, (title, one) in zip(panels[:, 0], found.items(), strict=True):
+        names = [
+            f"{c.feature}\nobserved {_value(c.observed)}, expected {_value(c.expected)}"
+            for c in one.contributions
+        ]
+        nats = [*(c.nats for c in one.contributions), one.rest, one.kl]
+        colours = [ORANGE] * len(names) + [GREY] * 2
+        drawn = axes.barh([*names, "other columns", "KL term"], nats, color=colours, height=0.7)
+        axes.bar_label(drawn, fmt="%+.1f", padding=3, fontsize=8)
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.tick_params("y", labelsize=8)
+        axes.margins(x=0.1)
+        axes.invert_yaxis()
+    figure.axes[-1].set_xlabel("contribution to the score, nats")
+    return figure
+
+
+def _value(value: object) -> str:
+    """Write one observed or expected value for a label."""
+    if value is None:
+        return "missing"
+    try:
+        return f"{float(value):.4g}"  # type: ignore[arg-type]  # text, too
+    except ValueError:
+        return str(value)
+
+
 def _focus(axes: object, values: Sequence[float]) -> None:
-    """Leave the first wild epochs out of the picture."""
+    """Exclude the first, extreme epochs from the range of the axis."""
     low, high = np.percentile(values, [2, 100])
     margin = 0.05 * (high - low) or 1.0
     axes.set_ylim(low - margin, high + margin)  # type: ignore[attr-defined]  # an Axes

@@ -1,16 +1,19 @@
-"""Types and constants that several packages share."""
+"""Define types and constants that several packages share."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 from typing import Literal
 
+MAX_PIXELS, MAX_BYTES, MAX_FRAMES, MAX_SECONDS = 1 << 25, 1 << 28, 4096, 120.0
+"""Default limits of an image file: pixels per image, bytes, images, seconds of decoding."""
+
 MAX_LEVELS, MIN_COUNT = 64, 5
-"""Levels a categorical column keeps, and how often each must be seen, unless declared."""
+"""Defaults of a categorical column: number of levels kept, training rows per kept level."""
 
 
 class ColumnType(StrEnum):
-    """The types a column can have."""
+    """Type of a column."""
 
     NUMERIC = "numeric"
     BINARY = "binary"
@@ -18,11 +21,7 @@ class ColumnType(StrEnum):
     DATETIME = "datetime"
 
 
-DISCRETE = frozenset({ColumnType.BINARY, ColumnType.CATEGORICAL})
-"""The types of column that have levels."""
-
-
 Method = Literal[
     "conformal", "certified", "evt", "quantile", "budget", "cost", "fbeta", "recall_at_precision"
 ]
-"""How a threshold was chosen; `thresholds` has those that take more than normal scores."""
+"""Method of choosing a threshold; see docs/thresholds.md."""

@@ -21,6 +21,7 @@ PROTOCOLS: dict[str, tuple[str, ...]] = {
     "guarantee": (),
     "sizes": (),
     "fitting": ("adbench",),
+    "handmade": (),
     "costs": (),
     "serving": (),
     "reload": (),

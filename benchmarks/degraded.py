@@ -118,7 +118,7 @@ def fit_ours(
     train: pd.DataFrame, seed: int, trim: float | None = None
 ) -> Callable[[pd.DataFrame], Scores]:
     """Fit our default estimator, optionally with a trimmed fraction of training rows."""
-    detector = TabularVAEDetector(random_state=seed, trim=trim).fit(train)
+    detector = TabularVAEDetector(alpha=0.05, random_state=seed, trim=trim).fit(train)
     return lambda rows: np.asarray(detector.anomaly_score(rows))
 
 

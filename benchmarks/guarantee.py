@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from anomaly_vae.calibration.conformal import calibrate
 from anomaly_vae.files import atomic_path
-from anomaly_vae.monitoring.exchangeability import DOUBT, Monitor, Reference, Report, Window
+from anomaly_vae.monitoring.exchangeability import DOUBT_LEVEL, Monitor, Reference, Report, Window
 from benchmarks.common import Options, environment, markdown_table
 
 Scores = NDArray[np.float64]
@@ -168,8 +168,8 @@ def plot(path: Path, streams: int) -> None:
         low, median, high = np.quantile(martingales, (0.05, 0.5, 0.95), axis=0)
         (line,) = axes.plot(rows, median, label=name)
         axes.fill_between(rows, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-    axes.axhline(-np.log10(DOUBT), color="black", linestyle="--", linewidth=0.8)
-    axes.text(rows[-1], -np.log10(DOUBT) + 0.1, "doubtful", ha="right", va="bottom")
+    axes.axhline(-np.log10(DOUBT_LEVEL), color="black", linestyle="--", linewidth=0.8)
+    axes.text(rows[-1], -np.log10(DOUBT_LEVEL) + 0.1, "doubtful", ha="right", va="bottom")
     axes.set(xlabel="rows after the shift", ylabel="log10 of the martingale", ylim=(-1.5, 8))
     figure.legend(loc="outside right upper", frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)

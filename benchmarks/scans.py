@@ -42,7 +42,7 @@ from anomaly_vae.images.decoding import read_file
 from anomaly_vae.images.encoding import ImageEncoding, ImageLayout
 from anomaly_vae.images.heatmaps import smoothed
 from anomaly_vae.images.pixels import DecodedImage, DecodeOptions
-from anomaly_vae.images.schema import ImageSchema, batch_of, fitted_to
+from anomaly_vae.images.schema import ImageSchema, crop_and_resize, image_batch
 from anomaly_vae.scoring.scorer import Scorer
 from anomaly_vae.simulation.scans import insert_lesions
 from anomaly_vae.training.fit import fit_bundle, prepare
@@ -90,7 +90,7 @@ class Task:
         small = np.random.default_rng(seed).permutation(np.flatnonzero(sizes <= LARGEST_GROUP))
         held = small[np.cumsum(sizes[small]) <= min(HELD_OUT, len(self.train) // 4)]
         mask = np.isin(groups, held)
-        return batch_of(self.train[~mask]), batch_of(self.train[mask])
+        return image_batch(self.train[~mask]), image_batch(self.train[mask])
 
 
 def near_duplicates(images: Images) -> NDArray[np.intp]:
@@ -102,7 +102,7 @@ def near_duplicates(images: Images) -> NDArray[np.intp]:
 
 
 def _small(image: Images) -> Images:
-    pixels = fitted_to((image * 65_535).astype(np.uint16), 32, 1).ravel()
+    pixels = crop_and_resize((image * 65_535).astype(np.uint16), 32, 1).ravel()
     centred = pixels - pixels.mean()
     return np.asarray(centred / np.linalg.norm(centred), np.float32)
 
@@ -111,7 +111,7 @@ def load_xray(folder: Path, stride: int) -> Task:
     """Load the X-ray task: PneumoniaMNIST."""
     data, size = np.load(folder / "pneumoniamnist.npz"), SIZES[XRAY]
     train, test = (
-        np.stack([fitted_to(image.astype(np.uint16) * 257, size, 1) for image in data[name]])
+        np.stack([crop_and_resize(image.astype(np.uint16) * 257, size, 1) for image in data[name]])
         for name in ("train_images", "test_images")
     )
     labels = data["test_labels"].ravel() == 1
@@ -133,14 +133,18 @@ def _read(folder: Path, size: int) -> Images:
     files = sorted(folder.glob("*.jpg"))
     images = [image for file in files for image in read_file(file, DecodeOptions())]
     return np.stack(
-        [fitted_to(image.pixels, size, 1) for image in images if isinstance(image, DecodedImage)]
+        [
+            crop_and_resize(image.pixels, size, 1)
+            for image in images
+            if isinstance(image, DecodedImage)
+        ]
     )
 
 
 def standardised(images: Images) -> Images:
     """Standardise each image by its own mean and standard deviation; return (N, F)."""
     layout = ImageLayout(1, images.shape[-1])
-    return ImageEncoding(layout, "standardise").encode(batch_of(images))
+    return ImageEncoding(layout, "standardise").encode(image_batch(images))
 
 
 # ---------------------------------------------------------------- the methods
@@ -183,13 +187,15 @@ class Ours:
     def score(self, images: Images) -> Scores:
         """See `Model`."""
         assert self.scorer
-        return self.scorer.score(batch_of(images))
+        return self.scorer.score(image_batch(images))
 
     def maps(self, images: Images) -> Images | None:
         """See `Model`."""
         assert self.scorer
         side = images.shape[-1]
-        return self.scorer.explain(batch_of(images)).nats.reshape(-1, side, side).astype(np.float32)
+        return (
+            self.scorer.explain(image_batch(images)).nats.reshape(-1, side, side).astype(np.float32)
+        )
 
 
 @dataclass
@@ -343,7 +349,7 @@ def image_statistic(name: str, value: Callable[[Images], Any]) -> Method:
 
 NO_CORRUPTION = {"corruption": {"type": "none"}}
 CONTAMINATION: Mapping[str, Any] = {
-    "model": {"contamination": True},
+    "model": {"localization_head": True},
     "score": {"type": "contamination"},
     "training": {
         "epochs": 48

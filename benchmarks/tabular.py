@@ -171,7 +171,9 @@ class Method:
 
 def ours(name: str, **overrides: Any) -> Method:
     """Return a method: our estimator with these arguments."""
-    return Method(name, lambda seed: Ours(TabularVAEDetector(random_state=seed, **overrides)))
+    return Method(
+        name, lambda seed: Ours(TabularVAEDetector(alpha=0.05, random_state=seed, **overrides))
+    )
 
 
 def peer(name: str, make: Callable[[int], Any]) -> Method:
@@ -201,7 +203,7 @@ SLOW_PEERS = (
 )
 ABLATIONS = (
     ours("ours, prior: standard", prior="standard"),
-    ours("ours, score: reconstruction", score="reconstruction"),
+    ours("ours, score: reconstruction", score_type="reconstruction"),
     ours("ours, members: 1", members=1),
     ours("ours, members: 6", members=6),
     ours("ours, components: 64", components=64),

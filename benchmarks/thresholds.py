@@ -88,7 +88,7 @@ def _exact_rates(
 ) -> list[float]:
     """Compute the exact false positive rate of repeated calibrations on ``n`` rows."""
     choices = (
-        choose_threshold(CalibrationSample.of(_draw(distribution, n, rng)), config)
+        choose_threshold(CalibrationSample.from_scores(_draw(distribution, n, rng)), config)
         for _ in range(trials)
     )
     return [float(distribution.sf(choice.threshold)) for choice in choices]
@@ -188,7 +188,7 @@ def recall_at_precision(rng: np.random.Generator, trials: int) -> Results:
         caught = 100 * ANOMALY_SCORES.sf(threshold)
         return float(caught / (caught + 2_000 * NORMAL_SCORES.sf(threshold)))
 
-    config = _config("recall_at_precision", precision=0.6)
+    config = _config("recall_at_precision", min_precision=0.6)
     missed = _interval_misses(config, "precision", truth, rng, trials)
     yield SettingResult("how often the 95% interval misses the precision", missed)
 
@@ -210,7 +210,9 @@ def _interval_misses(
 
 
 def _labelled_sample(n: int, m: int, rng: np.random.Generator) -> CalibrationSample:
-    return CalibrationSample.of(_draw(NORMAL_SCORES, n, rng), _draw(ANOMALY_SCORES, m, rng))
+    return CalibrationSample.from_scores(
+        _draw(NORMAL_SCORES, n, rng), _draw(ANOMALY_SCORES, m, rng)
+    )
 
 
 # ---------------------------------------------------------------- a whole batch
@@ -259,7 +261,7 @@ SCALES = {"wide": 3.0, "narrow": 1.0, "rare": 2.0, "(missing)": 2.0}
 def mondrian(rng: np.random.Generator, trials: int) -> Results:
     """Measure thresholds by group: mean rates (conformal) and violations (certified)."""
     for method, keys in (("conformal", {}), ("certified", {"delta": 0.1})):
-        config = _config(method, alpha=0.02, group="kind", **keys)
+        config = _config(method, alpha=0.02, group_by="kind", **keys)
         calibrations = [_group_rates(config, rng) for _ in range(trials // 2)]
         for level in ("wide", "narrow"):
             rates = [group_rates[level] for group_rates in calibrations]
@@ -298,7 +300,9 @@ def _group_rates(config: CalibrationConfig, rng: np.random.Generator) -> dict[st
     codes = rng.choice(len(names), 1_000, p=list(SHARES.values())).astype(np.int32)
     scores = np.array(list(SCALES.values()))[codes] * rng.gumbel(size=1_000)
     known = np.where(codes == names.index("(missing)"), -1, codes).astype(np.int32)
-    choice = choose_threshold(CalibrationSample.of(scores, levels=Levels(known, names)), config)
+    choice = choose_threshold(
+        CalibrationSample.from_scores(scores, levels=Levels(known, names)), config
+    )
     assert choice.groups, "the configuration has groups"
     thresholds = {name: choice.groups.own.get(name, choice).threshold for name in names}
     rates = {name: float(NORMAL_SCORES.sf(thresholds[name] / SCALES[name])) for name in names}
@@ -326,7 +330,10 @@ def weighted(rng: np.random.Generator, trials: int) -> Results:
                 4 * positions + rng.exponential(size=n),
                 1 + slope * (2 * positions - 1),
             )
-            samples = CalibrationSample.of(scores, weights=ratios), CalibrationSample.of(scores)
+            samples = (
+                CalibrationSample.from_scores(scores, weights=ratios),
+                CalibrationSample.from_scores(scores),
+            )
             for results, sample in zip((rates, plain), samples, strict=True):
                 threshold = choose_threshold(sample, _config("conformal", alpha=alpha)).threshold
                 tail = np.exp(-np.maximum(threshold - 4 * x, 0))
@@ -374,8 +381,8 @@ def _contaminated_rates(
     rows = np.concatenate(
         [_draw(NORMAL_SCORES, ROWS - n_anomalies, rng), _draw(distribution, n_anomalies, rng)]
     )
-    config = _config("conformal", alpha=ALPHA, trim=trimmed)
-    choice = choose_threshold(CalibrationSample.of(rows), config)
+    config = _config("conformal", alpha=ALPHA, trim_scores=trimmed)
+    choice = choose_threshold(CalibrationSample.from_scores(rows), config)
     bound = float(choice.figures.get("alpha_if_clean", ALPHA))
     normal, anomalies = (scores.sf(choice.threshold) for scores in (NORMAL_SCORES, distribution))
     return float(normal), float(anomalies), bound

@@ -25,7 +25,7 @@ from serving.middleware import RequestMiddleware
 from serving.models.store import Store
 from serving.observability.metrics import Metrics
 from serving.paths import Template
-from serving.problems import ProblemError, problem_of
+from serving.problems import ProblemError, to_problem
 from serving.protocols import mlflow_scoring, open_inference
 from serving.registry.board import Board
 from serving.registry.follower import Follower
@@ -101,7 +101,7 @@ def create_app(
 
 def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
     def refuse(error: Exception, path: str) -> Response:
-        problem = problem_of(error)
+        problem = to_problem(error)
         metrics.rejected.labels(problem.kind.slug).inc()
         return problem.response_at(path)
 
@@ -119,20 +119,20 @@ def _finder(settings: Settings) -> Callable[[bytes], ApiKey | None]:
     if not settings.oidc_issuer:
         return known
     try:
-        from serving.http.oidc import Tokens
+        from serving.http.oidc import TokenVerifier
     except ImportError as error:
         reason = "ANOMALY_VAE_OIDC_ISSUER needs: pip install 'anomaly-vae[oidc]'"
         raise ConfigError(f"{error}; {reason}", key="oidc_issuer") from None
-    tokens = Tokens(settings)
-    return lambda secret: known(secret) or tokens.find(secret)
+    tokens = TokenVerifier(settings)
+    return lambda secret: known(secret) or tokens.find_client(secret)
 
 
 def _traced(app: ASGIApp) -> ASGIApp:
     """An application whose requests are told to the collector that the environment names."""
     try:
-        from serving.observability.tracing import Trace, provider
+        from serving.observability.tracing import TracingMiddleware, make_provider
     except ImportError as error:
         variable = min(COLLECTORS)
         reason = f"{variable} needs: pip install 'anomaly-vae[otel]'"
         raise ConfigError(f"{error}; {reason}", key=variable) from None
-    return Trace(app, provider())
+    return TracingMiddleware(app, make_provider())

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import re
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +18,6 @@ from fastapi.openapi.utils import get_openapi
 from starlette.responses import Response
 
 from anomaly_vae.data.schema import TabularSchema
-from anomaly_vae.types import ColumnType
 from serving.models.store import IMAGE, ServedModel, Store
 from serving.paths import OPEN, SCORING
 from serving.problems import (
@@ -66,14 +64,6 @@ ANYWHERE = (TIMEOUT, OVERLOADED, HEAD_TOO_LARGE, INTERNAL)
 """What any request may hear: of its connection, its head, or a fault of ours."""
 GUARDED = (UNAUTHENTICATED, FORBIDDEN, OVERLOADED, RATE_LIMITED)
 """What a request may hear where keys are asked for."""
-TYPES: dict[ColumnType, Json] = {
-    ColumnType.NUMERIC: {
-        "type": ["number", "null"], "minimum": -sys.float_info.max, "maximum": sys.float_info.max
-    },
-    ColumnType.BINARY: {"enum": [0, 1, False, True, None]},
-    ColumnType.CATEGORICAL: {"type": ["string", "number", "boolean", "null"]},
-    ColumnType.DATETIME: {"type": ["string", "null"], "format": "date-time"},
-}  # fmt: skip
 EXPLAIN: Json = {
     "description": "How many contributions (of images: pixels) to list, or all.",
     "anyOf": [{"type": "integer", "minimum": 0}, {"const": "all"}],
@@ -292,7 +282,7 @@ def record_schema(one: ServedModel) -> Json:
     schema = one.detector.scorer.schema
     assert isinstance(schema, TabularSchema), "images are described by their media types"
     properties = {
-        column.name: {**TYPES[column.type], "examples": [one.example[column.name]]}
+        column.name: {**column.spec.json_schema, "examples": [one.example[column.name]]}
         for column in schema.columns
     }
     return {"type": "object", "properties": properties, "additionalProperties": True}

@@ -1,4 +1,4 @@
-"""Name the routes and say what each needs."""
+"""List the routes by what they need, and find the route of a request."""
 
 from __future__ import annotations
 
@@ -8,53 +8,46 @@ from starlette.types import Scope
 from serving.problems import NOT_FOUND, ProblemError
 
 HEADERS = "anomaly_vae.headers"
-"""Where a scope keeps its headers as a mapping."""
-
-
+"""Key of an ASGI scope under which its headers are kept as a mapping."""
 PROBES = frozenset(
     {"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/ping"}
 )
-
-
+"""Health checks."""
 OPEN = PROBES | {"/openapi.json", "/docs", "/-/webhook"}
-"""What needs no key; webhooks are signed."""
-
-
-ADMINISTRATIVE = ("/metrics", "/docs", "/openapi.json", "/-/")
-"""What moves to the administrative port where there is one."""
-
-
-QUIET = (*PROBES, "/metrics")
-"""Routes that are logged only when they fail or at level debug."""
-
+"""Routes that need no key; webhooks are signed instead."""
+ADMIN_PREFIXES = ("/metrics", "/docs", "/openapi.json", "/-/")
+"""Prefixes of the routes that move to the administrative port if there is one."""
+QUIET_ROUTES = (*PROBES, "/metrics")
+"""Routes that are logged only if they fail, or at level debug."""
 SCORING = ("/score", "/models/{name}/score")
+"""Templates of the project's own scoring routes."""
 
 
-def template_of(scope: Scope) -> str:
-    """The template of the route that matched, never a path that a client made up."""
+def route_template(scope: Scope) -> str:
+    """Return the template of the matched route, never a path made up by a client."""
     if "route" in scope:
         return str(scope["route"].path)
     return scope["path"] if scope["path"] in OPEN else "unmatched"
 
 
 def check_port(scope: Scope, admin_port: int) -> None:
-    """Refuse what the other port has; health is on both."""
-    path, here = scope["path"], scope["server"][1] == admin_port
-    if path not in PROBES and path.startswith(ADMINISTRATIVE) != here:
+    """Reject routes that belong to the other port; health checks are on both."""
+    path, is_admin_port = scope["path"], scope["server"][1] == admin_port
+    if path not in PROBES and path.startswith(ADMIN_PREFIXES) != is_admin_port:
         raise ProblemError(NOT_FOUND, f"{NOT_FOUND.title}; it may be on the other port")
 
 
-def scope_of(path: str) -> str:
-    """The scope that a path needs."""
+def required_scope(path: str) -> str:
+    """Return the scope that a key needs for a path."""
     if path.startswith("/-/"):
         return "admin"
     return "metrics" if path == "/metrics" else "score"
 
 
 class Template(Route):
-    """A route that leaves its template behind, as FastAPI's own do."""
+    """A route that records itself in the ASGI scope, as FastAPI's own routes do."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Whether this route is meant."""
+        """Return whether the route matches, and the additions to the scope."""
         match, found = super().matches(scope)
         return match, {**found, "route": self} if found else found

@@ -1,7 +1,7 @@
-"""Exceptions → RFC 9457 problem details, `application/problem+json`.
+"""Convert exceptions into RFC 9457 problem details, `application/problem+json`.
 
-Every refusal is one `Kind`: a status, a stable name and a title. Whatever else escapes is a 500
-that says nothing of the inside.
+Every refusal is of one `Kind`: a status, a stable name and a title. Any other exception becomes a
+500 that reveals nothing about its cause.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from anomaly_vae.errors import DataError, RecordError
 
 MEDIA_TYPE = "application/problem+json"
 INFERENCE_PROTOCOL = "/v2"
-"""Where the routes of the Open Inference Protocol begin."""
+"""Prefix of the routes of the Open Inference Protocol."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A class of refusals; ``slug`` is its name in problem types and metrics."""
+    """A kind of refusal; ``slug`` is its name in problem types and metrics."""
 
     status: int
     slug: str
@@ -32,7 +32,7 @@ class Kind:
 
     @property
     def type(self) -> str:
-        """The problem type, a URN that never changes."""
+        """The problem type, a stable URN."""
         return f"urn:anomaly-vae:{self.slug}"
 
 
@@ -64,11 +64,12 @@ KINDS = (
     INVALID_REQUEST, INVALID_RECORD, OVERLOADED, RATE_LIMITED, HEAD_TOO_LARGE, INTERNAL,
     NOT_READY, RELOAD_FAILED,
 )  # fmt: skip
-BY_STATUS = {kind.status: kind for kind in reversed(KINDS)}
+KIND_BY_STATUS = {kind.status: kind for kind in reversed(KINDS)}
+"""The kind that stands for errors of the framework with this status."""
 
 
 class BadRecord(msgspec.Struct, frozen=True):
-    """What is wrong with one field of one record; of images, ``record`` is the file's number."""
+    """A fault in one field of one record; for images, ``record`` is the index of the file."""
 
     record: int
     field: str | None
@@ -76,9 +77,10 @@ class BadRecord(msgspec.Struct, frozen=True):
 
 
 class ProblemDetails(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The body of every error; ``errors`` lists the first bad records, in their order.
+    """The body of every error response.
 
-    ``error`` is the detail once more, where the Open Inference Protocol wants it.
+    ``errors`` lists the first bad records in order. ``error`` repeats the detail on the routes of
+    the Open Inference Protocol, which requires it.
     """
 
     type: str
@@ -92,7 +94,7 @@ class ProblemDetails(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ProblemError(Exception):
-    """A refusal on its way to the client; ``bad`` are the records at fault, the first first."""
+    """An error with a defined response; ``bad`` lists the records at fault, in order."""
 
     def __init__(
         self,
@@ -107,11 +109,11 @@ class ProblemError(Exception):
 
     @property
     def response(self) -> Response:
-        """As it is sent."""
+        """The response, on most routes."""
         return self.response_at("/")
 
     def response_at(self, path: str) -> Response:
-        """As it is sent by the route of this path."""
+        """Return the response on the route of this path."""
         kind = self.kind
         details = ProblemDetails(kind.type, kind.title, kind.status, self.detail)
         if path.startswith(INFERENCE_PROTOCOL):
@@ -124,8 +126,8 @@ class ProblemError(Exception):
         return Response(msgspec.json.encode(details), kind.status, self.headers, MEDIA_TYPE)
 
 
-def problem_of(error: Exception) -> ProblemError:
-    """What a client is told of any exception."""
+def to_problem(error: Exception) -> ProblemError:
+    """Convert any exception into what the client may see of it."""
     match error:
         case ProblemError():
             return error
@@ -135,20 +137,20 @@ def problem_of(error: Exception) -> ProblemError:
         case DataError():
             return ProblemError(INVALID_REQUEST, str(error))
         case RequestValidationError():
-            return ProblemError(INVALID_REQUEST, _first_of(error))
+            return ProblemError(INVALID_REQUEST, _first_error(error))
         case HTTPException():
-            return _of_status(error)
+            return _from_status(error)
     return ProblemError(INTERNAL, "an unexpected error; it is in the log of the service")
 
 
-def _first_of(error: RequestValidationError) -> str:
+def _first_error(error: RequestValidationError) -> str:
     first = error.errors()[0]
     return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
 
 
-def _of_status(error: HTTPException) -> ProblemError:
+def _from_status(error: HTTPException) -> ProblemError:
     status = error.status_code
     title = HTTPStatus(status).phrase if status in set(HTTPStatus) else "Refused"
-    kind = BY_STATUS.get(status) or Kind(status, "refused", title)
+    kind = KIND_BY_STATUS.get(status) or Kind(status, "refused", title)
     remedy = {404: "; what there is: /docs", 405: "; the header Allow lists what it has"}
     return ProblemError(kind, kind.title + remedy.get(status, ""), headers=error.headers)

@@ -1,7 +1,7 @@
-"""Running the service: load, bind, say what is served, drain on SIGTERM.
+"""Run the service: load the models, listen, print the address, and drain on SIGTERM.
 
-Readiness goes first, so that a load balancer looks away while requests are still taken; then the
-socket closes, what is under way finishes, and the process exits with 0.
+On SIGTERM readiness fails first, so that a load balancer stops sending requests while they are
+still accepted; then the socket closes, requests in progress finish, and the process exits with 0.
 """
 
 from __future__ import annotations
@@ -27,23 +27,28 @@ from uvicorn.supervisors import Multiprocess
 
 from anomaly_vae.errors import AnomalyVAEError, ConfigError
 from serving.app import create_app
-from serving.http.http11 import Protocol
+from serving.http.http11 import SECURE_HEADERS, LimitedProtocol
 from serving.models.store import Store
 from serving.observability import logs
 from serving.observability.metrics import MULTIPROCESS_DIR, forget_dead_workers
 from serving.registry.board import Board, FollowState
-from serving.registry.follower import Follower, announce, begin, restored
+from serving.registry.follower import (
+    Follower,
+    load_initial_models,
+    log_initial_state,
+    restore_store,
+)
 from serving.registry.sources import Sources
 from serving.settings import Settings, is_loopback, read_settings
 
 SWITCH_SECONDS = 0.001
-"""After so long a thread that computes lets the event loop run."""
-WORKER_SECONDS = 30
-"""So long a worker process may take to start, or to say that it lives, before it is given up."""
-OTHER_FILES = 256
-"""Files that a process has open beside its connections."""
-BOARD = "ANOMALY_VAE_BOARD"
-"""Where worker processes learn what to serve: the file of their `Board`."""
+"""Longest time that a computing thread keeps the event loop waiting, in seconds."""
+WORKER_TIMEOUT_SECONDS = 30
+"""Time after which a worker process that does not start or respond is replaced, in seconds."""
+OTHER_OPEN_FILES = 256
+"""Number of files that a process has open besides its connections."""
+BOARD_VARIABLE = "ANOMALY_VAE_BOARD"
+"""Environment variable with the file of the `Board` that tells worker processes what to serve."""
 
 
 def serve(
@@ -54,41 +59,42 @@ def serve(
     no_auth: bool = False,
     shadows: Sequence[str] = (),
 ) -> int:
-    """Serve until SIGTERM, which is an end like any other: the exit code is 0 then.
+    """Serve until SIGTERM and return the exit code, which is 0 after an orderly end.
 
     Args:
-        models: ``[NAME=]URI`` of each.
-        host: the address to listen on; beyond loopback it needs API keys or ``no_auth``.
-        port: 0 for any free one.
-        workers: processes that share the port.
+        models: ``[NAME=]URI`` of each model.
+        host: the address to listen on; any but loopback needs API keys or ``no_auth``.
+        port: the port to listen on; 0 chooses a free one.
+        workers: number of processes that share the port.
         no_auth: serve any address without keys.
-        shadows: ``[NAME=]URI`` of models that are scored beside the others and never answer.
+        shadows: ``[NAME=]URI`` of models that score the same requests and never answer.
 
     Raises:
-        AnomalyVAEError: a setting, a model or an address that cannot be used.
+        AnomalyVAEError: a setting, a model or an address cannot be used.
     """
     settings = read_settings()
     _check_exposure(host, settings, no_auth)
     with ExitStack() as stack:
         ports = [port, settings.admin_port] if settings.admin_port else [port]
         listeners = [stack.enter_context(_bind(host, p)) for p in ports]
-        store, standing = asyncio.run(begin(Sources(settings), models, shadows))
+        sources = Sources(settings)
+        store, state = asyncio.run(load_initial_models(sources, models, shadows))
         logs.configure(settings.log_level)
-        announce(standing)
-        _announce(store, listeners[0], settings, no_auth)
+        log_initial_state(state)
+        _print_address(store, listeners[0], settings, no_auth)
         if workers == 1:
-            return _run(store, Board(standing), settings, listeners)
-        return _run_workers(standing, settings, listeners, workers)
+            return _run(store, Board(state), settings, listeners)
+        return _run_workers(state, settings, listeners, workers)
 
 
 def app_factory() -> FastAPI:
-    """The application of one worker process; a failure ends them all."""
+    """Make the application of a worker process; if one fails to start, all processes end."""
     settings = read_settings()
     logs.configure(settings.log_level)
     forget_dead_workers(os.environ.get(MULTIPROCESS_DIR))
-    board = Board(path=Path(os.environ[BOARD]))
+    board = Board(path=Path(os.environ[BOARD_VARIABLE]))
     try:
-        store = restored(board.read())
+        store = restore_store(board.read())
     except (AnomalyVAEError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(STARTUP_FAILURE)
@@ -96,37 +102,37 @@ def app_factory() -> FastAPI:
 
 
 def _application(store: Store, board: Board, settings: Settings) -> FastAPI:
-    _settle(settings)
+    _tune_process(settings)
     return create_app(store, settings, partial(_lifespan, store, settings.drain_seconds), board)
 
 
-def _settle(settings: Settings) -> None:
-    """Prepare the process for many small requests beside a few large ones."""
+def _tune_process(settings: Settings) -> None:
+    """Prepare the process for many small requests and a few large ones."""
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.collect()
-    gc.freeze()  # what is loaded by now stays, and need not be looked at again
+    gc.freeze()  # everything loaded so far stays, so exclude it from collections
     gc.set_threshold(20_000, 20, 50)
-    most, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = settings.max_connections + OTHER_FILES
-    if most < needed and hard != resource.RLIM_INFINITY:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = settings.max_connections + OTHER_OPEN_FILES
+    if soft < needed and hard != resource.RLIM_INFINITY:
         needed = min(needed, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(most, needed), hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, needed), hard))
 
 
 def _run(store: Store, board: Board, settings: Settings, listeners: list[socket.socket]) -> int:
     server = uvicorn.Server(_config(_application(store, board, settings), settings))
-    signal.signal(signal.SIGTERM, _ignore)  # uvicorn raises it again once it has drained
+    signal.signal(signal.SIGTERM, _ignore)  # uvicorn raises it again after draining
     server.run(listeners)
     return 0
 
 
 def _run_workers(
-    standing: FollowState, settings: Settings, listeners: list[socket.socket], workers: int
+    state: FollowState, settings: Settings, listeners: list[socket.socket], workers: int
 ) -> int:
     config = _config("serving.server:app_factory", settings, workers)
     with tempfile.TemporaryDirectory(prefix="anomaly-vae-workers-") as folder:
-        os.environ[MULTIPROCESS_DIR], os.environ[BOARD] = folder, f"{folder}/board.json"
-        Board.shared(Path(os.environ[BOARD]), standing)
+        os.environ[MULTIPROCESS_DIR], os.environ[BOARD_VARIABLE] = folder, f"{folder}/board.json"
+        Board.shared(Path(os.environ[BOARD_VARIABLE]), state)
         supervisor = Multiprocess(config, sockets=listeners)
         supervisor.run()
     return int(any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes))
@@ -137,38 +143,39 @@ def _config(app: FastAPI | str, settings: Settings, workers: int = 1) -> uvicorn
         app,
         factory=isinstance(app, str),
         workers=workers,
-        http=Protocol,
+        http=LimitedProtocol,
         ws="none",
         log_config=None,
         access_log=False,
         proxy_headers=False,
         server_header=False,
+        headers=[*SECURE_HEADERS],
         timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=settings.grace_seconds,
-        timeout_worker_healthcheck=WORKER_SECONDS,
+        timeout_worker_healthcheck=WORKER_TIMEOUT_SECONDS,
     )
 
 
 @asynccontextmanager
 async def _lifespan(store: Store, drain_seconds: float, app: FastAPI) -> AsyncIterator[None]:
-    """Follow the registry while the service runs, and drain at its end."""
+    """Follow the registry and the guarantees while the service runs, and drain at its end."""
     follower: Follower = app.state.follower
     async with _draining(store, drain_seconds):
         following = asyncio.create_task(follower.run())
-        watching = asyncio.create_task(app.state.metrics.watches.run())
+        tracking = asyncio.create_task(app.state.metrics.guarantees.run())
         yield
         following.cancel()
-        watching.cancel()
+        tracking.cancel()
         await follower.close()
         app.state.shadows.close()
 
 
 @asynccontextmanager
 async def _draining(store: Store, seconds: float) -> AsyncIterator[None]:
-    """While the service runs, SIGTERM first takes readiness away; uvicorn hears of it later."""
+    """On SIGTERM, fail readiness at once and stop the server after ``seconds``."""
     loop = asyncio.get_running_loop()
     stop = signal.getsignal(signal.SIGTERM)
-    assert callable(stop), "uvicorn listens for it before it starts the application"
+    assert callable(stop), "uvicorn sets its handler before it starts the application"
 
     def drain(number: int, frame: FrameType | None) -> None:
         delay, store.draining = (0.0 if store.draining else seconds), True
@@ -195,7 +202,7 @@ def _check_exposure(host: str, settings: Settings, no_auth: bool) -> None:
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    """Take the address before the models are loaded; nobody can connect until they are."""
+    """Bind the address before the models are loaded; it accepts no connection until they are."""
     try:
         info = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, protocol, _, address = info[0]
@@ -210,20 +217,25 @@ def _bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _announce(store: Store, listener: socket.socket, settings: Settings, no_auth: bool) -> None:
+def _print_address(
+    store: Store, listener: socket.socket, settings: Settings, no_auth: bool
+) -> None:
     host, port = listener.getsockname()[:2]
-    within = f"[{host}]" if ":" in host else host
-    place, docs = f"http://{within}:{port}", f"http://{within}:{settings.admin_port or port}/docs"
+    url_host = f"[{host}]" if ":" in host else host
+    address, docs = (
+        f"http://{url_host}:{port}",
+        f"http://{url_host}:{settings.admin_port or port}/docs",
+    )
     access = "with API keys" if settings.api_keys else "without API keys"
     access += " and with tokens" if settings.oidc_issuer else ""
     if not settings.guarded and not no_auth:
         access += ", so on loopback only; set ANOMALY_VAE_API_KEYS to open it"
-    sys.stderr.write(f"serving {_listed(store)} on {place} ({access}); try {docs}\n")
+    sys.stderr.write(f"serving {_list_models(store)} on {address} ({access}); try {docs}\n")
 
 
-def _listed(store: Store) -> str:
-    def one(name: str, version: str | None) -> str:
+def _list_models(store: Store) -> str:
+    def described(name: str, version: str | None) -> str:
         return f"{name} version {version}" if version else name
 
-    names: Iterable[str] = (one(m.name, m.version) for m in store.current.values())
+    names: Iterable[str] = (described(m.name, m.version) for m in store.current.values())
     return ", ".join(names)

@@ -29,7 +29,7 @@ ROWS: dict[str, list[set[str]]] = {
         {"data"},
         {"config"},
         {"client", "simulation"},
-        {"errors", "types", "messages", "files", "_version"},
+        {"errors", "types", "messages", "files", "renames", "_version"},
     ],
     "serving": [
         {"server"},
@@ -70,6 +70,7 @@ LEAN = {
     "anomaly_vae.images",
     "anomaly_vae.messages",
     "anomaly_vae.monitoring",
+    "anomaly_vae.renames",
     "anomaly_vae.scoring",
     "anomaly_vae.types",
 }

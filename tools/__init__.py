@@ -1,1 +1,1 @@
-"""What looks after the project and is no part of it: no install contains it."""
+"""Maintain the project; no installation contains these tools."""

@@ -1,7 +1,7 @@
-"""Known vulnerabilities of what constraints.txt pins; `python -m tools.audit`.
+"""Audit the packages pinned in constraints.txt for known vulnerabilities: `python -m tools.audit`.
 
-pip-audit asks the index for each package. Where the index does not answer, or knows none of them,
-nothing was audited, and that is said and is a failure: silence would look like good news.
+pip-audit asks the package index about each package. If the index does not answer, or knows none of
+the packages, nothing was audited: that is reported as a failure, not passed over in silence.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 CLEAN, FOUND, UNKNOWN = 0, 1, 2
+"""Exit codes."""
 COMMAND = (sys.executable, "-m", "pip_audit", "--no-deps", "--disable-pip", "--format", "json")
-QUIET = ("--progress-spinner", "off", "--requirement", str(ROOT / "constraints.txt"))
+OPTIONS = ("--progress-spinner", "off", "--requirement", str(ROOT / "constraints.txt"))
 
 
 def audit() -> tuple[int, list[str]]:
-    """Run pip-audit; the exit code and what to say."""
-    ran = subprocess.run([*COMMAND, *QUIET], capture_output=True, text=True, check=False)
+    """Run pip-audit; return the exit code and the lines of the report."""
+    ran = subprocess.run([*COMMAND, *OPTIONS], capture_output=True, text=True, check=False)
     try:
         return verdict(json.loads(ran.stdout)["dependencies"])
     except ValueError:
@@ -29,7 +30,7 @@ def audit() -> tuple[int, list[str]]:
 
 
 def verdict(dependencies: list[dict[str, Any]]) -> tuple[int, list[str]]:
-    """What the report of pip-audit means: the exit code and what to say."""
+    """Judge the dependencies that pip-audit lists; return the exit code and the lines to print."""
     skipped = [one["name"] for one in dependencies if "skip_reason" in one]
     if len(skipped) == len(dependencies):
         return UNKNOWN, ["nothing was audited: the index knows none of these packages"]
@@ -42,12 +43,12 @@ def verdict(dependencies: list[dict[str, Any]]) -> tuple[int, list[str]]:
 
 
 def _line(package: dict[str, Any], flaw: dict[str, Any]) -> str:
-    mended = ", ".join(flaw["fix_versions"]) or "no version yet"
-    return f"{package['name']} {package['version']}: {flaw['id']}, mended in {mended}"
+    fixed = ", ".join(flaw["fix_versions"]) or "no version yet"
+    return f"{package['name']} {package['version']}: {flaw['id']}, fixed in {fixed}"
 
 
 def main() -> int:
-    """Audit, and say what came of it."""
+    """Audit, and print the report."""
     code, lines = audit()
     sys.stderr.writelines(f"{line}\n" for line in lines)
     return code

@@ -1,4 +1,4 @@
-"""configs/grafana/dashboard.yaml → the JSON that Grafana reads: ``python -m tools.dashboard``."""
+"""Convert configs/grafana/dashboard.yaml into Grafana's JSON: ``python -m tools.dashboard``."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ import yaml
 FOLDER = Path(__file__).resolve().parents[1] / "configs" / "grafana"
 SOURCE = FOLDER / "dashboard.yaml"
 TARGET = FOLDER / "dashboards" / "anomaly-vae.json"
-SOURCE_OF_DATA = {"type": "prometheus", "uid": "prometheus"}
-SCHEMA = 41
-"""The version of Grafana's dashboard schema that this is written in."""
+DATA_SOURCE = {"type": "prometheus", "uid": "prometheus"}
+SCHEMA_VERSION = 41
+"""Version of Grafana's dashboard schema."""
 COLUMNS, HEIGHT = 24, 8
+"""Width of the dashboard and height of a panel, in units of Grafana's grid."""
 COLOURS = ("green", "orange", "red")
 TYPES = {"table": "table", "stat": "stat", "state": "state-timeline"}
 
 
 def dashboard(source: Mapping[str, Any]) -> dict[str, Any]:
-    """The whole of it."""
+    """Build the dashboard."""
     return {
         "uid": source["uid"],
         "title": source["title"],
-        "schemaVersion": SCHEMA,
+        "schemaVersion": SCHEMA_VERSION,
         "editable": False,
-        "graphTooltip": 1,  # the crosshair is in every panel
+        "graphTooltip": 1,  # show the crosshair in every panel
         "refresh": "30s",
         "time": {"from": "now-6h", "to": "now"},
         "templating": {"list": [_model_variable()]},
@@ -42,10 +43,10 @@ def _model_variable() -> dict[str, Any]:
     return {
         "name": "model",
         "type": "query",
-        "datasource": SOURCE_OF_DATA,
+        "datasource": DATA_SOURCE,
         "definition": query,
         "query": {"query": query, "refId": "models"},
-        "refresh": 2,  # whenever the range of time changes
+        "refresh": 2,  # when the time range changes
         "includeAll": True,
         "multi": True,
         "current": {"text": ["All"], "value": ["$__all"]},
@@ -53,74 +54,78 @@ def _model_variable() -> dict[str, Any]:
 
 
 def _panels(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Rows below each other; their panels beside each other, of the same width."""
+    """Lay out the rows below each other, and the panels of a row side by side in equal width."""
     top = 0
     for row in rows:
-        place = _place(0, top, COLUMNS, 1)
+        position = _position(0, top, COLUMNS, 1)
         yield {
-            "type": "row", "title": row["title"], "gridPos": place, "collapsed": False, "panels": []
-        }  # fmt: skip
+            "type": "row",
+            "title": row["title"],
+            "gridPos": position,
+            "collapsed": False,
+            "panels": [],
+        }
         width = COLUMNS // len(row["panels"])
         for number, panel in enumerate(row["panels"]):
-            yield _panel(panel, _place(number * width, top + 1, width, HEIGHT))
+            yield _panel(panel, _position(number * width, top + 1, width, HEIGHT))
         top += 1 + HEIGHT
 
 
-def _place(x: int, y: int, w: int, h: int) -> dict[str, int]:
+def _position(x: int, y: int, w: int, h: int) -> dict[str, int]:
     return {"x": x, "y": y, "w": w, "h": h}
 
 
-def _panel(panel: Mapping[str, Any], place: Mapping[str, int]) -> dict[str, Any]:
+def _panel(panel: Mapping[str, Any], position: Mapping[str, int]) -> dict[str, Any]:
     kind = panel.get("kind", "lines")
     return {
         "type": TYPES.get(kind, "timeseries"),
         "title": panel["title"],
         "description": panel["about"],
-        "gridPos": place,
-        "datasource": SOURCE_OF_DATA,
+        "gridPos": position,
+        "datasource": DATA_SOURCE,
         "fieldConfig": {"defaults": _defaults(panel), "overrides": []},
         "targets": [
             _target(chr(ord("A") + number), legend, expression, kind)
             for number, (legend, expression) in enumerate(panel["queries"].items())
         ],
-        **({"transformations": [_only(panel["columns"])]} if kind == "table" else {}),
+        **({"transformations": [_select(panel["columns"])]} if kind == "table" else {}),
     }
 
 
 def _defaults(panel: Mapping[str, Any]) -> dict[str, Any]:
-    """Units, where the axis begins, and what states are called."""
-    found: dict[str, Any] = {"unit": panel["unit"]} if "unit" in panel else {}
+    """Set the unit, the minimum of the axis and the names of states."""
+    defaults: dict[str, Any] = {"unit": panel["unit"]} if "unit" in panel else {}
     if panel.get("kind", "lines") == "lines" and not panel.get("signed"):
-        found["min"] = 0
+        defaults["min"] = 0
     if states := panel.get("states"):
         named = {
             str(value): {"text": text, "color": COLOURS[value], "index": value}
             for value, text in enumerate(states)
         }
-        found["mappings"] = [{"type": "value", "options": named}]
-    return found
+        defaults["mappings"] = [{"type": "value", "options": named}]
+    return defaults
 
 
 def _target(letter: str, legend: str, expression: str, kind: str) -> dict[str, Any]:
-    at_once = kind in {"table", "stat"}
+    is_instant = kind in {"table", "stat"}
     return {
         "refId": letter,
-        "datasource": SOURCE_OF_DATA,
+        "datasource": DATA_SOURCE,
         "expr": expression,
         "legendFormat": legend,
-        "instant": at_once,
-        "range": not at_once,
+        "instant": is_instant,
+        "range": not is_instant,
         **({"format": "table"} if kind == "table" else {}),
     }
 
 
-def _only(columns: list[str]) -> dict[str, Any]:
-    """Show these columns and no other."""
+def _select(columns: list[str]) -> dict[str, Any]:
+    """Show these columns only."""
     return {"id": "filterFieldsByName", "options": {"include": {"names": columns}}}
 
 
 def generated() -> str:
-    """What `TARGET` should hold."""
+    """Return the content that `TARGET` should have."""
     source = yaml.safe_load(SOURCE.read_text(encoding="utf-8"))
     return json.dumps(dashboard(source), indent=2, ensure_ascii=False) + "\n"
 

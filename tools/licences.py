@@ -1,4 +1,4 @@
-"""The licences of what is installed: which are stated, which are allowed, who needs them.
+"""Check the licences of all installed packages, and list those of shipped packages.
 
 `python -m tools.licences` writes docs/licences.md.
 """
@@ -28,14 +28,15 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = "anomaly-vae"
 DOCUMENT = ROOT / "docs/licences.md"
 CORE = "core"
-KEPT_HOME = {"bench", "dev", "ray", "supply"}
-"""Extras for those who work on the project, or that `make setup` does not install."""
+DEVELOPMENT_EXTRAS = {"bench", "dev", "ray", "supply"}
+"""Extras for work on the project, or that `make setup` does not install; not listed."""
 SPDX = get_spdx_licensing()
 OSI = "License :: OSI Approved"
-SILENT = {OSI, "License :: DFSG approved"}
+UNINFORMATIVE = {OSI, "License :: DFSG approved"}
+"""Classifiers that name no licence."""
 CLASSIFIERS = {
     "Apache Software License": "Apache-2.0",
-    "BSD License": "BSD",  # which one, it does not say
+    "BSD License": "BSD",  # two clauses or three
     "ISC License (ISCL)": "ISC",
     "MIT License": "MIT",
     "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
@@ -43,9 +44,9 @@ CLASSIFIERS = {
 }
 HEADING = f"""# Licences
 
-What an install of each extra brings with it, as the packages themselves state it; `make licences`
-writes this file. Which licences are allowed stands in `pyproject.toml`, under `[tool.licences]`,
-and a test holds every installed package to it. `{CORE}` is in every install.
+The licences of all packages that each extra installs, as stated by the packages; `make licences`
+writes this file. The allowed licences are listed in `pyproject.toml`, under `[tool.licences]`, and
+a test checks every installed package against that list. `{CORE}` is part of every installation.
 
 | Package | Licence | Comes with |
 | --- | --- | --- |
@@ -54,12 +55,12 @@ and a test holds every installed package to it. `{CORE}` is in every install.
 
 @dataclass(frozen=True)
 class Policy:
-    """What pyproject.toml says.
+    """The licence policy in pyproject.toml.
 
     Args:
-        allow: identifiers of SPDX.
-        stated: the licences of packages whose metadata is silent.
-        excepted: patterns of names that may be used all the same, and why.
+        allow: allowed SPDX identifiers.
+        stated: licences of packages whose metadata names none, by package.
+        excepted: reasons for packages that may have any licence, by pattern of their names.
     """
 
     allow: frozenset[str]
@@ -68,20 +69,20 @@ class Policy:
 
     @classmethod
     def read(cls, path: Path = ROOT / "pyproject.toml") -> Policy:
-        """The policy of a project."""
+        """Read the policy of a project."""
         table = tomllib.loads(path.read_text(encoding="utf-8"))["tool"]["licences"]
         return cls(frozenset(table["allow"]), table["stated"], table["excepted"])
 
     def excepts(self, name: str) -> bool:
-        """Whether a package may be used whatever its licence."""
+        """Return whether a package may have any licence."""
         return any(fnmatchcase(canonicalize_name(name), one) for one in self.excepted)
 
     def licence(self, package: Distribution) -> str | None:
-        """What a package is licensed under, or None where nothing says so."""
+        """Return the licence of a package, or None if it is unknown."""
         return self.stated.get(canonicalize_name(package.name)) or licence_of(package)
 
     def objection(self, package: Distribution) -> str | None:
-        """Why a package may not be used, or None where it may."""
+        """Return why a package may not be used, or None if it may."""
         if self.excepts(package.name):
             return None
         if (licence := self.licence(package)) is None:
@@ -92,17 +93,20 @@ class Policy:
 
 
 def licence_of(package: Distribution) -> str | None:
-    """The SPDX expression that a package's metadata states, the newest way to state it first."""
+    """Return the licence in a package's metadata; newer metadata fields come first."""
     fields = package.metadata.get_all
     for text in (*fields("License-Expression", ()), *fields("License", ())):
-        if _known(text):
+        if _is_valid(text):
             return str(text)
-    marks = {one for one in fields("Classifier", ()) if one.startswith("License ::")}
-    stated = [CLASSIFIERS.get(one.removeprefix(f"{OSI} :: ")) for one in sorted(marks - SILENT)]
+    classifiers = {one for one in fields("Classifier", ()) if one.startswith("License ::")}
+    stated = [
+        CLASSIFIERS.get(one.removeprefix(f"{OSI} :: "))
+        for one in sorted(classifiers - UNINFORMATIVE)
+    ]
     return None if None in stated else " AND ".join(map(str, stated)) or None
 
 
-def _known(text: str) -> bool:
+def _is_valid(text: str) -> bool:
     try:
         SPDX.parse(text, validate=True)
     except ExpressionError:
@@ -111,7 +115,10 @@ def _known(text: str) -> bool:
 
 
 def permits(allowed: Iterable[str], licence: str) -> bool:
-    """Whether an expression can be kept: all of an AND, one of an OR; exceptions only add."""
+    """Return whether an SPDX expression can be satisfied: all of an AND, one of an OR.
+
+    A `WITH` exception only grants additional permissions and is ignored.
+    """
     return _permits(frozenset(allowed), SPDX.parse(licence))
 
 
@@ -126,12 +133,12 @@ def _permits(allowed: frozenset[str], part: Any) -> bool:
 
 
 def needed(extra: str) -> frozenset[str]:
-    """The packages that this project brings with an extra, or without one (`core`)."""
+    """Return the packages installed with an extra, or without any (`core`)."""
     found: set[tuple[str, str]] = set()
-    waiting = {(PROJECT, "" if extra == CORE else extra)}
-    while waiting:
-        found.add(one := waiting.pop())
-        waiting |= set(_requirements(*one)) - found
+    pending = {(PROJECT, "" if extra == CORE else extra)}
+    while pending:
+        found.add(one := pending.pop())
+        pending |= set(_requirements(*one)) - found
     return frozenset(canonicalize_name(name) for name, _ in found) - {PROJECT}
 
 
@@ -143,35 +150,37 @@ def _requirements(name: str, extra: str) -> Iterator[tuple[str, str]]:
 
 
 def shipped() -> list[str]:
-    """The extras that an installation or an image may have."""
-    return sorted({*distribution(PROJECT).metadata.get_all("Provides-Extra", ())} - KEPT_HOME)
+    """Return the extras of installations and images."""
+    return sorted(
+        {*distribution(PROJECT).metadata.get_all("Provides-Extra", ())} - DEVELOPMENT_EXTRAS
+    )
 
 
 def rows() -> list[str]:
-    """A row of the table for each package that is shipped, and for each exception."""
+    """Return a row of the table for each shipped package and for each exception."""
     policy = Policy.read()
     sets = {extra: needed(extra) for extra in (CORE, *shipped())}
     names = sorted(set().union(*sets.values()))
-    usual = [_row(policy, distribution(name), sets) for name in names if not policy.excepts(name)]
-    return [*usual, *(f"| {name} | excepted | {why} |" for name, why in policy.excepted.items())]
+    listed = [_row(policy, distribution(name), sets) for name in names if not policy.excepts(name)]
+    return [*listed, *(f"| {name} | excepted | {why} |" for name, why in policy.excepted.items())]
 
 
 def _row(policy: Policy, package: Distribution, sets: dict[str, frozenset[str]]) -> str:
     name = canonicalize_name(package.name)
     extras = [extra for extra, names in sets.items() if name in names]
-    comes = CORE if CORE in extras else ", ".join(extras)
-    return f"| {name} | {policy.licence(package)} | {comes} |"
+    installed_by = CORE if CORE in extras else ", ".join(extras)
+    return f"| {name} | {policy.licence(package)} | {installed_by} |"
 
 
 def objections() -> list[str]:
-    """What is wrong with the licences of all that is installed."""
+    """Return the objections to the licences of all installed packages."""
     policy = Policy.read()
     found = (policy.objection(package) for package in distributions() if package.name != PROJECT)
     return sorted(filter(None, found))
 
 
 def main() -> int:
-    """Write the document, or say what stands against it."""
+    """Write the document, and print the objections."""
     try:
         DOCUMENT.write_text(HEADING + "\n".join(rows()) + "\n", encoding="utf-8")
     except PackageNotFoundError as error:

@@ -1,13 +1,13 @@
-"""The bundle: a folder that is trained, registered, scored and served.
+"""Read and write bundles: the folders that are trained, registered, scored and served.
 
-    manifest.json            format, schema, encoding, configuration, data, calibration, evaluation,
-                             and what the calibration rows looked like
+    manifest.json            format, schema, encoding, configuration, data, calibration, evaluation
+                             and a sketch of the calibration rows
     graph.onnx               the scoring graph
-    weights.safetensors      the weights that the graph and generation read
+    weights.safetensors      the weights, for the graph and for generation
     calibration.safetensors  the sorted calibration scores, once calibrated
-    SHA256SUMS               of all of them; its own digest is the bundle's
+    SHA256SUMS               digests of these files; its own digest identifies the bundle
 
-No pickle. A file that is missing, extra or altered is refused.
+Nothing is pickled. A bundle with a missing, extra or altered file is refused.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from anomaly_vae.calibration.conformal import Calibration, Groups, Scores
 from anomaly_vae.errors import BundleError, NotCalibratedError
 from anomaly_vae.files import atomic_folder
 from anomaly_vae.monitoring.exchangeability import Monitor, Reference
+from anomaly_vae.renames import rename_config, rename_reading
 from anomaly_vae.scoring.detector import Detector
 from anomaly_vae.scoring.modality import modality
 from anomaly_vae.scoring.scorer import Scorer
@@ -35,30 +36,44 @@ from anomaly_vae.scoring.scorer import Scorer
 if TYPE_CHECKING:
     from anomaly_vae.images.heatmaps import Scale
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST, GRAPH, WEIGHTS = "manifest.json", "graph.onnx", "weights.safetensors"
 CALIBRATION, SUMS = "calibration.safetensors", "SHA256SUMS"
 KEYS = (
     "format", "code_version", "kind", "name", "unit", "schema", "encoding", "config", "data",
     "training", "calibration", "evaluation", "reference",
 )  # fmt: skip
-"""What every manifest of this format has; one of a model of images has ``heat_scale``, too."""
+"""Keys of every manifest of this format."""
+KEYS_BY_KIND = {"image": ("heat_scale",)}
+"""Additional keys of the manifests of one kind of model."""
 
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """A trained model's files in memory, calibrated or not yet."""
+    """The files of a trained model in memory, with or without a calibration.
+
+    >>> import numpy as np
+    >>> import pandas as pd
+    >>> from anomaly_vae import TabularVAEDetector
+    >>> rows = pd.DataFrame(np.random.default_rng(0).normal(size=(200, 2)), columns=["a", "b"])
+    >>> bundle = TabularVAEDetector(epochs=1, random_state=0).fit(rows).bundle_
+    >>> bundle.manifest["kind"], sorted(bundle.files)[:2], len(bundle.digest)
+    ('tabular', ['calibration.safetensors', 'graph.onnx'], 64)
+    >>> batch = bundle.scorer.schema.from_records([bundle.example])
+    >>> bundle.detector.detect(batch).is_anomaly.tolist()
+    [False]
+    """
 
     manifest: Mapping[str, Any]
     graph: bytes = field(repr=False)
     weights: bytes = field(repr=False)
     calibration: Calibration | None = field(default=None, repr=False)
-    written: bytes | None = field(default=None, repr=False)
-    """the manifest as it was read"""
+    manifest_file: bytes | None = field(default=None, repr=False)
+    """Manifest file as it was read; None for a bundle that was made in memory."""
 
     @cached_property
     def scorer(self) -> Scorer:
-        """The scoring kernel over this bundle's graph."""
+        """Scoring kernel with this bundle's graph."""
         schema, encoding = modality(self.manifest["kind"])
         return Scorer(
             schema.from_json(self.manifest["schema"]),
@@ -69,10 +84,10 @@ class Bundle:
 
     @cached_property
     def detector(self) -> Detector:
-        """The scorer with its threshold.
+        """Scorer with its calibration.
 
         Raises:
-            NotCalibratedError: the bundle has none yet.
+            NotCalibratedError: the bundle has no calibration yet.
         """
         if self.calibration is None:
             raise NotCalibratedError(
@@ -83,10 +98,10 @@ class Bundle:
 
     @cached_property
     def monitor(self) -> Monitor:
-        """What tells whether rows still look like the calibration rows.
+        """Monitor that tests whether rows still look like the calibration rows.
 
         Raises:
-            NotCalibratedError: there are none yet.
+            NotCalibratedError: the bundle has no calibration yet.
         """
         calibration = self.detector.calibration
         reference = Reference.from_json(self.manifest["reference"])
@@ -94,14 +109,14 @@ class Bundle:
 
     @cached_property
     def heat_scale(self) -> Scale:
-        """What the values of this model's maps mean; a model of images has one."""
+        """Scale of the values of anomaly maps, for models of images."""
         from anomaly_vae.images.heatmaps import Scale
 
         return Scale.from_json(self.manifest["heat_scale"])
 
     @cached_property
     def example(self) -> dict[str, Any]:
-        """A made-up record of typical values, for warm-up and documentation."""
+        """Made-up record of typical values, for warm-up and documentation."""
         return self.scorer.encoding.typical_record(self.scorer.schema)
 
     @cached_property
@@ -111,7 +126,7 @@ class Bundle:
 
     @cached_property
     def files(self) -> dict[str, bytes]:
-        """Every file but ``SHA256SUMS``."""
+        """Contents of every file except ``SHA256SUMS``, by name."""
         files = {GRAPH: self.graph, WEIGHTS: self.weights}
         if self.calibration is not None:
             files[CALIBRATION] = save_tensors(_tensors(self.calibration))
@@ -119,9 +134,13 @@ class Bundle:
         return files
 
     def _manifest_file(self) -> bytes:
-        """As it was read, while it means the same: a bundle of an older format keeps its digest."""
-        if self.written and upgrade(json.loads(self.written)) == self.manifest:
-            return self.written
+        """Return the manifest file.
+
+        The file as it was read is kept unless the manifest changed, so that a bundle of an older
+        format keeps its digest.
+        """
+        if self.manifest_file and upgrade(json.loads(self.manifest_file)) == self.manifest:
+            return self.manifest_file
         return json.dumps(self.manifest, indent=1, sort_keys=True).encode() + b"\n"
 
     def calibrated(
@@ -130,7 +149,13 @@ class Bundle:
         evaluation: Mapping[str, Any] | None,
         reference: Reference | None = None,
     ) -> Bundle:
-        """The same model with a threshold, what the test split made of it, and what is watched."""
+        """Return the same model with a calibration.
+
+        Args:
+            calibration: the threshold and the calibration scores.
+            evaluation: figures on the test split, as plain JSON values.
+            reference: the sketch of the calibration rows that a monitor compares others with.
+        """
         manifest = {
             **self.manifest,
             "calibration": _summary(calibration),
@@ -140,7 +165,7 @@ class Bundle:
         return replace(self, manifest=manifest, calibration=calibration)
 
     def save(self, path: str | Path) -> Path:
-        """Write the folder, whole or not at all."""
+        """Write the folder atomically: completely or not at all."""
         with atomic_folder(Path(path)) as folder:
             for name, content in self.files.items():
                 (folder / name).write_bytes(content)
@@ -149,18 +174,22 @@ class Bundle:
 
 
 def new_manifest(**content: Any) -> dict[str, Any]:
-    """A manifest of the current format, not yet calibrated."""
+    """Return a manifest of the current format, without a calibration."""
     head = {"format": FORMAT, "code_version": code_version()}
     return {**head, "calibration": None, "evaluation": None, "reference": None, **content}
 
 
 def upgrade(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """A manifest of any format up to this one as this one has it."""
+    """Translate a manifest of any earlier format into the current one."""
     manifest = dict(manifest)
     if manifest.get("format") == 1:  # kept nothing of the calibration rows but their scores
         tested = manifest.get("evaluation") or {"anomalies": 0, "rows": 1}
         known = Reference(tested["anomalies"] / tested["rows"]).to_json()
         manifest |= {"format": 2, "reference": known if manifest.get("calibration") else None}
+    if manifest.get("format") == 2:  # had other names for some keys of the configuration
+        renames = {"config": rename_config, "schema": rename_reading}
+        renamed = {key: rename(manifest[key]) for key, rename in renames.items() if key in manifest}
+        manifest |= {"format": 3, **renamed}
     return manifest
 
 
@@ -169,11 +198,22 @@ def load_bundle(path: str | Path, digest: str | None = None) -> Bundle:
 
     Args:
         path: the folder.
-        digest: what its digest must be, where it is known from elsewhere.
+        digest: the expected digest of the bundle, if it is known from elsewhere.
 
     Raises:
-        BundleError: not a bundle, a missing, extra or altered file, a newer format, or a manifest
-            of an older version that lacks what this one needs.
+        BundleError: not a bundle, another digest, a missing, extra or altered file, a newer format,
+            or a manifest of an older version without a key that this version needs.
+
+    >>> import numpy as np
+    >>> import pandas as pd
+    >>> from anomaly_vae import TabularVAEDetector
+    >>> rows = pd.DataFrame(np.random.default_rng(0).normal(size=(200, 2)), columns=["a", "b"])
+    >>> from tempfile import TemporaryDirectory
+    >>> bundle = TabularVAEDetector(epochs=1, random_state=0).fit(rows).bundle_
+    >>> with TemporaryDirectory() as folder:
+    ...     loaded = load_bundle(bundle.save(folder + "/model"), bundle.digest)
+    >>> loaded.digest == bundle.digest
+    True
     """
     folder = Path(path)
     if not (folder / SUMS).is_file():
@@ -185,7 +225,7 @@ def load_bundle(path: str | Path, digest: str | None = None) -> Bundle:
 
 
 def is_sound(path: str | Path, digest: str) -> bool:
-    """Whether the bundle of this digest is in a folder, whole and readable."""
+    """Return whether a folder holds the bundle of this digest, complete and readable."""
     try:
         load_bundle(path, digest)
     except (BundleError, OSError):
@@ -194,10 +234,11 @@ def is_sound(path: str | Path, digest: str) -> bool:
 
 
 def from_files(files: Mapping[str, bytes], folder: Path = Path("in memory")) -> Bundle:
-    """The inverse of `Bundle.files`; ``folder`` is how errors call it.
+    """Restore a bundle from the result of `Bundle.files`; errors call it ``folder``.
 
     Raises:
-        BundleError: a newer format, a manifest that lacks a key, or a threshold without its scores.
+        BundleError: a newer format, a manifest without a required key, or a threshold without its
+            scores.
     """
     manifest = _manifest(files, folder)
     try:
@@ -237,7 +278,7 @@ def _manifest(files: Mapping[str, bytes], folder: Path) -> dict[str, Any]:
             f"{FORMAT}; upgrade anomaly-vae (the bundle was made by {version})"
         )
     manifest = upgrade(manifest)
-    needed = (*KEYS, "heat_scale") if manifest.get("kind") == "image" else KEYS
+    needed = KEYS + KEYS_BY_KIND.get(manifest.get("kind", ""), ())
     for key in (key for key in needed if key not in manifest):
         raise BundleError(
             f"bundle '{folder}' was made by an older version ({version}): its {MANIFEST} has no "
@@ -247,7 +288,7 @@ def _manifest(files: Mapping[str, bytes], folder: Path) -> dict[str, Any]:
 
 
 def _summary(calibration: Calibration) -> dict[str, Any]:
-    """What the manifest says of a calibration; ``groups`` is there only where they are."""
+    """Return the manifest's entry of a calibration; ``groups`` is present only if it has groups."""
     summary = {
         "method": calibration.method,
         "alpha": calibration.alpha,
@@ -261,18 +302,22 @@ def _summary(calibration: Calibration) -> dict[str, Any]:
     return {**summary, "groups": {"column": groups.column, "own": own}}
 
 
-def _tensors(calibration: Calibration, of: str = "") -> dict[str, Scores]:
-    """The scores, the weights where there are any, and the same of each group by its level."""
-    tensors = {f"scores{of}": calibration.scores}
+def _tensors(calibration: Calibration, suffix: str = "") -> dict[str, Scores]:
+    """Return the scores, and weights if any, of a calibration and of each of its groups."""
+    tensors = {f"scores{suffix}": calibration.scores}
     if calibration.weights is not None:
-        tensors[f"weights{of}"] = calibration.weights
+        tensors[f"weights{suffix}"] = calibration.weights
     for level, one in calibration.groups.own.items() if calibration.groups else ():
         tensors |= _tensors(one, f"/{level}")
     return tensors
 
 
 def _calibration(manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> Calibration | None:
-    """What both say of it; KeyError where only one of them has something."""
+    """Restore the calibration from manifest and tensors.
+
+    Raises:
+        KeyError: only one of them has a calibration.
+    """
     summary = manifest["calibration"]
     if summary is None and CALIBRATION in files:
         raise KeyError(CALIBRATION)
@@ -280,17 +325,17 @@ def _calibration(manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> Cal
 
 
 def _read_calibration(
-    summary: Mapping[str, Any], tensors: Mapping[str, Scores], of: str = ""
+    summary: Mapping[str, Any], tensors: Mapping[str, Scores], suffix: str = ""
 ) -> Calibration:
-    """The inverse of `_summary` and `_tensors`."""
+    """Restore a calibration from the results of `_summary` and `_tensors`."""
     groups = summary.get("groups")
     return Calibration(
         summary["method"],
         summary["alpha"],
         summary["threshold"],
-        tensors[f"scores{of}"],
+        tensors[f"scores{suffix}"],
         summary.get("figures", {}),  # older versions had none
-        tensors.get(f"weights{of}"),
+        tensors.get(f"weights{suffix}"),
         groups and _read_groups(groups, tensors),
     )
 

@@ -1,4 +1,4 @@
-"""Which code made a model."""
+"""Identify the code that made a model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from anomaly_vae._version import __version__
 
 @cache
 def code_version() -> str:
-    """The release and a digest of this package's sources: 0.1.0+3f9c0a12be77."""
+    """Return the release and a digest of this package's sources, such as 0.1.0+3f9c0a12be77."""
     total = hashlib.sha256()
     package = Path(__file__).parents[1]
     for path in sorted(package.rglob("*.py")):

@@ -1,7 +1,7 @@
-"""From scores to decisions: conformal p-values and the threshold that keeps alpha.
+"""Compute conformal p-values, and the threshold that keeps the false positive rate below alpha.
 
-If the calibration scores and a normal row's score are exchangeable, its p-value is
-super-uniform: P(p ≤ alpha) ≤ alpha (Vovk et al. 2005; Bates et al. 2023).
+If a normal row's score is exchangeable with the calibration scores, its p-value is super-uniform:
+P(p ≤ alpha) ≤ alpha (Vovk et al. 2005; Bates et al. 2023).
 """
 
 from __future__ import annotations
@@ -23,9 +23,15 @@ Scores = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """A threshold and the sorted scores (n,) of the normal rows behind it.
+    """A threshold, and the sorted scores (n,) of the normal rows it was chosen from.
 
-    Where there are groups, this is what decides the rows of none of them.
+    With ``groups``, this calibration decides on rows that belong to none of them.
+
+    >>> calibration = calibrate([4.0, 1.0, 3.0, 2.0], alpha=0.25)
+    >>> calibration.threshold, calibration.scores.tolist()
+    (4.0, [1.0, 2.0, 3.0, 4.0])
+    >>> calibration.p_values([2.5, 4.5]).tolist(), calibration.flags([2.5, 4.5]).tolist()
+    ([0.6, 0.2], [False, True])
     """
 
     method: Method
@@ -33,37 +39,41 @@ class Calibration:
     threshold: float
     scores: Scores
     figures: Mapping[str, Any] = field(default_factory=dict)
-    """what the method says of its choice: plain JSON"""
+    """Figures that the method reports about its choice, as plain JSON values."""
     weights: Scores | None = None
-    """(n,) how much denser than here traffic is around each row; absent: it is as dense"""
+    """Density of scored traffic over that of the calibration rows, (n,); None means weight 1."""
     groups: Groups | None = None
 
     def p_values(self, scores: ArrayLike) -> Scores:
-        """(1 + #{calibration ≥ score}) / (n + 1), shape of ``scores``; NaN counts as +∞.
+        """Return (1 + #{calibration ≥ score}) / (n + 1), in the shape of ``scores``.
 
-        With weights each row counts by its own, see `weighted_p_values`.
+        NaN counts as +∞. With weights, each calibration row counts by its weight, see
+        `weighted_p_values`.
         """
-        below = np.searchsorted(self.scores, _worst(scores), side="left")
+        below = np.searchsorted(self.scores, _nan_to_infinity(scores), side="left")
         if self.weights is not None:
-            return self._by_rank[below]
+            return self._p_value_by_rank[below]
         return np.asarray((1.0 + len(self.scores) - below) / (len(self.scores) + 1.0), np.float64)
 
     def flags(self, scores: ArrayLike) -> NDArray[np.bool_]:
-        """score > threshold; for the conformal method the same as p_value ≤ alpha."""
-        return np.asarray(_worst(scores) > self.threshold)
+        """Return whether score > threshold; NaN counts as +∞.
+
+        For the conformal method this is the same as p_value ≤ alpha.
+        """
+        return np.asarray(_nan_to_infinity(scores) > self.threshold)
 
     @cached_property
-    def _by_rank(self) -> Scores:
-        assert self.weights is not None, "only weighted ones ask"
+    def _p_value_by_rank(self) -> Scores:
+        assert self.weights is not None, "p_values() checks this"
         return weighted_p_values(self.weights)
 
 
 @dataclass(frozen=True, eq=False)
 class Groups:
-    """Calibrations of their own for the levels of a column (Vovk et al. 2003, Mondrian).
+    """Separate calibrations for levels of a column (Mondrian prediction, Vovk et al. 2003).
 
-    Within a level normal rows are exchangeable with those it was calibrated on, so P(p ≤ alpha) ≤
-    alpha holds for each level that is here.
+    Normal rows of a level are exchangeable with the rows the level was calibrated on, so P(p ≤
+    alpha) ≤ alpha holds within each of these levels.
     """
 
     column: str
@@ -73,13 +83,20 @@ class Groups:
 def calibrate(
     scores: ArrayLike, alpha: float, method: Literal["conformal", "quantile"] = "conformal"
 ) -> Calibration:
-    """Choose the threshold from the scores (n,) of normal rows that trained nothing.
+    """Choose the threshold from the scores (n,) of normal rows that were not trained on.
 
     Raises:
         CalibrationError: alpha outside (0, 1), a score that is not finite, or fewer than
             1/alpha − 1 scores, which cannot resolve alpha.
+
+    >>> calibrate(range(1, 100), alpha=0.05).threshold
+    95.0
+    >>> calibrate([1.0, 2.0], alpha=0.05)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    anomaly_vae.errors.CalibrationError: alpha 0.05 needs 19 normal calibration rows, ...
     """
-    sample = finite(scores)
+    sample = sort_finite(scores)
     if not 0 < alpha < 1:
         raise CalibrationError(f"alpha must lie between 0 and 1, got {alpha:g}")
     check_resolvable(len(sample), alpha)
@@ -87,11 +104,11 @@ def calibrate(
     return Calibration(method, alpha, choose(sample, alpha), sample)
 
 
-def finite(scores: ArrayLike) -> Scores:
-    """The scores of calibration rows, sorted (n,).
+def sort_finite(scores: ArrayLike) -> Scores:
+    """Return the scores of calibration rows, sorted (n,).
 
     Raises:
-        CalibrationError: one is not finite.
+        CalibrationError: a score is not finite.
     """
     sample = np.sort(np.asarray(scores, np.float64).ravel())
     if not np.isfinite(sample).all():
@@ -101,10 +118,10 @@ def finite(scores: ArrayLike) -> Scores:
 
 
 def check_resolvable(n: int, alpha: float, units: str = "normal calibration rows") -> None:
-    """Whether ``n`` exchangeable units can resolve alpha.
+    """Check that ``n`` exchangeable units can resolve alpha.
 
     Raises:
-        CalibrationError: they cannot, with the number that could.
+        CalibrationError: there are too few; the message says how many are needed.
     """
     needed = scores_needed(alpha)
     if n < needed:
@@ -114,25 +131,26 @@ def check_resolvable(n: int, alpha: float, units: str = "normal calibration rows
 
 
 def scores_needed(alpha: float) -> int:
-    """The fewest calibration scores whose smallest p-value, 1 / (n + 1), reaches alpha."""
+    """Return the fewest calibration scores whose smallest p-value, 1 / (n + 1), is ≤ alpha."""
     n = max(math.floor(1 / alpha) - 1, 1)
     return n + (1 / (n + 1) > alpha)
 
 
 def conformal_threshold(sample: Scores, alpha: float) -> float:
-    """The score above which p_value ≤ alpha, for a sorted sample (n,).
+    """Return the score above which p_value ≤ alpha, for a sorted sample (n,).
 
-    p ≤ alpha exactly when fewer than m = `ranks_within` calibration scores reach the score: when it
-    exceeds the m-th largest.
+    p ≤ alpha exactly if fewer than m = `ranks_within` calibration scores reach the score, that is,
+    if it exceeds the m-th largest of them.
     """
     n = len(sample)
     return float(sample[n - ranks_within(alpha, n)])
 
 
 def ranks_within(alpha: float, n: int) -> int:
-    """How many of the p-values that n scores resolve are ≤ alpha: the largest m / (n + 1) that is.
+    """Return the largest m for which m / (n + 1) ≤ alpha, the number of p-values within alpha.
 
-    By the very quotients that p-values are, not by a product that rounds otherwise.
+    The comparison uses the same quotients as the p-values, because a product would round
+    differently.
     """
     m = math.floor(alpha * (n + 1))
     m += (m + 1) / (n + 1) <= alpha
@@ -141,29 +159,29 @@ def ranks_within(alpha: float, n: int) -> int:
 
 
 def quantile_threshold(sample: Scores, alpha: float) -> float:
-    """The empirical (1 − alpha) quantile, without the finite-sample correction."""
+    """Return the empirical (1 − alpha) quantile, without finite-sample correction."""
     return float(np.quantile(sample, 1 - alpha, method="higher"))
 
 
 def weighted_p_values(weights: Scores) -> Scores:
-    """(n + 1,) of rows that have 0 to n of the calibration scores below them.
+    """Return the p-values (n + 1,) of rows that have 0 to n of the calibration scores below them.
 
-    (Σ w_i 1{calibration_i ≥ score} + w) / (Σ w_i + w) is super-uniform where w is the new row's own
-    weight (Tibshirani et al. 2019), and rises with w; a row comes without one, so it is given the
-    largest. For equal weights this is the plain p-value.
+    (Σ w_i 1{calibration_i ≥ score} + w) / (Σ w_i + w) is super-uniform if w is the weight of the
+    new row (Tibshirani et al. 2019), and increases with w. That weight is unknown, so the largest
+    weight is used. With equal weights this is the plain p-value.
 
     Args:
         weights: (n,) density of traffic over that of the calibration rows, in the scores' order.
     """
-    reaching = np.append(np.cumsum(_of_largest(weights)[::-1])[::-1], 0.0)
+    reaching = np.append(np.cumsum(_relative_to_largest(weights)[::-1])[::-1], 0.0)
     return np.asarray((1.0 + reaching) / (1.0 + reaching[0]))
 
 
 def weighted_threshold(sample: Scores, weights: Scores, alpha: float) -> float:
-    """The score above which `weighted_p_values` are ≤ alpha, for a sorted sample (n,).
+    """Return the score above which `weighted_p_values` are ≤ alpha, for a sorted sample (n,).
 
     Raises:
-        CalibrationError: not even those above all scores are.
+        CalibrationError: even rows above all scores have a larger p-value.
     """
     check_weights(weights, alpha)
     above = weighted_p_values(weights)[np.searchsorted(sample, sample, side="right")]
@@ -171,10 +189,10 @@ def weighted_threshold(sample: Scores, weights: Scores, alpha: float) -> float:
 
 
 def check_weights(weights: Scores, alpha: float, units: str = "normal calibration rows") -> None:
-    """Whether rows of these weights can resolve alpha.
+    """Check that rows of these weights can resolve alpha.
 
     Raises:
-        CalibrationError: they cannot, with what would.
+        CalibrationError: they cannot; the message says what is needed.
     """
     finest = float(weighted_p_values(weights)[-1])
     if finest > alpha:
@@ -187,52 +205,52 @@ def check_weights(weights: Scores, alpha: float, units: str = "normal calibratio
 
 
 def effective_rows(weights: Scores) -> float:
-    """How many rows of equal weight estimate as well: (Σ w)² / Σ w² (Kish 1965)."""
-    unit = _of_largest(weights)
+    """Return the effective number of rows, (Σ w)² / Σ w² (Kish 1965)."""
+    unit = _relative_to_largest(weights)
     return float(unit.sum() ** 2 / max((unit**2).sum(), 1.0))
 
 
-def _of_largest(weights: Scores) -> Scores:
-    """In units of the largest, unless all are 0."""
+def _relative_to_largest(weights: Scores) -> Scores:
+    """Divide weights by the largest one, unless all are 0."""
     return np.asarray(weights / (weights.max() or 1.0))
 
 
 def discovery_level(p_values: Scores, counts: ArrayLike, q: float) -> float:
-    """The p-value up to which Benjamini & Hochberg (1995) flag at level q; 0 where they flag none.
+    """Return the largest p-value that Benjamini & Hochberg (1995) flag at level q, 0 for none.
 
-    Conformal p-values that share a calibration sample are positively dependent, so among the
-    flagged rows of one batch at most a share q · (normal rows / rows) is normal on average (Bates
-    et al. 2023; Benjamini & Yekutieli 2001).
+    Conformal p-values that share a calibration sample are positively dependent. So the expected
+    share of normal rows among the flagged rows of a batch is at most q · (normal rows / rows)
+    (Bates et al. 2023; Benjamini & Yekutieli 2001).
 
     Args:
-        p_values: (K,) rising, all different.
-        counts: (K,) rows of the batch that have each.
-        q: the false discovery rate that may be.
+        p_values: (K,) distinct p-values, ascending.
+        counts: (K,) number of rows of the batch with each p-value.
+        q: false discovery rate.
     """
-    reached = np.cumsum(np.asarray(counts))
-    held = p_values * reached[-1] <= q * reached
-    return float(p_values[held].max(initial=0.0))
+    cumulated = np.cumsum(np.asarray(counts))
+    significant = p_values * cumulated[-1] <= q * cumulated
+    return float(p_values[significant].max(initial=0.0))
 
 
-def scores_reaching(calibration: Calibration) -> int:
-    """How many ranks, of n + 1, a normal row may take and be flagged: n·FPR is about this.
+def flagged_ranks(calibration: Calibration) -> int:
+    """Return the number of ranks, out of n + 1, at which a normal row is flagged: about n · FPR.
 
-    The conformal threshold is the k-th largest score, so k − 1 calibration scores lie above it
-    and a new row takes one of the k ranks above it with probability k / (n + 1) ≤ alpha.
+    If the threshold is the k-th largest score, k − 1 calibration scores lie above it, and a new row
+    takes one of the k ranks above it with probability k / (n + 1).
     """
     return int((calibration.scores > calibration.threshold).sum()) + 1
 
 
-def promised_ranks(calibration: Calibration) -> float:
-    """The ranks, of n + 1, that a kept promise lets a normal row take and be flagged.
+def guaranteed_ranks(calibration: Calibration) -> float:
+    """Return the number of ranks, out of n + 1, at which a normal row may be flagged.
 
-    What is promised is alpha, so another threshold than the conformal one is held to the same. An
-    alpha finer than the scores resolve, read off a fitted tail, is alpha (n + 1), which is no rank.
+    The limit is alpha, whatever method chose the threshold. If the scores do not resolve alpha (it
+    was extrapolated from a fitted tail), the number is alpha (n + 1), which is not an integer.
     """
     scores, alpha = calibration.scores, calibration.alpha
     if len(scores) < scores_needed(alpha) or alpha >= 1:
         return min(alpha * (len(scores) + 1), len(scores))
-    return scores_reaching(replace(calibration, threshold=conformal_threshold(scores, alpha)))
+    return flagged_ranks(replace(calibration, threshold=conformal_threshold(scores, alpha)))
 
 
 def _or_raise(n: float) -> str:
@@ -240,6 +258,6 @@ def _or_raise(n: float) -> str:
     return f" or raise alpha to {resolvable:g}" if resolvable < 1 else ""
 
 
-def _worst(scores: ArrayLike) -> Scores:
+def _nan_to_infinity(scores: ArrayLike) -> Scores:
     values = np.asarray(scores, np.float64)
     return np.where(np.isnan(values), np.inf, values)

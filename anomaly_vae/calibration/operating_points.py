@@ -1,7 +1,8 @@
-"""Thresholds from traffic or labels: every score seen is tried on the calibration rows.
+"""Choose thresholds by traffic or labels: every observed score is tried on the calibration rows.
 
-Anomalies count by `CalibrationSample.weight`. What is best on the calibration rows looks better
-there than it is on others; intervals are of the threshold chosen, over resampled rows (Efron 1979).
+Anomalies count by `CalibrationSample.weight`. The best threshold on the calibration rows looks
+better there than on other rows. Intervals are those of the chosen threshold over resampled rows
+(Efron 1979).
 """
 
 from __future__ import annotations
@@ -19,204 +20,207 @@ from anomaly_vae.errors import CalibrationError
 RESAMPLES = 200
 CURVE_POINTS = 50
 PER = 1_000
-"""Rows that alerts and costs are told per."""
+"""Number of rows that alerts and costs are stated for."""
 
 
-def budget(evidence: CalibrationSample, wish: CalibrationConfig) -> ThresholdChoice:
-    """The lowest threshold that flags at most K of 1,000 rows of traffic, or K a day, on average.
+def budget(sample: CalibrationSample, config: CalibrationConfig) -> ThresholdChoice:
+    """Choose the lowest threshold that keeps an alert budget: K per 1,000 rows, or K per day.
 
-    New traffic that is exchangeable with the calibration rows is flagged with probability
-    (1 + #{calibration > threshold}) / (rows + 1), as by a conformal threshold (Vovk et al. 2005).
-    Rows that `check_budget` lets pass have such a threshold.
+    New traffic that is exchangeable with the calibration rows is flagged with probability (1 +
+    #{calibration > threshold}) / (rows + 1), as with a conformal threshold (Vovk et al. 2005). The
+    expected number of flags is within the budget. Such a threshold exists for samples that pass
+    `check_budget`.
     """
-    rate, t = alert_rate(evidence, wish), _candidates(evidence)
-    share = (1 + _flagged(evidence, t)) / (evidence.rows + 1)
+    rate, t = alert_rate(sample, config), _candidates(sample)
+    share = (1 + _flagged(sample, t)) / (sample.rows + 1)
     first = int(np.argmax(share <= rate))
     expected = float(share[first])
-    per_day = evidence.rows_per_day and expected * evidence.rows_per_day
+    per_day = sample.rows_per_day and expected * sample.rows_per_day
     return ThresholdChoice(float(t[first]), {"per_1000": expected * PER, "per_day": per_day})
 
 
-def alert_rate(evidence: CalibrationSample, wish: CalibrationConfig) -> float:
-    """The share of traffic that may be flagged; the stricter of two wishes.
+def alert_rate(sample: CalibrationSample, config: CalibrationConfig) -> float:
+    """Return the share of traffic that may be flagged, by the stricter of two budgets.
 
     Raises:
         CalibrationError: a budget per day without a time column.
     """
-    rates = [wish.per_1000 / PER] if wish.per_1000 else []
-    if wish.per_day:
-        if evidence.rows_per_day is None:
+    rates = [config.per_1000 / PER] if config.per_1000 else []
+    if config.per_day:
+        if sample.rows_per_day is None:
             raise CalibrationError(
                 "calibration.per_day needs a time column; name it in data.time, or give "
                 "calibration.per_1000"
             )
-        rates.append(wish.per_day / evidence.rows_per_day)
+        rates.append(config.per_day / sample.rows_per_day)
     return min(rates)
 
 
-def check_budget(evidence: CalibrationSample, wish: CalibrationConfig) -> None:
-    """Whether so few alerts can be told from so few rows.
+def check_budget(sample: CalibrationSample, config: CalibrationConfig) -> None:
+    """Check that the sample resolves the budget.
 
     Raises:
-        CalibrationError: they cannot, or the budget is no limit.
+        CalibrationError: there are too few rows, or the budget is no limit.
     """
-    rate = alert_rate(evidence, wish)
+    rate = alert_rate(sample, config)
     if rate >= 1:
         raise CalibrationError(
             f"a budget of {rate * PER:g} alerts per 1,000 rows is no limit; lower "
-            f"{'calibration.per_day' if wish.per_day else 'calibration.per_1000'}"
+            f"{'calibration.per_day' if config.per_day else 'calibration.per_1000'}"
         )
-    if evidence.rows < scores_needed(rate):
+    if sample.rows < scores_needed(rate):
         raise CalibrationError(
             f"{rate * PER:g} alerts per 1,000 rows take {scores_needed(rate)} calibration rows, "
-            f"there are {evidence.rows:g}; give more rows or a larger budget"
+            f"there are {sample.rows:g}; give more rows or a larger budget"
         )
 
 
-def cost(evidence: CalibrationSample, wish: CalibrationConfig) -> ThresholdChoice:
-    """The threshold of least expected cost (Elkan 2001), told per 1,000 rows of traffic.
+def cost(sample: CalibrationSample, config: CalibrationConfig) -> ThresholdChoice:
+    """Choose the threshold of least expected cost (Elkan 2001), per 1,000 rows of traffic.
 
-    ``apparent_cost`` is that on the calibration rows themselves; ``cost`` and its interval are
-    corrected for the optimism of choosing on them (Efron & Tibshirani 1993, sec. 17.6).
+    ``apparent_cost`` is the cost on the calibration rows themselves; ``cost`` and its interval are
+    corrected for the optimism of choosing on the same rows (Efron & Tibshirani 1993, sec. 17.6).
     """
-    t, costs = _candidates(evidence), wish.costs
-    expected = expected_cost(evidence, t, costs)
-    best, rng = _best(-expected), np.random.default_rng(0)
-    again = [expected_cost(evidence.resampled(rng), t, costs) for _ in range(RESAMPLES)]
-    theirs = [_best(-one) for one in again]
-    optimism = np.mean([expected[i] - one[i] for i, one in zip(theirs, again, strict=True)])
+    t, costs = _candidates(sample), config.costs
+    expected = expected_cost(sample, t, costs)
+    best, rng = _last_argmax(-expected), np.random.default_rng(0)
+    resampled = [expected_cost(sample.resampled(rng), t, costs) for _ in range(RESAMPLES)]
+    chosen = [_last_argmax(-one) for one in resampled]
+    optimism = np.mean([expected[i] - one[i] for i, one in zip(chosen, resampled, strict=True)])
     figures = {
         "cost": float(expected[best] + optimism),
-        "cost_interval": _interval([one[best] + optimism for one in again]),
+        "cost_interval": _interval([one[best] + optimism for one in resampled]),
         "apparent_cost": float(expected[best]),
-        "threshold_interval": _interval([t[i] for i in theirs]),
-        "cost_of_flagging_nothing": float(expected_cost(evidence, np.array([np.inf]), costs)[0]),
-        "curve": _curve(evidence, t, expected),
+        "threshold_interval": _interval([t[i] for i in chosen]),
+        "cost_of_flagging_nothing": float(expected_cost(sample, np.array([np.inf]), costs)[0]),
+        "curve": _cost_curve(sample, t, expected),
     }
-    return ThresholdChoice(float(t[best]), _counted(evidence, figures))
+    return ThresholdChoice(float(t[best]), _with_anomaly_counts(sample, figures))
 
 
-def expected_cost(evidence: CalibrationSample, t: Scores, costs: CostConfig) -> Scores:
-    """(T,) missed anomalies, reviewed rows and blocked good rows, per 1,000 rows of traffic."""
-    sizes = np.ones(len(evidence.anomalies)) if evidence.amounts is None else evidence.amounts
-    caught = costs.missed * evidence.weight * _above(evidence.anomalies, t, sizes)
-    missed = costs.missed * evidence.weight * sizes.sum() - caught
-    blocked = costs.blocked * _above(evidence.normal, t)
-    total = missed + costs.review * _flagged(evidence, t) + blocked
-    return np.asarray(total * PER / evidence.rows)
+def expected_cost(sample: CalibrationSample, t: Scores, costs: CostConfig) -> Scores:
+    """Return the cost (T,) of missed, reviewed and blocked rows, per 1,000 rows of traffic."""
+    sizes = np.ones(len(sample.anomalies)) if sample.amounts is None else sample.amounts
+    caught = costs.missed * sample.weight * _above(sample.anomalies, t, sizes)
+    missed = costs.missed * sample.weight * sizes.sum() - caught
+    blocked = costs.blocked * _above(sample.normal, t)
+    total = missed + costs.review * _flagged(sample, t) + blocked
+    return np.asarray(total * PER / sample.rows)
 
 
-def fbeta(evidence: CalibrationSample, wish: CalibrationConfig) -> ThresholdChoice:
-    """The threshold of the largest F-beta, whose recall counts beta-fold (van Rijsbergen 1979)."""
-    t = _candidates(evidence)
-    best = _best(f_score(evidence, t, wish.beta))
-    return _judged(evidence, t[best : best + 1], lambda e, at: f_score(e, at, wish.beta), "fbeta")
+def fbeta(sample: CalibrationSample, config: CalibrationConfig) -> ThresholdChoice:
+    """Choose the threshold of the largest F-beta; beta weighs recall (van Rijsbergen 1979)."""
+    t = _candidates(sample)
+    best = _last_argmax(f_score(sample, t, config.f_beta))
+    return _choice_with_intervals(
+        sample, t[best : best + 1], lambda e, at: f_score(e, at, config.f_beta), "fbeta"
+    )
 
 
-def f_score(evidence: CalibrationSample, t: Scores, beta: float) -> Scores:
-    """(T,) (1 + beta²) caught / (flagged + beta² anomalies)."""
-    caught, flagged = _caught(evidence, t), _flagged(evidence, t)
-    anomalies = evidence.weight * len(evidence.anomalies)
+def f_score(sample: CalibrationSample, t: Scores, beta: float) -> Scores:
+    """Return (1 + beta²) caught / (flagged + beta² anomalies), (T,)."""
+    caught, flagged = _caught(sample, t), _flagged(sample, t)
+    anomalies = sample.weight * len(sample.anomalies)
     return np.asarray((1 + beta**2) * caught / (flagged + beta**2 * anomalies))
 
 
-def recall_at_precision(evidence: CalibrationSample, wish: CalibrationConfig) -> ThresholdChoice:
-    """The threshold of most recall among those whose flags are anomalies often enough.
+def recall_at_precision(sample: CalibrationSample, config: CalibrationConfig) -> ThresholdChoice:
+    """Choose the threshold of highest recall among those that reach the required precision.
 
     Raises:
-        CalibrationError: none is, with the best there is.
+        CalibrationError: no threshold reaches it; the message says what is reached.
     """
-    t = _candidates(evidence)
-    reached = precision(evidence, t)
-    if reached.max() < wish.precision:
+    t = _candidates(sample)
+    reached = precision(sample, t)
+    if reached.max() < config.min_precision:
         raise CalibrationError(
-            f"precision {wish.precision:g} is reached by no threshold on the calibration rows, at "
-            f"most {reached.max():.3f}; lower calibration.precision"
+            f"precision {config.min_precision:g} is reached by no threshold on the calibration rows"
+            f", at most {reached.max():.3f}; lower calibration.min_precision"
         )
-    best = _best(np.where(reached >= wish.precision, _caught(evidence, t), -1))
-    return _judged(evidence, t[best : best + 1], precision, "precision")
+    best = _last_argmax(np.where(reached >= config.min_precision, _caught(sample, t), -1))
+    return _choice_with_intervals(sample, t[best : best + 1], precision, "precision")
 
 
-def precision(evidence: CalibrationSample, t: Scores) -> Scores:
-    """(T,) the share of the flagged rows that are anomalies; 0 where none is flagged."""
-    flagged = _flagged(evidence, t)
-    return np.asarray(_caught(evidence, t) / np.where(flagged > 0, flagged, 1))
+def precision(sample: CalibrationSample, t: Scores) -> Scores:
+    """Return the share (T,) of anomalies among the flagged rows; 0 if none is flagged."""
+    flagged = _flagged(sample, t)
+    return np.asarray(_caught(sample, t) / np.where(flagged > 0, flagged, 1))
 
 
-def check_labels(evidence: CalibrationSample, wish: CalibrationConfig) -> None:
-    """Whether there are anomalies to choose by, and their amounts where those count.
+def check_labels(sample: CalibrationSample, config: CalibrationConfig) -> None:
+    """Check that there are known anomalies to choose by.
 
     Raises:
-        CalibrationError: there are none, with the keys that bring some.
+        CalibrationError: there are none; the message names the keys that provide some.
     """
-    if not len(evidence.anomalies):
+    if not len(sample.anomalies):
         raise CalibrationError(
-            f"calibration.method {wish.method} needs known anomalies among the calibration rows, "
+            f"calibration.method {config.method} needs known anomalies among the calibration rows, "
             "there are none; name their column in data.label and, where there is no time column, "
             "set data.splits.anomalies to a share such as 0.5"
         )
 
 
-def _candidates(evidence: CalibrationSample) -> Scores:
-    """(T,) every score seen, rising; none below all normal rows, which would flag them all."""
-    seen = np.unique(np.concatenate([evidence.normal, evidence.anomalies]))
-    return np.asarray(seen[seen >= evidence.normal[0]])
+def _candidates(sample: CalibrationSample) -> Scores:
+    """Return the observed scores (T,), ascending, except those that would flag all normal rows."""
+    seen = np.unique(np.concatenate([sample.normal, sample.anomalies]))
+    return np.asarray(seen[seen >= sample.normal[0]])
 
 
-def _best(worth: Scores) -> int:
-    """Where it is largest; the highest threshold of equals."""
-    return len(worth) - 1 - int(np.argmax(worth[::-1]))
+def _last_argmax(values: Scores) -> int:
+    """Return the position of the largest value; the last of equals, the highest threshold."""
+    return len(values) - 1 - int(np.argmax(values[::-1]))
 
 
 def _above(scores: Scores, t: Scores, weights: Scores | None = None) -> Scores:
-    """(T,) how many of the sorted scores exceed each threshold, or their weights' sum."""
-    each = np.ones(len(scores)) if weights is None else weights
-    rest = np.append(np.cumsum(each[::-1])[::-1], 0.0)
-    return np.asarray(rest[np.searchsorted(scores, t, side="right")])
+    """Return the number (or weight) of sorted scores above each threshold, (T,)."""
+    weights = np.ones(len(scores)) if weights is None else weights
+    tail_sums = np.append(np.cumsum(weights[::-1])[::-1], 0.0)
+    return np.asarray(tail_sums[np.searchsorted(scores, t, side="right")])
 
 
-def _caught(evidence: CalibrationSample, t: Scores) -> Scores:
-    return evidence.weight * _above(evidence.anomalies, t)
+def _caught(sample: CalibrationSample, t: Scores) -> Scores:
+    return sample.weight * _above(sample.anomalies, t)
 
 
-def _flagged(evidence: CalibrationSample, t: Scores) -> Scores:
-    return _above(evidence.normal, t) + _caught(evidence, t)
+def _flagged(sample: CalibrationSample, t: Scores) -> Scores:
+    return _above(sample.normal, t) + _caught(sample, t)
 
 
-def _judged(
-    evidence: CalibrationSample,
+def _choice_with_intervals(
+    sample: CalibrationSample,
     at: Scores,
     figure: Callable[[CalibrationSample, Scores], Scores],
     name: str,
 ) -> ThresholdChoice:
-    """The threshold ``at`` (1,), a figure with its interval, precision and recall."""
+    """Return the threshold ``at`` (1,) with precision, recall, and a figure with its interval."""
     rng = np.random.default_rng(0)
-    again = [figure(evidence.resampled(rng), at)[0] for _ in range(RESAMPLES)]
-    recall = _caught(evidence, at)[0] / (evidence.weight * len(evidence.anomalies))
+    resampled = [figure(sample.resampled(rng), at)[0] for _ in range(RESAMPLES)]
+    recall = _caught(sample, at)[0] / (sample.weight * len(sample.anomalies))
     figures = {
-        "precision": float(precision(evidence, at)[0]),
+        "precision": float(precision(sample, at)[0]),
         "recall": float(recall),
-        name: float(figure(evidence, at)[0]),
-        f"{name}_interval": _interval(again),
+        name: float(figure(sample, at)[0]),
+        f"{name}_interval": _interval(resampled),
     }
-    return ThresholdChoice(float(at[0]), _counted(evidence, figures))
+    return ThresholdChoice(float(at[0]), _with_anomaly_counts(sample, figures))
 
 
-def _counted(evidence: CalibrationSample, figures: dict[str, Any]) -> dict[str, Any]:
-    return {"anomalies": len(evidence.anomalies), "anomaly_weight": evidence.weight, **figures}
+def _with_anomaly_counts(sample: CalibrationSample, figures: dict[str, Any]) -> dict[str, Any]:
+    return {"anomalies": len(sample.anomalies), "anomaly_weight": sample.weight, **figures}
 
 
-def _curve(evidence: CalibrationSample, t: Scores, expected: Scores) -> list[dict[str, float]]:
-    """Points that are dense where few rows are flagged."""
+def _cost_curve(sample: CalibrationSample, t: Scores, expected: Scores) -> list[dict[str, float]]:
+    """Return points of the cost curve, most of them where few rows are flagged."""
     spread = np.unique(np.geomspace(1, len(t), CURVE_POINTS).astype(int))
-    some = len(t) - spread[::-1]
-    flagged = _flagged(evidence, t[some]) * PER / evidence.rows
+    points = len(t) - spread[::-1]
+    flagged = _flagged(sample, t[points]) * PER / sample.rows
     return [
         {"threshold": float(a), "cost": float(b), "flagged": float(c)}
-        for a, b, c in zip(t[some], expected[some], flagged, strict=True)
+        for a, b, c in zip(t[points], expected[points], flagged, strict=True)
     ]
 
 
 def _interval(figures: list[float]) -> list[float]:
-    """The central 95%."""
+    """Return the central 95% interval."""
     return [float(bound) for bound in np.quantile(figures, (0.025, 0.975))]

@@ -1,4 +1,4 @@
-"""What a threshold is chosen from: the scores of the calibration split, and what is known of it."""
+"""Hold what a threshold is chosen from: scores of the calibration split and facts about it."""
 
 from __future__ import annotations
 
@@ -10,36 +10,43 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from anomaly_vae.calibration.conformal import Scores, finite
+from anomaly_vae.calibration.conformal import Scores, sort_finite
 from anomaly_vae.data.converters import Levels
 
 
 @dataclass(frozen=True, eq=False)
 class CalibrationSample:
-    """Scores of calibration rows that trained nothing: n normal ones, m known anomalies."""
+    """The scores of calibration rows that were not trained on: n normal rows, m known anomalies.
+
+    >>> sample = CalibrationSample.from_scores([3.0, 1.0, 2.0], anomalies=[9.0], weight=0.5)
+    >>> sample.normal.tolist(), sample.n, sample.rows
+    ([1.0, 2.0, 3.0], 3, 3.5)
+    """
 
     normal: Scores
-    """(n,) sorted"""
+    """Scores (n,) of the normal rows, sorted."""
     anomalies: Scores = field(default_factory=lambda: np.zeros(0))
-    """(m,) sorted"""
+    """Scores (m,) of the known anomalies, sorted."""
     weight: float = 1.0
-    """how many anomalies, for these n normal rows, each of the m stands for in traffic"""
+    """Number of anomalies, per n normal rows of traffic, that each of the m stands for."""
     amounts: Scores | None = None
-    """(m,) of the anomalies, in their order"""
+    """Amounts (m,) of the anomalies, in the order of their scores."""
     rows_per_day: float | None = None
-    """of traffic, where there is a time"""
+    """Rows of traffic per day; None without a time column."""
     units: str = "normal calibration rows"
-    """what the normal rows are called"""
+    """Name of the normal rows in messages."""
     levels: Levels | None = None
-    """(n,) the group of each normal row"""
+    """Group (n,) of each normal row."""
     weights: Scores | None = None
-    """(n,) how much denser than here traffic is around each normal row"""
+    """Density of traffic over that of the calibration rows, (n,); None means weight 1."""
     losses: tuple[Scores, Scores] | None = None
-    """(n,) and (H,) sorted: what normal rows lose by their columns alone, and held-out rows that
-    are like the training rows"""
+    """Reconstruction terms of the normal rows, (n,), and of held-out rows, (H,), both sorted.
+
+    The held-out rows are exchangeable with the training rows.
+    """
 
     @classmethod
-    def of(
+    def from_scores(
         cls,
         normal: ArrayLike,
         anomalies: ArrayLike = (),
@@ -48,18 +55,26 @@ class CalibrationSample:
         weights: ArrayLike = (),
         **known: Any,
     ) -> Self:
-        """Of scores in any order.
+        """Return a sample of scores in any order.
 
-        ``amounts`` are in that of ``anomalies``, ``levels`` and ``weights`` in that of ``normal``.
+        Args:
+            normal: (n,) scores of normal rows.
+            anomalies: (m,) scores of known anomalies.
+            amounts: (m,) in the order of ``anomalies``.
+            levels: (n,) in the order of ``normal``.
+            weights: (n,) in the order of ``normal``.
+            known: the other fields.
 
         Raises:
             CalibrationError: a score is not finite.
         """
-        rows, odd = (np.argsort(np.asarray(kind), kind="stable") for kind in (normal, anomalies))
+        rows, anomalous = (
+            np.argsort(np.asarray(kind), kind="stable") for kind in (normal, anomalies)
+        )
         return cls(
-            finite(normal),
-            finite(anomalies),
-            amounts=_sorted(amounts, odd),
+            sort_finite(normal),
+            sort_finite(anomalies),
+            amounts=_sorted(amounts, anomalous),
             levels=levels and levels.take(rows),
             weights=_sorted(weights, rows),
             **known,
@@ -67,27 +82,27 @@ class CalibrationSample:
 
     @property
     def n(self) -> int:
-        """How many normal rows."""
+        """Number of normal rows."""
         return len(self.normal)
 
     @property
     def rows(self) -> float:
-        """How many rows of traffic they are."""
+        """Number of rows of traffic that the sample stands for."""
         return self.n + self.weight * len(self.anomalies)
 
     def trimmed(self, share: float) -> Self:
-        """Without this share of the normal rows, the highest."""
+        """Return the sample without a share of the normal rows, those with the highest scores."""
         kept = self.n - math.floor(share * self.n)
-        return self if kept == self.n else self._only(np.arange(kept))
+        return self if kept == self.n else self._select(np.arange(kept))
 
-    def of_level(self, level: str) -> Self:
-        """The normal rows of one group."""
-        assert self.levels, "there are groups"
+    def select_level(self, level: str) -> Self:
+        """Return the normal rows of one group."""
+        assert self.levels, "the sample has no groups"
         rows = np.flatnonzero(self.levels.codes == self.levels.names.index(level))
-        return replace(self._only(rows), levels=None, losses=None)
+        return replace(self._select(rows), levels=None, losses=None)
 
-    def _only(self, rows: NDArray[np.intp]) -> Self:
-        """These of the normal rows, in their order."""
+    def _select(self, rows: NDArray[np.intp]) -> Self:
+        """Return the sample with some of its normal rows."""
         return replace(
             self,
             normal=self.normal[rows],
@@ -96,7 +111,7 @@ class CalibrationSample:
         )
 
     def resampled(self, rng: np.random.Generator) -> Self:
-        """As many rows of each kind, drawn with replacement (Efron 1979)."""
+        """Draw as many rows of each kind with replacement (Efron 1979)."""
         normal, anomalies = (
             np.sort(rng.integers(len(kind), size=len(kind)))
             for kind in (self.normal, self.anomalies)
@@ -110,14 +125,14 @@ class CalibrationSample:
 
 
 def _sorted(values: ArrayLike, order: NDArray[np.intp]) -> Scores | None:
-    """The values in this order; none where there are none."""
+    """Return the values in this order; None if there are none."""
     given = np.asarray(values, np.float64)
     return given[order] if len(given) else None
 
 
 @dataclass(frozen=True)
 class ThresholdChoice:
-    """A threshold and what its method says of it, in plain JSON."""
+    """A threshold, and the figures its method reports, as plain JSON values."""
 
     threshold: float
     figures: Mapping[str, Any] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Thresholds from normal rows alone that say more than a quantile: a certificate, or a tail."""
+"""Choose thresholds with a certificate, or from a fitted tail; both from normal rows alone."""
 
 from __future__ import annotations
 
@@ -14,14 +14,18 @@ from anomaly_vae.config import CalibrationConfig
 from anomaly_vae.errors import CalibrationError
 
 MIN_EXCESSES = 50
-"""The fewest scores that a tail is fitted to: the shape's standard error is then about 0.14."""
+"""Minimum number of scores that a tail is fitted to.
+
+The standard error of the tail's shape is then about 0.14.
+"""
 REFITS = 199
-"""Samples of the fitted tail that its goodness of fit is judged by."""
+"""Number of samples of the fitted tail for the test of its fit."""
 POOR_FIT = 0.05
+"""p-value below which the fit of the tail is called poor."""
 
 
 class Tail(NamedTuple):
-    """P(score > start + y) = share · (1 + shape · y / scale)^(−1/shape) for y ≥ 0."""
+    """A tail: P(score > start + y) = share · (1 + shape · y / scale)^(−1/shape) for y ≥ 0."""
 
     start: float
     share: float
@@ -29,67 +33,68 @@ class Tail(NamedTuple):
     scale: float
 
     def threshold(self, alpha: float) -> float:
-        """The score above which lies a share alpha (Siffer et al. 2017, eq. 1)."""
+        """Return the score above which lies a share alpha (Siffer et al. 2017, eq. 1)."""
         return float(self.start + genpareto.isf(alpha / self.share, self.shape, scale=self.scale))
 
 
-def certified(evidence: CalibrationSample, wish: CalibrationConfig) -> ThresholdChoice:
-    """The lowest score whose false positive rate is ≤ alpha with confidence 1 − delta.
+def certified(sample: CalibrationSample, config: CalibrationConfig) -> ThresholdChoice:
+    """Choose the lowest score whose false positive rate is ≤ alpha with confidence 1 − delta.
 
-    The rate above the k-th largest of n scores is Beta(k, n + 1 − k), given this sample, and less
-    with ties; k is the largest with P(Beta(k, n + 1 − k) ≤ alpha) ≥ 1 − delta (Vovk 2012,
-    prop. 2a; Wilks 1941; Bates et al. 2023 on calibration-conditional p-values). Rows that
-    `check_certifiable` lets pass have such a k.
+    Given the sample, the rate above the k-th largest of n scores is Beta(k, n + 1 − k) distributed,
+    and lower if scores are tied. k is the largest with P(Beta(k, n + 1 − k) ≤ alpha) ≥ 1 − delta
+    (Vovk 2012, prop. 2a; Wilks 1941; Bates et al. 2023 on calibration-conditional p-values). Such a
+    k exists for samples that pass `check_certifiable`.
     """
-    n, alpha, delta = evidence.n, wish.alpha, wish.delta
+    n, alpha, delta = sample.n, config.alpha, config.delta
     k = max(int(binom.ppf(delta, n, alpha)), 1)  # P(Beta(k, n + 1 − k) ≤ α) = P(Bin(n, α) ≥ k)
     figures = {
         "delta": delta,
         "bound": float(beta.ppf(1 - delta, k, n + 1 - k)),
         "marginal": k / (n + 1),
-        "conformal_threshold": conformal_threshold(evidence.normal, alpha),
+        "conformal_threshold": conformal_threshold(sample.normal, alpha),
         "needed": certified_needed(alpha, delta),
     }
-    return ThresholdChoice(float(evidence.normal[n - k]), figures)
+    return ThresholdChoice(float(sample.normal[n - k]), figures)
 
 
 def certified_needed(alpha: float, delta: float) -> int:
-    """The fewest scores of which the highest holds: (1 − alpha)ⁿ ≤ delta (Wilks 1941)."""
+    """Return the fewest scores that certify alpha: (1 − alpha)ⁿ ≤ delta (Wilks 1941)."""
     return max(math.ceil(math.log(delta) / math.log1p(-alpha)), scores_needed(alpha))
 
 
-def check_certifiable(n: int, wish: CalibrationConfig, units: str) -> None:
-    """Whether n rows can certify alpha.
+def check_certifiable(n: int, config: CalibrationConfig, units: str) -> None:
+    """Check that n rows can certify alpha.
 
     Raises:
-        CalibrationError: they cannot, with the number that could.
+        CalibrationError: there are too few; the message says how many are needed.
     """
-    needed = certified_needed(wish.alpha, wish.delta)
+    needed = certified_needed(config.alpha, config.delta)
     if n < needed:
         raise CalibrationError(
-            f"alpha {wish.alpha:g} with confidence {1 - wish.delta:g} needs {needed} {units}, "
+            f"alpha {config.alpha:g} with confidence {1 - config.delta:g} needs {needed} {units}, "
             f"there are {n}; give more rows, raise calibration.alpha or calibration.delta, or use "
             "calibration.method conformal, whose promise is on average"
         )
 
 
-def evt(evidence: CalibrationSample, wish: CalibrationConfig) -> ThresholdChoice:
-    """The 1 − alpha quantile of a generalised Pareto tail (Pickands 1975; Siffer et al. 2017).
+def evt(sample: CalibrationSample, config: CalibrationConfig) -> ThresholdChoice:
+    """Choose the 1 − alpha quantile of a fitted generalised Pareto tail.
 
-    A model, not a guarantee: it reaches an alpha that the sample cannot resolve if the scores
-    above the start of the tail have that distribution. ``fit_p_value`` is that of the
-    Cramér–von Mises statistic by parametric bootstrap (Choulakian & Stephens 2001).
+    This is a model, not a guarantee: it reaches an alpha that the sample cannot resolve, provided
+    that the scores beyond the start of the tail have that distribution (Pickands 1975; Siffer et
+    al. 2017). ``fit_p_value`` is the p-value of the Cramér–von Mises statistic by parametric
+    bootstrap (Choulakian & Stephens 2001).
 
     Raises:
-        CalibrationError: too few different scores in the tail, or alpha before it.
+        CalibrationError: too few distinct scores in the tail, or an alpha larger than its share.
     """
-    tail = fitted_tail(evidence.normal, wish.tail)
-    if wish.alpha > tail.share:
+    tail = fitted_tail(sample.normal, config.tail)
+    if config.alpha > tail.share:
         raise CalibrationError(
-            f"alpha {wish.alpha:g} lies before the tail, which is {tail.share:.3g} of the "
+            f"alpha {config.alpha:g} lies before the tail, which is {tail.share:.3g} of the "
             "calibration scores; use calibration.method conformal"
         )
-    excesses = evidence.normal[evidence.normal > tail.start] - tail.start
+    excesses = sample.normal[sample.normal > tail.start] - tail.start
     fit = goodness_of_fit(
         genpareto,
         excesses / tail.scale,
@@ -105,17 +110,17 @@ def evt(evidence: CalibrationSample, wish: CalibrationConfig) -> ThresholdChoice
         "tail_start": tail.start,
         "excesses": len(excesses),
         "fit_p_value": float(fit.pvalue),
-        "note": f"alpha {wish.alpha:g} is read off a generalised Pareto tail: "
+        "note": f"alpha {config.alpha:g} is read off a generalised Pareto tail: "
         f"a model, not a guarantee{poor}",
     }
-    return ThresholdChoice(tail.threshold(wish.alpha), figures)
+    return ThresholdChoice(tail.threshold(config.alpha), figures)
 
 
 def fitted_tail(sample: Scores, share: float) -> Tail:
-    """The maximum-likelihood tail of a sorted sample (n,), above its ``share`` highest scores.
+    """Fit the tail of a sorted sample (n,), its ``share`` highest scores, by maximum likelihood.
 
     Raises:
-        CalibrationError: too few different scores in the tail.
+        CalibrationError: too few distinct scores in the tail.
     """
     n = len(sample)
     start = float(sample[n - 1 - math.floor(share * n)])
@@ -132,10 +137,10 @@ def fitted_tail(sample: Scores, share: float) -> Tail:
 
 
 def check_tail(n: int, share: float, units: str = "normal calibration rows") -> None:
-    """Whether n rows have enough in their tail.
+    """Check that n rows have enough scores in their tail.
 
     Raises:
-        CalibrationError: they have not, with the number that would.
+        CalibrationError: there are too few rows; the message says how many are needed.
     """
     if math.floor(share * n) < MIN_EXCESSES:
         raise CalibrationError(

@@ -1,7 +1,8 @@
-"""Every way to choose a threshold, behind one call.
+"""Choose a threshold by any method.
 
-What is stored is the same for all: the threshold, the sorted scores of normal rows, which p-values
-are counted on, and what the method says of its choice. docs/thresholds.md says which promises what.
+All methods store the same: the threshold, the sorted scores of normal rows, on which p-values are
+computed, and the figures that the method reports. docs/thresholds.md describes the guarantee of
+each.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from anomaly_vae.calibration.conformal import (
     check_weights,
     conformal_threshold,
     effective_rows,
+    flagged_ranks,
     quantile_threshold,
     scores_needed,
-    scores_reaching,
     weighted_threshold,
 )
 from anomaly_vae.calibration.contamination_test import contamination_test
@@ -48,153 +49,167 @@ from anomaly_vae.errors import CalibrationError
 from anomaly_vae.messages import listed
 from anomaly_vae.types import Method
 
+__all__ = ["choose_threshold"]
 
-def choose_threshold(evidence: CalibrationSample, wish: CalibrationConfig) -> Calibration:
-    """The threshold of the wished method, and one for each group that has rows enough.
 
-    Where alpha is no part of the wish, it is what the threshold comes to: a new normal row is
-    flagged with probability (1 + #{normal > threshold}) / (n + 1) at most.
+def choose_threshold(sample: CalibrationSample, config: CalibrationConfig) -> Calibration:
+    """Choose the threshold by the configured method, and one for each group with enough rows.
+
+    For methods without alpha in their configuration, alpha is computed from the threshold: a new
+    normal row is flagged with probability (1 + #{normal > threshold}) / (n + 1) or less.
 
     Raises:
-        CalibrationError: the evidence does not suffice; what does, and what else would do.
+        CalibrationError: the sample does not suffice; the message says what is needed, and what
+            other settings are possible.
+
+    >>> from anomaly_vae.calibration.sample import CalibrationSample
+    >>> from anomaly_vae.config import CalibrationConfig
+    >>> sample = CalibrationSample.from_scores(range(1, 101))
+    >>> choose_threshold(sample, CalibrationConfig(method="conformal", alpha=0.05)).threshold
+    96.0
+    >>> certified = CalibrationConfig(method="certified", alpha=0.05, delta=0.1)
+    >>> choose_threshold(sample, certified).threshold
+    99.0
     """
-    check(evidence, wish)
-    chosen = _chosen(evidence, wish)
-    if evidence.losses:
-        found = contamination_test(*evidence.losses, evidence.normal)
-        chosen = _with(chosen, {"contamination": found.to_json()}, found.note)
-    return chosen if evidence.levels is None else _grouped(chosen, evidence, wish)
+    check_sample(sample, config)
+    chosen = _choose_for_rows(sample, config)
+    if sample.losses:
+        found = contamination_test(*sample.losses, sample.normal)
+        chosen = _add_figures(chosen, {"contamination": found.to_json()}, found.note)
+    return chosen if sample.levels is None else _add_groups(chosen, sample, config)
 
 
-def _chosen(evidence: CalibrationSample, wish: CalibrationConfig) -> Calibration:
-    """The threshold of these rows alone, which `check_rows` found to suffice."""
-    kept = evidence.trimmed(wish.trim)
-    choice = METHODS[wish.method](kept, wish)
+def _choose_for_rows(sample: CalibrationSample, config: CalibrationConfig) -> Calibration:
+    """Choose the threshold of rows that passed `check_rows`."""
+    kept = sample.trimmed(config.trim_scores)
+    choice = METHODS[config.method](kept, config)
     chosen = Calibration(
-        wish.method, wish.alpha, choice.threshold, kept.normal, choice.figures, kept.weights
+        config.method, config.alpha, choice.threshold, kept.normal, choice.figures, kept.weights
     )
-    if not wish.promises_alpha:
-        chosen = replace(chosen, alpha=scores_reaching(chosen) / (evidence.n + 1))
-    return _told_of_trim(chosen, evidence.n) if kept.n < evidence.n else chosen
+    if not config.promises_alpha:
+        chosen = replace(chosen, alpha=flagged_ranks(chosen) / (sample.n + 1))
+    return _note_trimming(chosen, sample.n) if kept.n < sample.n else chosen
 
 
-def _told_of_trim(chosen: Calibration, n: int) -> Calibration:
-    """What leaving out the highest of n rows means: alpha only if they were no normal ones."""
+def _note_trimming(chosen: Calibration, n: int) -> Calibration:
+    """Add a note on trimming the highest of n rows.
+
+    Alpha then only holds if all trimmed rows were anomalies.
+    """
     trimmed = n - len(chosen.scores)
-    most = (trimmed + scores_reaching(chosen)) / (n + 1)
+    alpha_if_clean = (trimmed + flagged_ranks(chosen)) / (n + 1)
     note = (
-        f"calibration.trim left out the {trimmed} highest of {n} rows: alpha {chosen.alpha:g} "
-        f"holds if all of these were anomalies, and {most:.3g} in its place if none was"
+        f"calibration.trim_scores left out the {trimmed} highest of {n} rows: "
+        f"alpha {chosen.alpha:g} holds if all of these were anomalies, and {alpha_if_clean:.3g} "
+        "in its place if none was"
     )
-    return _with(chosen, {"trimmed": trimmed, "alpha_if_clean": most}, note)
+    return _add_figures(chosen, {"trimmed": trimmed, "alpha_if_clean": alpha_if_clean}, note)
 
 
-def _grouped(
-    pooled: Calibration, evidence: CalibrationSample, wish: CalibrationConfig
+def _add_groups(
+    pooled: Calibration, sample: CalibrationSample, config: CalibrationConfig
 ) -> Calibration:
-    """The same with a calibration for each level that has rows enough."""
-    assert evidence.levels, "there are groups"
-    assert wish.group, "they are of a column"
+    """Add a calibration for each level that has enough rows."""
+    assert sample.levels, "the sample has no groups"
+    assert config.group_by, "groups are levels of a column"
     own, small = {}, {}
-    for level, rows in level_sizes(evidence).items():
-        alone = evidence.of_level(level)
+    for level, rows in level_sizes(sample).items():
+        selected = sample.select_level(level)
         try:
-            check_rows(alone, wish)
-            own[level] = _chosen(alone, wish)
+            check_rows(selected, config)
+            own[level] = _choose_for_rows(selected, config)
         except CalibrationError:
             small[level] = rows
-    told = {"small_groups": small, "ungrouped": int((evidence.levels.codes < 0).sum())}
+    figures = {"small_groups": small, "ungrouped": int((sample.levels.codes < 0).sum())}
     note = (
-        f"calibration.group: too few rows for a threshold of its own in {listed(list(small))}; "
+        f"calibration.group_by: too few rows for a threshold of its own in {listed(list(small))}; "
         "rows of these get that of all, which promises nothing of one level alone"
     )
-    grouped = replace(pooled, groups=Groups(wish.group, own))
-    return _with(grouped, told, note if small else "")
+    grouped = replace(pooled, groups=Groups(config.group_by, own))
+    return _add_figures(grouped, figures, note if small else "")
 
 
-def level_sizes(evidence: CalibrationSample) -> dict[str, int]:
-    """How many normal rows each group has; none that has none."""
-    assert evidence.levels, "there are groups"
-    names, codes = evidence.levels.names, evidence.levels.codes
+def level_sizes(sample: CalibrationSample) -> dict[str, int]:
+    """Return the number of normal rows of each group that has any."""
+    assert sample.levels, "the sample has no groups"
+    names, codes = sample.levels.names, sample.levels.codes
     counts = np.bincount(codes[codes >= 0], minlength=len(names)).tolist()
     return {name: rows for name, rows in zip(names, counts, strict=True) if rows}
 
 
-def _with(chosen: Calibration, figures: Mapping[str, Any], note: str = "") -> Calibration:
-    """The same with more to say."""
+def _add_figures(chosen: Calibration, figures: Mapping[str, Any], note: str = "") -> Calibration:
+    """Return a copy with further figures and another note."""
     notes = [text for text in (chosen.figures.get("note"), note) if text]
     joined = {"note": "; ".join(notes)} if notes else {}
     return replace(chosen, figures={**chosen.figures, **figures, **joined})
 
 
-def rows_needed(wish: CalibrationConfig) -> int:
-    """The fewest normal calibration rows that the method takes, where traffic has no say."""
-    match wish.method:
+def rows_needed(config: CalibrationConfig) -> int:
+    """Return the fewest normal rows that the method accepts, apart from traffic budgets."""
+    match config.method:
         case "certified":
-            return certified_needed(wish.alpha, wish.delta)
+            return certified_needed(config.alpha, config.delta)
         case "evt":
-            return math.ceil(MIN_EXCESSES / wish.tail)
-    return scores_needed(wish.alpha) if wish.promises_alpha else 2
+            return math.ceil(MIN_EXCESSES / config.tail)
+    return scores_needed(config.alpha) if config.promises_alpha else 2
 
 
-def check(evidence: CalibrationSample, wish: CalibrationConfig) -> None:
-    """Whether the rows suffice, whatever their scores: known before anything is trained.
+def check_sample(sample: CalibrationSample, config: CalibrationConfig) -> None:
+    """Check that the number of rows suffices, which is known before training.
 
     Raises:
-        CalibrationError: they do not; what would.
+        CalibrationError: it does not; the message says what is needed.
     """
-    check_rows(evidence, wish)
-    if evidence.levels is None:
+    check_rows(sample, config)
+    if sample.levels is None:
         return
-    needed, sizes = rows_needed(wish), level_sizes(evidence)
+    needed, sizes = rows_needed(config), level_sizes(sample)
     largest = max(sizes, key=lambda level: sizes[level], default=None)
-    if largest is None or sizes[largest] - math.floor(wish.trim * sizes[largest]) < needed:
-        most = f"'{largest}', has {sizes[largest]}" if largest else "none, has 0"
+    if largest is None or sizes[largest] - math.floor(config.trim_scores * sizes[largest]) < needed:
+        found = f"'{largest}', has {sizes[largest]}" if largest else "none, has 0"
         raise CalibrationError(
-            f"calibration.group: no level of '{wish.group}' has the {needed} {evidence.units} that "
-            f"a threshold of its own takes; the largest, {most}. Give more rows, raise "
-            "calibration.alpha, or leave calibration.group out"
+            f"calibration.group_by: no level of '{config.group_by}' has the {needed} "
+            f"{sample.units} that a threshold of its own takes; the largest, {found}. Give more "
+            "rows, raise calibration.alpha, or leave calibration.group_by out"
         )
 
 
-def check_rows(evidence: CalibrationSample, wish: CalibrationConfig) -> None:
-    """Whether the rows that are left after trimming suffice for one threshold.
+def check_rows(sample: CalibrationSample, config: CalibrationConfig) -> None:
+    """Check that the rows left after trimming suffice for one threshold.
 
     Raises:
-        CalibrationError: they do not; what would.
+        CalibrationError: they do not; the message says what is needed.
     """
-    n = evidence.trimmed(wish.trim).n
-    match wish.method:
+    n = sample.trimmed(config.trim_scores).n
+    match config.method:
         case "certified":
-            check_certifiable(n, wish, evidence.units)
+            check_certifiable(n, config, sample.units)
         case "evt":
-            check_tail(n, wish.tail, evidence.units)
+            check_tail(n, config.tail, sample.units)
         case "budget":
-            check_budget(evidence, wish)
+            check_budget(sample, config)
         case "cost" | "fbeta" | "recall_at_precision":
-            check_labels(evidence, wish)
+            check_labels(sample, config)
         case _:
-            check_resolvable(n, wish.alpha, evidence.units)
-    if evidence.weights is not None:
-        check_weights(evidence.weights, wish.alpha, evidence.units)
+            check_resolvable(n, config.alpha, sample.units)
+    if sample.weights is not None:
+        check_weights(sample.weights, config.alpha, sample.units)
 
 
-def _conformal(evidence: CalibrationSample, wish: CalibrationConfig) -> ThresholdChoice:
-    """See `calibration.conformal_threshold`, or `weighted_threshold` where there are weights."""
-    if evidence.weights is None:
-        return ThresholdChoice(conformal_threshold(evidence.normal, wish.alpha))
+def _conformal(sample: CalibrationSample, config: CalibrationConfig) -> ThresholdChoice:
+    """Choose the conformal threshold, or the weighted one if there are weights."""
+    if sample.weights is None:
+        return ThresholdChoice(conformal_threshold(sample.normal, config.alpha))
     figures = {
-        "effective_rows": effective_rows(evidence.weights),
-        "largest_weight": float(evidence.weights.max()),
+        "effective_rows": effective_rows(sample.weights),
+        "largest_weight": float(sample.weights.max()),
     }
-    return ThresholdChoice(
-        weighted_threshold(evidence.normal, evidence.weights, wish.alpha), figures
-    )
+    return ThresholdChoice(weighted_threshold(sample.normal, sample.weights, config.alpha), figures)
 
 
-def _quantile(evidence: CalibrationSample, wish: CalibrationConfig) -> ThresholdChoice:
-    """The empirical quantile: no promise about a finite sample."""
-    return ThresholdChoice(quantile_threshold(evidence.normal, wish.alpha))
+def _quantile(sample: CalibrationSample, config: CalibrationConfig) -> ThresholdChoice:
+    """Choose the empirical quantile, which has no guarantee for finite samples."""
+    return ThresholdChoice(quantile_threshold(sample.normal, config.alpha))
 
 
 METHODS: dict[Method, Callable[[CalibrationSample, CalibrationConfig], ThresholdChoice]] = {

@@ -11,75 +11,80 @@ from anomaly_vae.types import Method
 
 
 class CostConfig(Section):
-    """What a decision costs, in any one currency."""
+    """Cost of each kind of decision, all in the same currency."""
 
     missed: float = Field(1.0, gt=0)
-    """of an anomaly that is not flagged; times its amount, where that is given"""
+    """Cost of an anomaly that is not flagged; with `amount`, cost per unit of its amount."""
     amount: str | None = None
-    """column with the amount of an anomaly; tables only"""
+    """Column with the amount of each anomaly, for tables only; null: every anomaly counts as 1."""
     review: float = Field(0.0, ge=0)
-    """of each row that is flagged"""
+    """Cost of reviewing a flagged row."""
     blocked: float = Field(0.0, ge=0)
-    """of each normal row that is flagged, on top of its review"""
+    """Cost of flagging a normal row, in addition to its review."""
 
 
 class CalibrationConfig(Section):
-    """How the threshold is chosen."""
+    """Method of choosing the threshold, and its settings."""
 
     method: Method = "conformal"
-    """conformal: false positive rate at most alpha on exchangeable rows; see docs/thresholds.md"""
+    """Method that chooses the threshold; docs/thresholds.md compares what each guarantees."""
     alpha: Fraction = 0.01
-    """share of normal rows that may be flagged"""
+    """Highest accepted false positive rate: the fraction of normal rows that may be flagged."""
     delta: Fraction = 0.05
-    """certified: how often, over calibration samples, the rate may be above alpha"""
+    """For `certified`: highest accepted probability that the false positive rate exceeds alpha."""
     tail: Fraction = 0.1
-    """evt: share of the calibration rows, the highest, that the tail is fitted to"""
+    """For `evt`: fraction of calibration rows, those with the highest scores, that the generalised
+    Pareto tail is fitted to."""
     per_1000: float | None = Field(None, gt=0, lt=1000)
-    """budget: alerts per 1,000 rows, at most"""
+    """For `budget`: highest expected number of alerts per 1,000 rows; null: no such limit."""
     per_day: float | None = Field(None, gt=0)
-    """budget: alerts a day, at most, at the calibration rows' pace"""
+    """For `budget`: highest expected number of alerts per day, at the rate at which calibration
+    rows arrive; null: no such limit."""
     costs: CostConfig = CostConfig()
-    """cost: what is weighed"""
-    beta: float = Field(1.0, gt=0)
-    """fbeta: how many times more recall counts than precision"""
-    precision: Fraction = 0.5
-    """recall_at_precision: share of the flagged rows that are anomalies, at least"""
-    group: str | None = None
-    """methods with alpha: column whose levels get thresholds of their own; tables only"""
-    trim: float = Field(0.0, ge=0, lt=0.5)
-    """methods with alpha: share of the calibration rows, the highest, that do not count"""
+    """For `cost`: costs whose expected sum the threshold minimises."""
+    f_beta: float = Field(1.0, gt=0)
+    """For `fbeta`: weight of recall relative to precision; 1 weighs both alike."""
+    min_precision: Fraction = 0.5
+    """For `recall_at_precision`: lowest accepted fraction of flagged rows that are anomalies."""
+    group_by: str | None = None
+    """For methods with alpha: categorical or binary column, each level of which gets a threshold
+    of its own, for tables only; null: one threshold for all rows."""
+    trim_scores: float = Field(0.0, ge=0, lt=0.5)
+    """For methods with alpha: fraction of calibration rows, those with the highest scores, left
+    out as suspected anomalies."""
     density_ratio: str | None = None
-    """conformal: column with how much denser traffic is than the calibration rows; tables only"""
+    """For `conformal`: column with the density of live traffic relative to that of the calibration
+    rows, at each row, for tables only; null: both are alike."""
 
     KEYS: ClassVar[dict[Method, tuple[str, ...]]] = {
-        "conformal": ("alpha", "group", "trim", "density_ratio"),
-        "certified": ("alpha", "delta", "group", "trim"),
-        "evt": ("alpha", "tail", "group", "trim"),
-        "quantile": ("alpha", "group", "trim"),
+        "conformal": ("alpha", "group_by", "trim_scores", "density_ratio"),
+        "certified": ("alpha", "delta", "group_by", "trim_scores"),
+        "evt": ("alpha", "tail", "group_by", "trim_scores"),
+        "quantile": ("alpha", "group_by", "trim_scores"),
         "budget": ("per_1000", "per_day"),
         "cost": ("costs",),
-        "fbeta": ("beta",),
-        "recall_at_precision": ("precision",),
+        "fbeta": ("f_beta",),
+        "recall_at_precision": ("min_precision",),
     }
-    """Of each method."""
+    """Keys that each method reads."""
     BY_LABEL: ClassVar[tuple[Method, ...]] = ("cost", "fbeta", "recall_at_precision")
     """Methods that need known anomalies."""
 
     @property
     def promises_alpha(self) -> bool:
-        """Whether alpha is wished for; else it is what the threshold comes to."""
+        """Whether alpha is given; for other methods it follows from the threshold."""
         return "alpha" in self.KEYS[self.method]
 
     @model_validator(mode="before")
     @classmethod
-    def _null_is_absent(cls, value: Any) -> Any:
-        """So that ``--set calibration.alpha=null`` takes back what a file says."""
-        return (
-            {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
-        )
+    def _drop_nulls(cls, value: Any) -> Any:
+        """Reset keys given as null, so that ``--set calibration.alpha=null`` undoes a file."""
+        if not isinstance(value, dict):
+            return value
+        return {k: v for k, v in value.items() if v is not None or k not in cls.model_fields}
 
     @model_validator(mode="after")
-    def _keys_of_the_method(self) -> CalibrationConfig:
+    def _check_keys_of_method(self) -> CalibrationConfig:
         own = self.KEYS[self.method]
         for key, field in type(self).model_fields.items():
             if key not in {"method", *own} and getattr(self, key) != field.default:
@@ -91,6 +96,15 @@ class CalibrationConfig(Section):
             raise ValueError("method budget needs per_1000 or per_day")
         if self.method == "cost" and not (self.costs.review or self.costs.blocked):
             raise ValueError("method cost needs costs.review or costs.blocked, else all is flagged")
-        if self.trim and self.density_ratio:
-            raise ValueError("trim counts rows, density_ratio weighs them; leave one of them out")
+        if self.trim_scores and self.density_ratio:
+            raise ValueError(
+                "trim_scores counts rows, density_ratio weighs them; leave one of them out"
+            )
         return self
+
+
+class ImageCalibrationConfig(CalibrationConfig):
+    """Method of choosing the threshold of an image model, and its settings."""
+
+    alpha: Fraction = 0.05
+    """Highest accepted false positive rate: the fraction of normal images that may be flagged."""

@@ -8,41 +8,52 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from anomaly_vae.config.base import Fraction, Section, Seed, TimeInterval, utc
-from anomaly_vae.types import MAX_LEVELS, MIN_COUNT, ColumnType
+from anomaly_vae.types import (
+    MAX_BYTES,
+    MAX_FRAMES,
+    MAX_LEVELS,
+    MAX_PIXELS,
+    MAX_SECONDS,
+    MIN_COUNT,
+    ColumnType,
+)
 
 
 class Feature(Section):
-    """How to read one column."""
+    """Type of a column, and how its levels are kept."""
 
     type: ColumnType
-    """numeric, categorical, binary or datetime"""
+    """Type of the column: numeric, categorical, binary or datetime."""
     max_levels: int = Field(MAX_LEVELS, ge=2, le=4096)
-    """categorical: keep this many frequent levels, pool the others"""
+    """For categorical: number of most frequent levels kept; the others become one level."""
     min_count: int = Field(MIN_COUNT, ge=1)
-    """categorical: pool levels seen less often in training"""
+    """For categorical: number of training rows that a level must occur in to be kept."""
 
 
 class Splits(Section):
-    """Which rows train, stop, calibrate and test the model.
+    """Assignment of rows to training, validation, calibration and test.
 
-    Fractions of the rows (in time order where there is a time column), or half-open intervals
-    of time ``[from, to)``. What no split claims is left out and counted.
+    Splits are fractions of the rows, in time order if there is a time column, or half-open
+    intervals of time ``[from, to)``. Rows that no split claims are left out and counted.
     """
 
     train: Fraction | TimeInterval | None = None
-    """fraction or [from, to); absent: what the others leave"""
+    """Fraction of the rows or interval [from, to) to train on; null: all rows that calibration and
+    test leave."""
     validation: Fraction = 0.1
-    """share of the training rows that the fit leaves out, to measure itself on"""
+    """Fraction of the training rows held out of the weight updates, to measure the fit."""
     calibration: Fraction | TimeInterval = 0.2
-    """fraction or [from, to)"""
+    """Fraction of the rows or interval [from, to) that the threshold is chosen on."""
     test: Fraction | TimeInterval = 0.2
-    """fraction or [from, to); the last rows where there is a time column"""
+    """Fraction of the rows or interval [from, to) to test on; with a time column, a fraction takes
+    the last rows."""
     gap_days: float = Field(0.0, ge=0)
-    """with a time column: leave out this many days before the test split"""
+    """Days left out before the test split; needs a time column."""
     anomalies: float = Field(0.0, ge=0, lt=1)
-    """without a time column: share of the known anomalies that help to choose a threshold"""
+    """Fraction of known anomalies used to choose the threshold instead of to test; only without a
+    time column."""
     seed: Seed = 0
-    """of the random assignment, where there is one"""
+    """Seed of the random assignment of rows; unused with a time column."""
 
     @property
     def by_interval(self) -> bool:
@@ -50,7 +61,7 @@ class Splits(Section):
         return isinstance(self.test, tuple)
 
     @model_validator(mode="after")
-    def _one_kind(self) -> Splits:
+    def _check_spans(self) -> Splits:
         kinds = {type(s) for s in (self.train, self.calibration, self.test) if s is not None}
         if len(kinds) > 1 or (self.by_interval and self.train is None):
             raise ValueError(
@@ -87,18 +98,19 @@ class Splits(Section):
 
 
 class DataConfig(Section):
-    """What every kind of data says: where it is, what is known of it, how it is split."""
+    """Location, labels, groups and splits of the data, common to tables and images."""
 
     path: str | tuple[str, ...]
-    """files, folders or globs: CSV or Parquet; images, or a CSV manifest of them"""
+    """Files, folders or globs: CSV or Parquet for tables; images, or a CSV manifest of images."""
     label: str | None = None
-    """column that marks known anomalies; they never train"""
+    """Column that marks known anomalies, which never train; null: every row counts as normal."""
     positive: Annotated[int | float | str | bool, Field(union_mode="left_to_right")] = 1
-    """the label value that means anomaly"""
+    """Value of the label column that means anomaly."""
     group: str | None = None
-    """unit that no split may cut: customer, patient"""
+    """Column naming the unit that no split may divide, such as a customer or a patient; null: each
+    row is a unit of its own."""
     splits: Splits = Splits()
-    """train, validation, calibration, test"""
+    """Rows used to train, validate, calibrate and test."""
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -107,19 +119,19 @@ class DataConfig(Section):
 
 
 class TabularData(DataConfig):
-    """Where the rows are and what their columns mean."""
+    """Location of a table, and the meaning of its columns."""
 
     id: str | None = None
-    """column that names a row in the output"""
+    """Column that identifies a row in the output; null: rows are numbered from 0."""
     time: str | None = None
-    """column that orders the rows; splits follow it"""
+    """Column that the splits follow in time; null: rows are split at random."""
     features: tuple[str, ...] | dict[str, Feature] | None = None
-    """columns to read, plain or with their types; absent: inferred"""
+    """Columns to read, as a list or with their types; null: all, with inferred types."""
     ignore: tuple[str, ...] = ()
-    """columns to leave out; names that are not there are tolerated"""
+    """Columns to leave out; names that the table lacks are allowed."""
 
     @model_validator(mode="after")
-    def _time_is_named(self) -> TabularData:
+    def _check_time(self) -> TabularData:
         if self.splits.gap_days and not self.time:
             raise ValueError("splits.gap_days needs a time column; name it in time")
         if self.splits.anomalies and self.time:
@@ -128,42 +140,45 @@ class TabularData(DataConfig):
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """Columns with a part other than feature."""
+        """Columns that are a label, an id or a group, and so no features."""
         return tuple(name for name in (self.label, self.id, self.group) if name)
 
 
 class ImageData(DataConfig):
-    """Where the images are and how they are read."""
+    """Location of images, and how they are read."""
 
     size: int = Field(64, ge=16, le=512)
-    """side in pixels of the square that each image is cropped and resized to"""
+    """Side in pixels of the square that each image is cropped and resized to."""
     channels: Literal[1, 3] = 1
-    """1 is grey, 3 is colour"""
+    """Number of channels: 1 for grey, 3 for colour."""
     intensity: Literal["standardise", "unit"] = "standardise"
-    """standardise: each image by its own mean and deviation; unit: as it is, on [0, 1]"""
-    window: Literal["auto", "percentile"] | tuple[float, float] = "auto"
-    """grey levels of DICOM and NIfTI: the file's window, percentiles, or [center, width]"""
+    """Scale of pixel values: `standardise` subtracts the mean of each image and divides by its
+    standard deviation, `unit` keeps them on [0, 1]."""
+    intensity_window: Literal["auto", "percentile"] | tuple[float, float] = "auto"
+    """Values of DICOM, NIfTI and float TIFF files that become black and white: `auto` takes the
+    window in a DICOM file, else percentiles; `percentile` takes the 0.5th and 99.5th; or
+    [center, width]."""
     axis: Literal[0, 1, 2] = 2
-    """NIfTI: the axis along which a volume is cut into slices"""
-    max_pixels: int = Field(1 << 25, ge=1)
-    """of one image; more are refused before they are decoded"""
-    max_bytes: int = Field(1 << 28, ge=1)
-    """of one file"""
-    max_frames: int = Field(4096, ge=1)
-    """images in one file; more are refused"""
-    max_seconds: float = Field(120.0, gt=0)
-    """for decoding one file; what is not done by then is refused"""
+    """Axis along which a NIfTI volume is cut into slices: 0 sagittal, 1 coronal, 2 axial."""
+    max_pixels: int = Field(MAX_PIXELS, ge=1)
+    """Largest number of pixels of one image; larger images are refused before decoding."""
+    max_bytes: int = Field(MAX_BYTES, ge=1)
+    """Largest size of one file in bytes, packed and unpacked."""
+    max_frames: int = Field(MAX_FRAMES, ge=1)
+    """Largest number of images in one file; files with more are refused."""
+    max_seconds: float = Field(MAX_SECONDS, gt=0)
+    """Longest time in seconds for decoding one file; images not decoded by then are refused."""
 
     @model_validator(mode="after")
-    def _no_time(self) -> ImageData:
+    def _check_no_time(self) -> ImageData:
         if self.splits.by_interval or self.splits.gap_days:
             raise ValueError("images have no time column; give splits as fractions, without gap")
         return self
 
     @property
     def time(self) -> None:
-        """Images come in no order."""
+        """No time column: images come in no order."""
 
     @property
     def id(self) -> None:
-        """An image is named by its path."""
+        """No id column: an image is identified by its path."""

@@ -1,4 +1,4 @@
-"""Put the sections together into the configuration of one detector."""
+"""Combine the sections into the configuration of a detector."""
 
 from __future__ import annotations
 
@@ -8,12 +8,22 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from anomaly_vae.config.base import Section
-from anomaly_vae.config.calibration import CalibrationConfig
+from anomaly_vae.config.calibration import CalibrationConfig, ImageCalibrationConfig
 from anomaly_vae.config.data import ImageData, TabularData
 from anomaly_vae.config.lifecycle import EvaluationConfig, MLflowConfig, PromotionConfig
-from anomaly_vae.config.model import ImageModelConfig, ModelConfig
+from anomaly_vae.config.model import (
+    ImageModelConfig,
+    ModelConfig,
+    ResolvedImageModel,
+    ResolvedModel,
+)
 from anomaly_vae.config.scoring import ImageScoreConfig, ScoreConfig
-from anomaly_vae.config.training import ImageTrainingConfig, TrainingConfig
+from anomaly_vae.config.training import (
+    ImageTrainingConfig,
+    ResolvedImageTraining,
+    ResolvedTraining,
+    TrainingConfig,
+)
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "tabular": {
@@ -25,25 +35,26 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "best": {"model": {"width": 32}, "training": {"patience": 40}},
     },
 }
+"""Defaults that each preset changes, by kind of data."""
 
 
 class BaseConfig(Section):
-    """What the configuration of every detector has."""
+    """Configuration common to all detectors."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")
-    """of the registered model"""
+    """Name of the registered model."""
     preset: Literal["fast", "default", "best"] = "default"
-    """defaults of several keys at once"""
+    """Set of defaults, from fast to accurate; keys that are given override it."""
     description: str | None = None
-    """what the model is for; its card says so"""
+    """Purpose of the model, shown in its model card."""
     calibration: CalibrationConfig = CalibrationConfig()
-    """what to promise"""
+    """Threshold."""
     evaluation: EvaluationConfig = EvaluationConfig()
-    """what to tell of the test split"""
+    """Figures reported on the test split."""
     promotion: PromotionConfig = PromotionConfig()
-    """when to replace the champion"""
+    """Policy for replacing the champion."""
     mlflow: MLflowConfig = MLflowConfig()
-    """where to record it"""
+    """Location of runs and models."""
 
     @model_validator(mode="before")
     @classmethod
@@ -57,13 +68,14 @@ class BaseConfig(Section):
 
     @field_validator("name", mode="before")
     @classmethod
-    def _text(cls, value: Any) -> Any:
+    def _accept_number(cls, value: Any) -> Any:
         return str(value) if isinstance(value, int) else value
 
     def recorded(self) -> dict[str, Any]:
-        """What belongs to the model: everything but paths, devices, servers and policies.
+        """Return the part that the manifest records, as plain values.
 
-        Of a model that it starts from, the digest belongs to it, which a path does not tell.
+        Paths, devices, servers and policies are left out, because they do not change the model.
+        `training.warm_start` is left out, too: the manifest has the digest of that model.
         """
         exclude: Any = {
             "data": {"path"},
@@ -75,22 +87,30 @@ class BaseConfig(Section):
 
 
 class TabularConfig(BaseConfig):
-    """The whole of a tabular detector's configuration."""
+    """Configuration of a detector for tables.
+
+    >>> config = TabularConfig(name="fraud", data={"path": "rows.parquet"})
+    >>> config.calibration.alpha, config.model.latent_dim
+    (0.01, None)
+    >>> config.resolve(n_columns=12, n_rows=10_000).model.latent_dim
+    12
+    """
 
     kind: Literal["tabular"] = "tabular"
-    """what the rows are"""
+    """Kind of data: `tabular` or `image`."""
     data: TabularData
-    """what to read"""
+    """Input data."""
     model: ModelConfig = ModelConfig()
-    """what to fit"""
+    """Networks and likelihoods."""
     training: TrainingConfig = TrainingConfig()
-    """how to fit it"""
+    """Fit."""
     score: ScoreConfig = ScoreConfig()
-    """what to score by"""
+    """Anomaly score; its type may be given in place of the section: `score: neg_elbo`."""
 
     @model_validator(mode="before")
     @classmethod
-    def _weights_are_no_feature(cls, value: Any) -> Any:
+    def _ignore_density_ratio(cls, value: Any) -> Any:
+        """Leave the column of weights out of the features."""
         match value:
             case {"calibration": {"density_ratio": str(column)}, "data": dict(data)}:
                 ignore = data.get("ignore", ())
@@ -98,38 +118,79 @@ class TabularConfig(BaseConfig):
                     return {**value, "data": {**data, "ignore": (*ignore, column)}}
         return value
 
+    def resolve(self, n_columns: int, n_rows: int) -> ResolvedTabularConfig:
+        """Fill in all sizes that depend on the data.
+
+        Args:
+            n_columns: number of encoded columns.
+            n_rows: number of training rows.
+        """
+        sizes = {"model": self.model.resolve(n_columns), "training": self.training.resolve(n_rows)}
+        return ResolvedTabularConfig.model_validate({**dict(self), **sizes})
+
+
+class ResolvedTabularConfig(TabularConfig):
+    """Configuration of a detector for tables with all sizes known."""
+
+    model: ResolvedModel
+    training: ResolvedTraining
+
 
 class ImageConfig(BaseConfig):
-    """The whole of an image detector's configuration."""
+    """Configuration of a detector for images.
+
+    >>> config = ImageConfig(name="scans", data={"path": "scans/"}, score="reconstruction")
+    >>> config.calibration.alpha, config.score.type
+    (0.05, 'reconstruction')
+    """
 
     kind: Literal["image"] = "image"
-    """what is scored"""
+    """Kind of data: `tabular` or `image`."""
     data: ImageData
-    """what to read"""
+    """Input data."""
     model: ImageModelConfig = ImageModelConfig()
-    """what to fit"""
+    """Networks and likelihoods."""
     training: ImageTrainingConfig = ImageTrainingConfig()
-    """how to fit it"""
+    """Fit."""
     score: ImageScoreConfig = ImageScoreConfig()
-    """what to score by"""
+    """Anomaly score; its type may be given in place of the section: `score: neg_elbo`."""
+    calibration: ImageCalibrationConfig = ImageCalibrationConfig()
+    """Threshold."""
 
     @model_validator(mode="after")
-    def _score_fits_model(self) -> ImageConfig:
-        if self.score.type == "contamination" and not self.model.contamination:
-            raise ValueError("score contamination needs model.contamination: true")
+    def _check_score(self) -> ImageConfig:
+        if self.score.type == "contamination" and not self.model.localization_head:
+            raise ValueError("score contamination needs model.localization_head: true")
         if self.model.network == "hierarchical" and self.score.draws > 1:
             raise ValueError("a hierarchical model is scored at its posterior mean: score.draws 1")
         return self
 
     @model_validator(mode="after")
-    def _images_have_no_columns(self) -> ImageConfig:
-        for key in ("group", "density_ratio"):
+    def _refuse_columns(self) -> ImageConfig:
+        for key in ("group_by", "density_ratio"):
             if getattr(self.calibration, key):
                 raise ValueError(
                     f"calibration.{key} names a column, and an image to be scored has none; leave "
                     "it out"
                 )
         return self
+
+    def resolve(self, n_columns: int, n_rows: int) -> ResolvedImageConfig:
+        """Fill in all sizes that depend on the data.
+
+        Args:
+            n_columns: number of pixels times channels.
+            n_rows: number of training images.
+        """
+        sizes = {"model": self.model.resolve(n_columns), "training": self.training.resolve(n_rows)}
+        return ResolvedImageConfig.model_validate({**dict(self), **sizes})
+
+
+class ResolvedImageConfig(ImageConfig):
+    """Configuration of a detector for images with all sizes known."""
+
+    model: ResolvedImageModel
+    training: ResolvedImageTraining
 
 
 Config = TabularConfig | ImageConfig
@@ -139,14 +200,18 @@ KINDS: dict[str, type[TabularConfig] | type[ImageConfig]] = {
     "tabular": TabularConfig,
     "image": ImageConfig,
 }
+"""Type of configuration by the value of `kind`."""
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``over`` laid upon ``base``, section by section."""
+    """Return ``base`` with the keys of ``over`` replaced, section by section.
+
+    >>> merged({"model": {"depth": 2, "members": 3}}, {"model": {"depth": 1}})
+    {'model': {'depth': 1, 'members': 3}}
+    """
     out = dict(base)
     for key, value in over.items():
         below = out.get(key)
-        out[key] = (
-            merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
-        )
+        both = isinstance(below, dict) and isinstance(value, dict)
+        out[key] = merged(below or {}, value) if both else value
     return out

@@ -10,6 +10,7 @@ from typing import Any
 from anomaly_vae.config.base import Section
 from anomaly_vae.config.data import Feature
 from anomaly_vae.messages import shown
+from anomaly_vae.renames import RENAMED_KEYS
 
 EXPECTED = {
     "float_": "a number",
@@ -30,22 +31,22 @@ EXPECTED = {
     "string_pattern_mismatch": "letters, digits, '.', '_' and '-', 100 at most",
     "invalid_key": "text as a key, in quotes if need be",
 }
-"""What the user is told, by how pydantic's name of the fault begins."""
+"""Expected value by the beginning of pydantic's name of the fault."""
 
 
 MISMATCHES = ("_type", "_parsing", "_from_float")
-"""How pydantic's names end where one alternative of several is not the one that was meant."""
+"""Endings of pydantic's fault names that mean another alternative of a union was intended."""
 
 
-def pertinent_faults(content: Any, faults: Sequence[Any]) -> dict[str, list[Any]]:
-    """Faults by the user's key.
+def group_faults(content: Any, faults: Sequence[Any]) -> dict[str, list[Any]]:
+    """Group faults by the key that the user wrote.
 
-    Where a key has alternatives, pydantic reports the faults of each; those of the alternative
-    that comes closest are kept.
+    Pydantic reports faults for each alternative of a union; only those of the closest alternative
+    are kept. A fault of a section is dropped in favour of faults of its keys.
     """
     by_key: dict[str, list[Any]] = {}
     for fault in faults:
-        by_key.setdefault(_written(content, fault), []).append(fault)
+        by_key.setdefault(_written_key(content, fault), []).append(fault)
     for key, alternatives in list(by_key.items()):
         if key and any(other.startswith(f"{key}.") for other in by_key):
             del by_key[key]
@@ -55,8 +56,8 @@ def pertinent_faults(content: Any, faults: Sequence[Any]) -> dict[str, list[Any]
     return by_key
 
 
-def _written(content: Any, fault: Any) -> str:
-    """The key as the user writes it: a fault's location without the names of alternatives."""
+def _written_key(content: Any, fault: Any) -> str:
+    """Return a fault's location without the names of alternatives: the key as the user wrote it."""
     parts = []
     for part in fault["loc"]:
         inside = isinstance(content, Mapping) and part in content
@@ -72,6 +73,8 @@ def explain_fault(root: type[Section], key: str, alternatives: Sequence[Any]) ->
     """Describe what is wrong with a key and what it should be."""
     fault = alternatives[0]
     if fault["type"] == "extra_forbidden":
+        if (new := RENAMED_KEYS.get(key)) and _has_key(root, new):
+            return f"{key} is now {new}"
         near = difflib.get_close_matches(str(fault["loc"][-1]), _siblings(root, fault["loc"]), n=1)
         return f"unknown key {key}" + (f", did you mean {near[0]}" if near else "")
     if fault["type"] == "missing":
@@ -92,6 +95,11 @@ def _expected(fault: Any) -> str:
         if fault["type"].startswith(start):
             return text.format_map(fault.get("ctx", {}))
     return str(fault["msg"])
+
+
+def _has_key(root: type[Section], key: str) -> bool:
+    *sections, last = key.split(".")
+    return last in _siblings(root, (*sections, last))
 
 
 def _siblings(root: type[Section], loc: tuple[int | str, ...]) -> list[str]:

@@ -10,43 +10,46 @@ from anomaly_vae.config.base import Fraction, Section
 
 
 class EvaluationConfig(Section):
-    """What is told of the test split, beside its usual figures."""
+    """Figures reported on the test split, in addition to the usual ones."""
 
     top: int = Field(100, ge=1)
-    """rows, and cards of a day, that somebody can look into"""
+    """Number of rows, and of entities per day, that can be reviewed."""
     entity: str | None = None
-    """column of what is looked into day by day, such as a card; absent: data.group"""
+    """Column of the entity reviewed each day, such as a card; null: `data.group`."""
     slices: tuple[str, ...] = ()
-    """more columns whose levels are compared; the model's own with levels are"""
+    """Additional columns whose levels are compared; categorical and binary features always are."""
 
 
 class PromotionConfig(Section):
-    """When a challenger may become champion; frozen in the registry at the first promotion."""
+    """Policy by which a challenger may replace the champion; frozen at the first promotion."""
 
     metric: Literal["average_precision", "auroc"] = "average_precision"
-    """compared on the frozen test split, where it has labels"""
+    """Metric compared on the frozen test split, if that has labels."""
     tolerance: float = Field(0.0, ge=0, lt=1)
-    """how much worse than the champion's a challenger's metric may be"""
+    """Largest accepted loss of the metric relative to the champion, in absolute terms."""
     proof: Literal["worse", "no_worse"] = "worse"
-    """worse: refuse what is shown to be worse; no_worse: what is not shown to be no worse"""
+    """Burden of proof: `worse` refuses a challenger shown to be worse, `no_worse` refuses one that
+    is not shown to be no worse."""
     confidence: Fraction = 0.95
-    """of every interval that a rule asks what chance explains"""
+    """Confidence level of all intervals that rules use."""
     slice_recall: Fraction | None = 0.1
-    """most recall that a level of a categorical column may lose, beyond chance; null: any"""
+    """Largest accepted loss of recall, beyond chance, in a level of a categorical column; null: no
+    limit."""
     agreement: Fraction | None = None
-    """least share of the rows on which both models flag alike; absent: any"""
+    """Lowest accepted fraction of rows that both models decide alike; null: no limit."""
     row_microseconds: float | None = Field(None, gt=0)
-    """most CPU time that scoring a row alone may take; absent: any"""
+    """Longest accepted CPU time of scoring a single row, in microseconds; null: no limit."""
     slowdown: float | None = Field(None, gt=0)
-    """the same as a multiple of the champion's; absent: any"""
+    """Longest accepted CPU time of scoring a single row, as a multiple of the champion's; null: no
+    limit."""
     megabytes: float | None = Field(None, gt=0)
-    """largest bundle, in 10^6 bytes; absent: any"""
+    """Largest accepted bundle, in megabytes (10^6 bytes); null: no limit."""
 
 
 class MLflowConfig(Section):
-    """Where runs and models are recorded; ``MLFLOW_TRACKING_URI`` wins over the file."""
+    """Location where runs and models are recorded."""
 
     tracking_uri: str = "sqlite:///mlflow.db"
-    """any MLflow tracking URI but a plain folder"""
+    """MLflow tracking URI, not a plain folder; the variable `MLFLOW_TRACKING_URI` overrides it."""
     experiment: str | None = None
-    """absent: the model's name"""
+    """Name of the MLflow experiment; null: the model's name."""

@@ -10,17 +10,35 @@ import yaml
 from pydantic import ValidationError
 
 from anomaly_vae.config.base import Section
-from anomaly_vae.config.detector import KINDS, Config, ImageConfig, TabularConfig, merged
-from anomaly_vae.config.faults import explain_fault, pertinent_faults, yaml_reason
+from anomaly_vae.config.detector import (
+    KINDS,
+    Config,
+    ImageConfig,
+    TabularConfig,
+    merged,
+)
+from anomaly_vae.config.faults import explain_fault, group_faults, yaml_reason
 from anomaly_vae.errors import ConfigError
 from anomaly_vae.messages import shown
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file and ``a.b=c`` overrides through one validation.
+    """Read a configuration from a YAML file.
+
+    Args:
+        path: the file.
+        overrides: ``key=value`` with a dotted key and a YAML value; later ones win.
 
     Raises:
-        ConfigError: unreadable file, unknown key or a value that does not fit.
+        ConfigError: the file cannot be read, a key is unknown or a value does not fit.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "fraud.yaml"
+    ...     _ = path.write_text("{name: fraud, data: {path: rows.csv}}")
+    ...     config = load_config(path, ["calibration.alpha=0.005"])
+    >>> config.kind, config.calibration.alpha
+    ('tabular', 0.005)
     """
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -37,13 +55,25 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def validate_config(content: Mapping[str, Any]) -> Config:
-    """Plain keys and values → a configuration; each fault named with its remedy."""
-    config = _kind(content.get("kind", "tabular"))
+    """Check plain keys and values, and return them as a configuration.
+
+    Raises:
+        ConfigError: a key is unknown or missing, or a value does not fit; the message names each
+            such key with the remedy.
+
+    >>> config = validate_config({"name": "fraud", "data": {"path": "rows.csv"}})
+    >>> config.calibration.method
+    'conformal'
+    >>> validate_config({"name": "fraud", "data": {"path": "rows.csv", "lable": "is_fraud"}})
+    Traceback (most recent call last):
+    anomaly_vae.errors.ConfigError: unknown key data.lable, did you mean label
+    """
+    kind = _kind(content.get("kind", "tabular"))
     try:
-        return config.model_validate(content)
+        return kind.model_validate(content)
     except ValidationError as error:
-        faults = pertinent_faults(content, error.errors(include_url=False))
-        clauses = [explain_fault(config, key, alternatives) for key, alternatives in faults.items()]
+        faults = group_faults(content, error.errors(include_url=False))
+        clauses = [explain_fault(kind, key, alternatives) for key, alternatives in faults.items()]
         raise ConfigError("; ".join(clauses), key=next(iter(faults))) from None
 
 
@@ -55,9 +85,9 @@ def _kind(kind: Any) -> type[TabularConfig] | type[ImageConfig]:
 
 
 def fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Every key with its description, dotted."""
+    """Yield every key of a section, dotted, with its description on one line."""
     for name, info in section.model_fields.items():
-        yield f"{prefix}{name}", info.description or ""
+        yield f"{prefix}{name}", " ".join((info.description or "").split())
         if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
             yield from fields(info.annotation, f"{prefix}{name}.")
 

@@ -11,64 +11,86 @@ from anomaly_vae.config.base import Section
 
 
 class ModelConfig(Section):
-    """The network and its likelihoods."""
+    """Networks of a tabular model, and its likelihood."""
 
     type: Literal["vae", "autoencoder"] = "vae"
-    """autoencoder: the deterministic twin, without noise or rate"""
+    """Kind of model: `vae`, or `autoencoder`, the same networks without noise and KL term."""
     members: int = Field(3, ge=1, le=64)
-    """networks fitted side by side; scores are their mean, the guard's within limits"""
+    """Number of networks trained side by side; a score is the mean over members, with limited
+    influence of the last one, the guard."""
     latent_dim: int | None = Field(None, ge=1, le=4096)
-    """absent: the encoded columns, 1 to 64"""
+    """Number of latent dimensions; null: the number of encoded columns, 1 to 64."""
     hidden_dim: int | None = Field(None, ge=1, le=8192)
-    """absent: twice the encoded columns as a power of two, 64 to 256"""
+    """Number of units per hidden layer; null: twice the number of encoded columns, rounded up to a
+    power of two, 64 to 256."""
     depth: int = Field(2, ge=0, le=16)
-    """hidden layers in encoder and decoder; 0 is linear"""
+    """Number of hidden layers in the encoder and in the decoder; 0 makes both linear."""
     likelihood: Literal["gaussian", "student_t"] = "gaussian"
-    """of numeric columns"""
+    """Likelihood of numeric columns."""
     variance_floor: float = Field(0.01, gt=0)
-    """smallest variance of a standardised numeric column"""
+    """Smallest variance of the likelihood of a standardised numeric column."""
     posterior_variance: Literal["shared", "row"] = "shared"
-    """of q(z|x): one vector for all rows, or each row its own"""
+    """Variance of the approximate posterior: one vector `shared` by all rows, or one per `row`."""
     prior: Literal["aggregated", "standard"] = "aggregated"
-    """of scores and samples: the aggregated posterior, or N(0, I) as in training"""
+    """Prior of scores and samples: the `aggregated` posterior, or the `standard` normal one, which
+    every model is trained with."""
     components: int = Field(256, ge=1, le=65_536)
-    """most parts of the aggregated posterior"""
+    """Largest number of mixture components of the aggregated posterior."""
 
-    def resolve(self, n_columns: int) -> ModelConfig:
-        """Fill what is absent from the number of encoded columns."""
+    def resolve(self, n_columns: int) -> ResolvedModel:
+        """Fill in sizes that are None.
+
+        Args:
+            n_columns: number of encoded columns.
+        """
         width = 2 ** math.ceil(math.log2(max(2 * n_columns, 2)))
-        return self.model_copy(
-            update={
-                "latent_dim": self.latent_dim or min(max(n_columns, 1), 64),
-                "hidden_dim": self.hidden_dim or min(max(width, 64), 256),
-            }
-        )
+        sizes = {
+            "latent_dim": self.latent_dim or min(max(n_columns, 1), 64),
+            "hidden_dim": self.hidden_dim or min(max(width, 64), 256),
+        }
+        return ResolvedModel.model_validate({**dict(self), **sizes})
+
+
+class ResolvedModel(ModelConfig):
+    """Networks of a tabular model with all sizes known."""
+
+    latent_dim: int
+    hidden_dim: int
 
 
 class ImageModelConfig(Section):
-    """The network of an image model and its likelihood."""
+    """Network of an image model, and its likelihood."""
 
     type: Literal["vae", "autoencoder"] = "vae"
-    """autoencoder: the deterministic twin, without noise or rate"""
+    """Kind of model: `vae`, or `autoencoder`, the same networks without noise and KL term."""
     network: Literal["convolutional", "residual", "dense", "hierarchical"] = "hierarchical"
-    """hierarchical: latents at three resolutions (Sønderby et al. 2016)"""
+    """Architecture; `hierarchical` has latents at three resolutions (Sønderby et al. 2016)."""
     latent_dim: int | None = Field(None, ge=1, le=4096)
-    """absent: 16; hierarchical: channels of the coarsest level, absent: 8"""
+    """Number of latent dimensions, for `hierarchical` the channels of the coarsest level; null: 16,
+    for `hierarchical` 8."""
     width: int = Field(16, ge=1, le=512)
-    """channels of the finest convolutions, doubled with each halving of the side"""
+    """Number of channels of the finest convolutions; each halving of the resolution doubles it."""
     hidden_dim: int = Field(256, ge=1, le=8192)
-    """units of the dense layers"""
+    """Number of units per dense layer."""
     upsampling: Literal["shuffle", "transposed"] = "shuffle"
-    """how decoders double the side: pixel shuffle or transposed convolution"""
+    """Upsampling layer of decoders: pixel `shuffle` or `transposed` convolution."""
     likelihood: Literal["gaussian", "laplace", "bernoulli", "structural", "contrast"] = "contrast"
-    """structural: Gaussian on bands of local contrast; contrast: what is unexplained of it"""
+    """Likelihood of pixels; `structural` is Gaussian on bands of local contrast, `contrast` counts
+    the fraction of local variance left unexplained."""
     variance_floor: float = Field(1e-3, gt=0)
-    """smallest variance that a Gaussian or a Laplace learns"""
-    contamination: bool = False
-    """a second network learns which pixels do not belong, from inserted corruption"""
+    """Smallest variance of a `gaussian`, `laplace` or `structural` likelihood."""
+    localization_head: bool = False
+    """Whether a second network learns which pixels are anomalous, from synthetic corruption."""
 
-    def resolve(self, n_columns: int) -> ImageModelConfig:
-        """Fill what is absent; the size of the images decides nothing yet."""
+    def resolve(self, n_columns: int) -> ResolvedImageModel:
+        """Fill in sizes that are None; the number of pixels, ``n_columns``, has no influence."""
         del n_columns
         usual = 8 if self.network == "hierarchical" else 16
-        return self.model_copy(update={"latent_dim": self.latent_dim or usual})
+        sizes = {"latent_dim": self.latent_dim or usual}
+        return ResolvedImageModel.model_validate({**dict(self), **sizes})
+
+
+class ResolvedImageModel(ImageModelConfig):
+    """Network of an image model with all sizes known."""
+
+    latent_dim: int

@@ -10,39 +10,42 @@ from anomaly_vae.config.base import Section, Seed
 
 
 class ScoreConfig(Section):
-    """What the anomaly score is."""
+    """Anomaly score of a table's rows."""
 
     type: Literal["neg_elbo", "reconstruction", "importance_weighted"] = "neg_elbo"
-    """in nats, higher is more anomalous"""
+    """Anomaly score, in nats; higher is more anomalous."""
     draws: int = Field(1, ge=1, le=1024)
-    """frozen posterior draws, shared by all rows; 1 is the posterior mean"""
+    """Number of posterior draws per score, the same for all rows; 1 scores at the posterior
+    mean."""
     seed: Seed = 0
-    """of the draws"""
+    """Seed of the posterior draws."""
 
     unit: ClassVar[str] = "nats"
-    """Of scores and their parts."""
+    """Unit of scores and their parts."""
 
 
 class ImageScoreConfig(Section):
-    """What the anomaly score of an image is."""
+    """Anomaly score of images."""
 
     type: Literal[
         "neg_elbo", "reconstruction", "importance_weighted", "structural", "contamination"
     ] = "neg_elbo"
-    """higher is more anomalous; see docs/configuration.md"""
+    """Anomaly score; higher is more anomalous. `contamination` needs `model.localization_head`."""
     standardise: bool | None = None
-    """pixels by their mean and deviation on held-out normals; absent: all but contamination"""
+    """Whether each pixel's part is scaled by its mean and standard deviation on held-out normal
+    images; null: yes, except for `contamination`."""
     draws: int = Field(1, ge=1, le=1024)
-    """frozen posterior draws, shared by all images; 1 is the posterior mean"""
+    """Number of posterior draws per score, the same for all images; 1 scores at the posterior
+    mean."""
     seed: Seed = 0
-    """of the draws"""
+    """Seed of the posterior draws."""
 
     @property
     def standardised(self) -> bool:
-        """Whether pixels are measured by what they are on held-out normals."""
+        """Whether each pixel's part is scaled by its values on held-out normal images."""
         return self.type != "contamination" if self.standardise is None else self.standardise
 
     @property
     def unit(self) -> str:
-        """Of scores and their parts: nats, or standard deviations on held-out normals."""
+        """Unit of scores and their parts: nats, or standard deviations on held-out normals."""
         return "sd" if self.standardised else "nats"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -11,122 +11,156 @@ from anomaly_vae.config.base import Probability, Section, Seed
 
 
 class FitConfig(Section):
-    """How a model of any kind is fitted."""
+    """Settings of a fit, common to tables and images."""
 
     epochs: int | None = Field(None, ge=1)
-    """upper bound; absent: about 600 steps, 3 to 300 epochs"""
+    """Largest number of epochs; null: as many as make about 600 steps, 3 to 300."""
     batch_size: int | None = Field(None, ge=1)
-    """absent: a 32nd of the rows as a power of two, 32 to 512"""
+    """Number of rows per batch; null: 1/32 of the training rows, rounded to a power of two, 32 to
+    512."""
     learning_rate: float = Field(4e-3, gt=0)
-    """peak of the cosine schedule"""
+    """Peak learning rate of the cosine schedule."""
     weight_decay: float = Field(1e-5, ge=0)
-    """of AdamW"""
+    """Weight decay of AdamW."""
     clip_norm: float = Field(5.0, gt=0)
-    """largest norm of the gradient"""
+    """Largest norm of the gradient; longer gradients are scaled down to it."""
     beta: float = Field(1.0, ge=0)
-    """weight of the KL term (Higgins et al. 2017)"""
+    """Weight of the KL term (Higgins et al. 2017)."""
     kl_warmup: float = Field(0.3, ge=0, le=1)
-    """share of the steps over which beta rises from 0"""
+    """Fraction of the steps over which the weight of the KL term rises from 0 to `beta`."""
     free_bits: float = Field(0.0, ge=0)
-    """nats per latent dimension that cost nothing (Kingma et al. 2016)"""
+    """KL divergence per latent dimension that costs nothing, in nats (Kingma et al. 2016)."""
     trim: float = Field(0.0, ge=0, le=0.5)
-    """share of the rows, the worst fitting ones, that do not teach (Shen & Sanghavi 2019)"""
-    keep: Literal["best", "last"] = "best"
-    """weights of the best validation ELBO, or of the last epoch and no early stop"""
+    """Fraction of rows, those with the highest loss, excluded from training (Shen & Sanghavi
+    2019)."""
+    keep: Literal["best", "last"] = "last"
+    """Weights to keep: those of the `best` validation ELBO, which also stops early, or of the
+    `last` epoch."""
     patience: int = Field(20, ge=1)
-    """keep best: epochs without a better validation ELBO before stopping"""
+    """With `keep: best`: number of epochs without a better validation ELBO before stopping."""
     seed: Seed = 0
-    """of the initial weights, the order of the rows and the noise"""
+    """Seed of the initial weights, the order of the rows and the noise."""
     threads: int = Field(1, ge=1)
-    """of the CPU while fitting; small networks are fastest with one"""
+    """Number of CPU threads; small networks are fastest with one."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda where there is one"""
+    """Device to train on; `auto` takes a GPU if there is one."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """of the networks while fitting; bfloat16 is faster on GPUs that have it"""
+    """Number format of the networks in training; `bfloat16` is faster on GPUs that support it."""
     resume: bool = True
-    """continue from a checkpoint of the same data and configuration"""
+    """Whether to continue from a checkpoint of the same data and configuration."""
     warm_start: str | None = None
-    """folder or URI of a model whose weights the fit starts from, where they fit"""
+    """Folder or URI of a model whose weights to start from if they fit; null: random weights."""
 
     STEPS: ClassVar[int] = 600
-    """Of a fit whose epochs are absent, at least, where 300 epochs are enough for that."""
+    """Smallest number of steps of a fit without `epochs`, unless that takes over 300 epochs."""
     EPOCHS: ClassVar[int] = 0
-    """Of such a fit, at least, where that takes no more than `MOST_STEPS`."""
+    """Smallest number of epochs of a fit without `epochs`, unless that takes over `MOST_STEPS`."""
     MOST_STEPS: ClassVar[int] = 6000
+    """Number of steps up to which `EPOCHS` applies."""
 
-    def resolve(self, n_rows: int) -> Self:
-        """Fill what is absent from the number of training rows."""
+    def trims(self, members: int) -> tuple[float, ...]:
+        """Return the fraction of rows that each of a model's members is not trained on."""
+        return (self.trim,) * members
+
+    def _sizes(self, n_rows: int) -> dict[str, int]:
+        """Choose batch size and epochs from the number of training rows."""
         batch = 2 ** round(math.log2(max(n_rows / 32, 1)))
         batch = self.batch_size or min(max(batch, 32), 512)
         per_epoch = max(1, math.ceil(n_rows / batch))
         wanted = max(self.STEPS / per_epoch, min(self.EPOCHS, self.MOST_STEPS / per_epoch))
-        epochs = self.epochs or min(max(round(wanted), 3), 300)
-        return self.model_copy(update={"batch_size": batch, "epochs": epochs})
-
-    def trims(self, members: int) -> tuple[float, ...]:
-        """The share of the rows that each of a model's members does not learn from."""
-        return (self.trim,) * members
+        return {"batch_size": batch, "epochs": self.epochs or min(max(round(wanted), 3), 300)}
 
 
 class TrainingConfig(FitConfig):
-    """How a tabular model is fitted."""
+    """Settings of a fit on a table."""
 
     epochs: int | None = Field(None, ge=1)
-    """upper bound; absent: 80, but at least 600 steps, at most 6,000, and 3 to 300 epochs"""
+    """Largest number of epochs; null: 80, raised to make at least 600 steps, lowered to make at
+    most 6,000, but 3 to 300."""
     learning_rate: float = Field(3e-3, gt=0)
-    """peak of the cosine schedule"""
+    """Peak learning rate of the cosine schedule."""
     beta: float = Field(0.3, ge=0)
-    """weight of the KL term (Higgins et al. 2017)"""
-    keep: Literal["best", "last"] = "last"
-    """weights of the best validation ELBO, or of the last epoch and no early stop"""
+    """Weight of the KL term (Higgins et al. 2017)."""
     noise: float = Field(0.2, ge=0)
-    """deviation of the noise on standardised numbers that the encoder has to see through"""
+    """Standard deviation of the noise added to standardised numbers before the encoder."""
     hide: float = Field(0.02, ge=0, lt=1)
-    """share of the cells treated as missing in each batch, so that missing ones are met"""
+    """Fraction of cells hidden in each batch, so that the model learns to handle missing values."""
     guard: float = Field(0.1, ge=0, le=0.5)
-    """what is trimmed of the last of several members: it is surprised by what the others learned"""
+    """Fraction of highest-loss rows excluded from training the last of several members, so that it
+    does not learn anomalies the others did."""
 
     EPOCHS: ClassVar[int] = 80
 
     def trims(self, members: int) -> tuple[float, ...]:
-        """See `FitConfig.trims`; of several members the last is the guard."""
+        """Return the fraction of rows that each member is not trained on; the last is the guard."""
         guard = max(self.trim, self.guard) if members > 1 else self.trim
         return (*super().trims(members - 1), guard)
 
+    def resolve(self, n_rows: int) -> ResolvedTraining:
+        """Fill in sizes that are None.
+
+        Args:
+            n_rows: number of training rows.
+        """
+        return ResolvedTraining.model_validate({**dict(self), **self._sizes(n_rows)})
+
+
+class ResolvedTraining(TrainingConfig):
+    """Settings of a fit on a table with all sizes known."""
+
+    epochs: int
+    batch_size: int
+
 
 class CorruptionConfig(Section):
-    """What is done to an image that the model then has to see through."""
+    """Corruption of training images that the model learns to undo."""
 
     type: Literal["none", "coarse", "pixel", "mask", "downsample"] = "coarse"
-    """noise on a coarse grid, noise per pixel, squares hidden, or fewer pixels"""
+    """Kind of corruption: noise on a `coarse` grid, noise per `pixel`, hidden squares (`mask`), or
+    lower resolution (`downsample`)."""
     strength: float = Field(0.25, ge=0)
-    """deviation of the noise, share of the side hidden, or of the resolution lost"""
+    """Standard deviation of the noise, fraction of the side hidden, or fraction of the resolution
+    lost."""
 
 
 class AugmentationConfig(Section):
-    """Random changes that leave an image normal; whole batches at once."""
+    """Random changes to training images that leave them normal, drawn anew for each image."""
 
     flip: Probability = 0.0
-    """of mirroring left to right"""
+    """Probability of mirroring left to right."""
     rotation: Probability = 0.0
-    """of turning by up to `degrees`"""
+    """Probability of rotating by a random angle of up to `degrees`."""
     degrees: float = Field(10.0, ge=0, le=180)
-    """the largest turn to either side"""
+    """Largest rotation to either side, in degrees."""
 
 
 class ImageTrainingConfig(FitConfig):
-    """How an image model is fitted."""
+    """Settings of a fit on images."""
 
-    epochs: int | None = Field(None, ge=1)
-    """upper bound; absent: about 600 steps, 3 to 300 epochs"""
     batch_size: int | None = Field(None, ge=2)
-    """absent: a 32nd of the images as a power of two, 32 to 512; batch norm needs two"""
+    """Number of images per batch, at least 2 for batch normalisation; null: 1/32 of the training
+    images, rounded to a power of two, 32 to 512."""
     kl_warmup: float = Field(0.2, ge=0, le=1)
-    """share of the steps over which beta rises from 0"""
-    keep: Literal["best", "last"] = "last"
-    """weights of the best validation ELBO, or of the last epoch and no early stop"""
-
+    """Fraction of the steps over which the weight of the KL term rises from 0 to `beta`."""
     corruption: CorruptionConfig = CorruptionConfig()
-    """makes the model a denoiser, an inpainter or a super-resolver"""
+    """Corruption that makes the model a denoiser, an inpainter or a super-resolver."""
     augmentation: AugmentationConfig = AugmentationConfig()
-    """mirroring and turning"""
+    """Random mirroring and rotation of training images."""
+
+    def resolve(self, n_rows: int) -> ResolvedImageTraining:
+        """Fill in sizes that are None.
+
+        Args:
+            n_rows: number of training images.
+        """
+        return ResolvedImageTraining.model_validate({**dict(self), **self._sizes(n_rows)})
+
+
+class ResolvedImageTraining(ImageTrainingConfig):
+    """Settings of a fit on images with all sizes known."""
+
+    epochs: int
+    batch_size: int
+
+
+ResolvedFit = ResolvedTraining | ResolvedImageTraining

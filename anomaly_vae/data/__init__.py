@@ -1,4 +1,4 @@
-"""Read tables: schemas, type inference, splits and encoding."""
+"""Read tables, infer column types, split rows and encode them as matrices."""
 
 from anomaly_vae.data.schema import RawBatch, RowProblem, TabularSchema
 

@@ -1,11 +1,10 @@
-"""One column of an Arrow array (files, data frames) → the same as of plain values.
+"""Convert Arrow arrays (from files and data frames) into the arrays of a `RawBatch`.
 
-Apart from `columns`, so that a process that only reads JSON records does not load Arrow.
+The results equal those of `converters` for the same content. The modules are separate so that a
+process that only reads JSON records does not load Arrow.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +16,6 @@ from anomaly_vae.data.converters import (
     CellProblem,
     Converted,
     ConvertedLevels,
-    Levels,
     Numbers,
     level_name,
     merge_levels,
@@ -31,8 +29,12 @@ INFINITE = r"^[+-]?[iI][nN][fF]([iI][nN][iI][tT][yY])?$"
 
 
 def numbers_from_arrow(array: pa.Array) -> Converted:
-    """Numbers of an Arrow array of any numeric, boolean or text type."""
-    array = plain(array)
+    """Convert an Arrow array (N,) of numbers, booleans or text into float64; NaN where missing.
+
+    Raises:
+        DataError: the array is of another type.
+    """
+    array = normalise_array(array)
     kind = array.type
     if pa.types.is_null(kind):
         return np.full(len(array), np.nan), []
@@ -45,23 +47,31 @@ def numbers_from_arrow(array: pa.Array) -> Converted:
 
 
 def binary_from_arrow(array: pa.Array) -> Converted:
-    """Zeros and ones of an Arrow array of booleans, numbers or text."""
-    array = plain(array)
+    """Convert an Arrow array (N,) of booleans, numbers or text into zeros and ones.
+
+    Raises:
+        DataError: the array is of another type.
+    """
+    array = normalise_array(array)
     if is_text(array.type):
         lower = pc.utf8_lower(pc.utf8_trim_whitespace(array))
         array = pc.if_else(pc.equal(lower, "true"), "1", array)
         array = pc.if_else(pc.equal(lower, "false"), "0", array)
     values, problems = numbers_from_arrow(array)
-    odd = np.flatnonzero(~np.isnan(values) & (values != 0) & (values != 1))
-    problems += [CellProblem(int(i), f"expected 0 or 1, got {values[i]:g}") for i in odd]
-    values[odd] = np.nan
+    invalid = np.flatnonzero(~np.isnan(values) & (values != 0) & (values != 1))
+    problems += [CellProblem(int(i), f"expected 0 or 1, got {values[i]:g}") for i in invalid]
+    values[invalid] = np.nan
     return values, problems
 
 
 def levels_from_arrow(array: pa.Array) -> ConvertedLevels:
-    """Levels of an Arrow array; whole numbers read the same from integers, floats and text."""
+    """Convert an Arrow array (N,) into levels; 5, 5.0 and "5" become the same level.
+
+    Raises:
+        DataError: the array is nested or of another type that cannot be categorical.
+    """
     try:
-        encoded = plain(array).dictionary_encode()
+        encoded = normalise_array(array).dictionary_encode()
     except pa.ArrowNotImplementedError:
         raise DataError(f"expected categories, found {array.type}") from None
     names = [level_name(value) for value in encoded.dictionary.to_pylist()]
@@ -70,8 +80,14 @@ def levels_from_arrow(array: pa.Array) -> ConvertedLevels:
 
 
 def times_from_arrow(array: pa.Array) -> Converted:
-    """Seconds since 1970 (UTC where a zone is given) of timestamps, dates or ISO 8601 text."""
-    array = plain(array)
+    """Convert timestamps, dates or ISO 8601 text (N,) into seconds since 1970.
+
+    Times without a zone are read as UTC.
+
+    Raises:
+        DataError: the array is of another type.
+    """
+    array = normalise_array(array)
     kind = array.type
     if pa.types.is_null(kind):
         return np.full(len(array), np.nan), []
@@ -84,8 +100,8 @@ def times_from_arrow(array: pa.Array) -> Converted:
     return _to_numpy(micros.cast(pa.float64(), safe=False)) / 1e6, []
 
 
-def plain(array: pa.Array) -> pa.Array:
-    """One contiguous array of a type that every compute kernel takes."""
+def normalise_array(array: pa.Array) -> pa.Array:
+    """Return one contiguous array of a type that all compute kernels accept."""
     if pa.types.is_dictionary(array.type):
         if pa.types.is_string_view(array.type.value_type):  # no kernel decodes these
             array = array.cast(pa.dictionary(array.type.index_type, pa.string()))
@@ -98,12 +114,12 @@ def plain(array: pa.Array) -> pa.Array:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether this Arrow type holds text."""
+    """Return whether an Arrow type holds text."""
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def is_numeric(kind: pa.DataType) -> bool:
-    """Whether this Arrow type holds numbers."""
+    """Return whether an Arrow type holds numbers."""
     return bool(
         pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
     )
@@ -114,9 +130,9 @@ def _numbers_from_text(array: pa.Array) -> Converted:
     good = pc.match_substring_regex(text, NUMBER)
     missing = pc.or_kleene(pc.is_null(text), pc.is_in(text, value_set=pa.array(MISSING, text.type)))
     values = _to_numpy(pc.if_else(good, text, None).cast(pa.float64()))
-    bad = _to_mask(pc.invert(pc.or_kleene(pc.fill_null(good, False), missing)))
+    invalid = _to_mask(pc.invert(pc.or_kleene(pc.fill_null(good, False), missing)))
     problems = [
-        CellProblem(int(i), _not_a_number(array[int(i)].as_py())) for i in np.flatnonzero(bad)
+        CellProblem(int(i), _not_a_number(array[int(i)].as_py())) for i in np.flatnonzero(invalid)
     ]
     values, infinite = _refuse_infinite(values)
     return values, problems + infinite
@@ -142,13 +158,3 @@ def _to_numpy(array: pa.Array) -> Numbers:
 
 def _to_mask(array: pa.Array) -> NDArray[np.bool_]:
     return np.asarray(array.to_numpy(zero_copy_only=False), bool)
-
-
-FromArrow = Callable[[pa.Array], tuple[Numbers | Levels, list[CellProblem]]]
-FROM_TYPE: dict[str, FromArrow] = {
-    "numeric": numbers_from_arrow,
-    "binary": binary_from_arrow,
-    "categorical": levels_from_arrow,
-    "datetime": times_from_arrow,
-}
-"""By the value of a `ColumnType`."""

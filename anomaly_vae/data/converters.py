@@ -1,7 +1,8 @@
-"""One column of plain values (JSON records) → one array, and what is wrong with which row.
+"""Convert plain values (from JSON records) into the arrays of a `RawBatch`.
 
-`arrow` gives the same result for the same content of Arrow arrays. Missing is NaN in numbers and
-code −1 in levels; a bad cell is a `CellProblem`, and the array holds "missing" in its place.
+Missing cells are NaN in numbers and code −1 in levels. A cell that cannot be converted is reported
+as a `CellProblem` and counts as missing. `arrow` converts Arrow arrays of the same content to the
+same result.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 @dataclass(frozen=True, slots=True)
 class Levels:
-    """A categorical column: ``codes`` (N,) int32 into ``names``, −1 where missing."""
+    """A categorical column: ``codes`` (N,) int32 are indices into ``names``, −1 where missing."""
 
     codes: NDArray[np.int32]
     names: tuple[str, ...]
@@ -36,30 +37,33 @@ class Levels:
         return len(self.codes)
 
     def take(self, rows: NDArray[Any]) -> Levels:
-        """The rows at these positions (or of this mask)."""
+        """Return the rows at some positions, or where a mask (N,) is true."""
         return Levels(self.codes[rows], self.names)
 
     def recode(self, index: dict[str, int], unseen: int) -> NDArray[np.int32]:
-        """Codes (N,) under another table of levels; −1 stays −1, unknown names → ``unseen``."""
+        """Return codes (N,) for another numbering of the levels.
+
+        Missing stays −1; levels that are not in ``index`` get the code ``unseen``.
+        """
         table = np.array([index.get(name, unseen) for name in self.names] + [-1], np.int32)
         return table[self.codes]
 
 
-def levels_of(values: Levels | NDArray[np.floating[Any]]) -> Levels:
-    """The levels of a column; of zeros and ones (N,), their names."""
+def as_levels(values: Levels | NDArray[np.floating[Any]]) -> Levels:
+    """Return a column with levels as `Levels`; zeros and ones (N,) get the levels 0 and 1."""
     if isinstance(values, Levels):
         return values
     return Levels(np.nan_to_num(values, nan=-1.0).astype(np.int32), ("0", "1"))
 
 
 def slice_name(column: str, level: str | None) -> str:
-    """The rows that have a level, or where it is missing none, as people read it."""
+    """Return the name of the slice of rows that have a level; None means missing."""
     return f"{column} = {'(missing)' if level is None else level}"
 
 
 @dataclass(frozen=True, slots=True)
 class CellProblem:
-    """What is wrong with the cell of this row."""
+    """The reason why the cell of a row could not be converted."""
 
     row: int
     reason: str
@@ -70,22 +74,22 @@ ConvertedLevels = tuple[Levels, list[CellProblem]]
 
 
 def numbers_from_values(values: Sequence[Any]) -> Converted:
-    """Numbers of JSON values; text is never read as a number here."""
+    """Convert JSON numbers (N,); text is never read as a number."""
     return _each(values, _number)
 
 
 def binary_from_values(values: Sequence[Any]) -> Converted:
-    """Zeros and ones of JSON values: 0, 1, true, false."""
+    """Convert the JSON values 0, 1, true and false (N,) into zeros and ones."""
     return _each(values, _bit)
 
 
 def times_from_values(values: Sequence[Any]) -> Converted:
-    """Seconds since 1970 of ISO 8601 texts or `datetime` objects."""
+    """Convert ISO 8601 texts or `datetime` objects (N,) into seconds since 1970."""
     return _each(values, _seconds)
 
 
 def levels_from_values(values: Sequence[Any]) -> ConvertedLevels:
-    """Levels of JSON values: text, whole numbers or booleans."""
+    """Convert JSON texts, numbers or booleans (N,) into levels."""
     problems: list[CellProblem] = []
     names: list[str | None] = []
     for row, value in enumerate(values):
@@ -97,12 +101,12 @@ def levels_from_values(values: Sequence[Any]) -> ConvertedLevels:
 
 
 def level_name(value: object) -> str | None:
-    """The one spelling of a level; None where missing, markers such as "NA" included.
+    """Return the canonical name of a level; None if missing, including markers such as "NA".
 
-    5, 5.0, "5" and "5.0" are one, and so are true and "True": the same content is written in
-    each of these ways, depending on whether the column around it has missing values.
+    5, 5.0, "5" and "5.0" are the same level, and so are true and "True": the same data take either
+    form, depending on whether the column has missing values.
     """
-    if value is None or value != value:  # noqa: PLR0124 NaN of any library, NaT too
+    if value is None or value != value:  # noqa: PLR0124 NaN or NaT of any library
         return None
     if isinstance(value, bool):
         return "true" if value else "false"
@@ -118,7 +122,10 @@ def level_name(value: object) -> str | None:
 
 
 def merge_levels(codes: NDArray[Any], names: Sequence[str | None]) -> Levels:
-    """Codes (N,) into names that may be alike or missing → codes into names that are neither."""
+    """Merge equal names and drop missing ones.
+
+    ``codes`` (N,) are indices into ``names``; those of missing names become −1.
+    """
     unique = dict.fromkeys(name for name in names if name is not None)
     index = {name: code for code, name in enumerate(unique)}
     table = np.array([-1 if n is None else index[n] for n in names] + [-1], np.int32)

@@ -1,4 +1,4 @@
-"""Data frames of any library ⇄ Arrow tables, whatever their columns hold."""
+"""Convert data frames of any library to Arrow tables and back."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any, Literal, Protocol
 import pandas as pd
 import pyarrow as pa
 
+from anomaly_vae.data.column_types import ColumnSpec
 from anomaly_vae.data.converters import level_name
 from anomaly_vae.errors import DataError
-from anomaly_vae.types import ColumnType
 
 
 class _Column(Protocol):
@@ -19,11 +19,11 @@ class _Column(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def type(self) -> str: ...
+    def spec(self) -> ColumnSpec: ...
 
 
 class Schema(Protocol):
-    """What says which columns a model reads: of a table or of images."""
+    """A schema of tables or of images."""
 
     @property
     def columns(self) -> Sequence[_Column]:
@@ -31,18 +31,18 @@ class Schema(Protocol):
 
 
 Container = Literal["array", "frame", "polars", "table"]
-"""What data come in: an array, a data frame of pandas or polars, or another table of Arrow's."""
+"""Container of rows: an array, a data frame of pandas or polars, or another Arrow table."""
 
 
-def container_of(X: Any) -> Container:
-    """What X is; a data frame whose columns have no names counts as an array.
+def detect_container(X: Any) -> Container:
+    """Return the type of container of X; a data frame with unnamed columns counts as an array.
 
     Raises:
-        DataError: a lazy frame.
+        DataError: X is a lazy frame.
     """
     if isinstance(X, pd.DataFrame):
         return "frame" if all(isinstance(name, str) for name in X.columns) else "array"
-    if hasattr(X, "__arrow_c_stream__") and hasattr(X, "columns"):  # a Series has the first alone
+    if hasattr(X, "__arrow_c_stream__") and hasattr(X, "columns"):  # a Series has no columns
         return "polars" if type(X).__module__.startswith("polars.") else "table"
     if hasattr(X, "collect"):
         kind = type(X).__name__
@@ -50,30 +50,31 @@ def container_of(X: Any) -> Container:
     return "array"
 
 
-def as_table(X: Any) -> pa.Table | None:
-    """Data with named columns as an Arrow table; None for arrays.
+def to_table(X: Any) -> pa.Table | None:
+    """Convert data with named columns into an Arrow table; return None for arrays.
 
-    Anything that hands out an Arrow stream will do: polars, pyarrow, DuckDB and others
-    (the Arrow PyCapsule interface).
+    Any object that exports an Arrow stream is accepted: polars, pyarrow, DuckDB and others (the
+    Arrow PyCapsule interface).
 
     Raises:
-        DataError: a lazy frame, two columns of one name, or a column of a type unknown to pyarrow.
+        DataError: X is a lazy frame, has two columns of the same name, or has a column of a type
+            unknown to pyarrow.
     """
-    container = container_of(X)
+    container = detect_container(X)
     if container == "array":
         return None
     if container == "frame":
-        return table_of(X)
+        return frame_to_table(X)
     try:
         table = pa.table(X)
     except pa.ArrowException as error:
         raise DataError(f"X cannot be read as a table: {error}; cast such a column first") from None
-    _refuse_twins(table.column_names)
+    _refuse_duplicate_names(table.column_names)
     return table
 
 
 def from_table(table: pa.Table, container: Container | None) -> Any:
-    """An Arrow table with named columns in the container; a data frame of pandas where unknown."""
+    """Convert an Arrow table into a container; None means a pandas data frame."""
     if container == "table":
         return table
     if container == "polars":
@@ -83,19 +84,20 @@ def from_table(table: pa.Table, container: Container | None) -> Any:
     return table.to_pandas()
 
 
-def table_of(frame: pd.DataFrame) -> pa.Table:
-    """An Arrow table of the same columns; a column of mixed objects becomes text.
+def frame_to_table(frame: pd.DataFrame) -> pa.Table:
+    """Convert a pandas data frame into an Arrow table; a column of mixed objects becomes text.
 
     Raises:
-        DataError: two columns of one name.
+        DataError: two columns have the same name.
     """
-    _refuse_twins(frame.columns.map(str).to_list())
-    return pa.table({str(name): _array_of(frame[name]) for name in frame.columns})
+    _refuse_duplicate_names(frame.columns.map(str).to_list())
+    return pa.table({str(name): _series_to_array(frame[name]) for name in frame.columns})
 
 
-def _array_of(column: pd.Series) -> pa.Array:
+def _series_to_array(column: pd.Series) -> pa.Array:
     if isinstance(column.dtype, pd.DatetimeTZDtype):
-        column = column.dt.tz_convert(None)  # the same moments; pandas 3.1 warns of the zone
+        # pandas 3.1 warns about zones; the instants are unchanged
+        column = column.dt.tz_convert(None)
     try:
         return pa.array(column, from_pandas=True)
     except pa.ArrowException:
@@ -103,7 +105,7 @@ def _array_of(column: pd.Series) -> pa.Array:
         return pa.array(names, pa.string())
 
 
-def _refuse_twins(names: Sequence[str]) -> None:
+def _refuse_duplicate_names(names: Sequence[str]) -> None:
     for name in names if len(set(names)) < len(names) else ():
         if names.count(name) > 1:
             raise DataError(
@@ -111,12 +113,12 @@ def _refuse_twins(names: Sequence[str]) -> None:
             )
 
 
-def frame_of(record: Mapping[str, Any], schema: Schema) -> pd.DataFrame:
-    """One record as a data frame whose types an MLflow signature accepts."""
+def record_to_frame(record: Mapping[str, Any], schema: Schema) -> pd.DataFrame:
+    """Return one record as a data frame whose types an MLflow signature accepts."""
     frame = pd.DataFrame([record])
     for column in schema.columns:
-        if column.type is ColumnType.DATETIME:
+        if column.spec.storage == "time":
             frame[column.name] = pd.to_datetime(frame[column.name])
-        elif column.type in {ColumnType.NUMERIC, ColumnType.BINARY}:
+        elif column.spec.storage == "number":
             frame[column.name] = frame[column.name].astype("float64")
     return frame

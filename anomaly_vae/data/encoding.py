@@ -1,9 +1,9 @@
-"""`RawBatch` → float32 matrix, fitted on the training rows; numpy only.
+"""Encode a `RawBatch` as a float32 matrix, fitted on the training rows; numpy only.
 
-The matrix (N, F) has one column per encoded column, NaN where missing, in the order numeric,
-binary, categorical: standardised numbers, zeros and ones, level codes. Code 0 is every level
-that training did not keep (rare or unseen). A time becomes cycles: the sine and the cosine of
-the hour of the day and of the day of the week.
+The matrix (N, F) holds the encoded columns in the order numeric, binary, categorical: standardised
+numbers, zeros and ones, level codes; NaN where missing. Code 0 stands for every level that training
+did not keep (rare or unseen). A time is encoded as cycles: sine and cosine of the hour of the day
+and of the day of the week.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from anomaly_vae.data.converters import Levels, levels_of
+from anomaly_vae.data.converters import Levels, as_levels
 from anomaly_vae.data.schema import RawBatch, TabularSchema, Values
 from anomaly_vae.types import MAX_LEVELS, MIN_COUNT, ColumnType
 
 Matrix = NDArray[np.float32]
 
 EXTREME = 1e4
-"""Standardised numbers are held within ±EXTREME, so that every score is finite."""
+"""Largest absolute value of a standardised number, which keeps every score finite."""
 LARGEST, SMALLEST = float(np.finfo(np.float64).max), float(np.finfo(np.float64).tiny)
-"""The range of doubles at full precision."""
+"""Largest and smallest positive doubles of full precision."""
 HEAVY_TAIL = 10.0
-"""A standard deviation this many times the robust one calls for the asinh scale."""
+"""Ratio of standard to robust deviation from which a column is put on the asinh scale."""
 CYCLES: tuple[tuple[Literal["hour", "weekday"], float, float], ...] = (
     ("hour", 86_400.0, 0.0),
     ("weekday", 604_800.0, 3 * 86_400.0),  # 1970-01-01 was a Thursday: week starts on Monday
 )
 MIN_PERIODS = 4
-"""A cycle is kept when the training rows span this many of its periods."""
+"""Number of periods that the training rows must span for a cycle to be encoded."""
 WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 
 
@@ -44,7 +44,7 @@ WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 class Layout:
     """The shape of the encoded matrix.
 
-    Counts of numeric and binary columns; levels of each categorical one, with code 0.
+    ``n_levels`` counts the levels of each categorical column, including code 0.
     """
 
     n_numeric: int
@@ -63,11 +63,11 @@ class Layout:
 
     @property
     def max_levels(self) -> int:
-        """Levels of the widest categorical column."""
+        """Number of levels of the categorical column that has most."""
         return max(self.n_levels, default=0)
 
     def split(self, x: Any) -> tuple[Any, Any, Any]:
-        """The numeric, binary and categorical columns of (..., F)."""
+        """Split (..., F) into its numeric, binary and categorical columns."""
         a, b = self.n_numeric, self.n_numeric + self.n_binary
         return x[..., :a], x[..., a:b], x[..., b:]
 
@@ -78,38 +78,41 @@ class _Encoded(BaseModel):
 
     @property
     def label(self) -> str:
-        """How explanations call it."""
+        """Name of the column in explanations."""
         return self.name
 
     @property
     def typical(self) -> Any:
-        """A central value."""
+        """Central value."""
         return 0
 
     def observed(self, values: Any) -> list[Any]:
-        """(N,) raw values as an explanation shows them."""
-        return [_significant(value) for value in values.tolist()]
+        """Return raw values (N,) as explanations show them."""
+        return [_rounded(value) for value in values.tolist()]
 
 
 class _Linear(_Encoded):
-    """One number: (v − shift) / scale of what the column makes of its values."""
+    """A column encoded as one number, (v − shift) / scale, where v is the value or its asinh."""
 
     @property
     def moments(self) -> tuple[float, float]:
         """Shift and scale."""
         return 0.0, 1.0
 
-    def straight(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(N,) values on the scale that the moments are of."""
+    def linearised(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return values (N,) on the scale of `moments`."""
         return values
 
     def encode(self, values: NDArray[np.float64]) -> Matrix:
-        """(N,) → (N, 1)"""
-        return _standardised(self.straight(values), *self.moments)[:, None]
+        """Encode N values as (N, 1)."""
+        return _standardise(self.linearised(values), *self.moments)[:, None]
 
 
 class Numeric(_Linear):
-    """A number: (v − center) / scale, of asinh((v − center) / unit) where tails are heavy."""
+    """A numeric column, encoded as (v − center) / scale.
+
+    Where tails are heavy (``unit`` is not None) as (asinh((v − center) / unit) − offset) / scale.
+    """
 
     type: Literal["numeric"] = "numeric"
     center: float
@@ -120,27 +123,27 @@ class Numeric(_Linear):
 
     @property
     def typical(self) -> float | None:
-        """The mean, or the median of a heavy-tailed column."""
-        return _significant(self.center)
+        """Mean, or median of a heavy-tailed column."""
+        return _rounded(self.center)
 
     @property
     def moments(self) -> tuple[float, float]:
         """Shift and scale."""
         return self.center if self.unit is None else self.offset, self.scale
 
-    def straight(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(N,) values, or asinh of them where tails are heavy."""
+    def linearised(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return values (N,), on the asinh scale where tails are heavy."""
         if self.unit is None:
             return values
         with np.errstate(over="ignore"):
             return np.arcsinh((values - self.center) / self.unit)
 
     def decode(self, x: NDArray[Any]) -> list[float | None]:
-        """(N, 1) → values in the column's own unit."""
-        return [_significant(u) for u in self.inverse(x)]
+        """Decode (N, 1) into N values in the column's own unit, rounded to 6 digits."""
+        return [_rounded(u) for u in self.inverse(x)]
 
     def inverse(self, x: NDArray[Any]) -> NDArray[np.float64]:
-        """(N, 1) → (N,) in the column's own unit, not rounded."""
+        """Decode (N, 1) into (N,) in the column's own unit, not rounded."""
         with np.errstate(over="ignore"):
             v = x[:, 0].astype(np.float64) * self.scale
             if self.unit is not None:
@@ -149,22 +152,22 @@ class Numeric(_Linear):
 
 
 class Binary(_Linear):
-    """Zero or one, as it is."""
+    """A binary column, encoded as it is: zero or one."""
 
     type: Literal["binary"] = "binary"
     width: int = 1
 
     def decode(self, x: NDArray[Any]) -> list[float | None]:
-        """(N, 1) → probability of one."""
-        return [_significant(u) for u in x[:, 0]]
+        """Return the N probabilities of one that (N, 1) holds, rounded to 6 digits."""
+        return [_rounded(u) for u in x[:, 0]]
 
-    def levels_of(self, x: NDArray[Any]) -> Levels:
-        """(N, 1) → the levels 0 and 1."""
-        return levels_of(x[:, 0])
+    def levels_from(self, x: NDArray[Any]) -> Levels:
+        """Convert (N, 1) into the levels 0 and 1."""
+        return as_levels(x[:, 0])
 
 
 class Categorical(_Encoded):
-    """A level as its code in ``levels``, from 1; 0 for any other."""
+    """A categorical column, encoded as the code of its level, from 1; 0 for unknown levels."""
 
     type: Literal["categorical"] = "categorical"
     levels: tuple[str, ...]
@@ -172,7 +175,7 @@ class Categorical(_Encoded):
 
     @property
     def typical(self) -> str | None:
-        """The most frequent level."""
+        """Most frequent level."""
         return self.levels[0] if self.levels else None
 
     @cached_property
@@ -180,26 +183,26 @@ class Categorical(_Encoded):
         return {level: code for code, level in enumerate(self.levels, start=1)}
 
     def encode(self, values: Levels) -> Matrix:
-        """(N,) → (N, 1)"""
+        """Encode N values as (N, 1)."""
         codes = values.recode(self._index, unseen=0).astype(np.float32)
         return np.where(codes < 0, np.float32(np.nan), codes)[:, None]
 
     def observed(self, values: Levels) -> list[str | None]:
-        """Levels by name, unseen ones too."""
+        """Return the names of N levels, including unseen ones."""
         return [None if code < 0 else values.names[code] for code in values.codes]
 
     def decode(self, x: NDArray[Any]) -> list[str | None]:
-        """(N, 1) → levels."""
+        """Decode (N, 1) into the names of N levels."""
         names = ("(other)", *self.levels)
         return [None if math.isnan(code) else names[int(code)] for code in x[:, 0]]
 
-    def levels_of(self, x: NDArray[Any]) -> Levels:
-        """(N, 1) → the levels that training kept."""
+    def levels_from(self, x: NDArray[Any]) -> Levels:
+        """Convert (N, 1) into the levels that training kept."""
         return Levels(np.nan_to_num(x[:, 0]).astype(np.int32) - 1, self.levels)
 
 
 class Cyclic(_Encoded):
-    """A time as the point of its cycle on the unit circle: sine and cosine."""
+    """A time, encoded as a point on the unit circle of one cycle: sine and cosine."""
 
     type: Literal["cyclic"] = "cyclic"
     part: Literal["hour", "weekday"]
@@ -209,29 +212,29 @@ class Cyclic(_Encoded):
 
     @property
     def label(self) -> str:
-        """How explanations call it."""
+        """Name of the column in explanations."""
         return f"{self.name}.{self.part}"
 
     @property
     def typical(self) -> str:
-        """A Monday noon."""
+        """Noon on a Monday."""
         return "2024-01-01T12:00:00"
 
     def encode(self, values: NDArray[np.float64]) -> Matrix:
-        """(N,) seconds → (N, 2)"""
+        """Encode seconds since 1970 (N,) as (N, 2)."""
         angle = 2 * np.pi * np.mod(values + self.shift, self.period) / self.period
         return np.stack([np.sin(angle), np.cos(angle)], axis=1).astype(np.float32)
 
     def observed(self, values: NDArray[np.float64]) -> list[str | None]:
-        """The hour or the day."""
+        """Return the hour or the weekday of N times."""
         return self.decode(self.encode(values))
 
     def decode(self, x: NDArray[Any]) -> list[str | None]:
-        """(N, 2) → the hour as 14:05, the day as Mon."""
+        """Decode (N, 2) into hours such as 14:05, or weekdays such as Mon."""
         turn = np.mod(np.arctan2(x[:, 0], x[:, 1]) / (2 * np.pi), 1.0)
-        return [None if math.isnan(u) else self._spell(u) for u in turn]
+        return [None if math.isnan(u) else self._format_turn(u) for u in turn]
 
-    def _spell(self, turn: float) -> str:
+    def _format_turn(self, turn: float) -> str:
         if self.part == "weekday":
             return WEEKDAYS[int(turn * 7 + 1e-6) % 7]
         minutes = round(turn * 1440) % 1440
@@ -245,12 +248,12 @@ _ORDER = {"numeric": 0, "cyclic": 0, "binary": 1, "categorical": 2}
 
 @dataclass(frozen=True)
 class TabularEncoding:
-    """The fitted encoding of every column."""
+    """The fitted encodings of all columns of a table."""
 
     columns: tuple[Numeric | Binary | Categorical | Cyclic, ...]
 
     tile = 512
-    """Rows that are scored at a time: few enough to stay in the cache."""
+    """Number of rows scored at a time, small enough for the processor's cache."""
 
     @cached_property
     def layout(self) -> Layout:
@@ -262,117 +265,121 @@ class TabularEncoding:
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """What each column is called in an explanation."""
+        """Name of each column in explanations."""
         return tuple(column.label for column in self.columns)
 
     @cached_property
     def starts(self) -> NDArray[np.intp]:
-        """Where each column begins in the matrix."""
+        """Index of the first cell of each column in a row of the matrix."""
         return np.cumsum([0] + [column.width for column in self.columns])[:-1]
 
     @cached_property
-    def firsts(self) -> dict[str, int]:
-        """Where each raw column has its first of the matrix; a time has several."""
+    def first_positions(self) -> dict[str, int]:
+        """Index of the first cell of each raw column; a time has several cells."""
         pairs = zip(self.columns, self.starts.tolist(), strict=True)
         return {column.name: at for column, at in reversed(list(pairs))}
 
     @cached_property
     def cells(self) -> NDArray[np.bool_]:
-        """(number of columns, F): which of the matrix belong to each column."""
+        """Mask (number of columns, F) of the cells of each column."""
         widths = [column.width for column in self.columns]
         return np.repeat(np.eye(len(widths), dtype=bool), widths, axis=1)
 
     @cached_property
     def sources(self) -> NDArray[np.intp]:
-        """(F,): which raw column each column of the matrix is of, by number."""
+        """Number of the raw column (F,) that each cell is encoded from."""
         names, widths = zip(*((column.name, column.width) for column in self.columns), strict=True)
         return np.repeat(np.unique(names, return_inverse=True)[1], widths)
 
     def encode(self, batch: RawBatch) -> Matrix:
-        """Rows → (N, F) float32, NaN where missing."""
+        """Encode rows as (N, F) float32, NaN where missing."""
         out = np.empty((len(batch), self.layout.n_columns), np.float32)
-        out[:, self._places] = self._encode_linear(batch)
+        out[:, self._linear_positions] = self._encode_linear(batch)
         for column, start in zip(self.columns, self.starts, strict=True):
             if not isinstance(column, _Linear):
                 out[:, start : start + column.width] = column.encode(batch.values[column.name])  # type: ignore[arg-type]  # the schema gives each type its values
         return out
 
     def _encode_linear(self, batch: RawBatch) -> Matrix:
-        """All linear columns in one step: of a single row, the steps are what takes time."""
+        """Encode all linear columns at once, which is what makes scoring single rows fast."""
         values = [batch.values[column.name] for column in self._linear]
         stacked = np.array(values, np.float64).reshape(len(values), len(batch))
-        for index, column in self._bent:
-            stacked[index] = column.straight(stacked[index])
-        return _standardised(stacked.T, *self._moments)
+        for index, column in self._heavy_tailed:
+            stacked[index] = column.linearised(stacked[index])
+        return _standardise(stacked.T, *self._linear_moments)
 
     @cached_property
     def _linear(self) -> tuple[_Linear, ...]:
         return tuple(column for column in self.columns if isinstance(column, _Linear))
 
     @cached_property
-    def _bent(self) -> tuple[tuple[int, Numeric], ...]:
-        """Those on the asinh scale."""
+    def _heavy_tailed(self) -> tuple[tuple[int, Numeric], ...]:
+        """Positions among the linear columns, and columns, that are on the asinh scale."""
         numbers = ((i, c) for i, c in enumerate(self._linear) if isinstance(c, Numeric))
         return tuple((i, column) for i, column in numbers if column.unit is not None)
 
     @cached_property
-    def _places(self) -> NDArray[np.intp]:
+    def _linear_positions(self) -> NDArray[np.intp]:
         starts = zip(self.columns, self.starts, strict=True)
         return np.array([at for column, at in starts if isinstance(column, _Linear)], np.intp)
 
     @cached_property
-    def _moments(self) -> NDArray[np.float64]:
-        """(2, P): shift and scale of the linear columns."""
+    def _linear_moments(self) -> NDArray[np.float64]:
+        """Shift and scale (2, P) of the P linear columns."""
         return np.array([column.moments for column in self._linear]).reshape(-1, 2).T
 
     def decode(self, x: NDArray[Any]) -> list[list[Any]]:
-        """(N, F) → for each column the N values in its own unit."""
+        """Decode (N, F) into N values per column, in the column's own unit."""
         pairs = zip(self.columns, self.starts, strict=True)
         return [column.decode(x[:, start : start + column.width]) for column, start in pairs]
 
     def levels(self, name: str, x: Matrix) -> Levels:
-        """The levels of one binary or categorical column of encoded rows (N, F).
+        """Return the levels of a binary or categorical column of encoded rows (N, F).
 
-        A level that training did not keep counts as missing: nothing tells it from the others.
+        A level that training did not keep counts as missing, because encoding does not distinguish
+        it from other such levels.
+
+        Raises:
+            KeyError: there is no such column.
         """
         start, column = self._discrete[name]
-        return column.levels_of(x[:, start : start + 1])
+        return column.levels_from(x[:, start : start + 1])
 
     @cached_property
     def _discrete(self) -> dict[str, tuple[int, Binary | Categorical]]:
-        """Where each binary or categorical column begins in the matrix."""
+        """Index of the first cell of each binary or categorical column, and the column, by name."""
         pairs = zip(self.starts.tolist(), self.columns, strict=True)
         return {c.name: (start, c) for start, c in pairs if isinstance(c, Binary | Categorical)}
 
     def observed(self, batch: RawBatch) -> list[list[Any]]:
-        """For each column the N values as they came."""
+        """Return the N raw values of each column."""
         return [column.observed(batch.values[column.name]) for column in self.columns]  # type: ignore[arg-type]  # the schema gives each type its values
 
     def per_column(self, nats: NDArray[Any]) -> NDArray[Any]:
-        """(N, F) → (N, number of columns): a cycle's sine and cosine belong together."""
+        """Add up the cells (N, F) of each column, such as a cycle's sine and cosine."""
         return np.add.reduceat(nats, self.starts, axis=1)
 
     def typical_record(self, schema: Any) -> dict[str, Any]:
-        """A record of central values and frequent levels; no row of anybody's data."""
+        """Return a record of central values and frequent levels, which discloses nobody's data."""
         record: dict[str, Any] = {column.name: None for column in schema.columns}
         for column in self.columns:
             record[column.name] = column.typical
         return record
 
     def to_json(self) -> list[dict[str, Any]]:
-        """What the manifest keeps."""
+        """Return the encoding as plain JSON values, for the manifest."""
         return [column.model_dump(mode="json") for column in self.columns]
 
     @classmethod
     def from_json(cls, content: Sequence[Mapping[str, Any]]) -> TabularEncoding:
-        """The inverse of `to_json`."""
+        """Restore an encoding from the result of `to_json`."""
         return cls(_COLUMNS.validate_python(content))
 
 
 def fit_encoding(
     schema: TabularSchema, batch: RawBatch, options: Mapping[str, Any] | None = None
 ) -> TabularEncoding:
-    """Fit every column's encoding on the training rows.
+    """Fit the encoding of every column on the training rows.
 
     ``options`` maps a categorical column to its ``max_levels`` and ``min_count``.
     """
@@ -390,7 +397,7 @@ def fit_encoding(
 def _fit_column(name: str, kind: ColumnType, values: Values, options: Any) -> Iterator[Any]:
     if isinstance(values, Levels):
         limits = (options.max_levels, options.min_count) if options else (MAX_LEVELS, MIN_COUNT)
-        yield Categorical(name=name, levels=_frequent(values, *limits))
+        yield Categorical(name=name, levels=_frequent_levels(values, *limits))
     elif kind is ColumnType.BINARY:
         yield Binary(name=name)
     elif kind is ColumnType.DATETIME:
@@ -402,19 +409,22 @@ def _fit_column(name: str, kind: ColumnType, values: Values, options: Any) -> It
 def _fit_numeric(name: str, values: NDArray[np.float64]) -> Numeric:
     if not len(values):
         return Numeric(name=name, center=0.0, scale=1.0)
-    center, scale = _moments(values)
+    center, scale = _mean_and_scale(values)
     low, median, high = np.percentile(values.clip(-LARGEST / 4, LARGEST / 4), [25, 50, 75])
     robust = float(high - low) / 1.349
     if 0 < robust * HEAVY_TAIL < scale:
         with np.errstate(over="ignore"):
             tails = ((values - median) / robust).clip(-LARGEST, LARGEST)
-        offset, scale = _moments(np.arcsinh(tails))
+        offset, scale = _mean_and_scale(np.arcsinh(tails))
         return Numeric(name=name, center=median, unit=robust, offset=offset, scale=scale)
     return Numeric(name=name, center=center, scale=scale)
 
 
-def _moments(values: NDArray[np.float64]) -> tuple[float, float]:
-    """Mean and standard deviation, safe from overflow; of a constant its size, 1 at most."""
+def _mean_and_scale(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Return mean and standard deviation, computed without overflow.
+
+    The scale of a constant column is its absolute value, at most 1.
+    """
     largest = float(np.abs(values).max()) or 1.0
     unit = values / largest
     center, scale = float(unit.mean()) * largest, float(unit.std())
@@ -423,7 +433,7 @@ def _moments(values: NDArray[np.float64]) -> tuple[float, float]:
     return center, max(scale * largest, SMALLEST)
 
 
-def _frequent(values: Levels, max_levels: int, min_count: int) -> tuple[str, ...]:
+def _frequent_levels(values: Levels, max_levels: int, min_count: int) -> tuple[str, ...]:
     counts = np.bincount(values.codes[values.codes >= 0], minlength=len(values.names))
     kept = Counter({n: int(c) for n, c in zip(values.names, counts, strict=True) if c >= min_count})
     return tuple(sorted(kept, key=lambda level: (-kept[level], level))[:max_levels])
@@ -437,8 +447,8 @@ def _fit_cycles(name: str, seconds: NDArray[np.float64]) -> Iterator[Cyclic]:
             yield Cyclic(name=name, part=part, period=period, shift=shift)
 
 
-def _standardised(values: NDArray[np.float64], shift: Any, scale: Any) -> Matrix:
-    """(v − shift) / scale, held within ±EXTREME."""
+def _standardise(values: NDArray[np.float64], shift: Any, scale: Any) -> Matrix:
+    """Compute (v − shift) / scale, clipped to ±EXTREME."""
     with np.errstate(over="ignore"):
         v: NDArray[np.float64] = values - shift
         v /= scale
@@ -446,5 +456,5 @@ def _standardised(values: NDArray[np.float64], shift: Any, scale: Any) -> Matrix
     return v.astype(np.float32)
 
 
-def _significant(value: float) -> float | None:
+def _rounded(value: float) -> float | None:
     return None if math.isnan(value) else float(f"{value:.6g}")

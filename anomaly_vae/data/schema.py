@@ -1,8 +1,8 @@
-"""What a table looks like, and how records, tables and files become a `RawBatch`.
+"""Read records, columns and Arrow tables into batches that a model can encode.
 
-A `TabularSchema` names the columns a model reads and their types. Whatever comes from outside
-passes through it once; rows that cannot be used leave as `RowProblem`s with a row, a column and a
-reason, never silently.
+A `TabularSchema` names the columns a model reads and their types. All data from outside pass
+through a schema exactly once. Rows that cannot be used are reported as `RowProblem`s with a row, a
+column and a reason; none is dropped silently.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly_vae.data import converters as convert
-from anomaly_vae.data.converters import CellProblem, Levels, Numbers
+from anomaly_vae.data.column_types import COLUMN_TYPES, TabularColumnSpec
+from anomaly_vae.data.converters import Levels, Numbers
 from anomaly_vae.errors import DataError
 from anomaly_vae.messages import listed
 from anomaly_vae.types import ColumnType
@@ -29,15 +29,24 @@ Values = Numbers | Levels
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column that a model reads."""
+    """A column that a model reads."""
 
     name: str
     type: ColumnType
 
+    @property
+    def spec(self) -> TabularColumnSpec:
+        """The description of the column's type."""
+        return COLUMN_TYPES[self.type]
+
 
 @dataclass(frozen=True, slots=True)
 class RowProblem:
-    """Why a row cannot be scored."""
+    """The reason why a row cannot be scored; ``column`` is None if the whole row is at fault.
+
+    >>> str(RowProblem(2, "amount", "expected a number, got 'much'"))
+    "column 'amount', row 2: expected a number, got 'much'"
+    """
 
     row: int
     column: str | None
@@ -50,10 +59,18 @@ class RowProblem:
 
 @dataclass(frozen=True)
 class RawBatch:
-    """Columns as arrays, before encoding.
+    """Rows as one array per column, before encoding.
 
-    ``values`` maps a column to (N,) float64 (NaN = missing) or `Levels`; ``problems`` lists the
-    rows that cannot be scored; ``ignored`` names columns or keys the schema does not know.
+    ``values`` maps each column to (N,) float64 (NaN where missing) or to `Levels`; images are (N,
+    C, S, S) float32. ``problems`` lists the rows that cannot be scored. ``ignored`` names the
+    columns or keys that the schema does not know.
+
+    >>> import numpy as np
+    >>> batch = RawBatch({"amount": np.array([3.5, np.nan])}, 2, (RowProblem(1, "amount", "?"),))
+    >>> len(batch), batch.usable.tolist()
+    (2, [True, False])
+    >>> batch.take(batch.usable).values
+    {'amount': array([3.5])}
     """
 
     values: Mapping[str, Values]
@@ -72,7 +89,7 @@ class RawBatch:
         return mask
 
     def take(self, rows: NDArray[Any]) -> RawBatch:
-        """The rows at these positions (or of this mask), their problems left behind."""
+        """Return the rows at some positions, or of a mask (N,), without their problems."""
         values = {
             name: column.take(rows) if isinstance(column, Levels) else column[rows]
             for name, column in self.values.items()
@@ -81,39 +98,37 @@ class RawBatch:
         return RawBatch(values, count, ignored=self.ignored)
 
 
-FromValues = Callable[[Sequence[Any]], tuple[Values, list[CellProblem]]]
-
-FROM_VALUES: dict[ColumnType, FromValues] = {
-    ColumnType.NUMERIC: convert.numbers_from_values,
-    ColumnType.BINARY: convert.binary_from_values,
-    ColumnType.CATEGORICAL: convert.levels_from_values,
-    ColumnType.DATETIME: convert.times_from_values,
-}
-
-
 @dataclass(frozen=True)
 class TabularSchema:
-    """The columns a tabular model reads, in the order of the file it was trained on."""
+    """The columns a tabular model reads, in the order of its training data.
+
+    >>> from anomaly_vae.types import ColumnType
+    >>> columns = (Column("amount", ColumnType.NUMERIC), Column("city", ColumnType.CATEGORICAL))
+    >>> schema = TabularSchema(columns, known=frozenset({"id"}))
+    >>> batch = schema.from_records([{"id": 1, "amount": 3.5, "tip": 1}, {"city": "Rome"}])
+    >>> batch.values["amount"], batch.values["city"].codes, batch.ignored
+    (array([3.5, nan]), array([-1,  0], dtype=int32), ('tip',))
+    >>> schema.from_records([{"amount": "much"}]).problems[0].reason
+    "expected a number, got 'much'"
+    """
 
     columns: tuple[Column, ...]
     known: frozenset[str] = field(default_factory=frozenset)
-    """Names that are no features but expected all the same: label, id, time, ignored columns."""
+    """Names of expected columns that are not features: label, id, time and ignored columns."""
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """The column names in order."""
+        """Column names in order."""
         return tuple(column.name for column in self.columns)
 
     def from_arrow(self, table: pa.RecordBatch | pa.Table) -> RawBatch:
-        """Read an Arrow table; an absent column is missing in every row.
+        """Read an Arrow table; a column that is absent is missing in every row.
 
         Raises:
-            DataError: a column is of a type that cannot hold what the schema expects, or the
-                table has none of the schema's columns.
+            DataError: a column is of a type that cannot hold what the schema expects, or the table
+                has none of the schema's columns.
         """
         import pyarrow as pa
-
-        from anomaly_vae.data.arrow import FROM_TYPE
 
         found = set(table.schema.names)
         if not found & set(self.names):
@@ -125,11 +140,11 @@ class TabularSchema:
         problems: list[RowProblem] = []
         for column in self.columns:
             array = table.column(column.name) if column.name in found else pa.nulls(len(table))
-            values[column.name] = _collect(column, FROM_TYPE[column.type], array, problems)
+            values[column.name] = _collect(column, column.spec.from_arrow, array, problems)
         return RawBatch(values, len(table), tuple(problems), self.unknown(found))
 
     def from_records(self, records: Sequence[Mapping[str, Any]]) -> RawBatch:
-        """Read JSON records; an absent key or null is missing."""
+        """Read JSON records; a key that is absent or null is missing."""
         cells = {name: [record.get(name) for record in records] for name in self.names}
         keys: set[str] = set().union(*records)
         return self._from_values(cells, len(records), keys)
@@ -145,23 +160,23 @@ class TabularSchema:
     ) -> RawBatch:
         problems: list[RowProblem] = []
         values = {
-            column.name: _collect(column, FROM_VALUES[column.type], cells[column.name], problems)
+            column.name: _collect(column, column.spec.from_values, cells[column.name], problems)
             for column in self.columns
         }
         return RawBatch(values, n_rows, tuple(problems), self.unknown(found))
 
     def unknown(self, names: set[str]) -> tuple[str, ...]:
-        """Those names that mean nothing here, sorted."""
+        """Return the names that the schema does not know, sorted."""
         return tuple(sorted(names - set(self.names) - self.known))
 
     def to_json(self) -> dict[str, Any]:
-        """What the manifest keeps."""
+        """Return the schema as plain JSON values, for the manifest."""
         columns = [{"name": c.name, "type": str(c.type)} for c in self.columns]
         return {"columns": columns, "known": sorted(self.known)}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> TabularSchema:
-        """The inverse of `to_json`."""
+        """Restore a schema from the result of `to_json`."""
         columns = tuple(Column(c["name"], ColumnType(c["type"])) for c in content["columns"])
         return cls(columns, frozenset(content["known"]))
 

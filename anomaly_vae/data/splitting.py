@@ -1,8 +1,8 @@
-"""Which row trains, validates, calibrates or tests: disjoint, seeded, recorded.
+"""Assign each row to training, validation, calibration or test: disjoint, seeded, recorded.
 
-The false positive guarantee rests on exchangeable units, so a group (customer, patient) is
-never cut; and on calibration rows that trained nothing. Labelled anomalies are tested on, or
-show a threshold what it would miss. Rows that no split may use are counted, not lost.
+The bound on the false positive rate assumes exchangeable units and calibration rows that were not
+trained on. So a group (customer, patient) is never divided between splits. Labelled anomalies are
+used for testing or to choose a threshold. Rows that no split uses are counted by reason.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from anomaly_vae.errors import DataError
 UNUSED, TRAIN, VALIDATION, CALIBRATION, TEST = range(5)
 NAMES = ("unused", "train", "validation", "calibration", "test")
 MIN_TRAIN = 10
-"""The fewest rows that a model is fitted on."""
+"""Minimum number of training rows."""
 DAY = 86_400.0
 
 Codes = NDArray[np.int8]
@@ -31,10 +31,10 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """What a split looks at, each (N,).
+    """The properties of N rows that determine their split.
 
-    Masks of labelled anomalies and of rows without a label; ``time`` in seconds (NaN unknown);
-    ``group`` codes.
+    Masks (N,) of labelled anomalies and of rows without a label; ``time`` (N,) in seconds since
+    1970, NaN where unknown; ``group`` codes (N,).
     """
 
     anomaly: Mask
@@ -48,62 +48,65 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class Assignment:
-    """A split code for each row (N,), and why rows are unused."""
+    """Split codes of N rows, and the number of unused rows by reason."""
 
     codes: Codes
     unused: Mapping[str, int]
-    known: NDArray[np.intp] = field(default_factory=lambda: np.zeros(0, np.intp))
-    """positions of the anomalies that belong to the calibration split, had they been normal: they
-    are unused, unless the threshold is chosen by labels"""
+    calibration_anomalies: NDArray[np.intp] = field(default_factory=lambda: np.zeros(0, np.intp))
+    """Positions of the anomalies that would belong to the calibration split if they were normal.
+
+    They are unused unless the threshold is chosen by labels.
+    """
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the codes."""
+        """SHA-256 of the codes, hexadecimal."""
         return hashlib.sha256(self.codes.tobytes()).hexdigest()
 
     @cached_property
     def counts(self) -> dict[str, int]:
-        """Rows in each split."""
+        """Number of rows in each split."""
         counts = np.bincount(self.codes, minlength=len(NAMES))
         return dict(zip(NAMES, counts.tolist(), strict=True))
 
     def without(self, mask: Mask, reason: str) -> Assignment:
-        """The same, but the rows of a mask (N,) are unused.
+        """Return a copy in which the rows of a mask (N,) are unused.
 
         Raises:
-            DataError: that leaves a split empty.
+            DataError: a split would be empty.
         """
-        known = self.known[~mask[self.known]]
+        anomalies = self.calibration_anomalies[~mask[self.calibration_anomalies]]
         count = int((mask & (self.codes != UNUSED)).sum())
         if not count:
-            return self if len(known) == len(self.known) else replace(self, known=known)
+            same = len(anomalies) == len(self.calibration_anomalies)
+            return self if same else replace(self, calibration_anomalies=anomalies)
         unused = {**self.unused, reason: count}
         codes = np.where(mask, UNUSED, self.codes).astype(np.int8)
-        _check(codes, unused)
-        return Assignment(codes, unused, known)
+        _refuse_empty_splits(codes, unused)
+        return Assignment(codes, unused, anomalies)
 
     def rows(self, split: int) -> NDArray[np.intp]:
-        """Positions of a split's rows, in file order."""
+        """Return the positions of a split's rows, in file order."""
         return np.flatnonzero(self.codes == split)
 
 
 def assign(rows: Rows, config: Splits) -> Assignment:
-    """Assign every row.
+    """Assign every row to a split.
 
     Raises:
-        DataError: a split would be empty, or dates are given without a time column.
+        DataError: a split would be empty, or splits are intervals without a time column.
     """
     if config.by_interval and rows.time is None:
         raise DataError("data.splits are intervals of time, but data.time names no column")
-    codes = _by_time(rows, config) if rows.time is not None else _at_random(rows, config)
+    codes = _at_random(rows, config) if rows.time is None else _by_time(rows.time, config)
     reasons = {
         "outside every split": codes == UNUSED,
-        "their group belongs to another split": _out_of_group(codes, rows, config),
+        "their group belongs to another split": _outside_group_split(codes, rows, config),
         "anomalies outside the test split": rows.anomaly & (codes != TEST),
         "unlabelled in the test split": rows.unlabelled & (codes == TEST),
     }
-    known = np.flatnonzero(
-        rows.anomaly & (codes == CALIBRATION) & ~_out_of_group(codes, rows, config)
+    anomalies = np.flatnonzero(
+        rows.anomaly & (codes == CALIBRATION) & ~_outside_group_split(codes, rows, config)
     )
     unused: dict[str, int] = {}
     claimed = np.ones(len(rows), bool)
@@ -112,52 +115,55 @@ def assign(rows: Rows, config: Splits) -> Assignment:
             unused[reason] = count
         claimed &= ~mask
     codes = _hold_out_validation(np.where(claimed, codes, UNUSED).astype(np.int8), rows, config)
-    _check(codes, unused)
-    return Assignment(codes, unused, known)
+    _refuse_empty_splits(codes, unused)
+    return Assignment(codes, unused, anomalies)
 
 
 def _fractions(config: Splits) -> tuple[float, float, float]:
-    calibration, test = config.calibration, config.test
-    assert isinstance(calibration, float), "intervals go by time"
-    assert isinstance(test, float), "intervals go by time"
-    train = config.train if isinstance(config.train, float) else 1 - calibration - test
-    return train, calibration, test
+    """Return the fractions of train, calibration and test; the defaults of splits by interval."""
+    match config.train, config.calibration, config.test:
+        case float(train), float(calibration), float(test):
+            return train, calibration, test
+        case None, float(calibration), float(test):
+            return 1 - calibration - test, calibration, test
+    return _fractions(Splits())
 
 
 def _at_random(rows: Rows, config: Splits) -> Codes:
-    """Normal rows by fractions, anomalies to the test split but for the share that is asked for.
+    """Assign normal rows at random by fractions, and anomalies to the test split.
 
-    Where there are groups, each anomaly stays with the normal rows of its own.
+    The configured share of the anomalies goes to the calibration split instead. Anomalies stay in
+    the split of their group, if there are groups.
     """
     rng = np.random.default_rng(config.seed)
     if rows.group is not None:
         return _by_group(rows.group, rows.anomaly, config)
     codes = np.full(len(rows), TEST, np.int8)
     normal = rng.permutation(np.flatnonzero(~rows.anomaly))
-    codes[normal] = _blocks(len(normal), config)
-    codes[_share(rng, np.flatnonzero(rows.anomaly), config.anomalies)] = CALIBRATION
+    codes[normal] = _consecutive_codes(len(normal), config)
+    codes[_draw_share(rng, np.flatnonzero(rows.anomaly), config.anomalies)] = CALIBRATION
     return codes
 
 
-def _share(rng: np.random.Generator, some: NDArray[Any], share: float) -> NDArray[Any]:
-    """That share of them, at random."""
-    return np.asarray(rng.permutation(some)[: round(share * len(some))])
+def _draw_share(rng: np.random.Generator, positions: NDArray[Any], share: float) -> NDArray[Any]:
+    """Draw a share of some positions at random."""
+    return np.asarray(rng.permutation(positions)[: round(share * len(positions))])
 
 
 def _by_group(group: NDArray[np.int32], anomaly: Mask, config: Splits) -> Codes:
-    """Groups by fractions; those without a normal row are tested on, like single anomalies."""
+    """Assign groups by fractions; a group without normal rows is treated like a single anomaly."""
     codes = np.full(len(group), TEST, np.int8)
     mixed = np.isin(group, group[~anomaly])
     compact = np.unique(group[mixed], return_inverse=True)[1].astype(np.int32)
     codes[mixed] = _group_codes(compact, config)[compact]
-    alone = np.unique(group[~mixed])
-    chosen = _share(np.random.default_rng([config.seed, 2]), alone, config.anomalies)
+    anomalous = np.unique(group[~mixed])
+    chosen = _draw_share(np.random.default_rng([config.seed, 2]), anomalous, config.anomalies)
     codes[np.isin(group, chosen)] = CALIBRATION
     return codes
 
 
-def _blocks(n: int, config: Splits) -> Codes:
-    """Train, calibration, unclaimed, test: codes of n rows in order, by fractions."""
+def _consecutive_codes(n: int, config: Splits) -> Codes:
+    """Return the codes of n ordered rows by fractions: train, calibration, unused, test."""
     train, calibration, test = _fractions(config)
     ends = np.round(np.array([train, train + calibration, 1 - test, 1]) * n).astype(int)
     return np.repeat(
@@ -165,53 +171,50 @@ def _blocks(n: int, config: Splits) -> Codes:
     )[:n]
 
 
-def _by_time(rows: Rows, config: Splits) -> Codes:
-    assert rows.time is not None
-    codes = np.full(len(rows), UNUSED, np.int8)
-    known = np.flatnonzero(~np.isnan(rows.time))
+def _by_time(time: NDArray[np.float64], config: Splits) -> Codes:
+    codes = np.full(len(time), UNUSED, np.int8)
+    known = np.flatnonzero(~np.isnan(time))
     if config.by_interval:
         for code, interval in (
             (TRAIN, config.train),
             (CALIBRATION, config.calibration),
             (TEST, config.test),
         ):
-            codes[_within(rows.time, interval)] = code
+            codes[_inside(time, interval)] = code
     else:
-        order = known[np.argsort(rows.time[known], kind="stable")]
-        codes[order] = _blocks(len(order), config)
-    tested = rows.time[codes == TEST]
+        order = known[np.argsort(time[known], kind="stable")]
+        codes[order] = _consecutive_codes(len(order), config)
+    tested = time[codes == TEST]
     if config.gap_days and len(tested):
-        near = rows.time >= tested.min() - config.gap_days * DAY
+        near = time >= tested.min() - config.gap_days * DAY
         codes[near & (codes != TEST)] = UNUSED
     return codes
 
 
-def _within(time: NDArray[np.float64], interval: Any) -> Mask:
+def _inside(time: NDArray[np.float64], interval: Any) -> Mask:
     start, stop = (utc(moment).timestamp() for moment in interval)
     return np.asarray((time >= start) & (time < stop))
 
 
-def _out_of_group(codes: Codes, rows: Rows, config: Splits) -> Mask:
-    """Rows may stay only where their group is: in time order, both must agree."""
+def _outside_group_split(codes: Codes, rows: Rows, config: Splits) -> Mask:
+    """Return the rows (N,) whose split by time differs from the split of their group."""
     if rows.group is None or rows.time is None:
         return np.zeros(len(rows), bool)
     return np.asarray(codes != _group_codes(rows.group, config)[rows.group])
 
 
 def _group_codes(group: NDArray[np.int32], config: Splits) -> Codes:
-    """A split for every group, at random, by the fractions of the rows they hold."""
-    if config.by_interval:
-        config = Splits(validation=config.validation, seed=config.seed)
+    """Assign every group to a split, at random, by fractions of the number of rows."""
     sizes = np.bincount(group)
     order = np.random.default_rng(config.seed).permutation(len(sizes))
     middle = np.cumsum(sizes[order]) - sizes[order] // 2 - 1
     codes = np.empty(len(sizes), np.int8)
-    codes[order] = _blocks(len(group), config)[middle.clip(0)]
+    codes[order] = _consecutive_codes(len(group), config)[middle.clip(0)]
     return codes
 
 
 def _hold_out_validation(codes: Codes, rows: Rows, config: Splits) -> Codes:
-    """A share of the training rows (or of their groups) decides when to stop."""
+    """Move a share of the training rows (or of their groups) to the validation split."""
     train = np.flatnonzero(codes == TRAIN)
     units = rows.group[train] if rows.group is not None else np.arange(len(train))
     names, unit = np.unique(units, return_inverse=True)
@@ -223,7 +226,7 @@ def _hold_out_validation(codes: Codes, rows: Rows, config: Splits) -> Codes:
     return codes
 
 
-def _check(codes: Codes, unused: Mapping[str, int]) -> None:
+def _refuse_empty_splits(codes: Codes, unused: Mapping[str, int]) -> None:
     why = "".join(f"; {count} {reason}" for reason, count in unused.items())
     counts = np.bincount(codes, minlength=len(NAMES))
     if counts[TRAIN] < MIN_TRAIN:
@@ -239,12 +242,15 @@ def _check(codes: Codes, unused: Mapping[str, int]) -> None:
             )
 
 
-def one_of_each(rows: NDArray[np.intp], group: NDArray[Any] | None) -> NDArray[np.intp]:
-    """One row of each group, chosen by a fixed seed; ``rows`` are positions, ``group`` is (N,).
+def one_row_per_group(rows: NDArray[np.intp], group: NDArray[Any] | None) -> NDArray[np.intp]:
+    """Return one random row of each group, or all rows without groups.
 
-    Without groups each row is one.
-    Rows of one group are not exchangeable with those of another, but one random row of each is
-    (Dunn, Wasserman & Ramdas 2023, sec. 3.2).
+    Rows of the same group are not exchangeable with rows of others, but one random row of each
+    group is (Dunn, Wasserman & Ramdas 2023, sec. 3.2). The seed is fixed.
+
+    Args:
+        rows: positions among N rows.
+        group: (N,) names the group of each row.
     """
     if group is None:
         return rows
@@ -253,23 +259,24 @@ def one_of_each(rows: NDArray[np.intp], group: NDArray[Any] | None) -> NDArray[n
     return np.sort(shuffled[first])
 
 
-def thinned(ratios: NDArray[np.float64]) -> Mask:
-    """Which rows to keep so that those kept are as dense as the ratios (N,) say, up to a factor.
+def thin_by_ratio(ratios: NDArray[np.float64]) -> Mask:
+    """Return a mask (N,) of rows whose density is proportional to the ratios (N,).
 
-    Each is kept with probability ratio / largest (rejection sampling: von Neumann 1951), drawn by a
-    fixed seed; one whose ratio is not known, NaN, is kept.
+    Each row is kept with probability ratio / largest ratio (rejection sampling: von Neumann 1951),
+    with a fixed seed; a row whose ratio is NaN is kept.
     """
     largest = np.nanmax(ratios, initial=0.0) or 1.0
     shares = np.nan_to_num(ratios / largest, nan=1.0)
     return np.asarray(np.random.default_rng(0).random(len(ratios)) < shares)
 
 
-def twins(rows: NDArray[Any], others: NDArray[Any]) -> Mask:
-    """Which ``rows`` (N, F) are equal to one of ``others`` (M, F); NaN equals NaN. (N,)"""
+def contained_in(rows: NDArray[Any], others: NDArray[Any]) -> Mask:
+    """Return a mask (N,) of the ``rows`` (N, F) that are in ``others`` (M, F); NaN equals NaN."""
     return np.isin(_row_keys(rows), _row_keys(others))
 
 
 def _row_keys(x: NDArray[Any]) -> NDArray[Any]:
-    same = np.where(np.isnan(x), x.dtype.type(np.nan), x + x.dtype.type(0))  # one NaN; −0 is 0
-    rows = np.ascontiguousarray(same)
+    # Give all NaNs the same bits, and −0 those of 0.
+    canonical = np.where(np.isnan(x), x.dtype.type(np.nan), x + x.dtype.type(0))
+    rows = np.ascontiguousarray(canonical)
     return rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel()

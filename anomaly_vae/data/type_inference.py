@@ -1,4 +1,4 @@
-"""Which columns of a table are features, and of which type."""
+"""Infer which columns of a table are features, and their types."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from anomaly_vae.config import Feature, TabularData
-from anomaly_vae.data.arrow import NUMBER, is_numeric, is_text, plain
+from anomaly_vae.data.arrow import NUMBER, is_numeric, is_text, normalise_array
 from anomaly_vae.data.converters import MISSING
 from anomaly_vae.data.schema import Column, TabularSchema
 from anomaly_vae.errors import DataError
@@ -18,52 +18,52 @@ from anomaly_vae.messages import listed, shown
 from anomaly_vae.types import ColumnType
 
 NEARLY_UNIQUE = 0.5
-"""A text column with more distinct values than this share of its rows names rows."""
-MOSTLY = 0.9
-"""A text column with this share of numbers was meant to be numeric."""
+"""Share of distinct values above which a text column is taken for an identifier of rows."""
+MOSTLY_NUMBERS = 0.9
+"""Share of numbers from which a text column is taken for a damaged numeric one."""
 EXPECTED_REPEATS = 10
-"""Integers that never repeat, where so many repetitions were to be expected, name rows."""
-FEW_ROWS = 20
-"""Below this many values nothing is called nearly unique."""
+"""Number of expected repetitions from which distinct integers are taken for identifiers of rows."""
+MIN_VALUES = 20
+"""Number of values below which no column is taken for an identifier."""
 ISO_TIME = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?(Z|[+-]\d{2}:?\d{2})?)?$"
 
 
 @dataclass(frozen=True)
 class Inferred:
-    """A schema, and what was decided on the way that its reader should know."""
+    """An inferred schema and remarks for the user."""
 
     schema: TabularSchema
     notes: tuple[str, ...]
 
 
 def infer_schema(table: pa.Table, data: TabularData) -> Inferred:
-    """Types as declared in ``data.features``, inferred for the rest from the training rows.
+    """Infer a schema from the training rows; types declared in ``data.features`` are kept.
 
     Raises:
         DataError: a column mixes numbers and text, or no column is left.
     """
     declared = data.features if isinstance(data.features, dict) else {}
-    wanted = dict.fromkeys(table.column_names if data.features is None else data.features)
-    out: list[Column] = []
+    candidates = dict.fromkeys(table.column_names if data.features is None else data.features)
+    columns: list[Column] = []
     notes: list[str] = []
-    for name in wanted:
+    for name in candidates:
         if name in data.roles or name in data.ignore:
             continue
         if name in declared:
-            out.append(Column(name, declared[name].type))
+            columns.append(Column(name, declared[name].type))
             continue
         kind, note = infer_type(name, table.column(name))
-        out += [Column(name, kind)] if kind else []
+        columns += [Column(name, kind)] if kind else []
         notes += [f"column '{name}': {note}"] if note else []
-    if not out:
+    if not columns:
         raise DataError(f"no column is left to learn from; found {listed(table.column_names)}")
     known = {*data.roles, *data.ignore, *([data.time] if data.time else [])}
-    return Inferred(TabularSchema(tuple(out), frozenset(known)), tuple(notes))
+    return Inferred(TabularSchema(tuple(columns), frozenset(known)), tuple(notes))
 
 
 def infer_type(name: str, column: pa.ChunkedArray) -> tuple[ColumnType | None, str | None]:
-    """The type of one column (None: left out), and a remark."""
-    values = _present(plain(column))
+    """Infer the type of a column (None: leave the column out), and a remark."""
+    values = _present(normalise_array(column))
     if not len(values):
         return None, "left out, it has no value in the training rows"
     kind, note = _by_arrow_type(name, values)
@@ -73,7 +73,7 @@ def infer_type(name: str, column: pa.ChunkedArray) -> tuple[ColumnType | None, s
 
 
 def _present(values: pa.Array) -> pa.Array:
-    """The values that are there: no null, no NaN."""
+    """Return the values that are neither null nor NaN."""
     values = values.drop_null()
     if pa.types.is_floating(values.type):
         return values.filter(pc.invert(pc.is_nan(values)))
@@ -105,8 +105,8 @@ def _numeric(values: pa.Array) -> tuple[ColumnType | None, str | None]:
         1.0,
     }:
         return ColumnType.BINARY, None
-    unique = pa.types.is_integer(values.type) and len(distinct) == len(values) >= FEW_ROWS
-    if unique and (_counts_up(values) or _names_rows(values)):
+    unique = pa.types.is_integer(values.type) and len(distinct) == len(values) >= MIN_VALUES
+    if unique and (_counts_up(values) or _are_identifiers(values)):
         return None, "left out, it numbers the rows; declare it under data.features to keep it"
     return ColumnType.NUMERIC, None
 
@@ -116,10 +116,10 @@ def _counts_up(values: pa.Array) -> bool:
     return bool(pc.all(later).as_py())
 
 
-def _names_rows(values: pa.Array) -> bool:
-    """Whether integers that are all different are so on purpose.
+def _are_identifiers(values: pa.Array) -> bool:
+    """Return whether distinct integers are identifiers.
 
-    Numbers drawn by chance from that range would be expected to repeat n² / 2·range times.
+    n random integers from a range would be expected to repeat n² / (2 · range) times.
     """
     extremes = pc.min_max(values).as_py()
     spread = extremes["max"] - extremes["min"] + 1
@@ -135,8 +135,8 @@ def _text(name: str, values: pa.Array) -> tuple[ColumnType | None, str | None]:
     share = pc.mean(numbers.cast(pa.float64())).as_py()
     if share == 1:
         return _numeric(_narrowest(text))
-    if share >= MOSTLY:
-        raise _mixed(name, text.filter(pc.invert(numbers)), len(text))
+    if share >= MOSTLY_NUMBERS:
+        raise _mixed_column(name, text.filter(pc.invert(numbers)), len(text))
     return _words(text)
 
 
@@ -154,25 +154,25 @@ def _words(text: pa.Array) -> tuple[ColumnType | None, str | None]:
     if pc.all(pc.match_substring_regex(text, ISO_TIME)).as_py():
         return ColumnType.DATETIME, None
     distinct = pc.count_distinct(text).as_py()
-    if len(text) >= FEW_ROWS and distinct > NEARLY_UNIQUE * len(text):
+    if len(text) >= MIN_VALUES and distinct > NEARLY_UNIQUE * len(text):
         return None, f"left out, nearly every value is its own ({distinct} of {len(text)})"
     return ColumnType.CATEGORICAL, None
 
 
-def _mixed(name: str, odd: pa.Array, total: int) -> DataError:
+def _mixed_column(name: str, other: pa.Array, total: int) -> DataError:
     return DataError(
-        f"column '{name}' mixes numbers with text: {len(odd)} of {total} values are no numbers, "
-        f"such as {shown(odd[0].as_py())}; correct them, or declare "
+        f"column '{name}' mixes numbers with text: {len(other)} of {total} values are no numbers, "
+        f"such as {shown(other[0].as_py())}; correct them, or declare "
         f"data.features.{name}.type as numeric (such rows are rejected) or categorical",
         column=name,
     )
 
 
 def check_present(table: pa.Table, data: TabularData) -> None:
-    """Every column that the configuration names is there.
+    """Check that the table has every column that the configuration names.
 
     Raises:
-        DataError: one is not.
+        DataError: a column is absent.
     """
     named: Mapping[str, str | None] = {
         "label": data.label,
@@ -197,5 +197,5 @@ def check_present(table: pa.Table, data: TabularData) -> None:
 
 
 def feature_options(data: TabularData) -> dict[str, Feature]:
-    """Declared limits of categorical columns, for the encoding."""
+    """Return the declared limits on the levels of categorical columns, for the encoding."""
     return dict(data.features) if isinstance(data.features, dict) else {}

@@ -1,8 +1,4 @@
-"""The detector of images as a scikit-learn estimator.
-
-detector = ImageVAEDetector(size=64, alpha=0.05).fit(normal_scans)
-detector.predict(new_scans)    # 1 normal, −1 anomalous
-"""
+"""Detect anomalies in images through scikit-learn's interface."""
 
 from __future__ import annotations
 
@@ -16,13 +12,14 @@ from numpy.random import RandomState
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 
-from anomaly_vae.config import Config, ImageConfig
+from anomaly_vae.config import ImageConfig
 from anomaly_vae.data.encoding import Matrix
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.errors import DataError
-from anomaly_vae.estimators.base import SHARED_KEYS, Data, Learned, VAEDetector, usable
+from anomaly_vae.estimators.arguments import SHARED_KEYS
+from anomaly_vae.estimators.base import Data, FitInput, VAEDetector, usable
 from anomaly_vae.generation import images
-from anomaly_vae.images.pixels import FULL, DecodedImage, DecodeFailure
+from anomaly_vae.images.pixels import MAX_PIXEL, DecodedImage, DecodeFailure
 from anomaly_vae.images.schema import ImageSchema
 
 CONFIG_KEYS: dict[str, tuple[str, ...]] = {
@@ -31,7 +28,7 @@ CONFIG_KEYS: dict[str, tuple[str, ...]] = {
     "network": ("model.network",),
     "width": ("model.width",),
     "upsampling": ("model.upsampling",),
-    "contamination": ("model.contamination",),
+    "localization_head": ("model.localization_head",),
     "corruption": ("training.corruption.type",),
     "corruption_strength": ("training.corruption.strength",),
     "flip": ("training.augmentation.flip",),
@@ -40,90 +37,53 @@ CONFIG_KEYS: dict[str, tuple[str, ...]] = {
     "size": ("data.size",),
     "channels": ("data.channels",),
     "intensity": ("data.intensity",),
-    "window": ("data.window",),
+    "intensity_window": ("data.intensity_window",),
     "axis": ("data.axis",),
     "max_pixels": ("data.max_pixels",),
     "max_bytes": ("data.max_bytes",),
     "max_frames": ("data.max_frames",),
     "max_seconds": ("data.max_seconds",),
 }
-"""Constructor argument → the keys of the configuration that it sets."""
+"""Configuration keys that each constructor argument sets."""
 
 
-class ImageVAEDetector(VAEDetector):
-    """Anomaly detection in images with a variational autoencoder and a conformal threshold.
+class ImageVAEDetector(VAEDetector[ImageConfig, ImageSchema]):
+    """Outlier detector for images: a variational autoencoder with a conformal threshold.
 
-    `fit` learns what normal images look like (y is ignored; leave known anomalies out) from all
-    but a held-out share of them, whose scores give the threshold ``-offset_``. On images
-    exchangeable with those held out, `predict` returns −1 with probability at most ``alpha``
-    (Vovk et al. 2005). That takes at least 1/alpha − 1 held-out images: 19 for 0.05. `calibrate`
-    replaces the threshold by one from fresh images; use it where images come in groups, with one
-    of each that trained nothing.
+    `fit` learns from normal images; leave known anomalies out of X. It holds out a fraction of the
+    images, whose scores give the threshold, ``-offset_``. On images exchangeable with those held
+    out, `predict` returns −1 with probability at most ``alpha`` (Vovk et al. 2005). This takes at
+    least 1/alpha − 1 held-out images: 19 for 0.05. `calibrate` replaces the threshold by one from
+    other images. Use it if images come in groups, such as several of each patient, with one image
+    of each group that the model was not fitted on.
 
-    X is an array (N, H, W) or (N, H, W, C), C 1 or 3, of uint8, uint16 or floats on [0, 1]; or a
-    sequence of N arrays (H, W) or (H, W, C); or a sequence of paths of image files, one image
-    each. Images are cropped to their centre square and resized. One that is of one colour shows
-    nothing and is refused.
+    X is an array (N, H, W) or (N, H, W, C), with C 1 or 3, of uint8, uint16 or floats on [0, 1]; a
+    sequence of N arrays (H, W) or (H, W, C); or a sequence of paths of image files with one image
+    each. Images are cropped to their centre square and resized. An image whose pixels are all alike
+    is refused.
+
+    Most arguments set the configuration key of the same name (docs/configuration.md). An argument
+    left at None takes the value of the preset, which is the default given here unless the preset
+    changes it.
 
     Args:
-        preset: "fast", "default" or "best"; arguments left at None follow it.
-        alpha: share of normal images that may be flagged.
-        score: "neg_elbo", "reconstruction", "importance_weighted" or what else the configuration
-            knows.
-        epochs: upper bound; None: by the number of images.
-        random_state: of everything random, the held-out images too. An int makes fits repeat;
-            None draws a new one from numpy's global state.
-        standardise: each pixel by the mean and deviation that it has on held-out normals.
-        network: "convolutional", "residual", "dense" or "hierarchical".
-        latent_dim: length of the latent vector; hierarchical: channels of the coarsest level.
-        width: channels of the finest convolutions.
-        likelihood: "contrast", "structural", "gaussian", "laplace" or "bernoulli".
-        size: side in pixels that images are resized to.
-        channels: 1 is grey, 3 is colour.
-        intensity: "standardise": each image by its own mean and deviation; "unit": as it is.
-        method: "conformal" keeps alpha on average; "certified" with 95% confidence in this very
-            threshold; "evt" reads it off a fitted tail, which is a model; "quantile" is the plain
-            empirical quantile.
-        draws: posterior draws behind a score, frozen when fitted.
-        model: "vae" or "autoencoder".
-        hidden_dim: units of the dense layers.
-        upsampling: "shuffle" or "transposed".
-        contamination: hierarchical: a head that learns which pixels do not belong.
-        variance_floor: smallest variance that a Gaussian or a Laplace learns.
-        corruption: "none", "coarse", "pixel", "mask" or "downsample"; makes it a denoiser.
-        corruption_strength: deviation of the noise, share of the side, or of the resolution lost.
-        flip: probability of mirroring left to right while fitting.
-        rotation: probability of turning by up to ``degrees`` while fitting.
-        degrees: the largest turn to either side.
-        batch_size: None: a 32nd of the images as a power of two, 32 to 512.
-        learning_rate: peak of the cosine schedule.
-        weight_decay: of AdamW.
-        clip_norm: largest norm of the gradient.
-        beta: weight of the KL term.
-        kl_warmup: share of the steps over which beta rises from 0.
-        free_bits: nats per latent dimension that cost nothing.
-        trim: share of the rows, those that fit worst, that do not teach, 0; give what may be
-            anomalous among them.
-        keep: weights of the "last" epoch (default), or of the "best" validation ELBO.
-        patience: keep best: epochs without a better one before stopping.
-        threads: of the CPU while fitting.
-        device: "auto", "cpu" or "cuda".
-        window: grey levels of DICOM and NIfTI: "auto", "percentile" or (center, width).
-        axis: NIfTI: the axis along which a volume is cut.
-        max_pixels: of one image file's picture; more are refused before they are decoded.
-        max_bytes: of one image file.
-        max_frames: images in one file.
-        max_seconds: for decoding one file.
-        calibration_fraction: share of the images held out for the threshold; None: a tenth, and no
-            more than 20/alpha.
-        validation_fraction: share of the others that the fit leaves out, 0.1: what is measured on
-            unknown images is measured on them.
+        {arguments}
 
     Attributes:
-        offset_: minus the threshold; ``decision_function = score_samples − offset_``.
+        offset_: minus the threshold: ``decision_function(X) = score_samples(X) − offset_``.
         bundle_: the fitted `Bundle`.
-        n_iter_: epochs trained.
-        notes_: what was decided on the way; of images, nothing.
+        n_iter_: number of epochs trained.
+        notes_: empty; tables have decisions about columns here.
+
+    >>> import numpy as np
+    >>> images = np.random.default_rng(0).normal(0.5, 0.1, (40, 16, 16)).clip(0, 1)
+    >>> detector = ImageVAEDetector(
+    ...     network="dense", size=16, hidden_dim=8, latent_dim=2, epochs=1, alpha=0.2
+    ... ).fit(images)
+    >>> detector.transform(images[:3]).shape
+    (3, 2)
+    >>> detector.sample(2).shape
+    (2, 16, 16)
     """
 
     KIND: ClassVar[str] = "image"
@@ -134,7 +94,9 @@ class ImageVAEDetector(VAEDetector):
         *,
         preset: Literal["fast", "default", "best"] = "default",
         alpha: float = 0.05,
-        score: str = "neg_elbo",
+        score_type: Literal[
+            "neg_elbo", "reconstruction", "importance_weighted", "structural", "contamination"
+        ] = "neg_elbo",
         epochs: int | None = None,
         random_state: int | RandomState | None = 0,
         standardise: bool | None = None,
@@ -151,7 +113,7 @@ class ImageVAEDetector(VAEDetector):
         model: Literal["vae", "autoencoder"] | None = None,
         hidden_dim: int | None = None,
         upsampling: Literal["shuffle", "transposed"] | None = None,
-        contamination: bool | None = None,
+        localization_head: bool | None = None,
         variance_floor: float | None = None,
         corruption: Literal["none", "coarse", "pixel", "mask", "downsample"] | None = None,
         corruption_strength: float | None = None,
@@ -170,7 +132,7 @@ class ImageVAEDetector(VAEDetector):
         patience: int | None = None,
         threads: int | None = None,
         device: Literal["auto", "cpu", "cuda"] | None = None,
-        window: Literal["auto", "percentile"] | tuple[float, float] | None = None,
+        intensity_window: Literal["auto", "percentile"] | tuple[float, float] | None = None,
         axis: Literal[0, 1, 2] | None = None,
         max_pixels: int | None = None,
         max_bytes: int | None = None,
@@ -179,70 +141,26 @@ class ImageVAEDetector(VAEDetector):
         calibration_fraction: float | None = None,
         validation_fraction: float | None = None,
     ) -> None:
-        super().__init__(
-            preset=preset,
-            alpha=alpha,
-            score=score,
-            epochs=epochs,
-            random_state=random_state,
-            method=method,
-            draws=draws,
-            model=model,
-            latent_dim=latent_dim,
-            hidden_dim=hidden_dim,
-            likelihood=likelihood,
-            variance_floor=variance_floor,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            clip_norm=clip_norm,
-            beta=beta,
-            kl_warmup=kl_warmup,
-            free_bits=free_bits,
-            trim=trim,
-            keep=keep,
-            patience=patience,
-            threads=threads,
-            device=device,
-            calibration_fraction=calibration_fraction,
-            validation_fraction=validation_fraction,
-        )
-        self.standardise = standardise
-        self.network = network
-        self.width = width
-        self.size = size
-        self.channels = channels
-        self.intensity = intensity
-        self.upsampling = upsampling
-        self.contamination = contamination
-        self.corruption = corruption
-        self.corruption_strength = corruption_strength
-        self.flip = flip
-        self.rotation = rotation
-        self.degrees = degrees
-        self.window = window
-        self.axis = axis
-        self.max_pixels = max_pixels
-        self.max_bytes = max_bytes
-        self.max_frames = max_frames
-        self.max_seconds = max_seconds
+        self._store(locals())
 
     # ------------------------------------------------------------ latent space
 
     def inverse_transform(self, X: ArrayLike) -> Matrix:
-        """Latents (N, L) → the images they stand for, shaped as those of `sample`."""
+        """Decode latents (N, L) into the most probable images, shaped as those of `sample`."""
         check_is_fitted(self, "bundle_")
         latents = np.asarray(X, np.float32)
-        return _as_given(images.decode(self.bundle_, latents))
+        return _channels_last(images.decode(self.bundle_, latents))
 
     def sample(self, n_samples: int = 1, random_state: int | RandomState | None = None) -> Matrix:
-        """Images drawn from the model: (n, S, S), of colour (n, S, S, 3), on [0, 1].
+        """Draw images from the model, on [0, 1]: (n, S, S), in colour (n, S, S, 3).
 
-        ``random_state`` None is the estimator's own, so that two calls agree.
+        Args:
+            n_samples: number of images, n.
+            random_state: seed; None takes the estimator's, so that two calls agree.
         """
         check_is_fitted(self, "bundle_")
         seed = self._seed(random_state)
-        return _as_given(images.sample(self.bundle_, n_samples, seed))
+        return _channels_last(images.sample(self.bundle_, n_samples, seed))
 
     # ------------------------------------------------------------ reading X
 
@@ -252,44 +170,40 @@ class ImageVAEDetector(VAEDetector):
         tags.input_tags.three_d_array = True
         return tags
 
-    def _learn(self, X: Data, config: Config) -> Learned:
-        assert isinstance(config, ImageConfig), "see KIND"
-        schema = ImageSchema.of(config.data)
-        return Learned(schema, _read(schema, X), {})
+    def _fit_input(self, X: Data, config: ImageConfig) -> FitInput[ImageSchema]:
+        schema = ImageSchema.from_config(config.data)
+        return FitInput(schema, _read(schema, X), {})
 
     def _batch(self, X: Data) -> RawBatch:
-        check_is_fitted(self, "bundle_")
-        schema = self.bundle_.scorer.schema
-        assert isinstance(schema, ImageSchema), "see KIND"
-        return _read(schema, X)
+        return _read(self._schema(), X)
 
 
 def _read(schema: ImageSchema, X: Data) -> RawBatch:
-    """X as a model with this schema reads it.
+    """Read X as a model with this schema does.
 
     Raises:
-        DataError: it is neither arrays nor paths, holds none, or one of it cannot be used.
+        DataError: X holds neither arrays nor paths, is empty, or an image cannot be used.
     """
-    batch = schema.from_pictures(_picture(schema, image) for image in _one_by_one(X))
+    batch = schema.from_images(_decoded(schema, image) for image in _one_by_one(X))
     if not len(batch):
         raise DataError("X holds no image; give at least one")
     return usable(batch, "; mend it or leave it out")
 
 
-def _picture(schema: ImageSchema, image: Any) -> DecodedImage | DecodeFailure:
+def _decoded(schema: ImageSchema, image: Any) -> DecodedImage | DecodeFailure:
     if isinstance(image, str | os.PathLike):
         return schema.read(Path(image))
     try:
-        return picture_of(np.asarray(image))
+        return decoded_image(np.asarray(image))
     except ValueError as error:  # a DataError, or numpy's of rows that differ in length
         return DecodeFailure(str(error), None)
 
 
 def _one_by_one(X: Data) -> Iterable[Any]:
-    """X, if it has one entry for each image.
+    """Return X if it has one entry per image.
 
     Raises:
-        DataError: it is one image, one path, or none of that.
+        DataError: X is a single image or path, or something else.
     """
     if isinstance(X, str | bytes | os.PathLike) or not isinstance(X, Iterable):
         raise DataError("X must be images or their paths; put a single one into a list")
@@ -298,11 +212,14 @@ def _one_by_one(X: Data) -> Iterable[Any]:
     return X
 
 
-def picture_of(image: NDArray[Any]) -> DecodedImage:
-    """(H, W) or (H, W, C) of uint8, uint16 or floats on [0, 1] → a picture.
+def decoded_image(image: NDArray[Any]) -> DecodedImage:
+    """Convert an array to a decoded image of 16-bit pixels.
+
+    Args:
+        image: (H, W), (H, W, 1) or (H, W, 3), of uint8, uint16 or floats on [0, 1].
 
     Raises:
-        DataError: another shape or type, a value off [0, 1] or not finite.
+        DataError: the shape or type is another, or a value is outside [0, 1] or not finite.
     """
     if image.ndim not in {2, 3} or image.shape[2:] not in {(), (1,), (3,)} or 0 in image.shape:
         raise DataError(f"an image must be (H, W), (H, W, 1) or (H, W, 3), got {image.shape}")
@@ -315,10 +232,10 @@ def picture_of(image: NDArray[Any]) -> DecodedImage:
         raise DataError(f"images must be uint8, uint16 or floats on [0, 1], got {pixels.dtype}")
     if not (pixels.min() >= 0 and pixels.max() <= 1):  # NaN is neither
         raise DataError("images of floats must lie on [0, 1] and be finite; scale them first")
-    full = pixels.astype(np.float64) * FULL  # more than a float16 can hold
+    full = pixels.astype(np.float64) * MAX_PIXEL  # more than a float16 can hold
     return DecodedImage(np.rint(full).astype(np.uint16), 0)
 
 
-def _as_given(pictures: Matrix) -> Matrix:
-    """(N, C, S, S) → (N, S, S) or (N, S, S, 3)"""
-    return pictures[:, 0] if pictures.shape[1] == 1 else np.moveaxis(pictures, 1, -1)
+def _channels_last(images: Matrix) -> Matrix:
+    """Convert (N, C, S, S) to (N, S, S), in colour to (N, S, S, 3)."""
+    return images[:, 0] if images.shape[1] == 1 else np.moveaxis(images, 1, -1)

@@ -1,9 +1,4 @@
-"""The detector of tables as a scikit-learn estimator.
-
-detector = TabularVAEDetector(alpha=0.01).fit(normal)
-detector.predict(new)          # 1 normal, −1 anomalous
-detector.p_values(new)         # P(p ≤ alpha) ≤ alpha on normal rows
-"""
+"""Detect anomalies in tables through scikit-learn's interface."""
 
 from __future__ import annotations
 
@@ -17,12 +12,13 @@ from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from anomaly_vae.artifacts.bundle import Bundle
-from anomaly_vae.config import Config, Feature, TabularConfig
-from anomaly_vae.data.dataframes import as_table, container_of, from_table
+from anomaly_vae.config import Feature, TabularConfig
+from anomaly_vae.data.dataframes import detect_container, from_table, to_table
 from anomaly_vae.data.schema import RawBatch, TabularSchema
 from anomaly_vae.data.type_inference import Inferred, infer_schema
 from anomaly_vae.errors import DataError
-from anomaly_vae.estimators.base import SHARED_KEYS, Data, Learned, VAEDetector, usable
+from anomaly_vae.estimators.arguments import SHARED_KEYS
+from anomaly_vae.estimators.base import Data, FitInput, VAEDetector, usable
 from anomaly_vae.generation import tables
 from anomaly_vae.messages import listed
 from anomaly_vae.types import ColumnType
@@ -39,83 +35,59 @@ CONFIG_KEYS: dict[str, tuple[str, ...]] = {
     "guard": ("training.guard",),
     "features": ("data.features",),
 }
-"""Constructor argument → the keys of the configuration that it sets."""
+"""Configuration keys that each constructor argument sets."""
 
 
-class TabularVAEDetector(VAEDetector):
-    """Anomaly detection in tables with a variational autoencoder and a conformal threshold.
+class TabularVAEDetector(VAEDetector[TabularConfig, TabularSchema]):
+    """Outlier detector for tables: a variational autoencoder with a conformal threshold.
 
-    `fit` learns what normal rows look like (y is ignored; leave known anomalies out) from all
-    but a held-out share of the rows, whose scores give the threshold ``-offset_``. On rows
-    exchangeable with those held out, `predict` returns −1 with probability at most ``alpha``
-    (Vovk et al. 2005). That takes at least 1/alpha − 1 held-out rows: 19 for 0.05, 99 for 0.01.
-    Where ``calibration_fraction`` is less, as many as needed are held out, as long as 5 rows
-    are left to fit; where even that fails, `fit` refuses and says how many rows or which alpha
-    would do. `calibrate` replaces the threshold by one from fresh rows.
+    `fit` learns from normal rows; leave known anomalies out of X. It holds out a fraction of the
+    rows, whose scores give the threshold, ``-offset_``. On rows exchangeable with those held out,
+    `predict` returns −1 with probability at most ``alpha`` (Vovk et al. 2005). This takes at least
+    1/alpha − 1 held-out rows: 99 for 0.01, 19 for 0.05. If ``calibration_fraction`` gives fewer,
+    as many as needed are held out, provided that 5 rows are left to fit; otherwise `fit` says how
+    many rows or which alpha would do. `calibrate` replaces the threshold by one from other rows.
 
-    X is a numeric array (NaN is missing), or a pandas or polars DataFrame, a pyarrow Table or
-    another that hands out an Arrow stream. Their columns may be numeric, binary, categorical or
-    dates, found by name: their order is free, further columns are ignored, and a column the model
-    reads must be there. In arrays every column is numeric unless ``features`` says otherwise; they
-    call column 0 ``x0``. Infinity is refused.
+    X is a numeric array, in which NaN is missing, a pandas or polars data frame, a pyarrow table,
+    or any object that exports an Arrow stream. Columns of a frame or table may be numeric, binary,
+    categorical or dates. They are found by name: their order is free, additional ones are ignored,
+    and each column that the model reads must be present. Columns of an array are called ``x0``,
+    ``x1``, … and are numeric unless ``features`` says otherwise. Infinity is refused.
 
-    ``score`` is an argument here and no method: tell `GridSearchCV` what to compare by
-    ``scoring``. For that reason, and because few rows are refused, some of scikit-learn's checks
-    are expected to fail: docs/scikit-learn.md lists them.
+    Most arguments set the configuration key of the same name (docs/configuration.md). An argument
+    left at None takes the value of the preset, which is the default given here unless the preset
+    changes it.
 
     Args:
-        preset: "fast", "default" or "best"; arguments left at None follow it.
-        alpha: share of normal rows that may be flagged.
-        score: "neg_elbo", "reconstruction" or "importance_weighted", in nats.
-        epochs: None: 80, but at least 600 steps, at most 6,000, and 3 to 300 epochs.
-        random_state: of everything random, the held-out rows too. An int makes fits repeat;
-            None draws a new one from numpy's global state.
-        method: "conformal" (default) keeps alpha on average; "certified" with 95% confidence in
-            this very threshold; "evt" reads it off a fitted tail, which is a model; "quantile" is
-            the plain empirical quantile.
-        draws: posterior draws behind a score, frozen when fitted.
-        model: "vae" (default) or "autoencoder".
-        latent_dim: None: the encoded columns, 1 to 64.
-        hidden_dim: None: twice the encoded columns as a power of two, 64 to 256.
-        depth: hidden layers in encoder and decoder; 0 is linear.
-        likelihood: of numeric columns, "gaussian" (default) or "student_t".
-        variance_floor: smallest variance of a standardised numeric column.
-        batch_size: None: a 32nd of the rows as a power of two, 32 to 512.
-        learning_rate: peak of the cosine schedule.
-        weight_decay: of AdamW.
-        clip_norm: largest norm of the gradient.
-        beta: weight of the KL term.
-        kl_warmup: share of the steps over which beta rises from 0.
-        free_bits: nats per latent dimension that cost nothing.
-        trim: share of the rows, those that fit worst, that do not teach, 0; give what may be
-            anomalous among them.
-        members: networks fitted side by side, 3; scores are their mean.
-        posterior_variance: "shared" (default) or "row", of q(z|x).
-        prior: "aggregated" (default) or "standard", of scores and samples.
-        components: most parts of the aggregated posterior, 256.
-        noise: deviation of the noise on standardised numbers that the encoder sees through, 0.2.
-        hide: share of the cells hidden in each batch, so that missing ones are met.
-        guard: ``trim`` of the last of several members, 0.1: what the others learned to expect
-            from anomalies among the rows, this one does not.
-        keep: weights of the "last" epoch (default), or of the "best" validation ELBO.
-        patience: keep best: epochs without a better one before stopping.
-        threads: of the CPU while fitting.
-        device: "auto", "cpu" or "cuda".
-        features: names of the columns to read, or a mapping from name to type ("numeric",
-            "binary", "categorical", "datetime", or a `config.Feature`). None: all, their types
-            inferred.
-        calibration_fraction: share of the rows held out for the threshold; None: a tenth, and no
-            more than 20/alpha.
-        validation_fraction: share of the others that no weight learns from, 0.1: what is measured
-            on unknown rows is measured on them.
+        {arguments}
 
     Attributes:
-        offset_: minus the threshold; ``decision_function = score_samples − offset_``.
+        offset_: minus the threshold: ``decision_function(X) = score_samples(X) − offset_``.
         bundle_: the fitted `Bundle`.
-        n_iter_: epochs trained.
-        n_features_in_: columns of X.
-        feature_names_in_: their names, where all are strings.
-        notes_: what was decided about columns on the way.
+        n_iter_: number of epochs trained.
+        n_features_in_: number of columns of X.
+        feature_names_in_: names of the columns of X, if it has any.
+        notes_: decisions about columns, such as those left out.
+
+    >>> import numpy as np
+    >>> rows = np.random.default_rng(0).normal(size=(200, 3))
+    >>> detector = TabularVAEDetector(preset="fast", alpha=0.05, epochs=2).fit(rows)
+    >>> detector.predict([[0.0, 0.1, -0.2], [9.0, -9.0, 9.0]])
+    array([ 1, -1])
+    >>> detector.p_values([[9.0, -9.0, 9.0]]).round(2)  # the lowest that 19 held-out rows allow
+    array([0.05])
+    >>> detector.explain([[0.0, 0.0, 99.0]], most=1)[0].contributions[0].feature
+    'x2'
+    >>> detector.transform(rows).shape, detector.sample(2).shape
+    ((200, 3), (2, 3))
+
+    A saved detector is a bundle, which the command line and the service read, too:
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     loaded = TabularVAEDetector.load(detector.save(f"{folder}/bundle"))
+    >>> bool((loaded.predict(rows) == detector.predict(rows)).all())
+    True
     """
 
     KIND: ClassVar[str] = "tabular"
@@ -125,8 +97,8 @@ class TabularVAEDetector(VAEDetector):
         self,
         *,
         preset: Literal["fast", "default", "best"] = "default",
-        alpha: float = 0.05,
-        score: Literal["neg_elbo", "reconstruction", "importance_weighted"] = "neg_elbo",
+        alpha: float = 0.01,
+        score_type: Literal["neg_elbo", "reconstruction", "importance_weighted"] = "neg_elbo",
         epochs: int | None = None,
         random_state: int | RandomState | None = 0,
         method: Literal["conformal", "certified", "evt", "quantile"] | None = None,
@@ -160,59 +132,25 @@ class TabularVAEDetector(VAEDetector):
         calibration_fraction: float | None = None,
         validation_fraction: float | None = None,
     ) -> None:
-        super().__init__(
-            preset=preset,
-            alpha=alpha,
-            score=score,
-            epochs=epochs,
-            random_state=random_state,
-            method=method,
-            draws=draws,
-            model=model,
-            latent_dim=latent_dim,
-            hidden_dim=hidden_dim,
-            likelihood=likelihood,
-            variance_floor=variance_floor,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            clip_norm=clip_norm,
-            beta=beta,
-            kl_warmup=kl_warmup,
-            free_bits=free_bits,
-            trim=trim,
-            keep=keep,
-            patience=patience,
-            threads=threads,
-            device=device,
-            calibration_fraction=calibration_fraction,
-            validation_fraction=validation_fraction,
-        )
-        self.depth = depth
-        self.members = members
-        self.posterior_variance = posterior_variance
-        self.prior = prior
-        self.components = components
-        self.noise = noise
-        self.hide = hide
-        self.guard = guard
-        self.features = features
+        self._store(locals())
 
     # ------------------------------------------------------------ latent space
 
     def inverse_transform(self, X: ArrayLike) -> Any:
-        """Latents (N, L) → the most probable rows, in the container that was fitted.
+        """Decode latents (N, L) into the most probable rows, in the container that was fitted.
 
-        Arrays have NaN where a column was left out; tables have the columns that
-        `tables` describes.
+        Arrays have NaN in columns that the model does not read. Frames and tables have two columns
+        in place of a date: the hour of the day and the day of the week.
         """
         check_is_fitted(self, "bundle_")
         return self._contained(tables.decode(self.bundle_, np.asarray(X, np.float32)))
 
     def sample(self, n_samples: int = 1, random_state: int | RandomState | None = None) -> Any:
-        """Rows drawn from the model, in the container that was fitted.
+        """Draw rows from the model, in the container that was fitted.
 
-        ``random_state`` None is the estimator's own, so that two calls agree.
+        Args:
+            n_samples: number of rows.
+            random_state: seed; None takes the estimator's, so that two calls agree.
         """
         check_is_fitted(self, "bundle_")
         seed = self._seed(random_state)
@@ -229,7 +167,7 @@ class TabularVAEDetector(VAEDetector):
         )
         return np.column_stack([column.to_pandas() for column in columns])
 
-    # ------------------------------------------------------------ a loaded one
+    # ------------------------------------------------------------ loading
 
     @classmethod
     def _arguments(cls, manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -254,20 +192,16 @@ class TabularVAEDetector(VAEDetector):
         tags.input_tags.allow_nan = tags.input_tags.categorical = True
         return tags
 
-    def _learn(self, X: Data, config: Config) -> Learned:
-        assert isinstance(config, TabularConfig), "see KIND"
-        container = container_of(X)
+    def _fit_input(self, X: Data, config: TabularConfig) -> FitInput[TabularSchema]:
+        container = detect_container(X)
         table = self._read(X, reset=True)
         inferred = _infer(table, config, numeric=container == "array")
         batch = _clean(inferred.schema, inferred.schema.from_arrow(table))
         origin = {"container": container, "columns": table.column_names}
-        return Learned(inferred.schema, batch, origin, inferred.notes)
+        return FitInput(inferred.schema, batch, origin, inferred.notes)
 
     def _batch(self, X: Data) -> RawBatch:
-        """X as the model reads it."""
-        check_is_fitted(self, "bundle_")
-        schema = self.bundle_.scorer.schema
-        assert isinstance(schema, TabularSchema), "see KIND"
+        schema = self._schema()
         table = self._read(X, reset=False)
         absent = [name for name in schema.names if name not in table.column_names]
         if absent:
@@ -278,8 +212,8 @@ class TabularVAEDetector(VAEDetector):
         return _clean(schema, schema.from_arrow(table))
 
     def _read(self, X: Data, reset: bool) -> pa.Table:
-        """X as named columns; ``reset`` learns their names and number."""
-        table = as_table(X)
+        """Return X as a table; ``reset`` remembers the names and number of its columns."""
+        table = to_table(X)
         if table is None:
             return self._read_array(X, reset)
         if reset:
@@ -289,7 +223,7 @@ class TabularVAEDetector(VAEDetector):
         return table if named else self._read_array(table.to_pandas(), reset)
 
     def _read_array(self, X: Data, reset: bool) -> pa.Table:
-        """Numbers by position, checked as scikit-learn does; NaN becomes null."""
+        """Return an array as a table, checked as scikit-learn does; NaN becomes null."""
         array = validate_data(self, X, reset=reset, dtype=np.float64, ensure_all_finite="allow-nan")
         names = getattr(self, "feature_names_in_", array_names(array.shape[1]))
         columns = zip(names, array.T, strict=True)
@@ -300,32 +234,28 @@ class TabularVAEDetector(VAEDetector):
 
 
 def array_names(count: int) -> list[str]:
-    """What the columns of an array are called: x0, x1, …"""
+    """Return the names of the columns of an array: x0, x1, …"""
     return [f"x{i}" for i in range(count)]
 
 
 def _infer(table: pa.Table, config: TabularConfig, numeric: bool) -> Inferred:
-    """The schema; an array's columns are ``numeric`` unless declared, and left out if empty."""
+    """Infer the schema; ``numeric`` columns, those of an array, are left out only if empty."""
     data = config.data
     if not numeric or isinstance(data.features, dict):
         return infer_schema(table, data)
-    wanted = data.features or table.column_names
-    full = [
-        n for n in wanted if n not in table.column_names or table.column(n).null_count < len(table)
-    ]
-    declared = {name: Feature(type=ColumnType.NUMERIC) for name in full}
-    notes = tuple(
-        f"column '{n}': left out, it has no value at all" for n in wanted if n not in full
-    )
+    names = data.features or table.column_names
+    empty = {n for n in table.column_names if table.column(n).null_count == len(table)}
+    declared = {n: Feature(type=ColumnType.NUMERIC) for n in names if n not in empty}
+    notes = tuple(f"column '{n}': left out, it has no value at all" for n in names if n in empty)
     inferred = infer_schema(table, data.model_copy(update={"features": declared}))
     return Inferred(inferred.schema, inferred.notes + notes)
 
 
 def _clean(schema: TabularSchema, batch: RawBatch) -> RawBatch:
-    """The batch, if every cell fits.
+    """Return the batch if every cell fits its column.
 
     Raises:
-        DataError: the first cell that does not, and how many rows are like it.
+        DataError: a cell does not fit; the message names the first and counts the rows.
     """
     wrong = {problem.column for problem in batch.problems[:1]}
     binary = any(c.name in wrong and c.type is ColumnType.BINARY for c in schema.columns)

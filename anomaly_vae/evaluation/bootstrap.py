@@ -1,7 +1,7 @@
-"""What chance does to a figure: the same figure on resampled rows (Efron 1979).
+"""Bootstrap figures: compute the same figure on resampled rows (Efron 1979).
 
-A draw says how often each row counts. Scores are ranked once, whatever the number of draws, and
-two models that are compared see the same draws.
+A draw is the number of times that each row counts. Scores are ranked once for all draws, and two
+models are compared on the same draws.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from numpy.typing import ArrayLike, NDArray
 Counts = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
-DRAWS, FEWEST_DRAWS = 999, 199
-CELLS = 20_000_000
-"""Rows times draws that are afforded."""
+DRAWS, MIN_DRAWS = 999, 199
+MAX_CELLS = 20_000_000
+"""Limit on the number of rows times the number of draws, which bounds the computation."""
 
 
 class Interval(NamedTuple):
@@ -27,37 +27,47 @@ class Interval(NamedTuple):
     high: float
 
 
-def enough(rows: int) -> int:
-    """How many draws of so many rows: `DRAWS`, fewer where there are many rows."""
-    return int(np.clip(CELLS // max(rows, 1), FEWEST_DRAWS, DRAWS))
+def choose_draws(rows: int) -> int:
+    """Return the number of draws for a number of rows: `DRAWS`, or fewer for many rows."""
+    return int(np.clip(MAX_CELLS // max(rows, 1), MIN_DRAWS, DRAWS))
 
 
 def draws(
     anomaly: Mask, n: int = DRAWS, seed: int = 0, unit: NDArray[Any] | None = None
 ) -> Iterator[Counts]:
-    """How often each row (N,) counts, n times over; as many normal rows and anomalies as there are.
+    """Yield how often each row (N,) counts in each of n draws.
+
+    Normal rows and anomalies are drawn separately, as many of each as there are, so that every draw
+    contains both.
 
     Args:
-        anomaly: (N,) both kinds are drawn apart, so that no draw lacks one.
-        n: the number of draws.
-        seed: of the generator.
-        unit: (N,) names what is drawn as a whole, such as a customer; absent: each row. A unit with
-            an anomaly is drawn among those that have one.
+        anomaly: (N,) labels.
+        n: number of draws.
+        seed: seed of the generator.
+        unit: (N,) names the unit of each row that is drawn as a whole, such as a customer; None
+            means each row. Units with an anomaly are drawn separately from the others.
     """
     rng = np.random.default_rng(seed)
-    of_row = np.arange(len(anomaly)) if unit is None else np.unique(unit, return_inverse=True)[1]
-    tainted = np.zeros(of_row.max(initial=-1) + 1, bool)
-    tainted[of_row[anomaly]] = True
-    strata = [kind for kind in (np.flatnonzero(~tainted), np.flatnonzero(tainted)) if len(kind)]
+    unit_of_row = (
+        np.arange(len(anomaly)) if unit is None else np.unique(unit, return_inverse=True)[1]
+    )
+    anomalous = np.zeros(unit_of_row.max(initial=-1) + 1, bool)
+    anomalous[unit_of_row[anomaly]] = True
+    strata = [
+        stratum
+        for stratum in (np.flatnonzero(~anomalous), np.flatnonzero(anomalous))
+        if len(stratum)
+    ]
     for _ in range(n):
-        times = np.zeros(len(tainted), np.int64)
-        for kind in strata:
-            times[kind] = np.bincount(rng.integers(len(kind), size=len(kind)), minlength=len(kind))
-        yield times[of_row]
+        times = np.zeros(len(anomalous), np.int64)
+        for stratum in strata:
+            size = len(stratum)
+            times[stratum] = np.bincount(rng.integers(size, size=size), minlength=size)
+        yield times[unit_of_row]
 
 
 def interval(figures: Iterable[float], confidence: float = 0.95) -> Interval | None:
-    """Where the figure lies in ``confidence`` of the draws; NaN, where it has none, is left out."""
+    """Return the interval that holds a share ``confidence`` of the figures; NaN is ignored."""
     values = np.asarray([figure for figure in figures if not np.isnan(figure)], np.float64)
     if not len(values):
         return None
@@ -66,7 +76,7 @@ def interval(figures: Iterable[float], confidence: float = 0.95) -> Interval | N
 
 
 class Ranking:
-    """Rows (N,) from the highest score to the lowest, equal ones as one step."""
+    """Rows (N,) in descending order of their scores; rows with equal scores form one step."""
 
     def __init__(self, scores: ArrayLike, anomaly: Mask) -> None:
         values = np.asarray(scores, np.float64)
@@ -75,7 +85,7 @@ class Ranking:
         self._ends = np.flatnonzero(np.diff(values[self._order], append=np.nan) != 0)
 
     def average_precision(self, counts: Counts | None = None) -> float:
-        """Σ (recall gained) · precision over the steps; NaN without an anomaly."""
+        """Return Σ (recall gained) · precision over the steps; NaN without an anomaly."""
         hits, flagged = self.curve(counts)
         if not hits[-1]:
             return float("nan")
@@ -83,7 +93,7 @@ class Ranking:
         return float((np.diff(hits, prepend=0) * precision).sum() / hits[-1])
 
     def auroc(self, counts: Counts | None = None) -> float:
-        """P(an anomaly scores higher than a normal row), ties as halves; NaN without either."""
+        """Return P(anomaly scores higher than normal row), ties as halves; NaN without both."""
         hits, flagged = self.curve(counts)
         false = flagged - hits
         if not hits[-1] or not false[-1]:
@@ -93,13 +103,13 @@ class Ranking:
         return float(area / hits[-1] / false[-1])
 
     def precision_at(self, k: int, counts: Counts | None = None) -> float:
-        """The share of anomalies among the k highest, those of a tie in proportion."""
+        """Return the share of anomalies among the k highest scores; ties count in proportion."""
         hits, flagged = self.curve(counts)
         caught = np.interp(k, np.append(0, flagged), np.append(0, hits))
         return float(caught / min(k, flagged[-1]))
 
     def curve(self, counts: Counts | None = None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Anomalies and rows with at least the score of each step."""
+        """Return the numbers of anomalies and of rows that reach the score of each step."""
         times = np.ones(len(self._order), np.int64) if counts is None else counts[self._order]
         return np.cumsum(times * self._anomaly)[self._ends], np.cumsum(times)[self._ends]
 
@@ -109,9 +119,9 @@ def intervals(
     drawn: Iterable[Counts],
     confidence: float = 0.95,
 ) -> dict[str, Interval | None]:
-    """The interval of each figure, all on the same draws."""
-    found = np.array([[figure(counts) for figure in figures.values()] for counts in drawn])
-    columns = found.T if len(found) else [()] * len(figures)
+    """Return the interval of each figure, computed on the same draws."""
+    values_by_draw = np.array([[figure(counts) for figure in figures.values()] for counts in drawn])
+    columns = values_by_draw.T if len(values_by_draw) else [()] * len(figures)
     return {
         name: interval(column, confidence) for name, column in zip(figures, columns, strict=True)
     }

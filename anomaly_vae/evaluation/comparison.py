@@ -1,4 +1,4 @@
-"""Two detectors on the same rows: what changes from one to the other, and what chance explains."""
+"""Compare two detectors on the same rows, and separate changes from chance."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from scipy.stats import binomtest
 from anomaly_vae.data.converters import Levels, slice_name
 from anomaly_vae.evaluation.bootstrap import Ranking, draws, interval
 from anomaly_vae.evaluation.metrics import bonferroni, rate
-from anomaly_vae.evaluation.slices import parts
+from anomaly_vae.evaluation.slices import iter_slices
 
 Mask = NDArray[np.bool_]
 Values = NDArray[np.float64]
 
 Figure = Literal["recall", "fpr"]
 
-FEWEST = 6
-"""Rows of a slice, without which no change is beyond chance: 2 · 0.5⁵ > 0.05."""
+MIN_ROWS = 6
+"""Minimum rows of a slice: with fewer, no change can be significant, since 2 · 0.5⁵ > 0.05."""
 ROUNDS = 7
-"""In which models take turns being timed."""
+"""Number of rounds in which models are timed in turn."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """A figure of both models on the same rows; the interval is that of the difference."""
+    """A figure of both models on the same rows, with the confidence interval of the difference."""
 
     champion: float
     challenger: float
@@ -39,39 +39,43 @@ class Change:
 
     @property
     def value(self) -> float:
-        """challenger − champion."""
+        """Difference challenger − champion."""
         return self.challenger - self.champion
 
     def to_json(self) -> dict[str, float]:
-        """Plain values."""
+        """Return plain JSON values."""
         return {**asdict(self), "difference": self.value}
 
 
 @dataclass(frozen=True)
 class SliceChange:
-    """What one level of a column gains or loses."""
+    """The change of a figure in one slice: the rows with one level of a column."""
 
     name: str
     figure: Figure
     rows: int
     change: Change
     alpha: float
-    """the challenger's"""
+    """Alpha of the challenger."""
 
     def collapsed(self, recall: float) -> bool:
-        """Much worse, beyond chance: so much recall lost, or alpha more normal rows flagged."""
+        """Return whether the slice is much worse, beyond chance.
+
+        Recall must fall by more than ``recall``, or the false positive rate rise by more than
+        alpha.
+        """
         change = self.change
         if self.figure == "recall":
             return change.value < -recall and change.high < 0
         return change.value > self.alpha and change.low > 0
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        what = {"slice": self.name, "figure": self.figure, "rows": self.rows}
-        return {**what, **self.change.to_json()}
+        """Return plain JSON values."""
+        described = {"slice": self.name, "figure": self.figure, "rows": self.rows}
+        return {**described, **self.change.to_json()}
 
     def __str__(self) -> str:
-        """As a reason tells it."""
+        """Describe the change, for a refusal reason."""
         name = "recall" if self.figure == "recall" else "false positive rate"
         change = self.change
         return (
@@ -82,9 +86,10 @@ class SliceChange:
 
 @dataclass(frozen=True)
 class Agreement:
-    """The share of rows on which both flag alike, with its exact interval, and what each flags."""
+    """The share of rows decided alike, with its exact interval, and both models' flag rates."""
 
-    of: str
+    source: str
+    """Name of the rows, such as: the traffic."""
     rows: int
     share: float
     low: float
@@ -93,8 +98,9 @@ class Agreement:
     challenger: float
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
+        """Return plain JSON values."""
+        figures = asdict(self)
+        return {"of": figures.pop("source"), **figures}
 
 
 def metric_change(
@@ -105,9 +111,10 @@ def metric_change(
     confidence: float,
     unit: NDArray[Any] | None = None,
 ) -> Change | None:
-    """Scores (N,) of both, ranked; every draw resamples the same rows for both.
+    """Compare a ranking metric of both models' scores (N,).
 
-    ``unit`` (N,) names what is drawn as a whole; None for rows of one kind alone.
+    Each draw resamples the same rows for both. ``unit`` (N,) names the unit of each row that is
+    drawn as a whole. Return None unless there are normal rows and anomalies.
     """
     if not anomaly.any() or anomaly.all():
         return None
@@ -120,11 +127,11 @@ def metric_change(
 def flag_change(
     champion: Mask, challenger: Mask, confidence: float, unit: NDArray[Any] | None = None
 ) -> Change:
-    """The share flagged, of the same rows (N,), N > 0.
+    """Compare the shares flagged (N,) on the same rows, N > 0.
 
-    Of those that changed sides, the share that is now flagged is binomial, 1/2 if nothing changed
-    (McNemar 1947); its exact interval is carried over to the difference. ``unit`` (N,) names what
-    changes as a whole.
+    If nothing changed, the share of newly flagged rows among those whose flag changed is binomial
+    with probability 1/2 (McNemar 1947); its exact interval is converted into one of the difference.
+    ``unit`` (N,) names the unit of each row that changes as a whole.
     """
     moved = challenger.astype(int) - champion
     if unit is not None:
@@ -146,30 +153,32 @@ def slice_changes(
     confidence: float,
     unit: NDArray[Any] | None = None,
 ) -> list[SliceChange]:
-    """Recall and false positive rate of each level of these columns (`slices.parts`).
+    """Compare recall and false positive rate in each slice of these columns (`iter_slices`).
 
-    The intervals hold together with this confidence: each has an equal part of the error
+    All intervals hold together with the given confidence: each gets an equal part of the error
     (Bonferroni).
 
     Args:
-        columns: each of N rows.
-        champion: (N,) its flags.
-        challenger: (N,) its flags.
-        anomaly: (N,) the labels.
-        alpha: the challenger's.
-        confidence: that all intervals hold together.
-        unit: (N,) names what is exchangeable; absent: each row is one.
+        columns: columns of N rows.
+        champion: (N,) flags of the champion.
+        challenger: (N,) flags of the challenger.
+        anomaly: (N,) labels.
+        alpha: alpha of the challenger.
+        confidence: probability that all intervals hold.
+        unit: (N,) names the exchangeable unit of each row; None means each row.
     """
     kinds: tuple[tuple[Figure, Mask], ...] = (("recall", anomaly), ("fpr", ~anomaly))
     slices = [
         (slice_name(column, level), figure, inside & kind)
-        for column, level, inside in parts(columns)
+        for column, level, inside in iter_slices(columns)
         for figure, kind in kinds
-        if (inside & kind).sum() >= FEWEST
+        if (inside & kind).sum() >= MIN_ROWS
     ]
-    each = bonferroni(confidence, len(slices))
+    confidence = bonferroni(confidence, len(slices))
     changes = [
-        flag_change(champion[rows], challenger[rows], each, None if unit is None else unit[rows])
+        flag_change(
+            champion[rows], challenger[rows], confidence, None if unit is None else unit[rows]
+        )
         for _, _, rows in slices
     ]
     return [
@@ -178,21 +187,21 @@ def slice_changes(
     ]
 
 
-def agreement(champion: Mask, challenger: Mask, of: str, confidence: float) -> Agreement | None:
-    """Flags (N,) of both on the same rows; None for no rows."""
+def agreement(champion: Mask, challenger: Mask, source: str, confidence: float) -> Agreement | None:
+    """Compare the flags (N,) of both on the same rows; return None without rows."""
     found = rate(champion == challenger, confidence)
     if found is None:
         return None
     flagged = float(champion.mean()), float(challenger.mean())
-    return Agreement(of, found.total, found.value, found.low, found.high, *flagged)
+    return Agreement(source, found.total, found.value, found.low, found.high, *flagged)
 
 
-def cpu_seconds(works: Sequence[Callable[[], object]]) -> list[float]:
-    """What each piece of work takes: the median of several rounds in which they take turns."""
-    taken: list[list[float]] = [[] for _ in works]
+def cpu_seconds(tasks: Sequence[Callable[[], object]]) -> list[float]:
+    """Return the median CPU seconds of each task, over several rounds in which they take turns."""
+    taken: list[list[float]] = [[] for _ in tasks]
     for _ in range(ROUNDS):
-        for work, times in zip(works, taken, strict=True):
+        for task, times in zip(tasks, taken, strict=True):
             before = time.process_time()
-            work()
+            task()
             times.append(time.process_time() - before)
     return [median(times) for times in taken]

@@ -1,4 +1,4 @@
-"""How good a detector is on labelled rows, with intervals; and when it went wrong."""
+"""Measure a detector on labelled rows, with intervals, and over time."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import beta, betabinom, ks_2samp, t
 
-from anomaly_vae.calibration.conformal import Calibration, promised_ranks
-from anomaly_vae.data.splitting import DAY, one_of_each
-from anomaly_vae.evaluation.bootstrap import Counts, Ranking, draws, enough, intervals
+from anomaly_vae.calibration.conformal import Calibration, guaranteed_ranks
+from anomaly_vae.data.splitting import DAY, one_row_per_group
+from anomaly_vae.evaluation.bootstrap import Counts, Ranking, choose_draws, draws, intervals
 from anomaly_vae.scoring.detector import Detections
 
 Mask = NDArray[np.bool_]
 Figure = Callable[[Counts | None], float]
-"""Of rows that count so often; None: once each."""
-MOST_SLICES = 60
+"""A figure as a function of row weights; None means weight 1."""
+MAX_TIME_SLICES = 60
+"""Maximum number of stretches of time that are reported."""
 TOP = 100
-"""Rows, or cards of a day, that somebody looks into, unless another number is given."""
-EXACT = 10_000
-"""Pairs of rows up to which the law of Kolmogorov and Smirnov is taken exactly."""
+"""Default number of rows, or of cards per day, that are reviewed."""
+MAX_EXACT_PAIRS = 10_000
+"""Number of pairs of rows up to which the Kolmogorov–Smirnov distribution is computed exactly."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,11 @@ class Rate:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures on a test split; None where there are no such rows, or an older version had none.
+    """Figures on a test split.
 
-    Ranking figures need both kinds of rows. Intervals hold 95% unless another confidence was asked
-    for; docs/evaluation.md says how each is made.
+    A figure is None if there are no rows to compute it from, or if an older version did not compute
+    it. Ranking figures need normal rows and anomalies. Intervals have a confidence of 95% unless
+    another is given; docs/evaluation.md describes how each is computed.
     """
 
     rows: int
@@ -55,39 +57,39 @@ class Evaluation:
     fpr: float | None = None
     fpr_interval: tuple[float, float] | None = None
     fpr_limit: float | None = None
-    """the highest rate that chance explains under the guarantee: `max_fpr_under_guarantee`"""
+    """Largest rate that chance explains under the guarantee: `max_fpr_under_guarantee`."""
     recall: float | None = None
     precision: float | None = None
     rejected: int = 0
-    """rows that could not be scored"""
+    """Number of rows that could not be scored."""
     unlabelled: int = 0
-    """rows left out because nobody knows"""
+    """Number of rows left out because they are unlabelled."""
     auroc_interval: tuple[float, float] | None = None
     average_precision_interval: tuple[float, float] | None = None
     recall_interval: tuple[float, float] | None = None
     precision_interval: tuple[float, float] | None = None
     top: int | None = None
-    """rows looked into: as many as asked for, but no more than there are anomalies"""
+    """Number of rows reviewed, at most the number of anomalies."""
     precision_at_top: float | None = None
-    """share of anomalies among the ``top`` highest scores"""
+    """Share of anomalies among the ``top`` highest scores."""
     precision_at_top_interval: tuple[float, float] | None = None
     card_precision: float | None = None
-    """see `worth.Cards`"""
+    """Precision among the reviewed cards of a day, see `cost_sensitive.CardPrecision`."""
     card_precision_interval: tuple[float, float] | None = None
     cost_saved: float | None = None
-    """per 1,000 rows, against flagging nothing; see `worth.Savings`"""
+    """Costs saved per 1,000 rows, see `cost_sensitive.Savings`."""
     cost_saved_interval: tuple[float, float] | None = None
     ks: float | None = None
-    """largest distance of the p-values of normal rows from uniform ones, see `uniformity`"""
+    """Largest distance between the p-value distribution of normal rows and the uniform one."""
     ks_p_value: float | None = None
-    """how often chance alone makes it as large"""
+    """Probability of such a distance or a larger one under the guarantee."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain JSON values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     def metrics(self) -> dict[str, Any]:
-        """Plain numbers: the ends of an interval by names of their own."""
+        """Return plain numbers, with the ends of intervals under names of their own."""
         ends = {
             f"{key.removesuffix('_interval')}_{end}": value
             for key, pair in self.to_json().items()
@@ -98,18 +100,18 @@ class Evaluation:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Evaluation:
-        """The inverse of `to_json`; older versions had fewer figures."""
+        """Restore an evaluation from the result of `to_json`, also of older versions."""
         known = {one.name for one in fields(cls)} & set(content)
-        return cls(**{k: _paired(content[k]) for k in known})
+        return cls(**{k: _as_tuple(content[k]) for k in known})
 
 
-def _paired(value: Any) -> Any:
+def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
 class Slice:
-    """The false positive rate over one stretch of time."""
+    """The false positive rate in one stretch of time."""
 
     name: str
     fpr: Rate
@@ -117,7 +119,7 @@ class Slice:
 
     @property
     def drifted(self) -> bool:
-        """Whether the rate is above what chance explains."""
+        """Whether the rate exceeds what chance explains."""
         return self.fpr.value > self.limit
 
 
@@ -129,25 +131,35 @@ def evaluate(
     group: NDArray[Any] | None = None,
     top: int = TOP,
 ) -> Evaluation:
-    """Compare decisions on N rows with their labels (N,), True for an anomaly.
+    """Evaluate decisions on N rows by their labels (N,), True for an anomaly.
 
     Args:
         found: the decisions.
-        anomaly: (N,) the labels.
-        calibration: what was promised.
-        confidence: of all intervals.
-        group: (N,) names the exchangeable unit of each row; absent: each row is one.
-        top: how many of the highest scores somebody looks into, where so many are anomalies.
+        anomaly: (N,) labels.
+        calibration: the calibration that decided, whose guarantee is checked.
+        confidence: confidence of all intervals.
+        group: (N,) names the exchangeable unit of each row; None means each row.
+        top: number of the highest scores that are reviewed, at most the number of anomalies.
+
+    >>> import numpy as np
+    >>> from anomaly_vae.calibration import calibrate
+    >>> from anomaly_vae.scoring import Detections
+    >>> calibration = calibrate(range(100), alpha=0.05)
+    >>> scores = np.array([10.0, 60.0, 99.5, 120.0])
+    >>> found = Detections(scores, calibration.p_values(scores), calibration.flags(scores))
+    >>> figures = evaluate(found, np.array([False, False, False, True]), calibration)
+    >>> figures.auroc, figures.recall, round(figures.fpr, 3), figures.precision
+    (1.0, 1.0, 0.333, 0.5)
     """
     normal, anomalies = ~anomaly, int(anomaly.sum())
     shares = {
-        "fpr": _share(normal, found.is_anomaly, confidence, group),
-        "recall": _share(anomaly, found.is_anomaly, confidence, group),
-        "precision": _share(found.is_anomaly & anomaly.any(), anomaly, confidence, group),
+        "fpr": _rate_within(normal, found.is_anomaly, confidence, group),
+        "recall": _rate_within(anomaly, found.is_anomaly, confidence, group),
+        "precision": _rate_within(found.is_anomaly & anomaly.any(), anomaly, confidence, group),
     }
     k, units = min(top, anomalies), len(exchangeable(normal, group))
-    ranked = _ranked(found.score, anomaly, k)
-    drawn = draws(anomaly, enough(len(anomaly)), unit=group) if ranked else ()
+    ranked = _ranking_figures(found.score, anomaly, k)
+    drawn = draws(anomaly, choose_draws(len(anomaly)), unit=group) if ranked else ()
     ends = intervals(ranked, drawn, confidence)
     figures: dict[str, Any] = {name: figure(None) for name, figure in ranked.items()}
     figures |= {f"{name}_interval": ends[name] for name in ranked}
@@ -165,13 +177,15 @@ def evaluate(
     )
 
 
-def _share(within: Mask, hit: Mask, confidence: float, group: NDArray[Any] | None) -> Rate | None:
-    """How many of the rows ``within`` (N,) are ``hit`` (N,)."""
+def _rate_within(
+    within: Mask, hit: Mask, confidence: float, group: NDArray[Any] | None
+) -> Rate | None:
+    """Return the rate of ``hit`` (N,) among the rows ``within`` (N,)."""
     return rate(hit[within], confidence, None if group is None else group[within])
 
 
-def _ranked(scores: NDArray[np.float64], anomaly: Mask, k: int) -> Mapping[str, Figure]:
-    """The figures of a ranking, where there are both kinds of rows."""
+def _ranking_figures(scores: NDArray[np.float64], anomaly: Mask, k: int) -> Mapping[str, Figure]:
+    """Return the ranking figures; nothing unless there are normal rows and anomalies."""
     if not anomaly.any() or anomaly.all():
         return {}
     ranking = Ranking(scores, anomaly)
@@ -188,28 +202,29 @@ def _uniformity(
     calibration: Calibration,
     group: NDArray[Any] | None,
 ) -> dict[str, float]:
-    """The test of Kolmogorov and Smirnov, that normal rows and calibration rows are alike.
+    """Test by Kolmogorov and Smirnov that normal rows and calibration rows are alike.
 
-    Of two samples, so that it knows that the calibration rows are finitely many, too.
+    The two-sample test accounts for the finite number of calibration rows.
     """
     rows = exchangeable(normal, group)
     if not len(rows):
         return {}
-    few = len(rows) * len(calibration.scores) <= EXACT
-    found = ks_2samp(calibration.scores, scores[rows], method="exact" if few else "asymp")
+    exact = len(rows) * len(calibration.scores) <= MAX_EXACT_PAIRS
+    found = ks_2samp(calibration.scores, scores[rows], method="exact" if exact else "asymp")
     return {"ks": float(found.statistic), "ks_p_value": float(found.pvalue)}
 
 
 def exchangeable(rows: Mask, group: NDArray[Any] | None) -> NDArray[np.intp]:
-    """Positions of these rows (N,), of one row of each group where there are groups."""
-    return one_of_each(np.flatnonzero(rows), group)
+    """Return the positions of these rows (N,), of one row per group if there are groups."""
+    return one_row_per_group(np.flatnonzero(rows), group)
 
 
 def rate(flags: Mask, confidence: float = 0.95, group: NDArray[Any] | None = None) -> Rate | None:
-    """The share of True, None for no rows at all.
+    """Return the share of True with its interval; None without rows.
 
-    ``group`` (N,) names the exchangeable unit of each row: rows of one group tell less than as many
-    of several, so the interval is that of fewer rows (Korn & Graubard 1998).
+    ``group`` (N,) names the exchangeable unit of each row. Rows of the same group are less
+    informative than rows of several groups, so the interval is that of fewer rows (Korn & Graubard
+    1998).
     """
     if not len(flags):
         return None
@@ -222,45 +237,52 @@ def rate(flags: Mask, confidence: float = 0.95, group: NDArray[Any] | None = Non
 
 
 def _effective_rows(flags: Mask, group: NDArray[Any], confidence: float) -> float:
-    """How many independent rows tell as much of the share of True; at most as many as there are.
+    """Return the number of independent rows with the same information about the share of True.
 
-    By the variance of a ratio of sums over groups, and the degrees of freedom of their number.
-    Where all are True, or none, each group counts as one row.
+    It is derived from the variance of a ratio of sums over groups and from the degrees of freedom
+    of their number, and is at most the number of rows. If all or none are True, each group counts
+    as one row.
     """
-    of_row = np.unique(group, return_inverse=True)[1]
-    rows, groups, p = len(flags), of_row.max() + 1, flags.mean()
+    group_of_row = np.unique(group, return_inverse=True)[1]
+    rows, groups, p = len(flags), group_of_row.max() + 1, flags.mean()
     if groups == 1 or p in {0.0, 1.0}:
         return float(groups)
-    residuals = np.bincount(of_row, flags - p)
+    residuals = np.bincount(group_of_row, flags - p)
     variance = groups / (groups - 1) * (residuals**2).sum() / rows**2
     tail = (1 + confidence) / 2
-    freedom = (t.ppf(tail, rows - 1) / t.ppf(tail, groups - 1)) ** 2
-    return float(min(rows, p * (1 - p) / variance * freedom)) if variance else float(rows)
+    correction = (t.ppf(tail, rows - 1) / t.ppf(tail, groups - 1)) ** 2
+    return float(min(rows, p * (1 - p) / variance * correction)) if variance else float(rows)
 
 
 def bonferroni(confidence: float, count: int) -> float:
-    """The confidence of each of so many statements at which all of them hold with this one."""
+    """Return the confidence of each of ``count`` statements that makes all hold together."""
     return 1 - (1 - confidence) / max(count, 1)
 
 
 def max_fpr_under_guarantee(
     calibration: Calibration, total: int, confidence: float = 0.95
 ) -> float:
-    """The highest share of ``total`` exchangeable normal rows that a kept promise flags.
+    """Return the largest false positive rate of ``total`` normal rows under the guarantee.
 
-    Both samples are finite. Where alpha lets a row take the k highest of n + 1 ranks and be
-    flagged, the number of flags among ``total`` rows is beta-binomial (k, n + 1 − k) (Vovk 2012,
-    prop. 2a; Bates et al. 2023, sec. 2). This is the upper end of its central interval: a
-    binomial interval around the observed rate would forget that the threshold was estimated.
+    Both samples are finite. If alpha lets a row be flagged at the k highest of n + 1 ranks, the
+    number of flags among ``total`` exchangeable rows is beta-binomial (k, n + 1 − k) (Vovk 2012,
+    prop. 2a; Bates et al. 2023, sec. 2). The result is the upper end of its central interval. A
+    binomial interval around the observed rate would ignore that the threshold was estimated.
     """
-    n, k = len(calibration.scores), promised_ranks(calibration)
-    return float(kept_rates(k, n, total, ((1 + confidence) / 2,))[0])
+    n, k = len(calibration.scores), guaranteed_ranks(calibration)
+    return float(flag_rate_quantiles(k, n, total, ((1 + confidence) / 2,))[0])
 
 
-def kept_rates(ranks: float, n: int, total: int, levels: Sequence[float]) -> NDArray[np.float64]:
-    """Quantiles, at these levels, of the share of ``total`` normal rows that take these ranks.
+def flag_rate_quantiles(
+    ranks: float, n: int, total: int, levels: Sequence[float]
+) -> NDArray[np.float64]:
+    """Return quantiles of the share of ``total`` normal rows that take the highest ranks.
 
-    ``ranks`` are the highest, of n + 1; see `max_fpr_under_guarantee`.
+    Args:
+        ranks: number of highest ranks, out of n + 1; see `max_fpr_under_guarantee`.
+        n: number of calibration rows.
+        total: number of normal rows.
+        levels: probabilities of the quantiles.
     """
     return np.asarray(betabinom(total, ranks, n + 1 - ranks).ppf(levels) / total)
 
@@ -273,16 +295,21 @@ def time_slices(
     confidence: float = 0.95,
     group: NDArray[Any] | None = None,
 ) -> list[Slice]:
-    """The false positive rate by day (by more days where there are many).
+    """Return the false positive rate by day, or by several days if there are many.
 
-    ``confidence`` is that of each rate, and that all limits hold together (Bonferroni). ``group``
-    (N,) names the exchangeable unit of each row; absent: each row is one.
+    Args:
+        flags: (N,) decisions.
+        anomaly: (N,) labels.
+        seconds: (N,) times, in seconds since 1970.
+        calibration: the calibration whose guarantee is checked.
+        confidence: confidence of each rate, and of all limits together (Bonferroni).
+        group: (N,) names the exchangeable unit of each row; None means each row.
     """
     normal = ~anomaly & ~np.isnan(seconds)
     if not normal.any():
         return []
     day = np.floor(seconds[normal] / DAY).astype(int)
-    step = max(1, -(-(int(np.ptp(day)) + 1) // MOST_SLICES))
+    step = max(1, -(-(int(np.ptp(day)) + 1) // MAX_TIME_SLICES))
     first = day.min() + (day - day.min()) // step * step
     unit = np.arange(len(day)) if group is None else group[normal]
     suffix = "" if step == 1 else f" (+{step} d)"

@@ -1,4 +1,4 @@
-"""Whether p-values of normal rows are uniform, as conformal ones are where the promise holds."""
+"""Test whether the p-values of normal rows are uniform, as the guarantee implies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly_vae.calibration.conformal import Calibration, ranks_within
-from anomaly_vae.evaluation.metrics import exchangeable, kept_rates
+from anomaly_vae.evaluation.metrics import exchangeable, flag_rate_quantiles
 
 LEVELS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 
@@ -22,15 +22,15 @@ class UniformityPoint:
     share: float
     low: float
     high: float
-    """between these, chance explains it: a central interval at this level alone"""
+    """End of the central interval of the share under the guarantee, which begins at ``low``."""
 
     @property
     def outside(self) -> bool:
-        """Whether chance does not explain it."""
+        """Whether the share lies outside the interval that chance explains."""
         return not self.low <= self.share <= self.high
 
     def to_json(self) -> dict[str, float]:
-        """Plain values."""
+        """Return plain JSON values."""
         return asdict(self)
 
 
@@ -41,29 +41,33 @@ def uniformity_points(
     confidence: float = 0.95,
     group: NDArray[Any] | None = None,
 ) -> list[UniformityPoint]:
-    """One for each of `LEVELS` that the calibration sample resolves.
+    """Return a point for each of `LEVELS` that the calibration sample resolves.
 
     Args:
-        p_values: (N,) of the rows.
-        anomaly: (N,) their labels.
-        calibration: its n scores are as finite a sample as the rows.
-        confidence: of each interval.
-        group: (N,) names the exchangeable unit of each row, of which one row is taken; absent: each
-            row is one.
+        p_values: (N,) p-values of the rows.
+        anomaly: (N,) labels.
+        calibration: the calibration behind the p-values, whose sample of n scores is finite, too.
+        confidence: confidence of each interval.
+        group: (N,) names the exchangeable unit of each row, of which one row is used; None means
+            each row.
     """
     normal = p_values[exchangeable(~anomaly, group)]
     n = len(calibration.scores)
     levels = [level for level in LEVELS if level * (n + 1) >= 1] if len(normal) else []
     return [
         UniformityPoint(
-            level, float(np.mean(normal <= level)), *_kept(level, n, len(normal), confidence)
+            level,
+            float(np.mean(normal <= level)),
+            *_interval_under_guarantee(level, n, len(normal), confidence),
         )
         for level in levels
     ]
 
 
-def _kept(level: float, n: int, rows: int, confidence: float) -> tuple[float, float]:
-    """The beta-binomial interval of `evaluation.highest_kept_rate`, both ends of it."""
+def _interval_under_guarantee(
+    level: float, n: int, rows: int, confidence: float
+) -> tuple[float, float]:
+    """Return both ends of the beta-binomial interval of `max_fpr_under_guarantee`."""
     ends = (1 - confidence) / 2, (1 + confidence) / 2
-    low, high = kept_rates(ranks_within(level, n), n, rows, ends)
+    low, high = flag_rate_quantiles(ranks_within(level, n), n, rows, ends)
     return float(low), float(high)

@@ -1,4 +1,4 @@
-"""All that an evaluation found: figures, slices, p-values, and what may flatter them."""
+"""Collect the results of an evaluation: figures, slices, p-values and possible leakage."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ from anomaly_vae.evaluation.slices import ColumnSlice
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """An evaluation as a bundle and MLflow keep it."""
+    """The results of an evaluation, as a bundle and MLflow store them."""
 
     figures: Evaluation
     slices: tuple[ColumnSlice, ...] = ()
     p_values: tuple[UniformityPoint, ...] = ()
-    alone: tuple[SingleFeatureAUROC, ...] = ()
-    """what separates anomalies by itself, the best first"""
-    twins: Duplicates | None = None
-    """None: nothing is known of them"""
+    single_features: tuple[SingleFeatureAUROC, ...] = ()
+    """Features that separate anomalies on their own, the best first."""
+    duplicates: Duplicates | None = None
+    """Test rows that also occur in training; None if unknown."""
     warnings: tuple[str, ...] = ()
-    """what makes the figures doubtful, in words"""
+    """Warnings that put the figures in doubt."""
 
-    def findings(self) -> dict[str, Any]:
-        """Plain values of all but the figures."""
+    def details(self) -> dict[str, Any]:
+        """Return everything except the figures as plain JSON values."""
         return {
             "slices": [one.to_json() for one in self.slices],
             "p_values": [one.to_json() for one in self.p_values],
-            "alone": [one.to_json() for one in self.alone],
-            "twins": self.twins.to_json() if self.twins else None,
+            "alone": [one.to_json() for one in self.single_features],
+            "twins": self.duplicates.to_json() if self.duplicates else None,
             "warnings": list(self.warnings),
         }
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {**self.figures.to_json(), **self.findings()}
+        """Return plain JSON values."""
+        return {**self.figures.to_json(), **self.details()}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """The inverse of `to_json`; older versions had figures alone."""
-        twins = content.get("twins")
+        """Restore a report from the result of `to_json`, also of older versions."""
+        duplicates = content.get("twins")
         return cls(
             Evaluation.from_json(content),
             tuple(map(ColumnSlice.from_json, content.get("slices", ()))),
             tuple(UniformityPoint(**one) for one in content.get("p_values", ())),
             tuple(SingleFeatureAUROC(**one) for one in content.get("alone", ())),
-            Duplicates(**twins) if twins else None,
+            Duplicates(**duplicates) if duplicates else None,
             tuple(content.get("warnings", ())),
         )

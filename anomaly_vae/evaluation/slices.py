@@ -1,4 +1,4 @@
-"""How a detector does on parts of the rows: each level of a column."""
+"""Evaluate a detector on slices: the rows with one level of a column."""
 
 from __future__ import annotations
 
@@ -17,31 +17,33 @@ from anomaly_vae.scoring.detector import Detections
 
 Mask = NDArray[np.bool_]
 
-MOST_COLUMNS, MOST_LEVELS = 20, 10
-"""That are told of; of each column the largest levels."""
+MAX_COLUMNS, MAX_LEVELS = 20, 10
+"""Maximum numbers of columns, and of levels per column, that are reported."""
 MIN_ROWS = 50
-"""Of a level that is told of."""
+"""Minimum number of rows of a slice."""
 
 
 @dataclass(frozen=True)
 class ColumnSlice:
-    """Figures on the rows that have one level of a column; None where they have no such rows."""
+    """Figures on the rows with one level of a column; None if there are no such rows."""
 
     column: str
     level: str | None
-    """None: the rows where it is missing"""
+    """The level; None for the rows in which it is missing."""
     rows: int
     anomalies: int
     fpr: Rate | None
     limit: float | None
-    """the highest rate that chance explains, were these rows like all others and there no fewer
-    slices to look at (Bonferroni); see `evaluation.highest_kept_rate`"""
+    """Largest false positive rate that chance explains if these rows are like all others.
+
+    All limits hold together (Bonferroni); see `max_fpr_under_guarantee`.
+    """
     recall: Rate | None
     average_precision: float | None
 
     @property
     def name(self) -> str:
-        """As people read it."""
+        """Name of the slice, for people."""
         return slice_name(self.column, self.level)
 
     @property
@@ -50,12 +52,12 @@ class ColumnSlice:
         return self.fpr is not None and self.limit is not None and self.fpr.value > self.limit
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain JSON values."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """The inverse of `to_json`."""
+        """Restore a slice from the result of `to_json`."""
         rates = {key: Rate(**content[key]) if content[key] else None for key in ("fpr", "recall")}
         return cls(**{**content, **rates})
 
@@ -68,30 +70,30 @@ def column_slices(
     confidence: float = 0.95,
     group: NDArray[Any] | None = None,
 ) -> list[ColumnSlice]:
-    """The slices of these columns that have `MIN_ROWS`, the largest of each column first.
+    """Evaluate the slices of these columns that have `MIN_ROWS`, the largest of each column first.
 
     Args:
-        columns: each of N rows.
+        columns: columns of N rows.
         found: decisions on them.
-        anomaly: (N,) their labels.
-        calibration: what was promised.
-        confidence: that all limits hold together.
-        group: (N,) names the exchangeable unit of each row; absent: each row is one.
+        anomaly: (N,) labels.
+        calibration: the calibration whose guarantee is checked.
+        confidence: probability that all limits hold.
+        group: (N,) names the exchangeable unit of each row; None means each row.
     """
-    slices = list(parts(columns))
-    each = bonferroni(confidence, len(slices))
+    slices = list(iter_slices(columns))
+    confidence = bonferroni(confidence, len(slices))
     unit = np.arange(len(anomaly)) if group is None else group
     return [
-        _slice(column, level, found.part(rows), anomaly[rows], calibration, each, unit[rows])
+        _slice(column, level, found.part(rows), anomaly[rows], calibration, confidence, unit[rows])
         for column, level, rows in slices
     ]
 
 
-def parts(columns: Mapping[str, Levels]) -> Iterator[tuple[str, str | None, Mask]]:
-    """Column, level and rows (N,) of each slice."""
-    for column, levels in list(columns.items())[:MOST_COLUMNS]:
+def iter_slices(columns: Mapping[str, Levels]) -> Iterator[tuple[str, str | None, Mask]]:
+    """Yield column, level and mask (N,) of each slice."""
+    for column, levels in list(columns.items())[:MAX_COLUMNS]:
         codes, counts = np.unique(levels.codes, return_counts=True)
-        order = np.argsort(-counts, kind="stable")[:MOST_LEVELS]
+        order = np.argsort(-counts, kind="stable")[:MAX_LEVELS]
         for code in codes[order][counts[order] >= MIN_ROWS]:
             yield column, None if code < 0 else levels.names[code], levels.codes == code
 

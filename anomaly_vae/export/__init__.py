@@ -1,3 +1,3 @@
-"""Export trained models to ONNX scoring graphs and compare them with torch."""
+"""Export trained models to ONNX scoring graphs and compare the graphs with torch."""
 
 __all__: list[str] = []

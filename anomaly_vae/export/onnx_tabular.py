@@ -1,16 +1,17 @@
-"""Trained model → the scoring graph, built node by node and checked against torch.
+"""Build the scoring graph of a tabular model node by node, and compare it with torch.
 
-The graph is ONNX with one input ``x`` (N, F), NaN where missing, and the outputs
+The graph is in ONNX. Its input is ``x`` (N, F), NaN where missing, and its outputs are
 
     score     (N,)    float64, nats; the anomaly score
-    nats      (N, F)  float32, each column's share of it
-    kl        (N,)    float64, the rate's share of it; score = Σ nats + kl
+    nats      (N, F)  float32, share of each column in the score
+    kl        (N,)    float64, share of the KL term; score = Σ nats + kl
     expected  (N, F)  float32, the decoder's mean at the posterior mean
     latent    (N, L)  float32, the posterior mean
 
-Its weights are not inside: they are read from ``weights.safetensors`` by offset, the same bytes
-that generation loads into torch. Building it directly takes milliseconds, where an exporter
-takes seconds.
+The weights are not part of the graph: it reads them from ``weights.safetensors`` by offset, the
+same bytes that generation loads into torch. Building the graph takes milliseconds where tracing
+takes seconds, and it fixes the order of every sum, so that a row has the same score alone and in
+any batch. docs/architecture.md states the measured difference.
 """
 
 from __future__ import annotations
@@ -32,68 +33,74 @@ from anomaly_vae.config import ScoreConfig
 from anomaly_vae.data.encoding import Layout
 from anomaly_vae.errors import ExportError
 from anomaly_vae.models.autoencoder import Autoencoder
+from anomaly_vae.models.builder import tabular_parts
 from anomaly_vae.models.likelihoods import (
     LINEAR_RANGE,
     LOG_2PI,
     LOGIT_BOUND,
     UNIFORM_SHARE,
     StudentT,
-    TabularLikelihood,
 )
 from anomaly_vae.models.networks import MLP, Encoder
-from anomaly_vae.models.priors import LEAST_EXPONENT
+from anomaly_vae.models.priors import MIN_EXPONENT
 from anomaly_vae.models.vae import VAE, Terms, frozen_noise
 
 OPSET = 18
+"""Version of the ONNX operator set."""
 IR_VERSION = 10
+"""Version of the ONNX file format."""
 WEIGHTS_FILE = "weights.safetensors"
+"""Name of the file with the weights."""
 NOISE = "noise"
+"""Name of the frozen draws in the weights file."""
 TOLERANCE = 1e-4
-"""Largest relative disagreement, in nats over max(1, |score|), between graph and torch."""
+"""Largest permitted disagreement between graph and torch, in nats over max(1, |score|)."""
 
 
-class Graph:
-    """Nodes and constants of an ONNX graph under construction."""
+class GraphBuilder:
+    """The nodes and constants of an ONNX graph under construction."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
 
     def __call__(self, op: str, *inputs: str | float, **attributes: Any) -> str:
-        """Add a node; plain numbers become float32 constants. Returns its output's name."""
-        return self.many(op, 1, *inputs, **attributes)[0]
+        """Add a node and return the name of its output; plain numbers become float32 constants."""
+        return self.add_split(op, 1, *inputs, **attributes)[0]
 
-    def many(self, op: str, outputs: int, *inputs: str | float, **attributes: Any) -> list[str]:
-        """Add a node with several outputs."""
+    def add_split(
+        self, op: str, outputs: int, *inputs: str | float, **attributes: Any
+    ) -> list[str]:
+        """Add a node with several outputs and return their names."""
         names = [f"{op}_{len(self.nodes)}_{i}" for i in range(outputs)]
         edges = [self.constant(np.float32(i)) if isinstance(i, int | float) else i for i in inputs]
         self.nodes.append(helper.make_node(op, edges, names, **attributes))
         return names
 
     def constant(self, value: Any) -> str:
-        """A constant; equal ones are shared."""
+        """Add a constant, unless an equal one exists, and return its name."""
         array = np.asarray(value)
-        name = f"c_{array.dtype}_{array.shape}_{hash_of(array)}"
+        name = f"c_{array.dtype}_{array.shape}_{content_hash(array)}"
         self.constants.setdefault(name, numpy_helper.from_array(array, name))
         return name
 
     def axes(self, *axes: int) -> str:
-        """An axes argument."""
+        """Add an argument that lists axes."""
         return self.constant(np.array(axes, np.int64))
 
     def named(self, name: str, value: str) -> None:
-        """Give a value an output's name."""
+        """Give a value the name of a graph output."""
         self.nodes.append(helper.make_node("Identity", [value], [name]))
 
     def sum(self, value: str, axis: int, keepdims: int = 0) -> str:
         """Sum over one axis."""
         return self("ReduceSum", value, self.axes(axis), keepdims=keepdims)
 
-    def total(self, value: str, count: int, to: type[np.floating[Any]] = np.float64) -> str:
-        """(..., N, count) → (..., N, 1): the sum, to the last bit wherever a row lies.
+    def stable_sum(self, value: str, count: int, to: type[np.floating[Any]] = np.float64) -> str:
+        """Sum over the last axis, (..., N, count) to (..., N, 1), in one order for all rows.
 
-        A product of matrices adds each row in one order, which `sum` does not: it begins where
-        the memory of a row happens to be aligned.
+        The sum is a product of matrices, which adds up every row in the same order. ReduceSum does
+        not: its order depends on the alignment of the row in memory.
         """
         one = numpy_helper.from_array(np.ones(1, to))
         ones = self("ConstantOfShape", self.constant(np.array([count, 1])), value=one)
@@ -104,13 +111,13 @@ class Graph:
         return self("Cast", value, to=to)
 
     def slice(self, value: str, start: int, stop: int) -> str:
-        """Columns [start, stop) of the last axis."""
+        """Take the columns [start, stop) of the last axis."""
         bounds = (self.axes(start), self.axes(stop), self.axes(-1))
         return self("Slice", value, *bounds)
 
 
 def weight_tensors(model: VAE, score: ScoreConfig) -> dict[str, NDArray[Any]]:
-    """Everything ``weights.safetensors`` holds: the parameters and the frozen draws."""
+    """Return the content of ``weights.safetensors``: parameters and frozen draws."""
     weights = model.state_dict().items()
     tensors = {name: value.detach().cpu().contiguous().numpy() for name, value in weights}
     tensors[NOISE] = frozen_noise(score.draws, model.latent_dim, score.seed).numpy()
@@ -118,7 +125,13 @@ def weight_tensors(model: VAE, score: ScoreConfig) -> dict[str, NDArray[Any]]:
 
 
 def export_graph(model: VAE, score: ScoreConfig, weights: bytes) -> bytes:
-    """The scoring graph of a trained model; ``weights`` is the safetensors file it will read."""
+    """Return the serialised scoring graph of a trained tabular model.
+
+    Args:
+        model: the model with its variances and aggregated posterior.
+        score: type and draws of the score.
+        weights: content of the safetensors file that the graph will read.
+    """
     builder = _Builder(model, score)
     inputs = [
         helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", builder.layout.n_columns])
@@ -129,7 +142,7 @@ def export_graph(model: VAE, score: ScoreConfig, weights: bytes) -> bytes:
         "scoring",
         inputs,
         outputs,
-        [*builder.g.constants.values(), *_external(weights, builder.used)],
+        [*builder.g.constants.values(), *_external_tensors(weights, builder.used)],
     )
     opset = helper.make_opsetid("", OPSET)
     proto = helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION)
@@ -137,37 +150,36 @@ def export_graph(model: VAE, score: ScoreConfig, weights: bytes) -> bytes:
 
 
 class _Builder:
-    """Mirrors `VAE.aggregated_elbo` and its siblings, and the tabular likelihoods, as nodes.
+    """The nodes of `VAE.aggregated_elbo` and its variants, and of the tabular likelihoods.
 
-    Several members are a first axis of everything that depends on weights. The score and its
-    parts are their mean (`VAE.over_members`); the latents, and what is expected, are the first
-    member's.
+    With several members, everything that depends on weights has a leading member axis. The score
+    and its parts are averaged (`VAE.average_members`); latents and expected values are those of the
+    first member.
     """
 
     def __init__(self, model: VAE, score: ScoreConfig) -> None:
         self.model, self.score, self.members = model, score, model.members
-        likelihood = model.likelihood
-        assert isinstance(likelihood, TabularLikelihood), "the only kind so far"
-        self.likelihood = likelihood
-        self.layout: Layout = likelihood.layout
-        self.g = Graph()
+        self.networks = tabular_parts(model)
+        self.likelihood = self.networks.likelihood
+        self.layout: Layout = self.likelihood.layout
+        self.g = GraphBuilder()
         self.used: set[str] = set()
         self.with_draws = False
-        """whether what is built now has an axis for the draws, the last but one"""
+        """Whether the nodes under construction have a draw axis, the last but one."""
 
     def outputs(self) -> list[onnx.ValueInfoProto]:
-        """Build everything; returns the graph's outputs."""
+        """Build all nodes and return the graph's outputs."""
         g, f, latent = self.g, self.layout.n_columns, self.model.latent_dim
         self.missing = g("IsNaN", "x")
         self.filled = g("Where", self.missing, 0.0, "x")
         self.mean, self.log_var = self.posterior()
         at_mean = self.parameters(self.mean)
-        nats, kl = self.over_members(*self.terms(at_mean))
+        nats, kl = self.average_members(*self.terms(at_mean))
         g.named("nats", nats)
         g.named("kl", kl)
-        g.named("score", g("Add", self.summed(nats, f), kl))
-        g.named("expected", self.first(self.expected(at_mean)))
-        g.named("latent", self.first(self.mean))
+        g.named("score", g("Add", self.sum_double(nats, f), kl))
+        g.named("expected", self.first_member(self.expected(at_mean)))
+        g.named("latent", self.first_member(self.mean))
         shapes: dict[str, list[str | int | None]] = {
             "score": ["N"],
             "nats": ["N", f],
@@ -183,34 +195,34 @@ class _Builder:
             for name, shape in shapes.items()
         ]
 
-    def summed(self, value: str, count: int) -> str:
-        """(..., N, count) → (..., N), float64."""
+    def sum_double(self, value: str, count: int) -> str:
+        """Sum over the last axis in float64, (..., N, count) to (..., N)."""
         g = self.g
-        return g("Squeeze", g.total(g.cast(value, TensorProto.DOUBLE), count), g.axes(-1))
+        return g("Squeeze", g.stable_sum(g.cast(value, TensorProto.DOUBLE), count), g.axes(-1))
 
     # ------------------------------------------------------------ members
 
-    def over_members(self, nats: str, kl: str) -> tuple[str, str]:
-        """See `VAE.over_members`: (E, N, F) and (E, N) → without the first axis."""
+    def average_members(self, nats: str, kl: str) -> tuple[str, str]:
+        """Remove the member axis of nats (E, N, F) and kl (E, N); see `VAE.average_members`."""
         if self.members == 1:
             return nats, kl
         if self.model.reach is None:
-            return self.average(nats), self.average(kl)
-        return self.guarded(nats, kl)
+            return self.mean_over_members(nats), self.mean_over_members(kl)
+        return self.limit_guard(nats, kl)
 
-    def average(self, value: str) -> str:
-        """The mean over the first axis."""
+    def mean_over_members(self, value: str) -> str:
+        """Average over the member axis."""
         g = self.g
         return g("ReduceMean", value, g.axes(0), keepdims=0)
 
-    def guarded(self, nats: str, kl: str) -> tuple[str, str]:
-        """The mean of all members but the last, and its share of the way from there to the last."""
+    def limit_guard(self, nats: str, kl: str) -> tuple[str, str]:
+        """Move from the mean of the other members towards the guard, at most by its limit."""
         g, last = self.g, self.members - 1
         bounds = g.axes(0), g.axes(last), g.axes(0)
-        means = [self.average(g("Slice", part, *bounds)) for part in (nats, kl)]
+        means = [self.mean_over_members(g("Slice", part, *bounds)) for part in (nats, kl)]
         guard = [g("Gather", part, g.constant(np.int64(last)), axis=0) for part in (nats, kl)]
         gaps = [g("Sub", part, mean) for part, mean in zip(guard, means, strict=True)]
-        gap = g("Abs", g("Add", self.summed(gaps[0], self.layout.n_columns), gaps[1]))
+        gap = g("Abs", g("Add", self.sum_double(gaps[0], self.layout.n_columns), gaps[1]))
         reach = g.cast(self.weight("reach"), TensorProto.DOUBLE)
         share = g("Min", g("Div", reach, gap), self.double(1 / self.members))
         beside = g("Unsqueeze", g.cast(share), g.axes(-1))
@@ -219,13 +231,13 @@ class _Builder:
             g("Add", means[1], g("Mul", share, gaps[1])),
         )
 
-    def first(self, value: str) -> str:
-        """The first member's."""
+    def first_member(self, value: str) -> str:
+        """Return the values of the first member."""
         g = self.g
         return g("Gather", value, g.constant(np.int64(0)), axis=0) if self.members > 1 else value
 
-    def per_column(self, value: str) -> str:
-        """Members' rows of one value per column (E, 1, 1, n), without the axis for draws."""
+    def align_per_column(self, value: str) -> str:
+        """Remove the draw axis from members' values (E, 1, 1, n) unless draws are in use."""
         g = self.g
         alone = self.members > 1 and not self.with_draws
         return g("Squeeze", value, g.axes(1)) if alone else value
@@ -233,12 +245,12 @@ class _Builder:
     # ------------------------------------------------------------ networks
 
     def weight(self, name: str) -> str:
-        """A tensor of ``weights.safetensors``."""
+        """Refer to a tensor of ``weights.safetensors``."""
         self.used.add(name)
         return name
 
     def linear(self, x: str, prefix: str, bias: bool = True) -> str:
-        """x Wᵀ + b over the last axis; see `networks.Linears`."""
+        """Compute x Wᵀ + b over the last axis; see `networks.MemberLinear`."""
         g, several = self.g, self.members > 1
         across = g(
             "Transpose", self.weight(f"{prefix}.weight"), perm=[0, 2, 1] if several else [1, 0]
@@ -250,7 +262,7 @@ class _Builder:
         return g("Add", y, g("Unsqueeze", shift, g.axes(1)) if several else shift)
 
     def mlp(self, x: str, network: MLP, prefix: str) -> str:
-        """See `networks.MLP`."""
+        """Compute a dense network; see `networks.MLP`."""
         g = self.g
         y = self.linear(x, f"{prefix}.skip")
         for index in range(len(network.hidden)):
@@ -261,55 +273,57 @@ class _Builder:
         )
 
     def features(self) -> str:
-        """See `likelihoods.TabularFeatures`."""
+        """Compute the encoder's input; see `likelihoods.TabularFeatures`."""
         g, layout = self.g, self.layout
         first = layout.n_numeric + layout.n_binary
-        pieces = [self.squashed(g.slice(self.filled, 0, first))]
+        pieces = [self.squash(g.slice(self.filled, 0, first))]
         if layout.n_categorical:
             codes = g("Unsqueeze", g.slice(self.filled, first, layout.n_columns), g.axes(-1))
             levels = g.constant(np.arange(1, layout.max_levels, dtype=np.float32))
             pieces.append(g("Flatten", g.cast(g("Equal", codes, levels)), axis=1))
         return g("Concat", *pieces, g.cast(self.missing), axis=-1)
 
-    def squashed(self, x: str) -> str:
-        """See `likelihoods.squashed`; zeros and ones stay what they are."""
+    def squash(self, x: str) -> str:
+        """Limit large numbers; see `likelihoods.squash`. Zeros and ones are unchanged."""
         g = self.g
         excess = g("Relu", g("Sub", g("Abs", x), LINEAR_RANGE))
         bent = g("Sub", excess, g("Log", g("Add", excess, 1.0)))
         return g("Sub", x, g("Mul", g("Sign", x), bent))
 
     def posterior(self) -> tuple[str, str]:
-        """See `networks.Encoder`."""
+        """Compute mean and log-variance of q(z|x); see `networks.Encoder`."""
         g = self.g
-        out = self.mlp(self.features(), _network(self.model.encoder), "encoder.network")
-        if isinstance(self.model.encoder.log_var, Tensor):
+        out = self.mlp(self.features(), self.networks.encoder.network, "encoder.network")
+        if self.networks.encoder.log_var is not None:
             mean, log_var = out, g("Expand", self.weight("encoder.log_var"), g("Shape", out))
         else:
-            mean, log_var = g.many("Split", 2, out, axis=-1, num_outputs=2)
-        return mean, g("Clip", log_var, *Encoder.LOG_VAR)
+            mean, log_var = g.add_split("Split", 2, out, axis=-1, num_outputs=2)
+        return mean, g("Clip", log_var, *Encoder.LOG_VAR_BOUNDS)
 
     # ------------------------------------------------------------ scores
 
     def terms(self, at_mean: list[str]) -> tuple[str, str]:
-        """(nats, kl) of the configured score, both to be summed."""
+        """Compute nats and kl of the configured score; the score is their sum."""
         g = self.g
         kind = "reconstruction" if isinstance(self.model, Autoencoder) else self.score.type
         if kind == "reconstruction":
             nats = g("Neg", self.log_prob(at_mean, self.filled, self.missing))
-            zero = g("Mul", self.summed(self.mean, self.model.latent_dim), self.double(0.0))
+            zero = g("Mul", self.sum_double(self.mean, self.model.latent_dim), self.double(0.0))
             return nats, zero
-        if kind == "neg_elbo" and self.score.draws == 1:  # the draw is the mean
-            return g("Neg", self.log_prob(at_mean, self.filled, self.missing)), self.rate_at_mean()
+        if kind == "neg_elbo" and self.score.draws == 1:  # the only draw is the mean
+            return g(
+                "Neg", self.log_prob(at_mean, self.filled, self.missing)
+            ), self.aggregated_kl_at_mean()
         z, x, missing, noise = self.draws()
         self.with_draws = True
         log_prob = self.log_prob(self.parameters(z), x, missing)
         if kind == "importance_weighted":
             return self.importance_weighted(z, noise, log_prob)
         nats = g("Neg", g("ReduceMean", log_prob, g.axes(-2), keepdims=0))
-        return nats, self.rate(z, noise)
+        return nats, self.aggregated_kl(z, noise)
 
     def draws(self) -> tuple[str, str, str, str]:
-        """z (..., N, K, L), then x and its mask with an axis for the draws, and the noise."""
+        """Draw z (..., N, K, L); return z, x and its mask with a draw axis, and the noise."""
         g = self.g
         sigma = g("Unsqueeze", g("Exp", g("Mul", self.log_var, 0.5)), g.axes(-2))
         noise = self.weight(NOISE)
@@ -317,64 +331,68 @@ class _Builder:
         x, missing = (g("Unsqueeze", v, g.axes(-2)) for v in (self.filled, self.missing))
         return z, x, missing, noise
 
-    def rate_at_mean(self) -> str:
-        """See `VAE.aggregated_elbo` with one draw, the mean."""
+    def aggregated_kl_at_mean(self) -> str:
+        """Compute the KL term of `VAE.aggregated_elbo` with the mean as the only draw."""
         g = self.g
         if self.model.aggregated is None:
-            return self.kl()
+            return self.standard_kl()
         log_2pi = self.double(LOG_2PI * self.model.latent_dim)
-        total = g("Add", self.summed(self.log_var, self.model.latent_dim), log_2pi)
+        total = g("Add", self.sum_double(self.log_var, self.model.latent_dim), log_2pi)
         return g("Sub", g("Mul", total, self.double(-0.5)), self.log_aggregated(self.mean))
 
-    def rate(self, z: str, noise: str) -> str:
-        """See `VAE.aggregated_elbo`."""
+    def aggregated_kl(self, z: str, noise: str) -> str:
+        """Compute the KL term of `VAE.aggregated_elbo`."""
         g = self.g
         if self.model.aggregated is None:
-            return self.kl()
+            return self.standard_kl()
         each = g("Sub", g.cast(self.log_q(noise), TensorProto.DOUBLE), self.log_aggregated(z))
         draws = self.score.draws
-        return g("Div", self.summed(each, draws), self.double(draws))
+        return g("Div", self.sum_double(each, draws), self.double(draws))
 
-    def kl(self) -> str:
-        """See `priors.StandardNormal.kl`, summed in float64."""
+    def standard_kl(self) -> str:
+        """Compute the KL term of `priors.StandardNormal.kl`, summed in float64."""
         g = self.g
         square = g("Mul", self.mean, self.mean)
         inner = g("Sub", g("Sub", g("Add", square, g("Exp", self.log_var)), 1.0), self.log_var)
-        return self.summed(g("Mul", inner, 0.5), self.model.latent_dim)
+        return self.sum_double(g("Mul", inner, 0.5), self.model.latent_dim)
 
     def log_q(self, noise: str) -> str:
-        """See `vae.posterior_log_prob`: (..., N, K)."""
+        """Compute log q(z|x) of the draws, (..., N, K); see `vae.posterior_log_prob`."""
         g = self.g
-        spread = g.total(self.log_var, self.model.latent_dim, np.float32)
+        spread = g.stable_sum(self.log_var, self.model.latent_dim, np.float32)
         total = g("Add", g.sum(g("Mul", noise, noise), -1), spread)
         return g("Mul", g("Add", total, LOG_2PI * self.model.latent_dim), -0.5)
 
     def log_prior(self, z: str) -> str:
-        """log p(z) of draws (..., N, K, L), float64."""
+        """Compute log p(z) of draws (..., N, K, L), float64."""
         g = self.g
         if self.model.aggregated is not None:
             return self.log_aggregated(z)
-        square = self.summed(g("Mul", z, z), self.model.latent_dim)
+        square = self.sum_double(g("Mul", z, z), self.model.latent_dim)
         inner = g("Add", square, self.double(LOG_2PI * self.model.latent_dim))
         return g("Mul", inner, self.double(-0.5))
 
     def log_aggregated(self, z: str) -> str:
-        """See `priors.Mixture.log_prob`: the last axis of z goes.
+        """Compute the log-density of the aggregated posterior; see `priors.Mixture.log_prob`.
 
-        With u = z / s, each part's exponent is log norm − ½ |u − c|² / v: linear in u, |u|² and 1,
-        and so one product of matrices, in float64.
+        With u = z / s, the exponent of each component is log norm − ½ |u − c|² / v. It is linear in
+        u, |u|² and 1, and therefore one product of matrices, in float64.
         """
         g = self.g
-        white = g("Div", g.cast(z, TensorProto.DOUBLE), self.beside_draws(self.prior("scale")))
-        square = g.total(g("Mul", white, white), self.model.latent_dim)
+        white = g(
+            "Div",
+            g.cast(z, TensorProto.DOUBLE),
+            self.align_with_draws(self.mixture_tensor("scale")),
+        )
+        square = g.stable_sum(g("Mul", white, white), self.model.latent_dim)
         one = g("Add", g("Mul", square, self.double(0.0)), self.double(1.0))
         rows = g("Concat", white, square, one, axis=-1)
-        return self.log_sum_exp(g("MatMul", rows, self.beside_draws(self.parts())))
+        return self.log_sum_exp(g("MatMul", rows, self.align_with_draws(self.mixture_matrix())))
 
-    def parts(self) -> str:
-        """(..., L + 2, M): what u, |u|² and 1 are multiplied by; folded when a session opens."""
+    def mixture_matrix(self) -> str:
+        """Compute the factors of u, |u|² and 1, (..., L + 2, M); they are folded on loading."""
         g = self.g
-        center, log_var = self.prior("center"), self.prior("log_var")
+        center, log_var = self.mixture_tensor("center"), self.mixture_tensor("log_var")
         half = g("Mul", g("Exp", g("Neg", log_var)), self.double(-0.5))
         half = g("Unsqueeze", half, g.axes(-1))
         square = g.sum(g("Mul", center, center), -1, keepdims=1)
@@ -384,40 +402,46 @@ class _Builder:
         return g("Transpose", columns, perm=[0, 2, 1] if self.members > 1 else [1, 0])
 
     def log_norm(self, log_var: str) -> str:
-        """See `priors.Mixture.log_norm`: (..., M, 1)."""
+        """Compute the normalising constants (..., M, 1); see `priors.Mixture.log_norm`."""
         g, latent_dim = self.g, self.model.latent_dim
         scatter = g("Mul", g("Add", log_var, self.double(LOG_2PI)), self.double(0.5 * latent_dim))
-        norm = g("Sub", self.prior("log_weight"), scatter)
-        volume = g.sum(g("Log", self.prior("scale")), -1, keepdims=1)
+        norm = g("Sub", self.mixture_tensor("log_weight"), scatter)
+        volume = g.sum(g("Log", self.mixture_tensor("scale")), -1, keepdims=1)
         return g("Sub", g("Unsqueeze", norm, g.axes(-1)), volume)
 
-    def prior(self, name: str) -> str:
-        """A tensor of the aggregated posterior, in float64."""
+    def mixture_tensor(self, name: str) -> str:
+        """Refer to a tensor of the aggregated posterior, in float64."""
         return self.g.cast(self.weight(f"aggregated.{name}"), TensorProto.DOUBLE)
 
-    def beside_draws(self, value: str) -> str:
-        """Members' matrices (E, A, B) with the axis that rows have where draws follow."""
+    def align_with_draws(self, value: str) -> str:
+        """Add the draw axis to members' matrices (E, A, B) if the rows have one."""
         g = self.g
         return g("Unsqueeze", value, g.axes(1)) if self.several_draws else value
 
     @property
     def several_draws(self) -> bool:
-        """Whether there is an axis for members and one for draws."""
+        """Whether values have both a member axis and a draw axis."""
         return self.with_draws and self.members > 1
 
     def log_sum_exp(self, value: str, count: int = 0) -> str:
-        """Over the last axis of a float64 value, about its maximum; ``count`` unless in blocks."""
+        """Compute the log-sum-exp over the last axis of a float64 value, relative to the maximum.
+
+        Args:
+            value: name of the value.
+            count: length of the axis; 0 if the length is a multiple of what processors add at a
+                time.
+        """
         g = self.g
-        most = g("ReduceMax", value, g.axes(-1), keepdims=1)
-        each = g("Exp", g("Max", g.cast(g("Sub", value, most)), LEAST_EXPONENT))
-        total = g.total(each, count, np.float32) if count else g.sum(each, -1, keepdims=1)
+        maximum = g("ReduceMax", value, g.axes(-1), keepdims=1)
+        each = g("Exp", g("Max", g.cast(g("Sub", value, maximum)), MIN_EXPONENT))
+        total = g.stable_sum(each, count, np.float32) if count else g.sum(each, -1, keepdims=1)
         log = g("Log", g.cast(total, TensorProto.DOUBLE))
-        return g("Squeeze", g("Add", log, most), g.axes(-1))
+        return g("Squeeze", g("Add", log, maximum), g.axes(-1))
 
     def importance_weighted(self, z: str, noise: str, log_prob: str) -> tuple[str, str]:
-        """See `VAE.importance_weighted`."""
+        """Compute the terms of `VAE.importance_weighted`."""
         g = self.g
-        likely = self.summed(log_prob, self.layout.n_columns)
+        likely = self.sum_double(log_prob, self.layout.n_columns)
         log_q = g.cast(self.log_q(noise), TensorProto.DOUBLE)
         log_w = g("Sub", g("Add", likely, self.log_prior(z)), log_q)
         norm = self.log_sum_exp(log_w, self.score.draws)
@@ -425,21 +449,21 @@ class _Builder:
         weights = g("Exp", g.cast(g("Sub", log_w, g("Unsqueeze", norm, g.axes(-1)))))
         weights = g("Unsqueeze", weights, g.axes(-1))
         nats = g("Neg", g.sum(g("Mul", weights, log_prob), -2))
-        total = self.summed(nats, self.layout.n_columns)
+        total = self.sum_double(nats, self.layout.n_columns)
         return nats, g("Sub", g("Neg", bound), total)
 
     # ------------------------------------------------------------ likelihoods
 
     def parameters(self, z: str) -> list[str]:
-        """Decoder outputs, one value per non-empty block of `TabularLikelihood.widths`."""
+        """Compute decoder outputs per block of `TabularLikelihood.widths`; "" for empty blocks."""
         out = self.decoder(z)
         ends = np.cumsum(self.likelihood.widths)
         spans = zip(ends - self.likelihood.widths, ends, strict=True)
         return [self.g.slice(out, int(a), int(b)) if b > a else "" for a, b in spans]
 
     def decoder(self, z: str) -> str:
-        """See `networks.Decoder`; members take their rows, draws and all, in one axis."""
-        g, network = self.g, _network(self.model.decoder)
+        """Compute the decoder; see `networks.Decoder`. Members join rows and draws in one axis."""
+        g, network = self.g, self.networks.decoder.network
         if not self.several_draws:
             return self.mlp(z, network, "decoder.network")
         shape = g.constant(np.array([self.members, -1, self.model.latent_dim], np.int64))
@@ -449,7 +473,7 @@ class _Builder:
         return g("Reshape", out, g.constant(back))
 
     def log_prob(self, parameters: list[str], x: str, missing: str) -> str:
-        """See `likelihoods.Joint.log_prob`."""
+        """Compute log p(x|z) per column; see `likelihoods.Joint.log_prob`."""
         g, layout = self.g, self.layout
         mean, raw, binary, levels = parameters
         a, b = layout.n_numeric, layout.n_numeric + layout.n_binary
@@ -464,17 +488,17 @@ class _Builder:
             codes = g("Unsqueeze", g.slice(x, b, layout.n_columns), g.axes(-1))
             index = g.constant(np.arange(layout.max_levels, dtype=np.float32))
             chosen = g("Mul", self.probs(levels), g.cast(g("Equal", codes, index)))
-            likely = g.total(chosen, layout.max_levels, np.float32)
+            likely = g.stable_sum(chosen, layout.max_levels, np.float32)
             pieces.append(g("Squeeze", g("Log", likely), g.axes(-1)))
         nats = g("Concat", *pieces, axis=-1)
         return g("Where", missing, 0.0, nats)
 
     def numeric(self, x: str, mean: str, raw: str) -> str:
-        """See `likelihoods.Gaussian` and `StudentT`; lgamma has no node, so it is a constant."""
+        """Compute `likelihoods.Gaussian` or `StudentT`; ONNX has no lgamma, hence a constant."""
         g = self.g
         variance = g("Add", g("Exp", raw), self.likelihood.variance_floor)
         factor, limit = (
-            self.per_column(self.weight(f"likelihood.variance_{name}"))
+            self.align_per_column(self.weight(f"likelihood.variance_{name}"))
             for name in ("factor", "limit")
         )
         variance = g("Min", g("Mul", variance, factor), limit)
@@ -485,7 +509,7 @@ class _Builder:
             return g("Mul", g("Add", g("Add", squared, log_var), LOG_2PI), -0.5)
         df = self.likelihood.df().detach()
         norm, slope, spread = (
-            self.per_column(g.constant(value.numpy()))
+            self.align_per_column(g.constant(value.numpy()))
             for value in (StudentT.log_norm(df.double()).float(), (df + 1) / 2, df)
         )
         ratio = g("Div", squared, spread)
@@ -493,25 +517,25 @@ class _Builder:
         return g("Sub", g("Sub", norm, g("Mul", log_var, 0.5)), tail)
 
     def bounded(self, logits: str) -> str:
-        """See `likelihoods.bounded`."""
+        """Limit logits; see `likelihoods.bounded`."""
         g = self.g
         return g("Mul", g("Tanh", g("Div", logits, LOGIT_BOUND)), LOGIT_BOUND)
 
     def probs(self, levels: str) -> str:
-        """See `likelihoods.Categorical.probs`: (..., C, Kmax)."""
+        """Compute probabilities (..., C, Kmax); see `likelihoods.Categorical.probs`."""
         g = self.g
         present = self.likelihood.present.numpy()
         shape = g("Concat", g("Shape", levels, end=-1), g.axes(*present.shape), axis=0)
         logits = self.bounded(g("Reshape", levels, shape))
         weights = g("Mul", g("Exp", logits), g.constant(present))
-        softmax = g("Div", weights, g.total(weights, present.shape[-1], np.float32))
+        softmax = g("Div", weights, g.stable_sum(weights, present.shape[-1], np.float32))
         uniform = UNIFORM_SHARE * present / present.sum(-1, keepdims=True)
         return g(
             "Add", g("Mul", softmax, 1 - UNIFORM_SHARE), g.constant(uniform.astype(np.float32))
         )
 
     def expected(self, parameters: list[str]) -> str:
-        """See `likelihoods.Joint.mean`."""
+        """Compute expected values; see `likelihoods.Joint.mean`."""
         g = self.g
         mean, _, binary, levels = parameters
         pieces = [mean] if mean else []
@@ -522,29 +546,24 @@ class _Builder:
         return g("Concat", *pieces, axis=-1)
 
     def double(self, value: float) -> str:
-        """A float64 constant."""
+        """Add a float64 constant."""
         return self.g.constant(np.float64(value))
 
 
-def _network(part: torch.nn.Module) -> MLP:
-    assert isinstance(part.network, MLP), "tables have no other"
-    return part.network
+def _external_tensors(weights: bytes, used: set[str]) -> list[onnx.TensorProto]:
+    """Refer to tensors of a safetensors file: an 8-byte header length, the header, raw tensors."""
+    header, base = read_header(weights)
+    return [external_tensor(name, TensorProto.FLOAT, header[name], base) for name in sorted(used)]
 
 
-def _external(weights: bytes, used: set[str]) -> list[onnx.TensorProto]:
-    """References into a safetensors file: an 8-byte header length, the header, then raw tensors."""
-    header, base = header_of(weights)
-    return [reference(name, TensorProto.FLOAT, header[name], base) for name in sorted(used)]
-
-
-def header_of(weights: bytes) -> tuple[Mapping[str, Any], int]:
-    """What lies where in a safetensors file, and where its tensors begin."""
+def read_header(weights: bytes) -> tuple[Mapping[str, Any], int]:
+    """Return the header of a safetensors file, and the offset at which its tensors begin."""
     length = int.from_bytes(weights[:8], "little")
     return json.loads(weights[8 : 8 + length]), 8 + length
 
 
-def reference(name: str, kind: int, entry: Mapping[str, Any], base: int) -> onnx.TensorProto:
-    """A tensor of a graph that lies in the weights file."""
+def external_tensor(name: str, kind: int, entry: Mapping[str, Any], base: int) -> onnx.TensorProto:
+    """Return a tensor of a graph that is stored in the weights file."""
     start, end = entry["data_offsets"]
     tensor = onnx.TensorProto(name=name, data_type=kind, dims=entry["shape"])
     tensor.data_location = TensorProto.EXTERNAL
@@ -555,7 +574,7 @@ def reference(name: str, kind: int, entry: Mapping[str, Any], base: int) -> onnx
 
 
 def torch_terms(model: VAE, score: ScoreConfig, x: Tensor) -> Terms:
-    """What the graph computes, by torch."""
+    """Compute in torch the terms that the graph computes."""
     noise = frozen_noise(score.draws, model.latent_dim, score.seed).to(x.dtype)
     if score.type == "reconstruction":
         terms = model.reconstruction(x)
@@ -563,14 +582,23 @@ def torch_terms(model: VAE, score: ScoreConfig, x: Tensor) -> Terms:
         terms = model.importance_weighted(x, noise)
     else:
         terms = model.aggregated_elbo(x, noise)
-    return model.over_members(terms)
+    return model.average_members(terms)
 
 
 @torch.no_grad()
 def check_graph(
     model: VAE, score: ScoreConfig, x: NDArray[np.float32], scores: NDArray[np.float64]
 ) -> float:
-    """Largest disagreement of the graph's ``scores`` (N,) with torch, relative to max(1, |score|).
+    """Compare the scores of a graph with torch.
+
+    Args:
+        model: the model in torch.
+        score: type and draws of the score.
+        x: (N, F), encoded rows.
+        scores: (N,), scores of the graph.
+
+    Returns:
+        The largest disagreement, relative to max(1, |score|).
 
     Raises:
         ExportError: it is above `TOLERANCE`.
@@ -584,10 +612,15 @@ def check_graph(
 def disagreement(
     truth: NDArray[np.float64], scores: NDArray[np.float64], size: NDArray[np.float64]
 ) -> float:
-    """The largest difference of (N,) from (N,), relative to max(1, size), size (N,).
+    """Return the largest difference between two arrays, relative to max(1, size).
+
+    Args:
+        truth: (N,).
+        scores: (N,).
+        size: (N,), magnitude that the differences are compared with.
 
     Raises:
-        ExportError: it is above `TOLERANCE`.
+        ExportError: the difference is above `TOLERANCE`.
     """
     error = float(np.max(np.abs(truth - scores) / np.maximum(1, size), initial=0.0))
     if not error <= TOLERANCE:
@@ -598,6 +631,6 @@ def disagreement(
     return error
 
 
-def hash_of(array: NDArray[Any]) -> str:
-    """A short name for a constant's content."""
+def content_hash(array: NDArray[Any]) -> str:
+    """Return a short name for the content of a constant."""
     return hashlib.sha256(array.tobytes()).hexdigest()[:16]

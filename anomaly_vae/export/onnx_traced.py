@@ -1,8 +1,8 @@
-"""Trained image model → the scoring graph, traced by torch and checked against it.
+"""Trace the scoring graph of an image model with torch, and compare the graph with torch.
 
-The graph's inputs, outputs and weights are those of `export`. Networks of images are many, and
-minutes are spent on fitting them, so that a second or two of tracing is nothing; tables are
-fitted in seconds, and theirs is built directly.
+Inputs, outputs and weights of the graph are those of `onnx_tabular`. Tracing takes seconds, which
+is little beside the minutes that a fit of images takes, and it covers every network. Tables are
+fitted in seconds, so that `onnx_tabular` builds their graph directly.
 """
 
 from __future__ import annotations
@@ -19,34 +19,46 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from anomaly_vae.export.image_scores import CHUNK, ImageScore
-from anomaly_vae.export.onnx_tabular import IR_VERSION, OPSET, disagreement, header_of, reference
+from anomaly_vae.export.image_scores import CHUNK_IMAGES, ImageScore
+from anomaly_vae.export.onnx_tabular import (
+    IR_VERSION,
+    OPSET,
+    disagreement,
+    external_tensor,
+    read_header,
+)
 
 OUTPUTS = ("score", "nats", "kl", "expected", "latent")
-MODEL = "model."
-"""What the score calls the tensors of the model inside it; the weights file does not."""
+"""Names of the graph's outputs."""
+MODEL_PREFIX = "model."
+"""Prefix of the model's tensors inside `ImageScore`; the weights file omits it."""
 
 
 def image_tensors(score: ImageScore) -> dict[str, NDArray[Any]]:
-    """Everything ``weights.safetensors`` holds: parameters, frozen draws, statistics."""
+    """Return the content of ``weights.safetensors``: parameters, frozen draws and statistics."""
     tensors = score.state_dict().items()
-    return {name.removeprefix(MODEL): value.contiguous().numpy() for name, value in tensors}
+    return {name.removeprefix(MODEL_PREFIX): value.contiguous().numpy() for name, value in tensors}
 
 
 def load_image_tensors(score: ImageScore, tensors: Mapping[str, torch.Tensor]) -> None:
-    """The inverse: put everything that the file holds in its place."""
+    """Copy the content of ``weights.safetensors`` into a score; the inverse of `image_tensors`."""
     for name, value in score.state_dict().items():
-        value.copy_(tensors[name.removeprefix(MODEL)])
+        value.copy_(tensors[name.removeprefix(MODEL_PREFIX)])
 
 
 def trace_graph(score: ImageScore, weights: bytes) -> bytes:
-    """The scoring graph; ``weights`` is the safetensors file it will read."""
+    """Return the serialised scoring graph of a trained image model.
+
+    Args:
+        score: the score with its statistics.
+        weights: content of the safetensors file that the graph will read.
+    """
     traced = _trace(score.eval())
-    for part in (*traced.graph.node, *traced.graph.output):  # of the source, nobody's business
+    for part in (*traced.graph.node, *traced.graph.output):  # notes about the source code
         del part.metadata_props[:]
         part.doc_string = ""
-    header, base = header_of(weights)
-    tensors = [_stored(tensor, header, base) for tensor in traced.graph.initializer]
+    header, base = read_header(weights)
+    tensors = [_external(tensor, header, base) for tensor in traced.graph.initializer]
     columns = score.layout.n_columns
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", columns])]
     outputs = list(traced.graph.output)
@@ -59,29 +71,37 @@ def trace_graph(score: ImageScore, weights: bytes) -> bytes:
 
 
 def check_traced(score: ImageScore, x: NDArray[np.float32], scores: NDArray[np.float64]) -> float:
-    """Largest disagreement of the graph's ``scores`` (N,) with torch on ``x`` (N, F).
+    """Compare the scores of a graph with torch.
 
-    It is relative to the sum of the parts' sizes: standardised ones are of either sign, and what
-    is left of thousands of them may be next to nothing.
+    The disagreement is relative to the sum of the absolute parts, since standardised parts have
+    both signs and may nearly cancel.
+
+    Args:
+        score: the score in torch.
+        x: (N, F), encoded images.
+        scores: (N,), scores of the graph.
+
+    Returns:
+        The largest relative disagreement.
 
     Raises:
-        ExportError: it is above `export.TOLERANCE`.
+        ExportError: it is above `onnx_tabular.TOLERANCE`.
     """
     with torch.no_grad():
-        parts = [score(part)[:3] for part in torch.from_numpy(x).split(CHUNK)]
+        parts = [score(part)[:3] for part in torch.from_numpy(x).split(CHUNK_IMAGES)]
     truth, nats, kl = (torch.cat(part).double() for part in zip(*parts, strict=True))
     size = nats.abs().sum(-1) + kl.abs()
     return disagreement(truth.numpy(), scores, size.numpy())
 
 
 def _trace(score: ImageScore) -> onnx.ModelProto:
-    with warnings.catch_warnings(), _quiet():
-        warnings.simplefilter("ignore")  # torch deprecates what its own exporter calls
+    with warnings.catch_warnings(), _without_warnings():
+        warnings.simplefilter("ignore")  # the exporter calls deprecated functions of torch
         program = torch.onnx.export(
             score,
             (torch.zeros(2, score.layout.n_columns),),
             dynamo=True,
-            optimize=False,  # parameters stay what they are in the weights file
+            optimize=False,  # keep parameters as they are in the weights file
             verbose=False,
             opset_version=OPSET,
             input_names=["x"],
@@ -93,8 +113,8 @@ def _trace(score: ImageScore) -> onnx.ModelProto:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's lines about libraries that are not installed."""
+def _without_warnings() -> Iterator[None]:
+    """Silence the exporter's messages about libraries that are not installed."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -104,9 +124,11 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _stored(tensor: onnx.TensorProto, header: Mapping[str, Any], base: int) -> onnx.TensorProto:
-    """What lies in the weights file is read from there; kernels and shapes stay inside."""
-    name = tensor.name.removeprefix(MODEL)
+def _external(tensor: onnx.TensorProto, header: Mapping[str, Any], base: int) -> onnx.TensorProto:
+    """Refer to a tensor of the weights file; keep others, such as kernels, in the graph."""
+    name = tensor.name.removeprefix(MODEL_PREFIX)
     return (
-        reference(tensor.name, tensor.data_type, header[name], base) if name in header else tensor
+        external_tensor(tensor.name, tensor.data_type, header[name], base)
+        if name in header
+        else tensor
     )

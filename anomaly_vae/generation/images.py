@@ -1,8 +1,8 @@
-"""What a model of images can imagine: samples, reconstructions, paths, traversals, denoised images.
+"""Generate images with an image model: samples, reconstructions, paths, traversals.
 
-Pictures (N, C, S, S) are on [0, 1], as `ImageEncoding.pictures` shows what is on the model's
-scale. Each is the mean of p(x|z): the noise that the likelihood would add to every pixel is left
-out, as is usual.
+Pictures (N, C, S, S) are on [0, 1], converted from the model's scale by `ImageEncoding.to_images`.
+Each is the mean of p(x|z), without the noise that the likelihood would add to every pixel, as is
+usual. The examples load a bundle of the repository; any bundle folder of an image model will do.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.config import CorruptionConfig
 from anomaly_vae.data.encoding import Matrix
+from anomaly_vae.errors import BundleError
 from anomaly_vae.generation.latent_space import (
     Rows,
     Shape,
@@ -25,72 +26,126 @@ from anomaly_vae.generation.latent_space import (
     load_model,
     path_between,
     quantile_grid,
-    seeded,
-    start_of,
+    sample_generator,
+    start_latent,
     traversal,
 )
 from anomaly_vae.images.encoding import ImageEncoding
 from anomaly_vae.models.vae import VAE
 from anomaly_vae.training.augmentation import corrupted
 
-LEAST_ERROR = 1e-10
-"""Mean squared error below which two pictures count as equal: 100 dB."""
+__all__ = [
+    "corrupt",
+    "decode",
+    "grid",
+    "interpolate",
+    "psnr",
+    "reconstruct",
+    "sample",
+    "to_pictures",
+    "traverse",
+]
+
+MIN_ERROR = 1e-10
+"""Minimum mean squared error in a PSNR; it corresponds to 100 dB."""
 
 
 def to_pictures(bundle: Bundle, x: Tensor) -> Matrix:
-    """Encoded images (N, F) → pictures (N, C, S, S)."""
-    return _encoding(bundle).pictures(x.numpy())
+    """Convert encoded images (N, F) into pictures (N, C, S, S).
+
+    Example:
+        >>> from anomaly_vae.artifacts.bundle import load_bundle
+        >>> bundle = load_bundle("tests/fixtures/format-2/image")
+        >>> to_pictures(bundle, torch.zeros(2, 256)).shape
+        (2, 1, 16, 16)
+    """
+    return _encoding(bundle).to_images(x.numpy())
 
 
 def _encoding(bundle: Bundle) -> ImageEncoding:
-    encoding = bundle.scorer.encoding
-    assert isinstance(encoding, ImageEncoding), "a model of images"
-    return encoding
+    match bundle.scorer.encoding:
+        case ImageEncoding() as encoding:
+            return encoding
+    raise BundleError("the model is for tables; use anomaly_vae.generation.tables")
 
 
 def sample(bundle: Bundle, n: int, seed: int = 0) -> Matrix:
-    """``n`` pictures drawn from the model, z ~ p(z)."""
+    """Draw ``n`` pictures from the model, z ~ p(z).
+
+    Raises:
+        ConfigError: ``n`` is less than 1.
+
+    Example:
+        >>> from anomaly_vae.artifacts.bundle import load_bundle
+        >>> bundle = load_bundle("tests/fixtures/format-2/image")
+        >>> sample(bundle, 3, seed=1).shape
+        (3, 1, 16, 16)
+    """
     return to_pictures(bundle, sample_encoded(bundle, n, seed))
 
 
 def sample_encoded(bundle: Bundle, n: int, seed: int = 0) -> Tensor:
-    """The same images as `sample`, encoded (n, F).
+    """Draw ``n`` images as `sample` does and return them encoded, (n, F).
 
     Raises:
-        ConfigError: fewer than one image.
+        ConfigError: ``n`` is less than 1.
     """
-    generator, model = seeded(n, seed), load_model(bundle)
+    generator, model = sample_generator(n, seed), load_model(bundle)
     return decoded(bundle, model.prior.sample(n, model.latent_dim, generator), expected)
 
 
 def decode(bundle: Bundle, z: NDArray[np.float32] | Tensor) -> Matrix:
-    """The expected picture at each of the latents (N, L).
+    """Return the expected picture at each latent (N, L).
 
     Raises:
-        DataError: latents of another dimension, or not finite.
+        DataError: the latents have another dimension, or are not finite.
+
+    Example:
+        >>> from anomaly_vae.artifacts.bundle import load_bundle
+        >>> bundle = load_bundle("tests/fixtures/format-2/image")
+        >>> decode(bundle, np.zeros((1, 88))).shape  # this model has 88 latents
+        (1, 1, 16, 16)
     """
     return to_pictures(bundle, decoded(bundle, z, expected))
 
 
 def reconstruct(bundle: Bundle, rows: Rows) -> Matrix:
-    """The expected picture at each image's posterior mean."""
+    """Return the expected picture at each image's posterior mean.
+
+    Example:
+        >>> from anomaly_vae.artifacts.bundle import load_bundle
+        >>> bundle = load_bundle("tests/fixtures/format-2/image")
+        >>> reconstruct(bundle, torch.zeros(2, 256)).shape
+        (2, 1, 16, 16)
+    """
     return decode(bundle, latent_means(bundle, rows))
 
 
 def interpolate(
     bundle: Bundle, a: Rows, b: Rows | None = None, steps: int = 9, shape: Shape = "linear"
 ) -> tuple[NDArray[np.float32], Matrix]:
-    """The path in latent space from an image to another, ends included; see `generation.path`.
+    """Return the path in latent space from one image to another, both ends included; see `path`.
 
-    The images are the first of ``a`` and the first of ``b``, or without ``b`` the first two of
-    ``a``.
+    Args:
+        bundle: an image model.
+        a: images; the path starts at the first.
+        b: images; the path ends at the first. None: it ends at the second image of ``a``.
+        steps: number of pictures T.
+        shape: "linear" or "spherical".
 
     Returns:
-        shares (T,) from 0 to 1, and the pictures there.
+        fractions of the way (T,) from 0 to 1, and the pictures.
 
     Raises:
-        DataError: there are no two images.
+        DataError: there are fewer than two images.
         ConfigError: fewer than two steps.
+
+    Example:
+        >>> from anomaly_vae.artifacts.bundle import load_bundle
+        >>> bundle = load_bundle("tests/fixtures/format-2/image")
+        >>> share, pictures = interpolate(bundle, torch.rand(2, 256), steps=3)
+        >>> share.tolist(), pictures.shape
+        ([0.0, 0.5, 1.0], (3, 1, 16, 16))
     """
     share, z = path_between(bundle, a, b, steps, shape)
     return share.numpy(), decode(bundle, z)
@@ -99,48 +154,87 @@ def interpolate(
 def traverse(
     bundle: Bundle, rows: Rows | None, dims: Sequence[int], span: float = 3.0, steps: int = 7
 ) -> tuple[NDArray[np.int64], NDArray[np.float32], Matrix]:
-    """One latent dimension after the other moved from −span to span, the rest held.
+    """Move one latent dimension after the other from −span to span, the others fixed.
 
-    The rest is the posterior mean of the first of ``rows``, or without them the prior's mean 0.
+    Args:
+        bundle: an image model.
+        rows: the fixed values are the posterior mean of the first image. None: the prior's mean 0.
+        dims: D dimensions to move.
+        span: largest value of a dimension.
+        steps: number of values T per dimension.
 
     Returns:
-        which dimension (D · T,) has which value (D · T,), and the pictures there.
+        the moved dimension (D · T,), its value (D · T,), and the pictures.
 
     Raises:
-        ConfigError: a dimension that does not exist, a span that is not positive, or no steps.
+        ConfigError: a dimension does not exist, the span is not positive, or there are no steps.
         DataError: ``rows`` is empty.
+
+    Example:
+        >>> from anomaly_vae.artifacts.bundle import load_bundle
+        >>> bundle = load_bundle("tests/fixtures/format-2/image")
+        >>> which, values, pictures = traverse(bundle, None, dims=[1], span=2.0, steps=3)
+        >>> which.tolist(), values.tolist(), pictures.shape
+        ([1, 1, 1], [-2.0, 0.0, 2.0], (3, 1, 16, 16))
     """
-    which, values, z = traversal(start_of(bundle, rows), dims, span, steps)
+    which, values, z = traversal(start_latent(bundle, rows), dims, span, steps)
     return which.numpy(), values.numpy(), decode(bundle, z)
 
 
 def grid(bundle: Bundle, steps: int) -> tuple[NDArray[np.float32], Matrix]:
-    """Latents (T², 2) that share the prior out evenly, and the pictures there.
+    """Return a grid of latents (T², 2) of equal probability under the prior, and their pictures.
 
-    See `generation.quantile_grid`.
+    See `quantile_grid`.
 
     Raises:
-        DataError: the model has not two latents.
+        DataError: the model does not have two latents.
+
+    Example:
+        >>> from anomaly_vae.artifacts.bundle import load_bundle
+        >>> bundle = load_bundle("tests/fixtures/format-2/image")
+        >>> grid(bundle, steps=4)
+        Traceback (most recent call last):
+        anomaly_vae.errors.DataError: expected latents of shape (N, 88), got (16, 2)
     """
     z = quantile_grid(steps)
     return z.numpy(), decode(bundle, z)
 
 
 def corrupt(bundle: Bundle, x: Tensor, config: CorruptionConfig, seed: int = 0) -> Tensor:
-    """Encoded images (N, F) with noise added, squares hidden or resolution lost, as in training."""
+    """Corrupt encoded images (N, F) as in training: add noise, hide squares or lose resolution.
+
+    Example:
+        >>> from anomaly_vae.artifacts.bundle import load_bundle
+        >>> bundle = load_bundle("tests/fixtures/format-2/image")
+        >>> hidden = CorruptionConfig(type="mask", strength=0.5)
+        >>> corrupt(bundle, torch.zeros(2, 256), hidden).shape
+        torch.Size([2, 256])
+    """
     images = x.view(-1, *_encoding(bundle).layout.shape)
     return corrupted(images, config, torch.Generator().manual_seed(seed)).flatten(1)
 
 
 def psnr(pictures: Matrix, truth: Matrix) -> NDArray[np.float64]:
-    """(N,) peak signal-to-noise ratio −10 log₁₀(mean squared error / 1²) in dB, 100 at most."""
+    """Return the peak signal-to-noise ratio of pictures in dB, (N,), at most 100.
+
+    It is −10 log₁₀ of the mean squared error, since the peak is 1.
+
+    Args:
+        pictures: (N, C, S, S).
+        truth: (N, C, S, S).
+
+    Example:
+        >>> truth = np.zeros((1, 1, 2, 2), np.float32)
+        >>> psnr(truth + 0.1, truth).round(2).tolist()
+        [20.0]
+    """
     squared = (pictures.astype(np.float64) - truth) ** 2
     error = squared.reshape(len(squared), -1).mean(1)
-    ratio: NDArray[np.float64] = -10 * np.log10(np.maximum(error, LEAST_ERROR))
+    ratio: NDArray[np.float64] = -10 * np.log10(np.maximum(error, MIN_ERROR))
     return ratio
 
 
 def expected(model: VAE, z: Tensor) -> Tensor:
-    """(N, L) → (N, F): the mean of p(x|z)."""
+    """Return the mean of p(x|z), (N, F), at latents (N, L)."""
     mean: Tensor = model.decode(z).mean
     return mean

@@ -1,8 +1,7 @@
-"""What is done in latent space, whatever the data: codes, paths, traversals and grids.
+"""Work in the latent space of any model: latents of rows, paths, traversals and grids.
 
-Everything works on encoded rows x (N, F), as the bundle's encoding gives them, and on latents
-z (N, L), whose prior is N(0, I). `generation_tables` and `generation_images` turn what comes out
-into tables and pictures.
+All functions work on encoded rows x (N, F), as the bundle's encoding returns them, and on latents z
+(N, L) with the prior N(0, I). `tables` and `images` convert the results into tables and pictures.
 """
 
 from __future__ import annotations
@@ -17,55 +16,82 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from anomaly_vae.artifacts.bundle import Bundle
-from anomaly_vae.config import ImageModelConfig, ModelConfig
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.errors import ConfigError, DataError
 from anomaly_vae.models.autoencoder import Autoencoder
-from anomaly_vae.models.builder import build
 from anomaly_vae.models.priors import Mixture
 from anomaly_vae.models.vae import VAE
+from anomaly_vae.training.kinds import KINDS
 
-CHUNK = 1 << 18
-"""Values, rows times columns, that are worked on at a time."""
-PARALLEL = 1e-6
-"""Sine of the angle below which two directions count as one line."""
+__all__ = [
+    "Rows",
+    "Shape",
+    "activity",
+    "latent_means",
+    "load_ensemble",
+    "load_model",
+    "most_active",
+    "path",
+    "quantile_grid",
+    "traversal",
+]
+
+CHUNK_VALUES = 1 << 18
+"""Maximum number of values (rows times columns) processed at a time."""
+MIN_SINE = 1e-6
+"""Minimum sine of the angle between two directions that are not treated as parallel."""
 
 Rows = RawBatch | Tensor
-"""Rows or images as they came, or encoded (N, F)."""
+"""Rows or images as they were read, or encoded (N, F)."""
 Shape = Literal["linear", "spherical"]
-"""Of a path through latent space."""
+"""Shape of a path through latent space."""
 Decode = Callable[[VAE, Tensor], Tensor]
-"""Latents (N, L) → encoded rows (N, F)."""
+"""Function (model, latents (N, L)) that returns encoded rows (N, F)."""
 
 
 # ---------------------------------------------------------------- between bundle, rows and latents
 
 
-def restored(bundle: Bundle) -> VAE:
-    """The bundle's model in torch with all of its members, on the CPU, for evaluation.
+def load_ensemble(bundle: Bundle) -> VAE:
+    """Load the bundle's model into torch with all of its members, on the CPU, for evaluation.
 
     The weights file may hold more than the model, such as the statistics of a score.
+
+    Example:
+        >>> import numpy as np
+        >>> from anomaly_vae import TabularVAEDetector
+        >>> rows = np.random.default_rng(0).standard_normal((60, 3))
+        >>> load_ensemble(TabularVAEDetector(epochs=2, members=2).fit(rows).bundle_).members
+        2
     """
-    return _model(bundle, tensors_of(bundle))
+    return _model(bundle, load_weights(bundle))
 
 
 def load_model(bundle: Bundle) -> VAE:
-    """The same; of several members, the first."""
-    tensors, section = tensors_of(bundle), bundle.manifest["config"]["model"]
+    """Load the bundle's model into torch; if it has several members, the first of them.
+
+    Example:
+        >>> import numpy as np
+        >>> from anomaly_vae import TabularVAEDetector
+        >>> rows = np.random.default_rng(0).standard_normal((60, 3))
+        >>> model = load_model(TabularVAEDetector(epochs=2, latent_dim=2).fit(rows).bundle_)
+        >>> model.members, model.latent_dim
+        (1, 2)
+    """
+    tensors, section = load_weights(bundle), bundle.manifest["config"]["model"]
     if section.get("members", 1) == 1:
         return _model(bundle, tensors)
     return _model(bundle, {name: value[0] for name, value in tensors.items()}, members=1)
 
 
-def tensors_of(bundle: Bundle) -> dict[str, Tensor]:
-    """All that the weights file holds."""
+def load_weights(bundle: Bundle) -> dict[str, Tensor]:
+    """Return all tensors of the weights file."""
     return load_tensors(bundle.weights)
 
 
 def _model(bundle: Bundle, tensors: dict[str, Tensor], **changes: Any) -> VAE:
-    kind = ImageModelConfig if bundle.manifest["kind"] == "image" else ModelConfig
-    config = kind.model_validate({**bundle.manifest["config"]["model"], **changes})
-    model = build(config, bundle.scorer.encoding.layout)
+    section = {**bundle.manifest["config"]["model"], **changes}
+    model = KINDS[bundle.manifest["kind"]].build_stored(section, bundle.scorer.encoding)
     if "aggregated.center" in tensors:
         model.aggregated = Mixture(*(tensors[f"aggregated.{name}"] for name in Mixture.TENSORS))
     if model.members > 1:
@@ -76,7 +102,7 @@ def _model(bundle: Bundle, tensors: dict[str, Tensor], **changes: Any) -> VAE:
 
 
 def encoded(bundle: Bundle, rows: Rows) -> Tensor:
-    """(N, F) float32, NaN where missing."""
+    """Return rows in encoded form, (N, F) float32, NaN where missing."""
     if isinstance(rows, Tensor):
         return rows
     return torch.from_numpy(bundle.scorer.encoding.encode(rows))
@@ -84,39 +110,52 @@ def encoded(bundle: Bundle, rows: Rows) -> Tensor:
 
 @torch.no_grad()
 def latent_means(bundle: Bundle, rows: Rows) -> Tensor:
-    """(N, L): the means of q(z|x)."""
+    """Return the means of q(z|x), (N, L).
+
+    Example:
+        >>> import numpy as np, torch
+        >>> from anomaly_vae import TabularVAEDetector
+        >>> rows = np.random.default_rng(0).standard_normal((60, 3))
+        >>> bundle = TabularVAEDetector(epochs=2, latent_dim=2).fit(rows).bundle_
+        >>> latent_means(bundle, torch.zeros(5, 3)).shape
+        torch.Size([5, 2])
+    """
     model = load_model(bundle)
-    return chunked(bundle, lambda x: model.posterior(x)[0], encoded(bundle, rows))
+    return apply_in_chunks(bundle, lambda x: model.posterior(x)[0], encoded(bundle, rows))
 
 
 @torch.no_grad()
 def decoded(bundle: Bundle, z: NDArray[Any] | Tensor, decode: Decode) -> Tensor:
-    """(N, F): what ``decode`` makes of the latents (N, L).
+    """Return what ``decode`` makes of the latents (N, L), (N, F).
 
     Raises:
-        DataError: latents of another dimension, or not finite.
+        DataError: the latents have another dimension, or are not finite.
     """
     model, z = load_model(bundle), torch.as_tensor(z, dtype=torch.float32)
     if z.ndim != 2 or z.shape[1] != model.latent_dim:
         raise DataError(f"expected latents of shape (N, {model.latent_dim}), got {tuple(z.shape)}")
     if not z.isfinite().all():
         raise DataError("latents must be finite; NaN or infinity found")
-    return chunked(bundle, lambda part: decode(model, part), z)
+    return apply_in_chunks(bundle, lambda part: decode(model, part), z)
 
 
-def chunked(bundle: Bundle, function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-    """``function`` over so many rows at a time; no rows are none of one, as networks need some."""
+def apply_in_chunks(bundle: Bundle, function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """Apply a function to chunks of rows and concatenate the results.
+
+    An empty input is handled as a chunk of one row whose result is dropped, since networks need
+    rows.
+    """
     if not len(rows):
         return function(rows.new_zeros(1, *rows.shape[1:]))[:0]
-    step = max(1, CHUNK // bundle.scorer.encoding.layout.n_columns)
+    step = max(1, CHUNK_VALUES // bundle.scorer.encoding.layout.n_columns)
     return torch.cat([function(part) for part in torch.split(rows, step)])
 
 
-def seeded(n: int, seed: int) -> torch.Generator:
-    """The generator that draws ``n`` samples.
+def sample_generator(n: int, seed: int) -> torch.Generator:
+    """Return the random generator that draws ``n`` samples.
 
     Raises:
-        ConfigError: fewer than one.
+        ConfigError: ``n`` is less than 1.
     """
     if n < 1:
         raise ConfigError(f"the number of samples must be at least 1, got {n}")
@@ -127,15 +166,29 @@ def seeded(n: int, seed: int) -> torch.Generator:
 
 
 def path(a: Tensor, b: Tensor, steps: int, shape: Shape = "linear") -> tuple[Tensor, Tensor]:
-    """Shares (T,) from 0 to 1, and the latents (T, L) there between ``a`` and ``b``, each (L,).
+    """Return the latents on a path between two points.
 
-    The spherical path turns from one direction into the other at an even pace (White 2016,
-    sec. 2.1): in many dimensions N(0, I) lies near a sphere, whose inside a straight path crosses.
-    Where no direction lies between the two (one is 0, or they point the same or opposite ways),
-    it is the straight one.
+    The spherical path turns from one direction to the other at a constant rate (White 2016, sec.
+    2.1): in many dimensions N(0, I) is concentrated near a sphere, whose inside a straight path
+    crosses. If no direction lies between the two (one point is 0, or they point in the same or in
+    opposite directions), the path is straight.
+
+    Args:
+        a: (L,), start.
+        b: (L,), end.
+        steps: number of points T, both ends included.
+        shape: "linear" or "spherical".
+
+    Returns:
+        fractions of the way (T,) from 0 to 1, and the latents (T, L).
 
     Raises:
         ConfigError: fewer than two steps.
+
+    Example:
+        >>> share, z = path(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), steps=3)
+        >>> share.tolist(), z.tolist()
+        ([0.0, 0.5, 1.0], [[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]])
     """
     if steps < 2:
         raise ConfigError(f"a path needs at least 2 steps, got {steps}")
@@ -143,24 +196,27 @@ def path(a: Tensor, b: Tensor, steps: int, shape: Shape = "linear") -> tuple[Ten
     ends = torch.stack([a, b]).double()
     weights = torch.stack([1 - share, share], 1).double()
     if shape == "spherical":
-        weights = _turning(weights, ends)
+        weights = _spherical_weights(weights, ends)
     return share, (weights @ ends).float()
 
 
-def _turning(weights: Tensor, ends: Tensor) -> Tensor:
-    """The weights (T, 2) of a straight path between ``ends`` (2, L) → those of a spherical one."""
+def _spherical_weights(weights: Tensor, ends: Tensor) -> Tensor:
+    """Convert the weights (T, 2) of a straight path between ``ends`` (2, L) to a spherical one."""
     cosine = ends[0] @ ends[1] / ends.norm(dim=1).prod()
-    angle = torch.acos(cosine.clamp(-1, 1))  # not a number where an end is 0
-    return torch.sin(weights * angle) / angle.sin() if angle.sin() > PARALLEL else weights
+    angle = torch.acos(cosine.clamp(-1, 1))  # NaN if an end is 0
+    return torch.sin(weights * angle) / angle.sin() if angle.sin() > MIN_SINE else weights
 
 
 def path_between(
     bundle: Bundle, a: Rows, b: Rows | None, steps: int, shape: Shape
 ) -> tuple[Tensor, Tensor]:
-    """`path` from the first of ``a`` to the first of ``b``, or without ``b`` the second of ``a``.
+    """Return the path from the first row of ``a`` to the first of ``b``; see `path`.
+
+    Without ``b`` the path ends at the second row of ``a``.
 
     Raises:
-        DataError: there are no two rows.
+        DataError: there are fewer than two rows.
+        ConfigError: fewer than two steps.
     """
     means = latent_means(bundle, a)
     ends = means[:2] if b is None else torch.cat([means[:1], latent_means(bundle, b)[:1]])
@@ -172,13 +228,24 @@ def path_between(
 def traversal(
     base: Tensor, dims: Sequence[int], span: float, steps: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Each of ``dims`` moved from −span to span, the rest held at ``base`` (L,).
+    """Move each of several latent dimensions from −span to span, the others fixed at ``base``.
+
+    Args:
+        base: (L,), latent that the traversal starts from.
+        dims: D dimensions to move.
+        span: largest value.
+        steps: number of values T per dimension.
 
     Returns:
-        which dimension (D · T,), its value (D · T,), and the latents (D · T, L).
+        the moved dimension (D · T,), its value (D · T,), and the latents (D · T, L).
 
     Raises:
-        ConfigError: a dimension that does not exist, a span that is not positive, or no steps.
+        ConfigError: a dimension does not exist, the span is not positive, or there are no steps.
+
+    Example:
+        >>> which, values, z = traversal(torch.zeros(3), dims=[2], span=1.0, steps=3)
+        >>> which.tolist(), values.tolist(), z[0].tolist()
+        ([2, 2, 2], [-1.0, 0.0, 1.0], [0.0, 0.0, -1.0])
     """
     _check_traversal(dims, len(base), span, steps)
     values = torch.linspace(-span, span, steps).repeat(len(dims))
@@ -195,8 +262,8 @@ def _check_traversal(dims: Sequence[int], latent_dim: int, span: float, steps: i
         raise ConfigError("a traversal needs a dimension, a positive span and at least one step")
 
 
-def start_of(bundle: Bundle, rows: Rows | None) -> Tensor:
-    """(L,): the posterior mean of the first row, or without rows the prior's mean 0.
+def start_latent(bundle: Bundle, rows: Rows | None) -> Tensor:
+    """Return the posterior mean (L,) of the first row, or without rows the prior's mean 0.
 
     Raises:
         DataError: ``rows`` is empty.
@@ -211,29 +278,51 @@ def start_of(bundle: Bundle, rows: Rows | None) -> Tensor:
 
 @torch.no_grad()
 def activity(bundle: Bundle, rows: Rows) -> Tensor:
-    """(L,): how much each latent tells of these rows.
+    """Return how much information each latent carries about these rows, (L,), nats.
 
-    The mean of KL(q(z_i|x) ‖ p(z_i)) in nats: 0 where the posterior has collapsed onto the prior.
-    The codes of an autoencoder cost nothing; theirs is the standard deviation over the rows.
+    It is the mean of KL(q(z_i|x) ‖ p(z_i)), which is 0 where the posterior has collapsed onto the
+    prior. The latents of an autoencoder have no KL term; their activity is the standard deviation
+    over the rows.
+
+    Example:
+        >>> import numpy as np
+        >>> from anomaly_vae import TabularVAEDetector
+        >>> rows = np.random.default_rng(0).standard_normal((60, 3))
+        >>> bundle = TabularVAEDetector(epochs=2, latent_dim=2).fit(rows).bundle_
+        >>> bool((activity(bundle, torch.randn(9, 3)) >= 0).all())
+        True
     """
     model, x = load_model(bundle), encoded(bundle, rows)
     if isinstance(model, Autoencoder):
-        return chunked(bundle, lambda part: model.posterior(part)[0], x).std(0, correction=0)
-    total = chunked(bundle, lambda part: model.prior.kl(*model.posterior(part)).sum(0)[None], x)
+        return apply_in_chunks(bundle, lambda part: model.posterior(part)[0], x).std(
+            0, correction=0
+        )
+    total = apply_in_chunks(
+        bundle, lambda part: model.prior.kl(*model.posterior(part)).sum(0)[None], x
+    )
     return total.sum(0) / len(x)
 
 
-def most_active(activity: Tensor, most: int) -> list[int]:
-    """The dimensions of largest activity (L,), largest first; of equals the first."""
-    order: list[int] = torch.argsort(activity, descending=True, stable=True)[:most].tolist()
+def most_active(activity: Tensor, count: int) -> list[int]:
+    """Return the dimensions of largest activity (L,), largest first; ties keep their order.
+
+    Example:
+        >>> most_active(torch.tensor([0.1, 2.0, 0.7]), 2)
+        [1, 2]
+    """
+    order: list[int] = torch.argsort(activity, descending=True, stable=True)[:count].tolist()
     return order
 
 
 def quantile_grid(steps: int) -> Tensor:
-    """(T², 2): places in two latent dimensions that share N(0, I) out evenly, row by row.
+    """Return a grid of points in two latent dimensions (T², 2) of equal probability under N(0, I).
 
-    The first dimension grows to the right, the second upwards, both through the normal quantiles
-    of (i + ½) / T (Kingma & Welling 2014, fig. 4).
+    Points are listed row by row. The first dimension increases to the right, the second upwards,
+    both through the normal quantiles of (i + ½) / T (Kingma & Welling 2014, fig. 4).
+
+    Example:
+        >>> quantile_grid(2).sign().int().tolist()
+        [[-1, 1], [1, 1], [-1, -1], [1, -1]]
     """
     quantiles = torch.special.ndtri((torch.arange(steps) + 0.5) / steps)
     up, right = torch.meshgrid(quantiles.flip(0), quantiles, indexing="ij")

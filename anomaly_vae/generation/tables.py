@@ -1,20 +1,20 @@
-"""What a model of tables can imagine: samples, reconstructions, paths between rows, repaired rows.
+"""Generate rows with a tabular model: samples, reconstructions, paths, traversals, repaired rows.
 
-Only `to_table` knows columns. A table comes in the columns and units of the data, so that the
-model can read it again:
+Tables have the columns and units of the data, so that the model can read them again:
 
     numeric       the value in its own unit
-    binary        0 or 1, the likelier (of a sample: the one drawn)
-    categorical   the level, ``(other)`` for all that training pooled
-    datetime      what the model knows of it, as text: ``NAME.hour`` (14:05), ``NAME.weekday`` (Mon)
+    binary        0 or 1, the more probable value (in samples, the drawn value)
+    categorical   the level, ``(other)`` for all levels that training pooled
+    datetime      its learned cycles, as text: ``NAME.hour`` (14:05), ``NAME.weekday`` (Mon)
 
-A datetime of which no cycle was learned is left out. `denoise` alone returns datetimes as they
-came, since a date cannot be rebuilt from its cycles.
+A datetime without a learned cycle is left out. Only `denoise` returns datetimes as they were, since
+a date cannot be restored from its cycles. Only `to_table` depends on the types of columns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,36 +28,40 @@ from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.data.converters import Levels
 from anomaly_vae.data.encoding import Binary, Categorical, Cyclic, Layout, Numeric, TabularEncoding
 from anomaly_vae.data.schema import RawBatch, TabularSchema, Values
+from anomaly_vae.errors import BundleError
 from anomaly_vae.generation.latent_space import (
     Rows,
     Shape,
-    chunked,
+    apply_in_chunks,
     decoded,
     encoded,
     latent_means,
     load_model,
     path_between,
-    seeded,
-    start_of,
+    sample_generator,
+    start_latent,
     traversal,
 )
 from anomaly_vae.models.vae import VAE, frozen_noise
 from anomaly_vae.types import ColumnType
 
+__all__ = ["decode", "denoise", "interpolate", "latent", "reconstruct", "sample", "traverse"]
+
 DRAWS = 4
-"""Posterior draws that `denoise` weighs a cell with."""
+"""Number of posterior draws with which `denoise` evaluates a cell."""
 GAIN = 10.0
-"""A cell is corrupted when replacing it makes its row this many nats more probable."""
+"""Default minimum gain of a replacement by which `denoise` calls a cell corrupted, nats."""
 
 
 def to_table(bundle: Bundle, x: Tensor) -> pa.Table:
-    """Encoded rows (N, F) → a table, see above."""
-    encoding, values = _encoding(bundle), x.numpy()
+    """Convert encoded rows (N, F) into a table; see the module docstring."""
+    schema, encoding = _columns(bundle)
+    values = x.numpy()
     pairs = list(zip(encoding.columns, encoding.starts, strict=True))
     return pa.table(
         {
             column.label: _array(column, values[:, start : start + column.width])
-            for name in bundle.scorer.schema.names
+            for name in schema.names
             for column, start in pairs
             if column.name == name
         }
@@ -65,7 +69,7 @@ def to_table(bundle: Bundle, x: Tensor) -> pa.Table:
 
 
 def _array(column: Numeric | Binary | Categorical | Cyclic, x: NDArray[np.float32]) -> pa.Array:
-    """One column's encoded values (N, width) → (N,), null where NaN."""
+    """Convert the encoded values of a column (N, width) into an array (N,), null where NaN."""
     match column:
         case Numeric():
             return pa.array(column.inverse(x), from_pandas=True)
@@ -75,62 +79,123 @@ def _array(column: Numeric | Binary | Categorical | Cyclic, x: NDArray[np.float3
             return pa.array(column.decode(x), pa.string())
 
 
-def _encoding(bundle: Bundle) -> TabularEncoding:
-    encoding = bundle.scorer.encoding
-    assert isinstance(encoding, TabularEncoding), "a model of tables"
-    return encoding
+def _columns(bundle: Bundle) -> tuple[TabularSchema, TabularEncoding]:
+    """Return the schema and the encoding of a tabular model.
+
+    Raises:
+        BundleError: the model is for images.
+    """
+    match bundle.scorer.schema, bundle.scorer.encoding:
+        case TabularSchema() as schema, TabularEncoding() as encoding:
+            return schema, encoding
+    raise BundleError("the model is for images; use anomaly_vae.generation.images")
 
 
 # ---------------------------------------------------------------- what a bundle can do
 
 
 def sample(bundle: Bundle, n: int, seed: int = 0) -> pa.Table:
-    """``n`` rows drawn from the model, z ~ p(z) and x ~ p(x|z)."""
+    """Draw ``n`` rows from the model, z ~ p(z) and x ~ p(x|z).
+
+    Raises:
+        ConfigError: ``n`` is less than 1.
+
+    Example:
+        >>> import numpy as np
+        >>> from anomaly_vae import TabularVAEDetector
+        >>> rows = np.random.default_rng(0).standard_normal((60, 3))
+        >>> bundle = TabularVAEDetector(epochs=2).fit(rows).bundle_
+        >>> table = sample(bundle, 4, seed=1)
+        >>> table.num_rows, table.column_names
+        (4, ['x0', 'x1', 'x2'])
+    """
     return to_table(bundle, sample_encoded(bundle, n, seed))
 
 
 @torch.no_grad()
 def sample_encoded(bundle: Bundle, n: int, seed: int = 0) -> Tensor:
-    """The same rows as `sample`, encoded (n, F).
+    """Draw ``n`` rows as `sample` does and return them encoded, (n, F).
 
     Raises:
-        ConfigError: fewer than one row.
+        ConfigError: ``n`` is less than 1.
     """
-    generator = seeded(n, seed)
+    generator = sample_generator(n, seed)
     return load_model(bundle).sample(n, generator)
 
 
 def latent(bundle: Bundle, rows: Rows) -> pa.Table:
-    """The means of q(z|x), columns z0, z1, …"""
+    """Return the means of q(z|x) as a table with the columns z0, z1, …
+
+    Example:
+        >>> import numpy as np
+        >>> from anomaly_vae import TabularVAEDetector
+        >>> rows = np.random.default_rng(0).standard_normal((60, 3))
+        >>> bundle = TabularVAEDetector(epochs=2, latent_dim=2).fit(rows).bundle_
+        >>> latent(bundle, torch.zeros(5, 3)).shape
+        (5, 2)
+    """
     means = latent_means(bundle, rows).numpy()
     return pa.table({f"z{i}": means[:, i] for i in range(means.shape[1])})
 
 
 def decode(bundle: Bundle, z: NDArray[np.float32] | Tensor) -> pa.Table:
-    """The most probable row at each of the latents (N, L).
+    """Return the most probable row at each latent (N, L).
 
     Raises:
-        DataError: latents of another dimension, or not finite.
+        DataError: the latents have another dimension, or are not finite.
+
+    Example:
+        >>> import numpy as np
+        >>> from anomaly_vae import TabularVAEDetector
+        >>> rows = np.random.default_rng(0).standard_normal((60, 3))
+        >>> bundle = TabularVAEDetector(epochs=2, latent_dim=2).fit(rows).bundle_
+        >>> decode(bundle, np.zeros((1, 2))).shape
+        (1, 3)
     """
-    return to_table(bundle, decoded(bundle, z, most_probable))
+    _, encoding = _columns(bundle)
+    return to_table(bundle, decoded(bundle, z, partial(most_probable, encoding.layout)))
 
 
 def reconstruct(bundle: Bundle, rows: Rows) -> pa.Table:
-    """The most probable row at each row's posterior mean; missing cells are filled."""
+    """Return the most probable row at each row's posterior mean; missing cells are filled.
+
+    Example:
+        >>> import numpy as np
+        >>> from anomaly_vae import TabularVAEDetector
+        >>> rows = np.random.default_rng(0).standard_normal((60, 3))
+        >>> bundle = TabularVAEDetector(epochs=2).fit(rows).bundle_
+        >>> reconstruct(bundle, torch.tensor([[0.5, torch.nan, -0.5]])).column("x1").null_count
+        0
+    """
     return decode(bundle, latent_means(bundle, rows))
 
 
 def interpolate(
     bundle: Bundle, a: Rows, b: Rows | None = None, steps: int = 9, shape: Shape = "linear"
 ) -> pa.Table:
-    """The path in latent space from a row to another, ends included; see `generation.path`.
+    """Return the path in latent space from one row to another, both ends included; see `path`.
 
-    The rows are the first of ``a`` and the first of ``b``, or without ``b`` the first two of
-    ``a``. The column ``step`` runs from 0 to 1.
+    Args:
+        bundle: a tabular model.
+        a: rows; the path starts at the first.
+        b: rows; the path ends at the first. None: it ends at the second row of ``a``.
+        steps: number of rows of the result.
+        shape: "linear" or "spherical".
+
+    Returns:
+        The rows on the path, with a first column ``step`` from 0 to 1.
 
     Raises:
-        DataError: there are no two rows.
+        DataError: there are fewer than two rows.
         ConfigError: fewer than two steps.
+
+    Example:
+        >>> import numpy as np
+        >>> from anomaly_vae import TabularVAEDetector
+        >>> rows = np.random.default_rng(0).standard_normal((60, 3))
+        >>> bundle = TabularVAEDetector(epochs=2).fit(rows).bundle_
+        >>> interpolate(bundle, torch.randn(2, 3), steps=5).column("step").to_pylist()
+        [0.0, 0.25, 0.5, 0.75, 1.0]
     """
     share, z = path_between(bundle, a, b, steps, shape)
     return decode(bundle, z).add_column(0, "step", pa.array(share.numpy()))
@@ -143,16 +208,32 @@ def traverse(
     span: float = 3.0,
     steps: int = 7,
 ) -> pa.Table:
-    """One latent dimension after the other moved from −span to span, the rest held.
+    """Move one latent dimension after the other from −span to span, the others fixed.
 
-    The rest is the posterior mean of the first of ``rows``, or without them the prior's mean 0.
-    The columns ``dim`` and ``z`` say which dimension has which value.
+    Args:
+        bundle: a tabular model.
+        rows: the fixed values are the posterior mean of the first row. None: the prior's mean 0.
+        dims: dimensions to move; None: all.
+        span: largest value of a dimension.
+        steps: number of values per dimension.
+
+    Returns:
+        The most probable rows, with the columns ``dim`` and ``z`` before them.
 
     Raises:
-        ConfigError: a dimension that does not exist, a span that is not positive, or no steps.
+        ConfigError: a dimension does not exist, the span is not positive, or there are no steps.
         DataError: ``rows`` is empty.
+
+    Example:
+        >>> import numpy as np
+        >>> from anomaly_vae import TabularVAEDetector
+        >>> rows = np.random.default_rng(0).standard_normal((60, 3))
+        >>> bundle = TabularVAEDetector(epochs=2, latent_dim=2).fit(rows).bundle_
+        >>> table = traverse(bundle, dims=[1], span=2.0, steps=3)
+        >>> table.column("dim").to_pylist(), table.column("z").to_pylist()
+        ([1, 1, 1], [-2.0, 0.0, 2.0])
     """
-    base = start_of(bundle, rows)
+    base = start_latent(bundle, rows)
     which, values, z = traversal(base, range(len(base)) if dims is None else dims, span, steps)
     table = decode(bundle, z).add_column(0, "z", pa.array(values.numpy()))
     return table.add_column(0, "dim", pa.array(which.numpy()))
@@ -162,75 +243,100 @@ def traverse(
 
 
 def denoise(bundle: Bundle, rows: Rows, gain: float = GAIN) -> pa.Table:
-    """Rows with missing cells filled and corrupted ones replaced; all others as they came.
+    """Fill missing cells of rows and replace corrupted ones; keep all other cells.
 
-    What is filled in is the most probable value at the posterior mean of the row without its
-    missing and corrupted cells. A cell is corrupted when that value makes the row more than
-    ``gain`` nats more probable (by the ELBO); the worst cell of a row goes first, and at most
-    half of its columns are called corrupted. 10 nats are 4.5 standard deviations of a Gaussian.
-    A datetime weighs with the others, but is returned as it came.
+    The replacement is the most probable value at the posterior mean of the row without its missing
+    and corrupted cells. A cell is corrupted if the replacement makes the row more than ``gain``
+    nats more probable (by the ELBO); 10 nats are 4.5 standard deviations of a Gaussian. The worst
+    cell of a row is replaced first, and at most half of its columns are. A datetime counts like the
+    others, but is returned unchanged.
+
+    Args:
+        bundle: a tabular model.
+        rows: rows to repair.
+        gain: minimum gain of a replacement, nats.
+
+    Example:
+        >>> import numpy as np
+        >>> from anomaly_vae import TabularVAEDetector
+        >>> rows = np.random.default_rng(0).standard_normal((60, 3))
+        >>> bundle = TabularVAEDetector(epochs=2).fit(rows).bundle_
+        >>> denoise(bundle, torch.tensor([[0.5, torch.nan, -0.5]])).column("x1").null_count
+        0
     """
     x = encoded(bundle, rows)
     repaired = repair(bundle, x, gain)
     filled = to_table(bundle, repaired)
     if isinstance(rows, Tensor):
         return filled
-    return _lay_over(filled, bundle, rows, (repaired != x).numpy())
+    return _overlay(filled, bundle, rows, (repaired != x).numpy())
 
 
 @torch.no_grad()
 def repair(bundle: Bundle, x: Tensor, gain: float) -> Tensor:
-    """See `denoise`: (N, F) → (N, F) without NaN."""
-    model, widths = load_model(bundle), [column.width for column in _encoding(bundle).columns]
-    column_of = torch.arange(len(widths)).repeat_interleave(torch.tensor(widths))
-    noise = frozen_noise(DRAWS, model.latent_dim, 0)
-    return chunked(bundle, lambda part: _repaired(model, part, column_of, noise, gain), x)
+    """Fill and replace cells of encoded rows (N, F) as `denoise` does; the result has no NaN."""
+    _, encoding = _columns(bundle)
+    repairer = _Repairer(load_model(bundle), encoding)
+    return apply_in_chunks(bundle, lambda part: repairer.repair(part, gain), x)
 
 
-def _repaired(model: VAE, x: Tensor, column_of: Tensor, noise: Tensor, gain: float) -> Tensor:
-    """``column_of`` (F,) is the number of the column that each value belongs to."""
-    kept, active = x.clone(), torch.arange(len(x))
-    for _ in range((int(column_of.max()) + 1) // 2):
-        worst, gains = _worst_column(model, kept[active], column_of, noise)
-        active, worst = active[gains > gain], worst[gains > gain]
-        if not len(active):
-            break
-        hidden = column_of == worst[:, None]
-        kept[active] = torch.where(hidden, torch.nan, kept[active])
-    return torch.where(kept.isnan(), most_probable(model, model.posterior(kept)[0]), kept)
+class _Repairer:
+    """Search and replacement of the corrupted columns of rows; see `denoise`."""
+
+    def __init__(self, model: VAE, encoding: TabularEncoding) -> None:
+        self.model, self.layout, self.n_columns = model, encoding.layout, len(encoding.columns)
+        widths = torch.tensor([column.width for column in encoding.columns])
+        self.column_of = torch.arange(self.n_columns).repeat_interleave(widths)
+        """(F,): index of the column that each encoded value belongs to."""
+        self.noise = frozen_noise(DRAWS, model.latent_dim, 0)
+
+    def repair(self, x: Tensor, gain: float) -> Tensor:
+        """Replace missing and corrupted values of rows (N, F)."""
+        kept, active = x.clone(), torch.arange(len(x))
+        for _ in range(self.n_columns // 2):
+            worst, gains = self._worst_column(kept[active])
+            active, worst = active[gains > gain], worst[gains > gain]
+            if not len(active):
+                break
+            hidden = self.column_of == worst[:, None]
+            kept[active] = torch.where(hidden, torch.nan, kept[active])
+        return torch.where(kept.isnan(), self._expected(kept), kept)
+
+    def _worst_column(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the column (N,) whose replacement gains most, and the gain (N,), nats."""
+        before = self.model.elbo(x, self.noise).bound
+        gains = []
+        for column in range(self.n_columns):
+            hidden = (self.column_of == column).expand_as(x)
+            others = torch.where(hidden, torch.nan, x)
+            replaced = torch.where(hidden & ~x.isnan(), self._expected(others), x)
+            gains.append(self.model.elbo(replaced, self.noise).bound - before)
+        best = torch.stack(gains, 1).max(1)
+        return best.indices, best.values
+
+    def _expected(self, x: Tensor) -> Tensor:
+        """Return the most probable rows (N, F) at the posterior means."""
+        return most_probable(self.layout, self.model, self.model.posterior(x)[0])
 
 
-def _worst_column(model: VAE, x: Tensor, column_of: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """The column whose replacement gains most (N,), and how many nats (N,)."""
-    before = model.elbo(x, noise).bound
-    gains = []
-    for column in range(int(column_of.max()) + 1):
-        hidden = (column_of == column).expand_as(x)
-        others = torch.where(hidden, torch.nan, x)
-        expected = most_probable(model, model.posterior(others)[0])
-        replaced = torch.where(hidden & ~x.isnan(), expected, x)
-        gains.append(model.elbo(replaced, noise).bound - before)
-    best = torch.stack(gains, 1).max(1)
-    return best.indices, best.values
+def most_probable(layout: Layout, model: VAE, z: Tensor) -> Tensor:
+    """Return the most probable rows (N, F) at latents (N, L).
+
+    The values are the mean of p(x|z) for numeric columns, 0 or 1 for binary ones, and a code for
+    levels.
+    """
+    numeric, binary, codes = layout.split(model.decode(z).mean)
+    return torch.cat([numeric, (binary >= 0.5).to(numeric.dtype), codes], -1)
 
 
-def most_probable(model: VAE, z: Tensor) -> Tensor:
-    """(N, L) → (N, F): the mean of p(x|z); 0 or 1 for binary columns, a code for levels."""
-    mean, layout = model.decode(z).mean, model.likelihood.layout
-    assert isinstance(layout, Layout), "a model of tables"
-    numeric, binary, codes = layout.split(mean)
-    return torch.cat([numeric, (binary >= 0.5).to(mean.dtype), codes], -1)
-
-
-def _lay_over(
+def _overlay(
     filled: pa.Table, bundle: Bundle, batch: RawBatch, changed: NDArray[np.bool_]
 ) -> pa.Table:
-    """``filled`` where a cell was ``changed`` (N, F), the row's own value elsewhere."""
-    encoding, schema, columns = _encoding(bundle), bundle.scorer.schema, dict[str, Any]()
-    assert isinstance(schema, TabularSchema), "a model of tables"
+    """Take ``filled`` where a cell was ``changed`` (N, F), and the row's own value elsewhere."""
+    (schema, encoding), columns = _columns(bundle), dict[str, Any]()
     first = dict(zip((c.name for c in encoding.columns), encoding.starts, strict=True))
     for column in schema.columns:
-        own = _own_values(column.type, batch.values[column.name])
+        own = _original_values(column.type, batch.values[column.name])
         if column.type is not ColumnType.DATETIME:
             mask = pa.array(changed[:, first[column.name]])
             own = pc.if_else(mask, filled.column(column.name), own)
@@ -238,8 +344,8 @@ def _lay_over(
     return pa.table(columns)
 
 
-def _own_values(kind: ColumnType, values: Values) -> pa.Array:
-    """A column of a `RawBatch` (N,) as `to_table` would write it; times in UTC."""
+def _original_values(kind: ColumnType, values: Values) -> pa.Array:
+    """Convert a column of a `RawBatch` (N,) to the form that `to_table` gives it; times in UTC."""
     if isinstance(values, Levels):
         names = np.array([*values.names, None], object)
         return pa.array(names[values.codes], pa.string())

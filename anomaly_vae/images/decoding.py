@@ -1,8 +1,8 @@
-"""Image files from outside → pictures: PNG, JPEG, TIFF, DICOM and NIfTI.
+"""Decode PNG, JPEG, TIFF, DICOM and NIfTI files from outside.
 
-The one place where bytes become pixels. Nothing a file holds raises, warns or is logged: what
-gives no picture is a `DecodeFailure`, whose reason never quotes the file. What reads DICOM and
-NIfTI is imported when the first such file comes.
+This is the only place where bytes become pixels. Nothing that a file holds makes it raise, warn or
+log: a file or frame that cannot be decoded yields a `DecodeFailure`, whose reason never quotes the
+file. The libraries that read DICOM and NIfTI are imported when the first such file arrives.
 """
 
 from __future__ import annotations
@@ -20,33 +20,34 @@ import numpy as np
 from PIL import Image
 
 from anomaly_vae.errors import DataError
-from anomaly_vae.images.pixels import CUT_SHORT, DecodedImage, DecodeFailure, DecodeOptions, Frames
+from anomaly_vae.images.pixels import TRUNCATED, DecodedImage, DecodeFailure, DecodeOptions, Frames
 from anomaly_vae.images.raster import open_raster
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom", ".nii", ".nii.gz")
-"""How the names of image files end, in lower case."""
+"""Suffixes of image files, in lower case."""
 
 T = TypeVar("T")
 Opener = Callable[[bytes, DecodeOptions], Frames]
 
-LIBRARIES = ("PIL", "pydicom", "nibabel")
+LIBRARIES = ("PIL", "pydicom", "nibabel", "imagecodecs")
+"""Libraries whose warnings and logs may quote a file."""
 SIGNATURES = {
     b"\x89PNG\r\n\x1a\n": "PNG",
     b"\xff\xd8\xff": "JPEG",
     b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF",
     b"\x08\0": "DICOM", b"\2\0": "DICOM", b"\0\x08": "DICOM",  # without its preamble
 }  # fmt: skip
-"""How the content of a file begins → its format."""
-RASTER = tuple(start for start, kind in SIGNATURES.items() if kind != "DICOM")
-NIFTI = (b"n+1", b"ni1", b"n+2", b"ni2")
+"""First bytes of a file, and its format."""
+RASTER_SIGNATURES = tuple(start for start, kind in SIGNATURES.items() if kind != "DICOM")
+NIFTI_MAGIC = {b"n+1", b"ni1", b"n+2", b"ni2"}
 GZIP = b"\x1f\x8b"
 
 
-def is_picture(path: Path) -> bool:
-    """Whether this is an image file by its name or, if that has no suffix, by how it begins.
+def is_image_file(path: Path) -> bool:
+    """Return whether a file is an image by its suffix or, if it has none, by its first bytes.
 
-    Digits after a dot are no suffix: files are often called after a DICOM UID. NIfTI and DICOM
-    without its preamble begin like much else, and need a suffix.
+    Digits after a dot are no suffix: files are often named after a DICOM UID. NIfTI, and DICOM
+    without its preamble, have no distinctive first bytes and need a suffix.
     """
     name = path.name.lower()
     if name.endswith(SUFFIXES):
@@ -54,62 +55,62 @@ def is_picture(path: Path) -> bool:
     if path.suffix and not path.suffix[1:].isdigit():
         return False
     try:
-        return path.is_file() and _begins_as_picture(path)
+        return path.is_file() and _has_image_signature(path)
     except OSError:
         return False
 
 
-def _begins_as_picture(path: Path) -> bool:
+def _has_image_signature(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(132)
-    return head[128:] == b"DICM" or head.startswith(RASTER)
+    return head[128:] == b"DICM" or head.startswith(RASTER_SIGNATURES)
 
 
-def read_file(path: Path, reading: DecodeOptions) -> Iterator[DecodedImage | DecodeFailure]:
-    """The pictures of a file in the order of its frames; each frame gives one or its reason."""
-    return _read(partial(_content, path, reading), reading)
+def read_file(path: Path, options: DecodeOptions) -> Iterator[DecodedImage | DecodeFailure]:
+    """Yield the images of a file in the order of its frames, or why a frame has none."""
+    return _read(partial(_content, path, options), options)
 
 
-def read_bytes(content: bytes, reading: DecodeOptions) -> Iterator[DecodedImage | DecodeFailure]:
-    """The pictures of a file's content, whose format is told by the content alone.
+def read_bytes(content: bytes, options: DecodeOptions) -> Iterator[DecodedImage | DecodeFailure]:
+    """Yield the images of a file's content, whose format is recognised by the content alone.
 
-    What becomes of the values: `pictures_raster`, `pictures_dicom`, `pictures_nifti`.
+    The modules `raster`, `dicom` and `nifti` describe how values become pixels.
     """
-    return _read(lambda: content, reading)
+    return _read(lambda: content, options)
 
 
-def _content(path: Path, reading: DecodeOptions) -> bytes:
+def _content(path: Path, options: DecodeOptions) -> bytes:
     try:
         if not path.is_file():
             raise DataError("it is no file; give the path of an image file")
         with path.open("rb") as file:
-            return file.read(reading.max_bytes + 1)
+            return file.read(options.max_bytes + 1)
     except OSError as error:
         raise DataError(f"it cannot be opened: {error.strerror}; check its path") from None
 
 
 def _read(
-    fetch: Callable[[], bytes], reading: DecodeOptions
+    fetch: Callable[[], bytes], options: DecodeOptions
 ) -> Iterator[DecodedImage | DecodeFailure]:
     start = time.monotonic()
-    frames = _attempt(lambda: _open(fetch(), reading), None)
+    frames = _attempt(lambda: _open(fetch(), options), None)
     if isinstance(frames, DecodeFailure):
         yield frames
         return
-    spent = time.monotonic() - start
+    elapsed = time.monotonic() - start
     for number in frames.numbers:
         start = time.monotonic()
-        if spent > reading.max_seconds:
-            late = f"decoding takes more than {reading.max_seconds:g} s; raise max_seconds"
+        if elapsed > options.max_seconds:
+            late = f"decoding takes more than {options.max_seconds:g} s; raise max_seconds"
             yield DecodeFailure(late, number)
             continue
-        step = _attempt(partial(_picture, frames, number), number)
-        spent += time.monotonic() - start
-        yield step
+        decoded = _attempt(partial(_decode, frames, number), number)
+        elapsed += time.monotonic() - start
+        yield decoded
 
 
 def _attempt(action: Callable[[], T], frame: int | None) -> T | DecodeFailure:
-    """What the action gives, or why it gives nothing."""
+    """Return the result of an action, or the reason why it failed."""
     try:
         return action()
     except DataError as error:
@@ -118,28 +119,28 @@ def _attempt(action: Callable[[], T], frame: int | None) -> T | DecodeFailure:
         return DecodeFailure("it has too many pixels; make it smaller", frame)
     except MemoryError:
         return DecodeFailure("it needs more memory than there is; make it smaller", frame)
-    except Exception as error:  # noqa: BLE001 damaged bytes make the libraries raise anything
-        short = "truncated" in str(error)
-        return DecodeFailure(CUT_SHORT if short else "it is damaged; export it again", frame)
+    except Exception as error:  # noqa: BLE001 the libraries raise anything on damaged bytes
+        truncated = "truncated" in str(error)
+        return DecodeFailure(TRUNCATED if truncated else "it is damaged; export it again", frame)
 
 
-def _picture(frames: Frames, number: int) -> DecodedImage:
-    with QUIET, np.errstate(all="ignore"):
+def _decode(frames: Frames, number: int) -> DecodedImage:
+    with LIBRARIES_SILENCED, np.errstate(all="ignore"):
         return DecodedImage(np.ascontiguousarray(frames.decode(number)), number)
 
 
-def _open(content: bytes, reading: DecodeOptions) -> Frames:
-    reading.check_bytes(len(content))
+def _open(content: bytes, options: DecodeOptions) -> Frames:
+    options.check_bytes(len(content))
     opener = _opener(content)
-    with QUIET, np.errstate(all="ignore"):
-        return opener(content, reading)
+    with LIBRARIES_SILENCED, np.errstate(all="ignore"):
+        return opener(content, options)
 
 
 def _opener(content: bytes) -> Opener:
-    """What opens a file that begins like this; libraries are imported here."""
-    begins = (kind for signature, kind in SIGNATURES.items() if content.startswith(signature))
-    kind = "DICOM" if content[128:132] == b"DICM" else next(begins, "")
-    if not kind and (content.startswith(GZIP) or {content[344:347], content[4:7]} & {*NIFTI}):
+    """Recognise the format of a file and import the function that opens it."""
+    kinds = (kind for signature, kind in SIGNATURES.items() if content.startswith(signature))
+    kind = "DICOM" if content[128:132] == b"DICM" else next(kinds, "")
+    if not kind and (content.startswith(GZIP) or {content[344:347], content[4:7]} & NIFTI_MAGIC):
         kind = "NIfTI"
     if not kind:
         raise DataError("it is no PNG, JPEG, TIFF, DICOM or NIfTI; convert it to one of them")
@@ -163,11 +164,11 @@ def _nifti() -> Opener:
     return open_nifti
 
 
-class _Quiet:
-    """Nobody hears the libraries' warnings and logs, which quote files, while somebody reads.
+class _Silence:
+    """A context manager that hides the libraries' warnings and logs, which may quote a file.
 
-    `warnings.catch_warnings` alone is not for threads: of those that overlap, the first to come
-    silences and the last to leave restores.
+    `warnings.catch_warnings` alone is not safe for threads: when two overlap, the first one to
+    enter silences and the last one to leave restores.
     """
 
     def __init__(self) -> None:
@@ -175,12 +176,12 @@ class _Quiet:
         self._readers = 0
         self._loggers = [logging.getLogger(name) for name in LIBRARIES]
         for logger in self._loggers:
-            logger.addHandler(logging.NullHandler())  # or what is not heard goes to stderr
+            logger.addHandler(logging.NullHandler())  # without a handler, records go to stderr
 
     def __enter__(self) -> None:
         with self._lock:
             if not self._readers:
-                self._hush()
+                self._silence()
             self._readers += 1
 
     def __exit__(self, *_: object) -> None:
@@ -189,21 +190,21 @@ class _Quiet:
             if not self._readers:
                 self._restore()
 
-    def _hush(self) -> None:
+    def _silence(self) -> None:
         self._warnings = warnings.catch_warnings()
         self._warnings.__enter__()
         warnings.filterwarnings("ignore", module=rf"({'|'.join(LIBRARIES)}|anomaly_vae)\b")
-        self._heard = [logger for logger in self._loggers if logger.propagate]
-        for logger in self._heard:
+        self._silenced = [logger for logger in self._loggers if logger.propagate]
+        for logger in self._silenced:
             logger.propagate = False
 
     def _restore(self) -> None:
-        for logger in self._heard:
+        for logger in self._silenced:
             logger.propagate = True
         self._warnings.__exit__(None, None, None)
 
 
-QUIET = _Quiet()
+LIBRARIES_SILENCED = _Silence()
 
 
 OPENERS: dict[str, Callable[[], Opener]] = {
@@ -213,6 +214,3 @@ OPENERS: dict[str, Callable[[], Opener]] = {
     "DICOM": _dicom,
     "NIfTI": _nifti,
 }
-
-
-# ---------------------------------------------------------------- near-twins

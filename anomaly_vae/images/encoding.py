@@ -1,4 +1,4 @@
-"""Image encoding."""
+"""Scale the intensities of images to those a model expects."""
 
 from __future__ import annotations
 
@@ -6,30 +6,27 @@ import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomaly_vae.data.encoding import Matrix
+from anomaly_vae.data.converters import Levels
+from anomaly_vae.data.encoding import EncodedColumn, Matrix
 from anomaly_vae.data.schema import RawBatch
-from anomaly_vae.images.pixels import FULL, DecodedImage
+from anomaly_vae.images.pixels import MAX_PIXEL, DecodedImage
 
 IMAGE = "image"
-"""The one column of an image model: paths, or the bytes of files."""
-
-
-FLAT = 1e-3
-"""An image whose standard deviation on [0, 1] is below this shows nothing."""
-
-
-CENTER, SPREAD = 0.5, 0.25
-"""Where a standardised image has its mean, and what one standard deviation becomes."""
-
-
-EXTREME = 8.0
-"""Standardised pixels are held within ± so many standard deviations."""
+"""Name of the only column of an image model, which holds paths or the bytes of files."""
+MIN_STD = 1e-3
+"""Standard deviation on [0, 1] below which an image counts as uniform."""
+STANDARDISED_MEAN = 0.5
+"""Mean of a standardised image."""
+STANDARDISED_STD = 0.25
+"""Standard deviation of a standardised image."""
+MAX_DEVIATION = 8.0
+"""Limit to which standardised pixels are clipped, in standard deviations from the mean."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,19 +38,22 @@ class ImageLayout:
 
     @property
     def n_columns(self) -> int:
-        """Number F of values of an image."""
+        """Number F of values in an image."""
         return self.channels * self.size**2
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, S, S)"""
+        """Shape (C, S, S)."""
         return self.channels, self.size, self.size
 
 
-def encode_picture(picture: DecodedImage) -> bytes:
-    """A PNG from which `pictures.read_bytes` gives the same pixels; nothing else is in it."""
-    pixels = picture.pixels
-    if pixels.ndim == 3 or not (pixels % 257).any():  # colours have 8 bits in a PNG of Pillow's
+def encode_png(image: DecodedImage) -> bytes:
+    """Return a PNG without metadata, which `decoding.read_bytes` decodes to the same pixels.
+
+    Colours must have 8 bits, since Pillow's PNGs have no more.
+    """
+    pixels = image.pixels
+    if pixels.ndim == 3 or not (pixels % 257).any():
         pixels = (pixels >> 8).astype(np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
@@ -68,73 +68,93 @@ class ImageEncoding:
     intensity: Literal["standardise", "unit"]
 
     tile = 1
-    """Images are scored one at a time: batching gains nothing, and alone is as among others."""
+    """Number of images scored at a time: batches are no faster, and scores must not depend on
+    neighbours."""
+
+    columns: ClassVar[tuple[EncodedColumn, ...]] = ()
+    """Columns that groups and drift reports can refer to: an image has none."""
+    first_positions: ClassVar[Mapping[str, int]] = {}
+    """Index of the first cell of each of these columns."""
+
+    @property
+    def cells(self) -> NDArray[np.bool_]:
+        """Mask (0, F) of the cells of each column: pixels are not hidden to explain a score."""
+        return np.zeros((0, self.layout.n_columns), bool)
+
+    def levels(self, name: str, x: Matrix) -> Levels:
+        """Raise an error, since an image has no column with levels.
+
+        Raises:
+            KeyError: always.
+        """
+        del x
+        raise KeyError(name)
 
     def encode(self, batch: RawBatch) -> Matrix:
-        """N images (N, C, S, S) on [0, 1] → (N, F) float32.
+        """Encode N images (N, C, S, S) on [0, 1]; returns (N, F) float32.
 
-        Standardised by its own mean m and standard deviation s, an image is ½ + ¼ (x − m) / s:
-        abnormal scans tend to have another contrast, and a squared error on raw intensities then
-        calls the flatter image the better one.
+        Standardised by its own mean m and standard deviation s, an image is ½ + ¼ (x − m) / s.
+        Abnormal scans often differ in contrast, and a squared error on raw intensities would
+        prefer the image of lower contrast.
         """
         images = np.asarray(batch.values[IMAGE], np.float32)
         images = images.reshape(len(batch), self.layout.n_columns)
         if self.intensity == "unit" or not len(images):
             return images
         mean = images.mean(1, keepdims=True, dtype=np.float64)
-        scale = np.maximum(images.std(1, keepdims=True, dtype=np.float64), FLAT)
-        standardised = np.clip((images - mean) / scale, -EXTREME, EXTREME)
-        encoded: Matrix = (CENTER + SPREAD * standardised).astype(np.float32)
+        scale = np.maximum(images.std(1, keepdims=True, dtype=np.float64), MIN_STD)
+        standardised = np.clip((images - mean) / scale, -MAX_DEVIATION, MAX_DEVIATION)
+        encoded: Matrix = (STANDARDISED_MEAN + STANDARDISED_STD * standardised).astype(np.float32)
         return encoded
 
-    def pictures(self, x: NDArray[Any]) -> Matrix:
-        """(N, F) as encoded or as the model expects it → (N, C, S, S) on [0, 1], to be shown."""
-        pictures: Matrix = np.clip(x.reshape(-1, *self.layout.shape), 0, 1).astype(np.float32)
-        return pictures
+    def to_images(self, x: NDArray[Any]) -> Matrix:
+        """Convert encoded or expected images (N, F) to (N, C, S, S) on [0, 1] for display."""
+        images: Matrix = np.clip(x.reshape(-1, *self.layout.shape), 0, 1).astype(np.float32)
+        return images
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """What each pixel is called in an explanation: its row and column from the top left."""
+        """Name of each pixel in explanations: its row and column from the top left."""
         side = range(self.layout.size)
         return tuple(f"pixel {row},{column}" for row in side for column in side)
 
     @property
     def sources(self) -> NDArray[np.intp]:
-        """(F,): which pixel each value is of, by number."""
+        """Number of the pixel that each encoded value belongs to, (F,)."""
         return np.tile(np.arange(self.layout.size**2), self.layout.channels)
 
     def per_column(self, nats: NDArray[Any]) -> NDArray[Any]:
-        """(N, F) → (N, S²): a pixel's channels belong together."""
+        """Sum the channels of each pixel: (N, F) to (N, S²)."""
         pixels: NDArray[Any] = nats.reshape(*self._by_channel).sum(1)
         return pixels
 
     @property
     def _by_channel(self) -> tuple[int, int, int]:
-        """(N, C, S²), whatever N is."""
+        """Shape (N, C, S²) for any N."""
         return -1, self.layout.channels, self.layout.size**2
 
     def observed(self, batch: RawBatch) -> list[list[float]]:
-        """For each pixel the N values as the model saw them, the mean over channels."""
+        """Return for each pixel its N encoded values, averaged over channels."""
         return self.decode(self.encode(batch))
 
     def decode(self, x: NDArray[Any]) -> list[list[float]]:
-        """(N, F) → for each pixel the N values, the mean over channels."""
+        """Return for each pixel its N values in x (N, F), averaged over channels."""
         pixels = x.reshape(*self._by_channel).mean(1, dtype=np.float64)
         columns: list[list[float]] = pixels.round(6).T.tolist()
         return columns
 
     def typical_record(self, schema: Any) -> dict[str, Any]:
-        """A made-up image, a soft disc; nobody's scan."""
+        """Return a record with a synthetic image: a disc with a soft edge."""
         grid = np.linspace(-1, 1, schema.size)
         radius = np.hypot(grid[:, None], grid)
-        disc = (FULL / (1 + np.exp(12 * (radius - 0.7)))).astype(np.uint16)
-        return {IMAGE: encode_picture(DecodedImage(disc, 0))}
+        disc = (MAX_PIXEL / (1 + np.exp(12 * (radius - 0.7)))).astype(np.uint16)
+        return {IMAGE: encode_png(DecodedImage(disc, 0))}
 
     def to_json(self) -> dict[str, Any]:
-        """What the manifest keeps."""
+        """Return the content of the manifest."""
         return {"intensity": self.intensity, **asdict(self.layout)}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> ImageEncoding:
-        """The inverse of `to_json`."""
+        """Restore an encoding from the content of the manifest."""
         return cls(ImageLayout(content["channels"], content["size"]), content["intensity"])

@@ -1,4 +1,4 @@
-"""What reading an image file gives, the limits it keeps, and how numbers become grey levels."""
+"""Define decoded images, the limits of decoding, and the mapping of values to grey levels."""
 
 from __future__ import annotations
 
@@ -12,22 +12,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly_vae.errors import ConfigError, DataError
+from anomaly_vae.types import MAX_BYTES, MAX_FRAMES, MAX_PIXELS, MAX_SECONDS
 
 Pixels = NDArray[np.uint16]
 Bounds = tuple[float, float]
 
-FULL = 65535
-"""The largest value of a pixel."""
+MAX_PIXEL = 65535
+"""Largest value of a pixel."""
 
 PERCENTILES = (0.5, 99.5)
+"""Percentiles of an image's values that become black and white."""
 MAX_SCANS = 100
-"""JPEG images have a handful."""
-CUT_SHORT = "it is cut short; copy the file again"
+"""Maximum number of scans in a JPEG stream; real images have about ten."""
+TRUNCATED = "it is cut short; copy the file again"
 
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """One image: ``pixels`` (H, W) or (H, W, 3), 0 to 65535; ``frame`` its number in its file."""
+    """One image: ``pixels`` (H, W) or (H, W, 3), 0 to 65535; ``frame``: index in its file."""
 
     pixels: Pixels
     frame: int
@@ -35,9 +37,9 @@ class DecodedImage:
 
 @dataclass(frozen=True)
 class DecodeFailure:
-    """A file (``frame`` None) or one frame of it, from 0, that gives no picture, and why.
+    """A file (``frame`` None) or one of its frames, counted from 0, that cannot be decoded.
 
-    The reason is one line that says what is wrong and how to mend it, and never names a patient.
+    ``reason`` is one line that states the fault and its remedy, and never names a patient.
     """
 
     reason: str
@@ -46,60 +48,64 @@ class DecodeFailure:
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """How to read image files.
+    """How to decode image files, and the limits they must keep.
 
     Args:
-        window: which values become black and white, in files whose values have no fixed range
-            (DICOM, NIfTI, float TIFF): "auto" is a DICOM file's own window or table where it has
-            one and otherwise "percentile", the 0.5th and 99.5th of them; or a center and a width
-            in the values' own units (DICOM PS3.3 C.11.2.1.2.1).
-        axis: NIfTI volumes are cut across this axis: 0 sagittal, 1 coronal, 2 axial.
-        max_bytes: of a file, and of what it unpacks to.
-        max_pixels: of one picture.
-        max_frames: of a file.
-        max_seconds: for decoding one file; looked at between frames.
+        intensity_window: The values that become black and white in files whose values have no
+            fixed range (DICOM, NIfTI, float TIFF). "auto" uses the window or look-up table of a
+            DICOM file, if it has one, and "percentile" otherwise; "percentile" uses the 0.5th and
+            the 99.5th percentile; a pair is a center and a width in the values' own units (DICOM
+            PS3.3 C.11.2.1.2.1).
+        axis: Axis that NIfTI volumes are sliced across: 0 sagittal, 1 coronal, 2 axial.
+        max_bytes: Maximum size of a file, packed and unpacked, in bytes.
+        max_pixels: Maximum number of pixels of an image.
+        max_frames: Maximum number of frames of a file.
+        max_seconds: Maximum time for decoding one file, in seconds, checked between frames.
 
     Raises:
-        ConfigError: a value that cannot be used.
+        ConfigError: A value is out of range.
     """
 
-    window: Literal["auto", "percentile"] | tuple[float, float] = "auto"
+    intensity_window: Literal["auto", "percentile"] | tuple[float, float] = "auto"
     axis: int = 2
-    max_bytes: int = 1 << 28
-    max_pixels: int = 1 << 25
-    max_frames: int = 4096
-    max_seconds: float = 30.0
+    max_bytes: int = MAX_BYTES
+    max_pixels: int = MAX_PIXELS
+    max_frames: int = MAX_FRAMES
+    max_seconds: float = MAX_SECONDS
 
     def __post_init__(self) -> None:
         if self.axis not in {0, 1, 2}:
             raise ConfigError("axis: choose 0, 1 or 2", key="axis")
-        if isinstance(self.window, str):
-            if self.window not in {"auto", "percentile"}:
+        if isinstance(self.intensity_window, str):
+            if self.intensity_window not in {"auto", "percentile"}:
                 raise ConfigError(
-                    "window: choose auto, percentile or a center and a width", key="window"
+                    "intensity_window: choose auto, percentile or a center and a width",
+                    key="intensity_window",
                 )
-        elif not (all(map(math.isfinite, self.window)) and self.window[1] >= 1):
-            raise ConfigError("window: the width must be 1 or more", key="window")
+        elif not (all(map(math.isfinite, self.intensity_window)) and self.intensity_window[1] >= 1):
+            raise ConfigError(
+                "intensity_window: the width must be 1 or more", key="intensity_window"
+            )
 
     def check_size(self, height: int, width: int) -> None:
-        """Refuse a picture by what its header says, before it is decoded.
+        """Refuse an image by the size in its header, before it is decoded.
 
         Raises:
-            DataError: it has no pixels or more than ``max_pixels``.
+            DataError: It has no pixels or more than ``max_pixels``.
         """
         if height < 1 or width < 1:
             raise DataError("its header says that it has no pixels; export it again")
         if height * width > self.max_pixels:
             raise DataError(
-                f"a picture of {width} × {height} pixels is over the limit of {self.max_pixels}; "
+                f"an image of {width} × {height} pixels is over the limit of {self.max_pixels}; "
                 "make it smaller or raise max_pixels"
             )
 
     def check_frames(self, count: int) -> None:
-        """Refuse a file by the number of frames that its header says.
+        """Refuse a file by the number of frames in its header.
 
         Raises:
-            DataError: it has none or more than ``max_frames``.
+            DataError: It has no frames or more than ``max_frames``.
         """
         if count < 1:
             raise DataError("its header says that it has no frames; export it again")
@@ -109,10 +115,10 @@ class DecodeOptions:
             )
 
     def check_bytes(self, count: int) -> None:
-        """Refuse a file that is empty or, as it is or unpacked, too large.
+        """Refuse a file whose packed or unpacked content is empty or too large.
 
         Raises:
-            DataError: it has no bytes or more than ``max_bytes``.
+            DataError: It has no bytes or more than ``max_bytes``.
         """
         if count < 1:
             raise DataError("the file is empty; copy it again")
@@ -122,9 +128,9 @@ class DecodeOptions:
 
 @dataclass(frozen=True)
 class Frames:
-    """A file whose header is good: ``decode`` gives the pixels of any of its frames' ``numbers``.
+    """A file whose header is valid: the ``numbers`` of its frames and a function to decode one.
 
-    It raises whatever the libraries raise on damaged bytes, and DataError with a reason.
+    ``decode`` raises `DataError` with a reason, or any error of the libraries on damaged bytes.
     """
 
     numbers: Sequence[int]
@@ -132,7 +138,7 @@ class Frames:
 
 
 def percentile_bounds(values: NDArray[Any]) -> Bounds:
-    """The 0.5th and 99.5th percentile; the extremes where nearly all values are equal."""
+    """Return the 0.5th and 99.5th percentile, or the extremes if both percentiles are equal."""
     low, high = np.percentile(values, PERCENTILES)
     if low == high:
         low, high = values.min(), values.max()
@@ -140,54 +146,54 @@ def percentile_bounds(values: NDArray[Any]) -> Bounds:
 
 
 def window_bounds(center: float, width: float) -> Bounds:
-    """What a window makes black and white (DICOM PS3.3 C.11.2.1.2.1, LINEAR)."""
+    """Return the values that a window makes black and white (DICOM PS3.3 C.11.2.1.2.1, LINEAR)."""
     return center - 0.5 - (width - 1) / 2, center - 0.5 + (width - 1) / 2
 
 
 def stretch(values: NDArray[Any], bounds: Bounds) -> Pixels:
-    """Values → 0 at the lower bound and below, 65535 at the upper and above, linear between."""
+    """Map values linearly to pixels: 0 at or below the lower bound, 65535 at or above the upper."""
     low, high = bounds
     if high <= low:
-        return np.where(values > low, FULL, 0).astype(np.uint16)
-    shares = (values.astype(np.float64) - low) / (high - low)
-    return np.rint(np.clip(shares, 0, 1) * FULL).astype(np.uint16)
+        return np.where(values > low, MAX_PIXEL, 0).astype(np.uint16)
+    fractions = (values.astype(np.float64) - low) / (high - low)
+    return np.rint(np.clip(fractions, 0, 1) * MAX_PIXEL).astype(np.uint16)
 
 
-def refuse_nan(values: NDArray[Any]) -> None:
-    """Refuse a picture with values that are no numbers.
+def check_finite(values: NDArray[Any]) -> None:
+    """Refuse an image with NaN or infinite values.
 
     Raises:
-        DataError: some value is NaN or infinite.
+        DataError: Some value is NaN or infinite.
     """
     count = values.size - np.count_nonzero(np.isfinite(values))
     if count:
         raise DataError(f"{count} of its values are NaN or infinite; replace them")
 
 
-def check_scans(stream: bytes) -> None:
-    """Refuse a JPEG stream that costs far more time than its size tells.
+def check_jpeg_scans(stream: bytes) -> None:
+    """Refuse a JPEG stream with many scans; decoding each is a pass over all pixels.
 
     Raises:
-        DataError: it has more than 100 scans; each is a pass over all pixels.
+        DataError: The stream has more than 100 scans.
     """
     if stream.count(b"\xff\xda") > MAX_SCANS:
         raise DataError(f"its JPEG data has more than {MAX_SCANS} scans; export it again")
 
 
-def inflate(content: bytes, wbits: int, reading: DecodeOptions) -> bytes:
-    """Unpack gzip (``wbits`` 31, members in a row) or a raw deflate stream (−15).
+def inflate(content: bytes, wbits: int, options: DecodeOptions) -> bytes:
+    """Unpack consecutive gzip members (``wbits`` 31) or a raw deflate stream (−15).
 
     Raises:
-        DataError: it is cut short, or unpacks to more than ``max_bytes``.
+        DataError: The content is truncated, or unpacks to more than ``max_bytes``.
     """
     parts: list[bytes] = []
     while content:
         member = zlib.decompressobj(wbits)
-        limit = reading.max_bytes + 1 - sum(map(len, parts))
+        limit = options.max_bytes + 1 - sum(map(len, parts))
         parts.append(member.decompress(content, limit))
-        reading.check_bytes(max(1, sum(map(len, parts))))
+        options.check_bytes(max(1, sum(map(len, parts))))
         if not member.eof:
-            raise DataError(CUT_SHORT)
+            raise DataError(TRUNCATED)
         content = member.unused_data if wbits > 0 else b""
         content = content if content.startswith(b"\x1f\x8b") else b""
     return b"".join(parts)

@@ -1,10 +1,10 @@
-"""PNG, JPEG and TIFF → pictures.
+"""Decode PNG, JPEG and TIFF.
 
-8-bit values k become 257·k, 16-bit grey ones stay as they are. Palettes become colours, and so do
-CMYK and the like; 16-bit colour keeps its upper 8 bits. Transparency is laid on black. EXIF
-orientation is applied. Every page of a TIFF is a frame, except smaller copies of another; of a
-JPEG there is one, whatever previews it holds. Numbers without a fixed range (float, signed or
-32-bit TIFF) are shown by the reading's window, or by percentiles.
+8-bit values k become 257·k; 16-bit grey values are kept. Palettes, CMYK and other colour spaces
+become RGB; 16-bit colours keep their upper 8 bits. Transparent pixels are blended with black. EXIF
+orientation is applied. Every page of a TIFF is a frame, except reduced copies of another page; a
+JPEG is one frame, and its previews are ignored. Values without a fixed range (float, signed or
+32-bit TIFF) are mapped by the window of the options, or by percentiles.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, TiffImagePlugin
 
 from anomaly_vae.images.pixels import (
-    FULL,
+    MAX_PIXEL,
     DecodeOptions,
     Frames,
     Pixels,
-    check_scans,
+    check_finite,
+    check_jpeg_scans,
     percentile_bounds,
-    refuse_nan,
     stretch,
     window_bounds,
 )
@@ -38,45 +38,47 @@ ORIENTATIONS: dict[int, Callable[[Pixels], Pixels]] = {
     7: lambda p: p[::-1, ::-1].swapaxes(0, 1),
     8: lambda p: p[:, ::-1].swapaxes(0, 1),
 }
-"""EXIF orientation → what makes the picture upright."""
+"""Function that turns an image upright, by its EXIF orientation."""
 SUBFILE, PHOTOMETRIC, TILE_WIDTH, TILE_HEIGHT = 254, 262, 322, 323
-"""Tags of TIFF."""
+"""TIFF tags."""
 DEEP = ("I;16", "I;16L", "I;16B", "I;16N")
+"""Pillow's modes of 16-bit grey images."""
 GREY = ("1", "L", "LA", "La")
-"""Modes of Pillow: 16 bits; 8 bits or fewer without colour."""
+"""Pillow's modes of grey images with at most 8 bits."""
 
 
-def open_raster(content: bytes, reading: DecodeOptions, kind: str) -> Frames:
-    """The frames of a file that Pillow calls by this kind.
+def open_raster(content: bytes, options: DecodeOptions, kind: str) -> Frames:
+    """Open a file of a format that Pillow calls ``kind``.
 
     Raises:
-        DataError: it is over a limit. And whatever Pillow raises on damaged bytes.
+        DataError: The file exceeds a limit.
+        Exception: Pillow raises other errors on damaged bytes.
     """
     if kind == "JPEG":
-        check_scans(content)
+        check_jpeg_scans(content)
     try:
         image = Image.open(BytesIO(content), formats=[kind])
-    except Image.DecompressionBombError:  # raised before the size can be asked for
+    except Image.DecompressionBombError:  # raised before the size is known
         factory, _ = Image.OPEN[kind]
         image = factory(BytesIO(content), "")
-        reading.check_size(image.height, image.width)
+        options.check_size(image.height, image.width)
         raise
-    return Frames(_pages(image, kind, reading), partial(_page, image, reading))
+    return Frames(_pages(image, kind, options), partial(_page, image, options))
 
 
-def _pages(image: Image.Image, kind: str, reading: DecodeOptions) -> list[int]:
-    """The numbers of the frames."""
+def _pages(image: Image.Image, kind: str, options: DecodeOptions) -> list[int]:
+    """Return the numbers of the frames."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        return _tiff_pages(image, reading)
+        return _tiff_pages(image, options)
     count = getattr(image, "n_frames", 1) if kind == "PNG" else 1
-    reading.check_frames(count)
+    options.check_frames(count)
     return list(range(count))
 
 
-def _tiff_pages(image: TiffImagePlugin.TiffImageFile, reading: DecodeOptions) -> list[int]:
-    """Counted no further than the limit: directories cost next to nothing to write."""
+def _tiff_pages(image: TiffImagePlugin.TiffImageFile, options: DecodeOptions) -> list[int]:
+    """Return the numbers of the pages, counting to the limit only: empty pages cost few bytes."""
     pages: list[int] = []
-    for page in range(reading.max_frames + 1):
+    for page in range(options.max_frames + 1):
         try:
             image.seek(page)
         except EOFError:
@@ -84,39 +86,39 @@ def _tiff_pages(image: TiffImagePlugin.TiffImageFile, reading: DecodeOptions) ->
         if not (page and image.tag_v2.get(SUBFILE, 0) & 1):
             pages.append(page)
     else:
-        reading.check_frames(reading.max_frames + 1)
-    reading.check_frames(len(pages))
+        options.check_frames(options.max_frames + 1)
+    options.check_frames(len(pages))
     return pages
 
 
-def _page(image: Image.Image, reading: DecodeOptions, number: int) -> Pixels:
+def _page(image: Image.Image, options: DecodeOptions, number: int) -> Pixels:
     image.seek(number)
-    reading.check_size(image.height, image.width)
+    options.check_size(image.height, image.width)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         tags = image.tag_v2
-        reading.check_size(tags.get(TILE_HEIGHT, 1), tags.get(TILE_WIDTH, 1))
+        options.check_size(tags.get(TILE_HEIGHT, 1), tags.get(TILE_WIDTH, 1))
         negative = tags.get(PHOTOMETRIC) == 0
-        return _pixels(image, reading, negative)  # Pillow has turned it upright
-    pixels = _pixels(image, reading)
+        return _pixels(image, options, negative)  # Pillow has applied its orientation
+    pixels = _pixels(image, options)
     upright = ORIENTATIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     return upright(pixels) if upright else pixels
 
 
-def _pixels(image: Image.Image, reading: DecodeOptions, negative: bool = False) -> Pixels:
-    """All modes of Pillow; ``negative`` says that 0 is white, which it heeds in 8 bits only."""
+def _pixels(image: Image.Image, options: DecodeOptions, negative: bool = False) -> Pixels:
+    """Return the pixels; ``negative``: 0 is white, which Pillow inverts for 8-bit images only."""
     if image.mode in DEEP:
         deep = np.asarray(image).astype(np.uint16)
     elif image.mode in {"I", "F"}:
-        deep = _windowed(np.asarray(image, np.float64), reading)
+        deep = _windowed(np.asarray(image, np.float64), options)
     else:
         return _eight_bits(image)
-    return FULL - deep if negative else deep
+    return MAX_PIXEL - deep if negative else deep
 
 
-def _windowed(values: NDArray[np.float64], reading: DecodeOptions) -> Pixels:
-    refuse_nan(values)
-    if isinstance(reading.window, tuple):
-        return stretch(values, window_bounds(*reading.window))
+def _windowed(values: NDArray[np.float64], options: DecodeOptions) -> Pixels:
+    check_finite(values)
+    if isinstance(options.intensity_window, tuple):
+        return stretch(values, window_bounds(*options.intensity_window))
     return stretch(values, percentile_bounds(values))
 
 

@@ -1,4 +1,4 @@
-"""Define the variational autoencoders, their networks and likelihoods."""
+"""Define the variational autoencoders, their networks, likelihoods and priors."""
 
 from anomaly_vae.models.builder import build
 from anomaly_vae.models.vae import VAE

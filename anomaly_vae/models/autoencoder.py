@@ -1,4 +1,4 @@
-"""The plain autoencoder: the VAE's deterministic twin, for comparison."""
+"""Define the plain autoencoder, the deterministic counterpart of the VAE."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ from anomaly_vae.models.vae import VAE, Inference, Terms
 
 
 class Autoencoder(VAE):
-    """Same networks and likelihoods; the code is the encoder's mean, and it costs nothing."""
+    """A VAE without noise and without KL term, for comparison.
+
+    Networks and likelihoods are those of `VAE`; the latent is the encoder's mean.
+    """
 
     def infer_from(self, features: Tensor, noise: Tensor) -> Inference:
-        """The code and what it decodes to, whatever the noise."""
+        """Return the encoder's mean and its decoding; the values of ``noise`` are ignored."""
         return super().infer_from(features, torch.zeros_like(noise[..., :1, :]))
 
-    def terms(self, found: Inference, x: Tensor) -> Terms:
-        """The reconstruction log-likelihood; the KL term is 0."""
-        terms = super().terms(found, x)
+    def terms(self, inference: Inference, x: Tensor) -> Terms:
+        """Return the reconstruction log-likelihood with a KL term of 0."""
+        terms = super().terms(inference, x)
         return terms._replace(kl=torch.zeros_like(terms.log_prob[..., :1]))
 
-    def importance_weighted(self, x: Tensor, noise: Tensor) -> Terms:  # noqa: ARG002  # a code has no noise
-        """The reconstruction log-likelihood: a point has nothing to weigh."""
+    def importance_weighted(self, x: Tensor, noise: Tensor) -> Terms:  # noqa: ARG002  # there is no noise
+        """Return the reconstruction log-likelihood; one point leaves no draws to weigh."""
         return self.reconstruction(x)

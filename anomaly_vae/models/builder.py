@@ -1,11 +1,15 @@
-"""The one place that chooses networks, likelihoods and training views for a kind of data."""
+"""Build the networks, likelihood and prior of a model from its configuration."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from anomaly_vae.config import ImageModelConfig, ModelConfig
+from anomaly_vae.config import ImageModelConfig, ModelConfig, ResolvedImageModel
 from anomaly_vae.data.encoding import Layout
 from anomaly_vae.images.encoding import ImageLayout
 from anomaly_vae.models.autoencoder import Autoencoder
@@ -29,50 +33,82 @@ from anomaly_vae.models.priors import StandardNormal
 from anomaly_vae.models.vae import VAE
 
 MODELS: dict[str, type[VAE]] = {"vae": VAE, "autoencoder": Autoencoder}
+"""Classes of models with one level of latents, by ``model.type``."""
 HIERARCHICAL: dict[str, type[VAE]] = {
     "vae": HierarchicalVAE,
     "autoencoder": HierarchicalAutoencoder,
 }
+"""Classes of models with latents at several resolutions, by ``model.type``."""
 
 
 def build(
     config: ModelConfig | ImageModelConfig, layout: Layout | ImageLayout, seed: int = 0
 ) -> VAE:
-    """An untrained model for encoded rows of this layout; weights from ``seed``."""
+    """Return an untrained model of a table or of images.
+
+    Args:
+        config: networks and likelihood; sizes that are absent follow from the layout.
+        layout: the encoded columns of a table, or the shape of the images.
+        seed: determines the initial weights; the global random state is left unchanged.
+
+    Raises:
+        TypeError: the configuration is for another kind of data than the layout.
+
+    Example:
+        >>> from anomaly_vae.config import ModelConfig
+        >>> from anomaly_vae.data.encoding import Layout
+        >>> layout = Layout(n_numeric=3, n_binary=1, n_levels=(4,))
+        >>> model = build(ModelConfig(members=1, latent_dim=2), layout)
+        >>> model.latent_dim
+        2
+        >>> model.encoder(model.features(torch.zeros(7, 5)))[0].shape
+        torch.Size([7, 2])
+    """
+    match config, layout:
+        case ModelConfig(), Layout():
+            return build_tabular(config, layout, seed)
+        case ImageModelConfig(), ImageLayout():
+            return build_image(config, layout, seed)
+    raise TypeError(f"{type(config).__name__} cannot build a model for {type(layout).__name__}")
+
+
+def build_tabular(config: ModelConfig, layout: Layout, seed: int = 0) -> VAE:
+    """Return an untrained model of a table; see `build`."""
+    config = config.resolve(layout.n_columns)
+    latent, hidden, depth = config.latent_dim, config.hidden_dim, config.depth
+    members, shared = config.members, config.posterior_variance == "shared"
+    with _seeded(seed):
+        features = TabularFeatures(layout)
+        likelihood = TabularLikelihood(layout, config.likelihood, config.variance_floor, members)
+        return MODELS[config.type](
+            features,
+            Encoder(features.n_outputs, latent, hidden, depth, members, shared),
+            Decoder(latent, likelihood.n_outputs, hidden, depth, members),
+            likelihood,
+            StandardNormal(),
+            members,
+        )
+
+
+def build_image(config: ImageModelConfig, layout: ImageLayout, seed: int = 0) -> VAE:
+    """Return an untrained model of images; see `build`."""
+    config = config.resolve(layout.n_columns)
+    models = HIERARCHICAL if config.network == "hierarchical" else MODELS
+    with _seeded(seed):
+        likelihood = _image_likelihood(config, layout)
+        encoder, decoder = _image_networks(config, layout, likelihood.planes)
+        model = models[config.type](nn.Identity(), encoder, decoder, likelihood, StandardNormal())
+        if config.localization_head:
+            model.contamination = LocalizationHead(Geometry(layout, config.width, LEVELS))
+    return model
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed torch's global generator for the initial weights, and restore its state afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if isinstance(config, ImageModelConfig):
-            assert isinstance(layout, ImageLayout), "an image model is for images"
-            return _image(config.resolve(layout.n_columns), layout)
-        assert isinstance(layout, Layout), "a tabular model is for tables"
-        return _tabular(config.resolve(layout.n_columns), layout)
-
-
-def _tabular(config: ModelConfig, layout: Layout) -> VAE:
-    latent, hidden, depth = config.latent_dim, config.hidden_dim, config.depth
-    assert latent, "resolve() fills it"
-    assert hidden, "resolve() fills it"
-    members, shared = config.members, config.posterior_variance == "shared"
-    features = TabularFeatures(layout)
-    likelihood = TabularLikelihood(layout, config.likelihood, config.variance_floor, members)
-    return MODELS[config.type](
-        features,
-        Encoder(features.n_outputs, latent, hidden, depth, members, shared),
-        Decoder(latent, likelihood.n_outputs, hidden, depth, members),
-        likelihood,
-        StandardNormal(),
-        members,
-    )
-
-
-def _image(config: ImageModelConfig, layout: ImageLayout) -> VAE:
-    likelihood = _image_likelihood(config, layout)
-    encoder, decoder = _image_networks(config, layout, likelihood.planes)
-    models = HIERARCHICAL if config.network == "hierarchical" else MODELS
-    model = models[config.type](nn.Identity(), encoder, decoder, likelihood, StandardNormal())
-    if config.contamination:
-        model.contamination = LocalizationHead(Geometry(layout, config.width, LEVELS))
-    return model
+        yield
 
 
 def _image_likelihood(
@@ -86,10 +122,9 @@ def _image_likelihood(
 
 
 def _image_networks(
-    config: ImageModelConfig, layout: ImageLayout, planes: int
+    config: ResolvedImageModel, layout: ImageLayout, planes: int
 ) -> tuple[nn.Module, nn.Module]:
     latent, hidden = config.latent_dim, config.hidden_dim
-    assert latent, "resolve() fills it"
     if config.network == "dense":
         inputs, outputs = layout.n_columns, planes * layout.size**2
         return Encoder(inputs, latent, hidden, 2), Decoder(latent, outputs, hidden, 2)
@@ -101,3 +136,23 @@ def _image_networks(
     encoder = ImageEncoder(geometry, latent, hidden, residual)
     decoder = ImageDecoder(geometry, latent, hidden, planes, config.upsampling, residual)
     return encoder, decoder
+
+
+class TabularParts(NamedTuple):
+    """The components of a tabular model, with their types."""
+
+    encoder: Encoder
+    decoder: Decoder
+    likelihood: TabularLikelihood
+
+
+def tabular_parts(model: VAE) -> TabularParts:
+    """Return the components of a tabular model.
+
+    Raises:
+        TypeError: the model is not one of `build_tabular`.
+    """
+    match model.encoder, model.decoder, model.likelihood:
+        case Encoder() as encoder, Decoder() as decoder, TabularLikelihood() as likelihood:
+            return TabularParts(encoder, decoder, likelihood)
+    raise TypeError("expected a model of a table, got a model of images")

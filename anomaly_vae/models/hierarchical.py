@@ -1,11 +1,11 @@
-"""A VAE of images with latents at several resolutions (Sønderby et al. 2016; Child 2021).
+"""Define a VAE of images with latents at several resolutions (Sønderby et al. 2016; Child 2021).
 
-From the coarsest level to the finest, a state runs down the decoder. At each level the state
-gives a conditional prior N(m, s²) of the level's latents, and the latents are added to it. They
-are written as offsets in units of that prior, z = m + s ε: then the prior of all ε together is
-N(0, I), the KL term is the closed form of a plain VAE, and the decoder is one function of the
-vector ε (L,). Only the posterior goes level by level: at each it sees the encoder's features and
-the state that the levels above have led to.
+The decoder passes a state from the coarsest level to the finest. At each level the state determines
+a conditional prior N(m, s²) of the level's latents, and the latents are then merged into the state.
+Latents are parameterised as offsets in units of that prior, z = m + s ε. The joint prior of all ε
+is therefore N(0, I), the KL term is the closed form of a plain VAE, and the decoder is a function
+of the vector ε (L,). Only the posterior is computed level by level: at each level it depends on the
+encoder's features and on the state that results from the coarser levels.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ from anomaly_vae.models.convolutional import Geometry
 from anomaly_vae.models.vae import VAE, Inference
 
 LEVELS = 3
-LOG_VAR = (-8.0, 3.0)
+"""Number of resolutions."""
+LOG_VAR_BOUNDS = (-8.0, 3.0)
 """Bounds of the posterior's log-variance, in units of the prior."""
-LOG_SCALE = (-4.0, 1.5)
+LOG_SCALE_BOUNDS = (-4.0, 1.5)
 """Bounds of the prior's log-scale."""
 
-Choose = Callable[[int, Tensor], Tensor]
-"""A level and the state there (N, W, H, H) → ε of that level (N, C, H, H)."""
+ChooseEps = Callable[[int, Tensor], Tensor]
+"""Function (level, state (N, W, H, H)) that returns the ε of that level (N, C, H, H)."""
 
 
 class Block(nn.Sequential):
-    """3×3 convolution, batch norm, SiLU."""
+    """A 3×3 convolution, batch norm and SiLU."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(
@@ -40,9 +41,11 @@ class Block(nn.Sequential):
 
 
 class BottomUp(nn.Module):
-    """The encoder: features at half, a quarter and an eighth of the side, the coarsest first.
+    """An encoder that returns features at an eighth, a quarter and half of the side.
 
-    ``latent_dim`` is the length of ε.
+    Args:
+        geometry: sides and channels.
+        latent_dim: length of ε over all levels.
     """
 
     def __init__(self, geometry: Geometry, latent_dim: int) -> None:
@@ -54,14 +57,18 @@ class BottomUp(nn.Module):
         self.coarse = nn.Sequential(Block(middle, coarse), Block(coarse, coarse))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(N, F) → [(N, 4W, S/8, S/8), (N, 2W, S/4, S/4), (N, W, S/2, S/2)]"""
+        """Convert rows (N, F) into features, the coarsest first.
+
+        Returns:
+            [(N, 4W, S/8, S/8), (N, 2W, S/4, S/4), (N, W, S/2, S/2)]
+        """
         fine = self.fine(F.pixel_unshuffle(self.geometry.pad(x), 2))
         middle = self.middle(F.avg_pool2d(fine, 2))
         return [self.coarse(F.avg_pool2d(middle, 2)), middle, fine]
 
 
 class Level(nn.Module):
-    """One resolution: its prior, its posterior, and how its latents enter the state."""
+    """The prior and posterior of one resolution, and the layer that adds latents to the state."""
 
     def __init__(self, width: int, channels: int) -> None:
         super().__init__()
@@ -72,20 +79,20 @@ class Level(nn.Module):
         self.merge = Block(width + channels, width)
 
     def infer(self, state: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of q(ε | state, features), each (N, C, H, H)."""
+        """Return mean and log-variance of q(ε | state, features), each (N, C, H, H)."""
         mean, log_var = self.posterior(torch.cat([state, features], 1)).chunk(2, 1)
-        return mean, log_var.clamp(*LOG_VAR)
+        return mean, log_var.clamp(*LOG_VAR_BOUNDS)
 
-    def enter(self, state: Tensor, eps: Tensor) -> Tensor:
-        """The state (N, W, H, H) with the latents that ε (N, C, H, H) stands for."""
+    def merge_latents(self, state: Tensor, eps: Tensor) -> Tensor:
+        """Merge the latents given by ε (N, C, H, H) into the state (N, W, H, H)."""
         mean, log_scale = self.prior(state).chunk(2, 1)
-        z = mean + torch.exp(log_scale.clamp(*LOG_SCALE)) * eps
-        entered: Tensor = self.merge(torch.cat([state, z], 1))
-        return entered
+        z = mean + torch.exp(log_scale.clamp(*LOG_SCALE_BOUNDS)) * eps
+        merged: Tensor = self.merge(torch.cat([state, z], 1))
+        return merged
 
 
 class TopDown(nn.Module):
-    """The decoder: ε of all levels → ``planes`` values per pixel."""
+    """A decoder that maps the ε of all levels to ``planes`` values per pixel."""
 
     def __init__(self, geometry: Geometry, latent_dim: int, planes: int) -> None:
         super().__init__()
@@ -101,64 +108,77 @@ class TopDown(nn.Module):
         self.out = nn.Conv2d(widths[-1], 4 * planes, 3, 1, 1)
 
     def forward(self, z: Tensor) -> Tensor:
-        """(..., L) → (..., planes · S²)"""
+        """Convert latents (..., L) into outputs (..., planes · S²)."""
         rows = z.flatten(0, -2)
-        eps = [self.laid_out(part, i) for i, part in enumerate(rows.split(self.sizes, -1))]
+        eps = [self.as_maps(part, i) for i, part in enumerate(rows.split(self.sizes, -1))]
         return self.descend(rows.shape[0], lambda level, _: eps[level]).view(*z.shape[:-1], -1)
 
-    def descend(self, n: int, choose: Choose) -> Tensor:
-        """From the coarsest level to the image, with the ε that ``choose`` gives: (n, outputs)."""
+    def descend(self, n: int, choose: ChooseEps) -> Tensor:
+        """Decode from the coarsest level to the image.
+
+        Args:
+            n: number of images.
+            choose: function that returns the ε of each level.
+
+        Returns:
+            (n, outputs)
+        """
         state = self.start.expand(n, -1, -1, -1)
         for number in range(LEVELS):
-            state = self.deepen[number](self.level(number).enter(state, choose(number, state)))
+            state = self.deepen[number](
+                self.level(number).merge_latents(state, choose(number, state))
+            )
             if number < LEVELS - 1:
                 state = F.interpolate(self.narrow[number](state), scale_factor=2.0)
         return self.geometry.crop(F.pixel_shuffle(self.out(state), 2))
 
     def level(self, number: int) -> Level:
-        """From 0, the coarsest."""
+        """Return a level by its number; 0 is the coarsest."""
         level = self.levels[number]
         assert isinstance(level, Level)
         return level
 
-    def laid_out(self, eps: Tensor, level: int) -> Tensor:
-        """(N, C · H²) → (N, C, H, H)"""
+    def as_maps(self, eps: Tensor, level: int) -> Tensor:
+        """Reshape the ε of a level from (N, C · H²) to (N, C, H, H)."""
         side = self.sides[level]
         return eps.reshape(-1, self.channels[level], side, side)
 
 
 class HierarchicalVAE(VAE):
-    """A VAE whose posterior goes level by level; see the top of this file."""
+    """A VAE whose posterior is computed level by level; see the module docstring."""
+
+    decoder: TopDown
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of q(ε|x), each (N, L), every level at the mean of those above."""
-        found = self.infer(x, x.new_zeros(1, self.latent_dim))
-        return found.mean.squeeze(1), found.log_var.squeeze(1)
+        """Return mean and log-variance of q(ε|x), each (N, L).
+
+        Each level is conditioned on the means of the coarser levels.
+        """
+        inference = self.infer(x, x.new_zeros(1, self.latent_dim))
+        return inference.mean.squeeze(1), inference.log_var.squeeze(1)
 
     def infer_from(self, features: Tensor, noise: Tensor) -> Inference:
-        """q(ε|x), draws from it and what the decoder makes of them."""
-        decoder = self.decoder
-        assert isinstance(decoder, TopDown)
-        draws = noise.shape[-2]
+        """Return q(ε|x), draws from it and their decodings."""
+        decoder, draws = self.decoder, noise.shape[-2]
         noise = noise.expand(features.shape[0], draws, -1).flatten(0, 1).split(decoder.sizes, -1)
         repeated = [_repeated(f, draws) for f in self.encoder(features)]
-        found: list[tuple[Tensor, Tensor, Tensor]] = []
+        levels: list[tuple[Tensor, Tensor, Tensor]] = []
 
         def choose(number: int, state: Tensor) -> Tensor:
             mean, log_var = decoder.level(number).infer(state, repeated[number])
-            eps = mean + torch.exp(0.5 * log_var) * decoder.laid_out(noise[number], number)
-            found.append((mean.flatten(1), log_var.flatten(1), eps.flatten(1)))
+            eps = mean + torch.exp(0.5 * log_var) * decoder.as_maps(noise[number], number)
+            levels.append((mean.flatten(1), log_var.flatten(1), eps.flatten(1)))
             return eps
 
         outputs = decoder.descend(repeated[0].shape[0], choose)
-        parts = (*map(torch.cat, zip(*found, strict=True), [-1] * 3), outputs)
+        parts = (*map(torch.cat, zip(*levels, strict=True), [-1] * 3), outputs)
         return Inference(*(part.view(features.shape[0], draws, -1) for part in parts))
 
 
 class HierarchicalAutoencoder(Autoencoder, HierarchicalVAE):
-    """Its deterministic twin: an autoencoder with skip connections through its codes."""
+    """The deterministic counterpart: an autoencoder with skip connections through its latents."""
 
 
 def _repeated(features: Tensor, draws: int) -> Tensor:
-    """(N, ...) → (N · draws, ...), each row so many times."""
+    """Repeat each row for all draws: (N, ...) becomes (N · draws, ...)."""
     return features.unsqueeze(1).expand(-1, draws, -1, -1, -1).flatten(0, 1)

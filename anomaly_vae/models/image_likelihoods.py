@@ -1,7 +1,8 @@
-"""Likelihoods p(x|z) of images: decoder outputs (..., C · S²) → a distribution over pixels.
+"""Define likelihoods p(x|z) of images.
 
-Like those of tables they keep ``log_prob`` per value, (..., F), so that the map of an image adds
-up to its score. Each has ``planes``: how many values per pixel it wants of the decoder.
+A likelihood maps decoder outputs (..., C · S²) to a distribution over pixels. ``log_prob`` keeps
+one value per pixel and channel, (..., F), so that the map of an image adds up to its score. The
+attribute ``planes`` is the number of decoder outputs per pixel.
 """
 
 from __future__ import annotations
@@ -26,23 +27,24 @@ from anomaly_vae.models.likelihoods import (
 )
 
 INITIAL_LOG_VAR = -4.0
-"""Where learned log-variances start: a standard deviation of an eighth on the image's scale."""
+"""Initial log-variance; it corresponds to a standard deviation of an eighth on the image's
+scale."""
 
 
 @dataclass(frozen=True)
 class Laplace:
-    """Laplace(mean, b): −|x − μ| / b − log 2b, with b² = ½ variance."""
+    """The Laplace distribution: log p = −|x − μ| / b − log 2b, where b² = ½ variance."""
 
     mean: Tensor
     log_var: Tensor
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """See `Distribution`."""
+        """Return log p(x); see `Distribution`."""
         log_scale = 0.5 * (self.log_var - math.log(2))
         return -(x - self.mean).abs() * torch.exp(-log_scale) - log_scale - math.log(2)
 
     def sample(self, generator: Generator | None = None) -> Tensor:
-        """See `Distribution`. By the scale mixture: normal times the root of an exponential."""
+        """Draw once, as a normal times the root of an exponential; see `Distribution`."""
         uniform = torch.rand(self.mean.shape, generator=generator, device=self.mean.device)
         spread = torch.sqrt(-torch.log1p(-uniform))
         noise = randn_like(self.mean, generator)
@@ -50,35 +52,35 @@ class Laplace:
 
 
 @dataclass(frozen=True)
-class Clamped:
-    """A Bernoulli of values on [0, 1]: what lies beyond counts as 0 or 1.
+class ClampedBernoulli:
+    """A Bernoulli distribution of grey values, which are clamped to [0, 1].
 
-    Its log-probability is minus the binary cross-entropy, which is no density over grey values
-    (Loaiza-Ganem & Cunningham 2019), but the usual criterion.
+    Its log-probability is minus the binary cross-entropy, the usual criterion. It is no density
+    over grey values (Loaiza-Ganem & Cunningham 2019).
     """
 
     inner: Bernoulli
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """See `Distribution`."""
+        """Return log p(x); see `Distribution`."""
         return self.inner.log_prob(x.clamp(0, 1))
 
     @property
     def mean(self) -> Tensor:
-        """Probability of one."""
+        """(..., F): probability of one."""
         return self.inner.mean
 
     def sample(self, generator: Generator | None = None) -> Tensor:
-        """See `Distribution`; grey values are their expectation, not black and white."""
+        """Return the expected grey values in place of black-and-white draws; see `Distribution`."""
         del generator
         return self.inner.mean
 
 
 class PixelLikelihood(nn.Module):
-    """Gaussian or Laplace with one learned variance a channel, or Bernoulli.
+    """A Gaussian or Laplace likelihood with one learned variance per channel, or a Bernoulli.
 
-    One variance for all pixels of a channel is the σ-VAE (Rybkin et al. 2021, sec. 4): it weighs
-    reconstruction against rate by itself.
+    One variance for all pixels of a channel is the σ-VAE (Rybkin et al. 2021, sec. 4), which
+    balances reconstruction against the KL term by itself.
     """
 
     def __init__(self, layout: ImageLayout, family: str, variance_floor: float) -> None:
@@ -90,26 +92,27 @@ class PixelLikelihood(nn.Module):
             self.raw_log_var = nn.Parameter(torch.full((layout.channels, 1), INITIAL_LOG_VAR))
 
     def forward(self, outputs: Tensor) -> Distribution:
-        """(..., F) → a distribution over (..., F)"""
+        """Convert decoder outputs (..., F) into a distribution over (..., F)."""
         if self.raw_log_var is None:
-            return Clamped(Bernoulli(bounded(outputs)))
+            return ClampedBernoulli(Bernoulli(bounded(outputs)))
         if self.family == "laplace":
             return Laplace(outputs, self.log_var())
         return Gaussian(outputs, self.log_var())
 
     def log_var(self) -> Tensor:
-        """(F,)"""
+        """Return the log-variance of every value (F,), nats."""
         assert self.raw_log_var is not None
         log_var = floored(self.raw_log_var, self.variance_floor)
         return log_var.expand(-1, self.layout.size**2).flatten()
 
 
 class Bands(nn.Module):
-    """An image as bands of local contrast, from fine to coarse, and what is left below them.
+    """A decomposition of an image into bands of local contrast, from fine to coarse.
 
     Band b is d / (√(blur(d²)) + c) / 4 with d = p − blur(p), where p is the blurred image of the
-    band before: divisive normalisation (Lyu & Simoncelli 2008, eq. 1), as the local terms of
-    structural similarity have it (Wang et al. 2004). The last band is the lowest, p − ½.
+    previous band. This is divisive normalisation (Lyu & Simoncelli 2008, eq. 1), as in the local
+    terms of structural similarity (Wang et al. 2004). The last band is the remaining blurred image,
+    p − ½.
     """
 
     kernels: Tensor
@@ -121,28 +124,28 @@ class Bands(nn.Module):
             self.register_buffer(f"kernel_{index}", gaussian_kernel(sigma), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(M, C, S, S) → (M, count, C, S, S)"""
+        """Convert images (M, C, S, S) into bands (M, count, C, S, S)."""
         bands, low = [], images
         for index in range(self.count - 1):
             kernel = self.get_buffer(f"kernel_{index}")
-            blurred = blurred_by(low, kernel)
+            blurred = blur(low, kernel)
             detail = low - blurred
-            spread = torch.sqrt(blurred_by(detail**2, kernel) + 1e-8)
+            spread = torch.sqrt(blur(detail**2, kernel) + 1e-8)
             bands.append(0.25 * detail / (spread + self.contrast))
             low = blurred
         return torch.stack([*bands, low - 0.5], 1)
 
 
 def gaussian_kernel(sigma: float) -> Tensor:
-    """(2r + 1,) weights that add up to 1, r = 3σ."""
+    """Return Gaussian weights (2r + 1,) with sum 1 and radius r = 3σ."""
     radius = math.ceil(3 * sigma)
     place = torch.arange(-radius, radius + 1.0)
     weights = torch.exp(-(place**2) / (2 * sigma**2))
     return weights / weights.sum()
 
 
-def blurred_by(images: Tensor, kernel: Tensor) -> Tensor:
-    """(M, C, S, S) blurred along both axes, the border repeated."""
+def blur(images: Tensor, kernel: Tensor) -> Tensor:
+    """Convolve images (M, C, S, S) with a kernel along both axes, replicating the border."""
     radius, channels = len(kernel) // 2, images.shape[1]
     rows = kernel.view(1, 1, -1, 1).expand(channels, 1, -1, 1)
     columns = kernel.view(1, 1, 1, -1).expand(channels, 1, 1, -1)
@@ -152,7 +155,7 @@ def blurred_by(images: Tensor, kernel: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Structural:
-    """N(T(x); T(mean), σ²) on the bands T of an image; log_var (count, 1, 1, 1)."""
+    """The distribution N(T(x); T(mean), σ²) of an image's bands T; log_var is (count, 1, 1, 1)."""
 
     mean: Tensor
     log_var: Tensor
@@ -160,29 +163,29 @@ class Structural:
     shape: tuple[int, int, int]
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """See `Distribution`; a pixel's bands are summed."""
+        """Return log p(x), summed over the bands of a pixel; see `Distribution`."""
         expected, observed = self._transformed(self.mean), self._transformed(x)
         squared = (observed - expected) ** 2 * torch.exp(-self.log_var)
         return -0.5 * (squared + self.log_var + LOG_2PI).sum(-4).flatten(-3)
 
     def sample(self, generator: Generator | None = None) -> Tensor:
-        """The mean: a draw of the bands is not the bands of an image."""
+        """Return the mean, since drawn bands are in general not the bands of any image."""
         del generator
         return self.mean
 
     def _transformed(self, x: Tensor) -> Tensor:
-        """(..., F) → (..., count, C, S, S)"""
+        """Convert values (..., F) into bands (..., count, C, S, S)."""
         images: Tensor = x.flatten(0, -2).unflatten(1, self.shape)
         bands: Tensor = self.bands(images)
         return bands.view(*x.shape[:-1], *bands.shape[1:])
 
 
 class StructuralLikelihood(nn.Module):
-    """A Gaussian where structure shows: on local-contrast-normalised bands of the image.
+    """A Gaussian likelihood on local-contrast-normalised bands of the image.
 
     It is a proper density of the bands T(x), whose mean T(o(z)) belongs to an image o(z) that can
-    be shown. Over images it is not normalised, since not all bands are those of an image. Each
-    band's variance is learned.
+    be displayed. It is not normalised over images, since not every set of bands belongs to an
+    image. The variance of each band is learned.
     """
 
     SIGMAS, CONTRAST = (1.5, 4.0), 0.06
@@ -195,22 +198,23 @@ class StructuralLikelihood(nn.Module):
         self.raw_log_var = nn.Parameter(torch.full((self.bands.count, 1, 1, 1), INITIAL_LOG_VAR))
 
     def forward(self, outputs: Tensor) -> Structural:
-        """(..., F) → `Structural` over (..., F)"""
+        """Convert decoder outputs (..., F) into a `Structural` over (..., F)."""
         log_var = floored(self.raw_log_var, self.variance_floor)
         return Structural(outputs, log_var, self.bands, self.layout.shape)
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """exp(−energy) around an image: what it leaves unexplained of the local contrast.
+    """The unnormalised density exp(−energy), where the energy measures unexplained local contrast.
 
-    In a window around each pixel, with residual e = x − mean:
+    In a window around each pixel, with the residual e = x − mean:
 
         energy = WEIGHT · ((var e + c) / (var x + var mean + c) + LOW · (average e)²)
 
-    the residual's share of the local variance, which is 1 minus the structure term of structural
-    similarity (Wang et al. 2004) in another form, and the error of the local brightness. Unlike
-    similarity it punishes an inverted image, and detail that is missing as much as detail too many.
+    The first term is the residual's share of the local variance; it equals 1 minus the structure
+    term of structural similarity (Wang et al. 2004) in another form. The second term is the error
+    of the local brightness. Unlike similarity, the energy penalises an inverted image, and missing
+    detail as much as superfluous detail.
     """
 
     mean: Tensor
@@ -222,39 +226,39 @@ class Contrast:
     WEIGHT: ClassVar[float] = 5.0
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Minus the energy, (..., F); the normalising constant is left out."""
+        """Return minus the energy (..., F), without the normalising constant."""
         expected, observed = self._images(self.mean), self._images(x.expand_as(self.mean))
-        average, unexplained = _moments(observed - expected, self.WINDOW)
-        spread = _moments(observed, self.WINDOW)[1] + _moments(expected, self.WINDOW)[1]
+        average, unexplained = _local_moments(observed - expected, self.WINDOW)
+        spread = _local_moments(observed, self.WINDOW)[1] + _local_moments(expected, self.WINDOW)[1]
         share = (unexplained + self.FLOOR) / (spread + self.FLOOR)
         energy = self.WEIGHT * (share + self.LOW * average**2)
         return -energy.reshape(self.mean.shape)
 
     def sample(self, generator: Generator | None = None) -> Tensor:
-        """The mean: nobody can draw from this."""
+        """Return the mean, since drawing from this density is not feasible."""
         del generator
         return self.mean
 
     def _images(self, x: Tensor) -> Tensor:
-        """(..., F) → (M, C, S, S)"""
+        """Reshape values (..., F) into images (M, C, S, S)."""
         return x.reshape(-1, *self.shape)
 
 
-def _moments(images: Tensor, window: int) -> tuple[Tensor, Tensor]:
-    """Local mean and variance of (M, C, S, S)."""
-    mean, square = (_average(values, window) for values in (images, images**2))
+def _local_moments(images: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    """Return the local mean and variance of images (M, C, S, S)."""
+    mean, square = (_local_mean(values, window) for values in (images, images**2))
     return mean, torch.relu(square - mean**2)
 
 
-def _average(images: Tensor, window: int) -> Tensor:
-    """(M, C, S, S): the mean over the part of a square window that lies inside the image."""
-    return _total(images, window) / _total(torch.ones_like(images[:1]), window)
+def _local_mean(images: Tensor, window: int) -> Tensor:
+    """Return the mean over the part of a square window inside the image, (M, C, S, S)."""
+    return _window_sum(images, window) / _window_sum(torch.ones_like(images[:1]), window)
 
 
-def _total(images: Tensor, window: int) -> Tensor:
-    """(M, C, S, S): the sum over a square window, along one axis and then the other.
+def _window_sum(images: Tensor, window: int) -> Tensor:
+    """Return the sum over a square window (M, C, S, S), one axis after the other.
 
-    As convolutions, which are several times faster than pooling with stride 1.
+    Two convolutions are several times faster than pooling with stride 1.
     """
     channels, reach = images.shape[1], window // 2
     rows = F.conv2d(
@@ -266,11 +270,11 @@ def _total(images: Tensor, window: int) -> Tensor:
 
 
 class ContrastLikelihood(nn.Module):
-    """The energy of unexplained local contrast in place of a log-likelihood.
+    """The energy of unexplained local contrast in place of a negative log-likelihood.
 
-    Its normalising constant depends on z and is not known, so the bound is one only up to that
-    constant, as whenever a VAE is trained with a perceptual loss (Snell et al. 2017). Take
-    `StructuralLikelihood` where a proper density is wanted.
+    The normalising constant depends on z and is unknown. The bound therefore holds up to that
+    constant only, as for every VAE trained with a perceptual loss (Snell et al. 2017).
+    `StructuralLikelihood` is the alternative with a proper density.
     """
 
     def __init__(self, layout: ImageLayout) -> None:
@@ -278,5 +282,5 @@ class ContrastLikelihood(nn.Module):
         self.layout, self.planes = layout, layout.channels
 
     def forward(self, outputs: Tensor) -> Contrast:
-        """(..., F) → `Contrast` over (..., F)"""
+        """Convert decoder outputs (..., F) into a `Contrast` over (..., F)."""
         return Contrast(outputs, self.layout.shape)

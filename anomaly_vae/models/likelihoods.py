@@ -1,8 +1,9 @@
-"""Likelihoods p(x|z) per column: a module maps decoder outputs to a distribution.
+"""Define likelihoods p(x|z) of tables, column by column.
 
-Every distribution has ``log_prob(x)``, which keeps its last axis (one value per column, in
-nats), ``mean`` (what the column is expected to be) and ``sample(generator)``. A missing value
-(NaN) has log-probability 0: it is left out of the likelihood.
+A likelihood module maps decoder outputs to a distribution. Every distribution has ``log_prob(x)``,
+which keeps its last axis (one value per column, in nats), ``mean`` (the expected value or the most
+probable level) and ``sample(generator)``. A missing value (NaN) has log-probability 0, so that it
+does not contribute to the likelihood.
 """
 
 from __future__ import annotations
@@ -20,86 +21,85 @@ from anomaly_vae.data.encoding import Layout
 
 LOG_2PI = math.log(2 * math.pi)
 UNIFORM_SHARE = 1e-3
-"""Share of the uniform distribution in a categorical one: an unseen level is improbable, not
-impossible, and its surprise is bounded by log(levels / UNIFORM_SHARE)."""
+"""Share of the uniform distribution in a categorical one. It makes an unseen level improbable
+rather than impossible and bounds its surprise by log(levels / UNIFORM_SHARE)."""
 LOGIT_BOUND = 15.0
-"""Logits are bent into ±LOGIT_BOUND: probabilities stay above e⁻³⁰ and no exponential overflows."""
-
-
+"""Bound of the logits, which are smoothly limited to ±LOGIT_BOUND; probabilities stay above e⁻³⁰
+and no exponential overflows."""
 LINEAR_RANGE = 10.0
-"""Standardised numbers within ± this reach the encoder as they are; see `squashed`."""
+"""Largest absolute standardised number that reaches the encoder unchanged; see `squash`."""
 
 
 class Distribution(Protocol):
-    """What a likelihood module returns."""
+    """A distribution that a likelihood module returns."""
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """(..., F) → (..., F), nats; x broadcasts against the parameters."""
+        """Return log p(x) as (..., F), nats; x (..., F) broadcasts against the parameters."""
 
     @property
     def mean(self) -> Tensor:
         """(..., F): expected value, or the most probable level."""
 
     def sample(self, generator: Generator | None = None) -> Tensor:
-        """(..., F): one draw."""
+        """Draw once, (..., F)."""
 
 
-def squashed(x: Tensor) -> Tensor:
-    """What the encoder sees of a number: beyond ±10 it grows with the logarithm of the excess.
+def squash(x: Tensor) -> Tensor:
+    """Return numbers as the encoder receives them: beyond ±10 they grow logarithmically.
 
-    A far-out value would otherwise drag the latents along, and other columns would get the
-    blame; the likelihood still sees all of it.
+    An extreme value would otherwise dominate the latents, and other columns would be blamed for it.
+    The likelihood still receives the original number.
     """
     excess = torch.relu(x.abs() - LINEAR_RANGE)
     return x - torch.sign(x) * (excess - torch.log1p(excess))
 
 
 def bounded(logits: Tensor) -> Tensor:
-    """Bend logits smoothly into ±LOGIT_BOUND."""
+    """Limit logits smoothly to ±LOGIT_BOUND."""
     return LOGIT_BOUND * torch.tanh(logits / LOGIT_BOUND)
 
 
 def bounded_grad(logits: Tensor) -> Tensor:
-    """The derivative of `bounded`."""
+    """Return the derivative of `bounded`."""
     return 1 - torch.tanh(logits / LOGIT_BOUND) ** 2
 
 
 def floored(raw: Tensor, floor: float) -> Tensor:
-    """The log of the variance floor + exp(raw), without overflow."""
+    """Return the log of the variance floor + exp(raw), without overflow."""
     return F.softplus(raw - math.log(floor)) + math.log(floor)
 
 
 def floored_grad(raw: Tensor, floor: float) -> Tensor:
-    """The derivative of `floored`."""
+    """Return the derivative of `floored`."""
     return torch.sigmoid(raw - math.log(floor))
 
 
 @dataclass(frozen=True)
 class Gaussian:
-    """N(mean, exp(log_var)): −½ ((x − μ)² / σ² + log σ² + log 2π)."""
+    """The normal distribution N(mean, exp(log_var)): −½ ((x − μ)² / σ² + log σ² + log 2π)."""
 
     mean: Tensor
     log_var: Tensor
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """See `Distribution`."""
+        """Return log p(x); see `Distribution`."""
         return -0.5 * ((x - self.mean) ** 2 * torch.exp(-self.log_var) + self.log_var + LOG_2PI)
 
     def log_prob_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """log p(x) and its derivatives by mean and log-variance, each (..., F)."""
+        """Return log p(x) and its derivatives by mean and log-variance, each (..., F)."""
         away = x - self.mean
         by_mean = away * torch.exp(-self.log_var)
         squared = away * by_mean
         return -0.5 * (squared + self.log_var + LOG_2PI), by_mean, 0.5 * (squared - 1)
 
     def sample(self, generator: Generator | None = None) -> Tensor:
-        """See `Distribution`."""
+        """Draw once; see `Distribution`."""
         return self.mean + torch.exp(0.5 * self.log_var) * randn_like(self.mean, generator)
 
 
 @dataclass(frozen=True)
 class StudentT:
-    """Student's t with location ``mean``, squared scale exp(log_var) and ``df`` per column.
+    """Student's t distribution with location ``mean``, squared scale exp(log_var) and ``df``.
 
     log Γ((ν+1)/2) − log Γ(ν/2) − ½ log(νπσ²) − (ν+1)/2 · log(1 + (x − μ)² / (νσ²))
     """
@@ -109,18 +109,18 @@ class StudentT:
     df: Tensor
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """See `Distribution`."""
+        """Return log p(x); see `Distribution`."""
         squared = (x - self.mean) ** 2 * torch.exp(-self.log_var)
         tail = 0.5 * (self.df + 1) * torch.log1p(squared / self.df)
         return self.log_norm(self.df) - 0.5 * self.log_var - tail
 
     @staticmethod
     def log_norm(df: Tensor) -> Tensor:
-        """Constant of the density at unit scale."""
+        """Return the log of the normalising constant at unit scale."""
         return torch.lgamma((df + 1) / 2) - torch.lgamma(df / 2) - 0.5 * torch.log(df * math.pi)
 
     def sample(self, generator: Generator | None = None) -> Tensor:
-        """See `Distribution`. By the scale mixture: normal over √(gamma(ν/2) / (ν/2))."""
+        """Draw once, as a normal over √(gamma(ν/2) / (ν/2)) (scale mixture); see `Distribution`."""
         shape = (self.df / 2).expand_as(self.mean).contiguous()
         gamma = torch._standard_gamma(shape, generator=generator) / shape
         noise = randn_like(self.mean, generator) / torch.sqrt(gamma)
@@ -129,33 +129,37 @@ class StudentT:
 
 @dataclass(frozen=True)
 class Bernoulli:
-    """P(x = 1) = σ(logit): x·logit − softplus(logit)."""
+    """The Bernoulli distribution P(x = 1) = σ(logit): x·logit − softplus(logit)."""
 
     logits: Tensor
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """See `Distribution`."""
+        """Return log p(x); see `Distribution`."""
         return x * self.logits - F.softplus(self.logits)
 
     def log_prob_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """log p(x) and its derivative by the logit, each (..., F)."""
+        """Return log p(x) and its derivative by the logit, each (..., F)."""
         return self.log_prob(x), x - torch.sigmoid(self.logits)
 
     @property
     def mean(self) -> Tensor:
-        """Probability of one."""
+        """(..., F): probability of one."""
         return torch.sigmoid(self.logits)
 
     def sample(self, generator: Generator | None = None) -> Tensor:
-        """See `Distribution`."""
+        """Draw once; see `Distribution`."""
         return torch.bernoulli(self.mean, generator=generator)
 
 
 @dataclass(frozen=True)
 class Categorical:
-    """Levels with probabilities (1 − ε) softmax(logits) + ε/K; columns have K levels of their own.
+    """A categorical distribution with probabilities (1 − ε) softmax(logits) + ε/K.
 
-    ``logits`` (..., C, Kmax), ``present`` (C, Kmax) is 1 for the levels a column has.
+    Each column has its own number of levels K.
+
+    Args:
+        logits: (..., C, Kmax).
+        present: (C, Kmax), 1 for the levels that a column has, else 0.
     """
 
     logits: Tensor
@@ -163,39 +167,39 @@ class Categorical:
 
     @property
     def softmax(self) -> Tensor:
-        """(..., C, Kmax)"""
+        """(..., C, Kmax): softmax over the levels that a column has."""
         weights = torch.exp(self.logits) * self.present
         return weights / weights.sum(-1, keepdim=True)
 
     @property
     def probs(self) -> Tensor:
-        """(..., C, Kmax)"""
+        """(..., C, Kmax): probabilities of the levels."""
         uniform = self.present / self.present.sum(-1, keepdim=True)
         return (1 - UNIFORM_SHARE) * self.softmax + UNIFORM_SHARE * uniform
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """See `Distribution`; ``x`` holds level codes."""
-        return torch.log((self.probs * self._chosen(x)).sum(-1))
+        """Return log p(x) of level codes x; see `Distribution`."""
+        return torch.log((self.probs * self._one_hot(x)).sum(-1))
 
     def log_prob_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """log p(x) (..., C) and its derivatives by the logits (..., C, Kmax)."""
-        chosen, softmax = self._chosen(x), self.softmax
-        its = (1 - UNIFORM_SHARE) * (softmax * chosen).sum(-1)
-        prob = its + UNIFORM_SHARE / self.present.sum(-1)
-        return torch.log(prob), (its / prob).unsqueeze(-1) * (chosen - softmax)
+        """Return log p(x) (..., C) and its derivatives by the logits (..., C, Kmax)."""
+        chosen, softmax = self._one_hot(x), self.softmax
+        share = (1 - UNIFORM_SHARE) * (softmax * chosen).sum(-1)
+        prob = share + UNIFORM_SHARE / self.present.sum(-1)
+        return torch.log(prob), (share / prob).unsqueeze(-1) * (chosen - softmax)
 
-    def _chosen(self, x: Tensor) -> Tensor:
-        """(..., C) → (..., C, Kmax): 1 at the level."""
+    def _one_hot(self, x: Tensor) -> Tensor:
+        """Convert level codes (..., C) into one-hot vectors (..., C, Kmax)."""
         levels = torch.arange(self.present.shape[-1], device=x.device)
         return (x.unsqueeze(-1) == levels).to(self.logits.dtype)
 
     @property
     def mean(self) -> Tensor:
-        """(..., C): the most probable level."""
+        """(..., C): code of the most probable level."""
         return self.probs.argmax(-1).to(self.logits.dtype)
 
     def sample(self, generator: Generator | None = None) -> Tensor:
-        """See `Distribution`."""
+        """Draw once; see `Distribution`."""
         flat = self.probs.flatten(0, -2)
         draws = torch.multinomial(flat, 1, generator=generator)
         return draws.view(self.logits.shape[:-1]).to(self.logits.dtype)
@@ -203,58 +207,67 @@ class Categorical:
 
 @dataclass(frozen=True)
 class Joint:
-    """Columns independent given z: distributions side by side, each over so many columns."""
+    """The joint distribution of columns that are independent given z.
+
+    Args:
+        parts: pairs (number of columns, their distribution), in the order of the columns.
+    """
 
     parts: tuple[tuple[int, Distribution], ...]
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """(..., F), nats; 0 where ``x`` is NaN."""
+        """Return log p(x) as (..., F), nats; 0 where ``x`` is NaN."""
         pieces = x.nan_to_num(0.0).split([width for width, _ in self.parts], dim=-1)
         nats = [part.log_prob(piece) for (_, part), piece in zip(self.parts, pieces, strict=True)]
         every = torch.cat(nats, dim=-1) if len(nats) > 1 else nats[0]
         return every.masked_fill(torch.isnan(x), 0.0)
 
     def log_prob_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """`log_prob`, and its derivatives by all parameters side by side; 0 where ``x`` is NaN."""
+        """Return `log_prob` and its derivatives by all parameters; 0 where x is NaN."""
         widths, missing = [width for width, _ in self.parts], torch.isnan(x)
         pieces = x.nan_to_num(0.0).split(widths, -1), missing.split(widths, -1)
         nats, grads = list[Tensor](), list[Tensor]()
         for (_, part), piece, gap in zip(self.parts, *pieces, strict=True):
-            known: Any = part  # no Student's t: its derivatives are by the weights too
+            known: Any = part  # never Student's t, whose df are weights
             log_prob, *by_parameter = known.log_prob_and_grad(piece)
             nats.append(log_prob)
-            grads.extend(_unless(gap, grad) for grad in by_parameter)
+            grads.extend(_zero_missing(gap, grad) for grad in by_parameter)
         return torch.cat(nats, -1).masked_fill_(missing, 0.0), torch.cat(grads, -1)
 
     @property
     def mean(self) -> Tensor:
-        """(..., F)"""
+        """(..., F): expected value, or the most probable level."""
         return torch.cat([part.mean for _, part in self.parts], dim=-1)
 
     def sample(self, generator: Generator | None = None) -> Tensor:
-        """(..., F)"""
+        """Draw once, (..., F)."""
         return torch.cat([part.sample(generator) for _, part in self.parts], dim=-1)
 
 
-def _unless(missing: Tensor, grad: Tensor) -> Tensor:
-    """(..., F), or the K axis of (..., F, K) joined to it, with 0 where missing (..., F)."""
+def _zero_missing(missing: Tensor, grad: Tensor) -> Tensor:
+    """Set derivatives to 0 where a value is missing; join an axis of levels to the columns.
+
+    Args:
+        missing: (..., F).
+        grad: (..., F) or (..., F, K); the latter is flattened to (..., F · K).
+    """
     if grad.ndim == missing.ndim:
         return grad.masked_fill_(missing, 0.0)
     return grad.masked_fill_(missing.unsqueeze(-1), 0.0).flatten(-2)
 
 
 class TabularLikelihood(nn.Module):
-    """Decoder outputs → `Joint` over the columns of a layout.
+    """The likelihood of a table: it maps decoder outputs to the `Joint` of the columns of a layout.
 
-    Outputs, in order: numeric means, numeric raw log-variances, binary logits, categorical
-    logits (each column padded to the widest).
+    The outputs are, in order: numeric means, numeric raw log-variances, binary logits, categorical
+    logits (each column padded to the largest number of levels).
     """
 
     present: Tensor
     variance_factor: Tensor
-    """What held-out rows multiply the variances of numeric columns by, once the model is fitted"""
+    """Factor of the variances of numeric columns, estimated from held-out rows after the fit."""
     variance_limit: Tensor
-    """From then on no variance of a numeric column is above this"""
+    """Maximum variance of a numeric column, in effect after the fit."""
 
     def __init__(
         self, layout: Layout, family: str, variance_floor: float, members: int = 1
@@ -274,17 +287,21 @@ class TabularLikelihood(nn.Module):
         self.n_outputs = sum(self.widths)
 
     def df(self) -> Tensor:
-        """Degrees of freedom (..., n_numeric), above 2 so that the variance exists."""
+        """Return the degrees of freedom (..., n_numeric), above 2 so that the variance exists."""
         assert self.raw_df is not None
         return 2 + F.softplus(self.raw_df)
 
     def forward(self, outputs: Tensor) -> Joint:
-        """(..., n_outputs) → `Joint`"""
+        """Convert decoder outputs (..., n_outputs) into a `Joint`."""
         return Joint(tuple(self._parts(outputs)))
 
     def backward(self, outputs: Tensor, grad: Tensor) -> Tensor:
-        """Derivatives by the parameters → by the outputs, in place, while variances are learned."""
-        assert self.training, "settled variances have other derivatives"
+        """Convert derivatives by parameters of the distributions into derivatives by the outputs.
+
+        ``grad`` is changed in place. The conversion holds in training mode only, since fixed
+        variances have other derivatives.
+        """
+        assert self.training, "fixed variances have other derivatives"
         n = self.layout.n_numeric
         if n:
             raw = outputs[..., n : 2 * n]
@@ -294,7 +311,7 @@ class TabularLikelihood(nn.Module):
         return grad
 
     def _parts(self, outputs: Tensor) -> Iterator[tuple[int, Distribution]]:
-        """The distributions that the layout has columns for."""
+        """Yield the distribution of each kind of column in the layout."""
         pieces = iter(outputs.split([width for width in self.widths if width], dim=-1))
         layout = self.layout
         if layout.n_numeric:
@@ -306,7 +323,7 @@ class TabularLikelihood(nn.Module):
             yield layout.n_categorical, Categorical(bounded(levels), self.present)
 
     def _log_var(self, raw: Tensor) -> Tensor:
-        """As learned while it is learned, as settled from then on."""
+        """Return the learned log-variance, after the fit with its factor and limit applied."""
         log_var = floored(raw, self.variance_floor)
         if self.training:
             return log_var
@@ -319,9 +336,9 @@ class TabularLikelihood(nn.Module):
 
 
 class TabularFeatures(nn.Module):
-    """Encoded rows → what the encoder sees: values, levels one-hot, and a missing mask.
+    """The encoder's input for encoded rows: values, one-hot levels and a mask of missing values.
 
-    A missing value is 0 with its mask at 1; an unseen level has no one-hot bit and no mask.
+    A missing value is 0 with a mask of 1; an unseen level has neither a one-hot bit nor a mask.
     """
 
     levels: Tensor
@@ -336,10 +353,10 @@ class TabularFeatures(nn.Module):
         self.n_outputs += layout.n_categorical * (max(layout.max_levels, 1) - 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, F) with NaN → (N, n_outputs)"""
+        """Convert rows (N, F) with NaN into features (N, n_outputs)."""
         missing = torch.isnan(x)
         numeric, binary, codes = self.layout.split(torch.where(missing, 0.0, x))
-        pieces = [squashed(numeric), binary, missing.to(x.dtype)]
+        pieces = [squash(numeric), binary, missing.to(x.dtype)]
         if self.layout.n_categorical:
             one_hot = (codes.unsqueeze(-1) == self.levels).to(x.dtype).flatten(-2)
             pieces.insert(2, one_hot)
@@ -347,5 +364,5 @@ class TabularFeatures(nn.Module):
 
 
 def randn_like(like: Tensor, generator: Generator | None) -> Tensor:
-    """Standard normal noise of the same shape, type and device."""
+    """Draw standard normal noise of the same shape, type and device."""
     return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)

@@ -1,8 +1,9 @@
-"""Encoder and decoder networks. They know widths, not columns or losses.
+"""Define dense encoder and decoder networks.
 
-With ``members`` above 1 a network is so many of its kind side by side, computed in one batch: its
-rows are (E, N, …, inputs), or (N, inputs) that go through all of them. Small batches take the time
-of their calls, not of their sums: hence as few of them as there can be.
+Networks know widths, not columns or losses. With ``members`` above 1 a network is that many
+networks side by side, computed as one batch. Its input is (E, N, …, inputs), or (N, inputs) that
+every member receives. On small batches a step costs the overhead of its tensor operations rather
+than their arithmetic, hence the effort to use few of them.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 
-class Linears(nn.Module):
-    """``members`` times y = x Wᵀ + b, initialised as `nn.Linear`.
+class MemberLinear(nn.Module):
+    """``members`` linear maps y = x Wᵀ + b, each initialised like `nn.Linear`.
 
-    W lies in memory as Wᵀ, as its gradient does when it comes.
+    W is stored transposed in memory, in the order in which its gradient is computed.
     """
 
     def __init__(self, members: int, inputs: int, outputs: int, bias: bool = True) -> None:
@@ -28,41 +29,42 @@ class Linears(nn.Module):
         self.bias = nn.Parameter(biases) if biases is not None else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(E, N, inputs) → (E, N, outputs)"""
-        assert self.bias is not None, "without one, see `plus`"
+        """Convert (E, N, inputs) into (E, N, outputs)."""
+        assert self.bias is not None, "layers without bias use `add_product`"
         return torch.baddbmm(self.bias.unsqueeze(1), x, self.weight.mT)
 
 
-def plus(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """y + x W: (N, outputs), or so for each member."""
+def add_product(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Return y + x W, (N, outputs), or (E, N, outputs) for members."""
     return torch.addmm(y, x, weight) if y.ndim == 2 else torch.baddbmm(y, x, weight)
 
 
-Layer = nn.Linear | Linears
+Layer = nn.Linear | MemberLinear
 
 
 def linear(members: int, inputs: int, outputs: int, bias: bool = True) -> Layer:
-    """One linear map, or several side by side."""
+    """Return one linear layer, or that of several members."""
     if members == 1:
         return nn.Linear(inputs, outputs, bias)
-    return Linears(members, inputs, outputs, bias)
+    return MemberLinear(members, inputs, outputs, bias)
 
 
 class Activations(NamedTuple):
-    """What an `MLP` computed on its way."""
+    """The intermediate results of an `MLP`, which `MLP.backward` needs."""
 
     pre_activations: list[Tensor]
-    """of each hidden layer, before SiLU"""
+    """Values of each hidden layer before SiLU."""
     inputs: list[Tensor]
-    """of each hidden layer, and what the last one passed on"""
+    """Input of each hidden layer, followed by the output of the last one."""
     outputs: Tensor
+    """(N, outputs) or (E, N, outputs): output of the network."""
 
 
 class MLP(nn.Module):
-    """``depth`` SiLU layers beside a linear path: y = W_out h + W_skip x + b.
+    """A network with ``depth`` SiLU layers beside a linear path: y = W_out h + W_skip x + b.
 
-    The linear path makes a linear model (and so PCA) a special case from the first step.
-    ``depth`` 0 is that linear model alone.
+    The linear path makes a linear model, and so PCA, a special case from the first step on. With
+    ``depth`` 0 the network is that linear model.
     """
 
     def __init__(
@@ -76,32 +78,39 @@ class MLP(nn.Module):
         self.skip = linear(members, inputs, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., inputs) → (..., outputs)"""
+        """Convert (..., inputs) into (..., outputs)."""
         y = self.activations(self._rows(x)).outputs
         return y.view(*x.shape[:-1], y.shape[-1]) if x.ndim > y.ndim else y
 
     def activations(self, x: Tensor) -> Activations:
-        """Of rows (N, inputs), or (E, N, inputs) of members."""
+        """Compute all layers for rows (N, inputs), or (E, N, inputs) with members."""
         pre_activations, inputs = [], [x]
         for layer in self.layers:
             pre_activations.append(layer(inputs[-1]))
             inputs.append(nn.functional.silu(pre_activations[-1]))
         y = self.skip(x)
-        y = y if self.out is None else plus(y, inputs[-1], self.out.weight.mT)
+        y = y if self.out is None else add_product(y, inputs[-1], self.out.weight.mT)
         return Activations(pre_activations, inputs, y)
 
-    def backward(self, found: Activations, grad: Tensor) -> Tensor:
-        """Back-propagation (Rumelhart et al. 1986), from a loss's derivatives by the outputs.
+    def backward(self, computed: Activations, grad: Tensor) -> Tensor:
+        """Propagate derivatives back through the layers (Rumelhart et al. 1986).
 
-        Leaves those by the weights in their ``grad``, whatever it held. Returns those by the first
-        layer's pre-activations, or by the outputs where it is none, for `backward_inputs`.
+        Overwrites the ``grad`` of every weight.
+
+        Args:
+            computed: result of `activations`.
+            grad: derivatives of the loss by the outputs, (N, outputs) or (E, N, outputs).
+
+        Returns:
+            Derivatives by the pre-activations of the first layer, or by the outputs if there is no
+            hidden layer, for `backward_inputs`.
         """
-        _backward_weights(self.skip, found.inputs[0], grad)
+        _backward_weights(self.skip, computed.inputs[0], grad)
         if self.out is None:
             return grad
-        _backward_weights(self.out, found.inputs[-1], grad)
+        _backward_weights(self.out, computed.inputs[-1], grad)
         above = self.out
-        steps = zip(self.layers, found.inputs[:-1], found.pre_activations, strict=True)
+        steps = zip(self.layers, computed.inputs[:-1], computed.pre_activations, strict=True)
         for layer, x, pre_activation in reversed(list(steps)):
             grad = torch.ops.aten.silu_backward(grad @ above.weight, pre_activation)
             _backward_weights(layer, x, grad)
@@ -109,26 +118,37 @@ class MLP(nn.Module):
         return grad
 
     def backward_inputs(self, grad: Tensor, first: Tensor) -> Tensor:
-        """The derivatives by the inputs, of those by the outputs and what `backward` returned."""
+        """Return the derivatives by the inputs.
+
+        Args:
+            grad: derivatives of the loss by the outputs.
+            first: result of `backward`.
+        """
         if self.out is None:
             return grad @ self.skip.weight
-        return plus(first @ self.layers[0].weight, grad, self.skip.weight)
+        return add_product(first @ self.layers[0].weight, grad, self.skip.weight)
 
     @property
     def layers(self) -> list[Layer]:
-        """The hidden ones, from the inputs on."""
-        return list(self.hidden)  # type: ignore[arg-type]  # it was given no others
+        """Hidden layers, from the inputs on."""
+        return list(self.hidden)  # type: ignore[arg-type]  # it holds nothing else
 
     def _rows(self, x: Tensor) -> Tensor:
-        """(N, inputs), or (E, N, inputs)"""
+        """Reshape inputs to (N, inputs), or (E, N, inputs) with members."""
         if self.members == 1:
             return x.flatten(0, -2)
         return x.expand(self.members, -1, -1) if x.ndim == 2 else x.flatten(1, -2)
 
 
 def _backward_weights(layer: Layer, x: Tensor, grad: Tensor) -> None:
-    """Leave those by a layer's weights, of its inputs (..., N, inputs) and those by its outputs."""
-    assert layer.weight.grad is not None, "see `training.in_one`"
+    """Overwrite the ``grad`` of a layer's weights.
+
+    Args:
+        layer: layer whose weights already have a ``grad``.
+        x: (..., N, inputs), input of the layer.
+        grad: (..., N, outputs), derivatives of the loss by the layer's output.
+    """
+    assert layer.weight.grad is not None, "`training.trainer.flatten_weights` sets it"
     product = torch.mm if x.ndim == 2 else torch.bmm
     product(x.mT, grad, out=layer.weight.grad.mT)
     if layer.bias is not None:
@@ -136,15 +156,15 @@ def _backward_weights(layer: Layer, x: Tensor, grad: Tensor) -> None:
 
 
 class Encoder(nn.Module):
-    """Features → mean and log-variance of a diagonal Gaussian posterior q(z|x).
+    """A dense encoder that returns mean and log-variance of a diagonal Gaussian posterior q(z|x).
 
     With ``shared_variance`` the log-variance is one learned vector for all rows.
     """
 
-    LOG_VAR = (-10.0, 6.0)
-    """Bounds of the log-variance, so that no exponential overflows."""
-    INITIAL = -2.0
-    """Of a shared log-variance."""
+    LOG_VAR_BOUNDS = (-10.0, 6.0)
+    """Bounds of the log-variance, which keep exponentials from overflowing."""
+    INITIAL_LOG_VAR = -2.0
+    """Initial value of a shared log-variance."""
 
     def __init__(
         self,
@@ -160,26 +180,28 @@ class Encoder(nn.Module):
         outputs = latent_dim if shared_variance else 2 * latent_dim
         self.network = MLP(inputs, outputs, hidden, depth, members)
         shape = (members, 1, latent_dim) if members > 1 else (1, latent_dim)
-        raw = nn.Parameter(torch.full(shape, self.INITIAL)) if shared_variance else None
+        raw = nn.Parameter(torch.full(shape, self.INITIAL_LOG_VAR)) if shared_variance else None
         self.log_var = raw
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """(..., N, inputs) → mean (..., N, L), log-variance (..., N, L)"""
+        """Convert features (..., N, inputs) into mean (..., N, L) and log-variance (..., N, L)."""
         out = self.network(features)
         if self.log_var is None:
             mean, log_var = out.chunk(2, dim=-1)
-            return mean, log_var.clamp(*self.LOG_VAR)
+            return mean, log_var.clamp(*self.LOG_VAR_BOUNDS)
         return out, self.shared_log_var().expand_as(out)
 
     def shared_log_var(self) -> Tensor:
-        """(1, L) or (E, 1, L), nats: that of all rows."""
+        """Return the log-variance shared by all rows, (1, L) or (E, 1, L)."""
         assert self.log_var is not None
-        return self.log_var.clamp(*self.LOG_VAR)
+        return self.log_var.clamp(*self.LOG_VAR_BOUNDS)
 
     def backward_log_var(self, log_var: Tensor, grad: Tensor) -> None:
-        """Leave those by the parameter in its ``grad``, of those by each row's ``log_var``.
+        """Overwrite the ``grad`` of the shared log-variance; it is 0 outside `LOG_VAR_BOUNDS`.
 
-        That is what `shared_log_var` returned; beyond its bounds the parameter changes nothing.
+        Args:
+            log_var: result of `shared_log_var`.
+            grad: (..., N, L), derivatives of the loss by the log-variance of each row.
         """
         assert self.log_var is not None
         inside = log_var == self.log_var
@@ -187,7 +209,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents → the parameters of the likelihood."""
+    """A dense decoder that maps latents to the parameters of the likelihood."""
 
     def __init__(
         self, latent_dim: int, outputs: int, hidden: int, depth: int, members: int = 1
@@ -196,6 +218,6 @@ class Decoder(nn.Module):
         self.network = MLP(latent_dim, outputs, hidden, depth, members)
 
     def forward(self, z: Tensor) -> Tensor:
-        """(..., L) → (..., outputs)"""
+        """Convert latents (..., L) into likelihood parameters (..., outputs)."""
         parameters: Tensor = self.network(z)
         return parameters

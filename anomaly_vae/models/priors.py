@@ -1,4 +1,4 @@
-"""Priors p(z) of the latent variables."""
+"""Define priors p(z) of the latent variables."""
 
 from __future__ import annotations
 
@@ -10,41 +10,41 @@ from torch import Generator, Tensor, nn
 
 from anomaly_vae.models.likelihoods import LOG_2PI
 
-LEAST_EXPONENT = -80.0
-"""Beside exp(0), what exp(-80) adds is lost; from exp(-88) on a float32 is subnormal, and each one
-costs many processors a hundred cycles."""
+MIN_EXPONENT = -80.0
+"""Minimum exponent in a log-sum-exp. Beside exp(0), exp(−80) is lost in rounding; below exp(−88) a
+float32 is subnormal, and every operation on it costs many processors a hundred cycles."""
 
 
 class StandardNormal(nn.Module):
-    """N(0, I) over L dimensions."""
+    """The prior N(0, I) over L dimensions."""
 
     def kl(self, mean: Tensor, log_var: Tensor) -> Tensor:
-        """KL(N(mean, exp log_var) ‖ N(0, I)) per dimension, (N, L), nats.
+        """Return KL(N(mean, exp log_var) ‖ N(0, I)) per dimension, (N, L), nats.
 
         Kingma & Welling 2014, appendix B: ½ (μ² + σ² − 1 − log σ²).
         """
         return self.kl_and_grad(mean, log_var)[0]
 
     def kl_and_grad(self, mean: Tensor, log_var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`kl` and its derivatives by each row's mean and log-variance, which broadcast."""
+        """Return `kl` and its derivatives by mean and log-variance, which broadcast to (N, L)."""
         excess = torch.expm1(log_var)
         return 0.5 * (mean * mean + (excess - log_var)), mean, 0.5 * excess
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """(..., L) → (...), nats."""
+        """Return log p(z) of latents (..., L) as (...), nats."""
         return -0.5 * (z**2 + LOG_2PI).sum(-1)
 
     def sample(self, n: int, latent_dim: int, generator: Generator | None = None) -> Tensor:
-        """(n, L)"""
+        """Draw ``n`` latents (n, L)."""
         return torch.randn(n, latent_dim, generator=generator)
 
 
 class Mixture(nn.Module):
-    """Σ_m w_m N(s c_m, v_m diag s²): the aggregated posterior q(z) in M parts.
+    """The mixture Σ_m w_m N(s c_m, v_m diag s²) that approximates the aggregated posterior q(z).
 
     Args:
         log_weight: (..., M), log w.
-        center: (..., M, L), in units of the scale.
+        center: (..., M, L), c in units of the scale.
         log_var: (..., M), log v.
         scale: (..., 1, L), s.
     """
@@ -64,25 +64,25 @@ class Mixture(nn.Module):
         self.register_buffer("scale", scale)
 
     @classmethod
-    def side_by_side(cls, each: Sequence[Mixture]) -> Self:
-        """Those of several members, of as many parts, along a first axis."""
+    def stack(cls, each: Sequence[Mixture]) -> Self:
+        """Stack mixtures of equal numbers of components along a first axis of members."""
         return cls(*(torch.stack([getattr(one, name) for one in each]) for name in cls.TENSORS))
 
     @property
-    def parts(self) -> int:
-        """M"""
+    def n_components(self) -> int:
+        """Number of components M."""
         return self.log_weight.shape[-1]
 
-    def cut(self, parts: int) -> Mixture:
-        """The same, without members, in no fewer parts: some are cut into equal ones."""
-        which = torch.arange(parts) % self.parts
+    def split_components(self, count: int) -> Mixture:
+        """Return the same mixture with ``count`` components, by splitting some into equal ones."""
+        which = torch.arange(count) % self.n_components
         pieces = torch.bincount(which)[which]
         log_weight = self.log_weight[which] - pieces.log()
         return Mixture(log_weight, self.center[which], self.log_var[which], self.scale)
 
     @property
     def log_norm(self) -> Tensor:
-        """(..., M): log w_m − ½ log det(2π v_m diag s²)."""
+        """(..., M): log w_m − ½ log det(2π v_m diag s²), nats."""
         latent_dim = self.center.shape[-1]
         volume = (
             latent_dim * (self.log_var + LOG_2PI) + 2 * self.scale.log().sum((-2, -1))[..., None]
@@ -90,24 +90,29 @@ class Mixture(nn.Module):
         return self.log_weight - 0.5 * volume
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """(..., N, K, L) → (..., N, K), nats."""
-        return self.log_prob_at(self.square(z)).view(z.shape[:-1]).to(z.dtype)
+        """Return log p(z) of latents (..., N, K, L) as (..., N, K), nats."""
+        return (
+            self.log_prob_from_distances(self.squared_distances(z)).view(z.shape[:-1]).to(z.dtype)
+        )
 
-    def square(self, z: Tensor) -> Tensor:
-        """(..., N, K, L) → (..., N·K, M): ‖z/s − c_m‖², in float64 as it cancels."""
+    def squared_distances(self, z: Tensor) -> Tensor:
+        """Return ‖z/s − c_m‖² of latents (..., N, K, L) as (..., N·K, M).
+
+        It is computed in float64 because of cancellation.
+        """
         rows = z.flatten(-3, -2).double() / self.scale
         center = self.center.double()
         square = (-2 * rows @ center.mT).add_((rows**2).sum(-1, keepdim=True))
         return square.add_((center**2).sum(-1).unsqueeze(-2)).clamp_min_(0)
 
-    def log_prob_at(self, square: Tensor) -> Tensor:
-        """(..., N·K, M) → (..., N·K), nats, at these squared distances."""
+    def log_prob_from_distances(self, square: Tensor) -> Tensor:
+        """Return log p(z) as (..., N·K), nats, from squared distances (..., N·K, M)."""
         norm, precision = self.log_norm.to(square), torch.exp(-self.log_var).to(square)
         weighted = torch.addcmul(norm.unsqueeze(-2), square, precision.unsqueeze(-2), value=-0.5)
         return log_sum_exp(weighted)
 
     def sample(self, n: int, latent_dim: int, generator: Generator | None = None) -> Tensor:
-        """(n, L), of a mixture without members."""
+        """Draw ``n`` latents (n, L) from a mixture without member axis."""
         part = torch.multinomial(self.log_weight.exp(), n, replacement=True, generator=generator)
         noise = torch.randn(n, latent_dim, generator=generator)
         spread = (0.5 * self.log_var[part]).exp().unsqueeze(-1)
@@ -115,7 +120,7 @@ class Mixture(nn.Module):
 
 
 def log_sum_exp(exponents: Tensor) -> Tensor:
-    """(..., M) → (...): log Σ exp, about the largest."""
+    """Return log Σ exp over the last axis, (..., M) to (...), relative to the maximum."""
     most = exponents.amax(-1, keepdim=True)
-    each = (exponents - most).clamp_min_(LEAST_EXPONENT).exp_()
+    each = (exponents - most).clamp_min_(MIN_EXPONENT).exp_()
     return each.sum(-1).log() + most.squeeze(-1)

@@ -1,7 +1,8 @@
-"""What the columns of the calibration rows looked like, in a few counts, and how far others are.
+"""Measure how far the columns of scored rows have drifted from the calibration rows.
 
-A column is cut into `BINS`: below the smallest calibration value, between its quantiles, above the
-largest; or the unseen levels, the most frequent ones, the rest. Missing cells are counted apart.
+Each column is counted in `BINS`. The bins of a number are: below the smallest calibration value,
+between quantiles, above the largest. The bins of a level are: unseen levels, each of the most
+frequent levels, all others. Missing cells are counted separately.
 """
 
 from __future__ import annotations
@@ -13,22 +14,23 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from anomaly_vae.data.encoding import Categorical, Cyclic, Matrix, TabularEncoding
+from anomaly_vae.data.encoding import Categorical, Cyclic, EncodedColumn, Matrix
+from anomaly_vae.scoring.modality import Encoding
 
 Counts = NDArray[np.int64]
 
 BINS = 10
 CELLS = BINS + 1
-"""Counts of a column: its bins, then the missing cells."""
-FEWEST = 100
-"""Values of a column below which nothing is said of their distribution."""
+"""Number of counts per column: its bins and the missing cells."""
+MIN_VALUES = 100
+"""Number of values of a column below which its distribution is not compared."""
 
 
 class ColumnSketch(BaseModel):
-    """One column of the calibration rows.
+    """The histogram of a column of the calibration rows.
 
-    A number is in the bin of how many ``edges`` it exceeds, a level in that of its place among
-    ``codes``, the last bin for others. A time has neither: it moves on.
+    The bin of a number is the number of ``edges`` that it exceeds; the bin of a level is its index
+    in ``codes``, or the last bin. A time has neither, because it changes by nature.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,9 +42,10 @@ class ColumnSketch(BaseModel):
 
 @dataclass(frozen=True)
 class Drift:
-    """How the rows of a window differ from the calibration rows in one column.
+    """The difference between the rows of a window and the calibration rows in one column.
 
-    Shares of all rows; ``unseen`` is of levels, ``psi`` of what has `FEWEST` values.
+    ``missing`` and ``unseen`` are shares of all rows; ``unseen`` is None for columns without
+    levels, and ``psi`` is None for columns with fewer than `MIN_VALUES` values.
     """
 
     column: str
@@ -54,18 +57,20 @@ class Drift:
 
 
 class Sketches:
-    """The sketches of a table, ready to count other rows."""
+    """The sketches of the columns of a table, with the tables to count other rows."""
 
-    def __init__(self, encoding: TabularEncoding, columns: Sequence[ColumnSketch]) -> None:
+    def __init__(self, encoding: Encoding, columns: Sequence[ColumnSketch]) -> None:
         self.columns = tuple(columns)
-        self._at = np.array([encoding.firsts[column.name] for column in self.columns], np.intp)
+        self._at = np.array(
+            [encoding.first_positions[column.name] for column in self.columns], np.intp
+        )
         self._edges = np.full((len(self.columns), BINS - 1), np.inf, np.float32)
         for row, column in zip(self._edges, self.columns, strict=True):
             row[: len(column.edges)] = column.edges
-        self._levels = [(i, _table(c)) for i, c in enumerate(self.columns) if c.codes]
+        self._levels = [(i, _bin_of_code(c)) for i, c in enumerate(self.columns) if c.codes]
 
     def count(self, x: Matrix) -> Counts:
-        """Encoded rows (N, F) → (number of columns · `CELLS`,), how many fell where."""
+        """Count encoded rows (N, F) by column and bin: (number of columns · `CELLS`,)."""
         values = np.ascontiguousarray(x[:, self._at].T)
         bins = np.zeros(values.shape, np.uint8)
         for edge in self._edges.T:
@@ -78,15 +83,15 @@ class Sketches:
         return np.array(counts, np.int64).ravel()
 
     def drift(self, counts: Counts) -> tuple[Drift, ...]:
-        """What `count` gave, summed over the rows of a window → how each column differs."""
+        """Return the drift of each column, given the sum of the results of `count`."""
         pairs = zip(self.columns, counts.reshape(-1, CELLS), strict=True)
-        return tuple(_drift(column, now) for column, now in pairs)
+        return tuple(_column_drift(column, current) for column, current in pairs)
 
 
-def fit_sketches(encoding: TabularEncoding, x: Matrix) -> tuple[ColumnSketch, ...]:
-    """Sketch each column of the calibration rows, encoded (N, F)."""
-    kinds = {column.name: column for column in encoding.columns}
-    cut = [_cut(kinds[name], name, x[:, at]) for name, at in encoding.firsts.items()]
+def fit_sketches(encoding: Encoding, x: Matrix) -> tuple[ColumnSketch, ...]:
+    """Sketch each column of the calibration rows, encoded as (N, F)."""
+    columns = {column.name: column for column in encoding.columns}
+    cut = [_cut_into_bins(columns[name], x[:, at]) for name, at in encoding.first_positions.items()]
     counts = Sketches(encoding, cut).count(x).reshape(-1, CELLS).tolist()
     return tuple(
         column.model_copy(update={"counts": tuple(found)})
@@ -94,27 +99,28 @@ def fit_sketches(encoding: TabularEncoding, x: Matrix) -> tuple[ColumnSketch, ..
     )
 
 
-def stability(reference: Counts, now: Counts) -> float:
-    """The population stability index Σ (p − q) ln(p / q) of two histograms (B,), chance left out.
+def population_stability_index(reference: Counts, current: Counts) -> float:
+    """Return the population stability index Σ (p − q) ln(p / q) of two histograms (B,).
 
-    Samples of n and N from one distribution have (B − 1)(1/n + 1/N) on average (Yurdakul 2018);
-    that is taken off, so that few rows do not look like drift.
+    Two samples of n and N rows from the same distribution have an expected index of (B − 1)(1/n +
+    1/N) (Yurdakul 2018); that is subtracted, so that small windows do not look like drift.
     """
-    used = int(np.count_nonzero(reference + now))
-    shares = [(counts + 0.5) / (counts.sum() + BINS / 2) for counts in (reference, now)]
+    used = int(np.count_nonzero(reference + current))
+    shares = [(counts + 0.5) / (counts.sum() + BINS / 2) for counts in (reference, current)]
     index = ((shares[1] - shares[0]) * np.log(shares[1] / shares[0])).sum()
-    chance = (used - 1) * (1 / reference.sum() + 1 / now.sum())
+    chance = (used - 1) * (1 / reference.sum() + 1 / current.sum())
     return max(float(index - chance), 0.0)
 
 
-def _cut(kind: object, name: str, values: Matrix) -> ColumnSketch:
+def _cut_into_bins(column: EncodedColumn, values: Matrix) -> ColumnSketch:
     present = values[~np.isnan(values)]
-    if isinstance(kind, Categorical):
+    name = column.name
+    if isinstance(column, Categorical):
         frequency = np.bincount(present.astype(np.intp), minlength=1)
-        frequency[0] = 0  # what training did not keep has the first bin whatever it is
-        most = np.argsort(-frequency, kind="stable")[: BINS - 2]
-        return ColumnSketch(name=name, codes=(0, *(int(c) for c in most if frequency[c])))
-    if isinstance(kind, Cyclic) or not len(present):
+        frequency[0] = 0  # levels that training did not keep are always counted in the first bin
+        frequent = np.argsort(-frequency, kind="stable")[: BINS - 2]
+        return ColumnSketch(name=name, codes=(0, *(int(c) for c in frequent if frequency[c])))
+    if isinstance(column, Cyclic) or not len(present):
         return ColumnSketch(name=name)
     inner = np.quantile(present, np.arange(1, BINS - 2) / (BINS - 2), method="higher")
     below = np.nextafter(present.min(), np.float32(-np.inf))
@@ -122,23 +128,23 @@ def _cut(kind: object, name: str, values: Matrix) -> ColumnSketch:
     return ColumnSketch(name=name, edges=tuple(edges.tolist()))
 
 
-def _table(column: ColumnSketch) -> NDArray[np.uint8]:
-    """The bin of each code; the one after the last stands for all others."""
+def _bin_of_code(column: ColumnSketch) -> NDArray[np.uint8]:
+    """Return the bin of each code; the last entry stands for all other codes."""
     table = np.full(max(column.codes) + 2, BINS - 1, np.uint8)
     table[list(column.codes)] = np.arange(len(column.codes))
     return table
 
 
-def _drift(column: ColumnSketch, now: Counts) -> Drift:
+def _column_drift(column: ColumnSketch, current: Counts) -> Drift:
     reference = np.array(column.counts)
-    bins, then = now[:BINS], reference[:BINS]
-    watched = bool(column.edges or column.codes) and min(bins.sum(), then.sum()) >= FEWEST
+    bins, then = current[:BINS], reference[:BINS]
+    comparable = bool(column.edges or column.codes) and min(bins.sum(), then.sum()) >= MIN_VALUES
     return Drift(
         column.name,
-        stability(then, bins) if watched else None,
-        _share(now, BINS),
+        population_stability_index(then, bins) if comparable else None,
+        _share(current, BINS),
         _share(reference, BINS),
-        _share(now, 0) if column.codes else None,
+        _share(current, 0) if column.codes else None,
         _share(reference, 0) if column.codes else None,
     )
 

@@ -1,17 +1,19 @@
-"""Whether what is scored still looks like the calibration rows: a promise that is watched.
+"""Monitor whether scored rows still look like the calibration rows, as the guarantee assumes.
 
-Null hypothesis: each row is, with probability ``anomaly_share`` at most, an anomaly of any score,
-and otherwise exchangeable with the calibration rows. Then the shares of normal rows between given
-ranks of n calibration scores are Dirichlet, and how many of later rows lie there is
-Dirichlet-multinomial: a Pólya urn that begins with the calibration ranks. So the error of a finite
-calibration sample is part of the null, and nothing is estimated.
+Null hypothesis: each row is an anomaly with any score with probability ``anomaly_share`` or less,
+and is otherwise exchangeable with the calibration rows. Then the shares of normal rows between
+given ranks of n calibration scores are Dirichlet distributed, and the counts of later rows between
+them are Dirichlet-multinomial: a Pólya urn whose initial content is the number of calibration ranks
+per bin. The null hypothesis thus includes the error of a finite calibration sample, and nothing is
+estimated.
 
-*The martingale* bets against that urn: the likelihood of the counts if the shares were drawn anew
-around the calibrated ones, over that under the null (a conformal test martingale, Vovk, Nouretdinov
-& Gammerman 2003, of binned p-values). *The flags* are beta-binomial under the null (Vovk 2012,
-prop. 2a). Both first set aside as many rows as may be anomalies, those that speak most against the
-null. The last rows, the last but a few, … up to the whole window are each tested, so that what
-begins within the window is seen early and what has left it is forgotten.
+*The martingale* bets against that urn: it is the likelihood of the counts under shares drawn anew
+around the calibrated ones, divided by their likelihood under the null hypothesis (a conformal test
+martingale, Vovk, Nouretdinov & Gammerman 2003, of binned p-values). *The number of flags* is
+beta-binomial under the null hypothesis (Vovk 2012, prop. 2a). Before each test, as many rows as may
+be anomalies are removed, namely those that contradict the null hypothesis most. The tests cover the
+newest block, the newest two blocks, and so on up to the whole window, so that a shift within the
+window is detected early and rows outside it have no influence.
 """
 
 from __future__ import annotations
@@ -25,117 +27,140 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly_vae.calibration.conformal import Calibration, effective_rows, promised_ranks
-from anomaly_vae.data.encoding import Matrix, TabularEncoding
+from anomaly_vae.calibration.conformal import Calibration, effective_rows, guaranteed_ranks
+from anomaly_vae.data.encoding import Matrix
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.monitoring.drift import ColumnSketch, Counts, Drift, Sketches, fit_sketches
 from anomaly_vae.scoring.modality import Encoding
 
 Floats = NDArray[np.float64]
 Status = Literal["holding", "doubtful", "broken"]
-"""Nothing speaks against the promise; the rows are not like the calibration rows; more of them are
-flagged than a kept promise and the known share of anomalies explain."""
+"""State of the guarantee.
+
+``holding``: no evidence against it. ``doubtful``: the rows differ from the calibration rows.
+``broken``: more rows are flagged than the guarantee and the known share of anomalies explain.
+"""
 STATUSES: tuple[Status, ...] = ("holding", "doubtful", "broken")
 
-DOUBT, BREACH = 0.01, 0.001
-"""How often, at any moment, kept promises are called doubtful or broken, at most."""
+DOUBT_LEVEL, BREACH_LEVEL = 0.01, 0.001
+"""Largest probability, at any moment, of reporting doubtful or broken under the guarantee."""
 BLOCKS = 16
-"""Parts of a window; the oldest is forgotten as a new one begins."""
+"""Number of blocks of a window; the oldest is dropped when a new one begins."""
 BLOCK_FLAGS, BLOCK_ROWS = 2.5, (128, 4096)
-"""A block is of so many expected flags, within these numbers of rows."""
+"""Size of a block in expected flags, and its smallest and largest number of rows."""
 P_VALUES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
-"""Bins of p-values, each up to here, where the calibration rows resolve them."""
-FEWEST_RANKS = 5
-"""Calibration ranks in a bin, at least."""
+"""Upper ends of the bins of p-values, as far as the calibration rows resolve them."""
+MIN_RANKS = 5
+"""Minimum number of calibration ranks in a bin."""
 CONCENTRATIONS = (10.0, 30.0, 100.0, 300.0, 1000.0)
-"""How close to the calibrated shares the martingale bets that those of a shift lie."""
-HALVINGS = 30
-"""Steps of a bisection."""
-MOST_DRAWS = 100_000
-"""Rows whose number of flags is worked out exactly; for more, the limit is a little too high."""
+"""Concentrations of the Dirichlet distributions that the martingale bets on.
+
+The larger the concentration, the closer the shares after a shift are to the calibrated ones.
+"""
+BISECTION_STEPS = 30
+"""Number of steps of a bisection."""
+MAX_EXACT_ROWS = 100_000
+"""Number of rows up to which the limit of flags is exact.
+
+For more rows the limit is extrapolated, and slightly too high.
+"""
 ROWS, FLAGGED, FIRST_BIN = 0, 1, 2
-"""Where counts have the number of rows, of flagged ones, and the first bin of p-values."""
+"""Indices of the number of rows, the number of flagged rows, and the first bin of p-values."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What is known of the calibration rows beside their scores."""
+    """Properties of the calibration rows, other than their scores."""
 
     anomaly_share: float = 0.0
-    """so many of other rows may be anomalies"""
+    """Upper bound on the share of anomalies among scored rows."""
     columns: tuple[ColumnSketch, ...] | None = None
-    """None: not watched, as of images"""
+    """Sketches of the columns; None if columns are not monitored, as for images."""
 
     def to_json(self) -> dict[str, Any]:
-        """What the manifest keeps."""
+        """Return the reference as plain JSON values, for the manifest."""
         columns = self.columns and [column.model_dump(mode="json") for column in self.columns]
         return {"anomaly_share": self.anomaly_share, "columns": columns}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """The inverse of `to_json`."""
+        """Restore a reference from the result of `to_json`."""
         columns = content["columns"]
         sketches = None if columns is None else tuple(map(ColumnSketch.model_validate, columns))
         return cls(content["anomaly_share"], sketches)
 
 
 def fit_reference(encoding: Encoding, batch: RawBatch, anomaly_share: float = 0.0) -> Reference:
-    """What is to be known of these calibration rows."""
-    if not isinstance(encoding, TabularEncoding):
+    """Sketch calibration rows, so that a `Monitor` can compare other rows with them."""
+    if not encoding.columns:
         return Reference(anomaly_share)
     return Reference(anomaly_share, fit_sketches(encoding, encoding.encode(batch)))
 
 
 @dataclass(frozen=True)
 class Report:
-    """What the rows of a window say of the promise."""
+    """The result of the tests on the rows of a window."""
 
     status: Status
     rows: int
     flagged: int
     flagged_limit: int
-    """the most that a kept promise explains among so many rows"""
+    """Largest number of flagged rows that the guarantee explains."""
     martingale_log10: float
     columns: tuple[Drift, ...] | None
-    """None: not watched"""
+    """Drift of each column; None if columns are not monitored."""
 
     @property
     def flagged_ratio(self) -> float:
-        """The share of the rows that is flagged."""
+        """Share of the rows that is flagged."""
         return self.flagged / max(self.rows, 1)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return the report as plain JSON values."""
         columns = None if self.columns is None else list(map(asdict, self.columns))
         return {**asdict(self), "flagged_ratio": self.flagged_ratio, "columns": columns}
 
 
 class Monitor:
-    """What is counted of the rows that one model scores, and what the counts say.
+    """Tests of the rows that one model scores, from counts that can be added up.
 
-    Counts are (cells,) and add up, whoever counted.
+    Counts (cells,) of different rows may come from different processes.
+
+    >>> import numpy as np
+    >>> import pandas as pd
+    >>> from anomaly_vae import TabularVAEDetector
+    >>> rng = np.random.default_rng(0)
+    >>> rows = pd.DataFrame(rng.normal(size=(200, 2)), columns=["a", "b"])
+    >>> bundle = TabularVAEDetector(epochs=1, random_state=0).fit(rows).bundle_
+    >>> batch = bundle.scorer.schema.from_columns({"a": [9.0] * 50, "b": [0.0] * 50}, 50)
+    >>> found = bundle.detector.detect(batch)
+    >>> monitor, encoded = bundle.monitor, bundle.scorer.encoding.encode(batch)
+    >>> counts = monitor.count(found.score, found.is_anomaly, encoded)
+    >>> report = monitor.report(np.array([counts]))
+    >>> report.status, report.flagged
+    ('broken', 50)
     """
 
     def __init__(self, calibration: Calibration, encoding: Encoding, reference: Reference) -> None:
         self.reference = reference
         self._scores = calibration.scores
         self._edges = bin_edges(self._scores)
-        self._urn = _urn(self._edges, calibration.weights)
-        self._flagged_ranks = promised_ranks(calibration) * self._urn.sum() / self._edges[-1]
+        self._urn = _initial_urn(self._edges, calibration.weights)
+        self._flagged_ranks = guaranteed_ranks(calibration) * self._urn.sum() / self._edges[-1]
         self._last_bin = FIRST_BIN + len(self._urn)
         self._sketches = None
-        if reference.columns is not None and isinstance(encoding, TabularEncoding):
+        if reference.columns is not None:
             self._sketches = Sketches(encoding, reference.columns)
-        width = len(self._sketches.count(_no_rows(encoding))) if self._sketches else 0
+        width = len(self._sketches.count(_empty_matrix(encoding))) if self._sketches else 0
         self.cells = self._last_bin + width
         self.block_rows = int(np.clip(BLOCK_FLAGS / calibration.alpha, *BLOCK_ROWS))
 
     def count(self, scores: Floats, flags: NDArray[np.bool_], x: Matrix | None) -> Counts:
-        """N rows, of a table encoded as ``x`` (N, F) → (cells,)
+        """Count N rows by score and, if columns are monitored, by encoded columns ``x`` (N, F).
 
-        Ranks are among all calibration rows, whatever the group that decided.
+        Scores are ranked among all calibration rows, whatever group decided.
         """
-        counts = self.nothing
+        counts = self.empty_counts
         counts[ROWS], counts[FLAGGED] = len(flags), flags.sum()
         ranks = self._edges[-1] - self._scores.searchsorted(scores)
         bins = self._edges.searchsorted(ranks)
@@ -145,18 +170,19 @@ class Monitor:
         return counts
 
     @property
-    def nothing(self) -> Counts:
-        """The counts of no rows."""
+    def empty_counts(self) -> Counts:
+        """Counts of zero rows."""
         return np.zeros(self.cells, np.int64)
 
     def report(self, blocks: Counts) -> Report:
-        """What the counts of a window's blocks (S, cells), the newest first, say."""
+        """Test the counts (S, cells) of a window's blocks, the newest block first."""
         recent = np.cumsum(blocks, axis=0)
-        spare = _most_anomalies(recent[:, ROWS], self.reference.anomaly_share)
-        martingale = _evidence(recent[:, FIRST_BIN : self._last_bin], self._urn, spare)
-        limits = [self._limit(int(n), int(m)) for n, m in zip(recent[:, ROWS], spare, strict=True)]
+        rows = recent[:, ROWS]
+        anomalies = _max_anomalies(rows, self.reference.anomaly_share)
+        martingale = _log10_martingale(recent[:, FIRST_BIN : self._last_bin], self._urn, anomalies)
+        limits = [self._limit(int(n), int(m)) for n, m in zip(rows, anomalies, strict=True)]
         broken = (recent[:, FLAGGED] > limits).any()
-        doubtful = martingale >= -math.log10(DOUBT)
+        doubtful = martingale >= -math.log10(DOUBT_LEVEL)
         whole = recent[-1]
         return Report(
             "broken" if broken else "doubtful" if doubtful else "holding",
@@ -168,22 +194,26 @@ class Monitor:
         )
 
     def _limit(self, rows: int, anomalies: int) -> int:
-        most = _most_flags(min(rows, MOST_DRAWS), self._flagged_ranks, float(self._urn.sum()))
-        return anomalies + math.ceil(most * max(rows / MOST_DRAWS, 1.0))
+        exact = min(rows, MAX_EXACT_ROWS)
+        flags = _max_flags(exact, self._flagged_ranks, float(self._urn.sum()))
+        return anomalies + math.ceil(flags * max(rows / MAX_EXACT_ROWS, 1.0))
 
 
 class Window:
-    """The counts of the last rows, in `BLOCKS` that are forgotten one after another.
+    """The counts of the latest rows, in `BLOCKS` of which the oldest is dropped.
 
-    ``memory`` (1 + `BLOCKS`, cells) holds all there is, the newest block's number first.
+    ``memory`` (1 + `BLOCKS`, cells) is the complete state; its first cell is the index of the
+    newest block.
     """
 
     def __init__(self, monitor: Monitor, memory: Counts | None = None) -> None:
         self._rows = monitor.block_rows
-        self.memory: Counts = np.zeros(shape(monitor), np.int64) if memory is None else memory
+        self.memory: Counts = (
+            np.zeros(window_shape(monitor), np.int64) if memory is None else memory
+        )
 
     def add(self, counts: Counts) -> None:
-        """Add the counts of some rows to the newest block, and begin another where it is full."""
+        """Add counts to the newest block, and begin another block when it is full."""
         newest = int(self.memory[0, 0])
         self.memory[1 + newest] += counts
         if self.memory[1 + newest, ROWS] >= self._rows:
@@ -193,21 +223,21 @@ class Window:
 
     @property
     def blocks(self) -> Counts:
-        """(S, cells), the newest first; one at least, empty where there are no rows yet."""
+        """Counts (S, cells) of the blocks, the newest first; at least one block."""
         newest = int(self.memory[0, 0])
         recent = np.roll(self.memory[1:], -1 - newest, axis=0)[::-1]
         return np.array(recent[(recent[:, ROWS] > 0) | (np.arange(BLOCKS) == 0)])
 
 
-def shape(monitor: Monitor) -> tuple[int, int]:
-    """That of the memory of a window."""
+def window_shape(monitor: Monitor) -> tuple[int, int]:
+    """Return the shape of a window's memory."""
     return 1 + BLOCKS, monitor.cells
 
 
 def bin_edges(scores: Floats) -> NDArray[np.intp]:
-    """The last rank, 1 to n + 1, of each bin of p-values, for sorted calibration scores (n,).
+    """Return the last rank, from 1 to n + 1, of each bin of p-values for sorted scores (n,).
 
-    Equal scores are never parted: p-values of rows that equal them stand for all of their ranks.
+    Equal scores always share a bin, because their p-values stand for all of their ranks.
     """
     n = len(scores)
     distinct = np.unique(n + 1 - np.searchsorted(scores, scores, side="left"))
@@ -215,13 +245,16 @@ def bin_edges(scores: Floats) -> NDArray[np.intp]:
     wanted = np.searchsorted(attained, np.round(np.array(P_VALUES) * (n + 1)), side="right") - 1
     edges = [0]
     for edge in attained[wanted.clip(0)].tolist():
-        if edge - edges[-1] >= FEWEST_RANKS and n + 1 - edge >= FEWEST_RANKS:
+        if edge - edges[-1] >= MIN_RANKS and n + 1 - edge >= MIN_RANKS:
             edges.append(edge)
     return np.array([*edges[1:], n + 1], np.intp)
 
 
-def _urn(edges: NDArray[np.intp], weights: Floats | None) -> Floats:
-    """The ranks in each bin; weighted rows are as many as they are worth (`effective_rows`)."""
+def _initial_urn(edges: NDArray[np.intp], weights: Floats | None) -> Floats:
+    """Return the initial content of the urn: the number of ranks in each bin.
+
+    Weighted rows count as many as they are worth, see `effective_rows`.
+    """
     if weights is None:
         return np.diff(edges, prepend=0).astype(np.float64)
     falling = np.append(weights.max(), weights[::-1])
@@ -229,76 +262,79 @@ def _urn(edges: NDArray[np.intp], weights: Floats | None) -> Floats:
     return np.asarray(mass / mass.sum() * (effective_rows(weights) + 1))
 
 
-def _evidence(counts: Counts, urn: Floats, spare: Floats) -> float:
-    """log10 of the martingale, of the counts (S, B) of bins in the last rows, the last but few, …
+def _log10_martingale(counts: Counts, urn: Floats, anomalies: Floats) -> float:
+    """Return log10 of the martingale, given counts (S, B) of the newest 1 to S blocks.
 
-    The mean over where a shift may have begun and over how large it may be (K), each a ratio of
-    the likelihoods of two Pólya urns, without the rows that may be anomalies.
+    The martingale is the mean over S possible beginnings and K possible sizes of a shift; each term
+    is the likelihood ratio of two Pólya urns, after the possible anomalies are removed.
     """
     total = urn.sum()
-    bets = np.array([k for k in CONCENTRATIONS if k < total])[:, None]
-    if not len(bets):
+    concentrations = np.array([k for k in CONCENTRATIONS if k < total])[:, None]
+    if not len(concentrations):
         return 0.0
-    others = (bets * urn / total)[:, None, :]
-    kept = _without_worst(counts, urn, others, spare)
+    bets = (concentrations * urn / total)[:, None, :]
+    kept = _without_most_extreme(counts, urn, bets, anomalies)
     n = kept.sum(axis=2)
-    logs = (_log_rising(others, kept) - _log_rising(urn, kept)).sum(axis=2)
-    logs += _log_rising(total, n) - _log_rising(bets, n)
+    logs = (_log_rising(bets, kept) - _log_rising(urn, kept)).sum(axis=2)
+    logs += _log_rising(total, n) - _log_rising(concentrations, n)
     highest = logs.max()
     return float((highest + np.log(np.exp(logs - highest).mean())) / math.log(10))
 
 
-def _without_worst(counts: Counts, urn: Floats, others: Floats, spare: Floats) -> Floats:
-    """(K, S, B) what is left without ``spare`` (S,) rows, those that raise the ratio most.
+def _without_most_extreme(counts: Counts, urn: Floats, bets: Floats, anomalies: Floats) -> Floats:
+    """Return counts (K, S, B) without the rows that raise the likelihood ratio most.
 
-    The last of c rows in a bin multiplies the ratio by (other + c − 1) / (urn + c − 1), which
-    rises with c: bins are cut down to one level of that, but not to where it stops helping. A row
-    or two more than may be are set aside rather than fewer.
+    The last of c rows in a bin multiplies the ratio by (bet + c − 1) / (urn + c − 1), which rises
+    with c. So the counts of all bins are cut down to the same level of that factor, but not below
+    the level at which removing rows no longer lowers the ratio. The number of removed rows is
+    ``anomalies`` (S,), rounded up by a row or two.
     """
 
-    def left(level: Floats) -> Floats:
-        return np.clip(np.floor(1 + (level * urn - others) / (1 - level)), 0, counts)
+    def remaining(level: Floats) -> Floats:
+        return np.clip(np.floor(1 + (level * urn - bets) / (1 - level)), 0, counts)
 
-    if not spare.any():
-        return np.repeat(counts[None].astype(np.float64), len(others), axis=0)
-    rows, most = counts.sum(axis=1, keepdims=True), spare[:, None]
-    ours, total = others.sum(axis=2, keepdims=True), urn.sum()
-    low, high = ours / total + np.zeros_like(most), np.ones((len(others), len(counts), 1))
-    for _ in range(HALVINGS):
+    if not anomalies.any():
+        return np.repeat(counts[None].astype(np.float64), len(bets), axis=0)
+    rows, removable = counts.sum(axis=1, keepdims=True), anomalies[:, None]
+    bet_total, total = bets.sum(axis=2, keepdims=True), urn.sum()
+    low = bet_total / total + np.zeros_like(removable)
+    high = np.ones((len(bets), len(counts), 1))
+    for _ in range(BISECTION_STEPS):
         middle = (low + high) / 2
-        n = left(middle).sum(axis=2, keepdims=True)
-        lower = (rows - n <= most) & (middle >= (ours + n) / (total + n))
+        n = remaining(middle).sum(axis=2, keepdims=True)
+        lower = (rows - n <= removable) & (middle >= (bet_total + n) / (total + n))
         low, high = np.where(lower, low, middle), np.where(lower, middle, high)
-    return left(low)
+    return remaining(low)
 
 
 def _log_rising(start: Floats | float, count: Floats) -> Floats:
-    """log of start · (start + 1) ⋯ (start + count − 1), by broadcasting."""
+    """Return log(start · (start + 1) ⋯ (start + count − 1)), with broadcasting."""
     return np.asarray(_log_gamma(start + count) - _log_gamma(start))
 
 
 _log_gamma = np.vectorize(math.lgamma, otypes=[np.float64])
 
 
-def _most_anomalies(rows: Counts, share: float) -> Floats:
-    """(S,) how many of so many rows (S,) are anomalies at most, of a share (Bernstein 1924).
+def _max_anomalies(rows: Counts, share: float) -> Floats:
+    """Return the largest plausible number of anomalies (S,) among ``rows`` (S,).
 
-    All bounds hold but for half of `BREACH`.
+    All S bounds hold together with probability 1 − `BREACH_LEVEL` / 2 (Bernstein 1924).
     """
     if not share:
         return np.zeros(len(rows))
-    level = math.log(2 * BLOCKS / BREACH)
+    level = math.log(2 * BLOCKS / BREACH_LEVEL)
     spread = np.sqrt(level**2 / 9 + 2 * level * rows * share * (1 - share))
     return np.asarray(np.minimum(np.floor(rows * share + level / 3 + spread), rows))
 
 
 @lru_cache(maxsize=1024)
-def _most_flags(rows: int, flagged: float, ranks: float) -> int:
-    """The most of ``rows`` normal ones that a kept promise flags, but for a share of `BREACH`.
+def _max_flags(rows: int, flagged: float, ranks: float) -> int:
+    """Return the largest number of flags among ``rows`` normal rows under the guarantee.
 
-    The number is beta-binomial (flagged, ranks − flagged), as in `evaluation.highest_kept_rate`.
+    The number is beta-binomial (flagged, ranks − flagged), as in `max_fpr_under_guarantee`; it
+    exceeds the limit with probability `BREACH_LEVEL` / (2 · `BLOCKS`).
     """
-    rest, level = ranks - flagged, 1 - BREACH / (2 * BLOCKS)
+    rest, level = ranks - flagged, 1 - BREACH_LEVEL / (2 * BLOCKS)
     none = math.lgamma(rows + rest) - math.lgamma(rest) + math.lgamma(ranks)
     logs, reached = np.array([none - math.lgamma(rows + ranks)]), np.zeros(1)
     while reached[-1] < level and len(logs) <= rows:
@@ -309,5 +345,5 @@ def _most_flags(rows: int, flagged: float, ranks: float) -> int:
     return int(np.searchsorted(reached, level))
 
 
-def _no_rows(encoding: Encoding) -> Matrix:
+def _empty_matrix(encoding: Encoding) -> Matrix:
     return np.zeros((0, encoding.layout.n_columns), np.float32)

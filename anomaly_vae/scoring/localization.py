@@ -1,4 +1,4 @@
-"""What was found where in an image: the regions of its map, and the picture that shows them."""
+"""Localize anomalies in images: regions of the anomaly map, and pictures that show them."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from anomaly_vae.scoring.scorer import ScoreParts
 
 @dataclass(frozen=True, eq=False)
 class Localization:
-    """One image: its map (S, S), the regions above the scale's level, the scan and its twin."""
+    """The anomaly map (S, S) of an image, in nats, and the regions above the level of the scale."""
 
     heat: NDArray[np.float32]
     regions: tuple[Region, ...]
     scan: NDArray[np.float32]
-    """(C, S, S) on [0, 1], as the model saw it"""
+    """Image (C, S, S) on [0, 1] as the model saw it."""
     expected: NDArray[np.float32]
-    """(C, S, S) on [0, 1], as the model would have it"""
+    """Image (C, S, S) on [0, 1] that the model expected."""
     scale: Scale
 
     def draw(self, title: str = "") -> Image.Image:
-        """See `heatmaps.overlay`."""
+        """Draw the image, the map and the regions; see `heatmaps.overlay`."""
         return overlay(self.scan, self.expected, self.heat, self.regions, self.scale, title)
 
 
 def localizations(
     encoding: ImageEncoding, scale: Scale, explained: ScoreParts, rows: Sequence[int]
 ) -> Iterator[Localization]:
-    """What these rows of an explained batch hold."""
+    """Yield the localization of some rows of an explained batch."""
     side = encoding.layout.size
     for row in rows:
         heat = explained.nats[row].reshape(side, side).astype(np.float32)
-        scan, expected = encoding.pictures(
+        scan, expected = encoding.to_images(
             np.stack([explained.observed[row], explained.expected[row]])
         )
         yield Localization(heat, regions(heat, scale), scan, expected, scale)
 
 
-def title_of(found: Detections, row: int) -> str:
-    """What was decided on an image."""
+def decision_title(found: Detections, row: int) -> str:
+    """Return a title with the score and the p-value of an image."""
     return f"score {found.score[row]:.6g}, p = {found.p_value[row]:.2g}"

@@ -1,8 +1,8 @@
-"""The kinds of data: each is a schema and an encoding.
+"""Select the schema and the encoding of a kind of data: tables or images.
 
-A schema makes a `RawBatch` of whatever comes from outside; an encoding makes the model's matrix
-of that, and turns what the model says of the matrix back into words. Both have the same methods
-whatever the kind, which is all that scoring, calibration and the flows ask of them.
+A schema reads data from outside into a `RawBatch`. An encoding turns the batch into the model's
+matrix, and names the columns of the model's outputs. Schemas and encodings have the same methods
+for every kind, so that scoring, calibration and the flows need not distinguish kinds.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ Encoding: TypeAlias = "TabularEncoding | ImageEncoding"
 
 
 def modality(kind: str) -> tuple[type[Schema], type[Encoding]]:
-    """The schema and the encoding of a kind; what images need is imported for them alone.
+    """Return the schema class and the encoding class of a kind.
+
+    Image libraries are only imported for images.
 
     Raises:
-        BundleError: a kind that is not known, or whose libraries are not installed.
+        BundleError: the kind is unknown, or its libraries are not installed.
     """
     if kind == "tabular":
         return TabularSchema, TabularEncoding
@@ -38,3 +40,14 @@ def modality(kind: str) -> tuple[type[Schema], type[Encoding]]:
         reason = "a model of images needs: pip install 'anomaly-vae[images]'"
         raise BundleError(f"{error}; {reason}") from None
     return ImageSchema, ImageEncoding
+
+
+def image_modality(schema: Schema, encoding: Encoding) -> tuple[ImageSchema, ImageEncoding]:
+    """Return the schema and the encoding of an image model with their exact types.
+
+    Raises:
+        BundleError: The model is for tables.
+    """
+    if isinstance(schema, TabularSchema) or isinstance(encoding, TabularEncoding):
+        raise BundleError("the model is for tables; choose a model of images")
+    return schema, encoding

@@ -1,7 +1,7 @@
-"""The one scoring kernel: encode with numpy, run the graph with ONNX Runtime.
+"""Score rows: encode them with numpy and run the model's graph with ONNX Runtime.
 
-A row's score depends on that row and the bundle alone. The session runs one thread on fixed
-weights and frozen draws; rows are scored so many at a time, and memory is bounded.
+A row's score depends only on the row and the bundle. The session runs one thread with fixed weights
+and frozen random draws. Rows are scored in tiles of constant size, so memory is bounded.
 """
 
 from __future__ import annotations
@@ -18,17 +18,20 @@ from anomaly_vae.data.encoding import Matrix
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.scoring.modality import Encoding, Schema
 
-BLOCK = 4
-"""Rows that the kernels multiply together. They round the last rows of an odd number otherwise, so
-that the score of a row would hang on the rows beside it."""
+BLOCK_ROWS = 4
+"""Number of rows that ONNX Runtime's kernels multiply together.
+
+Tiles are padded to multiples of it: the kernels round the rows of an incomplete block differently,
+which would make a row's score depend on the number of rows beside it.
+"""
 OUTPUTS = ("score", "nats", "kl", "expected", "latent")
 
 
 @dataclass(frozen=True)
 class ScoreParts:
-    """Scores with what they are made of: score = Σ nats + kl, in nats.
+    """Scores and their parts, in nats: score = Σ nats + kl.
 
-    score (N,), nats (N, C) per column of the encoding, kl (N,); observed and expected (N, F) as
+    score (N,); nats (N, C) per column of the encoding; kl (N,); observed and expected (N, F),
     encoded; latent (N, L).
     """
 
@@ -40,67 +43,81 @@ class ScoreParts:
     latent: Matrix
 
     def part(self, rows: Any) -> ScoreParts:
-        """Some of the rows, by whatever numpy takes for an index."""
+        """Return some of the rows, selected by any numpy index."""
         return ScoreParts(*(value[rows] for value in vars(self).values()))
 
-    def updated(self, which: NDArray[np.bool_], other: ScoreParts) -> ScoreParts:
-        """These rows, but those of ``other`` where ``which`` (N,) says so."""
+    def replaced(self, mask: NDArray[np.bool_], other: ScoreParts) -> ScoreParts:
+        """Return a copy whose rows are taken from ``other`` where the mask (N,) is true."""
         pairs = zip(vars(self).values(), vars(other).values(), strict=True)
-        chosen = (np.where(which.reshape(-1, *[1] * (a.ndim - 1)), b, a) for a, b in pairs)
+        chosen = (np.where(mask.reshape(-1, *[1] * (a.ndim - 1)), b, a) for a, b in pairs)
         return ScoreParts(*chosen)
 
     @classmethod
     def concatenate(cls, parts: Sequence[ScoreParts]) -> ScoreParts:
-        """All rows of some parts."""
+        """Concatenate the rows of several parts."""
         return cls(*map(np.concatenate, zip(*(vars(part).values() for part in parts), strict=True)))
 
 
 class Scorer:
-    """Schema, encoding and graph of one trained model."""
+    """The schema, the encoding and the scoring graph of a trained model.
+
+    >>> import numpy as np
+    >>> import pandas as pd
+    >>> from anomaly_vae import TabularVAEDetector
+    >>> rows = pd.DataFrame(np.random.default_rng(0).normal(size=(200, 2)), columns=["a", "b"])
+    >>> scorer = TabularVAEDetector(epochs=1, random_state=0).fit(rows).bundle_.scorer
+    >>> batch = scorer.schema.from_records([{"a": 0.1, "b": 0.2}, {"a": 9, "b": 9}])
+    >>> usual, odd = scorer.score(batch)
+    >>> bool(odd > usual)
+    True
+    >>> parts = scorer.explain(batch)
+    >>> parts.nats.shape, bool(np.allclose(parts.score, parts.nats.sum(1) + parts.kl))
+    ((2, 2), True)
+    """
 
     def __init__(self, schema: Schema, encoding: Encoding, graph: bytes, weights: bytes) -> None:
         self.schema, self.encoding = schema, encoding
         self._session = open_session(graph, weights)
 
     def score(self, batch: RawBatch) -> NDArray[np.float64]:
-        """(N,) anomaly scores, higher is more anomalous."""
+        """Return anomaly scores (N,); higher is more anomalous."""
         return self.score_encoded(self.encoding.encode(batch))
 
     def score_encoded(self, x: Matrix) -> NDArray[np.float64]:
-        """(N, F) as the encoding gives it → (N,)"""
+        """Return the scores (N,) of encoded rows (N, F)."""
         return np.concatenate([self._run(("score",), tile)[0] for tile in self._tiles(x)])
 
     def losses(self, batch: RawBatch) -> NDArray[np.float64]:
-        """(N,) the columns' share of the scores: without the rate, and so without the prior."""
+        """Return the reconstruction terms of the scores (N,), which leave out the KL term."""
         return self.scores_and_losses(batch)[1]
 
     def scores_and_losses(self, batch: RawBatch) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """What `score` and `losses` say, in one pass."""
+        """Return the results of `score` and `losses`, computed in one pass."""
         tiles = [self._run(("score", "kl"), t) for t in self._tiles(self.encoding.encode(batch))]
         score, kl = (np.concatenate(part) for part in zip(*tiles, strict=True))
         return score, score - kl
 
     def explain(self, batch: RawBatch) -> ScoreParts:
-        """Scores and their parts."""
+        """Return scores and their parts."""
         return self.explain_encoded(self.encoding.encode(batch))
 
     def explain_encoded(self, x: Matrix) -> ScoreParts:
-        """(N, F) as the encoding gives it → scores and their parts."""
+        """Return scores and their parts for encoded rows (N, F)."""
         tiles = [self._run(OUTPUTS, tile) for tile in self._tiles(x)]
         score, nats, kl, expected, latent = (
             np.concatenate(part) for part in zip(*tiles, strict=True)
         )
-        by_column = self.encoding.per_column(nats.astype(np.float64)) + 0.0  # no −0 in answers
+        by_column = self.encoding.per_column(nats.astype(np.float64)) + 0.0  # turns −0 into 0
         return ScoreParts(score, by_column, kl, x, expected, latent)
 
     def _tiles(self, x: Matrix) -> Iterator[Matrix]:
-        """Parts of a matrix, one even where it is empty."""
+        """Yield tiles of a matrix; an empty matrix is one tile."""
         step = self.encoding.tile
         return (x[i : i + step] for i in range(0, max(len(x), 1), step))
 
     def _run(self, outputs: tuple[str, ...], x: Matrix) -> list[NDArray[Any]]:
-        """The graph over one tile, filled up to whole blocks; no rows are none of one block."""
-        rows, block = len(x), min(self.encoding.tile, BLOCK)
+        """Run the graph over one tile, padded to whole blocks."""
+        rows, block = len(x), min(self.encoding.tile, BLOCK_ROWS)
         if not rows or rows % block:
             last = x[-1:] if rows else np.zeros((1, x.shape[1]), x.dtype)
             x = np.concatenate([x, np.repeat(last, block - rows % block, axis=0)])
@@ -109,7 +126,7 @@ class Scorer:
 
 
 def open_session(graph: bytes, weights: bytes) -> Any:
-    """A single-threaded session over a graph whose weights are in these bytes."""
+    """Open a single-threaded session over a graph with these weights."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1

@@ -1,10 +1,11 @@
-"""What a model is shown of a batch in training, and what it has to explain.
+"""Prepare training batches: hide cells, add noise, augment and corrupt images.
 
-A `View` is a pair: ``seen`` goes into the encoder, ``target`` into the likelihood. Rows of a
-table have cells hidden in both, and noise on the numbers in ``seen``. Images are turned and
-mirrored in both, and then corrupted in ``seen`` alone. Either makes a denoiser of the model
-(Vincent et al. 2008; Im et al. 2017).
-Everything works on whole batches as tensors and draws from the generator it is given.
+A `View` is a pair: ``encoder_input`` is what the encoder receives, ``target`` is what the
+likelihood has to explain. In tables, cells are hidden in both, and noise is added to the numbers
+of the encoder input. Images are mirrored and rotated in both, and corrupted in the encoder input
+alone. Either way the model learns to denoise (Vincent et al. 2008; Im et al. 2017).
+
+All functions work on whole batches of tensors and draw from the generator that they are given.
 """
 
 from __future__ import annotations
@@ -18,71 +19,75 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from anomaly_vae.config import AugmentationConfig, CorruptionConfig
-from anomaly_vae.images.encoding import CENTER, ImageLayout
+from anomaly_vae.images.encoding import STANDARDISED_MEAN, ImageLayout
 
-COARSE = 4
-"""Pixels along a side of a cell of the grid on which coarse noise is drawn."""
-
-TOGETHER = 1 << 16
-"""Values of rows for which it pays to draw in one call."""
+COARSE_CELL = 4
+"""Side of a cell of the grid on which coarse noise is drawn, in pixels."""
+MAX_VALUES_PER_DRAW = 1 << 16
+"""Maximum number of values for which drawing several batches in one call is faster."""
 
 Insert = Callable[[Tensor, Generator], tuple[Tensor, Tensor]]
-"""Images (N, C, S, S) → the same with something inserted, and where (N, 1, S, S)."""
+"""Function that inserts anomalies into images (N, C, S, S) and returns the changed images
+(M, C, S, S) with the mask of the insertions (M, 1, S, S)."""
 
 
-class Tampered(NamedTuple):
-    """Images with something inserted."""
+class SyntheticAnomalies(NamedTuple):
+    """Images with inserted anomalies."""
 
-    seen: Tensor
-    """(N, F)"""
-    where: Tensor
-    """(N, pixels): 1 where it is"""
+    images: Tensor
+    """(M, F): encoded images after the insertion."""
+    mask: Tensor
+    """(M, pixels): 1 where something was inserted, else 0."""
 
 
 class View(NamedTuple):
-    """A batch as a model meets it in training."""
+    """A batch as a training step receives it."""
 
-    seen: Tensor
-    """(N, F): what the encoder sees"""
+    encoder_input: Tensor
+    """(N, F): encoded rows that the encoder receives."""
     target: Tensor
-    """(N, F): what is to be explained"""
-    tampered: Tampered | None = None
-    """the same images with something inserted, for models that learn to tell where"""
+    """(N, F): encoded rows whose log-likelihood is maximised."""
+    synthetic: SyntheticAnomalies | None = None
+    """Images with inserted anomalies, for models with a localization head."""
 
 
 class Views(Protocol):
-    """How batches are shown, and what a row's loss is divided by."""
+    """A function that turns encoded rows into training views."""
 
     loss_scale: float
-    together: int
-    """Batches may be shown several at once, up to so many values."""
+    """Divisor of each row's loss."""
+    max_values: int
+    """Maximum number of values that are drawn in one call; 0 draws each batch on its own."""
 
     def __call__(self, x: Tensor, generator: Generator) -> View:
-        """(N, F) → a view of it."""
+        """Return a view of the encoded rows ``x`` (N, F)."""
 
 
 class Identity:
-    """Rows as they came."""
+    """Rows without any change."""
 
     loss_scale = 1.0
-    together = TOGETHER
+    max_values = MAX_VALUES_PER_DRAW
 
     def __call__(self, x: Tensor, generator: Generator) -> View:
-        """See `Views`."""
+        """Return the rows as encoder input and as target; see `Views`."""
         del generator
         return View(x, x)
 
 
 class NoisyCells:
-    """Rows with cells hidden and, for the encoder alone, noise on their numbers.
+    """Rows with hidden cells and, for the encoder alone, noise on their numbers.
 
-    Each raw column of each row is missing with probability ``hide``: ``units`` (F,) numbers the
-    raw column of each encoded one, as what belongs together hides together. The first
-    ``n_numeric`` columns are seen with noise of standard deviation ``noise``.
+    Args:
+        hide: probability that a raw column of a row is hidden.
+        units: (F,), index of the raw column that each encoded column comes from; encoded columns of
+            one raw column are hidden together.
+        noise: standard deviation of the noise, in units of a standardised column.
+        n_numeric: number of leading encoded columns to which noise is added.
     """
 
     loss_scale = 1.0
-    together = TOGETHER
+    max_values = MAX_VALUES_PER_DRAW
 
     def __init__(
         self, hide: float, units: Sequence[int], noise: float = 0.0, n_numeric: int = 0
@@ -92,7 +97,7 @@ class NoisyCells:
         self.n_units = max(units, default=-1) + 1
 
     def __call__(self, x: Tensor, generator: Generator) -> View:
-        """See `Views`; any axes may come before the columns."""
+        """Return a view of ``x`` (..., F), with any leading axes; see `Views`."""
         target = self._hidden(x, generator)
         if not self.noise or not self.n_numeric:
             return View(target, target)
@@ -110,9 +115,16 @@ class NoisyCells:
 
 
 class DistortedImages:
-    """Images mirrored and turned, then corrupted for the encoder."""
+    """Images that are mirrored and rotated, and corrupted for the encoder.
 
-    together = 0  # each batch has its own shift of the noise
+    Args:
+        layout: shape of the images.
+        augmentation: how to mirror and rotate.
+        corruption: how to corrupt the encoder input.
+        insert: how to insert synthetic anomalies; None inserts none.
+    """
+
+    max_values = 0  # every batch draws its own shift of the coarse noise
 
     def __init__(
         self,
@@ -123,20 +135,21 @@ class DistortedImages:
     ) -> None:
         self.layout, self.augmentation, self.corruption = layout, augmentation, corruption
         self.insert = insert
-        self.loss_scale = float(layout.n_columns)  # nats per value: images have thousands
+        self.loss_scale = float(layout.n_columns)  # a loss in nats per value, for thousands of them
 
     def __call__(self, x: Tensor, generator: Generator) -> View:
-        """See `Views`."""
+        """Return a view of the images ``x`` (N, F); see `Views`."""
         target = augmented(x.view(-1, *self.layout.shape), self.augmentation, generator)
-        seen = corrupted(target, self.corruption, generator)
-        tampered = None
+        corrupt = corrupted(target, self.corruption, generator)
+        synthetic = None
         if self.insert:
-            tampered = Tampered(*(t.flatten(1) for t in self.insert(target, generator)))
-        return View(seen.flatten(1), target.flatten(1), tampered)
+            changed, mask = self.insert(target, generator)
+            synthetic = SyntheticAnomalies(changed.flatten(1), mask.flatten(1))
+        return View(corrupt.flatten(1), target.flatten(1), synthetic)
 
 
 def augmented(images: Tensor, config: AugmentationConfig, generator: Generator) -> Tensor:
-    """(N, C, H, W): mirrored with probability ``flip``, turned with probability ``rotation``."""
+    """Mirror and rotate images (N, C, H, W), each with its configured probability."""
     if not config.flip and not config.rotation:
         return images
     draws = torch.rand((3, len(images)), generator=generator, device=images.device)
@@ -146,9 +159,13 @@ def augmented(images: Tensor, config: AugmentationConfig, generator: Generator) 
 
 
 def turned(images: Tensor, angle: Tensor, mirror: Tensor, zoom: Tensor | None = None) -> Tensor:
-    """(N, C, H, W) turned by ``angle`` (N,), in radians, where ``mirror`` (N,) is −1 mirrored.
+    """Rotate, mirror and zoom images by bilinear sampling.
 
-    Where ``zoom`` (N,) is above 1, more of the surroundings is seen.
+    Args:
+        images: (N, C, H, W).
+        angle: (N,), rotation in radians.
+        mirror: (N,), −1 to mirror left to right, else 1.
+        zoom: (N,), scale of the sampled field; above 1 the content shrinks. None means 1.
     """
     scale = torch.ones_like(angle) if zoom is None else zoom
     cos, sin, zero = scale * torch.cos(angle), scale * torch.sin(angle), torch.zeros_like(angle)
@@ -158,15 +175,15 @@ def turned(images: Tensor, angle: Tensor, mirror: Tensor, zoom: Tensor | None = 
 
 
 def corrupted(images: Tensor, config: CorruptionConfig, generator: Generator) -> Tensor:
-    """(N, C, H, W) → the same with the configured corruption."""
+    """Apply the configured corruption to images (N, C, H, W)."""
     if config.type == "none" or not config.strength:
         return images
     return CORRUPTIONS[config.type](images, config.strength, generator)
 
 
 def coarse_noise(images: Tensor, strength: float, generator: Generator) -> Tensor:
-    """Normal noise on a coarse grid, enlarged and shifted (Kascenas et al. 2022)."""
-    cells = max(images.shape[-1] // COARSE, 2)
+    """Add normal noise drawn on a coarse grid, enlarged and shifted (Kascenas et al. 2022)."""
+    cells = max(images.shape[-1] // COARSE_CELL, 2)
     shape = (len(images), images.shape[1], cells, cells)
     noise = torch.randn(shape, generator=generator, device=images.device)
     noise = F.interpolate(noise, images.shape[-2:], mode="bilinear", align_corners=True)
@@ -175,13 +192,13 @@ def coarse_noise(images: Tensor, strength: float, generator: Generator) -> Tenso
 
 
 def pixel_noise(images: Tensor, strength: float, generator: Generator) -> Tensor:
-    """Normal noise, each pixel its own."""
+    """Add independent normal noise to every pixel."""
     noise = torch.randn(images.shape, generator=generator, device=images.device)
     return images + strength * noise
 
 
 def masked(images: Tensor, strength: float, generator: Generator) -> Tensor:
-    """In each image a square of this share of the side set to the mean."""
+    """Set a random square of each image to the mean; ``strength`` is its share of the side."""
     side = images.shape[-1]
     width = min(max(round(strength * side), 1), side)
     corner = torch.rand((2, len(images), 1), generator=generator, device=images.device)
@@ -189,11 +206,11 @@ def masked(images: Tensor, strength: float, generator: Generator) -> Tensor:
     start = (corner * (side - width + 1)).floor()
     inside = (place >= start) & (place < start + width)
     hidden = (inside[0].unsqueeze(-1) & inside[1].unsqueeze(-2)).unsqueeze(1)
-    return torch.where(hidden, CENTER, images)
+    return torch.where(hidden, STANDARDISED_MEAN, images)
 
 
 def downsampled(images: Tensor, strength: float, generator: Generator) -> Tensor:  # noqa: ARG001  # there is nothing to draw
-    """Resolution lowered by this share, then enlarged again."""
+    """Reduce the resolution by the fraction ``strength``, then enlarge to the original size."""
     side = images.shape[-1]
     small = max(round((1 - min(strength, 1.0)) * side), 1)
     low = F.interpolate(images, (small, small), mode="bilinear", antialias=True)

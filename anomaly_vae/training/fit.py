@@ -1,40 +1,27 @@
-"""Rows or images → a bundle: encode, build, fit, export, check."""
+"""Fit a detector and freeze it into a bundle: encode, build, fit, export, check."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.numpy import save as save_tensors
-
 from anomaly_vae.artifacts.bundle import Bundle, new_manifest
-from anomaly_vae.config import Config, ImageConfig, TabularConfig
-from anomaly_vae.data.encoding import Matrix, fit_encoding
-from anomaly_vae.data.schema import RawBatch, TabularSchema
-from anomaly_vae.data.type_inference import feature_options
-from anomaly_vae.errors import DataError
-from anomaly_vae.export.image_scores import ImageScore
-from anomaly_vae.export.onnx_tabular import check_graph, export_graph, weight_tensors
-from anomaly_vae.export.onnx_traced import check_traced, image_tensors, trace_graph
-from anomaly_vae.images.encoding import ImageEncoding, ImageLayout
-from anomaly_vae.images.heatmaps import fit_scale
-from anomaly_vae.models.builder import build
+from anomaly_vae.config import Config
+from anomaly_vae.data.encoding import Matrix
+from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.models.vae import VAE
 from anomaly_vae.scoring.modality import Encoding, Schema
-from anomaly_vae.training.aggregated_posterior import finalize
-from anomaly_vae.training.runtime import cpu_threads
+from anomaly_vae.training.kinds import KINDS
 from anomaly_vae.training.trainer import History, OnEpoch, fit
-from anomaly_vae.training.views import views
-from anomaly_vae.training.warm_start import aligned, start_from
+from anomaly_vae.training.warm_start import start_from
 
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """Encoded rows, ready to fit."""
+    """Encoded rows that are ready to fit."""
 
     schema: Schema
     encoding: Encoding
@@ -59,33 +46,36 @@ def prepare(
     validation: RawBatch,
     start: Bundle | None = None,
 ) -> Prepared:
-    """Fit the encoding on the training rows and encode both parts.
+    """Fit the encoding on the training rows and encode both splits.
 
     Args:
-        config: how columns are read.
-        schema: the columns.
-        train: rows to learn from.
-        validation: rows to measure on.
-        start: the model whose weights the fit is to start from, see `warm.aligned`.
+        config: determines how columns or images are encoded.
+        schema: the columns of a table, or the shape of images.
+        train: rows that weights are fitted to.
+        validation: rows that measure the fit.
+        start: model whose weights the fit will start from; levels keep its order.
 
     Raises:
-        DataError: nothing is left to learn from.
+        DataError: no column is left to learn from.
+
+    Example:
+        >>> import numpy as np, pyarrow as pa
+        >>> from anomaly_vae.config import validate_config
+        >>> from anomaly_vae.data.type_inference import infer_schema
+        >>> amounts = np.random.default_rng(0).lognormal(size=60)
+        >>> table = pa.table({"amount": amounts, "channel": ["web", "shop", "web"] * 20})
+        >>> config = validate_config({"name": "demo", "data": {"path": "demo.csv"}})
+        >>> schema = infer_schema(table, config.data).schema
+        >>> rows, parts = schema.from_arrow(table), np.split(np.arange(60), [50])
+        >>> prepared = prepare(config, schema, *(rows.take(part) for part in parts))
+        >>> prepared.train.shape, prepared.validation.shape
+        ((50, 2), (10, 2))
     """
-    encoding = _encoding(config, schema, train)
+    kind = KINDS[config.kind]
+    encoding = kind.fit_encoding(config, schema, train)
     if start:
-        encoding = aligned(encoding, start.scorer.encoding)
+        encoding = kind.align(encoding, start.scorer.encoding)
     return Prepared(schema, encoding, encoding.encode(train), encoding.encode(validation))
-
-
-def _encoding(config: Config, schema: Schema, train: RawBatch) -> Encoding:
-    if isinstance(config, ImageConfig):
-        layout = ImageLayout(config.data.channels, config.data.size)
-        return ImageEncoding(layout, config.data.intensity)
-    assert isinstance(schema, TabularSchema), "a tabular model reads a table"
-    encoding = fit_encoding(schema, train, feature_options(config.data))
-    if not encoding.columns:
-        raise DataError("no column is left to learn from: the only ones are dates without a cycle")
-    return encoding
 
 
 def fit_bundle(
@@ -96,25 +86,44 @@ def fit_bundle(
     checkpoint: Path | None = None,
     start: Bundle | None = None,
 ) -> Fitted:
-    """Fit, export and check a model; ``data`` is the manifest's account of the rows.
+    """Fit, export and check a model.
 
-    ``start`` is a model whose weights fit (`warm.misfit`), to start from.
+    Args:
+        config: the configuration, which is resolved here for the number of rows.
+        prepared: encoded rows, the result of `prepare`.
+        data: description of the rows, stored in the manifest.
+        on_epoch: called after each epoch; see `fit`.
+        checkpoint: file to resume from; see `fit`.
+        start: model whose weights the fit starts from; `incompatibility` must be None.
 
     Raises:
         TrainingError: the fit diverged.
         ExportError: the graph disagrees with torch on the validation rows.
+
+    Example:
+        >>> import numpy as np, pyarrow as pa
+        >>> from anomaly_vae.config import validate_config
+        >>> from anomaly_vae.data.type_inference import infer_schema
+        >>> table = pa.table({"amount": np.random.default_rng(0).lognormal(size=60)})
+        >>> config = validate_config(
+        ...     {"name": "demo", "data": {"path": "demo.csv"}, "training": {"epochs": 3}}
+        ... )
+        >>> schema = infer_schema(table, config.data).schema
+        >>> rows, parts = schema.from_arrow(table), np.split(np.arange(60), [50])
+        >>> prepared = prepare(config, schema, *(rows.take(part) for part in parts))
+        >>> fitted = fit_bundle(config, prepared, data={"rows": 60})
+        >>> len(fitted.history.epochs), fitted.bundle.scorer.score(rows).shape
+        (3, (60,))
     """
-    encoding, train, validation = prepared.encoding, prepared.train, prepared.validation
-    config = resolved(config, encoding, len(train))
-    model = build(config.model, encoding.layout, config.training.seed)
+    kind, encoding = KINDS[config.kind], prepared.encoding
+    train, validation = prepared.train, prepared.validation
+    config = config.resolve(encoding.layout.n_columns, len(train))
+    model = kind.build(config, encoding)
     if start:
         start_from(model, start)
-    shown = views(config, encoding)
-    history = fit(model, train, validation, config.training, on_epoch, checkpoint, shown)
-    if isinstance(config, TabularConfig):
-        rows = torch.from_numpy(train), torch.from_numpy(validation)
-        with cpu_threads(config.training.threads):
-            finalize(model, *rows, config.model, config.training)
+    views = kind.views(config, encoding)
+    history = fit(model, train, validation, config.training, on_epoch, checkpoint, views)
+    kind.finalize(model, config, train, validation)
     manifest = new_manifest(
         kind=config.kind,
         name=config.name,
@@ -125,43 +134,8 @@ def fit_bundle(
         data=dict(data),
         training=_summary(history) | ({"warm_start": start.digest} if start else {}),
     )
-    freeze = _freeze_image if isinstance(config, ImageConfig) else _freeze
-    bundle, error = freeze(config, model, manifest, validation)  # type: ignore[arg-type]  # each has its kind
+    bundle, error = kind.freeze(model, config, encoding, manifest, validation)
     return Fitted(bundle, model, history, error)
-
-
-def _freeze(
-    config: TabularConfig, model: VAE, manifest: dict[str, Any], validation: Matrix
-) -> tuple[Bundle, float]:
-    """The bundle, and how far its graph is from torch."""
-    weights = save_tensors(weight_tensors(model, config.score))
-    bundle = Bundle(manifest, export_graph(model, config.score, weights), weights)
-    scores = bundle.scorer.score_encoded(validation)
-    return bundle, check_graph(model, config.score, validation, scores)
-
-
-def _freeze_image(
-    config: ImageConfig, model: VAE, manifest: dict[str, Any], validation: Matrix
-) -> tuple[Bundle, float]:
-    """The same for images; statistics that the score needs come from the validation images."""
-    score = ImageScore(model, ImageLayout(config.data.channels, config.data.size), config.score)
-    score.learn(torch.from_numpy(validation))
-    weights = save_tensors(image_tensors(score))
-    bundle = Bundle(manifest, trace_graph(score, weights), weights)
-    explained = bundle.scorer.explain_encoded(validation)
-    scale = fit_scale(explained.nats.reshape(-1, config.data.size, config.data.size), score.unit)
-    error = check_traced(score, validation, explained.score)
-    return replace(bundle, manifest={**manifest, "heat_scale": scale.to_json()}), error
-
-
-def resolved(config: Config, encoding: Encoding, n_rows: int) -> Config:
-    """The configuration with everything that depends on the data's size filled in."""
-    return config.model_copy(
-        update={
-            "model": config.model.resolve(encoding.layout.n_columns),
-            "training": config.training.resolve(n_rows),
-        }
-    )
 
 
 def _summary(history: History) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The process that fits: its threads, and the memory it keeps."""
+"""Control the threads and the memory of the process that fits."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1
 """Parameters of mallopt(3)."""
-LARGEST_MMAP_THRESHOLD = 32 << 20
-"""Bytes; the other threshold is twice that, where glibc comes to it by itself."""
+MAX_MMAP_THRESHOLD = 32 << 20
+"""Maximum of glibc's dynamic threshold for mmap, in bytes; its trim threshold is twice as much."""
 
 
 @contextmanager
 def cpu_threads(count: int) -> Iterator[None]:
-    """Run torch with this many threads, then as before."""
+    """Run torch with this number of threads and restore the previous number afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -27,20 +27,20 @@ def cpu_threads(count: int) -> Iterator[None]:
 
 
 @contextmanager
-def memory_kept() -> Iterator[None]:
-    """Keep memory that is freed for what comes next, and give it back at the end.
+def retained_memory() -> Iterator[None]:
+    """Keep freed memory in the process and return it to the system at the end.
 
-    As glibc has it, a large block goes back to the system at once, and the next step has every
-    page of it zeroed anew: half the time of a fit of images. Another C library is left alone.
+    By default glibc returns a large block at once, and the next step has every page zeroed again,
+    which takes half the time of a fit of images. Other C libraries are left unchanged.
     """
     if platform.libc_ver()[0] != "glibc":
         yield
         return
     libc = ctypes.CDLL(None)
-    libc.mallopt(MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
-    libc.mallopt(TRIM_THRESHOLD, 32 * LARGEST_MMAP_THRESHOLD)
+    libc.mallopt(MMAP_THRESHOLD, MAX_MMAP_THRESHOLD)
+    libc.mallopt(TRIM_THRESHOLD, 32 * MAX_MMAP_THRESHOLD)
     try:
         yield
     finally:
-        libc.mallopt(TRIM_THRESHOLD, 2 * LARGEST_MMAP_THRESHOLD)
+        libc.mallopt(TRIM_THRESHOLD, 2 * MAX_MMAP_THRESHOLD)
         libc.malloc_trim(0)

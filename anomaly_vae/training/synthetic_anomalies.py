@@ -1,4 +1,4 @@
-"""Insert synthetic anomalies."""
+"""Insert synthetic anomalies into images, with a mask of their position."""
 
 from __future__ import annotations
 
@@ -8,108 +8,110 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from anomaly_vae.images.encoding import SPREAD
+from anomaly_vae.images.encoding import STANDARDISED_STD
 from anomaly_vae.training.augmentation import turned
 
-TURN, ZOOM = math.radians(12), 0.12
-"""How far images are turned to either side, and enlarged or reduced, before."""
+MAX_ROTATION, MAX_ZOOM = math.radians(12), 0.12
+"""Maximum rotation in radians to either side, and maximum change of the scale, before the
+insertion."""
+AREA = (0.01, 0.18)
+"""Minimum and maximum area of a shape, as a fraction of the image; small areas are more likely."""
 
 
-SHARE = (0.01, 0.18)
-"""Of the area, at least and at most; small ones are likelier."""
-
-
-EDGE = (3.0, 16.0)
-"""How sharp a shape's edge is, from soft to hard."""
-
-
+EDGE_STEEPNESS = (3.0, 16.0)
+"""Minimum and maximum steepness of a shape's edge, from soft to hard."""
 AMPLITUDE = (0.35, 1.6)
-"""By how many standard deviations of the image intensities are shifted."""
-
-
+"""Minimum and maximum shift, in standard deviations of the image intensities."""
 CLEAN, LOCAL, SHIFTED, FOREIGN = 0.15, 0.3, 0.5, 0.25
-"""Share of images left clean, of shapes held in one place; of fillings that are shifted or foreign
-tissue; the others are texture."""
-
-
+"""Fractions of images left clean, of shapes confined to one place, and of fillings with shifted or
+foreign tissue; all other fillings are texture."""
 BACKGROUND = 0.03
-"""Pixels within this of an image's darkest are background, where nothing is inserted."""
-
-
+"""Pixels within this distance of an image's minimum are background, where nothing is inserted."""
 VISIBLE = 0.15
-"""A pixel counts as changed from this many standard deviations on."""
+"""Minimum change of a changed pixel, in standard deviations of the image intensities."""
 
 
 def synthetic(images: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-    """(N, C, H, W) standardised → twice as many with something inserted, and where (2N, 1, H, W).
+    """Insert anomalies into two copies of each image, after random geometric changes.
 
-    Each is turned, mirrored and enlarged at random before: more of what is normal may be met than
-    the training images show.
+    Each copy is rotated, mirrored and zoomed at random, so that the network meets more normal
+    variation than the training images contain.
+
+    Args:
+        images: (N, C, H, W), standardised.
+        generator: source of all randomness.
+
+    Returns:
+        changed images (2N, C, H, W) and the mask of the insertions (2N, 1, H, W).
     """
     twice = images.repeat(2, 1, 1, 1)
     draws = torch.rand((3, len(twice)), generator=generator, device=images.device)
-    angle, zoom = (2 * draws[0] - 1) * TURN, 1 + (2 * draws[1] - 1) * ZOOM
+    angle, zoom = (2 * draws[0] - 1) * MAX_ROTATION, 1 + (2 * draws[1] - 1) * MAX_ZOOM
     mirror = torch.where(draws[2] < 0.5, -1.0, 1.0)
     return inserted(turned(twice, angle, mirror, zoom), generator)
 
 
 def inserted(images: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-    """(N, C, H, W) standardised → the same with something inserted, and where (N, 1, H, W)."""
+    """Insert anomalies into images (N, C, H, W), standardised.
+
+    Returns:
+        changed images (N, C, H, W) and the mask of the insertions (N, 1, H, W).
+    """
     draw = _Draw(images, generator)
     darkest = images.amin((2, 3), keepdim=True)
     alpha = _shape(draw) * (images > darkest + BACKGROUND).amax(1, keepdim=True)
     alpha = alpha * (draw.uniform() >= CLEAN)
     corrupted = torch.maximum(images + alpha * (_filling(images, draw) - images), darkest)
     change = (corrupted - images).abs().amax(1, keepdim=True)
-    changed = ((alpha > 0.5) & (change > VISIBLE * SPREAD)).to(images.dtype)
-    return corrupted, (_box(changed, 3) > 0.4).to(images.dtype)
+    changed = ((alpha > 0.5) & (change > VISIBLE * STANDARDISED_STD)).to(images.dtype)
+    return corrupted, (_box_blur(changed, 3) > 0.4).to(images.dtype)
 
 
 class _Draw:
-    """Random numbers for N images of side H."""
+    """A source of random numbers for N images of side H."""
 
     def __init__(self, images: Tensor, generator: Generator) -> None:
         self.n, self.side = images.shape[0], images.shape[-1]
         self.generator, self.device = generator, images.device
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> Tensor:
-        """(N, 1, 1, 1)"""
+        """Draw one number per image, (N, 1, 1, 1)."""
         draws = torch.rand((self.n, 1, 1, 1), generator=self.generator, device=self.device)
         return low + (high - low) * draws
 
     def sign(self) -> Tensor:
-        """(N, 1, 1, 1): −1 or 1"""
+        """Draw −1 or 1 per image, (N, 1, 1, 1)."""
         return torch.where(self.uniform() < 0.5, -1.0, 1.0)
 
-    def whole(self, low: int, high: int) -> int:
-        """From low to high, both included."""
+    def integer(self, low: int, high: int) -> int:
+        """Draw one integer from low to high, both included."""
         place = torch.randint(low, high + 1, (1,), generator=self.generator, device=self.device)
         return int(place)
 
     def field(self, cells: int) -> Tensor:
-        """(N, 1, H, W): a smooth standard normal field with so many bumps along a side."""
+        """Draw a smooth standard normal field (N, 1, H, W) with ``cells`` bumps along a side."""
         shape = (self.n, 1, cells + 2, cells + 2)
         noise = torch.randn(shape, generator=self.generator, device=self.device)
         wide = round(self.side * (cells + 2) / cells)
         large = F.interpolate(noise, (wide, wide), mode="bicubic", align_corners=False)
-        top, left = (self.whole(0, wide - self.side) for _ in range(2))
+        top, left = (self.integer(0, wide - self.side) for _ in range(2))
         return large[..., top : top + self.side, left : left + self.side]
 
 
 def _shape(draw: _Draw) -> Tensor:
-    """(N, 1, H, W) on [0, 1]: smooth shapes that cover a random share of the area."""
-    field = draw.field(draw.whole(4, 10))
-    field = torch.where(draw.uniform() < LOCAL, _in_one_place(field, draw), field)
-    share = SHARE[0] + (SHARE[1] - SHARE[0]) * draw.uniform() ** 1.5
+    """Draw smooth shapes (N, 1, H, W) on [0, 1] that cover a random fraction of the area."""
+    field = draw.field(draw.integer(4, 10))
+    field = torch.where(draw.uniform() < LOCAL, _localized(field, draw), field)
+    share = AREA[0] + (AREA[1] - AREA[0]) * draw.uniform() ** 1.5
     highest = field.flatten(1).sort(1, descending=True).values
     rank = (share.flatten(1) * highest.shape[1]).long()
     level = highest.gather(1, rank).view(-1, 1, 1, 1)
     spread = field.std((2, 3), keepdim=True)
-    return torch.sigmoid((field - level) / spread * draw.uniform(*EDGE))
+    return torch.sigmoid((field - level) / spread * draw.uniform(*EDGE_STEEPNESS))
 
 
-def _in_one_place(field: Tensor, draw: _Draw) -> Tensor:
-    """The field under a window about a random place, so that it has one shape and not several."""
+def _localized(field: Tensor, draw: _Draw) -> Tensor:
+    """Weight the field by a window about a random place, so that it has one shape, not several."""
     place = torch.arange(draw.side, device=field.device) / draw.side
     rows = (place.view(1, 1, -1, 1) - draw.uniform(0.2, 0.8)) ** 2
     columns = (place.view(1, 1, 1, -1) - draw.uniform(0.2, 0.8)) ** 2
@@ -118,45 +120,47 @@ def _in_one_place(field: Tensor, draw: _Draw) -> Tensor:
 
 
 def _filling(images: Tensor, draw: _Draw) -> Tensor:
-    """(N, C, H, W): what fills the shapes."""
+    """Draw the content of the shapes (N, C, H, W)."""
     kind = draw.uniform()
     other = torch.where(kind < SHIFTED + FOREIGN, _foreign(images, draw), _texture(images, draw))
     return torch.where(kind < SHIFTED, _shifted(images, draw), other)
 
 
 def _shifted(images: Tensor, draw: _Draw) -> Tensor:
-    """The tissue itself, brighter or darker, more or less blurred, with some unevenness."""
+    """Return the image itself, brighter or darker, optionally blurred, with some unevenness."""
     blur = draw.uniform() * (draw.uniform() < 0.5)
     uneven = draw.field(draw.side // 4) * draw.uniform(0, 0.5)
     uneven = uneven + draw.field(draw.side // 8) * draw.uniform(0, 0.5)
     shift = draw.uniform(*AMPLITUDE) * draw.sign()
-    return images * (1 - blur) + blur * _coarse(images) + SPREAD * (shift + uneven)
+    return images * (1 - blur) + blur * _blurred(images) + STANDARDISED_STD * (shift + uneven)
 
 
 def _foreign(images: Tensor, draw: _Draw) -> Tensor:
-    """Tissue of another image of the batch, mirrored or not, or of another place of this one."""
+    """Return tissue of another image of the batch, or of another place of the same image."""
     order = torch.randperm(draw.n, generator=draw.generator, device=images.device)
     others = images[order]
     others = torch.where(draw.uniform() < 0.5, others.flip(-1), others)
-    reach = draw.side // 3
-    near, far = ((draw.whole(-r, r), draw.whole(-r, r)) for r in (reach // 2, reach))
+    span = draw.side // 3
+    near, far = ((draw.integer(-r, r), draw.integer(-r, r)) for r in (span // 2, span))
     moved = torch.roll(others, near, (-2, -1)), torch.roll(images, far, (-2, -1))
     return torch.where(draw.uniform() < 0.5, *moved)
 
 
 def _texture(images: Tensor, draw: _Draw) -> Tensor:
-    """Blurred tissue under noise, fine or coarse."""
+    """Return blurred tissue with fine or coarse noise."""
     shape = (draw.n, 1, draw.side, draw.side)
     noise = torch.randn(shape, generator=draw.generator, device=images.device)
-    fine = 3 * _box(noise, 3) * draw.uniform(0.2, 1.2) * (draw.uniform() < 0.5)
-    return _coarse(images) + SPREAD * (fine + draw.field(draw.side // 3) * draw.uniform(0.5, 2))
+    fine = 3 * _box_blur(noise, 3) * draw.uniform(0.2, 1.2) * (draw.uniform() < 0.5)
+    return _blurred(images) + STANDARDISED_STD * (
+        fine + draw.field(draw.side // 3) * draw.uniform(0.5, 2)
+    )
 
 
-def _coarse(images: Tensor) -> Tensor:
-    """At a quarter of the resolution."""
+def _blurred(images: Tensor) -> Tensor:
+    """Return images at a quarter of their resolution."""
     small = F.interpolate(images, scale_factor=0.25, mode="bilinear", antialias=True)
     return F.interpolate(small, images.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def _box(images: Tensor, window: int) -> Tensor:
+def _box_blur(images: Tensor, window: int) -> Tensor:
     return F.avg_pool2d(images, window, 1, window // 2)

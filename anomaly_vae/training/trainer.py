@@ -1,9 +1,10 @@
-"""Fitting a model: schedules, clipping, early stopping, checkpoints.
+"""Fit a model: schedules, gradient clipping, early stopping and checkpoints.
 
-The data sit in one tensor and batches are index slices; all weights sit in another, which one call
-clips and one moves. Of small batches a step takes the time of its calls, so there are few of them.
-All randomness comes from one generator whose state is part of the checkpoint, so that a resumed fit
-ends where an unbroken one does.
+The data are one tensor, and batches are index slices of it. All weights are views of one flat
+tensor, so that one call clips all gradients and one call moves all weights: a step on a small batch
+costs the overhead of its calls, hence the effort to make few. All randomness comes from one
+generator whose state is part of the checkpoint, so that a resumed fit ends with the same weights as
+an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -27,24 +28,24 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim.adamw import adamw
 
-from anomaly_vae.config import FitConfig
+from anomaly_vae.config import ImageTrainingConfig, ResolvedFit, TrainingConfig
 from anomaly_vae.errors import TrainingError
 from anomaly_vae.files import atomic_path
 from anomaly_vae.models.vae import VAE
 from anomaly_vae.training.augmentation import Identity, Views
 from anomaly_vae.training.gradients import Batch, gradient_of
-from anomaly_vae.training.runtime import cpu_threads, memory_kept
+from anomaly_vae.training.runtime import cpu_threads, retained_memory
 
 LEARNING_RATE_WARMUP = 0.05
-"""Share of the steps over which the learning rate rises."""
+"""Fraction of the steps over which the learning rate rises."""
 VALIDATION_DRAWS = 4096
-"""Draws over all validation rows together, at least one for each: their noise is frozen.
-Where they decide nothing, one for each is enough."""
-VALIDATION_VALUES = 1 << 18
-"""Numbers in those draws, at most, where there can be fewer."""
-CHUNK_ROWS, CHUNK_VALUES = 8192, 1 << 19
-"""Validation rows that are looked at together, and how many values they may have."""
-ADAMW: dict[str, Any] = {
+"""Number of posterior draws over all validation rows together, at least one per row. Their noise is
+frozen. One draw per row is used where validation does not select weights."""
+MAX_VALIDATION_VALUES = 1 << 18
+"""Maximum number of values in the draws of the validation rows, beyond one draw per row."""
+MAX_CHUNK_ROWS, MAX_CHUNK_VALUES = 8192, 1 << 19
+"""Maximum number of validation rows evaluated at a time, and maximum number of their values."""
+ADAMW_OPTIONS: dict[str, Any] = {
     "beta1": 0.9,
     "beta2": 0.999,
     "eps": 1e-8,
@@ -52,13 +53,14 @@ ADAMW: dict[str, Any] = {
     "maximize": False,
     "fused": True,
 }
-"""All other arguments of the library's function, which takes half the time of its class."""
+"""Fixed arguments of torch's function `adamw`, which takes half the time of its class `AdamW`."""
 CHECKPOINT_SECONDS = 1.0
-"""At most one checkpoint in this time, but for the first and, interrupted, the last."""
+"""Minimum interval between two checkpoints, in seconds; the first one and the one written on
+interruption are exempt."""
 
 
 class Means(NamedTuple):
-    """Per-row means of the bound's two terms, nats."""
+    """Means over rows of the bound's two terms, nats."""
 
     log_prob: float
     kl: float
@@ -66,7 +68,7 @@ class Means(NamedTuple):
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch measured; terms are per-row means in nats, training ones under noise."""
+    """The measurements of one epoch: means over rows in nats, with noise for the training rows."""
 
     epoch: int
     beta: float
@@ -79,13 +81,13 @@ class Epoch:
 
     @property
     def validation_elbo(self) -> float:
-        """log_prob − kl on the validation rows."""
+        """Mean of log_prob − kl over the validation rows, nats."""
         return self.validation_log_prob - self.validation_kl
 
 
 @dataclass(frozen=True)
 class History:
-    """Every epoch of a fit, and the one whose weights were kept."""
+    """All epochs of a fit, and the one whose weights were kept."""
 
     epochs: tuple[Epoch, ...]
     best_epoch: int
@@ -93,55 +95,70 @@ class History:
 
     @property
     def best(self) -> Epoch:
-        """The epoch whose weights were kept."""
+        """Epoch whose weights were kept."""
         return self.epochs[self.best_epoch]
 
 
 OnEpoch = Callable[[Epoch, int], None]
-"""Called with each finished epoch and the number of epochs planned."""
+"""Function called with each finished epoch and the planned number of epochs."""
 
 
 def fit(
     model: VAE,
     train: NDArray[np.float32],
     validation: NDArray[np.float32],
-    config: FitConfig,
+    config: TrainingConfig | ImageTrainingConfig,
     on_epoch: OnEpoch | None = None,
     checkpoint: Path | None = None,
     views: Views | None = None,
 ) -> History:
-    """Maximise the ELBO of ``train`` (N, F), NaN where missing; keep the best validation weights.
+    """Maximise the ELBO of encoded rows and keep the weights of the best or last epoch.
 
     Args:
-        model: fitted in place and left on the CPU in evaluation mode.
-        train: encoded training rows.
-        validation: encoded rows that decide when to stop.
-        config: resolved here for the number of training rows.
-        on_epoch: called after each epoch; the first one's number tells where the fit resumed.
-        checkpoint: file to resume from if it fits, kept up to date, removed at the end.
-        views: how batches are shown; absent: as they are.
+        model: model to fit, in place; left on the CPU in evaluation mode.
+        train: (N, F), encoded training rows, NaN where missing.
+        validation: (M, F), encoded rows that decide when to stop.
+        config: settings of the fit, resolved here for the number of training rows.
+        on_epoch: called after each epoch; the number of the first epoch shows where a fit resumed.
+        checkpoint: file to resume from if it fits; updated during the fit and removed at the end.
+        views: function that turns batches into training views; None leaves them unchanged.
 
     Raises:
         TrainingError: the loss became NaN or infinite.
+
+    Example:
+        >>> import numpy as np
+        >>> from anomaly_vae.config import ModelConfig, TrainingConfig
+        >>> from anomaly_vae.data.encoding import Layout
+        >>> from anomaly_vae.models import build
+        >>> rows = np.random.default_rng(0).standard_normal((60, 3), dtype=np.float32)
+        >>> model = build(ModelConfig(members=1), Layout(3, 0, ()))
+        >>> history = fit(model, rows[:50], rows[50:], TrainingConfig(epochs=4))
+        >>> [epoch.epoch for epoch in history.epochs], history.best_epoch
+        ([0, 1, 2, 3], 3)
     """
     trainer = _Trainer(model, train, validation, config.resolve(len(train)), views)
-    with cpu_threads(config.threads), memory_kept(), _resumable(trainer, checkpoint) as keep:
+    with (
+        cpu_threads(config.threads),
+        retained_memory(),
+        _checkpointed(trainer, checkpoint) as record,
+    ):
         for epoch in trainer.epochs():
-            keep()
+            record()
             if on_epoch:
                 on_epoch(epoch, trainer.planned)
     return trainer.finish()
 
 
 class State(NamedTuple):
-    """What a fit continues from; as a file, safetensors."""
+    """Everything that a fit resumes from, stored as a safetensors file."""
 
     tensors: dict[str, Tensor]
     epochs: tuple[Epoch, ...]
     best_epoch: int
 
     def save(self, path: Path) -> None:
-        """Write it; the old file stays until the new is whole."""
+        """Write the file atomically."""
         epochs = json.dumps([asdict(epoch) for epoch in self.epochs])
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as whole:
@@ -150,7 +167,7 @@ class State(NamedTuple):
 
     @classmethod
     def load(cls, path: Path) -> State:
-        """The inverse of `save`."""
+        """Read a file written by `save`."""
         with safe_open(path, "pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a dict
             text = file.metadata()
@@ -159,7 +176,7 @@ class State(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """What AdamW (Loshchilov & Hutter 2019) remembers of the gradients (P,)."""
+    """The running moments of AdamW (Loshchilov & Hutter 2019) over the flat weights (P,)."""
 
     exp_avg: Tensor
     exp_avg_sq: Tensor
@@ -167,15 +184,15 @@ class Moments(NamedTuple):
 
     @classmethod
     def of(cls, weights: Tensor) -> Moments:
-        """Before the first step."""
+        """Return the moments before the first step."""
         nothing = torch.zeros_like(weights.detach())
         return cls(nothing, nothing.clone(), nothing.new_zeros(()))
 
     @torch.no_grad()
     def step(self, weights: Tensor, gradient: Tensor, rate: float, decay: float) -> None:
-        """Move the weights."""
+        """Move the weights by one step of AdamW."""
         first, second, none = [self.exp_avg], [self.exp_avg_sq], list[Tensor]()
-        own = {"lr": rate, "weight_decay": decay, **ADAMW}
+        own = {"lr": rate, "weight_decay": decay, **ADAMW_OPTIONS}
         adamw([weights], [gradient], first, second, none, [self.steps], **own)
 
 
@@ -185,11 +202,9 @@ class _Trainer:
         model: VAE,
         train: NDArray[np.float32],
         validation: NDArray[np.float32],
-        config: FitConfig,
+        config: ResolvedFit,
         views: Views | None = None,
     ) -> None:
-        assert config.epochs, "resolve() fills it"
-        assert config.batch_size, "resolve() fills it"
         self.device = torch.device(_device(config.device))
         self.model = model.to(self.device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster convolutions
@@ -200,7 +215,7 @@ class _Trainer:
         self.steps_per_epoch = len(batches(torch.arange(len(self.x)), self.batch_size))
         self.steps = self.planned * self.steps_per_epoch
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
-        self.weights, self.gradient = in_one(list(model.parameters()))
+        self.weights, self.gradient = flatten_weights(list(model.parameters()))
         self.moments = Moments.of(self.weights)
         self.backward = gradient_of(model, config, self.views.loss_scale)
         self.noise = self._validation_noise(len(validation)).to(self.device)
@@ -211,7 +226,7 @@ class _Trainer:
     # ------------------------------------------------------------ schedules
 
     def learning_rate(self, step: int) -> float:
-        """Linear warm-up, then cosine to zero."""
+        """Return the learning rate of a step: a linear warm-up, then a cosine down to zero."""
         warm = LEARNING_RATE_WARMUP * self.steps
         if step < warm:
             return self.config.learning_rate * (step + 1) / (warm + 1)
@@ -219,7 +234,7 @@ class _Trainer:
         return self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * turn))
 
     def beta(self, step: int) -> float:
-        """The KL term's weight, rising linearly from 0 (Bowman et al. 2016)."""
+        """Return the weight of the KL term, which rises linearly from 0 (Bowman et al. 2016)."""
         warm = self.config.kl_warmup * self.steps
         return self.config.beta * min(1.0, step / warm if warm else 1.0)
 
@@ -237,14 +252,14 @@ class _Trainer:
 
     @property
     def stalled(self) -> bool:
-        """Whether patience has run out since the KL warm-up ended."""
+        """Whether patience has run out since the end of the KL warm-up."""
         if self.config.keep == "last":
             return False
         warm = math.ceil(self.config.kl_warmup * self.planned)
         return len(self.history) - max(self.best_epoch, warm) > self.config.patience
 
     def _better(self, epoch: Epoch) -> bool:
-        """Whether this epoch's weights are those to keep, so far."""
+        """Return whether the weights of this epoch replace those kept so far."""
         best = self.history[self.best_epoch].validation_objective
         return self.config.keep == "last" or epoch.validation_objective > best
 
@@ -269,7 +284,7 @@ class _Trainer:
         )
 
     def _order(self) -> Tensor:
-        """The rows of an epoch (N,), or each member's own order of them (N, E)."""
+        """Return the order of an epoch's rows: (N,), or (N, E) with one order per member."""
         each = [
             torch.randperm(len(self.x), generator=self.generator, device=self.device)
             for _ in range(self.model.members)
@@ -277,27 +292,27 @@ class _Trainer:
         return torch.stack(each, -1) if len(each) > 1 else each[0]
 
     def _batches(self) -> Iterator[Batch]:
-        """Those of an epoch; small ones are drawn several at once."""
+        """Yield the batches of an epoch; several small ones are drawn in one call."""
         values = self.batch_size * self.x.shape[1] * self.model.members
-        several = max(1, self.views.together // max(values, 1))
+        several = max(1, self.views.max_values // max(values, 1))
         for rows in batches(self._order(), several * self.batch_size):
             sizes = [len(part) for part in batches(rows, self.batch_size)]
-            yield from self._drawn(self.x[rows.movedim(-1, 0)]).split(sizes)
+            yield from self._draw(self.x[rows.movedim(-1, 0)]).split(sizes)
 
-    def _drawn(self, x: Tensor) -> Batch:
+    def _draw(self, x: Tensor) -> Batch:
         view = self.views(x, self.generator)
         shape = (*x.shape[:-1], self.model.latent_dim)
         noise = torch.randn(shape, generator=self.generator, device=self.device)
-        return Batch(self.model.features(view.seen), view.target, noise, view.tampered)
+        return Batch(self.model.features(view.encoder_input), view.target, noise, view.synthetic)
 
     def _step(self, batch: Batch, step: int) -> Tensor:
-        """One step downhill; sums of the terms before it (2,), nats."""
+        """Take one step; return the sums of log_prob and kl before it, (2,), nats."""
         totals = self.backward(batch, self.beta(step))
         self._descend(self.learning_rate(step))
         return totals
 
     def _descend(self, learning_rate: float) -> None:
-        """A step of AdamW, with the gradient's norm held (Pascanu et al. 2013)."""
+        """Clip the gradient's norm (Pascanu et al. 2013) and take a step of AdamW."""
         norm = torch.linalg.vector_norm(self.gradient)
         self.gradient.mul_((self.config.clip_norm / norm).clamp_max(1.0))
         self.moments.step(self.weights, self.gradient, learning_rate, self.config.weight_decay)
@@ -305,16 +320,16 @@ class _Trainer:
     @torch.no_grad()
     def _validate(self) -> Means:
         self.model.eval()
-        chunk = max(1, min(CHUNK_ROWS, CHUNK_VALUES // max(self.x.shape[1], 1)))
+        chunk = max(1, min(MAX_CHUNK_ROWS, MAX_CHUNK_VALUES // max(self.x.shape[1], 1)))
         chunks = zip(self.validation.split(chunk), self.noise.split(chunk), strict=True)
         terms = [self.model.elbo(x, noise) for x, noise in chunks]
         log_prob = torch.cat([t.log_prob.sum(-1) for t in terms], -1).mean().item()
         return Means(log_prob, torch.cat([t.kl.sum(-1) for t in terms], -1).mean().item())
 
     def _validation_noise(self, rows: int) -> Tensor:
-        """(rows, K, L): each row its own draws, so that the mean over rows has little noise."""
-        most = min(VALIDATION_DRAWS, VALIDATION_VALUES // self.model.latent_dim)
-        draws = max(1, most // rows) if self.config.keep == "best" else 1
+        """Return frozen noise (rows, K, L), drawn for each row to reduce the mean's variance."""
+        total = min(VALIDATION_DRAWS, MAX_VALIDATION_VALUES // self.model.latent_dim)
+        draws = max(1, total // rows) if self.config.keep == "best" else 1
         generator = torch.Generator().manual_seed(self.config.seed)
         return torch.randn(rows, draws, self.model.latent_dim, generator=generator)
 
@@ -327,18 +342,18 @@ class _Trainer:
             )
 
     def finish(self) -> History:
-        """Put the weights to keep back and tell what happened."""
+        """Load the weights to keep into the model and return the history."""
         self.model.load_state_dict(self.best)
         self.model.to("cpu").eval()
         for weight in self.model.parameters():
-            weight.data = weight.data.contiguous()  # as files have it
+            weight.data = weight.data.contiguous()  # the order of stored tensors
         early = len(self.history) < self.planned
         return History(tuple(self.history), self.best_epoch, early)
 
     # ------------------------------------------------------------ checkpoints
 
     def state(self) -> State:
-        """A copy of everything the next epoch depends on."""
+        """Return a copy of everything that the next epoch depends on."""
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"best.{k}": v for k, v in self.best.items()}
         tensors |= {f"optimizer.{k}": v for k, v in self.moments._asdict().items()}
@@ -347,14 +362,14 @@ class _Trainer:
         return State(copies, tuple(self.history), self.best_epoch)
 
     def restore(self, saved: State) -> None:
-        """Continue from there; where it does not fit, raise whatever comes and change nothing."""
-        groups = defaultdict(dict, _grouped(saved.tensors))
+        """Continue from a saved state; if it does not fit, raise and change nothing."""
+        groups = defaultdict(dict, _grouped_by_prefix(saved.tensors))
         shapes, moments = _shapes(self.model.state_dict()), _shapes(self.moments._asdict())
-        found = [_shapes(groups[name]) for name in ("model", "best", "optimizer")]
-        if found != [shapes, shapes if saved.epochs else {}, moments]:
-            raise ValueError("of another model")
-        self.generator.set_state(saved.tensors["generator"])  # refuses that of another device
-        # Whatever could fail has not: from here on nothing is left half restored.
+        stored = [_shapes(groups[name]) for name in ("model", "best", "optimizer")]
+        if stored != [shapes, shapes if saved.epochs else {}, moments]:
+            raise ValueError("the checkpoint is of another model")
+        self.generator.set_state(saved.tensors["generator"])  # raises for another device
+        # All checks have passed, so that nothing below can fail and leave a partial state.
         self.model.load_state_dict(groups["model"])
         self.moments = Moments(**{k: v.to(self.device) for k, v in groups["optimizer"].items()})
         self.best = {k: v.to(self.device) for k, v in groups["best"].items()}
@@ -362,7 +377,7 @@ class _Trainer:
 
 
 class _Checkpoint:
-    """A file beside a fit: its state after the last epoch, written at most once a second."""
+    """A checkpoint file that is updated after an epoch, at most once per `CHECKPOINT_SECONDS`."""
 
     def __init__(self, trainer: _Trainer, path: Path) -> None:
         self.trainer, self.path = trainer, path
@@ -371,66 +386,70 @@ class _Checkpoint:
         self.state = trainer.state()
         self.write()
 
-    def keep(self) -> None:
-        """Remember the state between two epochs; write it when that is due."""
+    def record(self) -> None:
+        """Remember the state after an epoch, and write it when an update is due."""
         self.state = self.trainer.state()
         if time.monotonic() - self.written >= CHECKPOINT_SECONDS:
             self.write()
 
     def write(self) -> None:
-        """Bring the file up to date."""
+        """Write the remembered state to the file."""
         self.state.save(self.path)
         self.written = time.monotonic()
 
 
 @contextmanager
-def _resumable(trainer: _Trainer, path: Path | None) -> Iterator[Callable[[], None]]:
-    """Continue from the file if it fits, and remove it at the end; call what it gives each epoch.
+def _checkpointed(trainer: _Trainer, path: Path | None) -> Iterator[Callable[[], None]]:
+    """Resume from a file if it fits, and remove it at the end.
 
-    An interrupted fit leaves its last whole epoch behind.
+    Yields the function to call after each epoch. An interrupted fit leaves the state after its last
+    complete epoch in the file.
     """
     if path is None:
         yield lambda: None
         return
     checkpoint = _Checkpoint(trainer, path)
     try:
-        yield checkpoint.keep
+        yield checkpoint.record
     except KeyboardInterrupt:
         checkpoint.write()
         raise
     path.unlink(missing_ok=True)
 
 
-def in_one(weights: Sequence[Parameter]) -> tuple[Parameter, Tensor]:
-    """One tensor (P,) of all weights, and one of their gradients, of which they become views.
+def flatten_weights(weights: Sequence[Parameter]) -> tuple[Parameter, Tensor]:
+    """Move all weights into one flat tensor (P,), and their gradients into another.
 
-    What is done to each of them alike is then done in one call.
+    The weights and their gradients become views of these tensors, so that one call acts on all.
     """
-    places = [torch.as_strided(weight.detach(), (weight.numel(),), (1,)) for weight in weights]
-    whole = Parameter(torch.cat(places))
+    flat = [torch.as_strided(weight.detach(), (weight.numel(),), (1,)) for weight in weights]
+    whole = Parameter(torch.cat(flat))
     whole.grad = gradient = torch.zeros_like(whole)
-    sizes = [len(place) for place in places]
+    sizes = [len(part) for part in flat]
     parts = whole.detach().split(sizes), gradient.split(sizes)
-    for weight, *its in zip(weights, *parts, strict=True):
-        weight.data, weight.grad = (_laid_out(part, weight) for part in its)
+    for weight, *views in zip(weights, *parts, strict=True):
+        weight.data, weight.grad = (_view_like(part, weight) for part in views)
     return whole, gradient
 
 
-def _laid_out(part: Tensor, like: Tensor) -> Tensor:
-    """(n,) in the shape of a tensor, and with its order in memory."""
+def _view_like(part: Tensor, like: Tensor) -> Tensor:
+    """View a slice (n,) of the flat tensor with the shape and memory order of a weight."""
     return part.as_strided(like.shape, like.stride(), part.storage_offset())
 
 
 def batches(rows: Tensor, size: int) -> list[Tensor]:
-    """(N,) in parts of ``size``; one row left alone joins the last part: batch norm needs two."""
+    """Split row numbers (N,) into batches of ``size``; a single last row joins the previous batch.
+
+    Batch norm needs at least two rows.
+    """
     parts = list(rows.split(size))
     if len(parts) > 1 and len(parts[-1]) == 1:
         parts[-2:] = [torch.cat(parts[-2:])]
     return parts
 
 
-def _grouped(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """By what their names begin with, up to the first dot."""
+def _grouped_by_prefix(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Group tensors by the part of their name before the first dot."""
     groups: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         head, _, rest = name.partition(".")
@@ -442,9 +461,9 @@ def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in tensors.items()}
 
 
-def _device(wanted: str) -> str:
-    if wanted == "auto":
+def _device(name: str) -> str:
+    if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted == "cuda" and not torch.cuda.is_available():
+    if name == "cuda" and not torch.cuda.is_available():
         raise TrainingError("training.device is cuda, but no CUDA device is available; use auto")
-    return wanted
+    return name

@@ -1,4 +1,4 @@
-"""Give MLflow's account `scoring`, which only reads, the password that the service will use."""
+"""Create MLflow's read-only account `scoring` for the service, or set its password."""
 
 import os
 
@@ -12,4 +12,6 @@ answer = requests.patch(f"{USERS}/update-password", json=ACCOUNT, auth=ADMIN, ti
 if answer.status_code == requests.codes.not_found:
     answer = requests.post(f"{USERS}/create", json=ACCOUNT, auth=ADMIN, timeout=60)
 if not answer.ok:
-    raise SystemExit(f"MLflow's account 'scoring' was not made: {answer.status_code} {answer.text}")
+    raise SystemExit(
+        f"MLflow's account 'scoring' could not be created: {answer.status_code} {answer.text}"
+    )

@@ -1,11 +1,12 @@
-"""Heatmaps as DICOM: secondary captures that a PACS files beside the scan they explain.
+"""Write heatmaps as DICOM secondary captures, which a PACS files with the scan they explain.
 
-An overlay has no place in the patient's space (it shows three panels, enlarged), so it is a
+A heatmap has no position in the patient's space, since it shows three enlarged panels; so it is a
 Secondary Capture Image and no Parametric Map. It belongs to the source's study and patient, in a
-series of its own, and refers to the source instance. What the source says of its patient and
-study is passed on as it is, faults included, or a PACS would file the two apart; of the rest only
-what the standard asks for. UIDs and bytes follow from source, model and picture alone: scoring a
-scan again makes the same instance again, and so there is no time of creation inside.
+series of its own, and refers to the source instance. The source's elements about its patient and
+study are copied unchanged, errors included; otherwise a PACS would file the two separately. Of the
+other elements, only those that the standard requires are written. UIDs and bytes depend on source,
+model and pixels alone, so that scoring a scan again creates the same instance; therefore the
+instance holds no creation time.
 
 Nothing of the source's content reaches a message, a warning or a log.
 """
@@ -37,7 +38,8 @@ from anomaly_vae.errors import DataError
 from anomaly_vae.files import atomic_path
 
 REQUIRED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
-PASSED_ON = (
+"""Keywords of the elements that a heatmap must refer to."""
+COPIED = (
     # patient
     "PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate",
     "PatientSex", "PatientAge", "PatientSize", "PatientWeight", "PatientSpeciesDescription",
@@ -50,30 +52,36 @@ PASSED_ON = (
     # study
     "StudyDate", "StudyTime", "TimezoneOffsetFromUTC", "ReferringPhysicianName", "StudyID",
     "AccessionNumber", "StudyDescription",
-    # image: true of its copy too
+    # image: also valid for the heatmap
     "BodyPartExamined", "Laterality", "PatientOrientation", "AnatomicalOrientationType",
     "BurnedInAnnotation", "RecognizableVisualFeatures", "LossyImageCompression",
     "LossyImageCompressionRatio", "LossyImageCompressionMethod",
 )  # fmt: skip
+"""Keywords of the elements that are copied unchanged."""
 EQUIPMENT = (
     "Manufacturer", "ManufacturerModelName", "SoftwareVersions", "DeviceSerialNumber",
     "InstitutionName", "StationName", "AcquisitionDateTime", "AcquisitionDate", "AcquisitionTime",
 )  # fmt: skip
-PLACE = ("Rows", "NumberOfFrames", "SeriesNumber", "InstanceNumber")
+"""Keywords of the elements that describe the equipment."""
+NUMBERS = ("Rows", "NumberOfFrames", "SeriesNumber", "InstanceNumber")
+"""Keywords of the elements that number or size the image."""
 TIMES = (
     "InstanceCreationDate", "InstanceCreationTime", "ContentDate", "ContentTime",
     "DateOfSecondaryCapture", "TimeOfSecondaryCapture",
 )  # fmt: skip
-UNREADABLE = (
+"""Keywords of the elements with creation times, which are removed."""
+READ_ERRORS = (
     InvalidDicomError, BytesLengthException, struct.error, OSError, EOFError, ValueError, TypeError,
     AttributeError, LookupError, NotImplementedError, OverflowError, RecursionError,
 )  # fmt: skip
-"""What pydicom raises, lazily too, for files that are not DICOM or are damaged."""
+"""Errors that pydicom raises for damaged files or other formats, some only on access."""
 
-SERIES_NUMBER = 9000
-"""Added to the source's number, which keeps heatmaps below the scans in a list."""
-MOST_NUMBER = 2**31 - 1
+SERIES_NUMBER_OFFSET = 9000
+"""Number added to the source's series number, so that lists show heatmaps after scans."""
+MAX_NUMBER = 2**31 - 1
+"""Largest value of an integer string."""
 LONG_STRING = 64
+"""Maximum length of a long string, in characters."""
 DISCLAIMER = "not for diagnosis"
 
 
@@ -83,70 +91,75 @@ def write_heatmap(
     """Write the overlay of one frame of a DICOM file as a Secondary Capture Image.
 
     Args:
-        source: the DICOM file that was scored.
-        frame: which of its frames, from 0.
-        overlay: (H, W, 3) RGB. Text in it must not tell who the patient is: whether annotation
-            is burned in is passed on from the source.
-        about: ``model`` and ``digest``, the bundle's, and ``version``, empty for a bundle that is
-            in no registry.
-        out: the file to write, whole or not at all; an older one is replaced.
+        source: The DICOM file that was scored.
+        frame: The frame that was scored, from 0.
+        overlay: Pixels (H, W, 3), RGB. Text in them must not identify the patient, since Burned In
+            Annotation is copied from the source.
+        about: ``model`` and ``digest`` of the bundle, and its ``version``, empty for a bundle that
+            is in no registry.
+        out: The file to write atomically; an older one is replaced.
 
     Raises:
-        DataError: the source is not DICOM, holds no such frame, or lacks what refers to it.
-        OSError: the file cannot be written.
+        DataError: The source is not DICOM, has no such frame, or lacks an element to refer to.
+        OSError: The file cannot be written.
     """
-    with _quiet():
-        content = _content(source, frame, overlay, about)
-    with atomic_path(out) as whole:
-        whole.write_bytes(content)
+    with _silenced():
+        content = _render(source, frame, overlay, about)
+    with atomic_path(out) as temporary:
+        temporary.write_bytes(content)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """No validation and no warnings, which would quote the source."""
+def _silenced() -> Iterator[None]:
+    """Disable validation and warnings, which would quote the source."""
     with warnings.catch_warnings(), config.disable_value_validation():
         warnings.simplefilter("ignore")
         yield
 
 
 @contextmanager
-def _readable(source: Path) -> Iterator[None]:
+def _read_errors(source: Path) -> Iterator[None]:
+    """Replace errors of pydicom by one that does not quote the source."""
     try:
         yield
-    except UNREADABLE:
+    except READ_ERRORS:
         raise _refused(source, "cannot be read as DICOM") from None
 
 
-def _content(
+def _render(
     source: Path, frame: int, overlay: NDArray[np.uint8], about: Mapping[str, str]
 ) -> bytes:
-    with _readable(source):
-        header = _header(source)
-    frames = _checked(header, frame, source)
-    image = _captured(header, frame, frames, overlay, about)
-    _pass_on(header, image)
-    _refer(header, frame if frames > 1 else None, image)
-    with _readable(source):
-        return _encoded(image)
+    with _read_errors(source):
+        header = _read_header(source)
+    frames = _check_header(header, frame, source)
+    image = _secondary_capture(header, frame, frames, overlay, about)
+    _copy_elements(header, image)
+    _add_references(header, frame if frames > 1 else None, image)
+    with _read_errors(source):
+        return _encode(image)
 
 
-def _header(source: Path) -> Dataset:
-    """What is used of it, decoded, which pydicom would put off."""
-    tags = [*REQUIRED, *PASSED_ON, *EQUIPMENT, *PLACE]
+def _read_header(source: Path) -> Dataset:
+    """Read the elements that are used, and decode them now, which pydicom would defer."""
+    tags = [*REQUIRED, *COPIED, *EQUIPMENT, *NUMBERS]
     header = dcmread(source, stop_before_pixels=True, specific_tags=tags)
     deque(header.iterall(), maxlen=0)
     return header
 
 
-def _encoded(image: SCImage) -> bytes:
+def _encode(image: SCImage) -> bytes:
     file = io.BytesIO()
     image.save_as(file, enforce_file_format=True)
     return file.getvalue()
 
 
-def _checked(header: Dataset, frame: int, source: Path) -> int:
-    """How many frames there are."""
-    missing = [keyword for keyword in REQUIRED if not _single(header, keyword)]
+def _check_header(header: Dataset, frame: int, source: Path) -> int:
+    """Return the number of frames.
+
+    Raises:
+        DataError: An element is missing, or there is no such frame.
+    """
+    missing = [keyword for keyword in REQUIRED if not _has_single_value(header, keyword)]
     if missing:
         raise _refused(source, f"lacks {', '.join(missing)}, which a heatmap must refer to")
     if not header.get("Rows"):
@@ -157,69 +170,69 @@ def _checked(header: Dataset, frame: int, source: Path) -> int:
     return frames
 
 
-def _refused(source: Path, why: str) -> DataError:
-    message = f"'{source}' {why}; mend the file or leave out --dicom-out"
+def _refused(source: Path, reason: str) -> DataError:
+    message = f"'{source}' {reason}; mend the file or leave out --dicom-out"
     return DataError(message, path=str(source))
 
 
-def _single(header: Dataset, keyword: str) -> bool:
+def _has_single_value(header: Dataset, keyword: str) -> bool:
     value = header.get(keyword)
     return isinstance(value, str) and bool(value)
 
 
-def _number(header: Dataset, keyword: str, otherwise: int) -> int:
+def _number(header: Dataset, keyword: str, default: int) -> int:
     try:
-        return int(header.get(keyword) or otherwise)
+        return int(header.get(keyword) or default)
     except (TypeError, ValueError, ArithmeticError):
-        return otherwise
+        return default
 
 
 # ---------------------------------------------------------------- the new instance
 
 
-def _captured(
+def _secondary_capture(
     header: Dataset,
     frame: int,
     frames: int,
     overlay: NDArray[np.uint8],
     about: Mapping[str, str],
 ) -> SCImage:
-    """The picture, its names and what made it; of the source its study and its equipment."""
+    """Build the instance: pixels, identifiers, maker, and the source's study and equipment."""
     image = SCImage.from_ref_dataset(
         _reference(header),
         np.ascontiguousarray(overlay),
         photometric_interpretation="RGB",
         bits_allocated=8,
         coordinate_system="PATIENT",
-        patient_orientation=("L", "P"),  # asked for here; `_pass_on` has the last word
+        patient_orientation=("L", "P"),  # required here; `_copy_elements` replaces it
         transfer_syntax_uid=ExplicitVRLittleEndian,
         specific_character_set="ISO_IR 192",
-        **_names(header, frame, frames, overlay, about["digest"]),
-        **_maker(_one_line(about["model"]), _one_line(about["version"])),
+        **_identifiers(header, frame, frames, overlay, about["digest"]),
+        **_manufacturer(_one_line(about["model"]), _one_line(about["version"])),
     )
     image.DerivationDescription = _derivation(about)
     for keyword in TIMES:
         image.pop(keyword, None)
-    del image.ContributingEquipmentSequence[-1].ContributionDateTime  # highdicom's own
+    del image.ContributingEquipmentSequence[-1].ContributionDateTime  # added by highdicom
     return image
 
 
-def _names(
+def _identifiers(
     header: Dataset, frame: int, frames: int, overlay: NDArray[np.uint8], digest: str
 ) -> dict[str, Any]:
-    """UIDs and numbers: a series for each source series and model."""
-    series = SERIES_NUMBER + max(_number(header, "SeriesNumber", 0), 0)
+    """Return UIDs and numbers: one series for each series of the source and model."""
+    series = SERIES_NUMBER_OFFSET + max(_number(header, "SeriesNumber", 0), 0)
     number = frame + 1 if frames > 1 else _number(header, "InstanceNumber", 1)
-    picture = hashlib.sha256(repr(overlay.shape).encode() + overlay.tobytes()).hexdigest()
+    pixels = hashlib.sha256(repr(overlay.shape).encode() + overlay.tobytes()).hexdigest()
     return {
         "series_instance_uid": _uid("series", header.SeriesInstanceUID, digest),
-        "series_number": min(series, MOST_NUMBER),
-        "sop_instance_uid": _uid("image", header.SOPInstanceUID, str(frame), digest, picture),
-        "instance_number": min(max(number, 1), MOST_NUMBER),
+        "series_number": min(series, MAX_NUMBER),
+        "sop_instance_uid": _uid("image", header.SOPInstanceUID, str(frame), digest, pixels),
+        "instance_number": min(max(number, 1), MAX_NUMBER),
     }
 
 
-def _maker(model: str, version: str) -> dict[str, Any]:
+def _manufacturer(model: str, version: str) -> dict[str, Any]:
     return {
         "manufacturer": "anomaly-vae",
         "manufacturer_model_name": model[:LONG_STRING],
@@ -229,7 +242,7 @@ def _maker(model: str, version: str) -> dict[str, Any]:
 
 
 def _reference(header: Dataset) -> Dataset:
-    """What highdicom may look at: it refuses, or warns of, patients it finds oddly written."""
+    """Return the elements for highdicom, without the patient, whose values it may refuse."""
     reference = Dataset()
     for keyword in ("SOPClassUID", "StudyInstanceUID", *EQUIPMENT):
         if keyword in header:
@@ -242,35 +255,35 @@ def _uid(*entropy: str) -> UID:
 
 
 def _series_description(model: str, version: str) -> str:
-    """Within the 64 characters of a long string; the name gives way."""
+    """Describe the series in at most 64 characters, shortening the name of the model."""
     head, tail = f"Anomaly heatmap, {DISCLAIMER}: ", f" v{version}" if version else ""
     return (head + model[: max(LONG_STRING - len(head) - len(tail), 8)] + tail)[:LONG_STRING]
 
 
 def _derivation(about: Mapping[str, str]) -> str:
     model, version = _one_line(about["model"])[:256], _one_line(about["version"])[:64]
-    by = f"{model}, version {version}" if version else model
-    return f"Anomaly heatmap of model {by} (bundle {about['digest'][:64]}), {DISCLAIMER}"
+    name = f"{model}, version {version}" if version else model
+    return f"Anomaly heatmap of model {name} (bundle {about['digest'][:64]}), {DISCLAIMER}"
 
 
 def _one_line(text: str) -> str:
-    """Without what would end a value in DICOM."""
+    """Replace line breaks and backslashes, which separate values in DICOM."""
     return " ".join(text.replace("\\", "/").split())
 
 
-# ---------------------------------------------------------------- what it has from the source
+# ---------------------------------------------------------------- elements of the source
 
 
-def _pass_on(header: Dataset, image: SCImage) -> None:
-    """As the source has it, written in UTF-8."""
+def _copy_elements(header: Dataset, image: SCImage) -> None:
+    """Copy elements of the source unchanged; text is written in UTF-8."""
     image.PatientOrientation = []
-    for keyword in PASSED_ON:
+    for keyword in COPIED:
         if keyword in header:
             image[keyword] = header[keyword]
 
 
-def _refer(header: Dataset, frame: int | None, image: SCImage) -> None:
-    """Modules General Reference and Common Instance Reference (PS3.3 C.12.4, C.12.2)."""
+def _add_references(header: Dataset, frame: int | None, image: SCImage) -> None:
+    """Add the modules General Reference and Common Instance Reference (PS3.3 C.12.4, C.12.2)."""
     instance = Dataset()
     instance.ReferencedSOPClassUID = header.SOPClassUID
     instance.ReferencedSOPInstanceUID = header.SOPInstanceUID

@@ -1,4 +1,7 @@
-"""Images → scores: streamed, every image scored or rejected with a reason, flagged ones drawn."""
+"""Score images as a stream into a folder, and draw those that are flagged.
+
+Every image is scored, or rejected with a reason.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,12 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.errors import DataError
@@ -20,25 +23,28 @@ from anomaly_vae.images.encoding import ImageEncoding
 from anomaly_vae.images.heatmaps import png
 from anomaly_vae.images.schema import ImageSchema
 from anomaly_vae.scoring.detector import Detections, Explanation, explanations
-from anomaly_vae.scoring.localization import Localization, localizations, title_of
+from anomaly_vae.scoring.localization import Localization, decision_title, localizations
+from anomaly_vae.scoring.modality import image_modality
 from anomaly_vae.scoring.scorer import ScoreParts
 from pipelines import console
 from pipelines.batch.common import (
+    NO_HEATMAPS,
     UNREADABLE,
     Explain,
+    HeatmapOptions,
     Tally,
-    answer_columns,
-    most_of,
-    outside,
+    exclude_output,
+    max_contributions,
+    result_table,
     summary_of,
 )
-from pipelines.batch.fdr import control
+from pipelines.batch.fdr import check_controllable, open_sink
 from pipelines.batch.results import DICOM, HEATMAPS, SUMMARY, Sink, result_folder
 from pipelines.datasets.image_files import (
     FRAME,
     PATH,
     Batch,
-    Item,
+    ImageFile,
     find_images,
     is_dicom,
     read_images,
@@ -46,18 +52,7 @@ from pipelines.datasets.image_files import (
 from pipelines.registry.model_uri import LoadedModel
 
 REFUSED = "dicom_refused"
-"""Flagged DICOM images whose heatmap cannot be DICOM."""
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """What is written for each flagged image."""
-
-    heatmaps: bool = False
-    dicom: bool = False
-
-
-NOTHING = Drawing()
+"""Key of the number of flagged DICOM images whose heatmap cannot be written as DICOM."""
 
 
 def score_images(
@@ -65,71 +60,76 @@ def score_images(
     paths: Sequence[str],
     output: str | Path,
     explain: Explain = None,
-    drawing: Drawing = NOTHING,
+    heatmaps: HeatmapOptions = NO_HEATMAPS,
     fdr: float | None = None,
 ) -> dict[str, Any]:
-    """Score every image of every file into a folder; returns the summary that lies in it.
+    """Score every image of every file into a folder; returns the summary written to it.
 
     Args:
-        source: the model.
-        paths: image files, folders, globs or manifests; what lies in ``output`` is left out.
-        output: the folder; a previous result there is replaced once the new one is whole.
-        explain: K pixels with the largest share of each score, or "all".
-        drawing: what to write for each flagged image.
-        fdr: flag by the false discovery rate of the whole input, instead of by the threshold.
+        source: The model.
+        paths: Image files, folders, globs or manifests; files within ``output`` are left out.
+        output: The folder; a previous result in it is replaced once the new one is complete.
+        explain: Number of pixels with the largest contributions to list, or "all".
+        heatmaps: Formats of the heatmaps of flagged images.
+        fdr: False discovery rate over the whole input by which to flag, in place of the threshold.
 
     Raises:
-        DataError: no image found, one that lies in ``output``, or ``output`` holds something else.
+        DataError: No image is found, one lies in ``output``, or ``output`` holds other files.
+        BundleError: The model is for tables.
     """
-    output = Path(output)
-    items = outside(paths, find_images(paths), output, lambda item: item.file)
-    with result_folder(output) as folder, Sink(folder) as sink:
-        scoring = _Scoring(source, items, sink, explain, _Artist(source, folder, drawing))
-        scoring.take_all()
-        sink.close()
-        summary = summary_of(source, len(items), scoring.tally, sink)
-        summary |= scoring.artist.drawn
-        if fdr is not None:
-            summary |= control(folder, sink.parts, source.bundle.detector.calibration, fdr)
+    output, calibration = Path(output), source.bundle.detector.calibration
+    check_controllable(calibration, fdr)
+    scorer = source.bundle.scorer
+    schema, encoding = image_modality(scorer.schema, scorer.encoding)
+    files = exclude_output(paths, find_images(paths), output, lambda file: file.path)
+    with result_folder(output) as folder, open_sink(folder, calibration, fdr) as sink:
+        writer = _HeatmapWriter(source, encoding, folder, heatmaps)
+        run = _ScoringRun(source, files, sink, explain, writer)
+        run.score_all(schema)
+        entries = sink.finish()
+        summary = summary_of(source, len(files), run.tally, sink) | writer.counts | entries
         (folder / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return summary
 
 
-class _Artist:
-    """Draws flagged images into the result's folder."""
+class _HeatmapWriter:
+    """Writes the heatmaps of flagged images to the result folder, and counts them."""
 
-    def __init__(self, source: LoadedModel, folder: Path, drawing: Drawing) -> None:
-        self.source, self.folder, self.drawing = source, folder, drawing
-        self.wanted = drawing.heatmaps or drawing.dicom
-        self.drawn = {HEATMAPS: 0} if drawing.heatmaps else {}
-        if drawing.dicom:
-            self.drawn |= {DICOM: 0, REFUSED: 0}
-
-    def draw(
-        self, items: Sequence[Item], frames: Sequence[int], found: Detections, explained: ScoreParts
+    def __init__(
+        self, source: LoadedModel, encoding: ImageEncoding, folder: Path, options: HeatmapOptions
     ) -> None:
-        """The flagged ones of these images."""
-        encoding = self.source.bundle.scorer.encoding
-        assert isinstance(encoding, ImageEncoding), "a model of images"
-        rows = np.flatnonzero(found.is_anomaly).tolist()
-        pictures = localizations(encoding, self.source.bundle.heat_scale, explained, rows)
-        for row, finding in zip(rows, pictures, strict=True):
-            self._write(items[row], frames[row], finding, title_of(found, row))
+        self.source, self.encoding = source, encoding
+        self.folder, self.options = folder, options
+        self.enabled = options.png or options.dicom
+        self.counts = {HEATMAPS: 0} if options.png else {}
+        if options.dicom:
+            self.counts |= {DICOM: 0, REFUSED: 0}
 
-    def _write(self, item: Item, frame: int, finding: Localization, title: str) -> None:
-        name = stem_of(item, frame)
-        if self.drawing.heatmaps:
-            page = finding.draw(f"{item.name}: {title}")
-            self._place(HEATMAPS, f"{name}.png").write_bytes(png(page))
-            self.drawn[HEATMAPS] += 1
-        if self.drawing.dicom and is_dicom(item.file):
-            page = finding.draw(
-                title
-            )  # a file's name may be a patient's, and pixels are not hidden
-            self._as_dicom(item, frame, np.asarray(page.convert("RGB")), name)
+    def write(
+        self,
+        files: Sequence[ImageFile],
+        frames: Sequence[int],
+        detections: Detections,
+        explained: ScoreParts,
+    ) -> None:
+        """Write the heatmaps of the flagged ones of these images."""
+        rows = np.flatnonzero(detections.is_anomaly).tolist()
+        found = localizations(self.encoding, self.source.bundle.heat_scale, explained, rows)
+        for row, localization in zip(rows, found, strict=True):
+            self._write(files[row], frames[row], localization, decision_title(detections, row))
 
-    def _as_dicom(self, item: Item, frame: int, page: Any, name: str) -> None:
-        """A twin of an image that came as DICOM; one that has no study can have none."""
+    def _write(self, file: ImageFile, frame: int, localization: Localization, title: str) -> None:
+        name = file_stem(file, frame)
+        if self.options.png:
+            page = localization.draw(f"{file.name}: {title}")
+            self._output_path(HEATMAPS, f"{name}.png").write_bytes(png(page))
+            self.counts[HEATMAPS] += 1
+        if self.options.dicom and is_dicom(file.path):
+            # Without the file's name, which may be a patient's: pixels are not anonymised.
+            self._write_dicom(file, frame, localization.draw(title), name)
+
+    def _write_dicom(self, file: ImageFile, frame: int, page: Image.Image, name: str) -> None:
+        """Write a heatmap as DICOM, or report that its source lacks a study to belong to."""
         from pipelines.batch.dicom_heatmaps import write_heatmap
 
         model = self.source.to_json()
@@ -138,77 +138,76 @@ class _Artist:
             "version": model["version"] or "",
             "digest": model["digest"],
         }
+        pixels = np.asarray(page.convert("RGB"))
         try:
-            write_heatmap(item.file, frame, page, about, self._place(DICOM, f"{name}.dcm"))
+            write_heatmap(file.path, frame, pixels, about, self._output_path(DICOM, f"{name}.dcm"))
         except DataError as error:
-            if not self.drawn[REFUSED]:
-                console.say(f"a heatmap cannot be written as DICOM: {error}")
-            self.drawn[REFUSED] += 1
+            if not self.counts[REFUSED]:
+                console.info(f"a heatmap cannot be written as DICOM: {error}")
+            self.counts[REFUSED] += 1
         else:
-            self.drawn[DICOM] += 1
+            self.counts[DICOM] += 1
 
-    def _place(self, kind: str, name: str) -> Path:
+    def _output_path(self, kind: str, name: str) -> Path:
         (self.folder / kind).mkdir(exist_ok=True)
         return self.folder / kind / name
 
 
-class _Scoring:
-    """Takes batches in order."""
+class _ScoringRun:
+    """Scores batches in order and counts their images."""
 
     def __init__(
         self,
         source: LoadedModel,
-        items: Sequence[Item],
+        files: Sequence[ImageFile],
         sink: Sink,
         explain: Explain,
-        artist: _Artist,
+        writer: _HeatmapWriter,
     ) -> None:
-        self.detector, self.items, self.sink = source.bundle.detector, items, sink
-        self.explain, self.artist = explain, artist
+        self.detector, self.files, self.sink = source.bundle.detector, files, sink
+        self.explain, self.writer = explain, writer
         self.tally = Tally(source.bundle.monitor)
 
-    def take_all(self) -> None:
+    def score_all(self, schema: ImageSchema) -> None:
         """Score or reject every image."""
-        schema = self.detector.scorer.schema
-        assert isinstance(schema, ImageSchema), "a model of images"
-        with console.progress("Scoring", len(self.items)) as (bar, task):
-            for batch in read_images(self.items, schema):
-                self.take(batch)
+        with console.progress("Scoring", len(self.files)) as (bar, task):
+            for batch in read_images(self.files, schema):
+                self._score_batch(batch)
                 note = f"{self.tally.flagged:,} flagged, {self.tally.rejected:,} rejected"
-                bar.update(task, completed=batch.items[-1] + 1, note=note)
+                bar.update(task, completed=batch.files[-1] + 1, note=note)
 
-    def take(self, batch: Batch) -> None:
+    def _score_batch(self, batch: Batch) -> None:
         """Score or reject the images of a batch."""
         for problem in batch.images.problems:
-            item = self.items[batch.items[problem.row]]
-            self.tally.places[UNREADABLE] += 1
-            self.sink.reject(item.name, [batch.frames[problem.row]], problem.reason)
+            file = self.files[batch.files[problem.row]]
+            self.tally.rejects_by_column[UNREADABLE] += 1
+            self.sink.reject(file.name, [batch.frames[problem.row]], problem.reason)
         rows = np.flatnonzero(batch.images.usable)
         if len(rows):
-            items = [self.items[batch.items[row]] for row in rows]
+            files = [self.files[batch.files[row]] for row in rows]
             frames = [batch.frames[row] or 0 for row in rows]
-            self._score(items, frames, batch.images.take(rows))
+            self._score(files, frames, batch.images.take(rows))
 
-    def _score(self, items: Sequence[Item], frames: Sequence[int], images: RawBatch) -> None:
-        names = pa.array([item.name for item in items], pa.string())
+    def _score(self, files: Sequence[ImageFile], frames: Sequence[int], images: RawBatch) -> None:
+        names = pa.array([file.name for file in files], pa.string())
         keys = {PATH: names, FRAME: pa.array(frames, pa.int32())}
         reasons: Sequence[Explanation] = ()
-        if self.explain is None and not self.artist.wanted:
-            found = self.detector.detect(images)
+        if self.explain is None and not self.writer.enabled:
+            detections = self.detector.detect(images)
         else:
             explained = self.detector.scorer.explain(images)
-            found = self.detector.decide(explained.score, explained.observed)
+            detections = self.detector.decide(explained.score, explained.observed)
             if self.explain is not None:
-                most = most_of(self.explain)
+                most = max_contributions(self.explain)
                 reasons = explanations(self.detector.scorer, images, explained, most)
-            if self.artist.wanted:
-                self.artist.draw(items, frames, found, explained)
-        self.sink.write(answer_columns(keys, found, reasons))
-        self.tally.take(found)
+            if self.writer.enabled:
+                self.writer.write(files, frames, detections, explained)
+        self.sink.write(result_table(keys, detections, reasons))
+        self.tally.count(detections)
 
 
-def stem_of(item: Item, frame: int) -> str:
-    """A file name of its own for each image: what it is called, and a digest of its whole path."""
-    name = re.sub(r"[^\w.-]", "_", Path(item.name).stem, flags=re.ASCII)[:80]
-    digest = hashlib.sha256(os.fsencode(item.file.resolve())).hexdigest()[:16]
+def file_stem(file: ImageFile, frame: int) -> str:
+    """Return a unique file name for the heatmap of an image: its name and a digest of its path."""
+    name = re.sub(r"[^\w.-]", "_", Path(file.name).stem, flags=re.ASCII)[:80]
+    digest = hashlib.sha256(os.fsencode(file.path.resolve())).hexdigest()[:16]
     return f"{name}-{digest}-{frame}"

@@ -15,222 +15,221 @@ import numpy as np
 
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.errors import DataError
-from anomaly_vae.images.decoding import is_picture, read_file
+from anomaly_vae.images.decoding import is_image_file, read_file
 from anomaly_vae.images.encoding import IMAGE
 from anomaly_vae.images.pixels import DecodedImage, DecodeFailure
-from anomaly_vae.images.schema import ImageSchema, batch_of
+from anomaly_vae.images.schema import ImageSchema, image_batch
 from anomaly_vae.messages import listed
 from pipelines import console
 
 PATH, FRAME, LABEL = "path", "frame", "label"
 
 
-BATCH = 64
-"""Images that are scored at a time."""
-
-
-MOST_SKIPPED = 3
-"""Files that are no images, that are named."""
-
-
-OTHERS = (b"\x89PNG", b"\xff\xd8", b"II", b"MM", b"\x1f\x8b", b"\x5c\x01", b"\x00\x00\x01\x5c")
-"""How PNG, JPEG, TIFF, gzip and NIfTI begin; DICOM without its preamble begins otherwise."""
+BATCH_SIZE = 64
+"""Number of images scored at a time."""
+MAX_SKIPPED_NAMES = 3
+"""Maximum number of skipped files that are named."""
+OTHER_SIGNATURES = (
+    b"\x89PNG", b"\xff\xd8", b"II", b"MM", b"\x1f\x8b", b"\x5c\x01", b"\x00\x00\x01\x5c"
+)  # fmt: skip
+"""First bytes of PNG, JPEG, TIFF, gzip and NIfTI, which no DICOM file without preamble has."""
 
 
 @dataclass(frozen=True)
-class Item:
-    """One file to read: where it lies, what the output calls it, and what its manifest says."""
+class ImageFile:
+    """A file to read: its path, its name in outputs, and its row in a manifest, if any."""
 
-    file: Path
+    path: Path
     name: str
-    facts: dict[str, str | None]
+    attributes: dict[str, str | None]
 
     @classmethod
-    def of(cls, file: Path) -> Item:
-        """A file of which nothing is known; bytes of its name that are no text are spelled out."""
-        return cls(file, os.fsencode(file).decode(errors="backslashreplace"), {})
+    def from_path(cls, path: Path) -> ImageFile:
+        """Describe a file without a manifest; invalid bytes of its name are escaped."""
+        return cls(path, os.fsencode(path).decode(errors="backslashreplace"), {})
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some images in order, with the file and the frame (None: the whole file) of each."""
+    """Consecutive images with their file and frame."""
 
-    items: tuple[int, ...]
-    """which file each is of, by number"""
+    files: tuple[int, ...]
+    """Index of the file of each image."""
     frames: tuple[int | None, ...]
+    """Frame of each image in its file, from 0; None for a file that cannot be read at all."""
     images: RawBatch
 
 
-def find_images(paths: Sequence[str]) -> list[Item]:
-    """Images behind files, folders (searched throughout), globs and manifests.
+def find_images(paths: Sequence[str]) -> list[ImageFile]:
+    """Find the images behind files, folders (searched recursively), globs and manifests.
 
-    What else lies in the folders is told.
+    Other files in the folders are skipped and reported.
 
     Raises:
-        DataError: a path leads to no image, a manifest cannot be read, or a folder not searched.
+        DataError: A path leads to no image, or a manifest or a folder cannot be read.
     """
-    found: dict[str, Item] = {}
+    found: dict[str, ImageFile] = {}
     skipped: dict[str, Path] = {}
     for path in paths:
-        items = list(_items(path, skipped))
-        if not items:
+        files = list(_expand(path, skipped))
+        if not files:
             raise DataError(f"'{path}': no image is there", path=path)
-        for item in items:
-            known = found.get(place := _place(item.file))
-            if known is None or not known.facts:  # what a manifest says is not lost
-                found[place] = item
-    _tell([file for place, file in skipped.items() if place not in found])
+        for file in files:
+            known = found.get(key := _file_key(file.path))
+            if known is None or not known.attributes:  # prefer the entry of a manifest
+                found[key] = file
+    _report_skipped([path for key, path in skipped.items() if key not in found])
     return list(found.values())
 
 
-def _place(file: Path) -> str:
-    """What a file given twice is known by: its absolute path, links as they are called."""
-    short = os.path.abspath(file)  # noqa: PTH100 without the steps up
-    with suppress(OSError):  # where nothing is there, the path is all that can be compared
-        if ".." in file.parts and not file.samefile(short):  # a step up from a link
-            return str(file.absolute())
+def _file_key(path: Path) -> str:
+    """Return what identifies a file that is given twice: its absolute path, links not followed."""
+    short = os.path.abspath(path)  # noqa: PTH100 removes "..", which `Path.absolute` keeps
+    with suppress(OSError):  # nothing is there: only the paths can be compared
+        if ".." in path.parts and not path.samefile(short):  # ".." after a link
+            return str(path.absolute())
     return short
 
 
-def _tell(skipped: Sequence[Path]) -> None:
-    """Say how many files of the folders are no images."""
+def _report_skipped(skipped: Sequence[Path]) -> None:
+    """Print how many files in the folders are no images."""
     if not skipped:
         return
-    names = ", ".join(repr(file.name) for file in skipped[:MOST_SKIPPED])
-    names += ", …" if len(skipped) > MOST_SKIPPED else ""
+    names = ", ".join(repr(path.name) for path in skipped[:MAX_SKIPPED_NAMES])
+    names += ", …" if len(skipped) > MAX_SKIPPED_NAMES else ""
     several = "files in the folders are no images and were"
     what = several if len(skipped) > 1 else "file in the folders is no image and was"
-    console.say(f"{len(skipped)} {what} skipped: {names}")
+    console.info(f"{len(skipped)} {what} skipped: {names}")
 
 
-def _items(path: str, skipped: dict[str, Path]) -> Iterator[Item]:
-    place = Path(path)
-    if place.suffix.lower() == ".csv" and place.is_file():
-        yield from _manifest(place)
-    elif place.is_dir():
-        yield from _folder(place, skipped)
-    elif os.path.lexists(place):  # whatever it is: reading it tells
-        yield Item.of(place)
+def _expand(pattern: str, skipped: dict[str, Path]) -> Iterator[ImageFile]:
+    path = Path(pattern)
+    if path.suffix.lower() == ".csv" and path.is_file():
+        yield from _read_manifest(path)
+    elif path.is_dir():
+        yield from _search(path, skipped)
+    elif os.path.lexists(path):  # reading it will report whether it is an image
+        yield ImageFile.from_path(path)
     else:
-        for name in sorted(glob.glob(path, recursive=True)):  # noqa: PTH207 absolute patterns too
-            known = Path(name).is_dir() or is_picture(Path(name))
-            yield from _items(name, skipped) if known else ()
+        for name in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207 absolute ones too
+            readable = Path(name).is_dir() or is_image_file(Path(name))
+            yield from _expand(name, skipped) if readable else ()
 
 
-def _folder(place: Path, skipped: dict[str, Path]) -> Iterator[Item]:
-    for file in sorted(_files(place)):
-        if is_picture(file):
-            yield Item.of(file)
+def _search(folder: Path, skipped: dict[str, Path]) -> Iterator[ImageFile]:
+    for path in sorted(_visible_files(folder)):
+        if is_image_file(path):
+            yield ImageFile.from_path(path)
         else:
-            skipped[_place(file)] = file
+            skipped[_file_key(path)] = path
 
 
-def _manifest(place: Path) -> Iterator[Item]:
-    """The rows of a CSV manifest, one for each file; paths are relative to it."""
+def _read_manifest(manifest: Path) -> Iterator[ImageFile]:
+    """Read a CSV manifest with one row for each file; paths are relative to the manifest."""
     seen: set[str] = set()
     try:
-        with place.open(encoding="utf-8-sig", newline="") as file:
+        with manifest.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             if PATH not in (reader.fieldnames or ()):
-                raise DataError(_no_paths(place, reader.fieldnames or ()))
+                raise DataError(_missing_paths(manifest, reader.fieldnames or ()))
             for row in reader:
-                item = _row(place, reader.line_num, row)
-                if (known := _place(item.file)) in seen:
-                    again = f"'{item.name}' is listed a second time; keep one of its rows"
-                    raise DataError(f"'{place}' line {reader.line_num}: {again}")
-                seen.add(known)
-                yield item
+                image = _manifest_entry(manifest, reader.line_num, row)
+                if (key := _file_key(image.path)) in seen:
+                    again = f"'{image.name}' is listed a second time; keep one of its rows"
+                    raise DataError(f"'{manifest}' line {reader.line_num}: {again}")
+                seen.add(key)
+                yield image
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        no_text = isinstance(error, UnicodeDecodeError)
-        reason = "it is not UTF-8 text; save it as UTF-8" if no_text else error
-        raise DataError(f"'{place}' cannot be read as a manifest: {reason}") from None
+        undecodable = isinstance(error, UnicodeDecodeError)
+        reason = "it is not UTF-8 text; save it as UTF-8" if undecodable else error
+        raise DataError(f"'{manifest}' cannot be read as a manifest: {reason}") from None
 
 
-def _no_paths(place: Path, columns: Sequence[str]) -> str:
-    found = f"'{place}': a manifest needs a column 'path', found {listed(columns)}"
+def _missing_paths(manifest: Path, columns: Sequence[str]) -> str:
+    found = f"'{manifest}': a manifest needs a column 'path', found {listed(columns)}"
     return f"{found}; the model scores images"
 
 
-def _row(place: Path, line: int, row: dict[str, str | None]) -> Item:
+def _manifest_entry(manifest: Path, line: int, row: dict[str, str | None]) -> ImageFile:
     name = row.pop(PATH)
-    if not name or None in row:  # where DictReader keeps the cells that are too many
-        raise DataError(f"'{place}' line {line}: expected a path and one cell for each column")
+    if not name or None in row:  # key of the cells that exceed the columns
+        raise DataError(f"'{manifest}' line {line}: expected a path and one cell for each column")
     if "\0" in name:
-        raise DataError(f"'{place}' line {line}: a path cannot hold a zero byte")
-    return Item(place.parent / name, name, row)
+        raise DataError(f"'{manifest}' line {line}: a path cannot hold a zero byte")
+    return ImageFile(manifest.parent / name, name, row)
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """What lies in it at any depth and is not hidden; links are followed, in circles but once.
+def _visible_files(folder: Path) -> Iterator[Path]:
+    """Yield the files of a folder at any depth that are not hidden.
+
+    Links are followed, but no folder is visited twice.
 
     Raises:
-        DataError: a folder that may not be searched.
+        DataError: A folder cannot be searched.
     """
     seen: set[Path] = set()
-    for place, folders, files in os.walk(folder, onerror=_unsearched, followlinks=True):
-        seen.add(Path(place).resolve())
+    for parent, folders, files in os.walk(folder, onerror=_refuse_folder, followlinks=True):
+        seen.add(Path(parent).resolve())
         folders[:] = [
             name
             for name in sorted(folders)
-            if not name.startswith(".") and Path(place, name).resolve() not in seen
+            if not name.startswith(".") and Path(parent, name).resolve() not in seen
         ]
-        yield from (Path(place, name) for name in files if not name.startswith("."))
+        yield from (Path(parent, name) for name in files if not name.startswith("."))
 
 
-def _unsearched(error: OSError) -> None:
-    """Refuse a folder whose images would be lost without a count."""
+def _refuse_folder(error: OSError) -> None:
+    """Refuse a folder that cannot be searched, whose images would be missing silently."""
     reason = f"'{error.filename}' cannot be searched: {error.strerror}; change its permissions"
     raise DataError(reason, path=str(error.filename)) from None
 
 
-def read_images(items: Sequence[Item], schema: ImageSchema) -> Iterator[Batch]:
-    """Stream the images of all files, in order; what cannot be read is a problem of its batch."""
+def read_images(files: Sequence[ImageFile], schema: ImageSchema) -> Iterator[Batch]:
+    """Stream the images of all files in order; unreadable ones are problems of their batch."""
     numbers: list[int] = []
     frames: list[int | None] = []
 
-    def some(
-        pictures: Iterator[tuple[int, DecodedImage | DecodeFailure]],
-    ) -> Iterator[DecodedImage | DecodeFailure]:
-        """So many of them; each is let go of before the next is decoded."""
-        for number, picture in itertools.islice(pictures, BATCH):
+    def take_batch() -> Iterator[DecodedImage | DecodeFailure]:
+        """Yield the images of one batch, each released before the next is decoded."""
+        for number, image in itertools.islice(images, BATCH_SIZE):
             numbers.append(number)
-            frames.append(picture.frame)
-            yield picture
+            frames.append(image.frame)
+            yield image
 
-    pictures = (
-        (number, picture)
-        for number, item in enumerate(items)
-        for picture in read_file(item.file, schema.reading)
+    images = (
+        (number, image)
+        for number, file in enumerate(files)
+        for image in read_file(file.path, schema.options)
     )
-    while len(batch := schema.from_pictures(some(pictures))):
+    while len(batch := schema.from_images(take_batch())):
         yield Batch(tuple(numbers), tuple(frames), batch)
         numbers.clear()
         frames.clear()
 
 
-def is_dicom(file: Path) -> bool:
-    """Whether a file is DICOM, or can be nothing else that is read."""
-    with file.open("rb") as stream:
+def is_dicom(path: Path) -> bool:
+    """Return whether a file is DICOM, or has the signature of no other format that is read."""
+    with path.open("rb") as stream:
         head = stream.read(132)
-    return head[128:] == b"DICM" or not head.startswith(OTHERS)
+    return head[128:] == b"DICM" or not head.startswith(OTHER_SIGNATURES)
 
 
-def read_all(items: Sequence[Item], schema: ImageSchema) -> Batch:
-    """Every image of these files, as one batch."""
+def read_all(files: Sequence[ImageFile], schema: ImageSchema) -> Batch:
+    """Read every image of these files into one batch."""
     batches = []
-    with console.progress("Reading", len(items)) as (bar, task):
-        for batch in read_images(items, schema):
+    with console.progress("Reading", len(files)) as (bar, task):
+        for batch in read_images(files, schema):
             batches.append(batch)
-            bar.update(task, completed=batch.items[-1] + 1, note="")
+            bar.update(task, completed=batch.files[-1] + 1, note="")
     return Batch(
-        tuple(number for batch in batches for number in batch.items),
+        tuple(number for batch in batches for number in batch.files),
         tuple(frame for batch in batches for frame in batch.frames),
-        joined([batch.images for batch in batches]),
+        concatenate([batch.images for batch in batches]),
     )
 
 
-def joined(batches: Sequence[RawBatch]) -> RawBatch:
-    """Batches of images as one."""
+def concatenate(batches: Sequence[RawBatch]) -> RawBatch:
+    """Concatenate batches of images."""
     starts = np.cumsum([0, *map(len, batches)]).tolist()
     problems = [
         replace(problem, row=problem.row + start)
@@ -238,4 +237,4 @@ def joined(batches: Sequence[RawBatch]) -> RawBatch:
         for problem in batch.problems
     ]
     images = np.concatenate([np.asarray(batch.values[IMAGE]) for batch in batches])
-    return batch_of(images, problems)
+    return image_batch(images, problems)

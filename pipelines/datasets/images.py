@@ -1,4 +1,4 @@
-"""Folders, globs and manifests of images, read as a stream or as a data set."""
+"""Load folders, globs and manifests of images as a data set."""
 
 from __future__ import annotations
 
@@ -14,18 +14,32 @@ from numpy.typing import NDArray
 
 from anomaly_vae.config import ImageData
 from anomaly_vae.data.schema import RawBatch
-from anomaly_vae.data.splitting import CALIBRATION, TEST, TRAIN, VALIDATION, Rows, assign, twins
+from anomaly_vae.data.splitting import CALIBRATION, TEST, TRAIN, VALIDATION, assign, contained_in
 from anomaly_vae.errors import DataError
 from anomaly_vae.images.decoding import read_file
-from anomaly_vae.images.encoding import IMAGE, encode_picture
-from anomaly_vae.images.perceptual_hash import hash_twins, perceptual_hash
+from anomaly_vae.images.encoding import IMAGE, encode_png
+from anomaly_vae.images.perceptual_hash import has_near_duplicate, perceptual_hash
 from anomaly_vae.images.pixels import DecodedImage
 from anomaly_vae.images.schema import ImageSchema
 from anomaly_vae.messages import listed
 from anomaly_vae.scoring.modality import Encoding
-from pipelines.datasets.dataset import GROUP, Dataset, only_fit, unfit_note, unlabelled_note
-from pipelines.datasets.image_files import FRAME, LABEL, PATH, Batch, Item, find_images, read_all
-from pipelines.datasets.labels import anomaly_mask, check_positive, group_codes, unlabelled_mask
+from pipelines.datasets.dataset import (
+    GROUP,
+    Dataset,
+    unlabelled_note,
+    unreadable_note,
+    without_unreadable,
+)
+from pipelines.datasets.image_files import (
+    FRAME,
+    LABEL,
+    PATH,
+    Batch,
+    ImageFile,
+    find_images,
+    read_all,
+)
+from pipelines.datasets.labels import labelled_rows
 
 # ---------------------------------------------------------------- data sets
 
@@ -40,12 +54,12 @@ class ImageDataset(Dataset):
 
     @property
     def test_table(self) -> pa.Table:
-        """The images of the test split as they came, and nothing else of their files.
+        """Images of the test split before preparation, with their labels and groups.
 
-        No paths, and groups as numbers: either may name a patient.
+        Paths are left out and groups are numbered, since both may name a patient.
         """
         rows = self.assignment.rows(TEST)
-        columns = {IMAGE: pa.array(self._pictures(rows), pa.binary())}
+        columns = {IMAGE: pa.array(self._encode(rows), pa.binary())}
         if self.label:
             columns[self.label] = self.table.column(self.label).take(pa.array(rows))
         if self.rows.group is not None:
@@ -55,143 +69,137 @@ class ImageDataset(Dataset):
     @property
     def rules(self) -> dict[str, Any]:
         """See `Dataset.rules`."""
-        reading = self.schema.reading
-        return {"reading": {"window": reading.window, "axis": reading.axis}}
+        options = self.schema.options
+        return {"reading": {"intensity_window": options.intensity_window, "axis": options.axis}}
 
-    def _pictures(self, rows: NDArray[np.intp]) -> list[bytes]:
-        """PNGs of these images; each file is read once."""
-        frames: dict[Path, set[int]] = {}
-        known = self.table.column(FRAME).to_pylist()
+    def _encode(self, rows: NDArray[np.intp]) -> list[bytes]:
+        """Encode the images of these rows as PNG, reading each file once."""
+        wanted: dict[Path, set[int]] = {}
+        frames = self.table.column(FRAME).to_pylist()
         for row in rows:
-            frames.setdefault(self.files[row], set()).add(known[row])
-        found = [
-            encode_picture(picture)
-            for file, wanted in frames.items()
-            for picture in read_file(file, self.schema.reading)
-            if isinstance(picture, DecodedImage) and picture.frame in wanted
+            wanted.setdefault(self.files[row], set()).add(frames[row])
+        encoded = [
+            encode_png(image)
+            for path, numbers in wanted.items()
+            for image in read_file(path, self.schema.options)
+            if isinstance(image, DecodedImage) and image.frame in numbers
         ]
-        if len(found) < len(rows):
+        if len(encoded) < len(rows):
             raise DataError("images of the test split changed while they were read; run it again")
-        return found
+        return encoded
 
     def test_twins(self, encoding: Encoding) -> NDArray[np.bool_]:
-        """Test images with a near-twin, mirrored or not, among those that train or calibrate."""
+        """Tell which test images have a near-duplicate, maybe mirrored, in the other splits."""
         del encoding
         splits = (TRAIN, VALIDATION, CALIBRATION)
         rows = np.concatenate([self.assignment.rows(split) for split in splits])
-        return hash_twins(self.hashes[self.assignment.rows(TEST)], self.hashes[rows])
+        return has_near_duplicate(self.hashes[self.assignment.rows(TEST)], self.hashes[rows])
 
     @cached_property
     def hashes(self) -> NDArray[np.uint64]:
-        """(N, 2): the perceptual hash of each image and of its mirror image."""
+        """Perceptual hashes of each image and its mirror image, (N, 2)."""
         grey = np.asarray(self.batch.values[IMAGE]).mean(1)
         pairs = [(perceptual_hash(image), perceptual_hash(image[:, ::-1])) for image in grey]
         return np.array(pairs, np.uint64).reshape(-1, 2)
 
     def without(self, frozen: pa.Table) -> ImageDataset:
-        """See `Dataset.without`; images are the same where their prepared pixels are."""
-        theirs = self.schema.from_arrow(frozen)
-        known = twins(_flat(self.batch), _flat(theirs)) & ~twins(
-            _flat(self.batch), _flat(self.part(TEST))
-        )
-        return self.excluding(known)
+        """See `Dataset.without`; images are equal if their prepared pixels are."""
+        images, own_test = _flatten(self.batch), _flatten(self.part(TEST))
+        frozen_images = _flatten(self.schema.from_arrow(frozen))
+        return self.excluding(contained_in(images, frozen_images) & ~contained_in(images, own_test))
 
 
-def _flat(batch: RawBatch) -> NDArray[np.float32]:
-    """(N, F)"""
+def _flatten(batch: RawBatch) -> NDArray[np.float32]:
+    """Return the images of a batch as rows (N, F)."""
     images: NDArray[np.float32] = np.asarray(batch.values[IMAGE]).reshape(len(batch), -1)
     return images
 
 
 def load_images(data: ImageData) -> ImageDataset:
-    """Read every image, and split them; the frames of a file stay together.
+    """Read every image and split them, keeping the frames of a file in the same split.
 
     Raises:
-        DataError: unreadable input, unknown columns or an empty split.
+        DataError: The input cannot be read, a column is unknown or a split is empty.
     """
-    items, schema = find_images(data.paths), ImageSchema.of(data)
-    read = read_all(items, schema)
-    label, group = _column(items, data.label, LABEL), _column(items, data.group, GROUP)
-    table = index_of(items, read, label, group)
-    rows = _rows(table, data, label)
+    files, schema = find_images(data.paths), ImageSchema.from_config(data)
+    read = read_all(files, schema)
+    label = _find_column(files, data.label, LABEL)
+    group = _find_column(files, data.group, GROUP)
+    table = build_index(files, read, label, group)
+    groups = GROUP if GROUP in table.column_names else None
+    rows = labelled_rows(table, LABEL if label else None, data.positive, groups, configured=label)
     planned = assign(rows, data.splits)
     return ImageDataset(
         table=table,
         schema=schema,
         batch=read.images,
         rows=rows,
-        assignment=only_fit(planned, read.images),
-        notes=(*unfit_note(read.images), *unlabelled_note(rows, planned)),
+        assignment=without_unreadable(planned, read.images),
+        notes=(*unreadable_note(read.images), *unlabelled_note(rows, planned)),
         label=LABEL if label else None,
         group=GROUP if rows.group is not None else None,
-        files=tuple(items[number].file for number in read.items),
+        files=tuple(files[number].path for number in read.files),
     )
 
 
 def read_labelled(
     paths: Sequence[str], schema: ImageSchema, label: str
 ) -> tuple[pa.Table, RawBatch, tuple[Path, ...]]:
-    """The index of all images with their labels, the images, and the file of each.
+    """Read all images with their labels; returns their index, their batch and their files.
 
     Raises:
-        DataError: see `find_images`, or no manifest has such a column.
+        DataError: No manifest has the column ``label``; see also `find_images`.
     """
-    items = find_images(paths)
-    column, group = _column(items, label, label), _column(items, None, GROUP)
+    files = find_images(paths)
+    column, group = _find_column(files, label, label), _find_column(files, None, GROUP)
     if column is None:
         raise DataError(f"the labels are in no manifest; give one with the column '{label}'")
-    read = read_all(items, schema)
-    table = index_of(items, read, column, None if column == GROUP else group)
+    read = read_all(files, schema)
+    table = build_index(files, read, column, None if column == GROUP else group)
     names = [label if name == LABEL else name for name in table.column_names]
-    files = tuple(items[number].file for number in read.items)
-    return table.rename_columns(names), read.images, files
+    paths_read = tuple(files[number].path for number in read.files)
+    return table.rename_columns(names), read.images, paths_read
 
 
-def index_of(items: Sequence[Item], read: Batch, label: str | None, group: str | None) -> pa.Table:
-    """What is known of each image: path, frame, label and group, and what else manifests say.
+def build_index(
+    files: Sequence[ImageFile], read: Batch, label: str | None, group: str | None
+) -> pa.Table:
+    """Return a table of the images: path, frame, label, group and other columns of manifests.
 
-    The frames of one file belong together where nothing else is said.
+    Images without a group are grouped by file, if any file has several frames.
     """
-    numbers = read.items
+    numbers = read.files
+
+    def attribute(name: str) -> list[str | None]:
+        return [files[number].attributes.get(name) or None for number in numbers]
+
     columns = {
-        PATH: pa.array([items[n].name for n in numbers], pa.string()),
+        PATH: pa.array([files[number].name for number in numbers], pa.string()),
         FRAME: pa.array(read.frames, pa.int32()),
     }
     if label:
-        columns[LABEL] = pa.array([items[n].facts.get(label) or None for n in numbers], pa.string())
-    named = [items[n].facts.get(group) or None if group else None for n in numbers]
+        columns[LABEL] = pa.array(attribute(label), pa.string())
+    groups: list[str | None] = attribute(group) if group else [None] * len(numbers)
     if len(set(numbers)) < len(numbers):
-        named = [name or f"file {n}" for name, n in zip(named, numbers, strict=True)]
-    if any(named):
-        columns[GROUP] = pa.array(named, pa.string())
-    for name in dict.fromkeys(name for item in items for name in item.facts):
+        groups = [name or f"file {n}" for name, n in zip(groups, numbers, strict=True)]
+    if any(groups):
+        columns[GROUP] = pa.array(groups, pa.string())
+    for name in dict.fromkeys(name for file in files for name in file.attributes):
         if name and name not in {*columns, label, group, LABEL, GROUP}:
-            cells = [items[n].facts.get(name) or None for n in numbers]
-            columns[name] = pa.array(cells, pa.string())
+            columns[name] = pa.array(attribute(name), pa.string())
     return pa.table(columns)
 
 
-def _column(items: Sequence[Item], name: str | None, usual: str) -> str | None:
-    """The column of that name, or without one the usual, where any manifest has it.
+def _find_column(files: Sequence[ImageFile], name: str | None, default: str) -> str | None:
+    """Return the column ``name``, or without a name the default if any manifest has it.
 
     Raises:
-        DataError: there is none of that name.
+        DataError: No manifest has the column ``name``.
     """
-    known = set().union(*(item.facts for item in items))
-    if not known:  # no manifest: nothing is known of the images
+    known = set().union(*(file.attributes for file in files))
+    if not known:  # there is no manifest
         return None
     if name is not None and name not in known:
         found = listed(sorted(known))
         raise DataError(f"no manifest has the column '{name}'; found {found}", column=name)
-    return name or (usual if usual in known else None)
-
-
-def _rows(table: pa.Table, data: ImageData, label: str | None) -> Rows:
-    anomaly = unlabelled = np.zeros(len(table), bool)
-    if label:
-        labels = table.column(LABEL)
-        check_positive(labels, data.positive, label)
-        anomaly = anomaly_mask(labels, data.positive, label)
-        unlabelled = unlabelled_mask(labels, label)
-    group = GROUP if GROUP in table.column_names else None
-    return Rows(anomaly, unlabelled, None, group_codes(table, group))
+    return name or (default if default in known else None)

@@ -1,7 +1,8 @@
-"""What is known of an image without looking at it: size, format, header; and at a glance.
+"""Collect metadata and simple statistics of images, to find out what gives labels away.
 
-None of it should tell anomalies from normal images. Where it does, they come from different
-sources, and a detector may tell the sources. Values never leave this process: headers hold names.
+Neither should separate anomalies from normal images. If they do, the two come from different
+sources, and a detector may learn the sources. Values never leave this process, since headers hold
+names.
 """
 
 from __future__ import annotations
@@ -16,31 +17,31 @@ from PIL import Image
 
 from anomaly_vae.data.converters import levels_from_values, numbers_from_values
 from anomaly_vae.data.schema import RawBatch, Values
-from anomaly_vae.images.decoding import QUIET
+from anomaly_vae.images.decoding import LIBRARIES_SILENCED
 from anomaly_vae.images.encoding import IMAGE
 from pipelines.datasets.image_files import is_dicom
 
 BORDER = 16
-"""The border of an image is this part of its side."""
+"""Side of an image divided by the width of its border."""
 HEADER = (
     "Manufacturer", "ManufacturerModelName", "Rows", "Columns", "BitsStored", "Modality",
     "PhotometricInterpretation", "PixelSpacing",
 )  # fmt: skip
-"""What is read of a DICOM header: nothing that names a patient."""
+"""Elements of a DICOM header that are read, none of which names a patient."""
 
 
-def file_facts(files: Sequence[Path]) -> dict[str, Values]:
-    """Facts of N files; missing where a file has none such."""
+def file_metadata(files: Sequence[Path]) -> dict[str, Values]:
+    """Read the metadata of N files, (N,) each; what a file lacks is missing."""
     known: dict[Path, dict[str, Any]] = {}
     for file in files:
         if file not in known:
-            known[file] = dict(_facts(file))
-    names = dict.fromkeys(name for facts in known.values() for name in facts)
+            known[file] = dict(_metadata(file))
+    names = dict.fromkeys(name for metadata in known.values() for name in metadata)
     return {name: _values([known[file].get(name) for file in files]) for name in names}
 
 
-def glances(batch: RawBatch) -> dict[str, Values]:
-    """What a glance at N images shows, before they are standardised."""
+def image_statistics(batch: RawBatch) -> dict[str, Values]:
+    """Compute brightness and contrast of N images before they are standardised, (N,) each."""
     images = np.asarray(batch.values[IMAGE]).mean(1, dtype=np.float64)
     margin = max(images.shape[-1] // BORDER, 1)
     inner = np.zeros(images.shape[1:], bool)
@@ -52,21 +53,21 @@ def glances(batch: RawBatch) -> dict[str, Values]:
     }
 
 
-def _facts(file: Path) -> Iterator[tuple[str, Any]]:
+def _metadata(file: Path) -> Iterator[tuple[str, Any]]:
     with suppress(OSError):
         yield "size in bytes", file.stat().st_size
     yield "suffix", file.suffix.lower() or None
-    with QUIET, suppress(Exception):  # what is damaged was told when it was read
+    with LIBRARIES_SILENCED, suppress(Exception):  # damage was reported when the file was decoded
         yield from _dicom_header(file) if is_dicom(file) else _raster_header(file)
 
 
 def _raster_header(file: Path) -> Iterator[tuple[str, Any]]:
-    with Image.open(file) as picture:
-        yield "format", picture.format
-        yield "colour mode", picture.mode
-        yield "width", picture.width
-        yield "height", picture.height
-        yield "header fields", ", ".join(sorted(map(str, picture.info)))
+    with Image.open(file) as image:
+        yield "format", image.format
+        yield "colour mode", image.mode
+        yield "width", image.width
+        yield "height", image.height
+        yield "header fields", ", ".join(sorted(map(str, image.info)))
 
 
 def _dicom_header(file: Path) -> Iterator[tuple[str, Any]]:
@@ -79,6 +80,6 @@ def _dicom_header(file: Path) -> Iterator[tuple[str, Any]]:
             yield name, str(header[name].value)
 
 
-def _values(found: list[Any]) -> Values:
-    numeric = all(isinstance(value, int | None) for value in found)
-    return (numbers_from_values if numeric else levels_from_values)(found)[0]
+def _values(cells: list[Any]) -> Values:
+    numeric = all(isinstance(cell, int | None) for cell in cells)
+    return (numbers_from_values if numeric else levels_from_values)(cells)[0]

@@ -1,7 +1,7 @@
-"""How much at once, and how often: places for requests, bytes and threads, and a rate per key.
+"""Limit what is in progress at once: requests, bytes of bodies, jobs on threads, and their time.
 
-All is counted before a body is read. What does not fit is refused at once: a queue that grows
-only makes everybody late.
+Everything is counted before a body is read. What exceeds a limit is refused at once, because a
+queue that grows only delays every request.
 """
 
 from __future__ import annotations
@@ -19,29 +19,43 @@ T = TypeVar("T")
 
 
 class AdmissionControl:
-    """Places for scoring requests, and for the bytes of their bodies."""
+    """The scoring requests of this process, the bytes of their bodies, and jobs on threads.
+
+    Attributes:
+        held: number of scoring requests in progress.
+        bytes: size of their bodies, in bytes.
+        jobs: number of requests that run on a worker thread or wait for one.
+    """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.held = self.bytes = self.jobs = 0
         self._settings, self._metrics = settings, metrics
 
     def take(self, size: int) -> None:
-        """Take a place and this many bytes, or refuse; `give` gives them back."""
+        """Admit a request with a body of this size in bytes; `give` must follow.
+
+        Raises:
+            ProblemError: too many requests, or too many bytes.
+        """
         if self.held >= self._settings.max_concurrency:
-            raise self.refusal(f"{self.held} requests are under way")
+            raise self.refusal(f"{self.held} requests are in progress")
         if self.bytes and self.bytes + size > self._settings.max_pending_bytes:
-            raise self.refusal(f"bodies of {self.bytes} bytes are under way")
+            raise self.refusal(f"bodies of {self.bytes} bytes are in progress")
         self.held += 1
         self.bytes += size
 
     def give(self, size: int) -> None:
-        """Give back what was taken."""
+        """Release a request that was admitted with this size."""
         self.held -= 1
         self.bytes -= size
 
     @contextmanager
     def job(self) -> Iterator[None]:
-        """Hold a place in the queue of the worker threads, or refuse."""
+        """Hold a place in the queue of the worker threads.
+
+        Raises:
+            ProblemError: the queue is full.
+        """
         self.check_jobs()
         self.jobs += 1
         self._metrics.queue.inc()
@@ -52,36 +66,44 @@ class AdmissionControl:
             self._metrics.queue.dec()
 
     def check_jobs(self) -> None:
-        """Refuse where the queue of the worker threads is full."""
+        """Refuse if the queue of the worker threads is full.
+
+        Raises:
+            ProblemError: the queue is full.
+        """
         if self.jobs >= self._settings.threads + self._settings.max_queued:
-            raise self.refusal(f"{self.jobs} large requests are under way")
+            raise self.refusal(f"{self.jobs} large requests are in progress")
 
     def refusal(self, detail: str) -> ProblemError:
-        """What a client is told that has to come back."""
+        """Return the error that asks a client to come back later."""
         return ProblemError(OVERLOADED, detail, headers=self._settings.retry)
 
 
 class Deadlines:
-    """So many seconds for the body of each request, with one timer for all of them.
+    """A deadline for the body of each request, with one timer for all of them.
 
-    A timer of its own for each request costs more than the rest of reading its body, which most of
-    the time is there already.
+    A timer per request would cost more than the rest of reading its body, most of which has
+    usually arrived already.
     """
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self._since: dict[asyncio.Task[Any], float] = {}
+        self._started: dict[asyncio.Task[Any], float] = {}
         self._late: set[asyncio.Task[Any]] = set()
         self._timer: asyncio.TimerHandle | None = None
 
     async def keep(self, work: Awaitable[T]) -> T:
-        """Await the body of a request, or refuse it when time is up."""
+        """Await the body of a request.
+
+        Raises:
+            ProblemError: it did not arrive in time.
+        """
         loop = asyncio.get_running_loop()
         task = asyncio.current_task(loop)
         assert task, "this is a coroutine"
-        self._since[task] = loop.time()
+        self._started[task] = loop.time()
         if self._timer is None:
-            self._timer = loop.call_later(self.seconds, self._sweep, loop)
+            self._timer = loop.call_later(self.seconds, self._cancel_late, loop)
         try:
             return await work
         except asyncio.CancelledError:
@@ -91,15 +113,15 @@ class Deadlines:
                 raise ProblemError(TIMEOUT, detail) from None
             raise
         finally:
-            del self._since[task]
+            del self._started[task]
             self._late.discard(task)
 
-    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Cancel who is late; come back for the next."""
+    def _cancel_late(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Cancel the tasks that are late, and set the timer for the next one."""
         self._timer = None
-        for task, since in self._since.items():  # the oldest first
-            if since + self.seconds > loop.time():
-                self._timer = loop.call_at(since + self.seconds, self._sweep, loop)
+        for task, started in self._started.items():  # the oldest first
+            if started + self.seconds > loop.time():
+                self._timer = loop.call_at(started + self.seconds, self._cancel_late, loop)
                 return
             self._late.add(task)
             task.cancel()

@@ -1,188 +1,212 @@
-"""HTTP/1.1 as uvicorn speaks it, with limits on what comes before a request is one.
+"""Serve HTTP/1.1 with uvicorn, with limits on what arrives before a request is complete.
 
-uvicorn waits for ever for the head of a request, and keeps of it whatever comes. Here a head has a
-limit of bytes and of seconds, connections are so many at the most, and what follows a body is
-dropped. All of it is refused as any request is, in problem details.
+uvicorn waits indefinitely for the head of a request and buffers all of it. Here a head has a size
+limit and a deadline, the number of connections is limited, and trailer fields are discarded.
+Refusals are problem details, as everywhere else.
+
+This is the only module that relies on uvicorn's `HttpToolsProtocol` beyond its documented options;
+`tests/serving/http/test_http11.py` lists every attribute it uses.
 """
 
 from __future__ import annotations
 
 import asyncio
+from http import HTTPStatus
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import (
-    STATUS_LINE,
-    HttpToolsProtocol,
-    RequestResponseCycle,
-)
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.observability.metrics import Metrics
 from serving.problems import HEAD_TOO_LARGE, MALFORMED, OVERLOADED, TIMEOUT, ProblemError
 from serving.settings import Settings
 
+SECURE_HEADERS = (
+    ("x-content-type-options", "nosniff"),
+    ("cache-control", "no-store"),
+    ("content-security-policy", "frame-ancestors 'none'"),
+)
+"""Headers of every response; uvicorn adds them to those of the application."""
+SHUTDOWN_HEAD_SECONDS = 1.0
+"""Seconds that a connection without a request has left to send one when the server shuts down."""
 
-class _Nowhere(list[tuple[bytes, bytes]]):
-    """Where the fields go that follow a body."""
+
+class _DiscardedHeaders(list[tuple[bytes, bytes]]):
+    """A list of headers that stays empty, for the trailer fields after a body."""
 
     def append(self, _: tuple[bytes, bytes]) -> None:
-        """Forget it."""
+        """Discard the header."""
 
 
-NOWHERE = _Nowhere()
-SECURE = (
-    b"x-content-type-options: nosniff\r\n"
-    b"cache-control: no-store\r\n"
-    b"content-security-policy: frame-ancestors 'none'\r\n"
-)
-"""Headers of every answer."""
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-LAST_SECONDS = 1.0
-"""So long a connection that was taken before the end may still bring its first request."""
+DISCARDED_HEADERS = _DiscardedHeaders()
 
 
-class _Joined:
-    """The way out of one answer; its head is made secure and goes with the first of its body.
+class CoalescingTransport(asyncio.Transport):
+    """A transport that sends the head and the body of a response with one system call.
 
-    One system call, one packet, one wake-up of the client where there were two. ASGI has it so: no
-    answer starts before the first part of its body is there.
+    uvicorn writes them separately: two system calls, two packets and two wake-ups of the client.
+    Here the first write is held until the second, or until the next turn of the event loop.
     """
 
-    __slots__ = ("_begun", "_head", "_transport")
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._transport, self._loop, self._held = transport, loop, b""
 
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport, self._head, self._begun = transport, b"", False
-
-    def write(self, data: bytes) -> None:
-        """Hold the head; write all else."""
-        if self._begun or data == CONTINUE:
-            self._transport.write(self._head + data)
-            self._head = b""
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Hold the first bytes; send them together with the next."""
+        if self._held:
+            data, self._held = self._held + data, b""
+            self._transport.write(data)
         else:
-            self._head, self._begun = data[:-2] + SECURE + data[-2:], True
+            self._held = bytes(data)
+            self._loop.call_soon(self._flush)
 
     def close(self) -> None:
-        """Close, after what there is."""
-        if self._head:
-            self._transport.write(self._head)
+        """Send what is held, then close."""
+        self._flush()
         self._transport.close()
 
     def is_closing(self) -> bool:
-        """Whether nothing more is sent."""
+        """Return whether the transport is closing or closed."""
         return self._transport.is_closing()
 
+    def pause_reading(self) -> None:
+        """Stop reading."""
+        self._transport.pause_reading()
 
-class Protocol(HttpToolsProtocol):
-    """A connection; ``heading`` while a head is due, ``taken`` are its bytes so far."""
+    def resume_reading(self) -> None:
+        """Read again."""
+        self._transport.resume_reading()
 
-    heading, taken = True, 0
-    _timer: asyncio.TimerHandle | None = None
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """Return the socket, or an address."""
+        return self._transport.get_extra_info(name, default)
+
+    def _flush(self) -> None:
+        if self._held:
+            data, self._held = self._held, b""
+            self._transport.write(data)
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """A connection with limits on request heads, idle time and the number of connections."""
+
+    in_head, head_bytes = True, 0
+    """Whether the head of a request is expected, and the number of bytes received of it."""
+    _head_timer: asyncio.TimerHandle | None = None
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.access_log = False
         self.settings: Settings = self.app.state.settings
         self.metrics: Metrics = self.app.state.metrics
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take it, or refuse it where there are too many."""
-        super().connection_made(transport)
+        """Accept a connection, or refuse it when there are too many."""
+        super().connection_made(CoalescingTransport(transport, self.loop))
         self.metrics.connections.inc()
-        if len(self.connections) > self.settings.max_connections:
-            count = len(self.connections)
-            detail = f"{count - 1} connections are open"
+        others = len(self.connections) - 1
+        if others >= self.settings.max_connections:
+            detail = f"{others} connections are open"
             self._refuse(ProblemError(OVERLOADED, detail, headers=self.settings.retry))
         else:
-            self._start_timer()
+            self._start_head_timer()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Stop all timers."""
+    def connection_lost(self, _: Exception | None) -> None:
+        """Stop all timers; uvicorn stops its own only if it is told of no error."""
         self.metrics.connections.dec()
-        self._stop_timer()
-        self._unset_keepalive_if_required()
-        super().connection_lost(exc)
+        self._stop_head_timer()
+        super().connection_lost(None)
 
     def shutdown(self) -> None:
-        """Close it as soon as nothing is under way; a first request may be, unseen as yet."""
-        cycle: RequestResponseCycle | None = self.cycle
+        """Close the connection once it is idle; a first request may be on its way."""
+        cycle: Any = self.cycle
         if cycle is None and not self.transport.is_closing():
-            self._stop_timer()
-            self._start_timer(LAST_SECONDS)
+            self._stop_head_timer()
+            self._start_head_timer(SHUTDOWN_HEAD_SECONDS)
         else:
             super().shutdown()
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came, unless the head is too large or nobody listens any more."""
+        """Parse received bytes, unless the head is too large or the connection is closing."""
         if self.transport.is_closing():
             return
-        if self.heading:
-            self.taken += len(data)
+        if self.in_head:
+            self.head_bytes += len(data)
         super().data_received(data)
-        if self.taken and self.heading:
-            self._check_head()
+        if self.in_head and self.head_bytes:
+            self._check_incomplete_head()
 
-    def _check_head(self) -> None:
-        """A head that is not yet whole may be so long, and take so long."""
-        if self.taken > self.settings.max_head_bytes:
+    def _check_incomplete_head(self) -> None:
+        if self.head_bytes > self.settings.max_head_bytes:
             self._refuse_head()
-        elif self._timer is None:
-            self._start_timer()
+        elif self._head_timer is None:
+            self._start_head_timer()
 
     def on_headers_complete(self) -> None:
-        """A head is whole."""
-        self._stop_timer()
-        size, self.taken = self.taken, 0
-        self.heading = False
-        if size > self.settings.max_head_bytes and self._head_size() > self.settings.max_head_bytes:
+        """Start a request, unless its head is too large; discard the trailer fields to come."""
+        if self._head_timer is not None:
+            self._stop_head_timer()
+        received, self.head_bytes = self.head_bytes, 0  # may include a part of the body
+        self.in_head = False
+        limit = self.settings.max_head_bytes
+        if received > limit and self._head_size() > limit:
             self._refuse_head()
             return
         super().on_headers_complete()
-        self.cycle.transport = _Joined(self.transport)  # type: ignore[assignment]  # all that a cycle asks of one
-        self.headers = NOWHERE
+        self.headers = DISCARDED_HEADERS
 
     def on_message_complete(self) -> None:
-        """A request is whole; the next head is due."""
+        """End a request; the head of the next one is expected."""
         super().on_message_complete()
-        self.heading = True
+        self.in_head = True
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP."""
+        """Refuse bytes that are not HTTP."""
         self._refuse(ProblemError(MALFORMED, f"not HTTP/1.1: {msg}"))
 
     def _head_size(self) -> int:
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     def _refuse_head(self) -> None:
-        most = self.settings.max_head_bytes
-        detail = f"the line and headers of a request may have {most} bytes"
+        limit = self.settings.max_head_bytes
+        detail = f"the request line and headers may have at most {limit} bytes"
         self._refuse(ProblemError(HEAD_TOO_LARGE, detail))
 
-    def _start_timer(self, seconds: float | None = None) -> None:
-        self._timer = self.loop.call_later(seconds or self.settings.head_seconds, self._late)
+    def _start_head_timer(self, seconds: float | None = None) -> None:
+        delay = seconds or self.settings.head_seconds
+        self._head_timer = self.loop.call_later(delay, self._head_timed_out)
 
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
-    def _late(self) -> None:
-        """Time is up: say so where a request had begun."""
-        if self.taken:
+    def _head_timed_out(self) -> None:
+        """Refuse a request that was begun; close a connection that sent nothing."""
+        if self.head_bytes:
             seconds = self.settings.head_seconds
-            detail = f"the head of a request did not arrive within {seconds:g} seconds"
+            detail = f"the head of the request did not arrive within {seconds:g} seconds"
             self._refuse(ProblemError(TIMEOUT, detail))
         else:
             self.transport.close()
 
     def _refuse(self, problem: ProblemError) -> None:
-        """Answer and close, if no other answer is under way."""
+        """Close the connection, after a problem response unless another response is under way."""
         if self.transport.is_closing():
             return
-        cycle: RequestResponseCycle | None = self.cycle
+        cycle: Any = self.cycle
         if cycle is None or cycle.response_complete:
             self.metrics.rejected.labels(problem.kind.slug).inc()
-            response = problem.response
-            fields = [*response.raw_headers, (b"connection", b"close")]
-            lines = [b"%b: %b\r\n" % field for field in fields]
-            head = [STATUS_LINE[response.status_code], *lines, SECURE, b"\r\n", response.body]
-            self.transport.write(b"".join(map(bytes, head)))
+            self.transport.write(_serialized(problem))
         self.transport.close()
+
+
+def _serialized(problem: ProblemError) -> bytes:
+    """Return a whole HTTP response."""
+    response = problem.response
+    status = HTTPStatus(response.status_code)
+    headers = [*response.headers.items(), ("connection", "close"), *SECURE_HEADERS]
+    lines = [
+        f"HTTP/1.1 {status.value} {status.phrase}",
+        *(f"{name}: {text}" for name, text in headers),
+    ]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + bytes(response.body)

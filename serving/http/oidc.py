@@ -1,8 +1,7 @@
-"""Bearer tokens of an OpenID Connect issuer, beside API keys; needs PyJWT.
+"""Verify bearer tokens of an OpenID Connect issuer, which are accepted beside API keys.
 
-A token is a client like a key is: its scopes are what the issuer says. The issuer's keys are
-fetched when the service starts and then from time to time on a thread of its own; no request waits
-for it, and while the issuer is away the keys known last are good.
+Needs PyJWT. The issuer's keys are fetched at start-up and refreshed on a thread, so that no
+request waits for them; while the issuer cannot be reached, the last known keys stay valid.
 """
 
 from __future__ import annotations
@@ -20,22 +19,23 @@ from serving.settings import SCOPES, ApiKey, Settings
 ALGORITHMS = (
     "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"
 )  # fmt: skip
-"""Signatures that only the issuer can make; never one with a shared secret, never none."""
-CLAIMS = ("exp", "iss", "aud")
-LEEWAY = 30
-"""Seconds by which clocks may differ."""
+"""Accepted signature algorithms: only those that nobody but the issuer can sign with."""
+REQUIRED_CLAIMS = ("exp", "iss", "aud")
+LEEWAY_SECONDS = 30
+"""Tolerated difference between clocks, in seconds."""
 FETCH_SECONDS = 5.0
-LEAST_SECONDS = 10.0
-"""Between two fetches at the least, however many tokens name unknown keys."""
-MAX_BYTES = 16 * 1024
-NAMES = ("azp", "client_id", "sub")
-"""Claims that say who asks, the first that there is."""
+"""Timeout of one fetch, in seconds."""
+MIN_FETCH_INTERVAL_SECONDS = 10.0
+"""Minimum time between two fetches in seconds, however many tokens name unknown keys."""
+MAX_TOKEN_BYTES = 16 * 1024
+NAME_CLAIMS = ("azp", "client_id", "sub")
+"""Claims with the name of the client, the most specific first."""
 
 _log = logging.getLogger(__name__)
 
 
-class Tokens:
-    """Knows the issuer's keys, and whom a token speaks for."""
+class TokenVerifier:
+    """The issuer's public keys, and the clients of the tokens they verify."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -44,20 +44,20 @@ class Tokens:
         )
         self._keys: dict[str | None, jwt.PyJWK] = {}
         self._fetching = threading.Lock()
-        self._fetched = -float("inf")
+        self._fetched_at = -float("inf")
         self._fetch()
 
-    def find(self, secret: bytes) -> ApiKey | None:
-        """The client that a token speaks for; None where it is no token, or not a good one."""
-        if secret.count(b".") != 2 or len(secret) > MAX_BYTES:
+    def find_client(self, secret: bytes) -> ApiKey | None:
+        """Return the client of a token, or None if it is not a valid token."""
+        if secret.count(b".") != 2 or len(secret) > MAX_TOKEN_BYTES:
             return None
         try:
-            key = self._key_of(jwt.get_unverified_header(secret).get("kid"))
-            return self._client_of(self._verified(secret, key)) if key else None
+            key = self._find_key(jwt.get_unverified_header(secret).get("kid"))
+            return self._client_of(self._verified_claims(secret, key)) if key else None
         except jwt.PyJWTError:
             return None
 
-    def _verified(self, token: bytes, key: jwt.PyJWK) -> dict[str, Any]:
+    def _verified_claims(self, token: bytes, key: jwt.PyJWK) -> dict[str, Any]:
         settings = self.settings
         return jwt.decode(
             token,
@@ -65,27 +65,28 @@ class Tokens:
             algorithms=ALGORITHMS,
             audience=settings.oidc_audience,
             issuer=settings.oidc_issuer,
-            leeway=LEEWAY,
-            options={"require": list(CLAIMS)},
+            leeway=LEEWAY_SECONDS,
+            options={"require": list(REQUIRED_CLAIMS)},
         )
 
     def _client_of(self, claims: dict[str, Any]) -> ApiKey:
-        name = next((str(claims[claim]) for claim in NAMES if claims.get(claim)), "")
-        granted = _words(claims.get(self.settings.oidc_scope_claim))
+        name = next((str(claims[claim]) for claim in NAME_CLAIMS if claims.get(claim)), "")
+        granted = _split_scopes(claims.get(self.settings.oidc_scope_claim))
         prefix = self.settings.oidc_scope_prefix
-        named = {word.removeprefix(prefix) for word in granted if word.startswith(prefix)}
+        named = {scope.removeprefix(prefix) for scope in granted if scope.startswith(prefix)}
         return ApiKey(f"token:{name[:100]}", SCOPES & named, digest="")
 
-    def _key_of(self, number: Any) -> jwt.PyJWK | None:
-        key = self._keys.get(number) if isinstance(number, str | None) else None
-        age = time.monotonic() - self._fetched
-        due = age > (self.settings.oidc_refresh_seconds if key else LEAST_SECONDS)
-        if due and not self._fetching.locked():
+    def _find_key(self, key_id: Any) -> jwt.PyJWK | None:
+        """Return a known key, and start a fetch if the keys are old or this one is unknown."""
+        key = self._keys.get(key_id) if isinstance(key_id, str | None) else None
+        age = time.monotonic() - self._fetched_at
+        is_due = age > (self.settings.oidc_refresh_seconds if key else MIN_FETCH_INTERVAL_SECONDS)
+        if is_due and not self._fetching.locked():
             threading.Thread(target=self._fetch, name="oidc", daemon=True).start()
         return key
 
     def _fetch(self) -> None:
-        """Learn the keys anew; those known stay where the issuer does not answer."""
+        """Replace the keys by those of the issuer, unless it cannot be reached."""
         if not self._fetching.acquire(blocking=False):
             return
         try:
@@ -94,12 +95,12 @@ class Tokens:
         except (jwt.PyJWTError, ValueError) as error:
             _log.warning("the keys of the token issuer were not fetched: %s", error)
         finally:
-            self._fetched = time.monotonic()
+            self._fetched_at = time.monotonic()
             self._fetching.release()
 
 
-def _words(claim: Any) -> Iterable[str]:
-    """A claim of words: one text, as OAuth has it, or a list."""
+def _split_scopes(claim: Any) -> Iterable[str]:
+    """Split a claim into scopes: one text with spaces, as in OAuth, or a list."""
     if isinstance(claim, str):
         return claim.split()
-    return [word for word in claim if isinstance(word, str)] if isinstance(claim, list) else []
+    return [scope for scope in claim if isinstance(scope, str)] if isinstance(claim, list) else []

@@ -1,4 +1,4 @@
-"""Limit the rate of each API key."""
+"""Limit the request rate of each API key, over all worker processes."""
 
 from __future__ import annotations
 
@@ -9,102 +9,88 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from mmap import mmap
 from pathlib import Path
 
 from serving.problems import RATE_LIMITED, ProblemError
 from serving.settings import Settings
 
-PLACES = 65_536
-"""Keys that worker processes count together; beyond them, two may share a bucket."""
+SLOTS = 65_536
+"""Number of buckets; clients beyond the configured keys may share one with another."""
 
 
 class RateLimiter:
-    """A bucket of tokens for each API key: so many a second, and a burst."""
+    """A token bucket for each API key, filled at ``per_second`` up to ``burst`` tokens."""
 
     def __init__(
         self,
         per_second: float,
         burst: int,
-        book: BucketStore | None = None,
+        store: BucketStore | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._rate, self._burst, self._clock = per_second, burst, clock
-        self._book = book or BucketStore()
+        self._store = store or BucketStore()
 
     def take(self, key: str) -> None:
-        """Take a token of this key, or refuse."""
-        now, one = self._clock(), 1 / self._rate
-        with self._book.turn():
-            full = max(self._book.full_at(key), now) + one
-            late = full - now - self._burst * one
-            if late <= one * 1e-9:
-                self._book.fill_at(key, full)
+        """Take a token of this key.
+
+        Raises:
+            ProblemError: the bucket is empty; `Retry-After` says for how many seconds.
+        """
+        now, interval, slot = self._clock(), 1 / self._rate, self._store.slot(key)
+        with self._store.locked() as full_at:
+            full = max(full_at[slot], now) + interval
+            wait = full - now - self._burst * interval
+            if wait <= interval * 1e-9:
+                full_at[slot] = full
                 return
         raise ProblemError(
             RATE_LIMITED,
             f"key '{key}' may send {self._rate:g} requests a second",
-            headers={"Retry-After": str(math.ceil(late))},
+            headers={"Retry-After": str(math.ceil(wait))},
         )
 
 
 class BucketStore:
-    """When the bucket of each key is full again, by a clock that all processes share."""
+    """The time at which the bucket of each key is full again, by the monotonic clock.
 
-    def __init__(self) -> None:
-        self._times: dict[str, float] = {}
+    Args:
+        path: a file that worker processes share; None for a single process.
+        names: keys with a bucket of their own; any other gets one by a digest of its name.
+    """
 
-    def turn(self) -> AbstractContextManager[None]:
-        """Hold it while it is read and written."""
-        return nullcontext()
-
-    def full_at(self, key: str) -> float:
-        """The time of a key; 0 of one that is new."""
-        return self._times.get(key, 0.0)
-
-    def fill_at(self, key: str, full: float) -> None:
-        """Keep the time of a key."""
-        self._times[key] = full
-
-
-class SharedBucketStore(BucketStore):
-    """The same for several worker processes: a file with a place for each of so many keys."""
-
-    def __init__(self, path: Path, names: Sequence[str]) -> None:
-        self._places = {name: place for place, name in enumerate(names)}
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        weakref.finalize(self, os.close, self._file)
-        os.ftruncate(self._file, PLACES * 8)
-        self._shared = memoryview(mmap(self._file, PLACES * 8)).cast("d")
+    def __init__(self, path: Path | None = None, names: Sequence[str] = ()) -> None:
+        self._own = {name: slot for slot, name in enumerate(names)}
+        self._file = -1  # no file: memory of this process
+        if path:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            weakref.finalize(self, os.close, self._file)
+            os.ftruncate(self._file, SLOTS * 8)
+        self._full_at = memoryview(mmap(self._file, SLOTS * 8)).cast("d")
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Hold it while it is read and written."""
+    def locked(self) -> Iterator[memoryview[float]]:
+        """Lock the times of all slots against other processes, and give access to them."""
+        if self._file < 0:
+            yield self._full_at
+            return
         fcntl.lockf(self._file, fcntl.LOCK_EX)
         try:
-            yield
+            yield self._full_at
         finally:
             fcntl.lockf(self._file, fcntl.LOCK_UN)
 
-    def full_at(self, key: str) -> float:
-        """The time of a key; 0 of one that is new."""
-        return self._shared[self._place(key)]
-
-    def fill_at(self, key: str, full: float) -> None:
-        """Keep the time of a key."""
-        self._shared[self._place(key)] = full
-
-    def _place(self, key: str) -> int:
-        """Those of the configuration first; the others, which tokens name, by a digest."""
-        if key in self._places:
-            return self._places[key]
+    def slot(self, key: str) -> int:
+        """Return the slot of a key."""
+        if key in self._own:
+            return self._own[key]
         digest = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest())
-        return len(self._places) + digest % (PLACES - len(self._places))
+        return len(self._own) + digest % (SLOTS - len(self._own))
 
 
-def bucket_store(settings: Settings, folder: str | None) -> BucketStore:
-    """The book of this process, or in ``folder``, where there is a rate, that of all workers."""
-    if not (folder and settings.rate_per_second):
-        return BucketStore()
-    return SharedBucketStore(Path(folder) / "rates", [key.name for key in settings.api_keys])
+def open_store(settings: Settings, folder: str | None) -> BucketStore:
+    """Open the buckets of this process or, in ``folder``, those of all worker processes."""
+    shared = Path(folder) / "rates" if folder and settings.rate_per_second else None
+    return BucketStore(shared, [key.name for key in settings.api_keys])

@@ -8,10 +8,11 @@ import time
 import numpy as np
 
 from anomaly_vae.artifacts.bundle import load_bundle
+from anomaly_vae.artifacts.registry_names import BundleRef
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.errors import AnomalyVAEError, BundleError
 from anomaly_vae.scoring.detector import Detections
-from serving.models.store import IMAGE, BundleRef, ServedModel
+from serving.models.store import IMAGE, ServedModel
 
 
 def load_model(source: BundleRef) -> ServedModel:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from anomaly_vae.errors import ConfigError
 from anomaly_vae.monitoring.exchangeability import Monitor
 from anomaly_vae.scoring.detector import Detector
@@ -18,17 +16,6 @@ if TYPE_CHECKING:
 
 IMAGE = "image"
 """The kind of the models that score images."""
-
-
-class BundleRef(msgspec.Struct, frozen=True):
-    """A bundle folder and what is known of it; the digest is checked where it is given."""
-
-    path: str
-    digest: str | None = None
-    name: str | None = None
-    version: str | None = None
-    alias: str | None = None
-    registered_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,4 +1,4 @@
-"""What Prometheus reads as it stands when it asks: what is loaded, and what is watched of it."""
+"""Collect facts about loaded models and their guarantees at the time Prometheus asks."""
 
 from __future__ import annotations
 
@@ -10,96 +10,108 @@ from prometheus_client.registry import Collector
 
 from anomaly_vae.monitoring.exchangeability import STATUSES
 from serving.models.store import Store
-from serving.observability.guarantee import Watches
+from serving.observability.guarantee import GuaranteeTrackers
 
 PREFIX = "anomaly_vae"
 MODEL, COLUMN = ("model", "version"), ("model", "version", "column")
-OF_MODELS = {
-    "model_load_seconds": ("Seconds to load and warm it.", "load_seconds"),
-    "model_loaded_timestamp_seconds": ("When it was loaded.", "loaded_at"),
-    "model_registered_timestamp_seconds": ("When it was registered.", "registered_at"),
+
+Gauges = Mapping[str, tuple[str, str]]
+"""Name of a gauge → its help text and the attribute with its value."""
+
+MODEL_GAUGES: Gauges = {
+    "model_load_seconds": ("Seconds taken to load and warm up the model.", "load_seconds"),
+    "model_loaded_timestamp_seconds": ("Unix time at which the model was loaded.", "loaded_at"),
+    "model_registered_timestamp_seconds": (
+        "Unix time at which the model was registered.", "registered_at",
+    ),
     "model_alpha_ratio": (
-        "Rate of false positives it is calibrated for.", "detector.calibration.alpha",
+        "False positive rate that the model is calibrated for.", "detector.calibration.alpha",
     ),
 }  # fmt: skip
-"""Gauge of each model → what it means, and what of a `Served` it is."""
-OF_WINDOWS = {
+"""Gauges of a `ServedModel`."""
+WINDOW_GAUGES: Gauges = {
     "martingale_log10": (
-        "Evidence that the window is not like the calibration rows.", "martingale_log10",
+        "Evidence that the window differs from the calibration rows, as a power of ten.",
+        "martingale_log10",
     ),
-    "window_flagged_ratio": ("Share of the window that is flagged.", "flagged_ratio"),
+    "window_flagged_ratio": ("Share of records in the window that are flagged.", "flagged_ratio"),
     "window_records": ("Records in the window.", "rows"),
-}  # fmt: skip
-"""The same of what a watch reports."""
-OF_COLUMNS = {
-    "drift_psi": ("Population stability index of the window against the calibration rows.", "psi"),
-    "window_missing_ratio": ("Share of the window that lacks the column.", "missing"),
-    "reference_missing_ratio": ("The same of the calibration rows.", "reference_missing"),
-    "window_unseen_ratio": ("Share of the window with a category training did not keep.", "unseen"),
 }
-"""The same of the `Drift` of each column."""
+"""Gauges of a `Report` on the guarantee of a model."""
+COLUMN_GAUGES: Gauges = {
+    "drift_psi": ("Population stability index of the window against the calibration rows.", "psi"),
+    "window_missing_ratio": (
+        "Share of records in the window without a value in the column.", "missing",
+    ),
+    "reference_missing_ratio": (
+        "Share of calibration rows without a value in the column.", "reference_missing",
+    ),
+    "window_unseen_ratio": (
+        "Share of records in the window with a category that training did not keep.", "unseen",
+    ),
+}  # fmt: skip
+"""Gauges of the `Drift` of a column."""
 
 
-def family(
+def gauge(
     name: str,
-    meaning: str,
+    documentation: str,
     labels: Sequence[str],
     values: Iterable[tuple[Sequence[str], float | None]],
 ) -> Metric:
-    """A gauge of what is known."""
-    gauge = GaugeMetricFamily(f"{PREFIX}_{name}", meaning, labels=labels)
-    for of, value in values:
+    """Build a gauge from pairs of label values and a value; those of None are left out."""
+    family = GaugeMetricFamily(f"{PREFIX}_{name}", documentation, labels=labels)
+    for label_values, value in values:
         if value is not None:
-            gauge.add_metric(of, value)
-    return gauge
+            family.add_metric(label_values, value)
+    return family
 
 
-def families(
-    facts: Mapping[str, tuple[str, str]],
-    labels: Sequence[str],
-    found: Sequence[tuple[Sequence[str], object]],
+def gauges(
+    definitions: Gauges, labels: Sequence[str], sources: Sequence[tuple[Sequence[str], object]]
 ) -> Iterator[Metric]:
-    """A gauge for each of these facts of what is found."""
-    for name, (meaning, attribute) in facts.items():
+    """Build each of these gauges from pairs of label values and the object with the value."""
+    for name, (documentation, attribute) in definitions.items():
         value = attrgetter(attribute)
-        yield family(name, meaning, labels, ((of, value(one)) for of, one in found))
+        yield gauge(name, documentation, labels, ((of, value(source)) for of, source in sources))
 
 
-class Loaded(Collector):
-    """What the store holds."""
+class ModelCollector(Collector):
+    """Collects facts about the models in the store."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
 
     def collect(self) -> Iterator[Metric]:
-        """One family for each fact."""
+        """Collect one family for each fact."""
         current = [((one.name, one.version or ""), one) for one in self.store.current.values()]
-        info = InfoMetricFamily(f"{PREFIX}_model", "The models served.", labels=["model"])
+        info = InfoMetricFamily(f"{PREFIX}_model", "Models that are served.", labels=["model"])
         for (name, version), one in current:
-            facts = {"version": version, "alias": one.alias or "", "digest": one.digest}
-            info.add_metric([name], {**facts, "kind": one.kind})
+            values = {"version": version, "alias": one.alias or "", "digest": one.digest}
+            info.add_metric([name], {**values, "kind": one.kind})
         yield info
-        yield from families(OF_MODELS, MODEL, current)
-        yield family("ready", "1 when ready.", (), [((), float(self.store.ready))])
+        yield from gauges(MODEL_GAUGES, MODEL, current)
+        ready = float(self.store.ready)
+        yield gauge("ready", "1 when the service is ready, else 0.", (), [((), ready)])
 
 
-class Watched(Collector):
-    """What the watches say, at the moment they are asked."""
+class GuaranteeCollector(Collector):
+    """Collects the state of the guarantee of each model."""
 
-    def __init__(self, store: Store, watches: Watches) -> None:
-        self.store, self.watches = store, watches
+    def __init__(self, store: Store, guarantees: GuaranteeTrackers) -> None:
+        self.store, self.guarantees = store, guarantees
 
     def collect(self) -> Iterator[Metric]:
-        """One family for each fact."""
+        """Collect one family for each fact."""
         reports = [
-            ((one.name, one.version or ""), self.watches.of(one).report())
+            ((one.name, one.version or ""), self.guarantees.tracker(one).report())
             for one in self.store.current.values()
         ]
-        yield family(
-            "guarantee_status", "1 for how the promise stands, 0 for how it does not.",
+        yield gauge(
+            "guarantee_status", "1 for the current status of the guarantee, 0 for the others.",
             (*MODEL, "status"),
             (((*m, s), r.status == s) for m, r in reports for s in STATUSES),
         )  # fmt: skip
-        yield from families(OF_WINDOWS, MODEL, reports)
+        yield from gauges(WINDOW_GAUGES, MODEL, reports)
         columns = [((*m, d.column), d) for m, r in reports for d in r.columns or ()]
-        yield from families(OF_COLUMNS, COLUMN, columns)
+        yield from gauges(COLUMN_GAUGES, COLUMN, columns)

@@ -1,7 +1,8 @@
-"""Whether each served model's promise still holds: what it scores, against its calibration rows.
+"""Track whether the guarantee of each served model holds, from what it scores.
 
-A request leaves its decisions and is done; they are counted some hundreds of rows at a time, and
-judged once a second, on a thread, or when an operator asks. Worker processes count into one file.
+A request leaves its decisions and continues; they are counted a few hundred rows at a time, and
+the guarantee is assessed once a second on a thread, or when an operator asks. Worker processes
+count into one shared file per model.
 """
 
 from __future__ import annotations
@@ -19,134 +20,141 @@ import numpy as np
 from anomaly_vae.data.encoding import Matrix
 from anomaly_vae.files import atomic_path, locked
 from anomaly_vae.monitoring.drift import Counts
-from anomaly_vae.monitoring.exchangeability import BLOCKS, Monitor, Report, Status, Window, shape
+from anomaly_vae.monitoring.exchangeability import (
+    BLOCKS,
+    Monitor,
+    Report,
+    Status,
+    Window,
+    window_shape,
+)
 from anomaly_vae.scoring.detector import Detections
 from serving.models.store import ServedModel
 
-TOGETHER = 256
-"""Rows that are counted at a time."""
-SECONDS = 1.0
-"""Between two looks at how it stands."""
+FLUSH_ROWS = 256
+"""Number of pending rows from which they are counted."""
+REFRESH_SECONDS = 1.0
+"""Seconds between two assessments of every guarantee."""
 DIGEST_BYTES = 64
-"""At the head of a shared file, the digest of the model that it is of."""
+"""Length of the bundle digest at the beginning of a shared file, in bytes."""
 
-Alone = Callable[[], AbstractContextManager[object]]
-Decided = tuple[Detections, Matrix | None]
+LockFactory = Callable[[], AbstractContextManager[object]]
+"""Function that returns the lock of a window."""
 
 
-class Watch:
-    """What one version of a model has scored of late, and what that says of its promise."""
+class GuaranteeTracker:
+    """The recent decisions of one version of a model, and the status of its guarantee."""
 
     def __init__(
-        self, monitor: Monitor, window: Window | None = None, alone: Alone | None = None
+        self, monitor: Monitor, window: Window | None = None, lock: LockFactory | None = None
     ) -> None:
-        lock = Lock()
+        own_lock = Lock()
         self._monitor, self._window = monitor, window or Window(monitor)
-        self._alone: Alone = alone or (lambda: lock)
-        self._pending: list[Decided] = []
-        self._waiting, self._mine = 0, Lock()
+        self._window_lock: LockFactory = lock or (lambda: own_lock)
+        self._pending: list[tuple[Detections, Matrix | None]] = []
+        self._pending_rows, self._pending_lock = 0, Lock()
         self._blocks = self._window.blocks
         self._report = monitor.report(self._blocks)
 
     def observe(self, found: Detections, x: Matrix | None) -> None:
-        """Take note of decided rows, of a table encoded as ``x`` (N, F)."""
-        with self._mine:
+        """Record decided rows; ``x`` (N, F) are the encoded rows of a table, None for images."""
+        with self._pending_lock:
             self._pending.append((found, x))
-            self._waiting += len(found.score)
-            enough = self._waiting >= TOGETHER
-        if enough:
-            self.count()
+            self._pending_rows += len(found.score)
+            is_full = self._pending_rows >= FLUSH_ROWS
+        if is_full:
+            self.flush()
 
     @property
     def status(self) -> Status:
-        """How it stood at the last look."""
+        """Status of the guarantee at the last assessment."""
         return self._report.status
 
     def report(self) -> Report:
-        """How it stands."""
-        self.count()
-        with self._alone():
+        """Assess the guarantee, including the pending rows and those of other processes."""
+        self.flush()
+        with self._window_lock():
             blocks = self._window.blocks
         if not np.array_equal(blocks, self._blocks):
             self._blocks, self._report = blocks, self._monitor.report(blocks)
         return self._report
 
-    def count(self) -> None:
-        """Count what was left to be counted together."""
-        with self._mine:
-            taken, self._pending, self._waiting = self._pending, [], 0
+    def flush(self) -> None:
+        """Count the pending rows into the window."""
+        with self._pending_lock:
+            taken, self._pending, self._pending_rows = self._pending, [], 0
         if not taken:
             return
         found = Detections.concatenate(found for found, _ in taken)
         tables = [x for _, x in taken if x is not None]
         x = np.concatenate(tables) if tables else None
-        counts = [self._counted(found, x, part) for part in self._parts(len(found.score))]
-        with self._alone():
-            for some in counts:
-                self._window.add(some)
+        counts = [self._count(found, x, part) for part in self._blocks_of(len(found.score))]
+        with self._window_lock():
+            for block in counts:
+                self._window.add(block)
 
-    def _parts(self, rows: int) -> Iterator[slice]:
-        """A block at a time, of so many rows only those that stay in the window."""
+    def _blocks_of(self, rows: int) -> Iterator[slice]:
+        """Yield the rows block by block; rows that would leave the window again are skipped."""
         step = self._monitor.block_rows
         first = max(rows - step * BLOCKS, 0)
         return (slice(start, start + step) for start in range(first, rows, step))
 
-    def _counted(self, found: Detections, x: Matrix | None, part: slice) -> Counts:
-        some = found.part(part)
-        return self._monitor.count(some.score, some.is_anomaly, None if x is None else x[part])
+    def _count(self, found: Detections, x: Matrix | None, part: slice) -> Counts:
+        rows = found.part(part)
+        return self._monitor.count(rows.score, rows.is_anomaly, None if x is None else x[part])
 
 
-class Watches:
-    """The watch of each model that is served; another version begins anew.
+class GuaranteeTrackers:
+    """The tracker of each served model; a new version starts with an empty window.
 
-    ``folder`` is where worker processes count together; absent: there is one process.
+    Args:
+        folder: where worker processes share their windows; None for a single process.
     """
 
     def __init__(self, folder: str | None) -> None:
-        self._folder = _place(Path(folder)) if folder else None
-        self._known: dict[str, tuple[ServedModel, Watch]] = {}
+        self._folder = _window_folder(Path(folder)) if folder else None
+        self._trackers: dict[str, tuple[ServedModel, GuaranteeTracker]] = {}
 
-    def of(self, served: ServedModel) -> Watch:
-        """That of a model that is served now."""
-        known = self._known.get(served.name)
+    def tracker(self, served: ServedModel) -> GuaranteeTracker:
+        """Return the tracker of a served model."""
+        known = self._trackers.get(served.name)
         if known is None or known[0] is not served:
-            known = self._known[served.name] = served, self._begin(served)
+            known = self._trackers[served.name] = served, self._new_tracker(served)
         return known[1]
 
     async def run(self) -> None:
-        """Look again and again, so that answers and other processes know of the latest rows."""
+        """Assess every guarantee periodically, so that responses carry a recent status."""
         while True:
-            await asyncio.sleep(SECONDS)
-            await asyncio.to_thread(self.look)
+            await asyncio.sleep(REFRESH_SECONDS)
+            await asyncio.to_thread(self.refresh)
 
-    def look(self) -> None:
-        """See how each promise stands."""
-        for _, watch in list(self._known.values()):
-            watch.report()
+    def refresh(self) -> None:
+        """Assess every guarantee."""
+        for _, tracker in list(self._trackers.values()):
+            tracker.report()
 
-    def _begin(self, served: ServedModel) -> Watch:
+    def _new_tracker(self, served: ServedModel) -> GuaranteeTracker:
         if not self._folder:
-            return Watch(served.monitor)
-        memory = _shared(self._folder, served)
-        window = Window(served.monitor, memory)
-        return Watch(served.monitor, window, partial(locked, self._folder))
+            return GuaranteeTracker(served.monitor)
+        window = Window(served.monitor, _shared_counts(self._folder, served))
+        return GuaranteeTracker(served.monitor, window, partial(locked, self._folder))
 
 
-def _place(folder: Path) -> Path:
-    """A folder whose lock is only ever held for an instant: that of all is held over a fetch."""
+def _window_folder(folder: Path) -> Path:
+    """Make a folder with a lock of its own: that of the parent is held for whole downloads."""
     place = folder / "watches"
     place.mkdir(exist_ok=True)
     return place
 
 
-def _shared(folder: Path, served: ServedModel) -> Counts:
-    """The memory of the window that worker processes share, in the file of this version.
+def _shared_counts(folder: Path, served: ServedModel) -> Counts:
+    """Map the counts that worker processes share for this version of a model into memory.
 
-    The file of another version is replaced, never changed: processes that still serve that one
-    count where they did, until they follow.
+    The file of another version is replaced, never changed: processes that still serve that version
+    keep counting into the old file until they follow.
     """
     path = folder / sha256(served.name.encode()).hexdigest()[:32]
-    digest, size = served.digest.encode().ljust(DIGEST_BYTES), shape(served.monitor)
+    digest, size = served.digest.encode().ljust(DIGEST_BYTES), window_shape(served.monitor)
     with locked(folder):
         if not path.exists() or path.read_bytes()[:DIGEST_BYTES] != digest:
             with atomic_path(path) as fresh:

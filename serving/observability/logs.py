@@ -1,6 +1,6 @@
-"""Log lines on stderr, one JSON object each unless that is a terminal.
+"""Format log lines on stderr: JSON objects, or plain text on a terminal.
 
-They have no record, no key and no path of a client.
+No line contains a record, a key or a path that a client sent.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ import msgspec
 access = logging.getLogger("serving.access")
 failures = logging.getLogger("serving")
 FACTS = "facts"
+"""Key of the fields of a line: of `extra` in logging calls, and of the ASGI scope of a request."""
 
 Facts: TypeAlias = dict[str, Any]
 
 
 class JsonFormatter(logging.Formatter):
-    """Time, level, logger, message, and the fields given as ``extra={"facts": {…}}``."""
+    """One JSON object per line: time, level, logger, message and the fields of the line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line."""
+        """Format a record as one line."""
         line: dict[str, Any] = {
             "time": _utc(record.created),
             "level": record.levelname.lower(),
@@ -38,14 +39,14 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """The same for people: time, level and message, and the fields as ``name=value``."""
+    """One line of text: time, level, message and the fields of the line as ``name=value``."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line."""
+        """Format a record as one line."""
         error = record.exc_info[1] if record.exc_info else None
         facts = getattr(record, FACTS, {}) | (_error(error) if error else {})
-        said = " ".join(f"{name}={value}" for name, value in facts.items())
-        return f"{_utc(record.created)} {record.levelname.lower()} {record.getMessage()} {said}"
+        fields = " ".join(f"{name}={value}" for name, value in facts.items())
+        return f"{_utc(record.created)} {record.levelname.lower()} {record.getMessage()} {fields}"
 
 
 def _utc(seconds: float) -> str:
@@ -53,15 +54,23 @@ def _utc(seconds: float) -> str:
 
 
 def _error(error: BaseException) -> dict[str, Any]:
-    """The type and the place of an error; its message may quote a record, so it is left out."""
+    """Describe an error by type and stack; its message is left out, as it may quote a record."""
     frames = traceback.extract_tb(error.__traceback__)
     trace = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
     return {"error": type(error).__name__, "trace": trace}
 
 
+def log_request(level: int, facts: Facts) -> None:
+    """Write a line of the access log; `Logger.log` would search the stack for its caller too."""
+    name = logging.getLevelName(level)
+    fields = {"name": access.name, "levelno": level, "levelname": name, "msg": "request"}
+    access.handle(logging.makeLogRecord({**fields, FACTS: facts}))
+
+
 def configure(level: str) -> None:
-    """Send everything logged to stderr, as JSON unless that is a terminal."""
+    """Send all log records from this level on to stderr, as text only if it is a terminal."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(TextFormatter() if sys.stderr.isatty() else JsonFormatter())
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # not shown
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a 400 tells the client
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # the client gets a 400 instead

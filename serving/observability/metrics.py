@@ -1,87 +1,69 @@
-"""What Prometheus reads: prefix `anomaly_vae_`, base units, labels that no client chooses.
+"""Define the metrics of the service: prefix `anomaly_vae_`, base units, no labels of clients.
 
-With several worker processes, prometheus_client keeps the values in the files of
-`PROMETHEUS_MULTIPROC_DIR`, and any worker answers for all. What is loaded is read from the store
-when it is asked for, so a swap leaves nothing stale.
+With several worker processes, prometheus_client keeps counts in files under
+`PROMETHEUS_MULTIPROC_DIR`, and any worker answers for all. Facts about loaded models are read from
+the store at collection time, so that no series of a replaced model remains.
 """
 
 from __future__ import annotations
 
 import os
-from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
 from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
-from prometheus_client.samples import Sample
 
 from anomaly_vae.data.encoding import Categorical, Matrix, TabularEncoding
 from anomaly_vae.scoring.detector import Detections
 from anomaly_vae.scoring.modality import Encoding
 from serving.models.store import ServedModel, Store
-from serving.observability.collectors import PREFIX, Loaded, Watched, family
-from serving.observability.guarantee import Watch, Watches
+from serving.observability.collectors import PREFIX, GuaranteeCollector, ModelCollector, gauge
+from serving.observability.guarantee import GuaranteeTracker, GuaranteeTrackers
+from serving.observability.histograms import Histogram, Observations, with_histograms
 
 MULTIPROCESS_DIR = "PROMETHEUS_MULTIPROC_DIR"
+"""Environment variable with the folder in which worker processes share their counts."""
 LATENCIES = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 P_VALUES = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, *(i / 10 for i in range(1, 11)))
 P_DIFFERENCES = (-0.5, -0.2, -0.1, -0.05, -0.02, -0.01, 0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
 SCORE_DIFFERENCES = (-100, -30, -10, -3, -1, -0.3, 0, 0.3, 1, 3, 10, 30, 100)
-PAIR = ("model", "version", "shadow_version")
 SIZES = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000)
-
+MODEL = ("model", "version")
+PAIR = (*MODEL, "shadow_version")
+FLAGS = ("flagged", "shadow_flagged")
+ROLE = ("model", "role")
+DECISIONS = "shadow_decisions"
 
 Reason = Literal["registry", "missing", "bundle", "disk", "internal"]
-"""Why a look at the registry fails."""
+"""Why a registry check failed."""
 
 
 def role_of(shadow: bool) -> str:
-    """What a model does, as a label."""
+    """Return the role of a model, as a label value."""
     return "shadow" if shadow else "champion"
 
 
-class BulkHistogram(Histogram):
-    """A histogram that takes many observations at once, and one without a search by hand."""
-
-    def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
-        """Observe one value."""
-        assert exemplar is None, "none are kept"
-        self._sum.inc(amount)
-        self._buckets[bisect_left(self._upper_bounds, amount)].inc(1)
-
-    def observe_many(self, values: NDArray[Any]) -> None:
-        """Observe each of ``values`` (N,)."""
-        if len(values) == 1:
-            self.observe(float(values[0]))
-            return
-        counts = np.bincount(self._bounds.searchsorted(values))
-        for bucket, count in zip(self._buckets, counts.tolist(), strict=False):
-            if count:
-                bucket.inc(count)
-        self._sum.inc(float(values.sum()))
-
-    @cached_property
-    def _bounds(self) -> NDArray[np.float64]:
-        return np.array(self._upper_bounds)
-
-
 class ModelMetrics:
-    """The counters and the watch of one version of one model; ``encoding`` names its columns."""
+    """The counters and the guarantee tracker of one version of one model."""
 
     def __init__(
-        self, metrics: Metrics, model: str, version: str, encoding: Encoding, watch: Watch
+        self,
+        metrics: Metrics,
+        model: str,
+        version: str,
+        encoding: Encoding,
+        guarantee: GuaranteeTracker,
     ) -> None:
-        self.watch = watch
+        self.guarantee = guarantee
         self.scored = metrics.scored.labels(model, version)
         self.flagged = metrics.flagged.labels(model, version)
         self.ignored = metrics.ignored.labels(model, version)
@@ -89,34 +71,36 @@ class ModelMetrics:
         self.sizes = metrics.sizes.labels(model, version)
         self.inference = metrics.inference.labels(model, version)
         self.batches = metrics.batches.labels(model, version)
-        self._cells = isinstance(encoding, TabularEncoding) and _Cells(metrics, model, encoding)
+        self._columns = None
+        if isinstance(encoding, TabularEncoding):
+            self._columns = ColumnMetrics(metrics, model, encoding)
 
     def observe(self, found: Detections, x: Matrix | None) -> None:
-        """Count rows that were scored; of a table, encoded as ``x`` (N, F)."""
+        """Count scored rows; ``x`` (N, F) are the encoded rows of a table, None for images."""
         self.scored.inc(len(found.score))
         if flagged := int(found.is_anomaly.sum()):
             self.flagged.inc(flagged)
         self.p_values.observe_many(found.p_value)
-        if self._cells and x is not None:
-            self._cells.observe(x)
-        self.watch.observe(found, x)
+        if self._columns and x is not None:
+            self._columns.observe(x)
+        self.guarantee.observe(found, x)
 
 
-class _Cells:
-    """Counters of missing values and unseen categories, by column of one table."""
+class ColumnMetrics:
+    """Counters of missing values and unseen categories of one model, by column."""
 
     def __init__(self, metrics: Metrics, model: str, encoding: TabularEncoding) -> None:
-        at = encoding.firsts
-        self._missing = [metrics.missing.labels(model, name) for name in at]
-        self._at = np.array(list(at.values()), np.intp)
-        levels = {c.name: at[c.name] for c in encoding.columns if isinstance(c, Categorical)}
+        first = encoding.first_positions
+        self._missing = [metrics.missing.labels(model, name) for name in first]
+        self._columns = np.array(list(first.values()), np.intp)
+        levels = {c.name: first[c.name] for c in encoding.columns if isinstance(c, Categorical)}
         self._unseen = [metrics.unseen.labels(model, name) for name in levels]
         self._levels = np.array(list(levels.values()), np.intp)
 
     def observe(self, x: Matrix) -> None:
-        """Count the cells of encoded rows (N, F)."""
+        """Count missing values and unseen categories of encoded rows (N, F)."""
         for counters, mask in (
-            (self._missing, np.isnan(x[:, self._at])),
+            (self._missing, np.isnan(x[:, self._columns])),
             (self._unseen, x[:, self._levels] == 0),
         ):
             if mask.any():
@@ -125,31 +109,33 @@ class _Cells:
 
 
 class PairMetrics:
-    """The counters of a version of a model and one of its shadow."""
+    """The counters of a version of a model and a version of its shadow."""
 
     def __init__(self, metrics: Metrics, pair: tuple[str, str, str]) -> None:
         self.decisions = {
-            (ours, theirs): metrics.decisions.labels(*pair, str(ours).lower(), str(theirs).lower())
-            for ours in (False, True)
-            for theirs in (False, True)
+            (flag, shadow_flag): metrics.decisions.labels(
+                *pair, str(flag).lower(), str(shadow_flag).lower()
+            )
+            for flag in (False, True)
+            for shadow_flag in (False, True)
         }
         self.p_values = metrics.p_differences.labels(*pair)
         self.scores = metrics.score_differences.labels(*pair)
         for counter in (metrics.shadow_dropped, metrics.shadow_failures):
-            counter.labels(pair[0])  # from 0 on
+            counter.labels(pair[0])  # exposed as 0 before the first event
 
-    def observe(self, found: Detections, theirs: Detections) -> None:
-        """Count the decisions on the same records."""
-        for (ours, other), counter in self.decisions.items():
-            both = (found.is_anomaly == ours) & (theirs.is_anomaly == other)
+    def observe(self, found: Detections, shadow: Detections) -> None:
+        """Count the decisions of both models on the same records."""
+        for (flag, shadow_flag), counter in self.decisions.items():
+            both = (found.is_anomaly == flag) & (shadow.is_anomaly == shadow_flag)
             counter.inc(int(both.sum()))
-        self.p_values.observe_many(theirs.p_value - found.p_value)
-        self.scores.observe_many(theirs.score - found.score)
+        self.p_values.observe_many(shadow.p_value - found.p_value)
+        self.scores.observe_many(shadow.score - found.score)
 
 
 @dataclass
 class Tally:
-    """Records that two models decided, and how many of them each flagged, and both."""
+    """Numbers of records that a model and its shadow both decided, and that each flagged."""
 
     records: float = 0
     flagged: float = 0
@@ -158,244 +144,250 @@ class Tally:
 
     @property
     def agreed(self) -> float:
-        """Those with the same flag."""
+        """Number of records with the same decision."""
         return self.records - self.flagged - self.shadow_flagged + 2 * self.both
 
     @property
     def difference(self) -> float:
-        """Of the shares flagged."""
+        """Share of records flagged by the shadow minus the share flagged by the model."""
         return (self.shadow_flagged - self.flagged) / self.records
 
-    def add(self, count: float, ours: bool, theirs: bool) -> None:
-        """So many records that were decided like this."""
+    def add(self, count: float, flag: bool, shadow_flag: bool) -> None:
+        """Add records with these two decisions."""
         self.records += count
-        self.flagged += count * ours
-        self.shadow_flagged += count * theirs
-        self.both += count * (ours and theirs)
+        self.flagged += count * flag
+        self.shadow_flagged += count * shadow_flag
+        self.both += count * (flag and shadow_flag)
 
 
-def tallies(samples: Iterable[Sample]) -> dict[tuple[str, ...], Tally]:
-    """The decisions among these samples, by pair."""
-    found: defaultdict[tuple[str, ...], Tally] = defaultdict(Tally)
-    for sample in samples:
-        if sample.name == f"{PREFIX}_shadow_decisions_total":
-            flags = (sample.labels[name] == "true" for name in ("flagged", "shadow_flagged"))
-            found[tuple(sample.labels[name] for name in PAIR)].add(sample.value, *flags)
+Pair = tuple[str, str, str]
+Tallies = dict[Pair, Tally]
+"""Tallies by the labels of `PAIR`; a missing version is an empty label."""
+
+
+def tallies_of(families: Iterable[Metric]) -> Tallies:
+    """Add up the decisions in these metric families, by pair."""
+    found: Tallies = defaultdict(Tally)
+    for family in families:
+        if family.name == f"{PREFIX}_{DECISIONS}":
+            for sample in family.samples:
+                if sample.name.endswith("_total"):
+                    flags = (sample.labels[name] == "true" for name in FLAGS)
+                    model, version, shadow_version = (sample.labels[name] for name in PAIR)
+                    found[model, version, shadow_version].add(sample.value, *flags)
     return found
 
 
-class Metrics:
-    """Every metric of one application, in a registry of its own."""
+def pair_of(served: ServedModel, shadow: ServedModel) -> Pair:
+    """Return the labels of a model and its shadow."""
+    return served.name, served.version or "", shadow.version or ""
+
+
+class Metrics(Collector):
+    """Every metric of one application; as a collector, those of all worker processes."""
 
     def __init__(self, store: Store) -> None:
-        self.registry = CollectorRegistry()
-        self.loaded = Loaded(store)
-        self.watches = Watches(os.environ.get(MULTIPROCESS_DIR))
-        common: dict[str, Any] = {"namespace": PREFIX, "registry": self.registry}
-        model = ("model", "version")
+        self.registry, self._store = CollectorRegistry(), store
+        self.guarantees = GuaranteeTrackers(os.environ.get(MULTIPROCESS_DIR))
+        self._define_requests()
+        self._define_records()
+        self._define_reloads()
+        self._define_shadows()
+        self.for_pair, self._answered = cache(self._for_pair), cache(self._answered_by)
+
+    def _counter(self, name: str, documentation: str, labels: tuple[str, ...]) -> Counter:
+        return Counter(name, documentation, labels, namespace=PREFIX, registry=self.registry)
+
+    def _gauge(
+        self, name: str, documentation: str, mode: Any = "livesum", labels: tuple[str, ...] = ()
+    ) -> Gauge:
+        return Gauge(
+            name,
+            documentation,
+            labels,
+            multiprocess_mode=mode,
+            namespace=PREFIX,
+            registry=self.registry,
+        )
+
+    def _histogram(
+        self, name: str, documentation: str, labels: tuple[str, ...], buckets: tuple[float, ...]
+    ) -> Histogram:
+        return Histogram(
+            name, documentation, labels, buckets=buckets, namespace=PREFIX, registry=self.registry
+        )
+
+    def _define_requests(self) -> None:
+        self.requests = self._counter(
+            "requests", "Requests answered, by route template and status class.",
+            ("route", "status"),
+        )  # fmt: skip
+        self.latency = self._histogram(
+            "request_duration_seconds",
+            "Seconds from the head of a request to the end of its response.",
+            ("route",), LATENCIES,
+        )  # fmt: skip
+        self.rejected = self._counter(
+            "rejected_requests", "Requests refused, by reason.", ("reason",)
+        )
+        self.in_flight = self._gauge("requests_in_flight", "Requests in progress.")
+        self.queue = self._gauge(
+            "queue_depth", "Requests running on worker threads or waiting for one."
+        )
+        self.connections = self._gauge("connections", "Open connections.")
+
+    def _define_records(self) -> None:
         column = ("model", "column")
-        self.requests = Counter(
-            "requests", "Requests answered, by route template and class of status.",
-            ("route", "status"), **common,
-        )  # fmt: skip
-        self.latency = BulkHistogram(
-            "request_duration_seconds", "From the head of a request to the end of its answer.",
-            ("route",), buckets=LATENCIES, **common,
-        )  # fmt: skip
-        self.in_flight = Gauge(
-            "requests_in_flight", "Requests under way.", multiprocess_mode="livesum", **common
+        self.scored = self._counter("scored_records", "Records scored.", MODEL)
+        self.flagged = self._counter("flagged_records", "Records flagged as anomalies.", MODEL)
+        self.ignored = self._counter(
+            "ignored_keys", "Distinct unknown keys per request, summed over requests.", MODEL
         )
-        self.rejected = Counter(
-            "rejected_requests", "Requests refused, by reason.", ("reason",), **common
+        self.missing = self._counter(
+            "missing_values", "Missing values in scored records, by column.", column
         )
-        self.scored = Counter("scored_records", "Records scored.", model, **common)
-        self.flagged = Counter("flagged_records", "Records found anomalous.", model, **common)
-        self.ignored = Counter(
-            "ignored_keys", "Distinct unknown keys of each request, summed.", model, **common
+        self.unseen = self._counter(
+            "unseen_categories", "Categories that training did not keep, by column.", column
         )
-        self.p_values = BulkHistogram(
-            "p_value", "p-values of the records scored.", model, buckets=P_VALUES, **common
-        )
-        self.sizes = BulkHistogram(
-            "request_records", "Records in a request.", model, buckets=SIZES, **common
-        )
-        self.inference = BulkHistogram(
-            "inference_seconds", "To encode, score and decide on one batch.", model,
-            buckets=LATENCIES, **common,
+        self.p_values = self._histogram("p_value", "p-values of scored records.", MODEL, P_VALUES)
+        self.sizes = self._histogram("request_records", "Records per request.", MODEL, SIZES)
+        self.inference = self._histogram(
+            "inference_seconds", "Seconds to encode, score and decide on one batch.",
+            MODEL, LATENCIES,
         )  # fmt: skip
-        self.batches = BulkHistogram(
-            "batch_records", "Records scored in one pass of the graph.", model, buckets=SIZES,
-            **common,
-        )  # fmt: skip
-        self.missing = Counter(
-            "missing_values", "Values missing in scored records, by column.", column, **common
+        self.batches = self._histogram(
+            "batch_records", "Records scored in one run of the ONNX graph.", MODEL, SIZES
         )
-        self.unseen = Counter(
-            "unseen_categories", "Categories that training did not keep, by column.", column,
-            **common,
-        )  # fmt: skip
-        self.queue = Gauge(
-            "queue_depth", "Requests on worker threads or waiting for one.",
-            multiprocess_mode="livesum", **common,
-        )  # fmt: skip
-        self.connections = Gauge(
-            "connections", "Open connections.", multiprocess_mode="livesum", **common
+
+    def _define_reloads(self) -> None:
+        self.reloads = self._counter("reloads", "Model versions swapped in.", ROLE)
+        self.reload_failures = self._counter(
+            "reload_failures", "Failed registry checks, by reason.", (*ROLE, "reason")
         )
-        role = ("model", "role")
-        self.reloads = Counter("reloads", "Versions swapped in.", role, **common)
-        self.reload_failures = Counter(
-            "reload_failures", "Looks at the registry that failed, by reason.",
-            (*role, "reason"), **common,
-        )  # fmt: skip
-        self.reload_success = Gauge(
+        self.reload_success = self._gauge(
             "reload_last_success_timestamp_seconds",
-            "When the registry was last looked at and what it has is served; 0 for never.",
-            role, multiprocess_mode="max", **common,
+            "Unix time of the last successful registry check; 0 if there was none.",
+            "max", ROLE,
         )  # fmt: skip
-        self.decisions = Counter(
-            "shadow_decisions", "Records decided by a model and its shadow: what either said.",
-            (*PAIR, "flagged", "shadow_flagged"), **common,
-        )  # fmt: skip
-        self.p_differences = BulkHistogram(
-            "shadow_p_value_difference", "p-value of the shadow less that of the model.",
-            PAIR, buckets=P_DIFFERENCES, **common,
-        )  # fmt: skip
-        self.score_differences = BulkHistogram(
-            "shadow_score_difference", "Score of the shadow less that of the model, in their unit.",
-            PAIR, buckets=SCORE_DIFFERENCES, **common,
-        )  # fmt: skip
-        self.shadow_dropped = Counter(
-            "shadow_dropped_requests", "Requests that found no room to wait for the shadow.",
-            ("model",), **common,
-        )  # fmt: skip
-        self.shadow_failures = Counter(
-            "shadow_failures", "Requests or records that the shadow could not score.",
-            ("model",), **common,
-        )  # fmt: skip
-        self.compared, self._ends = cache(self._compared), cache(self._end)
 
-    def of(self, served: ServedModel) -> ModelMetrics:
-        """The counters of what is served."""
-        encoding, watch = served.detector.scorer.encoding, self.watches.of(served)
-        return ModelMetrics(self, served.name, served.version or "", encoding, watch)
+    def _define_shadows(self) -> None:
+        self.decisions = self._counter(
+            DECISIONS, "Records scored by a model and its shadow, by both decisions.",
+            (*PAIR, *FLAGS),
+        )  # fmt: skip
+        self.p_differences = self._histogram(
+            "shadow_p_value_difference", "p-value of the shadow minus that of the model.",
+            PAIR, P_DIFFERENCES,
+        )  # fmt: skip
+        self.score_differences = self._histogram(
+            "shadow_score_difference",
+            "Score of the shadow minus that of the model, in the unit of the scores.",
+            PAIR, SCORE_DIFFERENCES,
+        )  # fmt: skip
+        self.shadow_dropped = self._counter(
+            "shadow_dropped_requests", "Requests that the shadow skipped: its queue was full.",
+            ("model",),
+        )  # fmt: skip
+        self.shadow_failures = self._counter(
+            "shadow_failures", "Requests or records that the shadow could not score.", ("model",)
+        )
 
-    def _end(self, route: str, status: int) -> tuple[Counter, BulkHistogram]:
+    def for_model(self, served: ServedModel) -> ModelMetrics:
+        """Return the counters of a served model."""
+        encoding, guarantee = served.detector.scorer.encoding, self.guarantees.tracker(served)
+        return ModelMetrics(self, served.name, served.version or "", encoding, guarantee)
+
+    def _answered_by(self, route: str, status: int) -> tuple[Counter, Observations]:
         return self.requests.labels(route, f"{status}xx"), self.latency.labels(route)
 
-    def _compared(self, model: str, version: str | None, shadow: str | None) -> PairMetrics:
+    def _for_pair(self, model: str, version: str | None, shadow: str | None) -> PairMetrics:
         return PairMetrics(self, (model, version or "", shadow or ""))
 
-    def tally(self, model: str, version: str | None, shadow: str | None) -> Tally:
-        """What a model and its shadow decided on the same records, by all processes."""
-        samples = (s for family in self.counted().collect() for s in family.samples)
-        return tallies(samples).get((model, version or "", shadow or ""), Tally())
-
-    def finished(self, route: str, status: int, seconds: float) -> None:
+    def answered(self, route: str, status: int, seconds: float) -> None:
         """Count one answered request."""
-        requests, latency = self._ends(route, status // 100)
+        requests, latency = self._answered(route, status // 100)
         requests.inc()
         latency.observe(seconds)
 
-    def follow(self, model: str | None, shadow: bool, checked_at: float | None) -> None:
-        """Begin to count the looks at the registry for a model, from 0."""
+    def start_following(self, model: str | None, shadow: bool, checked_at: float | None) -> None:
+        """Expose the registry checks of a model, all counts from 0."""
         for reason in get_args(Reason):
             self.reload_failures.labels(model, role_of(shadow), reason)
         self.reloads.labels(model, role_of(shadow))
-        self.looked(model, shadow, checked_at)
+        self.registry_checked(model, shadow, checked_at)
 
-    def looked(self, model: str | None, shadow: bool, at: float | None) -> None:
-        """Keep when the registry was last looked at with success."""
+    def registry_checked(self, model: str | None, shadow: bool, at: float | None) -> None:
+        """Record the time of a successful registry check, in seconds since 1970."""
         self.reload_success.labels(model, role_of(shadow)).set(at or 0.0)
 
     def swapped(self, model: str, shadow: bool) -> None:
         """Count a version swapped in."""
         self.reloads.labels(model, role_of(shadow)).inc()
 
-    def failed(self, model: str | None, shadow: bool, reason: Reason) -> None:
-        """Count a look at the registry that failed."""
+    def check_failed(self, model: str | None, shadow: bool, reason: Reason) -> None:
+        """Count a failed registry check."""
         self.reload_failures.labels(model, role_of(shadow), reason).inc()
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
-        """The text of all metrics, and its media type."""
+        """Return the text of all metrics in the accepted format, and its media type."""
         encoder, media_type = choose_encoder(accept)
-        registry = self._all()
-        return encoder(registry), media_type
-
-    def _all(self) -> CollectorRegistry:
-        registry = CollectorRegistry()
-        registry.register(self.loaded)
-        if MULTIPROCESS_DIR not in os.environ:
-            ProcessCollector(namespace=PREFIX, registry=registry)
-        registry.register(_Whole(self.counted()))
-        registry.register(Compared(self))
-        registry.register(Watched(self.loaded.store, self.watches))
-        return registry
-
-    def counted(self) -> CollectorRegistry:
-        """What was counted, by all worker processes where there are several."""
-        if MULTIPROCESS_DIR not in os.environ:
-            return self.registry
-        registry = CollectorRegistry()
-        _OfWorkers(registry)  # type: ignore[no-untyped-call]  # ships partial types
-        return registry
-
-
-class Compared(Collector):
-    """How a model and its shadow agree, of what was counted."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self.metrics = metrics
+        return encoder(self), media_type
 
     def collect(self) -> Iterator[Metric]:
-        """Two ratios for each pair."""
-        store, tallies = self.metrics.loaded.store, []
-        for name in store.current.keys() & store.shadows.keys():
-            pair = name, store.current[name].version, store.shadows[name].version
-            if (tally := self.metrics.tally(*pair)).records:
-                tallies.append(([part or "" for part in pair], tally))
-        yield family(
-            "shadow_agreement_ratio", "Share of records with the same flag.", PAIR,
-            ((labels, tally.agreed / tally.records) for labels, tally in tallies),
-        )  # fmt: skip
-        yield family(
-            "shadow_flag_rate_difference_ratio",
-            "Share flagged by the shadow less that flagged by the model.", PAIR,
-            ((labels, tally.difference) for labels, tally in tallies),
-        )  # fmt: skip
+        """Collect every metric; the files of worker processes are read once."""
+        counted = self.counted()
+        yield from ModelCollector(self._store).collect()
+        if MULTIPROCESS_DIR not in os.environ:
+            yield from ProcessCollector(namespace=PREFIX, registry=None).collect()
+        yield from with_histograms(counted)
+        yield from _agreement(self._store, tallies_of(counted))
+        yield from GuaranteeCollector(self._store, self.guarantees).collect()
+
+    def tallies(self) -> Tallies:
+        """Return the decisions of models and shadows on the same records, over all processes."""
+        return tallies_of(self.counted())
+
+    def counted(self) -> list[Metric]:
+        """Return everything that was counted, over all worker processes.
+
+        The file of a worker that is starting, or was killed as it started, is empty and skipped.
+        """
+        folder = os.environ.get(MULTIPROCESS_DIR)
+        if not folder:
+            return list(self.registry.collect())
+        files = [str(file) for file in Path(folder).glob("*.db") if file.stat().st_size]
+        return list(MultiProcessCollector.merge(files))  # type: ignore[no-untyped-call]  # ships partial types
 
 
-class _OfWorkers(MultiProcessCollector):
-    """What worker processes count; one that begins, or was killed as it did, has an empty file."""
-
-    def collect(self) -> Iterable[Metric]:
-        """All that is in the others."""
-        files = [str(file) for file in Path(self._path).glob("*.db") if file.stat().st_size]
-        merged: Iterable[Metric] = self.merge(files)  # type: ignore[no-untyped-call]
-        return merged
-
-
-class _Whole(Collector):
-    """A registry as a collector of another."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self.registry = registry
-
-    def collect(self) -> Iterator[Metric]:
-        """All that it has."""
-        yield from self.registry.collect()
+def _agreement(store: Store, tallies: Tallies) -> Iterator[Metric]:
+    """Build two ratios for each pair of a model and its shadow that are served now."""
+    pairs = [
+        pair_of(store.current[n], store.shadows[n])
+        for n in store.current.keys() & store.shadows.keys()
+    ]
+    found = [(pair, tallies[pair]) for pair in pairs if pair in tallies and tallies[pair].records]
+    yield gauge(
+        "shadow_agreement_ratio", "Share of records on which the model and its shadow agree.", PAIR,
+        ((pair, tally.agreed / tally.records) for pair, tally in found),
+    )  # fmt: skip
+    yield gauge(
+        "shadow_flag_rate_difference_ratio",
+        "Share of records flagged by the shadow minus the share flagged by the model.", PAIR,
+        ((pair, tally.difference) for pair, tally in found),
+    )  # fmt: skip
 
 
 def forget_dead_workers(folder: str | None) -> None:
-    """Drop the live gauges of worker processes that are gone."""
+    """Remove the live gauges of worker processes that have ended."""
     for path in Path(folder).glob("gauge_live*_*.db") if folder else ():
         pid = int(path.stem.rpartition("_")[2])
-        if not _alive(pid):
+        if not _is_alive(pid):
             mark_process_dead(pid)  # type: ignore[no-untyped-call]  # ships partial types
 
 
-def _alive(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     try:
-        os.kill(pid, 0)  # asks, and sends nothing
+        os.kill(pid, 0)  # signal 0 tests for existence
     except OSError as error:
         return isinstance(error, PermissionError)
     return True

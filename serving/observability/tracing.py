@@ -1,8 +1,9 @@
-"""A span for each request, sent to a collector by the OpenTelemetry protocol.
+"""Send one span per request to an OpenTelemetry collector.
 
-Where to is said by OpenTelemetry's own variables (`OTEL_EXPORTER_OTLP_ENDPOINT` and the rest);
-without one of them nothing of this is loaded. A span says what the log says: method, route, status,
-model, how many records; never a path that a client made up, a header, or a value.
+OpenTelemetry's own variables (`OTEL_EXPORTER_OTLP_ENDPOINT` and the others) name the collector;
+this module is imported only if one of them is set. A span carries what the access log carries
+(method, route, status, model, number of records), and never a path, header or value that a client
+sent.
 """
 
 from __future__ import annotations
@@ -19,60 +20,61 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from anomaly_vae import __version__
 from serving.observability import logs
-from serving.paths import QUIET, template_of
+from serving.paths import QUIET_ROUTES, route_template
 
-FACTS = {"model": "anomaly_vae.model", "records": "anomaly_vae.records"}
-"""Facts of a request that its span tells, and as what."""
+SPAN_ATTRIBUTES = {"model": "anomaly_vae.model", "records": "anomaly_vae.records"}
+"""Field of the access log → name of the span attribute with its value."""
 
 
-def provider() -> TracerProvider:
-    """Spans on their way to the collector, some at a time, on a thread of their own."""
+def make_provider() -> TracerProvider:
+    """Make a provider that sends spans in batches, from a thread of its own."""
     name = os.environ.get("OTEL_SERVICE_NAME", "anomaly-vae")
     service = Resource.create({SERVICE_NAME: name, SERVICE_VERSION: __version__})
-    made = TracerProvider(resource=service)
-    made.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    return made
+    provider = TracerProvider(resource=service)
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    return provider
 
 
-class Trace:
-    """A span around each request, within the trace that the client says it belongs to."""
+class TracingMiddleware:
+    """An ASGI application with a span around each request, part of the client's trace if any."""
 
-    def __init__(self, app: ASGIApp, spans: TracerProvider) -> None:
-        self.app, self.spans = app, spans
-        self.tracer = spans.get_tracer("anomaly-vae", __version__)
+    def __init__(self, app: ASGIApp, provider: TracerProvider) -> None:
+        self.app, self.provider = app, provider
+        self.tracer = provider.get_tracer("anomaly-vae", __version__)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on and look at its answer."""
-        if scope["type"] != "http" or scope["path"].startswith(QUIET):
+        """Pass a request on, and record its status."""
+        if scope["type"] != "http" or scope["path"].startswith(QUIET_ROUTES):
             await self.app(scope, receive, send)
             return
         status = 500
 
-        async def observed(message: Message) -> None:
+        async def send_and_record(message: Message) -> None:
             nonlocal status
             status = message.get("status", status)
             await send(message)
 
-        context = propagate.extract(_texts(scope))
+        context = propagate.extract(_decoded_headers(scope))
         span = self.tracer.start_span(scope["method"], context, trace.SpanKind.SERVER)
-        try:  # no message of an error enters a span, as it would by its own context manager
-            await self.app(scope, receive, observed)
+        try:  # not `with span`, which would record the message of an exception
+            await self.app(scope, receive, send_and_record)
         finally:
             _describe(span, scope, status)
             span.end()
 
 
-def _texts(scope: Scope) -> Mapping[str, str]:
+def _decoded_headers(scope: Scope) -> Mapping[str, str]:
     return {name.decode("latin-1"): text.decode("latin-1") for name, text in scope["headers"]}
 
 
 def _describe(span: trace.Span, scope: Scope, status: int) -> None:
-    """What a span says of a request (semantic conventions for HTTP servers)."""
-    route = template_of(scope)
+    """Set the name and the attributes of a span (semantic conventions for HTTP servers)."""
+    route = route_template(scope)
     span.update_name(f"{scope['method']} {route}")
-    said = {"http.request.method": scope["method"], "http.route": route}
-    span.set_attributes({**said, "http.response.status_code": status})
+    request = {"http.request.method": scope["method"], "http.route": route}
+    span.set_attributes({**request, "http.response.status_code": status})
     facts = scope.get(logs.FACTS, {})
-    span.set_attributes({name: facts[fact] for fact, name in FACTS.items() if fact in facts})
+    attributes = {name: facts[fact] for fact, name in SPAN_ATTRIBUTES.items() if fact in facts}
+    span.set_attributes(attributes)
     if status >= 500:
         span.set_status(trace.StatusCode.ERROR)

@@ -294,7 +294,7 @@ def add_routes(app: FastAPI, store: Store, settings: Settings) -> None:
 def describe(served: ServedModel) -> ModelMetadata:
     """What a model reads, in the tensors it is best sent as, and what it answers."""
     columns = served.detector.scorer.schema.columns
-    inputs = [_describe(column.name, *tensors.COLUMNS[column.type]) for column in columns]
+    inputs = [_describe(column.name, *column.spec.tensor) for column in columns]
     outputs = [_describe(name, datatype, None) for name, datatype in outputs_of(served).items()]
     versions = [served.version] if served.version else []
     return ModelMetadata(served.name, versions, "anomaly-vae", inputs, outputs)
@@ -354,7 +354,7 @@ def example_request(served: ServedModel) -> openapi.Json:
 
 
 def _example(column: Any, cell: Any) -> openapi.Json:
-    datatype, content = tensors.COLUMNS[column.type]
+    datatype, content = column.spec.tensor
     tensor = {"name": column.name, "shape": [1], "datatype": datatype}
     cell = bool(cell) if datatype == BOOL and cell is not None else cell
     return {

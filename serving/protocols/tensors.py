@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly_vae.data.schema import TabularSchema
-from anomaly_vae.types import ColumnType
 from serving.models.store import IMAGE, ServedModel
 from serving.problems import INVALID_REQUEST, MALFORMED, BadRecord, ProblemError
 from serving.scoring import requests
@@ -28,17 +27,8 @@ LAYOUTS = {
     "UINT8": "<u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8",
 }  # fmt: skip
 """How the bytes of a number are laid out."""
-CONTENT_TYPE, BASE64, TEXT, TIME, AS_JSON = "content_type", "base64", "str", "datetime", "pd_json"
+CONTENT_TYPE, BASE64, AS_JSON = "content_type", "base64", "pd_json"
 """What MLServer's codecs say of ``BYTES``: how it was written, and what it is."""
-COLUMNS: dict[str, tuple[str, str | None]] = {
-    ColumnType.NUMERIC: (FP64, None),
-    ColumnType.BINARY: (BOOL, None),
-    ColumnType.CATEGORICAL: (BYTES, TEXT),
-    ColumnType.DATETIME: (BYTES, TIME),
-    IMAGE: (BYTES, BASE64),
-}
-"""The type of tensor that a column is best sent as, and its content type."""
-NUMBERS = frozenset({ColumnType.NUMERIC, ColumnType.BINARY})
 LENGTH = 4
 """Bytes that say how long an element of ``BYTES`` is."""
 
@@ -136,7 +126,7 @@ def _check_shapes(served: ServedModel, tensors: Sequence[Tensor]) -> None:
 def _check_matrix(served: ServedModel) -> None:
     """Refuse one tensor for all columns where some are no numbers."""
     schema = served.detector.scorer.schema
-    other = [column.name for column in schema.columns if column.type not in NUMBERS]
+    other = [column.name for column in schema.columns if column.spec.storage != "number"]
     if other:
         detail = f"column '{other[0]}' is no number; send a tensor for each column"
         raise ProblemError(INVALID_REQUEST, detail)

@@ -1,4 +1,4 @@
-"""Share what is followed between worker processes."""
+"""Share the state of all followed models between worker processes."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 
 import msgspec
 
+from anomaly_vae.artifacts.registry_names import BundleRef
 from anomaly_vae.files import atomic_path, locked
-from serving.models.store import BundleRef
 from serving.observability.metrics import Reason
 
 
 class Followed(msgspec.Struct, frozen=True):
-    """A model that is served, or a shadow, and how it stands with the registry.
+    """A model or shadow, and the outcome of its last registry check.
 
-    ``source`` is what is served, ``reason`` and ``detail`` are why the last look failed, and
-    ``checked_at`` is when one last went well, in seconds since 1970.
+    ``source`` is the version that is served, ``reason`` and ``detail`` say why the last check
+    failed, and ``checked_at`` is the time of the last successful check, in seconds since 1970.
     """
 
     uri: str
@@ -30,41 +30,41 @@ class Followed(msgspec.Struct, frozen=True):
     checked_at: float | None = None
 
     @property
-    def is_unasked(self) -> bool:
-        """Whether the registry was not asked yet."""
+    def is_unchecked(self) -> bool:
+        """Whether the registry has not been asked yet."""
         return self.checked_at is None and self.reason is None
 
     @property
     def version(self) -> str | None:
-        """What is served."""
+        """The version that is served."""
         return self.source.version if self.source else None
 
 
 class FollowState(msgspec.Struct, frozen=True):
-    """Everything that is followed, and when the registry was last asked; 0 for never."""
+    """All models and shadows, and when the registry was last asked; 0 for never."""
 
     followed: tuple[Followed, ...] = ()
     asked_at: float = 0.0
 
 
 class Board:
-    """The standing, in memory or in a file that worker processes share."""
+    """The follow state, in memory or in a file that worker processes share."""
 
-    def __init__(self, standing: FollowState = FollowState(), path: Path | None = None) -> None:  # noqa: B008  # frozen
-        self._standing, self._path = standing, path
-        self._seen: tuple[int, int] | None = None
+    def __init__(self, state: FollowState = FollowState(), path: Path | None = None) -> None:  # noqa: B008  # frozen
+        self._state, self._path = state, path
+        self._last_stat: tuple[int, int] | None = None
 
     @classmethod
-    def shared(cls, path: Path, standing: FollowState) -> Board:
-        """A new board in a file."""
+    def shared(cls, path: Path, state: FollowState) -> Board:
+        """Make a board in a file."""
         board = cls(path=path)
-        board.write(standing)
+        board.write(state)
         return board
 
     def read(self) -> FollowState:
-        """What stands on it."""
+        """Return the state."""
         if self._path is None:
-            return self._standing
+            return self._state
         return msgspec.json.decode(self._path.read_bytes(), type=FollowState)
 
     @property
@@ -72,25 +72,25 @@ class Board:
         """Whether other processes read it."""
         return self._path is not None
 
-    def has_news(self) -> bool:
-        """Whether it was written to since this was asked last."""
-        before = self._seen
+    def has_changed(self) -> bool:
+        """Return whether the file was written since the last call."""
+        before = self._last_stat
         if self._path:
             found = self._path.stat()
-            self._seen = found.st_mtime_ns, found.st_ino
-        return self._seen != before
+            self._last_stat = found.st_mtime_ns, found.st_ino
+        return self._last_stat != before
 
-    def write(self, standing: FollowState) -> None:
-        """Replace what stands on it."""
+    def write(self, state: FollowState) -> None:
+        """Replace the state."""
         if self._path is None:
-            self._standing = standing
+            self._state = state
             return
         with atomic_path(self._path) as whole:
-            whole.write_bytes(msgspec.json.encode(standing))
+            whole.write_bytes(msgspec.json.encode(state))
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Be the only worker that looks."""
+    async def exclusive(self) -> AsyncIterator[None]:
+        """Wait until no other worker process checks the registry, and keep the others waiting."""
         with ExitStack() as held:
             while self._path:
                 try:

@@ -1,8 +1,8 @@
-"""The folder of fetched bundles: each under its digest, and which of them were good.
+"""Keep fetched bundles in a folder by digest, and record which version each URI served last.
 
-Several processes and services may share it. For each URI it keeps the version that served last and
-the one before; bundles that no URI needs are removed when they are an hour old, so that nobody's
-download is taken away before it is written down.
+Several processes and services may share the folder. For each URI it keeps the version served last
+and the one before. Other bundles are removed once they are an hour old, so that a download of
+another process is not removed before that process has recorded it.
 """
 
 from __future__ import annotations
@@ -16,18 +16,20 @@ from pathlib import Path
 import msgspec
 
 from anomaly_vae.artifacts import bundle
+from anomaly_vae.artifacts.registry_names import BundleRef, database_file
 from anomaly_vae.files import atomic_path, locked
-from serving.models.store import BundleRef
 from serving.registry import mlflow_rest
 
-LAST = "last"
-SPARED_SECONDS = 3600.0
-OURS = re.compile(r"[0-9a-f]{64}|\.[0-9a-f]{64}\..+")
-"""Bundles, and what a process that was killed left of one."""
+LAST_SERVED = "last"
+"""Folder of the records, by URI."""
+MIN_PRUNE_AGE_SECONDS = 3600.0
+"""Age from which an unneeded bundle is removed, in seconds."""
+BUNDLE_FOLDER = re.compile(r"[0-9a-f]{64}|\.[0-9a-f]{64}\..+")
+"""Names of bundles, and of the temporary folders that a killed process leaves behind."""
 
 
-class Kept(msgspec.Struct, frozen=True):
-    """What served under a URI last, and before that."""
+class LastServed(msgspec.Struct, frozen=True):
+    """The bundle that a URI served last, and the one before."""
 
     uri: str
     current: BundleRef
@@ -35,58 +37,63 @@ class Kept(msgspec.Struct, frozen=True):
 
 
 class Cache:
-    """The cache in a folder."""
+    """The bundles and records in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def holding(self, digest: str) -> Path | None:
-        """The sound bundle of this digest, if it is there."""
+    def find(self, digest: str) -> Path | None:
+        """Return the folder of the bundle with this digest, None if it is absent or damaged."""
         place = self.folder / digest
         return place if bundle.is_sound(place, digest) else None
 
-    def last(self, uri: str) -> BundleRef | None:
-        """What served under a URI last."""
-        kept = self._kept(self._place(uri))
-        return kept.current if kept else None
+    def last_served(self, uri: str) -> BundleRef | None:
+        """Return the bundle that a URI served last."""
+        record = self._read_record(self._record_path(uri))
+        return record.current if record else None
 
     def remember(self, uri: str, source: BundleRef) -> None:
-        """Write down that this is good, and remove what nobody needs any more."""
-        place = self._place(uri)
-        kept = self._kept(place)
-        if kept and kept.current == source:
+        """Record that a URI serves this bundle, and remove bundles that are no longer needed."""
+        path = self._record_path(uri)
+        record = self._read_record(path)
+        if record and record.current == source:
             return
-        previous = kept.current if kept else None
-        with atomic_path(place) as whole:
-            whole.write_bytes(msgspec.json.encode(Kept(uri, source, previous)))
+        previous = record.current if record else None
+        with atomic_path(path) as whole:
+            whole.write_bytes(msgspec.json.encode(LastServed(uri, source, previous)))
         self.prune()
 
     def prune(self) -> None:
-        """Remove the bundles that no URI needs, unless they are new."""
+        """Remove old bundles that no URI needs."""
         with locked(self.folder):
-            kept = filter(None, map(self._kept, (self.folder / LAST).glob("*.json")))
-            needed = {s.digest for one in kept for s in (one.current, one.previous) if s}
+            paths = (self.folder / LAST_SERVED).glob("*.json")
+            records = filter(None, map(self._read_record, paths))
+            needed = {s.digest for one in records for s in (one.current, one.previous) if s}
             for place in self.folder.iterdir():
-                if OURS.fullmatch(place.name) and place.name not in needed and _is_old(place):
+                if (
+                    BUNDLE_FOLDER.fullmatch(place.name)
+                    and place.name not in needed
+                    and _is_old(place)
+                ):
                     shutil.rmtree(place, ignore_errors=True)
 
-    def _place(self, uri: str) -> Path:
-        """Where a URI's record is; the same URI of another registry is another."""
+    def _record_path(self, uri: str) -> Path:
+        """Return the path of the record of a URI in the current registry."""
         registry = mlflow_rest.uri()
-        if registry.startswith("sqlite:///"):
-            registry = str(Path(registry.removeprefix("sqlite:///")).absolute())
+        if file := database_file(registry):
+            registry = str(file.absolute())
         key = hashlib.sha256(f"{registry}\n{uri}".encode()).hexdigest()[:32]
-        return self.folder / LAST / f"{key}.json"
+        return self.folder / LAST_SERVED / f"{key}.json"
 
-    def _kept(self, place: Path) -> Kept | None:
+    def _read_record(self, path: Path) -> LastServed | None:
         try:
-            return msgspec.json.decode(place.read_bytes(), type=Kept)
+            return msgspec.json.decode(path.read_bytes(), type=LastServed)
         except (OSError, msgspec.DecodeError):
             return None
 
 
 def _is_old(place: Path) -> bool:
     try:
-        return time.time() - place.stat().st_mtime > SPARED_SECONDS
+        return time.time() - place.stat().st_mtime > MIN_PRUNE_AGE_SECONDS
     except OSError:
-        return False  # somebody else removed it
+        return False  # another process removed it

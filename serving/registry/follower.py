@@ -1,9 +1,9 @@
-"""Following the registry: what is served is what an alias means now, or what it last meant.
+"""Follow the registry: serve the version an alias points to, or the last good one.
 
-A look asks, fetches, loads and tries the new version aside, writes down that it is good, and swaps
-it in with one assignment. Whatever goes wrong before that, the old version keeps serving, and a
-metric and one line in the log say so. Worker processes take turns at looking; what one finds goes
-onto their board, a file, and the others take it from there.
+A check resolves the alias, fetches, loads and tests a new version, records that it is good, and
+swaps it in with one assignment. If any step before the swap fails, the old version keeps serving,
+and a metric and a log line report the failure. Worker processes take turns at checking; the one
+that finds a new version writes it to their board, a file, from which the others load it.
 """
 
 from __future__ import annotations
@@ -16,35 +16,37 @@ import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any, Literal
 
 import msgspec
 
+from anomaly_vae.artifacts.registry_names import ALIAS_URI, BundleRef
 from anomaly_vae.errors import AnomalyVAEError, ConfigError, RegistryError
 from serving.models.loading import load_model
-from serving.models.store import BundleRef, ServedModel, Store
+from serving.models.store import ServedModel, Store
 from serving.observability import logs
 from serving.observability.metrics import Metrics, Reason
 from serving.registry.board import Board, Followed, FollowState
-from serving.registry.sources import ALIAS, REMOTE, Sources, Spec, is_followed
+from serving.registry.sources import REMOTE, Sources, Spec, is_followed
 from serving.settings import Settings
 
 log = logging.getLogger("serving.registry.follower")
 
 JITTER = 0.2
-"""Looks come this share of their interval early or late, so that replicas do not come at once."""
-CATCH_UP_SECONDS = 0.2
-"""The most that a look waits after a start from the cache, so that workers do not look at once."""
-BOARD_SECONDS = 0.5
-"""How often a worker looks at the board."""
-NO_MEANS = (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Random variation of the time between checks, as a fraction of it, to spread replicas out."""
+MAX_CATCH_UP_DELAY_SECONDS = 0.2
+"""Longest delay of the first check after a start from the cache, to spread workers out."""
+BOARD_POLL_SECONDS = 0.5
+"""Interval at which a worker process reads the board, in seconds."""
+RESOURCE_ERRORS = (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 Outcome = Literal["swapped", "unchanged", "fixed", "missing", "failed"]
 
 
 class Reloaded(msgspec.Struct, frozen=True):
-    """What became of one model: ``version`` is what serves now, ``previous`` what did before."""
+    """The outcome for one model; ``version`` serves now, ``previous`` served before."""
 
     name: str
     shadow: bool
@@ -55,97 +57,97 @@ class Reloaded(msgspec.Struct, frozen=True):
 
 
 class Reloads(msgspec.Struct, frozen=True):
-    """What a look at the registry changed."""
+    """The outcome of a registry check."""
 
     models: list[Reloaded]
 
 
 class Follower:
-    """Looks at the registry, of itself and when asked, and swaps in what has changed."""
+    """Checks the registry, periodically and on request, and swaps in changed versions."""
 
     def __init__(
         self, store: Store, settings: Settings, metrics: Metrics, board: Board, sources: Sources
     ) -> None:
         self._store, self._metrics, self._board = store, metrics, board
         self._sources, self._interval = sources, settings.reload_seconds
-        self._turns = asyncio.Lock()
+        self._checking = asyncio.Lock()
         self._next: asyncio.Task[list[Reloaded]] | None = None
         self._running: asyncio.Task[list[Reloaded]] | None = None
         for one in self.followed:
             if is_followed(one.uri):
-                metrics.follow(one.name, one.shadow, one.checked_at)
+                metrics.start_following(one.name, one.shadow, one.checked_at)
 
     @property
     def followed(self) -> Sequence[Followed]:
-        """How each model stands, the shadows last."""
+        """The state of each model, shadows last."""
         return self._board.read().followed
 
     async def run(self) -> None:
-        """Follow until cancelled."""
+        """Check the registry and read the board until cancelled."""
         if any(is_followed(one.uri) for one in self.followed):
-            await asyncio.gather(self._poll(), self._watch())
+            await asyncio.gather(self._poll_registry(), self._poll_board())
 
-    async def _poll(self) -> None:
+    async def _poll_registry(self) -> None:
         await self._catch_up()
         while self._interval:
             await asyncio.sleep(self._interval * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311  # no secret
-            with _going_on():
+            with _log_and_continue():
                 if time.time() - self._board.read().asked_at > self._interval / 2:
                     await self.reload()
 
     async def _catch_up(self) -> None:
-        """Look soon where what serves is what served last; one worker is enough."""
-        await asyncio.sleep(random.uniform(0, CATCH_UP_SECONDS))  # noqa: S311  # no secret
-        standing = self._board.read()
-        if not standing.asked_at:
-            with _going_on():
-                self._board.write(msgspec.structs.replace(standing, asked_at=time.time()))
+        """Check soon after a start from the cache, in one worker process."""
+        await asyncio.sleep(random.uniform(0, MAX_CATCH_UP_DELAY_SECONDS))  # noqa: S311  # no secret
+        state = self._board.read()
+        if not state.asked_at:
+            with _log_and_continue():
+                self._board.write(msgspec.structs.replace(state, asked_at=time.time()))
                 await self.reload()
 
-    async def _watch(self) -> None:
-        """Take over what another worker found."""
+    async def _poll_board(self) -> None:
+        """Load the versions that another worker process found."""
         while self._board.is_shared:
-            await asyncio.sleep(BOARD_SECONDS)
-            with _going_on():
-                if self._board.has_news():
-                    async with self._turns:
-                        await self._adopt()
+            await asyncio.sleep(BOARD_POLL_SECONDS)
+            with _log_and_continue():
+                if self._board.has_changed():
+                    async with self._checking:
+                        await self._load_from_board()
 
     async def reload(self) -> list[Reloaded]:
-        """Look at the registry now.
+        """Check the registry now.
 
-        Whoever asks while a look is under way waits for the next one, with all others who do: it
-        begins after they asked, and so sees what they mean.
+        All requests that arrive during a check share the next one. It starts after they arrived,
+        so it sees the state of the registry that they refer to.
         """
-        return await asyncio.shield(self.soon())
+        return await asyncio.shield(self.schedule_check())
 
-    def soon(self) -> asyncio.Task[list[Reloaded]]:
-        """Have the registry looked at, without waiting for it."""
+    def schedule_check(self) -> asyncio.Task[list[Reloaded]]:
+        """Start a check of the registry, without waiting for it."""
         if self._next is None or self._next.done():
-            self._next = asyncio.create_task(self._take_turn())
+            self._next = asyncio.create_task(self._check_all())
         return self._next
 
     async def close(self) -> None:
-        """Break off what is under way."""
+        """Cancel the checks in progress."""
         tasks = [task for task in (self._running, self._next) if task]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _take_turn(self) -> list[Reloaded]:
-        async with self._turns, self._board.turn():
+    async def _check_all(self) -> list[Reloaded]:
+        async with self._checking, self._board.exclusive():
             self._running, self._next = self._next, None
-            await self._adopt()
-            return [await self._look(i, one) for i, one in enumerate(self.followed)]
+            await self._load_from_board()
+            return [await self._check(i, one) for i, one in enumerate(self.followed)]
 
-    async def _adopt(self) -> None:
-        """Serve what stands on the board."""
+    async def _load_from_board(self) -> None:
+        """Serve the versions on the board."""
         for one in self.followed:
             if one.source and is_followed(one.uri) and not self._serves(one, one.source):
                 try:
-                    served = await asyncio.to_thread(load_model, named(one, one.source))
+                    served = await asyncio.to_thread(load_model, named_source(one, one.source))
                 except Exception as error:  # noqa: BLE001  # the old version keeps serving
-                    self._failed(one, error)
+                    self._record_failure(one, error)
                 else:
                     self._store.put(served, one.shadow)
 
@@ -155,95 +157,95 @@ class Follower:
         return bool(same)
 
     def _serving(self, one: Followed) -> ServedModel | None:
-        among = self._store.shadows if one.shadow else self._store.current
-        return among.get(str(one.name))
+        models = self._store.shadows if one.shadow else self._store.current
+        return models.get(str(one.name))
 
-    async def _look(self, place: int, one: Followed) -> Reloaded:
+    async def _check(self, index: int, one: Followed) -> Reloaded:
         if not is_followed(one.uri):
-            return self._told(one, one, "fixed")
+            return _outcome(one, one, "fixed")
         try:
-            fresh = await self._find(place, one)
+            fresh = await self._update(index, one)
         except Exception as error:  # noqa: BLE001  # the old version keeps serving
-            failed = self._failed(one, error)
+            failed = self._record_failure(one, error)
             self._sources.forget(one.uri)
             with suppress(OSError):
-                self._note(place, failed)
+                self._write(index, failed)
             missing = one.shadow and failed.reason == "missing"
-            return self._told(one, failed, "missing" if missing else "failed")
-        self._metrics.looked(fresh.name, fresh.shadow, fresh.checked_at)
+            return _outcome(one, failed, "missing" if missing else "failed")
+        self._metrics.registry_checked(fresh.name, fresh.shadow, fresh.checked_at)
         if one.reason:
-            _say(logging.INFO, "followed again", fresh)
-        return self._told(one, fresh, "unchanged" if fresh.source == one.source else "swapped")
+            _log(logging.INFO, "followed again", fresh)
+        return _outcome(one, fresh, "unchanged" if fresh.source == one.source else "swapped")
 
-    async def _find(self, place: int, one: Followed) -> Followed:
-        """Swap in what the registry has now, if it is anything else."""
+    async def _update(self, index: int, one: Followed) -> Followed:
+        """Swap in the version that the registry names now, if it is another."""
         source = await self._sources.find(one.uri, one.source)
         changes = {"source": source, "reason": None, "detail": "", "checked_at": time.time()}
         fresh = msgspec.structs.replace(one, **changes)
         if source == one.source:
-            self._note(place, fresh)
+            self._write(index, fresh)
             return fresh
-        served = await asyncio.to_thread(load_model, named(one, source))
+        served = await asyncio.to_thread(load_model, named_source(one, source))
         self._sources.cache.remember(one.uri, source)
-        self._note(place, fresh)
+        self._write(index, fresh)
         self._store.put(served, one.shadow)
         self._metrics.swapped(served.name, one.shadow)
-        _say(logging.INFO, "swapped", fresh, {"previous": one.version})
+        _log(logging.INFO, "swapped", fresh, {"previous": one.version})
         return fresh
 
-    def _failed(self, one: Followed, error: Exception) -> Followed:
-        """Count a failure, and say it unless it is what was said last."""
+    def _record_failure(self, one: Followed, error: Exception) -> Followed:
+        """Count a failed check; log it as a warning unless the last one failed alike."""
         reason = reason_of(error)
         detail = f"unexpected {type(error).__name__}" if reason == "internal" else str(error)
-        self._metrics.failed(one.name, one.shadow, reason)
+        self._metrics.check_failed(one.name, one.shadow, reason)
         failed = msgspec.structs.replace(one, reason=reason, detail=detail)
-        said = (one.reason, one.detail) == (reason, detail)
-        trace = error if reason == "internal" else None
-        _say(logging.DEBUG if said else logging.WARNING, "reload failed", failed, error=trace)
+        is_repeated = (one.reason, one.detail) == (reason, detail)
+        level = logging.DEBUG if is_repeated else logging.WARNING
+        _log(level, "reload failed", failed, error=error if reason == "internal" else None)
         return failed
 
-    def _note(self, place: int, one: Followed) -> None:
-        standing = self._board.read().followed
-        self._board.write(
-            FollowState((*standing[:place], one, *standing[place + 1 :]), asked_at=time.time())
-        )
+    def _write(self, index: int, one: Followed) -> None:
+        followed = self._board.read().followed
+        changed = (*followed[:index], one, *followed[index + 1 :])
+        self._board.write(FollowState(changed, asked_at=time.time()))
 
-    def _told(self, before: Followed, after: Followed, outcome: Outcome) -> Reloaded:
-        detail = after.detail if outcome == "failed" else None
-        name, old, new = str(after.name), before.version, after.version
-        return Reloaded(name, after.shadow, outcome, new, old, detail)
+
+def _outcome(before: Followed, after: Followed, outcome: Outcome) -> Reloaded:
+    detail = after.detail if outcome == "failed" else None
+    name, old, new = str(after.name), before.version, after.version
+    return Reloaded(name, after.shadow, outcome, new, old, detail)
 
 
 @contextmanager
-def _going_on() -> Iterator[None]:
-    """Following goes on, whatever happens."""
+def _log_and_continue() -> Iterator[None]:
+    """Log any exception, so that following the registry never ends."""
     try:
         yield
     except Exception:
         log.exception("following failed")
 
 
-def named(one: Followed, source: BundleRef) -> BundleRef:
-    """The source under the name that it is served by."""
-    return msgspec.structs.replace(source, name=one.name or source.name)
+def named_source(one: Followed, source: BundleRef) -> BundleRef:
+    """Return the source with the name it is served under."""
+    return replace(source, name=one.name or source.name)
 
 
 def reason_of(error: Exception) -> Reason:
-    """The class of a failure, as metrics and `GET /models` name it."""
+    """Classify a failure, as metrics and `GET /models` do."""
     match error:
         case RegistryError(missing=True):
             return "missing"
         case RegistryError():
-            full = any(os.strerror(code) in str(error) for code in NO_ROOM)
-            return "disk" if full else "registry"
+            is_disk = any(os.strerror(code) in str(error) for code in DISK_ERRORS)
+            return "disk" if is_disk else "registry"
         case AnomalyVAEError():
             return "bundle"
-        case OSError() if error.errno not in NO_MEANS:
+        case OSError() if error.errno not in RESOURCE_ERRORS:
             return "disk"
     return "internal"
 
 
-def _say(
+def _log(
     level: int, event: str, one: Followed, more: Mapping[str, Any] | None = None,
     error: Exception | None = None,
 ) -> None:  # fmt: skip
@@ -253,55 +255,60 @@ def _say(
     log.log(level, event, extra={logs.FACTS: {**facts, **(more or {})}}, exc_info=error)
 
 
-# ---------------------------------------------------------------- the beginning
+# ---------------------------------------------------------------- start-up
 
 
-async def begin(
+async def load_initial_models(
     sources: Sources, models: Sequence[str], shadows: Sequence[str]
 ) -> tuple[Store, FollowState]:
-    """Load everything: what the registry has, or where it fails or is slow, what served last.
+    """Load all models and shadows from the registry, or from the cache if it fails or is slow.
+
+    Args:
+        sources: finds the bundles.
+        models: ``[NAME=]URI`` of each model.
+        shadows: ``[NAME=]URI`` of each shadow.
 
     Raises:
-        AnomalyVAEError: a model cannot be served, and none served before in its place.
+        AnomalyVAEError: a model can neither be resolved nor loaded from the cache.
     """
     specs = map(Spec.parse, models)
-    begun = [await _begin(sources, Followed(spec.uri, spec.name)) for spec in specs]
-    store = Store(served for _, served in begun if served)
+    loaded = [await _load_initial(sources, Followed(spec.uri, spec.name)) for spec in specs]
+    store = Store(served for _, served in loaded if served)
     for model in shadows:
         name, uri = Spec.parse(model)
-        one = Followed(uri, _beside(name, uri, store), shadow=True)
-        begun.append(await _begin(sources, one))
-        if served := begun[-1][1]:
+        one = Followed(uri, _shadowed_model(name, uri, store), shadow=True)
+        loaded.append(await _load_initial(sources, one))
+        if served := loaded[-1][1]:
             store.put(served, shadow=True)
-    standing = tuple(one for one, _ in begun)
-    asked_at = 0.0 if any(one.is_unasked for one in standing) else time.time()
-    return store, FollowState(standing, asked_at)
+    followed = tuple(one for one, _ in loaded)
+    asked_at = 0.0 if any(one.is_unchecked for one in followed) else time.time()
+    return store, FollowState(followed, asked_at)
 
 
-def restored(standing: FollowState) -> Store:
-    """What stands on a board, loaded anew."""
+def restore_store(state: FollowState) -> Store:
+    """Load the models of a follow state; shadows that cannot be loaded are left out."""
     store = Store()
-    for one in standing.followed:
+    for one in state.followed:
         with suppress(*((AnomalyVAEError, OSError) if one.shadow else ())):
             if one.source:
-                store.put(load_model(named(one, one.source)), one.shadow)
+                store.put(load_model(named_source(one, one.source)), one.shadow)
     return store
 
 
-def announce(standing: FollowState) -> None:
-    """Say what could not be had as it should be, or is yet to be looked up."""
-    for one in standing.followed:
-        if one.is_unasked:
-            _say(logging.INFO, "served from the cache until the registry answers", one)
+def log_initial_state(state: FollowState) -> None:
+    """Log which models come from the cache, and which shadows are missing."""
+    for one in state.followed:
+        if one.is_unchecked:
+            _log(logging.INFO, "served from the cache until the registry answers", one)
         if one.reason:
-            instead = "served from the cache" if one.source else "not there"
-            _say(logging.WARNING, instead, one)
+            event = "served from the cache" if one.source else "not loaded"
+            _log(logging.WARNING, event, one)
 
 
-def _beside(name: str | None, uri: str, store: Store) -> str:
-    """The model that a shadow is scored beside: of its name, or the only one."""
+def _shadowed_model(name: str | None, uri: str, store: Store) -> str:
+    """Return the model that a shadow accompanies: the one of its name, or the only one."""
     known = list(store.current)
-    registered = ALIAS.fullmatch(uri)
+    registered = ALIAS_URI.fullmatch(uri)
     wanted = name or (registered and registered["name"])
     if wanted in known:
         return str(wanted)
@@ -313,36 +320,36 @@ def _beside(name: str | None, uri: str, store: Store) -> str:
     )
 
 
-async def _begin(sources: Sources, one: Followed) -> tuple[Followed, ServedModel | None]:
+async def _load_initial(sources: Sources, one: Followed) -> tuple[Followed, ServedModel | None]:
     with suppress(AnomalyVAEError, OSError):
-        if kept := sources.at_once(one.uri):
-            return _kept(one, kept)
+        if cached := sources.quick_start(one.uri):
+            return _load_cached(one, cached)
     try:
         source = await sources.find(one.uri)
-        served = load_model(named(one, source))
+        served = load_model(named_source(one, source))
     except (AnomalyVAEError, OSError) as error:
-        return _begin_again(sources, one, error)
-    with suppress(OSError):  # a cache that only can be read will do
+        return _fall_back(sources, one, error)
+    with suppress(OSError):  # the cache may be read-only
         if REMOTE.match(one.uri):
             sources.cache.remember(one.uri, source)
     found = {"name": served.name, "source": source, "checked_at": time.time()}
     return msgspec.structs.replace(one, **found), served
 
 
-def _begin_again(
+def _fall_back(
     sources: Sources, one: Followed, error: Exception
 ) -> tuple[Followed, ServedModel | None]:
-    """Serve what served last; of a shadow, nothing will do."""
+    """Load the version that served last; a shadow may be missing."""
     failed = msgspec.structs.replace(one, reason=reason_of(error), detail=str(error))
     with suppress(AnomalyVAEError, OSError):
-        if kept := sources.cache.last(one.uri):
-            return _kept(failed, kept)
+        if cached := sources.cache.last_served(one.uri):
+            return _load_cached(failed, cached)
     if one.shadow and is_followed(one.uri):
         return failed, None
     raise error
 
 
-def _kept(one: Followed, source: BundleRef) -> tuple[Followed, ServedModel]:
-    """What served last, loaded; that it still should is yet to be seen."""
-    served = load_model(named(one, source))
+def _load_cached(one: Followed, source: BundleRef) -> tuple[Followed, ServedModel]:
+    """Load a version from the cache, without having checked that it is current."""
+    served = load_model(named_source(one, source))
     return msgspec.structs.replace(one, name=served.name, source=source), served

@@ -1,7 +1,7 @@
-"""Which version an alias points to, asked over MLflow's REST interface with nothing of MLflow.
+"""Ask an MLflow server which version an alias points to, without importing MLflow.
 
-One GET. Credentials and certificates come from the variables that MLflow reads itself. What needs
-more than these, such as signed requests or a database, is left to a process with MLflow in it.
+This takes one GET request. Credentials and certificates come from the variables that MLflow itself
+reads. Anything else, such as signed requests or a database, is left to a child process with MLflow.
 """
 
 from __future__ import annotations
@@ -17,32 +17,30 @@ from urllib.parse import unquote, urlencode, urlsplit
 
 import msgspec
 
+from anomaly_vae.artifacts.registry_names import DEFAULT_URI, DIGEST_TAG
 from anomaly_vae.errors import RegistryError
 
 if TYPE_CHECKING:
     import ssl
     from http.client import HTTPResponse
 
-DEFAULT_URI = "sqlite:///mlflow.db"
-"""Where MLflow is, as `anomaly_vae.lifecycle.registry` has it too."""
-DIGEST_TAG = "anomaly_vae.bundle_digest"
 ENDPOINT = "/api/2.0/mlflow/registered-models/alias"
-ELSEWHERE = ("MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4")
-"""Ways to sign requests that only MLflow knows."""
-MISSING = re.compile("RESOURCE_DOES_NOT_EXIST|alias .* not found", re.DOTALL)
-MOST_BYTES = 1024 * 1024
-TRUE = {"true", "1"}
+SIGNING_VARIABLES = ("MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4")
+"""Environment variables for signed requests, which only MLflow can make."""
+NOT_FOUND = re.compile("RESOURCE_DOES_NOT_EXIST|alias .* not found", re.DOTALL)
+MAX_RESPONSE_BYTES = 1024 * 1024
+TRUE_VALUES = {"true", "1"}
 
 
 class Tag(msgspec.Struct, frozen=True):
-    """A tag of a version."""
+    """A tag of a model version."""
 
     key: str
     value: str = ""
 
 
 class ModelVersion(msgspec.Struct, frozen=True):
-    """What the answer says of a version."""
+    """A version of a registered model."""
 
     version: str
     tags: list[Tag] = []
@@ -50,37 +48,38 @@ class ModelVersion(msgspec.Struct, frozen=True):
 
     @property
     def registered_at(self) -> float | None:
-        """When it was registered, in seconds since 1970."""
+        """Time of registration, in seconds since 1970."""
         return self.creation_timestamp and self.creation_timestamp / 1000
 
     @property
     def digest(self) -> str | None:
-        """Of its bundle, if it has one."""
+        """Digest of its bundle, if it is tagged with one."""
         return next((tag.value for tag in self.tags if tag.key == DIGEST_TAG), None)
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """The answer to `ENDPOINT`."""
+    """The response of `ENDPOINT`."""
 
     model_version: ModelVersion
 
 
 def uri() -> str:
-    """Where MLflow is."""
+    """Return the tracking URI of MLflow."""
     return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
 
 
 def is_server() -> bool:
-    """Whether it is a server that this module can ask."""
-    elsewhere = any(os.environ.get(name, "").lower() not in {"", "false"} for name in ELSEWHERE)
-    return uri().startswith(("http://", "https://")) and not elsewhere
+    """Return whether the registry is a server that this module can ask."""
+    flags = (os.environ.get(name, "").lower() for name in SIGNING_VARIABLES)
+    is_signed = any(flag not in {"", "false"} for flag in flags)
+    return uri().startswith(("http://", "https://")) and not is_signed
 
 
-def ask(name: str, alias: str, seconds: float) -> ModelVersion:
-    """The version that an alias points to.
+def resolve_alias(name: str, alias: str, seconds: float) -> ModelVersion:
+    """Return the version that an alias points to.
 
     Raises:
-        RegistryError: the server cannot be reached in time or answers something else.
+        RegistryError: the server cannot be reached in time, or has no such alias.
     """
     place = urlsplit(uri())
     shown = f"{place.hostname}:{place.port}" if place.port else str(place.hostname)
@@ -96,11 +95,11 @@ def ask(name: str, alias: str, seconds: float) -> ModelVersion:
     try:
         return msgspec.json.decode(content, type=Answer).model_version
     except msgspec.DecodeError:
-        raise RegistryError(f"what answers at {shown} is no MLflow server") from None
+        raise RegistryError(f"the server at {shown} is not an MLflow server") from None
 
 
 def _refused(model: str, shown: str, status: int, content: bytes) -> RegistryError:
-    if MISSING.search(content.decode(errors="replace")):
+    if NOT_FOUND.search(content.decode(errors="replace")):
         return RegistryError(f"the registry at {shown} has no '{model}'", missing=True)
     remedy = {
         401: "; set MLFLOW_TRACKING_USERNAME and …_PASSWORD, or MLFLOW_TRACKING_TOKEN",
@@ -114,21 +113,21 @@ def _get(name: str, alias: str, seconds: float) -> tuple[int, bytes]:
     from urllib.error import HTTPError
     from urllib.request import HTTPRedirectHandler, HTTPSHandler, Request, build_opener
 
-    class Stay(HTTPRedirectHandler):
-        """Follow nothing: the credentials are for this server."""
+    class NoRedirects(HTTPRedirectHandler):
+        """Follow no redirect: the credentials are for this server only."""
 
         def redirect_request(self, *_: object, **__: object) -> None:
             return None
 
     query = urlencode({"name": name, "alias": alias})
     request = Request(f"{_without_user()}{ENDPOINT}?{query}", headers=dict(_headers()))  # noqa: S310  # http or https, see is_server
-    opener = build_opener(Stay, HTTPSHandler(context=_certificates()))
+    opener = build_opener(NoRedirects, HTTPSHandler(context=_certificates()))
     try:
         with opener.open(request, timeout=seconds) as answer:
             return answer.status, _read(answer, seconds)
     except HTTPError as error:
         with error:
-            return error.code, error.read(MOST_BYTES)
+            return error.code, error.read(MAX_RESPONSE_BYTES)
     except HTTPException as error:
         raise OSError(f"{type(error).__name__}: {error}") from None
 
@@ -137,8 +136,8 @@ def _read(answer: HTTPResponse, seconds: float) -> bytes:
     content, deadline = bytearray(), time.monotonic() + seconds
     while part := answer.read1(65536):
         content += part
-        if len(content) > MOST_BYTES or time.monotonic() > deadline:
-            raise OSError("its answer is too long or too slow")
+        if len(content) > MAX_RESPONSE_BYTES or time.monotonic() > deadline:
+            raise OSError("its response is too long or too slow")
     return bytes(content)
 
 
@@ -164,17 +163,17 @@ def _headers() -> Mapping[str, str]:
 
 
 def _credentials() -> tuple[str, str]:
-    """The environment's, else those of MLflow's own file."""
+    """Return user and password from the environment, or else from MLflow's credentials file."""
     names = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
     file = Path.home() / ".mlflow" / "credentials"
-    kept: Mapping[str, str] = {}
+    stored: Mapping[str, str] = {}
     if not all(os.environ.get(name) for name in names) and file.is_file():
         from configparser import ConfigParser
 
         parser = ConfigParser(interpolation=None)
         parser.read(file)
-        kept = dict(parser["mlflow"]) if parser.has_section("mlflow") else {}
-    user, password = (os.environ.get(name) or kept.get(name.lower()) or "" for name in names)
+        stored = dict(parser["mlflow"]) if parser.has_section("mlflow") else {}
+    user, password = (os.environ.get(name) or stored.get(name.lower()) or "" for name in names)
     return user, password
 
 
@@ -186,6 +185,6 @@ def _certificates() -> ssl.SSLContext:
     )
     if client := os.environ.get("MLFLOW_TRACKING_CLIENT_CERT_PATH"):
         context.load_cert_chain(client)
-    if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in TRUE:
+    if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in TRUE_VALUES:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context

@@ -1,8 +1,8 @@
-"""URI → bundle folder. This process only ever reads folders and asks one question over HTTP.
+"""Resolve model URIs to bundle folders, without loading MLflow into this process.
 
-A registry needs MLflow, which costs seconds and more memory than the service itself. So a server is
-asked by `mlflow_rest`, and a child process with MLflow in it fetches what is not in the cache; a
-database is asked by the child, unless it is a file that nobody has written to since.
+MLflow takes seconds to import and more memory than the service itself. So `mlflow_rest` asks a
+server, and a child process with MLflow fetches bundles that are not in the cache. A registry in a
+database is read by the child process, unless it is an SQLite file that has not changed.
 """
 
 from __future__ import annotations
@@ -15,96 +15,108 @@ import sys
 import tempfile
 from asyncio.subprocess import PIPE
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
+from anomaly_vae.artifacts.registry_names import (
+    ALIAS_URI,
+    MISSING,
+    UNFIT,
+    UNWRITABLE,
+    BundleRef,
+    database_file,
+)
 from anomaly_vae.errors import BundleError, RegistryError
-from serving.models.store import BundleRef
 from serving.registry import mlflow_rest
 from serving.registry.cache import Cache
 from serving.settings import Settings
 
-NAMED = re.compile(r"([A-Za-z0-9][\w.-]*)=(.+)", re.DOTALL)
+NAMED_URI = re.compile(r"([A-Za-z0-9][\w.-]*)=(.+)", re.DOTALL)
 REMOTE = re.compile(r"(models|runs):/")
-ALIAS = re.compile(r"models:/(?P<name>[^/@]+)@(?P<alias>[^/@]+)")
 FETCH = (sys.executable, "-m", "anomaly_vae.lifecycle.registry", "fetch")
-"""The command that resolves a registry URI; ``URI --to FOLDER`` follow."""
-MISSING, UNFIT, UNWRITABLE = 3, 4, 5
-"""How it ends where a registry has no such model, the bundle is bad, or there is no room."""
+"""The command that fetches a bundle; the arguments ``URI --to FOLDER`` follow."""
 ASK_SECONDS = 5.0
-USER = re.compile(r"//[^/@\s]+@")
+"""Timeout of a request to the registry, in seconds."""
+USER_INFO = re.compile(r"//[^/@\s]+@")
+"""User name and password in a URL."""
 
-Seen = tuple[tuple[int, int, int] | None, ...]
+Fingerprint = tuple[tuple[int, int, int] | None, ...]
+"""State of the files of an SQLite registry: modification time, size and inode."""
 
 
 class Spec(NamedTuple):
-    """``[NAME=]URI``."""
+    """A model to serve, given as ``[NAME=]URI``."""
 
     name: str | None
     uri: str
 
     @classmethod
     def parse(cls, model: str) -> Spec:
-        """Read it."""
-        named = NAMED.fullmatch(model)
+        """Split ``[NAME=]URI``."""
+        named = NAMED_URI.fullmatch(model)
         return cls(*named.groups()) if named else cls(None, model)
 
 
 def is_followed(uri: str) -> bool:
-    """Whether what a URI means may change: an alias moves, all else stays."""
-    return ALIAS.fullmatch(uri) is not None
+    """Return whether a URI may come to mean another version: only aliases move."""
+    return ALIAS_URI.fullmatch(uri) is not None
 
 
 class Sources:
-    """Where bundles come from, and what was seen there last."""
+    """Finds the bundle of a URI, and remembers what an unchanged SQLite registry answered."""
 
     def __init__(self, settings: Settings, command: Sequence[str] = FETCH) -> None:
         self.cache = Cache(settings.cache_dir)
         self._seconds, self._command = settings.fetch_seconds, command
-        self._found: dict[str, tuple[Seen | None, BundleRef]] = {}
+        self._found: dict[str, tuple[Fingerprint | None, BundleRef]] = {}
 
     async def find(self, uri: str, known: BundleRef | None = None) -> BundleRef:
-        """The bundle folder that a URI means now; ``known`` where it still means that.
+        """Return the bundle that a URI stands for now; ``known`` itself if that is unchanged.
 
         Raises:
             RegistryError: the registry has no such model or cannot be reached.
-            BundleError: it has one, and it is damaged.
-            OSError: there is no room for it.
+            BundleError: the bundle is damaged.
+            OSError: the bundle cannot be written to the cache.
         """
         if not REMOTE.match(uri):
             return BundleRef(uri)
-        alias = ALIAS.fullmatch(uri)
+        alias = ALIAS_URI.fullmatch(uri)
         if alias and mlflow_rest.is_server():
-            return await self._of_server(uri, known, *alias.groups())
-        seen = fingerprint()
-        if seen is None or self._found.get(uri, (None, None))[0] != seen:
-            self._found[uri] = seen, await self._fetch(uri)
+            return await self._find_on_server(uri, known, *alias.groups())
+        state = fingerprint()
+        if state is None or self._found.get(uri, (None, None))[0] != state:
+            self._found[uri] = state, await self._fetch(uri)
         return self._found[uri][1]
 
-    def at_once(self, uri: str) -> BundleRef | None:
-        """What an alias meant last, where asking what it means now takes a child process."""
-        return self.cache.last(uri) if is_followed(uri) and not mlflow_rest.is_server() else None
+    def quick_start(self, uri: str) -> BundleRef | None:
+        """Return what an alias served last, if resolving it would take a child process."""
+        return (
+            self.cache.last_served(uri)
+            if is_followed(uri) and not mlflow_rest.is_server()
+            else None
+        )
 
     def forget(self, uri: str) -> None:
-        """Ask anew next time: what was found will not do."""
+        """Resolve a URI anew next time, because the bundle found cannot be served."""
         self._found.pop(uri, None)
 
-    async def _of_server(
+    async def _find_on_server(
         self, uri: str, known: BundleRef | None, name: str, alias: str
     ) -> BundleRef:
-        found = await asyncio.to_thread(mlflow_rest.ask, name, alias, ASK_SECONDS)
+        found = await asyncio.to_thread(mlflow_rest.resolve_alias, name, alias, ASK_SECONDS)
         if found.digest is None:
             raise RegistryError(f"'{uri}' was not registered by anomaly-vae: it has no digest")
         if known and (known.version, known.digest) == (found.version, found.digest):
             return known
-        place = await asyncio.to_thread(self.cache.holding, found.digest)
+        place = await asyncio.to_thread(self.cache.find, found.digest)
         if place:
             at = found.registered_at
             return BundleRef(str(place), found.digest, name, found.version, alias, at)
         fetched = await self._fetch(f"models:/{name}/{found.version}")
-        return msgspec.structs.replace(fetched, alias=alias)
+        return replace(fetched, alias=alias)
 
     async def _fetch(self, uri: str) -> BundleRef:
         """Have a child process fetch a registered bundle into the cache."""
@@ -119,14 +131,14 @@ class Sources:
                 async with asyncio.timeout(self._seconds):
                     out, err = await child.communicate()
             except TimeoutError:
-                late = f"'{uri}' was not fetched within {self._seconds:g} seconds"
-                raise RegistryError(late) from None
+                message = f"'{uri}' was not fetched within {self._seconds:g} seconds"
+                raise RegistryError(message) from None
             finally:
                 if child.returncode is None:
                     child.kill()
                     await child.wait()
         if child.returncode:
-            raise _said(child.returncode, _last_line(err) or f"'{uri}' could not be fetched")
+            raise _fetch_error(child.returncode, _last_line(err) or f"'{uri}' could not be fetched")
         return _read(uri, _last_line(out))
 
 
@@ -137,8 +149,8 @@ def _read(uri: str, line: str) -> BundleRef:
         raise RegistryError(f"'{uri}': the answer of the registry is unreadable: {error}") from None
 
 
-def _said(code: int, line: str) -> Exception:
-    line = USER.sub("//", line)[:500]  # no password of a database
+def _fetch_error(code: int, line: str) -> Exception:
+    line = USER_INFO.sub("//", line)[:500]  # without the password of a database
     if code in {UNFIT, UNWRITABLE}:
         return BundleError(line) if code == UNFIT else OSError(line)
     return RegistryError(line, missing=code == MISSING)
@@ -149,7 +161,7 @@ def _last_line(output: bytes) -> str:
 
 
 def _check_installed(uri: str) -> None:
-    """Say in one line what a lean install lacks."""
+    """Raise an error that names the missing package, if this is a lean install."""
     if not importlib.util.find_spec("mlflow"):
         lacks = "mlflow; install it beside the service: pip install mlflow"
     elif not mlflow_rest.uri().startswith("http") and not importlib.util.find_spec("sqlalchemy"):
@@ -159,12 +171,12 @@ def _check_installed(uri: str) -> None:
     raise RegistryError(f"'{uri}' is in a registry that only mlflow can read, which needs {lacks}")
 
 
-def fingerprint() -> Seen | None:
-    """What changes whenever an SQLite registry is written to; None of any other."""
-    if not mlflow_rest.uri().startswith("sqlite:///"):
+def fingerprint() -> Fingerprint | None:
+    """Return a value that changes when an SQLite registry is written; None for other registries."""
+    file = database_file(mlflow_rest.uri())
+    if file is None:
         return None
-    path = mlflow_rest.uri().removeprefix("sqlite:///").partition("?")[0]
-    return tuple(_state(Path(path + suffix)) for suffix in ("", "-wal", "-journal"))
+    return tuple(_state(Path(f"{file}{suffix}")) for suffix in ("", "-wal", "-journal"))
 
 
 def _state(path: Path) -> tuple[int, int, int] | None:

@@ -12,6 +12,7 @@ import msgspec
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
+from anomaly_vae.artifacts.registry_names import ALIAS_URI
 from serving import openapi
 from serving.http.admission import Deadlines
 from serving.paths import HEADERS
@@ -25,7 +26,6 @@ from serving.problems import (
     ProblemError,
 )
 from serving.registry.follower import Follower, Reloaded, Reloads
-from serving.registry.sources import ALIAS
 from serving.scoring import requests, responses
 from serving.settings import Settings, is_loopback
 
@@ -68,7 +68,7 @@ def add_routes(app: FastAPI, follower: Follower, settings: Settings) -> None:
         body = await deadlines.keep(requests.read_body(request.receive, WEBHOOK_BYTES))
         check_signature(secret, request.headers, body, time.time())
         if concerns(body, follower):
-            follower.soon()
+            follower.schedule_check()
         return Response(status_code=202)
 
 
@@ -108,5 +108,5 @@ def concerns(body: bytes, follower: Follower) -> bool:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProblemError(MALFORMED, f"not an event of MLflow: {error}") from None
     moved = event.data.get("name"), event.data.get("alias")
-    matches = (ALIAS.fullmatch(one.uri) for one in follower.followed)
+    matches = (ALIAS_URI.fullmatch(one.uri) for one in follower.followed)
     return event.entity == ENTITY and any(m and m.groups() == moved for m in matches)

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from anomaly_vae.calibration.conformal import Groups
 from serving import openapi
 from serving.models.store import ServedModel, Store
-from serving.observability.metrics import Metrics, Tally
+from serving.observability.metrics import Metrics, Tallies, Tally, pair_of
 from serving.problems import NOT_READY
 from serving.registry.board import Followed
 from serving.registry.follower import Follower
@@ -45,11 +45,18 @@ def add_routes(
 
 def describe(store: Store, followed: Sequence[Followed], metrics: Metrics) -> schemas.Models:
     """Every model that is loaded."""
-    return schemas.Models([_model(one, store, followed, metrics) for one in store.current.values()])
+    tallies = metrics.tallies() if store.shadows else {}
+    return schemas.Models(
+        [_model(one, store, followed, metrics, tallies) for one in store.current.values()]
+    )
 
 
 def _model(
-    served: ServedModel, store: Store, followed: Sequence[Followed], metrics: Metrics
+    served: ServedModel,
+    store: Store,
+    followed: Sequence[Followed],
+    metrics: Metrics,
+    tallies: Tallies,
 ) -> schemas.ModelInfo:
     calibration = served.detector.calibration
     shadow = store.shadows.get(served.name)
@@ -63,10 +70,10 @@ def _model(
         alpha=calibration.alpha,
         threshold=calibration.threshold,
         groups=_groups(calibration.groups),
-        guarantee_status=metrics.watches.of(served).report().status,
+        guarantee_status=metrics.guarantees.tracker(served).report().status,
         schema=responses.schema_info(served.detector.scorer.schema),
         following=_following(served.name, False, followed),
-        shadow=_shadow(served, shadow, followed, metrics) if shadow else None,
+        shadow=_shadow(served, shadow, followed, tallies) if shadow else None,
     )
 
 
@@ -78,9 +85,9 @@ def _groups(groups: Groups | None) -> schemas.Groups | None:
 
 
 def _shadow(
-    served: ServedModel, shadow: ServedModel, followed: Sequence[Followed], metrics: Metrics
+    served: ServedModel, shadow: ServedModel, followed: Sequence[Followed], tallies: Tallies
 ) -> schemas.ShadowInfo:
-    tally = metrics.tally(served.name, served.version, shadow.version)
+    tally = tallies.get(pair_of(served, shadow), Tally())
     return schemas.ShadowInfo(
         version=shadow.version,
         alias=shadow.alias,

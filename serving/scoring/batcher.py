@@ -128,10 +128,10 @@ class ModelBatcher:
 
     def answered(self, results: list[schemas.Result]) -> schemas.ScoreResponse:
         """These results as an answer."""
-        return responses.answer(self.served, results, self.metrics.watch.status)
+        return responses.answer(self.served, results, self.metrics.guarantee.status)
 
     def _answer(self, results: list[schemas.Result]) -> bytes:
-        return b"%b%b}" % (self._heads[self.metrics.watch.status], responses.encode(results))
+        return b"%b%b}" % (self._heads[self.metrics.guarantee.status], responses.encode(results))
 
 
 def _settle(answer: asyncio.Future[bytes], result: bytes | Exception) -> None:

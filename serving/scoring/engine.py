@@ -15,7 +15,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from anomaly_vae.data.schema import RawBatch
-from anomaly_vae.scoring.attribution import CANDIDATES, HIDDEN
+from anomaly_vae.scoring.attribution import CANDIDATES, MAX_HIDDEN_COLUMNS
 from serving.http.admission import AdmissionControl, Deadlines
 from serving.models.store import ServedModel, Store
 from serving.observability import logs
@@ -38,7 +38,7 @@ INLINE_VALUES = 4096
 JSON_TYPE = (b"content-type", schemas.JSON.encode())
 
 
-EXPLAINED = 1 + HIDDEN * CANDIDATES
+EXPLAINED = 1 + MAX_HIDDEN_COLUMNS * CANDIDATES
 """What a value costs in a record that is explained, in values scored."""
 
 
@@ -109,7 +109,8 @@ class ScoringEndpoint:
             return
         known = {lane.served: lane for lane in self._lanes.values()}
         self._lanes = {
-            name: known.get(served) or ModelBatcher(served, self.metrics.of(served), self.shadows)
+            name: known.get(served)
+            or ModelBatcher(served, self.metrics.for_model(served), self.shadows)
             for name, served in current.items()
         }
         alone, named = self.routes.values()

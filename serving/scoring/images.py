@@ -79,9 +79,9 @@ def score(
     """
     schema = served.detector.scorer.schema
     assert isinstance(schema, ImageSchema), "a model of images"
-    intake = Intake(files, schema.reading, settings)
+    intake = Intake(files, schema.options, settings)
     pictures, parts, bad = iter(intake), [], list[BadRecord]()
-    while len(batch := schema.from_pictures(islice(pictures, CHUNK))):
+    while len(batch := schema.from_images(islice(pictures, CHUNK))):
         places = intake.places[-len(batch) :]
         bad += [_bad(*places[problem.row], problem.reason) for problem in batch.problems]
         check_cost(served, asked, len(intake.places), settings)

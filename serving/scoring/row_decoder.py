@@ -14,37 +14,29 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 import numpy as np
 
+from anomaly_vae.data.column_types import Storage
 from anomaly_vae.data.converters import Levels, levels_from_values, times_from_values
-from anomaly_vae.data.schema import RawBatch, TabularSchema, Values
-from anomaly_vae.types import ColumnType
+from anomaly_vae.data.schema import Column, RawBatch, TabularSchema, Values
 
 Rows: TypeAlias = list[tuple[Any, ...]]
 
-TYPES: dict[ColumnType, Any] = {
-    ColumnType.NUMERIC: float | None,
-    ColumnType.BINARY: Literal[0, 1] | bool | None,
-    ColumnType.DATETIME: str | None,
-    ColumnType.CATEGORICAL: str | int | float | bool | None,
-}
 UNFIT = re.compile(r'[\\"\x00-\x1f]')
 """What msgspec has not in the name of a field."""
-ORDER = tuple(TYPES)
-"""Columns of one type lie side by side in a row."""
+ORDER: tuple[Storage, ...] = ("number", "time", "level")
+"""Order of the cells of a row, so that columns stored alike lie side by side."""
 
 
 class RowDecoder:
     """Reads the bodies of scoring requests against one schema."""
 
     def __init__(self, schema: TabularSchema) -> None:
-        columns = sorted(schema.columns, key=lambda column: ORDER.index(column.type))
+        columns = sorted(schema.columns, key=lambda column: ORDER.index(column.spec.storage))
         self.names = [column.name for column in columns]
-        kinds = [column.type for column in columns]
-        self._numbers = sum(kind is not ColumnType.CATEGORICAL for kind in kinds)
-        self._times = slice(
-            sum(kind in {ColumnType.NUMERIC, ColumnType.BINARY} for kind in kinds), self._numbers
-        )
+        stored = [column.spec.storage for column in columns]
+        self._numbers = sum(storage != "level" for storage in stored)
+        self._times = slice(stored.count("number"), self._numbers)
         plain = not any(map(UNFIT.search, self.names))
-        self._decoder = plain and msgspec.json.Decoder(_request_type(self.names, kinds, schema))
+        self._decoder = plain and msgspec.json.Decoder(_request_type(columns, schema))
 
     def read(self, body: bytes) -> Rows | None:
         """The rows of a body that asks for nothing but scores; None for anything else."""
@@ -81,10 +73,11 @@ def _levels(cells: Sequence[Any]) -> Levels:
     return levels_from_values(cells)[0]  # which takes all that the type lets through
 
 
-def _request_type(names: Sequence[str], kinds: Sequence[ColumnType], schema: TabularSchema) -> Any:
+def _request_type(columns: Sequence[Column], schema: TabularSchema) -> Any:
     """A request of records with these columns; names that mean nothing may hold anything."""
+    names = [column.name for column in columns]
     idle = sorted(name for name in schema.known - set(names) if not UNFIT.search(name))
-    fields = [(f"c{i}", TYPES[kind], None) for i, kind in enumerate(kinds)]
+    fields = [(f"c{i}", column.spec.json_type, None) for i, column in enumerate(columns)]
     fields += [(f"k{i}", Any, None) for i in range(len(idle))]
     spelled = dict(zip((name for name, *_ in fields), [*names, *idle], strict=True))
     strict: dict[str, Any] = {"forbid_unknown_fields": True, "gc": False}

@@ -140,7 +140,7 @@ class Shadows:
 
     def _compare(self, some: Sequence[ShadowTask]) -> None:
         served, shadow, read = some[0].company
-        metrics = self._metrics.compared(shadow.name, served.version, shadow.version)
+        metrics = self._metrics.for_pair(shadow.name, served.version, shadow.version)
         content = read([asked.body for asked in some], shadow.detector.scorer.schema)
         found = Detections.concatenate(asked.found for asked in some)
         if isinstance(content, RawBatch):

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from anomaly_vae.calibration.conformal import calibrate, ranks_within, scores_reaching
+from anomaly_vae.calibration.conformal import calibrate, flagged_ranks, ranks_within
 from benchmarks.common import Ledger, Options, expected_rate_range
 
 ALPHA, N, NORMALS = 0.05, 39, 50
@@ -11,7 +11,7 @@ ALPHA, N, NORMALS = 0.05, 39, 50
 @pytest.mark.parametrize("n", [19, 38, 39, 99, 100, 400])
 def test_what_is_promised_is_what_the_threshold_keeps(n: int) -> None:
     calibration = calibrate(np.arange(n, dtype=float), ALPHA)
-    assert ranks_within(ALPHA, n) == scores_reaching(calibration)
+    assert ranks_within(ALPHA, n) == flagged_ranks(calibration)
 
 
 @pytest.mark.parametrize("fits", [1, 5])

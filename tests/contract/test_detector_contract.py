@@ -21,7 +21,7 @@ from anomaly_vae.calibration.conformal import calibrate
 from anomaly_vae.config import Config, merged, validate_config
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.data.splitting import CALIBRATION, TEST, TRAIN, VALIDATION
-from anomaly_vae.estimators.image import picture_of
+from anomaly_vae.estimators.image import decoded_image
 from anomaly_vae.images.schema import ImageSchema
 from anomaly_vae.scoring.detector import Detector
 from anomaly_vae.training.fit import fit_bundle, prepare
@@ -107,7 +107,7 @@ class Images:
 
     def batch(self, images: NDArray[np.uint8]) -> RawBatch:
         given = coloured(images) if self.channels == 3 else images
-        batch = self.schema.from_pictures([picture_of(image) for image in given])
+        batch = self.schema.from_images([decoded_image(image) for image in given])
         assert not batch.problems
         return batch
 
@@ -209,7 +209,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "image vae, structural score": ("image", {"score": {"type": "structural"}}),
     "image vae, contamination": (
         "image",
-        {"model": {"contamination": True}, "score": {"type": "contamination"}},
+        {"model": {"localization_head": True}, "score": {"type": "contamination"}},
     ),
     "image autoencoder": ("image", {"model": {"type": "autoencoder"}}),
     "image autoencoder, hierarchical": (

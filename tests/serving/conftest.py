@@ -15,6 +15,7 @@ import uvicorn
 from starlette.testclient import TestClient
 
 from anomaly_vae.artifacts.bundle import Bundle
+from anomaly_vae.artifacts.registry_names import BundleRef
 from anomaly_vae.calibration.conformal import calibrate
 from anomaly_vae.config import Config
 from anomaly_vae.data.splitting import CALIBRATION, TRAIN, VALIDATION
@@ -22,9 +23,9 @@ from anomaly_vae.training.fit import fit_bundle, prepare
 from pipelines.datasets.loading import load_dataset
 from serving.app import create_app
 from serving.models.loading import load_model
-from serving.models.store import BundleRef, ServedModel, Store
+from serving.models.store import ServedModel, Store
 from serving.settings import Settings
-from tests.support.image_uploads import picture_file
+from tests.support.image_uploads import image_file
 from tests.support.scans import blobs
 from tests.support.served import folder, records, served
 
@@ -55,7 +56,7 @@ def scanner(scan_folder: Path) -> ServedModel:
 @pytest.fixture(scope="session")
 def pngs() -> list[bytes]:
     """Return 40 PNG files, larger than the model's images."""
-    return [picture_file(image) for image in blobs(40, seed=1, size=60)]
+    return [image_file(image) for image in blobs(40, seed=1, size=60)]
 
 
 @pytest.fixture(scope="session")

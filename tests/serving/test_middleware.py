@@ -1,4 +1,4 @@
-"""What surrounds every request: ids, headers, and refusals that a client hears."""
+"""The middleware: request ids, headers, and early responses that reach the client."""
 
 import asyncio
 import logging
@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from serving.middleware import Exchange
+from serving.middleware import RequestChannel
 
 ANSWER = [
     {"type": "http.response.start", "status": 413, "headers": []},
@@ -16,7 +16,7 @@ SENDS = ((b"content-length", b"99"),)
 
 
 class Client:
-    """Sends parts of a body and takes an answer; knows in which order."""
+    """Sends parts of a body and receives a response; records the order of events."""
 
     def __init__(self, parts, then=None):
         self.parts, self.then = list(parts), then
@@ -36,14 +36,14 @@ class Client:
 
 
 async def run(app, client, headers=SENDS, most=1000, seconds=5.0):
-    exchange = Exchange(dict(headers), client.receive, client.send)
-    await app({"type": "http"}, exchange.receive, exchange.send)
-    if exchange.held:
-        await exchange.end(most, seconds)
+    channel = RequestChannel(dict(headers), client.receive, client.send)
+    await app({"type": "http"}, channel.receive, channel.send)
+    if channel.end_is_held:
+        await channel.drain_and_end(most, seconds)
 
 
 def exchange(client, reads=0, **options):
-    """Have an application read so many parts and answer; returns what happened in which order."""
+    """Let an application read some parts and answer; return the events in order."""
 
     async def app(scope, receive, send):
         for _ in range(reads):

@@ -9,7 +9,7 @@ import pytest
 
 from anomaly_vae import errors as library
 from serving import problems
-from serving.problems import KINDS, ProblemError, problem_of
+from serving.problems import KINDS, ProblemError, to_problem
 from tests.support.http_requests import asgi_post, nobody, refused
 
 JSON = {"Content-Type": "application/json"}
@@ -254,7 +254,7 @@ def test_a_bug_says_nothing_of_the_inside(client, caplog, monkeypatch, records, 
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.slug)
-def test_every_kind_is_a_problem_of_its_status(kind):
+def test_every_kind_is_a_to_problem_its_status(kind):
     response = ProblemError(kind, "why").response
     assert response.status_code == kind.status
     details = msgspec.json.decode(response.body, type=problems.ProblemDetails)
@@ -271,7 +271,7 @@ def test_every_error_of_the_library_is_mapped():
     for kind in leaves(library.AnomalyVAEError):
         error = kind(0, "f", "r") if kind is library.RecordError else kind("why")
         expected = 422 if isinstance(error, library.DataError) else 500
-        assert problem_of(error).kind.status == expected
+        assert to_problem(error).kind.status == expected
 
 
 def test_kinds_have_names_of_their_own():

@@ -1,4 +1,4 @@
-"""What docs/serving.md shows works when pasted."""
+"""The examples in docs/serving.md work when pasted."""
 
 import contextlib
 import io
@@ -28,7 +28,7 @@ def test_python(address_of, served, code):
 
 @pytest.mark.parametrize(("path", "header", "body", "shown"), CURLS)
 def test_curl(address_of, served, path, header, body, shown):
-    """The figures are another model's, the shape is not."""
+    """The response has the documented shape; its figures come from another model."""
     name, _, value = header.partition(": ")
     answer = httpx2.post(address_of(served) + path, content=body, headers={name: value}).json()
     (result,), (expected,) = answer.pop("predictions"), json.loads(shown)["predictions"]

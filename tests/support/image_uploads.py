@@ -1,4 +1,4 @@
-"""Make valid and invalid image files and upload forms."""
+"""Make image files and multipart forms as clients send them, valid and invalid."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BOUNDARY = b"B"
 FORM = {"Content-Type": "multipart/form-data; boundary=B"}
 
 
-def picture_file(image: Grey, kind: str = "PNG", **options: Any) -> bytes:
+def image_file(image: Grey, kind: str = "PNG", **options: Any) -> bytes:
     """Encode an image (H, W) or (H, W, 3) in a format that Pillow writes."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, kind, **options)
@@ -30,7 +30,7 @@ def picture_file(image: Grey, kind: str = "PNG", **options: Any) -> bytes:
 
 
 def tiff_file(images: Iterable[Grey]) -> bytes:
-    """Encode images as a multi-page TIFF."""
+    """Encode images as pages of a TIFF."""
     first, *others = map(Image.fromarray, images)
     buffer = io.BytesIO()
     first.save(buffer, "TIFF", save_all=True, append_images=others)
@@ -38,13 +38,13 @@ def tiff_file(images: Iterable[Grey]) -> bytes:
 
 
 def nifti_file(images: Grey) -> bytes:
-    """Encode images (N, H, W) as the axial slices of a gzipped NIfTI volume."""
+    """Encode N axial slices as a gzipped NIfTI volume."""
     volume = np.moveaxis(images[:, ::-1, ::-1], 0, -1).swapaxes(0, 1).astype(np.int16)
     return gzip.compress(nibabel.Nifti1Image(volume, np.eye(4)).to_bytes())
 
 
 def dicom_file(images: Grey) -> bytes:
-    """Encode images (N, H, W) as 8-bit DICOM frames with a patient's name."""
+    """Encode N 8-bit frames as DICOM, with the name and ID of a patient."""
     dataset = Dataset()
     dataset.PatientName, dataset.PatientID = "MALLORY^MEG", "mallory-1"
     dataset.SOPClassUID, dataset.SOPInstanceUID = SecondaryCaptureImageStorage, "1.2.3.4"
@@ -63,7 +63,7 @@ def dicom_file(images: Grey) -> bytes:
 
 
 def png_of(width: int, height: int, data: bytes) -> bytes:
-    """Build an 8-bit grey PNG from a header size and pixel data, which may disagree."""
+    """Make an 8-bit grey PNG with this size in its header and this data, compressed."""
     head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     chunks = (b"IHDR", head), (b"IDAT", zlib.compress(data, 9)), (b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -73,15 +73,15 @@ def png_of(width: int, height: int, data: bytes) -> bytes:
 
 
 def part(content: bytes, disposition: bytes = b'form-data; name="files"') -> bytes:
-    """Build one part of a form, from its boundary to the end of its content."""
+    """Make a part of a form, from its boundary to the end of its content."""
     return b"--B\r\nContent-Disposition: %b\r\n\r\n%b\r\n" % (disposition, content)
 
 
 def form(*parts: bytes) -> bytes:
-    """Build a request body for the content type in `FORM`."""
+    """Join parts to the body of a form."""
     return b"".join(parts) + b"--B--\r\n"
 
 
 def uploads(contents: Sequence[bytes]) -> list[tuple[str, tuple[str, bytes]]]:
-    """Return files in the format that the test client expects."""
+    """Return files as the test client takes them."""
     return [("files", (f"{number}.bin", content)) for number, content in enumerate(contents)]

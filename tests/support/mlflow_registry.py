@@ -17,6 +17,7 @@ from urllib.request import urlopen
 import pytest
 
 from anomaly_vae.artifacts.bundle import Bundle
+from anomaly_vae.artifacts.registry_names import BundleRef
 from anomaly_vae.calibration.conformal import calibrate
 from anomaly_vae.config import Config
 from anomaly_vae.data.splitting import CALIBRATION
@@ -24,7 +25,7 @@ from anomaly_vae.lifecycle.registry import CHAMPION, Registry
 from anomaly_vae.training.fit import Prepared, fit_bundle
 from pipelines.datasets.dataset import Dataset
 from serving.models.loading import load_model
-from serving.models.store import BundleRef, ServedModel
+from serving.models.store import ServedModel
 from tests.support.registries import DATABASE, changed, copy_registry, use_registry
 
 URI = "models:/fraud@champion"

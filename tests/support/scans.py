@@ -1,4 +1,4 @@
-"""Simulate small images: striped blobs of varying position and contrast, some with a patch."""
+"""Make small synthetic images: striped blobs at random positions, some with a patch."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 SIZE = 24
+"""Side of an image, in pixels."""
 N_SCANS, N_ANOMALIES = 140, 20
+"""Number of scans, and of those with a patch."""
 
 Pixels = NDArray[np.uint8]
 
 
 def blobs(n: int, seed: int = 0, size: int = SIZE) -> Pixels:
-    """Simulate normal images (n, size, size)."""
+    """Make n normal images (n, size, size)."""
     rng = np.random.default_rng(seed)
     x, y = np.meshgrid(np.linspace(-1, 1, size), np.linspace(-1, 1, size))
     images = np.empty((n, size, size))
@@ -31,7 +33,7 @@ def blobs(n: int, seed: int = 0, size: int = SIZE) -> Pixels:
 
 
 def patched(images: Pixels, seed: int = 0) -> Pixels:
-    """Return copies of the images with a checkered square near the middle of each."""
+    """Return copies of images with a black and white square near the middle of each."""
     rng, copies = np.random.default_rng(seed), images.copy()
     side = images.shape[1] // 4
     square = 255 * (np.indices((side, side)).sum(0) % 2)
@@ -42,20 +44,20 @@ def patched(images: Pixels, seed: int = 0) -> Pixels:
 
 
 def coloured(images: Pixels) -> Pixels:
-    """Convert greyscale images (N, S, S) into tinted ones (N, S, S, 3)."""
+    """Return tinted copies (N, S, S, 3) of grey images (N, S, S)."""
     return np.stack([images, images // 2, 255 - images], -1)
 
 
 def scans(n: int = N_SCANS, anomalies: int = N_ANOMALIES, size: int = SIZE) -> Pixels:
-    """Simulate images (n, size, size), of which the last ``anomalies`` have a patch."""
+    """Make n images (n, size, size), the last ``anomalies`` of them with a patch."""
     images = blobs(n, size=size)
     return np.concatenate([images[: n - anomalies], patched(images[n - anomalies :])])
 
 
 def write_scans(folder: Path, images: Pixels, labels: Sequence[int]) -> Path:
-    """Write PNGs and a manifest with path, label and group; return the manifest.
+    """Write PNGs and a manifest with path, label and group; returns the manifest.
 
-    The first twenty images form ten groups of two; every other image is its own group.
+    The first twenty images belong to ten groups; every other image is a group of its own.
     """
     (folder / "images").mkdir(parents=True)
     rows = []

@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from anomaly_vae.artifacts.bundle import Bundle
+from anomaly_vae.artifacts.registry_names import BundleRef
 from serving.models.loading import load_model
-from serving.models.store import BundleRef, ServedModel
+from serving.models.store import ServedModel
 
 Records = list[dict[str, Any]]
 

@@ -12,7 +12,6 @@ from anomaly_vae.config import ImageConfig, validate_config
 from anomaly_vae.images.encoding import ImageEncoding, ImageLayout
 from anomaly_vae.images.schema import ImageSchema
 from anomaly_vae.models.builder import build
-from anomaly_vae.training.fit import resolved
 
 TINY = {"network": "convolutional", "latent_dim": 3, "width": 4, "hidden_dim": 16}
 
@@ -24,7 +23,7 @@ def untrained(channels: int = 1, size: int = 16, **model: Any) -> Bundle:
     config = validate_config({**content, "model": {**TINY, **model}})
     assert isinstance(config, ImageConfig)
     encoding = ImageEncoding(ImageLayout(channels, size), "standardise")
-    config = resolved(config, encoding, 1)
+    config = config.resolve(encoding.layout.n_columns, 1)
     built = build(config.model, encoding.layout)
     manifest = {"kind": "image", "name": "untrained", "config": config.recorded()}
     bundle = Bundle(manifest, b"", save_tensors(built.state_dict()))

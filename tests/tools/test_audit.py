@@ -1,4 +1,4 @@
-"""An audit that could not look says so; it never looks like one that found nothing."""
+"""An audit that could not run reports a failure, never a clean result."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ SKIPPED = {"name": "skipped", "skip_reason": "Dependency not found"}
             [SKIPPED, FLAWED],
             FOUND,
             [
-                "flawed 1.0: CVE-2026-1, mended in 1.1, 2.0",
-                "flawed 1.0: X, mended in no version yet",
+                "flawed 1.0: CVE-2026-1, fixed in 1.1, 2.0",
+                "flawed 1.0: X, fixed in no version yet",
                 "1 packages audited, 2 known vulnerabilities",
                 "not audited, unknown to the index: skipped",
             ],

@@ -1,4 +1,4 @@
-"""The bills of materials are of what the images install, and of nothing else."""
+"""Each image has a bill of materials of exactly the extras it installs."""
 
 from __future__ import annotations
 

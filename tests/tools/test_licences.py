@@ -30,7 +30,7 @@ def test_every_installed_package_has_an_allowed_licence() -> None:
 
 
 def test_nothing_is_copyleft_but_by_name() -> None:
-    """The allow list itself has none of these families, so that nobody adds one in passing."""
+    """The allow list has none of these families, so that none is added by accident."""
     families = ("GPL", "AGPL", "LGPL", "BUSL", "SSPL", "CC-BY-NC", "Elastic")
     assert not [one for one in Policy.read().allow if one.startswith(families)]
 

@@ -1,4 +1,4 @@
-"""What the forge runs: pinned, unprivileged, and made of the same targets as anywhere else."""
+"""The CI workflow is pinned, unprivileged and built from the targets of the Makefile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bundle: whole or refused by name, the same bytes for the same model, nothing of its maker."""
+"""Bundles are complete or refused, deterministic, and free of facts about their maker."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def reseal(folder: Path) -> None:
-    """Make the sums fit whatever the folder holds now."""
+    """Update the sums to the present content of the folder."""
     files = files_of(folder)
     files.pop(SUMS, None)
     (folder / SUMS).write_bytes(_sums(files))
@@ -260,7 +260,7 @@ def test_the_manifest_says_what_made_it(calibrated: Bundle, config: Config) -> N
 def test_nothing_of_the_host_the_time_or_a_path_is_inside(
     calibrated: Bundle, config: Config, transactions: Path
 ) -> None:
-    """So the same data and configuration give the same digest anywhere, at any time."""
+    """The same data and configuration give the same digest anywhere, at any time."""
     for name, content in calibrated.files.items():
         assert str(transactions.parent).encode() not in content, name
         assert str(Path(__file__).parent).encode() not in content, name
@@ -274,7 +274,7 @@ def test_nothing_of_the_host_the_time_or_a_path_is_inside(
 
 
 def test_nothing_is_pickled(calibrated: Bundle) -> None:
-    """JSON, ONNX, safetensors: no file that could run code when it is read."""
+    """A bundle holds JSON, ONNX and safetensors: no file can run code when it is read."""
     for name, content in calibrated.files.items():
         assert not content.startswith((b"\x80", b"PK\x03\x04")), name
         assert name.endswith((".json", ".onnx", ".safetensors"))
@@ -318,7 +318,7 @@ def test_saving_over_another_bundle_replaces_it(folder: Path, bundle: Bundle) ->
 def test_loading_a_bundle_never_disturbs_those_who_write_it(
     calibrated: Bundle, folder: Path
 ) -> None:
-    """A reader finds a whole bundle or none, and puts nothing back in the writers' place."""
+    """A reader finds a complete bundle or none, and does not interfere with writers."""
 
     def save() -> None:
         for _ in range(30):

@@ -1,4 +1,4 @@
-"""Bundles that older versions wrote are read, verified and scored with as they were."""
+"""Bundles of older versions are read, verified and used for scoring, unchanged."""
 
 import base64
 import json
@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 
 from anomaly_vae.artifacts.bundle import FORMAT, KEYS, from_files, load_bundle, upgrade
+from anomaly_vae.config import merged, validate_config
 from anomaly_vae.monitoring.exchangeability import Reference, Window
+from anomaly_vae.renames import RENAMED_KEYS
 
 EXPECTED = [(version, kind) for version in range(1, FORMAT) for kind in ("table", "image")]
 
 
 @pytest.fixture(params=EXPECTED, ids=lambda one: f"format {one[0]}, {one[1]}")
 def old(request, fixtures):
-    """The folder of an old bundle, and what it must say."""
+    """The folder of an old bundle, and the results expected from it."""
     version, kind = request.param
     folder = fixtures / f"format-{version}"
     return folder / kind, json.loads((folder / "expected.json").read_text())[kind]
@@ -53,10 +55,28 @@ def test_it_reads_like_one_of_today(old):
     assert upgrade(manifest) == manifest
 
 
-def test_it_is_watched_but_for_its_columns(old):
-    monitor = load_bundle(old[0]).monitor
-    report = monitor.report(Window(monitor).blocks)
-    assert (report.status, report.columns) == ("holding", None)
+def test_its_configuration_has_the_names_of_today(old):
+    """Each old value is under the new name, the digest is of the old file."""
+    bundle = load_bundle(old[0])
+    written, manifest = json.loads((old[0] / "manifest.json").read_text()), bundle.manifest
+    for before, now in RENAMED_KEYS.items():
+        (section, was), (_, name) = before.split("."), now.split(".")
+        recorded = written["config"][section]
+        assert was not in manifest["config"][section]
+        assert manifest["config"][section].get(name) == recorded.get(was)
+    assert validate_config(merged(manifest["config"], {"data": {"path": "x"}}))
+    if manifest["kind"] == "image":
+        assert manifest["schema"]["reading"]["intensity_window"] == "auto"
+        assert bundle.scorer.schema.to_json() == manifest["schema"]
+
+
+def test_it_is_watched_and_so_are_the_columns_it_kept_a_sketch_of(old):
+    """Format 1 kept no sketches; images have no columns."""
+    bundle = load_bundle(old[0])
+    report = bundle.monitor.report(Window(bundle.monitor).blocks)
+    sketched = old[0].parts[-2:] == ("format-2", "table")
+    assert report.status == "holding"
+    assert (report.columns is not None) == sketched
 
 
 def test_calibrated_again_it_is_of_the_format_of_today(old):

@@ -1,4 +1,4 @@
-"""Conformal calibration: counting, properties for any sample, and the promise by Monte Carlo."""
+"""Conformal calibration: ranks, properties of any sample, and the guarantee by simulation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from anomaly_vae.calibration.conformal import (
     discovery_level,
     scores_needed,
 )
-from anomaly_vae.data.splitting import one_of_each
+from anomaly_vae.data.splitting import one_row_per_group
 from anomaly_vae.errors import CalibrationError
 from tests.support import naive
 
@@ -29,7 +29,7 @@ SAMPLES = st.one_of(
     st.tuples(FINITE, st.integers(1, 60)).map(lambda pair: [pair[0]] * pair[1]),
 )
 RANKS = st.tuples(st.integers(2, 61), st.integers(1, 60)).map(lambda pair: min(pair) / max(pair))
-"""Rates m / (n + 1), where rounding decides; and their neighbours."""
+"""Rates m / (n + 1), which are sensitive to rounding, and their neighbours."""
 ALPHAS = st.one_of(
     st.floats(1e-3, 1, exclude_max=True),
     RANKS,
@@ -39,13 +39,13 @@ ALPHAS = st.one_of(
 
 
 def calibrated(sample: list[float], alpha: float) -> Calibration:
-    """For an alpha that the sample can resolve."""
+    """Draw samples that can resolve alpha."""
     assume(len(sample) >= scores_needed(alpha))
     return calibrate(sample, alpha)
 
 
 def around(sample: list[float]) -> list[float]:
-    """Every calibration score, its neighbours on both sides, and the ends of the line."""
+    """Return every calibration score, its neighbours on both sides, and both infinities."""
     steps = [math.nextafter(s, side) for s in sample for side in (-math.inf, math.inf)]
     return [*sample, *steps, -math.inf, math.inf, math.nan]
 
@@ -61,7 +61,7 @@ def around(sample: list[float]) -> list[float]:
 def test_a_row_is_flagged_exactly_when_its_p_value_reaches_alpha(
     sample: list[float], alpha: float
 ) -> None:
-    """With ties, constants and any alpha: at, just below and just above every score."""
+    """Both decisions agree at, just below and just above every score, for any alpha."""
     calibration = calibrated(sample, alpha)
     scores = around(sample)
     reached = calibration.p_values(scores) <= alpha
@@ -136,7 +136,7 @@ def test_p_values_keep_the_shape_of_the_scores() -> None:
 
 
 def test_ninety_nine_rows_resolve_one_percent() -> None:
-    """The one row in a hundred is the row that exceeds all ninety-nine."""
+    """With alpha 0.01 and 99 scores, only a score above all of them is flagged."""
     calibration = calibrate(np.arange(99.0), 0.01)
     assert calibration.threshold == 98
     assert calibration.p_values([98, 98.5, -1, 0]).tolist() == [0.02, 0.01, 1, 1]
@@ -258,7 +258,7 @@ def test_p_values_of_normal_rows_are_uniform() -> None:
 
 
 def test_the_quantile_method_keeps_no_such_promise() -> None:
-    """Without the finite-sample correction 41 rows flag 3 in 42; hence the default."""
+    """Without finite-sample correction 3 in 42 rows are flagged, so it is not the default."""
     rng = np.random.default_rng(2)
     trials, n, alpha = 10_000, 41, 0.05
     scores = rng.normal(size=(trials, n + 1))
@@ -267,14 +267,14 @@ def test_the_quantile_method_keeps_no_such_promise() -> None:
 
 
 def test_one_row_of_each_group_keeps_the_promise_for_new_groups() -> None:
-    """Rows share their group's shift; calibrating on all of them would promise too much."""
+    """Rows share their group's shift, so calibrating on all of them would break the guarantee."""
     rng = np.random.default_rng(5)
     group = np.repeat(np.arange(40), 25).astype(np.int32)
     kept, broken = [], []
     for _ in range(600):
         calibrating = np.repeat(rng.normal(size=40), 25) + 0.2 * rng.normal(size=1_000)
         fresh = rng.normal(size=200) + 0.2 * rng.normal(size=200)
-        chosen = calibrating[one_of_each(np.arange(1_000), group)]
+        chosen = calibrating[one_row_per_group(np.arange(1_000), group)]
         kept.append(calibrate(chosen, 0.05).flags(fresh).mean())
         broken.append(calibrate(calibrating, 0.05).flags(fresh).mean())
     assert np.mean(kept) <= 0.05 + 3 * np.std(kept) / math.sqrt(len(kept))

@@ -1,4 +1,4 @@
-"""An excess of high scores: what is told of it, and how often it is told for nothing."""
+"""The test for an excess of high scores: its report, and its false alarms."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from anomaly_vae.config import CalibrationConfig
 
 
 def excess(normal: Scores, held_out: Scores) -> ContaminationTest:
-    """Of scores that are compared by themselves."""
+    """Compare scores directly."""
     return compared(normal, held_out, normal)
 
 
@@ -26,7 +26,7 @@ def sample(rng: np.random.Generator, n: int, odd: int = 0, digits: int = 15) -> 
 
 @pytest.mark.parametrize("digits", [15, 0])
 def test_it_is_told_no_oftener_than_its_level_where_there_is_none(digits: int) -> None:
-    """400 pairs of samples of one law, with ties and without."""
+    """False alarms are rare in 400 pairs of samples of one distribution, with and without ties."""
     rng = np.random.default_rng(0)
     pairs = [(sample(rng, 300, 0, digits), sample(rng, 100, 0, digits)) for _ in range(400)]
     p_values = np.array([excess(*pair).p_value for pair in pairs])
@@ -42,11 +42,11 @@ def test_anomalies_that_only_calibrate_are_told_and_counted() -> None:
     assert found.share == pytest.approx(0.05, abs=0.01)
     assert 3 < found.above < 8
     assert "about 5" in found.note
-    assert "calibration.trim" in found.note
+    assert "calibration.trim_scores" in found.note
 
 
 def test_anomalies_everywhere_are_not_seen() -> None:
-    """A tenth of both: exchangeable all the same."""
+    """A tenth of both samples is anomalous, so they are exchangeable all the same."""
     rng = np.random.default_rng(2)
     assert excess(sample(rng, 2_000, 200), sample(rng, 600, 60)).note == ""
 
@@ -77,7 +77,7 @@ def test_the_same_rows_say_the_same() -> None:
 
 
 def test_so_many_of_the_highest_scores_are_named_as_are_too_many() -> None:
-    """By the scores, whatever it was that the rows were compared by."""
+    """The advice refers to scores, whatever values the rows were compared by."""
     rng = np.random.default_rng(7)
     found = compared(sample(rng, 2_000, 100), sample(rng, 600), np.arange(2_000.0))
     assert found.above == 2_000 - round(2_000 * found.share)
@@ -88,11 +88,13 @@ def test_so_many_of_the_highest_scores_are_named_as_are_too_many() -> None:
 def test_it_is_among_the_figures_and_in_the_note() -> None:
     rng = np.random.default_rng(6)
     losses, scores = (sample(rng, 2_000, 100), sample(rng, 600)), np.arange(2_000.0)
-    given = CalibrationSample.of(scores, losses=losses)
+    given = CalibrationSample.from_scores(scores, losses=losses)
     figures = choose_threshold(given, CalibrationConfig(alpha=0.05)).figures
     assert figures["contamination"] == compared(*losses, scores).to_json()
     assert figures["note"].startswith("calibration rows fit worse than held-out training rows")
     assert (
         "contamination"
-        not in choose_threshold(CalibrationSample.of(given.normal), CalibrationConfig()).figures
+        not in choose_threshold(
+            CalibrationSample.from_scores(given.normal), CalibrationConfig()
+        ).figures
     )

@@ -1,4 +1,4 @@
-"""Thresholds by group, by weight and after trimming: exact ranks, and each promise simulated."""
+"""Thresholds by group, by weight and after trimming: ranks and simulated guarantees."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def wish(method: str = "conformal", **keys: Any) -> CalibrationConfig:
 
 
 def grouped(seed: int, n: int = 600, **known: Any) -> CalibrationSample:
-    """Rows of a narrow group, a wide one, a small one, and of none."""
+    """Return rows of a narrow group, a wide group, a small group, and without a group."""
     rng = np.random.default_rng(seed)
     codes = rng.choice([0, 1, 2, -1], n, p=[0.6, 0.3, 0.01, 0.09]).astype(np.int32)
     scores = rng.gumbel(size=n) * np.where(codes == 1, 3, 1)
-    return CalibrationSample.of(scores, levels=Levels(codes, NAMES), **known)
+    return CalibrationSample.from_scores(scores, levels=Levels(codes, NAMES), **known)
 
 
 # ---------------------------------------------------------------- groups
@@ -55,27 +55,27 @@ def grouped(seed: int, n: int = 600, **known: Any) -> CalibrationSample:
 @pytest.mark.parametrize("method", ["conformal", "certified", "quantile", "evt"])
 def test_each_group_is_calibrated_as_if_there_were_no_other(method: str) -> None:
     given_, alone = grouped(0, 4_000), wish(method, alpha=0.02)
-    found = choose_threshold(given_, wish(method, alpha=0.02, group="kind"))
+    found = choose_threshold(given_, wish(method, alpha=0.02, group_by="kind"))
     assert found.groups
     assert found.groups.column == "kind"
     assert sorted(found.groups.own) == ["a", "b"]
     assert given_.levels
     for code, name in enumerate(("a", "b")):
         expected = choose_threshold(
-            CalibrationSample.of(given_.normal[given_.levels.codes == code]), alone
+            CalibrationSample.from_scores(given_.normal[given_.levels.codes == code]), alone
         )
         own = found.groups.own[name]
         assert own.threshold == expected.threshold
         assert own.figures == expected.figures
         np.testing.assert_array_equal(own.scores, expected.scores)
-    everybody = choose_threshold(CalibrationSample.of(given_.normal), alone)
+    everybody = choose_threshold(CalibrationSample.from_scores(given_.normal), alone)
     assert found.threshold == everybody.threshold
     np.testing.assert_array_equal(found.scores, everybody.scores)
 
 
 def test_groups_of_too_few_rows_are_told_with_what_becomes_of_them() -> None:
     given_ = grouped(1)
-    figures = choose_threshold(given_, wish(group="kind")).figures
+    figures = choose_threshold(given_, wish(group_by="kind")).figures
     assert given_.levels
     assert figures["small_groups"] == {"few": int((given_.levels.codes == 2).sum())}
     assert figures["ungrouped"] == int((given_.levels.codes == -1).sum())
@@ -85,20 +85,24 @@ def test_groups_of_too_few_rows_are_told_with_what_becomes_of_them() -> None:
 def test_no_group_with_rows_enough_is_refused_with_the_number() -> None:
     levels = Levels(np.arange(60, dtype=np.int32) % 30, tuple(map(str, range(30))))
     with pytest.raises(CalibrationError) as caught:
-        choose_threshold(CalibrationSample.of(np.arange(60.0), levels=levels), wish(group="kind"))
+        choose_threshold(
+            CalibrationSample.from_scores(np.arange(60.0), levels=levels), wish(group_by="kind")
+        )
     assert str(caught.value).startswith(
-        "calibration.group: no level of 'kind' has the 19 normal calibration rows that a threshold "
-        "of its own takes; the largest, '0', has 2. Give more rows"
+        "calibration.group_by: no level of 'kind' has the 19 normal calibration rows that a "
+        "threshold of its own takes; the largest, '0', has 2. Give more rows"
     )
     missing = Levels(np.full(60, -1, np.int32), ())
     with pytest.raises(CalibrationError, match="no level of 'kind'"):
-        choose_threshold(CalibrationSample.of(np.arange(60.0), levels=missing), wish(group="kind"))
+        choose_threshold(
+            CalibrationSample.from_scores(np.arange(60.0), levels=missing), wish(group_by="kind")
+        )
 
 
 @pytest.mark.parametrize("method", ["budget", "cost", "fbeta", "recall_at_precision"])
 def test_methods_of_traffic_and_labels_have_no_groups(method: str) -> None:
     keys = {"budget": {"per_1000": 5}, "cost": {"costs": {"review": 1}}}.get(method, {})
-    for key, value in {"group": "kind", "trim": 0.1, "density_ratio": "w"}.items():
+    for key, value in {"group_by": "kind", "trim_scores": 0.1, "density_ratio": "w"}.items():
         content = {"name": "x", "data": {"path": "x"}, "calibration": {"method": method, **keys}}
         content["calibration"][key] = value  # type: ignore[index]
         with pytest.raises(ConfigError, match=f"method {method} has no {key}"):
@@ -107,8 +111,8 @@ def test_methods_of_traffic_and_labels_have_no_groups(method: str) -> None:
 
 @pytest.mark.slow
 def test_the_promise_holds_in_each_group_and_would_not_without() -> None:
-    """2,000 calibrations of 600 rows; the false positive rate of each group known exactly."""
-    config, trials = wish(group="kind"), 2_000
+    """Simulate 2,000 calibrations of 600 rows with known false positive rates."""
+    config, trials = wish(group_by="kind"), 2_000
     rates = np.empty((trials, 3))
     for trial in range(trials):
         found = choose_threshold(grouped(trial), config)
@@ -122,7 +126,7 @@ def test_the_promise_holds_in_each_group_and_would_not_without() -> None:
 
 
 def gumbel(t: float) -> float:
-    """P(Gumbel > t)"""
+    """Return P(Gumbel > t)."""
     return -math.expm1(-math.exp(-t))
 
 
@@ -135,8 +139,8 @@ def by_channel(bundle: Bundle, dataset: Dataset) -> Bundle:
     rows = dataset.batch.take(dataset.calibration_rows)
     x = bundle.scorer.encoding.encode(rows)
     levels = bundle.scorer.encoding.levels(COLUMN, x)  # type: ignore[union-attr]
-    given_ = CalibrationSample.of(bundle.scorer.score_encoded(x), levels=levels)
-    return bundle.calibrated(choose_threshold(given_, wish(alpha=0.025, group=COLUMN)), None)
+    given_ = CalibrationSample.from_scores(bundle.scorer.score_encoded(x), levels=levels)
+    return bundle.calibrated(choose_threshold(given_, wish(alpha=0.025, group_by=COLUMN)), None)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +149,7 @@ def rows(dataset: Dataset) -> RawBatch:
 
 
 def naive(detector: Detector, rows: RawBatch) -> list[tuple[float, bool, str | None, float]]:
-    """One row after the other, by the name of its channel."""
+    """Decide row by row, by the name of the row's channel."""
     groups, channel = detector.calibration.groups, rows.values[COLUMN]
     assert groups
     assert isinstance(channel, Levels)
@@ -269,7 +273,7 @@ def test_a_group_without_its_scores_is_refused(by_channel: Bundle) -> None:
 
 
 def weights_of(seed: int, n: int, tied: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted scores and their weights."""
+    """Return sorted scores and their weights."""
     rng = np.random.default_rng(seed)
     return np.sort(np.round(rng.normal(size=n), 1 if tied else 15)), rng.exponential(size=n)
 
@@ -298,7 +302,7 @@ def test_a_weighted_row_is_flagged_exactly_when_its_p_value_is_at_most_alpha(
     seed: int, n: int, tied: bool, alpha: float
 ) -> None:
     scores, weights = weights_of(seed, n, tied)
-    given_ = CalibrationSample.of(scores, weights=np.minimum(weights, 1))
+    given_ = CalibrationSample.from_scores(scores, weights=np.minimum(weights, 1))
     found = choose_threshold(given_, wish(alpha=alpha, density_ratio="w"))
     around = np.r_[scores, np.nextafter(scores, 9), found.threshold, -9, 9]
     np.testing.assert_array_equal(found.flags(around), found.p_values(around) <= alpha)
@@ -306,7 +310,7 @@ def test_a_weighted_row_is_flagged_exactly_when_its_p_value_is_at_most_alpha(
 
 
 def test_the_order_of_weights_is_that_of_their_rows() -> None:
-    found = CalibrationSample.of(
+    found = CalibrationSample.from_scores(
         [3, 1, 2], weights=[30, 10, 20], levels=Levels(np.array([2, 0, 1]), NAMES)
     )
     assert found.weights is not None
@@ -319,7 +323,8 @@ def test_weights_that_do_not_resolve_alpha_say_what_they_are_worth() -> None:
     weights = np.r_[np.ones(99), 50]
     with pytest.raises(CalibrationError) as caught:
         choose_threshold(
-            CalibrationSample.of(np.arange(100.0), weights=weights), wish(density_ratio="w")
+            CalibrationSample.from_scores(np.arange(100.0), weights=weights),
+            wish(density_ratio="w"),
         )
     assert str(caught.value) == (
         "alpha 0.05 needs weights that add up to 19 times the largest; those of the 100 normal "
@@ -331,7 +336,7 @@ def test_weights_that_do_not_resolve_alpha_say_what_they_are_worth() -> None:
 
 @pytest.mark.parametrize("scale", [0, 1e-300, 1e300])
 def test_weights_of_any_size_are_weighed(scale: float) -> None:
-    given_ = CalibrationSample.of(np.arange(100.0), weights=np.full(100, scale))
+    given_ = CalibrationSample.from_scores(np.arange(100.0), weights=np.full(100, scale))
     if scale:
         assert choose_threshold(given_, wish(density_ratio="w")).figures["effective_rows"] == 100
         return
@@ -342,7 +347,7 @@ def test_weights_of_any_size_are_weighed(scale: float) -> None:
 def test_the_figures_say_what_weighted_rows_are_worth() -> None:
     weights = np.tile([0.5, 1.5], 100)
     found = choose_threshold(
-        CalibrationSample.of(np.arange(200.0), weights=weights), wish(density_ratio="w")
+        CalibrationSample.from_scores(np.arange(200.0), weights=weights), wish(density_ratio="w")
     )
     assert found.figures["effective_rows"] == pytest.approx(160)
     assert found.figures["largest_weight"] == 1.5
@@ -350,7 +355,7 @@ def test_the_figures_say_what_weighted_rows_are_worth() -> None:
 
 def test_groups_take_their_weights_with_them() -> None:
     given_ = grouped(2, weights=np.random.default_rng(0).uniform(0.5, 1, 600))
-    found = choose_threshold(given_, wish(group="kind", density_ratio="w"))
+    found = choose_threshold(given_, wish(group_by="kind", density_ratio="w"))
     assert found.groups
     assert given_.levels
     assert given_.weights is not None
@@ -360,7 +365,7 @@ def test_groups_take_their_weights_with_them() -> None:
 
 @pytest.mark.slow
 def test_the_promise_of_weights_holds_in_traffic_and_would_not_without() -> None:
-    """1,500 calibrations; x is uniform here, of density 0.1 + 1.8x in traffic, scores 4x + Exp."""
+    """Simulate 1,500 calibrations of uniform x, with density 0.1 + 1.8x in traffic."""
     rng, trials = np.random.default_rng(3), 1_500
     x = (np.arange(1_000) + 0.5) / 1_000
     rates = np.empty((trials, 2))
@@ -368,9 +373,12 @@ def test_the_promise_of_weights_holds_in_traffic_and_would_not_without() -> None
         seen = rng.random(500)
         scores = 4 * seen + rng.exponential(size=500)
         weighted = choose_threshold(
-            CalibrationSample.of(scores, weights=0.1 + 1.8 * seen), wish(density_ratio="w")
+            CalibrationSample.from_scores(scores, weights=0.1 + 1.8 * seen), wish(density_ratio="w")
         )
-        both = weighted.threshold, choose_threshold(CalibrationSample.of(scores), wish()).threshold
+        both = (
+            weighted.threshold,
+            choose_threshold(CalibrationSample.from_scores(scores), wish()).threshold,
+        )
         rates[trial] = [((0.1 + 1.8 * x) * np.exp(-np.maximum(t - 4 * x, 0))).mean() for t in both]
     mean, error = rates.mean(0), 3 * rates.std(0) / math.sqrt(trials)
     assert 0.04 < mean[0] <= 0.05 + error[0]
@@ -383,31 +391,33 @@ def test_the_promise_of_weights_holds_in_traffic_and_would_not_without() -> None
 def test_trimmed_rows_are_the_highest_and_count_no_more() -> None:
     rng = np.random.default_rng(4)
     scores = rng.normal(size=1_000)
-    found = choose_threshold(CalibrationSample.of(scores), wish(trim=0.03))
-    kept = choose_threshold(CalibrationSample.of(np.sort(scores)[:970]), wish())
+    found = choose_threshold(CalibrationSample.from_scores(scores), wish(trim_scores=0.03))
+    kept = choose_threshold(CalibrationSample.from_scores(np.sort(scores)[:970]), wish())
     assert found.threshold == kept.threshold
     np.testing.assert_array_equal(found.scores, kept.scores)
     assert found.figures["trimmed"] == 30
     assert found.figures["alpha_if_clean"] == pytest.approx((30 + 48) / 1_001)
     assert found.figures["note"] == (
-        "calibration.trim left out the 30 highest of 1000 rows: alpha 0.05 holds if all of these "
-        "were anomalies, and 0.0779 in its place if none was"
+        "calibration.trim_scores left out the 30 highest of 1000 rows: alpha 0.05 holds if all of "
+        "these were anomalies, and 0.0779 in its place if none was"
     )
 
 
 def test_what_is_left_after_trimming_has_to_resolve_alpha() -> None:
     with pytest.raises(CalibrationError, match="needs 19 normal calibration rows, there are 18"):
-        choose_threshold(CalibrationSample.of(np.arange(20.0)), wish(trim=0.1))
+        choose_threshold(CalibrationSample.from_scores(np.arange(20.0)), wish(trim_scores=0.1))
 
 
 def test_trimming_less_than_a_row_is_none() -> None:
-    figures = choose_threshold(CalibrationSample.of(np.arange(50.0)), wish(trim=0.01)).figures
+    figures = choose_threshold(
+        CalibrationSample.from_scores(np.arange(50.0)), wish(trim_scores=0.01)
+    ).figures
     assert figures == {}
 
 
 def test_rows_are_trimmed_by_group() -> None:
     given_ = grouped(5)
-    found = choose_threshold(given_, wish(group="kind", trim=0.1))
+    found = choose_threshold(given_, wish(group_by="kind", trim_scores=0.1))
     assert found.groups
     assert given_.levels
     n = int((given_.levels.codes == 1).sum())
@@ -416,8 +426,8 @@ def test_rows_are_trimmed_by_group() -> None:
 
 
 def test_weighted_rows_are_not_trimmed() -> None:
-    with pytest.raises(ValueError, match="trim counts rows, density_ratio weighs them"):
-        wish(trim=0.1, density_ratio="w")
+    with pytest.raises(ValueError, match="trim_scores counts rows, density_ratio weighs them"):
+        wish(trim_scores=0.1, density_ratio="w")
 
 
 # ---------------------------------------------------------------- configuration
@@ -434,7 +444,7 @@ def test_a_column_of_weights_is_no_feature() -> None:
     assert validate_config(content).data.ignore == ("w",)  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("key", ["group", "density_ratio"])
+@pytest.mark.parametrize("key", ["group_by", "density_ratio"])
 def test_images_have_neither(key: str) -> None:
     content = {"kind": "image", "name": "x", "data": {"path": "x"}, "calibration": {key: "site"}}
     with pytest.raises(ConfigError, match=f"calibration.{key} names a column, and an image"):

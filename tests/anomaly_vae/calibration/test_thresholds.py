@@ -1,4 +1,4 @@
-"""Every way to choose a threshold: what holds for all, and each promise by simulation."""
+"""All methods of choosing a threshold: common properties, and guarantees by simulation."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ WISHES: dict[str, dict[str, Any]] = {
     "quantile": {"alpha": 0.05},
     "budget": {"per_1000": 20},
     "cost": {"costs": {"missed": 100, "review": 3, "blocked": 5}},
-    "fbeta": {"beta": 2.0},
-    "recall_at_precision": {"precision": 0.6},
+    "fbeta": {"f_beta": 2.0},
+    "recall_at_precision": {"min_precision": 0.6},
 }
-"""One of each method."""
+"""A configuration of each method."""
 RANKS = [name for name in WISHES if name != "evt"]
-"""Methods that look at nothing but the order of the scores."""
+"""Methods that use only the order of the scores."""
 ALPHA = [name for name in RANKS if "alpha" in WISHES[name]]
 SWEEPS = ["budget", "cost", "fbeta", "recall_at_precision"]
 
@@ -45,11 +45,11 @@ def wish(method: str, **keys: Any) -> CalibrationConfig:
 
 
 def evidence(seed: int, n: int = 300, tied: bool = False, m: int = 40) -> CalibrationSample:
-    """Normal rows, anomalies that are higher on the whole, and what each of those is worth."""
+    """Return normal rows, anomalies with mostly higher scores, and their weight."""
     rng = np.random.default_rng(seed)
     normal, anomalies = rng.gumbel(size=n), 4 + 2 * rng.normal(size=m)
     digits = 1 if tied else 15
-    return CalibrationSample.of(
+    return CalibrationSample.from_scores(
         np.round(normal, digits),
         np.round(anomalies, digits),
         rng.exponential(size=m),
@@ -59,7 +59,7 @@ def evidence(seed: int, n: int = 300, tied: bool = False, m: int = 40) -> Calibr
 
 
 def changed(given_: CalibrationSample, change: Any) -> CalibrationSample:
-    """The same evidence, its scores changed."""
+    """Return the same sample with transformed scores."""
     return replace(
         given_,
         normal=np.sort(change(given_.normal)),
@@ -112,7 +112,7 @@ def test_the_order_of_the_rows_does_not_matter(method: str, seed: int) -> None:
     given_, rng = evidence(seed), np.random.default_rng(seed)
     order = rng.permutation(len(given_.anomalies))
     assert given_.amounts is not None
-    shuffled = CalibrationSample.of(
+    shuffled = CalibrationSample.from_scores(
         rng.permutation(given_.normal),
         given_.anomalies[order],
         given_.amounts[order],
@@ -155,7 +155,7 @@ def test_the_fewest_rows_that_a_method_takes_are_what_it_says(method: str) -> No
 @pytest.mark.parametrize("method", METHODS)
 def test_a_score_that_is_not_finite_is_refused(method: str) -> None:
     with pytest.raises(CalibrationError, match="1 of 300 calibration scores are not finite"):
-        chosen(method, CalibrationSample.of([math.inf, *evidence(4).normal[1:]], [1.0]))
+        chosen(method, CalibrationSample.from_scores([math.inf, *evidence(4).normal[1:]], [1.0]))
 
 
 # ---------------------------------------------------------------- certified
@@ -187,7 +187,7 @@ def test_more_confidence_never_flags_more() -> None:
 
 
 def test_the_textbook_numbers_of_rows_that_certify() -> None:
-    """59 for 95/95, 299 for 95/99 (Wilks 1941)."""
+    """95/95 takes 59 rows and 95/99 takes 299 (Wilks 1941)."""
     assert certified_needed(0.05, 0.05) == 59
     assert certified_needed(0.01, 0.05) == 299
 
@@ -214,7 +214,7 @@ def test_the_promise_a_certified_threshold_breaks_at_most_a_share_delta_of_the_t
     trials = 4_000
     config = wish("certified", alpha=alpha, delta=delta)
     samples = rng.standard_exponential((trials, n))
-    found = [choose_threshold(CalibrationSample.of(sample), config) for sample in samples]
+    found = [choose_threshold(CalibrationSample.from_scores(sample), config) for sample in samples]
     rates = np.exp([-one.threshold for one in found])
     error = 4 * math.sqrt(delta * (1 - delta) / trials)
     assert np.mean(rates > alpha) <= delta + error
@@ -230,7 +230,10 @@ def test_the_promise_of_a_certified_threshold_holds_with_ties() -> None:
     trials, config = 4_000, wish("certified", alpha=0.05, delta=0.1)
     samples = rng.geometric(0.3, (trials, 200)).astype(float)
     thresholds = np.array(
-        [choose_threshold(CalibrationSample.of(sample), config).threshold for sample in samples]
+        [
+            choose_threshold(CalibrationSample.from_scores(sample), config).threshold
+            for sample in samples
+        ]
     )
     assert np.mean(0.7**thresholds > 0.05) <= 0.1 + 4 * math.sqrt(0.1 * 0.9 / trials)
 
@@ -271,9 +274,9 @@ def test_other_units_of_the_score_move_the_tail_with_them(
 
 def test_the_goodness_of_fit_tells_a_tail_from_none() -> None:
     rng = np.random.default_rng(2)
-    smooth = choose_threshold(CalibrationSample.of(rng.gumbel(size=500)), wish("evt"))
+    smooth = choose_threshold(CalibrationSample.from_scores(rng.gumbel(size=500)), wish("evt"))
     two_heaps = np.concatenate([rng.normal(0, 1, 425), rng.normal(30, 0.1, 75)])
-    rough = choose_threshold(CalibrationSample.of(two_heaps), wish("evt"))
+    rough = choose_threshold(CalibrationSample.from_scores(two_heaps), wish("evt"))
     assert smooth.figures["fit_p_value"] > 0.05 > rough.figures["fit_p_value"]
     assert smooth.figures["note"].endswith("a model, not a guarantee")
     assert "a poor one" in rough.figures["note"]
@@ -281,7 +284,7 @@ def test_the_goodness_of_fit_tells_a_tail_from_none() -> None:
 
 def test_scores_without_a_tail_are_refused() -> None:
     with pytest.raises(CalibrationError, match="have 0 different values, a tail takes 50"):
-        choose_threshold(CalibrationSample.of([1.0] * 1_000), wish("evt"))
+        choose_threshold(CalibrationSample.from_scores([1.0] * 1_000), wish("evt"))
 
 
 def test_an_alpha_before_the_tail_is_refused() -> None:
@@ -290,7 +293,7 @@ def test_an_alpha_before_the_tail_is_refused() -> None:
 
 
 def test_a_rate_that_no_sample_resolves_is_judged_by_about_its_own_law() -> None:
-    """Exceeding a rate of 1 in 10,000 by chance: more than a handful in 4,000 is no chance."""
+    """An alpha of 1 in 10,000 is exceeded by chance in a handful of 4,000 rows at most."""
     found = choose_threshold(evidence(6, 1_000), wish("evt", alpha=1e-4))
     assert 1e-4 < max_fpr_under_guarantee(found, 4_000) < 5e-3
 
@@ -319,7 +322,7 @@ def test_the_model_of_the_tail_is_near_alpha_where_the_sample_resolves_nothing(l
 @given(seed=SEEDS, tied=st.booleans())
 @settings(max_examples=10, deadline=None)
 def test_alpha_is_what_the_threshold_comes_to(method: str, seed: int, tied: bool) -> None:
-    """The p-value of a row just above it, and so the level that evaluation holds it to."""
+    """Alpha is the p-value of a row just above the threshold, which evaluation checks."""
     found = chosen(method, evidence(seed, tied=tied))
     assert found.alpha == found.p_values(math.nextafter(found.threshold, math.inf))
     assert 0 < found.alpha < 1
@@ -391,7 +394,7 @@ def test_a_budget_per_day_without_time_names_both_remedies() -> None:
 @given(SEEDS, st.booleans(), st.booleans())
 @settings(max_examples=20, deadline=None)
 def test_the_cost_is_the_least_there_is(seed: int, tied: bool, sized: bool) -> None:
-    """Against a loop over every score, row by row."""
+    """The threshold equals that of a loop over every score and row."""
     given_ = evidence(seed, 60, tied, m=15)
     given_ = given_ if sized else replace(given_, amounts=None)
     config = wish("cost")
@@ -443,9 +446,9 @@ def test_dearer_misses_never_flag_less() -> None:
 @given(SEEDS, st.booleans(), st.sampled_from([0.5, 1.0, 2.0]))
 @settings(max_examples=20, deadline=None)
 def test_the_f_score_is_the_largest_there_is(seed: int, tied: bool, beta: float) -> None:
-    """As scikit-learn counts it."""
+    """The figures equal scikit-learn's."""
     given_ = evidence(seed, 60, tied, m=15)
-    found = chosen("fbeta", given_, beta=beta)
+    found = chosen("fbeta", given_, f_beta=beta)
     scores = np.concatenate([given_.normal, given_.anomalies])
     truth = np.repeat([False, True], [60, 15])
     weights = np.where(truth, given_.weight, 1.0)
@@ -464,9 +467,9 @@ def test_no_threshold_of_that_precision_has_more_recall(
 ) -> None:
     given_ = evidence(seed, 60, tied, m=15)
     try:
-        found = chosen("recall_at_precision", given_, precision=least)
+        found = chosen("recall_at_precision", given_, min_precision=least)
     except CalibrationError:
-        return  # looked at below
+        return  # tested below
     assert found.figures["precision"] >= least
     for t in np.concatenate([given_.normal, given_.anomalies]):
         caught = given_.weight * np.sum(given_.anomalies > t)
@@ -476,12 +479,12 @@ def test_no_threshold_of_that_precision_has_more_recall(
 
 
 def test_a_precision_that_no_threshold_reaches_says_the_best() -> None:
-    given_ = CalibrationSample.of(np.arange(100.0), np.arange(50.0))
+    given_ = CalibrationSample.from_scores(np.arange(100.0), np.arange(50.0))
     with pytest.raises(CalibrationError) as caught:
-        chosen("recall_at_precision", given_, precision=0.9)
+        chosen("recall_at_precision", given_, min_precision=0.9)
     assert str(caught.value) == (
         "precision 0.9 is reached by no threshold on the calibration rows, at most 0.331; "
-        "lower calibration.precision"
+        "lower calibration.min_precision"
     )
 
 
@@ -493,13 +496,15 @@ def test_methods_by_label_say_where_labels_come_from(method: str) -> None:
 
 @pytest.mark.slow
 def test_the_promise_a_budget_is_kept_on_average() -> None:
-    """2,000 calibrations of 400 rows of traffic, one in fifty an anomaly."""
+    """Simulate 2,000 calibrations of 400 rows of traffic, one in fifty an anomaly."""
     rng, share = np.random.default_rng(7), 0.02
     rates = []
     for _ in range(2_000):
         odd = rng.random(400) < share
         scores = rng.gumbel(size=400) + 3 * odd
-        found = choose_threshold(CalibrationSample.of(scores[~odd], scores[odd]), wish("budget"))
+        found = choose_threshold(
+            CalibrationSample.from_scores(scores[~odd], scores[odd]), wish("budget")
+        )
         t = found.threshold
         law = stats.gumbel_r()
         rates.append((1 - share) * law.sf(t) + share * law.sf(t - 3))
@@ -514,7 +519,7 @@ def test_the_cost_interval_covers_the_cost_of_its_threshold() -> None:
     rng, config = np.random.default_rng(8), wish("cost")
     law, covered = stats.gumbel_r(), 0
     for _ in range(200):
-        given_ = CalibrationSample.of(rng.gumbel(size=2_000), 3 + rng.gumbel(size=100))
+        given_ = CalibrationSample.from_scores(rng.gumbel(size=2_000), 3 + rng.gumbel(size=100))
         found = choose_threshold(given_, config)
         good, odd = law.sf(found.threshold), law.sf(found.threshold - 3)
         true = (2_000 * good * 8 + 100 * (odd * 3 + (1 - odd) * 100)) * 1_000 / 2_100

@@ -1,5 +1,6 @@
 """One validation for YAML, ``--set`` and Python; each fault is one clause on the user's key."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from anomaly_vae.config import (
     validate_config,
 )
 from anomaly_vae.errors import ConfigError
+from anomaly_vae.renames import RENAMED_KEYS
 from anomaly_vae.types import ColumnType
 
 LEAST = {"name": "x", "data": {"path": "rows.csv"}}
@@ -210,6 +212,44 @@ def test_whatever_is_written_is_valid_or_refused_in_one_line(content: Any, secti
     assert fault is None or (section in fault and "\n" not in fault)
 
 
+# ---------------------------------------------------------------- keys that were renamed
+
+
+def test_every_new_name_is_a_key_of_some_kind_and_no_old_one_is() -> None:
+    keys = {key for kind in KINDS for key, _ in fields(KINDS[kind])}
+    assert set(RENAMED_KEYS.values()) <= keys
+    assert keys.isdisjoint(RENAMED_KEYS)
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED_KEYS.items())
+def test_an_old_key_is_refused_with_its_new_name(old: str, new: str, tmp_path: Path) -> None:
+    """In a file, dotted or nested, and in ``--set``, whatever its value."""
+    content = {**SCANS, "data": {"path": "scans/"}}
+    section, _, key = old.partition(".")
+    path = write(tmp_path, yaml.safe_dump(content))
+    for value in (1, None, {"a": 1}):
+        for written in ({old: value}, {section: {key: value}}):
+            with pytest.raises(ConfigError) as caught:
+                validate_config(merged(content, written))
+            assert str(caught.value) == f"{old} is now {new}"
+            assert caught.value.key == old
+        text = yaml.safe_dump(value, default_flow_style=True).partition("\n")[0]
+        for override in (f"{old}={text}", f"{section}={{{key}: {text}}}"):
+            with pytest.raises(ConfigError, match=f"^{re.escape(f'{old} is now {new}')}$"):
+                load_config(path, [override])
+
+
+def test_an_old_key_of_images_is_merely_unknown_to_tables() -> None:
+    assert message("model: {contamination: true}").startswith("unknown key model.contamination")
+    assert message("data: {window: auto}").startswith("unknown key data.window")
+
+
+def test_a_null_does_not_hide_an_unknown_key() -> None:
+    assert message("calibration: {alfa: null}") == (
+        "unknown key calibration.alfa, did you mean alpha"
+    )
+
+
 # ---------------------------------------------------------------- files and --set
 
 
@@ -380,6 +420,7 @@ def test_images_have_their_own_defaults_and_sections() -> None:
     config = validate_config(SCANS)
     assert isinstance(config, ImageConfig)
     assert (config.data.size, config.data.channels, config.data.time) == (64, 1, None)
+    assert config.calibration.alpha == 0.05
     assert config.recorded()["data"]["size"] == 64
     assert "path" not in config.recorded()["data"]
     assert validate_config(config.model_dump()) == config
@@ -399,7 +440,7 @@ def test_images_have_their_own_defaults_and_sections() -> None:
         ({"training": {"batch_size": 1}}, "training.batch_size: expected at least 2"),
         ({"training": {"hide": 0.1}}, "unknown key training.hide"),
         ({"training": {"corruption": {"kind": "mask"}}}, "unknown key training.corruption.kind"),
-        ({"score": "contamination"}, "score contamination needs model.contamination: true"),
+        ({"score": "contamination"}, "score contamination needs model.localization_head: true"),
     ],
 )
 def test_what_does_not_fit_images_is_refused(changes: dict[str, Any], message: str) -> None:
@@ -408,11 +449,11 @@ def test_what_does_not_fit_images_is_refused(changes: dict[str, Any], message: s
 
 
 def test_a_window_is_a_word_or_two_numbers() -> None:
-    windowed = validate_config(merged(SCANS, {"data": {"window": [40, 80]}}))
+    windowed = validate_config(merged(SCANS, {"data": {"intensity_window": [40, 80]}}))
     assert isinstance(windowed, ImageConfig)
-    assert windowed.data.window == (40.0, 80.0)
-    with pytest.raises(ConfigError, match=r"data\.window"):
-        validate_config(merged(SCANS, {"data": {"window": "brain"}}))
+    assert windowed.data.intensity_window == (40.0, 80.0)
+    with pytest.raises(ConfigError, match=r"data\.intensity_window"):
+        validate_config(merged(SCANS, {"data": {"intensity_window": "brain"}}))
 
 
 @given(st.integers(1, 5_000_000))
@@ -431,7 +472,10 @@ def test_what_is_absent_of_images_is_chosen_within_its_bounds(n_images: int) -> 
 @pytest.mark.parametrize(
     ("calibration", "message"),
     [
-        ({"delta": 0.1}, "method conformal has no delta, only alpha, group, trim, density_ratio"),
+        (
+            {"delta": 0.1},
+            "method conformal has no delta, only alpha, group_by, trim_scores, density_ratio",
+        ),
         ({"method": "certified", "tail": 0.2}, "method certified has no tail, only alpha, delta"),
         ({"method": "certifed"}, "did you mean certified"),
         ({"method": "budget"}, "method budget needs per_1000 or per_day"),

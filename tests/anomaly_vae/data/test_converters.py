@@ -1,4 +1,4 @@
-"""The same content reads the same, however it is stored; what does not fit names its row."""
+"""Equal content converts to equal values, however it is stored; invalid cells name their row."""
 
 import datetime as dt
 import math
@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from anomaly_vae.data.arrow import (
     binary_from_arrow,
     levels_from_arrow,
+    normalise_array,
     numbers_from_arrow,
-    plain,
     times_from_arrow,
 )
 from anomaly_vae.data.converters import (
@@ -54,7 +54,7 @@ texts = st.text(st.characters(codec="utf-8"), max_size=6)
 
 
 def as_type(values: list[Any], kind: pa.DataType) -> pa.Array:
-    """An Arrow array by way of a type that can be cast to ``kind``."""
+    """Return an Arrow array, via a type that can be cast to ``kind``."""
     if pa.types.is_dictionary(kind):
         return as_type(values, kind.value_type).dictionary_encode().cast(kind)
     if pa.types.is_decimal(kind):
@@ -253,7 +253,7 @@ def test_a_missing_level_has_no_name(value: object) -> None:
 
 @pytest.mark.parametrize("text", ["007", "1.10", "5.0.0", "v5.0", "NAM", "5,0", "1e3"])
 def test_other_text_is_a_level_as_it_stands(text: str) -> None:
-    """Codes keep their leading zeros, and NA is a country."""
+    """Codes keep their leading zeros, and the level NA can be a country."""
     assert level_name(text) == text
 
 
@@ -264,7 +264,7 @@ def test_spellings_of_one_level_share_a_code() -> None:
 
 
 def test_dictionaries_that_differ_between_chunks_are_united() -> None:
-    """Even where each fits its index type and all of them together do not."""
+    """Merging works even if each chunk fits its index type and all chunks together do not."""
     small_index = pa.dictionary(pa.int8(), pa.string())
     parts = [[f"v{i}" for i in range(start, start + 100)] for start in (0, 50, 200)]
     cells = pa.chunked_array([pa.array(p).dictionary_encode().cast(small_index) for p in parts])
@@ -374,7 +374,7 @@ def test_times_are_no_numbers_and_numbers_no_times() -> None:
 @pytest.mark.parametrize("kind", [*TEXT_TYPES, *NUMBER_TYPES], ids=str)
 def test_plain_arrays_are_contiguous_and_of_a_type_that_kernels_take(kind: pa.DataType) -> None:
     array = text_array(["1"] * 4, kind) if kind in TEXT_TYPES else as_type([1] * 4, kind)
-    found = plain(in_chunks(array))
+    found = normalise_array(in_chunks(array))
     assert isinstance(found, pa.Array)
     assert len(found.unique()) == 1
 

@@ -1,4 +1,4 @@
-"""Data frames, with whatever pandas makes of a column, read as the same table."""
+"""Data frames are read as the same table, whatever types pandas gives their columns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from anomaly_vae.data.arrow import levels_from_arrow, numbers_from_arrow, times_from_arrow
-from anomaly_vae.data.dataframes import table_of
+from anomaly_vae.data.dataframes import frame_to_table
 from anomaly_vae.errors import DataError
 
 
@@ -25,7 +25,7 @@ def test_types_and_missing_values_are_kept() -> None:
             "flag": [True, False],
         }
     )
-    table = table_of(frame)
+    table = frame_to_table(frame)
     assert table.to_pylist() == [
         {"float": 1.5, "nullable": 1, "text": "a", "time": dt.datetime(2024, 1, 1), "flag": True},  # noqa: DTZ001  # as in the frame
         {"float": None, "nullable": None, "text": None, "time": None, "flag": False},
@@ -34,26 +34,26 @@ def test_types_and_missing_values_are_kept() -> None:
 
 
 def test_times_with_a_zone_are_read_as_moments_and_without_a_warning() -> None:
-    """pandas 3.1 warns when pyarrow takes one from it."""
+    """pandas 3.1 warns when pyarrow reads a zone from it."""
     local = pd.Series(pd.to_datetime(["2024-07-01 12:00", None])).dt.tz_localize("Europe/Berlin")
-    seconds, problems = times_from_arrow(table_of(local.to_frame("at"))["at"])
+    seconds, problems = times_from_arrow(frame_to_table(local.to_frame("at"))["at"])
     assert seconds[0] == dt.datetime(2024, 7, 1, 10, tzinfo=dt.UTC).timestamp()
     assert np.isnan(seconds[1])
     assert problems == []
 
 
 def test_a_column_of_mixed_objects_becomes_text_that_spells_one_level_one_way() -> None:
-    table = table_of(pd.DataFrame({"mixed": [5, "5", 5.0, None, True, "a", np.nan]}))
+    table = frame_to_table(pd.DataFrame({"mixed": [5, "5", 5.0, None, True, "a", np.nan]}))
     assert table["mixed"].to_pylist() == ["5", "5", "5", None, "true", "a", None]
 
 
 def test_every_kind_of_missing_is_missing_among_objects() -> None:
-    table = table_of(pd.DataFrame({"mixed": [pd.NA, pd.NaT, None, np.nan, "a", 1]}))
+    table = frame_to_table(pd.DataFrame({"mixed": [pd.NA, pd.NaT, None, np.nan, "a", 1]}))
     assert table["mixed"].to_pylist() == [None, None, None, None, "a", "1"]
 
 
 def test_a_bad_number_among_objects_is_reported_at_its_row() -> None:
-    table = table_of(pd.DataFrame({"amount": [1.5, "abc", None]}))
+    table = frame_to_table(pd.DataFrame({"amount": [1.5, "abc", None]}))
     values, problems = numbers_from_arrow(table["amount"])
     assert values[0] == 1.5
     assert np.isnan(values[1:]).all()
@@ -64,17 +64,17 @@ def test_decimals_and_categories_are_read() -> None:
     frame = pd.DataFrame(
         {"price": [Decimal("1.50"), None], "kind": pd.Categorical(["a", "b"])}, index=[7, 9]
     )
-    table = table_of(frame)
+    table = frame_to_table(frame)
     assert numbers_from_arrow(table["price"])[0][0] == 1.5
     assert levels_from_arrow(table["kind"])[0].names == ("a", "b")
 
 
 def test_names_that_are_no_text_become_text() -> None:
-    assert table_of(pd.DataFrame({0: [1.0], "a": [2.0]})).column_names == ["0", "a"]
+    assert frame_to_table(pd.DataFrame({0: [1.0], "a": [2.0]})).column_names == ["0", "a"]
 
 
 def test_an_empty_frame_keeps_its_columns() -> None:
-    table = table_of(pd.DataFrame({"a": pd.Series([], dtype="float64")}))
+    table = frame_to_table(pd.DataFrame({"a": pd.Series([], dtype="float64")}))
     assert (table.column_names, len(table)) == (["a"], 0)
 
 
@@ -82,4 +82,4 @@ def test_an_empty_frame_keeps_its_columns() -> None:
 def test_two_columns_of_one_name_are_refused_by_name(twice: list[object]) -> None:
     frame = pd.DataFrame([[1.0, 2.0]], columns=twice)
     with pytest.raises(DataError, match=r"'[a1]' .*more than once"):
-        table_of(frame)
+        frame_to_table(frame)

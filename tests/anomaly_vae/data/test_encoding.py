@@ -1,4 +1,4 @@
-"""The matrix is a function of each row and the training rows; decoding leads back."""
+"""The matrix depends on each row and the training rows only, and can be decoded."""
 
 import json
 import math
@@ -237,7 +237,7 @@ def test_a_cycles_sine_and_cosine_belong_to_one_column() -> None:
 
 
 def test_every_column_of_the_matrix_knows_its_source() -> None:
-    """n, the sine and cosine of t's hour and of its day, m, b, c."""
+    """The columns are n, the sine and cosine of t's hour and of its weekday, m, b, c."""
     n, *t, m, b, c = ENCODING.sources.tolist()
     assert len(t) == 4
     assert len(set(t)) == 1
@@ -245,7 +245,7 @@ def test_every_column_of_the_matrix_knows_its_source() -> None:
 
 
 def naive(column: Any, values: NDArray[np.float64]) -> NDArray[np.float32]:
-    """One column by its definition."""
+    """Encode one column by its definition."""
     if not isinstance(column, Numeric):
         encoded: NDArray[np.float32] = column.encode(values)
         return encoded
@@ -270,7 +270,7 @@ HEAVY = [0.0] * 9 + [1.0] * 9 + [1e9]
 def test_numbers_encoded_together_are_the_bits_of_each_alone(
     train: list[tuple[float, float]], rows: list[tuple[float, ...]]
 ) -> None:
-    """Numbers, heavy-tailed or not, zeros and ones, with a time's cycles in between."""
+    """Numbers, heavy-tailed or not, and zeros and ones, with cycles of a time in between."""
     schema = schema_of(a="numeric", t="datetime", b="numeric", c="binary")
     a, b = np.array(train).T
     known = {"a": a, "t": np.arange(len(a)) * 3.7 * DAY, "b": b, "c": np.sign(np.abs(a))}

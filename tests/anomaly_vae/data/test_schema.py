@@ -1,4 +1,4 @@
-"""Tables and records become the same `RawBatch`; rows that do not fit leave with a reason."""
+"""Tables and records become the same `RawBatch`; invalid rows are reported with a reason."""
 
 import math
 from typing import Any
@@ -42,7 +42,7 @@ records = st.lists(
 
 
 def plainly(batch: RawBatch) -> dict[str, list[Any]]:
-    """Column → values that compare equal; missing is None."""
+    """Return comparable values by column; missing is None."""
     out: dict[str, list[Any]] = {}
     for name, column in batch.values.items():
         if isinstance(column, Levels):

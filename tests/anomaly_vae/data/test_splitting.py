@@ -1,4 +1,4 @@
-"""Splits are disjoint, seeded and follow time; no group is cut and no anomaly trains."""
+"""Splits are disjoint, seeded and ordered by time; groups stay whole, anomalies never train."""
 
 import datetime as dt
 import math
@@ -22,9 +22,9 @@ from anomaly_vae.data.splitting import (
     Assignment,
     Rows,
     assign,
-    one_of_each,
-    thinned,
-    twins,
+    contained_in,
+    one_row_per_group,
+    thin_by_ratio,
 )
 from anomaly_vae.errors import DataError
 
@@ -42,7 +42,7 @@ def rows_of(
     time: NDArray[np.float64] | None = None,
     group: Any = None,
 ) -> Rows:
-    """Rows with the given positions marked."""
+    """Return rows with the given positions marked."""
     masks = [np.isin(np.arange(n), list(marked)) for marked in (anomaly, unlabelled)]
     codes = None if group is None else np.asarray(group, np.int32)
     return Rows(masks[0], masks[1], time, codes)
@@ -50,7 +50,7 @@ def rows_of(
 
 @st.composite
 def random_rows(draw: st.DrawFn, timed: bool | None = None, grouped: bool | None = None) -> Rows:
-    """Rows with marks, times and groups of every kind, drawn from one seed."""
+    """Return rows with labels, times and groups of every kind, drawn from one seed."""
     n = draw(st.integers(60, 300))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     share = draw(st.sampled_from([0.0, 0.1, 0.4]))
@@ -79,7 +79,7 @@ configs = st.builds(
 
 
 def assign_or_skip(rows: Rows, config: Splits) -> Assignment:
-    """Tiny inputs fail, which other tests look at."""
+    """Assign rows, and reject examples that are too small, which other tests cover."""
     assume(rows.time is not None or not config.by_interval)
     try:
         return assign(rows, config)
@@ -238,19 +238,19 @@ def test_leaving_out_a_whole_split_is_refused_with_its_reason() -> None:
 def test_one_row_of_each_group_is_chosen_by_a_fixed_seed() -> None:
     group = np.repeat(np.arange(30), 7).astype(np.int32)
     rows = np.arange(70, 210)
-    chosen = one_of_each(rows, group)
+    chosen = one_row_per_group(rows, group)
     assert group[chosen].tolist() == list(range(10, 30))
     assert set(chosen) <= set(rows.tolist())
     assert len(set((chosen % 7).tolist())) > 1
-    assert (one_of_each(rows, group) == chosen).all()
-    assert (one_of_each(rows, None) == rows).all()
+    assert (one_row_per_group(rows, group) == chosen).all()
+    assert (one_row_per_group(rows, None) == rows).all()
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
 def test_twins_are_equal_rows_missing_cells_and_signed_zeros_included(kind: type) -> None:
     rows = np.array([[1, np.nan], [-0.0, 2], [1, 2]], kind)
     others = np.array([[0.0, 2], [1, np.nan]], kind)
-    assert twins(rows, others).tolist() == [True, True, False]
+    assert contained_in(rows, others).tolist() == [True, True, False]
 
 
 # ---------------------------------------------------------------- refusals
@@ -289,7 +289,7 @@ def test_intervals_need_a_time_column() -> None:
 
 
 def naive_twins(train: NDArray[np.float32], test: NDArray[np.float32]) -> list[bool]:
-    """Row by row, cell by cell: equal, or missing in both."""
+    """Compare row by row and cell by cell; missing equals missing."""
 
     def same(a: float, b: float) -> bool:
         return a == b or (math.isnan(a) and math.isnan(b))
@@ -305,19 +305,19 @@ cells = st.sampled_from([0.0, -0.0, 1.0, math.nan, -math.nan, 1e4])
 )))  # fmt: skip
 def test_twins_are_those_that_a_plain_comparison_finds(drawn: Any) -> None:
     train, test = (np.array(x, np.float32).reshape(-1, drawn[2]) for x in drawn[:2])
-    assert twins(test, train).tolist() == naive_twins(train, test)
+    assert contained_in(test, train).tolist() == naive_twins(train, test)
 
 
 def test_twins_do_not_depend_on_the_bits_of_nan_or_the_sign_of_zero() -> None:
     train = np.array([[0.0, math.nan]], np.float32)
     test = train.copy()
     test.view(np.uint32)[0] = [0x80000000, 0xFFC00001]
-    assert twins(test, train).all()
-    assert twins(test, np.asfortranarray(np.repeat(train, 3, 0))).all()
+    assert contained_in(test, train).all()
+    assert contained_in(test, np.asfortranarray(np.repeat(train, 3, 0))).all()
 
 
 def test_groups_of_anomalies_alone_are_all_tested_on() -> None:
-    """As single anomalies are; a patient with normal scans keeps them beside the others."""
+    """Such groups are assigned like single anomalies; mixed groups stay together."""
     group = np.arange(200, dtype=np.int32)
     group[190:] = np.arange(10)  # ten anomalies of patients that have a normal row as well
     anomaly = np.arange(200) >= 150
@@ -336,37 +336,37 @@ def test_known_anomalies_that_help_to_choose_a_threshold_are_in_no_split(
     rows: Rows, config: Splits, share: float
 ) -> None:
     found = assign_or_skip(rows, config.model_copy(update={"anomalies": share}))
-    assert rows.anomaly[found.known].all()
-    assert (found.codes[found.known] == UNUSED).all()
+    assert rows.anomaly[found.calibration_anomalies].all()
+    assert (found.codes[found.calibration_anomalies] == UNUSED).all()
     if rows.group is not None:
         tested = rows.group[found.rows(TEST)]
-        assert not np.isin(rows.group[found.known], tested).any()
+        assert not np.isin(rows.group[found.calibration_anomalies], tested).any()
 
 
 def test_with_time_they_are_those_between_the_calibration_rows() -> None:
     found = assign(rows_of(100, time=np.arange(100) * DAY, anomaly=[5, 61, 70, 79, 95]), Splits())
-    assert found.known.tolist() == [61, 70, 79]
+    assert found.calibration_anomalies.tolist() == [61, 70, 79]
     without = found.without(np.isin(np.arange(100), [61]), "in the frozen test split")
-    assert without.known.tolist() == [70, 79]
+    assert without.calibration_anomalies.tolist() == [70, 79]
 
 
 def test_without_time_they_are_the_share_that_is_asked_for() -> None:
     rows = rows_of(100, anomaly=list(range(20)))
-    assert not len(assign(rows, Splits()).known)
+    assert not len(assign(rows, Splits()).calibration_anomalies)
     found = assign(rows, Splits(anomalies=0.25))
-    assert len(found.known) == 5
+    assert len(found.calibration_anomalies) == 5
     assert found.unused == {"anomalies outside the test split": 5}
     assert rows.anomaly[found.rows(TEST)].sum() == 15
 
 
 def test_thinned_rows_are_as_dense_as_their_ratios_say() -> None:
-    """Uniform rows, twice as dense on the right in traffic; a factor changes nothing."""
+    """Uniform rows, twice as dense on the right in traffic; scaling the ratios changes nothing."""
     x = np.random.default_rng(1).random(20_000)
     ratios = np.where(x > 0.5, 2.0, 1.0)
-    kept = thinned(ratios)
+    kept = thin_by_ratio(ratios)
     assert kept[x > 0.5].all()
     assert kept[x < 0.5].mean() == pytest.approx(0.5, abs=0.02)
-    np.testing.assert_array_equal(thinned(ratios * 7), kept)
-    assert thinned(np.array([np.nan, 1.0, 1.0])).all()
-    assert thinned(np.full(3, np.nan)).all()
-    assert not thinned(np.zeros(3)).any()
+    np.testing.assert_array_equal(thin_by_ratio(ratios * 7), kept)
+    assert thin_by_ratio(np.array([np.nan, 1.0, 1.0])).all()
+    assert thin_by_ratio(np.full(3, np.nan)).all()
+    assert not thin_by_ratio(np.zeros(3)).any()

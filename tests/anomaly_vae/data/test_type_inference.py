@@ -1,4 +1,4 @@
-"""Types are what the values are, whichever way the file spells them; the rest is said aloud."""
+"""Types follow the values, however the file spells them; every other decision is reported."""
 
 import datetime as dt
 import math

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anomaly_vae.config import TabularData
-from anomaly_vae.data.dataframes import as_table, container_of, from_table
+from anomaly_vae.data.dataframes import detect_container, from_table, to_table
 from anomaly_vae.data.schema import Levels, RawBatch
 from anomaly_vae.data.type_inference import infer_schema
 from anomaly_vae.errors import DataError
@@ -106,7 +106,7 @@ def cells(batch: RawBatch) -> dict[str, list[Any]]:
 def test_the_same_rows_are_read_the_same(table: pa.Table) -> None:
     columns, batch = read(table)
     for name, form in FORMS.items():
-        found, same = read(as_table(form(table)))
+        found, same = read(to_table(form(table)))
         assert found == columns, name
         assert cells(same) == cells(batch), name
         assert same.problems == batch.problems, name
@@ -129,12 +129,12 @@ def test_the_same_rows_are_read_the_same(table: pa.Table) -> None:
     ],
 )
 def test_what_has_named_columns_is_a_table(given: Any, container: Any) -> None:
-    assert container_of(given) == container
-    table = as_table(given)
+    assert detect_container(given) == container
+    table = to_table(given)
     assert (table is None) == (container == "array")
     if table is not None:
-        assert container_of(from_table(table, container)) == container
-        assert as_table(from_table(table, container)).equals(table)
+        assert detect_container(from_table(table, container)) == container
+        assert to_table(from_table(table, container)).equals(table)
 
 
 def test_a_lazy_frame_is_refused_with_the_remedy() -> None:
@@ -151,7 +151,7 @@ def test_a_lazy_frame_is_refused_with_the_remedy() -> None:
 )
 def test_a_table_that_cannot_be_read_is_refused(frame: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        as_table(frame)
+        to_table(frame)
 
 
 @pytest.mark.parametrize("one", [pl.Series([1.0, 2.0]), pd.Series([1.0, 2.0])])

@@ -24,9 +24,10 @@ from anomaly_vae.errors import (
     DataError,
     NotCalibratedError,
 )
-from anomaly_vae.estimators.image import CONFIG_KEYS, ImageVAEDetector, picture_of
+from anomaly_vae.estimators.arguments import value_at
+from anomaly_vae.estimators.image import CONFIG_KEYS, ImageVAEDetector, decoded_image
 from anomaly_vae.estimators.tabular import TabularVAEDetector
-from anomaly_vae.images.pixels import FULL
+from anomaly_vae.images.pixels import MAX_PIXEL
 from pipelines.datasets.images import ImageDataset
 from tests.support import excused
 from tests.support.scans import blobs, coloured, patched
@@ -38,8 +39,8 @@ NO_ARGUMENT = excused.NO_ARGUMENT | {
     "data.path": "the images are X",
     "data.group": "X is taken as exchangeable images; else, use calibrate(X)",
     "data.splits.gap_days": "images come in no order",
-    "calibration.group": "images have no columns",
-    "calibration.density_ratio": "see calibration.group",
+    "calibration.group_by": "images have no columns",
+    "calibration.density_ratio": "see calibration.group_by",
     "training.precision": "one of GPUs, where the command line fits",
 }
 
@@ -82,10 +83,10 @@ def test_it_is_an_outlier_detector_that_the_package_exports() -> None:
 
 
 def test_clone_and_set_params_carry_every_argument() -> None:
-    detector = tiny().set_params(beta=0.5, window=(40.0, 400.0), contamination=True)
+    detector = tiny().set_params(beta=0.5, intensity_window=(40.0, 400.0), localization_head=True)
     copied = clone(detector)
     assert copied.get_params() == detector.get_params()
-    assert copied.get_params()["window"] == (40.0, 400.0)
+    assert copied.get_params()["intensity_window"] == (40.0, 400.0)
     assert ImageVAEDetector().get_params()["alpha"] == 0.05
 
 
@@ -99,9 +100,18 @@ def test_every_key_of_the_configuration_is_an_argument_or_excused() -> None:
     assert {key for key in NO_ARGUMENT if "." in key} <= keys
 
 
+def test_defaults_are_those_of_files() -> None:
+    """None follows the file's; `random_state` 0 is the seed that files have."""
+    content = {"kind": "image", "name": "x", "data": {"path": "x"}}
+    default = config.validate_config(content).model_dump()
+    for argument, value in ImageVAEDetector().get_params().items():
+        for key in CONFIG_KEYS[argument] if value is not None else ():
+            assert value_at(default, key) == value, argument
+
+
 def test_arguments_are_called_as_their_keys_are() -> None:
     renamed = {
-        "score", "model", "random_state", "calibration_fraction", "validation_fraction",
+        "score_type", "model", "random_state", "calibration_fraction", "validation_fraction",
         "corruption", "corruption_strength",
     }  # fmt: skip
     assert CONFIG_KEYS.keys() == ImageVAEDetector().get_params().keys()
@@ -135,8 +145,8 @@ def test_arguments_reach_the_manifest(fitted: ImageVAEDetector) -> None:
         ({"size": 8}, "data.size"),
         ({"network": "huge"}, "model.network"),
         ({"corruption": "blur"}, "training.corruption.type"),
-        ({"window": "wide"}, "data.window"),
-        ({"score": "contamination"}, "needs model.contamination: true"),
+        ({"intensity_window": "wide"}, "data.intensity_window"),
+        ({"score_type": "contamination"}, "needs model.localization_head: true"),
     ],
 )
 def test_a_wrong_argument_is_named_when_fitting(
@@ -259,9 +269,9 @@ def test_the_same_images_have_the_same_scores_in_every_form(
 
 def test_floats_of_half_precision_are_read_to_their_precision(X: np.ndarray) -> None:
     """Their largest number is below that of 16 bits."""
-    half = picture_of((X[0] / 255).astype(np.float16)).pixels.astype(float)
-    np.testing.assert_allclose(half / FULL, X[0] / 255, atol=1e-3)
-    assert picture_of(np.array([[0, 1]], np.float16)).pixels.tolist() == [[0, 65_535]]
+    half = decoded_image((X[0] / 255).astype(np.float16)).pixels.astype(float)
+    np.testing.assert_allclose(half / MAX_PIXEL, X[0] / 255, atol=1e-3)
+    assert decoded_image(np.array([[0, 1]], np.float16)).pixels.tolist() == [[0, 65_535]]
 
 
 def test_images_of_different_sizes_are_cropped_and_resized(
@@ -457,6 +467,15 @@ def test_a_bundle_of_the_command_line_loads_and_can_be_calibrated(
         if not odd
     ]
     assert np.mean(loaded.set_params(alpha=0.1).calibrate(normal).predict(normal) == -1) <= 0.1
+
+
+@pytest.mark.parametrize("version", ["format-1", "format-2"])
+def test_a_bundle_with_the_old_names_of_keys_loads(version: str, fixtures: Path) -> None:
+    loaded = ImageVAEDetector.load(fixtures / version / "image")
+    arguments, head = loaded.get_params(), version == "format-2"
+    assert (arguments["intensity_window"], arguments["localization_head"]) == ("auto", head)
+    assert arguments["score_type"] == ("contamination" if head else "neg_elbo")
+    assert clone(loaded).get_params() == arguments
 
 
 def test_a_bundle_of_another_kind_is_refused(fitted: ImageVAEDetector, tmp_path: Path) -> None:

@@ -27,11 +27,11 @@ from anomaly_vae.errors import (
     DataError,
     NotCalibratedError,
 )
-from anomaly_vae.estimators.base import MIN_FIT, configuration, split
+from anomaly_vae.estimators.arguments import configuration, value_at
+from anomaly_vae.estimators.holdout import MIN_FIT, split
 from anomaly_vae.estimators.tabular import CONFIG_KEYS, TabularVAEDetector
 from tests.support import excused
-
-TINY: dict[str, Any] = {"epochs": 2, "latent_dim": 2, "hidden_dim": 8, "depth": 1, "draws": 1}
+from tests.support.estimators import TINY, tiny
 
 NO_ARGUMENT = excused.NO_ARGUMENT | {
     "data.path": "the rows are X",
@@ -40,14 +40,10 @@ NO_ARGUMENT = excused.NO_ARGUMENT | {
     "data.group": "see data.time; for anything but exchangeable rows, use calibrate(X)",
     "data.ignore": "drop the columns from X, or list the others as features",
     "data.splits.gap_days": "see data.time",
-    "calibration.group": "unless the command line calibrates; a loaded bundle keeps its groups",
+    "calibration.group_by": "unless the command line calibrates; a loaded bundle keeps its groups",
     "calibration.density_ratio": "X is taken to be like traffic",
     "training.precision": "networks of tables are small",
 }
-
-
-def tiny(**arguments: Any) -> TabularVAEDetector:
-    return TabularVAEDetector(**{**TINY, "alpha": 0.2, **arguments})
 
 
 @pytest.fixture(scope="module", name="X")
@@ -98,8 +94,17 @@ def test_every_key_of_the_configuration_is_an_argument_or_excused() -> None:
     assert {key for key in NO_ARGUMENT if "." in key} <= keys
 
 
+def test_defaults_are_those_of_files() -> None:
+    """None follows the file's; `random_state` 0 is the seed that files have."""
+    content = {"kind": "tabular", "name": "x", "data": {"path": "x"}}
+    default = config.validate_config(content).model_dump()
+    for argument, value in TabularVAEDetector().get_params().items():
+        for key in CONFIG_KEYS[argument] if value is not None else ():
+            assert value_at(default, key) == value, argument
+
+
 def test_arguments_are_called_as_their_keys_are() -> None:
-    renamed = {"score", "model", "random_state", "calibration_fraction", "validation_fraction"}
+    renamed = {"score_type", "model", "random_state", "calibration_fraction", "validation_fraction"}
     assert CONFIG_KEYS.keys() == TabularVAEDetector().get_params().keys()
     for argument in CONFIG_KEYS.keys() - renamed:
         assert CONFIG_KEYS[argument][0].rpartition(".")[2] == argument
@@ -133,7 +138,7 @@ def test_a_fitted_tail_warns_that_it_is_a_model(on_array: TabularVAEDetector) ->
     ("wrong", "message"),
     [
         ({"epochs": 0}, "training.epochs"),
-        ({"score": "loss"}, "score.type"),
+        ({"score_type": "loss"}, "score.type"),
         ({"alpha": 1.5}, "calibration.alpha"),
         ({"preset": "huge"}, "preset"),
         ({"features": {"x0": "number"}}, "data.features.x0.type"),
@@ -236,9 +241,9 @@ def test_an_unfitted_detector_says_so(X: np.ndarray, tmp_path: Path) -> None:
 )
 def test_enough_rows_are_held_out_for_alpha(rows: int, alpha: float, held: int) -> None:
     arguments = TabularVAEDetector(alpha=alpha).get_params()
-    config, parts = split(rows, configuration("tabular", CONFIG_KEYS, arguments), True)
+    config, parts = split(rows, configuration("tabular", CONFIG_KEYS, arguments), None)
     assert len(parts.calibration) == held
-    again, same = split(rows, config, False)
+    again, same = split(rows, config, float(str(config.data.splits.calibration)))
     assert again == config
     assert all(map(np.array_equal, same, parts))
     assert sorted(np.concatenate(parts)) == list(range(rows))
@@ -261,10 +266,10 @@ def test_too_few_rows_for_alpha_are_refused_with_the_remedy() -> None:
     assert isinstance(raised.value, ValueError)
 
 
-def test_the_defaults_do_with_thirty_rows() -> None:
-    X = np.random.default_rng(0).normal(size=(30, 2))
+def test_the_defaults_do_with_150_rows() -> None:
+    X = np.random.default_rng(0).normal(size=(150, 2))
     detector = TabularVAEDetector(**TINY).fit(X)
-    assert detector.bundle_.manifest["calibration"]["n"] == 19
+    assert detector.bundle_.manifest["calibration"]["n"] == 99
 
 
 @pytest.mark.parametrize(
@@ -279,10 +284,10 @@ def test_the_defaults_do_with_thirty_rows() -> None:
     ],
 )
 def test_tables_of_any_shape_are_learned(rows: int, columns: int) -> None:
-    """By the defaults but for the epochs; what is far out is then further out than all others."""
+    """By the defaults but for alpha and epochs; what is far out is further out than all others."""
     rng = np.random.default_rng(0)
     X = rng.normal(size=(rows, 1)) + rng.normal(size=(rows, columns))
-    detector = TabularVAEDetector(epochs=2).fit(X)
+    detector = TabularVAEDetector(alpha=0.05, epochs=2).fit(X)
     scores = detector.anomaly_score(np.concatenate([X[:1000], np.full((1, columns), 30.0)]))
     assert np.isfinite(scores).all()
     assert scores.argmax() == len(scores) - 1
@@ -476,7 +481,7 @@ def test_save_and_load_keep_scores_decisions_and_arguments(
     assert loaded.bundle_.digest == on_frame.bundle_.digest
     assert loaded.offset_ == on_frame.offset_
     assert list(loaded.feature_names_in_) == list(on_frame.feature_names_in_)
-    for name in ("alpha", "epochs", "score", "latent_dim", "random_state"):
+    for name in ("alpha", "epochs", "score_type", "latent_dim", "random_state"):
         assert loaded.get_params()[name] == on_frame.get_params()[name]
     np.testing.assert_array_equal(loaded.p_values(frame), on_frame.p_values(frame))
     assert clone(loaded).fit(frame).bundle_.weights == on_frame.bundle_.weights
@@ -566,7 +571,7 @@ def test_the_guard_finds_anomalies_like_those_among_the_training_rows() -> None:
     test, odd = np.vstack([normal(500), clump[50:]]), np.arange(600) >= 500
 
     def found(guard: float | None) -> float:
-        detector = TabularVAEDetector(guard=guard, epochs=30).fit(x)
+        detector = TabularVAEDetector(guard=guard, epochs=30, alpha=0.05).fit(x)
         return float(roc_auc_score(odd, detector.anomaly_score(test)))
 
     assert found(None) > found(0.0) + 0.05

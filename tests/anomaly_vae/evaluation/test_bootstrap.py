@@ -1,4 +1,4 @@
-"""Resampled figures against scikit-learn's, and intervals that hold what they say."""
+"""Resampled figures equal scikit-learn's, and intervals have their nominal coverage."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from anomaly_vae.evaluation.bootstrap import (
     DRAWS,
-    FEWEST_DRAWS,
+    MIN_DRAWS,
     Interval,
     Ranking,
+    choose_draws,
     draws,
-    enough,
     interval,
     intervals,
 )
@@ -28,7 +28,7 @@ def sample(seed: int, n: int, ties: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 def precision_at(k: int, scores: np.ndarray, anomaly: np.ndarray) -> float:
-    """The mean over all orders of equal scores."""
+    """Return the mean over all orders of equal scores."""
     k = min(k, len(scores))
     last = np.sort(scores)[::-1][k - 1]
     above, tied = scores > last, scores == last
@@ -74,9 +74,9 @@ def test_the_same_seed_draws_the_same() -> None:
 
 
 def test_many_rows_are_drawn_less_often() -> None:
-    assert enough(0) == enough(1_000) == DRAWS
-    assert FEWEST_DRAWS < enough(60_000) < DRAWS
-    assert enough(10**9) == FEWEST_DRAWS
+    assert choose_draws(0) == choose_draws(1_000) == DRAWS
+    assert MIN_DRAWS < choose_draws(60_000) < DRAWS
+    assert choose_draws(10**9) == MIN_DRAWS
 
 
 def test_figures_that_do_not_exist_are_nan_and_have_no_interval() -> None:
@@ -93,7 +93,7 @@ def test_figures_that_do_not_exist_are_nan_and_have_no_interval() -> None:
 
 @pytest.mark.slow
 def test_the_interval_of_the_auroc_holds_it() -> None:
-    """In 95% of 400 samples, less what chance and the percentile method cost."""
+    """The interval covers the truth in about 95% of 400 samples."""
     rng = np.random.default_rng(0)
     anomaly = np.arange(400) < 60
     truth, held = 0.7602, 0  # Φ(1 / √2)

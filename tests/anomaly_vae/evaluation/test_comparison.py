@@ -1,4 +1,4 @@
-"""Two models on the same rows: what changed, and what chance explains of it."""
+"""Two models on the same rows: changes, and changes that chance explains."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from anomaly_vae.evaluation.comparison import (
 
 
 def flags(*counts: int) -> np.ndarray:
-    """So many False, so many True, and so on."""
+    """Return runs of False, True, False, … of the given lengths."""
     return np.repeat([index % 2 == 1 for index in range(len(counts))], counts)
 
 
@@ -75,7 +75,7 @@ def test_rows_of_one_kind_rank_nothing() -> None:
 
 
 def test_only_rows_that_changed_sides_speak() -> None:
-    """90 rows stay; 8 of 10 that moved are flagged now."""
+    """90 flags stay as they are; 8 of 10 that change are flagged now."""
     champion = np.concatenate([np.zeros(8, bool), np.ones(2, bool), np.zeros(90, bool)])
     challenger = np.concatenate([np.ones(8, bool), np.zeros(2, bool), np.zeros(90, bool)])
     found = flag_change(champion, challenger, 0.95)
@@ -107,7 +107,7 @@ def test_a_customer_changes_sides_once() -> None:
 
 
 def test_chance_makes_a_slice_collapse_seldom_however_many_there_are() -> None:
-    """Both flag at random at the same rate: that any of 20 intervals misses 0 is 5% at most."""
+    """Both flag at random at the same rate: any of 20 intervals misses 0 in at most 5% of runs."""
     rng, missed = np.random.default_rng(0), 0
     levels = Levels((np.arange(2_000) % 10).astype(np.int32), tuple("abcdefghij"))
     anomaly = np.arange(2_000) < 500

@@ -1,4 +1,4 @@
-"""Cards caught in a day and costs saved, against slower and plainer ways to count them."""
+"""Compromised cards found per day and costs saved equal slower, simpler computations."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def cards_of(table: pd.DataFrame, top: int) -> CardPrecision:
 
 
 def naive_precision(table: pd.DataFrame, top: int) -> float:
-    """As the Handbook counts it."""
+    """Compute the precision as the Handbook does."""
     blocked: set[int] = set()
     shares = []
     for _, day in table.groupby(table["seconds"] // DAY):
@@ -112,14 +112,14 @@ def test_savings_are_the_expected_costs_of_two_thresholds(
     amounts = rng.uniform(1, 100, 50) if by_amount else None
     costs = CostConfig(missed=2.0, review=3.0, blocked=1.5)
     found = Detections(scores, np.ones(50), scores > 0.5)
-    evidence = CalibrationSample.of(
+    evidence = CalibrationSample.from_scores(
         scores[~anomaly],
         scores[anomaly],
         () if amounts is None else amounts[anomaly],
         weight=weight,
     )
     chosen, nothing = expected_cost(evidence, np.array([0.5, np.inf]), costs)
-    savings = Savings.of(found, anomaly, costs, amounts, weight)
+    savings = Savings.from_decisions(found, anomaly, costs, amounts, weight)
     assert savings.per_1000() == pytest.approx(nothing - chosen)
 
 
@@ -128,7 +128,7 @@ def test_the_interval_of_savings_holds_them_and_knows_groups() -> None:
     anomaly = np.arange(400) < 80
     scores = rng.normal(size=400) + anomaly
     found = Detections(scores, np.ones(400), scores > 1)
-    savings = Savings.of(found, anomaly, CostConfig(missed=5.0, review=1.0))
+    savings = Savings.from_decisions(found, anomaly, CostConfig(missed=5.0, review=1.0))
     low, high = savings.interval(anomaly, None) or (np.nan, np.nan)
     assert low < savings.per_1000() < high
     wide = savings.interval(anomaly, np.arange(400) // 40) or (np.nan, np.nan)

@@ -1,4 +1,4 @@
-"""What separates anomalies by itself is found; what does not is left alone, whatever its form."""
+"""Features that separate anomalies on their own are found, others are not, in any form."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from sklearn.metrics import roc_auc_score
 
 from anomaly_vae.data.converters import Levels
 from anomaly_vae.evaluation.leakage import (
-    FEWEST,
-    MOST_ROWS,
+    MAX_ROWS,
+    MIN_ROWS,
     Duplicates,
     single_feature_aurocs,
     warnings,
@@ -59,7 +59,7 @@ def test_a_level_that_gives_the_label_away_is_found() -> None:
     ids=["all different", "all the same", "many", "all missing"],
 )
 def test_levels_that_know_nothing_separate_nothing(codes: np.ndarray) -> None:
-    """Names, all different, would separate all rows that they were learned from."""
+    """Distinct names would separate all rows from which their levels were learned."""
     (one,) = single_feature_aurocs(
         {"kind": Levels(codes.astype(np.int32), tuple(map(str, range(600))))}, ANOMALY
     )
@@ -92,13 +92,13 @@ def test_files_are_suspected_earlier_than_columns() -> None:
 
 def test_few_anomalies_are_too_few_to_suspect_by() -> None:
     assert single_feature_aurocs({"x": np.arange(600.0)}, np.zeros(600, bool)) == []
-    few = np.arange(600) < FEWEST - 1
+    few = np.arange(600) < MIN_ROWS - 1
     assert single_feature_aurocs({"x": few.astype(float)}, few) == []
     assert single_feature_aurocs({"x": few.astype(float)}, ~few) == []
 
 
 def test_many_rows_are_thinned() -> None:
-    many = np.arange(3 * MOST_ROWS) % 50 == 0
+    many = np.arange(3 * MAX_ROWS) % 50 == 0
     values = rng().normal(size=len(many)) + many
     (one,) = single_feature_aurocs({"x": values}, many)
     assert one.auroc == pytest.approx(roc_auc_score(many, values), abs=0.02)
@@ -110,7 +110,7 @@ def test_many_rows_are_thinned() -> None:
 def test_twins_are_told_apart_by_kind_and_left_out() -> None:
     score = rng().normal(size=600) + ANOMALY
     known = ~ANOMALY & (np.arange(600) % 2 == 1)
-    found = Duplicates.of(known, ANOMALY, score)
+    found = Duplicates.from_mask(known, ANOMALY, score)
     assert (found.rows, found.anomalies) == (known.sum(), 0.0)
     assert found.normal == known.sum() / (~ANOMALY).sum()
     assert found.auroc_without == pytest.approx(roc_auc_score(ANOMALY[~known], score[~known]))
@@ -120,9 +120,9 @@ def test_twins_are_told_apart_by_kind_and_left_out() -> None:
 
 def test_a_few_twins_are_no_warning() -> None:
     known = np.arange(600) < 5
-    assert Duplicates.of(known, ANOMALY, np.zeros(600)).warning(600, "are known") is None
+    assert Duplicates.from_mask(known, ANOMALY, np.zeros(600)).warning(600, "are known") is None
 
 
 def test_where_all_are_twins_no_figure_is_left() -> None:
-    found = Duplicates.of(np.ones(600, bool), ANOMALY, np.zeros(600))
+    found = Duplicates.from_mask(np.ones(600, bool), ANOMALY, np.zeros(600))
     assert found.auroc_without is None

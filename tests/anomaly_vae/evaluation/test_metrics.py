@@ -1,4 +1,4 @@
-"""Figures on labelled rows against their definitions, counted by hand."""
+"""Figures on labelled rows equal their definitions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from anomaly_vae.calibration.conformal import Calibration, calibrate
 from anomaly_vae.evaluation.metrics import (
     DAY,
-    MOST_SLICES,
+    MAX_TIME_SLICES,
     Evaluation,
     evaluate,
     max_fpr_under_guarantee,
@@ -27,11 +27,11 @@ from anomaly_vae.scoring.detector import Detections
 MONDAY = 19_723 * DAY
 """2024-01-01"""
 PROMISE = calibrate(np.arange(999.0), alpha=0.01)
-"""An alpha of 0.01, of 999 calibration scores."""
+"""A calibration of 999 scores with alpha 0.01."""
 
 
 def promise(alpha: float, threshold: float) -> Calibration:
-    """Alpha, as if the threshold for it had been this."""
+    """Return a calibration with this threshold."""
     return Calibration("conformal", alpha, threshold, np.arange(999.0))
 
 
@@ -84,13 +84,13 @@ def test_no_flag_means_no_precision() -> None:
 
 
 def tail(n: int, p: float, at_least: int) -> float:
-    """P(X ≥ at_least) for a binomial X."""
+    """Return P(X ≥ at_least) for a binomial X."""
     return sum(comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(at_least, n + 1))
 
 
 @given(st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n))))
 def test_the_interval_is_the_exact_binomial_one(counts: tuple[int, int]) -> None:
-    """Clopper & Pearson: at either end, what was seen or more extreme has probability 2.5%."""
+    """At either end, the observed or a more extreme count has probability 2.5%."""
     n, hits = counts
     found = rate(np.arange(n) < hits)
     assert found is not None
@@ -102,13 +102,13 @@ def test_the_interval_is_the_exact_binomial_one(counts: tuple[int, int]) -> None
 
 
 def clustered(rng: np.random.Generator, groups: int, size: int, share: float) -> np.ndarray:
-    """Rows of one group are nearly all flagged or nearly all not, (groups * size,)."""
+    """Return flags (groups * size,) that are nearly equal within groups."""
     inclined = rng.beta(0.3 * share, 0.3 * (1 - share), groups)
     return np.asarray(rng.random((groups, size)) < inclined[:, None]).ravel()
 
 
 def test_the_interval_of_grouped_rows_holds_the_rate_where_that_of_rows_does_not() -> None:
-    """300 samples of 60 groups of 10 rows: both intervals aim at 95%."""
+    """Both intervals cover about 95% of 300 samples of 60 groups of 10 rows."""
     rng, group = np.random.default_rng(0), np.arange(600) // 10
     by_row = by_group = 0
     for _ in range(300):
@@ -247,7 +247,7 @@ def test_rows_of_unknown_time_are_in_no_slice() -> None:
 def test_many_days_are_grouped_and_say_so() -> None:
     seconds = MONDAY + np.arange(365) * DAY
     slices = time_slices(np.zeros(365, bool), np.zeros(365, bool), seconds, PROMISE)
-    assert len(slices) <= MOST_SLICES
+    assert len(slices) <= MAX_TIME_SLICES
     assert slices[0].name == "2024-01-01 (+7 d)"
     assert sum(s.fpr.total for s in slices) == 365
 
@@ -266,7 +266,7 @@ def test_a_slice_drifts_when_its_rate_is_above_alpha_beyond_chance() -> None:
 
 
 def test_a_slice_of_few_groups_may_vary_more() -> None:
-    """Forty payments of one customer are one piece of evidence."""
+    """Forty payments of one customer count as one unit."""
     seconds, flags, normal = np.full(200, MONDAY), np.arange(200) < 8, np.zeros(200, bool)
     (by_row,) = time_slices(flags, normal, seconds, PROMISE)
     (by_group,) = time_slices(flags, normal, seconds, PROMISE, group=np.arange(200) // 20)
@@ -276,7 +276,7 @@ def test_a_slice_of_few_groups_may_vary_more() -> None:
 
 
 def test_in_few_calm_months_does_any_day_drift() -> None:
-    """A limit of 95% for each day by itself would call one out in a third of the months."""
+    """Separate limits of 95% for each day would report a day in a third of the months."""
     generator, days, rows = np.random.default_rng(0), 28, 300
     seconds, normal = MONDAY + np.arange(days * rows) // rows * DAY, np.zeros(days * rows, bool)
     alarms = 0
@@ -316,7 +316,7 @@ def test_the_highest_kept_rate_counted_by_hand(n: int, alpha: float, total: int)
 def test_a_kept_promise_is_seldom_above_the_highest_kept_rate(
     n: int, alpha: float, total: int, confidence: float
 ) -> None:
-    """Calibrate and test anew each time, on scores of one distribution."""
+    """Calibrate and test repeatedly on scores of one distribution."""
     rng, trials, above = np.random.default_rng(0), 2_000, 0
     for _ in range(trials):
         calibration = calibrate(rng.normal(size=n), alpha)

@@ -1,4 +1,4 @@
-"""P-values of normal rows: within what chance explains where the promise holds, and only there."""
+"""P-values of normal rows stay within their limits if, and only if, the guarantee holds."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_the_upper_end_is_the_limit_of_the_false_positive_rate() -> None:
 
 
 def test_chance_is_seldom_outside_and_a_shift_always_is() -> None:
-    """Each of 300 kept promises at one level: outside in 5% at the most, and now and then."""
+    """300 exchangeable samples leave the interval of one level in some cases, 5% at most."""
     rng, outside = np.random.default_rng(0), 0
     for _ in range(300):
         promise = calibrate(rng.normal(size=200), alpha=0.1)

@@ -1,4 +1,4 @@
-"""Slices of columns: their rows, their figures, and limits that chance seldom exceeds."""
+"""Slices of columns: their rows, their figures, and limits that chance rarely exceeds."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
 from anomaly_vae.calibration.conformal import Calibration, calibrate
-from anomaly_vae.data.converters import Levels, levels_of
+from anomaly_vae.data.converters import Levels, as_levels
 from anomaly_vae.evaluation.metrics import max_fpr_under_guarantee
-from anomaly_vae.evaluation.slices import MIN_ROWS, MOST_LEVELS, ColumnSlice, column_slices
+from anomaly_vae.evaluation.slices import MAX_LEVELS, MIN_ROWS, ColumnSlice, column_slices
 from anomaly_vae.scoring.detector import Detections
 
 PROMISE = calibrate(np.arange(999.0), alpha=0.01)
@@ -23,7 +23,7 @@ def decide(scores: NDArray[np.float64], by: Calibration = PROMISE) -> Detections
 
 
 def column(*sizes: int) -> Levels:
-    """Levels a, b, … of so many rows."""
+    """Return levels a, b, … with these numbers of rows."""
     codes = np.repeat(np.arange(len(sizes)), sizes).astype(np.int32)
     return Levels(codes, tuple("abcdefghijklmnopqrstuvwxyz"[: len(sizes)]))
 
@@ -59,17 +59,17 @@ def test_missing_is_a_level_and_small_levels_are_none() -> None:
 
 
 def test_only_the_largest_levels_are_told() -> None:
-    kinds = column(*(MIN_ROWS + i for i in range(MOST_LEVELS + 5)))
+    kinds = column(*(MIN_ROWS + i for i in range(MAX_LEVELS + 5)))
     rows = len(kinds)
     slices = column_slices({"k": kinds}, decide(np.zeros(rows)), np.zeros(rows, bool), PROMISE)
     sizes = [s.rows for s in slices]
-    assert len(sizes) == MOST_LEVELS
+    assert len(sizes) == MAX_LEVELS
     assert sizes == sorted(sizes, reverse=True)
     assert min(sizes) == MIN_ROWS + 5
 
 
 def test_zeros_and_ones_are_levels() -> None:
-    levels = levels_of(np.array([0.0, 1.0, np.nan]))
+    levels = as_levels(np.array([0.0, 1.0, np.nan]))
     assert levels.codes.tolist() == [0, 1, -1]
     assert levels.names == ("0", "1")
 
@@ -93,7 +93,7 @@ def test_limits_count_the_slices_and_the_groups() -> None:
 
 
 def test_kept_promises_seldom_have_a_slice_that_drifted() -> None:
-    """Ten slices of rows that are like all others: one of them above its limit in a few of 400."""
+    """One of ten slices of homogeneous rows exceeds its limit in few of 400 samples."""
     rng, drifted = np.random.default_rng(0), 0
     normal = np.zeros(2_000, bool)
     kinds = {"k": column(*[200] * 10)}

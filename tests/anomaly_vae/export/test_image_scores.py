@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from anomaly_vae.config import ImageModelConfig, ImageScoreConfig
-from anomaly_vae.export.image_scores import LEAST_SCALE, ImageScore
+from anomaly_vae.export.image_scores import MIN_SCALE_SHARE, ImageScore
 from anomaly_vae.images.encoding import ImageLayout
 from anomaly_vae.models.builder import build
 from anomaly_vae.models.vae import Terms, frozen_noise
@@ -57,7 +57,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def test_the_parts_add_up_and_have_their_shapes(of: dict[str, Any], standardise: bool) -> None:
     layout = ImageLayout(3, 16)
     found, x = score(layout, standardise=standardise, **of), images(6, layout)
-    found.learn(x)
+    found.fit_statistics(x)
     got = parts(found, x)
     assert got["score"].dtype == got["kl"].dtype == torch.float64
     assert got["nats"].dtype == torch.float32
@@ -96,7 +96,7 @@ def test_one_draw_is_the_posterior_mean() -> None:
 
 def test_an_autoencoder_has_no_rate() -> None:
     found = score(model={"type": "autoencoder"}, standardise=True)
-    found.learn(images(20))
+    found.fit_statistics(images(20))
     assert not parts(found, images(4, seed=1))["kl"].any()
 
 
@@ -106,7 +106,7 @@ def test_an_autoencoder_has_no_rate() -> None:
 def test_standardised_shares_of_the_images_it_learned_from_are_centred_and_of_unit_scale() -> None:
     found, x = score(standardise=True), images(200)
     raw = parts(score(), x)["nats"]
-    found.learn(x)
+    found.fit_statistics(x)
     got = parts(found, x)
     assert got["nats"].mean().abs() < 0.05
     assert got["nats"].mean(0).abs().mean() < 0.3
@@ -120,15 +120,15 @@ def test_standardised_shares_of_the_images_it_learned_from_are_centred_and_of_un
 def test_every_scale_is_at_least_a_share_of_the_common_deviation() -> None:
     found, x = score(standardise=True), images(50)
     deviation = parts(score(), x)["nats"].std(correction=0)
-    found.learn(x)
-    assert found.scale.min() >= LEAST_SCALE * deviation
+    found.fit_statistics(x)
+    assert found.scale.min() >= MIN_SCALE_SHARE * deviation
     assert not torch.equal(found.center, torch.zeros_like(found.center))
 
 
 def test_without_it_nothing_is_learned_and_the_unit_says_which() -> None:
     plain, standardised = score(), score(standardise=True)
     before = {name: value.clone() for name, value in plain.state_dict().items()}
-    plain.learn(images(20))
+    plain.fit_statistics(images(20))
     assert all(torch.equal(value, before[name]) for name, value in plain.state_dict().items())
     assert plain.unit == "nats per pixel"
     assert standardised.unit == "sd per pixel"
@@ -136,7 +136,7 @@ def test_without_it_nothing_is_learned_and_the_unit_says_which() -> None:
 
 def test_a_model_whose_shares_never_vary_still_gives_finite_scores() -> None:
     found, x = score(standardise=True), images(1).expand(9, -1)
-    found.learn(x)
+    found.fit_statistics(x)
     assert torch.isfinite(parts(found, images(4, seed=3))["score"]).all()
 
 
@@ -144,7 +144,7 @@ def test_the_order_of_what_it_learned_from_does_not_matter() -> None:
     x = images(130)
     found = [score(standardise=True) for _ in range(2)]
     for one, rows in zip(found, (x, x.flip(0)), strict=True):
-        one.learn(rows)
+        one.fit_statistics(rows)
     torch.testing.assert_close(found[0].center, found[1].center)
     torch.testing.assert_close(found[0].scale, found[1].scale)
 

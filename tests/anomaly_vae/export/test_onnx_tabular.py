@@ -81,7 +81,7 @@ def model_of(layout: Layout, seed: int = 1, reach: float = 0.0, **changes: Any) 
         model.likelihood.variance_limit.fill_(1.5)
     if small.get("prior") != "standard" and not isinstance(model, Autoencoder):
         parts = [mixture_of(model.latent_dim, seed + member) for member in range(model.members)]
-        model.aggregated = Mixture.side_by_side(parts) if len(parts) > 1 else parts[0]
+        model.aggregated = Mixture.stack(parts) if len(parts) > 1 else parts[0]
     if reach:
         model.reach = torch.tensor([reach])
     return model

@@ -15,8 +15,8 @@ from anomaly_vae.config import CorruptionConfig
 from anomaly_vae.data.splitting import TEST
 from anomaly_vae.errors import ConfigError, DataError
 from anomaly_vae.generation import images, latent_space
-from anomaly_vae.images.encoding import CENTER
-from anomaly_vae.images.schema import batch_of
+from anomaly_vae.images.encoding import STANDARDISED_MEAN
+from anomaly_vae.images.schema import image_batch
 from pipelines.datasets.images import ImageDataset
 from tests.support.untrained import untrained
 
@@ -25,7 +25,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "convolutional": {"network": "convolutional", "upsampling": "transposed"},
     "residual": {"network": "residual", "likelihood": "laplace"},
     "hierarchical": {"network": "hierarchical", "latent_dim": 2},
-    "contaminated": {"network": "hierarchical", "latent_dim": 2, "contamination": True},
+    "contaminated": {"network": "hierarchical", "latent_dim": 2, "localization_head": True},
     "structural": {"likelihood": "structural"},
     "contrast": {"likelihood": "contrast"},
     "bernoulli, colour": {"likelihood": "bernoulli", "channels": 3},
@@ -69,7 +69,7 @@ def test_a_reconstruction_is_what_the_scoring_graph_expects(
 ) -> None:
     scans = image_dataset.part(TEST)
     scorer = image_bundle.scorer
-    expected = scorer.encoding.pictures(scorer.explain(scans).expected)  # type: ignore[union-attr]
+    expected = scorer.encoding.to_images(scorer.explain(scans).expected)  # type: ignore[union-attr]
     made = images.reconstruct(image_bundle, scans)
     np.testing.assert_allclose(made, expected, rtol=1e-3, atol=1e-4)
 
@@ -122,7 +122,7 @@ def test_corruption_is_repeatable_and_only_where_it_belongs() -> None:
     assert not torch.equal(seen, images.corrupt(bundle, x, config, seed=2))
     hidden = seen != x
     assert hidden.sum(1).tolist() == [64] * 4
-    assert (seen[hidden] == CENTER).all()
+    assert (seen[hidden] == STANDARDISED_MEAN).all()
 
 
 @pytest.mark.parametrize("config", [{"type": "none"}, {"type": "coarse", "strength": 0.0}])
@@ -145,7 +145,7 @@ def test_equal_pictures_have_the_largest_ratio_there_is() -> None:
 
 
 def test_pictures_as_they_came_and_encoded_are_the_same(image_bundle: Bundle) -> None:
-    raw = batch_of(np.random.default_rng(0).random((2, 1, 24, 24), np.float32))
+    raw = image_batch(np.random.default_rng(0).random((2, 1, 24, 24), np.float32))
     x = latent_space.encoded(image_bundle, raw)
     one, other = (images.reconstruct(image_bundle, rows) for rows in (raw, x))
     np.testing.assert_array_equal(one, other)

@@ -76,7 +76,7 @@ def test_tiny_chunks_are_one_chunk(
 
     whole = everything()
     for rows in (1, 7):
-        monkeypatch.setattr(latent_space, "CHUNK", rows * x.shape[1])
+        monkeypatch.setattr(latent_space, "CHUNK_VALUES", rows * x.shape[1])
         for part, expected in zip(everything(), whole, strict=True):
             torch.testing.assert_close(part, expected, rtol=1e-4, atol=1e-5)
 
@@ -169,12 +169,12 @@ def test_a_traversal_to_nowhere_is_refused(dims: list[int], span: float, steps: 
 
 def test_a_traversal_starts_from_the_first_row_or_from_the_priors_mean() -> None:
     bundle, x = untrained(), torch.rand(3, 256)
-    assert latent_space.start_of(bundle, None).tolist() == [0, 0, 0]
+    assert latent_space.start_latent(bundle, None).tolist() == [0, 0, 0]
     means = latent_space.latent_means(bundle, x)
-    torch.testing.assert_close(latent_space.start_of(bundle, x), means[0])
+    torch.testing.assert_close(latent_space.start_latent(bundle, x), means[0])
     assert means[0].abs().min() > 0
     with pytest.raises(DataError, match="the input has none"):
-        latent_space.start_of(bundle, x[:0])
+        latent_space.start_latent(bundle, x[:0])
 
 
 @pytest.mark.parametrize("network", NETWORKS)

@@ -24,13 +24,13 @@ from PIL import Image, ImageOps, PngImagePlugin
 
 from anomaly_vae.errors import ConfigError
 from anomaly_vae.images import decoding
-from anomaly_vae.images.decoding import SUFFIXES, is_picture, read_bytes, read_file
-from anomaly_vae.images.perceptual_hash import hash_twins, perceptual_hash
+from anomaly_vae.images.decoding import SUFFIXES, is_image_file, read_bytes, read_file
+from anomaly_vae.images.perceptual_hash import has_near_duplicate, perceptual_hash
 from anomaly_vae.images.pixels import DecodedImage, DecodeFailure, DecodeOptions
 from tests.support.mutations import mutations
 from tests.support.paths import ROOT
 
-READING = DecodeOptions()
+OPTIONS = DecodeOptions()
 SHIPPED = sorted((Path(pydicom.__file__).parent / "data" / "test_files").glob("*.dcm"))
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (12, 17), np.uint8)
@@ -39,16 +39,16 @@ DEEP = RNG.integers(0, 65536, (12, 17), np.uint16)
 
 
 def saved(image: Image.Image | NDArray[Any], kind: str, **how: Any) -> bytes:
-    """What Pillow writes."""
+    """Encode an image with Pillow."""
     file = io.BytesIO()
     image = image if isinstance(image, Image.Image) else Image.fromarray(image)
     image.save(file, kind, **how)
     return file.getvalue()
 
 
-def only(content: bytes, reading: DecodeOptions = READING) -> NDArray[np.uint16]:
-    """The pixels of a file of one picture."""
-    [picture] = read_bytes(content, reading)
+def only(content: bytes, options: DecodeOptions = OPTIONS) -> NDArray[np.uint16]:
+    """Return the pixels of a file with one image."""
+    [picture] = read_bytes(content, options)
     assert isinstance(picture, DecodedImage), picture
     assert picture.frame == 0
     assert picture.pixels.dtype == np.uint16
@@ -56,16 +56,16 @@ def only(content: bytes, reading: DecodeOptions = READING) -> NDArray[np.uint16]
     return picture.pixels
 
 
-def why(content: bytes, reading: DecodeOptions = READING) -> str:
-    """The reason of a file that gives no picture at all."""
-    results = list(read_bytes(content, reading))
+def why(content: bytes, options: DecodeOptions = OPTIONS) -> str:
+    """Return the reason why a file cannot be decoded."""
+    results = list(read_bytes(content, options))
     assert results
     assert all(isinstance(result, DecodeFailure) for result in results)
     return results[0].reason
 
 
 def tiff(pixels: NDArray[Any], order: str = "<", pages: int = 1, **tags: int) -> bytes:
-    """A plain TIFF of grey pixels, its tags as given: `t262=0` sets tag 262."""
+    """Make an uncompressed grey TIFF with the given tags: `t262=0` sets tag 262."""
     height, width = pixels.shape
     kinds = {"u": 1, "i": 2, "f": 3}
     data = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
@@ -86,7 +86,7 @@ def tiff(pixels: NDArray[Any], order: str = "<", pages: int = 1, **tags: int) ->
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that says its size and holds next to nothing."""
+    """Make a PNG with this size in its header and almost no data."""
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))]
     chunks += [(b"IDAT", zlib.compress(bytes(100))), (b"IEND", b"")]
     parts = [
@@ -194,7 +194,7 @@ def test_numbers_without_a_range_are_shown_by_percentiles():
 
 def test_signed_numbers_are_shown_by_a_window():
     values = np.array([[-40000, 0], [50, 101]], np.int32)
-    pixels = only(tiff(values), DecodeOptions(window=(50.5, 101)))
+    pixels = only(tiff(values), DecodeOptions(intensity_window=(50.5, 101)))
     np.testing.assert_array_equal(pixels, [[0, 0], [round(65535 * 0.5), 65535]])
 
 
@@ -210,7 +210,7 @@ def test_a_mask_of_few_pixels_does_not_vanish():
 def test_every_page_of_a_tiff_is_a_frame():
     pages = [Image.fromarray(page) for page in (DEEP, DEEP[::-1], GREY)]
     content = saved(pages[0], "TIFF", save_all=True, append_images=pages[1:])
-    results = list(read_bytes(content, READING))
+    results = list(read_bytes(content, OPTIONS))
     assert [result.frame for result in results] == [0, 1, 2]
     for result, expected in zip(results, (DEEP, DEEP[::-1], GREY.astype(int) * 257), strict=True):
         np.testing.assert_array_equal(result.pixels, expected)
@@ -220,13 +220,13 @@ def test_a_smaller_copy_within_a_tiff_is_no_picture():
     pages = [Image.fromarray(DEEP), Image.fromarray(DEEP[::2, ::2]), Image.fromarray(GREY)]
     pages[1].encoderinfo = {"tiffinfo": {254: 1}}
     content = saved(pages[0], "TIFF", save_all=True, append_images=pages[1:])
-    assert [result.frame for result in read_bytes(content, READING)] == [0, 2]
+    assert [result.frame for result in read_bytes(content, OPTIONS)] == [0, 2]
 
 
 def test_every_frame_of_an_animated_png_counts():
     frames = [Image.fromarray(COLOUR), Image.fromarray(255 - COLOUR)]
     results = list(
-        read_bytes(saved(frames[0], "PNG", save_all=True, append_images=frames[1:]), READING)
+        read_bytes(saved(frames[0], "PNG", save_all=True, append_images=frames[1:]), OPTIONS)
     )
     assert [result.frame for result in results] == [0, 1]
     np.testing.assert_array_equal(results[1].pixels, (255 - COLOUR).astype(int) * 257)
@@ -254,10 +254,10 @@ def test_one_page_too_large_costs_that_page():
 def test_frames_are_decoded_as_they_are_asked_for(monkeypatch):
     pages = [Image.fromarray(GREY)] * 3
     decoded = []
-    picture = decoding._picture
-    monkeypatch.setattr(decoding, "_picture", lambda f, n: decoded.append(n) or picture(f, n))
-    reading = read_bytes(saved(pages[0], "TIFF", save_all=True, append_images=pages[1:]), READING)
-    next(reading)
+    decode = decoding._decode
+    monkeypatch.setattr(decoding, "_decode", lambda f, n: decoded.append(n) or decode(f, n))
+    images = read_bytes(saved(pages[0], "TIFF", save_all=True, append_images=pages[1:]), OPTIONS)
+    next(images)
     assert decoded == [0]
 
 
@@ -277,13 +277,13 @@ def test_what_comes_too_late_is_told_frame_by_frame():
 def test_the_content_tells_the_format_whatever_the_name(tmp_path):
     path = tmp_path / "scan.jpg"
     path.write_bytes(saved(DEEP, "PNG"))
-    [picture] = read_file(path, READING)
+    [picture] = read_file(path, OPTIONS)
     np.testing.assert_array_equal(picture.pixels, DEEP)
 
 
 def test_a_file_that_is_not_there_or_is_a_folder_is_told(tmp_path):
     for path in (tmp_path / "nothing.png", tmp_path):
-        [result] = read_file(path, READING)
+        [result] = read_file(path, OPTIONS)
         assert result == DecodeFailure("it is no file; give the path of an image file", None)
 
 
@@ -291,7 +291,7 @@ def test_a_file_that_is_not_there_or_is_a_folder_is_told(tmp_path):
 def test_a_file_that_may_not_be_opened_is_told(tmp_path):
     path = tmp_path / "secret.png"
     path.touch(0)
-    [result] = read_file(path, READING)
+    [result] = read_file(path, OPTIONS)
     assert result.reason == "it cannot be opened: Permission denied; check its path"
 
 
@@ -305,33 +305,33 @@ def test_a_file_over_the_limit_is_not_read_whole(tmp_path):
 
 def test_images_are_known_by_suffix_and_without_one_by_how_they_begin(tmp_path):
     for suffix in SUFFIXES:
-        assert is_picture(tmp_path / f"a{suffix.upper()}")
+        assert is_image_file(tmp_path / f"a{suffix.upper()}")
     for name in ("1.2.840.10008.5", "IM0001"):
         path = tmp_path / name
         path.write_bytes(bytes(128) + b"DICM")
-        assert is_picture(path)
+        assert is_image_file(path)
         path.write_bytes(bytes(128) + b"DIC")
-        assert not is_picture(path)
+        assert not is_image_file(path)
     for start in (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         path.write_bytes(start)
-        assert is_picture(path)
+        assert is_image_file(path)
     path.write_bytes(b"\x08\0\x05\0")
-    assert not is_picture(path)
+    assert not is_image_file(path)
     (tmp_path / "notes.txt").write_bytes(bytes(128) + b"DICM")
     (tmp_path / "folder").mkdir()
-    assert not any(is_picture(tmp_path / name) for name in ("notes.txt", "folder", "absent"))
+    assert not any(is_image_file(tmp_path / name) for name in ("notes.txt", "folder", "absent"))
 
 
 def test_a_pipe_without_a_suffix_is_no_image_and_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    assert not is_picture(tmp_path / "pipe")
+    assert not is_image_file(tmp_path / "pipe")
 
 
 # ---------------------------------------------------------------- hostile files
 
 
 def tile_bomb() -> bytes:
-    """A page of 16 × 16 pixels in one tile of 60,000 × 60,000."""
+    """Make a page of 16 × 16 pixels in one tile of 60,000 × 60,000."""
     return tiff(GREY[:16, :16], t322=60_000, t323=60_000, t324=8, t325=256)
 
 
@@ -403,13 +403,19 @@ def test_want_of_memory_is_told(monkeypatch):
     def picture(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(decoding, "_picture", picture)
+    monkeypatch.setattr(decoding, "_decode", picture)
     expected = "it needs more memory than there is; make it smaller"
     assert why(saved(GREY, "PNG")) == expected
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"axis": 3}, {"window": (40, 0.5)}, {"window": (float("nan"), 5)}, {"window": "wide"}]
+    "wrong",
+    [
+        {"axis": 3},
+        {"intensity_window": (40, 0.5)},
+        {"intensity_window": (float("nan"), 5)},
+        {"intensity_window": "wide"},
+    ],
 )
 def test_a_reading_that_makes_no_sense_is_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
@@ -472,7 +478,7 @@ def test_readers_in_many_threads_do_not_disturb_each_other():
     def read(content: bytes) -> list[tuple[int | None, bytes | str]]:
         return [
             (r.frame, r.reason if isinstance(r, DecodeFailure) else r.pixels.tobytes())
-            for r in read_bytes(content, READING)
+            for r in read_bytes(content, OPTIONS)
         ]
 
     alone = [read(content) for content in contents]
@@ -483,7 +489,7 @@ def test_readers_in_many_threads_do_not_disturb_each_other():
 
 
 def test_nothing_is_heard_of_the_libraries_while_others_are(caplog, recwarn):
-    quiet = decoding._Quiet()
+    quiet = decoding._Silence()
     with quiet:
         with quiet:
             logging.getLogger("pydicom.values").error("a name")
@@ -528,7 +534,7 @@ def test_a_library_that_is_missing_is_named_with_its_remedy(monkeypatch, kind, b
 
 
 def scene(size: int = 64) -> NDArray[np.float64]:
-    """A smooth picture without symmetry."""
+    """Make a smooth image without symmetry."""
     y, x = np.mgrid[0 : 1 : 1j * size, 0 : 1 : 1j * size]
     blobs = [
         (0.2, 0.3, 0.1, 1.0),
@@ -540,7 +546,7 @@ def scene(size: int = 64) -> NDArray[np.float64]:
 
 
 def slow_hash(image: NDArray[np.float64]) -> int:
-    """The hash of a 32 × 32 image, sum by sum."""
+    """Hash a 32 × 32 image with explicit sums."""
     values = image - image.mean()
     place = (np.arange(32) + 0.5) * np.pi / 32
     spectrum = [
@@ -579,16 +585,16 @@ def test_a_noisy_copy_is_a_twin_and_another_image_is_not():
     noisy = image + np.random.default_rng(1).normal(0, 0.05, image.shape)
     hashes = [perceptual_hash(noisy), perceptual_hash(image.T), perceptual_hash(image[:, ::-1])]
     known = [perceptual_hash(image)]
-    np.testing.assert_array_equal(hash_twins(hashes, known), [True, False, False])
+    np.testing.assert_array_equal(has_near_duplicate(hashes, known), [True, False, False])
 
 
 def test_a_mirrored_twin_is_found_by_either_view():
     image = scene()
     views = np.array([[perceptual_hash(image), perceptual_hash(image[:, ::-1])]], np.uint64)
     mirrored = np.array([perceptual_hash(image[:, ::-1])], np.uint64)
-    assert hash_twins(views, mirrored).all()
-    assert hash_twins(mirrored, views).all()
-    assert not hash_twins(views[:, 0], mirrored).any()
+    assert has_near_duplicate(views, mirrored).all()
+    assert has_near_duplicate(mirrored, views).all()
+    assert not has_near_duplicate(views[:, 0], mirrored).any()
 
 
 hashes = st.integers(0, (1 << 64) - 1)
@@ -597,4 +603,4 @@ hashes = st.integers(0, (1 << 64) - 1)
 @given(st.lists(hashes, max_size=6), st.lists(hashes, max_size=6), st.integers(20, 40))
 def test_twins_differ_in_few_bits(mine, theirs, most):
     expected = [any((a ^ b).bit_count() <= most for b in theirs) for a in mine]
-    np.testing.assert_array_equal(hash_twins(mine, theirs, most), expected)
+    np.testing.assert_array_equal(has_near_duplicate(mine, theirs, most), expected)

@@ -1,4 +1,4 @@
-"""Maps, regions and pictures: against scipy, matplotlib and the pixels themselves."""
+"""Maps, regions and drawings agree with scipy, matplotlib and the pixels themselves."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_a_scale_survives_json() -> None:
 
 
 def labelled(heat: Maps, level: float) -> set[tuple[Any, ...]]:
-    """The same by scipy."""
+    """Find regions with scipy."""
     smooth = smoothed(heat)
     label, count = ndimage.label(smooth > level, np.ones((3, 3)))
     found = set()
@@ -138,7 +138,7 @@ def as_tuple(one: Region) -> tuple[Any, ...]:
 @given(MAPS, st.sampled_from([-1.0, 1.0, 3.0]))
 @settings(max_examples=200)
 def test_regions_are_the_connected_pixels_above_the_level(heat: Maps, level: float) -> None:
-    found = regions(heat, Scale(-9.0, 9.0, level), most=400, min_area=1)
+    found = regions(heat, Scale(-9.0, 9.0, level), limit=400, min_area=1)
     assert {as_tuple(one) for one in found} == labelled(heat, level)
 
 
@@ -167,8 +167,8 @@ def test_regions_come_largest_first_and_no_more_than_asked() -> None:
     found = regions(heat, SCALE)
     assert [one.total for one in found] == sorted((one.total for one in found), reverse=True)
     assert [(one.x <= x < one.x + one.width) for one, x in zip(found, (45, 20, 12), strict=True)]
-    assert regions(heat, SCALE, most=2) == found[:2]
-    assert regions(heat, SCALE, most=0) == ()
+    assert regions(heat, SCALE, limit=2) == found[:2]
+    assert regions(heat, SCALE, limit=0) == ()
 
 
 def test_a_negative_level_does_not_put_the_smallest_region_first() -> None:
@@ -218,7 +218,7 @@ def test_values_beyond_the_ends_have_the_colours_of_the_ends() -> None:
 
 
 def panels(page: Image.Image, size: int, top: int = GAP) -> list[NDArray[np.uint8]]:
-    """The three squares of a page."""
+    """Return the three panels of a page."""
     pixels = np.asarray(page)
     lefts = [GAP + i * (size + GAP) for i in range(3)]
     return [pixels[top : top + size, left : left + size] for left in lefts]
@@ -309,7 +309,7 @@ def test_one_channel_is_as_good_as_none() -> None:
 
 
 def test_equal_heat_has_equal_colours_in_every_scan() -> None:
-    """However hot the rest of the map is."""
+    """The colour must not depend on the rest of the map."""
     spot = blob(20, 20, 3, 2)
     _, _, alone = panels(drawn(spot), 64)
     _, _, beside = panels(drawn(spot + blob(50, 50, 3, 90)), 64)
@@ -341,14 +341,14 @@ def test_titles_are_spelled_in_the_signs_of_the_font(title: str, drawn_as: str) 
 
 def test_texts_are_cut_in_the_middle_to_what_fits() -> None:
     text = "scan_0001_of_the_second_series.png"
-    short = heatmaps._fitted(text, 100, heatmaps.TEXT)
+    short = heatmaps._shorten(text, 100, heatmaps.TEXT)
     head, tail = short.split("…")
     assert text.startswith(head)
     assert text.endswith(tail)
     assert abs(len(head) - len(tail)) <= 1
     length = heatmaps._font(heatmaps.TEXT).getlength
     assert 70 < length(short) <= 100
-    assert heatmaps._fitted(text, 1000, heatmaps.TEXT) == text
+    assert heatmaps._shorten(text, 1000, heatmaps.TEXT) == text
 
 
 def test_the_colour_bar_tells_the_scale() -> None:

@@ -15,7 +15,7 @@ from anomaly_vae.images.decoding import read_bytes
 from anomaly_vae.images.pixels import DecodedImage, DecodeFailure, DecodeOptions
 from tests.support.mutations import mutations
 
-READING = DecodeOptions()
+OPTIONS = DecodeOptions()
 RNG = np.random.default_rng(0)
 VOXELS = RNG.integers(-500, 1500, (5, 6, 7)).astype(np.int16)
 RAS = np.diag([2.0, 3.0, 4.0, 1.0])
@@ -34,16 +34,16 @@ def written(
     return image.to_bytes()
 
 
-def pixels(content: bytes, reading: DecodeOptions = READING) -> NDArray[np.uint16]:
-    """All slices (N, H, W)."""
-    results = list(read_bytes(content, reading))
+def pixels(content: bytes, options: DecodeOptions = OPTIONS) -> NDArray[np.uint16]:
+    """Return all slices (N, H, W)."""
+    results = list(read_bytes(content, options))
     assert all(isinstance(result, DecodedImage) for result in results), results[0]
     assert [result.frame for result in results] == list(range(len(results)))
     return np.stack([result.pixels for result in results])
 
 
-def why(content: bytes, reading: DecodeOptions = READING) -> str:
-    [result] = read_bytes(content, reading)
+def why(content: bytes, options: DecodeOptions = OPTIONS) -> str:
+    [result] = read_bytes(content, options)
     assert isinstance(result, DecodeFailure)
     return result.reason
 
@@ -53,7 +53,7 @@ def shown(values: NDArray[Any], low: float, high: float) -> NDArray[np.float64]:
 
 
 def slices(voxels: NDArray[Any], axis: int) -> NDArray[Any]:
-    """Slices (N, H, W) of voxels (R, A, S), pixel by pixel: rows from the front or the head."""
+    """Slice voxels (R, A, S) pixel by pixel, rows from the front or the head; returns (N, H, W)."""
     count = voxels.shape[axis]
     across, down = (i for i in range(3) if i != axis)
     out = np.empty((count, voxels.shape[down], voxels.shape[across]), voxels.dtype)
@@ -114,7 +114,7 @@ def test_every_kind_of_number_is_read(kind):
 
 def test_a_window_is_in_scaled_units():
     content = written(slope=2, intercept=-100)
-    result = pixels(content, DecodeOptions(window=(300, 801)))
+    result = pixels(content, DecodeOptions(intensity_window=(300, 801)))
     expected = shown(slices(VOXELS * 2.0 - 100, 2), 299.5 - 400, 299.5 + 400)
     np.testing.assert_allclose(result, expected, atol=0.51)
 
@@ -151,7 +151,7 @@ def test_nan_costs_the_slices_that_hold_it():
     voxels = VOXELS.astype(np.float32)
     voxels[1, 2, 3] = np.nan
     voxels[2, 2, 3] = np.inf
-    results = list(read_bytes(written(voxels), READING))
+    results = list(read_bytes(written(voxels), OPTIONS))
     assert [r.frame for r in results if isinstance(r, DecodeFailure)] == [3]
     assert results[3].reason == "2 of its values are NaN or infinite; replace them"
     low, high = np.percentile(voxels[np.isfinite(voxels)], (0.5, 99.5))
@@ -160,7 +160,7 @@ def test_nan_costs_the_slices_that_hold_it():
 
 
 def test_a_volume_of_nan_is_refused_slice_by_slice():
-    results = list(read_bytes(written(np.full((2, 3, 4), np.nan, np.float32)), READING))
+    results = list(read_bytes(written(np.full((2, 3, 4), np.nan, np.float32)), OPTIONS))
     assert {r.reason for r in results} == {"6 of its values are NaN or infinite; replace them"}
 
 
@@ -168,7 +168,7 @@ def test_a_volume_of_nan_is_refused_slice_by_slice():
 
 
 def changed(place: int, kind: str, *values: float) -> bytes:
-    """A volume with a field of its header overwritten."""
+    """Return a volume with a field of its header overwritten."""
     content = bytearray(written())
     struct.pack_into("<" + kind, content, place, *values)
     return bytes(content)

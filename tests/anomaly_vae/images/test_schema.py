@@ -1,4 +1,4 @@
-"""Pictures of every kind become the same small float images, and those the model's matrix."""
+"""Images of every kind become small float images of one shape, and then the model's matrix."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from anomaly_vae.config import ImageData
 from anomaly_vae.errors import DataError
 from anomaly_vae.images.decoding import read_bytes
 from anomaly_vae.images.encoding import (
-    CENTER,
-    EXTREME,
     IMAGE,
-    SPREAD,
+    MAX_DEVIATION,
+    STANDARDISED_MEAN,
+    STANDARDISED_STD,
     ImageEncoding,
     ImageLayout,
-    encode_picture,
+    encode_png,
 )
-from anomaly_vae.images.pixels import FULL, DecodedImage, DecodeFailure, DecodeOptions
-from anomaly_vae.images.schema import ImageSchema, batch_of, centre, fitted_to
+from anomaly_vae.images.pixels import MAX_PIXEL, DecodedImage, DecodeFailure, DecodeOptions
+from anomaly_vae.images.schema import ImageSchema, central_square, crop_and_resize, image_batch
 from tests.support.scans import blobs, coloured
 
 SCHEMA = ImageSchema(size=16, channels=1)
 
 
 def deep(pixels: NDArray[Any]) -> NDArray[np.uint16]:
-    """8 bits → 16, as readers do."""
+    """Convert 8 bits to 16 as the decoders do."""
     return pixels.astype(np.uint16) * 257
 
 
 def noise(*shape: int, seed: int = 0) -> NDArray[np.uint16]:
-    return np.random.default_rng(seed).integers(0, FULL + 1, shape).astype(np.uint16)
+    return np.random.default_rng(seed).integers(0, MAX_PIXEL + 1, shape).astype(np.uint16)
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:
@@ -49,7 +49,7 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def resized(plane: NDArray[np.float64], size: int) -> NDArray[np.float64]:
-    """Naive: each new pixel is a mean under a triangle twice as wide as it is."""
+    """Resize naively: each new pixel is a mean weighted by a triangle twice its width."""
 
     def weights(old: int) -> NDArray[np.float64]:
         scale = old / size
@@ -78,31 +78,33 @@ def test_the_centre_is_the_largest_square_in_the_middle(
     shape: tuple[int, ...], rows: slice, columns: slice
 ) -> None:
     pixels = noise(*shape)
-    np.testing.assert_array_equal(centre(pixels), pixels[rows, columns])
+    np.testing.assert_array_equal(central_square(pixels), pixels[rows, columns])
 
 
 @pytest.mark.parametrize("side", [16, 32, 48, 20, 23, 9])
 def test_resizing_is_a_mean_under_a_triangle(side: int) -> None:
     pixels = noise(side, side, seed=side)
-    expected = resized(pixels / FULL, 16)
-    np.testing.assert_allclose(fitted_to(pixels, 16, 1)[0], expected, atol=2e-6)
+    expected = resized(pixels / MAX_PIXEL, 16)
+    np.testing.assert_allclose(crop_and_resize(pixels, 16, 1)[0], expected, atol=2e-6)
 
 
 @given(st.integers(0, 65_535), st.integers(3, 70), st.integers(3, 70))
 def test_one_grey_stays_that_grey(value: int, height: int, width: int) -> None:
-    fitted = fitted_to(np.full((height, width), value, np.uint16), 16, 1)
-    np.testing.assert_allclose(fitted, value / FULL, atol=1e-6)
+    fitted = crop_and_resize(np.full((height, width), value, np.uint16), 16, 1)
+    np.testing.assert_allclose(fitted, value / MAX_PIXEL, atol=1e-6)
 
 
 def test_an_image_of_the_right_size_stays_as_it_is() -> None:
     pixels = noise(16, 16)
-    np.testing.assert_array_equal(fitted_to(pixels, 16, 1)[0], pixels.astype(np.float32) / FULL)
+    np.testing.assert_array_equal(
+        crop_and_resize(pixels, 16, 1)[0], pixels.astype(np.float32) / MAX_PIXEL
+    )
 
 
 def test_resizing_keeps_what_is_above_above_and_what_is_left_left() -> None:
     pixels = np.zeros((64, 64), np.uint16)
-    pixels[:32, :16] = FULL
-    fitted = fitted_to(pixels, 16, 1)[0]
+    pixels[:32, :16] = MAX_PIXEL
+    fitted = crop_and_resize(pixels, 16, 1)[0]
     assert fitted[:7, :3].min() > 0.95
     assert fitted[9:].max() < 0.05
     assert fitted[:, 5:].max() < 0.05
@@ -110,20 +112,20 @@ def test_resizing_keeps_what_is_above_above_and_what_is_left_left() -> None:
 
 def test_grey_of_colour_is_its_luma_and_colour_of_grey_is_grey() -> None:
     colours = noise(16, 16, 3)
-    luma = colours / FULL @ [0.299, 0.587, 0.114]
-    np.testing.assert_allclose(fitted_to(colours, 16, 1)[0], luma, atol=1e-6)
+    luma = colours / MAX_PIXEL @ [0.299, 0.587, 0.114]
+    np.testing.assert_allclose(crop_and_resize(colours, 16, 1)[0], luma, atol=1e-6)
     grey = noise(16, 16)
     np.testing.assert_array_equal(
-        fitted_to(grey, 16, 3), np.repeat(fitted_to(grey, 16, 1), 3, axis=0)
+        crop_and_resize(grey, 16, 3), np.repeat(crop_and_resize(grey, 16, 1), 3, axis=0)
     )
 
 
 def test_the_channels_of_colour_stay_apart() -> None:
     colours = noise(32, 32, 3)
-    fitted = fitted_to(colours, 16, 3)
+    fitted = crop_and_resize(colours, 16, 3)
     for channel in range(3):
         np.testing.assert_allclose(
-            fitted[channel], fitted_to(colours[..., channel], 16, 1)[0], atol=1e-6
+            fitted[channel], crop_and_resize(colours[..., channel], 16, 1)[0], atol=1e-6
         )
 
 
@@ -133,7 +135,7 @@ def test_the_channels_of_colour_stay_apart() -> None:
 def test_what_cannot_be_read_and_what_shows_nothing_are_problems_of_their_rows() -> None:
     flat = DecodedImage(np.full((20, 20), 777, np.uint16), 0)
     good = DecodedImage(noise(20, 20), 0)
-    batch = SCHEMA.from_pictures([good, DecodeFailure("it is torn", None), flat, good])
+    batch = SCHEMA.from_images([good, DecodeFailure("it is torn", None), flat, good])
     assert [(p.row, p.column) for p in batch.problems] == [(1, IMAGE), (2, IMAGE)]
     assert batch.problems[0].reason == "it is torn"
     assert "all pixels are alike" in batch.problems[1].reason
@@ -156,7 +158,7 @@ def test_paths_and_bytes_give_the_same_images(tmp_path: Path) -> None:
         )
     ]
     tables.append(pa.table({IMAGE: pa.array(contents).dictionary_encode()}))
-    truth = SCHEMA.from_pictures([DecodedImage(deep(image), 0) for image in blobs(3)])
+    truth = SCHEMA.from_images([DecodedImage(deep(image), 0) for image in blobs(3)])
     for table in tables:
         batch = SCHEMA.from_arrow(table)
         assert not batch.problems
@@ -203,27 +205,35 @@ def test_a_file_of_several_images_is_refused_where_one_is_wanted() -> None:
 
 
 def test_no_pictures_make_an_empty_batch() -> None:
-    batch = SCHEMA.from_pictures([])
+    batch = SCHEMA.from_images([])
     assert len(batch) == 0
     assert np.asarray(batch.values[IMAGE]).shape == (0, 1, 16, 16)
 
 
+def test_the_limits_of_a_configuration_are_those_of_decoding() -> None:
+    assert ImageSchema.of(ImageData(path="x")).reading == DecodeOptions()
+    assert DecodeOptions().max_seconds == 120
+
+
 def test_the_schema_survives_json_and_says_what_the_configuration_does() -> None:
     data = ImageData(
-        path="x", size=32, channels=3, window=(40.0, 80.0), axis=1, max_pixels=99, max_bytes=999,
-        max_frames=9, max_seconds=3.0,
+        path="x", size=32, channels=3, intensity_window=(40.0, 80.0), axis=1, max_pixels=99,
+        max_bytes=999, max_frames=9, max_seconds=3.0,
     )  # fmt: skip
-    schema = ImageSchema.of(data)
+    schema = ImageSchema.from_config(data)
     reading = DecodeOptions((40.0, 80.0), 1, 999, 99, max_frames=9, max_seconds=3.0)
     assert schema == ImageSchema(32, 3, reading)
     assert ImageSchema.from_json(schema.to_json()) == schema
-    as_read = {**schema.to_json(), "reading": {**schema.to_json()["reading"], "window": [40, 80]}}
+    as_read = {
+        **schema.to_json(),
+        "reading": {**schema.to_json()["reading"], "intensity_window": [40, 80]},
+    }
     assert ImageSchema.from_json(as_read) == schema
 
 
 @pytest.mark.parametrize("pixels", [noise(9, 13), deep(coloured(blobs(1))[0])], ids=["grey", "rgb"])
 def test_a_picture_written_as_png_reads_back_as_it_was(pixels: NDArray[np.uint16]) -> None:
-    (picture,) = read_bytes(encode_picture(DecodedImage(pixels, 0)), DecodeOptions())
+    (picture,) = read_bytes(encode_png(DecodedImage(pixels, 0)), DecodeOptions())
     assert isinstance(picture, DecodedImage)
     np.testing.assert_array_equal(picture.pixels, pixels)
 
@@ -239,10 +249,10 @@ def unit(*shape: int, seed: int = 0) -> NDArray[np.float32]:
 
 
 def test_standardised_images_have_the_mean_and_deviation_they_are_said_to_have() -> None:
-    x = STANDARDISE.encode(batch_of(unit(5, 1, 16, 16) ** 2))
+    x = STANDARDISE.encode(image_batch(unit(5, 1, 16, 16) ** 2))
     assert x.dtype == np.float32
-    np.testing.assert_allclose(x.mean(1), CENTER, atol=1e-6)
-    np.testing.assert_allclose(x.std(1), SPREAD, atol=1e-6)
+    np.testing.assert_allclose(x.mean(1), STANDARDISED_MEAN, atol=1e-6)
+    np.testing.assert_allclose(x.std(1), STANDARDISED_STD, atol=1e-6)
 
 
 @given(st.floats(0.05, 1), st.floats(0, 1), st.integers(0, 99))
@@ -251,36 +261,38 @@ def test_brightness_and_contrast_of_the_input_do_not_matter(
 ) -> None:
     images = unit(1, 1, 16, 16, seed=seed)
     changed = gain * images + share * (1 - gain)
-    before, after = (STANDARDISE.encode(batch_of(x.astype(np.float32))) for x in (images, changed))
+    before, after = (
+        STANDARDISE.encode(image_batch(x.astype(np.float32))) for x in (images, changed)
+    )
     np.testing.assert_allclose(before, after, atol=2e-5)
 
 
 def test_a_speck_on_black_is_held_within_the_extreme() -> None:
     image = np.zeros((1, 1, 16, 16), np.float32)
     image[0, 0, 3, 4] = 1
-    x = STANDARDISE.encode(batch_of(image)).reshape(16, 16)
-    assert x[3, 4] == pytest.approx(CENTER + SPREAD * EXTREME)
-    assert x.min() == pytest.approx(CENTER - SPREAD / np.sqrt(255), rel=1e-4)
+    x = STANDARDISE.encode(image_batch(image)).reshape(16, 16)
+    assert x[3, 4] == pytest.approx(STANDARDISED_MEAN + STANDARDISED_STD * MAX_DEVIATION)
+    assert x.min() == pytest.approx(STANDARDISED_MEAN - STANDARDISED_STD / np.sqrt(255), rel=1e-4)
 
 
 def test_unit_intensities_stay_as_they_are() -> None:
     images = unit(3, 3, 16, 16)
-    x = ImageEncoding(RGB, "unit").encode(batch_of(images))
+    x = ImageEncoding(RGB, "unit").encode(image_batch(images))
     np.testing.assert_array_equal(x, images.reshape(3, -1))
 
 
 def test_an_encoded_image_is_shown_as_it_was() -> None:
     images = unit(2, 3, 16, 16)
-    shown = ImageEncoding(RGB, "unit").pictures(images.reshape(2, -1))
+    shown = ImageEncoding(RGB, "unit").to_images(images.reshape(2, -1))
     np.testing.assert_array_equal(shown, images)
-    assert UNIT.pictures(np.array([[-1.0] * 128 + [2.0] * 128])).tolist() == [
+    assert UNIT.to_images(np.array([[-1.0] * 128 + [2.0] * 128])).tolist() == [
         [[[0.0] * 16] * 8 + [[1.0] * 16] * 8]
     ]
 
 
 @pytest.mark.parametrize("encoding", [STANDARDISE, UNIT], ids=["standardise", "unit"])
 def test_no_images_have_no_rows(encoding: ImageEncoding) -> None:
-    x = encoding.encode(SCHEMA.from_pictures([]))
+    x = encoding.encode(SCHEMA.from_images([]))
     assert x.shape == (0, 256)
     assert encoding.per_column(x).shape == (0, 256)
 
@@ -301,7 +313,7 @@ def test_a_pixels_channels_are_summed_and_every_value_knows_its_pixel() -> None:
 def test_a_pixel_is_named_by_row_and_column_and_shown_as_encoded() -> None:
     image = np.zeros((1, 1, 16, 16), np.float32)
     image[0, 0, 2, 5] = 0.75
-    observed = UNIT.observed(batch_of(image))
+    observed = UNIT.observed(image_batch(image))
     (pixel,) = [i for i, values in enumerate(observed) if values == [0.75]]
     assert UNIT.labels[pixel] == "pixel 2,5"
     assert UNIT.decode(image.reshape(1, -1)) == observed

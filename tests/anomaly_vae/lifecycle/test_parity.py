@@ -11,7 +11,7 @@ from safetensors.numpy import load, save
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.data.splitting import TEST
-from anomaly_vae.generation.latent_space import load_model, restored
+from anomaly_vae.generation.latent_space import load_ensemble, load_model
 from anomaly_vae.lifecycle.parity import parity
 from pipelines.datasets.dataset import Dataset
 from pipelines.datasets.images import ImageDataset
@@ -56,14 +56,14 @@ def test_a_graph_with_other_weights_is_found(made: tuple[Bundle, RawBatch]) -> N
 
 
 def test_a_guard_is_restored_with_its_reach(calibrated: Bundle) -> None:
-    reach = restored(calibrated).reach
+    reach = load_ensemble(calibrated).reach
     assert reach is not None
     assert reach > 0
     assert load_model(calibrated).reach is None
 
 
 def test_all_members_are_restored_and_generation_takes_the_first(calibrated: Bundle) -> None:
-    every, first = restored(calibrated), load_model(calibrated)
+    every, first = load_ensemble(calibrated), load_model(calibrated)
     assert (every.members, first.members) == (3, 1)
     weights = every.state_dict()
     for name, value in first.state_dict().items():

@@ -1,4 +1,4 @@
-"""Configuration → networks, likelihoods and views: one place chooses, by seed."""
+"""Configurations determine networks and likelihoods; weights follow from the seed."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from anomaly_vae.config import Config, ImageConfig, ImageModelConfig, ModelConfig, validate_config
+from anomaly_vae.config import ImageModelConfig, ModelConfig
 from anomaly_vae.data.encoding import Layout
-from anomaly_vae.images.encoding import ImageEncoding, ImageLayout
+from anomaly_vae.images.encoding import ImageLayout
 from anomaly_vae.models.autoencoder import Autoencoder
-from anomaly_vae.models.builder import build
+from anomaly_vae.models.builder import build, tabular_parts
 from anomaly_vae.models.convolutional import ImageDecoder, ImageEncoder, Residual
 from anomaly_vae.models.image_likelihoods import (
     ContrastLikelihood,
@@ -20,9 +20,6 @@ from anomaly_vae.models.image_likelihoods import (
 )
 from anomaly_vae.models.networks import Encoder
 from anomaly_vae.models.vae import VAE
-from anomaly_vae.training.augmentation import DistortedImages, NoisyCells
-from anomaly_vae.training.fit import Prepared
-from anomaly_vae.training.views import views
 
 LAYOUT = ImageLayout(1, 16)
 SMALL: dict[str, Any] = {"network": "convolutional", "width": 4, "hidden_dim": 16, "latent_dim": 3}
@@ -96,18 +93,8 @@ def test_weights_come_from_the_seed_and_leave_torchs_own_alone() -> None:
     assert not same(first, other)
 
 
-def test_views_fit_the_kind_of_data(
-    config: Config, prepared: Prepared, image_config: ImageConfig
-) -> None:
-    tabular = views(config, prepared.encoding)  # type: ignore[arg-type]
-    assert isinstance(tabular, NoisyCells)
-    assert tabular.hide == config.training.hide  # type: ignore[union-attr]
-    changed = validate_config(
-        {
-            **image_config.model_dump(),
-            "training": {"corruption": {"type": "mask"}, "augmentation": {"flip": 0.5}},
-        }
-    )
-    distorted = views(changed, ImageEncoding(LAYOUT, "unit"))
-    assert isinstance(distorted, DistortedImages)
-    assert (distorted.corruption.type, distorted.augmentation.flip) == ("mask", 0.5)
+def test_a_configuration_of_another_kind_of_data_is_refused() -> None:
+    with pytest.raises(TypeError, match="ModelConfig cannot build a model for ImageLayout"):
+        build(ModelConfig(), LAYOUT)
+    with pytest.raises(TypeError, match="expected a model of a table"):
+        tabular_parts(image_model())

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from anomaly_vae.images.encoding import ImageLayout
 from anomaly_vae.models.convolutional import (
-    COARSEST,
-    WIDEST,
+    MAX_COARSEST_SIDE,
+    MAX_WIDENING,
     Down,
     Geometry,
     ImageDecoder,
     ImageEncoder,
     Residual,
-    doubling,
+    upsample,
 )
 from anomaly_vae.models.networks import Encoder
 
@@ -40,7 +40,7 @@ def test_the_side_is_halved_to_a_whole_number(size: int, halvings: int | None) -
     assert size <= geometry.side < size + step
     assert geometry.side == step * geometry.coarsest
     assert geometry.halvings >= 2
-    assert halvings or geometry.coarsest <= COARSEST
+    assert halvings or geometry.coarsest <= MAX_COARSEST_SIDE
 
 
 @given(SIZES, st.sampled_from([1, 3]))
@@ -66,7 +66,7 @@ def test_padding_repeats_the_border() -> None:
 def test_channels_double_with_each_halving_up_to_a_limit() -> None:
     assert Geometry(ImageLayout(1, 28), 8).widths == [8, 16]
     assert Geometry(ImageLayout(1, 224), 8).widths == [8, 16, 32, 32, 32]
-    assert max(Geometry(ImageLayout(1, 512), 8).widths) == 8 * WIDEST
+    assert max(Geometry(ImageLayout(1, 512), 8).widths) == 8 * MAX_WIDENING
 
 
 # ---------------------------------------------------------------- networks
@@ -113,7 +113,7 @@ def test_every_parameter_learns(residual: bool) -> None:
 def test_the_log_variance_is_bounded() -> None:
     encoder = ImageEncoder(Geometry(ImageLayout(1, 16), 4), 3, 16, False).eval()
     _, log_var = encoder(1e6 * rows(8, ImageLayout(1, 16)))
-    low, high = Encoder.LOG_VAR
+    low, high = Encoder.LOG_VAR_BOUNDS
     assert low <= log_var.min()
     assert log_var.max() <= high
 
@@ -121,7 +121,7 @@ def test_the_log_variance_is_bounded() -> None:
 @pytest.mark.parametrize("upsampling", ["shuffle", "transposed"])
 def test_doubling_doubles_and_halving_halves(upsampling: str) -> None:
     images = torch.rand(2, 4, 6, 6)
-    assert doubling(4, 3, upsampling)(images).shape == (2, 3, 12, 12)
+    assert upsample(4, 3, upsampling)(images).shape == (2, 3, 12, 12)
     assert Down(4, 8)(images).shape == (2, 8, 3, 3)
 
 

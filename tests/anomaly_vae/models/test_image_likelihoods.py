@@ -16,14 +16,14 @@ from anomaly_vae.images.encoding import ImageLayout
 from anomaly_vae.models.image_likelihoods import (
     INITIAL_LOG_VAR,
     Bands,
-    Clamped,
+    ClampedBernoulli,
     Contrast,
     ContrastLikelihood,
     Laplace,
     PixelLikelihood,
     Structural,
     StructuralLikelihood,
-    blurred_by,
+    blur,
     gaussian_kernel,
 )
 from anomaly_vae.models.likelihoods import Bernoulli, Gaussian, bounded
@@ -133,13 +133,13 @@ def test_bernoulli_is_minus_the_binary_cross_entropy() -> None:
 
 
 def test_beyond_black_and_white_counts_as_black_and_white() -> None:
-    distribution = Clamped(Bernoulli(torch.zeros(4)))
+    distribution = ClampedBernoulli(Bernoulli(torch.zeros(4)))
     beyond, within = torch.tensor([-3.0, 0.0, 1.0, 7.0]), torch.tensor([0.0, 0.0, 1.0, 1.0])
     assert torch.equal(distribution.log_prob(beyond), distribution.log_prob(within))
 
 
 def test_a_grey_drawn_is_the_grey_expected() -> None:
-    distribution = Clamped(Bernoulli(torch.tensor([-1.0, 0.0, 2.0])))
+    distribution = ClampedBernoulli(Bernoulli(torch.tensor([-1.0, 0.0, 2.0])))
     assert torch.equal(distribution.sample(generator()), distribution.mean)
 
 
@@ -169,7 +169,7 @@ def test_blurring_is_scipys_with_the_border_repeated(sigma: float) -> None:
     picture = images(2, 3, 16, 16)
     kernel = gaussian_kernel(sigma)
     np.testing.assert_allclose(
-        blurred_by(picture, kernel), naive_blur(picture.numpy(), kernel), atol=1e-6
+        blur(picture, kernel), naive_blur(picture.numpy(), kernel), atol=1e-6
     )
 
 

@@ -61,7 +61,7 @@ def test_the_encoder_gives_mean_then_log_variance() -> None:
 def test_the_log_variance_stays_in_its_bounds_however_far_the_row() -> None:
     encoder = Encoder(4, latent_dim=3, hidden=5, depth=1).double()
     _, log_var = encoder(1e12 * seeded(200, 4))
-    low, high = Encoder.LOG_VAR
+    low, high = Encoder.LOG_VAR_BOUNDS
     assert log_var.min() == low
     assert log_var.max() == high
 
@@ -101,7 +101,7 @@ def test_a_shared_variance_is_one_vector_for_all_rows(members: int) -> None:
     x = torch.randn(5, 4)
     mean, log_var = encoder(x)
     assert mean.shape == log_var.shape == ((2, 5, 2) if members == 2 else (5, 2))
-    assert torch.all(log_var == Encoder.INITIAL)
+    assert torch.all(log_var == Encoder.INITIAL_LOG_VAR)
     log_var.sum().backward()
     assert encoder.log_var is not None
     assert torch.all(encoder.log_var.grad == 5)

@@ -12,7 +12,7 @@ from scipy import stats
 from scipy.special import logsumexp
 from torch.distributions import Normal, kl_divergence
 
-from anomaly_vae.models.priors import LEAST_EXPONENT, Mixture, StandardNormal, log_sum_exp
+from anomaly_vae.models.priors import MIN_EXPONENT, Mixture, StandardNormal, log_sum_exp
 from tests.support import naive
 
 PRIOR = StandardNormal()
@@ -105,7 +105,7 @@ def test_far_from_the_origin_its_distances_do_not_cancel() -> None:
 def test_members_have_mixtures_of_their_own() -> None:
     each = [mixture(seed) for seed in range(2)]
     z = torch.randn(2, 5, 2, 3, generator=torch.Generator().manual_seed(1))
-    together = Mixture.side_by_side(each).log_prob(z)
+    together = Mixture.stack(each).log_prob(z)
     apart = torch.stack([one.log_prob(part) for one, part in zip(each, z, strict=True)])
     torch.testing.assert_close(together, apart)
 
@@ -113,8 +113,8 @@ def test_members_have_mixtures_of_their_own() -> None:
 @pytest.mark.parametrize("parts", [4, 5, 16, 37])
 def test_cut_it_is_the_same_in_more_parts(parts: int) -> None:
     made = mixture()
-    cut = made.cut(parts)
-    assert (made.parts, cut.parts) == (4, parts)
+    cut = made.split_components(parts)
+    assert (made.n_components, cut.n_components) == (4, parts)
     z = torch.randn(20, 1, 3, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(cut.log_prob(z), made.log_prob(z))
 
@@ -140,6 +140,6 @@ def test_a_log_sum_of_exponentials_is_that_of_scipy(exponents: np.ndarray) -> No
 
 
 def test_no_exponential_of_it_is_subnormal() -> None:
-    least = torch.tensor(LEAST_EXPONENT).exp()
+    least = torch.tensor(MIN_EXPONENT).exp()
     assert least > torch.finfo(torch.float32).tiny
     assert torch.tensor(1.0) + 1024 * least == 1.0  # nor is any missed

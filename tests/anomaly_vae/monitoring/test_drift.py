@@ -1,4 +1,4 @@
-"""What is kept of the calibration rows' columns, and how far others are from it."""
+"""Sketches of the calibration rows' columns, and the drift of other rows."""
 
 import json
 
@@ -9,11 +9,11 @@ from anomaly_vae.data.encoding import Binary, Categorical, Cyclic, Numeric, Tabu
 from anomaly_vae.monitoring.drift import (
     BINS,
     CELLS,
-    FEWEST,
+    MIN_VALUES,
     ColumnSketch,
     Sketches,
     fit_sketches,
-    stability,
+    population_stability_index,
 )
 from anomaly_vae.monitoring.exchangeability import Reference
 
@@ -29,7 +29,7 @@ ENCODING = TabularEncoding(
 
 
 def rows(n=1000, seed=0, shift=0.0):
-    """(n, 5) encoded as `ENCODING` does: amount, sine, cosine, night, channel; a tenth missing."""
+    """Return rows (n, 5) of `ENCODING`, a tenth missing: amount, sine, cosine, night, channel."""
     rng = np.random.default_rng(seed)
     angle = rng.uniform(0, 7, n)
     channel = np.minimum(rng.geometric(0.3, n), 12)
@@ -42,7 +42,7 @@ def rows(n=1000, seed=0, shift=0.0):
 
 
 def naive(sketch, values):
-    """Cell by cell, as it is described."""
+    """Count cell by cell, as documented."""
     counts = [0] * CELLS
     for value in values.tolist():
         if np.isnan(value):
@@ -75,7 +75,7 @@ def test_counts_add_up():
 
 
 def of(x, encoding=ENCODING, reference=None):
-    """The drift of rows, by column."""
+    """Return the drift of rows, by column."""
     sketches = Sketches(
         encoding, fit_sketches(encoding, rows() if reference is None else reference)
     )
@@ -115,8 +115,8 @@ def test_a_time_moves_on_and_is_watched_for_gaps_alone():
 
 
 def test_nothing_is_said_of_few_values():
-    assert of(rows(FEWEST, 3))["amount"].psi is None, "a tenth is missing"
-    assert of(rows(2 * FEWEST, 3))["amount"].psi is not None
+    assert of(rows(MIN_VALUES, 3))["amount"].psi is None, "a tenth is missing"
+    assert of(rows(2 * MIN_VALUES, 3))["amount"].psi is not None
     assert of(rows(0))["amount"].missing == 0
 
 
@@ -140,12 +140,13 @@ def test_a_column_that_was_never_there_says_so():
 
 
 def test_chance_alone_is_taken_off():
-    """So the mean over samples of one distribution is that of what is left above 0, near it."""
+    """The index of samples of one distribution is near 0 on average."""
     rng = np.random.default_rng(0)
     shares = np.full(BINS, 1 / BINS)
     for n, m in ((100, 100), (100, 2000), (5000, 200)):
         found = [
-            stability(rng.multinomial(n, shares), rng.multinomial(m, shares)) for _ in range(300)
+            population_stability_index(rng.multinomial(n, shares), rng.multinomial(m, shares))
+            for _ in range(300)
         ]
         assert np.mean(found) < 5 * (1 / n + 1 / m)
 
@@ -153,7 +154,7 @@ def test_chance_alone_is_taken_off():
 def test_the_index_of_two_known_histograms():
     then, now = np.array([500_000, 500_000]), np.array([800_000, 200_000])
     truth = 0.3 * np.log(0.8 / 0.5) - 0.3 * np.log(0.2 / 0.5)
-    assert stability(then, now) == pytest.approx(truth, abs=1e-4)
+    assert population_stability_index(then, now) == pytest.approx(truth, abs=1e-4)
 
 
 def test_sketches_survive_json():

@@ -1,4 +1,4 @@
-"""A promise that is watched: what the counts of a window say, and how often they are wrong."""
+"""The monitor: what it reports about the counts of a window, and its false alarms."""
 
 import itertools
 import math
@@ -19,7 +19,7 @@ from anomaly_vae.evaluation.metrics import max_fpr_under_guarantee
 from anomaly_vae.monitoring import exchangeability
 from anomaly_vae.monitoring.exchangeability import (
     BLOCKS,
-    BREACH,
+    BREACH_LEVEL,
     CONCENTRATIONS,
     ROWS,
     Monitor,
@@ -29,17 +29,17 @@ from anomaly_vae.monitoring.exchangeability import (
 )
 
 PLAIN = SimpleNamespace(layout=SimpleNamespace(n_columns=1))
-"""An encoding of something that has no columns to watch."""
+"""An encoding without columns to monitor."""
 
 
 def monitor_of(n=2000, alpha=0.01, share=0.0, seed=0):
-    """A monitor of n normal scores, and its calibration."""
+    """Return a monitor of n normal scores, and its calibration."""
     calibration = calibrate(np.random.default_rng(seed).normal(size=n), alpha)
     return Monitor(calibration, PLAIN, Reference(share)), calibration
 
 
 def told(monitor, calibration, *parts):
-    """The report of a window of the scores of these parts, one after another."""
+    """Return the report of a window of these scores, in order."""
     window = Window(monitor)
     for scores in parts:
         for start in range(0, len(scores), 128):
@@ -57,7 +57,7 @@ def normal(n, seed=1):
 
 
 def naive_log_ratio(counts, urn, concentration):
-    """Row by row: the urns' predictions for each, and one ball more of its bin."""
+    """Compute the ratio row by row: predict a bin from each urn, then add a ball to it."""
     ours, theirs = urn.astype(float).copy(), concentration * urn / urn.sum()
     total = 0.0
     for b, count in enumerate(counts):
@@ -75,14 +75,14 @@ def test_the_martingale_is_the_bets_one_after_another():
     ratios = [
         math.exp(naive_log_ratio(row, urn, k)) for row in counts for k in CONCENTRATIONS if k < 200
     ]
-    found = exchangeability._evidence(counts, urn, np.zeros(3))
+    found = exchangeability._log10_martingale(counts, urn, np.zeros(3))
     assert found == pytest.approx(math.log10(np.mean(ratios)), abs=1e-9)
 
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("spare", [0, 1, 3, 6])
 def test_what_is_set_aside_is_what_speaks_most_against_the_promise(seed, spare):
-    """No choice of rows to set aside leaves less, but for a rounding; it is never far below."""
+    """Removing other rows never leaves a lower ratio, except for rounding."""
     rng = np.random.default_rng(seed)
     urn, k = np.array([5.0, 15.0, 40.0, 140.0]), 30.0
     counts = rng.multinomial(40, rng.dirichlet([0.5, 0.5, 1, 2]))
@@ -91,7 +91,9 @@ def test_what_is_set_aside_is_what_speaks_most_against_the_promise(seed, spare):
         naive_log_ratio(counts - np.array(gone), urn, k) for gone in choices if sum(gone) <= spare
     )
     others = (k * urn / urn.sum())[None, None, :]
-    kept = exchangeability._without_worst(counts[None], urn, others, np.array([float(spare)]))[0, 0]
+    kept = exchangeability._without_most_extreme(
+        counts[None], urn, others, np.array([float(spare)])
+    )[0, 0]
     assert counts.sum() - kept.sum() <= spare + 3
     gain = exchangeability._log_rising(others[0, 0], kept) - exchangeability._log_rising(urn, kept)
     rising = [exchangeability._log_rising(total, kept.sum()) for total in (k, urn.sum())]
@@ -102,7 +104,7 @@ def test_what_is_set_aside_is_what_speaks_most_against_the_promise(seed, spare):
 
 @pytest.mark.parametrize("n", [60, 200, 2000])
 def test_the_martingale_is_1_on_average_over_calibration_samples(n):
-    """That is what makes 1 / M a p-value; the calibration sample is random, too."""
+    """M has mean 1, so 1 / M is a p-value; the calibration sample is random, too."""
     rng = np.random.default_rng(n)
     found = []
     for seed in range(400):
@@ -149,14 +151,14 @@ def test_every_row_is_in_one_bin(n, rows):
     ("rows", "k", "n"), [(1, 1, 99), (50, 1, 99), (4000, 20, 1999), (300, 5, 99)]
 )
 def test_the_limit_of_flags_is_the_beta_binomial_quantile(rows, k, n):
-    level = 1 - BREACH / (2 * BLOCKS)
+    level = 1 - BREACH_LEVEL / (2 * BLOCKS)
     truth = betabinom(rows, k, n + 1 - k).ppf(level)
-    assert exchangeability._most_flags(rows, k, n + 1) == truth
+    assert exchangeability._max_flags(rows, k, n + 1) == truth
 
 
 def test_the_limit_is_the_law_that_evaluation_judges_by():
     monitor, calibration = monitor_of(500, 0.05)
-    rate = max_fpr_under_guarantee(calibration, 1000, confidence=1 - BREACH / BLOCKS)
+    rate = max_fpr_under_guarantee(calibration, 1000, confidence=1 - BREACH_LEVEL / BLOCKS)
     assert monitor._limit(1000, 0) == pytest.approx(rate * 1000)
 
 
@@ -169,8 +171,8 @@ def test_more_rows_than_are_worked_out_have_a_limit_in_proportion():
 @pytest.mark.parametrize("share", [0.001, 0.0085, 0.05, 0.5])
 def test_as_many_anomalies_as_chance_may_bring_are_set_aside(share):
     rows = np.array([1, 30, 128, 1000, 4000, 100_000])
-    most = exchangeability._most_anomalies(rows, share)
-    truth = binom.ppf(1 - BREACH / (2 * BLOCKS), rows, share)
+    most = exchangeability._max_anomalies(rows, share)
+    truth = binom.ppf(1 - BREACH_LEVEL / (2 * BLOCKS), rows, share)
     assert (most >= truth).all()
     assert (most <= truth + 0.1 * truth + 10).all()
 
@@ -236,7 +238,7 @@ def test_too_few_calibration_rows_for_bins_watch_flags_alone():
 
 
 def test_a_threshold_is_held_to_its_alpha():
-    """One that flags three times as much as it says is broken on normal rows."""
+    """A model that flags three times alpha is reported as broken on normal rows."""
     loose = calibrate(normal(2000, 0), 0.03)
     wrong = replace(loose, alpha=0.01)
     report = told(Monitor(wrong, PLAIN, Reference()), wrong, normal(6000))
@@ -251,7 +253,7 @@ def test_a_window_is_the_newest_blocks(sizes):
     monitor, _ = monitor_of(alpha=0.01)
     window, naive = Window(monitor), [0]
     for number, size in enumerate(sizes):
-        counts = monitor.nothing
+        counts = monitor.empty_counts
         counts[ROWS], counts[1] = size, number
         window.add(counts)
         naive[-1] += size
@@ -273,7 +275,7 @@ def test_counts_add_up_whoever_counted():
 
 def test_a_window_lives_on_in_its_memory():
     monitor, _ = monitor_of()
-    counts = monitor.nothing
+    counts = monitor.empty_counts
     counts[ROWS] = 300
     first = Window(monitor)
     first.add(counts)
@@ -303,7 +305,7 @@ def test_traffic_that_weights_foretell_is_no_shift():
     wish = CalibrationConfig(alpha=0.05)
     found = {}
     for name, weights in (("weighted", np.where(odd, 5, 5 / 9)), ("plain", ())):
-        calibration = choose_threshold(CalibrationSample.of(normal, weights=weights), wish)
+        calibration = choose_threshold(CalibrationSample.from_scores(normal, weights=weights), wish)
         monitor = Monitor(calibration, PLAIN, Reference())
         scores, _ = drawn(3_000, 0.5)
         counts = monitor.count(scores, calibration.flags(scores), None)

@@ -1,4 +1,4 @@
-"""Decisions and reasons: what was calibrated is what decides, and the reasons add up."""
+"""Decisions follow the calibration, and the parts of an explanation add up to the score."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_the_reasons_of_few_are_the_first_of_all(calibrated: Bundle, rows: RawBa
 
 
 def test_a_reason_shows_what_came_and_what_was_expected(calibrated: Bundle) -> None:
-    """In the column's own unit, with the level's own name, seen in training or not."""
+    """Values have the column's own unit, and levels their own name, even unseen ones."""
     record = {**calibrated.example, "TX_AMOUNT": 31.5, "TX_CHANNEL": "carrier pigeon"}
     rows = calibrated.scorer.schema.from_records([record])
     _, (explanation,) = calibrated.detector.detect_and_explain(rows, None)
@@ -110,7 +110,7 @@ def test_a_missing_value_is_shown_as_missing_and_costs_nothing(calibrated: Bundl
 
 @pytest.fixture(scope="module")
 def scorer(config: Config, prepared: Prepared, dataset: Dataset) -> Scorer:
-    """Of a model that was fitted for as long as the defaults say."""
+    """A detector fitted for the default number of epochs."""
     longer = config.model_copy(update={"training": TrainingConfig()})
     return fit_bundle(longer, prepared, dataset.summary()).bundle.scorer
 
@@ -120,7 +120,7 @@ def reasons(scorer: Scorer, x: Matrix) -> ScoreParts:
 
 
 def numeric(scorer: Scorer) -> list[tuple[int, int]]:
-    """Each numeric column's place among the columns and in the matrix."""
+    """Return each numeric column's position among the columns and in the matrix."""
     places = enumerate(zip(scorer.encoding.columns, scorer.encoding.starts, strict=True))
     return [(index, start) for index, (column, start) in places if column.type == "numeric"]
 
@@ -129,7 +129,7 @@ def numeric(scorer: Scorer) -> list[tuple[int, int]]:
 def test_one_odd_value_in_an_ordinary_row_is_the_first_reason(
     scorer: Scorer, prepared: Prepared, odd_value: float, share: float
 ) -> None:
-    """So many deviations from the mean, in one numeric column after the other."""
+    """Each numeric column in turn is set to a number of deviations from the mean."""
     normal = np.nan_to_num(prepared.validation)
     hits = []
     for index, start in numeric(scorer):

@@ -1,4 +1,4 @@
-"""What was found where: maps in the scan's own place, regions, pictures."""
+"""Localizations: maps in the image's place, regions, pictures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.images.encoding import ImageEncoding, ImageLayout
 from anomaly_vae.images.heatmaps import Scale
 from anomaly_vae.scoring.detector import Detections
-from anomaly_vae.scoring.localization import localizations, title_of
+from anomaly_vae.scoring.localization import decision_title, localizations
 from anomaly_vae.scoring.scorer import ScoreParts
 from pipelines.datasets.images import ImageDataset
 
@@ -16,7 +16,7 @@ SCALE = Scale(low=0.0, high=4.0, region=1.0)
 
 
 def explained(layout: ImageLayout, nats: np.ndarray) -> ScoreParts:
-    """Of three images, the nats (3, S²) given."""
+    """Return the parts of three images with the given nats (3, S²)."""
     rng = np.random.default_rng(0)
     shape = (3, layout.n_columns)
     observed, expected = (rng.random(shape).astype(np.float32) for _ in range(2))
@@ -63,4 +63,4 @@ def test_nothing_asked_for_is_nothing_found() -> None:
 
 def test_the_title_says_name_score_and_p_value() -> None:
     found = Detections(np.array([1.0, 1234.5678]), np.array([0.5, 0.0123]), np.array([False, True]))
-    assert title_of(found, 1) == "score 1234.57, p = 0.012"
+    assert decision_title(found, 1) == "score 1234.57, p = 0.012"

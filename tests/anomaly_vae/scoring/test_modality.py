@@ -1,4 +1,4 @@
-"""A kind of data leads to its schema and its encoding, and images are loaded for them alone."""
+"""A kind of data has its schema and encoding; image libraries are loaded only for images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from anomaly_vae.data.schema import TabularSchema
 from anomaly_vae.errors import BundleError
 from anomaly_vae.images.encoding import ImageEncoding
 from anomaly_vae.images.schema import ImageSchema
-from anomaly_vae.scoring.modality import modality
+from anomaly_vae.scoring.modality import image_modality, modality
 
 
 def test_each_kind_has_its_schema_and_encoding() -> None:
@@ -35,3 +35,10 @@ def test_a_model_of_tables_loads_nothing_of_images() -> None:
     code = "import sys, anomaly_vae.artifacts.bundle; print('PIL' in sys.modules)"
     fresh = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert fresh.stdout.strip() == "False"
+
+
+def test_only_a_model_of_images_has_an_image_schema_and_encoding(bundle, image_bundle):
+    scorer = image_bundle.scorer
+    assert image_modality(scorer.schema, scorer.encoding) == (scorer.schema, scorer.encoding)
+    with pytest.raises(BundleError, match="the model is for tables"):
+        image_modality(bundle.scorer.schema, bundle.scorer.encoding)

@@ -1,4 +1,4 @@
-"""The scoring kernel: tiles, shapes, explanations that add up, and no rows at all."""
+"""The scoring kernel: tiles, shapes, explanations that add up, and empty batches."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_missing_value_contributes_nothing(bundle: Bundle, rows: RawBatch) -> 
 
 
 def test_no_rows_have_no_scores(bundle: Bundle, rows: RawBatch) -> None:
-    """A chunk may hold nothing but rows that were refused."""
+    """A chunk may hold only rows that were refused."""
     nothing = no_rows(rows)
     assert bundle.scorer.score(nothing).shape == (0,)
     some, none = bundle.scorer.explain(rows), bundle.scorer.explain(nothing)
@@ -97,7 +97,7 @@ def test_no_rows_have_no_scores(bundle: Bundle, rows: RawBatch) -> None:
 
 
 def test_a_single_categorical_column_without_frequent_levels_is_scored() -> None:
-    """Every level was rare in training, so the encoder has nothing but the missing mask."""
+    """Every level was rare in training, so the encoder sees only the missing mask."""
     schema = TabularSchema((Column("city", ColumnType.CATEGORICAL),))
     encoding = TabularEncoding((Categorical(name="city", levels=()),))
     model = build(ModelConfig(), encoding.layout)

@@ -17,10 +17,10 @@ from anomaly_vae.models.likelihoods import TabularLikelihood
 from anomaly_vae.models.vae import VAE
 from anomaly_vae.training import aggregated_posterior
 from anomaly_vae.training.aggregated_posterior import (
-    LARGEST_VARIANCE,
+    MAX_VARIANCE,
     Clusters,
+    cluster_labels,
     finalize,
-    labels,
     mixture,
     refit_variances,
 )
@@ -46,7 +46,7 @@ def model(**changes: Any) -> VAE:
 
 def test_few_codes_are_their_own_parts() -> None:
     codes = randn(20, 3)
-    center, size, scatter = Clusters.of(codes, labels(codes, 20, 0))
+    center, size, scatter = Clusters.of(codes, cluster_labels(codes, 20, 0))
     assert torch.equal(center, codes)
     assert torch.equal(size, torch.ones(20))
     assert torch.equal(scatter, torch.zeros(20))
@@ -54,7 +54,7 @@ def test_few_codes_are_their_own_parts() -> None:
 
 def test_many_codes_are_summed_up_and_none_is_lost() -> None:
     codes = torch.cat([randn(300, 2), randn(100, 2, seed=1) * 0.1 + 50])
-    center, size, scatter = Clusters.of(codes, labels(codes, 8, 0))
+    center, size, scatter = Clusters.of(codes, cluster_labels(codes, 8, 0))
     assert len(center) <= 8
     assert size.sum() == 400
     total = (size[:, None] * center).sum(0)
@@ -67,7 +67,7 @@ def test_many_codes_are_summed_up_and_none_is_lost() -> None:
 
 def test_exact_twins_leave_no_empty_part_and_say_nothing(recwarn: pytest.WarningsRecorder) -> None:
     codes = torch.tensor([[0.0, 0], [1, 1], [2, 2]]).repeat(100, 1)
-    center, size, scatter = Clusters.of(codes, labels(codes, 50, 0))
+    center, size, scatter = Clusters.of(codes, cluster_labels(codes, 50, 0))
     assert sorted(center[:, 0].tolist()) == [0, 1, 2]
     assert size.tolist() == [100, 100, 100]
     assert scatter.abs().max() < 1e-9
@@ -119,7 +119,7 @@ def test_the_density_does_not_hang_on_the_unit_of_length() -> None:
 
 
 def every_row(made: VAE, x: Tensor) -> Tensor:
-    """A row stays with all members."""
+    """A row kept with all members."""
     return torch.ones(made.members, len(x), dtype=torch.bool)
 
 
@@ -158,10 +158,10 @@ def test_no_variance_is_larger_than_the_limit() -> None:
         numeric: Any = made.likelihood(made.infer(far, torch.zeros(1, 2)).outputs).parts[0][1]
         return float(numeric.log_var.max().exp())
 
-    assert largest() > 2 * LARGEST_VARIANCE
+    assert largest() > 2 * MAX_VARIANCE
     refit_variances(made, x, every_row(made, x))
     assert made.likelihood.variance_factor.max() > 2
-    assert largest() == pytest.approx(LARGEST_VARIANCE)
+    assert largest() == pytest.approx(MAX_VARIANCE)
 
 
 @torch.no_grad()
@@ -204,10 +204,10 @@ def test_of_few_distinct_rows_members_have_as_many_parts(
     found: list[int] = []
 
     def recorded(*given: Any) -> Tensor:
-        found.append(len((result := labels(*given)).unique()))
+        found.append(len((result := cluster_labels(*given)).unique()))
         return result
 
-    monkeypatch.setattr(aggregated_posterior, "labels", recorded)
+    monkeypatch.setattr(aggregated_posterior, "cluster_labels", recorded)
     made = model(members=4)
     finalize(made, x, x[:50], config(members=4, components=24), SEED)
     assert min(found) <= 16 < max(found)
@@ -299,7 +299,7 @@ def test_a_guard_of_rows_that_are_all_alike_has_some_reach() -> None:
     finalize(made, same.expand(50, 5), same.expand(20, 5), config(members=2), TrainingConfig())
     assert made.reach is not None
     assert made.reach > 0
-    assert made.over_members(made.aggregated_elbo(same, torch.zeros(1, 2))).bound.isfinite()
+    assert made.average_members(made.aggregated_elbo(same, torch.zeros(1, 2))).bound.isfinite()
 
 
 @torch.no_grad()

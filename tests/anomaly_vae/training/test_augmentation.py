@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from anomaly_vae.config import AugmentationConfig, CorruptionConfig
-from anomaly_vae.images.encoding import CENTER, ImageLayout
+from anomaly_vae.images.encoding import STANDARDISED_MEAN, ImageLayout
 from anomaly_vae.training.augmentation import (
     CORRUPTIONS,
     DistortedImages,
@@ -54,10 +54,10 @@ def distort(
 def test_the_same_seed_shows_the_same_and_another_seed_another(kind: str) -> None:
     x, views = images(4, 3).flatten(1), distort(kind)
     first, again, other = (views(x, generator(seed)) for seed in (1, 1, 2))
-    assert torch.equal(first.seen, again.seen)
+    assert torch.equal(first.encoder_input, again.encoder_input)
     assert torch.equal(first.target, again.target)
-    assert not torch.equal(first.seen, other.seen)
-    assert first.seen.shape == first.target.shape == x.shape
+    assert not torch.equal(first.encoder_input, other.encoder_input)
+    assert first.encoder_input.shape == first.target.shape == x.shape
 
 
 @pytest.mark.parametrize("kind", CORRUPTIONS)
@@ -65,9 +65,9 @@ def test_what_is_to_be_explained_is_turned_but_not_corrupted(kind: str) -> None:
     x = images(4, 3).flatten(1)
     still = distort(kind, flip=0.0, turn=0.0)(x, generator())
     assert torch.equal(still.target, x)
-    assert not torch.equal(still.seen, x)
+    assert not torch.equal(still.encoder_input, x)
     moved = distort("none")(x, generator())
-    assert torch.equal(moved.seen, moved.target)
+    assert torch.equal(moved.encoder_input, moved.target)
     assert not torch.equal(moved.target, x)
 
 
@@ -84,9 +84,9 @@ def test_without_a_change_the_view_is_what_was_there() -> None:
         Identity(),
     ):
         view = views(x, generator())
-        assert torch.equal(view.seen, x)
+        assert torch.equal(view.encoder_input, x)
         assert torch.equal(view.target, x)
-    assert NoisyCells(0.0, range(3))(x, generator()).seen is x
+    assert NoisyCells(0.0, range(3))(x, generator()).encoder_input is x
 
 
 @given(st.floats(0, 0.9), st.lists(st.integers(0, 5), min_size=1, max_size=8))
@@ -95,7 +95,7 @@ def test_cells_of_one_unit_hide_together_in_encoder_and_likelihood(
 ) -> None:
     x = torch.ones(64, len(units))
     view = NoisyCells(share, units)(x, generator())
-    hidden = torch.isnan(view.seen)
+    hidden = torch.isnan(view.encoder_input)
     assert torch.equal(hidden, torch.isnan(view.target))
     for unit in set(units):
         of_unit = hidden[:, torch.tensor(units) == unit]
@@ -103,24 +103,26 @@ def test_cells_of_one_unit_hide_together_in_encoder_and_likelihood(
 
 
 def test_hidden_cells_are_the_share_asked_for() -> None:
-    hidden = torch.isnan(NoisyCells(0.3, range(4))(torch.ones(20_000, 4), generator()).seen)
+    hidden = torch.isnan(
+        NoisyCells(0.3, range(4))(torch.ones(20_000, 4), generator()).encoder_input
+    )
     assert hidden.float().mean(0).tolist() == pytest.approx([0.3] * 4, abs=0.015)
 
 
 def test_noise_is_seen_on_numbers_alone_and_never_in_the_target() -> None:
     x = torch.zeros(20_000, 4)
     view = NoisyCells(0.1, range(4), noise=0.5, n_numeric=2)(x, generator())
-    hidden = torch.isnan(view.seen)
+    hidden = torch.isnan(view.encoder_input)
     assert torch.equal(hidden, torch.isnan(view.target))
     assert torch.all(view.target[~hidden] == 0)
-    assert torch.all(view.seen[:, 2:][~hidden[:, 2:]] == 0)
-    seen = view.seen[:, :2][~hidden[:, :2]]
+    assert torch.all(view.encoder_input[:, 2:][~hidden[:, 2:]] == 0)
+    seen = view.encoder_input[:, :2][~hidden[:, :2]]
     assert stats.kstest(seen.numpy() / 0.5, "norm").pvalue > 1e-3
 
 
 def test_members_have_cells_and_noise_of_their_own() -> None:
     x = torch.zeros(3, 500, 4)
-    seen = NoisyCells(0.2, range(4), noise=0.5, n_numeric=4)(x, generator()).seen
+    seen = NoisyCells(0.2, range(4), noise=0.5, n_numeric=4)(x, generator()).encoder_input
     assert seen.shape == x.shape
     assert not torch.equal(torch.isnan(seen[0]), torch.isnan(seen[1]))
     assert not torch.equal(seen[0].nan_to_num(), seen[1].nan_to_num())
@@ -211,7 +213,7 @@ def test_a_mask_hides_one_square_of_the_share_asked_for(
 ) -> None:
     clean = 1 + images(3, 2, side)
     shown = masked(clean, strength, generator(seed))
-    hidden = shown == CENTER
+    hidden = shown == STANDARDISED_MEAN
     width = min(max(round(strength * side), 1), side)
     for row in hidden:
         assert torch.equal(row[0], row[1])
@@ -222,7 +224,9 @@ def test_a_mask_hides_one_square_of_the_share_asked_for(
 
 
 def test_masks_reach_every_corner() -> None:
-    hidden = masked(1 + images(1, 1, 6).expand(600, 1, 6, 6), 0.34, generator()) == CENTER
+    hidden = (
+        masked(1 + images(1, 1, 6).expand(600, 1, 6, 6), 0.34, generator()) == STANDARDISED_MEAN
+    )
     share = hidden.float().mean((0, 1))
     assert share.min() > 0.01
     assert share[0, 0] == pytest.approx(1 / 25, abs=0.03)

@@ -8,7 +8,7 @@ import resource
 import pytest
 import torch
 
-from anomaly_vae.training.runtime import cpu_threads, memory_kept
+from anomaly_vae.training.runtime import cpu_threads, retained_memory
 
 
 def test_the_number_of_threads_is_put_back() -> None:
@@ -28,7 +28,7 @@ def test_what_a_step_frees_is_there_for_the_next() -> None:
     def faults() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
-    with memory_kept():
+    with retained_memory():
         step()
         before = faults()
         for _ in range(10):

@@ -31,12 +31,19 @@ from anomaly_vae.errors import TrainingError
 from anomaly_vae.images.encoding import ImageLayout
 from anomaly_vae.models.builder import build
 from anomaly_vae.models.vae import VAE
-from anomaly_vae.training import trainer
-from anomaly_vae.training import views as views_module
+from anomaly_vae.training import kinds, trainer
 from anomaly_vae.training.augmentation import DistortedImages, Identity, NoisyCells, View
 from anomaly_vae.training.fit import Prepared, fit_bundle
 from anomaly_vae.training.gradients import Batch
-from anomaly_vae.training.trainer import Epoch, History, State, _Trainer, batches, fit, in_one
+from anomaly_vae.training.trainer import (
+    Epoch,
+    History,
+    State,
+    _Trainer,
+    batches,
+    fit,
+    flatten_weights,
+)
 from pipelines.datasets.dataset import Dataset
 from tests.support.paths import ROOT
 
@@ -247,7 +254,7 @@ def test_members_learn_side_by_side_what_each_learns_alone() -> None:
     several = model(members=3)
     run = _Trainer(several, toy(), toy(64, 1), config(hide=0.0).resolve(256))
     x = run.x.expand(3, -1, -1)
-    noise = run._drawn(x).noise.unsqueeze(-2)
+    noise = run._draw(x).noise.unsqueeze(-2)
     several.elbo(x, noise).bound.mean().backward()
     for member in range(3):
         alone = model()
@@ -568,7 +575,7 @@ def test_a_step_descends_the_negative_elbo() -> None:
     """One optimiser step with the whole data as its batch against autograd by hand."""
     run = a_trainer(hide=0.0, kl_warmup=0.0, clip_norm=1e9, weight_decay=0.0)
     twin = model()
-    batch = run._drawn(run.x)
+    batch = run._draw(run.x)
     run._step(batch, step=5)
     terms = twin.elbo(run.x, batch.noise.unsqueeze(-2))
     (-terms.bound.mean()).backward()
@@ -580,7 +587,7 @@ def test_a_step_descends_the_negative_elbo() -> None:
 
 def test_the_gradient_is_clipped() -> None:
     run = a_trainer(clip_norm=0.01)
-    run._step(run._drawn(run.x), step=5)
+    run._step(run._draw(run.x), step=5)
     norms = [p.grad.norm() for p in run.model.parameters() if p.grad is not None]
     assert torch.stack(norms).norm().item() == pytest.approx(0.01, rel=1e-3)
 
@@ -595,7 +602,7 @@ def test_the_encoder_sees_the_view_and_the_likelihood_its_target() -> None:
             return View(x / 2, x)
 
     run = _Trainer(model(), toy(), toy(64, 1), config().resolve(256), Halved())
-    batch = run._drawn(run.x)
+    batch = run._draw(run.x)
     with torch.no_grad():
         found = run.model.infer(run.x / 2, batch.noise.unsqueeze(-2))
         truth = run.model.terms(found, run.x)
@@ -629,7 +636,7 @@ def test_a_loss_is_divided_by_the_views_scale_before_it_is_clipped(variance: str
     for views in (Identity(), Scaled()):
         of = model(posterior_variance=variance)
         run = _Trainer(of, toy(), toy(64, 1), config(clip_norm=1e9).resolve(256), views)
-        run._step(run._drawn(run.x)._replace(noise=torch.zeros(256, 2)), step=5)
+        run._step(run._draw(run.x)._replace(noise=torch.zeros(256, 2)), step=5)
         norms = [p.grad.norm() for p in run.model.parameters() if p.grad is not None]
         runs.append(torch.stack(norms).norm().item())
     assert runs[0] / runs[1] == pytest.approx(1e6, rel=1e-3)
@@ -645,7 +652,7 @@ def test_a_bundle_is_fitted_with_its_encodings_sources(
             seen.append(self.units.tolist())
             return super().__call__(x, generator)
 
-    monkeypatch.setattr(views_module, "NoisyCells", Seen)
+    monkeypatch.setattr(kinds, "NoisyCells", Seen)
     fit_bundle(config, prepared, {})
     assert seen[0] == prepared.encoding.sources.tolist()
     assert len(set(seen[0])) < len(seen[0])  # the hour's sine and cosine
@@ -655,7 +662,7 @@ def test_a_step_is_that_of_the_librarys_adamw() -> None:
     run, twin = a_trainer(weight_decay=0.1), model()
     optimiser = torch.optim.AdamW(twin.parameters(), weight_decay=0.1)
     for step in range(3):
-        run._step(run._drawn(run.x), step)
+        run._step(run._draw(run.x), step)
         optimiser.param_groups[0]["lr"] = run.learning_rate(step)
         for ours, theirs in zip(run.model.parameters(), twin.parameters(), strict=True):
             assert ours.grad is not None
@@ -674,7 +681,7 @@ def test_weights_in_one_tensor_are_what_they_were(layout: torch.memory_format) -
     strides = [weight.stride() for weight in net.parameters()]
     x = torch.randn(2, 2, 5, 5, generator=torch.Generator().manual_seed(0))
     gradients = torch.autograd.grad(net(x).sum(), list(net.parameters()))
-    whole, gradient = in_one(list(net.parameters()))
+    whole, gradient = flatten_weights(list(net.parameters()))
     assert whole.shape == gradient.shape == (sum(weight.numel() for weight in before),)
     assert [weight.stride() for weight in net.parameters()] == strides
     net(x).sum().backward()
@@ -693,7 +700,7 @@ def test_batches_are_the_same_rows_however_many_are_drawn_at_once(
     together: int, members: int
 ) -> None:
     views = Identity()
-    views.together = together
+    views.max_values = together
     several = model(members=members)
     run = _Trainer(several, toy(199), toy(64, 1), config(batch_size=33).resolve(199), views)
     order = run._order()

@@ -13,13 +13,14 @@ from anomaly_vae.config import Config, ImageConfig
 from anomaly_vae.data.encoding import Categorical, TabularEncoding
 from anomaly_vae.models.builder import build
 from anomaly_vae.models.likelihoods import TabularLikelihood
-from anomaly_vae.training.fit import Fitted, Prepared, fit_bundle, resolved
-from anomaly_vae.training.warm_start import aligned, incompatibility, start_from
+from anomaly_vae.training.fit import Fitted, Prepared, fit_bundle
+from anomaly_vae.training.kinds import Tables
+from anomaly_vae.training.warm_start import incompatibility, start_from
 from tests.support.registries import changed
 
 
 def planned(config: Config, prepared: Prepared) -> Config:
-    return resolved(config, prepared.encoding, len(prepared.train))
+    return config.resolve(prepared.encoding.layout.n_columns, len(prepared.train))
 
 
 def with_columns(encoding: Any, **updates: Any) -> TabularEncoding:
@@ -83,15 +84,15 @@ def test_the_order_of_levels_is_the_earlier_ones_where_they_are_the_same(
     """It says which was frequent, and nothing else."""
     turned = with_columns(prepared.encoding, levels=lambda column: column.levels[::-1])
     assert turned != prepared.encoding
-    assert aligned(turned, prepared.encoding).to_json() == prepared.encoding.to_json()
+    assert Tables().align(turned, prepared.encoding).to_json() == prepared.encoding.to_json()
     grown = with_columns(turned, levels=lambda column: (*column.levels, "new"))
-    assert aligned(grown, prepared.encoding).to_json() == grown.to_json()
+    assert Tables().align(grown, prepared.encoding).to_json() == grown.to_json()
 
 
 def test_the_model_starts_where_the_other_ended(fitted: Fitted) -> None:
-    from anomaly_vae.generation.latent_space import restored
+    from anomaly_vae.generation.latent_space import load_ensemble
 
-    model = restored(fitted.bundle)
+    model = load_ensemble(fitted.bundle)
     for weight in model.parameters():
         torch.nn.init.zeros_(weight)
     start_from(model, fitted.bundle)

@@ -26,16 +26,16 @@ from anomaly_vae.errors import DataError
 from anomaly_vae.files import locked
 from anomaly_vae.images.schema import ImageSchema
 from pipelines.batch import images as score_images_module
-from pipelines.batch.common import UNREADABLE
-from pipelines.batch.images import NOTHING, REFUSED, Drawing, score_images, stem_of
+from pipelines.batch.common import NO_HEATMAPS, UNREADABLE, HeatmapOptions
+from pipelines.batch.images import REFUSED, file_stem, score_images
 from pipelines.batch.results import DICOM, HEATMAPS, INCOMPLETE, OURS, REJECTS, SUMMARY
-from pipelines.datasets.image_files import BATCH, Batch, Item, read_images
+from pipelines.datasets.image_files import BATCH_SIZE, Batch, ImageFile, read_images
 from pipelines.datasets.images import ImageDataset
 from pipelines.registry.model_uri import LoadedModel
 from tests.support.scans import SIZE, blobs, patched
 
-HEAT = Drawing(heatmaps=True)
-BOTH = Drawing(heatmaps=True, dicom=True)
+HEAT = HeatmapOptions(png=True)
+BOTH = HeatmapOptions(png=True, dicom=True)
 PATIENTS = {"MR_small.dcm": "4MR1", "CT_small.dcm": "1CT1"}
 NAME = "CompressedSamples"
 """Of the patients in pydicom's samples, to whom it adds what their scan is."""
@@ -206,18 +206,20 @@ def test_the_summary_says_which_model_decided_and_in_which_unit(
     assert summary["unit"] == half.bundle.detector.unit == "sd"
 
 
-@pytest.mark.parametrize(("explain", "drawing"), [(None, NOTHING), (None, HEAT), (3, NOTHING)])
+@pytest.mark.parametrize(
+    ("explain", "options"), [(None, NO_HEATMAPS), (None, HEAT), (3, NO_HEATMAPS)]
+)
 def test_scores_are_those_of_the_detector(
     half: LoadedModel,
     image_dataset: ImageDataset,
     manifest: Path,
     out: Path,
     explain: int | None,
-    drawing: Drawing,
+    options: HeatmapOptions,
 ) -> None:
     """More images than are read at a time, whatever else is asked for."""
-    assert len(image_dataset.batch) > 2 * BATCH
-    score_images(half, [str(manifest)], out, explain, drawing)
+    assert len(image_dataset.batch) > 2 * BATCH_SIZE
+    score_images(half, [str(manifest)], out, explain, options)
     truth, table = half.bundle.detector.detect(image_dataset.batch), parts(out)
     assert table["path"].equals(image_dataset.table["path"])
     np.testing.assert_array_equal(table["score"], truth.score)
@@ -233,7 +235,7 @@ def test_an_image_alone_has_the_score_it_has_among_others(
     assert isinstance(schema, ImageSchema)
     for row in parts(scored.out).to_pylist():
         if row["path"].endswith(".png"):
-            alone = schema.from_pictures([schema.read(Path(row["path"]))])
+            alone = schema.from_images([schema.read(Path(row["path"]))])
             assert half.bundle.scorer.score(alone) == row["score"]
 
 
@@ -255,7 +257,7 @@ def test_explanations_add_up_to_the_score(
 
 def test_every_flagged_image_has_a_heatmap_and_no_other_has(scored: Scored) -> None:
     flagged = [row for row in parts(scored.out).to_pylist() if row["is_anomaly"]]
-    stems = {stem_of(Item.of(Path(row["path"])), row["frame"]) for row in flagged}
+    stems = {file_stem(ImageFile.from_path(Path(row["path"])), row["frame"]) for row in flagged}
     assert {Path(name).stem for name in pictures(scored.out)} == stems
     assert scored.summary[HEATMAPS] == len(stems) == len(flagged)
 
@@ -284,7 +286,7 @@ def test_images_that_two_manifests_call_the_same_have_a_heatmap_each(
         write(tmp_path / str(i), blobs(1, seed=i))
         lists.append(tmp_path / str(i) / "list.csv")
         lists[i].write_text("path\n0.png\n")
-    score_images(every, list(map(str, lists)), out, drawing=HEAT)
+    score_images(every, list(map(str, lists)), out, heatmaps=HEAT)
     assert parts(out)["path"].to_pylist() == ["0.png", "0.png"]
     first, second = ((out / HEATMAPS / name).read_bytes() for name in pictures(out))
     assert first != second
@@ -294,7 +296,7 @@ def test_frames_of_a_file_have_a_heatmap_each(
     every: LoadedModel, tmp_path: Path, out: Path
 ) -> None:
     path = tiff(tmp_path / "pages.tif", blobs(3))
-    assert score_images(every, [str(path)], out, drawing=HEAT)[HEATMAPS] == 3
+    assert score_images(every, [str(path)], out, heatmaps=HEAT)[HEATMAPS] == 3
     assert [name.rpartition("-")[2] for name in pictures(out)] == ["0.png", "1.png", "2.png"]
 
 
@@ -314,7 +316,7 @@ def test_a_name_of_any_kind_can_be_scored_and_drawn(
 ) -> None:
     folder = write(tmp_path / "in", blobs(1))
     (folder / "0.png").rename(folder / f"{name}.png")
-    assert score_images(every, [str(folder)], out, drawing=HEAT)["scored"] == 1
+    assert score_images(every, [str(folder)], out, heatmaps=HEAT)["scored"] == 1
     assert parts(out)["path"].to_pylist() == [str(folder / f"{name}.png")]
     (drawn,) = pictures(out)
     assert drawn.isascii()
@@ -331,7 +333,7 @@ def test_eighty_emoji_in_a_name_leave_names_apart(
         write(tmp_path / "in" / (face * 40), blobs(1, seed=i))
         place = tmp_path / "in" / (face * 40)
         (place / "0.png").rename(place / f"{face * 40}{last}.png")
-    assert score_images(every, [str(tmp_path / "in")], out, drawing=HEAT)[HEATMAPS] == 2
+    assert score_images(every, [str(tmp_path / "in")], out, heatmaps=HEAT)[HEATMAPS] == 2
     assert len(pictures(out)) == 2
 
 
@@ -340,7 +342,7 @@ def test_a_name_that_is_no_text_can_be_scored_and_drawn(
 ) -> None:
     folder = write(tmp_path / "in", blobs(1))
     (folder / "0.png").rename(str(folder) + "/odd-\udcff.png")
-    assert score_images(every, [str(folder)], out, drawing=HEAT)[HEATMAPS] == 1
+    assert score_images(every, [str(folder)], out, heatmaps=HEAT)[HEATMAPS] == 1
     assert parts(out)["path"].to_pylist() == [f"{folder}/odd-\\xff.png"]
 
 
@@ -391,7 +393,7 @@ def test_a_scan_without_a_study_has_a_heatmap_but_no_twin_and_that_is_told(
         scan = dcmread(sample("MR_small.dcm", tmp_path / "in" / f"{i}.dcm"))
         del scan.StudyInstanceUID
         scan.save_as(tmp_path / "in" / f"{i}.dcm")
-    summary = score_images(every, [str(tmp_path / "in")], out, drawing=BOTH)
+    summary = score_images(every, [str(tmp_path / "in")], out, heatmaps=BOTH)
     assert (summary[HEATMAPS], summary[DICOM], summary[REFUSED]) == (2, 0, 2)
     told = " ".join(capfd.readouterr().err.split())
     assert told.count("a heatmap cannot be written as DICOM") == 1
@@ -401,7 +403,7 @@ def test_a_scan_without_a_study_has_a_heatmap_but_no_twin_and_that_is_told(
 
 def test_twins_alone_can_be_asked_for(every: LoadedModel, tmp_path: Path, out: Path) -> None:
     sample("MR_small.dcm", tmp_path / "in" / "a.dcm")
-    summary = score_images(every, [str(tmp_path / "in")], out, drawing=Drawing(dicom=True))
+    summary = score_images(every, [str(tmp_path / "in")], out, heatmaps=HeatmapOptions(dicom=True))
     assert HEATMAPS not in summary
     assert not (out / HEATMAPS).exists()
     assert len(pictures(out, DICOM)) == summary[DICOM] == 1
@@ -420,10 +422,10 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def test_a_second_run_replaces_the_first(every: LoadedModel, scans: Path, out: Path) -> None:
     sample("MR_small.dcm", scans / "a.dcm")
-    score_images(every, [str(scans)], out, drawing=BOTH)
+    score_images(every, [str(scans)], out, heatmaps=BOTH)
     assert {HEATMAPS, DICOM} < {path.name for path in out.iterdir()}
     (scans / "0.png").unlink()
-    score_images(every, [str(scans)], out, drawing=HEAT)
+    score_images(every, [str(scans)], out, heatmaps=HEAT)
     assert len(pictures(out)) == adds_up(out)["rows"] == 6
     assert not (out / DICOM).exists()
     score_images(every, [str(scans)], out)
@@ -441,7 +443,7 @@ def test_scoring_again_gives_the_same_bytes(every: LoadedModel, scans: Path, out
 def test_heatmaps_of_a_result_are_no_input(every: LoadedModel, scans: Path) -> None:
     """Where the result lies in the folder that is scored."""
     for _ in range(2):
-        summary = score_images(every, [str(scans)], scans / "scores", drawing=HEAT)
+        summary = score_images(every, [str(scans)], scans / "scores", heatmaps=HEAT)
         assert summary["files"] == summary[HEATMAPS] == 6
 
 
@@ -449,7 +451,7 @@ def test_heatmaps_of_a_result_are_no_input(every: LoadedModel, scans: Path) -> N
 def test_a_folder_with_other_files_is_refused_and_kept(
     every: LoadedModel, scans: Path, out: Path, name: str
 ) -> None:
-    score_images(every, [str(scans)], out, drawing=HEAT)
+    score_images(every, [str(scans)], out, heatmaps=HEAT)
     (out / name).parent.mkdir(exist_ok=True)
     (out / name).write_text("mine")
     before = content(out)
@@ -472,18 +474,18 @@ def test_an_interrupted_run_leaves_the_old_result(
     monkeypatch: pytest.MonkeyPatch,
     error: type[BaseException],
 ) -> None:
-    score_images(every, [str(scans)], out, drawing=HEAT)
+    score_images(every, [str(scans)], out, heatmaps=HEAT)
     before = content(out)
     read = read_images
 
-    def breaks_off(items: Sequence[Item], schema: ImageSchema) -> Iterator[Batch]:
+    def breaks_off(items: Sequence[ImageFile], schema: ImageSchema) -> Iterator[Batch]:
         yield next(read(items, schema))
         assert (out / INCOMPLETE / HEATMAPS).is_dir()  # drawn already
         raise error
 
     monkeypatch.setattr(score_images_module, "read_images", breaks_off)
     with pytest.raises(error):
-        score_images(every, [str(scans)], out, drawing=HEAT)
+        score_images(every, [str(scans)], out, heatmaps=HEAT)
     assert content(out) == before
     assert not (out / INCOMPLETE).exists()
 

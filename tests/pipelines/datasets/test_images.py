@@ -22,13 +22,13 @@ from anomaly_vae.data.schema import RowProblem
 from anomaly_vae.data.splitting import CALIBRATION, TEST, TRAIN, UNUSED, VALIDATION
 from anomaly_vae.errors import DataError
 from anomaly_vae.images.encoding import IMAGE
-from anomaly_vae.images.schema import ImageSchema, batch_of
+from anomaly_vae.images.schema import ImageSchema, image_batch
 from pipelines.datasets.image_files import (
-    BATCH,
-    Item,
+    BATCH_SIZE,
+    ImageFile,
+    concatenate,
     find_images,
     is_dicom,
-    joined,
     read_all,
     read_images,
 )
@@ -64,8 +64,8 @@ def listing(folder: Path) -> Write:
     return write
 
 
-def names(items: list[Item], folder: Path) -> list[str]:
-    return [item.file.relative_to(folder).as_posix() for item in items]
+def names(items: list[ImageFile], folder: Path) -> list[str]:
+    return [item.path.relative_to(folder).as_posix() for item in items]
 
 
 def png(path: Path, image: NDArray[Any]) -> Path:
@@ -161,7 +161,7 @@ def test_what_is_no_file_is_one_problem_among_the_images(
     items = find_images([str(folder / path), str(folder / "a.png")])
     read = read_all(items, SCHEMA)
     (problem,) = read.images.problems
-    assert items[read.items[problem.row]].file.name == "odd.png"
+    assert items[read.files[problem.row]].path.name == "odd.png"
     assert problem.reason == "it is no file; give the path of an image file"
     assert read.images.usable.sum() == len(items) - 1 > 0
 
@@ -243,16 +243,16 @@ def test_a_manifest_names_files_beside_it_and_what_is_known_of_them(
 ) -> None:
     path = listing("path,label,site\na.png,0,x\nsub/c.tif,1,\n", encoding)
     first, second = find_images([str(path)])
-    assert (first.name, first.file) == ("a.png", path.parent / "a.png")
-    assert first.facts == {"label": "0", "site": "x"}
-    assert second.facts == {"label": "1", "site": ""}
+    assert (first.name, first.path) == ("a.png", path.parent / "a.png")
+    assert first.attributes == {"label": "0", "site": "x"}
+    assert second.attributes == {"label": "1", "site": ""}
 
 
 def test_a_column_without_a_name_is_a_column(listing: Write) -> None:
     """As pandas writes its index."""
     path = listing(",path,label\n0,a.png,1\n1,b.PNG,0\n")
     items = find_images([str(path)])
-    assert [item.facts["label"] for item in items] == ["1", "0"]
+    assert [item.attributes["label"] for item in items] == ["1", "0"]
     table, _, _ = read_labelled([str(path)], SCHEMA, "label")
     assert table.column_names == ["path", "frame", "label"]
 
@@ -260,7 +260,7 @@ def test_a_column_without_a_name_is_a_column(listing: Write) -> None:
 def test_paths_of_a_manifest_may_be_absolute_and_quoted(listing: Write, folder: Path) -> None:
     other = png(folder / "comma, and more" / "x.png", blobs(1)[0])
     path = listing(f'path\n"{other}"\n')
-    assert [item.file for item in find_images([str(path)])] == [other]
+    assert [item.path for item in find_images([str(path)])] == [other]
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_what_a_manifest_says_is_kept_beside_a_folder_that_says_nothing(
     path = listing("path,label\na.png,1\n")
     paths = [str(path), str(path.parent)]
     items = find_images(paths if manifest_first else paths[::-1])
-    assert [item.facts for item in items if item.file.name == "a.png"] == [{"label": "1"}]
+    assert [item.attributes for item in items if item.path.name == "a.png"] == [{"label": "1"}]
     assert len(items) == 3
 
 
@@ -316,33 +316,35 @@ def test_images_are_streamed_in_order_with_file_and_frame(tmp_path: Path) -> Non
     (tmp_path / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     png(tmp_path / "c.png", blobs(1, seed=3)[0])
     items = find_images([str(tmp_path)])
-    items.append(Item.of(tmp_path / "gone.png"))
+    items.append(ImageFile.from_path(tmp_path / "gone.png"))
     (batch,) = read_images(items, SCHEMA)
-    assert batch.items == (0, 0, 0, 1, 2, 3)
+    assert batch.files == (0, 0, 0, 1, 2, 3)
     assert batch.frames == (0, 1, 2, None, 0, None)
     assert batch.images.usable.tolist() == [True] * 3 + [False, True, False]
     assert all(problem.reason for problem in batch.images.problems)
 
 
 def test_batches_are_bounded_and_join_to_the_whole(tmp_path: Path) -> None:
-    pages = blobs(BATCH + 5)
-    pages[BATCH + 2] = 7  # shows nothing
+    pages = blobs(BATCH_SIZE + 5)
+    pages[BATCH_SIZE + 2] = 7  # shows nothing
     tiff(tmp_path / "a.tif", pages)
     items = find_images([str(tmp_path)])
     parts = list(read_images(items, SCHEMA))
-    assert [len(part.items) for part in parts] == [BATCH, 5]
+    assert [len(part.files) for part in parts] == [BATCH_SIZE, 5]
     whole = read_all(items, SCHEMA)
-    assert len(whole.images) == BATCH + 5
-    assert [problem.row for problem in whole.images.problems] == [BATCH + 2]
+    assert len(whole.images) == BATCH_SIZE + 5
+    assert [problem.row for problem in whole.images.problems] == [BATCH_SIZE + 2]
     np.testing.assert_array_equal(
-        np.asarray(whole.images.values[IMAGE])[BATCH:], parts[1].images.values[IMAGE]
+        np.asarray(whole.images.values[IMAGE])[BATCH_SIZE:], parts[1].images.values[IMAGE]
     )
 
 
 def test_joined_batches_keep_their_problems_at_their_rows() -> None:
     images = np.zeros((2, 1, 16, 16), np.float32)
     problem = RowProblem(1, IMAGE, "torn")
-    whole = joined([batch_of(images), batch_of(images, [problem]), batch_of(images, [problem])])
+    whole = concatenate(
+        [image_batch(images), image_batch(images, [problem]), image_batch(images, [problem])]
+    )
     assert [p.row for p in whole.problems] == [3, 5]
     assert len(whole) == 6
 
@@ -475,7 +477,7 @@ def test_the_digest_follows_pixels_labels_and_split(
     rows = dataclasses.replace(image_dataset.rows, anomaly=labels)
     splits = image_config.data.splits.model_copy(update={"seed": 1})
     others = [
-        dataclasses.replace(image_dataset, batch=batch_of(images)),
+        dataclasses.replace(image_dataset, batch=image_batch(images)),
         dataclasses.replace(image_dataset, rows=rows),
         load_images(image_config.data.model_copy(update={"splits": splits})),
         load_images(image_config.data.model_copy(update={"size": 20})),
@@ -543,7 +545,7 @@ def test_the_frozen_table_keeps_colour(tmp_path: Path) -> None:
 def test_what_is_frozen_neither_trains_nor_calibrates(image_dataset: ImageDataset) -> None:
     train = image_dataset.assignment.rows(TRAIN)[:3]
     table = image_dataset.table.take(pa.array(train))
-    frozen = table.append_column(IMAGE, pa.array(image_dataset._pictures(train), pa.binary()))
+    frozen = table.append_column(IMAGE, pa.array(image_dataset._encode(train), pa.binary()))
     without = image_dataset.without(frozen)
     assert set(without.assignment.codes[train]) == {UNUSED}
     assert without.assignment.unused["in the frozen test split"] >= 3

@@ -93,7 +93,7 @@ def test_without_input_images_come_from_the_prior(
     SHEETS[name](image_calibrated, out)
     assert out.read_bytes() == first
     with Image.open(out) as page:
-        assert min(page.size) > heatmaps.TILE
+        assert min(page.size) > heatmaps.MIN_TILE
 
 
 @pytest.mark.parametrize("name", SHEETS)
@@ -302,7 +302,7 @@ def test_the_last_column_of_a_traversal_shows_where_its_ends_differ(
 ) -> None:
     """Bright where most changes, and dark where next to nothing does."""
     for least in (1e-9, 10.0):
-        monkeypatch.setattr(generate, "CHANGE", least)
+        monkeypatch.setattr(generate, "MIN_CHANGE", least)
         generate.traverse(untrained(), tmp_path / "a.png", dims=[0, 1], steps=3)
         rows = drawn.pop().images[..., 0].reshape(2, 4, 16, 16)
         change = np.abs(rows[:, 2] - rows[:, 0])

@@ -21,10 +21,10 @@ from anomaly_vae.lifecycle.registry import Registry
 from pipelines.datasets.dataset import Dataset
 from pipelines.datasets.images import ImageDataset, read_labelled
 from pipelines.registry.model_uri import LoadedModel
-from pipelines.reports.image_metadata import file_facts, glances
+from pipelines.reports.image_metadata import file_metadata, image_statistics
 from pipelines.reports.labelled import Judged, Labelled, judge
-from pipelines.reports.report import Reporter, Wish, evaluate_files
-from pipelines.training.train import read
+from pipelines.reports.report import Reporter, ReportOptions, evaluate_files
+from pipelines.training.train import read_data
 from tests.support.flows import Command, World
 from tests.support.registries import changed
 
@@ -64,7 +64,7 @@ def test_levels_and_zeros_and_ones_are_compared_where_they_have_enough_rows(test
 
 
 def test_other_columns_are_compared_where_they_are_asked_for(tested: Judged) -> None:
-    report = Reporter(tested, Wish(slices=("TX_FRAUD", "not there"))).report()
+    report = Reporter(tested, ReportOptions(slices=("TX_FRAUD", "not there"))).report()
     assert {(one.level, one.rows - one.anomalies) for one in report.slices[:1]} == {
         ("0", report.figures.rows - report.figures.anomalies)
     }
@@ -73,7 +73,7 @@ def test_other_columns_are_compared_where_they_are_asked_for(tested: Judged) -> 
 def test_cards_are_counted_by_day_where_they_are_named(tested: Judged) -> None:
     without = Reporter(tested).report().figures
     assert without.card_precision is without.card_precision_interval is None
-    figures = Reporter(tested, Wish(top=3, entity="CUSTOMER_ID")).report().figures
+    figures = Reporter(tested, ReportOptions(top=3, entity="CUSTOMER_ID")).report().figures
     assert figures.card_precision is not None
     assert figures.card_precision_interval is not None
     low, high = figures.card_precision_interval
@@ -83,36 +83,40 @@ def test_cards_are_counted_by_day_where_they_are_named(tested: Judged) -> None:
 def test_rows_without_a_card_are_cards_of_their_own(calibrated: Bundle, dataset: Dataset) -> None:
     table = dataset.test_table.append_column("card", pa.nulls(len(dataset.test_table), pa.string()))
     judged = judge(calibrated.detector, Labelled.of(table, LABEL))
-    figures = Reporter(judged, Wish(top=1, entity="card")).report().figures
+    figures = Reporter(judged, ReportOptions(top=1, entity="card")).report().figures
     rows = np.arange(len(table))
     alone = table.set_column(len(table.column_names) - 1, "card", pa.array(rows))
     again = judge(calibrated.detector, Labelled.of(alone, LABEL))
     assert figures.card_precision is not None
-    assert Reporter(again, Wish(top=1, entity="card")).report().figures == figures
+    assert Reporter(again, ReportOptions(top=1, entity="card")).report().figures == figures
 
 
 def test_costs_are_saved_by_the_amounts_of_the_frauds(tested: Judged) -> None:
     costs = CostConfig(amount="TX_AMOUNT", review=2.0)
-    figures = Reporter(tested, Wish(costs=costs)).report().figures
-    known, anomaly = tested.known, tested.truth.anomaly
+    figures = Reporter(tested, ReportOptions(costs=costs)).report().figures
+    known, anomaly = tested.known, tested.labelled.anomaly
     flags = tested.decisions(known).is_anomaly
-    amounts = tested.truth.table["TX_AMOUNT"].to_numpy()
+    amounts = tested.labelled.table["TX_AMOUNT"].to_numpy()
     saved = amounts[anomaly & flags].sum() - 2 * flags.sum()
     assert figures.cost_saved == pytest.approx(1_000 * saved / len(flags))
     assert figures.cost_saved_interval
 
 
 def test_without_amounts_no_cost_is_told(tested: Judged, capfd: pytest.CaptureFixture[str]) -> None:
-    figures = Reporter(tested, Wish(costs=CostConfig(amount="nothing", review=1))).report().figures
+    figures = (
+        Reporter(tested, ReportOptions(costs=CostConfig(amount="nothing", review=1)))
+        .report()
+        .figures
+    )
     assert figures.cost_saved is None
     assert "without an amount in 'nothing'" in capfd.readouterr().err
 
 
 def test_manifests_of_older_versions_wish_for_nothing(champion: World) -> None:
     config = dict(champion.calibrated.bundle.manifest["config"])
-    assert Wish.of(config).top == 100
+    assert ReportOptions.of(config).top == 100
     del config["evaluation"]
-    assert Wish.of(config) == Wish()
+    assert ReportOptions.of(config) == ReportOptions()
 
 
 def test_a_column_that_gives_the_label_away_is_named(calibrated: Bundle, dataset: Dataset) -> None:
@@ -121,7 +125,7 @@ def test_a_column_that_gives_the_label_away_is_named(calibrated: Bundle, dataset
     index = table.column_names.index("TX_AMOUNT")
     leaking = table.set_column(index, "TX_AMOUNT", pa.array(np.where(frauds, 5e4, 5.0)))
     report = Reporter(judge(calibrated.detector, Labelled.of(leaking, LABEL))).report()
-    assert report.alone[0].name == "TX_AMOUNT"
+    assert report.single_features[0].name == "TX_AMOUNT"
     assert any("'TX_AMOUNT' alone" in text for text in report.warnings)
 
 
@@ -133,7 +137,7 @@ def test_columns_that_are_not_there_are_refused_before_the_fit(
 ) -> None:
     name = key.replace("__", ".")
     with pytest.raises(DataError, match=rf"{name} names the column '(CARD|REGION)'"):
-        read(changed(flow, **{key: value}))
+        read_data(changed(flow, **{key: value}))
 
 
 # ---------------------------------------------------------------- the command and MLflow
@@ -166,7 +170,7 @@ def test_the_answer_has_slices_and_the_top_that_was_asked_for(
                      "TX_FRAUD", "--top", 2)  # fmt: skip
     assert answer.code == 0
     assert answer.json["metrics"]["top"] == 2
-    assert answer.json["slices"] == champion.calibrated.report.findings()["slices"]
+    assert answer.json["slices"] == champion.calibrated.report.details()["slices"]
     assert answer.json["warnings"] == []
 
 
@@ -175,7 +179,7 @@ def test_findings_plots_and_card_are_logged(champion: World) -> None:
         return Path(Registry().download(f"runs:/{champion.calibrated.run_id}/{name}"))
 
     report = champion.calibrated.report
-    assert json.loads(logged("findings.json").read_text()) == report.findings()
+    assert json.loads(logged("findings.json").read_text()) == report.details()
     for name in ("scores", "p_values", "ranking", "slices", "highest"):
         assert logged(f"plots/{name}.png").read_bytes().startswith(b"\x89PNG")
     card = json.loads(logged("card/card.json").read_text())
@@ -190,7 +194,7 @@ def test_findings_plots_and_card_are_logged(champion: World) -> None:
 
 def test_facts_of_files_are_those_of_their_headers(image_dataset: ImageDataset) -> None:
     files = image_dataset.files[:4]
-    facts = file_facts(files)
+    facts = file_metadata(files)
     assert np.asarray(facts["size in bytes"]).tolist() == [f.stat().st_size for f in files]
     assert set(facts["format"].names) == {"PNG"}  # type: ignore[union-attr]  # Levels
     assert facts["suffix"].names == (".png",)  # type: ignore[union-attr]
@@ -198,13 +202,13 @@ def test_facts_of_files_are_those_of_their_headers(image_dataset: ImageDataset) 
 
 def test_damaged_and_absent_files_have_no_facts(tmp_path: Path) -> None:
     (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    facts = file_facts([tmp_path / "cut.png", tmp_path / "absent.png"])
+    facts = file_metadata([tmp_path / "cut.png", tmp_path / "absent.png"])
     np.testing.assert_array_equal(facts["size in bytes"], [8.0, np.nan])
 
 
 def test_a_glance_is_the_mean_the_deviation_and_the_border(image_dataset: ImageDataset) -> None:
     images = np.asarray(image_dataset.batch.values["image"])[:, 0].astype(np.float64)
-    seen = glances(image_dataset.batch)
+    seen = image_statistics(image_dataset.batch)
     np.testing.assert_allclose(seen["brightness"], images.mean((1, 2)))
     np.testing.assert_allclose(seen["contrast"], images.std((1, 2)))
     edge = np.concatenate(
@@ -233,7 +237,7 @@ def test_files_of_another_kind_give_anomalies_away(
         files=tuple(files),
     )
     report = Reporter(judge(image_calibrated.detector, truth)).report()
-    assert report.alone[0].name == "size in bytes"
+    assert report.single_features[0].name == "size in bytes"
     assert report.warnings[0].startswith("the file's size in bytes alone separates anomalies")
 
 
@@ -249,5 +253,7 @@ def test_other_columns_of_a_manifest_can_be_compared(
     table, batch, files = read_labelled([str(path)], schema, "label")
     assert table.column_names == ["path", "frame", "label", "group", "site"]
     truth = Labelled.of(table, {"label": "label", "positive": 1}, batch, files)
-    report = Reporter(judge(image_calibrated.detector, truth), Wish(slices=("site",))).report()
+    report = Reporter(
+        judge(image_calibrated.detector, truth), ReportOptions(slices=("site",))
+    ).report()
     assert sorted(one.name for one in report.slices) == ["site = east", "site = west"]

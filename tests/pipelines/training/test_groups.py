@@ -17,9 +17,9 @@ from scipy.stats import false_discovery_control
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.calibration.conformal import weighted_p_values
 from anomaly_vae.calibration.contamination_test import contamination_test
-from anomaly_vae.calibration.thresholds import check
+from anomaly_vae.calibration.thresholds import check_sample
 from anomaly_vae.config import Config
-from anomaly_vae.data.splitting import TEST, VALIDATION, thinned
+from anomaly_vae.data.splitting import TEST, VALIDATION, thin_by_ratio
 from anomaly_vae.errors import CalibrationError, DataError
 from anomaly_vae.estimators.tabular import TabularVAEDetector
 from anomaly_vae.lifecycle.registry import Registry
@@ -30,8 +30,8 @@ from pipelines.promotion.promote import promote
 from pipelines.registry.model_uri import LoadedModel
 from pipelines.reports.labelled import Labelled, judge
 from pipelines.training.calibrate import Calibrated, calibrate
-from pipelines.training.calibration_sample import evidence_of, scored_evidence, unscored
-from pipelines.training.train import read, train
+from pipelines.training.calibration_sample import model_sample, sample_of, zero_scores
+from pipelines.training.train import read_data, train
 from tests.support.flows import Command, World
 from tests.support.registries import changed, copy_registry
 
@@ -57,7 +57,7 @@ def there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def grouped(place: Path, world: World, flow: Config, dataset: Dataset) -> Calibrated:
     """Version 2: the same model by channels; 39 rows resolve an alpha of 0.025."""
-    config = changed(flow, calibration__group=COLUMN, calibration__alpha=0.025)
+    config = changed(flow, calibration__group_by=COLUMN, calibration__alpha=0.025)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place / 'mlflow.db'}")
@@ -239,22 +239,22 @@ def test_a_column_that_makes_no_groups_is_refused_before_training(
     flow: Config, column: str, message: str
 ) -> None:
     with pytest.raises(
-        DataError, match=f"calibration.group names the column '{column}'.*{message}"
+        DataError, match=f"calibration.group_by names the column '{column}'.*{message}"
     ):
-        read(changed(flow, calibration__group=column))
+        read_data(changed(flow, calibration__group_by=column))
 
 
 def test_groups_that_are_all_too_small_are_refused_before_training(flow: Config) -> None:
     with pytest.raises(CalibrationError, match=r"no level of 'TX_CHANNEL' has the 199 normal cal"):
-        read(changed(flow, calibration__group=COLUMN, calibration__alpha=0.005))
+        read_data(changed(flow, calibration__group_by=COLUMN, calibration__alpha=0.005))
 
 
 def test_levels_that_training_did_not_keep_have_no_threshold(
     world: World, flow: Config, dataset: Dataset
 ) -> None:
-    wish = changed(flow, calibration__group=COLUMN).calibration
-    raw = evidence_of(dataset, wish, unscored).levels
-    kept = scored_evidence(dataset, wish, world.trained.fitted.bundle.scorer).levels
+    wish = changed(flow, calibration__group_by=COLUMN).calibration
+    raw = sample_of(dataset, wish, zero_scores).levels
+    kept = model_sample(dataset, wish, world.trained.fitted.bundle).levels
     assert raw
     assert kept
     (column,) = (c for c in world.trained.fitted.bundle.scorer.encoding.columns if c.name == COLUMN)  # type: ignore[union-attr]
@@ -294,7 +294,7 @@ def test_weights_go_from_the_table_into_the_bundle(
     reached = np.searchsorted(calibration.scores, found.score)
     np.testing.assert_array_equal(found.p_value, weighted_p_values(ratios)[reached])
     np.testing.assert_array_equal(found.is_anomaly, found.p_value <= 0.05)
-    kept = thinned(data.test_table[WEIGHT].to_numpy())
+    kept = thin_by_ratio(data.test_table[WEIGHT].to_numpy())
     assert made.evaluation.rows == kept.sum() < len(kept)
     assert made.evaluation.flagged == found.is_anomaly[kept].sum()
     policy = {"label": "TX_FRAUD", "positive": 1, "density_ratio": WEIGHT}
@@ -318,21 +318,21 @@ def test_a_row_without_a_weight_is_refused_with_its_place(weighed: Config, ratio
     cells = pa.array(map(str, values)) if ratio == "much" else pa.array(values)
     changed_ = replace(data, table=data.table.set_column(at, WEIGHT, cells))
     with pytest.raises(DataError, match=f"1 calibration rows have no ratio .* row {place} for one"):
-        evidence_of(changed_, weighed.calibration, unscored)
+        sample_of(changed_, weighed.calibration, zero_scores)
 
 
 def test_weights_of_nought_are_worth_nothing(weighed: Config) -> None:
     data = load_dataset(weighed.data)
     at = data.table.column_names.index(WEIGHT)
     table = data.table.set_column(at, WEIGHT, pa.array(np.zeros(len(data.table))))
-    given = evidence_of(replace(data, table=table), weighed.calibration, unscored)
+    given = sample_of(replace(data, table=table), weighed.calibration, zero_scores)
     with pytest.raises(CalibrationError, match="are worth 0 rows"):
-        check(given, weighed.calibration)
+        check_sample(given, weighed.calibration)
 
 
 def test_weights_that_are_not_there_are_refused(weighed: Config, flow: Config) -> None:
     with pytest.raises(DataError, match="density_ratio names the column 'absent'; found"):
-        read(changed(weighed, calibration__density_ratio="absent"))
+        read_data(changed(weighed, calibration__density_ratio="absent"))
     wish = weighed.calibration.model_copy(update={"density_ratio": "TX_AMOUNT"})
     with pytest.raises(DataError, match="names the column 'TX_AMOUNT', which the model reads"):
-        evidence_of(load_dataset(flow.data), wish, unscored)
+        sample_of(load_dataset(flow.data), wish, zero_scores)

@@ -1,4 +1,4 @@
-"""Places, deadlines and rates."""
+"""Admission control, deadlines and rate limits."""
 
 import asyncio
 import hashlib
@@ -6,7 +6,7 @@ import hashlib
 import pytest
 
 from serving.http.admission import AdmissionControl, Deadlines
-from serving.http.rate_limit import BucketStore, RateLimiter, SharedBucketStore
+from serving.http.rate_limit import BucketStore, RateLimiter
 from serving.models.store import Store
 from serving.observability.metrics import Metrics
 from serving.problems import ProblemError
@@ -46,8 +46,8 @@ def test_so_many_jobs():
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_rate_with_a_burst(tmp_path, shared):
     now = [100.0]
-    book = SharedBucketStore(tmp_path / "rates", ["a"]) if shared else BucketStore()
-    rates = RateLimiter(2.0, 3, book, clock=lambda: now[0])
+    store = BucketStore(tmp_path / "rates", ["a"]) if shared else BucketStore()
+    rates = RateLimiter(2.0, 3, store, clock=lambda: now[0])
     for _ in range(3):
         rates.take("a")
     refused = refusal(rates.take, "a")
@@ -63,11 +63,11 @@ def test_a_rate_with_a_burst(tmp_path, shared):
     refusal(rates.take, "a")
 
 
-def test_processes_that_share_a_book_count_together(tmp_path):
+def test_processes_that_share_a_store_count_together(tmp_path):
     now = [100.0]
     names = ["a", "b"]
     one, other = (
-        RateLimiter(2.0, 3, SharedBucketStore(tmp_path / "rates", names), clock=lambda: now[0])
+        RateLimiter(2.0, 3, BucketStore(tmp_path / "rates", names), clock=lambda: now[0])
         for _ in range(2)
     )
     for key in (*names, "of a token"):

@@ -1,4 +1,4 @@
-"""Tokens of a real issuer: a server of public keys on loopback, and what they sign."""
+"""Tokens of an issuer whose public keys are served on loopback."""
 
 import base64
 import hmac
@@ -30,7 +30,7 @@ BODY = {"records": [{"TX_AMOUNT": 1}]}
 
 
 class Issuer:
-    """Signs tokens, and serves the keys they are checked with; `seen` counts how often."""
+    """Signs tokens and serves their public keys; `seen` counts the fetches."""
 
     def __init__(self):
         self.keys = {name: make() for name, make in MAKERS.items()}
@@ -58,7 +58,7 @@ class Issuer:
         self.server.server_close()
 
     def published(self):
-        """The public halves, and one that must not be used: a secret that all can read."""
+        """The public keys, and a shared secret that must never verify a token."""
         shared = {"kty": "oct", "kid": "shared", "alg": "HS256", "k": "c2VjcmV0" * 8}
         return {"keys": [shared, *(self.public(name) for name in self.keys)]}
 
@@ -81,7 +81,7 @@ class Issuer:
 
 @pytest.fixture(scope="module")
 def signer():
-    """Keys are dear to make."""
+    """Make the keys once, because that takes long."""
     issuer = Issuer()
     yield issuer
     issuer.close()
@@ -96,7 +96,7 @@ def issuer(signer):
 
 @pytest.fixture
 def ask(client_of, served, issuer):
-    """Scores with a token, and says the status; settings are made of keywords once."""
+    """Return a function that scores with a token and returns the status."""
 
     def make(**more):
         options = {"oidc_issuer": ISSUER, "oidc_audience": AUDIENCE, "oidc_jwks_url": issuer.url}
@@ -117,7 +117,7 @@ def test_a_good_token(ask, issuer, name):
 
 
 def test_an_administrator_may_have_the_registry_looked_at(ask, issuer):
-    """From anywhere: an issuer guards it as keys do."""
+    """With an issuer, any address can be served, as with keys."""
     asking = ask()
     assert asking(issuer.token(scope="admin"), "/-/reload").status_code == 200
     refused(asking(issuer.token(), "/-/reload"), 403, "forbidden")
@@ -141,7 +141,7 @@ def test_a_token_that_is_not_for_us_or_not_for_now(ask, issuer, claims):
 
 
 def with_secret(token, secret, algorithm="HS256"):
-    """The same claims signed with a secret, which libraries refuse to do with a public key."""
+    """Return the same claims signed with the public key as a shared secret."""
     head, claims, _ = token.split(".")
     number = jwt.get_unverified_header(token)["kid"]
     head = encoded(json.dumps({"alg": algorithm, "typ": "JWT", "kid": number}).encode())
@@ -202,7 +202,7 @@ def test_another_claim_of_scopes(ask, issuer):
 
 
 def test_no_request_waits_for_the_issuer(ask, issuer):
-    """However many tokens name keys that nobody knows."""
+    """The number of tokens with unknown keys makes no difference."""
     asking = ask()
     for number in range(20):
         assert asking(issuer.token()).status_code == 200
@@ -218,7 +218,7 @@ def wait_until(asking, token, status):
 
 
 def test_a_new_key_is_learned_and_an_old_one_forgotten(ask, issuer, monkeypatch):
-    monkeypatch.setattr(oidc, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(oidc, "MIN_FETCH_INTERVAL_SECONDS", 0.0)
     asking, old = ask(oidc_refresh_seconds=0.01), issuer.token("ES256")
     assert asking(old).status_code == 200
     issuer.keys["ES256 new"] = MAKERS["ES256"]()
@@ -229,8 +229,8 @@ def test_a_new_key_is_learned_and_an_old_one_forgotten(ask, issuer, monkeypatch)
 
 
 def test_an_issuer_that_is_away(ask, issuer, monkeypatch):
-    """Keys that are known stay good; those that are not are learned when it is back."""
-    monkeypatch.setattr(oidc, "LEAST_SECONDS", 0.0)
+    """Known keys stay valid; new ones are fetched once the issuer is back."""
+    monkeypatch.setattr(oidc, "MIN_FETCH_INTERVAL_SECONDS", 0.0)
     asking = ask(oidc_refresh_seconds=0.01)
     issuer.away = True
     late = ask()

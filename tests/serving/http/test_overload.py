@@ -1,4 +1,4 @@
-"""A real server under more than it can take: bounded, quick to say so, and well again after."""
+"""A real server under overload: it refuses quickly, stays bounded and recovers."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ def address(service):
 
 
 def request(service, method, path, body=None, headers=JSON):
-    """Status, headers and body of one answer, over a connection of its own."""
+    """Return status, headers and body of a response, over a connection of its own."""
     with closing(HTTPConnection(*address(service), timeout=20)) as connection:
         connection.request(method, path, body, headers)
         response = connection.getresponse()
@@ -63,7 +63,7 @@ def head(path="/score", length=2, more=""):
 
 
 def heard(connection, seconds=20):
-    """All that a raw connection says until it is closed."""
+    """Return everything that a raw connection receives until it is closed."""
     connection.settimeout(seconds)
     parts = []
     try:
@@ -75,8 +75,8 @@ def heard(connection, seconds=20):
 
 
 def test_more_than_there_are_places_for(tmp_path, folder, records):
-    """Ten times the places are taken by clients that send no body: the next hear a 429, the process
-    answers all the while, and all is well once they are gone."""
+    """Clients that send no body take ten times the allowed requests: further ones get a 429, health
+    checks are answered throughout, and scoring works again once they are gone."""
     environment = {"ANOMALY_VAE_MAX_CONCURRENCY": "8", "ANOMALY_VAE_BODY_SECONDS": "600"}
     with running(tmp_path, [str(folder)], environment=environment) as service, ExitStack() as held:
         slow = [
@@ -98,8 +98,8 @@ def test_more_than_there_are_places_for(tmp_path, folder, records):
 
 
 def test_large_requests_wait_in_a_bounded_queue_beside_small_ones(tmp_path, folder, records):
-    """Many at once: some are done, the others are refused at once, small ones pass, and the memory
-    that it took is bounded."""
+    """Of many at once, some are answered and the others refused immediately; small requests pass,
+    and memory is bounded."""
     environment = {"ANOMALY_VAE_THREADS": "1", "ANOMALY_VAE_MAX_QUEUED": "2"}
     large = json.dumps({"records": records * 25})
     with running(tmp_path, [str(folder)], environment=environment) as service:
@@ -143,7 +143,7 @@ def test_a_head_that_comes_byte_by_byte_is_cut_off(tmp_path, folder):
             else:
                 pytest.fail("it was never cut off")
         with silent:
-            assert heard(silent) == b"", "who says nothing hears nothing"
+            assert heard(silent) == b"", "a silent client gets no response"
         with socket.create_connection(address(service), timeout=20) as idle:
             idle.sendall(head()[:30])
             said = heard(idle)
@@ -196,7 +196,7 @@ def test_connections_are_so_many_at_the_most(tmp_path, folder):
 
 
 def test_clients_that_go_away_leave_their_places(tmp_path, folder, records):
-    """In the middle of a body, and while their request waits for a thread."""
+    """They leave in the middle of a body, or while their request waits for a thread."""
     environment = {"ANOMALY_VAE_MAX_CONCURRENCY": "4", "ANOMALY_VAE_THREADS": "1"}
     large = json.dumps({"records": records * 25}).encode()
     with running(tmp_path, [str(folder)], environment=environment) as service:
@@ -210,7 +210,7 @@ def test_clients_that_go_away_leave_their_places(tmp_path, folder, records):
 
 
 def test_an_endless_trailer_takes_no_memory(tmp_path, folder):
-    """Fields after a body are dropped, however many come."""
+    """Trailer fields are discarded, however many arrive."""
     start = b"POST /score HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"
     with running(tmp_path, [str(folder)]) as service:
         before = resident_mb(service)
@@ -240,7 +240,7 @@ def test_every_answer_has_secure_headers(tmp_path, folder, records):
 
 
 def test_no_request_is_lost_when_one_process_takes_over_from_another(tmp_path, folder, records):
-    """As a balancer does it: new requests go to who is ready; the old one ends with 0."""
+    """New requests go to the process that is ready, as a load balancer does it."""
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     with (
@@ -272,7 +272,7 @@ def children(pid):
 
 
 def workers_of(service):
-    """The processes that answer: multiprocessing has one of its own beside them."""
+    """Return the worker processes, without the resource tracker of multiprocessing."""
     found = set()
     for pid in children(service.process.pid):
         with suppress(OSError):

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from anomaly_vae.artifacts.bundle import load_bundle
+from anomaly_vae.artifacts.registry_names import BundleRef
 from anomaly_vae.errors import BundleError, ConfigError, NotCalibratedError
 from anomaly_vae.scoring.detector import Detections
 from serving.models.loading import check, load_model
-from serving.models.store import BundleRef, Store
+from serving.models.store import Store
 
 
 def test_a_wrong_digest_is_refused(folder):

@@ -1,4 +1,4 @@
-"""Whether the promise holds: what answers, `/models` and metrics say of it, and who counts."""
+"""The guarantee status in responses, `/models` and metrics, over one process and several."""
 
 import dataclasses
 import json
@@ -7,18 +7,19 @@ import time
 import numpy as np
 import pytest
 
+from anomaly_vae.artifacts.registry_names import BundleRef
 from anomaly_vae.files import locked
 from anomaly_vae.monitoring.exchangeability import BLOCKS
 from anomaly_vae.scoring.detector import Detections
 from serving.models.loading import load_model
-from serving.models.store import BundleRef, Store
-from serving.observability.guarantee import Watches
+from serving.models.store import Store
+from serving.observability.guarantee import GuaranteeTrackers
 from tests.support.metrics import MODEL, samples, value
 from tests.support.service_process import running
 
 
 def shifted(records):
-    """Payments of another world: each is far from whatever was calibrated on."""
+    """Return payments that are all far from the calibration rows."""
     return [{**record, "TX_AMOUNT": 1e5, "TX_CHANNEL": "carrier pigeon"} for record in records]
 
 
@@ -33,7 +34,7 @@ def stands(client):
 
 
 def some(n, p_value):
-    """As many decisions, none of them a flag."""
+    """Return this many decisions without a flag."""
     return Detections(np.zeros(n), np.full(n, p_value), np.zeros(n, bool))
 
 
@@ -70,7 +71,7 @@ def test_answers_say_how_it_stood_at_the_last_look(client, records):
     strange = {"records": shifted(records[:100])}
     for _ in range(2):
         assert client.post("/score", json=strange).json()["guarantee_status"] == "holding"
-    client.app.state.metrics.watches.look()
+    client.app.state.metrics.guarantees.refresh()
     ordinary = {"records": records[:1]}
     assert client.post("/score", json=ordinary).json()["guarantee_status"] == "broken"
 
@@ -113,12 +114,12 @@ def test_a_bundle_of_format_1_is_watched_without_columns(client_of, fixtures, re
 
 @pytest.fixture
 def two(served, tmp_path):
-    """The watches of two processes that count into one folder."""
-    return Watches(str(tmp_path)), Watches(str(tmp_path))
+    """Return the trackers of two processes that share a folder."""
+    return GuaranteeTrackers(str(tmp_path)), GuaranteeTrackers(str(tmp_path))
 
 
 def test_processes_count_together(two, served):
-    ours, theirs = (watches.of(served) for watches in two)
+    ours, theirs = (trackers.tracker(served) for trackers in two)
     ours.observe(some(100, 0.5), None)
     theirs.observe(some(30, 0.5), None)
     two[0].look()
@@ -128,24 +129,24 @@ def test_processes_count_together(two, served):
 
 def test_a_process_that_follows_later_counts_apart_until_then(two, served):
     first, late = two
-    late.of(served).observe(some(300, 1e-4), None)
+    late.tracker(served).observe(some(300, 1e-4), None)
     newer = dataclasses.replace(served, version="2", digest="2" * 64)
-    assert first.of(newer).report().rows == 0
-    late.of(served).observe(some(300, 1e-4), None)
-    assert late.of(served).report().rows == 600
-    assert first.of(newer).report().rows == 0
-    first.of(newer).observe(some(256, 0.5), None)
-    assert late.of(newer).report().rows == 256
-    assert first.of(served).report().rows == 0, "back again is another beginning"
+    assert first.tracker(newer).report().rows == 0
+    late.tracker(served).observe(some(300, 1e-4), None)
+    assert late.tracker(served).report().rows == 600
+    assert first.tracker(newer).report().rows == 0
+    first.tracker(newer).observe(some(256, 0.5), None)
+    assert late.tracker(newer).report().rows == 256
+    assert first.tracker(served).report().rows == 0, "back again is another beginning"
 
 
 def test_a_new_process_takes_up_what_the_others_know(two, served, tmp_path):
-    two[0].of(served).observe(some(256, 0.5), None)
-    assert Watches(str(tmp_path)).of(served).report().rows == 256
+    two[0].tracker(served).observe(some(256, 0.5), None)
+    assert GuaranteeTrackers(str(tmp_path)).tracker(served).report().rows == 256
 
 
 def test_a_window_is_bounded_however_much_comes_at_once(served):
-    watch = Watches(None).of(served)
+    watch = GuaranteeTrackers(None).tracker(served)
     watch.observe(some(100_000, 0.5), None)
     most = (BLOCKS + 1) * served.monitor.block_rows
     assert most / 2 < watch.report().rows <= most
@@ -153,9 +154,9 @@ def test_a_window_is_bounded_however_much_comes_at_once(served):
 
 @pytest.mark.timeout(60)
 def test_a_worker_that_looks_at_the_registry_holds_up_nobody(served, tmp_path):
-    """Whoever looks holds the folder all the while, and its own event loop must not wait for it."""
+    """The process that checks the registry holds the lock of the parent folder meanwhile."""
     with locked(tmp_path):
-        assert Watches(str(tmp_path)).of(served).report().status == "holding"
+        assert GuaranteeTrackers(str(tmp_path)).tracker(served).report().status == "holding"
 
 
 def test_workers_watch_together(tmp_path, folder, records):

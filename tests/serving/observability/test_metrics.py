@@ -1,4 +1,4 @@
-"""What Prometheus reads, and what the log says."""
+"""Metrics and the access log."""
 
 import dataclasses
 import json
@@ -12,12 +12,14 @@ import time
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
+from prometheus_client import Histogram as PlainHistogram
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from starlette.testclient import TestClient
 
 from serving.app import create_app
 from serving.models.store import Store
-from serving.observability.metrics import BulkHistogram, Metrics, forget_dead_workers
+from serving.observability.histograms import Histogram, with_histograms
+from serving.observability.metrics import Metrics, forget_dead_workers
 from serving.registry.board import Board, Followed, FollowState
 from serving.settings import Settings
 from tests.support.image_uploads import nifti_file, uploads
@@ -40,11 +42,11 @@ def test_counts_add_up(client, records):
     assert value(client, "request_records_sum", **MODEL) == sum(sizes)
     assert value(client, "requests_total", route="/score", status="2xx") == len(sizes)
     assert value(client, "request_duration_seconds_count", route="/score") == len(sizes)
-    assert value(client, "requests_in_flight") == 1, "the question itself"
+    assert value(client, "requests_in_flight") == 1, "the request for metrics itself"
 
 
 def test_images_are_counted_as_records(scan_client, pngs):
-    """Each frame is one; what was refused is not scored."""
+    """Each frame counts as one record; refused images do not count."""
     contents = [*pngs, nifti_file(blobs(3))]
     answer = scan_client.post("/score", files=uploads(contents)).json()
     flagged = sum(result["is_anomaly"] for result in answer["results"])
@@ -122,16 +124,20 @@ def test_many_observations_are_as_one_by_one(n):
     values = np.round(np.random.default_rng(n).uniform(size=n), 2)
     values[0] = 0.25
     registry = CollectorRegistry()
-    bulk = BulkHistogram("bulk", "x", registry=registry, buckets=buckets)
-    slow = BulkHistogram("slow", "x", registry=registry, buckets=buckets)
+    bulk = Histogram("x", "X.", buckets=buckets, registry=registry).labels()
+    single = Histogram("y", "X.", buckets=buckets, registry=registry).labels()
+    plain = PlainHistogram("z", "X.", registry=registry, buckets=buckets)
     bulk.observe_many(values)
     for one in values:
-        slow.observe(one)
-    for sample in ("_count", "_sum", *(f"_bucket@{b}" for b in buckets)):
-        name, _, le = sample.partition("@")
-        labels = {"le": le} if le else {}
-        fast, truth = (registry.get_sample_value(s + name, labels) for s in ("bulk", "slow"))
-        assert fast == pytest.approx(truth)
+        single.observe(one)
+        plain.observe(one)
+    x, y, z = with_histograms(registry.collect())
+    for found in (x, y):
+        assert (found.type, found.documentation) == (z.type, z.documentation)
+        assert [s.name[1:] for s in found.samples] == [s.name[1:] for s in z.samples]
+        for ours, theirs in zip(found.samples[:-1], z.samples[:-1], strict=True):
+            assert ours.labels == theirs.labels
+            assert ours.value == pytest.approx(theirs.value)
 
 
 def test_the_live_gauges_of_dead_workers_go(tmp_path):
@@ -156,7 +162,8 @@ def test_the_empty_file_of_a_worker_hides_no_other(tmp_path, monkeypatch):
     counts.close()
     (tmp_path / "counter_2.db").touch()
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
-    assert Metrics(Store()).counted().get_sample_value("seen_total") == 3
+    (family,) = Metrics(Store()).counted()
+    assert [(one.name, one.value) for one in family.samples] == [("seen_total", 3)]
 
 
 def test_an_empty_store_has_metrics_too():
@@ -194,7 +201,7 @@ TABLE = {
 def test_the_documented_metrics_are_those_there_are(served):
     families = {
         family.name: (family.type, family.documentation)
-        for family in Metrics(Store([served]))._all().collect()
+        for family in Metrics(Store([served])).collect()
         if not family.name.startswith("anomaly_vae_process_")
     }
     assert {name: (kind, meaning) for name, (kind, _, meaning) in TABLE.items()} == families

@@ -1,4 +1,4 @@
-"""Spans, as a collector on loopback receives them."""
+"""Spans received by a collector on loopback."""
 
 import sys
 import threading
@@ -19,7 +19,7 @@ PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 @pytest.fixture
 def collector(monkeypatch):
-    """What is sent to a collector, request by request, while the environment names it."""
+    """Run a collector that the environment names; yield a queue of what it receives."""
     received = Queue()
 
     class Handler(BaseHTTPRequestHandler):
@@ -46,7 +46,7 @@ def collector(monkeypatch):
 
 
 def next_spans(received, count):
-    """So many spans, and all the bytes they came in."""
+    """Return this many spans, and the bytes they arrived in."""
     spans, content = [], b""
     while len(spans) < count:
         path, body = received.get(timeout=20)

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from mlflow.pyfunc.scoring_server import init
 from starlette.testclient import TestClient
 
-from anomaly_vae.data.dataframes import frame_of
+from anomaly_vae.data.dataframes import record_to_frame
 from anomaly_vae.lifecycle.registry import signature
 from tests.support.http_requests import refused
 from tests.support.image_uploads import tiff_file
@@ -51,7 +51,7 @@ def logged(folder, served, place):
         loader_module="anomaly_vae.pyfunc",
         data_path=str(folder),
         signature=signature(served.detector.scorer.schema),
-        input_example=frame_of(served.example, served.detector.scorer.schema),
+        input_example=record_to_frame(served.example, served.detector.scorer.schema),
         pip_requirements=["pandas"],
     )
     return str(place)

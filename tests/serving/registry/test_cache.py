@@ -1,4 +1,4 @@
-"""What the cache keeps, and what it forgets."""
+"""The cache of bundles: what it keeps and what it removes."""
 
 import os
 import time
@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from anomaly_vae.artifacts.bundle import WEIGHTS
-from serving.models.store import BundleRef
-from serving.registry.cache import SPARED_SECONDS, Cache
+from anomaly_vae.artifacts.registry_names import BundleRef
+from serving.registry.cache import MIN_PRUNE_AGE_SECONDS, Cache
 
 URI = "models:/fraud@champion"
 
@@ -18,8 +18,8 @@ def cache(tmp_path):
     return Cache(tmp_path / "cache")
 
 
-def bundle_of(cache, character, age=2 * SPARED_SECONDS):
-    """A folder that looks like a bundle, so old."""
+def bundle_of(cache, character, age=2 * MIN_PRUNE_AGE_SECONDS):
+    """Make a folder of this age that looks like a bundle."""
     digest = character * 64
     place = cache.folder / digest
     place.mkdir(parents=True)
@@ -34,16 +34,16 @@ def kept(cache):
 
 
 def test_the_last_and_the_one_before_stay(cache):
-    assert cache.last(URI) is None
+    assert cache.last_served(URI) is None
     for character in "abc":
         source = bundle_of(cache, character)
         cache.remember(URI, source)
-        assert cache.last(URI) == source
+        assert cache.last_served(URI) == source
     assert kept(cache) == {"b", "c"}
 
 
 def test_the_same_again_is_no_change(cache):
-    """It does not push out the one before."""
+    """The version before it is kept."""
     cache.remember(URI, bundle_of(cache, "a"))
     second = bundle_of(cache, "b")
     for _ in range(3):
@@ -63,7 +63,7 @@ def test_each_registry_has_its_own(cache, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://one")
     cache.remember(URI, bundle_of(cache, "a"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://other")
-    assert cache.last(URI) is None
+    assert cache.last_served(URI) is None
 
 
 def test_a_relative_database_is_where_it_is(cache, monkeypatch, tmp_path):
@@ -72,14 +72,14 @@ def test_a_relative_database_is_where_it_is(cache, monkeypatch, tmp_path):
     cache.remember(URI, bundle_of(cache, "a"))
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert cache.last(URI) is None
+    assert cache.last_served(URI) is None
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    assert cache.last(URI) is not None
+    assert cache.last_served(URI) is not None
 
 
 def test_what_is_new_is_spared(cache):
-    """Somebody may have fetched it a moment ago, and not written it down yet."""
-    bundle_of(cache, "a", age=SPARED_SECONDS / 2)
+    """Another process may have fetched it just now and not recorded it yet."""
+    bundle_of(cache, "a", age=MIN_PRUNE_AGE_SECONDS / 2)
     cache.remember(URI, bundle_of(cache, "b"))
     assert kept(cache) == {"a", "b"}
 
@@ -95,15 +95,15 @@ def test_a_damaged_record_is_none(cache):
     cache.remember(URI, bundle_of(cache, "a"))
     (record,) = (cache.folder / "last").iterdir()
     record.write_bytes(b"{")
-    assert cache.last(URI) is None
+    assert cache.last_served(URI) is None
     cache.remember(URI, bundle_of(cache, "b"))
-    assert cache.last(URI).version == "b"
+    assert cache.last_served(URI).version == "b"
 
 
 def test_only_what_is_sound_is_held(cache, calibrated):
     place = calibrated.save(cache.folder / calibrated.digest)
-    assert cache.holding(calibrated.digest) == place
-    assert cache.holding("0" * 64) is None
-    assert cache.holding("../..") is None
+    assert cache.find(calibrated.digest) == place
+    assert cache.find("0" * 64) is None
+    assert cache.find("../..") is None
     (place / WEIGHTS).write_bytes(b"x")
-    assert cache.holding(calibrated.digest) is None
+    assert cache.find(calibrated.digest) is None

@@ -1,4 +1,4 @@
-"""The service follows the registry, whatever happens to it: real processes, MLflow on SQLite."""
+"""The service follows the registry, with real processes and MLflow on SQLite."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import pytest
 
 from anomaly_vae.artifacts.bundle import GRAPH, WEIGHTS
 from benchmarks.reload import Workload, measure
-from serving.registry.cache import SPARED_SECONDS
+from serving.registry.cache import MIN_PRUNE_AGE_SECONDS
 from tests.support.mlflow_registry import (
     SHADOW,
     URI,
@@ -42,7 +42,7 @@ def served_version(service):
 
 
 def reload(service):
-    """The answer to `POST /-/reload`: what became of the model, or the problem."""
+    """Return the response of `POST /-/reload`: the outcome for the model, or the problem."""
     response = httpx2.post(f"{service.url}/-/reload", timeout=60)
     if response.status_code == 200:
         return response.json()["models"]
@@ -63,7 +63,7 @@ def fails(service, reason):
 
 
 def agrees(answer, records, versions):
-    """Whether an answer is what the version that it names says."""
+    """Return whether a response holds the scores of the version it names."""
     detector = versions[answer["model"]["version"]].detector
     found = detector.detect(detector.scorer.schema.from_records(records))
     results = answer["results"]
@@ -73,7 +73,7 @@ def agrees(answer, records, versions):
 
 
 def test_it_follows_an_alias(world, records, versions):
-    """By itself, with nothing heavy in the process, and each answer is of the version it names."""
+    """Each response holds the scores of the version it names; no heavy package is loaded."""
     environment = {"ANOMALY_VAE_RELOAD_SECONDS": "0.5"}
     with running(world, [URI], environment=environment) as service:
         for version in ("1", "2"):
@@ -115,7 +115,7 @@ def test_a_folder_is_not_followed(tmp_path, folder):
 
 
 def test_a_registry_that_is_gone(world, records):
-    """It is said once, counted each time, and forgotten when the registry is back."""
+    """A failure is logged once, counted each time, and cleared when the registry is back."""
     with running(world, [URI], environment=QUIET) as service:
         (world / DATABASE).rename(world / "away.db")
         for attempt in (1, 2):
@@ -158,7 +158,7 @@ def emptied(place):
     [altered, *(pytest.param(one, marks=pytest.mark.slow) for one in (shortened, emptied))],
 )
 def test_a_damaged_bundle_never_serves(world, versions, damage):
-    """The old version does, until the registry is mended."""
+    """The old version serves until the registry is repaired."""
     place = artifact(world, versions["2"].digest)
     shutil.copytree(place, world / "sound")
     with running(world, [URI], environment=QUIET) as service:
@@ -176,7 +176,7 @@ def test_a_damaged_bundle_never_serves(world, versions, damage):
 
 @pytest.mark.slow
 def test_a_bundle_that_cannot_score_never_serves(world, calibrated):
-    """Its digests are right and MLflow took it; it is tried before it serves."""
+    """Its digests are valid and MLflow accepted it; it is tested before it serves."""
     from dataclasses import replace
 
     from anomaly_vae.lifecycle.registry import Registry
@@ -197,7 +197,7 @@ def test_a_bundle_that_cannot_score_never_serves(world, calibrated):
 
 
 def test_no_room_for_a_bundle(world):
-    """The old version serves on, and the new one when there is room again."""
+    """The old version keeps serving; the new one serves once there is space again."""
     with running(world, [URI], environment=QUIET) as service:
         move("2")
         unlimited = resource.prlimit(service.process.pid, resource.RLIMIT_FSIZE, (4096, -1))
@@ -243,7 +243,7 @@ def test_it_starts_from_the_cache_when_the_registry_is_gone(world, records, vers
 
 @pytest.mark.slow
 def test_a_damaged_cache_is_mended(world, versions):
-    """At the next look, not by serving what it holds."""
+    """The damage is found by the next check, before the bundle is served."""
     with running(world, [URI], environment=QUIET):
         pass
     altered(world / "cache" / versions["1"].digest)
@@ -259,7 +259,7 @@ def test_the_cache_keeps_what_serves_and_what_served_before(world, versions):
         for name in ("0" * 64, "1" * 64, f".{'2' * 64}.half", "somebody-else's"):
             (cache / name).mkdir()
         for name in ("0" * 64, f".{'2' * 64}.half", "somebody-else's", versions["1"].digest):
-            long_ago = time.time() - 2 * SPARED_SECONDS
+            long_ago = time.time() - 2 * MIN_PRUNE_AGE_SECONDS
             os.utime(cache / name, (long_ago, long_ago))
         move("2")
         reload(service)
@@ -271,7 +271,7 @@ def test_the_cache_keeps_what_serves_and_what_served_before(world, versions):
 
 @pytest.mark.slow
 def test_a_storm_of_reloads(world, records, versions):
-    """All are answered, after a few looks, while requests are answered too."""
+    """All are answered after a few checks, while scoring requests are answered too."""
     with running(world, [URI], environment=QUIET) as service:
         with ThreadPoolExecutor(24) as pool:
             for version in ("2", "1"):
@@ -291,7 +291,7 @@ def test_a_storm_of_reloads(world, records, versions):
 
 
 def test_all_workers_follow(world, records, versions):
-    """Whichever is asked to look, the others take over what it found; so does one that is new."""
+    """One worker checks; the others, and a new one, load what it found."""
     with running(world, [URI], environment=QUIET, workers=2) as service:
 
         def serving():
@@ -315,14 +315,14 @@ def test_all_workers_follow(world, records, versions):
 
 
 def children(pid, part):
-    """The child processes with this in their command line."""
+    """Return the child processes with this in their command line."""
     text = "".join(p.read_text() for p in Path(f"/proc/{pid}/task").glob("*/children"))
     lines = {child: Path(f"/proc/{child}/cmdline") for child in map(int, text.split())}
     return [child for child, line in lines.items() if line.exists() and part in line.read_text()]
 
 
 def test_it_ends_while_it_looks(world):
-    """A look that is under way ends with it, and so does its child."""
+    """A check in progress ends with the service, and so does its child process."""
     environment = {**QUIET, "ANOMALY_VAE_DRAIN_SECONDS": "0", "ANOMALY_VAE_GRACE_SECONDS": "1"}
     with running(world, [URI], environment=environment) as service, ThreadPoolExecutor(1) as pool:
         move("2")
@@ -335,7 +335,7 @@ def test_it_ends_while_it_looks(world):
 
 @pytest.mark.slow
 def test_mlflow_calls_when_an_alias_moves(world, records, versions, monkeypatch):
-    """Its own server signs, this one looks, and a child fetches through the server."""
+    """MLflow's server signs the webhook, and a child process fetches through that server."""
     from cryptography.fernet import Fernet
     from mlflow import MlflowClient
 
@@ -372,7 +372,7 @@ def test_a_challenger_that_is_not_there_is_no_failure(world):
         move("2", "challenger")
         assert {one["outcome"] for one in reload(service)} == {"unchanged", "swapped"}
         assert service.stop() == 0
-    (line,) = logged(service.lines, "not there")
+    (line,) = logged(service.lines, "not loaded")
     assert line["reason"] == "missing"
     assert not logged(service.lines, "reload failed")
 

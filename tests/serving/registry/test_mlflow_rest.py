@@ -1,4 +1,4 @@
-"""One question over HTTP: what is sent, and what is made of any answer."""
+"""The request to an MLflow server, and how each response is understood."""
 
 import base64
 import json
@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from anomaly_vae.artifacts.registry_names import DIGEST_TAG
 from anomaly_vae.errors import RegistryError
 from anomaly_vae.lifecycle.registry import Registry
 from serving.registry import mlflow_rest
@@ -17,12 +18,12 @@ from tests.support.registries import migrated
 
 __all__ = ["migrated", "registered", "rival", "versions", "world"]
 
-OK = {"model_version": {"version": "7", "tags": [{"key": mlflow_rest.DIGEST_TAG, "value": "d"}]}}
+OK = {"model_version": {"version": "7", "tags": [{"key": DIGEST_TAG, "value": "d"}]}}
 
 
 @contextmanager
 def answering(status=200, content=OK, headers=(), pause=0.0):
-    """A server that answers everything so, and what it was asked."""
+    """Run a server with this response to everything; yield the requests it received."""
     asked = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -54,7 +55,7 @@ def answering(status=200, content=OK, headers=(), pause=0.0):
 
 @pytest.fixture(autouse=True)
 def no_credentials(tmp_path, monkeypatch):
-    """None of whoever runs the tests."""
+    """Hide the credentials of the user who runs the tests."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("USERNAME", "PASSWORD", "TOKEN", "AUTH", "AWS_SIGV4"):
         monkeypatch.delenv(f"MLFLOW_TRACKING_{name}", raising=False)
@@ -63,7 +64,7 @@ def no_credentials(tmp_path, monkeypatch):
 def ask(monkeypatch, uri, seconds=5.0):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert mlflow_rest.is_server()
-    return mlflow_rest.ask("fraud", "champion", seconds)
+    return mlflow_rest.resolve_alias("fraud", "champion", seconds)
 
 
 def test_the_question(monkeypatch):
@@ -114,9 +115,9 @@ def test_credentials_of_mlflows_file(monkeypatch, tmp_path):
         ((401, b""), "answered 401 .* MLFLOW_TRACKING_USERNAME", False),
         ((403, b""), "answered 403 .* may not read it", False),
         ((500, b"\xff\n\n"), "answered 500", False),
-        ((200, b"<html>"), "is no MLflow server", False),
-        ((200, {"model_version": {}}), "is no MLflow server", False),
-        ((200, b"x" * (mlflow_rest.MOST_BYTES + 1)), "too long", False),
+        ((200, b"<html>"), "is not an MLflow server", False),
+        ((200, {"model_version": {}}), "is not an MLflow server", False),
+        ((200, b"x" * (mlflow_rest.MAX_RESPONSE_BYTES + 1)), "too long", False),
     ],
 )
 def test_any_other_answer_is_one_line(monkeypatch, answer, said, missing):
@@ -147,7 +148,7 @@ def test_nobody_there(monkeypatch):
         ask(monkeypatch, "http://127.0.0.1:1")
 
 
-@pytest.mark.parametrize("name", mlflow_rest.ELSEWHERE)
+@pytest.mark.parametrize("name", mlflow_rest.SIGNING_VARIABLES)
 def test_what_only_mlflow_can_sign_is_left_to_it(monkeypatch, name):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost")
     monkeypatch.setenv(name, "true")
@@ -156,12 +157,12 @@ def test_what_only_mlflow_can_sign_is_left_to_it(monkeypatch, name):
 
 @pytest.mark.e2e
 def test_a_real_server(world, versions, monkeypatch):
-    """MLflow's own answers, for a version that is there, an alias and a model that are not."""
+    """MLflow's responses for an existing version, a missing alias and a missing model."""
     with mlflow_server(world) as uri:
         found = ask(monkeypatch, uri)
         assert (found.version, found.digest) == ("1", versions["1"].digest)
         assert found.registered_at == Registry(uri).version("fraud", "1").registered_at
         for name, alias in (("fraud", "nobody"), ("nothing", "champion")):
             with pytest.raises(RegistryError, match="has no") as caught:
-                mlflow_rest.ask(name, alias, 5.0)
+                mlflow_rest.resolve_alias(name, alias, 5.0)
             assert caught.value.missing

@@ -1,4 +1,4 @@
-"""URIs → bundle folders."""
+"""Resolving URIs to bundle folders."""
 
 import asyncio
 import importlib.util
@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from anomaly_vae.artifacts.registry_names import MISSING, UNFIT, UNWRITABLE, BundleRef
 from anomaly_vae.errors import BundleError, RegistryError
 from serving.models.loading import load_model
-from serving.models.store import BundleRef
-from serving.registry import mlflow_rest
-from serving.registry.sources import FETCH, MISSING, UNFIT, UNWRITABLE, Sources, Spec, is_followed
+from serving.registry.sources import FETCH, Sources, Spec, is_followed
 from serving.settings import Settings
 from tests.support.fetching import answer, stand_in
 
@@ -76,7 +75,7 @@ def test_missing_is_told_from_failing(tmp_path):
 
 
 def test_a_fetch_that_is_broken_off_leaves_nothing(tmp_path):
-    """Neither the child nor its temporary files."""
+    """Neither the child process nor its temporary files remain."""
     code = "said = json.dumps([os.getpid(), os.environ['TMPDIR']])\n"
     code += f"open({str(tmp_path / 'child')!r}, 'w').write(said)\n"
     command = stand_in(tmp_path, code + "time.sleep(60)")
@@ -116,7 +115,7 @@ def test_a_lean_install_says_what_it_lacks(tmp_path, monkeypatch, installed, uri
 
 
 def test_a_database_that_nobody_wrote_to_is_not_asked(tmp_path, folder, monkeypatch):
-    """Whoever writes to it, in whichever journal mode, is noticed."""
+    """Writes of any process are detected, in every journal mode."""
     database = tmp_path / "mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
     asked = tmp_path / "asked"
@@ -137,13 +136,3 @@ def test_a_database_that_nobody_wrote_to_is_not_asked(tmp_path, folder, monkeypa
         return counts
 
     assert asyncio.run(looks()) == [1, 1, 2, 2, 3, 3, 4, 4]
-
-
-def test_it_looks_where_the_registry_module_does():
-    from anomaly_vae.lifecycle import registry
-
-    assert (mlflow_rest.DEFAULT_URI, mlflow_rest.DIGEST_TAG) == (
-        registry.DEFAULT_URI,
-        registry.DIGEST_TAG,
-    )
-    assert (MISSING, UNFIT, UNWRITABLE) == (registry.MISSING, registry.UNFIT, registry.UNWRITABLE)

@@ -8,8 +8,9 @@ import time
 import pytest
 from starlette.testclient import TestClient
 
+from anomaly_vae.artifacts.registry_names import BundleRef
 from serving.app import create_app
-from serving.models.store import BundleRef, Store
+from serving.models.store import Store
 from serving.observability.metrics import Metrics
 from serving.registry.board import Board, Followed, FollowState
 from serving.registry.follower import Follower
@@ -135,7 +136,7 @@ def signed(body, secret=SECRET, at=None):
 def hooked(served, monkeypatch):
     """A client of a service that takes webhooks, and how often it looked."""
     looks = []
-    monkeypatch.setattr(Follower, "soon", lambda _: looks.append(1))
+    monkeypatch.setattr(Follower, "schedule_check", lambda _: looks.append(1))
     followed = (Followed(URI, "fraud", source=BundleRef("x")),)
     keys = (ApiKey("k", frozenset({"score"}), DIGEST),)
     asked = client(served, "192.0.2.1", followed, webhook_secret=SECRET, api_keys=keys)

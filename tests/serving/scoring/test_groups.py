@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 
+from anomaly_vae.artifacts.registry_names import BundleRef
 from anomaly_vae.calibration.sample import CalibrationSample
 from anomaly_vae.calibration.thresholds import choose_threshold
 from anomaly_vae.client import Client
 from anomaly_vae.config import CalibrationConfig
 from anomaly_vae.data.splitting import CALIBRATION
 from serving.models.loading import load_model
-from serving.models.store import BundleRef
 from serving.protocols.open_inference import HEADER_LENGTH
 from tests.support.shadows import client_beside, counted, wait_for
 
@@ -28,8 +28,8 @@ def channels(bundle, dataset, tmp_path_factory):
     """The small model with a threshold for each channel."""
     x = bundle.scorer.encoding.encode(dataset.part(CALIBRATION))
     levels = bundle.scorer.encoding.levels(COLUMN, x)
-    given = CalibrationSample.of(bundle.scorer.score_encoded(x), levels=levels)
-    chosen = choose_threshold(given, CalibrationConfig(alpha=0.1, group=COLUMN))
+    given = CalibrationSample.from_scores(bundle.scorer.score_encoded(x), levels=levels)
+    chosen = choose_threshold(given, CalibrationConfig(alpha=0.1, group_by=COLUMN))
     folder = bundle.calibrated(chosen, None).save(tmp_path_factory.mktemp("channels") / "bundle")
     return load_model(BundleRef(str(folder), version="3"))
 

@@ -32,7 +32,7 @@ def score(client, contents, query=""):
 def batch_of(served, contents):
     """What the library makes of the same bytes."""
     schema = served.detector.scorer.schema
-    return schema.from_pictures(p for c in contents for p in read_bytes(c, schema.reading))
+    return schema.from_images(p for c in contents for p in read_bytes(c, schema.options))
 
 
 def without(results, *keys):
@@ -59,10 +59,10 @@ def test_answers_are_what_the_detector_says(scan_client, scanner, pngs):
 
 IMAGES = blobs(3, seed=5, size=40)
 FORMATS = {
-    "png": image_uploads.picture_file(IMAGES[0]),
-    "deep png": image_uploads.picture_file(IMAGES[0].astype(np.uint16) * 257),
-    "colour": image_uploads.picture_file(coloured(IMAGES)[0]),
-    "jpeg": image_uploads.picture_file(IMAGES[0], "JPEG"),
+    "png": image_uploads.image_file(IMAGES[0]),
+    "deep png": image_uploads.image_file(IMAGES[0].astype(np.uint16) * 257),
+    "colour": image_uploads.image_file(coloured(IMAGES)[0]),
+    "jpeg": image_uploads.image_file(IMAGES[0], "JPEG"),
     "tiff": image_uploads.tiff_file(IMAGES),
     "dicom": image_uploads.dicom_file(IMAGES),
     "nifti": image_uploads.nifti_file(IMAGES),
@@ -96,7 +96,7 @@ def test_results_are_in_the_order_of_files_and_frames(scan_client, pngs):
 
 def test_frames_are_the_images_they_hold(scan_client):
     """A page of a TIFF and a frame of a DICOM file score as the same pixels do in a PNG."""
-    alone = score(scan_client, map(image_uploads.picture_file, IMAGES))
+    alone = score(scan_client, map(image_uploads.image_file, IMAGES))
     for kind in ("tiff", "dicom"):
         scores = [r["score"] for r in score(scan_client, [FORMATS[kind]])]
         np.testing.assert_allclose(scores, [r["score"] for r in alone], rtol=1e-3)

@@ -33,8 +33,8 @@ from tests.support.image_uploads import FORM, form, part
 from tests.support.scans import blobs
 
 PNG = {"Content-Type": "image/png"}
-GOOD = image_uploads.picture_file(blobs(1)[0])
-FLAT = image_uploads.picture_file(np.full((9, 9), 7, np.uint8))
+GOOD = image_uploads.image_file(blobs(1)[0])
+FLAT = image_uploads.image_file(np.full((9, 9), 7, np.uint8))
 
 
 def post(client, body, headers=FORM, query=""):
@@ -398,14 +398,14 @@ def test_memory_does_not_grow_with_the_images_asked_for(scanner, monkeypatch):
             most.append(len(held))
             yield DecodeFailure("none", number)
 
-    prepared = type(scanner.detector.scorer.schema).from_pictures
+    prepared = type(scanner.detector.scorer.schema).from_images
 
-    def from_pictures(schema, stream):
+    def from_images(schema, stream):
         held.clear()
         return prepared(schema, stream)
 
     monkeypatch.setattr(images, "read_bytes", pictures)
-    monkeypatch.setattr(type(scanner.detector.scorer.schema), "from_pictures", from_pictures)
+    monkeypatch.setattr(type(scanner.detector.scorer.schema), "from_images", from_images)
     with pytest.raises(ProblemError):
         images.score(scanner, [b""], ImageOptions(), Settings())
     assert max(most) == images.CHUNK

@@ -1,0 +1,123 @@
+"""Describe each column type once, for all readers and protocols.
+
+The module imports no pyarrow, msgspec or MLflow, so that every process can afford it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+
+from anomaly_vae.data import converters
+from anomaly_vae.data.converters import CellProblem, Levels, Numbers
+from anomaly_vae.types import ColumnType
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Converted: TypeAlias = tuple[Numbers | Levels, list[CellProblem]]
+Storage = Literal["number", "time", "level", "pixels"]
+
+
+class TensorFormat(NamedTuple):
+    """The tensor that the Open Inference Protocol recommends for a column."""
+
+    datatype: str
+    content_type: str | None = None
+    """MLServer's content type, which says what the bytes of an element mean."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ColumnSpec:
+    """How a column is stored and exchanged, whatever the kind of model."""
+
+    storage: Storage
+    """Content of the array in a `RawBatch`: numbers, seconds since 1970, level codes or pixels."""
+    tensor: TensorFormat
+    mlflow_type: str
+    """Name of the member of MLflow's ``DataType`` in a model signature."""
+    required: bool = False
+    """Whether a value must be present in every row."""
+    has_levels: bool = False
+    """Whether the column has a finite set of values, by which rows can be grouped."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TabularColumnSpec(ColumnSpec):
+    """How a column of a table is read and described."""
+
+    from_values: Callable[[Sequence[Any]], Converted]
+    """Converter of N plain values, as JSON holds them."""
+    arrow_converter: str
+    """Name of the converter in `data.arrow`, which is imported when it is first needed."""
+    json_type: Any
+    """Python type of a cell in a JSON record, as msgspec reads it."""
+    json_schema: Mapping[str, Any]
+    """JSON schema of a cell in a JSON record."""
+
+    def from_arrow(self, array: pa.Array) -> Converted:
+        """Convert an Arrow array (N,) into values (N,) and the problems of its cells.
+
+        Raises:
+            DataError: the array is of a type that cannot hold such a column.
+        """
+        from anomaly_vae.data import arrow
+
+        convert: Callable[[pa.Array], Converted] = getattr(arrow, self.arrow_converter)
+        return convert(array)
+
+
+COLUMN_TYPES: Mapping[ColumnType, TabularColumnSpec] = {
+    ColumnType.NUMERIC: TabularColumnSpec(
+        storage="number",
+        from_values=converters.numbers_from_values,
+        arrow_converter="numbers_from_arrow",
+        json_type=float | None,
+        json_schema={
+            "type": ["number", "null"],
+            "minimum": -sys.float_info.max,
+            "maximum": sys.float_info.max,
+        },
+        tensor=TensorFormat("FP64"),
+        mlflow_type="double",
+    ),
+    ColumnType.BINARY: TabularColumnSpec(
+        storage="number",
+        has_levels=True,
+        from_values=converters.binary_from_values,
+        arrow_converter="binary_from_arrow",
+        json_type=Literal[0, 1] | bool | None,
+        json_schema={"enum": [0, 1, False, True, None]},
+        tensor=TensorFormat("BOOL"),
+        mlflow_type="double",
+    ),
+    ColumnType.DATETIME: TabularColumnSpec(
+        storage="time",
+        from_values=converters.times_from_values,
+        arrow_converter="times_from_arrow",
+        json_type=str | None,
+        json_schema={"type": ["string", "null"], "format": "date-time"},
+        tensor=TensorFormat("BYTES", "datetime"),
+        mlflow_type="datetime",
+    ),
+    ColumnType.CATEGORICAL: TabularColumnSpec(
+        storage="level",
+        has_levels=True,
+        from_values=converters.levels_from_values,
+        arrow_converter="levels_from_arrow",
+        json_type=str | int | float | bool | None,
+        json_schema={"type": ["string", "number", "boolean", "null"]},
+        tensor=TensorFormat("BYTES", "str"),
+        mlflow_type="string",
+    ),
+}
+
+IMAGE_COLUMN = ColumnSpec(
+    storage="pixels",
+    tensor=TensorFormat("BYTES", "base64"),
+    mlflow_type="binary",  # MLflow accepts a path, too
+    required=True,
+)
+"""Description of the one column that an image model reads."""

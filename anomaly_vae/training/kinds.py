@@ -1,0 +1,257 @@
+"""Collect all that training does differently for tables and for images, in one class each.
+
+`KINDS` is the only place where training and generation choose between the two.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Generic, TypeVar
+
+import torch
+from safetensors.numpy import save as save_tensors
+
+from anomaly_vae.artifacts.bundle import Bundle
+from anomaly_vae.config import (
+    Config,
+    ImageConfig,
+    ImageModelConfig,
+    ModelConfig,
+    TabularConfig,
+)
+from anomaly_vae.data.encoding import (
+    Categorical,
+    EncodedColumn,
+    Matrix,
+    TabularEncoding,
+    fit_encoding,
+)
+from anomaly_vae.data.schema import RawBatch, TabularSchema
+from anomaly_vae.data.type_inference import feature_options
+from anomaly_vae.errors import DataError
+from anomaly_vae.export.image_scores import ImageScore
+from anomaly_vae.export.onnx_tabular import check_graph, export_graph, weight_tensors
+from anomaly_vae.export.onnx_traced import check_traced, image_tensors, trace_graph
+from anomaly_vae.images.encoding import ImageEncoding, ImageLayout
+from anomaly_vae.images.heatmaps import fit_scale
+from anomaly_vae.images.schema import ImageSchema
+from anomaly_vae.models.builder import build_image, build_tabular
+from anomaly_vae.models.vae import VAE
+from anomaly_vae.scoring.modality import Encoding, Schema
+from anomaly_vae.training.aggregated_posterior import finalize
+from anomaly_vae.training.augmentation import DistortedImages, NoisyCells, Views
+from anomaly_vae.training.runtime import cpu_threads
+from anomaly_vae.training.synthetic_anomalies import synthetic
+
+MEASURED = {"center", "offset", "scale", "shift"}
+"""Keys of an encoded column that are measured on the rows; the others define its meaning."""
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+SchemaT = TypeVar("SchemaT", bound=Schema)
+EncodingT = TypeVar("EncodingT", bound=Encoding)
+
+
+class Kind(ABC, Generic[ConfigT, SchemaT, EncodingT]):
+    """The steps of training that depend on the kind of data."""
+
+    @abstractmethod
+    def fit_encoding(self, config: ConfigT, schema: SchemaT, train: RawBatch) -> EncodingT:
+        """Fit the encoding on the training rows.
+
+        Raises:
+            DataError: no column is left to learn from.
+        """
+
+    @abstractmethod
+    def align(self, encoding: EncodingT, earlier: EncodingT) -> EncodingT:
+        """Return the encoding with everything arbitrary in it as in an earlier one."""
+
+    @abstractmethod
+    def difference(self, earlier: Any, encoding: EncodingT) -> str | None:
+        """Explain why weights for the earlier encoding do not fit the new one; None if they do.
+
+        Args:
+            earlier: the encoding in the manifest of a bundle.
+            encoding: the encoding of the rows to fit.
+        """
+
+    @abstractmethod
+    def build(self, config: ConfigT, encoding: EncodingT) -> VAE:
+        """Return an untrained model; its initial weights follow from the seed of the training."""
+
+    @abstractmethod
+    def build_stored(self, section: Mapping[str, Any], encoding: EncodingT) -> VAE:
+        """Return an untrained model for the ``model`` section of a bundle's configuration."""
+
+    @abstractmethod
+    def views(self, config: ConfigT, encoding: EncodingT) -> Views:
+        """Return the function that turns batches into training views."""
+
+    @abstractmethod
+    def finalize(self, model: VAE, config: ConfigT, train: Matrix, validation: Matrix) -> None:
+        """Estimate from encoded rows (N, F) what is learned after the networks, in place."""
+
+    @abstractmethod
+    def freeze(
+        self,
+        model: VAE,
+        config: ConfigT,
+        encoding: EncodingT,
+        manifest: dict[str, Any],
+        validation: Matrix,
+    ) -> tuple[Bundle, float]:
+        """Export the scoring graph and compare it with torch on the validation rows.
+
+        Returns:
+            The bundle, and the largest relative disagreement of its scores with torch.
+
+        Raises:
+            ExportError: the disagreement is too large.
+        """
+
+
+class Tables(Kind[TabularConfig, TabularSchema, TabularEncoding]):
+    """The steps of training for tables."""
+
+    def fit_encoding(
+        self, config: TabularConfig, schema: TabularSchema, train: RawBatch
+    ) -> TabularEncoding:
+        """Fit the encoding of each column; see `Kind.fit_encoding`."""
+        encoding = fit_encoding(schema, train, feature_options(config.data))
+        if not encoding.columns:
+            raise DataError(
+                "no column is left to learn from: the only ones are dates without a cycle"
+            )
+        return encoding
+
+    def align(self, encoding: TabularEncoding, earlier: TabularEncoding) -> TabularEncoding:
+        """Give columns with the same levels as earlier the earlier order of levels.
+
+        Levels are ordered by frequency, which varies with the rows and carries no meaning.
+        """
+        known = {column.name: column for column in earlier.columns}
+        columns = tuple(
+            _with_order_of(column, known.get(column.name)) for column in encoding.columns
+        )
+        return replace(encoding, columns=columns)
+
+    def difference(self, earlier: Any, encoding: TabularEncoding) -> str | None:
+        """Compare names and meaning of the columns; see `Kind.difference`."""
+        planned = encoding.to_json()
+        before, now = ([column["name"] for column in columns] for columns in (earlier, planned))
+        if before != now:
+            return f"its columns are {', '.join(before)}"
+        for old, new in zip(earlier, planned, strict=True):
+            if _meaning(old) != _meaning(new):
+                return f"its column '{new['name']}' has other levels or another scale"
+        return None
+
+    def build(self, config: TabularConfig, encoding: TabularEncoding) -> VAE:
+        """Return an untrained model; see `Kind.build`."""
+        return build_tabular(config.model, encoding.layout, config.training.seed)
+
+    def build_stored(self, section: Mapping[str, Any], encoding: TabularEncoding) -> VAE:
+        """Return an untrained model; see `Kind.build_stored`."""
+        return build_tabular(ModelConfig.model_validate(section), encoding.layout)
+
+    def views(self, config: TabularConfig, encoding: TabularEncoding) -> Views:
+        """Hide cells and add noise; see `Kind.views`."""
+        hide, noise = config.training.hide, config.training.noise
+        return NoisyCells(hide, encoding.sources.tolist(), noise, encoding.layout.n_numeric)
+
+    def finalize(
+        self, model: VAE, config: TabularConfig, train: Matrix, validation: Matrix
+    ) -> None:
+        """Estimate variances and the aggregated posterior; see `Kind.finalize`."""
+        rows = torch.from_numpy(train), torch.from_numpy(validation)
+        with cpu_threads(config.training.threads):
+            finalize(model, *rows, config.model, config.training)
+
+    def freeze(
+        self,
+        model: VAE,
+        config: TabularConfig,
+        encoding: TabularEncoding,
+        manifest: dict[str, Any],
+        validation: Matrix,
+    ) -> tuple[Bundle, float]:
+        """Build the scoring graph node by node; see `Kind.freeze`."""
+        del encoding
+        weights = save_tensors(weight_tensors(model, config.score))
+        bundle = Bundle(manifest, export_graph(model, config.score, weights), weights)
+        scores = bundle.scorer.score_encoded(validation)
+        return bundle, check_graph(model, config.score, validation, scores)
+
+
+class Images(Kind[ImageConfig, ImageSchema, ImageEncoding]):
+    """The steps of training for images."""
+
+    def fit_encoding(
+        self, config: ImageConfig, schema: ImageSchema, train: RawBatch
+    ) -> ImageEncoding:
+        """Return the configured encoding, which needs no rows; see `Kind.fit_encoding`."""
+        del schema, train
+        layout = ImageLayout(config.data.channels, config.data.size)
+        return ImageEncoding(layout, config.data.intensity)
+
+    def align(self, encoding: ImageEncoding, earlier: ImageEncoding) -> ImageEncoding:
+        """Return the encoding unchanged; see `Kind.align`."""
+        del earlier
+        return encoding
+
+    def difference(self, earlier: Any, encoding: ImageEncoding) -> str | None:
+        """Compare the encodings as they are; see `Kind.difference`."""
+        return None if earlier == encoding.to_json() else f"its images are encoded as {earlier}"
+
+    def build(self, config: ImageConfig, encoding: ImageEncoding) -> VAE:
+        """Return an untrained model; see `Kind.build`."""
+        return build_image(config.model, encoding.layout, config.training.seed)
+
+    def build_stored(self, section: Mapping[str, Any], encoding: ImageEncoding) -> VAE:
+        """Return an untrained model; see `Kind.build_stored`."""
+        return build_image(ImageModelConfig.model_validate(section), encoding.layout)
+
+    def views(self, config: ImageConfig, encoding: ImageEncoding) -> Views:
+        """Augment, corrupt and insert synthetic anomalies; see `Kind.views`."""
+        training, insert = config.training, synthetic if config.model.localization_head else None
+        return DistortedImages(encoding.layout, training.augmentation, training.corruption, insert)
+
+    def finalize(self, model: VAE, config: ImageConfig, train: Matrix, validation: Matrix) -> None:
+        """Leave the model unchanged; see `Kind.finalize`."""
+
+    def freeze(
+        self,
+        model: VAE,
+        config: ImageConfig,
+        encoding: ImageEncoding,
+        manifest: dict[str, Any],
+        validation: Matrix,
+    ) -> tuple[Bundle, float]:
+        """Fit the score's statistics on the validation images and trace; see `Kind.freeze`."""
+        size = encoding.layout.size
+        score = ImageScore(model, encoding.layout, config.score)
+        score.fit_statistics(torch.from_numpy(validation))
+        weights = save_tensors(image_tensors(score))
+        bundle = Bundle(manifest, trace_graph(score, weights), weights)
+        explained = bundle.scorer.explain_encoded(validation)
+        scale = fit_scale(explained.nats.reshape(-1, size, size), score.unit)
+        error = check_traced(score, validation, explained.score)
+        return replace(bundle, manifest={**manifest, "heat_scale": scale.to_json()}), error
+
+
+KINDS: dict[str, Kind[Any, Any, Any]] = {"tabular": Tables(), "image": Images()}
+"""The steps of training by the ``kind`` of the configuration or manifest."""
+
+
+def _with_order_of(column: EncodedColumn, earlier: EncodedColumn | None) -> EncodedColumn:
+    if not (isinstance(column, Categorical) and isinstance(earlier, Categorical)):
+        return column
+    same = set(column.levels) == set(earlier.levels)
+    return column.model_copy(update={"levels": earlier.levels}) if same else column
+
+
+def _meaning(column: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in column.items() if key not in MEASURED}
+    return {**kept, "unit": column.get("unit") is None}
