@@ -33,7 +33,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import save as save_tensors
 from torch import Tensor, nn
 
-from anomaly_vae.config import ModelConfig, ScoreConfig, TrainingConfig
+from anomaly_vae.config.model import ModelConfig
+from anomaly_vae.config.scoring import ScoreConfig
+from anomaly_vae.config.training import TrainingConfig
 from anomaly_vae.data.encoding import Layout
 from anomaly_vae.export.onnx_tabular import OPSET, export_graph, weight_tensors
 from anomaly_vae.models.builder import build, tabular_parts

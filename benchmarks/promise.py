@@ -26,7 +26,7 @@ from scipy.stats import betabinom
 
 from anomaly_vae import TabularVAEDetector
 from anomaly_vae.calibration.conformal import calibrate, ranks_within, scores_needed
-from anomaly_vae.config import PRESETS
+from anomaly_vae.config.detector import PRESETS
 from anomaly_vae.errors import CalibrationError
 from benchmarks import tabular, transactions
 from benchmarks.common import Ledger, Options, environment, expected_rate_range, markdown_table

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from anomaly_vae.config import PromotionConfig
+from anomaly_vae.config.lifecycle import PromotionConfig
 from anomaly_vae.evaluation.comparison import Change, metric_change
 from benchmarks.common import Options, environment, markdown_table
 

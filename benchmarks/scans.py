@@ -36,7 +36,8 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
-from anomaly_vae.config import merged, validate_config
+from anomaly_vae.config import validate_config
+from anomaly_vae.config.detector import merged
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.images.decoding import read_file
 from anomaly_vae.images.encoding import ImageEncoding, ImageLayout

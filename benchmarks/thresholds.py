@@ -24,7 +24,7 @@ from anomaly_vae.calibration.contamination_test import LEVEL, contamination_test
 from anomaly_vae.calibration.sample import CalibrationSample
 from anomaly_vae.calibration.tail_methods import fitted_tail
 from anomaly_vae.calibration.thresholds import choose_threshold
-from anomaly_vae.config import CalibrationConfig
+from anomaly_vae.config.calibration import CalibrationConfig
 from anomaly_vae.data.converters import Levels
 from benchmarks.common import Ledger, Options, environment, markdown_table
 

@@ -38,7 +38,8 @@ from sklearn.preprocessing import StandardScaler
 
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.calibration.conformal import calibrate
-from anomaly_vae.config import Config, merged, validate_config
+from anomaly_vae.config import Config, validate_config
+from anomaly_vae.config.detector import merged
 from anomaly_vae.data.schema import RawBatch, TabularSchema
 from anomaly_vae.data.splitting import CALIBRATION, TEST, TRAIN, VALIDATION
 from anomaly_vae.evaluation.cost_sensitive import CardPrecision

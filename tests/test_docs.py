@@ -10,7 +10,9 @@ import pytest
 import typer
 import yaml
 
-from anomaly_vae.config import ImageConfig, TabularConfig, fields, merged, validate_config
+from anomaly_vae.config import ImageConfig, TabularConfig, validate_config
+from anomaly_vae.config.detector import merged
+from anomaly_vae.config.loading import fields
 from pipelines.cli import app
 from serving.settings import documented
 from tests.support.paths import ROOT

@@ -14,7 +14,7 @@ import numpy as np
 
 from anomaly_vae.calibration.conformal import Scores, scores_needed
 from anomaly_vae.calibration.sample import CalibrationSample, ThresholdChoice
-from anomaly_vae.config import CalibrationConfig, CostConfig
+from anomaly_vae.config.calibration import CalibrationConfig, CostConfig
 from anomaly_vae.errors import CalibrationError
 
 RESAMPLES = 200

@@ -10,7 +10,7 @@ from scipy.stats import beta, binom, genpareto, goodness_of_fit
 
 from anomaly_vae.calibration.conformal import Scores, conformal_threshold, scores_needed
 from anomaly_vae.calibration.sample import CalibrationSample, ThresholdChoice
-from anomaly_vae.config import CalibrationConfig
+from anomaly_vae.config.calibration import CalibrationConfig
 from anomaly_vae.errors import CalibrationError
 
 MIN_EXCESSES = 50

@@ -44,7 +44,7 @@ from anomaly_vae.calibration.tail_methods import (
     check_tail,
     evt,
 )
-from anomaly_vae.config import CalibrationConfig
+from anomaly_vae.config.calibration import CalibrationConfig
 from anomaly_vae.errors import CalibrationError
 from anomaly_vae.messages import listed
 from anomaly_vae.types import Method

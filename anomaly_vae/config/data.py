@@ -20,7 +20,12 @@ from anomaly_vae.types import (
 
 
 class Feature(Section):
-    """Type of a column, and how its levels are kept."""
+    """Type of a column, and how its levels are kept.
+
+    Example:
+        >>> Feature(type="categorical", min_count=2).max_levels
+        64
+    """
 
     type: ColumnType
     """Type of the column: numeric, categorical, binary or datetime."""

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly_vae.config import Splits, utc
+from anomaly_vae.config.base import utc
+from anomaly_vae.config.data import Splits
 from anomaly_vae.errors import DataError
 
 UNUSED, TRAIN, VALIDATION, CALIBRATION, TEST = range(5)

@@ -9,7 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from anomaly_vae.config import Feature, TabularData
+from anomaly_vae.config import Feature
+from anomaly_vae.config.data import TabularData
 from anomaly_vae.data.arrow import NUMBER, is_numeric, is_text, normalise_array
 from anomaly_vae.data.converters import MISSING
 from anomaly_vae.data.schema import Column, TabularSchema

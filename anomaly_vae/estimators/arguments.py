@@ -11,7 +11,9 @@ import numpy as np
 from numpy.random import RandomState
 from sklearn.utils import check_random_state
 
-from anomaly_vae.config import KINDS, Config, fields, validate_config
+from anomaly_vae.config import Config, validate_config
+from anomaly_vae.config.detector import KINDS
+from anomaly_vae.config.loading import fields
 
 SHARED_KEYS: dict[str, tuple[str, ...]] = {
     "preset": ("preset",),

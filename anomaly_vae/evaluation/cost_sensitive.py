@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly_vae.calibration.operating_points import PER
-from anomaly_vae.config import CostConfig
+from anomaly_vae.config.calibration import CostConfig
 from anomaly_vae.data.splitting import DAY
 from anomaly_vae.evaluation.bootstrap import Counts, Interval, choose_draws, draws, interval
 from anomaly_vae.scoring.detector import Detections

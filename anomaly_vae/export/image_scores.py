@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anomaly_vae.config import ImageScoreConfig
+from anomaly_vae.config.scoring import ImageScoreConfig
 from anomaly_vae.images.encoding import ImageLayout
 from anomaly_vae.models.image_likelihoods import Contrast, blur, gaussian_kernel
 from anomaly_vae.models.vae import VAE, Inference, Terms, frozen_noise

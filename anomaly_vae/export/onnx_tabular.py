@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from anomaly_vae.config import ScoreConfig
+from anomaly_vae.config.scoring import ScoreConfig
 from anomaly_vae.data.encoding import Layout
 from anomaly_vae.errors import ExportError
 from anomaly_vae.models.autoencoder import Autoencoder

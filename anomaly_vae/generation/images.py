@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anomaly_vae.artifacts.bundle import Bundle
-from anomaly_vae.config import CorruptionConfig
+from anomaly_vae.config.training import CorruptionConfig
 from anomaly_vae.data.encoding import Matrix
 from anomaly_vae.errors import BundleError
 from anomaly_vae.generation.latent_space import (

@@ -27,7 +27,7 @@ from anomaly_vae.images.pixels import MAX_PIXEL, DecodedImage, DecodeFailure, De
 from anomaly_vae.messages import listed
 
 if TYPE_CHECKING:
-    from anomaly_vae.config import ImageData
+    from anomaly_vae.config.data import ImageData
 
 NO_IMAGE, NO_BYTES = "no image is given", "expected the bytes of an image file"
 IMAGE_TYPES = (

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly_vae.artifacts.bundle import Bundle
-from anomaly_vae.config import ImageScoreConfig, ScoreConfig
+from anomaly_vae.config.scoring import ImageScoreConfig, ScoreConfig
 from anomaly_vae.data.encoding import Matrix
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.errors import ExportError

@@ -7,20 +7,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from anomaly_vae.config import PromotionConfig
+from anomaly_vae.config.lifecycle import PromotionConfig
 from anomaly_vae.evaluation.comparison import Agreement, Change, SliceChange
 from anomaly_vae.evaluation.metrics import Evaluation
 
-__all__ = [
-    "Comparison",
-    "Costs",
-    "Parity",
-    "RefusalReason",
-    "Rule",
-    "RuleResult",
-    "UnscorableRows",
-    "decide",
-]
+__all__ = ["decide"]
 
 DEFAULT_TEST_NAME = "the frozen test split"
 

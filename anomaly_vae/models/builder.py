@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from anomaly_vae.config import ImageModelConfig, ModelConfig, ResolvedImageModel
+from anomaly_vae.config.model import ImageModelConfig, ModelConfig, ResolvedImageModel
 from anomaly_vae.data.encoding import Layout
 from anomaly_vae.images.encoding import ImageLayout
 from anomaly_vae.models.autoencoder import Autoencoder

@@ -18,7 +18,8 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from anomaly_vae.config import ModelConfig, TrainingConfig
+from anomaly_vae.config.model import ModelConfig
+from anomaly_vae.config.training import TrainingConfig
 from anomaly_vae.models.autoencoder import Autoencoder
 from anomaly_vae.models.builder import tabular_parts
 from anomaly_vae.models.priors import Mixture

@@ -18,7 +18,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from anomaly_vae.config import AugmentationConfig, CorruptionConfig
+from anomaly_vae.config.training import AugmentationConfig, CorruptionConfig
 from anomaly_vae.images.encoding import STANDARDISED_MEAN, ImageLayout
 
 COARSE_CELL = 4

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn import functional as F
 
-from anomaly_vae.config import FitConfig
+from anomaly_vae.config.training import FitConfig
 from anomaly_vae.models.likelihoods import TabularLikelihood
 from anomaly_vae.models.vae import VAE, Inference, Terms
 from anomaly_vae.training.augmentation import SyntheticAnomalies

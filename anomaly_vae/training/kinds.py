@@ -14,13 +14,8 @@ import torch
 from safetensors.numpy import save as save_tensors
 
 from anomaly_vae.artifacts.bundle import Bundle
-from anomaly_vae.config import (
-    Config,
-    ImageConfig,
-    ImageModelConfig,
-    ModelConfig,
-    TabularConfig,
-)
+from anomaly_vae.config import Config, ImageConfig, TabularConfig
+from anomaly_vae.config.model import ImageModelConfig, ModelConfig
 from anomaly_vae.data.encoding import (
     Categorical,
     EncodedColumn,

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim.adamw import adamw
 
-from anomaly_vae.config import ImageTrainingConfig, ResolvedFit, TrainingConfig
+from anomaly_vae.config.training import ImageTrainingConfig, ResolvedFit, TrainingConfig
 from anomaly_vae.errors import TrainingError
 from anomaly_vae.files import atomic_path
 from anomaly_vae.models.vae import VAE

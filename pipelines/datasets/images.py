@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from anomaly_vae.config import ImageData
+from anomaly_vae.config.data import ImageData
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.data.splitting import CALIBRATION, TEST, TRAIN, VALIDATION, assign, contained_in
 from anomaly_vae.errors import DataError

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from anomaly_vae.artifacts.bundle import Bundle
-from anomaly_vae.config import ImageData, TabularData
+from anomaly_vae.config.data import ImageData, TabularData
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.scoring.modality import image_modality
 from pipelines.datasets.dataset import GROUP, Dataset

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from anomaly_vae.config import TabularData
+from anomaly_vae.config.data import TabularData
 from anomaly_vae.data.arrow import normalise_array, times_from_arrow
 from anomaly_vae.data.splitting import TRAIN, assign
 from anomaly_vae.data.type_inference import check_present, infer_schema

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anomaly_vae.artifacts.bundle import Bundle
-from anomaly_vae.config import CorruptionConfig
+from anomaly_vae.config.training import CorruptionConfig
 from anomaly_vae.data.encoding import Matrix
 from anomaly_vae.errors import ConfigError, DataError
 from anomaly_vae.files import atomic_path

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from anomaly_vae.artifacts.bundle import Bundle
-from anomaly_vae.config import PromotionConfig
+from anomaly_vae.config.lifecycle import PromotionConfig
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.errors import ConfigError
 from anomaly_vae.evaluation.comparison import (

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from anomaly_vae.artifacts.bundle import Bundle
-from anomaly_vae.config import PromotionConfig
+from anomaly_vae.config.lifecycle import PromotionConfig
 from anomaly_vae.errors import RegistryError
 from anomaly_vae.evaluation.metrics import Evaluation, Slice
 from anomaly_vae.lifecycle.champion_history import ChampionHistory, check_reason, previous_champions

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly_vae import plots
-from anomaly_vae.config import CostConfig
+from anomaly_vae.config.calibration import CostConfig
 from anomaly_vae.data.arrow import levels_from_arrow, numbers_from_arrow
 from anomaly_vae.data.converters import Levels
 from anomaly_vae.errors import DataError

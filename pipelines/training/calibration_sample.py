@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.calibration.conformal import Scores
 from anomaly_vae.calibration.sample import CalibrationSample
-from anomaly_vae.config import CalibrationConfig
+from anomaly_vae.config.calibration import CalibrationConfig
 from anomaly_vae.data.arrow import numbers_from_arrow
 from anomaly_vae.data.converters import Levels, as_levels
 from anomaly_vae.data.encoding import Categorical, TabularEncoding

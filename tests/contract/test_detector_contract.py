@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from anomaly_vae.artifacts.bundle import Bundle, load_bundle
 from anomaly_vae.calibration.conformal import calibrate
-from anomaly_vae.config import Config, merged, validate_config
+from anomaly_vae.config import Config, validate_config
+from anomaly_vae.config.detector import merged
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.data.splitting import CALIBRATION, TEST, TRAIN, VALIDATION
 from anomaly_vae.estimators.image import decoded_image

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from anomaly_vae.artifacts.bundle import FORMAT, KEYS, from_files, load_bundle, upgrade
-from anomaly_vae.config import merged, validate_config
+from anomaly_vae.config import validate_config
+from anomaly_vae.config.detector import merged
 from anomaly_vae.monitoring.exchangeability import Reference, Window
 from anomaly_vae.renames import RENAMED_KEYS
 

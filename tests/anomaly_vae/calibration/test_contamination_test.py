@@ -12,7 +12,7 @@ from anomaly_vae.calibration.contamination_test import LEVEL, ContaminationTest
 from anomaly_vae.calibration.contamination_test import contamination_test as compared
 from anomaly_vae.calibration.sample import CalibrationSample
 from anomaly_vae.calibration.thresholds import choose_threshold
-from anomaly_vae.config import CalibrationConfig
+from anomaly_vae.config.calibration import CalibrationConfig
 
 
 def excess(normal: Scores, held_out: Scores) -> ContaminationTest:

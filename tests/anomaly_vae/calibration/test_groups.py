@@ -23,7 +23,8 @@ from anomaly_vae.calibration.conformal import (
 )
 from anomaly_vae.calibration.sample import CalibrationSample
 from anomaly_vae.calibration.thresholds import choose_threshold
-from anomaly_vae.config import CalibrationConfig, validate_config
+from anomaly_vae.config import validate_config
+from anomaly_vae.config.calibration import CalibrationConfig
 from anomaly_vae.data.converters import Levels
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.data.splitting import TEST

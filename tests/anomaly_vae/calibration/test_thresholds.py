@@ -18,7 +18,7 @@ from anomaly_vae.calibration.conformal import Calibration, Scores, calibrate
 from anomaly_vae.calibration.sample import CalibrationSample
 from anomaly_vae.calibration.tail_methods import certified_needed, fitted_tail
 from anomaly_vae.calibration.thresholds import METHODS, choose_threshold, rows_needed
-from anomaly_vae.config import CalibrationConfig
+from anomaly_vae.config.calibration import CalibrationConfig
 from anomaly_vae.errors import CalibrationError
 from anomaly_vae.evaluation.metrics import max_fpr_under_guarantee
 

@@ -11,23 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from anomaly_vae.config import (
-    KINDS,
-    PRESETS,
-    Config,
-    Feature,
-    ImageConfig,
-    ImageModelConfig,
-    ImageTrainingConfig,
-    ModelConfig,
-    Section,
-    Splits,
-    TrainingConfig,
-    fields,
-    load_config,
-    merged,
-    validate_config,
-)
+from anomaly_vae.config import Config, Feature, ImageConfig, load_config, validate_config
+from anomaly_vae.config.base import Section
+from anomaly_vae.config.data import Splits
+from anomaly_vae.config.detector import KINDS, PRESETS, merged
+from anomaly_vae.config.loading import fields
+from anomaly_vae.config.model import ImageModelConfig, ModelConfig
+from anomaly_vae.config.training import ImageTrainingConfig, TrainingConfig
 from anomaly_vae.errors import ConfigError
 from anomaly_vae.renames import RENAMED_KEYS
 from anomaly_vae.types import ColumnType

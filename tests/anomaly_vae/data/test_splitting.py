@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from anomaly_vae.config import Splits
+from anomaly_vae.config.data import Splits
 from anomaly_vae.data.splitting import (
     CALIBRATION,
     MIN_TRAIN,

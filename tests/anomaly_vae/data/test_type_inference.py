@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anomaly_vae.config import TabularData
+from anomaly_vae.config.data import TabularData
 from anomaly_vae.data.type_inference import check_present, feature_options, infer_schema, infer_type
 from anomaly_vae.errors import DataError
 from anomaly_vae.types import ColumnType

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anomaly_vae.config import TabularData
+from anomaly_vae.config.data import TabularData
 from anomaly_vae.data.dataframes import detect_container, from_table, to_table
 from anomaly_vae.data.schema import Levels, RawBatch
 from anomaly_vae.data.type_inference import infer_schema

@@ -17,6 +17,8 @@ from sklearn.exceptions import NotFittedError
 import anomaly_vae
 from anomaly_vae import config
 from anomaly_vae.artifacts.bundle import Bundle, load_bundle
+from anomaly_vae.config.detector import ImageConfig
+from anomaly_vae.config.loading import fields
 from anomaly_vae.errors import (
     BundleError,
     CalibrationError,
@@ -92,7 +94,7 @@ def test_clone_and_set_params_carry_every_argument() -> None:
 
 def test_every_key_of_the_configuration_is_an_argument_or_excused() -> None:
     named = {key for keys in CONFIG_KEYS.values() for key in keys}
-    keys = {key for key, _ in config.fields(config.ImageConfig)}
+    keys = {key for key, _ in fields(ImageConfig)}
     leaves = {key for key in keys if not any(other.startswith(key + ".") for other in keys)}
     spared = {key for key in leaves if {key, key.partition(".")[0]} & NO_ARGUMENT.keys()}
     assert leaves - spared == named
@@ -122,7 +124,7 @@ def test_arguments_are_called_as_their_keys_are() -> None:
 @pytest.mark.parametrize("argument", ["network", "likelihood", "model", "intensity", "upsampling"])
 def test_the_choices_of_an_argument_are_those_of_its_key(argument: str) -> None:
     section, key = CONFIG_KEYS[argument][0].split(".")
-    owner = config.ImageConfig.model_fields[section].annotation
+    owner = ImageConfig.model_fields[section].annotation
     assert owner is not None
     offered = get_type_hints(ImageVAEDetector.__init__)[argument]
     choices = {choice for option in get_args(offered) for choice in get_args(option)}

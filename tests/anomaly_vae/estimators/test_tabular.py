@@ -19,6 +19,8 @@ from sklearn.metrics import roc_auc_score
 
 from anomaly_vae import config
 from anomaly_vae.artifacts.bundle import Bundle, load_bundle
+from anomaly_vae.config.detector import TabularConfig
+from anomaly_vae.config.loading import fields
 from anomaly_vae.errors import (
     AnomalyVAEError,
     BundleError,
@@ -86,7 +88,7 @@ def on_frame(frame: pd.DataFrame) -> TabularVAEDetector:
 
 def test_every_key_of_the_configuration_is_an_argument_or_excused() -> None:
     named = {key for keys in CONFIG_KEYS.values() for key in keys}
-    keys = {key for key, _ in config.fields(config.TabularConfig)}
+    keys = {key for key, _ in fields(TabularConfig)}
     leaves = {key for key in keys if not any(other.startswith(key + ".") for other in keys)}
     spared = {key for key in leaves if {key, key.partition(".")[0]} & NO_ARGUMENT.keys()}
     assert leaves - spared == named

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from anomaly_vae.calibration.operating_points import expected_cost
 from anomaly_vae.calibration.sample import CalibrationSample
-from anomaly_vae.config import CostConfig
+from anomaly_vae.config.calibration import CostConfig
 from anomaly_vae.data.splitting import DAY
 from anomaly_vae.evaluation.bootstrap import draws
 from anomaly_vae.evaluation.cost_sensitive import CardPrecision, Savings

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from anomaly_vae.config import ImageModelConfig, ImageScoreConfig
+from anomaly_vae.config.model import ImageModelConfig
+from anomaly_vae.config.scoring import ImageScoreConfig
 from anomaly_vae.export.image_scores import MIN_SCALE_SHARE, ImageScore
 from anomaly_vae.images.encoding import ImageLayout
 from anomaly_vae.models.builder import build

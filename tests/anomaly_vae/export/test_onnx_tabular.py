@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from anomaly_vae.config import ModelConfig, ScoreConfig
+from anomaly_vae.config.model import ModelConfig
+from anomaly_vae.config.scoring import ScoreConfig
 from anomaly_vae.data.encoding import Layout
 from anomaly_vae.errors import ExportError
 from anomaly_vae.export.onnx_tabular import check_graph, export_graph, torch_terms, weight_tensors

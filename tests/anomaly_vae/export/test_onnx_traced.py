@@ -15,7 +15,9 @@ import torch
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from anomaly_vae.config import ImageConfig, ImageModelConfig, ImageScoreConfig
+from anomaly_vae.config import ImageConfig
+from anomaly_vae.config.model import ImageModelConfig
+from anomaly_vae.config.scoring import ImageScoreConfig
 from anomaly_vae.errors import ExportError
 from anomaly_vae.export.image_scores import ImageScore
 from anomaly_vae.export.onnx_tabular import IR_VERSION, OPSET, TOLERANCE

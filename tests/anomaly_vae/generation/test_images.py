@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anomaly_vae.artifacts.bundle import Bundle
-from anomaly_vae.config import CorruptionConfig
+from anomaly_vae.config.training import CorruptionConfig
 from anomaly_vae.data.splitting import TEST
 from anomaly_vae.errors import ConfigError, DataError
 from anomaly_vae.generation import images, latent_space

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomaly_vae.config import ImageData
+from anomaly_vae.config.data import ImageData
 from anomaly_vae.errors import DataError
 from anomaly_vae.images.decoding import read_bytes
 from anomaly_vae.images.encoding import (

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anomaly_vae.calibration.conformal import calibrate
-from anomaly_vae.config import PromotionConfig
+from anomaly_vae.config.lifecycle import PromotionConfig
 from anomaly_vae.evaluation.comparison import Agreement, Change, SliceChange, metric_change
 from anomaly_vae.evaluation.metrics import Evaluation, evaluate
 from anomaly_vae.lifecycle.promotion import (

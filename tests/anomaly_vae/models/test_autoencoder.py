@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from anomaly_vae.config import ModelConfig
+from anomaly_vae.config.model import ModelConfig
 from anomaly_vae.data.encoding import Layout
 from anomaly_vae.models.autoencoder import Autoencoder
 from anomaly_vae.models.builder import build

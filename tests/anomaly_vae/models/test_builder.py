@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from anomaly_vae.config import ImageModelConfig, ModelConfig
+from anomaly_vae.config.model import ImageModelConfig, ModelConfig
 from anomaly_vae.data.encoding import Layout
 from anomaly_vae.images.encoding import ImageLayout
 from anomaly_vae.models.autoencoder import Autoencoder

@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from anomaly_vae.config import ModelConfig
+from anomaly_vae.config.model import ModelConfig
 from anomaly_vae.data.encoding import Layout
 from anomaly_vae.models.builder import build
 from anomaly_vae.models.vae import VAE, frozen_noise, reparameterise

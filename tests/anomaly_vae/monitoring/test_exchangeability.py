@@ -14,7 +14,7 @@ from scipy.stats import betabinom, binom
 from anomaly_vae.calibration.conformal import calibrate
 from anomaly_vae.calibration.sample import CalibrationSample
 from anomaly_vae.calibration.thresholds import choose_threshold
-from anomaly_vae.config import CalibrationConfig
+from anomaly_vae.config.calibration import CalibrationConfig
 from anomaly_vae.evaluation.metrics import max_fpr_under_guarantee
 from anomaly_vae.monitoring import exchangeability
 from anomaly_vae.monitoring.exchangeability import (

@@ -9,7 +9,8 @@ import pytest
 
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.calibration.conformal import calibrate
-from anomaly_vae.config import Config, TrainingConfig
+from anomaly_vae.config import Config
+from anomaly_vae.config.training import TrainingConfig
 from anomaly_vae.data.encoding import Matrix
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.data.splitting import CALIBRATION, TEST

@@ -12,7 +12,8 @@ import torch
 from safetensors.numpy import save as save_tensors
 
 from anomaly_vae.artifacts.bundle import Bundle
-from anomaly_vae.config import ModelConfig, ScoreConfig
+from anomaly_vae.config.model import ModelConfig
+from anomaly_vae.config.scoring import ScoreConfig
 from anomaly_vae.data.encoding import Categorical, Numeric, TabularEncoding
 from anomaly_vae.data.schema import Column, RawBatch, TabularSchema
 from anomaly_vae.data.splitting import TEST

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from anomaly_vae.config import ModelConfig, TrainingConfig
+from anomaly_vae.config.model import ModelConfig
+from anomaly_vae.config.training import TrainingConfig
 from anomaly_vae.data.encoding import Layout
 from anomaly_vae.models.builder import build
 from anomaly_vae.models.likelihoods import TabularLikelihood

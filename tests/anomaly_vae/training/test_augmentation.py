@@ -12,7 +12,7 @@ from scipy import stats
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from anomaly_vae.config import AugmentationConfig, CorruptionConfig
+from anomaly_vae.config.training import AugmentationConfig, CorruptionConfig
 from anomaly_vae.images.encoding import STANDARDISED_MEAN, ImageLayout
 from anomaly_vae.training.augmentation import (
     CORRUPTIONS,

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from anomaly_vae.config import ImageModelConfig, ModelConfig, TrainingConfig
+from anomaly_vae.config.model import ImageModelConfig, ModelConfig
+from anomaly_vae.config.training import TrainingConfig
 from anomaly_vae.data.encoding import Layout
 from anomaly_vae.images.encoding import ImageLayout
 from anomaly_vae.models.builder import build

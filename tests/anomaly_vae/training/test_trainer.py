@@ -17,13 +17,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from scipy import linalg, stats
 
-from anomaly_vae.config import (
+from anomaly_vae.config import Config
+from anomaly_vae.config.model import ImageModelConfig, ModelConfig
+from anomaly_vae.config.training import (
     AugmentationConfig,
-    Config,
     CorruptionConfig,
-    ImageModelConfig,
     ImageTrainingConfig,
-    ModelConfig,
     TrainingConfig,
 )
 from anomaly_vae.data.encoding import Layout

@@ -17,7 +17,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomaly_vae.config import ImageConfig, ImageData
+from anomaly_vae.config import ImageConfig
+from anomaly_vae.config.data import ImageData
 from anomaly_vae.data.schema import RowProblem
 from anomaly_vae.data.splitting import CALIBRATION, TEST, TRAIN, UNUSED, VALIDATION
 from anomaly_vae.errors import DataError

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from anomaly_vae.artifacts.bundle import Bundle
-from anomaly_vae.config import Config, CostConfig
+from anomaly_vae.config import Config
+from anomaly_vae.config.calibration import CostConfig
 from anomaly_vae.data.splitting import CALIBRATION, TEST
 from anomaly_vae.errors import DataError
 from anomaly_vae.evaluation.report import EvaluationReport
