@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -15,7 +15,7 @@ from anomaly_vae.evaluation.p_values import UniformityPoint
 from anomaly_vae.evaluation.report import EvaluationReport
 from anomaly_vae.evaluation.slices import ColumnSlice
 from anomaly_vae.images.encoding import ImageEncoding
-from anomaly_vae.scoring.detector import Detector
+from anomaly_vae.scoring.detector import Detector, Explanation
 from anomaly_vae.scoring.scorer import ScoreParts
 from anomaly_vae.training.trainer import History
 
@@ -198,6 +198,43 @@ def _columns(encoding: TabularEncoding, explained: ScoreParts, titles: Sequence[
         axes.set_xticks(place, names, rotation=60, ha="right", fontsize=7)
     figure.axes[0].legend(frameon=False, fontsize=8, loc="upper right", ncols=2)
     return figure
+
+
+def contributions(found: Mapping[str, Explanation]) -> Figure:
+    """Draw what each score is made of, in nats: columns, the other columns together, the KL term.
+
+    Args:
+        found: title → explanation of one row; observed and expected values stand beside the bars.
+    """
+    bars = [len(one.contributions) + 2 for one in found.values()]
+    figure = Figure((9.0, 0.6 * len(bars) + 0.36 * sum(bars)), layout="constrained")
+    panels = figure.subplots(len(bars), 1, sharex=True, squeeze=False, height_ratios=bars)
+    for axes, (title, one) in zip(panels[:, 0], found.items(), strict=True):
+        names = [
+            f"{c.feature}\nobserved {_value(c.observed)}, expected {_value(c.expected)}"
+            for c in one.contributions
+        ]
+        nats = [*(c.nats for c in one.contributions), one.rest, one.kl]
+        colours = [ORANGE] * len(names) + [GREY] * 2
+        drawn = axes.barh([*names, "other columns", "KL term"], nats, color=colours, height=0.7)
+        axes.bar_label(drawn, fmt="%+.1f", padding=3, fontsize=8)
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.tick_params("y", labelsize=8)
+        axes.margins(x=0.1)
+        axes.invert_yaxis()
+    figure.axes[-1].set_xlabel("contribution to the score, nats")
+    return figure
+
+
+def _value(value: object) -> str:
+    """Write one observed or expected value for a label."""
+    if value is None:
+        return "missing"
+    try:
+        return f"{float(value):.4g}"  # type: ignore[arg-type]  # text, too
+    except ValueError:
+        return str(value)
 
 
 def _focus(axes: object, values: Sequence[float]) -> None:

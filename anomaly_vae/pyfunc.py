@@ -1,4 +1,4 @@
-"""What ``mlflow.pyfunc.load_model`` loads: a detector behind a data frame."""
+"""Serve a bundle as an MLflow Python model, which ``mlflow.pyfunc.load_model`` loads."""
 
 from __future__ import annotations
 
@@ -10,21 +10,39 @@ from anomaly_vae.data.dataframes import frame_to_table
 from anomaly_vae.errors import DataError
 from anomaly_vae.scoring.detector import Detector
 
+__all__ = ["DetectorModel"]
+
 
 class DetectorModel:
-    """Scores data frames; every row gets an answer or the whole call an error."""
+    """A detector that scores data frames; MLflow calls `predict`.
+
+    Args:
+        detector: a calibrated detector.
+
+    Examples:
+        >>> import mlflow  # doctest: +SKIP
+        >>> model = mlflow.pyfunc.load_model("models:/fraud@champion")  # doctest: +SKIP
+        >>> list(model.predict(frame).columns)  # doctest: +SKIP
+        ['score', 'p_value', 'is_anomaly']
+    """
 
     def __init__(self, detector: Detector) -> None:
         self.detector = detector
 
     def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Columns as in training → ``score``, ``p_value``, ``is_anomaly``, same index.
+        """Score every row of a data frame, or raise an error for the whole frame.
 
-        Of a model with groups ``group`` and ``threshold``, too: whose scores decided, and where.
-        A model of images reads the column ``image``: paths, or the bytes of files.
+        Args:
+            frame: N rows with the columns of the training data. A model of images reads the
+                column ``image``: paths, or the bytes of files.
+
+        Returns:
+            N rows with the index of ``frame``: ``score`` (in the unit of the bundle, higher is
+            more anomalous), ``p_value`` and ``is_anomaly``; for a model calibrated by group also
+            ``group``, whose scores decided, and its ``threshold``.
 
         Raises:
-            DataError: a cell that does not fit its column, an image that cannot be read.
+            DataError: a cell does not fit its column, or an image cannot be read.
         """
         table: pa.Table = frame_to_table(frame)
         batch = self.detector.scorer.schema.from_arrow(table)
@@ -36,5 +54,5 @@ class DetectorModel:
 
 
 def _load_pyfunc(path: str) -> DetectorModel:
-    """MLflow's entry point."""
+    """Load a bundle folder: the entry point that MLflow calls."""
     return DetectorModel(load_bundle(path).detector)

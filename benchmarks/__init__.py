@@ -1,1 +1,1 @@
-"""The evaluation protocols as scripts: `python -m benchmarks NAME`. RESULTS.md has the figures."""
+"""Run the evaluation protocols: `python -m benchmarks NAME`; RESULTS.md has the results."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks NAME [options]`; without a name the short form of every protocol."""
+"""Run one benchmark protocol, or the short form of every protocol if none is named."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ PROTOCOLS: dict[str, tuple[str, ...]] = {
     "promotions": (),
     "retraining": (),
 }
-"""Modules of this package, each with ``run(options)``, and the data that each reads."""
+"""Protocol modules, each with ``run(options)``, and the data files or folders each one reads."""
 SEEDS = 3
-"""Fits of each random method, where a protocol has no ``SEEDS`` of its own."""
+"""Number of seeds per random method, unless the protocol defines its own ``SEEDS``."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one protocol, or all of them in short whose data are there."""
-    given = vars(_parser().parse_args(arguments))
-    name = given.pop("name")
-    options = Options(**given)
-    if name and (line := options.absent(PROTOCOLS[name])):
-        sys.exit(line)
+    """Run one protocol, or the short form of every protocol whose data are available."""
+    parsed = vars(_parser().parse_args(arguments))
+    name = parsed.pop("name")
+    options = Options(**parsed)
+    if name and (problem := options.missing_data(PROTOCOLS[name])):
+        sys.exit(problem)
     for protocol in [name] if name else PROTOCOLS:
-        if line := options.absent(PROTOCOLS[protocol]):
-            print(f"{protocol}: {line}\n")
+        if problem := options.missing_data(PROTOCOLS[protocol]):
+            print(f"{protocol}: {problem}\n")
         else:
             _run(protocol, options if name else replace(options, short=True))
 
@@ -60,12 +60,21 @@ def _parser() -> ArgumentParser:
         description=__doc__,
         formatter_class=ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("name", nargs="?", choices=PROTOCOLS, help="absent: all of them, in short")
-    parser.add_argument("--data", type=Path, help=f"data folder; absent: ${DATA_VARIABLE}")
-    parser.add_argument("--out", type=Path, default="benchmarks/results", help="results; resumed")
-    parser.add_argument("--seeds", type=int, default=0, help="fits of each; 0: as many as usual")
-    parser.add_argument("--only", default="*", help="methods to run, such as 'PyOD*'")
-    parser.add_argument("--short", action="store_true", help="one seed on a subsample, minutes")
+    parser.add_argument(
+        "name", nargs="?", choices=PROTOCOLS, help="protocol; without it, all in short form"
+    )
+    parser.add_argument("--data", type=Path, help=f"data folder, instead of ${DATA_VARIABLE}")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default="benchmarks/results",
+        help="results folder; a run resumes from it",
+    )
+    parser.add_argument("--seeds", type=int, default=0, help="seeds per method; 0: usual number")
+    parser.add_argument("--only", default="*", help="pattern of methods to run, such as 'PyOD*'")
+    parser.add_argument(
+        "--short", action="store_true", help="one seed on a subsample; takes minutes"
+    )
     return parser
 
 

@@ -1,4 +1,4 @@
-"""What the protocols share: CPU-seconds, results that resume, tables, and where it all ran."""
+"""Provide CPU timing, resumable results and Markdown tables to the benchmark protocols."""
 
 from __future__ import annotations
 
@@ -31,49 +31,58 @@ T = TypeVar("T")
 Key = tuple[str | int | float, ...]
 
 DATA_VARIABLE = "ANOMALY_VAE_DATA"
+"""Environment variable that names the data folder."""
 PACKAGES = ("numpy", "onnxruntime", "pyod", "scikit-learn", "torch")
+"""Packages whose versions are reported with the results."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says."""
+    """Command-line options of a benchmark run."""
 
     data: Path | None
+    """Data folder; None means the folder named by ``ANOMALY_VAE_DATA``."""
     out: Path
+    """Results folder."""
     seeds: int
+    """Number of seeds per random method."""
     only: str
+    """Shell-style pattern of the methods to run."""
     short: bool
+    """Whether to run the short form, on a subsample."""
 
-    def root(self) -> Path:
-        """The folder of all data."""
+    def data_root(self) -> Path:
+        """Return the folder that contains all data sets."""
         return Path(self.data or os.environ[DATA_VARIABLE])
 
-    def folder(self, name: str) -> Path:
-        """A folder of the data."""
-        return self.root() / name
+    def data_folder(self, name: str) -> Path:
+        """Return the folder of one data set."""
+        return self.data_root() / name
 
-    def absent(self, names: Sequence[str]) -> str:
-        """What of these the data lack, in one line with the remedy; empty: nothing."""
+    def missing_data(self, names: Sequence[str]) -> str:
+        """Return a one-line message naming missing data and the remedy, or "" if all exist."""
         if not names:
             return ""
         if not (self.data or os.environ.get(DATA_VARIABLE)):
             return f"no data: give --data DIR or set {DATA_VARIABLE}"
-        gone = [str(self.root() / name) for name in names if not (self.root() / name).exists()]
-        if not gone:
+        missing = [
+            str(self.data_root() / name) for name in names if not (self.data_root() / name).exists()
+        ]
+        if not missing:
             return ""
-        return f"no data: {', '.join(gone)} not found; correct --data or {DATA_VARIABLE}"
+        return f"no data: {', '.join(missing)} not found; correct --data or {DATA_VARIABLE}"
 
-    def result(self, name: str) -> Path:
-        """A file of results; the short form keeps its own."""
+    def result_path(self, name: str) -> Path:
+        """Return the path of a results file; the short form has its own folder."""
         return self.out / "short" / name if self.short else self.out / name
 
     def wants(self, method: str) -> bool:
-        """Whether ``--only`` names the method."""
+        """Return whether the method matches ``--only``."""
         return fnmatch(method, self.only)
 
 
 class Ledger:
-    """Finished measurements in a CSV, one row per key; what is there need not be done again."""
+    """CSV file of finished measurements, one row per key, from which an interrupted run resumes."""
 
     def __init__(self, path: Path, keys: Sequence[str]) -> None:
         self.path, self.keys = path, list(keys)
@@ -83,81 +92,94 @@ class Ledger:
         known = self.rows[self.keys].astype(str).itertuples(index=False, name=None)
         return tuple(map(str, key)) in set(known)
 
-    def add(self, key: Key, figures: Mapping[str, float]) -> None:
-        """Keep the figures of one measurement, at once."""
-        row = pd.DataFrame([dict(zip(self.keys, key, strict=True)) | dict(figures)])
+    def add(self, key: Key, metrics: Mapping[str, float]) -> None:
+        """Save the metrics of one measurement to the file and print them."""
+        row = pd.DataFrame([dict(zip(self.keys, key, strict=True)) | dict(metrics)])
         self.rows = pd.concat([self.rows, row], ignore_index=True) if len(self.rows) else row
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(self.path) as whole:
-            self.rows.to_csv(whole, index=False)
-        print(*key, *(f"{name}={value:.4g}" for name, value in figures.items()), flush=True)
+        with atomic_path(self.path) as temporary:
+            self.rows.to_csv(temporary, index=False)
+        print(*key, *(f"{name}={value:.4g}" for name, value in metrics.items()), flush=True)
 
 
 @dataclass(frozen=True)
-class Figure:
-    """How a column of results is shown."""
+class Column:
+    """Format of a column in a results table."""
 
-    head: str
-    form: str = ".3f"
-    deviation: bool = True
+    heading: str
+    format_spec: str = ".3f"
+    show_deviation: bool = True
+    """Whether the standard deviation over the seeds follows the mean."""
 
-    def over_seeds(self, values: pd.Series[float]) -> str:
-        """Mean ± standard deviation; the mean alone of a single one."""
+    def summarize(self, values: pd.Series[float]) -> str:
+        """Format the mean ± standard deviation over the seeds; omit the deviation of one value."""
         values = values.dropna()
         if not len(values):
             return ""
-        mean = format(values.mean(), self.form)
-        if len(values) < 2 or not self.deviation:
+        mean = format(values.mean(), self.format_spec)
+        if len(values) < 2 or not self.show_deviation:
             return mean
-        return f"{mean} ± {format(values.std(), self.form)}"
+        return f"{mean} ± {format(values.std(), self.format_spec)}"
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread in BLAS, OpenMP and torch, so that CPU-seconds compare."""
+    """Limit BLAS, OpenMP and torch to one thread, so that CPU-seconds are comparable."""
     with threadpool_limits(1), cpu_threads(1):
         yield
 
 
-def cpu_seconds(work: Callable[[], T]) -> tuple[T, float]:
-    """What the work returns, and the CPU time of this process that it took."""
+def cpu_seconds(call: Callable[[], T]) -> tuple[T, float]:
+    """Return the result of the call and the CPU time that it took in this process."""
     before = time.process_time()
-    result = work()
+    result = call()
     return result, time.process_time() - before
 
 
-def kept_range(alpha: float, n: int, normals: int, fits: int = 1) -> tuple[float, float]:
-    """95% range of the rate on exchangeable ``normals`` after calibrating on ``n`` rows.
+def expected_rate_range(alpha: float, n: int, normals: int, fits: int = 1) -> tuple[float, float]:
+    """Compute the 95% range of the false positive rate that a conformal threshold should have.
 
-    Both samples are finite: with m = ⌊α (n + 1)⌋, the count is beta-binomial (m, n + 1 − m)
-    (Bates et al. 2023, sec. 2). Of several ``fits``, each on a split of its own, the range is that
-    of their mean.
+    The number of flags is beta-binomial with parameters m and n + 1 − m, m = ⌊α (n + 1)⌋, because
+    both samples are finite (Bates et al. 2023, sec. 2).
+
+    Args:
+        alpha: nominal false positive rate of the threshold.
+        n: number of calibration rows.
+        normals: number of normal test rows, exchangeable with the calibration rows.
+        fits: number of independent splits; the range is that of their mean rate.
     """
     m = ranks_within(alpha, n)
-    count = betabinom(normals, m, n + 1 - m).pmf(np.arange(normals + 1))
-    most = fits * normals
-    total = np.fft.irfft(np.fft.rfft(count, most + 1) ** fits, most + 1).cumsum()
-    low, high = np.searchsorted(total, (0.025, 0.975))
-    return float(low / most), float(high / most)
+    pmf = betabinom(normals, m, n + 1 - m).pmf(np.arange(normals + 1))
+    largest_count = fits * normals
+    cumulative = np.fft.irfft(
+        np.fft.rfft(pmf, largest_count + 1) ** fits, largest_count + 1
+    ).cumsum()
+    low, high = np.searchsorted(cumulative, (0.025, 0.975))
+    return float(low / largest_count), float(high / largest_count)
 
 
-def table(rows: pd.DataFrame, by: str, figures: Mapping[str, Figure]) -> str:
-    """A Markdown table: for each value of ``by``, in order of appearance, mean ± deviation."""
+def summary_table(rows: pd.DataFrame, group_by: str, formats: Mapping[str, Column]) -> str:
+    """Build a Markdown table with mean ± deviation for each value of the column ``group_by``."""
     lines = [
-        (str(name), *(figure.over_seeds(group[column]) for column, figure in figures.items()))
-        for name, group in rows.groupby(by, sort=False)
+        (
+            str(name),
+            *(column_format.summarize(group[column]) for column, column_format in formats.items()),
+        )
+        for name, group in rows.groupby(group_by, sort=False)
     ]
-    return markdown((by, *(figure.head for figure in figures.values())), lines)
+    return markdown_table(
+        (group_by, *(column_format.heading for column_format in formats.values())), lines
+    )
 
 
-def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    rule = ["---"] * len(heads)
-    return "".join(f"| {' | '.join(line)} |\n" for line in (heads, rule, *lines))
+def markdown_table(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """Build a Markdown table."""
+    rule = ["---"] * len(headings)
+    return "".join(f"| {' | '.join(line)} |\n" for line in (headings, rule, *lines))
 
 
 def environment() -> str:
-    """When, where, with what and how this was measured."""
+    """Describe the date, machine, package versions and command line of this run."""
     versions = ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return (
@@ -168,7 +190,7 @@ def environment() -> str:
 
 
 def free_port() -> int:
-    """A port that nobody has."""
+    """Return a free TCP port on the loopback interface."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
 

@@ -1,8 +1,9 @@
-"""What a score costs: rows of 30 columns, by the size of the model, and beside PyOD's networks.
+"""Measure the CPU time of scoring a row of 30 columns, by model size and against PyOD's networks.
 
-The presets, single changes to the default, and PyOD's VAE and AutoEncoder. In turn, seven rounds;
-medians of the CPU-microseconds of a row: what a caller waits for, from a matrix of 6,000 rows to
-their scores, and, of ours, what the scoring graph has of it, with these rows and with one alone.
+The models are the presets, variants of the default that differ in one argument, and PyOD's VAE and
+AutoEncoder. Seven rounds go over all models in turn; the table has medians over the rounds, in
+CPU-microseconds per row. The total is the time from a matrix of 6,000 rows to their scores. For our
+models, the time inside the scoring graph is measured as well, on the same batch and row by row.
 """
 
 from __future__ import annotations
@@ -14,38 +15,42 @@ import numpy as np
 import pandas as pd
 
 from anomaly_vae.scoring.scorer import Scorer
-from benchmarks.common import Ledger, Options, cpu_seconds, environment, markdown
+from benchmarks.common import Ledger, Options, cpu_seconds, environment, markdown_table
 from benchmarks.fitting import PEERS
-from benchmarks.sizes import USUAL_COLUMNS, Matrix, World
+from benchmarks.sizes import DEFAULT_COLUMNS, Matrix, RowSimulator
 from benchmarks.tabular import Method, Model, Ours, ours, peer
 
 
-def _short(name: str, **over: Any) -> Method:
-    """Ours after one epoch: its size is what counts."""
-    return ours(name, epochs=1, **over)
+def after_one_epoch(name: str, **overrides: Any) -> Method:
+    """Return our estimator trained for one epoch; scoring time depends only on its size."""
+    return ours(name, epochs=1, **overrides)
 
 
 METHODS = (
-    _short("preset: fast", preset="fast"),
-    _short("members: 1", members=1),
-    _short("components: 128", components=128),
-    _short("depth: 1", depth=1),
-    _short("VAE (ours)"),
-    _short("members: 5", members=5),
-    _short("preset: best", preset="best"),
-    *(peer(n, lambda seed, of=of: of(epoch_num=1, random_state=seed)) for n, of in PEERS.items()),
+    after_one_epoch("preset: fast", preset="fast"),
+    after_one_epoch("members: 1", members=1),
+    after_one_epoch("components: 128", components=128),
+    after_one_epoch("depth: 1", depth=1),
+    after_one_epoch("VAE (ours)"),
+    after_one_epoch("members: 5", members=5),
+    after_one_epoch("preset: best", preset="best"),
+    *(
+        peer(name, lambda seed, peer_type=peer_type: peer_type(epoch_num=1, random_state=seed))
+        for name, peer_type in PEERS.items()
+    ),
 )
-TRAIN, ROWS, ALONE = 3_000, 6_000, 300
-"""Rows to learn from, to score at once, and one after the other."""
+TRAIN_ROWS, BATCH_ROWS, SINGLE_ROWS = 3_000, 6_000, 300
+"""Numbers of rows to train on, to score in one batch, and to score one by one."""
 ROUNDS = 7
-PRICES = ("whole", "together", "alone")
+COSTS = ("total_us", "graph_us", "graph_single_us")
+"""Measured costs, in CPU-microseconds per row."""
 
 
 def run(options: Options) -> None:
-    """Measure what is not yet measured, and write the table."""
-    found = Ledger(options.result("costs.csv"), ("method", "round"))
-    world = World(USUAL_COLUMNS, 0)
-    train, rows = (world.normal(n, np.random.default_rng(0)) for n in (TRAIN, ROWS))
+    """Run the missing measurements and write the table."""
+    ledger = Ledger(options.result_path("costs.csv"), ("method", "round"))
+    simulator = RowSimulator(DEFAULT_COLUMNS, 0)
+    train, rows = (simulator.normal(n, np.random.default_rng(0)) for n in (TRAIN_ROWS, BATCH_ROWS))
 
     @cache
     def fitted(method: Method) -> Model:
@@ -53,59 +58,67 @@ def run(options: Options) -> None:
         model.fit(train)
         return model
 
-    for turn in range(1 if options.short else ROUNDS):
+    for round_number in range(1 if options.short else ROUNDS):
         for method in METHODS:
-            if options.wants(method.name) and (method.name, turn) not in found:
-                found.add((method.name, turn), price(fitted(method), rows))
-    text = f"{report(found.rows)}\n{environment()}"
-    options.result("costs.md").write_text(text, encoding="utf-8")
+            if options.wants(method.name) and (method.name, round_number) not in ledger:
+                ledger.add((method.name, round_number), measure_costs(fitted(method), rows))
+    text = f"{report(ledger.rows)}\n{environment()}"
+    options.result_path("costs.md").write_text(text, encoding="utf-8")
     print(f"\n{text}")
 
 
-def price(model: Model, rows: Matrix) -> dict[str, float]:
-    """CPU-microseconds of a row."""
+def measure_costs(model: Model, rows: Matrix) -> dict[str, float]:
+    """Measure the CPU-microseconds per row of scoring a batch."""
     model.score(rows)
-    _, whole = cpu_seconds(lambda: model.score(rows))
-    graph = _of_graph(model.detector.bundle_.scorer, rows) if isinstance(model, Ours) else {}
-    return {"whole": 1e6 * whole / len(rows), **graph}
+    _, seconds = cpu_seconds(lambda: model.score(rows))
+    graph = _graph_costs(model.detector.bundle_.scorer, rows) if isinstance(model, Ours) else {}
+    return {"total_us": 1e6 * seconds / len(rows), **graph}
 
 
-def _of_graph(scorer: Scorer, rows: Matrix) -> dict[str, float]:
-    """What of it is the scoring graph's, and what one row alone costs there."""
+def _graph_costs(scorer: Scorer, rows: Matrix) -> dict[str, float]:
+    """Measure the CPU-microseconds per row in the scoring graph, in a batch and one by one."""
     columns = dict(zip(scorer.schema.names, rows.T.tolist(), strict=True))
     x = scorer.encoding.encode(scorer.schema.from_columns(columns, len(rows)))
-    _, together = cpu_seconds(lambda: scorer.score_encoded(x))
-    _, alone = cpu_seconds(lambda: [scorer.score_encoded(row[None]) for row in x[:ALONE]])
-    return {"together": 1e6 * together / len(x), "alone": 1e6 * alone / ALONE}
+    _, batch_seconds = cpu_seconds(lambda: scorer.score_encoded(x))
+    _, single_seconds = cpu_seconds(
+        lambda: [scorer.score_encoded(row[None]) for row in x[:SINGLE_ROWS]]
+    )
+    return {
+        "graph_us": 1e6 * batch_seconds / len(x),
+        "graph_single_us": 1e6 * single_seconds / SINGLE_ROWS,
+    }
 
 
-HEADS = (
+HEADINGS = (
     "model",
-    "whole, µs",
-    "its graph, µs",
-    "a row alone, µs",
+    "total, µs per row",
+    "graph, µs per row",
+    "graph, one row at a time, µs",
     "million rows per CPU-second",
-    "times PyOD's VAE",
+    "time relative to PyOD's VAE",
 )
 
 
 def report(rows: pd.DataFrame) -> str:
-    """Medians over the rounds; rows per CPU-second from the first of them."""
-    medians = rows.groupby("method", sort=False)[list(PRICES)].median()
-    whole = rows.pivot(index="round", columns="method", values="whole")
-    times = whole.rdiv(whole.get("PyOD VAE", np.nan), axis=0).median()
+    """Tabulate medians over the rounds; rows per CPU-second derive from the total cost."""
+    medians = rows.groupby("method", sort=False)[list(COSTS)].median()
+    totals = rows.pivot(index="round", columns="method", values="total_us")
+    slowdown = totals.rdiv(totals.get("PyOD VAE", np.nan), axis=0).median()
     lines = [
         (
             str(name),
-            *(_shown(row[price], digits) for price, digits in zip(PRICES, (2, 2, 0), strict=True)),
-            f"{1 / row.whole:.2f}",
-            _shown(times[name], 1),
+            *(
+                _format_or_blank(row[cost], digits)
+                for cost, digits in zip(COSTS, (2, 2, 0), strict=True)
+            ),
+            f"{1 / row.total_us:.2f}",
+            _format_or_blank(slowdown[name], 1),
         )
         for name, row in medians.iterrows()
     ]
-    return markdown(HEADS, lines)
+    return markdown_table(HEADINGS, lines)
 
 
-def _shown(value: float, digits: int) -> str:
-    """Nothing where there is none."""
+def _format_or_blank(value: float, digits: int) -> str:
+    """Format a number; NaN becomes an empty cell."""
     return "" if np.isnan(value) else f"{value:.{digits}f}"

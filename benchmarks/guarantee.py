@@ -1,9 +1,10 @@
-"""The promise that is watched: how often it is doubted for nothing, and how soon after a shift.
+"""Measure the drift monitor: its false alarm rate without a shift and its delay after one.
 
-Scores are drawn, calibrated on and monitored as the service does; p-values depend on ranks alone,
-so that normal ones stand for those of any model. Quiet: streams without a shift, each with a
-calibration sample of its own and, where there are any, anomalies in the share that is known.
-Shifts: a stream that changes after a whole window of rows like the calibration rows.
+The monitor tests whether traffic is exchangeable with the calibration rows. Scores are simulated,
+then calibrated and monitored as in the scoring service. Conformal p-values depend only on ranks, so
+Gaussian scores represent the scores of any model. False alarms are counted on streams without a
+shift; each stream has its own calibration sample and, in some settings, a known fraction of
+anomalies. Delays are measured on streams whose scores shift after one full monitoring window.
 """
 
 from __future__ import annotations
@@ -21,59 +22,70 @@ from numpy.typing import NDArray
 from anomaly_vae.calibration.conformal import calibrate
 from anomaly_vae.files import atomic_path
 from anomaly_vae.monitoring.exchangeability import DOUBT_LEVEL, Monitor, Reference, Report, Window
-from benchmarks.common import Options, environment, markdown
+from benchmarks.common import Options, environment, markdown_table
 
 Scores = NDArray[np.float64]
 Shift = Callable[[Scores], Scores]
 
 STREAMS, SHORT_STREAMS = 100, 20
-ROWS = 40_000
-"""Of a quiet stream: ten windows at alpha 0.01."""
-STEP = 250
-"""Rows between two looks."""
-WINDOW = 4_000
-"""Rows before a shift."""
-PATIENCE = 10_000
-"""Rows after a shift."""
+"""Number of simulated streams per setting, in the full and the short form."""
+STREAM_ROWS = 40_000
+"""Number of rows in a stream without a shift: ten monitoring windows at alpha 0.01."""
+REPORT_INTERVAL = 250
+"""Number of rows between two reports."""
+ROWS_BEFORE_SHIFT = 4_000
+"""Number of rows before a shift."""
+ROWS_AFTER_SHIFT = 10_000
+"""Number of rows observed after a shift."""
 NO_COLUMNS: Any = SimpleNamespace(layout=SimpleNamespace(n_columns=1))
-FAR = 8.0
-"""Where anomalies score, in standard deviations above a normal row."""
+"""Encoding of no columns: only scores are monitored, not the inputs."""
+ANOMALY_OFFSET = 8.0
+"""Amount by which anomalies score above normal rows, in standard deviations."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Calibration rows, alpha, and the known share of anomalies."""
+    """A simulated calibration and its traffic."""
 
-    n: int
+    n_calibration: int
+    """Number of calibration rows."""
     alpha: float
-    share: float = 0.0
+    """Target false positive rate."""
+    anomaly_share: float = 0.0
+    """Known fraction of anomalies in the traffic."""
     tied: bool = False
-    """scores are rounded to a tenth of a standard deviation"""
+    """Whether scores are rounded to a tenth of a standard deviation."""
 
     @property
     def title(self) -> str:
-        """In words."""
-        return f"{self.n:,} rows, alpha {self.alpha:g}" + ", ties" * self.tied
+        """Return a label for tables."""
+        return f"{self.n_calibration:,} rows, alpha {self.alpha:g}" + ", ties" * self.tied
 
-    def draw(self, rng: np.random.Generator, rows: int) -> Scores:
-        """Scores of normal rows."""
+    def draw_normal(self, rng: np.random.Generator, rows: int) -> Scores:
+        """Draw the scores of normal rows."""
         scores = rng.normal(size=rows)
         return np.round(scores, 1) if self.tied else scores
 
-    def traffic(self, rng: np.random.Generator, rows: int) -> Scores:
-        """The same with anomalies among them."""
-        return self.draw(rng, rows) + FAR * (rng.uniform(size=rows) < self.share)
+    def draw_traffic(self, rng: np.random.Generator, rows: int) -> Scores:
+        """Draw the scores of traffic: normal rows and anomalies."""
+        return self.draw_normal(rng, rows) + ANOMALY_OFFSET * (
+            rng.uniform(size=rows) < self.anomaly_share
+        )
 
 
 SETTINGS = (
     Setting(200, 0.05),
     Setting(2_000, 0.05),
     Setting(2_000, 0.01),
-    Setting(2_000, 0.01, share=0.01),
+    Setting(2_000, 0.01, anomaly_share=0.01),
     Setting(2_000, 0.01, tied=True),
-    Setting(10_000, 0.01, share=0.01),
+    Setting(10_000, 0.01, anomaly_share=0.01),
 )
-SHIFTED = (Setting(2_000, 0.01), Setting(2_000, 0.01, share=0.01), Setting(500, 0.05))
+SHIFT_SETTINGS = (
+    Setting(2_000, 0.01),
+    Setting(2_000, 0.01, anomaly_share=0.01),
+    Setting(500, 0.05),
+)
 SHIFTS: Mapping[str, Shift] = {
     "up by 0.1 σ": lambda scores: scores + 0.1,
     "up by 0.2 σ": lambda scores: scores + 0.2,
@@ -84,16 +96,24 @@ SHIFTS: Mapping[str, Shift] = {
 }
 
 
-def watched(
+def simulate_reports(
     setting: Setting, seed: int, before: int, shift: Shift | None = None, after: int = 0
 ) -> Iterator[Report]:
-    """A report every `STEP` rows: ``before`` of them without the shift, ``after`` with it."""
+    """Simulate one stream and yield a monitoring report every `REPORT_INTERVAL` rows.
+
+    Args:
+        setting: calibration and traffic.
+        seed: seed of all random draws.
+        before: number of rows without the shift; if there is a shift, they yield no reports.
+        shift: function applied to the scores of later rows; None for no shift.
+        after: number of rows with the shift.
+    """
     rng = np.random.default_rng(seed)
-    calibration = calibrate(setting.draw(rng, setting.n), setting.alpha)
-    monitor = Monitor(calibration, NO_COLUMNS, Reference(setting.share))
+    calibration = calibrate(setting.draw_normal(rng, setting.n_calibration), setting.alpha)
+    monitor = Monitor(calibration, NO_COLUMNS, Reference(setting.anomaly_share))
     window = Window(monitor)
-    for start in range(0, before + after, STEP):
-        scores = setting.traffic(rng, STEP)
+    for start in range(0, before + after, REPORT_INTERVAL):
+        scores = setting.draw_traffic(rng, REPORT_INTERVAL)
         if shift and start >= before:
             scores = shift(scores)
         window.add(monitor.count(scores, calibration.flags(scores), None))
@@ -101,40 +121,51 @@ def watched(
             yield monitor.report(window.blocks)
 
 
-def quiet(setting: Setting, streams: int, rows: int = ROWS) -> dict[str, float]:
-    """Shares of all moments, and how many streams were ever called so."""
-    found = [[r.status for r in watched(setting, seed, rows)] for seed in range(streams)]
-    moments = sum(map(len, found))
+def false_alarms(setting: Setting, streams: int, rows: int = STREAM_ROWS) -> dict[str, float]:
+    """Return the fraction of reports with each alarm, and the number of streams that had one."""
+    statuses = [
+        [report.status for report in simulate_reports(setting, seed, rows)]
+        for seed in range(streams)
+    ]
+    n_reports = sum(map(len, statuses))
     return {
-        "doubtful": sum(one.count("doubtful") for one in found) / moments,
-        "broken": sum(one.count("broken") for one in found) / moments,
-        "ever_doubtful": sum("doubtful" in one for one in found),
-        "ever_broken": sum("broken" in one for one in found),
+        "doubtful": sum(stream.count("doubtful") for stream in statuses) / n_reports,
+        "broken": sum(stream.count("broken") for stream in statuses) / n_reports,
+        "ever_doubtful": sum("doubtful" in stream for stream in statuses),
+        "ever_broken": sum("broken" in stream for stream in statuses),
     }
 
 
-def delays(setting: Setting, shift: Shift, streams: int) -> dict[str, Scores]:
-    """(streams,) rows after the shift until it is no longer holding, and until broken; ∞ never."""
-    first = {"noticed": np.full(streams, np.inf), "broken": np.full(streams, np.inf)}
+def detection_delays(setting: Setting, shift: Shift, streams: int) -> dict[str, Scores]:
+    """Return the rows after a shift until the status is not "holding" and until it is "broken".
+
+    Both arrays are (streams,); infinity means that the status was never reached.
+    """
+    delays = {"noticed": np.full(streams, np.inf), "broken": np.full(streams, np.inf)}
     for seed in range(streams):
-        for number, report in enumerate(watched(setting, seed, WINDOW, shift, PATIENCE), 1):
+        for number, report in enumerate(
+            simulate_reports(setting, seed, ROWS_BEFORE_SHIFT, shift, ROWS_AFTER_SHIFT), 1
+        ):
             if report.status != "holding":
-                first["noticed"][seed] = min(first["noticed"][seed], number * STEP)
+                delays["noticed"][seed] = min(delays["noticed"][seed], number * REPORT_INTERVAL)
             if report.status == "broken":
-                first["broken"][seed] = number * STEP
+                delays["broken"][seed] = number * REPORT_INTERVAL
                 break
-    return first
+    return delays
 
 
 def plot(path: Path, streams: int) -> None:
-    """The evidence after each shift: median, and the range of nine in ten streams."""
-    setting, rows = SHIFTED[1], STEP * np.arange(1, 4_000 // STEP + 1)
+    """Plot the martingale after each shift: the median and the central 90% of the streams."""
+    setting, rows = SHIFT_SETTINGS[1], REPORT_INTERVAL * np.arange(1, 4_000 // REPORT_INTERVAL + 1)
     figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
-    shown = {"no shift": lambda scores: scores, **SHIFTS}
+    shifts = {"no shift": lambda scores: scores, **SHIFTS}
     for name in ("no shift", "up by 0.2 σ", "up by 0.5 σ", "1.3 times as wide"):
-        looks = [watched(setting, seed, WINDOW, shown[name], rows[-1]) for seed in range(streams)]
-        found = [[report.martingale_log10 for report in one] for one in looks]
-        low, median, high = np.quantile(found, (0.05, 0.5, 0.95), axis=0)
+        simulations = [
+            simulate_reports(setting, seed, ROWS_BEFORE_SHIFT, shifts[name], rows[-1])
+            for seed in range(streams)
+        ]
+        martingales = [[report.martingale_log10 for report in reports] for reports in simulations]
+        low, median, high = np.quantile(martingales, (0.05, 0.5, 0.95), axis=0)
         (line,) = axes.plot(rows, median, label=name)
         axes.fill_between(rows, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     axes.axhline(-np.log10(DOUBT_LEVEL), color="black", linestyle="--", linewidth=0.8)
@@ -142,41 +173,53 @@ def plot(path: Path, streams: int) -> None:
     axes.set(xlabel="rows after the shift", ylabel="log10 of the martingale", ylim=(-1.5, 8))
     figure.legend(loc="outside right upper", frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as whole:
-        figure.savefig(whole, format="png", dpi=110)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
     plt.close(figure)
 
 
 def run(options: Options) -> None:
-    """Print both tables and draw the evidence."""
+    """Print the tables of false alarms and delays, and plot the martingales."""
     streams = SHORT_STREAMS if options.short else STREAMS
     print(environment())
-    heads = ("calibration", "anomalies", "doubtful", "broken", "streams ever doubtful", "broken")
-    print(markdown(heads, [_quiet_line(setting, streams) for setting in SETTINGS]))
-    heads = ("calibration", "anomalies", "shift", "noticed", "nine in ten by", "broken", "streams")
-    fewer = max(streams // 2, 10)
-    print(markdown(heads, [
-        _delay_line(setting, name, shift, fewer)
-        for setting in SHIFTED for name, shift in SHIFTS.items()
+    headings = ("calibration", "anomalies", "doubtful", "broken", "streams ever doubtful", "broken")
+    print(markdown_table(headings, [_false_alarm_row(setting, streams) for setting in SETTINGS]))
+    headings = (
+        "calibration",
+        "anomalies",
+        "shift",
+        "noticed",
+        "nine in ten by",
+        "broken",
+        "streams",
+    )
+    shift_streams = max(streams // 2, 10)
+    print(markdown_table(headings, [
+        _delay_row(setting, name, shift, shift_streams)
+        for setting in SHIFT_SETTINGS for name, shift in SHIFTS.items()
     ]))  # fmt: skip
-    plot(options.result("guarantee.png"), fewer)
+    plot(options.result_path("guarantee.png"), shift_streams)
 
 
-def _quiet_line(setting: Setting, streams: int) -> Sequence[str]:
-    found = quiet(setting, streams)
-    shares = (f"{100 * found[status]:.3f}%" for status in ("doubtful", "broken"))
-    ever = (f"{found[f'ever_{status}']:.0f} of {streams}" for status in ("doubtful", "broken"))
-    return (setting.title, f"{setting.share:g}", *shares, *ever)
+def _false_alarm_row(setting: Setting, streams: int) -> Sequence[str]:
+    alarms = false_alarms(setting, streams)
+    shares = (f"{100 * alarms[status]:.3f}%" for status in ("doubtful", "broken"))
+    stream_counts = (
+        f"{alarms[f'ever_{status}']:.0f} of {streams}" for status in ("doubtful", "broken")
+    )
+    return (setting.title, f"{setting.anomaly_share:g}", *shares, *stream_counts)
 
 
-def _delay_line(setting: Setting, name: str, shift: Shift, streams: int) -> Sequence[str]:
-    found = delays(setting, shift, streams)
-    noticed = found["noticed"]
-    times = (_rows(float(np.quantile(noticed, q, method="higher"))) for q in (0.5, 0.9))
-    broken = _rows(float(np.median(found["broken"])))
+def _delay_row(setting: Setting, name: str, shift: Shift, streams: int) -> Sequence[str]:
+    delays = detection_delays(setting, shift, streams)
+    noticed = delays["noticed"]
+    noticed_rows = (
+        _format_rows(float(np.quantile(noticed, q, method="higher"))) for q in (0.5, 0.9)
+    )
+    broken = _format_rows(float(np.median(delays["broken"])))
     count = f"{np.isfinite(noticed).sum()} of {streams}"
-    return (setting.title, f"{setting.share:g}", name, *times, broken, count)
+    return (setting.title, f"{setting.anomaly_share:g}", name, *noticed_rows, broken, count)
 
 
-def _rows(count: float) -> str:
+def _format_rows(count: float) -> str:
     return f"{count:,.0f}" if np.isfinite(count) else "–"

@@ -1,9 +1,10 @@
-"""No request fails while what serves is replaced: 50,000 of them across 20 promotions.
+"""Verify that no request fails while models are replaced: 50,000 requests across 20 promotions.
 
-A real registry (MLflow on SQLite, or an MLflow server in front of it), a real service and clients
-on kept connections. The alias moves between two versions of one model; after each move the service
-is told to look, and clients ask until the last version serves. An answer counts as right if its
-status is 200 and its score is the one that the version which it names gives to that record.
+The protocol runs a real registry (MLflow on SQLite, or an MLflow server in front of it), a real
+service, and clients on persistent connections. The champion alias moves back and forth between two
+versions of one model. After each move the service is asked to reload, and the clients go on until
+all requests are sent and the last version is served. A response is correct if its status is 200 and
+its score is the one that the model version named in the response gives to that record.
 """
 
 from __future__ import annotations
@@ -35,82 +36,97 @@ from anomaly_vae.data.splitting import CALIBRATION, TRAIN, VALIDATION
 from anomaly_vae.files import atomic_path
 from anomaly_vae.lifecycle.registry import CHAMPION, Registry
 from anomaly_vae.training.fit import fit_bundle, prepare
-from benchmarks.common import Options, environment, free_port, markdown
+from benchmarks.common import Options, environment, free_port, markdown_table
 from pipelines.datasets.loading import load_dataset
 from pipelines.demo.simulate import write_transactions
 
 NAME = "fraud"
 RECORDS = 256
+"""Number of different records that the clients send."""
 CLIENTS = 8
 TOLERANCE = 1e-6
+"""Relative tolerance of a correct score."""
 
 
 @dataclass(frozen=True)
-class Load:
-    """How much is asked, and how often the champion changes meanwhile."""
+class Workload:
+    """Number of requests, and number of promotions while they are sent."""
 
     requests: int = 50_000
     reloads: int = 20
 
 
 @dataclass
-class Tally:
-    """What came back: seconds of each request, answers by version, and what was wrong."""
+class ClientResults:
+    """Responses that the clients received."""
 
     seconds: list[float] = field(default_factory=list)
+    """Latency of each answered request, in seconds."""
     versions: Counter[str] = field(default_factory=Counter)
+    """Number of responses by model version."""
     failed: Counter[str] = field(default_factory=Counter)
+    """Number of failed requests by status or exception."""
     mismatched: int = 0
+    """Number of responses whose score is not that of the version they name."""
     reloads: int = 0
+    """Number of promotions that the service has followed."""
 
     @property
     def answered(self) -> int:
-        """All of them."""
+        """Number of requests that succeeded or failed."""
         return self.versions.total() + self.failed.total()
 
-    def has_done(self, load: Load) -> bool:
-        """Whether everything was asked and every version came while there was something to ask."""
-        return self.answered >= load.requests and self.reloads == load.reloads
+    def is_complete(self, workload: Workload) -> bool:
+        """Return whether all requests were sent and all promotions were made."""
+        return self.answered >= workload.requests and self.reloads == workload.reloads
 
 
 def run(options: Options) -> None:
-    """Ask a service while its champion changes, over SQLite and over an MLflow server."""
-    load = Load(5_000, 4) if options.short else Load()
-    lines = []
+    """Run the workload over SQLite and over an MLflow server, and write the table."""
+    workload = Workload(5_000, 4) if options.short else Workload()
+    rows = []
     for registry in ("SQLite", "MLflow server"):
         if options.wants(registry):
-            tally = measure(load, registry == "MLflow server")
-            lines.append(_line(registry, tally))
-            print(*lines[-1], sep=" | ", flush=True)
-    heads = ("registry", "requests", "reloads", "failed", "wrong version", "median ms", "p99.9 ms")
-    result = options.result("reload.md")
+            results = measure(workload, registry == "MLflow server")
+            rows.append(_table_row(registry, results))
+            print(*rows[-1], sep=" | ", flush=True)
+    headings = (
+        "registry",
+        "requests",
+        "reloads",
+        "failed",
+        "wrong version",
+        "median ms",
+        "p99.9 ms",
+    )
+    result = options.result_path("reload.md")
     result.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(result) as whole:
-        whole.write_text(f"{markdown(heads, lines)}\n{environment()}", encoding="utf-8")
+    with atomic_path(result) as temporary:
+        temporary.write_text(f"{markdown_table(headings, rows)}\n{environment()}", encoding="utf-8")
 
 
-def _line(registry: str, tally: Tally) -> tuple[str, ...]:
-    median, late = np.quantile(tally.seconds, [0.5, 0.999]) * 1000
-    counts = tally.answered, tally.reloads, tally.failed.total(), tally.mismatched
-    return registry, *(f"{count:,}" for count in counts), f"{median:.2f}", f"{late:.1f}"
+def _table_row(registry: str, results: ClientResults) -> tuple[str, ...]:
+    median, slowest = np.quantile(results.seconds, [0.5, 0.999]) * 1000
+    counts = results.answered, results.reloads, results.failed.total(), results.mismatched
+    return registry, *(f"{count:,}" for count in counts), f"{median:.2f}", f"{slowest:.1f}"
 
 
-def measure(load: Load, server: bool) -> Tally:
-    """One service over one registry, asked until it has answered everything."""
-    with tempfile.TemporaryDirectory(prefix="anomaly-vae-reload-") as place:
-        folder = Path(place)
-        with tracking(folder, server):
-            bundles, records = make(folder)
+def measure(workload: Workload, mlflow_server: bool) -> ClientResults:
+    """Run the workload against one service and registry."""
+    with tempfile.TemporaryDirectory(prefix="anomaly-vae-reload-") as temporary:
+        folder = Path(temporary)
+        with mlflow_tracking(folder, mlflow_server):
+            bundles, records = register_versions(folder)
             expected = {
                 version: bundle.scorer.score(bundle.scorer.schema.from_records(records)).tolist()
                 for version, bundle in bundles.items()
             }
             with service(folder) as address:
-                return asyncio.run(ask(address, records, expected, load))
+                return asyncio.run(send_requests(address, records, expected, workload))
 
 
-def make(folder: Path) -> tuple[dict[str, Bundle], list[dict[str, Any]]]:
-    """Two registered versions of one model, the first of them champion, and records."""
+def register_versions(folder: Path) -> tuple[dict[str, Bundle], list[dict[str, Any]]]:
+    """Register two versions of a model, the first as champion; return their bundles and records."""
     write_transactions(folder / "data", 3_000, seed=0)
     config = validate_config(
         {
@@ -142,22 +158,25 @@ def make(folder: Path) -> tuple[dict[str, Bundle], list[dict[str, Any]]]:
     return bundles, [{**row, "TX_DATETIME": row["TX_DATETIME"].isoformat()} for row in rows]
 
 
-async def ask(
-    address: str, records: Sequence[Any], expected: Mapping[str, Sequence[float]], load: Load
-) -> Tally:
-    """Clients that ask without pause until all is done, and one that promotes meanwhile."""
-    tally = Tally()
+async def send_requests(
+    address: str,
+    records: Sequence[Any],
+    expected: Mapping[str, Sequence[float]],
+    workload: Workload,
+) -> ClientResults:
+    """Send requests from all clients and promote versions until the workload is complete."""
+    results = ClientResults()
     host, port = address.removeprefix("http://").split(":")
     bodies = [json.dumps({"records": [record]}).encode() for record in records]
-    numbers = takewhile(lambda _: not tally.has_done(load), count())
-    clients = [_client(host, int(port), bodies, expected, numbers, tally) for _ in range(CLIENTS)]
-    await asyncio.gather(_promote(address, load, tally), *clients)
-    return tally
+    numbers = takewhile(lambda _: not results.is_complete(workload), count())
+    clients = [_client(host, int(port), bodies, expected, numbers, results) for _ in range(CLIENTS)]
+    await asyncio.gather(_promote(address, workload, results), *clients)
+    return results
 
 
 async def _client(
     host: str, port: int, bodies: Sequence[bytes], expected: Mapping[str, Sequence[float]],
-    numbers: Iterator[int], tally: Tally,
+    numbers: Iterator[int], results: ClientResults,
 ) -> None:  # fmt: skip
     reader, writer = await asyncio.open_connection(host, port)
     for number in numbers:
@@ -166,40 +185,40 @@ async def _client(
         try:
             status, answer = await _post(reader, writer, host, bodies[row])
         except (OSError, EOFError, ValueError) as error:
-            tally.failed[type(error).__name__] += 1
+            results.failed[type(error).__name__] += 1
             reader, writer = await asyncio.open_connection(host, port)
             continue
-        tally.seconds.append(time.perf_counter() - start)
+        results.seconds.append(time.perf_counter() - start)
         if status != 200:
-            tally.failed[str(status)] += 1
+            results.failed[str(status)] += 1
             continue
         version, score = answer["model"]["version"], answer["results"][0]["score"]
-        tally.versions[version] += 1
-        tally.mismatched += not np.isclose(score, expected[version][row], rtol=TOLERANCE, atol=0)
+        results.versions[version] += 1
+        results.mismatched += not np.isclose(score, expected[version][row], rtol=TOLERANCE, atol=0)
     writer.close()
 
 
 async def _post(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str, body: bytes
 ) -> tuple[int, Any]:
-    head = f"POST /score HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
-    writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-    answered = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
-    length = answered.partition("content-length:")[2].partition("\r\n")[0]
-    return int(answered.split(" ", 2)[1]), json.loads(await reader.readexactly(int(length)))
+    request = f"POST /score HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+    writer.write(f"{request}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
+    length = head.partition("content-length:")[2].partition("\r\n")[0]
+    return int(head.split(" ", 2)[1]), json.loads(await reader.readexactly(int(length)))
 
 
-async def _promote(address: str, load: Load, tally: Tally) -> None:
-    """Move the alias to and fro, each time a share of the requests is answered."""
-    for number in range(1, load.reloads + 1):
-        while tally.answered < number * load.requests // (load.reloads + 1):
+async def _promote(address: str, workload: Workload, results: ClientResults) -> None:
+    """Promote the other version each time the next share of the requests is answered."""
+    for number in range(1, workload.reloads + 1):
+        while results.answered < number * workload.requests // (workload.reloads + 1):
             await asyncio.sleep(0.005)
         version = str(1 + number % 2)
         await asyncio.to_thread(Registry().set_champion, NAME, version)
         answer = await asyncio.to_thread(_reload, address)
         (model,) = answer["models"]
         assert (model["outcome"], model["version"]) == ("swapped", version), model
-        tally.reloads += 1
+        results.reloads += 1
 
 
 def _reload(address: str) -> Any:
@@ -212,11 +231,11 @@ def _reload(address: str) -> Any:
 
 
 @contextmanager
-def tracking(folder: Path, server: bool) -> Iterator[None]:
-    """MLflow's registry in this folder, for this process and its children."""
-    before = os.environ.get("MLFLOW_TRACKING_URI")
+def mlflow_tracking(folder: Path, server: bool) -> Iterator[None]:
+    """Use a registry in this folder in this process and its children."""
+    previous_uri = os.environ.get("MLFLOW_TRACKING_URI")
     os.environ["MLFLOW_TRACKING_URI"] = uri = f"sqlite:///{folder}/mlflow.db"
-    Registry()  # makes the database
+    Registry()  # creates the database
     try:
         if not server:
             yield
@@ -229,13 +248,13 @@ def tracking(folder: Path, server: bool) -> Iterator[None]:
             yield
     finally:
         os.environ.pop("MLFLOW_TRACKING_URI")
-        if before is not None:
-            os.environ["MLFLOW_TRACKING_URI"] = before
+        if previous_uri is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = previous_uri
 
 
 @contextmanager
 def service(folder: Path) -> Iterator[str]:
-    """The service as `anomaly-vae serve` starts it; it ends in order."""
+    """Run `anomaly-vae serve`, yield its address, and verify that it shuts down cleanly."""
     port = str(free_port())
     command = [sys.executable, "-m", "pipelines.cli", "serve", "--port", port]
     command += ["--model", f"models:/{NAME}@{CHAMPION}"]
@@ -249,7 +268,7 @@ def service(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def _process(
-    command: Sequence[str], folder: Path, ready: str, settings: Mapping[str, str] | None = None
+    command: Sequence[str], folder: Path, ready_url: str, settings: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(
@@ -257,7 +276,7 @@ def _process(
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **(settings or {})},
         )  # fmt: skip
         try:
-            _wait_for(ready, process, folder / "log")
+            _wait_for(ready_url, process, folder / "log")
             yield process
         finally:
             process.terminate()

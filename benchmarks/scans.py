@@ -1,17 +1,21 @@
-"""Scans: X-rays with pneumonia, MRI slices with tumours, and lesions inserted where none was.
+"""Measure detection on medical images: X-rays, MRI slices, and synthetic lesions in MRI slices.
 
-X-rays: the 1,214 training normals of PneumoniaMNIST (Yang et al. 2023), 28×28 enlarged to 32×32,
-against its test split.
-MRI: normal slices, split by groups of near-twins, against slices with a tumour, 64×64. Part of any
-figure there is the source of the picture: compare it with what the mean or the standard deviation
-of an image alone gives.
-Lesions: 300 inserted into the held-out normal MRI slices (bright, dark, textured or displaced
-tissue), where nothing but the lesion can help: image AUROC, and per pixel the average precision and
-the AUROC of the smoothed map against the known masks.
+X-rays: train on the 1,214 normal training images of PneumoniaMNIST (Yang et al. 2023), enlarged
+from 28×28 to 32×32, and test on its test split (normal against pneumonia).
 
-Ours holds out 200 of the training normals, in small groups of near-twins, to standardise its
-pixels; peers that need none learn from all. Peers see images standardised one by
-one, but for those that say raw.
+MRI: train on normal brain slices and test on normal slices against slices with a tumour, 64×64.
+Normal slices are split by groups of near-duplicates. The two classes come from different sources,
+and part of every result is due to that: compare it with the mean or the standard deviation of an
+image alone.
+
+Lesions: insert 300 synthetic lesions (bright, dark, textured or displaced tissue) into the normal
+test slices of the MRI task, so that only the lesion distinguishes the classes. The metrics are the
+image AUROC, and the pixel average precision and pixel AUROC of the smoothed anomaly map against the
+known masks.
+
+Our models hold out 200 of the normal training images, in small groups of near-duplicates, to
+standardise their pixel scores; peers train on all of them. Peers read images that are standardised
+one by one, except methods labelled "raw".
 """
 
 from __future__ import annotations
@@ -42,20 +46,23 @@ from anomaly_vae.images.schema import ImageSchema, crop_and_resize, image_batch
 from anomaly_vae.scoring.scorer import Scorer
 from anomaly_vae.simulation.scans import insert_lesions
 from anomaly_vae.training.fit import fit_bundle, prepare
-from benchmarks.common import Figure, Ledger, Options, cpu_seconds, environment, table
+from benchmarks.common import Column, Ledger, Options, cpu_seconds, environment, summary_table
 
 Images = NDArray[np.float32]
 Scores = NDArray[np.float64]
-Figures = dict[str, float]
+Metrics = dict[str, float]
 
 XRAY, MRI = "chest X-ray", "brain MRI"
 SIZES = {XRAY: 32, MRI: 64}
+"""Side of the images of each task, in pixels."""
 LESIONS, LESION_SEED = 300, 11
+"""Number of synthetic lesions, and the seed that places them."""
 HELD_OUT, LARGEST_GROUP = 200, 5
-"""Training normals that ours holds out, in groups of at most so many near-twins."""
-TWINS = 0.95
-"""Images whose correlation at 32×32, mirrored or not, exceeds this are near-twins."""
-SHORT_THIN = 6
+"""Maximum number of held-out training images, and of images in a held-out group."""
+DUPLICATE_CORRELATION = 0.95
+"""Correlation at 32×32, mirrored or not, above which two images count as near-duplicates."""
+SHORT_STRIDE = 6
+"""Stride of the subsample that the short form reads."""
 
 
 # ---------------------------------------------------------------- the task
@@ -63,33 +70,34 @@ SHORT_THIN = 6
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Images (N, 1, S, S) on [0, 1] to learn from and to test on."""
+    """Training and test images (N, 1, S, S) with values in [0, 1]."""
 
     size: int
+    """Side S of the images, in pixels."""
     train: Images
     test: Images
     anomaly: NDArray[np.bool_]
-    """(N,) of the test images"""
+    """Whether each test image is an anomaly, (N,)."""
     lesions: Images | None = None
-    """test normals with something inserted"""
+    """Normal test images with an inserted lesion."""
     masks: NDArray[np.bool_] | None = None
-    """(N, S, S) where"""
+    """Pixels of the inserted lesions, (N, S, S)."""
 
     def split(self, seed: int) -> tuple[RawBatch, RawBatch]:
-        """Training images less those held out, and these; near-twins stay together."""
-        unit = near_twins(self.train)
-        sizes = np.bincount(unit)
+        """Split into training and held-out images without separating near-duplicates."""
+        groups = near_duplicates(self.train)
+        sizes = np.bincount(groups)
         small = np.random.default_rng(seed).permutation(np.flatnonzero(sizes <= LARGEST_GROUP))
         held = small[np.cumsum(sizes[small]) <= min(HELD_OUT, len(self.train) // 4)]
-        mask = np.isin(unit, held)
+        mask = np.isin(groups, held)
         return image_batch(self.train[~mask]), image_batch(self.train[mask])
 
 
-def near_twins(images: Images) -> NDArray[np.intp]:
-    """(N,): the number of the group of near-twins that an image is in."""
+def near_duplicates(images: Images) -> NDArray[np.intp]:
+    """Assign each image to a group of near-duplicates; return the group numbers (N,)."""
     small = np.stack([_small(image[0]) for image in images])
     flipped = small.reshape(-1, 32, 32)[:, :, ::-1].reshape(len(small), -1)
-    alike = np.maximum(small @ small.T, small @ flipped.T) > TWINS
+    alike = np.maximum(small @ small.T, small @ flipped.T) > DUPLICATE_CORRELATION
     return np.asarray(connected_components(alike)[1], np.intp)
 
 
@@ -99,23 +107,23 @@ def _small(image: Images) -> Images:
     return np.asarray(centred / np.linalg.norm(centred), np.float32)
 
 
-def load_xray(folder: Path, thin: int) -> Task:
-    """PneumoniaMNIST."""
+def load_xray(folder: Path, stride: int) -> Task:
+    """Load the X-ray task: PneumoniaMNIST."""
     data, size = np.load(folder / "pneumoniamnist.npz"), SIZES[XRAY]
     train, test = (
         np.stack([crop_and_resize(image.astype(np.uint16) * 257, size, 1) for image in data[name]])
         for name in ("train_images", "test_images")
     )
     labels = data["test_labels"].ravel() == 1
-    return Task(SIZES[XRAY], train[::thin], test[::thin], labels[::thin])
+    return Task(SIZES[XRAY], train[::stride], test[::stride], labels[::stride])
 
 
-def load_mri(folder: Path, thin: int) -> Task:
-    """Brain slices, and lesions inserted into the normal ones of the test."""
+def load_mri(folder: Path, stride: int) -> Task:
+    """Load the MRI task, with lesions inserted into normal test slices."""
     parts = ("train_normal", "test_normal", "test_abnormal")
-    train, normal, tumour = (_read(folder / "mri" / part, SIZES[MRI])[::thin] for part in parts)
+    train, normal, tumour = (_read(folder / "mri" / part, SIZES[MRI])[::stride] for part in parts)
     anomaly = np.repeat([False, True], [len(normal), len(tumour)])
-    chosen = np.random.default_rng(LESION_SEED).integers(len(normal), size=LESIONS // thin)
+    chosen = np.random.default_rng(LESION_SEED).integers(len(normal), size=LESIONS // stride)
     lesions, masks, _ = insert_lesions(normal[chosen, 0], LESION_SEED)
     test = np.concatenate([normal, tumour])
     return Task(SIZES[MRI], train, test, anomaly, lesions[:, None], masks)
@@ -123,14 +131,18 @@ def load_mri(folder: Path, thin: int) -> Task:
 
 def _read(folder: Path, size: int) -> Images:
     files = sorted(folder.glob("*.jpg"))
-    pictures = [picture for file in files for picture in read_file(file, DecodeOptions())]
+    images = [image for file in files for image in read_file(file, DecodeOptions())]
     return np.stack(
-        [crop_and_resize(p.pixels, size, 1) for p in pictures if isinstance(p, DecodedImage)]
+        [
+            crop_and_resize(image.pixels, size, 1)
+            for image in images
+            if isinstance(image, DecodedImage)
+        ]
     )
 
 
 def standardised(images: Images) -> Images:
-    """(N, F): each image by its own mean and deviation."""
+    """Standardise each image by its own mean and standard deviation; return (N, F)."""
     layout = ImageLayout(1, images.shape[-1])
     return ImageEncoding(layout, "standardise").encode(image_batch(images))
 
@@ -139,23 +151,23 @@ def standardised(images: Images) -> Images:
 
 
 class Model(Protocol):
-    """What is measured."""
+    """A detector to measure."""
 
     def fit(self, task: Task) -> None:
-        """Learn from the training images."""
+        """Train on the training images."""
 
     def score(self, images: Images) -> Scores:
-        """(N,), higher is more anomalous."""
+        """Return scores (N,); higher is more anomalous."""
 
     def maps(self, images: Images) -> Images | None:
-        """(N, S, S), higher is more anomalous; None for a method that has none."""
+        """Return anomaly maps (N, S, S), higher is more anomalous; None if there are none."""
 
 
 @dataclass
 class Ours:
-    """The library as a user drives it; ``over`` is laid upon the default configuration."""
+    """Our library, with overrides of the default configuration."""
 
-    over: Mapping[str, Any]
+    overrides: Mapping[str, Any]
     seed: int
     scorer: Scorer | None = None
 
@@ -167,7 +179,7 @@ class Ours:
             "data": {"path": "images", "size": task.size},
             "training": {"seed": self.seed},
         }
-        config = validate_config(merged(base, self.over))
+        config = validate_config(merged(base, self.overrides))
         train, validation = task.split(self.seed)
         prepared = prepare(config, ImageSchema(task.size, 1), train, validation)
         self.scorer = fit_bundle(config, prepared, data={}).bundle.scorer
@@ -187,25 +199,25 @@ class Ours:
 
 
 @dataclass
-class Trivial:
-    """A number that anybody can read off an image."""
+class ImageStatistic:
+    """Detector without a model: the score is a simple statistic of the image."""
 
     value: Callable[[Images], Any]
 
     def fit(self, task: Task) -> None:
-        """There is nothing to learn."""
+        """Do nothing."""
 
     def score(self, images: Images) -> Scores:
         """See `Model`."""
         return np.asarray(self.value(images[:, 0]), np.float64)
 
     def maps(self, images: Images) -> Images | None:
-        """None."""
+        """Return None: the method has no maps."""
 
 
 @dataclass
 class Peer:
-    """A detector of rows (N, F)."""
+    """A detector of another library, which reads images as rows (N, F)."""
 
     estimator: Any
     rows: Callable[[Images], Images] = standardised
@@ -219,13 +231,14 @@ class Peer:
         return np.asarray(self.estimator.decision_function(self.rows(images)), np.float64)
 
     def maps(self, images: Images) -> Images | None:
-        """None."""
+        """Return None: the method has no maps."""
 
 
 class Flatness:
-    """Where local contrast is lost: no model, but pixels standardised on the training images."""
+    """Loss of local contrast, standardised per pixel on the training images; there is no model."""
 
     WINDOW, FLOOR = 7, 4e-3
+    """Side of the window in pixels, and variance at which flatness is 1/2."""
 
     def fit(self, task: Task) -> None:
         """See `Model`."""
@@ -248,25 +261,26 @@ class Flatness:
         return np.asarray(self.FLOOR / (np.maximum(square - mean**2, 0) + self.FLOOR))
 
 
-class Neighbours:
+class NearestNeighbour:
     """Distance to the nearest training image."""
 
     def __init__(self) -> None:
         self.index = NearestNeighbors(n_neighbors=1)
 
     def fit(self, x: Images) -> None:
-        """Keep (N, F)."""
+        """Index training rows (N, F)."""
         self.index.fit(x)
 
     def decision_function(self, x: Images) -> Scores:
-        """(N,)"""
+        """Return the distances (N,)."""
         return np.asarray(self.index.kneighbors(x)[0][:, 0])
 
 
-class Components:
-    """PCA, and what it leaves unexplained of the structure: 1 − SSIM (Wang et al. 2004)."""
+class PCASimilarity:
+    """Dissimilarity between an image and its PCA reconstruction: 1 − SSIM (Wang et al. 2004)."""
 
     COMPONENTS = 256
+    """Maximum number of principal components."""
 
     def __init__(self, seed: int) -> None:
         self.pca = PCA(self.COMPONENTS, random_state=seed)
@@ -283,31 +297,31 @@ class Components:
     def maps(self, images: Images) -> Images:
         """See `Model`."""
         x, side = standardised(images), images.shape[-1]
-        expected = self.pca.inverse_transform(self.pca.transform(x))
-        pairs = zip(x.reshape(-1, side, side), expected.reshape(-1, side, side), strict=True)
+        reconstructed = self.pca.inverse_transform(self.pca.transform(x))
+        pairs = zip(x.reshape(-1, side, side), reconstructed.reshape(-1, side, side), strict=True)
         return np.stack([1 - similarity(a, b) for a, b in pairs]).astype(np.float32)
 
 
 def similarity(x: Images, y: Images, window: int = 7) -> Images:
-    """Structural similarity of two images (S, S), pixel by pixel."""
+    """Compute the structural similarity of two images (S, S) at every pixel."""
 
     def average(values: Images) -> Images:
         return np.asarray(uniform_filter(values, window))
 
     mean_x, mean_y = average(x), average(y)
     var_x, var_y = average(x * x) - mean_x**2, average(y * y) - mean_y**2
-    both = average(x * y) - mean_x * mean_y
-    light = (2 * mean_x * mean_y + 1e-4) / (mean_x**2 + mean_y**2 + 1e-4)
-    return np.asarray(light * (2 * both + 9e-4) / (var_x + var_y + 9e-4))
+    covariance = average(x * y) - mean_x * mean_y
+    luminance = (2 * mean_x * mean_y + 1e-4) / (mean_x**2 + mean_y**2 + 1e-4)
+    return np.asarray(luminance * (2 * covariance + 9e-4) / (var_x + var_y + 9e-4))
 
 
-def raw(images: Images) -> Images:
-    """(N, F): intensities as they are."""
+def raw_pixels(images: Images) -> Images:
+    """Return the unchanged intensities as rows (N, F)."""
     return images.reshape(len(images), -1)
 
 
-def border(images: Images) -> Images:
-    """(N,): the mean of the outermost pixels."""
+def border_brightness(images: Images) -> Images:
+    """Compute the mean intensity of the outermost pixels, (N,)."""
     inside = images[:, 1:-1, 1:-1].sum((1, 2))
     count = images.shape[1] * images.shape[2] - (images.shape[1] - 2) * (images.shape[2] - 2)
     return np.asarray((images.sum((1, 2)) - inside) / count)
@@ -315,35 +329,38 @@ def border(images: Images) -> Images:
 
 @dataclass(frozen=True)
 class Method:
-    """A name, and how to make it from a seed; ``once``: its first seed will do."""
+    """A method's label, and a function that makes its model from a seed."""
 
     name: str
     make: Callable[[int], Model]
-    once: bool = False
+    single_seed: bool = False
+    """Whether only the first seed is run."""
 
 
-def ours(name: str, **over: Any) -> Method:
-    """A configuration of this project."""
-    return Method(name, lambda seed: Ours(over, seed))
+def ours(name: str, **overrides: Any) -> Method:
+    """Return a method: our library with these overrides."""
+    return Method(name, lambda seed: Ours(overrides, seed))
 
 
-def trivial(name: str, value: Callable[[Images], Any]) -> Method:
-    """A cue."""
-    return Method(name, lambda _: Trivial(value), once=True)
+def image_statistic(name: str, value: Callable[[Images], Any]) -> Method:
+    """Return a method: a simple statistic of the image."""
+    return Method(name, lambda _: ImageStatistic(value), single_seed=True)
 
 
-PLAIN = {"corruption": {"type": "none"}}
+NO_CORRUPTION = {"corruption": {"type": "none"}}
 CONTAMINATION: Mapping[str, Any] = {
     "model": {"localization_head": True},
     "score": {"type": "contamination"},
-    "training": {"epochs": 48},  # about 1,500 steps: what it finds grows with what it was shown
+    "training": {
+        "epochs": 48
+    },  # about 1,500 steps; detection improves with the number of synthetic anomalies
 }
 OURS = (
     ours("VAE (ours)"),
     ours("ours, score: contamination, 48 epochs", **CONTAMINATION),
     ours("ours, score: reconstruction", score={"type": "reconstruction"}),
     ours("ours, not standardised", score={"standardise": False}),
-    ours("ours, no corruption", training=PLAIN),
+    ours("ours, no corruption", training=NO_CORRUPTION),
     ours("ours, likelihood: structural", model={"likelihood": "structural"}),
     ours("ours, likelihood: gaussian", model={"likelihood": "gaussian"}),
     ours("ours, likelihood: laplace", model={"likelihood": "laplace"}),
@@ -353,109 +370,112 @@ OURS = (
         "ours, convolutional, gaussian, not standardised (a plain VAE)",
         model={"network": "convolutional", "likelihood": "gaussian"},
         score={"standardise": False},
-        training=PLAIN,
+        training=NO_CORRUPTION,
     ),
     ours("ours, type: autoencoder", model={"type": "autoencoder"}),
 )
 PEERS = (
-    trivial("minus the mean of the image", lambda x: -x.mean((1, 2))),
-    trivial("minus its standard deviation", lambda x: -x.std((1, 2))),
-    trivial("border brightness", border),
-    Method("flatness, no model", lambda _: Flatness(), once=True),
-    Method("kNN, k = 1, raw", lambda _: Peer(Neighbours(), raw), once=True),
-    Method("kNN, k = 1", lambda _: Peer(Neighbours()), once=True),
-    Method("PCA 256, structural similarity", Components, once=True),
+    image_statistic("minus the mean of the image", lambda x: -x.mean((1, 2))),
+    image_statistic("minus its standard deviation", lambda x: -x.std((1, 2))),
+    image_statistic("border brightness", border_brightness),
+    Method("flatness, no model", lambda _: Flatness(), single_seed=True),
+    Method("kNN, k = 1, raw", lambda _: Peer(NearestNeighbour(), raw_pixels), single_seed=True),
+    Method("kNN, k = 1", lambda _: Peer(NearestNeighbour()), single_seed=True),
+    Method("PCA 256, structural similarity", PCASimilarity, single_seed=True),
     Method("PyOD AutoEncoder", lambda seed: Peer(AutoEncoder(random_state=seed, verbose=0))),
 )
 METHODS = (*OURS, *PEERS)
-SHORT = (
+SHORT_METHODS = (
     "VAE (ours)",
     "ours, score: contamination, 48 epochs",
     *(method.name for method in PEERS[:7]),
 )
 
 
-# ---------------------------------------------------------------- the figures
+# ---------------------------------------------------------------- the measurements
 
 
-def measure(model: Model, task: Task) -> Figures:
-    """How well the model ranks the test images, finds what was inserted, and what that costs."""
+def measure(model: Model, task: Task) -> Metrics:
+    """Measure how well a model ranks test images and locates lesions, and its CPU-seconds."""
     _, fit = cpu_seconds(lambda: model.fit(task))
     scores, score = cpu_seconds(lambda: model.score(task.test))
-    figures = {
+    metrics = {
         "auroc": float(roc_auc_score(task.anomaly, scores)),
         "average_precision": float(average_precision_score(task.anomaly, scores)),
         "fit_seconds": fit,
         "score_seconds": score,
     }
     if task.lesions is None or task.masks is None:
-        return figures
-    return figures | _lesions(model, task.lesions, task.masks, scores[~task.anomaly])
+        return metrics
+    return metrics | _measure_lesions(model, task.lesions, task.masks, scores[~task.anomaly])
 
 
-def _lesions(model: Model, lesions: Images, masks: NDArray[np.bool_], normal: Scores) -> Figures:
-    """Images with a lesion against the normal ones, and pixels of it against all others."""
+def _measure_lesions(
+    model: Model, lesions: Images, masks: NDArray[np.bool_], normal: Scores
+) -> Metrics:
+    """Measure the detection of images with lesions, and of lesion pixels among all pixels."""
     scores = np.concatenate([normal, model.score(lesions)])
     labels = np.repeat([False, True], [len(normal), len(lesions)])
-    figures = {"lesion_auroc": float(roc_auc_score(labels, scores))}
+    metrics = {"lesion_auroc": float(roc_auc_score(labels, scores))}
     maps = model.maps(lesions)
     if maps is not None:
-        heat = smoothed(maps).ravel()
-        figures["pixel_ap"] = float(average_precision_score(masks.ravel(), heat))
-        figures["pixel_auroc"] = float(roc_auc_score(masks.ravel(), heat))
-    return figures
+        smoothed_maps = smoothed(maps).ravel()
+        metrics["pixel_ap"] = float(average_precision_score(masks.ravel(), smoothed_maps))
+        metrics["pixel_auroc"] = float(roc_auc_score(masks.ravel(), smoothed_maps))
+    return metrics
 
 
 # ---------------------------------------------------------------- the run
 
 KEYS = ("method", "task", "seed")
-RANKING = {
-    "auroc": Figure("AUROC"),
-    "average_precision": Figure("average precision"),
-    "fit_seconds": Figure("fit, CPU-s", ".0f", deviation=False),
-    "score_seconds": Figure("score, CPU-s", ".2f", deviation=False),
+RANKING_COLUMNS = {
+    "auroc": Column("AUROC"),
+    "average_precision": Column("average precision"),
+    "fit_seconds": Column("fit, CPU-s", ".0f", show_deviation=False),
+    "score_seconds": Column("score, CPU-s", ".2f", show_deviation=False),
 }
-LOCATING = {
-    "lesion_auroc": Figure("image AUROC"),
-    "pixel_ap": Figure("pixel average precision"),
-    "pixel_auroc": Figure("pixel AUROC"),
+LESION_COLUMNS = {
+    "lesion_auroc": Column("image AUROC"),
+    "pixel_ap": Column("pixel average precision"),
+    "pixel_auroc": Column("pixel AUROC"),
 }
 
 
 def run(options: Options) -> None:
-    """Measure what is not yet measured, and write the tables."""
-    folder, thin = options.root(), SHORT_THIN if options.short else 1
-    found = Ledger(options.result("scans.csv"), KEYS)
+    """Run the missing measurements and write the tables."""
+    folder, stride = options.data_root(), SHORT_STRIDE if options.short else 1
+    ledger = Ledger(options.result_path("scans.csv"), KEYS)
 
     @cache
     def task(name: str) -> Task:
-        return {XRAY: load_xray, MRI: load_mri}[name](folder, thin)
+        return {XRAY: load_xray, MRI: load_mri}[name](folder, stride)
 
     for method, name, seed in _plan(options):
-        if (key := (method.name, name, seed)) not in found:
-            found.add(key, measure(method.make(seed), task(name)))
-    tables = _report(found.rows)
-    options.result("scans.md").write_text(tables, encoding="utf-8")
+        if (key := (method.name, name, seed)) not in ledger:
+            ledger.add(key, measure(method.make(seed), task(name)))
+    tables = _report(ledger.rows)
+    options.result_path("scans.md").write_text(tables, encoding="utf-8")
     print(f"\n{tables}")
 
 
 def _plan(options: Options) -> Iterator[tuple[Method, str, int]]:
-    """Every seed of a method on every task, the first seed of all methods first."""
+    """Yield every method and task, one seed after the other."""
     wanted = [method for method in METHODS if options.wants(method.name)]
     if options.short:
-        wanted = [method for method in wanted if method.name in SHORT]
+        wanted = [method for method in wanted if method.name in SHORT_METHODS]
     for seed in range(1 if options.short else options.seeds):
         for method in wanted:
-            if seed == 0 or not method.once:
+            if seed == 0 or not method.single_seed:
                 yield from ((method, name, seed) for name in SIZES)
 
 
-def _report(found: pd.DataFrame) -> str:
-    place = {method.name: index for index, method in enumerate(METHODS)}
-    found = found.sort_values("method", key=lambda names: names.map(place), kind="stable")
+def _report(rows: pd.DataFrame) -> str:
+    order = {method.name: index for index, method in enumerate(METHODS)}
+    rows = rows.sort_values("method", key=lambda names: names.map(order), kind="stable")
     parts = [
-        f"{name}\n\n{table(found[found['task'] == name], 'method', RANKING)}\n" for name in SIZES
+        f"{name}\n\n{summary_table(rows[rows['task'] == name], 'method', RANKING_COLUMNS)}\n"
+        for name in SIZES
     ]
-    lesions = found[found["task"] == MRI].dropna(subset=["lesion_auroc"])
-    parts.append(f"Inserted lesions\n\n{table(lesions, 'method', LOCATING)}\n")
+    lesions = rows[rows["task"] == MRI].dropna(subset=["lesion_auroc"])
+    parts.append(f"Inserted lesions\n\n{summary_table(lesions, 'method', LESION_COLUMNS)}\n")
     return "".join([*parts, environment()])

@@ -1,4 +1,4 @@
-"""A client that asks the same again and again over connections that stay open (HTTP/1.1)."""
+"""Send one request repeatedly over persistent HTTP/1.1 connections and time the responses."""
 
 from __future__ import annotations
 
@@ -10,40 +10,46 @@ from typing import Any
 import uvloop
 
 HEAD_END = b"\r\n\r\n"
+"""End of the header section of a response."""
 
 
 @dataclass
-class Load:
-    """What was measured: seconds from start to end, and of each request."""
+class LoadResult:
+    """Timing of a series of requests."""
 
     seconds: float = 0.0
-    waits: list[float] = field(default_factory=list)
+    """Time from the first request to the last response, in seconds."""
+    latencies: list[float] = field(default_factory=list)
+    """Time from each request to its response, in seconds."""
 
 
-class Asker(asyncio.Protocol):
-    """One connection; asks while there is something left to ask."""
+class ClientConnection(asyncio.Protocol):
+    """A connection that sends requests one after the other until none remain.
 
-    def __init__(self, request: bytes, left: list[int], found: Load) -> None:
-        self.request, self.left, self.found = request, left, found
+    ``remaining`` is a counter in a list of one item, shared by all connections.
+    """
+
+    def __init__(self, request: bytes, remaining: list[int], result: LoadResult) -> None:
+        self.request, self.remaining, self.result = request, remaining, result
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.buffer, self.start = b"", 0.0
 
     def connection_made(self, transport: Any) -> None:
-        """Ask at once."""
+        """Send the first request."""
         self.transport = transport
-        self.ask()
+        self.send_next()
 
-    def ask(self) -> None:
-        """Send one more request, or hang up."""
-        if not self.left[0]:
+    def send_next(self) -> None:
+        """Send one more request, or close the connection if none remain."""
+        if not self.remaining[0]:
             self.transport.close()
             return
-        self.left[0] -= 1
+        self.remaining[0] -= 1
         self.start = time.perf_counter()
         self.transport.write(self.request)
 
     def data_received(self, data: bytes) -> None:
-        """Take a part of an answer."""
+        """Append received bytes; send the next request once the response is complete."""
         self.buffer += data
         head, end, body = self.buffer.partition(HEAD_END)
         if not end or len(body) < _length(head):
@@ -53,14 +59,14 @@ class Asker(asyncio.Protocol):
             self.transport.close()
             return
         self.buffer = b""
-        self.found.waits.append(time.perf_counter() - self.start)
-        self.ask()
+        self.result.latencies.append(time.perf_counter() - self.start)
+        self.send_next()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Say how it ended."""
+        """Set the result of `done`: an error if the connection was lost before the end."""
         if self.done.done():
             return
-        if exc or self.buffer or self.left[0]:
+        if exc or self.buffer or self.remaining[0]:
             self.done.set_exception(exc or ConnectionError("the server closed the connection"))
         else:
             self.done.set_result(None)
@@ -71,23 +77,27 @@ def _length(head: bytes) -> int:
     return int(rest.partition(b"\r\n")[0])
 
 
-def load(host: str, port: int, request: bytes, clients: int, count: int) -> Load:
-    """Send ``count`` requests over so many connections, each asking as soon as it is answered.
+def send_requests(host: str, port: int, request: bytes, clients: int, count: int) -> LoadResult:
+    """Send ``count`` requests over ``clients`` connections, without a pause between requests.
 
     Raises:
-        OSError: nobody listens, or the connection was cut.
-        RuntimeError: an answer that is not 200.
+        OSError: if the server refuses or closes the connection.
+        RuntimeError: if a response has another status than 200.
     """
-    return uvloop.run(_load(host, port, request, clients, count))
+    return uvloop.run(_send_requests(host, port, request, clients, count))
 
 
-async def _load(host: str, port: int, request: bytes, clients: int, count: int) -> Load:
-    found, left = Load(), [count]
+async def _send_requests(
+    host: str, port: int, request: bytes, clients: int, count: int
+) -> LoadResult:
+    result, remaining = LoadResult(), [count]
     loop, start = asyncio.get_running_loop(), time.perf_counter()
-    made = [
-        await loop.create_connection(lambda: Asker(request, left, found), host, port)
+    connections = [
+        await loop.create_connection(
+            lambda: ClientConnection(request, remaining, result), host, port
+        )
         for _ in range(clients)
     ]
-    await asyncio.gather(*(asker.done for _, asker in made))
-    found.seconds = time.perf_counter() - start
-    return found
+    await asyncio.gather(*(connection.done for _, connection in connections))
+    result.seconds = time.perf_counter() - start
+    return result

@@ -1,4 +1,7 @@
-"""`python -m benchmarks.serving_peers empty|bare PORT`: servers that do nothing, as ours is run."""
+"""Serve an endpoint that does nothing, under uvicorn with the settings of the scoring service.
+
+Usage: `python -m benchmarks.serving_peers empty|bare PORT`.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,21 @@ from typing import Any
 
 import uvicorn
 
-ANSWER = b"{}"
+BODY = b"{}"
 HEADERS = [(b"content-type", b"application/json"), (b"content-length", b"2")]
 
 
 async def bare(scope: Any, receive: Any, send: Any) -> None:
-    """Read the body and answer."""
+    """Handle a request as a bare ASGI application: read its body and respond with `BODY`."""
     if scope["type"] == "http":
         while (await receive()).get("more_body"):
             pass
         await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-        await send({"type": "http.response.body", "body": ANSWER})
+        await send({"type": "http.response.body", "body": BODY})
 
 
 def empty() -> Any:
-    """One endpoint of FastAPI that takes nothing and says nothing."""
+    """Build a FastAPI application with one endpoint that ignores its input."""
     from fastapi import FastAPI
 
     app = FastAPI()
@@ -35,11 +38,12 @@ def empty() -> Any:
 
 
 def main(name: str, port: str) -> None:
+    """Run the server ``name`` on a port until it is stopped."""
     app = bare if name == "bare" else empty()
-    lines = os.environ.get("ANOMALY_VAE_LOG_LEVEL") == "info"
+    access_log = os.environ.get("ANOMALY_VAE_LOG_LEVEL") == "info"
     uvicorn.run(
         app, port=int(port), loop="uvloop", http="httptools", ws="none", lifespan="off",
-        log_level="info" if lines else "warning", access_log=lines,
+        log_level="info" if access_log else "warning", access_log=access_log,
     )  # fmt: skip
 
 

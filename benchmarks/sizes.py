@@ -1,11 +1,13 @@
-"""From 50 rows to a million, and from 1 column to 1,500: what a fit costs, and what it finds.
+"""Measure cost and detection on tables of 50 to a million rows and of 1 to 1,500 columns.
 
-Rows are drawn: a mixture of five clusters in a few dimensions, seen through a random network,
-noise, and columns that are plain, log-normal, whole numbers or bounded. Anomalies are of the four
-kinds of ADBench (Han et al. 2022): local (a cluster's own, twice as wide), global (uniform over the
-range of each column), dependency (each column from another row), and clustered (further out than
-any normal cluster). No method has an argument. Each is measured in a process of its own; memory is
-what the fit and the scores add at their peak to the libraries and the rows.
+The tables are simulated. Normal rows come from a mixture of five clusters in a few latent
+dimensions, mapped through a random network, plus noise; the columns are unbounded, log-normal,
+integer or bounded. Anomalies are of the four kinds of ADBench (Han et al. 2022): local (around the
+same clusters with five times the variance), global (uniform over the range of each column),
+dependency (each column from a different row), and clustered (around cluster centers five times as
+far out). Our estimator, IsolationForest and nearest neighbours run with default settings. Every
+measurement runs in a separate process; memory is the peak that fitting and scoring add to the
+libraries and the rows.
 """
 
 from __future__ import annotations
@@ -30,95 +32,99 @@ from sklearn.preprocessing import StandardScaler
 
 from anomaly_vae import TabularVAEDetector
 from benchmarks.common import (
-    Figure,
+    Column,
     Ledger,
     Options,
     cpu_seconds,
     environment,
-    markdown,
+    markdown_table,
     one_thread,
 )
 
 Matrix = NDArray[np.float64]
-Figures = dict[str, float]
+Metrics = dict[str, float]
 
 ROWS = (50, 200, 1_000, 10_000, 100_000, 1_000_000)
 COLUMNS = (1, 2, 10, 30, 100, 500, 1_500)
-USUAL_ROWS, USUAL_COLUMNS = 5_000, 30
-"""Of the tables whose other side is looked at."""
-MANY = 2_000_000
-"""Numbers in a table, of which the first seed will do."""
+"""Numbers of rows and of columns to measure."""
+DEFAULT_ROWS, DEFAULT_COLUMNS = 5_000, 30
+"""Number of rows while the columns vary, and number of columns while the rows vary."""
+SINGLE_SEED_VALUES = 2_000_000
+"""Number of values in a table from which on only the first seed is run."""
 SHORT_ROWS, SHORT_COLUMNS = (50, 1_000, 10_000), (1, 100)
-NORMALS, EACH_KIND = 5_000, 500
-"""Rows to test on."""
-PER = 10_000
-"""Rows that the seconds of a score are of."""
+TEST_NORMALS, ANOMALIES_PER_KIND = 5_000, 500
+"""Numbers of normal test rows, and of anomalies of each kind."""
+SCORED_ROWS = 10_000
+"""Number of rows that scoring times are reported for."""
 
 
 # ---------------------------------------------------------------- the rows
 
-CLUSTERS, UNITS, NOISE = 5, 16, 0.3
-BLOCK = 1 << 20
-"""Numbers drawn at a time, so that memory is that of the rows."""
-WIDER, FURTHER, BEYOND = 5**0.5, 5.0, 1.1
+CLUSTERS, HIDDEN_UNITS, NOISE = 5, 16, 0.3
+"""Number of clusters, hidden units of the network, and standard deviation of the noise."""
+BLOCK_VALUES = 1 << 20
+"""Number of values drawn at a time, so that drawing adds little memory to that of the rows."""
+LOCAL_SPREAD, CLUSTER_DISTANCE, GLOBAL_RANGE = 5**0.5, 5.0, 1.1
+"""Factors of a cluster's standard deviation (local anomalies), of the distance of cluster centers
+from the origin (clustered), and of the range of a column (global)."""
 
 
 @dataclass(frozen=True)
-class World:
-    """Where rows of so many columns come from; all of it follows from the seed."""
+class RowSimulator:
+    """A distribution of rows with a given number of columns, determined by its seed."""
 
     columns: int
     seed: int
 
     @cached_property
     def parameters(self) -> tuple[Matrix, Matrix, Matrix]:
-        """Centers (K, R), and the two layers (R, H) and (H, D) of the network."""
+        """Cluster centers (K, R) and the layers (R, H) and (H, D) of the network."""
         generator, rank = np.random.default_rng(self.seed), max(1, min(6, self.columns // 2))
-        shapes = (CLUSTERS, rank), (rank, UNITS), (UNITS, self.columns)
-        centers, inner, outer = (generator.standard_normal(shape) for shape in shapes)
-        return centers, inner / rank**0.5, outer / UNITS**0.5
+        shapes = (CLUSTERS, rank), (rank, HIDDEN_UNITS), (HIDDEN_UNITS, self.columns)
+        centers, first_layer, second_layer = (generator.standard_normal(shape) for shape in shapes)
+        return centers, first_layer / rank**0.5, second_layer / HIDDEN_UNITS**0.5
 
     def normal(self, count: int, generator: np.random.Generator) -> Matrix:
-        """(count, D) rows."""
+        """Draw normal rows (count, D)."""
         return self._rows(count, generator)
 
     def anomalies(self, kind: str, count: int, generator: np.random.Generator) -> Matrix:
-        """(count, D) rows of a kind of `KINDS`."""
+        """Draw anomalies (count, D) of one of the `KINDS`."""
         match kind:
             case "local":
-                return self._rows(count, generator, wider=WIDER)
+                return self._rows(count, generator, spread=LOCAL_SPREAD)
             case "clustered":
-                return self._rows(count, generator, further=FURTHER)
+                return self._rows(count, generator, distance=CLUSTER_DISTANCE)
             case "dependency":
                 return np.asarray(generator.permuted(self.normal(count, generator), axis=0))
         rows = self.normal(count, generator)
-        middle, half = (rows.max(0) + rows.min(0)) / 2, np.ptp(rows, 0) / 2
-        return np.asarray(middle + BEYOND * half * generator.uniform(-1, 1, rows.shape))
+        center, half_range = (rows.max(0) + rows.min(0)) / 2, np.ptp(rows, 0) / 2
+        return np.asarray(center + GLOBAL_RANGE * half_range * generator.uniform(-1, 1, rows.shape))
 
     def _rows(
-        self, count: int, generator: np.random.Generator, wider: float = 1.0, further: float = 1.0
+        self, count: int, generator: np.random.Generator, spread: float = 1.0, distance: float = 1.0
     ) -> Matrix:
         rows = np.empty((count, self.columns))
-        for part in np.array_split(rows, -(-rows.size // BLOCK)):
-            part[:] = self._block(len(part), generator, wider, further)
+        for part in np.array_split(rows, -(-rows.size // BLOCK_VALUES)):
+            part[:] = self._block(len(part), generator, spread, distance)
         return rows
 
     def _block(
-        self, count: int, generator: np.random.Generator, wider: float, further: float
+        self, count: int, generator: np.random.Generator, spread: float, distance: float
     ) -> Matrix:
-        centers, inner, outer = self.parameters
-        latent = further * centers[generator.integers(CLUSTERS, size=count)]
-        latent += 0.5 * wider * generator.standard_normal(latent.shape)
-        rows = np.tanh(latent @ inner) @ outer
+        centers, first_layer, second_layer = self.parameters
+        latent = distance * centers[generator.integers(CLUSTERS, size=count)]
+        latent += 0.5 * spread * generator.standard_normal(latent.shape)
+        rows = np.tanh(latent @ first_layer) @ second_layer
         rows += NOISE * generator.standard_normal(rows.shape)
-        return _warped(rows)
+        return _transform_columns(rows)
 
 
 KINDS = ("local", "global", "dependency", "clustered")
 
 
-def _warped(rows: Matrix) -> Matrix:
-    """(N, D): columns in turn as they are, log-normal, whole numbers and bounded."""
+def _transform_columns(rows: Matrix) -> Matrix:
+    """Make columns (N, D) unbounded, log-normal, integer and bounded in turn, in place."""
     rows[:, 1::4] = np.exp(rows[:, 1::4])
     rows[:, 2::4] = np.round(3 * rows[:, 2::4])
     rows[:, 3::4] = np.clip(rows[:, 3::4], -1, 1)
@@ -129,22 +135,22 @@ def _warped(rows: Matrix) -> Matrix:
 
 
 class Ours:
-    """The default estimator at alpha 0.05."""
+    """Our estimator with default settings and alpha 0.05."""
 
     def __init__(self, seed: int) -> None:
         self.detector = TabularVAEDetector(alpha=0.05, random_state=seed)
 
     def fit(self, x: Matrix) -> None:
-        """Learn from normal rows (N, D)."""
+        """Train on normal rows (N, D)."""
         self.detector.fit(x)
 
     def score(self, x: Matrix) -> Matrix:
-        """(N,), higher is more anomalous."""
+        """Return scores (N,); higher is more anomalous."""
         return np.asarray(self.detector.anomaly_score(x))
 
 
-class Forest:
-    """IsolationForest."""
+class IsolationForestModel:
+    """IsolationForest with default settings."""
 
     def __init__(self, seed: int) -> None:
         self.model = IsolationForest(random_state=seed)
@@ -158,8 +164,8 @@ class Forest:
         return -np.asarray(self.model.score_samples(x))
 
 
-class Neighbours:
-    """Mean distance to five neighbours, in standard deviations."""
+class NearestNeighbours:
+    """Mean distance to the five nearest training rows, in standard deviations."""
 
     def __init__(self, seed: int) -> None:
         del seed
@@ -176,81 +182,89 @@ class Neighbours:
 
 METHODS: dict[str, Callable[[int], Any]] = {
     "VAE (ours)": Ours,
-    "IsolationForest": Forest,
-    "kNN, k = 5": Neighbours,
+    "IsolationForest": IsolationForestModel,
+    "kNN, k = 5": NearestNeighbours,
 }
 
 
-# ---------------------------------------------------------------- the figures
+# ---------------------------------------------------------------- the measurements
 
 
-def measure(method: str, rows: int, columns: int, seed: int) -> Figures:
-    """What the method costs and finds; alone in its process."""
-    generator, world = np.random.default_rng([seed, rows]), World(columns, seed)
-    train, normal = world.normal(rows, generator), world.normal(NORMALS, generator)
-    odd = {kind: world.anomalies(kind, EACH_KIND, generator) for kind in KINDS}
-    test = np.concatenate([normal, *odd.values()])
+def measure(method: str, rows: int, columns: int, seed: int) -> Metrics:
+    """Measure the cost and the AUROC of a method; meant to run in a process of its own."""
+    generator, simulator = np.random.default_rng([seed, rows]), RowSimulator(columns, seed)
+    train, normal = (simulator.normal(count, generator) for count in (rows, TEST_NORMALS))
+    anomalies_by_kind = {
+        kind: simulator.anomalies(kind, ANOMALIES_PER_KIND, generator) for kind in KINDS
+    }
+    test = np.concatenate([normal, *anomalies_by_kind.values()])
     with one_thread():
-        METHODS[method](seed).fit(train[:50])  # whatever is loaded late, is now
-        model, before = METHODS[method](seed), peak()
+        METHODS[method](seed).fit(train[:50])  # trigger lazy imports before the measurement
+        model, before = METHODS[method](seed), peak_memory()
         _, fit = cpu_seconds(lambda: model.fit(train))
         scores, score = cpu_seconds(lambda: model.score(test))
-    ranked = dict(zip(KINDS, np.split(scores[NORMALS:], len(KINDS)), strict=True))
-    aurocs = {k: _auroc(scores[:NORMALS], s) for k, s in ranked.items() if k in kinds(columns)}
+    scores_by_kind = dict(zip(KINDS, np.split(scores[TEST_NORMALS:], len(KINDS)), strict=True))
+    aurocs = {
+        kind: _auroc(scores[:TEST_NORMALS], scores_by_kind[kind])
+        for kind in detectable_kinds(columns)
+    }
     return {
         "auroc": float(np.mean(list(aurocs.values()))),
         "fit_seconds": fit,
-        "score_seconds": score * PER / len(test),
-        "peak_mib": peak() - before,
+        "score_seconds": score * SCORED_ROWS / len(test),
+        "peak_mib": peak_memory() - before,
         **aurocs,
     }
 
 
-def kinds(columns: int) -> tuple[str, ...]:
-    """What can be found: a single column depends on nothing."""
+def detectable_kinds(columns: int) -> tuple[str, ...]:
+    """Return the kinds of anomalies that exist: one column has no dependency to break."""
     return tuple(kind for kind in KINDS if columns > 1 or kind != "dependency")
 
 
-def _auroc(normal: Matrix, odd: Matrix) -> float:
-    labels = np.repeat([0, 1], [len(normal), len(odd)])
-    return float(roc_auc_score(labels, np.concatenate([normal, odd])))
+def _auroc(normal: Matrix, anomalies: Matrix) -> float:
+    labels = np.repeat([0, 1], [len(normal), len(anomalies)])
+    return float(roc_auc_score(labels, np.concatenate([normal, anomalies])))
 
 
-def peak() -> float:
-    """Most memory that this process has held, MiB; ru_maxrss would begin at its parent's."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text("ascii"))
-    assert found, "Linux says so"
-    return int(found[1]) / 1024
+def peak_memory() -> float:
+    """Return the peak resident memory of this process in MiB.
+
+    ``ru_maxrss`` is not used because a child process inherits the value of its parent.
+    """
+    match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text("ascii"))
+    assert match, "Linux reports VmHWM"
+    return int(match[1]) / 1024
 
 
 # ---------------------------------------------------------------- the run
 
 KEYS = ("method", "rows", "columns", "seed")
-FIGURES = {
-    "auroc": Figure("AUROC"),
-    "fit_seconds": Figure("fit, CPU-s", ".2f", deviation=False),
-    "score_seconds": Figure(f"score {PER:,}, CPU-s", ".3f", deviation=False),
-    "peak_mib": Figure("memory, MiB", ".0f", deviation=False),
-    **{kind: Figure(kind, ".2f", deviation=False) for kind in KINDS},
+RESULT_COLUMNS = {
+    "auroc": Column("AUROC"),
+    "fit_seconds": Column("fit, CPU-s", ".2f", show_deviation=False),
+    "score_seconds": Column(f"score {SCORED_ROWS:,}, CPU-s", ".3f", show_deviation=False),
+    "peak_mib": Column("memory, MiB", ".0f", show_deviation=False),
+    **{kind: Column(kind, ".2f", show_deviation=False) for kind in KINDS},
 }
 
 
 def run(options: Options) -> None:
-    """Measure what is not yet measured, and write the table; what fails is told and left out."""
-    found = Ledger(options.result("sizes.csv"), KEYS)
+    """Run the missing measurements and write the tables; report failures and leave them out."""
+    ledger = Ledger(options.result_path("sizes.csv"), KEYS)
     for key in _plan(options):
-        if key not in found:
+        if key not in ledger:
             try:
-                found.add(key, _apart(*key))
-            except Exception as error:  # noqa: BLE001  # the other sizes are to be seen all the same
+                ledger.add(key, _measure_in_subprocess(*key))
+            except Exception as error:  # noqa: BLE001  # other sizes are still measured
                 print(*key, f"failed: {error}", file=sys.stderr, flush=True)
-    text = f"{report(found.rows)}\n{environment()}"
-    options.result("sizes.md").write_text(text, encoding="utf-8")
+    text = f"{report(ledger.rows)}\n{environment()}"
+    options.result_path("sizes.md").write_text(text, encoding="utf-8")
     print(f"\n{text}")
 
 
-def _apart(*key: str | int) -> Figures:
-    """`measure` in a process of its own."""
+def _measure_in_subprocess(*key: str | int) -> Metrics:
+    """Run `measure` in a separate process."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(measure, *key).result()  # type: ignore[arg-type]  # as in KEYS
@@ -258,26 +272,37 @@ def _apart(*key: str | int) -> Figures:
 
 def _plan(options: Options) -> Iterator[tuple[str, int, int, int]]:
     rows, columns = (SHORT_ROWS, SHORT_COLUMNS) if options.short else (ROWS, COLUMNS)
-    sizes = [(n, USUAL_COLUMNS) for n in rows] + [(USUAL_ROWS, d) for d in columns]
+    table_sizes = [(n, DEFAULT_COLUMNS) for n in rows] + [(DEFAULT_ROWS, d) for d in columns]
     for seed in range(1 if options.short else options.seeds):
-        for n, d in sizes:
-            if seed == 0 or n * d < MANY:
-                yield from ((m, n, d, seed) for m in METHODS if options.wants(m))
+        for n, d in table_sizes:
+            if seed == 0 or n * d < SINGLE_SEED_VALUES:
+                yield from ((method, n, d, seed) for method in METHODS if options.wants(method))
 
 
 def report(rows: pd.DataFrame) -> str:
-    """A table over the rows, and one over the columns."""
-    tall = rows[rows["columns"] == USUAL_COLUMNS].sort_values("rows", kind="stable")
-    wide = rows[rows["rows"] == USUAL_ROWS].sort_values("columns", kind="stable")
+    """Tabulate the results by number of rows, then by number of columns."""
+    by_rows = rows[rows["columns"] == DEFAULT_COLUMNS].sort_values("rows", kind="stable")
+    by_columns = rows[rows["rows"] == DEFAULT_ROWS].sort_values("columns", kind="stable")
     return (
-        f"{USUAL_COLUMNS} columns\n\n{_table(tall[tall['rows'] != USUAL_ROWS], 'rows')}\n"
-        f"{USUAL_ROWS:,} rows\n\n{_table(wide, 'columns')}"
+        f"{DEFAULT_COLUMNS} columns\n\n{_table(by_rows[by_rows['rows'] != DEFAULT_ROWS], 'rows')}\n"
+        f"{DEFAULT_ROWS:,} rows\n\n{_table(by_columns, 'columns')}"
     )
 
 
-def _table(rows: pd.DataFrame, by: str) -> str:
+def _table(rows: pd.DataFrame, size_column: str) -> str:
     lines = [
-        (f"{size:,}", str(method), *(FIGURES[f].over_seeds(group[f]) for f in FIGURES))
-        for (size, method), group in rows.groupby([by, "method"], sort=False)
+        (
+            f"{size:,}",
+            str(method),
+            *(RESULT_COLUMNS[name].summarize(group[name]) for name in RESULT_COLUMNS),
+        )
+        for (size, method), group in rows.groupby([size_column, "method"], sort=False)
     ]
-    return markdown((by, "method", *(figure.head for figure in FIGURES.values())), lines)
+    return markdown_table(
+        (
+            size_column,
+            "method",
+            *(column_format.heading for column_format in RESULT_COLUMNS.values()),
+        ),
+        lines,
+    )

@@ -1,9 +1,11 @@
-"""Tables: 20 numeric sets of ADBench (Han et al. 2022), one class, one configuration for all.
+"""Measure one-class detection on 20 numeric data sets of ADBench (Han et al. 2022).
 
-As in Livernoche et al. (ICLR 2024): of more than 10,000 rows a stratified subsample; a random half
-of the normal rows to learn from, the other half and all anomalies to test on. Ours holds a share
-of its half out to calibrate; peers learn from all of it, standardised. No configuration was chosen
-by the test labels of a single set; what was looked at is said in RESULTS.md.
+The splits follow Livernoche et al. (ICLR 2024): data sets of more than 10,000 rows are subsampled
+with stratification; a random half of the normal rows is for training, the other half and all
+anomalies are for testing. Every method has one configuration for all data sets. Our estimator holds
+out a fraction of its training half for calibration; peers train on the whole half, standardised. No
+configuration was chosen with the test labels of a single data set; RESULTS.md says which choices
+were made on these data sets.
 """
 
 from __future__ import annotations
@@ -33,16 +35,17 @@ from sklearn.preprocessing import StandardScaler
 
 from anomaly_vae import TabularVAEDetector
 from anomaly_vae.files import atomic_path
-from benchmarks.common import Ledger, Options, cpu_seconds, environment, markdown
+from benchmarks.common import Ledger, Options, cpu_seconds, environment, markdown_table
 
 Matrix = NDArray[np.float64]
-Figures = dict[str, float]
+Metrics = dict[str, float]
 
-MOST = 10_000
-"""Rows of a set, anomalies included."""
-EXTREME = 1e4
-"""Standard deviations within which peers see the test rows."""
+MAX_ROWS = 10_000
+"""Maximum number of rows of a data set, including anomalies."""
+PEER_CLIP = 1e4
+"""Limit to which test rows are clipped for peers, in standard deviations."""
 SHORT_SETS = 6
+"""Number of data sets in the short form."""
 
 
 # ---------------------------------------------------------------- the task
@@ -50,7 +53,7 @@ SHORT_SETS = 6
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Normal rows (N, D) to learn from, rows (M, D) to test on, and which of these are not."""
+    """Normal training rows (N, D), test rows (M, D), and whether each of these is an anomaly."""
 
     train: Matrix
     test: Matrix
@@ -58,43 +61,43 @@ class Task:
 
 
 def load_task(path: Path, seed: int) -> Task:
-    """One set, split by ``seed``."""
+    """Load a data set and split it at random."""
     with np.load(path, allow_pickle=False) as content:
         x, anomaly = content["X"].astype(np.float64), content["y"].ravel() == 1
     generator = np.random.RandomState(seed)
-    if len(x) > MOST:
+    if len(x) > MAX_ROWS:
         rows = _subsample(anomaly, generator)
         x, anomaly = x[rows], anomaly[rows]
     normal = generator.permutation(np.flatnonzero(~anomaly))
-    train, rest = np.split(normal, [len(normal) // 2])
-    test = np.concatenate([rest, np.flatnonzero(anomaly)])
+    train, test_normal = np.split(normal, [len(normal) // 2])
+    test = np.concatenate([test_normal, np.flatnonzero(anomaly)])
     return Task(x[train], x[test], anomaly[test])
 
 
 def _subsample(anomaly: NDArray[np.bool_], generator: np.random.RandomState) -> NDArray[np.intp]:
-    """`MOST` rows with the anomalies' share as it is."""
-    count = max(1, round(MOST * anomaly.mean()))
-    normal = generator.choice(np.flatnonzero(~anomaly), MOST - count, replace=False)
-    odd = generator.choice(np.flatnonzero(anomaly), count, replace=False)
-    return np.concatenate([normal, odd])
+    """Sample `MAX_ROWS` row numbers; the fraction of anomalies is preserved."""
+    count = max(1, round(MAX_ROWS * anomaly.mean()))
+    normal = generator.choice(np.flatnonzero(~anomaly), MAX_ROWS - count, replace=False)
+    anomalies = generator.choice(np.flatnonzero(anomaly), count, replace=False)
+    return np.concatenate([normal, anomalies])
 
 
 # ---------------------------------------------------------------- the methods
 
 
 class Model(Protocol):
-    """What is measured."""
+    """A detector to measure."""
 
     def fit(self, x: Matrix) -> None:
-        """Learn from normal rows (N, D)."""
+        """Train on normal rows (N, D)."""
 
     def score(self, x: Matrix) -> Matrix:
-        """(N,), higher is more anomalous."""
+        """Return scores (N,); higher is more anomalous."""
 
 
 @dataclass
 class Ours:
-    """The estimator as a user calls it."""
+    """Our estimator, used through its public API."""
 
     detector: TabularVAEDetector
 
@@ -109,7 +112,7 @@ class Ours:
 
 @dataclass
 class Peer:
-    """A detector that reads a standardised matrix."""
+    """A detector of another library, which reads a standardised matrix."""
 
     estimator: Any
     scaler: Any = None
@@ -120,8 +123,8 @@ class Peer:
         self.estimator.fit(self.scaler.fit_transform(x))
 
     def score(self, x: Matrix) -> Matrix:
-        """See `Model`. PyOD's decisions and scikit-learn's densities point in opposite ways."""
-        x = np.clip(self.scaler.transform(x), -EXTREME, EXTREME)
+        """See `Model`. PyOD scores anomalies high, scikit-learn's ``score_samples`` low."""
+        x = np.clip(self.scaler.transform(x), -PEER_CLIP, PEER_CLIP)
         if hasattr(self.estimator, "score_samples"):
             return -np.asarray(self.estimator.score_samples(x))
         return np.nan_to_num(np.asarray(self.estimator.decision_function(x)), posinf=1e30)
@@ -134,47 +137,47 @@ class Neighbours:
         self.index = NearestNeighbors(n_neighbors=k)
 
     def fit(self, x: Matrix) -> None:
-        """Keep the rows."""
+        """Index the rows (N, D)."""
         self.index.fit(x)
 
     def decision_function(self, x: Matrix) -> Matrix:
-        """(N,), in standard deviations."""
+        """Return the mean distances (N,), in standard deviations."""
         return np.asarray(self.index.kneighbors(x)[0].mean(1))
 
 
 class Mixture:
-    """Ten Gaussians with full covariances, fewer where rows are few."""
+    """Mixture of ten Gaussians with full covariances, or fewer if there are under 200 rows."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
     def fit(self, x: Matrix) -> None:
-        """By expectation and maximisation."""
+        """Fit the mixture to rows (N, D) by expectation-maximisation."""
         count = max(1, min(10, len(x) // 20))
         self.model = GaussianMixture(count, reg_covar=1e-3, random_state=self.seed).fit(x)
 
     def score_samples(self, x: Matrix) -> Matrix:
-        """(N,), log-densities."""
+        """Return log-densities (N,)."""
         return np.asarray(self.model.score_samples(x))
 
 
 @dataclass(frozen=True)
 class Method:
-    """A name, and how to make it from a seed."""
+    """A method's label, and a function that makes it from a seed."""
 
     name: str
     make: Callable[[int], Model]
 
 
-def ours(name: str, **over: Any) -> Method:
-    """The estimator with these arguments."""
+def ours(name: str, **overrides: Any) -> Method:
+    """Return a method: our estimator with these arguments."""
     return Method(
-        name, lambda seed: Ours(TabularVAEDetector(alpha=0.05, random_state=seed, **over))
+        name, lambda seed: Ours(TabularVAEDetector(alpha=0.05, random_state=seed, **overrides))
     )
 
 
 def peer(name: str, make: Callable[[int], Any]) -> Method:
-    """A detector of others."""
+    """Return a method: a detector of another library."""
     return Method(name, lambda seed: Peer(make(seed)))
 
 
@@ -194,11 +197,11 @@ PEERS = (
     peer("PyOD PCA", lambda seed: PCA(random_state=seed)),
     peer("PyOD OCSVM", lambda _: OCSVM()),
 )
-LONG = (
+SLOW_PEERS = (
     peer("PyOD AutoEncoder", lambda seed: AutoEncoder(random_state=seed, verbose=0)),
     peer("PyOD VAE", lambda seed: VAE(random_state=seed, verbose=0)),
 )
-ONE_BY_ONE = (
+ABLATIONS = (
     ours("ours, prior: standard", prior="standard"),
     ours("ours, score: reconstruction", score_type="reconstruction"),
     ours("ours, members: 1", members=1),
@@ -216,7 +219,7 @@ ONE_BY_ONE = (
     ours("ours, likelihood: student_t", likelihood="student_t"),
     ours("ours, model: autoencoder", model="autoencoder"),
 )
-METHODS = (*OURS, *PEERS, *LONG, *ONE_BY_ONE)
+METHODS = (*OURS, *PEERS, *SLOW_PEERS, *ABLATIONS)
 
 
 # ---------------------------------------------------------------- the run
@@ -224,60 +227,66 @@ METHODS = (*OURS, *PEERS, *LONG, *ONE_BY_ONE)
 KEYS = ("method", "set", "seed")
 
 
-def measure(model: Model, task: Task) -> Figures:
-    """How well the model ranks the test rows, and what that costs."""
+def measure(model: Model, task: Task) -> Metrics:
+    """Measure how well a model ranks the test rows, and the CPU-seconds of fitting and scoring."""
     _, fit = cpu_seconds(lambda: model.fit(task.train))
     scores, score = cpu_seconds(lambda: model.score(task.test))
     return {
         "auroc": float(roc_auc_score(task.anomaly, scores)),
         "average_precision": float(average_precision_score(task.anomaly, scores)),
         "fit_seconds": fit,
-        "score_seconds": score * MOST / len(task.test),
+        "score_seconds": score * MAX_ROWS / len(task.test),
     }
 
 
 def run(options: Options) -> None:
-    """Measure what is not yet measured; write the table and the figure of the ranks."""
-    files = sorted(options.folder("adbench").glob("*.npz"))
-    found = Ledger(options.result("tabular.csv"), KEYS)
+    """Run the missing measurements; write the table and plot the mean ranks."""
+    files = sorted(options.data_folder("adbench").glob("*.npz"))
+    ledger = Ledger(options.result_path("tabular.csv"), KEYS)
     task = cache(load_task)
     for method, path, seed in _plan(options, files):
         key = (method.name, path.stem, seed)
-        if key not in found:
-            found.add(key, measure(method.make(seed), task(path, seed)))
-    text = f"{report(found.rows)}\n{environment()}"
-    options.result("tabular.md").write_text(text, encoding="utf-8")
-    plot_ranks(found.rows, options.result("tabular-ranks.png"))
+        if key not in ledger:
+            ledger.add(key, measure(method.make(seed), task(path, seed)))
+    text = f"{report(ledger.rows)}\n{environment()}"
+    options.result_path("tabular.md").write_text(text, encoding="utf-8")
+    plot_ranks(ledger.rows, options.result_path("tabular-ranks.png"))
     print(f"\n{text}")
 
 
 def _plan(options: Options, files: list[Path]) -> Iterator[tuple[Method, Path, int]]:
-    """Every set of a method, the first seed of all methods first."""
-    methods = (*OURS[:1], *PEERS) if options.short else METHODS
-    chosen = files[:SHORT_SETS] if options.short else files
-    wanted = [method for method in methods if options.wants(method.name)]
+    """Yield every method and data set, one seed after the other."""
+    candidates = (*OURS[:1], *PEERS) if options.short else METHODS
+    set_files = files[:SHORT_SETS] if options.short else files
+    methods = [method for method in candidates if options.wants(method.name)]
     for seed in range(1 if options.short else options.seeds):
-        yield from ((method, path, seed) for method in wanted for path in chosen)
+        yield from ((method, path, seed) for method in methods for path in set_files)
 
 
 def report(rows: pd.DataFrame) -> str:
-    """A Markdown table: means over the sets, mean ranks among the detectors that people would use.
+    """Tabulate means over the data sets and mean ranks.
 
-    The configurations that differ from the default in one thing have no rank.
+    Ranks are among our default and the peers; presets and ablations have none.
     """
-    place = mean_ranks(rows)
+    ranks = mean_ranks(rows)
     lines = []
     for method in METHODS:
         part = rows[rows["method"] == method.name]
         if len(part):
-            lines.append((method.name, *_line(part), *(_rank(p, method.name) for p in place)))
-    heads = ("AUROC", "average precision", "fit, CPU-s", "score 10,000, CPU-s")
-    return markdown(("method", *heads, "rank by AUROC", "rank by precision"), lines)
+            lines.append(
+                (
+                    method.name,
+                    *_method_cells(part),
+                    *(_format_rank(by_metric, method.name) for by_metric in ranks),
+                )
+            )
+    headings = ("AUROC", "average precision", "fit, CPU-s", "score 10,000, CPU-s")
+    return markdown_table(("method", *headings, "rank by AUROC", "rank by precision"), lines)
 
 
-def _line(rows: pd.DataFrame) -> Iterator[str]:
-    for figure in ("auroc", "average_precision"):
-        by_seed = 100 * rows.groupby("seed")[figure].mean()
+def _method_cells(rows: pd.DataFrame) -> Iterator[str]:
+    for metric in ("auroc", "average_precision"):
+        by_seed = 100 * rows.groupby("seed")[metric].mean()
         spread = f" ± {by_seed.std():.1f}" if len(by_seed) > 1 else ""
         yield f"{by_seed.mean():.1f}{spread}"
     yield f"{rows['fit_seconds'].median():.2f}"
@@ -285,27 +294,27 @@ def _line(rows: pd.DataFrame) -> Iterator[str]:
 
 
 def mean_ranks(rows: pd.DataFrame) -> tuple[Mapping[str, float], Mapping[str, float]]:
-    """The mean rank of each method over the sets, by AUROC and by average precision."""
-    ranked = [method.name for method in (*OURS[:1], *PEERS, *LONG)]
-    kept = rows[rows["method"].isin(ranked)]
-    by_set = kept.groupby(["set", "method"])[["auroc", "average_precision"]].mean()
-    ranks = by_set.groupby(level="set").rank(ascending=False).groupby(level="method").mean()
-    return ranks["auroc"].to_dict(), ranks["average_precision"].to_dict()
+    """Compute the mean rank of each method over the sets, by AUROC and by average precision."""
+    ranked = [method.name for method in (*OURS[:1], *PEERS, *SLOW_PEERS)]
+    ranked_rows = rows[rows["method"].isin(ranked)]
+    by_set = ranked_rows.groupby(["set", "method"])[["auroc", "average_precision"]].mean()
+    mean_rank = by_set.groupby(level="set").rank(ascending=False).groupby(level="method").mean()
+    return mean_rank["auroc"].to_dict(), mean_rank["average_precision"].to_dict()
 
 
-def _rank(place: Mapping[str, float], name: str) -> str:
-    return f"{place[name]:.1f}" if name in place else ""
+def _format_rank(ranks: Mapping[str, float], name: str) -> str:
+    return f"{ranks[name]:.1f}" if name in ranks else ""
 
 
 def plot_ranks(rows: pd.DataFrame, path: Path) -> None:
-    """Mean ranks as bars, the best at the top."""
-    places = mean_ranks(rows)
-    order = sorted(places[1], key=lambda name: places[1][name], reverse=True)
+    """Plot mean ranks as bars, with the best method at the top."""
+    ranks_by_metric = mean_ranks(rows)
+    order = sorted(ranks_by_metric[1], key=lambda name: ranks_by_metric[1][name], reverse=True)
     figure, axes = plt.subplots(1, 2, figsize=(9, 0.3 * len(order) + 1.2), sharey=True)
     titles = ("AUROC", "average precision")
-    for axis, place, title in zip(axes, places, titles, strict=True):
+    for axis, ranks, title in zip(axes, ranks_by_metric, titles, strict=True):
         colours = ["C1" if name == OURS[0].name else "C0" for name in order]
-        axis.barh(order, [place[name] for name in order], color=colours)
+        axis.barh(order, [ranks[name] for name in order], color=colours)
         axis.set_xlabel(f"mean rank by {title}, 1 is best")
     figure.tight_layout()
     with atomic_path(path) as whole:

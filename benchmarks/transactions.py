@@ -1,16 +1,19 @@
-"""Card transactions: detection against its peers, and whether the promised rate holds.
+"""Measure fraud detection on card transactions, and the false positive rate of thresholds.
 
-The simulated transactions of the Fraud Detection Handbook (Le Borgne et al. 2022) with its
-features: amount, weekend, night, customer and terminal windows. The terminal's fraud rate
-(``TERMINAL_ID_RISK_*``) needs past labels, so every method runs with and without it.
+The data are the simulated transactions of the Fraud Detection Handbook (Le Borgne et al. 2022) with
+its features: amount, weekend, night, and aggregates over customer and terminal windows. The fraud
+rate of the terminal (``TERMINAL_ID_RISK_*``) requires past labels, so every method runs with and
+without it.
 
-Detection: train on the normal rows of the seven days from 2018-07-25, test on the seven days
-from 2018-08-08, a week later. AUROC, average precision, and card precision at 100 a day.
+Detection: train on the normal rows of the seven days from 2018-07-25 and test on the seven days
+from 2018-08-08, one week later. The metrics are AUROC, average precision, and card precision at 100
+cards per day.
 
 Promise: train on the first six of those days, calibrate on the seventh, and compare the false
 positive rate on the test rows with alpha.
 
-Peers see standardised columns, and the rows that ours holds out to stop early as well.
+Peers read standardised columns. They also train on the rows that our models hold out for early
+stopping.
 """
 
 from __future__ import annotations
@@ -42,48 +45,51 @@ from anomaly_vae.evaluation.cost_sensitive import CardPrecision
 from anomaly_vae.evaluation.metrics import evaluate
 from anomaly_vae.training.fit import fit_bundle, prepare
 from benchmarks.common import (
-    Figure,
+    Column,
     Ledger,
     Options,
     cpu_seconds,
     environment,
-    kept_range,
-    markdown,
-    table,
+    expected_rate_range,
+    markdown_table,
+    summary_table,
 )
 from pipelines.datasets.loading import load_dataset
 
 Scores = NDArray[np.float64]
-Figures = dict[str, float]
+Metrics = dict[str, float]
 
 WINDOWS = ("1DAY_WINDOW", "7DAY_WINDOW", "30DAY_WINDOW")
-COUNTED = ("CUSTOMER_ID_NB_TX", "CUSTOMER_ID_AVG_AMOUNT", "TERMINAL_ID_NB_TX")
-BASE = (
+AGGREGATES = ("CUSTOMER_ID_NB_TX", "CUSTOMER_ID_AVG_AMOUNT", "TERMINAL_ID_NB_TX")
+BASE_COLUMNS = (
     *("TX_AMOUNT", "TX_DURING_WEEKEND", "TX_DURING_NIGHT"),
-    *(f"{what}_{window}" for what in COUNTED for window in WINDOWS),
+    *(f"{aggregate}_{window}" for aggregate in AGGREGATES for window in WINDOWS),
 )
-RISK = tuple(f"TERMINAL_ID_RISK_{window}" for window in WINDOWS)
-COLUMNS = {"with terminal risk": BASE + RISK, "without": BASE}
-FILES = ("transactions-2018-07.parquet", "transactions-2018-08.parquet")
+TERMINAL_RISK = tuple(f"TERMINAL_ID_RISK_{window}" for window in WINDOWS)
+COLUMNS = {"with terminal risk": BASE_COLUMNS + TERMINAL_RISK, "without": BASE_COLUMNS}
+DATA_FILES = ("transactions-2018-07.parquet", "transactions-2018-08.parquet")
 
-WEEK = ("2018-08-08", "2018-08-15")
+TEST_WEEK = ("2018-08-08", "2018-08-15")
 SPLITS = {
     "detection": {
         "train": ("2018-07-25", "2018-08-01"),
-        "calibration": ("2018-08-01", "2018-08-02"),  # there must be one; detection reads none
-        "test": WEEK,
+        "calibration": (
+            "2018-08-01",
+            "2018-08-02",
+        ),  # required by the configuration; detection does not read it
+        "test": TEST_WEEK,
     },
     "promise": {
         "train": ("2018-07-25", "2018-07-31"),
         "calibration": ("2018-07-31", "2018-08-01"),
-        "test": WEEK,
+        "test": TEST_WEEK,
     },
 }
 ALPHAS = (0.05, 0.01, 0.001)
-CARDS = 100
-"""Cards that can be looked into in a day."""
-SHORT_THIN, SHORT_EPOCHS = 5, 10
-"""The short form reads every fifth row, and trains ours for so many epochs."""
+CARDS_PER_DAY = 100
+"""Number of cards that can be investigated per day."""
+SHORT_STRIDE, SHORT_EPOCHS = 5, 10
+"""Stride of the subsample, and number of training epochs of our models, in the short form."""
 
 
 # ---------------------------------------------------------------- the task
@@ -91,7 +97,7 @@ SHORT_THIN, SHORT_EPOCHS = 5, 10
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Rows to learn from, to calibrate on and to test on; what the test knows of each row."""
+    """Rows for training, validation, calibration and testing."""
 
     config: Config
     schema: TabularSchema
@@ -100,25 +106,25 @@ class Task:
     calibration: RawBatch
     test: RawBatch
     truth: pd.DataFrame
-    """(N,) of the test rows: fraud, card, seconds"""
+    """Fraud label, card and time (seconds) of the test rows, (N,)."""
 
     @property
     def fraud(self) -> NDArray[np.bool_]:
-        """(N,) of the test rows."""
+        """Fraud labels of the test rows, (N,)."""
         return np.asarray(self.truth["fraud"])
 
-    def normals(self) -> Scores:
-        """(N, D): all rows to learn from, for methods that hold none out."""
+    def training_matrix(self) -> Scores:
+        """Return training and validation rows (N, D), for methods that hold out none."""
         return np.concatenate([matrix(self.train), matrix(self.validation)])
 
 
 def load_task(folder: Path, columns: Sequence[str], splits: Mapping[str, Any], short: bool) -> Task:
-    """Read the files as a user's configuration would."""
+    """Load the data and split them by date."""
     config = _configuration(folder, columns, splits, short)
     data = load_dataset(config.data)
-    thin = SHORT_THIN if short else 1
+    stride = SHORT_STRIDE if short else 1
     train, validation, calibration, test = (
-        data.assignment.rows(split)[::thin] for split in (TRAIN, VALIDATION, CALIBRATION, TEST)
+        data.assignment.rows(split)[::stride] for split in (TRAIN, VALIDATION, CALIBRATION, TEST)
     )
     assert data.rows.time is not None
     truth = pd.DataFrame(
@@ -137,7 +143,7 @@ def _configuration(
     folder: Path, columns: Sequence[str], splits: Mapping[str, Any], short: bool
 ) -> Config:
     data = {
-        "path": [str(folder / name) for name in FILES],
+        "path": [str(folder / name) for name in DATA_FILES],
         "label": "TX_FRAUD",
         "time": "TX_DATETIME",
         "features": list(columns),
@@ -148,7 +154,7 @@ def _configuration(
 
 
 def matrix(batch: RawBatch) -> Scores:
-    """(N, D): the columns as they are."""
+    """Return the unchanged columns as a matrix (N, D)."""
     return np.column_stack([np.asarray(values, np.float64) for values in batch.values.values()])
 
 
@@ -156,27 +162,27 @@ def matrix(batch: RawBatch) -> Scores:
 
 
 class Model(Protocol):
-    """What is measured."""
+    """A detector to measure."""
 
     def fit(self, task: Task) -> None:
-        """Learn from the training rows."""
+        """Train on the training rows."""
 
     def score(self, batch: RawBatch) -> Scores:
-        """(N,), higher is more anomalous."""
+        """Return scores (N,); higher is more anomalous."""
 
 
 @dataclass
 class Ours:
-    """The library as a user drives it; ``over`` is laid upon the default configuration."""
+    """Our library, with overrides of the default configuration."""
 
-    over: Mapping[str, Any]
+    overrides: Mapping[str, Any]
     seed: int
     bundle: Bundle | None = None
 
     def fit(self, task: Task) -> None:
         """See `Model`."""
         seeds = {"training": {"seed": self.seed}, "score": {"seed": self.seed}}
-        config = validate_config(merged(merged(task.config.model_dump(), seeds), self.over))
+        config = validate_config(merged(merged(task.config.model_dump(), seeds), self.overrides))
         prepared = prepare(config, task.schema, task.train, task.validation)
         self.bundle = fit_bundle(config, prepared, data={}).bundle
 
@@ -188,7 +194,7 @@ class Ours:
 
 @dataclass
 class Peer:
-    """A detector that reads a standardised matrix."""
+    """A detector of another library, which reads a standardised matrix."""
 
     estimator: Any
     scaler: Any = None
@@ -196,10 +202,10 @@ class Peer:
     def fit(self, task: Task) -> None:
         """See `Model`."""
         self.scaler = StandardScaler()
-        self.estimator.fit(self.scaler.fit_transform(task.normals()))
+        self.estimator.fit(self.scaler.fit_transform(task.training_matrix()))
 
     def score(self, batch: RawBatch) -> Scores:
-        """See `Model`. PyOD's decisions and scikit-learn's densities point in opposite ways."""
+        """See `Model`. PyOD scores anomalies high, scikit-learn's ``score_samples`` low."""
         x = self.scaler.transform(matrix(batch))
         if hasattr(self.estimator, "score_samples"):
             return -np.asarray(self.estimator.score_samples(x))
@@ -210,40 +216,42 @@ class Neighbours:
     """Mean distance to the k nearest of 20,000 training rows."""
 
     ROWS = 20_000
+    """Maximum number of training rows."""
 
     def __init__(self, k: int, seed: int) -> None:
         self.index, self.seed = NearestNeighbors(n_neighbors=k), seed
 
     def fit(self, x: Scores) -> None:
-        """Keep a random subset of the rows (N, D)."""
+        """Index a random subset of the rows (N, D)."""
         rows = np.random.default_rng(self.seed).permutation(len(x))[: self.ROWS]
         self.index.fit(x[rows])
 
     def decision_function(self, x: Scores) -> Scores:
-        """(N,), in standard deviations."""
+        """Return the mean distances (N,), in standard deviations."""
         return np.asarray(self.index.kneighbors(x)[0].mean(1))
 
 
 @dataclass(frozen=True)
 class Method:
-    """A name, and how to make it from a seed; ``once``: its first seed will do."""
+    """A method's label, and a function that makes its model from a seed."""
 
     name: str
     make: Callable[[int], Model]
-    once: bool = False
+    single_seed: bool = False
+    """Whether only the first seed is run."""
 
 
-def ours(name: str, **over: Any) -> Method:
-    """A configuration of this project."""
-    return Method(name, lambda seed: Ours(over, seed))
+def ours(name: str, **overrides: Any) -> Method:
+    """Return a method: our library with these overrides."""
+    return Method(name, lambda seed: Ours(overrides, seed))
 
 
-def peer(name: str, make: Callable[[int], Any], once: bool = False) -> Method:
-    """A detector of others."""
-    return Method(name, lambda seed: Peer(make(seed)), once)
+def peer(name: str, make: Callable[[int], Any], single_seed: bool = False) -> Method:
+    """Return a method: a detector of another library."""
+    return Method(name, lambda seed: Peer(make(seed)), single_seed)
 
 
-BRIEF: Mapping[str, int] = {"epoch_num": 3, "batch_size": 256, "verbose": 0}
+THREE_EPOCHS: Mapping[str, int] = {"epoch_num": 3, "batch_size": 256, "verbose": 0}
 OURS = (
     ours("VAE (ours)"),
     ours("ours, score: reconstruction", score={"type": "reconstruction"}),
@@ -259,72 +267,80 @@ PEERS = (
     peer("kNN, k = 1, 20,000 rows", lambda seed: Neighbours(1, seed)),
     peer("Gaussian mixture, 10", lambda seed: GaussianMixture(10, random_state=seed)),
     peer("IsolationForest", lambda seed: IsolationForest(random_state=seed)),
-    peer("ECOD", lambda _: ECOD(), once=True),
-    peer("PyOD AutoEncoder, 3 epochs of 256", lambda seed: AutoEncoder(random_state=seed, **BRIEF)),
-    peer("PyOD VAE, 3 epochs of 256", lambda seed: VAE(random_state=seed, **BRIEF)),
+    peer("ECOD", lambda _: ECOD(), single_seed=True),
+    peer(
+        "PyOD AutoEncoder, 3 epochs of 256",
+        lambda seed: AutoEncoder(random_state=seed, **THREE_EPOCHS),
+    ),
+    peer("PyOD VAE, 3 epochs of 256", lambda seed: VAE(random_state=seed, **THREE_EPOCHS)),
 )
-LONG = (
+SLOW_PEERS = (
     peer("PyOD AutoEncoder", lambda seed: AutoEncoder(random_state=seed, verbose=0)),
-    peer("PyOD VAE", lambda seed: VAE(random_state=seed, verbose=0), once=True),
+    peer("PyOD VAE", lambda seed: VAE(random_state=seed, verbose=0), single_seed=True),
 )
-METHODS = (*OURS, *PEERS, *LONG)
+METHODS = (*OURS, *PEERS, *SLOW_PEERS)
 
 
-# ---------------------------------------------------------------- the figures
+# ---------------------------------------------------------------- the measurements
 
 
-def detection(model: Model, task: Task) -> Figures:
-    """How well the model ranks the test rows, and what that costs."""
+def measure_detection(model: Model, task: Task) -> Metrics:
+    """Measure how well a model ranks the test rows, and the CPU-seconds of fitting and scoring."""
     _, fit = cpu_seconds(lambda: model.fit(task))
     scores, score = cpu_seconds(lambda: model.score(task.test))
     return {
         "auroc": float(roc_auc_score(task.fraud, scores)),
         "average_precision": float(average_precision_score(task.fraud, scores)),
-        "card_precision": cards_caught(task, scores).precision(),
+        "card_precision": card_precision(task, scores).precision(),
         "fit_seconds": fit,
         "score_seconds": score,
     }
 
 
-def cards_caught(task: Task, scores: Scores) -> CardPrecision:
-    """Unlike in the Handbook, cards known before the first test day stay in the test."""
+def card_precision(task: Task, scores: Scores) -> CardPrecision:
+    """Compute the card precision; unlike the Handbook, keep cards with earlier known frauds."""
     card, seconds = (np.asarray(task.truth[name]) for name in ("card", "seconds"))
-    return CardPrecision(scores, task.fraud, card, seconds, CARDS)
+    return CardPrecision(scores, task.fraud, card, seconds, CARDS_PER_DAY)
 
 
-def promise(model: Ours, task: Task) -> Figures:
-    """The false positive rate on the test rows at each alpha, with its 95% interval."""
+def measure_promise(model: Ours, task: Task) -> Metrics:
+    """Measure the false positive rate on the test rows at each alpha, with its 95% interval."""
     model.fit(task)
     assert model.bundle
     scores = model.score(task.calibration)
-    figures: Figures = {"n": len(scores), "normals": int((~task.fraud).sum())}
+    metrics: Metrics = {"n": len(scores), "normals": int((~task.fraud).sum())}
     for alpha in ALPHAS:
         detector = model.bundle.calibrated(calibrate(scores, alpha), None).detector
-        found = evaluate(detector.detect(task.test), task.fraud, detector.calibration)
-        assert found.fpr_interval, "the test has normal rows"
-        low, high = found.fpr_interval
-        named = {"fpr": found.fpr, "low": low, "high": high, "recall": found.recall}
-        figures |= {f"{name}@{alpha}": value for name, value in named.items() if value is not None}
-    return figures
+        result = evaluate(detector.detect(task.test), task.fraud, detector.calibration)
+        assert result.fpr_interval, "the test has normal rows"
+        low, high = result.fpr_interval
+        values = {
+            "fpr": result.fpr,
+            "low": low,
+            "high": high,
+            "recall": result.recall,
+        }
+        metrics |= {f"{name}@{alpha}": value for name, value in values.items() if value is not None}
+    return metrics
 
 
 # ---------------------------------------------------------------- the run
 
 KEYS = ("method", "features", "seed")
-DETECTION_FIGURES = {
-    "auroc": Figure("AUROC"),
-    "average_precision": Figure("average precision"),
-    "card_precision": Figure(f"card precision at {CARDS}"),
-    "fit_seconds": Figure("fit, CPU-s", ".1f", deviation=False),
-    "score_seconds": Figure("score, CPU-s", ".2f", deviation=False),
+DETECTION_COLUMNS = {
+    "auroc": Column("AUROC"),
+    "average_precision": Column("average precision"),
+    "card_precision": Column(f"card precision at {CARDS_PER_DAY}"),
+    "fit_seconds": Column("fit, CPU-s", ".1f", show_deviation=False),
+    "score_seconds": Column("score, CPU-s", ".2f", show_deviation=False),
 }
 
 
 def run(options: Options) -> None:
-    """Measure what is not yet measured, and write the tables."""
-    folder = options.folder("fraud")
-    found = Ledger(options.result("transactions.csv"), KEYS)
-    kept = Ledger(options.result("transactions-promise.csv"), KEYS)
+    """Run the missing measurements and write the tables."""
+    folder = options.data_folder("fraud")
+    detection_ledger = Ledger(options.result_path("transactions.csv"), KEYS)
+    promise_ledger = Ledger(options.result_path("transactions-promise.csv"), KEYS)
 
     @cache
     def task(features: str, split: str) -> Task:
@@ -332,47 +348,47 @@ def run(options: Options) -> None:
 
     for method, features, seed in _plan(options):
         key, model = (method.name, features, seed), method.make(seed)
-        if key not in found:
-            found.add(key, detection(model, task(features, "detection")))
-        if isinstance(model, Ours) and key not in kept:
-            kept.add(key, promise(model, task(features, "promise")))
-    tables = _report(found.rows, kept.rows)
-    options.result("transactions.md").write_text(tables, encoding="utf-8")
+        if key not in detection_ledger:
+            detection_ledger.add(key, measure_detection(model, task(features, "detection")))
+        if isinstance(model, Ours) and key not in promise_ledger:
+            promise_ledger.add(key, measure_promise(model, task(features, "promise")))
+    tables = _report(detection_ledger.rows, promise_ledger.rows)
+    options.result_path("transactions.md").write_text(tables, encoding="utf-8")
     print(f"\n{tables}")
 
 
 def _plan(options: Options) -> Iterator[tuple[Method, str, int]]:
-    """Every seed of a method and its columns, the first seed of all methods first."""
+    """Yield every method and set of columns, one seed after the other."""
     methods = (*OURS, *PEERS) if options.short else METHODS
     wanted = [method for method in methods if options.wants(method.name)]
     for seed in range(1 if options.short else options.seeds):
         for method in wanted:
-            if seed == 0 or not method.once:
+            if seed == 0 or not method.single_seed:
                 yield from ((method, features, seed) for features in COLUMNS)
 
 
-def _report(found: pd.DataFrame, kept: pd.DataFrame) -> str:
+def _report(detection: pd.DataFrame, promise: pd.DataFrame) -> str:
     parts = []
     for features in COLUMNS:
         parts.append(f"Detection, {features}\n\n")
-        parts.append(table(_in_order(found, features), "method", DETECTION_FIGURES))
+        parts.append(summary_table(_in_order(detection, features), "method", DETECTION_COLUMNS))
         parts.append(f"\nPromise, {features}\n\n")
-        parts += [_promise_table(_in_order(kept, features)), "\n"]
+        parts += [_promise_table(_in_order(promise, features)), "\n"]
     return "".join([*parts, environment()])
 
 
 def _in_order(rows: pd.DataFrame, features: str) -> pd.DataFrame:
-    """The rows of these columns, methods as they are listed above."""
-    place = {method.name: index for index, method in enumerate(METHODS)}
+    """Select the results for one set of columns, in the order of `METHODS`."""
+    order = {method.name: index for index, method in enumerate(METHODS)}
     rows = rows[rows["features"] == features]
-    return rows.sort_values("method", key=lambda names: names.map(place), kind="stable")
+    return rows.sort_values("method", key=lambda names: names.map(order), kind="stable")
 
 
 def _promise_table(rows: pd.DataFrame) -> str:
-    """False positive rates with the interval of one fit, above them where a kept promise lies."""
+    """Tabulate false positive rates with mean 95% intervals, below their theoretical 95% range."""
     lines = []
     for n, normals in sorted(set(zip(rows["n"], rows["normals"], strict=True))):
-        ranges = (kept_range(alpha, n, normals) for alpha in ALPHAS)
+        ranges = (expected_rate_range(alpha, n, normals) for alpha in ALPHAS)
         lines.append(("*if kept, 95%*", *(f"{low:.4f} to {high:.4f}" for low, high in ranges)))
     for name, group in rows.groupby("method", sort=False):
         mean = group.mean(numeric_only=True)
@@ -381,4 +397,4 @@ def _promise_table(rows: pd.DataFrame) -> str:
             for a in ALPHAS
         )
         lines.append((str(name), *rates))
-    return markdown(("method", *(f"α = {alpha:g}" for alpha in ALPHAS)), lines)
+    return markdown_table(("method", *(f"α = {alpha:g}" for alpha in ALPHAS)), lines)

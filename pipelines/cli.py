@@ -1,8 +1,9 @@
-"""The command line: thin, and lazy, so that each command imports only what it needs."""
+"""Define the command line; each command imports only what it needs."""
 
 from __future__ import annotations
 
 import os
+import pkgutil
 import sys
 import warnings
 from enum import StrEnum
@@ -17,13 +18,20 @@ from anomaly_vae.files import own_temporary_folder
 from pipelines import console
 
 if TYPE_CHECKING:
-    from anomaly_vae.artifacts.bundle import Bundle
     from anomaly_vae.config import Config
     from pipelines.registry.model_uri import LoadedModel
 
 DONE, FAULT, USAGE, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
-TRAINED_WITH = frozenset({"matplotlib", "mlflow", "onnx", "pandas", "scipy", "sklearn", "torch"})
+"""Exit codes."""
+TRAIN_LIBRARIES = frozenset({"matplotlib", "mlflow", "onnx", "pandas", "scipy", "sklearn", "torch"})
 """Libraries that only the extra `train` installs."""
+FLOWS = {
+    ("score", "tabular"): "pipelines.batch.tables:score_files",
+    ("score", "image"): "pipelines.batch.images:score_images",
+    ("generate", "tabular"): "pipelines.generate.tables",
+    ("generate", "image"): "pipelines.generate.images",
+}
+"""Function or module that does the work, by command and kind of data."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,14 +42,14 @@ app = typer.Typer(
 
 
 class Simulated(StrEnum):
-    """What can be simulated."""
+    """A kind of simulated data."""
 
     TRANSACTIONS = "transactions"
     SCANS = "scans"
 
 
 class Kind(StrEnum):
-    """What the demo shows."""
+    """A part of the demo."""
 
     TABULAR = "tabular"
     IMAGE = "image"
@@ -49,31 +57,36 @@ class Kind(StrEnum):
 
 
 class Engine(StrEnum):
-    """Where a batch is scored."""
+    """An engine that scores a batch."""
 
     LOCAL = "local"
 
 
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="a YAML file, see configs/")]
+ConfigPath = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="configuration, a YAML file; see configs/")
+]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="A.B=C", help="override a key of the configuration"),
+    typer.Option(
+        "--set", metavar="A.B=C", help="override a key of the configuration; may be repeated"
+    ),
 ]
 ModelURI = Annotated[
     str,
     typer.Option(
-        metavar="URI", help="bundle folder, models:/NAME@champion, models:/NAME/3, runs:/…"
+        metavar="URI",
+        help="model: a bundle folder, models:/NAME@champion, models:/NAME/3 or runs:/…",
     ),
 ]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="of the registered model")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="name of the registered model")]
 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="folder for data, scores, pictures")] = Path("demo"),
-    kind: Annotated[Kind, typer.Option(help="which part of it")] = Kind.ALL,
+    out: Annotated[Path, typer.Option(help="folder for data, scores and pictures")] = Path("demo"),
+    kind: Annotated[Kind, typer.Option(help="part of the demo to run")] = Kind.ALL,
 ) -> None:
-    """Simulate, train, calibrate, register, promote and score, and show what was found."""
+    """Simulate data, train, calibrate, promote and score a model, and show the results."""
     from pipelines.demo.demo import demo as run_demo
 
     kinds = ("tabular", "image") if kind is Kind.ALL else (str(kind),)
@@ -82,10 +95,10 @@ def demo(
 
 @app.command()
 def simulate(
-    kind: Annotated[Simulated, typer.Argument(help="what to simulate")],
+    kind: Annotated[Simulated, typer.Argument(help="kind of data to simulate")],
     out: Annotated[Path, typer.Option(help="folder to write to")],
-    rows: Annotated[int, typer.Option(min=1, help="how many")] = 20_000,
-    seed: Annotated[int, typer.Option(help="same seed, same rows")] = 0,
+    rows: Annotated[int, typer.Option(min=1, help="number of transactions or scans")] = 20_000,
+    seed: Annotated[int, typer.Option(help="random seed; the same seed gives the same data")] = 0,
 ) -> None:
     """Write simulated data with labels."""
     from pipelines.demo.simulate import write_scans, write_transactions
@@ -96,7 +109,7 @@ def simulate(
 
 @app.command()
 def train(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Fit a model on the training split and record the run."""
+    """Train a model on the training split and record the run in MLflow."""
     from pipelines.training.train import train as fit
 
     console.result(fit(_config(config, overrides)).result())
@@ -104,7 +117,7 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
 
 @app.command()
 def calibrate(config: ConfigPath, model: ModelURI, overrides: Overrides = None) -> None:
-    """Choose the threshold, evaluate the test split, register a challenger."""
+    """Choose the threshold, evaluate the test split and register the model as challenger."""
     from pipelines.training.calibrate import calibrate as run_calibrate
 
     console.result(run_calibrate(_config(config, overrides), model).result())
@@ -114,18 +127,22 @@ def calibrate(config: ConfigPath, model: ModelURI, overrides: Overrides = None) 
 def evaluate(
     model: ModelURI,
     data: Annotated[
-        list[str], typer.Option(metavar="PATH", help="labelled CSV or Parquet; a CSV manifest")
+        list[str],
+        typer.Option(
+            metavar="PATH", help="labelled CSV or Parquet files, or a CSV manifest of images"
+        ),
     ],
-    label: Annotated[str, typer.Option(metavar="COLUMN", help="the column with the labels")],
-    positive: Annotated[str, typer.Option(help="the label that means anomaly")] = "1",
+    label: Annotated[str, typer.Option(metavar="COLUMN", help="column with the labels")],
+    positive: Annotated[str, typer.Option(help="label that means anomaly")] = "1",
     top: Annotated[
-        int | None, typer.Option(min=1, metavar="K", help="how many can be looked into")
+        int | None,
+        typer.Option(min=1, metavar="K", help="number of rows that people can review"),
     ] = None,
 ) -> None:
-    """Compare a detector's decisions with labels."""
+    """Evaluate a model on labelled data."""
     from pipelines.reports.report import evaluate_files
 
-    source = _source(model)
+    source = _open_model(model)
     answer = evaluate_files(source, data, label, positive, top)
     console.result({"model": source.to_json(), **answer})
 
@@ -133,15 +150,23 @@ def evaluate(
 @app.command()
 def promote(
     name: Name,
-    version: Annotated[str | None, typer.Option(help="absent: the challenger")] = None,
-    force: Annotated[bool, typer.Option("--force", help="promote against the policy")] = False,
-    reason: Annotated[str | None, typer.Option(help="why, with --force; recorded")] = None,
+    version: Annotated[
+        str | None, typer.Option(help="version to promote; default: the challenger")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="promote even against the rules; needs --reason")
+    ] = False,
+    reason: Annotated[
+        str | None, typer.Option(help="reason for --force, which is recorded")
+    ] = None,
     traffic: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATH", help="recent rows, no labels needed, to compare flags on"),
+        typer.Option(
+            metavar="PATH", help="recent rows, without labels, to compare decisions on; tables only"
+        ),
     ] = None,
 ) -> None:
-    """Make a version champion, if it holds on the frozen test split; else exit 3."""
+    """Make a version champion if it passes the rules on the frozen test split; else exit 3."""
     from pipelines.promotion import promote as flow
 
     if force != bool(reason):
@@ -155,7 +180,8 @@ def promote(
 
 @app.command()
 def rollback(
-    name: Name, reason: Annotated[str | None, typer.Option(help="why; recorded")] = None
+    name: Name,
+    reason: Annotated[str | None, typer.Option(help="reason, which is recorded")] = None,
 ) -> None:
     """Make the previous champion champion again."""
     from pipelines.promotion import promote as flow
@@ -165,7 +191,7 @@ def rollback(
 
 @app.command()
 def run(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Train, calibrate, evaluate and promote; the same inputs make no second version."""
+    """Train, calibrate, evaluate and promote; unchanged inputs make no second version."""
     from pipelines.run import run as run_all
 
     answer, promoted = run_all(_config(config, overrides))
@@ -177,37 +203,58 @@ def run(config: ConfigPath, overrides: Overrides = None) -> None:
 @app.command()
 def score(
     model: ModelURI,
-    input_: Annotated[list[str], typer.Option("--input", metavar="PATH", help="tables or images")],
+    input_: Annotated[
+        list[str],
+        typer.Option("--input", metavar="PATH", help="files, folders or globs of tables or images"),
+    ],
     output: Annotated[Path, typer.Option(metavar="DIR", help="folder for the scores")],
     more: Annotated[
-        list[str] | None, typer.Argument(metavar="[PATH]...", show_default=False)
+        list[str] | None,
+        typer.Argument(metavar="[PATH]...", help="further input", show_default=False),
     ] = None,
-    engine: Annotated[Engine, typer.Option(help="where")] = Engine.LOCAL,  # noqa: ARG001  # one so far
-    explain: Annotated[str | None, typer.Option(metavar="K|all", help="reasons per row")] = None,
+    engine: Annotated[Engine, typer.Option(help="engine that scores")] = Engine.LOCAL,  # noqa: ARG001  # one so far
+    explain: Annotated[
+        str | None,
+        typer.Option(metavar="K|all", help="number of largest contributions to list per row"),
+    ] = None,
     heatmaps: Annotated[
-        bool, typer.Option("--heatmaps", help="images: draw each flagged one")
+        bool, typer.Option("--heatmaps", help="write a heatmap of each flagged image")
     ] = False,
     dicom_out: Annotated[
-        bool, typer.Option("--dicom-out", help="images: the same as DICOM, of those that are DICOM")
+        bool,
+        typer.Option("--dicom-out", help="write heatmaps of flagged DICOM images as DICOM"),
     ] = False,
     fdr: Annotated[
-        float | None, typer.Option(metavar="Q", help="flag at this false discovery rate instead")
+        float | None,
+        typer.Option(
+            metavar="Q", help="flag at this false discovery rate instead of by the threshold"
+        ),
     ] = None,
     max_rejects: Annotated[
-        int | None, typer.Option(min=0, help="exit 1 above; absent: any")
+        int | None,
+        typer.Option(min=0, help="exit 1 if more rows are rejected; default: no limit"),
     ] = None,
 ) -> None:
-    """Score files: every row is scored or rejected with a reason."""
+    """Score files; every row is scored, or rejected with a reason."""
     if fdr is not None and not 0 < fdr < 1:
         raise typer.BadParameter(f"--fdr {fdr:g} must lie between 0 and 1")
     if fdr is not None and (heatmaps or dicom_out):
         raise typer.BadParameter(
-            "--fdr decides once every image is scored, too late to draw; leave out --heatmaps and "
-            "--dicom-out"
+            "--fdr flags images once all of them are scored, too late to draw them; leave out "
+            "--heatmaps and --dicom-out"
         )
-    source, paths = _source(model), [*input_, *(more or [])]
-    summary = _scored(source, paths, output, _most(explain), heatmaps, dicom_out, fdr)
-    console.say(
+    from pipelines.batch.common import HeatmapOptions
+
+    source = _open_model(model)
+    summary = _flow("score", source)(
+        source,
+        _all_paths(input_, more),
+        output,
+        _explain_option(explain),
+        HeatmapOptions(heatmaps, dicom_out),
+        fdr,
+    )
+    console.info(
         f"{summary['rows']:,} rows: {summary['scored']:,} scored, {summary['flagged']:,} flagged, "
         f"{summary['rejected']:,} rejected; see {output}"
     )
@@ -223,19 +270,27 @@ def score(
 
 @app.command()
 def serve(
-    model: Annotated[list[str], typer.Option(metavar="[NAME=]URI", help="may be repeated")],
+    model: Annotated[
+        list[str], typer.Option(metavar="[NAME=]URI", help="model to serve; may be repeated")
+    ],
     shadow: Annotated[
         list[str] | None,
-        typer.Option(metavar="[NAME=]URI", help="scored beside the model of its name, silently"),
+        typer.Option(
+            metavar="[NAME=]URI",
+            help="model to score beside the one of its name, without answering",
+        ),
     ] = None,
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="port to listen on")] = 8000,
-    workers: Annotated[int, typer.Option(min=1, help="processes")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="number of worker processes")] = 1,
     no_auth: Annotated[
-        bool, typer.Option("--no-auth", help="listen beyond loopback without keys")
+        bool,
+        typer.Option(
+            "--no-auth", help="allow access without keys on an address other than loopback"
+        ),
     ] = False,
 ) -> None:
-    """Answer /score over HTTP."""
+    """Serve models over HTTP."""
     try:
         from serving.server import serve as run_server
     except ImportError as error:
@@ -246,37 +301,37 @@ def serve(
 @app.command()
 def models(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="of one, with its history")
+        str | None, typer.Argument(metavar="[NAME]", help="model to list with its history")
     ] = None,
 ) -> None:
-    """List registered models with their versions and aliases, or the history of one."""
-    from pipelines.registry.listing import registered
+    """List registered models with their versions and aliases, or one with its history."""
+    from pipelines.registry.listing import list_models
 
-    console.result({"models": registered(_registry(), name)})
+    console.result({"models": list_models(_registry(), name)})
 
 
 @app.command(name="inspect")
 def inspect_model(
-    uri: Annotated[str, typer.Argument(metavar="URI", help="of the model")],
+    uri: Annotated[str, typer.Argument(metavar="URI", help="URI of the model")],
     html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="write the card as a page, too")
+        Path | None, typer.Option(metavar="FILE", help="file to write the card to as an HTML page")
     ] = None,
 ) -> None:
-    """Print a model's card: data, figures, calibration and what it assumes, limits."""
+    """Print a model's card: its data, figures, calibration, assumptions and limits."""
     from pipelines.reports.inspect import describe
 
-    console.result(describe(_source(uri), html))
+    console.result(describe(_open_model(uri), html))
 
 
 class PathShape(StrEnum):
-    """How a path leads through latent space."""
+    """The shape of a path through latent space."""
 
     LINEAR = "linear"
     SPHERICAL = "spherical"
 
 
 class Colour(StrEnum):
-    """What the colours of a map say."""
+    """The value that the colours of a map show."""
 
     P_VALUE = "p_value"
     SCORE = "score"
@@ -284,7 +339,7 @@ class Colour(StrEnum):
 
 
 class Corruption(StrEnum):
-    """What is done to images before they are denoised."""
+    """A corruption of images before they are denoised."""
 
     NONE = "none"
     COARSE = "coarse"
@@ -296,25 +351,30 @@ class Corruption(StrEnum):
 InputPaths = Annotated[
     list[str] | None,
     typer.Option(
-        "--input", metavar="PATH", help="tables or images; absent: samples from the prior"
+        "--input", metavar="PATH", help="tables or images; default: samples from the prior"
     ),
 ]
 MorePaths = Annotated[
-    list[str] | None, typer.Argument(metavar="[PATH]...", help="more input", show_default=False)
+    list[str] | None, typer.Argument(metavar="[PATH]...", help="further input", show_default=False)
 ]
-OutFile = Annotated[Path, typer.Option(metavar="FILE", help=".parquet or .csv; images .png")]
+OutFile = Annotated[
+    Path,
+    typer.Option(
+        metavar="FILE", help="file to write: .parquet, .csv (tables) or .png (images, maps)"
+    ),
+]
 Rows = Annotated[
-    int | None, typer.Option(min=1, help="how many, without input; of images, how many to draw")
+    int | None,
+    typer.Option(min=1, help="number of samples without input, or of images to draw"),
 ]
-Seed = Annotated[int, typer.Option(help="same seed, same rows")]
-Steps = Annotated[int, typer.Option(min=2, help="points on each path")]
+Seed = Annotated[int, typer.Option(help="random seed; the same seed gives the same output")]
+Steps = Annotated[int, typer.Option(min=2, help="number of points on each path")]
 
 
 @app.command()
 def sample(model: ModelURI, out: OutFile, rows: Rows = None, seed: Seed = 0) -> None:
-    """Draw rows or images from the model."""
-    bundle = _source(model).bundle
-    console.result(_generator(bundle).sample(bundle, out, rows, seed))
+    """Generate rows or images from the model."""
+    _generate("sample", model, out, rows, seed)
 
 
 @app.command()
@@ -327,8 +387,7 @@ def reconstruct(
     seed: Seed = 0,
 ) -> None:
     """Write each row or image as the model would have expected it."""
-    bundle, paths = _source(model).bundle, [*(input_ or ()), *(more or ())]
-    console.result(_generator(bundle).reconstruct(bundle, out, paths, rows, seed))
+    _generate("reconstruct", model, out, _all_paths(input_, more), rows, seed)
 
 
 @app.command()
@@ -337,13 +396,14 @@ def interpolate(
     out: OutFile,
     input_: InputPaths = None,
     more: MorePaths = None,
-    path: Annotated[PathShape, typer.Option(help="straight, or on a sphere")] = PathShape.LINEAR,
+    path: Annotated[
+        PathShape, typer.Option(help="shape of the path: a straight line or an arc")
+    ] = PathShape.LINEAR,
     steps: Steps = 9,
     seed: Seed = 0,
 ) -> None:
-    """Write the path from the first row or image to the second through latent space."""
-    bundle, paths = _source(model).bundle, [*(input_ or ()), *(more or ())]
-    console.result(_generator(bundle).interpolate(bundle, out, paths, steps, seed, str(path)))
+    """Write the path through latent space from the first row or image to the second."""
+    _generate("interpolate", model, out, _all_paths(input_, more), steps, seed, str(path))
 
 
 @app.command()
@@ -354,14 +414,16 @@ def traverse(
     more: MorePaths = None,
     dim: Annotated[
         list[int] | None,
-        typer.Option(min=0, help="latent; repeat; absent: all, of images the most active"),
+        typer.Option(
+            min=0,
+            help="latent dimension; may be repeated; default: all, for images the most active",
+        ),
     ] = None,
-    span: Annotated[float, typer.Option(help="how far to both sides")] = 3.0,
+    span: Annotated[float, typer.Option(help="distance to move in both directions")] = 3.0,
     steps: Steps = 7,
 ) -> None:
-    """Write what each latent dimension does to a row or an image."""
-    bundle, paths = _source(model).bundle, [*(input_ or ()), *(more or ())]
-    console.result(_generator(bundle).traverse(bundle, out, paths, dim or None, span, steps))
+    """Write how a row or an image changes along each latent dimension."""
+    _generate("traverse", model, out, _all_paths(input_, more), dim or None, span, steps)
 
 
 @app.command()
@@ -371,18 +433,18 @@ def latent(
     input_: InputPaths = None,
     more: MorePaths = None,
     color: Annotated[
-        Colour | None, typer.Option(help="of a map; absent: p_value, or score if uncalibrated")
+        Colour | None,
+        typer.Option(help="colours of a map; default: p_value, or score if uncalibrated"),
     ] = None,
     grid: Annotated[
-        bool, typer.Option("--grid", help="images, 2 latents: what lies where instead")
+        bool, typer.Option("--grid", help="draw images over the latent plane; needs 2 latents")
     ] = False,
     rows: Rows = None,
     seed: Seed = 0,
 ) -> None:
     """Write the latent means of rows or images, or a map of them (.png)."""
-    bundle, paths = _source(model).bundle, [*(input_ or ()), *(more or ())]
     colour = str(color) if color else None
-    console.result(_generator(bundle).latent(bundle, out, paths, rows, seed, colour, grid))
+    _generate("latent", model, out, _all_paths(input_, more), rows, seed, colour, grid)
 
 
 @app.command()
@@ -393,30 +455,33 @@ def denoise(
     more: MorePaths = None,
     corruption: Annotated[
         Corruption | None,
-        typer.Option(help="of images; absent: as in training; none: the input is noisy itself"),
+        typer.Option(help="corruption of images; default: as in training; none: noisy input"),
     ] = None,
     strength: Annotated[
-        float | None, typer.Option(min=0, help="of the corruption; absent: as configured")
+        float | None,
+        typer.Option(min=0, help="strength of the corruption; default: as configured"),
     ] = None,
     rows: Rows = None,
     seed: Seed = 0,
 ) -> None:
     """Write each row repaired, or each image corrupted and denoised."""
-    bundle, paths = _source(model).bundle, [*(input_ or ()), *(more or ())]
     kind = str(corruption) if corruption else None
-    generator = _generator(bundle)
-    console.result(generator.denoise(bundle, out, paths, rows, seed, kind, strength))
+    _generate("denoise", model, out, _all_paths(input_, more), rows, seed, kind, strength)
 
 
-def _generator(bundle: Bundle) -> Any:
-    """What generates for the model's kind of data."""
-    if bundle.manifest["kind"] == "image":
-        from pipelines.generate import images
+def _generate(command: str, model: str, *arguments: Any) -> None:
+    """Run a command of `pipelines.generate` for the model's kind of data."""
+    source = _open_model(model)
+    console.result(getattr(_flow("generate", source), command)(source.bundle, *arguments))
 
-        return images
-    from pipelines.generate import tables
 
-    return tables
+def _flow(command: str, source: LoadedModel) -> Any:
+    """Import the function or module of `FLOWS` for the model's kind of data."""
+    return pkgutil.resolve_name(FLOWS[command, source.kind])
+
+
+def _all_paths(given: list[str] | None, more: list[str] | None) -> list[str]:
+    return [*(given or ()), *(more or ())]
 
 
 @app.callback(invoke_without_command=True)
@@ -429,7 +494,7 @@ def _version(
 
 
 def main() -> None:
-    """Run a command and turn its end into an exit code."""
+    """Run a command and exit with its code."""
     if not os.environ.get("ANOMALY_VAE_DEBUG"):
         warnings.simplefilter("ignore")
     with own_temporary_folder():
@@ -443,12 +508,12 @@ def _exit_code() -> int:
     except AnomalyVAEError as error:
         return _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
-        console.say("interrupted")
+        console.info("interrupted")
         return INTERRUPTED
     except OSError as error:
         return _fail(f"'{error.filename}': {error.strerror}" if error.filename else str(error))
     except Exception as error:
-        if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of the parser
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error
             error.show()
             return USAGE
         if os.environ.get("ANOMALY_VAE_DEBUG"):
@@ -458,7 +523,7 @@ def _exit_code() -> int:
 
 
 def _unexpected(error: Exception) -> int:
-    if isinstance(error, ModuleNotFoundError) and error.name in TRAINED_WITH:
+    if isinstance(error, ModuleNotFoundError) and error.name in TRAIN_LIBRARIES:
         return _fail(f"{error}; install it with: pip install 'anomaly-vae[train]'")
     text = " ".join(str(error).split())[:300]
     return _fail(
@@ -468,28 +533,8 @@ def _unexpected(error: Exception) -> int:
 
 
 def _fail(message: str) -> int:
-    console.say(f"error: {message}")
+    console.info(f"error: {message}")
     return FAULT
-
-
-def _scored(
-    source: LoadedModel,
-    paths: list[str],
-    output: Path,
-    explain: int | str | None,
-    heatmaps: bool,
-    dicom: bool,
-    fdr: float | None,
-) -> dict[str, Any]:
-    if source.bundle.manifest["kind"] == "image":
-        from pipelines.batch.images import HeatmapOptions, score_images
-
-        return score_images(source, paths, output, explain, HeatmapOptions(heatmaps, dicom), fdr)
-    if heatmaps or dicom:
-        raise ConfigError("--heatmaps and --dicom-out are for models of images; leave them out")
-    from pipelines.batch.tables import score_files
-
-    return score_files(source, paths, output, explain, fdr)
 
 
 def _config(path: Path, overrides: list[str] | None) -> Config:
@@ -499,18 +544,23 @@ def _config(path: Path, overrides: list[str] | None) -> Config:
 
 
 def _registry() -> Any:
-    from pipelines.registry.model_uri import registry
+    from pipelines.registry.model_uri import open_registry
 
-    return registry()
-
-
-def _source(uri: str) -> LoadedModel:
-    from pipelines.registry.model_uri import open_source
-
-    return open_source(uri)
+    return open_registry()
 
 
-def _most(explain: str | None) -> int | str | None:
+def _open_model(uri: str) -> LoadedModel:
+    from pipelines.registry.model_uri import open_model
+
+    return open_model(uri)
+
+
+def _explain_option(explain: str | None) -> int | str | None:
+    """Return the number of contributions to list, "all" or None.
+
+    Raises:
+        BadParameter: neither a positive number nor all.
+    """
     if explain is None or explain == "all":
         return explain
     if explain.isdecimal() and int(explain) > 0:

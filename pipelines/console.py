@@ -1,4 +1,4 @@
-"""What people read while a command works: stderr only; the result alone is for stdout."""
+"""Print progress and tables for people on stderr, and a command's JSON result on stdout."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from rich.text import Text
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def say(text: str) -> None:
-    """A line of words."""
+def info(text: str) -> None:
+    """Print a line of text."""
     console.print(text, markup=False)
 
 
-def step(text: str) -> None:
-    """A line that opens a part of the work."""
+def heading(text: str) -> None:
+    """Print the heading of a part of the work."""
     console.print(text, style="bold", markup=False)
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table of words and numbers; numbers to the right."""
+    """Print a table; columns of numbers are aligned to the right."""
     grid = Table(
         title=title, title_justify="left", title_style="bold", header_style="dim", box=SIMPLE_HEAD
     )
@@ -43,12 +43,14 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -
         numeric = all(isinstance(row[index], int | float) for row in rows)
         grid.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        grid.add_row(*(Text(spell(value)) for value in row))  # no markup: names may have brackets
+        grid.add_row(
+            *(Text(format_value(value)) for value in row)
+        )  # no markup: names may have brackets
     console.print(grid)
 
 
-def spell(value: object) -> str:
-    """Numbers as people read them."""
+def format_value(value: object) -> str:
+    """Format a value for people: 4 significant digits, separated thousands, a dash for None."""
     if value is None:
         return "–"
     if isinstance(value, float):
@@ -58,7 +60,7 @@ def spell(value: object) -> str:
 
 @contextmanager
 def progress(label: str, total: int | None) -> Iterator[tuple[Progress, Any]]:
-    """A progress bar with a free text beside it; only where somebody watches."""
+    """Show a progress bar with a note beside it; it stays visible only on a terminal."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=12),
@@ -71,6 +73,6 @@ def progress(label: str, total: int | None) -> Iterator[tuple[Progress, Any]]:
 
 
 def result(content: Mapping[str, Any]) -> None:
-    """The one JSON object on stdout."""
+    """Print the command's result, one JSON object, on stdout."""
     sys.stdout.write(json.dumps(content, allow_nan=False) + "\n")
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Train, calibrate, evaluate, promote: the whole path, and the only idempotent command."""
+"""Train, calibrate, evaluate and promote a model: the only command that is idempotent."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from pipelines import console
 from pipelines.datasets.dataset import Dataset
 from pipelines.promotion import promote
 from pipelines.training.calibrate import calibrate
-from pipelines.training.train import inputs_digest, read, train
+from pipelines.training.train import inputs_digest, read_data, train
 
 
 def run(config: Config) -> tuple[dict[str, Any], bool]:
-    """The answer, and whether the model is champion now.
+    """Return the command's JSON object, and whether the model is champion now.
 
-    Rows, configuration and code that already made a version make no second one.
+    The same rows, configuration and code do not make a second version.
     """
-    data = read(config)
+    data = read_data(config)
     registry = Registry(config.mlflow.tracking_uri)
     known = registry.find(config.name, inputs_digest(config, data))
     version = known or _new_version(config, data)
     if known:
-        console.say(f"{config.name}: version {known.version} was made of the same inputs")
+        console.info(f"{config.name}: version {known.version} was made from the same inputs")
     decision = promote.promote(registry, config.name, version.version)
     promote.show(decision)
     bundle = registry.fetch(version.uri).load()

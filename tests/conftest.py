@@ -1,4 +1,4 @@
-"""A small table and a few images, their configurations, and a bundle of each, once per process."""
+"""Provide a small table and a few images with configurations and bundles, once per process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from pipelines.datasets.images import ImageDataset, load_images
 from pipelines.datasets.loading import load_dataset
 from tests.support.scans import N_ANOMALIES, N_SCANS, SIZE, scans, write_scans
 
-# No promise of speed. The same examples each time; new ones with --hypothesis-profile exploring.
+# Examples are the same in every run and have no deadline. Use --hypothesis-profile exploring for
+# new examples.
 settings.register_profile("repeatable", deadline=None, max_examples=60, derandomize=True)
 settings.register_profile("exploring", deadline=None, max_examples=300)
 settings.load_profile("repeatable")
@@ -28,13 +29,13 @@ settings.load_profile("repeatable")
 
 @pytest.fixture(scope="session")
 def fixtures() -> Path:
-    """The folder of what older versions wrote."""
+    """Return the folder of files that older versions wrote."""
     return Path(__file__).parent / "fixtures"
 
 
 @pytest.fixture(scope="session")
 def transactions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """1,500 simulated card transactions as a Parquet file."""
+    """Write 1,500 simulated card transactions to a Parquet file."""
     path = tmp_path_factory.mktemp("data") / "transactions.parquet"
     pq.write_table(simulate_transactions(1_500, seed=0), path)
     return path
@@ -42,7 +43,7 @@ def transactions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def config(transactions: Path) -> Config:
-    """Three epochs over `transactions`."""
+    """Return a configuration of three epochs on `transactions`."""
     return validate_config(
         {
             "name": "fraud",
@@ -60,31 +61,31 @@ def config(transactions: Path) -> Config:
 
 @pytest.fixture(scope="session")
 def dataset(config: Config) -> Dataset:
-    """`transactions`, read and split."""
+    """Return `transactions`, loaded and split."""
     return load_dataset(config.data)
 
 
 @pytest.fixture(scope="session")
 def prepared(config: Config, dataset: Dataset) -> Prepared:
-    """Its training and validation rows, encoded."""
+    """Return the encoded training and validation rows of `dataset`."""
     return prepare(config, dataset.schema, dataset.part(TRAIN), dataset.part(VALIDATION))
 
 
 @pytest.fixture(scope="session")
 def fitted(config: Config, dataset: Dataset, prepared: Prepared) -> Fitted:
-    """A model fitted on it."""
+    """Return a model fitted to `prepared`."""
     return fit_bundle(config, prepared, dataset.summary())
 
 
 @pytest.fixture(scope="session")
 def bundle(fitted: Fitted) -> Bundle:
-    """The model's bundle, which has no threshold."""
+    """Return the bundle of `fitted`, without a threshold."""
     return fitted.bundle
 
 
 @pytest.fixture(scope="session")
 def calibrated(bundle: Bundle, dataset: Dataset) -> Bundle:
-    """The same with a threshold for alpha 0.05."""
+    """Return `bundle` with a threshold for alpha 0.05."""
     rows = dataset.part(CALIBRATION)
     reference = fit_reference(bundle.scorer.encoding, rows)
     return bundle.calibrated(calibrate(bundle.scorer.score(rows), alpha=0.05), None, reference)
@@ -95,14 +96,14 @@ def calibrated(bundle: Bundle, dataset: Dataset) -> Bundle:
 
 @pytest.fixture(scope="session")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """140 images as PNGs beside their manifest; the last 20 are anomalies."""
+    """Write 140 PNGs and their manifest; the last 20 images are anomalies."""
     labels = [0] * (N_SCANS - N_ANOMALIES) + [1] * N_ANOMALIES
     return write_scans(tmp_path_factory.mktemp("scans"), scans(), labels)
 
 
 @pytest.fixture(scope="session")
 def image_config(manifest: Path) -> ImageConfig:
-    """Four epochs of a tiny convolutional network over `manifest`."""
+    """Return a configuration of four epochs of a tiny convolutional network on `manifest`."""
     config = validate_config(
         {
             "kind": "image",
@@ -124,13 +125,13 @@ def image_config(manifest: Path) -> ImageConfig:
 
 @pytest.fixture(scope="session")
 def image_dataset(image_config: ImageConfig) -> ImageDataset:
-    """`manifest`, read and split."""
+    """Return the images of `manifest`, loaded and split."""
     return load_images(image_config.data)
 
 
 @pytest.fixture(scope="session")
 def image_prepared(image_config: ImageConfig, image_dataset: ImageDataset) -> Prepared:
-    """Its training and validation images, encoded."""
+    """Return the encoded training and validation images of `image_dataset`."""
     parts = (image_dataset.part(split) for split in (TRAIN, VALIDATION))
     return prepare(image_config, image_dataset.schema, *parts)
 
@@ -139,18 +140,18 @@ def image_prepared(image_config: ImageConfig, image_dataset: ImageDataset) -> Pr
 def image_fitted(
     image_config: ImageConfig, image_dataset: ImageDataset, image_prepared: Prepared
 ) -> Fitted:
-    """A model fitted on it."""
+    """Return a model fitted to `image_prepared`."""
     return fit_bundle(image_config, image_prepared, image_dataset.summary())
 
 
 @pytest.fixture(scope="session")
 def image_bundle(image_fitted: Fitted) -> Bundle:
-    """The model's bundle, which has no threshold."""
+    """Return the bundle of `image_fitted`, without a threshold."""
     return image_fitted.bundle
 
 
 @pytest.fixture(scope="session")
 def image_calibrated(image_bundle: Bundle, image_dataset: ImageDataset) -> Bundle:
-    """The same with a threshold for alpha 0.1."""
+    """Return `image_bundle` with a threshold for alpha 0.1."""
     rows = image_dataset.batch.take(image_dataset.calibration_rows)
     return image_bundle.calibrated(calibrate(image_bundle.scorer.score(rows), alpha=0.1), None)

@@ -1,7 +1,8 @@
-"""What the documents say is so: commands parse, keys and settings exist, modules are there."""
+"""Compare the documents with the code: commands, keys, settings, modules and links."""
 
 import re
 import shlex
+from copy import deepcopy
 from pathlib import Path
 
 import click
@@ -16,6 +17,7 @@ from tests.support.paths import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SERVING = (ROOT / "docs/serving.md").read_text(encoding="utf-8")
+COMMAND_PAGE = (ROOT / "docs/commands.md").read_text(encoding="utf-8")
 CONFIGURATION = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
 COMMANDS: click.Group = typer.main.get_command(app)  # type: ignore[assignment]
@@ -23,16 +25,24 @@ MINIMAL = {"name": "x", "data": {"path": "x.parquet"}}
 
 
 def snippets(text: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    fences = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return [content for marked, content in fences if marked == language]
 
 
 def command_lines(text: str) -> list[list[str]]:
-    lines = re.findall(r"^\s*(anomaly-vae .*?)(?:\s{2,}#.*)?$", text, re.MULTILINE)
+    """Return the arguments of each command line in the unmarked code blocks of a page."""
+    blocks = "\n".join(snippets(text, "")).replace("\\\n", " ")
+    lines = re.findall(r"^ *(anomaly-vae .*?)(?:\s{2,}#.*)?$", blocks, re.MULTILINE)
     return [shlex.split(line)[1:] for line in lines]
 
 
-@pytest.mark.parametrize("line", command_lines(README), ids=" ".join)
-def test_commands_of_the_readme_parse(line: list[str]) -> None:
+def every_command_line() -> list[list[str]]:
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")]
+    return sorted(line for text in (README, *texts) for line in command_lines(text))
+
+
+@pytest.mark.parametrize("line", every_command_line(), ids=" ".join)
+def test_commands_of_the_documents_parse(line: list[str]) -> None:
     name, *arguments = line
     COMMANDS.commands[name].make_context(name, arguments)
 
@@ -42,8 +52,8 @@ def test_the_readme_has_commands() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS.commands))
-def test_every_command_is_in_the_readme(name: str) -> None:
-    assert re.search(rf"`{name}\b", README)
+def test_every_command_is_documented(name: str) -> None:
+    assert re.search(rf"`{name}\b", COMMAND_PAGE)
 
 
 def documented_keys(text: str) -> dict[str, str]:
@@ -72,9 +82,17 @@ def test_documented_keys_exist() -> None:
     assert set(documented_keys(IMAGES)) <= {key for key, _ in fields(ImageConfig)}
 
 
-@pytest.mark.parametrize("text", snippets(README, "yaml") + snippets(CONFIGURATION, "yaml"))
+WITH_SNIPPETS = ("README", "docs/configuration", "docs/promotion", "docs/scans", "docs/thresholds")
+SNIPPETS = [
+    snippet
+    for page in WITH_SNIPPETS
+    for snippet in snippets((ROOT / f"{page}.md").read_text(encoding="utf-8"), "yaml")
+]
+
+
+@pytest.mark.parametrize("text", SNIPPETS)
 def test_configurations_in_the_documents_are_valid(text: str) -> None:
-    content = merged(MINIMAL, yaml.safe_load(text))
+    content = merged(deepcopy(MINIMAL), yaml.safe_load(text))
     if content.get("kind") != "image":
         content["data"].setdefault("time", "created_at")  # which some of the splits need
     assert validate_config(content).recorded()
@@ -109,8 +127,46 @@ def test_the_architecture_names_no_module_that_is_gone() -> None:
     assert named <= real
 
 
+def walk_names() -> list[str]:
+    """Return every name in code style in the walks of docs/architecture.md."""
+    walks = re.findall(r"^## Walk.*?(?=^## )", ARCHITECTURE, re.DOTALL | re.MULTILINE)
+    return sorted(set(re.findall(r"`([A-Za-z_][\w./]*)`", "".join(walks))))
+
+
+SOURCES = [
+    path
+    for top in ("anomaly_vae", "pipelines", "serving", "tests")
+    for path in (ROOT / top).rglob("*.py")
+]
+SOURCE = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
+
+
+@pytest.mark.parametrize("name", walk_names())
+def test_the_walks_of_the_architecture_name_what_exists(name: str) -> None:
+    if name.endswith(".py"):
+        assert any(str(path).endswith(f"/{name}") for path in SOURCES)
+    else:
+        last = name.rpartition(".")[2]
+        assert re.search(
+            rf"\b(def|class) {last}\b|^ +{last}:|[\"']{last}[\"']", SOURCE, re.MULTILINE
+        )
+
+
+LINK = re.compile(r"\]\(([^)#:]*)#?([^):]*)\)")
+
+
+def anchors(path: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_links_lead_somewhere() -> None:
-    tops = (*ROOT.glob("*.md"), ROOT / "deploy/README.md")
+    tops = (*ROOT.glob("*.md"), ROOT / "deploy/README.md", ROOT / "benchmarks/RESULTS.md")
     for path in (*tops, *(ROOT / "docs").glob("*.md")):
-        for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
-            assert (path.parent / target).exists(), f"{path.name} links to {target}"
+        for target, anchor in LINK.findall(path.read_text(encoding="utf-8")):
+            linked = path.parent / target if target else path
+            assert linked.exists(), f"{path.name} links to {target}"
+            assert not anchor or anchor in anchors(linked), (
+                f"{path.name} links to {target}#{anchor}"
+            )

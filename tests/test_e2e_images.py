@@ -23,7 +23,7 @@ from anomaly_vae.lifecycle.registry import Registry
 from pipelines.datasets.dataset import Dataset
 from pipelines.datasets.loading import load_dataset
 from pipelines.registry.frozen_test import frozen_test
-from pipelines.training.train import read
+from pipelines.training.train import read_data
 from tests.support.command_line import CommandLine
 from tests.support.paths import ROOT
 
@@ -104,7 +104,7 @@ def test_from_simulated_scans_to_a_champion_and_a_second_model(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     config = load_config(scans, [*SMALL, *OTHER_SEED])
-    used, planned = read(config), load_dataset(config.data)
+    used, planned = read_data(config), load_dataset(config.data)
     recorded = Registry(config.mlflow.tracking_uri).fetch("models:/scans/2").load().manifest
     assert recorded["data"]["digest"] == used.digest != planned.digest
     frozen, making = frozen_pixels(config, used), (TRAIN, VALIDATION, CALIBRATION)

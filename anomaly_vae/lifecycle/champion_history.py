@@ -1,10 +1,11 @@
-"""Who was champion when, and why: an append-only history that decides who is next.
+"""Keep an append-only history of a model's champions, which decides who is champion next.
 
-MLflow can move an alias, but not only if nobody else has moved it. What it can do everywhere is to
-write a parameter of a run once (`registry.Run.settle`), so each entry of the history is such a
-parameter, under the next number: of two who were judged against the same champion, one takes the
-number and the other is refused. The alias follows. There is no lock that a crash could leave
-behind: whoever comes next finishes what the history says and the alias does not yet.
+MLflow can move an alias, but it cannot move it on the condition that nobody else has. It can
+write a parameter of a run once only (`registry.Run.set_param_once`). Each entry of the history is
+therefore such a parameter, under the next free number: of two challengers that were compared with
+the same champion, one claims the number and the other is refused (optimistic locking). The alias
+is moved afterwards. A crash leaves no lock behind: the next process completes any entry whose
+alias has not been moved.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ from anomaly_vae.errors import ConfigError, RegistryError
 from anomaly_vae.lifecycle.registry import Registry, Run
 
 ACTOR = "ANOMALY_VAE_ACTOR"
-"""The variable that says who promotes."""
-MOST_CHARACTERS = 1000
-"""Of a reason; MLflow cuts a parameter, which the whole entry is, at 6,000."""
+"""Environment variable that names the person or job that promotes."""
+MAX_REASON_CHARACTERS = 1000
+"""Maximum length of a reason. MLflow cuts a parameter, here the whole entry, at 6,000."""
 
 Action = Literal["promote", "refuse", "rollback"]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What was decided, by whom, when, and who was champion before."""
+    """One decision: the action, who took it, when, and which version was champion before."""
 
     action: Action
     version: str
@@ -41,16 +42,16 @@ class Entry:
     reason: str | None
     forced: bool
     record: str
-    """the artifact with rules, figures and policy"""
+    """Path of the artifact with rules, figures and policy."""
 
     @property
-    def moves(self) -> bool:
-        """Whether it makes a version champion."""
+    def changes_champion(self) -> bool:
+        """Whether the entry makes a version champion."""
         return self.action != "refuse"
 
 
 def actor() -> str:
-    """Who says to be at work: a name that is set for it, that of the tracking server, the login."""
+    """Return who is acting: ``ANOMALY_VAE_ACTOR``, the tracking server's user, or the login."""
     named = os.environ.get(ACTOR) or os.environ.get("MLFLOW_TRACKING_USERNAME")
     try:
         return (named or getpass.getuser())[:100]
@@ -59,20 +60,20 @@ def actor() -> str:
 
 
 def check_reason(reason: str | None) -> None:
-    """Whether the history can hold it.
+    """Check that the history can hold a reason.
 
     Raises:
-        ConfigError: it is too long, blank, or no text.
+        ConfigError: the reason is too long, blank or not plain text of one line.
     """
-    if reason and (len(reason) > MOST_CHARACTERS or not reason.isprintable()):
-        most = f"a reason is one line of {MOST_CHARACTERS:,} characters at most"
-        raise ConfigError(f"{most}, without tabs and control characters")
+    if reason and (len(reason) > MAX_REASON_CHARACTERS or not reason.isprintable()):
+        limit = f"a reason is one line of {MAX_REASON_CHARACTERS:,} characters at most"
+        raise ConfigError(f"{limit}, without tabs and control characters")
     if reason and not reason.strip():
         raise ConfigError("a reason says why; this one is blank")
 
 
-def past(entries: Iterable[Entry]) -> list[str]:
-    """The champions that a rollback can return to, the last one last."""
+def previous_champions(entries: Iterable[Entry]) -> list[str]:
+    """Return the versions that a rollback can return to, the most recent one last."""
     found: list[str] = []
     for entry in entries:
         if entry.action == "rollback" and entry.version in found:
@@ -85,29 +86,29 @@ def past(entries: Iterable[Entry]) -> list[str]:
 
 
 def history(registry: Registry, name: str) -> list[Entry]:
-    """What was decided of a model so far, the oldest first."""
+    """Return all decisions about a model, the oldest first."""
     run = registry.history(name)
-    return _entries(run.settled) if run else []
+    return _entries(run.params) if run else []
 
 
 class ChampionHistory:
-    """The history of one model's champions, as it stands when this is made, to be continued."""
+    """The history of one model's champions, read once and open for the next entry."""
 
     def __init__(self, registry: Registry, name: str) -> None:
-        """Read it, and finish what somebody's crash left undone.
+        """Read the history and complete an entry that a crash left without its alias.
 
         Raises:
             RegistryError: no such model, or MLflow does not answer.
         """
         self._registry, self._name = registry, name
         self._run: Run = registry.open_history(name)
-        settled = self._run.settled
-        self.entries = _entries(settled)
-        number = _last_move(self.entries)
-        self.finished: Entry | None = None
-        """the entry whose alias had not been moved yet"""
-        if number and _done(number) not in settled:
-            self._finish(number, self.entries[number - 1])
+        params = self._run.params
+        self.entries = _entries(params)
+        number = _last_change(self.entries)
+        self.completed: Entry | None = None
+        """Entry of an interrupted process whose alias was moved just now, if there was one."""
+        if number and _alias_moved_key(number) not in params:
+            self._complete(number, self.entries[number - 1])
 
     def append(
         self,
@@ -118,18 +119,18 @@ class ChampionHistory:
         reason: str | None = None,
         forced: bool = False,
     ) -> Entry:
-        """Take the next number; a move is one only if nobody has moved the champion since.
+        """Append an entry, and move the alias where the entry makes a version champion.
 
         Args:
-            action: what was decided.
-            version: of whom.
-            champion: before; absent: nobody was.
-            content: the rest of the record.
-            reason: in words.
-            forced: whether against the rules.
+            action: the decision.
+            version: the version it is about.
+            champion: the champion that the decision assumes; None for no champion.
+            content: what else to record in the artifact.
+            reason: an explanation for people.
+            forced: whether the decision goes against the rules.
 
         Raises:
-            RegistryError: the champion is another by now; nothing has changed.
+            RegistryError: the champion has changed meanwhile; nothing is changed.
             ConfigError: see `check_reason`.
         """
         check_reason(reason)
@@ -137,59 +138,63 @@ class ChampionHistory:
         record = f"decisions/{uuid.uuid4().hex}.json"
         entry = Entry(action, version, champion, actor(), now, reason, forced, record)
         self._run.log_json({**content, **asdict(entry)}, record)
-        if entry.moves:
+        if entry.changes_champion:
             self._check_champion(entry)
-        number = self._claim(entry)
-        if entry.moves:
-            self._carry_out(number, entry)
+        number = self._claim_number(entry)
+        if entry.changes_champion:
+            self._move_alias(number, entry)
         return entry
 
-    def _claim(self, entry: Entry) -> int:
-        """The number that the entry has taken."""
+    def _claim_number(self, entry: Entry) -> int:
+        """Write the entry under the next free number and return that number.
+
+        Raises:
+            RegistryError: another process has claimed it to change the champion.
+        """
         number, text = len(self.entries), json.dumps(asdict(entry), ensure_ascii=False)
         while True:
             number += 1
-            standing = Entry(**json.loads(self._run.settle(_key(number), text)))
-            if standing == entry:
+            written = Entry(**json.loads(self._run.set_param_once(_key(number), text)))
+            if written == entry:
                 return number
-            if entry.moves and standing.moves:
-                raise self._overtaken(entry, standing.version)
+            if entry.changes_champion and written.changes_champion:
+                raise self._champion_changed(entry, written.version)
 
     def _check_champion(self, entry: Entry) -> None:
-        """Somebody may have moved the alias by hand."""
+        """Refuse an entry whose champion is no longer the one the alias points to."""
         current = self._champion()
         if current != entry.champion:
-            raise self._overtaken(entry, current)
+            raise self._champion_changed(entry, current)
 
-    def _overtaken(self, entry: Entry, current: str | None) -> RegistryError:
+    def _champion_changed(self, entry: Entry, current: str | None) -> RegistryError:
         was = f"version {entry.champion}" if entry.champion else "none"
         return RegistryError(
             f"the champion of {self._name} changed while version {entry.version} was compared "
             f"with it: it was {was} and is version {current} now; run the command again"
         )
 
-    def _carry_out(self, number: int, entry: Entry) -> None:
-        """Let the alias follow, and look again: whoever is late must not undo what came after."""
+    def _move_alias(self, number: int, entry: Entry) -> None:
+        """Move the alias, and repeat for any later entry, so that a slow process undoes none."""
         while True:
             try:
                 self._registry.set_champion(self._name, entry.version)
             except RegistryError as error:
                 if not error.missing:
                     raise
-            self._run.settle(_done(number), "true")
-            entries = _entries(self._run.settled)
-            if (latest := _last_move(entries)) == number:
+            self._run.set_param_once(_alias_moved_key(number), "true")
+            entries = _entries(self._run.params)
+            if (latest := _last_change(entries)) == number:
                 return
             number, entry = latest, entries[latest - 1]
 
-    def _finish(self, number: int, entry: Entry) -> None:
-        """Let the alias follow where it still is what it was; else it did, or went elsewhere."""
+    def _complete(self, number: int, entry: Entry) -> None:
+        """Move the alias for an interrupted process, unless it has been moved since."""
         if self._champion() != entry.champion:
-            self._run.settle(_done(number), "true")
+            self._run.set_param_once(_alias_moved_key(number), "true")
             return
-        self._carry_out(number, entry)
-        if self._champion() == entry.version:  # which nobody has deleted
-            self.finished = entry
+        self._move_alias(number, entry)
+        if self._champion() == entry.version:  # false where the version has been deleted
+            self.completed = entry
 
     def _champion(self) -> str | None:
         found = self._registry.champion(self._name)
@@ -200,15 +205,15 @@ def _key(number: int) -> str:
     return f"{number:06d}"
 
 
-def _done(number: int) -> str:
-    """The parameter that says that the alias followed."""
+def _alias_moved_key(number: int) -> str:
+    """Return the parameter that records that the alias was moved for this entry."""
     return f"{_key(number)}.done"
 
 
-def _entries(settled: Mapping[str, str]) -> list[Entry]:
-    return [Entry(**json.loads(settled[key])) for key in sorted(settled) if key.isdecimal()]
+def _entries(params: Mapping[str, str]) -> list[Entry]:
+    return [Entry(**json.loads(params[key])) for key in sorted(params) if key.isdecimal()]
 
 
-def _last_move(entries: list[Entry]) -> int:
-    """Its number, 0 for none."""
-    return max((n for n, entry in enumerate(entries, 1) if entry.moves), default=0)
+def _last_change(entries: list[Entry]) -> int:
+    """Return the number of the last entry that changes the champion, 0 for none."""
+    return max((n for n, entry in enumerate(entries, 1) if entry.changes_champion), default=0)

@@ -1,34 +1,49 @@
-"""A bundle's graph against its own weights in torch, on this machine and with these libraries."""
+"""Compare the scores of a bundle's graph with those of its own weights in torch."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.config import ImageScoreConfig, ScoreConfig
+from anomaly_vae.data.encoding import Matrix
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.errors import ExportError
 from anomaly_vae.export.image_scores import ImageScore
 from anomaly_vae.export.onnx_tabular import check_graph
 from anomaly_vae.export.onnx_traced import check_traced, load_image_tensors
 from anomaly_vae.generation.latent_space import load_ensemble, load_weights
-from anomaly_vae.images.encoding import ImageEncoding
 from anomaly_vae.lifecycle.promotion import Parity
+from anomaly_vae.scoring.modality import image_modality
 
-MOST_ROWS = {"tabular": 512, "image": 32}
-"""That are enough to compare."""
+Check = Callable[[Bundle, Matrix, NDArray[np.float64]], float]
 
 
 def parity(bundle: Bundle, batch: RawBatch) -> Parity:
-    """These rows, scored by the graph and by torch."""
-    scorer = bundle.scorer
-    x = scorer.encoding.encode(batch)
-    scores, model = scorer.score_encoded(x), load_ensemble(bundle)
-    section = bundle.manifest["config"]["score"]
+    """Score the rows of a batch with the graph and with torch, on this machine, and compare."""
+    x = bundle.scorer.encoding.encode(batch)
+    scores = bundle.scorer.score_encoded(x)
     try:
-        if isinstance(scorer.encoding, ImageEncoding):
-            config = ImageScoreConfig.model_validate(section)
-            score = ImageScore(model, scorer.encoding.layout, config)
-            load_image_tensors(score, load_weights(bundle))
-            return Parity(len(x), check_traced(score.eval(), x, scores))
-        return Parity(len(x), check_graph(model, ScoreConfig.model_validate(section), x, scores))
+        return Parity(len(x), CHECKS[bundle.manifest["kind"]](bundle, x, scores))
     except ExportError as error:
         return Parity(len(x), None, str(error))
+
+
+def _check_table(bundle: Bundle, x: Matrix, scores: NDArray[np.float64]) -> float:
+    score = ScoreConfig.model_validate(bundle.manifest["config"]["score"])
+    return check_graph(load_ensemble(bundle), score, x, scores)
+
+
+def _check_images(bundle: Bundle, x: Matrix, scores: NDArray[np.float64]) -> float:
+    config = ImageScoreConfig.model_validate(bundle.manifest["config"]["score"])
+    _, encoding = image_modality(bundle.scorer.schema, bundle.scorer.encoding)
+    score = ImageScore(load_ensemble(bundle), encoding.layout, config)
+    load_image_tensors(score, load_weights(bundle))
+    return check_traced(score.eval(), x, scores)
+
+
+CHECKS: dict[str, Check] = {"tabular": _check_table, "image": _check_images}
+"""Comparison by kind of data; returns the largest disagreement or raises an `ExportError`."""

@@ -1,4 +1,4 @@
-"""May this challenger become champion? A pure decision: rules that pass or fail, with figures."""
+"""Decide whether a challenger may become champion: rules that pass or fail, with their figures."""
 
 from __future__ import annotations
 
@@ -11,11 +11,22 @@ from anomaly_vae.config import PromotionConfig
 from anomaly_vae.evaluation.comparison import Agreement, Change, SliceChange
 from anomaly_vae.evaluation.metrics import Evaluation
 
-THE_TEST = "the frozen test split"
+__all__ = [
+    "Comparison",
+    "Costs",
+    "Parity",
+    "RefusalReason",
+    "Rule",
+    "RuleResult",
+    "UnscorableRows",
+    "decide",
+]
+
+DEFAULT_TEST_NAME = "the frozen test split"
 
 
 class Rule(StrEnum):
-    """What a challenger is held to."""
+    """A requirement that a challenger has to meet."""
 
     KEEPS_ALPHA = "keeps_alpha"
     SCORES_ALL = "scores_all"
@@ -29,7 +40,7 @@ class Rule(StrEnum):
 
 
 class RefusalReason(StrEnum):
-    """Grounds for refusal."""
+    """The reason for a refusal: one for each `Rule`, in the same order."""
 
     TOO_MANY_FALSE_POSITIVES = "fpr_above_alpha"
     REJECTS_MORE = "rejects_more_rows"
@@ -42,13 +53,13 @@ class RefusalReason(StrEnum):
     TOO_LARGE = "too_large"
 
 
-GROUNDS = dict(zip(Rule, RefusalReason, strict=True))
-"""What the failure of each rule is called."""
+REFUSAL_REASONS = dict(zip(Rule, RefusalReason, strict=True))
+"""Refusal reason of each rule."""
 
 
 @dataclass(frozen=True)
 class RuleResult:
-    """One rule, whether the challenger holds it, and what was found, in figures and in words."""
+    """The outcome of one rule, with its figures and a sentence that explains it."""
 
     rule: Rule
     passed: bool
@@ -56,22 +67,26 @@ class RuleResult:
     text: str
 
     @property
-    def why(self) -> RefusalReason:
-        """The ground for refusal, where it fails."""
-        return GROUNDS[self.rule]
+    def refusal_reason(self) -> RefusalReason:
+        """Reason to report when the rule fails."""
+        return REFUSAL_REASONS[self.rule]
 
 
 @dataclass(frozen=True)
-class Lost:
-    """Rows that the challenger cannot score, though the champion can, and such a one."""
+class UnscorableRows:
+    """The number of rows that only the challenger cannot score, and one of the problems."""
 
     rows: int
-    such_as: str
+    example: str
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How far the bundle's graph is from its own weights in torch, or what is wrong with it."""
+    """The difference between scores of a bundle's graph and of its weights in torch.
+
+    ``rows`` is the number of rows compared, ``error`` the largest difference that was found,
+    ``problem`` the reason why the two do not agree, None if they do.
+    """
 
     rows: int
     error: float | None
@@ -80,7 +95,7 @@ class Parity:
 
 @dataclass(frozen=True)
 class Costs:
-    """CPU time of scoring a row alone, where it was measured, and the size of the bundle."""
+    """Bundle size in megabytes, and CPU microseconds per row scored alone, where measured."""
 
     megabytes: float
     microseconds: float | None = None
@@ -89,17 +104,17 @@ class Costs:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was found beside the evaluations; what is absent is not judged."""
+    """Findings about challenger and champion beside their evaluations; None is not judged."""
 
-    test: str = THE_TEST
-    """how verdicts call the rows that both were evaluated on"""
-    lost: Lost | None = None
+    test: str = DEFAULT_TEST_NAME
+    """Name of the test rows in messages."""
+    unscorable: UnscorableRows | None = None
     metric: Change | None = None
-    """the policy's, on the rows that both can score"""
+    """Change of ``policy.metric`` on the rows that both models can score."""
     slices: Sequence[SliceChange] | None = None
     agreement: Agreement | None = None
-    otherwise: str | None = None
-    """how the challenger reads its images, where that is not how the frozen ones were read"""
+    reading: str | None = None
+    """Difference between how the challenger reads images and how the test images were read."""
     parity: Parity | None = None
     costs: Costs | None = None
 
@@ -108,39 +123,54 @@ def decide(
     champion: Evaluation | None,
     challenger: Evaluation,
     policy: PromotionConfig,
-    evidence: Comparison = Comparison(),
+    comparison: Comparison = Comparison(),
 ) -> tuple[RuleResult, ...]:
-    """Every rule that applies; the challenger may become champion where all are passed.
+    """Apply every rule that can be judged; a challenger that passes them all may become champion.
 
     Args:
-        champion: on the rows that both can score; absent: there is none.
-        challenger: on all that it can score.
-        policy: what it must hold to.
-        evidence: the rest of what was found.
+        champion: its evaluation on the rows that both models can score; None without a champion.
+        challenger: its evaluation on all rows that it can score.
+        policy: the limits of the rules.
+        comparison: findings that the evaluations do not hold.
+
+    Returns:
+        One result per rule that applies, in the order of `Rule`.
+
+    Examples:
+        >>> from anomaly_vae.config import PromotionConfig
+        >>> from anomaly_vae.evaluation.metrics import Evaluation
+        >>> challenger = Evaluation(
+        ...     rows=10_000, anomalies=50, alpha=0.01, threshold=12.5, flagged=160,
+        ...     fpr=0.0121, fpr_interval=(0.0101, 0.0145), fpr_limit=0.0118,
+        ... )
+        >>> for result in decide(None, challenger, PromotionConfig()):
+        ...     print(result.rule, result.passed)
+        keeps_alpha False
+        scores_all True
     """
-    found = (
-        _keeps_alpha(challenger, evidence),
-        _scores_all(evidence),
-        _no_worse(champion, policy, evidence) if champion else None,
-        _no_slice_collapses(policy, evidence),
-        _agrees(policy, evidence),
-        _reads_alike(evidence),
-        _reproduces(evidence),
-        _fast_enough(policy, evidence.costs),
-        _small_enough(policy, evidence.costs),
+    results = (
+        _check_alpha(challenger, comparison),
+        _check_all_scored(comparison),
+        _check_metric(champion, policy, comparison) if champion else None,
+        _check_slices(policy, comparison),
+        _check_agreement(policy, comparison),
+        _check_reading(comparison),
+        _check_parity(comparison),
+        _check_speed(policy, comparison.costs),
+        _check_size(policy, comparison.costs),
     )
-    return tuple(verdict for verdict in found if verdict)
+    return tuple(result for result in results if result)
 
 
-def _keeps_alpha(challenger: Evaluation, evidence: Comparison) -> RuleResult | None:
-    """Above alpha by more than chance explains (`evaluation.highest_kept_rate`) is too much."""
+def _check_alpha(challenger: Evaluation, comparison: Comparison) -> RuleResult | None:
+    """Refuse a false positive rate above ``fpr_limit``, the highest that chance explains."""
     fpr, interval, limit = challenger.fpr, challenger.fpr_interval, challenger.fpr_limit
     if fpr is None or interval is None or limit is None:
         return None
     passed = fpr <= limit
     text = (
         f"false positive rate {fpr:.4f} [{interval[0]:.4f}, {interval[1]:.4f}] on the normal rows "
-        f"of {evidence.test} is {'at most' if passed else 'above'} {limit:.4f}, the most that "
+        f"of {comparison.test} is {'at most' if passed else 'above'} {limit:.4f}, the most that "
         f"chance explains at alpha {challenger.alpha:g}"
     )
     low, high = interval
@@ -148,83 +178,88 @@ def _keeps_alpha(challenger: Evaluation, evidence: Comparison) -> RuleResult | N
     return RuleResult(Rule.KEEPS_ALPHA, passed, figures, text)
 
 
-def _scores_all(evidence: Comparison) -> RuleResult:
-    lost, test = evidence.lost, evidence.test
-    if not lost:
+def _check_all_scored(comparison: Comparison) -> RuleResult:
+    unscorable, test = comparison.unscorable, comparison.test
+    if not unscorable:
         text = f"every row of {test} that should be scored is"
         return RuleResult(Rule.SCORES_ALL, True, {"lost": 0}, text)
-    text = f"{lost.rows} rows of {test} cannot be scored: {lost.such_as}"
-    return RuleResult(Rule.SCORES_ALL, False, {"lost": lost.rows}, text)
+    text = f"{unscorable.rows} rows of {test} cannot be scored: {unscorable.example}"
+    return RuleResult(Rule.SCORES_ALL, False, {"lost": unscorable.rows}, text)
 
 
-def _no_worse(champion: Evaluation, policy: PromotionConfig, evidence: Comparison) -> RuleResult:
-    """One-sided: which side must be shown is the policy's to say.
+def _check_metric(
+    champion: Evaluation, policy: PromotionConfig, comparison: Comparison
+) -> RuleResult:
+    """Compare ``policy.metric`` by one side of the interval of the difference.
 
-    A figure that the champion has and the challenger lacks is worse, too.
+    ``policy.proof`` says whether the challenger must be shown to be worse, or no worse. A
+    challenger without the metric is worse than a champion with it.
     """
-    name, old, found = policy.metric.replace("_", " "), getattr(champion, policy.metric), evidence
+    name, old = policy.metric.replace("_", " "), getattr(champion, policy.metric)
+    test, change = comparison.test, comparison.metric
     if old is None:
-        text = f"nothing to compare: the champion has no {name} on {found.test}"
+        text = f"nothing to compare: the champion has no {name} on {test}"
         return RuleResult(Rule.NO_WORSE, True, {}, text)
-    if found.metric is None:
-        text = f"{name} unknown on {found.test}, the champion's is {old:.4f}"
+    if change is None:
+        text = f"{name} unknown on {test}, the champion's is {old:.4f}"
         return RuleResult(Rule.NO_WORSE, False, {"champion": old}, text)
-    change, least = found.metric, -policy.tolerance
+    least = -policy.tolerance
     passed = change.high >= least if policy.proof == "worse" else change.low >= least
     champions = f"the champion's {old:.4f}" + (f" − {-least:g}" if least else "")
     text = (
-        f"{name} {change.challenger:.4f} on {found.test} is {HELD[passed, policy.proof]} "
+        f"{name} {change.challenger:.4f} on {test} is {METRIC_VERDICTS[passed, policy.proof]} "
         f"{champions}: difference {change.value:+.4f} [{change.low:+.4f}, {change.high:+.4f}]"
     )
     figures = {**change.to_json(), "tolerance": policy.tolerance, "proof": policy.proof}
     return RuleResult(Rule.NO_WORSE, passed, figures, text)
 
 
-HELD = {
+METRIC_VERDICTS = {
     (True, "worse"): "not shown to be below",
     (False, "worse"): "below",
     (True, "no_worse"): "shown to be no less than",
     (False, "no_worse"): "not shown to be no less than",
 }
-"""How a passed or failed comparison is told, by what the policy wants to be shown."""
+"""Wording of a metric comparison, by whether it passed and by ``policy.proof``."""
 
 
-def _no_slice_collapses(policy: PromotionConfig, evidence: Comparison) -> RuleResult | None:
-    if evidence.slices is None or policy.slice_recall is None:
+def _check_slices(policy: PromotionConfig, comparison: Comparison) -> RuleResult | None:
+    if comparison.slices is None or policy.slice_recall is None:
         return None
-    collapsed = [one for one in evidence.slices if one.collapsed(policy.slice_recall)]
+    collapsed = [one for one in comparison.slices if one.collapsed(policy.slice_recall)]
     figures = {
-        "compared": len(evidence.slices),
+        "compared": len(comparison.slices),
         "limit": policy.slice_recall,
         "collapsed": [one.to_json() for one in collapsed],
     }
-    told = "; ".join(map(str, collapsed)) or f"none of {len(evidence.slices)} got much worse"
-    text = f"slices of {evidence.test}: {told}"
+    listed = "; ".join(map(str, collapsed)) or f"none of {len(comparison.slices)} got much worse"
+    text = f"slices of {comparison.test}: {listed}"
     return RuleResult(Rule.NO_SLICE_COLLAPSES, not collapsed, figures, text)
 
 
-def _agrees(policy: PromotionConfig, evidence: Comparison) -> RuleResult | None:
-    """Fewer than wished, beyond chance."""
-    found, least = evidence.agreement, policy.agreement
+def _check_agreement(policy: PromotionConfig, comparison: Comparison) -> RuleResult | None:
+    """Refuse a share of equal decisions below ``policy.agreement`` by more than chance explains."""
+    found, least = comparison.agreement, policy.agreement
     if found is None:
         return None
     passed = least is None or found.high >= least
     text = (
-        f"both flag alike {found.share:.4f} [{found.low:.4f}, {found.high:.4f}] of {found.rows:,} "
-        f"rows of {found.source}; the champion flags {found.champion:.4f}, the challenger "
-        f"{found.challenger:.4f}" + ("" if passed else f"; wished for is {least:g}")
+        f"both models decide alike on {found.share:.4f} [{found.low:.4f}, {found.high:.4f}] of "
+        f"{found.rows:,} rows of {found.source}; the champion flags {found.champion:.4f}, the "
+        f"challenger {found.challenger:.4f}"
+        + ("" if passed else f"; the policy asks for at least {least:g}")
     )
     return RuleResult(Rule.AGREES, passed, {**found.to_json(), "limit": least}, text)
 
 
-def _reads_alike(evidence: Comparison) -> RuleResult | None:
-    if evidence.otherwise is None:
+def _check_reading(comparison: Comparison) -> RuleResult | None:
+    if comparison.reading is None:
         return None
-    return RuleResult(Rule.READS_ALIKE, False, {}, evidence.otherwise)
+    return RuleResult(Rule.READS_ALIKE, False, {}, comparison.reading)
 
 
-def _reproduces(evidence: Comparison) -> RuleResult | None:
-    found = evidence.parity
+def _check_parity(comparison: Comparison) -> RuleResult | None:
+    found = comparison.parity
     if found is None:
         return None
     figures = {"rows": found.rows, "error": found.error}
@@ -234,8 +269,8 @@ def _reproduces(evidence: Comparison) -> RuleResult | None:
     return RuleResult(Rule.REPRODUCES, found.problem is None, figures, text)
 
 
-def _fast_enough(policy: PromotionConfig, costs: Costs | None) -> RuleResult | None:
-    """Within the budget, and within so many times what the champion takes."""
+def _check_speed(policy: PromotionConfig, costs: Costs | None) -> RuleResult | None:
+    """Refuse a time per row above ``row_microseconds`` or ``slowdown`` times the champion's."""
     if costs is None or costs.microseconds is None:
         return None
     taken, before = costs.microseconds, costs.champion_microseconds
@@ -252,7 +287,7 @@ def _fast_enough(policy: PromotionConfig, costs: Costs | None) -> RuleResult | N
     return RuleResult(Rule.FAST_ENOUGH, passed, figures, text)
 
 
-def _small_enough(policy: PromotionConfig, costs: Costs | None) -> RuleResult | None:
+def _check_size(policy: PromotionConfig, costs: Costs | None) -> RuleResult | None:
     if costs is None or policy.megabytes is None:
         return None
     size, limit = costs.megabytes, policy.megabytes

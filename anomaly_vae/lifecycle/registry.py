@@ -1,11 +1,11 @@
-"""Runs, registered versions and their aliases: the only import of MLflow.
+"""Record runs, register versions and move aliases; the only module that imports MLflow.
 
-A process that must stay lean asks a child for a bundle:
+A process that must not import MLflow runs this module as a child process to fetch a bundle:
 
     python -m anomaly_vae.lifecycle.registry fetch URI --to CACHE
 
-prints one JSON line with the folder, its digest and the version's name, number and alias. What is
-in the cache already is not fetched again, so that asking whether anything changed is cheap.
+The command prints one JSON line: the folder, its digest and the version's name, number and alias.
+A bundle that is in the cache is not fetched again, so asking whether an alias moved is cheap.
 """
 
 from __future__ import annotations
@@ -27,7 +27,18 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from anomaly_vae._version import __version__
-from anomaly_vae.artifacts.bundle import SUMS, Bundle, is_sound, load_bundle
+from anomaly_vae.artifacts.bundle import SUMS, Bundle, is_sound
+from anomaly_vae.artifacts.registry_names import (
+    DEFAULT_URI,
+    DIGEST_TAG,
+    FAULT,
+    MISSING,
+    MODEL_URI,
+    UNFIT,
+    UNWRITABLE,
+    BundleRef,
+    database_file,
+)
 from anomaly_vae.data.dataframes import record_to_frame
 from anomaly_vae.errors import BundleError, RegistryError
 from anomaly_vae.files import atomic_folder, locked, own_temporary_folder
@@ -46,10 +57,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
-DEFAULT_URI = "sqlite:///mlflow.db"
 CHAMPION, CHALLENGER = "champion", "challenger"
 BUNDLE = "bundle"
-DIGEST_TAG = "anomaly_vae.bundle_digest"
 INPUTS_TAG = "anomaly_vae.inputs_digest"
 TEST_TAG = "anomaly_vae.test_split"
 TEST_DIGEST_TAG = "anomaly_vae.test_split_digest"
@@ -59,31 +68,30 @@ TRAINED_RUN_TAG = "anomaly_vae.trained_run"
 FROZEN_TAG = "anomaly_vae.frozen"
 DECISION_TAG = "anomaly_vae.decision"
 HISTORY_TAG = "anomaly_vae.promotions"
-MOST_PARAM_CHARACTERS = 6000
-REQUIRED = {
+MAX_PARAM_CHARACTERS = 6000
+"""Length at which MLflow cuts a parameter."""
+REQUIREMENTS = {
     "tabular": f"anomaly-vae=={__version__}",
     "image": f"anomaly-vae[images]=={__version__}",
 }
-"""What a model of each kind needs installed."""
-MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/]+)|/(?P<version>\d+))")
+"""Package that a registered model needs, by kind of data."""
 
-FAULT, MISSING, UNFIT, UNWRITABLE = 1, 3, 4, 5
-"""How `main` ends: no registry, nothing of that name in it, a bad bundle, no room for it."""
-
-HALF_MADE = re.compile(r"sqlite3\.OperationalError\) (duplicate column|(table|index) .+ already )")
-"""What SQLite says of a migration that begins where another broke off."""
+INTERRUPTED = re.compile(
+    r"sqlite3\.OperationalError\) (duplicate column|(table|index) .+ already )"
+)
+"""SQLite's message when a migration starts on a database whose creation was interrupted."""
 
 Method = TypeVar("Method")
 
 
 def _translate_errors(method: Method) -> Method:
-    """Turn MLflow's exceptions, and those of the database below it, into one line of ours."""
+    """Turn exceptions of MLflow and of its database into a `RegistryError` of one line."""
 
     @wraps(cast("Any", method))
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         try:
             return cast("Any", method)(*args, **kwargs)
-        except _failures() as error:
+        except _mlflow_errors() as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
             raise RegistryError(
                 f"MLflow: {reason}{_remedy(reason)}", missing=_is_missing(error)
@@ -93,23 +101,26 @@ def _translate_errors(method: Method) -> Method:
 
 
 def _remedy(reason: str) -> str:
-    """What to do about a database that was broken off while MLflow made its tables."""
-    file = _database(mlflow.get_tracking_uri())
-    if file is None or not HALF_MADE.search(reason):
+    """Return how to replace a database whose creation by MLflow was interrupted."""
+    file = database_file(mlflow.get_tracking_uri())
+    if file is None or not INTERRUPTED.search(reason):
         return ""
-    return f"; '{file}' was broken off while it was made: move it away and run again"
+    return f"; the creation of '{file}' was interrupted: move it away and run again"
 
 
 def _is_missing(error: Exception) -> bool:
-    """Whether MLflow says that there is none; of an alias it says that the value is invalid."""
+    """Tell whether a model, version or alias does not exist.
+
+    MLflow reports a missing alias as an invalid parameter value.
+    """
     code = getattr(error, "error_code", None)
     return code == "RESOURCE_DOES_NOT_EXIST" or (
         code == "INVALID_PARAMETER_VALUE" and "alias" in str(error)
     )
 
 
-def _failures() -> tuple[type[Exception], ...]:
-    """What MLflow raises, and SQLAlchemy where it is loaded: a client of a server needs none."""
+def _mlflow_errors() -> tuple[type[Exception], ...]:
+    """Return what MLflow may raise; SQLAlchemy is loaded only where a database is used."""
     database = sys.modules.get("sqlalchemy.exc")
     errors = (MlflowException, OSError, ImportError)
     return (*errors, database.SQLAlchemyError) if database else errors
@@ -117,7 +128,7 @@ def _failures() -> tuple[type[Exception], ...]:
 
 @dataclass(frozen=True)
 class Version:
-    """A registered version; a registered model's content never changes, its aliases do."""
+    """A registered version, whose bundle never changes, with its current tags and aliases."""
 
     name: str
     version: str
@@ -125,50 +136,34 @@ class Version:
     aliases: tuple[str, ...]
     run_id: str | None
     registered_at: float
+    """Registration time, in seconds since 1970."""
 
     @property
     def uri(self) -> str:
-        """What commands take."""
+        """URI of the version, as commands take it."""
         return f"models:/{self.name}/{self.version}"
 
 
-@dataclass(frozen=True)
-class Fetched:
-    """A bundle folder on this machine, and which version it is."""
-
-    path: str
-    digest: str | None
-    name: str | None = None
-    version: str | None = None
-    alias: str | None = None
-    registered_at: float | None = None
-    """in seconds since 1970"""
-
-    def load(self) -> Bundle:
-        """Read it, its digest checked where the registry knows it."""
-        return load_bundle(self.path, self.digest)
-
-
 class Run:
-    """One MLflow run that is being recorded."""
+    """An MLflow run that can be written to."""
 
     def __init__(self, client: MlflowClient, run_id: str) -> None:
         self._client, self.id = client, run_id
 
     @_translate_errors
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Nested mappings become dotted names."""
-        entries = [Param(key, str(value)[:MOST_PARAM_CHARACTERS]) for key, value in _flat(params)]
-        for some in batched(entries, 100):
-            self._client.log_batch(self.id, params=some)
+        """Log parameters, with the keys of nested mappings joined by dots."""
+        entries = [Param(key, str(value)[:MAX_PARAM_CHARACTERS]) for key, value in _flat(params)]
+        for batch in batched(entries, 100):
+            self._client.log_batch(self.id, params=batch)
 
     def log_metrics(self, metrics: Mapping[str, Any]) -> None:
-        """Numbers only; the rest is left to artifacts."""
+        """Log the numbers among the metrics and ignore all other values."""
         self.log_curves([metrics])
 
     @_translate_errors
     def log_curves(self, steps: Sequence[Mapping[str, Any]]) -> None:
-        """The same metrics at every step."""
+        """Log the metrics of each step, in order; values that are not numbers are ignored."""
         now = int(time.time() * 1000)
         entries = [
             Metric(key, float(value), now, step)
@@ -176,68 +171,68 @@ class Run:
             for key, value in metrics.items()
             if isinstance(value, int | float)
         ]
-        for some in batched(entries, 1000):
-            self._client.log_batch(self.id, metrics=some)
+        for batch in batched(entries, 1000):
+            self._client.log_batch(self.id, metrics=batch)
 
     @_translate_errors
     def log_figure(self, figure: Any, name: str) -> None:
-        """A matplotlib figure as a picture."""
+        """Log a matplotlib figure as an image file."""
         self._client.log_figure(self.id, figure, name)
 
     @_translate_errors
     def log_json(self, content: Any, name: str) -> None:
-        """A JSON artifact."""
+        """Log a JSON artifact."""
         self._client.log_text(self.id, json.dumps(content, indent=1, sort_keys=True), name)
 
     @_translate_errors
     def log_file(self, path: Path, folder: str | None = None) -> None:
-        """A file as an artifact."""
+        """Log a file as an artifact."""
         self._client.log_artifact(self.id, str(path), folder)
 
     @_translate_errors
-    def settle(self, key: str, value: str) -> str:
-        """Write a parameter once and for all; what it says from now on.
+    def set_param_once(self, key: str, value: str) -> str:
+        """Write a parameter unless it has a value already, and return the value it has now.
 
-        MLflow never changes a parameter, in no database and through no server: of several who
-        write one at the same time, all but the first are told what that one wrote.
+        MLflow never changes a parameter, whatever the database or server: of several processes
+        that write one at the same time, the first succeeds and the others receive its value.
         """
         try:
             self._client.log_param(self.id, key, value, synchronous=True)
         except MlflowException as error:
-            settled = self.settled.get(key)
-            if error.error_code != "INVALID_PARAMETER_VALUE" or settled is None:
+            existing = self.params.get(key)
+            if error.error_code != "INVALID_PARAMETER_VALUE" or existing is None:
                 raise
-            return settled
+            return existing
         return value
 
     @property
     @_translate_errors
-    def settled(self) -> Mapping[str, str]:
-        """The parameters there are."""
+    def params(self) -> Mapping[str, str]:
+        """All parameters of the run."""
         params: Mapping[str, str] = self._client.get_run(self.id).data.params
         return params
 
     @_translate_errors
     def log_bundle(self, path: Path) -> str:
-        """A bundle folder as an artifact; returns its ``runs:/`` URI."""
+        """Log a bundle folder as an artifact and return its ``runs:/`` URI."""
         self._client.log_artifacts(self.id, str(path), BUNDLE)
         return f"runs:/{self.id}/{BUNDLE}"
 
 
 class Registry:
-    """Runs and registered models of one tracking server or database."""
+    """The runs and registered models of one tracking server or database."""
 
     @_translate_errors
     def __init__(self, uri: str | None = None, create: bool = True) -> None:
-        """Connect; ``MLFLOW_TRACKING_URI`` wins over ``uri``.
+        """Connect to the registry; ``MLFLOW_TRACKING_URI`` takes precedence over ``uri``.
 
         Args:
-            uri: a tracking URI.
-            create: whether to make an SQLite database that is not there.
+            uri: a tracking URI; None for `DEFAULT_URI`.
+            create: whether to create an SQLite database that does not exist.
 
         Raises:
-            RegistryError: a plain folder, which MLflow no longer keeps a registry in, or a
-                database that is not there or cannot be opened.
+            RegistryError: the URI is a plain folder, where MLflow no longer keeps a registry, or
+                a database that does not exist or cannot be opened.
         """
         wanted = os.environ.get("MLFLOW_TRACKING_URI")
         self.uri = wanted or uri or DEFAULT_URI
@@ -245,28 +240,28 @@ class Registry:
             raise RegistryError(
                 f"'{self.uri}' is not a tracking URI; use sqlite:///mlflow.db or a server's address"
             )
-        _hush()
+        _reduce_logging()
         mlflow.set_tracking_uri(self.uri)
         mlflow.set_registry_uri(self.uri)
         if not wanted:  # MLflow leaves it in the environment, where it would win from now on
             os.environ.pop("MLFLOW_TRACKING_URI", None)
-        if (file := _database(self.uri)) and not os.path.lexists(file):
+        if (file := database_file(self.uri)) and not os.path.lexists(file):
             if not create:
                 raise RegistryError(f"there is no database '{file}'; set MLFLOW_TRACKING_URI")
-            _create(file)
+            _create_database(file)
         self._client = MlflowClient(self.uri, self.uri)
 
     # ------------------------------------------------------------ runs
 
     @contextmanager
     def run(self, experiment: str, name: str, tags: Mapping[str, str]) -> Iterator[Run]:
-        """Record a run; it ends as failed or killed when the block does."""
+        """Start a run and end it with the block: as finished, failed or, if interrupted, killed."""
         tags = {**tags, "anomaly_vae.version": __version__}
         run_id = self._start(experiment, name, tags)
         try:
             yield Run(self._client, run_id)
         except BaseException as error:
-            with suppress(RegistryError):  # what broke the run off is what must be told
+            with suppress(RegistryError):  # report the first error, not one that follows from it
                 self._end(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
         self._end(run_id, "FINISHED")
@@ -284,23 +279,26 @@ class Registry:
 
     @_translate_errors
     def experiment_of(self, run_id: str) -> str:
-        """The name of the experiment that a run is in."""
+        """Return the name of a run's experiment."""
         run = self._client.get_run(run_id)
         return str(self._client.get_experiment(run.info.experiment_id).name)
 
     def _create_experiment(self, name: str) -> str:
-        """Beside an SQLite file, artifacts go to ``mlartifacts/``; a server knows its own place."""
-        database = _database(self.uri)
-        place = database.absolute().parent / "mlartifacts" if database else None
-        return str(self._client.create_experiment(name, place.as_uri() if place else None))
+        """Create an experiment; its artifacts go to ``mlartifacts/`` beside an SQLite database.
+
+        A tracking server chooses its own location.
+        """
+        database = database_file(self.uri)
+        folder = database.absolute().parent / "mlartifacts" if database else None
+        return str(self._client.create_experiment(name, folder.as_uri() if folder else None))
 
     # ------------------------------------------------------------ versions
 
     @_translate_errors
     def register(self, run: Run, bundle: Bundle, name: str, tags: Mapping[str, str]) -> Version:
-        """Log the bundle as a model of this run, register it, alias it challenger."""
-        with tempfile.TemporaryDirectory() as place, _quiet_warnings():
-            folder = bundle.save(Path(place) / BUNDLE)
+        """Log the bundle as a model of this run, register it and point ``challenger`` to it."""
+        with tempfile.TemporaryDirectory() as temporary, _quiet_warnings():
+            folder = bundle.save(Path(temporary) / BUNDLE)
             mlflow.start_run(run_id=run.id, log_system_metrics=False)
             try:
                 logged = mlflow.pyfunc.log_model(
@@ -309,7 +307,7 @@ class Registry:
                     data_path=str(folder),
                     signature=signature(bundle.scorer.schema, _has_groups(bundle)),
                     input_example=record_to_frame(bundle.example, bundle.scorer.schema),
-                    pip_requirements=[REQUIRED[bundle.manifest["kind"]], "pandas"],
+                    pip_requirements=[REQUIREMENTS[bundle.manifest["kind"]], "pandas"],
                 )
             finally:
                 mlflow.end_run()
@@ -333,7 +331,11 @@ class Registry:
 
     @_translate_errors
     def version(self, name: str, version: str) -> Version:
-        """One version by number."""
+        """Return a version by its number.
+
+        Raises:
+            RegistryError: no such model or version.
+        """
         found = self._client.get_model_version(name, version)
         return Version(
             name,
@@ -346,7 +348,7 @@ class Registry:
 
     @_translate_errors
     def by_alias(self, name: str, alias: str) -> Version:
-        """The version an alias points to.
+        """Return the version an alias points to.
 
         Raises:
             RegistryError: no such model or alias.
@@ -355,7 +357,7 @@ class Registry:
         return self.version(name, found.version)
 
     def champion(self, name: str) -> Version | None:
-        """The champion, if there is one; a name that nobody registered has none."""
+        """Return the champion; None for a model without one and for an unknown model."""
         model = self._model(name)
         return self.by_alias(name, CHAMPION) if model and CHAMPION in model.aliases else None
 
@@ -366,17 +368,20 @@ class Registry:
 
     @_translate_errors
     def find(self, name: str, inputs_digest: str) -> Version | None:
-        """The newest version made of the same inputs."""
-        search = partial(self._client.search_model_versions, f"name = '{name}'")
-        same = [v for v in _every(search) if v.tags.get(INPUTS_TAG) == inputs_digest]
+        """Return the newest version made from these inputs, None if there is none."""
+        versions = self._versions_of(name)
+        same = [v for v in versions if v.tags.get(INPUTS_TAG) == inputs_digest]
         newest = max(same, key=lambda v: int(v.version), default=None)
         return self.version(name, str(newest.version)) if newest else None
 
+    def _versions_of(self, name: str) -> Iterator[Any]:
+        return _all_pages(partial(self._client.search_model_versions, f"name = '{name}'"))
+
     @_translate_errors
     def models(self) -> list[dict[str, Any]]:
-        """Every registered model with its versions and aliases."""
+        """List all registered models, each with its versions and aliases."""
         versions: dict[str, list[int]] = {}
-        for found in _every(self._client.search_model_versions):
+        for found in _all_pages(self._client.search_model_versions):
             versions.setdefault(found.name, []).append(int(found.version))
         return [
             {
@@ -384,33 +389,34 @@ class Registry:
                 "aliases": {alias: str(number) for alias, number in model.aliases.items()},
                 "versions": [str(number) for number in sorted(versions.get(model.name, []))],
             }
-            for model in _every(self._client.search_registered_models)
+            for model in _all_pages(self._client.search_registered_models)
         ]
 
     # ------------------------------------------------------------ promotion
 
     @_translate_errors
     def tag_version(self, version: Version, key: str, value: str) -> None:
-        """Set a tag of a version."""
+        """Set a tag of a registered version."""
         self._client.set_model_version_tag(version.name, version.version, key, value)
 
     @_translate_errors
     def set_champion(self, name: str, version: str) -> None:
-        """Move the alias."""
+        """Point the alias ``champion`` to a version."""
         self._client.set_registered_model_alias(name, CHAMPION, version)
 
     @_translate_errors
     def history(self, name: str) -> Run | None:
-        """The run that holds the history of a model's champions, if there is one."""
+        """Return the run that holds the history of a model's champions, None if there is none."""
         model = self._model(name)
         run_id = model.tags.get(HISTORY_TAG) if model else None
         return Run(self._client, run_id) if run_id else None
 
     @_translate_errors
     def open_history(self, name: str) -> Run:
-        """The same; made where there is none.
+        """Return the run that holds the history of a model's champions, created if necessary.
 
-        The run of the model's first version says which it is, once and for all.
+        The run of the model's first version records which run that is, in a parameter that can be
+        written only once, so that processes that start at the same time agree on one.
 
         Raises:
             RegistryError: no version was registered by a run.
@@ -419,32 +425,33 @@ class Registry:
             return known
         first = self._first_run(name)
         experiment = self._client.get_run(first.id).info.experiment_id
-        made = self._client.create_run(experiment, run_name=f"promotions of {name}").info.run_id
-        self._client.set_terminated(made)
-        agreed = first.settle(HISTORY_TAG, made)
-        if agreed != made:
-            self._client.delete_run(made)
+        created = self._client.create_run(experiment, run_name=f"promotions of {name}").info.run_id
+        self._client.set_terminated(created)
+        agreed = first.set_param_once(HISTORY_TAG, created)
+        if agreed != created:
+            self._client.delete_run(created)
         self._client.set_registered_model_tag(name, HISTORY_TAG, agreed)
         return Run(self._client, agreed)
 
     def _first_run(self, name: str) -> Run:
-        """That of the first version."""
-        search = partial(self._client.search_model_versions, f"name = '{name}'")
-        made = {int(found.version): found.run_id for found in _every(search) if found.run_id}
-        if not made:
+        """Return the run that registered the model's first version."""
+        runs = {
+            int(found.version): found.run_id for found in self._versions_of(name) if found.run_id
+        }
+        if not runs:
             reason = f"there is no registered model '{name}', or no run made a version of it"
             raise RegistryError(f"{reason}; run: anomaly-vae calibrate CONFIG --model URI")
-        return Run(self._client, made[min(made)])
+        return Run(self._client, runs[min(runs)])
 
     # ------------------------------------------------------------ fetching
 
     @_translate_errors
-    def fetch(self, uri: str, cache: Path | None = None) -> Fetched:
-        """A bundle folder for a ``models:/`` or ``runs:/`` URI, or for a folder.
+    def fetch(self, uri: str, cache: Path | None = None) -> BundleRef:
+        """Fetch the bundle of a ``models:/`` or ``runs:/`` URI; a folder is returned as it is.
 
         Args:
-            uri: which.
-            cache: a folder of `cache_bundle`; a version whose sound copy is there is not fetched.
+            uri: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, ``runs:/…`` or a folder.
+            cache: a folder of `cache_bundle`; an intact copy there is used instead of fetching.
 
         Raises:
             RegistryError: no such model, alias, version or run.
@@ -453,72 +460,69 @@ class Registry:
         if match:
             return self._fetch_version(uri, cache, **match.groupdict())
         if uri.startswith("runs:/"):
-            return Fetched(self.download(uri), None)
+            return BundleRef(self.download(uri))
         if uri.startswith("models:/"):
             raise RegistryError(f"'{uri}': expected models:/NAME@ALIAS or models:/NAME/VERSION")
-        return Fetched(uri, None)
+        return BundleRef(uri)
 
     def _fetch_version(
         self, uri: str, cache: Path | None, name: str, alias: str | None, version: str | None
-    ) -> Fetched:
+    ) -> BundleRef:
         found = self.by_alias(name, alias) if alias else self.version(name, str(version))
         digest = found.tags.get(DIGEST_TAG)
         if digest is None:
             raise RegistryError(f"'{uri}' was not registered by anomaly-vae: it has no digest")
-        kept = cache / digest if cache else None
-        if not (kept and is_sound(kept, digest)):
-            kept = Path(self.download(found.uri)) / "data" / BUNDLE
-        return Fetched(str(kept), digest, name, found.version, alias, found.registered_at)
+        folder = cache / digest if cache else None
+        if not (folder and is_sound(folder, digest)):
+            folder = Path(self.download(found.uri)) / "data" / BUNDLE
+        return BundleRef(str(folder), digest, name, found.version, alias, found.registered_at)
 
     @_translate_errors
     def download(self, uri: str, to: str | Path | None = None) -> str:
-        """An artifact as a local path: below ``to``, or wherever it is, or a temporary copy."""
-        place = str(to) if to else None
-        return str(mlflow.artifacts.download_artifacts(uri, dst_path=place)).rstrip("/")
+        """Return the local path of an artifact, copied to ``to`` where that is given."""
+        target = str(to) if to else None
+        return str(mlflow.artifacts.download_artifacts(uri, dst_path=target)).rstrip("/")
 
 
-def _database(uri: str) -> Path | None:
-    """The file of an SQLite database, None for any other."""
-    found = re.fullmatch(r"sqlite:///([^?]+)(\?.*)?", uri)
-    return Path(found[1]) if found and found[1] != ":memory:" else None
+def _create_database(file: Path) -> None:
+    """Create a database in a temporary folder and rename it, unless another process was faster.
 
-
-def _create(file: Path) -> None:
-    """Make a database that is not there; a crash leaves none, and whoever is first makes it.
-
-    MLflow makes some sixty tables one by one, and cannot go on where it was broken off.
+    MLflow creates some sixty tables one by one and cannot continue where it was interrupted, so a
+    database must never be visible before it is complete.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as place:
-        whole = Path(place).absolute() / file.name
-        _make_tables(f"sqlite:///{whole}")
+    with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as temporary:
+        complete = Path(temporary).absolute() / file.name
+        _create_tables(f"sqlite:///{complete}")
         with locked(file.parent):
             if not os.path.lexists(file):
-                whole.rename(file)
+                complete.rename(file)
 
 
-def _make_tables(uri: str) -> None:
-    from mlflow.store.db import utils
+def _create_tables(uri: str) -> None:
+    """Create MLflow's tables by opening a store, and close all connections to it."""
+    from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    database = cast("Any", utils)  # its functions have no types
-    engine = database.create_sqlalchemy_engine(uri)
-    try:
-        with _quiet_warnings():
-            database._initialize_tables(engine)
-    finally:
-        engine.dispose()
+    with _quiet_warnings():
+        store = cast("Any", SqlAlchemyStore)(uri, DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH)
+    store.engine.dispose()
 
 
-def cache_bundle(fetched: Fetched, cache: Path) -> Fetched:
-    """Copy a bundle into ``cache`` under its digest, verified; a sound earlier copy is kept."""
+def cache_bundle(fetched: BundleRef, cache: Path) -> BundleRef:
+    """Copy a verified bundle to ``cache/DIGEST``, unless an intact copy is there.
+
+    Raises:
+        BundleError: the fetched bundle is damaged or is not the one that was registered.
+    """
     bundle = fetched.load()
-    place = cache / bundle.digest
-    if not is_sound(place, bundle.digest):
-        with atomic_folder(place, keep=partial(is_sound, digest=bundle.digest)) as folder:
+    target = cache / bundle.digest
+    if not is_sound(target, bundle.digest):
+        with atomic_folder(target, keep=partial(is_sound, digest=bundle.digest)) as folder:
             for name, content in bundle.files.items():
                 (folder / name).write_bytes(content)
             (folder / SUMS).write_bytes((Path(fetched.path) / SUMS).read_bytes())
-    return replace(fetched, path=str(place), digest=bundle.digest)
+    return replace(fetched, path=str(target), digest=bundle.digest)
 
 
 def _has_groups(bundle: Bundle) -> bool:
@@ -526,10 +530,14 @@ def _has_groups(bundle: Bundle) -> bool:
 
 
 def signature(schema: DataSchema, groups: bool = False) -> ModelSignature:
-    """Every column optional, numbers as double, so that missing values pass.
+    """Return a model's MLflow signature.
 
-    Only an image may not be missing; as MLflow reads its type, it may be bytes or a path. With
-    ``groups`` two answers more.
+    Every column is optional and numbers are doubles, so that missing values pass. Only an image is
+    required; MLflow's binary type accepts bytes and paths.
+
+    Args:
+        schema: the columns that the model reads.
+        groups: whether the model is calibrated by group and returns two more columns.
     """
     columns: list[ColSpec | TensorSpec] = [
         ColSpec(DataType[column.spec.mlflow_type], column.name, required=column.spec.required)
@@ -548,8 +556,8 @@ def signature(schema: DataSchema, groups: bool = False) -> ModelSignature:
     return ModelSignature(Schema(columns), Schema(answers))
 
 
-def _every(search: Callable[..., Any]) -> Iterator[Any]:
-    """All that a search finds, page by page."""
+def _all_pages(search: Callable[..., Any]) -> Iterator[Any]:
+    """Yield all results of a search, page by page."""
     token = None
     while True:
         page = search(page_token=token)
@@ -567,13 +575,13 @@ def _flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def batched(entries: Sequence[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of at most ``size``, which is what one request may carry."""
+    """Yield lists of at most ``size`` entries, the most that one request may carry."""
     for start in range(0, len(entries), size):
         yield list(entries[start : start + size])
 
 
-def _hush() -> None:
-    """MLflow and Alembic tell of each migration; their warnings and errors stay."""
+def _reduce_logging() -> None:
+    """Silence MLflow's and Alembic's log lines about each migration, but not their warnings."""
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("mlflow.utils.requirements_utils").setLevel(logging.ERROR)
@@ -588,7 +596,7 @@ def _quiet_warnings() -> Iterator[None]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """``fetch URI --to CACHE``: one JSON line on stdout, or one line on stderr and its code."""
+    """Run ``fetch URI --to CACHE``: print a JSON line, or an error on stderr with an exit code."""
     parser = argparse.ArgumentParser(prog="python -m anomaly_vae.lifecycle.registry")
     fetch = parser.add_subparsers(required=True).add_parser("fetch")
     fetch.add_argument("uri")

@@ -12,5 +12,6 @@ answer = requests.patch(f"{USERS}/update-password", json=ACCOUNT, auth=ADMIN, ti
 if answer.status_code == requests.codes.not_found:
     answer = requests.post(f"{USERS}/create", json=ACCOUNT, auth=ADMIN, timeout=60)
 if not answer.ok:
-    status = f"{answer.status_code} {answer.text}"
-    raise SystemExit(f"MLflow's account 'scoring' could not be created: {status}")
+    raise SystemExit(
+        f"MLflow's account 'scoring' could not be created: {answer.status_code} {answer.text}"
+    )

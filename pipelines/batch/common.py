@@ -1,10 +1,11 @@
-"""Share what scoring tables and images have in common."""
+"""Share the options, counts and columns of scoring tables and images."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,8 @@ from pipelines.batch.drift_report import show_guarantee
 from pipelines.batch.results import Sink
 from pipelines.registry.model_uri import LoadedModel
 
+T = TypeVar("T")
+
 CONTRIBUTION = pa.struct(
     [
         ("feature", pa.string()),
@@ -31,79 +34,89 @@ CONTRIBUTION = pa.struct(
 
 
 Explain = int | str | None
-"""How many contributions to list: K, "all", or None."""
-
+"""Number of contributions to list per row: K, "all", or None for no explanation."""
 
 UNREADABLE = "(unreadable)"
+"""Key under which rejects that no column causes are counted."""
+RESULT_COLUMNS = ("score", "p_value", "is_anomaly", "contributions", "rest", "kl")
+GROUP_COLUMNS = ("group", "threshold")
+"""Further result columns of a model that is calibrated by group."""
 
 
-ANSWERS = ("score", "p_value", "is_anomaly", "contributions", "rest", "kl")
+@dataclass(frozen=True)
+class HeatmapOptions:
+    """The formats in which the heatmap of each flagged image is written."""
+
+    png: bool = False
+    dicom: bool = False
 
 
-OF_GROUPS = ("group", "threshold")
-"""Answers of a model with groups only."""
+NO_HEATMAPS = HeatmapOptions()
 
 
 class Tally:
-    """Counts that add up: rows = scored + rejected."""
+    """Running counts of scored, flagged and rejected rows; scored + rejected = rows."""
 
     def __init__(self, monitor: Monitor) -> None:
         self.scored = self.flagged = 0
-        self.places: Counter[str] = Counter()
-        """rejected rows, lines and files by column, or as unreadable"""
+        self.rejects_by_column: Counter[str] = Counter()
+        """Number of rejected rows, lines and files, by column or as `UNREADABLE`."""
         self._monitor, self._counts = monitor, monitor.empty_counts
 
-    def take(self, found: Detections, x: Matrix | None = None) -> None:
-        """Count scored rows; of a table, encoded as ``x`` (N, F)."""
+    def count(self, found: Detections, x: Matrix | None = None) -> None:
+        """Count scored rows; ``x`` (N, F) are the encoded rows of a table."""
         self.scored += len(found.score)
         self.flagged += int(found.is_anomaly.sum())
         self._counts += self._monitor.count(found.score, found.is_anomaly, x)
 
     def report(self) -> Report:
-        """Whether all that was scored looks like the calibration rows."""
+        """Report whether the scored rows look like the calibration rows."""
         return self._monitor.report(self._counts[None])
 
     @property
     def rejected(self) -> int:
-        """Rows, lines and files that could not be scored."""
-        return self.places.total()
+        """Number of rows, lines and files that could not be scored."""
+        return self.rejects_by_column.total()
 
 
-def outside(
+def exclude_output(
     paths: Sequence[str], found: Sequence[T], output: Path, file_of: Callable[[T], Path]
 ) -> list[T]:
-    """What is to be scored; a previous result that lies among it is no input.
+    """Return the inputs that lie outside the output folder, which may hold an earlier result.
+
+    Args:
+        paths: the paths of the command line.
+        found: the inputs that were found behind them.
+        output: the output folder.
+        file_of: returns the file of an input.
 
     Raises:
-        DataError: a path lies in ``output``, or nothing lies outside it.
+        DataError: a path lies in ``output``, or no input lies outside it.
     """
-    place = _resolved(output)
+    folder = _resolved(output)
     for path in paths:
-        if place in (_resolved(path), *_resolved(path).parents):
+        if folder in (_resolved(path), *_resolved(path).parents):
             raise DataError(f"--input '{path}' lies in --output '{output}'; choose another folder")
-    kept = [one for one in found if place not in _resolved(file_of(one)).parents]
+    kept = [one for one in found if folder not in _resolved(file_of(one)).parents]
     if not kept:
         raise DataError(f"no file to score lies outside --output '{output}'")
     return kept
 
 
-T = TypeVar("T")
-
-
 def _resolved(path: str | Path) -> Path:
-    """Where a path leads to; links in a circle lead nowhere and stay."""
+    """Return the target of a path; circular links are left as they are."""
     return Path(os.path.realpath(path))
 
 
-def most_of(explain: Explain) -> int | None:
-    """How many contributions are listed, None for all."""
+def max_contributions(explain: Explain) -> int | None:
+    """Return the maximum number of contributions per row, None for all."""
     return explain if isinstance(explain, int) else None
 
 
-def answer_columns(
-    keys: Mapping[str, pa.Array], found: Detections, reasons: Sequence[Explanation]
+def result_table(
+    keys: Mapping[str, pa.Array], found: Detections, explanations: Sequence[Explanation]
 ) -> pa.Table:
-    """The rows of an answer: keys, decisions and, where there are any, reasons."""
+    """Build result rows from keys, decisions and explanations, if there are any."""
     columns = {
         **keys,
         "score": pa.array(found.score),
@@ -113,17 +126,17 @@ def answer_columns(
     if found.group is not None:
         columns["group"] = pa.array(found.group, pa.string())
         columns["threshold"] = pa.array(found.threshold)
-    if reasons:
+    if explanations:
         columns["contributions"] = pa.array(
-            [list(_contributions(reason)) for reason in reasons], pa.list_(CONTRIBUTION)
+            [list(_contributions(one)) for one in explanations], pa.list_(CONTRIBUTION)
         )
-        columns["rest"] = pa.array([reason.rest for reason in reasons])
-        columns["kl"] = pa.array([reason.kl for reason in reasons])
+        columns["rest"] = pa.array([one.rest for one in explanations])
+        columns["kl"] = pa.array([one.kl for one in explanations])
     return pa.table(columns)
 
 
-def _contributions(reason: Explanation) -> Iterator[dict[str, Any]]:
-    for c in reason.contributions:
+def _contributions(explanation: Explanation) -> Iterator[dict[str, Any]]:
+    for c in explanation.contributions:
         observed, expected = _text(c.observed), _text(c.expected)
         yield {"feature": c.feature, "nats": c.nats, "observed": observed, "expected": expected}
 
@@ -133,7 +146,7 @@ def _text(value: Any) -> str | None:
 
 
 def summary_of(source: LoadedModel, files: int, tally: Tally, sink: Sink) -> dict[str, Any]:
-    """The model, its threshold, and counts that add up to the input."""
+    """Summarise a result: the model, its threshold, and counts that add up to the input."""
     calibration = source.bundle.detector.calibration
     report = tally.report()
     show_guarantee(report)
@@ -142,30 +155,30 @@ def summary_of(source: LoadedModel, files: int, tally: Tally, sink: Sink) -> dic
         "fdr": None,
         "alpha": calibration.alpha,
         "threshold": calibration.threshold,
-        **thresholds_of(calibration),
+        **group_thresholds(calibration),
         "unit": source.bundle.detector.unit,
         "files": files,
         "rows": tally.scored + tally.rejected,
         "scored": tally.scored,
         "flagged": tally.flagged,
         "rejected": tally.rejected,
-        "rejected_by_column": dict(tally.places.most_common()),
+        "rejected_by_column": dict(tally.rejects_by_column.most_common()),
         "guarantee": report.to_json(),
         "parts": sink.parts,
     }
 
 
-def tell_without_groups(calibration: Calibration, columns: Collection[str]) -> None:
-    """Say so where the column is not there that tells which threshold is a row's."""
+def warn_missing_group(calibration: Calibration, columns: Collection[str]) -> None:
+    """Warn if the column is missing that selects the threshold of each row."""
     if calibration.groups and calibration.groups.column not in columns:
-        console.say(
+        console.info(
             f"there is no column '{calibration.groups.column}', by which the model is calibrated: "
-            "every row gets the threshold of all rows, which promises nothing of one group alone"
+            "every row gets the threshold of all rows, which guarantees nothing for a single group"
         )
 
 
-def thresholds_of(calibration: Calibration) -> dict[str, Any]:
-    """Those of the groups, where there are any."""
+def group_thresholds(calibration: Calibration) -> dict[str, Any]:
+    """Return the summary's entries about groups; empty for a model without groups."""
     if calibration.groups is None:
         return {}
     own = {level: one.threshold for level, one in calibration.groups.own.items()}

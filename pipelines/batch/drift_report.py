@@ -1,4 +1,4 @@
-"""Whether a batch looks like the rows that its model was calibrated on, in words."""
+"""Report whether a batch looks like the rows that its model was calibrated on."""
 
 from __future__ import annotations
 
@@ -6,35 +6,38 @@ from anomaly_vae.monitoring.drift import Drift
 from anomaly_vae.monitoring.exchangeability import Report
 from pipelines import console
 
-MEANS = {
-    "holding": "nothing in {rows:,} rows speaks against the promise",
+EXPLANATIONS = {
+    "holding": "{rows:,} rows are consistent with it",
     "doubtful": "{rows:,} rows are not like the calibration rows, so alpha may not hold for them",
-    "broken": "{flagged:,} of {rows:,} rows are flagged, a kept promise explains {flagged_limit:,}",
+    "broken": "{flagged:,} of {rows:,} rows are flagged; at most {flagged_limit:,} are if it holds",
 }
-MOST_SHOWN = 8
-"""Columns that a table lists, those that drifted most first."""
-DRIFTED = 0.1
-"""A stability index that is worth a line; 0.25 is usually called a shift (Siddiqi 2006)."""
-SHARES_APART = 0.05
-"""A difference of missing or unseen shares that is."""
+"""Explanation of each status of the guarantee."""
+MAX_COLUMNS = 8
+"""Number of columns in the table, those that drifted most first."""
+MIN_PSI = 0.1
+"""Population stability index from which a column is listed; a shift is 0.25 (Siddiqi 2006)."""
+MIN_SHARE_CHANGE = 0.05
+"""Change in the share of missing or unseen values from which a column is listed."""
 
 
 def show_guarantee(report: Report) -> None:
-    """Say how the promise stands, and which columns differ; of no rows there is nothing to say."""
+    """Print the status of the guarantee and the columns that differ; nothing for no rows."""
     if not report.rows:
         return
-    console.say(f"guarantee {report.status}: " + MEANS[report.status].format(**vars(report)))
+    console.info(
+        f"guarantee {report.status}: " + EXPLANATIONS[report.status].format(**vars(report))
+    )
     rows = [drift for drift in report.columns or () if _stands_out(drift)]
     if rows:
         rows.sort(key=lambda drift: -(drift.psi or 0.0))
         header = ["column", "drift (PSI)", "missing", "calibration", "unseen", "calibration"]
-        console.table("Columns that differ", header, [_line(drift) for drift in rows[:MOST_SHOWN]])
+        console.table("Columns that differ", header, [_line(drift) for drift in rows[:MAX_COLUMNS]])
 
 
 def _stands_out(drift: Drift) -> bool:
     unseen = (drift.unseen or 0.0) - (drift.reference_unseen or 0.0)
-    apart = max(abs(drift.missing - drift.reference_missing), abs(unseen))
-    return (drift.psi or 0.0) >= DRIFTED or apart >= SHARES_APART
+    change = max(abs(drift.missing - drift.reference_missing), abs(unseen))
+    return (drift.psi or 0.0) >= MIN_PSI or change >= MIN_SHARE_CHANGE
 
 
 def _line(drift: Drift) -> list[object]:

@@ -1,87 +1,119 @@
-"""Flags that control the false discovery rate of a whole batch, once all of it is scored."""
+"""Flag the rows of a whole batch so that the false discovery rate is controlled."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from anomaly_vae.calibration.conformal import Calibration, conformal_threshold, discovery_level
 from anomaly_vae.errors import CalibrationError
-from pipelines.batch.results import open_part
+from pipelines.batch.results import Sink
+
+HELD_ROWS = ".held.arrow"
+"""Name of the temporary file with the rows whose flags are not known yet."""
 
 
-def control(
-    folder: Path, parts: Sequence[str], calibration: Calibration, q: float
-) -> dict[str, Any]:
-    """Decide on all rows of these parts by Benjamini & Hochberg (1995), in constant memory.
-
-    There are no more p-values than calibration scores. What is flagged are the rows up to one of
-    them, which is the batch's own alpha; the summary says so, and its threshold on the score (null
-    where none is flagged). With groups each has its threshold; rows of those name it (null where
-    so small a p-value is out of the group's reach).
-    """
-    counts = _counts(folder / name for name in parts)
-    p_values = np.array(sorted(counts))
-    rows = np.array([counts[p] for p in p_values.tolist()], np.int64)
-    level = discovery_level(p_values, rows, q) if len(rows) else 0.0
-    own = calibration.groups.own if calibration.groups else {}
-    thresholds: dict[str | None, float | None] = {None: _threshold(calibration, level)}
-    thresholds |= {name: _threshold(one, level) for name, one in own.items()}
-    for name in parts:
-        _decide(folder / name, level, thresholds if calibration.groups else {})
-    flagged = int(rows[p_values <= level].sum())
-    found = {"fdr": q, "alpha": level, "threshold": thresholds.pop(None), "flagged": flagged}
-    return {**found, "group_thresholds": thresholds} if calibration.groups else found
+def open_sink(folder: Path, calibration: Calibration, fdr: float | None) -> Sink:
+    """Return a sink that writes flags as they are, or one that controls the rate ``fdr``."""
+    return Sink(folder) if fdr is None else FdrSink(folder, calibration, fdr)
 
 
-def check_controllable(calibration: Calibration) -> None:
-    """Whether the p-values of a batch allow for it.
+def check_controllable(calibration: Calibration, fdr: float | None) -> None:
+    """Check that a model's p-values allow control of the false discovery rate, if one is given.
 
     Raises:
-        CalibrationError: weighted ones need not be positively dependent (Jin & Candès 2023).
+        CalibrationError: weighted p-values need not be positively dependent (Jin & Candès 2023).
     """
-    if calibration.weights is not None:
+    if fdr is not None and calibration.weights is not None:
         raise CalibrationError(
             "--fdr needs p-values that are positively dependent, and those of a model calibrated "
             "with calibration.density_ratio need not be; leave --fdr out: its threshold keeps alpha"
         )
 
 
-def _threshold(calibration: Calibration, level: float) -> float | None:
-    """The score above which p-values are up to this level; None where none is."""
-    reached = level >= 1 / (len(calibration.scores) + 1)
-    return conformal_threshold(calibration.scores, level) if reached else None
+class FdrSink(Sink):
+    """A sink that flags all rows together by Benjamini & Hochberg (1995), in constant memory.
 
+    The flags depend on the p-values of the whole batch. Rows are therefore held in an Arrow file
+    until the last one is scored, and then written to the parts once, with their flags. There are
+    no more distinct p-values than calibration scores, so counting them takes little memory.
+    """
 
-def _counts(paths: Iterable[Path]) -> Counter[float]:
-    """How many rows have each p-value."""
-    counts: Counter[float] = Counter()
-    for path in paths:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(columns=["p_value"]):
-                values, rows = np.unique(batch.column(0).to_numpy(), return_counts=True)
-                counts.update(dict(zip(values.tolist(), rows.tolist(), strict=True)))
-    return counts
+    def __init__(self, folder: Path, calibration: Calibration, fdr: float) -> None:
+        super().__init__(folder)
+        self._calibration, self._fdr = calibration, fdr
+        self._counts: Counter[float] = Counter()
+        self._held = folder / HELD_ROWS
+        self._holding: pa.RecordBatchFileWriter | None = None
 
+    def write(self, table: pa.Table) -> None:
+        """Hold scored rows back and count their p-values."""
+        values, rows = np.unique(table["p_value"].to_numpy(), return_counts=True)
+        self._counts.update(dict(zip(values.tolist(), rows.tolist(), strict=True)))
+        if self._holding is None:
+            options = pa.ipc.IpcWriteOptions(compression="lz4")
+            self._holding = pa.ipc.new_file(self._held, table.schema, options=options)
+        self._holding.write_table(table)
 
-def _decide(path: Path, level: float, thresholds: Mapping[str | None, float | None]) -> None:
-    """The same part with other flags, and thresholds by group, row group by row group."""
-    redone = path.with_suffix(".redone")
-    with pq.ParquetFile(path) as old, open_part(redone, old.schema_arrow) as new:
-        column = old.schema_arrow.get_field_index("is_anomaly")
-        for group in range(old.num_row_groups):
-            table = old.read_row_group(group)
-            flags = pa.array(table["p_value"].to_numpy() <= level)
-            table = table.set_column(column, "is_anomaly", flags)
-            if thresholds:
+    def finish(self) -> dict[str, Any]:
+        """Write the rows with their flags; return the batch's alpha, threshold and flag count.
+
+        The threshold is None where no row is flagged. With groups, each has its own threshold,
+        None where its calibration sample is too small for a p-value up to alpha.
+        """
+        p_values = np.array(sorted(self._counts))
+        rows = np.array([self._counts[p] for p in p_values.tolist()], np.int64)
+        alpha = discovery_level(p_values, rows, self._fdr) if len(rows) else 0.0
+        thresholds = self._thresholds(alpha)
+        self._release(alpha, thresholds)
+        super().finish()
+        flagged = int(rows[p_values <= alpha].sum())
+        entries = {"fdr": self._fdr, "alpha": alpha, "threshold": thresholds.pop(None)}
+        groups = {"group_thresholds": thresholds} if self._calibration.groups else {}
+        return {**entries, "flagged": flagged, **groups}
+
+    def close(self) -> None:
+        """Close every file and remove the held rows."""
+        if self._holding is not None:
+            self._holding.close()
+        self._held.unlink(missing_ok=True)
+        super().close()
+
+    def _thresholds(self, alpha: float) -> dict[str | None, float | None]:
+        """Return the threshold of each group at this alpha, and under None that of all rows."""
+        own = self._calibration.groups.own if self._calibration.groups else {}
+        thresholds: dict[str | None, float | None] = {None: _threshold(self._calibration, alpha)}
+        return thresholds | {name: _threshold(one, alpha) for name, one in own.items()}
+
+    def _release(self, alpha: float, thresholds: dict[str | None, float | None]) -> None:
+        """Write the held rows with their flags and, with groups, the threshold of each row."""
+        for table in self._held_tables():
+            flags = pa.array(table["p_value"].to_numpy() <= alpha)
+            flagged = _replaced(table, "is_anomaly", flags)
+            if self._calibration.groups:
                 own = [thresholds[name] for name in table["group"].to_pylist()]
-                place = table.column_names.index("threshold")
-                table = table.set_column(place, "threshold", pa.array(own, pa.float64()))
-            new.write_table(table)
-    redone.replace(path)
+                flagged = _replaced(flagged, "threshold", pa.array(own, pa.float64()))
+            super().write(flagged)
+
+    def _held_tables(self) -> Iterator[pa.Table]:
+        if self._holding is None:
+            return
+        self._holding.close()
+        with pa.ipc.open_file(self._held) as file:
+            for index in range(file.num_record_batches):
+                yield pa.Table.from_batches([file.get_batch(index)])
+
+
+def _replaced(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, values)
+
+
+def _threshold(calibration: Calibration, alpha: float) -> float | None:
+    """Return the score above which p-values are at most alpha; None if there is no such score."""
+    reached = alpha >= 1 / (len(calibration.scores) + 1)
+    return conformal_threshold(calibration.scores, alpha) if reached else None

@@ -10,7 +10,6 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +28,17 @@ from anomaly_vae.scoring.modality import image_modality
 from anomaly_vae.scoring.scorer import ScoreParts
 from pipelines import console
 from pipelines.batch.common import (
+    NO_HEATMAPS,
     UNREADABLE,
     Explain,
+    HeatmapOptions,
     Tally,
-    answer_columns,
-    most_of,
-    outside,
+    exclude_output,
+    max_contributions,
+    result_table,
     summary_of,
 )
-from pipelines.batch.fdr import control
+from pipelines.batch.fdr import check_controllable, open_sink
 from pipelines.batch.results import DICOM, HEATMAPS, SUMMARY, Sink, result_folder
 from pipelines.datasets.image_files import (
     FRAME,
@@ -52,17 +53,6 @@ from pipelines.registry.model_uri import LoadedModel
 
 REFUSED = "dicom_refused"
 """Key of the number of flagged DICOM images whose heatmap cannot be written as DICOM."""
-
-
-@dataclass(frozen=True)
-class HeatmapOptions:
-    """The formats in which the heatmap of each flagged image is written."""
-
-    png: bool = False
-    dicom: bool = False
-
-
-NO_HEATMAPS = HeatmapOptions()
 
 
 def score_images(
@@ -87,19 +77,18 @@ def score_images(
         DataError: No image is found, one lies in ``output``, or ``output`` holds other files.
         BundleError: The model is for tables.
     """
-    output = Path(output)
+    output, calibration = Path(output), source.bundle.detector.calibration
+    check_controllable(calibration, fdr)
     scorer = source.bundle.scorer
     schema, encoding = image_modality(scorer.schema, scorer.encoding)
-    files = outside(paths, find_images(paths), output, lambda file: file.path)
-    with result_folder(output) as folder, Sink(folder) as sink:
+    files = exclude_output(paths, find_images(paths), output, lambda file: file.path)
+    with result_folder(output) as folder, open_sink(folder, calibration, fdr) as sink:
         writer = _HeatmapWriter(source, encoding, folder, heatmaps)
         run = _ScoringRun(source, files, sink, explain, writer)
         run.score_all(schema)
-        sink.close()
+        entries = sink.finish()
         summary = summary_of(source, len(files), run.tally, sink)
-        summary |= writer.counts
-        if fdr is not None:
-            summary |= control(folder, sink.parts, source.bundle.detector.calibration, fdr)
+        summary |= writer.counts | entries
         (folder / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return summary
 
@@ -155,7 +144,7 @@ class _HeatmapWriter:
             write_heatmap(file.path, frame, pixels, about, self._output_path(DICOM, f"{name}.dcm"))
         except DataError as error:
             if not self.counts[REFUSED]:
-                console.say(f"a heatmap cannot be written as DICOM: {error}")
+                console.info(f"a heatmap cannot be written as DICOM: {error}")
             self.counts[REFUSED] += 1
         else:
             self.counts[DICOM] += 1
@@ -192,7 +181,7 @@ class _ScoringRun:
         """Score or reject the images of a batch."""
         for problem in batch.images.problems:
             file = self.files[batch.files[problem.row]]
-            self.tally.places[UNREADABLE] += 1
+            self.tally.rejects_by_column[UNREADABLE] += 1
             self.sink.reject(file.name, [batch.frames[problem.row]], problem.reason)
         rows = np.flatnonzero(batch.images.usable)
         if len(rows):
@@ -210,12 +199,12 @@ class _ScoringRun:
             explained = self.detector.scorer.explain(images)
             detections = self.detector.decide(explained.score, explained.observed)
             if self.explain is not None:
-                most = most_of(self.explain)
+                most = max_contributions(self.explain)
                 reasons = explanations(self.detector.scorer, images, explained, most)
             if self.writer.enabled:
                 self.writer.write(files, frames, detections, explained)
-        self.sink.write(answer_columns(keys, detections, reasons))
-        self.tally.take(detections)
+        self.sink.write(result_table(keys, detections, reasons))
+        self.tally.count(detections)
 
 
 def file_stem(file: ImageFile, frame: int) -> str:

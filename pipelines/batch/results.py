@@ -1,4 +1,4 @@
-"""The result of scoring: a folder of parts, rejects and a summary, replaced as a whole."""
+"""Write the result of scoring: a folder of parts, rejects and a summary, replaced as a whole."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ OURS = re.compile(
     r"part-\d{5,}\.parquet|rejects\.parquet|summary\.json"
     r"|heatmaps(/[\w.-]*-[0-9a-f]{16}-\d+\.png)?|dicom(/[\w.-]*-[0-9a-f]{16}-\d+\.dcm)?"
 )
-"""What a result consists of; pictures carry a digest in their names."""
+"""Names of the files of a result; those of pictures contain a digest."""
 REPEATED = [
     "p_value",
     *(f"contributions.list.element.{name}" for name in ("feature", "observed", "expected")),
 ]
-"""Columns with fewer values than rows; to look for repetition in the others takes long."""
+"""Columns with many equal values. A dictionary of the other columns would only cost time."""
 REJECT_SCHEMA = pa.schema(
     [
         ("path", pa.string()),
@@ -42,12 +42,12 @@ REJECT_SCHEMA = pa.schema(
 
 @contextmanager
 def result_folder(output: Path) -> Iterator[Path]:
-    """Yield an empty folder to write to; its files replace those of ``output`` at the end.
+    """Yield an empty folder whose files replace those of ``output`` when the block succeeds.
 
-    Nothing beside ``output`` is touched, so that it may be a mount point. The previous result
-    stays as it is until the block ends well; then the old files go, the summary first, and the
-    new ones come, the summary last. So where there is a summary the result is whole, and a crash
-    amid these few renames leaves the new files, some in `INCOMPLETE`, and no summary.
+    Nothing outside ``output`` is touched, so it may be a mount point. The previous result stays
+    until the block ends without an error. Then the old files are deleted, the summary first, and
+    the new ones are moved in, the summary last. A result with a summary is therefore complete; a
+    crash between these renames leaves new files, some of them in `INCOMPLETE`, and no summary.
 
     Raises:
         DataError: ``output`` is a file, holds anything but a previous result, or is in use.
@@ -55,8 +55,8 @@ def result_folder(output: Path) -> Iterator[Path]:
     if output.is_file():
         raise DataError(f"--output '{output}' is a file; give a folder")
     output.mkdir(parents=True, exist_ok=True)
-    with _alone(output):
-        _check(output)
+    with _exclusive(output):
+        _check_replaceable(output)
         staged = output / INCOMPLETE
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir()
@@ -69,7 +69,7 @@ def result_folder(output: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _alone(output: Path) -> Iterator[None]:
+def _exclusive(output: Path) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             stack.enter_context(locked(output, wait=False))
@@ -78,7 +78,7 @@ def _alone(output: Path) -> Iterator[None]:
         yield
 
 
-def _check(output: Path) -> None:
+def _check_replaceable(output: Path) -> None:
     names = set(_names(output))
     foreign = sorted(name for name in names if not OURS.fullmatch(name))
     if foreign:
@@ -94,7 +94,7 @@ def _check(output: Path) -> None:
 
 def _publish(staged: Path, output: Path) -> None:
     (output / SUMMARY).unlink(missing_ok=True)
-    for name in sorted(_names(output), reverse=True):  # what lies in a folder before the folder
+    for name in sorted(_names(output), reverse=True):  # the files of a folder before the folder
         path = output / name
         path.rmdir() if path.is_dir() else path.unlink()
     for path in sorted(staged.iterdir(), key=lambda path: path.name == SUMMARY):
@@ -103,7 +103,7 @@ def _publish(staged: Path, output: Path) -> None:
 
 
 def _names(output: Path) -> Iterator[str]:
-    """What lies in the folder, and in its folders of pictures; not what is being written."""
+    """Yield the names in the folder and in its folders of pictures, except `INCOMPLETE`."""
     for path in output.iterdir():
         if path.name != INCOMPLETE:
             yield path.name
@@ -111,13 +111,8 @@ def _names(output: Path) -> Iterator[str]:
             yield from (f"{path.name}/{inner.name}" for inner in path.iterdir())
 
 
-def open_part(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    """A writer of scored rows."""
-    return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=REPEATED)
-
-
 class Sink:
-    """Parts of at most `PART_ROWS` rows, all of one schema, and the rejects."""
+    """A writer of scored rows, in parts of about `PART_ROWS` rows, and of rejects."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -138,7 +133,9 @@ class Sink:
         if self._writer is None:
             name = f"part-{len(self.parts):05d}.parquet"
             self.parts.append(name)
-            self._writer = open_part(self.folder / name, table.schema)
+            self._writer = pq.ParquetWriter(
+                self.folder / name, table.schema, compression="zstd", use_dictionary=REPEATED
+            )
         self._writer.write_table(table)
         self._rows += len(table)
         if self._rows >= PART_ROWS:
@@ -152,15 +149,20 @@ class Sink:
         column: str | None = None,
         name: str | None = None,
     ) -> None:
-        """Append rejected rows of a file that share a reason."""
+        """Append rejected rows of a file that share one reason."""
         for start in range(0, len(rows), REJECT_ROWS):
             some = rows[start : start + REJECT_ROWS]
             self._pending += [(str(path), row, name, column, reason) for row in some]
             if len(self._pending) >= REJECT_ROWS:
                 self._flush_rejects()
 
+    def finish(self) -> dict[str, Any]:
+        """Complete every file after the last row; return further entries of the summary."""
+        self.close()
+        return {}
+
     def close(self) -> None:
-        """Finish every file."""
+        """Close every file."""
         self._close_part()
         self._flush_rejects()
         self._rejects.close()

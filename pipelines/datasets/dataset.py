@@ -1,4 +1,4 @@
-"""Tables → a data set split for training: columns, labels, times, groups."""
+"""Define a data set that is split for training: its columns, labels, times and groups."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from anomaly_vae.errors import DataError
 from anomaly_vae.scoring.modality import Encoding, Schema
 
 GROUP = "group"
-"""What an index of images calls the unit of each."""
+"""Name of the group column in an index of images."""
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Everything the flows need of the input: N rows, their schema and their split."""
+    """N rows of input with their schema and their split, as training and calibration need them."""
 
     table: pa.Table
     schema: Schema
@@ -44,53 +44,53 @@ class Dataset:
     assignment: Assignment
     notes: tuple[str, ...]
     label: str | None = None
-    """the column of the table that marks known anomalies"""
+    """Column of the table that marks known anomalies."""
     group: str | None = None
-    """the column of units that no split may cut"""
+    """Column of units that no split may cut."""
     id: str | None = None
-    """the column that names a row"""
+    """Column that names a row."""
     duplicate_ids: int = 0
     origin: str | None = None
-    """the digest before rows were excluded, where some were"""
+    """Digest before rows were excluded; None if none were."""
     files: tuple[Path, ...] = ()
-    """(N,) what each row was read from, where it has a file of its own"""
+    """(N,) file of each row, where rows have files of their own (images)."""
 
     TWINS: ClassVar[str] = "are exact twins of training rows"
-    """what is said of `test_twins`"""
+    """Wording of messages about `test_twins`."""
 
     def part(self, split: int) -> RawBatch:
-        """The rows of one split."""
+        """Return the rows of one split."""
         return self.batch.take(self.assignment.rows(split))
 
     @property
     def calibration_rows(self) -> NDArray[np.intp]:
-        """Positions of the rows that calibrate: exchangeable ones, so one of each group."""
+        """Positions of the calibration rows: one of each group, so that they are exchangeable."""
         return one_row_per_group(self.assignment.rows(CALIBRATION), self.rows.group)
 
     @property
     def anomaly_odds(self) -> float:
-        """Known anomalies of all rows for each row that is none."""
+        """Number of known anomalies per row that is not one, among all rows."""
         share = self.rows.anomaly.mean()
         return float(share / (1 - share))
 
     @property
     def units(self) -> str:
-        """What each of `calibration_rows` stands for."""
+        """Name of `calibration_rows` in messages: rows, or groups of rows."""
         return "groups of normal calibration rows" if self.group else "normal calibration rows"
 
     @property
     def test_table(self) -> pa.Table:
-        """The rows of the test split as they came."""
+        """Rows of the test split, with all columns of the input."""
         return self.table.take(pa.array(self.assignment.rows(TEST)))
 
     @property
     def rules(self) -> dict[str, Any]:
-        """By what rules a later model must read its input to be judged on these test rows."""
+        """Options by which the test rows were read, and later models must read theirs."""
         return {}
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of every column the model reads, of the labels and of the split."""
+        """SHA-256 of all columns that the model reads, of the labels and of the split."""
         total = hashlib.sha256(self.assignment.digest.encode())
         for name in self.schema.names:
             total.update(name.encode())
@@ -99,7 +99,7 @@ class Dataset:
         return total.hexdigest()
 
     def summary(self) -> dict[str, Any]:
-        """What the manifest says of the data; no path, no values."""
+        """Return the manifest's section about the data, which holds no path and no values."""
         return {
             "digest": self.digest,
             "split_digest": self.assignment.digest,
@@ -111,24 +111,25 @@ class Dataset:
         }
 
     def test_twins(self, encoding: Encoding) -> NDArray[np.bool_]:
-        """Test rows (N,) that are equal, as encoded, to a row that trains."""
+        """Tell which test rows (N,) are equal to a training row once encoded."""
         train, test = (encoding.encode(self.part(split)) for split in (TRAIN, TEST))
         return contained_in(test, train)
 
     def without(self, frozen: pa.Table) -> Dataset:
-        """The same data, but no row of ``frozen`` trains, validates or calibrates.
+        """Return the data set without training, validating or calibrating on rows of ``frozen``.
 
-        Rows are the same where their ids are, or, without an id, all that the model reads. Twins
-        of the data's own test split stay what they were: counted and told.
+        Rows are the same if their ids are equal or, without ids, all columns that the model reads.
+        Rows that equal one of the data's own test split stay, and are reported as twins.
         """
-        return self.excluding(self._known(frozen) & ~self._known(self.test_table))
+        return self.excluding(self._rows_of(frozen) & ~self._rows_of(self.test_table))
 
     def excluding(self, known: NDArray[np.bool_]) -> Self:
-        """Without these rows (N,) of a frozen test split."""
+        """Return the data set with these rows (N,) of a frozen test split unused."""
         assignment = self.assignment.without(known, "in the frozen test split")
         return replace(self, assignment=assignment, origin=self.origin or self.digest)
 
-    def _known(self, frozen: pa.Table) -> NDArray[np.bool_]:
+    def _rows_of(self, frozen: pa.Table) -> NDArray[np.bool_]:
+        """Tell which rows (N,) are in a frozen test split."""
         if self.id and self.id in frozen.column_names:
             ids, theirs = (_texts(table.column(self.id)) for table in (self.table, frozen))
             return np.asarray(pc.is_in(ids, value_set=theirs.drop_null()).to_numpy(False), bool)
@@ -136,38 +137,38 @@ class Dataset:
 
 
 def rows_in(batch: RawBatch, others: RawBatch) -> NDArray[np.bool_]:
-    """Which rows (N,) of a batch are equal, in every column, to a row of another."""
+    """Tell which rows (N,) of a batch are equal, in every column, to a row of another batch."""
     pairs = [_comparable(values, others.values[name]) for name, values in batch.values.items()]
     mine, theirs = zip(*pairs, strict=True)
     return contained_in(np.column_stack(mine), np.column_stack(theirs))
 
 
 def _comparable(mine: Values, theirs: Values) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Two columns as numbers that are equal where the cells are."""
+    """Convert two columns into numbers that are equal where the cells are equal."""
     if isinstance(mine, Levels) and isinstance(theirs, Levels):
         index = {level: code for code, level in enumerate(mine.names)}
         return mine.codes.astype(float), theirs.recode(index, unseen=-2).astype(float)
     return np.asarray(mine), np.asarray(theirs)
 
 
-def only_fit(planned: Assignment, batch: RawBatch) -> Assignment:
-    """Without the rows that cannot be read.
+def without_unreadable(planned: Assignment, batch: RawBatch) -> Assignment:
+    """Return the split without the rows that cannot be read.
 
     Raises:
-        DataError: that leaves a split empty.
+        DataError: this leaves a split empty.
     """
     try:
         return planned.without(~batch.usable, "cells that do not fit")
     except DataError as error:
-        raise DataError("; ".join((str(error), *unfit_note(batch)))) from None
+        raise DataError("; ".join((str(error), *unreadable_note(batch)))) from None
 
 
 def _texts(ids: pa.ChunkedArray) -> pa.Array:
     return normalise_array(ids).cast(pa.string())
 
 
-def unfit_note(batch: RawBatch) -> tuple[str, ...]:
-    """How many rows cannot be read, and one of them."""
+def unreadable_note(batch: RawBatch) -> tuple[str, ...]:
+    """Return a note on the rows that cannot be read, with an example; empty if there are none."""
     if not batch.problems:
         return ()
     count = int((~batch.usable).sum())
@@ -175,7 +176,7 @@ def unfit_note(batch: RawBatch) -> tuple[str, ...]:
 
 
 def unlabelled_note(rows: Rows, assignment: Assignment) -> tuple[str, ...]:
-    """How many rows of unknown label are taken for normal."""
+    """Return a note on unlabelled rows that are used as normal; empty if there are none."""
     used = rows.unlabelled & (assignment.codes != UNUSED)
     if not used.any():
         return ()

@@ -1,4 +1,4 @@
-"""Sources and sinks: CSV and Parquet, files, folders and globs, read as a stream."""
+"""Find CSV and Parquet files in folders and globs, and read them as a stream."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ UNREADABLE = (pa.ArrowException, OSError, ValueError)
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some rows of one file, with their positions (N,) within it, from 0."""
+    """Rows of one file, with their positions (N,) in the file, counted from 0."""
 
     path: Path
     rows: NDArray[np.int64]
@@ -36,7 +36,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Broken:
-    """What cannot be read: these rows of a file, or (``rows`` None) a file without known rows."""
+    """Rows that cannot be read; ``rows`` is None for a file whose rows are not known."""
 
     path: Path
     reason: str
@@ -45,18 +45,18 @@ class Broken:
 
 @dataclass(frozen=True)
 class Head:
-    """What a file says before it is read: its columns and how many rows (None: it does not)."""
+    """The columns of a file and, if the file states it, its number of rows."""
 
     schema: pa.Schema
     n_rows: int | None
 
 
 Select = Callable[[Sequence[str]], Sequence[str]]
-"""The columns of a file → those that are needed."""
+"""A function that selects the needed ones among the columns of a file."""
 
 
 def find_files(paths: Sequence[str]) -> list[Path]:
-    """Files behind files, folders (searched throughout) and globs, sorted within each.
+    """Return the files of these paths: files, folders (with subfolders) and globs, each sorted.
 
     Raises:
         DataError: a path leads to no CSV or Parquet file.
@@ -93,7 +93,7 @@ def _hidden(path: Path, root: Path) -> bool:
 
 
 def read_heads(files: Sequence[Path]) -> Iterator[Head]:
-    """The heads of those files that can be read, in order."""
+    """Read the heads of those files that can be read, in order."""
     for path in files:
         with suppress(*UNREADABLE):
             yield _csv_head(path) if _is_csv(path) else _parquet_head(path)
@@ -102,9 +102,9 @@ def read_heads(files: Sequence[Path]) -> Iterator[Head]:
 def read_chunks(
     files: Sequence[Path], batch_rows: int = BATCH_ROWS, select: Select = list
 ) -> Iterator[Chunk | Broken]:
-    """Stream every file in order; what cannot be read comes as `Broken`, and the rest goes on.
+    """Read every file in order as a stream; what cannot be read is yielded as `Broken`.
 
-    ``select`` spares Parquet files the reading of other columns; CSV has to be read as a whole.
+    ``select`` limits the columns that are read from Parquet; CSV is always read completely.
     """
     for path in files:
         try:
@@ -114,7 +114,7 @@ def read_chunks(
 
 
 def read_table(files: Sequence[Path]) -> pa.Table:
-    """All rows of all files, for training.
+    """Read all rows of all files, for training.
 
     Raises:
         DataError: a file that cannot be read, or files whose columns contradict each other.
@@ -148,11 +148,11 @@ REASONS = {
     "codec can't decode": "its header is not UTF-8 text; save it as UTF-8",
     "Parquet magic bytes not found": "it is not Parquet, or was cut short",
 }
-"""What the libraries' messages mean to those who did not write the readers."""
+"""Explanations of the libraries' messages, by a part of the message."""
 
 
 def first_line(error: BaseException) -> str:
-    """An exception's text as one short line."""
+    """Return the explanation of an exception, or its text as one short line."""
     text = str(error).strip() or type(error).__name__
     known = (why for message, why in REASONS.items() if message.lower() in text.lower())
     return next(known, text.splitlines()[0][:200])
@@ -177,11 +177,11 @@ def _read_parquet(path: Path, batch_rows: int, select: Select) -> Iterator[Chunk
 def _read_group(
     path: Path, rows: range, batches: Iterator[pa.RecordBatch]
 ) -> Iterator[Chunk | Broken]:
-    """A row group: what precedes the damage, and its remaining rows as `Broken`."""
+    """Read a row group up to any damage, and yield its remaining rows as `Broken`."""
     reason = "the file says that there are more rows than it holds"
     try:
         for batch in batches:
-            batch.validate(full=True)  # text that is not UTF-8 would fail later, elsewhere
+            batch.validate(full=True)  # finds text that is not UTF-8, which would fail later
             yield Chunk(path, np.arange(rows.start, rows.start + len(batch)), batch)
             rows = rows[len(batch) :]
     except UNREADABLE as error:
@@ -203,7 +203,7 @@ def _refuse_duplicates(names: Sequence[str]) -> None:
 
 
 class _BadLines:
-    """Lines with a wrong number of fields, collected as the CSV reader meets them."""
+    """Lines with a wrong number of fields, collected while a CSV file is read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -218,12 +218,12 @@ class _BadLines:
         return "skip"
 
     def good_rows(self, start: int, count: int) -> NDArray[np.int64]:
-        """Positions of the next ``count`` rows from ``start`` on that were not skipped."""
+        """Return the positions of the next ``count`` rows from ``start`` that were not skipped."""
         rows = np.arange(start, start + count + len(self.positions))
         return rows[~np.isin(rows, list(self.positions))][:count]
 
     def drain(self) -> list[Broken]:
-        """The lines met since the last call."""
+        """Return the lines found since the last call."""
         fresh, self.fresh = self.fresh, []
         return fresh
 
@@ -233,7 +233,7 @@ def _csv_head(path: Path) -> Head:
 
 
 def _read_csv(path: Path) -> Iterator[Chunk | Broken]:
-    """Every cell as text: types are the schema's business, so that a bad cell is one bad row."""
+    """Read every cell as text; the schema converts it, so that a bad cell rejects only its row."""
     names = _header(path)
     bad, ending = _BadLines(path), _ending(path)
     convert = pa.csv.ConvertOptions(
@@ -253,7 +253,7 @@ def _read_csv(path: Path) -> Iterator[Chunk | Broken]:
 
 
 def _as_text(chunk: Chunk, ending: bytes) -> Iterator[Chunk | Broken]:
-    """The rows whose cells are UTF-8 and no more than cells, and the others as `Broken`."""
+    """Yield rows whose cells are UTF-8 and hold no further lines, and the others as `Broken`."""
     table = chunk.table
     text = pa.schema([(name, pa.string()) for name in table.schema.names])
     wrong = _with_lines(table, ending)
@@ -273,7 +273,7 @@ def _as_text(chunk: Chunk, ending: bytes) -> Iterator[Chunk | Broken]:
 
 
 def _not_utf8(table: pa.RecordBatch) -> dict[int, str]:
-    """Rows with a cell that is not UTF-8 → the reason."""
+    """Find rows with a cell that is not UTF-8; return the reason by row."""
     wrong = {}
     for name, column in zip(table.schema.names, table.columns, strict=True):
         for i, cell in enumerate(column.to_pylist()):
@@ -285,7 +285,7 @@ def _not_utf8(table: pa.RecordBatch) -> dict[int, str]:
 
 
 def _with_lines(table: pa.RecordBatch, ending: bytes) -> dict[int, str]:
-    """Rows with a cell that holds lines of the file → the reason."""
+    """Find rows with a cell that swallowed lines of the file; return the reason by row."""
     wrong = {}
     for index, (name, column) in enumerate(zip(table.schema.names, table.columns, strict=True)):
         for i in _several_lines(column):
@@ -296,10 +296,10 @@ def _with_lines(table: pa.RecordBatch, ending: bytes) -> dict[int, str]:
 
 
 def _several_lines(column: pa.BinaryArray) -> list[int]:
-    """The cells in which text follows a line end."""
+    """Return the positions of cells in which text follows a line end."""
     content = column.buffers()[2]
     text = content.to_pybytes() if content else b""
-    if b"\n" not in text and b"\r" not in text:  # the usual case, and much the fastest test
+    if b"\n" not in text and b"\r" not in text:  # the usual case, which this test decides fastest
         return []
     several = pc.match_substring_regex(column, r"[\r\n].*[^\r\n]").fill_null(False)
     found: list[int] = np.flatnonzero(several.to_numpy(zero_copy_only=False)).tolist()
@@ -307,11 +307,16 @@ def _several_lines(column: pa.BinaryArray) -> list[int]:
 
 
 def _until_a_quote(lines: Sequence[bytes], index: int, columns: int) -> bool:
-    """Whether a cell (in this column, of so many) ends where a quote opens in a later line.
+    """Tell whether an unclosed quote made a cell swallow lines up to the next quoted cell.
 
-    The reader goes on after that quote as if it were none. The cell then holds the rest of its
-    line, whole lines, and a line up to the same column, which ends with a quote of its own; other
-    texts of several lines hardly ever have just these delimiters.
+    The CSV reader takes the opening quote of a cell in a later line for the closing one. The cell
+    then holds the rest of its own line, whole lines, and a line up to the same column, which ends
+    with a quote. Other texts of several lines hardly ever have exactly these delimiters.
+
+    Args:
+        lines: the lines of the cell.
+        index: the position of the cell's column.
+        columns: the number of columns.
     """
     first, *whole, last = (line.count(b",") for line in lines)
     fields = (first, last) == (columns - 1 - index, index) and set(whole) <= {columns - 1}
@@ -319,19 +324,19 @@ def _until_a_quote(lines: Sequence[bytes], index: int, columns: int) -> bool:
 
 
 def _until_the_end(lines: Sequence[bytes], ending: bytes) -> bool:
-    """Whether a cell ends as the file does; where it is closed, the file goes on with a quote."""
+    """Tell whether a cell ends where the file ends; after a closed cell there would be a quote."""
     return ending.endswith(b"\n" + lines[-1])
 
 
 def _ending(path: Path) -> bytes:
-    """The last bytes of a file but for its line ends."""
+    """Return the last bytes of a file, without the line ends at its end."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - ENDING))
         return b"\n".join(file.read().rstrip(b"\r\n").splitlines())
 
 
 def _header(path: Path) -> list[str]:
-    """Column names of a CSV file."""
+    """Read the column names of a CSV file."""
     if not path.stat().st_size:
         raise ValueError("the file is empty")
     with _open_csv(path, lambda _: "skip", pa.csv.ConvertOptions()) as reader:

@@ -99,7 +99,7 @@ def _report_skipped(skipped: Sequence[Path]) -> None:
     names += ", …" if len(skipped) > MAX_SKIPPED_NAMES else ""
     several = "files in the folders are no images and were"
     what = several if len(skipped) > 1 else "file in the folders is no image and was"
-    console.say(f"{len(skipped)} {what} skipped: {names}")
+    console.info(f"{len(skipped)} {what} skipped: {names}")
 
 
 def _expand(pattern: str, skipped: dict[str, Path]) -> Iterator[ImageFile]:

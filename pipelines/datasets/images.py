@@ -14,15 +14,7 @@ from numpy.typing import NDArray
 
 from anomaly_vae.config import ImageData
 from anomaly_vae.data.schema import RawBatch
-from anomaly_vae.data.splitting import (
-    CALIBRATION,
-    TEST,
-    TRAIN,
-    VALIDATION,
-    Rows,
-    assign,
-    contained_in,
-)
+from anomaly_vae.data.splitting import CALIBRATION, TEST, TRAIN, VALIDATION, assign, contained_in
 from anomaly_vae.errors import DataError
 from anomaly_vae.images.decoding import read_file
 from anomaly_vae.images.encoding import IMAGE, encode_png
@@ -31,7 +23,13 @@ from anomaly_vae.images.pixels import DecodedImage
 from anomaly_vae.images.schema import ImageSchema
 from anomaly_vae.messages import listed
 from anomaly_vae.scoring.modality import Encoding
-from pipelines.datasets.dataset import GROUP, Dataset, only_fit, unfit_note, unlabelled_note
+from pipelines.datasets.dataset import (
+    GROUP,
+    Dataset,
+    unlabelled_note,
+    unreadable_note,
+    without_unreadable,
+)
 from pipelines.datasets.image_files import (
     FRAME,
     LABEL,
@@ -41,7 +39,7 @@ from pipelines.datasets.image_files import (
     find_images,
     read_all,
 )
-from pipelines.datasets.labels import anomaly_mask, check_positive, group_codes, unlabelled_mask
+from pipelines.datasets.labels import labelled_rows
 
 # ---------------------------------------------------------------- data sets
 
@@ -128,15 +126,16 @@ def load_images(data: ImageData) -> ImageDataset:
     label = _find_column(files, data.label, LABEL)
     group = _find_column(files, data.group, GROUP)
     table = build_index(files, read, label, group)
-    rows = _rows(table, data, label)
+    groups = GROUP if GROUP in table.column_names else None
+    rows = labelled_rows(table, LABEL if label else None, data.positive, groups, configured=label)
     planned = assign(rows, data.splits)
     return ImageDataset(
         table=table,
         schema=schema,
         batch=read.images,
         rows=rows,
-        assignment=only_fit(planned, read.images),
-        notes=(*unfit_note(read.images), *unlabelled_note(rows, planned)),
+        assignment=without_unreadable(planned, read.images),
+        notes=(*unreadable_note(read.images), *unlabelled_note(rows, planned)),
         label=LABEL if label else None,
         group=GROUP if rows.group is not None else None,
         files=tuple(files[number].path for number in read.files),
@@ -204,14 +203,3 @@ def _find_column(files: Sequence[ImageFile], name: str | None, default: str) -> 
         found = listed(sorted(known))
         raise DataError(f"no manifest has the column '{name}'; found {found}", column=name)
     return name or (default if default in known else None)
-
-
-def _rows(table: pa.Table, data: ImageData, label: str | None) -> Rows:
-    anomaly = unlabelled = np.zeros(len(table), bool)
-    if label:
-        labels = table.column(LABEL)
-        check_positive(labels, data.positive, label)
-        anomaly = anomaly_mask(labels, data.positive, label)
-        unlabelled = unlabelled_mask(labels, label)
-    group = GROUP if GROUP in table.column_names else None
-    return Rows(anomaly, unlabelled, None, group_codes(table, group))

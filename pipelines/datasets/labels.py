@@ -1,4 +1,4 @@
-"""Read labels."""
+"""Read which rows are known anomalies, which have no label, and the group of each row."""
 
 from __future__ import annotations
 
@@ -10,30 +10,69 @@ from numpy.typing import NDArray
 
 from anomaly_vae.data.arrow import levels_from_arrow
 from anomaly_vae.data.converters import Levels, level_name
+from anomaly_vae.data.splitting import Rows
 from anomaly_vae.errors import DataError
 from anomaly_vae.messages import listed
+
+Mask = NDArray[np.bool_]
 
 BOOLEAN = {"0": "false", "1": "true", "false": "0", "true": "1"}
 
 
-def anomaly_mask(labels: pa.ChunkedArray, positive: Any, column: str) -> NDArray[np.bool_]:
-    """Which rows carry the label that means anomaly, (N,); it may be none."""
+def label_masks(labels: pa.ChunkedArray, positive: Any, column: str) -> tuple[Mask, Mask]:
+    """Return which of the N rows are anomalies, and which have no label, each (N,).
+
+    Args:
+        labels: (N,) the labels, null for a row without one.
+        positive: the label that means anomaly.
+        column: the name of the label column in messages.
+    """
     levels = _levels(labels, column)
-    meant = _names(positive)
-    return np.isin(levels.codes, [c for c, name in enumerate(levels.names) if name in meant])
+    wanted = _spellings(positive)
+    anomalous = [code for code, name in enumerate(levels.names) if name in wanted]
+    return np.isin(levels.codes, anomalous), levels.codes < 0
+
+
+def labelled_rows(
+    table: pa.Table,
+    label: str | None,
+    positive: Any,
+    group: str | None,
+    time: NDArray[np.float64] | None = None,
+    configured: str | None = None,
+) -> Rows:
+    """Read what splitting needs to know of each row of a data set.
+
+    Args:
+        table: N rows.
+        label: the label column; None if there is none, and every row counts as normal.
+        positive: the label that means anomaly.
+        group: the column of units that no split may cut; None if there is none.
+        time: (N,) seconds since 1970; None if rows have no time.
+        configured: the name of the label column in messages; None for ``label``.
+
+    Raises:
+        DataError: see `check_positive`.
+    """
+    anomaly = unlabelled = np.zeros(len(table), bool)
+    if label:
+        labels, name = table.column(label), configured or label
+        check_positive(labels, positive, name)
+        anomaly, unlabelled = label_masks(labels, positive, name)
+    return Rows(anomaly, unlabelled, time, group_codes(table, group))
 
 
 def check_positive(labels: pa.ChunkedArray, positive: Any, column: str) -> None:
-    """Labels without a single anomaly are fine where they are 0 and 1; else a slip of the pen.
+    """Refuse labels of which none means anomaly, unless they are all 0 and 1.
 
     Raises:
-        DataError: there are no labels, or none of them is ``positive``, which is no 0 or 1.
+        DataError: there are no labels, or none of them is ``positive``, probably a misspelling.
     """
     names = set(_levels(labels, column).names)
-    meant = _names(positive)
+    wanted = _spellings(positive)
     if not names:
         raise DataError(f"column '{column}' has no label in any row; leave it out", column=column)
-    if not names & meant and not names | meant <= set(BOOLEAN):
+    if not names & wanted and not names | wanted <= set(BOOLEAN):
         raise DataError(
             f"column '{column}' never has the value {level_name(positive)!r} that data.positive "
             f"names (quote words such as 'yes' in YAML); found {listed(sorted(names))}",
@@ -41,15 +80,10 @@ def check_positive(labels: pa.ChunkedArray, positive: Any, column: str) -> None:
         )
 
 
-def _names(positive: Any) -> set[str]:
-    """A label value and its boolean twin."""
+def _spellings(positive: Any) -> set[str]:
+    """Return the text of a label value and its boolean equivalent, such as 1 and true."""
     wanted = level_name(positive) or ""
     return {wanted, BOOLEAN.get(wanted, wanted)}
-
-
-def unlabelled_mask(labels: pa.ChunkedArray, column: str) -> NDArray[np.bool_]:
-    """Which rows carry no label at all, (N,)."""
-    return _levels(labels, column).codes < 0
 
 
 def _levels(cells: pa.ChunkedArray, column: str) -> Levels:
@@ -60,9 +94,12 @@ def _levels(cells: pa.ChunkedArray, column: str) -> Levels:
 
 
 def group_codes(table: pa.Table, name: str | None) -> NDArray[np.int32] | None:
-    """Codes of the groups; a row without one is a group of its own."""
-    if not name:
-        return None
+    """Return the group of each row as a code (N,), None without a group column."""
+    return column_codes(table, name) if name else None
+
+
+def column_codes(table: pa.Table, name: str) -> NDArray[np.int32]:
+    """Return the level of each row as a code (N,); a row without a value has one of its own."""
     levels = _levels(table.column(name), name)
     alone = levels.codes < 0
     return np.where(alone, len(levels.names) + np.cumsum(alone) - 1, levels.codes).astype(np.int32)

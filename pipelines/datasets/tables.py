@@ -1,4 +1,4 @@
-"""Load tables."""
+"""Load tables as data sets."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from numpy.typing import NDArray
 
 from anomaly_vae.config import TabularData
 from anomaly_vae.data.arrow import normalise_array, times_from_arrow
-from anomaly_vae.data.splitting import TRAIN, Rows, assign
+from anomaly_vae.data.splitting import TRAIN, assign
 from anomaly_vae.data.type_inference import check_present, infer_schema
 from anomaly_vae.errors import DataError
 from anomaly_vae.messages import listed
-from pipelines.datasets.dataset import Dataset, only_fit, unfit_note, unlabelled_note
+from pipelines.datasets.dataset import Dataset, unlabelled_note, unreadable_note, without_unreadable
 from pipelines.datasets.files import find_files, read_table
-from pipelines.datasets.labels import anomaly_mask, check_positive, group_codes, unlabelled_mask
+from pipelines.datasets.labels import labelled_rows
 
 
 def load_table(data: TabularData) -> Dataset:
-    """Read, split, infer and check. Types are inferred from the training rows alone.
+    """Read a table, split it and infer its schema, from the training rows alone.
 
     Raises:
         DataError: unreadable input, contradicting columns or an empty split.
@@ -27,7 +27,8 @@ def load_table(data: TabularData) -> Dataset:
     if not len(table):
         raise DataError(f"no rows in {listed(data.paths)}; the header alone cannot train a model")
     check_present(table, data)
-    rows = _rows(table, data)
+    time = _times(table, data.time)
+    rows = labelled_rows(table, data.label, data.positive, data.group, time)
     planned = assign(rows, data.splits)
     inferred = infer_schema(table.take(pa.array(planned.rows(TRAIN))), data)
     batch = inferred.schema.from_arrow(table)
@@ -36,23 +37,13 @@ def load_table(data: TabularData) -> Dataset:
         schema=inferred.schema,
         batch=batch,
         rows=rows,
-        assignment=only_fit(planned, batch),
-        notes=(*inferred.notes, *unfit_note(batch), *unlabelled_note(rows, planned)),
+        assignment=without_unreadable(planned, batch),
+        notes=(*inferred.notes, *unreadable_note(batch), *unlabelled_note(rows, planned)),
         label=data.label,
         group=data.group,
         id=data.id,
         duplicate_ids=_duplicates(table, data.id),
     )
-
-
-def _rows(table: pa.Table, data: TabularData) -> Rows:
-    anomaly = unlabelled = np.zeros(len(table), bool)
-    if data.label:
-        labels = table.column(data.label)
-        check_positive(labels, data.positive, data.label)
-        anomaly = anomaly_mask(labels, data.positive, data.label)
-        unlabelled = unlabelled_mask(labels, data.label)
-    return Rows(anomaly, unlabelled, _times(table, data.time), group_codes(table, data.group))
 
 
 def _times(table: pa.Table, name: str | None) -> NDArray[np.float64] | None:
@@ -69,7 +60,7 @@ def _times(table: pa.Table, name: str | None) -> NDArray[np.float64] | None:
 
 
 def _duplicates(table: pa.Table, name: str | None) -> int:
-    """Rows whose id an earlier row already has."""
+    """Count the rows whose id an earlier row already has."""
     if not name:
         return 0
     ids = normalise_array(table.column(name)).drop_null()

@@ -1,3 +1,3 @@
-"""Run the whole path on simulated data."""
+"""Run the whole pipeline on simulated data."""
 
 __all__: list[str] = []

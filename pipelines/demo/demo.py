@@ -1,4 +1,4 @@
-"""The whole path on simulated data, shown to somebody who has just arrived."""
+"""Run the whole pipeline on simulated data and show a newcomer what it finds."""
 
 from __future__ import annotations
 
@@ -14,77 +14,87 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from sklearn.metrics import average_precision_score
 
+from anomaly_vae import plots
 from anomaly_vae.config import Config, load_config
+from anomaly_vae.data.arrow import times_from_arrow
+from anomaly_vae.data.splitting import DAY
 from anomaly_vae.images.decoding import read_file
 from anomaly_vae.images.encoding import IMAGE
 from anomaly_vae.images.heatmaps import smoothed
 from anomaly_vae.images.pixels import DecodeOptions
-from anomaly_vae.images.schema import ImageSchema
 from anomaly_vae.lifecycle.registry import TRAINED_RUN_TAG, Registry, Version
+from anomaly_vae.scoring.detector import Contribution, Explanation
+from anomaly_vae.scoring.modality import image_modality
 from pipelines import console
-from pipelines.batch.images import HeatmapOptions, score_images
+from pipelines.batch.common import HeatmapOptions
+from pipelines.batch.images import score_images
 from pipelines.batch.tables import score_files
 from pipelines.datasets.image_files import find_images, read_images
 from pipelines.demo.simulate import write_scans, write_transactions
-from pipelines.registry.frozen_test import Frozen
-from pipelines.registry.model_uri import LoadedModel, open_source
+from pipelines.registry.frozen_test import FrozenTest
+from pipelines.registry.model_uri import LoadedModel, open_model
 from pipelines.run import run
 
 ROWS, SCANS, SEED = 20_000, 300, 0
-ID, LABEL = "TRANSACTION_ID", "TX_FRAUD"
-SHOWN_ROWS, SHOWN_REASONS = 10, 3
-HALF = 0.5
-"""A pixel of a resized mask is lesion above this."""
-QUICKLY = ("training.epochs=40", "training.batch_size=16")
-"""About 400 small steps: enough to find lesions and to draw scans, and to be done in a minute."""
-FEW = ("evaluation.top=10",)
-"""Customers that are looked into each day, of some hundred."""
+ID, LABEL, TIME = "TRANSACTION_ID", "TX_FRAUD", "TX_DATETIME"
+SHOWN_ROWS, SHOWN_CONTRIBUTIONS, DRAWN_ROWS = 10, 3, 2
+LESION_THRESHOLD = 0.5
+"""Value above which a pixel of a resized mask is a lesion."""
+SCAN_OVERRIDES = ("training.epochs=40", "training.batch_size=16")
+"""About 400 small training steps, enough to find lesions and draw scans, in about a minute."""
+FRAUD_OVERRIDES = ("evaluation.top=10",)
+"""Number of customers that are reviewed each day, of some hundred."""
 
 
 def demo(out: Path, kinds: Sequence[str] = ("tabular", "image")) -> dict[str, Any]:
-    """Each kind's whole path; everything it makes lies in ``out``, but the registry.
+    """Run the pipeline for each kind of data.
 
-    That is the working folder's own.
+    Args:
+        out: the folder for all output. The registry is in the working folder.
+        kinds: ``tabular``, ``image`` or both.
     """
     return {kind: DEMOS[kind](out) for kind in kinds}
 
 
 def tabular(out: Path) -> dict[str, Any]:
-    """Simulate → train → calibrate → evaluate → register → promote → score."""
-    console.step(f"Simulating {ROWS:,} card transactions")
+    """Simulate transactions, train, calibrate, evaluate, register, promote and score."""
+    console.heading(f"Simulating {ROWS:,} card transactions")
     simulated = write_transactions(out, ROWS, SEED)
-    config = demo_config("fraud.yaml", simulated["out"], FEW)
+    config = demo_config("fraud.yaml", simulated["out"], FRAUD_OVERRIDES)
     answer, source, version = _run(config)
-    console.step("Scoring every row")
-    summary = score_files(source, [simulated["out"]], out / "scores", explain=SHOWN_REASONS)
+    console.heading("Scoring every row")
+    summary = score_files(source, [simulated["out"]], out / "scores", explain=SHOWN_CONTRIBUTIONS)
     registry = Registry(config.mlflow.tracking_uri)
-    pictures = _pictures(registry, version, out / "pictures")
-    _show(answer, simulated, summary)
-    _show_flagged(Frozen.own(version).read(registry), out / "scores")
-    console.say(f"Pictures: {', '.join(pictures)}")
+    pictures = _plots(registry, version, out / "pictures")
+    tested = FrozenTest.own(version).read(registry)
+    flagged, truth = _flagged(tested, out / "scores")
+    pictures += _draw_flagged(flagged, truth, out / "pictures")
+    _show_transactions(answer, simulated, summary, tested)
+    _show_flagged(flagged, truth)
+    console.info(f"Pictures: {', '.join(pictures)}")
     record = '{"records": [{"TX_AMOUNT": 900, "TX_CHANNEL": "mail_order"}], "explain": 3}'
-    _say_next(answer, f"-H 'content-type: application/json' -d '{record}'", "fraud.yaml")
+    _show_next_steps(answer, f"-H 'content-type: application/json' -d '{record}'", "fraud.yaml")
     return {**answer, "data": simulated, "scores": str(out / "scores"), "pictures": pictures}
 
 
 def image(out: Path) -> dict[str, Any]:
-    """The same for scans with lesions, which are drawn; and what the model imagines."""
+    """Run the pipeline on scans with lesions, draw heatmaps and generate images."""
     folder = out / "scans"
-    console.step(f"Simulating {SCANS:,} scans")
+    console.heading(f"Simulating {SCANS:,} scans")
     simulated = write_scans(folder, SCANS, SEED)
-    config = demo_config("scans.yaml", simulated["out"], QUICKLY)
+    config = demo_config("scans.yaml", simulated["out"], SCAN_OVERRIDES)
     answer, source, version = _run(config)
-    console.step("Scoring every scan")
-    scores, options = folder / "scores", HeatmapOptions(png=True)
-    summary = score_images(source, [simulated["out"]], scores, heatmaps=options)
-    located = _located(source, Path(simulated["out"]))
-    pictures = _pictures(Registry(config.mlflow.tracking_uri), version, folder / "pictures")
+    console.heading("Scoring every scan")
+    scores, heatmaps = folder / "scores", HeatmapOptions(png=True)
+    summary = score_images(source, [simulated["out"]], scores, heatmaps=heatmaps)
+    located = _localization(source, Path(simulated["out"]))
+    pictures = _plots(Registry(config.mlflow.tracking_uri), version, folder / "pictures")
     pictures += _sheets(source, simulated["images"], folder / "pictures")
     _show_scans(answer, simulated, summary, located)
-    console.say(f"Pictures: {', '.join(pictures)}")
-    console.say(f"Heatmaps of the {summary['heatmaps']} flagged scans: {scores / 'heatmaps'}")
+    console.info(f"Pictures: {', '.join(pictures)}")
+    console.info(f"Heatmaps of the {summary['heatmaps']} flagged scans: {scores / 'heatmaps'}")
     scan = f"{simulated['images']}/scan-00000.png"
-    _say_next(answer, f"-H 'content-type: image/png' --data-binary @{scan}", "scans.yaml")
+    _show_next_steps(answer, f"-H 'content-type: image/png' --data-binary @{scan}", "scans.yaml")
     made = {"data": simulated, "scores": str(scores), "pictures": pictures}
     return {**answer, **made, "pixel_average_precision": located}
 
@@ -93,9 +103,10 @@ DEMOS = {"tabular": tabular, "image": image}
 
 
 def demo_config(name: str, path: str, overrides: Sequence[str] = ()) -> Config:
-    """A configuration that ships with the package, pointed at ``path``, under a name of its own.
+    """Load a configuration of the package, with ``path`` as its data.
 
-    What the demo freezes must not judge the models of real data.
+    It gets a model name of its own, so that the demo's frozen test split never judges models of
+    real data.
     """
     installed = Path(str(files("anomaly_vae"))) / "configs" / name
     checkout = Path(__file__).parents[2] / "configs" / name
@@ -104,122 +115,155 @@ def demo_config(name: str, path: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def _run(config: Config) -> tuple[dict[str, Any], LoadedModel, Version]:
-    """Train to champion: the answer, the model and its version."""
+    """Run the pipeline; return its JSON object, the model and its version."""
     answer, _ = run(config)
-    source = open_source(answer["model_uri"], config.mlflow.tracking_uri)
+    source = open_model(answer["model_uri"], config.mlflow.tracking_uri)
     version = Registry(config.mlflow.tracking_uri).version(config.name, answer["version"])
     return answer, source, version
 
 
-def _located(source: LoadedModel, manifest: Path) -> float:
-    """Average precision of the pixels of all lesions, by the smoothed maps of their scans."""
+def _localization(source: LoadedModel, manifest: Path) -> float:
+    """Return the average precision of pixels in scans with lesions, ranked by smoothed maps."""
     items = [item for item in find_images([str(manifest)]) if item.attributes["label"] == "1"]
     scorer = source.bundle.scorer
-    assert isinstance(scorer.schema, ImageSchema), "a model of scans"
-    side, heat, truth = scorer.schema.size, [], []
-    for batch in read_images(items, scorer.schema):
-        heat.append(smoothed(scorer.explain(batch.images).nats.reshape(-1, side, side)))
+    schema, _ = image_modality(scorer.schema, scorer.encoding)
+    heat, lesion = [], []
+    for batch in read_images(items, schema):
+        nats = scorer.explain(batch.images).nats
+        heat.append(smoothed(nats.reshape(-1, schema.size, schema.size)))
         masks = (manifest.parent / "masks" / items[number].path.name for number in batch.files)
-        read = scorer.schema.from_images(
-            p for mask in masks for p in read_file(mask, DecodeOptions())
-        )
-        truth.append(np.asarray(read.values[IMAGE])[:, 0] > HALF)
-    flat = (np.concatenate(parts).ravel() for parts in (truth, heat))
+        read = schema.from_images(p for mask in masks for p in read_file(mask, DecodeOptions()))
+        lesion.append(np.asarray(read.values[IMAGE])[:, 0] > LESION_THRESHOLD)
+    flat = (np.concatenate(parts).ravel() for parts in (lesion, heat))
     return float(average_precision_score(*flat))
 
 
-def _sheets(source: LoadedModel, images: str, place: Path) -> list[str]:
-    """What the model imagines: samples, scans as it would have them, and its latents."""
+def _sheets(source: LoadedModel, images: str, folder: Path) -> list[str]:
+    """Draw samples, reconstructions, an interpolation and the latents; return the files."""
     from pipelines.generate import images as generate
 
     paths = [f"{images}/scan-0000{i}.png" for i in range(8)]
     bundle = source.bundle
-    generate.sample(bundle, place / "samples.png", seed=SEED)
-    generate.reconstruct(bundle, place / "reconstructions.png", paths)
-    generate.interpolate(bundle, place / "interpolation.png", paths[:2])
-    generate.latent(bundle, place / "latents.png", [images])
+    generate.sample(bundle, folder / "samples.png", seed=SEED)
+    generate.reconstruct(bundle, folder / "reconstructions.png", paths)
+    generate.interpolate(bundle, folder / "interpolation.png", paths[:2])
+    generate.latent(bundle, folder / "latents.png", [images])
     names = ("samples", "reconstructions", "interpolation", "latents")
-    return [str(place / f"{name}.png") for name in names]
+    return [str(folder / f"{name}.png") for name in names]
 
 
 def _show_scans(
     answer: dict[str, Any], simulated: dict[str, Any], summary: dict[str, Any], located: float
 ) -> None:
-    metrics = answer["metrics"]
-    low, high = metrics["fpr_interval"]
     rows = [
         ("scans simulated", simulated["rows"]),
         ("of them with a lesion", simulated["lesions"]),
-        ("test scans", metrics["rows"]),
-        ("AUROC", metrics["auroc"]),
-        ("average precision", metrics["average_precision"]),
+        *_figures(answer["metrics"], "test scans", "good scans", "lesions"),
         ("pixels of lesions, average precision", located),
-        (f"good scans flagged (alpha {metrics['alpha']:g})", metrics["fpr"]),
-        ("  95% interval", f"{low:.4f} to {high:.4f}"),
-        ("lesions flagged", metrics["recall"]),
         ("flagged in the whole folder", summary["flagged"]),
     ]
     console.table("What the detector found", ("figure", "value"), rows)
 
 
-def _pictures(registry: Registry, version: Version, place: Path) -> list[str]:
-    """Copies of the plots of the runs that trained (where it is known) and calibrated."""
-    for run_id in filter(None, (version.tags.get(TRAINED_RUN_TAG), version.run_id)):
-        shutil.copytree(registry.download(f"runs:/{run_id}/plots"), place, dirs_exist_ok=True)
-    return sorted(str(path) for path in place.glob("*.png"))
-
-
-def _show(answer: dict[str, Any], simulated: dict[str, Any], summary: dict[str, Any]) -> None:
+def _show_transactions(
+    answer: dict[str, Any], simulated: dict[str, Any], summary: dict[str, Any], tested: pa.Table
+) -> None:
     metrics = answer["metrics"]
-    low, high = metrics["fpr_interval"]
     rows = [
         ("rows simulated", simulated["rows"]),
         ("of them frauds", simulated["frauds"]),
-        ("test rows, the last by time", metrics["rows"]),
-        ("AUROC", metrics["auroc"]),
-        ("average precision", metrics["average_precision"]),
-        (f"good payments flagged (alpha {metrics['alpha']:g})", metrics["fpr"]),
-        ("  95% interval", f"{low:.4f} to {high:.4f}"),
-        ("frauds flagged", metrics["recall"]),
+        *_figures(metrics, "test rows, the last by time", "good payments", "frauds"),
         ("flagged in the whole file", summary["flagged"]),
     ]
     console.table("What the detector found", ("figure", "value"), rows)
+    days = max(np.ptp(times_from_arrow(tested[TIME])[0]) / DAY, 1.0)
+    found = metrics["recall"] * metrics["anomalies"]
+    false_alarms, share = metrics["flagged"] - found, found / max(metrics["flagged"], 1)
+    console.info(
+        f"In the test period about {false_alarms / days:.0f} good payments are flagged a day; "
+        f"about {100 * share:.0f} of 100 flags are fraud."
+    )
 
 
-def _show_flagged(tested: pa.Table, scores: Path) -> None:
-    """The rows of the test period that are flagged, the highest scores first."""
+def _figures(
+    metrics: dict[str, Any], test: str, normal: str, anomalies: str
+) -> list[tuple[str, object]]:
+    low, high = metrics["fpr_interval"]
+    return [
+        (test, metrics["rows"]),
+        ("AUROC", metrics["auroc"]),
+        ("average precision", metrics["average_precision"]),
+        (f"{normal} flagged (alpha {metrics['alpha']:g})", metrics["fpr"]),
+        ("  95% interval", f"{low:.4f} to {high:.4f}"),
+        (f"{anomalies} flagged", metrics["recall"]),
+    ]
+
+
+def _plots(registry: Registry, version: Version, folder: Path) -> list[str]:
+    """Copy the plots of the training and calibration runs into a folder; return the files."""
+    for run_id in filter(None, (version.tags.get(TRAINED_RUN_TAG), version.run_id)):
+        shutil.copytree(registry.download(f"runs:/{run_id}/plots"), folder, dirs_exist_ok=True)
+    return sorted(str(path) for path in folder.glob("*.png"))
+
+
+def _flagged(tested: pa.Table, scores: Path) -> tuple[list[dict[str, Any]], dict[Any, str]]:
+    """Return the flagged rows of the test period, highest scores first, and each row's truth."""
     parts = pa.concat_tables(pq.read_table(p) for p in sorted(scores.glob("part-*.parquet")))
-    known = dict(zip(tested[ID].to_pylist(), tested[LABEL].to_pylist(), strict=True))
+    labels = ("fraud" if fraud else "good" for fraud in tested[LABEL].to_pylist())
+    truth = dict(zip(tested[ID].to_pylist(), labels, strict=True))
     flagged = parts.filter(pc.and_(parts["is_anomaly"], pc.is_in(parts[ID], tested[ID])))
-    top = flagged.sort_by([("score", "descending")]).slice(0, SHOWN_ROWS)
+    return flagged.sort_by([("score", "descending")]).to_pylist(), truth
+
+
+def _draw_flagged(
+    flagged: Sequence[dict[str, Any]], truth: dict[Any, str], place: Path
+) -> list[str]:
+    """Draw what the highest scores are made of; return the path of the picture, if any."""
+    found = {
+        f"payment {row[ID]} ({truth[row[ID]]}): score {row['score']:.1f} nats, "
+        f"p-value {row['p_value']:.2g}": Explanation(
+            tuple(Contribution(**part) for part in row["contributions"]), row["rest"], row["kl"]
+        )
+        for row in flagged[:DRAWN_ROWS]
+    }
+    if not found:
+        return []
+    picture = place / "flagged.png"
+    plots.contributions(found).savefig(picture)
+    return [str(picture)]
+
+
+def _show_flagged(flagged: Sequence[dict[str, Any]], truth: dict[Any, str]) -> None:
+    """Print the highest scores with their reasons."""
     rows = [
         (
             str(row[ID]),
             row["score"],
             row["p_value"],
-            "fraud" if known[row[ID]] else "good",
-            "\n".join(_reason(reason) for reason in row["contributions"]),
+            truth[row[ID]],
+            "\n".join(_format_contribution(one) for one in row["contributions"]),
         )
-        for row in top.to_pylist()
+        for row in flagged[:SHOWN_ROWS]
     ]
     title = (
         f"The {len(rows)} highest scores of the {len(flagged)} payments flagged in the test "
-        f"period, each with its {SHOWN_REASONS} main reasons"
+        f"period, each with its {SHOWN_CONTRIBUTIONS} largest contributions"
     )
-    console.table(title, ("id", "score, nats", "p-value", "truth", "seen, where expected"), rows)
+    header = ("id", "score, nats", "p-value", "truth", "observed, where expected")
+    console.table(title, header, rows)
 
 
-def _reason(reason: dict[str, Any]) -> str:
-    seen, expected = reason["observed"] or "missing", reason["expected"]
-    return f"{reason['feature']} {seen}, where {expected} (+{reason['nats']:.1f})"
+def _format_contribution(one: dict[str, Any]) -> str:
+    observed, expected = one["observed"] or "missing", one["expected"]
+    return f"{one['feature']} {observed}, where {expected} (+{one['nats']:.1f})"
 
 
-def _say_next(answer: dict[str, Any], body: str, example: str) -> None:
+def _show_next_steps(answer: dict[str, Any], body: str, example: str) -> None:
     uri = f"models:/{answer['name']}@champion" if answer["promoted"] else answer["model_uri"]
     if not answer["promoted"]:
-        console.say(f"It was refused as champion (see above), so this is version {uri}")
-    console.step("Next, score over HTTP:")
-    console.say(f"  anomaly-vae serve --model {uri}")
-    console.say(f"  curl -s localhost:8000/score {body}")
-    console.say(f"or your own files: copy configs/{example}, change data, and")
-    console.say("  anomaly-vae run my.yaml --set data.path=PATH")
+        console.info(f"The model was refused as champion (see above); its version is {uri}")
+    console.heading("Next, score over HTTP:")
+    console.info(f"  anomaly-vae serve --model {uri}")
+    console.info(f"  curl -s localhost:8000/score {body}")
+    console.info(f"or score your own files: copy configs/{example}, change its data section, and")
+    console.info("  anomaly-vae run my.yaml --set data.path=PATH")

@@ -1,4 +1,4 @@
-"""Simulated data on disk."""
+"""Write simulated transactions and scans to disk."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ MASKS = "masks"
 _HEADER: Final = "path,label,group\n"
 _ROW: Final = re.compile(rf"{IMAGES}/(scan-[0-9]{{5}}\.png),[01],patient-[0-9]{{5}}\n")
 _NAME: Final = re.compile(r"scan-[0-9]{5}\.png")
-_SOFTWARE: Final = "anomaly-vae simulate"  # by which a PNG of ours is known again
+_SOFTWARE: Final = "anomaly-vae simulate"  # marks the PNG files that this command wrote
 _START: Final = re.compile(rb"\x89PNG\r\n\x1a\n.{29}tEXtSoftware\0" + _SOFTWARE.encode(), re.DOTALL)
 
 
 def write_transactions(out: str | Path, rows: int, seed: int) -> dict[str, Any]:
-    """Write ``OUT/transactions.parquet``; returns the command's answer."""
+    """Write ``OUT/transactions.parquet`` and return the JSON object that the command prints."""
     table: pa.Table = simulate_transactions(rows, seed)
     path = Path(out) / TRANSACTIONS
     with atomic_path(path) as whole:
@@ -42,17 +42,17 @@ def write_transactions(out: str | Path, rows: int, seed: int) -> dict[str, Any]:
 
 
 def write_scans(out: str | Path, rows: int, seed: int) -> dict[str, Any]:
-    """Write ``OUT/images/``, ``OUT/masks/`` and ``OUT/manifest.csv``; returns the command's answer.
+    """Write ``OUT/images/``, ``OUT/masks/`` and ``OUT/manifest.csv``; return the JSON to print.
 
-    Each image ``images/scan-00000.png`` has a mask of the same name, 255 where the lesion is and
-    black for a normal scan; the manifest's columns are ``path`` (relative to it), ``label`` (1 =
-    lesion) and ``group`` (the patient). Scans simulated before are replaced, each folder at once,
-    where it holds no other files than the manifest lists;
-    the old manifest goes before they do and the new one comes after, so that a manifest never
-    speaks of other images than those beside it.
+    Each image ``images/scan-00000.png`` has a mask of the same name: 255 inside a lesion and 0
+    elsewhere, all 0 for a normal scan. The columns of the manifest are ``path`` (relative to the
+    manifest), ``label`` (1 = lesion) and ``group`` (the patient). Earlier simulated scans are
+    replaced, one folder after the other, if the folders hold no files except those that the
+    manifest lists. The old manifest is deleted first and the new one written last, so that a
+    manifest always describes the images beside it.
 
     Raises:
-        DataError: ``rows`` or ``seed`` that cannot be, or files in the way that are not simulated.
+        DataError: ``rows`` or ``seed`` is invalid, or files that were not simulated are in the way.
     """
     folder = Path(out)
     _check_replaceable(folder)
@@ -63,8 +63,8 @@ def write_scans(out: str | Path, rows: int, seed: int) -> dict[str, Any]:
         atomic_folder(masks) as new_masks,
         atomic_folder(images) as new_images,
     ):
-        _write_pictures(new_images, scans.images)
-        _write_pictures(new_masks, np.where(scans.masks, np.uint8(255), np.uint8(0)))
+        _write_images(new_images, scans.images)
+        _write_images(new_masks, np.where(scans.masks, np.uint8(255), np.uint8(0)))
         new_manifest.write_text(_manifest(scans), encoding="utf-8")
         manifest.unlink(missing_ok=True)
     return {
@@ -87,20 +87,20 @@ def _manifest(scans: Scans) -> str:
     return _HEADER + "".join(lines)
 
 
-def _write_pictures(folder: Path, pictures: NDArray[np.uint8]) -> None:
+def _write_images(folder: Path, images: NDArray[np.uint8]) -> None:
     try:
         from PIL import Image, PngImagePlugin
     except ImportError as error:
         raise ConfigError(f"{error}; install it with: pip install 'anomaly-vae[images]'") from None
     text = PngImagePlugin.PngInfo()
     text.add_text("Software", _SOFTWARE)
-    for i, picture in enumerate(pictures):
-        Image.fromarray(picture).save(folder / _name(i), pnginfo=text)
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(folder / _name(i), pnginfo=text)
 
 
 def _check_replaceable(folder: Path) -> None:
-    """Raise a DataError where scans would replace what `write_scans` did not write."""
-    for path in _in_the_way(folder):
+    """Refuse to replace files that `write_scans` did not write."""
+    for path in _foreign_files(folder):
         raise DataError(
             f"'{path}' is no simulated scan and would be lost; "
             "name another folder, or move it away",
@@ -108,8 +108,11 @@ def _check_replaceable(folder: Path) -> None:
         )
 
 
-def _in_the_way(folder: Path) -> Iterator[Path]:
-    """What `write_scans` did not write; without a manifest it broke off between the folders."""
+def _foreign_files(folder: Path) -> Iterator[Path]:
+    """Yield the files that `write_scans` did not write.
+
+    An interrupted run leaves folders without a manifest; their files are known by their content.
+    """
     manifest, listed = folder / MANIFEST, None
     if os.path.lexists(manifest):
         listed = _listed(manifest)
@@ -117,13 +120,13 @@ def _in_the_way(folder: Path) -> Iterator[Path]:
             yield manifest
     for part in (folder / IMAGES, folder / MASKS):
         if part.is_dir():
-            yield from (path for path in sorted(part.iterdir()) if not _is_picture(path, listed))
+            yield from (path for path in sorted(part.iterdir()) if not _is_simulated(path, listed))
         elif os.path.lexists(part):
             yield part
 
 
-def _is_picture(path: Path, listed: set[str] | None) -> bool:
-    """Whether `_write_pictures` wrote it, as its name, the manifest and its first chunk say."""
+def _is_simulated(path: Path, listed: set[str] | None) -> bool:
+    """Tell whether `_write_images` wrote a file, by its name, the manifest and its first chunk."""
     if path.is_symlink() or not path.is_file() or not _NAME.fullmatch(path.name):
         return False
     if listed is not None and path.name not in listed:
@@ -133,7 +136,7 @@ def _is_picture(path: Path, listed: set[str] | None) -> bool:
 
 
 def _listed(manifest: Path) -> set[str] | None:
-    """The names of the images in a manifest of `write_scans`, None for any other file."""
+    """Return the image names in a manifest of `write_scans`, None for any other file."""
     if manifest.is_symlink() or not manifest.is_file():
         return None
     with manifest.open(encoding="utf-8", errors="replace") as lines:

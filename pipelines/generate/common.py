@@ -1,9 +1,8 @@
-"""What generating tables and generating images share: files by their ending, and maps of latents.
+"""Share what generating tables and images needs: output files and maps of latent space.
 
-The commands are in `generate_tables` and `generate_images`. Each takes a loaded bundle, where to
-write and where to read; without input, samples from the model's prior take its place. It returns
-what happened: the file, how many rows or images were made, and how many of the input were left
-out because they cannot be used.
+The commands are in `generate.tables` and `generate.images`. Each takes a loaded bundle, the file
+to write and the input; without input, samples from the model's prior take its place. It returns a
+summary: the file, the number of rows or images written, and the number of unusable inputs.
 """
 
 from __future__ import annotations
@@ -33,17 +32,17 @@ Summary = dict[str, Any]
 Labels = Sequence[str | None]
 
 ROWS = 100
-"""Rows sampled from the prior where there is no input."""
-LEAST_P = 1e-3
-"""Smaller p-values share the last colour of the map."""
+"""Number of rows sampled from the prior if there is no input."""
+MIN_P_VALUE = 1e-3
+"""p-value below which all points of a map have the same colour."""
 LABEL = "label"
-"""The colour of a map that is not a number, and the usual name of the column behind it."""
+"""Value of ``--color`` for labels, and the default name of the label column."""
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#f0e442", "#000000")
-"""Of the most frequent labels (Okabe & Ito 2008, safe for the colour-blind)."""
+"""Colours of the most frequent labels, safe for the colour-blind (Okabe & Ito 2008)."""
 OTHERS, GREY = "others", "#999999"
 FLAGGED = "#d55e00"
-DIRECT = 64
-"""With fewer rows or dimensions than this, all principal components are computed."""
+FULL_SVD = 64
+"""Number of rows or dimensions below which all principal components are computed."""
 
 WRITERS: dict[str, Callable[[pa.Table, str], None]] = {
     ".parquet": pq.write_table,
@@ -53,10 +52,10 @@ PNG = ".png"
 
 
 def ending(out: str | Path, *known: str) -> str:
-    """How ``out`` ends, in lower case; asked before any work is done.
+    """Return the suffix of the output file in lower case, checked before any work is done.
 
     Raises:
-        ConfigError: with none of the endings that are ``known`` here.
+        ConfigError: the suffix is none of those that are ``known`` here.
     """
     suffix = Path(out).suffix.lower()
     if suffix not in known:
@@ -65,14 +64,14 @@ def ending(out: str | Path, *known: str) -> str:
 
 
 def write_table(table: pa.Table, out: str | Path) -> None:
-    """A table in the format of its ending, whole or not at all."""
+    """Write a table in the format of the file's suffix, completely or not at all."""
     path = Path(out)
     with atomic_path(path) as whole:
         WRITERS[path.suffix.lower()](table, str(whole))
 
 
 def label_column(bundle: Bundle) -> str:
-    """What the column with the labels is called."""
+    """Return the name of the label column."""
     return bundle.manifest["config"]["data"].get("label") or LABEL
 
 
@@ -81,47 +80,47 @@ def label_column(bundle: Bundle) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Points:
-    """What a map shows: N rows or images, encoded, their latents, their labels if any."""
+    """N rows or images to show on a map, with their latent means and labels, if any."""
 
     x: Matrix
-    """(N, F)"""
+    """(N, F) encoded rows."""
     means: NDArray[np.float32]
-    """(N, L)"""
+    """(N, L) latent means."""
     unit: str
-    """rows or images"""
+    """What the points are: ``rows`` or ``images``."""
     labels: Labels = ()
 
 
 def check_colour(suffix: str, colour: str | None) -> None:
-    """Refuse a colour where no map is drawn.
+    """Check that a colour is given only for a map.
 
     Raises:
-        ConfigError: see above.
+        ConfigError: the output is not a map.
     """
     if colour and suffix != PNG:
         raise ConfigError(f"--color {colour} is for maps; write to a file that ends in {PNG}")
 
 
 def write_map(bundle: Bundle, points: Points, colour: str | None, out: str | Path) -> None:
-    """Draw `latent_map` into a file."""
+    """Write `latent_map` to a PNG file."""
     figure = latent_map(bundle, points, colour)
     with atomic_path(Path(out)) as whole:
         figure.savefig(whole, format="png", dpi=120)
 
 
 def latent_map(bundle: Bundle, points: Points, colour: str | None = None) -> Figure:
-    """Latent means in the plane, flagged ones ringed.
+    """Draw latent means in the plane, with rings around flagged rows.
 
-    Two dimensions as they are; more by their two principal components.
+    Two latent dimensions are drawn as they are, more as their two principal components.
 
     Args:
         bundle: the model.
-        points: what to show.
-        colour: p_value, score or label; None: the p-value or, uncalibrated, the score.
+        points: the rows or images to show.
+        colour: p_value, score or label; None for the p-value or, uncalibrated, the score.
 
     Raises:
-        NotCalibratedError: p-values are asked for and there are none.
-        DataError: labels are asked for and there are none.
+        NotCalibratedError: p-values are asked for, and the model is not calibrated.
+        DataError: labels are asked for, and the input has none.
     """
     figure = Figure((7.0, 6.0), layout="constrained")
     axes = figure.subplots()
@@ -131,9 +130,11 @@ def latent_map(bundle: Bundle, points: Points, colour: str | None = None) -> Fig
         _by_label(axes, places, points.labels, label_column(bundle))
     elif colour == "p_value" or (colour is None and bundle.calibration is not None):
         p_values = bundle.detector.decide(scores, points.x).p_value
-        _scatter(axes, places, np.log10(np.maximum(p_values, LEAST_P)), "log10 p-value", "_r")
+        _scatter(
+            figure, axes, places, np.log10(np.maximum(p_values, MIN_P_VALUE)), "log10 p-value", "_r"
+        )
     else:
-        _scatter(axes, places, scores, "score", extend="both")
+        _scatter(figure, axes, places, scores, "score", extend="both")
     if bundle.calibration is not None:
         _ring(axes, places[bundle.detector.decide(scores, points.x).is_anomaly])
     axes.set(xlabel=names[0], ylabel=names[1])
@@ -142,7 +143,7 @@ def latent_map(bundle: Bundle, points: Points, colour: str | None = None) -> Fig
 
 
 def plane(means: NDArray[np.float32]) -> tuple[NDArray[np.float64], tuple[str, str]]:
-    """(N, L) → (N, 2) and what the axes are called."""
+    """Project latent means (N, L) to the plane (N, 2); also return the names of the axes."""
     z = means.astype(np.float64)
     if z.shape[1] <= 2:
         return np.pad(z, ((0, 0), (0, 2 - z.shape[1]))), ("z0", "z1" if z.shape[1] == 2 else "")
@@ -156,15 +157,16 @@ def plane(means: NDArray[np.float32]) -> tuple[NDArray[np.float64], tuple[str, s
 
 
 def _leading(centred: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The two largest singular values (2,) with their axes (2, L); fewer of fewer rows."""
-    if min(centred.shape) < DIRECT:
+    """Return the two largest singular values (2,) and their axes (2, L); fewer if N or L is 1."""
+    if min(centred.shape) < FULL_SVD:
         _, singular, axes = np.linalg.svd(centred, full_matrices=False)
         return singular[:2], axes[:2]
-    found: Any = svds(centred, 2, v0=np.ones(min(centred.shape)))  # of thousands, only these
+    found: Any = svds(centred, 2, v0=np.ones(min(centred.shape)))  # computes only these two
     return found[1][::-1], found[2][::-1]
 
 
 def _scatter(
+    figure: Figure,
     axes: Axes,
     points: NDArray[Any],
     values: NDArray[Any],
@@ -172,20 +174,18 @@ def _scatter(
     reverse: str = "",
     extend: Literal["neither", "both"] = "neither",
 ) -> None:
-    """The unlikely last, so that they lie on top; ``extend`` the colours beyond the percentiles."""
+    """Draw points with the most anomalous on top; ``extend`` clips colours at percentiles."""
     order = np.argsort(-values if reverse else values, kind="stable")
     low, high = np.percentile(values, [1, 99] if extend == "both" else [0, 100])
     x, y = points[order].T
     cmap = f"cividis{reverse}"
     dots = axes.scatter(x, y, 8, values[order], cmap=cmap, vmin=low, vmax=high, linewidths=0)
-    figure = axes.figure
-    assert isinstance(figure, Figure)
     figure.colorbar(dots, ax=axes, label=label, extend=extend)
 
 
 def _by_label(axes: Axes, points: NDArray[Any], labels: Labels, column: str) -> None:
-    """The most frequent first, so that the rare lie on top."""
-    names = named(labels)
+    """Draw points by label, with rare labels on top."""
+    names = label_colours(labels)
     if not names:
         raise DataError(f"--color label: no input has a '{column}'; give one with such a column")
     known = [name if name in names else OTHERS for name in labels]
@@ -196,8 +196,8 @@ def _by_label(axes: Axes, points: NDArray[Any], labels: Labels, column: str) -> 
     axes.legend(frameon=False)
 
 
-def named(labels: Labels) -> dict[str, str]:
-    """The most frequent labels, most frequent first → their colours."""
+def label_colours(labels: Labels) -> dict[str, str]:
+    """Return the colours of the most frequent labels, the most frequent one first."""
     counts = Counter(sorted(label for label in labels if label is not None))
     frequent = [name for name, _ in counts.most_common(len(COLOURS))]
     return dict(zip(frequent, COLOURS, strict=False))

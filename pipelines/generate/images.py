@@ -1,8 +1,8 @@
-"""Images that a trained model imagines, written to a file; see `generate`.
+"""Generate, reconstruct, denoise and encode images with a trained model, and write them to a file.
 
-The ending of the file says what it becomes: ``.png`` a contact sheet, ``.parquet`` a table whose
-column ``image`` holds each picture as the bytes of a PNG. `latent` draws a map, or writes a table
-as ``.parquet`` or ``.csv``. Pictures are on the model's scale.
+The suffix of the file chooses the format: ``.png`` for a contact sheet, ``.parquet`` for a table
+whose column ``image`` holds each picture as the bytes of a PNG file. `latent` draws a map
+(``.png``) or writes a table (``.parquet`` or ``.csv``). Pictures are on the model's scale.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from anomaly_vae.images.encoding import IMAGE, encode_png
 from anomaly_vae.images.heatmaps import png, sheet
 from anomaly_vae.images.pixels import MAX_PIXEL, DecodedImage
 from anomaly_vae.images.schema import ImageSchema
+from anomaly_vae.scoring.modality import image_modality
 from pipelines import console
 from pipelines.datasets.image_files import FRAME, PATH, Batch, ImageFile, find_images, read_all
 from pipelines.datasets.images import build_index
@@ -55,35 +56,35 @@ from pipelines.generate.common import (
 
 PARQUET = ".parquet"
 SAMPLES, SHOWN, COLUMNS = 36, 16, 8
-"""Images on a sheet unless asked otherwise: of samples, of an input, and beside each other."""
+"""Default numbers of pictures on a sheet: samples, images of an input, and columns."""
 DIMENSIONS = 12
-"""Latents that a traversal shows unless asked otherwise."""
-CHANGE = 0.05
-"""A latent that moves no pixel by more than this, of 1, has a dark last picture."""
+"""Default number of latent dimensions that a traversal shows."""
+MIN_CHANGE = 0.05
+"""Change of a pixel, on a scale from 0 to 1, that is drawn white at least."""
 GRID = 15
-"""Places along each side of the grid of decoded latents."""
-MOST = 256
-"""Pictures that fit on a sheet."""
+"""Number of pictures along each side of the grid over the latent plane."""
+MAX_PICTURES = 256
+"""Maximum number of pictures on a sheet."""
 
 Facts = Mapping[str, Any]
-"""What is said of N images: names of columns → (N,) values."""
+"""Columns that describe N images: (N,) values by name."""
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """N images to work on, encoded (N, F), what is known of each, and how many are unusable."""
+    """N usable images, encoded (N, F), with their facts and captions, and the number rejected."""
 
     x: Tensor
     facts: Facts
-    """path, frame and, where there is one, the label; nothing of samples"""
+    """Path, frame and, if there is one, label of each image; empty for samples."""
     names: Sequence[str]
-    """what captions call them"""
+    """Captions of the images."""
     rejected: int = 0
 
 
 @dataclass(frozen=True, eq=False)
 class Band:
-    """A row of pictures (N, C, S, S) with what stands before it and below each."""
+    """A row of pictures (N, C, S, S) with a title before it and a caption below each picture."""
 
     title: str
     pictures: Matrix
@@ -92,7 +93,7 @@ class Band:
 
 @dataclass(frozen=True, eq=False)
 class Sheet:
-    """Pictures (N, C, S, S) row by row, and what stands below each and before each row."""
+    """Pictures (N, C, S, S) row by row, with a caption below each and a title before each row."""
 
     pictures: Matrix
     captions: Sequence[str] = ()
@@ -101,7 +102,7 @@ class Sheet:
 
 
 def sample(bundle: Bundle, out: str | Path, rows: int | None = None, seed: int = 0) -> Summary:
-    """Draw images from the model."""
+    """Generate images from the model."""
     count = SAMPLES if rows is None else rows
     _check(out, count)
     pictures = images.sample(bundle, count, seed)
@@ -112,14 +113,14 @@ def sample(bundle: Bundle, out: str | Path, rows: int | None = None, seed: int =
 def reconstruct(
     bundle: Bundle, out: str | Path, paths: Paths = (), rows: int | None = None, seed: int = 0
 ) -> Summary:
-    """Each image above the one that the model would have expected, with its score."""
+    """Write each image above the one that the model would have expected, with its score."""
     count = SHOWN if rows is None else rows
     _check(out, 2 * count)
     source = read_source(bundle, paths, count, seed)
     seen = images.to_pictures(bundle, source.x)
     expected = images.reconstruct(bundle, source.x)
     scores = _scores(bundle, source.x)
-    bands = (Band("seen", seen, source.names), Band("expected", expected, _verdicts(scores)))
+    bands = (Band("seen", seen, source.names), Band("expected", expected, _score_captions(scores)))
     _write(out, stacked(bands), {**source.facts, **scores}, expected)
     return _summary(out, len(seen), source.rejected)
 
@@ -132,7 +133,7 @@ def interpolate(
     seed: int = 0,
     shape: Shape = "linear",
 ) -> Summary:
-    """The path from the first image of the input to the second, between the images themselves."""
+    """Write the path from the first input image to the second, between the two images."""
     _check(out, steps + 2)
     source = read_source(bundle, paths, 2, seed)
     share, pictures = images.interpolate(bundle, source.x, steps=steps, shape=shape)
@@ -151,18 +152,25 @@ def traverse(
     span: float = 3.0,
     steps: int = 7,
 ) -> Summary:
-    """What each latent does to the first image of the input, or to the prior's mean.
+    """Write how the first input image, or the prior's mean, changes along each latent dimension.
 
-    Without ``dims`` the latents that tell most of the input (or of samples), most first. On a
-    sheet the last column shows where a latent acts.
+    The last column of a sheet shows which pixels a dimension changes.
+
+    Args:
+        bundle: the model.
+        out: the file to write.
+        paths: the input; empty for samples from the prior.
+        dims: the latent dimensions; None for the most active ones, the most active first.
+        span: the distance to move in both directions.
+        steps: the number of pictures per dimension.
     """
     _check(out, (steps + 1) * (DIMENSIONS if dims is None else len(dims)))
     source = read_source(bundle, paths)
-    told, unit = activity(bundle, source.x), _unit(bundle)
-    dims = most_active(told, DIMENSIONS) if dims is None else dims
+    activities, unit = activity(bundle, source.x), _unit(bundle)
+    dims = most_active(activities, DIMENSIONS) if dims is None else dims
     start = source.x if paths else None
     which, values, pictures = images.traverse(bundle, start, dims, span, steps)
-    share = told[list(dims)].tolist()
+    share = activities[list(dims)].tolist()
     rows = [f"z{dim}: {one:.2f} {unit}" for dim, one in zip(dims, share, strict=True)]
     shown, captions = _with_change(pictures, values, steps)
     _write(out, Sheet(shown, captions, steps + 1, rows), {"dim": which, "z": values}, pictures)
@@ -171,13 +179,13 @@ def traverse(
 
 
 def _with_change(pictures: Matrix, values: NDArray[Any], steps: int) -> tuple[Matrix, list[str]]:
-    """Rows of a traversal (D · T, C, S, S), each with how far its ends differ, and captions.
+    """Append to each row of a traversal (D · T, C, S, S) the difference of its ends; add captions.
 
-    The largest difference of a row is white, unless all of them are below `CHANGE`.
+    The largest difference in a row is white, unless it is below `MIN_CHANGE`.
     """
     rows = pictures.reshape(-1, steps, *pictures.shape[1:])
     change = np.abs(rows[:, -1:] - rows[:, :1]).mean(2, keepdims=True)
-    largest = np.maximum(change.max((2, 3, 4), keepdims=True), CHANGE)
+    largest = np.maximum(change.max((2, 3, 4), keepdims=True), MIN_CHANGE)
     white = np.broadcast_to(change / largest, rows[:, :1].shape)
     words = [f"{value:.3g}" for value in values[:steps]]
     captions = [[*words, f"change, up to {one.max():.2g}"] for one in change]
@@ -194,7 +202,7 @@ def latent(
     colour: str | None = None,
     grid: bool = False,
 ) -> Summary:
-    """Each image's place in latent space as a map or a table; or with ``grid`` what lies where."""
+    """Write each image's latent means as a table or a map, or a grid of decoded latents."""
     if grid:
         return _grid(bundle, out, paths, colour)
     suffix = ending(out, PNG, *WRITERS)
@@ -234,9 +242,18 @@ def denoise(
     corruption: str | None = None,
     strength: float | None = None,
 ) -> Summary:
-    """Each image corrupted, as in training or as told, and what the model makes of that.
+    """Write each image with a corruption and as the model reconstructs it from that.
 
-    Where nothing is to be corrupted, the input itself is taken for noisy.
+    Without a corruption, the input itself is taken to be noisy.
+
+    Args:
+        bundle: the model.
+        out: the file to write.
+        paths: the input; empty for samples from the prior.
+        rows: the number of images; None for `SHOWN`.
+        seed: random seed.
+        corruption: the type of corruption; None for that of the training.
+        strength: the strength of the corruption; None for the configured one.
     """
     count, config = SHOWN if rows is None else rows, corruption_of(bundle, corruption, strength)
     plain = config.type == "none" or not config.strength
@@ -267,10 +284,10 @@ def _denoise_plain(bundle: Bundle, out: str | Path, source: Source) -> Summary:
 
 
 def corruption_of(bundle: Bundle, kind: str | None, strength: float | None) -> CorruptionConfig:
-    """What to do to images: as told, and as in training where nothing is told.
+    """Return the corruption to apply, which defaults to that of the training.
 
     Raises:
-        ConfigError: a strength that is negative or not finite, or one of nothing.
+        ConfigError: the strength is negative or not finite, or there is nothing to corrupt with.
     """
     config = CorruptionConfig.model_validate(bundle.manifest["config"]["training"]["corruption"])
     if kind not in {None, config.type}:
@@ -288,23 +305,23 @@ def corruption_of(bundle: Bundle, kind: str | None, strength: float | None) -> C
 
 
 def read_source(bundle: Bundle, paths: Paths, most: int | None = None, seed: int = 0) -> Source:
-    """The first ``most`` usable images behind ``paths``, or without paths as many samples.
+    """Read the first ``most`` usable images behind ``paths``, or sample as many without paths.
 
-    ``most`` None is all of them, or of samples `ROWS`.
+    With ``most`` None, all images are read, or `ROWS` samples drawn.
 
     Raises:
-        DataError: no image is there, or none can be used.
+        DataError: there is no image, or none can be used.
     """
     if not paths:
         x = images.sample_encoded(bundle, ROWS if most is None else most, seed)
         return Source(x, {}, [f"sample {number}" for number in range(1, len(x) + 1)])
-    items, schema = find_images(paths), bundle.scorer.schema
-    assert isinstance(schema, ImageSchema), "a model of images"
+    schema, _ = image_modality(bundle.scorer.schema, bundle.scorer.encoding)
+    items = find_images(paths)
     read = _read(items, schema, most or len(items))
-    rejected = _tell_rejects(items, read)
+    rejected = _report_rejects(items, read)
     fit = np.flatnonzero(read.images.usable)[:most]
     if most is not None and len(read.files) < len(items):
-        console.say(f"{len(items):,} files; the first {len(fit):,} images are taken")
+        console.info(f"{len(items):,} files; the first {len(fit):,} images are used")
     label = label_column(bundle)
     named = label if any(label in item.attributes for item in items) else None
     index = build_index(items, read, named, None).take(pa.array(fit))
@@ -313,7 +330,7 @@ def read_source(bundle: Bundle, paths: Paths, most: int | None = None, seed: int
 
 
 def _read(items: Sequence[ImageFile], schema: ImageSchema, most: int) -> Batch:
-    """As many files, from the first on, as it takes for ``most`` usable images."""
+    """Read as many of the first files as are needed for ``most`` usable images."""
     count = most
     while True:
         read = read_all(items[:count], schema)
@@ -322,8 +339,8 @@ def _read(items: Sequence[ImageFile], schema: ImageSchema, most: int) -> Batch:
         count *= 2
 
 
-def _tell_rejects(items: Sequence[ImageFile], read: Batch) -> int:
-    """How many images cannot be used, said with the first reason; all of them is an error."""
+def _report_rejects(items: Sequence[ImageFile], read: Batch) -> int:
+    """Report and return the number of unusable images; refuse an input without usable ones."""
     problems, count = read.images.problems, len(read.images)
     if not problems:
         return 0
@@ -331,12 +348,12 @@ def _tell_rejects(items: Sequence[ImageFile], read: Batch) -> int:
     reason = f"of {count:,}; the first: '{name}': {problems[0].reason}"
     if len(problems) == count:
         raise DataError(f"no image of the input can be used, {reason}")
-    console.say(f"{len(problems):,} images cannot be used, {reason}")
+    console.info(f"{len(problems):,} images cannot be used, {reason}")
     return len(problems)
 
 
 def _names(index: pa.Table) -> list[str]:
-    """File names, with the frame where it is not the first."""
+    """Return file names as captions, with the frame number unless it is the first."""
     pairs = zip(index.column(PATH).to_pylist(), index.column(FRAME).to_pylist(), strict=True)
     return [f"{Path(path).name} [{frame}]" if frame else Path(path).name for path, frame in pairs]
 
@@ -345,19 +362,20 @@ def _names(index: pa.Table) -> list[str]:
 
 
 def _check(out: str | Path, count: int) -> None:
-    """Whether so many pictures can be written there; asked before any work is done.
+    """Check the suffix of the output and the number of pictures before any work is done.
 
     Raises:
-        ConfigError: another ending, or more than a sheet holds.
+        ConfigError: an unknown suffix, or more pictures than a sheet holds.
     """
-    if ending(out, PNG, PARQUET) == PNG and count > MOST:
+    if ending(out, PNG, PARQUET) == PNG and count > MAX_PICTURES:
         raise ConfigError(
-            f"a sheet holds {MOST} pictures, not {count:,}; ask for fewer, or write {PARQUET}"
+            f"a sheet holds {MAX_PICTURES} pictures, not {count:,}; ask for fewer, or write "
+            f"{PARQUET}"
         )
 
 
 def _write(out: str | Path, page: Sheet, facts: Facts, pictures: Matrix) -> None:
-    """The sheet, or a table of the facts and of what the model made (N, C, S, S)."""
+    """Write the sheet, or a table of the facts and the model's pictures (N, C, S, S)."""
     if ending(out, PNG, PARQUET) == PARQUET:
         write_table(pa.table({**facts, IMAGE: [_as_png(picture) for picture in pictures]}), out)
         return
@@ -367,13 +385,13 @@ def _write(out: str | Path, page: Sheet, facts: Facts, pictures: Matrix) -> None
 
 
 def _as_png(picture: Matrix) -> bytes:
-    """(C, S, S) on [0, 1] → the bytes of a file."""
+    """Encode a picture (C, S, S) on [0, 1] as the bytes of a PNG file."""
     pixels = np.rint(np.moveaxis(picture, 0, -1) * MAX_PIXEL).astype(np.uint16)
     return encode_png(DecodedImage(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, 0))
 
 
 def stacked(bands: Sequence[Band], columns: int = COLUMNS) -> Sheet:
-    """Bands of N pictures each below the other, again and again, so many beside each other."""
+    """Arrange bands of N pictures below each other, repeated for every ``columns`` pictures."""
     count = len(bands[0].pictures)
     columns = min(columns, count)
     blank = -count % columns
@@ -390,21 +408,21 @@ def stacked(bands: Sequence[Band], columns: int = COLUMNS) -> Sheet:
 
 
 def _padded(pictures: Matrix, blank: int) -> Matrix:
-    """White ones after the last."""
+    """Append ``blank`` white pictures."""
     white = np.ones((blank, *pictures.shape[1:]), pictures.dtype)
     return np.concatenate([pictures, white])
 
 
 def _scores(bundle: Bundle, x: Tensor) -> dict[str, NDArray[np.float64]]:
-    """The score of each image (N, F) and, where the model is calibrated, its p-value."""
+    """Return the score of each image (N, F) and, for a calibrated model, its p-value."""
     scores = bundle.scorer.score_encoded(x.numpy())
     if bundle.calibration is None:
         return {"score": scores}
     return {"score": scores, "p_value": bundle.calibration.p_values(scores)}
 
 
-def _verdicts(scores: Mapping[str, NDArray[np.float64]]) -> list[str]:
-    """The same in words."""
+def _score_captions(scores: Mapping[str, NDArray[np.float64]]) -> list[str]:
+    """Format the scores and p-values of `_scores` as captions."""
     words = [f"score {score:.4g}" for score in scores["score"]]
     if "p_value" not in scores:
         return words
@@ -416,7 +434,7 @@ def _decibels(ratios: NDArray[np.float64]) -> list[str]:
 
 
 def _unit(bundle: Bundle) -> str:
-    """Of a latent's activity."""
+    """Return the unit of a latent's activity."""
     return "sd" if bundle.manifest["config"]["model"]["type"] == "autoencoder" else "nats"
 
 

@@ -1,7 +1,7 @@
-"""Rows that a trained model imagines, written to a file; see `generate`.
+"""Generate, reconstruct, denoise and encode rows with a trained model, and write them to a file.
 
-The ending of the file says what it becomes: ``.parquet``, ``.csv``, or for `latent` a ``.png``
-map. The id column that the model was trained with is kept where the input has it.
+The suffix of the file is ``.parquet``, ``.csv`` or, for a map of `latent`, ``.png``. The id column
+of the training data is kept if the input has it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pipelines.generate.common import (
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """The rows to work on, their ids (a table of one column or none), and how many do not fit."""
+    """Usable input rows with their ids, a table of one column or none, and the number rejected."""
 
     rows: Rows
     ids: pa.Table
@@ -45,7 +45,7 @@ class Source:
 
 
 def sample(bundle: Bundle, out: str | Path, rows: int | None = None, seed: int = 0) -> Summary:
-    """Draw rows from the model."""
+    """Generate rows from the model."""
     ending(out, *WRITERS)
     return _written(tables.sample(bundle, _count(rows), seed), out)
 
@@ -53,7 +53,7 @@ def sample(bundle: Bundle, out: str | Path, rows: int | None = None, seed: int =
 def reconstruct(
     bundle: Bundle, out: str | Path, paths: Paths = (), rows: int | None = None, seed: int = 0
 ) -> Summary:
-    """Each row as the model would have expected it."""
+    """Write each row as the model would have expected it."""
     return _each(tables.reconstruct, bundle, out, paths, rows, seed)
 
 
@@ -66,10 +66,10 @@ def denoise(
     corruption: str | None = None,
     strength: float | None = None,
 ) -> Summary:
-    """Each row with missing cells filled and corrupted ones replaced.
+    """Write each row with missing cells filled and corrupted cells replaced.
 
     Raises:
-        ConfigError: a corruption, which only images can be given.
+        ConfigError: a corruption is given, which is for images only.
     """
     if corruption is not None or strength is not None:
         raise ConfigError("--corruption and --strength are for models of images; leave them out")
@@ -85,10 +85,10 @@ def latent(
     colour: str | None = None,
     grid: bool = False,
 ) -> Summary:
-    """Each row's place in latent space, or a map of them; see `generate.latent_map`.
+    """Write each row's latent means, or a map of them; see `latent_map`.
 
     Raises:
-        ConfigError: a grid, which shows images, or a colour where no map is drawn.
+        ConfigError: a grid is asked for, which is for images only, or a colour without a map.
     """
     if grid:
         raise ConfigError("--grid is for models of images; traverse shows what latents do to rows")
@@ -111,7 +111,7 @@ def interpolate(
     seed: int = 0,
     shape: Shape = "linear",
 ) -> Summary:
-    """The path from the first row of the input to the second."""
+    """Write the path through latent space from the first row of the input to the second."""
     ending(out, *WRITERS)
     source = read_source(bundle, paths, 2, seed)
     table = tables.interpolate(bundle, source.rows, steps=steps, shape=shape)
@@ -126,7 +126,7 @@ def traverse(
     span: float = 3.0,
     steps: int = 7,
 ) -> Summary:
-    """What each latent dimension does to the first row of the input, or to the prior's mean."""
+    """Write how the first input row, or the prior's mean, changes along each latent dimension."""
     ending(out, *WRITERS)
     source = read_source(bundle, paths) if paths else None
     table = tables.traverse(bundle, source.rows if source else None, dims, span, steps)
@@ -137,10 +137,10 @@ def traverse(
 
 
 def read_source(bundle: Bundle, paths: Paths, rows: int = ROWS, seed: int = 0) -> Source:
-    """The rows behind ``paths`` that fit the model, or ``rows`` samples without paths.
+    """Read the usable rows behind ``paths``; without paths, sample ``rows`` rows from the prior.
 
     Raises:
-        DataError: unreadable input, or no row of it fits.
+        DataError: the input is unreadable, or the model can use none of its rows.
     """
     if not paths:
         return Source(tables.sample_encoded(bundle, rows, seed), pa.table({}))
@@ -156,7 +156,7 @@ def read_source(bundle: Bundle, paths: Paths, rows: int = ROWS, seed: int = 0) -
 
 
 def _labels(table: pa.Table, name: str) -> Labels:
-    """The labels as text, none where there is no such column."""
+    """Return the labels as text; empty if there is no such column."""
     values = table.column(name).to_pylist() if name in table.column_names else []
     return [None if value is None else str(value) for value in values]
 
@@ -169,7 +169,7 @@ def _each(
     rows: int | None,
     seed: int,
 ) -> Summary:
-    """Row in, row out, the id first."""
+    """Apply a function to each row and write the result, with the id as the first column."""
     ending(out, *WRITERS)
     source = read_source(bundle, paths, _count(rows), seed)
     table = function(bundle, source.rows)

@@ -1,4 +1,4 @@
-"""Challenger and champion on the same rows → what the rules of promotion ask for."""
+"""Compare a challenger with the champion on the same rows, for the rules of promotion."""
 
 from __future__ import annotations
 
@@ -21,13 +21,28 @@ from anomaly_vae.evaluation.comparison import (
     metric_change,
     slice_changes,
 )
-from anomaly_vae.lifecycle.parity import MOST_ROWS, parity
-from anomaly_vae.lifecycle.promotion import Comparison, Costs, Lost, Parity
+from anomaly_vae.lifecycle.parity import parity
+from anomaly_vae.lifecycle.promotion import Comparison, Costs, Parity, UnscorableRows
 from pipelines.datasets.files import find_files, read_table
 from pipelines.reports.labelled import Judged, Labelled, judge
 
-TIMED_ROWS = {"tabular": 64, "image": 8}
-"""That are scored alone, one after the other, in each round."""
+
+@dataclass(frozen=True)
+class KindLimits:
+    """The number of rows to measure with, and whether models of a kind read traffic from files."""
+
+    parity_rows: int
+    """Maximum number of rows whose scores are compared with torch."""
+    timed_rows: int
+    """Number of rows that are scored alone, one after the other, in each round of timing."""
+    accepts_traffic: bool
+
+
+LIMITS = {
+    "tabular": KindLimits(parity_rows=512, timed_rows=64, accepts_traffic=True),
+    "image": KindLimits(parity_rows=32, timed_rows=8, accepts_traffic=False),
+}
+"""Limits by kind of data."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,122 +53,139 @@ class Contender:
     judged: Judged
 
     @classmethod
-    def of(cls, bundle: Bundle, truth: Labelled) -> Contender:
-        """Score the test rows."""
-        return cls(bundle, judge(bundle.detector, truth))
+    def of(cls, bundle: Bundle, labelled: Labelled) -> Contender:
+        """Score the test rows with the model of a bundle."""
+        return cls(bundle, judge(bundle.detector, labelled))
 
-    def trials(self) -> list[Callable[[], object]]:
-        """Some rows, each to be scored alone."""
-        batch = self.some(TIMED_ROWS[self.bundle.manifest["kind"]])
+    @property
+    def limits(self) -> KindLimits:
+        """Limits of the model's kind of data."""
+        return LIMITS[self.bundle.manifest["kind"]]
+
+    def timed_calls(self) -> list[Callable[[], object]]:
+        """Return one call per row that scores this row alone; empty if no row can be scored."""
+        batch = self.first_rows(self.limits.timed_rows)
         if not batch:
             return []
-        alone = (batch.take(row) for row in np.arange(len(batch))[:, None])
-        return [partial(self.bundle.scorer.score, row) for row in alone]
+        rows = (batch.take(row) for row in np.arange(len(batch))[:, None])
+        return [partial(self.bundle.scorer.score, row) for row in rows]
 
-    def some(self, most: int) -> RawBatch | None:
-        """The first test rows that it can score, as it reads them."""
+    def first_rows(self, most: int) -> RawBatch | None:
+        """Return the first test rows that the model can score, None if there are none."""
         places = np.flatnonzero(self.judged.scored)[:most]
         return self.judged.batch.take(places) if self.judged.batch and len(places) else None
 
 
-def evidence(
-    old: Contender | None,
-    new: Contender,
+def compare(
+    champion: Contender | None,
+    challenger: Contender,
     policy: PromotionConfig,
     test: str,
-    otherwise: str | None,
+    reading: str | None,
     traffic: Sequence[str] = (),
 ) -> Comparison:
-    """All that is found beside the evaluations.
+    """Measure what the rules of promotion need beside the evaluations.
 
     Args:
-        old: the champion; absent: there is none.
-        new: the challenger, on the same rows.
-        policy: says what is worth measuring.
-        test: how verdicts call these rows.
-        otherwise: how the challenger reads images otherwise than they were frozen.
-        traffic: files of recent rows to compare flags on; absent: the test rows.
+        champion: the current champion; None if there is none.
+        challenger: the challenger, on the same rows.
+        policy: the rules, which say what is worth measuring.
+        test: the name of these rows in messages.
+        reading: how the challenger reads images differently from the frozen ones, if it does.
+        traffic: files of recent rows to compare decisions on; empty for the test rows.
     """
     return Comparison(
         test=test,
-        lost=_lost(old, new),
-        metric=_metric(old, new, policy) if old else None,
-        slices=_slices(old, new, policy) if old else None,
-        agreement=_agreement(old, new, policy, test, traffic) if old else None,
-        otherwise=otherwise,
-        parity=_parity(new),
-        costs=_costs(old, new, policy),
+        unscorable=_unscorable(champion, challenger),
+        metric=_metric(champion, challenger, policy) if champion else None,
+        slices=_slices(champion, challenger, policy) if champion else None,
+        agreement=_agreement(champion, challenger, policy, test, traffic) if champion else None,
+        reading=reading,
+        parity=_parity(challenger),
+        costs=_costs(champion, challenger, policy),
     )
 
 
-def _lost(old: Contender | None, new: Contender) -> Lost | None:
-    """What only the challenger cannot score."""
-    lost = ~new.judged.scored & (old.judged.scored if old else True)
-    return Lost(int(np.sum(lost)), new.judged.problem) if lost.any() else None
+def _unscorable(champion: Contender | None, challenger: Contender) -> UnscorableRows | None:
+    """Find the rows that only the challenger cannot score."""
+    rows = ~challenger.judged.scored & (champion.judged.scored if champion else True)
+    return UnscorableRows(int(np.sum(rows)), challenger.judged.problem) if rows.any() else None
 
 
-def _metric(old: Contender, new: Contender, policy: PromotionConfig) -> Change | None:
-    known, truth = old.judged.known & new.judged.known, new.judged.truth
+def _metric(champion: Contender, challenger: Contender, policy: PromotionConfig) -> Change | None:
+    known, labelled = champion.judged.known & challenger.judged.known, challenger.judged.labelled
     return metric_change(
-        old.judged.score[known],
-        new.judged.score[known],
-        truth.anomaly[known],
+        champion.judged.score[known],
+        challenger.judged.score[known],
+        labelled.anomaly[known],
         policy.metric,
         policy.confidence,
-        truth.units(known),
+        labelled.units(known),
     )
 
 
-def _slices(old: Contender, new: Contender, policy: PromotionConfig) -> list[SliceChange] | None:
-    """Those of the columns that either reads."""
-    known, truth = old.judged.known & new.judged.known, new.judged.truth
-    columns = old.judged.levels | new.judged.levels
+def _slices(
+    champion: Contender, challenger: Contender, policy: PromotionConfig
+) -> list[SliceChange] | None:
+    """Compare slices of the columns that either model reads."""
+    known, labelled = champion.judged.known & challenger.judged.known, challenger.judged.labelled
+    columns = champion.judged.levels | challenger.judged.levels
     if policy.slice_recall is None or not columns:
         return None
     return slice_changes(
         {name: levels.take(known) for name, levels in columns.items()},
-        old.judged.decisions(known).is_anomaly,
-        new.judged.decisions(known).is_anomaly,
-        truth.anomaly[known],
-        new.bundle.detector.calibration.alpha,
+        champion.judged.decisions(known).is_anomaly,
+        challenger.judged.decisions(known).is_anomaly,
+        labelled.anomaly[known],
+        challenger.bundle.detector.calibration.alpha,
         policy.confidence,
-        truth.units(known),
+        labelled.units(known),
     )
 
 
 def _agreement(
-    old: Contender, new: Contender, policy: PromotionConfig, test: str, traffic: Sequence[str]
+    champion: Contender,
+    challenger: Contender,
+    policy: PromotionConfig,
+    test: str,
+    traffic: Sequence[str],
 ) -> Agreement | None:
-    """On the traffic, or else on the test rows; a table's rows need no labels for this."""
-    pair, of = (old.judged, new.judged), test
+    """Compare decisions on the traffic, which needs no labels, or else on the test rows."""
+    pair, rows_name = (champion.judged, challenger.judged), test
     if traffic:
-        if new.bundle.manifest["kind"] == "image":
+        if not challenger.limits.accepts_traffic:
             raise ConfigError("--traffic is for models of tables; leave it out")
-        truth, of = Labelled.of(read_table(find_files(traffic)), {}), "the traffic"
-        pair = (judge(old.bundle.detector, truth), judge(new.bundle.detector, truth))
+        labelled, rows_name = Labelled.of(read_table(find_files(traffic)), {}), "the traffic"
+        pair = (
+            judge(champion.bundle.detector, labelled),
+            judge(challenger.bundle.detector, labelled),
+        )
     shared = pair[0].scored & pair[1].scored
-    champion, challenger = (judged.decisions(shared).is_anomaly for judged in pair)
-    return agreement(champion, challenger, of, policy.confidence)
+    old_flags, new_flags = (judged.decisions(shared).is_anomaly for judged in pair)
+    return agreement(old_flags, new_flags, rows_name, policy.confidence)
 
 
-def _parity(new: Contender) -> Parity | None:
-    batch = new.some(MOST_ROWS[new.bundle.manifest["kind"]])
-    return parity(new.bundle, batch) if batch else None
+def _parity(challenger: Contender) -> Parity | None:
+    batch = challenger.first_rows(challenger.limits.parity_rows)
+    return parity(challenger.bundle, batch) if batch else None
 
 
-def _costs(old: Contender | None, new: Contender, policy: PromotionConfig) -> Costs:
-    """Times are taken only where they are judged: they are other ones each time."""
-    size = sum(map(len, new.bundle.files.values())) / 1e6
+def _costs(champion: Contender | None, challenger: Contender, policy: PromotionConfig) -> Costs:
+    """Measure the bundle's size and, only where the policy limits it, the time per row.
+
+    Times vary from one measurement to the next, and none is recorded without need.
+    """
+    size = sum(map(len, challenger.bundle.files.values())) / 1e6
     if not (policy.row_microseconds or policy.slowdown):
         return Costs(size)
-    works = [contender.trials() for contender in (new, old) if contender]
-    if not all(works):
+    calls = [contender.timed_calls() for contender in (challenger, champion) if contender]
+    if not all(calls):
         return Costs(size)
-    each = cpu_seconds([partial(_run, work) for work in works])
-    taken = [1e6 * time / len(work) for time, work in zip(each, works, strict=True)]
-    return Costs(size, *taken)
+    seconds = cpu_seconds([partial(_call_all, each) for each in calls])
+    per_row = [1e6 * time / len(each) for time, each in zip(seconds, calls, strict=True)]
+    return Costs(size, *per_row)
 
 
-def _run(works: list[Callable[[], object]]) -> None:
-    for work in works:
-        work()
+def _call_all(calls: list[Callable[[], object]]) -> None:
+    for call in calls:
+        call()

@@ -1,4 +1,4 @@
-"""Challenger → champion, by a policy and a test split that the registry keeps frozen."""
+"""Promote a challenger to champion, by a policy and a test split frozen in the registry."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.config import PromotionConfig
 from anomaly_vae.errors import RegistryError
 from anomaly_vae.evaluation.metrics import Evaluation, Slice
-from anomaly_vae.lifecycle.champion_history import ChampionHistory, check_reason, past
+from anomaly_vae.lifecycle.champion_history import ChampionHistory, check_reason, previous_champions
 from anomaly_vae.lifecycle.promotion import Rule, RuleResult, decide
 from anomaly_vae.lifecycle.registry import (
     CHALLENGER,
@@ -23,14 +23,14 @@ from anomaly_vae.lifecycle.registry import (
 )
 from anomaly_vae.renames import READING
 from pipelines import console
-from pipelines.promotion.compare import Contender, evidence
-from pipelines.registry.frozen_test import Frozen, policy_of
+from pipelines.promotion.compare import Contender, compare
+from pipelines.registry.frozen_test import FrozenTest, policy_of
 from pipelines.reports.labelled import Labelled
 
 
 @dataclass(frozen=True)
-class Origin:
-    """The version that the frozen test split came with, its rows and its short digest."""
+class SplitOrigin:
+    """The version whose test split is frozen, with the split's row count and short digest."""
 
     version: str
     rows: int
@@ -42,7 +42,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Promotion:
-    """What was decided and why."""
+    """The decision on a challenger, with the results of all rules."""
 
     name: str
     version: str
@@ -50,20 +50,20 @@ class Promotion:
     forced: bool
     rules: tuple[RuleResult, ...]
     champion: str | None
-    judged_on: Origin | None = None
+    judged_on: SplitOrigin | None = None
     drifted: tuple[Slice, ...] = ()
-    """stretches of time in the frozen test split that explain a refusal"""
+    """Periods of the frozen test split in which the challenger flags too many normal rows."""
     challenger_evaluation: Evaluation | None = None
     champion_evaluation: Evaluation | None = None
 
     @property
     def reasons(self) -> tuple[RuleResult, ...]:
-        """The rules that speak against it."""
-        return tuple(verdict for verdict in self.rules if not verdict.passed)
+        """Rules that the challenger fails."""
+        return tuple(result for result in self.rules if not result.passed)
 
     @property
     def remedy(self) -> str | None:
-        """The way out of a refusal where the test split of another version no longer fits."""
+        """How to proceed after a refusal if another version's test split no longer fits."""
         if self.promoted or not self.judged_on or self.judged_on.version == self.version:
             return None
         return (
@@ -73,7 +73,7 @@ class Promotion:
         )
 
     def result(self) -> dict[str, Any]:
-        """The command's answer."""
+        """Return the JSON object that the command prints."""
         evaluations = {
             "challenger": self.challenger_evaluation,
             "champion": self.champion_evaluation,
@@ -85,8 +85,8 @@ class Promotion:
             "promoted": self.promoted,
             "forced": self.forced,
             "alias": CHAMPION if self.promoted else CHALLENGER,
-            "reasons": [{"why": str(r.why), "text": r.text} for r in self.reasons],
-            "rules": [asdict(verdict) for verdict in self.rules],
+            "reasons": [{"why": str(r.refusal_reason), "text": r.text} for r in self.reasons],
+            "rules": [asdict(result) for result in self.rules],
             "remedy": self.remedy,
             "judged_on": asdict(self.judged_on) if self.judged_on else None,
             "drifted": [{"slice": n, "fpr": fpr, "rows": rows} for n, fpr, rows in drifted],
@@ -102,68 +102,70 @@ def promote(
     force: str | None = None,
     traffic: Sequence[str] = (),
 ) -> Promotion:
-    """Compare with the champion on the frozen test split; move the alias or say why not.
+    """Compare a version with the champion on the frozen test split and promote or refuse it.
 
-    The first promotion freezes the version's own test split and policy; whoever is promoted
-    later hands them on. Where the data have changed for good, they no longer fit: ``force``
-    freezes those of the version it promotes, and a rollback brings the former ones back.
+    The first promotion freezes the version's own test split and policy, and later champions
+    inherit them. When the data have changed for good, they no longer fit: ``force`` freezes those
+    of the version that it promotes, and a rollback restores the former ones.
 
     Args:
-        registry: where the model is registered.
-        name: of the registered model.
-        version: absent: the challenger.
-        force: promote whatever the grounds against it, for this reason, which is recorded.
-        traffic: files of recent rows that both models are to flag alike.
+        registry: the registry of the model.
+        name: the registered model.
+        version: the version to promote; None for the challenger.
+        force: a reason to promote even against the rules, which is recorded; None to obey them.
+        traffic: files of recent rows on which the decisions of both models are compared.
 
     Raises:
-        RegistryError: no such model, version or challenger, its test split was altered, or
-            somebody else moved the champion meanwhile.
-        ConfigError: a reason of many lines.
+        RegistryError: no such model, version or challenger, the test split was altered, or
+            another process moved the champion meanwhile.
+        ConfigError: the reason is not one line of text.
     """
     check_reason(force)
     challenger = registry.version(name, version) if version else registry.by_alias(name, CHALLENGER)
-    succession = _succession(registry, name)
+    past = _open_history(registry, name)
     champion = registry.champion(name)
     if champion and champion.version == challenger.version:
         return Promotion(name, champion.version, True, False, (), champion.version)
-    frozen = Frozen.of(champion) if champion else Frozen.own(challenger)
-    _tell_other_policy(frozen, challenger)
+    frozen = FrozenTest.of_champion(champion) if champion else FrozenTest.own(challenger)
+    _say_other_policy(frozen, challenger)
     decision = _decide(registry, challenger, champion, frozen, force is not None, traffic)
-    kept = Frozen.own(challenger) if force else frozen
-    _record(registry, succession, challenger, decision, frozen.policy, kept, force)
+    inherited = FrozenTest.own(challenger) if force else frozen
+    _record(registry, past, challenger, decision, frozen.policy, inherited, force)
     return decision
 
 
 def rollback(registry: Registry, name: str, reason: str | None = None) -> dict[str, Any]:
-    """The previous champion again, and with it the frozen test split that it was judged by.
+    """Make the previous champion champion again, with the frozen test split that it had.
 
     Raises:
-        RegistryError: there is none.
+        RegistryError: there is no previous champion.
     """
-    succession = _succession(registry, name)
+    past = _open_history(registry, name)
     champion = registry.champion(name)
     current = champion.version if champion else None
-    before = [v for v in past(succession.entries) if v != current and _exists(registry, name, v)]
-    if not before:
+    former = [v for v in previous_champions(past.entries) if v != current]
+    available = [version for version in former if _exists(registry, name, version)]
+    if not available:
         raise RegistryError(f"{name} has no previous champion to go back to")
-    answer = {"name": name, "version": before[-1], "alias": CHAMPION, "was": current}
-    succession.append("rollback", before[-1], current, answer, reason)
-    console.say(f"{name}: version {before[-1]} is champion again")
+    answer = {"name": name, "version": available[-1], "alias": CHAMPION, "was": current}
+    past.append("rollback", available[-1], current, answer, reason)
+    console.info(f"{name}: version {available[-1]} is champion again")
     return answer
 
 
-def _succession(registry: Registry, name: str) -> ChampionHistory:
-    succession = ChampionHistory(registry, name)
-    if done := succession.finished:
-        console.say(
+def _open_history(registry: Registry, name: str) -> ChampionHistory:
+    """Open the history and report an interrupted decision that was completed just now."""
+    past = ChampionHistory(registry, name)
+    if done := past.completed:
+        console.info(
             f"{name}: version {done.version} is champion now; the {done.action} by {done.by} at "
-            f"{done.at} had been broken off before the alias moved"
+            f"{done.at} had been interrupted before the alias was moved"
         )
-    return succession
+    return past
 
 
 def _exists(registry: Registry, name: str, version: str) -> bool:
-    """Whether nobody has deleted it."""
+    """Tell whether a version is still registered."""
     try:
         registry.version(name, version)
     except RegistryError as error:
@@ -173,15 +175,18 @@ def _exists(registry: Registry, name: str, version: str) -> bool:
     return True
 
 
-def _tell_other_policy(frozen: Frozen, challenger: Version) -> None:
-    """A policy that was changed in the configuration counts from the next forced promotion on."""
+def _say_other_policy(frozen: FrozenTest, challenger: Version) -> None:
+    """Say which rules of the challenger's own policy the frozen policy overrides.
+
+    A policy that was changed in the configuration takes effect with the next forced promotion.
+    """
     own = policy_of(challenger)
-    other = [key for key in own if key in PromotionConfig.model_fields]
-    changed = [f"{k} {own[k]}" for k in other if own[k] != frozen.policy.get(k, _DEFAULTS[k])]
+    keys = [key for key in own if key in PromotionConfig.model_fields]
+    changed = [f"{k} {own[k]}" for k in keys if own[k] != frozen.policy.get(k, _DEFAULTS[k])]
     if changed:
-        console.say(
+        console.info(
             f"the policy frozen with version {frozen.version} decides; version "
-            f"{challenger.version} came with another: {', '.join(changed)}"
+            f"{challenger.version} was registered with another: {', '.join(changed)}"
         )
 
 
@@ -192,25 +197,25 @@ def _decide(
     registry: Registry,
     challenger: Version,
     champion: Version | None,
-    frozen: Frozen,
+    frozen: FrozenTest,
     force: bool,
     traffic: Sequence[str],
 ) -> Promotion:
-    """Score the frozen test split with both and judge."""
+    """Score the frozen test split with both models and apply the rules."""
     keys = PromotionConfig.model_fields.keys() & frozen.policy.keys()
     policy = PromotionConfig.model_validate({key: frozen.policy[key] for key in keys})
-    truth = Labelled.of(frozen.read(registry), frozen.policy)
-    origin = Origin(frozen.version, len(truth.table), frozen.digest[:12])
-    new = Contender.of(_bundle(registry, challenger), truth)
-    old = Contender.of(_bundle(registry, champion), truth) if champion else None
+    labelled = Labelled.of(frozen.read(registry), frozen.policy)
+    origin = SplitOrigin(frozen.version, len(labelled.table), frozen.digest[:12])
+    new = Contender.of(_bundle(registry, challenger), labelled)
+    old = Contender.of(_bundle(registry, champion), labelled) if champion else None
     shared = new.judged.scored & old.judged.scored if old else new.judged.scored
-    figures = new.judged.evaluate(None, policy.confidence)
-    against = old.judged.evaluate(shared, policy.confidence) if old else None
-    otherwise = _reads_otherwise(frozen.policy, challenger, origin)
-    found = evidence(old, new, policy, str(origin), otherwise, traffic)
-    rules = decide(against, figures, policy, found)
-    failed = {verdict.rule for verdict in rules if not verdict.passed}
-    too_many = Rule.KEEPS_ALPHA in failed
+    new_figures = new.judged.evaluate(None, policy.confidence)
+    old_figures = old.judged.evaluate(shared, policy.confidence) if old else None
+    reading = _reading_difference(frozen.policy, challenger, origin)
+    comparison = compare(old, new, policy, str(origin), reading, traffic)
+    rules = decide(old_figures, new_figures, policy, comparison)
+    failed = {result.rule for result in rules if not result.passed}
+    too_many_flags = Rule.KEEPS_ALPHA in failed
     return Promotion(
         name=challenger.name,
         version=challenger.version,
@@ -219,36 +224,38 @@ def _decide(
         rules=rules,
         champion=champion.version if champion else None,
         judged_on=origin,
-        drifted=tuple(new.judged.drifted(policy.confidence)) if too_many else (),
-        challenger_evaluation=figures,
-        champion_evaluation=against,
+        drifted=tuple(new.judged.drifted(policy.confidence)) if too_many_flags else (),
+        challenger_evaluation=new_figures,
+        champion_evaluation=old_figures,
     )
 
 
-def _reads_otherwise(policy: Mapping[str, Any], challenger: Version, origin: Origin) -> str | None:
-    """The frozen images were read by rules that are not the challenger's."""
+def _reading_difference(
+    policy: Mapping[str, Any], challenger: Version, origin: SplitOrigin
+) -> str | None:
+    """Describe how the challenger reads images differently from the frozen ones, if it does."""
     rules, own = policy.get(READING), policy_of(challenger)
     if rules == own.get(READING):
         return None
-    text = f"the images of {origin} were read with {_told(rules)}, its own are read with "
-    return text + _told(own.get(READING))
+    text = f"the images of {origin} were read with {_listed(rules)}, the challenger reads its own "
+    return f"{text}with {_listed(own.get(READING))}"
 
 
-def _told(rules: Mapping[str, Any] | None) -> str:
+def _listed(rules: Mapping[str, Any] | None) -> str:
     return ", ".join(f"{name} {value}" for name, value in (rules or {"rules": "unknown"}).items())
 
 
 def _record(
     registry: Registry,
-    succession: ChampionHistory,
+    past: ChampionHistory,
     challenger: Version,
     decision: Promotion,
     policy: Mapping[str, Any],
-    frozen: Frozen,
+    frozen: FrozenTest,
     force: str | None,
 ) -> None:
-    """The next number in the history is what decides; before it, all is as it was."""
-    reasons = [str(reason.why) for reason in decision.reasons]
+    """Write the decision: tags of the version first, then the entry that makes it effective."""
+    reasons = [str(reason.refusal_reason) for reason in decision.reasons]
     summary = {
         "promoted": decision.promoted,
         "forced": decision.forced,
@@ -260,7 +267,7 @@ def _record(
     registry.tag_version(challenger, DECISION_TAG, json.dumps(summary))
     if decision.promoted:
         registry.tag_version(challenger, FROZEN_TAG, frozen.tag())
-    succession.append(
+    past.append(
         "promote" if decision.promoted else "refuse",
         challenger.version,
         decision.champion,
@@ -275,24 +282,24 @@ def _bundle(registry: Registry, version: Version) -> Bundle:
 
 
 def show(decision: Promotion) -> None:
-    """The decision in words, and the time where the promise did not hold."""
+    """Print the decision, its rules and the periods with too many false positives."""
     if decision.promoted and decision.champion == decision.version:
-        console.say(f"{decision.name}: version {decision.version} already is champion")
+        console.info(f"{decision.name}: version {decision.version} already is champion")
     elif decision.promoted:
         how = "by force, against:" if decision.forced else "as champion"
-        console.say(f"{decision.name}: version {decision.version} promoted {how}")
+        console.info(f"{decision.name}: version {decision.version} promoted {how}")
     else:
-        console.say(f"{decision.name}: version {decision.version} stays challenger, because")
+        console.info(f"{decision.name}: version {decision.version} stays challenger, because")
     for reason in decision.reasons:
-        console.say(f"  {reason.text}")
+        console.info(f"  {reason.text}")
     if decision.rules:
         rows = [
-            (str(verdict.rule), "passed" if verdict.passed else "failed", _spelled(verdict))
-            for verdict in decision.rules
+            (str(result.rule), "passed" if result.passed else "failed", _numbers(result))
+            for result in decision.rules
         ]
         console.table("Rules", ("rule", "verdict", "figures"), rows)
     if decision.remedy:
-        console.say(decision.remedy)
+        console.info(decision.remedy)
     if decision.drifted:
         console.table(
             "False positive rate above what chance explains",
@@ -304,7 +311,7 @@ def show(decision: Promotion) -> None:
         )
 
 
-def _spelled(verdict: RuleResult) -> str:
-    """Its numbers."""
-    numbers = {k: v for k, v in verdict.figures.items() if isinstance(v, int | float)}
-    return ", ".join(f"{name} {console.spell(value)}" for name, value in numbers.items())
+def _numbers(result: RuleResult) -> str:
+    """Format the figures of a rule that are numbers."""
+    numbers = {k: v for k, v in result.figures.items() if isinstance(v, int | float)}
+    return ", ".join(f"{name} {console.format_value(value)}" for name, value in numbers.items())

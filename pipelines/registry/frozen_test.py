@@ -1,7 +1,7 @@
-"""What the registry keeps frozen for every later model of a name: a test split and a policy.
+"""Keep the test split and the policy by which all later models of a name are judged.
 
-They came with the version that was promoted first (or by force), and each champion hands them on
-to the next in a tag, so that moving the alias is all that a promotion or a rollback decides by.
+They belong to the version that was promoted first, or by force. Each champion passes them on to
+the next in a tag of its version, so a promotion or rollback only has to move the alias.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from anomaly_vae.renames import rename_reading
 
 
 @dataclass(frozen=True)
-class Frozen:
-    """Where the test rows lie, their digest, the policy, and the version they came with."""
+class FrozenTest:
+    """The URI and the SHA-256 of the test rows, the policy, and the version they belong to."""
 
     version: str
     test_split: str
@@ -39,11 +39,11 @@ class Frozen:
     policy: Mapping[str, Any]
 
     @classmethod
-    def own(cls, version: Version) -> Frozen:
-        """What a version came with.
+    def own(cls, version: Version) -> FrozenTest:
+        """Return the test split and the policy that a version was registered with.
 
         Raises:
-            RegistryError: nothing, so `anomaly-vae calibrate` did not register it.
+            RegistryError: the version was not registered by ``anomaly-vae calibrate``.
         """
         for tag in (TEST_TAG, TEST_DIGEST_TAG, POLICY_TAG):
             if tag not in version.tags:
@@ -53,8 +53,8 @@ class Frozen:
         return cls(version.version, test, digest, policy_of(version))
 
     @classmethod
-    def of(cls, champion: Version) -> Frozen:
-        """What a champion was judged by; its own, where somebody else set the alias."""
+    def of_champion(cls, champion: Version) -> FrozenTest:
+        """Return what a champion was judged by; its own if the alias was set by hand."""
         tag = champion.tags.get(FROZEN_TAG)
         if not tag:
             return cls.own(champion)
@@ -62,17 +62,17 @@ class Frozen:
         return cls(**{**kept, "policy": rename_reading(kept["policy"])})
 
     def tag(self) -> str:
-        """As the registry keeps it."""
+        """Return the value of the tag `FROZEN_TAG`."""
         return json.dumps(asdict(self))
 
     def read(self, registry: Registry) -> pa.Table:
-        """The test rows.
+        """Read the test rows.
 
         Raises:
-            RegistryError: they are gone or were altered.
+            RegistryError: the file is gone or was altered.
         """
-        with tempfile.TemporaryDirectory() as place:
-            content = Path(registry.download(self.test_split, place)).read_bytes()
+        with tempfile.TemporaryDirectory() as temporary:
+            content = Path(registry.download(self.test_split, temporary)).read_bytes()
         if hashlib.sha256(content).hexdigest() != self.digest:
             raise RegistryError(f"the frozen test split {self.test_split} was altered")
         return pq.read_table(pa.BufferReader(content))
@@ -84,10 +84,10 @@ def policy_of(version: Version) -> dict[str, Any]:
 
 
 def frozen_test(registry: Registry, name: str) -> pa.Table | None:
-    """The frozen test split of a registered model; None before its first promotion.
+    """Read the frozen test split of a registered model; None before its first promotion.
 
     Raises:
-        RegistryError: it is gone or was altered.
+        RegistryError: the file is gone or was altered.
     """
     champion = registry.champion(name)
-    return Frozen.of(champion).read(registry) if champion else None
+    return FrozenTest.of_champion(champion).read(registry) if champion else None

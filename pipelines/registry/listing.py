@@ -1,4 +1,4 @@
-"""What the registry holds, and how each model's champions came and went."""
+"""List registered models and the history of their champions."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from anomaly_vae.lifecycle.registry import Registry
 from pipelines import console
 
 
-def registered(registry: Registry, name: str | None = None) -> list[dict[str, Any]]:
-    """Every model with its versions and aliases; of one that is named, its history, too.
+def list_models(registry: Registry, name: str | None = None) -> list[dict[str, Any]]:
+    """Return all models with their versions and aliases, or one model and its history.
 
     Raises:
-        RegistryError: no model of that name.
+        RegistryError: no model has this name.
     """
-    found = [model for model in registry.models() if name in (None, model["name"])]
-    if name and not found:
+    models = [model for model in registry.models() if name in (None, model["name"])]
+    if name and not models:
         raise RegistryError(f"there is no registered model '{name}'", missing=True)
-    _show(found)
+    _show(models)
     if name is None:
-        return found
+        return models
     entries = history(registry, name)
     _show_history(name, entries)
-    return [{**found[0], "history": [asdict(entry) for entry in entries]}]
+    return [{**models[0], "history": [asdict(entry) for entry in entries]}]
 
 
 def _show(models: list[dict[str, Any]]) -> None:
@@ -41,5 +41,5 @@ def _show_history(name: str, entries: list[Entry]) -> None:
         (e.at, e.action + (" (forced)" if e.forced else ""), e.version, e.champion, e.by, e.reason)
         for e in entries
     ]
-    header = ("when", "what", "version", "champion before", "by", "why")
+    header = ("when", "decision", "version", "champion before", "by", "reason")
     console.table(f"History of {name}", header, rows)

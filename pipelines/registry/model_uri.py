@@ -1,4 +1,4 @@
-"""A model's URI → its bundle."""
+"""Open the bundle that a model's URI refers to."""
 
 from __future__ import annotations
 
@@ -14,37 +14,43 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A bundle and which registered version it is (None for a folder)."""
+    """A bundle and the registered version it belongs to; None for a bundle folder."""
 
     bundle: Bundle
     name: str | None = None
     version: str | None = None
     alias: str | None = None
 
+    @property
+    def kind(self) -> str:
+        """Kind of data that the model reads: ``tabular`` or ``image``."""
+        return str(self.bundle.manifest["kind"])
+
     def to_json(self) -> dict[str, Any]:
-        """As answers show it."""
+        """Return the name, version, alias and digest, as commands print them."""
         name = self.name or self.bundle.manifest["name"]
         version = {"name": name, "version": self.version, "alias": self.alias}
         return {**version, "digest": self.bundle.digest}
 
 
-def open_source(uri: str, tracking_uri: str | None = None) -> LoadedModel:
-    """A bundle folder, ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or ``runs:/…``.
+def open_model(uri: str, tracking_uri: str | None = None) -> LoadedModel:
+    """Open a bundle folder, ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or ``runs:/…``.
 
     Only a registry URI needs MLflow.
 
     Raises:
-        BundleError, RegistryError: see `bundle.load` and `Registry.fetch`.
-        ConfigError: a registry URI where mlflow is not installed.
+        BundleError: see `load_bundle`.
+        RegistryError: see `Registry.fetch`.
+        ConfigError: the URI is in a registry, and mlflow is not installed.
     """
     if not uri.startswith(("models:/", "runs:/")):
         return LoadedModel(load_bundle(uri))
-    fetched = registry(tracking_uri).fetch(uri)
+    fetched = open_registry(tracking_uri).fetch(uri)
     return LoadedModel(fetched.load(), fetched.name, fetched.version, fetched.alias)
 
 
-def registry(tracking_uri: str | None = None) -> Registry:
-    """The registry of ``MLFLOW_TRACKING_URI``, of ``tracking_uri``, or of ``./mlflow.db``.
+def open_registry(tracking_uri: str | None = None) -> Registry:
+    """Open the registry of ``MLFLOW_TRACKING_URI``, of ``tracking_uri``, or of ``./mlflow.db``.
 
     Raises:
         ConfigError: mlflow is not installed.

@@ -1,4 +1,4 @@
-"""A detector on labelled rows."""
+"""Score labelled rows with a detector."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from numpy.typing import NDArray
 from anomaly_vae.data.arrow import levels_from_arrow, numbers_from_arrow, times_from_arrow
 from anomaly_vae.data.converters import Levels, as_levels
 from anomaly_vae.data.schema import RawBatch
-from anomaly_vae.data.splitting import thin_by_ratio
+from anomaly_vae.data.splitting import DAY, thin_by_ratio
 from anomaly_vae.errors import DataError
 from anomaly_vae.evaluation.metrics import TOP, Evaluation, Slice, evaluate, time_slices
 from anomaly_vae.messages import listed
 from anomaly_vae.scoring.detector import Detections, Detector
 from pipelines import console
-from pipelines.datasets.labels import anomaly_mask, group_codes, unlabelled_mask
+from pipelines.datasets.labels import group_codes, label_masks
 
 Mask = NDArray[np.bool_]
-MOST_VALUES = 5
-"""Of a label, that are named where none of them is the one of anomalies."""
+MAX_SHOWN_LABELS = 5
+"""Number of label values that a message lists when none of them means anomaly."""
 
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """A table and what is known of its N rows."""
+    """A table of N rows with their labels, groups and times."""
 
     table: pa.Table
     anomaly: Mask
@@ -38,11 +38,11 @@ class Labelled:
     group: NDArray[np.int32] | None = None
     seconds: NDArray[np.float64] | None = None
     batch: RawBatch | None = None
-    """what the model reads, where that is not in the table"""
+    """The rows as the model reads them, where the table does not hold them (images)."""
     typical: Mask | None = None
-    """rows that are as dense as in traffic, where the table tells; absent: all are"""
+    """(N,) rows that represent traffic by their density ratio; None if all do."""
     files: tuple[Path, ...] = ()
-    """(N,) what it was read from, where that is known"""
+    """(N,) file of each row, where rows have files of their own (images)."""
 
     @classmethod
     def of(
@@ -52,22 +52,37 @@ class Labelled:
         batch: RawBatch | None = None,
         files: tuple[Path, ...] = (),
     ) -> Labelled:
-        """``policy`` names the columns of label, group, time and density ratio.
+        """Read labels, groups, times and density ratios from the columns that ``policy`` names.
 
-        Without a label column every row counts as normal; that no row is an anomaly is told.
+        Without a label column every row counts as normal. A message says so if no row of a label
+        column is an anomaly.
+
+        Args:
+            table: N rows.
+            policy: the column names ``label``, ``group``, ``time`` and ``density_ratio``, all
+                optional, and ``positive``, the label that means anomaly.
+            batch: see `Labelled.batch`.
+            files: see `Labelled.files`.
 
         Raises:
-            DataError: no such label column.
+            DataError: the table has no such label column.
         """
-        anomaly, unlabelled = _labels(table, policy.get("label"), policy.get("positive"))
+        anomaly, unlabelled = _masks(table, policy.get("label"), policy.get("positive"))
         group, time = policy.get("group"), policy.get("time")
         seconds = times_from_arrow(table.column(time))[0] if time else None
-        typical = like_traffic(table, policy.get("density_ratio"))
+        typical = represents_traffic(table, policy.get("density_ratio"))
         group = group_codes(table, group)
         return cls(table, anomaly, unlabelled, group, seconds, batch, typical, files)
 
+    @property
+    def days(self) -> float | None:
+        """Period that the rows cover, in days and at least 1; None if rows have no time."""
+        if self.seconds is None or np.isnan(self.seconds).all():
+            return None
+        return max(float(np.nanmax(self.seconds) - np.nanmin(self.seconds)) / DAY, 1.0)
+
     def units(self, rows: Mask) -> NDArray[np.int32] | None:
-        """What is exchangeable, of these rows (N,); None: each row is."""
+        """Return the exchangeable unit of each of these rows (N,); None if each row is one."""
         return None if self.group is None else self.group[rows]
 
 
@@ -76,32 +91,32 @@ class Judged:
     """A detector's decisions on labelled rows."""
 
     detector: Detector
-    truth: Labelled
+    labelled: Labelled
     scored: Mask
-    """rows (N,) that it can score"""
+    """(N,) rows that the detector can score."""
     problem: str
-    """why it cannot score another"""
-    found: Detections
-    """on those that it can score"""
+    """Why one of the other rows cannot be scored."""
+    detections: Detections
+    """Decisions on the rows in `scored`."""
     batch: RawBatch | None = None
-    """the rows as the model reads them, where it can"""
+    """The rows as the model reads them; None if it cannot read the table."""
 
     @cached_property
     def score(self) -> NDArray[np.float64]:
-        """(N,), NaN where it cannot score."""
+        """(N,) scores, NaN for a row that cannot be scored."""
         score = np.full(len(self.scored), np.nan)
-        score[self.scored] = self.found.score
+        score[self.scored] = self.detections.score
         return score
 
     @cached_property
     def known(self) -> Mask:
-        """Rows (N,) with a score and a label, as dense as in traffic."""
-        known = self.scored & ~self.truth.unlabelled
-        return known if self.truth.typical is None else known & self.truth.typical
+        """(N,) rows with a score and a label that represent traffic."""
+        known = self.scored & ~self.labelled.unlabelled
+        return known if self.labelled.typical is None else known & self.labelled.typical
 
     @cached_property
     def levels(self) -> dict[str, Levels]:
-        """(N,) of each column with levels that the model reads."""
+        """(N,) levels of each categorical or binary column that the model reads."""
         if self.batch is None:
             return {}
         columns = self.detector.scorer.schema.columns
@@ -109,64 +124,70 @@ class Judged:
         return {name: as_levels(self.batch.values[name]) for name in names}
 
     def decisions(self, rows: Mask) -> Detections:
-        """On these rows (N,), which it can score."""
-        return self.found.part(rows[self.scored])
+        """Return the decisions on these rows (N,), all of which can be scored."""
+        return self.detections.part(rows[self.scored])
 
     def evaluate(
         self, rows: Mask | None = None, confidence: float = 0.95, top: int = TOP
     ) -> Evaluation:
-        """The figures on those of these rows (N,) that are known; absent: on all."""
+        """Evaluate the decisions on the `known` rows, or on those among ``rows`` (N,)."""
         known = self.known if rows is None else self.known & rows
-        decisions, anomaly = self.decisions(known), self.truth.anomaly[known]
-        calibration, units = self.detector.calibration, self.truth.units(known)
+        decisions, anomaly = self.decisions(known), self.labelled.anomaly[known]
+        calibration, units = self.detector.calibration, self.labelled.units(known)
         found = evaluate(decisions, anomaly, calibration, confidence, units, top)
-        rejected, skipped = ~self.scored, self.scored & self.truth.unlabelled
+        rejected, skipped = ~self.scored, self.scored & self.labelled.unlabelled
         return replace(found, rejected=int(rejected.sum()), unlabelled=int(skipped.sum()))
 
     def drifted(self, confidence: float) -> list[Slice]:
-        """The stretches of time that flag more normal rows than chance explains."""
-        truth, known = self.truth, self.known
-        if truth.seconds is None:
+        """Return the periods in which more normal rows are flagged than chance explains."""
+        labelled, known = self.labelled, self.known
+        if labelled.seconds is None:
             return []
         slices = time_slices(
             self.decisions(known).is_anomaly,
-            truth.anomaly[known],
-            truth.seconds[known],
+            labelled.anomaly[known],
+            labelled.seconds[known],
             self.detector.calibration,
             confidence,
-            truth.units(known),
+            labelled.units(known),
         )
         return [one for one in slices if one.drifted]
 
 
-def like_traffic(table: pa.Table, ratio: str | None) -> Mask | None:
-    """Rows (N,) that are as dense as in traffic by the column of their ratio; None: all are."""
+def represents_traffic(table: pa.Table, ratio: str | None) -> Mask | None:
+    """Sample rows (N,) so that they are as dense as in traffic; None if there is no ratio column.
+
+    Args:
+        table: N rows.
+        ratio: the column with the density of traffic relative to the table's.
+    """
     if ratio is None or ratio not in table.column_names:
         return None
     return thin_by_ratio(numbers_from_arrow(table.column(ratio))[0])
 
 
-def judge(detector: Detector, truth: Labelled) -> Judged:
-    """Score every row of a table that can be scored: none, where its columns do not fit."""
-    batch, problem = _read(detector, truth)
+def judge(detector: Detector, labelled: Labelled) -> Judged:
+    """Score every row that can be scored: none if the table does not have the model's columns."""
+    batch, problem = _read(detector, labelled)
     if batch is None:
         nothing = detector.detect(detector.scorer.schema.from_records([]))
-        return Judged(detector, truth, np.zeros(len(truth.table), bool), problem, nothing)
-    found = detector.detect(batch.take(batch.usable))
-    return Judged(detector, truth, batch.usable, problem, found, batch)
+        none = np.zeros(len(labelled.table), bool)
+        return Judged(detector, labelled, none, problem, nothing)
+    detections = detector.detect(batch.take(batch.usable))
+    return Judged(detector, labelled, batch.usable, problem, detections, batch)
 
 
-def _read(detector: Detector, truth: Labelled) -> tuple[RawBatch | None, str]:
-    """The rows as the model reads them, None where it cannot, and a problem with them."""
+def _read(detector: Detector, labelled: Labelled) -> tuple[RawBatch | None, str]:
+    """Return the rows as the model reads them, None if it cannot, and a problem with them."""
     try:
-        batch = truth.batch or detector.scorer.schema.from_arrow(truth.table)
+        batch = labelled.batch or detector.scorer.schema.from_arrow(labelled.table)
     except DataError as error:
         return None, str(error)
     return batch, str(batch.problems[0]) if batch.problems else ""
 
 
-def _labels(table: pa.Table, label: str | None, positive: Any) -> tuple[Mask, Mask]:
-    """Which rows are anomalies, and which have no label."""
+def _masks(table: pa.Table, label: str | None, positive: Any) -> tuple[Mask, Mask]:
+    """Return which rows are anomalies and which have no label; say so if there is no anomaly."""
     if label is None:
         return np.zeros(len(table), bool), np.zeros(len(table), bool)
     if label not in table.column_names:
@@ -175,9 +196,9 @@ def _labels(table: pa.Table, label: str | None, positive: Any) -> tuple[Mask, Ma
             column=label,
         )
     labels = table.column(label)
-    anomaly, unlabelled = anomaly_mask(labels, positive, label), unlabelled_mask(labels, label)
+    anomaly, unlabelled = label_masks(labels, positive, label)
     if not anomaly.any():
-        found = listed(levels_from_arrow(labels)[0].names, most=MOST_VALUES)
+        found = listed(levels_from_arrow(labels)[0].names, most=MAX_SHOWN_LABELS)
         note = f"no row has {positive!r} in column '{label}': none is a known anomaly"
-        console.say(f"{note}; found {found}")
+        console.info(f"{note}; found {found}")
     return anomaly, unlabelled

@@ -1,6 +1,7 @@
-"""A model card (Mitchell et al. 2019): what a model is for, what it was made of, how good it is.
+"""Describe a model for its users in a model card (Mitchell et al. 2019).
 
-Made of the manifest alone, so that a bundle without MLflow has one; nothing heavy is imported.
+The card says what the model is for, what it was trained on and how good it is. It is made from the
+manifest alone, so a bundle without MLflow has one, and it needs no heavy library.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from anomaly_vae.scoring.modality import modality
 from pipelines import console
 from pipelines.registry.model_uri import LoadedModel
 
-MOST_ROWS = 60
-"""Of a table of columns or slices."""
+MAX_ROWS = 60
+"""Maximum number of rows in a table of columns or slices."""
 
 Rows = tuple[tuple[Any, ...], ...]
 
 
 @dataclass(frozen=True)
 class Table:
-    """Words and numbers; None is unknown."""
+    """A table of words and numbers; None stands for an unknown value."""
 
     header: tuple[str, ...]
     rows: Rows
@@ -30,7 +31,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a card; ``plots`` names those that belong to it."""
+    """A part of a card: paragraphs, a table, and the names of its plots."""
 
     title: str
     text: tuple[str, ...] = ()
@@ -40,106 +41,123 @@ class Section:
 
 @dataclass(frozen=True)
 class Card:
-    """What is said of a model."""
+    """The sections that describe a model."""
 
     title: str
     sections: tuple[Section, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return the card as plain values."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Promise:
-    """What a way to choose a threshold promises, and what that hangs on."""
+    """The guarantee of a threshold method, and the assumption that it depends on."""
 
     text: str
     assumes: str
 
 
-EXCHANGEABLE = "normal rows to come are exchangeable with the calibration rows: the same source"
-AS_FREQUENT = "anomalies to come are like those of the calibration rows, as frequent and as dear"
+EXCHANGEABLE = "future normal rows are exchangeable with the calibration rows: the same source"
+SAME_ANOMALIES = (
+    "future anomalies are like those of the calibration rows, just as frequent and just as costly"
+)
 PROMISES: Mapping[str, Promise] = {
     "conformal": Promise(
         "A normal row is flagged with probability at most {alpha}, on average over calibration "
-        "samples; this one sample may lie somewhat above or below.",
+        "samples; with this one sample, the rate may be somewhat higher or lower.",
         EXCHANGEABLE,
     ),
     "certified": Promise(
-        "With confidence {confidence}, this very threshold flags at most a share {alpha} of all "
-        "normal rows.",
-        "rows are independent and of one distribution",
+        "With confidence {confidence}, this threshold flags at most a share {alpha} of all normal "
+        "rows.",
+        "rows are independent and come from one distribution",
     ),
     "evt": Promise(
-        "Nothing is promised: the threshold of an alpha of {alpha}, finer than the calibration "
-        "rows resolve, is read off a fitted tail, and right by its order of magnitude.",
-        "scores beyond the start of the tail are generalised Pareto",
+        "There is no guarantee. An alpha of {alpha} is too small for the number of calibration "
+        "rows, so the threshold is taken from a tail fitted to their scores; it is right to an "
+        "order of magnitude.",
+        "scores beyond the start of the tail follow a generalised Pareto distribution",
     ),
     "quantile": Promise(
-        "Nothing is promised of a finite sample: somewhat more than {alpha} of the normal rows are "
-        "flagged.",
+        "There is no guarantee for a finite sample: somewhat more than {alpha} of the normal rows "
+        "are flagged.",
         EXCHANGEABLE,
     ),
     "budget": Promise(
-        "No more rows are flagged than can be looked into, on average; busy days have more. A "
+        "On average, no more rows are flagged than can be reviewed; on busy days there are more. A "
         "normal row is flagged with probability at most {alpha}.",
-        "traffic is exchangeable with the calibration rows, and its pace stays the same",
+        "traffic is exchangeable with the calibration rows and keeps its volume",
     ),
     "cost": Promise(
-        "The least cost on the calibration rows; nothing is promised of other rows, but that a "
-        "normal one is flagged with probability at most {alpha}.",
-        AS_FREQUENT,
+        "The threshold has the least cost on the calibration rows. For other rows the only "
+        "guarantee is that a normal one is flagged with probability at most {alpha}.",
+        SAME_ANOMALIES,
     ),
     "fbeta": Promise(
-        "The largest F-beta on the calibration rows; nothing is promised of other rows, but that a "
-        "normal one is flagged with probability at most {alpha}.",
-        AS_FREQUENT,
+        "The threshold has the largest F-beta on the calibration rows. For other rows the only "
+        "guarantee is that a normal one is flagged with probability at most {alpha}.",
+        SAME_ANOMALIES,
     ),
     "recall_at_precision": Promise(
-        "The most recall of those thresholds that are precise enough on the calibration rows; "
-        "nothing is promised of other rows, but that a normal one is flagged with probability at "
-        "most {alpha}.",
-        AS_FREQUENT,
+        "The threshold has the highest recall among those that reach the required precision on "
+        "the calibration rows. For other rows the only guarantee is that a normal one is flagged "
+        "with probability at most {alpha}.",
+        SAME_ANOMALIES,
     ),
 }
-NO_WORDS = Promise("See docs/thresholds.md for what this method promises.", EXCHANGEABLE)
+UNKNOWN_METHOD = Promise("See docs/thresholds.md for the guarantee of this method.", EXCHANGEABLE)
 
-FOR = {
-    "tabular": "To rank rows like those it was trained on, and to flag those that do not belong, "
-    "for people who look into them.",
-    "image": "To rank images like those it was trained on, and to flag those that do not belong, "
-    "for people who look at them.",
+
+@dataclass(frozen=True)
+class Use:
+    """The intended use of models of one kind of data, and the uses to avoid."""
+
+    intended: str
+    excluded: str
+
+
+USES = {
+    "tabular": Use(
+        "To rank rows like those it was trained on, and to flag those that do not belong, for "
+        "people to review.",
+        "Not for decisions about people without human review. Not for rows from another source: "
+        "they differ from the training rows and would be flagged for that reason alone.",
+    ),
+    "image": Use(
+        "To rank images like those it was trained on, and to flag those that do not belong, for "
+        "people to look at.",
+        "Not a medical device: it has not been validated for diagnosis. Not for images from "
+        "another scanner, protocol or body part: they differ from the training images and would "
+        "be flagged for that reason alone.",
+    ),
 }
-NOT_FOR = {
-    "tabular": "Not for decisions about people without anybody's review, and not for rows from "
-    "another source, which it flags as what they are: unlike.",
-    "image": "Not a medical device: nothing here was validated for diagnosis. Not for images of "
-    "another scanner, protocol or body part, which it flags as what they are: unlike.",
-}
+"""Uses by kind of data."""
 LIMITS = (
-    "It learned what is normal from rows that were taken for normal; anomalies among them teach it "
-    "to overlook their like.",
-    "It knows one kind of difference, improbable under its model of normal rows. What is harmful "
-    "but common is not flagged, what is rare but harmless is.",
-    "No promise survives a shift: where rows no longer look like the calibration rows, another "
-    "share of them is flagged. Watch the share that is flagged, and calibrate anew.",
+    "The model learned what is normal from rows that were assumed to be normal; anomalies among "
+    "them teach it to overlook similar ones.",
+    "It detects rows that are improbable under its model of normal rows, and nothing else: harm "
+    "that is common is not flagged, and rare but harmless rows are.",
+    "No guarantee survives a shift: when rows no longer look like the calibration rows, the share "
+    "of flagged rows changes. Monitor that share, and calibrate again when it changes.",
 )
-ABOUT_ALL = (
-    "The promise is about normal rows as a whole; a part of them may be flagged more often, see "
+PROMISE_FOR_ALL = (
+    "The guarantee is about normal rows as a whole; a part of them may be flagged more often, see "
     "the slices."
 )
-ABOUT_GROUPS = (
-    "The promise is about the normal rows of each group with a threshold of its own; a part of a "
-    "group may be flagged more often, see the slices, and of all other rows nothing is promised."
+PROMISE_FOR_GROUPS = (
+    "The guarantee is about the normal rows of each group that has its own threshold. A part of a "
+    "group may be flagged more often, see the slices, and there is no guarantee for other rows."
 )
-DEFAULT_NOTE = "(The key description of its configuration would say more.)"
+DEFAULT_NOTE = "(Set description in the configuration to say more.)"
 NON_UNIFORM = 0.01
-KEPT = ("epoch", "validation_elbo", "validation_log_prob", "validation_kl")
+"""p-value of the Kolmogorov-Smirnov test below which p-values are called not uniform."""
+BEST_EPOCH_KEYS = ("epoch", "validation_elbo", "validation_log_prob", "validation_kl")
 
 
 def card_of(source: LoadedModel) -> Card:
-    """All that the manifest says, in words and tables."""
+    """Build the card from a model's manifest."""
     manifest, about = source.bundle.manifest, source.to_json()
     sections = (
         _model(manifest, about),
@@ -149,33 +167,60 @@ def card_of(source: LoadedModel) -> Card:
         _calibration(manifest),
         *_groups(manifest["calibration"] or {}),
         *_evaluation(manifest["evaluation"]),
-        Section("Limits", (*LIMITS, _extent(manifest["calibration"] or {}))),
+        Section("Limits", (*LIMITS, _scope(manifest["calibration"] or {}))),
         _making(manifest),
     )
     return Card(f"Model card: {about['name']}", sections)
 
 
 def show(card: Card) -> None:
-    """On the terminal."""
+    """Print a card on the terminal."""
     for section in card.sections:
-        console.step(section.title)
+        console.heading(section.title)
         for text in section.text:
-            console.say(text)
+            console.info(text)
         if section.table:
             console.table("", section.table.header, section.table.rows)
 
 
 def figure_rows(figures: Mapping[str, Any]) -> Rows:
-    """What people call each figure of an evaluation, its value and its interval."""
+    """Return the name, value and interval of each figure of an evaluation."""
     rows = (
-        (name, figures.get(key), spell_interval(figures.get(f"{key}_interval")))
+        (name, figures.get(key), format_interval(figures.get(f"{key}_interval")))
         for key, name in _names(figures).items()
     )
     return tuple(row for row in rows if row[1] or not row[0].startswith(OPTIONAL))
 
 
+def plain_counts(figures: Mapping[str, Any], days: float | None = None) -> tuple[str, ...]:
+    """Return the main figures of an evaluation as sentences with whole numbers.
+
+    Args:
+        figures: the evaluation.
+        days: the period that the rows cover; None if they have no time.
+    """
+    rows, anomalies, flagged = (figures[key] for key in ("rows", "anomalies", "flagged"))
+    found = round((figures.get("recall") or 0) * anomalies)
+    normal, false_alarms = rows - anomalies, flagged - found
+    sentences = [
+        f"{flagged:,} of {rows:,} rows are flagged, {false_alarms:,} of the {normal:,} normal rows "
+        f"among them{_frequency(false_alarms, normal, days)}."
+    ]
+    if anomalies:
+        sentences.append(f"{found:,} of the {anomalies:,} anomalies are found.")
+    if anomalies and flagged:
+        sentences.append(f"Of 100 flagged rows, about {100 * found / flagged:.0f} are anomalies.")
+    return tuple(sentences)
+
+
+def _frequency(false_alarms: int, normal: int, days: float | None) -> str:
+    if days is not None:
+        return f", about {false_alarms / days:.3g} a day"
+    return f", about {1000 * false_alarms / normal:.3g} in 1,000" if normal else ""
+
+
 OPTIONAL = ("cost", "card", "precision at", "p-values", "rejected", "unlabelled")
-"""How the names of figures begin that are left out where there are none."""
+"""Prefixes of the names of figures that are left out if they have no value."""
 
 
 def _names(figures: Mapping[str, Any]) -> dict[str, str]:
@@ -185,7 +230,7 @@ def _names(figures: Mapping[str, Any]) -> dict[str, str]:
         "auroc": "AUROC",
         "average_precision": "average precision",
         "fpr": f"false positive rate (alpha {figures['alpha']:g})",
-        "fpr_limit": "  the most that chance explains",
+        "fpr_limit": "  highest rate that chance explains",
         "recall": "recall",
         "precision": "precision",
         "precision_at_top": f"precision at the {figures.get('top')} highest scores",
@@ -198,9 +243,13 @@ def _names(figures: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def spell_interval(interval: Sequence[float] | None) -> str:
-    """Its ends."""
-    return f"{console.spell(interval[0])} to {console.spell(interval[1])}" if interval else ""
+def format_interval(interval: Sequence[float] | None) -> str:
+    """Format the ends of an interval; empty without one."""
+    return (
+        f"{console.format_value(interval[0])} to {console.format_value(interval[1])}"
+        if interval
+        else ""
+    )
 
 
 # ---------------------------------------------------------------- sections
@@ -222,8 +271,8 @@ def _model(manifest: Mapping[str, Any], about: Mapping[str, Any]) -> Section:
 
 
 def _use(manifest: Mapping[str, Any]) -> Section:
-    own, kind = manifest["config"].get("description"), manifest["kind"]
-    return Section("Intended use", (own or f"{FOR[kind]} {DEFAULT_NOTE}", NOT_FOR[kind]))
+    own, use = manifest["config"].get("description"), USES[manifest["kind"]]
+    return Section("Intended use", (own or f"{use.intended} {DEFAULT_NOTE}", use.excluded))
 
 
 def _data(manifest: Mapping[str, Any]) -> Section:
@@ -234,15 +283,15 @@ def _data(manifest: Mapping[str, Any]) -> Section:
         text.append(f"{data['duplicate_ids']:,} rows repeat an id that an earlier row has.")
     rows = [("all rows", data.get("rows")), ("known anomalies among them", data.get("anomalies"))]
     rows += [(f"{name} rows", count) for name, count in splits.items() if name != "unused"]
-    rows.append(("digest of what was read", data.get("digest")))
+    rows.append(("digest of the data", data.get("digest")))
     return Section("Data", tuple(text), Table(("", ""), tuple(rows)))
 
 
 def _columns(manifest: Mapping[str, Any]) -> Section:
     schema = modality(manifest["kind"])[0].from_json(manifest["schema"])
     found = [(column.name, str(column.type)) for column in schema.columns]
-    more = (f"And {len(found) - MOST_ROWS:,} more.",) if len(found) > MOST_ROWS else ()
-    return Section("Columns", more, Table(("name", "type"), tuple(found[:MOST_ROWS])))
+    more = (f"And {len(found) - MAX_ROWS:,} more.",) if len(found) > MAX_ROWS else ()
+    return Section("Columns", more, Table(("name", "type"), tuple(found[:MAX_ROWS])))
 
 
 def _calibration(manifest: Mapping[str, Any]) -> Section:
@@ -250,12 +299,12 @@ def _calibration(manifest: Mapping[str, Any]) -> Section:
     if summary is None:
         return Section("Calibration", ("None yet: there is no threshold.",))
     figures = summary.get("figures", {})
-    promise = PROMISES.get(summary["method"], NO_WORDS)
+    promise = PROMISES.get(summary["method"], UNKNOWN_METHOD)
     words = {"alpha": f"{summary['alpha']:.3g}", "confidence": f"{1 - figures.get('delta', 0):g}"}
     note = (_sentence(figures["note"]),) if "note" in figures else ()
     text = (promise.text.format(**words), f"It assumes that {promise.assumes}.", *note)
     rows = [(key, summary[key]) for key in ("method", "alpha", "threshold")]
-    rows.append(("normal rows it was chosen from", summary["n"]))
+    rows.append(("normal calibration rows", summary["n"]))
     rows += [
         (key.replace("_", " "), value)
         for key, value in figures.items()
@@ -269,31 +318,31 @@ def _sentence(note: str) -> str:
 
 
 def _groups(calibration: Mapping[str, Any]) -> Iterator[Section]:
-    """Which groups have a threshold of their own, and which have that of all rows."""
+    """List the groups with a threshold of their own and those with the threshold of all rows."""
     if (groups := calibration.get("groups")) is None:
         return
     rest, figures = calibration["threshold"], calibration["figures"]
     own = [(level, one["n"], one["threshold"], "its own") for level, one in groups["own"].items()]
     small = [(level, rows, rest, "of all rows") for level, rows in figures["small_groups"].items()]
     others = ("(missing or rare)", figures["ungrouped"], rest, "of all rows")
-    text = "The promise holds for each group that has a threshold of its own."
+    text = "The guarantee holds for each group that has its own threshold."
     header = (groups["column"], "normal rows", "threshold", "")
-    yield Section("Groups", (text,), Table(header, (*own[:MOST_ROWS], *small[:MOST_ROWS], others)))
+    yield Section("Groups", (text,), Table(header, (*own[:MAX_ROWS], *small[:MAX_ROWS], others)))
 
 
-def _extent(calibration: Mapping[str, Any]) -> str:
-    """Of which rows the promise is."""
-    return ABOUT_GROUPS if calibration.get("groups") else ABOUT_ALL
+def _scope(calibration: Mapping[str, Any]) -> str:
+    """Say which rows the guarantee is about."""
+    return PROMISE_FOR_GROUPS if calibration.get("groups") else PROMISE_FOR_ALL
 
 
 def _evaluation(content: Mapping[str, Any] | None) -> Iterator[Section]:
-    """Figures of the test split, slices, p-values, and what may flatter all of it."""
+    """Report the figures of the test split, its slices and p-values, and possible leakage."""
     if content is None:
-        yield Section("Figures", ("None yet: the command calibrate evaluates the test split.",))
+        yield Section("Figures", ("None yet: anomaly-vae calibrate evaluates the test split.",))
         return
-    intervals = "On the test split, which neither trained nor calibrated it."
+    source = "Measured on the test split, which was used neither for training nor calibration."
     table = Table(("figure", "value", "interval"), figure_rows(content))
-    yield Section("Figures", (intervals,), table, ("ranking", "scores"))
+    yield Section("Figures", (source, *plain_counts(content)), table, ("ranking", "scores"))
     if content.get("p_values"):
         yield _p_values(content)
     if content.get("slices"):
@@ -303,26 +352,27 @@ def _evaluation(content: Mapping[str, Any] | None) -> Iterator[Section]:
 
 
 def _p_values(content: Mapping[str, Any]) -> Section:
-    """Whether the p-values of normal rows are uniform."""
+    """Report whether the p-values of normal rows are uniform."""
     steps, p = content["p_values"], content.get("ks_p_value")
     unlike = p is not None and p < NON_UNIFORM
     text = (
-        "The p-values of normal test rows are not uniform: these rows are not like the "
-        "calibration rows, or hang on each other. p-values are approximate for their like."
+        "The p-values of normal test rows are not uniform: these rows differ from the calibration "
+        "rows, or depend on each other. p-values of similar rows are approximate."
         if unlike
-        else "Nothing speaks against p-values of normal rows being uniform, as promised."
+        else "The p-values of normal test rows are consistent with a uniform distribution, which "
+        "is what the guarantee predicts."
     )
-    rows = tuple((s["level"], s["share"], spell_interval([s["low"], s["high"]])) for s in steps)
-    header = ("level", "share of normal rows with p ≤ level", "chance explains")
+    rows = tuple((s["level"], s["share"], format_interval([s["low"], s["high"]])) for s in steps)
+    header = ("level", "share of normal rows with p ≤ level", "range that chance explains")
     return Section("p-values", (text,), Table(header, rows), ("p_values",))
 
 
 def _slices(slices: Sequence[Mapping[str, Any]]) -> Section:
-    """Each level of a column; rates above their limit first."""
+    """Report the slices; those above their limit come first."""
     found = [_slice(one) for one in slices]
     above = [row for row in found if row[-1]]
     text = f"{len(above)} of {len(found)} slices flag more normal rows than chance explains."
-    rows = tuple((*row[:-1], "above the limit" if row[-1] else "") for row in found[:MOST_ROWS])
+    rows = tuple((*row[:-1], "above the limit" if row[-1] else "") for row in found[:MAX_ROWS])
     header = ("slice", "rows", "anomalies", "false positive rate", "limit", "recall",
               "average precision", "")  # fmt: skip
     return Section("Slices", (text,), Table(header, rows), ("slices",))
@@ -335,13 +385,18 @@ def _slice(one: Mapping[str, Any]) -> tuple[Any, ...]:
     return name, one["rows"], one["anomalies"], fpr, one["limit"], recall, ranked, above
 
 
+NO_WARNINGS = "Nothing was found that makes the figures look better than they are."
+
+
 def _doubts(content: Mapping[str, Any]) -> Section:
-    """Warnings, and how well each thing alone would do."""
-    text = list(content["warnings"]) or ["Nothing was found that flatters the figures."]
+    """Report warnings, and how well single features separate anomalies."""
+    text = list(content["warnings"]) or [
+        "Nothing was found that makes the figures look better than they are."
+    ]
     if twins := content.get("twins"):
-        text.append(f"{twins['rows']:,} of the test rows have a twin in training.")
+        text.append(f"{twins['rows']:,} of the test rows have a duplicate in the training data.")
     rows = tuple((one["name"], one["kind"], one["auroc"]) for one in content.get("alone", ()))
-    table = Table(("alone", "what it is", "AUROC"), rows) if rows else None
+    table = Table(("single feature", "kind", "AUROC"), rows) if rows else None
     return Section("What may flatter these figures", tuple(text), table)
 
 
@@ -350,7 +405,9 @@ def _making(manifest: Mapping[str, Any]) -> Section:
     rows = [(key.replace("_", " "), training.get(key)) for key in ("epochs",)]
     best = training.get("best", {})
     rows += [
-        (f"{key.replace('_', ' ')} of the weights kept", best[key]) for key in KEPT if key in best
+        (f"{key.replace('_', ' ')} of the weights kept", best[key])
+        for key in BEST_EPOCH_KEYS
+        if key in best
     ]
     rows += [(key.replace("_", " "), config.get(key)) for key in ("seed", "precision")]
     return Section("Training", table=Table(("", ""), tuple(rows)), plots=("loss",))

@@ -1,4 +1,4 @@
-"""A model card as one HTML file: its plots inside, nothing from elsewhere, no scripts."""
+"""Render a model card as one HTML file with embedded plots and no scripts or external files."""
 
 from __future__ import annotations
 
@@ -24,13 +24,12 @@ if TYPE_CHECKING:
     from anomaly_vae.lifecycle.registry import Registry
 
 LOGGED = ("loss", "scores", "ranking")
-"""Plots of the runs that are shown: none that shows single rows or images."""
-DOTS = 110
-"""Per inch."""
+"""Plots of the runs that the card shows; none of them shows single rows or images."""
+DOTS_PER_INCH = 110
 
 
 def render(card: Card, pictures: Mapping[str, bytes]) -> str:
-    """The page, all that is said in it escaped; ``pictures`` are PNGs by the name of the plot."""
+    """Render the page with all text escaped; ``pictures`` holds PNGs by the name of their plot."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -38,18 +37,18 @@ def render(card: Card, pictures: Mapping[str, bytes]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"spell": console.spell, "numeric": _numeric}
+    environment.filters |= {"spell": console.format_value, "numeric": _numeric}
     encoded = {name: base64.b64encode(png).decode() for name, png in pictures.items()}
     return environment.get_template("model_card.html").render(card=card, plots=encoded)
 
 
 def page(source: LoadedModel, logged: Mapping[str, bytes] | None = None) -> str:
-    """The card of a model, with the plots that its bundle gives and those that were logged."""
-    return render(card_of(source), {**drawn(source.bundle), **(logged or {})})
+    """Render a model's card with the plots of its bundle and those that its runs logged."""
+    return render(card_of(source), {**bundle_plots(source.bundle), **(logged or {})})
 
 
-def drawn(bundle: Bundle) -> dict[str, bytes]:
-    """What a bundle has enough in it to draw."""
+def bundle_plots(bundle: Bundle) -> dict[str, bytes]:
+    """Draw the plots whose data the bundle holds, as PNGs by name."""
     if bundle.calibration is None:
         return {}
     scores = bundle.calibration.scores
@@ -61,8 +60,8 @@ def drawn(bundle: Bundle) -> dict[str, bytes]:
     return {name: _png(figure) for name, figure in figures.items()}
 
 
-def logged(source: LoadedModel, client: Registry) -> dict[str, bytes]:
-    """The plots that the runs of a registered version logged, where they still are."""
+def logged_plots(source: LoadedModel, client: Registry) -> dict[str, bytes]:
+    """Download the plots that the runs of a registered version logged, where they still exist."""
     about = source.to_json()
     version = client.version(about["name"], about["version"])
     from anomaly_vae.lifecycle.registry import TRAINED_RUN_TAG
@@ -73,20 +72,20 @@ def logged(source: LoadedModel, client: Registry) -> dict[str, bytes]:
 
 def _plots_of(client: Registry, run_id: str) -> Iterator[tuple[str, bytes]]:
     try:
-        place = Path(client.download(f"runs:/{run_id}/plots"))
-    except RegistryError:  # somebody cleaned up: the card does without
+        folder = Path(client.download(f"runs:/{run_id}/plots"))
+    except RegistryError:  # the artifacts were deleted: the card does without them
         return
-    yield from ((png.stem, png.read_bytes()) for png in place.glob("*.png") if png.stem in LOGGED)
+    yield from ((png.stem, png.read_bytes()) for png in folder.glob("*.png") if png.stem in LOGGED)
 
 
 def _png(figure: Figure) -> bytes:
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=DOTS)
+    figure.savefig(stream, format="png", dpi=DOTS_PER_INCH)
     return stream.getvalue()
 
 
 def _numeric(table: Table) -> list[bool]:
-    """Which columns hold numbers, in every row that they hold anything in."""
+    """Tell which columns hold numbers in every row that has a value, and in at least one."""
     return [
         any(isinstance(cell, int | float) for cell in column)
         and all(cell is None or isinstance(cell, int | float) for cell in column)

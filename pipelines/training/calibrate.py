@@ -1,4 +1,4 @@
-"""A trained bundle → a threshold, an evaluation and a registered challenger."""
+"""Choose a trained model's threshold, evaluate it and register it as challenger."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ from anomaly_vae.scoring.attribution import sequential_dropout
 from anomaly_vae.scoring.detector import Detector
 from pipelines import console
 from pipelines.datasets.dataset import Dataset
-from pipelines.registry.model_uri import LoadedModel, open_source
-from pipelines.reports.labelled import Judged, Labelled, judge, like_traffic
+from pipelines.registry.model_uri import LoadedModel, open_model
+from pipelines.reports.labelled import Judged, Labelled, judge, represents_traffic
 from pipelines.reports.model_card import card_of
-from pipelines.reports.model_card_html import logged, page
-from pipelines.reports.report import Known, Reporter, Wish, log, show
-from pipelines.training.calibration_sample import scored_evidence
-from pipelines.training.train import inputs_digest, read
+from pipelines.reports.model_card_html import logged_plots, page
+from pipelines.reports.report import Reporter, ReportOptions, SeenRows, log, show
+from pipelines.training.calibration_sample import model_sample
+from pipelines.training.train import inputs_digest, read_data
 
 TEST_FILE = "test_split.parquet"
 
 
 @dataclass(frozen=True, eq=False)
 class Calibrated:
-    """A registered challenger and what the test split made of it."""
+    """A registered challenger and its evaluation on the test split."""
 
     version: Version
     run_id: str
@@ -60,11 +60,11 @@ class Calibrated:
 
     @property
     def evaluation(self) -> Evaluation:
-        """Its figures."""
+        """Figures of the report."""
         return self.report.figures
 
     def result(self) -> dict[str, Any]:
-        """The command's answer."""
+        """Return the JSON object that the command prints."""
         return {
             "name": self.version.name,
             "version": self.version.version,
@@ -81,27 +81,32 @@ class Calibrated:
 
 
 def calibrate(config: Config, model: str, data: Dataset | None = None) -> Calibrated:
-    """Choose the threshold on the calibration split, evaluate the test split, register.
+    """Choose the threshold on the calibration split, evaluate the test split and register.
+
+    Args:
+        config: the configuration that the model was trained with.
+        model: the URI of the trained bundle.
+        data: the data set, if it has been read already.
 
     Raises:
         DataError: the model was trained on another split or on other data.
-        ConfigError: it was trained with another configuration.
-        CalibrationError: the calibration split does not suffice for the threshold.
+        ConfigError: the model was trained with another configuration.
+        CalibrationError: the calibration split is too small for the threshold.
     """
-    data = data or read(config)
-    trained = open_source(model, config.mlflow.tracking_uri).bundle
+    data = data or read_data(config)
+    trained = open_model(model, config.mlflow.tracking_uri).bundle
     _check_same_split(trained, data)
     _check_same_config(trained, config)
-    evidence = scored_evidence(data, config.calibration, trained.scorer)
-    chosen = choose_threshold(evidence, config.calibration)
+    sample = model_sample(data, config.calibration, trained)
+    chosen = choose_threshold(sample, config.calibration)
     if "note" in chosen.figures:
-        console.say(chosen.figures["note"])
-    truth = _truth(data, config.calibration.density_ratio)
-    judged = judge(Detector(trained.scorer, chosen, trained.manifest["unit"]), truth)
+        console.info(chosen.figures["note"])
+    labelled = _test_rows(data, config.calibration.density_ratio)
+    judged = judge(Detector(trained.scorer, chosen, trained.manifest["unit"]), labelled)
     report = _report(judged, data, config)
     reference = _reference(trained, data)
-    bundle = _planned(trained, config).calibrated(chosen, report.to_json(), reference)
-    show(report)
+    bundle = _with_config(trained, config).calibrated(chosen, report.to_json(), reference)
+    show(report, labelled.days)
     registry = Registry(config.mlflow.tracking_uri)
     experiment = config.mlflow.experiment or config.name
     with registry.run(experiment, "calibrate", {"model": model}) as run:
@@ -128,7 +133,7 @@ def _check_same_split(trained: Bundle, data: Dataset) -> None:
 
 
 def _check_same_config(trained: Bundle, config: Config) -> None:
-    """The version is found again by its configuration, so that must be what made the model."""
+    """Check that the model was trained with this configuration, by which its version is found."""
     planned, used = config.recorded(), trained.manifest["config"]
     for section in ("data", "model", "training", "score"):
         for key, value in planned[section].items():
@@ -140,15 +145,15 @@ def _check_same_config(trained: Bundle, config: Config) -> None:
                 )
 
 
-def _planned(trained: Bundle, config: Config) -> Bundle:
-    """The same model, with what this configuration says of all that comes after training."""
+def _with_config(trained: Bundle, config: Config) -> Bundle:
+    """Return the model with this configuration's sections that take effect after training."""
     later = {key: config.recorded()[key] for key in ("calibration", "evaluation", "description")}
     recorded = {**trained.manifest["config"], **later}
     return replace(trained, manifest={**trained.manifest, "config": recorded})
 
 
-def _truth(data: Dataset, density_ratio: str | None) -> Labelled:
-    """What is known of the test split."""
+def _test_rows(data: Dataset, density_ratio: str | None) -> Labelled:
+    """Return the rows of the test split with their labels, groups and times."""
     rows, known = data.assignment.rows(TEST), data.rows
     return Labelled(
         data.table.take(pa.array(rows)),
@@ -157,16 +162,17 @@ def _truth(data: Dataset, density_ratio: str | None) -> Labelled:
         None if known.group is None else known.group[rows],
         None if known.time is None else known.time[rows],
         data.part(TEST),
-        like_traffic(data.test_table, density_ratio),
+        represents_traffic(data.test_table, density_ratio),
         tuple(data.files[row] for row in rows) if data.files else (),
     )
 
 
 def _reference(trained: Bundle, data: Dataset) -> Reference:
-    """What the calibration rows looked like, and how many anomalies there may be among others.
+    """Summarise the calibration rows for monitoring, with the share of anomalies to expect.
 
-    That is the upper end of the interval of their share: with a time column in the test split, the
-    latest; else in all of the data, as the split has more than its share.
+    The share is the upper end of its confidence interval. It is taken from the test split, which
+    is the latest period, or without a time column from all rows, because the test split then holds
+    more anomalies than traffic does.
     """
     latest = slice(None) if data.rows.time is None else data.assignment.rows(TEST)
     share = rate(data.rows.anomaly[latest]) if data.label else None
@@ -175,23 +181,26 @@ def _reference(trained: Bundle, data: Dataset) -> Reference:
 
 
 def _report(judged: Judged, data: Dataset, config: Config) -> EvaluationReport:
-    wish = Wish.of(
+    options = ReportOptions.of(
         config.recorded(), confidence=config.promotion.confidence, weight=_weight(judged, data)
     )
     twins = data.test_twins(judged.detector.scorer.encoding)
-    return Reporter(judged, wish).report(Known(twins, data.TWINS))
+    return Reporter(judged, options).report(SeenRows(twins, data.TWINS))
 
 
 def _weight(judged: Judged, data: Dataset) -> float:
-    """So that anomalies are as frequent as in traffic: in time order they are; else in all rows."""
-    anomaly = judged.truth.anomaly
+    """Return the weight of a test anomaly that makes the test split represent traffic.
+
+    A test split in time order does already; any other is weighted to the share in all rows.
+    """
+    anomaly = judged.labelled.anomaly
     if data.rows.time is not None or not anomaly.any() or anomaly.all():
         return 1.0
     return float(data.anomaly_odds * (~anomaly).sum() / anomaly.sum())
 
 
 def _policy(config: Config, data: Dataset) -> dict[str, Any]:
-    """What promotion needs to judge later models on the frozen test split."""
+    """Return what promotion needs to evaluate later models on the frozen test split."""
     return {
         **config.promotion.model_dump(),
         "label": data.label,
@@ -204,27 +213,28 @@ def _policy(config: Config, data: Dataset) -> dict[str, Any]:
 
 
 def _log(run: Run, config: Config, judged: Judged, data: Dataset, report: EvaluationReport) -> str:
+    """Log the evaluation and the test split, and return the SHA-256 of the split's file."""
     run.log_params({"calibration": config.calibration.model_dump()})
     log(run, judged, report)
     run.log_figure(_highest(judged, data), "plots/highest.png")
-    with tempfile.TemporaryDirectory() as place:
-        path = Path(place) / TEST_FILE
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / TEST_FILE
         pq.write_table(data.test_table, path)
         run.log_file(path)
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _log_card(run: Run, registry: Registry, source: LoadedModel) -> None:
-    """The model card of the version, as JSON and as a page."""
+    """Log the model card of the version as JSON and as an HTML page."""
     run.log_json(card_of(source).to_json(), "card/card.json")
-    with tempfile.TemporaryDirectory() as place:
-        path = Path(place) / "card.html"
-        path.write_text(page(source, logged(source, registry)), encoding="utf-8")
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / "card.html"
+        path.write_text(page(source, logged_plots(source, registry)), encoding="utf-8")
         run.log_file(path, "card")
 
 
 def _highest(judged: Judged, data: Dataset) -> Any:
-    """The four highest scores, observed against expected."""
+    """Draw the rows with the four highest scores, observed and expected."""
     found = judged.decisions(judged.scored)
     top = np.argsort(-found.score, kind="stable")[:4]
     scorer, unit = judged.detector.scorer, judged.detector.unit

@@ -1,4 +1,4 @@
-"""A data set's calibration split → what a threshold is chosen from."""
+"""Collect the scores of a calibration split, from which a threshold is chosen."""
 
 from __future__ import annotations
 
@@ -8,43 +8,49 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.calibration.conformal import Scores
 from anomaly_vae.calibration.sample import CalibrationSample
 from anomaly_vae.config import CalibrationConfig
 from anomaly_vae.data.arrow import numbers_from_arrow
 from anomaly_vae.data.converters import Levels, as_levels
 from anomaly_vae.data.encoding import Categorical, TabularEncoding
-from anomaly_vae.data.schema import TabularSchema
 from anomaly_vae.data.splitting import CALIBRATION, DAY, VALIDATION, one_row_per_group
 from anomaly_vae.errors import DataError
 from anomaly_vae.messages import listed
-from anomaly_vae.scoring.modality import Encoding
-from anomaly_vae.scoring.scorer import Scorer
 from pipelines.datasets.dataset import Dataset
 
 Positions = NDArray[np.intp]
 
 
-def evidence_of(
-    data: Dataset, wish: CalibrationConfig, score: Callable[[Positions], Scores]
+def sample_of(
+    data: Dataset, config: CalibrationConfig, score: Callable[[Positions], Scores]
 ) -> CalibrationSample:
-    """The scores of the rows that calibrate, and of known anomalies where the method counts them.
+    """Score the rows that calibrate, and the known anomalies if the method needs them.
+
+    Args:
+        data: the data set.
+        config: the calibration method and the columns that it uses.
+        score: returns the scores (N,) of the rows at N positions.
 
     Raises:
-        DataError: amounts, groups or weights that cannot be read.
+        DataError: amounts, groups or weights cannot be read.
         CalibrationError: a score is not finite.
     """
-    return _evidence(data, wish, score(data.calibration_rows), score)
+    return _sample(data, config, score(data.calibration_rows), score)
 
 
-def _evidence(
-    data: Dataset, wish: CalibrationConfig, scores: Scores, score: Callable[[Positions], Scores]
+def _sample(
+    data: Dataset,
+    config: CalibrationConfig,
+    scores: Scores,
+    score: Callable[[Positions], Scores],
 ) -> CalibrationSample:
-    """The same of ``scores`` that `Dataset.calibration_rows` have."""
+    """Build the sample from the ``scores`` of `Dataset.calibration_rows`; see `sample_of`."""
     normal = data.calibration_rows
-    if wish.promises_alpha:
-        levels = _levels(data, wish.group_by, normal) if wish.group_by else None
-        weights = _weights(data, wish.density_ratio, normal) if wish.density_ratio else ()
+    if config.promises_alpha:
+        levels = _levels(data, config.group_by, normal) if config.group_by else None
+        weights = _weights(data, config.density_ratio, normal) if config.density_ratio else ()
         return CalibrationSample.from_scores(
             scores, levels=levels, weights=weights, units=data.units
         )
@@ -52,32 +58,38 @@ def _evidence(
     return CalibrationSample.from_scores(
         scores,
         score(known),
-        _amounts(data, wish.costs.amount, known) if wish.costs.amount else (),
+        _amounts(data, config.costs.amount, known) if config.costs.amount else (),
         weight=_weight(data, len(normal), len(known)),
         rows_per_day=_rows_per_day(data),
         units=data.units,
     )
 
 
-def scored_evidence(data: Dataset, wish: CalibrationConfig, scorer: Scorer) -> CalibrationSample:
-    """The same by a model: with the groups that it tells apart, and rows that it did not learn.
+def model_sample(data: Dataset, config: CalibrationConfig, model: Bundle) -> CalibrationSample:
+    """Build the sample of a trained model, with the losses of calibration and held-out rows.
 
-    What these are compared by leaves the rate out: their codes are in the aggregated posterior.
+    The losses are compared to find out whether the calibration rows are like rows that the model
+    has not learnt. They leave out the rate, as the aggregated posterior holds the codes of the
+    calibration rows. Groups are those that the model distinguishes.
+
+    Raises:
+        DataError: see `sample_of`.
+        CalibrationError: see `sample_of`.
     """
-    take = data.batch.take
+    take, scorer = data.batch.take, model.scorer
     scores, losses = scorer.scores_and_losses(take(data.calibration_rows))
     held_out = scorer.losses(take(_held_out(data)))
-    found = _evidence(data, wish, scores, lambda rows: scorer.score(take(rows)))
+    sample = _sample(data, config, scores, lambda rows: scorer.score(take(rows)))
     return replace(
-        found,
-        levels=found.levels and _kept(found.levels, scorer.encoding, str(wish.group_by)),
+        sample,
+        levels=sample.levels and _distinguished(sample.levels, model, str(config.group_by)),
         losses=(np.sort(losses), np.sort(held_out)),
     )
 
 
-def _kept(levels: Levels, encoding: Encoding, column: str) -> Levels:
-    """Without those that training did not keep: in a row to be scored nothing tells them apart."""
-    for one in encoding.columns if isinstance(encoding, TabularEncoding) else ():
+def _distinguished(levels: Levels, model: Bundle, column: str) -> Levels:
+    """Drop the levels that training merged: the model cannot tell such a row's group."""
+    for one in TabularEncoding.from_json(model.manifest["encoding"]).columns:
         if one.name == column and isinstance(one, Categorical):
             index = {name: code for code, name in enumerate(one.levels)}
             return Levels(levels.recode(index, unseen=-1), one.levels)
@@ -85,22 +97,21 @@ def _kept(levels: Levels, encoding: Encoding, column: str) -> Levels:
 
 
 def _held_out(data: Dataset) -> Positions:
-    """Rows like the training rows, as exchangeable as those that calibrate."""
+    """Return validation rows that are as exchangeable as the calibration rows."""
     return one_row_per_group(data.assignment.rows(VALIDATION), data.rows.group)
 
 
 def _levels(data: Dataset, column: str, rows: Positions) -> Levels:
-    """The group of each of these rows.
+    """Return the group of each of these rows.
 
     Raises:
-        DataError: the model does not read the column, or it has no levels.
+        DataError: the model does not read the column, or the column has no levels.
     """
     _check_group(data, column)
     return as_levels(data.batch.take(rows).values[column])
 
 
 def _check_group(data: Dataset, column: str) -> None:
-    assert isinstance(data.schema, TabularSchema), "images have no groups"
     types = {one.name: one.type for one in data.schema.columns}
     discrete = [one.name for one in data.schema.columns if one.spec.has_levels]
     if column in discrete:
@@ -116,10 +127,10 @@ def _check_group(data: Dataset, column: str) -> None:
 
 
 def _weights(data: Dataset, column: str, rows: Positions) -> Scores:
-    """How much denser than here traffic is around each of these rows.
+    """Return the density of traffic relative to the calibration split at each of these rows.
 
     Raises:
-        DataError: no such column, one that the model reads, or a row without a weight.
+        DataError: no such column, the model reads it, or a row has no weight.
     """
     key = f"calibration.density_ratio names the column '{column}'"
     if column in data.schema.names:
@@ -135,15 +146,15 @@ def _weights(data: Dataset, column: str, rows: Positions) -> Scores:
     return weights
 
 
-def unscored(rows: Positions) -> Scores:
-    """Stands for scores, to check before there are any."""
+def zero_scores(rows: Positions) -> Scores:
+    """Return zeros in place of scores, to check a configuration before a model exists."""
     return np.zeros(len(rows))
 
 
 def _weight(data: Dataset, n: int, m: int) -> float:
-    """So that n normal rows and m anomalies are mixed as in traffic.
+    """Return the weight of an anomaly that makes n normal rows and m anomalies represent traffic.
 
-    With a time column traffic is what lies between the calibration rows, else all rows.
+    Traffic is the period of the calibration rows, or all rows of data without a time column.
     """
     if not m:
         return 1.0
@@ -153,7 +164,7 @@ def _weight(data: Dataset, n: int, m: int) -> float:
 
 
 def _rows_per_day(data: Dataset) -> float | None:
-    """All rows between the first of the calibration split and the last, by their days."""
+    """Return the number of all rows per day, in the period of the calibration split."""
     time = data.rows.time
     if time is None:
         return None
@@ -165,6 +176,11 @@ def _rows_per_day(data: Dataset) -> float | None:
 
 
 def _amounts(data: Dataset, column: str, rows: Positions) -> Scores:
+    """Return the cost of each of these anomalies.
+
+    Raises:
+        DataError: no such column, or an anomaly without an amount of 0 or more.
+    """
     key = f"calibration.costs.amount names the column '{column}'"
     amounts = _numbers(data, column, key)[rows]
     wrong = np.flatnonzero(~(amounts >= 0))
@@ -178,7 +194,7 @@ def _amounts(data: Dataset, column: str, rows: Positions) -> Scores:
 
 
 def _numbers(data: Dataset, column: str, key: str) -> Scores:
-    """(N,) a column of the table, whether the model reads it or not."""
+    """Read a column (N,) of numbers, whether the model uses it or not."""
     if column not in data.table.column_names:
         raise DataError(f"{key}; found {listed(data.table.column_names)}", column=column)
     try:

@@ -1,4 +1,4 @@
-"""Configuration → a trained bundle, recorded in MLflow."""
+"""Train a bundle from a configuration and record the run in MLflow."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from pipelines import console
 from pipelines.datasets.dataset import Dataset
 from pipelines.datasets.loading import load_dataset
 from pipelines.registry.frozen_test import frozen_test
-from pipelines.training.calibration_sample import evidence_of, unscored
-from pipelines.training.warm_start import prepared_start, source, trained_until
+from pipelines.training.calibration_sample import sample_of, zero_scores
+from pipelines.training.warm_start import prepared_start, start_model, trained_until
 
 CHECKPOINTS = Path("checkpoints")
 BUNDLES = Path("bundles")
@@ -34,7 +34,7 @@ SHOWN_COLUMNS = 50
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A trained model, where it was recorded and what it was made of."""
+    """A trained model with its MLflow run, its folder and its data set."""
 
     run_id: str
     model_uri: str
@@ -43,7 +43,7 @@ class Trained:
     data: Dataset
 
     def result(self) -> dict[str, Any]:
-        """The command's answer."""
+        """Return the JSON object that the command prints."""
         return {
             "run_id": self.run_id,
             "model_uri": self.model_uri,
@@ -53,28 +53,28 @@ class Trained:
 
 
 def inputs_digest(config: Config, data: Dataset) -> str:
-    """SHA-256 of everything that decides what is trained: rows, configuration, code.
+    """Return the SHA-256 of everything that determines the model: rows, configuration and code.
 
-    A model to start from counts by its digest; an alias by its name, for the same rows and
-    configuration are no reason to train again because they were promoted.
+    A model to start from counts by its digest, but an alias by its name: a promotion alone is no
+    reason to train again on the same rows with the same configuration.
     """
     content = {"config": config.recorded(), "data": data.origin or data.digest}
     if warm := config.training.warm_start:
-        content["warm_start"] = warm if "@" in warm else source(config).digest
+        content["warm_start"] = warm if "@" in warm else start_model(config).digest
     return _sha256({**content, "code": code_version()})
 
 
 def train(config: Config, data: Dataset | None = None) -> Trained:
-    """Fit on the training split and log the run; nothing is registered yet.
+    """Fit on the training split and log the run, without registering a version.
 
     Raises:
-        AnomalyVAEError: the data, the configuration or the fit is at fault.
-        KeyboardInterrupt: interrupted; the next call resumes from the checkpoint.
+        AnomalyVAEError: the data or the configuration is invalid, or the fit fails.
+        KeyboardInterrupt: the fit was interrupted; the next call resumes from the checkpoint.
     """
-    data = data or read(config)
+    data = data or read_data(config)
     prepared, start = prepared_start(config, data)
     twins = int(data.test_twins(prepared.encoding).sum())
-    tell(data, twins)
+    show_data(data, twins)
     digest = inputs_digest(config, data)
     state = _sha256([digest, data.digest, start and start.digest])
     checkpoint = CHECKPOINTS / f"{config.name}-{state[:16]}.safetensors"
@@ -91,25 +91,25 @@ def train(config: Config, data: Dataset | None = None) -> Trained:
         return Trained(run.id, uri, fitted, folder, data)
 
 
-def read(config: Config) -> Dataset:
-    """Load the data set; no row of the test split that the registry keeps frozen may train.
+def read_data(config: Config) -> Dataset:
+    """Load the data set, without training on rows of the frozen test split.
 
     Raises:
         DataError: see `load_dataset`.
         CalibrationError: the calibration split does not suffice for the threshold.
     """
-    console.step(f"Reading {', '.join(config.data.paths)}")
+    console.heading(f"Reading {', '.join(config.data.paths)}")
     data = load_dataset(config.data)
     _check_evaluation(config, data)
     frozen = frozen_test(Registry(config.mlflow.tracking_uri), config.name)
     if frozen is not None:
         data = data.without(frozen)
-    check_sample(evidence_of(data, config.calibration, unscored), config.calibration)
+    check_sample(sample_of(data, config.calibration, zero_scores), config.calibration)
     return data
 
 
 def _check_evaluation(config: Config, data: Dataset) -> None:
-    """The columns that the evaluation needs are there, before anything is fitted."""
+    """Check that the columns that the evaluation needs exist, before anything is fitted."""
     entity, found = config.evaluation.entity, data.table.column_names
     named = [("entity", entity)] if entity else []
     for key, name in (*named, *(("slices", name) for name in config.evaluation.slices)):
@@ -121,27 +121,27 @@ def _check_evaluation(config: Config, data: Dataset) -> None:
             )
 
 
-def tell(data: Dataset, twins: int) -> None:
-    """What was read: columns, splits, and whatever a careful reader should know."""
+def show_data(data: Dataset, twins: int) -> None:
+    """Print the columns, the splits, the rows that were left out and possible leakage."""
     types = [(column.name, str(column.type)) for column in data.schema.columns]
     console.table("Columns", ("name", "type"), types[:SHOWN_COLUMNS])
     if len(types) > SHOWN_COLUMNS:
-        console.say(f"and {len(types) - SHOWN_COLUMNS:,} more columns")
+        console.info(f"and {len(types) - SHOWN_COLUMNS:,} more columns")
     counts = data.assignment.counts
     console.table("Rows", tuple(counts), [tuple(counts.values())])
     for why, count in data.assignment.unused.items():
-        console.say(f"{count:,} rows unused: {why}")
+        console.info(f"{count:,} rows unused: {why}")
     for note in data.notes:
-        console.say(note)
+        console.info(note)
     if data.duplicate_ids:
-        console.say(f"{data.duplicate_ids:,} rows repeat an id that an earlier row has")
+        console.info(f"{data.duplicate_ids:,} rows repeat an id that an earlier row has")
     if twins:
         share = twins / max(counts["test"], 1)
-        console.say(f"{twins:,} test rows ({share:.1%}) {data.TWINS}")
+        console.info(f"{twins:,} test rows ({share:.1%}) {data.TWINS}")
 
 
 def final_metrics(fitted: Fitted) -> dict[str, float]:
-    """The figures of the epoch that was kept."""
+    """Return the figures of the epoch whose weights were kept, in nats per row."""
     best = fitted.history.best
     return {
         "validation_elbo": best.validation_elbo,
@@ -164,21 +164,21 @@ def _fit(
             fitted = fit_bundle(config, prepared, summary, on_epoch, checkpoint, start)
     except KeyboardInterrupt:
         if checkpoint.exists() and config.training.resume:
-            console.say(f"Interrupted; the same command resumes from {checkpoint}")
+            console.info(f"Interrupted; the same command resumes from {checkpoint}")
         raise
-    with suppress(OSError):  # other fits may have theirs there
+    with suppress(OSError):  # other fits may have checkpoints there
         checkpoint.parent.rmdir()
     return fitted
 
 
 @contextmanager
 def _epochs(checkpoint: Path) -> Iterator[OnEpoch]:
-    """A bar that shows the validation ELBO and its two terms; where it resumed is said once."""
+    """Show a progress bar with the validation ELBO and its terms; say once if the fit resumed."""
     with console.progress("Training", None) as (bar, task):
 
         def show(epoch: Epoch, planned: int) -> None:
-            if epoch.epoch and bar.tasks[task].total is None:  # the first that is shown
-                console.say(f"Resumed after epoch {epoch.epoch} from {checkpoint}")
+            if epoch.epoch and bar.tasks[task].total is None:  # the first epoch shown
+                console.info(f"Resumed after epoch {epoch.epoch} from {checkpoint}")
             note = (
                 f"ELBO {epoch.validation_elbo:.2f} = log p(x|z) {epoch.validation_log_prob:.2f} "
                 f"− KL {epoch.validation_kl:.2f} nats"

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Self, TypeAlias
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,17 +22,6 @@ from serving.settings import Settings
 Json = dict[str, Any]
 Content: TypeAlias = Any
 """Input to score: a `RawBatch` for a table model, the contents of N files for an image model."""
-
-
-class BundleRef(msgspec.Struct, frozen=True):
-    """A bundle folder and what is known about it; a digest, if given, is verified on loading."""
-
-    path: str
-    digest: str | None = None
-    name: str | None = None
-    version: str | None = None
-    alias: str | None = None
-    registered_at: float | None = None
 
 
 class BodyDescription(NamedTuple):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import msgspec
 
+from anomaly_vae.artifacts.registry_names import BundleRef
 from anomaly_vae.files import atomic_path, locked
-from serving.models.store import BundleRef
 from serving.observability.metrics import Reason
 
 

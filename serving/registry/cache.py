@@ -16,8 +16,8 @@ from pathlib import Path
 import msgspec
 
 from anomaly_vae.artifacts import bundle
+from anomaly_vae.artifacts.registry_names import BundleRef, database_file
 from anomaly_vae.files import atomic_path, locked
-from serving.models.store import BundleRef
 from serving.registry import mlflow_rest
 
 LAST_SERVED = "last"
@@ -80,8 +80,8 @@ class Cache:
     def _record_path(self, uri: str) -> Path:
         """Return the path of the record of a URI in the current registry."""
         registry = mlflow_rest.uri()
-        if registry.startswith("sqlite:///"):
-            registry = str(Path(registry.removeprefix("sqlite:///")).absolute())
+        if file := database_file(registry):
+            registry = str(file.absolute())
         key = hashlib.sha256(f"{registry}\n{uri}".encode()).hexdigest()[:32]
         return self.folder / LAST_SERVED / f"{key}.json"
 

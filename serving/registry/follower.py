@@ -16,16 +16,18 @@ import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any, Literal
 
 import msgspec
 
+from anomaly_vae.artifacts.registry_names import ALIAS_URI, BundleRef
 from anomaly_vae.errors import AnomalyVAEError, ConfigError, RegistryError
-from serving.models.store import BundleRef, ServedModel, Store
+from serving.models.store import ServedModel, Store
 from serving.observability import logs
 from serving.observability.metrics import Metrics, Reason
 from serving.registry.board import Board, Followed, FollowState
-from serving.registry.sources import ALIAS, REMOTE, Sources, Spec, is_followed
+from serving.registry.sources import REMOTE, Sources, Spec, is_followed
 from serving.scoring.loading import load_model
 from serving.settings import Settings
 
@@ -225,7 +227,7 @@ def _log_and_continue() -> Iterator[None]:
 
 def named_source(one: Followed, source: BundleRef) -> BundleRef:
     """Return the source with the name it is served under."""
-    return msgspec.structs.replace(source, name=one.name or source.name)
+    return replace(source, name=one.name or source.name)
 
 
 def reason_of(error: Exception) -> Reason:
@@ -306,7 +308,7 @@ def log_initial_state(state: FollowState) -> None:
 def _shadowed_model(name: str | None, uri: str, store: Store) -> str:
     """Return the model that a shadow accompanies: the one of its name, or the only one."""
     known = list(store.current)
-    registered = ALIAS.fullmatch(uri)
+    registered = ALIAS_URI.fullmatch(uri)
     wanted = name or (registered and registered["name"])
     if wanted in known:
         return str(wanted)

@@ -17,15 +17,13 @@ from urllib.parse import unquote, urlencode, urlsplit
 
 import msgspec
 
+from anomaly_vae.artifacts.registry_names import DEFAULT_URI, DIGEST_TAG
 from anomaly_vae.errors import RegistryError
 
 if TYPE_CHECKING:
     import ssl
     from http.client import HTTPResponse
 
-DEFAULT_URI = "sqlite:///mlflow.db"
-"""Where MLflow is, as `anomaly_vae.lifecycle.registry` has it too."""
-DIGEST_TAG = "anomaly_vae.bundle_digest"
 ENDPOINT = "/api/2.0/mlflow/registered-models/alias"
 SIGNING_VARIABLES = ("MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4")
 """Environment variables for signed requests, which only MLflow can make."""

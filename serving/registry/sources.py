@@ -15,24 +15,29 @@ import sys
 import tempfile
 from asyncio.subprocess import PIPE
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
+from anomaly_vae.artifacts.registry_names import (
+    ALIAS_URI,
+    MISSING,
+    UNFIT,
+    UNWRITABLE,
+    BundleRef,
+    database_file,
+)
 from anomaly_vae.errors import BundleError, RegistryError
-from serving.models.store import BundleRef
 from serving.registry import mlflow_rest
 from serving.registry.cache import Cache
 from serving.settings import Settings
 
 NAMED_URI = re.compile(r"([A-Za-z0-9][\w.-]*)=(.+)", re.DOTALL)
 REMOTE = re.compile(r"(models|runs):/")
-ALIAS = re.compile(r"models:/(?P<name>[^/@]+)@(?P<alias>[^/@]+)")
 FETCH = (sys.executable, "-m", "anomaly_vae.lifecycle.registry", "fetch")
 """The command that fetches a bundle; the arguments ``URI --to FOLDER`` follow."""
-MISSING, UNFIT, UNWRITABLE = 3, 4, 5
-"""How it ends where a registry has no such model, the bundle is bad, or there is no room."""
 ASK_SECONDS = 5.0
 """Timeout of a request to the registry, in seconds."""
 USER_INFO = re.compile(r"//[^/@\s]+@")
@@ -57,7 +62,7 @@ class Spec(NamedTuple):
 
 def is_followed(uri: str) -> bool:
     """Return whether a URI may come to mean another version: only aliases move."""
-    return ALIAS.fullmatch(uri) is not None
+    return ALIAS_URI.fullmatch(uri) is not None
 
 
 class Sources:
@@ -78,7 +83,7 @@ class Sources:
         """
         if not REMOTE.match(uri):
             return BundleRef(uri)
-        alias = ALIAS.fullmatch(uri)
+        alias = ALIAS_URI.fullmatch(uri)
         if alias and mlflow_rest.is_server():
             return await self._find_on_server(uri, known, *alias.groups())
         state = fingerprint()
@@ -111,7 +116,7 @@ class Sources:
             at = found.registered_at
             return BundleRef(str(place), found.digest, name, found.version, alias, at)
         fetched = await self._fetch(f"models:/{name}/{found.version}")
-        return msgspec.structs.replace(fetched, alias=alias)
+        return replace(fetched, alias=alias)
 
     async def _fetch(self, uri: str) -> BundleRef:
         """Have a child process fetch a registered bundle into the cache."""
@@ -168,10 +173,10 @@ def _check_installed(uri: str) -> None:
 
 def fingerprint() -> Fingerprint | None:
     """Return a value that changes when an SQLite registry is written; None for other registries."""
-    if not mlflow_rest.uri().startswith("sqlite:///"):
+    file = database_file(mlflow_rest.uri())
+    if file is None:
         return None
-    path = mlflow_rest.uri().removeprefix("sqlite:///").partition("?")[0]
-    return tuple(_state(Path(path + suffix)) for suffix in ("", "-wal", "-journal"))
+    return tuple(_state(Path(f"{file}{suffix}")) for suffix in ("", "-wal", "-journal"))
 
 
 def _state(path: Path) -> tuple[int, int, int] | None:

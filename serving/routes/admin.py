@@ -12,6 +12,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from anomaly_vae.artifacts.registry_names import ALIAS_URI
 from serving.http.admission import Deadlines
 from serving.openapi import DocumentedRoute, json_route, webhook_route
 from serving.paths import HEADERS
@@ -25,7 +26,6 @@ from serving.problems import (
     ProblemError,
 )
 from serving.registry.follower import Follower, Reloaded, Reloads
-from serving.registry.sources import ALIAS
 from serving.scoring import requests, responses
 from serving.settings import Settings, is_loopback
 
@@ -116,5 +116,5 @@ def concerns(body: bytes, follower: Follower) -> bool:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProblemError(MALFORMED, f"not an event of MLflow: {error}") from None
     moved = event.data.get("name"), event.data.get("alias")
-    matches = (ALIAS.fullmatch(one.uri) for one in follower.followed)
+    matches = (ALIAS_URI.fullmatch(one.uri) for one in follower.followed)
     return event.entity == ENTITY and any(m and m.groups() == moved for m in matches)

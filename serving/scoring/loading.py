@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from anomaly_vae.artifacts.bundle import Bundle, load_bundle
+from anomaly_vae.artifacts.registry_names import BundleRef
 from anomaly_vae.errors import AnomalyVAEError, BundleError
 from anomaly_vae.scoring.detector import Detections
-from serving.models.store import BundleRef, ServedModel
+from serving.models.store import ServedModel
 from serving.scoring.tables import ServedTable
 
 

@@ -19,7 +19,7 @@ from anomaly_vae.evaluation.metrics import Evaluation, Rate, evaluate
 from anomaly_vae.evaluation.p_values import UniformityPoint
 from anomaly_vae.evaluation.report import EvaluationReport
 from anomaly_vae.evaluation.slices import ColumnSlice
-from anomaly_vae.scoring.detector import Detections
+from anomaly_vae.scoring.detector import Contribution, Detections, Explanation
 from anomaly_vae.training.fit import Fitted, Prepared
 from anomaly_vae.training.trainer import Epoch, History
 
@@ -173,3 +173,23 @@ def test_the_best_epoch_is_marked_where_it_is() -> None:
     for best in range(3):
         drawn = plots.loss_curve(replace(history([-3.0, -2.0, -1.0], 0), best_epoch=best))
         assert drawn.axes[0].lines[-1].get_xdata()[0] == best + 1
+
+
+def test_contributions_are_bars_that_add_up_to_the_score() -> None:
+    reasons = (
+        Contribution("amount", 95.4, "722.37", 38.5631),
+        Contribution("channel", 3.0, None, "chip"),
+    )
+    figure = plots.contributions(
+        {"first": Explanation(reasons, rest=-1.5, kl=2.0), "second": Explanation((), 4.0, 1.0)}
+    )
+    first, second = figure.axes
+    assert [bar.get_width() for bar in first.patches] == [95.4, 3.0, -1.5, 2.0]
+    assert [label.get_text() for label in first.get_yticklabels()] == [
+        "amount\nobserved 722.4, expected 38.56",
+        "channel\nobserved missing, expected chip",
+        "other columns",
+        "KL term",
+    ]
+    assert (first.get_title(loc="left"), second.get_title(loc="left")) == ("first", "second")
+    assert "nats" in second.get_xlabel()

@@ -1,26 +1,26 @@
-"""How often the promise is doubted for nothing, and how soon after a shift, by simulation."""
+"""Simulate the false alarms of the drift monitor, and its delay after a shift."""
 
 import numpy as np
 import pytest
 
-from benchmarks.guarantee import SETTINGS, SHIFTS, Setting, delays, quiet
+from benchmarks.guarantee import SETTINGS, SHIFTS, Setting, detection_delays, false_alarms
 
-USUAL = Setting(2_000, 0.01, share=0.01)
+USUAL = Setting(2_000, 0.01, anomaly_share=0.01)
 
 
 def test_a_large_shift_is_noticed_at_once():
-    found = delays(USUAL, SHIFTS["up by 1 σ"], streams=5)
+    found = detection_delays(USUAL, SHIFTS["up by 1 σ"], streams=5)
     assert found["noticed"].max() <= 500
     assert (found["noticed"] <= found["broken"]).all()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "setting", SETTINGS, ids=lambda setting: f"{setting.title}, {setting.share}"
+    "setting", SETTINGS, ids=lambda setting: f"{setting.title}, {setting.anomaly_share}"
 )
 def test_it_stays_quiet_at_its_stated_rate(setting):
-    """Doubtful at 1% of all moments at most, broken at 0.1%, over 60 calibration samples."""
-    found = quiet(setting, streams=60)
+    """At most 1% of all reports are doubtful and 0.1% broken, over 60 calibration samples."""
+    found = false_alarms(setting, streams=60)
     assert found["doubtful"] <= 0.01
     assert found["broken"] <= 0.001 + 3 * np.sqrt(0.001 / 60)
     assert found["ever_broken"] <= 3
@@ -32,5 +32,5 @@ def test_it_stays_quiet_at_its_stated_rate(setting):
     ("1.3 times as wide", 3_000), ("down by 0.3 σ", 2_500),
 ])  # fmt: skip
 def test_a_shift_is_noticed_within_so_many_rows(shift, rows):
-    found = delays(USUAL, SHIFTS[shift], streams=30)
+    found = detection_delays(USUAL, SHIFTS[shift], streams=30)
     assert (found["noticed"] <= rows).sum() >= 27

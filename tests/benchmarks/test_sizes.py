@@ -1,14 +1,21 @@
 import numpy as np
 import pytest
 
-from benchmarks.sizes import BEYOND, BLOCK, KINDS, World, kinds, measure
+from benchmarks.sizes import (
+    BLOCK_VALUES,
+    GLOBAL_RANGE,
+    KINDS,
+    RowSimulator,
+    detectable_kinds,
+    measure,
+)
 
 
 def _rows(columns: int, count: int, kind: str | None = None) -> np.ndarray:
-    world, generator = World(columns, 0), np.random.default_rng(1)
+    simulator, generator = RowSimulator(columns, 0), np.random.default_rng(1)
     if kind is None:
-        return world.normal(count, generator)
-    return world.anomalies(kind, count, generator)
+        return simulator.normal(count, generator)
+    return simulator.anomalies(kind, count, generator)
 
 
 @pytest.mark.parametrize("columns", [1, 2, 30])
@@ -21,7 +28,7 @@ def test_rows_repeat_and_are_finite(columns: int, kind: str | None) -> None:
 
 
 def test_many_blocks_come_from_one_law() -> None:
-    rows = _rows(2, BLOCK)
+    rows = _rows(2, BLOCK_VALUES)
     first, second = np.split(rows, 2)
     np.testing.assert_allclose(first.mean(0), second.mean(0), atol=0.02)
     assert len(np.unique(rows[:, 0])) == len(rows)
@@ -42,13 +49,13 @@ def test_dependency_keeps_each_column_and_breaks_the_rows() -> None:
 
 def test_global_fills_the_range_of_each_column_and_a_little_more() -> None:
     normal, odd = _rows(4, 2_000), _rows(4, 2_000, "global")
-    assert (np.ptp(odd, 0) <= BEYOND * np.ptp(normal, 0) * 1.0001).all()
+    assert (np.ptp(odd, 0) <= GLOBAL_RANGE * np.ptp(normal, 0) * 1.0001).all()
     assert (np.ptp(odd, 0) > np.ptp(normal, 0)).all()
 
 
 def test_a_column_alone_depends_on_nothing() -> None:
-    assert set(KINDS) - set(kinds(1)) == {"dependency"}
-    assert kinds(2) == KINDS
+    assert set(KINDS) - set(detectable_kinds(1)) == {"dependency"}
+    assert detectable_kinds(2) == KINDS
 
 
 @pytest.mark.parametrize("method", ["IsolationForest", "kNN, k = 5"])

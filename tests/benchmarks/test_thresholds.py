@@ -1,4 +1,4 @@
-"""The counts behind docs/thresholds.md stay within their bounds."""
+"""Check that the results behind docs/thresholds.md stay within their bounds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from anomaly_vae.types import Method
-from benchmarks.thresholds import ABOVE, CHANCE, KEPT, METHODS, NONE, SHORT_TRIALS, Line, verdict
+from benchmarks.thresholds import (
+    ABOVE,
+    KEPT,
+    METHODS,
+    NO_PROMISE,
+    SHORT_TRIALS,
+    WITHIN_CHANCE,
+    SettingResult,
+    verdict,
+)
 
 KNOWN: dict[str, dict[str, tuple[float, float]]] = {
     "conformal": {"the last one: how often a single threshold is above α": (0.3, 0.55)},
@@ -31,10 +40,10 @@ KNOWN: dict[str, dict[str, tuple[float, float]]] = {
         "told, 500 and 150 rows, 5% anomalies among those that calibrate": (0.1, 0.45),
         "told, 500 and 150 rows, 10% anomalies among those that calibrate": (0.7, 1)},
 }  # fmt: skip
-"""What promises nothing, or less than it keeps: where its mean was found to lie."""
+"""Range of the mean, by method and setting, where no guarantee bounds it or the bound is loose."""
 
 
-def row(line: Line) -> SimpleNamespace:
+def row(line: SettingResult) -> SimpleNamespace:
     return SimpleNamespace(**line.to_row())
 
 
@@ -46,18 +55,18 @@ def test_every_method_is_counted() -> None:
 def test_a_verdict_allows_for_chance_and_no_more() -> None:
     noise = [0.0, 0.2] * 50
     lines = [
-        Line("a", noise, 0.11),
-        Line("b", noise, 0.08),
-        Line("c", noise, 0.05),
-        Line("d", noise),
+        SettingResult("a", noise, 0.11),
+        SettingResult("b", noise, 0.08),
+        SettingResult("c", noise, 0.05),
+        SettingResult("d", noise),
     ]
-    assert [verdict(row(line)) for line in lines] == [KEPT, CHANCE, ABOVE, NONE]
+    assert [verdict(row(line)) for line in lines] == [KEPT, WITHIN_CHANCE, ABOVE, NO_PROMISE]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_promises_are_kept_and_what_promises_nothing_is_where_it_was(method: str) -> None:
-    """400 calibrations of each setting, fewer where a method is slow; their draws repeat."""
+    """Run 400 calibrations per setting, fewer for slow methods, with a fixed seed."""
     lines = list(METHODS[method](np.random.default_rng(0), SHORT_TRIALS))
     broken = [line.setting for line in lines if verdict(row(line)) == ABOVE]
     assert not broken

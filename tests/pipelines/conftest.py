@@ -1,4 +1,4 @@
-"""The whole path taken once, in a folder of its own, for tests that only look at the result."""
+"""Run the pipeline from training to promotion once, for tests that only read its results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["migrated", "place", "registry"]
 
 @pytest.fixture(scope="session")
 def flow(config: Config) -> Config:
-    """Three epochs over 1,500 transactions, at alpha 0.05."""
+    """Return a configuration of three epochs on 1,500 transactions, at alpha 0.05."""
     return changed(config, calibration__alpha=0.05)
 
 
@@ -29,7 +29,7 @@ def flow(config: Config) -> Config:
 def world(
     migrated: Path, flow: Config, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory
 ) -> World:
-    """Train, calibrate and promote, once."""
+    """Train, calibrate and promote a model in a temporary folder."""
     folder = tmp_path_factory.mktemp("world")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -42,7 +42,7 @@ def world(
 
 @pytest.fixture
 def champion(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
-    """Be in that folder, to look and not to touch."""
+    """Change to the folder of `world`; tests must not modify it."""
     monkeypatch.chdir(world.folder)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{world.folder / 'mlflow.db'}")
     return world
@@ -50,7 +50,7 @@ def champion(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
 
 @pytest.fixture
 def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Run the command line in this process, as ``main`` does but for the exit."""
+    """Return a function that runs the command line in this process without exiting it."""
 
     def run(*arguments: object) -> Answer:
         monkeypatch.setattr("sys.argv", ["anomaly-vae", *map(str, arguments)])

@@ -22,7 +22,7 @@ from pipelines import console
     ],
 )
 def test_values_are_spelled_for_people(value: object, spelled: str) -> None:
-    assert console.spell(value) == spelled
+    assert console.format_value(value) == spelled
 
 
 def test_the_result_is_one_line_of_json_on_stdout(capfd: pytest.CaptureFixture[str]) -> None:
@@ -44,8 +44,8 @@ def test_what_is_not_json_is_never_printed(
 
 
 def test_words_tables_and_bars_leave_stdout_alone(capfd: pytest.CaptureFixture[str]) -> None:
-    console.say("plain [bold]words[/bold]")
-    console.step("a step [x]")
+    console.info("plain [bold]words[/bold]")
+    console.heading("a step [x]")
     console.table("Title", ("name", "value"), [("a [b]", 1_000), ("c", 0.5)])
     with console.progress("Working", 3) as (bar, task):
         bar.update(task, completed=3, note="done")

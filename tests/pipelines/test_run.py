@@ -20,7 +20,7 @@ from anomaly_vae.errors import DataError
 from anomaly_vae.lifecycle.registry import CHAMPION, Registry
 from anomaly_vae.simulation.transactions import simulate_transactions
 from pipelines.run import run
-from pipelines.training.train import read
+from pipelines.training.train import read_data
 from tests.support.flows import Command, World
 from tests.support.registries import changed, copy_registry
 
@@ -82,7 +82,7 @@ def test_a_second_time_it_makes_no_run_and_no_version(known: World, command: Com
     assert [answer.code for answer in answers] == [0, 0]
     assert answers[0].json == answers[1].json
     assert answers[0].json["version"] == "1"
-    assert "was made of the same inputs" in answers[0].err
+    assert "was made from the same inputs" in answers[0].err
     assert counts() == before
 
 
@@ -157,7 +157,7 @@ def test_no_row_of_the_frozen_test_split_trains_a_later_model(
     grown = grown.set_column(grown.column_names.index("TRANSACTION_ID"), "TRANSACTION_ID", ids)
     first = pq.read_table(known.config.data.path)
     pq.write_table(pa.concat_tables([first, grown.cast(first.schema)]), tmp_path / "grown.parquet")
-    data = read(changed(flow, data__path=str(tmp_path / "grown.parquet")))
+    data = read_data(changed(flow, data__path=str(tmp_path / "grown.parquet")))
     frozen = set(known.trained.data.test_table["TRANSACTION_ID"].to_pylist())
     for split in (TRAIN, VALIDATION, CALIBRATION):
         rows = data.table.take(data.assignment.rows(split))

@@ -1,4 +1,4 @@
-"""A served bundle, records that fit it, and clients for the application around it."""
+"""Provide served models, matching records, and clients of the scoring application."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ import uvicorn
 from starlette.testclient import TestClient
 
 from anomaly_vae.artifacts.bundle import Bundle
+from anomaly_vae.artifacts.registry_names import BundleRef
 from anomaly_vae.calibration.conformal import calibrate
 from anomaly_vae.config import Config
 from anomaly_vae.data.splitting import CALIBRATION, TRAIN, VALIDATION
 from anomaly_vae.training.fit import fit_bundle, prepare
 from pipelines.datasets.loading import load_dataset
 from serving.app import create_app
-from serving.models.store import BundleRef, ServedModel, Store
+from serving.models.store import ServedModel, Store
 from serving.scoring.loading import load_model
 from serving.settings import Settings
 from tests.support.image_uploads import image_file
@@ -35,32 +36,32 @@ MakeClient = Callable[..., TestClient]
 
 @pytest.fixture(scope="session")
 def scan_bundle(image_bundle: Bundle, pngs: list[bytes]) -> Bundle:
-    """A model of images that flags about half of `pngs`, however well it was trained."""
+    """Return an image model that flags about half of `pngs`, regardless of its training."""
     batch = image_bundle.scorer.schema.from_records([{"image": content} for content in pngs])
     return image_bundle.calibrated(calibrate(image_bundle.scorer.score(batch), alpha=0.5), None)
 
 
 @pytest.fixture(scope="session")
 def scan_folder(scan_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """That, saved."""
+    """Return the folder of the saved `scan_bundle`."""
     return scan_bundle.save(tmp_path_factory.mktemp("served") / "scans")
 
 
 @pytest.fixture(scope="session")
 def scanner(scan_folder: Path) -> ServedModel:
-    """That, loaded as the service does."""
+    """Return `scan_bundle`, loaded as in the service."""
     return load_model(BundleRef(str(scan_folder)))
 
 
 @pytest.fixture(scope="session")
 def pngs() -> list[bytes]:
-    """40 files as a client sends them, larger than the model's images."""
+    """Return 40 PNG files, larger than the model's images."""
     return [image_file(image) for image in blobs(40, seed=1, size=60)]
 
 
 @pytest.fixture(scope="session")
 def plain(config: Config, tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
-    """A model whose columns are all numbers or bits."""
+    """Return a model whose columns are all numeric or binary."""
     data = config.data.model_copy(update={"features": ("TX_AMOUNT", "TX_DURING_NIGHT")})
     few = config.model_copy(update={"data": data, "name": "plain"})
     rows = load_dataset(data)
@@ -74,14 +75,14 @@ def plain(config: Config, tmp_path_factory: pytest.TempPathFactory) -> ServedMod
 
 @pytest.fixture
 def address_of() -> Iterator[Callable[..., str]]:
-    """Addresses of real servers of these models with these settings, on loopback."""
+    """Return a function that starts a real server of models and returns its address."""
     with ExitStack() as servers:
         yield lambda *models, **settings: servers.enter_context(listening(models, settings))
 
 
 @contextmanager
 def listening(models: Sequence[ServedModel], settings: Mapping[str, Any]) -> Iterator[str]:
-    """A server on a thread, and its address; stopped at the end."""
+    """Run a server in a thread and yield its address."""
     app = create_app(Store(models), Settings(**settings))
     server = uvicorn.Server(uvicorn.Config(app, http="httptools", log_config=None, lifespan="off"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -96,7 +97,7 @@ def listening(models: Sequence[ServedModel], settings: Mapping[str, Any]) -> Ite
 
 @pytest.fixture
 def client_of() -> Iterator[MakeClient]:
-    """Clients of applications over these models with these settings."""
+    """Return a function that makes clients of an application with given models and settings."""
     clients: list[TestClient] = []
 
     def make(*models: ServedModel, **settings: Any) -> TestClient:
@@ -111,13 +112,13 @@ def client_of() -> Iterator[MakeClient]:
 
 @pytest.fixture
 def client(client_of: MakeClient, served: ServedModel) -> TestClient:
-    """A client of the one model."""
+    """Return a client of `served`."""
     return client_of(served)
 
 
 @pytest.fixture
 def keen_scanner(scanner: ServedModel) -> ServedModel:
-    """The same model where it finds a region in every image."""
+    """Return `scanner` with a region threshold so low that every image has a region."""
     assert scanner.heat_scale
     scale = replace(scanner.heat_scale, region=scanner.heat_scale.low)
     return replace(scanner, heat_scale=scale)
@@ -125,11 +126,11 @@ def keen_scanner(scanner: ServedModel) -> ServedModel:
 
 @pytest.fixture
 def keen(client_of: MakeClient, keen_scanner: ServedModel) -> TestClient:
-    """A client of that."""
+    """Return a client of `keen_scanner`."""
     return client_of(keen_scanner)
 
 
 @pytest.fixture
 def scan_client(client_of: MakeClient, scanner: ServedModel) -> TestClient:
-    """A client of the one model of images."""
+    """Return a client of `scanner`."""
     return client_of(scanner)

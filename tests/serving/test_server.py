@@ -17,8 +17,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from uvicorn.config import STARTUP_FAILURE
 
+from anomaly_vae.artifacts.registry_names import BundleRef
 from anomaly_vae.errors import BundleError, ConfigError
-from serving.models.store import BundleRef
 from serving.registry.board import Board, Followed, FollowState
 from serving.server import app_factory, serve
 from tests.support.paths import ROOT
@@ -79,7 +79,8 @@ sys.modules |= dict.fromkeys({sorted(IMAGING)!r})  # importing them fails
 from starlette.testclient import TestClient
 from serving.app import create_app
 from serving.settings import Settings
-from serving.models.store import BundleRef, Store
+from anomaly_vae.artifacts.registry_names import BundleRef
+from serving.models.store import Store
 from serving.scoring.loading import load_model
 with TestClient(create_app(Store([load_model(BundleRef({str(folder)!r}))]), Settings())) as client:
     for path in ("/models", "/openapi.json", "/metrics", "/health/ready"):

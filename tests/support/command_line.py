@@ -1,4 +1,4 @@
-"""Run `anomaly-vae` as a process of its own."""
+"""Run `anomaly-vae` in a separate process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.ports import free_port
 
 
 class CommandLine:
-    """`anomaly-vae` in a folder of its own, with nothing in the environment to help it."""
+    """The `anomaly-vae` command, run in a given folder without any MLflow or project variables."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -38,7 +38,7 @@ class CommandLine:
         )  # fmt: skip
 
     def __call__(self, *arguments: object, code: int = 0) -> dict[str, Any]:
-        """The one JSON object that the command answers with."""
+        """Run the command, check its exit code and return the JSON object that it prints."""
         process = self.start(*arguments)
         out, err = process.communicate()
         assert process.returncode == code, err
@@ -49,7 +49,7 @@ class CommandLine:
 
 @contextmanager
 def server(line: CommandLine, model: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """A server that is ready, and its address; killed at the end if it is still there."""
+    """Start a server and yield its address and process once it is ready; kill it at the end."""
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     process = line.start("serve", "--model", model, "--port", port)

@@ -1,8 +1,9 @@
-"""docker-compose.yml without Docker: its commands, variables and files, on this machine.
+"""Run the services of docker-compose.yml on this machine, without Docker.
 
-What Compose and the images do is done by hand: variables are put in, volumes are folders, the names
-and ports of services are ports of loopback, and the programs are those of this machine. Their file
-system is read-only beside volumes and temporary folders, where this user may have that (root may).
+This module emulates Compose and the images. Variables are interpolated, volumes are folders,
+service names and ports are mapped to loopback ports, and the programs are those installed on this
+machine. If the user may create mount namespaces (root may), services see a file system that
+is read-only except for volumes and temporary folders.
 """
 
 from __future__ import annotations
@@ -27,36 +28,36 @@ from tests.support.postgres import DEBIAN, postgres
 FILE = ROOT / "docker-compose.yml"
 VARIABLE = re.compile(r"\$(?:\$|\{(?P<name>\w+)(?:(?P<how>:-|:\?)(?P<more>[^}]*))?\})")
 VERBATIM = "--allowed-hosts="
-"""An argument with the names of services that is no address."""
+"""Prefix of an argument that lists service names and is not translated."""
 
 
 SEAL = ("unshare", "--mount", "sh", "-euc")
-"""How a command gets a file system of its own, to make it read-only."""
+"""Command prefix that runs a shell in a new mount namespace."""
 
 
 @cache
 def can_seal() -> bool:
-    """Whether this user may do that on this machine."""
+    """Return whether this user may remount the file system read-only in a mount namespace."""
     tried = [*SEAL, "mount -o remount,ro,bind /"]
     return subprocess.run(tried, capture_output=True, check=False).returncode == 0
 
 
 class RefusedError(Exception):
-    """A variable that has to be set and is not."""
+    """A required variable is not set."""
 
 
 class Strict(yaml.SafeLoader):
-    """Refuses a key that is there twice."""
+    """YAML loader that rejects duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Build it."""
+        """Construct a mapping and reject duplicate keys."""
         keys = [key.value for key, _ in node.value if key.value != "<<"]
         assert len(keys) == len(set(keys)), f"line {node.start_mark.line}: {keys}"
         return super().construct_mapping(node, deep)
 
 
 def interpolated(text: str, variables: Mapping[str, str]) -> str:
-    """What Compose makes of a value."""
+    """Interpolate variables into a value, as Compose does."""
 
     def value(found: re.Match[str]) -> str:
         if found[0] == "$$":
@@ -70,7 +71,7 @@ def interpolated(text: str, variables: Mapping[str, str]) -> str:
 
 
 def read(variables: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The file, with variables put in where they are given."""
+    """Read docker-compose.yml and interpolate variables if they are given."""
 
     def within(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -84,17 +85,17 @@ def read(variables: Mapping[str, str] | None = None) -> dict[str, Any]:
 
 
 class Stack:
-    """The services of the file as processes of this machine, in a folder."""
+    """The services of docker-compose.yml as processes on this machine."""
 
     def __init__(
         self, folder: Path, variables: Mapping[str, str], faster: Mapping[str, str] | None = None
     ) -> None:
-        """Nothing runs yet.
+        """Prepare the services without starting any.
 
         Args:
-            folder: where volumes are.
-            variables: what .env says.
-            faster: what is replaced in mounted files, so that a test need not wait as long.
+            folder: folder that contains the volumes.
+            variables: variables of the file `.env`.
+            faster: patterns and their replacements in mounted files, to shorten waiting times.
         """
         self.folder, self._faster = folder, faster or {}
         self.services = read(variables)["services"]
@@ -105,13 +106,13 @@ class Stack:
         self.running: dict[str, subprocess.Popen[bytes]] = {}
 
     def address(self, name: str, port: int) -> str:
-        """Where a port of a service is here."""
+        """Return the local address of a service's port."""
         return f"127.0.0.1:{self.ports[name, port]}"
 
-    # ------------------------------------------------------------ what a service says, for here
+    # ------------------------------------------------------------ translation of settings
 
     def translate(self, name: str, text: str) -> str:
-        """Names, ports and paths of a service's container as those of this machine."""
+        """Replace the names, ports and paths of a container with those of this machine."""
         if text.startswith(VERBATIM):
             return text
         here: dict[str, str] = dict(self.places(name))
@@ -125,7 +126,7 @@ class Stack:
         return known.sub(lambda found: here[found[1]], text)
 
     def places(self, name: str) -> Iterator[tuple[str, str]]:
-        """Where what is mounted in a container is here: a copy of a file, or a folder."""
+        """Yield each mount point of a container and its local path: a copied file or a folder."""
         service = self.services[name]
         for volume in service.get("volumes", ()):
             source, target, *_ = volume.split(":")
@@ -152,7 +153,7 @@ class Stack:
                 copy.write_text(text, encoding="utf-8")
 
     def environment(self, name: str) -> dict[str, str]:
-        """What a container sees, and what this machine's programs need."""
+        """Return the environment of a container, with what local programs need."""
         given = self.services[name].get("environment", {})
         programs = [Path(sys.executable).parent, *sorted(DEBIAN.glob("*/bin"))]
         temporary = dict(self.places(name)).get("/tmp", str(self.folder / "home"))
@@ -167,7 +168,7 @@ class Stack:
         }
 
     def cwd(self, name: str) -> Path:
-        """Where its programs begin."""
+        """Return the local working directory of a service."""
         place = self.services[name].get("working_dir")
         return Path(dict(self.places(name))[place]) if place else self.folder / "home"
 
@@ -175,7 +176,7 @@ class Stack:
 
     @contextmanager
     def database(self) -> Iterator[None]:
-        """The service `postgres`, made as its image makes it."""
+        """Run the service `postgres`, initialised as in its image."""
         service = self.services["postgres"]
         given = service["environment"]
         program, *options = service["command"]
@@ -192,7 +193,7 @@ class Stack:
             yield
 
     def run(self, name: str) -> subprocess.CompletedProcess[bytes]:
-        """A job, to its end."""
+        """Run a job until it ends."""
         self._prepare(name)
         return subprocess.run(
             self._command(name), env=self.environment(name), cwd=self.cwd(name),
@@ -200,7 +201,7 @@ class Stack:
         )  # fmt: skip
 
     def start(self, name: str) -> None:
-        """A service, until it is healthy."""
+        """Start a service and wait until it is healthy."""
         self._prepare(name)
         log = self.folder / f"{name}.log"
         with log.open("a") as output:
@@ -222,18 +223,18 @@ class Stack:
         return [*self._sealed(name), *known] if can_seal() else known
 
     def _sealed(self, name: str) -> Sequence[str]:
-        """A prefix for a command that can write to its volumes and temporary folders alone."""
+        """Return a command prefix that restricts writing to volumes and temporary folders."""
         places = {place for target, place in self.places(name) if not self._is_fixed(name, target)}
         binds = [f"mount --bind {place} {place}" for place in sorted(places)]
         steps = [*binds, "mount -o remount,ro,bind /", 'cd "$PWD"', 'exec "$@"']
         return [*SEAL, "; ".join(steps), "sh"]
 
     def _is_fixed(self, name: str, target: str) -> bool:
-        """Whether what is mounted there may only be read."""
+        """Return whether a mount point is read-only."""
         return any(f":{target}:ro" in volume for volume in self.services[name].get("volumes", ()))
 
     def healthy(self, name: str) -> bool:
-        """What the health check of a service says."""
+        """Return whether the health check of a service succeeds."""
         kind, *command = self.services[name]["healthcheck"]["test"]
         assert kind == "CMD"
         done = subprocess.run(
@@ -244,14 +245,14 @@ class Stack:
         return done.returncode == 0
 
     def wait(self, until: Any, log: Path | None = None, seconds: float = 180) -> None:
-        """Wait for something to become true."""
+        """Wait until a condition is true."""
         deadline = time.monotonic() + seconds
         while not until():
             assert time.monotonic() < deadline, log.read_text() if log else "it never came true"
             time.sleep(0.2)
 
     def stop(self, name: str) -> int:
-        """Stop a service as Compose does; returns its exit code."""
+        """Stop a service as Compose does, and return its exit code."""
         process = self.running.pop(name)
         process.terminate()
         return process.wait(60)
@@ -259,7 +260,7 @@ class Stack:
 
 @contextmanager
 def stack(folder: Path, variables: Mapping[str, str], **options: Any) -> Iterator[Stack]:
-    """A stack with its database, of which nothing is left running."""
+    """Yield a stack with a running database; stop all services at the end."""
     one = Stack(folder, variables, **options)
     with ExitStack() as undo:
         undo.enter_context(one.database())
@@ -268,6 +269,6 @@ def stack(folder: Path, variables: Mapping[str, str], **options: Any) -> Iterato
 
 
 def _ports(service: Mapping[str, Any]) -> Iterator[int]:
-    """The ports that a container listens on."""
+    """Yield the ports on which a container listens."""
     for port in (*service.get("ports", ()), *service.get("expose", ())):
         yield int(port.rpartition(":")[2])

@@ -1,15 +1,18 @@
-"""A model that breaks on some records."""
+"""Make a scoring graph that fails on some records."""
 
 from __future__ import annotations
 
 import pytest
 
 TOO_FAR = 1000.0
-"""Standard deviations from the mean: no simulated row is as far off."""
+"""Value, in standard deviations, above which a record fails; no simulated row reaches it."""
 
 
 def defective(graph: bytes) -> bytes:
-    """A graph that looks a row up in a table too short for what is `TOO_FAR` off, and breaks."""
+    """Return a graph whose execution fails for rows with a value above `TOO_FAR`.
+
+    Such rows look up index 1 in a table of one entry.
+    """
     onnx = pytest.importorskip("onnx", reason="needs the extra 'train'")
     make, kinds = onnx.helper.make_node, onnx.TensorProto
     model = onnx.load_from_string(graph)

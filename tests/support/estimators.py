@@ -1,4 +1,4 @@
-"""Make estimators that fit in a moment."""
+"""Make estimators that fit within a moment."""
 
 from __future__ import annotations
 
@@ -10,4 +10,5 @@ TINY: dict[str, Any] = {"epochs": 2, "latent_dim": 2, "hidden_dim": 8, "depth": 
 
 
 def tiny(**arguments: Any) -> TabularVAEDetector:
+    """Return an estimator with a tiny network and alpha 0.2."""
     return TabularVAEDetector(**{**TINY, "alpha": 0.2, **arguments})

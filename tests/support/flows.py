@@ -1,4 +1,4 @@
-"""Describe what the fixtures of pipelines return."""
+"""Define the types that the fixtures of the pipeline tests return."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipelines.training.train import Trained
 
 @dataclass(frozen=True)
 class World:
-    """A folder with a registry, and what was made in it."""
+    """A folder with a registry and the results of training, calibration and promotion."""
 
     folder: Path
     config: Config
@@ -27,13 +27,13 @@ class World:
 
     @property
     def source(self) -> LoadedModel:
-        """The champion as commands open it."""
+        """Return the champion as commands load it."""
         return LoadedModel(self.calibrated.bundle, "fraud", "1", "champion")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """How a command ended."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -41,7 +41,7 @@ class Answer:
 
     @property
     def json(self) -> dict[str, Any]:
-        """The one JSON object on stdout."""
+        """Return the JSON object printed to stdout."""
         content: dict[str, Any] = json.loads(self.out)
         return content
 

@@ -1,4 +1,4 @@
-"""Send requests, and check refusals."""
+"""Send requests and check error responses."""
 
 import asyncio
 
@@ -6,7 +6,7 @@ HEADERS = ((b"content-type", b"application/json"),)
 
 
 def refused(response, status, slug):
-    """Check the one shape that every error has, and return it."""
+    """Check the status and format of a problem response (RFC 9457), and return it."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     problem = response.json()
@@ -18,7 +18,7 @@ def refused(response, status, slug):
 
 
 async def asgi_post(app, receive, path="/score", headers=HEADERS):
-    """The status and headers of a post whose body `receive` gives."""
+    """Send a POST request whose body comes from ``receive``; return status, headers and body."""
     sent = []
 
     async def send(message):
@@ -33,4 +33,5 @@ async def asgi_post(app, receive, path="/score", headers=HEADERS):
 
 
 async def nobody():
+    """Act as a client that sends no body for a minute."""
     await asyncio.sleep(60)

@@ -1,7 +1,7 @@
-"""What `kubectl kustomize` makes of the subset of kustomizations that deploy/ uses.
+"""Render the kustomizations of deploy/ as `kubectl kustomize` does.
 
-Resources, a namespace, images by name and tag, generated ConfigMaps and JSON patches (RFC 6902).
-Generated names lack their hash. Whatever else a kustomization says is refused, not passed over.
+Supported are resources, a namespace, images by name and tag, generated ConfigMaps and JSON patches
+(RFC 6902). Generated names lack their hash. Any other key of a kustomization is rejected.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CLUSTER_WIDE = {"Namespace"}
 
 
 def render(folder: Path) -> list[Manifest]:
-    """Every manifest of a base or an overlay."""
+    """Render all manifests of a base or an overlay."""
     made = _read(folder / "kustomization.yaml")[0]
     if unknown := made.keys() - KEYS:
         raise ValueError(f"{folder.name}: {', '.join(sorted(unknown))} is not understood here")
@@ -60,7 +60,7 @@ def _pairs(folder: Path, envs: tuple[str, ...] = (), files: tuple[str, ...] = ()
 
 
 def pods(manifest: Manifest) -> list[Manifest]:
-    """The specifications of pods that a manifest has: one or none."""
+    """Return the pod specification of a manifest in a list, which is empty if it has none."""
     match manifest["kind"]:
         case "Deployment":
             return [manifest["spec"]["template"]["spec"]]

@@ -1,4 +1,4 @@
-"""A registry with two versions of one model, for services that follow it."""
+"""Provide a registry with two versions of one model, for services that follow its aliases."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from urllib.request import urlopen
 import pytest
 
 from anomaly_vae.artifacts.bundle import Bundle
+from anomaly_vae.artifacts.registry_names import BundleRef
 from anomaly_vae.calibration.conformal import calibrate
 from anomaly_vae.config import Config
 from anomaly_vae.data.splitting import CALIBRATION
 from anomaly_vae.lifecycle.registry import CHAMPION, Registry
 from anomaly_vae.training.fit import Prepared, fit_bundle
 from pipelines.datasets.dataset import Dataset
-from serving.models.store import BundleRef, ServedModel
+from serving.models.store import ServedModel
 from serving.scoring.loading import load_model
 from tests.support.registries import DATABASE, changed, copy_registry, use_registry
 
@@ -33,7 +34,7 @@ SHADOW = "models:/fraud@challenger"
 
 @pytest.fixture(scope="session")
 def rival(config: Config, prepared: Prepared, dataset: Dataset) -> Bundle:
-    """Another model of the same rows, that flags more."""
+    """Return another model of the same rows, which flags more rows."""
     bundle = fit_bundle(changed(config, training__epochs=1), prepared, dataset.summary()).bundle
     scores = bundle.scorer.score(dataset.part(CALIBRATION))
     return bundle.calibrated(calibrate(scores, alpha=0.1), None)
@@ -43,7 +44,7 @@ def rival(config: Config, prepared: Prepared, dataset: Dataset) -> Bundle:
 def registered(
     migrated: Path, calibrated: Bundle, rival: Bundle, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A folder whose registry has versions 1, the champion, and 2, the challenger."""
+    """Return a folder whose registry has version 1, the champion, and version 2."""
     folder = tmp_path_factory.mktemp("registered")
     with pytest.MonkeyPatch.context() as patch:
         use_registry(migrated, folder, patch)
@@ -57,7 +58,7 @@ def registered(
 
 @pytest.fixture
 def world(registered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A registry of this test's own, and a cache that services find."""
+    """Return a folder with a separate registry and model cache for this test."""
     monkeypatch.setenv("ANOMALY_VAE_CACHE_DIR", str(tmp_path / "cache"))
     copy_registry(registered, tmp_path, monkeypatch)
     return tmp_path
@@ -67,7 +68,7 @@ def world(registered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def versions(
     calibrated: Bundle, rival: Bundle, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, ServedModel]:
-    """Both versions, loaded as the service does."""
+    """Return both versions, loaded as in the service."""
     place = tmp_path_factory.mktemp("versions")
     folders = {"1": calibrated.save(place / "1"), "2": rival.save(place / "2")}
     return {number: load_model(BundleRef(str(folder))) for number, folder in folders.items()}
@@ -80,7 +81,7 @@ def move(version: str, alias: str = CHAMPION) -> None:
 
 @contextmanager
 def mlflow_server(folder: Path, **environment: str) -> Iterator[str]:
-    """The address of MLflow's own server over the registry in a folder."""
+    """Run an MLflow server over the registry in a folder and yield its address."""
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", "0"]
     command += ["--backend-store-uri", f"sqlite:///{folder / DATABASE}"]
     log = folder / "server.log"
@@ -102,7 +103,7 @@ def mlflow_server(folder: Path, **environment: str) -> Iterator[str]:
 
 
 def artifact(folder: Path, digest: str) -> Path:
-    """The bundle of this digest in the artifacts of a registry."""
+    """Return the folder of the bundle with this digest among the artifacts of a registry."""
     from anomaly_vae.artifacts.bundle import load_bundle
 
     (found,) = (
@@ -114,7 +115,7 @@ def artifact(folder: Path, digest: str) -> Path:
 
 
 def metric(text: str, name: str, **labels: Any) -> float:
-    """A sample of an exposition; 0 where it has none."""
+    """Return the sum of the matching samples in a metrics text; 0 if none match."""
     from prometheus_client.parser import text_string_to_metric_families
 
     wanted = {key: str(value) for key, value in labels.items()}
@@ -127,6 +128,6 @@ def metric(text: str, name: str, **labels: Any) -> float:
 
 
 def logged(lines: list[str], event: str) -> list[dict[str, Any]]:
-    """The log lines of an event."""
+    """Return the parsed log lines of an event."""
     found = [json.loads(line) for line in lines if line.startswith("{")]
     return [line for line in found if line["event"] == event]

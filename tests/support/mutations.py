@@ -1,10 +1,10 @@
-"""Damage the bytes of files."""
+"""Corrupt the bytes of files."""
 
 import random
 
 
 def mutations(content: bytes, seed: str, count: int) -> list[bytes]:
-    """Truncations, flipped bytes, and bytes replaced by others or taken out."""
+    """Return corrupted copies: truncated, with changed bytes, or with bytes replaced or removed."""
     chance = random.Random(seed)
     made = []
     for turn in range(count):

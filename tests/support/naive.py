@@ -1,6 +1,7 @@
-"""Slow, obvious twins of the fast paths: one row, one column, one number at a time.
+"""Implement the model and the calibration naively, as references for the fast implementations.
 
-Plain Python in float64, written from the formulas; nothing here is imported from the library.
+Everything is plain Python in float64, one row and one number at a time, written from the formulas;
+nothing is imported from the library.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ def log_bernoulli(x: float, logit: float) -> float:
 
 
 def log_categorical(code: int, logits: Sequence[float]) -> float:
-    """``logits`` of the levels that the column has."""
+    """Return the log probability of a code; ``logits`` has one entry per level of the column."""
     softmax = math.exp(logits[code]) / sum(math.exp(logit) for logit in logits)
     return math.log((1 - UNIFORM_SHARE) * softmax + UNIFORM_SHARE / len(logits))
 
 
 def kl_to_standard(mean: Sequence[float], log_var: Sequence[float]) -> float:
-    """Σ ½ (μ² + σ² − 1 − log σ²)"""
+    """Compute Σ ½ (μ² + σ² − 1 − log σ²), the KL divergence to the standard normal, in nats."""
     total = 0.0
     for m, v in zip(mean, log_var, strict=True):
         total += 0.5 * (m * m + math.exp(v) - 1 - v)
@@ -57,7 +58,7 @@ def log_sum_exp(values: Sequence[float]) -> float:
 
 
 def linear(x: Sequence[float], weight: Sequence[Vector], bias: Sequence[float]) -> Vector:
-    """W x + b"""
+    """Compute W x + b."""
     return [
         b + sum(w * v for w, v in zip(row, x, strict=True))
         for row, b in zip(weight, bias, strict=True)
@@ -73,7 +74,7 @@ def softplus(x: float) -> float:
 
 
 def mlp(x: Vector, weights: Mapping[str, Any], prefix: str, depth: int) -> Vector:
-    """A linear path beside ``depth`` SiLU layers."""
+    """Compute a network of ``depth`` SiLU layers with a linear skip connection."""
     y = linear(x, weights[f"{prefix}.skip.weight"], weights[f"{prefix}.skip.bias"])
     for layer in range(depth):
         name = f"{prefix}.hidden.{layer}"
@@ -89,7 +90,7 @@ def mlp(x: Vector, weights: Mapping[str, Any], prefix: str, depth: int) -> Vecto
 
 @dataclass(frozen=True)
 class NaiveVAE:
-    """A tabular VAE on one row; ``weights`` is its state dict as nested lists."""
+    """A tabular VAE evaluated on one row; ``weights`` is its state dict as nested lists."""
 
     weights: Mapping[str, Any]
     n_numeric: int
@@ -100,7 +101,7 @@ class NaiveVAE:
     student_t: bool
 
     def features(self, x: Vector) -> Vector:
-        """Values, one-hot levels without code 0, missing mask."""
+        """Return the values, the one-hot levels without code 0, and the missing mask."""
         out: Vector = []
         for value in x[: self.n_numeric + self.n_binary]:
             out.append(0.0 if math.isnan(value) else squashed(value))
@@ -117,7 +118,7 @@ class NaiveVAE:
         return out[:half], [min(max(v, LOG_VAR_LOW), LOG_VAR_HIGH) for v in out[half:]]
 
     def log_prob(self, x: Vector, z: Vector) -> Vector:
-        """log p(x_f|z) for every column, 0 where missing."""
+        """Return log p(x_f|z) for every column f, in nats; 0 for a missing value."""
         out = mlp(z, self.weights, "decoder.network", self.depth)
         n, widest = self.n_numeric, max(self.n_levels, default=0)
         means, raws, rest = out[:n], out[n : 2 * n], out[2 * n :]
@@ -145,17 +146,17 @@ class NaiveVAE:
         return log_student_t(x, mean, math.sqrt(variance), df)
 
     def draw(self, x: Vector, noise: Vector) -> Vector:
-        """z = μ + σ·noise"""
+        """Compute z = μ + σ·noise."""
         mean, log_var = self.posterior(x)
         return [m + math.exp(v / 2) * e for m, v, e in zip(mean, log_var, noise, strict=True)]
 
     def elbo(self, x: Vector, noise: Sequence[Vector]) -> float:
-        """Mean over the draws of log p(x|z), less the KL in closed form."""
+        """Compute the mean of log p(x|z) over the draws, minus the KL divergence in closed form."""
         reconstruction = sum(sum(self.log_prob(x, self.draw(x, e))) for e in noise) / len(noise)
         return reconstruction - kl_to_standard(*self.posterior(x))
 
     def importance_weighted(self, x: Vector, noise: Sequence[Vector]) -> float:
-        """log 1/K Σ_k p(x|z_k) p(z_k) / q(z_k|x)"""
+        """Compute log 1/K Σ_k p(x|z_k) p(z_k) / q(z_k|x)."""
         mean, log_var = self.posterior(x)
         log_w = []
         for e in noise:
@@ -167,13 +168,13 @@ class NaiveVAE:
         return log_sum_exp(log_w) - math.log(len(noise))
 
     def reconstruction(self, x: Vector) -> float:
-        """log p(x|z) at the posterior mean."""
+        """Compute log p(x|z) at the posterior mean."""
         mean, _ = self.posterior(x)
         return sum(self.log_prob(x, mean))
 
 
 def squashed(x: float) -> float:
-    """Linear within ±10, beyond it 10 + log(1 + excess)."""
+    """Return x within ±10; beyond, replace the excess e over 10 with log(1 + e)."""
     if abs(x) <= 10:
         return x
     return math.copysign(10 + math.log(1 + abs(x) - 10), x)
@@ -187,7 +188,7 @@ def bounded(logit: float) -> float:
 
 
 def p_value(score: float, calibration: Sequence[float]) -> float:
-    """The share of calibration scores, with the row's own, that are as anomalous."""
+    """Return the fraction of calibration scores, plus the row's own, that are at least as high."""
     if math.isnan(score):
         score = math.inf
     reach = 1
@@ -198,7 +199,7 @@ def p_value(score: float, calibration: Sequence[float]) -> float:
 
 
 def threshold(calibration: Sequence[float], alpha: float) -> float | None:
-    """The smallest calibration score above which every score has p ≤ alpha, by counting."""
+    """Find by counting the smallest calibration score above which every score has p ≤ alpha."""
     found = None
     for candidate in calibration:
         above = sum(other > candidate for other in calibration)
@@ -212,6 +213,6 @@ def threshold(calibration: Sequence[float], alpha: float) -> float | None:
 
 
 def weighted_p_value(scores: Sequence[float], weights: Sequence[float], score: float) -> float:
-    """(Σ w_i 1{s_i ≥ s} + max w) / (Σ w_i + max w)"""
+    """Compute (Σ w_i 1{s_i ≥ s} + max w) / (Σ w_i + max w)."""
     reaching = sum(w for s, w in zip(scores, weights, strict=True) if s >= score)
     return (reaching + max(weights)) / (sum(weights) + max(weights))

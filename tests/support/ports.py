@@ -1,4 +1,4 @@
-"""Ports that nobody has: for processes that must be told theirs before they start."""
+"""Find free ports, for processes that need their port number before they start."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from contextlib import ExitStack
 
 
 def free_port() -> int:
-    """A port that nobody has."""
+    """Return a free TCP port on the loopback interface."""
     (port,) = free_ports(1)
     return port
 
 
 def free_ports(count: int) -> list[int]:
-    """Different ones."""
+    """Return different free TCP ports on the loopback interface."""
     with ExitStack() as sockets:
         taken = [
             sockets.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)

@@ -1,4 +1,4 @@
-"""A real PostgreSQL of a test's own, on loopback: a new cluster, gone at the end."""
+"""Run a temporary PostgreSQL server on the loopback interface."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ import pytest
 from tests.support.ports import free_port
 
 DEBIAN = Path("/usr/lib/postgresql")
-"""Where Debian's packages put the programs, by version, which are not in PATH."""
+"""Folder in which Debian's packages install the programs of each version, outside PATH."""
 READY_SECONDS = 60
+"""Maximum time for the server to start or stop, in seconds."""
 
 
 @contextmanager
@@ -33,15 +34,15 @@ def postgres(
     cluster_options: Sequence[str] = ("--auth=scram-sha-256",),
     port: int | None = None,
 ) -> Iterator[str]:
-    """The SQLAlchemy URL of an empty database; the test is skipped where there are no programs.
+    """Yield the SQLAlchemy URL of an empty database; skip the test without PostgreSQL's programs.
 
     Args:
-        user: who owns it.
-        password: theirs.
-        database: its name.
-        options: more arguments of the server.
-        cluster_options: more arguments of initdb.
-        port: any free one where none is given.
+        user: owner of the database.
+        password: password of the owner.
+        database: name of the database.
+        options: additional arguments of the server.
+        cluster_options: additional arguments of initdb.
+        port: port of the server; None means any free port.
     """
     programs = _programs()
     with tempfile.TemporaryDirectory(prefix="anomaly-vae-postgres-") as place:
@@ -71,7 +72,7 @@ def postgres(
 
 
 def _programs() -> Path:
-    """The folder of initdb and postgres, of the newest version."""
+    """Return the folder of initdb and postgres in their newest version."""
     found = sorted(DEBIAN.glob("*/bin/initdb"), key=lambda path: float(path.parts[-3]))
     known = found[-1] if found else shutil.which("initdb")
     if not known:
@@ -80,7 +81,7 @@ def _programs() -> Path:
 
 
 def _caller(folder: Path) -> dict[str, Any]:
-    """PostgreSQL refuses root, so root runs it as the user that its package made."""
+    """Return subprocess arguments that run PostgreSQL as its own user if the caller is root."""
     if os.geteuid():
         return {}
     try:
@@ -92,7 +93,7 @@ def _caller(folder: Path) -> dict[str, Any]:
 
 
 def _create(address: str, database: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    """Make the database, as soon as the server answers."""
+    """Create the database as soon as the server accepts connections."""
     psycopg2 = pytest.importorskip("psycopg2", reason="needs the extra 'server'")
     deadline = time.monotonic() + READY_SECONDS
     while True:

@@ -1,4 +1,4 @@
-"""A real MLflow on SQLite for tests: one migrated database, copied wherever one is needed."""
+"""Provide MLflow registries on SQLite, as copies of one migrated database."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ PLACES = (
     ("logged_models", "artifact_location"),
     ("model_versions", "storage_location"),
 )
-"""Where MLflow's database holds absolute paths."""
+"""Tables and columns of MLflow's database that contain absolute paths."""
 
 
 @pytest.fixture(scope="session")
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty MLflow database. Migrating takes seconds, so parallel workers share one."""
+    """Return an empty MLflow database; parallel workers share one, as migrating takes seconds."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     path = shared / "template.db"
     if not path.exists():
         mine = shared / f"{uuid.uuid4().hex}.db"
         Registry(f"sqlite:///{mine}").models()
-        mine.rename(path)  # another worker's is as good
+        mine.rename(path)  # may replace an equal one of another worker
     return path
 
 
 @pytest.fixture
 def place(migrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder of its own, with an empty registry in it."""
+    """Change to a temporary working folder with an empty registry, and return it."""
     monkeypatch.chdir(tmp_path)
     use_registry(migrated, tmp_path, monkeypatch)
     return tmp_path
@@ -49,18 +49,18 @@ def place(migrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 @pytest.fixture
 def registry(place: Path) -> Registry:
-    """The empty registry of this working folder."""
+    """Return the empty registry of the working folder."""
     return Registry()
 
 
 def use_registry(migrated: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put a copy of the database into ``folder`` and make it everybody's."""
+    """Copy the database into ``folder`` and set it as the tracking URI."""
     shutil.copy(migrated, folder / DATABASE)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / DATABASE}")
 
 
 def copy_registry(source: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Be in a copy of a folder with a registry, whose artifacts are those of the copy."""
+    """Copy a folder with a registry, point the copy at its own artifacts, and change to it."""
     shutil.copytree(source, target, dirs_exist_ok=True)
     tracking._artifact_repos_cache.clear()  # MLflow remembers where the artifacts of a run were
     with closing(sqlite3.connect(target / DATABASE)) as database, database:
@@ -72,7 +72,7 @@ def copy_registry(source: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def changed(config: Config, **changes: Any) -> Config:
-    """The configuration with some keys, spelled ``section__key``, set to other values."""
+    """Return the configuration with some keys, given as ``section__key``, set to other values."""
     content = config.model_dump()
     for name, value in changes.items():
         *sections, key = name.split("__")

@@ -1,4 +1,4 @@
-"""Ask for scores in every protocol."""
+"""Request scores through every protocol."""
 
 import json
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ JSON = {"Content-Type": "application/json"}
 
 @dataclass(frozen=True)
 class Way:
-    """A scoring route, and a body that scores these records there."""
+    """A scoring route and a request body for it."""
 
     path: str
     body: object
@@ -23,6 +23,7 @@ def tensor(values):
 
 
 def ways(*amounts):
+    """Return requests for the same records by protocol."""
     records = [{"TX_AMOUNT": amount} for amount in amounts]
     return {
         "score": Way("/score", {"records": records}),

@@ -1,4 +1,4 @@
-"""Serve the bundle of a small table."""
+"""Provide the bundle of a small table as a served model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from anomaly_vae.artifacts.bundle import Bundle
-from serving.models.store import BundleRef, ServedModel
+from anomaly_vae.artifacts.registry_names import BundleRef
+from serving.models.store import ServedModel
 from serving.scoring.loading import load_model
 
 Records = list[dict[str, Any]]
@@ -17,18 +18,18 @@ Records = list[dict[str, Any]]
 
 @pytest.fixture(scope="session")
 def folder(calibrated: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The calibrated bundle, saved."""
+    """Return the folder of the saved calibrated bundle."""
     return calibrated.save(tmp_path_factory.mktemp("served") / "bundle")
 
 
 @pytest.fixture(scope="session")
 def served(folder: Path) -> ServedModel:
-    """The bundle, loaded as the service does."""
+    """Return the calibrated bundle, loaded as in the service."""
     return load_model(BundleRef(str(folder)))
 
 
 @pytest.fixture(scope="session")
 def records(transactions: Path) -> Records:
-    """Rows as a client sends them: JSON values, missing ones null, a label among them."""
+    """Return rows as a client sends them: JSON values, null if missing, including the label."""
     rows: Records = pq.read_table(transactions).slice(0, 400).to_pylist()
     return [{**row, "TX_DATETIME": row["TX_DATETIME"].isoformat()} for row in rows]

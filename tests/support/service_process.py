@@ -1,4 +1,4 @@
-"""Run the service as a process of its own."""
+"""Run the service in a separate process."""
 
 import json
 import os
@@ -15,9 +15,9 @@ from urllib.request import Request, urlopen
 from tests.support.paths import ROOT
 
 HEAVY = {"matplotlib", "mlflow", "pandas", "scipy", "sklearn", "torch"}
-
-
+"""Packages that the service must not import."""
 IMAGING = {"PIL", "pydicom", "nibabel"}
+"""Packages that only a service of image models may import."""
 
 
 START = """
@@ -32,7 +32,7 @@ if __name__ == "__main__":
 
 
 class Running:
-    """A service in a process of its own, and what it wrote to stderr."""
+    """A service in a separate process, and the lines that it wrote to stderr."""
 
     def __init__(self, process):
         self.process, self.lines, self.url = process, [], None
@@ -80,6 +80,7 @@ class Running:
 
 @contextmanager
 def running(tmp_path, models, *, environment=None, **options):
+    """Start a service, yield it once it is ready, and kill all its processes at the end."""
     script = tmp_path / "start.py"
     script.write_text(START.format(options={"models": models, "port": 0, **options}))
     process = subprocess.Popen(
@@ -98,7 +99,7 @@ def running(tmp_path, models, *, environment=None, **options):
         yield service
     finally:
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # its workers, too
+            os.killpg(process.pid, signal.SIGKILL)  # including worker processes
         process.wait()
         service.reader.join(5)
         process.stderr.close()

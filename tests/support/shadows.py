@@ -1,4 +1,4 @@
-"""Serve a model beside its shadow."""
+"""Serve a model together with a shadow model."""
 
 import time
 
@@ -13,7 +13,7 @@ from tests.support.mlflow_registry import metric
 
 @pytest.fixture
 def client_beside():
-    """Clients of a model with a shadow."""
+    """Return a function that makes clients of a model with a shadow."""
     clients = []
 
     def make(served, shadow, **settings):
@@ -28,10 +28,12 @@ def client_beside():
 
 
 def counted(client, name, **labels):
+    """Return the current value of a metric."""
     return metric(client.get("/metrics").text, name, **labels)
 
 
 def wait_for(client, name, number, **labels):
+    """Wait until a metric reaches a number, and return its value."""
     deadline = time.monotonic() + 20
     while counted(client, name, **labels) < number:
         assert time.monotonic() < deadline

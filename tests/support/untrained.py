@@ -1,4 +1,4 @@
-"""Bundles around models that nothing was fitted to, for what any weights must do."""
+"""Make bundles of untrained models, for tests that hold for any weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TINY = {"network": "convolutional", "latent_dim": 3, "width": 4, "hidden_dim": 1
 
 
 def untrained(channels: int = 1, size: int = 16, **model: Any) -> Bundle:
-    """A bundle of images without a graph: it generates, but cannot score."""
+    """Return a bundle of an image model without a graph: it can generate, but not score."""
     content = {"kind": "image", "name": "untrained", "data": {"path": "x", "size": size}}
     content["data"] |= {"channels": channels}  # type: ignore[operator]
     config = validate_config({**content, "model": {**TINY, **model}})
@@ -28,5 +28,5 @@ def untrained(channels: int = 1, size: int = 16, **model: Any) -> Bundle:
     manifest = {"kind": "image", "name": "untrained", "config": config.recorded()}
     bundle = Bundle(manifest, b"", save_tensors(built.state_dict()))
     scorer = SimpleNamespace(encoding=encoding, schema=ImageSchema(size, channels))
-    vars(bundle)["scorer"] = scorer  # where the cached property would put it
+    vars(bundle)["scorer"] = scorer  # stored as the cached property would store it
     return bundle

@@ -18,7 +18,7 @@ from anomaly_vae.lifecycle.champion_history import (
     Entry,
     actor,
     history,
-    past,
+    previous_champions,
 )
 from anomaly_vae.lifecycle.registry import CHAMPION, HISTORY_TAG, Registry
 from tests.support.registries import migrated, place, registry
@@ -48,7 +48,7 @@ def entry(action: Action, version: str, before: str | None) -> Entry:
 
 
 def moves(registry: Registry) -> list[tuple[str | None, str]]:
-    return [(one.champion, one.version) for one in history(registry, NAME) if one.moves]
+    return [(one.champion, one.version) for one in history(registry, NAME) if one.changes_champion]
 
 
 # ---------------------------------------------------------------- who comes before whom
@@ -56,20 +56,23 @@ def moves(registry: Registry) -> list[tuple[str | None, str]]:
 
 def test_a_rollback_returns_to_each_champion_in_turn() -> None:
     made = [entry("promote", "1", None), entry("promote", "2", "1"), entry("promote", "3", "2")]
-    assert past(made) == ["1", "2"]
+    assert previous_champions(made) == ["1", "2"]
     made.append(entry("rollback", "2", "3"))
-    assert past(made) == ["1"]
-    assert past([*made, entry("rollback", "1", "2")]) == []
+    assert previous_champions(made) == ["1"]
+    assert previous_champions([*made, entry("rollback", "1", "2")]) == []
 
 
 def test_a_refusal_changes_nothing() -> None:
-    assert past([entry("promote", "2", "1"), entry("refuse", "3", "2")]) == ["1"]
+    assert previous_champions([entry("promote", "2", "1"), entry("refuse", "3", "2")]) == ["1"]
 
 
 def test_an_alias_that_was_moved_by_hand_is_where_the_next_entry_found_it() -> None:
-    assert past([entry("promote", "2", "1"), entry("promote", "4", "3")]) == ["1", "3"]
+    assert previous_champions([entry("promote", "2", "1"), entry("promote", "4", "3")]) == [
+        "1",
+        "3",
+    ]
     back = [entry("promote", "2", "1"), entry("promote", "3", "2"), entry("promote", "4", "1")]
-    assert past(back)[-1] == "1"
+    assert previous_champions(back)[-1] == "1"
 
 
 @given(st.lists(st.sampled_from("1234"), max_size=12))
@@ -79,7 +82,7 @@ def test_no_champion_is_remembered_twice_nor_as_its_own_predecessor(order: list[
         if version != before:
             made.append(entry("promote", version, before))
             before = version
-    found = past(made)
+    found = previous_champions(made)
     assert len(found) == len(set(found))
     assert before not in found
     assert set(found) == set(order) - {before}
@@ -132,7 +135,7 @@ def test_the_number_decides_even_before_the_alias_has_moved(
     assert champion(versions) is None
     with pytest.raises(RegistryError, match="is version 1 now"):
         second.append("promote", "2", None, {})
-    assert ChampionHistory(versions, NAME).finished == history(versions, NAME)[0]
+    assert ChampionHistory(versions, NAME).completed == history(versions, NAME)[0]
     assert champion(versions) == "1"
 
 
@@ -181,7 +184,7 @@ def test_an_alias_moved_back_by_hand_stays_there(versions: Registry) -> None:
     for version, before in (("1", None), ("2", "1")):
         ChampionHistory(versions, NAME).append("promote", version, before, {})
     versions._client.set_registered_model_alias(NAME, CHAMPION, "1")
-    assert ChampionHistory(versions, NAME).finished is None
+    assert ChampionHistory(versions, NAME).completed is None
     assert champion(versions) == "1"
 
 
@@ -195,9 +198,9 @@ def test_a_crash_after_the_alias_moved_leaves_nothing_to_finish(
         patch.setattr(Registry, "set_champion", lambda *a: killed(move(*a)))
         with pytest.raises(KeyboardInterrupt):
             ChampionHistory(versions, NAME).append("promote", "2", "1", {})
-    assert ChampionHistory(versions, NAME).finished is None
+    assert ChampionHistory(versions, NAME).completed is None
     versions._client.set_registered_model_alias(NAME, CHAMPION, "1")
-    assert ChampionHistory(versions, NAME).finished is None
+    assert ChampionHistory(versions, NAME).completed is None
     assert champion(versions) == "1"
 
 
@@ -209,7 +212,7 @@ def test_a_version_deleted_after_its_number_was_taken_blocks_nobody(
         with pytest.raises(KeyboardInterrupt):
             ChampionHistory(versions, NAME).append("promote", "1", None, {})
     versions._client.delete_model_version(NAME, "1")
-    assert ChampionHistory(versions, NAME).finished is None
+    assert ChampionHistory(versions, NAME).completed is None
     ChampionHistory(versions, NAME).append("promote", "2", None, {})
     assert champion(versions) == "2"
 

@@ -15,14 +15,14 @@ from anomaly_vae.config import PromotionConfig
 from anomaly_vae.evaluation.comparison import Agreement, Change, SliceChange, metric_change
 from anomaly_vae.evaluation.metrics import Evaluation, evaluate
 from anomaly_vae.lifecycle.promotion import (
-    GROUNDS,
+    REFUSAL_REASONS,
     Comparison,
     Costs,
-    Lost,
     Parity,
     RefusalReason,
     Rule,
     RuleResult,
+    UnscorableRows,
     decide,
 )
 from anomaly_vae.scoring.detector import Detections
@@ -63,7 +63,7 @@ def grounds(
     old: Evaluation | None, new: Evaluation, evidence: Comparison = NOTHING, **policy: Any
 ) -> set[RefusalReason]:
     verdicts = decide(old, new, PromotionConfig(**policy), evidence)
-    return {verdict.why for verdict in verdicts if not verdict.passed}
+    return {verdict.refusal_reason for verdict in verdicts if not verdict.passed}
 
 
 def only(rule: Rule, evidence: Comparison, **policy: Any) -> RuleResult:
@@ -74,8 +74,8 @@ def only(rule: Rule, evidence: Comparison, **policy: Any) -> RuleResult:
 
 
 def test_each_rule_has_a_ground_of_its_own() -> None:
-    assert set(GROUNDS) == set(Rule)
-    assert set(GROUNDS.values()) == set(RefusalReason)
+    assert set(REFUSAL_REASONS) == set(Rule)
+    assert set(REFUSAL_REASONS.values()) == set(RefusalReason)
 
 
 # ---------------------------------------------------------------- the false positive rate
@@ -94,7 +94,7 @@ def test_a_rate_above_alpha_within_chance_is_no_ground() -> None:
 def test_a_rate_above_alpha_beyond_chance_refuses_even_the_first_model() -> None:
     bad = evaluation(fpr=0.03, fpr_interval=(0.02, 0.042))
     (verdict,) = (v for v in decide(None, bad, POLICY) if not v.passed)
-    assert verdict.why is RefusalReason.TOO_MANY_FALSE_POSITIVES
+    assert verdict.refusal_reason is RefusalReason.TOO_MANY_FALSE_POSITIVES
     assert "0.0300 [0.0200, 0.0420]" in verdict.text
     assert "above 0.0180, the most that chance explains at alpha 0.01" in verdict.text
     assert verdict.figures["limit"] == 0.018
@@ -189,7 +189,7 @@ def test_an_equal_challenger_is_seldom_refused_and_a_much_worse_one_nearly_alway
 
 
 def test_rows_that_only_the_challenger_rejects_are_counted_against_it() -> None:
-    evidence = replace(SAME, lost=Lost(3, "column 'age'"))
+    evidence = replace(SAME, unscorable=UnscorableRows(3, "column 'age'"))
     verdict = only(Rule.SCORES_ALL, evidence)
     assert not verdict.passed
     assert verdict.text.startswith("3 rows of the frozen test split")
@@ -235,7 +235,7 @@ def test_flags_that_differ_too_often_are_a_ground_only_where_the_policy_says_so(
 
 
 def test_images_read_by_other_rules_judge_nobody() -> None:
-    assert not only(Rule.READS_ALIKE, replace(SAME, otherwise="window 40")).passed
+    assert not only(Rule.READS_ALIKE, replace(SAME, reading="window 40")).passed
 
 
 def test_a_graph_that_is_not_its_weights_is_refused() -> None:
@@ -275,11 +275,11 @@ def test_a_bundle_may_have_so_many_bytes() -> None:
 def test_every_ground_is_told() -> None:
     bad = evaluation(fpr=0.03, fpr_interval=(0.02, 0.04))
     evidence = Comparison(
-        lost=Lost(1, "x"),
+        unscorable=UnscorableRows(1, "x"),
         metric=WORSE.metric,
         slices=[slice_change("recall", -0.5, -0.4)],
         agreement=Agreement("the traffic", 10, 0.1, 0.0, 0.2, 0, 1),
-        otherwise="window 40",
+        reading="window 40",
         parity=Parity(1, None, "differs"),
         costs=Costs(9.0, 50.0, 20.0),
     )
@@ -289,7 +289,7 @@ def test_every_ground_is_told() -> None:
 
 def test_reasons_name_the_rows_they_were_found_on() -> None:
     bad = evaluation(fpr=0.03)
-    evidence = replace(WORSE, test="version 1's test split", lost=Lost(1, "x"))
+    evidence = replace(WORSE, test="version 1's test split", unscorable=UnscorableRows(1, "x"))
     failed = [v for v in decide(evaluation(), bad, POLICY, evidence) if not v.passed]
     assert len(failed) == 3
     assert all("version 1's test split" in verdict.text for verdict in failed)

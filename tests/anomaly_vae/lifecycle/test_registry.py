@@ -18,19 +18,22 @@ from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Run as StoredRun
 from mlflow.exceptions import MlflowException
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from anomaly_vae import __version__
 from anomaly_vae.artifacts.bundle import GRAPH, MANIFEST, SUMS, Bundle, load_bundle
+from anomaly_vae.artifacts.registry_names import (
+    DIGEST_TAG,
+    FAULT,
+    MISSING,
+    UNFIT,
+    UNWRITABLE,
+)
 from anomaly_vae.errors import BundleError, RegistryError
 from anomaly_vae.lifecycle.registry import (
     CHALLENGER,
-    DIGEST_TAG,
-    FAULT,
     INPUTS_TAG,
-    MISSING,
-    MOST_PARAM_CHARACTERS,
-    UNFIT,
-    UNWRITABLE,
+    MAX_PARAM_CHARACTERS,
     Registry,
     Version,
     cache_bundle,
@@ -147,7 +150,7 @@ def test_nested_parameters_become_dotted_names_and_long_ones_are_cut(registry: R
     params = stored(run.id).data.params
     assert params["data.splits.test"] == "0.2"
     assert params["data.path"] == "None"
-    assert params["long"] == "x" * MOST_PARAM_CHARACTERS
+    assert params["long"] == "x" * MAX_PARAM_CHARACTERS
 
 
 def test_more_than_a_request_carries_is_logged_in_several(registry: Registry) -> None:
@@ -322,21 +325,21 @@ def test_the_champion_is_the_version_that_the_alias_points_to(
     assert champion.version == "1"
 
 
-def test_a_parameter_is_settled_once_and_for_all(registry: Registry) -> None:
+def test_a_parameter_is_written_once(registry: Registry) -> None:
     with registry.run("fraud", "train", {}) as run:
-        assert run.settle("who", "me") == "me"
-        assert run.settle("who", "you") == "me"
-        assert run.settle("who", "me") == "me"
-    assert run.settle("when", "later") == "later", "even when the run has ended"
-    assert run.settled == {"who": "me", "when": "later"}
+        assert run.set_param_once("who", "me") == "me"
+        assert run.set_param_once("who", "you") == "me"
+        assert run.set_param_once("who", "me") == "me"
+    assert run.set_param_once("when", "later") == "later", "even when the run has ended"
+    assert run.params == {"who": "me", "when": "later"}
 
 
-def test_a_run_that_was_deleted_settles_nothing(registry: Registry) -> None:
+def test_a_run_that_was_deleted_takes_no_parameter(registry: Registry) -> None:
     with registry.run("fraud", "train", {}) as run:
         pass
     client().delete_run(run.id)
     with pytest.raises(RegistryError, match="active"):
-        run.settle("who", "me")
+        run.set_param_once("who", "me")
 
 
 # ---------------------------------------------------------------- the child process
@@ -551,10 +554,14 @@ def test_a_failure_while_the_database_is_made_leaves_nothing(
 def test_a_database_that_another_process_makes_meanwhile_stays(
     absent: Path, migrated: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def overtaken(_: object) -> None:
-        shutil.copy(migrated, absent)
+    create_store = SqlAlchemyStore.__init__
 
-    monkeypatch.setattr("mlflow.store.db.utils._initialize_tables", overtaken)
+    def overtaken(*arguments: object) -> None:
+        create_store(*arguments)
+        if not absent.exists():
+            shutil.copy(migrated, absent)
+
+    monkeypatch.setattr(SqlAlchemyStore, "__init__", overtaken)
     assert Registry(f"sqlite:///{absent}").models() == []
     assert [path.name for path in absent.parent.iterdir()] == [DATABASE]
     assert absent.read_bytes() == migrated.read_bytes()
@@ -566,4 +573,4 @@ def test_a_database_that_was_broken_off_is_told_with_the_remedy(absent: Path) ->
         database.execute("CREATE TABLE secrets (secret_id INTEGER)")
     with pytest.raises(RegistryError, match="secrets already exists") as caught:
         Registry(f"sqlite:///{absent}").models()
-    assert f"'{absent}' was broken off while it was made: move it away" in str(caught.value)
+    assert f"the creation of '{absent}' was interrupted: move it away" in str(caught.value)

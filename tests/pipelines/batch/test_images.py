@@ -26,8 +26,8 @@ from anomaly_vae.errors import DataError
 from anomaly_vae.files import locked
 from anomaly_vae.images.schema import ImageSchema
 from pipelines.batch import images as score_images_module
-from pipelines.batch.common import UNREADABLE
-from pipelines.batch.images import NO_HEATMAPS, REFUSED, HeatmapOptions, file_stem, score_images
+from pipelines.batch.common import NO_HEATMAPS, UNREADABLE, HeatmapOptions
+from pipelines.batch.images import REFUSED, file_stem, score_images
 from pipelines.batch.results import DICOM, HEATMAPS, INCOMPLETE, OURS, REJECTS, SUMMARY
 from pipelines.datasets.image_files import BATCH_SIZE, Batch, ImageFile, read_images
 from pipelines.datasets.images import ImageDataset

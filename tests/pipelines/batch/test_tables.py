@@ -30,7 +30,7 @@ from scipy.stats import false_discovery_control
 from anomaly_vae.errors import DataError
 from anomaly_vae.files import locked
 from pipelines.batch import results, tables
-from pipelines.batch.common import outside
+from pipelines.batch.common import exclude_output
 from pipelines.batch.results import INCOMPLETE, PART_ROWS, REJECTS, SUMMARY
 from pipelines.batch.tables import score_files
 from pipelines.registry.model_uri import LoadedModel
@@ -911,7 +911,7 @@ def test_ten_times_the_rows_take_no_more_memory(
 def test_a_path_in_a_circle_of_links_is_refused_as_a_path(tmp_path: Path) -> None:
     circle = tmp_path / "circle"
     circle.symlink_to("circle")
-    assert outside([str(circle)], [circle], tmp_path / "out", Path) == [circle]
+    assert exclude_output([str(circle)], [circle], tmp_path / "out", Path) == [circle]
 
 
 # ---------------------------------------------------------------- false discovery rate

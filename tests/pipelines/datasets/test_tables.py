@@ -16,7 +16,7 @@ from anomaly_vae.data.splitting import CALIBRATION, TEST, TRAIN, VALIDATION
 from anomaly_vae.errors import AnomalyVAEError, ConfigError, DataError
 from anomaly_vae.training.fit import fit_bundle, prepare
 from pipelines.datasets.dataset import Dataset
-from pipelines.datasets.labels import anomaly_mask, unlabelled_mask
+from pipelines.datasets.labels import label_masks
 from pipelines.datasets.loading import load_dataset
 
 N = 200
@@ -298,31 +298,31 @@ def test_one_and_true_mean_the_same_however_they_are_written(
     labels: list[Any], positive: object
 ) -> None:
     column = pa.chunked_array([labels])
-    assert anomaly_mask(column, positive, "y").tolist() == [True, False, False]
+    assert label_masks(column, positive, "y")[0].tolist() == [True, False, False]
 
 
 def test_zero_may_be_the_value_that_means_anomaly() -> None:
-    assert anomaly_mask(ONE, 0, "y").tolist() == [False, True, False]
-    assert anomaly_mask(ONE, False, "y").tolist() == [False, True, False]
+    assert label_masks(ONE, 0, "y")[0].tolist() == [False, True, False]
+    assert label_masks(ONE, False, "y")[0].tolist() == [False, True, False]
 
 
 def test_labels_of_one_kind_only_are_fine() -> None:
     """A month without fraud is a month."""
-    assert not anomaly_mask(pa.chunked_array([[0, 0]]), 1, "y").any()
+    assert not label_masks(pa.chunked_array([[0, 0]]), 1, "y")[0].any()
 
 
 def test_a_table_without_an_anomaly_has_none_whatever_the_labels_are() -> None:
-    assert not anomaly_mask(pa.chunked_array([["ok", "ok"]]), "fraud", "y").any()
+    assert not label_masks(pa.chunked_array([["ok", "ok"]]), "fraud", "y")[0].any()
 
 
 def test_markers_of_missing_labels_are_no_labels() -> None:
     labels = pa.chunked_array([["NULL", "NA", "0", "1", None]])
-    assert unlabelled_mask(labels, "y").tolist() == [True, True, False, False, True]
+    assert label_masks(labels, 1, "y")[1].tolist() == [True, True, False, False, True]
 
 
 def test_labels_of_many_kinds_have_one_that_counts() -> None:
     column = pa.chunked_array([["theft", "ok"], ["loss", "theft"]])
-    assert anomaly_mask(column, "theft", "y").tolist() == [True, False, False, True]
+    assert label_masks(column, "theft", "y")[0].tolist() == [True, False, False, True]
 
 
 # ---------------------------------------------------------------- what only later rows show

@@ -18,8 +18,8 @@ from anomaly_vae.lifecycle.registry import Registry
 from pipelines import console
 from pipelines.datasets.dataset import Dataset
 from pipelines.demo import demo as module
-from pipelines.demo.demo import SHOWN_REASONS, SHOWN_ROWS, demo_config
-from pipelines.registry.frozen_test import Frozen
+from pipelines.demo.demo import SHOWN_CONTRIBUTIONS, SHOWN_ROWS, demo_config
+from pipelines.registry.frozen_test import FrozenTest
 from pipelines.training.calibrate import calibrate
 from tests.support.flows import Command, World
 from tests.support.paths import ROOT
@@ -57,7 +57,7 @@ def test_it_finds_explains_and_says_how_to_go_on(
     assert summary["scored"] == summary["rows"] == 1_500
     assert f"{result['metrics']['auroc']:.4g}" in answer.err
 
-    tested = Frozen.own(Registry().version("fraud-demo", "1")).read(Registry())
+    tested = FrozenTest.own(Registry().version("fraud-demo", "1")).read(Registry())
     truth = dict(
         zip(tested["TRANSACTION_ID"].to_pylist(), tested["TX_FRAUD"].to_pylist(), strict=True)
     )
@@ -71,14 +71,14 @@ def test_it_finds_explains_and_says_how_to_go_on(
     for row in top:
         (line,) = (x for x in table.splitlines() if f" {row['TRANSACTION_ID']} " in x)
         assert (" fraud " if truth[row["TRANSACTION_ID"]] else " good ") in line
-        assert len(row["contributions"]) == SHOWN_REASONS
+        assert len(row["contributions"]) == SHOWN_CONTRIBUTIONS
         for reason in row["contributions"]:
             assert f"{reason['feature']} " in table
-    assert table.count(", where ") >= len(top) * SHOWN_REASONS
+    assert table.count(", where ") >= len(top) * SHOWN_CONTRIBUTIONS
 
     shown = {Path(picture).stem for picture in result["pictures"]}
     assert shown == {
-        "loss", "reconstruction", "scores", "ranking", "p_values", "slices", "highest"
+        "loss", "reconstruction", "scores", "ranking", "p_values", "slices", "highest", "flagged"
     }  # fmt: skip
     for picture in result["pictures"]:
         assert picture in answer.err
@@ -128,7 +128,7 @@ def test_scans_are_flagged_drawn_and_imagined(
 
 def test_a_refused_demo_says_so_and_names_the_version(capfd: pytest.CaptureFixture[str]) -> None:
     answer = {"name": "fraud-demo", "promoted": False, "model_uri": "models:/fraud-demo/2"}
-    module._say_next(answer, "-d BODY", "fraud.yaml")
+    module._show_next_steps(answer, "-d BODY", "fraud.yaml")
     said = capfd.readouterr().err
     assert "refused" in said
     assert "--model models:/fraud-demo/2" in said
@@ -141,7 +141,7 @@ def test_pictures_of_a_version_calibrated_from_a_folder_are_those_of_its_calibra
     """Nobody knows which run trained it."""
     copy_registry(world.folder, tmp_path, monkeypatch)
     again = calibrate(world.config, str(world.folder / world.trained.folder), dataset)
-    pictures = module._pictures(Registry(), again.version, tmp_path / "out")
+    pictures = module._plots(Registry(), again.version, tmp_path / "out")
     assert {Path(p).stem for p in pictures} == {
         "scores", "ranking", "p_values", "slices", "highest"
     }  # fmt: skip

@@ -126,7 +126,7 @@ def test_a_map_by_labels_that_nobody_gave_is_refused(image_bundle: Bundle) -> No
 
 @given(st.lists(st.one_of(st.none(), st.sampled_from("abcdefghijk")), max_size=60))
 def test_the_most_frequent_labels_have_colours_of_their_own(labels: list[str | None]) -> None:
-    found = common.named(labels)
+    found = common.label_colours(labels)
     counts = [labels.count(name) for name in found]
     assert counts == sorted(counts, reverse=True)
     assert len(set(found.values()) - {GREY, FLAGGED}) == len(found)

@@ -177,7 +177,7 @@ def test_the_first_images_are_taken_and_that_there_are_more_is_told(
     source = generate.read_source(image_calibrated, [str(folder)], 3)
     assert source.names == names(folder)[:3]
     assert source.x.shape == (3, 24 * 24)
-    assert "7 files; the first 3 images are taken" in capsys.readouterr().err
+    assert "7 files; the first 3 images are used" in capsys.readouterr().err
     every = generate.read_source(image_calibrated, [str(folder)])
     assert every.names == names(folder)
     assert every.rejected == 2
@@ -302,7 +302,7 @@ def test_the_last_column_of_a_traversal_shows_where_its_ends_differ(
 ) -> None:
     """Bright where most changes, and dark where next to nothing does."""
     for least in (1e-9, 10.0):
-        monkeypatch.setattr(generate, "CHANGE", least)
+        monkeypatch.setattr(generate, "MIN_CHANGE", least)
         generate.traverse(untrained(), tmp_path / "a.png", dims=[0, 1], steps=3)
         rows = drawn.pop().images[..., 0].reshape(2, 4, 16, 16)
         change = np.abs(rows[:, 2] - rows[:, 0])

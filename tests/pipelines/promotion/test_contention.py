@@ -152,7 +152,9 @@ def champion(registry: Registry) -> str | None:
 
 
 def moves(registry: Registry) -> list[tuple[str | None, str]]:
-    return [(one.champion, one.version) for one in history(registry, "fraud") if one.moves]
+    return [
+        (one.champion, one.version) for one in history(registry, "fraud") if one.changes_champion
+    ]
 
 
 def test_two_promotions_at_once_cannot_both_win(stocked: Registry, before: int) -> None:
@@ -190,4 +192,4 @@ def test_a_crowd_leaves_one_line_of_champions(stocked: Registry, before: int) ->
     assert len(found) == 2 * 5
     assert [was for was, _ in found] == ["1", *(version for _, version in found[:-1])]
     assert champion(stocked) == found[-1][1]
-    assert ChampionHistory(stocked, "fraud").finished is None
+    assert ChampionHistory(stocked, "fraud").completed is None

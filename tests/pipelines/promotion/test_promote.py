@@ -20,7 +20,7 @@ from anomaly_vae.calibration.conformal import Calibration, calibrate
 from anomaly_vae.data.splitting import CALIBRATION
 from anomaly_vae.errors import BundleError, RegistryError
 from anomaly_vae.evaluation.metrics import max_fpr_under_guarantee
-from anomaly_vae.lifecycle.champion_history import Entry, history, past
+from anomaly_vae.lifecycle.champion_history import Entry, history, previous_champions
 from anomaly_vae.lifecycle.promotion import RefusalReason, Rule, RuleResult
 from anomaly_vae.lifecycle.registry import (
     CHALLENGER,
@@ -34,7 +34,7 @@ from anomaly_vae.lifecycle.registry import (
 )
 from pipelines.datasets.dataset import Dataset
 from pipelines.promotion.promote import Promotion, promote, rollback
-from pipelines.registry.frozen_test import Frozen, frozen_test
+from pipelines.registry.frozen_test import FrozenTest, frozen_test
 from tests.support.flows import Command, World
 from tests.support.registries import copy_registry
 
@@ -109,7 +109,7 @@ def set_frozen(registry: Registry, table: pa.Table | None = None, **policy: Any)
     """Freeze another table or policy for the champion."""
     version = registry.champion("fraud")
     assert version is not None
-    frozen = Frozen.of(version)
+    frozen = FrozenTest.of_champion(version)
     frozen = replace(frozen, policy={**frozen.policy, **policy})
     if table is not None:
         path = Path("frozen.parquet").absolute()
@@ -167,7 +167,7 @@ def test_the_first_promotion_freezes_the_test_split_and_the_policy(fresh: Regist
     assert decision.champion is None
     assert champion(fresh) == GOOD
     version = fresh.version("fraud", GOOD)
-    assert Frozen.of(version) == Frozen.own(version)
+    assert FrozenTest.of_champion(version) == FrozenTest.own(version)
     assert json.loads(version.tags[FROZEN_TAG])["digest"] == version.tags[TEST_DIGEST_TAG]
     assert decision.challenger_evaluation is not None
     assert decision.champion_evaluation is None
@@ -181,7 +181,7 @@ def test_the_challenger_is_meant_where_no_version_is_named(fresh: Registry) -> N
 
 def test_a_first_model_above_alpha_is_refused_and_freezes_nothing(fresh: Registry) -> None:
     decision = promote(fresh, "fraud", LOOSE)
-    assert [r.why for r in decision.reasons] == [RefusalReason.TOO_MANY_FALSE_POSITIVES]
+    assert [r.refusal_reason for r in decision.reasons] == [RefusalReason.TOO_MANY_FALSE_POSITIVES]
     assert champion(fresh) is None
     assert FROZEN_TAG not in fresh.version("fraud", LOOSE).tags
     assert frozen_test(fresh, "fraud") is None
@@ -201,15 +201,15 @@ def test_an_equal_challenger_becomes_champion(registry: Registry) -> None:
     assert decision.promoted
     assert decision.champion == GOOD
     assert champion(registry) == EQUAL
-    assert past(history(registry, "fraud")) == [GOOD]
+    assert previous_champions(history(registry, "fraud")) == [GOOD]
 
 
 def test_a_worse_challenger_is_refused_and_the_alias_stays(registry: Registry) -> None:
     decision = promote(registry, "fraud", WORSE)
     assert not decision.promoted
-    assert RefusalReason.WORSE in {reason.why for reason in decision.reasons}
+    assert RefusalReason.WORSE in {reason.refusal_reason for reason in decision.reasons}
     assert champion(registry) == GOOD
-    assert past(history(registry, "fraud")) == []
+    assert previous_champions(history(registry, "fraud")) == []
 
 
 def test_both_are_scored_on_the_frozen_split_whatever_came_with_the_challenger(
@@ -225,13 +225,13 @@ def test_both_are_scored_on_the_frozen_split_whatever_came_with_the_challenger(
 def test_the_frozen_tolerance_counts(registry: Registry) -> None:
     set_frozen(registry, tolerance=0.99)
     decision = promote(registry, "fraud", WORSE)
-    assert RefusalReason.WORSE not in {reason.why for reason in decision.reasons}
+    assert RefusalReason.WORSE not in {reason.refusal_reason for reason in decision.reasons}
 
 
 def test_promoting_the_champion_again_changes_nothing(registry: Registry) -> None:
     decision = promote(registry, "fraud", GOOD)
     assert decision.promoted
-    assert (champion(registry), past(history(registry, "fraud"))) == (GOOD, [])
+    assert (champion(registry), previous_champions(history(registry, "fraud"))) == (GOOD, [])
 
 
 def test_the_decision_is_recorded_with_its_figures_and_reasons(registry: Registry) -> None:
@@ -240,7 +240,7 @@ def test_the_decision_is_recorded_with_its_figures_and_reasons(registry: Registr
     assert summary == {
         "promoted": False,
         "forced": False,
-        "reasons": [str(reason.why) for reason in decision.reasons],
+        "reasons": [str(reason.refusal_reason) for reason in decision.reasons],
         "champion": GOOD,
         "force_reason": None,
         "freezes_test_split_of": None,
@@ -274,7 +274,13 @@ def test_force_freezes_the_test_split_it_came_with_and_a_rollback_the_former(
     promote(registry, "fraud", WORSE, force="new terminals")
     forced = registry.champion("fraud")
     assert forced is not None
-    assert (Frozen.of(forced).version, Frozen.of(forced).policy["tolerance"]) == (WORSE, 0.5)
+    assert (
+        FrozenTest.of_champion(forced).version,
+        FrozenTest.of_champion(forced).policy["tolerance"],
+    ) == (
+        WORSE,
+        0.5,
+    )
     assert json.loads(forced.tags[DECISION_TAG])["freezes_test_split_of"] == WORSE
     later = promote(registry, "fraud", EQUAL)
     assert later.judged_on is not None
@@ -283,14 +289,14 @@ def test_force_freezes_the_test_split_it_came_with_and_a_rollback_the_former(
         rollback(registry, "fraud")
         again = registry.champion("fraud")
         assert again is not None
-        assert (again.version, Frozen.of(again).version) == (back_to, judged_by)
+        assert (again.version, FrozenTest.of_champion(again).version) == (back_to, judged_by)
 
 
 def test_a_refusal_names_the_frozen_split_and_the_way_out(
     registry: Registry, command: Command
 ) -> None:
     rows = len(frozen_test(registry, "fraud"))
-    digest = Frozen.own(registry.version("fraud", GOOD)).digest[:12]
+    digest = FrozenTest.own(registry.version("fraud", GOOD)).digest[:12]
     answer = command("promote", "fraud", "--version", WORSE)
     assert answer.json["judged_on"] == {"version": GOOD, "rows": rows, "digest": digest}
     for reason in answer.json["reasons"]:
@@ -329,7 +335,7 @@ def test_a_challenger_that_rejects_rows_is_refused_with_their_number(
     decision = promote(
         registry, "fraud", add(registry, world, strict_bundle(world.calibrated.bundle))
     )
-    lost = next(r for r in decision.reasons if r.why is RefusalReason.REJECTS_MORE)
+    lost = next(r for r in decision.reasons if r.refusal_reason is RefusalReason.REJECTS_MORE)
     new, old = decision.challenger_evaluation, decision.champion_evaluation
     assert new is not None
     assert old is not None
@@ -342,7 +348,7 @@ def test_images_frozen_by_other_rules_judge_nobody(registry: Registry) -> None:
     set_frozen(registry, reading={"intensity_window": "auto", "axis": 2})
     set_policy(registry, EQUAL, reading={"intensity_window": [40, 80], "axis": 2})
     decision = promote(registry, "fraud", EQUAL)
-    assert [reason.why for reason in decision.reasons] == [RefusalReason.READS_OTHERWISE]
+    assert [reason.refusal_reason for reason in decision.reasons] == [RefusalReason.READS_OTHERWISE]
     assert "intensity_window auto, axis 2" in decision.reasons[0].text
     assert "intensity_window [40, 80], axis 2" in decision.reasons[0].text
     set_policy(registry, EQUAL, reading={"intensity_window": "auto", "axis": 2})
@@ -357,7 +363,7 @@ def test_reading_rules_stored_under_their_old_name_count_as_the_new_one(registry
     set_policy(registry, EQUAL, reading={"window": [40, 80], "axis": 2})
     decision = promote(registry, "fraud", EQUAL)
     assert decision.promoted
-    frozen = Frozen.of(registry.version("fraud", EQUAL))
+    frozen = FrozenTest.of_champion(registry.version("fraud", EQUAL))
     assert frozen.policy["reading"] == {"intensity_window": [40, 80], "axis": 2}
 
 
@@ -417,7 +423,7 @@ def test_who_must_be_shown_to_be_no_worse_needs_a_margin(registry: Registry) -> 
     set_frozen(registry, proof="no_worse")
     assert promote(registry, "fraud", EQUAL).promoted
     assert RefusalReason.WORSE in {
-        reason.why for reason in promote(registry, "fraud", WORSE).reasons
+        reason.refusal_reason for reason in promote(registry, "fraud", WORSE).reasons
     }
 
 
@@ -442,7 +448,7 @@ def test_a_budget_that_nothing_keeps_refuses(
     registry: Registry, policy: dict[str, float], why: RefusalReason
 ) -> None:
     set_frozen(registry, **policy)
-    assert [reason.why for reason in promote(registry, "fraud", EQUAL).reasons] == [why]
+    assert [reason.refusal_reason for reason in promote(registry, "fraud", EQUAL).reasons] == [why]
 
 
 def test_flags_are_compared_on_the_traffic_where_there_is_some(
@@ -480,7 +486,7 @@ def test_a_policy_frozen_before_there_were_more_rules_still_decides(registry: Re
     known = ("metric", "tolerance", "confidence", "label", "positive", "time", "group")
     version = registry.champion("fraud")
     assert version is not None
-    frozen = Frozen.of(version)
+    frozen = FrozenTest.of_champion(version)
     old = replace(frozen, policy={key: frozen.policy[key] for key in known})
     registry.tag_version(version, FROZEN_TAG, old.tag())
     assert promote(registry, "fraud", EQUAL).promoted
@@ -647,9 +653,9 @@ def test_a_rollback_and_another_promotion_forget_nothing_and_repeat_nothing(
     promote(registry, "fraud", EQUAL)
     rollback(registry, "fraud")
     promote(registry, "fraud", EQUAL)
-    assert (champion(registry), past(history(registry, "fraud"))) == (EQUAL, [GOOD])
+    assert (champion(registry), previous_champions(history(registry, "fraud"))) == (EQUAL, [GOOD])
     promote(registry, "fraud", GOOD)
-    assert (champion(registry), past(history(registry, "fraud"))) == (GOOD, [EQUAL])
+    assert (champion(registry), previous_champions(history(registry, "fraud"))) == (GOOD, [EQUAL])
 
 
 # ---------------------------------------------------------------- crashes
@@ -690,7 +696,7 @@ def crash_at_write(number: int, patch: pytest.MonkeyPatch) -> None:
 def state(registry: Registry) -> tuple[str | None, bool]:
     """Who is champion, and whether a rollback has somewhere to go."""
     current = champion(registry)
-    return current, any(v != current for v in past(history(registry, "fraud")))
+    return current, any(v != current for v in previous_champions(history(registry, "fraud")))
 
 
 @pytest.mark.parametrize("write", range(7))
@@ -708,7 +714,7 @@ def test_a_crash_in_a_promotion_leaves_the_old_state_or_the_new(
     assert champion(registry) == (GOOD if write < 5 else EQUAL)
     assert promote(registry, "fraud", EQUAL).promoted
     assert state(registry) == (EQUAL, True)
-    moves = [entry for entry in history(registry, "fraud") if entry.moves]
+    moves = [entry for entry in history(registry, "fraud") if entry.changes_champion]
     assert [entry.version for entry in moves] == [GOOD, EQUAL], "once each"
     assert rollback(registry, "fraud")["version"] == GOOD
 
@@ -746,7 +752,10 @@ def test_a_crash_in_the_first_promotion_can_be_repeated_with_another_model(
             assert champion(fresh) == (None if write < 5 else GOOD)
     assert promote(fresh, "fraud", EQUAL).promoted
     version = fresh.version("fraud", EQUAL)
-    assert Frozen.of(version) in (Frozen.own(version), Frozen.own(fresh.version("fraud", GOOD)))
+    assert FrozenTest.of_champion(version) in (
+        FrozenTest.own(version),
+        FrozenTest.own(fresh.version("fraud", GOOD)),
+    )
 
 
 def test_a_failing_registry_is_one_line(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from anomaly_vae.errors import BundleError, ConfigError, RegistryError
-from pipelines.registry.model_uri import open_source
+from pipelines.registry.model_uri import open_model
 from tests.support.flows import Command, World
 from tests.support.paths import ROOT
 
@@ -24,13 +24,13 @@ def test_each_kind_of_uri_opens_what_it_names(champion: World) -> None:
         str(champion.trained.folder): (trained, None, None, None),
     }
     for uri, (digest, *which) in named.items():
-        source = open_source(uri)
+        source = open_model(uri)
         assert source.bundle.digest == digest
         assert [source.name, source.version, source.alias] == which
 
 
 def test_a_folder_is_called_by_the_name_in_its_manifest(champion: World) -> None:
-    source = open_source(str(champion.trained.folder))
+    source = open_model(str(champion.trained.folder))
     assert source.to_json() == {
         "name": "fraud", "version": None, "alias": None, "digest": source.bundle.digest
     }  # fmt: skip
@@ -48,19 +48,19 @@ def test_a_folder_is_called_by_the_name_in_its_manifest(champion: World) -> None
 )
 def test_what_is_not_there_is_one_line(champion: World, uri: str, error: type[Exception]) -> None:
     with pytest.raises(error) as caught:
-        open_source(uri)
+        open_model(uri)
     assert "\n" not in str(caught.value)
 
 
 def test_a_run_without_a_bundle_is_no_model(champion: World) -> None:
     with pytest.raises((BundleError, RegistryError)):
-        open_source(f"runs:/{champion.trained.run_id}/plots")
+        open_model(f"runs:/{champion.trained.run_id}/plots")
 
 
 def test_a_folder_needs_no_mlflow(champion: World) -> None:
     code = (
-        "import sys; from pipelines.registry.model_uri import open_source; "
-        f"open_source({str(champion.trained.folder)!r}).bundle.scorer; "
+        "import sys; from pipelines.registry.model_uri import open_model; "
+        f"open_model({str(champion.trained.folder)!r}).bundle.scorer; "
         "print(sorted({'mlflow', 'torch', 'pandas'} & set(sys.modules)))"
     )
     root = ROOT
@@ -76,7 +76,7 @@ def test_without_mlflow_the_registry_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "anomaly_vae.lifecycle.registry", None)
     with pytest.raises(ConfigError, match=r"pip install 'anomaly-vae\[train\]'"):
-        open_source("models:/fraud@champion")
+        open_model("models:/fraud@champion")
 
 
 def test_the_models_command_lists_versions_and_aliases(champion: World, command: Command) -> None:

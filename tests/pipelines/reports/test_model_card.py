@@ -14,7 +14,7 @@ import pytest
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.types import Method
 from pipelines.registry.model_uri import LoadedModel
-from pipelines.reports.model_card import PROMISES, Card, Section, Table, card_of
+from pipelines.reports.model_card import PROMISES, Card, Section, Table, card_of, plain_counts
 from pipelines.reports.model_card_html import page, render
 from tests.support.flows import Command, World
 
@@ -171,3 +171,18 @@ def test_without_what_draws_it_a_page_is_refused_and_words_are_not(
     answer = command("inspect", folder, "--html", tmp_path / "card.html")
     assert (answer.code, answer.out) == (1, "")
     assert "pip install 'anomaly-vae[train]'" in answer.err
+
+
+def test_counts_are_whole_numbers_in_sentences() -> None:
+    figures = {"rows": 10_000, "anomalies": 500, "flagged": 450, "recall": 0.6}
+    assert plain_counts(figures) == (
+        "450 of 10,000 rows are flagged, 150 of the 9,500 normal rows among them, about 15.8 in "
+        "1,000.",
+        "300 of the 500 anomalies are found.",
+        "Of 100 flagged rows, about 67 are anomalies.",
+    )
+    assert plain_counts(figures, days=10)[0].endswith("about 15 a day.")
+    unlabelled = {"rows": 10, "anomalies": 0, "flagged": 0, "recall": None}
+    assert plain_counts(unlabelled) == (
+        "0 of 10 rows are flagged, 0 of the 10 normal rows among them, about 0 in 1,000.",
+    )

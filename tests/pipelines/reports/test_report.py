@@ -23,8 +23,8 @@ from pipelines.datasets.images import ImageDataset, read_labelled
 from pipelines.registry.model_uri import LoadedModel
 from pipelines.reports.image_metadata import file_metadata, image_statistics
 from pipelines.reports.labelled import Judged, Labelled, judge
-from pipelines.reports.report import Reporter, Wish, evaluate_files
-from pipelines.training.train import read
+from pipelines.reports.report import Reporter, ReportOptions, evaluate_files
+from pipelines.training.train import read_data
 from tests.support.flows import Command, World
 from tests.support.registries import changed
 
@@ -64,7 +64,7 @@ def test_levels_and_zeros_and_ones_are_compared_where_they_have_enough_rows(test
 
 
 def test_other_columns_are_compared_where_they_are_asked_for(tested: Judged) -> None:
-    report = Reporter(tested, Wish(slices=("TX_FRAUD", "not there"))).report()
+    report = Reporter(tested, ReportOptions(slices=("TX_FRAUD", "not there"))).report()
     assert {(one.level, one.rows - one.anomalies) for one in report.slices[:1]} == {
         ("0", report.figures.rows - report.figures.anomalies)
     }
@@ -73,7 +73,7 @@ def test_other_columns_are_compared_where_they_are_asked_for(tested: Judged) -> 
 def test_cards_are_counted_by_day_where_they_are_named(tested: Judged) -> None:
     without = Reporter(tested).report().figures
     assert without.card_precision is without.card_precision_interval is None
-    figures = Reporter(tested, Wish(top=3, entity="CUSTOMER_ID")).report().figures
+    figures = Reporter(tested, ReportOptions(top=3, entity="CUSTOMER_ID")).report().figures
     assert figures.card_precision is not None
     assert figures.card_precision_interval is not None
     low, high = figures.card_precision_interval
@@ -83,36 +83,40 @@ def test_cards_are_counted_by_day_where_they_are_named(tested: Judged) -> None:
 def test_rows_without_a_card_are_cards_of_their_own(calibrated: Bundle, dataset: Dataset) -> None:
     table = dataset.test_table.append_column("card", pa.nulls(len(dataset.test_table), pa.string()))
     judged = judge(calibrated.detector, Labelled.of(table, LABEL))
-    figures = Reporter(judged, Wish(top=1, entity="card")).report().figures
+    figures = Reporter(judged, ReportOptions(top=1, entity="card")).report().figures
     rows = np.arange(len(table))
     alone = table.set_column(len(table.column_names) - 1, "card", pa.array(rows))
     again = judge(calibrated.detector, Labelled.of(alone, LABEL))
     assert figures.card_precision is not None
-    assert Reporter(again, Wish(top=1, entity="card")).report().figures == figures
+    assert Reporter(again, ReportOptions(top=1, entity="card")).report().figures == figures
 
 
 def test_costs_are_saved_by_the_amounts_of_the_frauds(tested: Judged) -> None:
     costs = CostConfig(amount="TX_AMOUNT", review=2.0)
-    figures = Reporter(tested, Wish(costs=costs)).report().figures
-    known, anomaly = tested.known, tested.truth.anomaly
+    figures = Reporter(tested, ReportOptions(costs=costs)).report().figures
+    known, anomaly = tested.known, tested.labelled.anomaly
     flags = tested.decisions(known).is_anomaly
-    amounts = tested.truth.table["TX_AMOUNT"].to_numpy()
+    amounts = tested.labelled.table["TX_AMOUNT"].to_numpy()
     saved = amounts[anomaly & flags].sum() - 2 * flags.sum()
     assert figures.cost_saved == pytest.approx(1_000 * saved / len(flags))
     assert figures.cost_saved_interval
 
 
 def test_without_amounts_no_cost_is_told(tested: Judged, capfd: pytest.CaptureFixture[str]) -> None:
-    figures = Reporter(tested, Wish(costs=CostConfig(amount="nothing", review=1))).report().figures
+    figures = (
+        Reporter(tested, ReportOptions(costs=CostConfig(amount="nothing", review=1)))
+        .report()
+        .figures
+    )
     assert figures.cost_saved is None
     assert "without an amount in 'nothing'" in capfd.readouterr().err
 
 
 def test_manifests_of_older_versions_wish_for_nothing(champion: World) -> None:
     config = dict(champion.calibrated.bundle.manifest["config"])
-    assert Wish.of(config).top == 100
+    assert ReportOptions.of(config).top == 100
     del config["evaluation"]
-    assert Wish.of(config) == Wish()
+    assert ReportOptions.of(config) == ReportOptions()
 
 
 def test_a_column_that_gives_the_label_away_is_named(calibrated: Bundle, dataset: Dataset) -> None:
@@ -133,7 +137,7 @@ def test_columns_that_are_not_there_are_refused_before_the_fit(
 ) -> None:
     name = key.replace("__", ".")
     with pytest.raises(DataError, match=rf"{name} names the column '(CARD|REGION)'"):
-        read(changed(flow, **{key: value}))
+        read_data(changed(flow, **{key: value}))
 
 
 # ---------------------------------------------------------------- the command and MLflow
@@ -249,5 +253,7 @@ def test_other_columns_of_a_manifest_can_be_compared(
     table, batch, files = read_labelled([str(path)], schema, "label")
     assert table.column_names == ["path", "frame", "label", "group", "site"]
     truth = Labelled.of(table, {"label": "label", "positive": 1}, batch, files)
-    report = Reporter(judge(image_calibrated.detector, truth), Wish(slices=("site",))).report()
+    report = Reporter(
+        judge(image_calibrated.detector, truth), ReportOptions(slices=("site",))
+    ).report()
     assert sorted(one.name for one in report.slices) == ["site = east", "site = west"]

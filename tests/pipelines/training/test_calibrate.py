@@ -35,10 +35,10 @@ from anomaly_vae.lifecycle.registry import (
 from anomaly_vae.simulation.transactions import simulate_transactions
 from pipelines.datasets.dataset import Dataset
 from pipelines.datasets.loading import load_dataset
-from pipelines.registry.model_uri import open_source
+from pipelines.registry.model_uri import open_model
 from pipelines.training.calibrate import calibrate
-from pipelines.training.calibration_sample import evidence_of, unscored
-from pipelines.training.train import inputs_digest, read
+from pipelines.training.calibration_sample import sample_of, zero_scores
+from pipelines.training.train import inputs_digest, read_data
 from tests.support.flows import World
 from tests.support.registries import changed, copy_registry
 
@@ -153,7 +153,7 @@ def test_the_answer_names_the_version_and_its_figures(champion: World) -> None:
 
 
 def test_the_registered_folder_is_the_bundle(champion: World) -> None:
-    source = open_source("models:/fraud@challenger")
+    source = open_model("models:/fraud@challenger")
     bundle = champion.calibrated.bundle
     assert source.bundle.digest == bundle.digest
     assert source.bundle.files == bundle.files
@@ -210,7 +210,7 @@ def test_a_registered_file_that_was_altered_is_not_loaded(trained: str, name: st
     path = Path(Registry().fetch("models:/fraud/1").path) / name
     path.write_bytes(path.read_bytes() + b" ")
     with pytest.raises(BundleError, match=name):
-        open_source("models:/fraud@champion")
+        open_model("models:/fraud@champion")
 
 
 def test_calibrating_twice_makes_two_versions_of_one_digest(
@@ -255,7 +255,7 @@ def test_each_threshold_is_chosen_registered_and_read_again(
     trained: str, flow: Config, dataset: Dataset, calibration: dict[str, Any]
 ) -> None:
     made = calibrate(wishing(flow, **calibration), trained, dataset)
-    again = open_source(made.version.uri).bundle.detector.calibration
+    again = open_model(made.version.uri).bundle.detector.calibration
     chosen = made.bundle.detector.calibration
     assert (again.method, again.threshold) == (calibration["method"], chosen.threshold)
     assert again.figures == chosen.figures != {}
@@ -275,7 +275,7 @@ def test_labels_of_the_calibration_split_choose_a_threshold_by_cost(
     assert (time[rows.calibration_anomalies] >= time[rows.rows(TRAIN)].max()).all()
     assert (time[rows.calibration_anomalies] < time[rows.rows(TEST)].min()).all()
     wish = wishing(world.config, method="cost", costs={"amount": "TX_AMOUNT", "review": 5})
-    found = evidence_of(dataset, wish.calibration, unscored)
+    found = sample_of(dataset, wish.calibration, zero_scores)
     amounts = dataset.table["TX_AMOUNT"].to_numpy()[rows.calibration_anomalies]
     assert found.amounts is not None
     assert sorted(found.amounts) == sorted(amounts)
@@ -296,7 +296,7 @@ def test_amounts_that_cannot_be_read_are_refused(
 ) -> None:
     wish = wishing(world.config, method="cost", costs=costs).calibration
     with pytest.raises(DataError, match=message):
-        evidence_of(dataset, wish, unscored)
+        sample_of(dataset, wish, zero_scores)
 
 
 def test_a_method_by_label_without_labels_is_refused_before_anything_is_trained(
@@ -304,7 +304,7 @@ def test_a_method_by_label_without_labels_is_refused_before_anything_is_trained(
 ) -> None:
     without = changed(wishing(flow, method="fbeta"), data__label=None)
     with pytest.raises(CalibrationError, match=r"name their column in data.label"):
-        read(without)
+        read_data(without)
 
 
 def test_anomalies_count_as_often_as_in_all_the_data_where_there_is_no_time(flow: Config) -> None:
@@ -312,7 +312,7 @@ def test_anomalies_count_as_often_as_in_all_the_data_where_there_is_no_time(flow
     by_share = changed(wishing(flow, method="fbeta"), data__time=None)
     by_share = changed(by_share, data__splits__anomalies=0.5)
     data = load_dataset(by_share.data)
-    found = evidence_of(data, by_share.calibration, unscored)
+    found = sample_of(data, by_share.calibration, zero_scores)
     share = data.rows.anomaly.sum() / (~data.rows.anomaly).sum()
     assert len(found.anomalies) == round(0.5 * data.rows.anomaly.sum())
     assert found.weight * len(found.anomalies) / found.n == pytest.approx(share)

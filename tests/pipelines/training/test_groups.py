@@ -30,8 +30,8 @@ from pipelines.promotion.promote import promote
 from pipelines.registry.model_uri import LoadedModel
 from pipelines.reports.labelled import Labelled, judge
 from pipelines.training.calibrate import Calibrated, calibrate
-from pipelines.training.calibration_sample import evidence_of, scored_evidence, unscored
-from pipelines.training.train import read, train
+from pipelines.training.calibration_sample import model_sample, sample_of, zero_scores
+from pipelines.training.train import read_data, train
 from tests.support.flows import Command, World
 from tests.support.registries import changed, copy_registry
 
@@ -185,7 +185,7 @@ def test_an_id_called_like_an_answer_is_refused_only_there(
     ]
     path = [str(tmp_path / "t.parquet")]
     assert score_files(renamed[0], path, tmp_path / "out")["scored"] == len(table)
-    with pytest.raises(DataError, match="called like one of the answers"):
+    with pytest.raises(DataError, match="has the name of a result column"):
         score_files(renamed[1], path, tmp_path / "other")
 
 
@@ -217,8 +217,8 @@ def test_inspect_shows_the_groups(grouped: Calibrated, command: Command) -> None
         assert name in words
         assert f"{one.threshold:.4g}" in words
     assert "of all rows" in words
-    assert "The promise is about the normal rows of each group" in words
-    assert "The promise is about normal rows as a whole" not in words
+    assert "The guarantee is about the normal rows of each group" in words
+    assert "The guarantee is about normal rows as a whole" not in words
     assert answer.json["calibration"]["groups"]["column"] == COLUMN
 
 
@@ -241,20 +241,20 @@ def test_a_column_that_makes_no_groups_is_refused_before_training(
     with pytest.raises(
         DataError, match=f"calibration.group_by names the column '{column}'.*{message}"
     ):
-        read(changed(flow, calibration__group_by=column))
+        read_data(changed(flow, calibration__group_by=column))
 
 
 def test_groups_that_are_all_too_small_are_refused_before_training(flow: Config) -> None:
     with pytest.raises(CalibrationError, match=r"no level of 'TX_CHANNEL' has the 199 normal cal"):
-        read(changed(flow, calibration__group_by=COLUMN, calibration__alpha=0.005))
+        read_data(changed(flow, calibration__group_by=COLUMN, calibration__alpha=0.005))
 
 
 def test_levels_that_training_did_not_keep_have_no_threshold(
     world: World, flow: Config, dataset: Dataset
 ) -> None:
     wish = changed(flow, calibration__group_by=COLUMN).calibration
-    raw = evidence_of(dataset, wish, unscored).levels
-    kept = scored_evidence(dataset, wish, world.trained.fitted.bundle.scorer).levels
+    raw = sample_of(dataset, wish, zero_scores).levels
+    kept = model_sample(dataset, wish, world.trained.fitted.bundle).levels
     assert raw
     assert kept
     (column,) = (c for c in world.trained.fitted.bundle.scorer.encoding.columns if c.name == COLUMN)  # type: ignore[union-attr]
@@ -318,21 +318,21 @@ def test_a_row_without_a_weight_is_refused_with_its_place(weighed: Config, ratio
     cells = pa.array(map(str, values)) if ratio == "much" else pa.array(values)
     changed_ = replace(data, table=data.table.set_column(at, WEIGHT, cells))
     with pytest.raises(DataError, match=f"1 calibration rows have no ratio .* row {place} for one"):
-        evidence_of(changed_, weighed.calibration, unscored)
+        sample_of(changed_, weighed.calibration, zero_scores)
 
 
 def test_weights_of_nought_are_worth_nothing(weighed: Config) -> None:
     data = load_dataset(weighed.data)
     at = data.table.column_names.index(WEIGHT)
     table = data.table.set_column(at, WEIGHT, pa.array(np.zeros(len(data.table))))
-    given = evidence_of(replace(data, table=table), weighed.calibration, unscored)
+    given = sample_of(replace(data, table=table), weighed.calibration, zero_scores)
     with pytest.raises(CalibrationError, match="are worth 0 rows"):
         check_sample(given, weighed.calibration)
 
 
 def test_weights_that_are_not_there_are_refused(weighed: Config, flow: Config) -> None:
     with pytest.raises(DataError, match="density_ratio names the column 'absent'; found"):
-        read(changed(weighed, calibration__density_ratio="absent"))
+        read_data(changed(weighed, calibration__density_ratio="absent"))
     wish = weighed.calibration.model_copy(update={"density_ratio": "TX_AMOUNT"})
     with pytest.raises(DataError, match="names the column 'TX_AMOUNT', which the model reads"):
-        evidence_of(load_dataset(flow.data), wish, unscored)
+        sample_of(load_dataset(flow.data), wish, zero_scores)

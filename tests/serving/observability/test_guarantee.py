@@ -7,10 +7,11 @@ import time
 import numpy as np
 import pytest
 
+from anomaly_vae.artifacts.registry_names import BundleRef
 from anomaly_vae.files import locked
 from anomaly_vae.monitoring.exchangeability import BLOCKS
 from anomaly_vae.scoring.detector import Detections
-from serving.models.store import BundleRef, Store
+from serving.models.store import Store
 from serving.observability.guarantee import GuaranteeTrackers
 from serving.scoring.loading import load_model
 from tests.support.metrics import MODEL, samples, value

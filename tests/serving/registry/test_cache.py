@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from anomaly_vae.artifacts.bundle import WEIGHTS
-from serving.models.store import BundleRef
+from anomaly_vae.artifacts.registry_names import BundleRef
 from serving.registry.cache import MIN_PRUNE_AGE_SECONDS, Cache
 
 URI = "models:/fraud@champion"

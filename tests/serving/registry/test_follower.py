@@ -13,7 +13,7 @@ import httpx2
 import pytest
 
 from anomaly_vae.artifacts.bundle import GRAPH, WEIGHTS
-from benchmarks.reload import Load, measure
+from benchmarks.reload import Workload, measure
 from serving.registry.cache import MIN_PRUNE_AGE_SECONDS
 from tests.support.mlflow_registry import (
     SHADOW,
@@ -381,7 +381,7 @@ def test_a_challenger_that_is_not_there_is_no_failure(world):
 @pytest.mark.parametrize("server", [False, True], ids=["sqlite", "server"])
 def test_no_request_fails_while_versions_change(server):
     """A small form of `python -m benchmarks reload`."""
-    tally = measure(Load(requests=4_000, reloads=3), server)
+    tally = measure(Workload(requests=4_000, reloads=3), server)
     assert not tally.failed
     assert not tally.mismatched
     assert tally.versions.total() >= 4_000

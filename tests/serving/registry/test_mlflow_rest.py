@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from anomaly_vae.artifacts.registry_names import DIGEST_TAG
 from anomaly_vae.errors import RegistryError
 from anomaly_vae.lifecycle.registry import Registry
 from serving.registry import mlflow_rest
@@ -17,7 +18,7 @@ from tests.support.registries import migrated
 
 __all__ = ["migrated", "registered", "rival", "versions", "world"]
 
-OK = {"model_version": {"version": "7", "tags": [{"key": mlflow_rest.DIGEST_TAG, "value": "d"}]}}
+OK = {"model_version": {"version": "7", "tags": [{"key": DIGEST_TAG, "value": "d"}]}}
 
 
 @contextmanager

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from anomaly_vae.artifacts.registry_names import MISSING, UNFIT, UNWRITABLE, BundleRef
 from anomaly_vae.errors import BundleError, RegistryError
-from serving.models.store import BundleRef
-from serving.registry import mlflow_rest
-from serving.registry.sources import FETCH, MISSING, UNFIT, UNWRITABLE, Sources, Spec, is_followed
+from serving.registry.sources import FETCH, Sources, Spec, is_followed
 from serving.scoring.loading import load_model
 from serving.settings import Settings
 from tests.support.fetching import answer, stand_in
@@ -137,13 +136,3 @@ def test_a_database_that_nobody_wrote_to_is_not_asked(tmp_path, folder, monkeypa
         return counts
 
     assert asyncio.run(looks()) == [1, 1, 2, 2, 3, 3, 4, 4]
-
-
-def test_it_looks_where_the_registry_module_does():
-    from anomaly_vae.lifecycle import registry
-
-    assert (mlflow_rest.DEFAULT_URI, mlflow_rest.DIGEST_TAG) == (
-        registry.DEFAULT_URI,
-        registry.DIGEST_TAG,
-    )
-    assert (MISSING, UNFIT, UNWRITABLE) == (registry.MISSING, registry.UNFIT, registry.UNWRITABLE)

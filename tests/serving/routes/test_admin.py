@@ -8,8 +8,9 @@ import time
 import pytest
 from starlette.testclient import TestClient
 
+from anomaly_vae.artifacts.registry_names import BundleRef
 from serving.app import create_app
-from serving.models.store import BundleRef, Store
+from serving.models.store import Store
 from serving.observability.metrics import Metrics
 from serving.registry.board import Board, Followed, FollowState
 from serving.registry.follower import Follower

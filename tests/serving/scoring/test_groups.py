@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 
+from anomaly_vae.artifacts.registry_names import BundleRef
 from anomaly_vae.calibration.sample import CalibrationSample
 from anomaly_vae.calibration.thresholds import choose_threshold
 from anomaly_vae.client import Client
 from anomaly_vae.config import CalibrationConfig
 from anomaly_vae.data.splitting import CALIBRATION
-from serving.models.store import BundleRef
 from serving.protocols.open_inference import HEADER_LENGTH
 from serving.scoring.loading import load_model
 from tests.support.shadows import client_beside, counted, wait_for

@@ -11,10 +11,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
+from anomaly_vae.artifacts.registry_names import BundleRef
 from anomaly_vae.data.schema import Column, TabularSchema
 from anomaly_vae.types import ColumnType
 from serving.app import create_app
-from serving.models.store import BundleRef, Store
+from serving.models.store import Store
 from serving.observability.metrics import Metrics
 from serving.problems import ProblemError
 from serving.scoring.batcher import ModelBatcher

@@ -10,11 +10,12 @@ import time
 import numpy as np
 import pytest
 
+from anomaly_vae.artifacts.registry_names import BundleRef
 from anomaly_vae.calibration.conformal import calibrate
 from anomaly_vae.data.schema import TabularSchema
 from anomaly_vae.errors import BundleError, ConfigError
 from anomaly_vae.types import ColumnType
-from serving.models.store import BundleRef, Store
+from serving.models.store import Store
 from serving.observability.metrics import Metrics
 from serving.scoring.batcher import ModelBatcher
 from serving.scoring.loading import load_model
