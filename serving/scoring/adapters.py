@@ -43,7 +43,7 @@ class ProtocolRequest:
 
 @dataclass(frozen=True, slots=True)
 class RequestContext:
-    """What decoding a body needs to know about its request."""
+    """The model, headers and limit of the request that a body belongs to."""
 
     model: ServedModel
     headers: requests.Headers
@@ -56,7 +56,7 @@ DecodeBody = Callable[[bytes], ProtocolRequest]
 
 
 class Scorer(Protocol):
-    """What a scoring route needs of `ScoringEndpoint`."""
+    """The part of `ScoringEndpoint` that a scoring route uses."""
 
     settings: Settings
 

@@ -42,7 +42,7 @@ def start_threads(count: int) -> ThreadPoolExecutor:
 
 
 class Resources:
-    """What all request handlers of a process share."""
+    """Limits, worker threads and metrics that all request handlers of a process share."""
 
     def __init__(self, settings: Settings, metrics: Metrics, shadows: Shadows) -> None:
         self.settings, self.metrics, self.shadows = settings, metrics, shadows

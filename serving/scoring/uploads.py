@@ -75,7 +75,7 @@ QUERY: list[Json] = [
 
 @dataclass(frozen=True, slots=True)
 class ImageOptions:
-    """What results hold besides the decisions.
+    """The requested parts of a result besides the decision.
 
     ``most`` is the maximum number of contributions to list, None for all; ``heatmap`` is whether
     to add a heatmap and regions.

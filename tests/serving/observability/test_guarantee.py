@@ -122,7 +122,7 @@ def test_processes_count_together(two, served):
     ours, theirs = (trackers.tracker(served) for trackers in two)
     ours.observe(some(100, 0.5), None)
     theirs.observe(some(30, 0.5), None)
-    two[0].look()
+    two[0].refresh()
     assert theirs.report().rows == 130
     assert ours.report() == theirs.report()
 
