@@ -41,6 +41,8 @@ SIGNATURES = {
 RASTER_SIGNATURES = tuple(start for start, kind in SIGNATURES.items() if kind != "DICOM")
 NIFTI_MAGIC = {b"n+1", b"ni1", b"n+2", b"ni2"}
 GZIP = b"\x1f\x8b"
+HEAD_BYTES = 348
+"""Number of first bytes of a file that identify its format."""
 
 
 def is_image_file(path: Path) -> bool:
@@ -137,19 +139,27 @@ def _open(content: bytes, options: DecodeOptions) -> Frames:
 
 
 def _opener(content: bytes) -> Opener:
-    """Recognise the format of a file and import the function that opens it."""
-    kinds = (kind for signature, kind in SIGNATURES.items() if content.startswith(signature))
-    kind = "DICOM" if content[128:132] == b"DICM" else next(kinds, "")
-    if not kind and (content.startswith(GZIP) or {content[344:347], content[4:7]} & NIFTI_MAGIC):
-        kind = "NIfTI"
-    if not kind:
+    """Import the function that opens files of this format."""
+    file_format = recognise_format(content)
+    if file_format is None:
         raise DataError("it is no PNG, JPEG, TIFF, DICOM or NIfTI; convert it to one of them")
     try:
-        return OPENERS[kind]()
+        return OPENERS[file_format]()
     except ImportError:
         raise DataError(
-            f"the libraries that read {kind} are missing; install anomaly-vae[images]"
+            f"the libraries that read {file_format} are missing; install anomaly-vae[images]"
         ) from None
+
+
+def recognise_format(head: bytes) -> str | None:
+    """Return the format of a file by its first `HEAD_BYTES` bytes, or None if it is not read."""
+    if head[128:132] == b"DICM":
+        return "DICOM"
+    for signature, file_format in SIGNATURES.items():
+        if head.startswith(signature):
+            return file_format
+    is_nifti = head.startswith(GZIP) or {head[344:347], head[4:7]} & NIFTI_MAGIC
+    return "NIfTI" if is_nifti else None
 
 
 def _dicom() -> Opener:

@@ -15,7 +15,7 @@ import numpy as np
 
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.errors import DataError
-from anomaly_vae.images.decoding import is_image_file, read_file
+from anomaly_vae.images.decoding import HEAD_BYTES, is_image_file, read_file, recognise_format
 from anomaly_vae.images.encoding import IMAGE
 from anomaly_vae.images.pixels import DecodedImage, DecodeFailure
 from anomaly_vae.images.schema import ImageSchema, image_batch
@@ -29,10 +29,6 @@ BATCH_SIZE = 64
 """Number of images scored at a time."""
 MAX_SKIPPED_NAMES = 3
 """Maximum number of skipped files that are named."""
-OTHER_SIGNATURES = (
-    b"\x89PNG", b"\xff\xd8", b"II", b"MM", b"\x1f\x8b", b"\x5c\x01", b"\x00\x00\x01\x5c"
-)  # fmt: skip
-"""First bytes of PNG, JPEG, TIFF, gzip and NIfTI, which no DICOM file without preamble has."""
 
 
 @dataclass(frozen=True)
@@ -208,10 +204,9 @@ def read_images(files: Sequence[ImageFile], schema: ImageSchema) -> Iterator[Bat
 
 
 def is_dicom(path: Path) -> bool:
-    """Return whether a file is DICOM, or has the signature of no other format that is read."""
+    """Return whether the content of a file is DICOM, with or without its preamble."""
     with path.open("rb") as stream:
-        head = stream.read(132)
-    return head[128:] == b"DICM" or not head.startswith(OTHER_SIGNATURES)
+        return recognise_format(stream.read(HEAD_BYTES)) == "DICOM"
 
 
 def read_all(files: Sequence[ImageFile], schema: ImageSchema) -> Batch:

@@ -351,7 +351,7 @@ def test_joined_batches_keep_their_problems_at_their_rows() -> None:
 
 
 def test_dicom_is_told_by_its_content(tmp_path: Path) -> None:
-    """One without a preamble begins like nothing else."""
+    """A DICOM file without a preamble is recognised by its first element."""
     dicom, bare, other = tmp_path / "one", tmp_path / "two", tmp_path / "three.dcm"
     dicom.write_bytes(bytes(128) + b"DICM" + bytes(10))
     bare.write_bytes(b"\x08\x00\x05\x00" + bytes(200))
