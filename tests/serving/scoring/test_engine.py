@@ -57,11 +57,3 @@ def test_a_swap_is_seen_by_the_next_request(client_of, served, records):
     store = client.app.state.store
     store.swap([dataclasses.replace(served, version="2")])
     assert score(client, records[:1])["model"]["version"] == "2"
-
-
-def test_what_is_loaded(client, served):
-    (model,) = client.get("/models").json()["models"]
-    assert model["digest"] == served.digest
-    assert (model["name"], model["version"], model["alias"]) == ("fraud", None, None)
-    columns = [(c["name"], c["type"]) for c in model["schema"]["columns"]]
-    assert columns == [(c.name, str(c.type)) for c in served.detector.scorer.schema.columns]
