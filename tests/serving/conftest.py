@@ -134,3 +134,9 @@ def keen(client_of: MakeClient, keen_scanner: ServedModel) -> TestClient:
 def scan_client(client_of: MakeClient, scanner: ServedModel) -> TestClient:
     """Return a client of `scanner`."""
     return client_of(scanner)
+
+
+@pytest.fixture
+def both(client_of: MakeClient, served: ServedModel, scanner: ServedModel) -> TestClient:
+    """Return a client of `served` and `scanner`."""
+    return client_of(served, scanner)

@@ -3,11 +3,9 @@
 import asyncio
 import hashlib
 import json
-import threading
 
 import pytest
 
-from serving.scoring import engine, handlers
 from serving.settings import ApiKey
 from tests.support.http_requests import asgi_post, nobody, refused
 from tests.support.scoring_ways import Way, ways
@@ -160,21 +158,3 @@ def test_every_way_says_the_same(client, served):
     columns = {one["name"]: one["data"] for one in answers["infer"]["outputs"]}
     rows = zip(*columns.values(), strict=True)
     assert [dict(zip(columns, row, strict=True)) for row in rows] == results
-
-
-@pytest.mark.parametrize("name", ["infer", "invocations"])
-def test_what_takes_long_is_scored_on_a_thread(client, served, monkeypatch, name):
-    """By its values, not its bytes: an absent column is work too; the answer is the same."""
-    seen = []
-    whole = engine.ScoringEndpoint.score_protocol
-
-    def reply(*args):
-        seen.append(threading.current_thread().name.startswith("score_"))
-        return whole(*args)
-
-    monkeypatch.setattr(engine.ScoringEndpoint, "score_protocol", reply)
-    columns = len(served.detector.scorer.encoding.labels)
-    monkeypatch.setattr(handlers, "INLINE_VALUES", 10 * columns)
-    for count in (10, 11):
-        assert ways(*range(count))[name].post(client).status_code == 200
-    assert seen == [False, True]

@@ -141,19 +141,3 @@ def test_the_log_has_a_failure_once_and_by_its_id(client, monkeypatch, caplog, p
     assert line.exc_info[0] is ZeroDivisionError
     assert line.facts == {"request_id": answer.headers["x-request-id"]}
     assert client.post(path, json=[]).status_code in {400, 422}, "it goes on"
-
-
-# ---------------------------------------------------------------- a second port
-
-
-def test_administration_moves_to_the_other_port(client_of, served):
-    client = client_of(served, admin_port=9000)
-    for base, there, elsewhere in (
-        ("http://testserver", "/models", "/metrics"),
-        ("http://testserver:9000", "/metrics", "/models"),
-        ("http://testserver:9000", "/docs", "/score"),
-        ("http://testserver:9000", "/openapi.json", "/score"),
-    ):
-        assert client.get(base + there).status_code == 200
-        assert client.get(base + elsewhere).status_code == 404
-        assert client.get(base + "/health/live").status_code == 200

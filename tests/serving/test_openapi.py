@@ -140,11 +140,6 @@ def test_the_page_is_there(client):
     assert "/openapi.json" in page.text
 
 
-@pytest.fixture
-def both(client_of, served, scanner):
-    return client_of(served, scanner)
-
-
 def decoded(uri):
     """The media type and the content of a data URI."""
     media, _, content = uri.removeprefix("data:").partition(";base64,")

@@ -1,8 +1,34 @@
 """Send requests and check error responses."""
 
 import asyncio
+import json
 
+import pytest
+
+from serving.problems import ProblemError
+
+JSON = {"Content-Type": "application/json"}
 HEADERS = ((b"content-type", b"application/json"),)
+
+
+def post(client, body, headers=JSON):
+    """Send ``body`` to `/score`: bytes as they are, anything else as JSON."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return client.post("/score", content=content, headers=headers)
+
+
+def score(client, records, **more):
+    """Return the answer of `/score` to these records, after checking that they were scored."""
+    response = client.post("/score", json={"records": records, **more})
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def refusal(call, *args):
+    """Return the problem that a call raises."""
+    with pytest.raises(ProblemError) as caught:
+        call(*args)
+    return caught.value
 
 
 def refused(response, status, slug):

@@ -1,22 +1,15 @@
-"""Admission control, deadlines and rate limits."""
+"""Admission control and deadlines."""
 
 import asyncio
-import hashlib
+import json
 
 import pytest
 
 from serving.http.admission import AdmissionControl, Deadlines
-from serving.http.rate_limit import BucketStore, RateLimiter
 from serving.models.store import Store
 from serving.observability.metrics import Metrics
-from serving.problems import ProblemError
-from serving.settings import ApiKey, Settings
-
-
-def refusal(call, *args):
-    with pytest.raises(ProblemError) as caught:
-        call(*args)
-    return caught.value
+from serving.settings import Settings
+from tests.support.http_requests import asgi_post, nobody, post, refusal
 
 
 def places(**settings):
@@ -41,54 +34,6 @@ def test_so_many_jobs():
     with held.job(), held.job():
         assert refusal(held.check_jobs).kind.status == 429
     held.check_jobs()
-
-
-@pytest.mark.parametrize("shared", [False, True])
-def test_a_rate_with_a_burst(tmp_path, shared):
-    now = [100.0]
-    store = BucketStore(tmp_path / "rates", ["a"]) if shared else BucketStore()
-    rates = RateLimiter(2.0, 3, store, clock=lambda: now[0])
-    for _ in range(3):
-        rates.take("a")
-    refused = refusal(rates.take, "a")
-    assert (refused.kind.slug, refused.headers) == ("rate-limited", {"Retry-After": "1"})
-    rates.take("b")
-    for _ in range(20):
-        now[0] += 0.5
-        rates.take("a")
-    refusal(rates.take, "a")
-    now[0] += 1000
-    for _ in range(3):
-        rates.take("a")
-    refusal(rates.take, "a")
-
-
-def test_processes_that_share_a_store_count_together(tmp_path):
-    now = [100.0]
-    names = ["a", "b"]
-    one, other = (
-        RateLimiter(2.0, 3, BucketStore(tmp_path / "rates", names), clock=lambda: now[0])
-        for _ in range(2)
-    )
-    for key in (*names, "of a token"):
-        one.take(key)
-        other.take(key)
-        one.take(key)
-        refusal(other.take, key)
-    now[0] += 0.5
-    other.take("a")
-    refusal(one.take, "a")
-
-
-def test_a_key_that_asks_too_often(client_of, served):
-    digest = hashlib.sha256(b"k").hexdigest()
-    keys = f"shop:score:{digest}"
-    client = client_of(served, api_keys=(ApiKey.parse(keys),), rate_per_second=0.001, rate_burst=2)
-    answers = [client.get("/models", headers={"X-API-Key": "k"}) for _ in range(3)]
-    assert [answer.status_code for answer in answers] == [200, 200, 429]
-    assert int(answers[-1].headers["retry-after"]) > 1
-    assert answers[-1].json()["type"] == "urn:anomaly-vae:rate-limited"
-    assert client.get("/health/live").status_code == 200
 
 
 def test_who_is_late_is_refused_and_the_others_are_not():
@@ -119,3 +64,20 @@ def test_a_task_that_is_cancelled_by_others_stays_cancelled():
             await task
 
     asyncio.run(cancelled())
+
+
+def test_a_full_house_says_when_to_come_back(client_of, served):
+    client = client_of(served, max_concurrency=2, retry_after_seconds=7, body_seconds=0.3)
+
+    async def scenario():
+        slow = [asyncio.create_task(asgi_post(client.app, nobody)) for _ in range(2)]
+        await asyncio.sleep(0.1)
+        refused_now = await asgi_post(client.app, nobody)
+        return refused_now, [await task for task in slow]
+
+    (status, headers, body), slow = asyncio.run(scenario())
+    assert status == 429
+    assert headers[b"retry-after"] == b"7"
+    assert json.loads(body)["type"] == "urn:anomaly-vae:overloaded"
+    assert [status for status, _, _ in slow] == [408, 408]
+    assert post(client, {"records": [{}]}).status_code == 200, "their places are free again"

@@ -3,7 +3,6 @@
 import base64
 import hmac
 import json
-import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,8 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from anomaly_vae.errors import ConfigError
 from serving.http import oidc
-from serving.models.store import Store
-from serving.settings import ApiKey, Settings, read_settings
+from serving.settings import ApiKey, read_settings
 from tests.support.http_requests import refused
 
 AUDIENCE, ISSUER = "anomaly-vae", "https://issuer.example"
@@ -273,13 +271,3 @@ def test_settings_that_are_not_enough(monkeypatch, settings, said):
         monkeypatch.setenv(f"ANOMALY_VAE_OIDC_{name}", value)
     with pytest.raises(ConfigError, match=said):
         read_settings()
-
-
-def test_without_the_library(monkeypatch, issuer):
-    from serving.app import create_app
-
-    monkeypatch.delitem(sys.modules, "serving.http.oidc")
-    monkeypatch.setitem(sys.modules, "jwt", None)
-    settings = Settings(oidc_issuer=ISSUER, oidc_audience="a", oidc_jwks_url=issuer.url)
-    with pytest.raises(ConfigError, match=r"pip install 'anomaly-vae\[oidc\]'"):
-        create_app(Store(), settings)

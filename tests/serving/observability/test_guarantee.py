@@ -11,7 +11,6 @@ from anomaly_vae.artifacts.registry_names import BundleRef
 from anomaly_vae.files import locked
 from anomaly_vae.monitoring.exchangeability import BLOCKS
 from anomaly_vae.scoring.detector import Detections
-from serving.models.store import Store
 from serving.observability.guarantee import GuaranteeTrackers
 from serving.scoring.loading import load_model
 from tests.support.metrics import MODEL, samples, value
@@ -74,14 +73,6 @@ def test_answers_say_how_it_stood_at_the_last_look(client, records):
     client.app.state.metrics.guarantees.refresh()
     ordinary = {"records": records[:1]}
     assert client.post("/score", json=ordinary).json()["guarantee_status"] == "broken"
-
-
-def test_missing_shares_stand_beside_those_of_the_calibration_rows(client, records):
-    few = [{**record, "TX_AMOUNT": None} for record in records[:150]]
-    client.post("/score", json={"records": [*few, *records[150:300]]})
-    column = {**MODEL, "column": "TX_AMOUNT"}
-    assert value(client, "window_missing_ratio", **column) == pytest.approx(0.5, abs=0.05)
-    assert value(client, "reference_missing_ratio", **column) < 0.05
 
 
 def test_images_are_watched_without_columns(scan_client, pngs):
@@ -176,9 +167,3 @@ def test_workers_watch_together(tmp_path, folder, records):
         answers = [service.ask("/score", {"records": [{}]}) for _ in range(6)]
         assert {json.loads(answer)["guarantee_status"] for answer in answers} == {"broken"}
         assert service.stop() == 0
-
-
-def test_an_empty_store_watches_nothing(client_of):
-    client = client_of()
-    assert not [name for name, _ in samples(client) if name == "guarantee_status"]
-    assert Store().current == {}

@@ -1,24 +1,17 @@
 """Metrics and the access log."""
 
 import dataclasses
-import json
-import logging
 import os
 import re
 import subprocess
 import sys
 import time
 
-import numpy as np
-import pytest
-from prometheus_client import CollectorRegistry
-from prometheus_client import Histogram as PlainHistogram
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from starlette.testclient import TestClient
 
 from serving.app import create_app
 from serving.models.store import Store
-from serving.observability.histograms import Histogram, with_histograms
 from serving.observability.metrics import Metrics, forget_dead_workers
 from serving.registry.board import Board, Followed, FollowState
 from serving.settings import Settings
@@ -63,13 +56,6 @@ def test_images_are_counted_as_records(scan_client, pngs):
     assert [one["kind"] for one in info] == ["image"]
 
 
-def test_the_access_log_counts_images(scan_client, pngs, caplog):
-    with caplog.at_level(logging.INFO, logger="serving.access"):
-        scan_client.post("/score", files=uploads(pngs[:3]))
-    (line,) = [record.facts for record in caplog.records if record.name == "serving.access"]
-    assert (line["model"], line["records"], line["status"]) == ("scans", 3, 200)
-
-
 def test_refusals_are_counted_by_reason(client):
     for body in ({"records": []}, {"records": [{"TX_AMOUNT": "x"}]}, {"records": [{}, 1]}):
         client.post("/score", json=body)
@@ -97,49 +83,6 @@ def test_no_label_is_chosen_by_a_client(client, records):
     assert "mallory" not in client.get("/metrics").text
 
 
-def test_what_is_loaded(client, served):
-    found = samples(client)
-    info = [dict(labels) for (name, labels) in found if name == "model_info"]
-    assert [one["digest"] for one in info] == [served.digest]
-    assert value(client, "model_load_seconds", **MODEL) == served.load_seconds > 0
-    assert value(client, "model_alpha_ratio", **MODEL) == 0.05
-    assert value(client, "ready") == 1
-
-
-def test_openmetrics_where_it_is_asked_for(client):
-    response = client.get("/metrics", headers={"Accept": "application/openmetrics-text"})
-    assert response.headers["content-type"].startswith("application/openmetrics-text")
-    assert response.text.endswith("# EOF\n")
-
-
-def test_two_applications_count_apart(client_of, served):
-    one, other = client_of(served), client_of(served)
-    one.post("/score", json={"records": [{}]})
-    assert value(other, "scored_records_total", **MODEL) == 0
-
-
-@pytest.mark.parametrize("n", [1, 2, 500])
-def test_many_observations_are_as_one_by_one(n):
-    buckets = (0.1, 0.25, 0.5, 1.0)
-    values = np.round(np.random.default_rng(n).uniform(size=n), 2)
-    values[0] = 0.25
-    registry = CollectorRegistry()
-    bulk = Histogram("x", "X.", buckets=buckets, registry=registry).labels()
-    single = Histogram("y", "X.", buckets=buckets, registry=registry).labels()
-    plain = PlainHistogram("z", "X.", registry=registry, buckets=buckets)
-    bulk.observe_many(values)
-    for one in values:
-        single.observe(one)
-        plain.observe(one)
-    x, y, z = with_histograms(registry.collect())
-    for found in (x, y):
-        assert (found.type, found.documentation) == (z.type, z.documentation)
-        assert [s.name[1:] for s in found.samples] == [s.name[1:] for s in z.samples]
-        for ours, theirs in zip(found.samples[:-1], z.samples[:-1], strict=True):
-            assert ours.labels == theirs.labels
-            assert ours.value == pytest.approx(theirs.value)
-
-
 def test_the_live_gauges_of_dead_workers_go(tmp_path):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
@@ -164,28 +107,6 @@ def test_the_empty_file_of_a_worker_hides_no_other(tmp_path, monkeypatch):
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     (family,) = Metrics(Store()).counted()
     assert [(one.name, one.value) for one in family.samples] == [("seen_total", 3)]
-
-
-def test_an_empty_store_has_metrics_too():
-    text, _ = Metrics(Store()).exposition("")
-    assert b"anomaly_vae_ready 0.0" in text
-
-
-def test_the_access_log_tells_no_secrets(client, caplog, records):
-    with caplog.at_level(logging.INFO, logger="serving.access"):
-        body = {"records": [{**records[0], "TX_CHANNEL": "mallory"}]}
-        client.post("/score?secret=mallory", json=body, headers={"X-API-Key": "mallory"})
-        client.get("/health/live")
-        client.get("/mallory")
-    lines = [record.facts for record in caplog.records if record.name == "serving.access"]
-    assert "mallory" not in json.dumps(lines)
-    scored, missed = lines
-    assert scored.pop("seconds") > 0
-    assert scored.pop("request_id")
-    assert scored == {
-        "method": "POST", "route": "/score", "status": 200, "model": "fraud", "records": 1
-    }  # fmt: skip
-    assert (missed["route"], missed["status"]) == ("unmatched", 404)
 
 
 TABLE = {

@@ -1,6 +1,5 @@
 """Spans received by a collector on loopback."""
 
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from queue import Queue
@@ -8,11 +7,6 @@ from queue import Queue
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
-
-from anomaly_vae.errors import ConfigError
-from serving.app import COLLECTORS, create_app
-from serving.models.store import Store
-from serving.settings import Settings
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -101,18 +95,3 @@ def test_probes_are_none(collector, client_of, served):
         client.get(path)
     (span,), _ = next_spans(collector, 1)
     assert span.name == "GET /models"
-
-
-def test_without_a_collector_nothing_is_loaded(client_of, served, monkeypatch):
-    for variable in COLLECTORS:
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setitem(sys.modules, "serving.observability.tracing", None)  # importing it fails
-    assert client_of(served).get("/models").status_code == 200
-
-
-def test_without_the_library(monkeypatch):
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
-    monkeypatch.delitem(sys.modules, "serving.observability.tracing", raising=False)
-    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
-    with pytest.raises(ConfigError, match=r"pip install 'anomaly-vae\[otel\]'"):
-        create_app(Store(), Settings())

@@ -14,33 +14,9 @@ from hypothesis import strategies as st
 from tritonclient.utils import InferenceServerException
 
 from serving.protocols.open_inference import HEADER_LENGTH, OUTPUTS
-from serving.protocols.tensors import LAYOUTS
 from tests.support.http_requests import refused
 from tests.support.image_uploads import tiff_file
-
-INFER = "/v2/models/fraud/infer"
-
-
-def tensor(name, values, datatype="FP64", **more):
-    """A column as JSON."""
-    return {"name": name, "shape": [len(values)], "datatype": datatype, "data": values, **more}
-
-
-def infer(client, *inputs, path=INFER, **more):
-    return client.post(path, json={"inputs": list(inputs), **more})
-
-
-def values_of(response):
-    assert response.status_code == 200, response.text
-    return {one["name"]: one["data"] for one in response.json()["outputs"]}
-
-
-def scored(client, records, path="/score"):
-    """What `/score` says of the same."""
-    response = client.post(path, json={"records": records})
-    assert response.status_code == 200, response.text
-    results = response.json()["results"]
-    return {name: [result[name] for result in results] for name in OUTPUTS}
+from tests.support.inference import AMOUNT, INFER, OF_BYTES, infer, scored, tensor, values_of
 
 
 def datatype_of(column):
@@ -187,57 +163,6 @@ def test_columns_as_the_pandas_codec_writes_them(client, records, shape):
     assert values_of(client.post(INFER, json=body)) == scored(client, records)
 
 
-def test_columns_of_text_with_gaps_as_the_pandas_codec_writes_them(client):
-    """It writes each value as JSON where some are no text."""
-    said = {"parameters": {"content_type": "pd_json"}}
-    column = tensor("TX_CHANNEL", ['"online"', "null"], "BYTES", **said)
-    expected = scored(client, [{"TX_CHANNEL": "online"}, {}])
-    assert values_of(infer(client, column)) == expected
-
-
-def test_nested_data(client):
-    column = {**tensor("TX_AMOUNT", [[1.5], [None], [2]]), "shape": [3, 1]}
-    expected = scored(client, [{"TX_AMOUNT": 1.5}, {}, {"TX_AMOUNT": 2}])
-    assert values_of(infer(client, column)) == expected
-
-
-def test_text_in_base64(client):
-    said = {"parameters": {"content_type": "base64"}}
-    column = tensor("TX_CHANNEL", [base64.b64encode(b"online").decode()], "BYTES", **said)
-    assert values_of(infer(client, column)) == scored(client, [{"TX_CHANNEL": "online"}])
-
-
-@pytest.mark.parametrize("encode", [base64.b64encode, base64.encodebytes])
-def test_images_in_base64(scan_client, pngs, encode):
-    column = tensor("image", [encode(content).decode() for content in pngs[:2]], "BYTES")
-    uploads = [("files", content) for content in pngs[:2]]
-    results = scan_client.post("/score", files=uploads).json()["results"]
-    values = values_of(infer(scan_client, column, path="/v2/models/scans/infer"))
-    assert values["score"] == [result["score"] for result in results]
-
-
-@pytest.mark.parametrize("datatype", [name for name in LAYOUTS if name != "BOOL"])
-def test_every_type_of_number(client, datatype):
-    content = np.array([3, 5], LAYOUTS[datatype])
-    column = {"name": "TX_AMOUNT", "shape": [2], "datatype": datatype}
-    column["parameters"] = {"binary_data_size": content.nbytes}
-    expected = scored(client, [{"TX_AMOUNT": 3}, {"TX_AMOUNT": 5}])
-    head = json.dumps({"inputs": [column]}).encode()
-    headers = {HEADER_LENGTH: str(len(head))}
-    response = client.post(INFER, content=head + content.tobytes(), headers=headers)
-    assert values_of(response) == expected
-    assert values_of(infer(client, tensor("TX_AMOUNT", [3, 5], datatype))) == expected
-
-
-def test_a_matrix(client_of, plain):
-    client, path = client_of(plain), "/v2/models/plain/infer"
-    for data in ([1.5, 0, None, 1], [[1.5, 0], [None, 1]]):
-        matrix = {"name": "x", "shape": [2, 2], "datatype": "FP32", "data": data}
-        first, second = plain.detector.scorer.schema.names
-        expected = scored(client, [{first: 1.5, second: 0}, {second: 1}])
-        assert values_of(infer(client, matrix, path=path)) == expected
-
-
 # ---------------------------------------------------------------- the rest
 
 
@@ -272,68 +197,6 @@ def test_what_is_scored_is_counted(client):
     assert 'route="/v2/models/{name}/infer"' in text
 
 
-AMOUNT = tensor("TX_AMOUNT", [1])
-OF_BYTES = {"name": "TX_AMOUNT", "shape": [1], "datatype": "FP64"}
-OF_BYTES["parameters"] = {"binary_data_size": 8}
-
-
-@pytest.mark.parametrize(
-    ("inputs", "said"),
-    [
-        ([], "empty"),
-        ([tensor("shoe_size", [43])], "none of the model's columns"),
-        ([AMOUNT, AMOUNT], "one name"),
-        ([AMOUNT, tensor("TX_CHANNEL", ["a", "b"], "BYTES")], "different numbers of rows"),
-        ([tensor("TX_AMOUNT", [])], "no rows"),
-        ([{**AMOUNT, "shape": [2]}], "1 values do not make the shape [2]"),
-        ([{**AMOUNT, "shape": [-1]}], "do not make the shape"),
-        ([{**AMOUNT, "shape": []}], "expected the shape"),
-        ([{**AMOUNT, "shape": [1, 2]}], "expected the shape"),
-        ([{**AMOUNT, "shape": [10**30]}], "do not make the shape"),
-        ([{**AMOUNT, "datatype": "FP128"}], "datatype"),
-        ([{**AMOUNT, "data": None}], "no 'data'"),
-        ([{**AMOUNT, "parameters": {"shared_memory_region": "x"}, "data": None}], "no 'data'"),
-        ([OF_BYTES], "Inference-Header-Content-Length"),
-        ([{"name": "x", "shape": [1, 12], "datatype": "FP64", "data": [0] * 12}], "shape"),
-        ([{**AMOUNT, "name": 3}], "inputs"),
-        (None, "inputs"),
-    ],
-)
-def test_tensors_that_do_not_fit(client, inputs, said):
-    problem = refused(client.post(INFER, json={"inputs": inputs}), 422, "invalid-request")
-    assert said in problem["detail"]
-    assert problem["error"] == problem["detail"]
-
-
-@pytest.mark.parametrize(
-    "column",
-    [
-        tensor("TX_AMOUNT", [1, "2"]),
-        tensor("TX_AMOUNT", [1, True]),
-        tensor("TX_AMOUNT", [1, [2]]),
-        tensor("TX_AMOUNT", [1, 2.5], "INT64"),
-        tensor("TX_AMOUNT", ["1", "2"], "BYTES"),
-        tensor("TX_DURING_NIGHT", [1, 2], "INT8"),
-        tensor("TX_DURING_NIGHT", [True, 0], "BOOL"),
-        tensor("TX_CHANNEL", ["online", 5], "BYTES"),
-        tensor("TX_DATETIME", ["2024-01-01", "yesterday"], "BYTES"),
-        tensor("TX_CHANNEL", ["YQ==", "?"], "BYTES", parameters={"content_type": "base64"}),
-    ],
-    ids=str,
-)
-def test_values_that_do_not_fit_name_their_record_and_field(client, column):
-    problem = refused(infer(client, column), 422, "invalid-record")
-    assert problem["field"] == column["name"]
-    assert 1 in [bad["record"] for bad in problem["errors"]]
-
-
-def test_a_matrix_is_for_numbers(client, served):
-    width = len(served.detector.scorer.schema.names)
-    matrix = {"name": "x", "shape": [1, width], "datatype": "FP64", "data": [0] * width}
-    detail = refused(infer(client, matrix), 422, "invalid-request")["detail"]
-    assert "is no number; send a tensor for each column" in detail
-
-
 def test_an_image_to_each_file(scan_client, pngs):
     from tests.support.scans import blobs
 
@@ -352,25 +215,6 @@ def test_a_length_of_the_head_that_cannot_be(client, length):
     body = json.dumps({"inputs": [AMOUNT]}).encode()
     response = client.post(INFER, content=body, headers={HEADER_LENGTH: length})
     assert HEADER_LENGTH in refused(response, 400, "malformed")["error"]
-
-
-@pytest.mark.parametrize(
-    ("size", "content", "kind"),
-    [
-        (8, b"", "malformed"),
-        (8, b"\0" * 9, "malformed"),
-        (7, b"\0" * 7, "invalid-request"),
-        (16, b"\0" * 16, "invalid-request"),
-        (-8, b"\0" * 8, "invalid-request"),
-        ("8", b"\0" * 8, "invalid-request"),
-        (10**30, b"\0" * 8, "malformed"),
-    ],
-)
-def test_bytes_that_do_not_fit(client, size, content, kind):
-    column = {**OF_BYTES, "parameters": {"binary_data_size": size}}
-    head = json.dumps({"inputs": [column]}).encode()
-    response = client.post(INFER, content=head + content, headers={HEADER_LENGTH: str(len(head))})
-    refused(response, 400 if kind == "malformed" else 422, kind)
 
 
 def test_other_media_types(client):

@@ -245,25 +245,11 @@ def test_many_clients_at_once(scan_client, pngs):
 # ---------------------------------------------------------------- beside tables
 
 
-@pytest.fixture
-def both(client_of, served, scanner):
-    return client_of(served, scanner)
-
-
 def test_tables_and_images_side_by_side(both, records, pngs):
     table = both.post("/models/fraud/score", json={"records": records[:2]})
     assert [set(r) for r in table.json()["results"]] == [{"score", "p_value", "is_anomaly"}] * 2
     scans = both.post("/models/scans/score", files=image_uploads.uploads(pngs[:2]))
     assert [r["file"] for r in scans.json()["results"]] == [0, 1]
-
-
-def test_what_is_loaded(both, scanner):
-    table, scans = both.get("/models").json()["models"]
-    assert set(table["schema"]) == {"columns"}
-    assert (scans["name"], scans["kind"], scans["digest"]) == ("scans", "image", scanner.digest)
-    assert scans["schema"] == {
-        "columns": [{"name": "image", "type": "image"}], "size": SIZE, "channels": 1
-    }  # fmt: skip
 
 
 def test_the_example_is_an_image_that_works(scan_client, scanner):

@@ -192,12 +192,6 @@ def test_images_to_a_model_of_tables_hear_what_to_send(client, headers):
     assert response.headers["accept"] == "application/json"
 
 
-@pytest.mark.parametrize("query", ["explain=3", "a=b&heatmap=png", "heatmap"])
-def test_options_of_images_to_a_model_of_tables(client, query):
-    response = client.post(f"/score?{query}", json={"records": [{}]})
-    assert "into the body" in refused(response, 422, "invalid-request")["detail"]
-
-
 # ---------------------------------------------------------------- options
 
 
