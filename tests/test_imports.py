@@ -257,3 +257,45 @@ def test_a_fresh_process_loads_nothing_heavy(name, unwanted):
     assert fresh.returncode == 0, fresh.stderr
     loaded = sorted(unwanted & set(fresh.stdout.split()))
     assert not loaded, f"importing {name} loads {', '.join(loaded)}"
+
+
+# Modules that need no test file of their own, each with its reason.
+UNTESTED = {"anomaly_vae._version": "it holds one number, which the build writes"}
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+
+def imports_of_tests(path: Path) -> set[str]:
+    """Every module under tests/ that a file there imports, inside functions too."""
+    package = ".".join(path.relative_to(ROOT).parent.parts)
+    found = set()
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            origin = resolve_name("." * node.level + (node.module or ""), package)
+            found |= {f"{origin}.{alias.name}" for alias in node.names}
+    return {target for target in found if target.partition(".")[0] == "tests"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name in MODULES
+        if name not in FOLDERS and name not in UNTESTED and name.split(".")[0] != "pipelines"
+    ],
+)
+def test_every_module_has_a_test_file_at_the_mirrored_path(name):
+    path = MODULES[name].relative_to(ROOT)
+    mirrored = Path("tests") / path.with_name(f"test_{path.name}")
+    assert (ROOT / mirrored).is_file(), f"{path} needs {mirrored}"
+
+
+def test_only_what_exists_may_go_without_tests():
+    assert set(UNTESTED) <= MODULES.keys()
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_tests_share_helpers_through_their_support_package_only(path):
+    wrong = sorted(n for n in imports_of_tests(path) if not is_within(n, {"tests.support"}))
+    assert not wrong, f"{path.name} imports {', '.join(wrong)}; move what they share to support"

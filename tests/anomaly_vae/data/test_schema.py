@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from anomaly_vae.data.converters import Levels
 from anomaly_vae.data.schema import Column, RawBatch, RowProblem, TabularSchema
 from anomaly_vae.errors import DataError
-from anomaly_vae.messages import listed
 from anomaly_vae.types import ColumnType
 
 SCHEMA = TabularSchema(
@@ -148,9 +147,3 @@ def test_a_schema_survives_the_manifest(
 ) -> None:
     schema = TabularSchema(tuple(Column(name, kind) for name, kind in columns), known)
     assert TabularSchema.from_json(schema.to_json()) == schema
-
-
-def test_long_lists_of_names_are_cut() -> None:
-    assert listed([]) == "nothing"
-    assert listed(["a", "b"]) == "'a', 'b'"
-    assert listed([f"c{i}" for i in range(1_500)]).endswith("'c11' and 1488 more")

@@ -1,9 +1,5 @@
 """The estimator of tables: its arguments, its promise, and the bundle inside it."""
 
-import copy
-import dataclasses
-import pickle
-from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -14,23 +10,19 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 from sklearn.base import clone
-from sklearn.exceptions import NotFittedError
 from sklearn.metrics import roc_auc_score
 
 from anomaly_vae import config
-from anomaly_vae.artifacts.bundle import Bundle, load_bundle
+from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.config.detector import TabularConfig
 from anomaly_vae.config.loading import fields
 from anomaly_vae.errors import (
     AnomalyVAEError,
-    BundleError,
-    CalibrationError,
     ConfigError,
     DataError,
     NotCalibratedError,
 )
-from anomaly_vae.estimators.arguments import configuration, value_at
-from anomaly_vae.estimators.holdout import MIN_FIT, split
+from anomaly_vae.estimators.arguments import value_at
 from anomaly_vae.estimators.tabular import CONFIG_KEYS, TabularVAEDetector
 from tests.support import excused
 from tests.support.estimators import TINY, tiny
@@ -46,41 +38,6 @@ NO_ARGUMENT = excused.NO_ARGUMENT | {
     "calibration.density_ratio": "X is taken to be like traffic",
     "training.precision": "networks of tables are small",
 }
-
-
-@pytest.fixture(scope="module", name="X")
-def numbers() -> np.ndarray:
-    """Two correlated columns and one alone, (300, 3)."""
-    rng = np.random.default_rng(0)
-    z = rng.normal(size=(300, 1))
-    return np.hstack([z, 2 * z + 0.1 * rng.normal(size=(300, 1)), rng.normal(5, 3, (300, 1))])
-
-
-@pytest.fixture(scope="module")
-def frame() -> pd.DataFrame:
-    """Every type of column, with gaps, (200, 5)."""
-    rng = np.random.default_rng(1)
-    amount = rng.lognormal(3, 1, 200)
-    amount[::17] = np.nan
-    return pd.DataFrame(
-        {
-            "amount": amount,
-            "online": rng.random(200) < 0.3,
-            "country": rng.choice(["de", "fr", "it"], 200),
-            "at": pd.Timestamp("2024-03-01") + pd.to_timedelta(rng.random(200) * 60, "D"),
-            "items": rng.poisson(3, 200),
-        }
-    )
-
-
-@pytest.fixture(scope="module")
-def on_array(X: np.ndarray) -> TabularVAEDetector:
-    return tiny(epochs=20).fit(X)
-
-
-@pytest.fixture(scope="module")
-def on_frame(frame: pd.DataFrame) -> TabularVAEDetector:
-    return tiny().fit(frame)
 
 
 # ---------------------------------------------------------------- configuration
@@ -157,121 +114,13 @@ def test_a_wrong_argument_is_named_when_fitting(
 # ---------------------------------------------------------------- scores and decisions
 
 
-def test_the_parts_of_a_decision_agree(on_array: TabularVAEDetector, X: np.ndarray) -> None:
-    score = on_array.anomaly_score(X)
-    np.testing.assert_array_equal(on_array.score_samples(X), -score)
-    np.testing.assert_array_equal(on_array.decision_function(X), -score - on_array.offset_)
-    flagged = on_array.predict(X) == -1
-    np.testing.assert_array_equal(flagged, score > -on_array.offset_)
-    np.testing.assert_array_equal(flagged, on_array.p_values(X) <= on_array.alpha)
-    np.testing.assert_array_equal(flagged, on_array.bundle_.detector.calibration.flags(score))
-
-
-def test_a_score_at_the_threshold_is_normal(on_array: TabularVAEDetector, X: np.ndarray) -> None:
-    """The threshold is a held-out row's score, which equality must not flag."""
-    score = on_array.anomaly_score(X)
-    at_threshold = np.flatnonzero(score == -on_array.offset_)
-    assert len(at_threshold) == 1
-    assert on_array.decision_function(X)[at_threshold] == 0
-    assert on_array.predict(X)[at_threshold] == 1
-
-
 def test_a_broken_correlation_is_found(on_array: TabularVAEDetector) -> None:
     normal, odd = [1.0, 2.0, 5.0], [2.0, -4.0, 5.0]
     assert on_array.predict([normal, odd]).tolist() == [1, -1]
     assert on_array.explain([odd], most=1)[0].contributions[0].feature in {"x0", "x1"}
 
 
-def test_explanations_add_up_to_the_score(
-    on_frame: TabularVAEDetector, frame: pd.DataFrame
-) -> None:
-    score = on_frame.anomaly_score(frame)
-    for most in (2, None):
-        sums = [
-            sum(c.nats for c in e.contributions) + e.rest + e.kl
-            for e in on_frame.explain(frame, most)
-        ]
-        np.testing.assert_allclose(sums, score, rtol=1e-5, atol=1e-5)
-
-
-def test_the_share_of_normal_rows_flagged_is_alpha() -> None:
-    """Mean over fits of the false positive rate ≤ alpha, within its Monte Carlo error."""
-    rng = np.random.default_rng(2)
-    rates = [
-        np.mean(
-            tiny(random_state=seed).fit(rng.normal(size=(60, 2))).predict(rng.normal(size=(500, 2)))
-            < 0
-        )
-        for seed in range(25)
-    ]
-    assert np.mean(rates) <= 0.2 + 3 * np.std(rates) / np.sqrt(len(rates))
-    assert np.mean(rates) > 0.1
-
-
-def test_the_same_seed_gives_the_same_bundle_and_another_seed_another(X: np.ndarray) -> None:
-    digests = {tiny(random_state=seed).fit(X).bundle_.digest for seed in (3, 3, np.int64(3))}
-    assert len(digests) == 1
-    assert tiny(random_state=4).fit(X).bundle_.digest not in digests
-
-
-def test_a_random_state_moves_on_between_fits(X: np.ndarray) -> None:
-    state = np.random.RandomState(0)  # scikit-learn's convention
-    assert tiny(random_state=state).fit(X).offset_ != tiny(random_state=state).fit(X).offset_
-
-
-def test_an_unfitted_detector_says_so(X: np.ndarray, tmp_path: Path) -> None:
-    for method in (tiny().calibrate, tiny().explain, tiny().save, tiny().sample):
-        with pytest.raises(NotFittedError):
-            method(X if method != tiny().save else tmp_path)
-
-
 # ---------------------------------------------------------------- how many rows
-
-
-@pytest.mark.parametrize(
-    ("rows", "alpha", "held"),
-    [
-        (1000, 0.05, 99),
-        (780, 0.05, 59),
-        (100, 0.05, 19),
-        (50, 0.05, 19),
-        (150, 0.01, 99),
-        (104, 0.01, 99),
-        (100_000, 0.05, 399),
-        (100_000, 0.01, 1999),
-    ],
-)
-def test_enough_rows_are_held_out_for_alpha(rows: int, alpha: float, held: int) -> None:
-    arguments = TabularVAEDetector(alpha=alpha).get_params()
-    config, parts = split(rows, configuration("tabular", CONFIG_KEYS, arguments), None)
-    assert len(parts.calibration) == held
-    again, same = split(rows, config, float(str(config.data.splits.calibration)))
-    assert again == config
-    assert all(map(np.array_equal, same, parts))
-    assert sorted(np.concatenate(parts)) == list(range(rows))
-    assert min(map(len, parts)) >= 1
-    assert len(parts.train) + len(parts.validation) >= MIN_FIT
-
-
-def test_a_warning_says_when_more_rows_calibrate_than_teach() -> None:
-    X = np.random.default_rng(0).normal(size=(110, 2))
-    with pytest.warns(UserWarning, match="takes 99 of the 110 rows .* only 11 are left to fit"):
-        tiny(alpha=0.01).fit(X)
-
-
-def test_too_few_rows_for_alpha_are_refused_with_the_remedy() -> None:
-    X = np.random.default_rng(0).normal(size=(100, 2))
-    with pytest.raises(
-        CalibrationError, match=r"n_samples=100 .* give at least 104 rows"
-    ) as raised:
-        tiny(alpha=0.01).fit(X)
-    assert isinstance(raised.value, ValueError)
-
-
-def test_the_defaults_do_with_150_rows() -> None:
-    X = np.random.default_rng(0).normal(size=(150, 2))
-    detector = TabularVAEDetector(**TINY).fit(X)
-    assert detector.bundle_.manifest["calibration"]["n"] == 99
 
 
 @pytest.mark.parametrize(
@@ -294,25 +143,6 @@ def test_tables_of_any_shape_are_learned(rows: int, columns: int) -> None:
     assert np.isfinite(scores).all()
     assert scores.argmax() == len(scores) - 1
     assert np.mean(detector.predict(X[:1000]) == -1) < 0.2
-
-
-def test_nearly_all_rows_may_be_held_out(X: np.ndarray) -> None:
-    detector = tiny(calibration_fraction=0.9, validation_fraction=0.5).fit(X)
-    splits = detector.bundle_.manifest["data"]["splits"]
-    assert splits == {"train": 15, "validation": 15, "calibration": 270}
-
-
-def test_calibrate_replaces_the_threshold_and_nothing_else(X: np.ndarray) -> None:
-    detector = tiny().fit(X)
-    before, weights = detector.offset_, detector.bundle_.weights
-    fresh = X + np.array([0, 0, 1.0])
-    assert detector.set_params(alpha=0.1).calibrate(fresh) is detector
-    assert detector.offset_ != before
-    assert detector.bundle_.weights == weights
-    assert detector.p_values(fresh).min() == pytest.approx(2 / 301)  # itself and one
-    assert np.mean(detector.predict(fresh) < 0) <= 0.1
-    with pytest.raises(CalibrationError, match="needs 9 normal calibration rows, there are 5"):
-        detector.calibrate(fresh[:5])
 
 
 # ---------------------------------------------------------------- what X may be
@@ -440,25 +270,6 @@ def test_an_empty_column_of_an_array_is_left_out(X: np.ndarray) -> None:
 # ---------------------------------------------------------------- latent space
 
 
-def test_transform_gives_latent_means_that_inverse_transform_decodes(
-    on_array: TabularVAEDetector, X: np.ndarray
-) -> None:
-    z = on_array.transform(X)
-    assert z.shape == (300, 2)
-    assert z.dtype == np.float64
-    back = on_array.inverse_transform(z)
-    assert back.shape == X.shape
-    np.testing.assert_allclose(back, expected(on_array, X), rtol=1e-4, atol=1e-4)
-
-
-def expected(detector: TabularVAEDetector, X: np.ndarray) -> np.ndarray:
-    """What the scoring graph says that it expects, in units of X."""
-    scorer = detector.bundle_.scorer
-    table = pa.table(dict(zip(("x0", "x1", "x2"), X.T, strict=True)))
-    explained = scorer.explain(scorer.schema.from_arrow(table))
-    return np.transpose(scorer.encoding.decode(explained.expected))
-
-
 def test_samples_come_as_what_was_fitted(
     on_array: TabularVAEDetector, on_frame: TabularVAEDetector, frame: pd.DataFrame
 ) -> None:
@@ -468,25 +279,7 @@ def test_samples_come_as_what_was_fitted(
     assert isinstance(tiny().fit(pa.table(frame)).sample(2), pa.Table)
 
 
-def test_samples_repeat_by_seed(on_array: TabularVAEDetector) -> None:
-    np.testing.assert_array_equal(on_array.sample(3), on_array.sample(3))
-    assert not np.array_equal(on_array.sample(3), on_array.sample(3, random_state=1))
-
-
 # ---------------------------------------------------------------- saving
-
-
-def test_save_and_load_keep_scores_decisions_and_arguments(
-    on_frame: TabularVAEDetector, frame: pd.DataFrame, tmp_path: Path
-) -> None:
-    loaded = TabularVAEDetector.load(on_frame.save(tmp_path / "bundle"))
-    assert loaded.bundle_.digest == on_frame.bundle_.digest
-    assert loaded.offset_ == on_frame.offset_
-    assert list(loaded.feature_names_in_) == list(on_frame.feature_names_in_)
-    for name in ("alpha", "epochs", "score_type", "latent_dim", "random_state"):
-        assert loaded.get_params()[name] == on_frame.get_params()[name]
-    np.testing.assert_array_equal(loaded.p_values(frame), on_frame.p_values(frame))
-    assert clone(loaded).fit(frame).bundle_.weights == on_frame.bundle_.weights
 
 
 def test_an_array_detector_loads_as_one(
@@ -516,42 +309,6 @@ def test_refitting_a_bundle_of_the_command_line_never_reads_its_label(
     loaded = TabularVAEDetector.load(bundle.save(tmp_path / "bundle"))
     again = clone(loaded).set_params(**TINY).fit(dataset.table)
     assert again.bundle_.scorer.schema.columns == bundle.scorer.schema.columns
-
-
-def test_a_bundle_split_by_dates_can_be_calibrated(
-    on_array: TabularVAEDetector, X: np.ndarray, tmp_path: Path
-) -> None:
-    manifest = copy.deepcopy(dict(on_array.bundle_.manifest))
-    manifest["config"]["data"]["splits"]["calibration"] = ["2024-01-01", "2024-02-01"]
-    folder = dataclasses.replace(on_array.bundle_, manifest=manifest).save(tmp_path / "bundle")
-    assert TabularVAEDetector.load(folder).calibrate(X).bundle_.calibration is not None
-
-
-def test_what_is_saved_is_a_bundle_for_everyone(
-    on_array: TabularVAEDetector, tmp_path: Path
-) -> None:
-    bundle = load_bundle(on_array.save(tmp_path / "bundle"))
-    assert bundle.detector.calibration.threshold == -on_array.offset_
-
-
-def test_a_bundle_of_another_kind_is_refused(on_array: TabularVAEDetector, tmp_path: Path) -> None:
-    manifest = {**on_array.bundle_.manifest, "kind": "image"}
-    folder = dataclasses.replace(on_array.bundle_, manifest=manifest).save(tmp_path / "bundle")
-    with pytest.raises(BundleError):
-        TabularVAEDetector.load(folder)
-
-
-@pytest.mark.parametrize("through", [lambda d: pickle.loads(pickle.dumps(d)), copy.deepcopy])
-def test_pickle_and_deepcopy_keep_a_fitted_detector(
-    on_array: TabularVAEDetector,
-    X: np.ndarray,
-    through: Callable[[TabularVAEDetector], TabularVAEDetector],
-) -> None:
-    on_array.predict(X)  # a session that cannot be pickled is open now
-    same = through(on_array)
-    np.testing.assert_array_equal(same.p_values(X), on_array.p_values(X))
-    assert same.bundle_.digest == on_array.bundle_.digest
-    assert pickle.loads(pickle.dumps(tiny())).get_params() == tiny().get_params()
 
 
 def test_errors_are_of_the_family() -> None:

@@ -266,3 +266,13 @@ def test_what_is_trimmed_teaches_its_member_nothing_and_the_others_all(
     for guarded, every, its_own in zip(found, whole, rest, strict=True):
         torch.testing.assert_close(guarded[0] * 15 / 16, every[0])
         torch.testing.assert_close(guarded[1] * 15 / 14, its_own[1])
+
+
+@pytest.mark.parametrize("rows", [(7,), (3, 7)], ids=["rows", "members"])
+def test_batches_are_cut_between_rows(rows: tuple[int, ...]) -> None:
+    whole = Batch(*(torch.rand(*rows, width) for width in (5, 4, 2)))
+    parts = list(whole.split([4, 3]))
+    assert [part.target.shape for part in parts] == [(*rows[:-1], size, 4) for size in (4, 3)]
+    for name in ("features", "target", "noise"):
+        found = torch.cat([getattr(part, name) for part in parts], -2)
+        assert torch.equal(found, getattr(whole, name))

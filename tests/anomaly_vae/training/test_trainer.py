@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from scipy import linalg, stats
 
-from anomaly_vae.config import Config
 from anomaly_vae.config.model import ImageModelConfig, ModelConfig
 from anomaly_vae.config.training import (
     AugmentationConfig,
@@ -30,9 +27,8 @@ from anomaly_vae.errors import TrainingError
 from anomaly_vae.images.encoding import ImageLayout
 from anomaly_vae.models.builder import build
 from anomaly_vae.models.vae import VAE
-from anomaly_vae.training import kinds, trainer
+from anomaly_vae.training import trainer
 from anomaly_vae.training.augmentation import DistortedImages, Identity, NoisyCells, View
-from anomaly_vae.training.fit import Prepared, fit_bundle
 from anomaly_vae.training.gradients import Batch
 from anomaly_vae.training.trainer import (
     Epoch,
@@ -43,8 +39,6 @@ from anomaly_vae.training.trainer import (
     fit,
     flatten_weights,
 )
-from pipelines.datasets.dataset import Dataset
-from tests.support.paths import ROOT
 
 Rows = NDArray[np.float32]
 LAYOUT = Layout(4, 0, ())
@@ -176,35 +170,6 @@ def test_initial_weights_depend_on_their_seed_alone() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     torch.rand(5)
     assert weights(model(seed=3)) == first != weights(model(seed=4))
-
-
-def test_two_fits_of_a_configuration_have_one_digest_in_a_fresh_process_too(
-    config: Config, prepared: Prepared, dataset: Dataset, tmp_path: Path
-) -> None:
-    first = fit_bundle(config, prepared, dataset.summary()).bundle.digest
-    assert fit_bundle(config, prepared, dataset.summary()).bundle.digest == first
-    script = tmp_path / "again.py"
-    script.write_text(
-        "import sys\n"
-        "from anomaly_vae.config import TabularConfig\n"
-        "from anomaly_vae.training.fit import fit_bundle, prepare\n"
-        "from anomaly_vae.data.splitting import TRAIN, VALIDATION\n"
-        "from pipelines.datasets.loading import load_dataset\n"
-        "config = TabularConfig.model_validate_json(sys.stdin.read())\n"
-        "data = load_dataset(config.data)\n"
-        "rows = prepare(config, data.schema, data.part(TRAIN), data.part(VALIDATION))\n"
-        "print(fit_bundle(config, rows, data.summary()).bundle.digest)\n"
-    )
-    fresh = subprocess.run(
-        [sys.executable, str(script)],
-        input=config.model_dump_json(),
-        env={"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert fresh.stdout.strip() == first, fresh.stderr
 
 
 # ---------------------------------------------------------------- it resumes
@@ -641,22 +606,6 @@ def test_a_loss_is_divided_by_the_views_scale_before_it_is_clipped(variance: str
     assert runs[0] / runs[1] == pytest.approx(1e6, rel=1e-3)
 
 
-def test_a_bundle_is_fitted_with_its_encodings_sources(
-    config: Config, prepared: Prepared, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[list[int]] = []
-
-    class Seen(NoisyCells):
-        def __call__(self, x: torch.Tensor, generator: torch.Generator) -> View:
-            seen.append(self.units.tolist())
-            return super().__call__(x, generator)
-
-    monkeypatch.setattr(kinds, "NoisyCells", Seen)
-    fit_bundle(config, prepared, {})
-    assert seen[0] == prepared.encoding.sources.tolist()
-    assert len(set(seen[0])) < len(seen[0])  # the hour's sine and cosine
-
-
 def test_a_step_is_that_of_the_librarys_adamw() -> None:
     run, twin = a_trainer(weight_decay=0.1), model()
     optimiser = torch.optim.AdamW(twin.parameters(), weight_decay=0.1)
@@ -771,16 +720,6 @@ def test_every_row_is_seen_once_an_epoch() -> None:
     rows = torch.cat(seen)
     assert not torch.equal(rows, run.x)
     assert sorted(map(tuple, rows.tolist())) == sorted(map(tuple, run.x.tolist()))
-
-
-@pytest.mark.parametrize("rows", [(7,), (3, 7)], ids=["rows", "members"])
-def test_batches_are_cut_between_rows(rows: tuple[int, ...]) -> None:
-    whole = Batch(*(torch.rand(*rows, width) for width in (5, 4, 2)))
-    parts = list(whole.split([4, 3]))
-    assert [part.target.shape for part in parts] == [(*rows[:-1], size, 4) for size in (4, 3)]
-    for name in ("features", "target", "noise"):
-        found = torch.cat([getattr(part, name) for part in parts], -2)
-        assert torch.equal(found, getattr(whole, name))
 
 
 @pytest.mark.parametrize("network", ["dense", "convolutional", "hierarchical"])

@@ -26,12 +26,10 @@ from anomaly_vae.client import (
     DeniedError,
     FailedError,
     RefusedError,
-    ServiceError,
     UnreachableError,
-    errors,
 )
 from anomaly_vae.client import client as module
-from anomaly_vae.errors import AnomalyVAEError, ConfigError, DataError, RecordError
+from anomaly_vae.errors import ConfigError, DataError, RecordError
 from serving.settings import ApiKey
 from tests.support.ports import free_port
 
@@ -416,10 +414,3 @@ def test_the_key_is_not_shown(monkeypatch, free_address, pauses):
     with client, pytest.raises(UnreachableError) as caught:
         ask_once(client)
     assert "secret-key" not in str(caught.value)
-
-
-def test_every_error_is_drawn_and_caught_as_one():
-    kinds = ServiceError.__subclasses__()
-    assert issubclass(ServiceError, AnomalyVAEError)
-    assert len(kinds) == 5
-    assert all(f"── {kind.__name__} " in errors.__doc__ for kind in kinds)

@@ -1,0 +1,107 @@
+"""Each kind of model has its own sections, defaults, presets and record."""
+
+from typing import Any
+
+import pytest
+
+from anomaly_vae.config import ImageConfig, validate_config
+from anomaly_vae.config.detector import KINDS, PRESETS, merged
+from anomaly_vae.errors import ConfigError
+from anomaly_vae.types import ColumnType
+from tests.support.configurations import LEAST, SCANS, SPLITS, with_yaml
+
+
+def test_everything_but_the_name_and_the_path_has_a_default() -> None:
+    config = validate_config(LEAST)
+    assert config.data.paths == ("rows.csv",)
+    assert (config.kind, config.preset, config.calibration.alpha) == ("tabular", "default", 0.01)
+
+
+# ---------------------------------------------------------------- presets, sizes, the record
+
+
+@pytest.mark.parametrize(
+    ("kind", "preset"), [(kind, preset) for kind in PRESETS for preset in PRESETS[kind]]
+)
+def test_a_preset_lies_under_what_the_user_writes(kind: str, preset: str) -> None:
+    least = merged(LEAST, {"kind": kind, "preset": preset})
+    plain = validate_config(least)
+    for section, keys in PRESETS[kind][preset].items():
+        for key, value in keys.items():
+            assert getattr(getattr(plain, section), key) == value
+            own = validate_config(merged(least, {section: {key: 7}}))
+            assert getattr(getattr(own, section), key) == 7
+            others = {k: getattr(getattr(own, section), k) for k in keys if k != key}
+            assert others == {k: v for k, v in keys.items() if k != key}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_preset_can_be_chosen(kind: str) -> None:
+    annotation = KINDS[kind].model_fields["preset"].annotation
+    assert {*PRESETS[kind], "default"} == set(annotation.__args__)  # type: ignore[union-attr]  # a Literal
+
+
+def test_the_record_holds_no_place_device_or_server() -> None:
+    config = with_yaml(
+        "{data: {path: /secret/rows.csv}, training: {device: cpu, resume: false}, "
+        "mlflow: {tracking_uri: 'http://secret:5000'}}"
+    )
+    record = config.recorded()
+    assert "secret" not in str(record)
+    assert "mlflow" not in record
+    assert not {"device", "resume"} & record["training"].keys()
+    moved = config.model_copy(update={"mlflow": validate_config(LEAST).mlflow})
+    assert moved.recorded() == record
+
+
+def test_the_record_keeps_what_the_model_depends_on() -> None:
+    config = validate_config(
+        {
+            "name": "x",
+            "data": {
+                "path": "a.csv",
+                "time": "t",
+                "features": {"a": {"type": "numeric"}},
+                "splits": {**SPLITS, "gap_days": 7},
+            },
+        }
+    )
+    record = config.recorded()
+    again = validate_config(merged(record, {"data": {"path": "a.csv"}}))
+    assert again == config
+    assert record["data"]["features"]["a"]["type"] == ColumnType.NUMERIC.value
+
+
+# ---------------------------------------------------------------- images
+
+
+def test_images_have_their_own_defaults_and_sections() -> None:
+    config = validate_config(SCANS)
+    assert isinstance(config, ImageConfig)
+    assert (config.data.size, config.data.channels, config.data.time) == (64, 1, None)
+    assert config.calibration.alpha == 0.05
+    assert config.recorded()["data"]["size"] == 64
+    assert "path" not in config.recorded()["data"]
+    assert validate_config(config.model_dump()) == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": "audio"}, "kind: expected 'tabular' or 'image', got 'audio'"),
+        ({"data": {"time": "t"}}, "unknown key data.time"),
+        ({"data": {"sise": 3}}, "unknown key data.sise, did you mean size"),
+        ({"data": {"size": 8}}, "data.size: expected at least 16"),
+        ({"data": {"channels": 2}}, "data.channels: expected 1 or 3"),
+        ({"data": {"splits": {"gap_days": 3}}}, "images have no time column"),
+        ({"data": {"splits": SPLITS}}, "images have no time column"),
+        ({"model": {"depth": 2}}, "unknown key model.depth"),
+        ({"training": {"batch_size": 1}}, "training.batch_size: expected at least 2"),
+        ({"training": {"hide": 0.1}}, "unknown key training.hide"),
+        ({"training": {"corruption": {"kind": "mask"}}}, "unknown key training.corruption.kind"),
+        ({"score": "contamination"}, "score contamination needs model.localization_head: true"),
+    ],
+)
+def test_what_does_not_fit_images_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        validate_config(merged(SCANS, changes))

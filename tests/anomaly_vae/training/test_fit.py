@@ -1,0 +1,62 @@
+"""A bundle depends on its data and seeds alone, and its units hide together."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from anomaly_vae.config import Config
+from anomaly_vae.training import kinds
+from anomaly_vae.training.augmentation import NoisyCells, View
+from anomaly_vae.training.fit import Prepared, fit_bundle
+from pipelines.datasets.dataset import Dataset
+from tests.support.paths import ROOT
+
+
+def test_two_fits_of_a_configuration_have_one_digest_in_a_fresh_process_too(
+    config: Config, prepared: Prepared, dataset: Dataset, tmp_path: Path
+) -> None:
+    first = fit_bundle(config, prepared, dataset.summary()).bundle.digest
+    assert fit_bundle(config, prepared, dataset.summary()).bundle.digest == first
+    script = tmp_path / "again.py"
+    script.write_text(
+        "import sys\n"
+        "from anomaly_vae.config import TabularConfig\n"
+        "from anomaly_vae.training.fit import fit_bundle, prepare\n"
+        "from anomaly_vae.data.splitting import TRAIN, VALIDATION\n"
+        "from pipelines.datasets.loading import load_dataset\n"
+        "config = TabularConfig.model_validate_json(sys.stdin.read())\n"
+        "data = load_dataset(config.data)\n"
+        "rows = prepare(config, data.schema, data.part(TRAIN), data.part(VALIDATION))\n"
+        "print(fit_bundle(config, rows, data.summary()).bundle.digest)\n"
+    )
+    fresh = subprocess.run(
+        [sys.executable, str(script)],
+        input=config.model_dump_json(),
+        env={"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert fresh.stdout.strip() == first, fresh.stderr
+
+
+def test_a_bundle_is_fitted_with_its_encodings_sources(
+    config: Config, prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[int]] = []
+
+    class Seen(NoisyCells):
+        def __call__(self, x: torch.Tensor, generator: torch.Generator) -> View:
+            seen.append(self.units.tolist())
+            return super().__call__(x, generator)
+
+    monkeypatch.setattr(kinds, "NoisyCells", Seen)
+    fit_bundle(config, prepared, {})
+    assert seen[0] == prepared.encoding.sources.tolist()
+    assert len(set(seen[0])) < len(seen[0])  # the hour's sine and cosine

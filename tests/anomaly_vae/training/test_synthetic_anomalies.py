@@ -1,0 +1,86 @@
+"""Anomalies that are inserted into images lie where the mask says, and in tissue only."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from anomaly_vae.images.encoding import STANDARDISED_STD
+from anomaly_vae.training.synthetic_anomalies import AREA, CLEAN, VISIBLE, inserted, synthetic
+
+N, SIDE = 200, 32
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def images(n: int = N, channels: int = 1) -> Tensor:
+    """Return smooth images on [0, 1] with a dark margin."""
+    noise = torch.rand((n, channels, 8, 8), generator=generator(1))
+    smooth = torch.nn.functional.interpolate(noise, (SIDE, SIDE), mode="bilinear")
+    smooth[:, :, :6] = 0
+    return 0.4 * smooth + 0.2 * (smooth > 0)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_each_image_is_shown_twice_with_a_mask(channels: int) -> None:
+    changed, mask = synthetic(images(5, channels), generator())
+    assert changed.shape == (10, channels, SIDE, SIDE)
+    assert mask.shape == (10, 1, SIDE, SIDE)
+    assert set(mask.unique().tolist()) <= {0.0, 1.0}
+    assert changed.isfinite().all()
+
+
+def test_the_two_copies_of_an_image_differ() -> None:
+    changed, _ = synthetic(images(5), generator())
+    assert all(
+        not torch.equal(one, other) for one, other in zip(changed[:5], changed[5:], strict=True)
+    )
+
+
+def test_the_same_seed_inserts_the_same_and_another_seed_another() -> None:
+    one, same, other = (inserted(images(8), generator(seed)) for seed in (3, 3, 4))
+    assert torch.equal(one[0], same[0])
+    assert torch.equal(one[1], same[1])
+    assert not torch.equal(one[0], other[0])
+
+
+def test_what_the_mask_marks_has_changed_and_the_rest_hardly() -> None:
+    before = images()
+    after, mask = inserted(before, generator())
+    change = (after - before).abs()
+    marked = mask > 0
+    assert marked.any()
+    assert change[marked].mean() > VISIBLE * STANDARDISED_STD
+    assert change[marked].mean() > 10 * change[~marked].mean()
+
+
+def test_a_share_of_the_images_stays_clean() -> None:
+    before = images(1_000)
+    after, mask = inserted(before, generator())
+    same = (after == before).all(3).all(2).all(1)
+    assert same.float().mean().item() == pytest.approx(CLEAN, abs=0.04)
+    assert not mask[same].any()
+
+
+def test_nothing_is_inserted_into_the_background_nor_darker_than_it() -> None:
+    before = images()
+    after, _ = inserted(before, generator())
+    margin = before == 0
+    assert margin.any()
+    assert torch.equal(after[margin], before[margin])
+    assert (after >= before.amin((2, 3), keepdim=True)).all()
+
+
+def test_shapes_cover_a_small_part_of_an_image() -> None:
+    _, mask = inserted(images(), generator())
+    areas = mask.mean((1, 2, 3))
+    assert areas.max() < AREA[1] + 0.1
+    assert 0.2 * AREA[0] < areas.mean() < AREA[1]
+
+
+def test_a_single_image_has_no_other_to_take_tissue_from_and_is_changed_all_the_same() -> None:
+    changed = [not torch.equal(inserted(images(1), generator(s))[0], images(1)) for s in range(20)]
+    assert sum(changed) > 10
