@@ -7,16 +7,13 @@ import json
 import pytest
 
 from serving.settings import ApiKey
-from tests.support.http_requests import asgi_post, nobody, refused
+from tests.support.http_requests import JSON, asgi_post, nobody, refused
 from tests.support.scoring_ways import Way, ways
 
 KEYS = tuple(
     ApiKey(scope, frozenset({scope}), hashlib.sha256(scope.encode()).hexdigest())
     for scope in ("score", "metrics")
 )
-JSON = {"Content-Type": "application/json"}
-
-
 WAYS = list(ways())
 
 

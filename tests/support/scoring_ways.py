@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 
-JSON = {"Content-Type": "application/json"}
+from tests.support.http_requests import JSON
 
 
 @dataclass(frozen=True)

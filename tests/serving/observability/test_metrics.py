@@ -1,4 +1,4 @@
-"""Metrics and the access log."""
+"""Metrics count what the service scores and refuses, and are documented."""
 
 import dataclasses
 import os
