@@ -298,7 +298,7 @@ def _summary(calibration: Calibration) -> dict[str, Any]:
     }
     if (groups := calibration.groups) is None:
         return summary
-    own = {level: _summary(one) for level, one in groups.own.items()}
+    own = {level: _summary(one) for level, one in groups.by_level.items()}
     return {**summary, "groups": {"column": groups.column, "own": own}}
 
 
@@ -307,7 +307,7 @@ def _tensors(calibration: Calibration, suffix: str = "") -> dict[str, Scores]:
     tensors = {f"scores{suffix}": calibration.scores}
     if calibration.weights is not None:
         tensors[f"weights{suffix}"] = calibration.weights
-    for level, one in calibration.groups.own.items() if calibration.groups else ():
+    for level, one in calibration.groups.by_level.items() if calibration.groups else ():
         tensors |= _tensors(one, f"/{level}")
     return tensors
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly_vae.calibration.operating_points import PER
+from anomaly_vae.calibration.operating_points import RATE_ROWS
 from anomaly_vae.config.calibration import CostConfig
 from anomaly_vae.data.splitting import DAY
 from anomaly_vae.evaluation.bootstrap import Counts, Interval, choose_draws, draws, interval
@@ -113,7 +113,7 @@ class Savings:
     def per_1000(self, counts: Counts | None = None) -> float:
         """Return the savings per 1,000 rows, with row weights (N,); None means weight 1."""
         times = np.ones(len(self.gain)) if counts is None else counts
-        return float(PER * (times @ self.gain) / (times @ self.weight))
+        return float(RATE_ROWS * (times @ self.gain) / (times @ self.weight))
 
     def interval(
         self, anomaly: Mask, group: NDArray[Any] | None, confidence: float = 0.95

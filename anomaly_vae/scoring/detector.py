@@ -136,7 +136,7 @@ def _by_group(
     group = np.full(len(scores), None, object)
     for code in np.unique(levels.codes[levels.codes >= 0]):
         name, rows = levels.names[code], levels.codes == code
-        if own := groups.own.get(name):
+        if own := groups.by_level.get(name):
             group[rows], threshold[rows] = name, own.threshold
             p_value[rows], is_anomaly[rows] = own.p_values(scores[rows]), own.flags(scores[rows])
     return Detections(scores, p_value, is_anomaly, group, threshold)
