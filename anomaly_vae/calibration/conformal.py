@@ -201,8 +201,8 @@ def check_weights(weights: Scores, alpha: float, units: str = "normal calibratio
     if smallest > alpha:
         raise CalibrationError(
             f"alpha {alpha:g} needs weights that add up to {1 / alpha - 1:g} times the largest; "
-            f"those of the {len(weights)} {units} add up to {1 / smallest - 1:.4g} times theirs, and "
-            f"are worth {effective_rows(weights):.4g} rows; give more rows"
+            f"those of the {len(weights)} {units} add up to {1 / smallest - 1:.4g} times theirs, "
+            f"and are worth {effective_rows(weights):.4g} rows; give more rows"
             f"{_alpha_advice(1 / smallest - 1)}"
         )
 
