@@ -62,7 +62,7 @@ def choose_threshold(sample: CalibrationSample, config: CalibrationConfig) -> Ca
             settings would do with less.
 
     >>> from anomaly_vae.calibration.sample import CalibrationSample
-    >>> from anomaly_vae.config import CalibrationConfig
+    >>> from anomaly_vae.config.calibration import CalibrationConfig
     >>> sample = CalibrationSample.from_scores(range(1, 101))
     >>> choose_threshold(sample, CalibrationConfig(method="conformal", alpha=0.05)).threshold
     96.0

@@ -104,13 +104,13 @@ class Ranking:
         return float(area / hits[-1] / false[-1])
 
     def precision_at(self, k: int, counts: Counts | None = None) -> float:
-        """Return the share of anomalies among the k highest scores; ties at rank k count pro rata."""
+        """Return the share of anomalies among the k highest scores; ties count in part."""
         hits, flagged = self.curve(counts)
         caught = np.interp(k, np.append(0, flagged), np.append(0, hits))
         return float(caught / min(k, flagged[-1]))
 
     def curve(self, counts: Counts | None = None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the numbers of anomalies and of rows that score at least as high as each step."""
+        """Return the numbers of anomalies and of rows that score as high as each step or higher."""
         times = np.ones(len(self._order), np.int64) if counts is None else counts[self._order]
         return np.cumsum(times * self._anomaly)[self._ends], np.cumsum(times)[self._ends]
 

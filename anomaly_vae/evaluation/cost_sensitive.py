@@ -49,7 +49,7 @@ class CardPrecision:
         ]
 
     def precision(self, counts: Counts | None = None) -> float:
-        """Return the precision given card weights (C,); NaN if every card of every day is reviewed."""
+        """Return the precision given card weights (C,); NaN if all cards are reviewed every day."""
         if all(len(card) <= self.top for card, _ in self._days):
             return float("nan")
         times = np.ones(len(self._compromised), np.int64) if counts is None else counts.copy()

@@ -63,7 +63,7 @@ class VAE(nn.Module):
 
     Example:
         >>> import torch
-        >>> from anomaly_vae.config import ModelConfig
+        >>> from anomaly_vae.config.model import ModelConfig
         >>> from anomaly_vae.data.encoding import Layout
         >>> from anomaly_vae.models import build
         >>> config = ModelConfig(members=1, latent_dim=2, hidden_dim=8)

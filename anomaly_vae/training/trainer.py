@@ -128,7 +128,8 @@ def fit(
 
     Example:
         >>> import numpy as np
-        >>> from anomaly_vae.config import ModelConfig, TrainingConfig
+        >>> from anomaly_vae.config.model import ModelConfig
+        >>> from anomaly_vae.config.training import TrainingConfig
         >>> from anomaly_vae.data.encoding import Layout
         >>> from anomaly_vae.models import build
         >>> rows = np.random.default_rng(0).standard_normal((60, 3), dtype=np.float32)
