@@ -128,9 +128,9 @@ class ClosedForm:
 
     It covers dense networks whose posterior variance is the same for all rows, and tables without
     Student's t likelihoods. With z = μ + σε the loss is Σ (β KL − log p(x|z)), divided by the
-    number of kept rows (of all members) and by ``loss_scale``. Its derivatives are propagated back from
-    the likelihood through the decoder to z, and from z to μ (the encoder's output) and to log σ²,
-    where the derivatives of the KL term are added.
+    number of kept rows (of all members) and by ``loss_scale``. Its derivatives are propagated back
+    from the likelihood through the decoder to z, and from z to μ (the encoder's output) and to log
+    σ², where the derivatives of the KL term are added.
     """
 
     def __init__(self, model: VAE, config: FitConfig, loss_scale: float = 1.0) -> None:
