@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from anomaly_vae.calibration.conformal import Calibration, discovery_level
-from anomaly_vae.calibration.contamination_test import LEVEL, contamination_test
+from anomaly_vae.calibration.contamination_test import REPORT_LEVEL, contamination_test
 from anomaly_vae.calibration.sample import CalibrationSample
-from anomaly_vae.calibration.tail_methods import fitted_tail
+from anomaly_vae.calibration.tail_methods import fit_tail
 from anomaly_vae.calibration.thresholds import choose_threshold
 from anomaly_vae.config.calibration import CalibrationConfig
 from anomaly_vae.data.converters import Levels
@@ -132,9 +132,7 @@ def evt(rng: np.random.Generator, trials: int) -> Results:
     for name, distribution in DISTRIBUTIONS.items():
         if name != "with ties":
             samples = np.sort(distribution.rvs((max(trials // 10, 1), 2_000), random_state=rng))
-            rates = distribution.sf(
-                [fitted_tail(sample, 0.1).threshold(1e-4) for sample in samples]
-            )
+            rates = distribution.sf([fit_tail(sample, 0.1).threshold(1e-4) for sample in samples])
             yield SettingResult(
                 f"{name}: rate / α, 2,000 rows, α = 0.0001", (rates / 1e-4).tolist()
             )
@@ -304,7 +302,7 @@ def _group_rates(config: CalibrationConfig, rng: np.random.Generator) -> dict[st
         CalibrationSample.from_scores(scores, levels=Levels(known, names)), config
     )
     assert choice.groups, "the configuration has groups"
-    thresholds = {name: choice.groups.own.get(name, choice).threshold for name in names}
+    thresholds = {name: choice.groups.by_level.get(name, choice).threshold for name in names}
     rates = {name: float(NORMAL_SCORES.sf(thresholds[name] / SCALES[name])) for name in names}
     plain = {
         f"all, {name}": float(NORMAL_SCORES.sf(choice.threshold / SCALES[name])) for name in names
@@ -399,7 +397,7 @@ def contamination(rng: np.random.Generator, trials: int) -> Results:
                 ]
                 where = "everywhere" if in_training_too else "among those that calibrate"
                 setting = f"told, {n:,} and {n_held_out} rows, {share:.0%} anomalies"
-                promised = math.nan if share and not in_training_too else LEVEL
+                promised = math.nan if share and not in_training_too else REPORT_LEVEL
                 yield SettingResult(f"{setting} {where}" if share else setting, reported, promised)
 
 
@@ -408,7 +406,7 @@ def _is_reported(
 ) -> float:
     calibration = _contaminated_scores(n, share, rng)
     held_out = _contaminated_scores(n_held_out, held_out_share, rng)
-    return float(contamination_test(calibration, held_out, calibration).p_value <= LEVEL)
+    return float(contamination_test(calibration, held_out, calibration).p_value <= REPORT_LEVEL)
 
 
 def _contaminated_scores(n: int, share: float, rng: np.random.Generator) -> Scores:

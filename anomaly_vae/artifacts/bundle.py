@@ -1,11 +1,11 @@
-"""Read and write bundles: the folders that are trained, registered, scored and served.
+"""Read and write bundles: folders that hold a trained model for registration and scoring.
 
     manifest.json            format, schema, encoding, configuration, data, calibration, evaluation
-                             and a sketch of the calibration rows
+                             and a summary of the calibration rows
     graph.onnx               the scoring graph
     weights.safetensors      the weights, for the graph and for generation
     calibration.safetensors  the sorted calibration scores, once calibrated
-    SHA256SUMS               digests of these files; its own digest identifies the bundle
+    SHA256SUMS               digests of the other files; its own digest identifies the bundle
 
 Nothing is pickled. A bundle with a missing, extra or altered file is refused.
 """
@@ -37,15 +37,16 @@ if TYPE_CHECKING:
     from anomaly_vae.images.heatmaps import Scale
 
 FORMAT = 3
+"""Format version of the manifests that this version writes."""
 MANIFEST, GRAPH, WEIGHTS = "manifest.json", "graph.onnx", "weights.safetensors"
 CALIBRATION, SUMS = "calibration.safetensors", "SHA256SUMS"
 KEYS = (
     "format", "code_version", "kind", "name", "unit", "schema", "encoding", "config", "data",
     "training", "calibration", "evaluation", "reference",
 )  # fmt: skip
-"""Keys of every manifest of this format."""
+"""Keys that every manifest of this format has."""
 KEYS_BY_KIND = {"image": ("heat_scale",)}
-"""Additional keys of the manifests of one kind of model."""
+"""Keys that manifests of a kind of model have in addition."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,14 +110,14 @@ class Bundle:
 
     @cached_property
     def heat_scale(self) -> Scale:
-        """Scale of the values of anomaly maps, for models of images."""
+        """Scale of anomaly map values; image models only."""
         from anomaly_vae.images.heatmaps import Scale
 
         return Scale.from_json(self.manifest["heat_scale"])
 
     @cached_property
     def example(self) -> dict[str, Any]:
-        """Made-up record of typical values, for warm-up and documentation."""
+        """Synthetic record with typical values, for warm-up and documentation."""
         return self.scorer.encoding.typical_record(self.scorer.schema)
 
     @cached_property
@@ -136,7 +137,7 @@ class Bundle:
     def _manifest_file(self) -> bytes:
         """Return the manifest file.
 
-        The file as it was read is kept unless the manifest changed, so that a bundle of an older
+        The original file is returned unless the manifest has changed, so that a bundle of an older
         format keeps its digest.
         """
         if self.manifest_file and upgrade(json.loads(self.manifest_file)) == self.manifest:
@@ -154,7 +155,7 @@ class Bundle:
         Args:
             calibration: the threshold and the calibration scores.
             evaluation: figures on the test split, as plain JSON values.
-            reference: the sketch of the calibration rows that a monitor compares others with.
+            reference: a summary of the calibration rows, for the monitor; None for no summary.
         """
         manifest = {
             **self.manifest,
@@ -165,7 +166,7 @@ class Bundle:
         return replace(self, manifest=manifest, calibration=calibration)
 
     def save(self, path: str | Path) -> Path:
-        """Write the folder atomically: completely or not at all."""
+        """Write the bundle folder atomically: completely or not at all."""
         with atomic_folder(Path(path)) as folder:
             for name, content in self.files.items():
                 (folder / name).write_bytes(content)
@@ -180,13 +181,13 @@ def new_manifest(**content: Any) -> dict[str, Any]:
 
 
 def upgrade(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Translate a manifest of any earlier format into the current one."""
+    """Translate a manifest of any earlier format into the current format."""
     manifest = dict(manifest)
-    if manifest.get("format") == 1:  # kept nothing of the calibration rows but their scores
-        tested = manifest.get("evaluation") or {"anomalies": 0, "rows": 1}
-        known = Reference(tested["anomalies"] / tested["rows"]).to_json()
-        manifest |= {"format": 2, "reference": known if manifest.get("calibration") else None}
-    if manifest.get("format") == 2:  # had other names for some keys of the configuration
+    if manifest.get("format") == 1:  # stored only the scores of the calibration rows
+        evaluation = manifest.get("evaluation") or {"anomalies": 0, "rows": 1}
+        reference = Reference(evaluation["anomalies"] / evaluation["rows"]).to_json()
+        manifest |= {"format": 2, "reference": reference if manifest.get("calibration") else None}
+    if manifest.get("format") == 2:  # some configuration keys had other names
         renames = {"config": rename_config, "schema": rename_reading}
         renamed = {key: rename(manifest[key]) for key, rename in renames.items() if key in manifest}
         manifest |= {"format": 3, **renamed}
@@ -198,11 +199,11 @@ def load_bundle(path: str | Path, digest: str | None = None) -> Bundle:
 
     Args:
         path: the folder.
-        digest: the expected digest of the bundle, if it is known from elsewhere.
+        digest: the expected digest; None to accept any bundle.
 
     Raises:
-        BundleError: not a bundle, another digest, a missing, extra or altered file, a newer format,
-            or a manifest of an older version without a key that this version needs.
+        BundleError: the folder is no bundle, has another digest, a missing, extra or altered file
+            or a newer format, or its manifest lacks a key that this version needs.
 
     >>> import numpy as np
     >>> import pandas as pd
@@ -221,11 +222,11 @@ def load_bundle(path: str | Path, digest: str | None = None) -> Bundle:
     sums = (folder / SUMS).read_bytes()
     if digest and _sha256(sums) != digest:
         raise BundleError(f"'{folder}' is not the registered bundle: its digest differs")
-    return from_files(_verified(folder, sums), folder)
+    return from_files(_verified_files(folder, sums), folder)
 
 
 def is_sound(path: str | Path, digest: str) -> bool:
-    """Return whether a folder holds the bundle of this digest, complete and readable."""
+    """Return whether a folder holds a complete, readable bundle with this digest."""
     try:
         load_bundle(path, digest)
     except (BundleError, OSError):
@@ -234,13 +235,13 @@ def is_sound(path: str | Path, digest: str) -> bool:
 
 
 def from_files(files: Mapping[str, bytes], folder: Path = Path("in memory")) -> Bundle:
-    """Restore a bundle from the result of `Bundle.files`; errors call it ``folder``.
+    """Restore a bundle from the result of `Bundle.files`; ``folder`` names it in messages.
 
     Raises:
-        BundleError: a newer format, a manifest without a required key, or a threshold without its
-            scores.
+        BundleError: the format is newer, the manifest lacks a required key, or the calibration is
+            incomplete.
     """
-    manifest = _manifest(files, folder)
+    manifest = _read_manifest(files, folder)
     try:
         calibration = _calibration(manifest, files)
     except KeyError:
@@ -249,7 +250,8 @@ def from_files(files: Mapping[str, bytes], folder: Path = Path("in memory")) -> 
     return Bundle(manifest, files[GRAPH], files[WEIGHTS], calibration, files[MANIFEST])
 
 
-def _verified(folder: Path, sums: bytes) -> dict[str, bytes]:
+def _verified_files(folder: Path, sums: bytes) -> dict[str, bytes]:
+    """Read the files of a bundle folder and check them against the content of ``SHA256SUMS``."""
     try:
         lines = [line.split("  ", 1) for line in sums.decode().splitlines()]
         listed = {name: digest for digest, name in lines}
@@ -269,7 +271,8 @@ def _verified(folder: Path, sums: bytes) -> dict[str, bytes]:
     return files
 
 
-def _manifest(files: Mapping[str, bytes], folder: Path) -> dict[str, Any]:
+def _read_manifest(files: Mapping[str, bytes], folder: Path) -> dict[str, Any]:
+    """Parse the manifest, translate it into the current format and check its keys."""
     manifest: dict[str, Any] = json.loads(files[MANIFEST])
     version = manifest.get("code_version", "an unknown version")
     if manifest.get("format", FORMAT) > FORMAT:
@@ -288,7 +291,7 @@ def _manifest(files: Mapping[str, bytes], folder: Path) -> dict[str, Any]:
 
 
 def _summary(calibration: Calibration) -> dict[str, Any]:
-    """Return the manifest's entry of a calibration; ``groups`` is present only if it has groups."""
+    """Return the manifest entry of a calibration, with ``groups`` only if there are groups."""
     summary = {
         "method": calibration.method,
         "alpha": calibration.alpha,
@@ -298,25 +301,25 @@ def _summary(calibration: Calibration) -> dict[str, Any]:
     }
     if (groups := calibration.groups) is None:
         return summary
-    own = {level: _summary(one) for level, one in groups.own.items()}
-    return {**summary, "groups": {"column": groups.column, "own": own}}
+    by_level = {level: _summary(calibrated) for level, calibrated in groups.by_level.items()}
+    return {**summary, "groups": {"column": groups.column, "own": by_level}}
 
 
 def _tensors(calibration: Calibration, suffix: str = "") -> dict[str, Scores]:
-    """Return the scores, and weights if any, of a calibration and of each of its groups."""
+    """Return the scores and weights, if any, of a calibration and of its groups, by tensor name."""
     tensors = {f"scores{suffix}": calibration.scores}
     if calibration.weights is not None:
         tensors[f"weights{suffix}"] = calibration.weights
-    for level, one in calibration.groups.own.items() if calibration.groups else ():
-        tensors |= _tensors(one, f"/{level}")
+    for level, group in calibration.groups.by_level.items() if calibration.groups else ():
+        tensors |= _tensors(group, f"/{level}")
     return tensors
 
 
 def _calibration(manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> Calibration | None:
-    """Restore the calibration from manifest and tensors.
+    """Restore the calibration from the manifest and the tensors.
 
     Raises:
-        KeyError: only one of them has a calibration.
+        KeyError: only one of the two has a calibration.
     """
     summary = manifest["calibration"]
     if summary is None and CALIBRATION in files:
@@ -334,18 +337,23 @@ def _read_calibration(
         summary["alpha"],
         summary["threshold"],
         tensors[f"scores{suffix}"],
-        summary.get("figures", {}),  # older versions had none
+        summary.get("figures", {}),  # older versions stored none
         tensors.get(f"weights{suffix}"),
         groups and _read_groups(groups, tensors),
     )
 
 
 def _read_groups(groups: Mapping[str, Any], tensors: Mapping[str, Scores]) -> Groups:
-    own = {name: _read_calibration(one, tensors, f"/{name}") for name, one in groups["own"].items()}
-    return Groups(groups["column"], own)
+    """Restore the groups of a calibration."""
+    by_level = {
+        level: _read_calibration(summary, tensors, f"/{level}")
+        for level, summary in groups["own"].items()
+    }
+    return Groups(groups["column"], by_level)
 
 
 def _sums(files: Mapping[str, bytes]) -> bytes:
+    """Return the content of ``SHA256SUMS``."""
     return "".join(f"{_sha256(files[name])}  {name}\n" for name in sorted(files)).encode()
 
 

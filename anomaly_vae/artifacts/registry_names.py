@@ -1,4 +1,4 @@
-"""Define how registered bundles are named, tagged and fetched, with MLflow or without it.
+"""Define names, tags, URIs and exit codes for registered bundles, independently of MLflow.
 
 `anomaly_vae.lifecycle.registry` writes these names with MLflow; the service reads them without it.
 """
@@ -12,25 +12,25 @@ from pathlib import Path
 from anomaly_vae.artifacts.bundle import Bundle, load_bundle
 
 DEFAULT_URI = "sqlite:///mlflow.db"
-"""Tracking URI used where ``MLFLOW_TRACKING_URI`` and the configuration name none."""
+"""Tracking URI if neither ``MLFLOW_TRACKING_URI`` nor the configuration gives one."""
 DIGEST_TAG = "anomaly_vae.bundle_digest"
-"""Tag of a registered version that holds the digest of its bundle."""
+"""Tag that holds the bundle digest of a registered version."""
 ALIAS_URI = re.compile(r"models:/(?P<name>[^/@]+)@(?P<alias>[^/@]+)")
-"""Pattern of a URI whose version may change: ``models:/NAME@ALIAS``."""
+"""Pattern of the URI of an alias, whose version may change: ``models:/NAME@ALIAS``."""
 MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
-"""Pattern of a registered model's URI: ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``."""
+"""Pattern of a registered version's URI: ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``."""
 
 FAULT, MISSING, UNFIT, UNWRITABLE = 1, 3, 4, 5
-"""Exit codes of the fetch command: no registry, no such model, a bad bundle, no room on disk."""
+"""Exit codes of ``fetch``: registry error, unknown model, bad bundle, unwritable cache."""
 
 
 @dataclass(frozen=True)
 class BundleRef:
-    """A bundle folder on this machine and the registered version it holds, if any."""
+    """A local bundle folder and the registered version that it holds, if any."""
 
     path: str
     digest: str | None = None
-    """SHA-256 of the bundle, checked by `load`; None for a folder that no registry knows."""
+    """SHA-256 of the bundle, checked by `load`; None for a folder without a registered version."""
     name: str | None = None
     version: str | None = None
     alias: str | None = None
@@ -38,7 +38,7 @@ class BundleRef:
     """Registration time, in seconds since 1970."""
 
     def load(self) -> Bundle:
-        """Read the bundle and check its digest, where that is known.
+        """Read the bundle and check its digest if one is given.
 
         Raises:
             BundleError: see `load_bundle`.
@@ -48,5 +48,5 @@ class BundleRef:
 
 def database_file(uri: str) -> Path | None:
     """Return the file of an SQLite tracking URI, None for any other URI."""
-    found = re.fullmatch(r"sqlite:///([^?]+)(\?.*)?", uri)
-    return Path(found[1]) if found and found[1] != ":memory:" else None
+    match = re.fullmatch(r"sqlite:///([^?]+)(\?.*)?", uri)
+    return Path(match[1]) if match and match[1] != ":memory:" else None

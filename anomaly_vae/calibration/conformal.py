@@ -25,7 +25,7 @@ Scores = NDArray[np.float64]
 class Calibration:
     """A threshold, and the sorted scores (n,) of the normal rows it was chosen from.
 
-    With ``groups``, this calibration decides on rows that belong to none of them.
+    If there are ``groups``, this calibration applies to the rows outside all of them.
 
     >>> calibration = calibrate([4.0, 1.0, 3.0, 2.0], alpha=0.25)
     >>> calibration.threshold, calibration.scores.tolist()
@@ -41,14 +41,14 @@ class Calibration:
     figures: Mapping[str, Any] = field(default_factory=dict)
     """Figures that the method reports about its choice, as plain JSON values."""
     weights: Scores | None = None
-    """Density of scored traffic over that of the calibration rows, (n,); None means weight 1."""
+    """Density ratio (n,) of scored traffic to calibration rows; None means weight 1."""
     groups: Groups | None = None
 
     def p_values(self, scores: ArrayLike) -> Scores:
         """Return (1 + #{calibration ≥ score}) / (n + 1), in the shape of ``scores``.
 
-        NaN counts as +∞. With weights, each calibration row counts by its weight, see
-        `weighted_p_values`.
+        A NaN score is treated as +∞. If the calibration rows have weights, the p-values are those
+        of `weighted_p_values`.
         """
         below = np.searchsorted(self.scores, _nan_to_infinity(scores), side="left")
         if self.weights is not None:
@@ -56,7 +56,7 @@ class Calibration:
         return np.asarray((1.0 + len(self.scores) - below) / (len(self.scores) + 1.0), np.float64)
 
     def flags(self, scores: ArrayLike) -> NDArray[np.bool_]:
-        """Return whether score > threshold; NaN counts as +∞.
+        """Return whether score > threshold; a NaN score is treated as +∞.
 
         For the conformal method this is the same as p_value ≤ alpha.
         """
@@ -72,18 +72,19 @@ class Calibration:
 class Groups:
     """Separate calibrations for levels of a column (Mondrian prediction, Vovk et al. 2003).
 
-    Normal rows of a level are exchangeable with the rows the level was calibrated on, so P(p ≤
-    alpha) ≤ alpha holds within each of these levels.
+    If the normal rows of a level are exchangeable with its calibration rows, P(p ≤ alpha) ≤ alpha
+    holds within that level.
     """
 
     column: str
-    own: Mapping[str, Calibration]
+    by_level: Mapping[str, Calibration]
+    """Calibration of each level that has enough rows."""
 
 
 def calibrate(
     scores: ArrayLike, alpha: float, method: Literal["conformal", "quantile"] = "conformal"
 ) -> Calibration:
-    """Choose the threshold from the scores (n,) of normal rows that were not trained on.
+    """Choose a threshold from the scores (n,) of normal rows held out of training.
 
     Raises:
         CalibrationError: alpha outside (0, 1), a score that is not finite, or fewer than
@@ -105,7 +106,7 @@ def calibrate(
 
 
 def sort_finite(scores: ArrayLike) -> Scores:
-    """Return the scores of calibration rows, sorted (n,).
+    """Return calibration scores (n,) in ascending order.
 
     Raises:
         CalibrationError: a score is not finite.
@@ -126,7 +127,8 @@ def check_resolvable(n: int, alpha: float, units: str = "normal calibration rows
     needed = scores_needed(alpha)
     if n < needed:
         raise CalibrationError(
-            f"alpha {alpha:g} needs {needed} {units}, there are {n}; give more rows{_or_raise(n)}"
+            f"alpha {alpha:g} needs {needed} {units}, there are {n}; give more rows"
+            f"{_alpha_advice(n)}"
         )
 
 
@@ -137,19 +139,20 @@ def scores_needed(alpha: float) -> int:
 
 
 def conformal_threshold(sample: Scores, alpha: float) -> float:
-    """Return the score above which p_value ≤ alpha, for a sorted sample (n,).
+    """Return the threshold above which p_value ≤ alpha, for a sorted sample (n,).
 
-    p ≤ alpha exactly if fewer than m = `ranks_within` calibration scores reach the score, that is,
-    if it exceeds the m-th largest of them.
+    Let m be the result of `ranks_within`. A row has p ≤ alpha if and only if fewer than m
+    calibration scores are as high as its score or higher, that is, if its score exceeds the m-th
+    largest calibration score.
     """
     n = len(sample)
     return float(sample[n - ranks_within(alpha, n)])
 
 
 def ranks_within(alpha: float, n: int) -> int:
-    """Return the largest m for which m / (n + 1) ≤ alpha, the number of p-values within alpha.
+    """Return the largest m with m / (n + 1) ≤ alpha: the number of possible p-values up to alpha.
 
-    The comparison uses the same quotients as the p-values, because a product would round
+    The function compares quotients, as they occur in p-values, because products would round
     differently.
     """
     m = math.floor(alpha * (n + 1))
@@ -164,24 +167,24 @@ def quantile_threshold(sample: Scores, alpha: float) -> float:
 
 
 def weighted_p_values(weights: Scores) -> Scores:
-    """Return the p-values (n + 1,) of rows that have 0 to n of the calibration scores below them.
+    """Return p-values (n + 1,): entry i belongs to a row with i calibration scores below it.
 
     (Σ w_i 1{calibration_i ≥ score} + w) / (Σ w_i + w) is super-uniform if w is the weight of the
     new row (Tibshirani et al. 2019), and increases with w. That weight is unknown, so the largest
     weight is used. With equal weights this is the plain p-value.
 
     Args:
-        weights: (n,) density of traffic over that of the calibration rows, in the scores' order.
+        weights: (n,) density ratios of traffic to calibration rows, in the order of their scores.
     """
     reaching = np.append(np.cumsum(_relative_to_largest(weights)[::-1])[::-1], 0.0)
     return np.asarray((1.0 + reaching) / (1.0 + reaching[0]))
 
 
 def weighted_threshold(sample: Scores, weights: Scores, alpha: float) -> float:
-    """Return the score above which `weighted_p_values` are ≤ alpha, for a sorted sample (n,).
+    """Return the threshold above which `weighted_p_values` are ≤ alpha, for a sorted sample (n,).
 
     Raises:
-        CalibrationError: even rows above all scores have a larger p-value.
+        CalibrationError: even a row above all calibration scores has a p-value larger than alpha.
     """
     check_weights(weights, alpha)
     above = weighted_p_values(weights)[np.searchsorted(sample, sample, side="right")]
@@ -189,25 +192,25 @@ def weighted_threshold(sample: Scores, weights: Scores, alpha: float) -> float:
 
 
 def check_weights(weights: Scores, alpha: float, units: str = "normal calibration rows") -> None:
-    """Check that rows of these weights can resolve alpha.
+    """Check that calibration rows with these weights can resolve alpha.
 
     Raises:
         CalibrationError: they cannot; the message says what is needed.
     """
-    finest = float(weighted_p_values(weights)[-1])
-    if finest > alpha:
+    smallest = float(weighted_p_values(weights)[-1])  # the p-value of a row above all scores
+    if smallest > alpha:
         raise CalibrationError(
             f"alpha {alpha:g} needs weights that add up to {1 / alpha - 1:g} times the largest; "
-            f"those of the {len(weights)} {units} add up to {1 / finest - 1:.4g} times theirs, and "
-            f"are worth {effective_rows(weights):.4g} rows; give more rows"
-            f"{_or_raise(1 / finest - 1)}"
+            f"those of the {len(weights)} {units} add up to {1 / smallest - 1:.4g} times theirs, "
+            f"and are worth {effective_rows(weights):.4g} rows; give more rows"
+            f"{_alpha_advice(1 / smallest - 1)}"
         )
 
 
 def effective_rows(weights: Scores) -> float:
     """Return the effective number of rows, (Σ w)² / Σ w² (Kish 1965)."""
-    unit = _relative_to_largest(weights)
-    return float(unit.sum() ** 2 / max((unit**2).sum(), 1.0))
+    relative = _relative_to_largest(weights)
+    return float(relative.sum() ** 2 / max((relative**2).sum(), 1.0))
 
 
 def _relative_to_largest(weights: Scores) -> Scores:
@@ -216,19 +219,19 @@ def _relative_to_largest(weights: Scores) -> Scores:
 
 
 def discovery_level(p_values: Scores, counts: ArrayLike, q: float) -> float:
-    """Return the largest p-value that Benjamini & Hochberg (1995) flag at level q, 0 for none.
+    """Return the largest p-value that the Benjamini–Hochberg procedure flags at level q, else 0.
 
-    Conformal p-values that share a calibration sample are positively dependent. So the expected
+    Conformal p-values that share a calibration sample are positively dependent, so the expected
     share of normal rows among the flagged rows of a batch is at most q · (normal rows / rows)
-    (Bates et al. 2023; Benjamini & Yekutieli 2001).
+    (Benjamini & Hochberg 1995; Benjamini & Yekutieli 2001; Bates et al. 2023).
 
     Args:
         p_values: (K,) distinct p-values, ascending.
         counts: (K,) number of rows of the batch with each p-value.
         q: false discovery rate.
     """
-    cumulated = np.cumsum(np.asarray(counts))
-    significant = p_values * cumulated[-1] <= q * cumulated
+    cumulative = np.cumsum(np.asarray(counts))
+    significant = p_values * cumulative[-1] <= q * cumulative
     return float(p_values[significant].max(initial=0.0))
 
 
@@ -244,8 +247,9 @@ def flagged_ranks(calibration: Calibration) -> int:
 def guaranteed_ranks(calibration: Calibration) -> float:
     """Return the number of ranks, out of n + 1, at which a normal row may be flagged.
 
-    The limit is alpha, whatever method chose the threshold. If the scores do not resolve alpha (it
-    was extrapolated from a fitted tail), the number is alpha (n + 1), which is not an integer.
+    The number follows from alpha alone, whichever method chose the threshold. If n scores are too
+    few to resolve alpha (the threshold was extrapolated from a fitted tail), the result is alpha ·
+    (n + 1), which need not be an integer.
     """
     scores, alpha = calibration.scores, calibration.alpha
     if len(scores) < scores_needed(alpha) or alpha >= 1:
@@ -253,7 +257,8 @@ def guaranteed_ranks(calibration: Calibration) -> float:
     return flagged_ranks(replace(calibration, threshold=conformal_threshold(scores, alpha)))
 
 
-def _or_raise(n: float) -> str:
+def _alpha_advice(n: float) -> str:
+    """Return advice on the smallest alpha that n rows resolve; empty if they resolve none."""
     resolvable = math.ceil(1e4 / (n + 1)) / 1e4
     return f" or raise alpha to {resolvable:g}" if resolvable < 1 else ""
 

@@ -1,8 +1,8 @@
-"""Choose thresholds by traffic or labels: every observed score is tried on the calibration rows.
+"""Choose thresholds by an alert budget, by costs or by labels: try every observed score.
 
-Anomalies count by `CalibrationSample.weight`. The best threshold on the calibration rows looks
-better there than on other rows. Intervals are those of the chosen threshold over resampled rows
-(Efron 1979).
+Each known anomaly represents `CalibrationSample.weight` anomalies of traffic. Figures at the chosen
+threshold are optimistic, because the threshold was chosen on the same rows. Intervals are computed
+at the chosen threshold over resampled rows (Efron 1979).
 """
 
 from __future__ import annotations
@@ -18,25 +18,29 @@ from anomaly_vae.config.calibration import CalibrationConfig, CostConfig
 from anomaly_vae.errors import CalibrationError
 
 RESAMPLES = 200
+"""Number of resampled calibration samples per interval."""
 CURVE_POINTS = 50
-PER = 1_000
-"""Number of rows that alerts and costs are stated for."""
+"""Maximum number of points of the cost curve."""
+RATE_ROWS = 1_000
+"""Number of rows of traffic that alert and cost rates refer to."""
 
 
 def budget(sample: CalibrationSample, config: CalibrationConfig) -> ThresholdChoice:
-    """Choose the lowest threshold that keeps an alert budget: K per 1,000 rows, or K per day.
+    """Choose the lowest threshold within an alert budget of K per 1,000 rows or K per day.
 
-    New traffic that is exchangeable with the calibration rows is flagged with probability (1 +
-    #{calibration > threshold}) / (rows + 1), as with a conformal threshold (Vovk et al. 2005). The
-    expected number of flags is within the budget. Such a threshold exists for samples that pass
+    A row of traffic that is exchangeable with the calibration rows is flagged with probability (1 +
+    #{calibration > threshold}) / (rows + 1), as with a conformal threshold (Vovk et al. 2005), so
+    the expected number of flags is within the budget. Such a threshold exists for samples that pass
     `check_budget`.
     """
-    rate, t = alert_rate(sample, config), _candidates(sample)
-    share = (1 + _flagged(sample, t)) / (sample.rows + 1)
+    rate, thresholds = alert_rate(sample, config), _candidates(sample)
+    share = (1 + _flagged(sample, thresholds)) / (sample.rows + 1)
     first = int(np.argmax(share <= rate))
     expected = float(share[first])
     per_day = sample.rows_per_day and expected * sample.rows_per_day
-    return ThresholdChoice(float(t[first]), {"per_1000": expected * PER, "per_day": per_day})
+    return ThresholdChoice(
+        float(thresholds[first]), {"per_1000": expected * RATE_ROWS, "per_day": per_day}
+    )
 
 
 def alert_rate(sample: CalibrationSample, config: CalibrationConfig) -> float:
@@ -45,7 +49,7 @@ def alert_rate(sample: CalibrationSample, config: CalibrationConfig) -> float:
     Raises:
         CalibrationError: a budget per day without a time column.
     """
-    rates = [config.per_1000 / PER] if config.per_1000 else []
+    rates = [config.per_1000 / RATE_ROWS] if config.per_1000 else []
     if config.per_day:
         if sample.rows_per_day is None:
             raise CalibrationError(
@@ -60,95 +64,99 @@ def check_budget(sample: CalibrationSample, config: CalibrationConfig) -> None:
     """Check that the sample resolves the budget.
 
     Raises:
-        CalibrationError: there are too few rows, or the budget is no limit.
+        CalibrationError: there are too few rows, or the budget allows every row to be flagged.
     """
     rate = alert_rate(sample, config)
     if rate >= 1:
         raise CalibrationError(
-            f"a budget of {rate * PER:g} alerts per 1,000 rows is no limit; lower "
+            f"a budget of {rate * RATE_ROWS:g} alerts per 1,000 rows is no limit; lower "
             f"{'calibration.per_day' if config.per_day else 'calibration.per_1000'}"
         )
     if sample.rows < scores_needed(rate):
         raise CalibrationError(
-            f"{rate * PER:g} alerts per 1,000 rows take {scores_needed(rate)} calibration rows, "
-            f"there are {sample.rows:g}; give more rows or a larger budget"
+            f"{rate * RATE_ROWS:g} alerts per 1,000 rows take {scores_needed(rate)} calibration "
+            f"rows, there are {sample.rows:g}; give more rows or a larger budget"
         )
 
 
 def cost(sample: CalibrationSample, config: CalibrationConfig) -> ThresholdChoice:
-    """Choose the threshold of least expected cost (Elkan 2001), per 1,000 rows of traffic.
+    """Choose the threshold with the least expected cost per 1,000 rows of traffic (Elkan 2001).
 
     ``apparent_cost`` is the cost on the calibration rows themselves; ``cost`` and its interval are
     corrected for the optimism of choosing on the same rows (Efron & Tibshirani 1993, sec. 17.6).
     """
-    t, costs = _candidates(sample), config.costs
-    expected = expected_cost(sample, t, costs)
+    thresholds, costs = _candidates(sample), config.costs
+    expected = expected_cost(sample, thresholds, costs)
     best, rng = _last_argmax(-expected), np.random.default_rng(0)
-    resampled = [expected_cost(sample.resampled(rng), t, costs) for _ in range(RESAMPLES)]
-    chosen = [_last_argmax(-one) for one in resampled]
-    optimism = np.mean([expected[i] - one[i] for i, one in zip(chosen, resampled, strict=True)])
+    resampled = [expected_cost(sample.resampled(rng), thresholds, costs) for _ in range(RESAMPLES)]
+    chosen = [_last_argmax(-drawn) for drawn in resampled]
+    optimism = np.mean([expected[i] - drawn[i] for i, drawn in zip(chosen, resampled, strict=True)])
     figures = {
         "cost": float(expected[best] + optimism),
-        "cost_interval": _interval([one[best] + optimism for one in resampled]),
+        "cost_interval": _interval([drawn[best] + optimism for drawn in resampled]),
         "apparent_cost": float(expected[best]),
-        "threshold_interval": _interval([t[i] for i in chosen]),
+        "threshold_interval": _interval([thresholds[i] for i in chosen]),
         "cost_of_flagging_nothing": float(expected_cost(sample, np.array([np.inf]), costs)[0]),
-        "curve": _cost_curve(sample, t, expected),
+        "curve": _cost_curve(sample, thresholds, expected),
     }
-    return ThresholdChoice(float(t[best]), _with_anomaly_counts(sample, figures))
+    return ThresholdChoice(float(thresholds[best]), _with_anomaly_counts(sample, figures))
 
 
-def expected_cost(sample: CalibrationSample, t: Scores, costs: CostConfig) -> Scores:
-    """Return the cost (T,) of missed, reviewed and blocked rows, per 1,000 rows of traffic."""
+def expected_cost(sample: CalibrationSample, thresholds: Scores, costs: CostConfig) -> Scores:
+    """Return the cost of errors and reviews at each threshold (T,), per 1,000 rows of traffic."""
     sizes = np.ones(len(sample.anomalies)) if sample.amounts is None else sample.amounts
-    caught = costs.missed * sample.weight * _above(sample.anomalies, t, sizes)
+    caught = costs.missed * sample.weight * _above(sample.anomalies, thresholds, sizes)
     missed = costs.missed * sample.weight * sizes.sum() - caught
-    blocked = costs.blocked * _above(sample.normal, t)
-    total = missed + costs.review * _flagged(sample, t) + blocked
-    return np.asarray(total * PER / sample.rows)
+    blocked = costs.blocked * _above(sample.normal, thresholds)
+    total = missed + costs.review * _flagged(sample, thresholds) + blocked
+    return np.asarray(total * RATE_ROWS / sample.rows)
 
 
 def fbeta(sample: CalibrationSample, config: CalibrationConfig) -> ThresholdChoice:
-    """Choose the threshold of the largest F-beta; beta weighs recall (van Rijsbergen 1979)."""
-    t = _candidates(sample)
-    best = _last_argmax(f_score(sample, t, config.f_beta))
+    """Choose the threshold with the largest F-beta; beta weights recall (van Rijsbergen 1979)."""
+    thresholds = _candidates(sample)
+    best = _last_argmax(f_score(sample, thresholds, config.f_beta))
     return _choice_with_intervals(
-        sample, t[best : best + 1], lambda e, at: f_score(e, at, config.f_beta), "fbeta"
+        sample,
+        thresholds[best : best + 1],
+        lambda drawn, threshold: f_score(drawn, threshold, config.f_beta),
+        "fbeta",
     )
 
 
-def f_score(sample: CalibrationSample, t: Scores, beta: float) -> Scores:
-    """Return (1 + beta²) caught / (flagged + beta² anomalies), (T,)."""
-    caught, flagged = _caught(sample, t), _flagged(sample, t)
+def f_score(sample: CalibrationSample, thresholds: Scores, beta: float) -> Scores:
+    """Return (1 + beta²) caught / (flagged + beta² anomalies) at each threshold (T,)."""
+    caught, flagged = _caught(sample, thresholds), _flagged(sample, thresholds)
     anomalies = sample.weight * len(sample.anomalies)
     return np.asarray((1 + beta**2) * caught / (flagged + beta**2 * anomalies))
 
 
 def recall_at_precision(sample: CalibrationSample, config: CalibrationConfig) -> ThresholdChoice:
-    """Choose the threshold of highest recall among those that reach the required precision.
+    """Choose the threshold with the highest recall among those of sufficient precision.
 
     Raises:
-        CalibrationError: no threshold reaches it; the message says what is reached.
+        CalibrationError: no threshold reaches ``min_precision``; the message names the highest
+            precision.
     """
-    t = _candidates(sample)
-    reached = precision(sample, t)
+    thresholds = _candidates(sample)
+    reached = precision(sample, thresholds)
     if reached.max() < config.min_precision:
         raise CalibrationError(
             f"precision {config.min_precision:g} is reached by no threshold on the calibration rows"
             f", at most {reached.max():.3f}; lower calibration.min_precision"
         )
-    best = _last_argmax(np.where(reached >= config.min_precision, _caught(sample, t), -1))
-    return _choice_with_intervals(sample, t[best : best + 1], precision, "precision")
+    best = _last_argmax(np.where(reached >= config.min_precision, _caught(sample, thresholds), -1))
+    return _choice_with_intervals(sample, thresholds[best : best + 1], precision, "precision")
 
 
-def precision(sample: CalibrationSample, t: Scores) -> Scores:
-    """Return the share (T,) of anomalies among the flagged rows; 0 if none is flagged."""
-    flagged = _flagged(sample, t)
-    return np.asarray(_caught(sample, t) / np.where(flagged > 0, flagged, 1))
+def precision(sample: CalibrationSample, thresholds: Scores) -> Scores:
+    """Return the share of anomalies among the rows flagged at each threshold (T,); 0 if none is."""
+    flagged = _flagged(sample, thresholds)
+    return np.asarray(_caught(sample, thresholds) / np.where(flagged > 0, flagged, 1))
 
 
 def check_labels(sample: CalibrationSample, config: CalibrationConfig) -> None:
-    """Check that there are known anomalies to choose by.
+    """Check that the sample has known anomalies.
 
     Raises:
         CalibrationError: there are none; the message names the keys that provide some.
@@ -168,56 +176,60 @@ def _candidates(sample: CalibrationSample) -> Scores:
 
 
 def _last_argmax(values: Scores) -> int:
-    """Return the position of the largest value; the last of equals, the highest threshold."""
+    """Return the index of the largest value; of equal values, the last (highest threshold)."""
     return len(values) - 1 - int(np.argmax(values[::-1]))
 
 
-def _above(scores: Scores, t: Scores, weights: Scores | None = None) -> Scores:
-    """Return the number (or weight) of sorted scores above each threshold, (T,)."""
+def _above(scores: Scores, thresholds: Scores, weights: Scores | None = None) -> Scores:
+    """Return the number, or the total weight, of sorted scores above each threshold (T,)."""
     weights = np.ones(len(scores)) if weights is None else weights
     tail_sums = np.append(np.cumsum(weights[::-1])[::-1], 0.0)
-    return np.asarray(tail_sums[np.searchsorted(scores, t, side="right")])
+    return np.asarray(tail_sums[np.searchsorted(scores, thresholds, side="right")])
 
 
-def _caught(sample: CalibrationSample, t: Scores) -> Scores:
-    return sample.weight * _above(sample.anomalies, t)
+def _caught(sample: CalibrationSample, thresholds: Scores) -> Scores:
+    """Return the weighted number of anomalies above each threshold (T,)."""
+    return sample.weight * _above(sample.anomalies, thresholds)
 
 
-def _flagged(sample: CalibrationSample, t: Scores) -> Scores:
-    return _above(sample.normal, t) + _caught(sample, t)
+def _flagged(sample: CalibrationSample, thresholds: Scores) -> Scores:
+    """Return the weighted number of rows above each threshold (T,)."""
+    return _above(sample.normal, thresholds) + _caught(sample, thresholds)
 
 
 def _choice_with_intervals(
     sample: CalibrationSample,
-    at: Scores,
+    threshold: Scores,
     figure: Callable[[CalibrationSample, Scores], Scores],
     name: str,
 ) -> ThresholdChoice:
-    """Return the threshold ``at`` (1,) with precision, recall, and a figure with its interval."""
+    """Return a threshold (1,) with its precision and recall, and a figure with its interval."""
     rng = np.random.default_rng(0)
-    resampled = [figure(sample.resampled(rng), at)[0] for _ in range(RESAMPLES)]
-    recall = _caught(sample, at)[0] / (sample.weight * len(sample.anomalies))
+    resampled = [figure(sample.resampled(rng), threshold)[0] for _ in range(RESAMPLES)]
+    recall = _caught(sample, threshold)[0] / (sample.weight * len(sample.anomalies))
     figures = {
-        "precision": float(precision(sample, at)[0]),
+        "precision": float(precision(sample, threshold)[0]),
         "recall": float(recall),
-        name: float(figure(sample, at)[0]),
+        name: float(figure(sample, threshold)[0]),
         f"{name}_interval": _interval(resampled),
     }
-    return ThresholdChoice(float(at[0]), _with_anomaly_counts(sample, figures))
+    return ThresholdChoice(float(threshold[0]), _with_anomaly_counts(sample, figures))
 
 
 def _with_anomaly_counts(sample: CalibrationSample, figures: dict[str, Any]) -> dict[str, Any]:
     return {"anomalies": len(sample.anomalies), "anomaly_weight": sample.weight, **figures}
 
 
-def _cost_curve(sample: CalibrationSample, t: Scores, expected: Scores) -> list[dict[str, float]]:
-    """Return points of the cost curve, most of them where few rows are flagged."""
-    spread = np.unique(np.geomspace(1, len(t), CURVE_POINTS).astype(int))
-    points = len(t) - spread[::-1]
-    flagged = _flagged(sample, t[points]) * PER / sample.rows
+def _cost_curve(
+    sample: CalibrationSample, thresholds: Scores, expected: Scores
+) -> list[dict[str, float]]:
+    """Return points of the cost curve, dense where few rows are flagged."""
+    spread = np.unique(np.geomspace(1, len(thresholds), CURVE_POINTS).astype(int))
+    points = len(thresholds) - spread[::-1]
+    flagged = _flagged(sample, thresholds[points]) * RATE_ROWS / sample.rows
     return [
         {"threshold": float(a), "cost": float(b), "flagged": float(c)}
-        for a, b, c in zip(t[points], expected[points], flagged, strict=True)
+        for a, b, c in zip(thresholds[points], expected[points], flagged, strict=True)
     ]
 
 

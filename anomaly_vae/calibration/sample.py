@@ -1,4 +1,4 @@
-"""Hold what a threshold is chosen from: scores of the calibration split and facts about it."""
+"""Hold the scores that a threshold is chosen from, with their weights, amounts and groups."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from anomaly_vae.data.converters import Levels
 
 @dataclass(frozen=True, eq=False)
 class CalibrationSample:
-    """The scores of calibration rows that were not trained on: n normal rows, m known anomalies.
+    """The scores of held-out calibration rows: n normal rows and m known anomalies.
 
     >>> sample = CalibrationSample.from_scores([3.0, 1.0, 2.0], anomalies=[9.0], weight=0.5)
     >>> sample.normal.tolist(), sample.n, sample.rows
@@ -28,7 +28,7 @@ class CalibrationSample:
     anomalies: Scores = field(default_factory=lambda: np.zeros(0))
     """Scores (m,) of the known anomalies, sorted."""
     weight: float = 1.0
-    """Number of anomalies, per n normal rows of traffic, that each of the m stands for."""
+    """Number of anomalies that each known anomaly represents, in traffic with n normal rows."""
     amounts: Scores | None = None
     """Amounts (m,) of the anomalies, in the order of their scores."""
     rows_per_day: float | None = None
@@ -36,11 +36,11 @@ class CalibrationSample:
     units: str = "normal calibration rows"
     """Name of the normal rows in messages."""
     levels: Levels | None = None
-    """Group (n,) of each normal row."""
+    """Group of each of the n normal rows."""
     weights: Scores | None = None
-    """Density of traffic over that of the calibration rows, (n,); None means weight 1."""
+    """Density ratio (n,) of traffic to calibration rows; None means weight 1."""
     losses: tuple[Scores, Scores] | None = None
-    """Reconstruction terms of the normal rows, (n,), and of held-out rows, (H,), both sorted.
+    """Sorted reconstruction terms of the normal rows (n,) and of held-out rows (H,).
 
     The held-out rows are exchangeable with the training rows.
     """
@@ -53,31 +53,31 @@ class CalibrationSample:
         amounts: ArrayLike = (),
         levels: Levels | None = None,
         weights: ArrayLike = (),
-        **known: Any,
+        **fields: Any,
     ) -> Self:
-        """Return a sample of scores in any order.
+        """Build a sample from scores in any order.
 
         Args:
             normal: (n,) scores of normal rows.
             anomalies: (m,) scores of known anomalies.
-            amounts: (m,) in the order of ``anomalies``.
-            levels: (n,) in the order of ``normal``.
-            weights: (n,) in the order of ``normal``.
-            known: the other fields.
+            amounts: (m,) amounts, in the order of ``anomalies``.
+            levels: (n,) groups, in the order of ``normal``.
+            weights: (n,) density ratios, in the order of ``normal``.
+            fields: the other fields, by name.
 
         Raises:
             CalibrationError: a score is not finite.
         """
-        rows, anomalous = (
+        normal_order, anomaly_order = (
             np.argsort(np.asarray(kind), kind="stable") for kind in (normal, anomalies)
         )
         return cls(
             sort_finite(normal),
             sort_finite(anomalies),
-            amounts=_sorted(amounts, anomalous),
-            levels=levels and levels.take(rows),
-            weights=_sorted(weights, rows),
-            **known,
+            amounts=_reorder(amounts, anomaly_order),
+            levels=levels and levels.take(normal_order),
+            weights=_reorder(weights, normal_order),
+            **fields,
         )
 
     @property
@@ -87,13 +87,13 @@ class CalibrationSample:
 
     @property
     def rows(self) -> float:
-        """Number of rows of traffic that the sample stands for."""
+        """Number of rows of traffic that the sample represents."""
         return self.n + self.weight * len(self.anomalies)
 
     def trimmed(self, share: float) -> Self:
-        """Return the sample without a share of the normal rows, those with the highest scores."""
-        kept = self.n - math.floor(share * self.n)
-        return self if kept == self.n else self._select(np.arange(kept))
+        """Return the sample without the given share of its highest-scoring normal rows."""
+        remaining = self.n - math.floor(share * self.n)
+        return self if remaining == self.n else self._select(np.arange(remaining))
 
     def select_level(self, level: str) -> Self:
         """Return the normal rows of one group."""
@@ -111,7 +111,7 @@ class CalibrationSample:
         )
 
     def resampled(self, rng: np.random.Generator) -> Self:
-        """Draw as many rows of each kind with replacement (Efron 1979)."""
+        """Draw n normal rows and m anomalies with replacement (Efron 1979)."""
         normal, anomalies = (
             np.sort(rng.integers(len(kind), size=len(kind)))
             for kind in (self.normal, self.anomalies)
@@ -124,10 +124,10 @@ class CalibrationSample:
         )
 
 
-def _sorted(values: ArrayLike, order: NDArray[np.intp]) -> Scores | None:
-    """Return the values in this order; None if there are none."""
-    given = np.asarray(values, np.float64)
-    return given[order] if len(given) else None
+def _reorder(values: ArrayLike, order: NDArray[np.intp]) -> Scores | None:
+    """Return the values in the given order; None if there are none."""
+    array = np.asarray(values, np.float64)
+    return array[order] if len(array) else None
 
 
 @dataclass(frozen=True)

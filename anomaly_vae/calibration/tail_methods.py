@@ -1,4 +1,4 @@
-"""Choose thresholds with a certificate, or from a fitted tail; both from normal rows alone."""
+"""Choose thresholds from normal rows alone: at a given confidence, or from a fitted tail."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ from anomaly_vae.config.calibration import CalibrationConfig
 from anomaly_vae.errors import CalibrationError
 
 MIN_EXCESSES = 50
-"""Minimum number of scores that a tail is fitted to.
+"""Minimum number of distinct scores that a tail is fitted to.
 
 The standard error of the tail's shape is then about 0.14.
 """
 REFITS = 199
-"""Number of samples of the fitted tail for the test of its fit."""
+"""Number of samples drawn from the fitted tail to test its fit."""
 POOR_FIT = 0.05
-"""p-value below which the fit of the tail is called poor."""
+"""p-value below which the fit of the tail is reported as poor."""
 
 
 class Tail(NamedTuple):
-    """A tail: P(score > start + y) = share · (1 + shape · y / scale)^(−1/shape) for y ≥ 0."""
+    """A generalised Pareto tail.
+
+    P(score > start + y) = share · (1 + shape · y / scale)^(−1/shape) for y ≥ 0.
+    """
 
     start: float
     share: float
@@ -33,7 +36,7 @@ class Tail(NamedTuple):
     scale: float
 
     def threshold(self, alpha: float) -> float:
-        """Return the score above which lies a share alpha (Siffer et al. 2017, eq. 1)."""
+        """Return the score that a share alpha of rows exceeds (Siffer et al. 2017, eq. 1)."""
         return float(self.start + genpareto.isf(alpha / self.share, self.shape, scale=self.scale))
 
 
@@ -58,7 +61,7 @@ def certified(sample: CalibrationSample, config: CalibrationConfig) -> Threshold
 
 
 def certified_needed(alpha: float, delta: float) -> int:
-    """Return the fewest scores that certify alpha: (1 − alpha)ⁿ ≤ delta (Wilks 1941)."""
+    """Return the smallest n that can certify alpha: (1 − alpha)ⁿ ≤ delta (Wilks 1941)."""
     return max(math.ceil(math.log(delta) / math.log1p(-alpha)), scores_needed(alpha))
 
 
@@ -80,15 +83,15 @@ def check_certifiable(n: int, config: CalibrationConfig, units: str) -> None:
 def evt(sample: CalibrationSample, config: CalibrationConfig) -> ThresholdChoice:
     """Choose the 1 − alpha quantile of a fitted generalised Pareto tail.
 
-    This is a model, not a guarantee: it reaches an alpha that the sample cannot resolve, provided
-    that the scores beyond the start of the tail have that distribution (Pickands 1975; Siffer et
-    al. 2017). ``fit_p_value`` is the p-value of the Cramér–von Mises statistic by parametric
-    bootstrap (Choulakian & Stephens 2001).
+    The method extrapolates to an alpha that the sample cannot resolve. It is a model, not a
+    guarantee: scores beyond the start of the tail must have that distribution (Pickands 1975;
+    Siffer et al. 2017). ``fit_p_value`` is the p-value of the Cramér–von Mises
+    statistic by parametric bootstrap (Choulakian & Stephens 2001).
 
     Raises:
-        CalibrationError: too few distinct scores in the tail, or an alpha larger than its share.
+        CalibrationError: the tail has too few distinct scores, or alpha exceeds its share.
     """
-    tail = fitted_tail(sample.normal, config.tail)
+    tail = fit_tail(sample.normal, config.tail)
     if config.alpha > tail.share:
         raise CalibrationError(
             f"alpha {config.alpha:g} lies before the tail, which is {tail.share:.3g} of the "
@@ -116,11 +119,11 @@ def evt(sample: CalibrationSample, config: CalibrationConfig) -> ThresholdChoice
     return ThresholdChoice(tail.threshold(config.alpha), figures)
 
 
-def fitted_tail(sample: Scores, share: float) -> Tail:
-    """Fit the tail of a sorted sample (n,), its ``share`` highest scores, by maximum likelihood.
+def fit_tail(sample: Scores, share: float) -> Tail:
+    """Fit a tail to the highest ``share`` of a sorted sample (n,) by maximum likelihood.
 
     Raises:
-        CalibrationError: too few distinct scores in the tail.
+        CalibrationError: the tail has too few distinct scores.
     """
     n = len(sample)
     start = float(sample[n - 1 - math.floor(share * n)])
@@ -128,7 +131,7 @@ def fitted_tail(sample: Scores, share: float) -> Tail:
     if len(np.unique(excesses)) < MIN_EXCESSES:
         raise CalibrationError(
             f"the {math.floor(share * n)} highest calibration scores have "
-            f"{len(np.unique(excesses))} different values, a tail takes {MIN_EXCESSES}; "
+            f"{len(np.unique(excesses))} different values, a tail needs {MIN_EXCESSES}; "
             "use calibration.method conformal, or raise calibration.tail"
         )
     mean = float(excesses.mean())

@@ -1,8 +1,7 @@
-"""Choose a threshold by any method.
+"""Choose a threshold by any of the configured methods.
 
-All methods store the same: the threshold, the sorted scores of normal rows, on which p-values are
-computed, and the figures that the method reports. docs/thresholds.md describes the guarantee of
-each.
+Every method returns the threshold, the sorted scores of normal rows, from which p-values are
+computed, and the figures it reports. docs/thresholds.md describes the guarantee of each method.
 """
 
 from __future__ import annotations
@@ -53,17 +52,17 @@ __all__ = ["choose_threshold"]
 
 
 def choose_threshold(sample: CalibrationSample, config: CalibrationConfig) -> Calibration:
-    """Choose the threshold by the configured method, and one for each group with enough rows.
+    """Choose a threshold by the configured method, and one for each group with enough rows.
 
-    For methods without alpha in their configuration, alpha is computed from the threshold: a new
-    normal row is flagged with probability (1 + #{normal > threshold}) / (n + 1) or less.
+    If alpha is not part of the method's configuration, it is computed from the threshold: a new
+    normal row is flagged with a probability of at most (1 + #{normal > threshold}) / (n + 1).
 
     Raises:
-        CalibrationError: the sample does not suffice; the message says what is needed, and what
-            other settings are possible.
+        CalibrationError: the sample is too small; the message says what is needed, and which
+            settings would do with less.
 
     >>> from anomaly_vae.calibration.sample import CalibrationSample
-    >>> from anomaly_vae.config import CalibrationConfig
+    >>> from anomaly_vae.config.calibration import CalibrationConfig
     >>> sample = CalibrationSample.from_scores(range(1, 101))
     >>> choose_threshold(sample, CalibrationConfig(method="conformal", alpha=0.05)).threshold
     96.0
@@ -74,28 +73,30 @@ def choose_threshold(sample: CalibrationSample, config: CalibrationConfig) -> Ca
     check_sample(sample, config)
     chosen = _choose_for_rows(sample, config)
     if sample.losses:
-        found = contamination_test(*sample.losses, sample.normal)
-        chosen = _add_figures(chosen, {"contamination": found.to_json()}, found.note)
+        test = contamination_test(*sample.losses, sample.normal)
+        chosen = _add_figures(chosen, {"contamination": test.to_json()}, test.note)
     return chosen if sample.levels is None else _add_groups(chosen, sample, config)
 
 
 def _choose_for_rows(sample: CalibrationSample, config: CalibrationConfig) -> Calibration:
-    """Choose the threshold of rows that passed `check_rows`."""
-    kept = sample.trimmed(config.trim_scores)
-    choice = METHODS[config.method](kept, config)
+    """Choose one threshold for a sample that passed `check_rows`."""
+    trimmed = sample.trimmed(config.trim_scores)
+    choice = METHODS[config.method](trimmed, config)
     chosen = Calibration(
-        config.method, config.alpha, choice.threshold, kept.normal, choice.figures, kept.weights
+        config.method,
+        config.alpha,
+        choice.threshold,
+        trimmed.normal,
+        choice.figures,
+        trimmed.weights,
     )
     if not config.promises_alpha:
         chosen = replace(chosen, alpha=flagged_ranks(chosen) / (sample.n + 1))
-    return _note_trimming(chosen, sample.n) if kept.n < sample.n else chosen
+    return _note_trimming(chosen, sample.n) if trimmed.n < sample.n else chosen
 
 
 def _note_trimming(chosen: Calibration, n: int) -> Calibration:
-    """Add a note on trimming the highest of n rows.
-
-    Alpha then only holds if all trimmed rows were anomalies.
-    """
+    """Add a note that alpha only holds if all rows trimmed from the n rows were anomalies."""
     trimmed = n - len(chosen.scores)
     alpha_if_clean = (trimmed + flagged_ranks(chosen)) / (n + 1)
     note = (
@@ -112,25 +113,25 @@ def _add_groups(
     """Add a calibration for each level that has enough rows."""
     assert sample.levels, "the sample has no groups"
     assert config.group_by, "groups are levels of a column"
-    own, small = {}, {}
+    by_level, small = {}, {}
     for level, rows in level_sizes(sample).items():
         selected = sample.select_level(level)
         try:
             check_rows(selected, config)
-            own[level] = _choose_for_rows(selected, config)
+            by_level[level] = _choose_for_rows(selected, config)
         except CalibrationError:
             small[level] = rows
     figures = {"small_groups": small, "ungrouped": int((sample.levels.codes < 0).sum())}
     note = (
-        f"calibration.group_by: too few rows for a threshold of its own in {listed(list(small))}; "
-        "rows of these get that of all, which promises nothing of one level alone"
+        f"calibration.group_by: too few rows for a separate threshold in {listed(list(small))}; "
+        "their rows use the threshold of all rows, which guarantees nothing for a single level"
     )
-    grouped = replace(pooled, groups=Groups(config.group_by, own))
+    grouped = replace(pooled, groups=Groups(config.group_by, by_level))
     return _add_figures(grouped, figures, note if small else "")
 
 
 def level_sizes(sample: CalibrationSample) -> dict[str, int]:
-    """Return the number of normal rows of each group that has any."""
+    """Return the number of normal rows of each group, without empty groups."""
     assert sample.levels, "the sample has no groups"
     names, codes = sample.levels.names, sample.levels.codes
     counts = np.bincount(codes[codes >= 0], minlength=len(names)).tolist()
@@ -138,14 +139,14 @@ def level_sizes(sample: CalibrationSample) -> dict[str, int]:
 
 
 def _add_figures(chosen: Calibration, figures: Mapping[str, Any], note: str = "") -> Calibration:
-    """Return a copy with further figures and another note."""
+    """Return a copy with more figures and one more note."""
     notes = [text for text in (chosen.figures.get("note"), note) if text]
     joined = {"note": "; ".join(notes)} if notes else {}
     return replace(chosen, figures={**chosen.figures, **figures, **joined})
 
 
 def rows_needed(config: CalibrationConfig) -> int:
-    """Return the fewest normal rows that the method accepts, apart from traffic budgets."""
+    """Return the minimum number of normal rows for the method, alert budgets aside."""
     match config.method:
         case "certified":
             return certified_needed(config.alpha, config.delta)
@@ -155,10 +156,10 @@ def rows_needed(config: CalibrationConfig) -> int:
 
 
 def check_sample(sample: CalibrationSample, config: CalibrationConfig) -> None:
-    """Check that the number of rows suffices, which is known before training.
+    """Check that the sample has enough rows; this needs no scores and can precede training.
 
     Raises:
-        CalibrationError: it does not; the message says what is needed.
+        CalibrationError: it has too few; the message says how many are needed.
     """
     check_rows(sample, config)
     if sample.levels is None:
@@ -166,19 +167,19 @@ def check_sample(sample: CalibrationSample, config: CalibrationConfig) -> None:
     needed, sizes = rows_needed(config), level_sizes(sample)
     largest = max(sizes, key=lambda level: sizes[level], default=None)
     if largest is None or sizes[largest] - math.floor(config.trim_scores * sizes[largest]) < needed:
-        found = f"'{largest}', has {sizes[largest]}" if largest else "none, has 0"
+        size = f"'{largest}', has {sizes[largest]}" if largest else "none, has 0"
         raise CalibrationError(
             f"calibration.group_by: no level of '{config.group_by}' has the {needed} "
-            f"{sample.units} that a threshold of its own takes; the largest, {found}. Give more "
+            f"{sample.units} that a separate threshold needs; the largest, {size}. Give more "
             "rows, raise calibration.alpha, or leave calibration.group_by out"
         )
 
 
 def check_rows(sample: CalibrationSample, config: CalibrationConfig) -> None:
-    """Check that the rows left after trimming suffice for one threshold.
+    """Check that enough rows are left after trimming for one threshold.
 
     Raises:
-        CalibrationError: they do not; the message says what is needed.
+        CalibrationError: too few are left; the message says how many are needed.
     """
     n = sample.trimmed(config.trim_scores).n
     match config.method:
@@ -222,3 +223,4 @@ METHODS: dict[Method, Callable[[CalibrationSample, CalibrationConfig], Threshold
     "fbeta": fbeta,
     "recall_at_precision": recall_at_precision,
 }
+"""Function that chooses the threshold, by method."""

@@ -1,7 +1,7 @@
 """Convert Arrow arrays (from files and data frames) into the arrays of a `RawBatch`.
 
-The results equal those of `converters` for the same content. The modules are separate so that a
-process that only reads JSON records does not load Arrow.
+For the same content, the results equal those of `converters`. The modules are separate so that a
+process that reads only JSON records does not load Arrow.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from anomaly_vae.errors import DataError
 from anomaly_vae.messages import shown
 
 NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+"""Pattern of a finite decimal number in text."""
 INFINITE = r"^[+-]?[iI][nN][fF]([iI][nN][iI][tT][yY])?$"
+"""Pattern of an infinite number in text."""
 
 
 def numbers_from_arrow(array: pa.Array) -> Converted:
@@ -103,7 +105,9 @@ def times_from_arrow(array: pa.Array) -> Converted:
 def normalise_array(array: pa.Array) -> pa.Array:
     """Return one contiguous array of a type that all compute kernels accept."""
     if pa.types.is_dictionary(array.type):
-        if pa.types.is_string_view(array.type.value_type):  # no kernel decodes these
+        if pa.types.is_string_view(
+            array.type.value_type
+        ):  # no kernel decodes dictionaries of string views
             array = array.cast(pa.dictionary(array.type.index_type, pa.string()))
         array = array.cast(array.type.value_type)
     if pa.types.is_string_view(array.type):
@@ -139,12 +143,14 @@ def _numbers_from_text(array: pa.Array) -> Converted:
 
 
 def _not_a_number(value: str) -> str:
+    """Return the reason why a text is no finite number."""
     if pc.match_substring_regex(pa.scalar(value.strip()), INFINITE).as_py():
         return "infinity is not a value; leave it empty if it is missing"
     return f"expected a number, got {shown(value)}"
 
 
 def _refuse_infinite(values: Numbers) -> Converted:
+    """Replace infinite values by NaN and report them."""
     rows = np.flatnonzero(np.isinf(values))
     if len(rows):
         values = np.where(np.isinf(values), np.nan, values)

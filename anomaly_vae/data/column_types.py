@@ -1,6 +1,6 @@
-"""Describe each column type once, for all readers and protocols.
+"""Describe each column type in one place, for all readers and protocols.
 
-The module imports no pyarrow, msgspec or MLflow, so that every process can afford it.
+The module does not import pyarrow, msgspec or MLflow, so that it is cheap to import everywhere.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ if TYPE_CHECKING:
 
 Converted: TypeAlias = tuple[Numbers | Levels, list[CellProblem]]
 Storage = Literal["number", "time", "level", "pixels"]
+"""Content of a column's array in a `RawBatch`."""
 
 
 class TensorFormat(NamedTuple):
-    """The tensor that the Open Inference Protocol recommends for a column."""
+    """The tensor that represents a column in the Open Inference Protocol."""
 
     datatype: str
     content_type: str | None = None
-    """MLServer's content type, which says what the bytes of an element mean."""
+    """MLServer's content type, which gives the meaning of an element's bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColumnSpec:
-    """How a column is stored and exchanged, whatever the kind of model."""
+    """The storage and exchange formats of a column, for models of any kind."""
 
     storage: Storage
     """Content of the array in a `RawBatch`: numbers, seconds since 1970, level codes or pixels."""
@@ -41,27 +42,27 @@ class ColumnSpec:
     required: bool = False
     """Whether a value must be present in every row."""
     has_levels: bool = False
-    """Whether the column has a finite set of values, by which rows can be grouped."""
+    """Whether rows can be grouped by the column, because its set of values is finite."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TabularColumnSpec(ColumnSpec):
-    """How a column of a table is read and described."""
+    """The converters and schemas of a table's column."""
 
     from_values: Callable[[Sequence[Any]], Converted]
-    """Converter of N plain values, as JSON holds them."""
+    """Converter of N plain values, as JSON contains them."""
     arrow_converter: str
-    """Name of the converter in `data.arrow`, which is imported when it is first needed."""
+    """Name of the converter in `data.arrow`, a module that is imported when first needed."""
     json_type: Any
     """Python type of a cell in a JSON record, as msgspec reads it."""
     json_schema: Mapping[str, Any]
     """JSON schema of a cell in a JSON record."""
 
     def from_arrow(self, array: pa.Array) -> Converted:
-        """Convert an Arrow array (N,) into values (N,) and the problems of its cells.
+        """Convert an Arrow array (N,) into values (N,), and report cells with problems.
 
         Raises:
-            DataError: the array is of a type that cannot hold such a column.
+            DataError: the array's type cannot represent such a column.
         """
         from anomaly_vae.data import arrow
 
@@ -113,11 +114,12 @@ COLUMN_TYPES: Mapping[ColumnType, TabularColumnSpec] = {
         mlflow_type="string",
     ),
 }
+"""Description of each type of table column."""
 
 IMAGE_COLUMN = ColumnSpec(
     storage="pixels",
     tensor=TensorFormat("BYTES", "base64"),
-    mlflow_type="binary",  # MLflow accepts a path, too
+    mlflow_type="binary",  # MLflow's binary type also accepts a path
     required=True,
 )
-"""Description of the one column that an image model reads."""
+"""Description of the only column that an image model reads."""

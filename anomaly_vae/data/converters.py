@@ -1,8 +1,8 @@
 """Convert plain values (from JSON records) into the arrays of a `RawBatch`.
 
 Missing cells are NaN in numbers and code −1 in levels. A cell that cannot be converted is reported
-as a `CellProblem` and counts as missing. `arrow` converts Arrow arrays of the same content to the
-same result.
+as a `CellProblem` and treated as missing. For Arrow arrays of the same content, `arrow` gives the
+same results.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ from anomaly_vae.messages import shown
 Numbers = NDArray[np.float64]
 
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "<NA>")
+"""Texts that mean a missing value."""
 WHOLE = re.compile(r"([+-]?\d+)\.0*")
+"""Pattern of a whole number written with decimals, such as 5.0."""
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
 @dataclass(frozen=True, slots=True)
 class Levels:
-    """A categorical column: ``codes`` (N,) int32 are indices into ``names``, −1 where missing."""
+    """A categorical column. ``codes`` (N,), int32, are indices into ``names``; −1 means missing."""
 
     codes: NDArray[np.int32]
     names: tuple[str, ...]
@@ -37,33 +39,33 @@ class Levels:
         return len(self.codes)
 
     def take(self, rows: NDArray[Any]) -> Levels:
-        """Return the rows at some positions, or where a mask (N,) is true."""
+        """Return the rows at the given positions, or those where a mask (N,) is true."""
         return Levels(self.codes[rows], self.names)
 
     def recode(self, index: dict[str, int], unseen: int) -> NDArray[np.int32]:
-        """Return codes (N,) for another numbering of the levels.
+        """Return codes (N,) according to ``index``, which maps level names to codes.
 
-        Missing stays −1; levels that are not in ``index`` get the code ``unseen``.
+        Missing values keep the code −1; levels that are not in ``index`` get the code ``unseen``.
         """
         table = np.array([index.get(name, unseen) for name in self.names] + [-1], np.int32)
         return table[self.codes]
 
 
 def as_levels(values: Levels | NDArray[np.floating[Any]]) -> Levels:
-    """Return a column with levels as `Levels`; zeros and ones (N,) get the levels 0 and 1."""
+    """Return a categorical or binary column as `Levels`; zeros and ones (N,) become 0 and 1."""
     if isinstance(values, Levels):
         return values
     return Levels(np.nan_to_num(values, nan=-1.0).astype(np.int32), ("0", "1"))
 
 
 def slice_name(column: str, level: str | None) -> str:
-    """Return the name of the slice of rows that have a level; None means missing."""
+    """Return the name of the slice of rows with a level; None means that the value is missing."""
     return f"{column} = {'(missing)' if level is None else level}"
 
 
 @dataclass(frozen=True, slots=True)
 class CellProblem:
-    """The reason why the cell of a row could not be converted."""
+    """The reason why a cell could not be converted."""
 
     row: int
     reason: str
@@ -75,17 +77,17 @@ ConvertedLevels = tuple[Levels, list[CellProblem]]
 
 def numbers_from_values(values: Sequence[Any]) -> Converted:
     """Convert JSON numbers (N,); text is never read as a number."""
-    return _each(values, _number)
+    return _convert_each(values, _number)
 
 
 def binary_from_values(values: Sequence[Any]) -> Converted:
     """Convert the JSON values 0, 1, true and false (N,) into zeros and ones."""
-    return _each(values, _bit)
+    return _convert_each(values, _bit)
 
 
 def times_from_values(values: Sequence[Any]) -> Converted:
     """Convert ISO 8601 texts or `datetime` objects (N,) into seconds since 1970."""
-    return _each(values, _seconds)
+    return _convert_each(values, _seconds)
 
 
 def levels_from_values(values: Sequence[Any]) -> ConvertedLevels:
@@ -103,8 +105,8 @@ def levels_from_values(values: Sequence[Any]) -> ConvertedLevels:
 def level_name(value: object) -> str | None:
     """Return the canonical name of a level; None if missing, including markers such as "NA".
 
-    5, 5.0, "5" and "5.0" are the same level, and so are true and "True": the same data take either
-    form, depending on whether the column has missing values.
+    5, 5.0, "5" and "5.0" are the same level, and so are true and "True", because missing values in
+    a column can change the form in which the same data arrive.
     """
     if value is None or value != value:  # noqa: PLR0124 NaN or NaT of any library
         return None
@@ -132,7 +134,8 @@ def merge_levels(codes: NDArray[Any], names: Sequence[str | None]) -> Levels:
     return Levels(table[codes], tuple(unique))
 
 
-def _each(values: Sequence[Any], convert: Callable[[Any], float]) -> Converted:
+def _convert_each(values: Sequence[Any], convert: Callable[[Any], float]) -> Converted:
+    """Convert values one by one; None becomes NaN, and a `ValueError` becomes a problem."""
     out = np.empty(len(values))
     problems: list[CellProblem] = []
     for row, value in enumerate(values):

@@ -31,11 +31,11 @@ class Schema(Protocol):
 
 
 Container = Literal["array", "frame", "polars", "table"]
-"""Container of rows: an array, a data frame of pandas or polars, or another Arrow table."""
+"""Type of container: an array, a pandas or polars data frame, or another Arrow table."""
 
 
 def detect_container(X: Any) -> Container:
-    """Return the type of container of X; a data frame with unnamed columns counts as an array.
+    """Return the type of the container X; a data frame without column names is an array.
 
     Raises:
         DataError: X is a lazy frame.
@@ -46,7 +46,7 @@ def detect_container(X: Any) -> Container:
         return "polars" if type(X).__module__.startswith("polars.") else "table"
     if hasattr(X, "collect"):
         kind = type(X).__name__
-        raise DataError(f"X is a {kind}, whose rows are not there yet; give X.collect()")
+        raise DataError(f"X is a {kind}, whose rows are not computed yet; pass X.collect()")
     return "array"
 
 
@@ -57,8 +57,8 @@ def to_table(X: Any) -> pa.Table | None:
     Arrow PyCapsule interface).
 
     Raises:
-        DataError: X is a lazy frame, has two columns of the same name, or has a column of a type
-            unknown to pyarrow.
+        DataError: X is a lazy frame, has duplicate column names, or has a column of a type that
+            pyarrow does not know.
     """
     container = detect_container(X)
     if container == "array":
@@ -74,7 +74,7 @@ def to_table(X: Any) -> pa.Table | None:
 
 
 def from_table(table: pa.Table, container: Container | None) -> Any:
-    """Convert an Arrow table into a container; None means a pandas data frame."""
+    """Convert an Arrow table into a container of this type; None means a pandas data frame."""
     if container == "table":
         return table
     if container == "polars":

@@ -1,15 +1,14 @@
-"""Encode a `RawBatch` as a float32 matrix, fitted on the training rows; numpy only.
+"""Encode a `RawBatch` as a float32 matrix; encodings are fitted on the training rows.
 
-The matrix (N, F) holds the encoded columns in the order numeric, binary, categorical: standardised
-numbers, zeros and ones, level codes; NaN where missing. Code 0 stands for every level that training
-did not keep (rare or unseen). A time is encoded as cycles: sine and cosine of the hour of the day
-and of the day of the week.
+The matrix (N, F) has first the numeric columns (standardised numbers), then the binary columns
+(zeros and ones), then the categorical columns (level codes). Missing cells are NaN. Code 0 means a
+level that training did not keep because it was rare, or did not see. A time is encoded by its
+position in two cycles: sine and cosine of the hour of the day and of the day of the week.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,17 +25,17 @@ from anomaly_vae.types import MAX_LEVELS, MIN_COUNT, ColumnType
 Matrix = NDArray[np.float32]
 
 EXTREME = 1e4
-"""Largest absolute value of a standardised number, which keeps every score finite."""
+"""Maximum absolute value of a standardised number; the limit keeps every score finite."""
 LARGEST, SMALLEST = float(np.finfo(np.float64).max), float(np.finfo(np.float64).tiny)
-"""Largest and smallest positive doubles of full precision."""
+"""Largest finite double, and smallest positive double with full precision."""
 HEAVY_TAIL = 10.0
-"""Ratio of standard to robust deviation from which a column is put on the asinh scale."""
+"""Ratio of standard to robust deviation above which a column is encoded on an asinh scale."""
 CYCLES: tuple[tuple[Literal["hour", "weekday"], float, float], ...] = (
     ("hour", 86_400.0, 0.0),
     ("weekday", 604_800.0, 3 * 86_400.0),  # 1970-01-01 was a Thursday: week starts on Monday
 )
 MIN_PERIODS = 4
-"""Number of periods that the training rows must span for a cycle to be encoded."""
+"""Minimum number of periods that the training rows must span for a cycle to be encoded."""
 WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 
 
@@ -63,11 +62,11 @@ class Layout:
 
     @property
     def max_levels(self) -> int:
-        """Number of levels of the categorical column that has most."""
+        """Largest number of levels of a categorical column; 0 without categorical columns."""
         return max(self.n_levels, default=0)
 
     def split(self, x: Any) -> tuple[Any, Any, Any]:
-        """Split (..., F) into its numeric, binary and categorical columns."""
+        """Split a matrix (..., F) into numeric, binary and categorical columns."""
         a, b = self.n_numeric, self.n_numeric + self.n_binary
         return x[..., :a], x[..., a:b], x[..., b:]
 
@@ -83,16 +82,16 @@ class _Encoded(BaseModel):
 
     @property
     def typical(self) -> Any:
-        """Central value."""
+        """Typical value of the column."""
         return 0
 
     def observed(self, values: Any) -> list[Any]:
-        """Return raw values (N,) as explanations show them."""
+        """Return raw values (N,) in the form that explanations show."""
         return [_rounded(value) for value in values.tolist()]
 
 
 class _Linear(_Encoded):
-    """A column encoded as one number, (v − shift) / scale, where v is the value or its asinh."""
+    """A column encoded as (v − shift) / scale, where v is the value or an asinh of it."""
 
     @property
     def moments(self) -> tuple[float, float]:
@@ -111,7 +110,8 @@ class _Linear(_Encoded):
 class Numeric(_Linear):
     """A numeric column, encoded as (v − center) / scale.
 
-    Where tails are heavy (``unit`` is not None) as (asinh((v − center) / unit) − offset) / scale.
+    A heavy-tailed column (``unit`` is not None) is encoded as (asinh((v − center) / unit) − offset)
+    / scale.
     """
 
     type: Literal["numeric"] = "numeric"
@@ -132,18 +132,18 @@ class Numeric(_Linear):
         return self.center if self.unit is None else self.offset, self.scale
 
     def linearised(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return values (N,), on the asinh scale where tails are heavy."""
+        """Return values (N,), on the asinh scale if the column is heavy-tailed."""
         if self.unit is None:
             return values
         with np.errstate(over="ignore"):
             return np.arcsinh((values - self.center) / self.unit)
 
     def decode(self, x: NDArray[Any]) -> list[float | None]:
-        """Decode (N, 1) into N values in the column's own unit, rounded to 6 digits."""
+        """Decode (N, 1) into N values in the column's unit, rounded to 6 digits."""
         return [_rounded(u) for u in self.inverse(x)]
 
     def inverse(self, x: NDArray[Any]) -> NDArray[np.float64]:
-        """Decode (N, 1) into (N,) in the column's own unit, not rounded."""
+        """Decode (N, 1) into values (N,) in the column's unit, without rounding."""
         with np.errstate(over="ignore"):
             v = x[:, 0].astype(np.float64) * self.scale
             if self.unit is not None:
@@ -152,22 +152,22 @@ class Numeric(_Linear):
 
 
 class Binary(_Linear):
-    """A binary column, encoded as it is: zero or one."""
+    """A binary column, encoded as zero or one."""
 
     type: Literal["binary"] = "binary"
     width: int = 1
 
     def decode(self, x: NDArray[Any]) -> list[float | None]:
-        """Return the N probabilities of one that (N, 1) holds, rounded to 6 digits."""
+        """Return N probabilities of the value one, given as (N, 1), rounded to 6 digits."""
         return [_rounded(u) for u in x[:, 0]]
 
     def levels_from(self, x: NDArray[Any]) -> Levels:
-        """Convert (N, 1) into the levels 0 and 1."""
+        """Convert encoded values (N, 1) into the levels 0 and 1."""
         return as_levels(x[:, 0])
 
 
 class Categorical(_Encoded):
-    """A categorical column, encoded as the code of its level, from 1; 0 for unknown levels."""
+    """A categorical column, encoded as a level code from 1 on; 0 means an unknown level."""
 
     type: Literal["categorical"] = "categorical"
     levels: tuple[str, ...]
@@ -192,17 +192,17 @@ class Categorical(_Encoded):
         return [None if code < 0 else values.names[code] for code in values.codes]
 
     def decode(self, x: NDArray[Any]) -> list[str | None]:
-        """Decode (N, 1) into the names of N levels."""
+        """Decode codes (N, 1) into N level names."""
         names = ("(other)", *self.levels)
         return [None if math.isnan(code) else names[int(code)] for code in x[:, 0]]
 
     def levels_from(self, x: NDArray[Any]) -> Levels:
-        """Convert (N, 1) into the levels that training kept."""
+        """Convert codes (N, 1) into levels; unknown levels become missing."""
         return Levels(np.nan_to_num(x[:, 0]).astype(np.int32) - 1, self.levels)
 
 
 class Cyclic(_Encoded):
-    """A time, encoded as a point on the unit circle of one cycle: sine and cosine."""
+    """A time, encoded by its position in one cycle: a point (sine, cosine) on the unit circle."""
 
     type: Literal["cyclic"] = "cyclic"
     part: Literal["hour", "weekday"]
@@ -275,9 +275,9 @@ class TabularEncoding:
 
     @cached_property
     def first_positions(self) -> dict[str, int]:
-        """Index of the first cell of each raw column; a time has several cells."""
+        """Index of the first cell of each raw column; a time column has several cells."""
         pairs = zip(self.columns, self.starts.tolist(), strict=True)
-        return {column.name: at for column, at in reversed(list(pairs))}
+        return {column.name: start for column, start in reversed(list(pairs))}
 
     @cached_property
     def cells(self) -> NDArray[np.bool_]:
@@ -287,7 +287,7 @@ class TabularEncoding:
 
     @cached_property
     def sources(self) -> NDArray[np.intp]:
-        """Number of the raw column (F,) that each cell is encoded from."""
+        """Index (F,) of the raw column that each cell is encoded from."""
         names, widths = zip(*((column.name, column.width) for column in self.columns), strict=True)
         return np.repeat(np.unique(names, return_inverse=True)[1], widths)
 
@@ -301,7 +301,7 @@ class TabularEncoding:
         return out
 
     def _encode_linear(self, batch: RawBatch) -> Matrix:
-        """Encode all linear columns at once, which is what makes scoring single rows fast."""
+        """Encode all linear columns in one operation, so that scoring single rows is fast."""
         values = [batch.values[column.name] for column in self._linear]
         stacked = np.array(values, np.float64).reshape(len(values), len(batch))
         for index, column in self._heavy_tailed:
@@ -314,14 +314,14 @@ class TabularEncoding:
 
     @cached_property
     def _heavy_tailed(self) -> tuple[tuple[int, Numeric], ...]:
-        """Positions among the linear columns, and columns, that are on the asinh scale."""
+        """Columns on the asinh scale, each with its index among the linear columns."""
         numbers = ((i, c) for i, c in enumerate(self._linear) if isinstance(c, Numeric))
         return tuple((i, column) for i, column in numbers if column.unit is not None)
 
     @cached_property
     def _linear_positions(self) -> NDArray[np.intp]:
         starts = zip(self.columns, self.starts, strict=True)
-        return np.array([at for column, at in starts if isinstance(column, _Linear)], np.intp)
+        return np.array([start for column, start in starts if isinstance(column, _Linear)], np.intp)
 
     @cached_property
     def _linear_moments(self) -> NDArray[np.float64]:
@@ -329,15 +329,15 @@ class TabularEncoding:
         return np.array([column.moments for column in self._linear]).reshape(-1, 2).T
 
     def decode(self, x: NDArray[Any]) -> list[list[Any]]:
-        """Decode (N, F) into N values per column, in the column's own unit."""
+        """Decode a matrix (N, F) into N values per column, in the column's unit."""
         pairs = zip(self.columns, self.starts, strict=True)
         return [column.decode(x[:, start : start + column.width]) for column, start in pairs]
 
     def levels(self, name: str, x: Matrix) -> Levels:
         """Return the levels of a binary or categorical column of encoded rows (N, F).
 
-        A level that training did not keep counts as missing, because encoding does not distinguish
-        it from other such levels.
+        A level that training did not keep becomes missing, because all such levels have the same
+        code.
 
         Raises:
             KeyError: there is no such column.
@@ -347,7 +347,7 @@ class TabularEncoding:
 
     @cached_property
     def _discrete(self) -> dict[str, tuple[int, Binary | Categorical]]:
-        """Index of the first cell of each binary or categorical column, and the column, by name."""
+        """Binary and categorical columns by name, each with the index of its first cell."""
         pairs = zip(self.starts.tolist(), self.columns, strict=True)
         return {c.name: (start, c) for start, c in pairs if isinstance(c, Binary | Categorical)}
 
@@ -356,11 +356,11 @@ class TabularEncoding:
         return [column.observed(batch.values[column.name]) for column in self.columns]  # type: ignore[arg-type]  # the schema gives each type its values
 
     def per_column(self, nats: NDArray[Any]) -> NDArray[Any]:
-        """Add up the cells (N, F) of each column, such as a cycle's sine and cosine."""
+        """Sum cells (N, F) over each of C columns, such as the two cells of a cycle: (N, C)."""
         return np.add.reduceat(nats, self.starts, axis=1)
 
     def typical_record(self, schema: Any) -> dict[str, Any]:
-        """Return a record of central values and frequent levels, which discloses nobody's data."""
+        """Return a record of typical values, which is not a real row."""
         record: dict[str, Any] = {column.name: None for column in schema.columns}
         for column in self.columns:
             record[column.name] = column.typical
@@ -381,7 +381,7 @@ def fit_encoding(
 ) -> TabularEncoding:
     """Fit the encoding of every column on the training rows.
 
-    ``options`` maps a categorical column to its ``max_levels`` and ``min_count``.
+    ``options`` maps categorical columns to objects with ``max_levels`` and ``min_count``.
     """
     options = options or {}
     fitted = [
@@ -434,12 +434,15 @@ def _mean_and_scale(values: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def _frequent_levels(values: Levels, max_levels: int, min_count: int) -> tuple[str, ...]:
+    """Return the most frequent levels, in order; ``min_count`` is the least number of rows."""
     counts = np.bincount(values.codes[values.codes >= 0], minlength=len(values.names))
-    kept = Counter({n: int(c) for n, c in zip(values.names, counts, strict=True) if c >= min_count})
-    return tuple(sorted(kept, key=lambda level: (-kept[level], level))[:max_levels])
+    pairs = zip(values.names, counts.tolist(), strict=True)
+    frequent = {level: count for level, count in pairs if count >= min_count}
+    return tuple(sorted(frequent, key=lambda level: (-frequent[level], level))[:max_levels])
 
 
 def _fit_cycles(name: str, seconds: NDArray[np.float64]) -> Iterator[Cyclic]:
+    """Yield the cycles that the times (N,) span often enough and in which they vary."""
     span = float(np.ptp(seconds)) if len(seconds) else 0.0
     for part, period, shift in CYCLES:
         constant = len(np.unique(np.mod(seconds, period))) < 2

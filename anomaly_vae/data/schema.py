@@ -1,8 +1,8 @@
 """Read records, columns and Arrow tables into batches that a model can encode.
 
-A `TabularSchema` names the columns a model reads and their types. All data from outside pass
+A `TabularSchema` lists the columns that a model reads, with their types. All input data pass
 through a schema exactly once. Rows that cannot be used are reported as `RowProblem`s with a row, a
-column and a reason; none is dropped silently.
+column and a reason; no row is dropped silently.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class Column:
 
     @property
     def spec(self) -> TabularColumnSpec:
-        """The description of the column's type."""
+        """Description of the column's type."""
         return COLUMN_TYPES[self.type]
 
 
 @dataclass(frozen=True, slots=True)
 class RowProblem:
-    """The reason why a row cannot be scored; ``column`` is None if the whole row is at fault.
+    """The reason why a row cannot be scored; ``column`` is None if it concerns the whole row.
 
     >>> str(RowProblem(2, "amount", "expected a number, got 'much'"))
     "column 'amount', row 2: expected a number, got 'much'"
@@ -83,13 +83,13 @@ class RawBatch:
 
     @cached_property
     def usable(self) -> NDArray[np.bool_]:
-        """Mask (N,) of the rows without a problem."""
+        """Mask (N,) of the rows without problems."""
         mask = np.ones(self.n_rows, bool)
         mask[[problem.row for problem in self.problems]] = False
         return mask
 
     def take(self, rows: NDArray[Any]) -> RawBatch:
-        """Return the rows at some positions, or of a mask (N,), without their problems."""
+        """Return the rows at these positions, or in a mask (N,), without their problems."""
         values = {
             name: column.take(rows) if isinstance(column, Levels) else column[rows]
             for name, column in self.values.items()
@@ -100,7 +100,7 @@ class RawBatch:
 
 @dataclass(frozen=True)
 class TabularSchema:
-    """The columns a tabular model reads, in the order of its training data.
+    """The columns that a tabular model reads, in the order of its training data.
 
     >>> from anomaly_vae.types import ColumnType
     >>> columns = (Column("amount", ColumnType.NUMERIC), Column("city", ColumnType.CATEGORICAL))
@@ -118,20 +118,20 @@ class TabularSchema:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """Column names in order."""
+        """Column names, in order."""
         return tuple(column.name for column in self.columns)
 
     def from_arrow(self, table: pa.RecordBatch | pa.Table) -> RawBatch:
-        """Read an Arrow table; a column that is absent is missing in every row.
+        """Read an Arrow table; the values of an absent column are missing.
 
         Raises:
-            DataError: a column is of a type that cannot hold what the schema expects, or the table
+            DataError: the type of a column cannot represent what the schema expects, or the table
                 has none of the schema's columns.
         """
         import pyarrow as pa
 
-        found = set(table.schema.names)
-        if not found & set(self.names):
+        present = set(table.schema.names)
+        if not present & set(self.names):
             raise DataError(
                 f"none of the model's columns found; expected {listed(self.names)}, "
                 f"found {listed(table.schema.names)}"
@@ -139,34 +139,34 @@ class TabularSchema:
         values: dict[str, Values] = {}
         problems: list[RowProblem] = []
         for column in self.columns:
-            array = table.column(column.name) if column.name in found else pa.nulls(len(table))
+            array = table.column(column.name) if column.name in present else pa.nulls(len(table))
             values[column.name] = _collect(column, column.spec.from_arrow, array, problems)
-        return RawBatch(values, len(table), tuple(problems), self.unknown(found))
+        return RawBatch(values, len(table), tuple(problems), self.unknown(present))
 
     def from_records(self, records: Sequence[Mapping[str, Any]]) -> RawBatch:
-        """Read JSON records; a key that is absent or null is missing."""
+        """Read JSON records; an absent key or a null is a missing value."""
         cells = {name: [record.get(name) for record in records] for name in self.names}
         keys: set[str] = set().union(*records)
         return self._from_values(cells, len(records), keys)
 
     def from_columns(self, columns: Mapping[str, Sequence[Any]], n_rows: int) -> RawBatch:
-        """Read columns of ``n_rows`` JSON values each; an absent column is missing in every row."""
+        """Read columns of ``n_rows`` JSON values; the values of an absent column are missing."""
         absent = [None] * n_rows
         cells = {name: columns.get(name, absent) for name in self.names}
         return self._from_values(cells, n_rows, set(columns))
 
     def _from_values(
-        self, cells: Mapping[str, Sequence[Any]], n_rows: int, found: set[str]
+        self, cells: Mapping[str, Sequence[Any]], n_rows: int, present: set[str]
     ) -> RawBatch:
         problems: list[RowProblem] = []
         values = {
             column.name: _collect(column, column.spec.from_values, cells[column.name], problems)
             for column in self.columns
         }
-        return RawBatch(values, n_rows, tuple(problems), self.unknown(found))
+        return RawBatch(values, n_rows, tuple(problems), self.unknown(present))
 
     def unknown(self, names: set[str]) -> tuple[str, ...]:
-        """Return the names that the schema does not know, sorted."""
+        """Return those of the names that the schema does not know, sorted."""
         return tuple(sorted(names - set(self.names) - self.known))
 
     def to_json(self) -> dict[str, Any]:
@@ -182,11 +182,14 @@ class TabularSchema:
 
 
 def _collect(
-    column: Column, read: Callable[[Any], Any], cells: Any, into: list[RowProblem]
+    column: Column, convert: Callable[[Any], Any], cells: Any, row_problems: list[RowProblem]
 ) -> Values:
+    """Convert the cells of a column and append its problems to ``row_problems``."""
     try:
-        values, problems = read(cells)
+        values, problems = convert(cells)
     except DataError as error:
         raise DataError(f"column '{column.name}': {error}", column=column.name) from None
-    into.extend(RowProblem(problem.row, column.name, problem.reason) for problem in problems)
+    row_problems.extend(
+        RowProblem(problem.row, column.name, problem.reason) for problem in problems
+    )
     return values  # type: ignore[no-any-return]  # the converter fits the column's type

@@ -1,8 +1,9 @@
-"""Assign each row to training, validation, calibration or test: disjoint, seeded, recorded.
+"""Assign each row to the training, validation, calibration or test split.
 
-The bound on the false positive rate assumes exchangeable units and calibration rows that were not
-trained on. So a group (customer, patient) is never divided between splits. Labelled anomalies are
-used for testing or to choose a threshold. Rows that no split uses are counted by reason.
+The bound on the false positive rate assumes exchangeable units, and calibration rows that were held
+out of training. A group (customer, patient) is therefore never divided between splits. Labelled
+anomalies are used only for testing or to choose a threshold. Rows that no split uses are counted by
+reason. The assignment is determined by the configured seed.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ NAMES = ("unused", "train", "validation", "calibration", "test")
 MIN_TRAIN = 10
 """Minimum number of training rows."""
 DAY = 86_400.0
+"""Length of a day, in seconds."""
 
 Codes = NDArray[np.int8]
 Mask = NDArray[np.bool_]
@@ -34,8 +36,8 @@ Mask = NDArray[np.bool_]
 class Rows:
     """The properties of N rows that determine their split.
 
-    Masks (N,) of labelled anomalies and of rows without a label; ``time`` (N,) in seconds since
-    1970, NaN where unknown; ``group`` codes (N,).
+    ``anomaly`` and ``unlabelled`` are masks (N,) of labelled anomalies and of rows without a label.
+    ``time`` (N,) is in seconds since 1970, NaN if unknown. ``group`` (N,) are group codes.
     """
 
     anomaly: Mask
@@ -56,7 +58,7 @@ class Assignment:
     calibration_anomalies: NDArray[np.intp] = field(default_factory=lambda: np.zeros(0, np.intp))
     """Positions of the anomalies that would belong to the calibration split if they were normal.
 
-    They are unused unless the threshold is chosen by labels.
+    These rows are unused unless the threshold is chosen by labels.
     """
 
     @cached_property
@@ -71,7 +73,7 @@ class Assignment:
         return dict(zip(NAMES, counts.tolist(), strict=True))
 
     def without(self, mask: Mask, reason: str) -> Assignment:
-        """Return a copy in which the rows of a mask (N,) are unused.
+        """Return a copy in which the rows of a mask (N,) are unused for a reason.
 
         Raises:
             DataError: a split would be empty.
@@ -79,8 +81,8 @@ class Assignment:
         anomalies = self.calibration_anomalies[~mask[self.calibration_anomalies]]
         count = int((mask & (self.codes != UNUSED)).sum())
         if not count:
-            same = len(anomalies) == len(self.calibration_anomalies)
-            return self if same else replace(self, calibration_anomalies=anomalies)
+            unchanged = len(anomalies) == len(self.calibration_anomalies)
+            return self if unchanged else replace(self, calibration_anomalies=anomalies)
         unused = {**self.unused, reason: count}
         codes = np.where(mask, UNUSED, self.codes).astype(np.int8)
         _refuse_empty_splits(codes, unused)
@@ -95,7 +97,7 @@ def assign(rows: Rows, config: Splits) -> Assignment:
     """Assign every row to a split.
 
     Raises:
-        DataError: a split would be empty, or splits are intervals without a time column.
+        DataError: a split would be empty, or splits are time intervals without a time column.
     """
     if config.by_interval and rows.time is None:
         raise DataError("data.splits are intervals of time, but data.time names no column")
@@ -110,18 +112,18 @@ def assign(rows: Rows, config: Splits) -> Assignment:
         rows.anomaly & (codes == CALIBRATION) & ~_outside_group_split(codes, rows, config)
     )
     unused: dict[str, int] = {}
-    claimed = np.ones(len(rows), bool)
+    usable = np.ones(len(rows), bool)
     for reason, mask in reasons.items():
-        if count := int((mask & claimed).sum()):
+        if count := int((mask & usable).sum()):
             unused[reason] = count
-        claimed &= ~mask
-    codes = _hold_out_validation(np.where(claimed, codes, UNUSED).astype(np.int8), rows, config)
+        usable &= ~mask
+    codes = _hold_out_validation(np.where(usable, codes, UNUSED).astype(np.int8), rows, config)
     _refuse_empty_splits(codes, unused)
     return Assignment(codes, unused, anomalies)
 
 
 def _fractions(config: Splits) -> tuple[float, float, float]:
-    """Return the fractions of train, calibration and test; the defaults of splits by interval."""
+    """Return the fractions of train, calibration and test; defaults if splits are intervals."""
     match config.train, config.calibration, config.test:
         case float(train), float(calibration), float(test):
             return train, calibration, test
@@ -147,7 +149,7 @@ def _at_random(rows: Rows, config: Splits) -> Codes:
 
 
 def _draw_share(rng: np.random.Generator, positions: NDArray[Any], share: float) -> NDArray[Any]:
-    """Draw a share of some positions at random."""
+    """Draw a share of the positions at random."""
     return np.asarray(rng.permutation(positions)[: round(share * len(positions))])
 
 
@@ -164,7 +166,7 @@ def _by_group(group: NDArray[np.int32], anomaly: Mask, config: Splits) -> Codes:
 
 
 def _consecutive_codes(n: int, config: Splits) -> Codes:
-    """Return the codes of n ordered rows by fractions: train, calibration, unused, test."""
+    """Return codes for n ordered rows by fractions: train, then calibration, unused, test."""
     train, calibration, test = _fractions(config)
     ends = np.round(np.array([train, train + calibration, 1 - test, 1]) * n).astype(int)
     return np.repeat(
@@ -173,6 +175,7 @@ def _consecutive_codes(n: int, config: Splits) -> Codes:
 
 
 def _by_time(time: NDArray[np.float64], config: Splits) -> Codes:
+    """Assign rows by time intervals or by fractions in time order, with a gap before the test."""
     codes = np.full(len(time), UNUSED, np.int8)
     known = np.flatnonzero(~np.isnan(time))
     if config.by_interval:
@@ -181,7 +184,7 @@ def _by_time(time: NDArray[np.float64], config: Splits) -> Codes:
             (CALIBRATION, config.calibration),
             (TEST, config.test),
         ):
-            codes[_inside(time, interval)] = code
+            codes[_within(time, interval)] = code
     else:
         order = known[np.argsort(time[known], kind="stable")]
         codes[order] = _consecutive_codes(len(order), config)
@@ -192,20 +195,20 @@ def _by_time(time: NDArray[np.float64], config: Splits) -> Codes:
     return codes
 
 
-def _inside(time: NDArray[np.float64], interval: Any) -> Mask:
+def _within(time: NDArray[np.float64], interval: Any) -> Mask:
     start, stop = (utc(moment).timestamp() for moment in interval)
     return np.asarray((time >= start) & (time < stop))
 
 
 def _outside_group_split(codes: Codes, rows: Rows, config: Splits) -> Mask:
-    """Return the rows (N,) whose split by time differs from the split of their group."""
+    """Return a mask (N,) of rows whose split by time differs from the split of their group."""
     if rows.group is None or rows.time is None:
         return np.zeros(len(rows), bool)
     return np.asarray(codes != _group_codes(rows.group, config)[rows.group])
 
 
 def _group_codes(group: NDArray[np.int32], config: Splits) -> Codes:
-    """Assign every group to a split, at random, by fractions of the number of rows."""
+    """Assign every group to a split at random, so that splits have their fractions of the rows."""
     sizes = np.bincount(group)
     order = np.random.default_rng(config.seed).permutation(len(sizes))
     middle = np.cumsum(sizes[order]) - sizes[order] // 2 - 1
@@ -220,38 +223,38 @@ def _hold_out_validation(codes: Codes, rows: Rows, config: Splits) -> Codes:
     units = rows.group[train] if rows.group is not None else np.arange(len(train))
     names, unit = np.unique(units, return_inverse=True)
     rng = np.random.default_rng([config.seed, 1])
-    held = np.zeros(len(names), bool)
-    held[rng.permutation(len(names))[: max(1, round(config.validation * len(names)))]] = True
+    held_out = np.zeros(len(names), bool)
+    held_out[rng.permutation(len(names))[: max(1, round(config.validation * len(names)))]] = True
     codes = codes.copy()
-    codes[train[held[unit]]] = VALIDATION
+    codes[train[held_out[unit]]] = VALIDATION
     return codes
 
 
 def _refuse_empty_splits(codes: Codes, unused: Mapping[str, int]) -> None:
-    why = "".join(f"; {count} {reason}" for reason, count in unused.items())
+    reasons = "".join(f"; {count} {reason}" for reason, count in unused.items())
     counts = np.bincount(codes, minlength=len(NAMES))
     if counts[TRAIN] < MIN_TRAIN:
         raise DataError(
             f"{counts[TRAIN]} of {len(codes)} rows are left to train on, at least {MIN_TRAIN} "
-            f"normal ones are needed; give more rows or change data.splits{why}"
+            f"normal ones are needed; give more rows or change data.splits{reasons}"
         )
     for code in (VALIDATION, CALIBRATION, TEST):
         if not counts[code]:
             raise DataError(
                 f"the {NAMES[code]} split has no rows (of {len(codes)}); "
-                f"give more rows or change data.splits.{NAMES[code]}{why}"
+                f"give more rows or change data.splits.{NAMES[code]}{reasons}"
             )
 
 
 def one_row_per_group(rows: NDArray[np.intp], group: NDArray[Any] | None) -> NDArray[np.intp]:
-    """Return one random row of each group, or all rows without groups.
+    """Return one random row of each group; all rows if ``group`` is None.
 
     Rows of the same group are not exchangeable with rows of others, but one random row of each
     group is (Dunn, Wasserman & Ramdas 2023, sec. 3.2). The seed is fixed.
 
     Args:
         rows: positions among N rows.
-        group: (N,) names the group of each row.
+        group: (N,) group of each row.
     """
     if group is None:
         return rows
@@ -261,7 +264,7 @@ def one_row_per_group(rows: NDArray[np.intp], group: NDArray[Any] | None) -> NDA
 
 
 def thin_by_ratio(ratios: NDArray[np.float64]) -> Mask:
-    """Return a mask (N,) of rows whose density is proportional to the ratios (N,).
+    """Return a mask (N,) that keeps rows with a density proportional to the ratios (N,).
 
     Each row is kept with probability ratio / largest ratio (rejection sampling: von Neumann 1951),
     with a fixed seed; a row whose ratio is NaN is kept.
@@ -272,12 +275,12 @@ def thin_by_ratio(ratios: NDArray[np.float64]) -> Mask:
 
 
 def contained_in(rows: NDArray[Any], others: NDArray[Any]) -> Mask:
-    """Return a mask (N,) of the ``rows`` (N, F) that are in ``others`` (M, F); NaN equals NaN."""
+    """Return a mask (N,) of the ``rows`` (N, F) that occur in ``others`` (M, F); NaN equals NaN."""
     return np.isin(_row_keys(rows), _row_keys(others))
 
 
 def _row_keys(x: NDArray[Any]) -> NDArray[Any]:
-    # Give all NaNs the same bits, and −0 those of 0.
+    # Give all NaNs the same bits, and −0.0 the bits of 0.0.
     canonical = np.where(np.isnan(x), x.dtype.type(np.nan), x + x.dtype.type(0))
     rows = np.ascontiguousarray(canonical)
     return rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel()

@@ -19,26 +19,26 @@ from anomaly_vae.messages import listed, shown
 from anomaly_vae.types import ColumnType
 
 NEARLY_UNIQUE = 0.5
-"""Share of distinct values above which a text column is taken for an identifier of rows."""
+"""Share of distinct values above which a text column is taken for a row identifier."""
 MOSTLY_NUMBERS = 0.9
-"""Share of numbers from which a text column is taken for a damaged numeric one."""
+"""Minimum share of numbers for a text column to be taken for a damaged numeric column."""
 EXPECTED_REPEATS = 10
-"""Number of expected repetitions from which distinct integers are taken for identifiers of rows."""
+"""Minimum number of expected repetitions for distinct integers to be taken for identifiers."""
 MIN_VALUES = 20
-"""Number of values below which no column is taken for an identifier."""
+"""Minimum number of values for a column to be taken for an identifier."""
 ISO_TIME = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?(Z|[+-]\d{2}:?\d{2})?)?$"
 
 
 @dataclass(frozen=True)
 class Inferred:
-    """An inferred schema and remarks for the user."""
+    """An inferred schema, with notes for the user."""
 
     schema: TabularSchema
     notes: tuple[str, ...]
 
 
 def infer_schema(table: pa.Table, data: TabularData) -> Inferred:
-    """Infer a schema from the training rows; types declared in ``data.features`` are kept.
+    """Infer a schema from the training rows; types declared in ``data.features`` take precedence.
 
     Raises:
         DataError: a column mixes numbers and text, or no column is left.
@@ -63,7 +63,7 @@ def infer_schema(table: pa.Table, data: TabularData) -> Inferred:
 
 
 def infer_type(name: str, column: pa.ChunkedArray) -> tuple[ColumnType | None, str | None]:
-    """Infer the type of a column (None: leave the column out), and a remark."""
+    """Infer the type of a column (None: leave the column out), and a note for the user."""
     values = _present(normalise_array(column))
     if not len(values):
         return None, "left out, it has no value in the training rows"
@@ -113,14 +113,15 @@ def _numeric(values: pa.Array) -> tuple[ColumnType | None, str | None]:
 
 
 def _counts_up(values: pa.Array) -> bool:
+    """Return whether every value is larger than the one before."""
     later = pc.greater(values.slice(1), values.slice(0, len(values) - 1))
     return bool(pc.all(later).as_py())
 
 
 def _are_identifiers(values: pa.Array) -> bool:
-    """Return whether distinct integers are identifiers.
+    """Return whether distinct integers are identifiers, judged by the lack of repetitions.
 
-    n random integers from a range would be expected to repeat n² / (2 · range) times.
+    Among n random integers from a range, about n² / (2 · range) repetitions are expected.
     """
     extremes = pc.min_max(values).as_py()
     spread = extremes["max"] - extremes["min"] + 1
@@ -138,17 +139,18 @@ def _text(name: str, values: pa.Array) -> tuple[ColumnType | None, str | None]:
         return _numeric(_narrowest(text))
     if share >= MOSTLY_NUMBERS:
         raise _mixed_column(name, text.filter(pc.invert(numbers)), len(text))
-    return _words(text)
+    return _non_numeric_text(text)
 
 
 def _narrowest(text: pa.Array) -> pa.Array:
+    """Convert text into integers if possible, else into floating-point numbers."""
     try:
         return text.cast(pa.int64())
     except pa.ArrowInvalid:
         return text.cast(pa.float64())
 
 
-def _words(text: pa.Array) -> tuple[ColumnType | None, str | None]:
+def _non_numeric_text(text: pa.Array) -> tuple[ColumnType | None, str | None]:
     lower = set(pc.unique(pc.utf8_lower(text)).to_pylist()) if len(text) else set()
     if lower == {"true", "false"}:
         return ColumnType.BINARY, None
@@ -160,10 +162,10 @@ def _words(text: pa.Array) -> tuple[ColumnType | None, str | None]:
     return ColumnType.CATEGORICAL, None
 
 
-def _mixed_column(name: str, other: pa.Array, total: int) -> DataError:
+def _mixed_column(name: str, texts: pa.Array, total: int) -> DataError:
     return DataError(
-        f"column '{name}' mixes numbers with text: {len(other)} of {total} values are no numbers, "
-        f"such as {shown(other[0].as_py())}; correct them, or declare "
+        f"column '{name}' mixes numbers with text: {len(texts)} of {total} values are no numbers, "
+        f"such as {shown(texts[0].as_py())}; correct them, or declare "
         f"data.features.{name}.type as numeric (such rows are rejected) or categorical",
         column=name,
     )

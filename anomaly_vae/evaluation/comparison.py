@@ -1,4 +1,4 @@
-"""Compare two detectors on the same rows, and separate changes from chance."""
+"""Compare two detectors on the same rows, and tell real changes from chance."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ Mask = NDArray[np.bool_]
 Values = NDArray[np.float64]
 
 Figure = Literal["recall", "fpr"]
+"""Name of a figure that is compared by slice."""
 
 MIN_ROWS = 6
-"""Minimum rows of a slice: with fewer, no change can be significant, since 2 · 0.5⁵ > 0.05."""
-ROUNDS = 7
-"""Number of rounds in which models are timed in turn."""
+"""Minimum number of rows of a slice: with 5, no change is significant, as 2 · 0.5⁵ > 0.05."""
+TIMING_ROUNDS = 7
+"""Number of rounds in which models are timed one after the other."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """A figure of both models on the same rows, with the confidence interval of the difference."""
+    """A figure of both models on the same rows, with the interval of its difference."""
 
     champion: float
     challenger: float
@@ -59,9 +60,9 @@ class SliceChange:
     """Alpha of the challenger."""
 
     def collapsed(self, recall: float) -> bool:
-        """Return whether the slice is much worse, beyond chance.
+        """Return whether the slice is much worse, and by more than chance explains.
 
-        Recall must fall by more than ``recall``, or the false positive rate rise by more than
+        Recall must fall by more than ``recall``, or the false positive rate must rise by more than
         alpha.
         """
         change = self.change
@@ -75,7 +76,7 @@ class SliceChange:
         return {**described, **self.change.to_json()}
 
     def __str__(self) -> str:
-        """Describe the change, for a refusal reason."""
+        """Describe the change in the words of a refusal reason."""
         name = "recall" if self.figure == "recall" else "false positive rate"
         change = self.change
         return (
@@ -86,10 +87,10 @@ class SliceChange:
 
 @dataclass(frozen=True)
 class Agreement:
-    """The share of rows decided alike, with its exact interval, and both models' flag rates."""
+    """The share of rows on which both models agree, with its interval, and their flag rates."""
 
     source: str
-    """Name of the rows, such as: the traffic."""
+    """Name of the rows in messages, such as ``the traffic``."""
     rows: int
     share: float
     low: float
@@ -113,25 +114,26 @@ def metric_change(
 ) -> Change | None:
     """Compare a ranking metric of both models' scores (N,).
 
-    Each draw resamples the same rows for both. ``unit`` (N,) names the unit of each row that is
-    drawn as a whole. Return None unless there are normal rows and anomalies.
+    Each draw resamples the same rows for both models. ``unit`` (N,) is the unit of each row; units
+    are drawn as a whole. Return None unless there are both normal rows and anomalies.
     """
     if not anomaly.any() or anomaly.all():
         return None
     old, new = (getattr(Ranking(scores, anomaly), metric) for scores in (champion, challenger))
-    found = interval((new(c) - old(c) for c in draws(anomaly, unit=unit)), confidence)
-    assert found, "each draw has rows of both kinds"
-    return Change(old(), new(), *found)
+    ends = interval((new(c) - old(c) for c in draws(anomaly, unit=unit)), confidence)
+    assert ends, "each draw has rows of both kinds"
+    return Change(old(), new(), *ends)
 
 
 def flag_change(
     champion: Mask, challenger: Mask, confidence: float, unit: NDArray[Any] | None = None
 ) -> Change:
-    """Compare the shares flagged (N,) on the same rows, N > 0.
+    """Compare the shares of flagged rows, given both models' flags (N,) on the same N > 0 rows.
 
-    If nothing changed, the share of newly flagged rows among those whose flag changed is binomial
-    with probability 1/2 (McNemar 1947); its exact interval is converted into one of the difference.
-    ``unit`` (N,) names the unit of each row that changes as a whole.
+    If the models flag equally often, the number of newly flagged rows among the rows whose flag
+    changed is binomial with probability 1/2 (McNemar 1947). Its exact interval is converted into an
+    interval of the difference. ``unit`` (N,) is the unit of each row; the rows of a unit count as
+    one change.
     """
     moved = challenger.astype(int) - champion
     if unit is not None:
@@ -139,8 +141,8 @@ def flag_change(
     up, changed, size = int((moved > 0).sum()), int((moved != 0).sum()), np.abs(moved).sum()
     low = high = 0.0
     if changed:
-        found = binomtest(up, changed).proportion_ci(confidence, method="exact")
-        low, high = ((2 * end - 1) * size / len(champion) for end in (found.low, found.high))
+        share_up = binomtest(up, changed).proportion_ci(confidence, method="exact")
+        low, high = ((2 * end - 1) * size / len(champion) for end in (share_up.low, share_up.high))
     return Change(float(champion.mean()), float(challenger.mean()), float(low), float(high))
 
 
@@ -155,8 +157,8 @@ def slice_changes(
 ) -> list[SliceChange]:
     """Compare recall and false positive rate in each slice of these columns (`iter_slices`).
 
-    All intervals hold together with the given confidence: each gets an equal part of the error
-    (Bonferroni).
+    All intervals hold simultaneously with the given confidence: the error probability is divided
+    equally among them (Bonferroni).
 
     Args:
         columns: columns of N rows.
@@ -165,7 +167,7 @@ def slice_changes(
         anomaly: (N,) labels.
         alpha: alpha of the challenger.
         confidence: probability that all intervals hold.
-        unit: (N,) names the exchangeable unit of each row; None means each row.
+        unit: (N,) exchangeable unit of each row; None means that each row is a unit.
     """
     kinds: tuple[tuple[Figure, Mask], ...] = (("recall", anomaly), ("fpr", ~anomaly))
     slices = [
@@ -188,18 +190,18 @@ def slice_changes(
 
 
 def agreement(champion: Mask, challenger: Mask, source: str, confidence: float) -> Agreement | None:
-    """Compare the flags (N,) of both on the same rows; return None without rows."""
-    found = rate(champion == challenger, confidence)
-    if found is None:
+    """Compare both models' flags (N,) on the same rows; return None if there are no rows."""
+    share = rate(champion == challenger, confidence)
+    if share is None:
         return None
     flagged = float(champion.mean()), float(challenger.mean())
-    return Agreement(source, found.total, found.value, found.low, found.high, *flagged)
+    return Agreement(source, share.total, share.value, share.low, share.high, *flagged)
 
 
 def cpu_seconds(tasks: Sequence[Callable[[], object]]) -> list[float]:
-    """Return the median CPU seconds of each task, over several rounds in which they take turns."""
+    """Return the median CPU seconds of each task over several rounds; tasks take turns."""
     taken: list[list[float]] = [[] for _ in tasks]
-    for _ in range(ROUNDS):
+    for _ in range(TIMING_ROUNDS):
         for task, times in zip(tasks, taken, strict=True):
             before = time.process_time()
             task()

@@ -1,4 +1,4 @@
-"""Measure what flags are worth to reviewers: compromised cards found per day, costs saved."""
+"""Measure the practical value of flags: compromised cards detections per day, and costs saved."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly_vae.calibration.operating_points import PER
+from anomaly_vae.calibration.operating_points import RATE_ROWS
 from anomaly_vae.config.calibration import CostConfig
 from anomaly_vae.data.splitting import DAY
 from anomaly_vae.evaluation.bootstrap import Counts, Interval, choose_draws, draws, interval
@@ -20,10 +20,10 @@ Mask = NDArray[np.bool_]
 class CardPrecision:
     """Precision among the most suspicious cards of each day (Le Borgne et al. 2022, chapter 4).
 
-    A card (or another entity) is as suspicious as its most suspicious row of the day, and is
-    compromised if any of its rows is an anomaly. The ``top`` cards of each day are reviewed;
-    compromised ones among them are blocked and no longer reviewed. The figure is the share of
-    compromised cards among the reviewed ones, averaged over days.
+    The score of a card (or another entity) on a day is the highest score of its rows, and a card is
+    compromised on a day if any of its rows is an anomaly. Each day, the ``top`` highest-scoring
+    cards are reviewed; compromised cards among them are blocked and not reviewed again. The figure
+    is the share of compromised cards among the reviewed cards, averaged over days.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class CardPrecision:
         ]
 
     def precision(self, counts: Counts | None = None) -> float:
-        """Return the figure, given card weights (C,); NaN if all cards of all days are reviewed."""
+        """Return the precision given card weights (C,); NaN if all cards are reviewed every day."""
         if all(len(card) <= self.top for card, _ in self._days):
             return float("nan")
         times = np.ones(len(self._compromised), np.int64) if counts is None else counts.copy()
@@ -63,14 +63,14 @@ class CardPrecision:
         return float(np.mean(shares))
 
     def interval(self, confidence: float = 0.95) -> Interval | None:
-        """Return the interval of the figure by resampling whole cards."""
+        """Return the confidence interval of the precision by resampling cards."""
         rows = sum(len(card) for card, _ in self._days)
         drawn = draws(self._compromised, choose_draws(rows))
         return interval(map(self.precision, drawn), confidence)
 
 
 def _day(card: NDArray[np.intp], anomaly: Mask) -> tuple[NDArray[np.intp], Mask]:
-    """Return the cards of a day in order of their first row, and which are compromised."""
+    """Return the cards of a day in order of their first row, and whether each is compromised."""
     names, first, card_of_row = np.unique(card, return_index=True, return_inverse=True)
     compromised = np.zeros(len(names), bool)
     compromised[card_of_row[anomaly]] = True
@@ -80,17 +80,17 @@ def _day(card: NDArray[np.intp], anomaly: Mask) -> tuple[NDArray[np.intp], Mask]
 
 @dataclass(frozen=True, eq=False)
 class Savings:
-    """The costs that decisions save compared with flagging nothing, per 1,000 rows of traffic."""
+    """The cost that decisions save, compared with flagging nothing."""
 
     gain: NDArray[np.float64]
-    """Gain (N,) of each row."""
+    """Cost (N,) saved by flagging each row, times its weight; 0 for rows that are not flagged."""
     weight: NDArray[np.float64]
-    """Number (N,) of rows of traffic that each row stands for."""
+    """Number (N,) of rows of traffic that each row represents."""
 
     @classmethod
     def from_decisions(
         cls,
-        found: Detections,
+        detections: Detections,
         anomaly: Mask,
         costs: CostConfig,
         amounts: NDArray[np.float64] | None = None,
@@ -99,25 +99,25 @@ class Savings:
         """Compute the savings of decisions on N labelled rows.
 
         Args:
-            found: the decisions.
+            detections: the decisions.
             anomaly: (N,) labels.
             costs: costs of missed, reviewed and blocked rows.
-            amounts: (N,) factors of the cost of a missed anomaly.
-            weight: number of anomalies of traffic that each anomaly stands for.
+            amounts: (N,) factors of the cost of a missed anomaly; None means 1.
+            weight: number of anomalies in traffic that each anomaly represents.
         """
         missed = costs.missed * (np.ones(len(anomaly)) if amounts is None else amounts)
         weights = np.where(anomaly, weight, 1.0)
         saved = np.where(anomaly, missed, -costs.blocked) - costs.review
-        return cls(np.where(found.is_anomaly, weights * saved, 0.0), weights)
+        return cls(np.where(detections.is_anomaly, weights * saved, 0.0), weights)
 
     def per_1000(self, counts: Counts | None = None) -> float:
-        """Return the savings per 1,000 rows, with row weights (N,); None means weight 1."""
+        """Return the savings per 1,000 rows of traffic, given draw counts (N,); None means 1."""
         times = np.ones(len(self.gain)) if counts is None else counts
-        return float(PER * (times @ self.gain) / (times @ self.weight))
+        return float(RATE_ROWS * (times @ self.gain) / (times @ self.weight))
 
     def interval(
         self, anomaly: Mask, group: NDArray[Any] | None, confidence: float = 0.95
     ) -> Interval | None:
-        """Return the interval of the savings by resampling rows, or whole groups."""
+        """Return the confidence interval of the savings by resampling rows, or groups if given."""
         drawn = draws(anomaly, choose_draws(len(anomaly)), unit=group)
         return interval(map(self.per_1000, drawn), confidence)

@@ -1,6 +1,6 @@
-"""Look for data leakage: test rows that are duplicates of training rows, and revealing features.
+"""Look for data leakage: test rows that duplicate training rows, and features that reveal labels.
 
-Such findings do not prove that other figures are honest; docs/evaluation.md says what cannot be
+Finding no leakage does not prove that there is none; docs/evaluation.md lists what cannot be
 detected.
 """
 
@@ -20,24 +20,26 @@ from anomaly_vae.evaluation.bootstrap import Ranking
 Mask = NDArray[np.bool_]
 Kind = Literal["column", "file", "image"]
 
-SEPARATES: Mapping[Kind, float] = {"column": 0.99, "file": 0.8, "image": 0.9}
-"""AUROC of a single feature from which a warning is given, by kind of feature."""
+WARNING_AUROC: Mapping[Kind, float] = {"column": 0.99, "file": 0.8, "image": 0.9}
+"""Minimum AUROC of a single feature for a warning, by kind of feature."""
 NOUNS: Mapping[Kind, str] = {
     "column": "column '{}' alone",
     "file": "the file's {} alone",
     "image": "the image's {} alone",
 }
+"""Subject of a warning, by kind of feature."""
 REMEDIES: Mapping[Kind, str] = {
     "column": "if it is known only after the label, leave it out (data.ignore)",
     "file": "normal images and anomalies come from different sources, and figures measure that",
     "image": "a detector that only measures this would do as well",
 }
+"""Advice in a warning, by kind of feature."""
 MAX_ROWS, MAX_COLUMNS, MAX_REPORTED = 20_000, 500, 10
-"""Maximum numbers of rows of each kind, of columns examined, and of columns reported."""
+"""Maximum numbers of rows per class, of features examined, and of features reported."""
 MIN_ROWS, FOLDS = 10, 5
-"""Minimum number of rows of each kind, and number of folds in which levels are judged."""
+"""Minimum number of rows per class, and number of folds to estimate levels on other rows."""
 TOLERATED_DUPLICATES = 0.02
-"""Share of test rows with a duplicate in training that needs no warning."""
+"""Maximum share of test rows with a duplicate in training that causes no warning."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,9 @@ class SingleFeatureAUROC:
         return asdict(self)
 
     def warning(self, auroc: float | None) -> str | None:
-        """Return a warning if the feature rivals a detector of this AUROC, else None."""
+        """Return a warning if the feature alone is very good or beats the detector's AUROC."""
         better = auroc is not None and self.low > auroc
-        if self.auroc < SEPARATES[self.kind] and not better:
+        if self.auroc < WARNING_AUROC[self.kind] and not better:
             return None
         against = f", the detector's is {auroc:.3f}" if auroc is not None and better else ""
         return (
@@ -68,17 +70,17 @@ class SingleFeatureAUROC:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """The test rows that also occur in training, as shares of normal rows and of anomalies."""
+    """Test rows that also occur in training: number, and shares of normal rows and anomalies."""
 
     rows: int
     normal: float | None
     anomalies: float | None
     auroc_without: float | None
-    """AUROC on the other test rows."""
+    """AUROC on the test rows that do not occur in training."""
 
     @classmethod
     def from_mask(cls, known: Mask, anomaly: Mask, score: NDArray[np.float64]) -> Duplicates:
-        """Summarise which of N rows occur in training (``known``), by labels and scores (N,)."""
+        """Summarise N test rows, of which those with ``known`` (N,) true occur in training."""
         others = anomaly[~known]
         both = others.any() and not others.all()
         return cls(
@@ -93,7 +95,7 @@ class Duplicates:
         return asdict(self)
 
     def warning(self, rows: int, description: str) -> str | None:
-        """Return a warning if there are too many duplicates among ``rows``, else None."""
+        """Return a warning if too many of the ``rows`` test rows are duplicates, else None."""
         if self.rows <= TOLERATED_DUPLICATES * rows:
             return None
         without = "" if self.auroc_without is None else f"; AUROC {self.auroc_without:.3f} without"
@@ -103,25 +105,25 @@ class Duplicates:
 def single_feature_aurocs(
     features: Mapping[str, Values], anomaly: Mask, kind: Kind = "column", seed: int = 0
 ) -> list[SingleFeatureAUROC]:
-    """Return the AUROC of each feature, the best first; nothing if there are too few rows."""
-    kinds = [_spread_positions(~anomaly), _spread_positions(anomaly)]
-    if min(map(len, kinds)) < MIN_ROWS:
+    """Return the AUROC of each feature, best first; an empty list if there are too few rows."""
+    classes = [_spread_positions(~anomaly), _spread_positions(anomaly)]
+    if min(map(len, classes)) < MIN_ROWS:
         return []
-    rows = np.sort(np.concatenate(kinds))
-    found = []
+    rows = np.sort(np.concatenate(classes))
+    results = []
     for name, values in list(features.items())[:MAX_COLUMNS]:
         auroc = max(_aurocs(values.take(rows), anomaly[rows], seed))
-        found.append(
+        results.append(
             SingleFeatureAUROC(
-                name, kind, auroc, auroc - 2 * _standard_error(auroc, *map(len, kinds))
+                name, kind, auroc, auroc - 2 * _standard_error(auroc, *map(len, classes))
             )
         )
-    return sorted(found, key=lambda one: -one.auroc)[:MAX_REPORTED]
+    return sorted(results, key=lambda result: -result.auroc)[:MAX_REPORTED]
 
 
-def warnings(found: Sequence[SingleFeatureAUROC], auroc: float | None) -> list[str]:
-    """Return the warnings about features, beside a detector of this AUROC."""
-    return [text for one in found if (text := one.warning(auroc))]
+def warnings(features: Sequence[SingleFeatureAUROC], auroc: float | None) -> list[str]:
+    """Return the warnings about features, given the detector's AUROC."""
+    return [text for feature in features if (text := feature.warning(auroc))]
 
 
 def _standard_error(auroc: float, normal: int, anomalies: int) -> float:
@@ -133,7 +135,7 @@ def _standard_error(auroc: float, normal: int, anomalies: int) -> float:
 
 
 def _spread_positions(rows: Mask) -> NDArray[np.intp]:
-    """Return positions of rows, evenly thinned to `MAX_ROWS`."""
+    """Return the positions of selected rows, evenly thinned to at most `MAX_ROWS`."""
     positions = np.flatnonzero(rows)
     return positions[:: max(1, -(-len(positions) // MAX_ROWS))]
 
@@ -152,7 +154,7 @@ def _aurocs(values: Values, anomaly: Mask, seed: int) -> Iterator[float]:
 
 
 def _both_directions(ranks: NDArray[Any], anomaly: Mask) -> Iterator[float]:
-    """Yield the AUROC if high values indicate an anomaly, and if low values do."""
+    """Yield the AUROC of high values as a sign of anomalies, then that of low values."""
     auroc = Ranking(ranks, anomaly).auroc()
     yield auroc
     yield 1 - auroc
@@ -161,21 +163,21 @@ def _both_directions(ranks: NDArray[Any], anomaly: Mask) -> Iterator[float]:
 def _anomaly_shares_of_levels(
     codes: NDArray[np.int32], anomaly: Mask, seed: int
 ) -> NDArray[np.float64]:
-    """Return the anomaly share of each row's level minus that of all rows, (N,), from other folds.
+    """Return the anomaly share of each row's level minus the overall share, (N,), by cross-fitting.
 
-    A level that does not occur in other folds gets the share of all rows, so that identifiers,
-    which are all distinct, separate nothing.
+    Each share is computed on the folds that do not contain the row. A level that does not occur
+    there gets the overall share, so that identifiers, which are all distinct, reveal nothing.
     """
     _, level = np.unique(codes, return_inverse=True)
     fold = np.empty(len(codes), np.int8)
-    for kind in (anomaly, ~anomaly):
-        order = np.random.default_rng(seed).permutation(np.flatnonzero(kind))
+    for label in (anomaly, ~anomaly):
+        order = np.random.default_rng(seed).permutation(np.flatnonzero(label))
         fold[order] = np.arange(len(order)) % FOLDS
     shares = np.empty(len(codes))
-    for one in range(FOLDS):
-        others, here = fold != one, fold == one
+    for held_out in range(FOLDS):
+        others, here = fold != held_out, fold == held_out
         rows = np.bincount(level[others], minlength=level.max() + 1)
         hits = np.bincount(level[others & anomaly], minlength=level.max() + 1)
         prior = hits.sum() / rows.sum()
         shares[here] = ((hits + prior) / (rows + 1) - prior)[level[here]]
-    return np.round(shares, 12)  # so that a column with one level has exactly equal shares
+    return np.round(shares, 12)  # makes the shares of a column with one level exactly equal

@@ -1,4 +1,4 @@
-"""Measure a detector on labelled rows, with intervals, and over time."""
+"""Measure a detector on labelled rows, with confidence intervals, and over time."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from anomaly_vae.scoring.detector import Detections
 
 Mask = NDArray[np.bool_]
 Figure = Callable[[Counts | None], float]
-"""A figure as a function of row weights; None means weight 1."""
+"""A figure as a function of draw counts (N,); None means that each row counts once."""
 MAX_TIME_SLICES = 60
-"""Maximum number of stretches of time that are reported."""
-TOP = 100
-"""Default number of rows, or of cards per day, that are reviewed."""
+"""Maximum number of time slices that are reported."""
+DEFAULT_TOP = 100
+"""Default number of rows, or of cards per day, that reviewers look at."""
 MAX_EXACT_PAIRS = 10_000
-"""Number of pairs of rows up to which the Kolmogorov–Smirnov distribution is computed exactly."""
+"""Maximum number of pairs of rows for an exact Kolmogorov–Smirnov p-value."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Rate:
 class Evaluation:
     """Figures on a test split.
 
-    A figure is None if there are no rows to compute it from, or if an older version did not compute
-    it. Ranking figures need normal rows and anomalies. Intervals have a confidence of 95% unless
-    another is given; docs/evaluation.md describes how each is computed.
+    A figure is None if there are no rows to compute it from, or if the evaluation comes from an
+    older version that did not compute it. Ranking figures need normal rows and anomalies. Intervals
+    have a confidence of 95% by default; docs/evaluation.md describes how each is computed.
     """
 
     rows: int
@@ -63,13 +63,13 @@ class Evaluation:
     rejected: int = 0
     """Number of rows that could not be scored."""
     unlabelled: int = 0
-    """Number of rows left out because they are unlabelled."""
+    """Number of rows left out because they have no label."""
     auroc_interval: tuple[float, float] | None = None
     average_precision_interval: tuple[float, float] | None = None
     recall_interval: tuple[float, float] | None = None
     precision_interval: tuple[float, float] | None = None
     top: int | None = None
-    """Number of rows reviewed, at most the number of anomalies."""
+    """Number k of reviewed rows, at most the number of anomalies."""
     precision_at_top: float | None = None
     """Share of anomalies among the ``top`` highest scores."""
     precision_at_top_interval: tuple[float, float] | None = None
@@ -77,19 +77,19 @@ class Evaluation:
     """Precision among the reviewed cards of a day, see `cost_sensitive.CardPrecision`."""
     card_precision_interval: tuple[float, float] | None = None
     cost_saved: float | None = None
-    """Costs saved per 1,000 rows, see `cost_sensitive.Savings`."""
+    """Cost saved per 1,000 rows of traffic, see `cost_sensitive.Savings`."""
     cost_saved_interval: tuple[float, float] | None = None
     ks: float | None = None
     """Largest distance between the p-value distribution of normal rows and the uniform one."""
     ks_p_value: float | None = None
-    """Probability of such a distance or a larger one under the guarantee."""
+    """Probability, under the guarantee, of a distance at least as large as ``ks``."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     def metrics(self) -> dict[str, Any]:
-        """Return plain numbers, with the ends of intervals under names of their own."""
+        """Return plain numbers; the ends of an interval get the suffixes ``_low`` and ``_high``."""
         ends = {
             f"{key.removesuffix('_interval')}_{end}": value
             for key, pair in self.to_json().items()
@@ -101,17 +101,18 @@ class Evaluation:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Evaluation:
         """Restore an evaluation from the result of `to_json`, also of older versions."""
-        known = {one.name for one in fields(cls)} & set(content)
-        return cls(**{k: _as_tuple(content[k]) for k in known})
+        names = {field.name for field in fields(cls)} & set(content)
+        return cls(**{name: _as_tuple(content[name]) for name in names})
 
 
 def _as_tuple(value: Any) -> Any:
+    """Convert a list, as JSON has it, into a tuple."""
     return tuple(value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
 class Slice:
-    """The false positive rate in one stretch of time."""
+    """The false positive rate in one time slice."""
 
     name: str
     fpr: Rate
@@ -124,68 +125,70 @@ class Slice:
 
 
 def evaluate(
-    found: Detections,
+    detections: Detections,
     anomaly: Mask,
     calibration: Calibration,
     confidence: float = 0.95,
     group: NDArray[Any] | None = None,
-    top: int = TOP,
+    top: int = DEFAULT_TOP,
 ) -> Evaluation:
     """Evaluate decisions on N rows by their labels (N,), True for an anomaly.
 
     Args:
-        found: the decisions.
+        detections: the decisions.
         anomaly: (N,) labels.
         calibration: the calibration that decided, whose guarantee is checked.
         confidence: confidence of all intervals.
-        group: (N,) names the exchangeable unit of each row; None means each row.
-        top: number of the highest scores that are reviewed, at most the number of anomalies.
+        group: (N,) exchangeable unit of each row; None means that each row is a unit.
+        top: number of highest scores that are reviewed; reduced to the number of anomalies.
 
     >>> import numpy as np
     >>> from anomaly_vae.calibration import calibrate
     >>> from anomaly_vae.scoring import Detections
     >>> calibration = calibrate(range(100), alpha=0.05)
     >>> scores = np.array([10.0, 60.0, 99.5, 120.0])
-    >>> found = Detections(scores, calibration.p_values(scores), calibration.flags(scores))
-    >>> figures = evaluate(found, np.array([False, False, False, True]), calibration)
+    >>> detections = Detections(scores, calibration.p_values(scores), calibration.flags(scores))
+    >>> figures = evaluate(detections, np.array([False, False, False, True]), calibration)
     >>> figures.auroc, figures.recall, round(figures.fpr, 3), figures.precision
     (1.0, 1.0, 0.333, 0.5)
     """
     normal, anomalies = ~anomaly, int(anomaly.sum())
     shares = {
-        "fpr": _rate_within(normal, found.is_anomaly, confidence, group),
-        "recall": _rate_within(anomaly, found.is_anomaly, confidence, group),
-        "precision": _rate_within(found.is_anomaly & anomaly.any(), anomaly, confidence, group),
+        "fpr": _rate_within(normal, detections.is_anomaly, confidence, group),
+        "recall": _rate_within(anomaly, detections.is_anomaly, confidence, group),
+        "precision": _rate_within(
+            detections.is_anomaly & anomaly.any(), anomaly, confidence, group
+        ),
     }
-    k, units = min(top, anomalies), len(exchangeable(normal, group))
-    ranked = _ranking_figures(found.score, anomaly, k)
+    k, units = min(top, anomalies), len(exchangeable_rows(normal, group))
+    ranked = _ranking_figures(detections.score, anomaly, k)
     drawn = draws(anomaly, choose_draws(len(anomaly)), unit=group) if ranked else ()
     ends = intervals(ranked, drawn, confidence)
     figures: dict[str, Any] = {name: figure(None) for name, figure in ranked.items()}
     figures |= {f"{name}_interval": ends[name] for name in ranked}
-    figures |= {name: one.value for name, one in shares.items() if one}
-    figures |= {f"{name}_interval": (one.low, one.high) for name, one in shares.items() if one}
+    figures |= {name: share.value for name, share in shares.items() if share}
+    figures |= {f"{name}_interval": (s.low, s.high) for name, s in shares.items() if s}
     return Evaluation(
         rows=len(anomaly),
         anomalies=anomalies,
         alpha=calibration.alpha,
         threshold=calibration.threshold,
-        flagged=int(found.is_anomaly.sum()),
+        flagged=int(detections.is_anomaly.sum()),
         fpr_limit=max_fpr_under_guarantee(calibration, units, confidence) if units else None,
         top=k if ranked else None,
-        **{**figures, **_uniformity(found.score, normal, calibration, group)},
+        **{**figures, **_uniformity(detections.score, normal, calibration, group)},
     )
 
 
 def _rate_within(
     within: Mask, hit: Mask, confidence: float, group: NDArray[Any] | None
 ) -> Rate | None:
-    """Return the rate of ``hit`` (N,) among the rows ``within`` (N,)."""
+    """Return the share of ``hit`` (N,) among the rows where ``within`` (N,) is true."""
     return rate(hit[within], confidence, None if group is None else group[within])
 
 
 def _ranking_figures(scores: NDArray[np.float64], anomaly: Mask, k: int) -> Mapping[str, Figure]:
-    """Return the ranking figures; nothing unless there are normal rows and anomalies."""
+    """Return the ranking figures; none unless there are normal rows and anomalies."""
     if not anomaly.any() or anomaly.all():
         return {}
     ranking = Ranking(scores, anomaly)
@@ -202,29 +205,29 @@ def _uniformity(
     calibration: Calibration,
     group: NDArray[Any] | None,
 ) -> dict[str, float]:
-    """Test by Kolmogorov and Smirnov that normal rows and calibration rows are alike.
+    """Apply the Kolmogorov–Smirnov test to the scores of normal rows and calibration rows.
 
     The two-sample test accounts for the finite number of calibration rows.
     """
-    rows = exchangeable(normal, group)
+    rows = exchangeable_rows(normal, group)
     if not len(rows):
         return {}
     exact = len(rows) * len(calibration.scores) <= MAX_EXACT_PAIRS
-    found = ks_2samp(calibration.scores, scores[rows], method="exact" if exact else "asymp")
-    return {"ks": float(found.statistic), "ks_p_value": float(found.pvalue)}
+    test = ks_2samp(calibration.scores, scores[rows], method="exact" if exact else "asymp")
+    return {"ks": float(test.statistic), "ks_p_value": float(test.pvalue)}
 
 
-def exchangeable(rows: Mask, group: NDArray[Any] | None) -> NDArray[np.intp]:
-    """Return the positions of these rows (N,), of one row per group if there are groups."""
+def exchangeable_rows(rows: Mask, group: NDArray[Any] | None) -> NDArray[np.intp]:
+    """Return the positions of the rows in a mask (N,), one row per group if there are groups."""
     return one_row_per_group(np.flatnonzero(rows), group)
 
 
 def rate(flags: Mask, confidence: float = 0.95, group: NDArray[Any] | None = None) -> Rate | None:
-    """Return the share of True with its interval; None without rows.
+    """Return the share of true flags (N,) with its interval; None without rows.
 
-    ``group`` (N,) names the exchangeable unit of each row. Rows of the same group are less
-    informative than rows of several groups, so the interval is that of fewer rows (Korn & Graubard
-    1998).
+    ``group`` (N,) is the exchangeable unit of each row. Rows of the same group are less informative
+    than rows of different groups, so the interval is that of a smaller number of independent rows
+    (Korn & Graubard 1998).
     """
     if not len(flags):
         return None
@@ -237,11 +240,11 @@ def rate(flags: Mask, confidence: float = 0.95, group: NDArray[Any] | None = Non
 
 
 def _effective_rows(flags: Mask, group: NDArray[Any], confidence: float) -> float:
-    """Return the number of independent rows with the same information about the share of True.
+    """Return the number of independent rows that would determine the share of true flags as well.
 
-    It is derived from the variance of a ratio of sums over groups and from the degrees of freedom
-    of their number, and is at most the number of rows. If all or none are True, each group counts
-    as one row.
+    The number follows from the variance of a ratio of sums over groups and from the degrees of
+    freedom given the number of groups, and is at most the number of rows. If all flags are equal,
+    each group counts as one row.
     """
     group_of_row = np.unique(group, return_inverse=True)[1]
     rows, groups, p = len(flags), group_of_row.max() + 1, flags.mean()
@@ -255,19 +258,20 @@ def _effective_rows(flags: Mask, group: NDArray[Any], confidence: float) -> floa
 
 
 def bonferroni(confidence: float, count: int) -> float:
-    """Return the confidence of each of ``count`` statements that makes all hold together."""
+    """Return the confidence that each of ``count`` statements needs for all to hold together."""
     return 1 - (1 - confidence) / max(count, 1)
 
 
 def max_fpr_under_guarantee(
     calibration: Calibration, total: int, confidence: float = 0.95
 ) -> float:
-    """Return the largest false positive rate of ``total`` normal rows under the guarantee.
+    """Return the largest false positive rate on ``total`` normal rows that chance explains.
 
-    Both samples are finite. If alpha lets a row be flagged at the k highest of n + 1 ranks, the
-    number of flags among ``total`` exchangeable rows is beta-binomial (k, n + 1 − k) (Vovk 2012,
-    prop. 2a; Bates et al. 2023, sec. 2). The result is the upper end of its central interval. A
-    binomial interval around the observed rate would ignore that the threshold was estimated.
+    The threshold and the rate are both estimated from finite samples. If alpha allows flags at the
+    k highest of n + 1 ranks, the number of flags among ``total`` exchangeable rows is beta-binomial
+    (k, n + 1 − k) (Vovk 2012, prop. 2a; Bates et al. 2023, sec. 2). The result is the upper end of
+    its central interval, divided by ``total``. A binomial interval around the observed rate would
+    ignore that the threshold was estimated.
     """
     n, k = len(calibration.scores), guaranteed_ranks(calibration)
     return float(flag_rate_quantiles(k, n, total, ((1 + confidence) / 2,))[0])
@@ -276,7 +280,7 @@ def max_fpr_under_guarantee(
 def flag_rate_quantiles(
     ranks: float, n: int, total: int, levels: Sequence[float]
 ) -> NDArray[np.float64]:
-    """Return quantiles of the share of ``total`` normal rows that take the highest ranks.
+    """Return quantiles of the share of ``total`` normal rows that fall on the highest ranks.
 
     Args:
         ranks: number of highest ranks, out of n + 1; see `max_fpr_under_guarantee`.
@@ -295,7 +299,7 @@ def time_slices(
     confidence: float = 0.95,
     group: NDArray[Any] | None = None,
 ) -> list[Slice]:
-    """Return the false positive rate by day, or by several days if there are many.
+    """Return the false positive rate by day, or by periods of several days for long time spans.
 
     Args:
         flags: (N,) decisions.
@@ -303,7 +307,7 @@ def time_slices(
         seconds: (N,) times, in seconds since 1970.
         calibration: the calibration whose guarantee is checked.
         confidence: confidence of each rate, and of all limits together (Bonferroni).
-        group: (N,) names the exchangeable unit of each row; None means each row.
+        group: (N,) exchangeable unit of each row; None means that each row is a unit.
     """
     normal = ~anomaly & ~np.isnan(seconds)
     if not normal.any():
@@ -317,8 +321,8 @@ def time_slices(
     each = bonferroni(confidence, len(starts))
     for start in starts:
         inside = first == start
-        if found := rate(flags[normal][inside], confidence):
+        if fpr := rate(flags[normal][inside], confidence):
             units = len(np.unique(unit[inside]))
             name = f"{np.datetime64(int(start), 'D')}{suffix}"
-            slices.append(Slice(name, found, max_fpr_under_guarantee(calibration, units, each)))
+            slices.append(Slice(name, fpr, max_fpr_under_guarantee(calibration, units, each)))
     return slices

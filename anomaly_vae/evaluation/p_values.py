@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly_vae.calibration.conformal import Calibration, ranks_within
-from anomaly_vae.evaluation.metrics import exchangeable, flag_rate_quantiles
+from anomaly_vae.evaluation.metrics import exchangeable_rows, flag_rate_quantiles
 
 LEVELS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
+"""p-values at which the distribution is compared with the uniform one."""
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,11 @@ class UniformityPoint:
     share: float
     low: float
     high: float
-    """End of the central interval of the share under the guarantee, which begins at ``low``."""
+    """Upper end of the interval that the share has under the guarantee; ``low`` is the lower."""
 
     @property
     def outside(self) -> bool:
-        """Whether the share lies outside the interval that chance explains."""
+        """Whether the share lies outside the interval from ``low`` to ``high``."""
         return not self.low <= self.share <= self.high
 
     def to_json(self) -> dict[str, float]:
@@ -46,12 +47,12 @@ def uniformity_points(
     Args:
         p_values: (N,) p-values of the rows.
         anomaly: (N,) labels.
-        calibration: the calibration behind the p-values, whose sample of n scores is finite, too.
+        calibration: the calibration that gave the p-values; intervals allow for its finite size.
         confidence: confidence of each interval.
-        group: (N,) names the exchangeable unit of each row, of which one row is used; None means
-            each row.
+        group: (N,) exchangeable unit of each row; one row per unit is used. None means that each
+            row is a unit.
     """
-    normal = p_values[exchangeable(~anomaly, group)]
+    normal = p_values[exchangeable_rows(~anomaly, group)]
     n = len(calibration.scores)
     levels = [level for level in LEVELS if level * (n + 1) >= 1] if len(normal) else []
     return [
@@ -67,7 +68,7 @@ def uniformity_points(
 def _interval_under_guarantee(
     level: float, n: int, rows: int, confidence: float
 ) -> tuple[float, float]:
-    """Return both ends of the beta-binomial interval of `max_fpr_under_guarantee`."""
+    """Return the interval of the share of p-values ≤ level; see `max_fpr_under_guarantee`."""
     ends = (1 - confidence) / 2, (1 + confidence) / 2
     low, high = flag_rate_quantiles(ranks_within(level, n), n, rows, ends)
     return float(low), float(high)

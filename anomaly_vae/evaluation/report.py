@@ -1,4 +1,4 @@
-"""Collect the results of an evaluation: figures, slices, p-values and possible leakage."""
+"""Collect the results of an evaluation: figures, slices, p-values and signs of leakage."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from anomaly_vae.evaluation.slices import ColumnSlice
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """The results of an evaluation, as a bundle and MLflow store them."""
+    """The results of an evaluation, as stored in a bundle and in MLflow."""
 
     figures: Evaluation
     slices: tuple[ColumnSlice, ...] = ()
     p_values: tuple[UniformityPoint, ...] = ()
     single_features: tuple[SingleFeatureAUROC, ...] = ()
-    """Features that separate anomalies on their own, the best first."""
+    """AUROC of each feature on its own, best first."""
     duplicates: Duplicates | None = None
     """Test rows that also occur in training; None if unknown."""
     warnings: tuple[str, ...] = ()
-    """Warnings that put the figures in doubt."""
+    """Reasons to doubt the figures, for the user."""
 
     def details(self) -> dict[str, Any]:
         """Return everything except the figures as plain JSON values."""
         return {
-            "slices": [one.to_json() for one in self.slices],
-            "p_values": [one.to_json() for one in self.p_values],
-            "alone": [one.to_json() for one in self.single_features],
+            "slices": [part.to_json() for part in self.slices],
+            "p_values": [point.to_json() for point in self.p_values],
+            "alone": [feature.to_json() for feature in self.single_features],
             "twins": self.duplicates.to_json() if self.duplicates else None,
             "warnings": list(self.warnings),
         }
@@ -47,8 +47,8 @@ class EvaluationReport:
         return cls(
             Evaluation.from_json(content),
             tuple(map(ColumnSlice.from_json, content.get("slices", ()))),
-            tuple(UniformityPoint(**one) for one in content.get("p_values", ())),
-            tuple(SingleFeatureAUROC(**one) for one in content.get("alone", ())),
+            tuple(UniformityPoint(**point) for point in content.get("p_values", ())),
+            tuple(SingleFeatureAUROC(**feature) for feature in content.get("alone", ())),
             Duplicates(**duplicates) if duplicates else None,
             tuple(content.get("warnings", ())),
         )

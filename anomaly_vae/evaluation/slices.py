@@ -1,4 +1,4 @@
-"""Evaluate a detector on slices: the rows with one level of a column."""
+"""Evaluate a detector on slices. A slice is the set of rows with one level of a column."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from anomaly_vae.scoring.detector import Detections
 Mask = NDArray[np.bool_]
 
 MAX_COLUMNS, MAX_LEVELS = 20, 10
-"""Maximum numbers of columns, and of levels per column, that are reported."""
+"""Maximum number of columns, and of levels per column, that are reported."""
 MIN_ROWS = 50
-"""Minimum number of rows of a slice."""
+"""Minimum number of rows of a slice that is reported."""
 
 
 @dataclass(frozen=True)
 class ColumnSlice:
-    """Figures on the rows with one level of a column; None if there are no such rows."""
+    """Figures on the rows with one level of a column; None for a figure without rows."""
 
     column: str
     level: str | None
-    """The level; None for the rows in which it is missing."""
+    """Level of the column; None for rows where the value is missing."""
     rows: int
     anomalies: int
     fpr: Rate | None
     limit: float | None
-    """Largest false positive rate that chance explains if these rows are like all others.
+    """Largest false positive rate that chance explains if the slice is like all other rows.
 
-    All limits hold together (Bonferroni); see `max_fpr_under_guarantee`.
+    The limits of all slices hold together (Bonferroni); see `max_fpr_under_guarantee`.
     """
     recall: Rate | None
     average_precision: float | None
 
     @property
     def name(self) -> str:
-        """Name of the slice, for people."""
+        """Name of the slice, for display."""
         return slice_name(self.column, self.level)
 
     @property
@@ -64,27 +64,29 @@ class ColumnSlice:
 
 def column_slices(
     columns: Mapping[str, Levels],
-    found: Detections,
+    detections: Detections,
     anomaly: Mask,
     calibration: Calibration,
     confidence: float = 0.95,
     group: NDArray[Any] | None = None,
 ) -> list[ColumnSlice]:
-    """Evaluate the slices of these columns that have `MIN_ROWS`, the largest of each column first.
+    """Evaluate all slices of at least `MIN_ROWS` rows, the largest of each column first.
 
     Args:
         columns: columns of N rows.
-        found: decisions on them.
+        detections: decisions on the same rows.
         anomaly: (N,) labels.
         calibration: the calibration whose guarantee is checked.
         confidence: probability that all limits hold.
-        group: (N,) names the exchangeable unit of each row; None means each row.
+        group: (N,) exchangeable unit of each row; None means that each row is a unit.
     """
     slices = list(iter_slices(columns))
     confidence = bonferroni(confidence, len(slices))
     unit = np.arange(len(anomaly)) if group is None else group
     return [
-        _slice(column, level, found.part(rows), anomaly[rows], calibration, confidence, unit[rows])
+        _slice(
+            column, level, detections.part(rows), anomaly[rows], calibration, confidence, unit[rows]
+        )
         for column, level, rows in slices
     ]
 
@@ -101,7 +103,7 @@ def iter_slices(columns: Mapping[str, Levels]) -> Iterator[tuple[str, str | None
 def _slice(
     column: str,
     level: str | None,
-    found: Detections,
+    detections: Detections,
     anomaly: Mask,
     calibration: Calibration,
     confidence: float,
@@ -114,8 +116,8 @@ def _slice(
         level=level,
         rows=len(anomaly),
         anomalies=int(anomaly.sum()),
-        fpr=rate(found.is_anomaly[normal], group=unit[normal]),
+        fpr=rate(detections.is_anomaly[normal], group=unit[normal]),
         limit=max_fpr_under_guarantee(calibration, units, confidence) if units else None,
-        recall=rate(found.is_anomaly[anomaly], group=unit[anomaly]),
-        average_precision=Ranking(found.score, anomaly).average_precision() if both else None,
+        recall=rate(detections.is_anomaly[anomaly], group=unit[anomaly]),
+        average_precision=Ranking(detections.score, anomaly).average_precision() if both else None,
     )

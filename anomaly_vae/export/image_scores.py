@@ -76,13 +76,13 @@ class ImageScore(nn.Module):
             x: (N, F), encoded images.
             inference: result of the model for x at the posterior mean.
         """
-        nothing = torch.zeros_like(x[:, :1])
+        zero = torch.zeros_like(x[:, :1])
         match self.config.type:
             case "contamination":
-                return Terms(-self._localization(x), nothing)
+                return Terms(-self._localization(x), zero)
             case "structural":
                 expected = self.model.likelihood(inference.outputs).mean.squeeze(1)
-                return Terms(Contrast(expected, self.layout.shape).log_prob(x), nothing)
+                return Terms(Contrast(expected, self.layout.shape).log_prob(x), zero)
             case "reconstruction":
                 return self.model.reconstruction(x)
             case "importance_weighted":

@@ -52,9 +52,9 @@ IR_VERSION = 10
 WEIGHTS_FILE = "weights.safetensors"
 """Name of the file with the weights."""
 NOISE = "noise"
-"""Name of the frozen draws in the weights file."""
+"""Name of the frozen noise tensor in the weights file."""
 TOLERANCE = 1e-4
-"""Largest permitted disagreement between graph and torch, in nats over max(1, |score|)."""
+"""Maximum difference between scores of graph and torch, relative to max(1, |score|)."""
 
 
 class GraphBuilder:
@@ -85,7 +85,7 @@ class GraphBuilder:
         return name
 
     def axes(self, *axes: int) -> str:
-        """Add an argument that lists axes."""
+        """Add a constant that lists axes, and return its name."""
         return self.constant(np.array(axes, np.int64))
 
     def named(self, name: str, value: str) -> None:
@@ -99,11 +99,11 @@ class GraphBuilder:
     def stable_sum(self, value: str, count: int, to: type[np.floating[Any]] = np.float64) -> str:
         """Sum over the last axis, (..., N, count) to (..., N, 1), in one order for all rows.
 
-        The sum is a product of matrices, which adds up every row in the same order. ReduceSum does
-        not: its order depends on the alignment of the row in memory.
+        The sum is a matrix product, which adds the numbers of every row in the same order. The
+        order of ReduceSum depends on the alignment of the row in memory.
         """
-        one = numpy_helper.from_array(np.ones(1, to))
-        ones = self("ConstantOfShape", self.constant(np.array([count, 1])), value=one)
+        fill = numpy_helper.from_array(np.ones(1, to))
+        ones = self("ConstantOfShape", self.constant(np.array([count, 1])), value=fill)
         return self("MatMul", value, ones)
 
     def cast(self, value: str, to: int = TensorProto.FLOAT) -> str:
@@ -165,7 +165,7 @@ class _Builder:
         self.g = GraphBuilder()
         self.used: set[str] = set()
         self.with_draws = False
-        """Whether the nodes under construction have a draw axis, the last but one."""
+        """Whether the nodes under construction have a draw axis; it is the last but one."""
 
     def outputs(self) -> list[onnx.ValueInfoProto]:
         """Build all nodes and return the graph's outputs."""
@@ -216,7 +216,7 @@ class _Builder:
         return g("ReduceMean", value, g.axes(0), keepdims=0)
 
     def limit_guard(self, nats: str, kl: str) -> tuple[str, str]:
-        """Move from the mean of the other members towards the guard, at most by its limit."""
+        """Move from the mean of the other members towards the guard, by at most its limit."""
         g, last = self.g, self.members - 1
         bounds = g.axes(0), g.axes(last), g.axes(0)
         means = [self.mean_over_members(g("Slice", part, *bounds)) for part in (nats, kl)]
@@ -390,7 +390,7 @@ class _Builder:
         return self.log_sum_exp(g("MatMul", rows, self.align_with_draws(self.mixture_matrix())))
 
     def mixture_matrix(self) -> str:
-        """Compute the factors of u, |u|² and 1, (..., L + 2, M); they are folded on loading."""
+        """Compute the factors (..., L + 2, M) of u, |u|² and 1, which are folded on loading."""
         g = self.g
         center, log_var = self.mixture_tensor("center"), self.mixture_tensor("log_var")
         half = g("Mul", g("Exp", g("Neg", log_var)), self.double(-0.5))

@@ -1,7 +1,7 @@
 """Trace the scoring graph of an image model with torch, and compare the graph with torch.
 
-Inputs, outputs and weights of the graph are those of `onnx_tabular`. Tracing takes seconds, which
-is little beside the minutes that a fit of images takes, and it covers every network. Tables are
+Inputs, outputs and weights of the graph are those of `onnx_tabular`. Tracing takes seconds,
+little compared with the minutes of an image fit, and it covers every network. Tables are
 fitted in seconds, so that `onnx_tabular` builds their graph directly.
 """
 
@@ -54,7 +54,7 @@ def trace_graph(score: ImageScore, weights: bytes) -> bytes:
         weights: content of the safetensors file that the graph will read.
     """
     traced = _trace(score.eval())
-    for part in (*traced.graph.node, *traced.graph.output):  # notes about the source code
+    for part in (*traced.graph.node, *traced.graph.output):  # remove notes about the source code
         del part.metadata_props[:]
         part.doc_string = ""
     header, base = read_header(weights)
@@ -73,8 +73,8 @@ def trace_graph(score: ImageScore, weights: bytes) -> bytes:
 def check_traced(score: ImageScore, x: NDArray[np.float32], scores: NDArray[np.float64]) -> float:
     """Compare the scores of a graph with torch.
 
-    The disagreement is relative to the sum of the absolute parts, since standardised parts have
-    both signs and may nearly cancel.
+    The difference is relative to the sum of the absolute parts, since standardised parts have both
+    signs and may nearly cancel.
 
     Args:
         score: the score in torch.

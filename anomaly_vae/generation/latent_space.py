@@ -61,7 +61,7 @@ def load_ensemble(bundle: Bundle) -> VAE:
         >>> import numpy as np
         >>> from anomaly_vae import TabularVAEDetector
         >>> rows = np.random.default_rng(0).standard_normal((60, 3))
-        >>> load_ensemble(TabularVAEDetector(epochs=2, members=2).fit(rows).bundle_).members
+        >>> load_ensemble(TabularVAEDetector(alpha=0.1, epochs=2, members=2).fit(rows).bundle_).members
         2
     """
     return _model(bundle, load_weights(bundle))
@@ -74,7 +74,7 @@ def load_model(bundle: Bundle) -> VAE:
         >>> import numpy as np
         >>> from anomaly_vae import TabularVAEDetector
         >>> rows = np.random.default_rng(0).standard_normal((60, 3))
-        >>> model = load_model(TabularVAEDetector(epochs=2, latent_dim=2).fit(rows).bundle_)
+        >>> model = load_model(TabularVAEDetector(alpha=0.1, epochs=2, latent_dim=2).fit(rows).bundle_)
         >>> model.members, model.latent_dim
         (1, 2)
     """
@@ -116,7 +116,7 @@ def latent_means(bundle: Bundle, rows: Rows) -> Tensor:
         >>> import numpy as np, torch
         >>> from anomaly_vae import TabularVAEDetector
         >>> rows = np.random.default_rng(0).standard_normal((60, 3))
-        >>> bundle = TabularVAEDetector(epochs=2, latent_dim=2).fit(rows).bundle_
+        >>> bundle = TabularVAEDetector(alpha=0.1, epochs=2, latent_dim=2).fit(rows).bundle_
         >>> latent_means(bundle, torch.zeros(5, 3)).shape
         torch.Size([5, 2])
     """
@@ -288,7 +288,7 @@ def activity(bundle: Bundle, rows: Rows) -> Tensor:
         >>> import numpy as np
         >>> from anomaly_vae import TabularVAEDetector
         >>> rows = np.random.default_rng(0).standard_normal((60, 3))
-        >>> bundle = TabularVAEDetector(epochs=2, latent_dim=2).fit(rows).bundle_
+        >>> bundle = TabularVAEDetector(alpha=0.1, epochs=2, latent_dim=2).fit(rows).bundle_
         >>> bool((activity(bundle, torch.randn(9, 3)) >= 0).all())
         True
     """

@@ -104,7 +104,7 @@ def sample(bundle: Bundle, n: int, seed: int = 0) -> pa.Table:
         >>> import numpy as np
         >>> from anomaly_vae import TabularVAEDetector
         >>> rows = np.random.default_rng(0).standard_normal((60, 3))
-        >>> bundle = TabularVAEDetector(epochs=2).fit(rows).bundle_
+        >>> bundle = TabularVAEDetector(alpha=0.1, epochs=2).fit(rows).bundle_
         >>> table = sample(bundle, 4, seed=1)
         >>> table.num_rows, table.column_names
         (4, ['x0', 'x1', 'x2'])
@@ -130,7 +130,7 @@ def latent(bundle: Bundle, rows: Rows) -> pa.Table:
         >>> import numpy as np
         >>> from anomaly_vae import TabularVAEDetector
         >>> rows = np.random.default_rng(0).standard_normal((60, 3))
-        >>> bundle = TabularVAEDetector(epochs=2, latent_dim=2).fit(rows).bundle_
+        >>> bundle = TabularVAEDetector(alpha=0.1, epochs=2, latent_dim=2).fit(rows).bundle_
         >>> latent(bundle, torch.zeros(5, 3)).shape
         (5, 2)
     """
@@ -148,7 +148,7 @@ def decode(bundle: Bundle, z: NDArray[np.float32] | Tensor) -> pa.Table:
         >>> import numpy as np
         >>> from anomaly_vae import TabularVAEDetector
         >>> rows = np.random.default_rng(0).standard_normal((60, 3))
-        >>> bundle = TabularVAEDetector(epochs=2, latent_dim=2).fit(rows).bundle_
+        >>> bundle = TabularVAEDetector(alpha=0.1, epochs=2, latent_dim=2).fit(rows).bundle_
         >>> decode(bundle, np.zeros((1, 2))).shape
         (1, 3)
     """
@@ -163,7 +163,7 @@ def reconstruct(bundle: Bundle, rows: Rows) -> pa.Table:
         >>> import numpy as np
         >>> from anomaly_vae import TabularVAEDetector
         >>> rows = np.random.default_rng(0).standard_normal((60, 3))
-        >>> bundle = TabularVAEDetector(epochs=2).fit(rows).bundle_
+        >>> bundle = TabularVAEDetector(alpha=0.1, epochs=2).fit(rows).bundle_
         >>> reconstruct(bundle, torch.tensor([[0.5, torch.nan, -0.5]])).column("x1").null_count
         0
     """
@@ -193,7 +193,7 @@ def interpolate(
         >>> import numpy as np
         >>> from anomaly_vae import TabularVAEDetector
         >>> rows = np.random.default_rng(0).standard_normal((60, 3))
-        >>> bundle = TabularVAEDetector(epochs=2).fit(rows).bundle_
+        >>> bundle = TabularVAEDetector(alpha=0.1, epochs=2).fit(rows).bundle_
         >>> interpolate(bundle, torch.randn(2, 3), steps=5).column("step").to_pylist()
         [0.0, 0.25, 0.5, 0.75, 1.0]
     """
@@ -228,7 +228,7 @@ def traverse(
         >>> import numpy as np
         >>> from anomaly_vae import TabularVAEDetector
         >>> rows = np.random.default_rng(0).standard_normal((60, 3))
-        >>> bundle = TabularVAEDetector(epochs=2, latent_dim=2).fit(rows).bundle_
+        >>> bundle = TabularVAEDetector(alpha=0.1, epochs=2, latent_dim=2).fit(rows).bundle_
         >>> table = traverse(bundle, dims=[1], span=2.0, steps=3)
         >>> table.column("dim").to_pylist(), table.column("z").to_pylist()
         ([1, 1, 1], [-2.0, 0.0, 2.0])
@@ -260,7 +260,7 @@ def denoise(bundle: Bundle, rows: Rows, gain: float = GAIN) -> pa.Table:
         >>> import numpy as np
         >>> from anomaly_vae import TabularVAEDetector
         >>> rows = np.random.default_rng(0).standard_normal((60, 3))
-        >>> bundle = TabularVAEDetector(epochs=2).fit(rows).bundle_
+        >>> bundle = TabularVAEDetector(alpha=0.1, epochs=2).fit(rows).bundle_
         >>> denoise(bundle, torch.tensor([[0.5, torch.nan, -0.5]])).column("x1").null_count
         0
     """

@@ -1,3 +1,3 @@
-"""Register models, compare them and decide on promotion."""
+"""Register models, compare them and decide on promotions."""
 
 __all__: list[str] = []

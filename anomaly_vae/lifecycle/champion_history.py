@@ -1,11 +1,11 @@
-"""Keep an append-only history of a model's champions, which decides who is champion next.
+"""Keep an append-only history of a model's champions, so that concurrent promotions cannot clash.
 
-MLflow can move an alias, but it cannot move it on the condition that nobody else has. It can
-write a parameter of a run once only (`registry.Run.set_param_once`). Each entry of the history is
-therefore such a parameter, under the next free number: of two challengers that were compared with
-the same champion, one claims the number and the other is refused (optimistic locking). The alias
-is moved afterwards. A crash leaves no lock behind: the next process completes any entry whose
-alias has not been moved.
+MLflow cannot move an alias conditionally, that is, only if no other process has moved it. But a run
+parameter can be written only once (`registry.Run.set_param_once`). Each entry of the history is
+therefore a parameter named by the next free number. If two challengers were compared with the same
+champion, one claims the number and the other is refused (optimistic locking). The alias is moved
+afterwards. A crash leaves no lock behind: the next process completes an entry whose alias was not
+moved.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ from anomaly_vae.errors import ConfigError, RegistryError
 from anomaly_vae.lifecycle.registry import Registry, Run
 
 ACTOR = "ANOMALY_VAE_ACTOR"
-"""Environment variable that names the person or job that promotes."""
+"""Environment variable with the name of the person or job that acts."""
 MAX_REASON_CHARACTERS = 1000
-"""Maximum length of a reason. MLflow cuts a parameter, here the whole entry, at 6,000."""
+"""Maximum length of a reason; MLflow limits a parameter, which holds an entry, to 6,000."""
 
 Action = Literal["promote", "refuse", "rollback"]
+"""Decision about a version."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One decision: the action, who took it, when, and which version was champion before."""
+    """A decision: the action, its actor and time, and the version that was champion before it."""
 
     action: Action
     version: str
@@ -42,28 +43,28 @@ class Entry:
     reason: str | None
     forced: bool
     record: str
-    """Path of the artifact with rules, figures and policy."""
+    """Path of the artifact that holds rules, figures and policy."""
 
     @property
     def changes_champion(self) -> bool:
-        """Whether the entry makes a version champion."""
+        """Whether the entry makes its version champion."""
         return self.action != "refuse"
 
 
 def actor() -> str:
-    """Return who is acting: ``ANOMALY_VAE_ACTOR``, the tracking server's user, or the login."""
-    named = os.environ.get(ACTOR) or os.environ.get("MLFLOW_TRACKING_USERNAME")
+    """Return the actor: ``ANOMALY_VAE_ACTOR``, the tracking server's user, or the login name."""
+    configured = os.environ.get(ACTOR) or os.environ.get("MLFLOW_TRACKING_USERNAME")
     try:
-        return (named or getpass.getuser())[:100]
-    except (KeyError, OSError):  # a container's user without a name
+        return (configured or getpass.getuser())[:100]
+    except (KeyError, OSError):  # a user without a name, as in containers
         return "unknown"
 
 
 def check_reason(reason: str | None) -> None:
-    """Check that the history can hold a reason.
+    """Check that a reason is fit for the history.
 
     Raises:
-        ConfigError: the reason is too long, blank or not plain text of one line.
+        ConfigError: the reason is too long, blank, or not a single line of printable text.
     """
     if reason and (len(reason) > MAX_REASON_CHARACTERS or not reason.isprintable()):
         limit = f"a reason is one line of {MAX_REASON_CHARACTERS:,} characters at most"
@@ -74,15 +75,15 @@ def check_reason(reason: str | None) -> None:
 
 def previous_champions(entries: Iterable[Entry]) -> list[str]:
     """Return the versions that a rollback can return to, the most recent one last."""
-    found: list[str] = []
+    previous: list[str] = []
     for entry in entries:
-        if entry.action == "rollback" and entry.version in found:
-            found = found[: found.index(entry.version)]
+        if entry.action == "rollback" and entry.version in previous:
+            previous = previous[: previous.index(entry.version)]
         elif entry.action == "promote":
-            gone = {entry.version, entry.champion}
-            found = [version for version in found if version not in gone]
-            found += [entry.champion] if entry.champion else []
-    return found
+            moved = {entry.version, entry.champion}
+            previous = [version for version in previous if version not in moved]
+            previous += [entry.champion] if entry.champion else []
+    return previous
 
 
 def history(registry: Registry, name: str) -> list[Entry]:
@@ -92,13 +93,13 @@ def history(registry: Registry, name: str) -> list[Entry]:
 
 
 class ChampionHistory:
-    """The history of one model's champions, read once and open for the next entry."""
+    """The history of a model's champions, read once, to which an entry can be appended."""
 
     def __init__(self, registry: Registry, name: str) -> None:
-        """Read the history and complete an entry that a crash left without its alias.
+        """Read the history, and complete an entry whose alias a crashed process did not move.
 
         Raises:
-            RegistryError: no such model, or MLflow does not answer.
+            RegistryError: the model is unknown, or MLflow fails.
         """
         self._registry, self._name = registry, name
         self._run: Run = registry.open_history(name)
@@ -106,7 +107,7 @@ class ChampionHistory:
         self.entries = _entries(params)
         number = _last_change(self.entries)
         self.completed: Entry | None = None
-        """Entry of an interrupted process whose alias was moved just now, if there was one."""
+        """Entry of an interrupted process that was completed when the history was read, if any."""
         if number and _alias_moved_key(number) not in params:
             self._complete(number, self.entries[number - 1])
 
@@ -119,18 +120,18 @@ class ChampionHistory:
         reason: str | None = None,
         forced: bool = False,
     ) -> Entry:
-        """Append an entry, and move the alias where the entry makes a version champion.
+        """Append an entry, and move the alias if the entry makes a version champion.
 
         Args:
             action: the decision.
-            version: the version it is about.
+            version: the version that the decision is about.
             champion: the champion that the decision assumes; None for no champion.
-            content: what else to record in the artifact.
+            content: further content of the artifact.
             reason: an explanation for people.
             forced: whether the decision goes against the rules.
 
         Raises:
-            RegistryError: the champion has changed meanwhile; nothing is changed.
+            RegistryError: the champion has changed in the meantime; the alias is not moved.
             ConfigError: see `check_reason`.
         """
         check_reason(reason)
@@ -149,7 +150,7 @@ class ChampionHistory:
         """Write the entry under the next free number and return that number.
 
         Raises:
-            RegistryError: another process has claimed it to change the champion.
+            RegistryError: another process changed the champion first.
         """
         number, text = len(self.entries), json.dumps(asdict(entry), ensure_ascii=False)
         while True:
@@ -161,12 +162,13 @@ class ChampionHistory:
                 raise self._champion_changed(entry, written.version)
 
     def _check_champion(self, entry: Entry) -> None:
-        """Refuse an entry whose champion is no longer the one the alias points to."""
+        """Refuse an entry if the alias no longer points to its champion."""
         current = self._champion()
         if current != entry.champion:
             raise self._champion_changed(entry, current)
 
     def _champion_changed(self, entry: Entry, current: str | None) -> RegistryError:
+        """Return the error that refuses an entry whose champion is outdated."""
         was = f"version {entry.champion}" if entry.champion else "none"
         return RegistryError(
             f"the champion of {self._name} changed while version {entry.version} was compared "
@@ -174,7 +176,7 @@ class ChampionHistory:
         )
 
     def _move_alias(self, number: int, entry: Entry) -> None:
-        """Move the alias, and repeat for any later entry, so that a slow process undoes none."""
+        """Move the alias; repeat for later entries, so that a slow process does not undo them."""
         while True:
             try:
                 self._registry.set_champion(self._name, entry.version)
@@ -188,29 +190,31 @@ class ChampionHistory:
             number, entry = latest, entries[latest - 1]
 
     def _complete(self, number: int, entry: Entry) -> None:
-        """Move the alias for an interrupted process, unless it has been moved since."""
+        """Move the alias for an interrupted process, unless the champion has changed since."""
         if self._champion() != entry.champion:
             self._run.set_param_once(_alias_moved_key(number), "true")
             return
         self._move_alias(number, entry)
-        if self._champion() == entry.version:  # false where the version has been deleted
+        if self._champion() == entry.version:  # false if the version was deleted
             self.completed = entry
 
     def _champion(self) -> str | None:
-        found = self._registry.champion(self._name)
-        return found.version if found else None
+        champion = self._registry.champion(self._name)
+        return champion.version if champion else None
 
 
 def _key(number: int) -> str:
+    """Return the parameter that holds an entry."""
     return f"{number:06d}"
 
 
 def _alias_moved_key(number: int) -> str:
-    """Return the parameter that records that the alias was moved for this entry."""
+    """Return the parameter that records that the alias was moved for an entry."""
     return f"{_key(number)}.done"
 
 
 def _entries(params: Mapping[str, str]) -> list[Entry]:
+    """Parse the entries among the parameters of a run, oldest first."""
     return [Entry(**json.loads(params[key])) for key in sorted(params) if key.isdecimal()]
 
 

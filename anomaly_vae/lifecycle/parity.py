@@ -1,4 +1,4 @@
-"""Compare the scores of a bundle's graph with those of its own weights in torch."""
+"""Compare the scores of a bundle's graph with scores that torch computes from its weights."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from anomaly_vae.lifecycle.promotion import Parity
 from anomaly_vae.scoring.modality import image_modality
 
 Check = Callable[[Bundle, Matrix, NDArray[np.float64]], float]
+"""Comparison of a graph's scores (N,) of encoded rows (N, F) with those of torch."""
 
 
 def parity(bundle: Bundle, batch: RawBatch) -> Parity:
-    """Score the rows of a batch with the graph and with torch, on this machine, and compare."""
+    """Score a batch with the graph and with torch on this machine, and compare the scores."""
     x = bundle.scorer.encoding.encode(batch)
     scores = bundle.scorer.score_encoded(x)
     try:
@@ -46,4 +47,4 @@ def _check_images(bundle: Bundle, x: Matrix, scores: NDArray[np.float64]) -> flo
 
 
 CHECKS: dict[str, Check] = {"tabular": _check_table, "image": _check_images}
-"""Comparison by kind of data; returns the largest disagreement or raises an `ExportError`."""
+"""Comparison by kind of data; it returns the largest difference or raises an `ExportError`."""

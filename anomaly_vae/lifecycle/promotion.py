@@ -1,4 +1,4 @@
-"""Decide whether a challenger may become champion: rules that pass or fail, with their figures."""
+"""Decide by rules, each with its figures, whether a challenger may become champion."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from anomaly_vae.evaluation.metrics import Evaluation
 __all__ = ["decide"]
 
 DEFAULT_TEST_NAME = "the frozen test split"
+"""Default name of the test rows in messages."""
 
 
 class Rule(StrEnum):
@@ -31,7 +32,7 @@ class Rule(StrEnum):
 
 
 class RefusalReason(StrEnum):
-    """The reason for a refusal: one for each `Rule`, in the same order."""
+    """The reason for a refusal. There is one for each `Rule`, in the same order."""
 
     TOO_MANY_FALSE_POSITIVES = "fpr_above_alpha"
     REJECTS_MORE = "rejects_more_rows"
@@ -65,7 +66,7 @@ class RuleResult:
 
 @dataclass(frozen=True)
 class UnscorableRows:
-    """The number of rows that only the challenger cannot score, and one of the problems."""
+    """The number of rows that only the challenger fails to score, and an example problem."""
 
     rows: int
     example: str
@@ -73,10 +74,10 @@ class UnscorableRows:
 
 @dataclass(frozen=True)
 class Parity:
-    """The difference between scores of a bundle's graph and of its weights in torch.
+    """The difference between scores from a bundle's graph and from its weights in torch.
 
-    ``rows`` is the number of rows compared, ``error`` the largest difference that was found,
-    ``problem`` the reason why the two do not agree, None if they do.
+    ``rows`` is the number of compared rows, ``error`` the largest difference, and ``problem``
+    describes a disagreement; it is None if the scores agree.
     """
 
     rows: int
@@ -86,7 +87,7 @@ class Parity:
 
 @dataclass(frozen=True)
 class Costs:
-    """Bundle size in megabytes, and CPU microseconds per row scored alone, where measured."""
+    """Bundle size in megabytes, and CPU microseconds to score a single row (None: not measured)."""
 
     megabytes: float
     microseconds: float | None = None
@@ -95,7 +96,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Findings about challenger and champion beside their evaluations; None is not judged."""
+    """Differences between challenger and champion; rules skip those that are None."""
 
     test: str = DEFAULT_TEST_NAME
     """Name of the test rows in messages."""
@@ -105,7 +106,7 @@ class Comparison:
     slices: Sequence[SliceChange] | None = None
     agreement: Agreement | None = None
     reading: str | None = None
-    """Difference between how the challenger reads images and how the test images were read."""
+    """How the challenger's reading of images differs from that of the test images, if it does."""
     parity: Parity | None = None
     costs: Costs | None = None
 
@@ -116,19 +117,20 @@ def decide(
     policy: PromotionConfig,
     comparison: Comparison = Comparison(),
 ) -> tuple[RuleResult, ...]:
-    """Apply every rule that can be judged; a challenger that passes them all may become champion.
+    """Apply every rule that has figures; a challenger that passes all may become champion.
 
     Args:
-        champion: its evaluation on the rows that both models can score; None without a champion.
-        challenger: its evaluation on all rows that it can score.
+        champion: evaluation of the champion on the rows that both models can score; None if there
+            is no champion.
+        challenger: evaluation of the challenger on all rows that it can score.
         policy: the limits of the rules.
-        comparison: findings that the evaluations do not hold.
+        comparison: differences between the models beyond their evaluations.
 
     Returns:
         One result per rule that applies, in the order of `Rule`.
 
     Examples:
-        >>> from anomaly_vae.config import PromotionConfig
+        >>> from anomaly_vae.config.lifecycle import PromotionConfig
         >>> from anomaly_vae.evaluation.metrics import Evaluation
         >>> challenger = Evaluation(
         ...     rows=10_000, anomalies=50, alpha=0.01, threshold=12.5, flagged=160,
@@ -154,7 +156,7 @@ def decide(
 
 
 def _check_alpha(challenger: Evaluation, comparison: Comparison) -> RuleResult | None:
-    """Refuse a false positive rate above ``fpr_limit``, the highest that chance explains."""
+    """Refuse a false positive rate above ``fpr_limit``, the largest that chance explains."""
     fpr, interval, limit = challenger.fpr, challenger.fpr_interval, challenger.fpr_limit
     if fpr is None or interval is None or limit is None:
         return None
@@ -181,10 +183,11 @@ def _check_all_scored(comparison: Comparison) -> RuleResult:
 def _check_metric(
     champion: Evaluation, policy: PromotionConfig, comparison: Comparison
 ) -> RuleResult:
-    """Compare ``policy.metric`` by one side of the interval of the difference.
+    """Compare ``policy.metric`` of both models by one end of the interval of the difference.
 
-    ``policy.proof`` says whether the challenger must be shown to be worse, or no worse. A
-    challenger without the metric is worse than a champion with it.
+    With ``policy.proof`` "worse", a challenger that is shown to be worse is refused; with
+    "no_worse", one that is not shown to be no worse. A challenger without the metric is refused if
+    the champion has it.
     """
     name, old = policy.metric.replace("_", " "), getattr(champion, policy.metric)
     test, change = comparison.test, comparison.metric
@@ -194,12 +197,12 @@ def _check_metric(
     if change is None:
         text = f"{name} unknown on {test}, the champion's is {old:.4f}"
         return RuleResult(Rule.NO_WORSE, False, {"champion": old}, text)
-    least = -policy.tolerance
-    passed = change.high >= least if policy.proof == "worse" else change.low >= least
-    champions = f"the champion's {old:.4f}" + (f" − {-least:g}" if least else "")
+    lowest = -policy.tolerance
+    passed = change.high >= lowest if policy.proof == "worse" else change.low >= lowest
+    reference = f"the champion's {old:.4f}" + (f" − {-lowest:g}" if lowest else "")
     text = (
         f"{name} {change.challenger:.4f} on {test} is {METRIC_VERDICTS[passed, policy.proof]} "
-        f"{champions}: difference {change.value:+.4f} [{change.low:+.4f}, {change.high:+.4f}]"
+        f"{reference}: difference {change.value:+.4f} [{change.low:+.4f}, {change.high:+.4f}]"
     )
     figures = {**change.to_json(), "tolerance": policy.tolerance, "proof": policy.proof}
     return RuleResult(Rule.NO_WORSE, passed, figures, text)
@@ -217,11 +220,11 @@ METRIC_VERDICTS = {
 def _check_slices(policy: PromotionConfig, comparison: Comparison) -> RuleResult | None:
     if comparison.slices is None or policy.slice_recall is None:
         return None
-    collapsed = [one for one in comparison.slices if one.collapsed(policy.slice_recall)]
+    collapsed = [s for s in comparison.slices if s.collapsed(policy.slice_recall)]
     figures = {
         "compared": len(comparison.slices),
         "limit": policy.slice_recall,
-        "collapsed": [one.to_json() for one in collapsed],
+        "collapsed": [change.to_json() for change in collapsed],
     }
     listed = "; ".join(map(str, collapsed)) or f"none of {len(comparison.slices)} got much worse"
     text = f"slices of {comparison.test}: {listed}"
@@ -229,18 +232,18 @@ def _check_slices(policy: PromotionConfig, comparison: Comparison) -> RuleResult
 
 
 def _check_agreement(policy: PromotionConfig, comparison: Comparison) -> RuleResult | None:
-    """Refuse a share of equal decisions below ``policy.agreement`` by more than chance explains."""
-    found, least = comparison.agreement, policy.agreement
-    if found is None:
+    """Refuse an agreement that is below ``policy.agreement`` by more than chance explains."""
+    agreement, least = comparison.agreement, policy.agreement
+    if agreement is None:
         return None
-    passed = least is None or found.high >= least
+    passed = least is None or agreement.high >= least
     text = (
-        f"both models decide alike on {found.share:.4f} [{found.low:.4f}, {found.high:.4f}] of "
-        f"{found.rows:,} rows of {found.source}; the champion flags {found.champion:.4f}, the "
-        f"challenger {found.challenger:.4f}"
+        f"both models decide alike on {agreement.share:.4f} [{agreement.low:.4f}, "
+        f"{agreement.high:.4f}] of {agreement.rows:,} rows of {agreement.source}; the champion "
+        f"flags {agreement.champion:.4f}, the challenger {agreement.challenger:.4f}"
         + ("" if passed else f"; the policy asks for at least {least:g}")
     )
-    return RuleResult(Rule.AGREES, passed, {**found.to_json(), "limit": least}, text)
+    return RuleResult(Rule.AGREES, passed, {**agreement.to_json(), "limit": least}, text)
 
 
 def _check_reading(comparison: Comparison) -> RuleResult | None:
@@ -250,23 +253,24 @@ def _check_reading(comparison: Comparison) -> RuleResult | None:
 
 
 def _check_parity(comparison: Comparison) -> RuleResult | None:
-    found = comparison.parity
-    if found is None:
+    parity = comparison.parity
+    if parity is None:
         return None
-    figures = {"rows": found.rows, "error": found.error}
-    text = found.problem or (
-        f"the graph scores {found.rows} rows as its weights do in torch, to {found.error:.1e}"
+    figures = {"rows": parity.rows, "error": parity.error}
+    text = parity.problem or (
+        f"the graph scores {parity.rows} rows as its weights do in torch, to {parity.error:.1e}"
     )
-    return RuleResult(Rule.REPRODUCES, found.problem is None, figures, text)
+    return RuleResult(Rule.REPRODUCES, parity.problem is None, figures, text)
 
 
 def _check_speed(policy: PromotionConfig, costs: Costs | None) -> RuleResult | None:
-    """Refuse a time per row above ``row_microseconds`` or ``slowdown`` times the champion's."""
+    """Refuse a scoring time above ``row_microseconds`` or ``slowdown`` times the champion's."""
     if costs is None or costs.microseconds is None:
         return None
-    taken, before = costs.microseconds, costs.champion_microseconds
-    relative = policy.slowdown * before if policy.slowdown and before else None
-    limit = min((most for most in (policy.row_microseconds, relative) if most), default=None)
+    taken, champion = costs.microseconds, costs.champion_microseconds
+    relative = policy.slowdown * champion if policy.slowdown and champion else None
+    limits = [limit for limit in (policy.row_microseconds, relative) if limit]
+    limit = min(limits, default=None)
     if limit is None:
         return None
     passed = taken <= limit
@@ -274,7 +278,7 @@ def _check_speed(policy: PromotionConfig, costs: Costs | None) -> RuleResult | N
         f"scoring a row takes {taken:.0f} µs of CPU time, "
         f"{'at most' if passed else 'more than'} the {limit:.0f} µs allowed"
     )
-    figures = {"microseconds": taken, "champion_microseconds": before, "limit": limit}
+    figures = {"microseconds": taken, "champion_microseconds": champion, "limit": limit}
     return RuleResult(Rule.FAST_ENOUGH, passed, figures, text)
 
 

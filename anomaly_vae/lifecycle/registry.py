@@ -4,8 +4,9 @@ A process that must not import MLflow runs this module as a child process to fet
 
     python -m anomaly_vae.lifecycle.registry fetch URI --to CACHE
 
-The command prints one JSON line: the folder, its digest and the version's name, number and alias.
-A bundle that is in the cache is not fetched again, so asking whether an alias moved is cheap.
+The command prints a `BundleRef` as one JSON line: the folder, its digest, and the version's name,
+number and alias. A cached bundle is not fetched again, so checking whether an alias has moved is
+cheap.
 """
 
 from __future__ import annotations
@@ -69,23 +70,23 @@ FROZEN_TAG = "anomaly_vae.frozen"
 DECISION_TAG = "anomaly_vae.decision"
 HISTORY_TAG = "anomaly_vae.promotions"
 MAX_PARAM_CHARACTERS = 6000
-"""Length at which MLflow cuts a parameter."""
+"""Maximum length of an MLflow parameter."""
 REQUIREMENTS = {
     "tabular": f"anomaly-vae=={__version__}",
     "image": f"anomaly-vae[images]=={__version__}",
 }
-"""Package that a registered model needs, by kind of data."""
+"""Requirement of a registered model, by kind of data."""
 
 INTERRUPTED = re.compile(
     r"sqlite3\.OperationalError\) (duplicate column|(table|index) .+ already )"
 )
-"""SQLite's message when a migration starts on a database whose creation was interrupted."""
+"""Pattern of SQLite's error in a migration after the creation of the database was interrupted."""
 
 Method = TypeVar("Method")
 
 
 def _translate_errors(method: Method) -> Method:
-    """Turn exceptions of MLflow and of its database into a `RegistryError` of one line."""
+    """Turn exceptions of MLflow and of its database into one-line `RegistryError`s."""
 
     @wraps(cast("Any", method))
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -101,7 +102,7 @@ def _translate_errors(method: Method) -> Method:
 
 
 def _remedy(reason: str) -> str:
-    """Return how to replace a database whose creation by MLflow was interrupted."""
+    """Return advice if the creation of the database was interrupted; otherwise an empty string."""
     file = database_file(mlflow.get_tracking_uri())
     if file is None or not INTERRUPTED.search(reason):
         return ""
@@ -109,7 +110,7 @@ def _remedy(reason: str) -> str:
 
 
 def _is_missing(error: Exception) -> bool:
-    """Tell whether a model, version or alias does not exist.
+    """Return whether the error means that a model, version or alias does not exist.
 
     MLflow reports a missing alias as an invalid parameter value.
     """
@@ -120,7 +121,7 @@ def _is_missing(error: Exception) -> bool:
 
 
 def _mlflow_errors() -> tuple[type[Exception], ...]:
-    """Return what MLflow may raise; SQLAlchemy is loaded only where a database is used."""
+    """Return the exceptions that MLflow raises, with SQLAlchemy's if that is loaded."""
     database = sys.modules.get("sqlalchemy.exc")
     errors = (MlflowException, OSError, ImportError)
     return (*errors, database.SQLAlchemyError) if database else errors
@@ -128,7 +129,7 @@ def _mlflow_errors() -> tuple[type[Exception], ...]:
 
 @dataclass(frozen=True)
 class Version:
-    """A registered version, whose bundle never changes, with its current tags and aliases."""
+    """A registered version and its current tags and aliases; its bundle never changes."""
 
     name: str
     version: str
@@ -140,20 +141,20 @@ class Version:
 
     @property
     def uri(self) -> str:
-        """URI of the version, as commands take it."""
+        """URI of the version: ``models:/NAME/VERSION``."""
         return f"models:/{self.name}/{self.version}"
 
 
 class Run:
-    """An MLflow run that can be written to."""
+    """An MLflow run, for writing."""
 
     def __init__(self, client: MlflowClient, run_id: str) -> None:
         self._client, self.id = client, run_id
 
     @_translate_errors
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Log parameters, with the keys of nested mappings joined by dots."""
-        entries = [Param(key, str(value)[:MAX_PARAM_CHARACTERS]) for key, value in _flat(params)]
+        """Log parameters; keys of nested mappings are joined by dots."""
+        entries = [Param(key, str(value)[:MAX_PARAM_CHARACTERS]) for key, value in _flatten(params)]
         for batch in batched(entries, 100):
             self._client.log_batch(self.id, params=batch)
 
@@ -191,10 +192,10 @@ class Run:
 
     @_translate_errors
     def set_param_once(self, key: str, value: str) -> str:
-        """Write a parameter unless it has a value already, and return the value it has now.
+        """Write a parameter unless it already has a value, and return its value.
 
-        MLflow never changes a parameter, whatever the database or server: of several processes
-        that write one at the same time, the first succeeds and the others receive its value.
+        MLflow never changes a parameter, with any database or server. If several processes write
+        the same parameter, the first succeeds and the others receive its value.
         """
         try:
             self._client.log_param(self.id, key, value, synchronous=True)
@@ -231,11 +232,11 @@ class Registry:
             create: whether to create an SQLite database that does not exist.
 
         Raises:
-            RegistryError: the URI is a plain folder, where MLflow no longer keeps a registry, or
-                a database that does not exist or cannot be opened.
+            RegistryError: the URI is a plain folder, which MLflow no longer supports, or a database
+                that does not exist or cannot be opened.
         """
-        wanted = os.environ.get("MLFLOW_TRACKING_URI")
-        self.uri = wanted or uri or DEFAULT_URI
+        from_environment = os.environ.get("MLFLOW_TRACKING_URI")
+        self.uri = from_environment or uri or DEFAULT_URI
         if "://" not in self.uri and self.uri != "databricks":
             raise RegistryError(
                 f"'{self.uri}' is not a tracking URI; use sqlite:///mlflow.db or a server's address"
@@ -243,7 +244,7 @@ class Registry:
         _reduce_logging()
         mlflow.set_tracking_uri(self.uri)
         mlflow.set_registry_uri(self.uri)
-        if not wanted:  # MLflow leaves it in the environment, where it would win from now on
+        if not from_environment:  # set by MLflow, it would take precedence later
             os.environ.pop("MLFLOW_TRACKING_URI", None)
         if (file := database_file(self.uri)) and not os.path.lexists(file):
             if not create:
@@ -255,13 +256,13 @@ class Registry:
 
     @contextmanager
     def run(self, experiment: str, name: str, tags: Mapping[str, str]) -> Iterator[Run]:
-        """Start a run and end it with the block: as finished, failed or, if interrupted, killed."""
+        """Start a run, and end it after the block as finished, failed or killed (interrupted)."""
         tags = {**tags, "anomaly_vae.version": __version__}
         run_id = self._start(experiment, name, tags)
         try:
             yield Run(self._client, run_id)
         except BaseException as error:
-            with suppress(RegistryError):  # report the first error, not one that follows from it
+            with suppress(RegistryError):  # report the original error
                 self._end(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
         self._end(run_id, "FINISHED")
@@ -272,8 +273,8 @@ class Registry:
 
     @_translate_errors
     def _start(self, experiment: str, name: str, tags: Mapping[str, str]) -> str:
-        found = self._client.get_experiment_by_name(experiment)
-        experiment_id = found.experiment_id if found else self._create_experiment(experiment)
+        existing = self._client.get_experiment_by_name(experiment)
+        experiment_id = existing.experiment_id if existing else self._create_experiment(experiment)
         run = self._client.create_run(experiment_id, run_name=name, tags=dict(tags))
         return str(run.info.run_id)
 
@@ -284,9 +285,10 @@ class Registry:
         return str(self._client.get_experiment(run.info.experiment_id).name)
 
     def _create_experiment(self, name: str) -> str:
-        """Create an experiment; its artifacts go to ``mlartifacts/`` beside an SQLite database.
+        """Create an experiment.
 
-        A tracking server chooses its own location.
+        With an SQLite database, artifacts are stored in ``mlartifacts/`` beside it; a tracking
+        server chooses its own location.
         """
         database = database_file(self.uri)
         folder = database.absolute().parent / "mlartifacts" if database else None
@@ -296,7 +298,7 @@ class Registry:
 
     @_translate_errors
     def register(self, run: Run, bundle: Bundle, name: str, tags: Mapping[str, str]) -> Version:
-        """Log the bundle as a model of this run, register it and point ``challenger`` to it."""
+        """Log a bundle as a model of a run, register it, and point ``challenger`` to it."""
         with tempfile.TemporaryDirectory() as temporary, _quiet_warnings():
             folder = bundle.save(Path(temporary) / BUNDLE)
             mlflow.start_run(run_id=run.id, log_system_metrics=False)
@@ -334,41 +336,41 @@ class Registry:
         """Return a version by its number.
 
         Raises:
-            RegistryError: no such model or version.
+            RegistryError: the model or the version is unknown.
         """
-        found = self._client.get_model_version(name, version)
+        registered = self._client.get_model_version(name, version)
         return Version(
             name,
-            str(found.version),
-            dict(found.tags),
-            tuple(found.aliases),
-            found.run_id,
-            found.creation_timestamp / 1000,
+            str(registered.version),
+            dict(registered.tags),
+            tuple(registered.aliases),
+            registered.run_id,
+            registered.creation_timestamp / 1000,
         )
 
     @_translate_errors
     def by_alias(self, name: str, alias: str) -> Version:
-        """Return the version an alias points to.
+        """Return the version that an alias points to.
 
         Raises:
-            RegistryError: no such model or alias.
+            RegistryError: the model or the alias is unknown.
         """
-        found = self._client.get_model_version_by_alias(name, alias)
-        return self.version(name, found.version)
+        registered = self._client.get_model_version_by_alias(name, alias)
+        return self.version(name, registered.version)
 
     def champion(self, name: str) -> Version | None:
-        """Return the champion; None for a model without one and for an unknown model."""
+        """Return the champion of a model; None if it has none or the model is unknown."""
         model = self._model(name)
         return self.by_alias(name, CHAMPION) if model and CHAMPION in model.aliases else None
 
     @_translate_errors
     def _model(self, name: str) -> RegisteredModel | None:
-        found = self._client.search_registered_models(filter_string=f"name = '{name}'")
-        return found[0] if found else None
+        models = self._client.search_registered_models(filter_string=f"name = '{name}'")
+        return models[0] if models else None
 
     @_translate_errors
     def find(self, name: str, inputs_digest: str) -> Version | None:
-        """Return the newest version made from these inputs, None if there is none."""
+        """Return the newest version with this digest of inputs, None if there is none."""
         versions = self._versions_of(name)
         same = [v for v in versions if v.tags.get(INPUTS_TAG) == inputs_digest]
         newest = max(same, key=lambda v: int(v.version), default=None)
@@ -381,8 +383,8 @@ class Registry:
     def models(self) -> list[dict[str, Any]]:
         """List all registered models, each with its versions and aliases."""
         versions: dict[str, list[int]] = {}
-        for found in _all_pages(self._client.search_model_versions):
-            versions.setdefault(found.name, []).append(int(found.version))
+        for registered in _all_pages(self._client.search_model_versions):
+            versions.setdefault(registered.name, []).append(int(registered.version))
         return [
             {
                 "name": model.name,
@@ -413,16 +415,16 @@ class Registry:
 
     @_translate_errors
     def open_history(self, name: str) -> Run:
-        """Return the run that holds the history of a model's champions, created if necessary.
+        """Return the run that holds the history of a model's champions; create it if necessary.
 
-        The run of the model's first version records which run that is, in a parameter that can be
-        written only once, so that processes that start at the same time agree on one.
+        The id of this run is a parameter of the run that registered the model's first version.
+        Because a parameter can be written only once, concurrent processes agree on one history.
 
         Raises:
-            RegistryError: no version was registered by a run.
+            RegistryError: no version of the model was registered by a run.
         """
-        if known := self.history(name):
-            return known
+        if existing := self.history(name):
+            return existing
         first = self._first_run(name)
         experiment = self._client.get_run(first.id).info.experiment_id
         created = self._client.create_run(experiment, run_name=f"promotions of {name}").info.run_id
@@ -436,7 +438,9 @@ class Registry:
     def _first_run(self, name: str) -> Run:
         """Return the run that registered the model's first version."""
         runs = {
-            int(found.version): found.run_id for found in self._versions_of(name) if found.run_id
+            int(version.version): version.run_id
+            for version in self._versions_of(name)
+            if version.run_id
         }
         if not runs:
             reason = f"there is no registered model '{name}', or no run made a version of it"
@@ -447,14 +451,14 @@ class Registry:
 
     @_translate_errors
     def fetch(self, uri: str, cache: Path | None = None) -> BundleRef:
-        """Fetch the bundle of a ``models:/`` or ``runs:/`` URI; a folder is returned as it is.
+        """Fetch the bundle of a ``models:/`` or ``runs:/`` URI, or refer to a local folder.
 
         Args:
             uri: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, ``runs:/…`` or a folder.
-            cache: a folder of `cache_bundle`; an intact copy there is used instead of fetching.
+            cache: the folder that `cache_bundle` fills; an intact copy in it is not fetched again.
 
         Raises:
-            RegistryError: no such model, alias, version or run.
+            RegistryError: the model, alias, version or run is unknown.
         """
         match = MODEL_URI.fullmatch(uri)
         if match:
@@ -468,27 +472,29 @@ class Registry:
     def _fetch_version(
         self, uri: str, cache: Path | None, name: str, alias: str | None, version: str | None
     ) -> BundleRef:
-        found = self.by_alias(name, alias) if alias else self.version(name, str(version))
-        digest = found.tags.get(DIGEST_TAG)
+        registered = self.by_alias(name, alias) if alias else self.version(name, str(version))
+        digest = registered.tags.get(DIGEST_TAG)
         if digest is None:
             raise RegistryError(f"'{uri}' was not registered by anomaly-vae: it has no digest")
         folder = cache / digest if cache else None
         if not (folder and is_sound(folder, digest)):
-            folder = Path(self.download(found.uri)) / "data" / BUNDLE
-        return BundleRef(str(folder), digest, name, found.version, alias, found.registered_at)
+            folder = Path(self.download(registered.uri)) / "data" / BUNDLE
+        return BundleRef(
+            str(folder), digest, name, registered.version, alias, registered.registered_at
+        )
 
     @_translate_errors
-    def download(self, uri: str, to: str | Path | None = None) -> str:
-        """Return the local path of an artifact, copied to ``to`` where that is given."""
-        target = str(to) if to else None
+    def download(self, uri: str, folder: str | Path | None = None) -> str:
+        """Download an artifact, to ``folder`` if given, and return its local path."""
+        target = str(folder) if folder else None
         return str(mlflow.artifacts.download_artifacts(uri, dst_path=target)).rstrip("/")
 
 
 def _create_database(file: Path) -> None:
-    """Create a database in a temporary folder and rename it, unless another process was faster.
+    """Create a database in a temporary folder and move it into place, unless there is one by then.
 
-    MLflow creates some sixty tables one by one and cannot continue where it was interrupted, so a
-    database must never be visible before it is complete.
+    MLflow creates its tables one by one and cannot resume after an interruption, so a database must
+    not be visible before it is complete.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as temporary:
@@ -500,7 +506,7 @@ def _create_database(file: Path) -> None:
 
 
 def _create_tables(uri: str) -> None:
-    """Create MLflow's tables by opening a store, and close all connections to it."""
+    """Create MLflow's tables by opening a store, then close its connections."""
     from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
@@ -510,7 +516,7 @@ def _create_tables(uri: str) -> None:
 
 
 def cache_bundle(fetched: BundleRef, cache: Path) -> BundleRef:
-    """Copy a verified bundle to ``cache/DIGEST``, unless an intact copy is there.
+    """Verify a bundle and copy it to ``cache/DIGEST``, unless there is an intact copy.
 
     Raises:
         BundleError: the fetched bundle is damaged or is not the one that was registered.
@@ -532,8 +538,8 @@ def _has_groups(bundle: Bundle) -> bool:
 def signature(schema: DataSchema, groups: bool = False) -> ModelSignature:
     """Return a model's MLflow signature.
 
-    Every column is optional and numbers are doubles, so that missing values pass. Only an image is
-    required; MLflow's binary type accepts bytes and paths.
+    Every column except that of an image is optional, and numbers are doubles, so that missing
+    values are accepted. MLflow's binary type accepts bytes and paths.
 
     Args:
         schema: the columns that the model reads.
@@ -543,17 +549,17 @@ def signature(schema: DataSchema, groups: bool = False) -> ModelSignature:
         ColSpec(DataType[column.spec.mlflow_type], column.name, required=column.spec.required)
         for column in schema.columns
     ]
-    answers: list[ColSpec | TensorSpec] = [
+    outputs: list[ColSpec | TensorSpec] = [
         ColSpec(DataType.double, "score"),
         ColSpec(DataType.double, "p_value"),
         ColSpec(DataType.boolean, "is_anomaly"),
     ]
     if groups:
-        answers += [
+        outputs += [
             ColSpec(DataType.string, "group", required=False),
             ColSpec(DataType.double, "threshold"),
         ]
-    return ModelSignature(Schema(columns), Schema(answers))
+    return ModelSignature(Schema(columns), Schema(outputs))
 
 
 def _all_pages(search: Callable[..., Any]) -> Iterator[Any]:
@@ -566,22 +572,23 @@ def _all_pages(search: Callable[..., Any]) -> Iterator[Any]:
             return
 
 
-def _flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield keys and values of nested mappings, with keys joined by dots."""
     for key, value in params.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
 
 def batched(entries: Sequence[Any], size: int) -> Iterator[list[Any]]:
-    """Yield lists of at most ``size`` entries, the most that one request may carry."""
+    """Yield consecutive lists of at most ``size`` entries."""
     for start in range(0, len(entries), size):
         yield list(entries[start : start + size])
 
 
 def _reduce_logging() -> None:
-    """Silence MLflow's and Alembic's log lines about each migration, but not their warnings."""
+    """Hide MLflow's and Alembic's log lines about migrations, but not their warnings."""
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("mlflow.utils.requirements_utils").setLevel(logging.ERROR)
@@ -604,15 +611,15 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         with own_temporary_folder():
-            found = Registry(create=False).fetch(options.uri, options.to)
-            fetched = cache_bundle(found, options.to)
+            fetched = Registry(create=False).fetch(options.uri, options.to)
+            cached = cache_bundle(fetched, options.to)
     except RegistryError as error:
         return _fail(str(error), MISSING if error.missing else FAULT)
     except BundleError as error:
         return _fail(str(error), UNFIT)
     except OSError as error:
         return _fail(f"'{options.to}': {error.strerror or error}", UNWRITABLE)
-    sys.stdout.write(json.dumps(asdict(fetched)) + "\n")
+    sys.stdout.write(json.dumps(asdict(cached)) + "\n")
     return 0
 
 

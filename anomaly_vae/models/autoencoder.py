@@ -24,5 +24,5 @@ class Autoencoder(VAE):
         return terms._replace(kl=torch.zeros_like(terms.log_prob[..., :1]))
 
     def importance_weighted(self, x: Tensor, noise: Tensor) -> Terms:  # noqa: ARG002  # there is no noise
-        """Return the reconstruction log-likelihood; one point leaves no draws to weigh."""
+        """Return the reconstruction log-likelihood; there are no draws to weight."""
         return self.reconstruction(x)

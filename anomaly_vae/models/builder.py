@@ -55,7 +55,7 @@ def build(
         TypeError: the configuration is for another kind of data than the layout.
 
     Example:
-        >>> from anomaly_vae.config import ModelConfig
+        >>> from anomaly_vae.config.model import ModelConfig
         >>> from anomaly_vae.data.encoding import Layout
         >>> layout = Layout(n_numeric=3, n_binary=1, n_levels=(4,))
         >>> model = build(ModelConfig(members=1, latent_dim=2), layout)

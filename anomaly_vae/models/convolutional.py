@@ -20,7 +20,7 @@ from anomaly_vae.models.networks import Encoder
 LEAKY_SLOPE = 0.1
 """Slope of the leaky rectifier for negative inputs."""
 MAX_COARSEST_SIDE = 7
-"""Maximum side of the coarsest feature maps, in pixels; the side is halved until it is reached."""
+"""Maximum side of the coarsest feature maps, in pixels; larger maps are halved."""
 MAX_WIDENING = 4
 """Maximum number of channels, as a multiple of the width of the finest convolutions."""
 
@@ -91,7 +91,7 @@ class ImageEncoder(nn.Module):
 
 
 class ImageDecoder(nn.Module):
-    """The mirror image of `ImageEncoder`: it maps latents to ``planes`` values per pixel."""
+    """A decoder that mirrors `ImageEncoder`: it maps latents to ``planes`` values per pixel."""
 
     def __init__(
         self,

@@ -21,11 +21,11 @@ from anomaly_vae.data.encoding import Layout
 
 LOG_2PI = math.log(2 * math.pi)
 UNIFORM_SHARE = 1e-3
-"""Share of the uniform distribution in a categorical one. It makes an unseen level improbable
-rather than impossible and bounds its surprise by log(levels / UNIFORM_SHARE)."""
+"""Weight of the uniform distribution in every categorical distribution. It makes unseen levels
+improbable rather than impossible: −log p is at most log(levels / UNIFORM_SHARE)."""
 LOGIT_BOUND = 15.0
-"""Bound of the logits, which are smoothly limited to ±LOGIT_BOUND; probabilities stay above e⁻³⁰
-and no exponential overflows."""
+"""Maximum absolute logit, imposed smoothly: probabilities stay above e⁻³⁰, and exponentials do not
+overflow."""
 LINEAR_RANGE = 10.0
 """Largest absolute standardised number that reaches the encoder unchanged; see `squash`."""
 
@@ -45,10 +45,10 @@ class Distribution(Protocol):
 
 
 def squash(x: Tensor) -> Tensor:
-    """Return numbers as the encoder receives them: beyond ±10 they grow logarithmically.
+    """Compress numbers for the encoder: beyond ±10 they grow only logarithmically.
 
-    An extreme value would otherwise dominate the latents, and other columns would be blamed for it.
-    The likelihood still receives the original number.
+    An extreme value would otherwise dominate the latents, and raise the scores of other columns.
+    The likelihood receives the original number.
     """
     excess = torch.relu(x.abs() - LINEAR_RANGE)
     return x - torch.sign(x) * (excess - torch.log1p(excess))
@@ -228,7 +228,7 @@ class Joint:
         pieces = x.nan_to_num(0.0).split(widths, -1), missing.split(widths, -1)
         nats, grads = list[Tensor](), list[Tensor]()
         for (_, part), piece, gap in zip(self.parts, *pieces, strict=True):
-            known: Any = part  # never Student's t, whose df are weights
+            known: Any = part  # never Student's t, which has no closed-form gradient here
             log_prob, *by_parameter = known.log_prob_and_grad(piece)
             nats.append(log_prob)
             grads.extend(_zero_missing(gap, grad) for grad in by_parameter)

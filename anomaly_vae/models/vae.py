@@ -59,11 +59,11 @@ class VAE(nn.Module):
         decoder: module that maps latents (..., L) to decoder outputs.
         likelihood: module that maps decoder outputs to a `Distribution` over rows.
         prior: prior p(z).
-        members: number of networks side by side; above 1 results have a leading axis E.
+        members: number E of parallel networks; if above 1, results have a leading axis E.
 
     Example:
         >>> import torch
-        >>> from anomaly_vae.config import ModelConfig
+        >>> from anomaly_vae.config.model import ModelConfig
         >>> from anomaly_vae.data.encoding import Layout
         >>> from anomaly_vae.models import build
         >>> config = ModelConfig(members=1, latent_dim=2, hidden_dim=8)
@@ -80,7 +80,7 @@ class VAE(nn.Module):
     """
 
     reach: Tensor | None
-    """(1,): maximum change of a score by the guard (the last member), nats; None without a
+    """(1,): maximum change of a score by the guard (the last member), in nats; None without a
     guard."""
 
     def __init__(
@@ -135,7 +135,7 @@ class VAE(nn.Module):
         return self.infer_from(self.features(x), noise)
 
     def infer_from(self, features: Tensor, noise: Tensor) -> Inference:
-        """Return the same as `infer`, from the result of ``features``."""
+        """Return the result of `infer`, given the encoder's input instead of rows."""
         mean, log_var = (part.unsqueeze(-2) for part in self.encoder(features))
         z = reparameterise(mean, log_var, noise)
         return Inference(mean, log_var, z, self.decoder(z))
@@ -178,11 +178,11 @@ class VAE(nn.Module):
         return Terms(log_prob.mean(-2), rate.mean(-1, keepdim=True))
 
     def importance_weighted(self, x: Tensor, noise: Tensor) -> Terms:
-        """Return the importance-weighted bound of K draws as two terms with that sum.
+        """Return the importance-weighted bound of K draws, split into two terms.
 
         Burda et al. 2016, eq. 8: log 1/K Σ_k w_k, w_k = p(x, z_k) / q(z_k|x). The first term is
         E[log p(x_f|z)] under the normalised weights, which define a sharper posterior (Cremer et
-        al. 2017); the second is the remainder.
+        al. 2017); the second is the first minus the bound.
         """
         inference = self.infer(x, noise)
         log_prob = self.likelihood(inference.outputs).log_prob(x.unsqueeze(-2))

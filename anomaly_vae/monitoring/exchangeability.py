@@ -1,17 +1,18 @@
-"""Monitor whether scored rows still look like the calibration rows, as the guarantee assumes.
+"""Test whether scored rows still look like the calibration rows, as the guarantee assumes.
 
-Null hypothesis: each row is an anomaly with any score with probability ``anomaly_share`` or less,
-and is otherwise exchangeable with the calibration rows. Then the shares of normal rows between
-given ranks of n calibration scores are Dirichlet distributed, and the counts of later rows between
-them are Dirichlet-multinomial: a Pólya urn whose initial content is the number of calibration ranks
-per bin. The null hypothesis thus includes the error of a finite calibration sample, and nothing is
-estimated.
+Null hypothesis: each row is exchangeable with the calibration rows, or, with probability
+``anomaly_share`` or less, an anomaly, whose score may be anything. Then the shares of normal rows
+between given ranks of n calibration scores are Dirichlet distributed, and the counts of later rows
+between them are Dirichlet-multinomial: a Pólya urn whose initial content is the number of
+calibration ranks per bin. The null hypothesis thus includes the error of a finite calibration
+sample, and nothing is estimated.
 
-*The martingale* bets against that urn: it is the likelihood of the counts under shares drawn anew
-around the calibrated ones, divided by their likelihood under the null hypothesis (a conformal test
-martingale, Vovk, Nouretdinov & Gammerman 2003, of binned p-values). *The number of flags* is
-beta-binomial under the null hypothesis (Vovk 2012, prop. 2a). Before each test, as many rows as may
-be anomalies are removed, namely those that contradict the null hypothesis most. The tests cover the
+*The martingale* bets against that urn: it is the likelihood of the counts under shares drawn at
+random around the calibrated ones, divided by their likelihood under the null hypothesis (a
+conformal test martingale, Vovk, Nouretdinov & Gammerman 2003, of binned p-values). *The number of
+flags* is beta-binomial under the null hypothesis (Vovk 2012, prop. 2a). Before each test, the
+largest plausible number of anomalies is removed from the rows: those that contradict the null
+hypothesis most. The tests cover the
 newest block, the newest two blocks, and so on up to the whole window, so that a shift within the
 window is detected early and rows outside it have no influence.
 """
@@ -41,31 +42,32 @@ Status = Literal["holding", "doubtful", "broken"]
 ``broken``: more rows are flagged than the guarantee and the known share of anomalies explain.
 """
 STATUSES: tuple[Status, ...] = ("holding", "doubtful", "broken")
+"""States of the guarantee, from best to worst."""
 
 DOUBT_LEVEL, BREACH_LEVEL = 0.01, 0.001
-"""Largest probability, at any moment, of reporting doubtful or broken under the guarantee."""
+"""Maximum probability, at any moment, of a false report of doubtful, and of broken."""
 BLOCKS = 16
-"""Number of blocks of a window; the oldest is dropped when a new one begins."""
+"""Number of blocks per window; the oldest block is dropped when a new one begins."""
 BLOCK_FLAGS, BLOCK_ROWS = 2.5, (128, 4096)
-"""Size of a block in expected flags, and its smallest and largest number of rows."""
+"""Expected number of flags per block, and minimum and maximum number of its rows."""
 P_VALUES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
-"""Upper ends of the bins of p-values, as far as the calibration rows resolve them."""
+"""Upper ends of the bins of p-values; bins too fine for the calibration rows are merged."""
 MIN_RANKS = 5
 """Minimum number of calibration ranks in a bin."""
 CONCENTRATIONS = (10.0, 30.0, 100.0, 300.0, 1000.0)
 """Concentrations of the Dirichlet distributions that the martingale bets on.
 
-The larger the concentration, the closer the shares after a shift are to the calibrated ones.
+A larger concentration means a bet on a smaller shift.
 """
 BISECTION_STEPS = 30
-"""Number of steps of a bisection."""
+"""Number of bisection steps, each of which halves the interval."""
 MAX_EXACT_ROWS = 100_000
-"""Number of rows up to which the limit of flags is exact.
+"""Maximum number of rows for which the limit on flags is computed exactly.
 
-For more rows the limit is extrapolated, and slightly too high.
+For more rows, the limit is extrapolated and slightly too high.
 """
 ROWS, FLAGGED, FIRST_BIN = 0, 1, 2
-"""Indices of the number of rows, the number of flagged rows, and the first bin of p-values."""
+"""Positions in an array of counts: number of rows, of flagged rows, first bin of p-values."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Reference:
     anomaly_share: float = 0.0
     """Upper bound on the share of anomalies among scored rows."""
     columns: tuple[ColumnSketch, ...] | None = None
-    """Sketches of the columns; None if columns are not monitored, as for images."""
+    """Sketches of the columns; None if columns are not monitored (images)."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the reference as plain JSON values, for the manifest."""
@@ -91,7 +93,7 @@ class Reference:
 
 
 def fit_reference(encoding: Encoding, batch: RawBatch, anomaly_share: float = 0.0) -> Reference:
-    """Sketch calibration rows, so that a `Monitor` can compare other rows with them."""
+    """Summarise calibration rows, so that a `Monitor` can compare other rows with them."""
     if not encoding.columns:
         return Reference(anomaly_share)
     return Reference(anomaly_share, fit_sketches(encoding, encoding.encode(batch)))
@@ -99,20 +101,21 @@ def fit_reference(encoding: Encoding, batch: RawBatch, anomaly_share: float = 0.
 
 @dataclass(frozen=True)
 class Report:
-    """The result of the tests on the rows of a window."""
+    """The result of testing the rows of a window."""
 
     status: Status
     rows: int
     flagged: int
     flagged_limit: int
-    """Largest number of flagged rows that the guarantee explains."""
+    """Largest number of flagged rows that is compatible with the guarantee."""
     martingale_log10: float
+    """Evidence that the rows differ from the calibration rows, as log10 of the martingale."""
     columns: tuple[Drift, ...] | None
     """Drift of each column; None if columns are not monitored."""
 
     @property
     def flagged_ratio(self) -> float:
-        """Share of the rows that is flagged."""
+        """Share of flagged rows."""
         return self.flagged / max(self.rows, 1)
 
     def to_json(self) -> dict[str, Any]:
@@ -122,9 +125,9 @@ class Report:
 
 
 class Monitor:
-    """Tests of the rows that one model scores, from counts that can be added up.
+    """Tests of the rows that one model scores, computed from additive counts.
 
-    Counts (cells,) of different rows may come from different processes.
+    Counts (cells,) of different rows, also from different processes, can be added up.
 
     >>> import numpy as np
     >>> import pandas as pd
@@ -133,9 +136,9 @@ class Monitor:
     >>> rows = pd.DataFrame(rng.normal(size=(200, 2)), columns=["a", "b"])
     >>> bundle = TabularVAEDetector(epochs=1, random_state=0).fit(rows).bundle_
     >>> batch = bundle.scorer.schema.from_columns({"a": [9.0] * 50, "b": [0.0] * 50}, 50)
-    >>> found = bundle.detector.detect(batch)
+    >>> detections = bundle.detector.detect(batch)
     >>> monitor, encoded = bundle.monitor, bundle.scorer.encoding.encode(batch)
-    >>> counts = monitor.count(found.score, found.is_anomaly, encoded)
+    >>> counts = monitor.count(detections.score, detections.is_anomaly, encoded)
     >>> report = monitor.report(np.array([counts]))
     >>> report.status, report.flagged
     ('broken', 50)
@@ -158,7 +161,7 @@ class Monitor:
     def count(self, scores: Floats, flags: NDArray[np.bool_], x: Matrix | None) -> Counts:
         """Count N rows by score and, if columns are monitored, by encoded columns ``x`` (N, F).
 
-        Scores are ranked among all calibration rows, whatever group decided.
+        Scores are ranked among all calibration rows, even if a group's calibration decided.
         """
         counts = self.empty_counts
         counts[ROWS], counts[FLAGGED] = len(flags), flags.sum()
@@ -194,16 +197,17 @@ class Monitor:
         )
 
     def _limit(self, rows: int, anomalies: int) -> int:
+        """Return the largest number of flags compatible with the guarantee."""
         exact = min(rows, MAX_EXACT_ROWS)
         flags = _max_flags(exact, self._flagged_ranks, float(self._urn.sum()))
         return anomalies + math.ceil(flags * max(rows / MAX_EXACT_ROWS, 1.0))
 
 
 class Window:
-    """The counts of the latest rows, in `BLOCKS` of which the oldest is dropped.
+    """The counts of the most recent rows, in a ring of `BLOCKS` blocks.
 
-    ``memory`` (1 + `BLOCKS`, cells) is the complete state; its first cell is the index of the
-    newest block.
+    ``memory`` (1 + `BLOCKS`, cells) is the complete state: the first entry of its first row is the
+    index of the newest block, the other rows are the blocks.
     """
 
     def __init__(self, monitor: Monitor, memory: Counts | None = None) -> None:
@@ -213,7 +217,7 @@ class Window:
         )
 
     def add(self, counts: Counts) -> None:
-        """Add counts to the newest block, and begin another block when it is full."""
+        """Add counts to the newest block, and begin a new block once it is full."""
         newest = int(self.memory[0, 0])
         self.memory[1 + newest] += counts
         if self.memory[1 + newest, ROWS] >= self._rows:
@@ -223,7 +227,7 @@ class Window:
 
     @property
     def blocks(self) -> Counts:
-        """Counts (S, cells) of the blocks, the newest first; at least one block."""
+        """Counts (S, cells) of the blocks that have rows, newest first; at least one block."""
         newest = int(self.memory[0, 0])
         recent = np.roll(self.memory[1:], -1 - newest, axis=0)[::-1]
         return np.array(recent[(recent[:, ROWS] > 0) | (np.arange(BLOCKS) == 0)])
@@ -237,14 +241,14 @@ def window_shape(monitor: Monitor) -> tuple[int, int]:
 def bin_edges(scores: Floats) -> NDArray[np.intp]:
     """Return the last rank, from 1 to n + 1, of each bin of p-values for sorted scores (n,).
 
-    Equal scores always share a bin, because their p-values stand for all of their ranks.
+    Equal scores have the same p-value and therefore share a bin.
     """
     n = len(scores)
     distinct = np.unique(n + 1 - np.searchsorted(scores, scores, side="left"))
     attained = np.concatenate([[1], distinct])
-    wanted = np.searchsorted(attained, np.round(np.array(P_VALUES) * (n + 1)), side="right") - 1
+    nearest = np.searchsorted(attained, np.round(np.array(P_VALUES) * (n + 1)), side="right") - 1
     edges = [0]
-    for edge in attained[wanted.clip(0)].tolist():
+    for edge in attained[nearest.clip(0)].tolist():
         if edge - edges[-1] >= MIN_RANKS and n + 1 - edge >= MIN_RANKS:
             edges.append(edge)
     return np.array([*edges[1:], n + 1], np.intp)
@@ -253,7 +257,7 @@ def bin_edges(scores: Floats) -> NDArray[np.intp]:
 def _initial_urn(edges: NDArray[np.intp], weights: Floats | None) -> Floats:
     """Return the initial content of the urn: the number of ranks in each bin.
 
-    Weighted rows count as many as they are worth, see `effective_rows`.
+    If rows are weighted, the total is their effective number (`effective_rows`) plus 1.
     """
     if weights is None:
         return np.diff(edges, prepend=0).astype(np.float64)
@@ -265,17 +269,17 @@ def _initial_urn(edges: NDArray[np.intp], weights: Floats | None) -> Floats:
 def _log10_martingale(counts: Counts, urn: Floats, anomalies: Floats) -> float:
     """Return log10 of the martingale, given counts (S, B) of the newest 1 to S blocks.
 
-    The martingale is the mean over S possible beginnings and K possible sizes of a shift; each term
-    is the likelihood ratio of two Pólya urns, after the possible anomalies are removed.
+    The martingale is the mean over S possible starting points and K possible sizes of a shift. Each
+    term is the likelihood ratio of two Pólya urns after the possible anomalies were removed.
     """
     total = urn.sum()
     concentrations = np.array([k for k in CONCENTRATIONS if k < total])[:, None]
     if not len(concentrations):
         return 0.0
     bets = (concentrations * urn / total)[:, None, :]
-    kept = _without_most_extreme(counts, urn, bets, anomalies)
-    n = kept.sum(axis=2)
-    logs = (_log_rising(bets, kept) - _log_rising(urn, kept)).sum(axis=2)
+    remaining_counts = _without_most_extreme(counts, urn, bets, anomalies)
+    n = remaining_counts.sum(axis=2)
+    logs = (_log_rising(bets, remaining_counts) - _log_rising(urn, remaining_counts)).sum(axis=2)
     logs += _log_rising(total, n) - _log_rising(concentrations, n)
     highest = logs.max()
     return float((highest + np.log(np.exp(logs - highest).mean())) / math.log(10))
@@ -285,9 +289,9 @@ def _without_most_extreme(counts: Counts, urn: Floats, bets: Floats, anomalies: 
     """Return counts (K, S, B) without the rows that raise the likelihood ratio most.
 
     The last of c rows in a bin multiplies the ratio by (bet + c − 1) / (urn + c − 1), which rises
-    with c. So the counts of all bins are cut down to the same level of that factor, but not below
-    the level at which removing rows no longer lowers the ratio. The number of removed rows is
-    ``anomalies`` (S,), rounded up by a row or two.
+    with c. The counts of all bins are therefore reduced until this factor is at the same level in
+    each bin, but no further than removing rows lowers the ratio. About ``anomalies`` (S,) rows are
+    removed, possibly one or two more.
     """
 
     def remaining(level: Floats) -> Floats:
@@ -308,7 +312,7 @@ def _without_most_extreme(counts: Counts, urn: Floats, bets: Floats, anomalies: 
 
 
 def _log_rising(start: Floats | float, count: Floats) -> Floats:
-    """Return log(start · (start + 1) ⋯ (start + count − 1)), with broadcasting."""
+    """Return log(start · (start + 1) ⋯ (start + count − 1)); arguments are broadcast."""
     return np.asarray(_log_gamma(start + count) - _log_gamma(start))
 
 

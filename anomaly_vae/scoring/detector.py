@@ -1,6 +1,6 @@
-"""Detect anomalies: score rows, then decide with the calibration of the same scorer.
+"""Detect anomalies: score rows, then compare the scores with the scorer's calibration.
 
-The calibration was computed with the scoring kernel that is used here, so decisions keep its
+Calibration scores come from the same scoring kernel, so decisions have the calibration's
 guarantee.
 """
 
@@ -28,10 +28,11 @@ class Detections:
     ``group`` and ``threshold`` are None unless the detector has groups.
 
     >>> import numpy as np
-    >>> found = Detections(np.array([1.0, 9.0]), np.array([0.5, 0.01]), np.array([False, True]))
-    >>> found.part(found.is_anomaly).score.tolist()
+    >>> scores, p_values = np.array([1.0, 9.0]), np.array([0.5, 0.01])
+    >>> detections = Detections(scores, p_values, scores > 5)
+    >>> detections.part(detections.is_anomaly).score.tolist()
     [9.0]
-    >>> Detections.concatenate([found, found]).is_anomaly.tolist()
+    >>> Detections.concatenate([detections, detections]).is_anomaly.tolist()
     [False, True, False, True]
     """
 
@@ -39,26 +40,26 @@ class Detections:
     p_value: NDArray[np.float64]
     is_anomaly: NDArray[np.bool_]
     group: NDArray[np.object_] | None = None
-    """Level (N,) whose own calibration decided, or None where that of all rows did."""
+    """Level (N,) whose calibration decided; None for rows that the pooled calibration decided."""
     threshold: NDArray[np.float64] | None = None
-    """Threshold (N,) that each row was compared with."""
+    """Threshold (N,) that each score was compared with."""
 
     def part(self, rows: slice | NDArray[np.bool_]) -> Detections:
-        """Return the decisions on some of the rows."""
-        columns: Any = (None if one is None else one[rows] for one in vars(self).values())
+        """Return the decisions on the selected rows."""
+        columns: Any = (None if c is None else c[rows] for c in vars(self).values())
         return Detections(*columns)
 
     @classmethod
     def concatenate(cls, parts: Iterable[Detections]) -> Detections:
         """Concatenate decisions of the same detector."""
-        fields: Any = zip(*(vars(one).values() for one in parts), strict=True)
-        columns: Any = (None if one[0] is None else np.concatenate(one) for one in fields)
+        fields: Any = zip(*(vars(part).values() for part in parts), strict=True)
+        columns: Any = (None if c[0] is None else np.concatenate(c) for c in fields)
         return cls(*columns)
 
 
 @dataclass(frozen=True)
 class Contribution:
-    """The share of one column in a score, in nats, with its observed and its expected value."""
+    """The part of a score due to one column, in nats, with the observed and the expected value."""
 
     feature: str
     nats: float
@@ -70,7 +71,7 @@ class Contribution:
 class Explanation:
     """The parts of a score, in nats: score = Σ contributions + rest + kl.
 
-    ``rest`` adds up the columns that are not listed among the contributions.
+    ``rest`` is the sum over all columns that are not listed in ``contributions``.
 
     >>> listed = (Contribution("amount", 6.0, observed=950.0, expected=40.0),)
     >>> explanation = Explanation(listed, rest=1.5, kl=0.5)
@@ -95,7 +96,7 @@ class Detector:
     >>> batch = detector.scorer.schema.from_records([{"a": 0.1, "b": 0.2}, {"a": 9, "b": 0}])
     >>> detector.detect(batch).is_anomaly.tolist()
     [False, True]
-    >>> found, (usual, odd) = detector.detect_and_explain(batch, max_contributions=1)
+    >>> detections, (usual, odd) = detector.detect_and_explain(batch, max_contributions=1)
     >>> odd.contributions[0].feature, odd.contributions[0].observed
     ('a', 9.0)
     """
@@ -103,15 +104,15 @@ class Detector:
     scorer: Scorer
     calibration: Calibration
     unit: str = "nats"
-    """Unit of scores: nats, or sd if they are standardised on held-out normal rows."""
+    """Unit of scores: nats, or sd for scores standardised on held-out normal rows."""
 
     def detect(self, batch: RawBatch) -> Detections:
-        """Decide on every row of a batch without problems."""
+        """Score every row of a batch, which must have no row problems, and decide on it."""
         x = self.scorer.encoding.encode(batch)
         return self.decide(self.scorer.score_encoded(x), x)
 
     def decide(self, scores: NDArray[np.float64], x: Matrix) -> Detections:
-        """Decide by the scores (N,) of encoded rows (N, F), which determine each row's group."""
+        """Decide by scores (N,); the encoded rows ``x`` (N, F) determine each row's group."""
         calibration, groups = self.calibration, self.calibration.groups
         if groups is None:
             return Detections(scores, calibration.p_values(scores), calibration.flags(scores))
@@ -121,31 +122,32 @@ class Detector:
     def detect_and_explain(
         self, batch: RawBatch, max_contributions: int | None
     ) -> tuple[Detections, list[Explanation]]:
-        """Decide on every row and list its largest contributions (None: all of them)."""
+        """Decide on every row and list its largest contributions; None lists all of them."""
         explained = self.scorer.explain(batch)
-        found = self.decide(explained.score, explained.observed)
-        return found, explanations(self.scorer, batch, explained, max_contributions)
+        detections = self.decide(explained.score, explained.observed)
+        return detections, explanations(self.scorer, batch, explained, max_contributions)
 
 
 def _by_group(
     calibration: Calibration, groups: Groups, scores: NDArray[np.float64], levels: Levels
 ) -> Detections:
-    """Decide by scores (N,), each compared with its level's calibration or that of all rows."""
+    """Decide by scores (N,), each with its level's calibration if any, else with the pooled one."""
     p_value, is_anomaly = calibration.p_values(scores), calibration.flags(scores)
     threshold = np.full(len(scores), calibration.threshold)
     group = np.full(len(scores), None, object)
     for code in np.unique(levels.codes[levels.codes >= 0]):
         name, rows = levels.names[code], levels.codes == code
-        if own := groups.own.get(name):
-            group[rows], threshold[rows] = name, own.threshold
-            p_value[rows], is_anomaly[rows] = own.p_values(scores[rows]), own.flags(scores[rows])
+        if level_calibration := groups.by_level.get(name):
+            group[rows], threshold[rows] = name, level_calibration.threshold
+            p_value[rows] = level_calibration.p_values(scores[rows])
+            is_anomaly[rows] = level_calibration.flags(scores[rows])
     return Detections(scores, p_value, is_anomaly, group, threshold)
 
 
 def explanations(
     scorer: Scorer, batch: RawBatch, explained: ScoreParts, max_contributions: int | None
 ) -> list[Explanation]:
-    """Return the parts of each score by name, largest first, from `sequential_dropout`."""
+    """Return an explanation of each score by `sequential_dropout`, largest contributions first."""
     encoding = scorer.encoding
     explained = sequential_dropout(scorer, explained)
     observed = encoding.observed(batch)

@@ -1,4 +1,4 @@
-"""Localize anomalies in images: regions of the anomaly map, and pictures that show them."""
+"""Localize anomalies in images: find regions of the anomaly map and draw them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from anomaly_vae.scoring.scorer import ScoreParts
 
 @dataclass(frozen=True, eq=False)
 class Localization:
-    """The anomaly map (S, S) of an image, in nats, and the regions above the level of the scale."""
+    """The anomaly map (S, S) of an image, in nats, and its regions above the scale's level."""
 
     heat: NDArray[np.float32]
     regions: tuple[Region, ...]
     scan: NDArray[np.float32]
-    """Image (C, S, S) on [0, 1] as the model saw it."""
+    """Image (C, S, S), in [0, 1], as the model received it."""
     expected: NDArray[np.float32]
-    """Image (C, S, S) on [0, 1] that the model expected."""
+    """Image (C, S, S), in [0, 1], that the model expected."""
     scale: Scale
 
     def draw(self, title: str = "") -> Image.Image:
@@ -35,7 +35,7 @@ class Localization:
 def localizations(
     encoding: ImageEncoding, scale: Scale, explained: ScoreParts, rows: Sequence[int]
 ) -> Iterator[Localization]:
-    """Yield the localization of some rows of an explained batch."""
+    """Yield the localization of the given rows of an explained batch."""
     side = encoding.layout.size
     for row in rows:
         heat = explained.nats[row].reshape(side, side).astype(np.float32)
@@ -45,6 +45,6 @@ def localizations(
         yield Localization(heat, regions(heat, scale), scan, expected, scale)
 
 
-def decision_title(found: Detections, row: int) -> str:
+def decision_title(detections: Detections, row: int) -> str:
     """Return a title with the score and the p-value of an image."""
-    return f"score {found.score[row]:.6g}, p = {found.p_value[row]:.2g}"
+    return f"score {detections.score[row]:.6g}, p = {detections.p_value[row]:.2g}"

@@ -1,8 +1,8 @@
 """Select the schema and the encoding of a kind of data: tables or images.
 
-A schema reads data from outside into a `RawBatch`. An encoding turns the batch into the model's
-matrix, and names the columns of the model's outputs. Schemas and encodings have the same methods
-for every kind, so that scoring, calibration and the flows need not distinguish kinds.
+A schema parses input data into a `RawBatch`. An encoding turns the batch into the model's input
+matrix and names the columns of the model's outputs. Schemas and encodings have the same methods for
+every kind, so that scoring, calibration and the pipelines need not distinguish kinds.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Encoding: TypeAlias = "TabularEncoding | ImageEncoding"
 def modality(kind: str) -> tuple[type[Schema], type[Encoding]]:
     """Return the schema class and the encoding class of a kind.
 
-    Image libraries are only imported for images.
+    Image libraries are imported only for images.
 
     Raises:
         BundleError: the kind is unknown, or its libraries are not installed.
@@ -43,10 +43,10 @@ def modality(kind: str) -> tuple[type[Schema], type[Encoding]]:
 
 
 def image_modality(schema: Schema, encoding: Encoding) -> tuple[ImageSchema, ImageEncoding]:
-    """Return the schema and the encoding of an image model with their exact types.
+    """Narrow the types of a schema and an encoding to those of an image model.
 
     Raises:
-        BundleError: The model is for tables.
+        BundleError: the model is for tables.
     """
     if isinstance(schema, TabularSchema) or isinstance(encoding, TabularEncoding):
         raise BundleError("the model is for tables; choose a model of images")

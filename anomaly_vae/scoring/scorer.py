@@ -19,20 +19,21 @@ from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.scoring.modality import Encoding, Schema
 
 BLOCK_ROWS = 4
-"""Number of rows that ONNX Runtime's kernels multiply together.
+"""Number of rows that ONNX Runtime's matrix kernels process together.
 
-Tiles are padded to multiples of it: the kernels round the rows of an incomplete block differently,
-which would make a row's score depend on the number of rows beside it.
+Tiles are padded to a multiple of this number. Kernels round the rows of an incomplete block
+differently, which would make a row's score depend on the number of rows in its batch.
 """
 OUTPUTS = ("score", "nats", "kl", "expected", "latent")
+"""Names of the graph's outputs."""
 
 
 @dataclass(frozen=True)
 class ScoreParts:
     """Scores and their parts, in nats: score = Σ nats + kl.
 
-    score (N,); nats (N, C) per column of the encoding; kl (N,); observed and expected (N, F),
-    encoded; latent (N, L).
+    score (N,); nats (N, C), one entry per column of the encoding; kl (N,); observed and expected
+    (N, F), both encoded; latent (N, L), the latent means.
     """
 
     score: NDArray[np.float64]
@@ -43,11 +44,11 @@ class ScoreParts:
     latent: Matrix
 
     def part(self, rows: Any) -> ScoreParts:
-        """Return some of the rows, selected by any numpy index."""
+        """Return the rows that a numpy index selects."""
         return ScoreParts(*(value[rows] for value in vars(self).values()))
 
     def replaced(self, mask: NDArray[np.bool_], other: ScoreParts) -> ScoreParts:
-        """Return a copy whose rows are taken from ``other`` where the mask (N,) is true."""
+        """Return a copy with the rows where the mask (N,) is true taken from ``other``."""
         pairs = zip(vars(self).values(), vars(other).values(), strict=True)
         chosen = (np.where(mask.reshape(-1, *[1] * (a.ndim - 1)), b, a) for a, b in pairs)
         return ScoreParts(*chosen)
@@ -88,7 +89,7 @@ class Scorer:
         return np.concatenate([self._run(("score",), tile)[0] for tile in self._tiles(x)])
 
     def losses(self, batch: RawBatch) -> NDArray[np.float64]:
-        """Return the reconstruction terms of the scores (N,), which leave out the KL term."""
+        """Return the scores (N,) without the KL term."""
         return self.scores_and_losses(batch)[1]
 
     def scores_and_losses(self, batch: RawBatch) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -107,16 +108,16 @@ class Scorer:
         score, nats, kl, expected, latent = (
             np.concatenate(part) for part in zip(*tiles, strict=True)
         )
-        by_column = self.encoding.per_column(nats.astype(np.float64)) + 0.0  # turns −0 into 0
+        by_column = self.encoding.per_column(nats.astype(np.float64)) + 0.0  # turns −0.0 into 0.0
         return ScoreParts(score, by_column, kl, x, expected, latent)
 
     def _tiles(self, x: Matrix) -> Iterator[Matrix]:
-        """Yield tiles of a matrix; an empty matrix is one tile."""
+        """Yield tiles of a matrix (N, F); an empty matrix yields one empty tile."""
         step = self.encoding.tile
         return (x[i : i + step] for i in range(0, max(len(x), 1), step))
 
     def _run(self, outputs: tuple[str, ...], x: Matrix) -> list[NDArray[Any]]:
-        """Run the graph over one tile, padded to whole blocks."""
+        """Run the graph on one tile, padded to a multiple of `BLOCK_ROWS`."""
         rows, block = len(x), min(self.encoding.tile, BLOCK_ROWS)
         if not rows or rows % block:
             last = x[-1:] if rows else np.zeros((1, x.shape[1]), x.dtype)
@@ -126,7 +127,7 @@ class Scorer:
 
 
 def open_session(graph: bytes, weights: bytes) -> Any:
-    """Open a single-threaded session over a graph with these weights."""
+    """Open a single-threaded session for a graph and its weights."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1

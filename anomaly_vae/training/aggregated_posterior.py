@@ -1,6 +1,6 @@
-"""Estimate held-out variances, the aggregated posterior and the guard's limit after a fit.
+"""Estimate variances, the aggregated posterior and the guard's limit after a fit.
 
-A VAE is trained with the prior N(0, I), but its latents are distributed otherwise. The negative
+A VAE is trained with the prior N(0, I), but its latents have another distribution. The negative
 ELBO is lowest if the prior is the aggregated posterior q(z) = E[q(z|x)] (Tomczak & Welling 2018;
 Hoffman & Johnson 2016): latents of normal rows then cost little, and latents far from all rows cost
 much. The aggregated posterior is approximated by a mixture with a bounded number of components, so
@@ -29,32 +29,32 @@ from anomaly_vae.training.gradients import keep_best_rows, rows_kept
 MAX_ROWS = 20_000
 """Maximum number of training rows whose latents are used."""
 MAX_HELD_OUT = 5_000
-"""Maximum number of held-out rows that choose the bandwidth."""
+"""Maximum number of held-out rows by which the bandwidth is chosen."""
 GUARD_ROWS = 500
-"""Number of training and held-out rows whose scores determine the guard's limit; they give the
-quartiles to one part in twenty."""
+"""Number of training and held-out rows whose scores determine the guard's limit. This number
+determines the quartiles to about 5%."""
 CHUNK = 4096
 """Number of rows that are encoded at a time."""
 BANDWIDTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Candidates for the variance added to a component's scatter, in units of the posterior
 variance."""
 COMPONENT_MULTIPLE = 16
-"""Divisor of the number of components. Processors add this many numbers at a time; with another
-number of components, rounding would depend on where a row lies in memory."""
+"""Divisor of the number of components. Processors add this many numbers at a time; otherwise
+rounding would depend on the position of a row in memory."""
 KMEANS_ITERATIONS = 3
-"""Number of iterations of k-means (Lloyd 1982); more do not detect better."""
+"""Number of iterations of k-means (Lloyd 1982); more iterations do not improve detection."""
 WINSORIZED = 0.1
-"""Fraction of held-out rows at either end whose log-density is clipped to that of the others."""
+"""Fraction of held-out rows at either end whose log-density is clipped to the remaining range."""
 PRIOR_WEIGHT = 10.0
-"""Weight of the prior belief that the variances are right, in rows."""
+"""Weight of the prior assumption that the variances are right, in rows."""
 MIN_VARIANCE = 1e-4
-"""Minimum posterior variance when it is used as the unit of length."""
+"""Minimum posterior variance where its square root serves as the unit of length."""
 GUARD_LIMIT = 0.5
 """Largest change the guard member may make to a score, as a fraction of the interquartile range of
 the scores. Anomalies that the other members learned by mistake then score above most rows, while
 rare normal rows keep their order."""
 MIN_GUARD_LIMIT = 1e-6
-"""Minimum of the guard's limit, in nats, for tables whose rows are all alike."""
+"""Minimum of the guard's limit, in nats, for tables whose rows all have equal scores."""
 MAX_VARIANCE = 30.0
 """Maximum variance of a numeric column given z; the variance of a standardised column is 1."""
 
@@ -67,9 +67,9 @@ def finalize(
 
     Args:
         model: fitted model, changed in place.
-        train: (N, F), encoded rows it was fitted to.
-        held_out: (H, F), encoded rows it was not fitted to. They choose the bandwidth of the
-            aggregated posterior and are then included in it.
+        train: (N, F), encoded rows that the model was fitted to.
+        held_out: (H, F), encoded rows that it was not fitted to. The bandwidth of the aggregated
+            posterior is chosen by them, and they are then included in it.
         config: ``prior`` and ``components``.
         training: ``trims``, the fraction of rows excluded for each member, and the ``seed`` of
             subsamples and clusters.
@@ -91,17 +91,18 @@ def _aggregated_posterior(
     """Return the mixture over the latents of each member's kept rows."""
     known, new = (Codes.of(model, rows, training) for rows in (train, held_out))
     members = zip(known.mean, known.kept, new.mean, new.kept, known.unit, strict=True)
-    each = [
+    mixtures = [
         mixture(mean[kept], new_mean[new_kept], unit, config.components, training.seed)
         for mean, kept, new_mean, new_kept, unit in members
     ]
-    count = -(-max(one.n_components for one in each) // COMPONENT_MULTIPLE) * COMPONENT_MULTIPLE
-    each = [one.split_components(count) for one in each]
-    return Mixture.stack(each) if model.members > 1 else each[0]
+    largest = max(part.n_components for part in mixtures)
+    count = -(-largest // COMPONENT_MULTIPLE) * COMPONENT_MULTIPLE
+    mixtures = [part.split_components(count) for part in mixtures]
+    return Mixture.stack(mixtures) if model.members > 1 else mixtures[0]
 
 
 def _guard_limit(model: VAE, x: Tensor) -> Tensor:
-    """Return the guard's limit (1,), nats, from the other members' bounds of rows (N, F).
+    """Return the guard's limit (1,), in nats, from the other members' bounds on rows (N, F).
 
     See `GUARD_LIMIT`.
     """
@@ -112,21 +113,21 @@ def _guard_limit(model: VAE, x: Tensor) -> Tensor:
 
 
 def refit_variances(model: VAE, held_out: Tensor, kept: Tensor) -> None:
-    """Multiply the variance of each numeric column by √f, halfway to the held-out residuals.
+    """Multiply the variance of each numeric column by √f, halfway to its held-out estimate.
 
     f = (Σ r²/σ² + a) / (n + a), where r are the residuals of held-out rows and a is the weight of a
-    prior at 1. The variances σ² were learned with noise on inputs and latents, and on rows that the
-    decoder was fitted to. The residuals are those of a score, without noise and on other rows. The
-    geometric mean of both variances is a compromise, since the bound is about noisy latents and the
-    score about their means.
+    prior at 1. The variances σ² were learned with noise on inputs and latents, on rows that the
+    decoder was fitted to. The residuals r are computed as in a score: without noise, on other rows.
+    The geometric mean of both variances is a compromise, since the bound refers to noisy latents
+    and the score to their means.
 
-    Afterwards no variance exceeds `MAX_VARIANCE`. A learned exponential grows without limit far
-    from the training rows, and anomalies there would otherwise cost little.
+    Variances are also limited to `MAX_VARIANCE`. A learned exponential grows without limit far from
+    the training rows, so that anomalies there would otherwise have low scores.
 
     Args:
         model: fitted model, changed in place.
         held_out: (H, F), encoded rows.
-        kept: (E, H), rows that each member takes into account.
+        kept: (E, H), mask of the rows that each member takes into account.
     """
     likelihood = tabular_parts(model).likelihood
     likelihood.variance_limit.fill_(MAX_VARIANCE)
@@ -148,7 +149,7 @@ def refit_variances(model: VAE, held_out: Tensor, kept: Tensor) -> None:
 
 
 def mixture(codes: Tensor, held_out: Tensor, unit: Tensor, components: int, seed: int) -> Mixture:
-    """Return the aggregated posterior of latents in at most ``components`` components.
+    """Approximate the aggregated posterior of latents by at most ``components`` components.
 
     The centers are the means of k-means clusters, in units of the posterior deviation. The weights
     are the cluster sizes. The variance of a component is the scatter of its cluster plus a
@@ -167,8 +168,8 @@ def mixture(codes: Tensor, held_out: Tensor, unit: Tensor, components: int, seed
     label = cluster_labels(every, components, seed)
     known, clusters = Clusters.of(first, label[: len(first)]), Clusters.of(every, label)
     square = known.mixture(1.0, unit).squared_distances(held_out.unsqueeze(-2)).float()
-    each = [known.mixture(width, unit).log_prob_from_distances(square) for width in BANDWIDTHS]
-    best = int(_winsorized_mean(torch.stack(each)).argmax())
+    log_probs = [known.mixture(h, unit).log_prob_from_distances(square) for h in BANDWIDTHS]
+    best = int(_winsorized_mean(torch.stack(log_probs)).argmax())
     return clusters.mixture(BANDWIDTHS[best], unit)
 
 
@@ -178,13 +179,13 @@ class Codes(NamedTuple):
     mean: Tensor
     """(E, N, L): posterior means."""
     kept: Tensor
-    """(E, N): whether a member would learn from a row, judged by its bound at the mean."""
+    """(E, N): whether a member would learn from a row, judged by the row's bound at the mean."""
     unit: Tensor
     """(E, 1, L): posterior standard deviation, averaged over the rows."""
 
     @classmethod
     def of(cls, model: VAE, x: Tensor, training: TrainingConfig) -> Codes:
-        """Compute the latents of rows x (N, F)."""
+        """Compute the latents of encoded rows (N, F)."""
         parts = [_codes(model, part, training.beta) for part in x.split(CHUNK)]
         mean, log_var, bound = (torch.cat(part, 1) for part in zip(*parts, strict=True))
         kept = keep_best_rows(bound, rows_kept(len(x), training.trims(model.members)))
@@ -207,9 +208,9 @@ class Clusters(NamedTuple):
     center: Tensor
     """(M, L): means of the clusters."""
     size: Tensor
-    """(M,): numbers of latents."""
+    """(M,): number of latents in each cluster."""
     scatter: Tensor
-    """(M,): mean squared distance from the center per dimension."""
+    """(M,): mean squared distance from the center, per dimension."""
 
     @classmethod
     def of(cls, codes: Tensor, label: Tensor) -> Clusters:
@@ -226,21 +227,21 @@ class Clusters(NamedTuple):
         return Mixture(log_weight, self.center, torch.log(bandwidth + self.scatter), unit)
 
 
-def cluster_labels(codes: Tensor, most: int, seed: int) -> Tensor:
-    """Assign latents (N, L) to at most ``most`` k-means clusters; return their labels (N,)."""
-    if len(codes) <= most:
+def cluster_labels(codes: Tensor, limit: int, seed: int) -> Tensor:
+    """Assign latents (N, L) to at most ``limit`` k-means clusters; return their labels (N,)."""
+    if len(codes) <= limit:
         return torch.arange(len(codes))
-    kmeans = KMeans(most, init="random", n_init=1, max_iter=KMEANS_ITERATIONS, random_state=seed)
+    kmeans = KMeans(limit, init="random", n_init=1, max_iter=KMEANS_ITERATIONS, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct codes than clusters
         return torch.from_numpy(kmeans.fit_predict(codes.numpy()).astype(np.int64))
 
 
-def _subsample(x: Tensor, most: int, seed: int) -> Tensor:
-    """Return at most ``most`` rows, chosen at random."""
-    if len(x) <= most:
+def _subsample(x: Tensor, limit: int, seed: int) -> Tensor:
+    """Return at most ``limit`` rows, chosen at random."""
+    if len(x) <= limit:
         return x
-    return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:most]]
+    return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:limit]]
 
 
 def _winsorized_mean(log_prob: Tensor) -> Tensor:

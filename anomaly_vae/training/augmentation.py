@@ -1,9 +1,9 @@
 """Prepare training batches: hide cells, add noise, augment and corrupt images.
 
-A `View` is a pair: ``encoder_input`` is what the encoder receives, ``target`` is what the
-likelihood has to explain. In tables, cells are hidden in both, and noise is added to the numbers
-of the encoder input. Images are mirrored and rotated in both, and corrupted in the encoder input
-alone. Either way the model learns to denoise (Vincent et al. 2008; Im et al. 2017).
+A `View` consists of the input of the encoder, ``encoder_input``, and the rows that the likelihood
+has to explain, ``target``. In tables, cells are hidden in both, and noise is added to the numbers
+of the encoder input only. Images are mirrored and rotated in both, and corrupted in the encoder
+input only. In both cases the model learns to denoise (Vincent et al. 2008; Im et al. 2017).
 
 All functions work on whole batches of tensors and draw from the generator that they are given.
 """
@@ -24,7 +24,7 @@ from anomaly_vae.images.encoding import STANDARDISED_MEAN, ImageLayout
 COARSE_CELL = 4
 """Side of a cell of the grid on which coarse noise is drawn, in pixels."""
 MAX_VALUES_PER_DRAW = 1 << 16
-"""Maximum number of values for which drawing several batches in one call is faster."""
+"""Maximum number of values up to which drawing several batches in one call is faster."""
 
 Insert = Callable[[Tensor, Generator], tuple[Tensor, Tensor]]
 """Function that inserts anomalies into images (N, C, S, S) and returns the changed images
@@ -41,7 +41,7 @@ class SyntheticAnomalies(NamedTuple):
 
 
 class View(NamedTuple):
-    """A batch as a training step receives it."""
+    """The rows of a batch in the form that a training step receives."""
 
     encoder_input: Tensor
     """(N, F): encoded rows that the encoder receives."""
@@ -57,7 +57,7 @@ class Views(Protocol):
     loss_scale: float
     """Divisor of each row's loss."""
     max_values: int
-    """Maximum number of values that are drawn in one call; 0 draws each batch on its own."""
+    """Maximum number of values that are drawn in one call; 0 draws each batch separately."""
 
     def __call__(self, x: Tensor, generator: Generator) -> View:
         """Return a view of the encoded rows ``x`` (N, F)."""
@@ -76,7 +76,7 @@ class Identity:
 
 
 class NoisyCells:
-    """Rows with hidden cells and, for the encoder alone, noise on their numbers.
+    """Rows with hidden cells and, in the encoder input only, noise on the numbers.
 
     Args:
         hide: probability that a raw column of a row is hidden.
@@ -97,7 +97,7 @@ class NoisyCells:
         self.n_units = max(units, default=-1) + 1
 
     def __call__(self, x: Tensor, generator: Generator) -> View:
-        """Return a view of ``x`` (..., F), with any leading axes; see `Views`."""
+        """Return a view of ``x`` (..., F), which may have any leading axes; see `Views`."""
         target = self._hidden(x, generator)
         if not self.noise or not self.n_numeric:
             return View(target, target)
@@ -106,6 +106,7 @@ class NoisyCells:
         return View(target + F.pad(noise, (0, x.shape[-1] - self.n_numeric)), target)
 
     def _hidden(self, x: Tensor, generator: Generator) -> Tensor:
+        """Hide random cells of the rows (..., F)."""
         if not self.hide:
             return x
         shape = (*x.shape[:-1], self.n_units)
@@ -115,7 +116,7 @@ class NoisyCells:
 
 
 class DistortedImages:
-    """Images that are mirrored and rotated, and corrupted for the encoder.
+    """Images that are mirrored and rotated, and corrupted in the encoder input only.
 
     Args:
         layout: shape of the images.
@@ -124,7 +125,7 @@ class DistortedImages:
         insert: how to insert synthetic anomalies; None inserts none.
     """
 
-    max_values = 0  # every batch draws its own shift of the coarse noise
+    max_values = 0  # each batch has a separate shift of the coarse noise
 
     def __init__(
         self,
@@ -135,7 +136,7 @@ class DistortedImages:
     ) -> None:
         self.layout, self.augmentation, self.corruption = layout, augmentation, corruption
         self.insert = insert
-        self.loss_scale = float(layout.n_columns)  # a loss in nats per value, for thousands of them
+        self.loss_scale = float(layout.n_columns)  # makes the loss nats per value; images have many
 
     def __call__(self, x: Tensor, generator: Generator) -> View:
         """Return a view of the images ``x`` (N, F); see `Views`."""
@@ -182,7 +183,7 @@ def corrupted(images: Tensor, config: CorruptionConfig, generator: Generator) ->
 
 
 def coarse_noise(images: Tensor, strength: float, generator: Generator) -> Tensor:
-    """Add normal noise drawn on a coarse grid, enlarged and shifted (Kascenas et al. 2022)."""
+    """Add normal noise, drawn on a coarse grid, enlarged and shifted (Kascenas et al. 2022)."""
     cells = max(images.shape[-1] // COARSE_CELL, 2)
     shape = (len(images), images.shape[1], cells, cells)
     noise = torch.randn(shape, generator=generator, device=images.device)
@@ -198,7 +199,7 @@ def pixel_noise(images: Tensor, strength: float, generator: Generator) -> Tensor
 
 
 def masked(images: Tensor, strength: float, generator: Generator) -> Tensor:
-    """Set a random square of each image to the mean; ``strength`` is its share of the side."""
+    """Set a random square of each image to the mean; its side is ``strength`` times the image's."""
     side = images.shape[-1]
     width = min(max(round(strength * side), 1), side)
     corner = torch.rand((2, len(images), 1), generator=generator, device=images.device)
@@ -223,3 +224,4 @@ CORRUPTIONS = {
     "mask": masked,
     "downsample": downsampled,
 }
+"""Corruption function of images (N, C, H, W), by its type in the configuration."""

@@ -1,4 +1,4 @@
-"""Fit a detector and freeze it into a bundle: encode, build, fit, export, check."""
+"""Fit a detector and freeze it into a bundle: encode, build, fit, export and check."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from anomaly_vae.training.warm_start import start_from
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """Encoded rows that are ready to fit."""
+    """The encoded rows of a fit, with their schema and encoding."""
 
     schema: Schema
     encoding: Encoding
@@ -37,6 +37,7 @@ class Fitted:
     model: VAE
     history: History
     graph_error: float
+    """Largest relative difference between scores of the graph and of torch."""
 
 
 def prepare(
@@ -51,9 +52,9 @@ def prepare(
     Args:
         config: determines how columns or images are encoded.
         schema: the columns of a table, or the shape of images.
-        train: rows that weights are fitted to.
-        validation: rows that measure the fit.
-        start: model whose weights the fit will start from; levels keep its order.
+        train: rows that the weights are fitted to.
+        validation: rows that the fit is measured on.
+        start: model whose weights the fit will start from; levels keep the order they have in it.
 
     Raises:
         DataError: no column is left to learn from.
@@ -89,16 +90,16 @@ def fit_bundle(
     """Fit, export and check a model.
 
     Args:
-        config: the configuration, which is resolved here for the number of rows.
+        config: the configuration; sizes that it leaves open are derived from the rows.
         prepared: encoded rows, the result of `prepare`.
         data: description of the rows, stored in the manifest.
         on_epoch: called after each epoch; see `fit`.
         checkpoint: file to resume from; see `fit`.
-        start: model whose weights the fit starts from; `incompatibility` must be None.
+        start: model whose weights the fit starts from; its `incompatibility` must be None.
 
     Raises:
         TrainingError: the fit diverged.
-        ExportError: the graph disagrees with torch on the validation rows.
+        ExportError: the scores of the graph and of torch differ on the validation rows.
 
     Example:
         >>> import numpy as np, pyarrow as pa
@@ -139,6 +140,7 @@ def fit_bundle(
 
 
 def _summary(history: History) -> dict[str, Any]:
+    """Return the ``training`` entry of the manifest."""
     best = dataclasses.asdict(history.best)
     return {
         "epochs": len(history.epochs),

@@ -1,9 +1,8 @@
 """Compute the gradient of a batch's loss, by automatic differentiation or in closed form.
 
-`Autograd` differentiates any model. `ClosedForm` covers the default tabular model. Batches of
-tables are small, so that a step costs the overhead of its tensor operations rather than their
-arithmetic, and recording operations for automatic differentiation about doubles their number.
-docs/architecture.md states the measured difference.
+`Autograd` differentiates any model; `ClosedForm` covers the default tabular model. Table batches
+are small, so the time of a step is mostly the overhead of tensor operations, and automatic
+differentiation about doubles their number. docs/architecture.md states the measured difference.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ from anomaly_vae.training.augmentation import SyntheticAnomalies
 class Batch(NamedTuple):
     """The input of one training step.
 
-    A model of E members that each have their own rows adds a leading axis E to every field.
+    If each of E members has separate rows, every field has a leading axis E.
     """
 
     features: Tensor
-    """(N, inputs): input of the encoder; for images (N, F)."""
+    """(N, inputs): input of the encoder; (N, F) for images."""
     target: Tensor
     """(N, F): encoded rows whose log-likelihood is maximised."""
     noise: Tensor
@@ -41,8 +40,8 @@ class Batch(NamedTuple):
     def split(self, sizes: list[int]) -> Iterator[Batch]:
         """Yield batches of the given numbers of rows.
 
-        Batches of images are never drawn several at once (see `Views.max_values`), so that
-        ``synthetic`` needs no splitting.
+        Image batches are drawn one at a time (see `Views.max_values`), so ``synthetic`` is never
+        split.
         """
         if len(sizes) == 1:
             return iter([self])
@@ -52,16 +51,16 @@ class Batch(NamedTuple):
 
 Gradient = Callable[[Batch, float], Tensor]
 """Function (batch, beta) that overwrites the ``grad`` of every weight with the derivative of the
-batch's loss, where beta weighs the KL term, and returns the sums of log_prob and kl over the batch
+batch's loss, where beta weights the KL term, and returns the sums of log_prob and kl over the batch
 as (2,), nats."""
 
 
 def gradient_of(model: VAE, config: FitConfig, loss_scale: float = 1.0) -> Gradient:
-    """Return the closed-form gradient where it applies, else automatic differentiation.
+    """Return the closed-form gradient if it covers the model, else automatic differentiation.
 
     Args:
         model: the model to fit; its weights must already have a ``grad``.
-        config: precision, free bits and trimming.
+        config: determines precision, free bits and trimming.
         loss_scale: divisor of each row's loss.
     """
     if ClosedForm.covers(model, config):
@@ -111,7 +110,7 @@ class Autograd:
         return F.binary_cross_entropy_with_logits(log_odds.float(), synthetic.mask)
 
     def _kl(self, kl: Tensor, rows: Sequence[int]) -> Tensor:
-        """Sum the KL term; with free bits, each dimension counts at least its allowance."""
+        """Sum the KL term; with free bits, each latent dimension counts at least its allowance."""
         if not self.config.free_bits:
             return kl.sum()
         allowance = kl.new_tensor(rows).unsqueeze(-1) * self.config.free_bits
@@ -127,11 +126,11 @@ class Autograd:
 class ClosedForm:
     """The gradient of the default tabular model, derived by hand.
 
-    It covers dense networks with one posterior variance shared by all rows, and columns without a
-    Student's t likelihood. With z = μ + σε the loss is Σ (β KL − log p(x|z)), divided by the number
-    of kept rows (of all members) and by ``loss_scale``. Its derivatives are propagated back from
-    the likelihood through the decoder to z, and from z to μ (the encoder's output) and to log σ²,
-    where the derivatives of the KL term are added.
+    It covers dense networks whose posterior variance is the same for all rows, and tables without
+    Student's t likelihoods. With z = μ + σε the loss is Σ (β KL − log p(x|z)), divided by the
+    number of kept rows (of all members) and by ``loss_scale``. Its derivatives are propagated back
+    from the likelihood through the decoder to z, and from z to μ (the encoder's output) and to log
+    σ², where the derivatives of the KL term are added.
     """
 
     def __init__(self, model: VAE, config: FitConfig, loss_scale: float = 1.0) -> None:

@@ -1,6 +1,6 @@
-"""Collect all that training does differently for tables and for images, in one class each.
+"""Define the steps of training that differ between tables and images, in one class each.
 
-`KINDS` is the only place where training and generation choose between the two.
+`KINDS` is the only place where training and generation distinguish the two.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from anomaly_vae.training.runtime import cpu_threads
 from anomaly_vae.training.synthetic_anomalies import synthetic
 
 MEASURED = {"center", "offset", "scale", "shift"}
-"""Keys of an encoded column that are measured on the rows; the others define its meaning."""
+"""Keys of an encoded column that are measured on the rows; the other keys define its meaning."""
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 SchemaT = TypeVar("SchemaT", bound=Schema)
@@ -61,7 +61,7 @@ class Kind(ABC, Generic[ConfigT, SchemaT, EncodingT]):
 
     @abstractmethod
     def align(self, encoding: EncodingT, earlier: EncodingT) -> EncodingT:
-        """Return the encoding with everything arbitrary in it as in an earlier one."""
+        """Return the encoding with arbitrary choices (order of levels) as in an earlier one."""
 
     @abstractmethod
     def difference(self, earlier: Any, encoding: EncodingT) -> str | None:
@@ -74,7 +74,7 @@ class Kind(ABC, Generic[ConfigT, SchemaT, EncodingT]):
 
     @abstractmethod
     def build(self, config: ConfigT, encoding: EncodingT) -> VAE:
-        """Return an untrained model; its initial weights follow from the seed of the training."""
+        """Return an untrained model; the training seed determines its initial weights."""
 
     @abstractmethod
     def build_stored(self, section: Mapping[str, Any], encoding: EncodingT) -> VAE:
@@ -86,7 +86,7 @@ class Kind(ABC, Generic[ConfigT, SchemaT, EncodingT]):
 
     @abstractmethod
     def finalize(self, model: VAE, config: ConfigT, train: Matrix, validation: Matrix) -> None:
-        """Estimate from encoded rows (N, F) what is learned after the networks, in place."""
+        """Estimate, from encoded rows (N, F), the parameters that are set after the fit."""
 
     @abstractmethod
     def freeze(
@@ -100,10 +100,10 @@ class Kind(ABC, Generic[ConfigT, SchemaT, EncodingT]):
         """Export the scoring graph and compare it with torch on the validation rows.
 
         Returns:
-            The bundle, and the largest relative disagreement of its scores with torch.
+            The bundle, and the largest relative difference between its scores and those of torch.
 
         Raises:
-            ExportError: the disagreement is too large.
+            ExportError: the difference is too large.
         """
 
 
@@ -122,9 +122,9 @@ class Tables(Kind[TabularConfig, TabularSchema, TabularEncoding]):
         return encoding
 
     def align(self, encoding: TabularEncoding, earlier: TabularEncoding) -> TabularEncoding:
-        """Give columns with the same levels as earlier the earlier order of levels.
+        """Restore the earlier order of levels in columns whose set of levels has not changed.
 
-        Levels are ordered by frequency, which varies with the rows and carries no meaning.
+        Levels are ordered by frequency, which depends on the rows and has no meaning.
         """
         known = {column.name: column for column in earlier.columns}
         columns = tuple(
@@ -133,7 +133,7 @@ class Tables(Kind[TabularConfig, TabularSchema, TabularEncoding]):
         return replace(encoding, columns=columns)
 
     def difference(self, earlier: Any, encoding: TabularEncoding) -> str | None:
-        """Compare names and meaning of the columns; see `Kind.difference`."""
+        """Compare the names and meanings of columns; see `Kind.difference`."""
         planned = encoding.to_json()
         before, now = ([column["name"] for column in columns] for columns in (earlier, planned))
         if before != now:
@@ -197,7 +197,7 @@ class Images(Kind[ImageConfig, ImageSchema, ImageEncoding]):
         return encoding
 
     def difference(self, earlier: Any, encoding: ImageEncoding) -> str | None:
-        """Compare the encodings as they are; see `Kind.difference`."""
+        """Compare the encodings for equality; see `Kind.difference`."""
         return None if earlier == encoding.to_json() else f"its images are encoded as {earlier}"
 
     def build(self, config: ImageConfig, encoding: ImageEncoding) -> VAE:
@@ -241,6 +241,7 @@ KINDS: dict[str, Kind[Any, Any, Any]] = {"tabular": Tables(), "image": Images()}
 
 
 def _with_order_of(column: EncodedColumn, earlier: EncodedColumn | None) -> EncodedColumn:
+    """Return a column with the earlier order of levels, if the levels are the same."""
     if not (isinstance(column, Categorical) and isinstance(earlier, Categorical)):
         return column
     same = set(column.levels) == set(earlier.levels)
@@ -248,5 +249,6 @@ def _with_order_of(column: EncodedColumn, earlier: EncodedColumn | None) -> Enco
 
 
 def _meaning(column: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in column.items() if key not in MEASURED}
-    return {**kept, "unit": column.get("unit") is None}
+    """Return the keys of an encoded column that weights depend on."""
+    meaning = {key: value for key, value in column.items() if key not in MEASURED}
+    return {**meaning, "unit": column.get("unit") is None}

@@ -12,29 +12,28 @@ from anomaly_vae.images.encoding import STANDARDISED_STD
 from anomaly_vae.training.augmentation import turned
 
 MAX_ROTATION, MAX_ZOOM = math.radians(12), 0.12
-"""Maximum rotation in radians to either side, and maximum change of the scale, before the
-insertion."""
+"""Maximum rotation in either direction, in radians, and maximum relative change of scale, before
+anomalies are inserted."""
 AREA = (0.01, 0.18)
 """Minimum and maximum area of a shape, as a fraction of the image; small areas are more likely."""
-
-
 EDGE_STEEPNESS = (3.0, 16.0)
 """Minimum and maximum steepness of a shape's edge, from soft to hard."""
 AMPLITUDE = (0.35, 1.6)
 """Minimum and maximum shift, in standard deviations of the image intensities."""
 CLEAN, LOCAL, SHIFTED, FOREIGN = 0.15, 0.3, 0.5, 0.25
-"""Fractions of images left clean, of shapes confined to one place, and of fillings with shifted or
-foreign tissue; all other fillings are texture."""
+"""Fraction of images left clean, of shapes confined to one place, of fillings with shifted tissue,
+and of fillings with foreign tissue; all other fillings are texture."""
 BACKGROUND = 0.03
-"""Pixels within this distance of an image's minimum are background, where nothing is inserted."""
+"""Maximum difference from an image's minimum at which a pixel is background, where nothing is
+inserted."""
 VISIBLE = 0.15
-"""Minimum change of a changed pixel, in standard deviations of the image intensities."""
+"""Minimum change of a pixel in the mask, in standard deviations of the image intensities."""
 
 
 def synthetic(images: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
     """Insert anomalies into two copies of each image, after random geometric changes.
 
-    Each copy is rotated, mirrored and zoomed at random, so that the network meets more normal
+    Each copy is rotated, mirrored and zoomed at random, so that the network sees more normal
     variation than the training images contain.
 
     Args:
@@ -111,7 +110,7 @@ def _shape(draw: _Draw) -> Tensor:
 
 
 def _localized(field: Tensor, draw: _Draw) -> Tensor:
-    """Weight the field by a window about a random place, so that it has one shape, not several."""
+    """Weight a field (N, 1, H, W) by a window at a random place, so that it has a single shape."""
     place = torch.arange(draw.side, device=field.device) / draw.side
     rows = (place.view(1, 1, -1, 1) - draw.uniform(0.2, 0.8)) ** 2
     columns = (place.view(1, 1, 1, -1) - draw.uniform(0.2, 0.8)) ** 2

@@ -1,10 +1,10 @@
 """Fit a model: schedules, gradient clipping, early stopping and checkpoints.
 
-The data are one tensor, and batches are index slices of it. All weights are views of one flat
-tensor, so that one call clips all gradients and one call moves all weights: a step on a small batch
-costs the overhead of its calls, hence the effort to make few. All randomness comes from one
-generator whose state is part of the checkpoint, so that a resumed fit ends with the same weights as
-an uninterrupted one.
+The data are one tensor, and batches are selected from it by index. All weights are views of one
+flat tensor, so that one call clips all gradients and one call updates all weights: on small
+batches, the time of a step is mostly the overhead of calls. All randomness comes from one generator
+whose state is part of the checkpoint, so that a resumed fit ends with the same weights as an
+uninterrupted one.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from anomaly_vae.training.gradients import Batch, gradient_of
 from anomaly_vae.training.runtime import cpu_threads, retained_memory
 
 LEARNING_RATE_WARMUP = 0.05
-"""Fraction of the steps over which the learning rate rises."""
+"""Fraction of the steps during which the learning rate rises."""
 VALIDATION_DRAWS = 4096
-"""Number of posterior draws over all validation rows together, at least one per row. Their noise is
-frozen. One draw per row is used where validation does not select weights."""
+"""Number of posterior draws for all validation rows together, at least one per row, with frozen
+noise. If the last weights are kept, one draw per row is used."""
 MAX_VALIDATION_VALUES = 1 << 18
-"""Maximum number of values in the draws of the validation rows, beyond one draw per row."""
+"""Maximum number of latent values in the validation draws, unless one draw per row needs more."""
 MAX_CHUNK_ROWS, MAX_CHUNK_VALUES = 8192, 1 << 19
-"""Maximum number of validation rows evaluated at a time, and maximum number of their values."""
+"""Maximum number of validation rows, and of their values, that are evaluated at a time."""
 ADAMW_OPTIONS: dict[str, Any] = {
     "beta1": 0.9,
     "beta2": 0.999,
@@ -53,14 +53,14 @@ ADAMW_OPTIONS: dict[str, Any] = {
     "maximize": False,
     "fused": True,
 }
-"""Fixed arguments of torch's function `adamw`, which takes half the time of its class `AdamW`."""
+"""Fixed arguments of torch's function `adamw`, which is twice as fast as the class `AdamW`."""
 CHECKPOINT_SECONDS = 1.0
-"""Minimum interval between two checkpoints, in seconds; the first one and the one written on
-interruption are exempt."""
+"""Minimum time between two checkpoints, in seconds; it does not apply to the first one
+and to the one that is written on interruption."""
 
 
 class Means(NamedTuple):
-    """Means over rows of the bound's two terms, nats."""
+    """The means over rows of the bound's two terms, in nats."""
 
     log_prob: float
     kl: float
@@ -68,7 +68,7 @@ class Means(NamedTuple):
 
 @dataclass(frozen=True)
 class Epoch:
-    """The measurements of one epoch: means over rows in nats, with noise for the training rows."""
+    """The measurements of one epoch: means over rows, in nats; training rows include noise."""
 
     epoch: int
     beta: float
@@ -81,7 +81,7 @@ class Epoch:
 
     @property
     def validation_elbo(self) -> float:
-        """Mean of log_prob − kl over the validation rows, nats."""
+        """Mean of log_prob − kl over the validation rows, in nats."""
         return self.validation_log_prob - self.validation_kl
 
 
@@ -115,12 +115,13 @@ def fit(
     """Maximise the ELBO of encoded rows and keep the weights of the best or last epoch.
 
     Args:
-        model: model to fit, in place; left on the CPU in evaluation mode.
+        model: model to fit, in place; afterwards it is on the CPU, in evaluation mode.
         train: (N, F), encoded training rows, NaN where missing.
         validation: (M, F), encoded rows that decide when to stop.
         config: settings of the fit, resolved here for the number of training rows.
-        on_epoch: called after each epoch; the number of the first epoch shows where a fit resumed.
-        checkpoint: file to resume from if it fits; updated during the fit and removed at the end.
+        on_epoch: called after each epoch; the first epoch number shows where a fit resumed.
+        checkpoint: file to resume from if it is of the same model; it is updated during the fit and
+            removed at the end.
         views: function that turns batches into training views; None leaves them unchanged.
 
     Raises:
@@ -128,7 +129,8 @@ def fit(
 
     Example:
         >>> import numpy as np
-        >>> from anomaly_vae.config import ModelConfig, TrainingConfig
+        >>> from anomaly_vae.config.model import ModelConfig
+        >>> from anomaly_vae.config.training import TrainingConfig
         >>> from anomaly_vae.data.encoding import Layout
         >>> from anomaly_vae.models import build
         >>> rows = np.random.default_rng(0).standard_normal((60, 3), dtype=np.float32)
@@ -151,7 +153,7 @@ def fit(
 
 
 class State(NamedTuple):
-    """Everything that a fit resumes from, stored as a safetensors file."""
+    """The complete state of a fit, stored in a safetensors file for resumption."""
 
     tensors: dict[str, Tensor]
     epochs: tuple[Epoch, ...]
@@ -161,18 +163,18 @@ class State(NamedTuple):
         """Write the file atomically."""
         epochs = json.dumps([asdict(epoch) for epoch in self.epochs])
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as whole:
-            text = {"epochs": epochs, "best_epoch": str(self.best_epoch)}
-            save_file(self.tensors, whole, text)
+        with atomic_path(path) as temporary:
+            metadata = {"epochs": epochs, "best_epoch": str(self.best_epoch)}
+            save_file(self.tensors, temporary, metadata)
 
     @classmethod
     def load(cls, path: Path) -> State:
         """Read a file written by `save`."""
         with safe_open(path, "pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a dict
-            text = file.metadata()
-        epochs = tuple(Epoch(**record) for record in json.loads(text["epochs"]))
-        return cls(tensors, epochs, int(text["best_epoch"]))
+            metadata = file.metadata()
+        epochs = tuple(Epoch(**record) for record in json.loads(metadata["epochs"]))
+        return cls(tensors, epochs, int(metadata["best_epoch"]))
 
 
 class Moments(NamedTuple):
@@ -185,18 +187,20 @@ class Moments(NamedTuple):
     @classmethod
     def of(cls, weights: Tensor) -> Moments:
         """Return the moments before the first step."""
-        nothing = torch.zeros_like(weights.detach())
-        return cls(nothing, nothing.clone(), nothing.new_zeros(()))
+        zeros = torch.zeros_like(weights.detach())
+        return cls(zeros, zeros.clone(), zeros.new_zeros(()))
 
     @torch.no_grad()
     def step(self, weights: Tensor, gradient: Tensor, rate: float, decay: float) -> None:
-        """Move the weights by one step of AdamW."""
+        """Update the weights (P,) by one step of AdamW."""
         first, second, none = [self.exp_avg], [self.exp_avg_sq], list[Tensor]()
-        own = {"lr": rate, "weight_decay": decay, **ADAMW_OPTIONS}
-        adamw([weights], [gradient], first, second, none, [self.steps], **own)
+        options = {"lr": rate, "weight_decay": decay, **ADAMW_OPTIONS}
+        adamw([weights], [gradient], first, second, none, [self.steps], **options)
 
 
 class _Trainer:
+    """A fit in progress: model, data, optimiser, random generator and history."""
+
     def __init__(
         self,
         model: VAE,
@@ -226,7 +230,7 @@ class _Trainer:
     # ------------------------------------------------------------ schedules
 
     def learning_rate(self, step: int) -> float:
-        """Return the learning rate of a step: a linear warm-up, then a cosine down to zero."""
+        """Return the learning rate of a step: it rises linearly, then falls to zero as a cosine."""
         warm = LEARNING_RATE_WARMUP * self.steps
         if step < warm:
             return self.config.learning_rate * (step + 1) / (warm + 1)
@@ -285,17 +289,17 @@ class _Trainer:
 
     def _order(self) -> Tensor:
         """Return the order of an epoch's rows: (N,), or (N, E) with one order per member."""
-        each = [
+        orders = [
             torch.randperm(len(self.x), generator=self.generator, device=self.device)
             for _ in range(self.model.members)
         ]
-        return torch.stack(each, -1) if len(each) > 1 else each[0]
+        return torch.stack(orders, -1) if len(orders) > 1 else orders[0]
 
     def _batches(self) -> Iterator[Batch]:
         """Yield the batches of an epoch; several small ones are drawn in one call."""
         values = self.batch_size * self.x.shape[1] * self.model.members
-        several = max(1, self.views.max_values // max(values, 1))
-        for rows in batches(self._order(), several * self.batch_size):
+        per_draw = max(1, self.views.max_values // max(values, 1))
+        for rows in batches(self._order(), per_draw * self.batch_size):
             sizes = [len(part) for part in batches(rows, self.batch_size)]
             yield from self._draw(self.x[rows.movedim(-1, 0)]).split(sizes)
 
@@ -306,7 +310,7 @@ class _Trainer:
         return Batch(self.model.features(view.encoder_input), view.target, noise, view.synthetic)
 
     def _step(self, batch: Batch, step: int) -> Tensor:
-        """Take one step; return the sums of log_prob and kl before it, (2,), nats."""
+        """Take one step; return the sums of log_prob and kl before the step, (2,), in nats."""
         totals = self.backward(batch, self.beta(step))
         self._descend(self.learning_rate(step))
         return totals
@@ -327,7 +331,7 @@ class _Trainer:
         return Means(log_prob, torch.cat([t.kl.sum(-1) for t in terms], -1).mean().item())
 
     def _validation_noise(self, rows: int) -> Tensor:
-        """Return frozen noise (rows, K, L), drawn for each row to reduce the mean's variance."""
+        """Return frozen noise (rows, K, L) for K draws per row, which reduce the variance."""
         total = min(VALIDATION_DRAWS, MAX_VALIDATION_VALUES // self.model.latent_dim)
         draws = max(1, total // rows) if self.config.keep == "best" else 1
         generator = torch.Generator().manual_seed(self.config.seed)
@@ -342,7 +346,7 @@ class _Trainer:
             )
 
     def finish(self) -> History:
-        """Load the weights to keep into the model and return the history."""
+        """Load the kept weights into the model and return the history."""
         self.model.load_state_dict(self.best)
         self.model.to("cpu").eval()
         for weight in self.model.parameters():
@@ -362,14 +366,14 @@ class _Trainer:
         return State(copies, tuple(self.history), self.best_epoch)
 
     def restore(self, saved: State) -> None:
-        """Continue from a saved state; if it does not fit, raise and change nothing."""
+        """Continue from a saved state; if it is of another model, raise and change nothing."""
         groups = defaultdict(dict, _grouped_by_prefix(saved.tensors))
         shapes, moments = _shapes(self.model.state_dict()), _shapes(self.moments._asdict())
         stored = [_shapes(groups[name]) for name in ("model", "best", "optimizer")]
         if stored != [shapes, shapes if saved.epochs else {}, moments]:
             raise ValueError("the checkpoint is of another model")
         self.generator.set_state(saved.tensors["generator"])  # raises for another device
-        # All checks have passed, so that nothing below can fail and leave a partial state.
+        # All checks have passed: nothing below can fail and leave a partial state.
         self.model.load_state_dict(groups["model"])
         self.moments = Moments(**{k: v.to(self.device) for k, v in groups["optimizer"].items()})
         self.best = {k: v.to(self.device) for k, v in groups["best"].items()}
@@ -387,23 +391,23 @@ class _Checkpoint:
         self.write()
 
     def record(self) -> None:
-        """Remember the state after an epoch, and write it when an update is due."""
+        """Take over the state after an epoch, and write it if an update is due."""
         self.state = self.trainer.state()
         if time.monotonic() - self.written >= CHECKPOINT_SECONDS:
             self.write()
 
     def write(self) -> None:
-        """Write the remembered state to the file."""
+        """Write the most recent state to the file."""
         self.state.save(self.path)
         self.written = time.monotonic()
 
 
 @contextmanager
 def _checkpointed(trainer: _Trainer, path: Path | None) -> Iterator[Callable[[], None]]:
-    """Resume from a file if it fits, and remove it at the end.
+    """Resume from a file if it is of the same model, and remove it at the end.
 
-    Yields the function to call after each epoch. An interrupted fit leaves the state after its last
-    complete epoch in the file.
+    Yields the function to call after each epoch. If the fit is interrupted, the file holds the
+    state after its last complete epoch.
     """
     if path is None:
         yield lambda: None
@@ -438,9 +442,9 @@ def _view_like(part: Tensor, like: Tensor) -> Tensor:
 
 
 def batches(rows: Tensor, size: int) -> list[Tensor]:
-    """Split row numbers (N,) into batches of ``size``; a single last row joins the previous batch.
+    """Split row indices (N,) into batches of ``size``; a single last row joins the batch before it.
 
-    Batch norm needs at least two rows.
+    Batch normalisation needs at least two rows.
     """
     parts = list(rows.split(size))
     if len(parts) > 1 and len(parts[-1]) == 1:

@@ -181,5 +181,5 @@ def group_thresholds(calibration: Calibration) -> dict[str, Any]:
     """Return the summary's entries about groups; empty for a model without groups."""
     if calibration.groups is None:
         return {}
-    own = {level: one.threshold for level, one in calibration.groups.own.items()}
+    own = {level: one.threshold for level, one in calibration.groups.by_level.items()}
     return {"group": calibration.groups.column, "group_thresholds": own}

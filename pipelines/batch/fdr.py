@@ -86,7 +86,7 @@ class FdrSink(Sink):
 
     def _thresholds(self, alpha: float) -> dict[str | None, float | None]:
         """Return the threshold of each group at this alpha, and under None that of all rows."""
-        own = self._calibration.groups.own if self._calibration.groups else {}
+        own = self._calibration.groups.by_level if self._calibration.groups else {}
         thresholds: dict[str | None, float | None] = {None: _threshold(self._calibration, alpha)}
         return thresholds | {name: _threshold(one, alpha) for name, one in own.items()}
 

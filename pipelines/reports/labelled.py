@@ -17,7 +17,7 @@ from anomaly_vae.data.converters import Levels, as_levels
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.data.splitting import DAY, thin_by_ratio
 from anomaly_vae.errors import DataError
-from anomaly_vae.evaluation.metrics import TOP, Evaluation, Slice, evaluate, time_slices
+from anomaly_vae.evaluation.metrics import DEFAULT_TOP, Evaluation, Slice, evaluate, time_slices
 from anomaly_vae.messages import listed
 from anomaly_vae.scoring.detector import Detections, Detector
 from pipelines import console
@@ -128,7 +128,7 @@ class Judged:
         return self.detections.part(rows[self.scored])
 
     def evaluate(
-        self, rows: Mask | None = None, confidence: float = 0.95, top: int = TOP
+        self, rows: Mask | None = None, confidence: float = 0.95, top: int = DEFAULT_TOP
     ) -> Evaluation:
         """Evaluate the decisions on the `known` rows, or on those among ``rows`` (N,)."""
         known = self.known if rows is None else self.known & rows

@@ -21,7 +21,7 @@ from anomaly_vae.evaluation.leakage import (
     single_feature_aurocs,
     warnings,
 )
-from anomaly_vae.evaluation.metrics import TOP
+from anomaly_vae.evaluation.metrics import DEFAULT_TOP
 from anomaly_vae.evaluation.p_values import uniformity_points
 from anomaly_vae.evaluation.report import EvaluationReport
 from anomaly_vae.evaluation.slices import column_slices
@@ -47,7 +47,7 @@ SAME_AS_CALIBRATION = "have the very score of a calibration row, and may have ca
 class ReportOptions:
     """The contents of a report that the configuration chooses."""
 
-    top: int = TOP
+    top: int = DEFAULT_TOP
     entity: str | None = None
     slices: tuple[str, ...] = ()
     costs: CostConfig | None = None
@@ -61,7 +61,7 @@ class ReportOptions:
         evaluation, calibration = config.get("evaluation", {}), config["calibration"]
         by_cost = calibration["method"] == "cost"
         return cls(
-            top or evaluation.get("top", TOP),
+            top or evaluation.get("top", DEFAULT_TOP),
             evaluation.get("entity") or config["data"]["group"],
             tuple(evaluation.get("slices", ())),
             CostConfig(**calibration["costs"]) if by_cost else None,

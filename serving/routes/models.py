@@ -85,7 +85,7 @@ def _model(
 def _groups(groups: conformal.Groups | None) -> Groups | None:
     if groups is None:
         return None
-    thresholds = {level: one.threshold for level, one in groups.own.items()}
+    thresholds = {level: one.threshold for level, one in groups.by_level.items()}
     return Groups(groups.column, thresholds)
 
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, TypeVar
 from starlette.types import Receive, Scope
 
 from anomaly_vae.client.types import Result
-from anomaly_vae.scoring.attribution import CANDIDATES, MAX_HIDDEN_COLUMNS
+from anomaly_vae.scoring.attribution import MAX_CANDIDATES, MAX_HIDDEN_COLUMNS
 from anomaly_vae.scoring.detector import Detections
 from serving.http.admission import AdmissionControl, Deadlines
 from serving.models.store import Content, ServedModel
@@ -28,7 +28,7 @@ INLINE_BYTES = 128 * 1024
 INLINE_VALUES = 4096
 """Maximum number of values, records times columns, that are scored on the event loop, in a few
 milliseconds."""
-EXPLAIN_COST = 1 + MAX_HIDDEN_COLUMNS * CANDIDATES
+EXPLAIN_COST = 1 + MAX_HIDDEN_COLUMNS * MAX_CANDIDATES
 """Cost of explaining a value, as a multiple of the cost of scoring it."""
 
 T = TypeVar("T")

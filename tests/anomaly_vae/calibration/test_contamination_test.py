@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from anomaly_vae.calibration.conformal import Scores
-from anomaly_vae.calibration.contamination_test import LEVEL, ContaminationTest
+from anomaly_vae.calibration.contamination_test import REPORT_LEVEL, ContaminationTest
 from anomaly_vae.calibration.contamination_test import contamination_test as compared
 from anomaly_vae.calibration.sample import CalibrationSample
 from anomaly_vae.calibration.thresholds import choose_threshold
@@ -30,7 +30,7 @@ def test_it_is_told_no_oftener_than_its_level_where_there_is_none(digits: int) -
     rng = np.random.default_rng(0)
     pairs = [(sample(rng, 300, 0, digits), sample(rng, 100, 0, digits)) for _ in range(400)]
     p_values = np.array([excess(*pair).p_value for pair in pairs])
-    for level in (LEVEL, 0.1, 0.5):
+    for level in (REPORT_LEVEL, 0.1, 0.5):
         error = 3 * math.sqrt(level * (1 - level) / len(p_values))
         assert np.mean(p_values <= level) <= level + error
 
@@ -62,7 +62,7 @@ def test_lower_scores_than_those_held_out_are_no_excess() -> None:
 def test_few_rows_tell_nothing(n: int, m: int) -> None:
     rng = np.random.default_rng(4)
     found = excess(sample(rng, n) + 100, sample(rng, m))
-    assert found.p_value > LEVEL
+    assert found.p_value > REPORT_LEVEL
     assert 0 <= found.share <= 1
 
 

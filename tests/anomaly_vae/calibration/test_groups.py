@@ -59,13 +59,13 @@ def test_each_group_is_calibrated_as_if_there_were_no_other(method: str) -> None
     found = choose_threshold(given_, wish(method, alpha=0.02, group_by="kind"))
     assert found.groups
     assert found.groups.column == "kind"
-    assert sorted(found.groups.own) == ["a", "b"]
+    assert sorted(found.groups.by_level) == ["a", "b"]
     assert given_.levels
     for code, name in enumerate(("a", "b")):
         expected = choose_threshold(
             CalibrationSample.from_scores(given_.normal[given_.levels.codes == code]), alone
         )
-        own = found.groups.own[name]
+        own = found.groups.by_level[name]
         assert own.threshold == expected.threshold
         assert own.figures == expected.figures
         np.testing.assert_array_equal(own.scores, expected.scores)
@@ -80,7 +80,7 @@ def test_groups_of_too_few_rows_are_told_with_what_becomes_of_them() -> None:
     assert given_.levels
     assert figures["small_groups"] == {"few": int((given_.levels.codes == 2).sum())}
     assert figures["ungrouped"] == int((given_.levels.codes == -1).sum())
-    assert "too few rows for a threshold of its own in 'few'" in figures["note"]
+    assert "too few rows for a separate threshold in 'few'" in figures["note"]
 
 
 def test_no_group_with_rows_enough_is_refused_with_the_number() -> None:
@@ -91,7 +91,7 @@ def test_no_group_with_rows_enough_is_refused_with_the_number() -> None:
         )
     assert str(caught.value).startswith(
         "calibration.group_by: no level of 'kind' has the 19 normal calibration rows that a "
-        "threshold of its own takes; the largest, '0', has 2. Give more rows"
+        "separate threshold needs; the largest, '0', has 2. Give more rows"
     )
     missing = Levels(np.full(60, -1, np.int32), ())
     with pytest.raises(CalibrationError, match="no level of 'kind'"):
@@ -118,7 +118,7 @@ def test_the_promise_holds_in_each_group_and_would_not_without() -> None:
     for trial in range(trials):
         found = choose_threshold(grouped(trial), config)
         assert found.groups
-        narrow, wide = (found.groups.own[name].threshold for name in ("a", "b"))
+        narrow, wide = (found.groups.by_level[name].threshold for name in ("a", "b"))
         rates[trial] = [gumbel(narrow), gumbel(wide / 3), gumbel(found.threshold / 3)]
     error = 3 * rates.std(0) / math.sqrt(trials)
     assert (rates.mean(0)[:2] <= 0.05 + error[:2]).all()
@@ -157,7 +157,7 @@ def naive(detector: Detector, rows: RawBatch) -> list[tuple[float, bool, str | N
     found = []
     for score, code in zip(detector.scorer.score(rows), channel.codes, strict=True):
         name = channel.names[code] if code >= 0 else None
-        own = groups.own.get(name or "")
+        own = groups.by_level.get(name or "")
         one = own or detector.calibration
         group = name if own else None
         found.append((float(one.p_values(score)), bool(one.flags(score)), group, one.threshold))
@@ -259,7 +259,7 @@ def test_a_level_may_be_called_anything(calibrated: Bundle, level: str) -> None:
     stored = from_files(calibrated.calibrated(pooled, None).files).calibration
     assert stored
     assert stored.groups
-    np.testing.assert_array_equal(stored.groups.own[level].scores, own.scores)
+    np.testing.assert_array_equal(stored.groups.by_level[level].scores, own.scores)
     np.testing.assert_array_equal(stored.scores, pooled.scores)
 
 
@@ -361,7 +361,7 @@ def test_groups_take_their_weights_with_them() -> None:
     assert given_.levels
     assert given_.weights is not None
     own = given_.weights[given_.levels.codes == 1]
-    np.testing.assert_array_equal(found.groups.own["b"].weights, own)
+    np.testing.assert_array_equal(found.groups.by_level["b"].weights, own)
 
 
 @pytest.mark.slow
@@ -422,8 +422,8 @@ def test_rows_are_trimmed_by_group() -> None:
     assert found.groups
     assert given_.levels
     n = int((given_.levels.codes == 1).sum())
-    assert len(found.groups.own["b"].scores) == n - math.floor(0.1 * n)
-    assert found.groups.own["b"].figures["trimmed"] == math.floor(0.1 * n)
+    assert len(found.groups.by_level["b"].scores) == n - math.floor(0.1 * n)
+    assert found.groups.by_level["b"].figures["trimmed"] == math.floor(0.1 * n)
 
 
 def test_weighted_rows_are_not_trimmed() -> None:

@@ -9,7 +9,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from anomaly_vae.data.converters import Levels
 from anomaly_vae.evaluation.comparison import (
-    ROUNDS,
+    TIMING_ROUNDS,
     agreement,
     cpu_seconds,
     flag_change,
@@ -150,5 +150,5 @@ def test_agreement_counts_the_rows_that_both_flag_alike() -> None:
 def test_models_take_turns() -> None:
     turns: list[str] = []
     taken = cpu_seconds([lambda: turns.append("a"), lambda: turns.append("b")])
-    assert turns == ["a", "b"] * ROUNDS
+    assert turns == ["a", "b"] * TIMING_ROUNDS
     assert all(seconds >= 0 for seconds in taken)

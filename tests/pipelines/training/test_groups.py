@@ -67,7 +67,7 @@ def grouped(place: Path, world: World, flow: Config, dataset: Dataset) -> Calibr
 def own(made: Calibrated) -> dict[str, Any]:
     groups = made.bundle.detector.calibration.groups
     assert groups
-    return dict(groups.own)
+    return dict(groups.by_level)
 
 
 # ---------------------------------------------------------------- what is calibrated

@@ -83,7 +83,7 @@ def test_a_model_without_groups_says_nothing_of_them(client, records):
 
 def test_the_list_of_models_has_the_thresholds_of_groups(client_of, channels):
     (model,) = client_of(channels).get("/models").json()["models"]
-    own = channels.detector.calibration.groups.own
+    own = channels.detector.calibration.groups.by_level
     thresholds = {level: calibration.threshold for level, calibration in own.items()}
     assert model["groups"] == {"column": COLUMN, "thresholds": thresholds}
     assert model["threshold"] == channels.detector.calibration.threshold
@@ -131,7 +131,7 @@ def test_triton_s_own_client_reads_the_groups(address_of, channels, records):
     client = triton.InferenceServerClient(address_of(channels).removeprefix("http://"))
     found = client.infer("fraud", [tensor], outputs=[triton.InferRequestedOutput("group")])
     groups = [name.decode() for name in found.as_numpy("group").tolist()]
-    own = channels.detector.calibration.groups.own
+    own = channels.detector.calibration.groups.by_level
     assert groups == [cell if cell in own else "" for cell in cells]
 
 
