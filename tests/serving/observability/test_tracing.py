@@ -10,7 +10,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from anomaly_vae.errors import ConfigError
-from serving.app import COLLECTORS, create_app
+from serving.app import COLLECTOR_VARIABLES, create_app
 from serving.models.store import Store
 from serving.settings import Settings
 
@@ -104,7 +104,7 @@ def test_probes_are_none(collector, client_of, served):
 
 
 def test_without_a_collector_nothing_is_loaded(client_of, served, monkeypatch):
-    for variable in COLLECTORS:
+    for variable in COLLECTOR_VARIABLES:
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setitem(sys.modules, "serving.observability.tracing", None)  # importing it fails
     assert client_of(served).get("/models").status_code == 200
