@@ -28,16 +28,16 @@ PATH, FRAME, LABEL = "path", "frame", "label"
 BATCH_SIZE = 64
 """Number of images scored at a time."""
 MAX_SKIPPED_NAMES = 3
-"""Maximum number of skipped files that are named."""
+"""Maximum number of skipped files that a message names."""
 OTHER_SIGNATURES = (
     b"\x89PNG", b"\xff\xd8", b"II", b"MM", b"\x1f\x8b", b"\x5c\x01", b"\x00\x00\x01\x5c"
 )  # fmt: skip
-"""First bytes of PNG, JPEG, TIFF, gzip and NIfTI, which no DICOM file without preamble has."""
+"""First bytes of PNG, JPEG, TIFF, gzip and NIfTI; no DICOM file without a preamble has them."""
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A file to read: its path, its name in outputs, and its row in a manifest, if any."""
+    """A file to read: its path, its name in outputs, and its manifest row (empty without one)."""
 
     path: Path
     name: str
@@ -45,13 +45,13 @@ class ImageFile:
 
     @classmethod
     def from_path(cls, path: Path) -> ImageFile:
-        """Describe a file without a manifest; invalid bytes of its name are escaped."""
+        """Create the entry of a file without a manifest; invalid bytes of its name are escaped."""
         return cls(path, os.fsencode(path).decode(errors="backslashreplace"), {})
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Consecutive images with their file and frame."""
+    """Consecutive images with their files and frames."""
 
     files: tuple[int, ...]
     """Index of the file of each image."""
@@ -61,9 +61,9 @@ class Batch:
 
 
 def find_images(paths: Sequence[str]) -> list[ImageFile]:
-    """Find the images behind files, folders (searched recursively), globs and manifests.
+    """Find image files by files, folders (searched recursively), globs and manifests.
 
-    Other files in the folders are skipped and reported.
+    Files in the folders that are not images are skipped and reported.
 
     Raises:
         DataError: A path leads to no image, or a manifest or a folder cannot be read.
@@ -83,7 +83,7 @@ def find_images(paths: Sequence[str]) -> list[ImageFile]:
 
 
 def _file_key(path: Path) -> str:
-    """Return what identifies a file that is given twice: its absolute path, links not followed."""
+    """Return the absolute path of a file, without following links, to detect duplicates."""
     short = os.path.abspath(path)  # noqa: PTH100 removes "..", which `Path.absolute` keeps
     with suppress(OSError):  # nothing is there: only the paths can be compared
         if ".." in path.parts and not path.samefile(short):  # ".." after a link
@@ -92,7 +92,7 @@ def _file_key(path: Path) -> str:
 
 
 def _report_skipped(skipped: Sequence[Path]) -> None:
-    """Print how many files in the folders are no images."""
+    """Print how many files in the folders are not images."""
     if not skipped:
         return
     names = ", ".join(repr(path.name) for path in skipped[:MAX_SKIPPED_NAMES])
@@ -179,13 +179,13 @@ def _visible_files(folder: Path) -> Iterator[Path]:
 
 
 def _refuse_folder(error: OSError) -> None:
-    """Refuse a folder that cannot be searched, whose images would be missing silently."""
+    """Refuse a folder that cannot be searched, instead of silently missing its images."""
     reason = f"'{error.filename}' cannot be searched: {error.strerror}; change its permissions"
     raise DataError(reason, path=str(error.filename)) from None
 
 
 def read_images(files: Sequence[ImageFile], schema: ImageSchema) -> Iterator[Batch]:
-    """Stream the images of all files in order; unreadable ones are problems of their batch."""
+    """Yield batches of the images in all files, in order; unreadable images become problems."""
     numbers: list[int] = []
     frames: list[int | None] = []
 
@@ -208,7 +208,7 @@ def read_images(files: Sequence[ImageFile], schema: ImageSchema) -> Iterator[Bat
 
 
 def is_dicom(path: Path) -> bool:
-    """Return whether a file is DICOM, or has the signature of no other format that is read."""
+    """Return whether a file is DICOM, or lacks the signatures of the other supported formats."""
     with path.open("rb") as stream:
         head = stream.read(132)
     return head[128:] == b"DICM" or not head.startswith(OTHER_SIGNATURES)
