@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipelines.registry.model_uri import LoadedModel
 
 DONE, FAULT, USAGE, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
-"""Exit codes."""
+"""Exit codes: success, error, wrong usage, refused promotion, and interruption."""
 TRAIN_LIBRARIES = frozenset({"matplotlib", "mlflow", "onnx", "pandas", "scipy", "sklearn", "torch"})
 """Libraries that only the extra `train` installs."""
 FLOWS = {
@@ -31,7 +31,7 @@ FLOWS = {
     ("generate", "tabular"): "pipelines.generate.tables",
     ("generate", "image"): "pipelines.generate.images",
 }
-"""Function or module that does the work, by command and kind of data."""
+"""Function or module that implements a command, by command and kind of data."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -166,7 +166,7 @@ def promote(
         ),
     ] = None,
 ) -> None:
-    """Make a version champion if it passes the rules on the frozen test split; else exit 3."""
+    """Promote a version to champion if it passes the rules on the frozen test split, or exit 3."""
     from pipelines.promotion import promote as flow
 
     if force != bool(reason):
@@ -183,7 +183,7 @@ def rollback(
     name: Name,
     reason: Annotated[str | None, typer.Option(help="reason, which is recorded")] = None,
 ) -> None:
-    """Make the previous champion champion again."""
+    """Restore the previous champion."""
     from pipelines.promotion import promote as flow
 
     console.result(flow.rollback(_registry(), name, reason))
@@ -191,11 +191,11 @@ def rollback(
 
 @app.command()
 def run(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Train, calibrate, evaluate and promote; unchanged inputs make no second version."""
+    """Train, calibrate, evaluate and promote; unchanged inputs create no second version."""
     from pipelines.run import run as run_all
 
-    answer, promoted = run_all(_config(config, overrides))
-    console.result(answer)
+    result, promoted = run_all(_config(config, overrides))
+    console.result(result)
     if not promoted:
         raise typer.Exit(REFUSED)
 
@@ -277,7 +277,7 @@ def serve(
         list[str] | None,
         typer.Option(
             metavar="[NAME=]URI",
-            help="model to score beside the one of its name, without answering",
+            help="shadow: scores the same requests as the model of its name, but never answers",
         ),
     ] = None,
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
@@ -386,7 +386,7 @@ def reconstruct(
     rows: Rows = None,
     seed: Seed = 0,
 ) -> None:
-    """Write each row or image as the model would have expected it."""
+    """Write the model's reconstruction of each row or image."""
     _generate("reconstruct", model, out, _all_paths(input_, more), rows, seed)
 
 
@@ -559,7 +559,7 @@ def _explain_option(explain: str | None) -> int | str | None:
     """Return the number of contributions to list, "all" or None.
 
     Raises:
-        BadParameter: neither a positive number nor all.
+        BadParameter: ``explain`` is neither a positive number nor "all".
     """
     if explain is None or explain == "all":
         return explain

@@ -35,7 +35,7 @@ def heading(text: str) -> None:
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table; columns of numbers are aligned to the right."""
+    """Print a table; numeric columns are right-aligned."""
     grid = Table(
         title=title, title_justify="left", title_style="bold", header_style="dim", box=SIMPLE_HEAD
     )
@@ -50,7 +50,7 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -
 
 
 def format_value(value: object) -> str:
-    """Format a value for people: 4 significant digits, separated thousands, a dash for None."""
+    """Format a value for people: 4 significant digits, thousands separators, a dash for None."""
     if value is None:
         return "–"
     if isinstance(value, float):

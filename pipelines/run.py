@@ -1,4 +1,4 @@
-"""Train, calibrate, evaluate and promote a model: the only command that is idempotent."""
+"""Train, calibrate, evaluate and promote a model, idempotently."""
 
 from __future__ import annotations
 
@@ -15,26 +15,29 @@ from pipelines.training.train import inputs_digest, read_data, train
 
 
 def run(config: Config) -> tuple[dict[str, Any], bool]:
-    """Return the command's JSON object, and whether the model is champion now.
+    """Train, calibrate, evaluate and promote a model.
 
-    The same rows, configuration and code do not make a second version.
+    A version that was made from the same rows, configuration and code is used again.
+
+    Returns:
+        The command's JSON object, and whether the model is champion now.
     """
     data = read_data(config)
     registry = Registry(config.mlflow.tracking_uri)
-    known = registry.find(config.name, inputs_digest(config, data))
-    version = known or _new_version(config, data)
-    if known:
-        console.info(f"{config.name}: version {known.version} was made from the same inputs")
+    existing = registry.find(config.name, inputs_digest(config, data))
+    version = existing or _new_version(config, data)
+    if existing:
+        console.info(f"{config.name}: version {existing.version} was made from the same inputs")
     decision = promote.promote(registry, config.name, version.version)
     promote.show(decision)
     bundle = registry.fetch(version.uri).load()
-    answer = {
+    result = {
         **decision.result(),
         "model_uri": version.uri,
         "digest": bundle.digest,
         "metrics": Evaluation.from_json(bundle.manifest["evaluation"]).to_json(),
     }
-    return answer, decision.promoted
+    return result, decision.promoted
 
 
 def _new_version(config: Config, data: Dataset) -> Version:

@@ -1,9 +1,9 @@
-"""Create the application: its routes over the loaded models.
+"""Create the application and its routes.
 
-Requests to score go straight to `ScoringEndpoint`, which is plain ASGI: it reads the raw body,
-scores it and sends the encoded answer. Small requests are scored on the event loop, where a thread
-would cost more than the scoring; large ones and images are scored on worker threads, so that they
-do not delay other requests.
+Scoring requests bypass the router and go to `ScoringEndpoint`, a plain ASGI application that reads
+the raw body, scores it and sends the encoded answer. Small requests are scored on the event loop,
+because handing them to a thread would take longer than scoring them. Large requests and images are
+scored on worker threads, so that they do not delay other requests.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ from serving.scoring.shadow import Shadows
 from serving.settings import ApiKey, Settings, find_key
 
 PROTOCOLS = (open_inference, mlflow_scoring)
-"""Protocols of other servers that the service speaks."""
-COLLECTORS = {"OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"}
-"""Environment variables that name a collector of traces."""
+"""Modules that implement the scoring protocols of other model servers."""
+COLLECTOR_VARIABLES = {"OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"}
+"""Environment variables with the URL of an OpenTelemetry collector."""
 
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 Refuse = Callable[[Exception, str], Response]
-"""Returns the answer to a request that failed with this exception at this path."""
+"""Function that returns the error response to an exception raised at a path."""
 
 
 class Service(Starlette):
-    """The application; ``front`` receives every request before Starlette does."""
+    """The application; ``outermost`` receives every request and calls the router if needed."""
 
-    front: ASGIApp
+    outermost: ASGIApp
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        await self.front(scope, receive, send)
+        await self.outermost(scope, receive, send)
 
 
 def create_app(
@@ -63,13 +63,13 @@ def create_app(
     lifespan: Lifespan | None = None,
     board: Board | None = None,
 ) -> Starlette:
-    """Create the application over these models; the holder of the store may swap them.
+    """Create the application.
 
     Args:
-        store: the current models.
+        store: the models to serve, which may be swapped while the application runs.
         settings: limits and keys.
         lifespan: context in which the application runs.
-        board: state of following the registry.
+        board: state of the registry checks; None for a new one.
     """
     metrics = Metrics(store)
     follower = Follower(store, settings, metrics, board or Board(), Sources(settings))
@@ -83,15 +83,15 @@ def create_app(
         *(route for protocol in PROTOCOLS for route in protocol.routes(store, settings)),
         *_protocol_routes(scoring),
     ]
-    parts = [protocol.document for protocol in PROTOCOLS]
-    routes += document_routes(routes, store, settings, parts)
+    describers = [protocol.document for protocol in PROTOCOLS]
+    routes += document_routes(routes, store, settings, describers)
     app = Service(routes=routes, lifespan=lifespan, exception_handlers=_handlers(refuse))
     app.router.redirect_slashes = False
     app.state.store, app.state.settings, app.state.metrics = store, settings, metrics
     app.state.follower, app.state.shadows = follower, shadows
-    inner, find = super(Service, app).__call__, _find_client(settings)
-    front = RequestMiddleware(inner, scoring, settings, metrics, refuse, find)
-    app.front = _traced(front) if COLLECTORS & os.environ.keys() else front
+    router, find_client = super(Service, app).__call__, _client_finder(settings)
+    middleware = RequestMiddleware(router, scoring, settings, metrics, refuse, find_client)
+    app.outermost = _traced(middleware) if COLLECTOR_VARIABLES & os.environ.keys() else middleware
     return app
 
 
@@ -119,8 +119,8 @@ def _handlers(refuse: Refuse) -> dict[type[Exception], Callable[[Request, Except
     return dict.fromkeys((ProblemError, DataError, HTTPException, Exception), handle)
 
 
-def _find_client(settings: Settings) -> Callable[[bytes], ApiKey | None]:
-    """Return a function that finds the client of an API key or, with an issuer, of a token."""
+def _client_finder(settings: Settings) -> Callable[[bytes], ApiKey | None]:
+    """Return a function that finds the client of an API key or, with an OIDC issuer, a token."""
     find_by_key = partial(find_key, settings.api_keys)
     if not settings.oidc_issuer:
         return find_by_key
@@ -134,11 +134,11 @@ def _find_client(settings: Settings) -> Callable[[bytes], ApiKey | None]:
 
 
 def _traced(app: ASGIApp) -> ASGIApp:
-    """Trace the requests of an application for the collector that the environment names."""
+    """Wrap an application so that its requests are traced to an OpenTelemetry collector."""
     try:
         from serving.observability.tracing import TracingMiddleware, make_provider
     except ImportError as error:
-        variable = min(COLLECTORS)
+        variable = min(COLLECTOR_VARIABLES)
         reason = f"{variable} needs: pip install 'anomaly-vae[otel]'"
         raise ConfigError(f"{error}; {reason}", key=variable) from None
     return TracingMiddleware(app, make_provider())

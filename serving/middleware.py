@@ -1,7 +1,7 @@
-"""Wrap every request: check the key, answer, count, time and log, in one pass.
+"""Handle every request: check its key, answer it, count it, time it and log it.
 
-This is plain ASGI, so that a request costs a few function calls and no task of its own. Scoring
-requests go straight to their route, which behaves as through the router and takes less time.
+The middleware is plain ASGI, so that a request costs a few function calls and no extra task.
+Scoring requests bypass the router, which saves time and changes nothing else.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving.http.rate_limit import RateLimiter, open_store
 from serving.observability import logs
 from serving.observability.metrics import MULTIPROCESS_DIR, Metrics
-from serving.paths import HEADERS, OPEN, QUIET_ROUTES, check_port, required_scope, route_template
+from serving.paths import (
+    HEADERS,
+    PUBLIC_ROUTES,
+    QUIET_ROUTES,
+    check_port,
+    required_scope,
+    route_template,
+)
 from serving.problems import FORBIDDEN, INTERNAL, UNAUTHENTICATED, ProblemError
 from serving.settings import ApiKey, Settings
 
@@ -31,22 +38,23 @@ if TYPE_CHECKING:
     from serving.scoring.engine import ScoringEndpoint
 
 DRAINED_BODIES = 4
-"""Bytes read and discarded after an early response, as a multiple of the largest allowed body."""
+"""Maximum number of bytes discarded after an early response, as a multiple of the maximum body
+size."""
 REQUEST_ID = b"x-request-id"
 VALID_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-"""Request ids of clients that are kept; any other is replaced."""
+"""Pattern of the request ids that are accepted from clients; any other id is replaced."""
 
 
 class RequestMiddleware:
-    """Admits, answers, counts, times and logs each request, by its route template.
+    """The outermost ASGI application, which authorises, answers, counts and logs each request.
 
     Args:
-        app: answers what is not a scoring request.
-        scoring: answers scoring requests.
+        app: the application that answers all requests except `POST /score`.
+        scoring: the application that answers `POST /score`.
         settings: keys and limits.
-        metrics: where requests are counted.
-        refuse: makes the error response to an exception, for a path.
-        find_client: returns the client of a key or token, or None.
+        metrics: counters and histograms of requests.
+        refuse: returns the error response to an exception raised at a path.
+        find_client: returns the client of a key or token, or None if it is unknown.
     """
 
     def __init__(
@@ -72,12 +80,12 @@ class RequestMiddleware:
         start = time.perf_counter()
         headers: dict[bytes, bytes] = dict(scope["headers"])
         request_id = self._request_id(headers)
-        scope[HEADERS], scope[logs.FACTS] = headers, {}
+        scope[HEADERS], scope[logs.LOG_FIELDS] = headers, {}
         channel = RequestChannel(headers, receive, send, self._response_headers(request_id))
         self.metrics.in_flight.inc()
         try:
             await self._dispatch(scope, channel)
-        except Exception as error:  # noqa: BLE001  # each is answered
+        except Exception as error:  # noqa: BLE001  # every exception is answered
             await self._answer_error(error, scope, channel, request_id)
         finally:
             if channel.end_is_held:
@@ -89,13 +97,13 @@ class RequestMiddleware:
             self._record(scope, channel.status or 500, seconds, request_id)
 
     def _dispatch(self, scope: Scope, channel: RequestChannel) -> Awaitable[None]:
-        """Check port, key and rate; return the awaitable that answers the request."""
+        """Check port, key and rate limit; return the awaitable that answers the request."""
         path = scope["path"]
         if self.settings.admin_port:
             check_port(scope, self.settings.admin_port)
-        if self.settings.guarded and path not in OPEN:
+        if self.settings.requires_auth and path not in PUBLIC_ROUTES:
             self._check_key(scope, path)
-        direct = self.scoring.at(path) if scope["method"] == "POST" else None
+        direct = self.scoring.direct_route(path) if scope["method"] == "POST" else None
         if direct is None:
             return self.app(scope, channel.receive, channel.send)
         scope["route"], handler = direct
@@ -104,21 +112,21 @@ class RequestMiddleware:
     async def _answer_error(
         self, error: Exception, scope: Scope, channel: RequestChannel, request_id: bytes
     ) -> None:
-        """Answer an exception unless its route has, and log it if the client is not at fault."""
+        """Send an error response unless a response has begun, and log internal errors."""
         if not channel.status:
             response = self.refuse(error, scope["path"])
             await response(scope, channel.receive, channel.send)
         elif channel.status != INTERNAL.status:
-            raise error  # in the middle of a response; the server closes the connection
+            raise error  # the response is incomplete, so the server closes the connection
         if channel.status == INTERNAL.status:
-            facts = {logs.FACTS: {"request_id": request_id.decode()}}
-            logs.failures.error("a request failed", exc_info=error, extra=facts)
+            fields = {logs.LOG_FIELDS: {"request_id": request_id.decode()}}
+            logs.failures.error("a request failed", exc_info=error, extra=fields)
 
     def _request_id(self, headers: Mapping[bytes, bytes]) -> bytes:
-        """Return the id that the request carries, or a new one."""
-        given = headers.get(REQUEST_ID)
-        if given and VALID_REQUEST_ID.fullmatch(given):
-            return given
+        """Return the client's request id if it is valid, else a new one."""
+        client_id = headers.get(REQUEST_ID)
+        if client_id and VALID_REQUEST_ID.fullmatch(client_id):
+            return client_id
         return b"%b-%x" % (self._id_prefix, next(self._id_numbers))
 
     def _response_headers(self, request_id: bytes) -> list[tuple[bytes, bytes]]:
@@ -134,37 +142,37 @@ class RequestMiddleware:
             detail = f"{'the key is unknown' if secret else 'no key'}; send it as "
             detail += "'Authorization: Bearer KEY' or 'X-API-Key: KEY'"
             raise ProblemError(UNAUTHENTICATED, detail, headers={"WWW-Authenticate": "Bearer"})
-        scope[logs.FACTS]["client"] = key.name
-        needed = required_scope(path)
-        if needed not in key.scopes:
-            raise ProblemError(FORBIDDEN, f"key '{key.name}' lacks the scope '{needed}'")
+        scope[logs.LOG_FIELDS]["client"] = key.name
+        needed_scope = required_scope(path)
+        if needed_scope not in key.scopes:
+            raise ProblemError(FORBIDDEN, f"key '{key.name}' lacks the scope '{needed_scope}'")
         if self.settings.rate_per_second:
-            self._rates.take(key.name)
+            self._rates.consume(key.name)
 
     def _record(self, scope: Scope, status: int, seconds: float, request_id: bytes) -> None:
         """Count, time and log an answered request."""
         route = route_template(scope)
-        self.metrics.answered(route, status, seconds)
+        self.metrics.record_response(route, status, seconds)
         is_quiet = status < 400 and route.startswith(QUIET_ROUTES)
         level = logging.DEBUG if is_quiet else logging.INFO
         if logs.access.isEnabledFor(level):
-            head = {"request_id": request_id.decode(), "method": scope["method"], "route": route}
-            facts = {**head, "status": status, "seconds": round(seconds, 6), **scope[logs.FACTS]}
-            logs.log_request(level, facts)
+            fields = {"request_id": request_id.decode(), "method": scope["method"], "route": route}
+            fields |= {"status": status, "seconds": round(seconds, 6), **scope[logs.LOG_FIELDS]}
+            logs.log_request(level, fields)
 
 
 class RequestChannel:
-    """The receive and send of one request, which delay the end of an early response.
+    """The receive and send functions of one request, which delay the end of an early response.
 
-    A response that is sent before the request body has arrived is held open until the body has
-    ended: if a connection is closed while bytes arrive, it is reset, and a client that sends
-    everything first loses the response (RFC 9112, section 9.6). A client that waits for
-    100 Continue sends nothing before its body is asked for.
+    If the response is sent before the whole request body has arrived, its end is held back until
+    the body has been read. Closing a connection while bytes still arrive would reset it, and a
+    client that reads only after sending its whole body would lose the response (RFC 9112, section
+    9.6). The delay is not needed for a client that sends ``Expect: 100-continue``.
 
     Attributes:
-        body_pending: whether more of the body is to come.
-        end_is_held: whether the response is complete except for its end.
-        status: the status sent; 0 before that.
+        body_pending: whether parts of the request body have yet to arrive.
+        end_is_held: whether only the end of the response has yet to be sent.
+        status: status of the response; 0 until it is sent.
     """
 
     __slots__ = ("_headers", "_receive", "_send", "body_pending", "end_is_held", "status")
@@ -182,13 +190,13 @@ class RequestChannel:
         self.end_is_held, self.status = False, 0
 
     async def receive(self) -> Message:
-        """Pass on a part of the request body."""
+        """Receive a part of the request body."""
         message = await self._receive()
         self.body_pending = message.get("more_body", False)
         return message
 
     async def send(self, message: Message) -> None:
-        """Pass on a part of the response, except its end while the body is pending."""
+        """Send a part of the response; hold back its end while the body is pending."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message["headers"] = [*message["headers"], *self._headers]

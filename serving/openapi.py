@@ -1,8 +1,8 @@
-"""Describe the service in one OpenAPI document, and serve it with a page to browse it.
+"""Describe the service in an OpenAPI document, and serve it with a page to browse it.
 
-Small routes carry their own description; scoring routes are described from the loaded models, with
-examples that work: a typical record or image, and the model's answer to it. Types are described by
-msgspec.
+Scoring routes are described from the loaded models, with examples that work: a typical record or
+image, and the model's answer to it. Other routes contain their own description. msgspec describes
+the types.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from starlette.routing import BaseRoute, Route
 from anomaly_vae import __version__
 from anomaly_vae.client.types import Result, Schema
 from serving.models.store import Json, ServedModel, Store
-from serving.paths import OPEN, SCORING, Template
+from serving.paths import PUBLIC_ROUTES, SCORING_ROUTES, Template
 from serving.problems import (
     FORBIDDEN,
     HEAD_TOO_LARGE,
@@ -57,11 +57,12 @@ SCORE_ERRORS = (
 COMMON_ERRORS = (TIMEOUT, OVERLOADED, HEAD_TOO_LARGE, INTERNAL)
 """Errors that any request can return: timeout, overload, oversized headers, internal error."""
 KEY_ERRORS = (UNAUTHENTICATED, FORBIDDEN, OVERLOADED, RATE_LIMITED)
-"""Errors that any request can return where API keys are required."""
+"""Errors that any request can return if API keys are required."""
 SECURITY: Json = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
+"""Security schemes, by name."""
 PAGE = """<!DOCTYPE html>
 <html>
 <head>
@@ -88,16 +89,17 @@ class Part(NamedTuple):
 
 
 Describe = Callable[[Sequence[ServedModel], Settings], Part]
+"""Function that describes the scoring routes of a protocol for the loaded models."""
 
 
 class DocumentedRoute(Template):
-    """A route of one method with its OpenAPI operation, and the types that this refers to."""
+    """A route of one method with its OpenAPI operation, and the types that it refers to."""
 
     def __init__(
         self, method: str, path: str, endpoint: Endpoint, operation: Json, shapes: Sequence[Shape]
     ) -> None:
         super().__init__(path, endpoint, methods=[method])
-        self.methods = {method}  # Starlette would answer HEAD wherever it answers GET
+        self.methods = {method}  # Starlette adds HEAD to GET
         name = re.sub(r"\W", "_", f"{self.name}{path}")
         self.method, self.shapes = method.lower(), shapes
         self.operation = {**operation, "operationId": f"{name}_{self.method}"}
@@ -109,7 +111,7 @@ class DocumentedRoute(Template):
 def json_route(
     method: str, path: str, endpoint: Endpoint, summary: str, shape: Shape, *errors: Kind
 ) -> DocumentedRoute:
-    """Create a route that answers JSON of this type and can return these errors."""
+    """Create a route that responds with JSON of this type or with one of these errors."""
     content = {schemas.JSON: {"schema": ref(shape)}}
     operation = _operation(summary, "200", {"description": summary, "content": content}, errors)
     if parameters := path_parameters(path, {}):
@@ -117,18 +119,18 @@ def json_route(
     return DocumentedRoute(method, path, endpoint, operation, [shape])
 
 
-def path_parameters(path: str, known: Mapping[str, Sequence[str]]) -> list[Json]:
-    """Describe the parameters in a path; ``known`` lists their values, if those are known."""
+def path_parameters(path: str, choices: Mapping[str, Sequence[str]]) -> list[Json]:
+    """Describe the parameters in a path; ``choices`` lists the allowed values of some of them."""
     names = re.findall(r"{(\w+)}", path)
-    values = {name: {"enum": list(known[name])} if known.get(name) else {} for name in names}
+    enums = {name: {"enum": list(choices[name])} if choices.get(name) else {} for name in names}
     return [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string", **of_name}}
-        for name, of_name in values.items()
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string", **enum}}
+        for name, enum in enums.items()
     ]
 
 
 def text_route(path: str, endpoint: Endpoint, summary: str, *errors: Kind) -> DocumentedRoute:
-    """Create a GET route that answers plain text and can return these errors."""
+    """Create a GET route that responds with plain text or with one of these errors."""
     content = {"text/plain": {"schema": {"type": "string"}}}
     operation = _operation(summary, "200", {"description": summary, "content": content}, errors)
     return DocumentedRoute("GET", path, endpoint, operation, [])
@@ -137,7 +139,7 @@ def text_route(path: str, endpoint: Endpoint, summary: str, *errors: Kind) -> Do
 def webhook_route(
     path: str, endpoint: Endpoint, summary: str, headers: Iterable[str], *errors: Kind
 ) -> DocumentedRoute:
-    """Create a POST route that takes a signed event in JSON and answers nothing."""
+    """Create a POST route that receives a signed event in JSON and responds without a body."""
     operation = _operation(summary, "202", {"description": "The event was received."}, errors)
     operation["parameters"] = [
         {"name": name, "in": "header", "required": True, "schema": {"type": "string"}}
@@ -154,7 +156,7 @@ def _operation(summary: str, status: str, answer: Json, errors: Iterable[Kind]) 
 
 
 def ref(shape: Shape) -> Json:
-    """Refer to the description of a type."""
+    """Return a reference to the description of a type."""
     return {"$ref": REF.format(name=shape.__name__)}
 
 
@@ -165,8 +167,8 @@ def _error_responses(kinds: Iterable[Kind]) -> Json:
     for kind in kinds:
         titles.setdefault(str(kind.status), []).append(kind.title)
     return {
-        status: {"description": ". ".join(some), "content": content}
-        for status, some in titles.items()
+        status: {"description": ". ".join(status_titles), "content": content}
+        for status, status_titles in titles.items()
     }
 
 
@@ -174,15 +176,15 @@ def _error_responses(kinds: Iterable[Kind]) -> Json:
 
 
 def document_routes(
-    routes: Sequence[BaseRoute], store: Store, settings: Settings, parts: Sequence[Describe]
+    routes: Sequence[BaseRoute], store: Store, settings: Settings, describers: Sequence[Describe]
 ) -> list[Route]:
     """Create the routes of the document and its page.
 
     Args:
         routes: all routes of the application.
-        store: the current models; the document is made again after every swap.
+        store: the current models; the document is rebuilt after every swap.
         settings: limits and keys.
-        parts: describe the scoring routes of other protocols.
+        describers: functions that describe the scoring routes of other protocols.
     """
     latest: tuple[Mapping[str, ServedModel], bytes] | None = None
 
@@ -190,8 +192,8 @@ def document_routes(
         nonlocal latest
         current = store.current
         if latest is None or latest[0] is not current:
-            described = document(routes, current, settings, parts)
-            latest = current, msgspec.json.encode(described)
+            content = document(routes, current, settings, describers)
+            latest = current, msgspec.json.encode(content)
         return Response(latest[1], media_type=schemas.JSON)
 
     async def docs(_: Request) -> Response:
@@ -204,12 +206,12 @@ def document(
     routes: Sequence[BaseRoute],
     current: Mapping[str, ServedModel],
     settings: Settings,
-    parts: Sequence[Describe] = (),
+    describers: Sequence[Describe] = (),
 ) -> Json:
-    """Describe these routes and models."""
+    """Build the OpenAPI document of these routes and models."""
     models = list(current.values())
     documented = [route for route in routes if isinstance(route, DocumentedRoute)]
-    protocols = [describe(models, settings) for describe in parts]
+    protocols = [describe(models, settings) for describe in describers]
     scoring, components = _describe_scoring(models, settings)
     paths = dict(scoring)
     for route in documented:
@@ -218,31 +220,31 @@ def document(
         paths |= protocol.paths
     shapes = [shape for route in documented for shape in route.shapes]
     shapes += [shape for protocol in protocols for shape in protocol.shapes]
-    whole: Json = {
+    content: Json = {
         "openapi": "3.1.0",
         "info": {"title": TITLE, "version": __version__, "description": DESCRIPTION},
         "paths": paths,
         "components": {"schemas": _describe_shapes(shapes) | components},
     }
-    if settings.guarded:
-        _secure(whole)
-    return whole
+    if settings.requires_auth:
+        _add_security(content)
+    return content
 
 
-def _secure(whole: Json) -> None:
-    whole["components"]["securitySchemes"] = SECURITY
-    for path, operations in whole["paths"].items():
-        if path not in OPEN:
+def _add_security(content: Json) -> None:
+    content["components"]["securitySchemes"] = SECURITY
+    for path, operations in content["paths"].items():
+        if path not in PUBLIC_ROUTES:
             for operation in operations.values():
                 operation["security"] = [{name: []} for name in SECURITY]
                 operation["responses"] = operation["responses"] | _error_responses(KEY_ERRORS)
 
 
 def _describe_shapes(shapes: Iterable[Shape]) -> Json:
-    """Describe types by name, as the service writes them."""
+    """Describe types by name, with the fields that the service really sends."""
     variants = (GroupedResult, HeatmapResult)
-    every = [*shapes, *variants, schemas.ScoreResponse, ProblemDetails]
-    _, components = msgspec.json.schema_components(every, ref_template=REF)
+    all_shapes = [*shapes, *variants, schemas.ScoreResponse, ProblemDetails]
+    _, components = msgspec.json.schema_components(all_shapes, ref_template=REF)
     for variant in variants:
         described = components.pop(variant.__name__)["properties"]
         fields = [name for name in variant.__annotations__ if name in described]
@@ -255,11 +257,11 @@ def _describe_shapes(shapes: Iterable[Shape]) -> Json:
 
 
 def _describe_omitted(described: Json) -> Json:
-    """Describe a field that is absent rather than null, if it has a default."""
+    """Describe a field with a default as optional but never null, as the service omits it."""
     if "default" not in described:
         return described
     described = {key: value for key, value in described.items() if key != "default"}
-    options = [one for one in described.pop("anyOf", []) if one != {"type": "null"}]
+    options = [option for option in described.pop("anyOf", []) if option != {"type": "null"}]
     return described | (options[0] if options else {})
 
 
@@ -272,8 +274,8 @@ def _describe_scoring(models: Sequence[ServedModel], settings: Settings) -> tupl
     for model in sorted(models, key=lambda model: model.reads_files):
         by_kind.setdefault(type(model), []).append(model)
     bodies = [
-        kind.describe_bodies(some, settings)
-        for kind, some in (by_kind or {ServedTable: list[ServedModel]()}).items()
+        kind.describe_bodies(kind_models, settings)
+        for kind, kind_models in (by_kind or {ServedTable: list[ServedModel]()}).items()
     ]
     content = {media: body for part in bodies for media, body in part.content.items()}
     answers = {model.name: {"value": _example_answer(model, settings)} for model in models}
@@ -284,13 +286,13 @@ def _describe_scoring(models: Sequence[ServedModel], settings: Settings) -> tupl
     }
     parameters = [parameter for part in bodies for parameter in part.parameters]
     unnamed = {**operation, "parameters": parameters} if parameters else dict(operation)
-    names = path_parameters(SCORING[1], {"name": [model.name for model in models]})
+    names = path_parameters(SCORING_ROUTES[1], {"name": [model.name for model in models]})
     named = {**operation, "parameters": [*names, *parameters]}
     paths = {
-        SCORING[0]: {"post": {**unnamed, "operationId": "score"}},
-        SCORING[1]: {"post": {**named, "operationId": "score_with"}},
+        SCORING_ROUTES[0]: {"post": {**unnamed, "operationId": "score"}},
+        SCORING_ROUTES[1]: {"post": {**named, "operationId": "score_with"}},
     }
-    return paths, {name: one for part in bodies for name, one in part.components.items()}
+    return paths, {name: schema for part in bodies for name, schema in part.components.items()}
 
 
 def scoring_operation(shape: Shape, examples: Json, bodies: Json) -> Json:

@@ -1,4 +1,4 @@
-"""List the routes by what they need, and find the route of a request."""
+"""Classify routes by the API key, port and log level that they need."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ HEADERS = "anomaly_vae.headers"
 PROBES = frozenset(
     {"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/ping"}
 )
-"""Health checks."""
-OPEN = PROBES | {"/openapi.json", "/docs", "/-/webhook"}
+"""Routes of health checks."""
+PUBLIC_ROUTES = PROBES | {"/openapi.json", "/docs", "/-/webhook"}
 """Routes that need no key; webhooks are signed instead."""
 ADMIN_PREFIXES = ("/metrics", "/docs", "/openapi.json", "/-/")
 """Prefixes of the routes that move to the administrative port if there is one."""
 QUIET_ROUTES = (*PROBES, "/metrics")
-"""Routes that are logged only if they fail, or at level debug."""
-SCORING = ("/score", "/models/{name}/score")
+"""Routes whose successful requests are logged only at level debug."""
+SCORING_ROUTES = ("/score", "/models/{name}/score")
 """Templates of the project's own scoring routes."""
 
 
 def route_template(scope: Scope) -> str:
-    """Return the template of the matched route, never a path made up by a client."""
+    """Return the template of the matched route, or ``unmatched`` for a path of the client's."""
     if "route" in scope:
         return str(scope["route"].path)
-    return scope["path"] if scope["path"] in OPEN else "unmatched"
+    return scope["path"] if scope["path"] in PUBLIC_ROUTES else "unmatched"
 
 
 def check_port(scope: Scope, admin_port: int) -> None:
-    """Reject routes that belong to the other port; health checks are on both."""
+    """Reject a request for a route of the other port; both ports answer health checks."""
     path, is_admin_port = scope["path"], scope["server"][1] == admin_port
     if path not in PROBES and path.startswith(ADMIN_PREFIXES) != is_admin_port:
         raise ProblemError(NOT_FOUND, f"{NOT_FOUND.title}; it may be on the other port")
@@ -49,5 +49,5 @@ class Template(Route):
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """Return whether the route matches, and the additions to the scope."""
-        match, found = super().matches(scope)
-        return match, {**found, "route": self} if found else found
+        match, additions = super().matches(scope)
+        return match, {**additions, "route": self} if additions else additions

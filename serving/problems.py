@@ -1,7 +1,7 @@
 """Convert exceptions into RFC 9457 problem details, `application/problem+json`.
 
-Every refusal is of one `Kind`: a status, a stable name and a title. Any other exception becomes a
-500 that reveals nothing about its cause.
+Each error response has a `Kind`: a status, a stable name and a title. Unexpected exceptions become
+a 500 that reveals nothing about its cause.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ INFERENCE_PROTOCOL = "/v2"
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of refusal; ``slug`` is its name in problem types and metrics."""
+    """A kind of error response; ``slug`` is its name in problem types and metrics."""
 
     status: int
     slug: str
@@ -65,7 +65,7 @@ KINDS = (
     NOT_READY, RELOAD_FAILED,
 )  # fmt: skip
 KIND_BY_STATUS = {kind.status: kind for kind in reversed(KINDS)}
-"""The kind that stands for errors of the framework with this status."""
+"""Kind of the web framework's own errors, by status."""
 
 
 class ProblemDetails(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -86,7 +86,7 @@ class ProblemDetails(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ProblemError(Exception):
-    """An error with a defined response; ``bad`` lists the records at fault, in order."""
+    """An error with a defined response; ``bad`` lists the invalid records, in order."""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class ProblemError(Exception):
 
     @property
     def response(self) -> Response:
-        """The response, on most routes."""
+        """The response outside the routes of the Open Inference Protocol."""
         return self.response_at("/")
 
     def response_at(self, path: str) -> Response:
@@ -119,7 +119,7 @@ class ProblemError(Exception):
 
 
 def to_problem(error: Exception) -> ProblemError:
-    """Convert any exception into what the client may see of it."""
+    """Convert any exception into a problem that exposes no internals to the client."""
     match error:
         case ProblemError():
             return error
@@ -130,12 +130,12 @@ def to_problem(error: Exception) -> ProblemError:
             return ProblemError(INVALID_REQUEST, str(error))
         case HTTPException():
             return _from_status(error)
-    return ProblemError(INTERNAL, "an unexpected error; it is in the log of the service")
+    return ProblemError(INTERNAL, "unexpected error; see the log of the service")
 
 
 def _from_status(error: HTTPException) -> ProblemError:
     status = error.status_code
     title = HTTPStatus(status).phrase if status in set(HTTPStatus) else "Refused"
     kind = KIND_BY_STATUS.get(status) or Kind(status, "refused", title)
-    remedy = {404: "; what there is: /docs", 405: "; the header Allow lists what it has"}
+    remedy = {404: "; /docs lists the routes", 405: "; the header Allow lists its methods"}
     return ProblemError(kind, kind.title + remedy.get(status, ""), headers=error.headers)

@@ -42,13 +42,13 @@ from serving.registry.sources import Sources
 from serving.settings import Settings, is_loopback, read_settings
 
 SWITCH_SECONDS = 0.001
-"""Longest time that a computing thread keeps the event loop waiting, in seconds."""
+"""Maximum time that a worker thread keeps the event loop waiting, in seconds."""
 WORKER_TIMEOUT_SECONDS = 30
 """Time after which a worker process that does not start or respond is replaced, in seconds."""
 OTHER_OPEN_FILES = 256
-"""Number of files that a process has open besides its connections."""
+"""Number of files that a process keeps open in addition to its connections."""
 BOARD_VARIABLE = "ANOMALY_VAE_BOARD"
-"""Environment variable with the file of the `Board` that tells worker processes what to serve."""
+"""Environment variable with the path of the `Board` that lists the models to serve."""
 
 
 def serve(
@@ -63,11 +63,11 @@ def serve(
 
     Args:
         models: ``[NAME=]URI`` of each model.
-        host: the address to listen on; any but loopback needs API keys or ``no_auth``.
+        host: the address to listen on; one other than loopback needs API keys or ``no_auth``.
         port: the port to listen on; 0 chooses a free one.
         workers: number of processes that share the port.
-        no_auth: serve any address without keys.
-        shadows: ``[NAME=]URI`` of models that score the same requests and never answer.
+        no_auth: allow access without keys on any address.
+        shadows: ``[NAME=]URI`` of models that score the same requests but never answer them.
 
     Raises:
         AnomalyVAEError: a setting, a model or an address cannot be used.
@@ -88,7 +88,7 @@ def serve(
 
 
 def app_factory() -> Starlette:
-    """Make the application of a worker process; if one fails to start, all processes end."""
+    """Create the application of a worker process; if its models fail to load, all workers stop."""
     settings = read_settings()
     logs.configure(settings.log_level)
     forget_dead_workers(os.environ.get(MULTIPROCESS_DIR))
@@ -110,7 +110,7 @@ def _tune_process(settings: Settings) -> None:
     """Prepare the process for many small requests and a few large ones."""
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.collect()
-    gc.freeze()  # everything loaded so far stays, so exclude it from collections
+    gc.freeze()  # objects loaded so far are permanent, so exclude them from collections
     gc.set_threshold(20_000, 20, 50)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = settings.max_connections + OTHER_OPEN_FILES
@@ -190,10 +190,10 @@ def _ignore(number: int, frame: FrameType | None) -> None:
 
 
 def _check_exposure(host: str, settings: Settings, no_auth: bool) -> None:
-    if no_auth and settings.guarded:
+    if no_auth and settings.requires_auth:
         variable = "ANOMALY_VAE_API_KEYS" if settings.api_keys else "ANOMALY_VAE_OIDC_ISSUER"
         raise ConfigError(f"--no-auth contradicts {variable}; drop one", key="no_auth")
-    if not (settings.guarded or no_auth or is_loopback(host)):
+    if not (settings.requires_auth or no_auth or is_loopback(host)):
         raise ConfigError(
             f"host {host} can be reached from outside and there are no API keys; "
             "set ANOMALY_VAE_API_KEYS, or pass --no-auth if something else guards it",
@@ -202,7 +202,7 @@ def _check_exposure(host: str, settings: Settings, no_auth: bool) -> None:
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    """Bind the address before the models are loaded; it accepts no connection until they are."""
+    """Bind the address without accepting connections, so that it fails before models are loaded."""
     try:
         info = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, protocol, _, address = info[0]
@@ -228,7 +228,7 @@ def _print_address(
     )
     access = "with API keys" if settings.api_keys else "without API keys"
     access += " and with tokens" if settings.oidc_issuer else ""
-    if not settings.guarded and not no_auth:
+    if not settings.requires_auth and not no_auth:
         access += ", so on loopback only; set ANOMALY_VAE_API_KEYS to open it"
     sys.stderr.write(f"serving {_list_models(store)} on {address} ({access}); try {docs}\n")
 

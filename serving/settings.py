@@ -57,7 +57,7 @@ class ApiKey:
 
 
 def find_key(keys: Iterable[ApiKey], secret: bytes) -> ApiKey | None:
-    """Return the entry of a key as sent by a client, comparing digests in constant time."""
+    """Return the `ApiKey` of the secret that a client sent, comparing digests in constant time."""
     digest = hashlib.sha256(secret).hexdigest()
     matches = [key for key in keys if hmac.compare_digest(key.digest, digest)]
     return matches[0] if matches else None
@@ -90,7 +90,7 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 
 
 class Settings(BaseSettings):
-    """The settings of the service; each is documented by the text below it."""
+    """The settings of the service; the text below each is its description in the documentation."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, frozen=True, extra="ignore", use_attribute_docstrings=True
@@ -138,7 +138,8 @@ class Settings(BaseSettings):
     """Seconds after SIGTERM during which readiness fails but requests are still accepted. Should be
     longer than the interval of the load balancer's readiness probe."""
     grace_seconds: NonNegativeInt = 30
-    """Seconds that requests in progress then have to finish."""
+    """Seconds that requests in progress have to finish once the service stops accepting new
+    ones."""
     keep_alive_seconds: Count = 75
     """Seconds after which an idle connection is closed."""
     cache_dir: Path = Field(default_factory=_cache_folder)
@@ -164,7 +165,8 @@ class Settings(BaseSettings):
     """Maximum number of requests per second of each API key, over all worker processes; more are
     refused with a 429. 0 disables the limit."""
     rate_burst: Count = 20
-    """Number of requests that an API key may send at once in excess of that rate."""
+    """Number of requests that an API key may send at once in excess of
+    `ANOMALY_VAE_RATE_PER_SECOND`."""
     admin_port: Port = 0
     """Second port for `/metrics`, `/docs`, `/openapi.json` and `/-/…`, which are then not available
     on the first port. 0 disables it."""
@@ -181,7 +183,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_issuer(self) -> Self:
-        """Require an audience, and a URL of the keys that nobody on the way can forge."""
+        """Require an audience, and keys that are fetched over https or from this machine."""
         if self.oidc_issuer and not (self.oidc_audience and self.oidc_jwks_url):
             raise ValueError("it needs ANOMALY_VAE_OIDC_AUDIENCE and ANOMALY_VAE_OIDC_JWKS_URL too")
         url = urlsplit(self.oidc_jwks_url)
@@ -190,12 +192,12 @@ class Settings(BaseSettings):
         return self
 
     @property
-    def guarded(self) -> bool:
+    def requires_auth(self) -> bool:
         """Whether requests need an API key or a token."""
         return bool(self.api_keys or self.oidc_issuer)
 
     @property
-    def retry(self) -> dict[str, str]:
+    def retry_headers(self) -> dict[str, str]:
         """The header `Retry-After` of responses that ask a client to come back later."""
         return {"Retry-After": str(self.retry_after_seconds)}
 
@@ -214,17 +216,18 @@ def read_settings() -> Settings:
         raise ConfigError(f"{variable}: {first['msg']}", key=variable) from None
 
 
-class Documented(NamedTuple):
-    """An environment variable, as the documentation lists it."""
+class SettingDescription(NamedTuple):
+    """The name, default and description of an environment variable, for the documentation."""
 
     name: str
     default: str
     description: str
 
 
-def documented() -> Iterator[Documented]:
-    """Yield every variable with its default and description."""
+def describe_settings() -> Iterator[SettingDescription]:
+    """Describe every environment variable of the service."""
     for name, info in Settings.model_fields.items():
         default = "~/.cache/anomaly-vae" if info.default_factory else info.default
         shown = "" if default in ((), None) else str(default)
-        yield Documented(PREFIX + name.upper(), shown, " ".join((info.description or "").split()))
+        text = " ".join((info.description or "").split())
+        yield SettingDescription(PREFIX + name.upper(), shown, text)

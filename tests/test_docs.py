@@ -14,7 +14,7 @@ from anomaly_vae.config import ImageConfig, TabularConfig, validate_config
 from anomaly_vae.config.detector import merged
 from anomaly_vae.config.loading import fields
 from pipelines.cli import app
-from serving.settings import documented
+from serving.settings import describe_settings
 from tests.support.paths import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -105,7 +105,7 @@ def test_shipped_configurations_are_valid(path: Path) -> None:
     assert validate_config(yaml.safe_load(path.read_text(encoding="utf-8"))).name
 
 
-@pytest.mark.parametrize("setting", list(documented()), ids=lambda setting: setting.name)
+@pytest.mark.parametrize("setting", list(describe_settings()), ids=lambda setting: setting.name)
 def test_every_setting_of_the_service_is_documented_as_the_code_says(setting: object) -> None:
     name, default, description = (
         getattr(setting, part) for part in ("name", "default", "description")

@@ -61,7 +61,8 @@ def load_ensemble(bundle: Bundle) -> VAE:
         >>> import numpy as np
         >>> from anomaly_vae import TabularVAEDetector
         >>> rows = np.random.default_rng(0).standard_normal((60, 3))
-        >>> load_ensemble(TabularVAEDetector(alpha=0.1, epochs=2, members=2).fit(rows).bundle_).members
+        >>> detector = TabularVAEDetector(alpha=0.1, epochs=2, members=2).fit(rows)
+        >>> load_ensemble(detector.bundle_).members
         2
     """
     return _model(bundle, load_weights(bundle))
@@ -74,7 +75,8 @@ def load_model(bundle: Bundle) -> VAE:
         >>> import numpy as np
         >>> from anomaly_vae import TabularVAEDetector
         >>> rows = np.random.default_rng(0).standard_normal((60, 3))
-        >>> model = load_model(TabularVAEDetector(alpha=0.1, epochs=2, latent_dim=2).fit(rows).bundle_)
+        >>> detector = TabularVAEDetector(alpha=0.1, epochs=2, latent_dim=2).fit(rows)
+        >>> model = load_model(detector.bundle_)
         >>> model.members, model.latent_dim
         (1, 2)
     """

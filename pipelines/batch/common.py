@@ -1,4 +1,4 @@
-"""Share the options, counts and columns of scoring tables and images."""
+"""Provide the options, counts and result columns that scoring tables and images share."""
 
 from __future__ import annotations
 
@@ -37,10 +37,11 @@ Explain = int | str | None
 """Number of contributions to list per row: K, "all", or None for no explanation."""
 
 UNREADABLE = "(unreadable)"
-"""Key under which rejects that no column causes are counted."""
+"""Key under which rejects are counted that are not caused by a column."""
 RESULT_COLUMNS = ("score", "p_value", "is_anomaly", "contributions", "rest", "kl")
+"""Result columns of every model."""
 GROUP_COLUMNS = ("group", "threshold")
-"""Further result columns of a model that is calibrated by group."""
+"""Additional result columns of a model that is calibrated by group."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ NO_HEATMAPS = HeatmapOptions()
 
 
 class Tally:
-    """Running counts of scored, flagged and rejected rows; scored + rejected = rows."""
+    """Running counts of scored, flagged and rejected rows; scored plus rejected are all rows."""
 
     def __init__(self, monitor: Monitor) -> None:
         self.scored = self.flagged = 0
@@ -63,14 +64,14 @@ class Tally:
         """Number of rejected rows, lines and files, by column or as `UNREADABLE`."""
         self._monitor, self._counts = monitor, monitor.empty_counts
 
-    def count(self, found: Detections, x: Matrix | None = None) -> None:
-        """Count scored rows; ``x`` (N, F) are the encoded rows of a table."""
-        self.scored += len(found.score)
-        self.flagged += int(found.is_anomaly.sum())
-        self._counts += self._monitor.count(found.score, found.is_anomaly, x)
+    def count(self, detections: Detections, x: Matrix | None = None) -> None:
+        """Count N scored rows; ``x`` (N, F) are the encoded rows of a table, None for images."""
+        self.scored += len(detections.score)
+        self.flagged += int(detections.is_anomaly.sum())
+        self._counts += self._monitor.count(detections.score, detections.is_anomaly, x)
 
     def report(self) -> Report:
-        """Report whether the scored rows look like the calibration rows."""
+        """Assess whether the scored rows look like the calibration rows."""
         return self._monitor.report(self._counts[None])
 
     @property
@@ -80,15 +81,15 @@ class Tally:
 
 
 def exclude_output(
-    paths: Sequence[str], found: Sequence[T], output: Path, file_of: Callable[[T], Path]
+    paths: Sequence[str], inputs: Sequence[T], output: Path, file_of: Callable[[T], Path]
 ) -> list[T]:
-    """Return the inputs that lie outside the output folder, which may hold an earlier result.
+    """Return the inputs outside the output folder, which may contain an earlier result.
 
     Args:
-        paths: the paths of the command line.
-        found: the inputs that were found behind them.
+        paths: the paths given on the command line.
+        inputs: the inputs found at these paths.
         output: the output folder.
-        file_of: returns the file of an input.
+        file_of: function that returns the file of an input.
 
     Raises:
         DataError: a path lies in ``output``, or no input lies outside it.
@@ -97,7 +98,7 @@ def exclude_output(
     for path in paths:
         if folder in (_resolved(path), *_resolved(path).parents):
             raise DataError(f"--input '{path}' lies in --output '{output}'; choose another folder")
-    kept = [one for one in found if folder not in _resolved(file_of(one)).parents]
+    kept = [item for item in inputs if folder not in _resolved(file_of(item)).parents]
     if not kept:
         raise DataError(f"no file to score lies outside --output '{output}'")
     return kept
@@ -114,24 +115,24 @@ def max_contributions(explain: Explain) -> int | None:
 
 
 def result_table(
-    keys: Mapping[str, pa.Array], found: Detections, explanations: Sequence[Explanation]
+    keys: Mapping[str, pa.Array], detections: Detections, explanations: Sequence[Explanation]
 ) -> pa.Table:
-    """Build result rows from keys, decisions and explanations, if there are any."""
+    """Build N result rows from keys, decisions and explanations; the latter may be empty."""
     columns = {
         **keys,
-        "score": pa.array(found.score),
-        "p_value": pa.array(found.p_value),
-        "is_anomaly": pa.array(found.is_anomaly),
+        "score": pa.array(detections.score),
+        "p_value": pa.array(detections.p_value),
+        "is_anomaly": pa.array(detections.is_anomaly),
     }
-    if found.group is not None:
-        columns["group"] = pa.array(found.group, pa.string())
-        columns["threshold"] = pa.array(found.threshold)
+    if detections.group is not None:
+        columns["group"] = pa.array(detections.group, pa.string())
+        columns["threshold"] = pa.array(detections.threshold)
     if explanations:
         columns["contributions"] = pa.array(
-            [list(_contributions(one)) for one in explanations], pa.list_(CONTRIBUTION)
+            [list(_contributions(row)) for row in explanations], pa.list_(CONTRIBUTION)
         )
-        columns["rest"] = pa.array([one.rest for one in explanations])
-        columns["kl"] = pa.array([one.kl for one in explanations])
+        columns["rest"] = pa.array([row.rest for row in explanations])
+        columns["kl"] = pa.array([row.kl for row in explanations])
     return pa.table(columns)
 
 
@@ -169,11 +170,11 @@ def summary_of(source: LoadedModel, files: int, tally: Tally, sink: Sink) -> dic
 
 
 def warn_missing_group(calibration: Calibration, columns: Collection[str]) -> None:
-    """Warn if the column is missing that selects the threshold of each row."""
+    """Warn if the column that selects the threshold of each row is missing."""
     if calibration.groups and calibration.groups.column not in columns:
         console.info(
             f"there is no column '{calibration.groups.column}', by which the model is calibrated: "
-            "every row gets the threshold of all rows, which guarantees nothing for a single group"
+            "every row gets the overall threshold, which guarantees nothing for a single group"
         )
 
 
@@ -181,5 +182,5 @@ def group_thresholds(calibration: Calibration) -> dict[str, Any]:
     """Return the summary's entries about groups; empty for a model without groups."""
     if calibration.groups is None:
         return {}
-    own = {level: one.threshold for level, one in calibration.groups.by_level.items()}
-    return {"group": calibration.groups.column, "group_thresholds": own}
+    thresholds = {level: group.threshold for level, group in calibration.groups.by_level.items()}
+    return {"group": calibration.groups.column, "group_thresholds": thresholds}

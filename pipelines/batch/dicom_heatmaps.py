@@ -1,11 +1,11 @@
 """Write heatmaps as DICOM secondary captures, which a PACS files with the scan they explain.
 
-A heatmap has no position in the patient's space, since it shows three enlarged panels; so it is a
-Secondary Capture Image and no Parametric Map. It belongs to the source's study and patient, in a
-series of its own, and refers to the source instance. The source's elements about its patient and
-study are copied unchanged, errors included; otherwise a PACS would file the two separately. Of the
-other elements, only those that the standard requires are written. UIDs and bytes depend on source,
-model and pixels alone, so that scoring a scan again creates the same instance; therefore the
+A heatmap shows three enlarged panels and has no position in the patient's space. It is therefore a
+Secondary Capture Image, not a Parametric Map. It belongs to the source's study and patient, has its
+own series, and refers to the source instance. The source's elements about its patient and study
+are copied unchanged, errors included; otherwise a PACS would file the heatmap separately. No other
+elements are written except those that the standard requires. UIDs and bytes depend only on source,
+model and pixels, so that scoring a scan again creates the same instance. For this reason, the
 instance holds no creation time.
 
 Nothing of the source's content reaches a message, a warning or a log.
@@ -64,7 +64,7 @@ EQUIPMENT = (
 )  # fmt: skip
 """Keywords of the elements that describe the equipment."""
 NUMBERS = ("Rows", "NumberOfFrames", "SeriesNumber", "InstanceNumber")
-"""Keywords of the elements that number or size the image."""
+"""Keywords of the elements with the size or number of the image."""
 TIMES = (
     "InstanceCreationDate", "InstanceCreationTime", "ContentDate", "ContentTime",
     "DateOfSecondaryCapture", "TimeOfSecondaryCapture",
@@ -74,10 +74,10 @@ READ_ERRORS = (
     InvalidDicomError, BytesLengthException, struct.error, OSError, EOFError, ValueError, TypeError,
     AttributeError, LookupError, NotImplementedError, OverflowError, RecursionError,
 )  # fmt: skip
-"""Errors that pydicom raises for damaged files or other formats, some only on access."""
+"""Errors that pydicom raises for damaged files and other formats, some only on element access."""
 
 SERIES_NUMBER_OFFSET = 9000
-"""Number added to the source's series number, so that lists show heatmaps after scans."""
+"""Number added to the source's series number, so that heatmaps are listed after scans."""
 MAX_NUMBER = 2**31 - 1
 """Largest value of an integer string."""
 LONG_STRING = 64
@@ -111,7 +111,7 @@ def write_heatmap(
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """Disable validation and warnings, which would quote the source."""
+    """Disable validation and warnings, whose messages would quote the source."""
     with warnings.catch_warnings(), config.disable_value_validation():
         warnings.simplefilter("ignore")
         yield
@@ -119,7 +119,7 @@ def _silenced() -> Iterator[None]:
 
 @contextmanager
 def _read_errors(source: Path) -> Iterator[None]:
-    """Replace errors of pydicom by one that does not quote the source."""
+    """Replace pydicom's errors by an error that does not quote the source."""
     try:
         yield
     except READ_ERRORS:
@@ -140,7 +140,7 @@ def _render(
 
 
 def _read_header(source: Path) -> Dataset:
-    """Read the elements that are used, and decode them now, which pydicom would defer."""
+    """Read the needed elements and decode them now, as pydicom would do so only on access."""
     tags = [*REQUIRED, *COPIED, *EQUIPMENT, *NUMBERS]
     header = dcmread(source, stop_before_pixels=True, specific_tags=tags)
     deque(header.iterall(), maxlen=0)
@@ -197,7 +197,7 @@ def _secondary_capture(
     overlay: NDArray[np.uint8],
     about: Mapping[str, str],
 ) -> SCImage:
-    """Build the instance: pixels, identifiers, maker, and the source's study and equipment."""
+    """Build the instance from pixels, identifiers and the source's study and equipment."""
     image = SCImage.from_ref_dataset(
         _reference(header),
         np.ascontiguousarray(overlay),
@@ -220,7 +220,7 @@ def _secondary_capture(
 def _identifiers(
     header: Dataset, frame: int, frames: int, overlay: NDArray[np.uint8], digest: str
 ) -> dict[str, Any]:
-    """Return UIDs and numbers: one series for each series of the source and model."""
+    """Return UIDs and numbers, with one heatmap series per source series and model."""
     series = SERIES_NUMBER_OFFSET + max(_number(header, "SeriesNumber", 0), 0)
     number = frame + 1 if frames > 1 else _number(header, "InstanceNumber", 1)
     pixels = hashlib.sha256(repr(overlay.shape).encode() + overlay.tobytes()).hexdigest()
@@ -242,7 +242,7 @@ def _manufacturer(model: str, version: str) -> dict[str, Any]:
 
 
 def _reference(header: Dataset) -> Dataset:
-    """Return the elements for highdicom, without the patient, whose values it may refuse."""
+    """Return the elements for highdicom, without those of the patient, which it may refuse."""
     reference = Dataset()
     for keyword in ("SOPClassUID", "StudyInstanceUID", *EQUIPMENT):
         if keyword in header:

@@ -9,19 +9,20 @@ from pipelines import console
 EXPLANATIONS = {
     "holding": "{rows:,} rows are consistent with it",
     "doubtful": "{rows:,} rows are not like the calibration rows, so alpha may not hold for them",
-    "broken": "{flagged:,} of {rows:,} rows are flagged; at most {flagged_limit:,} are if it holds",
+    "broken": "{flagged:,} of {rows:,} rows are flagged; while it holds, at most "
+    "{flagged_limit:,} are",
 }
 """Explanation of each status of the guarantee."""
 MAX_COLUMNS = 8
-"""Number of columns in the table, those that drifted most first."""
+"""Maximum number of columns in the table, which lists those that drifted most."""
 MIN_PSI = 0.1
-"""Population stability index from which a column is listed; a shift is 0.25 (Siddiqi 2006)."""
+"""Population stability index from which a column is listed; 0.25 is a shift (Siddiqi 2006)."""
 MIN_SHARE_CHANGE = 0.05
 """Change in the share of missing or unseen values from which a column is listed."""
 
 
 def show_guarantee(report: Report) -> None:
-    """Print the status of the guarantee and the columns that differ; nothing for no rows."""
+    """Print the status of the guarantee and the columns that differ, unless there are no rows."""
     if not report.rows:
         return
     console.info(

@@ -1,4 +1,4 @@
-"""Flag the rows of a whole batch so that the false discovery rate is controlled."""
+"""Flag the rows of a whole batch with control of the false discovery rate."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HELD_ROWS = ".held.arrow"
 
 
 def open_sink(folder: Path, calibration: Calibration, fdr: float | None) -> Sink:
-    """Return a sink that writes flags as they are, or one that controls the rate ``fdr``."""
+    """Return a sink that keeps the flags, or one that sets them at the false discovery rate."""
     return Sink(folder) if fdr is None else FdrSink(folder, calibration, fdr)
 
 
@@ -32,7 +32,8 @@ def check_controllable(calibration: Calibration, fdr: float | None) -> None:
     if fdr is not None and calibration.weights is not None:
         raise CalibrationError(
             "--fdr needs p-values that are positively dependent, and those of a model calibrated "
-            "with calibration.density_ratio need not be; leave --fdr out: its threshold keeps alpha"
+            "with calibration.density_ratio need not be; leave out --fdr, and the threshold keeps "
+            "alpha"
         )
 
 
@@ -52,7 +53,7 @@ class FdrSink(Sink):
         self._holding: pa.RecordBatchFileWriter | None = None
 
     def write(self, table: pa.Table) -> None:
-        """Hold scored rows back and count their p-values."""
+        """Hold back scored rows, and count their p-values."""
         values, rows = np.unique(table["p_value"].to_numpy(), return_counts=True)
         self._counts.update(dict(zip(values.tolist(), rows.tolist(), strict=True)))
         if self._holding is None:
@@ -63,8 +64,8 @@ class FdrSink(Sink):
     def finish(self) -> dict[str, Any]:
         """Write the rows with their flags; return the batch's alpha, threshold and flag count.
 
-        The threshold is None where no row is flagged. With groups, each has its own threshold,
-        None where its calibration sample is too small for a p-value up to alpha.
+        The threshold is None if no row is flagged. Groups have a threshold each, which is None if
+        the group's calibration sample is too small for a p-value of at most alpha.
         """
         p_values = np.array(sorted(self._counts))
         rows = np.array([self._counts[p] for p in p_values.tolist()], np.int64)
@@ -85,10 +86,10 @@ class FdrSink(Sink):
         super().close()
 
     def _thresholds(self, alpha: float) -> dict[str | None, float | None]:
-        """Return the threshold of each group at this alpha, and under None that of all rows."""
-        own = self._calibration.groups.by_level if self._calibration.groups else {}
+        """Return the threshold of each group at this alpha; the key None is for all other rows."""
+        groups = self._calibration.groups.by_level if self._calibration.groups else {}
         thresholds: dict[str | None, float | None] = {None: _threshold(self._calibration, alpha)}
-        return thresholds | {name: _threshold(one, alpha) for name, one in own.items()}
+        return thresholds | {name: _threshold(group, alpha) for name, group in groups.items()}
 
     def _release(self, alpha: float, thresholds: dict[str | None, float | None]) -> None:
         """Write the held rows with their flags and, with groups, the threshold of each row."""
@@ -96,8 +97,9 @@ class FdrSink(Sink):
             flags = pa.array(table["p_value"].to_numpy() <= alpha)
             flagged = _replaced(table, "is_anomaly", flags)
             if self._calibration.groups:
-                own = [thresholds[name] for name in table["group"].to_pylist()]
-                flagged = _replaced(flagged, "threshold", pa.array(own, pa.float64()))
+                row_thresholds = [thresholds[name] for name in table["group"].to_pylist()]
+                column = pa.array(row_thresholds, pa.float64())
+                flagged = _replaced(flagged, "threshold", column)
             super().write(flagged)
 
     def _held_tables(self) -> Iterator[pa.Table]:
@@ -115,5 +117,5 @@ def _replaced(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
 
 def _threshold(calibration: Calibration, alpha: float) -> float | None:
     """Return the score above which p-values are at most alpha; None if there is no such score."""
-    reached = alpha >= 1 / (len(calibration.scores) + 1)
-    return conformal_threshold(calibration.scores, alpha) if reached else None
+    is_reachable = alpha >= 1 / (len(calibration.scores) + 1)
+    return conformal_threshold(calibration.scores, alpha) if is_reachable else None

@@ -1,4 +1,4 @@
-"""Score images as a stream into a folder, and draw those that are flagged.
+"""Score images as a stream into a folder, and draw heatmaps of flagged ones.
 
 Every image is scored, or rejected with a reason.
 """
@@ -52,7 +52,7 @@ from pipelines.datasets.image_files import (
 from pipelines.registry.model_uri import LoadedModel
 
 REFUSED = "dicom_refused"
-"""Key of the number of flagged DICOM images whose heatmap cannot be written as DICOM."""
+"""Summary key: number of flagged DICOM images whose heatmap cannot be written as DICOM."""
 
 
 def score_images(
@@ -63,15 +63,15 @@ def score_images(
     heatmaps: HeatmapOptions = NO_HEATMAPS,
     fdr: float | None = None,
 ) -> dict[str, Any]:
-    """Score every image of every file into a folder; returns the summary written to it.
+    """Score every image of every file into a folder, and return the summary.
 
     Args:
         source: The model.
-        paths: Image files, folders, globs or manifests; files within ``output`` are left out.
+        paths: Image files, folders, globs or manifests; files in ``output`` are ignored.
         output: The folder; a previous result in it is replaced once the new one is complete.
         explain: Number of pixels with the largest contributions to list, or "all".
         heatmaps: Formats of the heatmaps of flagged images.
-        fdr: False discovery rate over the whole input by which to flag, in place of the threshold.
+        fdr: False discovery rate at which to flag images, instead of by the threshold.
 
     Raises:
         DataError: No image is found, one lies in ``output``, or ``output`` holds other files.
@@ -94,7 +94,7 @@ def score_images(
 
 
 class _HeatmapWriter:
-    """Writes the heatmaps of flagged images to the result folder, and counts them."""
+    """A writer of the heatmaps of flagged images, which counts them."""
 
     def __init__(
         self, source: LoadedModel, encoding: ImageEncoding, folder: Path, options: HeatmapOptions
@@ -113,10 +113,10 @@ class _HeatmapWriter:
         detections: Detections,
         explained: ScoreParts,
     ) -> None:
-        """Write the heatmaps of the flagged ones of these images."""
+        """Write the heatmaps of those images that are flagged."""
         rows = np.flatnonzero(detections.is_anomaly).tolist()
-        found = localizations(self.encoding, self.source.bundle.heat_scale, explained, rows)
-        for row, localization in zip(rows, found, strict=True):
+        flagged = localizations(self.encoding, self.source.bundle.heat_scale, explained, rows)
+        for row, localization in zip(rows, flagged, strict=True):
             self._write(files[row], frames[row], localization, decision_title(detections, row))
 
     def _write(self, file: ImageFile, frame: int, localization: Localization, title: str) -> None:
@@ -126,11 +126,11 @@ class _HeatmapWriter:
             self._output_path(HEATMAPS, f"{name}.png").write_bytes(png(page))
             self.counts[HEATMAPS] += 1
         if self.options.dicom and is_dicom(file.path):
-            # Without the file's name, which may be a patient's: pixels are not anonymised.
+            # The title omits the file name, which may name a patient: pixels are not anonymised.
             self._write_dicom(file, frame, localization.draw(title), name)
 
     def _write_dicom(self, file: ImageFile, frame: int, page: Image.Image, name: str) -> None:
-        """Write a heatmap as DICOM, or report that its source lacks a study to belong to."""
+        """Write a heatmap as DICOM; count it as refused if its source cannot be referred to."""
         from pipelines.batch.dicom_heatmaps import write_heatmap
 
         model = self.source.to_json()
@@ -155,7 +155,7 @@ class _HeatmapWriter:
 
 
 class _ScoringRun:
-    """Scores batches in order and counts their images."""
+    """A run over all batches, which scores and counts their images."""
 
     def __init__(
         self,
@@ -199,8 +199,8 @@ class _ScoringRun:
             explained = self.detector.scorer.explain(images)
             detections = self.detector.decide(explained.score, explained.observed)
             if self.explain is not None:
-                most = max_contributions(self.explain)
-                reasons = explanations(self.detector.scorer, images, explained, most)
+                limit = max_contributions(self.explain)
+                reasons = explanations(self.detector.scorer, images, explained, limit)
             if self.writer.enabled:
                 self.writer.write(files, frames, detections, explained)
         self.sink.write(result_table(keys, detections, reasons))
@@ -208,7 +208,7 @@ class _ScoringRun:
 
 
 def file_stem(file: ImageFile, frame: int) -> str:
-    """Return a unique file name for the heatmap of an image: its name and a digest of its path."""
+    """Return a unique file stem for an image's heatmap, from its name, path digest and frame."""
     name = re.sub(r"[^\w.-]", "_", Path(file.name).stem, flags=re.ASCII)[:80]
     digest = hashlib.sha256(os.fsencode(file.path.resolve())).hexdigest()[:16]
     return f"{name}-{digest}-{frame}"

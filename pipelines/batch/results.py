@@ -1,4 +1,4 @@
-"""Write the result of scoring: a folder of parts, rejects and a summary, replaced as a whole."""
+"""Write results to a folder of parts, rejects and a summary, which is replaced as a whole."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ from anomaly_vae.errors import DataError
 from anomaly_vae.files import locked
 
 PART_ROWS = 1 << 20
+"""Number of rows from which a part is complete."""
 REJECT_ROWS = 1 << 16
+"""Number of rejects that are written at a time."""
 SUMMARY, REJECTS, INCOMPLETE = "summary.json", "rejects.parquet", ".incomplete"
 HEATMAPS, DICOM = "heatmaps", "dicom"
-OURS = re.compile(
+RESULT_FILE = re.compile(
     r"part-\d{5,}\.parquet|rejects\.parquet|summary\.json"
     r"|heatmaps(/[\w.-]*-[0-9a-f]{16}-\d+\.png)?|dicom(/[\w.-]*-[0-9a-f]{16}-\d+\.dcm)?"
 )
-"""Names of the files of a result; those of pictures contain a digest."""
-REPEATED = [
+"""Pattern of the names of a result's files; those of heatmaps contain a digest."""
+DICTIONARY_COLUMNS = [
     "p_value",
     *(f"contributions.list.element.{name}" for name in ("feature", "observed", "expected")),
 ]
-"""Columns with many equal values. A dictionary of the other columns would only cost time."""
+"""Columns with many repeated values, for which dictionary encoding saves space."""
 REJECT_SCHEMA = pa.schema(
     [
         ("path", pa.string()),
@@ -47,7 +49,8 @@ def result_folder(output: Path) -> Iterator[Path]:
     Nothing outside ``output`` is touched, so it may be a mount point. The previous result stays
     until the block ends without an error. Then the old files are deleted, the summary first, and
     the new ones are moved in, the summary last. A result with a summary is therefore complete; a
-    crash between these renames leaves new files, some of them in `INCOMPLETE`, and no summary.
+    crash between these renames leaves new files, some of them still in `INCOMPLETE`, without a
+    summary.
 
     Raises:
         DataError: ``output`` is a file, holds anything but a previous result, or is in use.
@@ -80,10 +83,10 @@ def _exclusive(output: Path) -> Iterator[None]:
 
 def _check_replaceable(output: Path) -> None:
     names = set(_names(output))
-    foreign = sorted(name for name in names if not OURS.fullmatch(name))
+    foreign = sorted(name for name in names if not RESULT_FILE.fullmatch(name))
     if foreign:
         raise DataError(
-            f"--output '{output}' holds other files, '{foreign[0]}' for one; "
+            f"--output '{output}' holds other files, such as '{foreign[0]}'; "
             "choose an empty or a new folder"
         )
     if names and SUMMARY not in names and not (output / INCOMPLETE).exists():
@@ -103,7 +106,7 @@ def _publish(staged: Path, output: Path) -> None:
 
 
 def _names(output: Path) -> Iterator[str]:
-    """Yield the names in the folder and in its folders of pictures, except `INCOMPLETE`."""
+    """Yield the names in the folder and in its folders of heatmaps, except `INCOMPLETE`."""
     for path in output.iterdir():
         if path.name != INCOMPLETE:
             yield path.name
@@ -134,7 +137,10 @@ class Sink:
             name = f"part-{len(self.parts):05d}.parquet"
             self.parts.append(name)
             self._writer = pq.ParquetWriter(
-                self.folder / name, table.schema, compression="zstd", use_dictionary=REPEATED
+                self.folder / name,
+                table.schema,
+                compression="zstd",
+                use_dictionary=DICTIONARY_COLUMNS,
             )
         self._writer.write_table(table)
         self._rows += len(table)
@@ -151,13 +157,13 @@ class Sink:
     ) -> None:
         """Append rejected rows of a file that share one reason."""
         for start in range(0, len(rows), REJECT_ROWS):
-            some = rows[start : start + REJECT_ROWS]
-            self._pending += [(str(path), row, name, column, reason) for row in some]
+            chunk = rows[start : start + REJECT_ROWS]
+            self._pending += [(str(path), row, name, column, reason) for row in chunk]
             if len(self._pending) >= REJECT_ROWS:
                 self._flush_rejects()
 
     def finish(self) -> dict[str, Any]:
-        """Complete every file after the last row; return further entries of the summary."""
+        """Complete every file after the last row; return additional entries of the summary."""
         self.close()
         return {}
 

@@ -52,17 +52,17 @@ def score_files(
         source: the model.
         paths: CSV or Parquet files, folders or globs; files in ``output`` are ignored.
         output: the folder, whose previous result is replaced once the new one is complete.
-        explain: the number K of largest contributions to list per row, or "all".
-        heatmaps: has to be `NO_HEATMAPS`, as only images can be drawn.
-        fdr: flag all rows together at this false discovery rate, instead of by the threshold.
+        explain: number of largest contributions to list per row, or "all".
+        heatmaps: must be `NO_HEATMAPS`, as only images have heatmaps.
+        fdr: false discovery rate at which to flag rows, instead of by the threshold.
 
     Raises:
-        ConfigError: pictures are asked for.
-        DataError: no file found, one lies in ``output``, or ``output`` holds something else.
-        CalibrationError: ``fdr`` is not possible with the model's p-values.
+        ConfigError: heatmaps are requested.
+        DataError: no file is found, one lies in ``output``, or ``output`` holds other files.
+        CalibrationError: the model's p-values do not allow control of the false discovery rate.
     """
     if heatmaps != NO_HEATMAPS:
-        raise ConfigError("--heatmaps and --dicom-out are for models of images; leave them out")
+        raise ConfigError("--heatmaps and --dicom-out are for image models; leave them out")
     output, calibration = Path(output), source.bundle.detector.calibration
     check_controllable(calibration, fdr)
     files = exclude_output(paths, find_files(paths), output, lambda path: path)
@@ -82,12 +82,12 @@ def score_files(
 
 
 class _Scoring:
-    """The state of scoring a sequence of files, with the position in the whole input."""
+    """A run over a sequence of files, with its position in the whole input."""
 
     def __init__(self, bundle: Bundle, keys: Keys, sink: Sink, explain: Explain) -> None:
         self.detector, self.schema = bundle.detector, bundle.scorer.schema
         self.keys, self.sink, self.tally = keys, sink, Tally(bundle.monitor)
-        self.explain, self.most = explain is not None, max_contributions(explain)
+        self.explain, self.max_contributions = explain is not None, max_contributions(explain)
         self.path: Path | None = None
         self.start = self.rows_of_file = 0
 
@@ -142,24 +142,27 @@ class _Scoring:
         explanations: Sequence[Explanation] = ()
         x = self.detector.scorer.encoding.encode(batch)
         if self.explain:
-            found, explanations = self.detector.detect_and_explain(batch, self.most)
+            detections, explanations = self.detector.detect_and_explain(
+                batch, self.max_contributions
+            )
         else:
-            found = self.detector.decide(self.detector.scorer.score_encoded(x), x)
-        self.sink.write(result_table(keys, found, explanations))
-        self.tally.count(found, x)
+            detections = self.detector.decide(self.detector.scorer.score_encoded(x), x)
+        self.sink.write(result_table(keys, detections, explanations))
+        self.tally.count(detections, x)
 
     def _needed(self, names: Sequence[str]) -> Sequence[str]:
-        """Select the model's columns and the id; all columns if none of the model's is there."""
+        """Select the model's columns and the id, or all columns if none of the model's exists."""
         features = set(names) & set(self.schema.names)
         return [name for name in names if name in features | {self.keys.id}] if features else names
 
 
 @dataclass(frozen=True)
 class Keys:
-    """The columns that identify a row in the output: its id, or its position, or both.
+    """The columns that identify a row in the output: its id, its position, or both.
 
-    The position is needed where a file has no ids. All ids have one type, so that all parts form
-    one table and no id changes: the type that all files share, else the widest integer, else text.
+    Positions are needed if a file has no ids. All ids have the same type, so that the parts form
+    one table and no id is changed: the type that all files share, else the widest integer, else
+    text.
     """
 
     id: str | None
@@ -173,9 +176,9 @@ class Keys:
         return ids | ({"row": pa.array(rows)} if self.rows else {})
 
     def name(self, table: pa.RecordBatch, i: int) -> str | None:
-        """Return the id of a row as text, None if it has none."""
-        known = self.id is not None and self.id in table.schema.names
-        value = table.column(self.id)[i].as_py() if known else None
+        """Return the id of a row as text; None if it has none."""
+        has_ids = self.id is not None and self.id in table.schema.names
+        value = table.column(self.id)[i].as_py() if has_ids else None
         return None if value is None else str(value)
 
     def _ids(self, table: pa.RecordBatch) -> pa.Array:

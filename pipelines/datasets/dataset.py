@@ -1,4 +1,4 @@
-"""Define a data set that is split for training: its columns, labels, times and groups."""
+"""Define a data set that is split for training, with its columns, labels, times and groups."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ GROUP = "group"
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """N rows of input with their schema and their split, as training and calibration need them."""
+    """N input rows with their schema and split, for training and calibration."""
 
     table: pa.Table
     schema: Schema
@@ -46,17 +46,18 @@ class Dataset:
     label: str | None = None
     """Column of the table that marks known anomalies."""
     group: str | None = None
-    """Column of units that no split may cut."""
+    """Column of units, such as customers, whose rows must be in the same split."""
     id: str | None = None
-    """Column that names a row."""
+    """Column with the id of each row."""
     duplicate_ids: int = 0
+    """Number of rows whose id an earlier row has."""
     origin: str | None = None
     """Digest before rows were excluded; None if none were."""
     files: tuple[Path, ...] = ()
-    """(N,) file of each row, where rows have files of their own (images)."""
+    """File of each row (N,) for images; empty for tables."""
 
     TWINS: ClassVar[str] = "are exact twins of training rows"
-    """Wording of messages about `test_twins`."""
+    """Text of messages about `test_twins`, after the number of test rows."""
 
     def part(self, split: int) -> RawBatch:
         """Return the rows of one split."""
@@ -64,18 +65,18 @@ class Dataset:
 
     @property
     def calibration_rows(self) -> NDArray[np.intp]:
-        """Positions of the calibration rows: one of each group, so that they are exchangeable."""
+        """Positions of the calibration rows, one per group, so that they are exchangeable."""
         return one_row_per_group(self.assignment.rows(CALIBRATION), self.rows.group)
 
     @property
     def anomaly_odds(self) -> float:
-        """Number of known anomalies per row that is not one, among all rows."""
+        """Number of known anomalies divided by the number of other rows, over all splits."""
         share = self.rows.anomaly.mean()
         return float(share / (1 - share))
 
     @property
     def units(self) -> str:
-        """Name of `calibration_rows` in messages: rows, or groups of rows."""
+        """Name of the calibration rows in messages, where each may represent a group of rows."""
         return "groups of normal calibration rows" if self.group else "normal calibration rows"
 
     @property
@@ -84,13 +85,13 @@ class Dataset:
         return self.table.take(pa.array(self.assignment.rows(TEST)))
 
     @property
-    def rules(self) -> dict[str, Any]:
-        """Options by which the test rows were read, and later models must read theirs."""
+    def read_options(self) -> dict[str, Any]:
+        """Options with which the test rows were read, and which later models must use as well."""
         return {}
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of all columns that the model reads, of the labels and of the split."""
+        """SHA-256 digest of the columns that the model reads, the labels and the split."""
         total = hashlib.sha256(self.assignment.digest.encode())
         for name in self.schema.names:
             total.update(name.encode())
@@ -99,7 +100,7 @@ class Dataset:
         return total.hexdigest()
 
     def summary(self) -> dict[str, Any]:
-        """Return the manifest's section about the data, which holds no path and no values."""
+        """Return the manifest's section about the data, which contains no path and no values."""
         return {
             "digest": self.digest,
             "split_digest": self.assignment.digest,
@@ -111,25 +112,25 @@ class Dataset:
         }
 
     def test_twins(self, encoding: Encoding) -> NDArray[np.bool_]:
-        """Tell which test rows (N,) are equal to a training row once encoded."""
+        """Return a mask (N,) of the test rows that equal a training row once encoded."""
         train, test = (encoding.encode(self.part(split)) for split in (TRAIN, TEST))
         return contained_in(test, train)
 
     def without(self, frozen: pa.Table) -> Dataset:
-        """Return the data set without training, validating or calibrating on rows of ``frozen``.
+        """Return the data set with rows of ``frozen`` excluded from training and calibration.
 
         Rows are the same if their ids are equal or, without ids, all columns that the model reads.
-        Rows that equal one of the data's own test split stay, and are reported as twins.
+        Rows that equal a row of this data set's test split are kept, and reported as twins.
         """
         return self.excluding(self._rows_of(frozen) & ~self._rows_of(self.test_table))
 
-    def excluding(self, known: NDArray[np.bool_]) -> Self:
-        """Return the data set with these rows (N,) of a frozen test split unused."""
-        assignment = self.assignment.without(known, "in the frozen test split")
+    def excluding(self, in_frozen_test: NDArray[np.bool_]) -> Self:
+        """Return the data set with the rows in a mask (N,) unused."""
+        assignment = self.assignment.without(in_frozen_test, "in the frozen test split")
         return replace(self, assignment=assignment, origin=self.origin or self.digest)
 
     def _rows_of(self, frozen: pa.Table) -> NDArray[np.bool_]:
-        """Tell which rows (N,) are in a frozen test split."""
+        """Return a mask (N,) of the rows that are in a frozen test split."""
         if self.id and self.id in frozen.column_names:
             ids, theirs = (_texts(table.column(self.id)) for table in (self.table, frozen))
             return np.asarray(pc.is_in(ids, value_set=theirs.drop_null()).to_numpy(False), bool)
@@ -137,25 +138,25 @@ class Dataset:
 
 
 def rows_in(batch: RawBatch, others: RawBatch) -> NDArray[np.bool_]:
-    """Tell which rows (N,) of a batch are equal, in every column, to a row of another batch."""
+    """Return a mask (N,) of the rows of a batch that equal a row of another batch."""
     pairs = [_comparable(values, others.values[name]) for name, values in batch.values.items()]
-    mine, theirs = zip(*pairs, strict=True)
-    return contained_in(np.column_stack(mine), np.column_stack(theirs))
+    columns, other_columns = zip(*pairs, strict=True)
+    return contained_in(np.column_stack(columns), np.column_stack(other_columns))
 
 
-def _comparable(mine: Values, theirs: Values) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Convert two columns into numbers that are equal where the cells are equal."""
-    if isinstance(mine, Levels) and isinstance(theirs, Levels):
-        index = {level: code for code, level in enumerate(mine.names)}
-        return mine.codes.astype(float), theirs.recode(index, unseen=-2).astype(float)
-    return np.asarray(mine), np.asarray(theirs)
+def _comparable(values: Values, others: Values) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Convert two columns into numbers that are equal if and only if the cells are equal."""
+    if isinstance(values, Levels) and isinstance(others, Levels):
+        index = {level: code for code, level in enumerate(values.names)}
+        return values.codes.astype(float), others.recode(index, unseen=-2).astype(float)
+    return np.asarray(values), np.asarray(others)
 
 
 def without_unreadable(planned: Assignment, batch: RawBatch) -> Assignment:
     """Return the split without the rows that cannot be read.
 
     Raises:
-        DataError: this leaves a split empty.
+        DataError: a split would be empty.
     """
     try:
         return planned.without(~batch.usable, "cells that do not fit")

@@ -19,10 +19,15 @@ from numpy.typing import NDArray
 from anomaly_vae.errors import DataError
 
 BATCH_ROWS = 65_536
+"""Maximum number of rows read from Parquet at a time."""
 CSV_BLOCK = 4 << 20
+"""Size of the blocks in which CSV is read, in bytes."""
 ENDING = READ_BUFFER = 1 << 16
+"""Size of the examined end of a CSV file, and of the Parquet read buffer, in bytes."""
 SUFFIXES = (".parquet", ".pq", ".csv")
+"""Suffixes of the files that are read from folders and globs."""
 UNREADABLE = (pa.ArrowException, OSError, ValueError)
+"""Errors raised for files that cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Broken:
-    """Rows that cannot be read; ``rows`` is None for a file whose rows are not known."""
+    """Rows that cannot be read; ``rows`` is None if the file's number of rows is unknown."""
 
     path: Path
     reason: str
@@ -52,7 +57,7 @@ class Head:
 
 
 Select = Callable[[Sequence[str]], Sequence[str]]
-"""A function that selects the needed ones among the columns of a file."""
+"""Function that selects the needed columns from those of a file."""
 
 
 def find_files(paths: Sequence[str]) -> list[Path]:
@@ -93,7 +98,7 @@ def _hidden(path: Path, root: Path) -> bool:
 
 
 def read_heads(files: Sequence[Path]) -> Iterator[Head]:
-    """Read the heads of those files that can be read, in order."""
+    """Yield the heads of all readable files, in order."""
     for path in files:
         with suppress(*UNREADABLE):
             yield _csv_head(path) if _is_csv(path) else _parquet_head(path)
@@ -102,7 +107,7 @@ def read_heads(files: Sequence[Path]) -> Iterator[Head]:
 def read_chunks(
     files: Sequence[Path], batch_rows: int = BATCH_ROWS, select: Select = list
 ) -> Iterator[Chunk | Broken]:
-    """Read every file in order as a stream; what cannot be read is yielded as `Broken`.
+    """Yield the rows of all files in order, and unreadable parts as `Broken`.
 
     ``select`` limits the columns that are read from Parquet; CSV is always read completely.
     """
@@ -117,7 +122,7 @@ def read_table(files: Sequence[Path]) -> pa.Table:
     """Read all rows of all files, for training.
 
     Raises:
-        DataError: a file that cannot be read, or files whose columns contradict each other.
+        DataError: a file cannot be read, or the files have inconsistent columns.
     """
     tables: dict[Path, list[pa.RecordBatch]] = {}
     for part in read_chunks(files):
@@ -148,14 +153,14 @@ REASONS = {
     "codec can't decode": "its header is not UTF-8 text; save it as UTF-8",
     "Parquet magic bytes not found": "it is not Parquet, or was cut short",
 }
-"""Explanations of the libraries' messages, by a part of the message."""
+"""Explanation of a library's error message, by a part of the message."""
 
 
 def first_line(error: BaseException) -> str:
     """Return the explanation of an exception, or its text as one short line."""
     text = str(error).strip() or type(error).__name__
-    known = (why for message, why in REASONS.items() if message.lower() in text.lower())
-    return next(known, text.splitlines()[0][:200])
+    matches = (reason for part, reason in REASONS.items() if part.lower() in text.lower())
+    return next(matches, text.splitlines()[0][:200])
 
 
 def _parquet_head(path: Path) -> Head:
@@ -233,7 +238,7 @@ def _csv_head(path: Path) -> Head:
 
 
 def _read_csv(path: Path) -> Iterator[Chunk | Broken]:
-    """Read every cell as text; the schema converts it, so that a bad cell rejects only its row."""
+    """Read every cell as text, so that a cell that does not fit the schema rejects only its row."""
     names = _header(path)
     bad, ending = _BadLines(path), _ending(path)
     convert = pa.csv.ConvertOptions(
@@ -253,7 +258,7 @@ def _read_csv(path: Path) -> Iterator[Chunk | Broken]:
 
 
 def _as_text(chunk: Chunk, ending: bytes) -> Iterator[Chunk | Broken]:
-    """Yield rows whose cells are UTF-8 and hold no further lines, and the others as `Broken`."""
+    """Yield the rows whose cells are UTF-8 and contain no other lines; the others as `Broken`."""
     table = chunk.table
     text = pa.schema([(name, pa.string()) for name in table.schema.names])
     wrong = _with_lines(table, ending)
@@ -285,7 +290,7 @@ def _not_utf8(table: pa.RecordBatch) -> dict[int, str]:
 
 
 def _with_lines(table: pa.RecordBatch, ending: bytes) -> dict[int, str]:
-    """Find rows with a cell that swallowed lines of the file; return the reason by row."""
+    """Find rows in which an unclosed quote made a cell swallow lines; return the reason by row."""
     wrong = {}
     for index, (name, column) in enumerate(zip(table.schema.names, table.columns, strict=True)):
         for i in _several_lines(column):
@@ -307,11 +312,11 @@ def _several_lines(column: pa.BinaryArray) -> list[int]:
 
 
 def _until_a_quote(lines: Sequence[bytes], index: int, columns: int) -> bool:
-    """Tell whether an unclosed quote made a cell swallow lines up to the next quoted cell.
+    """Return whether an unclosed quote made a cell swallow lines up to the next quoted cell.
 
-    The CSV reader takes the opening quote of a cell in a later line for the closing one. The cell
-    then holds the rest of its own line, whole lines, and a line up to the same column, which ends
-    with a quote. Other texts of several lines hardly ever have exactly these delimiters.
+    The CSV reader mistakes the opening quote of a cell in a later line for the closing quote. The
+    cell then contains the rest of its own line, whole lines, and a line up to the same column,
+    which ends with a quote. Other text of several lines hardly ever has exactly these delimiters.
 
     Args:
         lines: the lines of the cell.
@@ -324,12 +329,12 @@ def _until_a_quote(lines: Sequence[bytes], index: int, columns: int) -> bool:
 
 
 def _until_the_end(lines: Sequence[bytes], ending: bytes) -> bool:
-    """Tell whether a cell ends where the file ends; after a closed cell there would be a quote."""
+    """Return whether a cell ends where the file ends, which a closing quote would prevent."""
     return ending.endswith(b"\n" + lines[-1])
 
 
 def _ending(path: Path) -> bytes:
-    """Return the last bytes of a file, without the line ends at its end."""
+    """Return the last bytes of a file, without trailing line breaks."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - ENDING))
         return b"\n".join(file.read().rstrip(b"\r\n").splitlines())

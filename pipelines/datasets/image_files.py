@@ -33,7 +33,7 @@ MAX_SKIPPED_NAMES = 3
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A file to read: its path, its name in outputs, and its row in a manifest, if any."""
+    """A file to read: its path, its name in outputs, and its manifest row (empty without one)."""
 
     path: Path
     name: str
@@ -41,13 +41,13 @@ class ImageFile:
 
     @classmethod
     def from_path(cls, path: Path) -> ImageFile:
-        """Describe a file without a manifest; invalid bytes of its name are escaped."""
+        """Create the entry of a file without a manifest; invalid bytes of its name are escaped."""
         return cls(path, os.fsencode(path).decode(errors="backslashreplace"), {})
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Consecutive images with their file and frame."""
+    """Consecutive images with their files and frames."""
 
     files: tuple[int, ...]
     """Index of the file of each image."""
@@ -57,9 +57,9 @@ class Batch:
 
 
 def find_images(paths: Sequence[str]) -> list[ImageFile]:
-    """Find the images behind files, folders (searched recursively), globs and manifests.
+    """Find image files by files, folders (searched recursively), globs and manifests.
 
-    Other files in the folders are skipped and reported.
+    Files in the folders that are not images are skipped and reported.
 
     Raises:
         DataError: A path leads to no image, or a manifest or a folder cannot be read.
@@ -79,7 +79,7 @@ def find_images(paths: Sequence[str]) -> list[ImageFile]:
 
 
 def _file_key(path: Path) -> str:
-    """Return what identifies a file that is given twice: its absolute path, links not followed."""
+    """Return the absolute path of a file, without following links, to detect duplicates."""
     short = os.path.abspath(path)  # noqa: PTH100 removes "..", which `Path.absolute` keeps
     with suppress(OSError):  # nothing is there: only the paths can be compared
         if ".." in path.parts and not path.samefile(short):  # ".." after a link
@@ -88,7 +88,7 @@ def _file_key(path: Path) -> str:
 
 
 def _report_skipped(skipped: Sequence[Path]) -> None:
-    """Print how many files in the folders are no images."""
+    """Print how many files in the folders are not images."""
     if not skipped:
         return
     names = ", ".join(repr(path.name) for path in skipped[:MAX_SKIPPED_NAMES])
@@ -175,13 +175,13 @@ def _visible_files(folder: Path) -> Iterator[Path]:
 
 
 def _refuse_folder(error: OSError) -> None:
-    """Refuse a folder that cannot be searched, whose images would be missing silently."""
+    """Refuse a folder that cannot be searched, instead of silently missing its images."""
     reason = f"'{error.filename}' cannot be searched: {error.strerror}; change its permissions"
     raise DataError(reason, path=str(error.filename)) from None
 
 
 def read_images(files: Sequence[ImageFile], schema: ImageSchema) -> Iterator[Batch]:
-    """Stream the images of all files in order; unreadable ones are problems of their batch."""
+    """Yield batches of the images in all files, in order; unreadable images become problems."""
     numbers: list[int] = []
     frames: list[int | None] = []
 

@@ -67,8 +67,8 @@ class ImageDataset(Dataset):
         return pa.table(columns)
 
     @property
-    def rules(self) -> dict[str, Any]:
-        """See `Dataset.rules`."""
+    def read_options(self) -> dict[str, Any]:
+        """Options with which the test images were read; see `Dataset.read_options`."""
         options = self.schema.options
         return {"reading": {"intensity_window": options.intensity_window, "axis": options.axis}}
 
@@ -89,7 +89,10 @@ class ImageDataset(Dataset):
         return encoded
 
     def test_twins(self, encoding: Encoding) -> NDArray[np.bool_]:
-        """Tell which test images have a near-duplicate, maybe mirrored, in the other splits."""
+        """Return a mask (N,) of the test images with a near-duplicate in the other splits.
+
+        A mirrored image is a near-duplicate, too.
+        """
         del encoding
         splits = (TRAIN, VALIDATION, CALIBRATION)
         rows = np.concatenate([self.assignment.rows(split) for split in splits])
@@ -103,7 +106,7 @@ class ImageDataset(Dataset):
         return np.array(pairs, np.uint64).reshape(-1, 2)
 
     def without(self, frozen: pa.Table) -> ImageDataset:
-        """See `Dataset.without`; images are equal if their prepared pixels are."""
+        """Exclude the images in ``frozen``; images are the same if their prepared pixels are."""
         images, own_test = _flatten(self.batch), _flatten(self.part(TEST))
         frozen_images = _flatten(self.schema.from_arrow(frozen))
         return self.excluding(contained_in(images, frozen_images) & ~contained_in(images, own_test))
@@ -116,7 +119,7 @@ def _flatten(batch: RawBatch) -> NDArray[np.float32]:
 
 
 def load_images(data: ImageData) -> ImageDataset:
-    """Read every image and split them, keeping the frames of a file in the same split.
+    """Read and split all images, keeping the frames of a file in the same split.
 
     Raises:
         DataError: The input cannot be read, a column is unknown or a split is empty.
@@ -145,7 +148,7 @@ def load_images(data: ImageData) -> ImageDataset:
 def read_labelled(
     paths: Sequence[str], schema: ImageSchema, label: str
 ) -> tuple[pa.Table, RawBatch, tuple[Path, ...]]:
-    """Read all images with their labels; returns their index, their batch and their files.
+    """Read all images with their labels, and return their index, batch and files.
 
     Raises:
         DataError: No manifest has the column ``label``; see also `find_images`.
@@ -191,7 +194,7 @@ def build_index(
 
 
 def _find_column(files: Sequence[ImageFile], name: str | None, default: str) -> str | None:
-    """Return the column ``name``, or without a name the default if any manifest has it.
+    """Return the column ``name`` or, if that is None, the default if any manifest has it.
 
     Raises:
         DataError: No manifest has the column ``name``.

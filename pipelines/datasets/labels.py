@@ -1,4 +1,4 @@
-"""Read which rows are known anomalies, which have no label, and the group of each row."""
+"""Read the labels and groups of rows."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from anomaly_vae.messages import listed
 Mask = NDArray[np.bool_]
 
 BOOLEAN = {"0": "false", "1": "true", "false": "0", "true": "1"}
+"""Equivalent spelling of each boolean label."""
 
 
 def label_masks(labels: pa.ChunkedArray, positive: Any, column: str) -> tuple[Mask, Mask]:
@@ -41,13 +42,13 @@ def labelled_rows(
     time: NDArray[np.float64] | None = None,
     configured: str | None = None,
 ) -> Rows:
-    """Read what splitting needs to know of each row of a data set.
+    """Read the label, group and time of each row, by which a data set is split.
 
     Args:
         table: N rows.
-        label: the label column; None if there is none, and every row counts as normal.
+        label: the label column; None if there is none, so that every row counts as normal.
         positive: the label that means anomaly.
-        group: the column of units that no split may cut; None if there is none.
+        group: the column of units whose rows must be in the same split; None if there is none.
         time: (N,) seconds since 1970; None if rows have no time.
         configured: the name of the label column in messages; None for ``label``.
 
@@ -63,7 +64,7 @@ def labelled_rows(
 
 
 def check_positive(labels: pa.ChunkedArray, positive: Any, column: str) -> None:
-    """Refuse labels of which none means anomaly, unless they are all 0 and 1.
+    """Refuse labels none of which means anomaly, unless they are all boolean.
 
     Raises:
         DataError: there are no labels, or none of them is ``positive``, probably a misspelling.
@@ -94,12 +95,13 @@ def _levels(cells: pa.ChunkedArray, column: str) -> Levels:
 
 
 def group_codes(table: pa.Table, name: str | None) -> NDArray[np.int32] | None:
-    """Return the group of each row as a code (N,), None without a group column."""
+    """Return the group of each row as a code (N,); None without a group column."""
     return column_codes(table, name) if name else None
 
 
 def column_codes(table: pa.Table, name: str) -> NDArray[np.int32]:
-    """Return the level of each row as a code (N,); a row without a value has one of its own."""
+    """Return the level of each row as a code (N,); each row without a value has its own code."""
     levels = _levels(table.column(name), name)
-    alone = levels.codes < 0
-    return np.where(alone, len(levels.names) + np.cumsum(alone) - 1, levels.codes).astype(np.int32)
+    missing = levels.codes < 0
+    own_codes = len(levels.names) + np.cumsum(missing) - 1
+    return np.where(missing, own_codes, levels.codes).astype(np.int32)

@@ -1,4 +1,4 @@
-"""Load tables or images, whichever the configuration or the model is for."""
+"""Load tables or images, depending on the kind of the configuration or the model."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ def load_dataset(data: TabularData | ImageData) -> Dataset:
 
 @dataclass(frozen=True, eq=False)
 class LabelledInput:
-    """N labelled rows for a model, and the columns of their group and time, where present."""
+    """N labelled rows for a model, and the names of their group and time columns, if present."""
 
     table: pa.Table
     group: str | None
     time: str | None = None
     batch: RawBatch | None = None
-    """The rows as the model reads them, where the table does not hold them (images)."""
+    """Images as the model reads them; None for a table, which contains its rows."""
     files: tuple[Path, ...] = ()
-    """(N,) file of each row, where rows have files of their own (images)."""
+    """File of each row (N,) for images; empty for tables."""
 
 
 def load_labelled(bundle: Bundle, paths: Sequence[str], label: str) -> LabelledInput:
-    """Read labelled tables or images, whichever the model is for.
+    """Read labelled tables or images, depending on the kind of the model.
 
     Args:
         bundle: the model.
@@ -52,7 +52,7 @@ def load_labelled(bundle: Bundle, paths: Sequence[str], label: str) -> LabelledI
         label: the column with the labels.
 
     Raises:
-        DataError: unreadable input, or manifests without the label column.
+        DataError: the input is unreadable, or manifests lack the label column.
     """
     return LOADERS[bundle.manifest["kind"]](bundle, paths, label)
 
@@ -76,4 +76,4 @@ def _present(table: pa.Table, column: str | None) -> str | None:
 
 
 LOADERS = {"tabular": _labelled_table, "image": _labelled_images}
-"""How labelled input is read, by kind of data."""
+"""Function that reads labelled input, by kind of data."""

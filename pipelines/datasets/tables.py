@@ -21,7 +21,7 @@ def load_table(data: TabularData) -> Dataset:
     """Read a table, split it and infer its schema, from the training rows alone.
 
     Raises:
-        DataError: unreadable input, contradicting columns or an empty split.
+        DataError: the input is unreadable, its columns are inconsistent, or a split is empty.
     """
     table = read_table(find_files(data.paths))
     if not len(table):

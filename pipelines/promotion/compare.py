@@ -29,13 +29,14 @@ from pipelines.reports.labelled import Judged, Labelled, judge
 
 @dataclass(frozen=True)
 class KindLimits:
-    """The number of rows to measure with, and whether models of a kind read traffic from files."""
+    """The limits of the comparison for one kind of data."""
 
     parity_rows: int
     """Maximum number of rows whose scores are compared with torch."""
     timed_rows: int
-    """Number of rows that are scored alone, one after the other, in each round of timing."""
+    """Maximum number of rows that are scored one at a time in each round of timing."""
     accepts_traffic: bool
+    """Whether models can read recent rows, without labels, from files."""
 
 
 LIMITS = {
@@ -63,17 +64,17 @@ class Contender:
         return LIMITS[self.bundle.manifest["kind"]]
 
     def timed_calls(self) -> list[Callable[[], object]]:
-        """Return one call per row that scores this row alone; empty if no row can be scored."""
+        """Return functions that each score a single row; empty if no row can be scored."""
         batch = self.first_rows(self.limits.timed_rows)
         if not batch:
             return []
         rows = (batch.take(row) for row in np.arange(len(batch))[:, None])
         return [partial(self.bundle.scorer.score, row) for row in rows]
 
-    def first_rows(self, most: int) -> RawBatch | None:
-        """Return the first test rows that the model can score, None if there are none."""
-        places = np.flatnonzero(self.judged.scored)[:most]
-        return self.judged.batch.take(places) if self.judged.batch and len(places) else None
+    def first_rows(self, limit: int) -> RawBatch | None:
+        """Return the first ``limit`` test rows that the model can score; None if there are none."""
+        positions = np.flatnonzero(self.judged.scored)[:limit]
+        return self.judged.batch.take(positions) if self.judged.batch and len(positions) else None
 
 
 def compare(
@@ -84,15 +85,16 @@ def compare(
     reading: str | None,
     traffic: Sequence[str] = (),
 ) -> Comparison:
-    """Measure what the rules of promotion need beside the evaluations.
+    """Compare the models in all respects that the rules of promotion need beyond evaluations.
 
     Args:
         champion: the current champion; None if there is none.
         challenger: the challenger, on the same rows.
-        policy: the rules, which say what is worth measuring.
-        test: the name of these rows in messages.
-        reading: how the challenger reads images differently from the frozen ones, if it does.
-        traffic: files of recent rows to compare decisions on; empty for the test rows.
+        policy: the rules, which determine the measurements.
+        test: the name of the test rows in messages.
+        reading: a description of how the challenger reads images differently from the frozen ones;
+            None if it reads them in the same way.
+        traffic: files of recent rows on which decisions are compared; empty for the test rows.
     """
     return Comparison(
         test=test,
@@ -107,7 +109,7 @@ def compare(
 
 
 def _unscorable(champion: Contender | None, challenger: Contender) -> UnscorableRows | None:
-    """Find the rows that only the challenger cannot score."""
+    """Count the rows that the challenger cannot score, but the champion can."""
     rows = ~challenger.judged.scored & (champion.judged.scored if champion else True)
     return UnscorableRows(int(np.sum(rows)), challenger.judged.problem) if rows.any() else None
 
@@ -154,7 +156,7 @@ def _agreement(
     pair, rows_name = (champion.judged, challenger.judged), test
     if traffic:
         if not challenger.limits.accepts_traffic:
-            raise ConfigError("--traffic is for models of tables; leave it out")
+            raise ConfigError("--traffic is for table models; leave it out")
         labelled, rows_name = Labelled.of(read_table(find_files(traffic)), {}), "the traffic"
         pair = (
             judge(champion.bundle.detector, labelled),
@@ -171,9 +173,9 @@ def _parity(challenger: Contender) -> Parity | None:
 
 
 def _costs(champion: Contender | None, challenger: Contender, policy: PromotionConfig) -> Costs:
-    """Measure the bundle's size and, only where the policy limits it, the time per row.
+    """Measure the bundle's size in MB and, only if the policy limits it, the time per row.
 
-    Times vary from one measurement to the next, and none is recorded without need.
+    Times vary between measurements, so they are recorded only if needed.
     """
     size = sum(map(len, challenger.bundle.files.values())) / 1e6
     if not (policy.row_microseconds or policy.slowdown):

@@ -1,4 +1,4 @@
-"""Promote a challenger to champion, by a policy and a test split frozen in the registry."""
+"""Promote a challenger to champion by the policy and test split that are frozen in the registry."""
 
 from __future__ import annotations
 
@@ -104,68 +104,68 @@ def promote(
 ) -> Promotion:
     """Compare a version with the champion on the frozen test split and promote or refuse it.
 
-    The first promotion freezes the version's own test split and policy, and later champions
-    inherit them. When the data have changed for good, they no longer fit: ``force`` freezes those
-    of the version that it promotes, and a rollback restores the former ones.
+    The first promotion freezes the version's own test split and policy, and later champions inherit
+    them. If they no longer fit because the data have changed for good, ``force`` freezes those of
+    the version that it promotes. A rollback restores the previous ones.
 
     Args:
         registry: the registry of the model.
         name: the registered model.
         version: the version to promote; None for the challenger.
-        force: a reason to promote even against the rules, which is recorded; None to obey them.
+        force: a reason to promote even against the rules; it is recorded. None applies the rules.
         traffic: files of recent rows on which the decisions of both models are compared.
 
     Raises:
-        RegistryError: no such model, version or challenger, the test split was altered, or
-            another process moved the champion meanwhile.
+        RegistryError: the model, version or challenger does not exist, the test split was altered,
+            or another process moved the champion meanwhile.
         ConfigError: the reason is not one line of text.
     """
     check_reason(force)
     challenger = registry.version(name, version) if version else registry.by_alias(name, CHALLENGER)
-    past = _open_history(registry, name)
+    history = _open_history(registry, name)
     champion = registry.champion(name)
     if champion and champion.version == challenger.version:
         return Promotion(name, champion.version, True, False, (), champion.version)
     frozen = FrozenTest.of_champion(champion) if champion else FrozenTest.own(challenger)
-    _say_other_policy(frozen, challenger)
+    _report_policy_difference(frozen, challenger)
     decision = _decide(registry, challenger, champion, frozen, force is not None, traffic)
     inherited = FrozenTest.own(challenger) if force else frozen
-    _record(registry, past, challenger, decision, frozen.policy, inherited, force)
+    _record(registry, history, challenger, decision, frozen.policy, inherited, force)
     return decision
 
 
 def rollback(registry: Registry, name: str, reason: str | None = None) -> dict[str, Any]:
-    """Make the previous champion champion again, with the frozen test split that it had.
+    """Restore the previous champion, and the test split that was frozen with it.
 
     Raises:
         RegistryError: there is no previous champion.
     """
-    past = _open_history(registry, name)
+    history = _open_history(registry, name)
     champion = registry.champion(name)
     current = champion.version if champion else None
-    former = [v for v in previous_champions(past.entries) if v != current]
+    former = [v for v in previous_champions(history.entries) if v != current]
     available = [version for version in former if _exists(registry, name, version)]
     if not available:
         raise RegistryError(f"{name} has no previous champion to go back to")
     answer = {"name": name, "version": available[-1], "alias": CHAMPION, "was": current}
-    past.append("rollback", available[-1], current, answer, reason)
+    history.append("rollback", available[-1], current, answer, reason)
     console.info(f"{name}: version {available[-1]} is champion again")
     return answer
 
 
 def _open_history(registry: Registry, name: str) -> ChampionHistory:
-    """Open the history and report an interrupted decision that was completed just now."""
-    past = ChampionHistory(registry, name)
-    if done := past.completed:
+    """Open the history, and report an interrupted decision that opening it has completed."""
+    history = ChampionHistory(registry, name)
+    if done := history.completed:
         console.info(
             f"{name}: version {done.version} is champion now; the {done.action} by {done.by} at "
             f"{done.at} had been interrupted before the alias was moved"
         )
-    return past
+    return history
 
 
 def _exists(registry: Registry, name: str, version: str) -> bool:
-    """Tell whether a version is still registered."""
+    """Return whether a version is still registered."""
     try:
         registry.version(name, version)
     except RegistryError as error:
@@ -175,8 +175,8 @@ def _exists(registry: Registry, name: str, version: str) -> bool:
     return True
 
 
-def _say_other_policy(frozen: FrozenTest, challenger: Version) -> None:
-    """Say which rules of the challenger's own policy the frozen policy overrides.
+def _report_policy_difference(frozen: FrozenTest, challenger: Version) -> None:
+    """Print the rules of the challenger's own policy that the frozen policy overrides.
 
     A policy that was changed in the configuration takes effect with the next forced promotion.
     """
@@ -233,7 +233,7 @@ def _decide(
 def _reading_difference(
     policy: Mapping[str, Any], challenger: Version, origin: SplitOrigin
 ) -> str | None:
-    """Describe how the challenger reads images differently from the frozen ones, if it does."""
+    """Describe how the challenger reads images differently from the frozen ones; None if equal."""
     rules, own = policy.get(READING), policy_of(challenger)
     if rules == own.get(READING):
         return None
@@ -247,14 +247,14 @@ def _listed(rules: Mapping[str, Any] | None) -> str:
 
 def _record(
     registry: Registry,
-    past: ChampionHistory,
+    history: ChampionHistory,
     challenger: Version,
     decision: Promotion,
     policy: Mapping[str, Any],
     frozen: FrozenTest,
     force: str | None,
 ) -> None:
-    """Write the decision: tags of the version first, then the entry that makes it effective."""
+    """Record the decision: first as tags of the version, then in the history, which applies it."""
     reasons = [str(reason.refusal_reason) for reason in decision.reasons]
     summary = {
         "promoted": decision.promoted,
@@ -267,7 +267,7 @@ def _record(
     registry.tag_version(challenger, DECISION_TAG, json.dumps(summary))
     if decision.promoted:
         registry.tag_version(challenger, FROZEN_TAG, frozen.tag())
-    past.append(
+    history.append(
         "promote" if decision.promoted else "refuse",
         challenger.version,
         decision.champion,
@@ -284,12 +284,12 @@ def _bundle(registry: Registry, version: Version) -> Bundle:
 def show(decision: Promotion) -> None:
     """Print the decision, its rules and the periods with too many false positives."""
     if decision.promoted and decision.champion == decision.version:
-        console.info(f"{decision.name}: version {decision.version} already is champion")
+        console.info(f"{decision.name}: version {decision.version} is already champion")
     elif decision.promoted:
         how = "by force, against:" if decision.forced else "as champion"
         console.info(f"{decision.name}: version {decision.version} promoted {how}")
     else:
-        console.info(f"{decision.name}: version {decision.version} stays challenger, because")
+        console.info(f"{decision.name}: version {decision.version} remains challenger, because")
     for reason in decision.reasons:
         console.info(f"  {reason.text}")
     if decision.rules:

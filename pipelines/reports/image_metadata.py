@@ -1,8 +1,8 @@
-"""Collect metadata and simple statistics of images, to find out what gives labels away.
+"""Collect metadata and simple statistics of images, to find leakage of the labels.
 
-Neither should separate anomalies from normal images. If they do, the two come from different
-sources, and a detector may learn the sources. Values never leave this process, since headers hold
-names.
+Neither should separate anomalies from normal images. If they do, anomalies and normal images come
+from different sources, and a detector may learn the sources. The values are never written or
+printed, since headers may hold names.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from anomaly_vae.images.encoding import IMAGE
 from pipelines.datasets.image_files import is_dicom
 
 BORDER = 16
-"""Side of an image divided by the width of its border."""
+"""Ratio of an image's side to the width of its border."""
 HEADER = (
     "Manufacturer", "ManufacturerModelName", "Rows", "Columns", "BitsStored", "Modality",
     "PhotometricInterpretation", "PixelSpacing",
@@ -31,7 +31,7 @@ HEADER = (
 
 
 def file_metadata(files: Sequence[Path]) -> dict[str, Values]:
-    """Read the metadata of N files, (N,) each; what a file lacks is missing."""
+    """Read the metadata of N files, (N,) each; values that a file lacks are missing."""
     known: dict[Path, dict[str, Any]] = {}
     for file in files:
         if file not in known:

@@ -38,11 +38,11 @@ class Labelled:
     group: NDArray[np.int32] | None = None
     seconds: NDArray[np.float64] | None = None
     batch: RawBatch | None = None
-    """The rows as the model reads them, where the table does not hold them (images)."""
+    """Images as the model reads them; None for a table, which contains its rows."""
     typical: Mask | None = None
-    """(N,) rows that represent traffic by their density ratio; None if all do."""
+    """Mask (N,) of the rows that represent traffic by their density ratio; None if all do."""
     files: tuple[Path, ...] = ()
-    """(N,) file of each row, where rows have files of their own (images)."""
+    """File of each row (N,) for images; empty for tables."""
 
     @classmethod
     def of(
@@ -54,8 +54,8 @@ class Labelled:
     ) -> Labelled:
         """Read labels, groups, times and density ratios from the columns that ``policy`` names.
 
-        Without a label column every row counts as normal. A message says so if no row of a label
-        column is an anomaly.
+        Without a label column every row counts as normal. If no row of a label column is an
+        anomaly, a message is printed.
 
         Args:
             table: N rows.
@@ -93,9 +93,9 @@ class Judged:
     detector: Detector
     labelled: Labelled
     scored: Mask
-    """(N,) rows that the detector can score."""
+    """Mask (N,) of the rows that the detector can score."""
     problem: str
-    """Why one of the other rows cannot be scored."""
+    """Reason why the first of the other rows cannot be scored; empty if there are none."""
     detections: Detections
     """Decisions on the rows in `scored`."""
     batch: RawBatch | None = None
@@ -103,20 +103,20 @@ class Judged:
 
     @cached_property
     def score(self) -> NDArray[np.float64]:
-        """(N,) scores, NaN for a row that cannot be scored."""
+        """Scores (N,), NaN for rows that cannot be scored."""
         score = np.full(len(self.scored), np.nan)
         score[self.scored] = self.detections.score
         return score
 
     @cached_property
     def known(self) -> Mask:
-        """(N,) rows with a score and a label that represent traffic."""
+        """Mask (N,) of the rows that have a score and a label and represent traffic."""
         known = self.scored & ~self.labelled.unlabelled
         return known if self.labelled.typical is None else known & self.labelled.typical
 
     @cached_property
     def levels(self) -> dict[str, Levels]:
-        """(N,) levels of each categorical or binary column that the model reads."""
+        """Levels (N,) of each categorical or binary column that the model reads."""
         if self.batch is None:
             return {}
         columns = self.detector.scorer.schema.columns
@@ -134,9 +134,9 @@ class Judged:
         known = self.known if rows is None else self.known & rows
         decisions, anomaly = self.decisions(known), self.labelled.anomaly[known]
         calibration, units = self.detector.calibration, self.labelled.units(known)
-        found = evaluate(decisions, anomaly, calibration, confidence, units, top)
+        figures = evaluate(decisions, anomaly, calibration, confidence, units, top)
         rejected, skipped = ~self.scored, self.scored & self.labelled.unlabelled
-        return replace(found, rejected=int(rejected.sum()), unlabelled=int(skipped.sum()))
+        return replace(figures, rejected=int(rejected.sum()), unlabelled=int(skipped.sum()))
 
     def drifted(self, confidence: float) -> list[Slice]:
         """Return the periods in which more normal rows are flagged than chance explains."""
@@ -151,7 +151,7 @@ class Judged:
             confidence,
             labelled.units(known),
         )
-        return [one for one in slices if one.drifted]
+        return [period for period in slices if period.drifted]
 
 
 def represents_traffic(table: pa.Table, ratio: str | None) -> Mask | None:
@@ -167,7 +167,7 @@ def represents_traffic(table: pa.Table, ratio: str | None) -> Mask | None:
 
 
 def judge(detector: Detector, labelled: Labelled) -> Judged:
-    """Score every row that can be scored: none if the table does not have the model's columns."""
+    """Score every row that can be scored; none can if the table lacks the model's columns."""
     batch, problem = _read(detector, labelled)
     if batch is None:
         nothing = detector.detect(detector.scorer.schema.from_records([]))
@@ -187,7 +187,7 @@ def _read(detector: Detector, labelled: Labelled) -> tuple[RawBatch | None, str]
 
 
 def _masks(table: pa.Table, label: str | None, positive: Any) -> tuple[Mask, Mask]:
-    """Return which rows are anomalies and which have no label; say so if there is no anomaly."""
+    """Return masks of anomalies and of unlabelled rows; print a message without anomalies."""
     if label is None:
         return np.zeros(len(table), bool), np.zeros(len(table), bool)
     if label not in table.column_names:

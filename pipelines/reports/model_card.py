@@ -1,7 +1,7 @@
 """Describe a model for its users in a model card (Mitchell et al. 2019).
 
-The card says what the model is for, what it was trained on and how good it is. It is made from the
-manifest alone, so a bundle without MLflow has one, and it needs no heavy library.
+The card describes the model's purpose, training data and quality. It is built from the manifest
+alone, so it needs neither MLflow nor any heavy library.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Rows = tuple[tuple[Any, ...], ...]
 
 @dataclass(frozen=True)
 class Table:
-    """A table of words and numbers; None stands for an unknown value."""
+    """A table of text and numbers, with None for unknown values."""
 
     header: tuple[str, ...]
     rows: Rows
@@ -31,7 +31,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a card: paragraphs, a table, and the names of its plots."""
+    """A section of a card: paragraphs, a table, and the names of its plots."""
 
     title: str
     text: tuple[str, ...] = ()
@@ -53,7 +53,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Promise:
-    """The guarantee of a threshold method, and the assumption that it depends on."""
+    """The guarantee of a threshold method, and its assumption."""
 
     text: str
     assumes: str
@@ -168,7 +168,7 @@ def card_of(source: LoadedModel) -> Card:
         *_groups(manifest["calibration"] or {}),
         *_evaluation(manifest["evaluation"]),
         Section("Limits", (*LIMITS, _scope(manifest["calibration"] or {}))),
-        _making(manifest),
+        _training(manifest),
     )
     return Card(f"Model card: {about['name']}", sections)
 
@@ -220,7 +220,7 @@ def _frequency(false_alarms: int, normal: int, days: float | None) -> str:
 
 
 OPTIONAL = ("cost", "card", "precision at", "p-values", "rejected", "unlabelled")
-"""Prefixes of the names of figures that are left out if they have no value."""
+"""Prefixes of the names of figures that are omitted if they have no value."""
 
 
 def _names(figures: Mapping[str, Any]) -> dict[str, str]:
@@ -244,7 +244,7 @@ def _names(figures: Mapping[str, Any]) -> dict[str, str]:
 
 
 def format_interval(interval: Sequence[float] | None) -> str:
-    """Format the ends of an interval; empty without one."""
+    """Format the ends of an interval; return an empty string without an interval."""
     return (
         f"{console.format_value(interval[0])} to {console.format_value(interval[1])}"
         if interval
@@ -331,7 +331,7 @@ def _groups(calibration: Mapping[str, Any]) -> Iterator[Section]:
 
 
 def _scope(calibration: Mapping[str, Any]) -> str:
-    """Say which rows the guarantee is about."""
+    """Return the text about the rows that the guarantee covers."""
     return PROMISE_FOR_GROUPS if calibration.get("groups") else PROMISE_FOR_ALL
 
 
@@ -348,7 +348,7 @@ def _evaluation(content: Mapping[str, Any] | None) -> Iterator[Section]:
     if content.get("slices"):
         yield _slices(content["slices"])
     if "warnings" in content:
-        yield _doubts(content)
+        yield _warnings(content)
 
 
 def _p_values(content: Mapping[str, Any]) -> Section:
@@ -388,11 +388,9 @@ def _slice(one: Mapping[str, Any]) -> tuple[Any, ...]:
 NO_WARNINGS = "Nothing was found that makes the figures look better than they are."
 
 
-def _doubts(content: Mapping[str, Any]) -> Section:
+def _warnings(content: Mapping[str, Any]) -> Section:
     """Report warnings, and how well single features separate anomalies."""
-    text = list(content["warnings"]) or [
-        "Nothing was found that makes the figures look better than they are."
-    ]
+    text = list(content["warnings"]) or [NO_WARNINGS]
     if twins := content.get("twins"):
         text.append(f"{twins['rows']:,} of the test rows have a duplicate in the training data.")
     rows = tuple((one["name"], one["kind"], one["auroc"]) for one in content.get("alone", ()))
@@ -400,7 +398,7 @@ def _doubts(content: Mapping[str, Any]) -> Section:
     return Section("What may flatter these figures", tuple(text), table)
 
 
-def _making(manifest: Mapping[str, Any]) -> Section:
+def _training(manifest: Mapping[str, Any]) -> Section:
     training, config = manifest["training"], manifest["config"]["training"]
     rows = [(key.replace("_", " "), training.get(key)) for key in ("epochs",)]
     best = training.get("best", {})

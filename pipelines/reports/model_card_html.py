@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from anomaly_vae.lifecycle.registry import Registry
 
 LOGGED = ("loss", "scores", "ranking")
-"""Plots of the runs that the card shows; none of them shows single rows or images."""
+"""Names of the runs' plots that the card shows; none of them shows single rows or images."""
 DOTS_PER_INCH = 110
 
 
 def render(card: Card, pictures: Mapping[str, bytes]) -> str:
-    """Render the page with all text escaped; ``pictures`` holds PNGs by the name of their plot."""
+    """Render the page with all text escaped; ``pictures`` contains the plots as PNGs, by name."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -61,7 +61,7 @@ def bundle_plots(bundle: Bundle) -> dict[str, bytes]:
 
 
 def logged_plots(source: LoadedModel, client: Registry) -> dict[str, bytes]:
-    """Download the plots that the runs of a registered version logged, where they still exist."""
+    """Download the plots that the runs of a registered version logged, if they still exist."""
     about = source.to_json()
     version = client.version(about["name"], about["version"])
     from anomaly_vae.lifecycle.registry import TRAINED_RUN_TAG
@@ -85,7 +85,7 @@ def _png(figure: Figure) -> bytes:
 
 
 def _numeric(table: Table) -> list[bool]:
-    """Tell which columns hold numbers in every row that has a value, and in at least one."""
+    """Return whether each column is numeric: it has a number, and only numbers or None."""
     return [
         any(isinstance(cell, int | float) for cell in column)
         and all(cell is None or isinstance(cell, int | float) for cell in column)

@@ -1,4 +1,4 @@
-"""Report how good a detector's decisions on labelled rows are, on the terminal and in MLflow."""
+"""Report the quality of a detector's decisions on labelled rows, on the terminal and in MLflow."""
 
 from __future__ import annotations
 
@@ -38,14 +38,16 @@ if TYPE_CHECKING:
 
 Mask = NDArray[np.bool_]
 SHOWN_SLICES = 12
+"""Maximum number of slices that are printed."""
 SAME_SCORE = 1e-7
-"""Relative difference that scores of one row may have: float32 arithmetic in other batches."""
+"""Relative difference up to which scores are equal, due to float32 arithmetic in batches."""
 SAME_AS_CALIBRATION = "have the very score of a calibration row, and may have calibrated the model"
+"""Text of the warning about test rows with the score of a calibration row."""
 
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """The contents of a report that the configuration chooses."""
+    """The options of a report, mostly from the configuration."""
 
     top: int = DEFAULT_TOP
     entity: str | None = None
@@ -117,11 +119,11 @@ class Reporter:
         )
 
     def _known(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Select the values (N,) of the rows that have a label and a score."""
+        """Select the values of the `Judged.known` rows from values (N,)."""
         return values[self.judged.known]
 
     def _cards(self) -> dict[str, Any]:
-        """Compute card precision, where rows have a time and an entity that is reviewed daily."""
+        """Compute card precision, if rows have a time and an entity column."""
         labelled, options = self.judged.labelled, self.options
         entity = options.entity
         if labelled.seconds is None or not entity or entity not in labelled.table.column_names:
@@ -140,7 +142,7 @@ class Reporter:
         }
 
     def _savings(self) -> dict[str, Any]:
-        """Compute the cost saved, where costs and the amounts of all anomalies are known."""
+        """Compute the cost saved, if costs and the amounts of all anomalies are known."""
         options, anomaly = self.options, self._known(self.judged.labelled.anomaly)
         if options.costs is None:
             return {}
@@ -169,15 +171,16 @@ class Reporter:
         return self._known(values)
 
     def _columns(self) -> dict[str, Levels]:
-        """Return the columns whose levels are compared: the configured and the model's own."""
+        """Return the columns whose levels are compared: configured columns and the model's."""
         table, known = self.judged.labelled.table, self.judged.known
         configured = [name for name in self.options.slices if name in table.column_names]
         columns = {name: levels_from_arrow(table.column(name))[0] for name in configured}
-        own = {name: of for name, of in self.judged.levels.items() if name not in columns}
-        return {name: levels.take(known) for name, levels in (columns | own).items()}
+        models = self.judged.levels.items()
+        others = {name: levels for name, levels in models if name not in columns}
+        return {name: levels.take(known) for name, levels in (columns | others).items()}
 
     def _single_features(self) -> list[SingleFeatureAUROC]:
-        """Measure how well each column, or each fact about a file or image, separates anomalies."""
+        """Measure how well single columns, or metadata of images, separate anomalies."""
         judged, labelled = self.judged, self.judged.labelled
         if judged.batch is None:
             return []
@@ -187,11 +190,10 @@ class Reporter:
             return single_feature_aurocs(batch.values, anomaly)
         from pipelines.reports.image_metadata import file_metadata, image_statistics
 
-        facts = file_metadata([labelled.files[row] for row in known])
-        found = single_feature_aurocs(facts, anomaly, "file") + single_feature_aurocs(
-            image_statistics(batch), anomaly, "image"
-        )
-        return sorted(found, key=lambda one: -one.auroc)
+        metadata = file_metadata([labelled.files[row] for row in known])
+        features = single_feature_aurocs(metadata, anomaly, "file")
+        features += single_feature_aurocs(image_statistics(batch), anomaly, "image")
+        return sorted(features, key=lambda feature: -feature.auroc)
 
 
 def _none_for_nan(value: float) -> float | None:
@@ -220,7 +222,7 @@ def evaluate_files(
         top: the number of rows that can be reviewed; None for the configured number.
 
     Raises:
-        DataError: no such label column, or nothing to score.
+        DataError: the label column is missing, or no labelled row can be scored.
     """
     detector, config = source.bundle.detector, source.bundle.manifest["config"]
     given = load_labelled(source.bundle, paths, label)
@@ -241,7 +243,7 @@ def evaluate_files(
 
 
 def _same(scores: NDArray[np.float64], sample: NDArray[np.float64]) -> Mask:
-    """Tell which scores (N,) equal one of a sorted sample, except for rounding."""
+    """Return a mask of the scores (N,) that equal one of a sorted sample, except for rounding."""
     above = np.searchsorted(sample, scores)
     nearest = sample[np.clip([above - 1, above], 0, len(sample) - 1)]
     return np.asarray((np.abs(nearest - scores) <= SAME_SCORE * np.abs(scores)).any(0))

@@ -47,6 +47,7 @@ from pipelines.training.calibration_sample import model_sample
 from pipelines.training.train import inputs_digest, read_data
 
 TEST_FILE = "test_split.parquet"
+"""Name of the run artifact with the test split."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +61,7 @@ class Calibrated:
 
     @property
     def evaluation(self) -> Evaluation:
-        """Figures of the report."""
+        """The figures of the report."""
         return self.report.figures
 
     def result(self) -> dict[str, Any]:
@@ -81,7 +82,7 @@ class Calibrated:
 
 
 def calibrate(config: Config, model: str, data: Dataset | None = None) -> Calibrated:
-    """Choose the threshold on the calibration split, evaluate the test split and register.
+    """Choose the threshold on the calibration split, evaluate the test split, and register.
 
     Args:
         config: the configuration that the model was trained with.
@@ -133,7 +134,7 @@ def _check_same_split(trained: Bundle, data: Dataset) -> None:
 
 
 def _check_same_config(trained: Bundle, config: Config) -> None:
-    """Check that the model was trained with this configuration, by which its version is found."""
+    """Check that the model was trained with this configuration, which identifies its version."""
     planned, used = config.recorded(), trained.manifest["config"]
     for section in ("data", "model", "training", "score"):
         for key, value in planned[section].items():
@@ -146,9 +147,10 @@ def _check_same_config(trained: Bundle, config: Config) -> None:
 
 
 def _with_config(trained: Bundle, config: Config) -> Bundle:
-    """Return the model with this configuration's sections that take effect after training."""
-    later = {key: config.recorded()[key] for key in ("calibration", "evaluation", "description")}
-    recorded = {**trained.manifest["config"], **later}
+    """Return the model with those sections of this configuration that do not affect training."""
+    sections = ("calibration", "evaluation", "description")
+    changes = {key: config.recorded()[key] for key in sections}
+    recorded = {**trained.manifest["config"], **changes}
     return replace(trained, manifest={**trained.manifest, "config": recorded})
 
 
@@ -168,11 +170,11 @@ def _test_rows(data: Dataset, density_ratio: str | None) -> Labelled:
 
 
 def _reference(trained: Bundle, data: Dataset) -> Reference:
-    """Summarise the calibration rows for monitoring, with the share of anomalies to expect.
+    """Summarise the calibration rows for monitoring, with the expected share of anomalies.
 
-    The share is the upper end of its confidence interval. It is taken from the test split, which
-    is the latest period, or without a time column from all rows, because the test split then holds
-    more anomalies than traffic does.
+    The expected share is the upper end of a confidence interval. It is estimated from the test
+    split, which is the latest period. Without a time column it is estimated from all rows, because
+    the test split then has a larger share of anomalies than traffic.
     """
     latest = slice(None) if data.rows.time is None else data.assignment.rows(TEST)
     share = rate(data.rows.anomaly[latest]) if data.label else None
@@ -191,7 +193,8 @@ def _report(judged: Judged, data: Dataset, config: Config) -> EvaluationReport:
 def _weight(judged: Judged, data: Dataset) -> float:
     """Return the weight of a test anomaly that makes the test split represent traffic.
 
-    A test split in time order does already; any other is weighted to the share in all rows.
+    A split by time needs no weight. Any other split is weighted to the share of anomalies in all
+    rows.
     """
     anomaly = judged.labelled.anomaly
     if data.rows.time is not None or not anomaly.any() or anomaly.all():
@@ -208,7 +211,7 @@ def _policy(config: Config, data: Dataset) -> dict[str, Any]:
         "time": config.data.time,
         "group": data.group,
         **({"density_ratio": ratio} if (ratio := config.calibration.density_ratio) else {}),
-        **data.rules,
+        **data.read_options,
     }
 
 
@@ -216,7 +219,7 @@ def _log(run: Run, config: Config, judged: Judged, data: Dataset, report: Evalua
     """Log the evaluation and the test split, and return the SHA-256 of the split's file."""
     run.log_params({"calibration": config.calibration.model_dump()})
     log(run, judged, report)
-    run.log_figure(_highest(judged, data), "plots/highest.png")
+    run.log_figure(_draw_highest(judged, data), "plots/highest.png")
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / TEST_FILE
         pq.write_table(data.test_table, path)
@@ -233,11 +236,13 @@ def _log_card(run: Run, registry: Registry, source: LoadedModel) -> None:
         run.log_file(path, "card")
 
 
-def _highest(judged: Judged, data: Dataset) -> Any:
-    """Draw the rows with the four highest scores, observed and expected."""
-    found = judged.decisions(judged.scored)
-    top = np.argsort(-found.score, kind="stable")[:4]
+def _draw_highest(judged: Judged, data: Dataset) -> Any:
+    """Draw the observed and expected values of the rows with the four highest scores."""
+    detections = judged.decisions(judged.scored)
+    top = np.argsort(-detections.score, kind="stable")[:4]
     scorer, unit = judged.detector.scorer, judged.detector.unit
     explained = sequential_dropout(scorer, scorer.explain(data.part(TEST).take(top)))
-    titles = [f"score {found.score[i]:.1f} {unit}, p = {found.p_value[i]:.2g}" for i in top]
+    titles = [
+        f"score {detections.score[i]:.1f} {unit}, p = {detections.p_value[i]:.2g}" for i in top
+    ]
     return plots.reconstructions(scorer.encoding, explained, titles)

@@ -26,12 +26,12 @@ Positions = NDArray[np.intp]
 def sample_of(
     data: Dataset, config: CalibrationConfig, score: Callable[[Positions], Scores]
 ) -> CalibrationSample:
-    """Score the rows that calibrate, and the known anomalies if the method needs them.
+    """Score the calibration rows, and the known anomalies if the method needs them.
 
     Args:
         data: the data set.
         config: the calibration method and the columns that it uses.
-        score: returns the scores (N,) of the rows at N positions.
+        score: function that returns the scores (N,) of the rows at N positions.
 
     Raises:
         DataError: amounts, groups or weights cannot be read.
@@ -68,9 +68,9 @@ def _sample(
 def model_sample(data: Dataset, config: CalibrationConfig, model: Bundle) -> CalibrationSample:
     """Build the sample of a trained model, with the losses of calibration and held-out rows.
 
-    The losses are compared to find out whether the calibration rows are like rows that the model
-    has not learnt. They leave out the rate, as the aggregated posterior holds the codes of the
-    calibration rows. Groups are those that the model distinguishes.
+    The losses are compared to find out whether the model has learnt the calibration rows. They
+    exclude the rate, as the aggregated posterior contains the codes of the calibration rows. Groups
+    are those that the model distinguishes.
 
     Raises:
         DataError: see `sample_of`.
@@ -88,11 +88,11 @@ def model_sample(data: Dataset, config: CalibrationConfig, model: Bundle) -> Cal
 
 
 def _distinguished(levels: Levels, model: Bundle, column: str) -> Levels:
-    """Drop the levels that training merged: the model cannot tell such a row's group."""
-    for one in TabularEncoding.from_json(model.manifest["encoding"]).columns:
-        if one.name == column and isinstance(one, Categorical):
-            index = {name: code for code, name in enumerate(one.levels)}
-            return Levels(levels.recode(index, unseen=-1), one.levels)
+    """Drop the levels that training merged, as the model cannot tell the groups of their rows."""
+    for encoded in TabularEncoding.from_json(model.manifest["encoding"]).columns:
+        if encoded.name == column and isinstance(encoded, Categorical):
+            index = {name: code for code, name in enumerate(encoded.levels)}
+            return Levels(levels.recode(index, unseen=-1), encoded.levels)
     return levels
 
 
@@ -112,25 +112,25 @@ def _levels(data: Dataset, column: str, rows: Positions) -> Levels:
 
 
 def _check_group(data: Dataset, column: str) -> None:
-    types = {one.name: one.type for one in data.schema.columns}
-    discrete = [one.name for one in data.schema.columns if one.spec.has_levels]
+    types = {feature.name: feature.type for feature in data.schema.columns}
+    discrete = [feature.name for feature in data.schema.columns if feature.spec.has_levels]
     if column in discrete:
         return
-    why = (
+    reason = (
         f"which is {types[column]} and has no groups; name a categorical or binary one, or declare "
         f"data.features.{column}.type"
         if column in types
         else "which the model does not read: a row to be scored could come without its group; name "
         f"one of {listed(discrete)}, or make it a feature"
     )
-    raise DataError(f"calibration.group_by names the column '{column}', {why}", column=column)
+    raise DataError(f"calibration.group_by names the column '{column}', {reason}", column=column)
 
 
 def _weights(data: Dataset, column: str, rows: Positions) -> Scores:
     """Return the density of traffic relative to the calibration split at each of these rows.
 
     Raises:
-        DataError: no such column, the model reads it, or a row has no weight.
+        DataError: the column is missing, the model reads it, or a row has no weight.
     """
     key = f"calibration.density_ratio names the column '{column}'"
     if column in data.schema.names:
@@ -147,14 +147,15 @@ def _weights(data: Dataset, column: str, rows: Positions) -> Scores:
 
 
 def zero_scores(rows: Positions) -> Scores:
-    """Return zeros in place of scores, to check a configuration before a model exists."""
+    """Return zeros as scores (N,), to check a configuration before a model exists."""
     return np.zeros(len(rows))
 
 
 def _weight(data: Dataset, n: int, m: int) -> float:
     """Return the weight of an anomaly that makes n normal rows and m anomalies represent traffic.
 
-    Traffic is the period of the calibration rows, or all rows of data without a time column.
+    Traffic means the rows in the period of the calibration rows or, without a time column, all
+    rows.
     """
     if not m:
         return 1.0
@@ -179,7 +180,7 @@ def _amounts(data: Dataset, column: str, rows: Positions) -> Scores:
     """Return the cost of each of these anomalies.
 
     Raises:
-        DataError: no such column, or an anomaly without an amount of 0 or more.
+        DataError: the column is missing, or an anomaly has no amount of 0 or more.
     """
     key = f"calibration.costs.amount names the column '{column}'"
     amounts = _numbers(data, column, key)[rows]
@@ -194,7 +195,7 @@ def _amounts(data: Dataset, column: str, rows: Positions) -> Scores:
 
 
 def _numbers(data: Dataset, column: str, key: str) -> Scores:
-    """Read a column (N,) of numbers, whether the model uses it or not."""
+    """Read a numeric column (N,), which need not be a feature of the model."""
     if column not in data.table.column_names:
         raise DataError(f"{key}; found {listed(data.table.column_names)}", column=column)
     try:

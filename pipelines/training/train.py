@@ -30,6 +30,7 @@ from pipelines.training.warm_start import prepared_start, start_model, trained_u
 CHECKPOINTS = Path("checkpoints")
 BUNDLES = Path("bundles")
 SHOWN_COLUMNS = 50
+"""Maximum number of columns that are printed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +56,8 @@ class Trained:
 def inputs_digest(config: Config, data: Dataset) -> str:
     """Return the SHA-256 of everything that determines the model: rows, configuration and code.
 
-    A model to start from counts by its digest, but an alias by its name: a promotion alone is no
-    reason to train again on the same rows with the same configuration.
+    A start model is identified by its digest, unless it is given by an alias, which is identified
+    by its name: a promotion alone is no reason to train on the same rows again.
     """
     content = {"config": config.recorded(), "data": data.origin or data.digest}
     if warm := config.training.warm_start:
@@ -92,11 +93,11 @@ def train(config: Config, data: Dataset | None = None) -> Trained:
 
 
 def read_data(config: Config) -> Dataset:
-    """Load the data set, without training on rows of the frozen test split.
+    """Load the data set, and exclude rows of the frozen test split from training.
 
     Raises:
         DataError: see `load_dataset`.
-        CalibrationError: the calibration split does not suffice for the threshold.
+        CalibrationError: the calibration split is too small for the threshold.
     """
     console.heading(f"Reading {', '.join(config.data.paths)}")
     data = load_dataset(config.data)
@@ -110,27 +111,27 @@ def read_data(config: Config) -> Dataset:
 
 def _check_evaluation(config: Config, data: Dataset) -> None:
     """Check that the columns that the evaluation needs exist, before anything is fitted."""
-    entity, found = config.evaluation.entity, data.table.column_names
+    entity, available = config.evaluation.entity, data.table.column_names
     named = [("entity", entity)] if entity else []
     for key, name in (*named, *(("slices", name) for name in config.evaluation.slices)):
-        if name not in found:
+        if name not in available:
             raise DataError(
                 f"evaluation.{key} names the column '{name}', which is not there; "
-                f"found {listed(found)}",
+                f"found {listed(available)}",
                 column=name,
             )
 
 
 def show_data(data: Dataset, twins: int) -> None:
-    """Print the columns, the splits, the rows that were left out and possible leakage."""
+    """Print the columns, the splits, the unused rows and possible leakage."""
     types = [(column.name, str(column.type)) for column in data.schema.columns]
     console.table("Columns", ("name", "type"), types[:SHOWN_COLUMNS])
     if len(types) > SHOWN_COLUMNS:
         console.info(f"and {len(types) - SHOWN_COLUMNS:,} more columns")
     counts = data.assignment.counts
     console.table("Rows", tuple(counts), [tuple(counts.values())])
-    for why, count in data.assignment.unused.items():
-        console.info(f"{count:,} rows unused: {why}")
+    for reason, count in data.assignment.unused.items():
+        console.info(f"{count:,} rows unused: {reason}")
     for note in data.notes:
         console.info(note)
     if data.duplicate_ids:
@@ -141,7 +142,7 @@ def show_data(data: Dataset, twins: int) -> None:
 
 
 def final_metrics(fitted: Fitted) -> dict[str, float]:
-    """Return the figures of the epoch whose weights were kept, in nats per row."""
+    """Return the figures of the epoch whose weights are kept; ELBO terms are in nats per row."""
     best = fitted.history.best
     return {
         "validation_elbo": best.validation_elbo,
@@ -173,7 +174,7 @@ def _fit(
 
 @contextmanager
 def _epochs(checkpoint: Path) -> Iterator[OnEpoch]:
-    """Show a progress bar with the validation ELBO and its terms; say once if the fit resumed."""
+    """Show a progress bar with the validation ELBO and its terms; report a resumed fit once."""
     with console.progress("Training", None) as (bar, task):
 
         def show(epoch: Epoch, planned: int) -> None:

@@ -15,7 +15,7 @@ from pipelines.datasets.dataset import Dataset
 from pipelines.registry.model_uri import open_model
 
 UNTIL = "trained_until"
-"""Manifest key: time of the last row that trained the model or any model it started from."""
+"""Manifest key: time of the last row that trained the model or one of its start models."""
 
 
 def prepared_start(config: Config, data: Dataset) -> tuple[Prepared, Bundle | None]:
@@ -27,7 +27,7 @@ def prepared_start(config: Config, data: Dataset) -> tuple[Prepared, Bundle | No
         return prepared, None
     planned = config.resolve(prepared.encoding.layout.n_columns, len(prepared.train))
     if reason := _overlap(start, data) or incompatibility(start, planned, prepared.encoding):
-        console.info(f"A cold start, {config.training.warm_start} does not fit: {reason}")
+        console.info(f"A cold start, as {config.training.warm_start} does not fit: {reason}")
         return prepare(config, *parts), None
     console.info(f"A warm start from {config.training.warm_start} ({start.digest[:12]})")
     return prepared, start

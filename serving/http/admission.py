@@ -1,7 +1,7 @@
-"""Limit what is in progress at once: requests, bytes of bodies, jobs on threads, and their time.
+"""Limit the requests, body bytes and thread jobs in progress, and the time a body may take.
 
-Everything is counted before a body is read. What exceeds a limit is refused at once, because a
-queue that grows only delays every request.
+A request is counted before its body is read. If it exceeds a limit, it is refused at once, because
+an ever-growing queue would delay all requests.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ T = TypeVar("T")
 
 
 class AdmissionControl:
-    """The scoring requests of this process, the bytes of their bodies, and jobs on threads.
+    """Counters and limits of the scoring requests in progress in this process.
 
     Attributes:
-        held: number of scoring requests in progress.
-        bytes: size of their bodies, in bytes.
+        requests: number of scoring requests in progress.
+        bytes: total size of the bodies of these requests, in bytes.
         jobs: number of requests that run on a worker thread or wait for one.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        self.held = self.bytes = self.jobs = 0
+        self.requests = self.bytes = self.jobs = 0
         self._settings, self._metrics = settings, metrics
 
-    def take(self, size: int) -> None:
-        """Admit a request with a body of this size in bytes; `give` must follow.
+    def admit(self, size: int) -> None:
+        """Admit a request with a body of ``size`` bytes; call `release` when it is done.
 
         Raises:
             ProblemError: too many requests, or too many bytes.
         """
-        if self.held >= self._settings.max_concurrency:
-            raise self.refusal(f"{self.held} requests are in progress")
+        if self.requests >= self._settings.max_concurrency:
+            raise self.refusal(f"{self.requests} requests are in progress")
         if self.bytes and self.bytes + size > self._settings.max_pending_bytes:
             raise self.refusal(f"bodies of {self.bytes} bytes are in progress")
-        self.held += 1
+        self.requests += 1
         self.bytes += size
 
-    def give(self, size: int) -> None:
-        """Release a request that was admitted with this size."""
-        self.held -= 1
+    def release(self, size: int) -> None:
+        """Release a request that was admitted with a body of ``size`` bytes."""
+        self.requests -= 1
         self.bytes -= size
 
     @contextmanager
@@ -66,7 +66,7 @@ class AdmissionControl:
             self._metrics.queue.dec()
 
     def check_jobs(self) -> None:
-        """Refuse if the queue of the worker threads is full.
+        """Check that the queue of the worker threads has room.
 
         Raises:
             ProblemError: the queue is full.
@@ -76,14 +76,13 @@ class AdmissionControl:
 
     def refusal(self, detail: str) -> ProblemError:
         """Return the error that asks a client to come back later."""
-        return ProblemError(OVERLOADED, detail, headers=self._settings.retry)
+        return ProblemError(OVERLOADED, detail, headers=self._settings.retry_headers)
 
 
 class Deadlines:
-    """A deadline for the body of each request, with one timer for all of them.
+    """A time limit for the body of each request, enforced by a single timer.
 
-    A timer per request would cost more than the rest of reading its body, most of which has
-    usually arrived already.
+    A timer per request would cost more than reading the body, which has usually arrived already.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -92,11 +91,11 @@ class Deadlines:
         self._late: set[asyncio.Task[Any]] = set()
         self._timer: asyncio.TimerHandle | None = None
 
-    async def keep(self, work: Awaitable[T]) -> T:
-        """Await the body of a request.
+    async def enforce(self, work: Awaitable[T]) -> T:
+        """Await the body of a request within the time limit.
 
         Raises:
-            ProblemError: it did not arrive in time.
+            ProblemError: the body did not arrive in time.
         """
         loop = asyncio.get_running_loop()
         task = asyncio.current_task(loop)
@@ -117,7 +116,7 @@ class Deadlines:
             self._late.discard(task)
 
     def _cancel_late(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Cancel the tasks that are late, and set the timer for the next one."""
+        """Cancel the overdue tasks, and set the timer for the next deadline."""
         self._timer = None
         for task, started in self._started.items():  # the oldest first
             if started + self.seconds > loop.time():

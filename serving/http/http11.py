@@ -1,8 +1,8 @@
-"""Serve HTTP/1.1 with uvicorn, with limits on what arrives before a request is complete.
+"""Serve HTTP/1.1 with uvicorn, and limit connections and the heads of requests.
 
-uvicorn waits indefinitely for the head of a request and buffers all of it. Here a head has a size
-limit and a deadline, the number of connections is limited, and trailer fields are discarded.
-Refusals are problem details, as everywhere else.
+uvicorn waits indefinitely for the head of a request and buffers all of it. `LimitedProtocol` gives
+heads a size limit and a deadline, limits the number of connections, and discards trailer fields.
+Error responses are problem details, as everywhere else.
 
 This is the only module that relies on uvicorn's `HttpToolsProtocol` beyond its documented options;
 `tests/serving/http/test_http11.py` lists every attribute it uses.
@@ -27,7 +27,7 @@ SECURE_HEADERS = (
 )
 """Headers of every response; uvicorn adds them to those of the application."""
 SHUTDOWN_HEAD_SECONDS = 1.0
-"""Seconds that a connection without a request has left to send one when the server shuts down."""
+"""Time that an unused connection has to send a request when the server shuts down, in seconds."""
 
 
 class _DiscardedHeaders(list[tuple[bytes, bytes]]):
@@ -44,7 +44,8 @@ class CoalescingTransport(asyncio.Transport):
     """A transport that sends the head and the body of a response with one system call.
 
     uvicorn writes them separately: two system calls, two packets and two wake-ups of the client.
-    Here the first write is held until the second, or until the next turn of the event loop.
+    This transport holds the first write until the second, or until the next iteration of the event
+    loop.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
@@ -52,7 +53,7 @@ class CoalescingTransport(asyncio.Transport):
         self._transport, self._loop, self._held = transport, loop, b""
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Hold the first bytes; send them together with the next."""
+        """Hold the first bytes, and send them together with the next ones."""
         if self._held:
             data, self._held = self._held + data, b""
             self._transport.write(data)
@@ -61,7 +62,7 @@ class CoalescingTransport(asyncio.Transport):
             self._loop.call_soon(self._flush)
 
     def close(self) -> None:
-        """Send what is held, then close."""
+        """Send the held bytes, then close the connection."""
         self._flush()
         self._transport.close()
 
@@ -70,15 +71,15 @@ class CoalescingTransport(asyncio.Transport):
         return self._transport.is_closing()
 
     def pause_reading(self) -> None:
-        """Stop reading."""
+        """Pause reading."""
         self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        """Read again."""
+        """Resume reading."""
         self._transport.resume_reading()
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """Return the socket, or an address."""
+        """Return information about the connection, such as its socket or an address."""
         return self._transport.get_extra_info(name, default)
 
     def _flush(self) -> None:
@@ -91,7 +92,7 @@ class LimitedProtocol(HttpToolsProtocol):
     """A connection with limits on request heads, idle time and the number of connections."""
 
     in_head, head_bytes = True, 0
-    """Whether the head of a request is expected, and the number of bytes received of it."""
+    """Whether a request head is incomplete, and the number of its bytes received so far."""
     _head_timer: asyncio.TimerHandle | None = None
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -100,24 +101,24 @@ class LimitedProtocol(HttpToolsProtocol):
         self.metrics: Metrics = self.app.state.metrics
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Accept a connection, or refuse it when there are too many."""
+        """Accept a connection, or refuse it if too many are open."""
         super().connection_made(CoalescingTransport(transport, self.loop))
         self.metrics.connections.inc()
         others = len(self.connections) - 1
         if others >= self.settings.max_connections:
             detail = f"{others} connections are open"
-            self._refuse(ProblemError(OVERLOADED, detail, headers=self.settings.retry))
+            self._refuse(ProblemError(OVERLOADED, detail, headers=self.settings.retry_headers))
         else:
             self._start_head_timer()
 
     def connection_lost(self, _: Exception | None) -> None:
-        """Stop all timers; uvicorn stops its own only if it is told of no error."""
+        """Stop all timers; uvicorn stops its own timer only if it is passed no exception."""
         self.metrics.connections.dec()
         self._stop_head_timer()
         super().connection_lost(None)
 
     def shutdown(self) -> None:
-        """Close the connection once it is idle; a first request may be on its way."""
+        """Close the connection when idle, but wait briefly for a first request under way."""
         cycle: Any = self.cycle
         if cycle is None and not self.transport.is_closing():
             self._stop_head_timer()
@@ -142,7 +143,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._start_head_timer()
 
     def on_headers_complete(self) -> None:
-        """Start a request, unless its head is too large; discard the trailer fields to come."""
+        """Start a request, unless its head is too large, and discard its trailer fields."""
         if self._head_timer is not None:
             self._stop_head_timer()
         received, self.head_bytes = self.head_bytes, 0  # may include a part of the body
@@ -155,7 +156,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self.headers = DISCARDED_HEADERS
 
     def on_message_complete(self) -> None:
-        """End a request; the head of the next one is expected."""
+        """End a request, and expect the head of the next one."""
         super().on_message_complete()
         self.in_head = True
 
@@ -181,7 +182,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._head_timer = None
 
     def _head_timed_out(self) -> None:
-        """Refuse a request that was begun; close a connection that sent nothing."""
+        """Refuse an incomplete request; close a connection that has sent nothing."""
         if self.head_bytes:
             seconds = self.settings.head_seconds
             detail = f"the head of the request did not arrive within {seconds:g} seconds"
@@ -201,7 +202,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
 
 def _serialized(problem: ProblemError) -> bytes:
-    """Return a whole HTTP response."""
+    """Serialise a problem as a complete HTTP response."""
     response = problem.response
     status = HTTPStatus(response.status_code)
     headers = [*response.headers.items(), ("connection", "close"), *SECURE_HEADERS]

@@ -1,7 +1,7 @@
-"""Verify bearer tokens of an OpenID Connect issuer, which are accepted beside API keys.
+"""Verify bearer tokens of an OpenID Connect issuer, which are accepted in addition to API keys.
 
-Needs PyJWT. The issuer's keys are fetched at start-up and refreshed on a thread, so that no
-request waits for them; while the issuer cannot be reached, the last known keys stay valid.
+This module needs PyJWT. The issuer's keys are fetched at start-up and refreshed on a thread, so
+that no request waits for them. While the issuer is unreachable, the last known keys stay valid.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ from serving.settings import SCOPES, ApiKey, Settings
 ALGORITHMS = (
     "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"
 )  # fmt: skip
-"""Accepted signature algorithms: only those that nobody but the issuer can sign with."""
+"""Accepted signature algorithms: only asymmetric ones, for which only the issuer has the key."""
 REQUIRED_CLAIMS = ("exp", "iss", "aud")
+"""Claims that every token must have."""
 LEEWAY_SECONDS = 30
 """Tolerated difference between clocks, in seconds."""
 FETCH_SECONDS = 5.0
 """Timeout of one fetch, in seconds."""
 MIN_FETCH_INTERVAL_SECONDS = 10.0
-"""Minimum time between two fetches in seconds, however many tokens name unknown keys."""
+"""Minimum time between two fetches in seconds, even if many tokens name unknown keys."""
 MAX_TOKEN_BYTES = 16 * 1024
+"""Maximum size of a token in bytes."""
 NAME_CLAIMS = ("azp", "client_id", "sub")
 """Claims with the name of the client, the most specific first."""
 
@@ -35,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 
 class TokenVerifier:
-    """The issuer's public keys, and the clients of the tokens they verify."""
+    """A verifier of tokens, with the issuer's public keys."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -73,11 +75,11 @@ class TokenVerifier:
         name = next((str(claims[claim]) for claim in NAME_CLAIMS if claims.get(claim)), "")
         granted = _split_scopes(claims.get(self.settings.oidc_scope_claim))
         prefix = self.settings.oidc_scope_prefix
-        named = {scope.removeprefix(prefix) for scope in granted if scope.startswith(prefix)}
-        return ApiKey(f"token:{name[:100]}", SCOPES & named, digest="")
+        scopes = {scope.removeprefix(prefix) for scope in granted if scope.startswith(prefix)}
+        return ApiKey(f"token:{name[:100]}", SCOPES & scopes, digest="")
 
     def _find_key(self, key_id: Any) -> jwt.PyJWK | None:
-        """Return a known key, and start a fetch if the keys are old or this one is unknown."""
+        """Return the key if it is known; start a fetch if it is not, or if the keys are old."""
         key = self._keys.get(key_id) if isinstance(key_id, str | None) else None
         age = time.monotonic() - self._fetched_at
         is_due = age > (self.settings.oidc_refresh_seconds if key else MIN_FETCH_INTERVAL_SECONDS)
@@ -86,7 +88,7 @@ class TokenVerifier:
         return key
 
     def _fetch(self) -> None:
-        """Replace the keys by those of the issuer, unless it cannot be reached."""
+        """Replace the keys by the issuer's current ones, unless the issuer is unreachable."""
         if not self._fetching.acquire(blocking=False):
             return
         try:
@@ -100,7 +102,7 @@ class TokenVerifier:
 
 
 def _split_scopes(claim: Any) -> Iterable[str]:
-    """Split a claim into scopes: one text with spaces, as in OAuth, or a list."""
+    """Return the scopes in a claim: a space-separated string, as in OAuth, or a list."""
     if isinstance(claim, str):
         return claim.split()
     return [scope for scope in claim if isinstance(scope, str)] if isinstance(claim, list) else []

@@ -17,11 +17,11 @@ from serving.problems import RATE_LIMITED, ProblemError
 from serving.settings import Settings
 
 SLOTS = 65_536
-"""Number of buckets; clients beyond the configured keys may share one with another."""
+"""Number of buckets; clients without a configured key may share a bucket."""
 
 
 class RateLimiter:
-    """A token bucket for each API key, filled at ``per_second`` up to ``burst`` tokens."""
+    """A token bucket for each API key: ``per_second`` tokens are added, up to ``burst``."""
 
     def __init__(
         self,
@@ -33,11 +33,11 @@ class RateLimiter:
         self._rate, self._burst, self._clock = per_second, burst, clock
         self._store = store or BucketStore()
 
-    def take(self, key: str) -> None:
-        """Take a token of this key.
+    def consume(self, key: str) -> None:
+        """Take a token from the bucket of this key.
 
         Raises:
-            ProblemError: the bucket is empty; `Retry-After` says for how many seconds.
+            ProblemError: the bucket is empty; `Retry-After` is the time until the next token.
         """
         now, interval, slot = self._clock(), 1 / self._rate, self._store.slot(key)
         with self._store.locked() as full_at:
@@ -58,12 +58,12 @@ class BucketStore:
 
     Args:
         path: a file that worker processes share; None for a single process.
-        names: keys with a bucket of their own; any other gets one by a digest of its name.
+        names: keys that each have their own bucket; other keys share buckets by a digest.
     """
 
     def __init__(self, path: Path | None = None, names: Sequence[str] = ()) -> None:
-        self._own = {name: slot for slot, name in enumerate(names)}
-        self._file = -1  # no file: memory of this process
+        self._reserved = {name: slot for slot, name in enumerate(names)}
+        self._file = -1  # without a file, the memory of this process
         if path:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
             weakref.finalize(self, os.close, self._file)
@@ -72,7 +72,7 @@ class BucketStore:
 
     @contextmanager
     def locked(self) -> Iterator[memoryview[float]]:
-        """Lock the times of all slots against other processes, and give access to them."""
+        """Yield the times of all slots, locked against other processes."""
         if self._file < 0:
             yield self._full_at
             return
@@ -83,14 +83,14 @@ class BucketStore:
             fcntl.lockf(self._file, fcntl.LOCK_UN)
 
     def slot(self, key: str) -> int:
-        """Return the slot of a key."""
-        if key in self._own:
-            return self._own[key]
+        """Return the index of a key's bucket."""
+        if key in self._reserved:
+            return self._reserved[key]
         digest = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest())
-        return len(self._own) + digest % (SLOTS - len(self._own))
+        return len(self._reserved) + digest % (SLOTS - len(self._reserved))
 
 
 def open_store(settings: Settings, folder: str | None) -> BucketStore:
-    """Open the buckets of this process or, in ``folder``, those of all worker processes."""
+    """Open the buckets: shared by worker processes in ``folder``, or private without one."""
     shared = Path(folder) / "rates" if folder and settings.rate_per_second else None
     return BucketStore(shared, [key.name for key in settings.api_keys])

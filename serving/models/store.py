@@ -46,7 +46,7 @@ class ServedModel(ABC):
     kind: ClassVar[str]
     """Kind of the bundle: ``tabular`` or ``image``."""
     reads_files: ClassVar[bool]
-    """Whether a value is the content of a file, which JSON holds as base64."""
+    """Whether input values are the contents of files, which are base64 in JSON."""
 
     name: str
     version: str | None
@@ -54,15 +54,15 @@ class ServedModel(ABC):
     digest: str
     detector: Detector
     monitor: Monitor
-    """Judges whether recently scored rows still look like the calibration rows."""
+    """Test of whether recently scored rows still look like the calibration rows."""
     example: Mapping[str, Any]
     """A typical record."""
     load_seconds: float
-    """Duration of loading and warming up."""
+    """Time taken to load and warm up the model, in seconds."""
     loaded_at: float
-    """Seconds since 1970."""
+    """Time at which the model was loaded, in seconds since 1970."""
     registered_at: float | None = None
-    """Seconds since 1970; None for a bundle that is not registered."""
+    """Time of registration in seconds since 1970; None for a bundle that is not registered."""
 
     @property
     def schema(self) -> Schema:
@@ -76,16 +76,16 @@ class ServedModel(ABC):
 
     @property
     def table_encoding(self) -> TabularEncoding | None:
-        """The encoding, if the model reads tables: its columns are counted in metrics."""
+        """The encoding of a table model, for metrics by column; None for an image model."""
         return None
 
     @property
     def width(self) -> int:
-        """Number of values that scoring one record costs."""
+        """Number of encoded values per record, a measure of the cost of scoring it."""
         return len(self.encoding.labels)
 
     def warm_up(self) -> Detections:
-        """Score and explain the example once, so that the first request need not wait for it."""
+        """Score and explain the example once, so that the first request is not slow."""
         batch = self.schema.from_records([self.example])
         detections = self.detector.detect(batch)
         self.detector.detect_and_explain(batch, None)
@@ -94,7 +94,7 @@ class ServedModel(ABC):
     def describe_schema(self) -> types.Schema:
         """Describe the columns that the model reads, for `GET /models`."""
         columns = self.schema.columns
-        return types.Schema(tuple(types.Column(one.name, str(one.type)) for one in columns))
+        return types.Schema(tuple(types.Column(c.name, str(c.type)) for c in columns))
 
     @abstractmethod
     def handler(self, resources: Any) -> Any:
@@ -141,9 +141,9 @@ class ServedModel(ABC):
 
 
 class Store:
-    """The current models by name. Readers take one reference; a swap is one assignment.
+    """The current models by name, which are swapped by a single assignment.
 
-    Shadow models are scored beside the model of the same name and never answer.
+    A shadow scores the same requests as the model of the same name, but never answers them.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class Store:
         self._current = _by_name(models)
 
     def put(self, model: ServedModel, shadow: bool = False) -> None:
-        """Replace the model, or the shadow, of this name; the others stay."""
+        """Replace the model or shadow of the same name, and keep all others."""
         if shadow:
             self.shadows = MappingProxyType({**self.shadows, model.name: model})
         else:

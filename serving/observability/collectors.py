@@ -1,4 +1,4 @@
-"""Collect facts about loaded models and their guarantees at the time Prometheus asks."""
+"""Collect metrics of loaded models and their guarantees whenever Prometheus scrapes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from serving.observability.guarantee import GuaranteeTrackers
 
 PREFIX = "anomaly_vae"
 MODEL, COLUMN = ("model", "version"), ("model", "version", "column")
+"""Labels of metrics by model, and by column of a model."""
 
 Gauges = Mapping[str, tuple[str, str]]
-"""Name of a gauge → its help text and the attribute with its value."""
+"""Help text and value attribute of each gauge, by name."""
 
 MODEL_GAUGES: Gauges = {
     "model_load_seconds": ("Seconds taken to load and warm up the model.", "load_seconds"),
@@ -59,7 +60,7 @@ def gauge(
     labels: Sequence[str],
     values: Iterable[tuple[Sequence[str], float | None]],
 ) -> Metric:
-    """Build a gauge from pairs of label values and a value; those of None are left out."""
+    """Build a gauge from pairs of label values and a value; those with None are skipped."""
     family = GaugeMetricFamily(f"{PREFIX}_{name}", documentation, labels=labels)
     for label_values, value in values:
         if value is not None:
@@ -70,25 +71,26 @@ def gauge(
 def gauges(
     definitions: Gauges, labels: Sequence[str], sources: Sequence[tuple[Sequence[str], object]]
 ) -> Iterator[Metric]:
-    """Build each of these gauges from pairs of label values and the object with the value."""
+    """Build each gauge from pairs of label values and the object that has the value."""
     for name, (documentation, attribute) in definitions.items():
         value = attrgetter(attribute)
-        yield gauge(name, documentation, labels, ((of, value(source)) for of, source in sources))
+        values = ((label_values, value(source)) for label_values, source in sources)
+        yield gauge(name, documentation, labels, values)
 
 
 class ModelCollector(Collector):
-    """Collects facts about the models in the store."""
+    """A collector of metrics about the models in the store."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
 
     def collect(self) -> Iterator[Metric]:
-        """Collect one family for each fact."""
-        current = [((one.name, one.version or ""), one) for one in self.store.current.values()]
+        """Collect one family per metric."""
+        current = [((m.name, m.version or ""), m) for m in self.store.current.values()]
         info = InfoMetricFamily(f"{PREFIX}_model", "Models that are served.", labels=["model"])
-        for (name, version), one in current:
-            values = {"version": version, "alias": one.alias or "", "digest": one.digest}
-            info.add_metric([name], {**values, "kind": one.kind})
+        for (name, version), model in current:
+            values = {"version": version, "alias": model.alias or "", "digest": model.digest}
+            info.add_metric([name], {**values, "kind": model.kind})
         yield info
         yield from gauges(MODEL_GAUGES, MODEL, current)
         ready = float(self.store.ready)
@@ -96,16 +98,16 @@ class ModelCollector(Collector):
 
 
 class GuaranteeCollector(Collector):
-    """Collects the state of the guarantee of each model."""
+    """A collector of metrics about the guarantee of each model."""
 
     def __init__(self, store: Store, guarantees: GuaranteeTrackers) -> None:
         self.store, self.guarantees = store, guarantees
 
     def collect(self) -> Iterator[Metric]:
-        """Collect one family for each fact."""
+        """Collect one family per metric."""
         reports = [
-            ((one.name, one.version or ""), self.guarantees.tracker(one).report())
-            for one in self.store.current.values()
+            ((model.name, model.version or ""), self.guarantees.tracker(model).report())
+            for model in self.store.current.values()
         ]
         yield gauge(
             "guarantee_status", "1 for the current status of the guarantee, 0 for the others.",

@@ -1,8 +1,8 @@
-"""Track whether the guarantee of each served model holds, from what it scores.
+"""Track whether the guarantee of each served model holds for the rows that it scores.
 
-A request leaves its decisions and continues; they are counted a few hundred rows at a time, and
-the guarantee is assessed once a second on a thread, or when an operator asks. Worker processes
-count into one shared file per model.
+Requests only queue their decisions. These are counted a few hundred rows at a time. The guarantee
+is assessed every second on a thread, and whenever its report is requested. Worker processes count
+into one shared file per model.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from anomaly_vae.scoring.detector import Detections
 from serving.models.store import ServedModel
 
 FLUSH_ROWS = 256
-"""Number of pending rows from which they are counted."""
+"""Number of pending rows at which they are counted."""
 REFRESH_SECONDS = 1.0
 """Seconds between two assessments of every guarantee."""
 DIGEST_BYTES = 64
@@ -56,11 +56,11 @@ class GuaranteeTracker:
         self._blocks = self._window.blocks
         self._report = monitor.report(self._blocks)
 
-    def observe(self, found: Detections, x: Matrix | None) -> None:
-        """Record decided rows; ``x`` (N, F) are the encoded rows of a table, None for images."""
+    def observe(self, detections: Detections, x: Matrix | None) -> None:
+        """Record N decisions; ``x`` (N, F) are the encoded rows of a table, None for images."""
         with self._pending_lock:
-            self._pending.append((found, x))
-            self._pending_rows += len(found.score)
+            self._pending.append((detections, x))
+            self._pending_rows += len(detections.score)
             is_full = self._pending_rows >= FLUSH_ROWS
         if is_full:
             self.flush()
@@ -82,48 +82,49 @@ class GuaranteeTracker:
     def flush(self) -> None:
         """Count the pending rows into the window."""
         with self._pending_lock:
-            taken, self._pending, self._pending_rows = self._pending, [], 0
-        if not taken:
+            pending, self._pending, self._pending_rows = self._pending, [], 0
+        if not pending:
             return
-        found = Detections.concatenate(found for found, _ in taken)
-        tables = [x for _, x in taken if x is not None]
+        detections = Detections.concatenate(detections for detections, _ in pending)
+        tables = [x for _, x in pending if x is not None]
         x = np.concatenate(tables) if tables else None
-        counts = [self._count(found, x, part) for part in self._blocks_of(len(found.score))]
+        blocks = self._blocks_of(len(detections.score))
+        counts = [self._count(detections, x, block) for block in blocks]
         with self._window_lock():
             for block in counts:
                 self._window.add(block)
 
     def _blocks_of(self, rows: int) -> Iterator[slice]:
-        """Yield the rows block by block; rows that would leave the window again are skipped."""
+        """Yield the rows block by block, except early rows that the window cannot hold."""
         step = self._monitor.block_rows
         first = max(rows - step * BLOCKS, 0)
         return (slice(start, start + step) for start in range(first, rows, step))
 
-    def _count(self, found: Detections, x: Matrix | None, part: slice) -> Counts:
-        rows = found.part(part)
-        return self._monitor.count(rows.score, rows.is_anomaly, None if x is None else x[part])
+    def _count(self, detections: Detections, x: Matrix | None, block: slice) -> Counts:
+        rows = detections.part(block)
+        return self._monitor.count(rows.score, rows.is_anomaly, None if x is None else x[block])
 
 
 class GuaranteeTrackers:
     """The tracker of each served model; a new version starts with an empty window.
 
     Args:
-        folder: where worker processes share their windows; None for a single process.
+        folder: folder in which worker processes share their windows; None for a single process.
     """
 
     def __init__(self, folder: str | None) -> None:
         self._folder = _window_folder(Path(folder)) if folder else None
         self._trackers: dict[str, tuple[ServedModel, GuaranteeTracker]] = {}
 
-    def tracker(self, served: ServedModel) -> GuaranteeTracker:
+    def tracker(self, model: ServedModel) -> GuaranteeTracker:
         """Return the tracker of a served model."""
-        known = self._trackers.get(served.name)
-        if known is None or known[0] is not served:
-            known = self._trackers[served.name] = served, self._new_tracker(served)
-        return known[1]
+        entry = self._trackers.get(model.name)
+        if entry is None or entry[0] is not model:
+            entry = self._trackers[model.name] = model, self._new_tracker(model)
+        return entry[1]
 
     async def run(self) -> None:
-        """Assess every guarantee periodically, so that responses carry a recent status."""
+        """Assess every guarantee periodically, so that responses contain a recent status."""
         while True:
             await asyncio.sleep(REFRESH_SECONDS)
             await asyncio.to_thread(self.refresh)
@@ -133,28 +134,28 @@ class GuaranteeTrackers:
         for _, tracker in list(self._trackers.values()):
             tracker.report()
 
-    def _new_tracker(self, served: ServedModel) -> GuaranteeTracker:
+    def _new_tracker(self, model: ServedModel) -> GuaranteeTracker:
         if not self._folder:
-            return GuaranteeTracker(served.monitor)
-        window = Window(served.monitor, _shared_counts(self._folder, served))
-        return GuaranteeTracker(served.monitor, window, partial(locked, self._folder))
+            return GuaranteeTracker(model.monitor)
+        window = Window(model.monitor, _shared_counts(self._folder, model))
+        return GuaranteeTracker(model.monitor, window, partial(locked, self._folder))
 
 
 def _window_folder(folder: Path) -> Path:
-    """Make a folder with a lock of its own: that of the parent is held for whole downloads."""
-    place = folder / "watches"
-    place.mkdir(exist_ok=True)
-    return place
+    """Create a subfolder with its own lock, since downloads may hold the parent's for long."""
+    subfolder = folder / "watches"
+    subfolder.mkdir(exist_ok=True)
+    return subfolder
 
 
-def _shared_counts(folder: Path, served: ServedModel) -> Counts:
-    """Map the counts that worker processes share for this version of a model into memory.
+def _shared_counts(folder: Path, model: ServedModel) -> Counts:
+    """Map the file of counts that worker processes share for this version of a model into memory.
 
-    The file of another version is replaced, never changed: processes that still serve that version
-    keep counting into the old file until they follow.
+    A file of another version is replaced rather than overwritten: processes that still serve the
+    other version keep counting into the old file until they load the new one.
     """
-    path = folder / sha256(served.name.encode()).hexdigest()[:32]
-    digest, size = served.digest.encode().ljust(DIGEST_BYTES), window_shape(served.monitor)
+    path = folder / sha256(model.name.encode()).hexdigest()[:32]
+    digest, size = model.digest.encode().ljust(DIGEST_BYTES), window_shape(model.monitor)
     with locked(folder):
         if not path.exists() or path.read_bytes()[:DIGEST_BYTES] != digest:
             with atomic_path(path) as fresh:

@@ -20,7 +20,7 @@ from prometheus_client.core import Metric
 from prometheus_client.utils import floatToGoString
 
 COUNTS, SUM = "_observations", "_observations_sum"
-"""Suffixes of the counters per bucket and of the sum, which are never exposed."""
+"""Name suffixes of the bucket counters and the sum, neither of which is exposed."""
 
 
 class Histogram:
@@ -88,19 +88,19 @@ def with_histograms(families: Iterable[Metric]) -> Iterator[Metric]:
 def _histogram(name: str, counts: Metric, sums: Metric) -> Metric:
     """Build a histogram family: cumulative buckets, count, sum and time of creation by labels."""
     family = Metric(name, counts.documentation, "histogram")
-    found: dict[tuple[tuple[str, str], ...], dict[str, float]] = {}
+    buckets: dict[tuple[tuple[str, str], ...], dict[str, float]] = {}
     created: dict[tuple[tuple[str, str], ...], float] = {}
     for sample in counts.samples:
         labels = dict(sample.labels)
         le, key = labels.pop("le"), tuple(sorted(labels.items()))
         if sample.name.endswith("_total"):
-            found.setdefault(key, {})[le] = sample.value
+            buckets.setdefault(key, {})[le] = sample.value
         else:
             created.setdefault(key, sample.value)
     for sample in sums.samples:
         key, count = tuple(sorted(sample.labels.items())), 0.0
-        for le in sorted(found[key], key=float):
-            count += found[key][le]
+        for le in sorted(buckets[key], key=float):
+            count += buckets[key][le]
             family.add_sample(f"{name}_bucket", {**sample.labels, "le": le}, count)
         family.add_sample(f"{name}_count", sample.labels, count)
         family.add_sample(f"{name}_sum", sample.labels, sample.value)

@@ -15,10 +15,10 @@ import msgspec
 
 access = logging.getLogger("serving.access")
 failures = logging.getLogger("serving")
-FACTS = "facts"
-"""Key of the fields of a line: of `extra` in logging calls, and of the ASGI scope of a request."""
+LOG_FIELDS = "facts"
+"""Key of the fields of a log line, both in `extra` of logging calls and in ASGI scopes."""
 
-Facts: TypeAlias = dict[str, Any]
+LogFields: TypeAlias = dict[str, Any]
 
 
 class JsonFormatter(logging.Formatter):
@@ -31,7 +31,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "event": record.getMessage(),
-            **getattr(record, FACTS, {}),
+            **getattr(record, LOG_FIELDS, {}),
         }
         if record.exc_info and record.exc_info[1]:
             line |= _error(record.exc_info[1])
@@ -44,9 +44,9 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Format a record as one line."""
         error = record.exc_info[1] if record.exc_info else None
-        facts = getattr(record, FACTS, {}) | (_error(error) if error else {})
-        fields = " ".join(f"{name}={value}" for name, value in facts.items())
-        return f"{_utc(record.created)} {record.levelname.lower()} {record.getMessage()} {fields}"
+        fields = getattr(record, LOG_FIELDS, {}) | (_error(error) if error else {})
+        pairs = " ".join(f"{name}={value}" for name, value in fields.items())
+        return f"{_utc(record.created)} {record.levelname.lower()} {record.getMessage()} {pairs}"
 
 
 def _utc(seconds: float) -> str:
@@ -60,17 +60,17 @@ def _error(error: BaseException) -> dict[str, Any]:
     return {"error": type(error).__name__, "trace": trace}
 
 
-def log_request(level: int, facts: Facts) -> None:
-    """Write a line of the access log; `Logger.log` would search the stack for its caller too."""
+def log_request(level: int, fields: LogFields) -> None:
+    """Write a line of the access log without `Logger.log`, which inspects the stack."""
     name = logging.getLevelName(level)
-    fields = {"name": access.name, "levelno": level, "levelname": name, "msg": "request"}
-    access.handle(logging.makeLogRecord({**fields, FACTS: facts}))
+    attributes = {"name": access.name, "levelno": level, "levelname": name, "msg": "request"}
+    access.handle(logging.makeLogRecord({**attributes, LOG_FIELDS: fields}))
 
 
 def configure(level: str) -> None:
-    """Send all log records from this level on to stderr, as text only if it is a terminal."""
+    """Send log records of at least this level to stderr: text on a terminal, otherwise JSON."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(TextFormatter() if sys.stderr.isatty() else JsonFormatter())
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # not shown
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # unused
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # the client gets a 400 instead
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a 400 tells the client

@@ -1,8 +1,8 @@
-"""Define the metrics of the service: prefix `anomaly_vae_`, base units, no labels of clients.
+"""Define the metrics of the service: prefix `anomaly_vae_`, base units, bounded labels.
 
 With several worker processes, prometheus_client keeps counts in files under
-`PROMETHEUS_MULTIPROC_DIR`, and any worker answers for all. Facts about loaded models are read from
-the store at collection time, so that no series of a replaced model remains.
+`PROMETHEUS_MULTIPROC_DIR`, and any worker reports the totals. Metrics about loaded models are read
+from the store at collection time, so that the series of a replaced model disappear.
 """
 
 from __future__ import annotations
@@ -32,18 +32,28 @@ from serving.observability.histograms import Histogram, Observations, with_histo
 MULTIPROCESS_DIR = "PROMETHEUS_MULTIPROC_DIR"
 """Environment variable with the folder in which worker processes share their counts."""
 LATENCIES = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+"""Bucket bounds of durations, in seconds."""
 P_VALUES = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, *(i / 10 for i in range(1, 11)))
+"""Bucket bounds of p-values."""
 P_DIFFERENCES = (-0.5, -0.2, -0.1, -0.05, -0.02, -0.01, 0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
+"""Bucket bounds of differences of p-values."""
 SCORE_DIFFERENCES = (-100, -30, -10, -3, -1, -0.3, 0, 0.3, 1, 3, 10, 30, 100)
+"""Bucket bounds of differences of scores, in the unit of the scores."""
 SIZES = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000)
+"""Bucket bounds of numbers of records."""
 MODEL = ("model", "version")
+"""Labels of metrics by model."""
 PAIR = (*MODEL, "shadow_version")
+"""Labels of metrics by model and shadow."""
 FLAGS = ("flagged", "shadow_flagged")
+"""Labels of the decisions of a model and its shadow."""
 ROLE = ("model", "role")
+"""Labels of metrics about registry checks."""
 DECISIONS = "shadow_decisions"
+"""Name of the counter of records that a model and its shadow both decided."""
 
 Reason = Literal["registry", "missing", "bundle", "disk", "internal"]
-"""Why a registry check failed."""
+"""Reason for a failed registry check."""
 
 
 def role_of(shadow: bool) -> str:
@@ -72,15 +82,15 @@ class ModelMetrics:
         self.batches = metrics.batches.labels(model, version)
         self._columns = ColumnMetrics(metrics, model, encoding) if encoding else None
 
-    def observe(self, found: Detections, x: Matrix | None) -> None:
-        """Count scored rows; ``x`` (N, F) are the encoded rows of a table, None for images."""
-        self.scored.inc(len(found.score))
-        if flagged := int(found.is_anomaly.sum()):
+    def observe(self, detections: Detections, x: Matrix | None) -> None:
+        """Count N scored rows; ``x`` (N, F) are the encoded rows of a table, None for images."""
+        self.scored.inc(len(detections.score))
+        if flagged := int(detections.is_anomaly.sum()):
             self.flagged.inc(flagged)
-        self.p_values.observe_many(found.p_value)
+        self.p_values.observe_many(detections.p_value)
         if self._columns and x is not None:
             self._columns.observe(x)
-        self.guarantee.observe(found, x)
+        self.guarantee.observe(detections, x)
 
 
 class ColumnMetrics:
@@ -106,7 +116,7 @@ class ColumnMetrics:
 
 
 class PairMetrics:
-    """The counters of a version of a model and a version of its shadow."""
+    """The counters that compare a version of a model with a version of its shadow."""
 
     def __init__(self, metrics: Metrics, pair: tuple[str, str, str]) -> None:
         self.decisions = {
@@ -121,18 +131,18 @@ class PairMetrics:
         for counter in (metrics.shadow_dropped, metrics.shadow_failures):
             counter.labels(pair[0])  # exposed as 0 before the first event
 
-    def observe(self, found: Detections, shadow: Detections) -> None:
+    def observe(self, model: Detections, shadow: Detections) -> None:
         """Count the decisions of both models on the same records."""
         for (flag, shadow_flag), counter in self.decisions.items():
-            both = (found.is_anomaly == flag) & (shadow.is_anomaly == shadow_flag)
+            both = (model.is_anomaly == flag) & (shadow.is_anomaly == shadow_flag)
             counter.inc(int(both.sum()))
-        self.p_values.observe_many(shadow.p_value - found.p_value)
-        self.scores.observe_many(shadow.score - found.score)
+        self.p_values.observe_many(shadow.p_value - model.p_value)
+        self.scores.observe_many(shadow.score - model.score)
 
 
 @dataclass
 class Tally:
-    """Numbers of records that a model and its shadow both decided, and that each flagged."""
+    """Numbers of records that a model and its shadow both scored, and that each of them flagged."""
 
     records: float = 0
     flagged: float = 0
@@ -163,25 +173,25 @@ Tallies = dict[Pair, Tally]
 
 
 def tallies_of(families: Iterable[Metric]) -> Tallies:
-    """Add up the decisions in these metric families, by pair."""
-    found: Tallies = defaultdict(Tally)
+    """Add up the decisions in these metric families, by model and shadow."""
+    tallies: Tallies = defaultdict(Tally)
     for family in families:
         if family.name == f"{PREFIX}_{DECISIONS}":
             for sample in family.samples:
                 if sample.name.endswith("_total"):
                     flags = (sample.labels[name] == "true" for name in FLAGS)
                     model, version, shadow_version = (sample.labels[name] for name in PAIR)
-                    found[model, version, shadow_version].add(sample.value, *flags)
-    return found
+                    tallies[model, version, shadow_version].add(sample.value, *flags)
+    return tallies
 
 
-def pair_of(served: ServedModel, shadow: ServedModel) -> Pair:
+def pair_of(model: ServedModel, shadow: ServedModel) -> Pair:
     """Return the labels of a model and its shadow."""
-    return served.name, served.version or "", shadow.version or ""
+    return model.name, model.version or "", shadow.version or ""
 
 
 class Metrics(Collector):
-    """Every metric of one application; as a collector, those of all worker processes."""
+    """All metrics of an application; `collect` includes those of the other worker processes."""
 
     def __init__(self, store: Store) -> None:
         self.registry, self._store = CollectorRegistry(), store
@@ -190,7 +200,8 @@ class Metrics(Collector):
         self._define_records()
         self._define_reloads()
         self._define_shadows()
-        self.for_pair, self._answered = cache(self._for_pair), cache(self._answered_by)
+        self.for_pair = cache(self._for_pair)
+        self._response_metrics = cache(self._find_response_metrics)
 
     def _counter(self, name: str, documentation: str, labels: tuple[str, ...]) -> Counter:
         return Counter(name, documentation, labels, namespace=PREFIX, registry=self.registry)
@@ -289,39 +300,39 @@ class Metrics(Collector):
             "shadow_failures", "Requests or records that the shadow could not score.", ("model",)
         )
 
-    def for_model(self, served: ServedModel) -> ModelMetrics:
+    def for_model(self, model: ServedModel) -> ModelMetrics:
         """Return the counters of a served model."""
-        encoding, guarantee = served.table_encoding, self.guarantees.tracker(served)
-        return ModelMetrics(self, served.name, served.version or "", encoding, guarantee)
+        encoding, guarantee = model.table_encoding, self.guarantees.tracker(model)
+        return ModelMetrics(self, model.name, model.version or "", encoding, guarantee)
 
-    def _answered_by(self, route: str, status: int) -> tuple[Counter, Observations]:
-        return self.requests.labels(route, f"{status}xx"), self.latency.labels(route)
+    def _find_response_metrics(self, route: str, status_class: int) -> tuple[Counter, Observations]:
+        return self.requests.labels(route, f"{status_class}xx"), self.latency.labels(route)
 
     def _for_pair(self, model: str, version: str | None, shadow: str | None) -> PairMetrics:
         return PairMetrics(self, (model, version or "", shadow or ""))
 
-    def answered(self, route: str, status: int, seconds: float) -> None:
-        """Count one answered request."""
-        requests, latency = self._answered(route, status // 100)
+    def record_response(self, route: str, status: int, seconds: float) -> None:
+        """Count one answered request and its duration."""
+        requests, latency = self._response_metrics(route, status // 100)
         requests.inc()
         latency.observe(seconds)
 
     def start_following(self, model: str | None, shadow: bool, checked_at: float | None) -> None:
-        """Expose the registry checks of a model, all counts from 0."""
+        """Expose the counters of a model's registry checks, starting at 0."""
         for reason in get_args(Reason):
             self.reload_failures.labels(model, role_of(shadow), reason)
         self.reloads.labels(model, role_of(shadow))
-        self.registry_checked(model, shadow, checked_at)
+        self.record_check(model, shadow, checked_at)
 
-    def registry_checked(self, model: str | None, shadow: bool, at: float | None) -> None:
+    def record_check(self, model: str | None, shadow: bool, at: float | None) -> None:
         """Record the time of a successful registry check, in seconds since 1970."""
         self.reload_success.labels(model, role_of(shadow)).set(at or 0.0)
 
-    def swapped(self, model: str, shadow: bool) -> None:
-        """Count a version swapped in."""
+    def record_swap(self, model: str, shadow: bool) -> None:
+        """Count a swap to another version."""
         self.reloads.labels(model, role_of(shadow)).inc()
 
-    def check_failed(self, model: str | None, shadow: bool, reason: Reason) -> None:
+    def record_failed_check(self, model: str | None, shadow: bool, reason: Reason) -> None:
         """Count a failed registry check."""
         self.reload_failures.labels(model, role_of(shadow), reason).inc()
 
@@ -332,22 +343,22 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Collect every metric; the files of worker processes are read once."""
-        counted = self.counted()
+        families = self.counted_families()
         yield from ModelCollector(self._store).collect()
         if MULTIPROCESS_DIR not in os.environ:
             yield from ProcessCollector(namespace=PREFIX, registry=None).collect()
-        yield from with_histograms(counted)
-        yield from _agreement(self._store, tallies_of(counted))
+        yield from with_histograms(families)
+        yield from _agreement(self._store, tallies_of(families))
         yield from GuaranteeCollector(self._store, self.guarantees).collect()
 
     def tallies(self) -> Tallies:
-        """Return the decisions of models and shadows on the same records, over all processes."""
-        return tallies_of(self.counted())
+        """Count the decisions of models and shadows on the same records, over all processes."""
+        return tallies_of(self.counted_families())
 
-    def counted(self) -> list[Metric]:
-        """Return everything that was counted, over all worker processes.
+    def counted_families(self) -> list[Metric]:
+        """Return the families of all counters, summed over the worker processes.
 
-        The file of a worker that is starting, or was killed as it started, is empty and skipped.
+        The file of a worker that is starting, or was killed while starting, is empty and skipped.
         """
         folder = os.environ.get(MULTIPROCESS_DIR)
         if not folder:
@@ -357,20 +368,20 @@ class Metrics(Collector):
 
 
 def _agreement(store: Store, tallies: Tallies) -> Iterator[Metric]:
-    """Build two ratios for each pair of a model and its shadow that are served now."""
+    """Build two ratios for each model that has a shadow."""
     pairs = [
         pair_of(store.current[n], store.shadows[n])
         for n in store.current.keys() & store.shadows.keys()
     ]
-    found = [(pair, tallies[pair]) for pair in pairs if pair in tallies and tallies[pair].records]
+    scored = [(pair, tallies[pair]) for pair in pairs if pair in tallies and tallies[pair].records]
     yield gauge(
         "shadow_agreement_ratio", "Share of records on which the model and its shadow agree.", PAIR,
-        ((pair, tally.agreed / tally.records) for pair, tally in found),
+        ((pair, tally.agreed / tally.records) for pair, tally in scored),
     )  # fmt: skip
     yield gauge(
         "shadow_flag_rate_difference_ratio",
         "Share of records flagged by the shadow minus the share flagged by the model.", PAIR,
-        ((pair, tally.difference) for pair, tally in found),
+        ((pair, tally.difference) for pair, tally in scored),
     )  # fmt: skip
 
 

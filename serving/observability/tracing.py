@@ -1,9 +1,9 @@
 """Send one span per request to an OpenTelemetry collector.
 
-OpenTelemetry's own variables (`OTEL_EXPORTER_OTLP_ENDPOINT` and the others) name the collector;
-this module is imported only if one of them is set. A span carries what the access log carries
-(method, route, status, model, number of records), and never a path, header or value that a client
-sent.
+OpenTelemetry's own environment variables (`OTEL_EXPORTER_OTLP_ENDPOINT` and others) name the
+collector; this module is imported only if one of them is set. A span has the same fields as the
+access log (method, route, status, model, number of records), and never a path, header or value that
+a client sent.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from serving.observability import logs
 from serving.paths import QUIET_ROUTES, route_template
 
 SPAN_ATTRIBUTES = {"model": "anomaly_vae.model", "records": "anomaly_vae.records"}
-"""Field of the access log → name of the span attribute with its value."""
+"""Name of the span attribute for each field of the access log."""
 
 
 def make_provider() -> TracerProvider:
-    """Make a provider that sends spans in batches, from a thread of its own."""
+    """Create a provider that sends spans in batches on its own thread."""
     name = os.environ.get("OTEL_SERVICE_NAME", "anomaly-vae")
     service = Resource.create({SERVICE_NAME: name, SERVICE_VERSION: __version__})
     provider = TracerProvider(resource=service)
@@ -43,7 +43,7 @@ class TracingMiddleware:
         self.tracer = provider.get_tracer("anomaly-vae", __version__)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, and record its status."""
+        """Answer one request, and record its status in a span."""
         if scope["type"] != "http" or scope["path"].startswith(QUIET_ROUTES):
             await self.app(scope, receive, send)
             return
@@ -73,8 +73,8 @@ def _describe(span: trace.Span, scope: Scope, status: int) -> None:
     span.update_name(f"{scope['method']} {route}")
     request = {"http.request.method": scope["method"], "http.route": route}
     span.set_attributes({**request, "http.response.status_code": status})
-    facts = scope.get(logs.FACTS, {})
-    attributes = {name: facts[fact] for fact, name in SPAN_ATTRIBUTES.items() if fact in facts}
+    fields = scope.get(logs.LOG_FIELDS, {})
+    attributes = {name: fields[key] for key, name in SPAN_ATTRIBUTES.items() if key in fields}
     span.set_attributes(attributes)
     if status >= 500:
         span.set_status(trace.StatusCode.ERROR)

@@ -1,3 +1,3 @@
-"""Answer the scoring requests of other servers' clients."""
+"""Support the scoring protocols of other model servers."""
 
 __all__: list[str] = []

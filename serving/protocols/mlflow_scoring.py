@@ -1,8 +1,8 @@
 """Answer `POST /invocations` and `GET /ping` as `mlflow models serve` does.
 
 Requests are JSON in one of four forms (``dataframe_split``, ``dataframe_records``, ``instances``,
-``inputs``), or CSV; the answer is one prediction per row. A row that does not fit the schema is
-refused, where MLflow would guess or fail.
+``inputs``), or CSV; the answer contains one prediction per row. Unlike in MLflow, a row that does
+not fit the schema is always an error.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from anomaly_vae.scoring.detector import Detections
 from serving import openapi
 from serving.models.store import ServedModel, Store
 from serving.openapi import DocumentedRoute, text_route
-from serving.paths import HEADERS, SCORING
+from serving.paths import HEADERS, SCORING_ROUTES
 from serving.problems import (
     INVALID_REQUEST,
     MALFORMED,
@@ -51,6 +51,7 @@ from serving.settings import Settings
 CSV = "text/csv"
 PATH = "/invocations"
 FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
+"""Keys of a JSON body under which rows may be sent."""
 
 DESCRIPTION = """For a service with one model: rows in one of MLflow's four forms, or as CSV. A
 value that is absent or null is missing; unknown columns are ignored; images are base64 in the
@@ -68,7 +69,7 @@ class Split(msgspec.Struct, frozen=True):
 
 
 class InvocationsRequest(msgspec.Struct, frozen=True):
-    """Rows in one of four forms; ``params`` are ignored."""
+    """A request with rows in one of four forms; ``params`` are ignored."""
 
     dataframe_split: Split | msgspec.UnsetType = msgspec.UNSET
     dataframe_records: list[dict[str, Any]] | msgspec.UnsetType = msgspec.UNSET
@@ -112,8 +113,8 @@ def _read_json(context: RequestContext, body: bytes) -> PendingRows:
     request = requests.parse(_decoder, body)
     given = [form for form in FORMS if getattr(request, form) is not msgspec.UNSET]
     if len(given) != 1:
-        found = " and ".join(given) or "none of them"
-        detail = f"expected exactly one of {', '.join(FORMS)}; found {found}"
+        given_forms = " and ".join(given) or "none of them"
+        detail = f"expected exactly one of {', '.join(FORMS)}; found {given_forms}"
         raise ProblemError(INVALID_REQUEST, detail)
     (form,) = given
     rows = getattr(request, form)
@@ -123,7 +124,7 @@ def _read_json(context: RequestContext, body: bytes) -> PendingRows:
 
 
 def _read_rows(context: RequestContext, rows: Any, form: str) -> PendingRows:
-    """Read records, rows in the order of the model's columns, columns, or one record."""
+    """Read records, rows with values in the model's column order, columns, or a single record."""
     names = context.model.schema.names
     match rows:
         case [dict(), *_]:
@@ -156,7 +157,7 @@ def _of_columns(context: RequestContext, columns: Columns) -> PendingRows:
 
 
 def _columns_of(rows: Sequence[Any], names: Sequence[str], form: str) -> Columns:
-    """Transpose rows that have one value for each of these columns."""
+    """Convert rows, with one value for each of these columns, into columns."""
     for row, cells in enumerate(rows):
         if not isinstance(cells, list) or len(cells) != len(names):
             raise _unfit(row, f"'{form}': expected a list of {len(names)} values")
@@ -172,7 +173,7 @@ def _check_lengths(columns: dict[str, list[Any]], form: str) -> Columns:
 
 
 def _decode_files(model: ServedModel, columns: Columns) -> Columns:
-    """Decode the base64 in columns of files; the columns of a table stay as they are."""
+    """Decode base64 columns for a model that reads files; return other columns unchanged."""
     if not model.reads_files:
         return columns
     names = [name for name in model.schema.names if name in columns]
@@ -201,7 +202,7 @@ def _unfit(row: int, reason: str, field: str | None = None) -> ProblemError:
 
 
 def _read_csv(context: RequestContext, body: bytes) -> PendingRows:
-    """Read CSV; its cells are text, and converted like those of files."""
+    """Read CSV; its cells are converted in the same way as those of CSV files."""
     import pyarrow as pa
 
     names, *rows = _lines(body)
@@ -233,7 +234,7 @@ def _lines(body: bytes) -> list[list[str]]:
 
 def endpoints(scorer: Scorer) -> dict[str, ProtocolEndpoint]:
     """Create the scoring route, by path."""
-    return {PATH: ProtocolEndpoint(scorer, check, decode, SCORING[1])}
+    return {PATH: ProtocolEndpoint(scorer, check, decode, SCORING_ROUTES[1])}
 
 
 def routes(store: Store, settings: Settings) -> list[DocumentedRoute]:
@@ -248,14 +249,14 @@ def routes(store: Store, settings: Settings) -> list[DocumentedRoute]:
 
 def document(models: Sequence[ServedModel], settings: Settings) -> openapi.Part:
     """Describe the scoring route in the OpenAPI document."""
-    only = models[0] if len(models) == 1 else None
-    answers = {only.name: {"value": _example_answer(only, settings)}} if only else {}
+    model = models[0] if len(models) == 1 else None
+    answers = {model.name: {"value": _example_answer(model, settings)}} if model else {}
     bodies = {
         schemas.JSON: {
             "schema": openapi.ref(InvocationsRequest),
-            "examples": {form: {"value": body} for form, body in _examples(only).items()},
+            "examples": {form: {"value": body} for form, body in _examples(model).items()},
         },
-        CSV: {"schema": {"type": "string"}, "examples": {CSV: {"value": _example_csv(only)}}},
+        CSV: {"schema": {"type": "string"}, "examples": {CSV: {"value": _example_csv(model)}}},
     }
     operation = {
         "summary": "Score rows, as `mlflow models serve` does.",
@@ -266,11 +267,11 @@ def document(models: Sequence[ServedModel], settings: Settings) -> openapi.Part:
     return openapi.Part({PATH: {"post": operation}}, [InvocationsRequest, Predictions])
 
 
-def _examples(only: ServedModel | None) -> dict[str, Any]:
-    """Return a request of each form that works."""
-    if only is None:
+def _examples(model: ServedModel | None) -> dict[str, Any]:
+    """Return a valid example request in each form."""
+    if model is None:
         return {}
-    record = example_record(only)
+    record = example_record(model)
     columns = {name: [cell] for name, cell in record.items()}
     split = {"columns": list(record), "data": [list(record.values())]}
     values = ([record], [record], columns)
@@ -279,17 +280,17 @@ def _examples(only: ServedModel | None) -> dict[str, Any]:
     }
 
 
-def _example_csv(only: ServedModel | None) -> str:
+def _example_csv(model: ServedModel | None) -> str:
     text = io.StringIO(newline="")
-    record = example_record(only) if only else {}
+    record = example_record(model) if model else {}
     lines = csv.DictWriter(text, record, lineterminator="\n")
     lines.writeheader()
     lines.writerow(record)
     return text.getvalue()
 
 
-def _example_answer(only: ServedModel, settings: Settings) -> Any:
-    context = RequestContext(only, {}, settings.max_records)
-    rows = _of_records(context, [example_record(only)], FORMS[1])
-    detections = only.detect(rows.read(only), settings)
+def _example_answer(model: ServedModel, settings: Settings) -> Any:
+    context = RequestContext(model, {}, settings.max_records)
+    rows = _of_records(context, [example_record(model)], FORMS[1])
+    detections = model.detect(rows.read(model), settings)
     return msgspec.json.decode(answer(detections).body)

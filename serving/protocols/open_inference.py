@@ -1,4 +1,4 @@
-"""Speak the Open Inference Protocol, version 2, of KServe, Triton and MLServer.
+"""Support the Open Inference Protocol, version 2, of KServe, Triton and MLServer.
 
 A table is sent as one tensor per column, of shape [N] or [N, 1], or, if all its columns are
 numbers, as one tensor [N, F]; images are sent as ``BYTES``, one file per element. The answer is
@@ -59,11 +59,13 @@ OCTETS = "application/octet-stream"
 HEADER_LENGTH = "Inference-Header-Content-Length"
 HEADER_LENGTH_KEY = HEADER_LENGTH.lower().encode()
 AS_BYTES, ALL_AS_BYTES = "binary_data", "binary_data_output"
+"""Parameters that request an output, or all outputs, as bytes."""
 OUTPUTS = {"score": FP64, "p_value": FP64, "is_anomaly": BOOL}
+"""Datatype of each output, by name."""
 GROUP_OUTPUTS = {"group": BYTES, "threshold": FP64}
-"""Additional outputs of a model with groups.
+"""Datatype of the additional outputs of a model with groups, by name.
 
-``group`` is empty where the threshold of all rows was applied.
+``group`` is empty for rows to which the overall threshold was applied.
 """
 MODEL = "/v2/models/{name}"
 MODELS = (MODEL, MODEL + "/versions/{version}")
@@ -74,14 +76,14 @@ JSON as base64. Tensors may follow the JSON as bytes; `{HEADER_LENGTH}` is the s
 
 
 class RequestedOutput(msgspec.Struct, frozen=True):
-    """A requested output; the parameter ``binary_data`` requests it as bytes."""
+    """A requested output, as bytes if its parameter ``binary_data`` is true."""
 
     name: str
     parameters: Parameters = None
 
 
 class InferenceRequest(msgspec.Struct, frozen=True):
-    """Rows to score; the answer has all outputs unless some are named."""
+    """Rows to score, and the outputs to return; without ``outputs``, all are returned."""
 
     inputs: list[Tensor]
     id: str | None = None
@@ -90,7 +92,7 @@ class InferenceRequest(msgspec.Struct, frozen=True):
 
 
 class OutputTensor(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One value for each row."""
+    """An output with one value per row."""
 
     name: str
     shape: list[int]
@@ -100,7 +102,7 @@ class OutputTensor(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class InferenceResponse(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The decisions; ``parameters`` are the alpha and the threshold that were applied."""
+    """The decisions; ``parameters`` contains the alpha and the threshold of the model."""
 
     model_name: str
     outputs: list[OutputTensor]
@@ -110,7 +112,7 @@ class InferenceResponse(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ServerMetadata(msgspec.Struct, frozen=True):
-    """The server and its extensions of the protocol."""
+    """The name and version of the server, and its protocol extensions."""
 
     name: str
     version: str
@@ -118,7 +120,7 @@ class ServerMetadata(msgspec.Struct, frozen=True):
 
 
 class TensorMetadata(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A tensor of N values; the parameter ``content_type`` is MLServer's name for their type."""
+    """A tensor of N values; the parameter ``content_type`` is MLServer's name for its encoding."""
 
     name: str
     datatype: str
@@ -127,7 +129,7 @@ class TensorMetadata(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ModelMetadata(msgspec.Struct, frozen=True):
-    """The tensors that a model reads and answers."""
+    """The input and output tensors of a model."""
 
     name: str
     versions: list[str]
@@ -137,19 +139,19 @@ class ModelMetadata(msgspec.Struct, frozen=True):
 
 
 class Live(msgspec.Struct, frozen=True):
-    """Whether the process is alive."""
+    """A response about whether the process is alive."""
 
     live: bool
 
 
 class Ready(msgspec.Struct, frozen=True):
-    """Whether the service takes requests."""
+    """A response about whether the service accepts requests."""
 
     ready: bool
 
 
 class ModelReady(msgspec.Struct, frozen=True):
-    """Whether a model takes requests."""
+    """A response about whether a model accepts requests."""
 
     name: str
     ready: bool
@@ -165,7 +167,7 @@ _decoder = msgspec.json.Decoder(InferenceRequest)
 
 
 def check(model: ServedModel, scope: Scope) -> None:
-    """Refuse a version that is not served, and a body without tensors."""
+    """Refuse a version that is not served, and a media type that holds no tensors."""
     check_version(model, scope["path_params"].get("version"))
     if requests.media_type(scope[HEADERS])[0] not in {"", schemas.JSON, OCTETS}:
         detail = f"send 'Content-Type: {schemas.JSON}', or {OCTETS} where tensors follow as bytes"
@@ -175,13 +177,13 @@ def check(model: ServedModel, scope: Scope) -> None:
 def check_version(model: ServedModel, version: str | None) -> None:
     """Refuse a version that is not served."""
     if version is not None and version != model.version:
-        there = f"version {model.version} is" if model.version else "it has no versions, and is"
-        detail = f"no version '{version[:100]}' of model '{model.name}': {there} at "
+        served = f"version {model.version} is" if model.version else "it has no versions, and is"
+        detail = f"no version '{version[:100]}' of model '{model.name}': {served} at "
         raise ProblemError(UNKNOWN_MODEL, detail + MODEL.format(name=model.name))
 
 
 def decode(context: RequestContext, body: bytes) -> ProtocolRequest:
-    """Decode a body into the rows to score and the outputs to answer."""
+    """Decode a body into the rows to score and the outputs to return."""
     head, tail = _split(body, context.headers)
     request = requests.parse(_decoder, head)
     requested = _requested(context.model, request)
@@ -197,7 +199,7 @@ def _split(body: bytes, headers: requests.Headers) -> tuple[bytes, bytes | None]
         return body, None
     length = headers[HEADER_LENGTH_KEY]
     if not length.isdigit() or len(length) > 18 or int(length) > len(body):
-        detail = f"{HEADER_LENGTH} is to say how many of the body's {len(body)} bytes are JSON"
+        detail = f"{HEADER_LENGTH} must say how many of the body's {len(body)} bytes are JSON"
         raise ProblemError(MALFORMED, detail)
     return body[: int(length)], body[int(length) :]
 
@@ -208,15 +210,18 @@ def outputs_of(model: ServedModel) -> Mapping[str, str]:
 
 
 def _requested(model: ServedModel, request: InferenceRequest) -> dict[str, bool]:
-    """Return the requested outputs, and whether each is requested as bytes."""
-    every = (request.parameters or {}).get(ALL_AS_BYTES) is True
+    """Return whether each requested output is requested as bytes, by its name."""
+    all_as_bytes = (request.parameters or {}).get(ALL_AS_BYTES) is True
     known = outputs_of(model)
     outputs = request.outputs or [RequestedOutput(name) for name in known]
     for output in outputs:
         if output.name not in known:
             detail = f"no output '{output.name[:100]}'; there are {', '.join(known)}"
             raise ProblemError(INVALID_REQUEST, detail)
-    return {one.name: (one.parameters or {}).get(AS_BYTES, every) is True for one in outputs}
+    return {
+        output.name: (output.parameters or {}).get(AS_BYTES, all_as_bytes) is True
+        for output in outputs
+    }
 
 
 def answer(
@@ -225,12 +230,12 @@ def answer(
     requested: Mapping[str, bool],
     detections: Detections,
 ) -> Response:
-    """Encode the decisions as the requested tensors; those in bytes follow the JSON.
+    """Encode the decisions as the requested tensors; binary tensors follow the JSON.
 
     Args:
-        model: the model that decided.
+        model: the model that scored the rows.
         request_id: identifier to repeat in the answer.
-        requested: names of the outputs, and whether each is encoded as bytes.
+        requested: whether each requested output is encoded as bytes, by its name.
         detections: the decisions on N rows.
     """
     tail: list[bytes] = []
@@ -239,9 +244,9 @@ def answer(
         for name, as_bytes in requested.items()
     ]
     calibration = model.detector.calibration
-    applied = {"alpha": calibration.alpha, "threshold": calibration.threshold}
+    parameters = {"alpha": calibration.alpha, "threshold": calibration.threshold}
     head = responses.encode(
-        InferenceResponse(model.name, outputs, applied, model.version, request_id)
+        InferenceResponse(model.name, outputs, parameters, model.version, request_id)
     )
     if not any(requested.values()):
         return Response(head, media_type=schemas.JSON)
@@ -291,7 +296,7 @@ def routes(store: Store, settings: Settings) -> list[DocumentedRoute]:
         return responses.response(ModelReady(_find(store, request).name, True))
 
     live_text, ready_text = "Whether the process is alive.", "Whether the service takes requests."
-    metadata_text = "The tensors that a model reads and answers."
+    metadata_text = "The input and output tensors of a model."
     about_server = [
         json_route("GET", "/v2", server, "Name and extensions of the server.", ServerMetadata),
         json_route("GET", "/v2/health/live", live, live_text, Live),
@@ -310,7 +315,7 @@ def routes(store: Store, settings: Settings) -> list[DocumentedRoute]:
 
 
 def _find(store: Store, request: Request) -> ServedModel:
-    """Return the model that a path names."""
+    """Return the model named in the path of a request."""
     name, version = (request.path_params.get(part) for part in ("name", "version"))
     model = store.current.get(str(name))
     if model is None:
@@ -362,7 +367,7 @@ def document(models: Sequence[ServedModel], settings: Settings) -> openapi.Part:
 
 
 def example_request(model: ServedModel) -> Json:
-    """Return a request that works."""
+    """Return a valid example request."""
     record = example_record(model)
     return {"inputs": [_example(column, record[column.name]) for column in model.schema.columns]}
 

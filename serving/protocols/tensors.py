@@ -1,8 +1,8 @@
 """Convert tensors of the Open Inference Protocol into columns of values, and back.
 
-The data of a tensor are JSON, or bytes that follow the JSON (the binary tensor data extension):
-numbers in little-endian order, row by row; each element of ``BYTES`` follows its length, a number
-of four bytes.
+The data of a tensor are in the JSON, or in bytes that follow the JSON (the binary tensor data
+extension). Numbers are little-endian, row by row. Each element of ``BYTES`` is preceded by its
+length, an integer of four bytes.
 """
 
 from __future__ import annotations
@@ -21,24 +21,25 @@ from serving.problems import INVALID_REQUEST, MALFORMED, ProblemError
 from serving.scoring import requests
 
 BINARY_SIZE = "binary_data_size"
+"""Parameter with the size of a binary tensor, in bytes."""
 BOOL, BYTES, FP64 = "BOOL", "BYTES", "FP64"
 LAYOUTS = {
     BOOL: "?", "FP16": "<f2", "FP32": "<f4", FP64: "<f8",
     "INT8": "<i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8",
     "UINT8": "<u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8",
 }  # fmt: skip
-"""Layout of the numbers of each datatype, as numpy names it."""
+"""numpy dtype of each numeric datatype."""
 CONTENT_TYPE, BASE64, AS_JSON = "content_type", "base64", "pd_json"
-"""Name and values of the parameter with which MLServer tells how ``BYTES`` are encoded."""
+"""Name and values of MLServer's parameter for the encoding of ``BYTES``."""
 LENGTH = 4
-"""Number of bytes that hold the length of an element of ``BYTES``."""
+"""Size of the length that precedes an element of ``BYTES``, in bytes."""
 
 Parameters = dict[str, Any] | None
 _anything = msgspec.json.Decoder()
 
 
 class Tensor(msgspec.Struct, frozen=True):
-    """One column, or all of them; ``data`` is flat or nested, and null where a value is missing."""
+    """One column or all columns; ``data`` is flat or nested, with null for missing values."""
 
     name: str
     shape: list[int]
@@ -57,28 +58,28 @@ class Tensor(msgspec.Struct, frozen=True):
 
 
 class Tail:
-    """The bytes that follow the JSON, taken tensor by tensor; None if there are none."""
+    """The bytes that follow the JSON, which are read tensor by tensor."""
 
     def __init__(self, content: bytes | None) -> None:
         self._content, self._start = content or b"", 0
         self.exists = content is not None
 
-    def take(self, size: int) -> bytes:
+    def read(self, size: int) -> bytes:
         """Return the next ``size`` bytes."""
         end = self._start + size
         if not 0 <= self._start <= end <= len(self._content):
             raise ProblemError(MALFORMED, "the body ends before its last tensor")
-        taken, self._start = self._content[self._start : end], end
-        return taken
+        content, self._start = self._content[self._start : end], end
+        return content
 
     def check(self) -> None:
         """Refuse bytes that belong to no tensor."""
         if more := len(self._content) - self._start:
-            raise ProblemError(MALFORMED, f"{more} bytes behind the last tensor; are sizes right?")
+            raise ProblemError(MALFORMED, f"{more} bytes after the last tensor; check the sizes")
 
 
 def to_bytes(values: NDArray[Any], datatype: str) -> bytes:
-    """Encode values (N,) as bytes that follow the JSON."""
+    """Encode values (N,) as a binary tensor."""
     if datatype != BYTES:
         return np.asarray(values, LAYOUTS[datatype]).tobytes()
     texts = [text.encode() for text in values]
@@ -128,7 +129,7 @@ def _check_matrix(model: ServedModel) -> None:
     """Refuse one tensor for all columns if some of them are not numbers."""
     other = [column.name for column in model.schema.columns if column.spec.storage != "number"]
     if other:
-        detail = f"column '{other[0]}' is no number; send a tensor for each column"
+        detail = f"column '{other[0]}' is not numeric; send a tensor for each column"
         raise ProblemError(INVALID_REQUEST, detail)
 
 
@@ -143,7 +144,7 @@ def _values(model: ServedModel, tensor: Tensor, tail: Tail) -> list[Any]:
         raise _unfit(tensor, "its bytes need the header Inference-Header-Content-Length")
     if type(size) is not int or size < 0:
         raise _unfit(tensor, f"'{BINARY_SIZE}': expected a number of bytes")
-    content = tail.take(size)
+    content = tail.read(size)
     if tensor.datatype == BYTES:
         return _decode_texts(model, tensor, content)
     return _decode_numbers(tensor, content)
@@ -192,7 +193,7 @@ def _from_json(model: ServedModel, tensor: Tensor) -> list[Any]:
 
 
 def _flatten(data: list[Any], depth: int) -> list[Any]:
-    """Flatten nested lists, at most as deep as the shape."""
+    """Flatten lists that are nested at most ``depth`` levels deep."""
     for _ in range(depth - 1):
         if not any(isinstance(part, list) for part in data):
             break
@@ -201,7 +202,7 @@ def _flatten(data: list[Any], depth: int) -> list[Any]:
 
 
 def _check_kinds(tensor: Tensor, cells: Sequence[Any]) -> None:
-    """Refuse values of another type than the tensor's."""
+    """Refuse values whose type does not match the tensor's datatype."""
     kinds = KINDS.get(tensor.datatype.rstrip("0123456789"), {int})
     if set(map(type, cells)) <= kinds | {type(None)}:
         return
@@ -215,7 +216,7 @@ def _check_kinds(tensor: Tensor, cells: Sequence[Any]) -> None:
 
 
 KINDS: dict[str, set[type]] = {BOOL: {bool}, "FP": {int, float}, BYTES: {str}}
-"""Types of JSON values by datatype of tensor; integers for all others."""
+"""Allowed types of JSON values by datatype, without its size; integers for all others."""
 
 
 def _decode(model: ServedModel, tensor: Tensor, cells: Sequence[str | bytes | None]) -> list[Any]:
@@ -231,7 +232,7 @@ def _decode(model: ServedModel, tensor: Tensor, cells: Sequence[str | bytes | No
 
 
 def _decode_element(cell: str | bytes, content_type: Any, is_file: bool) -> Any:
-    """Decode one element; JSON always holds a file as base64."""
+    """Decode one element; files in JSON are always base64."""
     if content_type == BASE64 or (is_file and isinstance(cell, str)):
         cell = from_base64(cell)
     if is_file:
@@ -241,7 +242,7 @@ def _decode_element(cell: str | bytes, content_type: Any, is_file: bool) -> Any:
 
 
 def from_base64(cell: str | bytes) -> bytes:
-    """Decode base64, on one line or on several.
+    """Decode base64 on one or more lines.
 
     Raises:
         ValueError: the text is not base64.

@@ -14,7 +14,7 @@ from anomaly_vae.files import atomic_path, locked
 from serving.observability.metrics import Reason
 
 
-class Followed(msgspec.Struct, frozen=True):
+class FollowedModel(msgspec.Struct, frozen=True):
     """A model or shadow, and the outcome of its last registry check.
 
     ``source`` is the version that is served, ``reason`` and ``detail`` say why the last check
@@ -31,7 +31,7 @@ class Followed(msgspec.Struct, frozen=True):
 
     @property
     def is_unchecked(self) -> bool:
-        """Whether the registry has not been asked yet."""
+        """Whether the registry has not been checked yet."""
         return self.checked_at is None and self.reason is None
 
     @property
@@ -41,10 +41,13 @@ class Followed(msgspec.Struct, frozen=True):
 
 
 class FollowState(msgspec.Struct, frozen=True):
-    """All models and shadows, and when the registry was last asked; 0 for never."""
+    """All followed models and shadows, and the time of the last registry check.
 
-    followed: tuple[Followed, ...] = ()
-    asked_at: float = 0.0
+    ``last_check_at`` is in seconds since 1970; 0 if there was no check.
+    """
+
+    followed: tuple[FollowedModel, ...] = ()
+    last_check_at: float = 0.0
 
 
 class Board:
@@ -56,7 +59,7 @@ class Board:
 
     @classmethod
     def shared(cls, path: Path, state: FollowState) -> Board:
-        """Make a board in a file."""
+        """Create a board in a file that worker processes share."""
         board = cls(path=path)
         board.write(state)
         return board
@@ -69,15 +72,15 @@ class Board:
 
     @property
     def is_shared(self) -> bool:
-        """Whether other processes read it."""
+        """Whether other processes share the board."""
         return self._path is not None
 
     def has_changed(self) -> bool:
         """Return whether the file was written since the last call."""
         before = self._last_stat
         if self._path:
-            found = self._path.stat()
-            self._last_stat = found.st_mtime_ns, found.st_ino
+            stat = self._path.stat()
+            self._last_stat = stat.st_mtime_ns, stat.st_ino
         return self._last_stat != before
 
     def write(self, state: FollowState) -> None:
@@ -85,16 +88,16 @@ class Board:
         if self._path is None:
             self._state = state
             return
-        with atomic_path(self._path) as whole:
-            whole.write_bytes(msgspec.json.encode(state))
+        with atomic_path(self._path) as temporary:
+            temporary.write_bytes(msgspec.json.encode(state))
 
     @asynccontextmanager
     async def exclusive(self) -> AsyncIterator[None]:
-        """Wait until no other worker process checks the registry, and keep the others waiting."""
-        with ExitStack() as held:
+        """Hold the lock that lets only one worker process check the registry at a time."""
+        with ExitStack() as stack:
             while self._path:
                 try:
-                    held.enter_context(locked(self._path.parent, wait=False))
+                    stack.enter_context(locked(self._path.parent, wait=False))
                     break
                 except BlockingIOError:
                     await asyncio.sleep(0.05)

@@ -25,11 +25,11 @@ LAST_SERVED = "last"
 MIN_PRUNE_AGE_SECONDS = 3600.0
 """Age from which an unneeded bundle is removed, in seconds."""
 BUNDLE_FOLDER = re.compile(r"[0-9a-f]{64}|\.[0-9a-f]{64}\..+")
-"""Names of bundles, and of the temporary folders that a killed process leaves behind."""
+"""Pattern of the names of bundles, and of temporary folders left behind by killed processes."""
 
 
 class LastServed(msgspec.Struct, frozen=True):
-    """The bundle that a URI served last, and the one before."""
+    """The bundle that a URI served last, and the bundle before it."""
 
     uri: str
     current: BundleRef
@@ -44,8 +44,8 @@ class Cache:
 
     def find(self, digest: str) -> Path | None:
         """Return the folder of the bundle with this digest, None if it is absent or damaged."""
-        place = self.folder / digest
-        return place if bundle.is_sound(place, digest) else None
+        folder = self.folder / digest
+        return folder if bundle.is_sound(folder, digest) else None
 
     def last_served(self, uri: str) -> BundleRef | None:
         """Return the bundle that a URI served last."""
@@ -59,8 +59,8 @@ class Cache:
         if record and record.current == source:
             return
         previous = record.current if record else None
-        with atomic_path(path) as whole:
-            whole.write_bytes(msgspec.json.encode(LastServed(uri, source, previous)))
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(msgspec.json.encode(LastServed(uri, source, previous)))
         self.prune()
 
     def prune(self) -> None:
@@ -68,14 +68,11 @@ class Cache:
         with locked(self.folder):
             paths = (self.folder / LAST_SERVED).glob("*.json")
             records = filter(None, map(self._read_record, paths))
-            needed = {s.digest for one in records for s in (one.current, one.previous) if s}
-            for place in self.folder.iterdir():
-                if (
-                    BUNDLE_FOLDER.fullmatch(place.name)
-                    and place.name not in needed
-                    and _is_old(place)
-                ):
-                    shutil.rmtree(place, ignore_errors=True)
+            needed = {ref.digest for r in records for ref in (r.current, r.previous) if ref}
+            for folder in self.folder.iterdir():
+                is_bundle = BUNDLE_FOLDER.fullmatch(folder.name)
+                if is_bundle and folder.name not in needed and _is_old(folder):
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def _record_path(self, uri: str) -> Path:
         """Return the path of the record of a URI in the current registry."""
@@ -92,8 +89,8 @@ class Cache:
             return None
 
 
-def _is_old(place: Path) -> bool:
+def _is_old(folder: Path) -> bool:
     try:
-        return time.time() - place.stat().st_mtime > MIN_PRUNE_AGE_SECONDS
+        return time.time() - folder.stat().st_mtime > MIN_PRUNE_AGE_SECONDS
     except OSError:
         return False  # another process removed it

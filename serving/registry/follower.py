@@ -1,9 +1,9 @@
 """Follow the registry: serve the version an alias points to, or the last good one.
 
-A check resolves the alias, fetches, loads and tests a new version, records that it is good, and
-swaps it in with one assignment. If any step before the swap fails, the old version keeps serving,
-and a metric and a log line report the failure. Worker processes take turns at checking; the one
-that finds a new version writes it to their board, a file, from which the others load it.
+A check resolves the alias, fetches, loads and tests a new version, records it as good, and swaps it
+in with a single assignment. If any step before the swap fails, the old version keeps serving, and a
+metric and a log line report the failure. Only one worker process checks at a time. It writes a new
+version to the board, a shared file, from which the other processes load it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from anomaly_vae.errors import AnomalyVAEError, ConfigError, RegistryError
 from serving.models.store import ServedModel, Store
 from serving.observability import logs
 from serving.observability.metrics import Metrics, Reason
-from serving.registry.board import Board, Followed, FollowState
+from serving.registry.board import Board, FollowedModel, FollowState
 from serving.registry.sources import REMOTE, Sources, Spec, is_followed
 from serving.scoring.loading import load_model
 from serving.settings import Settings
@@ -40,13 +40,15 @@ MAX_CATCH_UP_DELAY_SECONDS = 0.2
 BOARD_POLL_SECONDS = 0.5
 """Interval at which a worker process reads the board, in seconds."""
 RESOURCE_ERRORS = (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)
+"""Error numbers of a process that lacks memory or file handles."""
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Error numbers of a cache that cannot be written."""
 
 Outcome = Literal["swapped", "unchanged", "fixed", "missing", "failed"]
 
 
 class Reloaded(msgspec.Struct, frozen=True):
-    """The outcome for one model; ``version`` serves now, ``previous`` served before."""
+    """The outcome of a registry check for a model, and its versions now and before the check."""
 
     name: str
     shadow: bool
@@ -57,13 +59,13 @@ class Reloaded(msgspec.Struct, frozen=True):
 
 
 class Reloads(msgspec.Struct, frozen=True):
-    """The outcome of a registry check."""
+    """The outcome of a registry check for all models."""
 
     models: list[Reloaded]
 
 
 class Follower:
-    """Checks the registry, periodically and on request, and swaps in changed versions."""
+    """A periodic and on-demand check of the registry, which swaps in new versions."""
 
     def __init__(
         self, store: Store, settings: Settings, metrics: Metrics, board: Board, sources: Sources
@@ -73,18 +75,18 @@ class Follower:
         self._checking = asyncio.Lock()
         self._next: asyncio.Task[list[Reloaded]] | None = None
         self._running: asyncio.Task[list[Reloaded]] | None = None
-        for one in self.followed:
-            if is_followed(one.uri):
-                metrics.start_following(one.name, one.shadow, one.checked_at)
+        for entry in self.followed:
+            if is_followed(entry.uri):
+                metrics.start_following(entry.name, entry.shadow, entry.checked_at)
 
     @property
-    def followed(self) -> Sequence[Followed]:
+    def followed(self) -> Sequence[FollowedModel]:
         """The state of each model, shadows last."""
         return self._board.read().followed
 
     async def run(self) -> None:
         """Check the registry and read the board until cancelled."""
-        if any(is_followed(one.uri) for one in self.followed):
+        if any(is_followed(entry.uri) for entry in self.followed):
             await asyncio.gather(self._poll_registry(), self._poll_board())
 
     async def _poll_registry(self) -> None:
@@ -92,16 +94,16 @@ class Follower:
         while self._interval:
             await asyncio.sleep(self._interval * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311  # no secret
             with _log_and_continue():
-                if time.time() - self._board.read().asked_at > self._interval / 2:
+                if time.time() - self._board.read().last_check_at > self._interval / 2:
                     await self.reload()
 
     async def _catch_up(self) -> None:
-        """Check soon after a start from the cache, in one worker process."""
+        """Check the registry soon after a start from the cache, in a single worker process."""
         await asyncio.sleep(random.uniform(0, MAX_CATCH_UP_DELAY_SECONDS))  # noqa: S311  # no secret
         state = self._board.read()
-        if not state.asked_at:
+        if not state.last_check_at:
             with _log_and_continue():
-                self._board.write(msgspec.structs.replace(state, asked_at=time.time()))
+                self._board.write(msgspec.structs.replace(state, last_check_at=time.time()))
                 await self.reload()
 
     async def _poll_board(self) -> None:
@@ -116,8 +118,8 @@ class Follower:
     async def reload(self) -> list[Reloaded]:
         """Check the registry now.
 
-        All requests that arrive during a check share the next one. It starts after they arrived,
-        so it sees the state of the registry that they refer to.
+        All requests that arrive during a check share the next check. It starts after they arrived,
+        so it sees the registry changes that they announce.
         """
         return await asyncio.shield(self.schedule_check())
 
@@ -138,79 +140,79 @@ class Follower:
         async with self._checking, self._board.exclusive():
             self._running, self._next = self._next, None
             await self._load_from_board()
-            return [await self._check(i, one) for i, one in enumerate(self.followed)]
+            return [await self._check(i, entry) for i, entry in enumerate(self.followed)]
 
     async def _load_from_board(self) -> None:
         """Serve the versions on the board."""
-        for one in self.followed:
-            if one.source and is_followed(one.uri) and not self._serves(one, one.source):
+        for entry in self.followed:
+            if entry.source and is_followed(entry.uri) and not self._serves(entry, entry.source):
                 try:
-                    served = await asyncio.to_thread(load_model, named_source(one, one.source))
+                    model = await asyncio.to_thread(load_model, named_source(entry, entry.source))
                 except Exception as error:  # noqa: BLE001  # the old version keeps serving
-                    self._record_failure(one, error)
+                    self._record_failure(entry, error)
                 else:
-                    self._store.put(served, one.shadow)
+                    self._store.put(model, entry.shadow)
 
-    def _serves(self, one: Followed, source: BundleRef) -> bool:
-        serving = self._serving(one)
-        same = serving and (serving.version, serving.digest) == (source.version, source.digest)
-        return bool(same)
+    def _serves(self, entry: FollowedModel, source: BundleRef) -> bool:
+        model = self._serving(entry)
+        is_same = model and (model.version, model.digest) == (source.version, source.digest)
+        return bool(is_same)
 
-    def _serving(self, one: Followed) -> ServedModel | None:
-        models = self._store.shadows if one.shadow else self._store.current
-        return models.get(str(one.name))
+    def _serving(self, entry: FollowedModel) -> ServedModel | None:
+        models = self._store.shadows if entry.shadow else self._store.current
+        return models.get(str(entry.name))
 
-    async def _check(self, index: int, one: Followed) -> Reloaded:
-        if not is_followed(one.uri):
-            return _outcome(one, one, "fixed")
+    async def _check(self, index: int, entry: FollowedModel) -> Reloaded:
+        if not is_followed(entry.uri):
+            return _outcome(entry, entry, "fixed")
         try:
-            fresh = await self._update(index, one)
+            fresh = await self._update(index, entry)
         except Exception as error:  # noqa: BLE001  # the old version keeps serving
-            failed = self._record_failure(one, error)
-            self._sources.forget(one.uri)
+            failed = self._record_failure(entry, error)
+            self._sources.forget(entry.uri)
             with suppress(OSError):
                 self._write(index, failed)
-            missing = one.shadow and failed.reason == "missing"
-            return _outcome(one, failed, "missing" if missing else "failed")
-        self._metrics.registry_checked(fresh.name, fresh.shadow, fresh.checked_at)
-        if one.reason:
+            is_missing = entry.shadow and failed.reason == "missing"
+            return _outcome(entry, failed, "missing" if is_missing else "failed")
+        self._metrics.record_check(fresh.name, fresh.shadow, fresh.checked_at)
+        if entry.reason:
             _log(logging.INFO, "followed again", fresh)
-        return _outcome(one, fresh, "unchanged" if fresh.source == one.source else "swapped")
+        return _outcome(entry, fresh, "unchanged" if fresh.source == entry.source else "swapped")
 
-    async def _update(self, index: int, one: Followed) -> Followed:
-        """Swap in the version that the registry names now, if it is another."""
-        source = await self._sources.find(one.uri, one.source)
+    async def _update(self, index: int, entry: FollowedModel) -> FollowedModel:
+        """Swap in the version that the registry names now, unless it is served already."""
+        source = await self._sources.find(entry.uri, entry.source)
         changes = {"source": source, "reason": None, "detail": "", "checked_at": time.time()}
-        fresh = msgspec.structs.replace(one, **changes)
-        if source == one.source:
+        fresh = msgspec.structs.replace(entry, **changes)
+        if source == entry.source:
             self._write(index, fresh)
             return fresh
-        served = await asyncio.to_thread(load_model, named_source(one, source))
-        self._sources.cache.remember(one.uri, source)
+        model = await asyncio.to_thread(load_model, named_source(entry, source))
+        self._sources.cache.remember(entry.uri, source)
         self._write(index, fresh)
-        self._store.put(served, one.shadow)
-        self._metrics.swapped(served.name, one.shadow)
-        _log(logging.INFO, "swapped", fresh, {"previous": one.version})
+        self._store.put(model, entry.shadow)
+        self._metrics.record_swap(model.name, entry.shadow)
+        _log(logging.INFO, "swapped", fresh, {"previous": entry.version})
         return fresh
 
-    def _record_failure(self, one: Followed, error: Exception) -> Followed:
-        """Count a failed check; log it as a warning unless the last one failed alike."""
+    def _record_failure(self, entry: FollowedModel, error: Exception) -> FollowedModel:
+        """Count a failed check; log it as a warning unless the previous failure was the same."""
         reason = reason_of(error)
         detail = f"unexpected {type(error).__name__}" if reason == "internal" else str(error)
-        self._metrics.check_failed(one.name, one.shadow, reason)
-        failed = msgspec.structs.replace(one, reason=reason, detail=detail)
-        is_repeated = (one.reason, one.detail) == (reason, detail)
+        self._metrics.record_failed_check(entry.name, entry.shadow, reason)
+        failed = msgspec.structs.replace(entry, reason=reason, detail=detail)
+        is_repeated = (entry.reason, entry.detail) == (reason, detail)
         level = logging.DEBUG if is_repeated else logging.WARNING
         _log(level, "reload failed", failed, error=error if reason == "internal" else None)
         return failed
 
-    def _write(self, index: int, one: Followed) -> None:
+    def _write(self, index: int, entry: FollowedModel) -> None:
         followed = self._board.read().followed
-        changed = (*followed[:index], one, *followed[index + 1 :])
-        self._board.write(FollowState(changed, asked_at=time.time()))
+        changed = (*followed[:index], entry, *followed[index + 1 :])
+        self._board.write(FollowState(changed, last_check_at=time.time()))
 
 
-def _outcome(before: Followed, after: Followed, outcome: Outcome) -> Reloaded:
+def _outcome(before: FollowedModel, after: FollowedModel, outcome: Outcome) -> Reloaded:
     detail = after.detail if outcome == "failed" else None
     name, old, new = str(after.name), before.version, after.version
     return Reloaded(name, after.shadow, outcome, new, old, detail)
@@ -218,20 +220,20 @@ def _outcome(before: Followed, after: Followed, outcome: Outcome) -> Reloaded:
 
 @contextmanager
 def _log_and_continue() -> Iterator[None]:
-    """Log any exception, so that following the registry never ends."""
+    """Log any exception and continue, so that registry checks never stop."""
     try:
         yield
     except Exception:
         log.exception("following failed")
 
 
-def named_source(one: Followed, source: BundleRef) -> BundleRef:
-    """Return the source with the name it is served under."""
-    return replace(source, name=one.name or source.name)
+def named_source(entry: FollowedModel, source: BundleRef) -> BundleRef:
+    """Return the source under the name that it is served by."""
+    return replace(source, name=entry.name or source.name)
 
 
 def reason_of(error: Exception) -> Reason:
-    """Classify a failure, as metrics and `GET /models` do."""
+    """Classify a failure for metrics and `GET /models`."""
     match error:
         case RegistryError(missing=True):
             return "missing"
@@ -246,13 +248,13 @@ def reason_of(error: Exception) -> Reason:
 
 
 def _log(
-    level: int, event: str, one: Followed, more: Mapping[str, Any] | None = None,
+    level: int, event: str, entry: FollowedModel, more: Mapping[str, Any] | None = None,
     error: Exception | None = None,
 ) -> None:  # fmt: skip
-    facts: dict[str, Any] = {"model": one.name, "shadow": one.shadow, "uri": one.uri}
-    facts |= {"version": one.version}
-    facts |= {"reason": one.reason, "detail": one.detail} if one.reason else {}
-    log.log(level, event, extra={logs.FACTS: {**facts, **(more or {})}}, exc_info=error)
+    fields: dict[str, Any] = {"model": entry.name, "shadow": entry.shadow, "uri": entry.uri}
+    fields |= {"version": entry.version}
+    fields |= {"reason": entry.reason, "detail": entry.detail} if entry.reason else {}
+    log.log(level, event, extra={logs.LOG_FIELDS: {**fields, **(more or {})}}, exc_info=error)
 
 
 # ---------------------------------------------------------------- start-up
@@ -272,41 +274,41 @@ async def load_initial_models(
         AnomalyVAEError: a model can neither be resolved nor loaded from the cache.
     """
     specs = map(Spec.parse, models)
-    loaded = [await _load_initial(sources, Followed(spec.uri, spec.name)) for spec in specs]
-    store = Store(served for _, served in loaded if served)
-    for model in shadows:
-        name, uri = Spec.parse(model)
-        one = Followed(uri, _shadowed_model(name, uri, store), shadow=True)
-        loaded.append(await _load_initial(sources, one))
-        if served := loaded[-1][1]:
-            store.put(served, shadow=True)
-    followed = tuple(one for one, _ in loaded)
-    asked_at = 0.0 if any(one.is_unchecked for one in followed) else time.time()
-    return store, FollowState(followed, asked_at)
+    loaded = [await _load_initial(sources, FollowedModel(spec.uri, spec.name)) for spec in specs]
+    store = Store(model for _, model in loaded if model)
+    for shadow in shadows:
+        name, uri = Spec.parse(shadow)
+        entry = FollowedModel(uri, _shadowed_model(name, uri, store), shadow=True)
+        loaded.append(await _load_initial(sources, entry))
+        if model := loaded[-1][1]:
+            store.put(model, shadow=True)
+    followed = tuple(entry for entry, _ in loaded)
+    last_check_at = 0.0 if any(entry.is_unchecked for entry in followed) else time.time()
+    return store, FollowState(followed, last_check_at)
 
 
 def restore_store(state: FollowState) -> Store:
     """Load the models of a follow state; shadows that cannot be loaded are left out."""
     store = Store()
-    for one in state.followed:
-        with suppress(*((AnomalyVAEError, OSError) if one.shadow else ())):
-            if one.source:
-                store.put(load_model(named_source(one, one.source)), one.shadow)
+    for entry in state.followed:
+        with suppress(*((AnomalyVAEError, OSError) if entry.shadow else ())):
+            if entry.source:
+                store.put(load_model(named_source(entry, entry.source)), entry.shadow)
     return store
 
 
 def log_initial_state(state: FollowState) -> None:
     """Log which models come from the cache, and which shadows are missing."""
-    for one in state.followed:
-        if one.is_unchecked:
-            _log(logging.INFO, "served from the cache until the registry answers", one)
-        if one.reason:
-            event = "served from the cache" if one.source else "not loaded"
-            _log(logging.WARNING, event, one)
+    for entry in state.followed:
+        if entry.is_unchecked:
+            _log(logging.INFO, "served from the cache until the registry answers", entry)
+        if entry.reason:
+            event = "served from the cache" if entry.source else "not loaded"
+            _log(logging.WARNING, event, entry)
 
 
 def _shadowed_model(name: str | None, uri: str, store: Store) -> str:
-    """Return the model that a shadow accompanies: the one of its name, or the only one."""
+    """Return the model that a shadow belongs to: the model of its name, or the only model."""
     known = list(store.current)
     registered = ALIAS_URI.fullmatch(uri)
     wanted = name or (registered and registered["name"])
@@ -320,36 +322,38 @@ def _shadowed_model(name: str | None, uri: str, store: Store) -> str:
     )
 
 
-async def _load_initial(sources: Sources, one: Followed) -> tuple[Followed, ServedModel | None]:
+async def _load_initial(
+    sources: Sources, entry: FollowedModel
+) -> tuple[FollowedModel, ServedModel | None]:
     with suppress(AnomalyVAEError, OSError):
-        if cached := sources.quick_start(one.uri):
-            return _load_cached(one, cached)
+        if cached := sources.quick_start(entry.uri):
+            return _load_cached(entry, cached)
     try:
-        source = await sources.find(one.uri)
-        served = load_model(named_source(one, source))
+        source = await sources.find(entry.uri)
+        model = load_model(named_source(entry, source))
     except (AnomalyVAEError, OSError) as error:
-        return _fall_back(sources, one, error)
+        return _fall_back(sources, entry, error)
     with suppress(OSError):  # the cache may be read-only
-        if REMOTE.match(one.uri):
-            sources.cache.remember(one.uri, source)
-    found = {"name": served.name, "source": source, "checked_at": time.time()}
-    return msgspec.structs.replace(one, **found), served
+        if REMOTE.match(entry.uri):
+            sources.cache.remember(entry.uri, source)
+    changes = {"name": model.name, "source": source, "checked_at": time.time()}
+    return msgspec.structs.replace(entry, **changes), model
 
 
 def _fall_back(
-    sources: Sources, one: Followed, error: Exception
-) -> tuple[Followed, ServedModel | None]:
-    """Load the version that served last; a shadow may be missing."""
-    failed = msgspec.structs.replace(one, reason=reason_of(error), detail=str(error))
+    sources: Sources, entry: FollowedModel, error: Exception
+) -> tuple[FollowedModel, ServedModel | None]:
+    """Load the version that served last; without one, leave out a shadow and fail for a model."""
+    failed = msgspec.structs.replace(entry, reason=reason_of(error), detail=str(error))
     with suppress(AnomalyVAEError, OSError):
-        if cached := sources.cache.last_served(one.uri):
+        if cached := sources.cache.last_served(entry.uri):
             return _load_cached(failed, cached)
-    if one.shadow and is_followed(one.uri):
+    if entry.shadow and is_followed(entry.uri):
         return failed, None
     raise error
 
 
-def _load_cached(one: Followed, source: BundleRef) -> tuple[Followed, ServedModel]:
-    """Load a version from the cache, without having checked that it is current."""
-    served = load_model(named_source(one, source))
-    return msgspec.structs.replace(one, name=served.name, source=source), served
+def _load_cached(entry: FollowedModel, source: BundleRef) -> tuple[FollowedModel, ServedModel]:
+    """Load a version from the cache without checking that it is current."""
+    model = load_model(named_source(entry, source))
+    return msgspec.structs.replace(entry, name=model.name, source=source), model

@@ -1,7 +1,8 @@
 """Ask an MLflow server which version an alias points to, without importing MLflow.
 
-This takes one GET request. Credentials and certificates come from the variables that MLflow itself
-reads. Anything else, such as signed requests or a database, is left to a child process with MLflow.
+One GET request suffices. Credentials and certificates come from the environment variables that
+MLflow itself reads. Other registries, such as a database or a server that needs signed requests,
+are left to a child process with MLflow.
 """
 
 from __future__ import annotations
@@ -25,10 +26,13 @@ if TYPE_CHECKING:
     from http.client import HTTPResponse
 
 ENDPOINT = "/api/2.0/mlflow/registered-models/alias"
+"""Path of the MLflow API that resolves an alias."""
 SIGNING_VARIABLES = ("MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4")
 """Environment variables for signed requests, which only MLflow can make."""
 NOT_FOUND = re.compile("RESOURCE_DOES_NOT_EXIST|alias .* not found", re.DOTALL)
+"""Pattern of the error responses to an unknown model or alias."""
 MAX_RESPONSE_BYTES = 1024 * 1024
+"""Maximum size of a response in bytes."""
 TRUE_VALUES = {"true", "1"}
 
 
@@ -53,11 +57,11 @@ class ModelVersion(msgspec.Struct, frozen=True):
 
     @property
     def digest(self) -> str | None:
-        """Digest of its bundle, if it is tagged with one."""
+        """Digest of the version's bundle; None if the version has no such tag."""
         return next((tag.value for tag in self.tags if tag.key == DIGEST_TAG), None)
 
 
-class Answer(msgspec.Struct, frozen=True):
+class AliasResponse(msgspec.Struct, frozen=True):
     """The response of `ENDPOINT`."""
 
     model_version: ModelVersion
@@ -69,7 +73,7 @@ def uri() -> str:
 
 
 def is_server() -> bool:
-    """Return whether the registry is a server that this module can ask."""
+    """Return whether the registry is a server that this module can query."""
     flags = (os.environ.get(name, "").lower() for name in SIGNING_VARIABLES)
     is_signed = any(flag not in {"", "false"} for flag in flags)
     return uri().startswith(("http://", "https://")) and not is_signed
@@ -81,31 +85,31 @@ def resolve_alias(name: str, alias: str, seconds: float) -> ModelVersion:
     Raises:
         RegistryError: the server cannot be reached in time, or has no such alias.
     """
-    place = urlsplit(uri())
-    shown = f"{place.hostname}:{place.port}" if place.port else str(place.hostname)
+    url = urlsplit(uri())
+    host = f"{url.hostname}:{url.port}" if url.port else str(url.hostname)
     try:
         status, content = _get(name, alias, seconds)
     except OSError as error:
         reason = getattr(error, "reason", None) or error
-        raise RegistryError(f"the registry at {shown} cannot be reached: {reason}") from None
+        raise RegistryError(f"the registry at {host} cannot be reached: {reason}") from None
     except ValueError as error:
         raise RegistryError(f"MLFLOW_TRACKING_URI cannot be used: {error}") from None
     if status != 200:
-        raise _refused(f"models:/{name}@{alias}", shown, status, content)
+        raise _response_error(f"models:/{name}@{alias}", host, status, content)
     try:
-        return msgspec.json.decode(content, type=Answer).model_version
+        return msgspec.json.decode(content, type=AliasResponse).model_version
     except msgspec.DecodeError:
-        raise RegistryError(f"the server at {shown} is not an MLflow server") from None
+        raise RegistryError(f"the server at {host} is not an MLflow server") from None
 
 
-def _refused(model: str, shown: str, status: int, content: bytes) -> RegistryError:
+def _response_error(model: str, host: str, status: int, content: bytes) -> RegistryError:
     if NOT_FOUND.search(content.decode(errors="replace")):
-        return RegistryError(f"the registry at {shown} has no '{model}'", missing=True)
+        return RegistryError(f"the registry at {host} has no '{model}'", missing=True)
     remedy = {
         401: "; set MLFLOW_TRACKING_USERNAME and …_PASSWORD, or MLFLOW_TRACKING_TOKEN",
         403: "; these credentials may not read it",
     }.get(status, "")
-    return RegistryError(f"the registry at {shown} answered {status} to '{model}'{remedy}")
+    return RegistryError(f"the registry at {host} answered {status} to '{model}'{remedy}")
 
 
 def _get(name: str, alias: str, seconds: float) -> tuple[int, bytes]:
@@ -114,7 +118,7 @@ def _get(name: str, alias: str, seconds: float) -> tuple[int, bytes]:
     from urllib.request import HTTPRedirectHandler, HTTPSHandler, Request, build_opener
 
     class NoRedirects(HTTPRedirectHandler):
-        """Follow no redirect: the credentials are for this server only."""
+        """A handler that follows no redirects, as the credentials are for this server only."""
 
         def redirect_request(self, *_: object, **__: object) -> None:
             return None
@@ -123,8 +127,8 @@ def _get(name: str, alias: str, seconds: float) -> tuple[int, bytes]:
     request = Request(f"{_without_user()}{ENDPOINT}?{query}", headers=dict(_headers()))  # noqa: S310  # http or https, see is_server
     opener = build_opener(NoRedirects, HTTPSHandler(context=_certificates()))
     try:
-        with opener.open(request, timeout=seconds) as answer:
-            return answer.status, _read(answer, seconds)
+        with opener.open(request, timeout=seconds) as response:
+            return response.status, _read(response, seconds)
     except HTTPError as error:
         with error:
             return error.code, error.read(MAX_RESPONSE_BYTES)
@@ -132,9 +136,9 @@ def _get(name: str, alias: str, seconds: float) -> tuple[int, bytes]:
         raise OSError(f"{type(error).__name__}: {error}") from None
 
 
-def _read(answer: HTTPResponse, seconds: float) -> bytes:
+def _read(response: HTTPResponse, seconds: float) -> bytes:
     content, deadline = bytearray(), time.monotonic() + seconds
-    while part := answer.read1(65536):
+    while part := response.read1(65536):
         content += part
         if len(content) > MAX_RESPONSE_BYTES or time.monotonic() > deadline:
             raise OSError("its response is too long or too slow")
@@ -142,17 +146,17 @@ def _read(answer: HTTPResponse, seconds: float) -> bytes:
 
 
 def _without_user() -> str:
-    place = urlsplit(uri())
-    return place._replace(netloc=place.netloc.rpartition("@")[2]).geturl().rstrip("/")
+    url = urlsplit(uri())
+    return url._replace(netloc=url.netloc.rpartition("@")[2]).geturl().rstrip("/")
 
 
 def _headers() -> Mapping[str, str]:
     headers = {"Accept": "application/json"}
     if workspace := os.environ.get("MLFLOW_WORKSPACE"):
         headers["X-MLFLOW-WORKSPACE"] = workspace
-    place, (user, password) = urlsplit(uri()), _credentials()
-    if place.username:
-        user, password = unquote(place.username), unquote(place.password or "")
+    url, (user, password) = urlsplit(uri()), _credentials()
+    if url.username:
+        user, password = unquote(url.username), unquote(url.password or "")
     token = os.environ.get("MLFLOW_TRACKING_TOKEN")
     if user:
         basic = base64.b64encode(f"{user}:{password}".encode()).decode()

@@ -1,8 +1,9 @@
 """Resolve model URIs to bundle folders, without loading MLflow into this process.
 
-MLflow takes seconds to import and more memory than the service itself. So `mlflow_rest` asks a
-server, and a child process with MLflow fetches bundles that are not in the cache. A registry in a
-database is read by the child process, unless it is an SQLite file that has not changed.
+MLflow takes seconds to import and more memory than the service itself. Therefore `mlflow_rest`
+queries registry servers, and a child process with MLflow fetches the bundles that are not in the
+cache. A child process also reads registries in a database, unless it is an SQLite file that has not
+changed.
 """
 
 from __future__ import annotations
@@ -35,10 +36,12 @@ from serving.registry.cache import Cache
 from serving.settings import Settings
 
 NAMED_URI = re.compile(r"([A-Za-z0-9][\w.-]*)=(.+)", re.DOTALL)
+"""Pattern of ``NAME=URI``."""
 REMOTE = re.compile(r"(models|runs):/")
+"""Pattern of the beginning of a URI in a registry."""
 FETCH = (sys.executable, "-m", "anomaly_vae.lifecycle.registry", "fetch")
 """The command that fetches a bundle; the arguments ``URI --to FOLDER`` follow."""
-ASK_SECONDS = 5.0
+REQUEST_SECONDS = 5.0
 """Timeout of a request to the registry, in seconds."""
 USER_INFO = re.compile(r"//[^/@\s]+@")
 """User name and password in a URL."""
@@ -61,20 +64,20 @@ class Spec(NamedTuple):
 
 
 def is_followed(uri: str) -> bool:
-    """Return whether a URI may come to mean another version: only aliases move."""
+    """Return whether a URI may point to another version later, which only an alias can."""
     return ALIAS_URI.fullmatch(uri) is not None
 
 
 class Sources:
-    """Finds the bundle of a URI, and remembers what an unchanged SQLite registry answered."""
+    """A resolver of URIs to bundles; it remembers the results of an unchanged SQLite registry."""
 
     def __init__(self, settings: Settings, command: Sequence[str] = FETCH) -> None:
         self.cache = Cache(settings.cache_dir)
         self._seconds, self._command = settings.fetch_seconds, command
-        self._found: dict[str, tuple[Fingerprint | None, BundleRef]] = {}
+        self._resolved: dict[str, tuple[Fingerprint | None, BundleRef]] = {}
 
     async def find(self, uri: str, known: BundleRef | None = None) -> BundleRef:
-        """Return the bundle that a URI stands for now; ``known`` itself if that is unchanged.
+        """Return the bundle that a URI points to now; ``known`` itself if it is unchanged.
 
         Raises:
             RegistryError: the registry has no such model or cannot be reached.
@@ -87,12 +90,12 @@ class Sources:
         if alias and mlflow_rest.is_server():
             return await self._find_on_server(uri, known, *alias.groups())
         state = fingerprint()
-        if state is None or self._found.get(uri, (None, None))[0] != state:
-            self._found[uri] = state, await self._fetch(uri)
-        return self._found[uri][1]
+        if state is None or self._resolved.get(uri, (None, None))[0] != state:
+            self._resolved[uri] = state, await self._fetch(uri)
+        return self._resolved[uri][1]
 
     def quick_start(self, uri: str) -> BundleRef | None:
-        """Return what an alias served last, if resolving it would take a child process."""
+        """Return the bundle that an alias served last, if resolving it needs a child process."""
         return (
             self.cache.last_served(uri)
             if is_followed(uri) and not mlflow_rest.is_server()
@@ -100,32 +103,32 @@ class Sources:
         )
 
     def forget(self, uri: str) -> None:
-        """Resolve a URI anew next time, because the bundle found cannot be served."""
-        self._found.pop(uri, None)
+        """Forget the bundle of a URI that cannot be served, so that the URI is resolved again."""
+        self._resolved.pop(uri, None)
 
     async def _find_on_server(
         self, uri: str, known: BundleRef | None, name: str, alias: str
     ) -> BundleRef:
-        found = await asyncio.to_thread(mlflow_rest.resolve_alias, name, alias, ASK_SECONDS)
-        if found.digest is None:
+        latest = await asyncio.to_thread(mlflow_rest.resolve_alias, name, alias, REQUEST_SECONDS)
+        if latest.digest is None:
             raise RegistryError(f"'{uri}' was not registered by anomaly-vae: it has no digest")
-        if known and (known.version, known.digest) == (found.version, found.digest):
+        if known and (known.version, known.digest) == (latest.version, latest.digest):
             return known
-        place = await asyncio.to_thread(self.cache.find, found.digest)
-        if place:
-            at = found.registered_at
-            return BundleRef(str(place), found.digest, name, found.version, alias, at)
-        fetched = await self._fetch(f"models:/{name}/{found.version}")
+        folder = await asyncio.to_thread(self.cache.find, latest.digest)
+        if folder:
+            registered_at = latest.registered_at
+            return BundleRef(str(folder), latest.digest, name, latest.version, alias, registered_at)
+        fetched = await self._fetch(f"models:/{name}/{latest.version}")
         return replace(fetched, alias=alias)
 
     async def _fetch(self, uri: str) -> BundleRef:
-        """Have a child process fetch a registered bundle into the cache."""
+        """Fetch a registered bundle into the cache with a child process."""
         _check_installed(uri)
-        with tempfile.TemporaryDirectory(prefix="anomaly-vae-") as place:
-            call = [*self._command, uri, "--to", str(self.cache.folder)]
-            environment = {**os.environ, "TMPDIR": place}
+        with tempfile.TemporaryDirectory(prefix="anomaly-vae-") as temporary:
+            command = [*self._command, uri, "--to", str(self.cache.folder)]
+            environment = {**os.environ, "TMPDIR": temporary}
             child = await asyncio.create_subprocess_exec(
-                *call, stdout=PIPE, stderr=PIPE, env=environment
+                *command, stdout=PIPE, stderr=PIPE, env=environment
             )
             try:
                 async with asyncio.timeout(self._seconds):
@@ -163,12 +166,14 @@ def _last_line(output: bytes) -> str:
 def _check_installed(uri: str) -> None:
     """Raise an error that names the missing package, if this is a lean install."""
     if not importlib.util.find_spec("mlflow"):
-        lacks = "mlflow; install it beside the service: pip install mlflow"
+        missing = "mlflow; install it in the service's environment: pip install mlflow"
     elif not mlflow_rest.uri().startswith("http") and not importlib.util.find_spec("sqlalchemy"):
-        lacks = "the full mlflow, as mlflow-skinny reads no database: pip install mlflow"
+        missing = "the full mlflow, as mlflow-skinny reads no database: pip install mlflow"
     else:
         return
-    raise RegistryError(f"'{uri}' is in a registry that only mlflow can read, which needs {lacks}")
+    raise RegistryError(
+        f"'{uri}' is in a registry that only mlflow can read, which needs {missing}"
+    )
 
 
 def fingerprint() -> Fingerprint | None:
@@ -181,7 +186,7 @@ def fingerprint() -> Fingerprint | None:
 
 def _state(path: Path) -> tuple[int, int, int] | None:
     try:
-        found = path.stat()
+        stat = path.stat()
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino

@@ -1,3 +1,3 @@
-"""Answer everything but scoring: models, health, metrics and administration."""
+"""Define all routes except scoring: models, health, metrics and administration."""
 
 __all__: list[str] = []

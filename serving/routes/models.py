@@ -1,4 +1,4 @@
-"""Answer what is loaded, whether the service is healthy, and its metrics."""
+"""Define the routes for loaded models, health checks and metrics."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from serving.models.store import ServedModel, Store
 from serving.observability.metrics import Metrics, Tallies, Tally, pair_of
 from serving.openapi import DocumentedRoute, json_route, text_route
 from serving.problems import NOT_READY
-from serving.registry.board import Followed
+from serving.registry.board import FollowedModel
 from serving.registry.follower import Follower
 from serving.registry.sources import is_followed
 from serving.scoring import adapters, responses, schemas
@@ -48,7 +48,7 @@ def routes(
     ]
 
 
-def describe(store: Store, followed: Sequence[Followed], metrics: Metrics) -> schemas.Models:
+def describe(store: Store, followed: Sequence[FollowedModel], metrics: Metrics) -> schemas.Models:
     """Describe the loaded models."""
     tallies = metrics.tallies() if store.shadows else {}
     return schemas.Models(
@@ -59,7 +59,7 @@ def describe(store: Store, followed: Sequence[Followed], metrics: Metrics) -> sc
 def _model(
     model: ServedModel,
     store: Store,
-    followed: Sequence[Followed],
+    followed: Sequence[FollowedModel],
     metrics: Metrics,
     tallies: Tallies,
 ) -> schemas.ModelInfo:
@@ -85,12 +85,12 @@ def _model(
 def _groups(groups: conformal.Groups | None) -> Groups | None:
     if groups is None:
         return None
-    thresholds = {level: one.threshold for level, one in groups.by_level.items()}
+    thresholds = {level: calibration.threshold for level, calibration in groups.by_level.items()}
     return Groups(groups.column, thresholds)
 
 
 def _shadow(
-    model: ServedModel, shadow: ServedModel, followed: Sequence[Followed], tallies: Tallies
+    model: ServedModel, shadow: ServedModel, followed: Sequence[FollowedModel], tallies: Tallies
 ) -> schemas.ShadowInfo:
     tally = tallies.get(pair_of(model, shadow), Tally())
     return schemas.ShadowInfo(
@@ -109,8 +109,10 @@ def _share(count: float, tally: Tally) -> float | None:
     return count / tally.records if tally.records else None
 
 
-def _following(name: str, shadow: bool, followed: Sequence[Followed]) -> schemas.Following | None:
-    for one in followed:
-        if (one.name, one.shadow) == (name, shadow) and is_followed(one.uri):
-            return schemas.Following(one.uri, one.checked_at, one.reason)
+def _following(
+    name: str, shadow: bool, followed: Sequence[FollowedModel]
+) -> schemas.Following | None:
+    for model in followed:
+        if (model.name, model.shadow) == (name, shadow) and is_followed(model.uri):
+            return schemas.Following(model.uri, model.checked_at, model.reason)
     return None

@@ -1,7 +1,7 @@
-"""Define what the scoring routes of other protocols share with `POST /score`.
+"""Adapt requests of other protocols to the scoring behind `POST /score`.
 
-A protocol decodes a body into a `ProtocolRequest`; admission, limits, threads, metrics and errors
-are the same for all protocols.
+A protocol only decodes bodies into a `ProtocolRequest` and encodes answers. Admission, limits,
+threads, metrics and errors are the same for all protocols.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ from serving.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class PendingRows:
-    """The number of rows to score, and how a model reads them, which takes longer to do."""
+    """The number of rows to score, and the function with which a model reads them, if it has to.
+
+    Counting the rows is cheap. Reading them is not, and may run on a worker thread.
+    """
 
     count: int
     read: Callable[[ServedModel], Content]
@@ -35,7 +38,7 @@ class PendingRows:
 
 @dataclass(frozen=True, slots=True)
 class ProtocolRequest:
-    """The rows to score, and how the decisions are encoded as an answer."""
+    """The rows to score, and the function that encodes the decisions as a response."""
 
     rows: PendingRows
     answer: Callable[[Detections], Response]
@@ -43,7 +46,7 @@ class ProtocolRequest:
 
 @dataclass(frozen=True, slots=True)
 class RequestContext:
-    """The model, headers and limit of the request that a body belongs to."""
+    """The model, headers and record limit of a request, which decoding its body needs."""
 
     model: ServedModel
     headers: requests.Headers
@@ -61,7 +64,7 @@ class Scorer(Protocol):
     settings: Settings
 
     def find(self, name: str | None, route: str) -> RequestHandler:
-        """Find a model by name, or without a name the only one; an error names ``route``."""
+        """Find a model by name, or the only model if ``name`` is None; errors name ``route``."""
 
     async def handle_protocol(
         self, handler: RequestHandler, scope: Scope, receive: Receive, decode: DecodeBody
@@ -73,10 +76,10 @@ class ProtocolEndpoint:
     """A scoring route of another protocol, as an ASGI application.
 
     Args:
-        scorer: scores the requests.
-        check: refuses a request by its model and head alone.
+        scorer: the endpoint that scores the requests.
+        check: checks the model and the head of a request, before its body is read.
         decode: decodes a body.
-        route: template of the route that names a model, for the error where none is named.
+        route: template of the route that names a model, for error messages.
     """
 
     def __init__(self, scorer: Scorer, check: Check, decode: Decode, route: str) -> None:
@@ -95,20 +98,20 @@ class ProtocolEndpoint:
 
 
 def check_ready(store: Store, settings: Settings) -> None:
-    """Refuse while no model is loaded or the process is shutting down."""
+    """Refuse requests while no model is loaded or the process is shutting down."""
     if not store.ready:
-        why = "shutting down" if store.draining else "no model is loaded"
-        raise ProblemError(NOT_READY, why, headers=settings.retry)
+        reason = "shutting down" if store.draining else "no model is loaded"
+        raise ProblemError(NOT_READY, reason, headers=settings.retry_headers)
 
 
 def read_again(decode: DecodeBody, bodies: Sequence[bytes], model: ServedModel) -> Content:
-    """Read the rows in one body as another model does."""
+    """Decode a single body again and read its rows for another model."""
     (body,) = bodies
     return decode(body).rows.read(model)
 
 
 def of_records(context: RequestContext, records: Sequence[Mapping[str, Any]]) -> PendingRows:
-    """Return rows given as records of a table."""
+    """Create pending rows from the records of a table."""
 
     def read(model: ServedModel) -> Content:
         return requests.read_records(model.schema, records)
@@ -117,7 +120,7 @@ def of_records(context: RequestContext, records: Sequence[Mapping[str, Any]]) ->
 
 
 def of_columns(context: RequestContext, columns: Mapping[str, Sequence[Any]]) -> PendingRows:
-    """Return rows given as columns of one length."""
+    """Create pending rows from columns of equal length."""
     names = context.model.schema.names
     values = next((columns[name] for name in names if name in columns), None)
     if values is None:
@@ -128,7 +131,7 @@ def of_columns(context: RequestContext, columns: Mapping[str, Sequence[Any]]) ->
 def pending_rows(
     context: RequestContext, count: int, read: Callable[[ServedModel], Content]
 ) -> PendingRows:
-    """Return rows unless there are none or too many."""
+    """Create pending rows; refuse a request without rows or with too many."""
     if not count:
         raise ProblemError(INVALID_REQUEST, "there are no rows; send at least one")
     requests.check_count(count, context.max_records)
@@ -136,15 +139,15 @@ def pending_rows(
 
 
 def unknown_columns(context: RequestContext, names: Sequence[str]) -> ProblemError:
-    """Return the refusal of a request that has none of the model's columns."""
+    """Return the error for a request that has none of the model's columns."""
     expected = listed(context.model.schema.names)
-    found = listed([name[:100] for name in names])
-    detail = f"none of the model's columns found; expected {expected}, found {found}"
+    given = listed([name[:100] for name in names])
+    detail = f"none of the model's columns found; expected {expected}, found {given}"
     return ProblemError(INVALID_REQUEST, detail)
 
 
 def example_record(model: ServedModel) -> dict[str, Any]:
-    """Return the model's example as JSON holds it: the content of a file as base64."""
+    """Return the model's example as JSON values, with the content of a file as base64."""
     return {
         name: base64.b64encode(value).decode() if isinstance(value, bytes) else value
         for name, value in model.example.items()

@@ -1,9 +1,9 @@
 """Score requests that arrive together in one pass of the graph (micro-batching).
 
 A request is scored in the next iteration of the event loop, together with all others that arrived
-in the same iteration. If the last pass had several requests, the batcher waits for one more
-iteration, which lasts microseconds and collects the requests on their way. A row's score does not
-depend on the other rows of its batch (`anomaly_vae.scoring.scorer`), so neither does an answer.
+in the same iteration. If the previous pass had several requests, the batcher waits one iteration
+longer, which takes microseconds, to collect more. A row's score does not depend on the other rows
+of its batch (`anomaly_vae.scoring.scorer`), so batching does not change any answer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from serving.scoring.row_decoder import RowDecoder, Rows
 from serving.scoring.shadow import Shadows
 
 MAX_VALUES = 16_384
-"""Maximum number of values, rows times columns, in one pass: it takes a few milliseconds."""
+"""Maximum number of values, rows times columns, in one pass, which takes a few milliseconds."""
 
 
 class Pending(NamedTuple):
@@ -52,46 +52,46 @@ class ModelBatcher:
             for status in STATUSES
         }
         self._pending: list[Pending] = []
-        self._had_company = False
+        self._last_had_several = False
 
     def submit(self, rows: Rows, body: bytes) -> asyncio.Future[bytes]:
-        """Queue the rows of a body for the next pass; return its answer to come."""
+        """Queue the rows of a body for the next pass, and return a future of the answer."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[bytes] = loop.create_future()
         if not self._pending:
-            loop.call_soon(self._wait_once if self._had_company else self._flush)
+            loop.call_soon(self._flush_later if self._last_had_several else self._flush)
         self._pending.append(Pending(rows, body, answer))
         return answer
 
-    def _wait_once(self) -> None:
-        """Let one more iteration of the event loop bring requests."""
+    def _flush_later(self) -> None:
+        """Flush in the next iteration of the event loop, so that more requests can arrive."""
         asyncio.get_running_loop().call_soon(self._flush)
 
     def _flush(self) -> None:
         """Answer as many pending requests as fit into one pass."""
         ends = list(accumulate(len(rows) for rows, *_ in self._pending))
         count = max(int(np.searchsorted(ends, self._max_rows, side="right")), 1)
-        taken, self._pending = self._pending[:count], self._pending[count:]
-        self._had_company = count > 1
+        batch, self._pending = self._pending[:count], self._pending[count:]
+        self._last_had_several = count > 1
         if self._pending:
             asyncio.get_running_loop().call_soon(self._flush)
         try:
-            detections = self._detect([row for rows, *_ in taken for row in rows])
+            detections = self._detect([row for rows, *_ in batch for row in rows])
             results = responses.results(detections)
         except Exception:  # noqa: BLE001  # each request gets its own answer or error
-            self._answer_separately(taken)
+            self._answer_separately(batch)
             return
         starts = [0, *ends]
-        for (*_, answer), start, end in zip(taken, starts, ends, strict=False):
+        for (*_, answer), start, end in zip(batch, starts, ends, strict=False):
             _resolve(answer, self._encode(results[start:end]))
-        self._metrics.sizes.observe_many(np.array([len(rows) for rows, *_ in taken]))
-        if self._shadows.beside(self._model):  # after the answers, which the next iteration sends
-            bodies = [body for _, body, _ in taken]
+        self._metrics.sizes.observe_many(np.array([len(rows) for rows, *_ in batch]))
+        if self._shadows.shadow_of(self._model):  # later, so that the answers are sent first
+            bodies = [body for _, body, _ in batch]
             asyncio.get_running_loop().call_soon(self._offer, detections, bodies, ends)
 
-    def _answer_separately(self, taken: Sequence[Pending]) -> None:
-        """Answer each request by itself, so that one that fails does not affect the others."""
-        for rows, body, answer in taken:
+    def _answer_separately(self, batch: Sequence[Pending]) -> None:
+        """Answer the requests one by one, so that a failure affects only its own request."""
+        for rows, body, answer in batch:
             try:
                 _resolve(answer, self.answer(rows, body))
             except Exception as error:  # noqa: BLE001  # the request's own error
@@ -132,7 +132,7 @@ class ModelBatcher:
 
 
 def _resolve(answer: asyncio.Future[bytes], result: bytes | Exception) -> None:
-    """Set the result of a request, unless its client is gone."""
+    """Set the result of a request, unless its client has disconnected."""
     if answer.done():
         return
     if isinstance(result, Exception):

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from serving.models.store import ServedModel, Store
 from serving.observability import logs
 from serving.observability.metrics import Metrics
-from serving.paths import HEADERS, SCORING, Template
+from serving.paths import HEADERS, SCORING_ROUTES, Template
 from serving.problems import NOT_READY, UNKNOWN_MODEL, ProblemError
 from serving.scoring import adapters, requests, schemas
 from serving.scoring.handlers import INLINE_BYTES, RequestHandler, Resources
@@ -29,9 +29,9 @@ class ScoringEndpoint:
         self, store: Store, settings: Settings, metrics: Metrics, shadows: Shadows
     ) -> None:
         self.store, self.settings = store, settings
-        self.routes = {path: Template(path, self, methods=["POST"]) for path in SCORING}
+        self.routes = {path: Template(path, self, methods=["POST"]) for path in SCORING_ROUTES}
         self._resources = Resources(settings, metrics, shadows)
-        self._known: Mapping[str, ServedModel] | None = None
+        self._handled: Mapping[str, ServedModel] | None = None
         self._handlers: dict[str, RequestHandler] = {}
         self._by_path: dict[str, tuple[Route, RequestHandler]] = {}
 
@@ -42,7 +42,7 @@ class ScoringEndpoint:
     async def respond(
         self, handler: RequestHandler, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        """Answer one request to this model."""
+        """Answer one request with this handler."""
         content = await self._answer(handler, scope, receive)
         headers = [JSON_TYPE, (b"content-length", b"%d" % len(content))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -50,40 +50,41 @@ class ScoringEndpoint:
 
     async def _answer(self, handler: RequestHandler, scope: Scope, receive: Receive) -> bytes:
         """Check the head, admit the request, read its body and score it."""
-        log_fields, admission = scope[logs.FACTS], self._resources.admission
+        log_fields, admission = scope[logs.LOG_FIELDS], self._resources.admission
         size = requests.declared_size(scope[HEADERS], self.settings.max_body_bytes)
         options = handler.read_head(scope)
         if handler.may_need_thread(size):
             admission.check_jobs()
-        admission.take(size)
+        admission.admit(size)
         try:
             body = await self._resources.read_body(receive)
             log_fields["model"] = handler.model.name
             return await handler.answer(body, options, receive, log_fields)
         finally:
-            admission.give(size)
+            admission.release(size)
 
     # ------------------------------------------------------------ models
 
-    def at(self, path: str) -> tuple[Route, RequestHandler] | None:
-        """Return the route and the handler of a path of `POST /score`, without a search."""
+    def direct_route(self, path: str) -> tuple[Route, RequestHandler] | None:
+        """Return the route and handler for a path of `POST /score`, bypassing the router."""
         self._refresh()
         return self._by_path.get(path)
 
-    def find(self, name: str | None, route: str = SCORING[1]) -> RequestHandler:
-        """Return the handler of a model by name, or without a name that of the only model.
+    def find(self, name: str | None, route: str = SCORING_ROUTES[1]) -> RequestHandler:
+        """Return the handler of a model.
 
         Args:
-            name: name of the model.
-            route: template of the route that names a model, for the error.
+            name: name of the model; None for the only model.
+            route: template of the route that names a model, for error messages.
 
         Raises:
-            ProblemError: there is no such model, or none, or several without a name.
+            ProblemError: no model is loaded, none has this name, or ``name`` is None and several
+                are loaded.
         """
         self._refresh()
         handlers = self._handlers
         if not handlers:
-            raise ProblemError(NOT_READY, "no model is loaded", headers=self.settings.retry)
+            raise ProblemError(NOT_READY, "no model is loaded", headers=self.settings.retry_headers)
         if name is None and len(handlers) == 1:
             return next(iter(handlers.values()))
         if name is not None and name in handlers:
@@ -94,9 +95,9 @@ class ScoringEndpoint:
         raise ProblemError(UNKNOWN_MODEL, f"{problem}; post to {routes}")
 
     def _refresh(self) -> None:
-        """Follow a swap of models; a model that stays keeps its handler and waiting requests."""
+        """Update the handlers after a swap; unchanged models keep theirs, and waiting requests."""
         current = self.store.current
-        if current is self._known:
+        if current is self._handled:
             return
         kept = {handler.model: handler for handler in self._handlers.values()}
         self._handlers = {
@@ -109,7 +110,7 @@ class ScoringEndpoint:
         }
         if len(current) == 1:
             self._by_path["/score"] = unnamed, next(iter(self._handlers.values()))
-        self._known = current
+        self._handled = current
 
     # ------------------------------------------------------------ other protocols
 
@@ -121,11 +122,11 @@ class ScoringEndpoint:
         decode: adapters.DecodeBody,
     ) -> Response:
         """Admit a request of another protocol, read and decode its body, and score it."""
-        log_fields, resources = scope[logs.FACTS], self._resources
+        log_fields, resources = scope[logs.LOG_FIELDS], self._resources
         size = requests.declared_size(scope[HEADERS], self.settings.max_body_bytes)
         if handler.may_need_thread(size):
             resources.admission.check_jobs()
-        resources.admission.take(size)
+        resources.admission.admit(size)
         try:
             body = await resources.read_body(receive)
             if len(body) <= INLINE_BYTES:
@@ -138,7 +139,7 @@ class ScoringEndpoint:
                 return self.score_protocol(*task)
             return await resources.run_on_thread(receive, self.score_protocol, *task)
         finally:
-            resources.admission.give(size)
+            resources.admission.release(size)
 
     def score_protocol(
         self,

@@ -1,4 +1,4 @@
-"""Define the handlers of scoring requests, and what all handlers of a process share."""
+"""Define the base class of request handlers, and the resources that all handlers share."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from serving.scoring.shadow import Shadows
 from serving.settings import Settings
 
 INLINE_BYTES = 128 * 1024
-"""Maximum size of a body that is decoded on the event loop, in under a millisecond."""
+"""Maximum size of a body that is decoded on the event loop, in bytes; this takes under 1 ms."""
 INLINE_VALUES = 4096
-"""Maximum number of values, records times columns, that are scored on the event loop, in a few
-milliseconds."""
+"""Maximum number of values, records times columns, that are scored on the event loop; this takes a
+few milliseconds."""
 EXPLAIN_COST = 1 + MAX_HIDDEN_COLUMNS * MAX_CANDIDATES
 """Cost of explaining a value, as a multiple of the cost of scoring it."""
 
@@ -35,9 +35,9 @@ T = TypeVar("T")
 
 
 def start_threads(count: int) -> ThreadPoolExecutor:
-    """Start all threads of a pool now: starting one during a request would block the event loop."""
-    threads, together = ThreadPoolExecutor(count, thread_name_prefix="score"), Barrier(count)
-    wait([threads.submit(together.wait) for _ in range(count)])
+    """Start all threads of a pool now, as starting one in a request would block the event loop."""
+    threads, barrier = ThreadPoolExecutor(count, thread_name_prefix="score"), Barrier(count)
+    wait([threads.submit(barrier.wait) for _ in range(count)])
     return threads
 
 
@@ -52,7 +52,7 @@ class Resources:
 
     def read_body(self, receive: Receive) -> Awaitable[bytes]:
         """Read a body within the limits on its size and time."""
-        return self._deadlines.keep(requests.read_body(receive, self.settings.max_body_bytes))
+        return self._deadlines.enforce(requests.read_body(receive, self.settings.max_body_bytes))
 
     async def run_on_thread(self, receive: Receive, function: Callable[..., T], *args: Any) -> T:
         """Call a function on a worker thread.
@@ -66,9 +66,9 @@ class Resources:
             job = self._threads.submit(function, *args)
             work = asyncio.wrap_future(job)
             disconnect = asyncio.ensure_future(_wait_for_disconnect(receive))
-            either: set[asyncio.Future[Any]] = {work, disconnect}
+            futures: set[asyncio.Future[Any]] = {work, disconnect}
             try:
-                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
                 if disconnect.done() and job.cancel():
                     raise ProblemError(MALFORMED, "the client went away")
                 return await work
@@ -77,13 +77,13 @@ class Resources:
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:
-    """Return when the client has disconnected; its body has been read."""
+    """Wait until the client has disconnected; call this after its body has been read."""
     while (await receive())["type"] != "http.disconnect":
         await asyncio.sleep(0)
 
 
 class RequestHandler(ABC):
-    """Answers the scoring requests to one model in this process."""
+    """A handler of the scoring requests to one model."""
 
     needs_thread: ClassVar[bool]
     """Whether every request is scored on a worker thread."""
@@ -98,7 +98,10 @@ class RequestHandler(ABC):
         return self.needs_thread or size > INLINE_BYTES
 
     def is_inline(self, count: int, cost: int = 1) -> bool:
-        """Return whether so few records are scored on the event loop."""
+        """Return whether ``count`` records are few enough to be scored on the event loop.
+
+        ``cost`` is the cost per value, as a multiple of the cost of scoring.
+        """
         return not self.needs_thread and count * self._width * cost <= INLINE_VALUES
 
     @abstractmethod
@@ -111,14 +114,14 @@ class RequestHandler(ABC):
 
     @abstractmethod
     async def answer(
-        self, body: bytes, options: Any, receive: Receive, log_fields: logs.Facts
+        self, body: bytes, options: Any, receive: Receive, log_fields: logs.LogFields
     ) -> bytes:
         """Return the answer to the body of a request to `POST /score`.
 
         Args:
             body: the whole body.
             options: what `read_head` returned.
-            receive: source of the message that the client disconnected.
+            receive: function that reports when the client disconnects.
             log_fields: fields of the log line about the request; ``records`` is added.
         """
 

@@ -1,8 +1,9 @@
-"""Serve models of images: decode uploads, score, explain and draw them.
+"""Serve image models: decode, score and explain uploads, and draw heatmaps.
 
-Imported only if an image model is loaded, because it needs Pillow. One thread answers a request
-from start to end. It decodes the images one after another while it scores them, so that it holds
-one or two decoded images and one chunk at the model's own size, whatever the size of the request.
+This module is imported only if an image model is loaded, because it needs Pillow. A request is
+answered by a single thread, which decodes images one at a time while it scores them. Memory
+therefore holds only one or two decoded images and one chunk of resized images, whatever the size of
+the request.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ CHUNK = 32
 """Number of images that are scored at a time."""
 
 Scored = tuple[Detections, list[Result]]
+"""Decisions on N images, and the result of each."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -77,7 +79,7 @@ class ServedImages(ServedModel):
         return msgspec.structs.replace(described, size=size, channels=channels)
 
     def handler(self, resources: Resources) -> UploadHandler:
-        """Create the handler of uploads."""
+        """Create the request handler, which reads uploads."""
         return UploadHandler(self, partial(score, self), resources)
 
     def read_columns(self, columns: Mapping[str, Sequence[Any]]) -> Sequence[bytes]:
@@ -96,16 +98,16 @@ class ServedImages(ServedModel):
     def detect(self, content: Sequence[bytes], settings: Settings) -> Detections:
         """Decide on the one image of each file; a file with several images is refused."""
         detections, results = score(self, content, ImageOptions(), settings)
-        several = dict.fromkeys(one.file for one in results if one.frame and one.file is not None)
-        if several:
+        files = dict.fromkeys(r.file for r in results if r.frame and r.file is not None)
+        if files:
             reason = "holds several images; give one at a time"
-            raise requests.unfit_records([BadRecord(file, IMAGE, reason) for file in several])
+            raise requests.unfit_records([BadRecord(file, IMAGE, reason) for file in files])
         return detections
 
     def detect_readable(
         self, content: Sequence[bytes], settings: Settings
     ) -> tuple[NDArray[np.bool_], Detections]:
-        """Decide on every image of the files; all of them can be read."""
+        """Decide on every image of the files, which all have been read before."""
         detections, results = score(self, content, ImageOptions(), settings)
         return np.ones(len(results), bool), detections
 
@@ -140,12 +142,11 @@ def score(
     Args:
         model: the model that scores.
         files: the content of each file.
-        options: what results hold besides the decisions.
+        options: parts of a result besides the decision.
         settings: limits on images, contributions, heatmaps and time.
 
     Raises:
-        ProblemError: an image cannot be read or is blank, which refuses all of them, or a limit is
-            exceeded.
+        ProblemError: any of the images cannot be read or is blank, or a limit is exceeded.
     """
     stream = ImageStream(files, model.schema.options, settings)
     images, chunks, bad = iter(stream), list[Scored](), list[BadRecord]()
@@ -162,9 +163,9 @@ def score(
 
 
 class ImageStream:
-    """The images in some files, decoded one at a time.
+    """An iterable of the images in a request's files, which are decoded one at a time.
 
-    ``positions`` holds the file and frame of each image so far.
+    ``positions`` lists the file and frame of each image decoded so far.
     """
 
     def __init__(self, files: Sequence[bytes], decoding: DecodeOptions, settings: Settings) -> None:
@@ -181,19 +182,19 @@ class ImageStream:
                 yield image
 
     def _check_limits(self) -> None:
-        """Refuse one image too many, or any image once the time is up."""
+        """Refuse the request if it has too many images or takes too long."""
         if len(self.positions) == self._max_images:
-            detail = f"more than {self._max_images} images; at most so many fit into one request"
+            detail = f"more than {self._max_images} images; send fewer in one request"
             raise ProblemError(TOO_MANY_RECORDS, detail)
         if time.monotonic() - self._start > self._seconds:
             done, seconds = len(self.positions), f"{self._seconds:g} seconds"
-            detail = f"{done} images were done after {seconds}; send fewer at a time"
+            detail = f"only {done} images were scored within {seconds}; send fewer at a time"
             raise ProblemError(TOO_SLOW, detail)
 
 
 def check_cost(model: ServedModel, options: ImageOptions, images: int, settings: Settings) -> None:
-    """Refuse to explain or to draw too many images."""
-    if options.most != 0:
+    """Refuse a request that needs too many contributions or heatmaps."""
+    if options.max_contributions != 0:
         requests.check_contributions(images * model.width, settings.max_contributions)
     if options.heatmap and images > settings.max_heatmaps:
         detail = f"at most {settings.max_heatmaps} images are drawn at a time: send fewer, "
@@ -201,7 +202,7 @@ def check_cost(model: ServedModel, options: ImageOptions, images: int, settings:
 
 
 def _score_chunk(model: ServedImages, batch: RawBatch, options: ImageOptions) -> Scored:
-    """Decide on a batch without problems; its results do not name their file and frame."""
+    """Decide on a batch of readable images; the results lack their file and frame."""
     detector = model.detector
     if options == ImageOptions():
         detections = detector.detect(batch)
@@ -209,8 +210,8 @@ def _score_chunk(model: ServedImages, batch: RawBatch, options: ImageOptions) ->
     parts = detector.scorer.explain(batch)
     detections = detector.decide(parts.score, parts.observed)
     reasons = None
-    if options.most != 0:
-        reasons = explanations(detector.scorer, batch, parts, options.most)
+    if options.max_contributions != 0:
+        reasons = explanations(detector.scorer, batch, parts, options.max_contributions)
     results = responses.results(detections, reasons)
     if options.heatmap:
         results = list(map(_draw, results, model.localize(parts)))

@@ -17,11 +17,10 @@ from serving.scoring.tables import ServedTable
 
 
 def load_model(source: BundleRef) -> ServedModel:
-    """Read, verify, warm up and check a model.
+    """Load, verify, warm up and check a model.
 
     Raises:
-        BundleError: the folder is not a bundle, or not the expected one, or its example cannot be
-            scored.
+        BundleError: the folder is not the expected bundle, or its example cannot be scored.
         NotCalibratedError: the bundle has no threshold.
     """
     try:
@@ -42,7 +41,7 @@ def _load(source: BundleRef) -> ServedModel:
 
 
 def _served(source: BundleRef, bundle: Bundle) -> ServedModel:
-    """Create a table or an image model, the one place that tells them apart."""
+    """Create a table model or an image model, depending on the kind of the bundle."""
     common: dict[str, Any] = {
         "name": source.name or bundle.manifest["name"],
         "version": source.version,
@@ -57,16 +56,16 @@ def _served(source: BundleRef, bundle: Bundle) -> ServedModel:
     }
     if bundle.manifest["kind"] == ServedTable.kind:
         return ServedTable(**common)
-    from serving.scoring.images import ServedImages  # needs Pillow, which tables do without
+    from serving.scoring.images import ServedImages  # needs Pillow, which tables do not
 
     return ServedImages(**common, heat_scale=bundle.heat_scale)
 
 
 def check(model: ServedModel, detections: Detections) -> None:
-    """Refuse a model that gives its example no score or no p-value.
+    """Check that a model gives its own example a valid score and p-value.
 
     Raises:
-        BundleError: the model is not fit to serve.
+        BundleError: the score is not finite, or the p-value is not in (0, 1].
     """
     score, p_value = float(detections.score[0]), float(detections.p_value[0])
     if not (np.isfinite(score) and 0 < p_value <= 1):

@@ -1,8 +1,8 @@
 """Answer `POST /score` for tables: records in JSON.
 
-Small requests are decoded by `RowDecoder` and scored on the event loop, where a thread would cost
-more than the scoring; large ones are scored on a worker thread. Requests with unknown keys, errors
-or explanations are decoded once more by `requests`.
+`RowDecoder` decodes the usual requests; those with unknown keys, errors or explanations are decoded
+again by `requests`. Small requests are scored on the event loop, because handing them to a thread
+would take longer than scoring them; large requests are scored on a worker thread.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from serving.scoring.row_decoder import RowDecoder, Rows
 
 
 class RecordHandler(RequestHandler):
-    """Answers scoring requests to a table model."""
+    """A handler of the scoring requests to a table model."""
 
     needs_thread = False
 
@@ -31,12 +31,14 @@ class RecordHandler(RequestHandler):
         self.batcher = ModelBatcher(model, decoder, self.metrics, resources.shadows)
 
     def read_head(self, scope: Scope) -> None:
-        """Refuse other media types than JSON, and query parameters for images."""
+        """Refuse media types other than JSON, and query parameters that are only for images."""
         requests.check_media_type(scope[HEADERS])
         requests.check_query(scope["query_string"])
 
-    async def answer(self, body: bytes, _: None, receive: Receive, log_fields: logs.Facts) -> bytes:
-        """Answer on the event loop if that is quick, else on a worker thread."""
+    async def answer(
+        self, body: bytes, _: None, receive: Receive, log_fields: logs.LogFields
+    ) -> bytes:
+        """Answer on the event loop if that is fast enough, else on a worker thread."""
         run_on_thread = self.resources.run_on_thread
         if len(body) > INLINE_BYTES:
             content, log_fields["records"] = await run_on_thread(receive, self._answer_large, body)
@@ -60,12 +62,12 @@ class RecordHandler(RequestHandler):
         return self._answer_request(request, body), len(request.records)
 
     def _decode(self, body: bytes) -> Rows | None:
-        """Decode a body on the fast path; None if `_decode_strictly` has to."""
+        """Decode a body on the fast path; return None if it needs `_decode_strictly`."""
         rows = self._decoder.decode(body)
         return rows if rows and len(rows) <= self.resources.settings.max_records else None
 
     def _decode_strictly(self, body: bytes) -> schemas.ScoreRequest:
-        """Decode a body, or describe the error in it."""
+        """Decode a body, and raise an error that describes what is wrong with it."""
         settings = self.resources.settings
         request = requests.decode(body, settings.max_records)
         if request.explain:
@@ -77,7 +79,7 @@ class RecordHandler(RequestHandler):
         """Return the answer to a decoded request."""
         batch = requests.read_records(self.model.schema, request.records)
         if request.explain:
-            detections, reasons = self._explain(batch, request.most)
+            detections, reasons = self._explain(batch, request.max_contributions)
         else:
             detections, reasons = self.decide(batch), None
         self.metrics.sizes.observe(len(batch))
@@ -85,17 +87,19 @@ class RecordHandler(RequestHandler):
         return self.encode(responses.results(detections, reasons))
 
     def decide(self, content: RawBatch) -> Detections:
-        """Decide on rows, and count them and the unknown keys."""
+        """Decide on rows; count the rows and their unknown keys."""
         detections = self.batcher.decide(self.model.encoding.encode(content))
         self.metrics.ignored.inc(len(content.ignored))
         return detections
 
-    def _explain(self, batch: RawBatch, most: int | None) -> tuple[Detections, list[Explanation]]:
-        """Decide on rows and explain them, and count them and the unknown keys."""
+    def _explain(
+        self, batch: RawBatch, max_contributions: int | None
+    ) -> tuple[Detections, list[Explanation]]:
+        """Decide on rows and explain them; count the rows and their unknown keys."""
         detector = self.model.detector
         parts = detector.scorer.explain(batch)
         detections = detector.decide(parts.score, parts.observed)
-        reasons = explanations(detector.scorer, batch, parts, most)
+        reasons = explanations(detector.scorer, batch, parts, max_contributions)
         self.metrics.observe(detections, parts.observed)
         self.metrics.ignored.inc(len(batch.ignored))
         return detections, reasons

@@ -26,7 +26,7 @@ from serving.problems import (
 from serving.scoring.schemas import JSON, JSON_BYTES, ScoreRequest
 
 MAX_ERRORS = 100
-"""Maximum number of bad records that one answer lists."""
+"""Maximum number of invalid records that an error response lists."""
 
 Headers = Mapping[bytes, bytes]
 T = TypeVar("T")
@@ -79,10 +79,10 @@ def declared_size(headers: Headers, limit: int) -> int:
 
 
 async def read_body(receive: Receive, limit: int) -> bytes:
-    """Read a body.
+    """Read a whole body.
 
     Raises:
-        ProblemError: it exceeds ``limit`` bytes, or the client disconnected.
+        ProblemError: the body exceeds ``limit`` bytes, or the client disconnected.
     """
     parts: list[bytes] = []
     size, more = 0, True
@@ -123,10 +123,10 @@ def parse(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         raise ProblemError(MALFORMED, "the JSON is nested too deeply") from None
 
 
-def check_count(count: int, most: int) -> None:
-    """Refuse more records than fit into one request."""
-    if count > most:
-        detail = f"{count} records; at most {most} fit into one request"
+def check_count(count: int, limit: int) -> None:
+    """Refuse a request with more than ``limit`` records."""
+    if count > limit:
+        detail = f"{count} records; at most {limit} fit into one request"
         raise ProblemError(TOO_MANY_RECORDS, detail)
 
 
@@ -134,21 +134,21 @@ def _unfit_request(error: msgspec.ValidationError) -> ProblemError:
     """Convert an error of msgspec (``reason - at `$.records[3][...]` ``), naming the record."""
     reason, _, path = str(error).partition(" - at ")
     reason = reason.replace("`", "'")
-    place, _, index = path.strip("`").removeprefix("$").partition("[")
+    prefix, _, index = path.strip("`").removeprefix("$").partition("[")
     record = index.partition("]")[0]
-    if place == ".records" and record.isdigit():
+    if prefix == ".records" and record.isdigit():
         return unfit_records([BadRecord(int(record), None, reason)])
-    where = place.removeprefix(".")
-    return ProblemError(INVALID_REQUEST, f"'{where}': {reason}" if where else reason)
+    field = prefix.removeprefix(".")
+    return ProblemError(INVALID_REQUEST, f"'{field}': {reason}" if field else reason)
 
 
 def read_records(schema: Schema, records: Sequence[Mapping[str, Any]]) -> RawBatch:
-    """Read records; one that does not fit the schema refuses them all."""
+    """Read records; refuse them all if any of them does not fit the schema."""
     return read_strictly(partial(schema.from_records, records))
 
 
 def read_strictly(read: Callable[[], RawBatch]) -> RawBatch:
-    """Read a batch; one record that does not fit the schema refuses them all."""
+    """Read a batch; refuse it if any record does not fit the schema."""
     try:
         batch = read()
     except RecursionError:
@@ -161,19 +161,19 @@ def read_strictly(read: Callable[[], RawBatch]) -> RawBatch:
 
 
 def unfit_records(bad: Sequence[BadRecord]) -> ProblemError:
-    """Return the refusal of a request because of these records; it lists the first ones."""
-    listed = nsmallest(MAX_ERRORS, bad, key=lambda one: one.record)
+    """Return the error for a request with invalid records, which lists the first of them."""
+    listed = nsmallest(MAX_ERRORS, bad, key=lambda record: record.record)
     first, more = listed[0], len(bad) - 1
     where = f"record {first.record}" + (f", field '{first.field}'" if first.field else "")
     detail = f"{where}: {first.detail}" + (f" (and {more} more)" if more else "")
     return ProblemError(INVALID_RECORD, detail, bad=listed)
 
 
-def check_contributions(count: int, most: int) -> None:
-    """Refuse to explain too much.
+def check_contributions(count: int, limit: int) -> None:
+    """Refuse a request that needs more than ``limit`` contributions.
 
-    Every contribution is computed, however few are listed.
+    All contributions are computed, even if only the largest are listed.
     """
-    if count > most:
-        detail = f"{count} contributions to work out; at most {most} at a time: "
+    if count > limit:
+        detail = f"{count} contributions to compute; at most {limit} at a time: "
         raise ProblemError(TOO_MUCH_EXPLAINED, detail + "explain fewer in one request")

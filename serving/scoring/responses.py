@@ -1,4 +1,4 @@
-"""Build and encode answers."""
+"""Build and encode the answers to scoring requests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ encode = msgspec.json.Encoder().encode
 
 
 def response(content: msgspec.Struct) -> Response:
-    """Return an answer in JSON."""
+    """Return a response in JSON."""
     return Response(encode(content), media_type=JSON)
 
 

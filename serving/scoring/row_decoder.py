@@ -1,8 +1,8 @@
-"""Decode bodies of table requests with a type made from the schema: the fast path.
+"""Decode the bodies of table requests fast, with a type that is generated from the schema.
 
-msgspec decodes straight into a struct with one field per column. Bodies that this type refuses,
-because of a wrong value, an unknown key or an explanation, are decoded by `requests`, which counts
-unknown keys and describes errors. Both ways give the same rows.
+msgspec decodes directly into a struct with one field per column. Bodies that do not fit this type,
+because of an invalid value, an unknown key or an explanation, are decoded by `requests`, which
+counts unknown keys and describes errors. Both decoders return the same rows.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from anomaly_vae.data.converters import Levels, levels_from_values, times_from_v
 from anomaly_vae.data.schema import Column, RawBatch, TabularSchema, Values
 
 Rows: TypeAlias = list[tuple[Any, ...]]
+"""Cells of N rows, in the order of `RowDecoder.names`."""
 
 UNSUPPORTED_NAME = re.compile(r'[\\"\x00-\x1f]')
-"""Characters that msgspec does not support in the name of a field."""
+"""Pattern of characters that msgspec does not support in field names."""
 ORDER: tuple[Storage, ...] = ("number", "time", "level")
 """Order of the cells of a row, which keeps columns with the same storage adjacent."""
 
@@ -39,7 +40,7 @@ class RowDecoder:
         self._decoder = supported and msgspec.json.Decoder(_request_type(columns, schema))
 
     def decode(self, body: bytes) -> Rows | None:
-        """Return the rows of a body without unknown keys and explanations; None for any other."""
+        """Return the rows of a body; None if it has errors, unknown keys or explanations."""
         if not self._decoder:
             return None
         try:
@@ -61,7 +62,7 @@ class RowDecoder:
         return [(*row[: cells.start], *parsed, *row[cells.stop :]) for row, parsed in pairs]
 
     def batch(self, rows: Rows) -> RawBatch:
-        """Return rows, of any number of bodies, as one batch."""
+        """Convert rows, which may come from several bodies, into a batch."""
         count = self._numbers
         numbers = np.array([row[:count] for row in rows], np.float64).reshape(len(rows), count)
         values: dict[str, Values] = dict(zip(self.names, numbers.T, strict=False))
@@ -71,11 +72,11 @@ class RowDecoder:
 
 
 def _levels(cells: Sequence[Any]) -> Levels:
-    return levels_from_values(cells)[0]  # the request type admits no cell that has a problem
+    return levels_from_values(cells)[0]  # without problems, as the request type has none
 
 
 def _request_type(columns: Sequence[Column], schema: TabularSchema) -> Any:
-    """Create the type of a request with these columns; known but unused keys may hold anything."""
+    """Create the type of a request with these columns; unused known keys may have any value."""
     names = [column.name for column in columns]
     unused = schema.known - set(names)
     unused_names = sorted(name for name in unused if not UNSUPPORTED_NAME.search(name))

@@ -1,7 +1,7 @@
-"""Define the JSON bodies of requests and answers that only the service knows.
+"""Define the types of JSON bodies that only the service uses.
 
-`anomaly_vae.client.types` defines what service and client share. msgspec decodes and encodes both;
-it refuses NaN and Infinity.
+`anomaly_vae.client.types` defines those that the client uses as well. msgspec decodes and encodes
+them, and refuses NaN and Infinity.
 """
 
 from __future__ import annotations
@@ -17,45 +17,47 @@ from anomaly_vae.monitoring.exchangeability import Status as GuaranteeStatus
 JSON = "application/json"
 JSON_BYTES = JSON.encode()
 REF = "#/components/schemas/{name}"
-"""Where the OpenAPI document describes a type."""
+"""Template of a reference to a type in the OpenAPI document."""
 
 
 class ScoreRequest(msgspec.Struct, frozen=True):
     """Records to score; ``explain`` is the number of contributions to list for each."""
 
     records: list[dict[str, Any]]
-    explain: float | Literal["all"] = 0  # JSON knows no integers: 3.0 is 3
+    explain: float | Literal["all"] = 0  # in JSON, 3.0 equals 3
 
     def __post_init__(self) -> None:
         """Refuse fractions and negative numbers."""
-        if self.most is not None and not 0 <= self.most == self.explain:
+        count = self.max_contributions
+        if count is not None and not 0 <= count == self.explain:
             raise ValueError("'explain': expected a whole number from 0 up, or 'all'")
 
     @property
-    def most(self) -> int | None:
+    def max_contributions(self) -> int | None:
         """Maximum number of contributions to list; None for all."""
         return None if isinstance(self.explain, str) else int(self.explain)
 
 
 class GroupedResult(Result, frozen=True, kw_only=True):
-    """A result of a model with groups: ``group`` is written even where it is null."""
+    """A result of a model with groups; ``group`` is present even if it is null."""
 
     group: str | None
     threshold: float
 
 
 class HeatmapResult(Result, frozen=True, kw_only=True):
-    """A result with a heatmap: ``regions`` is written even where it is empty."""
+    """A result with a heatmap; ``regions`` is present even if it is empty."""
 
     heatmap: bytes
     regions: tuple[Region, ...]
 
 
 class ScoreResponse(msgspec.Struct, frozen=True):
-    """The decisions, in the order of the records or images: anomalous where score > threshold.
+    """The decisions, in the order of the records or images.
 
-    A result with its own ``threshold`` was decided by that. ``guarantee_status`` says whether
-    recently scored rows still look like the calibration rows.
+    A record is anomalous if its score exceeds ``threshold``, or the ``threshold`` of its result if
+    it has one. ``guarantee_status`` says whether recently scored rows still look like the
+    calibration rows.
     """
 
     model: Model
@@ -66,7 +68,7 @@ class ScoreResponse(msgspec.Struct, frozen=True):
 
 
 class Following(msgspec.Struct, frozen=True):
-    """The state of following the registry; null for a URI that always names the same version.
+    """The state of the registry checks; null for a URI that always points to the same version.
 
     ``checked_at`` is the time of the last successful check, in seconds since 1970; ``failing`` is
     the reason if the last check failed.
@@ -78,10 +80,10 @@ class Following(msgspec.Struct, frozen=True):
 
 
 class ShadowInfo(msgspec.Struct, frozen=True):
-    """A shadow model, and how often it agrees with the model on the ``records`` that both scored.
+    """A shadow model, and a comparison with the model on the ``records`` that both scored.
 
-    ``agreement``, ``flagged`` and ``shadow_flagged`` are shares of these records: with the same
-    flag, flagged by the model, and flagged by the shadow.
+    ``agreement`` is the share of these records with the same flag; ``flagged`` and
+    ``shadow_flagged`` are the shares flagged by the model and by the shadow.
     """
 
     version: str | None
@@ -95,7 +97,7 @@ class ShadowInfo(msgspec.Struct, frozen=True):
 
 
 class ModelInfo(types.ModelInfo, frozen=True, kw_only=True):
-    """A loaded model; ``groups`` is null where all rows have one threshold."""
+    """A loaded model; ``groups`` is null if all rows have the same threshold."""
 
     groups: Groups | None
     guarantee_status: GuaranteeStatus

@@ -1,9 +1,9 @@
-"""Score requests with a shadow model, too, and compare its decisions with those of the model.
+"""Score requests a second time with a shadow model, and compare its decisions with the model's.
 
-A thread scores the requests that wait in a bounded queue, many at a time; a request for which the
-queue has no room is counted and dropped. Answers never wait for a shadow, contain nothing of it,
-and do not fail with it. Scores of two models are not comparable, so the comparison counts how often
-the flags agree, and how far the p-values are apart.
+A thread scores the requests in a bounded queue, many at a time. A request that does not fit into
+the queue is counted and dropped. Answers never wait for a shadow, never depend on it, and never
+fail because of it. Scores of two models need not be comparable, so the comparison also counts how
+often the flags agree, and how much the p-values differ.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from serving.settings import Settings
 log = logging.getLogger("serving.scoring.shadow")
 
 OVERHEAD = 4096
-"""Memory that a waiting request takes besides its body, in bytes."""
+"""Memory that a waiting request takes in addition to its body, in bytes."""
 MAX_TOGETHER = 64
 """Maximum number of requests that are scored together."""
 CLOSING_SECONDS = 2.0
-"""Time to wait for the thread on shutdown."""
+"""Maximum time to wait for the thread on shutdown, in seconds."""
 
 Read = Callable[[Sequence[bytes], ServedModel], Content]
-"""Reads bodies of one format into the rows or files that a model scores."""
+"""Function that reads bodies of one format into the rows or files that a model scores."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ShadowTask:
-    """An answered request: the model's decisions, the body, and how the body is read."""
+    """An answered request: the model's decisions, the body, and the function that reads it."""
 
     model: ServedModel
     shadow: ServedModel
@@ -47,27 +47,27 @@ class ShadowTask:
 
     @property
     def weight(self) -> int:
-        """Memory that the task takes, in bytes."""
+        """Memory that the task takes while it waits, in bytes."""
         return len(self.body) + OVERHEAD
 
     @property
     def batch_key(self) -> tuple[ServedModel, ServedModel, Read]:
-        """Key that is equal for tasks that can be scored together."""
+        """Key that equals that of other tasks if they can be scored together."""
         return self.model, self.shadow, self.read
 
 
 class Shadows:
-    """Scores requests with the shadows of their models."""
+    """A queue of requests, and the thread that scores them with the shadows of their models."""
 
     def __init__(self, store: Store, settings: Settings, metrics: Metrics) -> None:
         self._store, self._settings, self._metrics = store, settings, metrics
         self._waiting: deque[ShadowTask] = deque()
-        self._held, self._closed = 0, False
+        self._queued_bytes, self._closed = 0, False
         self._changed = Condition()
         self._thread: Thread | None = None
         self._reported: set[str] = set()
 
-    def beside(self, model: ServedModel) -> ServedModel | None:
+    def shadow_of(self, model: ServedModel) -> ServedModel | None:
         """Return the shadow of a model; None if it has none or both are the same bundle."""
         shadow = self._store.shadows.get(model.name)
         return shadow if shadow and shadow.digest != model.digest else None
@@ -81,17 +81,17 @@ class Shadows:
             model: the model that answered.
             detections: its decisions.
             body: body of the request.
-            read: reads the body; default: records of `POST /score`.
+            read: function that reads the body; None for the records of `POST /score`.
         """
-        shadow = self.beside(model)
+        shadow = self.shadow_of(model)
         if shadow is None:
             return
         task = ShadowTask(model, shadow, detections, body, read or self._read_records)
         with self._changed:
-            if self._held + task.weight > self._settings.shadow_bytes:
+            if self._queued_bytes + task.weight > self._settings.shadow_bytes:
                 self._metrics.shadow_dropped.labels(model.name).inc()
                 return
-            self._held += task.weight
+            self._queued_bytes += task.weight
             self._waiting.append(task)
             self._changed.notify()
             if self._thread is None:
@@ -108,14 +108,14 @@ class Shadows:
             self._thread.join(CLOSING_SECONDS)
 
     def _run(self) -> None:
-        while tasks := self._take():
+        while tasks := self._next_tasks():
             with self._reporting_failure(tasks[0].shadow):
                 self._compare(tasks)
             with self._changed:
-                self._held -= sum(task.weight for task in tasks)
+                self._queued_bytes -= sum(task.weight for task in tasks)
 
-    def _take(self) -> list[ShadowTask]:
-        """Wait for tasks that can be scored together; return none after `close`."""
+    def _next_tasks(self) -> list[ShadowTask]:
+        """Wait for tasks that can be scored together; return an empty list after `close`."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
             tasks: list[ShadowTask] = []
@@ -127,7 +127,7 @@ class Shadows:
 
     @contextmanager
     def _reporting_failure(self, shadow: ServedModel) -> Iterator[None]:
-        """Count failures, and log the first of each version; later requests may succeed."""
+        """Count failures, and log the first one of each version; continue after a failure."""
         try:
             yield
         except Exception as error:
@@ -135,19 +135,19 @@ class Shadows:
             if shadow.digest not in self._reported:
                 self._reported.add(shadow.digest)
                 fields = {"model": shadow.name, "version": shadow.version}
-                log.warning("shadow failed", extra={logs.FACTS: fields}, exc_info=error)
+                log.warning("shadow failed", extra={logs.LOG_FIELDS: fields}, exc_info=error)
 
     def _compare(self, tasks: Sequence[ShadowTask]) -> None:
         """Compare the rows that the shadow can read."""
         model, shadow, read = tasks[0].batch_key
         metrics = self._metrics.for_pair(shadow.name, model.version, shadow.version)
         content = read([task.body for task in tasks], shadow)
-        readable, theirs = shadow.detect_readable(content, self._settings)
-        ours = Detections.concatenate(task.detections for task in tasks)
+        readable, shadow_detections = shadow.detect_readable(content, self._settings)
+        detections = Detections.concatenate(task.detections for task in tasks)
         if unreadable := int((~readable).sum()):
             self._metrics.shadow_failures.labels(shadow.name).inc(unreadable)
         if readable.any():
-            metrics.observe(ours.part(readable), theirs)
+            metrics.observe(detections.part(readable), shadow_detections)
 
     def _read_records(self, bodies: Sequence[bytes], shadow: ServedModel) -> Content:
         """Read records; those that do not fit the schema of the shadow are marked as problems."""

@@ -1,4 +1,4 @@
-"""Serve models of tables."""
+"""Serve table models."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from serving.scoring.uploads import EXPLAIN_SCHEMA
 from serving.settings import Settings
 
 EXAMPLE_CONTRIBUTIONS = 3
+"""Number of contributions per record in the example."""
 TEXT = """Records: a value that is absent or null is missing, and the record is scored by its other
 values; unknown keys are ignored. One record that does not fit the schema refuses the whole
 request."""
@@ -48,11 +49,11 @@ class ServedTable(ServedModel):
         return cast("TabularEncoding", self.detector.scorer.encoding)
 
     def handler(self, resources: Resources) -> RecordHandler:
-        """Create the handler of records."""
+        """Create the request handler, which reads records."""
         return RecordHandler(self, RowDecoder(self.schema), resources)
 
     def read_columns(self, columns: Mapping[str, Sequence[Any]]) -> RawBatch:
-        """Read N rows, given as columns (N,); one value that does not fit refuses them all."""
+        """Read N rows, given as columns (N,); refuse them all if any value does not fit."""
         count = len(next(iter(columns.values())))
         return requests.read_strictly(partial(self.schema.from_columns, columns, count))
 
@@ -112,5 +113,5 @@ def _component(model: ServedTable) -> str:
 
 
 def example_request(model: ServedTable) -> Json:
-    """Return a request that works."""
+    """Return a valid example request."""
     return {"records": [dict(model.example)], "explain": EXAMPLE_CONTRIBUTIONS}

@@ -1,8 +1,8 @@
 """Answer `POST /score` for images: split uploads into files, and read the options in the query.
 
-A body is one file, or multipart/form-data (RFC 7578) with files under the name ``files``. It is
-held in memory, up to a limit, and split there; nothing is written to disk. The format of a file is
-detected from its content; its name and media type are ignored.
+A body is one file, or multipart/form-data (RFC 7578) with files in the field ``files``. It is split
+in memory, and nothing is written to disk. The format of a file is detected from its content; its
+name and media type are ignored.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ RAW = (
 )
 """Media types of a body that is one file."""
 FORM_FIELD = "files"
-"""Name of the files in a multipart body."""
+"""Name of the form field with files in a multipart body."""
 EXPLAIN, HEATMAP, PNG = "explain", "heatmap", "png"
 MAX_BOUNDARY = 70
 """Maximum length of a boundary, in characters (RFC 2046, section 5.1.1)."""
@@ -75,18 +75,18 @@ QUERY: list[Json] = [
 
 @dataclass(frozen=True, slots=True)
 class ImageOptions:
-    """The requested parts of a result besides the decision.
+    """The requested parts of a result in addition to the decision.
 
-    ``most`` is the maximum number of contributions to list, None for all; ``heatmap`` is whether
-    to add a heatmap and regions.
+    ``max_contributions`` is the maximum number of contributions to list, None for all; ``heatmap``
+    is whether to add a heatmap and regions.
     """
 
-    most: int | None = 0
+    max_contributions: int | None = 0
     heatmap: bool = False
 
 
 def image_options(query: bytes) -> ImageOptions:
-    """Read ``explain=K``, ``explain=all`` and ``heatmap=png``; refuse anything else."""
+    """Read ``explain=K``, ``explain=all`` and ``heatmap=png`` from a query; refuse others."""
     pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True)
     values = dict(pairs)
     for name in sorted(values.keys() - {EXPLAIN, HEATMAP}):
@@ -94,12 +94,10 @@ def image_options(query: bytes) -> ImageOptions:
         raise ProblemError(INVALID_REQUEST, detail)
     if len(values) < len(pairs):
         raise ProblemError(INVALID_REQUEST, "query: give each parameter once")
-    return ImageOptions(
-        _max_contributions(values.get(EXPLAIN, "0")), _wants_heatmap(values.get(HEATMAP))
-    )
+    return ImageOptions(_read_explain(values.get(EXPLAIN, "0")), _read_heatmap(values.get(HEATMAP)))
 
 
-def _max_contributions(text: str) -> int | None:
+def _read_explain(text: str) -> int | None:
     if text == "all":
         return None
     number = re.fullmatch(r"([0-9]{1,18})(\.0*)?", text)  # as in JSON, 3.0 is 3
@@ -109,14 +107,14 @@ def _max_contributions(text: str) -> int | None:
     return int(number[1])
 
 
-def _wants_heatmap(text: str | None) -> bool:
+def _read_heatmap(text: str | None) -> bool:
     if text not in {None, PNG}:
         raise ProblemError(INVALID_REQUEST, f"query: '{HEATMAP}': expected '{PNG}'")
     return text == PNG
 
 
 def boundary_of(headers: Headers) -> bytes | None:
-    """Return the boundary between the files of a form; None if the body is one file.
+    """Return the boundary between the parts of a form; None if the body is a single file.
 
     Raises:
         ProblemError: the media type is not supported, or the boundary is missing or too long.
@@ -158,7 +156,7 @@ def split_files(body: bytes, boundary: bytes | None, max_files: int) -> list[byt
 
 
 class _Form:
-    """Collects the files that a multipart parser finds; any other field is refused."""
+    """A form from which a multipart parser collects the files; other fields are refused."""
 
     def __init__(self, boundary: bytes, max_files: int) -> None:
         self.files: list[bytes] = []
@@ -181,7 +179,7 @@ class _Form:
 
     def _begin(self) -> None:
         if len(self.files) == self._max_files:
-            detail = f"more than {self._max_files} files; at most so many fit into one request"
+            detail = f"more than {self._max_files} files; send fewer in one request"
             raise ProblemError(TOO_MANY_RECORDS, detail)
         self._name = b""
         self._content: list[bytes] = []
@@ -217,7 +215,7 @@ class _Form:
 
 
 def describe_bodies(examples: Json, max_files: int) -> BodyDescription:
-    """Describe uploads in the OpenAPI document, with these examples of a PNG."""
+    """Describe uploads for the OpenAPI document, with these examples of PNG images."""
     files = {"type": "array", "items": BINARY, "minItems": 1, "maxItems": max_files}
     form = {
         "type": "object",
@@ -234,13 +232,13 @@ def describe_bodies(examples: Json, max_files: int) -> BodyDescription:
 # ---------------------------------------------------------------- the handler
 
 Score = Callable[[Sequence[bytes], ImageOptions, Settings], tuple[Detections, list[Result]]]
-"""Scores the images in files."""
+"""Function that scores the images in files."""
 Head = tuple[bytes | None, ImageOptions]
-"""Boundary of the form, None for a body that is one file, and the options in the query."""
+"""Boundary of the form (None if the body is a single file), and the options in the query."""
 
 
 class UploadHandler(RequestHandler):
-    """Answers scoring requests to an image model, always on a worker thread."""
+    """A handler of the scoring requests to an image model, always on a worker thread."""
 
     needs_thread = True
 
@@ -254,7 +252,7 @@ class UploadHandler(RequestHandler):
         return boundary, image_options(scope["query_string"])
 
     async def answer(
-        self, body: bytes, options: Head, receive: Receive, log_fields: logs.Facts
+        self, body: bytes, options: Head, receive: Receive, log_fields: logs.LogFields
     ) -> bytes:
         """Answer on a worker thread."""
         task = self._answer_files, body, *options
@@ -264,7 +262,7 @@ class UploadHandler(RequestHandler):
     def _answer_files(
         self, body: bytes, boundary: bytes | None, options: ImageOptions
     ) -> tuple[bytes, int]:
-        """Return the answer to uploaded files, and their number of images."""
+        """Return the answer to uploaded files, and the number of their images."""
         start, settings = time.perf_counter(), self.resources.settings
         split = partial(split_files, boundary=boundary, max_files=settings.max_records)
         detections, results = self._score(split(body), options, settings)

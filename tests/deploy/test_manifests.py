@@ -30,7 +30,7 @@ from anomaly_vae.config import load_config
 from pipelines.cli import REFUSED, USAGE, app
 from serving.models.store import Store
 from serving.observability.metrics import Metrics
-from serving.settings import PREFIX, ApiKey, Settings, documented, find_key, read_settings
+from serving.settings import PREFIX, ApiKey, Settings, describe_settings, find_key, read_settings
 from tests.support.kustomize import Manifest, pods, render
 from tests.support.paths import ROOT
 from tests.support.ports import free_ports
@@ -207,7 +207,7 @@ def variables(overlay: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_variable_is_one_that_is_read(overlay: str) -> None:
-    ours = {setting.name for setting in documented()}
+    ours = {setting.name for setting in describe_settings()}
     unknown = set(variables(overlay)) - ours - {"OMP_NUM_THREADS"}  # torch's
     assert not [name for name in unknown if not hasattr(mlflow.environment_variables, name)]
 

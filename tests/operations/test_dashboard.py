@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from serving.app import create_app
 from serving.models.store import ServedModel, Store
-from serving.registry.board import Board, Followed, FollowState
+from serving.registry.board import Board, FollowedModel, FollowState
 from serving.settings import Settings
 from tests.support.paths import ROOT
 from tests.support.served import Records, folder, records, served
@@ -86,7 +86,7 @@ def exported(served: ServedModel, records: Records) -> set[str]:
     """The names of the samples that the service hands out after a request."""
     served = dataclasses.replace(served, registered_at=1.0)
     store = Store([served], [dataclasses.replace(served, digest="another")])
-    board = Board(FollowState((Followed("models:/fraud@champion", "fraud"),)))
+    board = Board(FollowState((FollowedModel("models:/fraud@champion", "fraud"),)))
     client = TestClient(create_app(store, Settings(), board=board))
     assert client.post("/score", json={"records": records[:5]}).status_code == 200
     assert client.post("/score", json={}).status_code == 422

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from anomaly_vae.errors import ConfigError
-from serving.app import COLLECTORS, create_app
+from serving.app import COLLECTOR_VARIABLES, create_app
 from serving.models.store import Store
 from serving.settings import Settings
 from tests.support.http_requests import post, refused
@@ -53,7 +53,7 @@ def test_two_applications_count_apart(client_of, served):
 
 
 def test_without_a_collector_nothing_is_loaded(client_of, served, monkeypatch):
-    for variable in COLLECTORS:
+    for variable in COLLECTOR_VARIABLES:
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setitem(sys.modules, "serving.observability.tracing", None)  # importing it fails
     assert client_of(served).get("/models").status_code == 200

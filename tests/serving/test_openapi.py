@@ -15,7 +15,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from serving.app import create_app
 from serving.models.store import Store
-from serving.paths import PROBES, SCORING
+from serving.paths import PROBES, SCORING_ROUTES
 from serving.problems import KINDS
 from serving.scoring.uploads import RAW
 from serving.settings import ApiKey, Settings
@@ -87,8 +87,8 @@ def test_every_example_works_when_pasted(request, kind):
         assert response.status_code == 200, (path, media, response.text)
         assert response.json() == said
         seen.add((path, media))
-    tables = {(path, "application/json") for path in SCORING} if kind == "client" else set()
-    scans = {(path, "image/png") for path in SCORING} if kind == "scan_client" else set()
+    tables = {(path, "application/json") for path in SCORING_ROUTES} if kind == "client" else set()
+    scans = {(path, "image/png") for path in SCORING_ROUTES} if kind == "scan_client" else set()
     assert seen == tables | scans | {
         ("/invocations", "application/json"),
         ("/invocations", "text/csv"),
@@ -199,7 +199,7 @@ def test_an_absent_field_of_a_result_is_never_null(client):
 
 LARGEST = str(int(sys.float_info.max))[:17]
 """Integers that begin like this may exceed the largest double and yet be read as it."""
-POSTS = [("POST", path, mode) for path in SCORING for mode in GenerationMode]
+POSTS = [("POST", path, mode) for path in SCORING_ROUTES for mode in GenerationMode]
 GETS = [
     ("GET", path, GenerationMode.POSITIVE)
     for path in (

@@ -19,7 +19,7 @@ from uvicorn.config import STARTUP_FAILURE
 
 from anomaly_vae.artifacts.registry_names import BundleRef
 from anomaly_vae.errors import BundleError, ConfigError
-from serving.registry.board import Board, Followed, FollowState
+from serving.registry.board import Board, FollowedModel, FollowState
 from serving.server import app_factory, serve
 from tests.support.paths import ROOT
 from tests.support.service_process import HEAVY, IMAGING, running
@@ -176,7 +176,7 @@ def test_an_address_that_cannot_be_used(host, port):
 
 
 def test_a_worker_that_cannot_load_ends_them_all(monkeypatch, capsys, tmp_path):
-    one = Followed("nowhere", source=BundleRef("nowhere"))
+    one = FollowedModel("nowhere", source=BundleRef("nowhere"))
     Board.shared(tmp_path / "board.json", FollowState((one,)))
     monkeypatch.setenv("ANOMALY_VAE_BOARD", str(tmp_path / "board.json"))
     with pytest.raises(SystemExit) as caught:

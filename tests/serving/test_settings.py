@@ -5,7 +5,7 @@ import hashlib
 import pytest
 
 from anomaly_vae.errors import ConfigError
-from serving.settings import ApiKey, Settings, documented, find_key, read_settings
+from serving.settings import ApiKey, Settings, describe_settings, find_key, read_settings
 
 
 def sha(key):
@@ -16,7 +16,7 @@ KEYS = f"shop:score:{sha('k1')}, prom:metrics:{sha('k2')},boss:score+metrics+adm
 
 
 @pytest.fixture
-def guarded(client_of, served, monkeypatch):
+def requires_auth(client_of, served, monkeypatch):
     monkeypatch.setenv("ANOMALY_VAE_API_KEYS", KEYS)
     return client_of(served)
 
@@ -54,7 +54,7 @@ def test_a_bad_setting_is_one_line_with_its_name(monkeypatch, name, value, said)
 
 
 def test_every_setting_is_documented():
-    described = list(documented())
+    described = list(describe_settings())
     assert {d.name for d in described} == {
         f"ANOMALY_VAE_{n.upper()}" for n in Settings.model_fields
     }

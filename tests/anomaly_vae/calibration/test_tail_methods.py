@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from anomaly_vae.calibration.sample import CalibrationSample
-from anomaly_vae.calibration.tail_methods import certified_needed, fitted_tail
+from anomaly_vae.calibration.tail_methods import certified_needed, fit_tail
 from anomaly_vae.calibration.thresholds import choose_threshold
 from anomaly_vae.errors import CalibrationError
 from anomaly_vae.evaluation.metrics import max_fpr_under_guarantee
@@ -101,11 +101,11 @@ def test_the_promise_of_a_certified_threshold_holds_with_ties() -> None:
 # ---------------------------------------------------------------- evt
 
 
-def test_a_fitted_tail_finds_the_tail_that_was_drawn() -> None:
+def test_a_fit_tail_finds_the_tail_that_was_drawn() -> None:
     rng = np.random.default_rng(1)
     for shape in (-0.3, 0.0, 0.4):
         drawn = stats.genpareto.rvs(shape, scale=2, size=20_000, random_state=rng)
-        tail = fitted_tail(np.sort(drawn), 0.2)
+        tail = fit_tail(np.sort(drawn), 0.2)
         assert tail.shape == pytest.approx(shape, abs=0.06)
         for alpha in (0.05, 0.001):
             exact = stats.genpareto.isf(alpha, shape, scale=2)
@@ -115,7 +115,7 @@ def test_a_fitted_tail_finds_the_tail_that_was_drawn() -> None:
 @given(SEEDS)
 @settings(max_examples=10, deadline=None)
 def test_a_smaller_alpha_is_farther_out_in_the_tail(seed: int) -> None:
-    tail = fitted_tail(evidence(seed).normal, 0.2)
+    tail = fit_tail(evidence(seed).normal, 0.2)
     thresholds = [tail.threshold(alpha) for alpha in (0.2, 0.05, 1e-3, 1e-9)]
     assert thresholds == sorted(thresholds)
     assert thresholds[0] == tail.start
@@ -127,8 +127,8 @@ def test_other_units_of_the_score_move_the_tail_with_them(
     seed: int, scale: float, shift: float
 ) -> None:
     given_ = evidence(seed, 600)
-    one = fitted_tail(given_.normal, 0.2)
-    other = fitted_tail(given_.normal * scale + shift, 0.2)
+    one = fit_tail(given_.normal, 0.2)
+    other = fit_tail(given_.normal * scale + shift, 0.2)
     assert other.threshold(1e-4) == pytest.approx(scale * one.threshold(1e-4) + shift, rel=1e-2)
 
 
@@ -170,6 +170,6 @@ def test_the_model_of_the_tail_is_near_alpha_where_the_sample_resolves_nothing(l
     rng = np.random.default_rng(3)
     alpha = 1e-4
     samples = np.sort(law.rvs((500, 2_000), random_state=rng))
-    rates = law.sf([fitted_tail(sample, 0.1).threshold(alpha) for sample in samples])
+    rates = law.sf([fit_tail(sample, 0.1).threshold(alpha) for sample in samples])
     assert alpha / 2 < np.median(rates) < 2.5 * alpha
     assert np.quantile(rates, 0.9) < 10 * alpha

@@ -28,7 +28,7 @@ from anomaly_vae.images.schema import ImageSchema
 from pipelines.batch import images as score_images_module
 from pipelines.batch.common import NO_HEATMAPS, UNREADABLE, HeatmapOptions
 from pipelines.batch.images import REFUSED, file_stem, score_images
-from pipelines.batch.results import DICOM, HEATMAPS, INCOMPLETE, OURS, REJECTS, SUMMARY
+from pipelines.batch.results import DICOM, HEATMAPS, INCOMPLETE, REJECTS, RESULT_FILE, SUMMARY
 from pipelines.datasets.image_files import BATCH_SIZE, Batch, ImageFile, read_images
 from pipelines.datasets.images import ImageDataset
 from pipelines.registry.model_uri import LoadedModel
@@ -107,7 +107,7 @@ def adds_up(folder: Path) -> dict[str, Any]:
     """The summary, after checking it against what lies in the folder."""
     summary: dict[str, Any] = json.loads((folder / SUMMARY).read_text())
     lies = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
-    assert all(map(OURS.fullmatch, lies))
+    assert all(map(RESULT_FILE.fullmatch, lies))
     flagged = sum(pq.read_table(folder / part)["is_anomaly"].to_pylist().count(True)
                   for part in summary["parts"])  # fmt: skip
     assert summary["scored"] == sum(pq.read_metadata(folder / p).num_rows for p in summary["parts"])
@@ -455,7 +455,7 @@ def test_a_folder_with_other_files_is_refused_and_kept(
     (out / name).parent.mkdir(exist_ok=True)
     (out / name).write_text("mine")
     before = content(out)
-    with pytest.raises(DataError, match=f"holds other files, '{name}' for one"):
+    with pytest.raises(DataError, match=f"holds other files, such as '{name}'"):
         score_images(every, [str(scans)], out)
     assert content(out) == before
 

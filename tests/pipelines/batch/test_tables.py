@@ -698,7 +698,7 @@ def test_a_summary_among_other_files_makes_no_previous_result(
     out.mkdir()
     write(out / name, table.slice(0, 5))
     (out / SUMMARY).write_text("{}")
-    with pytest.raises(DataError, match=f"holds other files, '{name}' for one"):
+    with pytest.raises(DataError, match=f"holds other files, such as '{name}'"):
         score_files(source, [str(transactions)], out)
     with pytest.raises(DataError):  # found from the folder around it
         score_files(source, [str(out.parent)], out)

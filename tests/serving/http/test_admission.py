@@ -18,15 +18,15 @@ def places(**settings):
 
 def test_so_many_requests_and_so_many_bytes():
     held = places(max_concurrency=2, max_pending_bytes=5000)
-    held.take(10_000)
-    assert "bodies of 10000 bytes" in refusal(held.take, 1).detail, "one of any size, alone"
-    held.give(10_000)
-    held.take(3000)
-    held.take(2000)
-    assert "2 requests" in refusal(held.take, 0).detail
-    held.give(3000)
-    assert refusal(held.take, 3001).headers == {"Retry-After": "1"}
-    held.take(3000)
+    held.admit(10_000)
+    assert "bodies of 10000 bytes" in refusal(held.admit, 1).detail, "one of any size, alone"
+    held.release(10_000)
+    held.admit(3000)
+    held.admit(2000)
+    assert "2 requests" in refusal(held.admit, 0).detail
+    held.release(3000)
+    assert refusal(held.admit, 3001).headers == {"Retry-After": "1"}
+    held.admit(3000)
 
 
 def test_so_many_jobs():
@@ -45,7 +45,7 @@ def test_who_is_late_is_refused_and_the_others_are_not():
 
     async def together():
         waits = (0, 5, 0.1, 5, 0)
-        works = [deadlines.keep(after(seconds)) for seconds in waits]
+        works = [deadlines.enforce(after(seconds)) for seconds in waits]
         return await asyncio.gather(*works, return_exceptions=True)
 
     found = asyncio.run(together())
@@ -57,7 +57,7 @@ def test_a_task_that_is_cancelled_by_others_stays_cancelled():
     deadlines = Deadlines(5)
 
     async def cancelled():
-        task = asyncio.ensure_future(deadlines.keep(asyncio.sleep(9)))
+        task = asyncio.ensure_future(deadlines.enforce(asyncio.sleep(9)))
         await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

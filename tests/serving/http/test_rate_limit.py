@@ -15,18 +15,18 @@ def test_a_rate_with_a_burst(tmp_path, shared):
     store = BucketStore(tmp_path / "rates", ["a"]) if shared else BucketStore()
     rates = RateLimiter(2.0, 3, store, clock=lambda: now[0])
     for _ in range(3):
-        rates.take("a")
-    refused = refusal(rates.take, "a")
+        rates.consume("a")
+    refused = refusal(rates.consume, "a")
     assert (refused.kind.slug, refused.headers) == ("rate-limited", {"Retry-After": "1"})
-    rates.take("b")
+    rates.consume("b")
     for _ in range(20):
         now[0] += 0.5
-        rates.take("a")
-    refusal(rates.take, "a")
+        rates.consume("a")
+    refusal(rates.consume, "a")
     now[0] += 1000
     for _ in range(3):
-        rates.take("a")
-    refusal(rates.take, "a")
+        rates.consume("a")
+    refusal(rates.consume, "a")
 
 
 def test_processes_that_share_a_store_count_together(tmp_path):
@@ -37,13 +37,13 @@ def test_processes_that_share_a_store_count_together(tmp_path):
         for _ in range(2)
     )
     for key in (*names, "of a token"):
-        one.take(key)
-        other.take(key)
-        one.take(key)
-        refusal(other.take, key)
+        one.consume(key)
+        other.consume(key)
+        one.consume(key)
+        refusal(other.consume, key)
     now[0] += 0.5
-    other.take("a")
-    refusal(one.take, "a")
+    other.consume("a")
+    refusal(one.consume, "a")
 
 
 def test_a_key_that_asks_too_often(client_of, served):

@@ -3,7 +3,13 @@
 import json
 import logging
 
-from serving.observability.logs import FACTS, JsonFormatter, TextFormatter, configure, log_request
+from serving.observability.logs import (
+    LOG_FIELDS,
+    JsonFormatter,
+    TextFormatter,
+    configure,
+    log_request,
+)
 from tests.support.image_uploads import uploads
 
 
@@ -50,7 +56,7 @@ def line(facts=(), error=None, level=logging.WARNING):
     exc_info = (type(error), error, error.__traceback__) if error else None
     record = logging.LogRecord("serving", level, "f", 1, "reload %s", ("failed",), exc_info)
     record.created = 1_700_000_000.25
-    setattr(record, FACTS, dict(facts))
+    setattr(record, LOG_FIELDS, dict(facts))
     return record
 
 

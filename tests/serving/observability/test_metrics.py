@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from serving.app import create_app
 from serving.models.store import Store
 from serving.observability.metrics import Metrics, forget_dead_workers
-from serving.registry.board import Board, Followed, FollowState
+from serving.registry.board import Board, FollowedModel, FollowState
 from serving.settings import Settings
 from tests.support.image_uploads import nifti_file, uploads
 from tests.support.metrics import MODEL, samples, value
@@ -105,7 +105,7 @@ def test_the_empty_file_of_a_worker_hides_no_other(tmp_path, monkeypatch):
     counts.close()
     (tmp_path / "counter_2.db").touch()
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
-    (family,) = Metrics(Store()).counted()
+    (family,) = Metrics(Store()).counted_families()
     assert [(one.name, one.value) for one in family.samples] == [("seen_total", 3)]
 
 
@@ -129,7 +129,7 @@ def test_the_documented_metrics_are_those_there_are(served):
 
 
 def test_the_documented_labels_are_those_there_are(served, records):
-    board = Board(FollowState((Followed("models:/fraud@champion", "fraud"),)))
+    board = Board(FollowState((FollowedModel("models:/fraud@champion", "fraud"),)))
     served = dataclasses.replace(served, registered_at=1.0)  # a folder's is not known
     store = Store([served], [dataclasses.replace(served, digest="another")])
     client = TestClient(create_app(store, Settings(), board=board))

@@ -125,7 +125,7 @@ def test_a_matrix_is_for_numbers(client, served):
     width = len(served.detector.scorer.schema.names)
     matrix = {"name": "x", "shape": [1, width], "datatype": "FP64", "data": [0] * width}
     detail = refused(infer(client, matrix), 422, "invalid-request")["detail"]
-    assert "is no number; send a tensor for each column" in detail
+    assert "is not numeric; send a tensor for each column" in detail
 
 
 @pytest.mark.parametrize(

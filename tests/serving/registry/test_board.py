@@ -5,11 +5,11 @@ import asyncio
 import pytest
 
 from anomaly_vae.artifacts.registry_names import BundleRef
-from serving.registry.board import Board, Followed, FollowState
+from serving.registry.board import Board, FollowedModel, FollowState
 
 URI = "models:/fraud@champion"
 SOURCE = BundleRef("folder", "0" * 64, "fraud", "2", "champion", 1.5)
-STATE = FollowState((Followed(URI, "fraud", False, SOURCE, "registry", "gone", 7.0),), 8.0)
+STATE = FollowState((FollowedModel(URI, "fraud", False, SOURCE, "registry", "gone", 7.0),), 8.0)
 
 
 def test_a_board_in_a_file_is_read_by_others_as_it_was_written(tmp_path):
@@ -82,12 +82,12 @@ def test_a_check_that_fails_keeps_nobody_waiting(tmp_path):
 
 
 def test_a_model_is_unchecked_until_the_registry_answers_or_fails():
-    assert Followed(URI).is_unchecked
-    assert not Followed(URI, checked_at=0.0).is_unchecked
-    assert not Followed(URI, reason="registry").is_unchecked
+    assert FollowedModel(URI).is_unchecked
+    assert not FollowedModel(URI, checked_at=0.0).is_unchecked
+    assert not FollowedModel(URI, reason="registry").is_unchecked
 
 
 def test_the_version_is_that_of_the_bundle():
-    assert Followed(URI).version is None
-    assert Followed(URI, source=SOURCE).version == "2"
-    assert Followed(URI, source=BundleRef("folder")).version is None
+    assert FollowedModel(URI).version is None
+    assert FollowedModel(URI, source=SOURCE).version == "2"
+    assert FollowedModel(URI, source=BundleRef("folder")).version is None

@@ -12,10 +12,10 @@ from anomaly_vae.artifacts.registry_names import BundleRef
 from serving.app import create_app
 from serving.models.store import Store
 from serving.observability.metrics import Metrics
-from serving.registry.board import Board, Followed, FollowState
+from serving.registry.board import Board, FollowedModel, FollowState
 from serving.registry.follower import Follower
 from serving.registry.sources import Sources
-from serving.routes.admin import FRESH_SECONDS, WEBHOOK_BYTES
+from serving.routes.admin import MAX_CLOCK_DIFFERENCE_SECONDS, WEBHOOK_BYTES
 from serving.settings import ApiKey, Settings
 from tests.support.fetching import answer, stand_in
 from tests.support.mlflow_registry import URI, metric
@@ -72,7 +72,7 @@ def test_whoever_asks_meanwhile_waits_for_the_next_look(tmp_path, folder, served
     code += f"print(json.dumps({{**{answer(folder)!r}, 'version': str(n)}}))"
     settings = Settings(cache_dir=tmp_path / "cache")
     store = Store([served])
-    board = Board(FollowState((Followed(URI, "fraud", source=BundleRef(str(folder))),)))
+    board = Board(FollowState((FollowedModel(URI, "fraud", source=BundleRef(str(folder))),)))
     sources = Sources(settings, stand_in(tmp_path, code))
     follower = Follower(store, settings, Metrics(store), board, sources)
 
@@ -96,7 +96,7 @@ def test_what_nobody_foresaw_is_a_failure_too(tmp_path, served, monkeypatch, cap
     store, sources = Store([served]), Sources(settings)
     monkeypatch.setattr(sources, "find", lambda *_: 1 / 0)
     metrics = Metrics(store)
-    board = Board(FollowState((Followed(URI, "fraud", source=BundleRef("x", served.digest)),)))
+    board = Board(FollowState((FollowedModel(URI, "fraud", source=BundleRef("x", served.digest)),)))
     follower = Follower(store, settings, metrics, board, sources)
     (found,) = asyncio.run(follower.reload())
     assert (found.outcome, found.detail) == ("failed", "unexpected ZeroDivisionError")
@@ -137,7 +137,7 @@ def hooked(served, monkeypatch):
     """A client of a service that takes webhooks, and how often it looked."""
     looks = []
     monkeypatch.setattr(Follower, "schedule_check", lambda _: looks.append(1))
-    followed = (Followed(URI, "fraud", source=BundleRef("x")),)
+    followed = (FollowedModel(URI, "fraud", source=BundleRef("x")),)
     keys = (ApiKey("k", frozenset({"score"}), DIGEST),)
     asked = client(served, "192.0.2.1", followed, webhook_secret=SECRET, api_keys=keys)
     asked.looks = looks
@@ -172,8 +172,8 @@ def now() -> int:
         dict,
         lambda: signed(event(), secret="another secret of webhooks"),
         lambda: signed(event(action="deleted")),
-        lambda: signed(event(), at=now() - FRESH_SECONDS - 60),
-        lambda: signed(event(), at=now() + FRESH_SECONDS + 60),
+        lambda: signed(event(), at=now() - MAX_CLOCK_DIFFERENCE_SECONDS - 60),
+        lambda: signed(event(), at=now() + MAX_CLOCK_DIFFERENCE_SECONDS + 60),
         lambda: signed(event(), at="soon"),
         lambda: {**signed(event()), "X-MLflow-Delivery-Id": "7f5d"},
         lambda: {**signed(event()), "X-MLflow-Timestamp": str(now() + 1)},

@@ -4,7 +4,7 @@ import dataclasses
 
 from serving.models.store import Store
 from serving.observability.metrics import Metrics
-from serving.registry.board import Followed
+from serving.registry.board import FollowedModel
 from serving.routes.models import describe
 from tests.support.http_requests import post, refused
 from tests.support.scans import SIZE
@@ -59,9 +59,9 @@ URI = "models:/fraud@champion"
 def test_a_followed_model_tells_how_the_last_check_went(served):
     store = Store([served])
     followed = [
-        Followed(URI, "other"),
-        Followed(URI, "fraud", shadow=True, reason="missing"),
-        Followed(URI, "fraud", reason="registry", checked_at=7.0),
+        FollowedModel(URI, "other"),
+        FollowedModel(URI, "fraud", shadow=True, reason="missing"),
+        FollowedModel(URI, "fraud", reason="registry", checked_at=7.0),
     ]
     (model,) = describe(store, followed, Metrics(store)).models
     found = model.following
@@ -71,7 +71,7 @@ def test_a_followed_model_tells_how_the_last_check_went(served):
 
 def test_a_fixed_version_is_not_followed(served):
     store = Store([served])
-    fixed = [Followed("models:/fraud/3", "fraud", checked_at=7.0)]
+    fixed = [FollowedModel("models:/fraud/3", "fraud", checked_at=7.0)]
     (model,) = describe(store, fixed, Metrics(store)).models
     assert model.following is None
 
@@ -79,7 +79,7 @@ def test_a_fixed_version_is_not_followed(served):
 def test_a_shadow_is_described_beside_its_model(served):
     shadow = dataclasses.replace(served, version="2", alias="challenger", digest="2" * 64)
     store = Store([served], [shadow])
-    followed = [Followed("models:/fraud@challenger", "fraud", shadow=True, reason="missing")]
+    followed = [FollowedModel("models:/fraud@challenger", "fraud", shadow=True, reason="missing")]
     (model,) = describe(store, followed, Metrics(store)).models
     found = model.shadow
     assert (found.version, found.alias, found.digest) == ("2", "challenger", "2" * 64)

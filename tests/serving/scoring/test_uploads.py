@@ -372,7 +372,7 @@ def test_images_that_take_too_long(client_of, scanner, monkeypatch):
     monkeypatch.setattr(images, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     client = client_of(scanner, image_seconds=3)
     problem = refused(upload(client, *[GOOD] * 9), 413, "too-slow")
-    assert "3 images were done after 3 seconds" in problem["detail"]
+    assert "3 images were scored within 3 seconds" in problem["detail"]
     assert upload(client, *[GOOD] * 3).status_code == 200
 
 
