@@ -16,7 +16,7 @@ KEYS = f"shop:score:{sha('k1')}, prom:metrics:{sha('k2')},boss:score+metrics+adm
 
 
 @pytest.fixture
-def requires_auth(client_of, served, monkeypatch):
+def guarded(client_of, served, monkeypatch):
     monkeypatch.setenv("ANOMALY_VAE_API_KEYS", KEYS)
     return client_of(served)
 

@@ -143,7 +143,7 @@ def test_the_goodness_of_fit_tells_a_tail_from_none() -> None:
 
 
 def test_scores_without_a_tail_are_refused() -> None:
-    with pytest.raises(CalibrationError, match="have 0 different values, a tail takes 50"):
+    with pytest.raises(CalibrationError, match="have 0 different values, a tail needs 50"):
         choose_threshold(CalibrationSample.from_scores([1.0] * 1_000), wish("evt"))
 
 

@@ -138,7 +138,7 @@ def test_what_has_named_columns_is_a_table(given: Any, container: Any) -> None:
 
 
 def test_a_lazy_frame_is_refused_with_the_remedy() -> None:
-    with pytest.raises(DataError, match=r"X is a LazyFrame, .* give X\.collect\(\)"):
+    with pytest.raises(DataError, match=r"X is a LazyFrame, .* pass X\.collect\(\)"):
         tiny().fit(pl.LazyFrame({"a": [1.0]}))
 
 

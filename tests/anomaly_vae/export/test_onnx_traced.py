@@ -32,7 +32,8 @@ SMALLEST = """
 import hashlib, torch
 from safetensors.numpy import save
 from anomaly_vae.models.builder import build
-from anomaly_vae.config import ImageModelConfig, ImageScoreConfig
+from anomaly_vae.config.model import ImageModelConfig
+from anomaly_vae.config.scoring import ImageScoreConfig
 from anomaly_vae.export.image_scores import ImageScore
 from anomaly_vae.images.encoding import ImageLayout
 from anomaly_vae.export.onnx_traced import image_tensors, trace_graph

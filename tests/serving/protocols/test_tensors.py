@@ -174,10 +174,10 @@ def test_elements_that_do_not_fit_their_bytes(served, content, said):
 
 def test_the_tail_is_taken_piece_by_piece_and_to_its_end():
     tail = Tail(b"abcde")
-    assert (tail.take(2), tail.take(0), tail.take(2)) == (b"ab", b"", b"cd")
-    assert "1 bytes behind" in refusal(tail.check).detail
-    assert refusal(tail.take, 2).kind.slug == "malformed"
-    assert tail.take(1) == b"e"
+    assert (tail.read(2), tail.read(0), tail.read(2)) == (b"ab", b"", b"cd")
+    assert "1 bytes after" in refusal(tail.check).detail
+    assert refusal(tail.read, 2).kind.slug == "malformed"
+    assert tail.read(1) == b"e"
     tail.check()
     assert (Tail(b"").exists, Tail(None).exists) == (True, False)
 

@@ -14,12 +14,12 @@ def request(explain):
 
 @pytest.mark.parametrize(("explain", "most"), [(0, 0), (3, 3), (2.0, 2), ("all", None)])
 def test_how_many_contributions_to_list(explain, most):
-    found = request(explain).most
+    found = request(explain).max_contributions
     assert (found, type(found)) == (most, type(most))
 
 
 def test_nothing_is_explained_by_default():
-    assert msgspec.json.decode(b'{"records": []}', type=ScoreRequest).most == 0
+    assert msgspec.json.decode(b'{"records": []}', type=ScoreRequest).max_contributions == 0
 
 
 @pytest.mark.parametrize("explain", [-1, 1.5, -0.5, "some", None, True])
