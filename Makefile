@@ -33,7 +33,7 @@ demo: setup ## simulate, train, calibrate, evaluate, register, promote and score
 test test-slow test-ray: export OMP_NUM_THREADS = 1
 
 test: setup ## run every test and doctest that is not marked slow or ray
-	$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder
+	$(BIN)/pytest -n 2 --dist loadscope
 
 test-slow: setup ## run the tests marked slow: statistical proofs, whole systems, long runs
 	$(BIN)/pytest -m slow --timeout 1800
