@@ -67,8 +67,6 @@ class CalibrationConfig(Section):
         "recall_at_precision": ("min_precision",),
     }
     """Keys that each method reads."""
-    BY_LABEL: ClassVar[tuple[Method, ...]] = ("cost", "fbeta", "recall_at_precision")
-    """Methods that need known anomalies."""
 
     @property
     def promises_alpha(self) -> bool:

@@ -15,10 +15,8 @@ from sklearn.base import clone, is_outlier_detector
 from sklearn.exceptions import NotFittedError
 
 import anomaly_vae
-from anomaly_vae import config
 from anomaly_vae.artifacts.bundle import Bundle, load_bundle
 from anomaly_vae.config.detector import ImageConfig
-from anomaly_vae.config.loading import fields
 from anomaly_vae.errors import (
     BundleError,
     CalibrationError,
@@ -26,12 +24,15 @@ from anomaly_vae.errors import (
     DataError,
     NotCalibratedError,
 )
-from anomaly_vae.estimators.arguments import value_at
 from anomaly_vae.estimators.image import CONFIG_KEYS, ImageVAEDetector, decoded_image
 from anomaly_vae.estimators.tabular import TabularVAEDetector
 from anomaly_vae.images.pixels import MAX_PIXEL
 from pipelines.datasets.images import ImageDataset
 from tests.support import excused
+from tests.support.estimators import (
+    check_defaults_are_those_of_files,
+    check_every_key_is_an_argument,
+)
 from tests.support.scans import blobs, coloured, patched
 
 N, SIZE = 60, 16
@@ -93,22 +94,12 @@ def test_clone_and_set_params_carry_every_argument() -> None:
 
 
 def test_every_key_of_the_configuration_is_an_argument_or_excused() -> None:
-    named = {key for keys in CONFIG_KEYS.values() for key in keys}
-    keys = {key for key, _ in fields(ImageConfig)}
-    leaves = {key for key in keys if not any(other.startswith(key + ".") for other in keys)}
-    spared = {key for key in leaves if {key, key.partition(".")[0]} & NO_ARGUMENT.keys()}
-    assert leaves - spared == named
-    assert spared.isdisjoint(named)
-    assert {key for key in NO_ARGUMENT if "." in key} <= keys
+    check_every_key_is_an_argument(ImageConfig, CONFIG_KEYS, NO_ARGUMENT)
 
 
 def test_defaults_are_those_of_files() -> None:
     """None follows the file's; `random_state` 0 is the seed that files have."""
-    content = {"kind": "image", "name": "x", "data": {"path": "x"}}
-    default = config.validate_config(content).model_dump()
-    for argument, value in ImageVAEDetector().get_params().items():
-        for key in CONFIG_KEYS[argument] if value is not None else ():
-            assert value_at(default, key) == value, argument
+    check_defaults_are_those_of_files("image", ImageVAEDetector(), CONFIG_KEYS)
 
 
 def test_arguments_are_called_as_their_keys_are() -> None:

@@ -12,20 +12,22 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.metrics import roc_auc_score
 
-from anomaly_vae import config
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.config.detector import TabularConfig
-from anomaly_vae.config.loading import fields
 from anomaly_vae.errors import (
     AnomalyVAEError,
     ConfigError,
     DataError,
     NotCalibratedError,
 )
-from anomaly_vae.estimators.arguments import value_at
 from anomaly_vae.estimators.tabular import CONFIG_KEYS, TabularVAEDetector
 from tests.support import excused
-from tests.support.estimators import TINY, tiny
+from tests.support.estimators import (
+    TINY,
+    check_defaults_are_those_of_files,
+    check_every_key_is_an_argument,
+    tiny,
+)
 
 NO_ARGUMENT = excused.NO_ARGUMENT | {
     "data.path": "the rows are X",
@@ -44,22 +46,12 @@ NO_ARGUMENT = excused.NO_ARGUMENT | {
 
 
 def test_every_key_of_the_configuration_is_an_argument_or_excused() -> None:
-    named = {key for keys in CONFIG_KEYS.values() for key in keys}
-    keys = {key for key, _ in fields(TabularConfig)}
-    leaves = {key for key in keys if not any(other.startswith(key + ".") for other in keys)}
-    spared = {key for key in leaves if {key, key.partition(".")[0]} & NO_ARGUMENT.keys()}
-    assert leaves - spared == named
-    assert spared.isdisjoint(named)
-    assert {key for key in NO_ARGUMENT if "." in key} <= keys
+    check_every_key_is_an_argument(TabularConfig, CONFIG_KEYS, NO_ARGUMENT)
 
 
 def test_defaults_are_those_of_files() -> None:
     """None follows the file's; `random_state` 0 is the seed that files have."""
-    content = {"kind": "tabular", "name": "x", "data": {"path": "x"}}
-    default = config.validate_config(content).model_dump()
-    for argument, value in TabularVAEDetector().get_params().items():
-        for key in CONFIG_KEYS[argument] if value is not None else ():
-            assert value_at(default, key) == value, argument
+    check_defaults_are_those_of_files("tabular", TabularVAEDetector(), CONFIG_KEYS)
 
 
 def test_arguments_are_called_as_their_keys_are() -> None:
