@@ -27,6 +27,7 @@ from anomaly_vae.artifacts.provenance import code_version
 from anomaly_vae.calibration.conformal import Calibration, Groups, Scores
 from anomaly_vae.errors import BundleError, NotCalibratedError
 from anomaly_vae.files import atomic_folder
+from anomaly_vae.monitoring.cycles import Cycle
 from anomaly_vae.monitoring.exchangeability import Monitor, Reference
 from anomaly_vae.renames import rename_config, rename_reading
 from anomaly_vae.scoring.detector import Detector
@@ -69,6 +70,8 @@ class Bundle:
     graph: bytes = field(repr=False)
     weights: bytes = field(repr=False)
     calibration: Calibration | None = field(default=None, repr=False)
+    cycle: Cycle | None = field(default=None, repr=False)
+    """Variation of the calibration rows over time, for the monitor."""
     manifest_file: bytes | None = field(default=None, repr=False)
     """Manifest file as it was read; None for a bundle that was made in memory."""
 
@@ -105,7 +108,7 @@ class Bundle:
             NotCalibratedError: the bundle has no calibration yet.
         """
         calibration = self.detector.calibration
-        reference = Reference.from_json(self.manifest["reference"])
+        reference = Reference.from_json(self.manifest["reference"], self.cycle)
         return Monitor(calibration, self.scorer.encoding, reference)
 
     @cached_property
@@ -130,7 +133,8 @@ class Bundle:
         """Contents of every file except ``SHA256SUMS``, by name."""
         files = {GRAPH: self.graph, WEIGHTS: self.weights}
         if self.calibration is not None:
-            files[CALIBRATION] = save_tensors(_tensors(self.calibration))
+            cycle = self.cycle.tensors() if self.cycle else {}
+            files[CALIBRATION] = save_tensors(_tensors(self.calibration) | cycle)
         files[MANIFEST] = self._manifest_file()
         return files
 
@@ -157,13 +161,14 @@ class Bundle:
             evaluation: figures on the test split, as plain JSON values.
             reference: a summary of the calibration rows, for the monitor; None for no summary.
         """
+        reference = reference or Reference()
         manifest = {
             **self.manifest,
             "calibration": _summary(calibration),
             "evaluation": evaluation,
-            "reference": (reference or Reference()).to_json(),
+            "reference": reference.to_json(),
         }
-        return replace(self, manifest=manifest, calibration=calibration)
+        return replace(self, manifest=manifest, calibration=calibration, cycle=reference.cycle)
 
     def save(self, path: str | Path) -> Path:
         """Write the bundle folder atomically: completely or not at all."""
@@ -243,11 +248,11 @@ def from_files(files: Mapping[str, bytes], folder: Path = Path("in memory")) -> 
     """
     manifest = _read_manifest(files, folder)
     try:
-        calibration = _calibration(manifest, files)
+        calibration, cycle = _calibration(manifest, files), _cycle(manifest, files)
     except KeyError:
         message = f"bundle '{folder}': {CALIBRATION} and {MANIFEST} disagree; make it anew"
         raise BundleError(message) from None
-    return Bundle(manifest, files[GRAPH], files[WEIGHTS], calibration, files[MANIFEST])
+    return Bundle(manifest, files[GRAPH], files[WEIGHTS], calibration, cycle, files[MANIFEST])
 
 
 def _verified_files(folder: Path, sums: bytes) -> dict[str, bytes]:
@@ -325,6 +330,16 @@ def _calibration(manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> Cal
     if summary is None and CALIBRATION in files:
         raise KeyError(CALIBRATION)
     return summary and _read_calibration(summary, load_tensors(files[CALIBRATION]))
+
+
+def _cycle(manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> Cycle | None:
+    """Restore the variation over time, if the manifest names its time column.
+
+    Raises:
+        KeyError: a tensor is missing.
+    """
+    column = (manifest["reference"] or {}).get("time")
+    return column and Cycle.from_tensors(column, load_tensors(files[CALIBRATION]))
 
 
 def _read_calibration(

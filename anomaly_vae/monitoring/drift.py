@@ -58,6 +58,8 @@ class Drift:
     reference_missing: float
     unseen: float | None
     reference_unseen: float | None
+    martingale_log10: float | None = None
+    """Evidence that the values differ from those of calibration rows; None if it was not tested."""
 
 
 class Sketches:
@@ -75,6 +77,11 @@ class Sketches:
 
     def count(self, x: Matrix) -> Counts:
         """Return counts (columns · `CELLS`,) of encoded rows (N, F) by column and bin."""
+        counts = [np.bincount(column, minlength=CELLS) for column in self.bins(x)]
+        return np.array(counts, np.int64).ravel()
+
+    def bins(self, x: Matrix) -> NDArray[np.uint8]:
+        """Return the bin (columns, N) of each column of encoded rows (N, F)."""
         values = np.ascontiguousarray(x[:, self._positions].T)
         bins = np.zeros(values.shape, np.uint8)
         for edge in self._edges.T:
@@ -83,8 +90,7 @@ class Sketches:
             codes = np.nan_to_num(values[index]).astype(np.intp)
             bins[index] = table[np.minimum(codes, len(table) - 1)]
         bins[np.isnan(values)] = BINS
-        counts = [np.bincount(column, minlength=CELLS) for column in bins]
-        return np.array(counts, np.int64).ravel()
+        return bins
 
     def drift(self, counts: Counts) -> tuple[Drift, ...]:
         """Return the drift of each column, given counts or a sum of counts from `count`."""

@@ -1,28 +1,22 @@
 """Test whether scored rows still look like the calibration rows, as the guarantee assumes.
 
-Null hypothesis: each row is exchangeable with the calibration rows, or, with probability
-``anomaly_share`` or less, an anomaly, whose score may be anything. Then the shares of normal rows
-between given ranks of n calibration scores are Dirichlet distributed, and the counts of later rows
-between them are Dirichlet-multinomial: a Pólya urn whose initial content is the number of
-calibration ranks per bin. The null hypothesis thus includes the error of a finite calibration
-sample, and nothing is estimated.
+Null hypothesis: each row is exchangeable with the calibration rows of the same hour and weekday,
+up to the variation from day to day that was seen among them, or, with probability
+``anomaly_share`` or less, an anomaly, whose score may be anything. `martingale` tests counts of
+p-values, of flags and of the values of each column against this hypothesis; `cycles` says what to
+expect at which time. Without times, rows are exchangeable with all calibration rows: the urn of
+p-values then starts with the number of calibration ranks per bin, and nothing is estimated.
 
-*The martingale* bets against that urn: it is the likelihood of the counts under shares drawn at
-random around the calibrated ones, divided by their likelihood under the null hypothesis (a
-conformal test martingale, Vovk, Nouretdinov & Gammerman 2003, of binned p-values). *The number of
-flags* is beta-binomial under the null hypothesis (Vovk 2012, prop. 2a). Before each test, the
-largest plausible number of anomalies is removed from the rows: those that contradict the null
-hypothesis most. The tests cover the
-newest block, the newest two blocks, and so on up to the whole window, so that a shift within the
-window is detected early and rows outside it have no influence.
+The tests cover the newest block, the newest two blocks, and so on up to the whole window, so that a
+shift within the window is detected early and rows outside it have no influence.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -31,43 +25,64 @@ from numpy.typing import NDArray
 from anomaly_vae.calibration.conformal import Calibration, effective_rows, guaranteed_ranks
 from anomaly_vae.data.encoding import Matrix
 from anomaly_vae.data.schema import RawBatch
-from anomaly_vae.monitoring.drift import ColumnSketch, Counts, Drift, Sketches, fit_sketches
+from anomaly_vae.monitoring.cycles import (
+    MIN_DAYS,
+    WEEK_CELLS,
+    Bins,
+    Cycle,
+    Timeline,
+    fit_cycle,
+    week_cells,
+)
+from anomaly_vae.monitoring.drift import CELLS, ColumnSketch, Drift, Sketches, fit_sketches
+from anomaly_vae.monitoring.martingale import (
+    MAX_TESTS,
+    Counts,
+    Floats,
+    log10_martingale,
+    log10_martingales_of_columns,
+    max_anomalies,
+    max_flags,
+)
 from anomaly_vae.scoring.modality import Encoding
 
-Floats = NDArray[np.float64]
-Status = Literal["holding", "doubtful", "broken"]
+Status = Literal["holding", "unknown", "doubtful", "broken"]
 """State of the guarantee.
 
-``holding``: no evidence against it. ``doubtful``: the rows differ from the calibration rows.
-``broken``: more rows are flagged than the guarantee and the known share of anomalies explain.
+``holding``: no evidence against it. ``unknown``: too few rows to tell. ``doubtful``: the rows
+differ from the calibration rows. ``broken``: more rows are flagged than the guarantee and the known
+share of anomalies explain.
 """
-STATUSES: tuple[Status, ...] = ("holding", "doubtful", "broken")
+STATUSES: tuple[Status, ...] = ("holding", "unknown", "doubtful", "broken")
 """States of the guarantee, from best to worst."""
 
-DOUBT_LEVEL, BREACH_LEVEL = 0.01, 0.001
-"""Maximum probability, at any moment, of a false report of doubtful, and of broken."""
-BLOCKS = 16
+DOUBT_LEVEL = 0.01
+"""Maximum probability, at any moment, of a false report of doubtful."""
+BLOCKS = MAX_TESTS
 """Number of blocks per window; the oldest block is dropped when a new one begins."""
+COLUMN_TESTS = (0, 1, 3, 7, 15)
+"""Windows that columns are tested in: the newest 1, 2, 4, 8 and 16 blocks."""
 BLOCK_FLAGS, BLOCK_ROWS = 2.5, (128, 4096)
 """Expected number of flags per block, and minimum and maximum number of its rows."""
+TELLING_RATIO = 10
+"""A window tells enough if flags at this multiple of alpha would break the guarantee."""
 P_VALUES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 """Upper ends of the bins of p-values; bins too fine for the calibration rows are merged."""
 MIN_RANKS = 5
 """Minimum number of calibration ranks in a bin."""
-CONCENTRATIONS = (10.0, 30.0, 100.0, 300.0, 1000.0)
-"""Concentrations of the Dirichlet distributions that the martingale bets on.
-
-A larger concentration means a bet on a smaller shift.
-"""
-BISECTION_STEPS = 30
-"""Number of bisection steps, each of which halves the interval."""
 MAX_EXACT_ROWS = 100_000
 """Maximum number of rows for which the limit on flags is computed exactly.
 
 For more rows, the limit is extrapolated and slightly too high.
 """
+FLAG_DIGITS = 3
+"""Number of digits of the expected share of flags, relative to alpha; limits are cached."""
 ROWS, FLAGGED, FIRST_BIN = 0, 1, 2
 """Positions in an array of counts: number of rows, of flagged rows, first bin of p-values."""
+IS_FLAGGED = 1
+"""Bin of flagged rows in the stream of flags."""
+FIRST_COLUMN = 2
+"""Position of the first column's stream, after those of p-values and of flags."""
 
 
 @dataclass(frozen=True)
@@ -78,18 +93,24 @@ class Reference:
     """Upper bound on the share of anomalies among scored rows."""
     columns: tuple[ColumnSketch, ...] | None = None
     """Sketches of the columns; None if columns are not monitored (images)."""
+    cycle: Cycle | None = None
+    """Variation of the rows over time; None if their times are unknown or cover too few days."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the reference as plain JSON values, for the manifest."""
+        """Return the reference without the cycle's arrays as plain JSON values, for the manifest.
+
+        The time column is included if there is a cycle.
+        """
         columns = self.columns and [column.model_dump(mode="json") for column in self.columns]
-        return {"anomaly_share": self.anomaly_share, "columns": columns}
+        content = {"anomaly_share": self.anomaly_share, "columns": columns}
+        return content | ({"time": self.cycle.column} if self.cycle else {})
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """Restore a reference from the result of `to_json`."""
+    def from_json(cls, content: Mapping[str, Any], cycle: Cycle | None = None) -> Self:
+        """Restore a reference from the result of `to_json` and its cycle."""
         columns = content["columns"]
         sketches = None if columns is None else tuple(map(ColumnSketch.model_validate, columns))
-        return cls(content["anomaly_share"], sketches)
+        return cls(content["anomaly_share"], sketches, cycle)
 
 
 def fit_reference(encoding: Encoding, batch: RawBatch, anomaly_share: float = 0.0) -> Reference:
@@ -97,6 +118,51 @@ def fit_reference(encoding: Encoding, batch: RawBatch, anomaly_share: float = 0.
     if not encoding.columns:
         return Reference(anomaly_share)
     return Reference(anomaly_share, fit_sketches(encoding, encoding.encode(batch)))
+
+
+@dataclass(frozen=True, eq=False)
+class TimedRows:
+    """N scored rows of the calibration period."""
+
+    scores: Floats
+    """Scores (N,)."""
+    x: Matrix
+    """Encoded rows (N, F)."""
+    timeline: Timeline
+    """Times (N,)."""
+
+
+def fit_times(
+    calibration: Calibration,
+    encoding: Encoding,
+    reference: Reference,
+    normal: TimedRows,
+    traffic: TimedRows,
+) -> Reference:
+    """Add to a reference how rows of the calibration period vary over time.
+
+    The reference stays as it is if the rows cover too few days, or have weights.
+
+    Args:
+        calibration: the threshold and the calibration scores.
+        encoding: the encoding of the rows.
+        reference: the reference to add to.
+        normal: the calibration rows, whose scores and flags are expected of later rows.
+        traffic: the calibration rows and the known anomalies of the period, whose columns are.
+    """
+    if calibration.weights is not None or normal.timeline.n_days < MIN_DAYS:
+        return reference
+    monitor = Monitor(calibration, encoding, reference)
+
+    def fit(rows: TimedRows, streams: slice) -> Cycle:
+        bins = monitor.bins(rows.scores, calibration.flags(rows.scores), rows.x)[:, streams]
+        return fit_cycle(rows.timeline, bins, monitor.widths[streams], monitor.block_rows)
+
+    decisions, columns = slice(FIRST_COLUMN), slice(FIRST_COLUMN, None)
+    cycle = fit(normal, decisions)
+    if len(monitor.widths) > FIRST_COLUMN:
+        cycle = cycle.beside(fit(traffic, columns))
+    return replace(reference, cycle=cycle)
 
 
 @dataclass(frozen=True)
@@ -149,27 +215,65 @@ class Monitor:
         self._scores = calibration.scores
         self._edges = bin_edges(self._scores)
         self._urn = _initial_urn(self._edges, calibration.weights)
-        self._flagged_ranks = guaranteed_ranks(calibration) * self._urn.sum() / self._edges[-1]
+        self._total = float(self._urn.sum())
+        self._alpha = guaranteed_ranks(calibration) / self._edges[-1]
         self._last_bin = FIRST_BIN + len(self._urn)
         self._sketches = None
         if reference.columns is not None:
             self._sketches = Sketches(encoding, reference.columns)
-        width = len(self._sketches.count(_empty_matrix(encoding))) if self._sketches else 0
-        self.cells = self._last_bin + width
+        self._first_week_cell = self._last_bin + self._n_columns * CELLS
+        self.cells = self._first_week_cell + (WEEK_CELLS if reference.cycle else 0)
         self.block_rows = int(np.clip(BLOCK_FLAGS / calibration.alpha, *BLOCK_ROWS))
 
-    def count(self, scores: Floats, flags: NDArray[np.bool_], x: Matrix | None) -> Counts:
-        """Count N rows by score and, if columns are monitored, by encoded columns ``x`` (N, F).
+    @property
+    def _n_columns(self) -> int:
+        return len(self._sketches.columns) if self._sketches else 0
 
-        Scores are ranked among all calibration rows, even if a group's calibration decided.
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Number of bins of each stream: p-values, flags, and each column."""
+        return (len(self._urn), 2, *(CELLS for _ in range(self._n_columns)))
+
+    def bins(self, scores: Floats, flags: NDArray[np.bool_], x: Matrix) -> Bins:
+        """Return the bin (N, streams) of N rows in each stream."""
+        columns = self._sketches.bins(x) if self._sketches else np.zeros((0, len(x)), np.uint8)
+        return np.vstack([self._p_value_bins(scores), flags, columns]).T.astype(np.int64)
+
+    def _p_value_bins(self, scores: Floats) -> NDArray[np.intp]:
+        """Return the bin (N,) of p-values; rows are ranked among all calibration rows."""
+        ranks = self._edges[-1] - self._scores.searchsorted(scores)
+        return np.asarray(self._edges.searchsorted(ranks))
+
+    def seconds(self, batch: RawBatch) -> Floats | None:
+        """Return the times (N,) of rows, in seconds since 1970; None if they are unknown."""
+        cycle = self.reference.cycle
+        return batch.values.get(cycle.column) if cycle else None  # type: ignore[return-value]  # times
+
+    def count(
+        self,
+        scores: Floats,
+        flags: NDArray[np.bool_],
+        x: Matrix | None,
+        seconds: Floats | None = None,
+    ) -> Counts:
+        """Count N rows.
+
+        Args:
+            scores: (N,); they are ranked among all calibration rows, even if a group's calibration
+                decided.
+            flags: (N,).
+            x: encoded rows (N, F); None if columns are not monitored.
+            seconds: times (N,), from `seconds`.
         """
         counts = self.empty_counts
         counts[ROWS], counts[FLAGGED] = len(flags), flags.sum()
-        ranks = self._edges[-1] - self._scores.searchsorted(scores)
-        bins = self._edges.searchsorted(ranks)
+        bins = self._p_value_bins(scores)
         counts[FIRST_BIN : self._last_bin] = np.bincount(bins, minlength=len(self._urn))
         if self._sketches and x is not None:
-            counts[self._last_bin :] = self._sketches.count(x)
+            counts[self._last_bin : self._first_week_cell] = self._sketches.count(x)
+        if self.reference.cycle:
+            cells = week_cells(np.full(len(flags), np.nan) if seconds is None else seconds)
+            counts[self._first_week_cell :] = np.bincount(cells, minlength=WEEK_CELLS)
         return counts
 
     @property
@@ -180,27 +284,99 @@ class Monitor:
     def report(self, blocks: Counts) -> Report:
         """Test the counts (S, cells) of a window's blocks, the newest block first."""
         recent = np.cumsum(blocks, axis=0)
-        rows = recent[:, ROWS]
-        anomalies = _max_anomalies(rows, self.reference.anomaly_share)
-        martingale = _log10_martingale(recent[:, FIRST_BIN : self._last_bin], self._urn, anomalies)
-        limits = [self._limit(int(n), int(m)) for n, m in zip(rows, anomalies, strict=True)]
-        broken = (recent[:, FLAGGED] > limits).any()
-        doubtful = martingale >= -math.log10(DOUBT_LEVEL)
-        whole = recent[-1]
-        return Report(
-            "broken" if broken else "doubtful" if doubtful else "holding",
-            int(whole[ROWS]),
-            int(whole[FLAGGED]),
-            limits[-1],
-            martingale,
-            self._sketches.drift(whole[self._last_bin :]) if self._sketches else None,
-        )
+        expected, whole = self._expected(recent), recent[-1]
+        anomalies = max_anomalies(recent[:, ROWS], self.reference.anomaly_share)
+        limits = self._limits(recent[:, ROWS], expected[1], anomalies)
+        drift = self._drift(recent, expected[FIRST_COLUMN:])
+        p_values = recent[:, FIRST_BIN : self._last_bin]
+        martingale = _mean_log10(log10_martingale(p_values, expected[0], anomalies), drift)
+        broken = bool((recent[:, FLAGGED] > limits).any())
+        status = self._status(int(whole[ROWS]), limits[-1], martingale, broken)
+        return Report(status, int(whole[ROWS]), int(whole[FLAGGED]), limits[-1], martingale, drift)
 
-    def _limit(self, rows: int, anomalies: int) -> int:
-        """Return the largest number of flags compatible with the guarantee."""
-        exact = min(rows, MAX_EXACT_ROWS)
-        flags = _max_flags(exact, self._flagged_ranks, float(self._urn.sum()))
-        return anomalies + math.ceil(flags * max(rows / MAX_EXACT_ROWS, 1.0))
+    def _status(self, rows: int, limit: int, martingale: float, broken: bool) -> Status:
+        """Return the status for the whole window's limit on flags and the evidence."""
+        if broken:
+            return "broken"
+        if martingale >= -math.log10(DOUBT_LEVEL):
+            return "doubtful"
+        return "unknown" if limit >= rows * min(TELLING_RATIO * self._alpha, 1.0) else "holding"
+
+    @cached_property
+    def _shares(self) -> tuple[Floats, ...]:
+        """Expected shares (`WEEK_CELLS`, B) of the bins of each stream, given a cycle."""
+        assert self.reference.cycle
+        shares = self.reference.cycle.shares(self.widths)
+        return tuple(np.split(shares, np.cumsum(self.widths)[:-1], axis=1))
+
+    def _expected(self, recent: Counts) -> list[Floats]:
+        """Return the urn (S, B) of p-values, of flags and of each column for S windows.
+
+        The total of an urn is its concentration. Columns are only tested given a cycle.
+        """
+        if not self.reference.cycle:
+            return [self._urn, self._flag_urn(np.ones(len(recent)), self._total)]
+        times = recent[:, self._first_week_cell :].copy()
+        times[:, -1] += (
+            times.sum(axis=1) == 0
+        )  # without rows, those of an unknown time are expected
+        rows = times.sum(axis=1, keepdims=True)
+        pairs = zip(self._shares, self.reference.cycle.concentrations, strict=True)
+        urns = [
+            min(concentration, self._total) * (times @ shares) / rows
+            for shares, concentration in pairs
+        ]
+        return [urns[0], self._flag_urn(self._flag_ratio(urns[1]), urns[1][0].sum()), *urns[2:]]
+
+    def _flag_ratio(self, urn: Floats) -> Floats:
+        """Return the expected share (S,) of flags relative to that among the calibration rows."""
+        assert self.reference.cycle
+        first = len(self._urn)
+        flags = self.reference.cycle.hours[:, first : first + 2].sum(axis=0) + 0.5
+        share = urn[:, IS_FLAGGED] / urn.sum(axis=1)
+        return np.asarray(share / (flags[IS_FLAGGED] / flags.sum()))
+
+    def _flag_urn(self, ratio: Floats, total: float) -> Floats:
+        """Return the urn (S, 2) of flags that the guarantee allows, at this ratio (S,) of them."""
+        share = np.minimum(self._alpha * np.round(ratio, FLAG_DIGITS), 1.0)
+        return total * np.column_stack([1 - share, share])
+
+    def _limits(self, rows: Counts, urns: Floats, anomalies: Floats) -> list[int]:
+        """Return the largest number of flags compatible with the guarantee, for S windows."""
+        triples = zip(rows.tolist(), urns, anomalies.tolist(), strict=True)
+        return [int(m) + self._limit(n, urn) for n, urn, m in triples]
+
+    @staticmethod
+    def _limit(rows: int, urn: Floats) -> int:
+        """Return the largest number of flags among normal rows, for an urn (2,)."""
+        flags = max_flags(min(rows, MAX_EXACT_ROWS), float(urn[IS_FLAGGED]), float(urn.sum()))
+        return math.ceil(flags * max(rows / MAX_EXACT_ROWS, 1.0))
+
+    def _drift(self, recent: Counts, urns: list[Floats]) -> tuple[Drift, ...] | None:
+        """Compare the columns with those of the calibration rows, and test them given a cycle."""
+        if not self._sketches:
+            return None
+        counts = recent[:, self._last_bin : self._first_week_cell]
+        drift = self._sketches.drift(counts[-1])
+        if not self.reference.cycle:
+            return drift
+        tests = [test for test in COLUMN_TESTS if test < len(recent)]
+        by_column = np.stack(np.split(counts[tests], self._n_columns, axis=1))
+        logs = log10_martingales_of_columns(by_column, np.stack(urns)[:, tests]).tolist()
+        pairs = zip(drift, logs, strict=True)
+        return tuple(replace(column, martingale_log10=log) for column, log in pairs)
+
+
+def _mean_log10(p_values: float, drift: tuple[Drift, ...] | None) -> float:
+    """Return log10 of the mean of the martingales of p-values and of the columns together."""
+    logs = [column.martingale_log10 for column in drift or ()]
+    tested = [log for log in logs if log is not None]
+    if not tested:
+        return p_values
+    parts = np.array([p_values, *tested])
+    weights = np.array([1.0, *(1 / len(tested) for _ in tested)]) / 2
+    highest = parts.max()
+    return float(highest + np.log10((weights * 10 ** (parts - highest)).sum()))
 
 
 class Window:
@@ -264,90 +440,3 @@ def _initial_urn(edges: NDArray[np.intp], weights: Floats | None) -> Floats:
     falling = np.append(weights.max(), weights[::-1])
     mass = np.add.reduceat(falling, np.concatenate([[0], edges[:-1]]))
     return np.asarray(mass / mass.sum() * (effective_rows(weights) + 1))
-
-
-def _log10_martingale(counts: Counts, urn: Floats, anomalies: Floats) -> float:
-    """Return log10 of the martingale, given counts (S, B) of the newest 1 to S blocks.
-
-    The martingale is the mean over S possible starting points and K possible sizes of a shift. Each
-    term is the likelihood ratio of two Pólya urns after the possible anomalies were removed.
-    """
-    total = urn.sum()
-    concentrations = np.array([k for k in CONCENTRATIONS if k < total])[:, None]
-    if not len(concentrations):
-        return 0.0
-    bets = (concentrations * urn / total)[:, None, :]
-    remaining_counts = _without_most_extreme(counts, urn, bets, anomalies)
-    n = remaining_counts.sum(axis=2)
-    logs = (_log_rising(bets, remaining_counts) - _log_rising(urn, remaining_counts)).sum(axis=2)
-    logs += _log_rising(total, n) - _log_rising(concentrations, n)
-    highest = logs.max()
-    return float((highest + np.log(np.exp(logs - highest).mean())) / math.log(10))
-
-
-def _without_most_extreme(counts: Counts, urn: Floats, bets: Floats, anomalies: Floats) -> Floats:
-    """Return counts (K, S, B) without the rows that raise the likelihood ratio most.
-
-    The last of c rows in a bin multiplies the ratio by (bet + c − 1) / (urn + c − 1), which rises
-    with c. The counts of all bins are therefore reduced until this factor is at the same level in
-    each bin, but no further than removing rows lowers the ratio. About ``anomalies`` (S,) rows are
-    removed, possibly one or two more.
-    """
-
-    def remaining(level: Floats) -> Floats:
-        return np.clip(np.floor(1 + (level * urn - bets) / (1 - level)), 0, counts)
-
-    if not anomalies.any():
-        return np.repeat(counts[None].astype(np.float64), len(bets), axis=0)
-    rows, removable = counts.sum(axis=1, keepdims=True), anomalies[:, None]
-    bet_total, total = bets.sum(axis=2, keepdims=True), urn.sum()
-    low = bet_total / total + np.zeros_like(removable)
-    high = np.ones((len(bets), len(counts), 1))
-    for _ in range(BISECTION_STEPS):
-        middle = (low + high) / 2
-        n = remaining(middle).sum(axis=2, keepdims=True)
-        lower = (rows - n <= removable) & (middle >= (bet_total + n) / (total + n))
-        low, high = np.where(lower, low, middle), np.where(lower, middle, high)
-    return remaining(low)
-
-
-def _log_rising(start: Floats | float, count: Floats) -> Floats:
-    """Return log(start · (start + 1) ⋯ (start + count − 1)); arguments are broadcast."""
-    return np.asarray(_log_gamma(start + count) - _log_gamma(start))
-
-
-_log_gamma = np.vectorize(math.lgamma, otypes=[np.float64])
-
-
-def _max_anomalies(rows: Counts, share: float) -> Floats:
-    """Return the largest plausible number of anomalies (S,) among ``rows`` (S,).
-
-    All S bounds hold together with probability 1 − `BREACH_LEVEL` / 2 (Bernstein 1924).
-    """
-    if not share:
-        return np.zeros(len(rows))
-    level = math.log(2 * BLOCKS / BREACH_LEVEL)
-    spread = np.sqrt(level**2 / 9 + 2 * level * rows * share * (1 - share))
-    return np.asarray(np.minimum(np.floor(rows * share + level / 3 + spread), rows))
-
-
-@lru_cache(maxsize=1024)
-def _max_flags(rows: int, flagged: float, ranks: float) -> int:
-    """Return the largest number of flags among ``rows`` normal rows under the guarantee.
-
-    The number is beta-binomial (flagged, ranks − flagged), as in `max_fpr_under_guarantee`; it
-    exceeds the limit with probability `BREACH_LEVEL` / (2 · `BLOCKS`).
-    """
-    rest, level = ranks - flagged, 1 - BREACH_LEVEL / (2 * BLOCKS)
-    none = math.lgamma(rows + rest) - math.lgamma(rest) + math.lgamma(ranks)
-    logs, reached = np.array([none - math.lgamma(rows + ranks)]), np.zeros(1)
-    while reached[-1] < level and len(logs) <= rows:
-        j = np.arange(min(4 * len(logs) + 60, rows))
-        steps = np.log((rows - j) * (j + flagged) / ((j + 1.0) * (rows - j - 1 + rest)))
-        logs = logs[0] + np.concatenate([[0.0], np.cumsum(steps)])
-        reached = np.cumsum(np.exp(logs))
-    return int(np.searchsorted(reached, level))
-
-
-def _empty_matrix(encoding: Encoding) -> Matrix:
-    return np.zeros((0, encoding.layout.n_columns), np.float32)

@@ -49,6 +49,8 @@ class Dataset:
     """Column of units, such as customers, whose rows must be in the same split."""
     id: str | None = None
     """Column with the id of each row."""
+    time: str | None = None
+    """Column with the time of each row."""
     duplicate_ids: int = 0
     """Number of rows whose id an earlier row has."""
     origin: str | None = None

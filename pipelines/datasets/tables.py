@@ -42,6 +42,7 @@ def load_table(data: TabularData) -> Dataset:
         label=data.label,
         group=data.group,
         id=data.id,
+        time=data.time,
         duplicate_ids=_duplicates(table, data.id),
     )
 

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from anomaly_vae import plots
 from anomaly_vae.artifacts.bundle import Bundle
+from anomaly_vae.calibration.conformal import Calibration
 from anomaly_vae.calibration.thresholds import choose_threshold
 from anomaly_vae.config import Config
 from anomaly_vae.data.splitting import TEST
@@ -33,9 +35,11 @@ from anomaly_vae.lifecycle.registry import (
     Run,
     Version,
 )
-from anomaly_vae.monitoring.exchangeability import Reference, fit_reference
+from anomaly_vae.monitoring.cycles import Timeline, describe_span
+from anomaly_vae.monitoring.exchangeability import Reference, TimedRows, fit_reference, fit_times
 from anomaly_vae.scoring.attribution import sequential_dropout
 from anomaly_vae.scoring.detector import Detector
+from anomaly_vae.scoring.scorer import Scorer
 from pipelines import console
 from pipelines.datasets.dataset import Dataset
 from pipelines.registry.model_uri import LoadedModel, open_model
@@ -105,7 +109,7 @@ def calibrate(config: Config, model: str, data: Dataset | None = None) -> Calibr
     labelled = _test_rows(data, config.calibration.density_ratio)
     judged = judge(Detector(trained.scorer, chosen, trained.manifest["unit"]), labelled)
     report = _report(judged, data, config)
-    reference = _reference(trained, data)
+    reference = _reference(trained, chosen, data)
     bundle = _with_config(trained, config).calibrated(chosen, report.to_json(), reference)
     show(report, labelled.days)
     registry = Registry(config.mlflow.tracking_uri)
@@ -169,7 +173,7 @@ def _test_rows(data: Dataset, density_ratio: str | None) -> Labelled:
     )
 
 
-def _reference(trained: Bundle, data: Dataset) -> Reference:
+def _reference(trained: Bundle, chosen: Calibration, data: Dataset) -> Reference:
     """Summarise the calibration rows for monitoring, with the expected share of anomalies.
 
     The expected share is the upper end of a confidence interval. It is estimated from the test
@@ -178,8 +182,24 @@ def _reference(trained: Bundle, data: Dataset) -> Reference:
     """
     latest = slice(None) if data.rows.time is None else data.assignment.rows(TEST)
     share = rate(data.rows.anomaly[latest]) if data.label else None
-    rows = data.batch.take(data.calibration_rows)
-    return fit_reference(trained.scorer.encoding, rows, share.high if share else 0.0)
+    normal, encoding = data.calibration_rows, trained.scorer.encoding
+    reference = fit_reference(encoding, data.batch.take(normal), share.high if share else 0.0)
+    if not data.time or not encoding.columns:
+        return reference
+    traffic = np.concatenate([normal, data.assignment.calibration_anomalies])
+    timed = [_timed_rows(trained.scorer, data, rows) for rows in (normal, traffic)]
+    console.info(describe_span(timed[0].timeline))
+    return fit_times(chosen, encoding, reference, *timed)
+
+
+def _timed_rows(scorer: Scorer, data: Dataset, positions: NDArray[np.intp]) -> TimedRows:
+    """Score rows of a data set that has times."""
+    rows = data.batch.take(positions)
+    x, name, times = scorer.encoding.encode(rows), data.time, data.rows.time
+    assert name is not None
+    assert times is not None, "a data set with a time column has times"
+    timeline = Timeline(name, times[positions], name in rows.values)
+    return TimedRows(scorer.score_encoded(x), x, timeline)
 
 
 def _report(judged: Judged, data: Dataset, config: Config) -> EvaluationReport:

@@ -1,0 +1,290 @@
+"""Learn how calibration rows vary with the hour and the weekday, and from one day to the next.
+
+Payments at night differ from payments at noon, although nothing is wrong. A `Cycle` therefore holds
+the counts of the calibration rows by hour and by weekday, for several *streams* of bins: p-values,
+flags, and the values of each column. From these counts follow the shares of bins that are expected
+of rows at given times.
+
+Rows of one day also resemble each other more than independent rows do. Each stream has a
+*concentration*: the shares of its bins on a day are assumed to be Dirichlet distributed around the
+expected shares with this concentration. It is estimated from blocks of consecutive calibration rows
+of several lengths, up to a day, whose expected shares come from the other days. The estimate thus
+includes the error of the expected shares; its lower confidence limit is used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anomaly_vae.data.splitting import DAY
+from anomaly_vae.monitoring.martingale import Counts, Floats
+
+Bins = NDArray[np.int64]
+
+HOUR = 3600.0
+"""Length of an hour, in seconds."""
+WEEK_SHIFT = 3 * DAY
+"""Time that passed between a Monday and 1970-01-01, in seconds."""
+HOURS, WEEKDAYS = 25, 8
+"""Number of different hours and weekdays, including the unknown one."""
+WEEK_CELLS = HOURS * WEEKDAYS
+"""Number of different pairs of an hour and a weekday."""
+MIN_DAYS, WEEK_DAYS = 3, 14
+"""Minimum number of calibration days to learn variation between days, and between weekdays."""
+PRIOR_EVENTS = 5.0
+"""Number of rows, in each bin, by which the ratio of an hour to all hours is shrunk towards 1."""
+BLOCK_FACTORS = (1, 4, 16)
+"""Lengths of blocks of rows, in blocks of the monitor; days are used in addition."""
+CONFIDENCE_QUANTILE = -0.8416
+"""Quantile of the standard normal distribution at 20%, for the limit of a concentration."""
+MIN_EXPECTED = 1.0
+"""Minimum expected number of rows per bin; other bins of a block are merged."""
+MAX_CONCENTRATION = 1e6
+"""Largest concentration, at which the variation between days is negligible."""
+BISECTION_STEPS = 60
+"""Number of bisection steps, each of which halves the interval of a logarithm."""
+TENSOR = "cycle/"
+"""Prefix of the names of a cycle's tensors in a bundle."""
+
+
+@dataclass(frozen=True, eq=False)
+class Timeline:
+    """The times (N,) of calibration rows in seconds since 1970, and the column they are from."""
+
+    column: str
+    seconds: Floats
+    is_read: bool
+    """Whether the model reads the column, so that the times of scored rows are known, too."""
+
+    @property
+    def n_days(self) -> int:
+        """Number of different days."""
+        return len(np.unique(self.seconds // DAY))
+
+
+@dataclass(frozen=True, eq=False)
+class Cycle:
+    """Counts of calibration rows by time of the week, for M streams of bins side by side."""
+
+    column: str
+    """Name of the time column."""
+    hours: Counts
+    """Counts (`HOURS`, width) of rows per bin by hour; width is the number of bins in all."""
+    weekdays: Counts
+    """Counts (`WEEKDAYS`, width) of rows per bin by weekday."""
+    concentrations: Floats
+    """Concentration (M,) of each stream."""
+
+    def beside(self, other: Cycle) -> Cycle:
+        """Return a cycle with the streams of both."""
+        return Cycle(
+            self.column,
+            np.hstack([self.hours, other.hours]),
+            np.hstack([self.weekdays, other.weekdays]),
+            np.hstack([self.concentrations, other.concentrations]),
+        )
+
+    def tensors(self) -> dict[str, NDArray[np.generic]]:
+        """Return the arrays by tensor name, for the bundle."""
+        names = ("hours", "weekdays", "concentrations")
+        return {TENSOR + name: np.ascontiguousarray(getattr(self, name)) for name in names}
+
+    @classmethod
+    def from_tensors(cls, column: str, tensors: Mapping[str, NDArray[np.generic]]) -> Self:
+        """Restore a cycle from the result of `tensors`.
+
+        Raises:
+            KeyError: a tensor is missing.
+        """
+        names = ("hours", "weekdays", "concentrations")
+        return cls(column, *(tensors[TENSOR + name] for name in names))  # type: ignore[arg-type]
+
+    def shares(self, widths: Sequence[int]) -> Floats:
+        """Return the expected share (`WEEK_CELLS`, width) of each bin at each time of the week."""
+        parts = zip(_split(self.hours, widths), _split(self.weekdays, widths), strict=True)
+        return np.hstack([_profile(hours, weekdays) for hours, weekdays in parts])
+
+
+def week_cells(seconds: Floats) -> Bins:
+    """Return the index (N,) of the hour and weekday of times in seconds since 1970; NaN is unknown.
+
+    >>> import numpy as np
+    >>> week_cells(np.array([0.0, 3600.0, np.nan])).tolist()  # a Thursday, 0:00 and 1:00
+    [3, 11, 199]
+    """
+    known = np.isfinite(seconds)
+    times = np.where(known, seconds, 0)
+    hours = times % DAY // HOUR
+    weekdays = (times + WEEK_SHIFT) % (7 * DAY) // DAY
+    return np.where(known, hours * WEEKDAYS + weekdays, WEEK_CELLS - 1).astype(np.int64)
+
+
+def fit_cycle(timeline: Timeline, bins: Bins, widths: Sequence[int], block_rows: int) -> Cycle:
+    """Learn the cycle of N calibration rows, which cover `MIN_DAYS` days or more.
+
+    Args:
+        timeline: the times of the rows.
+        bins: bin (N, M) of each row in each stream.
+        widths: number of bins of each of the M streams.
+        block_rows: number of rows in a block of the monitor.
+    """
+    order = np.argsort(timeline.seconds, kind="stable")
+    days = np.unique(timeline.seconds[order] // DAY, return_inverse=True)[1]
+    cells = week_cells(timeline.seconds[order] if timeline.is_read else np.full(len(days), np.nan))
+    rows = _Rows(cells // WEEKDAYS, cells % WEEKDAYS, days)
+    streams = [_Stream(rows, bins[order, i], width) for i, width in enumerate(widths)]
+    return Cycle(
+        timeline.column,
+        np.hstack([stream.hours.sum(axis=0) for stream in streams]),
+        np.hstack([stream.weekdays.sum(axis=0) for stream in streams]),
+        np.array([stream.concentration(block_rows) for stream in streams]),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """The times (N,) of calibration rows, in order; days are numbered from 0."""
+
+    hours: Bins
+    weekdays: Bins
+    days: Bins
+
+    @property
+    def n_days(self) -> int:
+        return int(self.days[-1]) + 1
+
+    def blocks(self, block_rows: int) -> Iterator[Bins]:
+        """Yield the number of the block (N,) of each row, for blocks of each length."""
+        positions = np.arange(len(self.days))
+        for factor in BLOCK_FACTORS:
+            yield positions // (factor * block_rows)
+        yield self.days
+
+
+class _Stream:
+    """The bins (N,) of rows in one stream, counted by day and time."""
+
+    def __init__(self, rows: _Rows, bins: Bins, width: int) -> None:
+        self.rows, self.bins, self.width = rows, bins, width
+        self.hours = self._count(rows.hours, HOURS)
+        self.weekdays = self._count(rows.weekdays, WEEKDAYS)
+
+    def _count(self, times: Bins, n_times: int) -> Counts:
+        """Count rows (D, n_times, width) by day, time and bin."""
+        shape = (self.rows.n_days, n_times, self.width)
+        flat = np.ravel_multi_index((self.rows.days, times, self.bins), shape)
+        return np.bincount(flat, minlength=math.prod(shape)).reshape(shape)
+
+    def concentration(self, block_rows: int) -> float:
+        """Return the smallest of the concentrations at each length of blocks."""
+        expected = self._expected_from_other_days()
+        found = [self._dispersion(blocks, expected) for blocks in self.rows.blocks(block_rows)]
+        return min(1 / max(found) - 1, float(len(self.bins) + 1))
+
+    def _expected_from_other_days(self) -> Floats:
+        """Return the expected share (N, width) of each bin, for each row."""
+        hours, weekdays, rows = self.hours.sum(axis=0), self.weekdays.sum(axis=0), self.rows
+        expected = np.empty((len(self.bins), self.width))
+        for day, (start, stop) in enumerate(_bounds(rows.days)):
+            others = _profile(hours - self.hours[day], weekdays - self.weekdays[day])
+            part = slice(start, stop)
+            expected[part] = others[rows.hours[part] * WEEKDAYS + rows.weekdays[part]]
+        return expected
+
+    def _dispersion(self, blocks: Bins, expected: Floats) -> float:
+        """Estimate 1 / (concentration + 1) from the counts of blocks."""
+        starts = np.flatnonzero(np.diff(blocks, prepend=-1))
+        sums = np.add.reduceat(expected, starts)
+        flat = np.ravel_multi_index((blocks, self.bins), (len(starts), self.width))
+        counts = np.bincount(flat, minlength=sums.size).reshape(sums.shape)
+        return _dispersion(*_merge_rare(counts.astype(np.float64), sums))
+
+
+def _bounds(days: Bins) -> list[tuple[int, int]]:
+    """Return the first and last position of the rows of each day."""
+    starts = np.flatnonzero(np.diff(days, prepend=-1))
+    return list(zip(starts.tolist(), [*starts[1:].tolist(), len(days)], strict=True))
+
+
+def _split(counts: Counts, widths: Sequence[int]) -> list[Counts]:
+    return np.split(counts, np.cumsum(widths)[:-1], axis=1)
+
+
+def _profile(hours: Counts, weekdays: Counts) -> Floats:
+    """Return the expected share (`WEEK_CELLS`, B) of each bin at each time of the week.
+
+    The share is that of all rows, times the ratio of the hour and the ratio of the weekday, each
+    shrunk towards 1 as if `PRIOR_EVENTS` more rows had been counted and expected.
+    """
+    total = hours.sum(axis=0) + 0.5
+    shares = total / total.sum()
+    by_hour, by_weekday = (_ratios(counts, shares) for counts in (hours, weekdays))
+    product = shares * by_hour[:, None] * by_weekday[None]
+    product /= product.sum(axis=2, keepdims=True)
+    return np.asarray(product.reshape(WEEK_CELLS, -1))
+
+
+def _ratios(counts: Counts, shares: Floats) -> Floats:
+    """Return the ratio (T, B) of the counted to the expected rows at each of T times."""
+    expected = counts.sum(axis=1, keepdims=True) * shares
+    return np.asarray((counts + PRIOR_EVENTS) / (expected + PRIOR_EVENTS))
+
+
+def _merge_rare(counts: Floats, expected: Floats) -> tuple[Floats, Floats, Floats]:
+    """Return Pearson's statistic, its degrees of freedom and the rows of each block.
+
+    Bins with fewer than `MIN_EXPECTED` expected rows are merged into one.
+    """
+    rare = expected < MIN_EXPECTED
+    squares = (counts - expected) ** 2 / np.maximum(expected, MIN_EXPECTED)
+    rest = np.where(rare, counts - expected, 0).sum(axis=1) ** 2
+    rest /= np.maximum(np.where(rare, expected, 0).sum(axis=1), MIN_EXPECTED)
+    statistic = np.where(rare, 0, squares).sum(axis=1) + rest
+    freedom = (~rare).sum(axis=1) + rare.any(axis=1) - 1.0
+    return statistic, freedom, counts.sum(axis=1)
+
+
+def _dispersion(statistic: Floats, freedom: Floats, rows: Floats) -> float:
+    """Return the upper confidence limit of the dispersion of blocks.
+
+    A block's statistic is about (1 + (rows − 1) · dispersion) times a χ² variable. The limit is the
+    dispersion at which the sum over blocks is at its 20% quantile (Wilson & Hilferty 1931).
+    """
+    total = max(float(freedom.sum()), 1.0)
+    spread = 2 / (9 * total)
+    target = total * max(1 - spread + CONFIDENCE_QUANTILE * math.sqrt(spread), 0.0) ** 3
+    low, high = 1 / MAX_CONCENTRATION, 1.0
+    for _ in range(BISECTION_STEPS):
+        middle = math.sqrt(low * high)
+        if (statistic / (1 + (rows - 1) * middle)).sum() > target:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def describe_span(timeline: Timeline) -> str:
+    """Say in a sentence what the times of the calibration rows allow the monitor to check.
+
+    >>> import numpy as np
+    >>> describe_span(Timeline("at", np.array([0.0, 10 * 86400.0]), is_read=True))
+    "monitoring: the calibration rows cover 10.0 days of 'at'; ... once they cover 14 days"
+    """
+    days = float(np.ptp(timeline.seconds)) / DAY
+    head = f"monitoring: the calibration rows cover {days:.1f} days of '{timeline.column}'; "
+    if timeline.n_days < MIN_DAYS:
+        return (
+            f"{head}with fewer than {MIN_DAYS} the monitor cannot tell a change between night and "
+            f"day from a shift; give calibration {WEEK_DAYS} days"
+        )
+    if not timeline.is_read:
+        return f"{head}the model does not read it, so an hour is not compared with the same hour"
+    if days < WEEK_DAYS - 1:
+        return f"{head}weekdays are compared with the same weekday once they cover {WEEK_DAYS} days"
+    return f"{head}traffic is compared with the same hour and weekday"
