@@ -273,8 +273,8 @@ def describe_span(timeline: Timeline) -> str:
     """Say in a sentence what the times of the calibration rows allow the monitor to check.
 
     >>> import numpy as np
-    >>> describe_span(Timeline("at", np.array([0.0, 10 * 86400.0]), is_read=True))
-    "monitoring: the calibration rows cover 10.0 days of 'at'; ... once they cover 14 days"
+    >>> describe_span(Timeline("at", np.arange(10) * 86400.0, is_read=True))
+    "monitoring: the calibration rows cover 9.0 days of 'at'; ... once they cover 14 days"
     """
     days = float(np.ptp(timeline.seconds)) / DAY
     head = f"monitoring: the calibration rows cover {days:.1f} days of '{timeline.column}'; "

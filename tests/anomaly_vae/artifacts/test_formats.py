@@ -76,7 +76,7 @@ def test_it_is_watched_and_so_are_the_columns_it_kept_a_sketch_of(old):
     bundle = load_bundle(old[0])
     report = bundle.monitor.report(Window(bundle.monitor).blocks)
     sketched = old[0].parts[-2:] == ("format-2", "table")
-    assert report.status == "holding"
+    assert report.status == "unknown"
     assert (report.columns is not None) == sketched
 
 

@@ -1,0 +1,136 @@
+"""What is learned about times: expected shares by hour and weekday, and the variation of days."""
+
+import numpy as np
+import pytest
+
+from anomaly_vae.data.splitting import DAY
+from anomaly_vae.monitoring.cycles import (
+    HOURS,
+    WEEK_CELLS,
+    WEEKDAYS,
+    Cycle,
+    Timeline,
+    describe_span,
+    fit_cycle,
+    week_cells,
+)
+
+MONDAY = 4 * DAY
+"""1970-01-05, in seconds."""
+BINS = np.array([0.1, 0.3, 0.6])
+
+
+def times(days, per_day, rng):
+    """Draw sorted times, uniform within each of the days."""
+    return np.sort(MONDAY + rng.uniform(0, DAY, (days, per_day)).ravel() + DAY * np.repeat(
+        np.arange(days), per_day
+    ))  # fmt: skip
+
+
+def drawn(shares, rng):
+    """Draw a bin from each row (B,) of shares (N, B)."""
+    return (rng.random((len(shares), 1)) > np.cumsum(shares, axis=1)[:, :-1]).sum(axis=1)
+
+
+def fitted(seconds, bins, is_read=True):
+    return fit_cycle(Timeline("at", seconds, is_read), bins[:, None], [3], 250)
+
+
+def night_and_day(seconds):
+    """Return shares (N, 3) that are turned round at night."""
+    night = (seconds % DAY < DAY / 3)[:, None]
+    return np.where(night, BINS[::-1], BINS)
+
+
+def test_the_time_of_the_week():
+    cells = week_cells(np.array([MONDAY, MONDAY - 1, MONDAY + 3 * DAY + 7260, np.nan, 1e12]))
+    assert cells[:4].tolist() == [0, 23 * WEEKDAYS + 6, 2 * WEEKDAYS + 3, WEEK_CELLS - 1]
+    assert WEEK_CELLS == HOURS * WEEKDAYS
+    assert 0 <= cells[4] < WEEK_CELLS
+
+
+def test_shares_follow_the_hour():
+    rng = np.random.default_rng(0)
+    seconds = times(14, 1000, rng)
+    shares = fitted(seconds, drawn(night_and_day(seconds), rng)).shares([3])
+    week = shares.reshape(HOURS, WEEKDAYS, 3)
+    np.testing.assert_allclose(week[2, 1], BINS[::-1], atol=0.05)
+    np.testing.assert_allclose(week[12, 5], BINS, atol=0.05)
+    np.testing.assert_allclose(shares.sum(axis=1), 1)
+
+
+def test_shares_follow_the_weekday():
+    rng = np.random.default_rng(1)
+    seconds = times(14, 1000, rng)
+    weekend = (seconds - MONDAY) % (7 * DAY) >= 5 * DAY
+    shares = np.where(weekend[:, None], BINS[::-1], BINS)
+    week = fitted(seconds, drawn(shares, rng)).shares([3]).reshape(HOURS, WEEKDAYS, 3)
+    np.testing.assert_allclose(week[8, 6], BINS[::-1], atol=0.05)
+    np.testing.assert_allclose(week[8, 2], BINS, atol=0.05)
+
+
+def test_an_unknown_time_has_the_shares_of_all_rows():
+    rng = np.random.default_rng(2)
+    seconds = times(14, 1000, rng)
+    bins = drawn(night_and_day(seconds), rng)
+    shares = fitted(seconds, bins).shares([3])[WEEK_CELLS - 1]
+    np.testing.assert_allclose(shares, np.bincount(bins) / len(bins), atol=0.01)
+
+
+@pytest.mark.parametrize("true", [30.0, 300.0])
+def test_the_concentration_of_days_is_found(true):
+    """It is underestimated a little, as its lower confidence limit is used."""
+    rng = np.random.default_rng(3)
+    found = []
+    for _ in range(8):
+        seconds = times(28, 500, rng)
+        days = rng.dirichlet(true * BINS, size=28)
+        found.append(fitted(seconds, drawn(np.repeat(days, 500, axis=0), rng)).concentrations[0])
+    assert true / 3 < np.median(found) < true * 1.1
+
+
+def test_independent_rows_have_a_large_concentration():
+    rng = np.random.default_rng(4)
+    seconds = times(14, 1000, rng)
+    (found,) = fitted(seconds, drawn(night_and_day(seconds), rng)).concentrations
+    assert found > 1000
+
+
+def test_night_and_day_count_as_variation_if_the_model_reads_no_time():
+    rng = np.random.default_rng(5)
+    seconds = times(14, 1000, rng)
+    bins = drawn(night_and_day(seconds), rng)
+    assert fitted(seconds, bins, is_read=False).concentrations[0] < 50
+
+
+def test_the_order_of_rows_does_not_matter():
+    rng = np.random.default_rng(6)
+    seconds = times(14, 200, rng)
+    bins, order = drawn(night_and_day(seconds), rng), rng.permutation(len(seconds))
+    ordered, shuffled = fitted(seconds, bins), fitted(seconds[order], bins[order])
+    np.testing.assert_array_equal(ordered.hours, shuffled.hours)
+    assert ordered.concentrations == shuffled.concentrations
+
+
+def test_it_comes_back_from_its_tensors():
+    rng = np.random.default_rng(7)
+    seconds = times(5, 100, rng)
+    cycle = fitted(seconds, drawn(night_and_day(seconds), rng))
+    again = Cycle.from_tensors("at", cycle.tensors())
+    np.testing.assert_array_equal(again.shares([3]), cycle.shares([3]))
+    with pytest.raises(KeyError):
+        Cycle.from_tensors("at", {})
+
+
+@pytest.mark.parametrize(
+    ("days", "is_read", "told"),
+    [
+        (2, True, "fewer than 3"),
+        (5, True, "once they cover 14 days"),
+        (14, True, "same hour and weekday"),
+        (14, False, "the model does not read it"),
+    ],
+)
+def test_what_can_be_checked_is_said(days, is_read, told):
+    seconds = MONDAY + np.linspace(0, days * DAY - 1, 50)
+    assert told in describe_span(Timeline("at", seconds, is_read))
