@@ -9,7 +9,7 @@ Rows of one day also resemble each other more than independent rows do. Each str
 *concentration*: the shares of its bins on a day are assumed to be Dirichlet distributed around the
 expected shares with this concentration. It is estimated from blocks of consecutive calibration rows
 of several lengths, up to a day, whose expected shares come from the other days. The estimate thus
-includes the error of the expected shares; its lower confidence limit is used.
+includes the error of the expected shares; the smallest of the lengths' estimates is used.
 """
 
 from __future__ import annotations
@@ -41,8 +41,6 @@ PRIOR_EVENTS = 5.0
 """Number of rows, in each bin, by which the ratio of an hour to all hours is shrunk towards 1."""
 BLOCK_FACTORS = (1, 4, 16)
 """Lengths of blocks of rows, in blocks of the monitor; days are used in addition."""
-CONFIDENCE_QUANTILE = -0.8416
-"""Quantile of the standard normal distribution at 20%, for the limit of a concentration."""
 MIN_EXPECTED = 1.0
 """Minimum expected number of rows per bin; other bins of a block are merged."""
 MAX_CONCENTRATION = 1e6
@@ -251,18 +249,15 @@ def _merge_rare(counts: Floats, expected: Floats) -> tuple[Floats, Floats, Float
 
 
 def _dispersion(statistic: Floats, freedom: Floats, rows: Floats) -> float:
-    """Return the upper confidence limit of the dispersion of blocks.
+    """Estimate the dispersion of blocks by the method of moments (Williams 1982).
 
-    A block's statistic is about (1 + (rows − 1) · dispersion) times a χ² variable. The limit is the
-    dispersion at which the sum over blocks is at its 20% quantile (Wilson & Hilferty 1931).
+    The expectation of a block's statistic is its degrees of freedom times 1 + (rows − 1) ·
+    dispersion.
     """
-    total = max(float(freedom.sum()), 1.0)
-    spread = 2 / (9 * total)
-    target = total * max(1 - spread + CONFIDENCE_QUANTILE * math.sqrt(spread), 0.0) ** 3
     low, high = 1 / MAX_CONCENTRATION, 1.0
     for _ in range(BISECTION_STEPS):
         middle = math.sqrt(low * high)
-        if (statistic / (1 + (rows - 1) * middle)).sum() > target:
+        if (statistic / (1 + (rows - 1) * middle)).sum() > freedom.sum():
             low = middle
         else:
             high = middle

@@ -34,7 +34,7 @@ CONCENTRATIONS = (10.0, 30.0, 100.0, 300.0, 1000.0)
 
 A larger concentration means a bet on a smaller shift.
 """
-TILTS = (-2.0, -1.0, -0.5, -0.25, 0.25, 0.5, 1.0, 2.0)
+TILTS = (-1.5, -0.5, 0.5, 1.5)
 """Slopes of the logarithm of the tilt over all values of a column."""
 BISECTION_STEPS = 30
 """Number of bisection steps, each of which halves the interval."""
@@ -80,7 +80,7 @@ def log10_martingales_of_columns(counts: Counts, urns: Floats) -> Floats:
     ranks[..., -1] = 0
     tilted = shares * np.exp(np.array(TILTS)[:, None, None, None] * ranks)
     tilted *= totals / tilted.sum(axis=3, keepdims=True)
-    smaller = np.array(CONCENTRATIONS)[:, None, None, None]
+    smaller = np.array(CONCENTRATIONS[::2])[:, None, None, None]
     wider = np.minimum(smaller, totals) * shares
     return _log10_mean_ratio(counts, urns, np.concatenate([wider, tilted]))
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from anomaly_vae.calibration.conformal import Calibration
 from anomaly_vae.data.encoding import Matrix
+from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.errors import DataError
 from anomaly_vae.monitoring.exchangeability import Monitor, Report
 from anomaly_vae.scoring.detector import Detections, Explanation
@@ -64,11 +65,14 @@ class Tally:
         """Number of rejected rows, lines and files, by column or as `UNREADABLE`."""
         self._monitor, self._counts = monitor, monitor.empty_counts
 
-    def count(self, detections: Detections, x: Matrix | None = None) -> None:
-        """Count N scored rows; ``x`` (N, F) are the encoded rows of a table, None for images."""
+    def count(
+        self, detections: Detections, x: Matrix | None = None, batch: RawBatch | None = None
+    ) -> None:
+        """Count N scored rows; ``x`` (N, F) and ``batch`` are the rows of a table."""
         self.scored += len(detections.score)
         self.flagged += int(detections.is_anomaly.sum())
-        self._counts += self._monitor.count(detections.score, detections.is_anomaly, x)
+        seconds = self._monitor.seconds(batch) if batch else None
+        self._counts += self._monitor.count(detections.score, detections.is_anomaly, x, seconds)
 
     def report(self) -> Report:
         """Assess whether the scored rows look like the calibration rows."""

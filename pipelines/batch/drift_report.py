@@ -8,6 +8,7 @@ from pipelines import console
 
 EXPLANATIONS = {
     "holding": "{rows:,} rows are consistent with it",
+    "unknown": "{rows:,} rows are too few to tell whether it holds",
     "doubtful": "{rows:,} rows are not like the calibration rows, so alpha may not hold for them",
     "broken": "{flagged:,} of {rows:,} rows are flagged; while it holds, at most "
     "{flagged_limit:,} are",
@@ -17,6 +18,8 @@ MAX_COLUMNS = 8
 """Maximum number of columns in the table, which lists those that drifted most."""
 MIN_PSI = 0.1
 """Population stability index from which a column is listed; 0.25 is a shift (Siddiqi 2006)."""
+MIN_EVIDENCE = 2.0
+"""Evidence, as a power of ten, that the values of a column shifted, from which it is listed."""
 MIN_SHARE_CHANGE = 0.05
 """Change in the share of missing or unseen values from which a column is listed."""
 
@@ -38,7 +41,8 @@ def show_guarantee(report: Report) -> None:
 def _stands_out(drift: Drift) -> bool:
     unseen = (drift.unseen or 0.0) - (drift.reference_unseen or 0.0)
     change = max(abs(drift.missing - drift.reference_missing), abs(unseen))
-    return (drift.psi or 0.0) >= MIN_PSI or change >= MIN_SHARE_CHANGE
+    shifted = (drift.martingale_log10 or 0.0) >= MIN_EVIDENCE
+    return shifted or (drift.psi or 0.0) >= MIN_PSI or change >= MIN_SHARE_CHANGE
 
 
 def _line(drift: Drift) -> list[object]:

@@ -148,7 +148,7 @@ class _Scoring:
         else:
             detections = self.detector.decide(self.detector.scorer.score_encoded(x), x)
         self.sink.write(result_table(keys, detections, explanations))
-        self.tally.count(detections, x)
+        self.tally.count(detections, x, batch)
 
     def _needed(self, names: Sequence[str]) -> Sequence[str]:
         """Select the model's columns and the id, or all columns if none of the model's exists."""

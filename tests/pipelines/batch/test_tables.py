@@ -868,7 +868,7 @@ import resource, sys
 from anomaly_vae.artifacts.bundle import load_bundle
 from pipelines.registry.model_uri import LoadedModel
 from pipelines.batch.tables import score_files
-score_files(Source(load(sys.argv[1])), sys.argv[3:], sys.argv[2])
+score_files(LoadedModel(load_bundle(sys.argv[1])), sys.argv[3:], sys.argv[2])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
