@@ -35,6 +35,9 @@ class PromotionConfig(Section):
     slice_recall: Fraction | None = 0.1
     """Largest accepted loss of recall, beyond chance, in a level of a categorical column; null: no
     limit."""
+    leak_auroc: Fraction | None = 0.99
+    """Lowest AUROC of a single feature at which it counts as revealing the label; null: no
+    limit."""
     agreement: Fraction | None = None
     """Lowest accepted fraction of rows that both models decide alike; null: no limit."""
     row_microseconds: float | None = Field(None, gt=0)

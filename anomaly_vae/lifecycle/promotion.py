@@ -9,6 +9,7 @@ from typing import Any
 
 from anomaly_vae.config.lifecycle import PromotionConfig
 from anomaly_vae.evaluation.comparison import Agreement, Change, SliceChange
+from anomaly_vae.evaluation.leakage import SingleFeatureAUROC
 from anomaly_vae.evaluation.metrics import Evaluation
 
 __all__ = ["decide"]
@@ -17,11 +18,17 @@ DEFAULT_TEST_NAME = "the frozen test split"
 """Default name of the test rows in messages."""
 
 
+CHANCE_AUROC = 0.5
+"""AUROC of a random order."""
+
+
 class Rule(StrEnum):
     """A requirement that a challenger has to meet."""
 
     KEEPS_ALPHA = "keeps_alpha"
     SCORES_ALL = "scores_all"
+    NO_LEAK = "no_leak"
+    ABOVE_CHANCE = "above_chance"
     NO_WORSE = "no_worse"
     NO_SLICE_COLLAPSES = "no_slice_collapses"
     AGREES = "agrees"
@@ -36,6 +43,8 @@ class RefusalReason(StrEnum):
 
     TOO_MANY_FALSE_POSITIVES = "fpr_above_alpha"
     REJECTS_MORE = "rejects_more_rows"
+    LEAKS = "feature_reveals_label"
+    BELOW_CHANCE = "auroc_below_chance"
     WORSE = "worse_than_champion"
     SLICE_COLLAPSES = "slice_collapses"
     FLAGS_OTHERWISE = "flags_otherwise"
@@ -101,6 +110,8 @@ class Comparison:
     test: str = DEFAULT_TEST_NAME
     """Name of the test rows in messages."""
     unscorable: UnscorableRows | None = None
+    single_features: Sequence[SingleFeatureAUROC] = ()
+    """AUROC of each feature on its own, from the challenger's evaluation."""
     metric: Change | None = None
     """Change of ``policy.metric`` on the rows that both models can score."""
     slices: Sequence[SliceChange] | None = None
@@ -144,6 +155,8 @@ def decide(
     results = (
         _check_alpha(challenger, comparison),
         _check_all_scored(comparison),
+        _check_leak(policy, comparison),
+        _check_chance(challenger, comparison),
         _check_metric(champion, policy, comparison) if champion else None,
         _check_slices(policy, comparison),
         _check_agreement(policy, comparison),
@@ -178,6 +191,40 @@ def _check_all_scored(comparison: Comparison) -> RuleResult:
         return RuleResult(Rule.SCORES_ALL, True, {"lost": 0}, text)
     text = f"{unscorable.rows} rows of {test} cannot be scored: {unscorable.example}"
     return RuleResult(Rule.SCORES_ALL, False, {"lost": unscorable.rows}, text)
+
+
+def _check_leak(policy: PromotionConfig, comparison: Comparison) -> RuleResult | None:
+    """Refuse a model that reads a feature which separates anomalies on its own."""
+    best, limit = max(comparison.single_features, key=_auroc, default=None), policy.leak_auroc
+    if best is None or limit is None:
+        return None
+    passed = best.auroc < limit
+    text = (
+        f"the feature that separates anomalies best on its own is '{best.name}': AUROC "
+        f"{best.auroc:.4f}, {'below' if passed else 'not below'} {limit:g}"
+    )
+    advice = "; if it is known only after the label, add it to data.ignore and train again"
+    figures = {"auroc": best.auroc, "feature": best.name, "limit": limit}
+    return RuleResult(Rule.NO_LEAK, passed, figures, text + ("" if passed else advice))
+
+
+def _auroc(feature: SingleFeatureAUROC) -> float:
+    return feature.auroc
+
+
+def _check_chance(challenger: Evaluation, comparison: Comparison) -> RuleResult | None:
+    """Refuse a model that ranks anomalies lower than a random order would."""
+    auroc = challenger.auroc
+    if auroc is None:
+        return None
+    passed = auroc >= CHANCE_AUROC
+    text = (
+        f"AUROC {auroc:.4f} on {comparison.test} is {'at least' if passed else 'below'} "
+        f"{CHANCE_AUROC:g}, that of chance"
+    )
+    advice = "; look for columns that were left out or misread"
+    figures = {"auroc": auroc, "limit": CHANCE_AUROC}
+    return RuleResult(Rule.ABOVE_CHANCE, passed, figures, text + ("" if passed else advice))
 
 
 def _check_metric(

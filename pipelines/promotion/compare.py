@@ -21,6 +21,7 @@ from anomaly_vae.evaluation.comparison import (
     metric_change,
     slice_changes,
 )
+from anomaly_vae.evaluation.report import EvaluationReport
 from anomaly_vae.lifecycle.parity import parity
 from anomaly_vae.lifecycle.promotion import Comparison, Costs, Parity, UnscorableRows
 from pipelines.datasets.files import find_files, read_table
@@ -57,6 +58,12 @@ class Contender:
     def of(cls, bundle: Bundle, labelled: Labelled) -> Contender:
         """Score the test rows with the model of a bundle."""
         return cls(bundle, judge(bundle.detector, labelled))
+
+    @property
+    def report(self) -> EvaluationReport | None:
+        """The evaluation with which the model was registered; None if it was never evaluated."""
+        evaluation = self.bundle.manifest["evaluation"]
+        return evaluation and EvaluationReport.from_json(evaluation)
 
     @property
     def limits(self) -> KindLimits:
@@ -99,6 +106,7 @@ def compare(
     return Comparison(
         test=test,
         unscorable=_unscorable(champion, challenger),
+        single_features=challenger.report.single_features if challenger.report else (),
         metric=_metric(champion, challenger, policy) if champion else None,
         slices=_slices(champion, challenger, policy) if champion else None,
         agreement=_agreement(champion, challenger, policy, test, traffic) if champion else None,

@@ -55,6 +55,8 @@ class Promotion:
     """Periods of the frozen test split in which the challenger flags too many normal rows."""
     challenger_evaluation: Evaluation | None = None
     champion_evaluation: Evaluation | None = None
+    champion_warnings: tuple[str, ...] = ()
+    """Warnings from the champion's own evaluation."""
 
     @property
     def reasons(self) -> tuple[RuleResult, ...]:
@@ -91,6 +93,7 @@ class Promotion:
             "judged_on": asdict(self.judged_on) if self.judged_on else None,
             "drifted": [{"slice": n, "fpr": fpr, "rows": rows} for n, fpr, rows in drifted],
             "previous_champion": self.champion,
+            "champion_warnings": list(self.champion_warnings),
             "evaluations": {k: e.to_json() for k, e in evaluations.items() if e},
         }
 
@@ -227,6 +230,7 @@ def _decide(
         drifted=tuple(new.judged.drifted(policy.confidence)) if too_many_flags else (),
         challenger_evaluation=new_figures,
         champion_evaluation=old_figures,
+        champion_warnings=old.report.warnings if old and old.report else (),
     )
 
 
@@ -292,6 +296,9 @@ def show(decision: Promotion) -> None:
         console.info(f"{decision.name}: version {decision.version} remains challenger, because")
     for reason in decision.reasons:
         console.info(f"  {reason.text}")
+    if not decision.promoted:
+        for warning in decision.champion_warnings:
+            console.info(f"  the champion's own evaluation warned: {warning}")
     if decision.rules:
         rows = [
             (str(result.rule), "passed" if result.passed else "failed", _numbers(result))
