@@ -99,7 +99,6 @@ class DocumentedRoute(Template):
         self, method: str, path: str, endpoint: Endpoint, operation: Json, shapes: Sequence[Shape]
     ) -> None:
         super().__init__(path, endpoint, methods=[method])
-        self.methods = {method}  # Starlette adds HEAD to GET
         name = re.sub(r"\W", "_", f"{self.name}{path}")
         self.method, self.shapes = method.lower(), shapes
         self.operation = {**operation, "operationId": f"{name}_{self.method}"}

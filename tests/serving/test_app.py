@@ -25,14 +25,14 @@ def test_unknown_models_and_routes(client):
     [
         ("GET", "/score", "POST"),
         ("DELETE", "/models/fraud/score", "POST"),
-        ("POST", "/models", "GET"),
-        ("TRACE", "/metrics", "GET"),
+        ("POST", "/models", "GET, HEAD"),
+        ("TRACE", "/metrics", "GET, HEAD"),
     ],
 )
 def test_wrong_methods(client, method, path, allowed):
     response = client.request(method, path)
     refused(response, 405, "method-not-allowed")
-    assert response.headers["allow"] == allowed
+    assert sorted(response.headers["allow"].split(", ")) == allowed.split(", ")
 
 
 @pytest.mark.parametrize("explain", [0, 1])
