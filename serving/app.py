@@ -26,7 +26,7 @@ from serving.middleware import RequestMiddleware
 from serving.models.store import Store
 from serving.observability.metrics import Metrics
 from serving.openapi import document_routes
-from serving.paths import Template
+from serving.paths import UNMATCHED, Template
 from serving.problems import ProblemError, to_problem
 from serving.protocols import mlflow_scoring, open_inference
 from serving.registry.board import Board
@@ -85,6 +85,9 @@ def create_app(
     ]
     describers = [protocol.document for protocol in PROTOCOLS]
     routes += document_routes(routes, store, settings, describers)
+    metrics.start_routes(
+        [*(route.path for route in routes if isinstance(route, Template)), UNMATCHED]
+    )
     app = Service(routes=routes, lifespan=lifespan, exception_handlers=_handlers(refuse))
     app.router.redirect_slashes = False
     app.state.store, app.state.settings, app.state.metrics = store, settings, metrics

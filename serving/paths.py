@@ -19,15 +19,17 @@ ADMIN_PREFIXES = ("/metrics", "/docs", "/openapi.json", "/-/")
 """Prefixes of the routes that move to the administrative port if there is one."""
 QUIET_ROUTES = (*PROBES, "/metrics")
 """Routes whose successful requests are logged only at level debug."""
+UNMATCHED = "unmatched"
+"""Template of all paths without a route."""
 SCORING_ROUTES = ("/score", "/models/{name}/score")
 """Templates of the project's own scoring routes."""
 
 
 def route_template(scope: Scope) -> str:
-    """Return the template of the matched route, or ``unmatched`` for a path of the client's."""
+    """Return the template of the matched route, or `UNMATCHED` for a path of the client's."""
     if "route" in scope:
         return str(scope["route"].path)
-    return scope["path"] if scope["path"] in PUBLIC_ROUTES else "unmatched"
+    return scope["path"] if scope["path"] in PUBLIC_ROUTES else UNMATCHED
 
 
 def check_port(scope: Scope, admin_port: int) -> None:
