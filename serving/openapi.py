@@ -93,15 +93,18 @@ Describe = Callable[[Sequence[ServedModel], Settings], Part]
 
 
 class DocumentedRoute(Template):
-    """A route of one method with its OpenAPI operation, and the types that it refers to."""
+    """A route of one method with its OpenAPI operation, and the types that it refers to.
+
+    The name of the endpoint identifies the operation; generated clients call their function so.
+    """
 
     def __init__(
         self, method: str, path: str, endpoint: Endpoint, operation: Json, shapes: Sequence[Shape]
     ) -> None:
         super().__init__(path, endpoint, methods=[method])
-        name = re.sub(r"\W", "_", f"{self.name}{path}")
         self.method, self.shapes = method.lower(), shapes
-        self.operation = {**operation, "operationId": f"{name}_{self.method}"}
+        suffix = "_with_version" if "{version}" in path else ""
+        self.operation = {**operation, "operationId": f"{self.name}{suffix}"}
 
 
 # ---------------------------------------------------------------- small routes
@@ -248,11 +251,25 @@ def _describe_shapes(shapes: Iterable[Shape]) -> Json:
         described = components.pop(variant.__name__)["properties"]
         fields = [name for name in variant.__annotations__ if name in described]
         components[Result.__name__]["properties"] |= {name: described[name] for name in fields}
+    for described in components.values():
+        _describe_any_items(described)
     for shape in (Result, Schema):
         properties = components[shape.__name__]["properties"]
         for name, described in properties.items():
             properties[name] = _describe_omitted(described)
     return components
+
+
+def _describe_any_items(described: Any) -> None:
+    """Say of each list of anything that its items may be anything, as generators require."""
+    if isinstance(described, dict):
+        if described.get("type") == "array" and "prefixItems" not in described:
+            described.setdefault("items", {})
+        for part in described.values():
+            _describe_any_items(part)
+    elif isinstance(described, list):
+        for part in described:
+            _describe_any_items(part)
 
 
 def _describe_omitted(described: Json) -> Json:
@@ -289,7 +306,7 @@ def _describe_scoring(models: Sequence[ServedModel], settings: Settings) -> tupl
     named = {**operation, "parameters": [*names, *parameters]}
     paths = {
         SCORING_ROUTES[0]: {"post": {**unnamed, "operationId": "score"}},
-        SCORING_ROUTES[1]: {"post": {**named, "operationId": "score_with"}},
+        SCORING_ROUTES[1]: {"post": {**named, "operationId": "score_model"}},
     }
     return paths, {name: schema for part in bodies for name, schema in part.components.items()}
 

@@ -276,39 +276,40 @@ def endpoints(scorer: Scorer) -> dict[str, ProtocolEndpoint]:
 def routes(store: Store, settings: Settings) -> list[DocumentedRoute]:
     """Create the routes about the server and its models."""
 
-    async def server(_: Request) -> Response:
+    async def describe_server(_: Request) -> Response:
         return responses.response(
             ServerMetadata("anomaly-vae", __version__, ["binary_tensor_data"])
         )
 
-    async def live(_: Request) -> Response:
+    async def check_server_live(_: Request) -> Response:
         return responses.response(Live(True))
 
-    async def ready(_: Request) -> Response:
+    async def check_server_ready(_: Request) -> Response:
         check_ready(store, settings)
         return responses.response(Ready(True))
 
-    async def metadata(request: Request) -> Response:
+    async def describe_model(request: Request) -> Response:
         return responses.response(describe(_find(store, request)))
 
-    async def model_ready(request: Request) -> Response:
+    async def check_model_ready(request: Request) -> Response:
         check_ready(store, settings)
         return responses.response(ModelReady(_find(store, request).name, True))
 
     live_text, ready_text = "Whether the process is alive.", "Whether the service takes requests."
+    server_text = "Name and extensions of the server."
     metadata_text = "The input and output tensors of a model."
     about_server = [
-        json_route("GET", "/v2", server, "Name and extensions of the server.", ServerMetadata),
-        json_route("GET", "/v2/health/live", live, live_text, Live),
-        json_route("GET", "/v2/health/ready", ready, ready_text, Ready, NOT_READY),
+        json_route("GET", "/v2", describe_server, server_text, ServerMetadata),
+        json_route("GET", "/v2/health/live", check_server_live, live_text, Live),
+        json_route("GET", "/v2/health/ready", check_server_ready, ready_text, Ready, NOT_READY),
     ]
     errors = UNKNOWN_MODEL, NOT_READY
     about_models = [
-        json_route("GET", path, metadata, metadata_text, ModelMetadata, UNKNOWN_MODEL)
+        json_route("GET", path, describe_model, metadata_text, ModelMetadata, UNKNOWN_MODEL)
         for path in MODELS
     ]
     about_models += [
-        json_route("GET", f"{path}/ready", model_ready, ready_text, ModelReady, *errors)
+        json_route("GET", f"{path}/ready", check_model_ready, ready_text, ModelReady, *errors)
         for path in MODELS
     ]
     return about_server + about_models

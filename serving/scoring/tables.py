@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, count
 from typing import Any, ClassVar, Self, cast
 
 import numpy as np
@@ -71,7 +72,9 @@ class ServedTable(ServedModel):
     @classmethod
     def describe_bodies(cls, models: Sequence[Self], settings: Settings) -> BodyDescription:
         """Describe requests with records."""
-        components = {_component(model): record_schema(model) for model in models}
+        components: Json = {}
+        for model in models:
+            components[_component(model, components)] = record_schema(model)
         components["ScoreRequest"] = _request_schema(list(components), settings.max_records)
         body = {
             "schema": {"$ref": REF.format(name="ScoreRequest")},
@@ -108,8 +111,16 @@ def record_schema(model: ServedTable) -> Json:
     return {"type": "object", "properties": properties, "additionalProperties": True}
 
 
-def _component(model: ServedTable) -> str:
-    return "Record." + re.sub(r"[^A-Za-z0-9._-]", "_", model.name)
+def _component(model: ServedTable, others: Iterable[str]) -> str:
+    """Name the records of a model, so that generators name no two of them alike."""
+    name = "Record." + re.sub(r"[^A-Za-z0-9._-]", "_", model.name)
+    taken = {_letters(other) for other in others}
+    numbered = chain([name], (f"{name}.{number}" for number in count(2)))
+    return next(one for one in numbered if _letters(one) not in taken)
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def example_request(model: ServedTable) -> Json:

@@ -52,9 +52,8 @@ more frames. Send several files as `{FORM_FIELD}` in a form, or one file as the 
 One image that cannot be read or is blank refuses the whole request."""
 
 EXPLAIN_SCHEMA: Json = {
-    "description": "Number of contributions (for images: pixels) to list, or `all`.",
+    "description": "Number of contributions (for images: pixels) to list, or `all`; 0 if absent.",
     "anyOf": [{"type": "integer", "minimum": 0}, {"const": "all"}],
-    "default": 0,
 }
 QUERY: list[Json] = [
     {
@@ -66,7 +65,7 @@ QUERY: list[Json] = [
     {
         "name": HEATMAP,
         "in": "query",
-        "schema": {"const": PNG},
+        "schema": {"type": "string", "enum": [PNG]},
         "description": "For images only: adds a heatmap and its regions to each result.",
     },
 ]
