@@ -1,4 +1,4 @@
-"""Describe the service in an OpenAPI document, and serve it with a page to browse it.
+"""Describe the service in an OpenAPI document, and serve it.
 
 Scoring routes are described from the loaded models, with examples that work: a typical record or
 image, and the model's answer to it. Other routes contain their own description. msgspec describes
@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
-from starlette.routing import BaseRoute, Route
+from starlette.responses import Response
+from starlette.routing import BaseRoute
 
 from anomaly_vae import __version__
 from anomaly_vae.client.types import Result, Schema
@@ -63,22 +63,6 @@ SECURITY: Json = {
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
 """Security schemes, by name."""
-PAGE = """<!DOCTYPE html>
-<html>
-<head>
-<meta name="viewport" content="width=device-width, initial-scale=1.0">
-<title>{title} - Swagger UI</title>
-<link rel="stylesheet" href="https://cdn.jsdelivr.net/npm/swagger-ui-dist@5/swagger-ui.css">
-</head>
-<body>
-<div id="swagger-ui"></div>
-<script src="https://cdn.jsdelivr.net/npm/swagger-ui-dist@5/swagger-ui-bundle.js"></script>
-<script>
-SwaggerUIBundle({{url: "{url}", dom_id: "#swagger-ui", deepLinking: true}})
-</script>
-</body>
-</html>
-"""
 
 
 class Part(NamedTuple):
@@ -177,10 +161,10 @@ def _error_responses(kinds: Iterable[Kind]) -> Json:
 # ---------------------------------------------------------------- the document
 
 
-def document_routes(
+def document_route(
     routes: Sequence[BaseRoute], store: Store, settings: Settings, describers: Sequence[Describe]
-) -> list[Route]:
-    """Create the routes of the document and its page.
+) -> Template:
+    """Create the route of the document.
 
     Args:
         routes: all routes of the application.
@@ -198,10 +182,7 @@ def document_routes(
             latest = current, msgspec.json.encode(content)
         return Response(latest[1], media_type=schemas.JSON)
 
-    async def docs(_: Request) -> Response:
-        return HTMLResponse(PAGE.format(title=TITLE, url="/openapi.json"))
-
-    return [Template("/openapi.json", openapi), Template("/docs", docs)]
+    return Template("/openapi.json", openapi)
 
 
 def document(

@@ -13,7 +13,11 @@ PROBES = frozenset(
     {"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/ping"}
 )
 """Routes of health checks."""
-PUBLIC_ROUTES = PROBES | {"/openapi.json", "/docs", "/-/webhook"}
+DOCS_ROUTES = frozenset(
+    {"/docs", "/docs/page.js", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css"}
+)
+"""Routes of the page that shows the OpenAPI document, and of its files."""
+PUBLIC_ROUTES = PROBES | DOCS_ROUTES | {"/openapi.json", "/-/webhook"}
 """Routes that need no key; webhooks are signed instead."""
 ADMIN_PREFIXES = ("/metrics", "/docs", "/openapi.json", "/-/")
 """Prefixes of the routes that move to the administrative port if there is one."""

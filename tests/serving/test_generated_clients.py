@@ -201,8 +201,8 @@ def generate(folder, command):
     folder.mkdir()
     environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(
-        [BIN / command[0], *command[1:]], cwd=folder, env=environment, capture_output=True, text=True,
-        check=False,
+        [BIN / command[0], *command[1:]],
+        cwd=folder, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
