@@ -156,7 +156,8 @@ class LimitedProtocol(HttpToolsProtocol):
         others = len(self.connections) - 1
         if others >= self.settings.max_connections:
             detail = f"{others} connections are open"
-            self._refuse(ProblemError(OVERLOADED, detail, headers=self.settings.retry_headers))
+            problem = ProblemError(OVERLOADED, detail, headers=self.settings.retry_headers)
+            self._refuse(problem, lingers=False)
         else:
             self._start_head_timer()
 
@@ -314,19 +315,26 @@ class LimitedProtocol(HttpToolsProtocol):
         else:
             self.transport.close()
 
-    def _refuse(self, problem: ProblemError) -> None:
-        """Answer the complete requests, then send a problem and close the connection."""
+    def _refuse(self, problem: ProblemError, lingers: bool = True) -> None:
+        """Answer the complete requests, then send a problem and close the connection.
+
+        Args:
+            problem: the last response.
+            lingers: whether the client may still be sending.
+        """
         if self.refusal or self.transport.is_closing():
             return
         self._stop_head_timer()
-        self.refusal, self.transport.lingers = problem, True
-        if not self.in_head:
+        self.refusal, self.transport.lingers = problem, lingers
+        if self.in_head:
+            self.metrics.rejected.labels(problem.kind.slug).inc()
+        else:
             self._abandon_request()
         if not self.unanswered:
             self._send_refusal(problem)
 
     def _abandon_request(self) -> None:
-        """Give up the request whose body cannot be read."""
+        """Give up the request whose body cannot be read; the application counts it as refused."""
         cycle: Any = self.cycle
         if cycle.response_started:
             self.transport.close()
@@ -339,7 +347,6 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _send_refusal(self, problem: ProblemError) -> None:
         if not self.transport.is_closing():
-            self.metrics.rejected.labels(problem.kind.slug).inc()
             self.transport.write(_serialized(problem))
             self.transport.close()
 

@@ -389,6 +389,21 @@ def test_a_chunked_body_may_be_split_anywhere(served):
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("content", [chunked(b"zz\r\n"), b"nonsense\r\n\r\n", get(host=None)])
+def test_a_refusal_is_counted_once(served, content):
+    async def run():
+        async with listening(served) as connected:
+            async with connected() as client:
+                await client.send(content)
+                assert [answer.status for answer in await client.answers()] == [400]
+            async with connected() as client:
+                await client.send(get(line=b"GET /metrics"))
+                text = (await client.answer()).body
+            assert b'rejected_requests_total{reason="malformed"} 1.0' in text
+
+    asyncio.run(run())
+
+
 def test_requests_before_a_broken_one_are_answered(served):
     """As if they had come alone; the broken one is answered last."""
     score = message(LENGTH, body=BODY)
