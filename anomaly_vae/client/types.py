@@ -58,8 +58,27 @@ class Region(Struct, frozen=True):
     total: float
 
 
+class RecordFault(Struct, frozen=True):
+    """The reason why a record or image was not scored; ``field`` is None if all of it is at fault.
+
+    >>> RecordFault("amount", "expected a number, got 'much'").field
+    'amount'
+    """
+
+    field: str | None
+    detail: str
+
+
+ResultId = str | int | float | bool | None
+"""Id of a record, in the type in which it was sent."""
+
+
 class Result(Struct, frozen=True, omit_defaults=True):
-    """The decision on one record or image.
+    """The decision on one record or image, or the error that prevented it.
+
+    ``id`` repeats the record's id, if the model was trained with an id column. A result with an
+    ``error`` has no decision: ``score``, ``p_value`` and ``is_anomaly`` are None. Only images, and
+    records sent with ``errors="per_record"``, have such results.
 
     An explained score is the sum of its contributions, ``rest`` and ``kl``, in the model's unit.
     An image is ``frame`` of upload ``file``, both counted from 0; ``heatmap`` is a PNG, encoded
@@ -71,9 +90,10 @@ class Result(Struct, frozen=True, omit_defaults=True):
     (True, (), None)
     """
 
-    score: float
-    p_value: float
-    is_anomaly: bool
+    score: float = None  # type: ignore[assignment]  # None only in a result with an error
+    p_value: float = None  # type: ignore[assignment]
+    is_anomaly: bool = None  # type: ignore[assignment]
+    id: ResultId = None
     contributions: tuple[Contribution, ...] = ()
     rest: float | None = None
     kl: float | None = None
@@ -83,6 +103,7 @@ class Result(Struct, frozen=True, omit_defaults=True):
     regions: tuple[Region, ...] = ()
     group: str | None = None
     threshold: float | None = None
+    error: RecordFault | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,10 +78,11 @@ class InvocationsRequest(msgspec.Struct, frozen=True):
     params: Any = None
 
 
-class Predictions(msgspec.Struct, frozen=True):
-    """The decision on each row."""
+class Predictions(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The decision on each row; ``ignored`` names the columns that the model does not know."""
 
     predictions: list[Result]
+    ignored: list[str] = []
 
 
 _decoder = msgspec.json.Decoder(InvocationsRequest)
@@ -104,9 +105,9 @@ def decode(context: RequestContext, body: bytes) -> ProtocolRequest:
     return ProtocolRequest(read(context, body), answer)
 
 
-def answer(detections: Detections) -> Response:
+def answer(detections: Detections, ignored: Sequence[str] = ()) -> Response:
     """Encode the decisions as MLflow encodes those of `anomaly_vae.pyfunc`."""
-    return responses.response(Predictions(responses.results(detections)))
+    return responses.response(Predictions(responses.results(detections), list(ignored)))
 
 
 def _read_json(context: RequestContext, body: bytes) -> PendingRows:

@@ -50,7 +50,7 @@ class ServedTable(ServedModel):
 
     def handler(self, resources: Resources) -> RecordHandler:
         """Create the request handler, which reads records."""
-        return RecordHandler(self, RowDecoder(self.schema), resources)
+        return RecordHandler(self, RowDecoder(self.schema, self.id_column), resources)
 
     def read_columns(self, columns: Mapping[str, Sequence[Any]]) -> RawBatch:
         """Read N rows, given as columns (N,); refuse them all if any value does not fit."""

@@ -247,7 +247,9 @@ def test_many_clients_at_once(scan_client, pngs):
 
 def test_tables_and_images_side_by_side(both, records, pngs):
     table = both.post("/models/fraud/score", json={"records": records[:2]})
-    assert [set(r) for r in table.json()["results"]] == [{"score", "p_value", "is_anomaly"}] * 2
+    assert [set(r) for r in table.json()["results"]] == [
+        {"score", "p_value", "is_anomaly", "id"}
+    ] * 2
     scans = both.post("/models/scans/score", files=image_uploads.uploads(pngs[:2]))
     assert [r["file"] for r in scans.json()["results"]] == [0, 1]
 

@@ -109,7 +109,9 @@ WAYS = {
     "unknown keys": ("/score", {"json": {"records": [{**SMALL[0], "hat": 1}]}}, 1),
     "explained": ("/score", {"json": {"records": SMALL[:3], "explain": 2}}, 3),
     "large": ("/score", {"json": {"records": SMALL * 100}}, 3900),
-    "large, unknown keys": ("/score", {"json": {"records": [*SMALL, {"hat": 1}] * 100}}, 4000),
+    "large, unknown keys": (
+        "/score", {"json": {"records": [*SMALL, {**SMALL[0], "hat": 1}] * 100}}, 4000
+    ),
     "tensors": ("/v2/models/fraud/infer", {"json": {"inputs": tensors(SMALL)}}, 39),
     "records": ("/invocations", {"json": {"dataframe_records": SMALL}}, 39),
     "split": (
