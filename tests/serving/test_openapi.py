@@ -36,7 +36,8 @@ def schema(app):
 def test_every_route_is_in_it(client):
     assert set(client.get("/openapi.json").json()["paths"]) == {
         "/score", "/models/{name}/score", "/models", "/health/live", "/health/ready", "/metrics",
-        "/v2", "/v2/health/live", "/v2/health/ready", *V2.values(), "/invocations", "/ping",
+        "/v2", "/v2/health/live", "/v2/health/ready", *V2.values(), "/invocations",
+        "/ping", "/health", "/version",
         *(f"{path}/{more}" for path in V2.values() for more in ("ready", "infer")),
         "/-/reload",
     }  # fmt: skip
@@ -203,7 +204,8 @@ POSTS = [("POST", path, mode) for path in SCORING_ROUTES for mode in GenerationM
 GETS = [
     ("GET", path, GenerationMode.POSITIVE)
     for path in (
-        "/models", "/health/live", "/health/ready", "/metrics", "/ping", "/v2", "/v2/health/live",
+        "/models", "/health/live", "/health/ready", "/metrics", "/ping", "/health", "/version",
+        "/v2", "/v2/health/live",
         "/v2/health/ready", *V2.values(), *(f"{path}/ready" for path in V2.values()),
     )
 ] + [("POST", "/-/reload", GenerationMode.POSITIVE)]  # fmt: skip
