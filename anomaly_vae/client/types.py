@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import TYPE_CHECKING, Any, overload
 
 from msgspec import Struct
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 class Model(Struct, frozen=True):
@@ -106,12 +109,20 @@ class Result(Struct, frozen=True, omit_defaults=True):
     error: RecordFault | None = None
 
 
+TABLE_FIELDS = (
+    "id", "file", "frame", "score", "p_value", "is_anomaly", "group", "threshold"
+)  # fmt: skip
+"""Fields of a result that are columns of a table."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scores(Sequence[Result]):
     """The results in the order of the records; a record is anomalous where score > threshold.
 
     ``guarantee_status`` says whether recently scored rows still look like the calibration rows:
     ``holding``, ``doubtful`` or ``broken``; None if the service is too old to report it.
+    ``ignored`` names the keys that the model does not know, ``warnings`` says what else may be
+    unintended.
 
     >>> results = Result(96.2, 0.00025, True), Result(3.1, 0.61, False)
     >>> scores = Scores(Model("fraud", None, None), alpha=0.01, threshold=40.0, results=results)
@@ -124,6 +135,30 @@ class Scores(Sequence[Result]):
     threshold: float
     results: tuple[Result, ...]
     guarantee_status: str | None = None
+    ignored: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def to_table(self) -> pa.Table:
+        """Return a pyarrow table of N rows, which ``to_pandas`` turns into a data frame.
+
+        Its columns are ``score``, ``p_value``, ``is_anomaly`` and ``error``, which are null where
+        they do not apply; ``id``, ``file``, ``frame``, ``group`` and ``threshold`` are there if any
+        result has them.
+
+        >>> bad = Result(error=RecordFault("amount", "expected a number, got 'much'"))
+        >>> scores = Scores(Model("fraud", None, None), 0.01, 40.0, (Result(3.1, 0.6, False), bad))
+        >>> scores.to_table()["error"].to_pylist()
+        [None, "amount: expected a number, got 'much'"]
+        """
+        import pyarrow as pa
+
+        columns = {name: [getattr(one, name) for one in self.results] for name in TABLE_FIELDS}
+        used = {name: cells for name, cells in columns.items() if cells.count(None) < len(cells)}
+        types = {"score": pa.float64(), "p_value": pa.float64(), "is_anomaly": pa.bool_()}
+        decisions = {name: pa.array(columns[name], kind) for name, kind in types.items()}
+        errors = pa.array([_error_text(one.error) for one in self.results], pa.string())
+        others = {name: _column(cells) for name, cells in used.items() if name not in types}
+        return pa.table({**others, **decisions, "error": errors})
 
     def __len__(self) -> int:
         return len(self.results)
@@ -134,6 +169,22 @@ class Scores(Sequence[Result]):
     def __getitem__(self, index: slice) -> tuple[Result, ...]: ...
     def __getitem__(self, index: int | slice) -> Result | tuple[Result, ...]:
         return self.results[index]
+
+
+def _error_text(error: RecordFault | None) -> str | None:
+    if error is None:
+        return None
+    return f"{error.field}: {error.detail}" if error.field else error.detail
+
+
+def _column(cells: Sequence[Any]) -> pa.Array:
+    """Return cells as an array, as text if they are of several types."""
+    import pyarrow as pa
+
+    try:
+        return pa.array(cells)
+    except (pa.ArrowException, OverflowError):
+        return pa.array([None if cell is None else str(cell) for cell in cells], pa.string())
 
 
 class Column(Struct, frozen=True):
