@@ -40,7 +40,7 @@ from serving.problems import (
     ProblemDetails,
 )
 from serving.scoring import responses, schemas
-from serving.scoring.schemas import REF, GroupedResult, HeatmapResult
+from serving.scoring.schemas import REF, GroupedResult, RegionsResult
 from serving.scoring.tables import ServedTable
 from serving.settings import Settings
 
@@ -63,6 +63,10 @@ SECURITY: Json = {
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
 """Security schemes, by name."""
+FAILED_RESULT = "FailedResult"
+"""Name of the type of a result with an error."""
+DECISION, PLACE = ("score", "p_value", "is_anomaly"), ("id", "file", "frame")
+"""Fields of every result without an error, and fields that results with an error may have."""
 PAGE = """<!DOCTYPE html>
 <html>
 <head>
@@ -242,18 +246,36 @@ def _add_security(content: Json) -> None:
 
 def _describe_shapes(shapes: Iterable[Shape]) -> Json:
     """Describe types by name, with the fields that the service really sends."""
-    variants = (GroupedResult, HeatmapResult)
+    variants = (GroupedResult, RegionsResult)
     all_shapes = [*shapes, *variants, schemas.ScoreResponse, ProblemDetails]
     _, components = msgspec.json.schema_components(all_shapes, ref_template=REF)
     for variant in variants:
         described = components.pop(variant.__name__)["properties"]
         fields = [name for name in variant.__annotations__ if name in described]
         components[Result.__name__]["properties"] |= {name: described[name] for name in fields}
-    for shape in (Result, Schema):
+    for shape in (Result, Schema, schemas.ScoreResponse):
         properties = components[shape.__name__]["properties"]
         for name, described in properties.items():
             properties[name] = _describe_omitted(described)
+    _describe_failures(components)
     return components
+
+
+def _describe_failures(components: Json) -> None:
+    """Describe results with an error apart from those with a decision."""
+    properties = components[Result.__name__]["properties"]
+    error = properties.pop("error")
+    places = {name: properties[name] for name in PLACE}
+    components[Result.__name__]["required"] = list(DECISION)
+    components[FAILED_RESULT] = {
+        "title": FAILED_RESULT,
+        "description": "A record or image that was not scored, with the reason.",
+        "type": "object",
+        "required": ["error"],
+        "properties": {"error": error, **places},
+    }
+    results = components[schemas.ScoreResponse.__name__]["properties"]["results"]
+    results["items"] = {"anyOf": [ref(Result), {"$ref": REF.format(name=FAILED_RESULT)}]}
 
 
 def _describe_omitted(described: Json) -> Json:
@@ -262,6 +284,8 @@ def _describe_omitted(described: Json) -> Json:
         return described
     described = {key: value for key, value in described.items() if key != "default"}
     options = [option for option in described.pop("anyOf", []) if option != {"type": "null"}]
+    if len(options) > 1:
+        return described | {"anyOf": options}
     return described | (options[0] if options else {})
 
 

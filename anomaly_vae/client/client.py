@@ -34,7 +34,7 @@ from anomaly_vae.client.errors import (
     problem_of,
 )
 from anomaly_vae.client.records import Record, encode_record, rows_of
-from anomaly_vae.client.types import ModelInfo, Models, RecordFault, Result, Scores
+from anomaly_vae.client.types import Fault, ModelInfo, Models, Result, Scores
 from anomaly_vae.errors import ConfigError, DataError, RecordError
 
 __all__ = ["AsyncClient", "Client"]
@@ -56,7 +56,7 @@ T = TypeVar("T")
 File = str | Path | bytes
 Explain = int | Literal["all"]
 Errors = Literal["refuse", "per_record"]
-Faults = dict[int, RecordFault]
+Faults = dict[int, Fault]
 """Faults of records that cannot be sent, by their position."""
 
 _encode = msgspec.json.Encoder().encode
@@ -269,7 +269,7 @@ def _part(number: int, record: Record, faults: Faults | None) -> bytes:
     except RecordError as error:
         if faults is None:
             raise
-        faults[number] = RecordFault(error.field, error.reason)
+        faults[number] = Fault(error.field, error.reason)
         return UNSENT
 
 
@@ -381,7 +381,7 @@ class Client(_BaseClient):
         Args:
             files: PNG, JPEG, TIFF, DICOM or NIfTI files, each with one or more frames.
             model: name of the model; needed if the service has several.
-            explain: number of pixels to list for each image, or ``"all"``.
+            explain: number of regions to list for each image, or ``"all"``.
             heatmap: whether to return a heatmap (PNG) and the regions found in each image.
 
         Returns:

@@ -45,9 +45,14 @@ class Contribution(Struct, frozen=True):
 class Region(Struct, frozen=True):
     """An anomalous region, in pixels of the model's image; x points right, y points down.
 
-    ``area`` is in pixels; ``peak`` and ``total`` are in the unit of the heatmap.
+    ``box`` is (x0, y0, x1, y1), with x1 and y1 just outside. ``nats`` is the region's part of the
+    score, in the unit of the score, and ``share`` its fraction of all positive pixels of the
+    image. ``area`` is in pixels; ``peak`` and ``total`` are in the unit of the heatmap.
 
-    >>> region = Region(x=4, y=9, width=3, height=2, area=5, peak=2.5, total=7.0)
+    >>> region = Region(
+    ...     x=4, y=9, width=3, height=2, area=5, peak=2.5, total=7.0,
+    ...     box=(4, 9, 7, 11), nats=7.0, share=0.25,
+    ... )
     >>> region.x + region.width, region.y + region.height  # the lower right corner
     (7, 11)
     """
@@ -59,12 +64,15 @@ class Region(Struct, frozen=True):
     area: int
     peak: float
     total: float
+    box: tuple[int, int, int, int]
+    nats: float
+    share: float
 
 
-class RecordFault(Struct, frozen=True):
+class Fault(Struct, frozen=True):
     """The reason why a record or image was not scored; ``field`` is None if all of it is at fault.
 
-    >>> RecordFault("amount", "expected a number, got 'much'").field
+    >>> Fault("amount", "expected a number, got 'much'").field
     'amount'
     """
 
@@ -83,7 +91,8 @@ class Result(Struct, frozen=True, omit_defaults=True):
     ``error`` has no decision: ``score``, ``p_value`` and ``is_anomaly`` are None. Only images, and
     records sent with ``errors="per_record"``, have such results.
 
-    An explained score is the sum of its contributions, ``rest`` and ``kl``, in the model's unit.
+    An explained score is the sum of its contributions (for images, the ``nats`` of its regions),
+    ``rest`` and ``kl``, in the model's unit.
     An image is ``frame`` of upload ``file``, both counted from 0; ``heatmap`` is a PNG, encoded
     as base64 in JSON. For a model with groups, ``threshold`` is the threshold that was applied:
     that of ``group``, or, where ``group`` is null, that of all rows.
@@ -106,7 +115,7 @@ class Result(Struct, frozen=True, omit_defaults=True):
     regions: tuple[Region, ...] = ()
     group: str | None = None
     threshold: float | None = None
-    error: RecordFault | None = None
+    error: Fault | None = None
 
 
 TABLE_FIELDS = (
@@ -145,7 +154,7 @@ class Scores(Sequence[Result]):
         they do not apply; ``id``, ``file``, ``frame``, ``group`` and ``threshold`` are there if any
         result has them.
 
-        >>> bad = Result(error=RecordFault("amount", "expected a number, got 'much'"))
+        >>> bad = Result(error=Fault("amount", "expected a number, got 'much'"))
         >>> scores = Scores(Model("fraud", None, None), 0.01, 40.0, (Result(3.1, 0.6, False), bad))
         >>> scores.to_table()["error"].to_pylist()
         [None, "amount: expected a number, got 'much'"]
@@ -171,7 +180,7 @@ class Scores(Sequence[Result]):
         return self.results[index]
 
 
-def _error_text(error: RecordFault | None) -> str | None:
+def _error_text(error: Fault | None) -> str | None:
     if error is None:
         return None
     return f"{error.field}: {error.detail}" if error.field else error.detail

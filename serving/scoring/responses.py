@@ -11,8 +11,8 @@ from starlette.responses import Response
 from anomaly_vae.client.types import (
     BadRecord,
     Contribution,
+    Fault,
     Model,
-    RecordFault,
     Result,
     ResultId,
 )
@@ -71,7 +71,7 @@ def with_faults(
         bad: what is wrong with the others; of several faults of a record, the first is given.
         ids: the id of each record (N,), if any has one.
     """
-    faults = {one.record: RecordFault(one.field, one.detail) for one in reversed(bad)}
+    faults = {one.record: Fault(one.field, one.detail) for one in reversed(bad)}
     good = iter(results)
     return [
         next(good) if ok else Result(id=ids[row] if ids else None, error=faults[row])

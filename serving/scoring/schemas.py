@@ -57,10 +57,9 @@ class GroupedResult(Result, frozen=True, kw_only=True):
     threshold: float
 
 
-class HeatmapResult(Result, frozen=True, kw_only=True):
-    """A result with a heatmap; ``regions`` is present even if it is empty."""
+class RegionsResult(Result, frozen=True, kw_only=True):
+    """The result of an image with its regions; ``regions`` is present even if it is empty."""
 
-    heatmap: bytes
     regions: tuple[Region, ...]
 
 
