@@ -24,6 +24,10 @@ from serving.scoring.schemas import JSON, MAX_ID, REF, ErrorMode
 from serving.scoring.uploads import EXPLAIN_SCHEMA
 from serving.settings import Settings
 
+ID_SCHEMA: Json = {
+    "description": "The id of the record, which its result repeats.",
+    "type": ["string", "number", "boolean", "null"],
+}
 EXAMPLE_CONTRIBUTIONS = 3
 """Number of contributions per record in the example."""
 TEXT = """Records: a value that is absent or null is missing, and the record is scored by its other
@@ -114,8 +118,9 @@ def _request_schema(components: Sequence[str], max_records: int) -> Json:
 
 
 def record_schema(model: ServedTable) -> Json:
-    """Describe a record of this model; every key is optional."""
-    properties = {
+    """Describe a record of this model; every key is optional, but one column is needed."""
+    properties: Json = {model.id_column: ID_SCHEMA} if model.id_column else {}
+    properties |= {
         column.name: {**column.spec.json_schema, "examples": [model.example[column.name]]}
         for column in model.schema.columns
     }

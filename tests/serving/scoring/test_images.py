@@ -134,7 +134,7 @@ def test_explain_lists_so_many_regions(keen, pngs):
         return result.get("regions", [])
 
     every = listed("?explain=all")
-    assert len(every) > 2
+    assert every
     assert [listed(f"?explain={k}") for k in (0, 1, 2)] == [[], every[:1], every[:2]]
     assert listed("?explain=2&heatmap=png") == every[:2]
     assert listed("?heatmap=png") == every[:10]

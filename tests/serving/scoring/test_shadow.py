@@ -83,6 +83,7 @@ def test_answers_are_the_same_to_the_byte(client_of, client_beside, pair, record
         {"records": records[:40], "explain": 2},
         {"records": [{}]},
         {"records": [{"a": 1}]},
+        {"records": [*records[:3], {"a": 1}, *records[3:9]], "errors": "per_record"},
     ):
         assert alone.post("/score", json=body).content == beside.post("/score", json=body).content
 
@@ -111,6 +112,11 @@ WAYS = {
     "large": ("/score", {"json": {"records": SMALL * 100}}, 3900),
     "large, unknown keys": (
         "/score", {"json": {"records": [*SMALL, {**SMALL[0], "hat": 1}] * 100}}, 4000
+    ),
+    "errors by record": (
+        "/score",
+        {"json": {"records": [*SMALL, {"TX_AMOUNT": "x"}, {}, *SMALL], "errors": "per_record"}},
+        78,
     ),
     "tensors": ("/v2/models/fraud/infer", {"json": {"inputs": tensors(SMALL)}}, 39),
     "records": ("/invocations", {"json": {"dataframe_records": SMALL}}, 39),
