@@ -144,14 +144,14 @@ class DecodedBody(NamedTuple):
 
 def decode(body: bytes, max_records: int) -> DecodedBody:
     """Decode the request in a body; its records are checked later, by `read_records`."""
-    decoded = _decode(body)
+    decoded = _decode(body, max_records)
     if not decoded.request.records:
         raise ProblemError(INVALID_REQUEST, "'records' is empty; send at least one record")
     check_count(len(decoded.request.records), max_records)
     return decoded
 
 
-def _decode(body: bytes) -> DecodedBody:
+def _decode(body: bytes, max_records: int) -> DecodedBody:
     try:
         return DecodedBody(parse(_decoder, body), [], [])
     except UnfitBodyError:
@@ -162,24 +162,45 @@ def _decode(body: bytes) -> DecodedBody:
     except UnfitBodyError as error:
         if not error.bad:
             raise
-        others = {name: raw for name, raw in keys.items() if name != "records"}
-        request = parse(_lenient_decoder, msgspec.json.encode({**others, "records": []}))
-        if request.errors != "per_record":
-            raise
-    records, bad = _decode_each(keys["records"])
+    others = {name: raw for name, raw in keys.items() if name != "records"}
+    request = parse(_lenient_decoder, msgspec.json.encode({**others, "records": []}))
+    raw_records = _raw_decoder.decode(keys["records"])
+    check_count(len(raw_records), max_records)
+    records, bad = _decode_each(raw_records)
+    if request.errors == "refuse":
+        raise unfit_records(bad)
     return DecodedBody(msgspec.structs.replace(request, records=records), bad, unknown)
 
 
-def _decode_each(content: msgspec.Raw) -> tuple[list[dict[str, Any]], list[BadRecord]]:
+def _decode_each(
+    raw_records: Sequence[msgspec.Raw],
+) -> tuple[list[dict[str, Any]], list[BadRecord]]:
     """Decode records one by one; return them, empty where one is bad, and their faults."""
     records, bad = list[dict[str, Any]](), list[BadRecord]()
-    for number, raw in enumerate(_raw_decoder.decode(content)):
+    for number, raw in enumerate(raw_records):
         try:
             records.append(parse(_record_decoder, raw))
         except UnfitBodyError as error:
             records.append({})
-            bad.append(BadRecord(number, None, error.detail))
+            bad.append(BadRecord(number, _bad_field(raw), error.detail))
     return records, bad
+
+
+def _bad_field(raw: msgspec.Raw) -> str | None:
+    """Return the first key of a record whose value cannot be decoded; None if it is no record."""
+    try:
+        cells = _keys_decoder.decode(raw)
+    except msgspec.ValidationError:
+        return None
+    return next((name for name, cell in cells.items() if not _is_decodable(cell)), None)
+
+
+def _is_decodable(raw: msgspec.Raw) -> bool:
+    try:
+        msgspec.json.decode(raw)
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def parse(decoder: msgspec.json.Decoder[T], body: bytes | msgspec.Raw) -> T:

@@ -239,7 +239,7 @@ def test_bad_records_get_an_error_in_their_place(client, records):
 def test_numbers_out_of_range_are_errors_of_their_record(client):
     body = b'{"errors": "per_record", "records": [{"TX_AMOUNT": 1e400}, {"TX_AMOUNT": 2}], "x": 1}'
     answer = post(client, body).json()
-    assert answer["results"][0]["error"]["detail"] == "Number out of range"
+    assert answer["results"][0]["error"] == {"field": "TX_AMOUNT", "detail": "Number out of range"}
     assert "score" in answer["results"][1]
     assert answer["warnings"]
 
