@@ -22,7 +22,7 @@ REF = "#/components/schemas/{name}"
 
 MAX_ID = 200
 """Maximum length of the ``id`` of a request, in characters."""
-RequestId = Annotated[str, msgspec.Meta(max_length=MAX_ID)] | int | None
+RequestId = Annotated[str, msgspec.Meta(max_length=MAX_ID)] | int | float | None
 ErrorMode = Literal["refuse", "per_record"]
 
 

@@ -109,7 +109,7 @@ def _request_schema(components: Sequence[str], max_records: int) -> Json:
                 "description": "An id of the request, which the answer repeats.",
                 "anyOf": [
                     {"type": "string", "maxLength": MAX_ID},
-                    {"type": "integer"},
+                    {"type": "number"},
                     {"type": "null"},
                 ],
             },

@@ -213,12 +213,12 @@ FOREIGN = ["/invocations", *(f"{path}/infer" for path in V2.values())]
 
 
 @pytest.mark.parametrize(("method", "path", "mode"), POSTS + GETS)
-def test_whatever_is_sent_is_answered_as_documented(schema, served, method, path, mode):
+def test_whatever_is_sent_is_answered_as_documented(schema, method, path, mode):
     """What fits is accepted, what does not is refused, unless errors are asked for by record.
 
     And there is no 500, no undocumented status and no answer of another shape.
     """
-    operation, columns = schema[path][method], frozenset(served.schema.names)
+    operation = schema[path][method]
 
     @given(case=operation.as_strategy(generation_mode=mode))
     @settings(
@@ -230,11 +230,11 @@ def test_whatever_is_sent_is_answered_as_documented(schema, served, method, path
     def check(case):
         assume(LARGEST not in str(case.body))
         body = case.body if isinstance(case.body, dict) else {}
-        assume(
-            mode == GenerationMode.NEGATIVE
-            or all(map(columns.intersection, body.get("records", ())))
-        )
-        assume(mode == GenerationMode.POSITIVE or body.get("errors") != "per_record")
+        if mode == GenerationMode.POSITIVE:
+            for record in body.get("records", ()):
+                record.setdefault("TX_AMOUNT", None)  # no schema says that one is needed
+        elif body.get("errors") == "per_record":
+            del body["errors"]  # it accepts what does not fit
         case.call_and_validate()
 
     check()
