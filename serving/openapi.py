@@ -40,7 +40,7 @@ from serving.problems import (
     ProblemDetails,
 )
 from serving.scoring import responses, schemas
-from serving.scoring.schemas import REF, GroupedResult, HeatmapResult
+from serving.scoring.schemas import REF, GroupedResult, RegionsResult
 from serving.scoring.tables import ServedTable
 from serving.settings import Settings
 
@@ -63,6 +63,10 @@ SECURITY: Json = {
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
 """Security schemes, by name."""
+FAILED_RESULT = "FailedResult"
+"""Name of the type of a result with an error."""
+DECISION, PLACE = ("score", "p_value", "is_anomaly"), ("id", "file", "frame")
+"""Fields of every result without an error, and fields that results with an error may have."""
 
 
 class Part(NamedTuple):
@@ -225,7 +229,7 @@ def _add_security(content: Json) -> None:
 
 def _describe_shapes(shapes: Iterable[Shape]) -> Json:
     """Describe types by name, with the fields that the service really sends."""
-    variants = (GroupedResult, HeatmapResult)
+    variants = (GroupedResult, RegionsResult)
     all_shapes = [*shapes, *variants, schemas.ScoreResponse, ProblemDetails]
     _, components = msgspec.json.schema_components(all_shapes, ref_template=REF)
     for variant in variants:
@@ -234,10 +238,11 @@ def _describe_shapes(shapes: Iterable[Shape]) -> Json:
         components[Result.__name__]["properties"] |= {name: described[name] for name in fields}
     for described in components.values():
         _describe_any_items(described)
-    for shape in (Result, Schema):
+    for shape in (Result, Schema, schemas.ScoreResponse):
         properties = components[shape.__name__]["properties"]
         for name, described in properties.items():
             properties[name] = _describe_omitted(described)
+    _describe_failures(components)
     return components
 
 
@@ -253,12 +258,31 @@ def _describe_any_items(described: Any) -> None:
             _describe_any_items(part)
 
 
+def _describe_failures(components: Json) -> None:
+    """Describe results with an error apart from those with a decision."""
+    properties = components[Result.__name__]["properties"]
+    error = properties.pop("error")
+    places = {name: properties[name] for name in PLACE}
+    components[Result.__name__]["required"] = list(DECISION)
+    components[FAILED_RESULT] = {
+        "title": FAILED_RESULT,
+        "description": "A record or image that was not scored, with the reason.",
+        "type": "object",
+        "required": ["error"],
+        "properties": {"error": error, **places},
+    }
+    results = components[schemas.ScoreResponse.__name__]["properties"]["results"]
+    results["items"] = {"anyOf": [ref(Result), {"$ref": REF.format(name=FAILED_RESULT)}]}
+
+
 def _describe_omitted(described: Json) -> Json:
     """Describe a field with a default as optional but never null, as the service omits it."""
     if "default" not in described:
         return described
     described = {key: value for key, value in described.items() if key != "default"}
     options = [option for option in described.pop("anyOf", []) if option != {"type": "null"}]
+    if len(options) > 1:
+        return described | {"anyOf": options}
     return described | (options[0] if options else {})
 
 

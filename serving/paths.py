@@ -10,7 +10,7 @@ from serving.problems import NOT_FOUND, ProblemError
 HEADERS = "anomaly_vae.headers"
 """Key of an ASGI scope under which its headers are kept as a mapping."""
 PROBES = frozenset(
-    {"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/ping"}
+    {"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/ping", "/health"}
 )
 """Routes of health checks."""
 DOCS_ROUTES = frozenset(

@@ -81,6 +81,15 @@ def read_bytes(content: bytes, options: DecodeOptions) -> Iterator[DecodedImage 
     return _read(lambda: content, options)
 
 
+def count_images(content: bytes, options: DecodeOptions) -> int:
+    """Return the number of images that `read_bytes` yields, by the header of a file.
+
+    A file that cannot be opened yields one failure, and counts as one.
+    """
+    frames = _attempt(lambda: _open(content, options), None)
+    return 1 if isinstance(frames, DecodeFailure) else len(frames.numbers)
+
+
 def _content(path: Path, options: DecodeOptions) -> bytes:
     try:
         if not path.is_file():

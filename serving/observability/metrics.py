@@ -82,6 +82,7 @@ class ModelMetrics:
         self.scored = metrics.scored.labels(model, version)
         self.flagged = metrics.flagged.labels(model, version)
         self.ignored = metrics.ignored.labels(model, version)
+        self.failed = metrics.failed.labels(model, version)
         self.p_values = metrics.p_values.labels(model, version)
         self.sizes = metrics.sizes.labels(model, version)
         self.inference = metrics.inference.labels(model, version)
@@ -254,6 +255,9 @@ class Metrics(Collector):
         column = ("model", "column")
         self.scored = self._counter("scored_records", "Records scored.", MODEL)
         self.flagged = self._counter("flagged_records", "Records flagged as anomalies.", MODEL)
+        self.failed = self._counter(
+            "rejected_records", "Records and images answered with an error of their own.", MODEL
+        )
         self.ignored = self._counter(
             "ignored_keys", "Distinct unknown keys per request, summed over requests.", MODEL
         )

@@ -102,11 +102,14 @@ class OutputTensor(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class InferenceResponse(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The decisions; ``parameters`` contains the alpha and the threshold of the model."""
+    """The decisions; ``parameters`` contains the alpha and the threshold of the model.
+
+    The parameter ``ignored`` lists the columns that the model does not know, if there are any.
+    """
 
     model_name: str
     outputs: list[OutputTensor]
-    parameters: dict[str, float]
+    parameters: dict[str, float | str]
     model_version: str | None = None
     id: str | None = None
 
@@ -229,6 +232,7 @@ def answer(
     request_id: str | None,
     requested: Mapping[str, bool],
     detections: Detections,
+    ignored: Sequence[str] = (),
 ) -> Response:
     """Encode the decisions as the requested tensors; binary tensors follow the JSON.
 
@@ -237,6 +241,7 @@ def answer(
         request_id: identifier to repeat in the answer.
         requested: whether each requested output is encoded as bytes, by its name.
         detections: the decisions on N rows.
+        ignored: names of the ignored columns.
     """
     tail: list[bytes] = []
     outputs = [
@@ -244,7 +249,11 @@ def answer(
         for name, as_bytes in requested.items()
     ]
     calibration = model.detector.calibration
-    parameters = {"alpha": calibration.alpha, "threshold": calibration.threshold}
+    parameters: dict[str, Any] = {
+        "alpha": calibration.alpha, "threshold": calibration.threshold
+    }  # fmt: skip
+    if ignored:
+        parameters["ignored"] = ", ".join(ignored)  # a parameter cannot be a list
     head = responses.encode(
         InferenceResponse(model.name, outputs, parameters, model.version, request_id)
     )
@@ -388,4 +397,4 @@ def _example_answer(model: ServedModel, settings: Settings) -> Any:
     context = RequestContext(model, {}, settings.max_records)
     request = decode(context, msgspec.json.encode(example_request(model)))
     detections = model.detect(request.rows.read(model), settings)
-    return msgspec.json.decode(request.answer(detections).body)
+    return msgspec.json.decode(request.answer(detections, ()).body)

@@ -14,18 +14,19 @@ from dataclasses import dataclass
 from functools import partial
 from urllib.parse import parse_qsl
 
+import numpy as np
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.types import Receive, Scope
 
-from anomaly_vae.client.types import Result
+from anomaly_vae.client.types import BadRecord, Fault, Result
 from anomaly_vae.scoring.detector import Detections
 from serving.models.store import BodyDescription, Json, ServedModel
 from serving.observability import logs
 from serving.paths import HEADERS
 from serving.problems import INVALID_REQUEST, MALFORMED, TOO_MANY_RECORDS, UNSUPPORTED, ProblemError
 from serving.scoring.handlers import RequestHandler, Resources
-from serving.scoring.requests import Headers, check_encoding
+from serving.scoring.requests import Headers, check_encoding, unfit_records
 from serving.settings import Settings
 
 MULTIPART = "multipart/form-data"
@@ -49,10 +50,12 @@ TEXT = f"""Images: PNG, JPEG, TIFF, DICOM and NIfTI, detected by their content, 
 more frames. Send several files as `{FORM_FIELD}` in a form, or one file as the body:
 `curl -F files=@one.dcm -F files=@two.png '…/score?heatmap=png'` or
 `curl --data-binary @one.png -H 'Content-Type: image/png' …/score`.
-One image that cannot be read or is blank refuses the whole request."""
+Files are numbered from 0 in the order of the form; their names are not read. An image of a form
+that cannot be read or is blank gets an `error` in place of its result; in a body that is one file,
+it refuses the request."""
 
 EXPLAIN_SCHEMA: Json = {
-    "description": "Number of contributions (for images: pixels) to list, or `all`; 0 if absent.",
+    "description": "Number of contributions (for images: regions) to list, or `all`; 0 if absent.",
     "anyOf": [{"type": "integer", "minimum": 0}, {"const": "all"}],
 }
 QUERY: list[Json] = [
@@ -213,6 +216,21 @@ class _Form:
         self.complete = True
 
 
+def check_all_usable(results: Sequence[Result]) -> None:
+    """Refuse a request if one of its images cannot be used; the error names file and frame."""
+    bad = [
+        BadRecord(result.file or 0, result.error.field, _with_frame(result.error, result.frame))
+        for result in results
+        if result.error is not None
+    ]
+    if bad:
+        raise unfit_records(bad)
+
+
+def _with_frame(error: Fault, frame: int | None) -> str:
+    return error.detail if frame is None else f"frame {frame}: {error.detail}"
+
+
 def describe_bodies(examples: Json, max_files: int) -> BodyDescription:
     """Describe uploads for the OpenAPI document, with these examples of PNG images."""
     files = {"type": "array", "items": BINARY, "minItems": 1, "maxItems": max_files}
@@ -230,8 +248,8 @@ def describe_bodies(examples: Json, max_files: int) -> BodyDescription:
 
 # ---------------------------------------------------------------- the handler
 
-Score = Callable[[Sequence[bytes], ImageOptions, Settings], tuple[Detections, list[Result]]]
-"""Function that scores the images in files."""
+Score = Callable[[Sequence[bytes], ImageOptions, Settings], tuple[list[Result], Detections | None]]
+"""Function that scores the images in files, and decides on those that can be used."""
 Head = tuple[bytes | None, ImageOptions]
 """Boundary of the form (None if the body is a single file), and the options in the query."""
 
@@ -264,11 +282,32 @@ class UploadHandler(RequestHandler):
         """Return the answer to uploaded files, and the number of their images."""
         start, settings = time.perf_counter(), self.resources.settings
         split = partial(split_files, boundary=boundary, max_files=settings.max_records)
-        detections, results = self._score(split(body), options, settings)
-        self._count(detections, start)
+        results, detections = self._score(split(body), options, settings)
+        if boundary is None:
+            check_all_usable(results)
         self.metrics.sizes.observe(len(results))
-        self.resources.shadows.offer(self.model, detections, body, lambda bodies, _: split(*bodies))
+        self.metrics.failed.inc(sum(result.error is not None for result in results))
+        if detections is not None:
+            self._count(detections, start)
+            self._offer(results, detections, body, split)
         return self.encode(results), len(results)
+
+    def _offer(
+        self,
+        results: Sequence[Result],
+        detections: Detections,
+        body: bytes,
+        split: Callable[[bytes], list[bytes]],
+    ) -> None:
+        """Offer the files of which all images were scored to the shadow."""
+        bad = {result.file for result in results if result.error is not None}
+        kept = np.array([result.file not in bad for result in results if result.error is None])
+
+        def read(bodies: Sequence[bytes], _: ServedModel) -> list[bytes]:
+            return [one for number, one in enumerate(split(*bodies)) if number not in bad]
+
+        if kept.any():
+            self.resources.shadows.offer(self.model, detections.part(kept), body, read)
 
     def decide(self, content: Sequence[bytes]) -> Detections:
         """Decide on files with one image each, and count them."""

@@ -49,17 +49,20 @@ def test_counts_add_up(client, records):
 
 
 def test_images_are_counted_as_records(scan_client, pngs):
-    """Each frame counts as one record; refused images do not count."""
+    """Each frame counts as one record; images with an error do not count as scored."""
     contents = [*pngs, nifti_file(blobs(3))]
     answer = scan_client.post("/score", files=uploads(contents)).json()
     flagged = sum(result["is_anomaly"] for result in answer["results"])
-    scan_client.post("/score", files=uploads([pngs[0], b"x"]))
-    scan_client.post("/score", json={"records": [{}]})
+    scan_client.post("/score", files=uploads([b"x", b"y"]))
+    png = {"Content-Type": "image/png"}
+    scan_client.post("/score", content=b"x", headers=png)
+    scan_client.post("/score", json={"records": [{"TX_AMOUNT": 1}]})
     labels = {"model": "scans", "version": ""}
     assert value(scan_client, "scored_records_total", **labels) == len(pngs) + 3
     assert value(scan_client, "flagged_records_total", **labels) == flagged > 0
     assert value(scan_client, "p_value_count", **labels) == len(pngs) + 3
-    assert value(scan_client, "request_records_sum", **labels) == len(pngs) + 3
+    assert value(scan_client, "request_records_sum", **labels) == len(pngs) + 5
+    assert value(scan_client, "rejected_records_total", **labels) == 2
     assert value(scan_client, "rejected_requests_total", reason="invalid-record") == 1
     assert value(scan_client, "rejected_requests_total", reason="unsupported-media-type") == 1
     info = [dict(names) for name, names in samples(scan_client) if name == "model_info"]
@@ -81,7 +84,7 @@ def test_refusals_are_counted_by_reason(client):
 
 
 def test_ignored_keys_are_counted_and_known_ones_are_not(client, records):
-    body = {"records": [{**records[0], "shoe_size": 1}, {"shoe_size": 2, "hat_size": 3}]}
+    body = {"records": [{**records[0], "shoe_size": 1}, {**records[0], "hat_size": 3}]}
     client.post("/score", json=body)
     assert value(client, "ignored_keys_total", **MODEL) == 2
 
