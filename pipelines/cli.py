@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pkgutil
 import sys
+import traceback
 import warnings
 from enum import StrEnum
 from pathlib import Path
@@ -15,6 +16,7 @@ import typer
 from anomaly_vae import __version__
 from anomaly_vae.errors import AnomalyVAEError, ConfigError
 from anomaly_vae.files import own_temporary_folder
+from anomaly_vae.masking import masked
 from pipelines import console
 
 if TYPE_CHECKING:
@@ -503,6 +505,11 @@ def main() -> None:
 
 
 def _exit_code() -> int:
+    with console.masked_output():
+        return _run()
+
+
+def _run() -> int:
     try:
         code: Any = app(standalone_mode=False)
     except AnomalyVAEError as error:
@@ -512,20 +519,22 @@ def _exit_code() -> int:
         return INTERRUPTED
     except OSError as error:
         return _fail(f"'{error.filename}': {error.strerror}" if error.filename else str(error))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  # one line instead of a traceback
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error
+            vars(error)["message"] = masked(str(error))  # before it is broken over lines
             error.show()
             return USAGE
-        if os.environ.get("ANOMALY_VAE_DEBUG"):
-            raise
         return _unexpected(error)
     return code if isinstance(code, int) else DONE
 
 
 def _unexpected(error: Exception) -> int:
+    if os.environ.get("ANOMALY_VAE_DEBUG"):
+        traceback.print_exc()
+        return FAULT
     if isinstance(error, ModuleNotFoundError) and error.name in TRAIN_LIBRARIES:
         return _fail(f"{error}; install it with: pip install 'anomaly-vae[train]'")
-    text = " ".join(str(error).split())[:300]
+    text = " ".join(masked(str(error)).split())[:300]
     return _fail(
         f"unexpected {type(error).__name__}: {text} (ANOMALY_VAE_DEBUG=1 shows where; "
         "please report it)"

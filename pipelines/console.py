@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO, cast
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -20,6 +20,35 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
+
+from anomaly_vae.masking import masked
+
+
+class MaskedStream:
+    """A text stream that writes no passwords and otherwise behaves as the stream it wraps."""
+
+    def __init__(self, unmasked: TextIO) -> None:
+        self.unmasked = unmasked
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.unmasked, name)
+
+    def write(self, text: str) -> int:
+        """Write text without passwords and tokens."""
+        self.unmasked.write(masked(text))
+        return len(text)
+
+
+@contextmanager
+def masked_output() -> Iterator[None]:
+    """Write no passwords to stdout and stderr, whoever writes: tables, warnings, tracebacks."""
+    out, err = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = cast("TextIO", MaskedStream(out)), cast("TextIO", MaskedStream(err))
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = out, err
+
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -55,7 +84,9 @@ def format_value(value: object) -> str:
         return "–"
     if isinstance(value, float):
         return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return masked(str(value))  # before a table breaks it over lines
 
 
 @contextmanager

@@ -40,6 +40,7 @@ from anomaly_vae.lifecycle.registry import (
     main,
 )
 from tests.support.paths import ROOT
+from tests.support.ports import free_port
 from tests.support.registries import (
     DATABASE,
     copy_registry,
@@ -99,7 +100,7 @@ def test_the_environment_wins_over_what_the_configuration_says(
 
 def test_a_plain_folder_is_refused_with_what_to_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "./mlruns")
-    with pytest.raises(RegistryError, match=r"'\./mlruns' is not .* sqlite:///mlflow.db"):
+    with pytest.raises(RegistryError, match=r"'\./mlruns' is not .* sqlite:///FILE"):
         Registry()
 
 
@@ -468,6 +469,42 @@ def test_a_missing_database_driver_is_one_line(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql+absent://nobody@localhost/x")
     with pytest.raises(RegistryError, match=r"^MLflow: "):
         Registry().models()
+
+
+@pytest.mark.parametrize(
+    ("uri", "form"),
+    [
+        ("postgresql://bob:s3cret@h/x", "postgresql+psycopg2://…, and pip install psycopg2-binary"),
+        ("postgresql+absent://bob:s3cret@h/x", "write the tracking URI as postgresql+psycopg2://…"),
+        ("mysql://bob:s3cret@h/x", "mysql+pymysql://…, and pip install pymysql"),
+        ("mssql://bob:s3cret@h/x", "mssql+pyodbc://…, and pip install pyodbc"),
+        ("oracle://bob:s3cret@h/x", "no registry at 'oracle://h/x'; use http"),
+        ("postgres://bob:s3cret@h/x", "or postgresql+psycopg2://"),
+        ("foo://bob:s3cret@h", "no registry at 'foo://h'; use http"),
+        ("http://bob:s3cret/x@h", "write / as %2F"),
+        ("http://", "host or the port of the tracking URI 'http://' is invalid"),
+        ("postgresql+psycopg2://bob:s3@cret@h/x", "@ as %40"),
+        ("postgresql+psycopg2://bob:s3cret@h:abc/x", "host or the port"),
+        ("bob:s3cret@h", "is not a tracking URI; use http"),
+    ],
+)
+def test_an_address_that_cannot_be_used_names_one_that_can(uri: str, form: str) -> None:
+    with pytest.raises(RegistryError) as caught:
+        Registry(uri).models()
+    assert form in str(caught.value)
+    assert "cret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_child_process_of_the_service_shows_no_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://bob:s3cret@127.0.0.1:{free_port()}")
+    assert main(["fetch", "models:/fraud/1", "--to", str(tmp_path)]) == FAULT
+    err = capsys.readouterr().err
+    assert "http://127.0.0.1:" in err
+    assert "s3cret" not in err
 
 
 def test_a_run_that_cannot_even_be_ended_tells_what_broke_it(
