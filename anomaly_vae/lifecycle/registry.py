@@ -12,10 +12,12 @@ cheap.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
 import json
 import logging
 import os
+import posixpath
 import re
 import sys
 import tempfile
@@ -74,6 +76,10 @@ DECISION_TAG = "anomaly_vae.decision"
 HISTORY_TAG = "anomaly_vae.promotions"
 MAX_PARAM_CHARACTERS = 6000
 """Maximum length of an MLflow parameter."""
+MAX_PARAM_NAME_CHARACTERS = 250
+"""Maximum length of the name of an MLflow parameter."""
+REFUSED = re.compile(r"[^/\w.\- :]|:(?=[0-9a-f]+:)")
+"""Characters that MLflow refuses in a parameter's name, and colons that look like an escape."""
 REQUIREMENTS = {
     "tabular": f"anomaly-vae=={__version__}",
     "image": f"anomaly-vae[images]=={__version__}",
@@ -220,8 +226,11 @@ class Run:
 
     @_translate_errors
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Log parameters; keys of nested mappings are joined by dots."""
-        entries = [Param(key, str(value)[:MAX_PARAM_CHARACTERS]) for key, value in _flatten(params)]
+        """Log parameters; keys of nested mappings are joined by dots, see `param_name`."""
+        entries = [
+            Param(param_name(key), str(value)[:MAX_PARAM_CHARACTERS])
+            for key, value in _flatten(params)
+        ]
         for batch in batched(entries, 100):
             self._client.log_batch(self.id, params=batch)
 
@@ -644,6 +653,25 @@ def _flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def param_name(key: str) -> str:
+    """Return a name that MLflow accepts for a parameter; different keys have different names.
+
+    Characters that MLflow refuses become their code point in hexadecimal between colons, such as
+    ``:24:`` for a dollar sign. A long name ends with a digest in place of the rest.
+
+    >>> from anomaly_vae.lifecycle.registry import param_name
+    >>> param_name("data.features.Amount ($).type")
+    'data.features.Amount :28::24::29:.type'
+    """
+    name = REFUSED.sub(lambda match: f":{ord(match[0]):x}:", key)
+    if posixpath.normpath(name) != name:  # MLflow treats names as paths
+        name = name.replace("/", ":2f:")
+    if len(name) <= MAX_PARAM_NAME_CHARACTERS:
+        return name
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    return f"{name[: MAX_PARAM_NAME_CHARACTERS - 17]}:{digest}"
 
 
 def batched(entries: Sequence[Any], size: int) -> Iterator[list[Any]]:

@@ -38,6 +38,7 @@ from anomaly_vae.lifecycle.registry import (
     Version,
     cache_bundle,
     main,
+    param_name,
 )
 from tests.support.paths import ROOT
 from tests.support.ports import free_port
@@ -611,3 +612,26 @@ def test_a_database_that_was_broken_off_is_told_with_the_remedy(absent: Path) ->
     with pytest.raises(RegistryError, match="secrets already exists") as caught:
         Registry(f"sqlite:///{absent}").models()
     assert f"the creation of '{absent}' was interrupted: move it away" in str(caught.value)
+
+
+NAMES = (
+    "Amount ($)", "ch=[web]", "a/b", "a//b", "./a", "../a", "/a", "a/", "", " ", ".", "a\nb", "a\n",
+    "größe", "金額", "😀", "a:b", "a:28:", "a(", "a:3a:28:", "%, #&'?", "x" * 300, "x" * 299 + "y",
+    "a\x00b", "a\\b", "type", "a\u200bb", "é", "e\u0301",
+)  # fmt: skip
+"""Names of columns, all different."""
+
+
+def test_columns_of_any_name_are_logged_as_parameters(registry: Registry) -> None:
+    features = {name: {"type": f"numeric-{i}", "rare": i} for i, name in enumerate(NAMES)}
+    with registry.run("fraud", "train", {}) as run:
+        run.log_params({"data": {"features": features}})
+    params = stored(run.id).data.params
+    assert len(params) == 2 * len(NAMES)
+    for name, feature in features.items():
+        assert params[param_name(f"data.features.{name}.type")] == feature["type"]
+
+
+def test_a_name_that_mlflow_accepts_is_logged_as_it_is() -> None:
+    for name in ("data.features.größe.type", "a/b", "a b", "a:b", "training.epochs"):
+        assert param_name(name) == name
