@@ -7,9 +7,10 @@ import pkgutil
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -35,7 +36,22 @@ FLOWS = {
 }
 """Function or module that implements a command, by command and kind of data."""
 
-app = typer.Typer(
+Function = TypeVar("Function", bound=Callable[..., Any])
+JSON = "--json"
+"""Option of every command: print the result as JSON on a terminal, too."""
+
+
+class App(typer.Typer):
+    """A command line whose commands all mention `JSON` in their help."""
+
+    def command(self, name: str | None = None, **options: Any) -> Callable[[Function], Function]:
+        """Register a command."""
+        epilog = f"{JSON} prints the result as JSON on a terminal, too; elsewhere it is always JSON"
+        register: Callable[[Function], Function] = super().command(name, epilog=epilog, **options)
+        return register
+
+
+app = App(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -511,7 +527,9 @@ def _exit_code() -> int:
 
 def _run() -> int:
     try:
-        code: Any = app(standalone_mode=False)
+        arguments = sys.argv[1:]
+        console.print_json(JSON in arguments)
+        code: Any = app([a for a in arguments if a != JSON], standalone_mode=False)
     except AnomalyVAEError as error:
         return _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):

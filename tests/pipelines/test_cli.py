@@ -25,6 +25,7 @@ from pipelines import cli, console
 from tests.support.flows import Command, World
 from tests.support.paths import ROOT
 from tests.support.ports import free_port
+from tests.support.terminal import run_on_terminal
 
 COMMANDS = (
     "demo", "simulate", "train", "calibrate", "evaluate", "promote", "rollback", "run", "score",
@@ -423,3 +424,29 @@ def test_whatever_is_written_to_the_terminal_is_masked(
         answer = command("models")
     assert "Traceback" in answer.err
     assert "s3cretPw@" not in answer.err.replace('"', "").split("ZeroDivisionError: ")[-1]
+
+
+# ---------------------------------------------------------------- terminals
+
+
+@pytest.mark.parametrize("option", [(), ("--json",)])
+def test_a_command_on_a_terminal_prints_json_only_where_asked(
+    tmp_path: Path, option: tuple[str, ...]
+) -> None:
+    command = [sys.executable, "-m", "pipelines.cli", "simulate", "transactions", "--rows", "50"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    code, text = run_on_terminal(
+        [*command, "--out", "data", *option], 80, environment, str(tmp_path)
+    )
+    assert code == 0
+    assert ("{" in text) == bool(option)
+    assert "50" in text
+    assert any(line.startswith("{") and json.loads(line) for line in text.splitlines()) == bool(
+        option
+    )
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, *GENERATING])
+def test_every_command_mentions_and_accepts_json(command: Command, name: str) -> None:
+    assert "--json" in command(name, "--help").out
+    assert command(name, "--json", "--help").code == 0
