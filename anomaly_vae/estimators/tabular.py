@@ -132,6 +132,7 @@ class TabularVAEDetector(VAEDetector[TabularConfig, TabularSchema]):
         features: Sequence[str] | Mapping[str, str | Feature] | None = None,
         calibration_fraction: float | None = None,
         validation_fraction: float | None = None,
+        verbose: int = 0,
     ) -> None:
         self._store(locals())
 

@@ -100,11 +100,8 @@ def test_a_table_keeps_its_columns_or_has_one_field_per_line(width: int) -> None
         assert row.index("night-job") == header.index("by")
         assert row.index(REASON) == header.index("reason")
     else:
-        fields = [
-            line.split()[0]
-            for line in text.splitlines()
-            if line.startswith("  ") and line[2:3].strip()
-        ]
+        indented = [line for line in text.splitlines() if line.startswith("  ")]
+        fields = [line.split()[0] for line in indented if line[2:3].strip()]
         assert fields == ["when", "decision", "version", "by", "reason"] * 2
 
 
