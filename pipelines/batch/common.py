@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -98,7 +99,8 @@ def exclude_output(
     for path in paths:
         if folder in (_resolved(path), *_resolved(path).parents):
             raise DataError(f"--input '{path}' lies in --output '{output}'; choose another folder")
-    kept = [item for item in inputs if folder not in _resolved(file_of(item)).parents]
+    holds = cache(partial(_contains, folder))
+    kept = [item for item in inputs if not holds(_folder_of(file_of(item)))]
     if not kept:
         raise DataError(f"no file to score lies outside --output '{output}'")
     return kept
@@ -107,6 +109,16 @@ def exclude_output(
 def _resolved(path: str | Path) -> Path:
     """Return the target of a path; circular links are left as they are."""
     return Path(os.path.realpath(path))
+
+
+def _folder_of(file: Path) -> Path:
+    """Return the folder of a file, or that of the file which it links to."""
+    return _resolved(file).parent if file.is_symlink() else file.parent
+
+
+def _contains(folder: Path, other: Path) -> bool:
+    place = _resolved(other)
+    return folder in (place, *place.parents)
 
 
 def max_contributions(explain: Explain) -> int | None:

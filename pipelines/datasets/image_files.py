@@ -37,16 +37,19 @@ MAX_NAMES = 3
 """Maximum number of files that a message names for each reason."""
 MAX_REASONS = 8
 """Maximum number of reasons, each on its own line, that are printed."""
+NO_IMAGES = {
+    b"PK\3\4": "it is a ZIP archive; unpack it and give the folder",
+    b"PK\5\6": "it is a ZIP archive; unpack it and give the folder",
+    b"Rar!": "it is a RAR archive; unpack it and give the folder",
+    b"7z\xbc\xaf": "it is a 7z archive; unpack it and give the folder",
+    b"%PDF": "it is a PDF document and no image; export its images",
+}
+"""First bytes of files that are often found among images, and what to do with them."""
+TAR = "it is a tar archive; unpack it and give the folder"
 TAR_MAGIC = slice(257, 262)
 """Position of the text ``ustar`` in a tar archive."""
-ARCHIVES = {
-    b"PK\3\4": "a ZIP archive",
-    b"PK\5\6": "a ZIP archive",
-    b"Rar!": "a RAR archive",
-    b"7z\xbc\xaf": "a 7z archive",
-}
-"""First bytes of archives."""
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+"""Suffixes of tar archives, in lower case."""
 KINDS = {
     stat.S_IFDIR: "a folder; list its files, or give the folder itself",
     stat.S_IFIFO: "a pipe; give the path of an image file",
@@ -192,9 +195,9 @@ def list_files(paths: Sequence[str]) -> list[ImageFile]:
         if not files:
             raise DataError(f"'{path}': no image is there", path=path)
         for file in files:
-            known = found.get(file.key)
+            known = found.get(key := file.key)
             if known is None or known.row is None:  # prefer the entry of a manifest
-                found[file.key] = file
+                found[key] = file
     return list(found.values())
 
 
@@ -233,10 +236,10 @@ def _search(root: Path) -> Iterator[ImageFile]:
     """Yield all files of a folder at any depth, in order, and the folders that stay closed."""
     closed: list[OSError] = []
     for path in sorted(_walk(root, closed)):
-        yield ImageFile.from_path(path, _hidden(path.relative_to(root)) or _problem(path))
+        yield ImageFile.from_path(path, _hidden(root, path) or _problem(path))
     for error in closed:
         path = Path(error.filename)
-        hidden = _hidden(path.relative_to(root))
+        hidden = _hidden(root, path)
         reason = f"the folder cannot be searched: {error.strerror}; change its permissions"
         yield ImageFile.from_path(path, hidden or reason, fatal=not hidden)
 
@@ -258,9 +261,9 @@ def _links_last(parent: str, name: str) -> tuple[bool, str]:
     return Path(parent, name).is_symlink(), name
 
 
-def _hidden(path: Path) -> str | None:
-    """Return the problem of a hidden file, whose path is relative to the searched folder."""
-    *folders, name = path.parts or ("",)
+def _hidden(root: Path, path: Path) -> str | None:
+    """Return the problem of a file that is hidden in the searched folder ``root``."""
+    *folders, name = path.parts[len(root.parts) :] or ("",)
     inside = next((folder for folder in folders if folder.startswith(".")), None)
     if inside:
         return f"it lies in the hidden folder {inside!r}; move it or give that folder itself"
@@ -288,23 +291,23 @@ def _problem(path: Path) -> str | None:
 
 
 def _content_problem(name: str, head: bytes) -> str | None:
-    archive = next((kind for start, kind in ARCHIVES.items() if head.startswith(start)), None)
-    if archive is None and (head[TAR_MAGIC] == b"ustar" or name.endswith(TAR_SUFFIXES)):
-        archive = "a tar archive"
-    if archive:
-        return f"it is {archive}; unpack it and give the folder"
     if recognise_format(head) is None:
         return _no_image(name, head)
+    if name.endswith(TAR_SUFFIXES):  # gzip, as NIfTI files are
+        return TAR
     return "a DICOMDIR lists other files and holds no image" if name == "dicomdir" else None
 
 
 def _no_image(name: str, head: bytes) -> str:
+    for start, reason in NO_IMAGES.items():
+        if head.startswith(start):
+            return reason
     if not head:
         return "the file is empty; copy it again"
+    if head[TAR_MAGIC] == b"ustar" or name.endswith(TAR_SUFFIXES):
+        return TAR
     if name.endswith(SUFFIXES):
         return "it is a table and no image; to use it as a manifest, give the file itself"
-    if head.startswith(b"%PDF"):
-        return "it is a PDF document and no image; export its images"
     if _is_text(head):
         return "it is text and no image"
     return "it is no image of a known format; convert it to PNG or TIFF"
