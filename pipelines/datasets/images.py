@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -139,7 +139,7 @@ def load_images(data: ImageData) -> ImageDataset:
         batch=read.images,
         rows=rows,
         assignment=without_unreadable(planned, read.images),
-        notes=(*others.lines(), *_unreadable_note(files, read), *unlabelled_note(rows, planned)),
+        notes=(*others.lines(), *unreadable(files, read).lines(), *unlabelled_note(rows, planned)),
         label=LABEL if label else None,
         group=GROUP if rows.group is not None else None,
         files=tuple(files[number].path for number in read.files),
@@ -147,12 +147,12 @@ def load_images(data: ImageData) -> ImageDataset:
     )
 
 
-def _unreadable_note(files: Sequence[ImageFile], read: Batch) -> Iterator[str]:
-    """Yield lines on the images that cannot be read."""
+def unreadable(files: Sequence[ImageFile], read: Batch) -> Reasons:
+    """Return the images that cannot be read, by reason."""
     reasons = Reasons()
     for problem in read.images.problems:
         reasons.add(files[read.files[problem.row]], problem.reason)
-    return reasons.lines()
+    return reasons
 
 
 def read_labelled(
@@ -168,6 +168,7 @@ def read_labelled(
     if column is None:
         raise DataError(f"the labels are in no manifest; give one with the column '{label}'")
     read = read_all(files, schema)
+    unreadable(files, read).show()
     table = build_index(files, read, column, None if column == GROUP else group)
     names = [label if name == LABEL else name for name in table.column_names]
     paths_read = tuple(files[number].path for number in read.files)
