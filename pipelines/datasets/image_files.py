@@ -384,9 +384,11 @@ def _target(manifest: Path, name: str) -> tuple[Path, str | None]:
 
 
 def _place(manifest: Path, row: int) -> str:
-    """Return the position of a row for messages: the line of a CSV file, else the row from 0."""
-    columnar = manifest.suffix.lower() in (".parquet", ".pq")
-    return f"row {row} of {manifest.name!r}" if columnar else f"line {row + 2} of {manifest.name!r}"
+    """Return the position of a row for messages: the line of a text file, else the row from 0."""
+    if manifest.suffix.lower() in (".parquet", ".pq"):
+        return f"row {row} of {manifest.name!r}"
+    header = manifest.suffix.lower() not in (".jsonl", ".ndjson")
+    return f"line {row + 1 + header} of {manifest.name!r}"
 
 
 def _text(value: object) -> str | None:
