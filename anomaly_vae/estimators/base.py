@@ -44,7 +44,8 @@ from anomaly_vae.estimators.holdout import ConfigT, Parts, split, warn_of_few_le
 from anomaly_vae.estimators.progress import print_epoch
 from anomaly_vae.images.schema import ImageSchema
 from anomaly_vae.monitoring.exchangeability import fit_reference
-from anomaly_vae.scoring.detector import Detections, explanations
+from anomaly_vae.scoring.detector import Detections, Explanation, explanations
+from anomaly_vae.scoring.scorer import ScoreParts
 from anomaly_vae.training.fit import fit_bundle, prepare
 from anomaly_vae.training.trainer import OnEpoch
 
@@ -223,10 +224,17 @@ class VAEDetector(
         Args:
             X: rows or images.
             most: number of contributions to list per row, the largest first; None lists all.
+
+        Returns:
+            N explanations: ``contributions`` of columns, or ``regions`` of images.
         """
         batch = self._batch(X)
-        scorer = self.bundle_.scorer
-        return Explanations(explanations(scorer, batch, scorer.explain(batch), most))
+        return Explanations(self._explanations(batch, self.bundle_.scorer.explain(batch), most))
+
+    def _explanations(
+        self, batch: RawBatch, explained: ScoreParts, most: int | None
+    ) -> list[Explanation]:
+        return explanations(self.bundle_.scorer, batch, explained, most)
 
     # ------------------------------------------------------------ figures
 

@@ -28,8 +28,8 @@ class Explanations(list[Explanation]):
     def to_frame(self) -> pd.DataFrame:
         """Return one line per row and part of its score; the nats of a row add up to its score.
 
-        ``part`` is ``column`` for a contribution, ``rest`` for all other columns together, and
-        ``kl`` for the KL term.
+        ``part`` is ``column`` for a contribution, ``region`` for a region of an image, whose box is
+        the ``feature``, ``rest`` for everything else together, and ``kl`` for the KL term.
         """
         return pd.DataFrame(self._lines(), columns=COLUMNS)
 
@@ -37,6 +37,8 @@ class Explanations(list[Explanation]):
         for row, one in enumerate(self):
             for c in one.contributions:
                 yield row, "column", c.feature, c.nats, c.observed, c.expected
+            for region in one.regions or ():
+                yield row, "region", str(tuple(region.box)), region.nats, None, None
             yield row, "rest", None, one.rest, None, None
             yield row, "kl", None, one.kl, None, None
 

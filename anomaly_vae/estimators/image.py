@@ -28,6 +28,10 @@ from anomaly_vae.estimators.base import (
 from anomaly_vae.generation import images
 from anomaly_vae.images.pixels import MAX_PIXEL, DecodedImage, DecodeFailure
 from anomaly_vae.images.schema import ImageSchema
+from anomaly_vae.scoring.detector import Explanation
+from anomaly_vae.scoring.localization import region_explanations
+from anomaly_vae.scoring.modality import image_modality
+from anomaly_vae.scoring.scorer import ScoreParts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -203,6 +207,14 @@ class ImageVAEDetector(VAEDetector[ImageConfig, ImageSchema]):
 
     def _batch(self, X: Data) -> RawBatch:
         return _read(self._schema(), X)
+
+    def _explanations(
+        self, batch: RawBatch, explained: ScoreParts, most: int | None
+    ) -> list[Explanation]:
+        del batch
+        bundle = self.bundle_
+        _, encoding = image_modality(bundle.scorer.schema, bundle.scorer.encoding)
+        return region_explanations(encoding, bundle.heat_scale, explained, most)
 
 
 def _read(schema: ImageSchema, X: Data) -> RawBatch:
