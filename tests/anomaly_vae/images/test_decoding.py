@@ -142,9 +142,13 @@ def many_scans() -> bytes:
 
 HOSTILE = {
     "empty": (b"", "the file is empty; copy it again"),
-    "text": (b"patient,label\n1,0\n" * 30, "it is no PNG, JPEG, TIFF, DICOM or NIfTI"),
-    "one byte": (b"\x89", "it is no PNG, JPEG, TIFF, DICOM or NIfTI"),
-    "GIF": (saved(GREY, "GIF"), "it is no PNG, JPEG, TIFF, DICOM or NIfTI"),
+    "text": (b"patient,label\n1,0\n" * 30, "it is no PNG, JPEG, TIFF, GIF, BMP"),
+    "one byte": (b"\x89", "it is no PNG, JPEG, TIFF, GIF, BMP"),
+    "PDF": (b"%PDF-1.7", "it is PDF, which is not read; convert it to PNG, TIFF, DICOM or NIfTI"),
+    "ZIP": (b"PK\3\4" + bytes(40), "it is a ZIP archive, which is not read; convert it"),
+    "HEIF": (b"\0\0\0\x18ftypheic" + bytes(40), "it is HEIF, which is not read; convert it"),
+    "AVIF": (b"\0\0\0\x18ftypavif" + bytes(40), "it is AVIF, which is not read; convert it"),
+    "gzip in gzip": (gzip.compress(gzip.compress(saved(GREY, "PNG"))), "it is an archive, which"),
     "wide": (png_header(60_000, 1_000), "60000 × 1000 pixels is over the limit of 33554432"),
     "wide and high": (
         png_header(60_000, 60_000),
@@ -160,7 +164,7 @@ HOSTILE = {
     "cut TIFF": (saved(DEEP, "TIFF")[:-40], "it is cut short; copy the file again"),
     "bad checksum": (saved(DEEP, "PNG").replace(b"IHDR", b"IHDR\1", 1), "it is damaged"),
     "NaN": (tiff(np.full((3, 3), np.nan, np.float32)), "9 of its values are NaN or infinite"),
-    "gzip": (gzip.compress(b"text"), "it is gzip but holds no NIfTI volume; unpack it"),
+    "gzip": (gzip.compress(b"text"), "it is no PNG, JPEG, TIFF, GIF, BMP"),
 }
 
 
@@ -306,10 +310,15 @@ def test_reading_png_imports_neither_pydicom_nor_nibabel():
 
 
 @pytest.mark.parametrize(
-    ("kind", "begin"), [("DICOM", bytes(128) + b"DICM"), ("NIfTI", b"\x1f\x8b")]
+    ("kind", "begin"),
+    [
+        ("DICOM", bytes(128) + b"DICM"),
+        ("NIfTI", bytes(344) + b"n+1\0"),
+        ("NIfTI", gzip.compress(bytes(344) + b"n+1\0")),
+        ("TIFF", b"II*\0"),
+    ],
 )
 def test_a_library_that_is_missing_is_named_with_its_remedy(monkeypatch, kind, begin):
-    module = "dicom" if kind == "DICOM" else "nifti"
-    monkeypatch.setitem(sys.modules, f"anomaly_vae.images.{module}", None)
+    monkeypatch.setitem(sys.modules, f"anomaly_vae.images.{kind.lower()}", None)
     expected = f"the libraries that read {kind} are missing; install anomaly-vae[images]"
     assert why(begin) == expected

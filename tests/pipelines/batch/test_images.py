@@ -139,7 +139,7 @@ HOSTILE = {
     "constant.png": "all pixels are alike: the image shows nothing",
     "gone.png": "it is no file; give the path",
     "pages.tif": "all pixels are alike: the image shows nothing",
-    "text.png": "it is no PNG, JPEG, TIFF, DICOM or NIfTI; convert it",
+    "text.png": "it is no PNG, JPEG, TIFF, GIF, BMP",
     "torn.dcm": "cut short; copy the file again|damaged; export it again",
     "torn.png": "cut short; copy the file again",
     "zero.png": "the file is empty; copy it again",
