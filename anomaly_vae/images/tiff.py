@@ -151,8 +151,8 @@ def _mapped(layers: NDArray[Any], page: TiffPage, options: DecodeOptions) -> Pix
     """Map values (H, W, C) to pixels, (H, W) or (H, W, 3)."""
     colours = page.samplesperpixel - len(page.extrasamples)
     if page.photometric == PALETTE:
-        colormap: Pixels = (np.asarray(page.colormap, np.uint16) >> 8) * np.uint16(257)
-        return np.moveaxis(colormap[:, layers[..., 0]], 0, -1)
+        colours_of_index = (np.asarray(page.colormap, np.uint16) >> 8) * 257
+        return np.moveaxis(colours_of_index[:, layers[..., 0]], 0, -1).astype(np.uint16)
     if page.sampleformat not in UNSIGNED or page.bitspersample > 16:
         plain = layers[..., 0] if colours == 1 else layers[..., :colours]
         return windowed(plain.astype(np.float64), options)

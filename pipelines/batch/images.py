@@ -168,6 +168,7 @@ class _ScoringRun:
         self.detector, self.files, self.sink = source.bundle.detector, files, sink
         self.explain, self.writer = explain, writer
         self.tally = Tally(source.bundle.monitor)
+        self.in_colour = 0
 
     def score_all(self, schema: ImageSchema) -> None:
         """Score or reject every image."""
@@ -176,6 +177,9 @@ class _ScoringRun:
                 self._score_batch(batch)
                 note = f"{self.tally.flagged:,} flagged, {self.tally.rejected:,} rejected"
                 bar.update(task, completed=batch.files[-1] + 1, note=note)
+        if schema.channels == 1 and self.in_colour:
+            seen = f"{self.in_colour} of {self.tally.scored} scored images are in colour"
+            console.info(f"{seen}, of which the model sees only the brightness")
 
     def _score_batch(self, batch: Batch) -> None:
         """Score or reject the images of a batch."""
@@ -183,6 +187,7 @@ class _ScoringRun:
             file = self.files[batch.files[problem.row]]
             self.tally.rejects_by_column[UNREADABLE] += 1
             self.sink.reject(file.name, [batch.frames[problem.row]], problem.reason)
+        self.in_colour += batch.images.in_colour
         rows = np.flatnonzero(batch.images.usable)
         if len(rows):
             files = [self.files[batch.files[row]] for row in rows]
