@@ -26,8 +26,8 @@ from anomaly_vae.images.raster import ORIENTATIONS, open_with_pillow, pillow_pix
 
 LOSSLESS = {1, 5, 8, 32773, 32946, 34925, 50000}
 """Compressions of pages that tifffile may decode: none, LZW, Deflate, PackBits, LZMA, Zstandard."""
-PILLOW = LOSSLESS | {2, 3, 4, 7}
-"""Compressions of pages that Pillow may decode: also three kinds of fax, and JPEG."""
+PILLOW = LOSSLESS | {2, 3, 4, 6, 7}
+"""Compressions of pages that Pillow may decode: also three kinds of fax, and two of JPEG."""
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK = 0, 1, 2, 3, 5
 """Photometric interpretations; tifffile may decode all but the last."""
 UNSIGNED = {1, 4}
@@ -56,11 +56,15 @@ def open_tiff(content: bytes, options: DecodeOptions) -> Frames:
 def _pages(file: TiffFile, options: DecodeOptions) -> dict[int, TiffPage]:
     """Return the pages by number, counting to the limit only: empty pages cost few bytes."""
     pages: dict[int, TiffPage] = {}
+    offsets: set[int] = set()
     for number in range(options.max_frames + 1):
         try:
             page = file.pages[number]
         except IndexError:
             break
+        if page.offset in offsets:  # the last page leads back to an earlier one
+            break
+        offsets.add(page.offset)
         if isinstance(page, TiffPage) and not (number and page.is_reduced):
             pages[number] = page
     else:
@@ -90,12 +94,11 @@ class Tiff:
         if page.compression not in PILLOW:
             name = _name(COMPRESSION, page.compression)
             raise DataError(f"its compression is {name}, which is not read; save it with Deflate")
-        ends = map(sum, zip(page.dataoffsets, page.databytecounts, strict=False))
-        if max(ends, default=0) > len(self.content):
-            raise DataError(TRUNCATED)
         if _suits_pillow(page):
             self._pillow.seek(number)
             return pillow_pixels(self._pillow)  # Pillow has applied its orientation
+        if _end(page) > len(self.content):
+            raise DataError(TRUNCATED)
         pixels = _pixels(page, self.options)
         upright = ORIENTATIONS.get(page.tags.valueof(ORIENTATION, 1))
         return upright(pixels) if upright else pixels
@@ -107,6 +110,12 @@ class Tiff:
 
 def _name(kinds: type[COMPRESSION] | type[PHOTOMETRIC], value: int) -> str:
     return kinds(value).name if value in {*kinds} else f"number {value}"
+
+
+def _end(page: TiffPage) -> int:
+    """Return where the data of a page end; writers often declare too many bytes."""
+    segments = zip(page.dataoffsets, page.databytecounts, strict=False)
+    return max((offset + min(count, page.nbytes) for offset, count in segments), default=0)
 
 
 def _suits_pillow(page: TiffPage) -> bool:

@@ -8,10 +8,13 @@ import sys
 import warnings
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import imagecodecs
+import nibabel
 import numpy as np
 import pydicom
 import pytest
@@ -23,7 +26,7 @@ from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
 from anomaly_vae.images import dicom_codecs
-from anomaly_vae.images.decoding import read_bytes, read_file
+from anomaly_vae.images.decoding import LIBRARIES_SILENCED, read_bytes, read_file
 from anomaly_vae.images.dicom import open_file
 from anomaly_vae.images.pixels import DecodedImage, DecodeFailure, DecodeOptions
 from tests.support.jpeg_lossless import encoded
@@ -178,6 +181,42 @@ def test_every_file_that_pydicom_ships_gives_its_frames_or_its_reason(path):
         assert isinstance(result, DecodedImage), result
         assert result.pixels.shape[:2] == (dataset.Rows, dataset.Columns)
         assert (result.pixels.ndim == 3) == (dataset.PhotometricInterpretation[:4] != "MONO")
+
+
+def decoded_by_pydicom(path: Path) -> NDArray[Any] | None:
+    """Return all frames as pydicom decodes them with whichever libraries there are, or None."""
+    with warnings.catch_warnings(), suppress(Exception):
+        warnings.simplefilter("ignore")
+        dataset = pydicom.dcmread(path, force=True)
+        frames = pydicom.pixels.pixel_array(dataset)
+        return frames if int(dataset.get("NumberOfFrames") or 1) > 1 else frames[None]
+    return None
+
+
+@pytest.mark.slow
+def test_every_frame_in_installed_packages_is_as_pydicom_decodes_it(capfd):
+    """Also covers pydicom-data, where it is installed; lossy JPEG may differ by one step."""
+    places = [FOLDER, Path(pydicom.__file__).parent / "data" / "charset_files"]
+    places += [Path(nibabel.__file__).parent / "nicom" / "tests" / "data"]
+    if find_spec("data_store"):
+        places.append(Path(find_spec("data_store").origin).parent / "data")
+    compared = 0
+    for path in sorted(path for place in places for path in place.rglob("*.dcm")):
+        frames = decoded_by_pydicom(path)
+        if frames is None:
+            continue
+        with LIBRARIES_SILENCED:
+            file = open_file(path.read_bytes(), OPTIONS)
+            stored = [file.stored(number)[0] for number in range(file.count)]
+        assert len(stored) == len(frames)
+        steps = 1 if file.dataset.file_meta.TransferSyntaxUID == uid.JPEGExtended12Bit else 0
+        for number, frame in enumerate(stored):
+            assert frame.shape == frames[number].shape, path.name
+            difference = np.abs(frame.astype(float) - frames[number]).max()
+            assert difference <= steps, (path.name, number)
+            compared += 1
+    assert compared > 100
+    assert capfd.readouterr().out == ""
 
 
 SAME = [

@@ -3,6 +3,7 @@
 import gzip
 import io
 import struct
+from pathlib import Path
 from typing import Any
 
 import nibabel as nib
@@ -196,6 +197,34 @@ def test_colours_are_kept_and_alpha_is_laid_on_black(alpha):
         [slices(np.rint(layers[..., :3] * share * 257)[..., n], 2) for n in range(3)], -1
     )
     np.testing.assert_array_equal(pixels(written(voxels)), expected)
+
+
+SHIPPED = Path(nib.__file__).parent / "tests" / "data"
+NAMES = [
+    path.name
+    for path in sorted(SHIPPED.glob("*"))
+    if path.name.endswith((".nii", ".nii.gz", ".mgz"))
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_volume_that_nibabel_ships_is_as_nibabel_reads_it(name, axis):
+    results = list(read_bytes((SHIPPED / name).read_bytes(), DecodeOptions(axis=axis)))
+    if isinstance(results[0], DecodeFailure) and results[0].frame is None:
+        assert "dimensions; save 3" in results[0].reason
+        return
+    volume = nib.as_closest_canonical(nib.load(SHIPPED / name)).get_fdata()
+    volumes = np.moveaxis(volume.reshape(*volume.shape[:3], -1), 3, 0)
+    bounds = [np.percentile(each[np.isfinite(each)], [0.5, 99.5]) for each in volumes]
+    planes = [(p, b) for each, b in zip(volumes, bounds, strict=True) for p in slices(each, axis)]
+    for result, (plane, (low, high)) in zip(results, planes, strict=True):
+        if isinstance(result, DecodeFailure):
+            assert "NaN" in result.reason
+            assert np.isnan(plane).any()
+        else:
+            np.testing.assert_allclose(result.pixels, shown(plane, low, high), atol=1)
 
 
 # ---------------------------------------------------------------- FreeSurfer

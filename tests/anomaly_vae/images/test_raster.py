@@ -3,6 +3,7 @@
 import io
 import struct
 import tracemalloc
+from pathlib import Path
 
 import imagecodecs
 import numpy as np
@@ -11,8 +12,8 @@ from hypothesis import given
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image, ImageOps
 
-from anomaly_vae.images.decoding import read_bytes
-from anomaly_vae.images.pixels import DecodeFailure, DecodeOptions
+from anomaly_vae.images.decoding import read_bytes, read_file
+from anomaly_vae.images.pixels import DecodedImage, DecodeFailure, DecodeOptions
 from tests.support.raster_files import COLOUR, DEEP, GREY, OPTIONS, RNG, only, saved, tiff
 
 # ---------------------------------------------------------------- values
@@ -120,6 +121,31 @@ def test_a_jpeg_on_its_side_is_turned_upright():
     pixels = only(saved(dark_left, "JPEG", exif=exif))
     assert pixels.shape == (32, 16)
     assert pixels[:16].mean() < pixels[16:].mean()
+
+
+def installed_images() -> list[Path]:
+    """Return the images that installed packages ship, such as those of matplotlib."""
+    folder = Path(np.__file__).parents[1]
+    return [path for kind in KINDS for path in sorted(folder.rglob(f"*.{kind}"))]
+
+
+KINDS = ("png", "jpg", "tif", "tiff", "gif", "bmp", "webp", "jp2", "ppm")
+
+
+@pytest.mark.slow
+def test_images_in_installed_packages_are_as_pillow_reads_them():
+    compared = 0
+    for path in installed_images():
+        image = ImageOps.exif_transpose(Image.open(path))
+        if image.has_transparency_data or image.mode.startswith(("I", "F")):
+            continue
+        grey = image.mode in {"1", "L"}
+        expected = np.asarray(image.convert("L" if grey else "RGB")).astype(int) * 257
+        result = next(iter(read_file(path, OPTIONS)))
+        assert isinstance(result, DecodedImage), path
+        np.testing.assert_array_equal(result.pixels, expected, err_msg=path.name)
+        compared += 1
+    assert compared
 
 
 # ---------------------------------------------------------------- frames

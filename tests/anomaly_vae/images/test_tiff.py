@@ -200,3 +200,17 @@ def test_one_page_too_large_costs_that_page():
     assert [type(result) for result in results] == [DecodedImage, DecodeFailure, DecodedImage]
     assert results[1].frame == 1
     assert "40 × 40 pixels is over the limit of 1000" in results[1].reason
+
+
+def test_pages_that_lead_back_to_an_earlier_one_are_counted_once():
+    content = bytearray(tiff(GREY, pages=2))
+    second = int.from_bytes(content[4:8], "little")
+    size = 2 + 12 * int.from_bytes(content[second : second + 2], "little")
+    content[-4:] = (second + size + 4).to_bytes(4, "little")  # the second page leads to itself
+    results = list(read_bytes(bytes(content), OPTIONS))
+    assert [result.frame for result in results] == [0, 1]
+
+
+def test_too_large_a_number_of_bytes_is_harmless():
+    np.testing.assert_array_equal(only(tiff(DEEP, t279=1 << 30)), DEEP)
+    np.testing.assert_array_equal(only(tiff(GREY, t279=1 << 30)), GREY.astype(int) * 257)
