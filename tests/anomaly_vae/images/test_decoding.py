@@ -1,6 +1,7 @@
 """Image files become the pixels they hold; what holds none is refused with its own reason."""
 
 import gzip
+import io
 import logging
 import os
 import struct
@@ -10,16 +11,28 @@ import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import imagecodecs
+import nibabel
 import numpy as np
 import pydicom
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
 from anomaly_vae.images import decoding
-from anomaly_vae.images.decoding import SUFFIXES, is_image_file, read_bytes, read_file
+from anomaly_vae.images.decoding import (
+    HEAD_BYTES,
+    SUFFIXES,
+    is_image_file,
+    read_bytes,
+    read_file,
+    recognise_format,
+)
 from anomaly_vae.images.pixels import DecodeFailure, DecodeOptions
 from tests.support.mutations import mutations
 from tests.support.paths import ROOT
@@ -211,6 +224,15 @@ def test_want_of_memory_is_told(monkeypatch):
     assert why(saved(GREY, "PNG")) == expected
 
 
+COLOUR_IMAGE, OTHER_IMAGE = Image.fromarray(COLOUR), Image.fromarray(255 - COLOUR)
+
+
+def packed_tiff(pixels: NDArray[Any], **how: Any) -> bytes:
+    file = io.BytesIO()
+    tifffile.imwrite(file, pixels, metadata=None, **how)
+    return file.getvalue()
+
+
 SEEDS = {
     "grey.png": saved(GREY, "PNG"),
     "deep.png": saved(DEEP, "PNG"),
@@ -220,6 +242,23 @@ SEEDS = {
     "plain.tif": tiff(DEEP),
     "float.tif": tiff(GREY.astype(np.float32), ">"),
     "pages.tif": saved(GREY, "TIFF", save_all=True, append_images=[Image.fromarray(DEEP)]),
+    "half.tif": tiff(GREY.astype(np.float16)),
+    "signed.tif": tiff(DEEP.astype(np.int16), ">"),
+    "lzw.tif": packed_tiff(GREY.astype(np.float32), compression="lzw", predictor=True),
+    "zstd.tif": packed_tiff(DEEP.astype(np.int16), compression="zstd", tile=(16, 16)),
+    "frames.gif": saved(COLOUR_IMAGE, "GIF", save_all=True, append_images=[OTHER_IMAGE]),
+    "plain.bmp": saved(COLOUR, "BMP"),
+    "frames.webp": saved(COLOUR_IMAGE, "WEBP", save_all=True, append_images=[OTHER_IMAGE]),
+    "colour.jp2": saved(COLOUR, "JPEG2000"),
+    "colour.jph": imagecodecs.htj2k_encode(COLOUR),
+    "deep.jxl": imagecodecs.jpegxl_encode(DEEP, lossless=True),
+    "deep.jls": imagecodecs.jpegls_encode(DEEP),
+    "twelve.jpg": imagecodecs.jpeg8_encode(DEEP >> 4, bitspersample=12),
+    "lossless.jpg": imagecodecs.jpeg8_encode(COLOUR, lossless=True),
+    "binary.ppm": saved(COLOUR, "PPM"),
+    "text.pgm": b"P2 17 12 255\n" + b" ".join(b"%d" % value for value in GREY.ravel()),
+    "map.pam": b"P7\nWIDTH 17\nHEIGHT 12\nDEPTH 3\nMAXVAL 255\nENDHDR\n" + COLOUR.tobytes(),
+    "volume.mgz": gzip.compress(nibabel.MGHImage(GREY[..., None], np.eye(4)).to_bytes()),
 }
 
 
@@ -250,7 +289,18 @@ def test_damage_anywhere_in_dicom_raises_nothing(path):
         check_is_safe(damaged)
 
 
-@given(st.binary(max_size=400), st.sampled_from(sorted(decoding.SIGNATURES)))
+def test_every_format_that_is_read_is_recognised_by_its_content():
+    found = {name: recognise_format(content) for name, content in SEEDS.items()}
+    assert set(found.values()) | {"DICOM", "NIfTI", "MGH"} == {*decoding.OPENERS, "MGH in gzip"}
+    assert found["volume.mgz"] == "MGH in gzip"
+    head = {name: recognise_format(content[:HEAD_BYTES]) for name, content in SEEDS.items()}
+    assert head == found
+
+
+SIGNATURES = [*sorted(decoding.SIGNATURES), b"RIFF\0\0\0\0WEBP", b"P5 ", b"P7\n", b"BM" + bytes(12)]
+
+
+@given(st.binary(max_size=400), st.sampled_from(SIGNATURES))
 @settings(max_examples=150)
 def test_any_bytes_after_a_signature_raise_nothing(rest, signature):
     check_is_safe(signature + rest)
