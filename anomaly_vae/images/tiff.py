@@ -123,6 +123,8 @@ def _suits_pillow(page: TiffPage) -> bool:
     big_endian_bigtiff = page.parent.is_bigtiff and page.parent.byteorder == ">"
     if big_endian_bigtiff or page.sampleformat not in UNSIGNED:
         return False
+    if page.photometric in {WHITE_IS_ZERO, BLACK_IS_ZERO} and page.samplesperpixel > 2:
+        return False  # several channels, which are refused by name
     colours = page.photometric in {RGB, CMYK} and page.planarconfig == 1
     return page.bitspersample in {1, 2, 4, 8} or (page.bitspersample == 16 and colours)
 

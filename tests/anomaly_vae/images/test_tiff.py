@@ -119,6 +119,9 @@ REFUSED = {
     "channels": (
         packed(np.zeros((9, 9, 5), np.uint16), photometric="minisblack", planarconfig="contig"),
         "its pages have 5 channels or are volumes; save one page for each"),
+    "channels of 8 bits": (
+        packed(np.zeros((9, 9, 5), np.uint8), photometric="minisblack", planarconfig="contig"),
+        "its pages have 5 channels or are volumes; save one page for each"),
     "two channels": (
         packed(np.zeros((9, 9, 2), np.uint16), photometric="minisblack", planarconfig="contig"),
         "its pages have 2 channels"),

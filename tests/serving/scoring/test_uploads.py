@@ -168,7 +168,7 @@ def test_types_however_they_are_spelled(scan_client, media):
         {"Content-Type": "application/json"},
         {"Content-Type": "application/x-www-form-urlencoded"},
         {"Content-Type": "multipart/mixed; boundary=B"},
-        {"Content-Type": "image/gif"},
+        {"Content-Type": "image/svg+xml"},
         {"Content-Type": b"\xff\xfe"},
     ],
 )
