@@ -379,7 +379,7 @@ class Client(_BaseClient):
         """Score images, given as paths or as the content of files.
 
         Args:
-            files: PNG, JPEG, TIFF, DICOM or NIfTI files, each with one or more frames.
+            files: Image files (PNG, JPEG, TIFF, DICOM, NIfTI, …), each with one or more frames.
             model: name of the model; needed if the service has several.
             explain: number of regions to list for each image, or ``"all"``.
             heatmap: whether to return a heatmap (PNG) and the regions found in each image.

@@ -179,6 +179,7 @@ class _ScoringRun:
         self.explain, self.writer = explain, writer
         self.tally = Tally(source.bundle.monitor)
         self.reasons = Reasons()
+        self.in_colour = 0
         self._scored: set[int] = set()
         self._has_ids = any(ID in file.attributes for file in files)
 
@@ -189,12 +190,16 @@ class _ScoringRun:
                 self._score_batch(batch)
                 note = f"{self.tally.flagged:,} flagged, {self.tally.rejected:,} rejected"
                 bar.update(task, completed=batch.files[-1] + 1, note=note)
+        if schema.channels == 1 and self.in_colour:
+            seen = f"{self.in_colour} of {self.tally.scored} scored images are in colour"
+            console.info(f"{seen}, of which the model sees only the brightness")
 
     def _score_batch(self, batch: Batch) -> None:
         """Score or reject the images of a batch."""
         for problem in batch.images.problems:
             file, frame = self.files[batch.files[problem.row]], batch.frames[problem.row]
             self._reject(file, frame, problem.reason)
+        self.in_colour += batch.images.in_colour
         rows = np.flatnonzero(batch.images.usable)
         if len(rows):
             self._scored.update(batch.files[row] for row in rows)

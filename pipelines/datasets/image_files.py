@@ -18,12 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from anomaly_vae.data.converters import level_name
-from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.errors import DataError
-from anomaly_vae.images.decoding import HEAD_BYTES, read_file, recognise_format
+from anomaly_vae.images.decoding import HEAD_BYTES, read_file, recognise_format, refusal
 from anomaly_vae.images.encoding import IMAGE
 from anomaly_vae.images.pixels import DecodedImage, DecodeFailure
-from anomaly_vae.images.schema import ImageSchema, image_batch
+from anomaly_vae.images.schema import ImageBatch, ImageSchema, image_batch
 from anomaly_vae.messages import listed
 from pipelines import console
 from pipelines.datasets.files import SUFFIXES, Broken, Chunk, read_chunks, read_heads
@@ -148,7 +147,7 @@ class Batch:
     """Index of the file of each image."""
     frames: tuple[int | None, ...]
     """Frame of each image in its file, from 0; None for a file that cannot be read at all."""
-    images: RawBatch
+    images: ImageBatch
 
 
 def find_images(paths: Sequence[str]) -> list[ImageFile]:
@@ -310,7 +309,7 @@ def _no_image(name: str, head: bytes) -> str:
         return "it is a table and no image; to use it as a manifest, give the file itself"
     if _is_text(head):
         return "it is text and no image"
-    return "it is no image of a known format; convert it to PNG or TIFF"
+    return refusal(head)
 
 
 def _is_text(head: bytes) -> bool:
@@ -454,7 +453,7 @@ def read_all(files: Sequence[ImageFile], schema: ImageSchema) -> Batch:
     )
 
 
-def concatenate(batches: Sequence[RawBatch]) -> RawBatch:
+def concatenate(batches: Sequence[ImageBatch]) -> ImageBatch:
     """Concatenate batches of images."""
     starts = np.cumsum([0, *map(len, batches)]).tolist()
     problems = [
@@ -463,4 +462,6 @@ def concatenate(batches: Sequence[RawBatch]) -> RawBatch:
         for problem in batch.problems
     ]
     images = np.concatenate([np.asarray(batch.values[IMAGE]) for batch in batches])
-    return image_batch(images, problems)
+    in_colour = sum(batch.in_colour for batch in batches)
+    saturated = sum(batch.saturated for batch in batches)
+    return image_batch(images, problems, in_colour, saturated)

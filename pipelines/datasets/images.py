@@ -20,7 +20,7 @@ from anomaly_vae.images.decoding import read_file
 from anomaly_vae.images.encoding import IMAGE, encode_png
 from anomaly_vae.images.perceptual_hash import has_near_duplicate, perceptual_hash
 from anomaly_vae.images.pixels import DecodedImage
-from anomaly_vae.images.schema import ImageSchema
+from anomaly_vae.images.schema import ImageBatch, ImageSchema
 from anomaly_vae.messages import listed
 from anomaly_vae.scoring.modality import Encoding
 from pipelines.datasets.dataset import (
@@ -139,7 +139,13 @@ def load_images(data: ImageData) -> ImageDataset:
         batch=read.images,
         rows=rows,
         assignment=without_unreadable(planned, read.images),
-        notes=(*others.lines(), *unreadable(files, read).lines(), *unlabelled_note(rows, planned)),
+        notes=(
+            *others.lines(),
+            *unreadable(files, read).lines(),
+            *colour_note(read.images, schema.channels),
+            *saturation_note(read.images),
+            *unlabelled_note(rows, planned),
+        ),
         label=LABEL if label else None,
         group=GROUP if rows.group is not None else None,
         files=tuple(files[number].path for number in read.files),
@@ -153,6 +159,25 @@ def unreadable(files: Sequence[ImageFile], read: Batch) -> Reasons:
     for problem in read.images.problems:
         reasons.add(files[read.files[problem.row]], problem.reason)
     return reasons
+
+
+def colour_note(images: ImageBatch, channels: int) -> tuple[str, ...]:
+    """Return a note if the model's channels do not suit the images; empty if they do."""
+    count, total = images.in_colour, int(images.usable.sum())
+    if channels == 1 and count:
+        seen = f"{count} of {total} images are in colour, but the model sees grey"
+        return (f"{seen}; set data.channels: 3 if colour matters",)
+    if channels == 3 and total and not count:
+        return (f"none of the {total} images is in colour; data.channels: 1 suffices",)
+    return ()
+
+
+def saturation_note(images: ImageBatch) -> tuple[str, ...]:
+    """Return a note on images whose windows make nearly all pixels black or white."""
+    if not images.saturated:
+        return ()
+    seen = f"the windows in the files make nearly all pixels of {images.saturated} images black or"
+    return (f"{seen} white; set data.intensity_window: percentile",)
 
 
 def read_labelled(

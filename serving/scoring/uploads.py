@@ -34,6 +34,11 @@ RAW = (
     "image/png",
     "image/jpeg",
     "image/tiff",
+    "image/gif",
+    "image/bmp",
+    "image/webp",
+    "image/jp2",
+    "image/jxl",
     "application/dicom",
     "application/gzip",
     "application/x-gzip",
@@ -46,8 +51,9 @@ EXPLAIN, HEATMAP, PNG = "explain", "heatmap", "png"
 MAX_BOUNDARY = 70
 """Maximum length of a boundary, in characters (RFC 2046, section 5.1.1)."""
 BINARY: Json = {"type": "string", "format": "binary"}
-TEXT = f"""Images: PNG, JPEG, TIFF, DICOM and NIfTI, detected by their content, each with one or
-more frames. Send several files as `{FORM_FIELD}` in a form, or one file as the body:
+TEXT = f"""Images: PNG, JPEG, TIFF, DICOM, NIfTI and the other formats of docs/scans.md, detected by
+their content, each with one or more frames. Send several files as `{FORM_FIELD}` in a form, or one
+file as the body:
 `curl -F files=@one.dcm -F files=@two.png '…/score?heatmap=png'` or
 `curl --data-binary @one.png -H 'Content-Type: image/png' …/score`.
 Files are numbered from 0 in the order of the form; their names are not read. An image of a form

@@ -38,7 +38,7 @@ from pipelines.datasets.image_files import (
 )
 from pipelines.datasets.images import ImageDataset
 from pipelines.registry.model_uri import LoadedModel
-from tests.support.scans import SIZE, blobs, patched
+from tests.support.scans import SIZE, blobs, coloured, patched
 
 HEAT = HeatmapOptions(png=True)
 BOTH = HeatmapOptions(png=True, dicom=True)
@@ -170,6 +170,19 @@ def scored(half: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Score
         (folder / torn).write_bytes(content[: len(content) // 2])
     paths = [str(folder), str(place / "list.csv")]
     return Scored(folder, place / "out", score_images(half, paths, place / "out", 3, BOTH))
+
+
+def test_colour_that_the_model_does_not_see_is_told(
+    half: LoadedModel, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = write(tmp_path / "in", blobs(3))
+    Image.fromarray(coloured(blobs(1))[0]).save(folder / "colour.png")
+    score_images(half, [str(folder)], tmp_path / "out")
+    said = "1 of 4 scored images are in colour, of which the model sees only the brightness"
+    assert said in " ".join(capfd.readouterr().err.split())
+    (folder / "colour.png").unlink()
+    score_images(half, [str(folder)], tmp_path / "out")
+    assert "colour" not in capfd.readouterr().err
 
 
 def test_counts_add_up_whatever_lies_in_the_folder(scored: Scored) -> None:

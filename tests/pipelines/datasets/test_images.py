@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import io
 import os
 import shutil
 import socket
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from pydicom import dcmread
 
 from anomaly_vae.config import ImageConfig
 from anomaly_vae.config.data import ImageData
@@ -41,6 +43,7 @@ from pipelines.datasets.image_files import (
 )
 from pipelines.datasets.images import ImageDataset, load_images, read_labelled
 from pipelines.datasets.loading import load_dataset
+from tests.support.image_uploads import dicom_file
 from tests.support.scans import N_ANOMALIES, N_SCANS, blobs, coloured
 
 SCHEMA = ImageSchema(16, 1)
@@ -702,6 +705,44 @@ def test_the_frozen_table_keeps_colour(tmp_path: Path) -> None:
     data = load_images(ImageData(path=str(tmp_path), size=16, channels=3))
     batch = data.schema.from_arrow(data.test_table)
     np.testing.assert_array_equal(batch.values[IMAGE], data.part(TEST).values[IMAGE])
+
+
+def write_all(folder: Path, images: NDArray[np.uint8]) -> Path:
+    for number, image in enumerate(images):
+        png(folder / f"{number:02d}.png", image)
+    return folder
+
+
+def test_colour_that_the_model_does_not_see_is_told_at_training(tmp_path: Path) -> None:
+    images = coloured(blobs(20))
+    images[6:] = images[6:, ..., :1]  # grey, though stored as RGB
+    path = str(write_all(tmp_path, images))
+    data = load_images(ImageData(path=path, size=16))
+    expected = "6 of 20 images are in colour, but the model sees grey; set data.channels: 3 if"
+    assert any(note.startswith(expected) for note in data.notes)
+    data = load_images(ImageData(path=path, size=16, channels=3))
+    assert not any("colour" in note for note in data.notes)
+
+
+def test_grey_images_for_a_model_of_colours_are_told_at_training(tmp_path: Path) -> None:
+    path = str(write_all(tmp_path, blobs(20)))
+    data = load_images(ImageData(path=path, size=16, channels=3))
+    assert "none of the 20 images is in colour; data.channels: 1 suffices" in data.notes
+    assert not any("colour" in note for note in load_images(ImageData(path=path, size=16)).notes)
+
+
+def test_windows_that_hide_nearly_all_are_told_at_training(tmp_path: Path) -> None:
+    for number, image in enumerate(blobs(20)):
+        scan = dcmread(io.BytesIO(dicom_file(image[None])))
+        scan.WindowCenter, scan.WindowWidth = int(np.median(image)), 1
+        scan.save_as(tmp_path / f"{number:02d}.dcm")
+    data = load_images(ImageData(path=str(tmp_path), size=16))
+    assert data.notes[0] == (
+        "the windows in the files make nearly all pixels of 20 images black or white; "
+        "set data.intensity_window: percentile"
+    )
+    data = load_images(ImageData(path=str(tmp_path), size=16, intensity_window="percentile"))
+    assert not data.notes
 
 
 def test_what_is_frozen_neither_trains_nor_calibrates(image_dataset: ImageDataset) -> None:

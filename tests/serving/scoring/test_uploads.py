@@ -165,7 +165,7 @@ def test_types_however_they_are_spelled(scan_client, media):
         {"Content-Type": "application/json"},
         {"Content-Type": "application/x-www-form-urlencoded"},
         {"Content-Type": "multipart/mixed; boundary=B"},
-        {"Content-Type": "image/gif"},
+        {"Content-Type": "image/svg+xml"},
         {"Content-Type": b"\xff\xfe"},
     ],
 )
@@ -248,8 +248,8 @@ NIFTI = image_uploads.nifti_file(blobs(3))
 BOMB = gzip.compress(gzip.decompress(NIFTI)[:352] + bytes(1 << 25), 9)
 BAD = {
     "nothing": (b"", "empty"),
-    "text": (b"this is no image", "no PNG, JPEG, TIFF, DICOM or NIfTI"),
-    "gif": (b"GIF89a" + bytes(50), "no PNG, JPEG, TIFF, DICOM or NIfTI"),
+    "text": (b"this is no image", "no PNG, JPEG, TIFF, GIF, BMP"),
+    "pdf": (b"%PDF-1.7" + bytes(50), "it is PDF, which is not read"),
     "constant": (FLAT, "shows nothing"),
     "cut short": (GOOD[: len(GOOD) // 2], ""),
     "huge header": (image_uploads.png_of(60_000, 60_000, bytes(99)), "pixels"),
