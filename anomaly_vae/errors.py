@@ -17,6 +17,8 @@ calibration are ``ValueError``s, too, as users of scikit-learn expect.
 
 from __future__ import annotations
 
+from anomaly_vae.masking import masked
+
 __all__ = [
     "AnomalyVAEError",
     "BundleError",
@@ -101,10 +103,12 @@ class BundleError(AnomalyVAEError):
 class RegistryError(AnomalyVAEError):
     """A model that is not in the registry, or cannot be fetched from it.
 
+    The message never contains the password of an address.
+
     Attributes:
         missing: whether the registry answered that it has no such model, alias or version.
     """
 
     def __init__(self, message: str, *, missing: bool = False) -> None:
-        super().__init__(message)
+        super().__init__(masked(message))
         self.missing = missing

@@ -1,9 +1,10 @@
-"""Write files and folders that are either complete or absent, and lock folders."""
+"""Write files and folders that are either complete or absent, lock folders, and parse JSON."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import shutil
 import tempfile
@@ -11,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NoReturn
 
 NO_LOCKS = {errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 """Error numbers of file systems that cannot lock a folder."""
@@ -127,3 +129,30 @@ def own_temporary_folder() -> Iterator[None]:
             yield
         finally:
             tempfile.tempdir = before
+
+
+def strict_json(content: str | bytes) -> Any:
+    """Parse JSON that has no repeated keys and no NaN or infinity.
+
+    Raises:
+        ValueError: the content is no such JSON.
+
+    >>> strict_json('{"a": [1, null]}')
+    {'a': [1, None]}
+    >>> strict_json('{"a": 1, "a": 2}')
+    Traceback (most recent call last):
+    ValueError: the key 'a' is repeated
+    """
+    return json.loads(content, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} is repeated")
+    return found
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")

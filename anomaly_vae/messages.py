@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
+
+LONGEST_NAME = 100
+"""Maximum length of a name that is compared or quoted, in characters."""
+MOST_SUGGESTED = 4
+"""Maximum number of names for which a message suggests another, which is slow."""
+SIMILAR = 0.7
+"""Least similarity of two names, from 0 to 1, for one to be suggested for the other."""
 
 
 def shown(value: object) -> str:
@@ -26,3 +34,31 @@ def listed(names: Sequence[str], most: int = 12) -> str:
     """
     shown = ", ".join(f"'{name}'" for name in list(names)[:most]) or "nothing"
     return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def explain_foreign(found: Iterable[str], expected: Sequence[str]) -> str:
+    """Explain that none of the expected columns was found, and suggest what was meant.
+
+    >>> explain_foreign(["Size"], ["size"])
+    "none of the model's columns found; expected 'size', found 'Size'; 'Size' may mean 'size'"
+    """
+    quoted = [name[:LONGEST_NAME] for name in found]
+    text = f"none of the model's columns found; expected {listed(expected)}, found {listed(quoted)}"
+    pairs = ((name, nearest(name, expected)) for name in quoted[:MOST_SUGGESTED])
+    return text + "".join(f"; '{name}' may mean '{near}'" for name, near in pairs if near)
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """Return the most similar of these names regardless of case; None if none is similar.
+
+    >>> nearest("amount", ["TX_AMOUNT", "AMOUNT", "channel"]), nearest("city", ["amount"])
+    ('AMOUNT', None)
+    """
+    by_key = {_simplified(known): known for known in names}
+    key = _simplified(name[:LONGEST_NAME])
+    close = difflib.get_close_matches(key, by_key, n=1, cutoff=SIMILAR)
+    return by_key[close[0]] if close else None
+
+
+def _simplified(name: str) -> str:
+    return "".join(letter for letter in name.casefold() if letter.isalnum())

@@ -147,7 +147,7 @@ def slices(found: Sequence[ColumnSlice], alpha: float) -> Figure:
         if one.limit is not None:
             axes.plot(one.limit, place, "|", color="black", markersize=10)
     axes.axvline(alpha, color="black", linewidth=1.0, linestyle=":")
-    names = [f"{one.name} ({rate.total:,})" for one, rate in shown]
+    names = [plain(f"{one.name} ({rate.total:,})") for one, rate in shown]
     axes.set_yticks(range(len(shown)), names, fontsize=8)
     axes.invert_yaxis()
     axes.set(xlabel=f"false positive rate (dotted: alpha = {alpha:g}; bar: the limit of chance)")
@@ -175,7 +175,7 @@ def _images(encoding: ImageEncoding, explained: ScoreParts, titles: Sequence[str
         for place, picture in zip(axes, (seen[row], expected[row]), strict=False):
             place.imshow(np.moveaxis(picture, 0, -1).squeeze(), "gray", vmin=0, vmax=1)
         axes[2].imshow(maps[row], "cividis", vmin=low, vmax=high)
-        axes[0].set_title(titles[row], fontsize=8, loc="left")
+        axes[0].set_title(plain(titles[row]), fontsize=8, loc="left")
         for place in axes:
             place.set_axis_off()
     return figure
@@ -185,7 +185,7 @@ def _columns(encoding: TabularEncoding, explained: ScoreParts, titles: Sequence[
     """Draw observed and expected values of standardised columns."""
     count = min(len(titles), len(explained.score))
     numeric = min(encoding.layout.n_numeric + encoding.layout.n_binary, MAX_COLUMNS)
-    names = [c.label for c in encoding.columns for _ in range(c.width)][:numeric]
+    names = [plain(c.label) for c in encoding.columns for _ in range(c.width)][:numeric]
     figure = Figure((9.0, 1.2 + 1.5 * count), layout="constrained")
     for row, axes in enumerate(figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]):
         place = np.arange(numeric)
@@ -193,7 +193,7 @@ def _columns(encoding: TabularEncoding, explained: ScoreParts, titles: Sequence[
         axes.vlines(place, observed, expected, color=GREY, linewidth=1)
         axes.plot(place, observed, "o", color=ORANGE, markersize=4, label="observed")
         axes.plot(place, expected, "_", color=BLUE, markersize=9, mew=2, label="expected")
-        axes.set_title(titles[row], fontsize=9, loc="left")
+        axes.set_title(plain(titles[row]), fontsize=9, loc="left")
         axes.set_ylabel("standardised", fontsize=8)
         axes.set_xticks(place, names, rotation=60, ha="right", fontsize=7)
     figure.axes[0].legend(frameon=False, fontsize=8, loc="upper right", ncols=2)
@@ -211,7 +211,7 @@ def contributions(found: Mapping[str, Explanation]) -> Figure:
     panels = figure.subplots(len(bars), 1, sharex=True, squeeze=False, height_ratios=bars)
     for axes, (title, one) in zip(panels[:, 0], found.items(), strict=True):
         names = [
-            f"{c.feature}\nobserved {_value(c.observed)}, expected {_value(c.expected)}"
+            plain(f"{c.feature}\nobserved {_value(c.observed)}, expected {_value(c.expected)}")
             for c in one.contributions
         ]
         nats = [*(c.nats for c in one.contributions), one.rest, one.kl]
@@ -219,12 +219,17 @@ def contributions(found: Mapping[str, Explanation]) -> Figure:
         drawn = axes.barh([*names, "other columns", "KL term"], nats, color=colours, height=0.7)
         axes.bar_label(drawn, fmt="%+.1f", padding=3, fontsize=8)
         axes.axvline(0, color="black", linewidth=0.8)
-        axes.set_title(title, fontsize=10, loc="left")
+        axes.set_title(plain(title), fontsize=10, loc="left")
         axes.tick_params("y", labelsize=8)
         axes.margins(x=0.1)
         axes.invert_yaxis()
     figure.axes[-1].set_xlabel("contribution to the score, nats")
     return figure
+
+
+def plain(text: str) -> str:
+    """Return text for a figure, in which a dollar sign begins no formula."""
+    return text.replace("$", r"\$")
 
 
 def _value(value: object) -> str:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import pkgutil
 import sys
+import traceback
 import warnings
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from anomaly_vae import __version__
 from anomaly_vae.errors import AnomalyVAEError, ConfigError
 from anomaly_vae.files import own_temporary_folder
+from anomaly_vae.masking import masked
 from pipelines import console
 
 if TYPE_CHECKING:
@@ -33,7 +36,22 @@ FLOWS = {
 }
 """Function or module that implements a command, by command and kind of data."""
 
-app = typer.Typer(
+Function = TypeVar("Function", bound=Callable[..., Any])
+JSON = "--json"
+"""Option of every command: print the result as JSON on a terminal, too."""
+
+
+class App(typer.Typer):
+    """A command line whose commands all mention `JSON` in their help."""
+
+    def command(self, name: str | None = None, **options: Any) -> Callable[[Function], Function]:
+        """Register a command."""
+        epilog = f"{JSON} prints the result as JSON on a terminal, too; elsewhere it is always JSON"
+        register: Callable[[Function], Function] = super().command(name, epilog=epilog, **options)
+        return register
+
+
+app = App(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -503,8 +521,15 @@ def main() -> None:
 
 
 def _exit_code() -> int:
+    with console.masked_output():
+        return _run()
+
+
+def _run() -> int:
     try:
-        code: Any = app(standalone_mode=False)
+        arguments = sys.argv[1:]
+        console.print_json(JSON in arguments)
+        code: Any = app([a for a in arguments if a != JSON], standalone_mode=False)
     except AnomalyVAEError as error:
         return _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
@@ -512,20 +537,22 @@ def _exit_code() -> int:
         return INTERRUPTED
     except OSError as error:
         return _fail(f"'{error.filename}': {error.strerror}" if error.filename else str(error))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  # one line instead of a traceback
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error
+            vars(error)["message"] = masked(str(error))  # before it is broken over lines
             error.show()
             return USAGE
-        if os.environ.get("ANOMALY_VAE_DEBUG"):
-            raise
         return _unexpected(error)
     return code if isinstance(code, int) else DONE
 
 
 def _unexpected(error: Exception) -> int:
+    if os.environ.get("ANOMALY_VAE_DEBUG"):
+        traceback.print_exc()
+        return FAULT
     if isinstance(error, ModuleNotFoundError) and error.name in TRAIN_LIBRARIES:
         return _fail(f"{error}; install it with: pip install 'anomaly-vae[train]'")
-    text = " ".join(str(error).split())[:300]
+    text = " ".join(masked(str(error)).split())[:300]
     return _fail(
         f"unexpected {type(error).__name__}: {text} (ANOMALY_VAE_DEBUG=1 shows where; "
         "please report it)"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO, cast
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,6 +23,40 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
+
+from anomaly_vae.masking import masked
+
+MAX_WIDTH = 10_000
+"""Maximum width of a table, in characters."""
+_json = threading.Event()
+"""Set if results are printed as JSON on a terminal, too."""
+
+
+class MaskedStream:
+    """A text stream that writes no passwords and otherwise behaves as the stream it wraps."""
+
+    def __init__(self, unmasked: TextIO) -> None:
+        self.unmasked = unmasked
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.unmasked, name)
+
+    def write(self, text: str) -> int:
+        """Write text without passwords and tokens."""
+        self.unmasked.write(masked(text))
+        return len(text)
+
+
+@contextmanager
+def masked_output() -> Iterator[None]:
+    """Write no passwords to stdout and stderr, whoever writes: tables, warnings, tracebacks."""
+    out, err = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = cast("TextIO", MaskedStream(out)), cast("TextIO", MaskedStream(err))
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = out, err
+
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -35,18 +72,47 @@ def heading(text: str) -> None:
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table; numeric columns are right-aligned."""
+    """Print a table; numeric columns are right-aligned.
+
+    A table that is wider than the terminal is printed with one field per line. A file gets each
+    row on one line, however wide.
+    """
+    cells = [[format_value(value) for value in row] for row in rows]
+    numeric = [all(isinstance(row[i], int | float) for row in rows) for i in range(len(header))]
+    grid = _grid(title, header, cells, numeric)
+    options = console.options.update(width=MAX_WIDTH)
+    width = Measurement.get(console, options, grid).maximum
+    if console.is_terminal and width > console.width:
+        _print_records(title, header, cells)
+    else:
+        Console(stderr=True, highlight=False, width=width).print(grid)
+
+
+def _grid(
+    title: str, header: Sequence[str], cells: Sequence[Sequence[str]], numeric: Sequence[bool]
+) -> Table:
+    """Return a table whose cells stay on one line."""
     grid = Table(
         title=title, title_justify="left", title_style="bold", header_style="dim", box=SIMPLE_HEAD
     )
-    for index, name in enumerate(header):
-        numeric = all(isinstance(row[index], int | float) for row in rows)
-        grid.add_column(name, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        grid.add_row(
-            *(Text(format_value(value)) for value in row)
-        )  # no markup: names may have brackets
-    console.print(grid)
+    for name, is_number in zip(header, numeric, strict=True):
+        grid.add_column(name, justify="right" if is_number else "left", no_wrap=True)
+    for row in cells:  # no markup: names may have brackets
+        grid.add_row(*(Text(" ".join(cell.split())) for cell in row))
+    return grid
+
+
+def _print_records(title: str, header: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+    """Print each row as a block with one field per line, wrapped between words."""
+    heading(title)
+    indent = max(map(len, header)) + 4
+    for row in cells:
+        for name, cell in zip(header, row, strict=True):
+            first = f"  {name:<{indent - 2}}"
+            info(textwrap.fill(cell, max(console.width, indent + 20), initial_indent=first,
+                               subsequent_indent=" " * indent, break_long_words=False,
+                               break_on_hyphens=False) or first.rstrip())  # fmt: skip
+        info("")
 
 
 def format_value(value: object) -> str:
@@ -55,7 +121,9 @@ def format_value(value: object) -> str:
         return "–"
     if isinstance(value, float):
         return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return masked(str(value))  # before a table breaks it over lines
 
 
 @contextmanager
@@ -73,6 +141,26 @@ def progress(label: str, total: int | None) -> Iterator[tuple[Progress, Any]]:
 
 
 def result(content: Mapping[str, Any]) -> None:
-    """Print the command's result, one JSON object, on stdout."""
-    sys.stdout.write(json.dumps(content, allow_nan=False) + "\n")
+    """Print the command's result, one JSON object, on stdout.
+
+    On a terminal, the entries that are single values are printed for people instead, unless
+    `print_json` was called.
+    """
+    text = json.dumps(content, allow_nan=False)
+    if sys.stdout.isatty() and not _json.is_set():
+        _print_entries(content)
+        return
+    sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
+
+
+def print_json(wanted: bool) -> None:
+    """Choose whether `result` prints JSON even on a terminal."""
+    _json.set() if wanted else _json.clear()
+
+
+def _print_entries(content: Mapping[str, Any]) -> None:
+    entries = {key: value for key, value in content.items() if isinstance(value, str | int | float)}
+    width = max(map(len, entries), default=0)
+    for key, value in entries.items():
+        info(f"{key.replace('_', ' '):<{width}}  {format_value(value)}")

@@ -25,14 +25,14 @@ from anomaly_vae.errors import ConfigError, DataError
 from serving.middleware import RequestMiddleware
 from serving.models.store import Store
 from serving.observability.metrics import Metrics
-from serving.openapi import document_routes
-from serving.paths import Template
+from serving.openapi import document_route
+from serving.paths import UNMATCHED, Template
 from serving.problems import ProblemError, to_problem
 from serving.protocols import mlflow_scoring, open_inference
 from serving.registry.board import Board
 from serving.registry.follower import Follower
 from serving.registry.sources import Sources
-from serving.routes import admin, models
+from serving.routes import admin, docs, models
 from serving.scoring.engine import ScoringEndpoint
 from serving.scoring.shadow import Shadows
 from serving.settings import ApiKey, Settings, find_key
@@ -84,7 +84,10 @@ def create_app(
         *_protocol_routes(scoring),
     ]
     describers = [protocol.document for protocol in PROTOCOLS]
-    routes += document_routes(routes, store, settings, describers)
+    routes += [document_route(routes, store, settings, describers), *docs.routes()]
+    metrics.start_routes(
+        [*(route.path for route in routes if isinstance(route, Template)), UNMATCHED]
+    )
     app = Service(routes=routes, lifespan=lifespan, exception_handlers=_handlers(refuse))
     app.router.redirect_slashes = False
     app.state.store, app.state.settings, app.state.metrics = store, settings, metrics

@@ -170,12 +170,16 @@ class RequestChannel:
     9.6). The delay is not needed for a client that sends ``Expect: 100-continue``.
 
     Attributes:
+        awaits_continue: whether the client waits for an invitation to send the body. An early
+            response then ends the connection, as the body may come nevertheless.
         body_pending: whether parts of the request body have yet to arrive.
         end_is_held: whether only the end of the response has yet to be sent.
         status: status of the response; 0 until it is sent.
     """
 
-    __slots__ = ("_headers", "_receive", "_send", "body_pending", "end_is_held", "status")
+    __slots__ = (
+        "_headers", "_receive", "_send", "awaits_continue", "body_pending", "end_is_held", "status",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -186,13 +190,15 @@ class RequestChannel:
     ) -> None:
         self._receive, self._send, self._headers = receive, send, response_headers
         has_body = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
-        self.body_pending = has_body and b"expect" not in headers
+        expects = headers.get(b"expect", b"").lower() == b"100-continue"
+        self.awaits_continue = has_body and expects
+        self.body_pending = has_body and not expects
         self.end_is_held, self.status = False, 0
 
     async def receive(self) -> Message:
         """Receive a part of the request body."""
         message = await self._receive()
-        self.body_pending = message.get("more_body", False)
+        self.awaits_continue, self.body_pending = False, message.get("more_body", False)
         return message
 
     async def send(self, message: Message) -> None:
@@ -200,6 +206,8 @@ class RequestChannel:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message["headers"] = [*message["headers"], *self._headers]
+            if self.awaits_continue:
+                message["headers"].append((b"connection", b"close"))
         elif self.body_pending and not message.get("more_body", False):
             self.end_is_held = True
             message["more_body"] = True

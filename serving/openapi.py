@@ -1,4 +1,4 @@
-"""Describe the service in an OpenAPI document, and serve it with a page to browse it.
+"""Describe the service in an OpenAPI document, and serve it.
 
 Scoring routes are described from the loaded models, with examples that work: a typical record or
 image, and the model's answer to it. Other routes contain their own description. msgspec describes
@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
-from starlette.routing import BaseRoute, Route
+from starlette.responses import Response
+from starlette.routing import BaseRoute
 
 from anomaly_vae import __version__
 from anomaly_vae.client.types import Result, Schema
@@ -40,7 +40,7 @@ from serving.problems import (
     ProblemDetails,
 )
 from serving.scoring import responses, schemas
-from serving.scoring.schemas import REF, GroupedResult, HeatmapResult
+from serving.scoring.schemas import REF, GroupedResult, RegionsResult
 from serving.scoring.tables import ServedTable
 from serving.settings import Settings
 
@@ -63,22 +63,10 @@ SECURITY: Json = {
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
 """Security schemes, by name."""
-PAGE = """<!DOCTYPE html>
-<html>
-<head>
-<meta name="viewport" content="width=device-width, initial-scale=1.0">
-<title>{title} - Swagger UI</title>
-<link rel="stylesheet" href="https://cdn.jsdelivr.net/npm/swagger-ui-dist@5/swagger-ui.css">
-</head>
-<body>
-<div id="swagger-ui"></div>
-<script src="https://cdn.jsdelivr.net/npm/swagger-ui-dist@5/swagger-ui-bundle.js"></script>
-<script>
-SwaggerUIBundle({{url: "{url}", dom_id: "#swagger-ui", deepLinking: true}})
-</script>
-</body>
-</html>
-"""
+FAILED_RESULT = "FailedResult"
+"""Name of the type of a result with an error."""
+DECISION, PLACE = ("score", "p_value", "is_anomaly"), ("id", "file", "frame")
+"""Fields of every result without an error, and fields that results with an error may have."""
 
 
 class Part(NamedTuple):
@@ -93,16 +81,18 @@ Describe = Callable[[Sequence[ServedModel], Settings], Part]
 
 
 class DocumentedRoute(Template):
-    """A route of one method with its OpenAPI operation, and the types that it refers to."""
+    """A route of one method with its OpenAPI operation, and the types that it refers to.
+
+    The name of the endpoint identifies the operation; generated clients call their function so.
+    """
 
     def __init__(
         self, method: str, path: str, endpoint: Endpoint, operation: Json, shapes: Sequence[Shape]
     ) -> None:
         super().__init__(path, endpoint, methods=[method])
-        self.methods = {method}  # Starlette adds HEAD to GET
-        name = re.sub(r"\W", "_", f"{self.name}{path}")
         self.method, self.shapes = method.lower(), shapes
-        self.operation = {**operation, "operationId": f"{name}_{self.method}"}
+        suffix = "_with_version" if "{version}" in path else ""
+        self.operation = {**operation, "operationId": f"{self.name}{suffix}"}
 
 
 # ---------------------------------------------------------------- small routes
@@ -175,10 +165,10 @@ def _error_responses(kinds: Iterable[Kind]) -> Json:
 # ---------------------------------------------------------------- the document
 
 
-def document_routes(
+def document_route(
     routes: Sequence[BaseRoute], store: Store, settings: Settings, describers: Sequence[Describe]
-) -> list[Route]:
-    """Create the routes of the document and its page.
+) -> Template:
+    """Create the route of the document.
 
     Args:
         routes: all routes of the application.
@@ -196,10 +186,7 @@ def document_routes(
             latest = current, msgspec.json.encode(content)
         return Response(latest[1], media_type=schemas.JSON)
 
-    async def docs(_: Request) -> Response:
-        return HTMLResponse(PAGE.format(title=TITLE, url="/openapi.json"))
-
-    return [Template("/openapi.json", openapi), Template("/docs", docs)]
+    return Template("/openapi.json", openapi)
 
 
 def document(
@@ -242,18 +229,50 @@ def _add_security(content: Json) -> None:
 
 def _describe_shapes(shapes: Iterable[Shape]) -> Json:
     """Describe types by name, with the fields that the service really sends."""
-    variants = (GroupedResult, HeatmapResult)
+    variants = (GroupedResult, RegionsResult)
     all_shapes = [*shapes, *variants, schemas.ScoreResponse, ProblemDetails]
     _, components = msgspec.json.schema_components(all_shapes, ref_template=REF)
     for variant in variants:
         described = components.pop(variant.__name__)["properties"]
         fields = [name for name in variant.__annotations__ if name in described]
         components[Result.__name__]["properties"] |= {name: described[name] for name in fields}
-    for shape in (Result, Schema):
+    for described in components.values():
+        _describe_any_items(described)
+    for shape in (Result, Schema, schemas.ScoreResponse):
         properties = components[shape.__name__]["properties"]
         for name, described in properties.items():
             properties[name] = _describe_omitted(described)
+    _describe_failures(components)
     return components
+
+
+def _describe_any_items(described: Any) -> None:
+    """Say of each list of anything that its items may be anything, as generators require."""
+    if isinstance(described, dict):
+        if described.get("type") == "array" and "prefixItems" not in described:
+            described.setdefault("items", {})
+        for part in described.values():
+            _describe_any_items(part)
+    elif isinstance(described, list):
+        for part in described:
+            _describe_any_items(part)
+
+
+def _describe_failures(components: Json) -> None:
+    """Describe results with an error apart from those with a decision."""
+    properties = components[Result.__name__]["properties"]
+    error = properties.pop("error")
+    places = {name: properties[name] for name in PLACE}
+    components[Result.__name__]["required"] = list(DECISION)
+    components[FAILED_RESULT] = {
+        "title": FAILED_RESULT,
+        "description": "A record or image that was not scored, with the reason.",
+        "type": "object",
+        "required": ["error"],
+        "properties": {"error": error, **places},
+    }
+    results = components[schemas.ScoreResponse.__name__]["properties"]["results"]
+    results["items"] = {"anyOf": [ref(Result), {"$ref": REF.format(name=FAILED_RESULT)}]}
 
 
 def _describe_omitted(described: Json) -> Json:
@@ -262,6 +281,8 @@ def _describe_omitted(described: Json) -> Json:
         return described
     described = {key: value for key, value in described.items() if key != "default"}
     options = [option for option in described.pop("anyOf", []) if option != {"type": "null"}]
+    if len(options) > 1:
+        return described | {"anyOf": options}
     return described | (options[0] if options else {})
 
 
@@ -290,7 +311,7 @@ def _describe_scoring(models: Sequence[ServedModel], settings: Settings) -> tupl
     named = {**operation, "parameters": [*names, *parameters]}
     paths = {
         SCORING_ROUTES[0]: {"post": {**unnamed, "operationId": "score"}},
-        SCORING_ROUTES[1]: {"post": {**named, "operationId": "score_with"}},
+        SCORING_ROUTES[1]: {"post": {**named, "operationId": "score_model"}},
     }
     return paths, {name: schema for part in bodies for name, schema in part.components.items()}
 

@@ -10,24 +10,30 @@ from serving.problems import NOT_FOUND, ProblemError
 HEADERS = "anomaly_vae.headers"
 """Key of an ASGI scope under which its headers are kept as a mapping."""
 PROBES = frozenset(
-    {"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/ping"}
+    {"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/ping", "/health"}
 )
 """Routes of health checks."""
-PUBLIC_ROUTES = PROBES | {"/openapi.json", "/docs", "/-/webhook"}
+DOCS_ROUTES = frozenset(
+    {"/docs", "/docs/page.js", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css"}
+)
+"""Routes of the page that shows the OpenAPI document, and of its files."""
+PUBLIC_ROUTES = PROBES | DOCS_ROUTES | {"/openapi.json", "/-/webhook"}
 """Routes that need no key; webhooks are signed instead."""
 ADMIN_PREFIXES = ("/metrics", "/docs", "/openapi.json", "/-/")
 """Prefixes of the routes that move to the administrative port if there is one."""
 QUIET_ROUTES = (*PROBES, "/metrics")
 """Routes whose successful requests are logged only at level debug."""
+UNMATCHED = "unmatched"
+"""Template of all paths without a route."""
 SCORING_ROUTES = ("/score", "/models/{name}/score")
 """Templates of the project's own scoring routes."""
 
 
 def route_template(scope: Scope) -> str:
-    """Return the template of the matched route, or ``unmatched`` for a path of the client's."""
+    """Return the template of the matched route, or `UNMATCHED` for a path of the client's."""
     if "route" in scope:
         return str(scope["route"].path)
-    return scope["path"] if scope["path"] in PUBLIC_ROUTES else "unmatched"
+    return scope["path"] if scope["path"] in PUBLIC_ROUTES else UNMATCHED
 
 
 def check_port(scope: Scope, admin_port: int) -> None:

@@ -64,6 +64,8 @@ KINDS = (
     INVALID_REQUEST, INVALID_RECORD, OVERLOADED, RATE_LIMITED, HEAD_TOO_LARGE, INTERNAL,
     NOT_READY, RELOAD_FAILED,
 )  # fmt: skip
+REFUSED = "refused"
+"""Name of the web framework's own errors that have no `Kind`."""
 KIND_BY_STATUS = {kind.status: kind for kind in reversed(KINDS)}
 """Kind of the web framework's own errors, by status."""
 
@@ -136,6 +138,6 @@ def to_problem(error: Exception) -> ProblemError:
 def _from_status(error: HTTPException) -> ProblemError:
     status = error.status_code
     title = HTTPStatus(status).phrase if status in set(HTTPStatus) else "Refused"
-    kind = KIND_BY_STATUS.get(status) or Kind(status, "refused", title)
+    kind = KIND_BY_STATUS.get(status) or Kind(status, REFUSED, title)
     remedy = {404: "; /docs lists the routes", 405: "; the header Allow lists its methods"}
     return ProblemError(kind, kind.title + remedy.get(status, ""), headers=error.headers)

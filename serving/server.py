@@ -26,6 +26,7 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from anomaly_vae.errors import AnomalyVAEError, ConfigError
+from anomaly_vae.masking import masked
 from serving.app import create_app
 from serving.http.http11 import SECURE_HEADERS, LimitedProtocol
 from serving.models.store import Store
@@ -96,7 +97,7 @@ def app_factory() -> Starlette:
     try:
         store = restore_store(board.read())
     except (AnomalyVAEError, OSError) as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{masked(str(error))}\n")
         sys.exit(STARTUP_FAILURE)
     return _application(store, board, settings)
 

@@ -84,6 +84,7 @@ def _cache_folder() -> Path:
 
 Keys = Annotated[tuple[ApiKey, ...], NoDecode, BeforeValidator(_parse_keys)]
 Level = Literal["debug", "info", "warning", "error"]
+UnknownKeys = Literal["ignore", "refuse"]
 Count = Annotated[int, Field(ge=1)]
 KibibyteOrMore = Annotated[int, Field(ge=1024)]
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -114,6 +115,9 @@ class Settings(BaseSettings):
     """Seconds between two fetches of the issuer's keys."""
     max_records: Count = 10_000
     """Maximum number of records, files or images per request; more are refused with a 413."""
+    unknown_keys: UnknownKeys = "ignore"
+    """What happens to keys of records and requests, and to columns, that the model does not know:
+    `ignore` names them in the answer, `refuse` refuses them with a 422."""
     max_contributions: Count = 500_000
     """Maximum number of contributions computed for a response (explained records times features, or
     images times pixels); more are refused with a 413."""

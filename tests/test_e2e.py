@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from pathlib import Path
 
@@ -12,14 +13,19 @@ import yaml
 from anomaly_vae.client import Client, Model
 from tests.support.command_line import CommandLine, server
 from tests.support.paths import ROOT
+from tests.support.registries import DATABASE, migrated
+
+__all__ = ["migrated"]
 
 RECORDS = 200
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
 
-def test_from_simulated_rows_to_a_served_champion(tmp_path: Path) -> None:
+def test_from_simulated_rows_to_a_served_champion(migrated: Path, tmp_path: Path) -> None:
+    """The first `run` and the service are processes of their own."""
     line = CommandLine(tmp_path)
+    shutil.copy(migrated, tmp_path / DATABASE)
     simulated = line("simulate", "transactions", "--out", "data", "--rows", 1_500, "--seed", 0)
     transactions = tmp_path / simulated["out"]
     config = yaml.safe_load((ROOT / "configs" / "fraud.yaml").read_text())
@@ -28,14 +34,14 @@ def test_from_simulated_rows_to_a_served_champion(tmp_path: Path) -> None:
 
     ran = line("run", "config.yaml")
     assert (ran["promoted"], ran["version"], ran["alias"]) == (True, "1", "champion")
-    again = line("run", "config.yaml")
+    again = line.here("run", "config.yaml")
     assert again["digest"] == ran["digest"]
-    assert line("models")["models"] == [
+    assert line.here("models")["models"] == [
         {"name": "fraud", "aliases": {"champion": "1", "challenger": "1"}, "versions": ["1"]}
     ]
 
-    scored = line("score", "--model", "models:/fraud@champion", "--input", transactions,
-                  "--output", "scores", "--explain", "all")  # fmt: skip
+    scored = line.here("score", "--model", "models:/fraud@champion", "--input", transactions,
+                       "--output", "scores", "--explain", "all")  # fmt: skip
     assert scored["scored"] == scored["rows"] == 1_500
     assert scored["model"]["digest"] == ran["digest"]
     batch = pq.read_table(tmp_path / "scores" / scored["parts"][0]).to_pylist()[:RECORDS]

@@ -30,6 +30,7 @@ ROWS: dict[str, list[set[str]]] = {
         {"config"},
         {"client", "simulation"},
         {"errors", "types", "messages", "files", "renames", "_version"},
+        {"masking"},
     ],
     "serving": [
         {"server"},
@@ -69,6 +70,7 @@ LEAN = {
     "anomaly_vae.errors",
     "anomaly_vae.files",
     "anomaly_vae.images",
+    "anomaly_vae.masking",
     "anomaly_vae.messages",
     "anomaly_vae.monitoring",
     "anomaly_vae.renames",

@@ -14,19 +14,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from anomaly_vae.artifacts.provenance import code_version
 from anomaly_vae.calibration.conformal import Calibration, Groups, Scores
 from anomaly_vae.errors import BundleError, NotCalibratedError
-from anomaly_vae.files import atomic_folder
+from anomaly_vae.files import atomic_folder, strict_json
 from anomaly_vae.monitoring.cycles import Cycle
 from anomaly_vae.monitoring.exchangeability import Monitor, Reference
 from anomaly_vae.renames import rename_config, rename_reading
@@ -41,6 +43,8 @@ FORMAT = 3
 """Format version of the manifests that this version writes."""
 MANIFEST, GRAPH, WEIGHTS = "manifest.json", "graph.onnx", "weights.safetensors"
 CALIBRATION, SUMS = "calibration.safetensors", "SHA256SUMS"
+SUMS_LINE = re.compile(rb"([0-9a-f]{64})  (\w[\w.-]*)\n")
+"""Pattern of a line of ``SHA256SUMS``: a digest and a name without a path."""
 KEYS = (
     "format", "code_version", "kind", "name", "unit", "schema", "encoding", "config", "data",
     "training", "calibration", "evaluation", "reference",
@@ -224,7 +228,7 @@ def load_bundle(path: str | Path, digest: str | None = None) -> Bundle:
     folder = Path(path)
     if not (folder / SUMS).is_file():
         raise BundleError(f"'{folder}' is not a bundle: it has no {SUMS}")
-    sums = (folder / SUMS).read_bytes()
+    sums = _read_file(folder, SUMS)
     if digest and _sha256(sums) != digest:
         raise BundleError(f"'{folder}' is not the registered bundle: its digest differs")
     return from_files(_verified_files(folder, sums), folder)
@@ -249,7 +253,7 @@ def from_files(files: Mapping[str, bytes], folder: Path = Path("in memory")) -> 
     manifest = _read_manifest(files, folder)
     try:
         calibration, cycle = _calibration(manifest, files), _cycle(manifest, files)
-    except KeyError:
+    except (KeyError, SafetensorError):
         message = f"bundle '{folder}': {CALIBRATION} and {MANIFEST} disagree; make it anew"
         raise BundleError(message) from None
     return Bundle(manifest, files[GRAPH], files[WEIGHTS], calibration, cycle, files[MANIFEST])
@@ -257,29 +261,52 @@ def from_files(files: Mapping[str, bytes], folder: Path = Path("in memory")) -> 
 
 def _verified_files(folder: Path, sums: bytes) -> dict[str, bytes]:
     """Read the files of a bundle folder and check them against the content of ``SHA256SUMS``."""
-    try:
-        lines = [line.split("  ", 1) for line in sums.decode().splitlines()]
-        listed = {name: digest for digest, name in lines}
-    except ValueError:
-        message = f"bundle '{folder}': {SUMS} was altered; fetch the bundle again"
-        raise BundleError(message) from None
+    listed = _parse_sums(folder, sums)
     present = {entry.name for entry in folder.iterdir()} - {SUMS}
     required = {MANIFEST, GRAPH, WEIGHTS}
     for name in sorted((set(listed) | required) - present):
         raise BundleError(f"bundle '{folder}': {name} is missing; fetch the bundle again")
     for name in sorted(present - set(listed)):
         raise BundleError(f"bundle '{folder}': {name} does not belong to it; remove it")
-    files = {name: (folder / name).read_bytes() for name in listed}
+    files = {name: _read_file(folder, name) for name in listed}
     for name, content in files.items():
         if _sha256(content) != listed[name]:
             raise BundleError(f"bundle '{folder}': {name} was altered; fetch the bundle again")
     return files
 
 
+def _parse_sums(folder: Path, sums: bytes) -> dict[str, str]:
+    """Return the digests in ``SHA256SUMS`` by name; only the text that `_sums` writes is accepted.
+
+    Raises:
+        BundleError: a byte differs from that text.
+    """
+    listed = {name.decode(): digest.decode() for digest, name in SUMS_LINE.findall(sums)}
+    if _sums_text(listed) != sums:
+        raise BundleError(f"bundle '{folder}': {SUMS} was altered; fetch the bundle again")
+    return listed
+
+
+def _read_file(folder: Path, name: str) -> bytes:
+    """Read a file of a bundle folder.
+
+    Raises:
+        BundleError: it is a link, a folder or something else.
+    """
+    path = folder / name
+    if path.is_symlink() or not path.is_file():
+        raise BundleError(f"bundle '{folder}': {name} is not a regular file; copy the file itself")
+    return path.read_bytes()
+
+
 def _read_manifest(files: Mapping[str, bytes], folder: Path) -> dict[str, Any]:
     """Parse the manifest, translate it into the current format and check its keys."""
-    manifest: dict[str, Any] = json.loads(files[MANIFEST])
-    version = manifest.get("code_version", "an unknown version")
+    try:
+        manifest: dict[str, Any] = strict_json(files[MANIFEST])
+        version = manifest.get("code_version", "an unknown version")
+    except (ValueError, AttributeError) as error:
+        message = f"bundle '{folder}': {MANIFEST} cannot be read: {error}; make it anew"
+        raise BundleError(message) from None
     if manifest.get("format", FORMAT) > FORMAT:
         raise BundleError(
             f"bundle '{folder}' has format {manifest['format']}, this version reads up to "
@@ -369,7 +396,12 @@ def _read_groups(groups: Mapping[str, Any], tensors: Mapping[str, Scores]) -> Gr
 
 def _sums(files: Mapping[str, bytes]) -> bytes:
     """Return the content of ``SHA256SUMS``."""
-    return "".join(f"{_sha256(files[name])}  {name}\n" for name in sorted(files)).encode()
+    return _sums_text({name: _sha256(content) for name, content in files.items()})
+
+
+def _sums_text(digests: Mapping[str, str]) -> bytes:
+    """Return the content of ``SHA256SUMS`` for digests by name."""
+    return "".join(f"{digests[name]}  {name}\n" for name in sorted(digests)).encode()
 
 
 def _sha256(content: bytes) -> str:

@@ -16,8 +16,6 @@ import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from decimal import Decimal
-from math import isinf
 from pathlib import Path
 from random import Random
 from typing import Any, Literal, Self, TypeVar
@@ -35,7 +33,8 @@ from anomaly_vae.client.errors import (
     error_of,
     problem_of,
 )
-from anomaly_vae.client.types import ModelInfo, Models, Scores
+from anomaly_vae.client.records import Record, encode_record, rows_of
+from anomaly_vae.client.types import Fault, ModelInfo, Models, Result, Scores
 from anomaly_vae.errors import ConfigError, DataError, RecordError
 
 __all__ = ["AsyncClient", "Client"]
@@ -50,11 +49,17 @@ The random pause is added to ``Retry-After``."""
 PART_BYTES = 256
 """Upper bound of the bytes that a file adds to a form besides its content."""
 HEAD, JSON = b'{"records":[', {"Content-Type": "application/json"}
+UNSENT = b"null"
+"""Record that is sent in place of one that cannot be sent."""
 
 T = TypeVar("T")
-Record = Mapping[str, Any]
 File = str | Path | bytes
 Explain = int | Literal["all"]
+Errors = Literal["refuse", "per_record"]
+Faults = dict[int, Fault]
+"""Faults of records that cannot be sent, by their position."""
+
+_encode = msgspec.json.Encoder().encode
 
 
 # ---------------------------------------------------------------- request bodies
@@ -78,44 +83,6 @@ def _batches(
     if not batch and not start:
         raise DataError("there is nothing to score; give at least one record or file")
     yield start, batch
-
-
-def _rows(records: Iterable[Record]) -> Iterator[Record]:
-    """Iterate over records, or over the rows of a data frame that supports Arrow's protocol."""
-    if not hasattr(records, "__arrow_c_stream__"):
-        return iter(records)
-    import pyarrow as pa
-
-    table = pa.table(records)
-    columns = [name for name in table.schema.names if not name.startswith("__index_level_")]
-    batches = table.select(columns).to_batches()
-    return (row for batch in batches for row in batch.to_pylist())
-
-
-def _encode_record(number: int, record: Record) -> bytes:
-    if not isinstance(record, Mapping):
-        raise RecordError(number, None, f"expected a mapping, got {type(record).__name__}")
-    cells = {str(name): _json_value(number, str(name), value) for name, value in record.items()}
-    try:
-        return _encode(cells)
-    except (TypeError, ValueError) as error:
-        raise RecordError(number, None, f"cannot be sent: {error}") from None
-
-
-def _json_value(record: int, field: str, value: Any) -> Any:
-    """Convert a value for JSON; NaN becomes null, infinity is refused."""
-    try:
-        value = value.item() if hasattr(value, "item") else value  # a numpy scalar
-        value = float(value) if isinstance(value, Decimal) else value
-        missing = bool(value != value)  # noqa: PLR0124  # NaN and NaT
-    except (TypeError, ValueError) as error:
-        raise RecordError(record, field, f"cannot be sent: {error}") from None
-    if isinstance(value, float) and isinf(value):
-        raise RecordError(record, field, "infinity is not a value; leave it out if it is missing")
-    return None if missing else value
-
-
-_encode = msgspec.json.Encoder().encode
 
 
 def _read_file(file: File) -> bytes:
@@ -207,16 +174,20 @@ class _BaseClient:
     # ------------------------------------------------------------ calls
 
     def _score(
-        self, records: Iterable[Record], model: str | None, explain: Explain
+        self, records: Iterable[Record], model: str | None, explain: Explain, errors: Errors
     ) -> Plan[Scores]:
         tail = b'],"explain":%b}' % _encode(explain)
-        parts = (_encode_record(number, record) for number, record in enumerate(_rows(records)))
+        faults: Faults | None = None
+        if errors != "refuse":
+            tail, faults = b'%b,"errors":%b}' % (tail.removesuffix(b"}"), _encode(errors)), {}
+        parts = (_part(number, record, faults) for number, record in enumerate(rows_of(records)))
         max_bytes = self._max_body_bytes - len(HEAD + tail)
         bodies = (
             (offset, {"content": HEAD + b",".join(batch) + tail, "headers": JSON})
             for offset, batch in _batches(parts, self._max_records, max_bytes, overhead=1)
         )
-        return self._collect(_path(model), bodies)
+        scores = yield from self._collect(_path(model), bodies)
+        return _with_faults(scores, faults) if faults else scores
 
     def _score_images(
         self, files: Iterable[File], model: str | None, explain: Explain, heatmap: bool
@@ -291,6 +262,26 @@ def _path(model: str | None) -> str:
     return "/score" if model is None else f"/models/{quote(model, safe='')}/score"
 
 
+def _part(number: int, record: Record, faults: Faults | None) -> bytes:
+    """Encode a record; add the fault of one that cannot be sent to ``faults``, if it is a dict."""
+    try:
+        return encode_record(number, record)
+    except RecordError as error:
+        if faults is None:
+            raise
+        faults[number] = Fault(error.field, error.reason)
+        return UNSENT
+
+
+def _with_faults(scores: Scores, faults: Faults) -> Scores:
+    """Put the faults of records that were not sent in the places of their results."""
+    results = (
+        Result(error=faults[number]) if number in faults else result
+        for number, result in enumerate(scores.results)
+    )
+    return dataclasses.replace(scores, results=tuple(results))
+
+
 def _append(whole: Scores | None, scores: Scores, offset: int) -> Scores:
     """Append the scores of the next request, whose files are numbered from ``offset``."""
     if whole is None:
@@ -301,7 +292,13 @@ def _append(whole: Scores | None, scores: Scores, offset: int) -> Scores:
         one if one.file is None else msgspec.structs.replace(one, file=one.file + offset)
         for one in scores.results
     )
-    return dataclasses.replace(scores, results=(*whole.results, *moved))
+    warnings = (f"counted from {offset}: {warning}" for warning in scores.warnings)
+    return dataclasses.replace(
+        scores,
+        results=(*whole.results, *moved),
+        ignored=tuple(sorted({*whole.ignored, *scores.ignored})),
+        warnings=(*whole.warnings, *warnings),
+    )
 
 
 def _decode(response: httpx2.Response, kind: type[T]) -> T:
@@ -337,18 +334,25 @@ class Client(_BaseClient):
     """
 
     def score(
-        self, records: Iterable[Record], *, model: str | None = None, explain: Explain = 0
+        self,
+        records: Iterable[Record],
+        *,
+        model: str | None = None,
+        explain: Explain = 0,
+        errors: Errors = "refuse",
     ) -> Scores:
         """Score N records or the rows of a data frame (pandas, polars, pyarrow).
 
         Args:
-            records: any number; None and NaN mean missing. More than ``max_records`` or
+            records: any number; None, NaN, NaT and NA mean missing. More than ``max_records`` or
                 ``max_body_bytes`` are sent in several requests.
             model: name of the model; needed if the service has several.
             explain: number of contributions to list for each record, or ``"all"``.
+            errors: ``"refuse"`` to raise an error if any record cannot be scored,
+                ``"per_record"`` to give each such record a result with an ``error``.
 
         Returns:
-            N results in the order of the records.
+            N results in the order of the records; `Scores.to_table` makes a table of them.
 
         Raises:
             DataError: there are no records.
@@ -362,7 +366,7 @@ class Client(_BaseClient):
         >>> [result.is_anomaly for result in scores]  # doctest: +SKIP
         [True, False]
         """
-        return self._run(self._score(records, model, explain))
+        return self._run(self._score(records, model, explain, errors))
 
     def score_images(
         self,
@@ -375,9 +379,9 @@ class Client(_BaseClient):
         """Score images, given as paths or as the content of files.
 
         Args:
-            files: PNG, JPEG, TIFF, DICOM or NIfTI files, each with one or more frames.
+            files: Image files (PNG, JPEG, TIFF, DICOM, NIfTI, …), each with one or more frames.
             model: name of the model; needed if the service has several.
-            explain: number of pixels to list for each image, or ``"all"``.
+            explain: number of regions to list for each image, or ``"all"``.
             heatmap: whether to return a heatmap (PNG) and the regions found in each image.
 
         Returns:
@@ -470,10 +474,15 @@ class AsyncClient(_BaseClient):
     """
 
     async def score(
-        self, records: Iterable[Record], *, model: str | None = None, explain: Explain = 0
+        self,
+        records: Iterable[Record],
+        *,
+        model: str | None = None,
+        explain: Explain = 0,
+        errors: Errors = "refuse",
     ) -> Scores:
         """Score records; see `Client.score`."""
-        return await self._run(self._score(records, model, explain))
+        return await self._run(self._score(records, model, explain, errors))
 
     async def score_images(
         self,

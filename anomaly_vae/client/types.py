@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import TYPE_CHECKING, Any, overload
 
 from msgspec import Struct
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 class Model(Struct, frozen=True):
@@ -42,9 +45,14 @@ class Contribution(Struct, frozen=True):
 class Region(Struct, frozen=True):
     """An anomalous region, in pixels of the model's image; x points right, y points down.
 
-    ``area`` is in pixels; ``peak`` and ``total`` are in the unit of the heatmap.
+    ``box`` is (x0, y0, x1, y1), with x1 and y1 just outside. ``nats`` is the region's part of the
+    score, in the unit of the score, and ``share`` its fraction of all positive pixels of the
+    image. ``area`` is in pixels; ``peak`` and ``total`` are in the unit of the heatmap.
 
-    >>> region = Region(x=4, y=9, width=3, height=2, area=5, peak=2.5, total=7.0)
+    >>> region = Region(
+    ...     x=4, y=9, width=3, height=2, area=5, peak=2.5, total=7.0,
+    ...     box=(4, 9, 7, 11), nats=7.0, share=0.25,
+    ... )
     >>> region.x + region.width, region.y + region.height  # the lower right corner
     (7, 11)
     """
@@ -56,12 +64,35 @@ class Region(Struct, frozen=True):
     area: int
     peak: float
     total: float
+    box: tuple[int, int, int, int]
+    nats: float
+    share: float
+
+
+class Fault(Struct, frozen=True):
+    """The reason why a record or image was not scored; ``field`` is None if all of it is at fault.
+
+    >>> Fault("amount", "expected a number, got 'much'").field
+    'amount'
+    """
+
+    field: str | None
+    detail: str
+
+
+ResultId = str | int | float | bool | None
+"""Id of a record, in the type in which it was sent."""
 
 
 class Result(Struct, frozen=True, omit_defaults=True):
-    """The decision on one record or image.
+    """The decision on one record or image, or the error that prevented it.
 
-    An explained score is the sum of its contributions, ``rest`` and ``kl``, in the model's unit.
+    ``id`` repeats the record's id, if the model was trained with an id column. A result with an
+    ``error`` has no decision: ``score``, ``p_value`` and ``is_anomaly`` are None. Only images, and
+    records sent with ``errors="per_record"``, have such results.
+
+    An explained score is the sum of its contributions (for images, the ``nats`` of its regions),
+    ``rest`` and ``kl``, in the model's unit.
     An image is ``frame`` of upload ``file``, both counted from 0; ``heatmap`` is a PNG, encoded
     as base64 in JSON. For a model with groups, ``threshold`` is the threshold that was applied:
     that of ``group``, or, where ``group`` is null, that of all rows.
@@ -71,9 +102,10 @@ class Result(Struct, frozen=True, omit_defaults=True):
     (True, (), None)
     """
 
-    score: float
-    p_value: float
-    is_anomaly: bool
+    score: float = None  # type: ignore[assignment]  # None only in a result with an error
+    p_value: float = None  # type: ignore[assignment]
+    is_anomaly: bool = None  # type: ignore[assignment]
+    id: ResultId = None
     contributions: tuple[Contribution, ...] = ()
     rest: float | None = None
     kl: float | None = None
@@ -83,6 +115,13 @@ class Result(Struct, frozen=True, omit_defaults=True):
     regions: tuple[Region, ...] = ()
     group: str | None = None
     threshold: float | None = None
+    error: Fault | None = None
+
+
+TABLE_FIELDS = (
+    "id", "file", "frame", "score", "p_value", "is_anomaly", "group", "threshold"
+)  # fmt: skip
+"""Fields of a result that are columns of a table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +130,8 @@ class Scores(Sequence[Result]):
 
     ``guarantee_status`` says whether recently scored rows still look like the calibration rows:
     ``holding``, ``doubtful`` or ``broken``; None if the service is too old to report it.
+    ``ignored`` names the keys that the model does not know, ``warnings`` says what else may be
+    unintended.
 
     >>> results = Result(96.2, 0.00025, True), Result(3.1, 0.61, False)
     >>> scores = Scores(Model("fraud", None, None), alpha=0.01, threshold=40.0, results=results)
@@ -103,6 +144,30 @@ class Scores(Sequence[Result]):
     threshold: float
     results: tuple[Result, ...]
     guarantee_status: str | None = None
+    ignored: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def to_table(self) -> pa.Table:
+        """Return a pyarrow table of N rows, which ``to_pandas`` turns into a data frame.
+
+        Its columns are ``score``, ``p_value``, ``is_anomaly`` and ``error``, which are null where
+        they do not apply; ``id``, ``file``, ``frame``, ``group`` and ``threshold`` are there if any
+        result has them.
+
+        >>> bad = Result(error=Fault("amount", "expected a number, got 'much'"))
+        >>> scores = Scores(Model("fraud", None, None), 0.01, 40.0, (Result(3.1, 0.6, False), bad))
+        >>> scores.to_table()["error"].to_pylist()
+        [None, "amount: expected a number, got 'much'"]
+        """
+        import pyarrow as pa
+
+        columns = {name: [getattr(one, name) for one in self.results] for name in TABLE_FIELDS}
+        used = {name: cells for name, cells in columns.items() if cells.count(None) < len(cells)}
+        types = {"score": pa.float64(), "p_value": pa.float64(), "is_anomaly": pa.bool_()}
+        decisions = {name: pa.array(columns[name], kind) for name, kind in types.items()}
+        errors = pa.array([_error_text(one.error) for one in self.results], pa.string())
+        others = {name: _column(cells) for name, cells in used.items() if name not in types}
+        return pa.table({**others, **decisions, "error": errors})
 
     def __len__(self) -> int:
         return len(self.results)
@@ -113,6 +178,22 @@ class Scores(Sequence[Result]):
     def __getitem__(self, index: slice) -> tuple[Result, ...]: ...
     def __getitem__(self, index: int | slice) -> Result | tuple[Result, ...]:
         return self.results[index]
+
+
+def _error_text(error: Fault | None) -> str | None:
+    if error is None:
+        return None
+    return f"{error.field}: {error.detail}" if error.field else error.detail
+
+
+def _column(cells: Sequence[Any]) -> pa.Array:
+    """Return cells as an array, as text if they are of several types."""
+    import pyarrow as pa
+
+    try:
+        return pa.array(cells)
+    except (pa.ArrowException, OverflowError):
+        return pa.array([None if cell is None else str(cell) for cell in cells], pa.string())
 
 
 class Column(Struct, frozen=True):

@@ -53,6 +53,8 @@ class MLflowConfig(Section):
     """Location where runs and models are recorded."""
 
     tracking_uri: str = "sqlite:///mlflow.db"
-    """MLflow tracking URI, not a plain folder; the variable `MLFLOW_TRACKING_URI` overrides it."""
+    """MLflow tracking URI, not a plain folder: `sqlite:///FILE`, `http(s)://HOST`, or a database
+    with its driver, such as `postgresql+psycopg2://HOST/NAME`. The variable `MLFLOW_TRACKING_URI`
+    overrides it."""
     experiment: str | None = None
     """Name of the MLflow experiment; null: the model's name."""

@@ -41,7 +41,7 @@ class FitConfig(Section):
     seed: Seed = 0
     """Seed of the initial weights, the order of the rows and the noise."""
     threads: int = Field(1, ge=1)
-    """Number of CPU threads; small networks are fastest with one."""
+    """Number of CPU threads; small networks are fastest with one. A forked process uses one."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to train on; `auto` takes a GPU if there is one."""
     precision: Literal["float32", "bfloat16"] = "float32"

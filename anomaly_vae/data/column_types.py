@@ -5,7 +5,6 @@ The module does not import pyarrow, msgspec or MLflow, so that it is cheap to im
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
@@ -76,11 +75,7 @@ COLUMN_TYPES: Mapping[ColumnType, TabularColumnSpec] = {
         from_values=converters.numbers_from_values,
         arrow_converter="numbers_from_arrow",
         json_type=float | None,
-        json_schema={
-            "type": ["number", "null"],
-            "minimum": -sys.float_info.max,
-            "maximum": sys.float_info.max,
-        },
+        json_schema={"type": ["number", "null"], "format": "double"},
         tensor=TensorFormat("FP64"),
         mlflow_type="double",
     ),
@@ -90,7 +85,7 @@ COLUMN_TYPES: Mapping[ColumnType, TabularColumnSpec] = {
         from_values=converters.binary_from_values,
         arrow_converter="binary_from_arrow",
         json_type=Literal[0, 1] | bool | None,
-        json_schema={"enum": [0, 1, False, True, None]},
+        json_schema={"type": ["boolean", "integer", "null"], "minimum": 0, "maximum": 1},
         tensor=TensorFormat("BOOL"),
         mlflow_type="double",
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -95,14 +96,47 @@ def frame_to_table(frame: pd.DataFrame) -> pa.Table:
 
 
 def _series_to_array(column: pd.Series) -> pa.Array:
+    """Convert a column; values of a type that Arrow or the model does not know become text."""
     if isinstance(column.dtype, pd.DatetimeTZDtype):
         # pandas 3.1 warns about zones; the instants are unchanged
         column = column.dt.tz_convert(None)
+    if isinstance(column.dtype, pd.SparseDtype):
+        column = column.astype(column.dtype.subtype)
+    if column.dtype == np.longdouble:
+        column = column.astype(np.float64)
     try:
-        return pa.array(column, from_pandas=True)
-    except pa.ArrowException:
-        names = [level_name(value) for value in column.where(column.notna(), None)]
-        return pa.array(names, pa.string())
+        array = pa.array(column, from_pandas=True)
+    except (pa.ArrowException, OverflowError, TypeError, ValueError):
+        return _texts(column)
+    return _texts(column) if _is_extension(array.type) else array
+
+
+def _is_extension(kind: pa.DataType) -> bool:
+    """Return whether values are intervals, periods or others that only a library knows."""
+    values = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return isinstance(values, pa.BaseExtensionType)
+
+
+def _texts(column: pd.Series) -> pa.Array:
+    """Write each value as text, null where it is missing."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        codes = column.cat.codes.to_numpy()
+        levels = _texts(pd.Series(column.cat.categories))
+        return levels.take(pa.array(codes, pa.int64(), mask=codes < 0))
+    texts = (
+        None if missing else _text(value)
+        for value, missing in zip(column, column.isna(), strict=True)
+    )
+    return pa.array(texts, pa.string())
+
+
+def _text(value: object) -> str | None:
+    """Return a value as the text of a level, without characters that UTF-8 does not have."""
+    try:
+        text = level_name(value)
+    except (TypeError, ValueError):  # of an array, whose truth is ambiguous
+        text = " ".join(str(value).split())
+    return text and text.encode("utf-8", "backslashreplace").decode()
 
 
 def _refuse_duplicate_names(names: Sequence[str]) -> None:

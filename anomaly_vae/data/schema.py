@@ -8,7 +8,7 @@ column and a reason; no row is dropped silently.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from anomaly_vae.data.column_types import COLUMN_TYPES, TabularColumnSpec
 from anomaly_vae.data.converters import Levels, Numbers
 from anomaly_vae.errors import DataError
-from anomaly_vae.messages import listed
+from anomaly_vae.messages import explain_foreign, listed
 from anomaly_vae.types import ColumnType
 
 if TYPE_CHECKING:
@@ -132,10 +132,7 @@ class TabularSchema:
 
         present = set(table.schema.names)
         if not present & set(self.names):
-            raise DataError(
-                f"none of the model's columns found; expected {listed(self.names)}, "
-                f"found {listed(table.schema.names)}"
-            )
+            raise DataError(explain_foreign(table.schema.names, self.names))
         values: dict[str, Values] = {}
         problems: list[RowProblem] = []
         for column in self.columns:
@@ -144,10 +141,26 @@ class TabularSchema:
         return RawBatch(values, len(table), tuple(problems), self.unknown(present))
 
     def from_records(self, records: Sequence[Mapping[str, Any]]) -> RawBatch:
-        """Read JSON records; an absent key or a null is a missing value."""
+        """Read JSON records; an absent key or a null is a missing value.
+
+        A record with none of the schema's columns, not even as a null, has a problem.
+        """
         cells = {name: [record.get(name) for record in records] for name in self.names}
         keys: set[str] = set().union(*records)
-        return self._from_values(cells, len(records), keys)
+        batch = self._from_values(cells, len(records), keys)
+        if self.names and (foreign := self._foreign(records)):
+            return replace(batch, problems=(*foreign, *batch.problems))
+        return batch
+
+    def _foreign(self, records: Sequence[Mapping[str, Any]]) -> list[RowProblem]:
+        """Return a problem for each record that has none of the schema's columns."""
+        names = frozenset(self.names)
+        rows = [row for row, record in enumerate(records) if names.isdisjoint(record)]
+        reasons = {
+            tuple(records[row]): explain_foreign(records[row], self.names) for row in rows[:1]
+        }
+        plain = f"none of the model's columns found; expected {listed(self.names)}"
+        return [RowProblem(row, None, reasons.get(tuple(records[row]), plain)) for row in rows]
 
     def from_columns(self, columns: Mapping[str, Sequence[Any]], n_rows: int) -> RawBatch:
         """Read columns of ``n_rows`` JSON values; the values of an absent column are missing."""

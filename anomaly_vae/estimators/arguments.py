@@ -42,6 +42,7 @@ SHARED_KEYS: dict[str, tuple[str, ...]] = {
     "calibration_fraction": ("data.splits.calibration",),
     "validation_fraction": ("data.splits.validation",),
     "random_state": ("training.seed", "score.seed", "data.splits.seed"),
+    "verbose": (),
 }
 """Configuration keys that each constructor argument common to all estimators sets."""
 
@@ -50,6 +51,8 @@ DESCRIPTIONS = {
     "new seed from numpy's global state at each fit.",
     "calibration_fraction": "Fraction of the rows held out to choose the threshold; raised to as "
     "many rows as ``alpha`` needs. None: a tenth of the rows, and no more than 20/alpha.",
+    "verbose": "1 prints the progress of the fit on stderr: one line that changes on a terminal, "
+    "about ten lines elsewhere. 0, the default, prints nothing.",
     "features": "Names of the columns to read, or a mapping from name to type: a string, or a "
     "`config.Feature`. None: all columns, with inferred types.",
 }
@@ -128,7 +131,7 @@ def documented(text: str, kind: str, keys: Mapping[str, Sequence[str]], construc
     least = {"kind": kind, "name": NAME, "data": {"path": ()}}
     defaults = validate_config(least).model_dump(mode="json")
     names = list(inspect.signature(constructor).parameters)[1:]  # without self
-    lines = [_described(name, keys[name][0], described, defaults) for name in names]
+    lines = [_described(name, next(iter(keys[name]), ""), described, defaults) for name in names]
     return text.replace(ARGUMENTS, "\n".join(lines).lstrip())
 
 

@@ -12,7 +12,8 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Self, TypeAlias, TypeVar, cast
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeAlias, TypeVar, cast
 
 import numpy as np
 from numpy.random import RandomState
@@ -30,7 +31,7 @@ from anomaly_vae.calibration.sample import CalibrationSample
 from anomaly_vae.calibration.thresholds import choose_threshold
 from anomaly_vae.config import Config
 from anomaly_vae.data.schema import RawBatch, TabularSchema
-from anomaly_vae.errors import BundleError, DataError, NotCalibratedError
+from anomaly_vae.errors import BundleError, ConfigError, DataError, NotCalibratedError
 from anomaly_vae.estimators.arguments import (
     ARGUMENTS,
     configuration,
@@ -38,14 +39,23 @@ from anomaly_vae.estimators.arguments import (
     seed_of,
     value_at,
 )
+from anomaly_vae.estimators.explanations import Explanations
 from anomaly_vae.estimators.holdout import ConfigT, Parts, split, warn_of_few_left
+from anomaly_vae.estimators.progress import print_epoch
 from anomaly_vae.images.schema import ImageSchema
 from anomaly_vae.monitoring.exchangeability import fit_reference
 from anomaly_vae.scoring.detector import Detections, Explanation, explanations
+from anomaly_vae.scoring.scorer import ScoreParts
 from anomaly_vae.training.fit import fit_bundle, prepare
+from anomaly_vae.training.trainer import OnEpoch
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SchemaT = TypeVar("SchemaT", TabularSchema, ImageSchema)
 Scores = NDArray[np.float64]
+MAX_PANELS = 12
+"""Maximum number of rows or images in a figure."""
 Data: TypeAlias = Any
 """Rows or images in any form that the estimator accepts."""
 
@@ -79,6 +89,7 @@ class VAEDetector(
     alpha: float
     random_state: int | RandomState | None
     calibration_fraction: float | None
+    verbose: int
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Fill the placeholder for the arguments in a subclass's docstring."""
@@ -127,7 +138,7 @@ class VAEDetector(
         config = self._configuration()
         found = self._fit_input(X, config)
         config, parts = split(len(found.batch), config, self.calibration_fraction)
-        self.bundle_ = _fit(config, found, parts)
+        self.bundle_ = _fit(config, found, parts, print_epoch if self.verbose else None)
         self.n_iter_ = int(self.bundle_.manifest["training"]["epochs"])
         self.notes_ = found.notes
         _warn_of_left_out(found.notes)
@@ -204,16 +215,69 @@ class VAEDetector(
         """
         return self._detect(X).p_value
 
-    def explain(self, X: Data, most: int | None = None) -> list[Explanation]:
+    def explain(self, X: Data, most: int | None = None) -> Explanations:
         """Split each row's anomaly score into contributions of columns or image regions.
+
+        The result is a list with one explanation per row. Its method ``to_frame`` returns all of
+        them as a data frame, which is also what a notebook shows.
 
         Args:
             X: rows or images.
             most: number of contributions to list per row, the largest first; None lists all.
+
+        Returns:
+            N explanations: ``contributions`` of columns, or ``regions`` of images.
         """
         batch = self._batch(X)
-        scorer = self.bundle_.scorer
-        return explanations(scorer, batch, scorer.explain(batch), most)
+        return Explanations(self._explanations(batch, self.bundle_.scorer.explain(batch), most))
+
+    def _explanations(
+        self, batch: RawBatch, explained: ScoreParts, most: int | None
+    ) -> list[Explanation]:
+        return explanations(self.bundle_.scorer, batch, explained, most)
+
+    # ------------------------------------------------------------ figures
+
+    def plot_scores(self, X: Data, y: ArrayLike | None = None) -> Axes:
+        """Draw a histogram of the anomaly scores with the threshold; ``.figure`` is the figure.
+
+        Args:
+            X: rows or images.
+            y: (N,), true for known anomalies, which are drawn in another colour; None for none.
+
+        Raises:
+            NotCalibratedError: a loaded bundle has no threshold yet.
+        """
+        return self._histogram(self._detect(X).score, y)
+
+    def plot_calibration(self) -> Axes:
+        """Draw a histogram of the held-out scores from which the threshold was chosen.
+
+        Raises:
+            NotFittedError: the estimator is not fitted.
+            NotCalibratedError: a loaded bundle has no threshold yet.
+        """
+        self._schema()
+        return self._histogram(self.bundle_.detector.calibration.scores, None)
+
+    def _histogram(self, scores: Scores, y: ArrayLike | None) -> Axes:
+        anomaly = np.zeros(len(scores), bool) if y is None else np.asarray(y).astype(bool)
+        if anomaly.shape != scores.shape:
+            raise DataError(f"y has shape {anomaly.shape}, and there are {len(scores)} scores")
+        axes: Axes = load_plots().score_histogram(self.bundle_.detector, scores, anomaly).axes[0]
+        return axes
+
+    def plot_explanation(self, X: Data, most: int = 8) -> Axes:
+        """Draw what the scores of a few rows are made of; ``.figure`` is the whole figure.
+
+        Args:
+            X: rows; one panel is drawn for each, and the axes of the first are returned.
+            most: number of contributions to draw per row, the largest first.
+        """
+        scores, found = self.anomaly_score(X), self.explain(X, most)
+        titles = figure_titles(scores)
+        axes: Axes = load_plots().contributions(dict(zip(titles, found, strict=True))).axes[0]
+        return axes
 
     def _detect(self, X: Data) -> Detections:
         batch = self._batch(X)
@@ -275,7 +339,9 @@ class VAEDetector(
     def _arguments(cls, manifest: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments that a manifest records, the inverse of `configuration`."""
         config = manifest["config"]
-        found = {argument: value_at(config, key) for argument, (key, *_) in cls.KEYS.items()}
+        found: dict[str, Any] = {
+            argument: value_at(config, keys[0]) for argument, keys in cls.KEYS.items() if keys
+        }
         if not isinstance(found["calibration_fraction"], float):
             found["calibration_fraction"] = None  # an interval of time
         calibration = manifest["calibration"] or {}
@@ -302,6 +368,34 @@ class VAEDetector(
         super().__setstate__(state)
 
 
+# ---------------------------------------------------------------- figures
+
+
+def load_plots() -> ModuleType:
+    """Import the figures.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    try:
+        from anomaly_vae import plots
+    except ImportError as error:
+        message = f"{error}; figures need: pip install 'anomaly-vae[train]'"
+        raise ConfigError(message) from None
+    return plots
+
+
+def figure_titles(scores: Scores) -> list[str]:
+    """Return the title of each row in a figure.
+
+    Raises:
+        DataError: there are no rows, or more than a figure can show.
+    """
+    if not 0 < len(scores) <= MAX_PANELS:
+        raise DataError(f"a figure shows 1 to {MAX_PANELS} rows, got {len(scores)}; pass fewer")
+    return [f"row {row}: score {score:.4g}" for row, score in enumerate(scores)]
+
+
 # ---------------------------------------------------------------- rows
 
 
@@ -322,7 +416,7 @@ def usable(batch: RawBatch, hint: str = "") -> RawBatch:
     raise DataError(f"X, {first}{hint}{more}", column=first.column)
 
 
-def _fit(config: Config, found: FitInput[Any], parts: Parts) -> Bundle:
+def _fit(config: Config, found: FitInput[Any], parts: Parts, on_epoch: OnEpoch | None) -> Bundle:
     """Fit a bundle without a threshold."""
     batch = found.batch
     train, validation = batch.take(parts.train), batch.take(parts.validation)
@@ -333,7 +427,7 @@ def _fit(config: Config, found: FitInput[Any], parts: Parts) -> Bundle:
         "splits": {name: len(rows) for name, rows in parts._asdict().items()},
         "digest": hashlib.sha256(prepared.encoding.encode(batch).tobytes()).hexdigest(),
     }
-    return fit_bundle(config, prepared, data).bundle
+    return fit_bundle(config, prepared, data, on_epoch).bundle
 
 
 def _warn_of_left_out(notes: Sequence[str]) -> None:

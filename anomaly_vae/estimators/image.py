@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.random import RandomState
@@ -17,10 +17,24 @@ from anomaly_vae.data.encoding import Matrix
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.errors import DataError
 from anomaly_vae.estimators.arguments import SHARED_KEYS
-from anomaly_vae.estimators.base import Data, FitInput, VAEDetector, usable
+from anomaly_vae.estimators.base import (
+    Data,
+    FitInput,
+    VAEDetector,
+    figure_titles,
+    load_plots,
+    usable,
+)
 from anomaly_vae.generation import images
 from anomaly_vae.images.pixels import MAX_PIXEL, DecodedImage, DecodeFailure
 from anomaly_vae.images.schema import ImageSchema
+from anomaly_vae.scoring.detector import Explanation
+from anomaly_vae.scoring.localization import region_explanations
+from anomaly_vae.scoring.modality import image_modality
+from anomaly_vae.scoring.scorer import ScoreParts
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 CONFIG_KEYS: dict[str, tuple[str, ...]] = {
     **SHARED_KEYS,
@@ -140,6 +154,7 @@ class ImageVAEDetector(VAEDetector[ImageConfig, ImageSchema]):
         max_seconds: float | None = None,
         calibration_fraction: float | None = None,
         validation_fraction: float | None = None,
+        verbose: int = 0,
     ) -> None:
         self._store(locals())
 
@@ -162,6 +177,22 @@ class ImageVAEDetector(VAEDetector[ImageConfig, ImageSchema]):
         seed = self._seed(random_state)
         return _channels_last(images.sample(self.bundle_, n_samples, seed))
 
+    # ------------------------------------------------------------ figures
+
+    def plot_explanation(self, X: Data, most: int = 8) -> Axes:  # noqa: ARG002  # of tables
+        """Draw each image, what the model expects, and the map that adds up to its score.
+
+        Args:
+            X: at most 12 images; the axes of the first are returned, and ``.figure`` is the figure.
+            most: ignored; a map shows all pixels.
+        """
+        batch = self._batch(X)
+        scorer = self.bundle_.scorer
+        parts = scorer.explain(batch)
+        titles = figure_titles(parts.score)
+        axes: Axes = load_plots().reconstructions(scorer.encoding, parts, titles).axes[0]
+        return axes
+
     # ------------------------------------------------------------ reading X
 
     def __sklearn_tags__(self) -> Any:
@@ -176,6 +207,14 @@ class ImageVAEDetector(VAEDetector[ImageConfig, ImageSchema]):
 
     def _batch(self, X: Data) -> RawBatch:
         return _read(self._schema(), X)
+
+    def _explanations(
+        self, batch: RawBatch, explained: ScoreParts, most: int | None
+    ) -> list[Explanation]:
+        del batch
+        bundle = self.bundle_
+        _, encoding = image_modality(bundle.scorer.schema, bundle.scorer.encoding)
+        return region_explanations(encoding, bundle.heat_scale, explained, most)
 
 
 def _read(schema: ImageSchema, X: Data) -> RawBatch:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 from numpy.random import RandomState
 from numpy.typing import ArrayLike
@@ -131,6 +132,7 @@ class TabularVAEDetector(VAEDetector[TabularConfig, TabularSchema]):
         features: Sequence[str] | Mapping[str, str | Feature] | None = None,
         calibration_fraction: float | None = None,
         validation_fraction: float | None = None,
+        verbose: int = 0,
     ) -> None:
         self._store(locals())
 
@@ -224,6 +226,7 @@ class TabularVAEDetector(VAEDetector[TabularConfig, TabularSchema]):
 
     def _read_array(self, X: Data, reset: bool) -> pa.Table:
         """Return an array as a table, checked as scikit-learn does; NaN becomes null."""
+        _refuse_columns_without_numbers(X)
         array = validate_data(self, X, reset=reset, dtype=np.float64, ensure_all_finite="allow-nan")
         names = getattr(self, "feature_names_in_", array_names(array.shape[1]))
         columns = zip(names, array.T, strict=True)
@@ -236,6 +239,23 @@ class TabularVAEDetector(VAEDetector[TabularConfig, TabularSchema]):
 def array_names(count: int) -> list[str]:
     """Return the names of the columns of an array: x0, x1, …"""
     return [f"x{i}" for i in range(count)]
+
+
+def _refuse_columns_without_numbers(X: Data) -> None:
+    """Refuse a data frame that is read as an array, because its columns have no names, but is none.
+
+    Raises:
+        DataError: a column holds something else than numbers.
+    """
+    for name, column in X.items() if isinstance(X, pd.DataFrame) else ():
+        try:
+            column.astype(np.float64)
+        except (TypeError, ValueError):
+            raise DataError(
+                f"column {name} does not hold numbers, as it must in a data frame whose columns "
+                "are not named by text; name them: X.columns = X.columns.map(str)",
+                column=str(name),
+            ) from None
 
 
 def _infer(table: pa.Table, config: TabularConfig, numeric: bool) -> Inferred:

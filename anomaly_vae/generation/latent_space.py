@@ -22,6 +22,7 @@ from anomaly_vae.models.autoencoder import Autoencoder
 from anomaly_vae.models.priors import Mixture
 from anomaly_vae.models.vae import VAE
 from anomaly_vae.training.kinds import KINDS
+from anomaly_vae.training.runtime import survive_fork
 
 __all__ = [
     "Rows",
@@ -92,6 +93,7 @@ def load_weights(bundle: Bundle) -> dict[str, Tensor]:
 
 
 def _model(bundle: Bundle, tensors: dict[str, Tensor], **changes: Any) -> VAE:
+    survive_fork()
     section = {**bundle.manifest["config"]["model"], **changes}
     model = KINDS[bundle.manifest["kind"]].build_stored(section, bundle.scorer.encoding)
     if "aggregated.center" in tensors:

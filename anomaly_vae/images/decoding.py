@@ -1,17 +1,20 @@
-"""Decode PNG, JPEG, TIFF, DICOM and NIfTI files from outside.
+"""Decode image files from outside, whose format is recognised by their content.
 
 This is the only place where bytes become pixels. Nothing that a file holds makes it raise, warn or
 log: a file or frame that cannot be decoded yields a `DecodeFailure`, whose reason never quotes the
-file. The libraries that read DICOM and NIfTI are imported when the first such file arrives.
+file. The libraries that read a format are imported when the first such file arrives.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -20,52 +23,64 @@ import numpy as np
 from PIL import Image
 
 from anomaly_vae.errors import DataError
-from anomaly_vae.images.pixels import TRUNCATED, DecodedImage, DecodeFailure, DecodeOptions, Frames
+from anomaly_vae.images.jpeg import open_jpeg
+from anomaly_vae.images.jpeg_xl import open_jpeg_xl
+from anomaly_vae.images.netpbm import open_netpbm
+from anomaly_vae.images.pixels import (
+    TRUNCATED,
+    DecodedImage,
+    DecodeFailure,
+    DecodeOptions,
+    Frames,
+    inflate,
+)
 from anomaly_vae.images.raster import open_raster
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom", ".nii", ".nii.gz")
-"""Suffixes of image files, in lower case."""
 
 T = TypeVar("T")
 Opener = Callable[[bytes, DecodeOptions], Frames]
 
-LIBRARIES = ("PIL", "pydicom", "nibabel", "imagecodecs")
+LIBRARIES = ("PIL", "pydicom", "nibabel", "imagecodecs", "tifffile")
 """Libraries whose warnings and logs may quote a file."""
 SIGNATURES = {
     b"\x89PNG\r\n\x1a\n": "PNG",
     b"\xff\xd8\xff": "JPEG",
     b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF",
+    b"GIF87a": "GIF", b"GIF89a": "GIF",
+    b"\0\0\0\x0cjP  \r\n\x87\n": "JPEG 2000", b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cJXL \r\n\x87\n": "JPEG XL",
     b"\x08\0": "DICOM", b"\2\0": "DICOM", b"\0\x08": "DICOM",  # without its preamble
 }  # fmt: skip
 """First bytes of a file, and its format."""
-RASTER_SIGNATURES = tuple(start for start, kind in SIGNATURES.items() if kind != "DICOM")
+PATTERNS = {
+    re.compile(rb"RIFF.{4}WEBP", re.DOTALL): "WebP",
+    re.compile(rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", re.DOTALL): "BMP",
+    re.compile(rb"P[1-7]\s[\s#0-9A-Z]"): "PNM",
+}
+"""Patterns of the first bytes of other formats."""
+NOT_READ = {
+    re.compile(rb"%PDF"): "PDF",
+    re.compile(rb"PK\x03\x04"): "a ZIP archive",
+    re.compile(rb"\x1f[\x8b\x9d]|BZh|\xfd7zXZ|7z\xbc\xaf|\x28\xb5\x2f\xfd|Rar!"): "an archive",
+    re.compile(rb"8BPS"): "a Photoshop file",
+    re.compile(rb".{4}ftypavi[fs]", re.DOTALL): "AVIF",
+    re.compile(rb".{4}ftyp(hei|hev|mif1|msf1)", re.DOTALL): "HEIF",
+    re.compile(rb".{4}ftyp", re.DOTALL): "a video",
+    re.compile(rb"NRRD"): "NRRD",
+    re.compile(rb"ObjectType\s*="): "MetaImage",
+    re.compile(rb"\x89HDF"): "HDF5",
+    re.compile(rb"\x93NUMPY"): "a NumPy array",
+    re.compile(rb"v/1\x01"): "OpenEXR",
+    re.compile(rb"P[Ff]\s"): "PFM",
+    re.compile(rb"(\xef\xbb\xbf)?\s*<(\?xml|svg|!DOCTYPE)", re.IGNORECASE): "SVG, XML or HTML",
+    re.compile(rb"\x5c\x01\0\0|\0\0\x01\x5c"): "Analyze 7.5 or half of a NIfTI pair",
+}
+"""Patterns of the first bytes of formats that are named but not read."""
 NIFTI_MAGIC = {b"n+1", b"ni1", b"n+2", b"ni2"}
+MGH_TYPES = {0, 1, 3, 4, 10}
+"""Numbers of the data types in MGH files."""
 GZIP = b"\x1f\x8b"
-HEAD_BYTES = 348
+HEAD_BYTES = 1024
 """Number of first bytes of a file that identify its format."""
-
-
-def is_image_file(path: Path) -> bool:
-    """Return whether a file is an image by its suffix or, if it has none, by its first bytes.
-
-    Digits after a dot are no suffix: files are often named after a DICOM UID. NIfTI, and DICOM
-    without its preamble, have no distinctive first bytes and need a suffix.
-    """
-    name = path.name.lower()
-    if name.endswith(SUFFIXES):
-        return True
-    if path.suffix and not path.suffix[1:].isdigit():
-        return False
-    try:
-        return path.is_file() and _has_image_signature(path)
-    except OSError:
-        return False
-
-
-def _has_image_signature(path: Path) -> bool:
-    with path.open("rb") as file:
-        head = file.read(132)
-    return head[128:] == b"DICM" or head.startswith(RASTER_SIGNATURES)
 
 
 def read_file(path: Path, options: DecodeOptions) -> Iterator[DecodedImage | DecodeFailure]:
@@ -79,6 +94,15 @@ def read_bytes(content: bytes, options: DecodeOptions) -> Iterator[DecodedImage 
     The modules `raster`, `dicom` and `nifti` describe how values become pixels.
     """
     return _read(lambda: content, options)
+
+
+def count_images(content: bytes, options: DecodeOptions) -> int:
+    """Return the number of images that `read_bytes` yields, by the header of a file.
+
+    A file that cannot be opened yields one failure, and counts as one.
+    """
+    frames = _attempt(lambda: _open(content, options), None)
+    return 1 if isinstance(frames, DecodeFailure) else len(frames.numbers)
 
 
 def _content(path: Path, options: DecodeOptions) -> bytes:
@@ -128,11 +152,14 @@ def _attempt(action: Callable[[], T], frame: int | None) -> T | DecodeFailure:
 
 def _decode(frames: Frames, number: int) -> DecodedImage:
     with LIBRARIES_SILENCED, np.errstate(all="ignore"):
-        return DecodedImage(np.ascontiguousarray(frames.decode(number)), number)
+        pixels = np.ascontiguousarray(frames.decode(number))
+        return DecodedImage(pixels, number, frames.window(number) if frames.window else "")
 
 
 def _open(content: bytes, options: DecodeOptions) -> Frames:
     options.check_bytes(len(content))
+    if content.startswith(GZIP):
+        content = inflate(content, 31, options)
     opener = _opener(content)
     with LIBRARIES_SILENCED, np.errstate(all="ignore"):
         return opener(content, options)
@@ -141,8 +168,8 @@ def _open(content: bytes, options: DecodeOptions) -> Frames:
 def _opener(content: bytes) -> Opener:
     """Import the function that opens files of this format."""
     file_format = recognise_format(content)
-    if file_format is None:
-        raise DataError("it is no PNG, JPEG, TIFF, DICOM or NIfTI; convert it to one of them")
+    if file_format not in OPENERS:
+        raise DataError(refusal(content))
     try:
         return OPENERS[file_format]()
     except ImportError:
@@ -151,15 +178,46 @@ def _opener(content: bytes) -> Opener:
         ) from None
 
 
+def refusal(content: bytes) -> str:
+    """Name the format of a file that is not read, as far as it is known."""
+    for pattern, name in NOT_READ.items():
+        if pattern.match(content):
+            return f"it is {name}, which is not read; convert it to PNG, TIFF, DICOM or NIfTI"
+    *others, last = OPENERS
+    return f"it is no {', '.join(others)} or {last}; convert it to one of them"
+
+
 def recognise_format(head: bytes) -> str | None:
     """Return the format of a file by its first `HEAD_BYTES` bytes, or None if it is not read."""
+    if head.startswith(GZIP):
+        return _recognise_gzip(head)
     if head[128:132] == b"DICM":
         return "DICOM"
+    if {head[344:347], head[4:7]} & NIFTI_MAGIC:
+        return "NIfTI"
     for signature, file_format in SIGNATURES.items():
         if head.startswith(signature):
             return file_format
-    is_nifti = head.startswith(GZIP) or {head[344:347], head[4:7]} & NIFTI_MAGIC
-    return "NIfTI" if is_nifti else None
+    for pattern, file_format in PATTERNS.items():
+        if pattern.match(head):
+            return file_format
+    return "MGH" if _is_mgh(head) else None
+
+
+def _recognise_gzip(head: bytes) -> str | None:
+    """Return the format of a file in gzip, followed by "in gzip"."""
+    with suppress(zlib.error):
+        packed = recognise_format(zlib.decompressobj(31).decompress(head, HEAD_BYTES))
+        return f"{packed} in gzip" if packed else None
+    return None
+
+
+def _is_mgh(head: bytes) -> bool:
+    """Return whether the first bytes are version 1, four positive lengths and a data type."""
+    if len(head) < 24:
+        return False
+    version, *lengths, kind = np.frombuffer(head, ">i4", 6).tolist()
+    return version == 1 and min(lengths) > 0 and kind in MGH_TYPES
 
 
 def _dicom() -> Opener:
@@ -172,6 +230,18 @@ def _nifti() -> Opener:
     from anomaly_vae.images.nifti import open_nifti
 
     return open_nifti
+
+
+def _mgh() -> Opener:
+    from anomaly_vae.images.nifti import open_mgh
+
+    return open_mgh
+
+
+def _tiff() -> Opener:
+    from anomaly_vae.images.tiff import open_tiff
+
+    return open_tiff
 
 
 class _Silence:
@@ -219,8 +289,15 @@ LIBRARIES_SILENCED = _Silence()
 
 OPENERS: dict[str, Callable[[], Opener]] = {
     "PNG": lambda: partial(open_raster, kind="PNG"),
-    "JPEG": lambda: partial(open_raster, kind="JPEG"),
-    "TIFF": lambda: partial(open_raster, kind="TIFF"),
+    "JPEG": lambda: open_jpeg,
+    "TIFF": _tiff,
+    "GIF": lambda: partial(open_raster, kind="GIF"),
+    "BMP": lambda: partial(open_raster, kind="BMP"),
+    "WebP": lambda: partial(open_raster, kind="WEBP"),
+    "JPEG 2000": lambda: partial(open_raster, kind="JPEG2000"),
+    "JPEG XL": lambda: open_jpeg_xl,
+    "PNM": lambda: open_netpbm,
     "DICOM": _dicom,
     "NIfTI": _nifti,
+    "MGH": _mgh,
 }

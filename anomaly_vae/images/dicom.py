@@ -37,6 +37,7 @@ from anomaly_vae.images.pixels import (
     Frames,
     Pixels,
     check_finite,
+    full_range,
     inflate,
     percentile_bounds,
     stretch,
@@ -53,7 +54,7 @@ SHARED, PER_FRAME = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsS
 RESCALE, WINDOW = "PixelValueTransformationSequence", "FrameVOILUTSequence"
 COLOURS = ("Red", "Green", "Blue")
 ELEMENTS = (
-    *PIXELS, *REQUIRED, SHARED, PER_FRAME,
+    *PIXELS, *REQUIRED, SHARED, PER_FRAME, "EncapsulatedDocument",
     "NumberOfFrames", "PlanarConfiguration", "BitsStored", "PixelRepresentation",
     "PixelPaddingValue", "PixelPaddingRangeLimit", "PixelPresentation",
     "ExtendedOffsetTable", "ExtendedOffsetTableLengths",
@@ -71,7 +72,9 @@ ELEMENT_HEADER = 8
 """Size of the header of an element, in bytes."""
 MAX_HEADER = 1 << 24
 """Maximum size of the elements other than pixels, in bytes."""
-NO_PIXELS = "it holds no image (a report, a plan or a directory, perhaps); leave it out"
+NO_IMAGE = "it stores no picture (a report, a plan or a directory, perhaps); leave it out"
+NO_PIXELS = "it stores no picture: it describes one, but its pixels are missing; export it again"
+DOCUMENT = "it stores no picture but a document; leave it out"
 NUMBER_ERRORS = (ValueError, TypeError, ArithmeticError, NotImplementedError, BytesLengthException)
 """Errors that pydicom and Python raise for a value that should be a number."""
 DEFAULT_SYNTAXES: dict[tuple[bool | None, bool | None], uid.UID] = {
@@ -95,7 +98,9 @@ def open_dicom(content: bytes, options: DecodeOptions) -> Frames:
             that is not installed.
     """
     file = open_file(content, options)
-    return Frames(range(file.count), partial(file.pixels, window=options.intensity_window))
+    window = options.intensity_window
+    from_file = file.window if window == "auto" else None
+    return Frames(range(file.count), partial(file.pixels, window=window), from_file)
 
 
 @dataclass(frozen=True)
@@ -129,9 +134,9 @@ class DicomFile:
         stored, kind = self.stored(frame)
         if kind == "PALETTE COLOR":
             bits = int(self.dataset.RedPaletteColorLookupTableDescriptor[2])
-            return _full_range(apply_color_lut(stored, self.dataset)[..., :3], bits)
+            return full_range(apply_color_lut(stored, self.dataset)[..., :3], bits)
         if kind == "RGB":
-            return _full_range(stored, int(self.dataset.BitsStored))
+            return full_range(stored, int(self.dataset.BitsStored))
         if not kind.startswith("MONOCHROME"):
             raise DataError("its colours are of a retired kind; convert them to RGB")
         values, padding = self._rescale(stored, frame), self._padding(stored)
@@ -159,6 +164,16 @@ class DicomFile:
         if window == "auto" and (pixels := apply_voi_window(values, macro)) is not None:
             return pixels
         return stretch(values, percentile_bounds(values if padding.all() else values[~padding]))
+
+    def window(self, frame: int) -> str:
+        """Describe the window or table of a grey frame, which "auto" uses; empty without one."""
+        macro = self._macro(WINDOW, frame)
+        if not self.dataset.PhotometricInterpretation.startswith("MONOCHROME"):
+            return ""
+        if macro.get("VOILUTSequence"):
+            return "the look-up table in the file"
+        found = window_of(macro)
+        return f"the window in the file (center {found[0]:g}, width {found[1]:g})" if found else ""
 
     def _padding(self, stored: NDArray[Any]) -> NDArray[np.bool_]:
         """Tell which pixels are padding (PS3.3 C.7.5.1.1.2)."""
@@ -189,7 +204,7 @@ def open_file(content: bytes, options: DecodeOptions) -> DicomFile:
     dataset = pydicom.dcmread(source, force=True, specific_tags=list(ELEMENTS))
     present = [name for name in PIXELS if name in dataset]
     if not present:
-        raise DataError(TRUNCATED if source.truncated or "Rows" in dataset else NO_PIXELS)
+        raise DataError(TRUNCATED if source.truncated else _no_picture(dataset))
     _check_header(dataset)
     count = int(_number(dataset, "NumberOfFrames", 1) or 1)
     options.check_frames(count)
@@ -199,6 +214,12 @@ def open_file(content: bytes, options: DecodeOptions) -> DicomFile:
         _check_length(dataset, len(dataset[present[0]].value), count)
         return DicomFile(dataset, decoder, count, None)
     return DicomFile(dataset, decoder, count, _encoded(dataset, count))
+
+
+def _no_picture(dataset: FileDataset) -> str:
+    if "Rows" in dataset:
+        return NO_PIXELS
+    return DOCUMENT if "EncapsulatedDocument" in dataset else NO_IMAGE
 
 
 class _LimitedFile(BytesIO):
@@ -254,13 +275,12 @@ def _decoder(dataset: FileDataset, encapsulated: bool) -> Decoder:
     if syntax not in dicom_codecs.DECODER_DEPENDENCIES or _is_deep_colour(dataset, syntax):
         name = _syntax_name(syntax)
         raise DataError(f"it is compressed as {name}, which is not read; decompress it")
-    decoder = dicom_codecs.decoder_for(syntax)
-    if not decoder.is_available:
+    if not dicom_codecs.is_available(syntax):
         raise DataError(
             f"it is compressed as {_syntax_name(syntax)}, whose decoder is missing; "
             "install anomaly-vae[images]"
         )
-    return decoder
+    return dicom_codecs.decoder_for(syntax)
 
 
 def _is_deep_colour(dataset: FileDataset, syntax: uid.UID) -> bool:
@@ -270,8 +290,13 @@ def _is_deep_colour(dataset: FileDataset, syntax: uid.UID) -> bool:
 
 
 def _syntax_name(syntax: uid.UID) -> str:
-    """Return the name of a transfer syntax in the standard."""
-    return "something that it does not name" if syntax.name == syntax else syntax.name
+    """Return the UID of a transfer syntax, after its name if the standard has one.
+
+    A value that is no UID is not quoted, since it may be any text.
+    """
+    if not syntax or not syntax.is_valid:
+        return "something that it does not name"
+    return syntax if syntax.name == syntax else f"{syntax.name} ({syntax})"
 
 
 def _check_length(dataset: FileDataset, length: int, count: int) -> None:
@@ -289,17 +314,23 @@ def _encoded(dataset: FileDataset, count: int) -> list[bytes]:
     )
 
 
-def _full_range(colour: NDArray[Any], bits: int) -> Pixels:
-    """Scale colours of ``bits`` bits to 0 to 65535."""
-    return stretch(colour, (0, (1 << bits) - 1))
+def window_of(macro: Dataset) -> Bounds | None:
+    """Return the center and width of the first window of a file or frame, None without one."""
+    center, width = _first_number(macro, "WindowCenter"), _first_number(macro, "WindowWidth")
+    least = 1 if _window_function(macro) == "LINEAR" else 1e-9
+    return (center, width) if np.isfinite(center) and width >= least else None
+
+
+def _window_function(macro: Dataset) -> str:
+    return str(macro.get("VOILUTFunction") or "LINEAR")
 
 
 def apply_voi_window(values: Values, macro: Dataset) -> Pixels | None:
     """Map values by the first window of a file or frame (PS3.3 C.11.2.1.2), None without one."""
-    center, width = _first_number(macro, "WindowCenter"), _first_number(macro, "WindowWidth")
-    function = macro.get("VOILUTFunction") or "LINEAR"
-    if not (np.isfinite(center) and width >= (1 if function == "LINEAR" else 1e-9)):
+    if (found := window_of(macro)) is None:
         return None
+    center, width = found
+    function = _window_function(macro)
     if function == "SIGMOID":
         return stretch(1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -50, 50))), (0, 1))
     if function == "LINEAR_EXACT":

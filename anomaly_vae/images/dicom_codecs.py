@@ -1,19 +1,21 @@
 """Decode compressed DICOM frames, as a plugin of pydicom.
 
-Pillow decodes 8-bit JPEG; imagecodecs decodes all other JPEG processes, JPEG-LS and JPEG 2000,
-HTJ2K included; RLE (DICOM PS3.5 annex G) is decoded here. Each transfer syntax has exactly one
-decoder, so that a damaged frame is never passed on to another library. The size and the number of
-components that a frame declares must match the DICOM header before the frame is decoded.
+Pillow decodes 8-bit JPEG; imagecodecs decodes all other JPEG processes, JPEG-LS, JPEG 2000, HTJ2K
+and JPEG XL; RLE (DICOM PS3.5 annex G) and deflated frames are decoded here. Each transfer syntax
+has exactly one decoder, so that a damaged frame is never passed on to another library. The size and
+the number of components that a frame declares must match the DICOM header before the frame is
+decoded.
 
 Only those functions of imagecodecs are called that survive damaged input: libjpeg-turbo behind
-``jpeg8_decode``, CharLS behind ``jpegls_decode`` and OpenJPEG behind ``jpeg2k_decode``. Its other
-decoders of lossless JPEG (``ljpeg``, ``jpegsof3``) and of HTJ2K (``htj2k``) end the process.
+``jpeg8_decode``, CharLS behind ``jpegls_decode``, OpenJPEG behind ``jpeg2k_decode`` and libjxl
+behind ``jpegxl_decode``. Its other decoders of lossless JPEG (``ljpeg``, ``jpegsof3``) and of HTJ2K
+(``htj2k``) end the process.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable
 from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any
@@ -24,7 +26,13 @@ from pydicom import uid
 from pydicom.pixels.decoders import pillow
 from pydicom.pixels.decoders.base import Decoder, DecodeRunner
 
-from anomaly_vae.images.pixels import check_jpeg_scans
+from anomaly_vae.images.jpeg import (
+    check_jpeg_scans,
+    decode_deep_jpeg,
+    decode_jpeg_ls,
+    frame_header,
+)
+from anomaly_vae.images.jpeg_xl import decode_jpeg_xl, read_header
 
 MAX_OVERHEAD = 1 << 16
 """Maximum size of a frame beyond twice its uncompressed pixels, in bytes."""
@@ -36,23 +44,28 @@ JPEG_LS = (uid.JPEGLSLossless, uid.JPEGLSNearLossless)
 JPEG_2000 = (
     uid.JPEG2000Lossless, uid.JPEG2000, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K,
 )  # fmt: skip
-IMAGECODECS = (*JPEG_EXTENDED, *JPEG_LOSSLESS, *JPEG_LS, *JPEG_2000)
+JPEG_XL = (
+    uid.UID("1.2.840.10008.1.2.4.110"),
+    uid.UID("1.2.840.10008.1.2.4.111"),
+    uid.UID("1.2.840.10008.1.2.4.112"),
+)
+"""JPEG XL Lossless, JPEG XL JPEG Recompression, JPEG XL."""
+DEFLATED = (uid.UID("1.2.840.10008.1.2.8.1"),)
+"""Deflated Image Frame Compression."""
+UNCOMPRESSED = (uid.UID("1.2.840.10008.1.2.1.98"),)
+"""Encapsulated Uncompressed Explicit VR Little Endian."""
+IMAGECODECS = (*JPEG_EXTENDED, *JPEG_LOSSLESS, *JPEG_LS, *JPEG_2000, *JPEG_XL)
 """Transfer syntaxes that need imagecodecs."""
 
 DECODER_DEPENDENCIES: dict[uid.UID, tuple[str, ...]] = {
     **dict.fromkeys(JPEG_BASELINE, ("pillow",)),
     **dict.fromkeys(IMAGECODECS, ("imagecodecs", "pillow")),
-    uid.RLELossless: ("numpy",),
+    **dict.fromkeys((uid.RLELossless, *DEFLATED, *UNCOMPRESSED), ("numpy",)),
 }
 """Packages that decode each transfer syntax, as pydicom requires of a plugin."""
 
 START_OF_IMAGE_2000 = b"\xff\x4f\xff\x51"
 """First four bytes of a JPEG 2000 codestream: markers SOC and SIZ."""
-START_OF_FRAME = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC} | {0xF7}
-"""Marker codes of JPEG frame headers, JPEG-LS included."""
-END_OF_IMAGE, START_OF_SCAN = b"\xff\xd9", b"\xff\xda"
-MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
-"""JPEG markers followed by a segment; TEM (01) and restart markers (D0 to D7) have none."""
 
 
 def is_available(syntax: str) -> bool:
@@ -63,9 +76,14 @@ def is_available(syntax: str) -> bool:
 
 
 def decoder_for(syntax: uid.UID) -> Decoder:
-    """Return pydicom's decoder of a transfer syntax with this module as its only plugin."""
-    decoder = Decoder(syntax)
-    decoder.add_plugin("anomaly_vae", (__name__, "decode_frame"))
+    """Return pydicom's decoder of a transfer syntax with this module as its only plugin.
+
+    Transfer syntaxes that pydicom does not know are decoded as the uncompressed one, whose frames
+    need no correction.
+    """
+    function = FUNCTIONS.get(syntax, "decode_frame")
+    decoder = Decoder(UNCOMPRESSED[0] if syntax in FUNCTIONS else syntax)
+    decoder.add_plugin("anomaly_vae", (__name__, function))
     return decoder
 
 
@@ -82,9 +100,54 @@ def decode_frame(frame: bytes, runner: DecodeRunner) -> bytes | bytearray:
     return CODECS[runner.transfer_syntax](frame, runner)
 
 
-def _check_length(frame: bytes, runner: DecodeRunner) -> None:
+def decode_uncompressed(frame: bytes, runner: DecodeRunner) -> bytes:
+    """Unpack a frame of single bits; return any other as it is, without its padding.
+
+    Raises:
+        ValueError: The frame is truncated.
+    """
+    size = _frame_bytes(runner)
+    if len(frame) < size:
+        raise ValueError("a frame is truncated")
+    if runner.bits_allocated > 1:
+        return frame[:size]
+    count = runner.rows * runner.columns * runner.samples_per_pixel
+    runner.set_option("bits_allocated", 8)
+    return np.unpackbits(np.frombuffer(frame, np.uint8), count=count, bitorder="little").tobytes()
+
+
+def decode_deflated(frame: bytes, runner: DecodeRunner) -> bytes:
+    """Decode a frame that is a deflate stream (DICOM PS3.5 A.4.13).
+
+    Raises:
+        ValueError: The frame is truncated or damaged.
+    """
+    unpacked = zlib.decompressobj(-15).decompress(frame, _frame_bytes(runner) + 1)
+    return decode_uncompressed(unpacked, runner)
+
+
+def decode_xl(frame: bytes, runner: DecodeRunner) -> bytes:
+    """Decode a frame of JPEG XL; libjxl converts its colours to RGB.
+
+    Raises:
+        ValueError: The frame is damaged, or its size is not the one in the DICOM header.
+    """
+    header = read_header(frame)
+    if (header.height, header.width) != (runner.rows, runner.columns) or header.extra_channels:
+        raise ValueError("a frame is not of the shape in the DICOM header")
+    if runner.samples_per_pixel == 3:
+        runner.set_option("photometric_interpretation", "RGB")
+    return _samples(decode_jpeg_xl(frame), runner)
+
+
+def _frame_bytes(runner: DecodeRunner) -> int:
+    """Return the size of an uncompressed frame."""
     samples = runner.rows * runner.columns * runner.samples_per_pixel
-    if len(frame) > 2 * samples * runner.bits_allocated // 8 + MAX_OVERHEAD:
+    return (samples * runner.bits_allocated + 7) // 8
+
+
+def _check_length(frame: bytes, runner: DecodeRunner) -> None:
+    if len(frame) > 2 * _frame_bytes(runner) + MAX_OVERHEAD:
         raise ValueError("a frame is longer than its pixels would be uncompressed")
 
 
@@ -108,18 +171,10 @@ def _shape_2000(frame: bytes) -> tuple[int, int, int]:
 
 def _shape_jpeg(frame: bytes) -> tuple[int, int, int]:
     """Read (height, width, components) from the frame header of a JPEG or JPEG-LS stream."""
-    header = next(body for code, body in _segments(frame) if code in START_OF_FRAME)
-    return int.from_bytes(header[1:3]), int.from_bytes(header[3:5]), header[5]
-
-
-def _segments(stream: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield the code and the body of each marker segment of a JPEG stream (ITU-T T.81 annex B)."""
-    position = 2
-    while (found := MARKER.search(stream, position)) and found[0] != END_OF_IMAGE:
-        position = found.end()
-        stop = position + int.from_bytes(stream[position : position + 2])
-        yield stream[position - 1], stream[position + 2 : stop]
-        position = max(stop, position + 2)
+    header = frame_header(frame)
+    if header is None:
+        raise ValueError("a frame has no header")
+    return header[2:]
 
 
 def _decode_jpeg(frame: bytes, runner: DecodeRunner) -> bytes:
@@ -135,28 +190,14 @@ def _decode_extended(frame: bytes, runner: DecodeRunner) -> bytes:
 
 
 def _decode_deep_jpeg(frame: bytes, runner: DecodeRunner) -> bytes:
-    """Decode 12-bit or lossless JPEG with libjpeg-turbo, without converting colours.
-
-    libjpeg-turbo fills the rest of a truncated frame with grey, so that the end of the frame is
-    checked first. Like Pillow, it does not report damage between its markers.
-    """
-    from imagecodecs import jpeg8_decode
-
+    """Decode 12-bit or lossless JPEG without converting colours."""
     check_jpeg_scans(frame)
-    if frame.rfind(END_OF_IMAGE) < frame.rfind(START_OF_SCAN):
-        raise ValueError("a frame is truncated")
     colours = "RGB" if runner.samples_per_pixel == 3 else None
-    return _samples(jpeg8_decode(frame, colorspace=colours, outcolorspace=colours), runner)
+    return _samples(decode_deep_jpeg(frame, colours), runner)
 
 
 def _decode_jpeg_ls(frame: bytes, runner: DecodeRunner) -> bytes:
-    """Decode JPEG-LS with CharLS.
-
-    CharLS searches a stream without an end marker for up to ten seconds, so one is appended.
-    """
-    from imagecodecs import jpegls_decode
-
-    return _samples(jpegls_decode(frame + END_OF_IMAGE), runner)
+    return _samples(decode_jpeg_ls(frame), runner)
 
 
 def _decode_2000(frame: bytes, runner: DecodeRunner) -> bytes:
@@ -174,7 +215,8 @@ def _samples(decoded: NDArray[Any], runner: DecodeRunner) -> bytes:
     Raises:
         ValueError: The shape is not the one in the DICOM header.
     """
-    if decoded.reshape(*decoded.shape[:2], -1).shape != _shape_in_header(runner):
+    shape = decoded.reshape(*decoded.shape[:2], -1).shape
+    if shape != _shape_in_header(runner) or decoded.dtype.kind not in "iu":
         raise ValueError("a frame is not of the shape in the DICOM header")
     runner.set_option("bits_allocated", 8 * decoded.itemsize)
     runner.set_option("planar_configuration", 0)
@@ -218,3 +260,9 @@ CODECS: dict[str, Callable[[bytes, DecodeRunner], bytes | bytearray]] = {
     **dict.fromkeys(JPEG_LS, _decode_jpeg_ls),
     **dict.fromkeys(JPEG_2000, _decode_2000),
 }
+FUNCTIONS: dict[str, str] = {
+    **dict.fromkeys(UNCOMPRESSED, "decode_uncompressed"),
+    **dict.fromkeys(DEFLATED, "decode_deflated"),
+    **dict.fromkeys(JPEG_XL, "decode_xl"),
+}
+"""Functions that decode the frames of transfer syntaxes that pydicom does not know."""

@@ -141,7 +141,7 @@ class Region:
 
 
 def regions(
-    heat: Floats, scale: Scale, limit: int = 10, min_area: int | None = None
+    heat: Floats, scale: Scale, limit: int | None = 10, min_area: int | None = None
 ) -> tuple[Region, ...]:
     """Find the regions of a map (H, W), largest total first.
 
@@ -152,7 +152,7 @@ def regions(
     Args:
         heat: The map, not smoothed.
         scale: The model's scale.
-        limit: Maximum number of regions.
+        limit: Maximum number of regions; None: all of them.
         min_area: Minimum area of a region, in pixels; None: 4, or 1/2000 of a larger map.
     """
     default_area = max(MIN_REGION_AREA, heat.size // MAP_PIXELS_PER_REGION_PIXEL)

@@ -1,4 +1,4 @@
-"""Decode the slices of NIfTI volumes."""
+"""Decode the slices of volumes: NIfTI, and FreeSurfer's MGH."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import Any
 
 import nibabel.orientations
 import numpy as np
+from nibabel.freesurfer.mghformat import MGHHeader
 from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
 from numpy.typing import NDArray
 
 from anomaly_vae.errors import DataError
+from anomaly_vae.images.netpbm import blended
 from anomaly_vae.images.pixels import (
     TRUNCATED,
     Bounds,
@@ -22,7 +24,6 @@ from anomaly_vae.images.pixels import (
     Frames,
     Pixels,
     check_finite,
-    inflate,
     percentile_bounds,
     stretch,
     window_bounds,
@@ -31,26 +32,54 @@ from anomaly_vae.images.pixels import (
 apply_orientation: Any = nibabel.orientations.apply_orientation
 io_orientation: Any = nibabel.orientations.io_orientation
 
-GZIP = b"\x1f\x8b"
 MAGIC_1, MAGIC_2 = slice(344, 348), slice(4, 8)
+MGH_FIELDS, MGH_HEADER = 90, MGHHeader.template_dtype.itemsize
+"""Size of the fields before and around the voxels of MGH, in bytes; those after are not read."""
+COLOURS = ("R", "G", "B"), ("R", "G", "B", "A")
+"""Fields of voxels that are colours."""
 SINGLE_FILE, PAIR = (b"n+1\0", b"n+2\0"), (b"ni1\0", b"ni2\0")
 
 
 def open_nifti(content: bytes, options: DecodeOptions) -> Frames:
-    """Open a 3-D or 4-D volume, gzipped or not; its frames are its slices in ascending order.
+    """Open a 3-D or 4-D volume; its frames are its slices in ascending order.
 
     The voxel axes are permuted and flipped to the nearest patient axes (right, anterior, superior).
     Volumes are sliced one after another across ``options.axis``: from left to right, back to front
     or bottom to top. Slices are oriented as radiologists view them: axial slices have the front at
     the top, the others the head; sagittal slices face left, the others have the patient's right on
-    the left. All slices of a volume share one grey scale. A slice with NaN voxels is refused alone.
+    the left. All slices of a volume share one grey scale; 8-bit RGB voxels keep their colours, and
+    alpha is blended with black. A slice with NaN voxels is refused alone.
 
     Raises:
-        DataError: The file is no single-file NIfTI of plain numbers, exceeds a limit or is
-            truncated.
+        DataError: The file is no single-file NIfTI of numbers or colours, exceeds a limit or
+            is truncated.
     """
-    packed = content.startswith(GZIP)
-    volumes = _volumes(inflate(content, 31, options) if packed else content, options)
+    header = _header(content)
+    slope, intercept = header.get_slope_inter()
+    scale = 1.0 if slope is None else float(slope), float(intercept or 0)
+    return _frames(content, header, scale, options)
+
+
+def open_mgh(content: bytes, options: DecodeOptions) -> Frames:
+    """Open a volume of FreeSurfer (MGH, unpacked), sliced as by `open_nifti`.
+
+    Raises:
+        DataError: The file exceeds a limit or is truncated.
+    """
+    make_header: Any = MGHHeader
+    header = make_header(content[:MGH_FIELDS].ljust(MGH_HEADER, b"\0"), check=False)
+    return _frames(content, header, (1.0, 0.0), options)
+
+
+def _frames(
+    content: bytes, header: Any, scale: tuple[float, float], options: DecodeOptions
+) -> Frames:
+    voxels = _voxels(content, header)
+    orientation = io_orientation(header.get_best_affine())
+    if np.isnan(orientation).any():
+        raise DataError("it does not say how the patient lies; set its sform or qform")
+    several = np.moveaxis(voxels, 3, 0)
+    volumes = [Volume(apply_orientation(each, orientation), *scale, options) for each in several]
     first = volumes[0]
     options.check_size(*first.shape)
     options.check_frames(first.count * len(volumes))
@@ -98,22 +127,18 @@ class Volume:
         Raises:
             DataError: Some of its voxels are NaN.
         """
-        plane = np.moveaxis(self.voxels, self.options.axis, 0)[index].astype(np.float64)
-        values = plane * self.slope + self.intercept
+        plane = np.moveaxis(self.voxels, self.options.axis, 0)[index][::-1, ::-1].T
+        if plane.dtype.names:
+            return _colours(plane)
+        values = plane.astype(np.float64) * self.slope + self.intercept
         check_finite(values)
-        return stretch(values[::-1, ::-1].T, self.bounds)
+        return stretch(values, self.bounds)
 
 
-def _volumes(content: bytes, options: DecodeOptions) -> list[Volume]:
-    header = _header(content)
-    voxels = _voxels(content, header)
-    slope, intercept = header.get_slope_inter()
-    orientation = io_orientation(header.get_best_affine())
-    if np.isnan(orientation).any():
-        raise DataError("it does not say how the patient lies; set its sform or qform")
-    scale = 1.0 if slope is None else float(slope), float(intercept or 0)
-    several = np.moveaxis(voxels, 3, 0)
-    return [Volume(apply_orientation(volume, orientation), *scale, options) for volume in several]
+def _colours(plane: NDArray[Any]) -> Pixels:
+    """Return the colours (H, W, 3) of voxels with the fields R, G, B and perhaps A."""
+    layers = np.stack([plane[name] for name in plane.dtype.names or ()], -1)
+    return blended(layers, 255)
 
 
 def _header(content: bytes) -> Any:
@@ -121,7 +146,7 @@ def _header(content: bytes) -> Any:
     if any(magic in PAIR for magic in magics):
         raise DataError("it is half of a NIfTI pair; save it as a single .nii file")
     if not any(magic in SINGLE_FILE for magic in magics):
-        raise DataError("it is gzip but holds no NIfTI volume; unpack it")
+        raise DataError("its header is invalid; export it again")
     kind: Any = Nifti1Header if magics[0] in SINGLE_FILE else Nifti2Header
     return kind.from_fileobj(BytesIO(content[: kind.template_dtype.itemsize]), check=False)
 
@@ -136,8 +161,9 @@ def _voxels(content: bytes, header: Any) -> NDArray[Any]:
         raise DataError(f"it has {len(shape)} dimensions; save 3, or 4 with time as the last")
     if min(shape) < 1:
         raise DataError("its header says that it has no voxels; export it again")
-    if kind.kind not in "iuf":
-        raise DataError("its voxels are colours or complex numbers; save them as plain numbers")
+    if kind.kind not in "iuf" and kind.names not in COLOURS:
+        found = header.get_value_label("datatype")
+        raise DataError(f"its voxels are {found}, which is not read; save them as plain numbers")
     count, start = math.prod(shape), int(header.get_data_offset())
     if start + count * kind.itemsize > len(content):
         raise DataError(TRUNCATED)

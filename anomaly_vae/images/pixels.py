@@ -22,17 +22,23 @@ MAX_PIXEL = 65535
 
 PERCENTILES = (0.5, 99.5)
 """Percentiles of an image's values that become black and white."""
-MAX_SCANS = 100
-"""Maximum number of scans in a JPEG stream; real images have about ten."""
 TRUNCATED = "it is cut short; copy the file again"
 
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """One image: ``pixels`` (H, W) or (H, W, 3), 0 to 65535; ``frame``: index in its file."""
+    """One image of a file.
+
+    Args:
+        pixels: (H, W) or (H, W, 3), 0 to 65535.
+        frame: Index in its file, from 0.
+        window: The window or table in the file that made its values pixels, in words; empty
+            without one.
+    """
 
     pixels: Pixels
     frame: int
+    window: str = ""
 
 
 @dataclass(frozen=True)
@@ -131,10 +137,12 @@ class Frames:
     """A file whose header is valid: the ``numbers`` of its frames and a function to decode one.
 
     ``decode`` raises `DataError` with a reason, or any error of the libraries on damaged bytes.
+    ``window`` describes the window in the file that a frame was decoded with, see `DecodedImage`.
     """
 
     numbers: Sequence[int]
     decode: Callable[[int], Pixels]
+    window: Callable[[int], str] | None = None
 
 
 def percentile_bounds(values: NDArray[Any]) -> Bounds:
@@ -159,6 +167,11 @@ def stretch(values: NDArray[Any], bounds: Bounds) -> Pixels:
     return np.rint(np.clip(fractions, 0, 1) * MAX_PIXEL).astype(np.uint16)
 
 
+def full_range(values: NDArray[Any], bits: int) -> Pixels:
+    """Scale unsigned values of ``bits`` bits to 0 to 65535."""
+    return stretch(values, (0, (1 << bits) - 1))
+
+
 def check_finite(values: NDArray[Any]) -> None:
     """Refuse an image with NaN or infinite values.
 
@@ -168,16 +181,6 @@ def check_finite(values: NDArray[Any]) -> None:
     count = values.size - np.count_nonzero(np.isfinite(values))
     if count:
         raise DataError(f"{count} of its values are NaN or infinite; replace them")
-
-
-def check_jpeg_scans(stream: bytes) -> None:
-    """Refuse a JPEG stream with many scans; decoding each is a pass over all pixels.
-
-    Raises:
-        DataError: The stream has more than 100 scans.
-    """
-    if stream.count(b"\xff\xda") > MAX_SCANS:
-        raise DataError(f"its JPEG data has more than {MAX_SCANS} scans; export it again")
 
 
 def inflate(content: bytes, wbits: int, options: DecodeOptions) -> bytes:

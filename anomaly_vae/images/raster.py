@@ -1,10 +1,9 @@
-"""Decode PNG, JPEG and TIFF.
+"""Decode the formats that Pillow reads: PNG, JPEG, GIF, BMP, WebP and JPEG 2000.
 
 8-bit values k become 257·k; 16-bit grey values are kept. Palettes, CMYK and other colour spaces
 become RGB; 16-bit colours keep their upper 8 bits. Transparent pixels are blended with black. EXIF
-orientation is applied. Every page of a TIFF is a frame, except reduced copies of another page; a
-JPEG is one frame, and its previews are ignored. Values without a fixed range (float, signed or
-32-bit TIFF) are mapped by the window of the options, or by percentiles.
+orientation is applied. Every frame of an animation counts, as it is shown; a JPEG is one frame, and
+its previews are ignored. The module `tiff` decodes pages of TIFF with the same functions.
 """
 
 from __future__ import annotations
@@ -15,15 +14,15 @@ from io import BytesIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, TiffImagePlugin
+from PIL import ExifTags, Image
 
+from anomaly_vae.errors import DataError
 from anomaly_vae.images.pixels import (
-    MAX_PIXEL,
+    TRUNCATED,
     DecodeOptions,
     Frames,
     Pixels,
     check_finite,
-    check_jpeg_scans,
     percentile_bounds,
     stretch,
     window_bounds,
@@ -39,12 +38,14 @@ ORIENTATIONS: dict[int, Callable[[Pixels], Pixels]] = {
     8: lambda p: p[:, ::-1].swapaxes(0, 1),
 }
 """Function that turns an image upright, by its EXIF orientation."""
-SUBFILE, PHOTOMETRIC, TILE_WIDTH, TILE_HEIGHT = 254, 262, 322, 323
-"""TIFF tags."""
+ANIMATED = {"PNG", "GIF", "WEBP"}
+"""Formats whose files can hold several frames."""
 DEEP = ("I;16", "I;16L", "I;16B", "I;16N")
 """Pillow's modes of 16-bit grey images."""
 GREY = ("1", "L", "LA", "La")
 """Pillow's modes of grey images with at most 8 bits."""
+GIF_EXTENSION = 0x21
+"""First byte of an extension block of a GIF."""
 
 
 def open_raster(content: bytes, options: DecodeOptions, kind: str) -> Frames:
@@ -54,72 +55,81 @@ def open_raster(content: bytes, options: DecodeOptions, kind: str) -> Frames:
         DataError: The file exceeds a limit.
         Exception: Pillow raises other errors on damaged bytes.
     """
-    if kind == "JPEG":
-        check_jpeg_scans(content)
+    if kind == "GIF":
+        check_gif(content, options)
+    image = open_with_pillow(content, options, kind)
+    count = getattr(image, "n_frames", 1) if kind in ANIMATED else 1
+    options.check_frames(count)
+    return Frames(range(count), partial(_frame, image, options))
+
+
+def open_with_pillow(content: bytes, options: DecodeOptions, kind: str) -> Image.Image:
+    """Open a file, and check the size of one that is too large for Pillow.
+
+    Raises:
+        DataError: The image has more pixels than the limit.
+        DecompressionBombError: The image has too many pixels for Pillow.
+    """
     try:
-        image = Image.open(BytesIO(content), formats=[kind])
+        return Image.open(BytesIO(content), formats=[kind])
     except Image.DecompressionBombError:  # raised before the size is known
         factory, _ = Image.OPEN[kind]
         image = factory(BytesIO(content), "")
         options.check_size(image.height, image.width)
         raise
-    return Frames(_pages(image, kind, options), partial(_page, image, options))
 
 
-def _pages(image: Image.Image, kind: str, options: DecodeOptions) -> list[int]:
-    """Return the numbers of the frames."""
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        return _tiff_pages(image, options)
-    count = getattr(image, "n_frames", 1) if kind == "PNG" else 1
-    options.check_frames(count)
-    return list(range(count))
+def check_gif(content: bytes, options: DecodeOptions) -> None:
+    """Refuse a GIF by the number and the size of its frames, before Pillow composes any.
+
+    Raises:
+        DataError: It exceeds a limit or is truncated.
+    """
+    position = 13 + _palette_bytes(content[10])
+    count = 0
+    while content[position : position + 1] in {b"!", b","}:
+        if content[position] == GIF_EXTENSION:
+            position = _after_blocks(content, position + 2)
+            continue
+        left, top, width, height = np.frombuffer(content, "<u2", 4, position + 1).tolist()
+        options.check_size(top + height, left + width)
+        options.check_frames(count := count + 1)
+        start = position + 10 + _palette_bytes(content[position + 9])
+        position = _after_blocks(content, start + 1)
 
 
-def _tiff_pages(image: TiffImagePlugin.TiffImageFile, options: DecodeOptions) -> list[int]:
-    """Return the numbers of the pages, counting to the limit only: empty pages cost few bytes."""
-    pages: list[int] = []
-    for page in range(options.max_frames + 1):
-        try:
-            image.seek(page)
-        except EOFError:
-            break
-        if not (page and image.tag_v2.get(SUBFILE, 0) & 1):
-            pages.append(page)
-    else:
-        options.check_frames(options.max_frames + 1)
-    options.check_frames(len(pages))
-    return pages
+def _palette_bytes(flags: int) -> int:
+    """Return the size of a colour table in a GIF, by the flags of its descriptor."""
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
-def _page(image: Image.Image, options: DecodeOptions, number: int) -> Pixels:
+def _after_blocks(content: bytes, position: int) -> int:
+    """Return the position after a chain of data blocks of a GIF."""
+    while position < len(content):
+        size = content[position]
+        position += size + 1
+        if not size:
+            return position
+    raise DataError(TRUNCATED)
+
+
+def _frame(image: Image.Image, options: DecodeOptions, number: int) -> Pixels:
     image.seek(number)
     options.check_size(image.height, image.width)
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        tags = image.tag_v2
-        options.check_size(tags.get(TILE_HEIGHT, 1), tags.get(TILE_WIDTH, 1))
-        negative = tags.get(PHOTOMETRIC) == 0
-        return _pixels(image, options, negative)  # Pillow has applied its orientation
-    pixels = _pixels(image, options)
+    pixels = pillow_pixels(image)
     upright = ORIENTATIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     return upright(pixels) if upright else pixels
 
 
-def _pixels(image: Image.Image, options: DecodeOptions, negative: bool = False) -> Pixels:
-    """Return the pixels; ``negative``: 0 is white, which Pillow inverts for 8-bit images only."""
-    if image.mode in DEEP:
-        deep = np.asarray(image).astype(np.uint16)
-    elif image.mode in {"I", "F"}:
-        deep = _windowed(np.asarray(image, np.float64), options)
-    else:
-        return _eight_bits(image)
-    return MAX_PIXEL - deep if negative else deep
+def pillow_pixels(image: Image.Image) -> Pixels:
+    """Return the pixels of an open image, (H, W) or (H, W, 3)."""
+    return _deep_pixels(image) if image.mode in DEEP else _eight_bits(image)
 
 
-def _windowed(values: NDArray[np.float64], options: DecodeOptions) -> Pixels:
-    check_finite(values)
-    if isinstance(options.intensity_window, tuple):
-        return stretch(values, window_bounds(*options.intensity_window))
-    return stretch(values, percentile_bounds(values))
+def _deep_pixels(image: Image.Image) -> Pixels:
+    deep = np.asarray(image).astype(np.uint16)
+    transparent = image.info.get("transparency")
+    return np.where(deep == transparent, 0, deep) if isinstance(transparent, int) else deep
 
 
 def _eight_bits(image: Image.Image) -> Pixels:
@@ -129,3 +139,15 @@ def _eight_bits(image: Image.Image) -> Pixels:
     layers = np.asarray(image.convert("LA" if grey else "RGBA")).astype(np.float64)
     on_black = np.rint(layers[..., :-1] * layers[..., -1:] * (257 / 255)).astype(np.uint16)
     return on_black[..., 0] if grey else on_black
+
+
+def windowed(values: NDArray[np.float64], options: DecodeOptions) -> Pixels:
+    """Map values without a fixed range by the window of the options, or by percentiles.
+
+    Raises:
+        DataError: Some value is NaN or infinite.
+    """
+    check_finite(values)
+    if isinstance(options.intensity_window, tuple):
+        return stretch(values, window_bounds(*options.intensity_window))
+    return stretch(values, percentile_bounds(values))

@@ -41,6 +41,22 @@ IMAGE_TYPES = (
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """Weights of red, green and blue in grey (ITU-R BT.601)."""
 
+MIN_COLOUR = 16 * 257
+"""Difference between the channels of a pixel in colour; JPEG makes grey ones differ by less."""
+SATURATED = 0.98
+"""Share of black and white pixels from which on a window shows nearly nothing."""
+SAMPLE_SIDE = 128
+"""Number of rows and columns of an image that tell whether it is in colour or saturated."""
+UNIFORM = "all pixels are alike: the image shows nothing"
+
+
+@dataclass(frozen=True)
+class ImageBatch(RawBatch):
+    """Prepared images, and how many of them were in colour or saturated by a window."""
+
+    in_colour: int = 0
+    saturated: int = 0
+
 
 @dataclass(frozen=True, slots=True)
 class ImageColumn:
@@ -94,20 +110,24 @@ class ImageSchema:
         """The only column."""
         return (ImageColumn(),)
 
-    def from_images(self, images: Iterable[DecodedImage | DecodeFailure]) -> RawBatch:
+    def from_images(self, images: Iterable[DecodedImage | DecodeFailure]) -> ImageBatch:
         """Prepare N images as (N, C, S, S) float32 on [0, 1].
 
         An image that could not be decoded, or is uniform, is black and has a problem.
         """
         prepared: list[Matrix] = []
         problems: list[RowProblem] = []
+        in_colour = saturated = 0
         for row, image in enumerate(images):
             values, reason = self._prepare(image)
             prepared.append(values)
             if reason:
                 problems.append(RowProblem(row, IMAGE, reason))
+            elif isinstance(image, DecodedImage):
+                in_colour += is_in_colour(image.pixels)
+                saturated += is_saturated(image)
         stacked = np.stack(prepared) if prepared else np.zeros((0, *self._shape), np.float32)
-        return image_batch(stacked, problems)
+        return image_batch(stacked, problems, in_colour, saturated)
 
     def from_arrow(self, table: pa.RecordBatch | pa.Table) -> RawBatch:
         """Read a table whose column ``image`` holds paths or the bytes of files, one image each.
@@ -196,13 +216,43 @@ class ImageSchema:
             return np.zeros(self._shape, np.float32), image.reason
         values = crop_and_resize(image.pixels, self.size, self.channels)
         uniform = float(values.std()) < MIN_STD
-        return values, "all pixels are alike: the image shows nothing" if uniform else ""
+        return values, _nothing_shown(image) if uniform else ""
 
 
-def image_batch(images: Matrix, problems: Sequence[RowProblem] = ()) -> RawBatch:
+def _nothing_shown(image: DecodedImage) -> str:
+    """Return the reason why a uniform image is refused."""
+    if not is_saturated(image):
+        return UNIFORM
+    return (
+        f"{image.window} makes its pixels black or white, so that the image shows nothing; remove "
+        "it from the file or train with data.intensity_window: percentile"
+    )
+
+
+def is_in_colour(pixels: NDArray[np.uint16]) -> bool:
+    """Return whether an image (H, W) or (H, W, 3) has pixels that are not grey, by a sample."""
+    if pixels.ndim == 2:
+        return False
+    return int(np.ptp(_sampled(pixels).astype(np.int32), axis=-1).max()) > MIN_COLOUR
+
+
+def is_saturated(image: DecodedImage) -> bool:
+    """Return whether the window in a file makes nearly all pixels black or white, by a sample."""
+    extreme = np.isin(_sampled(image.pixels), (0, MAX_PIXEL))
+    return bool(image.window) and float(extreme.mean()) >= SATURATED
+
+
+def _sampled(pixels: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    rows, columns = (max(1, length // SAMPLE_SIDE) for length in pixels.shape[:2])
+    return pixels[::rows, ::columns]
+
+
+def image_batch(
+    images: Matrix, problems: Sequence[RowProblem] = (), in_colour: int = 0, saturated: int = 0
+) -> ImageBatch:
     """Return prepared images (N, C, S, S) as a batch."""
     column: Any = images  # columns of tables have one axis
-    return RawBatch({IMAGE: column}, len(images), tuple(problems))
+    return ImageBatch({IMAGE: column}, len(images), tuple(problems), (), in_colour, saturated)
 
 
 def crop_and_resize(pixels: NDArray[np.uint16], size: int, channels: int) -> Matrix:

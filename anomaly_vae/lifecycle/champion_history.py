@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from anomaly_vae.errors import ConfigError, RegistryError
+from anomaly_vae.files import strict_json
 from anomaly_vae.lifecycle.registry import Registry, Run
 
 ACTOR = "ANOMALY_VAE_ACTOR"
@@ -155,7 +156,7 @@ class ChampionHistory:
         number, text = len(self.entries), json.dumps(asdict(entry), ensure_ascii=False)
         while True:
             number += 1
-            written = Entry(**json.loads(self._run.set_param_once(_key(number), text)))
+            written = _entry(_key(number), self._run.set_param_once(_key(number), text))
             if written == entry:
                 return number
             if entry.changes_champion and written.changes_champion:
@@ -215,7 +216,19 @@ def _alias_moved_key(number: int) -> str:
 
 def _entries(params: Mapping[str, str]) -> list[Entry]:
     """Parse the entries among the parameters of a run, oldest first."""
-    return [Entry(**json.loads(params[key])) for key in sorted(params) if key.isdecimal()]
+    return [_entry(key, params[key]) for key in sorted(params) if key.isdecimal()]
+
+
+def _entry(key: str, text: str) -> Entry:
+    """Parse an entry.
+
+    Raises:
+        RegistryError: the parameter of the run that holds it was written by something else.
+    """
+    try:
+        return Entry(**strict_json(text))
+    except (ValueError, TypeError):
+        raise RegistryError(f"entry {key} of the history of champions was altered") from None
 
 
 def _last_change(entries: list[Entry]) -> int:

@@ -12,9 +12,12 @@ cheap.
 from __future__ import annotations
 
 import argparse
+import hashlib
+import importlib.util
 import json
 import logging
 import os
+import posixpath
 import re
 import sys
 import tempfile
@@ -26,6 +29,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any, TypeVar, cast
+from urllib.parse import urlsplit
 
 from anomaly_vae._version import __version__
 from anomaly_vae.artifacts.bundle import SUMS, Bundle, is_sound
@@ -43,6 +47,7 @@ from anomaly_vae.artifacts.registry_names import (
 from anomaly_vae.data.dataframes import record_to_frame
 from anomaly_vae.errors import BundleError, RegistryError
 from anomaly_vae.files import atomic_folder, locked, own_temporary_folder
+from anomaly_vae.masking import masked, remember_address
 from anomaly_vae.scoring.modality import Schema as DataSchema
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -71,12 +76,24 @@ DECISION_TAG = "anomaly_vae.decision"
 HISTORY_TAG = "anomaly_vae.promotions"
 MAX_PARAM_CHARACTERS = 6000
 """Maximum length of an MLflow parameter."""
+MAX_PARAM_NAME_CHARACTERS = 250
+"""Maximum length of the name of an MLflow parameter."""
+REFUSED = re.compile(r"[^/\w.\- :]|:(?=[0-9a-f]+:)")
+"""Characters that MLflow refuses in a parameter's name, and colons that look like an escape."""
 REQUIREMENTS = {
     "tabular": f"anomaly-vae=={__version__}",
     "image": f"anomaly-vae[images]=={__version__}",
 }
 """Requirement of a registered model, by kind of data."""
 
+DRIVERS = {
+    "postgresql": ("psycopg2", "psycopg2-binary"),
+    "mysql": ("pymysql", "pymysql"),
+    "mssql": ("pyodbc", "pyodbc"),
+}
+"""Driver of each database in a tracking URI, and the package that contains it."""
+FORMS = "use http(s)://HOST:PORT, sqlite:///FILE or postgresql+psycopg2://HOST/NAME"
+"""Forms of tracking URIs that error messages suggest."""
 INTERRUPTED = re.compile(
     r"sqlite3\.OperationalError\) (duplicate column|(table|index) .+ already )"
 )
@@ -93,20 +110,76 @@ def _translate_errors(method: Method) -> Method:
         try:
             return cast("Any", method)(*args, **kwargs)
         except _mlflow_errors() as error:
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
-            raise RegistryError(
-                f"MLflow: {reason}{_remedy(reason)}", missing=_is_missing(error)
-            ) from None
+            message = f"MLflow: {_reason(error)}{_remedy(error)}"
+            raise RegistryError(message, missing=_is_missing(error)) from None
 
     return cast("Method", wrapper)
 
 
-def _remedy(reason: str) -> str:
-    """Return advice if the creation of the database was interrupted; otherwise an empty string."""
-    file = database_file(mlflow.get_tracking_uri())
-    if file is None or not INTERRUPTED.search(reason):
+def _reason(error: Exception) -> str:
+    """Return the first line of an error without passwords, cut to 300 characters."""
+    if type(error).__name__.startswith("Unsupported"):  # of a scheme; MLflow lists all others
+        return f"it has no registry at '{mlflow.get_tracking_uri()}'"
+    lines = masked(str(error)).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def _remedy(error: Exception) -> str:
+    """Return advice if the database has no driver or was not created completely, or nothing."""
+    uri, kind = mlflow.get_tracking_uri(), type(error).__name__
+    if kind.startswith("Unsupported"):
+        return f"; {FORMS}"
+    if isinstance(error, ImportError) or kind == "NoSuchModuleError":
+        return _driver_advice(uri)
+    file = database_file(uri)
+    if file is None or not INTERRUPTED.search(str(error)):
         return ""
     return f"; the creation of '{file}' was interrupted: move it away and run again"
+
+
+def _driver_advice(uri: str) -> str:
+    """Return the form of a database's URI that names its driver, and how to install the driver."""
+    database = re.split(r"[+:]", uri, maxsplit=1)[0]
+    if database not in DRIVERS:
+        return ""
+    driver, package = DRIVERS[database]
+    return f"; write the tracking URI as {database}+{driver}://…, and pip install {package}"
+
+
+def _check_address(uri: str) -> None:
+    """Refuse a tracking URI that cannot be split into its parts.
+
+    Raises:
+        RegistryError: the URI has no scheme, or its host or port is invalid.
+    """
+    if "://" not in uri and uri != "databricks":
+        raise RegistryError(f"'{uri}' is not a tracking URI; {FORMS}")
+    try:
+        valid = _has_valid_host(uri)
+    except Exception:  # noqa: BLE001  # SQLAlchemy's, which may not be installed, or a ValueError
+        valid = False
+    if not valid:
+        raise RegistryError(
+            f"the host or the port of the tracking URI '{uri}' is invalid; in a user name or "
+            "password, write / as %2F, : as %3A and @ as %40"
+        )
+
+
+def _has_valid_host(uri: str) -> bool:
+    """Return whether MLflow or SQLAlchemy will find a host in a URI.
+
+    Raises:
+        ValueError, SQLAlchemyError: the port is no number, or the URI cannot be split.
+    """
+    if uri.startswith(("http://", "https://")):
+        address = urlsplit(uri)
+        return bool(address.hostname) and (address.port is None or address.port > 0)
+    if not importlib.util.find_spec("sqlalchemy") or "://" not in uri:
+        return True
+    from sqlalchemy.engine import make_url
+
+    url = make_url(uri)
+    return url.host is None or "@" not in f"{url.host}{url.database}"
 
 
 def _is_missing(error: Exception) -> bool:
@@ -153,8 +226,11 @@ class Run:
 
     @_translate_errors
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Log parameters; keys of nested mappings are joined by dots."""
-        entries = [Param(key, str(value)[:MAX_PARAM_CHARACTERS]) for key, value in _flatten(params)]
+        """Log parameters; keys of nested mappings are joined by dots, see `param_name`."""
+        entries = [
+            Param(param_name(key), str(value)[:MAX_PARAM_CHARACTERS])
+            for key, value in _flatten(params)
+        ]
         for batch in batched(entries, 100):
             self._client.log_batch(self.id, params=batch)
 
@@ -237,10 +313,8 @@ class Registry:
         """
         from_environment = os.environ.get("MLFLOW_TRACKING_URI")
         self.uri = from_environment or uri or DEFAULT_URI
-        if "://" not in self.uri and self.uri != "databricks":
-            raise RegistryError(
-                f"'{self.uri}' is not a tracking URI; use sqlite:///mlflow.db or a server's address"
-            )
+        remember_address(self.uri)
+        _check_address(self.uri)
         _reduce_logging()
         mlflow.set_tracking_uri(self.uri)
         mlflow.set_registry_uri(self.uri)
@@ -581,6 +655,25 @@ def _flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{key}", value
 
 
+def param_name(key: str) -> str:
+    """Return a name that MLflow accepts for a parameter; different keys have different names.
+
+    Characters that MLflow refuses become their code point in hexadecimal between colons, such as
+    ``:24:`` for a dollar sign. A long name ends with a digest in place of the rest.
+
+    >>> from anomaly_vae.lifecycle.registry import param_name
+    >>> param_name("data.features.Amount ($).type")
+    'data.features.Amount :28::24::29:.type'
+    """
+    name = REFUSED.sub(lambda match: f":{ord(match[0]):x}:", key)
+    if posixpath.normpath(name) != name:  # MLflow treats names as paths
+        name = name.replace("/", ":2f:")
+    if len(name) <= MAX_PARAM_NAME_CHARACTERS:
+        return name
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    return f"{name[: MAX_PARAM_NAME_CHARACTERS - 17]}:{digest}"
+
+
 def batched(entries: Sequence[Any], size: int) -> Iterator[list[Any]]:
     """Yield consecutive lists of at most ``size`` entries."""
     for start in range(0, len(entries), size):
@@ -624,7 +717,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    sys.stderr.write(f"{message}\n")
+    sys.stderr.write(f"{masked(message)}\n")
     return code
 
 

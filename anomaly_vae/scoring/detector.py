@@ -68,10 +68,25 @@ class Contribution:
 
 
 @dataclass(frozen=True)
-class Explanation:
-    """The parts of a score, in nats: score = Σ contributions + rest + kl.
+class RegionContribution:
+    """The part of an image's score due to one region of its anomaly map.
 
-    ``rest`` is the sum over all columns that are not listed in ``contributions``.
+    ``box`` is (x0, y0, x1, y1): x to the right, y down, x1 and y1 just outside, in pixels of the
+    image as the model received it. ``nats`` is the sum of the region's pixels, in the unit of the
+    score, and ``share`` its fraction, from 0 to 1, of all positive pixels of the map.
+    """
+
+    box: tuple[int, int, int, int]
+    nats: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The parts of a score, in nats: score = Σ contributions + Σ regions + rest + kl.
+
+    Rows of tables have ``contributions``, images have ``regions``. ``rest`` is the sum over all
+    columns or pixels that belong to none of those listed.
 
     >>> listed = (Contribution("amount", 6.0, observed=950.0, expected=40.0),)
     >>> explanation = Explanation(listed, rest=1.5, kl=0.5)
@@ -82,6 +97,7 @@ class Explanation:
     contributions: tuple[Contribution, ...]
     rest: float
     kl: float
+    regions: tuple[RegionContribution, ...] = ()
 
 
 @dataclass(frozen=True)

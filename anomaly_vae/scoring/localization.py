@@ -11,7 +11,7 @@ from PIL import Image
 
 from anomaly_vae.images.encoding import ImageEncoding
 from anomaly_vae.images.heatmaps import Region, Scale, overlay, regions
-from anomaly_vae.scoring.detector import Detections
+from anomaly_vae.scoring.detector import Detections, Explanation, RegionContribution
 from anomaly_vae.scoring.scorer import ScoreParts
 
 
@@ -43,6 +43,42 @@ def localizations(
             np.stack([explained.observed[row], explained.expected[row]])
         )
         yield Localization(heat, regions(heat, scale), scan, expected, scale)
+
+
+def region_explanations(
+    encoding: ImageEncoding, scale: Scale, explained: ScoreParts, limit: int | None
+) -> list[Explanation]:
+    """Return an explanation of each image's score by its regions, largest contributions first.
+
+    An image without a pixel above the scale's level has no region: all of its score is in ``rest``
+    and ``kl``.
+
+    Args:
+        encoding: The model's encoding.
+        scale: The model's scale.
+        explained: Scores of N images and their parts.
+        limit: Maximum number of regions per image; None for all.
+    """
+    maps = explained.nats.reshape(-1, encoding.layout.size, encoding.layout.size)
+    return [
+        _region_explanation(heat, regions(heat, scale, limit), float(kl))
+        for heat, kl in zip(maps, explained.kl, strict=True)
+    ]
+
+
+def _region_explanation(
+    heat: NDArray[np.float64], found: Sequence[Region], kl: float
+) -> Explanation:
+    positive = float(heat[heat > 0].sum())
+    listed = tuple(_contribution(region, positive) for region in found)
+    rest = float(heat.sum()) - sum(region.nats for region in listed)
+    return Explanation((), rest, kl, listed)
+
+
+def _contribution(region: Region, positive: float) -> RegionContribution:
+    box = region.x, region.y, region.x + region.width, region.y + region.height
+    share = region.total / positive if region.total > 0 else 0.0
+    return RegionContribution(box, region.total, share)
 
 
 def decision_title(detections: Detections, row: int) -> str:

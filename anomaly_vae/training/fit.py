@@ -15,6 +15,7 @@ from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.models.vae import VAE
 from anomaly_vae.scoring.modality import Encoding, Schema
 from anomaly_vae.training.kinds import KINDS
+from anomaly_vae.training.runtime import cpu_threads
 from anomaly_vae.training.trainer import History, OnEpoch, fit
 from anomaly_vae.training.warm_start import start_from
 
@@ -124,7 +125,8 @@ def fit_bundle(
         start_from(model, start)
     views = kind.views(config, encoding)
     history = fit(model, train, validation, config.training, on_epoch, checkpoint, views)
-    kind.finalize(model, config, train, validation)
+    with cpu_threads(config.training.threads):
+        kind.finalize(model, config, train, validation)
     manifest = new_manifest(
         kind=config.kind,
         name=config.name,
@@ -135,7 +137,8 @@ def fit_bundle(
         data=dict(data),
         training=_summary(history) | ({"warm_start": start.digest} if start else {}),
     )
-    bundle, error = kind.freeze(model, config, encoding, manifest, validation)
+    with cpu_threads(config.training.threads):
+        bundle, error = kind.freeze(model, config, encoding, manifest, validation)
     return Fitted(bundle, model, history, error)
 
 

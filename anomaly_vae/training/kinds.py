@@ -37,7 +37,6 @@ from anomaly_vae.models.vae import VAE
 from anomaly_vae.scoring.modality import Encoding, Schema
 from anomaly_vae.training.aggregated_posterior import finalize
 from anomaly_vae.training.augmentation import DistortedImages, NoisyCells, Views
-from anomaly_vae.training.runtime import cpu_threads
 from anomaly_vae.training.synthetic_anomalies import synthetic
 
 MEASURED = {"center", "offset", "scale", "shift"}
@@ -161,8 +160,7 @@ class Tables(Kind[TabularConfig, TabularSchema, TabularEncoding]):
     ) -> None:
         """Estimate variances and the aggregated posterior; see `Kind.finalize`."""
         rows = torch.from_numpy(train), torch.from_numpy(validation)
-        with cpu_threads(config.training.threads):
-            finalize(model, *rows, config.model, config.training)
+        finalize(model, *rows, config.model, config.training)
 
     def freeze(
         self,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from threadpoolctl import threadpool_limits
 
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1
 """Parameters of mallopt(3)."""
@@ -15,13 +18,32 @@ MAX_MMAP_THRESHOLD = 32 << 20
 """Maximum of glibc's dynamic threshold for mmap, in bytes; its trim threshold is twice as much."""
 
 
+_forked = threading.Event()
+"""Whether this process is a fork of one that had imported torch."""
+os.register_at_fork(after_in_child=_forked.set)
+
+
+def survive_fork() -> None:
+    """Run torch with one thread from now on if this process is a fork.
+
+    The threads of an OpenMP library do not survive a fork, and waiting for them would never end.
+    """
+    if _forked.is_set():
+        torch.set_num_threads(1)
+
+
 @contextmanager
 def cpu_threads(count: int) -> Iterator[None]:
-    """Run torch with this number of threads and restore the previous number afterwards."""
+    """Run torch, scikit-learn and BLAS with this number of threads, then as before.
+
+    In a forked process the number is 1; see `survive_fork`.
+    """
+    count = 1 if _forked.is_set() else count
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
-        yield
+        with threadpool_limits(count):
+            yield
     finally:
         torch.set_num_threads(before)
 

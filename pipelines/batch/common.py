@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,7 +33,7 @@ CONTRIBUTION = pa.struct(
         ("expected", pa.string()),
     ]
 )
-
+REGION = pa.struct([("box", pa.list_(pa.int32())), ("nats", pa.float64()), ("share", pa.float64())])
 
 Explain = int | str | None
 """Number of contributions to list per row: K, "all", or None for no explanation."""
@@ -102,7 +103,8 @@ def exclude_output(
     for path in paths:
         if folder in (_resolved(path), *_resolved(path).parents):
             raise DataError(f"--input '{path}' lies in --output '{output}'; choose another folder")
-    kept = [item for item in inputs if folder not in _resolved(file_of(item)).parents]
+    holds = cache(partial(_contains, folder))
+    kept = [item for item in inputs if not holds(_folder_of(file_of(item)))]
     if not kept:
         raise DataError(f"no file to score lies outside --output '{output}'")
     return kept
@@ -113,15 +115,31 @@ def _resolved(path: str | Path) -> Path:
     return Path(os.path.realpath(path))
 
 
+def _folder_of(file: Path) -> Path:
+    """Return the folder of a file, or that of the file which it links to."""
+    return _resolved(file).parent if file.is_symlink() else file.parent
+
+
+def _contains(folder: Path, other: Path) -> bool:
+    place = _resolved(other)
+    return folder in (place, *place.parents)
+
+
 def max_contributions(explain: Explain) -> int | None:
     """Return the maximum number of contributions per row, None for all."""
     return explain if isinstance(explain, int) else None
 
 
 def result_table(
-    keys: Mapping[str, pa.Array], detections: Detections, explanations: Sequence[Explanation]
+    keys: Mapping[str, pa.Array],
+    detections: Detections,
+    explanations: Sequence[Explanation],
+    images: bool = False,
 ) -> pa.Table:
-    """Build N result rows from keys, decisions and explanations; the latter may be empty."""
+    """Build N result rows from keys, decisions and explanations; the latter may be empty.
+
+    Explanations list contributions of columns or, of ``images``, regions.
+    """
     columns = {
         **keys,
         "score": pa.array(detections.score),
@@ -132,12 +150,20 @@ def result_table(
         columns["group"] = pa.array(detections.group, pa.string())
         columns["threshold"] = pa.array(detections.threshold)
     if explanations:
-        columns["contributions"] = pa.array(
-            [list(_contributions(row)) for row in explanations], pa.list_(CONTRIBUTION)
-        )
+        columns |= _regions(explanations) if images else _contribution_lists(explanations)
         columns["rest"] = pa.array([row.rest for row in explanations])
         columns["kl"] = pa.array([row.kl for row in explanations])
     return pa.table(columns)
+
+
+def _regions(explanations: Sequence[Explanation]) -> dict[str, pa.Array]:
+    rows = [[asdict(region) for region in row.regions] for row in explanations]
+    return {"regions": pa.array(rows, pa.list_(REGION))}
+
+
+def _contribution_lists(explanations: Sequence[Explanation]) -> dict[str, pa.Array]:
+    rows = [list(_contributions(row)) for row in explanations]
+    return {"contributions": pa.array(rows, pa.list_(CONTRIBUTION))}
 
 
 def _contributions(explanation: Explanation) -> Iterator[dict[str, Any]]:

@@ -54,8 +54,8 @@ COPIED = (
     "AccessionNumber", "StudyDescription",
     # image: also valid for the heatmap
     "BodyPartExamined", "Laterality", "PatientOrientation", "AnatomicalOrientationType",
-    "BurnedInAnnotation", "RecognizableVisualFeatures", "LossyImageCompression",
-    "LossyImageCompressionRatio", "LossyImageCompressionMethod",
+    "RecognizableVisualFeatures", "LossyImageCompression", "LossyImageCompressionRatio",
+    "LossyImageCompressionMethod",
 )  # fmt: skip
 """Keywords of the elements that are copied unchanged."""
 EQUIPMENT = (
@@ -83,6 +83,8 @@ MAX_NUMBER = 2**31 - 1
 LONG_STRING = 64
 """Maximum length of a long string, in characters."""
 DISCLAIMER = "not for diagnosis"
+WORKSTATION = "WSD"
+"""Conversion type of images that software makes (PS3.3 C.8.6.1)."""
 
 
 def write_heatmap(
@@ -93,8 +95,7 @@ def write_heatmap(
     Args:
         source: The DICOM file that was scored.
         frame: The frame that was scored, from 0.
-        overlay: Pixels (H, W, 3), RGB. Text in them must not identify the patient, since Burned In
-            Annotation is copied from the source.
+        overlay: Pixels (H, W, 3), RGB. Text is drawn into them, which Burned In Annotation says.
         about: ``model`` and ``digest`` of the bundle, and its ``version``, empty for a bundle that
             is in no registry.
         out: The file to write atomically; an older one is replaced.
@@ -211,6 +212,8 @@ def _secondary_capture(
         **_manufacturer(_one_line(about["model"]), _one_line(about["version"])),
     )
     image.DerivationDescription = _derivation(about)
+    image.ConversionType = WORKSTATION
+    image.BurnedInAnnotation = "YES"
     for keyword in TIMES:
         image.pop(keyword, None)
     del image.ContributingEquipmentSequence[-1].ContributionDateTime  # added by highdicom

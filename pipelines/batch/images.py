@@ -22,8 +22,13 @@ from anomaly_vae.errors import DataError
 from anomaly_vae.images.encoding import ImageEncoding
 from anomaly_vae.images.heatmaps import png
 from anomaly_vae.images.schema import ImageSchema
-from anomaly_vae.scoring.detector import Detections, Explanation, explanations
-from anomaly_vae.scoring.localization import Localization, decision_title, localizations
+from anomaly_vae.scoring.detector import Detections, Explanation
+from anomaly_vae.scoring.localization import (
+    Localization,
+    decision_title,
+    localizations,
+    region_explanations,
+)
 from anomaly_vae.scoring.modality import image_modality
 from anomaly_vae.scoring.scorer import ScoreParts
 from pipelines import console
@@ -42,11 +47,13 @@ from pipelines.batch.fdr import check_controllable, open_sink
 from pipelines.batch.results import DICOM, HEATMAPS, SUMMARY, Sink, result_folder
 from pipelines.datasets.image_files import (
     FRAME,
+    ID,
     PATH,
     Batch,
     ImageFile,
-    find_images,
+    Reasons,
     is_dicom,
+    list_files,
     read_images,
 )
 from pipelines.registry.model_uri import LoadedModel
@@ -65,30 +72,33 @@ def score_images(
 ) -> dict[str, Any]:
     """Score every image of every file into a folder, and return the summary.
 
+    Each file is scored or rejected: also hidden files, and files in folders that are not images.
+
     Args:
         source: The model.
         paths: Image files, folders, globs or manifests; files in ``output`` are ignored.
         output: The folder; a previous result in it is replaced once the new one is complete.
-        explain: Number of pixels with the largest contributions to list, or "all".
+        explain: Number of regions with the largest contributions to list, or "all".
         heatmaps: Formats of the heatmaps of flagged images.
         fdr: False discovery rate at which to flag images, instead of by the threshold.
 
     Raises:
-        DataError: No image is found, one lies in ``output``, or ``output`` holds other files.
+        DataError: No file is found, one lies in ``output``, or ``output`` holds other files.
         BundleError: The model is for tables.
     """
     output, calibration = Path(output), source.bundle.detector.calibration
     check_controllable(calibration, fdr)
     scorer = source.bundle.scorer
     schema, encoding = image_modality(scorer.schema, scorer.encoding)
-    files = exclude_output(paths, find_images(paths), output, lambda file: file.path)
+    files = exclude_output(paths, list_files(paths), output, lambda file: file.path)
     with result_folder(output) as folder, open_sink(folder, calibration, fdr) as sink:
         writer = _HeatmapWriter(source, encoding, folder, heatmaps)
         run = _ScoringRun(source, files, sink, explain, writer)
         run.score_all(schema)
         entries = sink.finish()
+        run.reasons.show()
         summary = summary_of(source, len(files), run.tally, sink)
-        summary |= writer.counts | entries
+        summary |= run.counts() | writer.counts | entries
         (folder / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return summary
 
@@ -168,6 +178,10 @@ class _ScoringRun:
         self.detector, self.files, self.sink = source.bundle.detector, files, sink
         self.explain, self.writer = explain, writer
         self.tally = Tally(source.bundle.monitor)
+        self.reasons = Reasons()
+        self.in_colour = 0
+        self._scored: set[int] = set()
+        self._has_ids = any(ID in file.attributes for file in files)
 
     def score_all(self, schema: ImageSchema) -> None:
         """Score or reject every image."""
@@ -176,35 +190,68 @@ class _ScoringRun:
                 self._score_batch(batch)
                 note = f"{self.tally.flagged:,} flagged, {self.tally.rejected:,} rejected"
                 bar.update(task, completed=batch.files[-1] + 1, note=note)
+        if schema.channels == 1 and self.in_colour:
+            seen = f"{self.in_colour} of {self.tally.scored} scored images are in colour"
+            console.info(f"{seen}, of which the model sees only the brightness")
 
     def _score_batch(self, batch: Batch) -> None:
         """Score or reject the images of a batch."""
         for problem in batch.images.problems:
-            file = self.files[batch.files[problem.row]]
-            self.tally.rejects_by_column[UNREADABLE] += 1
-            self.sink.reject(file.name, [batch.frames[problem.row]], problem.reason)
+            file, frame = self.files[batch.files[problem.row]], batch.frames[problem.row]
+            self._reject(file, frame, problem.reason)
+        self.in_colour += batch.images.in_colour
         rows = np.flatnonzero(batch.images.usable)
         if len(rows):
+            self._scored.update(batch.files[row] for row in rows)
             files = [self.files[batch.files[row]] for row in rows]
             frames = [batch.frames[row] or 0 for row in rows]
             self._score(files, frames, batch.images.take(rows))
 
+    def _reject(self, file: ImageFile, frame: int | None, reason: str) -> None:
+        """Reject a frame, a file (``frame`` is None) or a row of a manifest that names no file."""
+        self.tally.rejects_by_column[UNREADABLE] += 1
+        self.reasons.add(file, reason)
+        if not file.is_new:
+            frame, reason = file.row, f"{file.place}: {reason}"
+        self.sink.reject(file.name, [frame], reason, name=file.attributes.get(ID))
+
+    def counts(self) -> dict[str, Any]:
+        """Return the summary's entries about files: scored are those with a scored frame."""
+        scored = len(self._scored)
+        return {
+            "files_scored": scored,
+            "files_rejected": len(self.files) - scored,
+            "rejected_by_reason": dict(self.reasons.counts.most_common()),
+        }
+
+    def _keys(self, files: Sequence[ImageFile], frames: Sequence[int]) -> dict[str, pa.Array]:
+        """Return the columns that identify images; ids are written if a manifest has them."""
+        keys = {
+            PATH: pa.array([file.name for file in files], pa.string()),
+            FRAME: pa.array(frames, pa.int32()),
+        }
+        if self._has_ids:
+            keys[ID] = pa.array([file.attributes.get(ID) for file in files], pa.string())
+        return keys
+
     def _score(self, files: Sequence[ImageFile], frames: Sequence[int], images: RawBatch) -> None:
-        names = pa.array([file.name for file in files], pa.string())
-        keys = {PATH: names, FRAME: pa.array(frames, pa.int32())}
-        reasons: Sequence[Explanation] = ()
+        explanations: Sequence[Explanation] = ()
         if self.explain is None and not self.writer.enabled:
             detections = self.detector.detect(images)
         else:
             explained = self.detector.scorer.explain(images)
             detections = self.detector.decide(explained.score, explained.observed)
             if self.explain is not None:
-                limit = max_contributions(self.explain)
-                reasons = explanations(self.detector.scorer, images, explained, limit)
+                explanations = self._explain(explained, max_contributions(self.explain))
             if self.writer.enabled:
                 self.writer.write(files, frames, detections, explained)
-        self.sink.write(result_table(keys, detections, reasons))
+        keys = self._keys(files, frames)
+        self.sink.write(result_table(keys, detections, explanations, images=True))
         self.tally.count(detections)
+
+    def _explain(self, explained: ScoreParts, limit: int | None) -> list[Explanation]:
+        scale = self.writer.source.bundle.heat_scale
+        return region_explanations(self.writer.encoding, scale, explained, limit)
 
 
 def file_stem(file: ImageFile, frame: int) -> str:

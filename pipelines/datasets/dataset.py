@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -57,6 +58,8 @@ class Dataset:
     """Digest before rows were excluded; None if none were."""
     files: tuple[Path, ...] = ()
     """File of each row (N,) for images; empty for tables."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Number of files in the folders that hold no image, by reason; empty for tables."""
 
     TWINS: ClassVar[str] = "are exact twins of training rows"
     """Text of messages about `test_twins`, after the number of test rows."""

@@ -20,14 +20,13 @@ from anomaly_vae.images.decoding import read_file
 from anomaly_vae.images.encoding import IMAGE, encode_png
 from anomaly_vae.images.perceptual_hash import has_near_duplicate, perceptual_hash
 from anomaly_vae.images.pixels import DecodedImage
-from anomaly_vae.images.schema import ImageSchema
+from anomaly_vae.images.schema import ImageBatch, ImageSchema
 from anomaly_vae.messages import listed
 from anomaly_vae.scoring.modality import Encoding
 from pipelines.datasets.dataset import (
     GROUP,
     Dataset,
     unlabelled_note,
-    unreadable_note,
     without_unreadable,
 )
 from pipelines.datasets.image_files import (
@@ -36,7 +35,9 @@ from pipelines.datasets.image_files import (
     PATH,
     Batch,
     ImageFile,
+    Reasons,
     find_images,
+    images_and_others,
     read_all,
 )
 from pipelines.datasets.labels import labelled_rows
@@ -124,7 +125,7 @@ def load_images(data: ImageData) -> ImageDataset:
     Raises:
         DataError: The input cannot be read, a column is unknown or a split is empty.
     """
-    files, schema = find_images(data.paths), ImageSchema.from_config(data)
+    (files, others), schema = images_and_others(data.paths), ImageSchema.from_config(data)
     read = read_all(files, schema)
     label = _find_column(files, data.label, LABEL)
     group = _find_column(files, data.group, GROUP)
@@ -138,11 +139,45 @@ def load_images(data: ImageData) -> ImageDataset:
         batch=read.images,
         rows=rows,
         assignment=without_unreadable(planned, read.images),
-        notes=(*unreadable_note(read.images), *unlabelled_note(rows, planned)),
+        notes=(
+            *others.lines(),
+            *unreadable(files, read).lines(),
+            *colour_note(read.images, schema.channels),
+            *saturation_note(read.images),
+            *unlabelled_note(rows, planned),
+        ),
         label=LABEL if label else None,
         group=GROUP if rows.group is not None else None,
         files=tuple(files[number].path for number in read.files),
+        left_out=dict(others.counts),
     )
+
+
+def unreadable(files: Sequence[ImageFile], read: Batch) -> Reasons:
+    """Return the images that cannot be read, by reason."""
+    reasons = Reasons()
+    for problem in read.images.problems:
+        reasons.add(files[read.files[problem.row]], problem.reason)
+    return reasons
+
+
+def colour_note(images: ImageBatch, channels: int) -> tuple[str, ...]:
+    """Return a note if the model's channels do not suit the images; empty if they do."""
+    count, total = images.in_colour, int(images.usable.sum())
+    if channels == 1 and count:
+        seen = f"{count} of {total} images are in colour, but the model sees grey"
+        return (f"{seen}; set data.channels: 3 if colour matters",)
+    if channels == 3 and total and not count:
+        return (f"none of the {total} images is in colour; data.channels: 1 suffices",)
+    return ()
+
+
+def saturation_note(images: ImageBatch) -> tuple[str, ...]:
+    """Return a note on images whose windows make nearly all pixels black or white."""
+    if not images.saturated:
+        return ()
+    seen = f"the windows in the files make nearly all pixels of {images.saturated} images black or"
+    return (f"{seen} white; set data.intensity_window: percentile",)
 
 
 def read_labelled(
@@ -158,6 +193,7 @@ def read_labelled(
     if column is None:
         raise DataError(f"the labels are in no manifest; give one with the column '{label}'")
     read = read_all(files, schema)
+    unreadable(files, read).show()
     table = build_index(files, read, column, None if column == GROUP else group)
     names = [label if name == LABEL else name for name in table.column_names]
     paths_read = tuple(files[number].path for number in read.files)

@@ -38,7 +38,7 @@ from anomaly_vae.images.pixels import MAX_PIXEL, DecodedImage
 from anomaly_vae.images.schema import ImageSchema
 from anomaly_vae.scoring.modality import image_modality
 from pipelines import console
-from pipelines.datasets.image_files import FRAME, PATH, Batch, ImageFile, find_images, read_all
+from pipelines.datasets.image_files import FRAME, PATH, Batch, ImageFile, list_files, read_all
 from pipelines.datasets.images import build_index
 from pipelines.generate.common import (
     PNG,
@@ -316,7 +316,7 @@ def read_source(bundle: Bundle, paths: Paths, most: int | None = None, seed: int
         x = images.sample_encoded(bundle, ROWS if most is None else most, seed)
         return Source(x, {}, [f"sample {number}" for number in range(1, len(x) + 1)])
     schema, _ = image_modality(bundle.scorer.schema, bundle.scorer.encoding)
-    items = find_images(paths)
+    items = list_files(paths)
     read = _read(items, schema, most or len(items))
     rejected = _report_rejects(items, read)
     fit = np.flatnonzero(read.images.usable)[:most]

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from anomaly_vae.errors import RegistryError
+from anomaly_vae.files import strict_json
 from anomaly_vae.lifecycle.registry import (
     FROZEN_TAG,
     POLICY_TAG,
@@ -58,8 +59,11 @@ class FrozenTest:
         tag = champion.tags.get(FROZEN_TAG)
         if not tag:
             return cls.own(champion)
-        kept = json.loads(tag)
-        return cls(**{**kept, "policy": rename_reading(kept["policy"])})
+        try:
+            kept = strict_json(tag)
+            return cls(**{**kept, "policy": rename_reading(kept["policy"])})
+        except (ValueError, TypeError, LookupError):
+            raise _altered(champion, FROZEN_TAG) from None
 
     def tag(self) -> str:
         """Return the value of the tag `FROZEN_TAG`."""
@@ -80,7 +84,16 @@ class FrozenTest:
 
 def policy_of(version: Version) -> dict[str, Any]:
     """Return the policy that a version was registered with, empty without one."""
-    return rename_reading(json.loads(version.tags.get(POLICY_TAG, "{}")))
+    try:
+        policy: dict[str, Any] = rename_reading(strict_json(version.tags.get(POLICY_TAG, "{}")))
+    except (ValueError, TypeError, AttributeError):
+        raise _altered(version, POLICY_TAG) from None
+    return policy
+
+
+def _altered(version: Version, tag: str) -> RegistryError:
+    where = f"{version.name} version {version.version}"
+    return RegistryError(f"the tag {tag} of {where} was altered; register it again")
 
 
 def frozen_test(registry: Registry, name: str) -> pa.Table | None:

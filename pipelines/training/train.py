@@ -88,6 +88,8 @@ def train(config: Config, data: Dataset | None = None) -> Trained:
         folder = BUNDLES / f"{config.name}-{fitted.bundle.digest[:12]}"
         fitted.bundle.save(folder)
         _log(run, fitted, prepared)
+        if data.left_out:
+            run.log_params({"left_out": json.dumps(data.left_out, ensure_ascii=False)})
         uri = run.log_bundle(folder)
         return Trained(run.id, uri, fitted, folder, data)
 

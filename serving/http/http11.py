@@ -1,8 +1,10 @@
-"""Serve HTTP/1.1 with uvicorn, and limit connections and the heads of requests.
+"""Serve HTTP/1.1 with uvicorn: limit connections and heads, and refuse ambiguous messages.
 
 uvicorn waits indefinitely for the head of a request and buffers all of it. `LimitedProtocol` gives
-heads a size limit and a deadline, limits the number of connections, and discards trailer fields.
-Error responses are problem details, as everywhere else.
+heads a size limit and a deadline, limits the number of connections, and discards trailer fields. It
+also refuses what RFC 9112 forbids and the parser accepts, ignores each ``Upgrade``, and ends
+connections so that no part of a request is read as another one. Error responses are problem
+details, as everywhere else.
 
 This is the only module that relies on uvicorn's `HttpToolsProtocol` beyond its documented options;
 `tests/serving/http/test_http11.py` lists every attribute it uses.
@@ -11,13 +13,23 @@ This is the only module that relies on uvicorn's `HttpToolsProtocol` beyond its 
 from __future__ import annotations
 
 import asyncio
+import re
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.observability.metrics import Metrics
-from serving.problems import HEAD_TOO_LARGE, MALFORMED, OVERLOADED, TIMEOUT, ProblemError
+from serving.problems import (
+    HEAD_TOO_LARGE,
+    MALFORMED,
+    METHOD_NOT_ALLOWED,
+    OVERLOADED,
+    TIMEOUT,
+    ProblemError,
+)
 from serving.settings import Settings
 
 SECURE_HEADERS = (
@@ -28,6 +40,14 @@ SECURE_HEADERS = (
 """Headers of every response; uvicorn adds them to those of the application."""
 SHUTDOWN_HEAD_SECONDS = 1.0
 """Time that an unused connection has to send a request when the server shuts down, in seconds."""
+LINGER_SECONDS = 2.0
+"""Time for which a client may keep sending after the end of the last response, in seconds."""
+VERSIONS = ("1.1", "1.0")
+"""Versions of HTTP that are answered."""
+HOST = re.compile(rb"(\[[\w.:%~-]+\]|[\w.~!$&'()*+,;=%-]*)(:\d*)?")
+"""Pattern of a ``Host`` header: a name or an address, and a port (RFC 9110, section 7.2)."""
+METHODS = {"Allow": "GET, HEAD, POST"}
+"""Header of a refused ``CONNECT``."""
 
 
 class _DiscardedHeaders(list[tuple[bytes, bytes]]):
@@ -46,7 +66,13 @@ class CoalescingTransport(asyncio.Transport):
     uvicorn writes them separately: two system calls, two packets and two wake-ups of the client.
     This transport holds the first write until the second, or until the next iteration of the event
     loop.
+
+    Attributes:
+        lingers: whether closing waits until the client stops sending. Otherwise a client that is
+            still sending would be reset and might lose the response (RFC 9112, section 9.6).
     """
+
+    lingers = _is_lingering = False
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__()
@@ -62,13 +88,25 @@ class CoalescingTransport(asyncio.Transport):
             self._loop.call_soon(self._flush)
 
     def close(self) -> None:
-        """Send the held bytes, then close the connection."""
+        """Send the held bytes, then close the connection; a second call does nothing."""
+        if self.is_closing():
+            return
         self._flush()
-        self._transport.close()
+        if self.lingers:
+            self._linger()
+        else:
+            self._transport.close()
+
+    def _linger(self) -> None:
+        """Announce the end, and close once the client does or after a while."""
+        self._is_lingering = True
+        self._transport.write_eof()
+        self._transport.resume_reading()
+        self._loop.call_later(LINGER_SECONDS, self._transport.close)
 
     def is_closing(self) -> bool:
         """Return whether the transport is closing or closed."""
-        return self._transport.is_closing()
+        return self._is_lingering or self._transport.is_closing()
 
     def pause_reading(self) -> None:
         """Pause reading."""
@@ -89,16 +127,27 @@ class CoalescingTransport(asyncio.Transport):
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """A connection with limits on request heads, idle time and the number of connections."""
+    """A connection with limits on request heads, idle time and the number of connections.
 
-    in_head, head_bytes = True, 0
-    """Whether a request head is incomplete, and the number of its bytes received so far."""
+    Attributes:
+        in_head: whether the next bytes belong to the head of a request, not to a body.
+        unparsed: number of bytes received since the last part of a body, or since the last request:
+            those of an incomplete head, of the size of a chunk, or of trailer fields.
+        unanswered: number of requests that have begun and have no complete response.
+        refusal: the problem that ends the connection after the last response.
+    """
+
+    in_head, unparsed, unanswered = True, 0, 0
+    refusal: ProblemError | None = None
+    transport: CoalescingTransport
     _head_timer: asyncio.TimerHandle | None = None
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.settings: Settings = self.app.state.settings
         self.metrics: Metrics = self.app.state.metrics
+
+    # ---------------------------------------------------------------- the connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Accept a connection, or refuse it if too many are open."""
@@ -107,7 +156,8 @@ class LimitedProtocol(HttpToolsProtocol):
         others = len(self.connections) - 1
         if others >= self.settings.max_connections:
             detail = f"{others} connections are open"
-            self._refuse(ProblemError(OVERLOADED, detail, headers=self.settings.retry_headers))
+            problem = ProblemError(OVERLOADED, detail, headers=self.settings.retry_headers)
+            self._refuse(problem, lingers=False)
         else:
             self._start_head_timer()
 
@@ -127,50 +177,125 @@ class LimitedProtocol(HttpToolsProtocol):
             super().shutdown()
 
     def data_received(self, data: bytes) -> None:
-        """Parse received bytes, unless the head is too large or the connection is closing."""
-        if self.transport.is_closing():
+        """Parse received bytes, unless the connection is ending."""
+        if self.refusal or self.transport.is_closing():
             return
-        if self.in_head:
-            self.head_bytes += len(data)
-        super().data_received(data)
-        if self.in_head and self.head_bytes:
-            self._check_incomplete_head()
+        self._unset_keepalive_if_required()
+        self.unparsed += len(data)
+        try:
+            self._parse(data)
+        except httptools.HttpParserError as error:
+            problem = error.__context__  # raised by a callback, where it stops the parser
+            if not isinstance(problem, ProblemError):
+                problem = ProblemError(MALFORMED, f"not HTTP/1.1: {error}")
+            self._refuse(problem)
+        if self.unparsed:
+            self._check_unparsed()
 
-    def _check_incomplete_head(self) -> None:
-        if self.head_bytes > self.settings.max_head_bytes:
-            self._refuse_head()
-        elif self._head_timer is None:
+    def _parse(self, data: bytes) -> None:
+        """Feed the parser, which stops after each head that asks for an upgrade.
+
+        The parser takes the rest for another protocol. A new parser therefore gets the same head
+        without its ``Upgrade``, so that it reads the body of the request (RFC 9110, section 7.8).
+        """
+        while data:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as stop:
+                data = data[stop.args[0] :]
+            head = self._head_without_upgrade()
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.feed_data(head)
+
+    def _head_without_upgrade(self) -> bytes:
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        kept = (header for header in self.headers if header[0] != b"upgrade")
+        lines = [b"%b %b HTTP/%b" % (method, self.url, version), *map(b": ".join, kept)]
+        return b"\r\n".join([*lines, b"", b""])
+
+    def _check_unparsed(self) -> None:
+        if self.unparsed > self.settings.max_head_bytes:
+            self._refuse(self._head_problem())
+        elif self.in_head and self._head_timer is None:
             self._start_head_timer()
 
+    # ---------------------------------------------------------------- parser callbacks
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Add a header or a trailer field; the parser leaves whitespace at the end of its value."""
+        name, value = name.lower(), value.rstrip(b" \t")
+        if name == b"expect":
+            self.expect_100_continue = value.lower() == b"100-continue"
+        self.headers.append((name, value))
+
     def on_headers_complete(self) -> None:
-        """Start a request, unless its head is too large, and discard its trailer fields."""
-        if self._head_timer is not None:
-            self._stop_head_timer()
-        received, self.head_bytes = self.head_bytes, 0  # may include a part of the body
-        self.in_head = False
-        limit = self.settings.max_head_bytes
-        if received > limit and self._head_size() > limit:
-            self._refuse_head()
-            return
+        """Start a request, unless its head is too large or wrong, and discard its trailer fields.
+
+        Raises:
+            ProblemError: the request is refused; the parser stops.
+        """
+        if self.parser.should_upgrade():
+            self._check_method()
+            return  # this head is parsed again
+        self._stop_head_timer()
+        received, self.unparsed = self.unparsed, 0  # may include a part of the body
+        if received > self.settings.max_head_bytes:
+            self._check_head_size()
+        self._check_head()
         super().on_headers_complete()
         self.headers = DISCARDED_HEADERS
+        self.unanswered += 1
+        self.in_head, self.transport.lingers = False, True
+
+    def _check_method(self) -> None:
+        """Refuse ``CONNECT``, which the parser takes for an upgrade."""
+        if self.parser.get_method() == b"CONNECT":
+            raise ProblemError(METHOD_NOT_ALLOWED, "this is no proxy", headers=METHODS)
+
+    def _check_head(self) -> None:
+        """Check what the parser does not check, and normalise the target."""
+        version = self.parser.get_http_version()
+        if fault := _find_fault(version, self.headers):
+            raise ProblemError(MALFORMED, f"not HTTP/1.1: {fault}")
+        if not self.url.startswith(b"/"):
+            self.url = _origin_form(self.url)
+        if version == "1.0":
+            self.expect_100_continue = False  # RFC 9110, section 10.1.1
+
+    def on_body(self, body: bytes) -> None:
+        """Pass on a part of a body, which needs no invitation any more."""
+        self.unparsed, self.cycle.waiting_for_100_continue = 0, False
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """End a request, and expect the head of the next one."""
+        if self.in_head:
+            return  # the parser stopped for an upgrade
+        self.cycle.waiting_for_100_continue = False
         super().on_message_complete()
-        self.in_head = True
+        self.in_head, self.unparsed, self.transport.lingers = True, 0, False
 
-    def send_400_response(self, msg: str) -> None:
-        """Refuse bytes that are not HTTP."""
-        self._refuse(ProblemError(MALFORMED, f"not HTTP/1.1: {msg}"))
+    def on_response_complete(self) -> None:
+        """Start the next request, unless the connection ends with this response."""
+        self.unanswered -= 1
+        if not self.in_head and self.cycle.response_complete:
+            self.transport.close()  # the rest of the body is not wanted
+        super().on_response_complete()
+        if self.refusal and not self.unanswered:
+            self._send_refusal(self.refusal)
 
-    def _head_size(self) -> int:
-        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+    # ---------------------------------------------------------------- refusals
 
-    def _refuse_head(self) -> None:
+    def _check_head_size(self) -> None:
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if size > self.settings.max_head_bytes:
+            raise self._head_problem()
+
+    def _head_problem(self) -> ProblemError:
         limit = self.settings.max_head_bytes
         detail = f"the request line and headers may have at most {limit} bytes"
-        self._refuse(ProblemError(HEAD_TOO_LARGE, detail))
+        return ProblemError(HEAD_TOO_LARGE, detail)
 
     def _start_head_timer(self, seconds: float | None = None) -> None:
         delay = seconds or self.settings.head_seconds
@@ -183,22 +308,75 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _head_timed_out(self) -> None:
         """Refuse an incomplete request; close a connection that has sent nothing."""
-        if self.head_bytes:
+        if self.unparsed:
             seconds = self.settings.head_seconds
             detail = f"the head of the request did not arrive within {seconds:g} seconds"
             self._refuse(ProblemError(TIMEOUT, detail))
         else:
             self.transport.close()
 
-    def _refuse(self, problem: ProblemError) -> None:
-        """Close the connection, after a problem response unless another response is under way."""
-        if self.transport.is_closing():
+    def _refuse(self, problem: ProblemError, lingers: bool = True) -> None:
+        """Answer the complete requests, then send a problem and close the connection.
+
+        Args:
+            problem: the last response.
+            lingers: whether the client may still be sending.
+        """
+        if self.refusal or self.transport.is_closing():
             return
-        cycle: Any = self.cycle
-        if cycle is None or cycle.response_complete:
+        self._stop_head_timer()
+        self.refusal, self.transport.lingers = problem, lingers
+        if self.in_head:
             self.metrics.rejected.labels(problem.kind.slug).inc()
+        else:
+            self._abandon_request()
+        if not self.unanswered:
+            self._send_refusal(problem)
+
+    def _abandon_request(self) -> None:
+        """Give up the request whose body cannot be read; the application counts it as refused."""
+        cycle: Any = self.cycle
+        if cycle.response_started:
+            self.transport.close()
+            return
+        self.unanswered -= 1
+        if self.pipeline and self.pipeline[0][0] is cycle:
+            self.pipeline.popleft()
+        cycle.disconnected = True
+        cycle.message_event.set()
+
+    def _send_refusal(self, problem: ProblemError) -> None:
+        if not self.transport.is_closing():
             self.transport.write(_serialized(problem))
-        self.transport.close()
+            self.transport.close()
+
+
+def _find_fault(version: str, headers: Sequence[tuple[bytes, bytes]]) -> str:
+    """Return why a head is ambiguous although the parser accepts it (RFC 9112), or nothing."""
+    names, values = [name for name, _ in headers], dict(headers)
+    hosts, codings = names.count(b"host"), names.count(b"transfer-encoding")
+    if version not in VERSIONS:
+        return f"the version {version} is not supported"
+    if hosts != 1 and (hosts or version != "1.0"):
+        return f"{hosts} Host headers; send one"
+    if not HOST.fullmatch(values.get(b"host", b"")):
+        return "the Host header is neither a name nor an address"
+    if codings and (codings > 1 or not _is_chunked(values, version)):
+        return "send no Transfer-Encoding but 'chunked', and that in HTTP/1.1"
+    return ""
+
+
+def _is_chunked(values: Mapping[bytes, bytes], version: str) -> bool:
+    return values[b"transfer-encoding"].lower() == b"chunked" and version != "1.0"
+
+
+def _origin_form(target: bytes) -> bytes:
+    """Convert an absolute target, as proxies receive it, into a path and query."""
+    url = httptools.parse_url(target)
+    if not url.schema:
+        return target
+    path = url.path or b"/"
+    return path + b"?" + url.query if url.query else path
 
 
 def _serialized(problem: ProblemError) -> bytes:

@@ -61,6 +61,8 @@ class ServedModel(ABC):
     """Time taken to load and warm up the model, in seconds."""
     loaded_at: float
     """Time at which the model was loaded, in seconds since 1970."""
+    id_column: str | None = None
+    """Column that identifies a record, whose value is repeated in its result."""
     registered_at: float | None = None
     """Time of registration in seconds since 1970; None for a bundle that is not registered."""
 

@@ -8,18 +8,19 @@ into one shared file per model.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from threading import Lock
+from typing import NamedTuple
 
 import numpy as np
 
 from anomaly_vae.data.encoding import Matrix
+from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.files import atomic_path, locked
-from anomaly_vae.monitoring.drift import Counts
 from anomaly_vae.monitoring.exchangeability import (
     BLOCKS,
     Monitor,
@@ -28,6 +29,7 @@ from anomaly_vae.monitoring.exchangeability import (
     Window,
     window_shape,
 )
+from anomaly_vae.monitoring.martingale import Counts, Floats
 from anomaly_vae.scoring.detector import Detections
 from serving.models.store import ServedModel
 
@@ -42,6 +44,32 @@ LockFactory = Callable[[], AbstractContextManager[object]]
 """Function that returns the lock of a window."""
 
 
+class Observation(NamedTuple):
+    """N decisions, with the encoded rows (N, F) and times (N,) of a table."""
+
+    detections: Detections
+    x: Matrix | None
+    seconds: Floats | None
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Observation]) -> Observation:
+        """Join observations of the same model."""
+        x, seconds = ([part[i] for part in parts if part[i] is not None] for i in (1, 2))
+        return cls(
+            Detections.concatenate(part.detections for part in parts),
+            np.concatenate(x) if x else None,
+            np.concatenate(seconds) if seconds else None,
+        )
+
+    def part(self, rows: slice) -> Observation:
+        """Return some of the rows."""
+        return Observation(
+            self.detections.part(rows),
+            None if self.x is None else self.x[rows],
+            None if self.seconds is None else self.seconds[rows],
+        )
+
+
 class GuaranteeTracker:
     """The recent decisions of one version of a model, and the status of its guarantee."""
 
@@ -51,15 +79,18 @@ class GuaranteeTracker:
         own_lock = Lock()
         self._monitor, self._window = monitor, window or Window(monitor)
         self._window_lock: LockFactory = lock or (lambda: own_lock)
-        self._pending: list[tuple[Detections, Matrix | None]] = []
+        self._pending: list[Observation] = []
         self._pending_rows, self._pending_lock = 0, Lock()
         self._blocks = self._window.blocks
         self._report = monitor.report(self._blocks)
 
-    def observe(self, detections: Detections, x: Matrix | None) -> None:
-        """Record N decisions; ``x`` (N, F) are the encoded rows of a table, None for images."""
+    def observe(
+        self, detections: Detections, x: Matrix | None = None, batch: RawBatch | None = None
+    ) -> None:
+        """Record N decisions; ``x`` (N, F) and ``batch`` are the rows of a table."""
+        seconds = self._monitor.seconds(batch) if batch else None
         with self._pending_lock:
-            self._pending.append((detections, x))
+            self._pending.append(Observation(detections, x, seconds))
             self._pending_rows += len(detections.score)
             is_full = self._pending_rows >= FLUSH_ROWS
         if is_full:
@@ -85,11 +116,9 @@ class GuaranteeTracker:
             pending, self._pending, self._pending_rows = self._pending, [], 0
         if not pending:
             return
-        detections = Detections.concatenate(detections for detections, _ in pending)
-        tables = [x for _, x in pending if x is not None]
-        x = np.concatenate(tables) if tables else None
-        blocks = self._blocks_of(len(detections.score))
-        counts = [self._count(detections, x, block) for block in blocks]
+        observed = Observation.concatenate(pending)
+        blocks = self._blocks_of(len(observed.detections.score))
+        counts = [self._count(observed.part(block)) for block in blocks]
         with self._window_lock():
             for block in counts:
                 self._window.add(block)
@@ -100,9 +129,9 @@ class GuaranteeTracker:
         first = max(rows - step * BLOCKS, 0)
         return (slice(start, start + step) for start in range(first, rows, step))
 
-    def _count(self, detections: Detections, x: Matrix | None, block: slice) -> Counts:
-        rows = detections.part(block)
-        return self._monitor.count(rows.score, rows.is_anomaly, None if x is None else x[block])
+    def _count(self, rows: Observation) -> Counts:
+        detections = rows.detections
+        return self._monitor.count(detections.score, detections.is_anomaly, rows.x, rows.seconds)
 
 
 class GuaranteeTrackers:

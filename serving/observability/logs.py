@@ -1,6 +1,6 @@
 """Format log lines on stderr: JSON objects, or plain text on a terminal.
 
-No line contains a record, a key or a path that a client sent.
+No line contains a record, a key or a path that a client sent, or the password of an address.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import traceback
 from typing import Any, TypeAlias
 
 import msgspec
+
+from anomaly_vae.masking import masked
 
 access = logging.getLogger("serving.access")
 failures = logging.getLogger("serving")
@@ -35,7 +37,8 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info and record.exc_info[1]:
             line |= _error(record.exc_info[1])
-        return msgspec.json.encode(line).decode()
+        text = msgspec.json.encode(line).decode()
+        return text if record.name == access.name else masked(text)
 
 
 class TextFormatter(logging.Formatter):
@@ -46,7 +49,8 @@ class TextFormatter(logging.Formatter):
         error = record.exc_info[1] if record.exc_info else None
         fields = getattr(record, LOG_FIELDS, {}) | (_error(error) if error else {})
         pairs = " ".join(f"{name}={value}" for name, value in fields.items())
-        return f"{_utc(record.created)} {record.levelname.lower()} {record.getMessage()} {pairs}"
+        head = f"{_utc(record.created)} {record.levelname.lower()} {record.getMessage()}"
+        return masked(f"{head} {pairs}")
 
 
 def _utc(seconds: float) -> str:
@@ -69,7 +73,7 @@ def log_request(level: int, fields: LogFields) -> None:
 
 def configure(level: str) -> None:
     """Send log records of at least this level to stderr: text on a terminal, otherwise JSON."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(getattr(sys.stderr, "unmasked", sys.stderr))  # see formatters
     handler.setFormatter(TextFormatter() if sys.stderr.isatty() else JsonFormatter())
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # unused
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -1,5 +1,8 @@
 """Define the metrics of the service: prefix `anomaly_vae_`, base units, bounded labels.
 
+Counters whose labels are known exist at 0 before their first event, because Prometheus computes
+increases from the second sample of a series on.
+
 With several worker processes, prometheus_client keeps counts in files under
 `PROMETHEUS_MULTIPROC_DIR`, and any worker reports the totals. Metrics about loaded models are read
 from the store at collection time, so that the series of a replaced model disappear.
@@ -23,11 +26,13 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from prometheus_client.registry import Collector
 
 from anomaly_vae.data.encoding import Categorical, Matrix, TabularEncoding
+from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.scoring.detector import Detections
 from serving.models.store import ServedModel, Store
 from serving.observability.collectors import PREFIX, GuaranteeCollector, ModelCollector, gauge
 from serving.observability.guarantee import GuaranteeTracker, GuaranteeTrackers
 from serving.observability.histograms import Histogram, Observations, with_histograms
+from serving.problems import KINDS, REFUSED
 
 MULTIPROCESS_DIR = "PROMETHEUS_MULTIPROC_DIR"
 """Environment variable with the folder in which worker processes share their counts."""
@@ -49,6 +54,8 @@ FLAGS = ("flagged", "shadow_flagged")
 """Labels of the decisions of a model and its shadow."""
 ROLE = ("model", "role")
 """Labels of metrics about registry checks."""
+STATUS_CLASSES = (2, 4, 5)
+"""Leading digits of the statuses that the service answers with."""
 DECISIONS = "shadow_decisions"
 """Name of the counter of records that a model and its shadow both decided."""
 
@@ -76,21 +83,24 @@ class ModelMetrics:
         self.scored = metrics.scored.labels(model, version)
         self.flagged = metrics.flagged.labels(model, version)
         self.ignored = metrics.ignored.labels(model, version)
+        self.failed = metrics.failed.labels(model, version)
         self.p_values = metrics.p_values.labels(model, version)
         self.sizes = metrics.sizes.labels(model, version)
         self.inference = metrics.inference.labels(model, version)
         self.batches = metrics.batches.labels(model, version)
         self._columns = ColumnMetrics(metrics, model, encoding) if encoding else None
 
-    def observe(self, detections: Detections, x: Matrix | None) -> None:
-        """Count N scored rows; ``x`` (N, F) are the encoded rows of a table, None for images."""
+    def observe(
+        self, detections: Detections, x: Matrix | None = None, batch: RawBatch | None = None
+    ) -> None:
+        """Count N scored rows; ``x`` (N, F) and ``batch`` are the rows of a table."""
         self.scored.inc(len(detections.score))
         if flagged := int(detections.is_anomaly.sum()):
             self.flagged.inc(flagged)
         self.p_values.observe_many(detections.p_value)
         if self._columns and x is not None:
             self._columns.observe(x)
-        self.guarantee.observe(detections, x)
+        self.guarantee.observe(detections, x, batch)
 
 
 class ColumnMetrics:
@@ -248,6 +258,9 @@ class Metrics(Collector):
         column = ("model", "column")
         self.scored = self._counter("scored_records", "Records scored.", MODEL)
         self.flagged = self._counter("flagged_records", "Records flagged as anomalies.", MODEL)
+        self.failed = self._counter(
+            "rejected_records", "Records and images answered with an error of their own.", MODEL
+        )
         self.ignored = self._counter(
             "ignored_keys", "Distinct unknown keys per request, summed over requests.", MODEL
         )
@@ -317,6 +330,21 @@ class Metrics(Collector):
         requests.inc()
         latency.observe(seconds)
 
+    def start_routes(self, routes: Iterable[str]) -> None:
+        """Expose the counters of requests, starting at 0, for these templates of routes."""
+        for route in routes:
+            for status_class in STATUS_CLASSES:
+                self._response_metrics(route, status_class)
+        for slug in {kind.slug for kind in KINDS} | {REFUSED}:
+            self.rejected.labels(slug)
+
+    def _start_models(self) -> None:
+        """Expose the counters of the models and pairs of models that are served now."""
+        for name, model in self._store.current.items():
+            self.for_model(model)
+            if name in self._store.shadows:
+                self.for_pair(*pair_of(model, self._store.shadows[name]))
+
     def start_following(self, model: str | None, shadow: bool, checked_at: float | None) -> None:
         """Expose the counters of a model's registry checks, starting at 0."""
         for reason in get_args(Reason):
@@ -343,6 +371,7 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Collect every metric; the files of worker processes are read once."""
+        self._start_models()
         families = self.counted_families()
         yield from ModelCollector(self._store).collect()
         if MULTIPROCESS_DIR not in os.environ:

@@ -1,14 +1,15 @@
-"""Answer `POST /invocations` and `GET /ping` as `mlflow models serve` does.
+"""Answer `POST /invocations`, `GET /ping`, `/health` and `/version` as `mlflow models serve` does.
 
 Requests are JSON in one of four forms (``dataframe_split``, ``dataframe_records``, ``instances``,
-``inputs``), or CSV; the answer contains one prediction per row. Unlike in MLflow, a row that does
-not fit the schema is always an error.
+``inputs``), or CSV; the answer contains one prediction per row. NaN is a missing value, as MLflow's
+client writes it. Unlike in MLflow, a row that does not fit the schema is always an error.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -53,8 +54,15 @@ PATH = "/invocations"
 FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 """Keys of a JSON body under which rows may be sent."""
 
+NAT = "NaT"
+"""Text that MLflow's client writes for a missing time."""
+STRING_OR_NAN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|NaN|-?Infinity', re.DOTALL)
+"""Pattern of strings, which may lack their end, and of the numbers that JSON lacks."""
+MLFLOW_VERSION = "3.17.2"
+"""Version of MLflow whose scoring protocol these routes implement; `GET /version` returns it."""
+
 DESCRIPTION = """For a service with one model: rows in one of MLflow's four forms, or as CSV. A
-value that is absent or null is missing; unknown columns are ignored; images are base64 in the
+value that is absent, null or NaN is missing; unknown columns are ignored; images are base64 in the
 column `image`. One row that does not fit the schema refuses the whole request."""
 
 Columns = Mapping[str, Sequence[Any]]
@@ -78,10 +86,11 @@ class InvocationsRequest(msgspec.Struct, frozen=True):
     params: Any = None
 
 
-class Predictions(msgspec.Struct, frozen=True):
-    """The decision on each row."""
+class Predictions(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The decision on each row; ``ignored`` names the columns that the model does not know."""
 
     predictions: list[Result]
+    ignored: list[str] = []
 
 
 _decoder = msgspec.json.Decoder(InvocationsRequest)
@@ -104,13 +113,13 @@ def decode(context: RequestContext, body: bytes) -> ProtocolRequest:
     return ProtocolRequest(read(context, body), answer)
 
 
-def answer(detections: Detections) -> Response:
+def answer(detections: Detections, ignored: Sequence[str] = ()) -> Response:
     """Encode the decisions as MLflow encodes those of `anomaly_vae.pyfunc`."""
-    return responses.response(Predictions(responses.results(detections)))
+    return responses.response(Predictions(responses.results(detections), list(ignored)))
 
 
 def _read_json(context: RequestContext, body: bytes) -> PendingRows:
-    request = requests.parse(_decoder, body)
+    request = _parse(body)
     given = [form for form in FORMS if getattr(request, form) is not msgspec.UNSET]
     if len(given) != 1:
         given_forms = " and ".join(given) or "none of them"
@@ -121,6 +130,27 @@ def _read_json(context: RequestContext, body: bytes) -> PendingRows:
     if isinstance(rows, Split):
         return _of_columns(context, _columns_of(rows.data, rows.columns, form))
     return _read_rows(context, rows, form)
+
+
+def _parse(body: bytes) -> InvocationsRequest:
+    """Decode JSON in which NaN may stand for null, as MLflow's client writes missing values.
+
+    Strings are matched as a whole, so that their contents are not replaced.
+    """
+    try:
+        return requests.parse(_decoder, body)
+    except ProblemError as error:
+        if error.kind != MALFORMED or (b"N" not in body and b"I" not in body):
+            raise
+    return requests.parse(_decoder, STRING_OR_NAN.sub(_replace_nan, body))
+
+
+def _replace_nan(match: re.Match[bytes]) -> bytes:
+    text = match[0]
+    if text.endswith(b"Infinity"):
+        detail = "Infinity is not a value; send null or NaN where a value is missing"
+        raise ProblemError(MALFORMED, detail)
+    return b"null" if text == b"NaN" else text
 
 
 def _read_rows(context: RequestContext, rows: Any, form: str) -> PendingRows:
@@ -149,11 +179,27 @@ def _of_records(context: RequestContext, records: Sequence[Any], form: str) -> P
         names = context.model.schema.names
         columns = {name: [record.get(name) for record in records] for name in names}
         return _of_columns(context, columns)
-    return of_records(context, records)
+    times = _time_columns(context.model)
+    return of_records(context, [_without_nat(record, times) for record in records])
 
 
 def _of_columns(context: RequestContext, columns: Columns) -> PendingRows:
-    return of_columns(context, _decode_files(context.model, columns))
+    times = {
+        name: [None if cell == NAT else cell for cell in columns[name]]
+        for name in _time_columns(context.model)
+        if name in columns
+    }
+    return of_columns(context, _decode_files(context.model, {**columns, **times}))
+
+
+def _time_columns(model: ServedModel) -> list[str]:
+    return [column.name for column in model.schema.columns if column.spec.storage == "time"]
+
+
+def _without_nat(record: Mapping[str, Any], times: Sequence[str]) -> Mapping[str, Any]:
+    """Return a record whose missing times are null."""
+    missing = [name for name in times if record.get(name) == NAT]
+    return {**record, **dict.fromkeys(missing)} if missing else record
 
 
 def _columns_of(rows: Sequence[Any], names: Sequence[str], form: str) -> Columns:
@@ -238,13 +284,21 @@ def endpoints(scorer: Scorer) -> dict[str, ProtocolEndpoint]:
 
 
 def routes(store: Store, settings: Settings) -> list[DocumentedRoute]:
-    """Create the health check."""
+    """Create the health checks and `GET /version`."""
 
     async def ping(_: Request) -> Response:
         check_ready(store, settings)
         return Response("\n", media_type="text/plain")
 
-    return [text_route("/ping", ping, "Whether the service takes requests.", NOT_READY)]
+    async def version(_: Request) -> Response:
+        return Response(MLFLOW_VERSION, media_type="text/plain")
+
+    text = "Whether the service takes requests."
+    return [
+        text_route("/ping", ping, text, NOT_READY),
+        text_route("/health", ping, text, NOT_READY),
+        text_route("/version", version, "The version of MLflow whose protocol is implemented."),
+    ]
 
 
 def document(models: Sequence[ServedModel], settings: Settings) -> openapi.Part:

@@ -102,11 +102,14 @@ class OutputTensor(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class InferenceResponse(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The decisions; ``parameters`` contains the alpha and the threshold of the model."""
+    """The decisions; ``parameters`` contains the alpha and the threshold of the model.
+
+    The parameter ``ignored`` lists the columns that the model does not know, if there are any.
+    """
 
     model_name: str
     outputs: list[OutputTensor]
-    parameters: dict[str, float]
+    parameters: dict[str, float | str]
     model_version: str | None = None
     id: str | None = None
 
@@ -229,6 +232,7 @@ def answer(
     request_id: str | None,
     requested: Mapping[str, bool],
     detections: Detections,
+    ignored: Sequence[str] = (),
 ) -> Response:
     """Encode the decisions as the requested tensors; binary tensors follow the JSON.
 
@@ -237,6 +241,7 @@ def answer(
         request_id: identifier to repeat in the answer.
         requested: whether each requested output is encoded as bytes, by its name.
         detections: the decisions on N rows.
+        ignored: names of the ignored columns.
     """
     tail: list[bytes] = []
     outputs = [
@@ -244,7 +249,11 @@ def answer(
         for name, as_bytes in requested.items()
     ]
     calibration = model.detector.calibration
-    parameters = {"alpha": calibration.alpha, "threshold": calibration.threshold}
+    parameters: dict[str, Any] = {
+        "alpha": calibration.alpha, "threshold": calibration.threshold
+    }  # fmt: skip
+    if ignored:
+        parameters["ignored"] = ", ".join(ignored)  # a parameter cannot be a list
     head = responses.encode(
         InferenceResponse(model.name, outputs, parameters, model.version, request_id)
     )
@@ -276,39 +285,40 @@ def endpoints(scorer: Scorer) -> dict[str, ProtocolEndpoint]:
 def routes(store: Store, settings: Settings) -> list[DocumentedRoute]:
     """Create the routes about the server and its models."""
 
-    async def server(_: Request) -> Response:
+    async def describe_server(_: Request) -> Response:
         return responses.response(
             ServerMetadata("anomaly-vae", __version__, ["binary_tensor_data"])
         )
 
-    async def live(_: Request) -> Response:
+    async def check_server_live(_: Request) -> Response:
         return responses.response(Live(True))
 
-    async def ready(_: Request) -> Response:
+    async def check_server_ready(_: Request) -> Response:
         check_ready(store, settings)
         return responses.response(Ready(True))
 
-    async def metadata(request: Request) -> Response:
+    async def describe_model(request: Request) -> Response:
         return responses.response(describe(_find(store, request)))
 
-    async def model_ready(request: Request) -> Response:
+    async def check_model_ready(request: Request) -> Response:
         check_ready(store, settings)
         return responses.response(ModelReady(_find(store, request).name, True))
 
     live_text, ready_text = "Whether the process is alive.", "Whether the service takes requests."
+    server_text = "Name and extensions of the server."
     metadata_text = "The input and output tensors of a model."
     about_server = [
-        json_route("GET", "/v2", server, "Name and extensions of the server.", ServerMetadata),
-        json_route("GET", "/v2/health/live", live, live_text, Live),
-        json_route("GET", "/v2/health/ready", ready, ready_text, Ready, NOT_READY),
+        json_route("GET", "/v2", describe_server, server_text, ServerMetadata),
+        json_route("GET", "/v2/health/live", check_server_live, live_text, Live),
+        json_route("GET", "/v2/health/ready", check_server_ready, ready_text, Ready, NOT_READY),
     ]
     errors = UNKNOWN_MODEL, NOT_READY
     about_models = [
-        json_route("GET", path, metadata, metadata_text, ModelMetadata, UNKNOWN_MODEL)
+        json_route("GET", path, describe_model, metadata_text, ModelMetadata, UNKNOWN_MODEL)
         for path in MODELS
     ]
     about_models += [
-        json_route("GET", f"{path}/ready", model_ready, ready_text, ModelReady, *errors)
+        json_route("GET", f"{path}/ready", check_model_ready, ready_text, ModelReady, *errors)
         for path in MODELS
     ]
     return about_server + about_models
@@ -387,4 +397,4 @@ def _example_answer(model: ServedModel, settings: Settings) -> Any:
     context = RequestContext(model, {}, settings.max_records)
     request = decode(context, msgspec.json.encode(example_request(model)))
     detections = model.detect(request.rows.read(model), settings)
-    return msgspec.json.decode(request.answer(detections).body)
+    return msgspec.json.decode(request.answer(detections, ()).body)

@@ -23,6 +23,7 @@ import msgspec
 
 from anomaly_vae.artifacts.registry_names import ALIAS_URI, BundleRef
 from anomaly_vae.errors import AnomalyVAEError, ConfigError, RegistryError
+from anomaly_vae.masking import masked
 from serving.models.store import ServedModel, Store
 from serving.observability import logs
 from serving.observability.metrics import Metrics, Reason
@@ -198,7 +199,8 @@ class Follower:
     def _record_failure(self, entry: FollowedModel, error: Exception) -> FollowedModel:
         """Count a failed check; log it as a warning unless the previous failure was the same."""
         reason = reason_of(error)
-        detail = f"unexpected {type(error).__name__}" if reason == "internal" else str(error)
+        text = masked(str(error))
+        detail = f"unexpected {type(error).__name__}" if reason == "internal" else text
         self._metrics.record_failed_check(entry.name, entry.shadow, reason)
         failed = msgspec.structs.replace(entry, reason=reason, detail=detail)
         is_repeated = (entry.reason, entry.detail) == (reason, detail)
@@ -344,7 +346,7 @@ def _fall_back(
     sources: Sources, entry: FollowedModel, error: Exception
 ) -> tuple[FollowedModel, ServedModel | None]:
     """Load the version that served last; without one, leave out a shadow and fail for a model."""
-    failed = msgspec.structs.replace(entry, reason=reason_of(error), detail=str(error))
+    failed = msgspec.structs.replace(entry, reason=reason_of(error), detail=masked(str(error)))
     with suppress(AnomalyVAEError, OSError):
         if cached := sources.cache.last_served(entry.uri):
             return _load_cached(failed, cached)

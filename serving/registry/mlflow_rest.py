@@ -20,6 +20,7 @@ import msgspec
 
 from anomaly_vae.artifacts.registry_names import DEFAULT_URI, DIGEST_TAG
 from anomaly_vae.errors import RegistryError
+from anomaly_vae.masking import remember_address
 
 if TYPE_CHECKING:
     import ssl
@@ -85,21 +86,39 @@ def resolve_alias(name: str, alias: str, seconds: float) -> ModelVersion:
     Raises:
         RegistryError: the server cannot be reached in time, or has no such alias.
     """
-    url = urlsplit(uri())
-    host = f"{url.hostname}:{url.port}" if url.port else str(url.hostname)
+    remember_address(uri())
+    host = _host()
     try:
         status, content = _get(name, alias, seconds)
     except OSError as error:
         reason = getattr(error, "reason", None) or error
         raise RegistryError(f"the registry at {host} cannot be reached: {reason}") from None
     except ValueError as error:
-        raise RegistryError(f"MLFLOW_TRACKING_URI cannot be used: {error}") from None
+        raise _unusable_address(error) from None
     if status != 200:
         raise _response_error(f"models:/{name}@{alias}", host, status, content)
     try:
         return msgspec.json.decode(content, type=AliasResponse).model_version
     except msgspec.DecodeError:
         raise RegistryError(f"the server at {host} is not an MLflow server") from None
+
+
+def _host() -> str:
+    """Return the host and port of the server.
+
+    Raises:
+        RegistryError: the tracking URI has none.
+    """
+    try:
+        url = urlsplit(uri())
+        return f"{url.hostname}:{url.port}" if url.port else str(url.hostname)
+    except ValueError as error:
+        raise _unusable_address(error) from None
+
+
+def _unusable_address(error: ValueError) -> RegistryError:
+    advice = "in a user name or password, write / as %2F, : as %3A and @ as %40"
+    return RegistryError(f"MLFLOW_TRACKING_URI cannot be used: {error}; {advice}")
 
 
 def _response_error(model: str, host: str, status: int, content: bytes) -> RegistryError:

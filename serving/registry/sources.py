@@ -31,6 +31,7 @@ from anomaly_vae.artifacts.registry_names import (
     database_file,
 )
 from anomaly_vae.errors import BundleError, RegistryError
+from anomaly_vae.masking import masked
 from serving.registry import mlflow_rest
 from serving.registry.cache import Cache
 from serving.settings import Settings
@@ -43,8 +44,6 @@ FETCH = (sys.executable, "-m", "anomaly_vae.lifecycle.registry", "fetch")
 """The command that fetches a bundle; the arguments ``URI --to FOLDER`` follow."""
 REQUEST_SECONDS = 5.0
 """Timeout of a request to the registry, in seconds."""
-USER_INFO = re.compile(r"//[^/@\s]+@")
-"""User name and password in a URL."""
 
 Fingerprint = tuple[tuple[int, int, int] | None, ...]
 """State of the files of an SQLite registry: modification time, size and inode."""
@@ -153,7 +152,7 @@ def _read(uri: str, line: str) -> BundleRef:
 
 
 def _fetch_error(code: int, line: str) -> Exception:
-    line = USER_INFO.sub("//", line)[:500]  # without the password of a database
+    line = masked(line)[:500]
     if code in {UNFIT, UNWRITABLE}:
         return BundleError(line) if code == UNFIT else OSError(line)
     return RegistryError(line, missing=code == MISSING)

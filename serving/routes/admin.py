@@ -56,7 +56,7 @@ def routes(follower: Follower, settings: Settings) -> list[DocumentedRoute]:
 
 
 def _reload_route(follower: Follower, settings: Settings) -> DocumentedRoute:
-    async def reload(request: Request) -> Response:
+    async def reload_models(request: Request) -> Response:
         _check_local(request, settings)
         reloaded = await follower.reload()
         if failed := [model for model in reloaded if model.outcome == "failed"]:
@@ -64,13 +64,13 @@ def _reload_route(follower: Follower, settings: Settings) -> DocumentedRoute:
         return responses.response(Reloads(reloaded))
 
     errors = FORBIDDEN, RELOAD_FAILED
-    return json_route("POST", RELOAD, reload, "Check the registry now.", Reloads, *errors)
+    return json_route("POST", RELOAD, reload_models, "Check the registry now.", Reloads, *errors)
 
 
 def _webhook_route(follower: Follower, settings: Settings, secret: bytes) -> DocumentedRoute:
     deadlines = Deadlines(settings.body_seconds)
 
-    async def webhook(request: Request) -> Response:
+    async def receive_event(request: Request) -> Response:
         requests.declared_size(request.scope[HEADERS], WEBHOOK_BYTES)
         body = await deadlines.enforce(requests.read_body(request.receive, WEBHOOK_BYTES))
         check_signature(secret, request.headers, body, time.time())
@@ -80,7 +80,7 @@ def _webhook_route(follower: Follower, settings: Settings, secret: bytes) -> Doc
 
     errors = MALFORMED, UNSIGNED, TIMEOUT, TOO_LARGE
     return webhook_route(
-        WEBHOOK, webhook, "Receive an event of MLflow.", SIGNATURE_HEADERS, *errors
+        WEBHOOK, receive_event, "Receive an event of MLflow.", SIGNATURE_HEADERS, *errors
     )
 
 

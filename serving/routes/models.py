@@ -25,26 +25,26 @@ def routes(
 ) -> list[DocumentedRoute]:
     """Create `GET /models`, the health checks and `GET /metrics`."""
 
-    async def models(_: Request) -> Response:
+    async def list_models(_: Request) -> Response:
         return responses.response(describe(store, follower.followed, metrics))
 
-    async def live(_: Request) -> Response:
+    async def check_live(_: Request) -> Response:
         return responses.response(schemas.Status("live", list(store.current)))
 
-    async def ready(_: Request) -> Response:
+    async def check_ready(_: Request) -> Response:
         adapters.check_ready(store, settings)
         return responses.response(schemas.Status("ready", list(store.current)))
 
-    async def exposition(request: Request) -> Response:
+    async def read_metrics(request: Request) -> Response:
         content, media_type = metrics.exposition(request.headers.get("accept", ""))
         return Response(content, media_type=media_type)
 
     live_text, ready_text = "Whether the process is alive.", "Whether the service takes requests."
     return [
-        json_route("GET", "/models", models, "The loaded models.", schemas.Models),
-        json_route("GET", "/health/live", live, live_text, schemas.Status),
-        json_route("GET", "/health/ready", ready, ready_text, schemas.Status, NOT_READY),
-        text_route("/metrics", exposition, "Metrics in Prometheus's text format."),
+        json_route("GET", "/models", list_models, "The loaded models.", schemas.Models),
+        json_route("GET", "/health/live", check_live, live_text, schemas.Status),
+        json_route("GET", "/health/ready", check_ready, ready_text, schemas.Status, NOT_READY),
+        text_route("/metrics", read_metrics, "Metrics in Prometheus's text format."),
     ]
 
 

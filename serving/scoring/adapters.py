@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from anomaly_vae.messages import listed
+from anomaly_vae.messages import explain_foreign
 from anomaly_vae.scoring.detector import Detections
 from serving.models.store import Content, ServedModel, Store
 from serving.paths import HEADERS
@@ -38,10 +38,13 @@ class PendingRows:
 
 @dataclass(frozen=True, slots=True)
 class ProtocolRequest:
-    """The rows to score, and the function that encodes the decisions as a response."""
+    """The rows to score, and the function that encodes the answer.
+
+    ``answer`` takes the decisions and the names of ignored columns.
+    """
 
     rows: PendingRows
-    answer: Callable[[Detections], Response]
+    answer: Callable[[Detections, Sequence[str]], Response]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +143,7 @@ def pending_rows(
 
 def unknown_columns(context: RequestContext, names: Sequence[str]) -> ProblemError:
     """Return the error for a request that has none of the model's columns."""
-    expected = listed(context.model.schema.names)
-    given = listed([name[:100] for name in names])
-    detail = f"none of the model's columns found; expected {expected}, found {given}"
-    return ProblemError(INVALID_REQUEST, detail)
+    return ProblemError(INVALID_REQUEST, explain_foreign(names, context.model.schema.names))
 
 
 def example_record(model: ServedModel) -> dict[str, Any]:

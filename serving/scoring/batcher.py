@@ -17,13 +17,14 @@ from typing import NamedTuple
 import numpy as np
 
 from anomaly_vae.client.types import Result
-from anomaly_vae.data.encoding import Matrix
+from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.monitoring.exchangeability import STATUSES
 from anomaly_vae.scoring.detector import Detections
 from serving.models.store import ServedModel
 from serving.observability.metrics import ModelMetrics
 from serving.scoring import responses
-from serving.scoring.row_decoder import RowDecoder, Rows
+from serving.scoring.row_decoder import DecodedRequest, Ids, RowDecoder, Rows
+from serving.scoring.schemas import RequestId
 from serving.scoring.shadow import Shadows
 
 MAX_VALUES = 16_384
@@ -33,9 +34,14 @@ MAX_VALUES = 16_384
 class Pending(NamedTuple):
     """A request that waits for the next pass."""
 
-    rows: Rows
+    request: DecodedRequest
     body: bytes
     answer: asyncio.Future[bytes]
+
+    @property
+    def rows(self) -> Rows:
+        """The rows of the request."""
+        return self.request.rows
 
 
 class ModelBatcher:
@@ -54,13 +60,13 @@ class ModelBatcher:
         self._pending: list[Pending] = []
         self._last_had_several = False
 
-    def submit(self, rows: Rows, body: bytes) -> asyncio.Future[bytes]:
-        """Queue the rows of a body for the next pass, and return a future of the answer."""
+    def submit(self, request: DecodedRequest, body: bytes) -> asyncio.Future[bytes]:
+        """Queue a request for the next pass, and return a future of the answer."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[bytes] = loop.create_future()
         if not self._pending:
             loop.call_soon(self._flush_later if self._last_had_several else self._flush)
-        self._pending.append(Pending(rows, body, answer))
+        self._pending.append(Pending(request, body, answer))
         return answer
 
     def _flush_later(self) -> None:
@@ -69,31 +75,32 @@ class ModelBatcher:
 
     def _flush(self) -> None:
         """Answer as many pending requests as fit into one pass."""
-        ends = list(accumulate(len(rows) for rows, *_ in self._pending))
+        ends = list(accumulate(len(pending.rows) for pending in self._pending))
         count = max(int(np.searchsorted(ends, self._max_rows, side="right")), 1)
         batch, self._pending = self._pending[:count], self._pending[count:]
         self._last_had_several = count > 1
         if self._pending:
             asyncio.get_running_loop().call_soon(self._flush)
         try:
-            detections = self._detect([row for rows, *_ in batch for row in rows])
-            results = responses.results(detections)
+            detections = self._detect([row for pending in batch for row in pending.rows])
+            results = responses.results(detections, ids=_joined_ids(batch))
         except Exception:  # noqa: BLE001  # each request gets its own answer or error
             self._answer_separately(batch)
             return
         starts = [0, *ends]
-        for (*_, answer), start, end in zip(batch, starts, ends, strict=False):
-            _resolve(answer, self._encode(results[start:end]))
-        self._metrics.sizes.observe_many(np.array([len(rows) for rows, *_ in batch]))
+        for pending, start, end in zip(batch, starts, ends, strict=False):
+            content = self._encode(results[start:end], pending.request.request_id)
+            _resolve(pending.answer, content)
+        self._metrics.sizes.observe_many(np.array([len(pending.rows) for pending in batch]))
         if self._shadows.shadow_of(self._model):  # later, so that the answers are sent first
-            bodies = [body for _, body, _ in batch]
+            bodies = [pending.body for pending in batch]
             asyncio.get_running_loop().call_soon(self._offer, detections, bodies, ends)
 
     def _answer_separately(self, batch: Sequence[Pending]) -> None:
         """Answer the requests one by one, so that a failure affects only its own request."""
-        for rows, body, answer in batch:
+        for request, body, answer in batch:
             try:
-                _resolve(answer, self.answer(rows, body))
+                _resolve(answer, self.answer(request, body))
             except Exception as error:  # noqa: BLE001  # the request's own error
                 _resolve(answer, error)
 
@@ -102,33 +109,45 @@ class ModelBatcher:
         for body, start, end in zip(bodies, [0, *ends], ends, strict=False):
             self._shadows.offer(self._model, detections.part(slice(start, end)), body)
 
-    def answer(self, rows: Rows, body: bytes) -> bytes:
+    def answer(self, request: DecodedRequest, body: bytes) -> bytes:
         """Score the rows of one body now and return its answer."""
+        rows = request.rows
         starts = range(0, len(rows), self._max_rows)
         detections = Detections.concatenate(
             self._detect(rows[start : start + self._max_rows]) for start in starts
         )
         self._metrics.sizes.observe(len(rows))
         self._shadows.offer(self._model, detections, body)
-        return self._encode(responses.results(detections))
+        results = responses.results(detections, ids=request.ids)
+        return self._encode(results, request.request_id)
 
     def _detect(self, rows: Rows) -> Detections:
         start = time.perf_counter()
-        x = self._model.encoding.encode(self.decoder.batch(rows))
-        detections = self.decide(x)
+        detections = self.decide(self.decoder.batch(rows))
         self._metrics.inference.observe(time.perf_counter() - start)
         self._metrics.batches.observe(len(rows))
         return detections
 
-    def decide(self, x: Matrix) -> Detections:
-        """Decide on encoded rows (N, F) and count them."""
-        detector = self._model.detector
+    def decide(self, batch: RawBatch) -> Detections:
+        """Decide on rows and count them."""
+        detector, x = self._model.detector, self._model.encoding.encode(batch)
         detections = detector.decide(detector.scorer.score_encoded(x), x)
-        self._metrics.observe(detections, x)
+        self._metrics.observe(detections, x, batch)
         return detections
 
-    def _encode(self, results: list[Result]) -> bytes:
-        return b"%b%b}" % (self._heads[self._metrics.guarantee.status], responses.encode(results))
+    def _encode(self, results: list[Result], request_id: RequestId) -> bytes:
+        head = self._heads[self._metrics.guarantee.status]
+        if request_id is not None:
+            head = b'{"id":%b,%b' % (responses.encode(request_id), head.removeprefix(b"{"))
+        return b"%b%b}" % (head, responses.encode(results))
+
+
+def _joined_ids(batch: Sequence[Pending]) -> Ids | None:
+    """Return the ids of all rows of several requests; None if no row has one."""
+    if all(pending.request.ids is None for pending in batch):
+        return None
+    ids = (pending.request.ids or [None] * len(pending.rows) for pending in batch)
+    return [one for some in ids for one in some]
 
 
 def _resolve(answer: asyncio.Future[bytes], result: bytes | Exception) -> None:

@@ -150,7 +150,9 @@ class ScoringEndpoint:
     ) -> Response:
         """Score the rows of a request that ``decode`` made from ``body``."""
         model, read = handler.model, partial(adapters.read_again, decode)
-        detections = handler.decide(request.rows.read(model))
+        content = request.rows.read(model)
+        ignored = handler.ignored_keys(content)
+        detections = handler.decide(content)
         handler.metrics.sizes.observe(request.rows.count)
         self._resources.shadows.offer(model, detections, body, read)
-        return request.answer(detections)
+        return request.answer(detections, ignored)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from threading import Barrier
 from typing import Any, ClassVar, TypeVar
@@ -129,8 +129,16 @@ class RequestHandler(ABC):
     def decide(self, content: Content) -> Detections:
         """Decide on rows or files and count them."""
 
-    def encode(self, results: list[Result]) -> bytes:
-        """Encode results as an answer."""
-        return responses.encode(
-            responses.answer(self.model, results, self.metrics.guarantee.status)
-        )
+    def ignored_keys(self, content: Content) -> Sequence[str]:
+        """Return the unknown columns of rows as an answer names them.
+
+        Raises:
+            ProblemError: there are unknown columns, and the settings refuse them.
+        """
+        del content
+        return ()
+
+    def encode(self, results: list[Result], ignored: Sequence[str] = (), **optional: Any) -> bytes:
+        """Encode results as an answer with these ignored keys and optional fields."""
+        status = self.metrics.guarantee.status
+        return responses.encode(responses.answer(self.model, results, status, ignored, **optional))

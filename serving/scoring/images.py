@@ -14,35 +14,45 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly_vae.client.types import BadRecord, Region, Result, Schema
+from anomaly_vae.client.types import BadRecord, Fault, Region, Result, Schema
 from anomaly_vae.data.schema import RawBatch
-from anomaly_vae.images.decoding import read_bytes
+from anomaly_vae.images.decoding import count_images, read_bytes
 from anomaly_vae.images.encoding import IMAGE, ImageEncoding
-from anomaly_vae.images.heatmaps import Scale, png
+from anomaly_vae.images.heatmaps import Scale, png, regions
 from anomaly_vae.images.pixels import DecodedImage, DecodeFailure, DecodeOptions
 from anomaly_vae.images.schema import ImageSchema
-from anomaly_vae.scoring.detector import Detections, explanations
-from anomaly_vae.scoring.localization import Localization, localizations
+from anomaly_vae.scoring.detector import Detections, Explanation
+from anomaly_vae.scoring.localization import Localization, localizations, region_explanations
 from anomaly_vae.scoring.scorer import ScoreParts
 from serving.models.store import BodyDescription, ServedModel
 from serving.problems import TOO_MANY_RECORDS, TOO_MUCH_EXPLAINED, TOO_SLOW, ProblemError
 from serving.scoring import requests, responses, uploads
 from serving.scoring.handlers import Resources
-from serving.scoring.schemas import HeatmapResult
+from serving.scoring.schemas import RegionsResult
 from serving.scoring.uploads import ImageOptions, UploadHandler
 from serving.settings import Settings
 
 CHUNK = 32
 """Number of images that are scored at a time."""
 
-Scored = tuple[Detections, list[Result]]
-"""Decisions on N images, and the result of each."""
+DRAWN_REGIONS = 10
+"""Maximum number of regions of an image that is drawn but not explained."""
+
+
+class ScoredImages(NamedTuple):
+    """The results of N images, in their order, and the decisions on those that can be used.
+
+    ``detections`` is None if no image can be used.
+    """
+
+    results: list[Result]
+    detections: Detections | None
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -97,19 +107,23 @@ class ServedImages(ServedModel):
 
     def detect(self, content: Sequence[bytes], settings: Settings) -> Detections:
         """Decide on the one image of each file; a file with several images is refused."""
-        detections, results = score(self, content, ImageOptions(), settings)
-        files = dict.fromkeys(r.file for r in results if r.frame and r.file is not None)
+        scored = score(self, content, ImageOptions(), settings)
+        uploads.check_all_usable(scored.results)
+        files = dict.fromkeys(r.file for r in scored.results if r.frame and r.file is not None)
         if files:
             reason = "holds several images; give one at a time"
             raise requests.unfit_records([BadRecord(file, IMAGE, reason) for file in files])
-        return detections
+        assert scored.detections is not None, "a request without images has been refused"
+        return scored.detections
 
     def detect_readable(
         self, content: Sequence[bytes], settings: Settings
     ) -> tuple[NDArray[np.bool_], Detections]:
-        """Decide on every image of the files, which all have been read before."""
-        detections, results = score(self, content, ImageOptions(), settings)
-        return np.ones(len(results), bool), detections
+        """Decide on every image of the files that can be used."""
+        scored = score(self, content, ImageOptions(), settings)
+        usable = np.array([result.error is None for result in scored.results], bool)
+        none = Detections(np.empty(0), np.empty(0), np.empty(0, bool))
+        return usable, scored.detections or none
 
     def localize(self, parts: ScoreParts) -> Iterator[Localization]:
         """Locate the anomalies in N explained images."""
@@ -123,7 +137,7 @@ class ServedImages(ServedModel):
 
     def example_results(self, settings: Settings) -> list[Result]:
         """Score the example."""
-        return score(self, [self.example[IMAGE]], ImageOptions(), settings)[1]
+        return score(self, [self.example[IMAGE]], ImageOptions(), settings).results
 
 
 def _data_uri(model: ServedImages) -> str:
@@ -136,8 +150,8 @@ def _data_uri(model: ServedImages) -> str:
 
 def score(
     model: ServedImages, files: Sequence[bytes], options: ImageOptions, settings: Settings
-) -> Scored:
-    """Decide on every image of these files and build the results.
+) -> ScoredImages:
+    """Decide on every image of these files, and report those that cannot be read or are blank.
 
     Args:
         model: the model that scores.
@@ -146,20 +160,22 @@ def score(
         settings: limits on images, contributions, heatmaps and time.
 
     Raises:
-        ProblemError: any of the images cannot be read or is blank, or a limit is exceeded.
+        ProblemError: a limit is exceeded.
     """
+    check_cost(model, files, options, settings)
     stream = ImageStream(files, model.schema.options, settings)
-    images, chunks, bad = iter(stream), list[Scored](), list[BadRecord]()
+    images, results, found = iter(stream), list[Result](), list[Detections]()
     while len(batch := model.schema.from_images(islice(images, CHUNK))):
         positions = stream.positions[-len(batch) :]
-        bad += [_bad_record(*positions[problem.row], problem.reason) for problem in batch.problems]
-        check_cost(model, options, len(stream.positions), settings)
-        if not bad:
-            detections, results = _score_chunk(model, batch, options)
-            chunks.append((detections, list(map(_locate, results, positions))))
-    if bad:
-        raise requests.unfit_records(bad)
-    return _concatenate(chunks)
+        usable, good = batch.usable, iter(list[Result]())
+        if usable.any():
+            detections, chunk = _score_chunk(model, batch.take(usable), options)
+            good = iter(chunk)
+            found.append(detections)
+        faults = {p.row: Result(error=Fault(IMAGE, p.reason)) for p in batch.problems}
+        chunk_results = (faults.get(row) or next(good) for row in range(len(batch)))
+        results += map(_locate, chunk_results, positions)
+    return ScoredImages(results, Detections.concatenate(found) if found else None)
 
 
 class ImageStream:
@@ -192,16 +208,24 @@ class ImageStream:
             raise ProblemError(TOO_SLOW, detail)
 
 
-def check_cost(model: ServedModel, options: ImageOptions, images: int, settings: Settings) -> None:
-    """Refuse a request that needs too many contributions or heatmaps."""
+def check_cost(
+    model: ServedImages, files: Sequence[bytes], options: ImageOptions, settings: Settings
+) -> None:
+    """Refuse a request that needs too many contributions or heatmaps, before any is computed."""
+    if options == ImageOptions():
+        return
+    images = sum(count_images(content, model.schema.options) for content in files)
     if options.max_contributions != 0:
         requests.check_contributions(images * model.width, settings.max_contributions)
     if options.heatmap and images > settings.max_heatmaps:
-        detail = f"at most {settings.max_heatmaps} images are drawn at a time: send fewer, "
-        raise ProblemError(TOO_MUCH_EXPLAINED, detail + "or leave out 'heatmap'")
+        detail = f"{images} images to draw; at most {settings.max_heatmaps} images are drawn at a "
+        detail += "time: send fewer, or leave out 'heatmap'"
+        raise ProblemError(TOO_MUCH_EXPLAINED, detail)
 
 
-def _score_chunk(model: ServedImages, batch: RawBatch, options: ImageOptions) -> Scored:
+def _score_chunk(
+    model: ServedImages, batch: RawBatch, options: ImageOptions
+) -> tuple[Detections, list[Result]]:
     """Decide on a batch of readable images; the results lack their file and frame."""
     detector = model.detector
     if options == ImageOptions():
@@ -209,34 +233,43 @@ def _score_chunk(model: ServedImages, batch: RawBatch, options: ImageOptions) ->
         return detections, responses.results(detections)
     parts = detector.scorer.explain(batch)
     detections = detector.decide(parts.score, parts.observed)
-    reasons = None
-    if options.max_contributions != 0:
-        reasons = explanations(detector.scorer, batch, parts, options.max_contributions)
-    results = responses.results(detections, reasons)
+    results = map(
+        partial(_explain, options), responses.results(detections), _regions(model, parts, options)
+    )
     if options.heatmap:
-        results = list(map(_draw, results, model.localize(parts)))
-    return detections, results
+        results = map(_draw, results, model.localize(parts))
+    return detections, list(results)
+
+
+Regions = tuple[tuple[Region, ...], Explanation]
+
+
+def _regions(model: ServedImages, parts: ScoreParts, options: ImageOptions) -> Iterator[Regions]:
+    """Yield the regions of each image and the explanation that they are part of."""
+    limit = options.max_contributions
+    limit = DRAWN_REGIONS if limit == 0 else limit
+    explained = region_explanations(model.encoding, model.heat_scale, parts, limit)
+    maps = parts.nats.reshape(-1, model.schema.size, model.schema.size)
+    for heat, explanation in zip(maps, explained, strict=True):
+        found = regions(heat, model.heat_scale, limit)
+        pairs = zip(found, explanation.regions, strict=True)
+        yield tuple(Region(**asdict(one), **asdict(part)) for one, part in pairs), explanation
+
+
+def _explain(options: ImageOptions, result: Result, found: Regions) -> Result:
+    """Add regions, and with an explanation the other parts of the score, to a result."""
+    fields = msgspec.structs.asdict(result) | {"regions": found[0]}
+    if options.max_contributions != 0:
+        fields |= {"rest": found[1].rest, "kl": found[1].kl}
+    return RegionsResult(**fields)
 
 
 def _draw(result: Result, localization: Localization) -> Result:
-    """Add a heatmap and regions to a result."""
-    fields = msgspec.structs.asdict(result) | {
-        "heatmap": png(localization.draw()),
-        "regions": tuple(Region(**asdict(region)) for region in localization.regions),
-    }
-    return HeatmapResult(**fields)
+    """Add a heatmap to a result."""
+    return msgspec.structs.replace(result, heatmap=png(localization.draw()))
 
 
 def _locate(result: Result, position: tuple[int, int | None]) -> Result:
     """Add the file and frame to a result."""
     file, frame = position
     return msgspec.structs.replace(result, file=file, frame=frame)
-
-
-def _bad_record(file: int, frame: int | None, reason: str) -> BadRecord:
-    return BadRecord(file, IMAGE, reason if frame is None else f"frame {frame}: {reason}")
-
-
-def _concatenate(chunks: Sequence[Scored]) -> Scored:
-    detections = Detections.concatenate(detections for detections, _ in chunks)
-    return detections, [result for _, results in chunks for result in results]

@@ -50,6 +50,7 @@ def _served(source: BundleRef, bundle: Bundle) -> ServedModel:
         "detector": bundle.detector,
         "monitor": bundle.monitor,
         "example": bundle.example,
+        "id_column": bundle.manifest["config"].get("data", {}).get("id"),
         "load_seconds": 0.0,
         "loaded_at": 0.0,
         "registered_at": source.registered_at,

@@ -1,23 +1,53 @@
 """Answer `POST /score` for tables: records in JSON.
 
 `RowDecoder` decodes the usual requests; those with unknown keys, errors or explanations are decoded
-again by `requests`. Small requests are scored on the event loop, because handing them to a thread
+by `requests`. Small requests are scored on the event loop, because handing them to a thread
 would take longer than scoring them; large requests are scored on a worker thread.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import NDArray
 from starlette.types import Receive, Scope
 
+from anomaly_vae.client.types import BadRecord, Result, ResultId
+from anomaly_vae.data.converters import Levels
 from anomaly_vae.data.schema import RawBatch
+from anomaly_vae.messages import shown
 from anomaly_vae.scoring.detector import Detections, Explanation, explanations
 from serving.models.store import ServedModel
 from serving.observability import logs
 from serving.paths import HEADERS
+from serving.problems import INVALID_REQUEST, ProblemError
 from serving.scoring import requests, responses, schemas
 from serving.scoring.batcher import ModelBatcher
 from serving.scoring.handlers import EXPLAIN_COST, INLINE_BYTES, RequestHandler, Resources
-from serving.scoring.row_decoder import RowDecoder, Rows
+from serving.scoring.row_decoder import DecodedRequest, RowDecoder
+from serving.settings import UnknownKeys
+
+ID_TYPES = get_args(ResultId)
+"""Types of ids."""
+MAX_WARNINGS = 10
+"""Maximum number of unknown keys of a request that warnings name."""
+MAX_SUGGESTIONS = 10
+"""Maximum number of unknown keys of records for which a column is suggested, which is slow."""
+
+
+class ReadRecords(NamedTuple):
+    """N records: their values, which of them are usable (N,), their faults and their ids.
+
+    ``ids`` is None if no record has an id.
+    """
+
+    batch: RawBatch
+    usable: NDArray[np.bool_]
+    bad: list[BadRecord]
+    ids: list[Any] | None
 
 
 class RecordHandler(RequestHandler):
@@ -43,63 +73,177 @@ class RecordHandler(RequestHandler):
         if len(body) > INLINE_BYTES:
             content, log_fields["records"] = await run_on_thread(receive, self._answer_large, body)
             return content
-        if rows := self._decode(body):
-            log_fields["records"] = len(rows)
-            if self.is_inline(len(rows)):
-                return await self.batcher.submit(rows, body)
-            return await run_on_thread(receive, self.batcher.answer, rows, body)
-        request = self._decode_strictly(body)
-        log_fields["records"] = len(request.records)
-        if self.is_inline(len(request.records), EXPLAIN_COST if request.explain else 1):
-            return self._answer_request(request, body)
-        return await run_on_thread(receive, self._answer_request, request, body)
+        if decoded := self._decode(body):
+            log_fields["records"] = len(decoded.rows)
+            if self.is_inline(len(decoded.rows)):
+                return await self.batcher.submit(decoded, body)
+            return await run_on_thread(receive, self.batcher.answer, decoded, body)
+        strict = self._decode_strictly(body)
+        log_fields["records"] = count = len(strict.request.records)
+        if self.is_inline(count, EXPLAIN_COST if strict.request.explain else 1):
+            return self._answer_request(strict, body)
+        return await run_on_thread(receive, self._answer_request, strict, body)
 
     def _answer_large(self, body: bytes) -> tuple[bytes, int]:
         """Return the answer to a large body, and its number of records."""
-        if rows := self._decode(body):
-            return self.batcher.answer(rows, body), len(rows)
-        request = self._decode_strictly(body)
-        return self._answer_request(request, body), len(request.records)
+        if decoded := self._decode(body):
+            return self.batcher.answer(decoded, body), len(decoded.rows)
+        strict = self._decode_strictly(body)
+        return self._answer_request(strict, body), len(strict.request.records)
 
-    def _decode(self, body: bytes) -> Rows | None:
+    def _decode(self, body: bytes) -> DecodedRequest | None:
         """Decode a body on the fast path; return None if it needs `_decode_strictly`."""
-        rows = self._decoder.decode(body)
-        return rows if rows and len(rows) <= self.resources.settings.max_records else None
+        decoded = self._decoder.decode(body)
+        fits = decoded and len(decoded.rows) <= self.resources.settings.max_records
+        return decoded if fits else None
 
-    def _decode_strictly(self, body: bytes) -> schemas.ScoreRequest:
+    def _decode_strictly(self, body: bytes) -> requests.DecodedBody:
         """Decode a body, and raise an error that describes what is wrong with it."""
         settings = self.resources.settings
-        request = requests.decode(body, settings.max_records)
-        if request.explain:
-            count = len(request.records) * self._width
+        decoded = requests.decode(body, settings.max_records)
+        if decoded.unknown and settings.unknown_keys == "refuse":
+            raise ProblemError(INVALID_REQUEST, _explain_request_key(decoded.unknown[0]))
+        if decoded.request.explain:
+            count = len(decoded.request.records) * self._width
             requests.check_contributions(count, settings.max_contributions)
-        return request
+        return decoded
 
-    def _answer_request(self, request: schemas.ScoreRequest, body: bytes) -> bytes:
+    def _answer_request(self, decoded: requests.DecodedBody, body: bytes) -> bytes:
         """Return the answer to a decoded request."""
-        batch = requests.read_records(self.model.schema, request.records)
+        request = decoded.request
+        read = read_records(self.model, decoded, self.resources.settings.unknown_keys)
+        if read.bad and request.errors == "refuse":
+            raise requests.unfit_records(read.bad)
+        results = self._results(read, request, body) if read.usable.any() else []
+        if read.bad:
+            results = responses.with_faults(results, read.usable.tolist(), read.bad, read.ids)
+        self.metrics.sizes.observe(len(read.usable))
+        self.metrics.failed.inc(int((~read.usable).sum()))
+        self.metrics.ignored.inc(len(read.batch.ignored))
+        return self.encode(
+            results,
+            requests.quoted_keys(read.batch.ignored),
+            id=request.id,
+            warnings=warnings_of(decoded, read),
+        )
+
+    def _results(
+        self, read: ReadRecords, request: schemas.ScoreRequest, body: bytes
+    ) -> list[Result]:
+        """Score the usable records."""
+        batch, ids, reader = read.batch, read.ids, None
+        if read.bad:
+            rows = np.flatnonzero(read.usable).tolist()
+            batch, reader = batch.take(read.usable), partial(_read_usable, rows)
+            ids = ids and [ids[row] for row in rows]
         if request.explain:
             detections, reasons = self._explain(batch, request.max_contributions)
         else:
-            detections, reasons = self.decide(batch), None
-        self.metrics.sizes.observe(len(batch))
-        self.resources.shadows.offer(self.model, detections, body)
-        return self.encode(responses.results(detections, reasons))
+            detections = self.batcher.decide(batch)
+            reasons = None
+        self.resources.shadows.offer(self.model, detections, body, reader)
+        return responses.results(detections, reasons, ids)
 
     def decide(self, content: RawBatch) -> Detections:
         """Decide on rows; count the rows and their unknown keys."""
-        detections = self.batcher.decide(self.model.encoding.encode(content))
         self.metrics.ignored.inc(len(content.ignored))
-        return detections
+        return self.batcher.decide(content)
+
+    def ignored_keys(self, content: RawBatch) -> list[str]:
+        """Return the unknown columns of rows as an answer names them; refuse them if so set."""
+        if content.ignored and self.resources.settings.unknown_keys == "refuse":
+            known = self.model.schema.names
+            detail = requests.explain_unknown_key(content.ignored[0], known)
+            raise ProblemError(INVALID_REQUEST, detail)
+        return requests.quoted_keys(content.ignored)
 
     def _explain(
         self, batch: RawBatch, max_contributions: int | None
     ) -> tuple[Detections, list[Explanation]]:
-        """Decide on rows and explain them; count the rows and their unknown keys."""
+        """Decide on rows and explain them; count the rows."""
         detector = self.model.detector
         parts = detector.scorer.explain(batch)
         detections = detector.decide(parts.score, parts.observed)
         reasons = explanations(detector.scorer, batch, parts, max_contributions)
-        self.metrics.observe(detections, parts.observed)
-        self.metrics.ignored.inc(len(batch.ignored))
+        self.metrics.observe(detections, parts.observed, batch)
         return detections, reasons
+
+
+# ---------------------------------------------------------------- records
+
+
+def read_records(
+    model: ServedModel, decoded: requests.DecodedBody, unknown_keys: UnknownKeys
+) -> ReadRecords:
+    """Read the records of a request, and find everything that is wrong with them."""
+    records = decoded.request.records
+    batch = requests.read_batch(partial(model.schema.from_records, records))
+    undecoded = {one.record for one in decoded.bad}
+    bad = list(decoded.bad)
+    bad += (
+        BadRecord(problem.row, problem.column, problem.reason)
+        for problem in batch.problems
+        if problem.row not in undecoded
+    )
+    if batch.ignored and unknown_keys == "refuse":
+        bad += _unknown_keys(model.schema.names, frozenset(batch.ignored), records)
+    ids = model.id_column and [record.get(model.id_column) for record in records]
+    bad += _bad_ids(model.id_column, ids or ())
+    usable = np.ones(len(records), bool)
+    if bad:
+        usable[[one.record for one in bad]] = False
+    return ReadRecords(batch, usable, bad, ids or None)
+
+
+def _unknown_keys(
+    known: Sequence[str], ignored: frozenset[str], records: Sequence[Mapping[str, Any]]
+) -> Iterator[BadRecord]:
+    """Yield a fault for the first unknown key of each record."""
+    reasons: dict[str, str] = {}
+    for number, record in enumerate(records):
+        for key in sorted(ignored.intersection(record))[:1]:
+            if key not in reasons and len(reasons) < MAX_SUGGESTIONS:
+                reasons[key] = requests.explain_unknown_key(key, known)
+            reason = reasons.get(key, "unknown key; leave it out")
+            yield BadRecord(number, key[: requests.MAX_NAMED], reason)
+
+
+def _bad_ids(column: str | None, ids: Sequence[Any]) -> Iterator[BadRecord]:
+    """Yield a fault for each id that is a list or an object."""
+    for number, one in enumerate(ids):
+        if not isinstance(one, ID_TYPES):
+            reason = f"expected an id of text or digits, got {shown(one)}"
+            yield BadRecord(number, column, reason)
+
+
+def warnings_of(decoded: requests.DecodedBody, read: ReadRecords) -> list[str]:
+    """Return warnings about unknown keys of the request, and about records without any value."""
+    warnings = list(map(_explain_request_key, decoded.unknown[:MAX_WARNINGS]))
+    empty = np.flatnonzero(_is_empty(read.batch) & read.usable).tolist()
+    if empty:
+        more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
+        warnings.append(f"record {empty[0]}{more}: no value in any of the model's columns")
+    return warnings
+
+
+def _is_empty(batch: RawBatch) -> NDArray[np.bool_]:
+    """Return which of N rows (N,) lack all values."""
+    empty = np.ones(len(batch), bool)
+    for values in batch.values.values():
+        empty &= values.codes < 0 if isinstance(values, Levels) else np.isnan(values)
+        if not empty.any():
+            break
+    return empty
+
+
+def _explain_request_key(key: str) -> str:
+    known = schemas.ScoreRequest.__struct_fields__
+    return f"of the request: {requests.explain_unknown_key(key, known)}"
+
+
+def _read_usable(rows: Sequence[int], bodies: Sequence[bytes], shadow: ServedModel) -> RawBatch:
+    """Read these records of a single body for a shadow."""
+    (body,) = bodies
+    records = requests.decode(body, len(body)).request.records
+    batch: RawBatch = shadow.schema.from_records([records[row] for row in rows])
+    return batch

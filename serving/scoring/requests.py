@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from heapq import nsmallest
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from starlette.types import Receive
 
 from anomaly_vae.client.types import BadRecord
 from anomaly_vae.data.schema import RawBatch
+from anomaly_vae.messages import nearest
 from anomaly_vae.scoring.modality import Schema
 from serving.problems import (
     INVALID_RECORD,
@@ -30,7 +32,23 @@ MAX_ERRORS = 100
 
 Headers = Mapping[bytes, bytes]
 T = TypeVar("T")
+BOM = b"\xef\xbb\xbf"
+"""Byte-order mark of UTF-8, which some editors and clients write before JSON."""
+UTF_16 = re.compile(rb"\xff\xfe|\xfe\xff|\0\0\xfe\xff|\0*[\[{]\0")
+"""First bytes of JSON in UTF-16 or UTF-32."""
+MAX_NAMED = 100
+"""Maximum number of unknown keys that an answer names, and of characters of each."""
+
+
+class _LenientRequest(ScoreRequest, frozen=True, forbid_unknown_fields=False):
+    """A request in which unknown keys are ignored."""
+
+
 _decoder = msgspec.json.Decoder(ScoreRequest)
+_lenient_decoder = msgspec.json.Decoder(_LenientRequest)
+_keys_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_raw_decoder: msgspec.json.Decoder[list[msgspec.Raw]] = msgspec.json.Decoder(list[msgspec.Raw])
+_record_decoder = msgspec.json.Decoder(dict[str, Any])
 
 
 def media_type(headers: Headers) -> tuple[str, bool]:
@@ -40,20 +58,31 @@ def media_type(headers: Headers) -> tuple[str, bool]:
     return media.strip().lower(), charset in {"", "charset=utf-8", "charset=utf8"}
 
 
+def shown_media_type(headers: Headers) -> str:
+    """Return the content type of a body as error messages quote it."""
+    given = headers.get(b"content-type")
+    return "none" if given is None else ascii(given[:MAX_NAMED].decode("latin-1"))
+
+
 def check_media_type(headers: Headers) -> None:
     """Refuse everything but uncompressed JSON in UTF-8."""
     if headers.get(b"content-type") == JSON_BYTES and b"content-encoding" not in headers:
         return
     if media_type(headers) != (JSON, True):
         detail = f"this model scores records: send 'Content-Type: {JSON}', in UTF-8"
+        detail += f"; found {shown_media_type(headers)}"
         raise ProblemError(UNSUPPORTED, detail, headers={"Accept": JSON})
     check_encoding(headers)
 
 
 def check_encoding(headers: Headers) -> None:
     """Refuse a compressed body."""
-    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-        detail = "send the body without Content-Encoding"
+    encoding = headers.get(b"content-encoding", b"identity")
+    if encoding.lower() != b"identity":
+        named = ascii(encoding[:MAX_NAMED].decode("latin-1"))
+        detail = (
+            f"Content-Encoding {named} is not supported; send the body without Content-Encoding"
+        )
         raise ProblemError(UNSUPPORTED, detail, headers={"Accept-Encoding": "identity"})
 
 
@@ -102,25 +131,99 @@ def _too_large(limit: int) -> ProblemError:
     return ProblemError(TOO_LARGE, f"a body may have {limit} bytes; send less at a time")
 
 
-def decode(body: bytes, max_records: int) -> ScoreRequest:
+class DecodedBody(NamedTuple):
+    """A request, the faults of its records, and the keys of the request that are unknown.
+
+    Records with a fault are empty. ``bad`` is empty unless the request accepts errors by record.
+    """
+
+    request: ScoreRequest
+    bad: list[BadRecord]
+    unknown: list[str]
+
+
+def decode(body: bytes, max_records: int) -> DecodedBody:
     """Decode the request in a body; its records are checked later, by `read_records`."""
-    request = parse(_decoder, body)
-    if not request.records:
+    decoded = _decode(body, max_records)
+    if not decoded.request.records:
         raise ProblemError(INVALID_REQUEST, "'records' is empty; send at least one record")
-    check_count(len(request.records), max_records)
-    return request
+    check_count(len(decoded.request.records), max_records)
+    return decoded
 
 
-def parse(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
-    """Decode a JSON body."""
+def _decode(body: bytes, max_records: int) -> DecodedBody:
+    try:
+        return DecodedBody(parse(_decoder, body), [], [])
+    except UnfitBodyError:
+        keys = parse(_keys_decoder, body)
+    unknown = sorted(keys.keys() - {*ScoreRequest.__struct_fields__})
+    try:
+        return DecodedBody(parse(_lenient_decoder, body), [], unknown)
+    except UnfitBodyError as error:
+        if not error.bad:
+            raise
+    others = {name: raw for name, raw in keys.items() if name != "records"}
+    request = parse(_lenient_decoder, msgspec.json.encode({**others, "records": []}))
+    raw_records = _raw_decoder.decode(keys["records"])
+    check_count(len(raw_records), max_records)
+    records, bad = _decode_each(raw_records)
+    if request.errors == "refuse":
+        raise unfit_records(bad)
+    return DecodedBody(msgspec.structs.replace(request, records=records), bad, unknown)
+
+
+def _decode_each(
+    raw_records: Sequence[msgspec.Raw],
+) -> tuple[list[dict[str, Any]], list[BadRecord]]:
+    """Decode records one by one; return them, empty where one is bad, and their faults."""
+    records, bad = list[dict[str, Any]](), list[BadRecord]()
+    for number, raw in enumerate(raw_records):
+        try:
+            records.append(parse(_record_decoder, raw))
+        except UnfitBodyError as error:
+            records.append({})
+            bad.append(BadRecord(number, _bad_field(raw), error.detail))
+    return records, bad
+
+
+def _bad_field(raw: msgspec.Raw) -> str | None:
+    """Return the first key of a record whose value cannot be decoded; None if it is no record."""
+    try:
+        cells = _keys_decoder.decode(raw)
+    except msgspec.ValidationError:
+        return None
+    return next((name for name, cell in cells.items() if not _is_decodable(cell)), None)
+
+
+def _is_decodable(raw: msgspec.Raw) -> bool:
+    try:
+        msgspec.json.decode(raw)
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
+def parse(decoder: msgspec.json.Decoder[T], body: bytes | msgspec.Raw) -> T:
+    """Decode a JSON body, with or without a byte-order mark."""
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
         raise _unfit_request(error) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ProblemError(MALFORMED, f"not JSON: {error}") from None
+        content = bytes(body)
+        if content.startswith(BOM) and not content.startswith(BOM * 2):
+            return parse(decoder, content.removeprefix(BOM))
+        raise ProblemError(MALFORMED, f"not JSON: {_explain_malformed(content, error)}") from None
     except RecursionError:
         raise ProblemError(MALFORMED, "the JSON is nested too deeply") from None
+
+
+def _explain_malformed(body: bytes, error: Exception) -> str:
+    if not body.strip():
+        return "the body is empty"
+    if UTF_16.match(body):
+        return "the body is in UTF-16 or UTF-32; send UTF-8"
+    return str(error)
 
 
 def check_count(count: int, limit: int) -> None:
@@ -137,9 +240,25 @@ def _unfit_request(error: msgspec.ValidationError) -> ProblemError:
     prefix, _, index = path.strip("`").removeprefix("$").partition("[")
     record = index.partition("]")[0]
     if prefix == ".records" and record.isdigit():
-        return unfit_records([BadRecord(int(record), None, reason)])
+        return UnfitBodyError(**_unfit([BadRecord(int(record), None, reason)]))
     field = prefix.removeprefix(".")
-    return ProblemError(INVALID_REQUEST, f"'{field}': {reason}" if field else reason)
+    return UnfitBodyError(INVALID_REQUEST, f"'{field}': {reason}" if field else reason)
+
+
+class UnfitBodyError(ProblemError):
+    """A body that is JSON but does not fit its type."""
+
+
+def quoted_keys(keys: Sequence[str]) -> list[str]:
+    """Return unknown keys as an answer names them: the first ones, each cut to a maximum length."""
+    return [key[:MAX_NAMED] for key in keys[:MAX_NAMED]]
+
+
+def explain_unknown_key(key: str, known: Iterable[str]) -> str:
+    """Explain that a key is unknown, and suggest the known key that it may mean."""
+    near = nearest(key, known)
+    remedy = f"did you mean '{near}'?" if near else "leave it out"
+    return f"unknown key '{key[:MAX_NAMED]}'; {remedy}"
 
 
 def read_records(schema: Schema, records: Sequence[Mapping[str, Any]]) -> RawBatch:
@@ -149,10 +268,7 @@ def read_records(schema: Schema, records: Sequence[Mapping[str, Any]]) -> RawBat
 
 def read_strictly(read: Callable[[], RawBatch]) -> RawBatch:
     """Read a batch; refuse it if any record does not fit the schema."""
-    try:
-        batch = read()
-    except RecursionError:
-        raise ProblemError(MALFORMED, "the JSON is nested too deeply") from None
+    batch = read_batch(read)
     if batch.problems:
         raise unfit_records(
             [BadRecord(problem.row, problem.column, problem.reason) for problem in batch.problems]
@@ -160,13 +276,26 @@ def read_strictly(read: Callable[[], RawBatch]) -> RawBatch:
     return batch
 
 
+def read_batch(read: Callable[[], RawBatch]) -> RawBatch:
+    """Read a batch, whose records may not fit the schema."""
+    try:
+        return read()
+    except RecursionError:
+        raise ProblemError(MALFORMED, "the JSON is nested too deeply") from None
+
+
 def unfit_records(bad: Sequence[BadRecord]) -> ProblemError:
     """Return the error for a request with invalid records, which lists the first of them."""
+    return ProblemError(**_unfit(bad))
+
+
+def _unfit(bad: Sequence[BadRecord]) -> dict[str, Any]:
+    """Return the arguments of an error about invalid records."""
     listed = nsmallest(MAX_ERRORS, bad, key=lambda record: record.record)
     first, more = listed[0], len(bad) - 1
     where = f"record {first.record}" + (f", field '{first.field}'" if first.field else "")
     detail = f"{where}: {first.detail}" + (f" (and {more} more)" if more else "")
-    return ProblemError(INVALID_RECORD, detail, bad=listed)
+    return {"kind": INVALID_RECORD, "detail": detail, "bad": listed}
 
 
 def check_contributions(count: int, limit: int) -> None:

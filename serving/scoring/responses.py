@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
 from starlette.responses import Response
 
-from anomaly_vae.client.types import Contribution, Model, Result
+from anomaly_vae.client.types import (
+    BadRecord,
+    Contribution,
+    Fault,
+    Model,
+    Result,
+    ResultId,
+)
 from anomaly_vae.monitoring.exchangeability import Status as GuaranteeStatus
 from anomaly_vae.scoring.detector import Detections, Explanation
 from serving.models.store import ServedModel
 from serving.scoring.schemas import JSON, GroupedResult, ScoreResponse
 
 encode = msgspec.json.Encoder().encode
+FIELDS = ("score", "p_value", "is_anomaly", "id")
+"""First fields of a `Result`."""
 
 
 def response(content: msgspec.Struct) -> Response:
@@ -23,24 +32,50 @@ def response(content: msgspec.Struct) -> Response:
 
 
 def results(
-    detections: Detections, explanations: Sequence[Explanation] | None = None
+    detections: Detections,
+    explanations: Sequence[Explanation] | None = None,
+    ids: Sequence[ResultId] | None = None,
 ) -> list[Result]:
-    """Return the results of N records."""
-    columns = (
+    """Return the results of N records; ``ids`` (N,) are repeated in them."""
+    columns: list[Sequence[Any]] = [
         detections.score.tolist(), detections.p_value.tolist(), detections.is_anomaly.tolist()
-    )  # fmt: skip
+    ]  # fmt: skip
+    if ids is not None:
+        columns.append(ids)
     if explanations is None and detections.group is None:
         return list(map(Result, *columns))
     kind = Result if detections.group is None else GroupedResult
     rows = zip(
-        *columns,
+        zip(*columns, strict=True),
         _groups(detections),
         _explanations(explanations, len(detections.score)),
         strict=True,
     )
     return [
-        kind(score, p_value, is_anomaly, **group, **explanation)
-        for score, p_value, is_anomaly, group, explanation in rows
+        kind(**dict(zip(FIELDS, decision, strict=False)), **group, **explanation)
+        for decision, group, explanation in rows
+    ]
+
+
+def with_faults(
+    results: Iterable[Result],
+    usable: Sequence[bool],
+    bad: Sequence[BadRecord],
+    ids: Sequence[Any] | None,
+) -> list[Result]:
+    """Return the results of N records with errors in the places of the unusable ones.
+
+    Args:
+        results: the results of the usable records.
+        usable: whether each record is usable (N,).
+        bad: what is wrong with the others; of several faults of a record, the first is given.
+        ids: the id of each record (N,), if any has one.
+    """
+    faults = {one.record: Fault(one.field, one.detail) for one in reversed(bad)}
+    good = iter(results)
+    return [
+        next(good) if ok else Result(id=ids[row] if ids else None, error=faults[row])
+        for row, ok in enumerate(usable)
     ]
 
 
@@ -72,14 +107,23 @@ def _contributions(explanation: Explanation) -> tuple[Contribution, ...]:
 
 
 def answer(
-    model: ServedModel, results: list[Result], status: GuaranteeStatus = "holding"
+    model: ServedModel,
+    results: list[Result],
+    status: GuaranteeStatus = "holding",
+    ignored: Iterable[str] = (),
+    **optional: Any,
 ) -> ScoreResponse:
-    """Return the answer of a model whose guarantee has this status."""
+    """Return the answer of a model whose guarantee has this status.
+
+    ``optional`` are the fields of an answer that are left out unless they have a content.
+    """
     calibration = model.detector.calibration
     return ScoreResponse(
-        Model(model.name, model.version, model.alias),
-        calibration.alpha,
-        calibration.threshold,
-        status,
-        results,
+        model=Model(model.name, model.version, model.alias),
+        alpha=calibration.alpha,
+        threshold=calibration.threshold,
+        guarantee_status=status,
+        ignored=list(ignored),
+        results=results,
+        **optional,
     )

@@ -2,24 +2,38 @@
 
 msgspec decodes directly into a struct with one field per column. Bodies that do not fit this type,
 because of an invalid value, an unknown key or an explanation, are decoded by `requests`, which
-counts unknown keys and describes errors. Both decoders return the same rows.
+names unknown keys and describes errors. Both decoders return the same rows. msgspec stops at the
+first unknown key, which most records that have any contain, so few bodies are decoded twice.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import msgspec
 import numpy as np
 
+from anomaly_vae.client.types import ResultId
 from anomaly_vae.data.column_types import Storage
 from anomaly_vae.data.converters import Levels, levels_from_values, times_from_values
 from anomaly_vae.data.schema import Column, RawBatch, TabularSchema, Values
+from serving.scoring import schemas
 
 Rows: TypeAlias = list[tuple[Any, ...]]
 """Cells of N rows, in the order of `RowDecoder.names`."""
+Ids: TypeAlias = list[Any]
+"""Ids of N rows; None where a row has none."""
+
+
+class DecodedRequest(NamedTuple):
+    """The rows of a body with their ids, if any has one, and the id of the request."""
+
+    rows: Rows
+    ids: Ids | None = None
+    request_id: schemas.RequestId = None
+
 
 UNSUPPORTED_NAME = re.compile(r'[\\"\x00-\x1f]')
 """Pattern of characters that msgspec does not support in field names."""
@@ -30,25 +44,46 @@ ORDER: tuple[Storage, ...] = ("number", "time", "level")
 class RowDecoder:
     """A decoder of scoring requests for one schema."""
 
-    def __init__(self, schema: TabularSchema) -> None:
+    def __init__(self, schema: TabularSchema, id_column: str | None = None) -> None:
         columns = sorted(schema.columns, key=lambda column: ORDER.index(column.spec.storage))
         self.names = [column.name for column in columns]
+        unused = sorted(name for name in schema.known - set(self.names) if is_supported(name))
+        positions = {name: position for position, name in enumerate([*self.names, *unused])}
+        self._id = positions.get(id_column or "")
         storages = [column.spec.storage for column in columns]
         self._numbers = sum(storage != "level" for storage in storages)
         self._times = slice(storages.count("number"), self._numbers)
-        supported = not any(map(UNSUPPORTED_NAME.search, self.names))
-        self._decoder = supported and msgspec.json.Decoder(_request_type(columns, schema))
+        self._decoder = all(map(is_supported, self.names)) and msgspec.json.Decoder(
+            _request_type(columns, unused, id_column)
+        )
 
-    def decode(self, body: bytes) -> Rows | None:
-        """Return the rows of a body; None if it has errors, unknown keys or explanations."""
+    def decode(self, body: bytes) -> DecodedRequest | None:
+        """Return the rows of a body; None if `requests` has to decode it.
+
+        This is the case if the body has errors, unknown keys, explanations or a record without a
+        value in any column.
+        """
         if not self._decoder:
             return None
         try:
-            records = self._decoder.decode(body).records
+            request = self._decoder.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
-        rows = [msgspec.structs.astuple(record) for record in records]
-        return self._parse_times(rows) if self._times.start < self._times.stop else rows
+        rows: Rows | None = [msgspec.structs.astuple(record) for record in request.records]
+        if not rows or any(row[0] is None and self._is_empty(row) for row in rows):
+            return None
+        ids = self._ids(rows)
+        if self._times.start < self._times.stop:
+            rows = self._parse_times(rows)
+        return DecodedRequest(rows, ids, request.id) if rows else None
+
+    def _is_empty(self, row: tuple[Any, ...]) -> bool:
+        return row[: len(self.names)].count(None) == len(self.names)
+
+    def _ids(self, rows: Rows) -> Ids | None:
+        """Return the ids of the rows; None if no row has one."""
+        ids = [row[self._id] for row in rows] if self._id is not None else []
+        return None if ids.count(None) == len(ids) else ids
 
     def _parse_times(self, rows: Rows) -> Rows | None:
         """Convert times to seconds; None if one of them cannot be read."""
@@ -75,18 +110,25 @@ def _levels(cells: Sequence[Any]) -> Levels:
     return levels_from_values(cells)[0]  # without problems, as the request type has none
 
 
-def _request_type(columns: Sequence[Column], schema: TabularSchema) -> Any:
-    """Create the type of a request with these columns; unused known keys may have any value."""
-    names = [column.name for column in columns]
-    unused = schema.known - set(names)
-    unused_names = sorted(name for name in unused if not UNSUPPORTED_NAME.search(name))
+def is_supported(name: str) -> bool:
+    """Return whether msgspec supports a key of this name."""
+    return not UNSUPPORTED_NAME.search(name)
+
+
+def _request_type(columns: Sequence[Column], unused: Sequence[str], id_column: str | None) -> Any:
+    """Create the type of a request with these columns; unused keys may have any value."""
     fields = [(f"c{i}", column.spec.json_type, None) for i, column in enumerate(columns)]
-    fields += [(f"k{i}", Any, None) for i in range(len(unused_names))]
-    rename = dict(zip((name for name, *_ in fields), [*names, *unused_names], strict=True))
+    fields += [
+        (f"k{i}", ResultId if name == id_column else Any, None) for i, name in enumerate(unused)
+    ]
+    keys = [*(column.name for column in columns), *unused]
+    rename = dict(zip((name for name, *_ in fields), keys, strict=True))
     options: dict[str, Any] = {"forbid_unknown_fields": True, "gc": False}
     record = msgspec.defstruct("Record", fields, rename=rename, **options)
     parts: list[tuple[str, Any, Any]] = [
         ("records", list[record], msgspec.NODEFAULT),  # type: ignore[valid-type]  # made at run time
         ("explain", Literal[0], 0),
+        ("errors", schemas.ErrorMode, "refuse"),  # makes no difference to valid records
+        ("id", schemas.RequestId, None),
     ]
     return msgspec.defstruct("Request", parts, **options)

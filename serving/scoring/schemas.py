@@ -6,7 +6,7 @@ them, and refuses NaN and Infinity.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -20,11 +20,23 @@ REF = "#/components/schemas/{name}"
 """Template of a reference to a type in the OpenAPI document."""
 
 
-class ScoreRequest(msgspec.Struct, frozen=True):
-    """Records to score; ``explain`` is the number of contributions to list for each."""
+MAX_ID = 200
+"""Maximum length of the ``id`` of a request, in characters."""
+RequestId = Annotated[str, msgspec.Meta(max_length=MAX_ID)] | int | float | None
+ErrorMode = Literal["refuse", "per_record"]
+
+
+class ScoreRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Records to score; ``explain`` is the number of contributions to list for each.
+
+    With ``errors`` per_record, records that cannot be scored get an error in place of a result.
+    ``id`` is repeated in the answer.
+    """
 
     records: list[dict[str, Any]]
     explain: float | Literal["all"] = 0  # in JSON, 3.0 equals 3
+    errors: ErrorMode = "refuse"
+    id: RequestId = None
 
     def __post_init__(self) -> None:
         """Refuse fractions and negative numbers."""
@@ -45,25 +57,28 @@ class GroupedResult(Result, frozen=True, kw_only=True):
     threshold: float
 
 
-class HeatmapResult(Result, frozen=True, kw_only=True):
-    """A result with a heatmap; ``regions`` is present even if it is empty."""
+class RegionsResult(Result, frozen=True, kw_only=True):
+    """The result of an image with its regions; ``regions`` is present even if it is empty."""
 
-    heatmap: bytes
     regions: tuple[Region, ...]
 
 
-class ScoreResponse(msgspec.Struct, frozen=True):
+class ScoreResponse(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """The decisions, in the order of the records or images.
 
     A record is anomalous if its score exceeds ``threshold``, or the ``threshold`` of its result if
     it has one. ``guarantee_status`` says whether recently scored rows still look like the
-    calibration rows.
+    calibration rows. ``ignored`` names the keys of records that the model does not know, at most
+    100 of them; ``warnings`` says what else may be unintended. ``id`` is that of the request.
     """
 
+    id: RequestId = None
     model: Model
     alpha: float
     threshold: float
     guarantee_status: GuaranteeStatus
+    warnings: list[str] = []
+    ignored: list[str]
     results: list[Result]
 
 

@@ -152,5 +152,5 @@ class Shadows:
     def _read_records(self, bodies: Sequence[bytes], shadow: ServedModel) -> Content:
         """Read records; those that do not fit the schema of the shadow are marked as problems."""
         max_records = self._settings.max_records
-        decoded = (requests.decode(body, max_records) for body in bodies)
+        decoded = (requests.decode(body, max_records).request for body in bodies)
         return shadow.schema.from_records([row for request in decoded for row in request.records])

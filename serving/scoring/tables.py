@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Self, cast
+from itertools import chain, count
+from typing import Any, ClassVar, Self, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,15 +21,20 @@ from serving.scoring import requests, responses
 from serving.scoring.handlers import Resources
 from serving.scoring.record_handler import RecordHandler
 from serving.scoring.row_decoder import RowDecoder
-from serving.scoring.schemas import JSON, REF
+from serving.scoring.schemas import JSON, MAX_ID, REF, ErrorMode
 from serving.scoring.uploads import EXPLAIN_SCHEMA
 from serving.settings import Settings
 
+ID_SCHEMA: Json = {
+    "description": "The id of the record, which its result repeats.",
+    "type": ["string", "number", "boolean", "null"],
+}
 EXAMPLE_CONTRIBUTIONS = 3
 """Number of contributions per record in the example."""
 TEXT = """Records: a value that is absent or null is missing, and the record is scored by its other
-values; unknown keys are ignored. One record that does not fit the schema refuses the whole
-request."""
+values. A record without any of the model's columns is refused. Unknown keys are ignored and named
+in `ignored`. One record that does not fit the schema refuses the whole request; with
+`"errors": "per_record"` it gets an `error` in place of its result."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -50,7 +56,7 @@ class ServedTable(ServedModel):
 
     def handler(self, resources: Resources) -> RecordHandler:
         """Create the request handler, which reads records."""
-        return RecordHandler(self, RowDecoder(self.schema), resources)
+        return RecordHandler(self, RowDecoder(self.schema, self.id_column), resources)
 
     def read_columns(self, columns: Mapping[str, Sequence[Any]]) -> RawBatch:
         """Read N rows, given as columns (N,); refuse them all if any value does not fit."""
@@ -71,7 +77,9 @@ class ServedTable(ServedModel):
     @classmethod
     def describe_bodies(cls, models: Sequence[Self], settings: Settings) -> BodyDescription:
         """Describe requests with records."""
-        components = {_component(model): record_schema(model) for model in models}
+        components: Json = {}
+        for model in models:
+            components[_component(model, components)] = record_schema(model)
         components["ScoreRequest"] = _request_schema(list(components), settings.max_records)
         body = {
             "schema": {"$ref": REF.format(name="ScoreRequest")},
@@ -95,21 +103,43 @@ def _request_schema(components: Sequence[str], max_records: int) -> Json:
         "properties": {
             "records": {"type": "array", "items": item, "minItems": 1, "maxItems": max_records},
             "explain": EXPLAIN_SCHEMA,
+            "errors": {
+                "description": "Whether a bad record refuses the request or has its own `error`.",
+                "enum": list(get_args(ErrorMode)),
+                "default": "refuse",
+            },
+            "id": {
+                "description": "An id of the request, which the answer repeats.",
+                "anyOf": [
+                    {"type": "string", "maxLength": MAX_ID},
+                    {"type": "number"},
+                    {"type": "null"},
+                ],
+            },
         },
     }
 
 
 def record_schema(model: ServedTable) -> Json:
-    """Describe a record of this model; every key is optional."""
-    properties = {
+    """Describe a record of this model; every key is optional, but one column is needed."""
+    properties: Json = {model.id_column: ID_SCHEMA} if model.id_column else {}
+    properties |= {
         column.name: {**column.spec.json_schema, "examples": [model.example[column.name]]}
         for column in model.schema.columns
     }
     return {"type": "object", "properties": properties, "additionalProperties": True}
 
 
-def _component(model: ServedTable) -> str:
-    return "Record." + re.sub(r"[^A-Za-z0-9._-]", "_", model.name)
+def _component(model: ServedTable, others: Iterable[str]) -> str:
+    """Name the records of a model, so that generators name no two of them alike."""
+    name = "Record." + re.sub(r"[^A-Za-z0-9._-]", "_", model.name)
+    taken = {_letters(other) for other in others}
+    numbered = chain([name], (f"{name}.{number}" for number in count(2)))
+    return next(one for one in numbered if _letters(one) not in taken)
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def example_request(model: ServedTable) -> Json:

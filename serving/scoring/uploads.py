@@ -14,18 +14,19 @@ from dataclasses import dataclass
 from functools import partial
 from urllib.parse import parse_qsl
 
+import numpy as np
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.types import Receive, Scope
 
-from anomaly_vae.client.types import Result
+from anomaly_vae.client.types import BadRecord, Fault, Result
 from anomaly_vae.scoring.detector import Detections
 from serving.models.store import BodyDescription, Json, ServedModel
 from serving.observability import logs
 from serving.paths import HEADERS
 from serving.problems import INVALID_REQUEST, MALFORMED, TOO_MANY_RECORDS, UNSUPPORTED, ProblemError
 from serving.scoring.handlers import RequestHandler, Resources
-from serving.scoring.requests import Headers, check_encoding
+from serving.scoring.requests import Headers, check_encoding, unfit_records
 from serving.settings import Settings
 
 MULTIPART = "multipart/form-data"
@@ -33,6 +34,11 @@ RAW = (
     "image/png",
     "image/jpeg",
     "image/tiff",
+    "image/gif",
+    "image/bmp",
+    "image/webp",
+    "image/jp2",
+    "image/jxl",
     "application/dicom",
     "application/gzip",
     "application/x-gzip",
@@ -45,16 +51,18 @@ EXPLAIN, HEATMAP, PNG = "explain", "heatmap", "png"
 MAX_BOUNDARY = 70
 """Maximum length of a boundary, in characters (RFC 2046, section 5.1.1)."""
 BINARY: Json = {"type": "string", "format": "binary"}
-TEXT = f"""Images: PNG, JPEG, TIFF, DICOM and NIfTI, detected by their content, each with one or
-more frames. Send several files as `{FORM_FIELD}` in a form, or one file as the body:
+TEXT = f"""Images: PNG, JPEG, TIFF, DICOM, NIfTI and the other formats of docs/scans.md, detected by
+their content, each with one or more frames. Send several files as `{FORM_FIELD}` in a form, or one
+file as the body:
 `curl -F files=@one.dcm -F files=@two.png '…/score?heatmap=png'` or
 `curl --data-binary @one.png -H 'Content-Type: image/png' …/score`.
-One image that cannot be read or is blank refuses the whole request."""
+Files are numbered from 0 in the order of the form; their names are not read. An image of a form
+that cannot be read or is blank gets an `error` in place of its result; in a body that is one file,
+it refuses the request."""
 
 EXPLAIN_SCHEMA: Json = {
-    "description": "Number of contributions (for images: pixels) to list, or `all`.",
+    "description": "Number of contributions (for images: regions) to list, or `all`; 0 if absent.",
     "anyOf": [{"type": "integer", "minimum": 0}, {"const": "all"}],
-    "default": 0,
 }
 QUERY: list[Json] = [
     {
@@ -66,7 +74,7 @@ QUERY: list[Json] = [
     {
         "name": HEATMAP,
         "in": "query",
-        "schema": {"const": PNG},
+        "schema": {"type": "string", "enum": [PNG]},
         "description": "For images only: adds a heatmap and its regions to each result.",
     },
 ]
@@ -214,6 +222,21 @@ class _Form:
         self.complete = True
 
 
+def check_all_usable(results: Sequence[Result]) -> None:
+    """Refuse a request if one of its images cannot be used; the error names file and frame."""
+    bad = [
+        BadRecord(result.file or 0, result.error.field, _with_frame(result.error, result.frame))
+        for result in results
+        if result.error is not None
+    ]
+    if bad:
+        raise unfit_records(bad)
+
+
+def _with_frame(error: Fault, frame: int | None) -> str:
+    return error.detail if frame is None else f"frame {frame}: {error.detail}"
+
+
 def describe_bodies(examples: Json, max_files: int) -> BodyDescription:
     """Describe uploads for the OpenAPI document, with these examples of PNG images."""
     files = {"type": "array", "items": BINARY, "minItems": 1, "maxItems": max_files}
@@ -231,8 +254,8 @@ def describe_bodies(examples: Json, max_files: int) -> BodyDescription:
 
 # ---------------------------------------------------------------- the handler
 
-Score = Callable[[Sequence[bytes], ImageOptions, Settings], tuple[Detections, list[Result]]]
-"""Function that scores the images in files."""
+Score = Callable[[Sequence[bytes], ImageOptions, Settings], tuple[list[Result], Detections | None]]
+"""Function that scores the images in files, and decides on those that can be used."""
 Head = tuple[bytes | None, ImageOptions]
 """Boundary of the form (None if the body is a single file), and the options in the query."""
 
@@ -265,11 +288,32 @@ class UploadHandler(RequestHandler):
         """Return the answer to uploaded files, and the number of their images."""
         start, settings = time.perf_counter(), self.resources.settings
         split = partial(split_files, boundary=boundary, max_files=settings.max_records)
-        detections, results = self._score(split(body), options, settings)
-        self._count(detections, start)
+        results, detections = self._score(split(body), options, settings)
+        if boundary is None:
+            check_all_usable(results)
         self.metrics.sizes.observe(len(results))
-        self.resources.shadows.offer(self.model, detections, body, lambda bodies, _: split(*bodies))
+        self.metrics.failed.inc(sum(result.error is not None for result in results))
+        if detections is not None:
+            self._count(detections, start)
+            self._offer(results, detections, body, split)
         return self.encode(results), len(results)
+
+    def _offer(
+        self,
+        results: Sequence[Result],
+        detections: Detections,
+        body: bytes,
+        split: Callable[[bytes], list[bytes]],
+    ) -> None:
+        """Offer the files of which all images were scored to the shadow."""
+        bad = {result.file for result in results if result.error is not None}
+        kept = np.array([result.file not in bad for result in results if result.error is None])
+
+        def read(bodies: Sequence[bytes], _: ServedModel) -> list[bytes]:
+            return [one for number, one in enumerate(split(*bodies)) if number not in bad]
+
+        if kept.any():
+            self.resources.shadows.offer(self.model, detections.part(kept), body, read)
 
     def decide(self, content: Sequence[bytes]) -> Detections:
         """Decide on files with one image each, and count them."""
@@ -280,4 +324,4 @@ class UploadHandler(RequestHandler):
 
     def _count(self, detections: Detections, start: float) -> None:
         self.metrics.inference.observe(time.perf_counter() - start)
-        self.metrics.observe(detections, None)
+        self.metrics.observe(detections)

@@ -193,3 +193,10 @@ def test_contributions_are_bars_that_add_up_to_the_score() -> None:
     ]
     assert (first.get_title(loc="left"), second.get_title(loc="left")) == ("first", "second")
     assert "nats" in second.get_xlabel()
+
+
+def test_a_dollar_sign_begins_no_formula() -> None:
+    parts = (Contribution("$\\frac{$ in $", 1.0, "$a$", "$^$"),)
+    figure = plots.contributions({"$x^$": Explanation(parts, 0.0, 0.0)})
+    figure.savefig(io.BytesIO())
+    assert plots.plain("Amount ($)") == r"Amount (\$)"

@@ -294,7 +294,7 @@ def test_a_full_service_refuses_and_says_so(running: Stack) -> None:
 def crowd(one: Stack, size: int) -> None:
     """So many clients at once that are slow to send what they have to say."""
     host, _, port = one.address("scoring", 8000).partition(":")
-    body = b'{"records": [{}]}'
+    body = b'{"records": [{"TX_AMOUNT": 1}]}'
     head = "POST /models/fraud/score HTTP/1.1\r\nhost: localhost\r\n"
     head += f"x-api-key: {KEY}\r\ncontent-type: application/json\r\n"
     head += f"content-length: {len(body)}\r\n\r\n"

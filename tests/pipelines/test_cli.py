@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from anomaly_vae.config import Config
 from anomaly_vae.data.splitting import TEST
 from anomaly_vae.evaluation.metrics import evaluate
 from anomaly_vae.lifecycle.registry import Registry
-from pipelines import cli
+from pipelines import cli, console
 from tests.support.flows import Command, World
 from tests.support.paths import ROOT
+from tests.support.ports import free_port
+from tests.support.terminal import run_on_terminal
 
 COMMANDS = (
     "demo", "simulate", "train", "calibrate", "evaluate", "promote", "rollback", "run", "score",
@@ -131,8 +134,10 @@ def test_an_error_nobody_thought_of_is_one_line_too_and_asks_to_be_reported(
     assert "unexpected ZeroDivisionError: division by zero" in answer.err
     assert answer.err.count("\n") == 1
     monkeypatch.setenv("ANOMALY_VAE_DEBUG", "1")
-    with pytest.raises(ZeroDivisionError):
-        command("models")
+    answer = command("models")
+    assert answer.code == 1
+    assert "Traceback" in answer.err
+    assert "in fail" in answer.err
 
 
 def test_an_install_without_what_trains_says_what_to_install(
@@ -317,3 +322,131 @@ def test_the_process_keeps_stdout_for_the_answer(champion: World) -> None:
     failed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (failed.returncode, failed.stdout) == (1, "")
     assert failed.stderr.count("\n") == 1
+
+
+# ---------------------------------------------------------------- passwords
+
+CONFIG = """
+name: fraud
+data: {path: rows.csv, label: y}
+preset: fast
+training: {epochs: 1}
+"""
+ASKING = {
+    "models": (),
+    "train": ("config.yaml",),
+    "calibrate": ("config.yaml", "--model", "models:/fraud/1"),
+    "run": ("config.yaml",),
+    "promote": ("fraud",),
+    "rollback": ("fraud",),
+    "inspect": ("models:/fraud@champion",),
+    "evaluate": ("--model", "models:/fraud/1", "--data", "rows.csv", "--label", "y"),
+    "score": ("--model", "runs:/0123/bundle", "--input", "rows.csv", "--output", "out"),
+    "serve": ("--model", "models:/fraud@champion", "--port", "0"),
+    "sample": ("--model", "models:/fraud/1", "--out", "sample.csv"),
+    "reconstruct": ("--model", "models:/fraud/1", "--out", "sample.csv"),
+    "interpolate": ("--model", "models:/fraud/1", "--out", "sample.csv"),
+    "traverse": ("--model", "models:/fraud/1", "--out", "sample.csv"),
+    "latent": ("--model", "models:/fraud/1", "--out", "sample.csv"),
+    "denoise": ("--model", "models:/fraud/1", "--out", "sample.csv"),
+}
+"""Arguments with which each command asks the registry."""
+
+
+@pytest.fixture
+def closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Host and port of a server that is down, in a folder with a configuration and its rows."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    Path("config.yaml").write_text(CONFIG)
+    rows = "".join(f"{i / 7},{(i * i) % 11},{int(i % 50 == 0)}\n" for i in range(400))
+    Path("rows.csv").write_text(f"a,b,y\n{rows}")
+    return f"127.0.0.1:{free_port()}"
+
+
+def test_every_command_that_asks_the_registry_is_tested() -> None:
+    assert set(ASKING) == {*COMMANDS, *GENERATING} - {"demo", "simulate"}
+
+
+@pytest.mark.parametrize("name", ASKING)
+@pytest.mark.parametrize("debug", ["", "1"])
+def test_no_command_shows_the_password_of_the_registry(
+    command: Command, closed: str, monkeypatch: pytest.MonkeyPatch, name: str, debug: str
+) -> None:
+    monkeypatch.setenv("ANOMALY_VAE_DEBUG", debug)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://bob:s3c@retPw@{closed}")
+    answer = command(name, *ASKING[name])
+    assert answer.code == 1
+    assert "retPw" not in answer.out + answer.err
+    assert "bob" not in answer.out + answer.err
+    assert closed in answer.err
+    assert "Traceback" not in answer.err
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "foo://bob:s3cretPw@{}", "postgresql://bob:s3cretPw@{}/x", "http://bob:s3cretPw/x@{}",
+        "postgresql+psycopg2://bob:s3cret@Pw:1/x@{}/x", "bob:s3cretPw@{}", "mysql://s3cretPw@{}/x",
+    ],
+)  # fmt: skip
+def test_no_address_of_another_kind_shows_its_password(
+    command: Command, closed: str, address: str
+) -> None:
+    setting = f"mlflow.tracking_uri={address.format(closed)}"
+    for arguments in (("train", "config.yaml"), ("run", "config.yaml")):
+        answer = command(*arguments, "--set", setting)
+        assert answer.code == 1
+        assert "s3cret" not in answer.err
+        assert answer.err.splitlines()[-1].startswith("error: ")
+        assert answer.err.splitlines()[-1].count("; ") == 1  # a remedy
+
+
+def test_whatever_is_written_to_the_terminal_is_masked(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> Any:
+        warnings.warn("http://bob:s3cretPw@h:1 is slow", stacklevel=1)
+        sys.stderr.write("http://bob:s3cretPw@h:1\n")
+        console.table("", ("address",), [("x" * 50 + " http://bob:s3cretPw@h:1",)])
+        console.result({"address": "http://bob:s3cretPw@h:1"})
+        raise ZeroDivisionError("x" * 290 + "http://bob:s3cretPw@h:1")
+
+    monkeypatch.setattr(cli, "_registry", fail)
+    with pytest.warns(UserWarning, match="slow"):
+        answer = command("models")
+    assert "s3cret" not in answer.out + answer.err
+    assert answer.out == '{"address": "http://h:1"}\n'
+    assert answer.err.count("http://h:1") == 3
+    monkeypatch.setenv("ANOMALY_VAE_DEBUG", "1")
+    with pytest.warns(UserWarning, match="slow"):
+        answer = command("models")
+    assert "Traceback" in answer.err
+    assert "s3cretPw@" not in answer.err.replace('"', "").split("ZeroDivisionError: ")[-1]
+
+
+# ---------------------------------------------------------------- terminals
+
+
+@pytest.mark.parametrize("option", [(), ("--json",)])
+def test_a_command_on_a_terminal_prints_json_only_where_asked(
+    tmp_path: Path, option: tuple[str, ...]
+) -> None:
+    command = [sys.executable, "-m", "pipelines.cli", "simulate", "transactions", "--rows", "50"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    code, text = run_on_terminal(
+        [*command, "--out", "data", *option], 80, environment, str(tmp_path)
+    )
+    assert code == 0
+    assert ("{" in text) == bool(option)
+    assert "50" in text
+    assert any(line.startswith("{") and json.loads(line) for line in text.splitlines()) == bool(
+        option
+    )
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, *GENERATING])
+def test_every_command_mentions_and_accepts_json(command: Command, name: str) -> None:
+    assert "--json" in command(name, "--help").out
+    assert command(name, "--json", "--help").code == 0

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sys
 
 import pytest
 
 from pipelines import console
+from tests.support.paths import ROOT
+from tests.support.terminal import run_on_terminal
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 @pytest.mark.parametrize(
@@ -62,11 +68,57 @@ def test_a_table_without_rows_shows_its_header(capfd: pytest.CaptureFixture[str]
     assert "name" in capfd.readouterr().err
 
 
-def test_a_narrow_table_folds_what_it_cannot_fit(capfd: pytest.CaptureFixture[str]) -> None:
-    names = [f"CUSTOMER_ID_NB_TX_{days}DAY_WINDOW" for days in (1, 7, 30)]
-    header = ("column", *("a figure of some words",) * 5)
-    console.table("Columns", header, [(name, *("12345678",) * 5) for name in names])
-    words = capfd.readouterr().err
-    assert "…" not in words
-    first = "".join(line[:14].strip() for line in words.splitlines())
-    assert all(name in first for name in names)
+REASON = "the rate rose after the release of the new checkout, and the fraud team agreed to it"
+HISTORY = f"""
+from pipelines import console
+console.table("History", ("when", "decision", "version", "by", "reason"), [
+    ("2026-11-30T08:00:00+00:00", "promoted", 3, "alice@example.com", None),
+    ("2026-11-30T09:00:00+00:00", "promoted (forced)", 12, "night-job", {REASON!r}),
+])
+"""
+
+
+def test_a_table_of_a_file_has_one_line_per_row(capfd: pytest.CaptureFixture[str]) -> None:
+    rows = [("a", 1, REASON * 5), ("b\nb", 2, "short")]
+    console.table("History", ("name", "version", "reason"), rows)
+    lines = [line.split() for line in capfd.readouterr().err.splitlines()]
+    assert ["a", "1", *(REASON * 5).split()] in lines
+    assert ["b", "b", "2", "short"] in lines
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
+def test_a_table_keeps_its_columns_or_has_one_field_per_line(width: int) -> None:
+    code, text = run_on_terminal([sys.executable, "-c", HISTORY], width, ENVIRONMENT)
+    assert code == 0
+    assert max(map(len, text.splitlines())) <= width
+    assert REASON.split() == [word for word in text.split() if word in REASON.split()]
+    header = next(line for line in text.splitlines() if "when" in line)
+    wide = width >= 200
+    assert ("decision" in header) == wide
+    if wide:
+        (row,) = (line for line in text.splitlines() if "night-job" in line)
+        assert row.index("night-job") == header.index("by")
+        assert row.index(REASON) == header.index("reason")
+    else:
+        indented = [line for line in text.splitlines() if line.startswith("  ")]
+        fields = [line.split()[0] for line in indented if line[2:3].strip()]
+        assert fields == ["when", "decision", "version", "by", "reason"] * 2
+
+
+RESULT = """
+import sys
+from pipelines import console
+console.print_json("--json" in sys.argv)
+console.result({"model_uri": "models:/fraud/3", "rows": 1234, "figures": {"auroc": 0.9}})
+"""
+
+
+@pytest.mark.parametrize("option", [(), ("--json",)])
+def test_a_terminal_gets_json_only_where_asked(option: tuple[str, ...]) -> None:
+    command = [sys.executable, "-c", RESULT, *option]
+    code, text = run_on_terminal(command, 80, ENVIRONMENT)
+    assert code == 0
+    if option:
+        assert json.loads(text)["rows"] == 1234
+    else:
+        assert text.splitlines() == ["model uri  models:/fraud/3", "rows       1,234"]

@@ -14,7 +14,7 @@ from tests.support.metrics import MODEL, value
 
 
 def test_unknown_models_and_routes(client):
-    unknown = client.post("/models/nobody/score", json={"records": [{}]})
+    unknown = client.post("/models/nobody/score", json={"records": [{"TX_AMOUNT": 1}]})
     assert "/models/fraud/score" in refused(unknown, 404, "unknown-model")["detail"]
     for path in ("/", "/scores", "/score/", "/models/a/b/score", "/%00", "/models//score"):
         refused(client.post(path, json={}), 404, "not-found")
@@ -25,14 +25,14 @@ def test_unknown_models_and_routes(client):
     [
         ("GET", "/score", "POST"),
         ("DELETE", "/models/fraud/score", "POST"),
-        ("POST", "/models", "GET"),
-        ("TRACE", "/metrics", "GET"),
+        ("POST", "/models", "GET, HEAD"),
+        ("TRACE", "/metrics", "GET, HEAD"),
     ],
 )
 def test_wrong_methods(client, method, path, allowed):
     response = client.request(method, path)
     refused(response, 405, "method-not-allowed")
-    assert response.headers["allow"] == allowed
+    assert sorted(response.headers["allow"].split(", ")) == allowed.split(", ")
 
 
 @pytest.mark.parametrize("explain", [0, 1])
@@ -48,7 +48,7 @@ def test_a_bug_says_nothing_of_the_inside(client, caplog, monkeypatch, records, 
 
 def test_two_applications_count_apart(client_of, served):
     one, other = client_of(served), client_of(served)
-    one.post("/score", json={"records": [{}]})
+    one.post("/score", json={"records": [{"TX_AMOUNT": 1}]})
     assert value(other, "scored_records_total", **MODEL) == 0
 
 

@@ -108,7 +108,7 @@ def test_a_client_that_goes_away_is_let_go():
     ("method", "path"), [("POST", "/score"), ("GET", "/health/live"), ("GET", "/nowhere")]
 )
 def test_every_answer_has_an_id(client, method, path):
-    answers = [client.request(method, path, json={"records": [{}]}) for _ in range(2)]
+    answers = [client.request(method, path, json={"records": [{"TX_AMOUNT": 1}]}) for _ in range(2)]
     for answer in answers:
         assert re.fullmatch(r"[0-9a-f]{16}-[0-9a-f]+", answer.headers["x-request-id"])
     assert len({answer.headers["x-request-id"] for answer in answers}) == 2
@@ -117,7 +117,9 @@ def test_every_answer_has_an_id(client, method, path):
 
 def test_an_id_that_is_sent_comes_back_and_is_logged(client, caplog):
     with caplog.at_level(logging.INFO, logger="serving.access"):
-        answer = client.post("/score", json={"records": [{}]}, headers={"X-Request-ID": "a-1.b_2"})
+        answer = client.post(
+            "/score", json={"records": [{"TX_AMOUNT": 1}]}, headers={"X-Request-ID": "a-1.b_2"}
+        )
     assert answer.headers["x-request-id"] == "a-1.b_2"
     (line,) = [record.facts for record in caplog.records if record.name == "serving.access"]
     assert line["request_id"] == "a-1.b_2"
@@ -131,7 +133,10 @@ def test_an_id_that_is_not_sound_is_replaced(client, given):
 
 @pytest.mark.parametrize(
     ("path", "body"),
-    [("/score", {"records": [{}]}), ("/invocations", {"dataframe_records": [{}]})],
+    [
+        ("/score", {"records": [{"TX_AMOUNT": 1}]}),
+        ("/invocations", {"dataframe_records": [{"TX_AMOUNT": 1}]}),
+    ],
 )
 def test_the_log_has_a_failure_once_and_by_its_id(client, monkeypatch, caplog, path, body):
     monkeypatch.setattr("serving.scoring.batcher.ModelBatcher.decide", lambda *_: 1 / 0)

@@ -96,7 +96,10 @@ def test_who_may_do_what(guarded, key, path, status, way):
     headers = {way: value} if key else {}
     method = "POST" if path in {"/score", "/-/reload"} else "GET"
     response = guarded.request(
-        method, path, headers=headers, json={"records": [{}]} if method == "POST" else None
+        method,
+        path,
+        headers=headers,
+        json={"records": [{"TX_AMOUNT": 1}]} if method == "POST" else None,
     )
     assert response.status_code == status, response.text
     if status in {401, 403}:
@@ -107,7 +110,9 @@ def test_who_may_do_what(guarded, key, path, status, way):
 
 @pytest.mark.parametrize("header", [b"Basic k1", b"Bearer", b"Bearer \xff\xfe", b"k1"])
 def test_headers_that_are_no_keys(guarded, header):
-    response = guarded.post("/score", json={"records": [{}]}, headers={b"Authorization": header})
+    response = guarded.post(
+        "/score", json={"records": [{"TX_AMOUNT": 1}]}, headers={b"Authorization": header}
+    )
     assert response.status_code == 401
 
 

@@ -85,10 +85,10 @@ def mlflow_server(folder: Path, **environment: str) -> Iterator[str]:
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", "0"]
     command += ["--backend-store-uri", f"sqlite:///{folder / DATABASE}"]
     log = folder / "server.log"
+    # MLflow's runner of jobs, which a registry does not need, takes many seconds to end.
+    variables = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **environment}
     with log.open("w") as output:
-        server = subprocess.Popen(
-            command, stdout=output, stderr=output, cwd=folder, env={**os.environ, **environment}
-        )
+        server = subprocess.Popen(command, stdout=output, stderr=output, cwd=folder, env=variables)
         try:
             deadline = time.monotonic() + 90
             while not (found := re.search(r"running on (http://\S+)", log.read_text())):

@@ -190,6 +190,112 @@ def test_altered_sums_are_refused(spoil: Callable[[bytes], bytes], folder: Path)
         load_bundle(folder)
 
 
+def flipped(content: bytes, bit: int) -> bytes:
+    """Return the content with one bit flipped."""
+    changed = bytearray(content)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+def test_every_flipped_bit_of_the_sums_is_refused(tmp_path: Path) -> None:
+    for name in (MANIFEST, GRAPH, WEIGHTS, CALIBRATION):  # small, so that it takes no time
+        (tmp_path / name).write_bytes(name.encode())
+    reseal(tmp_path)
+    sums = (tmp_path / SUMS).read_bytes()
+    for bit in range(8 * len(sums)):
+        (tmp_path / SUMS).write_bytes(flipped(sums, bit))
+        with pytest.raises(BundleError, match=r"altered|missing|does not belong"):
+            load_bundle(tmp_path)
+
+
+@pytest.mark.parametrize("name", [MANIFEST, GRAPH, WEIGHTS, CALIBRATION])
+def test_flipped_bits_of_a_file_are_refused(name: str, folder: Path) -> None:
+    content = (folder / name).read_bytes()
+    for bit in np.random.default_rng(0).integers(8 * len(content), size=50):
+        (folder / name).write_bytes(flipped(content, int(bit)))
+        with pytest.raises(BundleError, match=re.escape(f"{name} was altered")):
+            load_bundle(folder)
+
+
+def _first_twice(sums: bytes) -> bytes:
+    return sums[: sums.index(b"\n") + 1] + sums
+
+
+def _reversed(sums: bytes) -> bytes:
+    return b"".join(reversed(sums.splitlines(keepends=True)))
+
+
+ALTERED = {
+    "a repeated line": _first_twice,
+    "another order": _reversed,
+    "no last newline": lambda sums: sums[:-1],
+    "a blank line": lambda sums: sums + b"\n",
+    "carriage returns": lambda sums: sums.replace(b"\n", b"\r\n"),
+    "vertical tabs": lambda sums: sums.replace(b"\n", b"\x0b"),
+    "a separator of records": lambda sums: sums.replace(b"\n", b"\x1e", 1),
+    "a line separator of Unicode": lambda sums: sums.replace(b"\n", "\u2028".encode(), 1),
+    "upper case": lambda sums: sums.upper(),
+    "one space": lambda sums: sums.replace(b"  ", b" ", 1),
+    "binary mode": lambda sums: sums.replace(b"  ", b" *"),
+    "a tab": lambda sums: sums.replace(b"  ", b" \t"),
+    "a byte order mark": lambda sums: b"\xef\xbb\xbf" + sums,
+    "a comment": lambda sums: b"# made by hand\n" + sums,
+    "a path": lambda sums: sums.replace(b"graph", b"./graph"),
+    "a parent": lambda sums: b"0" * 64 + b"  ../x\n" + sums,
+    "an absolute path": lambda sums: b"0" * 64 + b"  /etc/passwd\n" + sums,
+    "a NUL": lambda sums: sums + b"\0",
+}
+
+
+@pytest.mark.parametrize("how", ALTERED)
+def test_sums_of_another_form_are_refused(how: str, folder: Path) -> None:
+    (folder / SUMS).write_bytes(ALTERED[how]((folder / SUMS).read_bytes()))
+    with pytest.raises(BundleError, match=f"{SUMS} was altered; fetch the bundle again"):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize("name", [MANIFEST, SUMS])
+def test_a_link_is_refused(name: str, folder: Path, tmp_path: Path) -> None:
+    (folder / name).rename(tmp_path / "elsewhere")
+    (folder / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BundleError, match=f"{name} is not a regular file"):
+        load_bundle(folder)
+
+
+def test_a_folder_in_place_of_a_file_is_refused(folder: Path) -> None:
+    (folder / GRAPH).unlink()
+    (folder / GRAPH).mkdir()
+    with pytest.raises(BundleError, match=f"{GRAPH} is not a regular file"):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "reason"),
+    [
+        (b"", "Expecting value"),
+        (b"[]", "attribute 'get'"),
+        (b"\xff", "decode"),
+        (b'{"format": 3, "format": 2}', "'format' is repeated"),
+        (b'{"data": {"rows": NaN}}', "NaN is no JSON number"),
+        (b'{"data": {"rows": -Infinity}}', "-Infinity is no JSON number"),
+    ],
+)
+def test_a_manifest_that_is_no_strict_json_is_refused(
+    folder: Path, manifest: bytes, reason: str
+) -> None:
+    (folder / MANIFEST).write_bytes(manifest)
+    reseal(folder)
+    with pytest.raises(BundleError, match=f"manifest.json cannot be read: .*{reason}"):
+        load_bundle(folder)
+
+
+def test_scores_that_are_no_tensors_are_refused(folder: Path) -> None:
+    (folder / CALIBRATION).write_bytes(b"nonsense")
+    reseal(folder)
+    with pytest.raises(BundleError, match="disagree"):
+        load_bundle(folder)
+
+
 def test_a_threshold_without_its_scores_is_refused(folder: Path) -> None:
     (folder / CALIBRATION).unlink()
     reseal(folder)

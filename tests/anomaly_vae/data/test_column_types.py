@@ -80,12 +80,6 @@ def test_json_is_decoded_as_the_type_that_its_schema_describes(kind: ColumnType)
     assert None in allowed or "null" in allowed
 
 
-def test_infinity_is_outside_the_schema_of_numbers() -> None:
-    schema = COLUMN_TYPES[ColumnType.NUMERIC].json_schema
-    assert -math.inf < schema["minimum"] < schema["maximum"] < math.inf
-    assert schema["maximum"] * 2 == math.inf
-
-
 def test_rows_are_grouped_by_columns_with_few_values_only() -> None:
     grouping = {kind for kind in TYPES if COLUMN_TYPES[kind].has_levels}
     assert grouping == {ColumnType.BINARY, ColumnType.CATEGORICAL}

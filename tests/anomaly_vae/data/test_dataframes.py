@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 from decimal import Decimal
+from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pandas as pd
@@ -83,3 +85,53 @@ def test_two_columns_of_one_name_are_refused_by_name(twice: list[object]) -> Non
     frame = pd.DataFrame([[1.0, 2.0]], columns=twice)
     with pytest.raises(DataError, match=r"'[a1]' .*more than once"):
         frame_to_table(frame)
+
+
+SHOP = pd.cut(np.array([1.0, 5.0, np.nan, 9.0]), [0, 4, 8, 12])
+PERIODS = pd.PeriodIndex(["2024-01", "2024-02", None, "2024-01"], freq="M")
+
+
+@pytest.mark.parametrize(
+    ("column", "texts"),
+    [
+        (SHOP, ["(0, 4]", "(4, 8]", None, "(8, 12]"]),
+        (pd.Series(SHOP).astype(object), ["(0, 4]", "(4, 8]", None, "(8, 12]"]),
+        (pd.arrays.IntervalArray.from_tuples([(0, 1), None, (1, 2), (0, 1)]),
+         ["(0.0, 1.0]", None, "(1.0, 2.0]", "(0.0, 1.0]"]),
+        (PERIODS, ["2024-01", "2024-02", None, "2024-01"]),
+        (pd.Categorical(PERIODS), ["2024-01", "2024-02", None, "2024-01"]),
+        (pd.Categorical([(1, "x"), (2, "y"), None, (1, "x")]),
+         ["(1, 'x')", "(2, 'y')", None, "(1, 'x')"]),
+        ([UUID(int=1), UUID(int=2), None, UUID(int=1)],
+         [str(UUID(int=1)), str(UUID(int=2)), None, str(UUID(int=1))]),
+        ([10**30, 1, None, 2], [str(10**30), "1", None, "2"]),
+        (pd.Series(["\ud800", "b", None, "NA"], dtype=object), ["\\ud800", "b", None, None]),
+        ([1 + 2j, 3j, None, 0j], ["(1+2j)", "3j", None, "0j"]),
+        ([pd.Series([1, 2]), {1: {2}}, None, [1, "a"]],
+         ["0 1 1 2 dtype: int64", "{1: {2}}", None, "[1, 'a']"]),
+    ],
+)  # fmt: skip
+def test_values_that_arrow_does_not_know_become_text(column: Any, texts: list[str | None]) -> None:
+    frame = pd.DataFrame({"a": pd.Series(column)})
+    table = frame_to_table(frame)
+    assert table.column("a").type in (pa.string(), pa.large_string())
+    assert table.column("a").to_pylist() == texts
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pd.arrays.SparseArray([0.0, 1.0, 0.0]), pd.arrays.SparseArray([0, 1, 0]),
+        np.array([0, 1, 0], np.longdouble), np.array([0, 1, 0], np.float16),
+        pd.array([0, 1, 0], "Int64"), pd.array([0, 1, 0], pd.ArrowDtype(pa.int8())),
+        pd.array([False, True, False], "boolean"), [Decimal(0), Decimal("1.0"), Decimal("0E+3")],
+    ],
+)  # fmt: skip
+def test_numbers_of_any_type_are_numbers(column: Any) -> None:
+    table = frame_to_table(pd.DataFrame({"a": column}))
+    assert numbers_from_arrow(table.column("a"))[0].tolist() == [0, 1, 0]
+
+
+def test_an_empty_column_of_intervals_is_text() -> None:
+    table = frame_to_table(pd.DataFrame({"a": SHOP[:0]}))
+    assert table.column("a").to_pylist() == []

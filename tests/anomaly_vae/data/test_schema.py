@@ -57,6 +57,7 @@ def as_text(value: object) -> str | None:
 
 @given(records)
 def test_records_a_typed_table_and_its_text_read_the_same(rows: list[dict[str, Any]]) -> None:
+    rows = [{"online": None, **row} for row in rows]
     from_records = SCHEMA.from_records(rows)
     cells = {name: [row.get(name) for row in rows] for name in SCHEMA.names}
     typed = pa.table({name: pa.array(values, ARROW[name]) for name, values in cells.items()})
@@ -68,6 +69,19 @@ def test_records_a_typed_table_and_its_text_read_the_same(rows: list[dict[str, A
         assert batch.problems == from_records.problems == ()
         assert plainly(batch) == plainly(from_records)
         assert len(batch) == len(from_records) == len(rows)
+
+
+def test_a_record_without_any_column_has_a_problem() -> None:
+    batch = SCHEMA.from_records([{}, {"at": None}, {"id": 1, "Amounts": 3}, {"id": 2}, {}])
+    assert [(problem.row, problem.column) for problem in batch.problems] == [
+        (0, None), (2, None), (3, None), (4, None)
+    ]  # fmt: skip
+    found_nothing, other, plain, again = (problem.reason for problem in batch.problems)
+    assert found_nothing == again
+    assert found_nothing.endswith("expected 'amount', 'online', 'country', 'at', found nothing")
+    assert other == plain == found_nothing.removesuffix(", found nothing")
+    (problem,) = SCHEMA.from_records([{"id": 1, "Amounts": 3}]).problems
+    assert problem.reason.endswith("found 'id', 'Amounts'; 'Amounts' may mean 'amount'")
 
 
 def test_an_absent_column_or_key_is_missing_in_every_row() -> None:

@@ -245,3 +245,31 @@ def test_samples_of_what_polars_held_are_polars_after_loading_too(
     back = loaded.inverse_transform(loaded.transform(rows[:2]))
     assert isinstance(back, pl.DataFrame)
     assert back.height == 2
+
+
+def test_bins_of_pandas_are_categories() -> None:
+    values = np.random.default_rng(0).normal(size=120)
+    frame = pd.DataFrame({"a": values, "bin": pd.cut(values, [-9, -1, 0, 1, 9])})
+    detector = tiny().fit(frame)
+    assert [c.type for c in detector.bundle_.scorer.schema.columns] == ["numeric", "categorical"]
+    as_text = frame.assign(bin=frame["bin"].astype(str))
+    np.testing.assert_array_equal(detector.score_samples(frame), detector.score_samples(as_text))
+
+
+@pytest.mark.parametrize("column", [["a", "b"] * 60, pd.cut(np.arange(120), 4), [(1, 2)] * 120])
+def test_a_frame_with_numbers_for_names_may_hold_only_numbers(column: object) -> None:
+    frame = pd.DataFrame({0: np.arange(120.0), 1: column})
+    with pytest.raises(DataError, match=r"column 1 does not hold numbers.*columns\.map\(str\)"):
+        tiny().fit(frame)
+
+
+@pytest.mark.parametrize(
+    "y",
+    [
+        [True, False] * 60, ["normal"] * 120, pd.Categorical(["a", "b"] * 60),
+        pd.array([0, None] * 60, "Int64"), pd.array(["a", None] * 60, "string"), None,
+    ],
+)  # fmt: skip
+def test_labels_of_any_type_are_ignored(y: object) -> None:
+    rows = np.random.default_rng(0).normal(size=(120, 2))
+    assert tiny().fit(rows, y).offset_ == tiny().fit(rows).offset_

@@ -56,6 +56,7 @@ def test_defaults_are_those_of_files() -> None:
 
 def test_arguments_are_called_as_their_keys_are() -> None:
     renamed = {"score_type", "model", "random_state", "calibration_fraction", "validation_fraction"}
+    renamed |= {"verbose"}
     assert CONFIG_KEYS.keys() == TabularVAEDetector().get_params().keys()
     for argument in CONFIG_KEYS.keys() - renamed:
         assert CONFIG_KEYS[argument][0].rpartition(".")[2] == argument

@@ -1,6 +1,7 @@
 """Image files become the pixels they hold; what holds none is refused with its own reason."""
 
 import gzip
+import io
 import logging
 import os
 import struct
@@ -10,16 +11,26 @@ import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import imagecodecs
+import nibabel
 import numpy as np
 import pydicom
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
 from anomaly_vae.images import decoding
-from anomaly_vae.images.decoding import SUFFIXES, is_image_file, read_bytes, read_file
+from anomaly_vae.images.decoding import (
+    HEAD_BYTES,
+    read_bytes,
+    read_file,
+    recognise_format,
+)
 from anomaly_vae.images.pixels import DecodeFailure, DecodeOptions
 from tests.support.mutations import mutations
 from tests.support.paths import ROOT
@@ -102,30 +113,6 @@ def test_a_file_over_the_limit_is_not_read_whole(tmp_path):
     assert result.reason == "it has more than 1000 bytes; split it or raise max_bytes"
 
 
-def test_images_are_known_by_suffix_and_without_one_by_how_they_begin(tmp_path):
-    for suffix in SUFFIXES:
-        assert is_image_file(tmp_path / f"a{suffix.upper()}")
-    for name in ("1.2.840.10008.5", "IM0001"):
-        path = tmp_path / name
-        path.write_bytes(bytes(128) + b"DICM")
-        assert is_image_file(path)
-        path.write_bytes(bytes(128) + b"DIC")
-        assert not is_image_file(path)
-    for start in (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        path.write_bytes(start)
-        assert is_image_file(path)
-    path.write_bytes(b"\x08\0\x05\0")
-    assert not is_image_file(path)
-    (tmp_path / "notes.txt").write_bytes(bytes(128) + b"DICM")
-    (tmp_path / "folder").mkdir()
-    assert not any(is_image_file(tmp_path / name) for name in ("notes.txt", "folder", "absent"))
-
-
-def test_a_pipe_without_a_suffix_is_no_image_and_is_not_waited_for(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    assert not is_image_file(tmp_path / "pipe")
-
-
 # ---------------------------------------------------------------- hostile files
 
 
@@ -142,9 +129,13 @@ def many_scans() -> bytes:
 
 HOSTILE = {
     "empty": (b"", "the file is empty; copy it again"),
-    "text": (b"patient,label\n1,0\n" * 30, "it is no PNG, JPEG, TIFF, DICOM or NIfTI"),
-    "one byte": (b"\x89", "it is no PNG, JPEG, TIFF, DICOM or NIfTI"),
-    "GIF": (saved(GREY, "GIF"), "it is no PNG, JPEG, TIFF, DICOM or NIfTI"),
+    "text": (b"patient,label\n1,0\n" * 30, "it is no PNG, JPEG, TIFF, GIF, BMP"),
+    "one byte": (b"\x89", "it is no PNG, JPEG, TIFF, GIF, BMP"),
+    "PDF": (b"%PDF-1.7", "it is PDF, which is not read; convert it to PNG, TIFF, DICOM or NIfTI"),
+    "ZIP": (b"PK\3\4" + bytes(40), "it is a ZIP archive, which is not read; convert it"),
+    "HEIF": (b"\0\0\0\x18ftypheic" + bytes(40), "it is HEIF, which is not read; convert it"),
+    "AVIF": (b"\0\0\0\x18ftypavif" + bytes(40), "it is AVIF, which is not read; convert it"),
+    "gzip in gzip": (gzip.compress(gzip.compress(saved(GREY, "PNG"))), "it is an archive, which"),
     "wide": (png_header(60_000, 1_000), "60000 × 1000 pixels is over the limit of 33554432"),
     "wide and high": (
         png_header(60_000, 60_000),
@@ -160,7 +151,7 @@ HOSTILE = {
     "cut TIFF": (saved(DEEP, "TIFF")[:-40], "it is cut short; copy the file again"),
     "bad checksum": (saved(DEEP, "PNG").replace(b"IHDR", b"IHDR\1", 1), "it is damaged"),
     "NaN": (tiff(np.full((3, 3), np.nan, np.float32)), "9 of its values are NaN or infinite"),
-    "gzip": (gzip.compress(b"text"), "it is gzip but holds no NIfTI volume; unpack it"),
+    "gzip": (gzip.compress(b"text"), "it is no PNG, JPEG, TIFF, GIF, BMP"),
 }
 
 
@@ -207,6 +198,15 @@ def test_want_of_memory_is_told(monkeypatch):
     assert why(saved(GREY, "PNG")) == expected
 
 
+COLOUR_IMAGE, OTHER_IMAGE = Image.fromarray(COLOUR), Image.fromarray(255 - COLOUR)
+
+
+def packed_tiff(pixels: NDArray[Any], **how: Any) -> bytes:
+    file = io.BytesIO()
+    tifffile.imwrite(file, pixels, metadata=None, **how)
+    return file.getvalue()
+
+
 SEEDS = {
     "grey.png": saved(GREY, "PNG"),
     "deep.png": saved(DEEP, "PNG"),
@@ -216,6 +216,23 @@ SEEDS = {
     "plain.tif": tiff(DEEP),
     "float.tif": tiff(GREY.astype(np.float32), ">"),
     "pages.tif": saved(GREY, "TIFF", save_all=True, append_images=[Image.fromarray(DEEP)]),
+    "half.tif": tiff(GREY.astype(np.float16)),
+    "signed.tif": tiff(DEEP.astype(np.int16), ">"),
+    "lzw.tif": packed_tiff(GREY.astype(np.float32), compression="lzw", predictor=True),
+    "zstd.tif": packed_tiff(DEEP.astype(np.int16), compression="zstd", tile=(16, 16)),
+    "frames.gif": saved(COLOUR_IMAGE, "GIF", save_all=True, append_images=[OTHER_IMAGE]),
+    "plain.bmp": saved(COLOUR, "BMP"),
+    "frames.webp": saved(COLOUR_IMAGE, "WEBP", save_all=True, append_images=[OTHER_IMAGE]),
+    "colour.jp2": saved(COLOUR, "JPEG2000"),
+    "colour.jph": imagecodecs.htj2k_encode(COLOUR),
+    "deep.jxl": imagecodecs.jpegxl_encode(DEEP, lossless=True),
+    "deep.jls": imagecodecs.jpegls_encode(DEEP),
+    "twelve.jpg": imagecodecs.jpeg8_encode(DEEP >> 4, bitspersample=12),
+    "lossless.jpg": imagecodecs.jpeg8_encode(COLOUR, lossless=True),
+    "binary.ppm": saved(COLOUR, "PPM"),
+    "text.pgm": b"P2 17 12 255\n" + b" ".join(b"%d" % value for value in GREY.ravel()),
+    "map.pam": b"P7\nWIDTH 17\nHEIGHT 12\nDEPTH 3\nMAXVAL 255\nENDHDR\n" + COLOUR.tobytes(),
+    "volume.mgz": gzip.compress(nibabel.MGHImage(GREY[..., None], np.eye(4)).to_bytes()),
 }
 
 
@@ -246,7 +263,18 @@ def test_damage_anywhere_in_dicom_raises_nothing(path):
         check_is_safe(damaged)
 
 
-@given(st.binary(max_size=400), st.sampled_from(sorted(decoding.SIGNATURES)))
+def test_every_format_that_is_read_is_recognised_by_its_content():
+    found = {name: recognise_format(content) for name, content in SEEDS.items()}
+    assert set(found.values()) | {"DICOM", "NIfTI", "MGH"} == {*decoding.OPENERS, "MGH in gzip"}
+    assert found["volume.mgz"] == "MGH in gzip"
+    head = {name: recognise_format(content[:HEAD_BYTES]) for name, content in SEEDS.items()}
+    assert head == found
+
+
+SIGNATURES = [*sorted(decoding.SIGNATURES), b"RIFF\0\0\0\0WEBP", b"P5 ", b"P7\n", b"BM" + bytes(12)]
+
+
+@given(st.binary(max_size=400), st.sampled_from(SIGNATURES))
 @settings(max_examples=150)
 def test_any_bytes_after_a_signature_raise_nothing(rest, signature):
     check_is_safe(signature + rest)
@@ -306,10 +334,15 @@ def test_reading_png_imports_neither_pydicom_nor_nibabel():
 
 
 @pytest.mark.parametrize(
-    ("kind", "begin"), [("DICOM", bytes(128) + b"DICM"), ("NIfTI", b"\x1f\x8b")]
+    ("kind", "begin"),
+    [
+        ("DICOM", bytes(128) + b"DICM"),
+        ("NIfTI", bytes(344) + b"n+1\0"),
+        ("NIfTI", gzip.compress(bytes(344) + b"n+1\0")),
+        ("TIFF", b"II*\0"),
+    ],
 )
 def test_a_library_that_is_missing_is_named_with_its_remedy(monkeypatch, kind, begin):
-    module = "dicom" if kind == "DICOM" else "nifti"
-    monkeypatch.setitem(sys.modules, f"anomaly_vae.images.{module}", None)
+    monkeypatch.setitem(sys.modules, f"anomaly_vae.images.{kind.lower()}", None)
     expected = f"the libraries that read {kind} are missing; install anomaly-vae[images]"
     assert why(begin) == expected

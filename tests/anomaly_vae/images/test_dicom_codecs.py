@@ -91,11 +91,6 @@ def test_colours_are_left_as_they_are_stored():
     np.testing.assert_array_equal(decoded(stream, samples.shape, bits=8), samples)
 
 
-def test_segments_are_told_apart_from_coded_data():
-    found = [code for code, _ in dicom_codecs._segments(encoded(np.full((3, 3, 1), 7, np.uint16)))]
-    assert found == [0xE0, 0xC4, 0xC3, 0xDA]
-
-
 SAMPLES = RNG.integers(0, 4096, (8, 8, 1))
 STREAM = encoded(SAMPLES, 12)
 DAMAGED = {

@@ -3,6 +3,7 @@
 import gzip
 import io
 import struct
+from pathlib import Path
 from typing import Any
 
 import nibabel as nib
@@ -182,14 +183,90 @@ def pair() -> bytes:
 
 
 NAN = float("nan")
+
+
+@pytest.mark.parametrize("alpha", [False, True])
+def test_colours_are_kept_and_alpha_is_laid_on_black(alpha):
+    names = ["R", "G", "B", "A"][: 3 + alpha]
+    layers = RNG.integers(0, 256, (4, 5, 3, len(names)), np.uint8)
+    voxels = np.zeros(layers.shape[:3], [(name, "u1") for name in names])
+    for index, name in enumerate(names):
+        voxels[name] = layers[..., index]
+    share = layers[..., 3:] / 255 if alpha else 1.0
+    expected = np.stack(
+        [slices(np.rint(layers[..., :3] * share * 257)[..., n], 2) for n in range(3)], -1
+    )
+    np.testing.assert_array_equal(pixels(written(voxels)), expected)
+
+
+SHIPPED = Path(nib.__file__).parent / "tests" / "data"
+NAMES = [
+    path.name
+    for path in sorted(SHIPPED.glob("*"))
+    if path.name.endswith((".nii", ".nii.gz", ".mgz"))
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_volume_that_nibabel_ships_is_as_nibabel_reads_it(name, axis):
+    results = list(read_bytes((SHIPPED / name).read_bytes(), DecodeOptions(axis=axis)))
+    if isinstance(results[0], DecodeFailure) and results[0].frame is None:
+        assert "dimensions; save 3" in results[0].reason
+        return
+    volume = nib.as_closest_canonical(nib.load(SHIPPED / name)).get_fdata()
+    volumes = np.moveaxis(volume.reshape(*volume.shape[:3], -1), 3, 0)
+    bounds = [np.percentile(each[np.isfinite(each)], [0.5, 99.5]) for each in volumes]
+    planes = [(p, b) for each, b in zip(volumes, bounds, strict=True) for p in slices(each, axis)]
+    for result, (plane, (low, high)) in zip(results, planes, strict=True):
+        if isinstance(result, DecodeFailure):
+            assert "NaN" in result.reason
+            assert np.isnan(plane).any()
+        else:
+            np.testing.assert_allclose(result.pixels, shown(plane, low, high), atol=1)
+
+
+# ---------------------------------------------------------------- FreeSurfer
+
+DIRECTIONS = np.array([[-1.0, 0, 0, 9], [0, 0, 1, 8], [0, -1, 0, 7], [0, 0, 0, 1]])
+"""The affine of a volume that lies as FreeSurfer conforms it."""
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.int32, np.float32])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_volume_of_freesurfer_looks_like_the_same_one_in_nifti(kind, packed):
+    voxels = np.abs(VOXELS).astype(kind)
+    content = nib.MGHImage(voxels, DIRECTIONS).to_bytes()
+    content = gzip.compress(content) if packed else content
+    expected = pixels(nib.Nifti1Image(voxels, DIRECTIONS).to_bytes())
+    np.testing.assert_array_equal(pixels(content), expected)
+
+
+def test_frames_of_a_volume_of_freesurfer_follow_one_another():
+    voxels = np.stack([VOXELS, VOXELS[::-1]], 3)
+    several = pixels(nib.MGHImage(voxels, DIRECTIONS).to_bytes())
+    np.testing.assert_array_equal(several[:6], pixels(nib.MGHImage(VOXELS, DIRECTIONS).to_bytes()))
+    assert len(several) == 12
+
+
+def test_a_volume_of_freesurfer_that_is_cut_or_too_large_is_refused():
+    content = nib.MGHImage(VOXELS, DIRECTIONS).to_bytes()
+    assert why(content[:-700]) == "it is cut short; copy the file again"
+    assert why(content[:100]) == "it is cut short; copy the file again"
+    assert "pixels is over the limit of 9" in why(content, DecodeOptions(max_pixels=9))
+    huge = content[:4] + struct.pack(">4i", 1 << 30, 1 << 30, 1, 1) + content[20:]
+    assert why(huge) == "it is cut short; copy the file again"
+
+
 HOSTILE = {
     "cut": (written()[:-1], "it is cut short; copy the file again"),
     "cut in the header": (written()[:350], "it is cut short"),
     "cut gzip": (gzip.compress(written())[:-20], "it is cut short; copy the file again"),
     "bomb": (gzip.compress(bytes(3 << 20)), "it has more than 2097152 bytes; split it or raise"),
     "bomb of members": (gzip.compress(bytes(1 << 20)) * 3, "it has more than 2097152 bytes"),
-    "no NIfTI": (gzip.compress(b"text" * 99), "it is gzip but holds no NIfTI volume; unpack it"),
-    "empty gzip": (gzip.compress(b""), "it is gzip but holds no NIfTI volume; unpack it"),
+    "no NIfTI": (gzip.compress(b"text" * 99), "it is no PNG, JPEG, TIFF, GIF, BMP"),
+    "empty gzip": (gzip.compress(b""), "it is no PNG, JPEG, TIFF, GIF, BMP"),
     "bad checksum": (gzip.compress(written())[:-8] + bytes(8), "it is damaged; export it again"),
     "pair": (pair(), "it is half of a NIfTI pair; save it as a single .nii file"),
     "huge": (changed(40, "8h", 3, 32767, 32767, 32767, 1, 1, 1, 1), "it is cut short"),
@@ -197,10 +274,7 @@ HOSTILE = {
     "below none": (changed(40, "8h", 3, 5, -6, 7, 1, 1, 1, 1), "it has no voxels; export it"),
     "five dimensions": (written(VOXELS[..., None, None].repeat(2, 4)), "it has 5 dimensions"),
     "one dimension": (changed(40, "8h", 1, 5, 1, 1, 1, 1, 1, 1), "it has 1 dimensions; save 3"),
-    "colours": (
-        written(np.zeros((3, 3, 3), [("R", "u1"), ("G", "u1"), ("B", "u1")])),
-        "its voxels are colours or complex numbers; save them as plain numbers"),
-    "complex": (written(VOXELS.astype(np.complex64)), "its voxels are colours or complex"),
+    "complex": (written(VOXELS.astype(np.complex64)), "its voxels are complex64, which"),
     "unknown numbers": (changed(70, "h", 12345), "it is damaged; export it again"),
     "nowhere": (changed(280, "4f", NAN, NAN, NAN, NAN), "it is damaged; export it again"),
     "no direction": (changed(280, "4f", 0, 0, 0, 0), "it does not say how the patient lies"),

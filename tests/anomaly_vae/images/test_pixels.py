@@ -12,7 +12,6 @@ from anomaly_vae.images.pixels import (
     MAX_PIXEL,
     DecodeOptions,
     check_finite,
-    check_jpeg_scans,
     inflate,
     percentile_bounds,
     stretch,
@@ -94,9 +93,3 @@ def test_what_unpacks_to_too_much_is_refused_without_unpacking_all() -> None:
     bomb = gzip.compress(bytes(10_000_000))
     with pytest.raises(DataError, match="more than 1000 bytes"):
         inflate(bomb, 31, DecodeOptions(max_bytes=1000))
-
-
-def test_a_jpeg_stream_may_have_a_hundred_scans() -> None:
-    check_jpeg_scans(b"\xff\xda" * 100)
-    with pytest.raises(DataError, match="more than 100 scans"):
-        check_jpeg_scans(b"\xff\xda" * 101)

@@ -19,7 +19,7 @@ from anomaly_vae.images.encoding import (
     IMAGE,
 )
 from anomaly_vae.images.pixels import MAX_PIXEL, DecodedImage, DecodeFailure, DecodeOptions
-from anomaly_vae.images.schema import ImageSchema, central_square, crop_and_resize
+from anomaly_vae.images.schema import ImageSchema, central_square, crop_and_resize, is_in_colour
 from tests.support.pixels import SCHEMA, deep, noise
 from tests.support.scans import blobs
 
@@ -211,3 +211,45 @@ def test_the_schema_survives_json_and_says_what_the_configuration_does() -> None
         "reading": {**schema.to_json()["reading"], "intensity_window": [40, 80]},
     }
     assert ImageSchema.from_json(as_read) == schema
+
+
+# ---------------------------------------------------------------- what an image shows
+
+WINDOW = "the window in the file (center 30, width 100)"
+
+
+def test_an_image_that_a_window_hides_names_the_window_and_the_remedy() -> None:
+    white = np.full((20, 20), MAX_PIXEL, np.uint16)
+    white[0, 0] = 0
+    batch = SCHEMA.from_images([DecodedImage(white[1:], 0, WINDOW), DecodedImage(white[1:], 1)])
+    assert [problem.reason for problem in batch.problems] == [
+        f"{WINDOW} makes its pixels black or white, so that the image shows nothing; remove it "
+        "from the file or train with data.intensity_window: percentile",
+        "all pixels are alike: the image shows nothing",
+    ]
+    grey = np.full((20, 20), 99, np.uint16)
+    [problem] = SCHEMA.from_images([DecodedImage(grey, 0, WINDOW)]).problems
+    assert problem.reason == "all pixels are alike: the image shows nothing"
+
+
+def test_images_that_a_window_hides_nearly_are_counted() -> None:
+    hidden = np.zeros((200, 300), np.uint16)
+    hidden[:100] = MAX_PIXEL
+    shown = noise(200, 300)
+    images = [
+        DecodedImage(hidden, 0, WINDOW),
+        DecodedImage(hidden, 1),
+        DecodedImage(shown, 2, WINDOW),
+    ]
+    batch = SCHEMA.from_images(images)
+    assert (batch.saturated, len(batch.problems)) == (1, 0)
+
+
+def test_images_in_colour_are_counted() -> None:
+    grey = np.repeat(noise(40, 30)[..., None], 3, -1)
+    tinted = grey.copy()
+    tinted[3, 4] = (0, 30_000, 0)
+    compressed = np.clip(grey.astype(int) + np.array([0, 2000, 0]), 0, MAX_PIXEL).astype(np.uint16)
+    for image, expected in ((grey, 0), (grey[..., 0], 0), (tinted, 1), (compressed, 0)):
+        assert SCHEMA.from_images([DecodedImage(image, 0)]).in_colour == expected
+        assert is_in_colour(image) == bool(expected)

@@ -38,8 +38,10 @@ from anomaly_vae.lifecycle.registry import (
     Version,
     cache_bundle,
     main,
+    param_name,
 )
 from tests.support.paths import ROOT
+from tests.support.ports import free_port
 from tests.support.registries import (
     DATABASE,
     copy_registry,
@@ -99,7 +101,7 @@ def test_the_environment_wins_over_what_the_configuration_says(
 
 def test_a_plain_folder_is_refused_with_what_to_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "./mlruns")
-    with pytest.raises(RegistryError, match=r"'\./mlruns' is not .* sqlite:///mlflow.db"):
+    with pytest.raises(RegistryError, match=r"'\./mlruns' is not .* sqlite:///FILE"):
         Registry()
 
 
@@ -470,6 +472,42 @@ def test_a_missing_database_driver_is_one_line(monkeypatch: pytest.MonkeyPatch) 
         Registry().models()
 
 
+@pytest.mark.parametrize(
+    ("uri", "form"),
+    [
+        ("postgresql://bob:s3cret@h/x", "postgresql+psycopg2://…, and pip install psycopg2-binary"),
+        ("postgresql+absent://bob:s3cret@h/x", "write the tracking URI as postgresql+psycopg2://…"),
+        ("mysql://bob:s3cret@h/x", "mysql+pymysql://…, and pip install pymysql"),
+        ("mssql://bob:s3cret@h/x", "mssql+pyodbc://…, and pip install pyodbc"),
+        ("oracle://bob:s3cret@h/x", "no registry at 'oracle://h/x'; use http"),
+        ("postgres://bob:s3cret@h/x", "or postgresql+psycopg2://"),
+        ("foo://bob:s3cret@h", "no registry at 'foo://h'; use http"),
+        ("http://bob:s3cret/x@h", "write / as %2F"),
+        ("http://", "host or the port of the tracking URI 'http://' is invalid"),
+        ("postgresql+psycopg2://bob:s3@cret@h/x", "@ as %40"),
+        ("postgresql+psycopg2://bob:s3cret@h:abc/x", "host or the port"),
+        ("bob:s3cret@h", "is not a tracking URI; use http"),
+    ],
+)
+def test_an_address_that_cannot_be_used_names_one_that_can(uri: str, form: str) -> None:
+    with pytest.raises(RegistryError) as caught:
+        Registry(uri).models()
+    assert form in str(caught.value)
+    assert "cret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_child_process_of_the_service_shows_no_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://bob:s3cret@127.0.0.1:{free_port()}")
+    assert main(["fetch", "models:/fraud/1", "--to", str(tmp_path)]) == FAULT
+    err = capsys.readouterr().err
+    assert "http://127.0.0.1:" in err
+    assert "s3cret" not in err
+
+
 def test_a_run_that_cannot_even_be_ended_tells_what_broke_it(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -574,3 +612,26 @@ def test_a_database_that_was_broken_off_is_told_with_the_remedy(absent: Path) ->
     with pytest.raises(RegistryError, match="secrets already exists") as caught:
         Registry(f"sqlite:///{absent}").models()
     assert f"the creation of '{absent}' was interrupted: move it away" in str(caught.value)
+
+
+NAMES = (
+    "Amount ($)", "ch=[web]", "a/b", "a//b", "./a", "../a", "/a", "a/", "", " ", ".", "a\nb", "a\n",
+    "größe", "金額", "😀", "a:b", "a:28:", "a(", "a:3a:28:", "%, #&'?", "x" * 300, "x" * 299 + "y",
+    "a\x00b", "a\\b", "type", "a\u200bb", "é", "e\u0301",
+)  # fmt: skip
+"""Names of columns, all different."""
+
+
+def test_columns_of_any_name_are_logged_as_parameters(registry: Registry) -> None:
+    features = {name: {"type": f"numeric-{i}", "rare": i} for i, name in enumerate(NAMES)}
+    with registry.run("fraud", "train", {}) as run:
+        run.log_params({"data": {"features": features}})
+    params = stored(run.id).data.params
+    assert len(params) == 2 * len(NAMES)
+    for name, feature in features.items():
+        assert params[param_name(f"data.features.{name}.type")] == feature["type"]
+
+
+def test_a_name_that_mlflow_accepts_is_logged_as_it_is() -> None:
+    for name in ("data.features.größe.type", "a/b", "a b", "a:b", "training.epochs"):
+        assert param_name(name) == name

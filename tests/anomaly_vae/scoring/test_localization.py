@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.images.encoding import ImageEncoding, ImageLayout
 from anomaly_vae.images.heatmaps import Scale
 from anomaly_vae.scoring.detector import Detections
-from anomaly_vae.scoring.localization import decision_title, localizations
+from anomaly_vae.scoring.localization import decision_title, localizations, region_explanations
 from anomaly_vae.scoring.scorer import ScoreParts
 from pipelines.datasets.images import ImageDataset
 
@@ -53,6 +55,41 @@ def test_a_map_adds_up_to_the_score_less_the_rate(
     for row, found in enumerate(localizations(encoding, image_bundle.heat_scale, of, range(4))):
         total = found.heat.sum(dtype=np.float64) + of.kl[row]
         np.testing.assert_allclose(total, of.score[row], rtol=1e-4, atol=1e-3)
+
+
+def test_regions_explain_a_score_with_the_largest_first() -> None:
+    layout = ImageLayout(1, 32)
+    nats = np.full((3, 32, 32), -0.1)
+    nats[1, 4:10, 20:26] = 5
+    nats[1, 20:24, 3:7] = 3
+    nats[2] = -2.0
+    of = replace(explained(layout, nats.reshape(3, -1)), kl=np.array([0.0, 7.0, 1.0]))
+    encoding = ImageEncoding(layout, "unit")
+    quiet, found, low = region_explanations(encoding, SCALE, of, None)
+    assert (quiet.regions, low.regions) == ((), ())
+    first, second = found.regions
+    assert first.nats > second.nats > 0
+    x0, y0, x1, y1 = first.box
+    assert np.abs(np.array(first.box) - (20, 4, 26, 10)).max() <= 1
+    assert nats[1, y0:y1, x0:x1].max() == 5
+    assert 0.7 < first.share < 0.85
+    assert first.share + second.share <= 1
+    for explanation, row in ((quiet, 0), (found, 1), (low, 2)):
+        total = sum(r.nats for r in explanation.regions) + explanation.rest + explanation.kl
+        np.testing.assert_allclose(total, nats[row].sum() + of.kl[row], rtol=1e-9)
+    (_, only, _) = region_explanations(encoding, SCALE, of, 1)
+    assert only.regions == (first,)
+    np.testing.assert_allclose(only.rest, found.rest + second.nats)
+
+
+def test_a_region_below_zero_contributes_nothing_to_the_share() -> None:
+    layout = ImageLayout(1, 16)
+    nats = np.full((3, 16, 16), -2.0)
+    nats[:, 4:8, 4:8] = -0.2
+    of, scale = explained(layout, nats.reshape(3, -1)), Scale(-3.0, 0.0, -1.0)
+    (region,) = region_explanations(ImageEncoding(layout, "unit"), scale, of, None)[0].regions
+    assert region.nats < 0
+    assert region.share == 0
 
 
 def test_nothing_asked_for_is_nothing_found() -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import platform
 import resource
+from multiprocessing import Pipe, get_context
+from multiprocessing.connection import Connection
 
 import pytest
 import torch
+from threadpoolctl import threadpool_info
 
 from anomaly_vae.training.runtime import cpu_threads, retained_memory
 
@@ -16,6 +19,27 @@ def test_the_number_of_threads_is_put_back() -> None:
     with cpu_threads(before + 1):
         assert torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before
+
+
+def test_every_library_has_the_number_of_threads() -> None:
+    """OpenMP libraries run the k-means of scikit-learn, too."""
+    before = {info["filepath"]: info["num_threads"] for info in threadpool_info()}
+    with cpu_threads(1):
+        assert {info["num_threads"] for info in threadpool_info()} == {1}
+    assert {info["filepath"]: info["num_threads"] for info in threadpool_info()} == before
+
+
+def test_a_forked_process_has_one_thread() -> None:
+    def threads(connection: Connection) -> None:
+        with cpu_threads(2):
+            connection.send(torch.get_num_threads())
+
+    here, there = Pipe()
+    child = get_context("fork").Process(target=threads, args=(there,))
+    child.start()
+    assert here.poll(60)
+    assert here.recv() == 1
+    child.join()
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc has what this is about")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
 from pathlib import Path
 
+import highdicom
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -116,6 +118,28 @@ def test_it_refers_to_the_source_instance_and_frame(name: str, frame: int, tmp_p
     assert series.ReferencedInstanceSequence[0].ReferencedSOPInstanceUID == source.SOPInstanceUID
 
 
+@pytest.mark.parametrize(("name", "frame"), SOURCES)
+def test_it_has_what_the_standard_requires_and_nothing_else(
+    name: str, frame: int, tmp_path: Path
+) -> None:
+    """highdicom ships the tables of PS3.3: modules of each object, and their attributes."""
+    image = written(shipped(name), tmp_path / "out.dcm", frame)
+    tables = Path(highdicom.__file__).parent / "_standard"
+    modules = json.loads((tables / "iod_module_map.json").read_text())["secondary-capture-image"]
+    attributes = json.loads((tables / "module_attribute_map.json").read_text())
+    known = set()
+    for module in modules:
+        for attribute in attributes.get(module["key"], []):
+            if attribute["path"]:
+                continue
+            known.add(attribute["keyword"])
+            if module["usage"] == "M" and attribute["type"] in {"1", "2"}:
+                assert attribute["keyword"] in image, module["key"]
+            if module["usage"] == "M" and attribute["type"] == "1":
+                assert image[attribute["keyword"]].value not in {None, ""}
+    assert {element.keyword for element in image} <= known
+
+
 def test_it_says_what_it_is_and_what_it_is_not_for(tmp_path: Path) -> None:
     image = written(shipped("MR_small.dcm"), tmp_path / "out.dcm")
     assert image.SeriesDescription == "Anomaly heatmap, not for diagnosis: scans v3"
@@ -124,6 +148,7 @@ def test_it_says_what_it_is_and_what_it_is_not_for(tmp_path: Path) -> None:
     assert "not for diagnosis" in image.DerivationDescription
     assert image.ImageType[:2] == ["DERIVED", "SECONDARY"]
     assert image.Manufacturer == "anomaly-vae"
+    assert (image.Modality, image.ConversionType) == ("OT", "WSD")
 
 
 def test_a_bundle_without_a_version_has_none_in_its_descriptions(tmp_path: Path) -> None:
@@ -193,12 +218,12 @@ def test_names_in_any_character_set_are_written_in_unicode(name: str, tmp_path: 
 
 
 @pytest.mark.parametrize("value", ["YES", "NO", None])
-def test_burned_in_annotation_and_lossy_compression_are_the_sources(
+def test_lossy_compression_is_the_sources_but_text_is_always_burned_in(
     value: str | None, tmp_path: Path
 ) -> None:
     values = {} if value is None else {"BurnedInAnnotation": value, "LossyImageCompression": "01"}
     image = written(changed(tmp_path, **values), tmp_path / "out.dcm")
-    assert image.get("BurnedInAnnotation") == value
+    assert image.BurnedInAnnotation == "YES"  # its page has text, whatever the source has
     assert image.get("LossyImageCompression") == (value and "01")
 
 

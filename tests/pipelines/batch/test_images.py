@@ -6,7 +6,7 @@ import csv
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,16 @@ from pipelines.batch import images as score_images_module
 from pipelines.batch.common import NO_HEATMAPS, UNREADABLE, HeatmapOptions
 from pipelines.batch.images import REFUSED, file_stem, score_images
 from pipelines.batch.results import DICOM, HEATMAPS, INCOMPLETE, REJECTS, RESULT_FILE, SUMMARY
-from pipelines.datasets.image_files import BATCH_SIZE, Batch, ImageFile, read_images
+from pipelines.datasets.image_files import (
+    BATCH_SIZE,
+    Batch,
+    ImageFile,
+    list_files,
+    read_images,
+)
 from pipelines.datasets.images import ImageDataset
 from pipelines.registry.model_uri import LoadedModel
-from tests.support.scans import SIZE, blobs, patched
+from tests.support.scans import SIZE, blobs, coloured, patched
 
 HEAT = HeatmapOptions(png=True)
 BOTH = HeatmapOptions(png=True, dicom=True)
@@ -76,7 +82,7 @@ def write(folder: Path, images: NDArray[Any]) -> Path:
 
 def tiff(path: Path, images: NDArray[Any]) -> Path:
     first, *others = map(Image.fromarray, images)
-    first.save(path, save_all=True, append_images=others)
+    first.save(path, "TIFF", save_all=True, append_images=others)
     return path
 
 
@@ -137,9 +143,9 @@ class Scored:
 
 HOSTILE = {
     "constant.png": "all pixels are alike: the image shows nothing",
-    "gone.png": "it is no file; give the path",
+    "gone.png": "there is no such file; check its path",
     "pages.tif": "all pixels are alike: the image shows nothing",
-    "text.png": "it is no PNG, JPEG, TIFF, DICOM or NIfTI; convert it",
+    "text.png": "it is text and no image",
     "torn.dcm": "cut short; copy the file again|damaged; export it again",
     "torn.png": "cut short; copy the file again",
     "zero.png": "the file is empty; copy it again",
@@ -164,6 +170,19 @@ def scored(half: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Score
         (folder / torn).write_bytes(content[: len(content) // 2])
     paths = [str(folder), str(place / "list.csv")]
     return Scored(folder, place / "out", score_images(half, paths, place / "out", 3, BOTH))
+
+
+def test_colour_that_the_model_does_not_see_is_told(
+    half: LoadedModel, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = write(tmp_path / "in", blobs(3))
+    Image.fromarray(coloured(blobs(1))[0]).save(folder / "colour.png")
+    score_images(half, [str(folder)], tmp_path / "out")
+    said = "1 of 4 scored images are in colour, of which the model sees only the brightness"
+    assert said in " ".join(capfd.readouterr().err.split())
+    (folder / "colour.png").unlink()
+    score_images(half, [str(folder)], tmp_path / "out")
+    assert "colour" not in capfd.readouterr().err
 
 
 def test_counts_add_up_whatever_lies_in_the_folder(scored: Scored) -> None:
@@ -239,17 +258,39 @@ def test_an_image_alone_has_the_score_it_has_among_others(
             assert half.bundle.scorer.score(alone) == row["score"]
 
 
-@pytest.mark.parametrize(("explain", "listed"), [(3, 3), ("all", SIZE**2)])
-def test_explanations_add_up_to_the_score(
-    half: LoadedModel, scans: Path, out: Path, explain: int | str, listed: int
+@pytest.mark.parametrize(("explain", "most"), [(1, 1), ("all", SIZE**2)])
+def test_regions_add_up_to_the_score(
+    half: LoadedModel, tmp_path: Path, out: Path, explain: int | str, most: int
 ) -> None:
-    score_images(half, [str(scans)], out, explain)
-    for row in parts(out).to_pylist():
-        nats = [part["nats"] for part in row["contributions"]]
-        assert len(nats) == listed
+    write(tmp_path / "in", patched(blobs(6)))
+    score_images(half, [str(tmp_path / "in")], out, explain)
+    table = parts(out)
+    assert table.column_names[-3:] == ["regions", "rest", "kl"]
+    assert "contributions" not in table.column_names
+    rows = table.to_pylist()
+    assert any(row["regions"] for row in rows)
+    for row in rows:
+        nats = [region["nats"] for region in row["regions"]]
+        assert len(nats) <= most
         assert nats == sorted(nats, reverse=True)
         assert sum(nats) + row["rest"] + row["kl"] == pytest.approx(row["score"], abs=1e-4)
-        assert all(part["feature"].startswith("pixel ") for part in row["contributions"])
+        for region in row["regions"]:
+            x0, y0, x1, y1 = region["box"]
+            assert 0 <= x0 < x1 <= SIZE
+            assert 0 <= y0 < y1 <= SIZE
+        assert 0 <= sum(region["share"] for region in row["regions"]) <= 1
+
+
+def test_images_without_regions_have_empty_lists(
+    every: LoadedModel, tmp_path: Path, out: Path
+) -> None:
+    scale = {**every.bundle.manifest["heat_scale"], "region": 1e9, "high": 1e9}
+    manifest = {**every.bundle.manifest, "heat_scale": scale}
+    bundle = replace(every.bundle, manifest=manifest, manifest_file=None)
+    folder = write(tmp_path / "in", blobs(2))
+    score_images(LoadedModel(bundle), [str(folder)], out, 3)
+    assert parts(out)["regions"].to_pylist() == [[], []]
+    assert parts(out)["regions"].type.value_type.field("box").type == pa.list_(pa.int32())
 
 
 # ---------------------------------------------------------------- heatmaps
@@ -525,11 +566,66 @@ def test_an_image_by_its_relative_and_its_absolute_path_is_scored_once(
     assert score_images(every, [scans.name, str(scans)], out)["files"] == 6
 
 
-def test_what_is_no_image_is_told(
+def test_every_file_of_a_folder_is_scored_or_rejected_and_told(
     every: LoadedModel, scans: Path, out: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (scans / "notes.txt").touch()
-    score_images(every, [str(scans)], out)
-    assert (
-        "1 file in the folders is no image and was skipped: 'notes.txt'" in capfd.readouterr().err
-    )
+    tiff(scans / "pages.0001", np.stack([*blobs(2), np.zeros((SIZE, SIZE), np.uint8)]))
+    (scans / ".cache").mkdir()
+    for name in (".DS_Store", "notes.txt", ".cache/x.png", "zero", "a.txt"):
+        (scans / name).write_text("" if name == "zero" else "text")
+    summary = score_images(every, [str(scans)], out)
+    assert (summary["files"], summary["files_scored"], summary["files_rejected"]) == (12, 7, 5)
+    assert (summary["rows"], summary["scored"], summary["rejected"]) == (14, 8, 6)
+    names = {Path(row["path"]).relative_to(scans).as_posix(): row["row"] for row in rejects(out)}
+    assert names == {
+        **dict.fromkeys((".DS_Store", "notes.txt", ".cache/x.png", "zero", "a.txt")),
+        "pages.0001": 2,
+    }
+    assert summary["rejected_by_reason"] == {
+        "it is text and no image": 2,
+        "it lies in the hidden folder '.cache'; move it or give that folder itself": 1,
+        "it is a hidden file; rename it or give the file itself": 1,
+        "all pixels are alike: the image shows nothing": 1,
+        "the file is empty; copy it again": 1,
+    }
+    adds_up(out)
+    told = capfd.readouterr().err
+    assert "2 left out: it is text and no image ('a.txt', 'notes.txt')\n" in told
+
+
+def test_a_bad_row_of_a_manifest_is_one_reject(every: LoadedModel, scans: Path, out: Path) -> None:
+    lines = ["id,path,label", "7,0.png,0", "8,,1", "9,0.png,0", "10,gone.png", "11,gone.png,1"]
+    (scans / "list.csv").write_text("\n".join([*lines, "12,1.png,0"]))
+    summary = score_images(every, [str(scans / "list.csv")], out)
+    assert (summary["rows"], summary["scored"], summary["files"]) == (6, 2, 6)
+    assert parts(out).select(["path", "frame", "id"]).to_pylist() == [
+        {"path": "0.png", "frame": 0, "id": "7"},
+        {"path": "1.png", "frame": 0, "id": "12"},
+    ]
+    found = {row["row"]: (row["path"], row["id"], row["reason"]) for row in rejects(out)}
+    assert found == {
+        1: ("", "8", "line 3 of 'list.csv': the path is empty; fill it in"),
+        2: (
+            "0.png",
+            "9",
+            "line 4 of 'list.csv': it is listed a second time, after line 2 of 'list.csv'; "
+            "keep one of its rows",
+        ),
+        3: ("", None, "line 5 of 'list.csv': expected 3 fields, found 2"),
+        None: ("gone.png", "11", "there is no such file; check its path"),
+    }
+    adds_up(out)
+
+
+def test_a_file_that_vanishes_after_it_was_listed_is_one_reject(
+    every: LoadedModel, scans: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def vanishing(paths: Sequence[str]) -> list[ImageFile]:
+        files = list_files(paths)
+        (scans / "3.png").unlink()
+        return files
+
+    monkeypatch.setattr(score_images_module, "list_files", vanishing)
+    summary = score_images(every, [str(scans)], out)
+    assert (summary["scored"], summary["rejected"]) == (5, 1)
+    adds_up(out)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import io
 import os
 import shutil
+import socket
+import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from pydicom import dcmread
 
 from anomaly_vae.config import ImageConfig
 from anomaly_vae.config.data import ImageData
@@ -26,15 +31,19 @@ from anomaly_vae.images.encoding import IMAGE
 from anomaly_vae.images.schema import ImageSchema, image_batch
 from pipelines.datasets.image_files import (
     BATCH_SIZE,
+    MAX_REASONS,
     ImageFile,
+    Reasons,
     concatenate,
     find_images,
     is_dicom,
+    list_files,
     read_all,
     read_images,
 )
 from pipelines.datasets.images import ImageDataset, load_images, read_labelled
 from pipelines.datasets.loading import load_dataset
+from tests.support.image_uploads import dicom_file
 from tests.support.scans import N_ANOMALIES, N_SCANS, blobs, coloured
 
 SCHEMA = ImageSchema(16, 1)
@@ -115,14 +124,11 @@ def test_globs_find_images_and_look_into_folders(
     assert [name for name in found if not name.startswith("_old")] == expected
 
 
-def test_a_file_is_taken_at_its_word_and_named_as_it_was_given(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_is_named_as_it_was_given(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    assert [item.name for item in find_images(["notes.txt", "sub/../a.png"])] == [
-        "notes.txt",
-        "sub/../a.png",
-    ]
+    noted, image = list_files(["notes.txt", "sub/../a.png"])
+    assert (noted.name, noted.problem) == ("notes.txt", "it is text and no image")
+    assert (image.name, image.problem) == ("sub/../a.png", None)
 
 
 def test_an_image_that_several_paths_lead_to_is_read_once(folder: Path) -> None:
@@ -146,32 +152,119 @@ def test_a_name_that_is_no_text_is_spelled_out(folder: Path) -> None:
     assert not read_all([item], SCHEMA).images.problems
 
 
-ODD: dict[str, Callable[[Path], object]] = {
-    "dangling": lambda path: path.symlink_to("nowhere"),
-    "circle": lambda path: path.symlink_to(path.name),
-    "pipe": os.mkfifo,
+def bind_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+
+
+ODD: dict[str, tuple[Callable[[Path], object], str]] = {
+    "dangling": (lambda path: path.symlink_to("nowhere"), "it is a link that leads nowhere"),
+    "circle": (lambda path: path.symlink_to(path.name), "it is a link that leads in a circle"),
+    "pipe": (os.mkfifo, "it is no file but a pipe"),
+    "socket": (bind_socket, "it is no file but a socket"),
+    "device": (lambda path: path.symlink_to("/dev/zero"), "it is no file but a device"),
+    "empty": (Path.touch, "the file is empty; copy it again"),
+    "zip": (lambda path: zipfile.ZipFile(path, "w").close(), "it is a ZIP archive; unpack it"),
+    "tar": (lambda path: tarfile.open(path, "w").close(), "no image of a known format"),
+    "pdf": (lambda path: path.write_bytes(b"%PDF-1.4\n\0"), "it is a PDF document"),
+    "text": (lambda path: path.write_text("x" + "\N{BULLET}" * 400), "it is text and no image"),
+    "noise": (lambda path: path.write_bytes(bytes(range(99, 255))), "no image of a known format"),
 }
+"""Entries of a folder that are no images, and the reason that is given."""
 
 
 @pytest.mark.parametrize("kind", ODD)
-@pytest.mark.parametrize("path", ["odd.png", "*.png", "."])
-def test_what_is_no_file_is_one_problem_among_the_images(
-    folder: Path, kind: str, path: str
+@pytest.mark.parametrize("name", ["odd.png", "odd"])
+def test_what_is_no_image_has_a_problem_whatever_its_name(
+    folder: Path, kind: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ODD[kind](folder / "odd.png")
-    items = find_images([str(folder / path), str(folder / "a.png")])
-    read = read_all(items, SCHEMA)
-    (problem,) = read.images.problems
-    assert items[read.files[problem.row]].path.name == "odd.png"
-    assert problem.reason == "it is no file; give the path of an image file"
-    assert read.images.usable.sum() == len(items) - 1 > 0
-
-
-@pytest.mark.parametrize("kind", ODD)
-def test_what_is_no_file_and_has_no_suffix_is_no_image(folder: Path, kind: str) -> None:
-    ODD[kind](folder / "odd")
+    make, reason = ODD[kind]
+    monkeypatch.chdir(folder)  # the path of a socket must be short
+    make(Path(name))
+    for path in (name, "odd*", str(folder)):
+        (odd,) = [item for item in list_files([path]) if item.path.name == name]
+        assert reason in (odd.problem or "")
+        (problem,) = read_all([odd], SCHEMA).images.problems
+        assert problem.reason == odd.problem
     assert len(find_images([str(folder)])) == 3
-    assert len(find_images([str(folder / "*")])) == 3
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tgz"])
+def test_a_tar_archive_is_to_be_unpacked(folder: Path, suffix: str) -> None:
+    path = folder / f"scans{suffix}"
+    with tarfile.open(path, "w:gz" if "g" in suffix else "w") as archive:
+        archive.add(folder / "a.png", "a.png")
+    (file,) = list_files([str(path)])
+    assert file.problem == "it is a tar archive; unpack it and give the folder"
+
+
+def test_a_file_without_permission_is_one_problem(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Path.open
+
+    def denied(path: Path, *args: Any) -> Any:
+        if path.name == "b.PNG":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *args)
+
+    monkeypatch.setattr(Path, "open", denied)
+    problems = [file.problem for file in list_files([str(folder / "[ab]*")])]
+    reason = "it cannot be opened: permission denied; change its permissions"
+    assert problems == [None, reason]
+
+
+IMAGES = {
+    **{f"bare-{kind}": kind for kind in ("PNG", "JPEG", "TIFF")},
+    **{"IM-0001.IMA": "TIFF", "x.0001": "JPEG", "slice.dic": "PNG", "scan.txt": "PNG"},
+    **{"wrong.jpg": "PNG", "UPPER.JPG": "JPEG", "1.2.840.113619.2": "PNG", "table.csv": "PNG"},
+}
+"""Names of images, and their format."""
+
+
+@pytest.mark.parametrize(("name", "kind"), IMAGES.items())
+def test_the_content_decides_what_is_an_image(folder: Path, name: str, kind: str) -> None:
+    Image.fromarray(blobs(1)[0]).save(folder / "sub" / name, kind)
+    assert f"sub/{name}" in names(find_images([str(folder)]), folder)
+
+
+@pytest.mark.parametrize("name", ["IM00001", "slice.dic", "report.txt", "x.png"])
+@pytest.mark.parametrize("preamble", [bytes(128) + b"DICM", b""])
+def test_dicom_is_an_image_whatever_its_name_but_no_dicomdir(
+    folder: Path, name: str, preamble: bytes
+) -> None:
+    for path in (folder / name, folder / "DICOMDIR"):
+        path.write_bytes(preamble + b"\x08\0\x05\0CS\x0a\0ISO_IR 100" + bytes(400))
+    problems = {file.path.name: file.problem for file in list_files([str(folder)])}
+    assert problems[name] is None
+    assert problems["DICOMDIR"] == "a DICOMDIR lists other files and holds no image"
+
+
+def test_hidden_files_are_listed_with_a_problem(folder: Path) -> None:
+    (folder / "__MACOSX").mkdir()
+    for name in (".DS_Store", "__MACOSX/._a.png", "sub/.b.png"):
+        shutil.copy(folder / "a.png", folder / name)
+    problems = {
+        file.path.relative_to(folder).as_posix(): file.problem
+        for file in list_files([str(folder)])
+        if file.problem
+    }
+    hidden = "it is a hidden file; rename it or give the file itself"
+    assert problems == {
+        ".DS_Store": hidden,
+        "__MACOSX/._a.png": hidden,
+        "sub/.b.png": hidden,
+        ".cache/d.png": "it lies in the hidden folder '.cache'; move it or give that folder itself",
+        "notes.txt": "it is text and no image",
+    }
+    assert names(find_images([str(folder / ".cache")]), folder) == [".cache/d.png"]
+    assert names(find_images([str(folder / "sub" / ".b.png")]), folder) == ["sub/.b.png"]
+
+
+def test_a_folder_that_two_links_lead_to_is_searched_once(folder: Path) -> None:
+    (folder / "again").symlink_to("sub")
+    (folder / "zzz").symlink_to("sub")
+    assert names(find_images([f"{folder}/"]), folder) == ["a.png", "b.PNG", "sub/c.tif"]
 
 
 def test_a_folder_that_may_not_be_searched_is_refused_by_name(
@@ -185,34 +278,38 @@ def test_a_folder_that_may_not_be_searched_is_refused_by_name(
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", denied)
-    message = f"'{folder / 'sub'}' cannot be searched: Permission denied"
-    with pytest.raises(DataError, match=message) as caught:
+    reason = "the folder cannot be searched: Permission denied; change its permissions"
+    with pytest.raises(DataError, match=f"'{folder / 'sub'}': {reason}") as caught:
         find_images([str(folder)])
     assert caught.value.path == str(folder / "sub")
-
-
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF"])
-def test_images_without_a_suffix_are_known_by_how_they_begin(folder: Path, kind: str) -> None:
-    Image.fromarray(blobs(1)[0]).save(folder / "sub" / "bare", kind)
-    assert names(find_images([str(folder)]), folder)[2:] == ["sub/bare", "sub/c.tif"]
+    (closed,) = [file for file in list_files([str(folder)]) if file.path.name == "sub"]
+    assert closed.problem == reason
 
 
 def test_what_else_lies_in_a_folder_is_counted_and_named(
     folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    (folder / ".cache" / "d.png").unlink()
     find_images([str(folder), str(folder), str(folder / "sub")])
-    said = "1 file in the folders is no image and was skipped: 'notes.txt'\n"
-    assert capfd.readouterr().err == said
-    for name in ("odd\n\udcff", "list", "sub/b.txt"):
+    assert capfd.readouterr().err == "1 left out: it is text and no image ('notes.txt')\n"
+    for name in ("odd\n\udcff", "list", "sub/b.txt", "sub/c.txt"):
         Path(f"{folder}/{name}").write_text("not an image")
+    (folder / "empty").touch()
     find_images([str(folder), str(folder / "notes.txt")])
     assert capfd.readouterr().err == (
-        "3 files in the folders are no images and were skipped: 'list', 'odd\\n\\udcff', 'b.txt'\n"
+        "5 left out: it is text and no image ('list', 'notes.txt', 'odd\\n\\udcff' and 2 more)\n"
+        "1 left out: the file is empty; copy it again ('empty')\n"
     )
-    find_images([str(folder)])
-    assert capfd.readouterr().err.endswith("skipped: 'list', 'notes.txt', 'odd\\n\\udcff', …\n")
     find_images([str(folder / "a.png"), str(folder / "*.png")])
     assert capfd.readouterr().err == ""
+
+
+def test_many_reasons_are_a_few_lines() -> None:
+    reasons = Reasons([ImageFile.from_path(Path(f"{i}"), f"reason {i % 11}") for i in range(30)])
+    *lines, last = reasons.lines()
+    assert len(lines) == MAX_REASONS
+    assert last == "and 6 more for 3 other reasons"
+    assert reasons.counts.total() == 30
 
 
 def test_a_file_is_the_same_by_its_relative_and_its_absolute_path(
@@ -246,7 +343,7 @@ def test_a_manifest_names_files_beside_it_and_what_is_known_of_them(
     first, second = find_images([str(path)])
     assert (first.name, first.path) == ("a.png", path.parent / "a.png")
     assert first.attributes == {"label": "0", "site": "x"}
-    assert second.attributes == {"label": "1", "site": ""}
+    assert second.attributes == {"label": "1", "site": None}
 
 
 def test_a_column_without_a_name_is_a_column(listing: Write) -> None:
@@ -271,10 +368,11 @@ def test_paths_of_a_manifest_may_be_absolute_and_quoted(listing: Write, folder: 
             "file,label\na.png,0\n",
             "a manifest needs a column 'path', found 'file', 'label'; the model scores",
         ),
-        ("", "a manifest needs a column 'path', found nothing"),
-        ("path,label\na.png,0,7\n", "line 2: expected a path and one cell for each column"),
-        ("path,label\na.png,0\n,1\n", "line 3: expected a path"),
-        ("path,label\na.png,0\nb.PNG,0\n./a.png,1\n", "line 4: './a.png' is listed a second time"),
+        ("", "cannot be read as a manifest: the file is empty"),
+        (
+            "path,label\na.png,0\nb.PNG,0\n./a.png,1\n",
+            r"line 4 of 'list.csv': './a.png': it is listed a second time, after line 2 of",
+        ),
         ("path\n", "no image is there"),
     ],
 )
@@ -288,14 +386,75 @@ def test_a_manifest_that_cannot_be_meant_is_refused(
 def test_a_file_that_a_manifest_lists_by_two_paths_is_refused(listing: Write) -> None:
     path = listing("path,label\na.png,0\n")
     path.write_text(path.read_text() + f"{path.parent / 'a.png'},1\n")
-    with pytest.raises(DataError, match=r"line 3: .*a\.png' is listed a second time"):
+    with pytest.raises(DataError, match=r"line 3 .*a\.png': it is listed a second"):
         find_images([str(path)])
 
 
-def test_a_manifest_that_is_no_text_is_refused(folder: Path) -> None:
-    (folder / "list.csv").write_bytes(b"path\n\xff\xfe.png\n")
-    with pytest.raises(DataError, match=r"cannot be read as a manifest: it .* save it as UTF-8"):
-        find_images([str(folder / "list.csv")])
+ROWS = {
+    ",0": "the path is empty; fill it in",
+    "  ,0": "the path is empty; fill it in",
+    "a.png,0,7": "expected 2 fields, found 3",
+    "gone.png,0": "there is no such file; check its path",
+    "sub,0": "it is no file but a folder; list its files, or give the folder itself",
+    "a.png/b.png,0": "there is no such file; check its path",
+    "notes.txt,0": "it is text and no image",
+    "s3://bucket/a.png,0": "it is a URL; copy the file here and list its path",
+    "a\0b.png,0": "a path cannot hold a zero byte",
+    "\udcff.png,0": "column 'path' is not UTF-8 text; save the file as UTF-8",
+    f"{'long' * 99}.png,0": "it cannot be opened: File name too long; check its path",
+}
+"""Rows of a manifest that give no image, and the reason."""
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_bad_row_of_a_manifest_is_one_problem_and_the_others_are_read(
+    folder: Path, row: str
+) -> None:
+    path = folder / "list.csv"
+    path.write_text(f"path,label\na.png,0\n{row}\nb.PNG,1\n", errors="surrogateescape")
+    items = sorted(find_images([str(path)]), key=lambda item: item.row or 0)
+    assert [item.row for item in items] == [0, 1, 2]
+    assert [item.problem for item in items] == [None, ROWS[row], None]
+    assert items[1].place == "line 3 of 'list.csv'"
+    batch = read_all(items, SCHEMA).images
+    assert batch.usable.tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("cell", ["sub\\c.tif", " sub/c.tif ", "sub/../sub/c.tif", "./sub/c.tif"])
+def test_paths_of_a_manifest_are_understood(listing: Write, cell: str) -> None:
+    (item,) = find_images([str(listing(f"path\n{cell}\n"))])
+    assert (item.name, item.problem) == (cell, None)
+    assert item.path.samefile(item.path.parent / "c.tif")
+
+
+def test_a_path_that_is_there_as_it_is_written_is_that_file(listing: Write, folder: Path) -> None:
+    shutil.copy(folder / "a.png", folder / "sub\\c.tif")
+    (item,) = find_images([str(listing("path\nsub\\c.tif\n"))])
+    assert item.path == folder / "sub\\c.tif"
+
+
+def test_repeated_and_empty_rows_are_listed_one_by_one(listing: Write) -> None:
+    path = listing("path,label\na.png,0\n,1\n,1\na.png,1\nb.PNG,0\n")
+    items = list_files([str(path), str(path)])
+    assert [(item.row, item.problem is None) for item in items] == [
+        (0, True), (1, False), (2, False), (3, False), (4, True)
+    ]  # fmt: skip
+    assert items[3].problem == (
+        "it is listed a second time, after line 2 of 'list.csv'; keep one of its rows"
+    )
+
+
+def test_a_manifest_can_be_parquet(folder: Path) -> None:
+    cells = {
+        "path": ["a.png", None, "b.PNG"],
+        "label": [0.0, 1.0, 1.0],
+        "flag": [True, None, False],
+    }
+    pq.write_table(pa.table(cells), folder / "list.parquet")
+    first, bad, last = find_images([str(folder / "list.parquet")])
+    assert first.attributes == {"label": "0", "flag": "true"}
+    assert last.attributes == {"label": "1", "flag": "false"}
+    assert (bad.problem, bad.place) == ("the path is empty; fill it in", "row 1 of 'list.parquet'")
 
 
 @pytest.mark.parametrize("manifest_first", [True, False])
@@ -431,12 +590,17 @@ def test_files_of_one_image_need_no_groups(tmp_path: Path) -> None:
 
 
 def test_an_image_that_cannot_be_read_is_left_out_and_told(tmp_path: Path) -> None:
-    for number, image in enumerate(blobs(20)):
+    for number, image in enumerate(blobs(30)):
         png(tmp_path / f"{number:02d}.png", image)
     (tmp_path / "07.png").write_bytes(b"torn")
+    (tmp_path / "08.png").write_bytes((tmp_path / "08.png").read_bytes()[:60])
     data = load_images(ImageData(path=str(tmp_path), size=16))
+    assert len(data.table) == 29
     assert data.assignment.codes[7] == UNUSED
-    assert any("1 rows left out" in note for note in data.notes)
+    text = "1 left out: it is text and no image ('07.png')"
+    torn = "1 left out: it is cut short; copy the file again ('08.png')"
+    assert data.notes == (text, torn)
+    assert data.left_out == {"it is text and no image": 1}
 
 
 def test_images_without_a_label_are_told(tmp_path: Path) -> None:
@@ -541,6 +705,44 @@ def test_the_frozen_table_keeps_colour(tmp_path: Path) -> None:
     data = load_images(ImageData(path=str(tmp_path), size=16, channels=3))
     batch = data.schema.from_arrow(data.test_table)
     np.testing.assert_array_equal(batch.values[IMAGE], data.part(TEST).values[IMAGE])
+
+
+def write_all(folder: Path, images: NDArray[np.uint8]) -> Path:
+    for number, image in enumerate(images):
+        png(folder / f"{number:02d}.png", image)
+    return folder
+
+
+def test_colour_that_the_model_does_not_see_is_told_at_training(tmp_path: Path) -> None:
+    images = coloured(blobs(20))
+    images[6:] = images[6:, ..., :1]  # grey, though stored as RGB
+    path = str(write_all(tmp_path, images))
+    data = load_images(ImageData(path=path, size=16))
+    expected = "6 of 20 images are in colour, but the model sees grey; set data.channels: 3 if"
+    assert any(note.startswith(expected) for note in data.notes)
+    data = load_images(ImageData(path=path, size=16, channels=3))
+    assert not any("colour" in note for note in data.notes)
+
+
+def test_grey_images_for_a_model_of_colours_are_told_at_training(tmp_path: Path) -> None:
+    path = str(write_all(tmp_path, blobs(20)))
+    data = load_images(ImageData(path=path, size=16, channels=3))
+    assert "none of the 20 images is in colour; data.channels: 1 suffices" in data.notes
+    assert not any("colour" in note for note in load_images(ImageData(path=path, size=16)).notes)
+
+
+def test_windows_that_hide_nearly_all_are_told_at_training(tmp_path: Path) -> None:
+    for number, image in enumerate(blobs(20)):
+        scan = dcmread(io.BytesIO(dicom_file(image[None])))
+        scan.WindowCenter, scan.WindowWidth = int(np.median(image)), 1
+        scan.save_as(tmp_path / f"{number:02d}.dcm")
+    data = load_images(ImageData(path=str(tmp_path), size=16))
+    assert data.notes[0] == (
+        "the windows in the files make nearly all pixels of 20 images black or white; "
+        "set data.intensity_window: percentile"
+    )
+    data = load_images(ImageData(path=str(tmp_path), size=16, intensity_window="percentile"))
+    assert not data.notes
 
 
 def test_what_is_frozen_neither_trains_nor_calibrates(image_dataset: ImageDataset) -> None:

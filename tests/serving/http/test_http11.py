@@ -15,12 +15,22 @@ from serving.observability.metrics import Metrics
 from serving.settings import Settings
 
 METHODS = {
-    "connection_made", "connection_lost", "data_received", "on_headers_complete",
-    "on_message_complete", "send_400_response", "shutdown",
+    "connection_made", "connection_lost", "data_received", "on_body", "on_header",
+    "on_headers_complete", "on_message_complete", "on_response_complete", "shutdown",
 }  # fmt: skip
 """Methods of uvicorn's protocol that are overridden."""
-ATTRIBUTES = {"app", "connections", "cycle", "headers", "loop", "transport", "url"}
+CALLED = {"_unset_keepalive_if_required"}
+"""Methods of uvicorn's protocol that are called."""
+ATTRIBUTES = {
+    "app", "connections", "cycle", "expect_100_continue", "headers", "loop", "parser", "pipeline",
+    "transport", "url",
+}  # fmt: skip
 """Attributes of uvicorn's protocol that are read or set."""
+CYCLE = {
+    "disconnected", "message_event", "response_complete", "response_started",
+    "waiting_for_100_continue",
+}  # fmt: skip
+"""Attributes of uvicorn's request and response that are read or set."""
 CHANGED = "uvicorn has changed; adapt serving/http/http11.py to it"
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -34,6 +44,9 @@ class Transport(asyncio.Transport):
 
     def write(self, data):
         self.writes.append(bytes(data))
+
+    def write_eof(self):
+        self.closed = True
 
     def close(self):
         self.closed = self.closed or not self.lost
@@ -98,7 +111,9 @@ def talk(*parts, **settings):
 
 
 def test_uvicorn_has_what_the_connection_relies_on():
-    missing = {name for name in METHODS if not callable(getattr(HttpToolsProtocol, name, None))}
+    missing = {
+        name for name in METHODS | CALLED if not callable(getattr(HttpToolsProtocol, name, None))
+    }
     assert not missing, CHANGED
     parameters = list(inspect.signature(HttpToolsProtocol).parameters)
     assert parameters == ["config", "server_state", "app_state", "_loop"], CHANGED
@@ -112,6 +127,7 @@ def test_uvicorn_has_what_the_connection_relies_on():
 
     asyncio.run(run())
     assert vars(protocols[0]).keys() >= ATTRIBUTES, CHANGED
+    assert vars(protocols[0].cycle).keys() >= CYCLE, CHANGED
     assert protocols[0].cycle.response_complete is True, CHANGED
 
 

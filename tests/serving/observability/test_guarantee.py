@@ -40,7 +40,7 @@ def some(n, p_value):
 def test_traffic_like_the_calibration_rows_holds(client, calibrated, dataset, records):
     assert client.get("/models").json()["models"][0]["guarantee_status"] == "holding"
     answer = client.post("/score", json={"records": records[:3]}).json()
-    assert list(answer) == ["model", "alpha", "threshold", "guarantee_status", "results"]
+    assert list(answer) == ["model", "alpha", "threshold", "guarantee_status", "ignored", "results"]
     assert answer["guarantee_status"] == "holding"
     assert stands(client) == "holding"
     assert value(client, "window_records", **MODEL) == 3
@@ -164,6 +164,6 @@ def test_workers_watch_together(tmp_path, folder, records):
             time.sleep(0.1)
         status = 'anomaly_vae_guarantee_status{model="fraud",status="broken",version=""} 1.0'
         assert status in text
-        answers = [service.ask("/score", {"records": [{}]}) for _ in range(6)]
+        answers = [service.ask("/score", {"records": [{"TX_AMOUNT": 1}]}) for _ in range(6)]
         assert {json.loads(answer)["guarantee_status"] for answer in answers} == {"broken"}
         assert service.stop() == 0

@@ -3,6 +3,8 @@
 import json
 import logging
 
+import pytest
+
 from serving.observability.logs import (
     LOG_FIELDS,
     JsonFormatter,
@@ -102,3 +104,13 @@ def test_lines_go_to_stderr_from_a_level_on(monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert [json.loads(one)["event"] for one in err.splitlines()] == ["loud"]
+
+
+@pytest.mark.parametrize("formatter", [JsonFormatter, TextFormatter])
+def test_no_line_contains_the_password_of_an_address(formatter):
+    said = "no http://bob:s3cret@h:1"
+    record = logging.LogRecord("uvicorn", logging.INFO, "f", 1, said, (), None)
+    vars(record)[LOG_FIELDS] = {"detail": said}
+    text = formatter().format(record)
+    assert "s3cret" not in text
+    assert text.count("no http://h:1") == 2

@@ -1,24 +1,34 @@
 """Metrics count what the service scores and refuses, and are documented."""
 
 import dataclasses
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
+from contextlib import contextmanager, suppress
+from urllib.error import URLError
+from urllib.parse import urlencode
+from urllib.request import urlopen
 
+import pytest
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from starlette.testclient import TestClient
 
 from serving.app import create_app
 from serving.models.store import Store
 from serving.observability.metrics import Metrics, forget_dead_workers
+from serving.problems import KINDS
 from serving.registry.board import Board, FollowedModel, FollowState
 from serving.settings import Settings
 from tests.support.image_uploads import nifti_file, uploads
 from tests.support.metrics import MODEL, samples, value
 from tests.support.paths import ROOT
+from tests.support.ports import free_port
 from tests.support.scans import blobs
+from tests.support.service_process import running
 
 
 def test_counts_add_up(client, records):
@@ -39,17 +49,20 @@ def test_counts_add_up(client, records):
 
 
 def test_images_are_counted_as_records(scan_client, pngs):
-    """Each frame counts as one record; refused images do not count."""
+    """Each frame counts as one record; images with an error do not count as scored."""
     contents = [*pngs, nifti_file(blobs(3))]
     answer = scan_client.post("/score", files=uploads(contents)).json()
     flagged = sum(result["is_anomaly"] for result in answer["results"])
-    scan_client.post("/score", files=uploads([pngs[0], b"x"]))
-    scan_client.post("/score", json={"records": [{}]})
+    scan_client.post("/score", files=uploads([b"x", b"y"]))
+    png = {"Content-Type": "image/png"}
+    scan_client.post("/score", content=b"x", headers=png)
+    scan_client.post("/score", json={"records": [{"TX_AMOUNT": 1}]})
     labels = {"model": "scans", "version": ""}
     assert value(scan_client, "scored_records_total", **labels) == len(pngs) + 3
     assert value(scan_client, "flagged_records_total", **labels) == flagged > 0
     assert value(scan_client, "p_value_count", **labels) == len(pngs) + 3
-    assert value(scan_client, "request_records_sum", **labels) == len(pngs) + 3
+    assert value(scan_client, "request_records_sum", **labels) == len(pngs) + 5
+    assert value(scan_client, "rejected_records_total", **labels) == 2
     assert value(scan_client, "rejected_requests_total", reason="invalid-record") == 1
     assert value(scan_client, "rejected_requests_total", reason="unsupported-media-type") == 1
     info = [dict(names) for name, names in samples(scan_client) if name == "model_info"]
@@ -71,7 +84,7 @@ def test_refusals_are_counted_by_reason(client):
 
 
 def test_ignored_keys_are_counted_and_known_ones_are_not(client, records):
-    body = {"records": [{**records[0], "shoe_size": 1}, {"shoe_size": 2, "hat_size": 3}]}
+    body = {"records": [{**records[0], "shoe_size": 1}, {**records[0], "hat_size": 3}]}
     client.post("/score", json=body)
     assert value(client, "ignored_keys_total", **MODEL) == 2
 
@@ -107,6 +120,113 @@ def test_the_empty_file_of_a_worker_hides_no_other(tmp_path, monkeypatch):
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     (family,) = Metrics(Store()).counted_families()
     assert [(one.name, one.value) for one in family.samples] == [("seen_total", 3)]
+
+
+def test_counters_exist_before_their_first_event(client_of, served):
+    """Of requests, refusals and models alike, and of a version as soon as it is served."""
+    client = client_of(served)
+    found = samples(client)
+    routes = {route.path for route in client.app.routes} | {"unmatched"}
+    for route in routes:
+        for status in ("2xx", "4xx", "5xx"):
+            assert found["requests_total", frozenset({("route", route), ("status", status)})] == 0
+        assert found["request_duration_seconds_count", frozenset({("route", route)})] == 0
+    for kind in KINDS:
+        assert found["rejected_requests_total", frozenset({("reason", kind.slug)})] == 0
+    assert counted(found, **MODEL) == dict.fromkeys(BY_MODEL, 0)
+    assert (
+        found["missing_values_total", frozenset({"model": "fraud", "column": "TX_AMOUNT"}.items())]
+        == 0
+    )
+    client.app.state.store.swap([dataclasses.replace(served, version="2")])
+    both = samples(client)
+    assert counted(both, model="fraud", version="2") == counted(both, **MODEL)
+
+
+def test_counters_of_a_shadow_exist_before_their_first_event(served):
+    store = Store([served], [dataclasses.replace(served, digest="another", version="9")])
+    found = samples(TestClient(create_app(store, Settings())))
+    decisions = [value for (name, _), value in found.items() if name == "shadow_decisions_total"]
+    assert decisions == [0] * 4
+    for name in ("shadow_dropped_requests_total", "shadow_failures_total"):
+        assert found[name, frozenset({("model", "fraud")})] == 0
+
+
+BY_MODEL = {
+    "scored_records_total", "flagged_records_total", "ignored_keys_total", "p_value_count",
+    "request_records_count", "inference_seconds_count", "batch_records_count",
+}  # fmt: skip
+
+
+def counted(found, **labels):
+    return {
+        name: value
+        for (name, given), value in found.items()
+        if name in BY_MODEL and given == frozenset(labels.items())
+    }
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_counters_of_worker_processes_start_at_zero_too(tmp_path, folder, workers):
+    with running(tmp_path, [str(folder)], workers=workers) as service:
+        text = service.ask("/metrics").decode()
+    for start in (
+        'scored_records_total{model="fraud",version=""}',
+        'flagged_records_total{model="fraud",version=""}',
+        'requests_total{route="/score",status="5xx"}',
+        'rejected_requests_total{reason="overloaded"}',
+    ):
+        assert f"anomaly_vae_{start} 0.0\n" in text
+
+
+@pytest.mark.e2e
+@pytest.mark.skipif(
+    not shutil.which("prometheus"), reason="needs prometheus (Debian: apt-get install prometheus)"
+)
+def test_prometheus_sees_the_first_event(tmp_path, folder, records):
+    """The first refusal and the first records scored are increases, not starting points."""
+    with running(tmp_path, [str(folder)]) as service, prometheus(tmp_path, service.url) as ask:
+        ask("anomaly_vae_ready")
+        time.sleep(0.5)  # a few scrapes
+        assert service.status("/nowhere") == 404
+        service.ask("/score", {"records": records[:3]})
+        for query in (
+            'increase(anomaly_vae_rejected_requests_total{reason="not-found"}[1m])',
+            'increase(anomaly_vae_requests_total{route="unmatched",status="4xx"}[1m])',
+            'increase(anomaly_vae_scored_records_total{model="fraud"}[1m])',
+        ):
+            ask(f"{query} > 0")
+
+
+@contextmanager
+def prometheus(tmp_path, target):
+    """Scrape a service; yields a function that waits until a query has a result."""
+    place, config = f"127.0.0.1:{free_port()}", tmp_path / "prometheus.yml"
+    scraped = [{"targets": [target.removeprefix("http://")]}]
+    job = {"job_name": "x", "scrape_interval": "200ms", "scrape_timeout": "200ms"}
+    config.write_text(json.dumps({"scrape_configs": [{**job, "static_configs": scraped}]}))
+    command = [
+        "prometheus", f"--config.file={config}", f"--storage.tsdb.path={tmp_path / 'data'}",
+        f"--web.listen-address={place}",
+    ]  # fmt: skip
+
+    def ask(query):
+        address = f"http://{place}/api/v1/query?{urlencode({'query': query})}"
+        deadline, result = time.monotonic() + 60, None
+        while not result:
+            assert time.monotonic() < deadline, query
+            time.sleep(0.1)
+            with suppress(URLError, ConnectionError), urlopen(address) as answer:
+                result = json.load(answer)["data"]["result"]
+
+    with (tmp_path / "prometheus.log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            yield ask
+        finally:
+            process.kill()
+            process.wait()
 
 
 TABLE = {

@@ -60,7 +60,7 @@ def said(span):
 
 def test_a_request_is_a_span_of_the_trace_it_belongs_to(collector, client_of, served):
     client = client_of(served)
-    body = {"records": [{"TX_CHANNEL": "mallory"}, {}]}
+    body = {"records": [{"TX_CHANNEL": "mallory"}, {"TX_CHANNEL": None}]}
     client.post("/score?mallory", json=body, headers={"traceparent": PARENT, "x-mallory": "1"})
     (span,), content = next_spans(collector, 1)
     assert (span.name, span.kind) == ("POST /score", Span.SPAN_KIND_SERVER)
@@ -77,7 +77,7 @@ def test_refusals_and_failures(collector, client_of, served, monkeypatch):
     client.get("/mallory")
     client.post("/v2/models/fraud/infer", json={})
     monkeypatch.setattr("anomaly_vae.scoring.detector.Detector.decide", None)
-    client.post("/score", json={"records": [{}]})
+    client.post("/score", json={"records": [{"TX_AMOUNT": 1}]})
     spans, content = next_spans(collector, 3)
     assert [(span.name, said(span)["http.response.status_code"]) for span in spans] == [
         ("GET unmatched", 404),

@@ -16,10 +16,13 @@ from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 import mlflow.pyfunc
+import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlflow.pyfunc.scoring_server import init
+from mlflow.pyfunc.scoring_server.client import ScoringServerClient
+from mlflow.utils.proto_json_utils import dump_input_data
 from starlette.testclient import TestClient
 
 from anomaly_vae.data.dataframes import record_to_frame
@@ -192,13 +195,104 @@ def test_rows_without_names_come_in_the_order_of_the_model(client_of, plain, for
     assert predictions(invoke(client, form, arrays)) == expected
 
 
-def test_ping_is_health(client, client_of, served, theirs):
-    ours, other = client.get("/ping"), theirs["fraud"].get("/ping")
+@pytest.mark.parametrize("path", ["/ping", "/health"])
+def test_ping_and_health(client, client_of, served, theirs, path):
+    ours, other = client.get(path), theirs["fraud"].get(path)
     assert (ours.status_code, ours.text) == (other.status_code, other.text) == (200, "\n")
-    refused(client_of().get("/ping"), 503, "not-ready")
+    refused(client_of().get(path), 503, "not-ready")
     draining = client_of(served)
     draining.app.state.store.draining = True
-    refused(draining.get("/ping"), 503, "not-ready")
+    refused(draining.get(path), 503, "not-ready")
+
+
+def test_version_is_that_of_mlflow(client, theirs):
+    ours, other = client.get("/version"), theirs["fraud"].get("/version")
+    assert (ours.status_code, ours.text) == (other.status_code, other.text)
+
+
+# ---------------------------------------------------------------- gaps of MLflow's client
+
+
+@pytest.fixture
+def gaps(rows):
+    """Frame with a missing value in every column."""
+    frame = record_frame(rows[:30])
+    for row, name in enumerate(frame.columns):
+        frame.loc[row, name] = None
+    return frame
+
+
+def record_frame(rows):
+    frame = pd.DataFrame(rows)
+    return frame.assign(TX_DATETIME=pd.to_datetime(frame["TX_DATETIME"]))
+
+
+def test_mlflows_client_is_answered_as_by_mlflow(address_of, served, theirs, gaps):
+    """A frame with gaps and an index of its own, over a socket."""
+    frame = gaps.set_index(pd.RangeIndex(100, 130))
+    body = dump_input_data(frame)
+    assert "NaN" in body
+    assert "NaT" in body
+    client = ScoringServerClient(*address_of(served).removeprefix("http://").split(":"))
+    client.wait_server_ready()
+    ours = client.invoke(frame).get_predictions()
+    headers = {"Content-Type": "application/json"}
+    other = theirs["fraud"].post("/invocations", content=body, headers=headers)
+    pd.testing.assert_frame_equal(ours, pd.DataFrame(predictions(other)["predictions"]))
+    assert client.get_version() == mlflow.__version__
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"dataframe_records": [{"TX_AMOUNT": NaN, "TX_CHANNEL": "NaN \\" NaN, Infinity"}]}',
+        b'{"dataframe_split": {"columns": ["TX_AMOUNT", "TX_CHANNEL"],'
+        b' "data": [[NaN, "NaN \\" NaN, Infinity"]]}}',
+        b'{"instances": [{"TX_AMOUNT":NaN,"TX_CHANNEL":"NaN \\" NaN, Infinity"}]}',
+        b'{"inputs": {"TX_AMOUNT": [NaN], "TX_CHANNEL": ["NaN \\" NaN, Infinity"]}}',
+    ],
+)
+def test_nan_is_missing_in_every_form(client, body):
+    strict = [{"TX_AMOUNT": None, "TX_CHANNEL": 'NaN " NaN, Infinity'}]
+    headers = {"Content-Type": "application/json"}
+    ours = client.post("/invocations", content=body, headers=headers)
+    assert predictions(ours) == predictions(invoke(client, "dataframe_records", strict))
+
+
+def test_empty_cells_and_nan_are_missing_in_csv(client):
+    strict = [{"TX_AMOUNT": None, "TX_CHANNEL": "chip"}] * 2 + [{"TX_AMOUNT": 1.5}]
+    body = b"TX_AMOUNT,TX_CHANNEL\n,chip\nNaN,chip\n1.5,\n"
+    ours = client.post("/invocations", content=body, headers=CSV)
+    assert predictions(ours) == predictions(invoke(client, "dataframe_records", strict))
+
+
+@pytest.mark.parametrize("value", [b"Infinity", b"-Infinity"])
+def test_infinity_is_refused(client, value):
+    body = b'{"dataframe_records": [{"TX_AMOUNT": NaN}, {"TX_AMOUNT": %b}]}' % value
+    headers = {"Content-Type": "application/json"}
+    problem = refused(client.post("/invocations", content=body, headers=headers), 400, "malformed")
+    assert "Infinity is not a value" in problem["detail"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b'{"inputs": [{"TX_AMOUNT": NaNa}]}', b'{"inputs": [{"a": "NaN', b"NaN", b'"' + b'\\"' * 9],
+)
+def test_what_is_no_json_even_with_nan(client, body):
+    headers = {"Content-Type": "application/json"}
+    response = client.post("/invocations", content=body, headers=headers)
+    assert response.status_code in {400, 422}
+
+
+def test_unknown_columns_are_named(client, client_of, served):
+    rows = [{"TX_AMOUNT": 1, "hat": 2}]
+    assert predictions(invoke(client, "dataframe_records", rows))["ignored"] == ["hat"]
+    body = b"TX_AMOUNT,hat\n1,2\n"
+    by_csv = client.post("/invocations", content=body, headers=CSV)
+    assert predictions(by_csv)["ignored"] == ["hat"]
+    strict = client_of(served, unknown_keys="refuse")
+    problem = refused(invoke(strict, "dataframe_records", rows), 422, "invalid-request")
+    assert "unknown key 'hat'" in problem["detail"]
 
 
 @pytest.mark.parametrize(

@@ -24,13 +24,13 @@ def test_columns_of_text_with_gaps_as_the_pandas_codec_writes_them(client):
     """It writes each value as JSON where some are no text."""
     said = {"parameters": {"content_type": "pd_json"}}
     column = tensor("TX_CHANNEL", ['"online"', "null"], "BYTES", **said)
-    expected = scored(client, [{"TX_CHANNEL": "online"}, {}])
+    expected = scored(client, [{"TX_CHANNEL": "online"}, {"TX_CHANNEL": None}])
     assert values_of(infer(client, column)) == expected
 
 
 def test_nested_data(client):
     column = {**tensor("TX_AMOUNT", [[1.5], [None], [2]]), "shape": [3, 1]}
-    expected = scored(client, [{"TX_AMOUNT": 1.5}, {}, {"TX_AMOUNT": 2}])
+    expected = scored(client, [{"TX_AMOUNT": 1.5}, {"TX_AMOUNT": None}, {"TX_AMOUNT": 2}])
     assert values_of(infer(client, column)) == expected
 
 

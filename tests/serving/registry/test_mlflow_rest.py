@@ -166,3 +166,14 @@ def test_a_real_server(world, versions, monkeypatch):
             with pytest.raises(RegistryError, match="has no") as caught:
                 mlflow_rest.resolve_alias(name, alias, 5.0)
             assert caught.value.missing
+
+
+@pytest.mark.parametrize(
+    "address", ["bob:s3cret/x@localhost:1", "bob:p@s3cret@localhost:1", "[::1"]
+)
+def test_an_address_that_cannot_be_read_is_one_line_without_its_password(monkeypatch, address):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{address}")
+    with pytest.raises(RegistryError) as caught:
+        mlflow_rest.resolve_alias("fraud", "champion", 1)
+    assert "s3cret" not in str(caught.value)
+    assert "write / as %2F" in str(caught.value) or "localhost:1" in str(caught.value)

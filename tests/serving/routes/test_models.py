@@ -20,7 +20,7 @@ def test_what_is_loaded(client, served):
 
 def test_nothing_loaded(client_of):
     client = client_of()
-    response = post(client, {"records": [{}]})
+    response = post(client, {"records": [{"TX_AMOUNT": 1}]})
     refused(response, 503, "not-ready")
     assert response.headers["retry-after"] == "1"
     refused(client.get("/health/ready"), 503, "not-ready")
@@ -35,7 +35,7 @@ def test_readiness_goes_when_draining(client):
     response = client.get("/health/ready")
     refused(response, 503, "not-ready")
     assert response.headers["connection"] == "close"
-    assert post(client, {"records": [{}]}).status_code == 200
+    assert post(client, {"records": [{"TX_AMOUNT": 1}]}).status_code == 200
 
 
 def test_openmetrics_where_it_is_asked_for(client):

@@ -54,7 +54,7 @@ def test_a_wide_request_goes_to_a_thread_however_few_its_records(
     columns, found = len(served.detector.scorer.encoding.columns), []
     monkeypatch.setattr(handlers, "INLINE_VALUES", 30 * columns)
     for records, explain in ((30, 0), (31, 0), (1, 3), (10, 3), (10, "all")):
-        score(client, [{}] * records, explain=explain)
+        score(client, [{"TX_AMOUNT": None}] * records, explain=explain)
         found.append(on_threads[-1])
     assert found == [False, True, False, True, True]
 

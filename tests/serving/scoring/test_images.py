@@ -119,24 +119,34 @@ def test_the_size_of_chunks_changes_nothing(scan_client, pngs, monkeypatch, chun
 
 
 @pytest.mark.parametrize("explain", ["1", "5", "all", "0005", "9" * 18])
-def test_contributions_sum_to_the_score(scan_client, pngs, explain):
-    for result in score(scan_client, pngs[:3], f"?explain={explain}"):
-        parts = [part["nats"] for part in result["contributions"]]
-        assert parts == sorted(parts, reverse=True)
+def test_regions_sum_to_the_score(keen, pngs, explain):
+    for result in score(keen, pngs[:3], f"?explain={explain}"):
+        assert "contributions" not in result
+        parts = [region["nats"] for region in result["regions"]]
+        assert parts
         total = sum(parts) + result["rest"] + result["kl"]
         assert total == pytest.approx(result["score"], rel=1e-5, abs=1e-3)
 
 
-def test_explain_lists_so_many_pixels(scan_client, scanner, pngs):
-    def listed(explain):
-        (result,) = score(scan_client, pngs[:1], f"?explain={explain}")
-        return len(result.get("contributions", ()))
+def test_explain_lists_so_many_regions(keen, pngs):
+    def listed(query):
+        (result,) = score(keen, pngs[:1], query)
+        return result.get("regions", [])
 
-    assert [listed(k) for k in (0, 1, 3, "all")] == [0, 1, 3, SIZE**2]
-    (result,) = score(scan_client, pngs[-1:], "?explain=1")
-    (part,) = result["contributions"]
-    assert part["feature"] in scanner.detector.scorer.encoding.labels
-    assert {"nats", "observed", "expected"} < set(part)
+    every = listed("?explain=all")
+    assert every
+    assert [listed(f"?explain={k}") for k in (0, 1, 2)] == [[], every[:1], every[:2]]
+    assert listed("?explain=2&heatmap=png") == every[:2]
+    assert listed("?heatmap=png") == every[:10]
+
+
+def test_an_image_without_regions_says_so(scan_client, scanner, client_of, pngs):
+    scale = dataclasses.replace(scanner.heat_scale, region=1e9)
+    (result,) = score(
+        client_of(dataclasses.replace(scanner, heat_scale=scale)), pngs[:1], "?explain=1"
+    )
+    assert result["regions"] == []
+    assert result["rest"] + result["kl"] == pytest.approx(result["score"], rel=1e-5, abs=1e-3)
 
 
 def test_what_else_is_asked_for_changes_no_decision(scan_client, pngs):
@@ -160,7 +170,9 @@ def test_heatmaps_are_the_librarys_and_the_same_each_time(scan_client, scanner, 
     for result, finding in zip(results, drawn, strict=True):
         content = base64.b64decode(result["heatmap"], validate=True)
         assert content == png(finding.draw())
-        assert result["regions"] == [dataclasses.asdict(region) for region in finding.regions]
+        fields = ("x", "y", "width", "height", "area")
+        shown = [tuple(region[name] for name in fields) for region in result["regions"]]
+        assert shown == [dataclasses.astuple(region)[:5] for region in finding.regions]
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             image.load()
             assert image.width > image.height > SIZE
@@ -170,7 +182,13 @@ def test_regions_lie_in_the_image_of_the_model(keen, pngs):
     (result,) = score(keen, pngs[:1], "?heatmap=png")
     assert result["regions"]
     for region in result["regions"]:
-        assert set(region) == {"x", "y", "width", "height", "area", "peak", "total"}
+        assert set(region) == {
+            "x", "y", "width", "height", "area", "peak", "total", "box", "nats", "share"
+        }  # fmt: skip
+        right, bottom = region["x"] + region["width"], region["y"] + region["height"]
+        assert region["box"] == [region["x"], region["y"], right, bottom]
+        assert region["nats"] == region["total"]
+        assert 0 <= region["share"] <= 1
         assert 0 <= region["x"] < region["x"] + region["width"] <= SIZE
         assert 0 <= region["y"] < region["y"] + region["height"] <= SIZE
         assert 0 < region["area"] <= region["width"] * region["height"]
@@ -178,6 +196,8 @@ def test_regions_lie_in_the_image_of_the_model(keen, pngs):
 
 def test_no_heatmap_unless_asked_for(scan_client, pngs):
     (result,) = score(scan_client, pngs[:1], "?explain=1")
+    assert "heatmap" not in result
+    (result,) = score(scan_client, pngs[:1])
     assert not {"heatmap", "regions"} & set(result)
 
 
@@ -247,7 +267,9 @@ def test_many_clients_at_once(scan_client, pngs):
 
 def test_tables_and_images_side_by_side(both, records, pngs):
     table = both.post("/models/fraud/score", json={"records": records[:2]})
-    assert [set(r) for r in table.json()["results"]] == [{"score", "p_value", "is_anomaly"}] * 2
+    assert [set(r) for r in table.json()["results"]] == [
+        {"score", "p_value", "is_anomaly", "id"}
+    ] * 2
     scans = both.post("/models/scans/score", files=image_uploads.uploads(pngs[:2]))
     assert [r["file"] for r in scans.json()["results"]] == [0, 1]
 

@@ -16,7 +16,8 @@ def test_the_answer_names_the_model_and_its_threshold(client, served, records):
     assert answer["model"] == {"name": "fraud", "version": None, "alias": None}
     assert answer["alpha"] == served.detector.calibration.alpha
     assert answer["threshold"] == served.detector.calibration.threshold
-    assert [set(result) for result in answer["results"]] == [{"score", "p_value", "is_anomaly"}] * 2
+    fields = {"score", "p_value", "is_anomaly", "id"}
+    assert [set(result) for result in answer["results"]] == [fields] * 2
 
 
 FOUND = Detections(np.array([1.0, 9.0]), np.array([0.5, 0.01]), np.array([False, True]))

@@ -83,6 +83,7 @@ def test_answers_are_the_same_to_the_byte(client_of, client_beside, pair, record
         {"records": records[:40], "explain": 2},
         {"records": [{}]},
         {"records": [{"a": 1}]},
+        {"records": [*records[:3], {"a": 1}, *records[3:9]], "errors": "per_record"},
     ):
         assert alone.post("/score", json=body).content == beside.post("/score", json=body).content
 
@@ -109,7 +110,14 @@ WAYS = {
     "unknown keys": ("/score", {"json": {"records": [{**SMALL[0], "hat": 1}]}}, 1),
     "explained": ("/score", {"json": {"records": SMALL[:3], "explain": 2}}, 3),
     "large": ("/score", {"json": {"records": SMALL * 100}}, 3900),
-    "large, unknown keys": ("/score", {"json": {"records": [*SMALL, {"hat": 1}] * 100}}, 4000),
+    "large, unknown keys": (
+        "/score", {"json": {"records": [*SMALL, {**SMALL[0], "hat": 1}] * 100}}, 4000
+    ),
+    "errors by record": (
+        "/score",
+        {"json": {"records": [*SMALL, {"TX_AMOUNT": "x"}, {}, *SMALL], "errors": "per_record"}},
+        78,
+    ),
     "tensors": ("/v2/models/fraud/infer", {"json": {"inputs": tensors(SMALL)}}, 39),
     "records": ("/invocations", {"json": {"dataframe_records": SMALL}}, 39),
     "split": (
@@ -139,6 +147,7 @@ def test_whatever_way_it_comes_it_is_compared(client_beside, pair, way):
     assert wait_for(client, "shadow_decisions_total", count) == count
     until_empty(client)
     batch = pair[0].detector.scorer.schema.from_records(records)
+    batch = batch.take(batch.usable)
     ours, theirs = (one.detector.detect(batch) for one in pair)
     assert counted(client, "shadow_decisions_total", flagged="true") == ours.is_anomaly.sum()
     found = counted(client, "shadow_decisions_total", shadow_flagged="true")
@@ -283,6 +292,9 @@ def test_images_are_compared_too(client_beside, scanner, scan_bundle, pngs, tmp_
     scan = base64.b64encode(pngs[31]).decode()
     assert client.post("/invocations", json={"instances": [{"image": scan}]}).status_code == 200
     assert wait_for(client, "shadow_decisions_total", 32, model="scans") == 32
+    client.post("/score", files=uploads([pngs[30], b"x", pngs[31]]))
+    assert wait_for(client, "shadow_decisions_total", 34, model="scans") == 34
+    assert counted(client, "shadow_failures_total") == 0
     until_empty(client)
     assert counted(client, "shadow_score_difference_bucket", le="0.0") >= 31
 
