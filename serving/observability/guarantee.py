@@ -54,7 +54,8 @@ class Observation(NamedTuple):
     @classmethod
     def concatenate(cls, parts: Sequence[Observation]) -> Observation:
         """Join observations of the same model."""
-        x, seconds = ([part[i] for part in parts if part[i] is not None] for i in (1, 2))
+        x = [part.x for part in parts if part.x is not None]
+        seconds = [part.seconds for part in parts if part.seconds is not None]
         return cls(
             Detections.concatenate(part.detections for part in parts),
             np.concatenate(x) if x else None,

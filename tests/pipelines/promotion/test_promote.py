@@ -401,7 +401,8 @@ def verdict(decision: Promotion, rule: Rule) -> RuleResult:
 def test_an_equal_challenger_passes_every_rule_with_figures(registry: Registry) -> None:
     decision = promote(registry, "fraud", EQUAL)
     assert [str(one.rule) for one in decision.rules] == [
-        "keeps_alpha", "scores_all", "above_chance", "no_worse", "no_slice_collapses", "agrees", "reproduces"
+        "keeps_alpha", "scores_all", "above_chance", "no_worse", "no_slice_collapses", "agrees",
+        "reproduces",
     ]  # fmt: skip
     assert all(one.passed for one in decision.rules)
     assert verdict(decision, Rule.NO_WORSE).figures["difference"] == 0
