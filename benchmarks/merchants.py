@@ -36,7 +36,6 @@ from sklearn.preprocessing import StandardScaler
 from anomaly_vae import TabularVAEDetector
 from anomaly_vae.config import Feature
 from benchmarks.common import Column, Ledger, Options, cpu_seconds, environment, summary_table
-from benchmarks.transactions import BASE_COLUMNS, DATA_FILES
 
 Scores = NDArray[np.float64]
 Metrics = dict[str, float]
@@ -47,6 +46,17 @@ MERCHANTS, LARGE, NEW_SHARE, LATE_WEIGHT, EXPONENT = 10_000, 500, 0.3, 0.3, 1.1
 CHANNELS = np.array(["chip", "contactless", "online", "mail_order"])
 CATEGORIES = 20
 MERCHANT = "merchant"
+DATA_FILES = ("transactions-2018-07.parquet", "transactions-2018-08.parquet")
+IDS = ("CUSTOMER_ID", "TERMINAL_ID")
+NUMBERS = (
+    *("TX_AMOUNT", "TX_DURING_WEEKEND", "TX_DURING_NIGHT"),
+    *(
+        f"CUSTOMER_ID_{of}_{days}DAY_WINDOW"
+        for of in ("NB_TX", "AVG_AMOUNT")
+        for days in (1, 7, 30)
+    ),
+    *(f"TERMINAL_ID_NB_TX_{days}DAY_WINDOW" for days in (1, 7, 30)),
+)
 
 
 @dataclass(frozen=True)
@@ -141,10 +151,9 @@ def _unfitting(rows: pd.DataFrame, rng: Any) -> pd.DataFrame:
 
 def load_transactions(folder: Path, seed: int) -> Task:
     """Draw rows of the card transactions, with the customer and the terminal."""
-    ids = ("CUSTOMER_ID", "TERMINAL_ID")
-    columns = [*BASE_COLUMNS, *ids, "TX_DATETIME", "TX_FRAUD"]
+    columns = [*NUMBERS, *IDS, "TX_DATETIME", "TX_FRAUD"]
     rows = pd.concat([pd.read_parquet(folder / name, columns=columns) for name in DATA_FILES])
-    rows = rows.astype(dict.fromkeys(ids, str))
+    rows = rows.astype(dict.fromkeys(IDS, str))
     fraud = rows.pop("TX_FRAUD") == 1
     time = rows.pop("TX_DATETIME")
 
@@ -157,7 +166,7 @@ def load_transactions(folder: Path, seed: int) -> Task:
         draw("2018-07-31", "2018-08-01", CALIBRATION_ROWS, ~fraud),
         draw("2018-08-08", "2018-08-15", 4 * TEST_ROWS, ~fraud),
         {"real": draw("2018-08-08", "2018-08-15", len(rows), fraud)},
-        many=ids,
+        many=IDS,
     )
 
 
@@ -268,34 +277,37 @@ METHODS: dict[str, Ours | Peer] = {
     "kNN, k = 5, log frequency": Peer(_neighbours),
     "IsolationForest, log frequency": Peer(_forest),
 }
-ON_TRANSACTIONS = (
-    "64 levels, the rest one level",
-    "64 levels and log frequency",
-    "64 levels and bands, rarity: 0.25",
-    "IsolationForest, log frequency",
-)
-"""Methods that are measured on the card transactions, too."""
+POOLED, BANDED = "64 levels, the rest one level", "64 levels and bands, rarity: 0.25"
+FAST, TRANSACTIONS, DEFAULT = "simulated, preset fast", "transactions, preset fast", "simulated"
+METHODS_OF: dict[str, tuple[str, ...]] = {
+    FAST: tuple(METHODS),
+    TRANSACTIONS: (POOLED, "64 levels and log frequency", BANDED, "IsolationForest, log frequency"),
+    DEFAULT: (POOLED, BANDED),
+}
+"""Methods by data and preset."""
 
 
 # ---------------------------------------------------------------- the run
 
 KEYS = ("data", "method", "seed")
+KINDS = ("new", "rare", "frequent", "anywhere")
+SIMULATED = {
+    **{f"{kind}_ap": Column(f"{kind}, AP") for kind in KINDS},
+    **{f"{kind}_auroc": Column(f"{kind}, AUROC", ".2f", False) for kind in KINDS},
+    "fpr": Column("FPR", ".4f"),
+    "fpr_late": Column("FPR, later", ".4f"),
+    "fit_seconds": Column("fit, CPU-s", ".0f", False),
+}
 FORMATS = {
-    "simulated": {
-        **{f"{kind}_ap": Column(f"{kind}, AP") for kind in ("new", "rare", "frequent", "anywhere")},
-        **{f"{kind}_auroc": Column(f"{kind}, AUROC", ".2f", False)
-           for kind in ("new", "rare", "frequent", "anywhere")},
-        "fpr": Column("FPR", ".4f"),
-        "fpr_late": Column("FPR, later", ".4f"),
-        "fit_seconds": Column("fit, CPU-s", ".0f", False),
-    },
-    "transactions": {
+    FAST: SIMULATED,
+    DEFAULT: SIMULATED,
+    TRANSACTIONS: {
         "real_ap": Column("AP"),
         "real_auroc": Column("AUROC"),
         "fpr": Column("FPR", ".4f"),
         "fit_seconds": Column("fit, CPU-s", ".0f", False),
     },
-}  # fmt: skip
+}
 
 
 def measure(method: Ours | Peer, task: Task, seed: int, preset: str) -> Metrics:
@@ -316,15 +328,14 @@ def measure(method: Ours | Peer, task: Task, seed: int, preset: str) -> Metrics:
 def run(options: Options) -> None:
     """Run the missing measurements and write the tables."""
     ledger = Ledger(options.result_path("merchants.csv"), KEYS)
-    preset = "fast" if options.short else "default"
     for data, name, seed in _plan(options):
         if (data, name, seed) not in ledger:
-            real = data == "transactions"
+            real = data == TRANSACTIONS
             task = load_transactions(options.data_folder("fraud"), seed) if real else simulate(seed)
-            metrics = measure(METHODS[name], task, seed, "fast" if real else preset)
-            ledger.add((data, name, seed), metrics)
+            preset = "default" if data == DEFAULT else "fast"
+            ledger.add((data, name, seed), measure(METHODS[name], task, seed, preset))
     tables = [
-        summary_table(rows, "method", FORMATS[str(data)])
+        f"{data}\n\n{summary_table(rows, 'method', FORMATS[str(data)])}"
         for data, rows in ledger.rows.groupby("data", sort=False)
     ]
     text = "\n".join([*tables, environment()])
@@ -334,7 +345,5 @@ def run(options: Options) -> None:
 
 def _plan(options: Options) -> Iterator[tuple[str, str, int]]:
     for seed in range(1 if options.short else options.seeds):
-        for name in filter(options.wants, METHODS):
-            yield "simulated", name, seed
-        for name in filter(options.wants, ON_TRANSACTIONS):
-            yield "transactions", name, seed
+        for data, names in METHODS_OF.items():
+            yield from ((data, name, seed) for name in filter(options.wants, names))

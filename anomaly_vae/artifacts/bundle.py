@@ -22,6 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
@@ -93,11 +94,12 @@ class Bundle:
         return Scorer(read, restored, self.graph, self.weights)
 
     def _with_counts(self, encoding: TabularEncoding) -> TabularEncoding:
-        tensors = load_tensors(self.value_counts) if self.value_counts else {}
         try:
+            tensors = load_tensors(self.value_counts) if self.value_counts else {}
             return encoding.with_counts(tensors)
-        except DataError as error:
-            raise BundleError(f"bundle '{self.manifest['name']}': {error}; make it anew") from None
+        except (DataError, SafetensorError) as error:
+            reason = f"{COUNTS} cannot be read: {error}; make the bundle anew"
+            raise BundleError(f"bundle '{self.manifest['name']}': {reason}") from None
 
     @cached_property
     def detector(self) -> Detector:

@@ -15,14 +15,20 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from anomaly_vae.data.converters import Levels, as_levels
-from anomaly_vae.data.frequency import MIN_POOLED, FrequencyBands, ValueCounts, fit_bands
+from anomaly_vae.data.frequency import (
+    MIN_POOLED_SHARE,
+    MIN_POOLED_VALUES,
+    FrequencyBands,
+    ValueCounts,
+    fit_bands,
+)
 from anomaly_vae.data.schema import RawBatch, TabularSchema, Values
 from anomaly_vae.types import MAX_LEVELS, MIN_COUNT, RARITY, ColumnType
 
@@ -91,6 +97,12 @@ class _Encoded(BaseModel):
     def typical(self) -> Any:
         """Typical value of the column."""
         return 0
+
+    def with_fields(self, **fields: Any) -> Self:
+        """Return a copy with other values of these fields and nothing cached."""
+        return type(self)(
+            **{name: getattr(self, name) for name in type(self).model_fields} | fields
+        )
 
     def observed(self, values: Any) -> list[Any]:
         """Return raw values (N,) in the form that explanations show."""
@@ -257,14 +269,14 @@ class Categorical(_Encoded):
         said = {name: self.bands.describe(count) for name, count in counts.items()}
         notes = [None if code < 0 else said.get(values.names[code]) for code in values.codes]
         return [
-            name if note is None else f"{self._usual(name)}; this one was {note}"
+            name if note is None else f"{self._describe(name)}; this one was {note}"
             for name, note in zip(decoded, notes, strict=True)
         ]
 
-    def _usual(self, name: str | None) -> str:
+    def _describe(self, name: str | None) -> str:
         """Describe the expected value in place of one that is not a level."""
         if name not in self.levels:
-            return f"a rare value {name}"
+            return f"a value {str(name).strip('()')}"
         if len(self.levels) == 1:
             return f"the frequent value {name}"
         return f"one of {len(self.levels)} frequent values, such as {name}"
@@ -508,7 +520,7 @@ def _with_counts(column: EncodedColumn, tensors: Mapping[str, NDArray[Any]]) -> 
     if not isinstance(column, Categorical) or column.bands is None:
         return column
     counts = ValueCounts.from_tensors(column.name, tensors)
-    return column.model_copy(update={"counts": counts})
+    return column.with_fields(counts=counts)
 
 
 def fit_encoding(
@@ -573,9 +585,10 @@ def _fit_categorical(name: str, values: Levels, options: Any) -> Categorical:
     rarity = options.rarity if options else RARITY
     occurrences = _count_levels(values)
     levels = _frequent_levels(occurrences, *limits)
-    rows = sum(occurrences.values())
-    others = {level: n for level, n in occurrences.items() if level not in set(levels)}
-    if rarity is None or sum(others.values()) <= MIN_POOLED * rows:
+    rows, kept = sum(occurrences.values()), set(levels)
+    others = {level: n for level, n in occurrences.items() if level not in kept}
+    few = len(others) < MIN_POOLED_VALUES or sum(others.values()) < MIN_POOLED_SHARE * rows
+    if rarity is None or few:
         return Categorical(name=name, levels=levels)
     counts = np.array(list(others.values()))
     bands, stored = fit_bands(counts, rows, rarity), ValueCounts.of_values(list(others), counts)
@@ -612,10 +625,14 @@ class PooledLevels:
     """Whether these values are told apart by their frequency."""
 
     def __str__(self) -> str:
-        how = "they are told apart only by frequency" if self.banded else "they are one level"
+        how = (
+            "are told apart only by how often training saw them"
+            if self.banded
+            else f"become one level; data.features.{self.column}.max_levels and min_count keep more"
+        )
         return (
-            f"column '{self.column}': {self.kept:,} of {self.values:,} values are kept; "
-            f"{self.share:.1%} of the training rows have another one, and {how}"
+            f"column '{self.column}': {self.kept:,} of {self.values:,} values are kept as levels; "
+            f"the others, in {self.share:.1%} of the training rows, {how}"
         )
 
 
@@ -623,6 +640,12 @@ def pooled_levels(encoding: TabularEncoding, train: RawBatch) -> tuple[PooledLev
     """Describe the categorical columns some of whose values are not kept as levels."""
     found = (_pooled_levels(c, train.values[c.name]) for c in encoding.columns)
     return tuple(pooled for pooled in found if pooled)
+
+
+def pooled_notes(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the results of `pooled_levels` that a manifest records, as text."""
+    columns = manifest["training"].get("pooled", ())
+    return tuple(str(PooledLevels(**column)) for column in columns)
 
 
 def _pooled_levels(column: EncodedColumn, values: Values) -> PooledLevels | None:

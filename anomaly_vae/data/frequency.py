@@ -26,8 +26,9 @@ from anomaly_vae.errors import DataError
 
 MAX_VALUES = 1_000_000
 """Maximum number of values of a column whose counts are stored; the most frequent ones are."""
-MIN_POOLED = 0.05
-"""Share of training rows without a kept level above which a column gets frequency bands."""
+MIN_POOLED_SHARE, MIN_POOLED_VALUES = 0.05, 20
+"""Minimum share of the training rows whose values are not kept as levels, and minimum number of
+such values, for a column to get frequency bands."""
 
 
 class FrequencyBands(BaseModel):

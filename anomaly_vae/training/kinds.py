@@ -257,7 +257,7 @@ def _with_order_of(column: EncodedColumn, earlier: EncodedColumn | None) -> Enco
     if not (isinstance(column, Categorical) and isinstance(earlier, Categorical)):
         return column
     same = set(column.levels) == set(earlier.levels)
-    return column.model_copy(update={"levels": earlier.levels}) if same else column
+    return column.with_fields(levels=earlier.levels) if same else column
 
 
 def _meaning(column: Mapping[str, Any]) -> dict[str, Any]:

@@ -76,6 +76,8 @@ def train(config: Config, data: Dataset | None = None) -> Trained:
     prepared, start = prepared_start(config, data)
     twins = int(data.test_twins(prepared.encoding).sum())
     show_data(data, twins)
+    for pooled in prepared.pooled[:SHOWN_COLUMNS]:
+        console.info(str(pooled))
     digest = inputs_digest(config, data)
     state = _sha256([digest, data.digest, start and start.digest])
     checkpoint = CHECKPOINTS / f"{config.name}-{state[:16]}.safetensors"
