@@ -240,6 +240,8 @@ class Categorical(_Encoded):
     def _codes_of_others(self, names: Sequence[str], own: int) -> dict[str, int]:
         """Return the codes of those of the names that have none in the index."""
         others = [name for name in names if name not in self._index]
+        if not others:
+            return {}
         counts = np.maximum(self._count(others) - own, 0)
         return dict(zip(others, self._codes_of_counts(counts).tolist(), strict=True))
 

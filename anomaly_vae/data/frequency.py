@@ -146,7 +146,7 @@ def hash_values(names: Sequence[str]) -> NDArray[np.uint64]:
         hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
         for name in names
     )
-    return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
+    return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64, copy=False)
 
 
 def fit_bands(counts: NDArray[Any], rows: int, rarity: float) -> FrequencyBands:
