@@ -282,7 +282,7 @@ FAST, TRANSACTIONS, DEFAULT = "simulated, preset fast", "transactions, preset fa
 METHODS_OF: dict[str, tuple[str, ...]] = {
     FAST: tuple(METHODS),
     TRANSACTIONS: (POOLED, "64 levels and log frequency", BANDED, "IsolationForest, log frequency"),
-    DEFAULT: (POOLED, BANDED),
+    DEFAULT: (POOLED, "64 levels and bands, rarity: 0", BANDED),
 }
 """Methods by data and preset."""
 
