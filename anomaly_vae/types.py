@@ -10,6 +10,8 @@ MAX_PIXELS, MAX_BYTES, MAX_FRAMES, MAX_SECONDS = 1 << 25, 1 << 28, 4096, 120.0
 
 MAX_LEVELS, MIN_COUNT = 64, 5
 """Defaults of a categorical column: number of levels kept, training rows per kept level."""
+RARITY = 0.25
+"""Default weight of the rarity of values of a categorical column that are not kept."""
 
 
 class ColumnType(StrEnum):

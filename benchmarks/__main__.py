@@ -17,6 +17,7 @@ PROTOCOLS: dict[str, tuple[str, ...]] = {
     "transactions": ("fraud",),
     "scans": ("mri", "pneumoniamnist.npz"),
     "promise": ("adbench", "fraud"),
+    "merchants": ("fraud",),
     "thresholds": (),
     "guarantee": (),
     "sizes": (),

@@ -5,6 +5,8 @@
     graph.onnx               the scoring graph
     weights.safetensors      the weights, for the graph and for generation
     calibration.safetensors  the sorted calibration scores, once calibrated
+    counts.safetensors       how often training rows had each value of the categorical columns with
+                             frequency bands, by hash; only if there are such columns
     SHA256SUMS               digests of the other files; its own digest identifies the bundle
 
 Nothing is pickled. A bundle with a missing, extra or altered file is refused.
@@ -27,7 +29,8 @@ from safetensors.numpy import save as save_tensors
 
 from anomaly_vae.artifacts.provenance import code_version
 from anomaly_vae.calibration.conformal import Calibration, Groups, Scores
-from anomaly_vae.errors import BundleError, NotCalibratedError
+from anomaly_vae.data.encoding import TabularEncoding
+from anomaly_vae.errors import BundleError, DataError, NotCalibratedError
 from anomaly_vae.files import atomic_folder, strict_json
 from anomaly_vae.monitoring.cycles import Cycle
 from anomaly_vae.monitoring.exchangeability import Monitor, Reference
@@ -43,6 +46,7 @@ FORMAT = 3
 """Format version of the manifests that this version writes."""
 MANIFEST, GRAPH, WEIGHTS = "manifest.json", "graph.onnx", "weights.safetensors"
 CALIBRATION, SUMS = "calibration.safetensors", "SHA256SUMS"
+COUNTS = "counts.safetensors"
 SUMS_LINE = re.compile(rb"([0-9a-f]{64})  (\w[\w.-]*)\n")
 """Pattern of a line of ``SHA256SUMS``: a digest and a name without a path."""
 KEYS = (
@@ -74,21 +78,34 @@ class Bundle:
     graph: bytes = field(repr=False)
     weights: bytes = field(repr=False)
     calibration: Calibration | None = field(default=None, repr=False)
-    cycle: Cycle | None = field(default=None, repr=False)
-    """Variation of the calibration rows over time, for the monitor."""
     manifest_file: bytes | None = field(default=None, repr=False)
     """Manifest file as it was read; None for a bundle that was made in memory."""
+    value_counts: bytes | None = field(default=None, repr=False)
+    """Counts of the values of columns with frequency bands; None without such columns."""
+    cycle: Cycle | None = field(default=None, repr=False)
+    """Variation of the calibration rows over time, for the monitor."""
 
     @cached_property
     def scorer(self) -> Scorer:
-        """Scoring kernel with this bundle's graph."""
+        """Scoring kernel with this bundle's graph.
+
+        Raises:
+            BundleError: the counts of the values of a column are absent or damaged.
+        """
         schema, encoding = modality(self.manifest["kind"])
-        return Scorer(
-            schema.from_json(self.manifest["schema"]),
-            encoding.from_json(self.manifest["encoding"]),
-            self.graph,
-            self.weights,
-        )
+        restored = encoding.from_json(self.manifest["encoding"])
+        if isinstance(restored, TabularEncoding):
+            restored = self._with_counts(restored)
+        read = schema.from_json(self.manifest["schema"])
+        return Scorer(read, restored, self.graph, self.weights)
+
+    def _with_counts(self, encoding: TabularEncoding) -> TabularEncoding:
+        try:
+            tensors = load_tensors(self.value_counts) if self.value_counts else {}
+            return encoding.with_counts(tensors)
+        except (DataError, SafetensorError) as error:
+            reason = f"{COUNTS} cannot be read: {error}; make the bundle anew"
+            raise BundleError(f"bundle '{self.manifest['name']}': {reason}") from None
 
     @cached_property
     def detector(self) -> Detector:
@@ -139,6 +156,8 @@ class Bundle:
         if self.calibration is not None:
             cycle = self.cycle.tensors() if self.cycle else {}
             files[CALIBRATION] = save_tensors(_tensors(self.calibration) | cycle)
+        if self.value_counts is not None:
+            files[COUNTS] = self.value_counts
         files[MANIFEST] = self._manifest_file()
         return files
 
@@ -256,7 +275,8 @@ def from_files(files: Mapping[str, bytes], folder: Path = Path("in memory")) -> 
     except (KeyError, SafetensorError):
         message = f"bundle '{folder}': {CALIBRATION} and {MANIFEST} disagree; make it anew"
         raise BundleError(message) from None
-    return Bundle(manifest, files[GRAPH], files[WEIGHTS], calibration, cycle, files[MANIFEST])
+    parts = files[GRAPH], files[WEIGHTS], calibration, files[MANIFEST], files.get(COUNTS)
+    return Bundle(manifest, *parts, cycle=cycle)
 
 
 def _verified_files(folder: Path, sums: bytes) -> dict[str, bytes]:

@@ -15,6 +15,7 @@ from anomaly_vae.types import (
     MAX_PIXELS,
     MAX_SECONDS,
     MIN_COUNT,
+    RARITY,
     ColumnType,
 )
 
@@ -30,9 +31,12 @@ class Feature(Section):
     type: ColumnType
     """Type of the column: numeric, categorical, binary or datetime."""
     max_levels: int = Field(MAX_LEVELS, ge=2, le=4096)
-    """For categorical: number of most frequent levels kept; the others become one level."""
+    """For categorical: number of most frequent levels kept."""
     min_count: int = Field(MIN_COUNT, ge=1)
     """For categorical: number of training rows that a level must occur in to be kept."""
+    rarity: float | None = Field(RARITY, ge=0, le=1)
+    """For categorical: how strongly the score of a value that is not kept depends on how rarely
+    training saw it, from 0 to 1; null: such values become one level."""
 
 
 class Splits(Section):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,13 +42,19 @@ class Levels:
         """Return the rows at the given positions, or those where a mask (N,) is true."""
         return Levels(self.codes[rows], self.names)
 
-    def recode(self, index: dict[str, int], unseen: int) -> NDArray[np.int32]:
+    def recode(
+        self, index: Mapping[str, int], unseen: int | Mapping[str, int]
+    ) -> NDArray[np.int32]:
         """Return codes (N,) according to ``index``, which maps level names to codes.
 
-        Missing values keep the code −1; levels that are not in ``index`` get the code ``unseen``.
+        Missing values keep the code −1. ``unseen`` is the code of the levels that are not in
+        ``index``, or maps each of them to its code.
         """
-        table = np.array([index.get(name, unseen) for name in self.names] + [-1], np.int32)
-        return table[self.codes]
+        if isinstance(unseen, int):
+            codes = [index.get(name, unseen) for name in self.names]
+        else:
+            codes = [index[name] if name in index else unseen[name] for name in self.names]
+        return np.array([*codes, -1], np.int32)[self.codes]
 
 
 def as_levels(values: Levels | NDArray[np.floating[Any]]) -> Levels:

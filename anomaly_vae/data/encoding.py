@@ -2,8 +2,11 @@
 
 The matrix (N, F) has first the numeric columns (standardised numbers), then the binary columns
 (zeros and ones), then the categorical columns (level codes). Missing cells are NaN. Code 0 means a
-level that training did not keep because it was rare, or did not see. A time is encoded by its
-position in two cycles: sine and cosine of the hour of the day and of the day of the week.
+level that training did not keep because it was rare, or did not see. In columns where this concerns
+many rows, code 0 means a value that training never saw, and the codes after those of the kept
+levels are bands of values that it saw equally often (`anomaly_vae.data.frequency`). A time is
+encoded by its position in two cycles: sine and cosine of the hour of the day and of the day of the
+week.
 """
 
 from __future__ import annotations
@@ -12,15 +15,22 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from anomaly_vae.data.converters import Levels, as_levels
+from anomaly_vae.data.frequency import (
+    MIN_POOLED_SHARE,
+    MIN_POOLED_VALUES,
+    FrequencyBands,
+    ValueCounts,
+    fit_bands,
+)
 from anomaly_vae.data.schema import RawBatch, TabularSchema, Values
-from anomaly_vae.types import MAX_LEVELS, MIN_COUNT, ColumnType
+from anomaly_vae.types import MAX_LEVELS, MIN_COUNT, RARITY, ColumnType
 
 Matrix = NDArray[np.float32]
 
@@ -43,12 +53,15 @@ WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 class Layout:
     """The shape of the encoded matrix.
 
-    ``n_levels`` counts the levels of each categorical column, including code 0.
+    ``n_levels`` counts the codes of each categorical column, including code 0.
     """
 
     n_numeric: int
     n_binary: int
     n_levels: tuple[int, ...]
+    log_shares: tuple[tuple[float, ...], ...] = ()
+    """Term of each code of each categorical column in the log-likelihood, nats; see
+    `FrequencyBands.log_shares`. Empty if all terms are 0."""
 
     @property
     def n_categorical(self) -> int:
@@ -84,6 +97,12 @@ class _Encoded(BaseModel):
     def typical(self) -> Any:
         """Typical value of the column."""
         return 0
+
+    def with_fields(self, **fields: Any) -> Self:
+        """Return a copy with other values of these fields and nothing cached."""
+        return type(self)(
+            **{name: getattr(self, name) for name in type(self).model_fields} | fields
+        )
 
     def observed(self, values: Any) -> list[Any]:
         """Return raw values (N,) in the form that explanations show."""
@@ -167,11 +186,19 @@ class Binary(_Linear):
 
 
 class Categorical(_Encoded):
-    """A categorical column, encoded as a level code from 1 on; 0 means an unknown level."""
+    """A categorical column, encoded as a level code from 1 on; 0 means an unknown level.
 
+    With ``bands``, the codes after those of the levels are bands of known values that are not
+    levels, and 0 means a value that training never saw.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
     type: Literal["categorical"] = "categorical"
     levels: tuple[str, ...]
     width: int = 1
+    bands: FrequencyBands | None = None
+    counts: ValueCounts | None = Field(None, exclude=True, repr=False)
+    """Counts of the values that are not levels; stored beside the manifest."""
 
     @property
     def typical(self) -> str | None:
@@ -179,26 +206,91 @@ class Categorical(_Encoded):
         return self.levels[0] if self.levels else None
 
     @cached_property
-    def _index(self) -> dict[str, int]:
-        return {level: code for code, level in enumerate(self.levels, start=1)}
+    def names(self) -> tuple[str, ...]:
+        """Name of each code."""
+        if self.bands is None:
+            return ("(other)", *self.levels)
+        never, *bands = self.bands.names
+        return (never, *self.levels, *bands)
 
-    def encode(self, values: Levels) -> Matrix:
-        """Encode N values as (N, 1)."""
-        codes = values.recode(self._index, unseen=0).astype(np.float32)
+    @cached_property
+    def log_shares(self) -> tuple[float, ...]:
+        """Term of each code in the log-likelihood; see `FrequencyBands.log_shares`."""
+        if self.bands is None:
+            return (0.0,) * len(self.names)
+        never, *bands = self.bands.log_shares
+        return (never, *[0.0] * len(self.levels), *bands)
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        """Codes of the names except code 0, so that decoded rows can be encoded again."""
+        return {name: code for code, name in enumerate(self.names[1:], start=1)}
+
+    def encode(self, values: Levels, own: int = 0) -> Matrix:
+        """Encode N values as (N, 1).
+
+        Args:
+            values: the values.
+            own: how often the counts include each row: 1 for training rows, else 0.
+        """
+        unseen = self._codes_of_others(values.names, own) if self.bands else 0
+        codes = values.recode(self._index, unseen).astype(np.float32)
         return np.where(codes < 0, np.float32(np.nan), codes)[:, None]
+
+    def _codes_of_others(self, names: Sequence[str], own: int) -> dict[str, int]:
+        """Return the codes of those of the names that have none in the index."""
+        others = [name for name in names if name not in self._index]
+        if not others:
+            return {}
+        counts = np.maximum(self._count(others) - own, 0)
+        return dict(zip(others, self._codes_of_counts(counts).tolist(), strict=True))
+
+    def _codes_of_counts(self, counts: NDArray[Any]) -> NDArray[np.intp]:
+        assert self.bands is not None
+        bands = self.bands.band(counts)
+        return np.where(bands > 0, bands + len(self.levels), 0)
+
+    def _count(self, names: Sequence[str]) -> NDArray[np.int64]:
+        assert self.counts is not None, "restore the encoding with its counts"
+        return self.counts.look_up(names)
 
     def observed(self, values: Levels) -> list[str | None]:
         """Return the names of N levels, including unseen ones."""
         return [None if code < 0 else values.names[code] for code in values.codes]
 
+    def expected(self, values: Levels, x: NDArray[Any]) -> list[str | None]:
+        """Decode codes (N, 1), and say how often training saw the N values in their place.
+
+        Nothing is said of a value that is a level.
+        """
+        decoded = self.decode(x)
+        if self.bands is None:
+            return decoded
+        others = [name for name in values.names if name not in self._index]
+        counts = dict(zip(others, self._count(others).tolist(), strict=True))
+        said = {name: self.bands.describe(count) for name, count in counts.items()}
+        notes = [None if code < 0 else said.get(values.names[code]) for code in values.codes]
+        return [
+            name if note is None else f"{self._describe(name)}; this one was {note}"
+            for name, note in zip(decoded, notes, strict=True)
+        ]
+
+    def _describe(self, name: str | None) -> str:
+        """Describe the expected value in place of one that is not a level."""
+        if name not in self.levels:
+            return f"a value {str(name).strip('()')}"
+        if len(self.levels) == 1:
+            return f"the frequent value {name}"
+        return f"one of {len(self.levels)} frequent values, such as {name}"
+
     def decode(self, x: NDArray[Any]) -> list[str | None]:
         """Decode codes (N, 1) into N level names."""
-        names = ("(other)", *self.levels)
-        return [None if math.isnan(code) else names[int(code)] for code in x[:, 0]]
+        return [None if math.isnan(code) else self.names[int(code)] for code in x[:, 0]]
 
     def levels_from(self, x: NDArray[Any]) -> Levels:
-        """Convert codes (N, 1) into levels; unknown levels become missing."""
-        return Levels(np.nan_to_num(x[:, 0]).astype(np.int32) - 1, self.levels)
+        """Convert codes (N, 1) into levels; values that are not levels become missing."""
+        codes = np.nan_to_num(x[:, 0]).astype(np.int32)
+        return Levels(np.where(codes > len(self.levels), 0, codes) - 1, self.levels)
 
 
 class Cyclic(_Encoded):
@@ -260,8 +352,14 @@ class TabularEncoding:
         """Shape of the matrix."""
         numeric = sum(c.width for c in self.columns if _ORDER[c.type] == 0)
         binary = sum(c.type == "binary" for c in self.columns)
-        levels = tuple(len(c.levels) + 1 for c in self.columns if isinstance(c, Categorical))
-        return Layout(numeric, binary, levels)
+        levels = tuple(len(column.names) for column in self._categorical)
+        pooled = any(column.bands for column in self._categorical)
+        shares = tuple(column.log_shares for column in self._categorical if pooled)
+        return Layout(numeric, binary, levels, shares)
+
+    @property
+    def _categorical(self) -> tuple[Categorical, ...]:
+        return tuple(column for column in self.columns if isinstance(column, Categorical))
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
@@ -293,11 +391,27 @@ class TabularEncoding:
 
     def encode(self, batch: RawBatch) -> Matrix:
         """Encode rows as (N, F) float32, NaN where missing."""
+        return self._encode(batch, own=0)
+
+    def encode_training(self, batch: RawBatch) -> Matrix:
+        """Encode the rows that the encoding was fitted on as (N, F) float32, NaN where missing.
+
+        Each row is left out of the counts of its values. A value that only one training row has
+        was therefore never seen, as far as this row is concerned. With the row included, no
+        training row would have a value that was never seen, and the model could not learn how
+        often new rows have one.
+        """
+        return self._encode(batch, own=1)
+
+    def _encode(self, batch: RawBatch, own: int) -> Matrix:
         out = np.empty((len(batch), self.layout.n_columns), np.float32)
         out[:, self._linear_positions] = self._encode_linear(batch)
         for column, start in zip(self.columns, self.starts, strict=True):
-            if not isinstance(column, _Linear):
-                out[:, start : start + column.width] = column.encode(batch.values[column.name])  # type: ignore[arg-type]  # the schema gives each type its values
+            values: Any = batch.values[column.name]  # the schema gives each type its values
+            if isinstance(column, Categorical):
+                out[:, start : start + 1] = column.encode(values, own)
+            elif isinstance(column, Cyclic):
+                out[:, start : start + column.width] = column.encode(values)
         return out
 
     def _encode_linear(self, batch: RawBatch) -> Matrix:
@@ -355,6 +469,16 @@ class TabularEncoding:
         """Return the N raw values of each column."""
         return [column.observed(batch.values[column.name]) for column in self.columns]  # type: ignore[arg-type]  # the schema gives each type its values
 
+    def expected(self, batch: RawBatch, x: NDArray[Any]) -> list[list[Any]]:
+        """Decode expected values (N, F) for explanations, next to the rows' own values."""
+        values: Any = batch.values
+        return [
+            column.expected(values[column.name], x[:, start : start + 1])
+            if isinstance(column, Categorical)
+            else column.decode(x[:, start : start + column.width])
+            for column, start in zip(self.columns, self.starts, strict=True)
+        ]
+
     def per_column(self, nats: NDArray[Any]) -> NDArray[Any]:
         """Sum cells (N, F) over each of C columns, such as the two cells of a cycle: (N, C)."""
         return np.add.reduceat(nats, self.starts, axis=1)
@@ -367,13 +491,38 @@ class TabularEncoding:
         return record
 
     def to_json(self) -> list[dict[str, Any]]:
-        """Return the encoding as plain JSON values, for the manifest."""
-        return [column.model_dump(mode="json") for column in self.columns]
+        """Return the encoding as plain JSON values, for the manifest, without its counts."""
+        return [_without_absent_bands(column.model_dump(mode="json")) for column in self.columns]
 
     @classmethod
     def from_json(cls, content: Sequence[Mapping[str, Any]]) -> TabularEncoding:
         """Restore an encoding from the result of `to_json`."""
         return cls(_COLUMNS.validate_python(content))
+
+    def counts(self) -> dict[str, NDArray[Any]]:
+        """Return the counts of the values of columns with frequency bands, as named tensors."""
+        tensors = (c.counts.tensors(c.name) for c in self._categorical if c.counts is not None)
+        return {name: tensor for column in tensors for name, tensor in column.items()}
+
+    def with_counts(self, tensors: Mapping[str, NDArray[Any]]) -> TabularEncoding:
+        """Return the encoding with the result of `counts`.
+
+        Raises:
+            DataError: the counts of a column are absent or damaged.
+        """
+        return TabularEncoding(tuple(_with_counts(column, tensors) for column in self.columns))
+
+
+def _without_absent_bands(content: dict[str, Any]) -> dict[str, Any]:
+    """Remove the key of absent bands, which earlier versions do not know."""
+    return {key: value for key, value in content.items() if (key, value) != ("bands", None)}
+
+
+def _with_counts(column: EncodedColumn, tensors: Mapping[str, NDArray[Any]]) -> EncodedColumn:
+    if not isinstance(column, Categorical) or column.bands is None:
+        return column
+    counts = ValueCounts.from_tensors(column.name, tensors)
+    return column.with_fields(counts=counts)
 
 
 def fit_encoding(
@@ -381,7 +530,8 @@ def fit_encoding(
 ) -> TabularEncoding:
     """Fit the encoding of every column on the training rows.
 
-    ``options`` maps categorical columns to objects with ``max_levels`` and ``min_count``.
+    ``options`` maps categorical columns to objects with ``max_levels``, ``min_count`` and
+    ``rarity``.
     """
     options = options or {}
     fitted = [
@@ -396,8 +546,7 @@ def fit_encoding(
 
 def _fit_column(name: str, kind: ColumnType, values: Values, options: Any) -> Iterator[Any]:
     if isinstance(values, Levels):
-        limits = (options.max_levels, options.min_count) if options else (MAX_LEVELS, MIN_COUNT)
-        yield Categorical(name=name, levels=_frequent_levels(values, *limits))
+        yield _fit_categorical(name, values, options)
     elif kind is ColumnType.BINARY:
         yield Binary(name=name)
     elif kind is ColumnType.DATETIME:
@@ -433,12 +582,84 @@ def _mean_and_scale(values: NDArray[np.float64]) -> tuple[float, float]:
     return center, max(scale * largest, SMALLEST)
 
 
-def _frequent_levels(values: Levels, max_levels: int, min_count: int) -> tuple[str, ...]:
-    """Return the most frequent levels, in order; ``min_count`` is the least number of rows."""
+def _fit_categorical(name: str, values: Levels, options: Any) -> Categorical:
+    limits = (options.max_levels, options.min_count) if options else (MAX_LEVELS, MIN_COUNT)
+    rarity = options.rarity if options else RARITY
+    occurrences = _count_levels(values)
+    levels = _frequent_levels(occurrences, *limits)
+    rows, kept = sum(occurrences.values()), set(levels)
+    others = {level: n for level, n in occurrences.items() if level not in kept}
+    few = len(others) < MIN_POOLED_VALUES or sum(others.values()) < MIN_POOLED_SHARE * rows
+    if rarity is None or few:
+        return Categorical(name=name, levels=levels)
+    counts = np.array(list(others.values()))
+    bands, stored = fit_bands(counts, rows, rarity), ValueCounts.of_values(list(others), counts)
+    return Categorical(name=name, levels=levels, bands=bands, counts=stored)
+
+
+def _count_levels(values: Levels) -> dict[str, int]:
+    """Return the number of rows of each level that occurs."""
     counts = np.bincount(values.codes[values.codes >= 0], minlength=len(values.names))
     pairs = zip(values.names, counts.tolist(), strict=True)
-    frequent = {level: count for level, count in pairs if count >= min_count}
+    return {level: count for level, count in pairs if count}
+
+
+def _frequent_levels(
+    occurrences: Mapping[str, int], max_levels: int, min_count: int
+) -> tuple[str, ...]:
+    """Return the most frequent levels, in order; ``min_count`` is the least number of rows."""
+    frequent = {level: count for level, count in occurrences.items() if count >= min_count}
     return tuple(sorted(frequent, key=lambda level: (-frequent[level], level))[:max_levels])
+
+
+@dataclass(frozen=True)
+class PooledLevels:
+    """The values of a categorical column that are not kept as levels."""
+
+    column: str
+    values: int
+    """Number of values in the training rows, including kept ones."""
+    kept: int
+    """Number of values kept as levels."""
+    share: float
+    """Share of the training rows with a value that is not kept."""
+    banded: bool
+    """Whether these values are told apart by their frequency."""
+
+    def __str__(self) -> str:
+        how = (
+            "are told apart only by how often training saw them"
+            if self.banded
+            else f"become one level; data.features.{self.column}.max_levels and min_count keep more"
+        )
+        return (
+            f"column '{self.column}': {self.kept:,} of {self.values:,} values are kept as levels; "
+            f"the others, in {self.share:.1%} of the training rows, {how}"
+        )
+
+
+def pooled_levels(encoding: TabularEncoding, train: RawBatch) -> tuple[PooledLevels, ...]:
+    """Describe the categorical columns some of whose values are not kept as levels."""
+    found = (_pooled_levels(c, train.values[c.name]) for c in encoding.columns)
+    return tuple(pooled for pooled in found if pooled)
+
+
+def pooled_notes(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the results of `pooled_levels` that a manifest records, as text."""
+    columns = manifest["training"].get("pooled", ())
+    return tuple(str(PooledLevels(**column)) for column in columns)
+
+
+def _pooled_levels(column: EncodedColumn, values: Values) -> PooledLevels | None:
+    if not isinstance(column, Categorical) or not isinstance(values, Levels):
+        return None
+    occurrences = _count_levels(values)
+    kept = sum(occurrences.get(level, 0) for level in column.levels)
+    rows = sum(occurrences.values())
+    share, n_kept = 1 - kept / max(rows, 1), len(column.levels)
+    if kept == rows:
+        return None
+    return PooledLevels(column.name, len(occurrences), n_kept, share, column.bands is not None)
 
 
 def _fit_cycles(name: str, seconds: NDArray[np.float64]) -> Iterator[Cyclic]:

@@ -30,6 +30,7 @@ from anomaly_vae.artifacts.bundle import Bundle, from_files, load_bundle
 from anomaly_vae.calibration.sample import CalibrationSample
 from anomaly_vae.calibration.thresholds import choose_threshold
 from anomaly_vae.config import Config
+from anomaly_vae.data.encoding import pooled_notes
 from anomaly_vae.data.schema import RawBatch, TabularSchema
 from anomaly_vae.errors import BundleError, ConfigError, DataError, NotCalibratedError
 from anomaly_vae.estimators.arguments import (
@@ -140,7 +141,7 @@ class VAEDetector(
         config, parts = split(len(found.batch), config, self.calibration_fraction)
         self.bundle_ = _fit(config, found, parts, print_epoch if self.verbose else None)
         self.n_iter_ = int(self.bundle_.manifest["training"]["epochs"])
-        self.notes_ = found.notes
+        self.notes_ = found.notes + pooled_notes(self.bundle_.manifest)
         _warn_of_left_out(found.notes)
         if self.calibration_fraction is None:
             warn_of_few_left(parts, config.calibration.alpha)

@@ -487,9 +487,9 @@ class _Builder:
         if levels:
             codes = g("Unsqueeze", g.slice(x, b, layout.n_columns), g.axes(-1))
             index = g.constant(np.arange(layout.max_levels, dtype=np.float32))
-            chosen = g("Mul", self.probs(levels), g.cast(g("Equal", codes, index)))
-            likely = g.stable_sum(chosen, layout.max_levels, np.float32)
-            pieces.append(g("Squeeze", g("Log", likely), g.axes(-1)))
+            probs, chosen = self.probs(levels), g.cast(g("Equal", codes, index))
+            likely = g.stable_sum(g("Mul", probs, chosen), layout.max_levels, np.float32)
+            pieces.append(g("Squeeze", g("Log", self.share(chosen, likely)), g.axes(-1)))
         nats = g("Concat", *pieces, axis=-1)
         return g("Where", missing, 0.0, nats)
 
@@ -533,6 +533,14 @@ class _Builder:
         return g(
             "Add", g("Mul", softmax, 1 - UNIFORM_SHARE), g.constant(uniform.astype(np.float32))
         )
+
+    def share(self, chosen: str, prob: str) -> str:
+        """Multiply probabilities (..., C, 1) of levels by the shares of single values."""
+        g, shares = self.g, self.likelihood.shares
+        if shares is None:
+            return prob
+        own = g("Mul", chosen, g.constant(shares.numpy()))
+        return g("Mul", prob, g.stable_sum(own, self.layout.max_levels, np.float32))
 
     def expected(self, parameters: list[str]) -> str:
         """Compute expected values; see `likelihoods.Joint.mean`."""

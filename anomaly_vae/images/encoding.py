@@ -107,6 +107,10 @@ class ImageEncoding:
         encoded: Matrix = (STANDARDISED_MEAN + STANDARDISED_STD * standardised).astype(np.float32)
         return encoded
 
+    def encode_training(self, batch: RawBatch) -> Matrix:
+        """Return the result of `encode`; see `TabularEncoding.encode_training`."""
+        return self.encode(batch)
+
     def to_images(self, x: NDArray[Any]) -> Matrix:
         """Convert encoded or expected images (N, F) to (N, C, S, S) on [0, 1] for display."""
         images: Matrix = np.clip(x.reshape(-1, *self.layout.shape), 0, 1).astype(np.float32)
@@ -136,6 +140,11 @@ class ImageEncoding:
     def observed(self, batch: RawBatch) -> list[list[float]]:
         """Return for each pixel its N encoded values, averaged over channels."""
         return self.decode(self.encode(batch))
+
+    def expected(self, batch: RawBatch, x: NDArray[Any]) -> list[list[float]]:
+        """Return the result of `decode`; see `TabularEncoding.expected`."""
+        del batch
+        return self.decode(x)
 
     def decode(self, x: NDArray[Any]) -> list[list[float]]:
         """Return for each pixel its N values in x (N, F), averaged over channels."""

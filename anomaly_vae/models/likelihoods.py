@@ -160,10 +160,12 @@ class Categorical:
     Args:
         logits: (..., C, Kmax).
         present: (C, Kmax), 1 for the levels that a column has, else 0.
+        shares: (C, Kmax), probability of one value given its level; None if all are 1.
     """
 
     logits: Tensor
     present: Tensor
+    shares: Tensor | None = None
 
     @property
     def softmax(self) -> Tensor:
@@ -179,14 +181,20 @@ class Categorical:
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return log p(x) of level codes x; see `Distribution`."""
-        return torch.log((self.probs * self._one_hot(x)).sum(-1))
+        chosen = self._one_hot(x)
+        return torch.log(self._share(chosen, (self.probs * chosen).sum(-1)))
 
     def log_prob_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return log p(x) (..., C) and its derivatives by the logits (..., C, Kmax)."""
         chosen, softmax = self._one_hot(x), self.softmax
         share = (1 - UNIFORM_SHARE) * (softmax * chosen).sum(-1)
         prob = share + UNIFORM_SHARE / self.present.sum(-1)
-        return torch.log(prob), (share / prob).unsqueeze(-1) * (chosen - softmax)
+        by_logits = (share / prob).unsqueeze(-1) * (chosen - softmax)
+        return torch.log(self._share(chosen, prob)), by_logits
+
+    def _share(self, chosen: Tensor, prob: Tensor) -> Tensor:
+        """Multiply probabilities (..., C) of levels by the shares of single values."""
+        return prob if self.shares is None else prob * (self.shares * chosen).sum(-1)
 
     def _one_hot(self, x: Tensor) -> Tensor:
         """Convert level codes (..., C) into one-hot vectors (..., C, Kmax)."""
@@ -264,6 +272,7 @@ class TabularLikelihood(nn.Module):
     """
 
     present: Tensor
+    shares: Tensor | None
     variance_factor: Tensor
     """Factor of the variances of numeric columns, estimated from held-out rows after the fit."""
     variance_limit: Tensor
@@ -283,6 +292,7 @@ class TabularLikelihood(nn.Module):
         for row, count in enumerate(layout.n_levels):
             present[row, :count] = 1.0
         self.register_buffer("present", present, persistent=False)
+        self.register_buffer("shares", _shares(layout), persistent=False)
         self.widths = [n, n, layout.n_binary, layout.n_categorical * layout.max_levels]
         self.n_outputs = sum(self.widths)
 
@@ -320,7 +330,7 @@ class TabularLikelihood(nn.Module):
             yield layout.n_binary, Bernoulli(bounded(next(pieces)))
         if layout.n_categorical:
             levels = next(pieces).unflatten(-1, self.present.shape)
-            yield layout.n_categorical, Categorical(bounded(levels), self.present)
+            yield layout.n_categorical, Categorical(bounded(levels), self.present, self.shares)
 
     def _log_var(self, raw: Tensor) -> Tensor:
         """Return the learned log-variance, after the fit with its factor and limit applied."""
@@ -333,6 +343,16 @@ class TabularLikelihood(nn.Module):
         if self.raw_df is None:
             return Gaussian(mean, log_var)
         return StudentT(mean, log_var, self.df())
+
+
+def _shares(layout: Layout) -> Tensor | None:
+    """Return the shares (C, Kmax) of single values in their levels; None if all are 1."""
+    if not layout.log_shares:
+        return None
+    shares = torch.ones(layout.n_categorical, layout.max_levels)
+    for row, logs in zip(shares, layout.log_shares, strict=True):
+        row[: len(logs)] = torch.tensor(logs).exp()
+    return shares
 
 
 class TabularFeatures(nn.Module):

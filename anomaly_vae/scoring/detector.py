@@ -167,7 +167,7 @@ def explanations(
     encoding = scorer.encoding
     explained = sequential_dropout(scorer, explained)
     observed = encoding.observed(batch)
-    expected = encoding.decode(explained.expected)
+    expected = encoding.expected(batch, explained.expected)
     order = np.argsort(-explained.nats, axis=1, kind="stable")[:, :max_contributions]
     return [
         Explanation(

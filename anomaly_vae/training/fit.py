@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from anomaly_vae.artifacts.bundle import Bundle, new_manifest
 from anomaly_vae.config import Config
-from anomaly_vae.data.encoding import Matrix
+from anomaly_vae.data.encoding import Matrix, PooledLevels
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.models.vae import VAE
 from anomaly_vae.scoring.modality import Encoding, Schema
@@ -28,6 +28,8 @@ class Prepared:
     encoding: Encoding
     train: Matrix
     validation: Matrix
+    pooled: tuple[PooledLevels, ...] = ()
+    """Categorical columns some of whose values are not kept as levels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +79,8 @@ def prepare(
     encoding = kind.fit_encoding(config, schema, train)
     if start:
         encoding = kind.align(encoding, start.scorer.encoding)
-    return Prepared(schema, encoding, encoding.encode(train), encoding.encode(validation))
+    matrices = encoding.encode_training(train), encoding.encode(validation)
+    return Prepared(schema, encoding, *matrices, kind.pooled_levels(encoding, train))
 
 
 def fit_bundle(
@@ -135,18 +138,21 @@ def fit_bundle(
         encoding=encoding.to_json(),
         config=config.recorded(),
         data=dict(data),
-        training=_summary(history) | ({"warm_start": start.digest} if start else {}),
+        training=_summary(history, prepared.pooled)
+        | ({"warm_start": start.digest} if start else {}),
     )
     with cpu_threads(config.training.threads):
         bundle, error = kind.freeze(model, config, encoding, manifest, validation)
     return Fitted(bundle, model, history, error)
 
 
-def _summary(history: History) -> dict[str, Any]:
-    """Return the ``training`` entry of the manifest."""
+def _summary(history: History, pooled: Sequence[PooledLevels]) -> dict[str, Any]:
+    """Return the ``training`` entry of the manifest, with ``pooled`` only if there are such."""
     best = dataclasses.asdict(history.best)
-    return {
+    summary = {
         "epochs": len(history.epochs),
         "stopped_early": history.stopped_early,
         "best": {**best, "validation_elbo": history.best.validation_elbo},
     }
+    columns = [dataclasses.asdict(column) for column in pooled]
+    return {**summary, "pooled": columns} if columns else summary

@@ -20,8 +20,10 @@ from anomaly_vae.data.encoding import (
     Categorical,
     EncodedColumn,
     Matrix,
+    PooledLevels,
     TabularEncoding,
     fit_encoding,
+    pooled_levels,
 )
 from anomaly_vae.data.schema import RawBatch, TabularSchema
 from anomaly_vae.data.type_inference import feature_options
@@ -61,6 +63,11 @@ class Kind(ABC, Generic[ConfigT, SchemaT, EncodingT]):
     @abstractmethod
     def align(self, encoding: EncodingT, earlier: EncodingT) -> EncodingT:
         """Return the encoding with arbitrary choices (order of levels) as in an earlier one."""
+
+    def pooled_levels(self, encoding: EncodingT, train: RawBatch) -> tuple[PooledLevels, ...]:
+        """Describe the columns some of whose values are not kept as levels; images have none."""
+        del encoding, train
+        return ()
 
     @abstractmethod
     def difference(self, earlier: Any, encoding: EncodingT) -> str | None:
@@ -131,6 +138,10 @@ class Tables(Kind[TabularConfig, TabularSchema, TabularEncoding]):
         )
         return replace(encoding, columns=columns)
 
+    def pooled_levels(self, encoding: TabularEncoding, train: RawBatch) -> tuple[PooledLevels, ...]:
+        """Describe such columns; see `Kind.pooled_levels`."""
+        return pooled_levels(encoding, train)
+
     def difference(self, earlier: Any, encoding: TabularEncoding) -> str | None:
         """Compare the names and meanings of columns; see `Kind.difference`."""
         planned = encoding.to_json()
@@ -171,9 +182,10 @@ class Tables(Kind[TabularConfig, TabularSchema, TabularEncoding]):
         validation: Matrix,
     ) -> tuple[Bundle, float]:
         """Build the scoring graph node by node; see `Kind.freeze`."""
-        del encoding
         weights = save_tensors(weight_tensors(model, config.score))
-        bundle = Bundle(manifest, export_graph(model, config.score, weights), weights)
+        graph, counts = export_graph(model, config.score, weights), encoding.counts()
+        stored = save_tensors(counts) if counts else None
+        bundle = Bundle(manifest, graph, weights, value_counts=stored)
         scores = bundle.scorer.score_encoded(validation)
         return bundle, check_graph(model, config.score, validation, scores)
 
@@ -243,10 +255,11 @@ def _with_order_of(column: EncodedColumn, earlier: EncodedColumn | None) -> Enco
     if not (isinstance(column, Categorical) and isinstance(earlier, Categorical)):
         return column
     same = set(column.levels) == set(earlier.levels)
-    return column.model_copy(update={"levels": earlier.levels}) if same else column
+    return column.with_fields(levels=earlier.levels) if same else column
 
 
 def _meaning(column: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of an encoded column that weights depend on."""
     meaning = {key: value for key, value in column.items() if key not in MEASURED}
-    return {**meaning, "unit": column.get("unit") is None}
+    bands = len((column.get("bands") or {}).get("values", ()))
+    return {**meaning, "unit": column.get("unit") is None, "bands": bands}

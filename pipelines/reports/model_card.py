@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from anomaly_vae.data.converters import slice_name
+from anomaly_vae.data.encoding import pooled_notes
 from anomaly_vae.scoring.modality import modality
 from pipelines import console
 from pipelines.registry.model_uri import LoadedModel
@@ -291,7 +292,8 @@ def _columns(manifest: Mapping[str, Any]) -> Section:
     schema = modality(manifest["kind"])[0].from_json(manifest["schema"])
     found = [(column.name, str(column.type)) for column in schema.columns]
     more = (f"And {len(found) - MAX_ROWS:,} more.",) if len(found) > MAX_ROWS else ()
-    return Section("Columns", more, Table(("name", "type"), tuple(found[:MAX_ROWS])))
+    pooled = tuple(map(_sentence, pooled_notes(manifest)[:MAX_ROWS]))
+    return Section("Columns", more + pooled, Table(("name", "type"), tuple(found[:MAX_ROWS])))
 
 
 def _calibration(manifest: Mapping[str, Any]) -> Section:

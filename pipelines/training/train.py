@@ -76,6 +76,7 @@ def train(config: Config, data: Dataset | None = None) -> Trained:
     prepared, start = prepared_start(config, data)
     twins = int(data.test_twins(prepared.encoding).sum())
     show_data(data, twins)
+    show_pooled(prepared)
     digest = inputs_digest(config, data)
     state = _sha256([digest, data.digest, start and start.digest])
     checkpoint = CHECKPOINTS / f"{config.name}-{state[:16]}.safetensors"
@@ -141,6 +142,12 @@ def show_data(data: Dataset, twins: int) -> None:
     if twins:
         share = twins / max(counts["test"], 1)
         console.info(f"{twins:,} test rows ({share:.1%}) {data.TWINS}")
+
+
+def show_pooled(prepared: Prepared) -> None:
+    """Print the categorical columns some of whose values are not kept as levels."""
+    for pooled in prepared.pooled[:SHOWN_COLUMNS]:
+        console.info(str(pooled))
 
 
 def final_metrics(fitted: Fitted) -> dict[str, float]:

@@ -19,6 +19,7 @@ from safetensors.numpy import load as load_tensors
 from anomaly_vae import __version__
 from anomaly_vae.artifacts.bundle import (
     CALIBRATION,
+    COUNTS,
     FORMAT,
     GRAPH,
     KEYS,
@@ -34,6 +35,7 @@ from anomaly_vae.config import Config
 from anomaly_vae.data.splitting import TEST
 from anomaly_vae.errors import BundleError, NotCalibratedError
 from pipelines.datasets.dataset import Dataset
+from tests.support.merchants import merchant_bundle, payments
 from tests.support.paths import ROOT
 
 
@@ -445,3 +447,36 @@ def test_loading_does_not_put_back_what_was_set_aside(folder: Path) -> None:
     with pytest.raises(BundleError, match="is not a bundle"):
         load_bundle(folder)
     assert aside.exists()
+
+
+# ---------------------------------------------------------------- counts of values
+
+
+def test_counts_of_values_are_saved_and_loaded(tmp_path: Path) -> None:
+    bundle = merchant_bundle()
+    again = load_bundle(bundle.save(tmp_path / "bundle"), bundle.digest)
+    assert again.files == bundle.files
+    rows = bundle.scorer.schema.from_arrow(payments(100, seed=1))
+    np.testing.assert_array_equal(again.scorer.score(rows), bundle.scorer.score(rows))
+    assert b"m57" not in bundle.files[COUNTS]
+    assert not [name for name in json.loads(bundle.files[MANIFEST])["encoding"] if "counts" in name]
+
+
+def test_a_bundle_without_its_counts_or_with_damaged_ones_is_refused(tmp_path: Path) -> None:
+    bundle = merchant_bundle()
+    folder = bundle.save(tmp_path / "bundle")
+    (folder / COUNTS).unlink()
+    with pytest.raises(BundleError, match=f"{COUNTS} is missing"):
+        load_bundle(folder)
+    reseal(folder)
+    with pytest.raises(BundleError, match="column 'merchant' are absent or damaged; make"):
+        _ = load_bundle(folder).scorer
+    files = {**bundle.files, COUNTS: bundle.files[COUNTS][:-9]}
+    with pytest.raises(BundleError, match=f"{COUNTS} cannot be read: .*; make the bundle anew"):
+        _ = from_files(files).scorer
+
+
+def test_models_without_such_columns_have_no_counts(calibrated: Bundle) -> None:
+    assert COUNTS not in calibrated.files
+    assert all("bands" not in column for column in calibrated.manifest["encoding"])
+    assert "pooled" not in calibrated.manifest["training"]

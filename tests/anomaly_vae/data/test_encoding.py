@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from anomaly_vae.config import Feature
+from anomaly_vae.data.converters import Levels
 from anomaly_vae.data.encoding import (
     EXTREME,
     Categorical,
@@ -19,8 +20,10 @@ from anomaly_vae.data.encoding import (
     Numeric,
     TabularEncoding,
     fit_encoding,
+    pooled_levels,
 )
 from anomaly_vae.data.schema import Column, RawBatch, TabularSchema
+from anomaly_vae.errors import DataError
 from anomaly_vae.types import ColumnType
 
 LARGEST = float(np.finfo(np.float64).max)
@@ -159,6 +162,143 @@ def test_declared_limits_choose_the_levels() -> None:
     rows = ["a"] * 3 + ["b"] * 2 + ["c"]
     assert fit_one(rows, "categorical", min_count=1, max_levels=2).layout.n_levels == (3,)
     assert fit_one(rows, "categorical", min_count=3).layout.n_levels == (2,)
+
+
+# ---------------------------------------------------------------- frequency bands
+
+SEEN = {"once": 1, "twice": 2, "thrice": 3, "often": 40} | {f"single{i}": 1 for i in range(30)}
+
+
+def merchants(**options: Any) -> tuple[Categorical, TabularSchema, RawBatch]:
+    """Fit the merchants in `SEEN`, of whom only one is frequent enough to be a level."""
+    schema = schema_of(x="categorical")
+    names = [name for name, count in SEEN.items() for _ in range(count)]
+    batch = schema.from_records([{"x": name} for name in [*names, None]])
+    [column] = fit_encoding(
+        schema, batch, {"x": Feature(type=ColumnType.CATEGORICAL, **options)}
+    ).columns
+    assert isinstance(column, Categorical)
+    return column, schema, batch
+
+
+def codes_of(column: Categorical, schema: TabularSchema, *names: str | None) -> list[float]:
+    values = schema.from_records([{"x": name} for name in names]).values["x"]
+    return column.encode(values)[:, 0].tolist()
+
+
+def test_values_that_are_no_levels_are_told_apart_by_their_frequency() -> None:
+    column, schema, _ = merchants()
+    assert column.names == ("(never seen)", "often", "(seen once)", "(seen 2 times or more)")
+    assert codes_of(column, schema, "new", "often", "once", "twice", "thrice") == [0, 1, 2, 3, 3]
+    assert math.isnan(codes_of(column, schema, None)[0])
+
+
+def test_each_training_row_is_left_out_of_its_own_count() -> None:
+    """So the share of training rows without a known value is that of new rows from the source."""
+    column, _, batch = merchants()
+    encoding = TabularEncoding((column,))
+    names = dict(zip(batch.values["x"].names, range(100), strict=False))  # type: ignore[union-attr]
+    codes = {name: encoding.encode_training(batch)[batch.values["x"].codes == code, 0].tolist()  # type: ignore[union-attr]
+             for name, code in names.items()}  # fmt: skip
+    assert codes["single0"] == codes["once"] == [0]
+    assert (codes["twice"], codes["thrice"]) == ([2, 2], [3, 3, 3])
+    assert codes["often"] == [1] * 40
+    assert math.isnan(encoding.encode_training(batch)[-1, 0])
+
+
+def test_left_out_counts_predict_the_share_of_new_values() -> None:
+    """Rows of one source: the code 0 is as frequent among training rows as among later ones."""
+    rng = np.random.default_rng(0)
+    schema = schema_of(x="categorical")
+    rows = [{"x": str(value)} for value in rng.zipf(1.4, 20_000).clip(max=10**9)]
+    train, later = (schema.from_records(part) for part in (rows[:10_000], rows[10_000:]))
+    encoding = fit_encoding(schema, train)
+    shares = [
+        np.bincount(x[:, 0].astype(int), minlength=80)[[0, *range(65, 80)]] / 10_000
+        for x in (encoding.encode_training(train), encoding.encode(later), encoding.encode(train))
+    ]
+    assert shares[0][0] > 0.05
+    assert np.abs(shares[0] - shares[1]).max() < 0.01
+    assert shares[2][0] == 0  # as if no new row could have a new value
+
+
+def test_columns_with_few_rows_or_values_outside_the_levels_have_no_bands() -> None:
+    assert merchants(rarity=None)[0].bands is None
+    assert merchants(min_count=1)[0].bands is None  # all values are levels
+    few = fit_one([*"abcd"] * 10 + ["e"], "categorical").columns[0]
+    assert few.bands is None  # type: ignore[union-attr]
+    rare = fit_one(["a"] * 1_000 + [f"b{i}" for i in range(40)], "categorical").columns[0]
+    assert rare.bands is None  # type: ignore[union-attr]
+
+
+def test_a_column_without_bands_is_stored_as_in_earlier_versions() -> None:
+    [content] = fit_one([*"aaaaabbbbb"], "categorical").to_json()
+    assert content == {"name": "x", "type": "categorical", "levels": ["a", "b"], "width": 1}
+
+
+def test_bands_and_counts_survive_the_bundle() -> None:
+    column, schema, batch = merchants(rarity=0.5)
+    encoding = TabularEncoding((column,))
+    manifest = json.loads(json.dumps(encoding.to_json()))
+    assert manifest[0]["bands"] == {"rows": 76, "values": [31, 31, 2], "rarity": 0.5}
+    restored = TabularEncoding.from_json(manifest).with_counts(encoding.counts())
+    assert bits(restored.encode(batch)) == bits(encoding.encode(batch))
+    assert restored.layout == encoding.layout
+    assert restored.layout.log_shares == (
+        (-math.log(31) / 2, 0, -math.log(31) / 2, -math.log(2) / 2),
+    )
+    assert codes_of(restored.columns[0], schema, "new", "twice") == [0, 3]  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="column 'x' are absent"):
+        TabularEncoding.from_json(manifest).with_counts({})
+
+
+def test_decoded_bands_are_encoded_again_and_are_no_levels() -> None:
+    column, schema, _ = merchants()
+    codes = np.array([[0], [1], [2], [3], [math.nan]], np.float32)
+    names = column.decode(codes)
+    np.testing.assert_array_equal(codes_of(column, schema, *names), codes[:, 0])
+    assert column.levels_from(codes).codes.tolist() == [-1, 0, -1, -1, -1]
+
+
+def test_an_explanation_says_how_often_training_saw_a_value() -> None:
+    column, schema, _ = merchants()
+    values = schema.from_records(
+        [{"x": name} for name in ("new", "once", "twice", "often", None)]
+    ).values["x"]
+    assert isinstance(values, Levels)
+    level, band = (np.full((5, 1), code, np.float32) for code in (1, 2))
+    assert column.expected(values, level) == [
+        "the frequent value often; this one was never seen in 76 training rows",
+        "the frequent value often; this one was seen once in 76 training rows",
+        "the frequent value often; this one was seen 2 times in 76 training rows",
+        "often",
+        "often",
+    ]
+    assert column.expected(values, band)[2:4] == [
+        "a value seen once; this one was seen 2 times in 76 training rows",
+        "(seen once)",
+    ]
+
+
+def test_a_text_that_is_no_unicode_is_a_value() -> None:
+    column, schema, _ = merchants()
+    assert codes_of(column, schema, "\ud800") == [0]
+
+
+def test_the_values_that_are_no_levels_are_reported() -> None:
+    column, _, batch = merchants()
+    [pooled] = pooled_levels(TabularEncoding((column,)), batch)
+    assert str(pooled) == (
+        "column 'x': 1 of 34 values are kept as levels; the others, in 47.4% of the training rows, "
+        "are told apart only by how often training saw them"
+    )
+    column, _, batch = merchants(rarity=None)
+    [pooled] = pooled_levels(TabularEncoding((column,)), batch)
+    assert str(pooled).endswith(
+        "become one level; data.features.x.max_levels and min_count keep more"
+    )
+    column, _, batch = merchants(min_count=1)
+    assert pooled_levels(TabularEncoding((column,)), batch) == ()
 
 
 def test_a_column_of_rare_levels_has_the_one_code_for_others() -> None:

@@ -28,6 +28,7 @@ from tests.support.estimators import (
     check_every_key_is_an_argument,
     tiny,
 )
+from tests.support.merchants import merchant_detector
 
 NO_ARGUMENT = excused.NO_ARGUMENT | {
     "data.path": "the rows are X",
@@ -327,3 +328,10 @@ def test_the_guard_finds_anomalies_like_those_among_the_training_rows() -> None:
         return float(roc_auc_score(odd, detector.anomaly_score(test)))
 
     assert found(None) > found(0.0) + 0.05
+
+
+def test_values_that_are_no_levels_are_noted():
+    [note] = merchant_detector().notes_
+    assert note.startswith(
+        "column 'merchant': 10 of 103 values are kept as levels; the others, in "
+    )

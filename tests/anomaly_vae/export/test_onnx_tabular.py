@@ -36,6 +36,7 @@ LAYOUTS = {
     "only rare levels": Layout(1, 0, (1, 1)),
     "a single level": Layout(0, 0, (1,)),
     "wide": Layout(1_500, 0, ()),
+    "frequency bands": Layout(2, 1, (5, 2), ((-3.0, 0.0, 0.0, -1.5, -0.7), (0.0, 0.0))),
 }
 SHAPES = [
     {"members": 1, "posterior_variance": "row", "prior": "standard"},

@@ -14,6 +14,7 @@ from anomaly_vae.data.splitting import TEST
 from anomaly_vae.errors import ConfigError, DataError
 from anomaly_vae.generation import tables as generation
 from pipelines.datasets.dataset import Dataset
+from tests.support.merchants import merchant_bundle, payments
 
 
 @pytest.fixture(scope="module")
@@ -233,3 +234,20 @@ def test_an_unseen_level_can_be_repaired(bundle: Bundle) -> None:
     x[:, -1] = 0
     repaired = generation.denoise(bundle, x, gain=0.1)["TX_CHANNEL"].to_pylist()
     assert sum(level in columns[-1].levels for level in repaired) > 25
+
+
+def test_sampled_and_reconstructed_merchants_are_levels_or_bands_and_are_read_back() -> None:
+    bundle = merchant_bundle()
+    column = bundle.scorer.encoding.columns[-1]
+    assert isinstance(column, Categorical)
+    rows = bundle.scorer.schema.from_arrow(payments(50, seed=2))
+    for table in (
+        generation.sample(bundle, 200, seed=0),
+        generation.reconstruct(bundle, rows),
+        generation.decode(bundle, np.zeros((3, 2), np.float32)),
+    ):
+        assert set(table["merchant"].to_pylist()) <= set(column.names)
+        again = bundle.scorer.encoding.encode(bundle.scorer.schema.from_arrow(table))
+        assert column.decode(again[:, -1:]) == table["merchant"].to_pylist()
+    repaired = generation.denoise(bundle, rows)
+    assert repaired["merchant"].null_count == 0

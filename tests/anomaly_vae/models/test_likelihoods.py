@@ -169,6 +169,19 @@ def test_a_categorical_sums_to_one_over_its_own_levels() -> None:
         assert (probs[:, column, count:] == 0).all()
 
 
+def test_a_share_of_single_values_is_added_to_the_log_probability_of_their_level() -> None:
+    plain = categorical(5)
+    logs = torch.tensor([-2.0, 0.0, -0.5, 0.0], dtype=torch.float64).expand(3, 4)
+    shared = Categorical(plain.logits, plain.present, logs.exp())
+    x = torch.tensor([[0.0, 1.0, 2.0]]).expand(5, 3)
+    expected = plain.log_prob(x) + torch.tensor([-2.0, 0.0, -0.5])
+    torch.testing.assert_close(shared.log_prob(x), expected)
+    for got, known in zip(shared.log_prob_and_grad(x), plain.log_prob_and_grad(x), strict=True):
+        shift = expected - plain.log_prob(x) if got.ndim == 2 else 0.0
+        torch.testing.assert_close(got, known + shift)
+    assert shared.mean.tolist() == plain.mean.tolist()
+
+
 def test_the_surprise_of_an_improbable_level_is_bounded() -> None:
     logits = doubles(LOGIT_BOUND, -LOGIT_BOUND, -LOGIT_BOUND).reshape(1, 1, 3)
     surprise = -Categorical(logits, present((3,))).log_prob(doubles(2.0).reshape(1, 1))

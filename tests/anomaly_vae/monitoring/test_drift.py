@@ -16,6 +16,7 @@ from anomaly_vae.monitoring.drift import (
     population_stability_index,
 )
 from anomaly_vae.monitoring.exchangeability import Reference
+from tests.support.merchants import merchant_bundle, payments
 
 HOUR = {"part": "hour", "period": 86_400.0, "shift": 0.0}
 ENCODING = TabularEncoding(
@@ -165,3 +166,24 @@ def test_sketches_survive_json():
     counted = [Sketches(ENCODING, one).count(x) for one in (again, reference.columns)]
     np.testing.assert_array_equal(*counted)
     assert Reference.from_json(Reference().to_json()) == Reference()
+
+
+def test_unseen_values_of_a_column_with_bands_are_those_that_training_never_saw():
+    encoding = merchant_bundle().scorer.encoding
+    schema = merchant_bundle().scorer.schema
+
+    def encoded(table):
+        return encoding.encode(schema.from_arrow(table))
+
+    usual = encoded(payments(2_000, seed=3))
+    new = payments(2_000, seed=4).to_pylist()
+    new = [{**row, "merchant": f"new{i}"} if i % 5 == 0 else row for i, row in enumerate(new)]
+    sketches = Sketches(encoding, fit_sketches(encoding, usual))
+    before, after = (
+        next(d for d in sketches.drift(sketches.count(x)) if d.column == "merchant")
+        for x in (usual, encoding.encode(schema.from_records(new)))
+    )
+    rare = 1 / 3  # the share of rows whose merchants are no levels, most of them known
+    assert before.unseen == before.reference_unseen < rare / 2
+    assert after.unseen == pytest.approx(0.2 + 0.8 * before.unseen, abs=0.02)
+    assert after.psi > 0.05 > before.psi

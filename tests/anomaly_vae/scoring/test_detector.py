@@ -11,6 +11,7 @@ from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.data.splitting import CALIBRATION, TEST
 from anomaly_vae.scoring.detector import Detector, Explanation
 from pipelines.datasets.dataset import Dataset
+from tests.support.merchants import merchant_bundle
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +107,18 @@ def test_no_rows_have_no_decisions(calibrated: Bundle, rows: RawBatch) -> None:
     detections, explanations = calibrated.detector.detect_and_explain(nothing, 3)
     assert len(detections.score) == len(detections.p_value) == len(detections.is_anomaly) == 0
     assert explanations == []
+
+
+def test_an_explanation_names_a_value_and_how_often_training_saw_it() -> None:
+    detector = merchant_bundle().detector
+    rows = detector.scorer.schema.from_records(
+        [{"amount": 20.0, "merchant": name} for name in ("nobody", "m3", None)]
+    )
+    detections, reasons = detector.detect_and_explain(rows, None)
+    merchants = [next(c for c in one.contributions if c.feature == "merchant") for one in reasons]
+    assert [c.observed for c in merchants] == ["nobody", "m3", None]
+    assert str(merchants[0].expected).endswith("; this one was never seen in 475 training rows")
+    assert "training rows" not in f"{merchants[1].expected} {merchants[2].expected}"
+    assert detections.score[0] > detections.score[1]
+    assert merchants[2].nats == 0
+    np.testing.assert_allclose([whole(one) for one in reasons], detections.score)

@@ -6,14 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from anomaly_vae.config import Config
+from anomaly_vae.config import Config, validate_config
+from anomaly_vae.data.type_inference import infer_schema
 from anomaly_vae.training import kinds
 from anomaly_vae.training.augmentation import NoisyCells, View
-from anomaly_vae.training.fit import Prepared, fit_bundle
+from anomaly_vae.training.fit import Prepared, fit_bundle, prepare
 from pipelines.datasets.dataset import Dataset
+from tests.support.merchants import payments
 from tests.support.paths import ROOT
 
 
@@ -60,3 +63,19 @@ def test_a_bundle_is_fitted_with_its_encodings_sources(
     fit_bundle(config, prepared, {})
     assert seen[0] == prepared.encoding.sources.tolist()
     assert len(set(seen[0])) < len(seen[0])  # the hour's sine and cosine
+
+
+def test_training_rows_are_left_out_of_the_counts_of_their_values_and_held_out_rows_are_not() -> (
+    None
+):
+    config = validate_config({"name": "shop", "data": {"path": "x.csv"}})
+    table = payments()
+    schema = infer_schema(table, config.data).schema
+    batch = schema.from_arrow(table)
+    train, validation = batch.take(np.arange(500)), batch.take(np.arange(500, 600))
+    rows = prepare(config, schema, train, validation)
+    np.testing.assert_array_equal(rows.train, rows.encoding.encode_training(train))
+    np.testing.assert_array_equal(rows.validation, rows.encoding.encode(validation))
+    assert (rows.encoding.encode(train)[:, -1] == 0).sum() == 0 < (rows.train[:, -1] == 0).sum()
+    [pooled] = rows.pooled
+    assert (pooled.column, pooled.kept, pooled.banded) == ("merchant", 10, True)

@@ -32,6 +32,7 @@ from anomaly_vae.training.gradients import (
 from anomaly_vae.training.trainer import fit, flatten_weights
 
 MIXED = Layout(3, 2, (4, 2))
+BANDED = Layout(2, 0, (4, 2), ((-3.0, 0.0, 0.0, -1.5), (0.0, 0.0)))
 LAYOUTS = [
     Layout(5, 0, ()),
     Layout(1, 0, ()),
@@ -39,6 +40,7 @@ LAYOUTS = [
     Layout(0, 0, (3, 5)),
     Layout(0, 0, (1,)),
     MIXED,
+    BANDED,
 ]
 
 

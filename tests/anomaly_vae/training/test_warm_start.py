@@ -16,6 +16,7 @@ from anomaly_vae.models.likelihoods import TabularLikelihood
 from anomaly_vae.training.fit import Fitted, Prepared, fit_bundle
 from anomaly_vae.training.kinds import Tables
 from anomaly_vae.training.warm_start import incompatibility, start_from
+from tests.support.merchants import merchant_bundle
 from tests.support.registries import changed
 
 
@@ -127,3 +128,20 @@ def test_a_warm_fit_is_better_from_its_first_epoch_and_is_reproducible(
     assert warm.bundle.digest == again.bundle.digest
     assert warm.bundle.manifest["training"]["warm_start"] == fitted.bundle.digest
     assert "warm_start" not in cold.bundle.manifest["training"]
+
+
+def test_a_column_with_other_bands_does_not_fit_and_other_counts_do() -> None:
+    encoding = merchant_bundle().scorer.encoding
+    assert isinstance(encoding, TabularEncoding)
+    stored = encoding.to_json()
+
+    def with_values(*values: int) -> TabularEncoding:
+        def bands(column: Any) -> Any:
+            return column.bands.model_copy(update={"values": values})
+
+        return with_columns(encoding, bands=bands)
+
+    assert Tables().difference(stored, encoding) is None
+    assert Tables().difference(stored, with_values(9, 8, 7)) is None
+    said = Tables().difference(stored, with_values(9, 8))
+    assert said == "its column 'merchant' has other levels or another scale"

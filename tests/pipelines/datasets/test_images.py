@@ -165,10 +165,10 @@ ODD: dict[str, tuple[Callable[[Path], object], str]] = {
     "device": (lambda path: path.symlink_to("/dev/zero"), "it is no file but a device"),
     "empty": (Path.touch, "the file is empty; copy it again"),
     "zip": (lambda path: zipfile.ZipFile(path, "w").close(), "it is a ZIP archive; unpack it"),
-    "tar": (lambda path: tarfile.open(path, "w").close(), "no image of a known format"),
+    "tar": (lambda path: tarfile.open(path, "w").close(), "it is no PNG, JPEG, TIFF"),
     "pdf": (lambda path: path.write_bytes(b"%PDF-1.4\n\0"), "it is a PDF document"),
     "text": (lambda path: path.write_text("x" + "\N{BULLET}" * 400), "it is text and no image"),
-    "noise": (lambda path: path.write_bytes(bytes(range(99, 255))), "no image of a known format"),
+    "noise": (lambda path: path.write_bytes(bytes(range(99, 255))), "it is no PNG, JPEG, TIFF"),
 }
 """Entries of a folder that are no images, and the reason that is given."""
 

@@ -186,3 +186,15 @@ def test_counts_are_whole_numbers_in_sentences() -> None:
     assert plain_counts(unlabelled) == (
         "0 of 10 rows are flagged, 0 of the 10 normal rows among them, about 0 in 1,000.",
     )
+
+
+def test_values_that_are_no_levels_are_told(champion: World) -> None:
+    bundle = champion.calibrated.bundle
+    pooled = {"column": "shop", "values": 900, "kept": 64, "share": 0.25, "banded": True}
+    training = {**bundle.manifest["training"], "pooled": [pooled]}
+    text = section(card_of(retold(bundle, training=training)), "Columns").text
+    assert text == (
+        "Column 'shop': 64 of 900 values are kept as levels; the others, in 25.0% of the training "
+        "rows, are told apart only by how often training saw them.",
+    )
+    assert section(card_of(retold(bundle)), "Columns").text == ()

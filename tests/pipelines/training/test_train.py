@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,15 +21,17 @@ from PIL import Image
 from anomaly_vae.artifacts.bundle import load_bundle
 from anomaly_vae.artifacts.provenance import code_version
 from anomaly_vae.config import Config
+from anomaly_vae.data.encoding import PooledLevels
 from anomaly_vae.data.splitting import TEST, TRAIN
 from anomaly_vae.errors import BundleError, DataError, RegistryError, TrainingError
 from anomaly_vae.lifecycle.registry import Registry
 from anomaly_vae.training import trainer
+from anomaly_vae.training.fit import Prepared
 from anomaly_vae.training.trainer import State
 from pipelines import cli
 from pipelines.datasets.dataset import Dataset
 from pipelines.training import train as flow_module
-from pipelines.training.train import CHECKPOINTS, final_metrics, inputs_digest, train
+from pipelines.training.train import CHECKPOINTS, final_metrics, inputs_digest, show_pooled, train
 from tests.support.flows import World
 from tests.support.paths import ROOT
 from tests.support.registries import changed, copy_registry
@@ -113,6 +116,19 @@ def test_plots_are_recorded_as_pictures(champion: World, recorded: Run, name: st
         assert picture.format == "PNG"
         picture.load()
         assert len(picture.convert("L").getcolors() or []) > 10
+
+
+def test_values_that_are_no_levels_are_told(
+    prepared: Prepared, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show_pooled(prepared)
+    assert capsys.readouterr().err == ""
+    show_pooled(replace(prepared, pooled=(PooledLevels("shop", 900, 64, 0.25, False),)))
+    said = " ".join(capsys.readouterr().err.split())
+    assert said == (
+        "column 'shop': 64 of 900 values are kept as levels; the others, in 25.0% of the training "
+        "rows, become one level; data.features.shop.max_levels and min_count keep more"
+    )
 
 
 def test_the_bundle_is_an_artifact_of_the_run(champion: World) -> None:

@@ -12,6 +12,7 @@ from anomaly_vae.types import ColumnType
 from serving.problems import ProblemError
 from serving.scoring.requests import decode, read_records
 from serving.scoring.row_decoder import RowDecoder
+from tests.support.merchants import merchant_bundle
 
 SCHEMA = TabularSchema(
     (
@@ -106,3 +107,18 @@ def test_names_that_no_type_can_have_go_the_careful_way(name):
     ignored = TabularSchema(odd[1:], known=frozenset({name}))
     assert RowDecoder(ignored).decode(body) is None
     assert RowDecoder(ignored).decode(b'{"records": [{"b": 2}]}').rows == [(2.0,)]
+
+
+@given(
+    st.lists(st.none() | st.text(max_size=4) | st.integers(0, 200).map("m{}".format), min_size=1)
+)
+def test_both_ways_encode_values_by_the_same_counts(names):
+    scorer = merchant_bundle().scorer
+    body = json.dumps({"records": [{"amount": 1.5, "merchant": name} for name in names]}).encode()
+    decoder = RowDecoder(scorer.schema)
+    rows = decoder.decode(body).rows
+    quick = scorer.encoding.encode(decoder.batch(rows))
+    slow = scorer.encoding.encode(read_records(scorer.schema, decode(body, 1000).records))
+    assert quick.tobytes() == slow.tobytes()
+    alone = [scorer.encoding.encode(decoder.batch([row])) for row in rows]
+    assert b"".join(x.tobytes() for x in alone) == quick.tobytes()
