@@ -129,7 +129,8 @@ class Scores(Sequence[Result]):
     """The results in the order of the records; a record is anomalous where score > threshold.
 
     ``guarantee_status`` says whether recently scored rows still look like the calibration rows:
-    ``holding``, ``doubtful`` or ``broken``; None if the service is too old to report it.
+    ``holding``, ``unknown`` (too few rows to tell), ``doubtful`` or ``broken``; None if the service
+    is too old to report it.
     ``ignored`` names the keys that the model does not know, ``warnings`` says what else may be
     unintended.
 

@@ -34,8 +34,12 @@ CONCENTRATIONS = (10.0, 30.0, 100.0, 300.0, 1000.0)
 
 A larger concentration means a bet on a smaller shift.
 """
-TILTS = (-1.5, -0.5, 0.5, 1.5)
-"""Slopes of the logarithm of the tilt over all values of a column."""
+COLUMN_CONCENTRATIONS = (10.0, 300.0)
+"""Concentrations of the Dirichlet distributions that are bet on for a column."""
+MOVED_SHARES = (0.1, 0.4)
+"""Shares of the rows that move towards one end of a column's values in a bet."""
+MOVED_SLOPES = (-5.0, 5.0)
+"""Slopes of the logarithm of the density of moved rows, over all values of a column."""
 BISECTION_STEPS = 30
 """Number of bisection steps, each of which halves the interval."""
 STIRLING_SHIFT = 8
@@ -67,8 +71,8 @@ def log10_martingale(counts: Counts, urn: Floats, anomalies: Floats) -> float:
 def log10_martingales_of_columns(counts: Counts, urns: Floats) -> Floats:
     """Return log10 of the martingale of each of F columns, for the counts (F, S, B) of S windows.
 
-    The bins of a column are in order, so the bets include shares that are tilted towards its low or
-    high values by `TILTS`: such a shift of all values is noticed with far fewer rows.
+    The bins of a column are in order, so the bets include that `MOVED_SHARES` of the rows moved
+    towards its low or its high values: such a shift is noticed with far fewer rows.
 
     Args:
         counts: rows per bin; the last bin is that of missing values.
@@ -76,13 +80,18 @@ def log10_martingales_of_columns(counts: Counts, urns: Floats) -> Floats:
     """
     totals = urns.sum(axis=2, keepdims=True)
     shares = urns / totals
+    smaller = np.array(COLUMN_CONCENTRATIONS)[:, None, None, None]
+    wider = np.minimum(smaller, totals) * shares
+    return _log10_mean_ratio(counts, urns, np.concatenate([wider, totals * _moved(shares)]))
+
+
+def _moved(shares: Floats) -> Floats:
+    """Return the shares (K, F, S, B) of bins after each possible move, for shares (F, S, B)."""
     ranks = np.cumsum(shares, axis=2) - shares / 2 - 0.5
     ranks[..., -1] = 0
-    tilted = shares * np.exp(np.array(TILTS)[:, None, None, None] * ranks)
-    tilted *= totals / tilted.sum(axis=3, keepdims=True)
-    smaller = np.array(CONCENTRATIONS[::2])[:, None, None, None]
-    wider = np.minimum(smaller, totals) * shares
-    return _log10_mean_ratio(counts, urns, np.concatenate([wider, tilted]))
+    ends = shares * np.exp(np.array(MOVED_SLOPES)[:, None, None, None] * ranks)
+    ends /= ends.sum(axis=3, keepdims=True)
+    return np.concatenate([(1 - moved) * shares + moved * ends for moved in MOVED_SHARES])
 
 
 def _wider_bets(urn: Floats) -> Floats:

@@ -41,6 +41,10 @@ WINDOW_GAUGES: Gauges = {
 """Gauges of a `Report` on the guarantee of a model."""
 COLUMN_GAUGES: Gauges = {
     "drift_psi": ("Population stability index of the window against the calibration rows.", "psi"),
+    "drift_martingale_log10": (
+        "Evidence that the column differs from the calibration rows, as a power of ten.",
+        "martingale_log10",
+    ),
     "window_missing_ratio": (
         "Share of records in the window without a value in the column.", "missing",
     ),

@@ -109,7 +109,7 @@ def _contributions(explanation: Explanation) -> tuple[Contribution, ...]:
 def answer(
     model: ServedModel,
     results: list[Result],
-    status: GuaranteeStatus = "holding",
+    status: GuaranteeStatus = "unknown",
     ignored: Iterable[str] = (),
     **optional: Any,
 ) -> ScoreResponse:

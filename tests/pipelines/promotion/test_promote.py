@@ -134,7 +134,7 @@ def strict_bundle(bundle: Bundle) -> Bundle:
     for column in content["schema"]["columns"]:
         if column["name"] == "TX_AMOUNT":
             column["type"] = "binary"
-    return Bundle(content, bundle.graph, bundle.weights, bundle.calibration)
+    return replace(bundle, manifest=content, manifest_file=None)
 
 
 def add(registry: Registry, world: World, bundle: Bundle) -> str:

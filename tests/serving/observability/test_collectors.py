@@ -84,6 +84,6 @@ def test_one_status_of_a_guarantee_is_current(served):
     found = families(GuaranteeCollector(Store([served]), trackers))
     status = {s.labels["status"]: s.value for s in found["guarantee_status"].samples}
     assert set(status) == set(STATUSES)
-    assert [name for name, current in status.items() if current] == ["holding"]
+    assert [name for name, current in status.items() if current] == ["unknown"]
     columns = {s.labels["column"] for s in found["reference_missing_ratio"].samples}
     assert columns == {drift.column for drift in trackers.tracker(served).report().columns}

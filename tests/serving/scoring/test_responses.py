@@ -57,7 +57,7 @@ def test_an_explanation_is_needed_for_each_record():
 
 
 def test_an_answer_carries_the_status_of_the_guarantee(served):
-    assert responses.answer(served, []).guarantee_status == "holding"
+    assert responses.answer(served, []).guarantee_status == "unknown"
     answer = responses.answer(served, [], "broken")
     content = json.loads(responses.response(answer).body)
     assert content["guarantee_status"] == "broken"
