@@ -203,7 +203,10 @@ def _check_leak(policy: PromotionConfig, comparison: Comparison) -> RuleResult |
         f"the feature that separates anomalies best on its own is '{best.name}': AUROC "
         f"{best.auroc:.4f}, {'below' if passed else 'not below'} {limit:g}"
     )
-    advice = "; if it is known only after the label, add it to data.ignore and train again"
+    advice = (
+        "; if it is known only after the label, add it to data.ignore and train again, otherwise "
+        "promote with --force"
+    )
     figures = {"auroc": best.auroc, "feature": best.name, "limit": limit}
     return RuleResult(Rule.NO_LEAK, passed, figures, text + ("" if passed else advice))
 

@@ -10,6 +10,9 @@ Rows of one day also resemble each other more than independent rows do. Each str
 expected shares with this concentration. It is estimated from blocks of consecutive calibration rows
 of several lengths, up to a day, whose expected shares come from the other days. The estimate thus
 includes the error of the expected shares; the smallest of the lengths' estimates is used.
+
+The shares of an hour and of a weekday are shrunk towards those of all rows. How much is chosen for
+each stream from `PRIORS`: such that the rows of each day are most likely, given the other days.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from anomaly_vae.data.splitting import DAY
 from anomaly_vae.monitoring.martingale import Counts, Floats
 
 Bins = NDArray[np.int64]
+Priors = tuple[float, float]
 
 HOUR = 3600.0
 """Length of an hour, in seconds."""
@@ -37,8 +41,8 @@ WEEK_CELLS = HOURS * WEEKDAYS
 """Number of different pairs of an hour and a weekday."""
 MIN_DAYS, WEEK_DAYS = 3, 14
 """Minimum number of calibration days to learn variation between days, and between weekdays."""
-PRIOR_EVENTS = 5.0
-"""Number of rows, in each bin, by which the ratio of an hour to all hours is shrunk towards 1."""
+PRIORS = (0.5, 5.0, 50.0, 1e6)
+"""Numbers of rows per bin by which the ratios of hours or weekdays are shrunk towards 1."""
 BLOCK_FACTORS = (1, 4, 16)
 """Lengths of blocks of rows, in blocks of the monitor; days are used in addition."""
 MIN_EXPECTED = 1.0
@@ -49,6 +53,8 @@ BISECTION_STEPS = 60
 """Number of bisection steps, each of which halves the interval of a logarithm."""
 TENSOR = "cycle/"
 """Prefix of the names of a cycle's tensors in a bundle."""
+TENSORS = ("hours", "weekdays", "concentrations", "priors")
+"""Names of the arrays of a cycle."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,20 +84,17 @@ class Cycle:
     """Counts (`WEEKDAYS`, width) of rows per bin by weekday."""
     concentrations: Floats
     """Concentration (M,) of each stream."""
+    priors: Floats
+    """Members (2, M) of `PRIORS` for the hours and the weekdays of each stream."""
 
     def beside(self, other: Cycle) -> Cycle:
         """Return a cycle with the streams of both."""
-        return Cycle(
-            self.column,
-            np.hstack([self.hours, other.hours]),
-            np.hstack([self.weekdays, other.weekdays]),
-            np.hstack([self.concentrations, other.concentrations]),
-        )
+        pairs = ((getattr(self, name), getattr(other, name)) for name in TENSORS)
+        return Cycle(self.column, *(np.hstack(pair) for pair in pairs))
 
     def tensors(self) -> dict[str, NDArray[np.generic]]:
         """Return the arrays by tensor name, for the bundle."""
-        names = ("hours", "weekdays", "concentrations")
-        return {TENSOR + name: np.ascontiguousarray(getattr(self, name)) for name in names}
+        return {TENSOR + name: np.ascontiguousarray(getattr(self, name)) for name in TENSORS}
 
     @classmethod
     def from_tensors(cls, column: str, tensors: Mapping[str, NDArray[np.generic]]) -> Self:
@@ -100,13 +103,13 @@ class Cycle:
         Raises:
             KeyError: a tensor is missing.
         """
-        names = ("hours", "weekdays", "concentrations")
-        return cls(column, *(tensors[TENSOR + name] for name in names))  # type: ignore[arg-type]
+        return cls(column, *(tensors[TENSOR + name] for name in TENSORS))  # type: ignore[arg-type]
 
     def shares(self, widths: Sequence[int]) -> Floats:
         """Return the expected share (`WEEK_CELLS`, width) of each bin at each time of the week."""
-        parts = zip(_split(self.hours, widths), _split(self.weekdays, widths), strict=True)
-        return np.hstack([_profile(hours, weekdays) for hours, weekdays in parts])
+        hours, weekdays = _split(self.hours, widths), _split(self.weekdays, widths)
+        parts = zip(hours, weekdays, self.priors.T.tolist(), strict=True)
+        return np.hstack([_profile(*part) for part in parts])
 
 
 def week_cells(seconds: Floats) -> Bins:
@@ -137,11 +140,14 @@ def fit_cycle(timeline: Timeline, bins: Bins, widths: Sequence[int], block_rows:
     cells = week_cells(timeline.seconds[order] if timeline.is_read else np.full(len(days), np.nan))
     rows = _Rows(cells // WEEKDAYS, cells % WEEKDAYS, days)
     streams = [_Stream(rows, bins[order, i], width) for i, width in enumerate(widths)]
+    priors = [stream.priors() for stream in streams]
+    concentrations = [s.concentration(block_rows, p) for s, p in zip(streams, priors, strict=True)]
     return Cycle(
         timeline.column,
         np.hstack([stream.hours.sum(axis=0) for stream in streams]),
         np.hstack([stream.weekdays.sum(axis=0) for stream in streams]),
-        np.array([stream.concentration(block_rows) for stream in streams]),
+        np.array(concentrations),
+        np.array(priors).T,
     )
 
 
@@ -179,18 +185,28 @@ class _Stream:
         flat = np.ravel_multi_index((self.rows.days, times, self.bins), shape)
         return np.bincount(flat, minlength=math.prod(shape)).reshape(shape)
 
-    def concentration(self, block_rows: int) -> float:
+    def priors(self) -> Priors:
+        """Return the priors of hours and weekdays: first the best for hours alone, then both."""
+        by_hour = max(((prior, PRIORS[-1]) for prior in PRIORS), key=self._log_likelihood)
+        return max(((by_hour[0], prior) for prior in PRIORS), key=self._log_likelihood)
+
+    def _log_likelihood(self, priors: Priors) -> float:
+        """Return the log-likelihood of the rows of each day, given the other days."""
+        expected = self._expected_from_other_days(priors)
+        return float(np.log(np.take_along_axis(expected, self.bins[:, None], axis=1)).sum())
+
+    def concentration(self, block_rows: int, priors: Priors) -> float:
         """Return the smallest of the concentrations at each length of blocks."""
-        expected = self._expected_from_other_days()
+        expected = self._expected_from_other_days(priors)
         found = [self._dispersion(blocks, expected) for blocks in self.rows.blocks(block_rows)]
         return min(1 / max(found) - 1, float(len(self.bins) + 1))
 
-    def _expected_from_other_days(self) -> Floats:
+    def _expected_from_other_days(self, priors: Priors) -> Floats:
         """Return the expected share (N, width) of each bin, for each row."""
         hours, weekdays, rows = self.hours.sum(axis=0), self.weekdays.sum(axis=0), self.rows
         expected = np.empty((len(self.bins), self.width))
         for day, (start, stop) in enumerate(_bounds(rows.days)):
-            others = _profile(hours - self.hours[day], weekdays - self.weekdays[day])
+            others = _profile(hours - self.hours[day], weekdays - self.weekdays[day], priors)
             part = slice(start, stop)
             expected[part] = others[rows.hours[part] * WEEKDAYS + rows.weekdays[part]]
         return expected
@@ -214,24 +230,25 @@ def _split(counts: Counts, widths: Sequence[int]) -> list[Counts]:
     return np.split(counts, np.cumsum(widths)[:-1], axis=1)
 
 
-def _profile(hours: Counts, weekdays: Counts) -> Floats:
+def _profile(hours: Counts, weekdays: Counts, priors: Priors) -> Floats:
     """Return the expected share (`WEEK_CELLS`, B) of each bin at each time of the week.
 
     The share is that of all rows, times the ratio of the hour and the ratio of the weekday, each
-    shrunk towards 1 as if `PRIOR_EVENTS` more rows had been counted and expected.
+    shrunk towards 1 as if its prior were the number of further rows, counted and expected.
     """
     total = hours.sum(axis=0) + 0.5
     shares = total / total.sum()
-    by_hour, by_weekday = (_ratios(counts, shares) for counts in (hours, weekdays))
+    by_hour = _ratios(hours, shares, priors[0])
+    by_weekday = _ratios(weekdays, shares, priors[1])
     product = shares * by_hour[:, None] * by_weekday[None]
     product /= product.sum(axis=2, keepdims=True)
     return np.asarray(product.reshape(WEEK_CELLS, -1))
 
 
-def _ratios(counts: Counts, shares: Floats) -> Floats:
+def _ratios(counts: Counts, shares: Floats, prior: float) -> Floats:
     """Return the ratio (T, B) of the counted to the expected rows at each of T times."""
     expected = counts.sum(axis=1, keepdims=True) * shares
-    return np.asarray((counts + PRIOR_EVENTS) / (expected + PRIOR_EVENTS))
+    return np.asarray((counts + prior) / (expected + prior))
 
 
 def _merge_rare(counts: Floats, expected: Floats) -> tuple[Floats, Floats, Floats]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
 
 from anomaly_vae import __version__
 from anomaly_vae.artifacts.bundle import (
@@ -37,6 +38,7 @@ from anomaly_vae.errors import BundleError, NotCalibratedError
 from pipelines.datasets.dataset import Dataset
 from tests.support.merchants import merchant_bundle, payments
 from tests.support.paths import ROOT
+from tests.support.timed import TIME, timed_bundle
 
 
 @pytest.fixture
@@ -480,3 +482,32 @@ def test_models_without_such_columns_have_no_counts(calibrated: Bundle) -> None:
     assert COUNTS not in calibrated.files
     assert all("bands" not in column for column in calibrated.manifest["encoding"])
     assert "pooled" not in calibrated.manifest["training"]
+
+
+# ---------------------------------------------------------------- variation over time
+
+
+def test_what_was_learned_about_times_is_saved_and_loaded(tmp_path: Path) -> None:
+    bundle = timed_bundle()
+    again = load_bundle(bundle.save(tmp_path / "bundle"), bundle.digest)
+    assert again.files == bundle.files
+    assert again.manifest["reference"]["time"] == TIME
+    before, after = bundle.monitor, again.monitor
+    counts = np.ones((3, before.cells), np.int64)
+    assert after.cells == before.cells
+    assert after.report(counts) == before.report(counts)
+
+
+def test_a_bundle_without_its_tensors_about_times_is_refused() -> None:
+    bundle = timed_bundle()
+    tensors = load_tensors(bundle.files[CALIBRATION])
+    del tensors["cycle/hours"]
+    with pytest.raises(BundleError, match="disagree; make it anew"):
+        from_files({**bundle.files, CALIBRATION: save_tensors(tensors)})
+
+
+def test_without_times_the_files_are_as_before(calibrated: Bundle) -> None:
+    assert set(load_tensors(calibrated.files[CALIBRATION])) == {"scores"}
+    assert set(calibrated.manifest["reference"]) == {"anomaly_share", "columns"}
+    recalibrated = timed_bundle().calibrated(timed_bundle().detector.calibration, None)
+    assert set(load_tensors(recalibrated.files[CALIBRATION])) == {"scores"}

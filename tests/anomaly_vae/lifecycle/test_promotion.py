@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from anomaly_vae.calibration.conformal import calibrate
 from anomaly_vae.config.lifecycle import PromotionConfig
 from anomaly_vae.evaluation.comparison import Agreement, Change, SliceChange, metric_change
+from anomaly_vae.evaluation.leakage import SingleFeatureAUROC
 from anomaly_vae.evaluation.metrics import Evaluation, evaluate
 from anomaly_vae.lifecycle.promotion import (
     REFUSAL_REASONS,
@@ -273,9 +274,10 @@ def test_a_bundle_may_have_so_many_bytes() -> None:
 
 
 def test_every_ground_is_told() -> None:
-    bad = evaluation(fpr=0.03, fpr_interval=(0.02, 0.04))
+    bad = evaluation(fpr=0.03, fpr_interval=(0.02, 0.04), auroc=0.4)
     evidence = Comparison(
         unscorable=UnscorableRows(1, "x"),
+        single_features=[single_feature(1.0)],
         metric=WORSE.metric,
         slices=[slice_change("recall", -0.5, -0.4)],
         agreement=Agreement("the traffic", 10, 0.1, 0.0, 0.2, 0, 1),
@@ -285,6 +287,42 @@ def test_every_ground_is_told() -> None:
     )
     policy = {"agreement": 0.9, "slowdown": 1, "megabytes": 1}
     assert grounds(evaluation(), bad, evidence, **policy) == set(RefusalReason)
+
+
+# ---------------------------------------------------------------- leaks, and chance
+
+
+def single_feature(auroc: float, name: str = "TX_FRAUD_SCENARIO") -> SingleFeatureAUROC:
+    return SingleFeatureAUROC(name, "column", auroc, auroc - 0.01)
+
+
+def test_a_feature_that_reveals_the_label_refuses_even_the_first_model() -> None:
+    features = [single_feature(0.995), single_feature(0.7, "TX_AMOUNT")]
+    evidence = replace(SAME, single_features=features)
+    assert grounds(None, evaluation(), evidence) == {RefusalReason.LEAKS}
+    found = only(Rule.NO_LEAK, evidence)
+    assert found.figures == {"auroc": 0.995, "feature": "TX_FRAUD_SCENARIO", "limit": 0.99}
+    for word in ("TX_FRAUD_SCENARIO", "0.9950", "data.ignore", "--force"):
+        assert word in found.text
+
+
+def test_a_good_feature_is_no_leak_and_the_limit_can_be_set() -> None:
+    evidence = replace(SAME, single_features=[single_feature(0.98)])
+    found = only(Rule.NO_LEAK, evidence)
+    assert found.passed
+    assert "data.ignore" not in found.text
+    assert grounds(None, evaluation(), evidence, leak_auroc=0.97) == {RefusalReason.LEAKS}
+    perfect = Comparison(single_features=[single_feature(1.0)])
+    assert not grounds(None, evaluation(), perfect, leak_auroc=None)
+
+
+def test_a_model_that_ranks_below_chance_is_refused() -> None:
+    below = evaluation(auroc=0.42)
+    assert grounds(None, below) == {RefusalReason.BELOW_CHANCE}
+    (found,) = (v for v in decide(None, below, POLICY) if not v.passed)
+    assert "AUROC 0.4200 on the frozen test split is below 0.5" in found.text
+    assert not grounds(None, evaluation(auroc=0.5))
+    assert not grounds(None, evaluation(auroc=None)), "without labels there is no AUROC"
 
 
 def test_reasons_name_the_rows_they_were_found_on() -> None:

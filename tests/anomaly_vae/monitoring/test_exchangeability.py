@@ -4,6 +4,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +24,8 @@ from anomaly_vae.monitoring.exchangeability import (
     bin_edges,
 )
 from anomaly_vae.monitoring.martingale import BREACH_LEVEL
+from tests.support.timed import rows as timed_rows
+from tests.support.timed import timed_bundle, with_times
 
 PLAIN = SimpleNamespace(layout=SimpleNamespace(n_columns=1))
 """An encoding without columns to monitor."""
@@ -124,6 +127,17 @@ def test_no_rows_leave_the_promise_as_it_is():
     report = monitor.report(Window(monitor).blocks)
     assert (report.status, report.rows, report.flagged_ratio) == ("unknown", 0, 0.0)
     assert report.martingale_log10 == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 7])
+def test_so_few_rows_tell_nothing_even_if_all_are_flagged(rows):
+    report = told(*monitor_of(share=0.01), np.full(rows, 9.0))
+    assert (report.status, report.flagged) == ("unknown", rows)
+    assert report.flagged_limit >= rows
+
+
+def test_enough_flagged_rows_break_the_promise_however_few():
+    assert told(*monitor_of(share=0.01), np.full(30, 9.0)).status == "broken"
 
 
 def test_rows_like_the_calibration_rows_hold():
@@ -250,3 +264,62 @@ def test_traffic_that_weights_foretell_is_no_shift():
         counts = monitor.count(scores, calibration.flags(scores), None)
         found[name] = monitor.report(counts[None]).status
     assert found == {"weighted": "holding", "plain": "broken"}
+
+
+# ---------------------------------------------------------------- times
+
+
+def counted(monitor, bundle, table, times=True):
+    """Return the report of a window of these rows."""
+    columns = {name: table[name].tolist() for name in bundle.scorer.schema.names}
+    batch = bundle.scorer.schema.from_columns(columns, len(table))
+    found, x = bundle.detector.detect(batch), bundle.scorer.encoding.encode(batch)
+    seconds = monitor.seconds(batch) if times else None
+    counts = monitor.count(found.score, found.is_anomaly, x, seconds)
+    return monitor.report(counts[None])
+
+
+def test_nights_are_compared_with_nights():
+    """Values are more varied then, and more of them are flagged."""
+    bundle = timed_bundle()
+    night = timed_rows(1, 600, 1, hours=(0, 8))
+    report = counted(bundle.monitor, bundle, night)
+    assert (report.status, report.rows) == ("holding", 600)
+    assert report.flagged_ratio > 0.1
+    for column in report.columns:
+        assert column.martingale_log10 < 1
+    assert counted(bundle.monitor, bundle, timed_rows(1, 600, 1, hours=(8, 24))).status == "holding"
+
+
+def test_values_of_the_night_are_a_shift_by_day():
+    bundle = timed_bundle()
+    day = timed_rows(1, 600, 1, hours=(8, 24))
+    day["amount"] *= 3
+    report = counted(bundle.monitor, bundle, day)
+    assert report.status == "broken"
+    assert {c.column for c in report.columns if c.martingale_log10 > 2} == {"amount"}
+
+
+def test_rows_of_an_unknown_time_are_compared_with_all_rows():
+    bundle = timed_bundle()
+    report = counted(bundle.monitor, bundle, timed_rows(1, 600, 1), times=False)
+    assert report.status == "holding"
+    assert counted(bundle.monitor, bundle, timed_rows(1, 600, 1)).status == "holding"
+
+
+def test_a_column_may_shift_while_the_scores_do_not():
+    bundle = timed_bundle()
+    table = timed_rows(1, 1000, 1)
+    table["other"] = np.abs(table["other"])
+    report = counted(bundle.monitor, bundle, table)
+    assert report.status == "doubtful"
+    assert {c.column for c in report.columns if c.martingale_log10 > 2} == {"other"}
+
+
+def test_fewer_days_than_three_teach_nothing():
+    bundle = timed_bundle()
+    short = with_times(bundle, pd.concat([timed_rows(0, 300, 0), timed_rows(1, 300, 1)]))
+    assert short.monitor.reference.cycle is None
+    assert "time" not in short.manifest["reference"]
+    assert all(c.martingale_log10 is None for c in short.monitor.report(
+        short.monitor.empty_counts[None]).columns)  # fmt: skip

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
@@ -36,6 +37,8 @@ from pipelines.batch.tables import score_files
 from pipelines.registry.model_uri import LoadedModel
 from tests.support.flows import Command, World
 from tests.support.paths import ROOT
+from tests.support.timed import rows as timed_rows
+from tests.support.timed import timed_bundle
 
 ID = "TRANSACTION_ID"
 
@@ -1000,6 +1003,22 @@ def test_the_calibration_rows_themselves_raise_no_doubt(
     for column in summary["guarantee"]["columns"]:
         assert (column["psi"] or 0) == 0
         assert column["missing"] == column["reference_missing"]
+
+
+def test_a_batch_of_one_night_is_compared_with_nights(out: Path, tmp_path: Path) -> None:
+    source = LoadedModel(timed_bundle())
+
+    def status(day: pd.DataFrame, name: str) -> str:
+        files = [write(tmp_path / f"{name}.parquet", pa.Table.from_pandas(day))]
+        found: str = score_files(source, files, out.with_name(name))["guarantee"]["status"]
+        return found
+
+    night = timed_rows(1, 600, 1, hours=(0, 8))
+    assert status(night, "night") == "holding"
+    assert status(night.assign(at=None), "untimed") != "holding"
+    assert status(night.assign(amount=2 * night["amount"]), "shifted") == "broken"
+    at = pd.to_datetime(night["at"])
+    assert status(night.assign(at=at), "timestamps") == "holding"
 
 
 def test_nothing_scored_is_nothing_said_against_it(

@@ -411,6 +411,52 @@ def test_an_equal_challenger_passes_every_rule_with_figures(registry: Registry) 
     assert verdict(decision, Rule.NO_SLICE_COLLAPSES).figures["compared"] > 0
 
 
+# ---------------------------------------------------------------- what the evaluation found
+
+
+def evaluated(bundle: Bundle, **changes: Any) -> Bundle:
+    """The same model with another evaluation."""
+    evaluation = {**bundle.manifest["evaluation"], **changes}
+    return replace(bundle, manifest={**bundle.manifest, "evaluation": evaluation})
+
+
+LEAK = {"name": "TX_FRAUD_SCENARIO", "kind": "column", "auroc": 1.0, "low": 1.0}
+WARNING = "column 'TX_FRAUD_SCENARIO' separates anomalies"
+
+
+def test_a_model_that_reads_what_reveals_the_label_is_refused_unless_forced(
+    registry: Registry, world: World
+) -> None:
+    version = add(registry, world, evaluated(world.calibrated.bundle, alone=[LEAK]))
+    decision = promote(registry, "fraud", version)
+    (reason,) = decision.reasons
+    assert reason.refusal_reason is RefusalReason.LEAKS
+    assert "TX_FRAUD_SCENARIO" in reason.text
+    assert champion(registry) == GOOD
+    assert promote(registry, "fraud", version, force="the column is known in time").forced
+    assert champion(registry) == version
+
+
+def test_a_model_below_chance_is_refused(registry: Registry) -> None:
+    """The labels are turned round: the most usual rows are the anomalies."""
+    set_frozen(registry, positive=0)
+    decision = promote(registry, "fraud", EQUAL)
+    assert RefusalReason.BELOW_CHANCE in {reason.refusal_reason for reason in decision.reasons}
+    assert champion(registry) == GOOD
+
+
+def test_a_refusal_repeats_the_warnings_about_the_champion(
+    registry: Registry, world: World, command: Command
+) -> None:
+    leaking = evaluated(world.calibrated.bundle, warnings=[WARNING])
+    promote(registry, "fraud", add(registry, world, leaking), force="to be compared with")
+    answer = command("promote", "fraud", "--version", WORSE)
+    assert answer.code == 3
+    assert answer.json["champion_warnings"] == [WARNING]
+    assert f"the champion's own evaluation warned: {WARNING}" in answer.err
+    assert WARNING not in command("promote", "fraud", "--version", EQUAL).err
+
+
 def test_a_challenger_that_flags_too_much_does_so_somewhere(registry: Registry) -> None:
     found = verdict(promote(registry, "fraud", LOOSE), Rule.NO_SLICE_COLLAPSES)
     assert {one["figure"] for one in found.figures["collapsed"]} == {"fpr"}

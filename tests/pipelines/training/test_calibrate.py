@@ -38,7 +38,7 @@ from pipelines.datasets.loading import load_dataset
 from pipelines.registry.model_uri import open_model
 from pipelines.training.calibrate import calibrate
 from pipelines.training.calibration_sample import sample_of, zero_scores
-from pipelines.training.train import inputs_digest, read_data
+from pipelines.training.train import inputs_digest, read_data, train
 from tests.support.flows import World
 from tests.support.registries import changed, copy_registry
 
@@ -316,3 +316,40 @@ def test_anomalies_count_as_often_as_in_all_the_data_where_there_is_no_time(flow
     share = data.rows.anomaly.sum() / (~data.rows.anomaly).sum()
     assert len(found.anomalies) == round(0.5 * data.rows.anomaly.sum())
     assert found.weight * len(found.anomalies) / found.n == pytest.approx(share)
+
+
+# ---------------------------------------------------------------- times for the monitor
+
+
+@pytest.mark.parametrize(("ignored", "said"), [
+    ((), "the calibration rows cover"), (("TX_DATETIME",), "the model does not read it"),
+])  # fmt: skip
+def test_what_the_monitor_can_check_is_said(
+    flow: Config,
+    trained: str,
+    capfd: pytest.CaptureFixture[str],
+    ignored: tuple[str, ...],
+    said: str,
+) -> None:
+    config = changed(flow, data__ignore=(*flow.data.ignore, *ignored))
+    data = load_dataset(config.data)
+    model = train(config, data).model_uri if ignored else trained
+    capfd.readouterr()
+    bundle = calibrate(config, model, data).bundle
+    told = capfd.readouterr().err
+    assert "monitoring: the calibration rows cover" in told
+    assert said in told
+    days = len({int(time // 86_400) for time in data.rows.time[data.calibration_rows]})
+    assert (bundle.cycle is not None) == (days >= 3)
+    assert bundle.manifest["reference"].get("time") == (bundle.cycle and "TX_DATETIME")
+
+
+def test_without_a_time_column_nothing_is_said_about_times(
+    flow: Config, trained: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    untimed = changed(flow, data__time=None)
+    data = load_dataset(untimed.data)
+    bundle = calibrate(untimed, train(untimed, data).model_uri, data).bundle
+    assert bundle.cycle is None
+    assert "time" not in bundle.manifest["reference"]
+    assert "monitoring:" not in capfd.readouterr().err

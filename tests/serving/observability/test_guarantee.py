@@ -16,6 +16,9 @@ from serving.observability.guarantee import GuaranteeTrackers
 from serving.scoring.loading import load_model
 from tests.support.metrics import MODEL, samples, value
 from tests.support.service_process import running
+from tests.support.timed import records as timed_records
+from tests.support.timed import rows as timed_rows
+from tests.support.timed import timed_bundle
 
 
 def shifted(records):
@@ -106,6 +109,44 @@ def test_a_bundle_of_format_1_is_watched_without_columns(client_of, fixtures, re
     client.post("/score", json={"records": shifted(records[:200])})
     assert stands(client) == "broken"
     assert not [name for name, _ in samples(client) if name == "drift_psi"]
+
+
+@pytest.fixture(scope="module")
+def timed(tmp_path_factory):
+    """Return a model that knows the hours of its calibration rows."""
+    path = timed_bundle().save(tmp_path_factory.mktemp("timed") / "timed")
+    return load_model(BundleRef(str(path)))
+
+
+def status_after(client, table, size, **options):
+    """Send rows and return the status of the guarantee afterwards."""
+    sent = timed_records(table)
+    for start in range(0, len(sent), size):
+        client.post("/score", json={"records": sent[start : start + size], **options})
+    return stands(client)
+
+
+@pytest.mark.parametrize(("size", "options"), [(1, {}), (100, {}), (100, {"explain": 1})])
+def test_rows_of_the_night_are_compared_with_those_of_nights(client_of, timed, size, options):
+    night = timed_rows(1, 600, 1, hours=(0, 8))
+    assert status_after(client_of(timed), night, size, **options) == "holding"
+    without = night.assign(at=None)
+    assert status_after(client_of(timed), without, size, **options) != "holding"
+
+
+def test_values_of_the_night_by_day_break_the_promise(client_of, timed):
+    day = timed_rows(1, 600, 1, hours=(8, 24))
+    day["amount"] *= 3
+    client = client_of(timed)
+    assert status_after(client, day, 100) == "broken"
+    labels = {"model": "detector", "version": ""}
+    assert value(client, "drift_martingale_log10", **labels, column="amount") > 2
+    assert value(client, "drift_martingale_log10", **labels, column="other") < 1
+
+
+def test_a_column_that_goes_missing_is_reported(client_of, timed):
+    table = timed_rows(1, 600, 1)
+    assert status_after(client_of(timed), table.assign(other=None), 100) in {"doubtful", "broken"}
 
 
 # ---------------------------------------------------------------- several processes
