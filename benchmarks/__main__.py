@@ -20,6 +20,7 @@ PROTOCOLS: dict[str, tuple[str, ...]] = {
     "merchants": ("fraud",),
     "thresholds": (),
     "guarantee": (),
+    "watch": ("fraud",),
     "sizes": (),
     "fitting": ("adbench",),
     "handmade": (),

@@ -5,6 +5,9 @@ then calibrated and monitored as in the scoring service. Conformal p-values depe
 Gaussian scores represent the scores of any model. False alarms are counted on streams without a
 shift; each stream has its own calibration sample and, in some settings, a known fraction of
 anomalies. Delays are measured on streams whose scores shift after one full monitoring window.
+
+A second part simulates traffic with times: scores that vary with the hour, the weekday, and from
+one day to the next, at several numbers of rows a day, each calibrated on two weeks.
 """
 
 from __future__ import annotations
@@ -19,9 +22,19 @@ import matplotlib.pyplot as plt
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly_vae.calibration.conformal import calibrate
+from anomaly_vae.calibration.conformal import Calibration, calibrate
+from anomaly_vae.data.splitting import DAY
 from anomaly_vae.files import atomic_path
-from anomaly_vae.monitoring.exchangeability import DOUBT_LEVEL, Monitor, Reference, Report, Window
+from anomaly_vae.monitoring.cycles import Timeline
+from anomaly_vae.monitoring.exchangeability import (
+    DOUBT_LEVEL,
+    Monitor,
+    Reference,
+    Report,
+    TimedRows,
+    Window,
+    fit_times,
+)
 from benchmarks.common import Options, environment, markdown_table
 
 Scores = NDArray[np.float64]
@@ -39,6 +52,8 @@ ROWS_AFTER_SHIFT = 10_000
 """Number of rows observed after a shift."""
 NO_COLUMNS: Any = SimpleNamespace(layout=SimpleNamespace(n_columns=1))
 """Encoding of no columns: only scores are monitored, not the inputs."""
+ALARMS = ("doubtful", "broken")
+"""Statuses that say that traffic is not like the calibration rows."""
 ANOMALY_OFFSET = 8.0
 """Amount by which anomalies score above normal rows, in standard deviations."""
 
@@ -137,7 +152,7 @@ def false_alarms(setting: Setting, streams: int, rows: int = STREAM_ROWS) -> dic
 
 
 def detection_delays(setting: Setting, shift: Shift, streams: int) -> dict[str, Scores]:
-    """Return the rows after a shift until the status is not "holding" and until it is "broken".
+    """Return the rows after a shift until the status is "doubtful" and until it is "broken".
 
     Both arrays are (streams,); infinity means that the status was never reached.
     """
@@ -146,12 +161,119 @@ def detection_delays(setting: Setting, shift: Shift, streams: int) -> dict[str, 
         for number, report in enumerate(
             simulate_reports(setting, seed, ROWS_BEFORE_SHIFT, shift, ROWS_AFTER_SHIFT), 1
         ):
-            if report.status != "holding":
+            if report.status in ALARMS:
                 delays["noticed"][seed] = min(delays["noticed"][seed], number * REPORT_INTERVAL)
             if report.status == "broken":
                 delays["broken"][seed] = number * REPORT_INTERVAL
                 break
     return delays
+
+
+# ---------------------------------------------------------------- traffic with times
+
+CALIBRATION_DAYS, CALIBRATION_ROWS_A_DAY = 14, 2_000
+"""Calibration period, and maximum number of its rows a day."""
+EPISODES, EPISODE_ROWS = 4, 4_500
+"""Number of periods of a stream that are simulated, and number of rows in each."""
+TIMED_STREAMS = 10
+"""Number of simulated streams per setting with times."""
+TIMED_SHIFT = 0.5
+"""Shift of the scores, in standard deviations."""
+DAILY_RATES = (100, 1_000, 10_000, 100_000, 1_000_000)
+"""Numbers of rows a day."""
+
+
+@dataclass(frozen=True)
+class Rhythm:
+    """The variation of scores over time, in standard deviations of the scores at one time."""
+
+    title: str
+    daily: float = 0.0
+    """Amplitude of the wave over a day."""
+    weekly: float = 0.0
+    """Increase on Saturdays and Sundays."""
+    days: float = 0.0
+    """Standard deviation of the means of days."""
+
+    def draw(self, rng: np.random.Generator, times: Scores, day_means: Scores) -> Scores:
+        """Draw the scores of rows at times (N,) in seconds; ``day_means`` has one per day."""
+        days = (times // DAY).astype(np.int64)
+        wave = self.daily * np.sin(2 * np.pi * times / DAY)
+        weekend = self.weekly * (days % 7 >= 5)
+        return rng.normal(size=len(times)) + wave + weekend + self.days * day_means[days]
+
+
+RHYTHMS = (
+    Rhythm("none"),
+    Rhythm("daily", daily=0.5),
+    Rhythm("daily and weekly", daily=0.5, weekly=0.3),
+    Rhythm("daily, weekly, days", daily=0.5, weekly=0.3, days=0.05),
+)
+
+
+class TimedStream:
+    """Traffic with times, calibrated on its first `CALIBRATION_DAYS` days."""
+
+    def __init__(self, rhythm: Rhythm, daily_rows: int, seed: int) -> None:
+        self.rhythm, self.daily_rows = rhythm, daily_rows
+        self.rng = np.random.default_rng(seed)
+        self.n_days = CALIBRATION_DAYS + EPISODES * (EPISODE_ROWS // daily_rows + 9)
+        self.day_means = self.rng.normal(size=self.n_days)
+        rows = CALIBRATION_DAYS * min(daily_rows, CALIBRATION_ROWS_A_DAY)
+        times = np.sort(self.rng.uniform(0, CALIBRATION_DAYS * DAY, rows))
+        scores = rhythm.draw(self.rng, times, self.day_means)
+        self.calibration = calibrate(scores, 0.01)
+        self.monitor = _timed_monitor(self.calibration, scores, times)
+
+    def episodes(self, shift: float = 0.0) -> Iterator[Iterator[tuple[int, Report]]]:
+        """Yield the reports of each period, with the number of rows since its scores shifted."""
+        days = (self.n_days - CALIBRATION_DAYS) // EPISODES
+        for number in range(EPISODES):
+            start = (CALIBRATION_DAYS + number * days + 7 * self.rng.random()) * DAY
+            span = EPISODE_ROWS / self.daily_rows * DAY
+            times = np.sort(self.rng.uniform(start, start + span, EPISODE_ROWS))
+            yield self._reports(times, shift)
+
+    def _reports(self, times: Scores, shift: float) -> Iterator[tuple[int, Report]]:
+        scores, half = self.rhythm.draw(self.rng, times, self.day_means), len(times) // 2
+        scores[half:] += shift
+        window, step = Window(self.monitor), min(REPORT_INTERVAL, max(self.daily_rows // 8, 25))
+        for start in range(0, len(times), step):
+            part = scores[start : start + step]
+            flags, seconds = self.calibration.flags(part), times[start : start + step]
+            window.add(self.monitor.count(part, flags, None, seconds))
+            yield start + len(part) - half, self.monitor.report(window.blocks)
+
+
+def _timed_monitor(calibration: Calibration, scores: Scores, times: Scores) -> Monitor:
+    """Return a monitor of scores that has learned the calibration rows' times."""
+    timeline = Timeline("at", times, is_read=True)
+    rows = TimedRows(scores, np.zeros((len(scores), 0), np.float32), timeline)
+    return Monitor(
+        calibration, NO_COLUMNS, fit_times(calibration, NO_COLUMNS, Reference(), rows, rows)
+    )
+
+
+def timed_alarms(rhythm: Rhythm, daily_rows: int, streams: int) -> dict[str, float]:
+    """Return the shares of reports with each status, and the rows until a shift is said.
+
+    ``rows`` suffice in half of the periods, ``late_rows`` in nine of ten; infinity means never.
+    """
+    statuses: list[str] = []
+    delays = []
+    for seed in range(streams):
+        stream = TimedStream(rhythm, daily_rows, seed)
+        statuses += [report.status for reports in stream.episodes() for _, report in reports]
+        delays += [_rows_until_alarm(reports) for reports in stream.episodes(TIMED_SHIFT)]
+    shares = {s: statuses.count(s) / len(statuses) for s in ("doubtful", "broken", "unknown")}
+    median, late = (float(np.quantile(delays, q, method="higher")) for q in (0.5, 0.9))
+    return {**shares, "rows": median, "late_rows": late}
+
+
+def _rows_until_alarm(reports: Iterator[tuple[int, Report]]) -> float:
+    """Return the number of shifted rows until the status says so; infinity if it never does."""
+    alarms = (rows for rows, report in reports if rows > 0 and report.status in ALARMS)
+    return next(alarms, np.inf)
 
 
 def plot(path: Path, streams: int) -> None:
@@ -199,6 +321,25 @@ def run(options: Options) -> None:
         for setting in SHIFT_SETTINGS for name, shift in SHIFTS.items()
     ]))  # fmt: skip
     plot(options.result_path("guarantee.png"), shift_streams)
+    timed_streams = 2 if options.short else TIMED_STREAMS
+    headings = ("scores vary", "rows a day", *ALARMS, "unknown", "shift said after", "9 in 10")
+    print(markdown_table(headings, [
+        _timed_row(rhythm, daily_rows, timed_streams)
+        for rhythm in RHYTHMS for daily_rows in DAILY_RATES
+    ]))  # fmt: skip
+
+
+def _timed_row(rhythm: Rhythm, daily_rows: int, streams: int) -> Sequence[str]:
+    found = timed_alarms(rhythm, daily_rows, streams)
+    shares = (f"{found[status]:.2%}" for status in (*ALARMS, "unknown"))
+    delays = (_format_delay(found[name], daily_rows) for name in ("rows", "late_rows"))
+    return (rhythm.title, f"{daily_rows:,}", *shares, *delays)
+
+
+def _format_delay(rows: float, daily_rows: int) -> str:
+    if not np.isfinite(rows):
+        return "–"
+    return f"{rows:,.0f} rows, {rows / daily_rows:.2g} days"
 
 
 def _false_alarm_row(setting: Setting, streams: int) -> Sequence[str]:

@@ -55,20 +55,14 @@ from benchmarks.common import (
     markdown_table,
     summary_table,
 )
+from benchmarks.handbook import BASE_COLUMNS, DATA_FILES, WINDOWS
 from pipelines.datasets.loading import load_dataset
 
 Scores = NDArray[np.float64]
 Metrics = dict[str, float]
 
-WINDOWS = ("1DAY_WINDOW", "7DAY_WINDOW", "30DAY_WINDOW")
-AGGREGATES = ("CUSTOMER_ID_NB_TX", "CUSTOMER_ID_AVG_AMOUNT", "TERMINAL_ID_NB_TX")
-BASE_COLUMNS = (
-    *("TX_AMOUNT", "TX_DURING_WEEKEND", "TX_DURING_NIGHT"),
-    *(f"{aggregate}_{window}" for aggregate in AGGREGATES for window in WINDOWS),
-)
 TERMINAL_RISK = tuple(f"TERMINAL_ID_RISK_{window}" for window in WINDOWS)
 COLUMNS = {"with terminal risk": BASE_COLUMNS + TERMINAL_RISK, "without": BASE_COLUMNS}
-DATA_FILES = ("transactions-2018-07.parquet", "transactions-2018-08.parquet")
 
 TEST_WEEK = ("2018-08-08", "2018-08-15")
 SPLITS = {

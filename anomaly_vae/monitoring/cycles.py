@@ -11,6 +11,9 @@ expected shares with this concentration. It is estimated from blocks of consecut
 of several lengths, up to a day, whose expected shares come from the other days. The estimate thus
 includes the error of the expected shares; the smallest of the lengths' estimates is used.
 
+The expected shares of an hour or a weekday are estimated from few rows, and shares also vary within
+an hour. A window within few hours therefore has a smaller concentration than a whole day.
+
 The shares of an hour and of a weekday are shrunk towards those of all rows. How much is chosen for
 each stream from `PRIORS`: such that the rows of each day are most likely, given the other days.
 """
@@ -33,6 +36,8 @@ Priors = tuple[float, float]
 
 HOUR = 3600.0
 """Length of an hour, in seconds."""
+QUARTER = 900.0
+"""Length of a quarter of an hour, in seconds."""
 WEEK_SHIFT = 3 * DAY
 """Time that passed between a Monday and 1970-01-01, in seconds."""
 HOURS, WEEKDAYS = 25, 8
@@ -53,7 +58,7 @@ BISECTION_STEPS = 60
 """Number of bisection steps, each of which halves the interval of a logarithm."""
 TENSOR = "cycle/"
 """Prefix of the names of a cycle's tensors in a bundle."""
-TENSORS = ("hours", "weekdays", "concentrations", "priors")
+TENSORS = ("hours", "weekdays", "concentrations", "within_hours", "priors")
 """Names of the arrays of a cycle."""
 
 
@@ -83,7 +88,9 @@ class Cycle:
     weekdays: Counts
     """Counts (`WEEKDAYS`, width) of rows per bin by weekday."""
     concentrations: Floats
-    """Concentration (M,) of each stream."""
+    """Concentration (M,) of the days of each stream."""
+    within_hours: Floats
+    """Concentration (M,) of the quarters of an hour of each stream."""
     priors: Floats
     """Members (2, M) of `PRIORS` for the hours and the weekdays of each stream."""
 
@@ -110,6 +117,35 @@ class Cycle:
         hours, weekdays = _split(self.hours, widths), _split(self.weekdays, widths)
         parts = zip(hours, weekdays, self.priors.T.tolist(), strict=True)
         return np.hstack([_profile(*part) for part in parts])
+
+    def totals(self, times: Counts, widths: Sequence[int]) -> Floats:
+        """Return the concentration (M, S) of the rows at times (S, `WEEK_CELLS`) in each stream.
+
+        The variance of the expected shares adds to that of days: an hour's estimate is worth as
+        many rows as it has, and its prior. Each hour counts by the square of its share of the rows.
+        """
+        weeks = times.reshape(-1, HOURS, WEEKDAYS)
+        hours, weekdays = (_squared_shares(weeks.sum(axis=axis)) for axis in (2, 1))
+        bins = np.array(widths)
+        dispersion = (
+            1 / (1 + self.concentrations)[:, None]
+            + hours[:, :-1].sum(axis=1) / (1 + self.within_hours)[:, None]
+            + self._errors(self.hours, widths, self.priors[0] * bins) @ hours.T
+            + self._errors(self.weekdays, widths, self.priors[1] * bins) @ weekdays.T
+        )
+        return np.asarray(1 / dispersion - 1)
+
+    @staticmethod
+    def _errors(counts: Counts, widths: Sequence[int], priors: Floats) -> Floats:
+        """Return the dispersion (M, T) of the expected shares of each of T times."""
+        rows = np.array([part.sum(axis=1) for part in _split(counts, widths)], np.float64)
+        rows[:, -1] += rows.sum(axis=1)  # rows of an unknown time are like all rows
+        return np.asarray(1 / (1 + rows + priors[:, None]))
+
+
+def _squared_shares(counts: Counts) -> Floats:
+    """Return the squared share (S, T) of each of T times among the rows of S windows."""
+    return np.asarray((counts / counts.sum(axis=1, keepdims=True)) ** 2)
 
 
 def week_cells(seconds: Floats) -> Bins:
@@ -138,15 +174,16 @@ def fit_cycle(timeline: Timeline, bins: Bins, widths: Sequence[int], block_rows:
     order = np.argsort(timeline.seconds, kind="stable")
     days = np.unique(timeline.seconds[order] // DAY, return_inverse=True)[1]
     cells = week_cells(timeline.seconds[order] if timeline.is_read else np.full(len(days), np.nan))
-    rows = _Rows(cells // WEEKDAYS, cells % WEEKDAYS, days)
+    quarters = (timeline.seconds[order] % DAY // QUARTER).astype(np.int64)
+    rows = _Rows(cells // WEEKDAYS, cells % WEEKDAYS, days, quarters)
     streams = [_Stream(rows, bins[order, i], width) for i, width in enumerate(widths)]
     priors = [stream.priors() for stream in streams]
-    concentrations = [s.concentration(block_rows, p) for s, p in zip(streams, priors, strict=True)]
+    fitted = [s.concentrations(block_rows, p) for s, p in zip(streams, priors, strict=True)]
     return Cycle(
         timeline.column,
         np.hstack([stream.hours.sum(axis=0) for stream in streams]),
         np.hstack([stream.weekdays.sum(axis=0) for stream in streams]),
-        np.array(concentrations),
+        *np.array(fitted).T,
         np.array(priors).T,
     )
 
@@ -158,6 +195,8 @@ class _Rows:
     hours: Bins
     weekdays: Bins
     days: Bins
+    quarters: Bins
+    """Quarter of an hour of the day, from 0 to 95."""
 
     @property
     def n_days(self) -> int:
@@ -195,11 +234,12 @@ class _Stream:
         expected = self._expected_from_other_days(priors)
         return float(np.log(np.take_along_axis(expected, self.bins[:, None], axis=1)).sum())
 
-    def concentration(self, block_rows: int, priors: Priors) -> float:
-        """Return the smallest of the concentrations at each length of blocks."""
+    def concentrations(self, block_rows: int, priors: Priors) -> tuple[float, float]:
+        """Return the smallest concentration of the lengths of blocks, and that within hours."""
         expected = self._expected_from_other_days(priors)
         found = [self._dispersion(blocks, expected) for blocks in self.rows.blocks(block_rows)]
-        return min(1 / max(found) - 1, float(len(self.bins) + 1))
+        within = self._dispersion(self.rows.quarters, expected)
+        return min(1 / max(found) - 1, float(len(self.bins) + 1)), 1 / within - 1
 
     def _expected_from_other_days(self, priors: Priors) -> Floats:
         """Return the expected share (N, width) of each bin, for each row."""
@@ -213,9 +253,9 @@ class _Stream:
 
     def _dispersion(self, blocks: Bins, expected: Floats) -> float:
         """Estimate 1 / (concentration + 1) from the counts of blocks."""
-        starts = np.flatnonzero(np.diff(blocks, prepend=-1))
-        sums = np.add.reduceat(expected, starts)
-        flat = np.ravel_multi_index((blocks, self.bins), (len(starts), self.width))
+        numbers = np.unique(blocks, return_inverse=True)[1]
+        sums = np.column_stack([np.bincount(numbers, column) for column in expected.T])
+        flat = np.ravel_multi_index((numbers, self.bins), sums.shape)
         counts = np.bincount(flat, minlength=sums.size).reshape(sums.shape)
         return _dispersion(*_merge_rare(counts.astype(np.float64), sums))
 

@@ -315,18 +315,15 @@ class Monitor:
         The total of an urn is its concentration. Columns are only tested given a cycle.
         """
         if not self.reference.cycle:
-            return [self._urn, self._flag_urn(np.ones(len(recent)), self._total)]
+            same = np.ones(len(recent))
+            return [self._urn, self._flag_urn(same, self._total * same)]
         times = recent[:, self._first_week_cell :].copy()
-        times[:, -1] += (
-            times.sum(axis=1) == 0
-        )  # without rows, those of an unknown time are expected
-        rows = times.sum(axis=1, keepdims=True)
-        pairs = zip(self._shares, self.reference.cycle.concentrations, strict=True)
-        urns = [
-            min(concentration, self._total) * (times @ shares) / rows
-            for shares, concentration in pairs
-        ]
-        return [urns[0], self._flag_urn(self._flag_ratio(urns[1]), urns[1][0].sum()), *urns[2:]]
+        times[:, -1] += times.sum(axis=1) == 0  # no rows are like rows of an unknown time
+        weights = times / times.sum(axis=1, keepdims=True)
+        totals = np.minimum(self.reference.cycle.totals(times, self.widths), self._total)
+        pairs = zip(self._shares, totals[..., None], strict=True)
+        urns = [total * (weights @ shares) for shares, total in pairs]
+        return [urns[0], self._flag_urn(self._flag_ratio(urns[1]), totals[1]), *urns[2:]]
 
     def _flag_ratio(self, urn: Floats) -> Floats:
         """Return the expected share (S,) of flags relative to that among the calibration rows."""
@@ -336,10 +333,10 @@ class Monitor:
         share = urn[:, IS_FLAGGED] / urn.sum(axis=1)
         return np.asarray(share / (flags[IS_FLAGGED] / flags.sum()))
 
-    def _flag_urn(self, ratio: Floats, total: float) -> Floats:
-        """Return the urn (S, 2) of flags that the guarantee allows, at this ratio (S,) of them."""
+    def _flag_urn(self, ratio: Floats, total: Floats) -> Floats:
+        """Return the urn (S, 2) of flags that the guarantee allows, for this ratio (S,) of them."""
         share = np.minimum(self._alpha * np.round(ratio, FLAG_DIGITS), 1.0)
-        return total * np.column_stack([1 - share, share])
+        return total[:, None] * np.column_stack([1 - share, share])
 
     def _limits(self, rows: Counts, urns: Floats, anomalies: Floats) -> list[int]:
         """Return the largest number of flags compatible with the guarantee, for S windows."""

@@ -34,6 +34,8 @@ CONCENTRATIONS = (10.0, 30.0, 100.0, 300.0, 1000.0)
 
 A larger concentration means a bet on a smaller shift.
 """
+MAX_BET = 0.9
+"""Largest concentration that is bet on, relative to that of the null hypothesis."""
 COLUMN_CONCENTRATIONS = (10.0, 300.0)
 """Concentrations of the Dirichlet distributions that are bet on for a column."""
 MOVED_SHARES = (0.1, 0.4)
@@ -55,7 +57,7 @@ def log10_martingale(counts: Counts, urn: Floats, anomalies: Floats) -> float:
 
     Args:
         counts: rows per bin.
-        urn: initial content (B,) or (S, B) of the urn; each window's total is the same.
+        urn: initial content (B,) or (S, B) of the urn.
         anomalies: largest plausible number (S,) of anomalies.
     """
     urn = np.broadcast_to(urn, counts.shape)
@@ -96,9 +98,9 @@ def _moved(shares: Floats) -> Floats:
 
 def _wider_bets(urn: Floats) -> Floats:
     """Return the urns (K, S, B) with the same expected shares as ``urn``, but smaller totals."""
-    total = urn[0].sum()
-    smaller = np.array([size for size in CONCENTRATIONS if size < total])
-    return np.asarray(smaller[:, None, None] * urn / total)
+    totals = urn.sum(axis=1, keepdims=True)
+    smaller = np.array([size for size in CONCENTRATIONS if size < totals.max()])
+    return np.asarray(np.minimum(smaller[:, None, None], MAX_BET * totals) * urn / totals)
 
 
 def _log10_mean_ratio(counts: NDArray[Any], urn: Floats, bets: Floats) -> Floats:

@@ -1,0 +1,291 @@
+"""Replay a month of card transactions through the scoring service and record its guarantee status.
+
+A model of July's transactions, calibrated on its last 15 days but one, scores August in time order
+over HTTP. Streams without a change measure how often an answer is ``doubtful`` or ``broken``;
+streams with a change put in measure how many rows and hours pass until the status says so. Streams
+of fewer rows a day are random subsets of the month.
+
+The replay is faster than real time. The service assesses the status every second, so it is asked
+for a fresh one every `STATUS_ROWS` rows.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import chdir, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from anomaly_vae.artifacts.bundle import load_bundle
+from anomaly_vae.config import Config, validate_config
+from benchmarks.common import Ledger, Options, environment, markdown_table
+from benchmarks.handbook import BASE_COLUMNS, DATA_FILES
+from benchmarks.serving import RegisteredModels, Server, running
+from pipelines.training.calibrate import calibrate
+from pipelines.training.train import train
+
+TIME, LABEL, TERMINAL = "TX_DATETIME", "TX_FRAUD", "TERMINAL_ID"
+SPLITS = {
+    "train": ("2018-07-01", "2018-07-16"),
+    "calibration": ("2018-07-16", "2018-07-31"),
+    "test": ("2018-07-31", "2018-08-01"),
+}
+DAILY_ROWS = 9_567
+"""Number of transactions a day."""
+STATUS_ROWS = 125
+"""Maximum number of rows between two assessments of the status."""
+ROWS_BEFORE, DAYS_AFTER = 4_500, 6
+"""Number of rows before a change, and of days after it."""
+FIRST_CHANGE = pd.Timestamp("2018-08-08")
+"""Time of the change in the first stream; each further one begins a day later."""
+CHANGE_RATES, CHANGE_STREAMS = (DAILY_ROWS, 2_000, 500), 7
+"""Rows a day, and number of streams, with a change put in."""
+MOVED_SHARE, BUSIEST = 0.1, 0.1
+"""Share of rows moved to other terminals, and share of the terminals they are moved to."""
+AMOUNT_FACTOR = 1.5
+"""Factor of amounts that are too large."""
+ALARMS = ("doubtful", "broken")
+Change = Callable[[pd.DataFrame, np.random.Generator], pd.DataFrame]
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A stream without a change."""
+
+    daily_rows: int
+    request_rows: int
+    days: int = 31
+
+
+REPLAYS = (
+    Replay(DAILY_ROWS, 5_000),
+    Replay(DAILY_ROWS, 250),
+    Replay(DAILY_ROWS, 1, days=3),
+    Replay(2_000, 50),
+    Replay(500, 50),
+    Replay(100, 10),
+)
+
+
+# ---------------------------------------------------------------- the model and the month
+
+
+def model_folder(options: Options) -> Path:
+    """Return the folder of the calibrated bundle; train it if necessary."""
+    folder = options.result_path("watch-model").resolve()
+    if not (folder / "bundle").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        config = _configuration(options.data_folder("fraud").resolve(), folder, options.short)
+        with chdir(folder):
+            calibrate(config, train(config).model_uri).bundle.save(folder / "bundle")
+    return folder / "bundle"
+
+
+def _configuration(data: Path, folder: Path, short: bool) -> Config:
+    content: dict[str, Any] = {
+        "name": "fraud",
+        "data": {
+            "path": [str(data / DATA_FILES[0])],
+            "label": LABEL,
+            "time": TIME,
+            "features": [TIME, *BASE_COLUMNS],
+            "splits": SPLITS,
+        },
+        "mlflow": {"tracking_uri": f"sqlite:///{folder / 'mlflow.db'}"},
+        "training": {"epochs": 10} if short else {},
+    }
+    return validate_config(content)
+
+
+def load_month(options: Options) -> pd.DataFrame:
+    """Return August's transactions in time order."""
+    table = pd.read_parquet(options.data_folder("fraud") / DATA_FILES[1])
+    return table.sort_values(TIME, kind="stable").reset_index(drop=True)
+
+
+def thinned(month: pd.DataFrame, daily_rows: int, seed: int) -> pd.DataFrame:
+    """Return a random subset of the month with about this many rows a day."""
+    rng = np.random.default_rng(seed)
+    return month[rng.random(len(month)) < daily_rows / DAILY_ROWS].reset_index(drop=True)
+
+
+def changes(month: pd.DataFrame) -> Mapping[str, Change]:
+    """Return the changes to put in, by name."""
+    columns = [name for name in BASE_COLUMNS if name.startswith(TERMINAL)]
+    counts = month[TERMINAL].value_counts()
+    pool = month[month[TERMINAL].isin(counts.index[: int(BUSIEST * len(counts))])]
+
+    def move(table: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
+        moved = np.flatnonzero(rng.random(len(table)) < MOVED_SHARE)
+        table.loc[moved, columns] = pool[columns].to_numpy()[rng.integers(0, len(pool), len(moved))]
+        return table
+
+    def drop(table: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
+        return table.assign(**{str(rng.choice(BASE_COLUMNS)): np.nan})
+
+    def enlarge(table: pd.DataFrame, _: np.random.Generator) -> pd.DataFrame:
+        return table.assign(TX_AMOUNT=AMOUNT_FACTOR * table["TX_AMOUNT"])
+
+    return {
+        f"amounts × {AMOUNT_FACTOR:g}": enlarge,
+        f"{MOVED_SHARE:.0%} of the rows at the busiest terminals": move,
+        "a column missing": drop,
+    }
+
+
+# ---------------------------------------------------------------- the service
+
+
+class Client:
+    """A connection to the service that sends rows and reads statuses."""
+
+    def __init__(self, port: int) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+
+    def score(self, table: pd.DataFrame) -> Any:
+        """Send rows in one request and return the answer."""
+        records = table[[TIME, *BASE_COLUMNS]].to_json(orient="records", date_format="iso")
+        return self._ask("POST", "/score", f'{{"records":{records}}}')
+
+    def assess(self) -> str:
+        """Have the service assess the guarantee now, and return the status."""
+        return str(self._ask("GET", "/models")["models"][0]["guarantee_status"])
+
+    def _ask(self, method: str, path: str, body: str | None = None) -> Any:
+        self._connection.request(method, path, body, {"Content-Type": "application/json"})
+        response = self._connection.getresponse()
+        content = response.read()
+        if response.status != 200:
+            raise RuntimeError(f"{response.status}: {content!r}")
+        return json.loads(content)
+
+
+@contextmanager
+def service(bundle: Path) -> Iterator[Client]:
+    """Start the service, whose monitor has seen no rows yet."""
+    command = (sys.executable, "-c", "from pipelines.cli import main; main()", "serve")
+    example = json.dumps({"records": [load_bundle(bundle).example]}).encode()
+    arguments = ("--model", str(bundle), "--port", "{port}")
+    server = Server("watch", (*command, *arguments), "/score", example)
+    with running(server, RegisteredModels(bundle.parent)) as process:
+        yield Client(process.port)
+
+
+def replay(
+    client: Client, table: pd.DataFrame, request_rows: int
+) -> Iterator[tuple[int, Any, str]]:
+    """Send rows in order; yield the rows so far, the answer and the status of each request."""
+    status, assessed = client.assess(), 0
+    for start in range(0, len(table), request_rows):
+        answer = client.score(table.iloc[start : start + request_rows])
+        rows = min(start + request_rows, len(table))
+        if rows - assessed >= min(STATUS_ROWS, request_rows * 25):
+            status, assessed = client.assess(), rows
+        yield rows, answer, status
+
+
+# ---------------------------------------------------------------- the measurements
+
+
+def measure_replay(client: Client, month: pd.DataFrame, plan: Replay) -> dict[str, float]:
+    """Return the shares of answers with each status, and of normal rows that are flagged."""
+    table = thinned(month, plan.daily_rows, seed=0)
+    days = (table[TIME] - table[TIME].iloc[0].normalize()).dt.days.to_numpy()
+    table, days = table[days < plan.days], days[days < plan.days]
+    statuses, flags = [], []
+    for rows, answer, _ in replay(client, table, plan.request_rows):
+        statuses.append((int(days[rows - 1]), answer["guarantee_status"]))
+        flags += [result["is_anomaly"] for result in answer["results"]]
+    counts = Counter(status for _, status in statuses)
+    later = [status for day, status in statuses if day >= 1]
+    return {
+        "answers": len(statuses),
+        **{status: counts[status] / len(statuses) for status in (*ALARMS, "unknown")},
+        "holding_later": later.count("holding") / max(len(later), 1),
+        "fpr": float(np.mean(np.array(flags)[table[LABEL].to_numpy() == 0])),
+    }
+
+
+def measure_change(
+    client: Client, month: pd.DataFrame, change: Change, daily_rows: int, seed: int
+) -> dict[str, float]:
+    """Return the number of rows and of hours after a change until the status says so."""
+    table, rng = thinned(month, daily_rows, seed), np.random.default_rng(seed)
+    start = FIRST_CHANGE + pd.Timedelta(days=seed)
+    before = table[table[TIME] < start].tail(ROWS_BEFORE)
+    inside = (table[TIME] >= start) & (table[TIME] < start + pd.Timedelta(days=DAYS_AFTER))
+    after = change(table[inside].reset_index(drop=True), rng)
+    for _ in replay(client, before, 250):
+        pass
+    for rows, _, status in replay(client, after, min(STATUS_ROWS, daily_rows // 16)):
+        if status in ALARMS:
+            hours = (after[TIME].iloc[rows - 1] - start).total_seconds() / 3600
+            return {"rows": rows, "hours": hours}
+    return {"rows": np.inf, "hours": np.inf}
+
+
+# ---------------------------------------------------------------- the run
+
+REPLAY_KEYS = ("daily_rows", "request_rows", "days")
+CHANGE_KEYS = ("change", "daily_rows", "seed")
+
+
+def run(options: Options) -> None:
+    """Run the missing measurements and write the tables."""
+    bundle, month = model_folder(options), load_month(options)
+    replays = Ledger(options.result_path("watch-replays.csv"), REPLAY_KEYS)
+    delays = Ledger(options.result_path("watch-changes.csv"), CHANGE_KEYS)
+    for plan in REPLAYS[1:2] if options.short else REPLAYS:
+        key = (plan.daily_rows, plan.request_rows, plan.days)
+        if key not in replays:
+            with service(bundle) as client:
+                replays.add(key, measure_replay(client, month, plan))
+    for name, change in changes(month).items():
+        for daily_rows in CHANGE_RATES:
+            for seed in range(1 if options.short else CHANGE_STREAMS):
+                if (name, daily_rows, seed) not in delays:
+                    with service(bundle) as client:
+                        found = measure_change(client, month, change, daily_rows, seed)
+                    delays.add((name, daily_rows, seed), found)
+    text = f"{report(replays.rows, delays.rows)}\n{environment()}"
+    options.result_path("watch.md").write_text(text, encoding="utf-8")
+    print(f"\n{text}")
+
+
+def report(replays: pd.DataFrame, delays: pd.DataFrame) -> str:
+    """Tabulate the streams without a change and those with one."""
+    headings = ("rows a day", "rows a request", "days", "answers", *ALARMS, "unknown")
+    headings += ("holding from day 2 on", "normal rows flagged")
+    quiet = [_replay_row(row) for row in replays.to_dict("records")]
+    groups = delays.groupby(["change", "daily_rows"], sort=False)
+    changed = [_change_row(key, rows) for key, rows in groups]
+    columns = ("change", "rows a day", "rows until said", "hours, median", "hours, 9 in 10")
+    table = markdown_table((*columns, "within a day"), changed)
+    return f"{markdown_table(headings, quiet)}\n{table}"
+
+
+def _replay_row(row: Mapping[Any, Any]) -> list[str]:
+    counts = [f"{row[name]:,.0f}" for name in (*REPLAY_KEYS, "answers")]
+    shares = [f"{row[name]:.2%}" for name in (*ALARMS, "unknown", "holding_later", "fpr")]
+    return counts + shares
+
+
+def _change_row(key: Any, rows: pd.DataFrame) -> list[str]:
+    change, daily_rows = key
+    hours = rows["hours"].to_numpy()
+    typical, late = (np.quantile(hours, q, method="higher") for q in (0.5, 0.9))
+    median_rows = np.quantile(rows["rows"], 0.5, method="higher")
+    figures = (_number(median_rows, ",.0f"), _number(typical, ".1f"), _number(late, ".1f"))
+    return [change, f"{daily_rows:,}", *figures, f"{(hours <= 24).sum()} of {len(hours)}"]
+
+
+def _number(value: float, spec: str) -> str:
+    return format(value, spec) if np.isfinite(value) else "–"
