@@ -17,7 +17,7 @@ SCHEMA_VERSION = 41
 """Version of Grafana's dashboard schema."""
 COLUMNS, HEIGHT = 24, 8
 """Width of the dashboard and height of a panel, in units of Grafana's grid."""
-COLOURS = ("green", "orange", "red")
+COLOURS = ("green", "blue", "yellow", "red")
 TYPES = {"table": "table", "stat": "stat", "state": "state-timeline"}
 
 
