@@ -175,7 +175,7 @@ CALIBRATION_DAYS, CALIBRATION_ROWS_A_DAY = 14, 2_000
 """Calibration period, and maximum number of its rows a day."""
 EPISODES, EPISODE_ROWS = 4, 4_500
 """Number of periods of a stream that are simulated, and number of rows in each."""
-TIMED_STREAMS = 10
+TIMED_STREAMS = 4
 """Number of simulated streams per setting with times."""
 TIMED_SHIFT = 0.5
 """Shift of the scores, in standard deviations."""

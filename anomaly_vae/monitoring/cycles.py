@@ -178,12 +178,15 @@ def fit_cycle(timeline: Timeline, bins: Bins, widths: Sequence[int], block_rows:
     rows = _Rows(cells // WEEKDAYS, cells % WEEKDAYS, days, quarters)
     streams = [_Stream(rows, bins[order, i], width) for i, width in enumerate(widths)]
     priors = [stream.priors() for stream in streams]
-    fitted = [s.concentrations(block_rows, p) for s, p in zip(streams, priors, strict=True)]
+    pairs = zip(streams, priors, strict=True)
+    fitted = [stream.concentrations(block_rows, prior) for stream, prior in pairs]
+    between_days, within_hours = np.array(fitted).T
     return Cycle(
         timeline.column,
         np.hstack([stream.hours.sum(axis=0) for stream in streams]),
         np.hstack([stream.weekdays.sum(axis=0) for stream in streams]),
-        *np.array(fitted).T,
+        between_days,
+        within_hours,
         np.array(priors).T,
     )
 
@@ -254,9 +257,10 @@ class _Stream:
     def _dispersion(self, blocks: Bins, expected: Floats) -> float:
         """Estimate 1 / (concentration + 1) from the counts of blocks."""
         numbers = np.unique(blocks, return_inverse=True)[1]
-        sums = np.column_stack([np.bincount(numbers, column) for column in expected.T])
+        by_bin = [np.bincount(numbers, column) for column in expected.T]
+        sums: Floats = np.column_stack(by_bin)
         flat = np.ravel_multi_index((numbers, self.bins), sums.shape)
-        counts = np.bincount(flat, minlength=sums.size).reshape(sums.shape)
+        counts: Counts = np.bincount(flat, minlength=sums.size).reshape(sums.shape)
         return _dispersion(*_merge_rare(counts.astype(np.float64), sums))
 
 

@@ -336,7 +336,7 @@ class Monitor:
     def _flag_urn(self, ratio: Floats, total: Floats) -> Floats:
         """Return the urn (S, 2) of flags that the guarantee allows, for this ratio (S,) of them."""
         share = np.minimum(self._alpha * np.round(ratio, FLAG_DIGITS), 1.0)
-        return total[:, None] * np.column_stack([1 - share, share])
+        return np.asarray(total[:, None] * np.column_stack([1 - share, share]))
 
     def _limits(self, rows: Counts, urns: Floats, anomalies: Floats) -> list[int]:
         """Return the largest number of flags compatible with the guarantee, for S windows."""

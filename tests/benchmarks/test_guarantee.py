@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from benchmarks.guarantee import SETTINGS, SHIFTS, Setting, detection_delays, false_alarms
+from benchmarks.guarantee import (
+    RHYTHMS,
+    SETTINGS,
+    SHIFTS,
+    Setting,
+    detection_delays,
+    false_alarms,
+    timed_alarms,
+)
 
 USUAL = Setting(2_000, 0.01, anomaly_share=0.01)
 
@@ -12,6 +20,22 @@ def test_a_large_shift_is_noticed_at_once():
     found = detection_delays(USUAL, SHIFTS["up by 1 σ"], streams=5)
     assert found["noticed"].max() <= 500
     assert (found["noticed"] <= found["broken"]).all()
+
+
+def test_nights_and_weekends_are_no_alarm_and_a_shift_is_one():
+    found = timed_alarms(RHYTHMS[2], 10_000, streams=1)
+    assert found["doubtful"] + found["broken"] <= 0.02
+    assert found["late_rows"] <= 1_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("daily_rows", [1_000, 10_000, 100_000, 1_000_000])
+@pytest.mark.parametrize("rhythm", RHYTHMS, ids=lambda rhythm: rhythm.title)
+def test_it_stays_quiet_whatever_the_rhythm(rhythm, daily_rows):
+    found = timed_alarms(rhythm, daily_rows, streams=4)
+    assert found["doubtful"] <= 0.01
+    assert found["broken"] == 0
+    assert found["late_rows"] <= daily_rows
 
 
 @pytest.mark.slow
