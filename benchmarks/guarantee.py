@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -303,30 +304,30 @@ def plot(path: Path, streams: int) -> None:
 def run(options: Options) -> None:
     """Print the tables of false alarms and delays, and plot the martingales."""
     streams = SHORT_STREAMS if options.short else STREAMS
-    print(environment())
-    headings = ("calibration", "anomalies", "doubtful", "broken", "streams ever doubtful", "broken")
-    print(markdown_table(headings, [_false_alarm_row(setting, streams) for setting in SETTINGS]))
-    headings = (
-        "calibration",
-        "anomalies",
-        "shift",
-        "noticed",
-        "nine in ten by",
-        "broken",
-        "streams",
-    )
     shift_streams = max(streams // 2, 10)
-    print(markdown_table(headings, [
-        _delay_row(setting, name, shift, shift_streams)
-        for setting in SHIFT_SETTINGS for name, shift in SHIFTS.items()
-    ]))  # fmt: skip
+    print(environment())
+    print(_false_alarm_table(streams))
+    print(_delay_table(shift_streams))
+    print(_timed_table(1 if options.short else TIMED_STREAMS))
     plot(options.result_path("guarantee.png"), shift_streams)
-    timed_streams = 2 if options.short else TIMED_STREAMS
+
+
+def _false_alarm_table(streams: int) -> str:
+    headings = ("calibration", "anomalies", *ALARMS, "streams ever doubtful", "broken")
+    return markdown_table(headings, [_false_alarm_row(setting, streams) for setting in SETTINGS])
+
+
+def _delay_table(streams: int) -> str:
+    headings = ("calibration", "anomalies", "shift", "noticed", "nine in ten by", "broken")
+    pairs = product(SHIFT_SETTINGS, SHIFTS.items())
+    rows = [_delay_row(setting, name, shift, streams) for setting, (name, shift) in pairs]
+    return markdown_table((*headings, "streams"), rows)
+
+
+def _timed_table(streams: int) -> str:
     headings = ("scores vary", "rows a day", *ALARMS, "unknown", "shift said after", "9 in 10")
-    print(markdown_table(headings, [
-        _timed_row(rhythm, daily_rows, timed_streams)
-        for rhythm in RHYTHMS for daily_rows in DAILY_RATES
-    ]))  # fmt: skip
+    rows = [_timed_row(*setting, streams) for setting in product(RHYTHMS, DAILY_RATES)]
+    return markdown_table(headings, rows)
 
 
 def _timed_row(rhythm: Rhythm, daily_rows: int, streams: int) -> Sequence[str]:

@@ -15,9 +15,10 @@ import http.client
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -243,21 +244,30 @@ def run(options: Options) -> None:
     bundle, month = model_folder(options), load_month(options)
     replays = Ledger(options.result_path("watch-replays.csv"), REPLAY_KEYS)
     delays = Ledger(options.result_path("watch-changes.csv"), CHANGE_KEYS)
-    for plan in REPLAYS[1:2] if options.short else REPLAYS:
-        key = (plan.daily_rows, plan.request_rows, plan.days)
-        if key not in replays:
-            with service(bundle) as client:
-                replays.add(key, measure_replay(client, month, plan))
-    for name, change in changes(month).items():
-        for daily_rows in CHANGE_RATES:
-            for seed in range(1 if options.short else CHANGE_STREAMS):
-                if (name, daily_rows, seed) not in delays:
-                    with service(bundle) as client:
-                        found = measure_change(client, month, change, daily_rows, seed)
-                    delays.add((name, daily_rows, seed), found)
+    _run_replays(replays, bundle, month, REPLAYS[1:2] if options.short else REPLAYS)
+    _run_changes(delays, bundle, month, 1 if options.short else CHANGE_STREAMS)
     text = f"{report(replays.rows, delays.rows)}\n{environment()}"
     options.result_path("watch.md").write_text(text, encoding="utf-8")
     print(f"\n{text}")
+
+
+def _run_replays(
+    ledger: Ledger, bundle: Path, month: pd.DataFrame, plans: Sequence[Replay]
+) -> None:
+    for plan in plans:
+        key = (plan.daily_rows, plan.request_rows, plan.days)
+        if key not in ledger:
+            with service(bundle) as client:
+                ledger.add(key, measure_replay(client, month, plan))
+
+
+def _run_changes(ledger: Ledger, bundle: Path, month: pd.DataFrame, streams: int) -> None:
+    put_in = changes(month)
+    for name, daily_rows, seed in product(put_in, CHANGE_RATES, range(streams)):
+        if (name, daily_rows, seed) not in ledger:
+            with service(bundle) as client:
+                found = measure_change(client, month, put_in[name], daily_rows, seed)
+            ledger.add((name, daily_rows, seed), found)
 
 
 def report(replays: pd.DataFrame, delays: pd.DataFrame) -> str:

@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Self
 
 import numpy as np
@@ -172,23 +173,9 @@ def fit_cycle(timeline: Timeline, bins: Bins, widths: Sequence[int], block_rows:
         block_rows: number of rows in a block of the monitor.
     """
     order = np.argsort(timeline.seconds, kind="stable")
-    days = np.unique(timeline.seconds[order] // DAY, return_inverse=True)[1]
-    cells = week_cells(timeline.seconds[order] if timeline.is_read else np.full(len(days), np.nan))
-    quarters = (timeline.seconds[order] % DAY // QUARTER).astype(np.int64)
-    rows = _Rows(cells // WEEKDAYS, cells % WEEKDAYS, days, quarters)
-    streams = [_Stream(rows, bins[order, i], width) for i, width in enumerate(widths)]
-    priors = [stream.priors() for stream in streams]
-    pairs = zip(streams, priors, strict=True)
-    fitted = [stream.concentrations(block_rows, prior) for stream, prior in pairs]
-    between_days, within_hours = np.array(fitted).T
-    return Cycle(
-        timeline.column,
-        np.hstack([stream.hours.sum(axis=0) for stream in streams]),
-        np.hstack([stream.weekdays.sum(axis=0) for stream in streams]),
-        between_days,
-        within_hours,
-        np.array(priors).T,
-    )
+    rows = _Rows.of(timeline, order)
+    streams = (_Stream(rows, bins[order, i], width) for i, width in enumerate(widths))
+    return reduce(Cycle.beside, (stream.cycle(timeline.column, block_rows) for stream in streams))
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,6 +187,15 @@ class _Rows:
     days: Bins
     quarters: Bins
     """Quarter of an hour of the day, from 0 to 95."""
+
+    @classmethod
+    def of(cls, timeline: Timeline, order: NDArray[np.intp]) -> Self:
+        """Return the times in this order, from the first to the last."""
+        seconds = timeline.seconds[order]
+        days = np.unique(seconds // DAY, return_inverse=True)[1]
+        cells = week_cells(seconds if timeline.is_read else np.full(len(seconds), np.nan))
+        quarters = (seconds % DAY // QUARTER).astype(np.int64)
+        return cls(cells // WEEKDAYS, cells % WEEKDAYS, days, quarters)
 
     @property
     def n_days(self) -> int:
@@ -226,6 +222,19 @@ class _Stream:
         shape = (self.rows.n_days, n_times, self.width)
         flat = np.ravel_multi_index((self.rows.days, times, self.bins), shape)
         return np.bincount(flat, minlength=math.prod(shape)).reshape(shape)
+
+    def cycle(self, column: str, block_rows: int) -> Cycle:
+        """Return what is learned about this stream."""
+        priors = self.priors()
+        between_days, within_hours = self.concentrations(block_rows, priors)
+        return Cycle(
+            column,
+            self.hours.sum(axis=0),
+            self.weekdays.sum(axis=0),
+            np.array([between_days]),
+            np.array([within_hours]),
+            np.array([priors]).T,
+        )
 
     def priors(self) -> Priors:
         """Return the priors of hours and weekdays: first the best for hours alone, then both."""
