@@ -22,7 +22,7 @@ from anomaly_vae.messages import shown
 Numbers = NDArray[np.float64]
 
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "<NA>")
-"""Texts that mean a missing value."""
+"""Texts that mean a missing value, in text formats and in numbers, times and labels."""
 WHOLE = re.compile(r"([+-]?\d+)\.0*")
 """Pattern of a whole number written with decimals, such as 5.0."""
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
@@ -41,6 +41,12 @@ class Levels:
     def take(self, rows: NDArray[Any]) -> Levels:
         """Return the rows at the given positions, or those where a mask (N,) is true."""
         return Levels(self.codes[rows], self.names)
+
+    def without_markers(self) -> Levels:
+        """Return the levels with those that mean a missing value, such as "NA", as missing."""
+        if not any(name in MISSING for name in self.names):
+            return self
+        return merge_levels(self.codes, [None if n in MISSING else n for n in self.names])
 
     def recode(self, index: dict[str, int], unseen: int) -> NDArray[np.int32]:
         """Return codes (N,) according to ``index``, which maps level names to codes.
@@ -103,10 +109,11 @@ def levels_from_values(values: Sequence[Any]) -> ConvertedLevels:
 
 
 def level_name(value: object) -> str | None:
-    """Return the canonical name of a level; None if missing, including markers such as "NA".
+    """Return the canonical name of a level; None if missing.
 
     5, 5.0, "5" and "5.0" are the same level, and so are true and "True", because missing values in
-    a column can change the form in which the same data arrive.
+    a column can change the form in which the same data arrive. Texts such as "NA" are levels, which
+    `Levels.without_markers` removes.
     """
     if value is None or value != value:  # noqa: PLR0124 NaN or NaT of any library
         return None
@@ -115,8 +122,6 @@ def level_name(value: object) -> str | None:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     text = str(value).strip()
-    if text in MISSING:
-        return None
     if text.lower() in ("true", "false"):
         return text.lower()
     whole = WHOLE.fullmatch(text)

@@ -115,14 +115,21 @@ class TabularSchema:
     columns: tuple[Column, ...]
     known: frozenset[str] = field(default_factory=frozenset)
     """Names of expected columns that are not features: label, id, time and ignored columns."""
+    literal_text: bool = False
+    """Whether texts such as "NA" are levels, except in text formats such as CSV; in models of
+    earlier versions they are missing in every format."""
 
     @cached_property
     def names(self) -> tuple[str, ...]:
         """Column names, in order."""
         return tuple(column.name for column in self.columns)
 
-    def from_arrow(self, table: pa.RecordBatch | pa.Table) -> RawBatch:
+    def from_arrow(self, table: pa.RecordBatch | pa.Table, markers: bool = False) -> RawBatch:
         """Read an Arrow table; the values of an absent column are missing.
+
+        Args:
+            table: N rows.
+            markers: whether texts such as "NA" are missing, as in CSV, even with `literal_text`.
 
         Raises:
             DataError: the type of a column cannot represent what the schema expects, or the table
@@ -140,7 +147,8 @@ class TabularSchema:
         problems: list[RowProblem] = []
         for column in self.columns:
             array = table.column(column.name) if column.name in present else pa.nulls(len(table))
-            values[column.name] = _collect(column, column.spec.from_arrow, array, problems)
+            cells = _collect(column, column.spec.from_arrow, array, problems)
+            values[column.name] = self.interpret(cells, markers)
         return RawBatch(values, len(table), tuple(problems), self.unknown(present))
 
     def from_records(self, records: Sequence[Mapping[str, Any]]) -> RawBatch:
@@ -160,10 +168,18 @@ class TabularSchema:
     ) -> RawBatch:
         problems: list[RowProblem] = []
         values = {
-            column.name: _collect(column, column.spec.from_values, cells[column.name], problems)
+            column.name: self.interpret(
+                _collect(column, column.spec.from_values, cells[column.name], problems)
+            )
             for column in self.columns
         }
         return RawBatch(values, n_rows, tuple(problems), self.unknown(present))
+
+    def interpret(self, values: Values, markers: bool = False) -> Values:
+        """Return a column's values (N,), in which texts such as "NA" are levels or missing."""
+        if isinstance(values, Levels) and (markers or not self.literal_text):
+            return values.without_markers()
+        return values
 
     def unknown(self, names: set[str]) -> tuple[str, ...]:
         """Return those of the names that the schema does not know, sorted."""
@@ -172,13 +188,14 @@ class TabularSchema:
     def to_json(self) -> dict[str, Any]:
         """Return the schema as plain JSON values, for the manifest."""
         columns = [{"name": c.name, "type": str(c.type)} for c in self.columns]
-        return {"columns": columns, "known": sorted(self.known)}
+        literal = {"literal_text": True} if self.literal_text else {}
+        return {"columns": columns, "known": sorted(self.known), **literal}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> TabularSchema:
         """Restore a schema from the result of `to_json`."""
         columns = tuple(Column(c["name"], ColumnType(c["type"])) for c in content["columns"])
-        return cls(columns, frozenset(content["known"]))
+        return cls(columns, frozenset(content["known"]), content.get("literal_text", False))
 
 
 def _collect(

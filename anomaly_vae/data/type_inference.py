@@ -11,7 +11,15 @@ import pyarrow.compute as pc
 
 from anomaly_vae.config import Feature
 from anomaly_vae.config.data import TabularData
-from anomaly_vae.data.arrow import NUMBER, is_numeric, is_text, normalise_array
+from anomaly_vae.data.arrow import (
+    INDEX_NAME,
+    NOT_UTF8,
+    NUMBER,
+    is_bytes,
+    is_numeric,
+    is_text,
+    normalise_array,
+)
 from anomaly_vae.data.converters import MISSING
 from anomaly_vae.data.schema import Column, TabularSchema
 from anomaly_vae.errors import DataError
@@ -53,13 +61,17 @@ def infer_schema(table: pa.Table, data: TabularData) -> Inferred:
         if name in declared:
             columns.append(Column(name, declared[name].type))
             continue
+        if data.features is None and INDEX_NAME.fullmatch(name):
+            notes.append(f"column '{name}': left out, it is pandas' index, which numbers the rows")
+            continue
         kind, note = infer_type(name, table.column(name))
         columns += [Column(name, kind)] if kind else []
         notes += [f"column '{name}': {note}"] if note else []
     if not columns:
         raise DataError(f"no column is left to learn from; found {listed(table.column_names)}")
     known = {*data.roles, *data.ignore, *([data.time] if data.time else [])}
-    return Inferred(TabularSchema(tuple(columns), frozenset(known)), tuple(notes))
+    schema = TabularSchema(tuple(columns), frozenset(known), literal_text=True)
+    return Inferred(schema, tuple(notes))
 
 
 def infer_type(name: str, column: pa.ChunkedArray) -> tuple[ColumnType | None, str | None]:
@@ -96,6 +108,8 @@ def _by_arrow_type(name: str, values: pa.Array) -> tuple[ColumnType | None, str 
         if matches(kind):
             result: tuple[ColumnType | None, str | None] = decide(values)
             return result
+    if is_bytes(kind):
+        return None, f"left out, it holds {NOT_UTF8}"
     return None, f"left out, {kind} is not a type it can learn from"
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Iterator, Sequence
+import importlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,18 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from anomaly_vae.data.arrow import (
+    NOT_UTF8,
+    is_bytes,
+    is_text,
+    normalise_array,
+    not_utf8,
+    plain_array,
+    without_markers,
+)
 from anomaly_vae.errors import DataError
+from pipelines.datasets.partitions import Partitions, contradictions, with_columns
+from pipelines.datasets.unification import cast_to, contradiction, unite_types
 
 BATCH_ROWS = 65_536
 """Maximum number of rows read from Parquet at a time."""
@@ -24,6 +37,13 @@ CSV_BLOCK = 4 << 20
 """Size of the blocks in which CSV is read, in bytes."""
 ENDING = READ_BUFFER = 1 << 16
 """Size of the examined end of a CSV file, and of the Parquet read buffer, in bytes."""
+MOSTLY_TEXT = 0.9
+"""Minimum share of UTF-8 text for a column of bytes to be taken for text."""
+MAX_EXPANSION, MAX_UNPACKED = 1_000, 1 << 28
+"""Limits on a column of a row group: ratio of its unpacked to its packed size, and unpacked bytes;
+a column that exceeds both is not read."""
+PARQUET = b"PAR1"
+"""First bytes of a Parquet file."""
 SUFFIXES = (".parquet", ".pq", ".csv")
 """Suffixes of the files that are read from folders and globs."""
 UNREADABLE = (pa.ArrowException, OSError, ValueError)
@@ -37,6 +57,11 @@ class Chunk:
     path: Path
     rows: NDArray[np.int64]
     table: pa.RecordBatch
+
+    @property
+    def markers(self) -> bool:
+        """Whether texts such as "NA" are missing values, because the file has no types."""
+        return has_markers(self.path)
 
 
 @dataclass(frozen=True)
@@ -82,26 +107,69 @@ def _matches(path: str) -> list[Path]:
     if place.is_dir():
         return [p for p in sorted(place.rglob("*")) if _is_table(p) and not _hidden(p, place)]
     names = sorted(glob.glob(path, recursive=True))  # noqa: PTH207 absolute patterns too
-    return [p for name in names if Path(name).exists() for p in _matches(name) if _is_table(p)]
+    found = (p for name in names if Path(name).exists() for p in _matches(name) if _is_table(p))
+    return [p for p in found if not _hidden(p, p.parent)]
 
 
 def _is_csv(path: Path) -> bool:
     return path.suffix.lower() == ".csv"
 
 
+def has_markers(path: Path) -> bool:
+    """Return whether a file has no types, so that texts such as "NA" are missing values."""
+    return _is_csv(path)
+
+
 def _is_table(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and path.is_file()
+    """Return whether a file is a table, by its suffix or, without one, as Hive writes it."""
+    if not path.is_file():
+        return False
+    return path.suffix.lower() in SUFFIXES or (not path.suffix and _begins(path) == PARQUET)
+
+
+def _begins(path: Path) -> bytes:
+    with suppress(OSError), path.open("rb") as file:
+        return file.read(4)
+    return b""
 
 
 def _hidden(path: Path, root: Path) -> bool:
-    return any(part.startswith((".", "_")) for part in path.relative_to(root).parts)
+    """Return whether a part of the path is hidden, or made by a job for itself (_SUCCESS)."""
+    parts = path.relative_to(root).parts
+    return any(part.startswith(".") or (part[0] == "_" and "=" not in part) for part in parts)
 
 
 def read_heads(files: Sequence[Path]) -> Iterator[Head]:
     """Yield the heads of all readable files, in order."""
+    yield from heads_by_file(files).values()
+
+
+def heads_by_file(files: Sequence[Path]) -> dict[Path, Head]:
+    """Return the heads of all readable files, in order."""
+    partitions, heads = Partitions.of(files), dict[Path, Head]()
     for path in files:
         with suppress(*UNREADABLE):
-            yield _csv_head(path) if _is_csv(path) else _parquet_head(path)
+            head = _csv_head(path) if _is_csv(path) else _parquet_head(path)
+            heads[path] = _with_folders(head, partitions.columns(path))
+    return heads
+
+
+def absent_columns(heads: Mapping[Path, Head], names: Iterable[str]) -> list[str]:
+    """Return a note on each of the columns that some files lack."""
+    notes = []
+    for name in names:
+        without = [path for path, head in heads.items() if name not in head.schema.names]
+        if without:
+            notes.append(
+                f"column '{name}' is not in {len(without)} of {len(heads)} files, such as "
+                f"'{without[0]}'; its values there are missing"
+            )
+    return notes
+
+
+def _with_folders(head: Head, columns: Mapping[str, pa.Scalar]) -> Head:
+    fields = [pa.field(n, v.type) for n, v in columns.items() if n not in head.schema.names]
+    return Head(pa.schema([*head.schema, *fields]), head.n_rows) if fields else head
 
 
 def read_chunks(
@@ -109,33 +177,115 @@ def read_chunks(
 ) -> Iterator[Chunk | Broken]:
     """Yield the rows of all files in order, and unreadable parts as `Broken`.
 
+    Folders such as ``day=2018-07-01`` are columns of the files in them.
+
     ``select`` limits the columns that are read from Parquet; CSV is always read completely.
     """
+    partitions = Partitions.of(files)
     for path in files:
+        columns = partitions.columns(path)
         try:
-            yield from _read_csv(path) if _is_csv(path) else _read_parquet(path, batch_rows, select)
+            parts = (
+                _read_csv(path)
+                if _is_csv(path)
+                else _read_parquet(path, batch_rows, select, columns)
+            )
+            for part in parts:
+                yield from _in_folders(part, columns) if columns else (part,)
         except UNREADABLE as error:
             yield Broken(path, first_line(error))
 
 
-def read_table(files: Sequence[Path]) -> pa.Table:
+def _in_folders(part: Chunk | Broken, columns: Mapping[str, pa.Scalar]) -> Iterator[Chunk | Broken]:
+    """Yield rows with the columns of their folders; rows that contradict them as `Broken`."""
+    if isinstance(part, Broken):
+        yield part
+        return
+    wrong = dict(contradictions(part.table, columns))
+    good = np.setdiff1d(np.arange(len(part.table)), list(wrong))
+    if len(good):
+        table = part.table.take(pa.array(good)) if wrong else part.table
+        yield Chunk(part.path, part.rows[good], with_columns(table, columns))
+    for i, reason in sorted(wrong.items()):
+        row = int(part.rows[i])
+        yield Broken(part.path, reason, range(row, row + 1))
+
+
+def read_table(files: Sequence[Path], used: Callable[[str], bool] = lambda _: True) -> pa.Table:
     """Read all rows of all files, for training.
+
+    Columns that differ in type are united without loss, and texts that mean a missing value in a
+    file without types, such as "NA", are nulls. A column that is not ``used`` is left out if its
+    types contradict each other.
 
     Raises:
         DataError: a file cannot be read, or the files have inconsistent columns.
     """
-    tables: dict[Path, list[pa.RecordBatch]] = {}
+    parts: list[Chunk] = []
     for part in read_chunks(files):
         if isinstance(part, Broken):
             raise DataError(f"'{part.path}'{_where(part)}: {part.reason}", path=str(part.path))
-        tables.setdefault(part.path, []).append(part.table)
-    whole = [pa.Table.from_batches(batches) for batches in tables.values()]
-    if not whole:
+        parts.append(_normalised(part))
+    if not parts:
         raise DataError(f"no rows in {', '.join(repr(str(f)) for f in files)}")
+    names = dict.fromkeys(name for part in parts for name in part.table.schema.names)
+    columns = {name: _united(name, parts, used(name)) for name in names}
+    return pa.table({name: column for name, column in columns.items() if column is not None})
+
+
+def _normalised(part: Chunk) -> Chunk:
+    clean = without_markers if part.markers else lambda array: array
+    columns = [clean(normalise_array(column)) for column in part.table.columns]
+    return Chunk(part.path, part.rows, pa.RecordBatch.from_arrays(columns, part.table.schema.names))
+
+
+def _united(name: str, parts: Sequence[Chunk], used: bool) -> pa.ChunkedArray | None:
+    """Unite a column of all files; None if it is not used and its types contradict each other."""
+    types: dict[pa.DataType, Path] = {}
+    for part in parts:
+        if name in part.table.schema.names:
+            types.setdefault(part.table.column(name).type, part.path)
+    if used and any(map(is_bytes, types)):
+        _refuse_damaged_text(name, parts)
     try:
-        return pa.concat_tables(whole, promote_options="permissive")
+        kind = unite_types(name, types)
+        return pa.chunked_array([_cell_array(name, part, kind) for part in parts], kind)
+    except DataError:
+        if used:
+            raise
+        return None
     except pa.ArrowException as error:
-        raise DataError(f"the files' columns contradict each other: {first_line(error)}") from None
+        if used:
+            raise contradiction(name, types, first_line(error)) from None
+        return None
+
+
+def _cell_array(name: str, part: Chunk, kind: pa.DataType) -> pa.Array:
+    if name not in part.table.schema.names:
+        return pa.nulls(len(part.table), kind)
+    return cast_to(part.table.column(name), kind)
+
+
+def _refuse_damaged_text(name: str, parts: Sequence[Chunk]) -> None:
+    """Refuse a column of bytes most of which are text, as they must be before they are used.
+
+    Raises:
+        DataError: a cell is not UTF-8; the message names its file and row.
+    """
+    with_column = [part for part in parts if name in part.table.schema.names]
+    masks = [not_utf8(part.table.column(name)) for part in with_column]
+    values = sum(len(p.table) - p.table.column(name).null_count for p in with_column)
+    wrong = sum(int(mask.sum()) for mask in masks)
+    if not wrong or wrong > (1 - MOSTLY_TEXT) * values:
+        return
+    part, mask = next((p, m) for p, m in zip(with_column, masks, strict=True) if m.any())
+    row = int(part.rows[mask][0])
+    raise DataError(
+        f"'{part.path}': column '{name}', row {row}: {NOT_UTF8}, as are {wrong:,} of "
+        f"{values:,} cells; write the column as UTF-8, or list it under data.ignore",
+        path=str(part.path),
+        column=name,
+    )
 
 
 def _where(broken: Broken) -> str:
@@ -149,6 +299,10 @@ def _where(broken: Broken) -> str:
 REASONS = {
     "Empty CSV file": "it has no rows",
     "straddling object": "a row is too long, perhaps for want of a closing quote",
+    "no decryption found": "it is encrypted; decrypt it first",
+    "decrypt": "it is encrypted; decrypt it first",
+    "smaller than the minimum file footer": "it is not Parquet, or was cut short",
+    "deserialize thrift": "its footer is damaged; write the file again",
     "invalid UTF": "it is not UTF-8 text; save it as UTF-8",
     "codec can't decode": "its header is not UTF-8 text; save it as UTF-8",
     "Parquet magic bytes not found": "it is not Parquet, or was cut short",
@@ -165,29 +319,83 @@ def first_line(error: BaseException) -> str:
 
 def _parquet_head(path: Path) -> Head:
     with _open_parquet(path) as file:
-        return Head(file.schema_arrow, file.metadata.num_rows)
+        fields = [pa.field(index.name, pa.int64()) for index in _named_range(file)]
+        return Head(pa.schema([*file.schema_arrow, *fields]), file.metadata.num_rows)
 
 
-def _read_parquet(path: Path, batch_rows: int, select: Select) -> Iterator[Chunk | Broken]:
+def _read_parquet(
+    path: Path, batch_rows: int, select: Select, folders: Mapping[str, Any]
+) -> Iterator[Chunk | Broken]:
     with _open_parquet(path) as file:
-        columns = select(file.schema_arrow.names)
+        index = _named_range(file)
+        names = [*file.schema_arrow.names, *(one.name for one in index)]
+        wanted = set(select(list(dict.fromkeys([*names, *folders]))))
+        columns = [name for name in file.schema_arrow.names if name in wanted | set(folders)]
+        index = [one for one in index if one.name in wanted]
         start = 0
         for group in range(file.num_row_groups):
             rows = range(start, start + file.metadata.row_group(group).num_rows)
+            _refuse_bomb(file.metadata.row_group(group))
             batches = file.iter_batches(batch_rows, [group], columns, use_threads=False)
-            yield from _read_group(path, rows, batches)
+            for part in _read_group(path, rows, batches, columns):
+                yield _with_index(part, index)
             start = rows.stop
 
 
+@dataclass(frozen=True)
+class _NamedRange:
+    """A pandas index that counts, and of which a file contains only the description."""
+
+    name: str
+    start: int
+    step: int
+
+
+def _named_range(file: pq.ParquetFile) -> list[_NamedRange]:
+    """Return the file's counting index, if it has a name; else an empty list."""
+    try:
+        described = json.loads((file.schema_arrow.metadata or {}).get(b"pandas", b"{}"))
+        found = [one for one in described.get("index_columns", ()) if isinstance(one, dict)]
+        return [
+            _NamedRange(one["name"], one["start"], one["step"])
+            for one in found
+            if one["name"] and one["name"] not in file.schema_arrow.names
+            if len(range(one["start"], one["stop"], one["step"])) == file.metadata.num_rows
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return []  # other software wrote it
+
+
+def _with_index(part: Chunk | Broken, index: Sequence[_NamedRange]) -> Chunk | Broken:
+    if isinstance(part, Broken):
+        return part
+    table = part.table
+    for one in index:
+        table = table.append_column(one.name, pa.array(one.start + one.step * part.rows))
+    return Chunk(part.path, part.rows, table)
+
+
+def _refuse_bomb(group: pq.RowGroupMetaData) -> None:
+    """Refuse a row group that unpacks to far more than any real data would."""
+    for column in map(group.column, range(group.num_columns)):
+        packed, unpacked = column.total_compressed_size, column.total_uncompressed_size
+        if unpacked > MAX_UNPACKED and unpacked > MAX_EXPANSION * max(packed, 1):
+            raise ValueError(
+                f"column '{column.path_in_schema}' unpacks from {packed:,} to {unpacked:,} bytes, "
+                "which no real data do; it is not read"
+            )
+
+
 def _read_group(
-    path: Path, rows: range, batches: Iterator[pa.RecordBatch]
+    path: Path, rows: range, batches: Iterator[pa.RecordBatch], columns: Sequence[str]
 ) -> Iterator[Chunk | Broken]:
     """Read a row group up to any damage, and yield its remaining rows as `Broken`."""
     reason = "the file says that there are more rows than it holds"
     try:
         for batch in batches:
-            batch.validate(full=True)  # finds text that is not UTF-8, which would fail later
-            yield Chunk(path, np.arange(rows.start, rows.start + len(batch)), batch)
+            # the reader takes 'a.b' for a part of 'a' as well
+            table = _valid(batch.select(columns) if columns else batch)
+            yield Chunk(path, np.arange(rows.start, rows.start + len(batch)), table)
             rows = rows[len(batch) :]
     except UNREADABLE as error:
         reason = first_line(error)
@@ -195,10 +403,92 @@ def _read_group(
         yield Broken(path, reason, rows)
 
 
+def _valid(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return a batch whose text is UTF-8; a column with other text becomes bytes.
+
+    Raises:
+        pyarrow.ArrowException: the batch is damaged otherwise.
+    """
+    try:
+        batch.validate(full=True)
+    except pa.ArrowInvalid as error:
+        if "utf8" not in str(error).lower():
+            raise
+        columns = [_as_bytes(column) for column in batch.columns]
+        batch = pa.RecordBatch.from_arrays(columns, batch.schema.names)
+        batch.validate(full=True)
+    return batch
+
+
+def _as_bytes(column: pa.Array) -> pa.Array:
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        plain = plain_array(column)
+        return plain.cast(pa.large_binary()) if is_text(plain.type) else column
+    return column
+
+
 def _open_parquet(path: Path) -> pq.ParquetFile:
-    file = pq.ParquetFile(path, memory_map=False, pre_buffer=False, buffer_size=READ_BUFFER)
+    """Open a Parquet file; its INT96 times are read as microseconds, which hold every date."""
+    try:
+        file = _parquet_file(path)
+        if _has_pandas_types(file.schema_arrow):
+            file = _parquet_file(path)
+    except pa.ArrowInvalid:
+        _refuse_other_format(path)
+        raise
     _refuse_duplicates(file.schema_arrow.names)
+    if not file.schema_arrow.names:
+        raise ValueError("it has no columns")
     return file
+
+
+def _parquet_file(path: Path) -> pq.ParquetFile:
+    return pq.ParquetFile(
+        path,
+        memory_map=False,
+        pre_buffer=False,
+        buffer_size=READ_BUFFER,
+        coerce_int96_timestamp_unit="us",
+    )
+
+
+def _has_pandas_types(schema: pa.Schema) -> bool:
+    """Return whether a file has periods or intervals, whose types pandas has to register first."""
+    names = [(field.metadata or {}).get(b"ARROW:extension:name", b"") for field in schema]
+    if not any(name.startswith(b"pandas.") for name in names):
+        return False
+    importlib.import_module("pandas.core.arrays.arrow.extension_types")
+    return True
+
+
+FORMATS = {
+    b"ARROW1": "an Arrow or Feather file",
+    b"FEA1": "a Feather file",
+    b"ORC": "an ORC file",
+    b"Obj\x01": "an Avro file",
+    b"PK\x03\x04": "a ZIP archive or an Excel workbook",
+    b"\x1f\x8b": "a gzip archive",
+    b"\x28\xb5\x2f\xfd": "a zstd archive",
+    b"SQLite format 3": "an SQLite database",
+}
+"""Name of a format that is not read, by the first bytes of its files."""
+
+
+def _refuse_other_format(path: Path) -> None:
+    """Name the format of a file that is not Parquet.
+
+    Raises:
+        ValueError: the file is empty or has another format.
+    """
+    with path.open("rb") as file:
+        head = file.read(16)
+    if not head:
+        raise ValueError("the file is empty")
+    found = (name for start, name in FORMATS.items() if head.startswith(start))
+    for name in found:
+        raise ValueError(f"it is {name}, not Parquet; convert it to Parquet or CSV")
 
 
 def _refuse_duplicates(names: Sequence[str]) -> None:

@@ -58,8 +58,10 @@ def load_labelled(bundle: Bundle, paths: Sequence[str], label: str) -> LabelledI
 
 
 def _labelled_table(bundle: Bundle, paths: Sequence[str], label: str) -> LabelledInput:
-    del label  # checked where the labels are read
-    table, data = read_table(find_files(paths)), bundle.manifest["config"]["data"]
+    data = bundle.manifest["config"]["data"]
+    roles = (label, data.get("id"), data.get("group"), data.get("time"))
+    used = {*bundle.scorer.schema.names, *roles}
+    table = read_table(find_files(paths), used.__contains__)
     return LabelledInput(table, _present(table, data["group"]), _present(table, data.get("time")))
 
 

@@ -144,7 +144,8 @@ def read_source(bundle: Bundle, paths: Paths, rows: int = ROWS, seed: int = 0) -
     """
     if not paths:
         return Source(tables.sample_encoded(bundle, rows, seed), pa.table({}))
-    table = read_table(find_files(paths))
+    used = {*bundle.scorer.schema.names, bundle.manifest["config"]["data"].get("id")}
+    table = read_table(find_files(paths), used.__contains__)
     batch = bundle.scorer.schema.from_arrow(table)
     if not batch.usable.any():
         reason = f"; the first: {batch.problems[0]}" if batch.problems else ""

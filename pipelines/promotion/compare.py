@@ -157,7 +157,9 @@ def _agreement(
     if traffic:
         if not challenger.limits.accepts_traffic:
             raise ConfigError("--traffic is for table models; leave it out")
-        labelled, rows_name = Labelled.of(read_table(find_files(traffic)), {}), "the traffic"
+        used = {name for one in (champion, challenger) for name in one.bundle.scorer.schema.names}
+        table = read_table(find_files(traffic), used.__contains__)
+        labelled, rows_name = Labelled.of(table, {}), "the traffic"
         pair = (
             judge(champion.bundle.detector, labelled),
             judge(challenger.bundle.detector, labelled),

@@ -212,7 +212,7 @@ def _read_csv(context: RequestContext, body: bytes) -> PendingRows:
     table = pa.table({name: pa.array(cells, pa.string()) for name, cells in columns.items()})
 
     def read(model: ServedModel) -> RawBatch:
-        return requests.read_strictly(partial(model.schema.from_arrow, table))
+        return requests.read_strictly(partial(model.schema.from_arrow, table, markers=True))
 
     return pending_rows(context, len(table), read)
 

@@ -33,6 +33,7 @@ class RowDecoder:
     def __init__(self, schema: TabularSchema) -> None:
         columns = sorted(schema.columns, key=lambda column: ORDER.index(column.spec.storage))
         self.names = [column.name for column in columns]
+        self._interpret = schema.interpret
         storages = [column.spec.storage for column in columns]
         self._numbers = sum(storage != "level" for storage in storages)
         self._times = slice(storages.count("number"), self._numbers)
@@ -67,7 +68,7 @@ class RowDecoder:
         numbers = np.array([row[:count] for row in rows], np.float64).reshape(len(rows), count)
         values: dict[str, Values] = dict(zip(self.names, numbers.T, strict=False))
         for index, name in enumerate(self.names[count:], start=count):
-            values[name] = _levels([row[index] for row in rows])
+            values[name] = self._interpret(_levels([row[index] for row in rows]))
         return RawBatch(values, len(rows))
 
 

@@ -119,7 +119,7 @@ def test_few_rows_are_too_few_to_call_anything_unique() -> None:
     assert infer(list(range(19)))[0] is NUMERIC
 
 
-@pytest.mark.parametrize("values", [[[1]], [{"a": 1}], [b"x"], [dt.timedelta(1)]], ids=str)
+@pytest.mark.parametrize("values", [[[1]], [{"a": 1}], [dt.timedelta(1)]], ids=str)
 def test_other_types_are_left_out_by_name(values: list[Any]) -> None:
     kind, note = infer(values)
     assert kind is None

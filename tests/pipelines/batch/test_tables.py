@@ -296,11 +296,11 @@ def test_a_bad_cell_is_told_with_its_place_and_reason(
     summary = adds_up(out, 4)
     assert summary["rejected_by_column"] == {"TX_AMOUNT": 2, "TX_DATETIME": 1}
     assert rejects(out) == [
-        {"path": str(path), "row": 1, "id": "8", "column": "TX_AMOUNT",
+        {"path": str(path), "row": 1, ID: "8", "column": "TX_AMOUNT",
          "reason": "expected a number, got 'abc'"},
-        {"path": str(path), "row": 2, "id": "9", "column": "TX_AMOUNT",
+        {"path": str(path), "row": 2, ID: "9", "column": "TX_AMOUNT",
          "reason": "infinity is not a value; leave it empty if it is missing"},
-        {"path": str(path), "row": 3, "id": "10", "column": "TX_DATETIME",
+        {"path": str(path), "row": 3, ID: "10", "column": "TX_DATETIME",
          "reason": "expected an ISO 8601 date or time, got 'soon'"},
     ]  # fmt: skip
 
@@ -519,7 +519,6 @@ INT8, INT16, TEXT = pa.array([1, 2], pa.int8()), pa.array([300, 4], pa.int16()),
         ([pa.nulls(2)], [None, None], pa.string()),
         ([TEXT.dictionary_encode(), TEXT.cast(pa.large_string())], ["a", "", "a", ""], pa.string()),
         ([INT8, pa.array([1.5, 2.0])], ["1", "2", "1.5", "2"], pa.string()),
-        ([INT8, pa.array([b"\xff", None])], ["1", "2", r"b'\xff'", None], pa.string()),
         ([pa.array([b"\xff", None])], [b"\xff", None], pa.binary()),
         ([pa.array([[1], None])], [[1], None], pa.list_(pa.int64())),
     ],
@@ -558,7 +557,7 @@ def test_a_rejected_row_without_an_id_has_none(
 ) -> None:
     (tmp_path / "t.csv").write_text(f"{ID},TX_AMOUNT\n,abc\n7,1\n")
     score_files(source, [str(tmp_path / "t.csv")], out)
-    assert [row["id"] for row in rejects(out)] == [None]
+    assert [row[ID] for row in rejects(out)] == [None]
 
 
 # ---------------------------------------------------------------- the output folder

@@ -357,6 +357,7 @@ def test_rows_before_the_damage_in_a_row_group_are_read(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     texts = [os.urandom(50).hex() for _ in range(1_000)]
     options = {"use_dictionary": False, "data_page_size": 1_000, "write_batch_size": 10}
+    options |= {"compression": "zstd"}
     write_parquet(path, {"a": texts}, **options)
     damage(path, 0)
     chunks = list(read_chunks([path], batch_rows=100))
@@ -367,13 +368,12 @@ def test_rows_before_the_damage_in_a_row_group_are_read(tmp_path: Path) -> None:
     assert broken.rows == range(100 * len(good), 1_000)
 
 
-def test_text_that_is_not_utf8_in_a_parquet_file_is_broken(tmp_path: Path) -> None:
+def test_text_that_is_not_utf8_in_a_parquet_file_is_read_as_bytes(tmp_path: Path) -> None:
     wrong = pa.StringArray.from_buffers(
         2, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0"), pa.py_buffer(b"a\xff")
     )
     path = write_parquet(tmp_path / "a.parquet", {"a": wrong})
-    reason = "it is not UTF-8 text; save it as UTF-8"
-    assert read(path) == ({}, [Broken(path, reason, range(2))])
+    assert read(path) == ({0: (b"a",), 1: (b"\xff",)}, [])
 
 
 def test_only_the_selected_columns_of_a_parquet_file_are_read(tmp_path: Path) -> None:
@@ -446,7 +446,7 @@ def test_columns_that_contradict_each_other_are_refused_by_name(tmp_path: Path) 
         write_parquet(tmp_path / "1.parquet", {"amount": [1]}),
         write_parquet(tmp_path / "2.parquet", {"amount": ["x"]}),
     ]
-    with pytest.raises(DataError, match=r"columns contradict each other: .*amount"):
+    with pytest.raises(DataError, match=r"column 'amount' is int64 in .*string in"):
         read_table(files)
 
 
@@ -466,7 +466,8 @@ def test_training_stops_at_a_broken_file_and_names_it(tmp_path: Path) -> None:
 def test_training_stops_at_a_damaged_row_group_and_says_from_where(tmp_path: Path) -> None:
     texts = [os.urandom(50).hex() for _ in range(20)]
     path = tmp_path / "a.parquet"
-    write_parquet(path, {"a": texts}, row_group_size=10, use_dictionary=False)
+    options = {"use_dictionary": False, "compression": "zstd"}
+    write_parquet(path, {"a": texts}, row_group_size=10, **options)
     damage(path, 1)
     with pytest.raises(DataError, match=f"'{path}' from row 10 on: ") as caught:
         read_table([path])
