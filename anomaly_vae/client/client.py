@@ -88,8 +88,28 @@ def _rows(records: Iterable[Record]) -> Iterator[Record]:
 
     table = pa.table(records)
     columns = [name for name in table.schema.names if not name.startswith("__index_level_")]
-    batches = table.select(columns).to_batches()
-    return (row for batch in batches for row in batch.to_pylist())
+    plain = {name: _plain_column(table.column(name)) for name in columns}
+    return _rows_of(pa.table(plain))
+
+
+def _plain_column(column: Any) -> Any:
+    """Return an Arrow column (N,) whose values Python has: microseconds, and text for periods."""
+    import pyarrow as pa
+
+    if pa.types.is_timestamp(column.type) and column.type.unit == "ns":
+        return column.cast(pa.timestamp("us", column.type.tz), safe=False)
+    if not getattr(column.type, "extension_name", "").startswith("pandas."):
+        return column
+    values = column.to_pandas()
+    return [None if missing else str(v) for v, missing in zip(values, values.isna(), strict=True)]
+
+
+def _rows_of(table: Any) -> Iterator[Record]:
+    try:
+        for batch in table.to_batches():
+            yield from batch.to_pylist()
+    except (ValueError, OverflowError) as error:  # a time that Python cannot represent
+        raise DataError(f"the table cannot be read as rows: {error}") from None
 
 
 def _encode_record(number: int, record: Record) -> bytes:
@@ -103,8 +123,10 @@ def _encode_record(number: int, record: Record) -> bytes:
 
 
 def _json_value(record: int, field: str, value: Any) -> Any:
-    """Convert a value for JSON; NaN becomes null, infinity is refused."""
+    """Convert a value for JSON; NaN becomes null, bytes text, infinity is refused."""
     try:
+        # NUL characters fill up bytes of a fixed width
+        value = value.decode().rstrip("\0") if isinstance(value, bytes) else value
         value = value.item() if hasattr(value, "item") else value  # a numpy scalar
         value = float(value) if isinstance(value, Decimal) else value
         missing = bool(value != value)  # noqa: PLR0124  # NaN and NaT

@@ -155,11 +155,11 @@ def heads_by_file(files: Sequence[Path]) -> dict[Path, Head]:
 
 
 def absent_columns(heads: Mapping[Path, Head], names: Iterable[str]) -> list[str]:
-    """Return a note on each of the columns that some files lack."""
+    """Return a note on each of the columns that some of the files lack, but not all."""
     notes = []
     for name in names:
         without = [path for path, head in heads.items() if name not in head.schema.names]
-        if without:
+        if 0 < len(without) < len(heads):
             notes.append(
                 f"column '{name}' is not in {len(without)} of {len(heads)} files, such as "
                 f"'{without[0]}'; its values there are missing"
