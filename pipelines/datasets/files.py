@@ -40,8 +40,8 @@ ENDING = READ_BUFFER = 1 << 16
 MOSTLY_TEXT = 0.9
 """Minimum share of UTF-8 text for a column of bytes to be taken for text."""
 MAX_EXPANSION, MAX_UNPACKED = 1_000, 1 << 28
-"""Limits on a column of a row group: ratio of its unpacked to its packed size, and unpacked bytes;
-a column that exceeds both is not read."""
+"""Limits on a row group: ratio of its unpacked bytes to the bytes of the file, and unpacked bytes;
+a file with a group that exceeds both is not read further."""
 PARQUET = b"PAR1"
 """First bytes of a Parquet file."""
 SUFFIXES = (".parquet", ".pq", ".csv")
@@ -183,24 +183,28 @@ def read_chunks(
     """
     partitions = Partitions.of(files)
     for path in files:
-        columns = partitions.columns(path)
+        folders = partitions.columns(path)
         try:
             parts = (
                 _read_csv(path)
                 if _is_csv(path)
-                else _read_parquet(path, batch_rows, select, columns)
+                else _read_parquet(path, batch_rows, lambda names: select([*names, *folders]))  # noqa: B023 called in this turn
             )
             for part in parts:
-                yield from _in_folders(part, columns) if columns else (part,)
+                yield from _in_folders(part, folders, select) if folders else (part,)
         except UNREADABLE as error:
             yield Broken(path, first_line(error))
 
 
-def _in_folders(part: Chunk | Broken, columns: Mapping[str, pa.Scalar]) -> Iterator[Chunk | Broken]:
+def _in_folders(
+    part: Chunk | Broken, folders: Mapping[str, pa.Scalar], select: Select
+) -> Iterator[Chunk | Broken]:
     """Yield rows with the columns of their folders; rows that contradict them as `Broken`."""
     if isinstance(part, Broken):
         yield part
         return
+    selected = set(select(list(dict.fromkeys([*part.table.schema.names, *folders]))))
+    columns = {name: value for name, value in folders.items() if name in selected}
     wrong = dict(contradictions(part.table, columns))
     good = np.setdiff1d(np.arange(len(part.table)), list(wrong))
     if len(good):
@@ -302,6 +306,7 @@ REASONS = {
     "no decryption found": "it is encrypted; decrypt it first",
     "decrypt": "it is encrypted; decrypt it first",
     "smaller than the minimum file footer": "it is not Parquet, or was cut short",
+    "size reported by footer": "its footer is damaged; write the file again",
     "deserialize thrift": "its footer is damaged; write the file again",
     "invalid UTF": "it is not UTF-8 text; save it as UTF-8",
     "codec can't decode": "its header is not UTF-8 text; save it as UTF-8",
@@ -323,19 +328,16 @@ def _parquet_head(path: Path) -> Head:
         return Head(pa.schema([*file.schema_arrow, *fields]), file.metadata.num_rows)
 
 
-def _read_parquet(
-    path: Path, batch_rows: int, select: Select, folders: Mapping[str, Any]
-) -> Iterator[Chunk | Broken]:
+def _read_parquet(path: Path, batch_rows: int, select: Select) -> Iterator[Chunk | Broken]:
     with _open_parquet(path) as file:
         index = _named_range(file)
-        names = [*file.schema_arrow.names, *(one.name for one in index)]
-        wanted = set(select(list(dict.fromkeys([*names, *folders]))))
-        columns = [name for name in file.schema_arrow.names if name in wanted | set(folders)]
+        wanted = set(select([*file.schema_arrow.names, *(one.name for one in index)]))
+        columns = [name for name in file.schema_arrow.names if name in wanted]
         index = [one for one in index if one.name in wanted]
         start = 0
         for group in range(file.num_row_groups):
             rows = range(start, start + file.metadata.row_group(group).num_rows)
-            _refuse_bomb(file.metadata.row_group(group))
+            _refuse_bomb(file.metadata.row_group(group), path.stat().st_size)
             batches = file.iter_batches(batch_rows, [group], columns, use_threads=False)
             for part in _read_group(path, rows, batches, columns):
                 yield _with_index(part, index)
@@ -375,15 +377,16 @@ def _with_index(part: Chunk | Broken, index: Sequence[_NamedRange]) -> Chunk | B
     return Chunk(part.path, part.rows, table)
 
 
-def _refuse_bomb(group: pq.RowGroupMetaData) -> None:
-    """Refuse a row group that unpacks to far more than any real data would."""
-    for column in map(group.column, range(group.num_columns)):
-        packed, unpacked = column.total_compressed_size, column.total_uncompressed_size
-        if unpacked > MAX_UNPACKED and unpacked > MAX_EXPANSION * max(packed, 1):
-            raise ValueError(
-                f"column '{column.path_in_schema}' unpacks from {packed:,} to {unpacked:,} bytes, "
-                "which no real data do; it is not read"
-            )
+def _refuse_bomb(group: pq.RowGroupMetaData, packed: int) -> None:
+    """Refuse a row group that unpacks to far more than real data in a file of this size would.
+
+    The sizes of single columns are not asked for: if a column is encrypted, Arrow ends the process.
+    """
+    unpacked = group.total_byte_size
+    if unpacked > MAX_UNPACKED and unpacked > MAX_EXPANSION * packed:
+        raise ValueError(
+            f"its {packed:,} bytes unpack to {unpacked:,}, which no real data do; it is not read"
+        )
 
 
 def _read_group(

@@ -1,16 +1,21 @@
 """Files are streams of rows with their true positions; what cannot be read is said, not lost."""
 
+import base64
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import orc
+from pyarrow.parquet import encryption
 
 from anomaly_vae.errors import DataError
 from pipelines.datasets import files
@@ -478,3 +483,178 @@ def test_no_rows_at_all_are_refused(tmp_path: Path) -> None:
     files = [write(tmp_path / "a.csv", "a,b\n"), write_parquet(tmp_path / "b.parquet", {"a": []})]
     with pytest.raises(DataError, match=r"^no rows in '.*a\.csv', '.*b\.parquet'$"):
         read_table(files)
+
+
+def test_dictionaries_views_bytes_and_text_are_one_column(tmp_path: Path) -> None:
+    text = pa.array(["x", "y"])
+    kinds = [pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.binary_view()]
+    columns = [text.cast(kind) for kind in kinds] + [text.dictionary_encode(), pa.nulls(2)]
+    files = [write_parquet(tmp_path / f"{i}.parquet", {"a": c}) for i, c in enumerate(columns)]
+    assert read_table(files)["a"].to_pylist() == ["x", "y"] * 6 + [None] * 2
+
+
+@pytest.mark.parametrize("rows", [5, 100])
+def test_bytes_that_are_mostly_text_stop_training_and_others_stay_bytes(
+    tmp_path: Path, rows: int
+) -> None:
+    good = write_parquet(tmp_path / "1.parquet", {"a": [b"x"] * rows})
+    bad = write_parquet(tmp_path / "2.parquet", {"a": [b"x", b"\xff"]})
+    if rows == 5:
+        assert read_table([good, bad])["a"].to_pylist() == [b"x"] * 6 + [b"\xff"]
+        return
+    with pytest.raises(DataError, match=f"'{bad}': column 'a', row 1: bytes that are not UTF-8"):
+        read_table([good, bad])
+    assert read_table([good, bad], used=lambda _: False)["a"].type == pa.binary()
+
+
+def test_a_contradiction_in_a_column_that_is_not_used_leaves_it_out(tmp_path: Path) -> None:
+    files = [
+        write_parquet(tmp_path / "1.parquet", {"amount": [1], "b": [1]}),
+        write_parquet(tmp_path / "2.parquet", {"amount": ["x"], "b": [2]}),
+    ]
+    assert read_table(files, used=lambda name: name == "b").to_pydict() == {"b": [1, 2]}
+
+
+def test_integers_that_a_double_cannot_hold_are_no_union(tmp_path: Path) -> None:
+    files = [
+        write_parquet(tmp_path / "1.parquet", {"a": [2**60 + 1]}),
+        write_parquet(tmp_path / "2.parquet", {"a": [0.5]}),
+    ]
+    with pytest.raises(DataError, match=r"column 'a' is int64 in .*1.parquet' but double in"):
+        read_table(files)
+
+
+def test_texts_of_markers_are_values_in_parquet_and_missing_in_csv(tmp_path: Path) -> None:
+    typed = write_parquet(tmp_path / "1.parquet", {"a": ["NA", "", "null", None]})
+    untyped = write(tmp_path / "2.csv", "a\nNA\nx\n null \n")
+    assert read_table([typed, untyped])["a"].to_pylist() == [
+        "NA", "", "null", None, None, "x", None
+    ]  # fmt: skip
+
+
+# ---------------------------------------------------------------- pandas' index
+
+
+@pytest.mark.parametrize("rows", [3, 100])
+def test_a_named_index_is_a_column(tmp_path: Path, rows: int) -> None:
+    frame = pd.DataFrame({"a": range(rows)})
+    indexes = {
+        "range": pd.RangeIndex(10, 10 + 2 * rows, 2, name="id"),
+        "integers": pd.Index([7 + i**2 for i in range(rows)], name="id"),
+        "text": pd.Index([f"x{i}" for i in range(rows)], name="id"),
+    }
+    for name, index in indexes.items():
+        path = tmp_path / f"{name}.parquet"
+        frame.set_axis(index).to_parquet(path, row_group_size=2)
+        assert read_table([path])["id"].to_pylist() == index.tolist()
+        (head,) = read_heads([path])
+        assert sorted(head.schema.names) == ["a", "id"]
+        chunks = read_chunks(
+            [path], batch_rows=2, select=lambda names: [n for n in names if n == "id"]
+        )
+        cells = [c for chunk in chunks for c in chunk.table["id"].to_pylist()]  # type: ignore[union-attr]  # chunks
+        assert cells == index.tolist()
+
+
+def test_the_levels_of_an_index_are_columns(tmp_path: Path) -> None:
+    index = pd.MultiIndex.from_tuples([(1, "x"), (2, "y")], names=["shop", "till"])
+    pd.DataFrame({"a": [1, 2]}, index=index).to_parquet(tmp_path / "a.parquet")
+    table = read_table([tmp_path / "a.parquet"])
+    assert table.to_pydict() == {"a": [1, 2], "shop": [1, 2], "till": ["x", "y"]}
+
+
+def test_a_counting_index_without_a_name_or_of_another_length_is_no_column(tmp_path: Path) -> None:
+    pd.DataFrame({"a": [1, 2]}).to_parquet(tmp_path / "a.parquet")
+    named = pd.DataFrame({"a": [1, 2]}, index=pd.RangeIndex(2, name="id"))
+    part = pa.Table.from_pandas(named).slice(0, 1)
+    pq.write_table(part, tmp_path / "b.parquet")
+    for name in "ab":
+        assert read_table([tmp_path / f"{name}.parquet"]).column_names == ["a"]
+
+
+# ---------------------------------------------------------------- files that are not what they seem
+
+
+def encrypted(path: Path, plaintext_footer: bool) -> Path:
+    """Write a Parquet file whose column is encrypted."""
+    config = encryption.EncryptionConfiguration(
+        footer_key="key", column_keys={"key": ["a"]}, plaintext_footer=plaintext_footer
+    )
+    factory = encryption.CryptoFactory(lambda _: Vault())
+    properties = factory.file_encryption_properties(encryption.KmsConnectionConfig(), config)
+    table = pa.table({"a": [1]})
+    with pq.ParquetWriter(path, table.schema, encryption_properties=properties) as writer:
+        writer.write_table(table)
+    return path
+
+
+class Vault(encryption.KmsClient):  # type: ignore[misc]  # pyarrow has no types
+    """Keep keys as they are."""
+
+    def wrap_key(self, key_bytes: bytes, _: str) -> bytes:
+        return base64.b64encode(key_bytes)
+
+    def unwrap_key(self, wrapped_key: bytes, _: str) -> bytes:
+        return base64.b64decode(wrapped_key)
+
+
+@pytest.mark.parametrize("plaintext_footer", [False, True])
+def test_encrypted_files_are_named_as_such(tmp_path: Path, plaintext_footer: bool) -> None:
+    path = encrypted(tmp_path / "a.parquet", plaintext_footer)
+    rows, [broken] = read(path)
+    assert (rows, broken.reason) == ({}, "it is encrypted; decrypt it first")
+
+
+def feather(path: Path) -> None:
+    pa.feather.write_feather(pa.table({"a": [1]}), path)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda p: p.write_bytes(b""), "the file is empty"),
+        (lambda p: p.write_bytes(b"hello"), "it is not Parquet, or was cut short"),
+        (lambda p: p.write_bytes(b"a,b\n" * 9), "it is not Parquet, or was cut short"),
+        (lambda p: p.write_bytes(b"PAR1" * 9), "its footer is damaged; write the file again"),
+        (feather, "it is an Arrow or Feather file, not Parquet; convert it to Parquet or CSV"),
+        (lambda p: orc.write_table(pa.table({"a": [1]}), p),
+         "it is an ORC file, not Parquet; convert it to Parquet or CSV"),
+        (lambda p: p.write_bytes(b"PK\x03\x04" * 9),
+         "it is a ZIP archive or an Excel workbook, not Parquet; convert it to Parquet or CSV"),
+        (lambda p: pq.write_table(pa.table({"a": [1]}).select([]), p), "it has no columns"),
+    ],
+)  # fmt: skip
+def test_other_files_are_named_with_a_remedy(tmp_path: Path, make: Any, reason: str) -> None:
+    path = tmp_path / "a.parquet"
+    make(path)
+    assert read(path) == ({}, [Broken(path, reason)])
+
+
+def test_a_file_that_unpacks_beyond_all_data_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "MAX_UNPACKED", 1 << 16)
+    options = {"compression": "zstd", "use_dictionary": False}
+    path = write_parquet(tmp_path / "a.parquet", {"a": ["0" * 1_000_000]}, **options)
+    rows, [broken] = read(path)
+    assert rows == {}
+    assert "unpack to 1,0" in broken.reason
+
+
+def test_names_with_dots_spaces_and_other_letters_are_read_alone(tmp_path: Path) -> None:
+    columns = {"a": [{"b": 1}], "a.b": [2], "ä ö": [3], "A": [4]}
+    path = write_parquet(tmp_path / "a.parquet", columns)
+    for wanted, cells in columns.items():
+        (chunk,) = read_chunks([path], select=lambda _, wanted=wanted: [wanted])  # type: ignore[misc]  # a default
+        assert isinstance(chunk, Chunk)
+        assert chunk.table.to_pydict() == {wanted: cells}
+
+
+def test_parquet_without_a_suffix_is_read_and_other_files_are_not(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "000000_0", {"a": [1]})
+    write(tmp_path / "README", "a\n")
+    write(tmp_path / "_SUCCESS", "")
+    write(tmp_path / ".000000_0.crc", "crc")
+    assert find_files([str(tmp_path)]) == [tmp_path / "000000_0"]
+    assert find_files([str(tmp_path / "*")]) == [tmp_path / "000000_0"]
+    assert read_table([tmp_path / "000000_0"]).to_pydict() == {"a": [1]}
