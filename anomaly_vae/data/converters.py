@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from anomaly_vae.errors import DataError
 from anomaly_vae.messages import shown
 
 Numbers = NDArray[np.float64]
@@ -114,6 +115,9 @@ def level_name(value: object) -> str | None:
     5, 5.0, "5" and "5.0" are the same level, and so are true and "True", because missing values in
     a column can change the form in which the same data arrive. Texts such as "NA" are levels, which
     `Levels.without_markers` removes.
+
+    Raises:
+        DataError: the value is bytes that are not UTF-8 text.
     """
     if value is None or value != value:  # noqa: PLR0124 NaN or NaT of any library
         return None
@@ -121,11 +125,18 @@ def level_name(value: object) -> str | None:
         return "true" if value else "false"
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    text = str(value).strip()
+    text = (_text(value) if isinstance(value, bytes) else str(value)).strip()
     if text.lower() in ("true", "false"):
         return text.lower()
     whole = WHOLE.fullmatch(text)
     return whole[1] if whole else text
+
+
+def _text(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise DataError("expected text, got bytes that are not UTF-8 text") from None
 
 
 def merge_levels(codes: NDArray[Any], names: Sequence[str | None]) -> Levels:

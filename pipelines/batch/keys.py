@@ -103,9 +103,13 @@ def _common_type(name: str, heads: Mapping[Path, Head]) -> pa.DataType:
             return max(types, key=lambda kind: kind.bit_width)
     if all(is_text(kind) or is_numeric(kind) for kind in types):
         return pa.string()  # which changes no id, unlike a wider type of numbers
-    if any(map(is_bytes, types)):
-        raise contradiction(name, types)
-    return unite_types(name, types)
+    try:
+        united = unite_types(name, types)
+    except DataError:
+        united = pa.binary()
+    if is_bytes(united):
+        raise contradiction(name, types, remedy="write the ids with one type")
+    return united
 
 
 def _type(path: Path, name: str, kind: pa.DataType) -> pa.DataType:

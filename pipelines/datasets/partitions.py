@@ -52,7 +52,7 @@ class Partitions:
     def of(cls, files: Sequence[Path]) -> Partitions:
         """Read the folders of these files."""
         found: dict[str, set[str]] = {}
-        for folder in {path.parent for path in files}:
+        for folder in dict.fromkeys(path.parent for path in files):
             for name, value in folder_values(folder / "file").items():
                 found.setdefault(name, set()).update([] if value is None else [value])
         return cls({name: _type(values) for name, values in found.items()})

@@ -36,14 +36,17 @@ def unite_types(name: str, types: Types) -> pa.DataType:
     raise contradiction(name, types)
 
 
-def contradiction(name: str, types: Types, detail: str = "") -> DataError:
+REMEDY = "write it with one type, or list it under data.ignore"
+"""Remedy for types that contradict each other, in training."""
+
+
+def contradiction(name: str, types: Types, detail: str = "", remedy: str = REMEDY) -> DataError:
     """Return the error about a column whose types contradict each other."""
     first, *others = [kind for kind in types if not pa.types.is_null(kind)]
     other = next((kind for kind in others if not _same_family(first, kind)), others[-1])
     return DataError(
         f"column '{name}' is {first} in '{types[first]}' but {other} in '{types[other]}'"
-        f"{f' ({detail})' if detail else ''}; "
-        "write it with one type, or list it under data.ignore",
+        f"{f' ({detail})' if detail else ''}; {remedy}",
         column=name,
     )
 

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
@@ -321,3 +322,26 @@ def test_what_cannot_be_sent_says_so(bundle: Path, address_of: Any) -> None:
         for cells in (pa.array([b"\xff"]), pa.array([2**62], pa.timestamp("s"))):
             with pytest.raises(AnomalyVAEError):
                 client.score(pa.table({"kind": cells}))
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_a_folder_is_the_column_that_it_names(
+    suffix: str, detector: TabularVAEDetector, bundle: Path, tmp_path: Path
+) -> None:
+    table = pa.table(plain_columns()).drop_columns(["kind"])
+    folders = {"chip": "chip", "pin": "p%69n", None: "__HIVE_DEFAULT_PARTITION__"}
+    for value in folders.values():
+        path = tmp_path / "in" / f"kind={value}" / f"rows.{suffix}"
+        path.parent.mkdir(parents=True)
+        write = pa.csv.write_csv if suffix == "csv" else pq.write_table
+        write(table, path)
+    (tmp_path / "in" / "_SUCCESS").touch()
+    order = sorted(folders, key=lambda level: f"kind={folders[level]}")
+    for number, paths in enumerate((["in"], ["in/*/*"], [f"in/kind={folders[k]}" for k in order])):
+        out = tmp_path / f"out{number}"
+        score_files(open_model(str(bundle)), [str(tmp_path / path) for path in paths], out)
+        found = pq.read_table(out / "part-00000.parquet")["score"].to_numpy().reshape(3, N)
+        for scores, level in zip(found, order, strict=True):
+            kinds = pa.array([level] * N, pa.string())
+            expected = detector.anomaly_score(table.append_column("kind", kinds))
+            np.testing.assert_allclose(scores, expected, rtol=1e-6)

@@ -147,3 +147,32 @@ def test_a_schema_survives_the_manifest(
 ) -> None:
     schema = TabularSchema(tuple(Column(name, kind) for name, kind in columns), known)
     assert TabularSchema.from_json(schema.to_json()) == schema
+
+
+def test_texts_of_markers_are_levels_if_they_are_literal_and_the_format_has_types() -> None:
+    columns = (Column("c", ColumnType.CATEGORICAL), Column("a", ColumnType.NUMERIC))
+    literal, earlier = TabularSchema(columns, literal_text=True), TabularSchema(columns)
+    cells = ["NA", "", "x", None]
+    table = pa.table({"c": cells, "a": ["NA", "", "1", None]})
+
+    def levels(batch: RawBatch) -> list[str | None]:
+        values = batch.values["c"]
+        assert isinstance(values, Levels)
+        assert np.isnan(batch.values["a"][:2]).all()  # type: ignore[index]  # numbers
+        return [None if code < 0 else values.names[code] for code in values.codes]
+
+    assert levels(literal.from_arrow(table)) == cells
+    assert levels(literal.from_records([{"c": c, "a": None} for c in cells])) == cells
+    assert levels(literal.from_arrow(table, markers=True)) == [None, None, "x", None]
+    assert levels(earlier.from_arrow(table)) == [None, None, "x", None]
+    assert levels(earlier.from_records([{"c": c, "a": None} for c in cells])) == [
+        None, None, "x", None
+    ]  # fmt: skip
+
+
+def test_earlier_manifests_have_markers_and_new_ones_say_that_they_have_not() -> None:
+    schema = TabularSchema((Column("c", ColumnType.CATEGORICAL),))
+    assert "literal_text" not in schema.to_json()
+    assert TabularSchema.from_json(schema.to_json()) == schema
+    literal = TabularSchema(schema.columns, literal_text=True)
+    assert TabularSchema.from_json(literal.to_json()) == literal
