@@ -42,6 +42,8 @@ MOSTLY_TEXT = 0.9
 MAX_EXPANSION, MAX_UNPACKED = 1_000, 1 << 28
 """Limits on a row group: ratio of its unpacked bytes to the bytes of the file, and unpacked bytes;
 a file with a group that exceeds both is not read further."""
+MAX_BATCH = 1 << 28
+"""Maximum size of the texts of a batch of rows, in bytes; longer texts are read in fewer rows."""
 PARQUET = b"PAR1"
 """First bytes of a Parquet file."""
 SUFFIXES = (".parquet", ".pq", ".csv")
@@ -334,11 +336,13 @@ def _read_parquet(path: Path, batch_rows: int, select: Select) -> Iterator[Chunk
         wanted = set(select([*file.schema_arrow.names, *(one.name for one in index)]))
         columns = [name for name in file.schema_arrow.names if name in wanted]
         index = [one for one in index if one.name in wanted]
+        texts = [name for name in columns if _holds_text(file.schema_arrow.field(name).type)]
         start = 0
         for group in range(file.num_row_groups):
             rows = range(start, start + file.metadata.row_group(group).num_rows)
             _refuse_bomb(file.metadata.row_group(group), path.stat().st_size)
-            batches = file.iter_batches(batch_rows, [group], columns, use_threads=False)
+            count = min(batch_rows, _rows_within_limit(path, group, texts))
+            batches = file.iter_batches(count, [group], columns, use_threads=False)
             for part in _read_group(path, rows, batches, columns):
                 yield _with_index(part, index)
             start = rows.stop
@@ -387,6 +391,29 @@ def _refuse_bomb(group: pq.RowGroupMetaData, packed: int) -> None:
         raise ValueError(
             f"its {packed:,} bytes unpack to {unpacked:,}, which no real data do; it is not read"
         )
+
+
+def _holds_text(kind: pa.DataType) -> bool:
+    plain = plain_array(pa.nulls(0, kind)).type
+    return is_text(plain) or is_bytes(plain)
+
+
+def _rows_within_limit(path: Path, group: int, texts: Sequence[str]) -> int:
+    """Return how many rows of a row group fit into `MAX_BATCH`, by its longest texts.
+
+    A dictionary with a long text is small in the file, and large once each row has its own copy.
+    """
+    longest = 0
+    with suppress(*UNREADABLE), _parquet_file(path, texts) as file:  # damage is found when read
+        for batch in file.iter_batches(1, [group], texts, use_threads=False) if texts else ():
+            longest = sum(map(_longest, batch.columns))
+            break
+    return max(1, MAX_BATCH // max(longest, 1))
+
+
+def _longest(array: pa.Array) -> int:
+    values = array.dictionary if pa.types.is_dictionary(array.type) else array
+    return pc.max(pc.binary_length(plain_array(values))).as_py() or 0
 
 
 def _read_group(
@@ -447,9 +474,10 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
     return file
 
 
-def _parquet_file(path: Path) -> pq.ParquetFile:
+def _parquet_file(path: Path, dictionaries: Sequence[str] = ()) -> pq.ParquetFile:
     return pq.ParquetFile(
         path,
+        read_dictionary=list(dictionaries),
         memory_map=False,
         pre_buffer=False,
         buffer_size=READ_BUFFER,

@@ -641,6 +641,21 @@ def test_a_file_that_unpacks_beyond_all_data_is_not_read(
     assert "unpack to 1,0" in broken.reason
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_binary(), pa.string_view(), "dictionary"])
+def test_long_texts_are_read_in_few_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any
+) -> None:
+    """A dictionary of one long text is small in the file, and its copies in rows are not."""
+    monkeypatch.setattr(files, "MAX_BATCH", 10_000)
+    texts = pa.array([None, "x", *["y" * 3_000] * 5]).dictionary_encode()
+    column = texts if kind == "dictionary" else texts.cast(pa.string()).cast(kind)
+    path = write_parquet(tmp_path / "a.parquet", {"a": column, "b": range(7)})
+    chunks = [part for part in read_chunks([path]) if isinstance(part, Chunk)]
+    assert [len(chunk.rows) for chunk in chunks] == [3, 3, 1]
+    (chunk,) = read_chunks([path], select=lambda _: ["b"])
+    assert isinstance(chunk, Chunk)
+
+
 def test_names_with_dots_spaces_and_other_letters_are_read_alone(tmp_path: Path) -> None:
     columns = {"a": [{"b": 1}], "a.b": [2], "ä ö": [3], "A": [4]}
     path = write_parquet(tmp_path / "a.parquet", columns)
