@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import importlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from anomaly_vae.data.arrow import (
     without_markers,
 )
 from anomaly_vae.errors import DataError
+from anomaly_vae.messages import listed
 from pipelines.datasets.partitions import Partitions, contradictions, with_columns
 from pipelines.datasets.unification import cast_to, contradiction, unite_types
 
@@ -110,7 +111,8 @@ def _matches(path: str) -> list[Path]:
         return [p for p in sorted(place.rglob("*")) if _is_table(p) and not _hidden(p, place)]
     names = sorted(glob.glob(path, recursive=True))  # noqa: PTH207 absolute patterns too
     found = (p for name in names if Path(name).exists() for p in _matches(name) if _is_table(p))
-    return [p for p in found if not _hidden(p, p.parent)]
+    wants_hidden = Path(path).name.startswith((".", "_"))
+    return [p for p in found if wants_hidden or not _hidden(p, p.parent)]
 
 
 def _is_csv(path: Path) -> bool:
@@ -157,16 +159,28 @@ def heads_by_file(files: Sequence[Path]) -> dict[Path, Head]:
 
 
 def absent_columns(heads: Mapping[Path, Head], names: Iterable[str]) -> list[str]:
-    """Return a note on each of the columns that some of the files lack, but not all."""
-    notes = []
+    """Return a note on each of the columns that some files lack, and one on those all lack."""
+    present = {name for head in heads.values() for name in head.schema.names}
+    notes, nowhere = [], []
     for name in names:
         without = [path for path, head in heads.items() if name not in head.schema.names]
-        if 0 < len(without) < len(heads):
+        if without and name in present:
             notes.append(
                 f"column '{name}' is not in {len(without)} of {len(heads)} files, such as "
                 f"'{without[0]}'; its values there are missing"
             )
-    return notes
+        elif without:
+            nowhere.append(name)
+    return [*notes, *_absent_everywhere(nowhere, present)]
+
+
+def _absent_everywhere(names: Sequence[str], present: Collection[str]) -> Iterator[str]:
+    if not names:
+        return
+    wanted = {name.casefold() for name in names}
+    similar = sorted(name for name in present if name.casefold() in wanted)
+    hint = f"; {listed(similar)} differ only in upper and lower case" if similar else ""
+    yield f"columns that no file has, so that their values are missing: {listed(names)}{hint}"
 
 
 def _with_folders(head: Head, columns: Mapping[str, pa.Scalar]) -> Head:
@@ -227,35 +241,52 @@ def read_table(files: Sequence[Path], used: Callable[[str], bool] = lambda _: Tr
     Raises:
         DataError: a file cannot be read, or the files have inconsistent columns.
     """
-    parts: list[Chunk] = []
+    parts: list[_Columns] = []
     for part in read_chunks(files):
         if isinstance(part, Broken):
             raise DataError(f"'{part.path}'{_where(part)}: {part.reason}", path=str(part.path))
-        parts.append(_normalised(part))
+        parts.append(_Columns.of(part))
     if not parts:
         raise DataError(f"no rows in {', '.join(repr(str(f)) for f in files)}")
-    names = dict.fromkeys(name for part in parts for name in part.table.schema.names)
+    names = dict.fromkeys(name for part in parts for name in part.arrays)
     columns = {name: _united(name, parts, used(name)) for name in names}
     return pa.table({name: column for name, column in columns.items() if column is not None})
 
 
-def _normalised(part: Chunk) -> Chunk:
-    clean = without_markers if part.markers else lambda array: array
-    columns = [clean(normalise_array(column)) for column in part.table.columns]
-    return Chunk(part.path, part.rows, pa.RecordBatch.from_arrays(columns, part.table.schema.names))
+@dataclass(frozen=True)
+class _Columns:
+    """Normalised columns of rows (N,) of one file."""
+
+    path: Path
+    rows: NDArray[np.int64]
+    arrays: dict[str, pa.Array]
+
+    @classmethod
+    def of(cls, part: Chunk) -> _Columns:
+        """Normalise the columns of a chunk."""
+        clean = without_markers if part.markers else lambda array: array
+        columns = zip(part.table.schema.names, part.table.columns, strict=True)
+        arrays = {name: clean(normalise_array(column)) for name, column in columns}
+        return cls(part.path, part.rows, arrays)
+
+    def cast(self, name: str, kind: pa.DataType) -> pa.Array:
+        """Return a column in a type that can hold it; nulls if it is absent."""
+        if name not in self.arrays:
+            return pa.nulls(len(self.rows), kind)
+        return cast_to(self.arrays[name], kind)
 
 
-def _united(name: str, parts: Sequence[Chunk], used: bool) -> pa.ChunkedArray | None:
+def _united(name: str, parts: Sequence[_Columns], used: bool) -> pa.ChunkedArray | None:
     """Unite a column of all files; None if it is not used and its types contradict each other."""
     types: dict[pa.DataType, Path] = {}
     for part in parts:
-        if name in part.table.schema.names:
-            types.setdefault(part.table.column(name).type, part.path)
+        if name in part.arrays:
+            types.setdefault(part.arrays[name].type, part.path)
     if used and any(map(is_bytes, types)):
-        _refuse_damaged_text(name, parts)
+        _refuse_damaged_text(name, [part for part in parts if name in part.arrays])
     try:
         kind = unite_types(name, types)
-        return pa.chunked_array([_cell_array(name, part, kind) for part in parts], kind)
+        return pa.chunked_array([part.cast(name, kind) for part in parts], kind)
     except DataError:
         if used:
             raise
@@ -266,25 +297,19 @@ def _united(name: str, parts: Sequence[Chunk], used: bool) -> pa.ChunkedArray | 
         return None
 
 
-def _cell_array(name: str, part: Chunk, kind: pa.DataType) -> pa.Array:
-    if name not in part.table.schema.names:
-        return pa.nulls(len(part.table), kind)
-    return cast_to(part.table.column(name), kind)
-
-
-def _refuse_damaged_text(name: str, parts: Sequence[Chunk]) -> None:
+def _refuse_damaged_text(name: str, parts: Sequence[_Columns]) -> None:
     """Refuse a column of bytes most of which are text, as they must be before they are used.
 
     Raises:
         DataError: a cell is not UTF-8; the message names its file and row.
     """
-    with_column = [part for part in parts if name in part.table.schema.names]
-    masks = [not_utf8(part.table.column(name)) for part in with_column]
-    values = sum(len(p.table) - p.table.column(name).null_count for p in with_column)
+    arrays = [part.arrays[name] for part in parts]
+    masks = list(map(not_utf8, arrays))
+    values = sum(len(array) - array.null_count for array in arrays)
     wrong = sum(int(mask.sum()) for mask in masks)
     if not wrong or wrong > (1 - MOSTLY_TEXT) * values:
         return
-    part, mask = next((p, m) for p, m in zip(with_column, masks, strict=True) if m.any())
+    part, mask = next((p, m) for p, m in zip(parts, masks, strict=True) if m.any())
     row = int(part.rows[mask][0])
     raise DataError(
         f"'{part.path}': column '{name}', row {row}: {NOT_UTF8}, as are {wrong:,} of "

@@ -23,8 +23,10 @@ from pipelines.datasets.files import (
     Broken,
     Chunk,
     Head,
+    absent_columns,
     find_files,
     first_line,
+    heads_by_file,
     read_chunks,
     read_heads,
     read_table,
@@ -663,6 +665,18 @@ def test_names_with_dots_spaces_and_other_letters_are_read_alone(tmp_path: Path)
         (chunk,) = read_chunks([path], select=lambda _, wanted=wanted: [wanted])  # type: ignore[misc]  # a default
         assert isinstance(chunk, Chunk)
         assert chunk.table.to_pydict() == {wanted: cells}
+
+
+def test_columns_that_files_lack_are_told(tmp_path: Path) -> None:
+    first = write_parquet(tmp_path / "1.parquet", {"a": [1], "B": [1]})
+    other = write_parquet(tmp_path / "2.parquet", {"B": [1]})
+    assert absent_columns(heads_by_file([first, other]), ["a", "b", "c"]) == [
+        f"column 'a' is not in 1 of 2 files, such as '{other}'; its values there are missing",
+        "columns that no file has, so that their values are missing: 'b', 'c'; 'B' differ only in "
+        "upper and lower case",
+    ]
+    assert absent_columns(heads_by_file([first]), ["a", "B"]) == []
+    assert absent_columns({}, ["a"]) == []
 
 
 def test_parquet_without_a_suffix_is_read_and_other_files_are_not(tmp_path: Path) -> None:
