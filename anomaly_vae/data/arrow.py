@@ -98,7 +98,7 @@ def levels_from_arrow(array: pa.Array) -> ConvertedLevels:
         DataError: the array is nested or of another type that cannot be categorical.
     """
     array, problems = text_from_arrow(array)
-    array, found = _refuse_far_times(array)
+    array, found = refuse_far_times(array)
     try:
         encoded = array.dictionary_encode()
     except pa.ArrowNotImplementedError:
@@ -125,13 +125,13 @@ def times_from_arrow(array: pa.Array) -> Converted:
         return values, problems + found
     if not is_time(kind):
         raise DataError(f"expected dates or times, found {kind}")
-    array, found = _refuse_far_times(array)
+    array, found = refuse_far_times(array)
     zone = kind.tz if pa.types.is_timestamp(kind) else None
     micros = array.cast(pa.timestamp("us", tz=zone), safe=False).cast(pa.int64())
     return _to_numpy(micros.cast(pa.float64(), safe=False)) / 1e6, found
 
 
-def _refuse_far_times(array: pa.Array) -> tuple[pa.Array, list[CellProblem]]:
+def refuse_far_times(array: pa.Array) -> tuple[pa.Array, list[CellProblem]]:
     """Replace times outside the years 1 to 9999 by null and report them."""
     if not is_time(array.type):
         return array, []

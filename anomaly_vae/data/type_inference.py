@@ -19,6 +19,7 @@ from anomaly_vae.data.arrow import (
     is_numeric,
     is_text,
     normalise_array,
+    refuse_far_times,
 )
 from anomaly_vae.data.converters import MISSING
 from anomaly_vae.data.schema import Column, TabularSchema
@@ -86,8 +87,8 @@ def infer_type(name: str, column: pa.ChunkedArray) -> tuple[ColumnType | None, s
 
 
 def _present(values: pa.Array) -> pa.Array:
-    """Return the values that are neither null nor NaN."""
-    values = values.drop_null()
+    """Return the values that are neither null nor NaN nor times that cannot be read."""
+    values = refuse_far_times(values)[0].drop_null()
     if pa.types.is_floating(values.type):
         return values.filter(pc.invert(pc.is_nan(values)))
     return values

@@ -49,7 +49,7 @@ PARQUET = b"PAR1"
 """First bytes of a Parquet file."""
 SUFFIXES = (".parquet", ".pq", ".csv")
 """Suffixes of the files that are read from folders and globs."""
-UNREADABLE = (pa.ArrowException, OSError, ValueError)
+UNREADABLE = (pa.ArrowException, OSError, ValueError, OverflowError)
 """Errors raised for files that cannot be read."""
 
 

@@ -197,3 +197,9 @@ def test_declared_limits_reach_the_encoding() -> None:
     options = feature_options(TabularData(path="unused", features=declared))
     assert options["b"].max_levels == 3
     assert feature_options(UNTYPED) == {}
+
+
+def test_times_that_no_calendar_has_are_no_values() -> None:
+    far = pa.array([2**62] * 30, pa.timestamp("us"))
+    note = "left out, it has no value in the training rows"
+    assert infer_type("x", pa.chunked_array([far])) == (None, note)
