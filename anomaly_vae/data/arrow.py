@@ -6,6 +6,8 @@ process that reads only JSON records does not load Arrow.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -81,10 +83,11 @@ def levels_from_arrow(array: pa.Array) -> ConvertedLevels:
     return merge_levels(raw, names), []
 
 
-def times_from_arrow(array: pa.Array) -> Converted:
-    """Convert timestamps, dates or ISO 8601 text (N,) into seconds since 1970.
+def times_from_arrow(array: pa.Array, time_format: str | None = None) -> Converted:
+    """Convert timestamps, dates, or text or numbers (N,) into seconds since 1970.
 
-    Times without a zone are read as UTC.
+    Times without a zone are read as UTC. Text is read as `times.parse_time` reads it; numbers need
+    a format.
 
     Raises:
         DataError: the array is of another type.
@@ -93,13 +96,18 @@ def times_from_arrow(array: pa.Array) -> Converted:
     kind = array.type
     if pa.types.is_null(kind):
         return np.full(len(array), np.nan), []
-    if is_text(kind):
-        return times_from_values(array.to_pylist())
+    if is_text(kind) or (time_format and is_numeric(kind)):
+        return times_from_values(_present_values(array), time_format)
     if not (pa.types.is_timestamp(kind) or pa.types.is_date(kind)):
         raise DataError(f"expected dates or times, found {kind}")
     zone = kind.tz if pa.types.is_timestamp(kind) else None
     micros = array.cast(pa.timestamp("us", tz=zone), safe=False).cast(pa.int64())
     return _to_numpy(micros.cast(pa.float64(), safe=False)) / 1e6, []
+
+
+def _present_values(array: pa.Array) -> list[Any]:
+    """Return plain values (N,), None where missing."""
+    return [None if value != value else value for value in array.to_pylist()]  # noqa: PLR0124 NaN
 
 
 def normalise_array(array: pa.Array) -> pa.Array:

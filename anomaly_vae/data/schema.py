@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly_vae.data.column_types import COLUMN_TYPES, TabularColumnSpec
-from anomaly_vae.data.converters import Levels, Numbers
+from anomaly_vae.data.converters import CellProblem, Levels, Numbers
 from anomaly_vae.errors import DataError
 from anomaly_vae.messages import listed
 from anomaly_vae.types import ColumnType
@@ -33,11 +33,35 @@ class Column:
 
     name: str
     type: ColumnType
+    format: str | None = None
+    """Format of times that `times.parse_time` cannot read without; None for all other columns."""
 
     @property
     def spec(self) -> TabularColumnSpec:
         """Description of the column's type."""
         return COLUMN_TYPES[self.type]
+
+    @property
+    def json_schema(self) -> Mapping[str, Any]:
+        """JSON schema of a cell in a JSON record."""
+        return {"type": ["string", "number", "null"]} if self.format else self.spec.json_schema
+
+    def from_values(self, cells: Sequence[Any]) -> tuple[Values, list[CellProblem]]:
+        """Convert N plain values; see `TabularColumnSpec.from_values`."""
+        return self.spec.from_values(cells, *self._options)
+
+    def from_arrow(self, array: pa.Array) -> tuple[Values, list[CellProblem]]:
+        """Convert an Arrow array (N,); see `TabularColumnSpec.from_arrow`."""
+        return self.spec.from_arrow(array, *self._options)
+
+    @property
+    def _options(self) -> tuple[str, ...]:
+        return (self.format,) if self.format else ()
+
+    def to_json(self) -> dict[str, str]:
+        """Return the column as plain JSON values, for the manifest."""
+        content = {"name": self.name, "type": str(self.type)}
+        return content | ({"format": self.format} if self.format else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +164,7 @@ class TabularSchema:
         problems: list[RowProblem] = []
         for column in self.columns:
             array = table.column(column.name) if column.name in present else pa.nulls(len(table))
-            values[column.name] = _collect(column, column.spec.from_arrow, array, problems)
+            values[column.name] = _collect(column, column.from_arrow, array, problems)
         return RawBatch(values, len(table), tuple(problems), self.unknown(present))
 
     def from_records(self, records: Sequence[Mapping[str, Any]]) -> RawBatch:
@@ -160,7 +184,7 @@ class TabularSchema:
     ) -> RawBatch:
         problems: list[RowProblem] = []
         values = {
-            column.name: _collect(column, column.spec.from_values, cells[column.name], problems)
+            column.name: _collect(column, column.from_values, cells[column.name], problems)
             for column in self.columns
         }
         return RawBatch(values, n_rows, tuple(problems), self.unknown(present))
@@ -171,13 +195,14 @@ class TabularSchema:
 
     def to_json(self) -> dict[str, Any]:
         """Return the schema as plain JSON values, for the manifest."""
-        columns = [{"name": c.name, "type": str(c.type)} for c in self.columns]
-        return {"columns": columns, "known": sorted(self.known)}
+        return {"columns": [c.to_json() for c in self.columns], "known": sorted(self.known)}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> TabularSchema:
         """Restore a schema from the result of `to_json`."""
-        columns = tuple(Column(c["name"], ColumnType(c["type"])) for c in content["columns"])
+        columns = tuple(
+            Column(c["name"], ColumnType(c["type"]), c.get("format")) for c in content["columns"]
+        )
         return cls(columns, frozenset(content["known"]))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,9 @@ from pipelines.batch.common import (
 )
 from pipelines.batch.fdr import check_controllable, open_sink
 from pipelines.batch.results import SUMMARY, Sink, result_folder
-from pipelines.datasets.files import Broken, Chunk, Head, find_files, read_chunks, read_heads
+from pipelines.datasets.files import find_files, read_chunks, read_heads
+from pipelines.datasets.loading import NO_OPTIONS
+from pipelines.datasets.parts import Broken, Chunk, Head, Reading
 from pipelines.registry.model_uri import LoadedModel
 
 
@@ -45,6 +47,7 @@ def score_files(
     explain: Explain = None,
     heatmaps: HeatmapOptions = NO_HEATMAPS,
     fdr: float | None = None,
+    csv: Mapping[str, Any] = NO_OPTIONS,
 ) -> dict[str, Any]:
     """Score every row of every file into a folder and return the summary.
 
@@ -55,9 +58,10 @@ def score_files(
         explain: number of largest contributions to list per row, or "all".
         heatmaps: must be `NO_HEATMAPS`, as only images have heatmaps.
         fdr: false discovery rate at which to flag rows, instead of by the threshold.
+        csv: keys of `CsvConfig` that differ from the training configuration.
 
     Raises:
-        ConfigError: heatmaps are requested.
+        ConfigError: heatmaps are requested, or ``csv`` is invalid.
         DataError: no file is found, one lies in ``output``, or ``output`` holds other files.
         CalibrationError: the model's p-values do not allow control of the false discovery rate.
     """
@@ -65,36 +69,48 @@ def score_files(
         raise ConfigError("--heatmaps and --dicom-out are for image models; leave them out")
     output, calibration = Path(output), source.bundle.detector.calibration
     check_controllable(calibration, fdr)
+    reading = Reading.of_model(source.bundle, csv, score=True)
     files = exclude_output(paths, find_files(paths), output, lambda path: path)
-    heads = list(read_heads(files))
+    heads = list(read_heads(files, reading))
     names = {name for head in heads for name in head.schema.names}
     warn_missing_group(calibration, names)
     reserved = (*RESULT_COLUMNS, *GROUP_COLUMNS) if calibration.groups else RESULT_COLUMNS
     keys = _keys(source.bundle.manifest["config"]["data"].get("id"), heads, reserved)
     with result_folder(output) as folder, open_sink(folder, calibration, fdr) as sink:
-        scoring = _Scoring(source.bundle, keys, sink, explain)
+        scoring = _Scoring(source.bundle, keys, sink, explain, reading)
         scoring.score_all(files, _total_rows(files, heads))
         entries = sink.finish()
         summary = summary_of(source, len(files), scoring.tally, sink) | entries
         summary["ignored_columns"] = list(source.bundle.scorer.schema.unknown(names))
+        summary |= _show_notes(reading)
         (folder / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return summary
+
+
+def _show_notes(reading: Reading) -> dict[str, Any]:
+    """Print the notes on text files; return them as an entry of the summary, if there are any."""
+    for note in reading.notes:
+        console.info(note)
+    return {"notes": list(reading.notes)} if reading.notes else {}
 
 
 class _Scoring:
     """A run over a sequence of files, with its position in the whole input."""
 
-    def __init__(self, bundle: Bundle, keys: Keys, sink: Sink, explain: Explain) -> None:
+    def __init__(
+        self, bundle: Bundle, keys: Keys, sink: Sink, explain: Explain, reading: Reading
+    ) -> None:
         self.detector, self.schema = bundle.detector, bundle.scorer.schema
         self.keys, self.sink, self.tally = keys, sink, Tally(bundle.monitor)
         self.explain, self.max_contributions = explain is not None, max_contributions(explain)
+        self.reading = reading
         self.path: Path | None = None
         self.start = self.rows_of_file = 0
 
     def score_all(self, files: Sequence[Path], total: int | None) -> None:
         """Score or reject every row of these files."""
         with console.progress("Scoring", total) as (bar, task):
-            for part in read_chunks(files, select=self._needed):
+            for part in read_chunks(files, select=self._needed, reading=self.reading):
                 count = self.score(part)
                 note = f"{self.tally.flagged:,} flagged, {self.tally.rejected:,} rejected"
                 bar.update(task, advance=count, note=note)

@@ -100,7 +100,7 @@ def test_a_counter_of_the_rows_is_left_out(values: list[Any]) -> None:
     kind, note = infer(values)
     assert (kind, note) == (
         None,
-        "left out, it numbers the rows; declare it under data.features to keep it",
+        "left out, it numbers the rows; declare it under data.types to keep it",
     )
 
 
@@ -132,8 +132,8 @@ def test_numbers_mixed_with_some_text_fail_with_column_count_example_and_remedy(
     assert caught.value.column == "x"
     assert str(caught.value) == (
         "column 'x' mixes numbers with text: 1 of 20 values are no numbers, such as '12,50'; "
-        "correct them, or declare data.features.x.type as numeric (such rows are rejected) "
-        "or categorical"
+        "correct them, add those that mean a missing value to data.csv.null_values, or declare "
+        "data.types.x.type as numeric (such rows are rejected) or categorical"
     )
 
 

@@ -13,19 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anomaly_vae.errors import DataError
-from pipelines.datasets import files
-from pipelines.datasets.files import (
-    Broken,
-    Chunk,
-    Head,
-    find_files,
-    first_line,
-    read_chunks,
-    read_heads,
-    read_table,
-)
+from pipelines.datasets import csv_files
+from pipelines.datasets.files import find_files, read_chunks, read_heads, read_table
+from pipelines.datasets.parts import ENCODING_REMEDY, Broken, Chunk, Head, first_line
 
 Row = tuple[str | None, ...]
+
+REMEDY = ENCODING_REMEDY
+    "name its encoding in data.csv.encoding (score: --csv encoding=latin-1), or save {} as UTF-8"
+)
+NOT_UTF8_CELL = "column '{}' is not UTF-8 text; " + REMEDY.format("the file")
 
 
 def write(path: Path, content: str | bytes = "a\n1\n") -> Path:
@@ -116,11 +113,10 @@ def test_paths_keep_their_order_and_a_file_comes_once(tree: Path) -> None:
     assert found == ["sub/c.PQ", "sub/deep/d.csv", "b.csv", "part[1].csv"]
 
 
-@pytest.mark.parametrize("path", ["absent.csv", "absent/*.csv", "*.txt", "empty", "gone.csv"])
+@pytest.mark.parametrize("path", ["absent.csv", "absent/*.csv", "*.dat", "empty"])
 def test_a_path_to_no_table_is_refused_by_name(tree: Path, path: str) -> None:
     (tree / "empty").mkdir()
-    (tree / "gone.csv").symlink_to(tree / "nowhere")
-    with pytest.raises(DataError, match="no CSV or Parquet file is there") as caught:
+    with pytest.raises(DataError, match="no CSV, JSON or Parquet file is there") as caught:
         find_files([str(tree / "b.csv"), str(tree / path)])
     assert caught.value.path == str(tree / path)
 
@@ -157,9 +153,9 @@ def test_a_row_that_is_not_utf8_is_broken_and_the_others_survive(tmp_path: Path)
     rows, broken = read(path)
     assert rows == {0: ("1", "café"), 4: ("5", None)}
     assert sorted((row_of(b), b.reason) for b in broken) == [
-        (1, "column 'b' is not UTF-8 text; save the file as UTF-8"),
+        (1, NOT_UTF8_CELL.format("b")),
         (2, "expected 2 fields, found 3"),
-        (3, "column 'a' is not UTF-8 text; save the file as UTF-8"),
+        (3, NOT_UTF8_CELL.format("a")),
     ]
 
 
@@ -191,13 +187,13 @@ def test_every_row_of_a_csv_file_is_read_or_broken_at_its_position(
     read_, bad = {}, {}
     for position, record in enumerate(records):
         if isinstance(record, bytes):
-            bad[position] = "column 'a' is not UTF-8 text; save the file as UTF-8"
+            bad[position] = NOT_UTF8_CELL.format("a")
         elif len(record) == 2:
             read_[position] = tuple(cell or None for cell in record)
         else:
             bad[position] = f"expected 2 fields, found {len(record)}"
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "CSV_BLOCK", 5 + 2 * max(map(len, lines)) + spare)
+        patch.setattr(csv_files, "CSV_BLOCK", 5 + 2 * max(map(len, lines)) + spare)
         rows, broken = read(write(Path(folder) / "a.csv", content))
     assert rows == read_
     assert {row_of(b): b.reason for b in broken} == bad
@@ -259,8 +255,7 @@ def test_cells_of_several_lines_are_cells(tmp_path: Path, cell: str, end: str) -
         (b"\n\na\n1\n", "it begins with an empty line; remove it"),
         (b"\n\n", "it has no rows"),
         (b"a,b,a\n1,2,3\n", "column 'a' appears more than once; rename one of them"),
-        (b"a,caf\xe9\n1,2\n", "its header is not UTF-8 text; save it as UTF-8"),
-        ("a,b\n1,2\n".encode("utf-16"), "its header is not UTF-8 text; save it as UTF-8"),
+        (b"a,caf\xe9\n1,2\n", "its header is not UTF-8 text; " + REMEDY.format("it")),
     ],
 )
 def test_a_csv_file_that_cannot_be_read_is_broken_once(
@@ -277,7 +272,7 @@ def test_a_header_alone_is_no_rows(tmp_path: Path) -> None:
 def test_a_quote_that_is_never_closed_is_broken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "CSV_BLOCK", 32)
+    monkeypatch.setattr(csv_files, "CSV_BLOCK", 32)
     path = write(tmp_path / "a.csv", 'a,b\n1,"2\n' + "3,4\n" * 50)
     reason = "a row is too long, perhaps for want of a closing quote"
     assert read(path)[1] == [Broken(path, reason)]
