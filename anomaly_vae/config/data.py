@@ -154,7 +154,8 @@ class DataConfig(Section):
     """Location, labels, groups and splits of the data, common to tables and images."""
 
     path: str | tuple[str, ...]
-    """Files, folders or globs: CSV or Parquet for tables; images, or a CSV manifest of images."""
+    """Files, folders or globs: CSV, JSON or Parquet for tables; images, or a CSV manifest of
+    images."""
     label: str | None = None
     """Column that marks known anomalies, which never train; null: every row counts as normal."""
     positive: Annotated[int | float | str | bool, Field(union_mode="left_to_right")] = 1

@@ -167,7 +167,7 @@ def recognise_times(values: Sequence[Any], configured: str | None = None) -> Tim
         return TimeColumn(configured)
     if isinstance(values[0], str | dt.datetime) and _all_parse(values, None):
         return TimeColumn()
-    fitting = [n for n in _candidates(values) if all(_in_range(value, n) for value in values)]
+    fitting = [name for name in _candidates(values) if _fits(values, name)]
     if len(fitting) == 1:
         return TimeColumn(fitting[0])
     if fitting:
@@ -183,6 +183,13 @@ def _candidates(values: Sequence[Any]) -> list[str]:
     if isinstance(first, bool) or not re.fullmatch(r"\d{8,19}(\.\d+)?", text):
         return []
     return ["%Y%m%d", *EPOCHS]
+
+
+def _fits(values: Sequence[Any], time_format: str) -> bool:
+    """Return whether all values have a format; numbers must also be of plausible years."""
+    if "/" in time_format or "-" in time_format:
+        return _all_parse(values, time_format)
+    return all(_in_range(value, time_format) for value in values)
 
 
 def _in_range(value: Any, time_format: str) -> bool:

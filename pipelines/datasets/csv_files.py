@@ -28,7 +28,7 @@ from pipelines.datasets.parts import (
     Reading,
     refuse_duplicates,
 )
-from pipelines.datasets.plain_text import BLOCK, peek, plain_text
+from pipelines.datasets.plain_text import BLOCK, ZEROS, peek, plain_text
 
 CSV_BLOCK = 4 << 20
 """Size of the blocks in which CSV is read, in bytes."""
@@ -101,12 +101,18 @@ def _preamble(lines: Sequence[str]) -> tuple[str | None, int]:
     if lines and (match := re.fullmatch(r'"?sep=(.)"?\s*', lines[0])):
         return match[1], 1
     skip = 0
-    while skip + 1 < len(lines) and lines[skip].startswith("#"):
-        fields, below = (_separators(line) for line in lines[skip : skip + 2])
-        if not lines[skip + 1].startswith("#") and fields >= below:
-            break
+    while skip + 1 < len(lines) and _is_comment(lines[skip], lines[skip + 1]):
         skip += 1
     return None, skip
+
+
+def _is_comment(line: str, below: str) -> bool:
+    """Return whether a line is a comment, and not a header that begins with #."""
+    if not line.startswith("#"):
+        return False
+    if below.startswith("#") or _separators(line) != _separators(below):
+        return True
+    return line.startswith("# ") and not re.search(r"(^|[^\w.])\d", below)
 
 
 def _separators(line: str) -> int:
@@ -137,6 +143,8 @@ def _ends_with_separator(rows: Iterator[list[str]], count: int) -> bool:
 def _check_names(names: list[str]) -> None:
     if any("\udc80" <= character <= "\udcff" for name in names for character in name):
         raise ValueError("its header is not UTF-8 text; " + ENCODING_REMEDY.format("it"))
+    if any("\0" in name for name in names):
+        raise ValueError(ZEROS)
     refuse_duplicates(names)
 
 
@@ -211,7 +219,7 @@ def _say_layout(path: Path, layout: Layout, encoding: str | None, reading: Readi
     if encoding is not None:
         reading.say(path, f"read as {encoding}")
     if layout.unnamed:
-        reading.say(path, f"{layout.unnamed} columns without a name at the end are left out")
+        reading.say(path, "columns without a name at the end of the lines are left out")
 
 
 def _read_plain(path: Path, plain: Path, layout: Layout) -> Iterator[Chunk | Broken]:
@@ -277,13 +285,11 @@ def _say_mark(
 ) -> None:
     if mark is None:
         return
-    if mark == "," and spelling.comma + spelling.doubtful:
-        example, how = spelling.example, "with a decimal comma"
-    else:
-        example, how = spelling.example, "with separators of thousands"
-    number = rewritten(pa.array([example]), mark)[0].as_py()
-    text = f", {shown(example)} as {number}" if example else ""
-    reading.say(path, f"column '{name}': numbers are read {how}{text}")
+    comma = mark == "," and "," in spelling.example
+    how = "with a decimal comma" if comma else "with separators of thousands"
+    number = rewritten(pa.array([spelling.example]), mark)[0].as_py()
+    example = f"{shown(spelling.example)} as {number}"
+    reading.say(path, f"column '{name}': numbers are read {how}, {example}")
 
 
 def _may_have_marks(plain: Path, separator: str) -> bool:

@@ -73,6 +73,8 @@ def _failing(error: Exception, path: str) -> str:
 
 
 def _matches(path: str) -> list[Path]:
+    if not path:
+        raise ValueError("the path is empty; name a file, a folder or a glob")
     place = Path(STDIN if path == "-" and not Path(path).exists() else path)
     try:
         is_file = is_readable(place)

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from anomaly_vae.messages import shown
-from pipelines.datasets.parts import Broken, Chunk, Head, Reading
+from pipelines.datasets.parts import ENCODING_REMEDY, Broken, Chunk, Head, Reading
 from pipelines.datasets.plain_text import plain_text
 
 BLOCK_ROWS, BLOCK_BYTES = 8_192, 4 << 20
@@ -112,22 +112,28 @@ def read_json(path: Path, reading: Reading) -> Iterator[Chunk | Broken]:
         if not plain.stat().st_size:
             raise ValueError("the file is empty")
         schema = _columns(plain).schema
-        rows = enumerate(_records(plain))
-        while block := _block(rows):
+        for block in _blocks(plain):
             yield from _parts(path, block, schema)
 
 
 Numbered = tuple[int, _Record]
 
 
-def _block(rows: Iterator[Numbered]) -> list[Numbered]:
-    block, size = [], 0
-    for row in rows:
-        block.append(row)
-        size += row[1].size
-        if len(block) >= BLOCK_ROWS or size >= BLOCK_BYTES:
-            break
-    return block
+def _blocks(plain: Path) -> Iterator[list[Numbered]]:
+    """Yield the records with their positions, in blocks; raise errors after the last block."""
+    block: list[Numbered] = []
+    size = 0
+    try:
+        for row in enumerate(_records(plain)):
+            block.append(row)
+            size += row[1].size
+            if len(block) >= BLOCK_ROWS or size >= BLOCK_BYTES:
+                yield block
+                block, size = [], 0
+    except _DamagedError:
+        yield block
+        raise
+    yield block
 
 
 def _parts(path: Path, block: list[Numbered], schema: pa.Schema) -> Iterator[Chunk | Broken]:
@@ -192,7 +198,7 @@ def _parsed(number: int, line: bytes) -> _Record:
     try:
         content = json.loads(line)
     except UnicodeDecodeError:
-        return _Record(number, len(line), None, "not UTF-8 text")
+        return _Record(number, len(line), None, "not UTF-8 text; " + ENCODING_REMEDY.format("it"))
     except (ValueError, RecursionError) as error:
         return _Record(number, len(line), None, f"not a JSON object: {error}")
     return _checked(number, len(line), content)

@@ -45,7 +45,7 @@ class Spelling:
     grouped: int = 0
     """Cells with separators of thousands, which are no plain numbers."""
     example: str = field(default="", compare=False)
-    """A cell that is no plain number."""
+    """A cell with a mark or separators."""
 
     def count(self, cells: pa.Array) -> None:
         """Count the cells (N,) of a block of text."""
@@ -61,13 +61,13 @@ class Spelling:
         self.point += _sum(pc.and_not(pc.or_(point, plain), comma))
         self.doubtful += _sum(pc.and_(marked, pc.and_(comma, point)))
         self.grouped += _sum(other)
-        if not self.example and self.grouped:
-            self.example = text.filter(other)[0].as_py()
+        for mask in (other, pc.and_(marked, comma)):
+            self.example = self.example or _first(text.filter(mask))
 
     @property
     def certain(self) -> Mark | None:
         """Decimal mark that the cells of this column show beyond doubt; None if they do not."""
-        if self.numbers < MOSTLY * self.values or bool(self.comma) == bool(self.point):
+        if self.numbers <= MOSTLY * self.values or bool(self.comma) == bool(self.point):
             return None
         return "," if self.comma else "."
 
@@ -79,8 +79,12 @@ class Spelling:
         """
         mark = self.certain
         if mark is None and not (self.comma or self.point) and self.doubtful:
-            mark = of_file if self.numbers >= MOSTLY * self.values else None
+            mark = of_file if self.numbers > MOSTLY * self.values else None
         return mark if mark == "," or self.grouped else None
+
+
+def _first(text: pa.Array) -> str:
+    return str(text[0].as_py()) if len(text) else ""
 
 
 def _sum(mask: pa.Array) -> int:

@@ -19,6 +19,8 @@ from typing import IO, Any, Literal
 
 import pyarrow as pa
 
+from anomaly_vae.messages import printable
+
 BLOCK = 1 << 20
 """Size of the blocks in which text is copied, in bytes."""
 PEEK = 1 << 20
@@ -54,6 +56,11 @@ FOREIGN = {
     b"%PDF": "a PDF file; export the table as CSV",
 }
 """Other formats and remedies, by the first bytes of a file."""
+ZEROS = (
+    "it holds zero bytes, as UTF-16 without a byte-order mark does; name its encoding, such as "
+    "data.csv.encoding: utf-16-le"
+)
+"""Reason why text without an encoding cannot be read."""
 PARQUET = b"PAR1"
 """First bytes of a Parquet file."""
 JSON_BEGINNING = re.compile(r"\s*(\{\s*[\"}]|\[\s*[\[{\]])")
@@ -117,9 +124,18 @@ def _open_pipe(path: Path) -> IO[bytes]:
 
 
 def content_of(path: Path) -> Path:
-    """Return where the content of a path is: the copy of a pipe, else the path itself."""
+    """Return where the content of a path is: the copy of a pipe, else the path itself.
+
+    A path whose name is not UTF-8, which Arrow refuses, is replaced by a link to it.
+    """
     status = path.stat()
-    return _copies.get((str(path), status.st_dev, status.st_ino), path)
+    key = (str(path), status.st_dev, status.st_ino)
+    if key not in _copies and printable(path) != str(path):
+        link = Path(tempfile.mkdtemp(prefix="anomaly-vae-link-"), "link")
+        link.symlink_to(path.absolute())
+        atexit.register(partial(shutil.rmtree, link.parent, ignore_errors=True))
+        _copies[key] = link
+    return _copies.get(key, path)
 
 
 # ---------------------------------------------------------------- recognition
@@ -284,10 +300,7 @@ def _encoding(path: Path, encoding: str | None) -> str | None:
             return None if marked == "utf-8-sig" else marked
         if encoding is None:
             if b"\0" in head:
-                raise ValueError(
-                    "it holds zero bytes, as UTF-16 without a byte-order mark does; name its "
-                    "encoding, such as data.csv.encoding: utf-16-le"
-                )
+                raise ValueError(ZEROS)
             return None
         return None if _is_utf8(iter([head, *iter(lambda: file.read(BLOCK), b"")])) else encoding
 

@@ -62,7 +62,7 @@ def _times(table: pa.Table, data: TabularData) -> tuple[NDArray[np.float64] | No
         found = time_column(table.column(data.time), data.time_format)
         seconds, problems = times_from_arrow(table.column(data.time), found.format)
     except DataError as error:
-        raise _wrong_time(data.time, str(error)) from None
+        raise _wrong_time(data.time, f": {error}") from None
     if problems:
         raise _wrong_time(
             data.time, f"row {problems[0].row}: {found.problem or problems[0].reason}"
@@ -72,7 +72,7 @@ def _times(table: pa.Table, data: TabularData) -> tuple[NDArray[np.float64] | No
 
 def _wrong_time(name: str, reason: str) -> DataError:
     return DataError(
-        f"data.time names the column '{name}', {reason}; set data.time_format", column=name
+        f"data.time names the column '{name}'{reason}; set data.time_format", column=name
     )
 
 

@@ -19,10 +19,7 @@ from pipelines.datasets.parts import ENCODING_REMEDY, Broken, Chunk, Head, first
 
 Row = tuple[str | None, ...]
 
-REMEDY = ENCODING_REMEDY
-    "name its encoding in data.csv.encoding (score: --csv encoding=latin-1), or save {} as UTF-8"
-)
-NOT_UTF8_CELL = "column '{}' is not UTF-8 text; " + REMEDY.format("the file")
+NOT_UTF8_CELL = "column '{}' is not UTF-8 text; " + ENCODING_REMEDY.format("the file")
 
 
 def write(path: Path, content: str | bytes = "a\n1\n") -> Path:
@@ -255,7 +252,7 @@ def test_cells_of_several_lines_are_cells(tmp_path: Path, cell: str, end: str) -
         (b"\n\na\n1\n", "it begins with an empty line; remove it"),
         (b"\n\n", "it has no rows"),
         (b"a,b,a\n1,2,3\n", "column 'a' appears more than once; rename one of them"),
-        (b"a,caf\xe9\n1,2\n", "its header is not UTF-8 text; " + REMEDY.format("it")),
+        (b"a,caf\xe9\n1,2\n", "its header is not UTF-8 text; " + ENCODING_REMEDY.format("it")),
     ],
 )
 def test_a_csv_file_that_cannot_be_read_is_broken_once(
