@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from anomaly_vae.config.data import EPOCHS
 from anomaly_vae.data.column_types import COLUMN_TYPES, TabularColumnSpec
 from anomaly_vae.data.converters import CellProblem, Levels, Numbers
+from anomaly_vae.data.times import DIGITS
 from anomaly_vae.errors import DataError
 from anomaly_vae.messages import listed
 from anomaly_vae.types import ColumnType
@@ -45,6 +47,13 @@ class Column:
     def json_schema(self) -> Mapping[str, Any]:
         """JSON schema of a cell in a JSON record."""
         return {"type": ["string", "number", "null"]} if self.format else self.spec.json_schema
+
+    @property
+    def mlflow_type(self) -> str:
+        """Name of the member of MLflow's ``DataType`` in a model signature."""
+        if self.format is None:
+            return self.spec.mlflow_type
+        return "double" if self.format in (DIGITS, *EPOCHS) else "string"
 
     def from_values(self, cells: Sequence[Any]) -> tuple[Values, list[CellProblem]]:
         """Convert N plain values; see `TabularColumnSpec.from_values`."""

@@ -25,6 +25,8 @@ CLOCK = re.compile(
     r"(Z|z|UTC|GMT|[+-]\d{2}(?::?\d{2})?(?::?\d{2})?)?"
 )
 """Pattern of a time of day: hour, minute, second, fraction, half of the day, zone."""
+DIGITS = "%Y%m%d"
+"""Format of dates that are written as one number, such as 20240131."""
 YEARS = (dt.datetime(1980, 1, 1, tzinfo=dt.UTC), dt.datetime(2050, 1, 1, tzinfo=dt.UTC))
 """Range of times in which numbers are recognised as times."""
 
@@ -48,8 +50,8 @@ def parse_time(value: object, time_format: str | None = None) -> float:
     """
     if isinstance(value, dt.datetime):
         return _seconds(value)
-    if isinstance(value, str) or (time_format not in EPOCHS and _is_whole(value)):
-        text = str(value).strip()
+    if isinstance(value, str) or (time_format and time_format not in EPOCHS and _is_whole(value)):
+        text = value.strip() if isinstance(value, str) else f"{value:.0f}"
         for parse in (_configured(time_format), dt.datetime.fromisoformat, _written):
             with suppress(ValueError, OverflowError):
                 return _seconds(parse(text))
@@ -58,8 +60,21 @@ def parse_time(value: object, time_format: str | None = None) -> float:
     raise ValueError(f"expected {_expected(time_format)}, got {shown(value)}")
 
 
+def format_time(moment: dt.datetime, time_format: str) -> str | int:
+    """Return a time in the form that `parse_time` reads with a format.
+
+    >>> format_time(dt.datetime(1970, 1, 2, tzinfo=dt.UTC), "epoch_ms")
+    86400000
+    """
+    if time_format in EPOCHS:
+        return round(_seconds(moment) / EPOCHS[time_format])
+    text = moment.strftime(time_format)
+    return int(text) if time_format == DIGITS else text
+
+
 def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and float(value).is_integer()  # type: ignore[arg-type]
 
 
 def _expected(time_format: str | None) -> str:
@@ -182,7 +197,7 @@ def _candidates(values: Sequence[Any]) -> list[str]:
         return [form.replace("/", match[1]) for form in ("%d/%m/%Y", "%m/%d/%Y")]
     if isinstance(first, bool) or not re.fullmatch(r"\d{8,19}(\.\d+)?", text):
         return []
-    return ["%Y%m%d", *EPOCHS]
+    return [DIGITS, *EPOCHS]
 
 
 def _fits(values: Sequence[Any], time_format: str) -> bool:

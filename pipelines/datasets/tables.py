@@ -64,9 +64,8 @@ def _times(table: pa.Table, data: TabularData) -> tuple[NDArray[np.float64] | No
     except DataError as error:
         raise _wrong_time(data.time, f": {error}") from None
     if problems:
-        raise _wrong_time(
-            data.time, f"row {problems[0].row}: {found.problem or problems[0].reason}"
-        )
+        reason = found.problem or problems[0].reason
+        raise _wrong_time(data.time, f", row {problems[0].row}: {reason}")
     return seconds, found.format
 
 

@@ -35,7 +35,8 @@ def test_columns_named_like_things(name: str) -> None:
     "name",
     ["amount", "TX_AMOUNT", "CUSTOMER_ID_NB_TX_1DAY_WINDOW", "TERMINAL_ID_RISK_7DAY_WINDOW",
      "num_cards", "number_of_accounts", "days_since_account_opening", "card_count",
-     "account_balance", "n_users", "customer_age", "valid", "paid", "x", "V14", "", "total_no_of_items"],
+     "account_balance", "n_users", "customer_age", "valid", "paid", "x", "V14",
+     "", "total_no_of_items"],
 )  # fmt: skip
 def test_columns_that_measure_or_count(name: str) -> None:
     assert not named_like_things(name)

@@ -4,7 +4,7 @@ import datetime as dt
 
 import pytest
 
-from anomaly_vae.data.times import TimeColumn, parse_time, recognise_times
+from anomaly_vae.data.times import TimeColumn, format_time, parse_time, recognise_times
 
 DAY = 86_400.0
 NEW_YEAR = dt.datetime(2024, 1, 1, tzinfo=dt.UTC).timestamp()
@@ -118,3 +118,11 @@ def test_a_configured_format_decides_doubt_and_needs_no_plausible_year() -> None
 def test_a_format_is_said() -> None:
     assert TimeColumn("epoch_ms").note == "read as times of the form epoch_ms"
     assert TimeColumn().note is None
+
+
+@pytest.mark.parametrize(
+    "time_format", ["epoch_s", "epoch_ms", "epoch_ns", "%Y%m%d", "%d/%m/%Y %H"]
+)
+def test_a_time_is_written_in_the_form_that_is_read(time_format: str) -> None:
+    moment = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
+    assert parse_time(format_time(moment, time_format), time_format) == NEW_YEAR

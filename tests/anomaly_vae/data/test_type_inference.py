@@ -216,7 +216,7 @@ COUNTS = [str(i % 21) for i in range(400)]
 def test_a_marker_among_numbers_is_refused_at_any_rate(marker: str, every: int) -> None:
     values = [marker if i % every == 0 else value for i, value in enumerate(COUNTS)]
     with pytest.raises(
-        DataError, match="mixes numbers with text: .* data.csv.null_values"
+        DataError, match=r"mixes numbers with text: .* data\.csv\.null_values"
     ) as caught:
         infer(values)
     assert repr(marker) in str(caught.value)
