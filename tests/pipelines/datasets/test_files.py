@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anomaly_vae.errors import DataError
-from pipelines.datasets import csv_files
+from pipelines.datasets import csv_files, files
 from pipelines.datasets.files import find_files, read_chunks, read_heads, read_table
 from pipelines.datasets.parts import ENCODING_REMEDY, Broken, Chunk, Head, first_line
 
@@ -116,6 +116,83 @@ def test_a_path_to_no_table_is_refused_by_name(tree: Path, path: str) -> None:
     with pytest.raises(DataError, match="no CSV, JSON or Parquet file is there") as caught:
         find_files([str(tree / "b.csv"), str(tree / path)])
     assert caught.value.path == str(tree / path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x.tsv",
+        "x.jsonl",
+        "x.ndjson",
+        "x.csv.gz",
+        "x.csv.zst",
+        "x.tsv.bz2",
+        "x.jsonl.xz",
+        "X.CSV.GZ",
+    ],
+)
+def test_tables_of_every_form_are_found_in_folders(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name)
+    write(tmp_path / "x.gz")
+    write(tmp_path / "x.txt")
+    assert find_files([str(tmp_path)]) == [path]
+
+
+def test_a_glob_that_names_a_suffix_finds_files_of_that_kind(tree: Path) -> None:
+    assert names(find_files([str(tree / "*.txt")]), tree) == ["notes.txt"]
+
+
+def test_characters_of_globs_in_the_names_of_folders_mean_themselves(tmp_path: Path) -> None:
+    path = write(tmp_path / "day[1]" / "part*.csv")
+    for place in (path, path.parent, path.parent / "*.csv", path.parent / "part?.csv"):
+        assert find_files([str(place)]) == [path]
+
+
+def test_links_that_lead_nowhere_are_refused_alone_and_broken_in_folders(tmp_path: Path) -> None:
+    whole = write(tmp_path / "a.csv", "a\n1\n")
+    (tmp_path / "b.csv").symlink_to("nowhere")
+    (tmp_path / "c.csv").symlink_to("c.csv")
+    for name, reason in (("b.csv", "a link to a file that is not there"), ("c.csv", "symbolic")):
+        with pytest.raises(DataError, match=f"{name}': .*{reason}"):
+            find_files([str(tmp_path / name)])
+    rows, broken = read(*find_files([str(tmp_path)]))
+    assert (list(rows), [b.path.name for b in broken]) == ([0], ["b.csv", "c.csv"])
+    assert read(whole) == (rows, [])
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("", "the path is empty"),
+        ("a\0b", "null byte"),
+        ("x" * 5_000, "File name too long"),
+        ("/dev/zero", "it is a device, neither a file nor a pipe"),
+    ],
+)
+def test_paths_that_are_no_files_are_refused_in_one_line(path: str, reason: str) -> None:
+    with pytest.raises(DataError, match=reason) as caught:
+        find_files([path])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_folder_without_permission_is_refused_and_not_skipped(tree: Path) -> None:
+    (tree / "sub").chmod(0)
+    with pytest.raises(DataError, match="sub': Permission denied"):
+        find_files([str(tree)])
+
+
+def test_an_empty_device_is_an_empty_file() -> None:
+    (path,) = find_files([os.devnull])
+    assert read(path) == ({}, [Broken(path, "the file is empty")])
+
+
+def test_the_standard_input_is_a_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(files, "STDIN", str(write(tmp_path / "piped", "a\n1\n")))
+    assert read(*find_files(["-"])) == ({0: ("1",)}, [])
+    write(tmp_path / "-", "b\n2\n")
+    assert find_files(["-"]) == [Path("-")]
 
 
 # ---------------------------------------------------------------- CSV
