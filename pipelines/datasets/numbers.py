@@ -15,8 +15,14 @@ Mark = Literal[".", ","]
 SPACES = r" '’\x{a0}\x{202f}"
 """Separators of thousands that are no decimal mark."""
 EXPONENT = r"([eE][+-]?\d+)?$"
-COMMA = rf"^[+-]?(\d+|[1-9]\d{{0,2}}([.{SPACES}]\d{{3}})+)(,\d*)?" + EXPONENT
-"""Pattern of a number that may have a decimal comma, and points or spaces between thousands."""
+COMMA = (
+    rf"^[+-]?((\d+|[1-9]\d{{0,2}}([.{SPACES}]\d{{3}})+),\d*|\d+|[1-9]\d{{0,2}}(\.\d{{3}}){{1,2}}"
+    rf"|[1-9]\d{{0,2}}([{SPACES}]\d{{3}})+)" + EXPONENT
+)
+"""Pattern of a number that may have a decimal comma, and points or spaces between thousands.
+
+Three points without a comma are an address such as 192.168.100.101.
+"""
 POINT = rf"^[+-]?(\d+|[1-9]\d{{0,2}}([,{SPACES}]\d{{3}})+)?(\.\d*)?" + EXPONENT
 """Pattern of a number that may have a decimal point, and commas or spaces between thousands."""
 MOSTLY = 0.5
