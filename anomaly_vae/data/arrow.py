@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 """Pattern of a finite decimal number in text."""
 INFINITE = r"^[+-]?[iI][nN][fF]([iI][nN][iI][tT][yY])?$"
 """Pattern of an infinite number in text."""
-INDEX_NAME = re.compile(r"__index_level_\d+__|Unnamed: \d+(_level_\d+)?")
+INDEX_NAME = re.compile(r"(__index_level_\d+__|Unnamed: \d+(_level_\d+)?)?")
 """Pattern of the names under which pandas writes an index without a name."""
 NOT_UTF8 = "bytes that are not UTF-8 text"
 """Description of bytes that cannot be read as text."""
@@ -108,10 +108,11 @@ def levels_from_arrow(array: pa.Array) -> ConvertedLevels:
     return merge_levels(raw, names), problems + found
 
 
-def times_from_arrow(array: pa.Array) -> Converted:
-    """Convert timestamps, dates or ISO 8601 text (N,) into seconds since 1970.
+def times_from_arrow(array: pa.Array, time_format: str | None = None) -> Converted:
+    """Convert timestamps, dates, or text or numbers (N,) into seconds since 1970.
 
-    Times without a zone are read as UTC. Times outside the years 1 to 9999 are problems.
+    Times without a zone are read as UTC. Text is read as `times.parse_time` reads it; numbers need
+    a format. Times outside the years 1 to 9999 are problems.
 
     Raises:
         DataError: the array is of another type.
@@ -120,8 +121,8 @@ def times_from_arrow(array: pa.Array) -> Converted:
     kind = array.type
     if pa.types.is_null(kind):
         return np.full(len(array), np.nan), []
-    if is_text(kind):
-        values, found = times_from_values(array.to_pylist())
+    if is_text(kind) or (time_format and is_numeric(kind)):
+        values, found = times_from_values(_present_values(array), time_format)
         return values, problems + found
     if not is_time(kind):
         raise DataError(f"expected dates or times, found {kind}")
@@ -157,6 +158,11 @@ def _ticks(array: pa.Array) -> tuple[pa.Array, int, int]:
 
 
 # ---------------------------------------------------------------- one type for equal content
+
+
+def _present_values(array: pa.Array) -> list[Any]:
+    """Return plain values (N,), None where missing."""
+    return [None if value != value else value for value in array.to_pylist()]  # noqa: PLR0124 NaN
 
 
 def normalise_array(array: pa.Array) -> pa.Array:
@@ -276,9 +282,18 @@ def without_markers(array: pa.Array) -> pa.Array:
     """Return an array of text (N,) with nulls for texts that mean a missing value, such as NA."""
     if not is_text(array.type):
         return array
-    text = pc.utf8_trim_whitespace(array)
-    missing = pc.is_in(text, value_set=pa.array(MISSING, text.type))
-    return pc.if_else(missing, pa.scalar(None, array.type), array)
+    return pc.if_else(is_missing(array), pa.scalar(None, array.type), array)
+
+
+def is_missing(text: pa.Array, markers: Sequence[str] = ()) -> pa.Array:
+    """Return a mask (N,) of texts that mean a missing value; False for nulls.
+
+    Args:
+        text: (N,) texts.
+        markers: texts that mean a missing value, besides those of `MISSING`.
+    """
+    values = pa.array([*MISSING, *markers], text.type)
+    return pc.is_in(pc.utf8_trim_whitespace(text), value_set=values)
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -306,7 +321,7 @@ def is_numeric(kind: pa.DataType) -> bool:
 def _numbers_from_text(array: pa.Array) -> Converted:
     text = pc.utf8_trim_whitespace(array)
     good = pc.match_substring_regex(text, NUMBER)
-    missing = pc.or_kleene(pc.is_null(text), pc.is_in(text, value_set=pa.array(MISSING, text.type)))
+    missing = pc.or_kleene(pc.is_null(text), is_missing(text))
     values = _to_numpy(pc.if_else(good, text, None).cast(pa.float64()))
     invalid = _to_mask(pc.invert(pc.or_kleene(pc.fill_null(good, False), missing)))
     problems = [

@@ -7,16 +7,17 @@ same results.
 
 from __future__ import annotations
 
-import datetime as dt
 import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from anomaly_vae.data.times import parse_time
 from anomaly_vae.errors import DataError
 from anomaly_vae.messages import shown
 
@@ -26,7 +27,6 @@ MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "<NA>")
 """Texts that mean a missing value, in text formats and in numbers, times and labels."""
 WHOLE = re.compile(r"([+-]?\d+)\.0*")
 """Pattern of a whole number written with decimals, such as 5.0."""
-EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +92,9 @@ def binary_from_values(values: Sequence[Any]) -> Converted:
     return _convert_each(values, _bit)
 
 
-def times_from_values(values: Sequence[Any]) -> Converted:
-    """Convert ISO 8601 texts or `datetime` objects (N,) into seconds since 1970."""
-    return _convert_each(values, _seconds)
+def times_from_values(values: Sequence[Any], time_format: str | None = None) -> Converted:
+    """Convert times (N,), as `parse_time` reads them, into seconds since 1970."""
+    return _convert_each(values, partial(_seconds, time_format))
 
 
 def levels_from_values(values: Sequence[Any]) -> ConvertedLevels:
@@ -178,14 +178,7 @@ def _bit(value: object) -> float:
     raise ValueError(f"expected 0 or 1, got {shown(value)}")
 
 
-def _seconds(value: object) -> float:
+def _seconds(time_format: str | None, value: object) -> float:
     if isinstance(value, str) and value.strip() in MISSING:
         return math.nan
-    try:
-        moment = dt.datetime.fromisoformat(value) if isinstance(value, str) else value
-    except ValueError:
-        moment = None
-    if not isinstance(moment, dt.datetime):
-        raise ValueError(f"expected an ISO 8601 date or time, got {shown(value)}")
-    zoned = moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
-    return (zoned - EPOCH).total_seconds()
+    return parse_time(value, time_format)

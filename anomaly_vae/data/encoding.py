@@ -8,11 +8,12 @@ position in two cycles: sine and cosine of the hour of the day and of the day of
 
 from __future__ import annotations
 
+import datetime as dt
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from anomaly_vae.data.converters import Levels, as_levels
 from anomaly_vae.data.schema import RawBatch, TabularSchema, Values
+from anomaly_vae.data.times import format_time
 from anomaly_vae.types import MAX_LEVELS, MIN_COUNT, ColumnType
 
 Matrix = NDArray[np.float32]
@@ -209,6 +211,7 @@ class Cyclic(_Encoded):
     period: float
     shift: float
     width: int = 2
+    NOON: ClassVar[str] = "2024-01-01T12:00:00"
 
     @property
     def label(self) -> str:
@@ -218,7 +221,7 @@ class Cyclic(_Encoded):
     @property
     def typical(self) -> str:
         """Noon on a Monday."""
-        return "2024-01-01T12:00:00"
+        return self.NOON
 
     def encode(self, values: NDArray[np.float64]) -> Matrix:
         """Encode seconds since 1970 (N,) as (N, 2)."""
@@ -362,8 +365,11 @@ class TabularEncoding:
     def typical_record(self, schema: Any) -> dict[str, Any]:
         """Return a record of typical values, which is not a real row."""
         record: dict[str, Any] = {column.name: None for column in schema.columns}
+        formats = {column.name: column.format for column in schema.columns}
         for column in self.columns:
             record[column.name] = column.typical
+            if form := formats[column.name]:
+                record[column.name] = format_time(dt.datetime.fromisoformat(Cyclic.NOON), form)
         return record
 
     def to_json(self) -> list[dict[str, Any]]:

@@ -54,6 +54,11 @@ class ImageColumn:
         """The description of the column."""
         return IMAGE_COLUMN
 
+    @property
+    def mlflow_type(self) -> str:
+        """Name of the member of MLflow's ``DataType`` in a model signature."""
+        return IMAGE_COLUMN.mlflow_type
+
 
 @dataclass(frozen=True)
 class ImageSchema:

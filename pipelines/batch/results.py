@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from anomaly_vae.errors import DataError
 from anomaly_vae.files import locked
+from anomaly_vae.messages import printable
 
 PART_ROWS = 1 << 20
 """Number of rows from which a part is complete."""
@@ -175,7 +176,7 @@ class Sink:
         for start in range(0, len(rows), REJECT_ROWS):
             chunk = rows[start : start + REJECT_ROWS]
             names = () if self._key is None else (name,)
-            self._pending += [(str(path), row, *names, column, reason) for row in chunk]
+            self._pending += [(printable(path), row, *names, column, reason) for row in chunk]
             if len(self._pending) >= REJECT_ROWS:
                 self._flush_rejects()
 

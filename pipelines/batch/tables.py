@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -32,15 +32,9 @@ from pipelines.batch.common import (
 from pipelines.batch.fdr import check_controllable, open_sink
 from pipelines.batch.keys import Keys, find_keys
 from pipelines.batch.results import SUMMARY, Sink, result_folder
-from pipelines.datasets.files import (
-    Broken,
-    Chunk,
-    Head,
-    absent_columns,
-    find_files,
-    heads_by_file,
-    read_chunks,
-)
+from pipelines.datasets.files import absent_columns, find_files, heads_by_file, read_chunks
+from pipelines.datasets.loading import NO_OPTIONS
+from pipelines.datasets.parts import Broken, Chunk, Head, Reading
 from pipelines.registry.model_uri import LoadedModel
 
 
@@ -51,6 +45,7 @@ def score_files(
     explain: Explain = None,
     heatmaps: HeatmapOptions = NO_HEATMAPS,
     fdr: float | None = None,
+    csv: Mapping[str, Any] = NO_OPTIONS,
 ) -> dict[str, Any]:
     """Score every row of every file into a folder and return the summary.
 
@@ -61,9 +56,10 @@ def score_files(
         explain: number of largest contributions to list per row, or "all".
         heatmaps: must be `NO_HEATMAPS`, as only images have heatmaps.
         fdr: false discovery rate at which to flag rows, instead of by the threshold.
+        csv: keys of `CsvConfig` that differ from the training configuration.
 
     Raises:
-        ConfigError: heatmaps are requested.
+        ConfigError: heatmaps are requested, or ``csv`` is invalid.
         DataError: no file is found, one lies in ``output``, or ``output`` holds other files.
         CalibrationError: the model's p-values do not allow control of the false discovery rate.
     """
@@ -71,8 +67,9 @@ def score_files(
         raise ConfigError("--heatmaps and --dicom-out are for image models; leave them out")
     output, calibration = Path(output), source.bundle.detector.calibration
     check_controllable(calibration, fdr)
+    reading = Reading.of_model(source.bundle, csv, score=True)
     files = exclude_output(paths, find_files(paths), output, lambda path: path)
-    by_file = heads_by_file(files)
+    by_file = heads_by_file(files, reading)
     heads = list(by_file.values())
     names = {name for head in heads for name in head.schema.names}
     warn_missing_group(calibration, names)
@@ -84,30 +81,41 @@ def score_files(
         result_folder(output) as folder,
         open_sink(folder, calibration, fdr, keys.field) as sink,
     ):
-        scoring = _Scoring(source.bundle, keys, sink, explain)
+        scoring = _Scoring(source.bundle, keys, sink, explain, reading)
         scoring.score_all(files, _total_rows(files, heads))
         entries = sink.finish()
         summary = summary_of(source, len(files), scoring.tally, sink) | entries
         summary["ignored_columns"] = list(source.bundle.scorer.schema.unknown(names))
+        summary |= _show_notes(reading)
         (folder / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return summary
+
+
+def _show_notes(reading: Reading) -> dict[str, Any]:
+    """Print the notes on text files; return them as an entry of the summary, if there are any."""
+    for note in reading.notes:
+        console.info(note)
+    return {"notes": list(reading.notes)} if reading.notes else {}
 
 
 class _Scoring:
     """A run over a sequence of files, with its position in the whole input."""
 
-    def __init__(self, bundle: Bundle, keys: Keys, sink: Sink, explain: Explain) -> None:
+    def __init__(
+        self, bundle: Bundle, keys: Keys, sink: Sink, explain: Explain, reading: Reading
+    ) -> None:
         self.detector = bundle.detector
         self.schema = cast("TabularSchema", bundle.scorer.schema)
         self.keys, self.sink, self.tally = keys, sink, Tally(bundle.monitor)
         self.explain, self.max_contributions = explain is not None, max_contributions(explain)
+        self.reading = reading
         self.path: Path | None = None
         self.start = self.rows_of_file = 0
 
     def score_all(self, files: Sequence[Path], total: int | None) -> None:
         """Score or reject every row of these files."""
         with console.progress("Scoring", total) as (bar, task):
-            for part in read_chunks(files, select=self._needed):
+            for part in read_chunks(files, select=self._needed, reading=self.reading):
                 count = self.score(part)
                 note = f"{self.tally.flagged:,} flagged, {self.tally.rejected:,} rejected"
                 bar.update(task, advance=count, note=note)
@@ -122,7 +130,7 @@ class _Scoring:
         self.rows_of_file = max(self.rows_of_file, int(part.rows[-1]) + 1)
         ids, problems = self.keys.ids(part.table)
         try:
-            batch = self.schema.from_arrow(part.table, part.markers)
+            batch = self.schema.from_arrow(part.table)
         except DataError as error:
             problem = RowProblem(0, error.column, str(error))
             self._reject(part, dict.fromkeys(range(len(part.rows)), problem), ids)

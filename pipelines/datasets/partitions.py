@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from anomaly_vae.data.arrow import normalise_array, numbers_from_arrow
 from anomaly_vae.errors import DataError
-from anomaly_vae.messages import shown
+from anomaly_vae.messages import printable, shown
 
 FOLDER = re.compile(r"([^=]+)=(.*)")
 """Pattern of a folder that names a column and the value of its rows."""
@@ -34,7 +34,7 @@ def folder_values(path: Path) -> dict[str, str | None]:
     {'day': '2018-07-01', 'shop': 'A/B'}
     """
     matches = filter(None, map(FOLDER.fullmatch, path.parent.parts))
-    pairs = (map(unquote, match.groups()) for match in matches)
+    pairs = (map(printable, map(unquote, match.groups())) for match in matches)
     return {name: None if value in NO_VALUE else value for name, value in pairs}
 
 

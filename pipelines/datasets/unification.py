@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from anomaly_vae.data.arrow import is_bytes, is_numeric, is_text, is_time
+from anomaly_vae.data.arrow import (
+    binary_from_arrow,
+    is_bytes,
+    is_numeric,
+    is_text,
+    is_time,
+    numbers_from_arrow,
+    times_from_arrow,
+)
 from anomaly_vae.errors import DataError
 
 Types = Mapping[pa.DataType, Path]
@@ -64,6 +76,42 @@ def cast_to(array: pa.Array, kind: pa.DataType) -> pa.Array:
         pyarrow.ArrowException: a value would change.
     """
     return array if array.type == kind else array.cast(kind)
+
+
+def read_as(text: pa.Array, kinds: Iterable[pa.DataType]) -> pa.Array:
+    """Return text (N,) of a file without types as numbers or times, if other files have these.
+
+    Args:
+        text: (N,) texts.
+        kinds: the types of the column in all files.
+
+    Returns:
+        (N,) numbers or times, or the text itself if a cell cannot be read so.
+    """
+    others = [kind for kind in kinds if not (is_text(kind) or pa.types.is_null(kind))]
+    for matches, read in READERS:
+        if all(map(matches, others)):
+            values, problems = read(text)
+            return text if problems else values
+    return text
+
+
+def _read_numbers(text: pa.Array) -> tuple[pa.Array, Any]:
+    with suppress(pa.ArrowException):  # integers of any size
+        return pc.utf8_trim_whitespace(text).cast(pa.int64()), ()
+    values, problems = numbers_from_arrow(text)
+    return pa.array(values, from_pandas=True), problems
+
+
+def _read_booleans(text: pa.Array) -> tuple[pa.Array, Any]:
+    values, problems = binary_from_arrow(text)
+    return pa.array(values, from_pandas=True).cast(pa.bool_()), problems
+
+
+def _read_times(text: pa.Array) -> tuple[pa.Array, Any]:
+    seconds, problems = times_from_arrow(text)
+    micros = pa.array(np.round(seconds * 1e6), from_pandas=True).cast(pa.int64())
+    return micros.cast(pa.timestamp("us")), problems
 
 
 def _is_number(kind: pa.DataType) -> bool:
@@ -145,3 +193,11 @@ FAMILIES: tuple[
     (pa.types.is_duration, _duration),
 )
 """Function that unites the types of a family, by the test for its members."""
+READERS: tuple[
+    tuple[Callable[[pa.DataType], bool], Callable[[pa.Array], tuple[pa.Array, Any]]], ...
+] = (
+    (pa.types.is_boolean, _read_booleans),
+    (_is_number, _read_numbers),
+    (is_time, _read_times),
+)
+"""Function that reads text as the type of other files, by the test for that type."""

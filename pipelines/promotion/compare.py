@@ -23,7 +23,7 @@ from anomaly_vae.evaluation.comparison import (
 )
 from anomaly_vae.lifecycle.parity import parity
 from anomaly_vae.lifecycle.promotion import Comparison, Costs, Parity, UnscorableRows
-from pipelines.datasets.files import find_files, read_table
+from pipelines.datasets.loading import read_for_model
 from pipelines.reports.labelled import Judged, Labelled, judge
 
 
@@ -157,8 +157,7 @@ def _agreement(
     if traffic:
         if not challenger.limits.accepts_traffic:
             raise ConfigError("--traffic is for table models; leave it out")
-        used = {name for one in (champion, challenger) for name in one.bundle.scorer.schema.names}
-        table = read_table(find_files(traffic), used.__contains__)
+        table = read_for_model(challenger.bundle, traffic, champion.bundle.scorer.schema.names)
         labelled, rows_name = Labelled.of(table, {}), "the traffic"
         pair = (
             judge(champion.bundle.detector, labelled),

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from anomaly_vae.data.column_types import Storage
-from anomaly_vae.data.converters import Levels, levels_from_values, times_from_values
+from anomaly_vae.data.converters import Levels, levels_from_values
 from anomaly_vae.data.schema import Column, RawBatch, TabularSchema, Values
 
 Rows: TypeAlias = list[tuple[Any, ...]]
@@ -36,7 +36,8 @@ class RowDecoder:
         self._interpret = schema.interpret
         storages = [column.spec.storage for column in columns]
         self._numbers = sum(storage != "level" for storage in storages)
-        self._times = slice(storages.count("number"), self._numbers)
+        self._times = range(storages.count("number"), self._numbers)
+        self._columns = columns
         supported = not any(map(UNSUPPORTED_NAME.search, self.names))
         self._decoder = supported and msgspec.json.Decoder(_request_type(columns, schema))
 
@@ -49,18 +50,17 @@ class RowDecoder:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
         rows = [msgspec.structs.astuple(record) for record in records]
-        return self._parse_times(rows) if self._times.start < self._times.stop else rows
+        return self._parse_times(rows) if self._times else rows
 
     def _parse_times(self, rows: Rows) -> Rows | None:
         """Convert times to seconds; None if one of them cannot be read."""
-        cells = self._times
-        width = cells.stop - cells.start
-        seconds, problems = times_from_values([cell for row in rows for cell in row[cells]])
-        if problems:
+        first, last = self._times.start, self._times.stop
+        parsed = [self._columns[i].from_values([row[i] for row in rows]) for i in self._times]
+        if any(problems for _, problems in parsed):
             return None
-        times = seconds.reshape(-1, width).tolist()
+        times = np.array([seconds for seconds, _ in parsed]).T.tolist()
         pairs = zip(rows, times, strict=True)
-        return [(*row[: cells.start], *parsed, *row[cells.stop :]) for row, parsed in pairs]
+        return [(*row[:first], *seconds, *row[last:]) for row, seconds in pairs]
 
     def batch(self, rows: Rows) -> RawBatch:
         """Convert rows, which may come from several bodies, into a batch."""
@@ -76,12 +76,17 @@ def _levels(cells: Sequence[Any]) -> Levels:
     return levels_from_values(cells)[0]  # without problems, as the request type has none
 
 
+def _cell_type(column: Column) -> Any:
+    """Return the type of a cell; a time that has a format may be a number."""
+    return str | int | float | None if column.format else column.spec.json_type
+
+
 def _request_type(columns: Sequence[Column], schema: TabularSchema) -> Any:
     """Create the type of a request with these columns; unused known keys may have any value."""
     names = [column.name for column in columns]
     unused = schema.known - set(names)
     unused_names = sorted(name for name in unused if not UNSUPPORTED_NAME.search(name))
-    fields = [(f"c{i}", column.spec.json_type, None) for i, column in enumerate(columns)]
+    fields = [(f"c{i}", _cell_type(column), None) for i, column in enumerate(columns)]
     fields += [(f"k{i}", Any, None) for i in range(len(unused_names))]
     rename = dict(zip((name for name, *_ in fields), [*names, *unused_names], strict=True))
     options: dict[str, Any] = {"forbid_unknown_fields": True, "gc": False}

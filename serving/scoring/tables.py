@@ -102,7 +102,7 @@ def _request_schema(components: Sequence[str], max_records: int) -> Json:
 def record_schema(model: ServedTable) -> Json:
     """Describe a record of this model; every key is optional."""
     properties = {
-        column.name: {**column.spec.json_schema, "examples": [model.example[column.name]]}
+        column.name: {**column.json_schema, "examples": [model.example[column.name]]}
         for column in model.schema.columns
     }
     return {"type": "object", "properties": properties, "additionalProperties": True}

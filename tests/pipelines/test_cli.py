@@ -317,3 +317,22 @@ def test_the_process_keeps_stdout_for_the_answer(champion: World) -> None:
     failed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (failed.returncode, failed.stdout) == (1, "")
     assert failed.stderr.count("\n") == 1
+
+
+def test_the_form_of_csv_files_is_an_option_of_score_and_evaluate(
+    world: World, command: Command, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "bundle"
+    world.calibrated.bundle.save(bundle)
+    path = tmp_path / "t.csv"
+    path.write_text("TX_AMOUNT~TX_FRAUD\n" + "".join(f"{i},5~{i % 2}\n" for i in range(40)))
+    where = ("--input", path, "--output", tmp_path / "o")
+    scored = command("score", "--model", bundle, *where, "--csv", "separator=~")
+    assert scored.json["scored"] == 40
+    assert scored.err.count("numbers are read with a decimal comma") == 1
+    options = ("--model", bundle, "--data", path, "--label", "TX_FRAUD")
+    evaluated = command("evaluate", *options, "--csv", "separator=~")
+    assert evaluated.json["metrics"]["rows"] == 40
+    wrong = command("evaluate", *options, "--csv", "seperator=~")
+    assert (wrong.code, "data.csv.seperator, did you mean separator" in wrong.err) == (1, True)
+    assert command("evaluate", *options, "--csv", "x").code == 2

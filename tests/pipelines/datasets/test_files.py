@@ -18,21 +18,19 @@ from pyarrow import orc
 from pyarrow.parquet import encryption
 
 from anomaly_vae.errors import DataError
-from pipelines.datasets import files
+from pipelines.datasets import csv_files, files, parquet_files
 from pipelines.datasets.files import (
-    Broken,
-    Chunk,
-    Head,
     absent_columns,
     find_files,
-    first_line,
     heads_by_file,
     read_chunks,
-    read_heads,
     read_table,
 )
+from pipelines.datasets.parts import ENCODING_REMEDY, Broken, Chunk, Head, first_line
 
 Row = tuple[str | None, ...]
+
+NOT_UTF8_CELL = "column '{}' is not UTF-8 text; " + ENCODING_REMEDY.format("the file")
 
 
 def write(path: Path, content: str | bytes = "a\n1\n") -> Path:
@@ -123,13 +121,89 @@ def test_paths_keep_their_order_and_a_file_comes_once(tree: Path) -> None:
     assert found == ["sub/c.PQ", "sub/deep/d.csv", "b.csv", "part[1].csv"]
 
 
-@pytest.mark.parametrize("path", ["absent.csv", "absent/*.csv", "*.txt", "empty", "gone.csv"])
+@pytest.mark.parametrize("path", ["absent.csv", "absent/*.csv", "*.dat", "empty"])
 def test_a_path_to_no_table_is_refused_by_name(tree: Path, path: str) -> None:
     (tree / "empty").mkdir()
-    (tree / "gone.csv").symlink_to(tree / "nowhere")
-    with pytest.raises(DataError, match="no CSV or Parquet file is there") as caught:
+    with pytest.raises(DataError, match="no CSV, JSON or Parquet file is there") as caught:
         find_files([str(tree / "b.csv"), str(tree / path)])
     assert caught.value.path == str(tree / path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x.tsv",
+        "x.jsonl",
+        "x.ndjson",
+        "x.csv.gz",
+        "x.csv.zst",
+        "x.tsv.bz2",
+        "x.jsonl.xz",
+        "X.CSV.GZ",
+    ],
+)
+def test_tables_of_every_form_are_found_in_folders(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name)
+    write(tmp_path / "x.gz")
+    write(tmp_path / "x.txt")
+    assert find_files([str(tmp_path)]) == [path]
+
+
+def test_a_glob_that_names_a_suffix_finds_files_of_that_kind(tree: Path) -> None:
+    assert names(find_files([str(tree / "*.txt")]), tree) == ["notes.txt"]
+
+
+def test_characters_of_globs_in_the_names_of_folders_mean_themselves(tmp_path: Path) -> None:
+    path = write(tmp_path / "day[1]" / "part*.csv")
+    for place in (path, path.parent, path.parent / "*.csv", path.parent / "part?.csv"):
+        assert find_files([str(place)]) == [path]
+
+
+def test_links_that_lead_nowhere_are_refused_alone_and_broken_in_folders(tmp_path: Path) -> None:
+    whole = write(tmp_path / "a.csv", "a\n1\n")
+    (tmp_path / "b.csv").symlink_to("nowhere")
+    (tmp_path / "c.csv").symlink_to("c.csv")
+    for name, reason in (("b.csv", "a link to a file that is not there"), ("c.csv", "symbolic")):
+        with pytest.raises(DataError, match=f"{name}': .*{reason}"):
+            find_files([str(tmp_path / name)])
+    rows, broken = read(*find_files([str(tmp_path)]))
+    assert (list(rows), [b.path.name for b in broken]) == ([0], ["b.csv", "c.csv"])
+    assert read(whole) == (rows, [])
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("", "the path is empty"),
+        ("a\0b", "null byte"),
+        ("x" * 5_000, "File name too long"),
+        ("/dev/zero", "it is a device, neither a file nor a pipe"),
+    ],
+)
+def test_paths_that_are_no_files_are_refused_in_one_line(path: str, reason: str) -> None:
+    with pytest.raises(DataError, match=reason) as caught:
+        find_files([path])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_folder_without_permission_is_refused_and_not_skipped(tree: Path) -> None:
+    (tree / "sub").chmod(0)
+    with pytest.raises(DataError, match="sub': Permission denied"):
+        find_files([str(tree)])
+
+
+def test_an_empty_device_is_an_empty_file() -> None:
+    (path,) = find_files([os.devnull])
+    assert read(path) == ({}, [Broken(path, "the file is empty")])
+
+
+def test_the_standard_input_is_a_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(files, "STDIN", str(write(tmp_path / "piped", "a\n1\n")))
+    assert read(*find_files(["-"])) == ({0: ("1",)}, [])
+    write(tmp_path / "-", "b\n2\n")
+    assert find_files(["-"]) == [Path("-")]
 
 
 # ---------------------------------------------------------------- CSV
@@ -143,7 +217,7 @@ def test_csv_is_read_as_text_whatever_its_line_ends(
 ) -> None:
     lines = newline.join(["id,b", "007,1.50", '"x ""y"", z",', '"é", '])
     path = write(tmp_path / "a.csv", bom + (lines + newline * last).encode())
-    assert read(path) == ({0: ("007", "1.50"), 1: ('x "y", z', None), 2: ("é", " ")}, [])
+    assert read(path) == ({0: ("007", "1.50"), 1: ('x "y", z', None), 2: ("é", None)}, [])
     assert next(iter(read_chunks([path]))).table.schema.names == ["id", "b"]  # type: ignore[union-attr]  # a Chunk
 
 
@@ -164,9 +238,9 @@ def test_a_row_that_is_not_utf8_is_broken_and_the_others_survive(tmp_path: Path)
     rows, broken = read(path)
     assert rows == {0: ("1", "café"), 4: ("5", None)}
     assert sorted((row_of(b), b.reason) for b in broken) == [
-        (1, "column 'b' is not UTF-8 text; save the file as UTF-8"),
+        (1, NOT_UTF8_CELL.format("b")),
         (2, "expected 2 fields, found 3"),
-        (3, "column 'a' is not UTF-8 text; save the file as UTF-8"),
+        (3, NOT_UTF8_CELL.format("a")),
     ]
 
 
@@ -198,13 +272,13 @@ def test_every_row_of_a_csv_file_is_read_or_broken_at_its_position(
     read_, bad = {}, {}
     for position, record in enumerate(records):
         if isinstance(record, bytes):
-            bad[position] = "column 'a' is not UTF-8 text; save the file as UTF-8"
+            bad[position] = NOT_UTF8_CELL.format("a")
         elif len(record) == 2:
-            read_[position] = tuple(cell or None for cell in record)
+            read_[position] = tuple(cell if cell.strip() else None for cell in record)
         else:
             bad[position] = f"expected 2 fields, found {len(record)}"
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "CSV_BLOCK", 5 + 2 * max(map(len, lines)) + spare)
+        patch.setattr(csv_files, "CSV_BLOCK", 5 + 2 * max(map(len, lines)) + spare)
         rows, broken = read(write(Path(folder) / "a.csv", content))
     assert rows == read_
     assert {row_of(b): b.reason for b in broken} == bad
@@ -250,7 +324,7 @@ def test_lines_that_an_unclosed_quote_swallows_are_not_silently_lost(
 
 
 @pytest.mark.parametrize(
-    "cell", ["x\ny", 'He said:\n"yes"', "x,\ny", "a,b\nc,d\n", '"x\n', "\n", "\n\ny", '"\n,""']
+    "cell", ["x\ny", 'He said:\n"yes"', "x,\ny", "a,b\nc,d\n", '"x\n', "\n\ny", '"\n,""']
 )
 @pytest.mark.parametrize("end", ["", "\n", "\nx,1\n"])
 def test_cells_of_several_lines_are_cells(tmp_path: Path, cell: str, end: str) -> None:
@@ -266,8 +340,7 @@ def test_cells_of_several_lines_are_cells(tmp_path: Path, cell: str, end: str) -
         (b"\n\na\n1\n", "it begins with an empty line; remove it"),
         (b"\n\n", "it has no rows"),
         (b"a,b,a\n1,2,3\n", "column 'a' appears more than once; rename one of them"),
-        (b"a,caf\xe9\n1,2\n", "its header is not UTF-8 text; save it as UTF-8"),
-        ("a,b\n1,2\n".encode("utf-16"), "its header is not UTF-8 text; save it as UTF-8"),
+        (b"a,caf\xe9\n1,2\n", "its header is not UTF-8 text; " + ENCODING_REMEDY.format("it")),
     ],
 )
 def test_a_csv_file_that_cannot_be_read_is_broken_once(
@@ -281,10 +354,16 @@ def test_a_header_alone_is_no_rows(tmp_path: Path) -> None:
     assert read(write(tmp_path / "a.csv", "a,b\n")) == ({}, [])
 
 
+@pytest.mark.parametrize("cell", ["", " ", "\n", "NA", " null "])
+def test_blank_cells_and_markers_are_missing(tmp_path: Path, cell: str) -> None:
+    path = write(tmp_path / "a.csv", b"a,b\n0," + quoted(cell) + b"\n")
+    assert read(path) == ({0: ("0", None)}, [])
+
+
 def test_a_quote_that_is_never_closed_is_broken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "CSV_BLOCK", 32)
+    monkeypatch.setattr(csv_files, "CSV_BLOCK", 32)
     path = write(tmp_path / "a.csv", 'a,b\n1,"2\n' + "3,4\n" * 50)
     reason = "a row is too long, perhaps for want of a closing quote"
     assert read(path)[1] == [Broken(path, reason)]
@@ -405,7 +484,7 @@ def test_heads_tell_columns_and_rows_and_leave_out_what_cannot_be_read(tmp_path:
         write(tmp_path / "c.csv", "b,c\n1,2\n"),
         write(tmp_path / "d.csv", ""),
     ]
-    assert list(read_heads(files)) == [
+    assert list(heads_by_file(files).values()) == [
         Head(pa.schema([("a", pa.int64())]), 2),
         Head(pa.schema([("b", pa.string()), ("c", pa.string())]), None),
     ]
@@ -549,7 +628,7 @@ def test_a_named_index_is_a_column(tmp_path: Path, rows: int) -> None:
         path = tmp_path / f"{name}.parquet"
         frame.set_axis(index).to_parquet(path, row_group_size=2)
         assert read_table([path])["id"].to_pylist() == index.tolist()
-        (head,) = read_heads([path])
+        (head,) = heads_by_file([path]).values()
         assert sorted(head.schema.names) == ["a", "id"]
         chunks = read_chunks(
             [path], batch_rows=2, select=lambda names: [n for n in names if n == "id"]
@@ -618,11 +697,11 @@ def feather(path: Path) -> None:
         (lambda p: p.write_bytes(b"hello"), "it is not Parquet, or was cut short"),
         (lambda p: p.write_bytes(b"a,b\n" * 9), "it is not Parquet, or was cut short"),
         (lambda p: p.write_bytes(b"PAR1" * 9), "its footer is damaged; write the file again"),
-        (feather, "it is an Arrow or Feather file, not Parquet; convert it to Parquet or CSV"),
+        (feather, "it is an Arrow file; write it as Parquet"),
         (lambda p: orc.write_table(pa.table({"a": [1]}), p),
-         "it is an ORC file, not Parquet; convert it to Parquet or CSV"),
+         "it is an ORC file; write it as Parquet"),
         (lambda p: p.write_bytes(b"PK\x03\x04" * 9),
-         "it is a ZIP archive or an Excel workbook, not Parquet; convert it to Parquet or CSV"),
+         "it is a ZIP archive or an Excel workbook; unpack it, or export it as CSV"),
         (lambda p: pq.write_table(pa.table({"a": [1]}).select([]), p), "it has no columns"),
     ],
 )  # fmt: skip
@@ -635,7 +714,7 @@ def test_other_files_are_named_with_a_remedy(tmp_path: Path, make: Any, reason: 
 def test_a_file_that_unpacks_beyond_all_data_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "MAX_UNPACKED", 1 << 16)
+    monkeypatch.setattr(parquet_files, "MAX_UNPACKED", 1 << 16)
     options = {"compression": "zstd", "use_dictionary": False}
     path = write_parquet(tmp_path / "a.parquet", {"a": ["0" * 1_000_000]}, **options)
     rows, [broken] = read(path)
@@ -648,7 +727,7 @@ def test_long_texts_are_read_in_few_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any
 ) -> None:
     """A dictionary of one long text is small in the file, and its copies in rows are not."""
-    monkeypatch.setattr(files, "MAX_BATCH", 10_000)
+    monkeypatch.setattr(parquet_files, "MAX_BATCH", 10_000)
     texts = pa.array([None, "x", *["y" * 3_000] * 5]).dictionary_encode()
     column = texts if kind == "dictionary" else texts.cast(pa.string()).cast(kind)
     path = write_parquet(tmp_path / "a.parquet", {"a": column, "b": range(7)})

@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from anomaly_vae.errors import DataError
-from pipelines.datasets.files import Broken, Chunk, find_files, read_chunks, read_heads, read_table
+from pipelines.datasets.files import find_files, heads_by_file, read_chunks, read_table
 from pipelines.datasets.partitions import Partitions, folder_values
+from pipelines.datasets.parts import Broken, Chunk
 
 
 def write(root: Path, folder: str, name: str = "part.parquet", **columns: Any) -> Path:
@@ -63,7 +64,9 @@ def test_the_column_is_read_from_folders_globs_and_several_paths(
         (tmp_path / f"shop={shop}" / "_metadata").write_bytes(b"PAR1")
     files = find_files([str(tmp_path / path) for path in paths])
     assert read_table(files)["shop"].to_pylist() == [1, 1, 2, 2]
-    assert [head.schema.field("shop").type for head in read_heads(files)] == [pa.int64()] * 2
+    assert [head.schema.field("shop").type for head in heads_by_file(files).values()] == [
+        pa.int64()
+    ] * 2
     chunks = list(read_chunks(files, select=lambda names: [n for n in names if n != "a"]))
     if suffix == "parquet":
         assert [c.table.schema.names for c in chunks if isinstance(c, Chunk)] == [["shop"]] * 2

@@ -141,7 +141,7 @@ REFUSED: dict[str, tuple[Mapping[str, Any], dict[str, Any], str]] = {
     "numbers mixed with text": (
         {"a": ["12,50", *["2"] * (N - 1)], "b": NORMAL},
         {},
-        r"column 'a' mixes numbers with text: .* '12,50'; .* declare data\.features\.a\.type",
+        r"column 'a' mixes numbers with text: .* '12,50'; .* declare data\.types\.a\.type",
     ),
     "text declared as numbers": (
         {"a": ["x"] * N},

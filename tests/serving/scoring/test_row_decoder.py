@@ -105,3 +105,21 @@ def test_names_that_no_type_can_have_go_the_careful_way(name):
     ignored = TabularSchema(odd[1:], known=frozenset({name}))
     assert RowDecoder(ignored).decode(body) is None
     assert RowDecoder(ignored).decode(b'{"records": [{"b": 2}]}') == [(2.0,)]
+
+
+def test_times_of_several_formats_are_read_as_the_careful_way_reads_them():
+    columns = (
+        Column("iso", ColumnType.DATETIME),
+        Column("ms", ColumnType.DATETIME, "epoch_ms"),
+        Column("eu", ColumnType.DATETIME, "%d/%m/%Y"),
+    )
+    schema = TabularSchema(columns)
+    records = [{"iso": "1970-01-02", "ms": 86_400_000, "eu": "02/01/1970"}, {"ms": "86400000"}]
+    decoder = RowDecoder(schema)
+    rows = decoder.decode(json.dumps({"records": records}).encode())
+    assert rows is not None
+    quick, slow = decoder.batch(rows), schema.from_records(records)
+    for name in schema.names:
+        np.testing.assert_array_equal(quick.values[name], slow.values[name])
+    wrong = json.dumps({"records": [{"eu": "13/13/1970"}]}).encode()
+    assert decoder.decode(wrong) is None
