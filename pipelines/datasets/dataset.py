@@ -50,6 +50,8 @@ class Dataset:
     """Column of units, such as customers, whose rows must be in the same split."""
     id: str | None = None
     """Column with the id of each row."""
+    time_format: str | None = None
+    """Format of the time column, if its values need one."""
     duplicate_ids: int = 0
     """Number of rows whose id an earlier row has."""
     origin: str | None = None
@@ -90,7 +92,7 @@ class Dataset:
     @property
     def read_options(self) -> dict[str, Any]:
         """Options with which the test rows were read, and which later models must use as well."""
-        return {}
+        return {"time_format": self.time_format} if self.time_format else {}
 
     @cached_property
     def digest(self) -> str:

@@ -25,7 +25,9 @@ from anomaly_vae.images.pixels import DecodedImage, DecodeFailure
 from anomaly_vae.images.schema import ImageBatch, ImageSchema, image_batch
 from anomaly_vae.messages import listed
 from pipelines import console
-from pipelines.datasets.files import SUFFIXES, Broken, Chunk, read_chunks, read_heads
+from pipelines.datasets.files import SUFFIXES, heads_by_file, read_chunks
+from pipelines.datasets.parts import Broken, Chunk
+from pipelines.datasets.plain_text import PACKED_SUFFIXES
 
 PATH, FRAME, LABEL, ID = "path", "frame", "label", "id"
 
@@ -211,13 +213,21 @@ def _file_key(path: Path) -> str:
 
 def _expand(pattern: str) -> Iterator[ImageFile]:
     path = Path(pattern)
-    if pattern.lower().endswith(SUFFIXES) and os.path.isfile(path):  # noqa: PTH113 never raises
+    if _is_table_name(pattern) and os.path.isfile(path):  # noqa: PTH113 never raises
         yield from _read_manifest(path)
     elif os.path.lexists(path):
         yield from _list(path)
     else:
         for name in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207 absolute ones too
             yield from _list(Path(name))
+
+
+def _is_table_name(name: str) -> bool:
+    """Return whether a file has the name of a table, which may be compressed."""
+    name = name.lower()
+    for packed in PACKED_SUFFIXES:
+        name = name.removesuffix(packed)
+    return name.endswith(SUFFIXES)
 
 
 def _list(path: Path) -> Iterator[ImageFile]:
@@ -305,7 +315,7 @@ def _no_image(name: str, head: bytes) -> str:
         return "the file is empty; copy it again"
     if head[TAR_MAGIC] == b"ustar" or name.endswith(TAR_SUFFIXES):
         return TAR
-    if name.endswith(SUFFIXES):
+    if _is_table_name(name):
         return "it is a table and no image; to use it as a manifest, give the file itself"
     if _is_text(head):
         return "it is text and no image"
@@ -343,7 +353,7 @@ def _repeated(file: ImageFile, first: ImageFile) -> ImageFile:
 
 
 def _check_columns(manifest: Path) -> None:
-    head = next(read_heads([manifest]), None)
+    head = heads_by_file([manifest]).get(manifest)
     if head is not None and PATH not in head.schema.names:
         found = f"'{manifest}': a manifest needs a column 'path', found {listed(head.schema.names)}"
         raise DataError(f"{found}; the model scores images", path=str(manifest))

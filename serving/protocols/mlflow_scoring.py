@@ -251,11 +251,14 @@ def _read_csv(context: RequestContext, body: bytes) -> PendingRows:
     """Read CSV; its cells are converted in the same way as those of CSV files."""
     import pyarrow as pa
 
+    from anomaly_vae.data.arrow import without_markers
+
     names, *rows = _lines(body)
     columns = _columns_of([row for row in rows if row], names, "CSV")
     if context.model.reads_files:
         return _of_columns(context, columns)
-    table = pa.table({name: pa.array(cells, pa.string()) for name, cells in columns.items()})
+    text = {name: pa.array(cells, pa.string()) for name, cells in columns.items()}
+    table = pa.table({name: without_markers(cells) for name, cells in text.items()})
 
     def read(model: ServedModel) -> RawBatch:
         return requests.read_strictly(partial(model.schema.from_arrow, table))
