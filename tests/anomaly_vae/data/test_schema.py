@@ -204,11 +204,11 @@ def test_times_are_read_in_their_format_from_every_source() -> None:
     record = {"ms": 86_400_000, "eu": "02/01/1970", "day": 19700102}
     texts = {"ms": ["86400000", "NA"], "eu": ["02/01/1970 00:00", ""], "day": ["19700102", None]}
     batches = [
-        FORMATS.from_records([record, {}]),
+        FORMATS.from_records([record, dict.fromkeys(record)]),
         FORMATS.from_arrow(pa.Table.from_pylist([record, dict.fromkeys(record)])),
         FORMATS.from_arrow(pa.table(texts)),
         FORMATS.from_arrow(pa.table({"ms": pa.array([86_400_000, None], pa.timestamp("ms"))})),
-        FORMATS.from_records([dict.fromkeys(record, "1970-01-02"), {}]),
+        FORMATS.from_records([dict.fromkeys(record, "1970-01-02"), dict.fromkeys(record)]),
     ]
     for batch in batches:
         assert not batch.problems

@@ -399,8 +399,8 @@ ROWS = {
     "a.png/b.png,0": "there is no such file; check its path",
     "notes.txt,0": "it is text and no image",
     "s3://bucket/a.png,0": "it is a URL; copy the file here and list its path",
-    "a\0b.png,0": "a path cannot hold a zero byte",
-    "\udcff.png,0": "column 'path' is not UTF-8 text; save the file as UTF-8",
+    "\udcff.png,0": "column 'path' is not UTF-8 text; name its encoding in data.csv.encoding "
+    "(score: --csv encoding=latin-1), or save the file as UTF-8",
     f"{'long' * 99}.png,0": "it cannot be opened: File name too long; check its path",
 }
 """Rows of a manifest that give no image, and the reason."""
