@@ -536,6 +536,45 @@ def test_columns_that_contradict_each_other_are_refused_by_name(tmp_path: Path) 
         read_table(files)
 
 
+MIXED = {
+    "csv": ("day=1/a.csv", "id,amount,at,c\n7,12.5,2018-07-01 10:00,NA\n"),
+    "jsonl": (
+        "day=2/b.jsonl",
+        '{"id": "x8", "amount": 3, "at": "2018-07-02T00:00:00Z", "c": "NA"}\n',
+    ),
+}
+MIXED_TYPED = {
+    "id": [9], "amount": [0.5], "at": pa.array([1_530_403_200], pa.timestamp("s")), "c": ["NA"],
+}  # fmt: skip
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """A folder of folders with one row in CSV, in JSON and in Parquet."""
+    for name, content in MIXED.values():
+        write(tmp_path / name, content)
+    (tmp_path / "day=3").mkdir()
+    write_parquet(tmp_path / "day=3" / "c.parquet", MIXED_TYPED)
+    return tmp_path
+
+
+def test_files_of_all_formats_and_their_folders_become_one_table(mixed: Path) -> None:
+    table = read_table(find_files([str(mixed)]), used=lambda name: name != "id")
+    columns = table.to_pydict()
+    assert [at.isoformat() for at in columns.pop("at")] == [
+        "2018-07-01T10:00:00", "2018-07-02T00:00:00", "2018-07-01T00:00:00"
+    ]  # fmt: skip
+    assert columns == {"amount": [12.5, 3, 0.5], "c": [None, "NA", "NA"], "day": [1, 2, 3]}
+
+
+def test_one_cell_that_is_no_number_contradicts_the_numbers_of_other_files(mixed: Path) -> None:
+    path = write(mixed / "day=4/d.csv", "amount\n1\nmuch\n")
+    with pytest.raises(DataError, match="column 'amount' is ") as caught:
+        read_table(find_files([str(mixed)]), used=lambda name: name == "amount")
+    assert f"string in '{path}'; write it with one type" in str(caught.value)
+    assert read_table([path, mixed / "day=1/a.csv"])["amount"].to_pylist() == ["1", "much", "12.5"]
+
+
 def test_training_stops_at_a_broken_line_and_names_it(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "a,b\n1,2\n3\n")
     with pytest.raises(DataError, match="line 3: expected 2 fields, found 1") as caught:
