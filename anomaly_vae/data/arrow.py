@@ -125,7 +125,8 @@ def times_from_arrow(array: pa.Array, time_format: str | None = None) -> Convert
         values, found = times_from_values(_present_values(array), time_format)
         return values, problems + found
     if not is_time(kind):
-        raise DataError(f"expected dates or times, found {kind}")
+        remedy = "; for numbers, train with data.time_format" if is_numeric(kind) else ""
+        raise DataError(f"expected dates or times, found {kind}{remedy}")
     array, found = refuse_far_times(array)
     zone = kind.tz if pa.types.is_timestamp(kind) else None
     micros = array.cast(pa.timestamp("us", tz=zone), safe=False).cast(pa.int64())

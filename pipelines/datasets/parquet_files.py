@@ -63,7 +63,7 @@ def read_parquet(path: Path, batch_rows: int, select: Select) -> Iterator[Chunk 
         wanted = set(select([*file.schema_arrow.names, *(one.name for one in index)]))
         columns = [name for name in file.schema_arrow.names if name in wanted]
         index = [one for one in index if one.name in wanted]
-        texts = [name for name in columns if _holds_text(file.schema_arrow.field(name).type)]
+        texts = [name for name in columns if _holds_text(file, name)]
         start = 0
         for group in range(file.num_row_groups):
             rows = range(start, start + file.metadata.row_group(group).num_rows)
@@ -120,9 +120,11 @@ def _refuse_bomb(group: pq.RowGroupMetaData, packed: int) -> None:
         )
 
 
-def _holds_text(kind: pa.DataType) -> bool:
-    plain = plain_array(pa.nulls(0, kind)).type
-    return is_text(plain) or is_bytes(plain)
+def _holds_text(file: pq.ParquetFile, name: str) -> bool:
+    """Return whether a column is stored as text or bytes, and not in parts, as intervals are."""
+    plain = plain_array(pa.nulls(0, file.schema_arrow.field(name).type)).type
+    stored = {file.schema.column(i).path for i in range(len(file.schema))}
+    return name in stored and (is_text(plain) or is_bytes(plain))
 
 
 def _rows_within_limit(path: Path, group: int, texts: Sequence[str]) -> int:

@@ -61,8 +61,8 @@ ZEROS = (
     "data.csv.encoding: utf-16-le"
 )
 """Reason why text without an encoding cannot be read."""
-PARQUET = b"PAR1"
-"""First bytes of a Parquet file."""
+PARQUET = (b"PAR1", b"PARE")
+"""First bytes of a Parquet file, the second of one that is encrypted."""
 JSON_BEGINNING = re.compile(r"\s*(\{\s*[\"}]|\[\s*[\[{\]])")
 """Pattern of the beginning of JSON objects, or of an array of them."""
 PARQUET_SUFFIXES = (".parquet", ".pq")

@@ -101,9 +101,8 @@ def _times(table: pa.Table, data: TabularData) -> tuple[NDArray[np.float64] | No
 
 
 def _wrong_time(name: str, reason: str) -> DataError:
-    return DataError(
-        f"data.time names the column '{name}'{reason}; set data.time_format", column=name
-    )
+    remedy = "" if "data.time_format" in reason else "; set data.time_format"
+    return DataError(f"data.time names the column '{name}'{reason}{remedy}", column=name)
 
 
 def _duplicates(table: pa.Table, name: str | None) -> int:

@@ -26,6 +26,8 @@ Types = Mapping[pa.DataType, Path]
 """Types of a column, each with the first file that has it."""
 UNITS = ("s", "ms", "us", "ns")
 """Units of time, from the coarsest to the finest."""
+PADDED = r"^\s*0\d"
+"""Pattern of a number with leading zeros, which names something."""
 MAX_DIGITS = 76
 """Largest number of digits of a decimal."""
 
@@ -97,6 +99,8 @@ def read_as(text: pa.Array, kinds: Iterable[pa.DataType]) -> pa.Array:
 
 
 def _read_numbers(text: pa.Array) -> tuple[pa.Array, Any]:
+    if pc.any(pc.match_substring_regex(text, PADDED)).as_py():
+        return text, ("zero-padded numbers are names",)
     with suppress(pa.ArrowException):  # integers of any size
         return pc.utf8_trim_whitespace(text).cast(pa.int64()), ()
     values, problems = numbers_from_arrow(text)

@@ -95,6 +95,21 @@ def test_an_id_that_is_not_text_rejects_its_row(source: LoadedModel, tmp_path: P
     assert (reject["row"], reject[ID], reject["column"]) == (20, None, ID)
 
 
+def test_ids_of_text_files_and_typed_files_are_text_in_one_result(
+    source: LoadedModel, tmp_path: Path
+) -> None:
+    (tmp_path / "1.csv").write_text(f"{ID};TX_AMOUNT\nNA;1,5\nA;1,5\n007;much\n")
+    (tmp_path / "2.jsonl").write_text(f'{{"{ID}": 8, "TX_AMOUNT": 1.5}}\n')
+    pq.write_table(pa.table({ID: [9], "TX_AMOUNT": [1.5]}), tmp_path / "3.parquet")
+    summary = score_files(source, [str(tmp_path / "[1-3].*")], tmp_path / "out")
+    part = pq.read_table(tmp_path / "out" / "part-00000.parquet")
+    assert part[ID].to_pylist() == ["NA", "A", "8", "9"]
+    assert len(set(part["score"].to_pylist())) == 1
+    (reject,) = pq.read_table(tmp_path / "out" / REJECTS).to_pylist()
+    assert (reject["row"], reject[ID], reject["column"]) == (2, "007", "TX_AMOUNT")
+    assert "with a decimal comma" in "".join(summary["notes"])
+
+
 def test_an_id_with_the_name_of_a_column_of_rejects_takes_the_name() -> None:
     names = reject_schema(pa.field("row", pa.string())).names
     assert names == ["path", "reject_row", "row", "column", "reason"]

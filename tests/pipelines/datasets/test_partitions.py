@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,11 @@ def write(root: Path, folder: str, name: str = "part.parquet", **columns: Any) -
         rows = zip(*columns.values(), strict=True)
         lines = [",".join(columns), *(",".join(map(str, row)) for row in rows)]
         path.write_text("\n".join(lines) + "\n")
+    elif path.suffix == ".jsonl":
+        rows = zip(*columns.values(), strict=True)
+        path.write_text(
+            "".join(json.dumps(dict(zip(columns, r, strict=True))) + "\n" for r in rows)
+        )
     else:
         pq.write_table(pa.table(columns), path)
     return path
@@ -52,7 +58,7 @@ def test_the_type_is_that_of_all_values(values: list[str], kind: pa.DataType) ->
     assert Partitions.of(files).types == {"k": kind}
 
 
-@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
 @pytest.mark.parametrize("paths", [[""], ["shop=*/part.*"], ["shop=1", "shop=2"], ["*/*"]])
 def test_the_column_is_read_from_folders_globs_and_several_paths(
     tmp_path: Path, suffix: str, paths: list[str]
@@ -103,7 +109,7 @@ def test_a_column_that_agrees_with_its_folder_stays(
     assert chunk.table["k"].to_pylist() == cells
 
 
-@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
 def test_a_contradiction_in_a_column_that_is_not_selected_is_no_matter(
     tmp_path: Path, suffix: str
 ) -> None:
@@ -113,8 +119,9 @@ def test_a_contradiction_in_a_column_that_is_not_selected_is_no_matter(
     assert len(chunk.rows) == 2
 
 
-def test_cells_that_contradict_their_folder_are_broken(tmp_path: Path) -> None:
-    path = write(tmp_path, "k=7", k=[7, 8, None], a=[1, 2, 3])
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+def test_cells_that_contradict_their_folder_are_broken(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path, "k=7", f"part.{suffix}", k=[7, 8, None], a=[1, 2, 3])
     parts = list(read_chunks([path]))
     assert [list(part.rows) for part in parts if isinstance(part, Chunk)] == [[0]]
     reason = "column 'k' is {}, which contradicts the folder 'k=7'"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
 from anomaly_vae.errors import DataError
-from pipelines.datasets.unification import unite_types
+from pipelines.datasets.unification import read_as, unite_types
 
 
 def unite(*kinds: pa.DataType) -> pa.DataType:
@@ -64,3 +66,28 @@ def test_contradictions_name_the_column_both_files_and_both_types(
     assert caught.value.column == "x"
     expected = f"column 'x' is {first} in '1.parquet' but {other} in '2.parquet'; "
     assert str(caught.value).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("cells", "others", "expected"),
+    [
+        (["1", " 2 ", None], [pa.int64()], [1, 2, None]),
+        ([str(2**62 + 1)], [pa.int64()], [2**62 + 1]),
+        (["1.5", "NA", "7"], [pa.int32(), pa.float64()], [1.5, None, 7.0]),
+        (["1.5"], [pa.decimal128(5, 2)], [1.5]),
+        (["true", "0", None], [pa.bool_()], [True, False, None]),
+        (["2018-07-01", "2018-07-01 10:00:00.5", None], [pa.date32()],
+         [dt.datetime(2018, 7, 1), dt.datetime(2018, 7, 1, 10, 0, 0, 500_000), None]),  # noqa: DTZ001
+        ([None, None], [pa.float64()], [None, None]),
+        (["1", "x"], [pa.int64()], ["1", "x"]),
+        (["01", "02"], [pa.int64()], ["01", "02"]),
+        (["1"], [pa.timestamp("us")], ["1"]),
+        (["1"], [pa.int64(), pa.timestamp("us")], ["1"]),
+        (["1"], [pa.duration("s")], ["1"]),
+    ],
+)  # fmt: skip
+def test_text_is_read_as_other_files_have_the_column_or_stays(
+    cells: list[str | None], others: list[pa.DataType], expected: list[Any]
+) -> None:
+    kinds = [pa.string(), pa.null(), *others]
+    assert read_as(pa.array(cells, pa.string()), kinds).to_pylist() == expected
