@@ -338,7 +338,7 @@ def test_reading_png_imports_neither_pydicom_nor_nibabel():
     [
         ("DICOM", bytes(128) + b"DICM"),
         ("NIfTI", bytes(344) + b"n+1\0"),
-        ("NIfTI", gzip.compress(bytes(344) + b"n+1\0")),
+        ("NIfTI", gzip.compress(bytes(344) + b"n+1\0", mtime=0)),
         ("TIFF", b"II*\0"),
     ],
 )
