@@ -29,18 +29,9 @@ from anomaly_vae.data.splitting import CALIBRATION, TEST, TRAIN, UNUSED, VALIDAT
 from anomaly_vae.errors import DataError
 from anomaly_vae.images.encoding import IMAGE
 from anomaly_vae.images.schema import ImageSchema, image_batch
-from pipelines.datasets.image_files import (
-    BATCH_SIZE,
-    MAX_REASONS,
-    ImageFile,
-    Reasons,
-    concatenate,
-    find_images,
-    is_dicom,
-    list_files,
-    read_all,
-    read_images,
-)
+from pipelines.datasets.image_batches import BATCH_SIZE, concatenate, read_all, read_images
+from pipelines.datasets.image_files import MAX_REASONS, ImageFile, Reasons, is_dicom
+from pipelines.datasets.image_listing import find_images, list_files
 from pipelines.datasets.images import ImageDataset, load_images, read_labelled
 from pipelines.datasets.loading import load_dataset
 from tests.support.image_uploads import dicom_file
@@ -189,7 +180,7 @@ def test_what_is_no_image_has_a_problem_whatever_its_name(
     assert len(find_images([str(folder)])) == 3
 
 
-@pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tgz"])
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tgz", ".png", ".gz"])
 def test_a_tar_archive_is_to_be_unpacked(folder: Path, suffix: str) -> None:
     path = folder / f"scans{suffix}"
     with tarfile.open(path, "w:gz" if "g" in suffix else "w") as archive:
@@ -237,7 +228,9 @@ def test_dicom_is_an_image_whatever_its_name_but_no_dicomdir(
         path.write_bytes(preamble + b"\x08\0\x05\0CS\x0a\0ISO_IR 100" + bytes(400))
     problems = {file.path.name: file.problem for file in list_files([str(folder)])}
     assert problems[name] is None
-    assert problems["DICOMDIR"] == "a DICOMDIR lists other files and holds no image"
+    assert problems["DICOMDIR"] == (
+        "a DICOMDIR lists other files and holds no image; give its folder"
+    )
 
 
 def test_hidden_files_are_listed_with_a_problem(folder: Path) -> None:
