@@ -45,17 +45,9 @@ from pipelines.batch.common import (
 )
 from pipelines.batch.fdr import check_controllable, open_sink
 from pipelines.batch.results import DICOM, HEATMAPS, SUMMARY, Sink, result_folder
-from pipelines.datasets.image_files import (
-    FRAME,
-    ID,
-    PATH,
-    Batch,
-    ImageFile,
-    Reasons,
-    is_dicom,
-    list_files,
-    read_images,
-)
+from pipelines.datasets.image_batches import Batch, read_images
+from pipelines.datasets.image_files import FRAME, ID, PATH, ImageFile, Reasons, is_dicom
+from pipelines.datasets.image_listing import list_files
 from pipelines.registry.model_uri import LoadedModel
 
 ID_FIELD = pa.field(ID, pa.string())
@@ -214,8 +206,10 @@ class _ScoringRun:
         """Reject a frame, a file (``frame`` is None) or a row of a manifest that names no file."""
         self.tally.rejects_by_column[UNREADABLE] += 1
         self.reasons.add(file, reason)
+        if file.place and file.problem:
+            reason = f"{file.place}: {reason}"
         if not file.is_new:
-            frame, reason = file.row, f"{file.place}: {reason}"
+            frame = file.row
         name = pa.scalar(file.attributes.get(ID), ID_FIELD.type)
         self.sink.reject(file.name, [frame], reason, name=name)
 

@@ -24,6 +24,7 @@ from pipelines.datasets.loading import load_dataset
 from serving.app import create_app
 from serving.models.store import Store
 from serving.scoring.loading import load_model
+from serving.scoring.uploads import RAW
 from serving.settings import Settings
 from tests.support.service_process import running
 
@@ -183,13 +184,7 @@ OF_JAVA = [
     "openapi-generator-cli", "generate", "--generator-name", "python",
     "--input-spec", "../openapi.json", "--output", ".", "--package-name", "client",
 ]  # fmt: skip
-UNSUPPORTED = {
-    f"Unsupported content type {media}"
-    for media in (
-        "application/dicom", "application/gzip", "application/x-gzip", "image/jpeg", "image/png",
-        "image/tiff", "text/csv",
-    )
-}  # fmt: skip
+UNSUPPORTED = {f"Unsupported content type {media}" for media in (*RAW, "text/csv")}
 """Media types that openapi-python-client has no body for, beside one that it has."""
 
 
