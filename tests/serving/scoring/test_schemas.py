@@ -5,7 +5,7 @@ import json
 import msgspec
 import pytest
 
-from serving.scoring.schemas import GroupedResult, HeatmapResult, ScoreRequest
+from serving.scoring.schemas import GroupedResult, RegionsResult, ScoreRequest
 
 
 def request(explain):
@@ -31,7 +31,7 @@ def test_what_is_no_number_of_contributions(explain):
 def test_null_groups_and_empty_regions_are_written():
     common = {"score": 1.0, "p_value": 0.5, "is_anomaly": False}
     grouped = GroupedResult(**common, group=None, threshold=2.0)
-    drawn = HeatmapResult(**common, heatmap=b"png", regions=())
+    drawn = RegionsResult(**common, heatmap=b"png", regions=())
     for result, more in (
         (grouped, {"group": None, "threshold": 2.0}),
         (drawn, {"heatmap": "cG5n", "regions": []}),
@@ -39,7 +39,7 @@ def test_null_groups_and_empty_regions_are_written():
         assert json.loads(msgspec.json.encode(result)) == common | more
 
 
-@pytest.mark.parametrize("kind", [GroupedResult, HeatmapResult])
+@pytest.mark.parametrize("kind", [GroupedResult, RegionsResult])
 def test_fields_of_special_results_are_required(kind):
     with pytest.raises(TypeError, match="Missing required argument"):
         kind(1.0, 0.5, False)
