@@ -292,13 +292,16 @@ def routes(store: Store, settings: Settings) -> list[DocumentedRoute]:
         check_ready(store, settings)
         return Response("\n", media_type="text/plain")
 
+    async def health(request: Request) -> Response:
+        return await ping(request)
+
     async def version(_: Request) -> Response:
         return Response(MLFLOW_VERSION, media_type="text/plain")
 
     text = "Whether the service takes requests."
     return [
         text_route("/ping", ping, text, NOT_READY),
-        text_route("/health", ping, text, NOT_READY),
+        text_route("/health", health, text, NOT_READY),
         text_route("/version", version, "The version of MLflow whose protocol is implemented."),
     ]
 
