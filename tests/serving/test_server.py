@@ -85,7 +85,8 @@ from serving.scoring.loading import load_model
 with TestClient(create_app(Store([load_model(BundleRef({str(folder)!r}))]), Settings())) as client:
     for path in ("/models", "/openapi.json", "/metrics", "/health/ready"):
         assert client.get(path).status_code == 200, path
-    assert client.post("/score", json={{"records": [{{"TX_AMOUNT": 1}}], "explain": 1}}).status_code == 200
+    body = {{"records": [{{"TX_AMOUNT": 1}}], "explain": 1}}
+    assert client.post("/score", json=body).status_code == 200
     assert client.post("/score", files={{"files": b"x"}}).status_code == 415
 """
     done = subprocess.run(
