@@ -237,7 +237,7 @@ def _describe_shapes(shapes: Iterable[Shape]) -> Json:
         fields = [name for name in variant.__annotations__ if name in described]
         components[Result.__name__]["properties"] |= {name: described[name] for name in fields}
     for described in components.values():
-        _describe_any_items(described)
+        _describe_items(described)
     for shape in (Result, Schema, schemas.ScoreResponse):
         properties = components[shape.__name__]["properties"]
         for name, described in properties.items():
@@ -246,16 +246,17 @@ def _describe_shapes(shapes: Iterable[Shape]) -> Json:
     return components
 
 
-def _describe_any_items(described: Any) -> None:
-    """Say of each list of anything that its items may be anything, as generators require."""
+def _describe_items(described: Any) -> None:
+    """Give each list one description of its items, as generators require; {} means anything."""
     if isinstance(described, dict):
-        if described.get("type") == "array" and "prefixItems" not in described:
-            described.setdefault("items", {})
+        if described.get("type") == "array":
+            alike = described.pop("prefixItems", [described.get("items", {})])
+            described["items"] = alike[0]
         for part in described.values():
-            _describe_any_items(part)
+            _describe_items(part)
     elif isinstance(described, list):
         for part in described:
-            _describe_any_items(part)
+            _describe_items(part)
 
 
 def _describe_failures(components: Json) -> None:
