@@ -63,10 +63,6 @@ SECURITY: Json = {
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
 """Security schemes, by name."""
-FAILED_RESULT = "FailedResult"
-"""Name of the type of a result with an error."""
-DECISION, PLACE = ("score", "p_value", "is_anomaly"), ("id", "file", "frame")
-"""Fields of every result without an error, and fields that results with an error may have."""
 
 
 class Part(NamedTuple):
@@ -242,7 +238,6 @@ def _describe_shapes(shapes: Iterable[Shape]) -> Json:
         properties = components[shape.__name__]["properties"]
         for name, described in properties.items():
             properties[name] = _describe_omitted(described)
-    _describe_failures(components)
     return components
 
 
@@ -257,23 +252,6 @@ def _describe_items(described: Any) -> None:
     elif isinstance(described, list):
         for part in described:
             _describe_items(part)
-
-
-def _describe_failures(components: Json) -> None:
-    """Describe results with an error apart from those with a decision."""
-    properties = components[Result.__name__]["properties"]
-    error = properties.pop("error")
-    places = {name: properties[name] for name in PLACE}
-    components[Result.__name__]["required"] = list(DECISION)
-    components[FAILED_RESULT] = {
-        "title": FAILED_RESULT,
-        "description": "A record or image that was not scored, with the reason.",
-        "type": "object",
-        "required": ["error"],
-        "properties": {"error": error, **places},
-    }
-    results = components[schemas.ScoreResponse.__name__]["properties"]["results"]
-    results["items"] = {"anyOf": [ref(Result), {"$ref": REF.format(name=FAILED_RESULT)}]}
 
 
 def _describe_omitted(described: Json) -> Json:

@@ -174,7 +174,7 @@ def test_answers_about_images_fit_their_schema(keen, pngs):
     response = keen.post("/score?explain=2&heatmap=png", files=uploads).json()
     assert response["results"][-1]["regions"]
     validator.validate(response)
-    del response["results"][0]["score"]
+    response["results"][0]["score"] = None
     assert not validator.is_valid(response)
 
 
@@ -186,7 +186,7 @@ def test_a_document_of_images_knows_no_records(scan_client):
 def test_an_absent_field_of_a_result_is_never_null(client):
     """But for the group, which is null where the threshold of all rows was applied."""
     result = client.get("/openapi.json").json()["components"]["schemas"]["Result"]
-    assert result["required"] == ["score", "p_value", "is_anomaly"]
+    assert not result.get("required")  # it has a decision or an error
     nullable = [name for name, one in result["properties"].items() if "null" in str(one)]
     assert nullable == ["group"]
     assert not any("default" in one for one in result["properties"].values())
