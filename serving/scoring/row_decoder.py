@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import msgspec
@@ -49,6 +50,7 @@ class RowDecoder:
         self.names = [column.name for column in columns]
         self._interpret = schema.interpret
         unused = sorted(name for name in schema.known - set(self.names) if is_supported(name))
+        self._cells, self._empty = itemgetter(slice(len(columns))), (None,) * len(columns)
         positions = {name: position for position, name in enumerate([*self.names, *unused])}
         self._id = positions.get(id_column or "")
         storages = [column.spec.storage for column in columns]
@@ -72,15 +74,12 @@ class RowDecoder:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
         rows: Rows | None = [msgspec.structs.astuple(record) for record in request.records]
-        if not rows or any(row[0] is None and self._is_empty(row) for row in rows):
+        if not rows or self._empty in map(self._cells, rows):
             return None
         ids = self._ids(rows)
         if self._times:
             rows = self._parse_times(rows)
         return DecodedRequest(rows, ids, request.id) if rows else None
-
-    def _is_empty(self, row: tuple[Any, ...]) -> bool:
-        return row[: len(self.names)].count(None) == len(self.names)
 
     def _ids(self, rows: Rows) -> Ids | None:
         """Return the ids of the rows; None if no row has one."""
