@@ -105,7 +105,7 @@ def test_defaults_are_those_of_files() -> None:
 def test_arguments_are_called_as_their_keys_are() -> None:
     renamed = {
         "score_type", "model", "random_state", "calibration_fraction", "validation_fraction",
-        "corruption", "corruption_strength",
+        "corruption", "corruption_strength", "verbose",
     }  # fmt: skip
     assert CONFIG_KEYS.keys() == ImageVAEDetector().get_params().keys()
     for argument in CONFIG_KEYS.keys() - renamed:
