@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Sequence
 
 LONGEST_NAME = 100
@@ -22,6 +23,15 @@ def shown(value: object) -> str:
     text = {True: "true", False: "false"}.get(value) if isinstance(value, bool) else None
     text = text or (repr(value) if isinstance(value, str) else str(value))
     return text if len(text) <= 40 else text[:37] + "..."
+
+
+def printable(path: str | os.PathLike[str]) -> str:
+    r"""Return a path as text, with escapes for bytes that are not UTF-8.
+
+    >>> printable(os.fsdecode(b"caf\xe9.csv"))
+    'caf\\xe9.csv'
+    """
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def listed(names: Sequence[str], most: int = 12) -> str:

@@ -96,6 +96,15 @@ ModelURI = Annotated[
         help="model: a bundle folder, models:/NAME@champion, models:/NAME/3 or runs:/…",
     ),
 ]
+CsvOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--csv",
+        metavar="KEY=VALUE",
+        help="form of CSV files where it differs from data.csv in training: separator, decimal, "
+        "encoding or null_values; may be repeated",
+    ),
+]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="name of the registered model")]
 
 
@@ -156,12 +165,13 @@ def evaluate(
         int | None,
         typer.Option(min=1, metavar="K", help="number of rows that people can review"),
     ] = None,
+    csv: CsvOptions = None,
 ) -> None:
     """Evaluate a model on labelled data."""
     from pipelines.reports.report import evaluate_files
 
     source = _open_model(model)
-    answer = evaluate_files(source, data, label, positive, top)
+    answer = evaluate_files(source, data, label, positive, top, _csv_options(csv))
     console.result({"model": source.to_json(), **answer})
 
 
@@ -252,6 +262,7 @@ def score(
         int | None,
         typer.Option(min=0, help="exit 1 if more rows are rejected; default: no limit"),
     ] = None,
+    csv: CsvOptions = None,
 ) -> None:
     """Score files; every row is scored, or rejected with a reason."""
     if fdr is not None and not 0 < fdr < 1:
@@ -271,6 +282,7 @@ def score(
         _explain_option(explain),
         HeatmapOptions(heatmaps, dicom_out),
         fdr,
+        **_table_options(source, csv),
     )
     console.info(
         f"{summary['rows']:,} rows: {summary['scored']:,} scored, {summary['flagged']:,} flagged, "
@@ -485,6 +497,25 @@ def denoise(
     """Write each row repaired, or each image corrupted and denoised."""
     kind = str(corruption) if corruption else None
     _generate("denoise", model, out, _all_paths(input_, more), rows, seed, kind, strength)
+
+
+def _table_options(source: LoadedModel, csv: list[str] | None) -> dict[str, Any]:
+    if not csv:
+        return {}
+    if source.bundle.manifest["kind"] != "tabular":
+        raise ConfigError("--csv is for models of tables; leave it out")
+    return {"csv": _csv_options(csv)}
+
+
+def _csv_options(options: list[str] | None) -> dict[str, Any]:
+    """Parse options such as separator=; whose keys are those of data.csv."""
+    parsed: dict[str, Any] = {}
+    for option in options or ():
+        key, equals, value = option.partition("=")
+        if not equals or not value:
+            raise typer.BadParameter(f"--csv '{option}': expected KEY=VALUE, such as separator=;")
+        parsed[key] = (*parsed.get(key, ()), value) if key == "null_values" else value
+    return parsed
 
 
 def _generate(command: str, model: str, *arguments: Any) -> None:

@@ -63,10 +63,6 @@ SECURITY: Json = {
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
 """Security schemes, by name."""
-FAILED_RESULT = "FailedResult"
-"""Name of the type of a result with an error."""
-DECISION, PLACE = ("score", "p_value", "is_anomaly"), ("id", "file", "frame")
-"""Fields of every result without an error, and fields that results with an error may have."""
 
 
 class Part(NamedTuple):
@@ -237,42 +233,25 @@ def _describe_shapes(shapes: Iterable[Shape]) -> Json:
         fields = [name for name in variant.__annotations__ if name in described]
         components[Result.__name__]["properties"] |= {name: described[name] for name in fields}
     for described in components.values():
-        _describe_any_items(described)
+        _describe_items(described)
     for shape in (Result, Schema, schemas.ScoreResponse):
         properties = components[shape.__name__]["properties"]
         for name, described in properties.items():
             properties[name] = _describe_omitted(described)
-    _describe_failures(components)
     return components
 
 
-def _describe_any_items(described: Any) -> None:
-    """Say of each list of anything that its items may be anything, as generators require."""
+def _describe_items(described: Any) -> None:
+    """Give each list one description of its items, as generators require; {} means anything."""
     if isinstance(described, dict):
-        if described.get("type") == "array" and "prefixItems" not in described:
-            described.setdefault("items", {})
+        if described.get("type") == "array":
+            alike = described.pop("prefixItems", [described.get("items", {})])
+            described["items"] = alike[0]
         for part in described.values():
-            _describe_any_items(part)
+            _describe_items(part)
     elif isinstance(described, list):
         for part in described:
-            _describe_any_items(part)
-
-
-def _describe_failures(components: Json) -> None:
-    """Describe results with an error apart from those with a decision."""
-    properties = components[Result.__name__]["properties"]
-    error = properties.pop("error")
-    places = {name: properties[name] for name in PLACE}
-    components[Result.__name__]["required"] = list(DECISION)
-    components[FAILED_RESULT] = {
-        "title": FAILED_RESULT,
-        "description": "A record or image that was not scored, with the reason.",
-        "type": "object",
-        "required": ["error"],
-        "properties": {"error": error, **places},
-    }
-    results = components[schemas.ScoreResponse.__name__]["properties"]["results"]
-    results["items"] = {"anyOf": [ref(Result), {"$ref": REF.format(name=FAILED_RESULT)}]}
+            _describe_items(part)
 
 
 def _describe_omitted(described: Json) -> Json:

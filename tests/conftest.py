@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import settings
 
+from anomaly_vae import masking
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.calibration.conformal import calibrate
 from anomaly_vae.config import Config, ImageConfig, validate_config
@@ -25,6 +26,12 @@ from tests.support.scans import N_ANOMALIES, N_SCANS, SIZE, scans, write_scans
 settings.register_profile("repeatable", deadline=None, max_examples=60, derandomize=True)
 settings.register_profile("exploring", deadline=None, max_examples=300)
 settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def no_known_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the passwords of other tests, which would be masked in any text."""
+    monkeypatch.setattr(masking, "_addresses", set())
 
 
 @pytest.fixture(scope="session")

@@ -83,7 +83,10 @@ LEAN_FLOWS = {
     "pipelines.batch",
     "pipelines.cli",
     "pipelines.datasets.files",
+    "pipelines.datasets.image_batches",
     "pipelines.datasets.image_files",
+    "pipelines.datasets.image_listing",
+    "pipelines.datasets.image_manifests",
 }
 MLFLOW = "anomaly_vae.lifecycle.registry"  # the only importer of mlflow
 

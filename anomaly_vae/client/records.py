@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from decimal import Decimal
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 Record = Mapping[str, Any]
 PANDAS_MISSING = {"NAType", "NaTType"}
 """Names of the types of ``pandas.NA`` and ``pandas.NaT``."""
+PANDAS_NAMES = {"Period", "Interval"}
+"""Names of the types of pandas' values that name a span, which are sent as texts."""
 PLAIN = {type(None), str, bool, int}
 """Types whose values are sent as they are."""
 LARGEST_DECIMAL = Decimal(2**63)
@@ -159,11 +162,32 @@ def rows_of(records: Iterable[Record]) -> Iterator[Record]:
         DataError: two columns of a frame have the same name, or Arrow cannot read a column.
     """
     if type(records).__module__.startswith("pandas") and hasattr(records, "columns"):
-        return iter(_pandas_rows(records))
+        return map(_with_texts, _pandas_rows(records))
     if not hasattr(records, "__arrow_c_stream__"):
         return iter(records)
-    table = _arrow_table(records)
-    return (row for batch in table.to_batches() for row in batch.to_pylist())
+    batches = _arrow_table(records).to_batches()
+    return map(_with_texts, (row for batch in batches for row in _batch_rows(batch)))
+
+
+def _batch_rows(batch: pa.RecordBatch) -> list[Record]:
+    try:
+        rows: list[Record] = batch.to_pylist()
+    except (ValueError, OverflowError) as error:  # a time that Python cannot represent
+        raise DataError(f"the data frame cannot be read as rows: {error}") from None
+    return rows
+
+
+def _with_texts(row: Record) -> Record:
+    """Return a row of a frame with texts in place of values that stand for a text."""
+    return {name: _text(value) for name, value in row.items()}
+
+
+def _text(value: Any) -> Any:
+    """Decode bytes, which some files hold in place of texts, and name periods and intervals."""
+    if isinstance(value, bytes):
+        with suppress(UnicodeDecodeError):  # refused later, by name
+            return value.decode().rstrip("\0")  # bytes of a fixed width are filled up with NUL
+    return str(value) if type(value).__name__ in PANDAS_NAMES else value
 
 
 def _pandas_rows(frame: Any) -> list[Record]:
@@ -186,7 +210,16 @@ def _arrow_table(frame: Any) -> pa.Table:
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise DataError(f"the data frame cannot be read: {error}") from None
     _refuse_duplicates(table.column_names)
+    table = pa.table({name: _plain_column(table.column(name)) for name in table.column_names})
     return table.cast(pa.schema([_in_microseconds(field) for field in table.schema]), safe=False)
+
+
+def _plain_column(column: pa.ChunkedArray) -> Any:
+    """Return a column with the texts of pandas' periods and intervals in place of numbers."""
+    if not getattr(column.type, "extension_name", "").startswith("pandas."):
+        return column
+    values = column.to_pandas()
+    return [None if missing else str(v) for v, missing in zip(values, values.isna(), strict=True)]
 
 
 def _in_microseconds(field: pa.Field) -> pa.Field:

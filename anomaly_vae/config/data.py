@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
+import datetime as dt
 import itertools
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from anomaly_vae.config.base import Fraction, Section, Seed, TimeInterval, utc
 from anomaly_vae.types import (
@@ -18,6 +20,9 @@ from anomaly_vae.types import (
     RARITY,
     ColumnType,
 )
+
+EPOCHS = {"epoch_s": 1.0, "epoch_ms": 1e-3, "epoch_us": 1e-6, "epoch_ns": 1e-9}
+"""Seconds per unit of each format that counts from 1970-01-01 00:00 UTC."""
 
 
 class Feature(Section):
@@ -106,11 +111,55 @@ class Splits(Section):
         return sum(part for part in parts if isinstance(part, float))
 
 
+class CsvConfig(Section):
+    """How text files write their fields, numbers and missing values.
+
+    Example:
+        >>> CsvConfig(separator=";", decimal=",").encoding is None
+        True
+    """
+
+    separator: str | None = None
+    """Character between fields; null: the comma, semicolon, tab or vertical bar that the header
+    line has most of."""
+    decimal: Literal[".", ","] | None = None
+    """Decimal mark of numbers; null: a comma where the file leaves no doubt, else a point."""
+    encoding: str | None = None
+    """Encoding of files that are not UTF-8, such as `latin-1` or `cp1252`; null: such files are
+    refused, unless they have a byte-order mark."""
+    null_values: tuple[str, ...] = ()
+    """Further texts that mean a missing value, such as `unknown`."""
+
+    @field_validator("separator", mode="before")
+    @classmethod
+    def _check_separator(cls, value: Any) -> Any:
+        value = {"tab": "\t", "\\t": "\t"}.get(value, value) if isinstance(value, str) else value
+        if isinstance(value, str) and (
+            len(value) != 1 or not value.isascii() or value.isalnum() or value in '"\r\n.+-'
+        ):
+            raise ValueError("give one character that no number contains, such as ';' or tab")
+        return value
+
+    @field_validator("encoding")
+    @classmethod
+    def _check_encoding(cls, value: str | None) -> str | None:
+        try:
+            if value is not None:
+                codecs.lookup(value)
+                "".encode(value)  # refuses codecs that are no encodings of text, such as zlib
+        except LookupError:
+            raise ValueError(
+                "Python knows no such encoding; try latin-1, cp1252 or utf-16"
+            ) from None
+        return value
+
+
 class DataConfig(Section):
     """Location, labels, groups and splits of the data, common to tables and images."""
 
     path: str | tuple[str, ...]
-    """Files, folders or globs: CSV or Parquet for tables; images, or a CSV manifest of images."""
+    """Files, folders or globs: CSV, JSON or Parquet for tables; images, or a CSV manifest of
+    images."""
     label: str | None = None
     """Column that marks known anomalies, which never train; null: every row counts as normal."""
     positive: Annotated[int | float | str | bool, Field(union_mode="left_to_right")] = 1
@@ -120,6 +169,11 @@ class DataConfig(Section):
     row is a unit of its own."""
     splits: Splits = Splits()
     """Rows used to train, validate, calibrate and test."""
+
+    @property
+    def unset(self) -> set[str]:
+        """Keys that the manifest leaves out, because they have their defaults."""
+        return set()
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -138,6 +192,38 @@ class TabularData(DataConfig):
     """Columns to read, as a list or with their types; null: all, with inferred types."""
     ignore: tuple[str, ...] = ()
     """Columns to leave out; names that the table lacks are allowed."""
+    types: dict[str, Feature] = Field(default_factory=dict)
+    """Types of single columns, in the form of `features`; all other types are inferred."""
+    time_format: str | None = None
+    """Format of times that are not ISO 8601: as in `strptime`, such as `%d/%m/%Y %H:%M`, or
+    `epoch_s`, `epoch_ms`, `epoch_us`, `epoch_ns`; null: recognised where the column leaves no
+    doubt."""
+    csv: CsvConfig = CsvConfig()
+    """Form of CSV files."""
+
+    @field_validator("time_format")
+    @classmethod
+    def _check_time_format(cls, value: str | None) -> str | None:
+        moment = dt.datetime(2024, 1, 31, 12)  # noqa: DTZ001  # formats may have no zone
+        if value is None or value in EPOCHS:
+            return value
+        try:
+            again = dt.datetime.strptime(moment.strftime(value), value)  # noqa: DTZ007
+        except ValueError:
+            again = None
+        if not again or again.date() != moment.date():
+            raise ValueError(
+                "give year, month and day, such as %d/%m/%Y %H:%M:%S, or epoch_s, epoch_ms, "
+                "epoch_us or epoch_ns"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _check_types(self) -> TabularData:
+        twice = set(self.types) & set(self.features if isinstance(self.features, dict) else ())
+        if twice:
+            raise ValueError(f"'{min(twice)}' has a type in features and in types; keep one")
+        return self
 
     @model_validator(mode="after")
     def _check_time(self) -> TabularData:
@@ -151,6 +237,17 @@ class TabularData(DataConfig):
     def roles(self) -> tuple[str, ...]:
         """Columns that are a label, an id or a group, and so no features."""
         return tuple(name for name in (self.label, self.id, self.group) if name)
+
+    @property
+    def unset(self) -> set[str]:
+        """Keys that the manifest leaves out, because they have their defaults."""
+        optional: dict[str, Any] = {"types": {}, "time_format": None, "csv": CsvConfig()}
+        return {name for name, default in optional.items() if getattr(self, name) == default}
+
+    @property
+    def declared(self) -> dict[str, Feature]:
+        """Declared types of columns, from ``features`` and ``types``."""
+        return {**self.types, **(self.features if isinstance(self.features, dict) else {})}
 
 
 class ImageData(DataConfig):

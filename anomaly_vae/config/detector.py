@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from anomaly_vae.config.base import Section
 from anomaly_vae.config.calibration import CalibrationConfig, ImageCalibrationConfig
-from anomaly_vae.config.data import ImageData, TabularData
+from anomaly_vae.config.data import DataConfig, ImageData, TabularData
 from anomaly_vae.config.lifecycle import EvaluationConfig, MLflowConfig, PromotionConfig
 from anomaly_vae.config.model import (
     ImageModelConfig,
@@ -77,8 +77,9 @@ class BaseConfig(Section):
         Paths, devices, servers and policies are left out, because they do not change the model.
         `training.warm_start` is left out, too: the manifest has the digest of that model.
         """
+        data: DataConfig = self.data  # type: ignore[attr-defined]  # a field of every subclass
         exclude: Any = {
-            "data": {"path"},
+            "data": {"path", *data.unset},
             "training": {"device", "resume", "warm_start"},
             "promotion": True,
             "mlflow": True,

@@ -5,7 +5,7 @@ The module does not import pyarrow, msgspec or MLflow, so that it is cheap to im
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
@@ -48,8 +48,8 @@ class ColumnSpec:
 class TabularColumnSpec(ColumnSpec):
     """The converters and schemas of a table's column."""
 
-    from_values: Callable[[Sequence[Any]], Converted]
-    """Converter of N plain values, as JSON contains them."""
+    from_values: Callable[..., Converted]
+    """Converter of N plain values, as JSON contains them; of times also a format."""
     arrow_converter: str
     """Name of the converter in `data.arrow`, a module that is imported when first needed."""
     json_type: Any
@@ -57,16 +57,20 @@ class TabularColumnSpec(ColumnSpec):
     json_schema: Mapping[str, Any]
     """JSON schema of a cell in a JSON record."""
 
-    def from_arrow(self, array: pa.Array) -> Converted:
+    def from_arrow(self, array: pa.Array, *options: str) -> Converted:
         """Convert an Arrow array (N,) into values (N,), and report cells with problems.
+
+        Args:
+            array: (N,) the cells.
+            options: the format of times that need one.
 
         Raises:
             DataError: the array's type cannot represent such a column.
         """
         from anomaly_vae.data import arrow
 
-        convert: Callable[[pa.Array], Converted] = getattr(arrow, self.arrow_converter)
-        return convert(array)
+        convert: Callable[..., Converted] = getattr(arrow, self.arrow_converter)
+        return convert(array, *options)
 
 
 COLUMN_TYPES: Mapping[ColumnType, TabularColumnSpec] = {

@@ -7,25 +7,26 @@ same results.
 
 from __future__ import annotations
 
-import datetime as dt
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from anomaly_vae.data.times import parse_time
+from anomaly_vae.errors import DataError
 from anomaly_vae.messages import shown
 
 Numbers = NDArray[np.float64]
 
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "<NA>")
-"""Texts that mean a missing value."""
+"""Texts that mean a missing value, in text formats and in numbers, times and labels."""
 WHOLE = re.compile(r"([+-]?\d+)\.0*")
 """Pattern of a whole number written with decimals, such as 5.0."""
-EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,12 @@ class Levels:
     def take(self, rows: NDArray[Any]) -> Levels:
         """Return the rows at the given positions, or those where a mask (N,) is true."""
         return Levels(self.codes[rows], self.names)
+
+    def without_markers(self) -> Levels:
+        """Return the levels with those that mean a missing value, such as "NA", as missing."""
+        if not any(name in MISSING for name in self.names):
+            return self
+        return merge_levels(self.codes, [None if n in MISSING else n for n in self.names])
 
     def recode(
         self, index: Mapping[str, int], unseen: int | Mapping[str, int]
@@ -91,9 +98,9 @@ def binary_from_values(values: Sequence[Any]) -> Converted:
     return _convert_each(values, _bit)
 
 
-def times_from_values(values: Sequence[Any]) -> Converted:
-    """Convert ISO 8601 texts or `datetime` objects (N,) into seconds since 1970."""
-    return _convert_each(values, _seconds)
+def times_from_values(values: Sequence[Any], time_format: str | None = None) -> Converted:
+    """Convert times (N,), as `parse_time` reads them, into seconds since 1970."""
+    return _convert_each(values, partial(_seconds, time_format))
 
 
 def levels_from_values(values: Sequence[Any]) -> ConvertedLevels:
@@ -109,10 +116,14 @@ def levels_from_values(values: Sequence[Any]) -> ConvertedLevels:
 
 
 def level_name(value: object) -> str | None:
-    """Return the canonical name of a level; None if missing, including markers such as "NA".
+    """Return the canonical name of a level; None if missing.
 
     5, 5.0, "5" and "5.0" are the same level, and so are true and "True", because missing values in
-    a column can change the form in which the same data arrive.
+    a column can change the form in which the same data arrive. Texts such as "NA" are levels, which
+    `Levels.without_markers` removes.
+
+    Raises:
+        DataError: the value is bytes that are not UTF-8 text.
     """
     if value is None or value != value:  # noqa: PLR0124 NaN or NaT of any library
         return None
@@ -120,13 +131,18 @@ def level_name(value: object) -> str | None:
         return "true" if value else "false"
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    text = str(value).strip()
-    if text in MISSING:
-        return None
+    text = (_text(value) if isinstance(value, bytes) else str(value)).strip()
     if text.lower() in ("true", "false"):
         return text.lower()
     whole = WHOLE.fullmatch(text)
     return whole[1] if whole else text
+
+
+def _text(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise DataError("expected text, got bytes that are not UTF-8 text") from None
 
 
 def merge_levels(codes: NDArray[Any], names: Sequence[str | None]) -> Levels:
@@ -168,14 +184,7 @@ def _bit(value: object) -> float:
     raise ValueError(f"expected 0 or 1, got {shown(value)}")
 
 
-def _seconds(value: object) -> float:
+def _seconds(time_format: str | None, value: object) -> float:
     if isinstance(value, str) and value.strip() in MISSING:
         return math.nan
-    try:
-        moment = dt.datetime.fromisoformat(value) if isinstance(value, str) else value
-    except ValueError:
-        moment = None
-    if not isinstance(moment, dt.datetime):
-        raise ValueError(f"expected an ISO 8601 date or time, got {shown(value)}")
-    zoned = moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
-    return (zoned - EPOCH).total_seconds()
+    return parse_time(value, time_format)

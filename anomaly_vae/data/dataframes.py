@@ -21,6 +21,8 @@ class _Column(Protocol):
     def name(self) -> str: ...
     @property
     def spec(self) -> ColumnSpec: ...
+    @property
+    def mlflow_type(self) -> str: ...
 
 
 class Schema(Protocol):
@@ -151,7 +153,7 @@ def record_to_frame(record: Mapping[str, Any], schema: Schema) -> pd.DataFrame:
     """Return one record as a data frame whose types an MLflow signature accepts."""
     frame = pd.DataFrame([record])
     for column in schema.columns:
-        if column.spec.storage == "time":
+        if column.mlflow_type == "datetime":
             frame[column.name] = pd.to_datetime(frame[column.name])
         elif column.spec.storage == "number":
             frame[column.name] = frame[column.name].astype("float64")

@@ -11,11 +11,12 @@ week.
 
 from __future__ import annotations
 
+import datetime as dt
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,7 @@ from anomaly_vae.data.frequency import (
     fit_bands,
 )
 from anomaly_vae.data.schema import RawBatch, TabularSchema, Values
+from anomaly_vae.data.times import format_time
 from anomaly_vae.types import MAX_LEVELS, MIN_COUNT, RARITY, ColumnType
 
 Matrix = NDArray[np.float32]
@@ -301,6 +303,7 @@ class Cyclic(_Encoded):
     period: float
     shift: float
     width: int = 2
+    NOON: ClassVar[str] = "2024-01-01T12:00:00"
 
     @property
     def label(self) -> str:
@@ -310,7 +313,7 @@ class Cyclic(_Encoded):
     @property
     def typical(self) -> str:
         """Noon on a Monday."""
-        return "2024-01-01T12:00:00"
+        return self.NOON
 
     def encode(self, values: NDArray[np.float64]) -> Matrix:
         """Encode seconds since 1970 (N,) as (N, 2)."""
@@ -486,8 +489,11 @@ class TabularEncoding:
     def typical_record(self, schema: Any) -> dict[str, Any]:
         """Return a record of typical values, which is not a real row."""
         record: dict[str, Any] = {column.name: None for column in schema.columns}
+        formats = {column.name: column.format for column in schema.columns}
         for column in self.columns:
             record[column.name] = column.typical
+            if form := formats[column.name]:
+                record[column.name] = format_time(dt.datetime.fromisoformat(Cyclic.NOON), form)
         return record
 
     def to_json(self) -> list[dict[str, Any]]:

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from anomaly_vae.config.data import EPOCHS
 from anomaly_vae.data.column_types import COLUMN_TYPES, TabularColumnSpec
-from anomaly_vae.data.converters import Levels, Numbers
+from anomaly_vae.data.converters import CellProblem, Levels, Numbers
+from anomaly_vae.data.times import DIGITS
 from anomaly_vae.errors import DataError
 from anomaly_vae.messages import explain_foreign, listed
 from anomaly_vae.types import ColumnType
@@ -33,11 +35,42 @@ class Column:
 
     name: str
     type: ColumnType
+    format: str | None = None
+    """Format of times that `times.parse_time` cannot read without; None for all other columns."""
 
     @property
     def spec(self) -> TabularColumnSpec:
         """Description of the column's type."""
         return COLUMN_TYPES[self.type]
+
+    @property
+    def json_schema(self) -> Mapping[str, Any]:
+        """JSON schema of a cell in a JSON record."""
+        return {"type": ["string", "number", "null"]} if self.format else self.spec.json_schema
+
+    @property
+    def mlflow_type(self) -> str:
+        """Name of the member of MLflow's ``DataType`` in a model signature."""
+        if self.format is None:
+            return self.spec.mlflow_type
+        return "double" if self.format in (DIGITS, *EPOCHS) else "string"
+
+    def from_values(self, cells: Sequence[Any]) -> tuple[Values, list[CellProblem]]:
+        """Convert N plain values; see `TabularColumnSpec.from_values`."""
+        return self.spec.from_values(cells, *self._options)
+
+    def from_arrow(self, array: pa.Array) -> tuple[Values, list[CellProblem]]:
+        """Convert an Arrow array (N,); see `TabularColumnSpec.from_arrow`."""
+        return self.spec.from_arrow(array, *self._options)
+
+    @property
+    def _options(self) -> tuple[str, ...]:
+        return (self.format,) if self.format else ()
+
+    def to_json(self) -> dict[str, str]:
+        """Return the column as plain JSON values, for the manifest."""
+        content = {"name": self.name, "type": str(self.type)}
+        return content | ({"format": self.format} if self.format else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +148,9 @@ class TabularSchema:
     columns: tuple[Column, ...]
     known: frozenset[str] = field(default_factory=frozenset)
     """Names of expected columns that are not features: label, id, time and ignored columns."""
+    literal_text: bool = False
+    """Whether texts such as "NA" are levels, except in text formats such as CSV; in models of
+    earlier versions they are missing in every format."""
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -123,6 +159,9 @@ class TabularSchema:
 
     def from_arrow(self, table: pa.RecordBatch | pa.Table) -> RawBatch:
         """Read an Arrow table; the values of an absent column are missing.
+
+        Args:
+            table: N rows. In text formats such as CSV, missing values are null already.
 
         Raises:
             DataError: the type of a column cannot represent what the schema expects, or the table
@@ -137,7 +176,8 @@ class TabularSchema:
         problems: list[RowProblem] = []
         for column in self.columns:
             array = table.column(column.name) if column.name in present else pa.nulls(len(table))
-            values[column.name] = _collect(column, column.spec.from_arrow, array, problems)
+            cells = _collect(column, column.from_arrow, array, problems)
+            values[column.name] = self.interpret(cells)
         return RawBatch(values, len(table), tuple(problems), self.unknown(present))
 
     def from_records(self, records: Sequence[Mapping[str, Any]]) -> RawBatch:
@@ -173,10 +213,18 @@ class TabularSchema:
     ) -> RawBatch:
         problems: list[RowProblem] = []
         values = {
-            column.name: _collect(column, column.spec.from_values, cells[column.name], problems)
+            column.name: self.interpret(
+                _collect(column, column.from_values, cells[column.name], problems)
+            )
             for column in self.columns
         }
         return RawBatch(values, n_rows, tuple(problems), self.unknown(present))
+
+    def interpret(self, values: Values) -> Values:
+        """Return a column's values (N,), in which texts such as "NA" are levels or missing."""
+        if isinstance(values, Levels) and not self.literal_text:
+            return values.without_markers()
+        return values
 
     def unknown(self, names: set[str]) -> tuple[str, ...]:
         """Return those of the names that the schema does not know, sorted."""
@@ -184,14 +232,17 @@ class TabularSchema:
 
     def to_json(self) -> dict[str, Any]:
         """Return the schema as plain JSON values, for the manifest."""
-        columns = [{"name": c.name, "type": str(c.type)} for c in self.columns]
-        return {"columns": columns, "known": sorted(self.known)}
+        literal = {"literal_text": True} if self.literal_text else {}
+        columns = [column.to_json() for column in self.columns]
+        return {"columns": columns, "known": sorted(self.known), **literal}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> TabularSchema:
         """Restore a schema from the result of `to_json`."""
-        columns = tuple(Column(c["name"], ColumnType(c["type"])) for c in content["columns"])
-        return cls(columns, frozenset(content["known"]))
+        columns = tuple(
+            Column(c["name"], ColumnType(c["type"]), c.get("format")) for c in content["columns"]
+        )
+        return cls(columns, frozenset(content["known"]), content.get("literal_text", False))
 
 
 def _collect(

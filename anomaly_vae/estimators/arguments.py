@@ -55,6 +55,8 @@ DESCRIPTIONS = {
     "about ten lines elsewhere. 0, the default, prints nothing.",
     "features": "Names of the columns to read, or a mapping from name to type: a string, or a "
     "`config.Feature`. None: all columns, with inferred types.",
+    "types": "Mapping from the names of single columns to their types, as in ``features``; all "
+    "other types are inferred.",
 }
 """Descriptions of arguments that do more than set a configuration key."""
 

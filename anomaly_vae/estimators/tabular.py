@@ -35,6 +35,8 @@ CONFIG_KEYS: dict[str, tuple[str, ...]] = {
     "hide": ("training.hide",),
     "guard": ("training.guard",),
     "features": ("data.features",),
+    "types": ("data.types",),
+    "time_format": ("data.time_format",),
 }
 """Configuration keys that each constructor argument sets."""
 
@@ -130,6 +132,8 @@ class TabularVAEDetector(VAEDetector[TabularConfig, TabularSchema]):
         threads: int | None = None,
         device: Literal["auto", "cpu", "cuda"] | None = None,
         features: Sequence[str] | Mapping[str, str | Feature] | None = None,
+        types: Mapping[str, str | Feature] | None = None,
+        time_format: str | None = None,
         calibration_fraction: float | None = None,
         validation_fraction: float | None = None,
         verbose: int = 0,
@@ -177,6 +181,7 @@ class TabularVAEDetector(VAEDetector[TabularConfig, TabularSchema]):
         if found["features"] is None and "container" not in manifest["data"]:
             columns = manifest["schema"]["columns"]  # a table with labels and ids beside them
             found["features"] = {column["name"]: column["type"] for column in columns}
+            found["types"] = None
         return found
 
     def _adopt(self, bundle: Bundle) -> None:
@@ -265,7 +270,8 @@ def _infer(table: pa.Table, config: TabularConfig, numeric: bool) -> Inferred:
         return infer_schema(table, data)
     names = data.features or table.column_names
     empty = {n for n in table.column_names if table.column(n).null_count == len(table)}
-    declared = {n: Feature(type=ColumnType.NUMERIC) for n in names if n not in empty}
+    number = Feature(type=ColumnType.NUMERIC)
+    declared = {n: data.types.get(n, number) for n in names if n not in empty}
     notes = tuple(f"column '{n}': left out, it has no value at all" for n in names if n in empty)
     inferred = infer_schema(table, data.model_copy(update={"features": declared}))
     return Inferred(inferred.schema, inferred.notes + notes)

@@ -8,13 +8,10 @@ file. The libraries that read a format are imported when the first such file arr
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import time
 import warnings
-import zlib
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -23,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from anomaly_vae.errors import DataError
+from anomaly_vae.images.formats import GZIP, HEAD_BYTES, recognise_format, refusal
 from anomaly_vae.images.jpeg import open_jpeg
 from anomaly_vae.images.jpeg_xl import open_jpeg_xl
 from anomaly_vae.images.netpbm import open_netpbm
@@ -41,46 +39,6 @@ Opener = Callable[[bytes, DecodeOptions], Frames]
 
 LIBRARIES = ("PIL", "pydicom", "nibabel", "imagecodecs", "tifffile")
 """Libraries whose warnings and logs may quote a file."""
-SIGNATURES = {
-    b"\x89PNG\r\n\x1a\n": "PNG",
-    b"\xff\xd8\xff": "JPEG",
-    b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF",
-    b"GIF87a": "GIF", b"GIF89a": "GIF",
-    b"\0\0\0\x0cjP  \r\n\x87\n": "JPEG 2000", b"\xff\x4f\xff\x51": "JPEG 2000",
-    b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cJXL \r\n\x87\n": "JPEG XL",
-    b"\x08\0": "DICOM", b"\2\0": "DICOM", b"\0\x08": "DICOM",  # without its preamble
-}  # fmt: skip
-"""First bytes of a file, and its format."""
-PATTERNS = {
-    re.compile(rb"RIFF.{4}WEBP", re.DOTALL): "WebP",
-    re.compile(rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", re.DOTALL): "BMP",
-    re.compile(rb"P[1-7]\s[\s#0-9A-Z]"): "PNM",
-}
-"""Patterns of the first bytes of other formats."""
-NOT_READ = {
-    re.compile(rb"%PDF"): "PDF",
-    re.compile(rb"PK\x03\x04"): "a ZIP archive",
-    re.compile(rb"\x1f[\x8b\x9d]|BZh|\xfd7zXZ|7z\xbc\xaf|\x28\xb5\x2f\xfd|Rar!"): "an archive",
-    re.compile(rb"8BPS"): "a Photoshop file",
-    re.compile(rb".{4}ftypavi[fs]", re.DOTALL): "AVIF",
-    re.compile(rb".{4}ftyp(hei|hev|mif1|msf1)", re.DOTALL): "HEIF",
-    re.compile(rb".{4}ftyp", re.DOTALL): "a video",
-    re.compile(rb"NRRD"): "NRRD",
-    re.compile(rb"ObjectType\s*="): "MetaImage",
-    re.compile(rb"\x89HDF"): "HDF5",
-    re.compile(rb"\x93NUMPY"): "a NumPy array",
-    re.compile(rb"v/1\x01"): "OpenEXR",
-    re.compile(rb"P[Ff]\s"): "PFM",
-    re.compile(rb"(\xef\xbb\xbf)?\s*<(\?xml|svg|!DOCTYPE)", re.IGNORECASE): "SVG, XML or HTML",
-    re.compile(rb"\x5c\x01\0\0|\0\0\x01\x5c"): "Analyze 7.5 or half of a NIfTI pair",
-}
-"""Patterns of the first bytes of formats that are named but not read."""
-NIFTI_MAGIC = {b"n+1", b"ni1", b"n+2", b"ni2"}
-MGH_TYPES = {0, 1, 3, 4, 10}
-"""Numbers of the data types in MGH files."""
-GZIP = b"\x1f\x8b"
-HEAD_BYTES = 1024
-"""Number of first bytes of a file that identify its format."""
 
 
 def read_file(path: Path, options: DecodeOptions) -> Iterator[DecodedImage | DecodeFailure]:
@@ -169,55 +127,13 @@ def _opener(content: bytes) -> Opener:
     """Import the function that opens files of this format."""
     file_format = recognise_format(content)
     if file_format not in OPENERS:
-        raise DataError(refusal(content))
+        raise DataError(refusal(content[:HEAD_BYTES]))
     try:
         return OPENERS[file_format]()
     except ImportError:
         raise DataError(
             f"the libraries that read {file_format} are missing; install anomaly-vae[images]"
         ) from None
-
-
-def refusal(content: bytes) -> str:
-    """Name the format of a file that is not read, as far as it is known."""
-    for pattern, name in NOT_READ.items():
-        if pattern.match(content):
-            return f"it is {name}, which is not read; convert it to PNG, TIFF, DICOM or NIfTI"
-    *others, last = OPENERS
-    return f"it is no {', '.join(others)} or {last}; convert it to one of them"
-
-
-def recognise_format(head: bytes) -> str | None:
-    """Return the format of a file by its first `HEAD_BYTES` bytes, or None if it is not read."""
-    if head.startswith(GZIP):
-        return _recognise_gzip(head)
-    if head[128:132] == b"DICM":
-        return "DICOM"
-    if {head[344:347], head[4:7]} & NIFTI_MAGIC:
-        return "NIfTI"
-    for signature, file_format in SIGNATURES.items():
-        if head.startswith(signature):
-            return file_format
-    for pattern, file_format in PATTERNS.items():
-        if pattern.match(head):
-            return file_format
-    return "MGH" if _is_mgh(head) else None
-
-
-def _recognise_gzip(head: bytes) -> str | None:
-    """Return the format of a file in gzip, followed by "in gzip"."""
-    with suppress(zlib.error):
-        packed = recognise_format(zlib.decompressobj(31).decompress(head, HEAD_BYTES))
-        return f"{packed} in gzip" if packed else None
-    return None
-
-
-def _is_mgh(head: bytes) -> bool:
-    """Return whether the first bytes are version 1, four positive lengths and a data type."""
-    if len(head) < 24:
-        return False
-    version, *lengths, kind = np.frombuffer(head, ">i4", 6).tolist()
-    return version == 1 and min(lengths) > 0 and kind in MGH_TYPES
 
 
 def _dicom() -> Opener:

@@ -85,6 +85,14 @@ DEFAULT_SYNTAXES: dict[tuple[bool | None, bool | None], uid.UID] = {
 """Transfer syntax of files that declare none, by (implicit VR, little endian)."""
 
 
+VIDEO = frozenset(
+    syntax
+    for syntax in uid.AllTransferSyntaxes
+    if syntax.name.startswith(("MPEG", "HEVC", "Fragmentable MPEG", "Fragmentable HEVC", "SMPTE"))
+)
+"""Transfer syntaxes of videos."""
+
+
 def open_dicom(content: bytes, options: DecodeOptions) -> Frames:
     """Open a DICOM file of grey or colour frames.
 
@@ -273,8 +281,9 @@ def _decoder(dataset: FileDataset, encapsulated: bool) -> Decoder:
     if syntax in DEFAULT_SYNTAXES.values() or syntax == uid.DeflatedExplicitVRLittleEndian:
         return get_decoder(syntax)
     if syntax not in dicom_codecs.DECODER_DEPENDENCIES or _is_deep_colour(dataset, syntax):
+        remedy = "export its frames" if syntax in VIDEO else "decompress it"
         name = _syntax_name(syntax)
-        raise DataError(f"it is compressed as {name}, which is not read; decompress it")
+        raise DataError(f"it is compressed as {name}, which is not read; {remedy}")
     if not dicom_codecs.is_available(syntax):
         raise DataError(
             f"it is compressed as {_syntax_name(syntax)}, whose decoder is missing; "

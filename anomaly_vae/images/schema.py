@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomaly_vae.data.arrow import normalise_array
+from anomaly_vae.data.arrow import plain_array
 from anomaly_vae.data.column_types import IMAGE_COLUMN, ColumnSpec
 from anomaly_vae.data.encoding import Matrix
 from anomaly_vae.data.schema import RawBatch, RowProblem
@@ -69,6 +69,11 @@ class ImageColumn:
     def spec(self) -> ColumnSpec:
         """The description of the column."""
         return IMAGE_COLUMN
+
+    @property
+    def mlflow_type(self) -> str:
+        """Name of the member of MLflow's ``DataType`` in a model signature."""
+        return IMAGE_COLUMN.mlflow_type
 
 
 @dataclass(frozen=True)
@@ -141,7 +146,7 @@ class ImageSchema:
                 f"found {listed(table.schema.names)}",
                 column=IMAGE,
             )
-        cells = normalise_array(table.column(IMAGE))
+        cells = plain_array(table.column(IMAGE))
         if not any(is_type(cells.type) for is_type in IMAGE_TYPES):
             reason = f"column '{IMAGE}': expected paths or bytes, found {cells.type}"
             raise DataError(reason, column=IMAGE)

@@ -121,7 +121,7 @@ def _end(page: TiffPage) -> int:
 def _suits_pillow(page: TiffPage) -> bool:
     """Return whether Pillow reads a page as it is meant."""
     big_endian_bigtiff = page.parent.is_bigtiff and page.parent.byteorder == ">"
-    if big_endian_bigtiff or page.sampleformat not in UNSIGNED:
+    if big_endian_bigtiff or page.sampleformat not in UNSIGNED or page.imagedepth > 1:
         return False
     if page.photometric in {WHITE_IS_ZERO, BLACK_IS_ZERO} and page.samplesperpixel > 2:
         return False  # several channels, which are refused by name
@@ -138,10 +138,10 @@ def _pixels(page: TiffPage, options: DecodeOptions) -> Pixels:
     if page.dtype is None or page.dtype.kind not in "uif":
         raise DataError("its pixels are complex numbers, which are not read; save them as floats")
     channels = page.samplesperpixel
-    if page.imagedepth > 1 or not _has_known_channels(page):
-        raise DataError(
-            f"its pages have {channels} channels or are volumes; save one page for each"
-        )
+    if page.imagedepth > 1:
+        raise DataError(f"its pages are volumes of {page.imagedepth} slices; save a page for each")
+    if not _has_known_channels(page):
+        raise DataError(f"its pages have {channels} channels; save a page for each")
     values = page.asarray(maxworkers=1)
     values = np.moveaxis(values, 0, -1) if channels > 1 and page.planarconfig == 2 else values
     values = values.reshape(page.imagelength, page.imagewidth, channels)

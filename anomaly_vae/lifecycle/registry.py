@@ -620,7 +620,7 @@ def signature(schema: DataSchema, groups: bool = False) -> ModelSignature:
         groups: whether the model is calibrated by group and returns two more columns.
     """
     columns: list[ColSpec | TensorSpec] = [
-        ColSpec(DataType[column.spec.mlflow_type], column.name, required=column.spec.required)
+        ColSpec(DataType[column.mlflow_type], column.name, required=column.spec.required)
         for column in schema.columns
     ]
     outputs: list[ColSpec | TensorSpec] = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 from typing import NamedTuple
 
 import torch
@@ -103,10 +104,16 @@ def build_image(config: ImageModelConfig, layout: ImageLayout, seed: int = 0) ->
     return model
 
 
+_global_generator = Lock()
+
+
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed torch's global generator for the initial weights, and restore its state afterwards."""
-    with torch.random.fork_rng(devices=[]):
+    """Seed torch's global generator for the initial weights, and restore its state afterwards.
+
+    Threads that build models at the same time take turns, so that each draws its own weights.
+    """
+    with _global_generator, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
 

@@ -13,6 +13,7 @@ Nothing of the source's content reaches a message, a warning or a log.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import struct
@@ -36,6 +37,8 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 from anomaly_vae import __version__
 from anomaly_vae.errors import DataError
 from anomaly_vae.files import atomic_path
+from anomaly_vae.images.formats import GZIP
+from pipelines.datasets.image_files import is_dicom
 
 REQUIRED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 """Keywords of the elements that a heatmap must refer to."""
@@ -143,7 +146,11 @@ def _render(
 def _read_header(source: Path) -> Dataset:
     """Read the needed elements and decode them now, as pydicom would do so only on access."""
     tags = [*REQUIRED, *COPIED, *EQUIPMENT, *NUMBERS]
-    header = dcmread(source, stop_before_pixels=True, specific_tags=tags)
+    with source.open("rb") as stream:
+        packed = stream.read(len(GZIP)) == GZIP
+    with gzip.open(source) if packed else source.open("rb") as file:
+        force = is_dicom(source)  # the preamble may be missing
+        header = dcmread(file, stop_before_pixels=True, specific_tags=tags, force=force)
     deque(header.iterall(), maxlen=0)
     return header
 

@@ -18,9 +18,14 @@ HELD_ROWS = ".held.arrow"
 """Name of the temporary file with the rows whose flags are not known yet."""
 
 
-def open_sink(folder: Path, calibration: Calibration, fdr: float | None) -> Sink:
-    """Return a sink that keeps the flags, or one that sets them at the false discovery rate."""
-    return Sink(folder) if fdr is None else FdrSink(folder, calibration, fdr)
+def open_sink(
+    folder: Path, calibration: Calibration, fdr: float | None, key: pa.Field | None = None
+) -> Sink:
+    """Return a sink that keeps the flags, or one that sets them at the false discovery rate.
+
+    ``key`` is the column of ids; see `Sink`.
+    """
+    return Sink(folder, key) if fdr is None else FdrSink(folder, calibration, fdr, key)
 
 
 def check_controllable(calibration: Calibration, fdr: float | None) -> None:
@@ -45,8 +50,10 @@ class FdrSink(Sink):
     no more distinct p-values than calibration scores, so counting them takes little memory.
     """
 
-    def __init__(self, folder: Path, calibration: Calibration, fdr: float) -> None:
-        super().__init__(folder)
+    def __init__(
+        self, folder: Path, calibration: Calibration, fdr: float, key: pa.Field | None = None
+    ) -> None:
+        super().__init__(folder, key)
         self._calibration, self._fdr = calibration, fdr
         self._counts: Counter[float] = Counter()
         self._held = folder / HELD_ROWS

@@ -45,19 +45,13 @@ from pipelines.batch.common import (
 )
 from pipelines.batch.fdr import check_controllable, open_sink
 from pipelines.batch.results import DICOM, HEATMAPS, SUMMARY, Sink, result_folder
-from pipelines.datasets.image_files import (
-    FRAME,
-    ID,
-    PATH,
-    Batch,
-    ImageFile,
-    Reasons,
-    is_dicom,
-    list_files,
-    read_images,
-)
+from pipelines.datasets.image_batches import Batch, read_images
+from pipelines.datasets.image_files import FRAME, ID, PATH, ImageFile, Reasons, is_dicom
+from pipelines.datasets.image_listing import list_files
 from pipelines.registry.model_uri import LoadedModel
 
+ID_FIELD = pa.field(ID, pa.string())
+"""Column of the ids that a manifest may list."""
 REFUSED = "dicom_refused"
 """Summary key: number of flagged DICOM images whose heatmap cannot be written as DICOM."""
 
@@ -91,7 +85,8 @@ def score_images(
     scorer = source.bundle.scorer
     schema, encoding = image_modality(scorer.schema, scorer.encoding)
     files = exclude_output(paths, list_files(paths), output, lambda file: file.path)
-    with result_folder(output) as folder, open_sink(folder, calibration, fdr) as sink:
+    key = ID_FIELD if any(ID in file.attributes for file in files) else None
+    with result_folder(output) as folder, open_sink(folder, calibration, fdr, key) as sink:
         writer = _HeatmapWriter(source, encoding, folder, heatmaps)
         run = _ScoringRun(source, files, sink, explain, writer)
         run.score_all(schema)
@@ -211,9 +206,12 @@ class _ScoringRun:
         """Reject a frame, a file (``frame`` is None) or a row of a manifest that names no file."""
         self.tally.rejects_by_column[UNREADABLE] += 1
         self.reasons.add(file, reason)
+        if file.place and file.problem:
+            reason = f"{file.place}: {reason}"
         if not file.is_new:
-            frame, reason = file.row, f"{file.place}: {reason}"
-        self.sink.reject(file.name, [frame], reason, name=file.attributes.get(ID))
+            frame = file.row
+        name = pa.scalar(file.attributes.get(ID), ID_FIELD.type)
+        self.sink.reject(file.name, [frame], reason, name=name)
 
     def counts(self) -> dict[str, Any]:
         """Return the summary's entries about files: scored are those with a scored frame."""
@@ -231,7 +229,7 @@ class _ScoringRun:
             FRAME: pa.array(frames, pa.int32()),
         }
         if self._has_ids:
-            keys[ID] = pa.array([file.attributes.get(ID) for file in files], pa.string())
+            keys[ID] = pa.array([file.attributes.get(ID) for file in files], ID_FIELD.type)
         return keys
 
     def _score(self, files: Sequence[ImageFile], frames: Sequence[int], images: RawBatch) -> None:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from anomaly_vae.errors import DataError
 from anomaly_vae.files import locked
+from anomaly_vae.messages import printable
 
 PART_ROWS = 1 << 20
 """Number of rows from which a part is complete."""
@@ -31,15 +32,25 @@ DICTIONARY_COLUMNS = [
     *(f"contributions.list.element.{name}" for name in ("feature", "observed", "expected")),
 ]
 """Columns with many repeated values, for which dictionary encoding saves space."""
-REJECT_SCHEMA = pa.schema(
-    [
-        ("path", pa.string()),
-        ("row", pa.int64()),
-        ("id", pa.string()),
-        ("column", pa.string()),
-        ("reason", pa.string()),
-    ]
+REJECT_FIELDS = (
+    ("path", pa.string()),
+    ("row", pa.int64()),
+    ("column", pa.string()),
+    ("reason", pa.string()),
 )
+"""Columns of the rejects, except the id."""
+
+
+def reject_schema(key: pa.Field | None) -> pa.Schema:
+    """Return the columns of the rejects; the id has the name and type that it has in the parts.
+
+    A column of `REJECT_FIELDS` that has the id's name is written as ``reject_`` and its name.
+    """
+    own = [
+        pa.field(f"reject_{name}" if key is not None and name == key.name else name, kind)
+        for name, kind in REJECT_FIELDS
+    ]
+    return pa.schema(own if key is None else [*own[:2], key, *own[2:]])
 
 
 @contextmanager
@@ -115,14 +126,20 @@ def _names(output: Path) -> Iterator[str]:
 
 
 class Sink:
-    """A writer of scored rows, in parts of about `PART_ROWS` rows, and of rejects."""
+    """A writer of scored rows, in parts of about `PART_ROWS` rows, and of rejects.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Args:
+        folder: the folder to write to.
+        key: the column of ids of tables; None if rows have none.
+    """
+
+    def __init__(self, folder: Path, key: pa.Field | None = None) -> None:
+        self.folder, self._key = folder, key
         self.parts: list[str] = []
         self._writer: pq.ParquetWriter | None = None
         self._rows = 0
-        self._rejects = pq.ParquetWriter(folder / REJECTS, REJECT_SCHEMA)
+        self._reject_schema = reject_schema(key)
+        self._rejects = pq.ParquetWriter(folder / REJECTS, self._reject_schema)
         self._pending: list[tuple[Any, ...]] = []
 
     def __enter__(self) -> Sink:
@@ -153,12 +170,13 @@ class Sink:
         rows: Sequence[int | None],
         reason: str,
         column: str | None = None,
-        name: str | None = None,
+        name: pa.Scalar | None = None,
     ) -> None:
-        """Append rejected rows of a file that share one reason."""
+        """Append rejected rows of a file that share one reason, and the id ``name``, if any."""
         for start in range(0, len(rows), REJECT_ROWS):
             chunk = rows[start : start + REJECT_ROWS]
-            self._pending += [(str(path), row, name, column, reason) for row in chunk]
+            names = () if self._key is None else (name,)
+            self._pending += [(printable(path), row, *names, column, reason) for row in chunk]
             if len(self._pending) >= REJECT_ROWS:
                 self._flush_rejects()
 
@@ -182,7 +200,7 @@ class Sink:
         if self._pending:
             columns = [list(column) for column in zip(*self._pending, strict=True)]
             self._rejects.write_table(pa.Table.from_arrays(
-                [pa.array(c, t) for c, t in zip(columns, REJECT_SCHEMA.types, strict=True)],
-                schema=REJECT_SCHEMA,
+                [pa.array(c, t) for c, t in zip(columns, self._reject_schema.types, strict=True)],
+                schema=self._reject_schema,
             ))  # fmt: skip
             self._pending = []

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from anomaly_vae.artifacts.bundle import Bundle
-from anomaly_vae.data.arrow import normalise_array
-from anomaly_vae.data.schema import RawBatch, RowProblem
+from anomaly_vae.data.schema import RawBatch, RowProblem, TabularSchema
 from anomaly_vae.errors import ConfigError, DataError
 from anomaly_vae.scoring.detector import Explanation
 from pipelines import console
@@ -33,8 +30,11 @@ from pipelines.batch.common import (
     warn_missing_group,
 )
 from pipelines.batch.fdr import check_controllable, open_sink
+from pipelines.batch.keys import Keys, find_keys
 from pipelines.batch.results import SUMMARY, Sink, result_folder
-from pipelines.datasets.files import Broken, Chunk, Head, find_files, read_chunks, read_heads
+from pipelines.datasets.files import absent_columns, find_files, heads_by_file, read_chunks
+from pipelines.datasets.loading import NO_OPTIONS
+from pipelines.datasets.parts import Broken, Chunk, Head, Reading
 from pipelines.registry.model_uri import LoadedModel
 
 
@@ -45,6 +45,7 @@ def score_files(
     explain: Explain = None,
     heatmaps: HeatmapOptions = NO_HEATMAPS,
     fdr: float | None = None,
+    csv: Mapping[str, Any] = NO_OPTIONS,
 ) -> dict[str, Any]:
     """Score every row of every file into a folder and return the summary.
 
@@ -55,9 +56,10 @@ def score_files(
         explain: number of largest contributions to list per row, or "all".
         heatmaps: must be `NO_HEATMAPS`, as only images have heatmaps.
         fdr: false discovery rate at which to flag rows, instead of by the threshold.
+        csv: keys of `CsvConfig` that differ from the training configuration.
 
     Raises:
-        ConfigError: heatmaps are requested.
+        ConfigError: heatmaps are requested, or ``csv`` is invalid.
         DataError: no file is found, one lies in ``output``, or ``output`` holds other files.
         CalibrationError: the model's p-values do not allow control of the false discovery rate.
     """
@@ -65,36 +67,55 @@ def score_files(
         raise ConfigError("--heatmaps and --dicom-out are for image models; leave them out")
     output, calibration = Path(output), source.bundle.detector.calibration
     check_controllable(calibration, fdr)
+    reading = Reading.of_model(source.bundle, csv, score=True)
     files = exclude_output(paths, find_files(paths), output, lambda path: path)
-    heads = list(read_heads(files))
+    by_file = heads_by_file(files, reading)
+    heads = list(by_file.values())
     names = {name for head in heads for name in head.schema.names}
     warn_missing_group(calibration, names)
+    for note in absent_columns(by_file, source.bundle.scorer.schema.names):
+        console.info(note)
     reserved = (*RESULT_COLUMNS, *GROUP_COLUMNS) if calibration.groups else RESULT_COLUMNS
-    keys = _keys(source.bundle.manifest["config"]["data"].get("id"), heads, reserved)
-    with result_folder(output) as folder, open_sink(folder, calibration, fdr) as sink:
-        scoring = _Scoring(source.bundle, keys, sink, explain)
+    keys = find_keys(source.bundle.manifest["config"]["data"].get("id"), by_file, reserved)
+    with (
+        result_folder(output) as folder,
+        open_sink(folder, calibration, fdr, keys.field) as sink,
+    ):
+        scoring = _Scoring(source.bundle, keys, sink, explain, reading)
         scoring.score_all(files, _total_rows(files, heads))
         entries = sink.finish()
         summary = summary_of(source, len(files), scoring.tally, sink) | entries
         summary["ignored_columns"] = list(source.bundle.scorer.schema.unknown(names))
+        summary |= _show_notes(reading)
         (folder / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return summary
+
+
+def _show_notes(reading: Reading) -> dict[str, Any]:
+    """Print the notes on text files; return them as an entry of the summary, if there are any."""
+    for note in reading.notes:
+        console.info(note)
+    return {"notes": list(reading.notes)} if reading.notes else {}
 
 
 class _Scoring:
     """A run over a sequence of files, with its position in the whole input."""
 
-    def __init__(self, bundle: Bundle, keys: Keys, sink: Sink, explain: Explain) -> None:
-        self.detector, self.schema = bundle.detector, bundle.scorer.schema
+    def __init__(
+        self, bundle: Bundle, keys: Keys, sink: Sink, explain: Explain, reading: Reading
+    ) -> None:
+        self.detector = bundle.detector
+        self.schema = cast("TabularSchema", bundle.scorer.schema)
         self.keys, self.sink, self.tally = keys, sink, Tally(bundle.monitor)
         self.explain, self.max_contributions = explain is not None, max_contributions(explain)
+        self.reading = reading
         self.path: Path | None = None
         self.start = self.rows_of_file = 0
 
     def score_all(self, files: Sequence[Path], total: int | None) -> None:
         """Score or reject every row of these files."""
         with console.progress("Scoring", total) as (bar, task):
-            for part in read_chunks(files, select=self._needed):
+            for part in read_chunks(files, select=self._needed, reading=self.reading):
                 count = self.score(part)
                 note = f"{self.tally.flagged:,} flagged, {self.tally.rejected:,} rejected"
                 bar.update(task, advance=count, note=note)
@@ -107,14 +128,16 @@ class _Scoring:
         if isinstance(part, Broken):
             return self._reject_broken(part)
         self.rows_of_file = max(self.rows_of_file, int(part.rows[-1]) + 1)
+        ids, problems = self.keys.ids(part.table)
         try:
             batch = self.schema.from_arrow(part.table)
         except DataError as error:
             problem = RowProblem(0, error.column, str(error))
-            self._reject(part, dict.fromkeys(range(len(part.rows)), problem))
+            self._reject(part, dict.fromkeys(range(len(part.rows)), problem), ids)
         else:
-            self._reject(part, {p.row: p for p in reversed(batch.problems)})
-            self._score_batch(batch, self.keys.of(part.table, self.start + part.rows))
+            batch = replace(batch, problems=(*batch.problems, *problems))
+            self._reject(part, {p.row: p for p in reversed(batch.problems)}, ids)
+            self._score_batch(batch, self.keys.of(ids, self.start + part.rows))
         return len(part.rows)
 
     def _reject_broken(self, broken: Broken) -> int:
@@ -126,9 +149,9 @@ class _Scoring:
         self.sink.reject(broken.path, rows, broken.reason)
         return len(rows)
 
-    def _reject(self, part: Chunk, problems: dict[int, RowProblem]) -> None:
+    def _reject(self, part: Chunk, problems: dict[int, RowProblem], ids: pa.Array | None) -> None:
         for i, problem in sorted(problems.items()):
-            row, name = self.start + int(part.rows[i]), self.keys.name(part.table, i)
+            row, name = self.start + int(part.rows[i]), None if ids is None else ids[i]
             self.tally.rejects_by_column[problem.column or UNREADABLE] += 1
             self.sink.reject(part.path, [row], problem.reason, problem.column, name)
 
@@ -154,66 +177,6 @@ class _Scoring:
         """Select the model's columns and the id, or all columns if none of the model's exists."""
         features = set(names) & set(self.schema.names)
         return [name for name in names if name in features | {self.keys.id}] if features else names
-
-
-@dataclass(frozen=True)
-class Keys:
-    """The columns that identify a row in the output: its id, its position, or both.
-
-    Positions are needed if a file has no ids. All ids have the same type, so that the parts form
-    one table and no id is changed: the type that all files share, else the widest integer, else
-    text.
-    """
-
-    id: str | None
-    type: pa.DataType
-    rows: bool
-    """Whether positions are written."""
-
-    def of(self, table: pa.RecordBatch, rows: NDArray[np.int64]) -> dict[str, pa.Array]:
-        """Return the key columns of the rows at these positions (N,)."""
-        ids = {self.id: self._ids(table)} if self.id is not None else {}
-        return ids | ({"row": pa.array(rows)} if self.rows else {})
-
-    def name(self, table: pa.RecordBatch, i: int) -> str | None:
-        """Return the id of a row as text; None if it has none."""
-        has_ids = self.id is not None and self.id in table.schema.names
-        value = table.column(self.id)[i].as_py() if has_ids else None
-        return None if value is None else str(value)
-
-    def _ids(self, table: pa.RecordBatch) -> pa.Array:
-        if self.id not in table.schema.names:
-            return pa.nulls(len(table), self.type)
-        ids = normalise_array(table.column(self.id))
-        try:
-            return ids.cast(self.type)
-        except pa.ArrowException:  # Arrow cannot write every type as text
-            return pa.array([None if v is None else str(v) for v in ids.to_pylist()], self.type)
-
-
-def _keys(name: str | None, heads: Sequence[Head], reserved: Sequence[str]) -> Keys:
-    schemas = [head.schema for head in heads]
-    having = [schema for schema in schemas if name in schema.names]
-    keys = Keys(
-        name if having else None,
-        _common_type(
-            {normalise_array(pa.nulls(0, schema.field(name).type)).type for schema in having}
-        ),
-        rows=len(having) < len(schemas) or not having,
-    )
-    if keys.id in reserved or (keys.id == "row" and keys.rows):
-        raise DataError(f"the id column '{name}' has the name of a result column; rename it")
-    return keys
-
-
-def _common_type(types: set[pa.DataType]) -> pa.DataType:
-    types = types - {pa.null()}
-    if len(types) == 1:
-        return types.pop()
-    for integers in (pa.types.is_signed_integer, pa.types.is_unsigned_integer):
-        if types and all(map(integers, types)):
-            return max(types, key=lambda kind: kind.bit_width)
-    return pa.string()
 
 
 def _total_rows(files: Sequence[Path], heads: Sequence[Head]) -> int | None:

@@ -52,6 +52,8 @@ class Dataset:
     """Column with the id of each row."""
     time: str | None = None
     """Column with the time of each row."""
+    time_format: str | None = None
+    """Format of the time column, if its values need one."""
     duplicate_ids: int = 0
     """Number of rows whose id an earlier row has."""
     origin: str | None = None
@@ -92,7 +94,7 @@ class Dataset:
     @property
     def read_options(self) -> dict[str, Any]:
         """Options with which the test rows were read, and which later models must use as well."""
-        return {}
+        return {"time_format": self.time_format} if self.time_format else {}
 
     @cached_property
     def digest(self) -> str:

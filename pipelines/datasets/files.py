@@ -1,365 +1,367 @@
-"""Find CSV and Parquet files in folders and globs, and read them as a stream."""
+"""Find tables in folders, globs and pipes, and read them as a stream."""
 
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from anomaly_vae.data.arrow import NOT_UTF8, is_bytes, is_text, normalise_array, not_utf8
 from anomaly_vae.errors import DataError
+from anomaly_vae.messages import listed
+from pipelines.datasets.csv_files import csv_head, read_csv
+from pipelines.datasets.json_files import json_head, read_json
+from pipelines.datasets.parquet_files import parquet_head, read_parquet
+from pipelines.datasets.partitions import Partitions, contradictions, with_columns
+from pipelines.datasets.parts import (
+    UNREADABLE,
+    Broken,
+    Chunk,
+    Head,
+    Reading,
+    Select,
+    first_line,
+)
+from pipelines.datasets.plain_text import (
+    PACKED_SUFFIXES,
+    Format,
+    format_of,
+    has_types,
+    is_parquet,
+    is_readable,
+)
+from pipelines.datasets.unification import cast_to, contradiction, read_as, unite_types
 
 BATCH_ROWS = 65_536
 """Maximum number of rows read from Parquet at a time."""
-CSV_BLOCK = 4 << 20
-"""Size of the blocks in which CSV is read, in bytes."""
-ENDING = READ_BUFFER = 1 << 16
-"""Size of the examined end of a CSV file, and of the Parquet read buffer, in bytes."""
-SUFFIXES = (".parquet", ".pq", ".csv")
-"""Suffixes of the files that are read from folders and globs."""
-UNREADABLE = (pa.ArrowException, OSError, ValueError)
-"""Errors raised for files that cannot be read."""
+MOSTLY_TEXT = 0.9
+"""Minimum share of UTF-8 text for a column of bytes to be taken for text."""
+SUFFIXES = (".parquet", ".pq", ".csv", ".tsv", ".jsonl", ".ndjson")
+"""Suffixes of the files that are read from folders and globs, also before one of a compression."""
+STDIN = "/dev/stdin"
+HEADS: dict[Format, Callable[[Path, Reading], Head]] = {
+    "parquet": parquet_head,
+    "json": json_head,
+    "csv": csv_head,
+}
+"""Function that reads the columns of a file, by format."""
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """Rows of one file, with their positions (N,) in the file, counted from 0."""
-
-    path: Path
-    rows: NDArray[np.int64]
-    table: pa.RecordBatch
-
-
-@dataclass(frozen=True)
-class Broken:
-    """Rows that cannot be read; ``rows`` is None if the file's number of rows is unknown."""
-
-    path: Path
-    reason: str
-    rows: range | None = None
-
-
-@dataclass(frozen=True)
-class Head:
-    """The columns of a file and, if the file states it, its number of rows."""
-
-    schema: pa.Schema
-    n_rows: int | None
-
-
-Select = Callable[[Sequence[str]], Sequence[str]]
-"""Function that selects the needed columns from those of a file."""
+# ---------------------------------------------------------------- finding
 
 
 def find_files(paths: Sequence[str]) -> list[Path]:
     """Return the files of these paths: files, folders (with subfolders) and globs, each sorted.
 
+    A single file may have any name. A pipe is copied to a temporary file; ``-`` is the standard
+    input.
+
     Raises:
-        DataError: a path leads to no CSV or Parquet file.
+        DataError: a path leads to no table, or cannot be read.
     """
     found: dict[Path, None] = {}
     for path in paths:
-        matches = _matches(path)
+        try:
+            matches = _matches(path)
+        except (OSError, ValueError) as error:
+            raise DataError(f"'{_failing(error, path)}': {first_line(error)}", path=path) from None
         if not matches:
-            raise DataError(f"'{path}': no CSV or Parquet file is there", path=path)
+            raise DataError(f"'{path}': no CSV, JSON or Parquet file is there", path=path)
         found |= dict.fromkeys(matches)
     return list(found)
 
 
+def _failing(error: Exception, path: str) -> str:
+    return str(getattr(error, "filename", None) or path)
+
+
 def _matches(path: str) -> list[Path]:
-    place = Path(path)
-    if place.is_file():
-        return [place]
-    if place.is_dir():
-        return [p for p in sorted(place.rglob("*")) if _is_table(p) and not _hidden(p, place)]
-    names = sorted(glob.glob(path, recursive=True))  # noqa: PTH207 absolute patterns too
-    return [p for name in names if Path(name).exists() for p in _matches(name) if _is_table(p)]
+    if not path:
+        raise ValueError("the path is empty; name a file, a folder or a glob")
+    place = Path(STDIN if path == "-" and not Path(path).exists() else path)
+    try:
+        is_file = is_readable(place)
+    except FileNotFoundError:
+        if place.is_symlink():
+            raise ValueError("it is a link to a file that is not there") from None
+        return _glob(path)
+    return [place] if is_file else _tables_in(place)
 
 
-def _is_csv(path: Path) -> bool:
-    return path.suffix.lower() == ".csv"
+def _tables_in(folder: Path) -> list[Path]:
+    """Return the tables of a folder and its subfolders, apart from hidden and temporary ones."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    found = []
+    for root, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not _is_hidden(name)]
+        found += [Path(root, name) for name in names if not _is_hidden(name)]
+    return sorted(path for path in found if _is_table(path))
+
+
+def _glob(pattern: str) -> list[Path]:
+    """Return the tables of a glob, below the longest beginning of it that is a folder."""
+    base = next((parent for parent in Path(pattern).parents if parent.is_dir()), Path())
+    below = str(Path(pattern).relative_to(base))
+    names = sorted(glob.glob(below, root_dir=base, recursive=True))  # noqa: PTH207 hidden files
+    if not _is_hidden(Path(pattern).name):  # else it asks for hidden ones
+        names = [name for name in names if not _is_hidden(Path(name).name)]
+    found: list[Path] = []
+    for name in names:
+        path = base / name
+        named = path.suffix and below.endswith(path.suffix)  # the pattern itself names the kind
+        found += [path] if named and path.is_file() else []
+        found += _tables_in(path) if path.is_dir() else [path] if _is_table(path) else []
+    return list(dict.fromkeys(found))
 
 
 def _is_table(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and path.is_file()
+    """Return whether a path is a table by its suffix or, without one, is Parquet, as Hive writes.
+
+    A broken link with the suffix of a table counts, so that it is not skipped silently.
+    """
+    if not path.suffix:
+        return path.is_file() and is_parquet(path)
+    packed = path.suffix.lower() in PACKED_SUFFIXES
+    if (path.with_suffix("") if packed else path).suffix.lower() not in SUFFIXES:
+        return False
+    return path.is_file() or (path.is_symlink() and not path.exists())
 
 
-def _hidden(path: Path, root: Path) -> bool:
-    return any(part.startswith((".", "_")) for part in path.relative_to(root).parts)
+def _is_hidden(name: str) -> bool:
+    """Return whether a name is hidden, or made by a job for itself (_SUCCESS, not _day=1)."""
+    return name.startswith(".") or (name.startswith("_") and "=" not in name)
 
 
-def read_heads(files: Sequence[Path]) -> Iterator[Head]:
-    """Yield the heads of all readable files, in order."""
+# ---------------------------------------------------------------- columns
+
+
+def heads_by_file(files: Sequence[Path], reading: Reading | None = None) -> dict[Path, Head]:
+    """Return the heads of all readable files, in order."""
+    partitions, heads = Partitions.of(files), dict[Path, Head]()
     for path in files:
         with suppress(*UNREADABLE):
-            yield _csv_head(path) if _is_csv(path) else _parquet_head(path)
+            head = HEADS[format_of(path)](path, reading or Reading())
+            heads[path] = _with_folders(head, partitions.columns(path))
+    return heads
+
+
+def absent_columns(heads: Mapping[Path, Head], names: Iterable[str]) -> list[str]:
+    """Return a note on each of the columns that some files lack, and one on those all lack."""
+    present = {name for head in heads.values() for name in head.schema.names}
+    notes, nowhere = [], []
+    for name in names:
+        without = [path for path, head in heads.items() if name not in head.schema.names]
+        if without and name in present:
+            notes.append(
+                f"column '{name}' is not in {len(without)} of {len(heads)} files, such as "
+                f"'{without[0]}'; its values there are missing"
+            )
+        elif without:
+            nowhere.append(name)
+    return [*notes, *_absent_everywhere(nowhere, present)]
+
+
+def _absent_everywhere(names: Sequence[str], present: Collection[str]) -> Iterator[str]:
+    if not names:
+        return
+    wanted = {name.casefold() for name in names}
+    similar = sorted(name for name in present if name.casefold() in wanted)
+    hint = f"; {listed(similar)} differ only in upper and lower case" if similar else ""
+    yield f"columns that no file has, so that their values are missing: {listed(names)}{hint}"
+
+
+def _with_folders(head: Head, columns: Mapping[str, pa.Scalar]) -> Head:
+    fields = [pa.field(n, v.type) for n, v in columns.items() if n not in head.schema.names]
+    return Head(pa.schema([*head.schema, *fields]), head.n_rows) if fields else head
+
+
+# ---------------------------------------------------------------- rows
 
 
 def read_chunks(
-    files: Sequence[Path], batch_rows: int = BATCH_ROWS, select: Select = list
+    files: Sequence[Path],
+    batch_rows: int = BATCH_ROWS,
+    select: Select = list,
+    reading: Reading | None = None,
 ) -> Iterator[Chunk | Broken]:
     """Yield the rows of all files in order, and unreadable parts as `Broken`.
 
-    ``select`` limits the columns that are read from Parquet; CSV is always read completely.
+    Folders such as ``day=2018-07-01`` are columns of the files in them.
+
+    Args:
+        files: the files.
+        batch_rows: maximum number of rows read from Parquet at a time.
+        select: limits the columns that are read from Parquet; text is always read completely.
+        reading: how text is read; it collects notes.
     """
+    partitions, reading = Partitions.of(files), reading or Reading()
     for path in files:
+        folders = partitions.columns(path)
         try:
-            yield from _read_csv(path) if _is_csv(path) else _read_parquet(path, batch_rows, select)
+            for part in _read_file(path, batch_rows, _besides(folders, select), reading):
+                yield from _in_folders(part, folders, select) if folders else (part,)
         except UNREADABLE as error:
             yield Broken(path, first_line(error))
 
 
-def read_table(files: Sequence[Path]) -> pa.Table:
+def _besides(folders: Iterable[str], select: Select) -> Select:
+    """Return a selection from the columns of a file and of its folders."""
+    return lambda names: select([*names, *folders])
+
+
+def _read_file(
+    path: Path, batch_rows: int, select: Select, reading: Reading
+) -> Iterator[Chunk | Broken]:
+    match format_of(path):
+        case "parquet":
+            yield from read_parquet(path, batch_rows, select)
+        case "json":
+            yield from read_json(path, reading)
+        case "csv":
+            yield from read_csv(path, reading)
+
+
+def _in_folders(
+    part: Chunk | Broken, folders: Mapping[str, pa.Scalar], select: Select
+) -> Iterator[Chunk | Broken]:
+    """Yield rows with the columns of their folders; rows that contradict them as `Broken`."""
+    if isinstance(part, Broken):
+        yield part
+        return
+    selected = set(select(list(dict.fromkeys([*part.table.schema.names, *folders]))))
+    columns = {name: value for name, value in folders.items() if name in selected}
+    wrong = dict(contradictions(part.table, columns))
+    good = np.setdiff1d(np.arange(len(part.table)), list(wrong))
+    if len(good):
+        table = part.table.take(pa.array(good)) if wrong else part.table
+        yield Chunk(part.path, part.rows[good], with_columns(table, columns))
+    for i, reason in sorted(wrong.items()):
+        row = int(part.rows[i])
+        yield Broken(part.path, reason, range(row, row + 1))
+
+
+# ---------------------------------------------------------------- one table
+
+
+def read_table(
+    files: Sequence[Path],
+    reading: Reading | None = None,
+    used: Callable[[str], bool] = lambda _: True,
+) -> pa.Table:
     """Read all rows of all files, for training.
+
+    Columns that differ in type are united without loss. A column of text in a CSV or JSON file is
+    read as numbers or times if other files have such a column and all its cells can be read so. A
+    column that is not ``used`` is left out if its types contradict each other.
 
     Raises:
         DataError: a file cannot be read, or the files have inconsistent columns.
     """
-    tables: dict[Path, list[pa.RecordBatch]] = {}
-    for part in read_chunks(files):
+    parts: list[_Columns] = []
+    for part in read_chunks(files, reading=reading):
         if isinstance(part, Broken):
             raise DataError(f"'{part.path}'{_where(part)}: {part.reason}", path=str(part.path))
-        tables.setdefault(part.path, []).append(part.table)
-    whole = [pa.Table.from_batches(batches) for batches in tables.values()]
-    if not whole:
+        parts.append(_Columns.of(part))
+    if not parts:
         raise DataError(f"no rows in {', '.join(repr(str(f)) for f in files)}")
+    names = dict.fromkeys(name for part in parts for name in part.arrays)
+    columns = {name: _united(name, parts, used(name)) for name in names}
+    return pa.table({name: column for name, column in columns.items() if column is not None})
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Normalised columns of rows (N,) of one file."""
+
+    path: Path
+    rows: NDArray[np.int64]
+    arrays: dict[str, pa.Array]
+
+    @classmethod
+    def of(cls, part: Chunk) -> _Columns:
+        """Normalise the columns of a chunk."""
+        columns = zip(part.table.schema.names, part.table.columns, strict=True)
+        arrays = {name: normalise_array(column) for name, column in columns}
+        return cls(part.path, part.rows, arrays)
+
+    def typed(self, name: str, kinds: Sequence[pa.DataType]) -> _Columns:
+        """Return the columns with one whose text, in a file without types, is read as others."""
+        if name not in self.arrays or not is_text(self.arrays[name].type) or has_types(self.path):
+            return self
+        return replace(self, arrays=self.arrays | {name: read_as(self.arrays[name], kinds)})
+
+    def cast(self, name: str, kind: pa.DataType) -> pa.Array:
+        """Return a column in a type that can hold it; nulls if it is absent."""
+        if name not in self.arrays:
+            return pa.nulls(len(self.rows), kind)
+        return cast_to(self.arrays[name], kind)
+
+
+def _united(name: str, parts: Sequence[_Columns], used: bool) -> pa.ChunkedArray | None:
+    """Unite a column of all files; None if it is not used and its types contradict each other."""
+    types = _types(name, parts)
+    if any(map(is_text, types)) and not all(map(is_text, types)):
+        parts = [part.typed(name, list(types)) for part in parts]
+        types = _types(name, parts)
+    if used and any(map(is_bytes, types)):
+        _refuse_damaged_text(name, [part for part in parts if name in part.arrays])
     try:
-        return pa.concat_tables(whole, promote_options="permissive")
+        kind = unite_types(name, types)
+        return pa.chunked_array([part.cast(name, kind) for part in parts], kind)
+    except DataError:
+        if used:
+            raise
+        return None
     except pa.ArrowException as error:
-        raise DataError(f"the files' columns contradict each other: {first_line(error)}") from None
+        if used:
+            raise contradiction(name, types, first_line(error)) from None
+        return None
+
+
+def _types(name: str, parts: Sequence[_Columns]) -> dict[pa.DataType, Path]:
+    """Return the types of a column, each with the first file that has it."""
+    types: dict[pa.DataType, Path] = {}
+    for part in parts:
+        if name in part.arrays:
+            types.setdefault(part.arrays[name].type, part.path)
+    return types
+
+
+def _refuse_damaged_text(name: str, parts: Sequence[_Columns]) -> None:
+    """Refuse a column of bytes most of which are text, as they must be before they are used.
+
+    Raises:
+        DataError: a cell is not UTF-8; the message names its file and row.
+    """
+    arrays = [part.arrays[name] for part in parts]
+    masks = list(map(not_utf8, arrays))
+    values = sum(len(array) - array.null_count for array in arrays)
+    wrong = sum(int(mask.sum()) for mask in masks)
+    if not wrong or wrong > (1 - MOSTLY_TEXT) * values:
+        return
+    part, mask = next((p, m) for p, m in zip(parts, masks, strict=True) if m.any())
+    row = int(part.rows[mask][0])
+    raise DataError(
+        f"'{part.path}': column '{name}', row {row}: {NOT_UTF8}, as are {wrong:,} of "
+        f"{values:,} cells; write the column as UTF-8, or list it under data.ignore",
+        path=str(part.path),
+        column=name,
+    )
 
 
 def _where(broken: Broken) -> str:
     if broken.rows is None:
         return ""
-    if _is_csv(broken.path):
-        return f" line {broken.rows.start + 2}"
+    if broken.line is not None:
+        return f" line {broken.line}"
     return f" from row {broken.rows.start} on"
-
-
-REASONS = {
-    "Empty CSV file": "it has no rows",
-    "straddling object": "a row is too long, perhaps for want of a closing quote",
-    "invalid UTF": "it is not UTF-8 text; save it as UTF-8",
-    "codec can't decode": "its header is not UTF-8 text; save it as UTF-8",
-    "Parquet magic bytes not found": "it is not Parquet, or was cut short",
-}
-"""Explanation of a library's error message, by a part of the message."""
-
-
-def first_line(error: BaseException) -> str:
-    """Return the explanation of an exception, or its text as one short line."""
-    text = str(error).strip() or type(error).__name__
-    matches = (reason for part, reason in REASONS.items() if part.lower() in text.lower())
-    return next(matches, text.splitlines()[0][:200])
-
-
-def _parquet_head(path: Path) -> Head:
-    with _open_parquet(path) as file:
-        return Head(file.schema_arrow, file.metadata.num_rows)
-
-
-def _read_parquet(path: Path, batch_rows: int, select: Select) -> Iterator[Chunk | Broken]:
-    with _open_parquet(path) as file:
-        columns = select(file.schema_arrow.names)
-        start = 0
-        for group in range(file.num_row_groups):
-            rows = range(start, start + file.metadata.row_group(group).num_rows)
-            batches = file.iter_batches(batch_rows, [group], columns, use_threads=False)
-            yield from _read_group(path, rows, batches)
-            start = rows.stop
-
-
-def _read_group(
-    path: Path, rows: range, batches: Iterator[pa.RecordBatch]
-) -> Iterator[Chunk | Broken]:
-    """Read a row group up to any damage, and yield its remaining rows as `Broken`."""
-    reason = "the file says that there are more rows than it holds"
-    try:
-        for batch in batches:
-            batch.validate(full=True)  # finds text that is not UTF-8, which would fail later
-            yield Chunk(path, np.arange(rows.start, rows.start + len(batch)), batch)
-            rows = rows[len(batch) :]
-    except UNREADABLE as error:
-        reason = first_line(error)
-    if rows:
-        yield Broken(path, reason, rows)
-
-
-def _open_parquet(path: Path) -> pq.ParquetFile:
-    file = pq.ParquetFile(path, memory_map=False, pre_buffer=False, buffer_size=READ_BUFFER)
-    _refuse_duplicates(file.schema_arrow.names)
-    return file
-
-
-def _refuse_duplicates(names: Sequence[str]) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"column '{twice[0]}' appears more than once; rename one of them")
-
-
-class _BadLines:
-    """Lines with a wrong number of fields, collected while a CSV file is read."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.positions: set[int] = set()
-        self.fresh: list[Broken] = []
-
-    def __call__(self, line: Any) -> str:
-        reason = f"expected {line.expected_columns} fields, found {line.actual_columns}"
-        row = line.number - 2  # the reader counts from 1 and counts the header
-        self.positions.add(row)
-        self.fresh.append(Broken(self.path, reason, range(row, row + 1)))
-        return "skip"
-
-    def good_rows(self, start: int, count: int) -> NDArray[np.int64]:
-        """Return the positions of the next ``count`` rows from ``start`` that were not skipped."""
-        rows = np.arange(start, start + count + len(self.positions))
-        return rows[~np.isin(rows, list(self.positions))][:count]
-
-    def drain(self) -> list[Broken]:
-        """Return the lines found since the last call."""
-        fresh, self.fresh = self.fresh, []
-        return fresh
-
-
-def _csv_head(path: Path) -> Head:
-    return Head(pa.schema([(name, pa.string()) for name in _header(path)]), None)
-
-
-def _read_csv(path: Path) -> Iterator[Chunk | Broken]:
-    """Read every cell as text, so that a cell that does not fit the schema rejects only its row."""
-    names = _header(path)
-    bad, ending = _BadLines(path), _ending(path)
-    convert = pa.csv.ConvertOptions(
-        column_types=dict.fromkeys(names, pa.binary()), strings_can_be_null=True, null_values=[""]
-    )
-    with _open_csv(path, bad, convert, empty_lines=len(names) == 1) as reader:
-        if reader.schema.names != names:
-            raise ValueError("it begins with an empty line; remove it")
-        row = 0
-        for batch in reader:
-            rows = bad.good_rows(row, len(batch))
-            if len(batch):
-                row = int(rows[-1]) + 1
-                yield from _as_text(Chunk(path, rows, batch), ending)
-            yield from bad.drain()
-    yield from bad.drain()
-
-
-def _as_text(chunk: Chunk, ending: bytes) -> Iterator[Chunk | Broken]:
-    """Yield the rows whose cells are UTF-8 and contain no other lines; the others as `Broken`."""
-    table = chunk.table
-    text = pa.schema([(name, pa.string()) for name in table.schema.names])
-    wrong = _with_lines(table, ending)
-    try:
-        cast = table.cast(text)
-    except pa.ArrowInvalid:
-        wrong |= _not_utf8(table)
-    if not wrong:
-        yield Chunk(chunk.path, chunk.rows, cast)
-        return
-    good = np.setdiff1d(np.arange(len(table)), list(wrong))
-    if len(good):
-        yield Chunk(chunk.path, chunk.rows[good], table.take(pa.array(good)).cast(text))
-    for i, reason in sorted(wrong.items()):
-        row = int(chunk.rows[i])
-        yield Broken(chunk.path, reason, range(row, row + 1))
-
-
-def _not_utf8(table: pa.RecordBatch) -> dict[int, str]:
-    """Find rows with a cell that is not UTF-8; return the reason by row."""
-    wrong = {}
-    for name, column in zip(table.schema.names, table.columns, strict=True):
-        for i, cell in enumerate(column.to_pylist()):
-            try:
-                (cell or b"").decode()
-            except UnicodeDecodeError:
-                wrong[i] = f"column '{name}' is not UTF-8 text; save the file as UTF-8"
-    return wrong
-
-
-def _with_lines(table: pa.RecordBatch, ending: bytes) -> dict[int, str]:
-    """Find rows in which an unclosed quote made a cell swallow lines; return the reason by row."""
-    wrong = {}
-    for index, (name, column) in enumerate(zip(table.schema.names, table.columns, strict=True)):
-        for i in _several_lines(column):
-            lines = column[i].as_py().rstrip(b"\r\n").splitlines()
-            if _until_a_quote(lines, index, table.num_columns) or _until_the_end(lines, ending):
-                wrong[i] = f"column '{name}' holds lines of the file; a quote is not closed"
-    return wrong
-
-
-def _several_lines(column: pa.BinaryArray) -> list[int]:
-    """Return the positions of cells in which text follows a line end."""
-    content = column.buffers()[2]
-    text = content.to_pybytes() if content else b""
-    if b"\n" not in text and b"\r" not in text:  # the usual case, which this test decides fastest
-        return []
-    several = pc.match_substring_regex(column, r"[\r\n].*[^\r\n]").fill_null(False)
-    found: list[int] = np.flatnonzero(several.to_numpy(zero_copy_only=False)).tolist()
-    return found
-
-
-def _until_a_quote(lines: Sequence[bytes], index: int, columns: int) -> bool:
-    """Return whether an unclosed quote made a cell swallow lines up to the next quoted cell.
-
-    The CSV reader mistakes the opening quote of a cell in a later line for the closing quote. The
-    cell then contains the rest of its own line, whole lines, and a line up to the same column,
-    which ends with a quote. Other text of several lines hardly ever has exactly these delimiters.
-
-    Args:
-        lines: the lines of the cell.
-        index: the position of the cell's column.
-        columns: the number of columns.
-    """
-    first, *whole, last = (line.count(b",") for line in lines)
-    fields = (first, last) == (columns - 1 - index, index) and set(whole) <= {columns - 1}
-    return fields and lines[-1].endswith(b'"') and lines[-1].count(b'"') % 2 == 1
-
-
-def _until_the_end(lines: Sequence[bytes], ending: bytes) -> bool:
-    """Return whether a cell ends where the file ends, which a closing quote would prevent."""
-    return ending.endswith(b"\n" + lines[-1])
-
-
-def _ending(path: Path) -> bytes:
-    """Return the last bytes of a file, without trailing line breaks."""
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - ENDING))
-        return b"\n".join(file.read().rstrip(b"\r\n").splitlines())
-
-
-def _header(path: Path) -> list[str]:
-    """Read the column names of a CSV file."""
-    if not path.stat().st_size:
-        raise ValueError("the file is empty")
-    with _open_csv(path, lambda _: "skip", pa.csv.ConvertOptions()) as reader:
-        names: list[str] = reader.schema.names
-    _refuse_duplicates(names)
-    return names
-
-
-def _open_csv(
-    path: Path,
-    bad_line: Callable[[Any], str],
-    convert: pa.csv.ConvertOptions,
-    empty_lines: bool = False,
-) -> Any:
-    parse = pa.csv.ParseOptions(
-        newlines_in_values=True,
-        invalid_row_handler=bad_line,
-        ignore_empty_lines=not empty_lines,  # with one column, such a line is a missing value
-    )
-    read = pa.csv.ReadOptions(use_threads=False, block_size=CSV_BLOCK)
-    return pa.csv.open_csv(path, read_options=read, parse_options=parse, convert_options=convert)

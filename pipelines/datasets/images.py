@@ -29,17 +29,9 @@ from pipelines.datasets.dataset import (
     unlabelled_note,
     without_unreadable,
 )
-from pipelines.datasets.image_files import (
-    FRAME,
-    LABEL,
-    PATH,
-    Batch,
-    ImageFile,
-    Reasons,
-    find_images,
-    images_and_others,
-    read_all,
-)
+from pipelines.datasets.image_batches import Batch, read_all
+from pipelines.datasets.image_files import FRAME, LABEL, PATH, ImageFile, Reasons
+from pipelines.datasets.image_listing import find_images, images_and_others
 from pipelines.datasets.labels import labelled_rows
 
 # ---------------------------------------------------------------- data sets

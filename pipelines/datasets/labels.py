@@ -28,7 +28,7 @@ def label_masks(labels: pa.ChunkedArray, positive: Any, column: str) -> tuple[Ma
         positive: the label that means anomaly.
         column: the name of the label column in messages.
     """
-    levels = _levels(labels, column)
+    levels = _levels(labels, column).without_markers()
     wanted = _spellings(positive)
     anomalous = [code for code, name in enumerate(levels.names) if name in wanted]
     return np.isin(levels.codes, anomalous), levels.codes < 0
@@ -69,7 +69,7 @@ def check_positive(labels: pa.ChunkedArray, positive: Any, column: str) -> None:
     Raises:
         DataError: there are no labels, or none of them is ``positive``, probably a misspelling.
     """
-    names = set(_levels(labels, column).names)
+    names = set(_levels(labels, column).without_markers().names)
     wanted = _spellings(positive)
     if not names:
         raise DataError(f"column '{column}' has no label in any row; leave it out", column=column)
@@ -89,9 +89,13 @@ def _spellings(positive: Any) -> set[str]:
 
 def _levels(cells: pa.ChunkedArray, column: str) -> Levels:
     try:
-        return levels_from_arrow(cells)[0]
+        levels, problems = levels_from_arrow(cells)
     except DataError as error:
         raise DataError(f"column '{column}': {error}", column=column) from None
+    if problems:
+        where = f"column '{column}', row {problems[0].row}"
+        raise DataError(f"{where}: {problems[0].reason}", column=column)
+    return levels
 
 
 def group_codes(table: pa.Table, name: str | None) -> NDArray[np.int32] | None:

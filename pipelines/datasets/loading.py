@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any, cast
 
 import pyarrow as pa
 
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.config.data import ImageData, TabularData
-from anomaly_vae.data.schema import RawBatch
+from anomaly_vae.data.schema import RawBatch, TabularSchema
+from anomaly_vae.errors import ConfigError
 from anomaly_vae.scoring.modality import image_modality
+from pipelines import console
 from pipelines.datasets.dataset import GROUP, Dataset
 from pipelines.datasets.files import find_files, read_table
+from pipelines.datasets.parts import Reading
 from pipelines.datasets.tables import load_table
+
+NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
+"""No options of CSV files."""
 
 
 def load_dataset(data: TabularData | ImageData) -> Dataset:
@@ -37,38 +45,80 @@ class LabelledInput:
     table: pa.Table
     group: str | None
     time: str | None = None
+    time_format: str | None = None
+    """Format of the time column, if its values need one."""
     batch: RawBatch | None = None
     """Images as the model reads them; None for a table, which contains its rows."""
     files: tuple[Path, ...] = ()
     """File of each row (N,) for images; empty for tables."""
 
 
-def load_labelled(bundle: Bundle, paths: Sequence[str], label: str) -> LabelledInput:
+def load_labelled(
+    bundle: Bundle, paths: Sequence[str], label: str, csv: Mapping[str, Any] = NO_OPTIONS
+) -> LabelledInput:
     """Read labelled tables or images, depending on the kind of the model.
 
     Args:
         bundle: the model.
         paths: CSV or Parquet files for a model of tables; CSV manifests for a model of images.
         label: the column with the labels.
+        csv: keys of `CsvConfig` that differ from the training configuration.
 
     Raises:
         DataError: the input is unreadable, or manifests lack the label column.
     """
-    return LOADERS[bundle.manifest["kind"]](bundle, paths, label)
+    return LOADERS[bundle.manifest["kind"]](bundle, paths, label, csv)
 
 
-def _labelled_table(bundle: Bundle, paths: Sequence[str], label: str) -> LabelledInput:
-    del label  # checked where the labels are read
-    table, data = read_table(find_files(paths)), bundle.manifest["config"]["data"]
-    return LabelledInput(table, _present(table, data["group"]), _present(table, data.get("time")))
+def read_for_model(
+    bundle: Bundle,
+    paths: Sequence[str],
+    also: Iterable[str | None] = (),
+    csv: Mapping[str, Any] = NO_OPTIONS,
+) -> pa.Table:
+    """Read all rows of these paths as a model of tables reads them, and print notes on text files.
+
+    Args:
+        bundle: the model.
+        paths: files, folders or globs.
+        also: columns that are used besides the model's; other columns are left out if their types
+            contradict each other.
+        csv: keys of `CsvConfig` that differ from the training configuration.
+
+    Raises:
+        ConfigError: a key of ``csv`` or its value is invalid.
+        DataError: the input is unreadable.
+    """
+    reading = Reading.of_model(bundle, csv)
+    used = {*bundle.scorer.schema.names, *also}
+    table = read_table(find_files(paths), reading, used.__contains__)
+    for note in reading.notes:
+        console.info(note)
+    return table
 
 
-def _labelled_images(bundle: Bundle, paths: Sequence[str], label: str) -> LabelledInput:
+def _labelled_table(
+    bundle: Bundle, paths: Sequence[str], label: str, csv: Mapping[str, Any]
+) -> LabelledInput:
+    data = bundle.manifest["config"]["data"]
+    roles = (label, data.get("id"), data.get("group"), data.get("time"))
+    table = read_for_model(bundle, paths, roles, csv)
+    group, time = _present(table, data["group"]), _present(table, data.get("time"))
+    columns = cast("TabularSchema", bundle.scorer.schema).columns
+    found = next((column.format for column in columns if column.name == time), None)
+    return LabelledInput(table, group, time, found or data.get("time_format"))
+
+
+def _labelled_images(
+    bundle: Bundle, paths: Sequence[str], label: str, csv: Mapping[str, Any]
+) -> LabelledInput:
+    if csv:
+        raise ConfigError("--csv is for models of tables; leave it out")
     from pipelines.datasets.images import read_labelled
 
     schema, _ = image_modality(bundle.scorer.schema, bundle.scorer.encoding)
     table, batch, files = read_labelled(paths, schema, label)
-    return LabelledInput(table, _present(table, GROUP), None, batch, files)
+    return LabelledInput(table, _present(table, GROUP), batch=batch, files=files)
 
 
 def _present(table: pa.Table, column: str | None) -> str | None:

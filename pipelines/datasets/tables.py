@@ -9,12 +9,19 @@ from numpy.typing import NDArray
 from anomaly_vae.config.data import TabularData
 from anomaly_vae.data.arrow import normalise_array, times_from_arrow
 from anomaly_vae.data.splitting import TRAIN, assign
-from anomaly_vae.data.type_inference import check_present, infer_schema
+from anomaly_vae.data.type_inference import check_present, infer_schema, time_column
 from anomaly_vae.errors import DataError
 from anomaly_vae.messages import listed
 from pipelines.datasets.dataset import Dataset, unlabelled_note, unreadable_note, without_unreadable
-from pipelines.datasets.files import find_files, read_table
+from pipelines.datasets.files import (
+    absent_columns,
+    find_files,
+    heads_by_file,
+    read_table,
+)
 from pipelines.datasets.labels import labelled_rows
+from pipelines.datasets.partitions import Partitions
+from pipelines.datasets.parts import Reading
 
 
 def load_table(data: TabularData) -> Dataset:
@@ -23,14 +30,18 @@ def load_table(data: TabularData) -> Dataset:
     Raises:
         DataError: the input is unreadable, its columns are inconsistent, or a split is empty.
     """
-    table = read_table(find_files(data.paths))
+    files, reading = find_files(data.paths), Reading.of_training(data)
+    heads, folders = heads_by_file(files, reading), Partitions.of(files)
+    table = read_table(files, reading, lambda name: _is_used(name, data))
     if not len(table):
         raise DataError(f"no rows in {listed(data.paths)}; the header alone cannot train a model")
     check_present(table, data)
-    time = _times(table, data.time)
+    data, notes = _without_constants(table, data, folders)
+    time, time_format = _times(table, data)
     rows = labelled_rows(table, data.label, data.positive, data.group, time)
     planned = assign(rows, data.splits)
     inferred = infer_schema(table.take(pa.array(planned.rows(TRAIN))), data)
+    notes += absent_columns(heads, inferred.schema.names)
     batch = inferred.schema.from_arrow(table)
     return Dataset(
         table=table,
@@ -38,26 +49,61 @@ def load_table(data: TabularData) -> Dataset:
         batch=batch,
         rows=rows,
         assignment=without_unreadable(planned, batch),
-        notes=(*inferred.notes, *unreadable_note(batch), *unlabelled_note(rows, planned)),
+        notes=(
+            *reading.notes,
+            *notes,
+            *inferred.notes,
+            *unreadable_note(batch),
+            *unlabelled_note(rows, planned),
+        ),
         label=data.label,
         group=data.group,
         id=data.id,
         time=data.time,
+        time_format=time_format,
         duplicate_ids=_duplicates(table, data.id),
     )
 
 
-def _times(table: pa.Table, name: str | None) -> NDArray[np.float64] | None:
-    if not name:
-        return None
+def _is_used(name: str, data: TabularData) -> bool:
+    """Return whether a column is or may become a feature, or has a role."""
+    if name in data.roles or name == data.time:
+        return True
+    return name not in data.ignore and (data.features is None or name in data.features)
+
+
+def _without_constants(
+    table: pa.Table, data: TabularData, folders: Partitions
+) -> tuple[TabularData, list[str]]:
+    """Ignore columns from folders that have one value, as in a year; return notes on folders."""
+    names = [name for name in folders.types if _is_used(name, data)]
+    if not names:
+        return data, []
+    named = {*data.roles, data.time, *(data.features or ()), *data.types}
+    constant = [n for n in names if n not in named and len(table.column(n).unique()) < 2]
+    notes = [f"columns from the names of folders: {listed(names)}"]
+    notes += [f"column '{n}': left out, the folders give it one value" for n in constant]
+    return data.model_copy(update={"ignore": (*data.ignore, *constant)}), notes
+
+
+def _times(table: pa.Table, data: TabularData) -> tuple[NDArray[np.float64] | None, str | None]:
+    """Return the times of the rows (N,), None without a time column, and their format."""
+    if not data.time:
+        return None, None
     try:
-        seconds, problems = times_from_arrow(table.column(name))
+        found = time_column(table.column(data.time), data.time_format)
+        seconds, problems = times_from_arrow(table.column(data.time), found.format)
     except DataError as error:
-        raise DataError(f"data.time names the column '{name}': {error}", column=name) from None
+        raise _wrong_time(data.time, f": {error}") from None
     if problems:
-        reason = f"row {problems[0].row}: {problems[0].reason}"
-        raise DataError(f"data.time names the column '{name}', {reason}", column=name)
-    return seconds
+        reason = found.problem or problems[0].reason
+        raise _wrong_time(data.time, f", row {problems[0].row}: {reason}")
+    return seconds, found.format
+
+
+def _wrong_time(name: str, reason: str) -> DataError:
+    remedy = "" if "data.time_format" in reason else "; set data.time_format"
+    return DataError(f"data.time names the column '{name}'{reason}{remedy}", column=name)
 
 
 def _duplicates(table: pa.Table, name: str | None) -> int:

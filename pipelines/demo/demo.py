@@ -29,7 +29,8 @@ from pipelines import console
 from pipelines.batch.common import HeatmapOptions
 from pipelines.batch.images import score_images
 from pipelines.batch.tables import score_files
-from pipelines.datasets.image_files import find_images, read_images
+from pipelines.datasets.image_batches import read_images
+from pipelines.datasets.image_listing import find_images
 from pipelines.demo.simulate import write_scans, write_transactions
 from pipelines.registry.frozen_test import FrozenTest
 from pipelines.registry.model_uri import LoadedModel, open_model

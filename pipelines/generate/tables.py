@@ -17,7 +17,7 @@ from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.errors import ConfigError, DataError
 from anomaly_vae.generation import tables
 from anomaly_vae.generation.latent_space import Rows, Shape, encoded
-from pipelines.datasets.files import find_files, read_table
+from pipelines.datasets.loading import read_for_model
 from pipelines.generate.common import (
     PNG,
     ROWS,
@@ -144,7 +144,7 @@ def read_source(bundle: Bundle, paths: Paths, rows: int = ROWS, seed: int = 0) -
     """
     if not paths:
         return Source(tables.sample_encoded(bundle, rows, seed), pa.table({}))
-    table = read_table(find_files(paths))
+    table = read_for_model(bundle, paths, [bundle.manifest["config"]["data"].get("id")])
     batch = bundle.scorer.schema.from_arrow(table)
     if not batch.usable.any():
         reason = f"; the first: {batch.problems[0]}" if batch.problems else ""

@@ -24,7 +24,7 @@ from anomaly_vae.evaluation.comparison import (
 from anomaly_vae.evaluation.report import EvaluationReport
 from anomaly_vae.lifecycle.parity import parity
 from anomaly_vae.lifecycle.promotion import Comparison, Costs, Parity, UnscorableRows
-from pipelines.datasets.files import find_files, read_table
+from pipelines.datasets.loading import read_for_model
 from pipelines.reports.labelled import Judged, Labelled, judge
 
 
@@ -165,7 +165,8 @@ def _agreement(
     if traffic:
         if not challenger.limits.accepts_traffic:
             raise ConfigError("--traffic is for table models; leave it out")
-        labelled, rows_name = Labelled.of(read_table(find_files(traffic)), {}), "the traffic"
+        table = read_for_model(challenger.bundle, traffic, champion.bundle.scorer.schema.names)
+        labelled, rows_name = Labelled.of(table, {}), "the traffic"
         pair = (
             judge(champion.bundle.detector, labelled),
             judge(challenger.bundle.detector, labelled),

@@ -82,4 +82,6 @@ def _dicom_header(file: Path) -> Iterator[tuple[str, Any]]:
 
 def _values(cells: list[Any]) -> Values:
     numeric = all(isinstance(cell, int | None) for cell in cells)
-    return (numbers_from_values if numeric else levels_from_values)(cells)[0]
+    return (
+        numbers_from_values(cells)[0] if numeric else levels_from_values(cells)[0].without_markers()
+    )

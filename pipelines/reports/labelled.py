@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from anomaly_vae.data.arrow import levels_from_arrow, numbers_from_arrow, times_from_arrow
+from anomaly_vae.data.arrow import levels_from_arrow, numbers_from_arrow
 from anomaly_vae.data.converters import Levels, as_levels
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.data.splitting import DAY, thin_by_ratio
+from anomaly_vae.data.type_inference import read_times
 from anomaly_vae.errors import DataError
 from anomaly_vae.evaluation.metrics import DEFAULT_TOP, Evaluation, Slice, evaluate, time_slices
 from anomaly_vae.messages import listed
@@ -60,7 +61,8 @@ class Labelled:
         Args:
             table: N rows.
             policy: the column names ``label``, ``group``, ``time`` and ``density_ratio``, all
-                optional, and ``positive``, the label that means anomaly.
+                optional, ``time_format``, the format of times if they need one, and ``positive``,
+                the label that means anomaly.
             batch: see `Labelled.batch`.
             files: see `Labelled.files`.
 
@@ -69,7 +71,7 @@ class Labelled:
         """
         anomaly, unlabelled = _masks(table, policy.get("label"), policy.get("positive"))
         group, time = policy.get("group"), policy.get("time")
-        seconds = times_from_arrow(table.column(time))[0] if time else None
+        seconds = read_times(table.column(time), policy.get("time_format")) if time else None
         typical = represents_traffic(table, policy.get("density_ratio"))
         group = group_codes(table, group)
         return cls(table, anomaly, unlabelled, group, seconds, batch, typical, files)

@@ -28,7 +28,7 @@ from anomaly_vae.evaluation.slices import column_slices
 from pipelines import console
 from pipelines.batch.common import warn_missing_group
 from pipelines.datasets.labels import column_codes
-from pipelines.datasets.loading import load_labelled
+from pipelines.datasets.loading import NO_OPTIONS, load_labelled
 from pipelines.registry.model_uri import LoadedModel, open_registry
 from pipelines.reports.labelled import Judged, Labelled, judge
 from pipelines.reports.model_card import figure_rows, plain_counts
@@ -209,6 +209,7 @@ def evaluate_files(
     label: str,
     positive: Any = 1,
     top: int | None = None,
+    csv: Mapping[str, Any] = NO_OPTIONS,
 ) -> dict[str, Any]:
     """Evaluate a model on labelled files and return the JSON object that the command prints.
 
@@ -220,14 +221,16 @@ def evaluate_files(
         label: the column with the labels.
         positive: the label that means anomaly.
         top: the number of rows that can be reviewed; None for the configured number.
+        csv: keys of `CsvConfig` that differ from the training configuration.
 
     Raises:
         DataError: the label column is missing, or no labelled row can be scored.
     """
     detector, config = source.bundle.detector, source.bundle.manifest["config"]
-    given = load_labelled(source.bundle, paths, label)
+    given = load_labelled(source.bundle, paths, label, csv)
     warn_missing_group(detector.calibration, given.table.column_names)
     columns = {"label": label, "positive": positive, "group": given.group, "time": given.time}
+    columns["time_format"] = given.time_format
     judged = judge(detector, Labelled.of(given.table, columns, given.batch, given.files))
     if not judged.known.any():
         why = f": {judged.problem}" if judged.problem else ""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -353,21 +353,17 @@ class LimitedProtocol(HttpToolsProtocol):
 
 def _find_fault(version: str, headers: Sequence[tuple[bytes, bytes]]) -> str:
     """Return why a head is ambiguous although the parser accepts it (RFC 9112), or nothing."""
-    names, values = [name for name, _ in headers], dict(headers)
-    hosts, codings = names.count(b"host"), names.count(b"transfer-encoding")
+    hosts = [value for name, value in headers if name == b"host"]
+    codings = [value.lower() for name, value in headers if name == b"transfer-encoding"]
     if version not in VERSIONS:
         return f"the version {version} is not supported"
-    if hosts != 1 and (hosts or version != "1.0"):
-        return f"{hosts} Host headers; send one"
-    if not HOST.fullmatch(values.get(b"host", b"")):
+    if len(hosts) != 1 and (hosts or version != "1.0"):
+        return f"{len(hosts)} Host headers; send one"
+    if hosts and not HOST.fullmatch(hosts[0]):
         return "the Host header is neither a name nor an address"
-    if codings and (codings > 1 or not _is_chunked(values, version)):
+    if codings and (codings != [b"chunked"] or version == "1.0"):
         return "send no Transfer-Encoding but 'chunked', and that in HTTP/1.1"
     return ""
-
-
-def _is_chunked(values: Mapping[bytes, bytes], version: str) -> bool:
-    return values[b"transfer-encoding"].lower() == b"chunked" and version != "1.0"
 
 
 def _origin_form(target: bytes) -> bytes:

@@ -21,7 +21,9 @@ from serving.settings import Settings
 
 Json = dict[str, Any]
 Content: TypeAlias = Any
-"""Input to score: a `RawBatch` for a table model, the contents of N files for an image model."""
+"""Input to score: a `RawBatch` for a table model, the contents of N files for an image model.
+
+Rows of other protocols have an attribute ``ignored`` that names their unknown columns."""
 
 
 class BodyDescription(NamedTuple):

@@ -12,6 +12,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -177,7 +178,8 @@ def _of_records(context: RequestContext, records: Sequence[Any], form: str) -> P
             raise _unfit(row, f"'{form}': expected a record like the first")
     if context.model.reads_files:
         names = context.model.schema.names
-        columns = {name: [record.get(name) for record in records] for name in names}
+        columns: dict[str, Sequence[Any]] = dict.fromkeys(chain.from_iterable(records), ())
+        columns |= {name: [record.get(name) for record in records] for name in names}
         return _of_columns(context, columns)
     times = _time_columns(context.model)
     return of_records(context, [_without_nat(record, times) for record in records])
@@ -251,11 +253,14 @@ def _read_csv(context: RequestContext, body: bytes) -> PendingRows:
     """Read CSV; its cells are converted in the same way as those of CSV files."""
     import pyarrow as pa
 
+    from anomaly_vae.data.arrow import without_markers
+
     names, *rows = _lines(body)
     columns = _columns_of([row for row in rows if row], names, "CSV")
     if context.model.reads_files:
         return _of_columns(context, columns)
-    table = pa.table({name: pa.array(cells, pa.string()) for name, cells in columns.items()})
+    text = {name: pa.array(cells, pa.string()) for name, cells in columns.items()}
+    table = pa.table({name: without_markers(cells) for name, cells in text.items()})
 
     def read(model: ServedModel) -> RawBatch:
         return requests.read_strictly(partial(model.schema.from_arrow, table))
@@ -290,13 +295,16 @@ def routes(store: Store, settings: Settings) -> list[DocumentedRoute]:
         check_ready(store, settings)
         return Response("\n", media_type="text/plain")
 
+    async def health(request: Request) -> Response:
+        return await ping(request)
+
     async def version(_: Request) -> Response:
         return Response(MLFLOW_VERSION, media_type="text/plain")
 
     text = "Whether the service takes requests."
     return [
         text_route("/ping", ping, text, NOT_READY),
-        text_route("/health", ping, text, NOT_READY),
+        text_route("/health", health, text, NOT_READY),
         text_route("/version", version, "The version of MLflow whose protocol is implemented."),
     ]
 

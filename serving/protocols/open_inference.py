@@ -70,9 +70,10 @@ GROUP_OUTPUTS = {"group": BYTES, "threshold": FP64}
 MODEL = "/v2/models/{name}"
 MODELS = (MODEL, MODEL + "/versions/{version}")
 DESCRIPTION = f"""Tables: one tensor per column, of shape [N] or [N, 1], or, if all columns are
-numbers, one tensor [N, F] in the order of `{MODEL}`. A value that is absent, null, or NaN in a
-binary tensor is missing; unknown columns are ignored. Images: `BYTES`, one file per element, in
-JSON as base64. Tensors may follow the JSON as bytes; `{HEADER_LENGTH}` is the size of the JSON."""
+numbers, one tensor [N, F] in the order of `{MODEL}`. A value that is absent, null, or NaN or empty
+in a binary tensor is missing; unknown columns are ignored. Images: `BYTES`, one file per element,
+in JSON as base64. Tensors may follow the JSON as bytes; `{HEADER_LENGTH}` is the size of the
+JSON."""
 
 
 class RequestedOutput(msgspec.Struct, frozen=True):

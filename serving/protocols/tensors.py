@@ -169,7 +169,8 @@ def _decode_texts(model: ServedModel, tensor: Tensor, content: bytes) -> list[An
     elements = list(_split_elements(tensor, content))
     if len(elements) != tensor.count:
         raise _miscounted(tensor, f"{len(elements)} elements")
-    return _decode(model, tensor, elements)
+    # without null, an empty text is how clients send a missing value
+    return [None if value == "" else value for value in _decode(model, tensor, elements)]
 
 
 def _split_elements(tensor: Tensor, content: bytes) -> Iterable[bytes]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import NamedTuple
 
 import numpy as np
@@ -34,14 +34,10 @@ MAX_VALUES = 16_384
 class Pending(NamedTuple):
     """A request that waits for the next pass."""
 
+    rows: Rows
     request: DecodedRequest
     body: bytes
     answer: asyncio.Future[bytes]
-
-    @property
-    def rows(self) -> Rows:
-        """The rows of the request."""
-        return self.request.rows
 
 
 class ModelBatcher:
@@ -66,7 +62,7 @@ class ModelBatcher:
         answer: asyncio.Future[bytes] = loop.create_future()
         if not self._pending:
             loop.call_soon(self._flush_later if self._last_had_several else self._flush)
-        self._pending.append(Pending(request, body, answer))
+        self._pending.append(Pending(request.rows, request, body, answer))
         return answer
 
     def _flush_later(self) -> None:
@@ -98,7 +94,7 @@ class ModelBatcher:
 
     def _answer_separately(self, batch: Sequence[Pending]) -> None:
         """Answer the requests one by one, so that a failure affects only its own request."""
-        for request, body, answer in batch:
+        for _, request, body, answer in batch:
             try:
                 _resolve(answer, self.answer(request, body))
             except Exception as error:  # noqa: BLE001  # the request's own error
@@ -144,10 +140,10 @@ class ModelBatcher:
 
 def _joined_ids(batch: Sequence[Pending]) -> Ids | None:
     """Return the ids of all rows of several requests; None if no row has one."""
-    if all(pending.request.ids is None for pending in batch):
-        return None
-    ids = (pending.request.ids or [None] * len(pending.rows) for pending in batch)
-    return [one for some in ids for one in some]
+    if len(batch) == 1:
+        return batch[0].request.ids
+    ids = [pending.request.ids or [None] * len(pending.rows) for pending in batch]
+    return list(chain.from_iterable(ids))
 
 
 def _resolve(answer: asyncio.Future[bytes], result: bytes | Exception) -> None:

@@ -154,5 +154,6 @@ class ScoringEndpoint:
         ignored = handler.ignored_keys(content)
         detections = handler.decide(content)
         handler.metrics.sizes.observe(request.rows.count)
+        handler.metrics.ignored.inc(len(content.ignored))
         self._resources.shadows.offer(model, detections, body, read)
         return request.answer(detections, ignored)

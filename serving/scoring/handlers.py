@@ -18,7 +18,7 @@ from serving.http.admission import AdmissionControl, Deadlines
 from serving.models.store import Content, ServedModel
 from serving.observability import logs
 from serving.observability.metrics import Metrics
-from serving.problems import MALFORMED, ProblemError
+from serving.problems import INVALID_REQUEST, MALFORMED, ProblemError
 from serving.scoring import requests, responses
 from serving.scoring.shadow import Shadows
 from serving.settings import Settings
@@ -130,13 +130,15 @@ class RequestHandler(ABC):
         """Decide on rows or files and count them."""
 
     def ignored_keys(self, content: Content) -> Sequence[str]:
-        """Return the unknown columns of rows as an answer names them.
+        """Return the unknown columns of rows or files as an answer names them.
 
         Raises:
             ProblemError: there are unknown columns, and the settings refuse them.
         """
-        del content
-        return ()
+        if content.ignored and self.resources.settings.unknown_keys == "refuse":
+            detail = requests.explain_unknown_key(content.ignored[0], self.model.schema.names)
+            raise ProblemError(INVALID_REQUEST, detail)
+        return requests.quoted_keys(content.ignored)
 
     def encode(self, results: list[Result], ignored: Sequence[str] = (), **optional: Any) -> bytes:
         """Encode results as an answer with these ignored keys and optional fields."""

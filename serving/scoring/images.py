@@ -45,6 +45,12 @@ DRAWN_REGIONS = 10
 """Maximum number of regions of an image that is drawn but not explained."""
 
 
+class ImageFiles(list[bytes]):
+    """The contents of N files; ``ignored`` names the unknown columns beside them."""
+
+    ignored: tuple[str, ...] = ()
+
+
 class ScoredImages(NamedTuple):
     """The results of N images, in their order, and the decisions on those that can be used.
 
@@ -92,17 +98,19 @@ class ServedImages(ServedModel):
         """Create the request handler, which reads uploads."""
         return UploadHandler(self, partial(score, self), resources)
 
-    def read_columns(self, columns: Mapping[str, Sequence[Any]]) -> Sequence[bytes]:
+    def read_columns(self, columns: Mapping[str, Sequence[Any]]) -> ImageFiles:
         """Return the contents of the files in the column of images."""
-        files = columns[IMAGE]
+        cells = columns[IMAGE]
         reason = "expected the content of an image file, in base64"
         bad = [
             BadRecord(row, IMAGE, reason)
-            for row, content in enumerate(files)
+            for row, content in enumerate(cells)
             if not isinstance(content, bytes)
         ]
         if bad:
             raise requests.unfit_records(bad)
+        files = ImageFiles(cells)
+        files.ignored = tuple(sorted(columns.keys() - {IMAGE} - self.schema.known))
         return files
 
     def detect(self, content: Sequence[bytes], settings: Settings) -> Detections:

@@ -41,7 +41,7 @@ MAX_SUGGESTIONS = 10
 class ReadRecords(NamedTuple):
     """N records: their values, which of them are usable (N,), their faults and their ids.
 
-    ``ids`` is None if no record has an id.
+    ``ids`` is None if no record has an id; an id of a wrong type is not among them.
     """
 
     batch: RawBatch
@@ -145,17 +145,8 @@ class RecordHandler(RequestHandler):
         return responses.results(detections, reasons, ids)
 
     def decide(self, content: RawBatch) -> Detections:
-        """Decide on rows; count the rows and their unknown keys."""
-        self.metrics.ignored.inc(len(content.ignored))
+        """Decide on rows and count them."""
         return self.batcher.decide(content)
-
-    def ignored_keys(self, content: RawBatch) -> list[str]:
-        """Return the unknown columns of rows as an answer names them; refuse them if so set."""
-        if content.ignored and self.resources.settings.unknown_keys == "refuse":
-            known = self.model.schema.names
-            detail = requests.explain_unknown_key(content.ignored[0], known)
-            raise ProblemError(INVALID_REQUEST, detail)
-        return requests.quoted_keys(content.ignored)
 
     def _explain(
         self, batch: RawBatch, max_contributions: int | None
@@ -192,7 +183,8 @@ def read_records(
     usable = np.ones(len(records), bool)
     if bad:
         usable[[one.record for one in bad]] = False
-    return ReadRecords(batch, usable, bad, ids or None)
+    valid_ids = ids and [one if isinstance(one, ID_TYPES) else None for one in ids]
+    return ReadRecords(batch, usable, bad, valid_ids or None)
 
 
 def _unknown_keys(

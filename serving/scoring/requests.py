@@ -49,6 +49,10 @@ _lenient_decoder = msgspec.json.Decoder(_LenientRequest)
 _keys_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _raw_decoder: msgspec.json.Decoder[list[msgspec.Raw]] = msgspec.json.Decoder(list[msgspec.Raw])
 _record_decoder = msgspec.json.Decoder(dict[str, Any])
+RECORD_PATH = re.compile(
+    r"\$\.(?:records|dataframe_records|dataframe_split\.data|instances|inputs(?=\[\d+\]\[))\[(\d+)\]"
+)
+"""Pattern of msgspec's path to a record, or to a value in one, in the lists of all protocols."""
 
 
 def media_type(headers: Headers) -> tuple[str, bool]:
@@ -134,7 +138,8 @@ def _too_large(limit: int) -> ProblemError:
 class DecodedBody(NamedTuple):
     """A request, the faults of its records, and the keys of the request that are unknown.
 
-    Records with a fault are empty. ``bad`` is empty unless the request accepts errors by record.
+    Records with a fault lack the values that cannot be decoded. ``bad`` is empty unless the request
+    accepts errors by record.
     """
 
     request: ScoreRequest
@@ -175,32 +180,38 @@ def _decode(body: bytes, max_records: int) -> DecodedBody:
 def _decode_each(
     raw_records: Sequence[msgspec.Raw],
 ) -> tuple[list[dict[str, Any]], list[BadRecord]]:
-    """Decode records one by one; return them, empty where one is bad, and their faults."""
+    """Decode records one by one; return what can be decoded of them, and their faults."""
     records, bad = list[dict[str, Any]](), list[BadRecord]()
     for number, raw in enumerate(raw_records):
         try:
             records.append(parse(_record_decoder, raw))
         except UnfitBodyError as error:
-            records.append({})
-            bad.append(BadRecord(number, _bad_field(raw), error.detail))
+            record, field = _decode_cells(raw)
+            records.append(record)
+            bad.append(BadRecord(number, field, error.detail))
     return records, bad
 
 
-def _bad_field(raw: msgspec.Raw) -> str | None:
-    """Return the first key of a record whose value cannot be decoded; None if it is no record."""
+def _decode_cells(raw: msgspec.Raw) -> tuple[dict[str, Any], str | None]:
+    """Return the values of a record that can be decoded, such as its id, and the first other key.
+
+    If it is no record, there are neither.
+    """
     try:
         cells = _keys_decoder.decode(raw)
     except msgspec.ValidationError:
-        return None
-    return next((name for name, cell in cells.items() if not _is_decodable(cell)), None)
+        return {}, None
+    values = {name: _decode_cell(cell) for name, cell in cells.items()}
+    record = {name: value for name, value in values.items() if value is not msgspec.UNSET}
+    return record, next((name for name in values if name not in record), None)
 
 
-def _is_decodable(raw: msgspec.Raw) -> bool:
+def _decode_cell(raw: msgspec.Raw) -> Any:
+    """Return a value, or ``UNSET`` if it cannot be decoded."""
     try:
-        msgspec.json.decode(raw)
+        return msgspec.json.decode(raw)
     except msgspec.ValidationError:
-        return False
-    return True
+        return msgspec.UNSET
 
 
 def parse(decoder: msgspec.json.Decoder[T], body: bytes | msgspec.Raw) -> T:
@@ -237,11 +248,10 @@ def _unfit_request(error: msgspec.ValidationError) -> ProblemError:
     """Convert an error of msgspec (``reason - at `$.records[3][...]` ``), naming the record."""
     reason, _, path = str(error).partition(" - at ")
     reason = reason.replace("`", "'")
-    prefix, _, index = path.strip("`").removeprefix("$").partition("[")
-    record = index.partition("]")[0]
-    if prefix == ".records" and record.isdigit():
-        return UnfitBodyError(**_unfit([BadRecord(int(record), None, reason)]))
-    field = prefix.removeprefix(".")
+    path = path.strip("`")
+    if found := RECORD_PATH.match(path):
+        return UnfitBodyError(**_unfit([BadRecord(int(found[1]), None, reason)]))
+    field = path.partition("[")[0].removeprefix("$").removeprefix(".")
     return UnfitBodyError(INVALID_REQUEST, f"'{field}': {reason}" if field else reason)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import msgspec
@@ -17,7 +18,7 @@ import numpy as np
 
 from anomaly_vae.client.types import ResultId
 from anomaly_vae.data.column_types import Storage
-from anomaly_vae.data.converters import Levels, levels_from_values, times_from_values
+from anomaly_vae.data.converters import Levels, levels_from_values
 from anomaly_vae.data.schema import Column, RawBatch, TabularSchema, Values
 from serving.scoring import schemas
 
@@ -47,12 +48,15 @@ class RowDecoder:
     def __init__(self, schema: TabularSchema, id_column: str | None = None) -> None:
         columns = sorted(schema.columns, key=lambda column: ORDER.index(column.spec.storage))
         self.names = [column.name for column in columns]
+        self._interpret = schema.interpret
         unused = sorted(name for name in schema.known - set(self.names) if is_supported(name))
+        self._cells, self._empty = itemgetter(slice(len(columns))), (None,) * len(columns)
         positions = {name: position for position, name in enumerate([*self.names, *unused])}
         self._id = positions.get(id_column or "")
         storages = [column.spec.storage for column in columns]
         self._numbers = sum(storage != "level" for storage in storages)
-        self._times = slice(storages.count("number"), self._numbers)
+        self._times = range(storages.count("number"), self._numbers)
+        self._columns = columns
         self._decoder = all(map(is_supported, self.names)) and msgspec.json.Decoder(
             _request_type(columns, unused, id_column)
         )
@@ -70,15 +74,12 @@ class RowDecoder:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
         rows: Rows | None = [msgspec.structs.astuple(record) for record in request.records]
-        if not rows or any(row[0] is None and self._is_empty(row) for row in rows):
+        if not rows or self._empty in map(self._cells, rows):
             return None
         ids = self._ids(rows)
-        if self._times.start < self._times.stop:
+        if self._times:
             rows = self._parse_times(rows)
         return DecodedRequest(rows, ids, request.id) if rows else None
-
-    def _is_empty(self, row: tuple[Any, ...]) -> bool:
-        return row[: len(self.names)].count(None) == len(self.names)
 
     def _ids(self, rows: Rows) -> Ids | None:
         """Return the ids of the rows; None if no row has one."""
@@ -87,14 +88,13 @@ class RowDecoder:
 
     def _parse_times(self, rows: Rows) -> Rows | None:
         """Convert times to seconds; None if one of them cannot be read."""
-        cells = self._times
-        width = cells.stop - cells.start
-        seconds, problems = times_from_values([cell for row in rows for cell in row[cells]])
-        if problems:
+        first, last = self._times.start, self._times.stop
+        parsed = [self._columns[i].from_values([row[i] for row in rows]) for i in self._times]
+        if any(problems for _, problems in parsed):
             return None
-        times = seconds.reshape(-1, width).tolist()
+        times = np.array([seconds for seconds, _ in parsed]).T.tolist()
         pairs = zip(rows, times, strict=True)
-        return [(*row[: cells.start], *parsed, *row[cells.stop :]) for row, parsed in pairs]
+        return [(*row[:first], *seconds, *row[last:]) for row, seconds in pairs]
 
     def batch(self, rows: Rows) -> RawBatch:
         """Convert rows, which may come from several bodies, into a batch."""
@@ -102,7 +102,7 @@ class RowDecoder:
         numbers = np.array([row[:count] for row in rows], np.float64).reshape(len(rows), count)
         values: dict[str, Values] = dict(zip(self.names, numbers.T, strict=False))
         for index, name in enumerate(self.names[count:], start=count):
-            values[name] = _levels([row[index] for row in rows])
+            values[name] = self._interpret(_levels([row[index] for row in rows]))
         return RawBatch(values, len(rows))
 
 
@@ -115,9 +115,14 @@ def is_supported(name: str) -> bool:
     return not UNSUPPORTED_NAME.search(name)
 
 
+def _cell_type(column: Column) -> Any:
+    """Return the type of a cell; a time that has a format may be a number."""
+    return str | int | float | None if column.format else column.spec.json_type
+
+
 def _request_type(columns: Sequence[Column], unused: Sequence[str], id_column: str | None) -> Any:
     """Create the type of a request with these columns; unused keys may have any value."""
-    fields = [(f"c{i}", column.spec.json_type, None) for i, column in enumerate(columns)]
+    fields = [(f"c{i}", _cell_type(column), None) for i, column in enumerate(columns)]
     fields += [
         (f"k{i}", ResultId if name == id_column else Any, None) for i, name in enumerate(unused)
     ]

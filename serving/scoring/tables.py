@@ -124,7 +124,7 @@ def record_schema(model: ServedTable) -> Json:
     """Describe a record of this model; every key is optional, but one column is needed."""
     properties: Json = {model.id_column: ID_SCHEMA} if model.id_column else {}
     properties |= {
-        column.name: {**column.spec.json_schema, "examples": [model.example[column.name]]}
+        column.name: {**column.json_schema, "examples": [model.example[column.name]]}
         for column in model.schema.columns
     }
     return {"type": "object", "properties": properties, "additionalProperties": True}

@@ -87,7 +87,7 @@ class Tabular:
         far = [(sign * 10.0**power) for power in (3, 9, 30, 300) for sign in (1, -1)]
         records = [record(number, "never seen", "9999-12-31") for number in far]
         records += [record(0.0, "x" * 1_000, "0001-01-01"), record(5e-324, "chip", "2024-02-29")]
-        records += [record(None, None, None), {}, record(None, "never seen", None)]
+        records += [record(None, None, None), record(None, "never seen", None)]
         names = self.data.schema.names
         records += [{name: record(1e30, "never seen", "1969-07-20")[name]} for name in names]
         batch = self.data.schema.from_records(records)

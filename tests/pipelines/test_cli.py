@@ -450,3 +450,22 @@ def test_a_command_on_a_terminal_prints_json_only_where_asked(
 def test_every_command_mentions_and_accepts_json(command: Command, name: str) -> None:
     assert "--json" in command(name, "--help").out
     assert command(name, "--json", "--help").code == 0
+
+
+def test_the_form_of_csv_files_is_an_option_of_score_and_evaluate(
+    world: World, command: Command, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "bundle"
+    world.calibrated.bundle.save(bundle)
+    path = tmp_path / "t.csv"
+    path.write_text("TX_AMOUNT~TX_FRAUD\n" + "".join(f"{i},5~{i % 2}\n" for i in range(40)))
+    where = ("--input", path, "--output", tmp_path / "o")
+    scored = command("score", "--model", bundle, *where, "--csv", "separator=~")
+    assert scored.json["scored"] == 40
+    assert scored.err.count("numbers are read with a decimal comma") == 1
+    options = ("--model", bundle, "--data", path, "--label", "TX_FRAUD")
+    evaluated = command("evaluate", *options, "--csv", "separator=~")
+    assert evaluated.json["metrics"]["rows"] == 40
+    wrong = command("evaluate", *options, "--csv", "seperator=~")
+    assert (wrong.code, "data.csv.seperator, did you mean separator" in wrong.err) == (1, True)
+    assert command("evaluate", *options, "--csv", "x").code == 2

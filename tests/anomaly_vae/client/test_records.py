@@ -170,9 +170,17 @@ def test_columns_of_one_name_are_refused(make):
         sent(frame)
 
 
-def test_binary_columns_are_refused():
+def test_bytes_of_frames_are_texts():
+    """Some files hold texts as bytes, and those of a fixed width are filled up."""
+    assert sent(pa.table({"a": [b"chip", None]})) == [{"a": "chip"}, {"a": None}]
+    assert sent(pd.DataFrame({"a": [b"chip\0\0"], "b": [pd.Period("2024")]})) == [
+        {"a": "chip", "b": "2024"}
+    ]
+
+
+def test_bytes_that_are_no_text_are_refused():
     with pytest.raises(RecordError, match="record 0, field 'a'"):
-        sent(pa.table({"a": [b"x"]}))
+        sent(pa.table({"a": [b"\xff"]}))
 
 
 def test_what_is_no_frame_is_refused():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from anomaly_vae.data.converters import (
+    MISSING,
     Levels,
     binary_from_values,
     level_name,
@@ -14,6 +15,7 @@ from anomaly_vae.data.converters import (
     numbers_from_values,
     times_from_values,
 )
+from anomaly_vae.errors import DataError
 from anomaly_vae.messages import shown
 from tests.support.levels import names
 
@@ -52,7 +54,7 @@ def test_true_is_one_level_however_it_is_written(value: object) -> None:
     assert level_name(value) == "true"
 
 
-@pytest.mark.parametrize("value", [None, math.nan, "", "  ", np.float32("nan")])
+@pytest.mark.parametrize("value", [None, math.nan, np.float32("nan")])
 def test_a_missing_level_has_no_name(value: object) -> None:
     assert level_name(value) is None
 
@@ -61,6 +63,19 @@ def test_a_missing_level_has_no_name(value: object) -> None:
 def test_other_text_is_a_level_as_it_stands(text: str) -> None:
     """Codes keep their leading zeros, and the level NA can be a country."""
     assert level_name(text) == text
+
+
+@pytest.mark.parametrize("text", MISSING)
+def test_texts_of_markers_are_levels_until_they_are_taken_for_missing(text: str) -> None:
+    assert level_name(text) == text
+    levels = levels_from_values(["x", text, "y", None, text])[0].without_markers()
+    assert (levels.names, levels.codes.tolist()) == (("x", "y"), [0, -1, 1, -1, -1])
+
+
+def test_bytes_are_their_text() -> None:
+    assert level_name("é ".encode()) == "é"
+    with pytest.raises(DataError, match="not UTF-8"):
+        level_name(b"\xff")
 
 
 def test_spellings_of_one_level_share_a_code() -> None:

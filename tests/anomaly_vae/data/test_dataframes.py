@@ -105,7 +105,7 @@ PERIODS = pd.PeriodIndex(["2024-01", "2024-02", None, "2024-01"], freq="M")
         ([UUID(int=1), UUID(int=2), None, UUID(int=1)],
          [str(UUID(int=1)), str(UUID(int=2)), None, str(UUID(int=1))]),
         ([10**30, 1, None, 2], [str(10**30), "1", None, "2"]),
-        (pd.Series(["\ud800", "b", None, "NA"], dtype=object), ["\\ud800", "b", None, None]),
+        (pd.Series(["\ud800", "b", None, "NA"], dtype=object), ["\\ud800", "b", None, "NA"]),
         ([1 + 2j, 3j, None, 0j], ["(1+2j)", "3j", None, "0j"]),
         ([pd.Series([1, 2]), {1: {2}}, None, [1, "a"]],
          ["0 1 1 2 dtype: int64", "{1: {2}}", None, "[1, 'a']"]),

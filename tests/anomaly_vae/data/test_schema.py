@@ -161,3 +161,76 @@ def test_a_schema_survives_the_manifest(
 ) -> None:
     schema = TabularSchema(tuple(Column(name, kind) for name, kind in columns), known)
     assert TabularSchema.from_json(schema.to_json()) == schema
+
+
+def test_texts_of_markers_are_levels_if_they_are_literal_and_the_format_has_types() -> None:
+    columns = (Column("c", ColumnType.CATEGORICAL), Column("a", ColumnType.NUMERIC))
+    literal, earlier = TabularSchema(columns, literal_text=True), TabularSchema(columns)
+    cells = ["NA", "", "x", None]
+    table = pa.table({"c": cells, "a": ["NA", "", "1", None]})
+
+    def levels(batch: RawBatch) -> list[str | None]:
+        values = batch.values["c"]
+        assert isinstance(values, Levels)
+        assert np.isnan(batch.values["a"][:2]).all()  # type: ignore[index]  # numbers
+        return [None if code < 0 else values.names[code] for code in values.codes]
+
+    assert levels(literal.from_arrow(table)) == cells
+    assert levels(literal.from_records([{"c": c, "a": None} for c in cells])) == cells
+    assert levels(earlier.from_arrow(table)) == [None, None, "x", None]
+    assert levels(earlier.from_records([{"c": c, "a": None} for c in cells])) == [
+        None, None, "x", None
+    ]  # fmt: skip
+
+
+def test_earlier_manifests_have_markers_and_new_ones_say_that_they_have_not() -> None:
+    schema = TabularSchema((Column("c", ColumnType.CATEGORICAL),))
+    assert "literal_text" not in schema.to_json()
+    assert TabularSchema.from_json(schema.to_json()) == schema
+    literal = TabularSchema(schema.columns, literal_text=True)
+    assert TabularSchema.from_json(literal.to_json()) == literal
+
+
+FORMATS = TabularSchema(
+    (
+        Column("ms", ColumnType.DATETIME, "epoch_ms"),
+        Column("eu", ColumnType.DATETIME, "%d/%m/%Y"),
+        Column("day", ColumnType.DATETIME, "%Y%m%d"),
+    )
+)
+
+
+def test_times_are_read_in_their_format_from_every_source() -> None:
+    record = {"ms": 86_400_000, "eu": "02/01/1970", "day": 19700102}
+    texts = {"ms": ["86400000", "NA"], "eu": ["02/01/1970 00:00", ""], "day": ["19700102", None]}
+    batches = [
+        FORMATS.from_records([record, dict.fromkeys(record)]),
+        FORMATS.from_arrow(pa.Table.from_pylist([record, dict.fromkeys(record)])),
+        FORMATS.from_arrow(pa.table(texts)),
+        FORMATS.from_arrow(pa.table({"ms": pa.array([86_400_000, None], pa.timestamp("ms"))})),
+        FORMATS.from_records([dict.fromkeys(record, "1970-01-02"), dict.fromkeys(record)]),
+    ]
+    for batch in batches:
+        assert not batch.problems
+        for name in record if batch is not batches[3] else ("ms",):
+            assert batch.values[name][0] == 86_400.0
+            assert np.isnan(batch.values[name][1])
+
+
+def test_the_format_of_a_time_is_named_where_a_value_does_not_fit() -> None:
+    (problem,) = FORMATS.from_records([{"eu": "13/13/1970"}]).problems
+    assert str(problem) == (
+        "column 'eu', row 0: expected a time of the form %d/%m/%Y, got '13/13/1970'"
+    )
+
+
+def test_formats_are_kept_in_the_manifest_and_left_out_where_there_are_none() -> None:
+    assert TabularSchema.from_json(FORMATS.to_json()) == FORMATS
+    plain = TabularSchema((Column("a", ColumnType.DATETIME),))
+    assert plain.to_json()["columns"] == [{"name": "a", "type": "datetime"}]
+
+
+def test_signatures_and_schemas_follow_the_format() -> None:
+    assert [column.mlflow_type for column in FORMATS.columns] == ["double", "string", "double"]
+    assert Column("a", ColumnType.DATETIME).mlflow_type == "datetime"
+    assert FORMATS.columns[0].json_schema["type"] == ["string", "number", "null"]

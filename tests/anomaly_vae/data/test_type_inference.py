@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anomaly_vae.config.data import TabularData
-from anomaly_vae.data.type_inference import check_present, feature_options, infer_schema, infer_type
+from anomaly_vae.data.type_inference import (
+    check_present,
+    feature_options,
+    infer_schema,
+    infer_type,
+    read_times,
+    time_column,
+)
 from anomaly_vae.errors import DataError
 from anomaly_vae.types import ColumnType
 
@@ -100,7 +107,7 @@ def test_a_counter_of_the_rows_is_left_out(values: list[Any]) -> None:
     kind, note = infer(values)
     assert (kind, note) == (
         None,
-        "left out, it numbers the rows; declare it under data.features to keep it",
+        "left out, it numbers the rows; declare it under data.types to keep it",
     )
 
 
@@ -119,7 +126,7 @@ def test_few_rows_are_too_few_to_call_anything_unique() -> None:
     assert infer(list(range(19)))[0] is NUMERIC
 
 
-@pytest.mark.parametrize("values", [[[1]], [{"a": 1}], [b"x"], [dt.timedelta(1)]], ids=str)
+@pytest.mark.parametrize("values", [[[1]], [{"a": 1}], [dt.timedelta(1)]], ids=str)
 def test_other_types_are_left_out_by_name(values: list[Any]) -> None:
     kind, note = infer(values)
     assert kind is None
@@ -132,8 +139,8 @@ def test_numbers_mixed_with_some_text_fail_with_column_count_example_and_remedy(
     assert caught.value.column == "x"
     assert str(caught.value) == (
         "column 'x' mixes numbers with text: 1 of 20 values are no numbers, such as '12,50'; "
-        "correct them, or declare data.features.x.type as numeric (such rows are rejected) "
-        "or categorical"
+        "correct them, add those that mean a missing value to data.csv.null_values, or declare "
+        "data.types.x.type as numeric (such rows are rejected) or categorical"
     )
 
 
@@ -197,3 +204,132 @@ def test_declared_limits_reach_the_encoding() -> None:
     options = feature_options(TabularData(path="unused", features=declared))
     assert options["b"].max_levels == 3
     assert feature_options(UNTYPED) == {}
+
+
+def test_times_that_no_calendar_has_are_no_values() -> None:
+    far = pa.array([2**62] * 30, pa.timestamp("us"))
+    note = "left out, it has no value in the training rows"
+    assert infer_type("x", pa.chunked_array([far])) == (None, note)
+
+
+# ---------------------------------------------------------------- markers, names and forms
+
+COUNTS = [str(i % 21) for i in range(400)]
+
+
+@pytest.mark.parametrize("marker", ["\\N", "#N/A", "n/a", "-", "?", ".", "unknown", "weird"])
+@pytest.mark.parametrize("every", [3, 7, 14])
+def test_a_marker_among_numbers_is_refused_at_any_rate(marker: str, every: int) -> None:
+    values = [marker if i % every == 0 else value for i, value in enumerate(COUNTS)]
+    with pytest.raises(
+        DataError, match=r"mixes numbers with text: .* data\.csv\.null_values"
+    ) as caught:
+        infer(values)
+    assert repr(marker) in str(caught.value)
+
+
+def test_known_markers_are_refused_even_if_most_values_are_missing() -> None:
+    with pytest.raises(DataError, match="mixes numbers with text"):
+        infer(["\\N", "n/a", "-", "5"] * 10)
+
+
+def test_a_marker_among_times_is_refused() -> None:
+    with pytest.raises(
+        DataError, match=r"mixes times with text: .* data\.types\.x\.type as datetime"
+    ):
+        infer([str(day) for day in DAYS] + ["\\N"] * 5)
+
+
+@pytest.mark.parametrize("other", ["3+", "none of these"])
+def test_few_numbers_beside_text_are_categories_and_it_is_said(other: str) -> None:
+    kind, note = infer(["0", "1", "2", other] * 20)
+    assert kind is CATEGORICAL
+    assert note is not None
+    assert note.startswith(
+        f"read as categories: 60 of 80 values are numbers, others are text such as {other!r}"
+    )
+
+
+@pytest.mark.parametrize("form", ["{},5", "€ {}.50", "{}%", "1,{}.00", "{} 500 EUR", "1.{},00"])
+def test_numbers_in_another_form_are_named_with_the_remedy(form: str) -> None:
+    kind, note = infer([form.format(i) for i in range(100, 200)])
+    assert kind is None
+    assert note is not None
+    assert "left out, nearly every value is its own (100 of 100): numbers such as" in note
+    assert "data.csv.decimal" in note
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([f"{d:02}.07.2018 00:14" for d in range(1, 31)], None),
+        ([f"{day} 00:00:00+00" for day in DAYS], None),
+        ([f"{day}T09" for day in DAYS], None),
+        ([f"{day} 10:00:00 UTC" for day in DAYS], None),
+        ([f"{d:02}/07/2018" for d in range(1, 31)], "%d/%m/%Y"),
+        ([f"07/{d:02}/2018 10:00 PM" for d in range(1, 31)], "%m/%d/%Y"),
+    ],
+)
+def test_text_of_other_forms_is_time_with_its_format(
+    values: list[str], expected: str | None
+) -> None:
+    (column,) = infer_schema(pa.table({"t": values}), UNTYPED).schema.columns
+    assert (column.type, column.format) == (DATETIME, expected)
+
+
+def test_dates_in_doubt_are_left_out_or_decided_by_the_configuration() -> None:
+    table = pa.table({"a": [1.5, 2.5], "t": ["01/02/2024", "03/04/2024"]})
+    inferred = infer_schema(table, UNTYPED)
+    assert inferred.schema.names == ("a",)
+    assert inferred.notes == (
+        "column 't': left out, '01/02/2024' may be %d/%m/%Y or %m/%d/%Y; set data.time_format",
+    )
+    decided = infer_schema(table, TabularData(path="unused", time_format="%m/%d/%Y"))
+    assert [column.format for column in decided.schema.columns] == [None, "%m/%d/%Y"]
+    declared: Any = {"t": {"type": "datetime"}}
+    with pytest.raises(
+        DataError, match=r"column 't': '01/02/2024' may be .*; set data\.time_format"
+    ):
+        infer_schema(table, TabularData(path="unused", types=declared))
+
+
+def test_numbers_that_look_like_times_are_said_and_read_where_declared() -> None:
+    table = pa.table({"t": [1530403200000 + 60_000 * (i % 7) for i in range(40)]})
+    inferred = infer_schema(table, UNTYPED)
+    assert [column.type for column in inferred.schema.columns] == [NUMERIC]
+    assert "look like times (epoch_ms)" in inferred.notes[0]
+    assert "data.types: {t: {type: datetime}}" in inferred.notes[0]
+    declared: Any = {"t": {"type": "datetime"}}
+    for data in ({"types": declared}, {"time": "t"}):
+        inferred = infer_schema(table, TabularData(path="unused", **data))
+        assert [(c.type, c.format) for c in inferred.schema.columns] == [(DATETIME, "epoch_ms")]
+        assert inferred.notes == ("column 't': read as times of the form epoch_ms",)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [("mcc", "mcc"), ("card no.", '"card no."'), ("no", '"no"')]
+)
+def test_numbers_that_name_things_are_said_with_the_lines_that_help(name: str, shown: str) -> None:
+    table = pa.table({name: [5411, 5812, 4829] * 10, "amount": [1.5, 2.5, 3.5] * 10})
+    inferred = infer_schema(table, UNTYPED)
+    assert inferred.notes == (
+        f"column '{name}': its numbers seem to name things but are read as amounts; if so, set "
+        f"data.types: {{{shown}: {{type: categorical}}}} or data.ignore: [{shown}]",
+    )
+
+
+def test_one_declared_type_leaves_the_other_columns_inferred() -> None:
+    declared: Any = {"c": {"type": "categorical", "max_levels": 7}}
+    data = TabularData(path="unused", types=declared)
+    inferred = infer_schema(TABLE, data)
+    assert {c.name: c.type for c in inferred.schema.columns}["c"] is CATEGORICAL
+    assert set(inferred.schema.names) == set(TABLE.column_names)
+    assert feature_options(data)["c"].max_levels == 7
+    with pytest.raises(DataError, match=r"data\.types names the column 'z', which is not there"):
+        check_present(TABLE, TabularData(path="unused", types={"z": declared["c"]}))
+
+
+def test_times_are_read_in_the_format_of_their_column() -> None:
+    column = pa.chunked_array([["31/01/1970", None, "01/02/1970 00:01"]])
+    assert read_times(column, None).tolist()[::2] == [30 * 86_400, 31 * 86_400 + 60]
+    assert time_column(pa.chunked_array([pa.array(DAYS)]), None).format is None

@@ -40,6 +40,10 @@ NO_ARGUMENT = excused.NO_ARGUMENT | {
     "calibration.group_by": "unless the command line calibrates; a loaded bundle keeps its groups",
     "calibration.density_ratio": "X is taken to be like traffic",
     "training.precision": "networks of tables are small",
+    "data.csv.separator": "X is no file",
+    "data.csv.decimal": "X is no file",
+    "data.csv.encoding": "X is no file",
+    "data.csv.null_values": "X is no file",
 }
 
 
@@ -335,3 +339,25 @@ def test_values_that_are_no_levels_are_noted():
     assert note.startswith(
         "column 'merchant': 10 of 103 values are kept as levels; the others, in "
     )
+
+
+def test_single_types_and_the_format_of_times_are_arguments(tmp_path: Path) -> None:
+    days = [f"{1 + i % 12:02}/{1 + i % 9:02}/2024" for i in range(60)]
+    frame = pd.DataFrame(
+        {"mcc": [5411, 5812, 4829] * 20, "day": days, "amount": np.arange(60) % 7 + 0.5}
+    )
+    detector = tiny(types={"mcc": "categorical"}, time_format="%d/%m/%Y", preset="fast").fit(frame)
+    columns = {c.name: (str(c.type), c.format) for c in detector.bundle_.scorer.schema.columns}
+    assert columns == {
+        "mcc": ("categorical", None),
+        "day": ("datetime", "%d/%m/%Y"),
+        "amount": ("numeric", None),
+    }
+    assert np.isfinite(detector.score_samples(frame)).all()
+    detector.save(tmp_path / "bundle")
+    again = TabularVAEDetector.load(tmp_path / "bundle")
+    assert again.get_params()["time_format"] == "%d/%m/%Y"
+    assert (again.score_samples(frame) == detector.score_samples(frame)).all()
+    array = tiny(types={"x1": "categorical"}).fit(np.arange(120).reshape(60, 2) % 5)
+    kinds = [str(c.type) for c in array.bundle_.scorer.schema.columns]
+    assert kinds == ["numeric", "categorical"]

@@ -779,7 +779,8 @@ HOSTILE: dict[str, tuple[Callable[[], Any], str]] = {
         "its header has more than 16777216 bytes"),
     "video": (
         lambda: packed(uid.MPEG4HP41),
-        "MPEG-4 AVC/H.264 High Profile / Level 4.1 (1.2.840.10008.1.2.4.102), which is not read"),
+        "MPEG-4 AVC/H.264 High Profile / Level 4.1 (1.2.840.10008.1.2.4.102), which is not read; "
+        "export its frames"),
     "unknown syntax": (
         lambda: shipped("JPEG2000").replace(b"1.2.840.10008.1.2.4.91", b"1.2.840.55555.1.2.4.91"),
         "it is compressed as 1.2.840.55555.1.2.4.91, which is not read; decompress it"),

@@ -118,17 +118,21 @@ def test_jpeg_and_fax_in_tiff_are_what_pillow_reads():
 REFUSED = {
     "channels": (
         packed(np.zeros((9, 9, 5), np.uint16), photometric="minisblack", planarconfig="contig"),
-        "its pages have 5 channels or are volumes; save one page for each"),
+        "its pages have 5 channels; save a page for each"),
     "channels of 8 bits": (
         packed(np.zeros((9, 9, 5), np.uint8), photometric="minisblack", planarconfig="contig"),
-        "its pages have 5 channels or are volumes; save one page for each"),
+        "its pages have 5 channels; save a page for each"),
     "two channels": (
         packed(np.zeros((9, 9, 2), np.uint16), photometric="minisblack", planarconfig="contig"),
         "its pages have 2 channels"),
     "volume": (
         packed(np.zeros((4, 16, 16), np.uint16), volumetric=True, tile=(4, 16, 16),
                photometric="minisblack"),
-        "its pages have 1 channels"),
+        "its pages are volumes of 4 slices; save a page for each"),
+    "volume of 8 bits": (
+        packed(np.zeros((4, 16, 16), np.uint8), volumetric=True, tile=(4, 16, 16),
+               photometric="minisblack"),
+        "its pages are volumes of 4 slices; save a page for each"),
     "JPEG XL": (
         packed(GREY, compression="jpegxl", photometric="minisblack"),
         "its compression is JPEGXL, which is not read; save it with Deflate"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import highdicom
@@ -306,6 +308,16 @@ def test_what_is_not_dicom_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "scan.png").write_bytes(content)
     assert "cannot be read as DICOM" in refusal(tmp_path / "scan.png", tmp_path / "out.dcm")
     assert "cannot be read as DICOM" in refusal(tmp_path / "none", tmp_path / "out.dcm")
+
+
+@pytest.mark.parametrize("wrap", [lambda content: content[132:], gzip.compress])
+def test_a_source_may_lack_its_preamble_or_be_packed(
+    wrap: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    plain, source, out = shipped("MR_small.dcm"), tmp_path / "scan", tmp_path / "out.dcm"
+    source.write_bytes(wrap(plain.read_bytes()))
+    write_heatmap(source, 0, OVERLAY, ABOUT, out)
+    assert dcmread(out).StudyInstanceUID == dcmread(plain).StudyInstanceUID
 
 
 @pytest.mark.parametrize("name", ["rtplan.dcm", "test-SR.dcm", "waveform_ecg.dcm"])

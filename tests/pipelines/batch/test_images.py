@@ -29,13 +29,9 @@ from pipelines.batch import images as score_images_module
 from pipelines.batch.common import NO_HEATMAPS, UNREADABLE, HeatmapOptions
 from pipelines.batch.images import REFUSED, file_stem, score_images
 from pipelines.batch.results import DICOM, HEATMAPS, INCOMPLETE, REJECTS, RESULT_FILE, SUMMARY
-from pipelines.datasets.image_files import (
-    BATCH_SIZE,
-    Batch,
-    ImageFile,
-    list_files,
-    read_images,
-)
+from pipelines.datasets.image_batches import BATCH_SIZE, Batch, read_images
+from pipelines.datasets.image_files import ImageFile
+from pipelines.datasets.image_listing import list_files
 from pipelines.datasets.images import ImageDataset
 from pipelines.registry.model_uri import LoadedModel
 from tests.support.scans import SIZE, blobs, coloured, patched
@@ -612,7 +608,7 @@ def test_a_bad_row_of_a_manifest_is_one_reject(every: LoadedModel, scans: Path, 
             "keep one of its rows",
         ),
         3: ("", None, "line 5 of 'list.csv': expected 3 fields, found 2"),
-        None: ("gone.png", "11", "there is no such file; check its path"),
+        None: ("gone.png", "11", "line 6 of 'list.csv': there is no such file; check its path"),
     }
     adds_up(out)
 

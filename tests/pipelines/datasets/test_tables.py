@@ -141,7 +141,7 @@ REFUSED: dict[str, tuple[Mapping[str, Any], dict[str, Any], str]] = {
     "numbers mixed with text": (
         {"a": ["12,50", *["2"] * (N - 1)], "b": NORMAL},
         {},
-        r"column 'a' mixes numbers with text: .* '12,50'; .* declare data\.features\.a\.type",
+        r"column 'a' mixes numbers with text: .* '12,50'; .* declare data\.types\.a\.type",
     ),
     "text declared as numbers": (
         {"a": ["x"] * N},
@@ -375,3 +375,116 @@ def test_twins_of_its_own_test_split_do_not_change_a_data_set(tmp_path: Path) ->
     """Else a model could not be calibrated again once its test split is frozen."""
     dataset = load(tmp_path, {"a": [float(i % 50) for i in range(N)]})
     assert dataset.without(dataset.test_table).digest == dataset.digest
+
+
+# ---------------------------------------------------------------- typed tables
+
+
+TEXT_KINDS = [pa.binary(), pa.large_binary(), pa.binary_view(), pa.string_view()]
+
+
+@pytest.mark.parametrize("kind", [*TEXT_KINDS, "dictionary"], ids=str)
+def test_roles_and_features_of_text_are_read_from_every_type(kind: Any, tmp_path: Path) -> None:
+    columns = {
+        "a": NORMAL.tolist(),
+        "c": [f"v{i % 3}" for i in range(N)],
+        "y": ["fraud" if y else "no" for y in LABELS],
+        "g": [f"g{i % 40}" for i in range(N)],
+        "t": [f"{moment:%Y-%m-%dT%H:%M:%S}" for moment in HOURS],
+        "id": [f"row {i}" for i in range(N)],
+    }
+    data = {"label": "y", "positive": "fraud", "group": "g", "time": "t", "id": "id"}
+    plain, scores = through(as_parquet(tmp_path, columns), **data)
+
+    def convert(name: str) -> pa.Array:
+        text = pa.array(columns[name])
+        if name == "a":
+            return text
+        return text.dictionary_encode() if kind == "dictionary" else text.cast(kind)
+
+    typed = {name: convert(name) for name in columns}
+    other, found = through(as_parquet(tmp_path, typed), **data)
+    assert (other.digest, other.summary()) == (plain.digest, plain.summary())
+    np.testing.assert_array_equal(found, scores)
+
+
+@pytest.mark.parametrize("role", ["label", "time", "group", "feature"])
+def test_bytes_that_are_not_utf8_are_refused_with_file_column_and_row(
+    role: str, tmp_path: Path
+) -> None:
+    cells: list[bytes] = [f"2024-01-{1 + i % 28:02d}".encode() for i in range(N)]
+    cells[7] = b"\xff"
+    data = {} if role == "feature" else {role: "b"}
+    reason = r"rows.parquet': column 'b', row 7: bytes that are not UTF-8 text, as are 1 of 200 "
+    with pytest.raises(DataError, match=reason):
+        load(tmp_path, {"a": NORMAL, "b": cells}, **data)
+    ignored = load(tmp_path, {"a": NORMAL, "b": cells}, ignore=["b"])
+    assert ignored.schema.names == ("a",)
+    listed = load(tmp_path, {"a": NORMAL, "b": cells}, features=["a"])
+    assert listed.schema.names == ("a",)
+
+
+def test_bytes_that_are_no_text_are_left_out_and_said(tmp_path: Path) -> None:
+    dataset = load(tmp_path, {"a": NORMAL, "b": [b"\xff\xfe"] * N})
+    assert dataset.notes == ("column 'b': left out, it holds bytes that are not UTF-8 text",)
+    with pytest.raises(DataError, match="column 'b', row 0: expected text, got bytes"):
+        load(tmp_path, {"a": NORMAL, "b": [b"\xff\xfe"] * N}, label="b")
+
+
+@pytest.mark.parametrize("name", ["__index_level_0__", "Unnamed: 0", "Unnamed: 0_level_1"])
+def test_an_index_of_pandas_without_a_name_is_left_out_and_said(name: str, tmp_path: Path) -> None:
+    cells = RNG.permutation(N) % 50
+    dataset = load(tmp_path, {"a": NORMAL, name: cells})
+    assert dataset.schema.names == ("a",)
+    note = f"column '{name}': left out, it is pandas' index, which numbers the rows"
+    assert dataset.notes == (note,)
+    declared = load(tmp_path, {"a": NORMAL, name: cells}, features=["a", name])
+    assert declared.schema.names == ("a", name)
+
+
+def test_a_column_that_some_files_lack_is_said(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"a": NORMAL, "b": NORMAL}), tmp_path / "1.parquet")
+    pq.write_table(pa.table({"b": NORMAL}), tmp_path / "2.parquet")
+    dataset = load_dataset(config_of(tmp_path).data)
+    missing = f"such as '{tmp_path / '2.parquet'}'; its values there are missing"
+    assert dataset.notes == (f"column 'a' is not in 1 of 2 files, {missing}",)
+
+
+def hive(folder: Path, key: str, values: list[Any], suffix: str = "parquet") -> Path:
+    """Write N rows, split evenly over the folders of these values."""
+    size = N // len(values)
+    for number, value in enumerate(values):
+        rows = slice(number * size, (number + 1) * size)
+        place = folder / f"{key}={value}"
+        place.mkdir(parents=True)
+        columns = {"a": NORMAL[rows], "b": [f"u{i % 3}" for i in range(size)]}
+        (as_csv if suffix == "csv" else as_parquet)(place, columns)
+    return folder
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_folders_are_columns_with_every_role(suffix: str, tmp_path: Path) -> None:
+    values = ["2018-07-0" + str(day) for day in range(1, 6)]
+    path = hive(tmp_path, "day", values, suffix)
+    for data in ({}, {"time": "day"}, {"group": "day"}, {"id": "day"}):
+        dataset = load_dataset(config_of(path, **data).data)
+        assert dataset.table["day"].to_pylist() == list(np.repeat(values, N // 5))
+        assert "columns from the names of folders: 'day'" in dataset.notes
+        assert ("day" in dataset.schema.names) == (data in ({}, {"time": "day"}))
+
+
+@pytest.mark.parametrize("value", [1, "fraud"])
+def test_a_folder_can_be_the_label(value: Any, tmp_path: Path) -> None:
+    path = hive(tmp_path, "y", [0, 2, 3, 4, value])
+    dataset = load_dataset(config_of(path, label="y", positive=value).data)
+    assert dataset.rows.anomaly.sum() == N // 5
+
+
+def test_a_folder_with_one_value_is_left_out_and_said(tmp_path: Path) -> None:
+    path = hive(tmp_path / "year=2024", "shop", ["x", "y"])
+    dataset = load_dataset(config_of(path).data)
+    assert dataset.schema.names == ("a", "b", "shop")
+    assert dataset.notes == (
+        "columns from the names of folders: 'year', 'shop'",
+        "column 'year': left out, the folders give it one value",
+    )

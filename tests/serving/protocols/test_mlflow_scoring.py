@@ -284,6 +284,34 @@ def test_what_is_no_json_even_with_nan(client, body):
     assert response.status_code in {400, 422}
 
 
+@pytest.mark.parametrize(
+    ("form", "rows"),
+    [
+        ("dataframe_records", '[{"TX_AMOUNT": 1}, {"TX_AMOUNT": %s}]'),
+        ("dataframe_split", '{"columns": ["TX_AMOUNT"], "data": [[1], [%s]]}'),
+        ("instances", '[{"TX_AMOUNT": 1}, {"TX_AMOUNT": %s}]'),
+        ("inputs", '[{"TX_AMOUNT": 1}, {"TX_AMOUNT": %s}]'),
+    ],
+)
+@pytest.mark.parametrize("cell", ["1e400", '"much"', "true"])
+def test_a_wrong_value_names_its_record(client, form, rows, cell):
+    body = f'{{"{form}": {rows % cell}}}'.encode()
+    response = client.post(
+        "/invocations", content=body, headers={"Content-Type": "application/json"}
+    )
+    assert refused(response, 422, "invalid-record")["record"] == 1
+
+
+def test_unknown_columns_beside_images_are_named(scan_client, client_of, scanner, pngs):
+    rows = [{"image": base64.b64encode(pngs[0]).decode(), "hat": [1]}]
+    split = {"columns": list(rows[0]), "data": [list(rows[0].values())]}
+    for form, body in (("dataframe_records", rows), ("dataframe_split", split), ("inputs", rows)):
+        assert predictions(invoke(scan_client, form, body))["ignored"] == ["hat"]
+    strict = client_of(scanner, unknown_keys="refuse")
+    problem = refused(invoke(strict, "dataframe_records", rows), 422, "invalid-request")
+    assert "unknown key 'hat'" in problem["detail"]
+
+
 def test_unknown_columns_are_named(client, client_of, served):
     rows = [{"TX_AMOUNT": 1, "hat": 2}]
     assert predictions(invoke(client, "dataframe_records", rows))["ignored"] == ["hat"]

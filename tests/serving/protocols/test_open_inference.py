@@ -190,6 +190,12 @@ def test_unknown_columns_are_ignored_and_counted(client):
     )
 
 
+def test_unknown_inputs_beside_images_are_named(scan_client, pngs):
+    image = tensor("image", [base64.b64encode(pngs[0]).decode()], "BYTES")
+    answered = infer(scan_client, image, tensor("hat", [1]), path="/v2/models/scans/infer")
+    assert answered.json()["parameters"]["ignored"] == "hat"
+
+
 def test_what_is_scored_is_counted(client):
     infer(client, tensor("TX_AMOUNT", [1, 2, 3]))
     text = client.get("/metrics").text

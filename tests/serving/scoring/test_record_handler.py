@@ -244,6 +244,25 @@ def test_numbers_out_of_range_are_errors_of_their_record(client):
     assert answer["warnings"]
 
 
+@pytest.mark.parametrize("amount", ["1e400", "9" * 5000, '"much"', "[]"])
+@pytest.mark.parametrize("more", ["", ', "hat": 1', ', "hat": -1e400'])
+def test_the_error_of_any_bad_record_has_its_id(client, amount, more):
+    bad = f'{{"TRANSACTION_ID": 7, "TX_AMOUNT": {amount}{more}}}'
+    body = f'{{"errors": "per_record", "records": [{bad}, {{"TX_AMOUNT": 2}}]}}'
+    found, _ = post(client, body.encode()).json()["results"]
+    assert found["id"] == 7
+    assert found["error"]["field"] in {"TX_AMOUNT", "hat"}
+
+
+@pytest.mark.parametrize("wrong", [[1], {}, {"a": 1}])
+@pytest.mark.parametrize("amount", [1, "much"])
+def test_an_id_that_is_no_value_is_not_repeated(client, wrong, amount):
+    records = [{"TRANSACTION_ID": wrong, "TX_AMOUNT": amount}, {"TX_AMOUNT": 1}]
+    found = score(client, records, errors="per_record")["results"]
+    assert set(found[0]) == {"error"}
+    assert "score" in found[1]
+
+
 def test_a_request_of_bad_records_only_has_errors_only(client):
     score(client, [{"TX_AMOUNT": 1}])
     before = client.get("/metrics").text

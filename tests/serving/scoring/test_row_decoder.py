@@ -118,7 +118,25 @@ def test_both_ways_encode_values_by_the_same_counts(names):
     decoder = RowDecoder(scorer.schema)
     rows = decoder.decode(body).rows
     quick = scorer.encoding.encode(decoder.batch(rows))
-    slow = scorer.encoding.encode(read_records(scorer.schema, decode(body, 1000).records))
+    slow = scorer.encoding.encode(read_records(scorer.schema, decode(body, 1000).request.records))
     assert quick.tobytes() == slow.tobytes()
     alone = [scorer.encoding.encode(decoder.batch([row])) for row in rows]
     assert b"".join(x.tobytes() for x in alone) == quick.tobytes()
+
+
+def test_times_of_several_formats_are_read_as_the_careful_way_reads_them():
+    columns = (
+        Column("iso", ColumnType.DATETIME),
+        Column("ms", ColumnType.DATETIME, "epoch_ms"),
+        Column("eu", ColumnType.DATETIME, "%d/%m/%Y"),
+    )
+    schema = TabularSchema(columns)
+    records = [{"iso": "1970-01-02", "ms": 86_400_000, "eu": "02/01/1970"}, {"ms": "86400000"}]
+    decoder = RowDecoder(schema)
+    decoded = decoder.decode(json.dumps({"records": records}).encode())
+    assert decoded is not None
+    quick, slow = decoder.batch(decoded.rows), schema.from_records(records)
+    for name in schema.names:
+        np.testing.assert_array_equal(quick.values[name], slow.values[name])
+    wrong = json.dumps({"records": [{"eu": "13/13/1970"}]}).encode()
+    assert decoder.decode(wrong) is None

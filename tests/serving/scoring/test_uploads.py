@@ -248,8 +248,8 @@ NIFTI = image_uploads.nifti_file(blobs(3))
 BOMB = gzip.compress(gzip.decompress(NIFTI)[:352] + bytes(1 << 25), 9)
 BAD = {
     "nothing": (b"", "empty"),
-    "text": (b"this is no image", "no PNG, JPEG, TIFF, GIF, BMP"),
-    "pdf": (b"%PDF-1.7" + bytes(50), "it is PDF, which is not read"),
+    "text": (b"this is no image", "it is text and no image"),
+    "pdf": (b"%PDF-1.7" + bytes(50), "it is a PDF document and no image"),
     "constant": (FLAT, "shows nothing"),
     "cut short": (GOOD[: len(GOOD) // 2], ""),
     "huge header": (image_uploads.png_of(60_000, 60_000, bytes(99)), "pixels"),

@@ -1,0 +1,233 @@
+"""Parse times written as text or as numbers, and recognise their format in a column."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from anomaly_vae.config.data import EPOCHS
+from anomaly_vae.messages import shown
+
+EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+LIKE_A_TIME = r"^(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{4})($|T\d| +\d)"
+"""Pattern of text that begins with a date of eight or fewer digits."""
+YEAR_FIRST = re.compile(r"(\d{4})([-/.])(\d{1,2})\2(\d{1,2})(?:[T ]+(.*))?")
+DAY_FIRST = re.compile(r"(\d{1,2})\.(\d{1,2})\.(\d{4})(?:[T ]+(.*))?")
+"""Pattern of a date with points, which are written with the day first."""
+IN_DOUBT = re.compile(r"\d{1,2}([-/])\d{1,2}\1\d{4}(?:[T ]+(.*))?")
+"""Pattern of a date that may have the day or the month first."""
+CLOCK = re.compile(
+    r"(\d{1,2})(?::(\d{2})(?::(\d{2})(?:[.,](\d+))?)?)?\s*([AaPp][Mm])?\s*"
+    r"(Z|z|UTC|GMT|[+-]\d{2}(?::?\d{2})?(?::?\d{2})?)?"
+)
+"""Pattern of a time of day: hour, minute, second, fraction, half of the day, zone."""
+DIGITS = "%Y%m%d"
+"""Format of dates that are written as one number, such as 20240131."""
+YEARS = (dt.datetime(1980, 1, 1, tzinfo=dt.UTC), dt.datetime(2050, 1, 1, tzinfo=dt.UTC))
+"""Range of times in which numbers are recognised as times."""
+
+
+def parse_time(value: object, time_format: str | None = None) -> float:
+    """Return the seconds since 1970 of a time; times without a zone are read as UTC.
+
+    Args:
+        value: a `datetime`; text such as 2024-01-31T09:05, 2024/01/31 9:05 or 31.01.2024 09:05; or
+            a value in the given format.
+        time_format: a format of `strptime`, or a key of `EPOCHS`; None for no other format.
+
+    Raises:
+        ValueError: the value is no such time.
+
+    Example:
+        >>> parse_time("1970-01-02 00:00:00+00"), parse_time("02.01.1970 00:00 UTC")
+        (86400.0, 86400.0)
+        >>> parse_time("01/02/1970 12:30 AM", "%m/%d/%Y"), parse_time(1500, "epoch_ms")
+        (88200.0, 1.5)
+    """
+    if isinstance(value, dt.datetime):
+        return _seconds(value)
+    if isinstance(value, str) or (time_format and time_format not in EPOCHS and _is_whole(value)):
+        text = value.strip() if isinstance(value, str) else f"{value:.0f}"
+        for parse in (_configured(time_format), dt.datetime.fromisoformat, _written):
+            with suppress(ValueError, OverflowError):
+                return _seconds(parse(text))
+    elif time_format in EPOCHS and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value) * EPOCHS[time_format]
+    raise ValueError(f"expected {_expected(time_format)}, got {shown(value)}")
+
+
+def format_time(moment: dt.datetime, time_format: str) -> str | int:
+    """Return a time in the form that `parse_time` reads with a format.
+
+    >>> format_time(dt.datetime(1970, 1, 2, tzinfo=dt.UTC), "epoch_ms")
+    86400000
+    """
+    if time_format in EPOCHS:
+        return round(_seconds(moment) / EPOCHS[time_format])
+    text = moment.strftime(time_format)
+    return int(text) if time_format == DIGITS else text
+
+
+def _is_whole(value: object) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and float(value).is_integer()  # type: ignore[arg-type]
+
+
+def _expected(time_format: str | None) -> str:
+    if time_format is None:
+        return "an ISO 8601 date or time"
+    if time_format in EPOCHS:
+        return f"a time as a number ({time_format})"
+    return f"a time of the form {time_format}"
+
+
+def _seconds(moment: dt.datetime | float) -> float:
+    if not isinstance(moment, dt.datetime):
+        return moment
+    zoned = moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
+    return (zoned - EPOCH).total_seconds()
+
+
+def _configured(time_format: str | None) -> Any:
+    """Return the parser of texts in a format, which refuses all texts without one."""
+    if time_format in EPOCHS:
+        return lambda text: _number(text) * EPOCHS[time_format]
+    return lambda text: _by_strptime(text, time_format or "")
+
+
+def _number(text: str) -> float:
+    if not re.fullmatch(r"[+-]?\d+(\.\d+)?([eE][+]?\d+)?", text):
+        raise ValueError(text)
+    return float(text)
+
+
+def _by_strptime(text: str, time_format: str) -> dt.datetime:
+    """Parse a text; a format of a date alone also accepts a time of day after a space or T."""
+    if not time_format:
+        raise ValueError(text)
+    with suppress(ValueError):
+        return dt.datetime.strptime(text, time_format)  # noqa: DTZ007  # no zone means UTC
+    date, _, clock = text.replace("T", " ", 1).partition(" ")
+    day = dt.datetime.strptime(date, time_format)  # noqa: DTZ007
+    return _with_clock(day, clock)
+
+
+def _written(text: str) -> dt.datetime:
+    """Parse forms that `fromisoformat` refuses although they leave no doubt."""
+    if match := YEAR_FIRST.fullmatch(text):
+        year, _, month, day, clock = match.groups()
+    elif match := DAY_FIRST.fullmatch(text):
+        day, month, year, clock = match.groups()
+    else:
+        raise ValueError(text)
+    date = dt.datetime(int(year), int(month), int(day))  # noqa: DTZ001
+    return _with_clock(date, clock or "")
+
+
+def _with_clock(day: dt.datetime, clock: str) -> dt.datetime:
+    """Return a day with a time of day, such as 9:05 PM or 21:05:00.123 +0000."""
+    match = CLOCK.fullmatch(clock.strip() or "0")
+    if not match:
+        raise ValueError(clock)
+    hour, minute, second, fraction, half, zone = match.groups()
+    hours = int(hour)
+    if half:
+        if not 1 <= hours <= 12:
+            raise ValueError(clock)
+        hours = hours % 12 + 12 * (half.lower() == "pm")
+    micros = int((fraction or "0")[:6].ljust(6, "0"))
+    moment = day.replace(
+        hour=hours, minute=int(minute or 0), second=int(second or 0), microsecond=micros
+    )
+    return moment.replace(tzinfo=_zone(zone)) if zone else moment
+
+
+def _zone(text: str) -> dt.tzinfo:
+    named = "+00" if text.upper() in ("Z", "UTC", "GMT") else text
+    zone = dt.time.fromisoformat(f"00:00{named}").tzinfo
+    return zone or dt.UTC
+
+
+# ---------------------------------------------------------------- the format of a column
+
+
+@dataclass(frozen=True, slots=True)
+class TimeColumn:
+    """The format of a column of times, and how far it can be read."""
+
+    format: str | None = None
+    """Format for `parse_time`; None if it needs none."""
+    problem: str | None = None
+    """Reason why the column cannot be read as times; None if it can."""
+
+    @property
+    def note(self) -> str | None:
+        """Note on the format, for the user; None if the texts are ISO 8601."""
+        return self.format and f"read as times of the form {self.format}"
+
+
+def recognise_times(values: Sequence[Any], configured: str | None = None) -> TimeColumn:
+    """Recognise the format of times (N,), given as text or numbers, without missing values.
+
+    >>> recognise_times(["31/01/2024", "01/02/2024 10:00"])
+    TimeColumn(format='%d/%m/%Y', problem=None)
+    >>> recognise_times([1706659200000]).format
+    'epoch_ms'
+    """
+    if configured and _all_parse(values, configured):
+        return TimeColumn(configured)
+    if isinstance(values[0], str | dt.datetime) and _all_parse(values, None):
+        return TimeColumn()
+    fitting = [name for name in _candidates(values) if _fits(values, name)]
+    if len(fitting) == 1:
+        return TimeColumn(fitting[0])
+    if fitting:
+        return TimeColumn(problem=f"{shown(values[0])} may be {' or '.join(fitting)}")
+    return TimeColumn(problem=_first_problem(values, configured))
+
+
+def _candidates(values: Sequence[Any]) -> list[str]:
+    first = values[0]
+    text = str(first).strip()
+    if match := IN_DOUBT.fullmatch(text):
+        return [form.replace("/", match[1]) for form in ("%d/%m/%Y", "%m/%d/%Y")]
+    if isinstance(first, bool) or not re.fullmatch(r"\d{8,19}(\.\d+)?", text):
+        return []
+    return [DIGITS, *EPOCHS]
+
+
+def _fits(values: Sequence[Any], time_format: str) -> bool:
+    """Return whether all values have a format; numbers must also be of plausible years."""
+    if "/" in time_format or "-" in time_format:
+        return _all_parse(values, time_format)
+    return all(_in_range(value, time_format) for value in values)
+
+
+def _in_range(value: Any, time_format: str) -> bool:
+    try:
+        seconds = parse_time(value, time_format)
+    except ValueError:
+        return False
+    return bool(_seconds(YEARS[0]) <= seconds < _seconds(YEARS[1]))
+
+
+def _all_parse(values: Sequence[Any], time_format: str | None) -> bool:
+    try:
+        for value in values:
+            parse_time(value, time_format)
+    except ValueError:
+        return False
+    return True
+
+
+def _first_problem(values: Sequence[Any], time_format: str | None) -> str:
+    for value in values:
+        try:
+            parse_time(value, time_format)
+        except ValueError as error:
+            return str(error)
+    return f"expected times, got {shown(values[0])}"

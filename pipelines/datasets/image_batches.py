@@ -1,0 +1,83 @@
+"""Read image files in batches."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from anomaly_vae.images.decoding import read_file
+from anomaly_vae.images.encoding import IMAGE
+from anomaly_vae.images.pixels import DecodedImage, DecodeFailure
+from anomaly_vae.images.schema import ImageBatch, ImageSchema, image_batch
+from pipelines import console
+from pipelines.datasets.image_files import ImageFile
+
+BATCH_SIZE = 64
+"""Number of images scored at a time."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Consecutive images with their files and frames."""
+
+    files: tuple[int, ...]
+    """Index of the file of each image."""
+    frames: tuple[int | None, ...]
+    """Frame of each image in its file, from 0; None for a file that cannot be read at all."""
+    images: ImageBatch
+
+
+def read_images(files: Sequence[ImageFile], schema: ImageSchema) -> Iterator[Batch]:
+    """Yield batches of the images in all files, in order; unreadable images become problems."""
+    numbers: list[int] = []
+    frames: list[int | None] = []
+
+    def take_batch() -> Iterator[DecodedImage | DecodeFailure]:
+        """Yield the images of one batch, each released before the next is decoded."""
+        for number, image in itertools.islice(images, BATCH_SIZE):
+            numbers.append(number)
+            frames.append(image.frame)
+            yield image
+
+    images = ((number, image) for number, file in enumerate(files) for image in _read(file, schema))
+    while len(batch := schema.from_images(take_batch())):
+        yield Batch(tuple(numbers), tuple(frames), batch)
+        numbers.clear()
+        frames.clear()
+
+
+def _read(file: ImageFile, schema: ImageSchema) -> Iterator[DecodedImage | DecodeFailure]:
+    if file.problem:
+        return iter([DecodeFailure(file.problem, None)])
+    return read_file(file.path, schema.options)
+
+
+def read_all(files: Sequence[ImageFile], schema: ImageSchema) -> Batch:
+    """Read every image of these files into one batch."""
+    batches = []
+    with console.progress("Reading", len(files)) as (bar, task):
+        for batch in read_images(files, schema):
+            batches.append(batch)
+            bar.update(task, completed=batch.files[-1] + 1, note="")
+    return Batch(
+        tuple(number for batch in batches for number in batch.files),
+        tuple(frame for batch in batches for frame in batch.frames),
+        concatenate([batch.images for batch in batches]),
+    )
+
+
+def concatenate(batches: Sequence[ImageBatch]) -> ImageBatch:
+    """Concatenate batches of images."""
+    starts = np.cumsum([0, *map(len, batches)]).tolist()
+    problems = [
+        replace(problem, row=problem.row + start)
+        for batch, start in zip(batches, starts, strict=False)
+        for problem in batch.problems
+    ]
+    images = np.concatenate([np.asarray(batch.values[IMAGE]) for batch in batches])
+    in_colour = sum(batch.in_colour for batch in batches)
+    saturated = sum(batch.saturated for batch in batches)
+    return image_batch(images, problems, in_colour, saturated)

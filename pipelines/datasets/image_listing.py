@@ -1,0 +1,121 @@
+"""List the image files behind paths, folders, globs and manifests."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from anomaly_vae.errors import DataError
+from anomaly_vae.messages import listed
+from pipelines.datasets.image_files import ImageFile, Reasons, is_table_name, path_problem
+from pipelines.datasets.image_manifests import read_manifest
+
+
+def find_images(paths: Sequence[str]) -> list[ImageFile]:
+    """Return the images of `images_and_others`, and print which files are left out."""
+    images, others = images_and_others(paths)
+    others.show()
+    return images
+
+
+def images_and_others(paths: Sequence[str]) -> tuple[list[ImageFile], Reasons]:
+    """Find the images to train on or to evaluate, and the other files.
+
+    Rows of manifests are images, even if their files cannot be read.
+
+    Raises:
+        DataError: There is no image, a folder cannot be searched or a manifest cannot be used.
+    """
+    files = list_files(paths)
+    fatal = next((file for file in files if file.fatal), None)
+    if fatal is not None:
+        where = f"{fatal.place}: '{fatal.name}'" if fatal.place else f"'{fatal.name}'"
+        raise DataError(f"{where}: {fatal.problem}", path=str(fatal.path))
+    others = Reasons([file for file in files if file.problem and file.row is None])
+    images = [file for file in files if not file.problem or file.row is not None]
+    if not images:
+        raise DataError(
+            f"{listed(paths)}: no image is there; {next(others.lines())}", path=paths[0]
+        )
+    return images, others
+
+
+def list_files(paths: Sequence[str]) -> list[ImageFile]:
+    """List every file behind files, folders (searched recursively), globs and manifests, once.
+
+    Only the first bytes of a file are read, which decide whether it is an image, whatever its name.
+    Files that are not images, hidden files and rows of a manifest without a file have a problem.
+
+    Raises:
+        DataError: A path leads to no file, or a manifest cannot be read.
+    """
+    found: dict[tuple[str, int | None], ImageFile] = {}
+    for path in paths:
+        files = list(_expand(path))
+        if not files:
+            raise DataError(f"'{path}': no image is there", path=path)
+        for file in files:
+            known = found.get(key := file.key)
+            if known is None or known.row is None:  # prefer the entry of a manifest
+                found[key] = file
+    return list(found.values())
+
+
+def _expand(pattern: str) -> Iterator[ImageFile]:
+    path = Path(pattern)
+    if is_table_name(pattern) and os.path.isfile(path):  # noqa: PTH113 never raises
+        yield from read_manifest(path)
+    elif os.path.lexists(path):
+        yield from _list(path)
+    else:
+        for name in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207 absolute ones too
+            yield from _list(Path(name))
+
+
+def _list(path: Path) -> Iterator[ImageFile]:
+    """Yield the files of a folder, or the file itself."""
+    if os.path.isdir(path):  # noqa: PTH112 never raises
+        yield from _search(path)
+    else:
+        yield ImageFile.from_path(path, path_problem(path))
+
+
+def _search(root: Path) -> Iterator[ImageFile]:
+    """Yield all files of a folder at any depth, in order, and the folders that stay closed."""
+    closed: list[OSError] = []
+    for path in sorted(_walk(root, closed)):
+        yield ImageFile.from_path(path, _hidden(root, path) or path_problem(path))
+    for error in closed:
+        path = Path(error.filename)
+        hidden = _hidden(root, path)
+        reason = f"the folder cannot be searched: {error.strerror}; change its permissions"
+        yield ImageFile.from_path(path, hidden or reason, fatal=not hidden)
+
+
+def _walk(root: Path, closed: list[OSError]) -> Iterator[Path]:
+    """Yield the files of a folder; links are followed, but no folder is visited twice."""
+    seen: set[str] = set()
+    for parent, folders, files in os.walk(root, onerror=closed.append, followlinks=True):
+        place = os.path.realpath(parent)
+        if place in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        folders.sort(key=partial(_links_last, parent))
+        yield from (Path(parent, name) for name in files)
+
+
+def _links_last(parent: str, name: str) -> tuple[bool, str]:
+    return Path(parent, name).is_symlink(), name
+
+
+def _hidden(root: Path, path: Path) -> str | None:
+    """Return the problem of a file that is hidden in the searched folder ``root``."""
+    *folders, name = path.parts[len(root.parts) :] or ("",)
+    inside = next((folder for folder in folders if folder.startswith(".")), None)
+    if inside:
+        return f"it lies in the hidden folder {inside!r}; move it or give that folder itself"
+    return "it is a hidden file; rename it or give the file itself" if name[:1] == "." else None

@@ -1,0 +1,65 @@
+"""Decisions about files are noted once, and settings follow the configuration and the model."""
+
+from pathlib import Path
+
+import pytest
+
+from anomaly_vae.config.data import Feature, TabularData
+from anomaly_vae.errors import ConfigError
+from anomaly_vae.types import ColumnType
+from pipelines.datasets.parts import Reading, first_line
+from tests.support.flows import World
+
+
+def test_the_same_decision_for_several_files_is_one_note() -> None:
+    reading = Reading()
+    for name in ("a.csv", "b.csv", "a.csv"):
+        reading.say(Path(name), "read as latin-1")
+    reading.say(Path("b.csv"), "fields are separated by tabs")
+    assert reading.notes == (
+        "a.csv and 1 more: read as latin-1",
+        "b.csv: fields are separated by tabs",
+    )
+
+
+def test_missing_cells_are_counted_by_column_and_marker() -> None:
+    reading = Reading()
+    for marker, count in (("NA", 2), ("null", 1), ("NA", 1_000)):
+        reading.count_missing("city", marker, count)
+    note = "column 'city': 1,003 cells read as missing: 'NA' (1,002), 'null' (1)"
+    assert reading.notes == (note,)
+
+
+def test_in_training_all_but_declared_columns_and_roles_may_be_numbers() -> None:
+    data = TabularData(
+        path="x",
+        label="y",
+        id="i",
+        time="t",
+        types={"c": Feature(type=ColumnType.CATEGORICAL), "n": Feature(type=ColumnType.NUMERIC)},
+    )
+    reading = Reading.of_training(data)
+    assert [name for name in "yitcnz" if reading.may_be_number(name)] == ["n", "z"]
+
+
+def test_for_scoring_only_the_numbers_of_the_model_are(world: World) -> None:
+    reading = Reading.of_model(world.source.bundle, {}, score=True)
+    assert reading.may_be_number("TX_AMOUNT")
+    assert not any(map(reading.may_be_number, ("TX_DATETIME", "TX_FRAUD", "unknown")))
+    assert Reading.of_model(world.source.bundle, {}).may_be_number("unknown")
+
+
+def test_options_are_checked_like_the_configuration(world: World) -> None:
+    form = Reading.of_model(world.source.bundle, {"separator": ";", "decimal": ","}).csv
+    assert (form.separator, form.decimal) == (";", ",")
+    with pytest.raises(
+        ConfigError, match=r"unknown key data\.csv\.seperator, did you mean separator"
+    ):
+        Reading.of_model(world.source.bundle, {"seperator": ";"})
+
+
+def test_reasons_are_one_short_line() -> None:
+    assert first_line(ValueError("a\nb")) == "a"
+    assert first_line(ValueError()) == "ValueError"
+    assert len(first_line(ValueError("x" * 1_000))) == 200
+    assert first_line(FileNotFoundError(2, "No such file", "x")) == "No such file"
