@@ -105,7 +105,8 @@ def test_a_refused_run_exits_3_leaves_a_challenger_and_names_the_days_that_drift
     answer = command("run", path)
     assert answer.code == 3
     assert answer.json["promoted"] is False
-    assert [reason["why"] for reason in answer.json["reasons"]] == ["fpr_above_alpha"]
+    reasons = [reason["why"] for reason in answer.json["reasons"]]
+    assert reasons == ["fpr_above_alpha", "auroc_below_chance"]
     model = Registry().models()[0]
     assert model["aliases"] == {"challenger": "1"}
     times = pq.read_table(shifted.data.paths[0])["TX_DATETIME"].to_numpy()

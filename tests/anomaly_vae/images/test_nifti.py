@@ -265,7 +265,7 @@ HOSTILE = {
     "cut gzip": (gzip.compress(written())[:-20], "it is cut short; copy the file again"),
     "bomb": (gzip.compress(bytes(3 << 20)), "it has more than 2097152 bytes; split it or raise"),
     "bomb of members": (gzip.compress(bytes(1 << 20)) * 3, "it has more than 2097152 bytes"),
-    "no NIfTI": (gzip.compress(b"text" * 99), "it is no PNG, JPEG, TIFF, GIF, BMP"),
+    "no NIfTI": (gzip.compress(b"text" * 99), "it is text and no image"),
     "empty gzip": (gzip.compress(b""), "it is no PNG, JPEG, TIFF, GIF, BMP"),
     "bad checksum": (gzip.compress(written())[:-8] + bytes(8), "it is damaged; export it again"),
     "pair": (pair(), "it is half of a NIfTI pair; save it as a single .nii file"),
