@@ -49,7 +49,7 @@ class MaskedStream:
 
 @contextmanager
 def masked_output() -> Iterator[None]:
-    """Write no passwords to stdout and stderr, whoever writes: tables, warnings, tracebacks."""
+    """Mask passwords in all text written to stdout and stderr: tables, warnings, tracebacks."""
     out, err = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = cast("TextIO", MaskedStream(out)), cast("TextIO", MaskedStream(err))
     try:

@@ -131,6 +131,11 @@ class TimedRows:
     timeline: Timeline
     """Times (N,)."""
 
+    def first(self, count: int) -> TimedRows:
+        """Return the first rows."""
+        timeline = replace(self.timeline, seconds=self.timeline.seconds[:count])
+        return TimedRows(self.scores[:count], self.x[:count], timeline)
+
 
 def fit_times(
     calibration: Calibration,

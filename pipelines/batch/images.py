@@ -85,10 +85,11 @@ def score_images(
     scorer = source.bundle.scorer
     schema, encoding = image_modality(scorer.schema, scorer.encoding)
     files = exclude_output(paths, list_files(paths), output, lambda file: file.path)
-    key = ID_FIELD if any(ID in file.attributes for file in files) else None
+    has_ids = any(ID in file.attributes for file in files)
+    key = ID_FIELD if has_ids else None
     with result_folder(output) as folder, open_sink(folder, calibration, fdr, key) as sink:
         writer = _HeatmapWriter(source, encoding, folder, heatmaps)
-        run = _ScoringRun(source, files, sink, explain, writer)
+        run = _ScoringRun(source, files, sink, explain, writer, has_ids)
         run.score_all(schema)
         entries = sink.finish()
         run.reasons.show()
@@ -169,6 +170,7 @@ class _ScoringRun:
         sink: Sink,
         explain: Explain,
         writer: _HeatmapWriter,
+        has_ids: bool,
     ) -> None:
         self.detector, self.files, self.sink = source.bundle.detector, files, sink
         self.explain, self.writer = explain, writer
@@ -176,7 +178,7 @@ class _ScoringRun:
         self.reasons = Reasons()
         self.in_colour = 0
         self._scored: set[int] = set()
-        self._has_ids = any(ID in file.attributes for file in files)
+        self._has_ids = has_ids
 
     def score_all(self, schema: ImageSchema) -> None:
         """Score or reject every image."""

@@ -30,12 +30,12 @@ from pipelines.datasets.parts import (
     first_line,
 )
 from pipelines.datasets.plain_text import (
-    PACKED_SUFFIXES,
     Format,
     format_of,
     has_types,
     is_parquet,
     is_readable,
+    unpacked_name,
 )
 from pipelines.datasets.unification import cast_to, contradiction, read_as, unite_types
 
@@ -131,8 +131,7 @@ def _is_table(path: Path) -> bool:
     """
     if not path.suffix:
         return path.is_file() and is_parquet(path)
-    packed = path.suffix.lower() in PACKED_SUFFIXES
-    if (path.with_suffix("") if packed else path).suffix.lower() not in SUFFIXES:
+    if Path(unpacked_name(path.name)).suffix not in SUFFIXES:
         return False
     return path.is_file() or (path.is_symlink() and not path.exists())
 
@@ -295,8 +294,8 @@ class _Columns:
         return cls(part.path, part.rows, arrays)
 
     def typed(self, name: str, kinds: Sequence[pa.DataType]) -> _Columns:
-        """Return the columns with one whose text, in a file without types, is read as others."""
-        if name not in self.arrays or not is_text(self.arrays[name].type) or has_types(self.path):
+        """Return the columns with the text of one read as these types, if its cells allow that."""
+        if name not in self.arrays or not is_text(self.arrays[name].type):
             return self
         return replace(self, arrays=self.arrays | {name: read_as(self.arrays[name], kinds)})
 
@@ -311,7 +310,8 @@ def _united(name: str, parts: Sequence[_Columns], used: bool) -> pa.ChunkedArray
     """Unite a column of all files; None if it is not used and its types contradict each other."""
     types = _types(name, parts)
     if any(map(is_text, types)) and not all(map(is_text, types)):
-        parts = [part.typed(name, list(types)) for part in parts]
+        untyped = {path for path in {part.path for part in parts} if not has_types(path)}
+        parts = [p.typed(name, list(types)) if p.path in untyped else p for p in parts]
         types = _types(name, parts)
     if used and any(map(is_bytes, types)):
         _refuse_damaged_text(name, [part for part in parts if name in part.arrays])

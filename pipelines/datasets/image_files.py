@@ -14,7 +14,7 @@ from pathlib import Path
 from anomaly_vae.images.formats import HEAD_BYTES, recognise_format, refusal
 from pipelines import console
 from pipelines.datasets.files import SUFFIXES
-from pipelines.datasets.plain_text import PACKED_SUFFIXES
+from pipelines.datasets.plain_text import unpacked_name
 
 PATH, FRAME, LABEL, ID = "path", "frame", "label", "id"
 """Columns of a manifest and of results."""
@@ -153,10 +153,7 @@ def _content_problem(name: str, head: bytes) -> str | None:
 
 def is_table_name(name: str) -> bool:
     """Return whether a file has the name of a table, which may be compressed."""
-    name = name.lower()
-    for packed in PACKED_SUFFIXES:
-        name = name.removesuffix(packed)
-    return name.endswith(SUFFIXES)
+    return unpacked_name(name).endswith(SUFFIXES)
 
 
 def is_dicom(path: Path) -> bool:

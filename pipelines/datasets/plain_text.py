@@ -189,9 +189,18 @@ def refuse_foreign(path: Path) -> None:
         raise ValueError(f"it is compressed by {compression}, not Parquet; unpack it")
 
 
+def unpacked_name(name: str) -> str:
+    """Return the name of a file in lower case, without the suffix of a compression.
+
+    >>> unpacked_name("Rows.CSV.gz")
+    'rows.csv'
+    """
+    name = name.lower()
+    return name.removesuffix(next(filter(name.endswith, PACKED_SUFFIXES), ""))
+
+
 def _json_name(path: Path) -> bool:
-    packed = path.suffix.lower() in PACKED_SUFFIXES
-    return (path.with_suffix("") if packed else path).suffix.lower() in JSON_SUFFIXES
+    return Path(unpacked_name(path.name)).suffix in JSON_SUFFIXES
 
 
 def _refuse_foreign(head: bytes) -> None:

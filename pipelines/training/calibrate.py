@@ -186,10 +186,11 @@ def _reference(trained: Bundle, chosen: Calibration, data: Dataset) -> Reference
     reference = fit_reference(encoding, data.batch.take(normal), share.high if share else 0.0)
     if not data.time or not encoding.columns:
         return reference
-    traffic = np.concatenate([normal, data.assignment.calibration_anomalies])
-    timed = [_timed_rows(trained.scorer, data, rows) for rows in (normal, traffic)]
-    console.info(describe_span(timed[0].timeline))
-    return fit_times(chosen, encoding, reference, *timed)
+    rows = np.concatenate([normal, data.assignment.calibration_anomalies])
+    traffic = _timed_rows(trained.scorer, data, rows)
+    timed = traffic.first(len(normal))
+    console.info(describe_span(timed.timeline))
+    return fit_times(chosen, encoding, reference, timed, traffic)
 
 
 def _timed_rows(scorer: Scorer, data: Dataset, positions: NDArray[np.intp]) -> TimedRows:

@@ -13,32 +13,8 @@ from anomaly_vae.training.fit import fit_bundle, prepare
 from pipelines.datasets.loading import load_dataset
 from serving.models.store import ServedModel
 from serving.scoring.loading import load_model
-from tests.support.scoring_service import (
-    MakeClient,
-    address_of,
-    client,
-    client_of,
-    keen_scanner,
-    pngs,
-    scan_bundle,
-    scan_folder,
-    scanner,
-)
-from tests.support.served import folder, records, served
-
-__all__ = [
-    "address_of",
-    "client",
-    "client_of",
-    "folder",
-    "keen_scanner",
-    "pngs",
-    "records",
-    "scan_bundle",
-    "scan_folder",
-    "scanner",
-    "served",
-]
+from tests.support.scoring_service import *  # noqa: F403  # its fixtures
+from tests.support.scoring_service import MakeClient
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,21 @@ from serving.scoring.loading import load_model
 from serving.settings import Settings
 from tests.support.image_uploads import image_file
 from tests.support.scans import blobs
+from tests.support.served import folder, records, served
+
+__all__ = [
+    "address_of",
+    "client",
+    "client_of",
+    "folder",
+    "keen_scanner",
+    "pngs",
+    "records",
+    "scan_bundle",
+    "scan_folder",
+    "scanner",
+    "served",
+]  # the fixtures, for the conftest of each folder that tests against the service
 
 MakeClient = Callable[..., TestClient]
 
