@@ -20,10 +20,11 @@ import numpy as np
 from PIL import Image
 
 from anomaly_vae.errors import DataError
+from anomaly_vae.images.decoders.jpeg import open_jpeg
+from anomaly_vae.images.decoders.jpeg_xl import open_jpeg_xl
+from anomaly_vae.images.decoders.netpbm import open_netpbm
+from anomaly_vae.images.decoders.raster import open_raster
 from anomaly_vae.images.formats import GZIP, HEAD_BYTES, recognise_format, refusal
-from anomaly_vae.images.jpeg import open_jpeg
-from anomaly_vae.images.jpeg_xl import open_jpeg_xl
-from anomaly_vae.images.netpbm import open_netpbm
 from anomaly_vae.images.pixels import (
     TRUNCATED,
     DecodedImage,
@@ -32,7 +33,6 @@ from anomaly_vae.images.pixels import (
     Frames,
     inflate,
 )
-from anomaly_vae.images.raster import open_raster
 
 T = TypeVar("T")
 Opener = Callable[[bytes, DecodeOptions], Frames]
@@ -137,25 +137,25 @@ def _opener(content: bytes) -> Opener:
 
 
 def _dicom() -> Opener:
-    from anomaly_vae.images.dicom import open_dicom
+    from anomaly_vae.images.decoders.dicom import open_dicom
 
     return open_dicom
 
 
 def _nifti() -> Opener:
-    from anomaly_vae.images.nifti import open_nifti
+    from anomaly_vae.images.decoders.nifti import open_nifti
 
     return open_nifti
 
 
 def _mgh() -> Opener:
-    from anomaly_vae.images.nifti import open_mgh
+    from anomaly_vae.images.decoders.nifti import open_mgh
 
     return open_mgh
 
 
 def _tiff() -> Opener:
-    from anomaly_vae.images.tiff import open_tiff
+    from anomaly_vae.images.decoders.tiff import open_tiff
 
     return open_tiff
 

@@ -21,8 +21,8 @@ from anomaly_vae.data.arrow import (
 from anomaly_vae.data.schema import RowProblem
 from anomaly_vae.errors import DataError
 from pipelines.datasets.files import MOSTLY_TEXT, read_chunks
-from pipelines.datasets.parts import Chunk, Head
-from pipelines.datasets.unification import contradiction, unite_types
+from pipelines.datasets.reading.parts import Chunk, Head
+from pipelines.datasets.reading.unification import contradiction, unite_types
 
 
 @dataclass(frozen=True)

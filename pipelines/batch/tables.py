@@ -34,7 +34,7 @@ from pipelines.batch.keys import Keys, find_keys
 from pipelines.batch.results import SUMMARY, Sink, result_folder
 from pipelines.datasets.files import absent_columns, find_files, heads_by_file, read_chunks
 from pipelines.datasets.loading import NO_OPTIONS
-from pipelines.datasets.parts import Broken, Chunk, Head, Reading
+from pipelines.datasets.reading.parts import Broken, Chunk, Head, Reading
 from pipelines.registry.model_uri import LoadedModel
 
 

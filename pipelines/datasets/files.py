@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from anomaly_vae.data.arrow import NOT_UTF8, is_bytes, is_text, normalise_array, not_utf8
 from anomaly_vae.errors import DataError
 from anomaly_vae.messages import listed
-from pipelines.datasets.csv_files import csv_head, read_csv
-from pipelines.datasets.json_files import json_head, read_json
-from pipelines.datasets.parquet_files import parquet_head, read_parquet
-from pipelines.datasets.partitions import Partitions, contradictions, with_columns
-from pipelines.datasets.parts import (
+from pipelines.datasets.reading.csv_files import csv_head, read_csv
+from pipelines.datasets.reading.json_files import json_head, read_json
+from pipelines.datasets.reading.parquet_files import parquet_head, read_parquet
+from pipelines.datasets.reading.partitions import Partitions, contradictions, with_columns
+from pipelines.datasets.reading.parts import (
     UNREADABLE,
     Broken,
     Chunk,
@@ -29,7 +29,7 @@ from pipelines.datasets.parts import (
     Select,
     first_line,
 )
-from pipelines.datasets.plain_text import (
+from pipelines.datasets.reading.plain_text import (
     Format,
     format_of,
     has_types,
@@ -37,7 +37,7 @@ from pipelines.datasets.plain_text import (
     is_readable,
     unpacked_name,
 )
-from pipelines.datasets.unification import cast_to, contradiction, read_as, unite_types
+from pipelines.datasets.reading.unification import cast_to, contradiction, read_as, unite_types
 
 BATCH_ROWS = 65_536
 """Maximum number of rows read from Parquet at a time."""

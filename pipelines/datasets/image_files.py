@@ -14,7 +14,7 @@ from pathlib import Path
 from anomaly_vae.images.formats import HEAD_BYTES, recognise_format, refusal
 from pipelines import console
 from pipelines.datasets.files import SUFFIXES
-from pipelines.datasets.plain_text import unpacked_name
+from pipelines.datasets.reading.plain_text import unpacked_name
 
 PATH, FRAME, LABEL, ID = "path", "frame", "label", "id"
 """Columns of a manifest and of results."""

@@ -12,7 +12,7 @@ from anomaly_vae.errors import DataError
 from anomaly_vae.messages import listed
 from pipelines.datasets.files import heads_by_file, read_chunks
 from pipelines.datasets.image_files import PATH, ImageFile, file_key, path_problem
-from pipelines.datasets.parts import Broken, Chunk
+from pipelines.datasets.reading.parts import Broken, Chunk
 
 
 def read_manifest(manifest: Path) -> Iterator[ImageFile]:

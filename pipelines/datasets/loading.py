@@ -18,7 +18,7 @@ from anomaly_vae.scoring.modality import image_modality
 from pipelines import console
 from pipelines.datasets.dataset import GROUP, Dataset
 from pipelines.datasets.files import find_files, read_table
-from pipelines.datasets.parts import Reading
+from pipelines.datasets.reading.parts import Reading
 from pipelines.datasets.tables import load_table
 
 NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})

@@ -20,8 +20,8 @@ from pipelines.datasets.files import (
     read_table,
 )
 from pipelines.datasets.labels import labelled_rows
-from pipelines.datasets.partitions import Partitions
-from pipelines.datasets.parts import Reading
+from pipelines.datasets.reading.partitions import Partitions
+from pipelines.datasets.reading.parts import Reading
 
 
 def load_table(data: TabularData) -> Dataset:

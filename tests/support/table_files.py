@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.datasets.files import read_chunks
-from pipelines.datasets.parts import Broken
+from pipelines.datasets.reading.parts import Broken
 
 Row = tuple[str | None, ...]
 COLUMNS = {"a": list(range(25)), "b": [str(i) for i in range(25)]}

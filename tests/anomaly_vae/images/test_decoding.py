@@ -343,6 +343,6 @@ def test_reading_png_imports_neither_pydicom_nor_nibabel():
     ],
 )
 def test_a_library_that_is_missing_is_named_with_its_remedy(monkeypatch, kind, begin):
-    monkeypatch.setitem(sys.modules, f"anomaly_vae.images.{kind.lower()}", None)
+    monkeypatch.setitem(sys.modules, f"anomaly_vae.images.decoders.{kind.lower()}", None)
     expected = f"the libraries that read {kind} are missing; install anomaly-vae[images]"
     assert why(begin) == expected

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anomaly_vae.errors import DataError
-from pipelines.datasets import csv_files, files
+from pipelines.datasets import files
 from pipelines.datasets.files import (
     absent_columns,
     find_files,
@@ -20,7 +20,8 @@ from pipelines.datasets.files import (
     read_chunks,
     read_table,
 )
-from pipelines.datasets.parts import ENCODING_REMEDY, Broken, Head, first_line
+from pipelines.datasets.reading import csv_files
+from pipelines.datasets.reading.parts import ENCODING_REMEDY, Broken, Head, first_line
 from tests.support.table_files import COLUMNS, Row, damage, read, write, write_parquet
 
 NOT_UTF8_CELL = "column '{}' is not UTF-8 text; " + ENCODING_REMEDY.format("the file")

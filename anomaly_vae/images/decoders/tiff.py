@@ -20,9 +20,14 @@ from PIL import Image
 from tifffile import COMPRESSION, PHOTOMETRIC, TiffFile, TiffFileError, TiffPage
 
 from anomaly_vae.errors import DataError
-from anomaly_vae.images.netpbm import blended
+from anomaly_vae.images.decoders.netpbm import blended
+from anomaly_vae.images.decoders.raster import (
+    ORIENTATIONS,
+    open_with_pillow,
+    pillow_pixels,
+    windowed,
+)
 from anomaly_vae.images.pixels import MAX_PIXEL, TRUNCATED, DecodeOptions, Frames, Pixels
-from anomaly_vae.images.raster import ORIENTATIONS, open_with_pillow, pillow_pixels, windowed
 
 LOSSLESS = {1, 5, 8, 32773, 32946, 34925, 50000}
 """Compressions of pages that tifffile may decode: none, LZW, Deflate, PackBits, LZMA, Zstandard."""

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly_vae.errors import DataError
-from anomaly_vae.images.netpbm import blended
+from anomaly_vae.images.decoders.netpbm import blended
+from anomaly_vae.images.decoders.raster import windowed
 from anomaly_vae.images.pixels import TRUNCATED, DecodeOptions, Frames, Pixels
-from anomaly_vae.images.raster import windowed
 
 CODESTREAM = b"\xff\x0a"
 CONTAINER = b"\0\0\0\x0cJXL \r\n\x87\n"

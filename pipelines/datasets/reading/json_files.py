@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from anomaly_vae.messages import shown
-from pipelines.datasets.parts import ENCODING_REMEDY, Broken, Chunk, Head, Reading
-from pipelines.datasets.plain_text import plain_text
+from pipelines.datasets.reading.parts import ENCODING_REMEDY, Broken, Chunk, Head, Reading
+from pipelines.datasets.reading.plain_text import plain_text
 
 BLOCK_ROWS, BLOCK_BYTES = 8_192, 4 << 20
 """Number of rows, and of bytes, after which a block of rows is complete."""

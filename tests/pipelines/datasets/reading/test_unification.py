@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from anomaly_vae.errors import DataError
-from pipelines.datasets.unification import read_as, unite_types
+from pipelines.datasets.reading.unification import read_as, unite_types
 
 
 def unite(*kinds: pa.DataType) -> pa.DataType:

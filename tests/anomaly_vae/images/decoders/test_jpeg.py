@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from anomaly_vae.errors import DataError
+from anomaly_vae.images.decoders.jpeg import FrameHeader, check_jpeg_scans, frame_header, segments
 from anomaly_vae.images.decoding import read_bytes
-from anomaly_vae.images.jpeg import FrameHeader, check_jpeg_scans, frame_header, segments
 from anomaly_vae.images.pixels import DecodeOptions
 from tests.support.jpeg_lossless import encoded
 from tests.support.raster_files import COLOUR, DEEP, GREY, OPTIONS, only, saved

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydicom import uid
 from pydicom.encaps import encapsulate
 
-from anomaly_vae.images import dicom_codecs
+from anomaly_vae.images.decoders import dicom_codecs
 from tests.support.jpeg_lossless import encoded, segment, table
 
 # pydicom warns that a JFIF stream should be YBR_FULL.

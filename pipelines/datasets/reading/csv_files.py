@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from anomaly_vae.data.arrow import is_missing
 from anomaly_vae.messages import shown
-from pipelines.datasets.numbers import Mark, Spelling, mark_of_file, rewritten
-from pipelines.datasets.parts import (
+from pipelines.datasets.reading.numbers import Mark, Spelling, mark_of_file, rewritten
+from pipelines.datasets.reading.parts import (
     ENCODING_REMEDY,
     Broken,
     Chunk,
@@ -28,7 +28,7 @@ from pipelines.datasets.parts import (
     Reading,
     refuse_duplicates,
 )
-from pipelines.datasets.plain_text import BLOCK, ZEROS, peek, plain_text
+from pipelines.datasets.reading.plain_text import BLOCK, ZEROS, peek, plain_text
 
 CSV_BLOCK = 4 << 20
 """Size of the blocks in which CSV is read, in bytes."""

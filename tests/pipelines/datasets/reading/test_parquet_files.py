@@ -14,9 +14,9 @@ import pytest
 from pyarrow import orc
 from pyarrow.parquet import encryption
 
-from pipelines.datasets import parquet_files
 from pipelines.datasets.files import heads_by_file, read_chunks, read_table
-from pipelines.datasets.parts import Broken, Chunk
+from pipelines.datasets.reading import parquet_files
+from pipelines.datasets.reading.parts import Broken, Chunk
 from tests.support.table_files import COLUMNS, damage, read, write, write_parquet
 
 

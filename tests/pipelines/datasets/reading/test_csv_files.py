@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from anomaly_vae.config.data import CsvConfig
-from pipelines.datasets.csv_files import Layout, csv_head, layout_of, read_csv
-from pipelines.datasets.parts import Broken, Chunk, Reading
+from pipelines.datasets.reading.csv_files import Layout, csv_head, layout_of, read_csv
+from pipelines.datasets.reading.parts import Broken, Chunk, Reading
 
 
 def read(
@@ -129,7 +129,7 @@ def test_numbers_are_read_in_the_form_that_the_file_shows(
 def test_quoted_decimal_commas_are_found_in_later_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.datasets.csv_files.CSV_BLOCK", 32)
+    monkeypatch.setattr("pipelines.datasets.reading.csv_files.CSV_BLOCK", 32)
     columns, _, _ = read("a,b\n" + "1,7\n" * 50 + '1,"2,5"\n', tmp_path)
     assert columns["b"] == ["7"] * 50 + ["2.5"]
 

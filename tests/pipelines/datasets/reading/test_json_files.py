@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.datasets import json_files
 from pipelines.datasets.files import read_chunks
-from pipelines.datasets.json_files import json_head, read_json
-from pipelines.datasets.parts import Broken, Chunk, Reading
+from pipelines.datasets.reading import json_files
+from pipelines.datasets.reading.json_files import json_head, read_json
+from pipelines.datasets.reading.parts import Broken, Chunk, Reading
 
 
 def read(content: str | bytes, folder: Path) -> tuple[dict[int, dict[str, Any]], list[Broken]]:

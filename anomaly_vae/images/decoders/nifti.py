@@ -16,7 +16,7 @@ from nibabel.nifti2 import Nifti2Header
 from numpy.typing import NDArray
 
 from anomaly_vae.errors import DataError
-from anomaly_vae.images.netpbm import blended
+from anomaly_vae.images.decoders.netpbm import blended
 from anomaly_vae.images.pixels import (
     TRUNCATED,
     Bounds,

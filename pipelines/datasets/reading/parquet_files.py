@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from anomaly_vae.data.arrow import is_bytes, is_text, plain_array
-from pipelines.datasets.parts import (
+from pipelines.datasets.reading.parts import (
     UNREADABLE,
     Broken,
     Chunk,
@@ -25,7 +25,7 @@ from pipelines.datasets.parts import (
     first_line,
     refuse_duplicates,
 )
-from pipelines.datasets.plain_text import content_of, refuse_foreign
+from pipelines.datasets.reading.plain_text import content_of, refuse_foreign
 
 READ_BUFFER = 1 << 16
 """Size of the read buffer, in bytes."""

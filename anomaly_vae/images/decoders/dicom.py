@@ -28,7 +28,7 @@ from pydicom.pixels.processing import apply_color_lut
 from pydicom.pixels.utils import as_pixel_options
 
 from anomaly_vae.errors import DataError
-from anomaly_vae.images import dicom_codecs
+from anomaly_vae.images.decoders import dicom_codecs
 from anomaly_vae.images.pixels import (
     MAX_PIXEL,
     TRUNCATED,

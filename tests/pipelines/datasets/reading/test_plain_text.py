@@ -12,8 +12,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipelines.datasets import plain_text as module
-from pipelines.datasets.plain_text import (
+from pipelines.datasets.reading import plain_text as module
+from pipelines.datasets.reading.plain_text import (
     content_of,
     format_of,
     is_readable,

@@ -25,9 +25,9 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
-from anomaly_vae.images import dicom_codecs
+from anomaly_vae.images.decoders import dicom_codecs
+from anomaly_vae.images.decoders.dicom import open_file
 from anomaly_vae.images.decoding import LIBRARIES_SILENCED, read_bytes, read_file
-from anomaly_vae.images.dicom import open_file
 from anomaly_vae.images.pixels import DecodedImage, DecodeFailure, DecodeOptions
 from tests.support.jpeg_lossless import encoded
 

@@ -7,7 +7,7 @@ import pytest
 from anomaly_vae.config.data import Feature, TabularData
 from anomaly_vae.errors import ConfigError
 from anomaly_vae.types import ColumnType
-from pipelines.datasets.parts import Reading, first_line
+from pipelines.datasets.reading.parts import Reading, first_line
 from tests.support.flows import World
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.datasets.numbers import Spelling, mark_of_file, rewritten
+from pipelines.datasets.reading.numbers import Spelling, mark_of_file, rewritten
 
 
 def spelling(*cells: str | None) -> Spelling:

@@ -13,8 +13,8 @@ import pytest
 
 from anomaly_vae.errors import DataError
 from pipelines.datasets.files import find_files, heads_by_file, read_chunks, read_table
-from pipelines.datasets.partitions import Partitions, folder_values
-from pipelines.datasets.parts import Broken, Chunk
+from pipelines.datasets.reading.partitions import Partitions, folder_values
+from pipelines.datasets.reading.parts import Broken, Chunk
 
 
 def write(root: Path, folder: str, name: str = "part.parquet", **columns: Any) -> Path:

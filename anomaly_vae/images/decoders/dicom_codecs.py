@@ -26,13 +26,13 @@ from pydicom import uid
 from pydicom.pixels.decoders import pillow
 from pydicom.pixels.decoders.base import Decoder, DecodeRunner
 
-from anomaly_vae.images.jpeg import (
+from anomaly_vae.images.decoders.jpeg import (
     check_jpeg_scans,
     decode_deep_jpeg,
     decode_jpeg_ls,
     frame_header,
 )
-from anomaly_vae.images.jpeg_xl import decode_jpeg_xl, read_header
+from anomaly_vae.images.decoders.jpeg_xl import decode_jpeg_xl, read_header
 
 MAX_OVERHEAD = 1 << 16
 """Maximum size of a frame beyond twice its uncompressed pixels, in bytes."""

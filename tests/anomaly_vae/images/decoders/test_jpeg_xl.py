@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from anomaly_vae.images.decoders.jpeg_xl import CONTAINER, Header, read_header
 from anomaly_vae.images.decoding import read_bytes
-from anomaly_vae.images.jpeg_xl import CONTAINER, Header, read_header
 from anomaly_vae.images.pixels import DecodeOptions
 from tests.support.raster_files import COLOUR, DEEP, GREY, OPTIONS, RNG, only
 

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly_vae.errors import DataError
+from anomaly_vae.images.decoders.raster import open_raster
 from anomaly_vae.images.pixels import DecodeOptions, Frames, Pixels, full_range
-from anomaly_vae.images.raster import open_raster
 
 MAX_SCANS = 100
 """Maximum number of scans in a JPEG stream; real images have about ten."""

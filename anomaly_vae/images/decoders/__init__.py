@@ -1,0 +1,3 @@
+"""Decode the files of each image format into pixels."""
+
+__all__: list[str] = []

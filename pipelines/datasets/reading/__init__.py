@@ -1,0 +1,3 @@
+"""Read tables from files of each format."""
+
+__all__: list[str] = []
