@@ -27,3 +27,8 @@ Method = Literal[
     "conformal", "certified", "evt", "quantile", "budget", "cost", "fbeta", "recall_at_precision"
 ]
 """Method of choosing a threshold; see docs/thresholds.md."""
+
+Fit = Literal["pad", "crop", "stretch"]
+"""How an image that is not square becomes a square."""
+Spacing = Literal["auto", "ignore"]
+"""Whether the distances between pixels that a file states are used."""

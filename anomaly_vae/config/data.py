@@ -19,6 +19,8 @@ from anomaly_vae.types import (
     MIN_COUNT,
     RARITY,
     ColumnType,
+    Fit,
+    Spacing,
 )
 
 EPOCHS = {"epoch_s": 1.0, "epoch_ms": 1e-3, "epoch_us": 1e-6, "epoch_ns": 1e-9}
@@ -254,7 +256,14 @@ class ImageData(DataConfig):
     """Location of images, and how they are read."""
 
     size: int = Field(64, ge=16, le=512)
-    """Side in pixels of the square that each image is cropped and resized to."""
+    """Side in pixels of the square that each image is fitted into."""
+    fit: Fit = "pad"
+    """How images that are not square are fitted: `pad` keeps all of an image and fills the rest of
+    the square with the mean of its border, `crop` keeps the central square, `stretch` changes the
+    ratio of the sides."""
+    spacing: Spacing = "auto"
+    """Distance between pixels: `auto` takes the one in DICOM, NIfTI and MGH files, so that voxels
+    that are not cubes keep their shape; `ignore` takes pixels to be square."""
     channels: Literal[1, 3] = 1
     """Number of channels: 1 for grey, 3 for colour."""
     intensity: Literal["standardise", "unit"] = "standardise"

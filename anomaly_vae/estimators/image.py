@@ -32,6 +32,7 @@ from anomaly_vae.scoring.detector import Explanation
 from anomaly_vae.scoring.localization import region_explanations
 from anomaly_vae.scoring.modality import image_modality
 from anomaly_vae.scoring.scorer import ScoreParts
+from anomaly_vae.types import Fit, Spacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,6 +50,8 @@ CONFIG_KEYS: dict[str, tuple[str, ...]] = {
     "rotation": ("training.augmentation.rotation",),
     "degrees": ("training.augmentation.degrees",),
     "size": ("data.size",),
+    "fit_mode": ("data.fit",),
+    "spacing": ("data.spacing",),
     "channels": ("data.channels",),
     "intensity": ("data.intensity",),
     "intensity_window": ("data.intensity_window",),
@@ -73,8 +76,8 @@ class ImageVAEDetector(VAEDetector[ImageConfig, ImageSchema]):
 
     X is an array (N, H, W) or (N, H, W, C), with C 1 or 3, of uint8, uint16 or floats on [0, 1]; a
     sequence of N arrays (H, W) or (H, W, C); or a sequence of paths of image files with one image
-    each. Images are cropped to their centre square and resized. An image whose pixels are all alike
-    is refused.
+    each. Images that are not square are padded, see ``fit_mode``. An image whose pixels are all
+    alike is refused.
 
     Most arguments set the configuration key of the same name (docs/configuration.md). An argument
     left at None takes the value of the preset, which is the default given here unless the preset
@@ -120,6 +123,8 @@ class ImageVAEDetector(VAEDetector[ImageConfig, ImageSchema]):
         likelihood: Literal["contrast", "structural", "gaussian", "laplace", "bernoulli"]
         | None = None,
         size: int | None = None,
+        fit_mode: Fit | None = None,
+        spacing: Spacing | None = None,
         channels: Literal[1, 3] | None = None,
         intensity: Literal["standardise", "unit"] | None = None,
         method: Literal["conformal", "certified", "evt", "quantile"] | None = None,
@@ -192,6 +197,13 @@ class ImageVAEDetector(VAEDetector[ImageConfig, ImageSchema]):
         titles = figure_titles(parts.score)
         axes: Axes = load_plots().reconstructions(scorer.encoding, parts, titles).axes[0]
         return axes
+
+    @classmethod
+    def _arguments(cls, manifest: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the recorded arguments, with the geometry of models that record none."""
+        schema = ImageSchema.from_json(manifest["schema"])
+        geometry = {"fit_mode": schema.fit, "spacing": schema.spacing}
+        return super()._arguments(manifest) | geometry
 
     # ------------------------------------------------------------ reading X
 

@@ -111,7 +111,9 @@ def _attempt(action: Callable[[], T], frame: int | None) -> T | DecodeFailure:
 def _decode(frames: Frames, number: int) -> DecodedImage:
     with LIBRARIES_SILENCED, np.errstate(all="ignore"):
         pixels = np.ascontiguousarray(frames.decode(number))
-        return DecodedImage(pixels, number, frames.window(number) if frames.window else "")
+        window = frames.window(number) if frames.window else ""
+        spacing = frames.spacing(number) if frames.spacing else None
+        return DecodedImage(pixels, number, window, spacing)
 
 
 def _open(content: bytes, options: DecodeOptions) -> Frames:

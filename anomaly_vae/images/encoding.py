@@ -11,11 +11,12 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from anomaly_vae.data.converters import Levels
 from anomaly_vae.data.encoding import EncodedColumn, Matrix
 from anomaly_vae.data.schema import RawBatch
-from anomaly_vae.images.pixels import MAX_PIXEL, DecodedImage
+from anomaly_vae.images.pixels import MAX_PIXEL, SPACING_KEYWORD, DecodedImage
 
 IMAGE = "image"
 """Name of the only column of an image model, which holds paths or the bytes of files."""
@@ -48,15 +49,17 @@ class ImageLayout:
 
 
 def encode_png(image: DecodedImage) -> bytes:
-    """Return a PNG without metadata, which `decoding.read_bytes` decodes to the same pixels.
+    """Return a PNG that `decoding.read_bytes` decodes to the same pixels and spacing.
 
-    Colours must have 8 bits, since Pillow's PNGs have no more.
+    It holds no other metadata. Colours must have 8 bits, since Pillow's PNGs have no more.
     """
     pixels = image.pixels
     if pixels.ndim == 3 or not (pixels % 257).any():
         pixels = (pixels >> 8).astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
+    buffer, text = io.BytesIO(), PngInfo()
+    if image.spacing:
+        text.add_text(SPACING_KEYWORD, " ".join(map(repr, image.spacing)))
+    Image.fromarray(pixels).save(buffer, "PNG", pnginfo=text)
     return buffer.getvalue()
 
 

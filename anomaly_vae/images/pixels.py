@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,9 +17,13 @@ from anomaly_vae.types import MAX_BYTES, MAX_FRAMES, MAX_PIXELS, MAX_SECONDS
 
 Pixels = NDArray[np.uint16]
 Bounds = tuple[float, float]
+PixelSpacing = tuple[float, float]
 
 MAX_PIXEL = 65535
 """Largest value of a pixel."""
+
+SPACING_KEYWORD = "PixelSpacing"
+"""Keyword of the text in a PNG with the distances between its rows and columns, in mm."""
 
 PERCENTILES = (0.5, 99.5)
 """Percentiles of an image's values that become black and white."""
@@ -34,11 +39,14 @@ class DecodedImage:
         frame: Index in its file, from 0.
         window: The window or table in the file that made its values pixels, in words; empty
             without one.
+        spacing: Distances between the centres of rows and of columns in mm, by the file's header;
+            None if it states none.
     """
 
     pixels: Pixels
     frame: int
     window: str = ""
+    spacing: PixelSpacing | None = None
 
 
 @dataclass(frozen=True)
@@ -137,12 +145,26 @@ class Frames:
     """A file whose header is valid: the ``numbers`` of its frames and a function to decode one.
 
     ``decode`` raises `DataError` with a reason, or any error of the libraries on damaged bytes.
-    ``window`` describes the window in the file that a frame was decoded with, see `DecodedImage`.
+    ``window`` and ``spacing`` describe a frame, see `DecodedImage`; None if the format has none.
     """
 
     numbers: Sequence[int]
     decode: Callable[[int], Pixels]
     window: Callable[[int], str] | None = None
+    spacing: Callable[[int], PixelSpacing | None] | None = None
+
+
+def spacing_of(values: Iterable[object]) -> PixelSpacing | None:
+    """Return two distances that a header states, None unless they are two numbers above 0.
+
+    Example:
+        >>> spacing_of(["5.0", "1"]), spacing_of([5.0, 0.0]), spacing_of(["wide"])
+        ((5.0, 1.0), None, None)
+    """
+    with suppress(ValueError, TypeError, ArithmeticError):
+        rows, columns = map(float, values)  # type: ignore[arg-type]  # TypeError is suppressed
+        return (rows, columns) if all(0 < d < math.inf for d in (rows, columns)) else None
+    return None
 
 
 def percentile_bounds(values: NDArray[Any]) -> Bounds:

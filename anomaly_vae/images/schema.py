@@ -1,4 +1,4 @@
-"""Prepare images of any kind for a model: crop, resize and convert them to grey or colour.
+"""Prepare images of any kind for a model: fit them into a square, in grey or colour.
 
 A row of the resulting matrix (N, F) holds the pixels of an image, channel by channel and row by
 row: F = channels · size². Only numpy and Pillow are used.
@@ -7,14 +7,13 @@ row: F = channels · size². Only numpy and Pillow are used.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from PIL import Image
 
 from anomaly_vae.data.arrow import plain_array
 from anomaly_vae.data.column_types import IMAGE_COLUMN, ColumnSpec
@@ -23,8 +22,10 @@ from anomaly_vae.data.schema import RawBatch, RowProblem
 from anomaly_vae.errors import DataError
 from anomaly_vae.images.decoding import read_bytes, read_file
 from anomaly_vae.images.encoding import IMAGE, MIN_STD
+from anomaly_vae.images.geometry import Geometry, aspect_of
 from anomaly_vae.images.pixels import MAX_PIXEL, DecodedImage, DecodeFailure, DecodeOptions
 from anomaly_vae.messages import listed
+from anomaly_vae.types import Fit, Spacing
 
 if TYPE_CHECKING:
     from anomaly_vae.config.data import ImageData
@@ -41,6 +42,8 @@ IMAGE_TYPES = (
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """Weights of red, green and blue in grey (ITU-R BT.601)."""
 
+ORIGINAL_GEOMETRY: dict[str, Any] = {"fit": "crop", "spacing": "ignore"}
+"""Geometry of models whose manifest states none."""
 MIN_COLOUR = 16 * 257
 """Difference between the channels of a pixel in colour; JPEG makes grey ones differ by less."""
 SATURATED = 0.98
@@ -51,11 +54,27 @@ UNIFORM = "all pixels are alike: the image shows nothing"
 
 
 @dataclass(frozen=True)
-class ImageBatch(RawBatch):
-    """Prepared images, and how many of them were in colour or saturated by a window."""
+class Seen:
+    """Counts of the images that were prepared."""
 
     in_colour: int = 0
+    """Number of images in colour."""
     saturated: int = 0
+    """Number of images that a window makes nearly black and white."""
+    oblong: int = 0
+    """Number of images that are not square."""
+    outside: float = 0.0
+    """Sum over images of the share of their pixels outside of their central square."""
+
+    def __add__(self, other: Seen) -> Seen:
+        return Seen(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+
+@dataclass(frozen=True)
+class ImageBatch(RawBatch):
+    """Prepared images, and what was seen of them before."""
+
+    seen: Seen = Seen()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +99,15 @@ class ImageColumn:
 class ImageSchema:
     """The shape of the images that a model reads, and how files are decoded and prepared for it.
 
-    Every image is cropped to its central square, resized to ``size`` × ``size`` pixels and
-    converted to grey (``channels`` 1) or RGB (3).
+    Every image is fitted into a square of ``size`` × ``size`` pixels and converted to grey
+    (``channels`` 1) or RGB (3).
 
     Args:
         size: Side of a prepared image, in pixels.
         channels: 1 for grey, 3 for colour.
         options: How to decode files, and the limits that files must keep.
+        fit: How images that are not square are fitted, see `Geometry`.
+        spacing: Whether pixels are as high and wide as a file says, see `Geometry`.
 
     Example:
         >>> import numpy as np
@@ -106,6 +127,8 @@ class ImageSchema:
     size: int
     channels: int
     options: DecodeOptions = field(default_factory=DecodeOptions)
+    fit: Fit = "crop"
+    spacing: Spacing = "ignore"
 
     names = (IMAGE,)
     known: frozenset[str] = frozenset()
@@ -122,17 +145,16 @@ class ImageSchema:
         """
         prepared: list[Matrix] = []
         problems: list[RowProblem] = []
-        in_colour = saturated = 0
+        seen = Seen()
         for row, image in enumerate(images):
             values, reason = self._prepare(image)
             prepared.append(values)
             if reason:
                 problems.append(RowProblem(row, IMAGE, reason))
             elif isinstance(image, DecodedImage):
-                in_colour += is_in_colour(image.pixels)
-                saturated += is_saturated(image)
+                seen += self._seen(image)
         stacked = np.stack(prepared) if prepared else np.zeros((0, *self._shape), np.float32)
-        return image_batch(stacked, problems, in_colour, saturated)
+        return image_batch(stacked, problems, seen)
 
     def from_arrow(self, table: pa.RecordBatch | pa.Table) -> RawBatch:
         """Read a table whose column ``image`` holds paths or the bytes of files, one image each.
@@ -192,11 +214,13 @@ class ImageSchema:
             max_frames=data.max_frames,
             max_seconds=data.max_seconds,
         )
-        return cls(data.size, data.channels, options)
+        return cls(data.size, data.channels, options, data.fit, data.spacing)
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of the manifest."""
-        return {"size": self.size, "channels": self.channels, "reading": asdict(self.options)}
+        content = {"size": self.size, "channels": self.channels, "reading": asdict(self.options)}
+        geometry = {"fit": self.fit, "spacing": self.spacing}
+        return content if geometry == ORIGINAL_GEOMETRY else content | geometry
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> ImageSchema:
@@ -204,7 +228,12 @@ class ImageSchema:
         options = dict(content["reading"])
         if isinstance(options["intensity_window"], list):
             options["intensity_window"] = tuple(options["intensity_window"])
-        return cls(content["size"], content["channels"], DecodeOptions(**options))
+        geometry = {key: content.get(key, value) for key, value in ORIGINAL_GEOMETRY.items()}
+        return cls(content["size"], content["channels"], DecodeOptions(**options), **geometry)
+
+    @property
+    def _geometry(self) -> Geometry:
+        return Geometry(self.size, self.fit, self.spacing)
 
     @property
     def _shape(self) -> tuple[int, int, int]:
@@ -219,9 +248,27 @@ class ImageSchema:
         """Return the values (C, S, S) on [0, 1] and the image's problem, empty if it has none."""
         if isinstance(image, DecodeFailure):
             return np.zeros(self._shape, np.float32), image.reason
-        values = crop_and_resize(image.pixels, self.size, self.channels)
+        try:
+            planes = self._geometry.apply(_planes(image.pixels), self._aspect(image))
+        except DataError as error:
+            return np.zeros(self._shape, np.float32), str(error)
+        values = _with_channels(planes, self.channels)
         uniform = float(values.std()) < MIN_STD
         return values, _nothing_shown(image) if uniform else ""
+
+    def _aspect(self, image: DecodedImage) -> float:
+        """Return the height of a pixel relative to its width.
+
+        Raises:
+            DataError: The spacing in the file is not believable.
+        """
+        used = self.spacing == "auto" and image.spacing
+        return aspect_of(*used) if used else 1.0
+
+    def _seen(self, image: DecodedImage) -> Seen:
+        height, width = image.pixels.shape[:2]
+        outside = self._geometry.removed(height, width, self._aspect(image))
+        return Seen(is_in_colour(image.pixels), is_saturated(image), outside > 0, outside)
 
 
 def _nothing_shown(image: DecodedImage) -> str:
@@ -253,36 +300,26 @@ def _sampled(pixels: NDArray[np.uint16]) -> NDArray[np.uint16]:
 
 
 def image_batch(
-    images: Matrix, problems: Sequence[RowProblem] = (), in_colour: int = 0, saturated: int = 0
+    images: Matrix, problems: Sequence[RowProblem] = (), seen: Seen | None = None
 ) -> ImageBatch:
     """Return prepared images (N, C, S, S) as a batch."""
     column: Any = images  # columns of tables have one axis
-    return ImageBatch({IMAGE: column}, len(images), tuple(problems), (), in_colour, saturated)
+    return ImageBatch({IMAGE: column}, len(images), tuple(problems), (), seen or Seen())
 
 
 def crop_and_resize(pixels: NDArray[np.uint16], size: int, channels: int) -> Matrix:
-    """Crop (H, W) or (H, W, 3) to its central square and resize it; returns (C, S, S) on [0, 1].
-
-    Resizing is bilinear over the area that a new pixel covers, so that every old pixel counts.
-    """
-    cropped = central_square(pixels)
-    planes = np.moveaxis(cropped, -1, 0) if cropped.ndim == 3 else cropped[None]
-    resized = np.stack([_resize(plane.astype(np.float32) / MAX_PIXEL, size) for plane in planes])
-    if channels == 1 and len(resized) == 3:
-        resized = np.tensordot(LUMA, resized, 1)[None]
-    return np.broadcast_to(resized, (channels, size, size)).copy()
+    """Crop (H, W) or (H, W, 3) to its central square and resize it; returns (C, S, S) on [0, 1]."""
+    return _with_channels(Geometry(size).apply(_planes(pixels)), channels)
 
 
-def central_square(pixels: NDArray[np.uint16]) -> NDArray[np.uint16]:
-    """Return the largest square around the centre."""
-    height, width = pixels.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    return pixels[top : top + side, left : left + side]
+def _planes(pixels: NDArray[np.uint16]) -> Matrix:
+    """Return the channels (C, H, W) on [0, 1] of pixels (H, W) or (H, W, 3)."""
+    planes = np.moveaxis(pixels, -1, 0) if pixels.ndim == 3 else pixels[None]
+    return planes.astype(np.float32) / np.float32(MAX_PIXEL)
 
 
-def _resize(plane: Matrix, size: int) -> Matrix:
-    if plane.shape == (size, size):
-        return plane
-    image = Image.fromarray(np.ascontiguousarray(plane), mode="F")
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR), np.float32)
+def _with_channels(planes: Matrix, channels: int) -> Matrix:
+    """Convert one or three planes (C, S, S) to the channels that a model reads."""
+    if channels == 1 and len(planes) == 3:
+        planes = np.tensordot(LUMA, planes, 1)[None].astype(np.float32)
+    return np.broadcast_to(planes, (channels, *planes.shape[1:])).astype(np.float32)

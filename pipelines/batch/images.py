@@ -196,7 +196,7 @@ class _ScoringRun:
         for problem in batch.images.problems:
             file, frame = self.files[batch.files[problem.row]], batch.frames[problem.row]
             self._reject(file, frame, problem.reason)
-        self.in_colour += batch.images.in_colour
+        self.in_colour += batch.images.seen.in_colour
         rows = np.flatnonzero(batch.images.usable)
         if len(rows):
             self._scored.update(batch.files[row] for row in rows)

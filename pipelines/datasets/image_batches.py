@@ -11,7 +11,7 @@ import numpy as np
 from anomaly_vae.images.decoding import read_file
 from anomaly_vae.images.encoding import IMAGE
 from anomaly_vae.images.pixels import DecodedImage, DecodeFailure
-from anomaly_vae.images.schema import ImageBatch, ImageSchema, image_batch
+from anomaly_vae.images.schema import ImageBatch, ImageSchema, Seen, image_batch
 from pipelines import console
 from pipelines.datasets.image_files import ImageFile
 
@@ -78,6 +78,4 @@ def concatenate(batches: Sequence[ImageBatch]) -> ImageBatch:
         for problem in batch.problems
     ]
     images = np.concatenate([np.asarray(batch.values[IMAGE]) for batch in batches])
-    in_colour = sum(batch.in_colour for batch in batches)
-    saturated = sum(batch.saturated for batch in batches)
-    return image_batch(images, problems, in_colour, saturated)
+    return image_batch(images, problems, sum((batch.seen for batch in batches), Seen()))

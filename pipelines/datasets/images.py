@@ -23,6 +23,7 @@ from anomaly_vae.images.pixels import DecodedImage
 from anomaly_vae.images.schema import ImageBatch, ImageSchema
 from anomaly_vae.messages import listed
 from anomaly_vae.scoring.modality import Encoding
+from anomaly_vae.types import Fit
 from pipelines.datasets.dataset import (
     GROUP,
     Dataset,
@@ -134,6 +135,7 @@ def load_images(data: ImageData) -> ImageDataset:
         notes=(
             *others.lines(),
             *unreadable(files, read).lines(),
+            *shape_note(read.images, schema.fit),
             *colour_note(read.images, schema.channels),
             *saturation_note(read.images),
             *unlabelled_note(rows, planned),
@@ -153,9 +155,23 @@ def unreadable(files: Sequence[ImageFile], read: Batch) -> Reasons:
     return reasons
 
 
+def shape_note(images: ImageBatch, fit: Fit) -> tuple[str, ...]:
+    """Return a note on images that are not square; empty if all are."""
+    count, outside = images.seen.oblong, images.seen.outside
+    if not count:
+        return ()
+    share = f"{100 * outside / count:.0f}% of their pixels"
+    consequence = {
+        "pad": f"are padded, so that nothing is lost; cropping would leave out {share}",
+        "crop": f"lose {share}, which no score sees; set data.fit: pad to keep them",
+        "stretch": "are stretched; set data.fit: pad to keep their proportions",
+    }
+    return (f"{count} of {int(images.usable.sum())} images are not square and {consequence[fit]}",)
+
+
 def colour_note(images: ImageBatch, channels: int) -> tuple[str, ...]:
     """Return a note if the model's channels do not suit the images; empty if they do."""
-    count, total = images.in_colour, int(images.usable.sum())
+    count, total = images.seen.in_colour, int(images.usable.sum())
     if channels == 1 and count:
         seen = f"{count} of {total} images are in colour, but the model sees grey"
         return (f"{seen}; set data.channels: 3 if colour matters",)
@@ -166,9 +182,10 @@ def colour_note(images: ImageBatch, channels: int) -> tuple[str, ...]:
 
 def saturation_note(images: ImageBatch) -> tuple[str, ...]:
     """Return a note on images whose windows make nearly all pixels black or white."""
-    if not images.saturated:
+    if not images.seen.saturated:
         return ()
-    seen = f"the windows in the files make nearly all pixels of {images.saturated} images black or"
+    count = images.seen.saturated
+    seen = f"the windows in the files make nearly all pixels of {count} images black or"
     return (f"{seen} white; set data.intensity_window: percentile",)
 
 

@@ -6,10 +6,11 @@ are never read.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -36,10 +37,12 @@ from anomaly_vae.images.pixels import (
     DecodeOptions,
     Frames,
     Pixels,
+    PixelSpacing,
     check_finite,
     full_range,
     inflate,
     percentile_bounds,
+    spacing_of,
     stretch,
     window_bounds,
 )
@@ -52,12 +55,17 @@ REQUIRED = (
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 SHARED, PER_FRAME = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
 RESCALE, WINDOW = "PixelValueTransformationSequence", "FrameVOILUTSequence"
+MEASURES = "PixelMeasuresSequence"
 COLOURS = ("Red", "Green", "Blue")
+SPACINGS = (
+    "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio",
+)  # fmt: skip
+"""Keywords of the elements that state the height and the width of pixels, by precedence."""
 ELEMENTS = (
     *PIXELS, *REQUIRED, SHARED, PER_FRAME, "EncapsulatedDocument",
     "NumberOfFrames", "PlanarConfiguration", "BitsStored", "PixelRepresentation",
     "PixelPaddingValue", "PixelPaddingRangeLimit", "PixelPresentation",
-    "ExtendedOffsetTable", "ExtendedOffsetTableLengths",
+    "ExtendedOffsetTable", "ExtendedOffsetTableLengths", *SPACINGS,
     "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence",
     "WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence",
     *(f"{colour}PaletteColorLookupTableDescriptor" for colour in COLOURS),
@@ -108,7 +116,7 @@ def open_dicom(content: bytes, options: DecodeOptions) -> Frames:
     file = open_file(content, options)
     window = options.intensity_window
     from_file = file.window if window == "auto" else None
-    return Frames(range(file.count), partial(file.pixels, window=window), from_file)
+    return Frames(range(file.count), partial(file.pixels, window=window), from_file, file.spacing)
 
 
 @dataclass(frozen=True)
@@ -182,6 +190,13 @@ class DicomFile:
             return "the look-up table in the file"
         found = window_of(macro)
         return f"the window in the file (center {found[0]:g}, width {found[1]:g})" if found else ""
+
+    def spacing(self, frame: int) -> PixelSpacing | None:
+        """Return the height and width of the pixels of a frame, in mm or as a ratio."""
+        macro = self._macro(MEASURES, frame)
+        stated = (macro, self.dataset), SPACINGS
+        found = (_spacing(source, keyword) for source, keyword in itertools.product(*stated))
+        return next((spacing for spacing in found if spacing), None)
 
     def _padding(self, stored: NDArray[Any]) -> NDArray[np.bool_]:
         """Tell which pixels are padding (PS3.3 C.7.5.1.1.2)."""
@@ -359,6 +374,13 @@ def _first_number(dataset: Dataset, name: str) -> float:
         value = dataset.get(name)
         many = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
         return math.nan if not many or many[0] in (None, "") else float(many[0])
+
+
+def _spacing(dataset: Dataset, name: str) -> PixelSpacing | None:
+    """Return the two distances of an element, None if it does not state both."""
+    with suppress(*NUMBER_ERRORS):  # pydicom reads the value only here
+        return spacing_of(dataset.get(name) or ())
+    return None
 
 
 def _number(dataset: Dataset, name: str, default: float) -> float:

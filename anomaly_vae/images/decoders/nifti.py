@@ -23,8 +23,10 @@ from anomaly_vae.images.pixels import (
     DecodeOptions,
     Frames,
     Pixels,
+    PixelSpacing,
     check_finite,
     percentile_bounds,
+    spacing_of,
     stretch,
     window_bounds,
 )
@@ -83,12 +85,20 @@ def _frames(
     first = volumes[0]
     options.check_size(*first.shape)
     options.check_frames(first.count * len(volumes))
+    spacing = _spacing(header, orientation, options.axis)
 
     def decode(frame: int) -> Pixels:
         volume, index = divmod(frame, first.count)
         return volumes[volume].slice(index)
 
-    return Frames(range(first.count * len(volumes)), decode)
+    return Frames(range(first.count * len(volumes)), decode, spacing=lambda _: spacing)
+
+
+def _spacing(header: Any, orientation: NDArray[Any], axis: int) -> PixelSpacing | None:
+    """Return the distances between the rows and the columns of a slice, None if not stated."""
+    zooms = dict(zip(orientation[:, 0].astype(int).tolist(), header.get_zooms(), strict=False))
+    columns, rows = (zooms[i] for i in range(3) if i != axis)
+    return spacing_of((rows, columns))
 
 
 @dataclass(frozen=True)

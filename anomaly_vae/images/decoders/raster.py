@@ -18,12 +18,14 @@ from PIL import ExifTags, Image
 
 from anomaly_vae.errors import DataError
 from anomaly_vae.images.pixels import (
+    SPACING_KEYWORD,
     TRUNCATED,
     DecodeOptions,
     Frames,
     Pixels,
     check_finite,
     percentile_bounds,
+    spacing_of,
     stretch,
     window_bounds,
 )
@@ -60,7 +62,8 @@ def open_raster(content: bytes, options: DecodeOptions, kind: str) -> Frames:
     image = open_with_pillow(content, options, kind)
     count = getattr(image, "n_frames", 1) if kind in ANIMATED else 1
     options.check_frames(count)
-    return Frames(range(count), partial(_frame, image, options))
+    spacing = spacing_of(str(image.info.get(SPACING_KEYWORD, "")).split())
+    return Frames(range(count), partial(_frame, image, options), spacing=lambda _: spacing)
 
 
 def open_with_pillow(content: bytes, options: DecodeOptions, kind: str) -> Image.Image:

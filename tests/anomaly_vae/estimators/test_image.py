@@ -105,7 +105,7 @@ def test_defaults_are_those_of_files() -> None:
 def test_arguments_are_called_as_their_keys_are() -> None:
     renamed = {
         "score_type", "model", "random_state", "calibration_fraction", "validation_fraction",
-        "corruption", "corruption_strength", "verbose",
+        "corruption", "corruption_strength", "fit_mode", "verbose",
     }  # fmt: skip
     assert CONFIG_KEYS.keys() == ImageVAEDetector().get_params().keys()
     for argument in CONFIG_KEYS.keys() - renamed:
@@ -269,12 +269,9 @@ def test_floats_of_half_precision_are_read_to_their_precision(X: np.ndarray) -> 
     assert decoded_image(np.array([[0, 1]], np.float16)).pixels.tolist() == [[0, 65_535]]
 
 
-def test_images_of_different_sizes_are_cropped_and_resized(
-    fitted: ImageVAEDetector, X: np.ndarray
-) -> None:
+def test_images_of_different_sizes_are_resized(fitted: ImageVAEDetector, X: np.ndarray) -> None:
     larger = X[1].repeat(3, 0).repeat(3, 1)
-    wider = np.pad(X[2], ((0, 0), (2, 2)))  # its centre is the image
-    score = fitted.anomaly_score([X[0], larger, wider])
+    score = fitted.anomaly_score([X[0], larger, X[2]])
     truth = fitted.anomaly_score(X[:3])
     np.testing.assert_array_equal(score[[0, 2]], truth[[0, 2]])
     assert score[1] != truth[1]  # by smoothing between pixels
@@ -476,3 +473,19 @@ def test_a_bundle_with_the_old_names_of_keys_loads(version: str, fixtures: Path)
 def test_a_bundle_of_another_kind_is_refused(fitted: ImageVAEDetector, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="holds a model of kind 'image', not 'tabular'"):
         TabularVAEDetector.load(fitted.save(tmp_path / "bundle"))
+
+
+def test_an_estimator_fits_and_records_images_that_are_not_square(tmp_path: Path) -> None:
+    wide = np.random.default_rng(0).random((40, 16, 32))
+    kept = ImageVAEDetector(network="dense", size=16, hidden_dim=8, epochs=1, alpha=0.2).fit(wide)
+    again = ImageVAEDetector.load(kept.save(tmp_path / "bundle"))
+    changed = wide.copy()
+    changed[:, :, :6] = 1 - changed[:, :, :6]  # outside of the central square
+    assert (again.fit_mode, again.spacing) == ("pad", "auto")
+    np.testing.assert_array_equal(again.anomaly_score(wide), kept.anomaly_score(wide))
+    assert (again.anomaly_score(changed) != kept.anomaly_score(wide)).all()
+
+
+def test_a_model_that_records_no_geometry_still_crops(fixtures: Path) -> None:
+    arguments = ImageVAEDetector.load(fixtures / "format-2" / "image").get_params()
+    assert (arguments["fit_mode"], arguments["spacing"]) == ("crop", "ignore")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from anomaly_vae.images.decoding import read_bytes
 from anomaly_vae.images.encoding import (
@@ -124,3 +128,21 @@ def test_the_typical_record_is_an_image_that_can_be_read(channels: int) -> None:
 def test_the_encoding_survives_json() -> None:
     for encoding in (STANDARDISE, ImageEncoding(RGB, "unit")):
         assert ImageEncoding.from_json(encoding.to_json()) == encoding
+
+
+@pytest.mark.parametrize("spacing", [None, (5.0, 0.9375000001), (1 / 3, 1e-3)])
+def test_a_png_keeps_the_spacing_to_the_last_bit(spacing: tuple[float, float] | None) -> None:
+    content = encode_png(DecodedImage(noise(9, 13), 0, spacing=spacing))
+    (image,) = read_bytes(content, DecodeOptions())
+    assert isinstance(image, DecodedImage)
+    assert image.spacing == spacing
+
+
+@pytest.mark.parametrize("text", ["", "wide", "1", "1 2 3", "nan 1", "0 1", "-1 1", "inf 1"])
+def test_a_png_whose_spacing_is_no_distance_has_none(text: str) -> None:
+    buffer, info = io.BytesIO(), PngInfo()
+    info.add_text("PixelSpacing", text)
+    Image.fromarray(np.eye(8, dtype=np.uint8)).save(buffer, "PNG", pnginfo=info)
+    (image,) = read_bytes(buffer.getvalue(), DecodeOptions())
+    assert isinstance(image, DecodedImage)
+    assert image.spacing is None

@@ -19,7 +19,7 @@ from anomaly_vae.images.encoding import (
     IMAGE,
 )
 from anomaly_vae.images.pixels import MAX_PIXEL, DecodedImage, DecodeFailure, DecodeOptions
-from anomaly_vae.images.schema import ImageSchema, central_square, crop_and_resize, is_in_colour
+from anomaly_vae.images.schema import ImageSchema, crop_and_resize, is_in_colour
 from tests.support.pixels import SCHEMA, deep, noise
 from tests.support.scans import blobs
 
@@ -45,22 +45,6 @@ def resized(plane: NDArray[np.float64], size: int) -> NDArray[np.float64]:
 
 
 # ---------------------------------------------------------------- cropping and resizing
-
-
-@pytest.mark.parametrize(
-    ("shape", "rows", "columns"),
-    [
-        ((4, 4), slice(0, 4), slice(0, 4)),
-        ((3, 7), slice(0, 3), slice(2, 5)),
-        ((8, 3), slice(2, 5), slice(0, 3)),
-        ((5, 2, 3), slice(1, 3), slice(0, 2)),
-    ],
-)
-def test_the_centre_is_the_largest_square_in_the_middle(
-    shape: tuple[int, ...], rows: slice, columns: slice
-) -> None:
-    pixels = noise(*shape)
-    np.testing.assert_array_equal(central_square(pixels), pixels[rows, columns])
 
 
 @pytest.mark.parametrize("side", [16, 32, 48, 20, 23, 9])
@@ -204,7 +188,7 @@ def test_the_schema_survives_json_and_says_what_the_configuration_does() -> None
     )  # fmt: skip
     schema = ImageSchema.from_config(data)
     reading = DecodeOptions((40.0, 80.0), 1, 999, 99, max_frames=9, max_seconds=3.0)
-    assert schema == ImageSchema(32, 3, reading)
+    assert schema == ImageSchema(32, 3, reading, "pad", "auto")
     assert ImageSchema.from_json(schema.to_json()) == schema
     as_read = {
         **schema.to_json(),
@@ -242,7 +226,7 @@ def test_images_that_a_window_hides_nearly_are_counted() -> None:
         DecodedImage(shown, 2, WINDOW),
     ]
     batch = SCHEMA.from_images(images)
-    assert (batch.saturated, len(batch.problems)) == (1, 0)
+    assert (batch.seen.saturated, len(batch.problems)) == (1, 0)
 
 
 def test_images_in_colour_are_counted() -> None:
@@ -251,5 +235,5 @@ def test_images_in_colour_are_counted() -> None:
     tinted[3, 4] = (0, 30_000, 0)
     compressed = np.clip(grey.astype(int) + np.array([0, 2000, 0]), 0, MAX_PIXEL).astype(np.uint16)
     for image, expected in ((grey, 0), (grey[..., 0], 0), (tinted, 1), (compressed, 0)):
-        assert SCHEMA.from_images([DecodedImage(image, 0)]).in_colour == expected
+        assert SCHEMA.from_images([DecodedImage(image, 0)]).seen.in_colour == expected
         assert is_in_colour(image) == bool(expected)

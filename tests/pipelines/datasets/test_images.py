@@ -21,6 +21,7 @@ from anomaly_vae.data.splitting import CALIBRATION, TEST, TRAIN, UNUSED, VALIDAT
 from anomaly_vae.errors import DataError
 from anomaly_vae.images.encoding import IMAGE
 from anomaly_vae.images.schema import ImageSchema, image_batch
+from anomaly_vae.types import Fit
 from pipelines.datasets.images import ImageDataset, load_images, read_labelled
 from pipelines.datasets.loading import load_dataset
 from tests.support.image_folders import Write, png, tiff
@@ -270,3 +271,25 @@ def test_its_own_test_split_frozen_changes_nothing(image_dataset: ImageDataset) 
     without = image_dataset.without(image_dataset.test_table)
     np.testing.assert_array_equal(without.assignment.codes, image_dataset.assignment.codes)
     assert without.digest == image_dataset.digest
+
+
+@pytest.mark.parametrize(
+    ("fit", "expected"),
+    [
+        (
+            "pad",
+            "are padded, so that nothing is lost; cropping would leave out 50% of their pixels",
+        ),
+        ("crop", "lose 50% of their pixels, which no score sees; set data.fit: pad to keep them"),
+        ("stretch", "are stretched; set data.fit: pad to keep their proportions"),
+    ],
+)
+def test_images_that_are_not_square_are_told_at_training(
+    tmp_path: Path, fit: Fit, expected: str
+) -> None:
+    images = blobs(40)
+    wide = np.concatenate([images[:6], images[6:12]], 2)
+    for number, image in enumerate([*wide, *images[12:26]]):
+        png(tmp_path / f"{number:02}.png", image)
+    notes = load_images(ImageData(path=str(tmp_path), size=16, fit=fit)).notes
+    assert f"6 of 20 images are not square and {expected}" in notes

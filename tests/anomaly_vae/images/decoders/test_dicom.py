@@ -841,3 +841,46 @@ def test_identifiers_are_neither_quoted_nor_logged_nor_even_read(caplog, capfd):
 def test_reading_works_without_the_decoder_that_may_end_the_process(monkeypatch):
     monkeypatch.setitem(sys.modules, "gdcm", None)
     assert only(shipped("SC_rgb_jpeg_gdcm")).shape == (100, 100, 3)
+
+
+# ---------------------------------------------------------------- spacing
+
+
+@pytest.mark.parametrize(
+    ("elements", "expected"),
+    [
+        ({}, None),
+        ({"PixelSpacing": [2.5, 0.5]}, (2.5, 0.5)),
+        ({"ImagerPixelSpacing": [0.2, 0.1]}, (0.2, 0.1)),
+        ({"NominalScannedPixelSpacing": [0.2, 0.1]}, (0.2, 0.1)),
+        ({"PixelAspectRatio": [4, 3]}, (4, 3)),
+        ({"PixelSpacing": [1, 1], "ImagerPixelSpacing": [2, 1]}, (1, 1)),
+        ({"PixelSpacing": [0, 1]}, None),
+        ({"PixelSpacing": [3]}, None),
+        ({"PixelSpacing": [1, 2, 3]}, None),
+    ],
+)
+def test_the_height_and_width_of_pixels_are_read(elements, expected):
+    [image] = read_bytes(written(made(**elements)), OPTIONS)
+    assert isinstance(image, DecodedImage)
+    assert image.spacing == expected
+
+
+def test_a_spacing_that_is_no_number_is_none_and_refuses_nothing():
+    content = written(made(PixelSpacing=[1.25, 2.25])).replace(b"1.25\\2.25", b"none\\none")
+    [image] = read_bytes(content, OPTIONS)
+    assert isinstance(image, DecodedImage)
+    assert image.spacing is None
+
+
+def test_frames_have_spacings_of_their_own():
+    def group(height: float) -> Dataset:
+        measures, frame = Dataset(), Dataset()
+        measures.PixelSpacing = [height, 1]
+        frame.PixelMeasuresSequence = [measures]
+        return frame
+
+    frames = [group(2), group(3)]
+    dataset = made(np.stack([STORED, STORED]), PerFrameFunctionalGroupsSequence=frames)
+    images = list(read_bytes(written(dataset), OPTIONS))
+    assert [image.spacing for image in images] == [(2, 1), (3, 1)]

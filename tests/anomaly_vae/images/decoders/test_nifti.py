@@ -300,3 +300,23 @@ def test_damage_anywhere_raises_nothing(content):
         results = list(read_bytes(damaged, DecodeOptions(max_bytes=1 << 20, max_frames=64)))
         assert results
         assert all(isinstance(r, DecodedImage) or "\n" not in r.reason for r in results)
+
+
+@pytest.mark.parametrize(("axis", "expected"), [(0, (4, 3)), (1, (4, 2)), (2, (3, 2))])
+@pytest.mark.parametrize("axes", ["RAS", "LPS", "SAR", "AIL"])
+def test_slices_state_the_distances_of_their_rows_and_columns(
+    axis: int, expected: tuple[float, float], axes: str
+) -> None:
+    volume = nib.Nifti1Image(VOXELS, RAS)
+    turned = volume.as_reoriented(ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(axes)))
+    for image in read_bytes(turned.to_bytes(), DecodeOptions(axis=axis)):
+        assert isinstance(image, DecodedImage)
+        assert image.spacing == expected
+
+
+def test_a_volume_without_distances_has_no_spacing() -> None:
+    content = bytearray(written(affine=np.eye(4)))
+    content[80:88] = struct.pack("<2f", 0, 0)  # pixdim[1] and pixdim[2]
+    image = next(read_bytes(bytes(content), OPTIONS))
+    assert isinstance(image, DecodedImage)
+    assert image.spacing is None

@@ -1,0 +1,128 @@
+"""Fit images of any shape into the square that a model sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from anomaly_vae.errors import DataError
+from anomaly_vae.types import Fit, Spacing
+
+Floats = NDArray[np.float32]
+
+SAME_SPACING = 1e-3
+"""Relative difference up to which two distances between pixels count as equal."""
+MAX_ASPECT = 100.0
+"""Largest ratio of the sides of a pixel that is believed."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The square that a model sees, and how an image is fitted into it.
+
+    Args:
+        size: Side of the square, in pixels.
+        fit: "pad" scales the whole image into the square, and fills the rest with the mean of the
+            image's border; "crop" takes the largest square around the centre; "stretch" scales both
+            sides alike to ``size``, whatever their ratio.
+        spacing: "auto" takes pixels to be as high and wide as the file says; "ignore" takes every
+            pixel to be square.
+
+    Example:
+        >>> import numpy as np
+        >>> wide = np.ones((2, 4), np.float32)
+        >>> Geometry(4, "pad", "auto").content(*wide.shape, aspect=1.0)  # height and width
+        (2, 4)
+        >>> Geometry(4, "pad", "auto").content(*wide.shape, aspect=2.0)
+        (4, 4)
+    """
+
+    size: int
+    fit: Fit = "crop"
+    spacing: Spacing = "ignore"
+
+    def apply(self, planes: Floats, aspect: float = 1.0) -> Floats:
+        """Fit the planes (C, H, W) of an image into the square: (C, S, S).
+
+        Resizing is bilinear over the area that a new pixel covers, so that every old pixel counts.
+
+        Args:
+            planes: Values of one image, for each channel.
+            aspect: Height of a pixel, relative to its width.
+        """
+        if self.fit == "crop":
+            planes = central_square(planes, self._used(aspect))
+        _, height, width = planes.shape
+        height, width = self.content(height, width, aspect)
+        resized = np.stack([_resize(plane, height, width) for plane in planes])
+        return resized if height == width == self.size else self._pad(resized)
+
+    def content(self, height: int, width: int, aspect: float) -> tuple[int, int]:
+        """Return the height and width that an image has in the square, in pixels."""
+        if self.fit != "pad":
+            return self.size, self.size
+        tall = height * self._used(aspect)
+        scale = self.size / max(tall, width)
+        return max(1, round(tall * scale)), max(1, round(width * scale))
+
+    def removed(self, height: int, width: int, aspect: float) -> float:
+        """Return the share of an image that its central square leaves out."""
+        tall = height * self._used(aspect)
+        return 1 - min(tall, width) / max(tall, width)
+
+    def _used(self, aspect: float) -> float:
+        return 1.0 if self.spacing == "ignore" else aspect
+
+    def _pad(self, content: Floats) -> Floats:
+        """Centre content (C, h, w) in the square, which has the mean of the content's border."""
+        _, height, width = content.shape
+        top, left = (self.size - height) // 2, (self.size - width) // 2
+        square = np.empty((len(content), self.size, self.size), np.float32)
+        square[:] = _border_mean(content)[:, None, None]
+        square[:, top : top + height, left : left + width] = content
+        return square
+
+
+def central_square(planes: Floats, aspect: float = 1.0) -> Floats:
+    """Return the largest square (C, h, w) around the centre of planes (C, H, W)."""
+    height, width = planes.shape[1:]
+    side = min(height * aspect, width)
+    rows, columns = max(1, round(side / aspect)), max(1, round(side))
+    top, left = (height - rows) // 2, (width - columns) // 2
+    return planes[:, top : top + rows, left : left + columns]
+
+
+def aspect_of(row_spacing: float, column_spacing: float) -> float:
+    """Return the height of a pixel relative to its width, given distances between centres in mm.
+
+    Raises:
+        DataError: The ratio is not believable.
+
+    Example:
+        >>> aspect_of(5.0, 1.0), aspect_of(0.5, 0.5000001)
+        (5.0, 1.0)
+    """
+    aspect = row_spacing / column_spacing
+    if not 1 / MAX_ASPECT <= aspect <= MAX_ASPECT:
+        raise DataError(
+            f"its pixels are {row_spacing:g} × {column_spacing:g} mm by its header; mend the "
+            "header or set data.spacing: ignore"
+        )
+    return 1.0 if abs(aspect - 1) <= SAME_SPACING else aspect
+
+
+def _border_mean(content: Floats) -> Floats:
+    """Return the mean of the outermost pixels of each channel (C,)."""
+    edges = (content[:, 0], content[:, -1], content[:, :, 0], content[:, :, -1])
+    mean: Floats = np.concatenate(edges, axis=1).mean(axis=1)
+    return mean
+
+
+def _resize(plane: Floats, height: int, width: int) -> Floats:
+    if plane.shape == (height, width):
+        return plane
+    image = Image.fromarray(np.ascontiguousarray(plane), mode="F")
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR), np.float32)
