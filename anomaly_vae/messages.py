@@ -13,6 +13,8 @@ MOST_SUGGESTED = 4
 """Maximum number of names for which a message suggests another, which is slow."""
 SIMILAR = 0.7
 """Least similarity of two names, from 0 to 1, for one to be suggested for the other."""
+NOUNS = {"tabular": "rows", "image": "images"}
+"""Noun for what a model scores, by kind of data."""
 SMALLEST_PLAIN, LARGEST_PLAIN = 1e-9, 1e15
 """Range of the numbers that `plain_number` writes without an exponent."""
 

@@ -272,7 +272,7 @@ def score(
             "--fdr flags images once all of them are scored, too late to draw them; leave out "
             "--heatmaps and --dicom-out"
         )
-    from pipelines.batch.common import HeatmapOptions
+    from pipelines.batch.common import HeatmapOptions, flags_in_words
 
     source = _open_model(model)
     summary = _flow("score", source)(
@@ -288,6 +288,7 @@ def score(
         f"{summary['rows']:,} rows: {summary['scored']:,} scored, {summary['flagged']:,} flagged, "
         f"{summary['rejected']:,} rejected; see {output}"
     )
+    console.info(flags_in_words(summary, source.kind))
     console.result(summary)
     if not summary["scored"]:
         raise AnomalyVAEError(f"nothing could be scored; see {output / 'rejects.parquet'}")

@@ -183,18 +183,19 @@ def _about_level(reason: Reason, column: Categorical) -> str:
 
 
 def _about_time(reason: Reason, parts: Sequence[Cyclic]) -> str:
-    """Name the parts of a time that are unusual, or all of them if none is."""
-    observed, expected = _parts_of_time(reason.observed), _parts_of_time(reason.expected)
+    """Name the parts of a time that are unusual, or all of them if none is.
+
+    The expected time is not given: it is a mean over hours and weekdays, which may be far from any
+    time that is common.
+    """
+    observed = _parts_of_time(reason.observed)
     ordered = [part for part in parts[::-1] if part.part in observed]  # the weekday before the hour
     unusual = [part for part in ordered if not _is_usual(part, observed[part.part])]
     when = " ".join(_when(part, observed) for part in unusual or ordered)
     subject = f"{reason.feature} {when}"
-    if unusual:
-        return f"{subject}, usually {', '.join(filter(None, map(_usual, unusual)))}"
-    if observed == expected:
+    if not unusual:
         return f"{subject}: {TOGETHER}"
-    place = " ".join(_when(part, expected) for part in ordered if part.part in expected)
-    return f"{subject}, expected {place}"
+    return f"{subject}, usually {', '.join(map(_usual, unusual))}"
 
 
 def _parts_of_time(text: Any) -> dict[str, str]:

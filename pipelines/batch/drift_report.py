@@ -7,13 +7,20 @@ from anomaly_vae.monitoring.exchangeability import Report
 from pipelines import console
 
 EXPLANATIONS = {
-    "holding": "{rows:,} rows are consistent with it",
-    "unknown": "{rows:,} rows are too few to tell whether it holds",
-    "doubtful": "{rows:,} rows are not like the calibration rows, so alpha may not hold for them",
+    "holding": "{rows:,} rows look like those that the threshold was set on, so no more normal "
+    "rows should be flagged than promised",
+    "unknown": "{rows:,} rows are too few to tell whether they look like those that the threshold "
+    "was set on. Nothing needs to be done; more rows at once tell more",
+    "doubtful": "{rows:,} rows do not look like those that the threshold was set on, so more or "
+    "fewer normal rows may be flagged than promised. To do: look at the columns that differ; if "
+    "one is filled in another way, mend it at its source; if the data have changed for good, "
+    "calibrate or train on newer data",
     "broken": "{flagged:,} of {rows:,} rows are flagged; while it holds, at most "
-    "{flagged_limit:,} are",
+    "{flagged_limit:,} are. Either there are many more anomalies, or normal rows are flagged more "
+    "often than promised. To do: check a few flagged rows with their reasons (--explain 3); if "
+    "they are normal, find out what changed, and calibrate or train on newer data",
 }
-"""Explanation of each status of the guarantee."""
+"""What each status of the guarantee means, and what to do."""
 MAX_COLUMNS = 8
 """Maximum number of columns in the table, which lists those that drifted most."""
 MIN_PSI = 0.1
