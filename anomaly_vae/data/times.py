@@ -44,7 +44,7 @@ YEAR_1, YEAR_10000 = -62_135_596_800.0, 253_402_300_800.0
 
 @dataclass(frozen=True, slots=True)
 class Period:
-    """The time from the first to the last of some rows, in seconds since 1970.
+    """The time from the first to the last of some rows, in whole seconds since 1970.
 
     >>> period = Period.of(np.array([1532390400.0, np.nan, 1532995199.0]))
     >>> str(period), round(period.days, 2)
@@ -61,7 +61,7 @@ class Period:
         """Return the period of times (N,), NaN if unknown; None if no time has a date."""
         if seconds is None or np.isnan(seconds).all():
             return None
-        first, last = float(np.nanmin(seconds)), float(np.nanmax(seconds))
+        first, last = (float(np.floor(end(seconds))) for end in (np.nanmin, np.nanmax))
         return cls(first, last) if first >= YEAR_1 and last < YEAR_10000 else None
 
     @property

@@ -185,7 +185,7 @@ def summary_of(source: LoadedModel, files: int, tally: Tally, sink: Sink) -> dic
     """Summarise a result: the model, its threshold, and counts that add up to the input."""
     calibration = source.bundle.detector.calibration
     report = tally.report()
-    show_guarantee(report)
+    show_guarantee(report, source.kind)
     return {
         "model": source.to_json(),
         "fdr": None,

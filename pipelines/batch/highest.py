@@ -51,5 +51,5 @@ class Highest:
         """Print the rows, if there are any."""
         if self.rows:
             rows = [(row, plain_number(p), reasons) for _, row, p, reasons in self.rows]
-            title = f"The {len(rows)} highest scores, and what is unusual about them"
+            title = f"The {len(rows)} highest scores, and why"
             console.table(title, (self._name, "p-value", "reasons"), rows)

@@ -13,7 +13,7 @@ from typing import Any
 
 from anomaly_vae.data.converters import slice_name
 from anomaly_vae.data.encoding import pooled_notes
-from anomaly_vae.messages import NOUNS
+from anomaly_vae.messages import NOUNS, plain_number
 from anomaly_vae.scoring.modality import modality
 from anomaly_vae.scoring.wording import Wording
 from pipelines import console
@@ -64,7 +64,10 @@ class Promise:
     assumes: str
 
 
-EXCHANGEABLE = "future normal rows are exchangeable with the calibration rows: the same source"
+EXCHANGEABLE = (
+    "future normal rows come from the same source as the calibration rows and are as varied: both "
+    "are exchangeable"
+)
 SAME_ANOMALIES = (
     "future anomalies are like those of the calibration rows, just as frequent and just as costly"
 )
@@ -248,6 +251,12 @@ def _in_words(manifest: Mapping[str, Any]) -> Section:
         text.append("It has no threshold yet and flags nothing; anomaly-vae calibrate chooses one.")
     elif evaluation is None:
         text.append("It was never evaluated, so nobody knows what it finds.")
+    if calibration is not None:
+        allowed = plain_number(1000 * calibration["alpha"])
+        text.append(
+            f"Its threshold is set so that about {allowed} of 1,000 normal {noun} are flagged; the "
+            "section on calibration says how far this is guaranteed."
+        )
     if evaluation is not None:
         text.append(in_words(evaluation, manifest["kind"]))
         text += _doubts(evaluation)
@@ -399,7 +408,8 @@ def _slices(slices: Sequence[Mapping[str, Any]]) -> Section:
     """Report the slices; those above their limit come first."""
     found = [_slice(one) for one in slices]
     above = [row for row in found if row[-1]]
-    text = f"{len(above)} of {len(found)} slices flag more normal rows than chance explains."
+    count = len(above) or "None"
+    text = f"{count} of {len(found)} slices flag more normal rows than chance explains."
     rows = tuple((*row[:-1], "above the limit" if row[-1] else "") for row in found[:MAX_ROWS])
     header = ("slice", "rows", "anomalies", "false positive rate", "limit", "recall",
               "average precision", "")  # fmt: skip
@@ -420,7 +430,8 @@ def _warnings(content: Mapping[str, Any]) -> Section:
     """Report warnings, and how well single features separate anomalies."""
     text = list(content["warnings"]) or [NO_WARNINGS]
     if twins := content.get("twins"):
-        text.append(f"{twins['rows']:,} of the test rows have a duplicate in the training data.")
+        count = f"{twins['rows']:,}" if twins["rows"] else "None"
+        text.append(f"{count} of the test rows have a duplicate in the training data.")
     rows = tuple((one["name"], one["kind"], one["auroc"]) for one in content.get("alone", ()))
     table = Table(("single feature", "kind", "AUROC"), rows) if rows else None
     return Section("What may flatter these figures", tuple(text), table)

@@ -25,6 +25,7 @@ from anomaly_vae.evaluation.metrics import DEFAULT_TOP
 from anomaly_vae.evaluation.p_values import uniformity_points
 from anomaly_vae.evaluation.report import EvaluationReport
 from anomaly_vae.evaluation.slices import column_slices
+from anomaly_vae.messages import NOUNS
 from pipelines import console
 from pipelines.batch.common import warn_missing_group
 from pipelines.datasets.labels import column_codes
@@ -289,7 +290,7 @@ def show(report: EvaluationReport, kind: str) -> None:
         kind: the kind of data, a key of `NOUNS`.
     """
     rows = figure_rows(report.figures.to_json())
-    console.table("On the test rows", ("figure", "value", "interval"), rows)
+    console.table(f"On the test {NOUNS[kind]}", ("figure", "value", "interval"), rows)
     console.info(in_words(report.to_json(), kind))
     drifted = [one for one in report.slices if one.drifted][:SHOWN_SLICES]
     if drifted:
