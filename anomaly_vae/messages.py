@@ -1,8 +1,9 @@
-"""Format names and values for error messages."""
+"""Format names and values for error messages and for the people who read results."""
 
 from __future__ import annotations
 
 import difflib
+import math
 import os
 from collections.abc import Iterable, Sequence
 
@@ -12,6 +13,10 @@ MOST_SUGGESTED = 4
 """Maximum number of names for which a message suggests another, which is slow."""
 SIMILAR = 0.7
 """Least similarity of two names, from 0 to 1, for one to be suggested for the other."""
+NOUNS = {"tabular": "rows", "image": "images"}
+"""Noun for what a model scores, by kind of data."""
+SMALLEST_PLAIN, LARGEST_PLAIN = 1e-9, 1e15
+"""Range of the numbers that `plain_number` writes without an exponent."""
 
 
 def shown(value: object) -> str:
@@ -23,6 +28,23 @@ def shown(value: object) -> str:
     text = {True: "true", False: "false"}.get(value) if isinstance(value, bool) else None
     text = text or (repr(value) if isinstance(value, str) else str(value))
     return text if len(text) <= 40 else text[:37] + "..."
+
+
+def plain_number(value: float) -> str:
+    """Return a number with three significant digits, more before the point, and no exponent.
+
+    There is no separator between thousands, which differs between countries. Only numbers far
+    beyond any amount of money have an exponent.
+
+    >>> [plain_number(value) for value in (0.0000123456, 3.70, 80.04, 1045.82, 12345678, -0.0)]
+    ['0.0000123', '3.7', '80', '1046', '12345678', '0']
+    """
+    if not value:
+        return "0"
+    if not math.isfinite(value) or not SMALLEST_PLAIN <= abs(value) < LARGEST_PLAIN:
+        return f"{value:.3g}"
+    text = f"{value:.{max(2 - math.floor(math.log10(abs(value))), 0)}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def printable(path: str | os.PathLike[str]) -> str:

@@ -200,23 +200,20 @@ def _columns(encoding: TabularEncoding, explained: ScoreParts, titles: Sequence[
     return figure
 
 
-def contributions(found: Mapping[str, Explanation]) -> Figure:
+def contributions(found: Mapping[str, Explanation], complete: bool = True) -> Figure:
     """Draw what each score is made of, in nats: columns, the other columns together, the KL term.
 
     Args:
         found: title → explanation of one row; observed and expected values stand beside the bars.
+        complete: False draws only the columns that raise the score, for reviewers.
     """
-    bars = [len(one.contributions) + 2 for one in found.values()]
+    drawn_bars = {title: _bars(one, complete) for title, one in found.items()}
+    bars = [max(len(one), 1) for one in drawn_bars.values()]
     figure = Figure((9.0, 0.6 * len(bars) + 0.36 * sum(bars)), layout="constrained")
     panels = figure.subplots(len(bars), 1, sharex=True, squeeze=False, height_ratios=bars)
-    for axes, (title, one) in zip(panels[:, 0], found.items(), strict=True):
-        names = [
-            plain(f"{c.feature}\nobserved {_value(c.observed)}, expected {_value(c.expected)}")
-            for c in one.contributions
-        ]
-        nats = [*(c.nats for c in one.contributions), one.rest, one.kl]
-        colours = [ORANGE] * len(names) + [GREY] * 2
-        drawn = axes.barh([*names, "other columns", "KL term"], nats, color=colours, height=0.7)
+    for axes, (title, one) in zip(panels[:, 0], drawn_bars.items(), strict=True):
+        colours = [GREY if name in TERMS else ORANGE for name in one]
+        drawn = axes.barh(list(one), list(one.values()), color=colours, height=0.7)
         axes.bar_label(drawn, fmt="%+.1f", padding=3, fontsize=8)
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set_title(plain(title), fontsize=10, loc="left")
@@ -225,6 +222,20 @@ def contributions(found: Mapping[str, Explanation]) -> Figure:
         axes.invert_yaxis()
     figure.axes[-1].set_xlabel("contribution to the score, nats")
     return figure
+
+
+TERMS = ("other columns", "KL term")
+"""Names of the parts of a score that belong to no listed column."""
+
+
+def _bars(one: Explanation, complete: bool) -> dict[str, float]:
+    """Return the length of each bar by name, in nats."""
+    columns = {
+        plain(f"{c.feature}\nobserved {_value(c.observed)}, expected {_value(c.expected)}"): c.nats
+        for c in one.contributions
+        if complete or c.nats > 0
+    }
+    return columns | (dict(zip(TERMS, (one.rest, one.kl), strict=True)) if complete else {})
 
 
 def plain(text: str) -> str:

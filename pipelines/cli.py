@@ -18,6 +18,7 @@ from anomaly_vae import __version__
 from anomaly_vae.errors import AnomalyVAEError, ConfigError
 from anomaly_vae.files import own_temporary_folder
 from anomaly_vae.masking import masked
+from anomaly_vae.messages import NOUNS
 from pipelines import console
 
 if TYPE_CHECKING:
@@ -272,7 +273,7 @@ def score(
             "--fdr flags images once all of them are scored, too late to draw them; leave out "
             "--heatmaps and --dicom-out"
         )
-    from pipelines.batch.common import HeatmapOptions
+    from pipelines.batch.common import HeatmapOptions, flags_in_words
 
     source = _open_model(model)
     summary = _flow("score", source)(
@@ -285,9 +286,10 @@ def score(
         **_table_options(source, csv),
     )
     console.info(
-        f"{summary['rows']:,} rows: {summary['scored']:,} scored, {summary['flagged']:,} flagged, "
-        f"{summary['rejected']:,} rejected; see {output}"
+        f"{summary['rows']:,} {NOUNS[source.kind]}: {summary['scored']:,} scored, "
+        f"{summary['flagged']:,} flagged, {summary['rejected']:,} rejected; see {output}"
     )
+    console.info(flags_in_words(summary, source.kind))
     console.result(summary)
     if not summary["scored"]:
         raise AnomalyVAEError(f"nothing could be scored; see {output / 'rejects.parquet'}")

@@ -29,7 +29,7 @@ def run(config: Config) -> tuple[dict[str, Any], bool]:
     if existing:
         console.info(f"{config.name}: version {existing.version} was made from the same inputs")
     decision = promote.promote(registry, config.name, version.version)
-    promote.show(decision)
+    promote.show(decision, figures_known=existing is None)
     bundle = registry.fetch(version.uri).load()
     result = {
         **decision.result(),

@@ -15,7 +15,9 @@ import datetime as dt
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import groupby
+from operator import attrgetter
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -48,6 +50,10 @@ CYCLES: tuple[tuple[Literal["hour", "weekday"], float, float], ...] = (
 )
 MIN_PERIODS = 4
 """Minimum number of periods that the training rows must span for a cycle to be encoded."""
+USUAL_SHARE = 0.9
+"""Share of the training rows whose values of a column are called usual."""
+OPTIONAL_KEYS = ("bands", "limits", "usual")
+"""Keys of encoded columns that are omitted from the manifest unless they have a value."""
 WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 
 
@@ -114,6 +120,19 @@ class _Encoded(BaseModel):
 class _Linear(_Encoded):
     """A column encoded as (v − shift) / scale, where v is the value or an asinh of it."""
 
+    limits: tuple[float, float] | None = None
+    """Least and largest training value; None in models of earlier versions, or without values."""
+
+    def expected(self, values: NDArray[np.float64], x: NDArray[Any]) -> list[float | None]:
+        """Decode expected values (N, 1), none of them beyond the training values."""
+        del values
+        low, high = self.limits or (-math.inf, math.inf)
+        return [None if v is None else min(max(v, low), high) for v in self.decode(x)]
+
+    def decode(self, x: NDArray[Any]) -> list[float | None]:
+        """Decode (N, 1) into N values, rounded to 6 digits."""
+        return [_rounded(v) for v in x[:, 0]]
+
     @property
     def moments(self) -> tuple[float, float]:
         """Shift and scale."""
@@ -141,6 +160,8 @@ class Numeric(_Linear):
     offset: float = 0.0
     scale: float
     width: int = 1
+    usual: tuple[float, float] | None = None
+    """Ends of the range of the middle `USUAL_SHARE` of the training values; None as `limits`."""
 
     @property
     def typical(self) -> float | None:
@@ -173,14 +194,10 @@ class Numeric(_Linear):
 
 
 class Binary(_Linear):
-    """A binary column, encoded as zero or one."""
+    """A binary column, encoded as zero or one; its expected value is the probability of one."""
 
     type: Literal["binary"] = "binary"
     width: int = 1
-
-    def decode(self, x: NDArray[Any]) -> list[float | None]:
-        """Return N probabilities of the value one, given as (N, 1), rounded to 6 digits."""
-        return [_rounded(u) for u in x[:, 0]]
 
     def levels_from(self, x: NDArray[Any]) -> Levels:
         """Convert encoded values (N, 1) into the levels 0 and 1."""
@@ -303,6 +320,9 @@ class Cyclic(_Encoded):
     period: float
     shift: float
     width: int = 2
+    usual: tuple[int, int] | None = None
+    """First and last of the consecutive hours or weekdays, counted from 0 (Monday), of most
+    training rows; None if they are nearly all, or in models of earlier versions."""
     NOON: ClassVar[str] = "2024-01-01T12:00:00"
 
     @property
@@ -323,6 +343,11 @@ class Cyclic(_Encoded):
     def observed(self, values: NDArray[np.float64]) -> list[str | None]:
         """Return the hour or the weekday of N times."""
         return self.decode(self.encode(values))
+
+    def expected(self, values: NDArray[np.float64], x: NDArray[Any]) -> list[str | None]:
+        """Decode expected points (N, 2)."""
+        del values
+        return self.decode(x)
 
     def decode(self, x: NDArray[Any]) -> list[str | None]:
         """Decode (N, 2) into hours such as 14:05, or weekdays such as Mon."""
@@ -365,9 +390,15 @@ class TabularEncoding:
         return tuple(column for column in self.columns if isinstance(column, Categorical))
 
     @cached_property
+    def parts(self) -> dict[str, tuple[EncodedColumn, ...]]:
+        """Encoded columns of each of the C raw columns; only a time has several."""
+        grouped = groupby(self.columns, key=attrgetter("name"))
+        return {name: tuple(columns) for name, columns in grouped}
+
+    @cached_property
     def labels(self) -> tuple[str, ...]:
-        """Name of each column in explanations."""
-        return tuple(column.label for column in self.columns)
+        """Name of each raw column (C,) in explanations."""
+        return tuple(self.parts)
 
     @cached_property
     def starts(self) -> NDArray[np.intp]:
@@ -382,8 +413,8 @@ class TabularEncoding:
 
     @cached_property
     def cells(self) -> NDArray[np.bool_]:
-        """Mask (number of columns, F) of the cells of each column."""
-        widths = [column.width for column in self.columns]
+        """Mask (C, F) of the cells of each raw column."""
+        widths = [sum(part.width for part in parts) for parts in self.parts.values()]
         return np.repeat(np.eye(len(widths), dtype=bool), widths, axis=1)
 
     @cached_property
@@ -469,22 +500,26 @@ class TabularEncoding:
         return {c.name: (start, c) for start, c in pairs if isinstance(c, Binary | Categorical)}
 
     def observed(self, batch: RawBatch) -> list[list[Any]]:
-        """Return the N raw values of each column."""
-        return [column.observed(batch.values[column.name]) for column in self.columns]  # type: ignore[arg-type]  # the schema gives each type its values
+        """Return the N raw values of each of the C raw columns."""
+        return self._joined([column.observed(batch.values[column.name]) for column in self.columns])  # type: ignore[arg-type]  # the schema gives each type its values
 
     def expected(self, batch: RawBatch, x: NDArray[Any]) -> list[list[Any]]:
-        """Decode expected values (N, F) for explanations, next to the rows' own values."""
+        """Decode expected values (N, F) of each of the C raw columns, next to the rows' own."""
         values: Any = batch.values
-        return [
-            column.expected(values[column.name], x[:, start : start + 1])
-            if isinstance(column, Categorical)
-            else column.decode(x[:, start : start + column.width])
-            for column, start in zip(self.columns, self.starts, strict=True)
-        ]
+        pairs = zip(self.columns, self.starts, strict=True)
+        return self._joined(
+            [c.expected(values[c.name], x[:, start : start + c.width]) for c, start in pairs]
+        )
+
+    def _joined(self, texts: list[list[Any]]) -> list[list[Any]]:
+        """Join the values of a time's parts, such as "Sun" and "00:02", into one per time."""
+        by_part = iter(texts)
+        columns = [[next(by_part) for _ in parts] for parts in self.parts.values()]
+        return [parts[0] if len(parts) == 1 else _join_parts(parts) for parts in columns]
 
     def per_column(self, nats: NDArray[Any]) -> NDArray[Any]:
-        """Sum cells (N, F) over each of C columns, such as the two cells of a cycle: (N, C)."""
-        return np.add.reduceat(nats, self.starts, axis=1)
+        """Sum cells (N, F) over each raw column, such as the four cells of a time: (N, C)."""
+        return np.add.reduceat(nats, self.cells.argmax(1), axis=1)
 
     def typical_record(self, schema: Any) -> dict[str, Any]:
         """Return a record of typical values, which is not a real row."""
@@ -498,7 +533,7 @@ class TabularEncoding:
 
     def to_json(self) -> list[dict[str, Any]]:
         """Return the encoding as plain JSON values, for the manifest, without its counts."""
-        return [_without_absent_bands(column.model_dump(mode="json")) for column in self.columns]
+        return [_without_absent_keys(column.model_dump(mode="json")) for column in self.columns]
 
     @classmethod
     def from_json(cls, content: Sequence[Mapping[str, Any]]) -> TabularEncoding:
@@ -519,9 +554,15 @@ class TabularEncoding:
         return TabularEncoding(tuple(_with_counts(column, tensors) for column in self.columns))
 
 
-def _without_absent_bands(content: dict[str, Any]) -> dict[str, Any]:
-    """Remove the key of absent bands, which earlier versions do not know."""
-    return {key: value for key, value in content.items() if (key, value) != ("bands", None)}
+def _without_absent_keys(content: dict[str, Any]) -> dict[str, Any]:
+    """Remove the optional keys without a value, which earlier versions do not know."""
+    return {k: v for k, v in content.items() if v is not None or k not in OPTIONAL_KEYS}
+
+
+def _join_parts(parts: list[list[str | None]]) -> list[str | None]:
+    """Join the N texts of each part of a time, the last part first: the weekday, then the hour."""
+    rows = zip(*parts[::-1], strict=True)
+    return [None if None in row else " ".join(filter(None, row)) for row in rows]
 
 
 def _with_counts(column: EncodedColumn, tensors: Mapping[str, NDArray[Any]]) -> EncodedColumn:
@@ -554,7 +595,7 @@ def _fit_column(name: str, kind: ColumnType, values: Values, options: Any) -> It
     if isinstance(values, Levels):
         yield _fit_categorical(name, values, options)
     elif kind is ColumnType.BINARY:
-        yield Binary(name=name)
+        yield Binary(name=name, limits=_limits(values[~np.isnan(values)]))
     elif kind is ColumnType.DATETIME:
         yield from _fit_cycles(name, values[~np.isnan(values)])
     else:
@@ -565,14 +606,27 @@ def _fit_numeric(name: str, values: NDArray[np.float64]) -> Numeric:
     if not len(values):
         return Numeric(name=name, center=0.0, scale=1.0)
     center, scale = _mean_and_scale(values)
+    numeric = partial(Numeric, name=name, limits=_limits(values), usual=_usual_range(values))
     low, median, high = np.percentile(values.clip(-LARGEST / 4, LARGEST / 4), [25, 50, 75])
     robust = float(high - low) / 1.349
     if 0 < robust * HEAVY_TAIL < scale:
         with np.errstate(over="ignore"):
             tails = ((values - median) / robust).clip(-LARGEST, LARGEST)
         offset, scale = _mean_and_scale(np.arcsinh(tails))
-        return Numeric(name=name, center=median, unit=robust, offset=offset, scale=scale)
-    return Numeric(name=name, center=center, scale=scale)
+        return numeric(center=median, unit=robust, offset=offset, scale=scale)
+    return numeric(center=center, scale=scale)
+
+
+def _limits(values: NDArray[np.float64]) -> tuple[float, float] | None:
+    """Return the least and the largest of values (N,); None without values."""
+    return (float(values.min()), float(values.max())) if len(values) else None
+
+
+def _usual_range(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the values (N,) between which the middle `USUAL_SHARE` lie."""
+    tail = (1 - USUAL_SHARE) / 2
+    low, high = np.quantile(values, [tail, 1 - tail], method="inverted_cdf")
+    return float(low), float(high)
 
 
 def _mean_and_scale(values: NDArray[np.float64]) -> tuple[float, float]:
@@ -674,7 +728,32 @@ def _fit_cycles(name: str, seconds: NDArray[np.float64]) -> Iterator[Cyclic]:
     for part, period, shift in CYCLES:
         constant = len(np.unique(np.mod(seconds, period))) < 2
         if span >= MIN_PERIODS * period and not constant:
-            yield Cyclic(name=name, part=part, period=period, shift=shift)
+            usual = _usual_arc(np.mod(seconds + shift, period) / period, BINS_OF_CYCLE[part])
+            yield Cyclic(name=name, part=part, period=period, shift=shift, usual=usual)
+
+
+BINS_OF_CYCLE: Mapping[str, int] = {"hour": 24, "weekday": 7}
+"""Number of hours of a day and of weekdays of a week."""
+
+
+def _usual_arc(turns: NDArray[np.float64], bins: int) -> tuple[int, int] | None:
+    """Return the first and last of the fewest consecutive bins that hold `USUAL_SHARE` of points.
+
+    Args:
+        turns: points (N,) of a circle, from 0 to 1.
+        bins: number of equal bins of the circle.
+
+    Returns:
+        The bins, counted from 0; the last may be before the first. None if they are as many as
+        evenly spread points need.
+    """
+    counts = np.bincount((turns * bins).astype(np.intp) % bins, minlength=bins)
+    for length in range(1, math.ceil(USUAL_SHARE * bins)):
+        sums = np.convolve(np.concatenate([counts, counts[: length - 1]]), np.ones(length), "valid")
+        first = int(sums.argmax())
+        if sums[first] >= USUAL_SHARE * len(turns):
+            return first, (first + length - 1) % bins
+    return None
 
 
 def _standardise(values: NDArray[np.float64], shift: Any, scale: Any) -> Matrix:

@@ -7,9 +7,13 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from anomaly_vae.config.data import EPOCHS
+from anomaly_vae.data.splitting import DAY
 from anomaly_vae.messages import shown
 
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
@@ -29,6 +33,66 @@ DIGITS = "%Y%m%d"
 """Format of dates that are written as one number, such as 20240131."""
 YEARS = (dt.datetime(1980, 1, 1, tzinfo=dt.UTC), dt.datetime(2050, 1, 1, tzinfo=dt.UTC))
 """Range of times in which numbers are recognised as times."""
+
+MONTHS = (
+    "January", "February", "March", "April", "May", "June", "July", "August", "September",
+    "October", "November", "December",
+)  # fmt: skip
+YEAR_1, YEAR_10000 = -62_135_596_800.0, 253_402_300_800.0
+"""Range of the times that a calendar can show, in seconds since 1970."""
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """The time from the first to the last of some rows, in whole seconds since 1970.
+
+    >>> period = Period.of(np.array([1532390400.0, np.nan, 1532995199.0]))
+    >>> str(period), round(period.days, 2)
+    ('24 to 30 July 2018', 7.0)
+    >>> Period.from_json(period.to_json()) == period
+    True
+    """
+
+    first: float
+    last: float
+
+    @classmethod
+    def of(cls, seconds: NDArray[np.float64] | None) -> Self | None:
+        """Return the period of times (N,), NaN if unknown; None if no time has a date."""
+        if seconds is None or np.isnan(seconds).all():
+            return None
+        first, last = (float(np.floor(end(seconds))) for end in (np.nanmin, np.nanmax))
+        return cls(first, last) if first >= YEAR_1 and last < YEAR_10000 else None
+
+    @property
+    def days(self) -> float:
+        """Length in days; times without a time of day count as whole days."""
+        is_whole = self.first % DAY == self.last % DAY == 0
+        return (self.last - self.first) / DAY + is_whole
+
+    def to_json(self) -> list[str]:
+        """Return both ends in ISO 8601, in UTC."""
+        return [_moment(end).isoformat() for end in (self.first, self.last)]
+
+    @classmethod
+    def from_json(cls, content: Sequence[str]) -> Self:
+        """Restore a period from the result of `to_json`."""
+        return cls(*(_seconds(dt.datetime.fromisoformat(end)) for end in content))
+
+    def __str__(self) -> str:
+        """Return the dates, such as "28 June to 3 July 2018"."""
+        first, last = _moment(self.first), _moment(self.last)
+        texts = [f"{end.day} {MONTHS[end.month - 1]} {end.year}" for end in (first, last)]
+        if texts[0] == texts[1]:
+            return texts[0]
+        if first.year != last.year:
+            return " to ".join(texts)
+        same = first.month == last.month
+        return f"{first.day if same else texts[0][:-5]} to {texts[1]}"
+
+
+def _moment(seconds: float) -> dt.datetime:
+    return EPOCH + dt.timedelta(seconds=seconds)
 
 
 def parse_time(value: object, time_format: str | None = None) -> float:

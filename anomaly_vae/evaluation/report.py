@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from anomaly_vae.data.times import Period
 from anomaly_vae.evaluation.leakage import Duplicates, SingleFeatureAUROC
 from anomaly_vae.evaluation.metrics import Evaluation
 from anomaly_vae.evaluation.p_values import UniformityPoint
@@ -25,6 +26,8 @@ class EvaluationReport:
     """Test rows that also occur in training; None if unknown."""
     warnings: tuple[str, ...] = ()
     """Reasons to doubt the figures, for the user."""
+    period: Period | None = None
+    """Period of the evaluated rows; None if they have no time."""
 
     def details(self) -> dict[str, Any]:
         """Return everything except the figures as plain JSON values."""
@@ -34,6 +37,7 @@ class EvaluationReport:
             "alone": [feature.to_json() for feature in self.single_features],
             "twins": self.duplicates.to_json() if self.duplicates else None,
             "warnings": list(self.warnings),
+            **({"period": self.period.to_json()} if self.period else {}),
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -51,4 +55,5 @@ class EvaluationReport:
             tuple(SingleFeatureAUROC(**feature) for feature in content.get("alone", ())),
             Duplicates(**duplicates) if duplicates else None,
             tuple(content.get("warnings", ())),
+            Period.from_json(content["period"]) if "period" in content else None,
         )

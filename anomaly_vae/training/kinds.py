@@ -41,7 +41,7 @@ from anomaly_vae.training.aggregated_posterior import finalize
 from anomaly_vae.training.augmentation import DistortedImages, NoisyCells, Views
 from anomaly_vae.training.synthetic_anomalies import synthetic
 
-MEASURED = {"center", "offset", "scale", "shift"}
+MEASURED = {"center", "offset", "scale", "shift", "limits", "usual"}
 """Keys of an encoded column that are measured on the rows; the other keys define its meaning."""
 
 ConfigT = TypeVar("ConfigT", bound=Config)

@@ -16,6 +16,7 @@ from anomaly_vae.calibration.conformal import Calibration
 from anomaly_vae.data.encoding import Matrix
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.errors import DataError
+from anomaly_vae.messages import NOUNS, plain_number
 from anomaly_vae.monitoring.exchangeability import Monitor, Report
 from anomaly_vae.scoring.detector import Detections, Explanation
 from pipelines import console
@@ -172,15 +173,19 @@ def _contributions(explanation: Explanation) -> Iterator[dict[str, Any]]:
         yield {"feature": c.feature, "nats": c.nats, "observed": observed, "expected": expected}
 
 
-def _text(value: Any) -> str | None:
-    return f"{value:.6g}" if isinstance(value, float) else value
+def _text(value: str | float | None) -> str | None:
+    """Write an observed or expected value, with six digits or as many as it has."""
+    if not isinstance(value, float):
+        return value
+    text = f"{value:.6g}"
+    return text if float(text) == value else repr(value)
 
 
 def summary_of(source: LoadedModel, files: int, tally: Tally, sink: Sink) -> dict[str, Any]:
     """Summarise a result: the model, its threshold, and counts that add up to the input."""
     calibration = source.bundle.detector.calibration
     report = tally.report()
-    show_guarantee(report)
+    show_guarantee(report, source.kind)
     return {
         "model": source.to_json(),
         "fdr": None,
@@ -197,6 +202,29 @@ def summary_of(source: LoadedModel, files: int, tally: Tally, sink: Sink) -> dic
         "guarantee": report.to_json(),
         "parts": sink.parts,
     }
+
+
+def flags_in_words(summary: Mapping[str, Any], kind: str) -> str:
+    """Return how many flags a summary has, beside what to expect if nothing were wrong.
+
+    >>> summary = {"scored": 2_000, "flagged": 31, "alpha": 0.01, "fdr": None, "rejected": 2}
+    >>> flags_in_words(summary, "tabular")
+    'If all 2,000 scored rows were normal, about 20 would be flagged; 31 are. 2 more could not be \
+scored; rejects.parquet says why.'
+    """
+    noun, scored, flagged = NOUNS[kind], summary["scored"], summary["flagged"]
+    if not scored:
+        return f"None of the {noun} could be scored; rejects.parquet says why."
+    expected = f"{scored * summary['alpha']:,.0f}"
+    text = (
+        f"If all {scored:,} scored {noun} were normal, about {expected} would be flagged; "
+        f"{flagged:,} are."
+    )
+    if summary["fdr"] is not None:
+        share = plain_number(100 * summary["fdr"])
+        text = f"Of 100 of the {flagged:,} flagged {noun}, at most about {share} are normal."
+    rejected = f" {summary['rejected']:,} more could not be scored; rejects.parquet says why."
+    return text + (rejected if summary["rejected"] else "")
 
 
 def warn_missing_group(calibration: Calibration, columns: Collection[str]) -> None:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from anomaly_vae.messages import NOUNS
 from anomaly_vae.monitoring.drift import Drift
 from anomaly_vae.monitoring.exchangeability import Report
 from pipelines import console
 
 EXPLANATIONS = {
-    "holding": "{rows:,} rows are consistent with it",
-    "unknown": "{rows:,} rows are too few to tell whether it holds",
-    "doubtful": "{rows:,} rows are not like the calibration rows, so alpha may not hold for them",
-    "broken": "{flagged:,} of {rows:,} rows are flagged; while it holds, at most "
-    "{flagged_limit:,} are",
+    "holding": "{rows:,} {noun} look like those that the threshold was set on, so no more normal "
+    "{noun} should be flagged than promised",
+    "unknown": "{rows:,} {noun} are too few to tell whether they look like those that the "
+    "threshold was set on. Nothing needs to be done; more {noun} at once tell more",
+    "doubtful": "{rows:,} {noun} do not look like those that the threshold was set on, so more or "
+    "fewer normal {noun} may be flagged than promised. To do: look at the columns that differ, if "
+    "any are listed; if one is filled in another way, mend it at its source; if the data have "
+    "changed for good, calibrate or train on newer data",
+    "broken": "{flagged:,} of {rows:,} {noun} are flagged; while it holds, at most "
+    "{flagged_limit:,} are. Either there are many more anomalies, or normal {noun} are flagged "
+    "more often than promised. To do: check a few flagged {noun} with their reasons (--explain 3); "
+    "if they are normal, find out what changed, and calibrate or train on newer data",
 }
-"""Explanation of each status of the guarantee."""
+"""What each status of the guarantee means, and what to do."""
 MAX_COLUMNS = 8
 """Maximum number of columns in the table, which lists those that drifted most."""
 MIN_PSI = 0.1
@@ -24,13 +32,17 @@ MIN_SHARE_CHANGE = 0.05
 """Change in the share of missing or unseen values from which a column is listed."""
 
 
-def show_guarantee(report: Report) -> None:
-    """Print the status of the guarantee and the columns that differ, unless there are no rows."""
+def show_guarantee(report: Report, kind: str) -> None:
+    """Print the status of the guarantee and the columns that differ, unless there are no rows.
+
+    Args:
+        report: the status.
+        kind: the kind of data, a key of `NOUNS`.
+    """
     if not report.rows:
         return
-    console.info(
-        f"guarantee {report.status}: " + EXPLANATIONS[report.status].format(**vars(report))
-    )
+    words = EXPLANATIONS[report.status].format(**vars(report), noun=NOUNS[kind])
+    console.info(f"guarantee {report.status}: {words}")
     rows = [drift for drift in report.columns or () if _stands_out(drift)]
     if rows:
         rows.sort(key=lambda drift: -(drift.psi or 0.0))

@@ -31,6 +31,7 @@ from anomaly_vae.scoring.localization import (
 )
 from anomaly_vae.scoring.modality import image_modality
 from anomaly_vae.scoring.scorer import ScoreParts
+from anomaly_vae.scoring.wording import Wording
 from pipelines import console
 from pipelines.batch.common import (
     NO_HEATMAPS,
@@ -44,6 +45,7 @@ from pipelines.batch.common import (
     summary_of,
 )
 from pipelines.batch.fdr import check_controllable, open_sink
+from pipelines.batch.highest import Highest
 from pipelines.batch.results import DICOM, HEATMAPS, SUMMARY, Sink, result_folder
 from pipelines.datasets.image_batches import Batch, read_images
 from pipelines.datasets.image_files import FRAME, ID, PATH, ImageFile, Reasons, is_dicom
@@ -93,6 +95,7 @@ def score_images(
         run.score_all(schema)
         entries = sink.finish()
         run.reasons.show()
+        run.highest.show()
         summary = summary_of(source, len(files), run.tally, sink)
         summary |= run.counts() | writer.counts | entries
         (folder / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
@@ -176,6 +179,7 @@ class _ScoringRun:
         self.explain, self.writer = explain, writer
         self.tally = Tally(source.bundle.monitor)
         self.reasons = Reasons()
+        self.highest = Highest(Wording.of(writer.encoding))
         self.in_colour = 0
         self._scored: set[int] = set()
         self._has_ids = has_ids
@@ -246,6 +250,7 @@ class _ScoringRun:
             if self.writer.enabled:
                 self.writer.write(files, frames, detections, explained)
         keys = self._keys(files, frames)
+        self.highest.add(keys, detections, explanations)
         self.sink.write(result_table(keys, detections, explanations, images=True))
         self.tally.count(detections)
 

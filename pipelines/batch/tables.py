@@ -14,6 +14,7 @@ from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.data.schema import RawBatch, RowProblem, TabularSchema
 from anomaly_vae.errors import ConfigError, DataError
 from anomaly_vae.scoring.detector import Explanation
+from anomaly_vae.scoring.wording import Wording
 from pipelines import console
 from pipelines.batch.common import (
     GROUP_COLUMNS,
@@ -30,6 +31,7 @@ from pipelines.batch.common import (
     warn_missing_group,
 )
 from pipelines.batch.fdr import check_controllable, open_sink
+from pipelines.batch.highest import Highest
 from pipelines.batch.keys import Keys, find_keys
 from pipelines.batch.results import SUMMARY, Sink, result_folder
 from pipelines.datasets.files import absent_columns, find_files, heads_by_file, read_chunks
@@ -46,6 +48,7 @@ def score_files(
     heatmaps: HeatmapOptions = NO_HEATMAPS,
     fdr: float | None = None,
     csv: Mapping[str, Any] = NO_OPTIONS,
+    show_highest: bool = True,
 ) -> dict[str, Any]:
     """Score every row of every file into a folder and return the summary.
 
@@ -57,6 +60,7 @@ def score_files(
         heatmaps: must be `NO_HEATMAPS`, as only images have heatmaps.
         fdr: false discovery rate at which to flag rows, instead of by the threshold.
         csv: keys of `CsvConfig` that differ from the training configuration.
+        show_highest: whether to print the highest scores, if they are explained.
 
     Raises:
         ConfigError: heatmaps are requested, or ``csv`` is invalid.
@@ -83,6 +87,8 @@ def score_files(
     ):
         scoring = _Scoring(source.bundle, keys, sink, explain, reading)
         scoring.score_all(files, _total_rows(files, heads))
+        if show_highest:
+            scoring.highest.show()
         entries = sink.finish()
         summary = summary_of(source, len(files), scoring.tally, sink) | entries
         summary["ignored_columns"] = list(source.bundle.scorer.schema.unknown(names))
@@ -108,7 +114,7 @@ class _Scoring:
         self.schema = cast("TabularSchema", bundle.scorer.schema)
         self.keys, self.sink, self.tally = keys, sink, Tally(bundle.monitor)
         self.explain, self.max_contributions = explain is not None, max_contributions(explain)
-        self.reading = reading
+        self.reading, self.highest = reading, Highest(Wording.of(bundle.scorer.encoding))
         self.path: Path | None = None
         self.start = self.rows_of_file = 0
 
@@ -170,6 +176,7 @@ class _Scoring:
             )
         else:
             detections = self.detector.decide(self.detector.scorer.score_encoded(x), x)
+        self.highest.add(keys, detections, explanations)
         self.sink.write(result_table(keys, detections, explanations))
         self.tally.count(detections, x, batch)
 

@@ -23,8 +23,10 @@ from anomaly_vae.images.encoding import IMAGE
 from anomaly_vae.images.heatmaps import smoothed
 from anomaly_vae.images.pixels import DecodeOptions
 from anomaly_vae.lifecycle.registry import TRAINED_RUN_TAG, Registry, Version
+from anomaly_vae.messages import plain_number
 from anomaly_vae.scoring.detector import Contribution, Explanation
 from anomaly_vae.scoring.modality import image_modality
+from anomaly_vae.scoring.wording import Wording
 from pipelines import console
 from pipelines.batch.common import HeatmapOptions
 from pipelines.batch.images import score_images
@@ -64,14 +66,20 @@ def tabular(out: Path) -> dict[str, Any]:
     config = demo_config("fraud.yaml", simulated["out"], FRAUD_OVERRIDES)
     answer, source, version = _run(config)
     console.heading("Scoring every row")
-    summary = score_files(source, [simulated["out"]], out / "scores", explain=SHOWN_CONTRIBUTIONS)
+    summary = score_files(
+        source,
+        [simulated["out"]],
+        out / "scores",
+        explain=SHOWN_CONTRIBUTIONS,
+        show_highest=False,
+    )
     registry = Registry(config.mlflow.tracking_uri)
     pictures = _plots(registry, version, out / "pictures")
     tested = FrozenTest.own(version).read(registry)
     flagged, truth = _flagged(tested, out / "scores")
     pictures += _draw_flagged(flagged, truth, out / "pictures")
     _show_transactions(answer, simulated, summary, tested)
-    _show_flagged(flagged, truth)
+    _show_flagged(flagged, truth, Wording.of(source.bundle.scorer.encoding))
     console.info(f"Pictures: {', '.join(pictures)}")
     record = '{"records": [{"TX_AMOUNT": 900, "TX_CHANNEL": "mail_order"}], "explain": 3}'
     _show_next_steps(answer, f"-H 'content-type: application/json' -d '{record}'", "fraud.yaml")
@@ -219,44 +227,42 @@ def _flagged(tested: pa.Table, scores: Path) -> tuple[list[dict[str, Any]], dict
 def _draw_flagged(
     flagged: Sequence[dict[str, Any]], truth: dict[Any, str], place: Path
 ) -> list[str]:
-    """Draw what the highest scores are made of; return the path of the picture, if any."""
+    """Draw what raises the highest scores; return the path of the picture, if any."""
     found = {
         f"payment {row[ID]} ({truth[row[ID]]}): score {row['score']:.1f} nats, "
-        f"p-value {row['p_value']:.2g}": Explanation(
-            tuple(Contribution(**part) for part in row["contributions"]), row["rest"], row["kl"]
-        )
+        f"p-value {row['p_value']:.2g}": _explanation(row)
         for row in flagged[:DRAWN_ROWS]
     }
     if not found:
         return []
     picture = place / "flagged.png"
-    plots.contributions(found).savefig(picture)
+    plots.contributions(found, complete=False).savefig(picture)
     return [str(picture)]
 
 
-def _show_flagged(flagged: Sequence[dict[str, Any]], truth: dict[Any, str]) -> None:
+def _explanation(row: dict[str, Any]) -> Explanation:
+    parts = tuple(Contribution(**part) for part in row["contributions"])
+    return Explanation(parts, row["rest"], row["kl"])
+
+
+def _show_flagged(
+    flagged: Sequence[dict[str, Any]], truth: dict[Any, str], wording: Wording
+) -> None:
     """Print the highest scores with their reasons."""
     rows = [
         (
             str(row[ID]),
-            row["score"],
-            row["p_value"],
+            plain_number(row["p_value"]),
             truth[row[ID]],
-            "\n".join(_format_contribution(one) for one in row["contributions"]),
+            "; ".join(wording.reasons(_explanation(row))),
         )
         for row in flagged[:SHOWN_ROWS]
     ]
     title = (
         f"The {len(rows)} highest scores of the {len(flagged)} payments flagged in the test "
-        f"period, each with its {SHOWN_CONTRIBUTIONS} largest contributions"
+        f"period, each with its {SHOWN_CONTRIBUTIONS} main reasons at most"
     )
-    header = ("id", "score, nats", "p-value", "truth", "observed, where expected")
-    console.table(title, header, rows)
-
-
-def _format_contribution(one: dict[str, Any]) -> str:
-    observed, expected = one["observed"] or "missing", one["expected"]
-    return f"{one['feature']} {observed}, where {expected} (+{one['nats']:.1f})"
+    console.table(title, ("id", "p-value", "truth", "what is unusual"), rows)
 
 
 def _show_next_steps(answer: dict[str, Any], body: str, example: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.config.lifecycle import PromotionConfig
+from anomaly_vae.data.times import Period
 from anomaly_vae.errors import RegistryError
 from anomaly_vae.evaluation.metrics import Evaluation, Slice
 from anomaly_vae.lifecycle.champion_history import ChampionHistory, check_reason, previous_champions
@@ -21,10 +22,13 @@ from anomaly_vae.lifecycle.registry import (
     Registry,
     Version,
 )
+from anomaly_vae.messages import NOUNS
 from anomaly_vae.renames import READING
 from pipelines import console
 from pipelines.promotion.compare import Contender, compare
+from pipelines.promotion.refusals import refusal_in_words
 from pipelines.registry.frozen_test import FrozenTest, policy_of
+from pipelines.reports.in_words import in_words
 from pipelines.reports.labelled import Labelled
 
 
@@ -57,11 +61,19 @@ class Promotion:
     champion_evaluation: Evaluation | None = None
     champion_warnings: tuple[str, ...] = ()
     """Warnings from the champion's own evaluation."""
+    kind: str = "tabular"
+    """Kind of data of the challenger."""
+    period: Period | None = None
+    """Period of the frozen test split; None if its rows have no time."""
 
     @property
     def reasons(self) -> tuple[RuleResult, ...]:
         """Rules that the challenger fails."""
         return tuple(result for result in self.rules if not result.passed)
+
+    def words(self, reason: RuleResult) -> str:
+        """Return what a failed rule means, in plain words."""
+        return refusal_in_words(reason, NOUNS[self.kind])
 
     @property
     def remedy(self) -> str | None:
@@ -87,7 +99,10 @@ class Promotion:
             "promoted": self.promoted,
             "forced": self.forced,
             "alias": CHAMPION if self.promoted else CHALLENGER,
-            "reasons": [{"why": str(r.refusal_reason), "text": r.text} for r in self.reasons],
+            "reasons": [
+                {"why": str(r.refusal_reason), "text": r.text, "words": self.words(r)}
+                for r in self.reasons
+            ],
             "rules": [asdict(result) for result in self.rules],
             "remedy": self.remedy,
             "judged_on": asdict(self.judged_on) if self.judged_on else None,
@@ -231,6 +246,8 @@ def _decide(
         challenger_evaluation=new_figures,
         champion_evaluation=old_figures,
         champion_warnings=old.report.warnings if old and old.report else (),
+        kind=new.bundle.manifest["kind"],
+        period=new.judged.period,
     )
 
 
@@ -285,8 +302,13 @@ def _bundle(registry: Registry, version: Version) -> Bundle:
     return registry.fetch(version.uri).load()
 
 
-def show(decision: Promotion) -> None:
-    """Print the decision, its rules and the periods with too many false positives."""
+def show(decision: Promotion, figures_known: bool = False) -> None:
+    """Print the decision, its rules and the periods with too many false positives.
+
+    Args:
+        decision: the decision.
+        figures_known: whether the version's figures on its own test split have been printed.
+    """
     if decision.promoted and decision.champion == decision.version:
         console.info(f"{decision.name}: version {decision.version} is already champion")
     elif decision.promoted:
@@ -296,6 +318,7 @@ def show(decision: Promotion) -> None:
         console.info(f"{decision.name}: version {decision.version} remains challenger, because")
     for reason in decision.reasons:
         console.info(f"  {reason.text}")
+        console.info(f"    In words: {decision.words(reason)}")
     if not decision.promoted:
         for warning in decision.champion_warnings:
             console.info(f"  the champion's own evaluation warned: {warning}")
@@ -305,6 +328,11 @@ def show(decision: Promotion) -> None:
             for result in decision.rules
         ]
         console.table("Rules", ("rule", "verdict", "figures"), rows)
+    own_split = decision.judged_on and decision.judged_on.version == decision.version
+    if decision.challenger_evaluation and not (figures_known and own_split):
+        period = {"period": decision.period.to_json()} if decision.period else {}
+        figures = {**decision.challenger_evaluation.to_json(), **period}
+        console.info(f"Version {decision.version}: {in_words(figures, decision.kind)}")
     if decision.remedy:
         console.info(decision.remedy)
     if decision.drifted:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from anomaly_vae.data.arrow import levels_from_arrow, numbers_from_arrow
 from anomaly_vae.data.converters import Levels, as_levels
 from anomaly_vae.data.schema import RawBatch
-from anomaly_vae.data.splitting import DAY, thin_by_ratio
+from anomaly_vae.data.splitting import thin_by_ratio
+from anomaly_vae.data.times import Period
 from anomaly_vae.data.type_inference import read_times
 from anomaly_vae.errors import DataError
 from anomaly_vae.evaluation.metrics import DEFAULT_TOP, Evaluation, Slice, evaluate, time_slices
@@ -76,13 +77,6 @@ class Labelled:
         group = group_codes(table, group)
         return cls(table, anomaly, unlabelled, group, seconds, batch, typical, files)
 
-    @property
-    def days(self) -> float | None:
-        """Period that the rows cover, in days and at least 1; None if rows have no time."""
-        if self.seconds is None or np.isnan(self.seconds).all():
-            return None
-        return max(float(np.nanmax(self.seconds) - np.nanmin(self.seconds)) / DAY, 1.0)
-
     def units(self, rows: Mask) -> NDArray[np.int32] | None:
         """Return the exchangeable unit of each of these rows (N,); None if each row is one."""
         return None if self.group is None else self.group[rows]
@@ -115,6 +109,12 @@ class Judged:
         """Mask (N,) of the rows that have a score and a label and represent traffic."""
         known = self.scored & ~self.labelled.unlabelled
         return known if self.labelled.typical is None else known & self.labelled.typical
+
+    @property
+    def period(self) -> Period | None:
+        """Period of the `known` rows; None if they have no time."""
+        seconds = self.labelled.seconds
+        return Period.of(None if seconds is None else seconds[self.known])
 
     @cached_property
     def levels(self) -> dict[str, Levels]:

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from typing import Any
 
 from anomaly_vae.data.converters import slice_name
 from anomaly_vae.data.encoding import pooled_notes
+from anomaly_vae.messages import NOUNS, plain_number
 from anomaly_vae.scoring.modality import modality
+from anomaly_vae.scoring.wording import Wording
 from pipelines import console
 from pipelines.registry.model_uri import LoadedModel
+from pipelines.reports.in_words import in_words
 
 MAX_ROWS = 60
 """Maximum number of rows in a table of columns or slices."""
@@ -60,7 +64,10 @@ class Promise:
     assumes: str
 
 
-EXCHANGEABLE = "future normal rows are exchangeable with the calibration rows: the same source"
+EXCHANGEABLE = (
+    "future normal rows come from the same source as the calibration rows and are as varied: both "
+    "are exchangeable"
+)
 SAME_ANOMALIES = (
     "future anomalies are like those of the calibration rows, just as frequent and just as costly"
 )
@@ -161,6 +168,7 @@ def card_of(source: LoadedModel) -> Card:
     """Build the card from a model's manifest."""
     manifest, about = source.bundle.manifest, source.to_json()
     sections = (
+        _in_words(manifest),
         _model(manifest, about),
         _use(manifest),
         _data(manifest),
@@ -191,33 +199,6 @@ def figure_rows(figures: Mapping[str, Any]) -> Rows:
         for key, name in _names(figures).items()
     )
     return tuple(row for row in rows if row[1] or not row[0].startswith(OPTIONAL))
-
-
-def plain_counts(figures: Mapping[str, Any], days: float | None = None) -> tuple[str, ...]:
-    """Return the main figures of an evaluation as sentences with whole numbers.
-
-    Args:
-        figures: the evaluation.
-        days: the period that the rows cover; None if they have no time.
-    """
-    rows, anomalies, flagged = (figures[key] for key in ("rows", "anomalies", "flagged"))
-    found = round((figures.get("recall") or 0) * anomalies)
-    normal, false_alarms = rows - anomalies, flagged - found
-    sentences = [
-        f"{flagged:,} of {rows:,} rows are flagged, {false_alarms:,} of the {normal:,} normal rows "
-        f"among them{_frequency(false_alarms, normal, days)}."
-    ]
-    if anomalies:
-        sentences.append(f"{found:,} of the {anomalies:,} anomalies are found.")
-    if anomalies and flagged:
-        sentences.append(f"Of 100 flagged rows, about {100 * found / flagged:.0f} are anomalies.")
-    return tuple(sentences)
-
-
-def _frequency(false_alarms: int, normal: int, days: float | None) -> str:
-    if days is not None:
-        return f", about {false_alarms / days:.3g} a day"
-    return f", about {1000 * false_alarms / normal:.3g} in 1,000" if normal else ""
 
 
 OPTIONAL = ("cost", "card", "precision at", "p-values", "rejected", "unlabelled")
@@ -256,6 +237,44 @@ def format_interval(interval: Sequence[float] | None) -> str:
 # ---------------------------------------------------------------- sections
 
 
+def _in_words(manifest: Mapping[str, Any]) -> Section:
+    """Say what the model does and what to expect of it, without statistics."""
+    noun = NOUNS[manifest["kind"]]
+    trained = manifest["data"].get("splits", {}).get("train")
+    learned = f"{trained:,} {noun}" if trained else noun
+    text = [
+        f"The model learned from {learned} what is normal. It flags {noun} that do not fit, for "
+        "people to look at; a flag is a question and not a verdict."
+    ]
+    evaluation, calibration = manifest["evaluation"], manifest["calibration"]
+    if calibration is None:
+        text.append("It has no threshold yet and flags nothing; anomaly-vae calibrate chooses one.")
+    elif evaluation is None:
+        text.append("It was never evaluated, so nobody knows what it finds.")
+    if calibration is not None:
+        allowed = plain_number(1000 * calibration["alpha"])
+        text.append(
+            f"Its threshold is set so that about {allowed} of 1,000 normal {noun} are flagged; the "
+            "section on calibration says how far this is guaranteed."
+        )
+    if evaluation is not None:
+        text.append(in_words(evaluation, manifest["kind"]))
+        text += _doubts(evaluation)
+    return Section("In plain words", tuple(text))
+
+
+def _doubts(evaluation: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what to read before relying on the figures."""
+    p, warnings = evaluation.get("ks_p_value"), evaluation.get("warnings", ())
+    if p is not None and p < NON_UNIFORM:
+        yield (
+            "The normal rows of the test were not like those that the threshold was set on: the "
+            "share of flagged rows may change further. Find out what changed, and calibrate again."
+        )
+    if warnings:
+        yield f"These figures may be too good: {'; '.join(warnings)}."
+
+
 def _model(manifest: Mapping[str, Any], about: Mapping[str, Any]) -> Section:
     model, score = manifest["config"]["model"], manifest["config"]["score"]
     rows = (
@@ -289,11 +308,27 @@ def _data(manifest: Mapping[str, Any]) -> Section:
 
 
 def _columns(manifest: Mapping[str, Any]) -> Section:
-    schema = modality(manifest["kind"])[0].from_json(manifest["schema"])
-    found = [(column.name, str(column.type)) for column in schema.columns]
+    """List the columns with their usual values, which reviewers are told."""
+    schema, encoding = modality(manifest["kind"])
+    wording = Wording.of(encoding.from_json(manifest["encoding"]))
+    found = [
+        (column.name, str(column.type), wording.usual_values(column.name))
+        for column in schema.from_json(manifest["schema"]).columns
+    ]
     more = (f"And {len(found) - MAX_ROWS:,} more.",) if len(found) > MAX_ROWS else ()
     pooled = tuple(map(_sentence, pooled_notes(manifest)[:MAX_ROWS]))
-    return Section("Columns", more + pooled, Table(("name", "type"), tuple(found[:MAX_ROWS])))
+    table = Table(("name", "type", "usual values"), tuple(found[:MAX_ROWS]))
+    return Section("Columns", (*_usual_note(found), *more, *pooled), table)
+
+
+def _usual_note(columns: Sequence[tuple[str, str, str]]) -> Iterator[str]:
+    """Explain the usual values with an example, if those of a column of numbers are known."""
+    numbers = ((name, usual) for name, kind, usual in columns if usual and kind == "numeric")
+    for name, usual in islice(numbers, 1):
+        yield (
+            "Usual values are those of nine in ten training rows. Reviewers read which values of a "
+            f"flagged row are unusual, such as “{name} …, usually {usual}”."
+        )
 
 
 def _calibration(manifest: Mapping[str, Any]) -> Section:
@@ -344,7 +379,7 @@ def _evaluation(content: Mapping[str, Any] | None) -> Iterator[Section]:
         return
     source = "Measured on the test split, which was used neither for training nor calibration."
     table = Table(("figure", "value", "interval"), figure_rows(content))
-    yield Section("Figures", (source, *plain_counts(content)), table, ("ranking", "scores"))
+    yield Section("Figures", (source,), table, ("ranking", "scores"))
     if content.get("p_values"):
         yield _p_values(content)
     if content.get("slices"):
@@ -373,7 +408,8 @@ def _slices(slices: Sequence[Mapping[str, Any]]) -> Section:
     """Report the slices; those above their limit come first."""
     found = [_slice(one) for one in slices]
     above = [row for row in found if row[-1]]
-    text = f"{len(above)} of {len(found)} slices flag more normal rows than chance explains."
+    count = len(above) or "None"
+    text = f"{count} of {len(found)} slices flag more normal rows than chance explains."
     rows = tuple((*row[:-1], "above the limit" if row[-1] else "") for row in found[:MAX_ROWS])
     header = ("slice", "rows", "anomalies", "false positive rate", "limit", "recall",
               "average precision", "")  # fmt: skip
@@ -394,7 +430,8 @@ def _warnings(content: Mapping[str, Any]) -> Section:
     """Report warnings, and how well single features separate anomalies."""
     text = list(content["warnings"]) or [NO_WARNINGS]
     if twins := content.get("twins"):
-        text.append(f"{twins['rows']:,} of the test rows have a duplicate in the training data.")
+        count = f"{twins['rows']:,}" if twins["rows"] else "None"
+        text.append(f"{count} of the test rows have a duplicate in the training data.")
     rows = tuple((one["name"], one["kind"], one["auroc"]) for one in content.get("alone", ()))
     table = Table(("single feature", "kind", "AUROC"), rows) if rows else None
     return Section("What may flatter these figures", tuple(text), table)

@@ -25,13 +25,15 @@ from anomaly_vae.evaluation.metrics import DEFAULT_TOP
 from anomaly_vae.evaluation.p_values import uniformity_points
 from anomaly_vae.evaluation.report import EvaluationReport
 from anomaly_vae.evaluation.slices import column_slices
+from anomaly_vae.messages import NOUNS
 from pipelines import console
 from pipelines.batch.common import warn_missing_group
 from pipelines.datasets.labels import column_codes
 from pipelines.datasets.loading import NO_OPTIONS, load_labelled
 from pipelines.registry.model_uri import LoadedModel, open_registry
+from pipelines.reports.in_words import in_words
 from pipelines.reports.labelled import Judged, Labelled, judge
-from pipelines.reports.model_card import figure_rows, plain_counts
+from pipelines.reports.model_card import figure_rows
 
 if TYPE_CHECKING:
     from anomaly_vae.lifecycle.registry import Run
@@ -116,6 +118,7 @@ class Reporter:
             tuple(suspects),
             twins,
             (*warnings(suspects, figures.auroc), *([twin_note] if twin_note else ())),
+            judged.period,
         )
 
     def _known(self, values: NDArray[Any]) -> NDArray[Any]:
@@ -237,7 +240,7 @@ def evaluate_files(
         raise DataError(f"none of the {len(given.table)} rows has a label and can be scored{why}")
     seen = SeenRows(_same(judged.score, detector.calibration.scores), SAME_AS_CALIBRATION)
     report = Reporter(judged, ReportOptions.of(config, top)).report(seen)
-    show(report, judged.labelled.days)
+    show(report, source.kind)
     if source.version is not None:
         _record(source, judged, report)
     figures = report.figures
@@ -279,18 +282,16 @@ def log(run: Run, judged: Judged, report: EvaluationReport) -> None:
 # ---------------------------------------------------------------- on the terminal
 
 
-def show(report: EvaluationReport, days: float | None = None) -> None:
-    """Print the figures, plain counts, slices that are flagged too often, and warnings.
+def show(report: EvaluationReport, kind: str) -> None:
+    """Print the figures, the same in words, slices that are flagged too often, and warnings.
 
     Args:
         report: the report.
-        days: the period that the rows cover; None if they have no time.
+        kind: the kind of data, a key of `NOUNS`.
     """
-    figures = report.figures.to_json()
-    rows = figure_rows(figures)
-    console.table("On the test rows", ("figure", "value", "interval"), rows)
-    for sentence in plain_counts(figures, days):
-        console.info(sentence)
+    rows = figure_rows(report.figures.to_json())
+    console.table(f"On the test {NOUNS[kind]}", ("figure", "value", "interval"), rows)
+    console.info(in_words(report.to_json(), kind))
     drifted = [one for one in report.slices if one.drifted][:SHOWN_SLICES]
     if drifted:
         console.table(

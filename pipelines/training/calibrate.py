@@ -111,7 +111,7 @@ def calibrate(config: Config, model: str, data: Dataset | None = None) -> Calibr
     report = _report(judged, data, config)
     reference = _reference(trained, chosen, data)
     bundle = _with_config(trained, config).calibrated(chosen, report.to_json(), reference)
-    show(report, labelled.days)
+    show(report, config.kind)
     registry = Registry(config.mlflow.tracking_uri)
     experiment = config.mlflow.experiment or config.name
     with registry.run(experiment, "calibrate", {"model": model}) as run:

@@ -17,7 +17,7 @@ from anomaly_vae.calibration.thresholds import check_sample
 from anomaly_vae.config import Config
 from anomaly_vae.errors import DataError
 from anomaly_vae.lifecycle.registry import Registry, Run
-from anomaly_vae.messages import listed
+from anomaly_vae.messages import NOUNS, listed
 from anomaly_vae.training.fit import Fitted, Prepared, fit_bundle
 from anomaly_vae.training.trainer import Epoch, OnEpoch
 from pipelines import console
@@ -89,6 +89,11 @@ def train(config: Config, data: Dataset | None = None) -> Trained:
         folder = BUNDLES / f"{config.name}-{fitted.bundle.digest[:12]}"
         fitted.bundle.save(folder)
         _log(run, fitted, prepared)
+        rows, noun = data.assignment.counts["train"], NOUNS[config.kind]
+        console.info(
+            f"The model learned from {rows:,} {noun} what is normal. It flags nothing before it "
+            "has a threshold, which calibrate chooses."
+        )
         if data.left_out:
             run.log_params({"left_out": json.dumps(data.left_out, ensure_ascii=False)})
         uri = run.log_bundle(folder)

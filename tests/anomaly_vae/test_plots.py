@@ -195,6 +195,14 @@ def test_contributions_are_bars_that_add_up_to_the_score() -> None:
     assert "nats" in second.get_xlabel()
 
 
+def test_reviewers_see_the_bars_of_columns_that_raise_the_score() -> None:
+    reasons = Contribution("amount", 9.0, "722", 38.0), Contribution("channel", -3.0, "web", "chip")
+    found = {"one": Explanation(reasons, rest=-1.5, kl=2.0), "none": Explanation((), 4.0, 1.0)}
+    first, second = plots.contributions(found, complete=False).axes
+    assert [bar.get_width() for bar in first.patches] == [9.0]
+    assert not second.patches
+
+
 def test_a_dollar_sign_begins_no_formula() -> None:
     parts = (Contribution("$\\frac{$ in $", 1.0, "$a$", "$^$"),)
     figure = plots.contributions({"$x^$": Explanation(parts, 0.0, 0.0)})

@@ -15,6 +15,7 @@ from anomaly_vae.config import Feature
 from anomaly_vae.data.converters import Levels
 from anomaly_vae.data.encoding import (
     EXTREME,
+    Binary,
     Categorical,
     Cyclic,
     Numeric,
@@ -362,7 +363,7 @@ def test_a_day_is_spelled_by_its_name(date: str, day: str) -> None:
 
 def test_columns_come_numeric_binary_categorical() -> None:
     layout = ENCODING.layout
-    assert ENCODING.labels == ("n", "t.hour", "t.weekday", "m", "b", "c")
+    assert ENCODING.labels == ("n", "t", "m", "b", "c")
     assert (layout.n_numeric, layout.n_binary, layout.n_levels) == (6, 1, (4,))
     assert (layout.n_columns, layout.n_categorical, layout.max_levels) == (8, 1, 4)
     numeric, binary, categorical = layout.split(ENCODING.encode(TRAIN))
@@ -371,9 +372,9 @@ def test_columns_come_numeric_binary_categorical() -> None:
     assert set(np.unique(categorical)) <= {0, 1, 2, 3}
 
 
-def test_a_cycles_sine_and_cosine_belong_to_one_column() -> None:
+def test_the_cells_of_a_time_belong_to_one_column() -> None:
     nats = np.arange(8.0)[None, :]
-    np.testing.assert_array_equal(ENCODING.per_column(nats), [[0, 1 + 2, 3 + 4, 5, 6, 7]])
+    np.testing.assert_array_equal(ENCODING.per_column(nats), [[0, 1 + 2 + 3 + 4, 5, 6, 7]])
 
 
 def test_every_column_of_the_matrix_knows_its_source() -> None:
@@ -449,7 +450,7 @@ def test_everything_missing_is_nan_throughout() -> None:
     assert x.shape == (1, 8)
     assert np.isnan(x).all()
     assert ENCODING.decode(x) == [[None]] * 6
-    assert ENCODING.observed(MIXED.from_records([{}])) == [[None]] * 6
+    assert ENCODING.observed(MIXED.from_records([{}])) == [[None]] * 5
 
 
 def test_no_rows_encode_to_no_rows() -> None:
@@ -473,3 +474,84 @@ def test_a_typical_record_is_central_and_is_read_back() -> None:
     batch: RawBatch = MIXED.from_records([record])
     assert batch.problems == ()
     assert np.abs(ENCODING.encode(batch)[0, :1]).max() < 1
+
+
+# ---------------------------------------------------------------- what is usual, what is possible
+
+
+@given(columns_of_numbers, st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=10))
+def test_no_expected_number_is_beyond_the_training_values(
+    train: list[float], encoded: list[float]
+) -> None:
+    """Rounding to six digits does not lead beyond them either."""
+    column = fit_numeric(train)
+    x = np.array(encoded, np.float32)[:, None]
+    assert all(min(train) <= v <= max(train) for v in column.expected(x[:, 0], x) if v is not None)
+    assert column.limits == (min(train), max(train))
+
+
+def test_the_expected_value_of_a_constant_binary_column_is_its_value() -> None:
+    [column] = fit_one(pa.array([0] * 20), "binary").columns
+    assert isinstance(column, Binary)
+    assert column.expected(np.zeros(2), np.array([[0.2], [0.9]])) == [0.0, 0.0]
+
+
+def test_expected_times_are_joined_and_missing_ones_are_none() -> None:
+    rows = MIXED.from_records([{"t": "2024-09-08T00:02:00"}, {"t": None}])
+    x = ENCODING.encode(rows)
+    place = ENCODING.labels.index("t")
+    assert ENCODING.observed(rows)[place] == ["Sun 00:02", None]
+    assert ENCODING.expected(rows, x)[place] == ["Sun 00:02", None]
+
+
+def test_usual_numbers_are_those_of_nine_rows_in_ten() -> None:
+    column = fit_numeric(np.arange(1, 1_001))
+    assert column.usual == (50, 950)
+    assert fit_numeric([1.0, 2.0]).usual == (1.0, 2.0)
+
+
+def hours(first: int, last: int, odd: int = 0) -> NDArray[np.float64]:
+    """Return a time in each of these hours on each of 60 days, and ``odd`` times at 3 o'clock."""
+    regular = [day * DAY + (hour % 24) * HOUR for day in range(60) for hour in range(first, last)]
+    return np.array([*regular, *(day * DAY + 3 * HOUR for day in range(odd))])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "usual"),
+    [
+        (hours(11, 18), (11, 17)),
+        (hours(11, 18, odd=10), (11, 17)),
+        (hours(22, 28), (22, 3)),
+        (hours(0, 24), None),
+    ],
+)
+def test_usual_hours_are_the_fewest_that_hold_nine_rows_in_ten(
+    seconds: NDArray[np.float64], usual: tuple[int, int] | None
+) -> None:
+    assert cycles_of(seconds)["hour"].usual == usual
+
+
+def test_usual_weekdays_are_counted_from_monday() -> None:
+    days = np.arange(60 * 24) * HOUR
+    working = days[np.mod(days + 3 * DAY, 7 * DAY) < 5 * DAY]
+    assert cycles_of(working)["weekday"].usual == (0, 4)
+    assert cycles_of(days)["weekday"].usual is None
+
+
+def test_a_manifest_without_what_is_usual_is_read_and_stays_as_it_is() -> None:
+    """Bundles of earlier versions have no such keys."""
+    old = [
+        {key: value for key, value in column.items() if key not in ("limits", "usual")}
+        for column in ENCODING.to_json()
+    ]
+    encoding = TabularEncoding.from_json(old)
+    assert encoding.to_json() == old
+    rows = MIXED.from_records([{"n": 3.0, "b": 1}])
+    x = encoding.encode(rows)
+    np.testing.assert_array_equal(x, ENCODING.encode(rows))
+    assert encoding.expected(rows, x)[0] == [3.0]
+
+
+def test_what_is_usual_is_stored_in_the_manifest() -> None:
+    stored = json.loads(json.dumps(ENCODING.to_json()))
+    assert TabularEncoding.from_json(stored) == ENCODING

@@ -2,9 +2,10 @@
 
 import datetime as dt
 
+import numpy as np
 import pytest
 
-from anomaly_vae.data.times import TimeColumn, format_time, parse_time, recognise_times
+from anomaly_vae.data.times import Period, TimeColumn, format_time, parse_time, recognise_times
 
 DAY = 86_400.0
 NEW_YEAR = dt.datetime(2024, 1, 1, tzinfo=dt.UTC).timestamp()
@@ -126,3 +127,35 @@ def test_a_format_is_said() -> None:
 def test_a_time_is_written_in_the_form_that_is_read(time_format: str) -> None:
     moment = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
     assert parse_time(format_time(moment, time_format), time_format) == NEW_YEAR
+
+
+# ---------------------------------------------------------------- periods
+
+
+def period(*times: str) -> Period:
+    found = Period.of(np.array([*map(parse_time, times), np.nan]))
+    assert found
+    return found
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "text", "days"),
+    [
+        ("2018-07-24T00:00:00.7", "2018-07-30T23:59:59.9", "24 to 30 July 2018", 7.0),
+        ("2018-07-24", "2018-07-30", "24 to 30 July 2018", 7.0),
+        ("2018-06-28", "2018-07-03", "28 June to 3 July 2018", 6.0),
+        ("2018-12-28T12:00", "2019-01-03T12:00", "28 December 2018 to 3 January 2019", 6.0),
+        ("2018-07-24T08:00", "2018-07-24T20:00", "24 July 2018", 0.5),
+        ("0001-01-01", "9999-12-31", "1 January 1 to 31 December 9999", 3_652_059.0),
+    ],
+)
+def test_a_period_has_dates_and_days(first: str, last: str, text: str, days: float) -> None:
+    found = period(last, first)
+    assert str(found) == text
+    assert found.days == pytest.approx(days, abs=1e-4)
+    assert Period.from_json(found.to_json()) == found
+
+
+@pytest.mark.parametrize("seconds", [None, [np.nan, np.nan], [0.0, 1e15], [-1e15, np.nan], []])
+def test_no_time_with_a_date_is_no_period(seconds: list[float] | None) -> None:
+    assert Period.of(None if seconds is None else np.array(seconds)) is None

@@ -42,13 +42,8 @@ def assert_close(one: pa.Table, other: pa.Table) -> None:
 
 def names_of(bundle: Bundle) -> list[str]:
     """Columns of a generated table: the schema's, a time as its cycles."""
-    labels = bundle.scorer.encoding.labels
-    return [
-        label
-        for name in bundle.scorer.schema.names
-        for label in labels
-        if label == name or label.startswith(f"{name}.")
-    ]
+    parts = bundle.scorer.encoding.parts
+    return [part.label for name in bundle.scorer.schema.names for part in parts.get(name, ())]
 
 
 # ---------------------------------------------------------------- tables
@@ -91,7 +86,8 @@ def test_a_reconstruction_is_what_the_graph_expects(calibrated: Bundle, rows: Ra
     """The graph gives the probability of a one, a table the likelier of the two."""
     table, scorer = generation.reconstruct(calibrated, rows), calibrated.scorer
     expected = scorer.encoding.decode(scorer.explain(rows).expected)
-    for name, values in zip(scorer.encoding.labels, expected, strict=True):
+    labels = [column.label for column in scorer.encoding.columns]
+    for name, values in zip(labels, expected, strict=True):
         for value, truth in zip(table.column(name).to_pylist(), values, strict=True):
             if isinstance(truth, str):
                 assert value == truth

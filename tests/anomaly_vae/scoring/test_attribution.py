@@ -28,9 +28,10 @@ def reasons(scorer: Scorer, x: Matrix) -> ScoreParts:
 
 
 def numeric(scorer: Scorer) -> list[tuple[int, int]]:
-    """Return each numeric column's position among the columns and in the matrix."""
-    places = enumerate(zip(scorer.encoding.columns, scorer.encoding.starts, strict=True))
-    return [(index, start) for index, (column, start) in places if column.type == "numeric"]
+    """Return each numeric column's position among the raw columns and in the matrix."""
+    pairs = zip(scorer.encoding.columns, scorer.encoding.starts, strict=True)
+    labels = scorer.encoding.labels
+    return [(labels.index(c.name), start) for c, start in pairs if c.type == "numeric"]
 
 
 @pytest.mark.parametrize(("odd_value", "share"), [(8, 0.9), (100, 0.95), (1e4, 0.95)])

@@ -65,7 +65,7 @@ def test_tiles_change_nothing(
 def test_an_explanation_has_the_score_and_its_parts(bundle: Bundle, rows: RawBatch) -> None:
     scorer = bundle.scorer
     explained = scorer.explain(rows)
-    n, columns = len(rows), len(scorer.encoding.columns)
+    n, columns = len(rows), len(scorer.encoding.labels)
     np.testing.assert_array_equal(explained.score, scorer.score(rows))
     assert explained.nats.shape == (n, columns)
     np.testing.assert_allclose(
@@ -110,7 +110,7 @@ def test_a_single_categorical_column_without_frequent_levels_is_scored() -> None
 
 
 def test_a_cycle_is_explained_as_one_column() -> None:
-    """Sine and cosine belong to one label, so their shares are summed."""
+    """Sine and cosine belong to one column, so their shares are summed."""
     columns = (Numeric(name="a", center=0, scale=1), Numeric(name="b", center=0, scale=1, width=2))
     nats = np.array([[1.0, 2.0, 4.0], [8.0, 16.0, 32.0]])
     assert TabularEncoding(columns).per_column(nats).tolist() == [[1, 6], [8, 48]]

@@ -206,6 +206,24 @@ def test_a_reason_shows_what_was_seen_and_what_was_expected(
     assert row["is_anomaly"]
 
 
+def test_no_expected_value_is_beyond_the_training_values(
+    source: LoadedModel, table: pa.Table, tmp_path: Path, out: Path
+) -> None:
+    """Written as text, it may not leave the range by rounding."""
+    limits = {c["name"]: c["limits"] for c in source.bundle.manifest["encoding"] if "limits" in c}
+    assert len(limits) > 5
+    wild = table.slice(0, 100).set_column(
+        table.column_names.index("TX_AMOUNT"), "TX_AMOUNT", pa.array(np.linspace(-1e6, 1e6, 100))
+    )
+    score_files(source, [write(tmp_path / "t.parquet", wild)], out, "all")
+    found = [c for row in parts(out).to_pylist() for c in row["contributions"]]
+    for one in (c for c in found if c["feature"] in limits):
+        low, high = limits[one["feature"]]
+        assert low <= float(one["expected"]) <= high
+    (time,) = {c["feature"] for c in found if "TX_DATETIME" in c["feature"]}
+    assert time == "TX_DATETIME"
+
+
 # ---------------------------------------------------------------- every row counts
 
 

@@ -14,7 +14,8 @@ import pytest
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.types import Method
 from pipelines.registry.model_uri import LoadedModel
-from pipelines.reports.model_card import PROMISES, Card, Section, Table, card_of, plain_counts
+from pipelines.reports.in_words import in_words
+from pipelines.reports.model_card import PROMISES, Card, Section, Table, card_of
 from pipelines.reports.model_card_html import page, render
 from tests.support.flows import Command, World
 
@@ -173,28 +174,54 @@ def test_without_what_draws_it_a_page_is_refused_and_words_are_not(
     assert "pip install 'anomaly-vae[train]'" in answer.err
 
 
-def test_counts_are_whole_numbers_in_sentences() -> None:
-    figures = {"rows": 10_000, "anomalies": 500, "flagged": 450, "recall": 0.6}
-    assert plain_counts(figures) == (
-        "450 of 10,000 rows are flagged, 150 of the 9,500 normal rows among them, about 15.8 in "
-        "1,000.",
-        "300 of the 500 anomalies are found.",
-        "Of 100 flagged rows, about 67 are anomalies.",
-    )
-    assert plain_counts(figures, days=10)[0].endswith("about 15 a day.")
-    unlabelled = {"rows": 10, "anomalies": 0, "flagged": 0, "recall": None}
-    assert plain_counts(unlabelled) == (
-        "0 of 10 rows are flagged, 0 of the 10 normal rows among them, about 0 in 1,000.",
-    )
+def test_a_card_begins_in_plain_words(champion: World) -> None:
+    bundle = champion.calibrated.bundle
+    card = card_of(champion.source)
+    assert card.sections[0].title == "In plain words"
+    learned, threshold, figures, *_ = card.sections[0].text
+    rows = bundle.manifest["data"]["splits"]["train"]
+    assert learned.startswith(f"The model learned from {rows:,} rows what is normal.")
+    assert "about 50 of 1,000 normal rows" in threshold
+    assert figures == in_words(bundle.manifest["evaluation"])
+    assert "normal rows are flagged a day" in figures
+    assert str(champion.calibrated.report.period) in figures
+    for word in ("nats", "AUROC", "p-value", "ELBO", "exchangeable"):
+        assert word not in " ".join(card.sections[0].text)
+
+
+def test_doubts_about_the_figures_are_among_the_plain_words(champion: World) -> None:
+    evaluation = {**champion.calibrated.bundle.manifest["evaluation"], "ks_p_value": 1e-9}
+    evaluation["warnings"] = ["column 'x' alone separates anomalies"]
+    text = card_of(retold(champion.calibrated.bundle, evaluation=evaluation)).sections[0].text
+    assert "were not like those that the threshold was set on" in text[-2]
+    assert text[-1] == "These figures may be too good: column 'x' alone separates anomalies."
+
+
+def test_what_was_never_evaluated_says_so(champion: World) -> None:
+    text = card_of(LoadedModel(champion.trained.fitted.bundle)).sections[0].text
+    assert "has no threshold yet" in text[1]
+    unseen = retold(champion.calibrated.bundle, evaluation=None)
+    assert "never evaluated" in card_of(unseen).sections[0].text[1]
+
+
+def test_columns_have_their_usual_values(champion: World) -> None:
+    card = card_of(champion.source)
+    table = section(card, "Columns").table
+    assert table
+    usual = {name: values for name, _, values in table.rows}
+    assert " to " in usual["TX_AMOUNT"]
+    assert "chip" in usual["TX_CHANNEL"]
+    assert usual["TX_AMOUNT"] in section(card, "Columns").text[0]
 
 
 def test_values_that_are_no_levels_are_told(champion: World) -> None:
     bundle = champion.calibrated.bundle
     pooled = {"column": "shop", "values": 900, "kept": 64, "share": 0.25, "banded": True}
     training = {**bundle.manifest["training"], "pooled": [pooled]}
-    text = section(card_of(retold(bundle, training=training)), "Columns").text
-    assert text == (
+    usual, *text = section(card_of(retold(bundle, training=training)), "Columns").text
+    assert usual.startswith("Usual values are")
+    assert tuple(text) == (
         "Column 'shop': 64 of 900 values are kept as levels; the others, in 25.0% of the training "
         "rows, are told apart only by how often training saw them.",
     )
-    assert section(card_of(retold(bundle)), "Columns").text == ()
+    assert section(card_of(retold(bundle)), "Columns").text == (usual,)

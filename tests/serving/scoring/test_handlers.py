@@ -51,7 +51,7 @@ def test_a_wide_request_goes_to_a_thread_however_few_its_records(
     client, served, on_threads, monkeypatch
 ):
     """What holds up the event loop is records times columns, and more where they are explained."""
-    columns, found = len(served.detector.scorer.encoding.columns), []
+    columns, found = len(served.detector.scorer.encoding.labels), []
     monkeypatch.setattr(handlers, "INLINE_VALUES", 30 * columns)
     for records, explain in ((30, 0), (31, 0), (1, 3), (10, 3), (10, "all")):
         score(client, [{"TX_AMOUNT": None}] * records, explain=explain)
