@@ -143,11 +143,21 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def calibrate(config: ConfigPath, model: ModelURI, overrides: Overrides = None) -> None:
+def calibrate(
+    config: ConfigPath,
+    model: ModelURI,
+    overrides: Overrides = None,
+    no_alias: Annotated[
+        bool,
+        typer.Option("--no-alias", help="register the version, but leave challenger where it is"),
+    ] = False,
+) -> None:
     """Choose the threshold, evaluate the test split and register the model as challenger."""
+    from anomaly_vae.lifecycle.registry import CHALLENGER
     from pipelines.training.calibrate import calibrate as run_calibrate
 
-    console.result(run_calibrate(_config(config, overrides), model).result())
+    alias = None if no_alias else CHALLENGER
+    console.result(run_calibrate(_config(config, overrides), model, alias=alias).result())
 
 
 @app.command()
