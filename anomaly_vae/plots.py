@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -14,6 +15,7 @@ from anomaly_vae.evaluation.metrics import Evaluation
 from anomaly_vae.evaluation.p_values import UniformityPoint
 from anomaly_vae.evaluation.report import EvaluationReport
 from anomaly_vae.evaluation.slices import ColumnSlice
+from anomaly_vae.evaluation.what_if import WhatIf
 from anomaly_vae.images.encoding import ImageEncoding
 from anomaly_vae.scoring.detector import Detector, Explanation
 from anomaly_vae.scoring.scorer import ScoreParts
@@ -153,6 +155,64 @@ def slices(found: Sequence[ColumnSlice], alpha: float) -> Figure:
     axes.set(xlabel=f"false positive rate (dotted: alpha = {alpha:g}; bar: the limit of chance)")
     axes.set_xlim(left=0)
     return figure
+
+
+def what_if(rows: Sequence[WhatIf], entity: str | None = None) -> Figure:
+    """Draw alerts, precision and recall, and cost by alpha, each with its interval.
+
+    Args:
+        rows: what each alpha comes to, in ascending order.
+        entity: name of the entities that are counted by day.
+    """
+    per_day = any(row.alerts_per_day is not None for row in rows)
+    cost = "cost_per_day" if any(row.cost_per_day is not None for row in rows) else "cost_per_1000"
+    alerts = {"alerts_per_day": "rows", "entities_per_day": f"distinct {entity}"}
+    panels: list[tuple[str, dict[str, str]]] = [
+        ("alerts a day", alerts) if per_day else
+        ("alerts in 1,000 rows", {"alerts_per_1000": "rows"}),
+        ("share", {"precision": "precision (of flags, anomalies)",
+                   "recall": "recall (of anomalies, found)"}),
+        ("cost a day" if cost == "cost_per_day" else "cost per 1,000 rows", {cost: "cost"}),
+    ]  # fmt: skip
+    drawn = [panel for panel in panels if any(_known(rows, key) for key in panel[1])]
+    figure = Figure((7.0, 0.5 + 2.9 * len(drawn)), layout="constrained")
+    for axes, (label, series) in zip(
+        figure.subplots(len(drawn), 1, sharex=True, squeeze=False)[:, 0], drawn, strict=True
+    ):
+        for (key, name), colour in zip(series.items(), (BLUE, ORANGE), strict=False):
+            _with_band(axes, _known(rows, key), key, plain(name), colour)
+        now = next(row.alpha for row in rows if row.current)
+        axes.axvline(now, color="black", linewidth=1.0, linestyle=":", label=f"now: {now:.3g}")
+        axes.set(xscale="log", ylabel=label)
+        axes.grid(color="#e5e5e5", linewidth=0.6)
+        axes.legend(frameon=False, fontsize=9)
+    figure.axes[0].set_yscale("symlog", linthresh=1)
+    bands = "where 95 of 100 future days lie" if per_day else "95% intervals"
+    figure.axes[-1].set_xlabel(f"alpha (bands: {bands})")
+    return figure
+
+
+def _known(rows: Sequence[WhatIf], key: str) -> list[WhatIf]:
+    return [row for row in rows if getattr(row, key) is not None]
+
+
+def _with_band(axes: Any, rows: Sequence[WhatIf], key: str, name: str, colour: str) -> None:
+    """Draw a figure by alpha, and a band of its intervals where there are some."""
+    if not rows:
+        return
+    alpha = [row.alpha for row in rows]
+    axes.plot(
+        alpha, [getattr(row, key) for row in rows], "o-", color=colour, linewidth=1.4,
+        markersize=4, label=name,
+    )  # fmt: skip
+    ends = [
+        (row.alpha, *interval)
+        for row in rows
+        if (interval := getattr(row, f"{key}_day_interval", None)
+            or getattr(row, f"{key}_interval"))
+    ]  # fmt: skip
+    if ends:
+        axes.fill_between(*zip(*ends, strict=True), color=colour, alpha=0.18, linewidth=0)
 
 
 def reconstructions(

@@ -27,7 +27,9 @@ WEEK = 7
 CONFIDENCE = 0.95
 """Probability that an interval holds the number of alerts of a future day."""
 OFFSET = 3 / 8
-"""Constant of Anscombe's transformation, to which the variance is most stable."""
+"""Constant of Anscombe's transformations, by which the variance hardly depends on the mean."""
+HALF = 0.5
+"""Number of rows by which an interval of whole numbers of rows is wider (Yates 1934)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +116,36 @@ def future_sum(sums: ArrayLike, confidence: float = CONFIDENCE) -> tuple[float, 
         return None
     low, high = _further(values, float(values.std(ddof=1)), confidence)
     return max(0.0, low), high
+
+
+def future_share(
+    hits: ArrayLike, totals: ArrayLike, confidence: float = CONFIDENCE
+) -> tuple[float, float] | None:
+    """Return the interval of a share on a future day, such as precision; None without two days.
+
+    Shares are transformed by arcsin √((hits + 3/8) / (total + 3/4)), after which the variance due
+    to chance is about 1 / (4 total + 2) (Anscombe 1948). Days vary by at least that.
+
+    Args:
+        hits: (D,) number of hits on each day.
+        totals: (D,) number of rows on each day; days without any are left out.
+        confidence: probability that the future share lies within the interval.
+
+    >>> low, high = future_share([3, 5, 2, 4, 4, 6], [10, 10, 8, 9, 11, 12])
+    >>> round(low, 2), round(high, 2)
+    (0.0, 0.88)
+    """
+    x, n = np.asarray(hits, np.float64), np.asarray(totals, np.float64)
+    x, n = x[n > 0], n[n > 0]
+    if len(n) < MIN_DAYS:
+        return None
+    angles = np.arcsin(np.sqrt((x + OFFSET) / (n + 2 * OFFSET)))
+    chance = math.sqrt((1 / (4 * n + 2)).mean())
+    low, high = _further(angles, max(float(angles.std(ddof=1)), chance), confidence)
+    mean = float(n.mean())
+    fewest = math.sin(max(low, 0.0)) ** 2 * (mean + 2 * OFFSET) - OFFSET - HALF
+    most = math.sin(min(high, math.pi / 2)) ** 2 * (mean + 2 * OFFSET) - OFFSET + HALF
+    return max(0.0, fewest / mean), min(1.0, most / mean)
 
 
 def _further(values: Floats, deviation: float, confidence: float) -> tuple[float, float]:

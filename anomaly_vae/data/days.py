@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -49,6 +49,10 @@ class Days:
 
     def __len__(self) -> int:
         return len(self.dates)
+
+    def take(self, rows: Mask) -> Days:
+        """Return the days with some of their rows, those in a mask (N,)."""
+        return replace(self, index=self.index[rows])
 
     def counts(self, rows: Mask, entity: NDArray[np.int32] | None = None) -> Integers:
         """Return the number (D,) of rows in a mask (N,), or of their entities, on each day.
