@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
 from anomaly_vae.data.encoding import TabularEncoding
@@ -164,32 +165,43 @@ def what_if(rows: Sequence[WhatIf], entity: str | None = None) -> Figure:
         rows: what each alpha comes to, in ascending order.
         entity: name of the entities that are counted by day.
     """
-    per_day = any(row.alerts_per_day is not None for row in rows)
-    cost = "cost_per_day" if any(row.cost_per_day is not None for row in rows) else "cost_per_1000"
-    alerts = {"alerts_per_day": "rows", "entities_per_day": f"distinct {entity}"}
-    panels: list[tuple[str, dict[str, str]]] = [
-        ("alerts a day", alerts) if per_day else
-        ("alerts in 1,000 rows", {"alerts_per_1000": "rows"}),
-        ("share", {"precision": "precision (of flags, anomalies)",
-                   "recall": "recall (of anomalies, found)"}),
-        ("cost a day" if cost == "cost_per_day" else "cost per 1,000 rows", {cost: "cost"}),
-    ]  # fmt: skip
-    drawn = [panel for panel in panels if any(_known(rows, key) for key in panel[1])]
-    figure = Figure((7.0, 0.5 + 2.9 * len(drawn)), layout="constrained")
-    for axes, (label, series) in zip(
-        figure.subplots(len(drawn), 1, sharex=True, squeeze=False)[:, 0], drawn, strict=True
-    ):
+    drawn = [
+        (label, series)
+        for label, series in _panels(rows, entity).items()
+        if any(_known(rows, key) for key in series)
+    ]
+    figure = Figure((7.0, 0.6 + 2.9 * len(drawn)), layout="constrained")
+    panels = figure.subplots(len(drawn), 1, sharex=True, squeeze=False)[:, 0]
+    now = next(row.alpha for row in rows if row.current)
+    for axes, (label, series) in zip(panels, drawn, strict=True):
         for (key, name), colour in zip(series.items(), (BLUE, ORANGE), strict=False):
             _with_band(axes, _known(rows, key), key, plain(name), colour)
-        now = next(row.alpha for row in rows if row.current)
         axes.axvline(now, color="black", linewidth=1.0, linestyle=":", label=f"now: {now:.3g}")
         axes.set(xscale="log", ylabel=label)
         axes.grid(color="#e5e5e5", linewidth=0.6)
-        axes.legend(frameon=False, fontsize=9)
-    figure.axes[0].set_yscale("symlog", linthresh=1)
+        axes.legend(frameon=False, fontsize=10)
+    panels[0].set_yscale("symlog", linthresh=1)
+    panels[0].set_ylim(bottom=0)
+    panels[0].yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    usual = [row.alpha for row in rows if row.alpha != now or len(rows) == 1]
+    panels[-1].set_xticks(usual, [f"{alpha:g}" for alpha in usual])
+    panels[-1].xaxis.set_minor_locator(NullLocator())
+    per_day = _known(rows, "alerts_per_day")
     bands = "where 95 of 100 future days lie" if per_day else "95% intervals"
-    figure.axes[-1].set_xlabel(f"alpha (bands: {bands})")
+    panels[-1].set_xlabel(f"alpha (bands: {bands})")
     return figure
+
+
+def _panels(rows: Sequence[WhatIf], entity: str | None) -> dict[str, dict[str, str]]:
+    """Return the figures of each panel and their names, by the label of the panel."""
+    alerts = {"alerts in 1,000 rows": {"alerts_per_1000": "rows"}}
+    if _known(rows, "alerts_per_day"):
+        alerts = {"alerts a day": {"alerts_per_day": "rows", "entities_per_day": f"{entity}"}}
+    by_day = _known(rows, "cost_per_day")
+    cost = {"cost a day": "cost_per_day"} if by_day else {"cost per 1,000 rows": "cost_per_1000"}
+    rates = {"precision": "precision: share of flags that are anomalies",
+             "recall": "recall: share of anomalies that are flagged"}  # fmt: skip
+    return {**alerts, "share": rates, **{label: {key: "cost"} for label, key in cost.items()}}
 
 
 def _known(rows: Sequence[WhatIf], key: str) -> list[WhatIf]:

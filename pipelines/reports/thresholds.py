@@ -19,6 +19,7 @@ from anomaly_vae.data.arrow import numbers_from_arrow
 from anomaly_vae.data.days import Days, complete_days
 from anomaly_vae.data.splitting import DAY
 from anomaly_vae.errors import CalibrationError, ConfigError, DataError
+from anomaly_vae.evaluation.leakage import Duplicates
 from anomaly_vae.evaluation.what_if import (
     ALPHAS,
     Observed,
@@ -35,6 +36,7 @@ from pipelines.datasets.labels import column_codes
 from pipelines.datasets.loading import load_labelled
 from pipelines.registry.model_uri import LoadedModel
 from pipelines.reports.labelled import Judged, Labelled, judge
+from pipelines.reports.report import SAME_AS_CALIBRATION, equal_scores
 
 KEPT_KEYS = ("group_by", "trim_scores", "density_ratio")
 """Keys of the calibration that stay when another alpha is chosen."""
@@ -154,9 +156,9 @@ class Trial:
                 "add --data PATH --label COLUMN"
             )
         elif self.label is None:
-            yield "precision and recall: name the column of the labels with --label"
+            yield "precision, recall and cost: name the column of the labels with --label"
         elif not observed.anomaly.any():
-            yield "precision and recall: no row is a known anomaly"
+            yield "precision, recall and cost: no row is a known anomaly"
         if observed and observed.costs is None:
             yield "cost: the model was calibrated without costs (calibration.method: cost)"
 
@@ -247,6 +249,7 @@ def _observe(source: LoadedModel, question: Question) -> Trial:
     if not scored.any():
         why = f": {judged.problem}" if judged.problem else ""
         raise DataError(f"none of the {len(table)} rows can be scored{why}")
+    _warn_of_calibration_rows(judged)
     days = _days(judged, recorded["calibration"].get("time_zone"))
     _check_days(days, question)
     entity = entity if entity in table.column_names and days is not None else None
@@ -260,6 +263,14 @@ def _observe(source: LoadedModel, question: Question) -> Trial:
         *_amounts(costs, judged),
     )
     return Trial(source, observed, entity, int((~scored).sum()), question.label)
+
+
+def _warn_of_calibration_rows(judged: Judged) -> None:
+    score, anomaly = judged.detections.score, judged.labelled.anomaly[judged.scored]
+    same = equal_scores(score, judged.detector.calibration.scores)
+    seen = Duplicates.from_mask(same, anomaly, score)
+    if warning := seen.warning(len(score), SAME_AS_CALIBRATION):
+        console.info(f"Warning: {warning}")
 
 
 def _costs(recorded: Mapping[str, Any]) -> CostConfig | None:
@@ -324,23 +335,29 @@ def _amounts(
 
 
 def _show(trial: Trial, rows: Sequence[WhatIf], unknown: Sequence[str]) -> None:
-    words = {"entity": trial.entity, "rows": "rows" if trial.observed else "normal rows"}
-    known = [key for key in COLUMNS if any(getattr(row, key) is not None for row in rows)]
-    shown = [key for key in known if PER_DAY.get(key) not in known]
-    header = ("alpha", "threshold", *(COLUMNS[key].format(**words) for key in shown))
+    headings = _headings(trial, rows)
     cells = [
-        (_alpha(row), row.threshold, *(_with_interval(row, key) for key in shown)) for row in rows
+        (_alpha(row), row.threshold, *(_with_interval(row, key) for key in headings))
+        for row in rows
     ]
-    console.table("If alpha were", header, cells)
+    console.table("If alpha were", ("alpha", "threshold", *headings.values()), cells)
     if (days := trial.days) is not None and len(days) >= MIN_DAYS:
         console.info(
             f"Means of {len(days)} complete days; in brackets where 95 of 100 future days lie, if "
-            f"they are like these. {days.left_out} incomplete days left out."
+            f"they are like these. Incomplete days left out: {days.left_out}."
         )
     if trial.rejected:
         console.info(f"{trial.rejected:,} rows could not be scored and are not counted.")
     for text in unknown:
         console.info(f"Not known: {text}")
+
+
+def _headings(trial: Trial, rows: Sequence[WhatIf]) -> dict[str, str]:
+    """Return the heading of each figure that is known, without those that another replaces."""
+    words = {"entity": trial.entity, "rows": "rows" if trial.observed else "normal rows"}
+    known = [key for key in COLUMNS if any(getattr(row, key) is not None for row in rows)]
+    shown = (key for key in known if PER_DAY.get(key) not in known)
+    return {key: COLUMNS[key].format(**words) for key in shown}
 
 
 def _alpha(row: WhatIf) -> str:
@@ -408,7 +425,5 @@ def _own_keys(recorded: Mapping[str, Any]) -> dict[str, Any]:
 
 def _expectations(row: WhatIf, trial: Trial) -> Iterator[str]:
     """Yield what is expected at an alpha, one comment a line."""
-    names = {"alerts_per_day": "alerts a day", "entities_per_day": f"{trial.entity} a day"}
-    for key in ("alerts_per_day", "entities_per_day", "precision", "recall"):
-        if getattr(row, key) is not None:
-            yield f"expected {names.get(key, key)}: {_with_interval(row, key)}"
+    for key, heading in _headings(trial, [row]).items():
+        yield f"expected {heading}: {_with_interval(row, key)}"
