@@ -67,7 +67,7 @@ def _daily_figures(sample: CalibrationSample, threshold: float) -> dict[str, Any
         return {}
     few = "; less than a week does not show how weekdays differ" if len(counts) < WEEK else ""
     note = (
-        f"about {counts.mean():.4g} alerts a day ({traffic.alert}); {interval[0]:g} to "
+        f"about {counts.mean():.3g} alerts a day ({traffic.alert}); {interval[0]:g} to "
         f"{interval[1]:g} on 95 of 100 future days, if they are like the {len(counts)} complete "
         f"days of the calibration period{few}"
     )

@@ -39,8 +39,8 @@ class CalibrationConfig(Section):
     per_1000: float | None = Field(None, gt=0, lt=1000)
     """For `budget`: highest expected number of alerts per 1,000 rows; null: no such limit."""
     per_day: float | None = Field(None, gt=0)
-    """For `budget`: highest expected number of alerts per day, at the rate at which calibration
-    rows arrive; null: no such limit."""
+    """For `budget`: highest expected number of alerts per day, as counted on the complete days of
+    the calibration split; null: no such limit."""
     entity: str | None = None
     """For `budget` with `per_day`: column of which each value counts as one alert a day, such as a
     customer, for tables only; null: rows count."""
