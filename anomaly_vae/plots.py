@@ -16,7 +16,7 @@ from anomaly_vae.evaluation.metrics import Evaluation
 from anomaly_vae.evaluation.p_values import UniformityPoint
 from anomaly_vae.evaluation.report import EvaluationReport
 from anomaly_vae.evaluation.slices import ColumnSlice
-from anomaly_vae.evaluation.what_if import WhatIf
+from anomaly_vae.evaluation.what_if import ALPHAS, WhatIf
 from anomaly_vae.images.encoding import ImageEncoding
 from anomaly_vae.scoring.detector import Detector, Explanation
 from anomaly_vae.scoring.scorer import ScoreParts
@@ -183,7 +183,7 @@ def what_if(rows: Sequence[WhatIf], entity: str | None = None) -> Figure:
     panels[0].set_yscale("symlog", linthresh=1)
     panels[0].set_ylim(bottom=0)
     panels[0].yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-    usual = [row.alpha for row in rows if row.alpha != now or len(rows) == 1]
+    usual = [row.alpha for row in rows if row.alpha in ALPHAS] or [now]
     panels[-1].set_xticks(usual, [f"{alpha:g}" for alpha in usual])
     panels[-1].xaxis.set_minor_locator(NullLocator())
     per_day = _known(rows, "alerts_per_day")

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from anomaly_vae.artifacts.bundle import Bundle
+from anomaly_vae.artifacts.bundle import Bundle, load_bundle
 from anomaly_vae.calibration.conformal import calibrate as conformal
 from anomaly_vae.config import Config, validate_config
 from anomaly_vae.errors import CalibrationError, ConfigError, DataError, NotCalibratedError
@@ -51,7 +51,7 @@ def test_the_table_is_complete_and_nothing_is_registered(
         low, high = row["entities_per_day_interval"]
         assert low <= row["entities_per_day"] <= row["alerts_per_day"]
         assert row["entities_per_day"] <= high
-        assert None not in (row["precision"], row["recall"], row["precision_day_interval"])
+        assert None not in (row["precision"], row["recall"], row["recall_day_interval"])
     assert "CUSTOMER_ID a day" in answer.err
     assert "on 95 of 100" in answer.err or "where 95 of 100 future days lie" in answer.err
     assert f"Picture: {tmp_path / 't.png'}" in answer.err
@@ -215,3 +215,15 @@ def test_an_alpha_beyond_0_and_1_is_wrong_usage(champion: World, command: Comman
     answer = command("thresholds", "--model", "models:/fraud@champion", "--choose", "1.5")
     assert (answer.code, answer.out) == (2, "")
     assert "--choose 1.5 must lie between 0 and 1" in answer.err
+
+
+@pytest.mark.parametrize("version", ["format-1", "format-2"])
+@pytest.mark.parametrize("kind", ["table", "image"])
+def test_bundles_of_older_formats_are_told_of(
+    fixtures: Path, tmp_path: Path, version: str, kind: str
+) -> None:
+    source = LoadedModel(load_bundle(fixtures / version / kind))
+    found = thresholds(source, Question(choose=0.2), tmp_path / "t.png")
+    own = next(row for row in found["thresholds"] if row["current"])
+    assert own["threshold"] == source.bundle.detector.calibration.threshold
+    assert "alpha: 0.2" in found["configuration"]
