@@ -170,7 +170,7 @@ def what_if(rows: Sequence[WhatIf], entity: str | None = None) -> Figure:
         for label, series in _panels(rows, entity).items()
         if any(_known(rows, key) for key in series)
     ]
-    figure = Figure((7.0, 0.6 + 2.9 * len(drawn)), layout="constrained")
+    figure = Figure((7.0, 0.6 + 3.2 * len(drawn)), layout="constrained")
     panels = figure.subplots(len(drawn), 1, sharex=True, squeeze=False)[:, 0]
     now = next(row.alpha for row in rows if row.current)
     for axes, (label, series) in zip(panels, drawn, strict=True):
@@ -179,9 +179,12 @@ def what_if(rows: Sequence[WhatIf], entity: str | None = None) -> Figure:
         axes.axvline(now, color="black", linewidth=1.0, linestyle=":", label=f"now: {now:.3g}")
         axes.set(xscale="log", ylabel=label)
         axes.grid(color="#e5e5e5", linewidth=0.6)
-        axes.legend(frameon=False, fontsize=10)
-    panels[0].set_yscale("symlog", linthresh=1)
-    panels[0].set_ylim(bottom=0)
+        axes.legend(frameon=False, fontsize=9, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
+    if panels[0].dataLim.y0 >= 1:
+        panels[0].set_yscale("log")
+    else:  # there is room for zero
+        panels[0].set_yscale("symlog", linthresh=1)
+        panels[0].set_ylim(bottom=0)
     panels[0].yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     usual = [row.alpha for row in rows if row.alpha in ALPHAS] or [now]
     panels[-1].set_xticks(usual, [f"{alpha:g}" for alpha in usual])

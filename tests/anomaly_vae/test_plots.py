@@ -220,8 +220,4 @@ def test_what_if_draws_a_panel_for_all_that_is_known() -> None:
     assert figure.axes[0].get_ylim()[0] == 0
     ticks = [text.get_text() for text in figure.axes[-1].get_xticklabels()]
     assert ticks == ["0.001", "0.01", "0.1"]
-        "0.001",
-        "0.01",
-        "0.1",
-    ]
     figure.canvas.draw()
