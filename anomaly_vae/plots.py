@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
 from anomaly_vae.data.encoding import TabularEncoding
@@ -14,6 +16,7 @@ from anomaly_vae.evaluation.metrics import Evaluation
 from anomaly_vae.evaluation.p_values import UniformityPoint
 from anomaly_vae.evaluation.report import EvaluationReport
 from anomaly_vae.evaluation.slices import ColumnSlice
+from anomaly_vae.evaluation.what_if import ALPHAS, WhatIf
 from anomaly_vae.images.encoding import ImageEncoding
 from anomaly_vae.scoring.detector import Detector, Explanation
 from anomaly_vae.scoring.scorer import ScoreParts
@@ -153,6 +156,78 @@ def slices(found: Sequence[ColumnSlice], alpha: float) -> Figure:
     axes.set(xlabel=f"false positive rate (dotted: alpha = {alpha:g}; bar: the limit of chance)")
     axes.set_xlim(left=0)
     return figure
+
+
+def what_if(rows: Sequence[WhatIf], entity: str | None = None) -> Figure:
+    """Draw alerts, precision and recall, and cost by alpha, each with its interval.
+
+    Args:
+        rows: what each alpha comes to, in ascending order.
+        entity: name of the entities that are counted by day.
+    """
+    drawn = [
+        (label, series)
+        for label, series in _panels(rows, entity).items()
+        if any(_known(rows, key) for key in series)
+    ]
+    figure = Figure((7.0, 0.6 + 3.2 * len(drawn)), layout="constrained")
+    panels = figure.subplots(len(drawn), 1, sharex=True, squeeze=False)[:, 0]
+    now = next(row.alpha for row in rows if row.current)
+    for axes, (label, series) in zip(panels, drawn, strict=True):
+        for (key, name), colour in zip(series.items(), (BLUE, ORANGE), strict=False):
+            _with_band(axes, _known(rows, key), key, plain(name), colour)
+        axes.axvline(now, color="black", linewidth=1.0, linestyle=":", label=f"now: {now:.3g}")
+        axes.set(xscale="log", ylabel=label)
+        axes.grid(color="#e5e5e5", linewidth=0.6)
+        axes.legend(frameon=False, fontsize=9, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
+    if panels[0].dataLim.y0 >= 1:
+        panels[0].set_yscale("log")
+    else:  # there is room for zero
+        panels[0].set_yscale("symlog", linthresh=1)
+        panels[0].set_ylim(bottom=0)
+    panels[0].yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    usual = [row.alpha for row in rows if row.alpha in ALPHAS] or [now]
+    panels[-1].set_xticks(usual, [f"{alpha:g}" for alpha in usual])
+    panels[-1].xaxis.set_minor_locator(NullLocator())
+    per_day = _known(rows, "alerts_per_day")
+    bands = "where 95 of 100 future days lie" if per_day else "95% intervals"
+    panels[-1].set_xlabel(f"alpha (bands: {bands})")
+    return figure
+
+
+def _panels(rows: Sequence[WhatIf], entity: str | None) -> dict[str, dict[str, str]]:
+    """Return the figures of each panel and their names, by the label of the panel."""
+    alerts = {"alerts in 1,000 rows": {"alerts_per_1000": "rows"}}
+    if _known(rows, "alerts_per_day"):
+        alerts = {"alerts a day": {"alerts_per_day": "rows", "entities_per_day": f"{entity}"}}
+    by_day = _known(rows, "cost_per_day")
+    cost = {"cost a day": "cost_per_day"} if by_day else {"cost per 1,000 rows": "cost_per_1000"}
+    rates = {"precision": "precision: share of flags that are anomalies",
+             "recall": "recall: share of anomalies that are flagged"}  # fmt: skip
+    return {**alerts, "share": rates, **{label: {key: "cost"} for label, key in cost.items()}}
+
+
+def _known(rows: Sequence[WhatIf], key: str) -> list[WhatIf]:
+    return [row for row in rows if getattr(row, key) is not None]
+
+
+def _with_band(axes: Any, rows: Sequence[WhatIf], key: str, name: str, colour: str) -> None:
+    """Draw a figure by alpha, and a band of its intervals where there are some."""
+    if not rows:
+        return
+    alpha = [row.alpha for row in rows]
+    axes.plot(
+        alpha, [getattr(row, key) for row in rows], "o-", color=colour, linewidth=1.4,
+        markersize=4, label=name,
+    )  # fmt: skip
+    ends = [
+        (row.alpha, *interval)
+        for row in rows
+        if (interval := getattr(row, f"{key}_day_interval", None)
+            or getattr(row, f"{key}_interval"))
+    ]  # fmt: skip
+    if ends:
+        axes.fill_between(*zip(*ends, strict=True), color=colour, alpha=0.18, linewidth=0)
 
 
 def reconstructions(

@@ -144,11 +144,21 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def calibrate(config: ConfigPath, model: ModelURI, overrides: Overrides = None) -> None:
+def calibrate(
+    config: ConfigPath,
+    model: ModelURI,
+    overrides: Overrides = None,
+    no_alias: Annotated[
+        bool,
+        typer.Option("--no-alias", help="register the version, but leave challenger where it is"),
+    ] = False,
+) -> None:
     """Choose the threshold, evaluate the test split and register the model as challenger."""
+    from anomaly_vae.lifecycle.registry import CHALLENGER
     from pipelines.training.calibrate import calibrate as run_calibrate
 
-    console.result(run_calibrate(_config(config, overrides), model).result())
+    alias = None if no_alias else CHALLENGER
+    console.result(run_calibrate(_config(config, overrides), model, alias=alias).result())
 
 
 @app.command()
@@ -174,6 +184,47 @@ def evaluate(
     source = _open_model(model)
     answer = evaluate_files(source, data, label, positive, top, _csv_options(csv))
     console.result({"model": source.to_json(), **answer})
+
+
+@app.command()
+def thresholds(
+    model: ModelURI,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH", help="rows to count on; default: what the model recorded"),
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="column with the labels")
+    ] = None,
+    positive: Annotated[str, typer.Option(help="label that means anomaly")] = "1",
+    per_day: Annotated[
+        bool, typer.Option("--per-day", help="list the alerts of each day, too")
+    ] = False,
+    entity: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="column of which each value counts once a day, such as a customer; default: that "
+            "of the configuration",
+        ),
+    ] = None,
+    choose: Annotated[
+        float | None,
+        typer.Option(metavar="ALPHA", help="print the lines of the configuration for this alpha"),
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="picture to write")] = Path(
+        "thresholds.png"
+    ),
+    csv: CsvOptions = None,
+) -> None:
+    """Show what other thresholds would come to: alerts a day, precision, recall and cost."""
+    from pipelines.reports import thresholds as flow
+
+    if choose is not None and not 0 < choose < 1:
+        raise typer.BadParameter(f"--choose {choose:g} must lie between 0 and 1")
+    source, options = _open_model(model), _csv_options(csv)
+    question = flow.Question(data or (), label, positive, per_day, entity, choose, options)
+    console.result(flow.thresholds(source, question, out))
 
 
 @app.command()

@@ -7,12 +7,14 @@ at the chosen threshold over resampled rows (Efron 1979).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from anomaly_vae.calibration.conformal import Scores, scores_needed
+from anomaly_vae.calibration.daily_alerts import MIN_DAYS, WEEK, DailyTraffic, future_day
 from anomaly_vae.calibration.sample import CalibrationSample, ThresholdChoice
 from anomaly_vae.config.calibration import CalibrationConfig, CostConfig
 from anomaly_vae.errors import CalibrationError
@@ -30,52 +32,108 @@ def budget(sample: CalibrationSample, config: CalibrationConfig) -> ThresholdCho
 
     A row of traffic that is exchangeable with the calibration rows is flagged with probability (1 +
     #{calibration > threshold}) / (rows + 1), as with a conformal threshold (Vovk et al. 2005), so
-    the expected number of flags is within the budget. Such a threshold exists for samples that pass
-    `check_budget`.
+    the expected number of flags is within the budget. A budget per day counts the alerts of the
+    complete days of the calibration period, if it has `MIN_DAYS` of them. Such a threshold exists
+    for samples that pass `check_budget`.
     """
-    rate, thresholds = alert_rate(sample, config), _candidates(sample)
+    thresholds = _candidates(sample)
     share = (1 + _flagged(sample, thresholds)) / (sample.rows + 1)
-    first = int(np.argmax(share <= rate))
-    expected = float(share[first])
-    per_day = sample.rows_per_day and expected * sample.rows_per_day
-    return ThresholdChoice(
-        float(thresholds[first]), {"per_1000": expected * RATE_ROWS, "per_day": per_day}
+    per_day = _per_day(sample, thresholds, share)
+    within = share <= (config.per_1000 or np.inf) / RATE_ROWS
+    if per_day is not None:
+        within &= per_day <= (config.per_day or np.inf)
+    first = int(np.argmax(within))
+    threshold = float(thresholds[first])
+    figures = {
+        "per_1000": float(share[first]) * RATE_ROWS,
+        "per_day": None if per_day is None else float(per_day[first]),
+    }
+    return ThresholdChoice(threshold, {**figures, **_daily_figures(sample, threshold)})
+
+
+def _per_day(sample: CalibrationSample, thresholds: Scores, share: Scores) -> Scores | None:
+    """Return the expected number of alerts a day at each threshold (T,), None without times."""
+    if sample.traffic and len(sample.traffic.days) >= MIN_DAYS:
+        return sample.traffic.expected(thresholds)
+    return None if sample.rows_per_day is None else share * sample.rows_per_day
+
+
+def _daily_figures(sample: CalibrationSample, threshold: float) -> dict[str, Any]:
+    """Return the figures of alerts on a future day, with a note; none without complete days."""
+    if sample.traffic is None:
+        return {}
+    traffic, counts = sample.traffic, sample.traffic.counts(threshold)
+    if (interval := future_day(counts)) is None:
+        return {}
+    few = "; less than a week does not show how weekdays differ" if len(counts) < WEEK else ""
+    note = (
+        f"about {counts.mean():.3g} alerts a day ({traffic.alert}); {interval[0]:g} to "
+        f"{interval[1]:g} on 95 of 100 future days, if they are like the {len(counts)} complete "
+        f"days of the calibration period{few}"
     )
-
-
-def alert_rate(sample: CalibrationSample, config: CalibrationConfig) -> float:
-    """Return the share of traffic that may be flagged, by the stricter of two budgets.
-
-    Raises:
-        CalibrationError: a budget per day without a time column.
-    """
-    rates = [config.per_1000 / RATE_ROWS] if config.per_1000 else []
-    if config.per_day:
-        if sample.rows_per_day is None:
-            raise CalibrationError(
-                "calibration.per_day needs a time column; name it in data.time, or give "
-                "calibration.per_1000"
-            )
-        rates.append(config.per_day / sample.rows_per_day)
-    return min(rates)
+    days = {"days": len(counts), "days_left_out": traffic.days.left_out}
+    entity = {"entity": traffic.column} if traffic.column else {}
+    return {"per_day_interval": list(interval), **days, **entity, "note": note}
 
 
 def check_budget(sample: CalibrationSample, config: CalibrationConfig) -> None:
     """Check that the sample resolves the budget.
 
     Raises:
-        CalibrationError: there are too few rows, or the budget allows every row to be flagged.
+        CalibrationError: there are too few rows or days, or the budget allows every row to be
+            flagged.
     """
-    rate = alert_rate(sample, config)
+    if config.per_1000:
+        _check_share(sample, config.per_1000 / RATE_ROWS, "calibration.per_1000")
+    if config.per_day:
+        _check_per_day(sample, config.per_day, config.entity)
+
+
+def _check_per_day(sample: CalibrationSample, per_day: float, entity: str | None) -> None:
+    """Check that the sample resolves a budget per day."""
+    if sample.rows_per_day is None:
+        raise CalibrationError(
+            "calibration.per_day needs a time column; name it in data.time, or give "
+            "calibration.per_1000"
+        )
+    days = len(sample.traffic.days) if sample.traffic else 0
+    if sample.traffic and days >= MIN_DAYS:
+        _check_daily(sample.traffic, per_day)
+    elif entity:
+        raise CalibrationError(
+            f"calibration.entity counts the distinct {entity} of complete days, of which the "
+            f"calibration split has {days}, not {MIN_DAYS}; give it more days in "
+            "data.splits.calibration, or leave calibration.entity out"
+        )
+    else:
+        _check_share(sample, per_day / sample.rows_per_day, "calibration.per_day")
+
+
+def _check_share(sample: CalibrationSample, rate: float, key: str) -> None:
+    """Check that the sample resolves a share of rows that may be flagged."""
     if rate >= 1:
         raise CalibrationError(
-            f"a budget of {rate * RATE_ROWS:g} alerts per 1,000 rows is no limit; lower "
-            f"{'calibration.per_day' if config.per_day else 'calibration.per_1000'}"
+            f"a budget of {rate * RATE_ROWS:g} alerts per 1,000 rows is no limit; lower {key}"
         )
     if sample.rows < scores_needed(rate):
         raise CalibrationError(
             f"{rate * RATE_ROWS:g} alerts per 1,000 rows take {scores_needed(rate)} calibration "
             f"rows, there are {sample.rows:g}; give more rows or a larger budget"
+        )
+
+
+def _check_daily(traffic: DailyTraffic, per_day: float) -> None:
+    """Check that the days resolve a number of alerts a day."""
+    if per_day >= traffic.per_day:
+        raise CalibrationError(
+            f"a budget of {per_day:g} alerts a day is no limit: a day has about "
+            f"{traffic.per_day:.4g} {traffic.alert}; lower calibration.per_day"
+        )
+    needed = math.ceil(traffic.days.scale / per_day)
+    if needed > len(traffic.days):
+        raise CalibrationError(
+            f"{per_day:g} alerts a day take {needed} complete calibration days, there are "
+            f"{len(traffic.days)}; give more days or a larger calibration.per_day"
         )
 
 

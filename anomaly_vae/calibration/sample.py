@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from anomaly_vae.calibration.conformal import Scores, sort_finite
+from anomaly_vae.calibration.daily_alerts import DailyTraffic
 from anomaly_vae.data.converters import Levels
 
 
@@ -33,6 +34,8 @@ class CalibrationSample:
     """Amounts (m,) of the anomalies, in the order of their scores."""
     rows_per_day: float | None = None
     """Rows of traffic per day; None without a time column."""
+    traffic: DailyTraffic | None = None
+    """Rows of the complete days of the calibration period; None without a budget per day."""
     units: str = "normal calibration rows"
     """Name of the normal rows in messages."""
     levels: Levels | None = None

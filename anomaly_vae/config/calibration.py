@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from typing import Any, ClassVar
+from zoneinfo import ZoneInfo
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from anomaly_vae.config.base import Fraction, Section
 from anomaly_vae.types import Method
@@ -38,8 +39,13 @@ class CalibrationConfig(Section):
     per_1000: float | None = Field(None, gt=0, lt=1000)
     """For `budget`: highest expected number of alerts per 1,000 rows; null: no such limit."""
     per_day: float | None = Field(None, gt=0)
-    """For `budget`: highest expected number of alerts per day, at the rate at which calibration
-    rows arrive; null: no such limit."""
+    """For `budget`: highest expected number of alerts per day, as counted on the complete days of
+    the calibration split; null: no such limit."""
+    entity: str | None = None
+    """For `budget` with `per_day`: column of which each value counts as one alert a day, such as a
+    customer, for tables only; null: rows count."""
+    time_zone: str | None = None
+    """For `budget` with `per_day`: time zone of the days, such as `Europe/Berlin`; null: UTC."""
     costs: CostConfig = CostConfig()
     """For `cost`: costs whose expected sum the threshold minimises."""
     f_beta: float = Field(1.0, gt=0)
@@ -61,7 +67,7 @@ class CalibrationConfig(Section):
         "certified": ("alpha", "delta", "group_by", "trim_scores"),
         "evt": ("alpha", "tail", "group_by", "trim_scores"),
         "quantile": ("alpha", "group_by", "trim_scores"),
-        "budget": ("per_1000", "per_day"),
+        "budget": ("per_1000", "per_day", "entity", "time_zone"),
         "cost": ("costs",),
         "fbeta": ("f_beta",),
         "recall_at_precision": ("min_precision",),
@@ -72,6 +78,23 @@ class CalibrationConfig(Section):
     def promises_alpha(self) -> bool:
         """Whether alpha is given; for other methods it follows from the threshold."""
         return "alpha" in self.KEYS[self.method]
+
+    @property
+    def unset(self) -> set[str]:
+        """Keys that the manifest leaves out, because they have their defaults."""
+        return {name for name in ("entity", "time_zone") if getattr(self, name) is None}
+
+    @field_validator("time_zone")
+    @classmethod
+    def _check_time_zone(cls, value: str | None) -> str | None:
+        try:
+            if value is not None:
+                ZoneInfo(value)
+        except (KeyError, ValueError, OSError):
+            raise ValueError(
+                "there is no such time zone; give a name such as Europe/Berlin or America/New_York"
+            ) from None
+        return value
 
     @model_validator(mode="before")
     @classmethod
@@ -92,6 +115,9 @@ class CalibrationConfig(Section):
                 )
         if self.method == "budget" and not (self.per_1000 or self.per_day):
             raise ValueError("method budget needs per_1000 or per_day")
+        for key in ("entity", "time_zone"):
+            if getattr(self, key) and not self.per_day:
+                raise ValueError(f"{key} is for a budget per day; give per_day, or leave {key} out")
         if self.method == "cost" and not (self.costs.review or self.costs.blocked):
             raise ValueError("method cost needs costs.review or costs.blocked, else all is flagged")
         if self.trim_scores and self.density_ratio:

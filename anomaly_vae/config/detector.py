@@ -80,6 +80,7 @@ class BaseConfig(Section):
         data: DataConfig = self.data  # type: ignore[attr-defined]  # a field of every subclass
         exclude: Any = {
             "data": {"path", *data.unset},
+            "calibration": self.calibration.unset,
             "training": {"device", "resume", "warm_start"},
             "promotion": True,
             "mlflow": True,
@@ -168,7 +169,7 @@ class ImageConfig(BaseConfig):
 
     @model_validator(mode="after")
     def _refuse_columns(self) -> ImageConfig:
-        for key in ("group_by", "density_ratio"):
+        for key in ("group_by", "density_ratio", "entity"):
             if getattr(self.calibration, key):
                 raise ValueError(
                     f"calibration.{key} names a column, and an image to be scored has none; leave "

@@ -371,8 +371,15 @@ class Registry:
     # ------------------------------------------------------------ versions
 
     @_translate_errors
-    def register(self, run: Run, bundle: Bundle, name: str, tags: Mapping[str, str]) -> Version:
-        """Log a bundle as a model of a run, register it, and point ``challenger`` to it."""
+    def register(
+        self,
+        run: Run,
+        bundle: Bundle,
+        name: str,
+        tags: Mapping[str, str],
+        alias: str | None = CHALLENGER,
+    ) -> Version:
+        """Log a bundle as a model of a run, register it, and point an alias to it, if any."""
         with tempfile.TemporaryDirectory() as temporary, _quiet_warnings():
             folder = bundle.save(Path(temporary) / BUNDLE)
             mlflow.start_run(run_id=run.id, log_system_metrics=False)
@@ -395,7 +402,8 @@ class Registry:
             model_id=logged.model_id,
             tags={**tags, DIGEST_TAG: bundle.digest},
         )
-        self._client.set_registered_model_alias(name, CHALLENGER, version.version)
+        if alias:
+            self._client.set_registered_model_alias(name, alias, version.version)
         return self.version(name, version.version)
 
     def _ensure_model(self, name: str) -> None:

@@ -190,21 +190,22 @@ def saturation_note(images: ImageBatch) -> tuple[str, ...]:
 
 
 def read_labelled(
-    paths: Sequence[str], schema: ImageSchema, label: str
+    paths: Sequence[str], schema: ImageSchema, label: str | None
 ) -> tuple[pa.Table, RawBatch, tuple[Path, ...]]:
-    """Read all images with their labels, and return their index, batch and files.
+    """Read all images with their labels, if wanted, and return their index, batch and files.
 
     Raises:
         DataError: No manifest has the column ``label``; see also `find_images`.
     """
     files = find_images(paths)
-    column, group = _find_column(files, label, label), _find_column(files, None, GROUP)
-    if column is None:
+    column = label and _find_column(files, label, label)
+    group = _find_column(files, None, GROUP)
+    if label and column is None:
         raise DataError(f"the labels are in no manifest; give one with the column '{label}'")
     read = read_all(files, schema)
     unreadable(files, read).show()
     table = build_index(files, read, column, None if column == GROUP else group)
-    names = [label if name == LABEL else name for name in table.column_names]
+    names = [label if label and name == LABEL else name for name in table.column_names]
     paths_read = tuple(files[number].path for number in read.files)
     return table.rename_columns(names), read.images, paths_read
 

@@ -54,20 +54,25 @@ class LabelledInput:
 
 
 def load_labelled(
-    bundle: Bundle, paths: Sequence[str], label: str, csv: Mapping[str, Any] = NO_OPTIONS
+    bundle: Bundle,
+    paths: Sequence[str],
+    label: str | None,
+    csv: Mapping[str, Any] = NO_OPTIONS,
+    also: Sequence[str] = (),
 ) -> LabelledInput:
     """Read labelled tables or images, depending on the kind of the model.
 
     Args:
         bundle: the model.
         paths: CSV or Parquet files for a model of tables; CSV manifests for a model of images.
-        label: the column with the labels.
+        label: the column with the labels; None for rows without labels.
         csv: keys of `CsvConfig` that differ from the training configuration.
+        also: further columns of tables that are used.
 
     Raises:
         DataError: the input is unreadable, or manifests lack the label column.
     """
-    return LOADERS[bundle.manifest["kind"]](bundle, paths, label, csv)
+    return LOADERS[bundle.manifest["kind"]](bundle, paths, label, csv, also)
 
 
 def read_for_model(
@@ -98,10 +103,14 @@ def read_for_model(
 
 
 def _labelled_table(
-    bundle: Bundle, paths: Sequence[str], label: str, csv: Mapping[str, Any]
+    bundle: Bundle,
+    paths: Sequence[str],
+    label: str | None,
+    csv: Mapping[str, Any],
+    also: Sequence[str],
 ) -> LabelledInput:
     data = bundle.manifest["config"]["data"]
-    roles = (label, data.get("id"), data.get("group"), data.get("time"))
+    roles = (label, data.get("id"), data.get("group"), data.get("time"), *also)
     table = read_for_model(bundle, paths, roles, csv)
     group, time = _present(table, data["group"]), _present(table, data.get("time"))
     columns = cast("TabularSchema", bundle.scorer.schema).columns
@@ -110,7 +119,11 @@ def _labelled_table(
 
 
 def _labelled_images(
-    bundle: Bundle, paths: Sequence[str], label: str, csv: Mapping[str, Any]
+    bundle: Bundle,
+    paths: Sequence[str],
+    label: str | None,
+    csv: Mapping[str, Any],
+    also: Sequence[str],  # noqa: ARG001  # manifests are read completely
 ) -> LabelledInput:
     if csv:
         raise ConfigError("--csv is for models of tables; leave it out")

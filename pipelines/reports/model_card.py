@@ -94,8 +94,8 @@ PROMISES: Mapping[str, Promise] = {
         EXCHANGEABLE,
     ),
     "budget": Promise(
-        "On average, no more rows are flagged than can be reviewed; on busy days there are more. A "
-        "normal row is flagged with probability at most {alpha}.",
+        "On average, no more alerts are raised than can be reviewed; on busy days there are more. "
+        "A normal row is flagged with probability at most {alpha}.",
         "traffic is exchangeable with the calibration rows and keeps its volume",
     ),
     "cost": Promise(

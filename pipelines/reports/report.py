@@ -238,7 +238,7 @@ def evaluate_files(
     if not judged.known.any():
         why = f": {judged.problem}" if judged.problem else ""
         raise DataError(f"none of the {len(given.table)} rows has a label and can be scored{why}")
-    seen = SeenRows(_same(judged.score, detector.calibration.scores), SAME_AS_CALIBRATION)
+    seen = SeenRows(equal_scores(judged.score, detector.calibration.scores), SAME_AS_CALIBRATION)
     report = Reporter(judged, ReportOptions.of(config, top)).report(seen)
     show(report, source.kind)
     if source.version is not None:
@@ -248,7 +248,7 @@ def evaluate_files(
     return {"metrics": figures.to_json(), **counts, **report.details()}
 
 
-def _same(scores: NDArray[np.float64], sample: NDArray[np.float64]) -> Mask:
+def equal_scores(scores: NDArray[np.float64], sample: NDArray[np.float64]) -> Mask:
     """Return a mask of the scores (N,) that equal one of a sorted sample, except for rounding."""
     above = np.searchsorted(sample, scores)
     nearest = sample[np.clip([above - 1, above], 0, len(sample) - 1)]

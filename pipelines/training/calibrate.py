@@ -56,12 +56,14 @@ TEST_FILE = "test_split.parquet"
 
 @dataclass(frozen=True, eq=False)
 class Calibrated:
-    """A registered challenger and its evaluation on the test split."""
+    """A registered version and its evaluation on the test split."""
 
     version: Version
     run_id: str
     bundle: Bundle
     report: EvaluationReport
+    alias: str | None = CHALLENGER
+    """Alias that points to the version; None if it was left where it was."""
 
     @property
     def evaluation(self) -> Evaluation:
@@ -73,7 +75,7 @@ class Calibrated:
         return {
             "name": self.version.name,
             "version": self.version.version,
-            "alias": CHALLENGER,
+            "alias": self.alias,
             "model_uri": self.version.uri,
             "run_id": self.run_id,
             "digest": self.bundle.digest,
@@ -85,13 +87,16 @@ class Calibrated:
         }
 
 
-def calibrate(config: Config, model: str, data: Dataset | None = None) -> Calibrated:
+def calibrate(
+    config: Config, model: str, data: Dataset | None = None, alias: str | None = CHALLENGER
+) -> Calibrated:
     """Choose the threshold on the calibration split, evaluate the test split, and register.
 
     Args:
         config: the configuration that the model was trained with.
         model: the URI of the trained bundle.
         data: the data set, if it has been read already.
+        alias: the alias to point to the version; None to move no alias.
 
     Raises:
         DataError: the model was trained on another split or on other data.
@@ -124,9 +129,21 @@ def calibrate(config: Config, model: str, data: Dataset | None = None) -> Calibr
             TRAINED_TAG: model,
             **({TRAINED_RUN_TAG: model.split("/")[1]} if model.startswith("runs:/") else {}),
         }
-        version = registry.register(run, bundle, config.name, tags)
+        version = registry.register(run, bundle, config.name, tags, alias)
         _log_card(run, registry, LoadedModel(bundle, version.name, version.version))
-    return Calibrated(version, run.id, bundle, report)
+    console.info(_registered(version, alias))
+    return Calibrated(version, run.id, bundle, report, alias)
+
+
+def _registered(version: Version, alias: str | None) -> str:
+    """Return a message about the new version and its alias."""
+    name, number = version.name, version.version
+    if alias:
+        return f"{name}: version {number} is @{alias} now"
+    return (
+        f"{name}: version {number} is registered without an alias, @{CHALLENGER} was not moved; "
+        f"promote it with: anomaly-vae promote {name} --version {number}"
+    )
 
 
 def _check_same_split(trained: Bundle, data: Dataset) -> None:

@@ -10,15 +10,18 @@ from numpy.typing import NDArray
 
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.calibration.conformal import Scores
+from anomaly_vae.calibration.daily_alerts import DailyTraffic
 from anomaly_vae.calibration.sample import CalibrationSample
 from anomaly_vae.config.calibration import CalibrationConfig
 from anomaly_vae.data.arrow import numbers_from_arrow
 from anomaly_vae.data.converters import Levels, as_levels
+from anomaly_vae.data.days import complete_days
 from anomaly_vae.data.encoding import Categorical, TabularEncoding
 from anomaly_vae.data.splitting import CALIBRATION, DAY, VALIDATION, one_row_per_group
 from anomaly_vae.errors import DataError
-from anomaly_vae.messages import listed
+from anomaly_vae.messages import listed, nearest
 from pipelines.datasets.dataset import Dataset
+from pipelines.datasets.labels import column_codes
 
 Positions = NDArray[np.intp]
 
@@ -55,12 +58,14 @@ def _sample(
             scores, levels=levels, weights=weights, units=data.units
         )
     known = data.assignment.calibration_anomalies
+    known_scores = score(known)
     return CalibrationSample.from_scores(
         scores,
-        score(known),
+        known_scores,
         _amounts(data, config.costs.amount, known) if config.costs.amount else (),
         weight=_weight(data, len(normal), len(known)),
         rows_per_day=_rows_per_day(data),
+        traffic=_traffic(data, config, np.append(scores, known_scores), score),
         units=data.units,
     )
 
@@ -174,6 +179,58 @@ def _rows_per_day(data: Dataset) -> float | None:
     ]
     inside = (time >= split.min()) & (time <= split.max())
     return float(inside.sum() / (np.ptp(split) / DAY or 1.0))
+
+
+def _traffic(
+    data: Dataset,
+    config: CalibrationConfig,
+    known: Scores,
+    score: Callable[[Positions], Scores],
+) -> DailyTraffic | None:
+    """Collect all rows of the calibration period; None without a budget per day or without times.
+
+    With groups these are all rows of the calibration split's groups, and not one of each, as in
+    `Dataset.calibration_rows`.
+
+    Args:
+        data: the data set.
+        config: the budget, its entity and its time zone.
+        known: scores of the calibration rows and the calibration anomalies.
+        score: function that returns the scores (N,) of the rows at N positions.
+
+    Raises:
+        DataError: the column of the entity is missing or cannot be read.
+    """
+    entity = _entities(data, config.entity) if config.entity else None
+    time, group, split = data.rows.time, data.rows.group, data.assignment
+    if not config.per_day or time is None:
+        return None
+    rows = np.append(split.rows(CALIBRATION), split.calibration_anomalies)
+    inside = np.isin(np.arange(len(time)), rows)
+    population = None if group is None else np.isin(group, group[rows])
+    seconds = np.where(data.batch.usable, time, np.nan)
+    scores = np.full(len(time), np.nan)
+    scores[rows] = known if group is None else score(rows)
+    days = complete_days(seconds, inside, population, config.time_zone)
+    return DailyTraffic(scores, days, entity, config.entity)
+
+
+def _entities(data: Dataset, column: str) -> NDArray[np.int32]:
+    """Return the entity of each row (N,) as a code; each row without a value has its own.
+
+    Raises:
+        DataError: see `_traffic`.
+    """
+    key, available = f"calibration.entity names the column '{column}'", data.table.column_names
+    if column not in available:
+        near = nearest(column, available)
+        hint = f"did you mean '{near}'" if near else "name one of them"
+        raise DataError(f"{key}, which is not there; found {listed(available)}; {hint}",
+                        column=column)  # fmt: skip
+    try:
+        return column_codes(data.table, column)
+    except DataError as error:
+        raise DataError(f"{key}: {error}; name a column of ids", column=column) from None
 
 
 def _amounts(data: Dataset, column: str, rows: Positions) -> Scores:

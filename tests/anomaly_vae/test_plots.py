@@ -19,6 +19,7 @@ from anomaly_vae.evaluation.metrics import Evaluation, Rate, evaluate
 from anomaly_vae.evaluation.p_values import UniformityPoint
 from anomaly_vae.evaluation.report import EvaluationReport
 from anomaly_vae.evaluation.slices import ColumnSlice
+from anomaly_vae.evaluation.what_if import WhatIf
 from anomaly_vae.scoring.detector import Contribution, Detections, Explanation
 from anomaly_vae.training.fit import Fitted, Prepared
 from anomaly_vae.training.trainer import Epoch, History
@@ -208,3 +209,23 @@ def test_a_dollar_sign_begins_no_formula() -> None:
     figure = plots.contributions({"$x^$": Explanation(parts, 0.0, 0.0)})
     figure.savefig(io.BytesIO())
     assert plots.plain("Amount ($)") == r"Amount (\$)"
+
+
+def test_what_if_draws_a_panel_for_all_that_is_known() -> None:
+    rows = [WhatIf(alpha, 9.0, alpha == 0.01, alerts_per_1000=1_000 * alpha)
+            for alpha in (0.001, 0.01, 0.1)]  # fmt: skip
+    alone = plots.what_if(rows)
+    assert [axes.get_ylabel() for axes in alone.axes] == ["alerts in 1,000 rows"]
+    by_day = [
+        replace(row, alerts_per_day=3.0, alerts_per_day_interval=(0.0, 9.0), recall=0.5,
+                entities_per_day=2.0, cost_per_day=7.0, cost_per_day_interval=(1.0, 20.0))
+        for row in rows
+    ]  # fmt: skip
+    figure = plots.what_if(by_day, "$CARD")
+    assert [axes.get_ylabel() for axes in figure.axes] == ["alerts a day", "share", "cost a day"]
+    names = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert names == ["rows", r"\$CARD", "now: 0.01"]
+    assert figure.axes[0].get_ylim()[0] == 0
+    ticks = [text.get_text() for text in figure.axes[-1].get_xticklabels()]
+    assert ticks == ["0.001", "0.01", "0.1"]
+    figure.canvas.draw()

@@ -29,7 +29,7 @@ from tests.support.terminal import run_on_terminal
 
 COMMANDS = (
     "demo", "simulate", "train", "calibrate", "evaluate", "promote", "rollback", "run", "score",
-    "serve", "models", "inspect",
+    "serve", "models", "inspect", "thresholds",
 )  # fmt: skip
 GENERATING = ("sample", "reconstruct", "interpolate", "traverse", "latent", "denoise")
 
@@ -343,6 +343,7 @@ ASKING = {
     "evaluate": ("--model", "models:/fraud/1", "--data", "rows.csv", "--label", "y"),
     "score": ("--model", "runs:/0123/bundle", "--input", "rows.csv", "--output", "out"),
     "serve": ("--model", "models:/fraud@champion", "--port", "0"),
+    "thresholds": ("--model", "models:/fraud@champion"),
     "sample": ("--model", "models:/fraud/1", "--out", "sample.csv"),
     "reconstruct": ("--model", "models:/fraud/1", "--out", "sample.csv"),
     "interpolate": ("--model", "models:/fraud/1", "--out", "sample.csv"),

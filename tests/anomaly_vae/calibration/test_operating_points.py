@@ -14,9 +14,11 @@ from scipy import stats
 from sklearn.metrics import fbeta_score
 
 from anomaly_vae.calibration.conformal import Scores, calibrate
+from anomaly_vae.calibration.daily_alerts import DailyTraffic, future_day
 from anomaly_vae.calibration.sample import CalibrationSample
 from anomaly_vae.calibration.thresholds import choose_threshold
 from anomaly_vae.config.calibration import CalibrationConfig
+from anomaly_vae.data.days import Days
 from anomaly_vae.errors import CalibrationError
 from anomaly_vae.evaluation.metrics import max_fpr_under_guarantee
 from tests.support.calibration_samples import SEEDS, chosen, evidence, wish
@@ -232,3 +234,110 @@ def test_the_cost_interval_covers_the_cost_of_its_threshold() -> None:
         low, high = found.figures["cost_interval"]
         covered += low <= true <= high
     assert covered >= 170, covered
+
+
+# ---------------------------------------------------------------- budgets of complete days
+
+
+def daily(
+    seed: int, days: int = 20, per_day: int = 100, entities: int = 0, scale: float = 1.0
+) -> CalibrationSample:
+    """Rows of complete days, whose entities have a score of their own in common."""
+    rng = np.random.default_rng(seed)
+    n = days * per_day
+    entity = rng.integers(0, entities or n, n).astype(np.int32)
+    scores = rng.gumbel(size=n) + rng.gumbel(size=n)[entity]
+    index = np.repeat(np.arange(days), per_day)
+    traffic = DailyTraffic(
+        scores,
+        Days(index, np.arange(days), 1, scale),
+        entity if entities else None,
+        "CUSTOMER_ID" if entities else None,
+    )
+    return replace(
+        CalibrationSample.from_scores(scores, rows_per_day=per_day * scale), traffic=traffic
+    )
+
+
+@pytest.mark.parametrize("entities", [0, 60])
+@pytest.mark.parametrize("scale", [1.0, 5.0])
+@given(seed=SEEDS)
+@settings(max_examples=5, deadline=None)
+def test_a_budget_per_day_is_used_up_on_complete_days(
+    entities: int, scale: float, seed: int
+) -> None:
+    given_ = daily(seed, entities=entities, scale=scale)
+    keys = {"per_1000": None, "per_day": 10 * scale}
+    found = chosen("budget", given_, **keys, entity="CUSTOMER_ID" if entities else None)
+    assert given_.traffic
+    counts = given_.traffic.counts(found.threshold)
+    assert 9.4 * scale < counts.mean() < 10 * scale
+    assert counts.mean() < found.figures["per_day"] <= 10 * scale
+    assert found.figures["per_day_interval"] == list(future_day(counts) or ())
+    assert (found.figures["days"], found.figures["days_left_out"]) == (20, 1)
+    assert found.figures.get("entity") == ("CUSTOMER_ID" if entities else None)
+    assert "on 95 of 100 future days" in found.figures["note"]
+
+
+def test_entities_need_a_lower_threshold_than_rows_for_as_many_alerts() -> None:
+    given_ = daily(3, entities=60)
+    assert given_.traffic
+    rows = replace(given_, traffic=replace(given_.traffic, entity=None, column=None))
+    by_row = chosen("budget", rows, per_1000=None, per_day=10)
+    by_entity = chosen("budget", given_, per_1000=None, per_day=10, entity="CUSTOMER_ID")
+    assert by_entity.threshold < by_row.threshold
+
+
+def test_the_stricter_of_a_daily_and_another_budget_counts() -> None:
+    given_ = daily(4)
+    daily_alone = chosen("budget", given_, per_1000=None, per_day=10).threshold
+    assert chosen("budget", given_, per_1000=500, per_day=10).threshold == daily_alone
+    share_alone = chosen("budget", given_, per_1000=20).threshold
+    assert chosen("budget", given_, per_1000=20, per_day=10).threshold == share_alone > daily_alone
+
+
+def test_as_many_come_on_future_days_as_asked_and_within_the_interval() -> None:
+    """Simulated months with busy and quiet days: asked 20 a day, on average and per day."""
+    inside, came = [], []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        rows = rng.poisson(rng.gamma(20, 15, 41))
+        day = np.repeat(np.arange(41), rows)
+        scores = rng.gumbel(size=len(day))
+        calibrating = day < 28
+        traffic = DailyTraffic(scores[calibrating], Days(day[calibrating], np.arange(28)))
+        given_ = replace(CalibrationSample.from_scores(scores[calibrating]), traffic=traffic)
+        given_ = replace(given_, rows_per_day=300)
+        found = chosen("budget", given_, per_1000=None, per_day=20)
+        later = np.bincount(day[scores > found.threshold], minlength=41)[28:]
+        low, high = found.figures["per_day_interval"]
+        inside.append(np.mean((later >= low) & (later <= high)))
+        came.append(later.mean())
+    assert np.mean(came) == pytest.approx(20, abs=0.8)
+    assert np.mean(inside) > 0.93
+
+
+@pytest.mark.parametrize(
+    ("keys", "days", "message"),
+    [
+        ({"per_day": 100}, 20, r"no limit: a day has about 100 rows; lower calibration.per_day"),
+        ({"per_day": 0.01}, 20, "0.01 alerts a day take 100 complete calibration days, there are"),
+        ({"per_day": 3, "entity": "CUSTOMER_ID"}, 1, "complete days, of which .* has 1, not 2"),
+    ],
+)
+def test_a_daily_budget_that_days_cannot_keep_is_refused(
+    keys: dict[str, Any], days: int, message: str
+) -> None:
+    with pytest.raises(CalibrationError, match=message):
+        chosen("budget", daily(0, days), per_1000=None, **keys)
+
+
+def test_rows_of_less_than_two_days_are_budgeted_by_their_rate_without_an_interval() -> None:
+    found = chosen("budget", daily(0, 1), per_1000=None, per_day=10)
+    assert found.figures["per_day"] <= 10
+    assert "per_day_interval" not in found.figures
+
+
+def test_a_note_says_when_weekdays_were_not_seen() -> None:
+    found = chosen("budget", daily(0, 5), per_1000=None, per_day=10)
+    assert "less than a week does not show how weekdays differ" in found.figures["note"]

@@ -16,7 +16,7 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
-from anomaly_vae.artifacts.bundle import GRAPH, MANIFEST, load_bundle
+from anomaly_vae.artifacts.bundle import GRAPH, MANIFEST, Bundle, load_bundle
 from anomaly_vae.config import Config, validate_config
 from anomaly_vae.data.splitting import CALIBRATION, TEST, TRAIN
 from anomaly_vae.errors import BundleError, CalibrationError, ConfigError, DataError
@@ -35,11 +35,12 @@ from anomaly_vae.lifecycle.registry import (
 from anomaly_vae.simulation.transactions import simulate_transactions
 from pipelines.datasets.dataset import Dataset
 from pipelines.datasets.loading import load_dataset
-from pipelines.registry.model_uri import open_model
+from pipelines.registry.model_uri import LoadedModel, open_model
+from pipelines.reports.model_card import card_of
 from pipelines.training.calibrate import calibrate
 from pipelines.training.calibration_sample import sample_of, zero_scores
 from pipelines.training.train import inputs_digest, read_data, train
-from tests.support.flows import World
+from tests.support.flows import Command, World
 from tests.support.registries import changed, copy_registry
 
 
@@ -353,3 +354,111 @@ def test_without_a_time_column_nothing_is_said_about_times(
     assert bundle.cycle is None
     assert "time" not in bundle.manifest["reference"]
     assert "monitoring:" not in capfd.readouterr().err
+
+
+# ---------------------------------------------------------------- aliases
+
+
+def challenger_version() -> str:
+    return str(client().get_model_version_by_alias("fraud", CHALLENGER).version)
+
+
+def test_a_version_can_be_registered_without_becoming_challenger(
+    world: World, trained: str, command: Command
+) -> None:
+    path = world.folder / "flow.yaml"
+    path.write_text(json.dumps(world.config.model_dump(mode="json")), encoding="utf-8")
+    answer = command(
+        "calibrate", path, "--model", trained, "--set", "calibration.alpha=0.1", "--no-alias"
+    )
+    assert answer.code == 0, answer.err
+    assert (answer.json["version"], answer.json["alias"]) == ("2", None)
+    assert "version 2 is registered without an alias, @challenger was not moved" in answer.err
+    assert "anomaly-vae promote fraud --version 2" in answer.err
+    assert challenger_version() == "1"
+    assert not client().get_model_version("fraud", "2").aliases
+    again = command("calibrate", path, "--model", trained, "--set", "calibration.alpha=0.1")
+    assert (again.json["version"], again.json["alias"]) == ("3", CHALLENGER)
+    assert "version 3 is @challenger now" in again.err
+    assert challenger_version() == "3"
+
+
+# ---------------------------------------------------------------- budgets per day
+
+
+def budget(flow: Config, **keys: Any) -> Config:
+    return wishing(flow, method="budget", per_day=2, **keys)
+
+
+def test_a_budget_of_customers_a_day_is_recorded_and_kept_on_complete_days(
+    world: World, trained: str, dataset: Dataset
+) -> None:
+    """The column of the customers is no feature."""
+    config = budget(world.config, entity="CUSTOMER_ID")
+    made = calibrate(config, trained, dataset)
+    recorded = made.bundle.manifest
+    assert recorded["config"]["calibration"]["entity"] == "CUSTOMER_ID"
+    figures = recorded["calibration"]["figures"]
+    time, split = dataset.rows.time, dataset.assignment
+    assert time is not None
+    rows = np.append(split.rows(CALIBRATION), split.calibration_anomalies)
+    day = time[rows] // 86_400
+    partial = {day.min(), day.max()}
+    customer = dataset.table["CUSTOMER_ID"].to_numpy()[rows]
+    flags = made.bundle.scorer.score(dataset.batch.take(rows)) > figures_threshold(made.bundle)
+    counts = [
+        len(set(customer[flags & (day == one)])) for one in np.unique(day) if one not in partial
+    ]
+    assert (figures["days"], figures["days_left_out"]) == (len(counts), 2)
+    assert np.mean(counts) < figures["per_day"] == pytest.approx(np.mean(counts) + 1 / len(counts))
+    assert figures["per_day"] <= 2
+    assert figures["entity"] == "CUSTOMER_ID"
+    card = json.dumps(card_of(LoadedModel(made.bundle)).to_json())
+    assert "alerts a day (distinct CUSTOMER_ID)" in card
+    assert "on 95 of 100 future days" in card
+
+
+def figures_threshold(bundle: Bundle) -> float:
+    return bundle.detector.calibration.threshold
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"entity": "CUSTOMER"}, r"the column 'CUSTOMER', which is not there; .*'CUSTOMER_ID'"),
+        ({"entity": "colour"}, "which is not there; found .*; name one of them"),
+    ],
+)
+def test_an_unknown_entity_is_refused_before_anything_is_trained(
+    place: Path, flow: Config, keys: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        read_data(budget(flow, **keys))
+
+
+def test_a_budget_of_entities_needs_times(place: Path, flow: Config) -> None:
+    untimed = changed(budget(flow, entity="CUSTOMER_ID"), data__time=None)
+    with pytest.raises(CalibrationError, match=r"calibration.per_day needs a time column"):
+        read_data(untimed)
+
+
+def test_groups_of_the_calibration_split_represent_all_groups(flow: Config) -> None:
+    """A fifth of the customers calibrate: their alerts count about five times."""
+    grouped = changed(budget(flow, entity="CUSTOMER_ID"), data__group="CUSTOMER_ID")
+    data = load_dataset(grouped.data)
+    traffic = sample_of(data, grouped.calibration, zero_scores).traffic
+    assert traffic is not None
+    rows = np.append(data.assignment.rows(CALIBRATION), data.assignment.calibration_anomalies)
+    share = len(rows) / (traffic.days.index >= 0).sum()
+    assert 1 <= share < 1.5
+    assert 2 < traffic.days.scale < 20
+    assert len(traffic.days) >= 5
+
+
+def test_days_follow_the_time_zone(flow: Config, dataset: Dataset) -> None:
+    config = budget(flow, time_zone="Asia/Kolkata").calibration
+    traffic = sample_of(dataset, config, zero_scores).traffic
+    utc = sample_of(dataset, budget(flow).calibration, zero_scores).traffic
+    assert traffic is not None
+    assert utc is not None
+    assert not np.array_equal(traffic.days.index, utc.days.index)
