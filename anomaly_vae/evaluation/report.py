@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from anomaly_vae.evaluation.label_maturity import LabelMaturity
 from anomaly_vae.evaluation.leakage import Duplicates, SingleFeatureAUROC
 from anomaly_vae.evaluation.metrics import Evaluation
 from anomaly_vae.evaluation.p_values import UniformityPoint
@@ -25,6 +26,8 @@ class EvaluationReport:
     """Test rows that also occur in training; None if unknown."""
     warnings: tuple[str, ...] = ()
     """Reasons to doubt the figures, for the user."""
+    labels: LabelMaturity | None = None
+    """How many labels are final; None if the configuration gives no delay of labels."""
 
     def details(self) -> dict[str, Any]:
         """Return everything except the figures as plain JSON values."""
@@ -34,6 +37,7 @@ class EvaluationReport:
             "alone": [feature.to_json() for feature in self.single_features],
             "twins": self.duplicates.to_json() if self.duplicates else None,
             "warnings": list(self.warnings),
+            **({"labels": self.labels.to_json()} if self.labels else {}),
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -43,7 +47,7 @@ class EvaluationReport:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
         """Restore a report from the result of `to_json`, also of older versions."""
-        duplicates = content.get("twins")
+        duplicates, labels = content.get("twins"), content.get("labels")
         return cls(
             Evaluation.from_json(content),
             tuple(map(ColumnSlice.from_json, content.get("slices", ()))),
@@ -51,4 +55,5 @@ class EvaluationReport:
             tuple(SingleFeatureAUROC(**feature) for feature in content.get("alone", ())),
             Duplicates(**duplicates) if duplicates else None,
             tuple(content.get("warnings", ())),
+            LabelMaturity(**labels) if labels else None,
         )
