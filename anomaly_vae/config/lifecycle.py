@@ -41,7 +41,7 @@ class PromotionConfig(Section):
     ks_distance: Fraction | None = 0.03
     """Largest accepted distance (Kolmogorov-Smirnov) of p-values of normal test rows from the
     uniform distribution, unless chance explains it; null: no limit."""
-    ks_p_value: Fraction = 1e-9
+    ks_p_value: Fraction = 1e-15
     """p-value of the Kolmogorov-Smirnov test from which on chance explains a distance."""
     agreement: Fraction | None = None
     """Lowest accepted fraction of rows that both models decide alike; null: no limit."""

@@ -15,7 +15,7 @@ LEVELS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 """p-values at which the distribution is compared with the uniform one."""
 
 
-KS_DISTANCE, KS_P_VALUE = 0.03, 1e-9
+KS_DISTANCE, KS_P_VALUE = 0.03, 1e-15
 """Distance from the uniform distribution above which, and p-value of the Kolmogorov–Smirnov test
 below which, rows are plainly not exchangeable with the calibration rows."""
 
