@@ -28,6 +28,7 @@ PROTOCOLS: dict[str, tuple[str, ...]] = {
     "serving": (),
     "reload": (),
     "promotions": (),
+    "exchangeable": ("fraud",),
     "retraining": (),
 }
 """Protocol modules, each with ``run(options)``, and the data files or folders each one reads."""

@@ -177,12 +177,20 @@ def evaluate(
         typer.Option(min=1, metavar="K", help="number of rows that people can review"),
     ] = None,
     csv: CsvOptions = None,
+    label_delay: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPAN",
+            help="age from which labels are final, such as 7d, counted from the newest row; 0d: "
+            "all are; default: data.label_delay of the model",
+        ),
+    ] = None,
 ) -> None:
     """Evaluate a model on labelled data."""
     from pipelines.reports.report import evaluate_files
 
     source = _open_model(model)
-    answer = evaluate_files(source, data, label, positive, top, _csv_options(csv))
+    answer = evaluate_files(source, data, label, positive, top, _csv_options(csv), label_delay)
     console.result({"model": source.to_json(), **answer})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from anomaly_vae.config import Config
-from anomaly_vae.evaluation.metrics import Evaluation
+from anomaly_vae.evaluation.report import EvaluationReport
 from anomaly_vae.lifecycle.registry import Registry, Version
 from pipelines import console
 from pipelines.datasets.dataset import Dataset
@@ -31,11 +31,14 @@ def run(config: Config) -> tuple[dict[str, Any], bool]:
     decision = promote.promote(registry, config.name, version.version)
     promote.show(decision, figures_known=existing is None)
     bundle = registry.fetch(version.uri).load()
+    report = EvaluationReport.from_json(bundle.manifest["evaluation"])
     result = {
         **decision.result(),
         "model_uri": version.uri,
         "digest": bundle.digest,
-        "metrics": Evaluation.from_json(bundle.manifest["evaluation"]).to_json(),
+        "metrics": report.figures.to_json(),
+        "warnings": list(report.warnings),
+        **({"labels": report.labels.to_json()} if report.labels else {}),
     }
     return result, decision.promoted
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 """A number between 0 and 1, both excluded."""
@@ -18,6 +19,39 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 TimeInterval = tuple[dt.datetime, dt.datetime]
 """A half-open interval of time, ``[from, to)``."""
+
+SPAN_SECONDS = {"h": 3_600.0, "d": 86_400.0, "w": 604_800.0}
+"""Seconds per unit of a span of time."""
+SPAN_EXAMPLES = "a span such as 28d, 12h or 4w"
+_SPAN = re.compile(r"(?:last\s+)?(\d{1,4})\s*([hdw])", re.IGNORECASE)
+
+
+def canonical_span(text: str) -> str:
+    """Return a span of time as a number and its unit, without ``last``.
+
+    Raises:
+        ValueError: the text is no span.
+
+    >>> canonical_span("last 28 D"), canonical_span("4w")
+    ('28d', '4w')
+    """
+    found = _SPAN.fullmatch(text.strip())
+    if not found:
+        raise ValueError(f"expected {SPAN_EXAMPLES}, got '{text}'")
+    return f"{int(found[1])}{found[2].lower()}"
+
+
+def span_seconds(span: str) -> float:
+    """Return the length in seconds of a span in its canonical form.
+
+    >>> span_seconds("2d")
+    172800.0
+    """
+    return int(span[:-1]) * SPAN_SECONDS[span[-1]]
+
+
+Span = Annotated[str, AfterValidator(canonical_span)]
+"""A span of time: a number of hours (h), days (d) or weeks (w), such as ``28d``."""
 
 
 class Section(BaseModel):

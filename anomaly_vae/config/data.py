@@ -9,7 +9,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from anomaly_vae.config.base import Fraction, Section, Seed, TimeInterval, utc
+from anomaly_vae.config.base import (
+    SPAN_EXAMPLES,
+    Fraction,
+    Section,
+    Seed,
+    Span,
+    TimeInterval,
+    span_seconds,
+    utc,
+)
 from anomaly_vae.types import (
     MAX_BYTES,
     MAX_FRAMES,
@@ -49,20 +58,21 @@ class Feature(Section):
 class Splits(Section):
     """Assignment of rows to training, validation, calibration and test.
 
-    Splits are fractions of the rows, in time order if there is a time column, or half-open
-    intervals of time ``[from, to)``. Rows that no split claims are left out and counted.
+    Splits are fractions of the rows, in time order if there is a time column, half-open intervals
+    of time ``[from, to)``, or spans of time that follow each other and end with the newest row.
+    Rows that no split claims are left out and counted.
     """
 
-    train: Fraction | TimeInterval | None = None
-    """Fraction of the rows or interval [from, to) to train on; null: all rows that calibration and
-    test leave."""
+    train: Fraction | Span | TimeInterval | None = None
+    """Fraction of the rows, span such as `28d` or interval [from, to) to train on; null: all rows
+    that calibration and test leave, with spans all earlier ones."""
     validation: Fraction = 0.1
     """Fraction of the training rows held out of the weight updates, to measure the fit."""
-    calibration: Fraction | TimeInterval = 0.2
-    """Fraction of the rows or interval [from, to) that the threshold is chosen on."""
-    test: Fraction | TimeInterval = 0.2
-    """Fraction of the rows or interval [from, to) to test on; with a time column, a fraction takes
-    the last rows."""
+    calibration: Fraction | Span | TimeInterval = 0.2
+    """Fraction of the rows, span or interval [from, to) that the threshold is chosen on."""
+    test: Fraction | Span | TimeInterval = 0.2
+    """Fraction of the rows, span or interval [from, to) to test on; with a time column, a fraction
+    takes the last rows."""
     gap_days: float = Field(0.0, ge=0)
     """Days left out before the test split; needs a time column."""
     anomalies: float = Field(0.0, ge=0, lt=1)
@@ -76,18 +86,38 @@ class Splits(Section):
         """Whether the splits are given as intervals of time."""
         return isinstance(self.test, tuple)
 
-    @model_validator(mode="after")
-    def _check_spans(self) -> Splits:
-        kinds = {type(s) for s in (self.train, self.calibration, self.test) if s is not None}
-        if len(kinds) > 1 or (self.by_interval and self.train is None):
+    @property
+    def by_span(self) -> bool:
+        """Whether the splits are given as spans of time before the newest row."""
+        return isinstance(self.test, str)
+
+    @field_validator("train", "calibration", "test", mode="before")
+    @classmethod
+    def _check_number(cls, value: Any) -> Any:
+        if isinstance(value, int | float) and value >= 2:
             raise ValueError(
-                "give train, calibration and test all as fractions or all as [from, to]"
+                f"expected a fraction between 0 and 1, {SPAN_EXAMPLES}, or [from, to], got {value}"
             )
+        return value
+
+    @model_validator(mode="after")
+    def _check_forms(self) -> Splits:
+        given = {"train": self.train, "calibration": self.calibration, "test": self.test}
+        forms = {type(value) for value in given.values() if value is not None}
+        if len(forms) > 1 or (self.by_interval and self.train is None):
+            found = ", ".join(f"{name} is {_shown(value)}" for name, value in given.items())
+            raise ValueError(
+                "give train, calibration and test all as fractions, all as spans such as 28d, or "
+                f"all as [from, to]; {found}"
+            )
+        for name, value in given.items():
+            if isinstance(value, str) and not span_seconds(value):
+                raise ValueError(f"{name} is {value}, which has no rows; give a longer span")
         if not self.by_interval and self._claimed > 1 + 1e-9:
             raise ValueError(
                 f"train, calibration and test add up to {self._claimed:g}, more than 1"
             )
-        if not self.by_interval and self.train is None and self._claimed >= 1:
+        if self.train is None and self._claimed >= 1:
             raise ValueError("calibration and test leave nothing to train on")
         if self.by_interval:
             self._refuse_overlap()
@@ -111,6 +141,13 @@ class Splits(Section):
     def _claimed(self) -> float:
         parts = (self.train or 0.0, self.calibration, self.test)
         return sum(part for part in parts if isinstance(part, float))
+
+
+def _shown(split: float | str | TimeInterval | None) -> str:
+    """Return a split as a configuration has it."""
+    if isinstance(split, tuple):
+        return f"[{split[0].isoformat()}, {split[1].isoformat()}]"
+    return "null" if split is None else str(split)
 
 
 class CsvConfig(Section):
@@ -190,6 +227,9 @@ class TabularData(DataConfig):
     """Column that identifies a row in the output; null: rows are numbered from 0."""
     time: str | None = None
     """Column that the splits follow in time; null: rows are split at random."""
+    label_delay: Span | None = None
+    """Age, counted from the newest row, from which a label is final, such as `7d`; labels of
+    younger rows do not count. null: all labels are final."""
     features: tuple[str, ...] | dict[str, Feature] | None = None
     """Columns to read, as a list or with their types; null: all, with inferred types."""
     ignore: tuple[str, ...] = ()
@@ -227,8 +267,23 @@ class TabularData(DataConfig):
             raise ValueError(f"'{min(twice)}' has a type in features and in types; keep one")
         return self
 
+    @field_validator("label_delay", mode="before")
+    @classmethod
+    def _check_label_delay(cls, value: Any) -> Any:
+        if isinstance(value, int | float):
+            raise ValueError(f"expected {SPAN_EXAMPLES}, got {value}")
+        return value
+
     @model_validator(mode="after")
     def _check_time(self) -> TabularData:
+        if self.splits.by_span and not self.time:
+            raise ValueError(
+                f"splits.test {self.splits.test} counts back from the newest row, which needs a "
+                "time column; name it in time"
+            )
+        if self.label_delay and not (self.time and self.label):
+            missing = "time" if self.label else "label"
+            raise ValueError(f"label_delay needs a {missing} column; name it in {missing}")
         if self.splits.gap_days and not self.time:
             raise ValueError("splits.gap_days needs a time column; name it in time")
         if self.splits.anomalies and self.time:
@@ -243,7 +298,12 @@ class TabularData(DataConfig):
     @property
     def unset(self) -> set[str]:
         """Keys that the manifest leaves out, because they have their defaults."""
-        optional: dict[str, Any] = {"types": {}, "time_format": None, "csv": CsvConfig()}
+        optional: dict[str, Any] = {
+            "types": {},
+            "time_format": None,
+            "csv": CsvConfig(),
+            "label_delay": None,
+        }
         return {name for name, default in optional.items() if getattr(self, name) == default}
 
     @property
@@ -286,13 +346,17 @@ class ImageData(DataConfig):
 
     @model_validator(mode="after")
     def _check_no_time(self) -> ImageData:
-        if self.splits.by_interval or self.splits.gap_days:
+        if self.splits.by_interval or self.splits.by_span or self.splits.gap_days:
             raise ValueError("images have no time column; give splits as fractions, without gap")
         return self
 
     @property
     def time(self) -> None:
         """No time column: images come in no order."""
+
+    @property
+    def label_delay(self) -> None:
+        """No delay of labels, which is measured by times."""
 
     @property
     def id(self) -> None:

@@ -38,6 +38,11 @@ class PromotionConfig(Section):
     leak_auroc: Fraction | None = 0.99
     """Lowest AUROC of a single feature at which it counts as revealing the label; null: no
     limit."""
+    ks_distance: Fraction | None = 0.03
+    """Largest accepted distance (Kolmogorov-Smirnov) of p-values of normal test rows from the
+    uniform distribution, unless chance explains it; null: no limit."""
+    ks_p_value: Fraction = 1e-15
+    """p-value of the Kolmogorov-Smirnov test from which on chance explains a distance."""
     agreement: Fraction | None = None
     """Lowest accepted fraction of rows that both models decide alike; null: no limit."""
     row_microseconds: float | None = Field(None, gt=0)

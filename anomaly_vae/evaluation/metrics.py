@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.stats import beta, betabinom, ks_2samp, t
 
 from anomaly_vae.calibration.conformal import Calibration, guaranteed_ranks
-from anomaly_vae.data.splitting import DAY, one_row_per_group
+from anomaly_vae.data.splitting import DAY, one_row_per_group, thin_by_ratio
 from anomaly_vae.evaluation.bootstrap import Counts, Ranking, choose_draws, draws, intervals
 from anomaly_vae.scoring.detector import Detections
 
@@ -207,13 +207,17 @@ def _uniformity(
 ) -> dict[str, float]:
     """Apply the Kolmogorov–Smirnov test to the scores of normal rows and calibration rows.
 
-    The two-sample test accounts for the finite number of calibration rows.
+    The two-sample test accounts for the finite number of calibration rows. Calibration rows with
+    weights are thinned to the density of traffic.
     """
     rows = exchangeable_rows(normal, group)
     if not len(rows):
         return {}
-    exact = len(rows) * len(calibration.scores) <= MAX_EXACT_PAIRS
-    test = ks_2samp(calibration.scores, scores[rows], method="exact" if exact else "asymp")
+    sample = calibration.scores
+    if calibration.weights is not None:
+        sample = sample[thin_by_ratio(calibration.weights)]
+    exact = len(rows) * len(sample) <= MAX_EXACT_PAIRS
+    test = ks_2samp(sample, scores[rows], method="exact" if exact else "asymp")
     return {"ks": float(test.statistic), "ks_p_value": float(test.pvalue)}
 
 

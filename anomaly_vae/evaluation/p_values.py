@@ -15,6 +15,46 @@ LEVELS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 """p-values at which the distribution is compared with the uniform one."""
 
 
+KS_DISTANCE, KS_P_VALUE = 0.03, 1e-15
+"""Distance from the uniform distribution above which, and p-value of the Kolmogorov–Smirnov test
+below which, rows are plainly not exchangeable with the calibration rows."""
+
+
+@dataclass(frozen=True)
+class Exchangeability:
+    """The distance of p-values of normal rows from the uniform distribution, and its limits."""
+
+    distance: float
+    p_value: float
+    """Probability of a distance as large if the rows were exchangeable and independent."""
+    distance_limit: float = KS_DISTANCE
+    p_value_limit: float = KS_P_VALUE
+
+    @property
+    def refuted(self) -> bool:
+        """Whether the distance is too large, and larger than chance explains."""
+        return self.distance > self.distance_limit and self.p_value < self.p_value_limit
+
+    def __str__(self) -> str:
+        return (
+            f"the p-values of normal rows differ from the uniform distribution by up to "
+            f"{self.distance:.3f} (KS p-value {self.p_value:.1e})"
+        )
+
+    @property
+    def warning(self) -> str | None:
+        """Warning for the user; None if the rows may be exchangeable."""
+        if not self.refuted:
+            return None
+        return f"calibration and test rows are not exchangeable: {self}; {EXCHANGEABILITY_ADVICE}"
+
+
+EXCHANGEABILITY_ADVICE = (
+    "the rate of false alarms is not what alpha says; calibrate on rows of whole weeks shortly "
+    "before the test rows, or look for columns whose values changed"
+)
+
+
 @dataclass(frozen=True)
 class UniformityPoint:
     """The share of normal rows whose p-value is at most ``level``."""

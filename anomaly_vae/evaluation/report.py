@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from anomaly_vae.data.times import Period
+from anomaly_vae.evaluation.label_maturity import LabelMaturity
 from anomaly_vae.evaluation.leakage import Duplicates, SingleFeatureAUROC
 from anomaly_vae.evaluation.metrics import Evaluation
 from anomaly_vae.evaluation.p_values import UniformityPoint
@@ -28,6 +29,8 @@ class EvaluationReport:
     """Reasons to doubt the figures, for the user."""
     period: Period | None = None
     """Period of the evaluated rows; None if they have no time."""
+    labels: LabelMaturity | None = None
+    """How many labels are final; None if the configuration gives no delay of labels."""
 
     def details(self) -> dict[str, Any]:
         """Return everything except the figures as plain JSON values."""
@@ -38,6 +41,7 @@ class EvaluationReport:
             "twins": self.duplicates.to_json() if self.duplicates else None,
             "warnings": list(self.warnings),
             **({"period": self.period.to_json()} if self.period else {}),
+            **({"labels": self.labels.to_json()} if self.labels else {}),
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -47,7 +51,7 @@ class EvaluationReport:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
         """Restore a report from the result of `to_json`, also of older versions."""
-        duplicates = content.get("twins")
+        duplicates, labels = content.get("twins"), content.get("labels")
         return cls(
             Evaluation.from_json(content),
             tuple(map(ColumnSlice.from_json, content.get("slices", ()))),
@@ -56,4 +60,5 @@ class EvaluationReport:
             Duplicates(**duplicates) if duplicates else None,
             tuple(content.get("warnings", ())),
             Period.from_json(content["period"]) if "period" in content else None,
+            LabelMaturity(**labels) if labels else None,
         )

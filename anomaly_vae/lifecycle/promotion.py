@@ -11,6 +11,7 @@ from anomaly_vae.config.lifecycle import PromotionConfig
 from anomaly_vae.evaluation.comparison import Agreement, Change, SliceChange
 from anomaly_vae.evaluation.leakage import SingleFeatureAUROC
 from anomaly_vae.evaluation.metrics import Evaluation
+from anomaly_vae.evaluation.p_values import Exchangeability
 
 __all__ = ["decide"]
 
@@ -26,6 +27,7 @@ class Rule(StrEnum):
     """A requirement that a challenger has to meet."""
 
     KEEPS_ALPHA = "keeps_alpha"
+    EXCHANGEABLE = "exchangeable"
     SCORES_ALL = "scores_all"
     NO_LEAK = "no_leak"
     ABOVE_CHANCE = "above_chance"
@@ -42,6 +44,7 @@ class RefusalReason(StrEnum):
     """The reason for a refusal. There is one for each `Rule`, in the same order."""
 
     TOO_MANY_FALSE_POSITIVES = "fpr_above_alpha"
+    NOT_EXCHANGEABLE = "not_exchangeable"
     REJECTS_MORE = "rejects_more_rows"
     LEAKS = "feature_reveals_label"
     BELOW_CHANCE = "auroc_below_chance"
@@ -110,6 +113,8 @@ class Comparison:
     test: str = DEFAULT_TEST_NAME
     """Name of the test rows in messages."""
     unscorable: UnscorableRows | None = None
+    calibrated_on: Evaluation | None = None
+    """The challenger's evaluation on its own test split, which follows its calibration rows."""
     single_features: Sequence[SingleFeatureAUROC] = ()
     """AUROC of each feature on its own, from the challenger's evaluation."""
     metric: Change | None = None
@@ -154,6 +159,7 @@ def decide(
     """
     results = (
         _check_alpha(challenger, comparison),
+        _check_exchangeable(comparison.calibrated_on or challenger, policy),
         _check_all_scored(comparison),
         _check_leak(policy, comparison),
         _check_chance(challenger, comparison),
@@ -182,6 +188,20 @@ def _check_alpha(challenger: Evaluation, comparison: Comparison) -> RuleResult |
     low, high = interval
     figures = {"fpr": fpr, "low": low, "high": high, "limit": limit, "alpha": challenger.alpha}
     return RuleResult(Rule.KEEPS_ALPHA, passed, figures, text)
+
+
+def _check_exchangeable(evaluation: Evaluation, policy: PromotionConfig) -> RuleResult | None:
+    """Refuse a calibration on rows that are plainly not like the normal test rows."""
+    distance, p_value, limit = evaluation.ks, evaluation.ks_p_value, policy.ks_distance
+    if distance is None or p_value is None or limit is None:
+        return None
+    found = Exchangeability(distance, p_value, limit, policy.ks_p_value)
+    text = found.warning or (
+        f"calibration and test rows may be exchangeable: {found}, which is accepted up to "
+        f"{limit:g}, or from a p-value of {policy.ks_p_value:g} on"
+    )
+    figures = {"ks": distance, "ks_p_value": p_value, "limit": limit, "p_limit": policy.ks_p_value}
+    return RuleResult(Rule.EXCHANGEABLE, not found.refuted, figures, text)
 
 
 def _check_all_scored(comparison: Comparison) -> RuleResult:

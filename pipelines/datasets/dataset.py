@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from anomaly_vae.data.arrow import normalise_array
 from anomaly_vae.data.converters import Levels
 from anomaly_vae.data.schema import RawBatch, Values
+from anomaly_vae.data.spans import ResolvedSpans, iso_time, young_labels
 from anomaly_vae.data.splitting import (
     CALIBRATION,
+    NAMES,
     TEST,
     TRAIN,
     UNUSED,
@@ -54,6 +56,10 @@ class Dataset:
     """Column with the time of each row."""
     time_format: str | None = None
     """Format of the time column, if its values need one."""
+    spans: ResolvedSpans | None = None
+    """Intervals that splits given as spans of time mean; None for other splits."""
+    label_delay: str | None = None
+    """Age from which labels are final, such as ``7d``; None if all are."""
     duplicate_ids: int = 0
     """Number of rows whose id an earlier row has."""
     origin: str | None = None
@@ -97,6 +103,27 @@ class Dataset:
         return {"time_format": self.time_format} if self.time_format else {}
 
     @cached_property
+    def young(self) -> NDArray[np.bool_]:
+        """Mask (N,) of the rows that are younger than the delay of labels."""
+        if self.label_delay is None or self.rows.time is None:
+            return np.zeros(len(self.rows), bool)
+        return young_labels(self.rows.time, self.label_delay)
+
+    @property
+    def label_policy(self) -> dict[str, Any]:
+        """The delay of labels and the time from which ages count; empty if all labels are final."""
+        if self.label_delay is None or self.rows.time is None:
+            return {}
+        return {
+            "label_delay": self.label_delay,
+            "newest": iso_time(float(np.nanmax(self.rows.time))),
+        }
+
+    def mature(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Return those of the rows at these positions whose labels are final."""
+        return rows[~self.young[rows]]
+
+    @cached_property
     def digest(self) -> str:
         """SHA-256 digest of the columns that the model reads, the labels and the split."""
         total = hashlib.sha256(self.assignment.digest.encode())
@@ -116,7 +143,14 @@ class Dataset:
             "splits": self.assignment.counts,
             "unused": dict(self.assignment.unused),
             "duplicate_ids": self.duplicate_ids,
+            **({"intervals": self.spans.to_json()} if self.spans else {}),
+            **({"labels": self._label_summary()} if self.label_delay else {}),
         }
+
+    def _label_summary(self) -> dict[str, Any]:
+        """Return the delay of labels, and the number of younger rows in each split."""
+        counts = np.bincount(self.assignment.codes[self.young], minlength=len(NAMES))
+        return {**self.label_policy, "young": dict(zip(NAMES, counts.tolist(), strict=True))}
 
     def test_twins(self, encoding: Encoding) -> NDArray[np.bool_]:
         """Return a mask (N,) of the test rows that equal a training row once encoded."""

@@ -19,20 +19,24 @@ from pipelines import console
 from pipelines.datasets.dataset import GROUP, Dataset
 from pipelines.datasets.files import find_files, read_table
 from pipelines.datasets.reading.parts import Reading
-from pipelines.datasets.tables import load_table
+from pipelines.datasets.tables import NO_CONTEXT, SpanContext, load_table
 
 NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 """No options of CSV files."""
 
 
-def load_dataset(data: TabularData | ImageData) -> Dataset:
+def load_dataset(data: TabularData | ImageData, context: SpanContext = NO_CONTEXT) -> Dataset:
     """Read and split the data of a configuration.
+
+    Args:
+        data: the configuration of the data.
+        context: what determines splits that are given as spans of time.
 
     Raises:
         DataError: see `load_table` and `images.load_images`.
     """
     if isinstance(data, TabularData):
-        return load_table(data)
+        return load_table(data, context)
     from pipelines.datasets.images import load_images
 
     return load_images(data)

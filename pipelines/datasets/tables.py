@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from anomaly_vae.config.data import TabularData
 from anomaly_vae.data.arrow import normalise_array, times_from_arrow
+from anomaly_vae.data.spans import describe_time, resolve_spans
 from anomaly_vae.data.splitting import TRAIN, assign
-from anomaly_vae.data.type_inference import check_present, infer_schema, time_column
+from anomaly_vae.data.type_inference import (
+    check_present,
+    infer_schema,
+    read_times,
+    time_column,
+)
 from anomaly_vae.errors import DataError
 from anomaly_vae.messages import listed
+from pipelines import console
 from pipelines.datasets.dataset import Dataset, unlabelled_note, unreadable_note, without_unreadable
 from pipelines.datasets.files import (
     absent_columns,
@@ -24,8 +33,25 @@ from pipelines.datasets.reading.partitions import Partitions
 from pipelines.datasets.reading.parts import Reading
 
 
-def load_table(data: TabularData) -> Dataset:
+@dataclass(frozen=True, eq=False)
+class SpanContext:
+    """What determines splits that are given as spans, besides the rows."""
+
+    frozen: pa.Table | None = None
+    """A frozen test split, whose days spans skip; None if there is none."""
+    until: float | None = None
+    """Time in seconds since 1970 from which rows are not read; None reads all rows."""
+
+
+NO_CONTEXT = SpanContext()
+
+
+def load_table(data: TabularData, context: SpanContext = NO_CONTEXT) -> Dataset:
     """Read a table, split it and infer its schema, from the training rows alone.
+
+    Args:
+        data: the configuration of the data.
+        context: what determines splits that are given as spans.
 
     Raises:
         DataError: the input is unreadable, its columns are inconsistent, or a split is empty.
@@ -38,8 +64,13 @@ def load_table(data: TabularData) -> Dataset:
     check_present(table, data)
     data, notes = _without_constants(table, data, folders)
     time, time_format = _times(table, data)
+    if time is not None and context.until is not None:
+        table, time = _earlier(table, time, context.until)
+    spans = None
+    if data.splits.by_span and time is not None:
+        spans = resolve_spans(time, data.splits, _frozen_times(context.frozen, data, time_format))
     rows = labelled_rows(table, data.label, data.positive, data.group, time)
-    planned = assign(rows, data.splits)
+    planned = assign(rows, spans.splits if spans else data.splits)
     inferred = infer_schema(table.take(pa.array(planned.rows(TRAIN))), data)
     notes += absent_columns(heads, inferred.schema.names)
     batch = inferred.schema.from_arrow(table)
@@ -61,8 +92,32 @@ def load_table(data: TabularData) -> Dataset:
         id=data.id,
         time=data.time,
         time_format=time_format,
+        spans=spans,
+        label_delay=data.label_delay,
         duplicate_ids=_duplicates(table, data.id),
     )
+
+
+def _earlier(
+    table: pa.Table, time: NDArray[np.float64], until: float
+) -> tuple[pa.Table, NDArray[np.float64]]:
+    """Return the rows of a table, and their times (N,), without those from a moment on."""
+    kept = ~(time >= until)
+    if not kept.all():
+        console.info(
+            f"{int((~kept).sum()):,} rows from {describe_time(until)} on are left out: they are "
+            "newer than the model's data"
+        )
+    return table.filter(pa.array(kept)), time[kept]
+
+
+def _frozen_times(
+    frozen: pa.Table | None, data: TabularData, time_format: str | None
+) -> NDArray[np.float64] | None:
+    """Return the times (M,) of a frozen test split; None if it has none."""
+    if frozen is None or data.time not in frozen.column_names:
+        return None
+    return read_times(frozen.column(data.time), time_format)
 
 
 def _is_used(name: str, data: TabularData) -> bool:

@@ -106,6 +106,7 @@ def compare(
     return Comparison(
         test=test,
         unscorable=_unscorable(champion, challenger),
+        calibrated_on=challenger.report.figures if challenger.report else None,
         single_features=challenger.report.single_features if challenger.report else (),
         metric=_metric(champion, challenger, policy) if champion else None,
         slices=_slices(champion, challenger, policy) if champion else None,

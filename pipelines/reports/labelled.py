@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from anomaly_vae.data.arrow import levels_from_arrow, numbers_from_arrow
 from anomaly_vae.data.converters import Levels, as_levels
 from anomaly_vae.data.schema import RawBatch
+from anomaly_vae.data.spans import young_labels
 from anomaly_vae.data.splitting import thin_by_ratio
-from anomaly_vae.data.times import Period
+from anomaly_vae.data.times import Period, parse_time
 from anomaly_vae.data.type_inference import read_times
 from anomaly_vae.errors import DataError
+from anomaly_vae.evaluation.label_maturity import LabelMaturity
 from anomaly_vae.evaluation.metrics import DEFAULT_TOP, Evaluation, Slice, evaluate, time_slices
 from anomaly_vae.messages import listed
 from anomaly_vae.scoring.detector import Detections, Detector
@@ -28,6 +30,14 @@ from pipelines.datasets.labels import group_codes, label_masks
 Mask = NDArray[np.bool_]
 MAX_SHOWN_LABELS = 5
 """Number of label values that a message lists when none of them means anomaly."""
+
+
+@dataclass(frozen=True, eq=False)
+class LabelAges:
+    """The age from which labels are final, such as ``7d``, and a mask (N,) of younger rows."""
+
+    delay: str
+    young: Mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +55,8 @@ class Labelled:
     """Mask (N,) of the rows that represent traffic by their density ratio; None if all do."""
     files: tuple[Path, ...] = ()
     """File of each row (N,) for images; empty for tables."""
+    ages: LabelAges | None = None
+    """Which labels are not final yet; None if all are."""
 
     @classmethod
     def of(
@@ -62,8 +74,9 @@ class Labelled:
         Args:
             table: N rows.
             policy: the column names ``label``, ``group``, ``time`` and ``density_ratio``, all
-                optional, ``time_format``, the format of times if they need one, and ``positive``,
-                the label that means anomaly.
+                optional, ``time_format``, the format of times if they need one, ``positive``, the
+                label that means anomaly, ``label_delay``, the age from which labels are final, and
+                ``newest``, the time from which ages are counted, if not that of the newest row.
             batch: see `Labelled.batch`.
             files: see `Labelled.files`.
 
@@ -75,7 +88,13 @@ class Labelled:
         seconds = read_times(table.column(time), policy.get("time_format")) if time else None
         typical = represents_traffic(table, policy.get("density_ratio"))
         group = group_codes(table, group)
-        return cls(table, anomaly, unlabelled, group, seconds, batch, typical, files)
+        ages = label_ages(seconds, policy.get("label_delay"), policy.get("newest"))
+        return cls(table, anomaly, unlabelled, group, seconds, batch, typical, files, ages)
+
+    @property
+    def final(self) -> Mask:
+        """Mask (N,) of the rows whose labels are final if they have one."""
+        return ~self.ages.young if self.ages else np.ones(len(self.table), bool)
 
     def units(self, rows: Mask) -> NDArray[np.int32] | None:
         """Return the exchangeable unit of each of these rows (N,); None if each row is one."""
@@ -106,8 +125,8 @@ class Judged:
 
     @cached_property
     def known(self) -> Mask:
-        """Mask (N,) of the rows that have a score and a label and represent traffic."""
-        known = self.scored & ~self.labelled.unlabelled
+        """Mask (N,) of the rows that have a score and a final label and represent traffic."""
+        known = self.scored & ~self.labelled.unlabelled & self.labelled.final
         return known if self.labelled.typical is None else known & self.labelled.typical
 
     @property
@@ -115,6 +134,15 @@ class Judged:
         """Period of the `known` rows; None if they have no time."""
         seconds = self.labelled.seconds
         return Period.of(None if seconds is None else seconds[self.known])
+
+    @cached_property
+    def labels(self) -> LabelMaturity | None:
+        """How many labels are final; None without a delay of labels or without times."""
+        labelled = self.labelled
+        if labelled.ages is None or labelled.seconds is None:
+            return None
+        rows = self.scored & ~labelled.unlabelled
+        return LabelMaturity.of(labelled.ages.delay, labelled.ages.young, rows, labelled.seconds)
 
     @cached_property
     def levels(self) -> dict[str, Levels]:
@@ -154,6 +182,21 @@ class Judged:
             labelled.units(known),
         )
         return [period for period in slices if period.drifted]
+
+
+def label_ages(
+    seconds: NDArray[np.float64] | None, delay: str | None, newest: str | None = None
+) -> LabelAges | None:
+    """Return which labels are not final yet; None if all are, or if rows have no times.
+
+    Args:
+        seconds: (N,) times of the rows.
+        delay: the age from which labels are final.
+        newest: the time from which ages are counted; None for that of the newest row.
+    """
+    if seconds is None or delay is None:
+        return None
+    return LabelAges(delay, young_labels(seconds, delay, parse_time(newest) if newest else None))
 
 
 def represents_traffic(table: pa.Table, ratio: str | None) -> Mask | None:

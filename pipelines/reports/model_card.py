@@ -13,6 +13,7 @@ from typing import Any
 
 from anomaly_vae.data.converters import slice_name
 from anomaly_vae.data.encoding import pooled_notes
+from anomaly_vae.evaluation.label_maturity import LabelMaturity
 from anomaly_vae.messages import NOUNS, plain_number
 from anomaly_vae.scoring.modality import modality
 from anomaly_vae.scoring.wording import Wording
@@ -301,10 +302,34 @@ def _data(manifest: Mapping[str, Any]) -> Section:
     text = [f"{count:,} rows unused: {why}." for why, count in data.get("unused", {}).items()]
     if data.get("duplicate_ids"):
         text.append(f"{data['duplicate_ids']:,} rows repeat an id that an earlier row has.")
+    text += _young(data.get("labels"))
     rows = [("all rows", data.get("rows")), ("known anomalies among them", data.get("anomalies"))]
     rows += [(f"{name} rows", count) for name, count in splits.items() if name != "unused"]
+    intervals = {k: v for k, v in data.get("intervals", {}).items() if k in splits}
+    rows += [(f"{name} rows from, before", _interval(ends)) for name, ends in intervals.items()]
     rows.append(("digest of the data", data.get("digest")))
     return Section("Data", tuple(text), Table(("", ""), tuple(rows)))
+
+
+def _interval(ends: Sequence[str]) -> str:
+    """Format two times in ISO 8601, without times of day that are midnight."""
+    return " to ".join(end.removesuffix("+00:00").removesuffix("T00:00:00") for end in ends)
+
+
+LEARNT = ("train", "validation", "calibration")
+"""Splits whose rows count as normal without a final label."""
+
+
+def _young(labels: Mapping[str, Any] | None) -> list[str]:
+    """Report the rows that train and calibrate although their labels are not final."""
+    if labels is None:
+        return []
+    return [
+        f"{count:,} {name} rows are younger than {labels['label_delay']}: anomalies among them "
+        "that were not known yet count as normal."
+        for name, count in labels["young"].items()
+        if name in LEARNT and count
+    ]
 
 
 def _columns(manifest: Mapping[str, Any]) -> Section:
@@ -379,7 +404,9 @@ def _evaluation(content: Mapping[str, Any] | None) -> Iterator[Section]:
         return
     source = "Measured on the test split, which was used neither for training nor calibration."
     table = Table(("figure", "value", "interval"), figure_rows(content))
-    yield Section("Figures", (source,), table, ("ranking", "scores"))
+    labels = content.get("labels")
+    maturity = (_sentence(f"labels: {LabelMaturity(**labels)}"),) if labels else ()
+    yield Section("Figures", (source, *maturity), table, ("ranking", "scores"))
     if content.get("p_values"):
         yield _p_values(content)
     if content.get("slices"):

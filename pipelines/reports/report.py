@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly_vae import plots
+from anomaly_vae.config.base import canonical_span, span_seconds
 from anomaly_vae.config.calibration import CostConfig
 from anomaly_vae.data.arrow import levels_from_arrow, numbers_from_arrow
 from anomaly_vae.data.converters import Levels
-from anomaly_vae.errors import DataError
+from anomaly_vae.errors import ConfigError, DataError
 from anomaly_vae.evaluation.cost_sensitive import CardPrecision, Savings
 from anomaly_vae.evaluation.leakage import (
     Duplicates,
@@ -21,15 +22,20 @@ from anomaly_vae.evaluation.leakage import (
     single_feature_aurocs,
     warnings,
 )
-from anomaly_vae.evaluation.metrics import DEFAULT_TOP
-from anomaly_vae.evaluation.p_values import uniformity_points
+from anomaly_vae.evaluation.metrics import DEFAULT_TOP, Evaluation
+from anomaly_vae.evaluation.p_values import (
+    KS_DISTANCE,
+    KS_P_VALUE,
+    Exchangeability,
+    uniformity_points,
+)
 from anomaly_vae.evaluation.report import EvaluationReport
 from anomaly_vae.evaluation.slices import column_slices
 from anomaly_vae.messages import NOUNS
 from pipelines import console
 from pipelines.batch.common import warn_missing_group
 from pipelines.datasets.labels import column_codes
-from pipelines.datasets.loading import NO_OPTIONS, load_labelled
+from pipelines.datasets.loading import NO_OPTIONS, LabelledInput, load_labelled
 from pipelines.registry.model_uri import LoadedModel, open_registry
 from pipelines.reports.in_words import in_words
 from pipelines.reports.labelled import Judged, Labelled, judge
@@ -58,6 +64,8 @@ class ReportOptions:
     confidence: float = 0.95
     weight: float = 1.0
     """Number of anomalies in traffic that each anomaly here represents."""
+    ks_limits: tuple[float, float] | None = (KS_DISTANCE, KS_P_VALUE)
+    """Limits of distance and p-value of the Kolmogorov–Smirnov test; None for no limit."""
 
     @classmethod
     def of(cls, config: Mapping[str, Any], top: int | None = None, **known: Any) -> Self:
@@ -117,9 +125,20 @@ class Reporter:
             ),
             tuple(suspects),
             twins,
-            (*warnings(suspects, figures.auroc), *([twin_note] if twin_note else ())),
+            (
+                *warnings(suspects, figures.auroc),
+                *filter(None, (twin_note, self._calibration_warning(figures))),
+            ),
             judged.period,
+            judged.labels,
         )
+
+    def _calibration_warning(self, figures: Evaluation) -> str | None:
+        """Return a warning if the rows are not exchangeable with the calibration rows."""
+        distance, p_value, limits = figures.ks, figures.ks_p_value, self.options.ks_limits
+        if distance is None or p_value is None or limits is None:
+            return None
+        return Exchangeability(distance, p_value, *limits).warning
 
     def _known(self, values: NDArray[Any]) -> NDArray[Any]:
         """Select the values of the `Judged.known` rows from values (N,)."""
@@ -213,6 +232,7 @@ def evaluate_files(
     positive: Any = 1,
     top: int | None = None,
     csv: Mapping[str, Any] = NO_OPTIONS,
+    label_delay: str | None = None,
 ) -> dict[str, Any]:
     """Evaluate a model on labelled files and return the JSON object that the command prints.
 
@@ -225,16 +245,26 @@ def evaluate_files(
         positive: the label that means anomaly.
         top: the number of rows that can be reviewed; None for the configured number.
         csv: keys of `CsvConfig` that differ from the training configuration.
+        label_delay: the age from which labels are final, such as ``7d``; None for that of the
+            training configuration.
 
     Raises:
-        DataError: the label column is missing, or no labelled row can be scored.
+        ConfigError: ``label_delay`` is no span of time.
+        DataError: the label column is missing, no labelled row can be scored, or no label is final.
     """
     detector, config = source.bundle.detector, source.bundle.manifest["config"]
     given = load_labelled(source.bundle, paths, label, csv)
     warn_missing_group(detector.calibration, given.table.column_names)
     columns = {"label": label, "positive": positive, "group": given.group, "time": given.time}
     columns["time_format"] = given.time_format
+    columns["label_delay"] = _label_delay(label_delay or config["data"].get("label_delay"), given)
     judged = judge(detector, Labelled.of(given.table, columns, given.batch, given.files))
+    if not judged.known.any() and judged.labels and judged.labels.young:
+        raise DataError(
+            f"each labelled row is younger than {judged.labels.delay}, counted from the newest one "
+            "of these files, so no label is final; give older rows as well or, if these labels are "
+            "final, --label-delay 0d"
+        )
     if not judged.known.any():
         why = f": {judged.problem}" if judged.problem else ""
         raise DataError(f"none of the {len(given.table)} rows has a label and can be scored{why}")
@@ -246,6 +276,20 @@ def evaluate_files(
     figures = report.figures
     counts = {"rows": len(given.table), "scored": figures.rows}
     return {"metrics": figures.to_json(), **counts, **report.details()}
+
+
+def _label_delay(delay: str | None, given: LabelledInput) -> str | None:
+    """Return the age from which labels are final; None, with a message, if ages are unknown."""
+    try:
+        span = canonical_span(delay) if delay else None
+    except ValueError as error:
+        raise ConfigError(f"--label-delay: {error}") from None
+    if span is None or not span_seconds(span):
+        return None
+    if given.time is None:
+        console.info(f"The rows have no times, so labels younger than {span} count as final")
+        return None
+    return span
 
 
 def equal_scores(scores: NDArray[np.float64], sample: NDArray[np.float64]) -> Mask:
@@ -292,6 +336,8 @@ def show(report: EvaluationReport, kind: str) -> None:
     rows = figure_rows(report.figures.to_json())
     console.table(f"On the test {NOUNS[kind]}", ("figure", "value", "interval"), rows)
     console.info(in_words(report.to_json(), kind))
+    if report.labels:
+        console.info(f"Labels: {report.labels}.")
     drifted = [one for one in report.slices if one.drifted][:SHOWN_SLICES]
     if drifted:
         console.table(

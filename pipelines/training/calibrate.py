@@ -19,7 +19,9 @@ from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.calibration.conformal import Calibration
 from anomaly_vae.calibration.thresholds import choose_threshold
 from anomaly_vae.config import Config
+from anomaly_vae.config.lifecycle import PromotionConfig
 from anomaly_vae.data.splitting import TEST
+from anomaly_vae.data.times import parse_time
 from anomaly_vae.errors import ConfigError, DataError
 from anomaly_vae.evaluation.metrics import Evaluation, rate
 from anomaly_vae.evaluation.report import EvaluationReport
@@ -43,7 +45,7 @@ from anomaly_vae.scoring.scorer import Scorer
 from pipelines import console
 from pipelines.datasets.dataset import Dataset
 from pipelines.registry.model_uri import LoadedModel, open_model
-from pipelines.reports.labelled import Judged, Labelled, judge, represents_traffic
+from pipelines.reports.labelled import Judged, LabelAges, Labelled, judge, represents_traffic
 from pipelines.reports.model_card import card_of
 from pipelines.reports.model_card_html import logged_plots, page
 from pipelines.reports.report import Reporter, ReportOptions, SeenRows, log, show
@@ -84,6 +86,7 @@ class Calibrated:
             "calibration": self.bundle.manifest["calibration"],
             "metrics": self.evaluation.to_json(),
             "warnings": list(self.report.warnings),
+            **({"labels": self.report.labels.to_json()} if self.report.labels else {}),
         }
 
 
@@ -103,8 +106,8 @@ def calibrate(
         ConfigError: the model was trained with another configuration.
         CalibrationError: the calibration split is too small for the threshold.
     """
-    data = data or read_data(config)
     trained = open_model(model, config.mlflow.tracking_uri).bundle
+    data = data or read_data(config, _spans_until(trained))
     _check_same_split(trained, data)
     _check_same_config(trained, config)
     sample = model_sample(data, config.calibration, trained)
@@ -146,6 +149,16 @@ def _registered(version: Version, alias: str | None) -> str:
     )
 
 
+def _spans_until(trained: Bundle) -> float | None:
+    """Return the time up to which spans of the model's training data reach; None without spans.
+
+    Rows from then on are newer than the model. Counted back from them, the spans of the
+    calibration split could reach rows that trained it.
+    """
+    spans = trained.manifest["data"].get("intervals")
+    return parse_time(spans["test"][1]) if spans else None
+
+
 def _check_same_split(trained: Bundle, data: Dataset) -> None:
     if trained.manifest["data"]["digest"] != data.digest:
         raise DataError(
@@ -159,9 +172,10 @@ def _check_same_config(trained: Bundle, config: Config) -> None:
     planned, used = config.recorded(), trained.manifest["config"]
     for section in ("data", "model", "training", "score"):
         for key, value in planned[section].items():
-            if value is not None and value != used[section][key]:
+            trained_with = used[section].get(key)
+            if key != "label_delay" and value is not None and value != trained_with:
                 raise ConfigError(
-                    f"the model was trained with {section}.{key} {used[section][key]}, the "
+                    f"the model was trained with {section}.{key} {trained_with}, the "
                     f"configuration says {value}; correct that, or train again",
                     key=f"{section}.{key}",
                 )
@@ -170,8 +184,10 @@ def _check_same_config(trained: Bundle, config: Config) -> None:
 def _with_config(trained: Bundle, config: Config) -> Bundle:
     """Return the model with those sections of this configuration that do not affect training."""
     sections = ("calibration", "evaluation", "description")
-    changes = {key: config.recorded()[key] for key in sections}
-    recorded = {**trained.manifest["config"], **changes}
+    planned, used = config.recorded(), trained.manifest["config"]
+    delay = {k: v for k, v in planned["data"].items() if k == "label_delay"}
+    data = {k: v for k, v in used["data"].items() if k != "label_delay"} | delay
+    recorded = {**used, **{key: planned[key] for key in sections}, "data": data}
     return replace(trained, manifest={**trained.manifest, "config": recorded})
 
 
@@ -187,6 +203,7 @@ def _test_rows(data: Dataset, density_ratio: str | None) -> Labelled:
         data.part(TEST),
         represents_traffic(data.test_table, density_ratio),
         tuple(data.files[row] for row in rows) if data.files else (),
+        LabelAges(data.label_delay, data.young[rows]) if data.label_delay else None,
     )
 
 
@@ -197,7 +214,7 @@ def _reference(trained: Bundle, chosen: Calibration, data: Dataset) -> Reference
     split, which is the latest period. Without a time column it is estimated from all rows, because
     the test split then has a larger share of anomalies than traffic.
     """
-    latest = slice(None) if data.rows.time is None else data.assignment.rows(TEST)
+    latest = slice(None) if data.rows.time is None else data.mature(data.assignment.rows(TEST))
     share = rate(data.rows.anomaly[latest]) if data.label else None
     normal, encoding = data.calibration_rows, trained.scorer.encoding
     reference = fit_reference(encoding, data.batch.take(normal), share.high if share else 0.0)
@@ -222,10 +239,17 @@ def _timed_rows(scorer: Scorer, data: Dataset, positions: NDArray[np.intp]) -> T
 
 def _report(judged: Judged, data: Dataset, config: Config) -> EvaluationReport:
     options = ReportOptions.of(
-        config.recorded(), confidence=config.promotion.confidence, weight=_weight(judged, data)
+        config.recorded(),
+        confidence=config.promotion.confidence,
+        weight=_weight(judged, data),
+        ks_limits=_ks_limits(config.promotion),
     )
     twins = data.test_twins(judged.detector.scorer.encoding)
     return Reporter(judged, options).report(SeenRows(twins, data.TWINS))
+
+
+def _ks_limits(policy: PromotionConfig) -> tuple[float, float] | None:
+    return (policy.ks_distance, policy.ks_p_value) if policy.ks_distance else None
 
 
 def _weight(judged: Judged, data: Dataset) -> float:
@@ -250,6 +274,7 @@ def _policy(config: Config, data: Dataset) -> dict[str, Any]:
         "group": data.group,
         **({"density_ratio": ratio} if (ratio := config.calibration.density_ratio) else {}),
         **data.read_options,
+        **data.label_policy,
     }
 
 

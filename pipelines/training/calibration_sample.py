@@ -17,9 +17,17 @@ from anomaly_vae.data.arrow import numbers_from_arrow
 from anomaly_vae.data.converters import Levels, as_levels
 from anomaly_vae.data.days import complete_days
 from anomaly_vae.data.encoding import Categorical, TabularEncoding
-from anomaly_vae.data.splitting import CALIBRATION, DAY, VALIDATION, one_row_per_group
+from anomaly_vae.data.splitting import (
+    CALIBRATION,
+    DAY,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    one_row_per_group,
+)
 from anomaly_vae.errors import DataError
 from anomaly_vae.messages import listed, nearest
+from pipelines import console
 from pipelines.datasets.dataset import Dataset
 from pipelines.datasets.labels import column_codes
 
@@ -57,16 +65,59 @@ def _sample(
         return CalibrationSample.from_scores(
             scores, levels=levels, weights=weights, units=data.units
         )
-    known = data.assignment.calibration_anomalies
-    known_scores = score(known)
+    anomalies, final = data.assignment.calibration_anomalies, ~data.young[normal]
+    anomaly_scores, known = score(anomalies), data.mature(anomalies)
     return CalibrationSample.from_scores(
-        scores,
-        known_scores,
+        scores[final],
+        anomaly_scores[~data.young[anomalies]],
         _amounts(data, config.costs.amount, known) if config.costs.amount else (),
-        weight=_weight(data, len(normal), len(known)),
+        weight=_weight(data, int(final.sum()), len(known)),
         rows_per_day=_rows_per_day(data),
-        traffic=_traffic(data, config, np.append(scores, known_scores), score),
+        traffic=_traffic(data, config, np.append(scores, anomaly_scores), score),
         units=data.units,
+    )
+
+
+def check_labels(data: Dataset, config: CalibrationConfig) -> None:
+    """Check that rows have final labels where those are needed, and print how many lack them.
+
+    Raises:
+        DataError: no test row has a final label, or no calibration row whose label is needed.
+    """
+    if data.label_delay is None:
+        return
+    rows = data.assignment.rows
+    if not len(data.mature(rows(TEST))):
+        raise DataError(_no_final_labels(data, "test"))
+    calibration, young = rows(CALIBRATION), int(data.young[rows(CALIBRATION)].sum())
+    if young == len(calibration) and not config.promises_alpha:
+        raise DataError(_no_final_labels(data, "calibration"))
+    if young:
+        console.info(
+            f"{young:,} of {len(calibration):,} {YOUNG_CALIBRATION[config.promises_alpha]}"
+        )
+    if trained := int(data.young[np.concatenate([rows(TRAIN), rows(VALIDATION)])].sum()):
+        console.info(f"{trained:,} {YOUNG_TRAINING}")
+
+
+YOUNG_CALIBRATION = {
+    True: "calibration rows are younger than data.label_delay and count as normal: anomalies "
+    "among them that are not known yet raise the threshold",
+    False: "calibration rows are younger than data.label_delay: their labels may change, so the "
+    "threshold is chosen without them",
+}
+"""Notes on young calibration rows, by whether the method needs no labels."""
+YOUNG_TRAINING = (
+    "training rows are younger than data.label_delay and count as normal: anomalies among them "
+    "that are not known yet train the model"
+)
+
+
+def _no_final_labels(data: Dataset, split: str) -> str:
+    return (
+        f"every {split} row is younger than data.label_delay ({data.label_delay}), counted from "
+        f"the newest row, {data.label_policy['newest']}: no label among them is final; make "
+        f"data.splits.{split} reach further back than the delay, or the delay shorter"
     )
 
 
@@ -165,7 +216,8 @@ def _weight(data: Dataset, n: int, m: int) -> float:
     if not m:
         return 1.0
     timed = data.rows.time is not None
-    odds = m / data.assignment.counts["calibration"] if timed else data.anomaly_odds
+    final = len(data.mature(data.assignment.rows(CALIBRATION)))
+    odds = m / final if timed else data.anomaly_odds
     return odds * n / m
 
 

@@ -15,6 +15,7 @@ from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.artifacts.provenance import code_version
 from anomaly_vae.calibration.thresholds import check_sample
 from anomaly_vae.config import Config
+from anomaly_vae.data.spans import describe_time
 from anomaly_vae.errors import DataError
 from anomaly_vae.lifecycle.registry import Registry, Run
 from anomaly_vae.messages import NOUNS, listed
@@ -23,8 +24,9 @@ from anomaly_vae.training.trainer import Epoch, OnEpoch
 from pipelines import console
 from pipelines.datasets.dataset import Dataset
 from pipelines.datasets.loading import load_dataset
+from pipelines.datasets.tables import SpanContext
 from pipelines.registry.frozen_test import frozen_test
-from pipelines.training.calibration_sample import sample_of, zero_scores
+from pipelines.training.calibration_sample import check_labels, sample_of, zero_scores
 from pipelines.training.warm_start import prepared_start, start_model, trained_until
 
 CHECKPOINTS = Path("checkpoints")
@@ -100,19 +102,25 @@ def train(config: Config, data: Dataset | None = None) -> Trained:
         return Trained(run.id, uri, fitted, folder, data)
 
 
-def read_data(config: Config) -> Dataset:
+def read_data(config: Config, until: float | None = None) -> Dataset:
     """Load the data set, and exclude rows of the frozen test split from training.
 
+    Args:
+        config: the configuration.
+        until: the time in seconds since 1970 from which rows are not read; None reads all rows.
+
     Raises:
-        DataError: see `load_dataset`.
+        DataError: see `load_dataset`; or no label that is needed is final.
         CalibrationError: the calibration split is too small for the threshold.
     """
     console.heading(f"Reading {', '.join(config.data.paths)}")
-    data = load_dataset(config.data)
-    _check_evaluation(config, data)
     frozen = frozen_test(Registry(config.mlflow.tracking_uri), config.name)
+    data = load_dataset(config.data, SpanContext(frozen, until))
+    _check_evaluation(config, data)
+    show_spans(data)
     if frozen is not None:
         data = data.without(frozen)
+    check_labels(data, config.calibration)
     check_sample(sample_of(data, config.calibration, zero_scores), config.calibration)
     return data
 
@@ -128,6 +136,19 @@ def _check_evaluation(config: Config, data: Dataset) -> None:
                 f"found {listed(available)}",
                 column=name,
             )
+
+
+def show_spans(data: Dataset) -> None:
+    """Print the intervals of splits that are given as spans of time."""
+    if data.spans is None or data.rows.time is None:
+        return
+    console.table(
+        f"Splits counted back from the newest row, {describe_time(data.spans.newest)}",
+        ("split", "from", "before", "rows", "days with rows"),
+        data.spans.table(data.rows.time),
+    )
+    for note in data.spans.notes:
+        console.info(note)
 
 
 def show_data(data: Dataset, twins: int) -> None:

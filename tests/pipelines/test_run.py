@@ -106,7 +106,7 @@ def test_a_refused_run_exits_3_leaves_a_challenger_and_names_the_days_that_drift
     assert answer.code == 3
     assert answer.json["promoted"] is False
     reasons = [reason["why"] for reason in answer.json["reasons"]]
-    assert reasons == ["fpr_above_alpha", "auroc_below_chance"]
+    assert reasons == ["fpr_above_alpha", "not_exchangeable", "auroc_below_chance"]
     model = Registry().models()[0]
     assert model["aliases"] == {"challenger": "1"}
     times = pq.read_table(shifted.data.paths[0])["TX_DATETIME"].to_numpy()
@@ -164,6 +164,35 @@ def test_no_row_of_the_frozen_test_split_trains_a_later_model(
         rows = data.table.take(data.assignment.rows(split))
         assert not frozen & set(rows["TRANSACTION_ID"].to_pylist())
     assert data.assignment.unused["in the frozen test split"] > 100
+
+
+def test_one_file_is_repeated_as_the_data_grow(
+    place: Path, flow: Config, transactions: Path, command: Command
+) -> None:
+    """Spans follow the newest row, and keep clear of the frozen test split."""
+    everything, path = pq.read_table(transactions), place / "now.parquet"
+    days = everything["TX_DATETIME"].to_numpy().astype("datetime64[D]")
+    spans = {"train": "21d", "calibration": "14d", "test": "last 2w"}
+    grown = changed(flow, data__path=str(path), data__splits=spans, data__label_delay="7d")
+    manifests, answers = [], []
+    for missing in (10, 0):
+        pq.write_table(everything.filter(days <= days.max() - missing), path)
+        answers.append(command("run", write_config(grown)))
+        uri = answers[-1].json["model_uri"]
+        manifests.append(Registry().fetch(uri).load().manifest)
+    assert [answer.json["version"] for answer in answers] == ["1", "2"]
+    first, last = manifests[0]["data"]["intervals"], manifests[1]["data"]["intervals"]
+    assert [end[:10] for end in last["test"]] == [str(days.max() - 13), str(days.max() + 1)]
+    assert last["calibration"] == first["calibration"], "the frozen days are no calibration rows"
+    assert "the frozen test split, neither train nor calibrate" in answers[1].err
+    assert last["test"][0][:10] in answers[1].err
+    labels = answers[0].json["labels"]
+    assert labels == manifests[0]["evaluation"]["labels"]
+    assert labels["young"] == labels["rows"] - answers[0].json["metrics"]["rows"] > 0
+    assert labels["youngest_mature_day"] == str(days.max() - 10 - 7)
+    assert f"up to {labels['youngest_mature_day']}; {labels['young']}" in answers[0].err
+    frozen = answers[1].json["evaluations"]["challenger"]["rows"]
+    assert frozen == answers[0].json["metrics"]["rows"], "its young labels stay young"
 
 
 def test_data_at_fault_is_told_before_anything_is_made(place: Path, flow: Config) -> None:

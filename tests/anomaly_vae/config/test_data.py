@@ -11,6 +11,8 @@ from anomaly_vae.config.detector import merged
 from anomaly_vae.errors import ConfigError
 from tests.support.configurations import LEAST, SCANS, SPLITS, with_yaml
 
+SPANS = {"train": "28d", "calibration": "7d", "test": "1w"}
+
 
 def test_several_paths_are_kept_in_order() -> None:
     assert with_yaml("data: {path: [b.csv, a.csv]}").data.paths == ("b.csv", "a.csv")
@@ -22,8 +24,12 @@ def test_several_paths_are_kept_in_order() -> None:
         ({"test": 0.5, "calibration": 0.5}, "calibration and test leave nothing to train on"),
         ({"test": 0.9}, "train, calibration and test add up to 1.1, more than 1"),
         ({"train": 0.9}, "train, calibration and test add up to 1.3, more than 1"),
-        ({"test": SPLITS["test"]}, "all as fractions or all as [from, to]"),
-        ({**SPLITS, "train": 0.5}, "all as fractions or all as [from, to]"),
+        ({"test": SPLITS["test"]}, "all as [from, to]; train is null, calibration is 0.2"),
+        ({**SPLITS, "train": 0.5}, "all as [from, to]; train is 0.5, calibration is [2024-02-01"),
+        ({"test": "7d"}, "all as spans such as 28d"),
+        ({**SPANS, "train": 0.5}, "train is 0.5, calibration is 7d, test is 1w"),
+        ({**SPANS, "calibration": SPLITS["calibration"]}, "train is 28d, calibration is [2024"),
+        ({**SPANS, "test": "0d"}, "test is 0d, which has no rows"),
         ({**SPLITS, "test": ["2024-04-01", "2024-03-01"]}, "test ends before it begins"),
         ({**SPLITS, "test": ["2024-03-01", "2024-03-01"]}, "test ends before it begins"),
         ({**SPLITS, "test": ["2024-02-20", "2024-04-01"]}, "calibration and test overlap"),
@@ -42,6 +48,38 @@ def test_splits_that_contradict_each_other_are_refused(
 def test_intervals_may_touch_and_mix_zones() -> None:
     splits = Splits.model_validate({**SPLITS, "test": ["2024-03-01T01:00:00+01:00", "2024-04-01"]})
     assert splits.by_interval
+
+
+def test_spans_are_read_in_each_spelling() -> None:
+    splits = Splits(train="last 28d", calibration="LAST  7 D", test="24h")
+    assert (splits.train, splits.calibration, splits.test) == ("28d", "7d", "24h")
+    assert splits.by_span
+    assert not splits.by_interval
+
+
+def test_without_a_training_span_all_earlier_rows_train() -> None:
+    assert Splits(calibration="7d", test="7d").train is None
+
+
+def test_spans_and_delays_need_a_time_column_and_delays_a_label() -> None:
+    spans = {"path": "a.csv", "splits": SPANS}
+    for data, expected in (
+        (spans, "counts back from the newest row, which needs a time column"),
+        ({"path": "a.csv", "label": "y", "label_delay": "7d"}, "label_delay needs a time column"),
+        ({"path": "a.csv", "time": "t", "label_delay": "7d"}, "label_delay needs a label column"),
+    ):
+        with pytest.raises(ConfigError, match=expected):
+            validate_config({"name": "x", "data": data})
+    with pytest.raises(ConfigError, match="images have no time column"):
+        validate_config(merged(SCANS, {"data": {"splits": SPANS}}))
+
+
+def test_a_model_without_a_delay_records_none() -> None:
+    data = {"path": "a.csv", "label": "y", "time": "t"}
+    plain = validate_config({"name": "x", "data": data})
+    assert "label_delay" not in plain.recorded()["data"]
+    late = validate_config({"name": "x", "data": {**data, "label_delay": "last 1W"}})
+    assert late.recorded()["data"]["label_delay"] == "1w"
 
 
 def test_a_gap_needs_a_time_column() -> None:

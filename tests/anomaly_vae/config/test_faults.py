@@ -36,7 +36,15 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(text: str, expecte
     [
         ("data: {splits: {test: 1.2}}", "data.splits.test: expected less than 1, got 1.2"),
         ("data: {splits: {test: 0}}", "data.splits.test: expected more than 0, got 0"),
-        ("data: {splits: {test: abc}}", "data.splits.test: expected a number or a list, got 'abc'"),
+        ("data: {splits: {test: abc}}",
+         "data.splits.test: expected a span such as 28d, 12h or 4w, got 'abc'"),
+        ("data: {splits: {test: 7}}",
+         "data.splits.test: expected a fraction between 0 and 1, a span such as 28d, 12h or 4w, "
+         "or [from, to], got 7"),
+        ("data: {splits: {test: 28m}}",
+         "data.splits.test: expected a span such as 28d, 12h or 4w, got '28m'"),
+        ("data: {label_delay: 7}",
+         "data.label_delay: expected a span such as 28d, 12h or 4w, got 7"),
         ("data: {splits: {test: [a, 2024-01-01]}}",
          "data.splits.test.0: expected a date or time, got 'a'"),
         ("data: {splits: {test: [2024-01-01]}}", "data.splits.test.1 is missing"),

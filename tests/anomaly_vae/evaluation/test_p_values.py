@@ -7,7 +7,7 @@ import pytest
 
 from anomaly_vae.calibration.conformal import calibrate
 from anomaly_vae.evaluation.metrics import max_fpr_under_guarantee
-from anomaly_vae.evaluation.p_values import LEVELS, uniformity_points
+from anomaly_vae.evaluation.p_values import LEVELS, Exchangeability, uniformity_points
 
 
 def test_shares_are_counted_and_levels_that_the_sample_cannot_resolve_are_left_out() -> None:
@@ -49,3 +49,10 @@ def test_groups_give_one_row_each(rows: int) -> None:
     )
     assert {round(one.high * 5, 9).is_integer() for one in found} <= {True}
     assert bool(found) == bool(rows)
+
+
+def test_only_a_distance_that_is_large_and_not_chance_is_a_warning() -> None:
+    assert Exchangeability(0.2, 1e-7).warning is None, "chance explains it"
+    assert Exchangeability(0.02, 1e-28).warning is None, "it is small"
+    assert "up to 0.200 (KS p-value 1.0e-28)" in (Exchangeability(0.2, 1e-28).warning or "")
+    assert Exchangeability(0.2, 1e-7, 0.1, 1e-5).refuted

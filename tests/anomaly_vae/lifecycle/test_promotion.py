@@ -74,6 +74,34 @@ def only(rule: Rule, evidence: Comparison, **policy: Any) -> RuleResult:
     return next(verdict for verdict in verdicts if verdict.rule is rule)
 
 
+@pytest.mark.parametrize(
+    ("ks", "p_value", "policy", "passed"),
+    [
+        (0.2, 1e-28, {}, False),
+        (0.2, 1e-7, {}, True),
+        (0.02, 1e-28, {}, True),
+        (0.02, 1e-28, {"ks_distance": 0.01}, False),
+        (0.2, 1e-7, {"ks_p_value": 1e-4}, False),
+    ],
+)
+def test_rows_that_are_plainly_not_exchangeable_with_the_calibration_rows_refuse(
+    ks: float, p_value: float, policy: dict[str, float], passed: bool
+) -> None:
+    own = evaluation(ks=ks, ks_p_value=p_value)
+    verdict = only(Rule.EXCHANGEABLE, replace(SAME, calibrated_on=own), **policy)
+    assert verdict.passed is passed
+    assert (verdict.figures["ks"], verdict.figures["ks_p_value"]) == (ks, p_value)
+    assert ("are not exchangeable" in verdict.text) is not passed
+
+
+def test_exchangeability_is_that_of_the_own_test_split_before_that_of_the_frozen_one() -> None:
+    frozen, own = evaluation(ks=0.5, ks_p_value=1e-99), evaluation(ks=0.01, ks_p_value=0.5)
+    assert grounds(None, frozen, Comparison(calibrated_on=own)) == set()
+    assert grounds(None, frozen) == {RefusalReason.NOT_EXCHANGEABLE}
+    assert grounds(None, frozen, ks_distance=None) == set()
+    assert Rule.EXCHANGEABLE not in {one.rule for one in decide(None, evaluation(), POLICY)}
+
+
 def test_each_rule_has_a_ground_of_its_own() -> None:
     assert set(REFUSAL_REASONS) == set(Rule)
     assert set(REFUSAL_REASONS.values()) == set(RefusalReason)
@@ -274,7 +302,7 @@ def test_a_bundle_may_have_so_many_bytes() -> None:
 
 
 def test_every_ground_is_told() -> None:
-    bad = evaluation(fpr=0.03, fpr_interval=(0.02, 0.04), auroc=0.4)
+    bad = evaluation(fpr=0.03, fpr_interval=(0.02, 0.04), auroc=0.4, ks=0.5, ks_p_value=1e-99)
     evidence = Comparison(
         unscorable=UnscorableRows(1, "x"),
         single_features=[single_feature(1.0)],

@@ -401,8 +401,8 @@ def verdict(decision: Promotion, rule: Rule) -> RuleResult:
 def test_an_equal_challenger_passes_every_rule_with_figures(registry: Registry) -> None:
     decision = promote(registry, "fraud", EQUAL)
     assert [str(one.rule) for one in decision.rules] == [
-        "keeps_alpha", "scores_all", "above_chance", "no_worse", "no_slice_collapses", "agrees",
-        "reproduces",
+        "keeps_alpha", "exchangeable", "scores_all", "above_chance", "no_worse",
+        "no_slice_collapses", "agrees", "reproduces",
     ]  # fmt: skip
     assert all(one.passed for one in decision.rules)
     assert verdict(decision, Rule.NO_WORSE).figures["difference"] == 0
@@ -435,6 +435,31 @@ def test_a_model_that_reads_what_reveals_the_label_is_refused_unless_forced(
     assert champion(registry) == GOOD
     assert promote(registry, "fraud", version, force="the column is known in time").forced
     assert champion(registry) == version
+
+
+def test_a_model_calibrated_on_rows_unlike_its_test_rows_is_refused(
+    registry: Registry, world: World
+) -> None:
+    unlike = evaluated(world.calibrated.bundle, ks=0.3, ks_p_value=1e-28)
+    version = add(registry, world, unlike)
+    (reason,) = promote(registry, "fraud", version).reasons
+    assert reason.refusal_reason is RefusalReason.NOT_EXCHANGEABLE
+    assert "KS p-value 1.0e-28" in reason.text
+    assert champion(registry) == GOOD
+    set_frozen(registry, ks_distance=None)
+    assert promote(registry, "fraud", version).promoted, "null in the frozen policy is no limit"
+
+
+def test_labels_that_were_young_when_the_test_split_froze_do_not_count(registry: Registry) -> None:
+    set_frozen(registry, label_delay="3d")
+    decision = promote(registry, "fraud", EQUAL)
+    evaluations = decision.challenger_evaluation, decision.champion_evaluation
+    assert decision.judged_on is not None
+    assert all(one and 0 < one.rows < decision.judged_on.rows for one in evaluations)
+    set_frozen(registry, label_delay="3d", newest="2030-01-01T00:00:00+00:00")
+    later = promote(registry, "fraud", LOOSE)
+    assert later.challenger_evaluation is not None
+    assert later.challenger_evaluation.rows == decision.judged_on.rows
 
 
 def test_a_model_below_chance_is_refused(registry: Registry) -> None:

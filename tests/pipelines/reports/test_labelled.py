@@ -27,6 +27,19 @@ def test_labels_without_an_anomaly_are_named(
     assert capfd.readouterr().err == f"{note}{found}\n"
 
 
+def test_rows_younger_than_the_delay_have_no_final_label() -> None:
+    """A fraud of the last days that is not known yet is no false positive."""
+    times = ["2024-03-01", "2024-03-09", "2024-03-10T12:00", None]
+    table = pa.table({"verdict": [0, 1, 0, 0], "booked": times})
+    roles = {"label": "verdict", "positive": 1, "time": "booked", "label_delay": "1d"}
+    truth = Labelled.of(table, roles)
+    assert truth.final.tolist() == [True, True, False, False]
+    assert truth.days == 8, "young rows are not in the figures, so their days do not count"
+    later = Labelled.of(table, {**roles, "newest": "2024-03-12T00:00:00+00:00"})
+    assert later.final.tolist() == [True, True, True, False]
+    assert Labelled.of(table, {**roles, "label_delay": None}).final.all()
+
+
 def test_labels_with_an_anomaly_need_no_note(capfd: pytest.CaptureFixture[str]) -> None:
     table = pa.table({"verdict": ["bad", "good"]})
     truth = Labelled.of(table, {"label": "verdict", "positive": "bad"})

@@ -175,6 +175,45 @@ def test_the_answer_has_slices_and_the_top_that_was_asked_for(
     assert answer.json["warnings"] == []
 
 
+def test_young_labels_are_left_out_and_the_answer_says_how_many(
+    champion: World, tmp_path: Path, command: Command
+) -> None:
+    path, table = tmp_path / "test.parquet", champion.trained.data.test_table
+    pq.write_table(table, path)
+    times = table["TX_DATETIME"].to_numpy()
+    arguments = ("evaluate", "--model", "models:/fraud/1", "--data", path, "--label", "TX_FRAUD")
+    answer = command(*arguments, "--label-delay", "last 72h")
+    final = times <= times.max() - np.timedelta64(72, "h")
+    assert answer.json["metrics"]["rows"] == final.sum() < len(table)
+    assert answer.json["labels"] == {
+        "delay": "72h",
+        "rows": len(table),
+        "young": int((~final).sum()),
+        "mature": float(final.mean()),
+        "youngest_mature_day": str(times[final].max())[:10],
+    }
+    assert f"{(~final).sum()} younger rows are left out of the figures" in answer.err
+    everything = command(*arguments, "--label-delay", "0d")
+    assert everything.json["metrics"]["rows"] == len(table)
+    assert "labels" not in everything.json
+    refused = command(*arguments, "--label-delay", "99d")
+    assert refused.code == 1
+    assert "each labelled row is younger than 99d" in refused.err
+    assert "expected a span such as 28d" in command(*arguments, "--label-delay", "soon").err
+
+
+def test_calibration_rows_unlike_the_test_rows_are_a_warning(
+    champion: World, tmp_path: Path
+) -> None:
+    table = champion.trained.data.test_table
+    amounts = pa.array(table["TX_AMOUNT"].to_numpy() * 20)
+    path = tmp_path / "dear.parquet"
+    at = table.column_names.index("TX_AMOUNT")
+    pq.write_table(table.set_column(at, "TX_AMOUNT", amounts), path)
+    answer = evaluate_files(champion.source, [str(path)], "TX_FRAUD")
+    assert any("are not exchangeable" in warning for warning in answer["warnings"])
+
+
 def test_findings_plots_and_card_are_logged(champion: World) -> None:
     def logged(name: str) -> Path:
         return Path(Registry().download(f"runs:/{champion.calibrated.run_id}/{name}"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from PIL import Image
 
 from anomaly_vae.artifacts.bundle import GRAPH, MANIFEST, Bundle, load_bundle
 from anomaly_vae.config import Config, validate_config
+from anomaly_vae.config.calibration import CalibrationConfig, CostConfig
 from anomaly_vae.data.splitting import CALIBRATION, TEST, TRAIN
 from anomaly_vae.errors import BundleError, CalibrationError, ConfigError, DataError
 from anomaly_vae.evaluation.metrics import Evaluation, evaluate
@@ -38,7 +40,7 @@ from pipelines.datasets.loading import load_dataset
 from pipelines.registry.model_uri import LoadedModel, open_model
 from pipelines.reports.model_card import card_of
 from pipelines.training.calibrate import calibrate
-from pipelines.training.calibration_sample import sample_of, zero_scores
+from pipelines.training.calibration_sample import check_labels, sample_of, zero_scores
 from pipelines.training.train import inputs_digest, read_data, train
 from tests.support.flows import Command, World
 from tests.support.registries import changed, copy_registry
@@ -54,6 +56,70 @@ def trained(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> st
     """The trained model's URI, in a registry of this test's own."""
     copy_registry(world.folder, tmp_path, monkeypatch)
     return world.trained.model_uri
+
+
+# ---------------------------------------------------------------- spans and late labels
+
+
+def test_newer_rows_do_not_move_the_spans_of_a_trained_model(
+    place: Path, flow: Config, transactions: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Counted back from the newer rows, the calibration span would hold rows that trained."""
+    everything, path = pq.read_table(transactions), place / "now.parquet"
+    days = everything["TX_DATETIME"].to_numpy().astype("datetime64[D]")
+    spans = {"train": None, "calibration": "14d", "test": "7d"}
+    config = changed(flow, data__path=str(path), data__splits=spans)
+    pq.write_table(everything.filter(days <= days.max() - 14), path)
+    trained = train(config)
+    pq.write_table(everything, path)
+    newer = read_data(config)
+    moved = set(newer.table["TRANSACTION_ID"].take(newer.assignment.rows(CALIBRATION)).to_pylist())
+    of_training = trained.data.assignment.rows(TRAIN)
+    assert not moved & set(trained.data.table["TRANSACTION_ID"].take(of_training).to_pylist())
+    capfd.readouterr()
+    calibrated = calibrate(config, trained.model_uri)
+    assert calibrated.bundle.manifest["data"] == trained.fitted.bundle.manifest["data"]
+    assert "are left out: they are newer than the model's data" in capfd.readouterr().err
+    with pytest.raises(DataError, match="its calibration rows may have trained it"):
+        calibrate(changed(config, data__splits={**spans, "calibration": "21d"}), trained.model_uri)
+
+
+def late(config: Config, delay: str, **changes: Any) -> Config:
+    return changed(config, data__label_delay=delay, **changes)
+
+
+def test_young_rows_choose_no_threshold_by_labels_and_are_named_where_they_calibrate(
+    place: Path, flow: Config, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The test split may be the earliest, so that only later rows are young."""
+    splits = {
+        "test": ["2024-02-01", "2024-03-10"],
+        "train": ["2024-03-10", "2024-04-01"],
+        "calibration": ["2024-04-01", "2024-05-01"],
+    }
+    data = read_data(late(flow, "7d", data__splits=splits))
+    rows = data.assignment.rows(CALIBRATION)
+    young = int(data.young[rows].sum())
+    assert 0 < young < len(rows)
+    said = f"{young} of {len(rows)} calibration rows are younger than data.label_delay"
+    assert f"{said} and count as normal" in capfd.readouterr().err
+    assert data.summary()["labels"]["young"]["calibration"] == young
+    assert sample_of(data, CalibrationConfig(), zero_scores).n == len(rows)
+    cost = CalibrationConfig(method="cost", costs=CostConfig(review=0.01))
+    assert sample_of(data, cost, zero_scores).n == len(rows) - young
+    check_labels(data, cost)
+    assert f"{said}: their labels may change" in capfd.readouterr().err
+    with pytest.raises(DataError, match="every calibration row is younger"):
+        check_labels(replace(data, label_delay="29d"), cost)
+
+
+@pytest.mark.parametrize("splits", [{"calibration": 0.2, "test": 0.2},
+                                    {"calibration": "7d", "test": "7d"}])  # fmt: skip
+def test_a_test_split_without_a_final_label_is_refused_before_training(
+    place: Path, flow: Config, splits: dict[str, Any]
+) -> None:
+    with pytest.raises(DataError, match=r"every test row is younger than data\.label_delay"):
+        read_data(late(flow, "30d", data__splits=splits))
 
 
 # ---------------------------------------------------------------- the promise
