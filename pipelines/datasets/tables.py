@@ -19,7 +19,7 @@ from pipelines.datasets.files import (
     heads_by_file,
     read_table,
 )
-from pipelines.datasets.labels import labelled_rows
+from pipelines.datasets.labels import labelled_rows, merge_late_labels
 from pipelines.datasets.reading.partitions import Partitions
 from pipelines.datasets.reading.parts import Reading
 
@@ -36,9 +36,11 @@ def load_table(data: TabularData) -> Dataset:
     if not len(table):
         raise DataError(f"no rows in {listed(data.paths)}; the header alone cannot train a model")
     check_present(table, data)
+    has_label = bool(data.label)
+    table, data, label_notes = merge_late_labels(table, data)
     data, notes = _without_constants(table, data, folders)
     time, time_format = _times(table, data)
-    rows = labelled_rows(table, data.label, data.positive, data.group, time)
+    rows = labelled_rows(table, data.label, data.positive, data.group, time, check=has_label)
     planned = assign(rows, data.splits)
     inferred = infer_schema(table.take(pa.array(planned.rows(TRAIN))), data)
     notes += absent_columns(heads, inferred.schema.names)
@@ -62,6 +64,7 @@ def load_table(data: TabularData) -> Dataset:
         time=data.time,
         time_format=time_format,
         duplicate_ids=_duplicates(table, data.id),
+        label_notes=label_notes,
     )
 
 

@@ -104,6 +104,8 @@ def read_data(config: Config) -> Dataset:
     """
     console.heading(f"Reading {', '.join(config.data.paths)}")
     data = load_dataset(config.data)
+    for note in data.label_notes:
+        console.info(note)
     _check_evaluation(config, data)
     frozen = frozen_test(Registry(config.mlflow.tracking_uri), config.name)
     if frozen is not None:
