@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from anomaly_vae.config import Config
+from anomaly_vae.config.data import TabularData
 from anomaly_vae.evaluation.metrics import Evaluation
 from anomaly_vae.lifecycle.registry import Registry, Version
 from pipelines import console
 from pipelines.datasets.dataset import Dataset
-from pipelines.promotion import promote
+from pipelines.promotion.promote import promote
+from pipelines.promotion.show import show
 from pipelines.training.calibrate import calibrate
 from pipelines.training.train import inputs_digest, read_data, train
 
@@ -28,8 +30,9 @@ def run(config: Config) -> tuple[dict[str, Any], bool]:
     version = existing or _new_version(config, data)
     if existing:
         console.info(f"{config.name}: version {existing.version} was made from the same inputs")
-    decision = promote.promote(registry, config.name, version.version)
-    promote.show(decision)
+    places = config.data.label_places if isinstance(config.data, TabularData) else ()
+    decision = promote(registry, config.name, version.version, labels=places)
+    show(decision)
     bundle = registry.fetch(version.uri).load()
     result = {
         **decision.result(),

@@ -32,6 +32,8 @@ from pipelines.datasets.verdicts import id_texts
 
 GROUP = "group"
 """Name of the group column in an index of images."""
+TRAINED_UNTIL = "trained_until"
+"""Manifest key: time of the last row that trained the model or one of its start models."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -167,6 +167,14 @@ class LabelChanges:
     anomalies_before: int
     anomalies_after: int
 
+    @classmethod
+    def between(cls, before: Codes, after: Codes) -> LabelChanges:
+        """Count the changes from one verdict on each of N rows to another."""
+        changed = after[before != after]
+        kinds = (int((changed == code).sum()) for code in (ANOMALY, NORMAL, UNSURE))
+        anomalies = (int((codes == ANOMALY).sum()) for codes in (before, after))
+        return cls(len(changed), *kinds, *anomalies)
+
     def __str__(self) -> str:
         """Describe the changes for people."""
         kinds = {"anomaly": self.to_anomaly, "normal": self.to_normal, "unsure": self.to_unsure}
@@ -183,6 +191,8 @@ class Relabelled:
 
     table: pa.Table
     label: str
+    codes: Codes
+    """Verdicts (N,) that the labels hold."""
     changes: LabelChanges
     unknown: pa.Array
     """Ids of late labels that no row has."""
@@ -212,24 +222,27 @@ def relabel(
     """
     ids = id_texts(table.column(id_column))
     late, (column, current) = verdicts.on(ids), _current(table, label, positive)
-    changed = (late != NONE) & (late != current)
-    after = np.where(changed, late, current)
-    changes = LabelChanges(
-        int(changed.sum()),
-        *(int((late[changed] == code).sum()) for code in (ANOMALY, NORMAL, UNSURE)),
-        *(int((codes == ANOMALY).sum()) for codes in (current, after)),
-    )
-    if changed.any():
+    after = np.where(late == NONE, current, late)
+    changes = LabelChanges.between(current, after)
+    if changes.changed:
         vocabulary = Vocabulary(positive, normal_names(table, label, positive))
-        column = _rewritten(column, np.where(changed, late, NONE), vocabulary)
+        column = _rewritten(column, np.where(after == current, NONE, after), vocabulary)
     unknown = verdicts.ids.filter(pc.invert(pc.is_in(verdicts.ids, value_set=ids)))
-    return Relabelled(_with_column(table, label or LABEL, column), label or LABEL, changes, unknown)
+    name = label or LABEL
+    return Relabelled(_with_column(table, name, column), name, after, changes, unknown)
 
 
 def _with_column(table: pa.Table, name: str, column: pa.ChunkedArray) -> pa.Table:
     if name not in table.column_names:
         return table.append_column(name, column)
     return table.set_column(table.column_names.index(name), name, column)
+
+
+def verdicts_of(table: pa.Table, id_column: str, label: str, positive: Any) -> Verdicts:
+    """Return the verdicts that the labels of a table hold; rows without an id are left out."""
+    ids, codes = id_texts(table.column(id_column)), _current(table, label, positive)[1]
+    verdicts = Verdicts(ids, codes, np.full(len(codes), np.nan))
+    return newest(verdicts.take(np.asarray(ids.is_valid()))).verdicts
 
 
 def _current(table: pa.Table, label: str | None, positive: Any) -> tuple[pa.ChunkedArray, Codes]:

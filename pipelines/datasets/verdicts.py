@@ -116,6 +116,21 @@ class Verdicts:
         codes = np.concatenate([part.codes for part in parts])
         return cls(ids, codes, np.concatenate([part.at for part in parts]))
 
+    @classmethod
+    def from_table(cls, table: pa.Table) -> Verdicts:
+        """Restore verdicts from `table`."""
+        words = table.column("label").to_pylist()
+        at = table.column("at").to_numpy().astype(float)
+        codes = np.array([WORDS.index(word) for word in words], np.int8)
+        return cls(table.column("id").combine_chunks().cast(ID_TYPE), codes, at)
+
+    @property
+    def table(self) -> pa.Table:
+        """The verdicts as a table with the columns ``id``, ``label`` and ``at``."""
+        words = pa.array([WORDS[code] for code in self.codes], pa.string())
+        at = pa.array(self.at, pa.float64(), from_pandas=True)
+        return pa.table({"id": self.ids, "label": words, "at": at})
+
     def take(self, rows: NDArray[Any]) -> Verdicts:
         """Return the verdicts at these positions, or where a mask (N,) is true."""
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows
@@ -125,6 +140,10 @@ class Verdicts:
     def on(self, ids: pa.Array) -> Codes:
         """Return the verdict on each of M rows by its id (M,), `NONE` without one."""
         return np.append(self.codes, NONE).astype(np.int8)[self.positions(ids)]
+
+    def over(self, others: Verdicts) -> Verdicts:
+        """Return these verdicts, and others on rows that these are not about."""
+        return self.joined([others.take(self.positions(others.ids) < 0), self])
 
     def positions(self, ids: pa.Array) -> NDArray[np.int64]:
         """Return the position of the verdict on each of M rows, −1 without one."""

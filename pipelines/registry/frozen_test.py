@@ -1,7 +1,8 @@
 """Keep the test split and the policy by which all later models of a name are judged.
 
-They belong to the version that was promoted first, or by force. Each champion passes them on to
-the next in a tag of its version, so a promotion or rollback only has to move the alias.
+They belong to the version that was promoted first, by force, or at the last renewal. Each champion
+passes them on to the next in a tag of its version, so a promotion or rollback only has to move the
+alias. Rows never change; labels that arrived later are kept beside them, in revisions.
 """
 
 from __future__ import annotations
@@ -25,9 +26,14 @@ from anomaly_vae.lifecycle.registry import (
     TEST_DIGEST_TAG,
     TEST_TAG,
     Registry,
+    Run,
     Version,
 )
 from anomaly_vae.renames import rename_reading
+
+LATE_LABELS, NEWEST, SEEN_UNTIL = "late_labels", "newest_row", "seen_until"
+"""Keys of a policy: the source of late labels, and in seconds since 1970 the times of the newest
+row of the data and of the last row that trained or calibrated the version."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,12 @@ class FrozenTest:
     test_split: str
     digest: str
     policy: Mapping[str, Any]
+    later_promotions: int = 0
+    """Number of promotions that were decided on the test rows after the first one."""
+    labels: str | None = None
+    """URI of the current revision of the labels; None for those of the test rows."""
+    labels_digest: str | None = None
+    """SHA-256 of that revision."""
 
     @classmethod
     def own(cls, version: Version) -> FrozenTest:
@@ -66,8 +78,10 @@ class FrozenTest:
             raise _altered(champion, FROZEN_TAG) from None
 
     def tag(self) -> str:
-        """Return the value of the tag `FROZEN_TAG`."""
-        return json.dumps(asdict(self))
+        """Return the value of the tag `FROZEN_TAG`, without entries that have their defaults."""
+        defaults = {"later_promotions": 0, "labels": None, "labels_digest": None}
+        content = asdict(self).items()
+        return json.dumps({k: v for k, v in content if k not in defaults or v != defaults[k]})
 
     def read(self, registry: Registry) -> pa.Table:
         """Read the test rows.
@@ -75,11 +89,51 @@ class FrozenTest:
         Raises:
             RegistryError: the file is gone or was altered.
         """
-        with tempfile.TemporaryDirectory() as temporary:
-            content = Path(registry.download(self.test_split, temporary)).read_bytes()
-        if hashlib.sha256(content).hexdigest() != self.digest:
-            raise RegistryError(f"the frozen test split {self.test_split} was altered")
-        return pq.read_table(pa.BufferReader(content))
+        return read_artifact(registry, self.test_split, self.digest, "the frozen test split")
+
+    def read_labels(self, registry: Registry) -> pa.Table | None:
+        """Read the current revision of the labels; None if the test rows have their first ones.
+
+        Raises:
+            RegistryError: the file is gone or was altered.
+        """
+        if self.labels is None:
+            return None
+        digest = str(self.labels_digest)
+        return read_artifact(registry, self.labels, digest, "the labels of the frozen test split")
+
+
+def read_artifact(registry: Registry, uri: str, digest: str, what: str) -> pa.Table:
+    """Read a table that is an artifact, and check its SHA-256.
+
+    Args:
+        registry: the registry.
+        uri: the URI of a Parquet file.
+        digest: the SHA-256 of the file.
+        what: the name of the file in messages.
+
+    Raises:
+        RegistryError: the file is gone or was altered.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        content = Path(registry.download(uri, temporary)).read_bytes()
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise RegistryError(f"{what} {uri} was altered")
+    return pq.read_table(pa.BufferReader(content))
+
+
+def write_artifact(run: Run, table: pa.Table, name: str, folder: str | None = None) -> str:
+    """Log a table as a Parquet file of a run, and return the SHA-256 of the file.
+
+    ``{digest}`` in the name stands for the first 16 characters of the SHA-256.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / "table.parquet"
+        pq.write_table(table, path)
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        run.log_file(path.rename(path.with_name(name.format(digest=digest[:16]))), folder)
+    return digest
 
 
 def policy_of(version: Version) -> dict[str, Any]:

@@ -31,10 +31,11 @@ from pipelines.datasets.labels import column_codes
 from pipelines.datasets.loading import NO_OPTIONS, load_labelled
 from pipelines.registry.model_uri import LoadedModel, open_registry
 from pipelines.reports.labelled import Judged, Labelled, judge
+from pipelines.reports.late_labels import with_late_labels
 from pipelines.reports.model_card import figure_rows, plain_counts
 
 if TYPE_CHECKING:
-    from anomaly_vae.lifecycle.registry import Run
+    from anomaly_vae.lifecycle.registry import Run, Version
 
 Mask = NDArray[np.bool_]
 SHOWN_SLICES = 12
@@ -210,6 +211,7 @@ def evaluate_files(
     positive: Any = 1,
     top: int | None = None,
     csv: Mapping[str, Any] = NO_OPTIONS,
+    labels: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Evaluate a model on labelled files and return the JSON object that the command prints.
 
@@ -222,6 +224,7 @@ def evaluate_files(
         positive: the label that means anomaly.
         top: the number of rows that can be reviewed; None for the configured number.
         csv: keys of `CsvConfig` that differ from the training configuration.
+        labels: where late labels are; None for those of the version's configuration.
 
     Raises:
         DataError: the label column is missing, or no labelled row can be scored.
@@ -231,7 +234,11 @@ def evaluate_files(
     warn_missing_group(detector.calibration, given.table.column_names)
     columns = {"label": label, "positive": positive, "group": given.group, "time": given.time}
     columns["time_format"] = given.time_format
-    judged = judge(detector, Labelled.of(given.table, columns, given.batch, given.files))
+    table = given.table
+    if label in table.column_names:
+        version = _version(source)
+        table = with_late_labels(table, label, positive, source.bundle, version, labels)
+    judged = judge(detector, Labelled.of(table, columns, given.batch, given.files))
     if not judged.known.any():
         why = f": {judged.problem}" if judged.problem else ""
         raise DataError(f"none of the {len(given.table)} rows has a label and can be scored{why}")
@@ -250,6 +257,13 @@ def _same(scores: NDArray[np.float64], sample: NDArray[np.float64]) -> Mask:
     above = np.searchsorted(sample, scores)
     nearest = sample[np.clip([above - 1, above], 0, len(sample) - 1)]
     return np.asarray((np.abs(nearest - scores) <= SAME_SCORE * np.abs(scores)).any(0))
+
+
+def _version(source: LoadedModel) -> Version | None:
+    """Return the registered version of a model; None for a bundle folder."""
+    if source.name is None or source.version is None:
+        return None
+    return open_registry().version(source.name, source.version)
 
 
 def _record(source: LoadedModel, judged: Judged, report: EvaluationReport) -> None:

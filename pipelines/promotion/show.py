@@ -1,0 +1,120 @@
+"""Print the decision on a challenger."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from anomaly_vae.lifecycle.promotion import RuleResult
+from pipelines import console
+from pipelines.datasets.labels import LabelChanges
+from pipelines.promotion.decision import Promotion
+
+
+def show(decision: Promotion) -> None:
+    """Print the decision, its rules and the periods with too many false positives."""
+    if decision.promoted and decision.champion == decision.version:
+        console.info(f"{decision.name}: version {decision.version} is already champion")
+    elif decision.promoted:
+        how = "by force, against:" if decision.forced else "as champion"
+        console.info(f"{decision.name}: version {decision.version} promoted {how}")
+    else:
+        console.info(f"{decision.name}: version {decision.version} remains challenger, because")
+    for reason in decision.reasons:
+        console.info(f"  {reason.text}")
+    if not decision.promoted:
+        for warning in decision.champion_warnings:
+            console.info(f"  the champion's own evaluation warned: {warning}")
+    _show_judgement(decision)
+    _show_renewal(decision)
+    if decision.remedy:
+        console.info(decision.remedy)
+    if decision.drifted:
+        console.table(
+            "False positive rate above what chance explains",
+            ("time", "rate", "low", "high", "limit", "normal rows"),
+            [
+                (s.name, s.fpr.value, s.fpr.low, s.fpr.high, s.limit, s.fpr.total)
+                for s in decision.drifted
+            ],
+        )
+
+
+def _show_judgement(decision: Promotion) -> None:
+    """Print the labels, the rules, and the figures of both models on a test split."""
+    if decision.labels and decision.judged_on:
+        changes = _changes(decision.labels)
+        console.info(f"{decision.judged_on}: {changes} (digest {decision.labels['digest'][:12]})")
+    if decision.rules:
+        rows = [
+            (str(result.rule), "passed" if result.passed else "failed", _numbers(result))
+            for result in decision.rules
+        ]
+        console.table("Rules", ("rule", "verdict", "figures"), rows)
+    models = [("challenger", decision.challenger_evaluation)]
+    models += [("champion", decision.champion_evaluation)]
+    columns = [(name, figures.to_json()) for name, figures in models if figures]
+    if columns and decision.judged_on:
+        rows = [(name, *(figures[name] for _, figures in columns)) for name in SHOWN_FIGURES]
+        header = ("figure", *(name for name, _ in columns))
+        console.table(f"On {decision.judged_on}", header, rows)
+
+
+SHOWN_FIGURES = (
+    "rows",
+    "unlabelled",
+    "anomalies",
+    "flagged",
+    "fpr",
+    "precision",
+    "recall",
+    "auroc",
+    "average_precision",
+)
+"""Figures of both models that are printed."""
+
+
+def _changes(labels: Mapping[str, Any]) -> LabelChanges:
+    names = {field.name for field in fields(LabelChanges)}
+    return LabelChanges(**{key: value for key, value in labels.items() if key in names})
+
+
+def _show_renewal(decision: Promotion) -> None:
+    """Print what happened to a test split that was due to be replaced."""
+    renewal, old = decision.renewal, decision.on_old_split
+    if renewal is None:
+        return
+    if old is None:
+        console.info(
+            f"Warning: {decision.judged_on} is due to be replaced ({renewal.reason}), but it "
+            f"stays, because the one of version {decision.version} is unfit: {renewal.obstacle}"
+        )
+        return
+    console.info(
+        f"{old.judged_on} is due to be replaced ({renewal.reason}); {decision.judged_on} decides, "
+        + (
+            "and is frozen from now on. For comparison, the old one:"
+            if decision.promoted
+            else "but as the challenger is refused, the old one stays frozen. For comparison:"
+        )
+    )
+    _show_judgement(old)
+    if _verdict(old) != _verdict(decision):
+        console.info(
+            f"Warning: the old test split disagrees: by it, the challenger would be "
+            f"{_verdict(old)}; look for what changed in the data before you trust either"
+        )
+        for reason in old.reasons:
+            console.info(f"  {reason.text}")
+
+
+def _verdict(decision: Promotion) -> str:
+    """Return what the rules say, whether or not the promotion is forced."""
+    return "refused" if decision.reasons else "promoted"
+
+
+def _numbers(result: RuleResult) -> str:
+    """Format the figures of a rule that are numbers."""
+    numbers = {k: v for k, v in result.figures.items() if isinstance(v, int | float)}
+    return ", ".join(f"{name} {console.format_value(value)}" for name, value in numbers.items())
