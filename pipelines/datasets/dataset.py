@@ -32,6 +32,8 @@ from pipelines.datasets.verdicts import id_texts
 
 GROUP = "group"
 """Name of the group column in an index of images."""
+FIT_DIGEST = "fit_digest"
+"""Manifest key: digest of the rows that are not in the test split, if labels arrive late."""
 TRAINED_UNTIL = "trained_until"
 """Manifest key: time of the last row that trained the model or one of its start models."""
 
@@ -66,6 +68,8 @@ class Dataset:
     """Notes on labels that arrived late."""
     in_frozen_test: NDArray[np.bool_] | None = None
     """Mask (N,) of the rows that are in the frozen test split; None if there is none."""
+    excluded_test: str | None = None
+    """SHA-256 of the frozen test split; None if there is none."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Number of files in the folders that hold no image, by reason; empty for tables."""
 
@@ -112,8 +116,22 @@ class Dataset:
         total.update(self.rows.anomaly.tobytes())
         return total.hexdigest()
 
+    @property
+    def fit_digest(self) -> str:
+        """SHA-256 digest of the columns that the model reads, and the other splits.
+
+        Late labels of test rows do not change it.
+        """
+        codes = np.where(self.assignment.codes == TEST, UNUSED, self.assignment.codes)
+        total = hashlib.sha256(codes.tobytes())
+        for name in self.schema.names:
+            total.update(name.encode())
+            _hash_into(total, self.batch.values[name])
+        return total.hexdigest()
+
     def summary(self) -> dict[str, Any]:
         """Return the manifest's section about the data, which contains no path and no values."""
+        late = {FIT_DIGEST: self.fit_digest} if self.label_notes else {}
         return {
             "digest": self.digest,
             "split_digest": self.assignment.digest,
@@ -122,6 +140,7 @@ class Dataset:
             "splits": self.assignment.counts,
             "unused": dict(self.assignment.unused),
             "duplicate_ids": self.duplicate_ids,
+            **late,
         }
 
     def test_twins(self, encoding: Encoding) -> NDArray[np.bool_]:

@@ -26,7 +26,7 @@ from pipelines.datasets.verdicts import Verdicts
 from pipelines.promotion.compare import Contender, compare
 from pipelines.promotion.decision import Promotion, SplitOrigin
 from pipelines.promotion.refresh import RefreshedTest, refresh
-from pipelines.promotion.renewal import Renewal, due, obstacle, renewed_test
+from pipelines.promotion.renewal import Renewal, due, not_set_apart, renewed_test, seen_rows
 from pipelines.registry.frozen_test import FrozenTest, policy_of
 from pipelines.reports.late_labels import label_source, read_late_labels
 
@@ -222,7 +222,7 @@ class _Match:
         if reason is None:
             return None, None
         renewed = self._refreshed(renewed_test(test.frozen, own), late)
-        seen = obstacle(renewed, self.champion, self.old)
+        seen = seen_rows(renewed, self.champion, self.old)
         return Renewal(reason, seen), None if seen else renewed
 
     def _judge(self, test: RefreshedTest) -> Promotion:
@@ -236,7 +236,8 @@ class _Match:
         new_figures = new.judged.evaluate(None, policy.confidence)
         old_figures = old.judged.evaluate(shared, policy.confidence) if old else None
         reading = _reading_difference(frozen.policy, self.challenger, origin)
-        comparison = compare(old, new, policy, str(origin), reading, self.traffic)
+        seen = not_set_apart(test, self.challenger, self.new)
+        comparison = compare(old, new, policy, str(origin), (reading, seen), self.traffic)
         rules = decide(old_figures, new_figures, policy, comparison)
         failed = {result.rule for result in rules if not result.passed}
         too_many_flags = Rule.KEEPS_ALPHA in failed

@@ -15,7 +15,7 @@ from anomaly_vae.data.splitting import DAY
 from anomaly_vae.lifecycle.registry import Version
 from pipelines.datasets.dataset import TRAINED_UNTIL
 from pipelines.promotion.refresh import RefreshedTest
-from pipelines.registry.frozen_test import NEWEST, SEEN_UNTIL, FrozenTest, policy_of
+from pipelines.registry.frozen_test import EXCLUDED, NEWEST, SEEN_UNTIL, FrozenTest, policy_of
 
 
 @dataclass(frozen=True)
@@ -61,25 +61,39 @@ def _age_days(test: RefreshedTest, newer: Mapping[str, Any]) -> float | None:
     return float(newest - np.nanmax(seconds)) / DAY
 
 
-def obstacle(test: RefreshedTest, champion: Version, bundle: Bundle) -> str | None:
-    """Return why rows of a test split may have trained or calibrated the champion; None if not.
+def seen_rows(test: RefreshedTest, version: Version, bundle: Bundle) -> str | None:
+    """Return why rows of a test split may have trained or calibrated a version; None if not.
 
     Args:
-        test: the test split that is to replace the frozen one.
-        champion: the champion.
+        test: a test split whose rows were not set apart when the version was trained.
+        version: the version.
         bundle: its bundle.
     """
-    seconds, policy = test.labelled.seconds, policy_of(champion)
+    seconds, policy = test.labelled.seconds, policy_of(version)
     known = [policy.get(SEEN_UNTIL), bundle.manifest["data"].get(TRAINED_UNTIL)]
     until = max((moment for moment in known if moment is not None), default=None)
-    who = f"version {champion.version}, the champion"
     if seconds is None or until is None:
-        return f"without times (data.time) nothing shows that its rows did not train {who}"
+        return (
+            f"without times (data.time) nothing shows that its rows did not train version "
+            f"{version.version}"
+        )
     seen = int((~(seconds > until)).sum())
     if not seen:
         return None
     moment = dt.datetime.fromtimestamp(until, dt.UTC).strftime("%Y-%m-%d %H:%M:%S")
     return (
-        f"{seen:,} of its {len(seconds):,} rows are not later than {moment} UTC, until when rows "
-        f"trained or calibrated {who}; they may be among them"
+        f"{seen:,} of its {len(seconds):,} rows may have trained or calibrated version "
+        f"{version.version}, whose rows reach until {moment} UTC"
     )
+
+
+def not_set_apart(test: RefreshedTest, challenger: Version, bundle: Bundle) -> str | None:
+    """Return why rows of a test split may have trained a challenger; None if they have not.
+
+    They have not if they are the challenger's own test rows, or were excluded from its training.
+    Versions of older releases do not record what was excluded.
+    """
+    policy, digest = policy_of(challenger), test.frozen.digest
+    if EXCLUDED not in policy or digest in (policy[EXCLUDED], FrozenTest.own(challenger).digest):
+        return None
+    return seen_rows(test, challenger, bundle)

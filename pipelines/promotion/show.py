@@ -26,8 +26,10 @@ def show(decision: Promotion) -> None:
     if not decision.promoted:
         for warning in decision.champion_warnings:
             console.info(f"  the champion's own evaluation warned: {warning}")
-    _show_judgement(decision)
     _show_renewal(decision)
+    _show_judgement(decision)
+    if decision.on_old_split:
+        _show_old(decision, decision.on_old_split)
     if decision.remedy:
         console.info(decision.remedy)
     if decision.drifted:
@@ -43,9 +45,11 @@ def show(decision: Promotion) -> None:
 
 def _show_judgement(decision: Promotion) -> None:
     """Print the labels, the rules, and the figures of both models on a test split."""
-    if decision.labels and decision.judged_on:
-        changes = _changes(decision.labels)
-        console.info(f"{decision.judged_on}: {changes} (digest {decision.labels['digest'][:12]})")
+    if decision.judged_on:
+        console.info(f"Judged on {decision.judged_on}")
+    if decision.labels and decision.labels["revision"]:
+        digest = decision.labels["digest"][:12]
+        console.info(f"{_changes(decision.labels)} since the last decision (digest {digest})")
     if decision.rules:
         rows = [
             (str(result.rule), "passed" if result.passed else "failed", _numbers(result))
@@ -55,10 +59,10 @@ def _show_judgement(decision: Promotion) -> None:
     models = [("challenger", decision.challenger_evaluation)]
     models += [("champion", decision.champion_evaluation)]
     columns = [(name, figures.to_json()) for name, figures in models if figures]
-    if columns and decision.judged_on:
+    if columns:
         rows = [(name, *(figures[name] for _, figures in columns)) for name in SHOWN_FIGURES]
         header = ("figure", *(name for name, _ in columns))
-        console.table(f"On {decision.judged_on}", header, rows)
+        console.table("Figures", header, rows)
 
 
 SHOWN_FIGURES = (
@@ -91,22 +95,25 @@ def _show_renewal(decision: Promotion) -> None:
             f"stays, because the one of version {decision.version} is unfit: {renewal.obstacle}"
         )
         return
+    fate = "is frozen from now on" if decision.promoted else "is frozen only by a promotion"
     console.info(
-        f"{old.judged_on} is due to be replaced ({renewal.reason}); {decision.judged_on} decides, "
-        + (
-            "and is frozen from now on. For comparison, the old one:"
-            if decision.promoted
-            else "but as the challenger is refused, the old one stays frozen. For comparison:"
-        )
+        f"{old.judged_on} is due to be replaced ({renewal.reason}); {decision.judged_on} decides "
+        f"and {fate}"
     )
+
+
+def _show_old(decision: Promotion, old: Promotion) -> None:
+    """Print the decision on the test split that was replaced, and whether it disagrees."""
+    console.heading("For comparison, the test split that was due:")
     _show_judgement(old)
-    if _verdict(old) != _verdict(decision):
-        console.info(
-            f"Warning: the old test split disagrees: by it, the challenger would be "
-            f"{_verdict(old)}; look for what changed in the data before you trust either"
-        )
-        for reason in old.reasons:
-            console.info(f"  {reason.text}")
+    if _verdict(old) == _verdict(decision):
+        return
+    console.info(
+        f"Warning: the old test split disagrees: by it, the challenger would be {_verdict(old)}; "
+        "find out what changed in the data"
+    )
+    for reason in old.reasons:
+        console.info(f"  {reason.text}")
 
 
 def _verdict(decision: Promotion) -> str:

@@ -31,9 +31,12 @@ from anomaly_vae.lifecycle.registry import (
 )
 from anomaly_vae.renames import rename_reading
 
-LATE_LABELS, NEWEST, SEEN_UNTIL = "late_labels", "newest_row", "seen_until"
-"""Keys of a policy: the source of late labels, and in seconds since 1970 the times of the newest
-row of the data and of the last row that trained or calibrated the version."""
+LATE_LABELS, EXCLUDED = "late_labels", "excluded_test"
+"""Keys of a policy: the source of late labels, and the SHA-256 of the test split whose rows were
+not used to train the version."""
+NEWEST, SEEN_UNTIL = "newest_row", "seen_until"
+"""Keys of a policy: the times of the newest row of the data, and of the last row that trained or
+calibrated the version, in seconds since 1970."""
 
 
 @dataclass(frozen=True)
@@ -150,11 +153,7 @@ def _altered(version: Version, tag: str) -> RegistryError:
     return RegistryError(f"the tag {tag} of {where} was altered; register it again")
 
 
-def frozen_test(registry: Registry, name: str) -> pa.Table | None:
-    """Read the frozen test split of a registered model; None before its first promotion.
-
-    Raises:
-        RegistryError: the file is gone or was altered.
-    """
+def champions_test(registry: Registry, name: str) -> FrozenTest | None:
+    """Return what the champion of a model was judged by; None before its first promotion."""
     champion = registry.champion(name)
-    return FrozenTest.of_champion(champion).read(registry) if champion else None
+    return FrozenTest.of_champion(champion) if champion else None

@@ -41,9 +41,15 @@ from anomaly_vae.scoring.attribution import sequential_dropout
 from anomaly_vae.scoring.detector import Detector
 from anomaly_vae.scoring.scorer import Scorer
 from pipelines import console
-from pipelines.datasets.dataset import Dataset
+from pipelines.datasets.dataset import FIT_DIGEST, Dataset
 from pipelines.datasets.labels import normal_names, verdicts_of
-from pipelines.registry.frozen_test import LATE_LABELS, NEWEST, SEEN_UNTIL, write_artifact
+from pipelines.registry.frozen_test import (
+    EXCLUDED,
+    LATE_LABELS,
+    NEWEST,
+    SEEN_UNTIL,
+    write_artifact,
+)
 from pipelines.registry.model_uri import LoadedModel, open_model
 from pipelines.reports.labelled import Judged, Labelled, judge, represents_traffic
 from pipelines.reports.model_card import card_of
@@ -135,11 +141,21 @@ def calibrate(config: Config, model: str, data: Dataset | None = None) -> Calibr
 
 
 def _check_same_split(trained: Bundle, data: Dataset) -> None:
-    if trained.manifest["data"]["digest"] != data.digest:
-        raise DataError(
-            "the model was trained on other rows or another split, so its calibration rows may "
-            "have trained it; use the configuration and data it was trained with, or train again"
-        )
+    """Check that the model was trained on this split; labels of test rows may have arrived since.
+
+    Raises:
+        DataError: calibration rows may have trained the model.
+    """
+    recorded = trained.manifest["data"]
+    if recorded["digest"] == data.digest:
+        return
+    if data.label_notes and recorded.get(FIT_DIGEST) == data.fit_digest:
+        return
+    late = ", or before the late labels of training rows arrived," if data.label_notes else ","
+    raise DataError(
+        f"the model was trained on other rows or another split{late} so its calibration rows may "
+        "have trained it; use the configuration and data it was trained with, or train again"
+    )
 
 
 def _check_same_config(trained: Bundle, config: Config) -> None:
@@ -238,6 +254,7 @@ def _policy(config: Config, data: Dataset) -> dict[str, Any]:
         "group": data.group,
         **({"density_ratio": ratio} if (ratio := config.calibration.density_ratio) else {}),
         **({"id": data.id} if data.id else {}),
+        EXCLUDED: data.excluded_test,
         **_times(data),
         **_late_labels(config, data),
         **data.read_options,

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from anomaly_vae.training.trainer import Epoch, OnEpoch
 from pipelines import console
 from pipelines.datasets.dataset import Dataset
 from pipelines.datasets.loading import load_dataset
-from pipelines.registry.frozen_test import frozen_test
+from pipelines.registry.frozen_test import champions_test
 from pipelines.training.calibration_sample import sample_of, zero_scores
 from pipelines.training.warm_start import prepared_start, start_model, trained_until
 
@@ -107,9 +107,9 @@ def read_data(config: Config) -> Dataset:
     for note in data.label_notes:
         console.info(note)
     _check_evaluation(config, data)
-    frozen = frozen_test(Registry(config.mlflow.tracking_uri), config.name)
-    if frozen is not None:
-        data = data.without(frozen)
+    registry = Registry(config.mlflow.tracking_uri)
+    if frozen := champions_test(registry, config.name):
+        data = replace(data.without(frozen.read(registry)), excluded_test=frozen.digest)
     check_sample(sample_of(data, config.calibration, zero_scores), config.calibration)
     return data
 
