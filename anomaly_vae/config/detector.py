@@ -68,10 +68,12 @@ class BaseConfig(Section):
 
     @model_validator(mode="after")
     def _check_renewal(self) -> Self:
-        renewal = self.promotion.renew_test
-        data: DataConfig = self.data  # type: ignore[attr-defined]  # a field of every subclass
-        if renewal and renewal.days is not None and not data.time:
-            raise ValueError("promotion.renew_test.days needs the times of rows; name data.time")
+        data: TabularData | ImageData = self.data  # type: ignore[attr-defined]  # of every subclass
+        if self.promotion.renew_test and not data.time:
+            raise ValueError(
+                "promotion.renew_test needs the times of rows, which show that newer test rows "
+                "did not train the champion; name data.time"
+            )
         return self
 
     @field_validator("name", mode="before")

@@ -25,7 +25,7 @@ class RenewTestConfig(Section):
 
     days: float | None = Field(None, gt=0)
     """Age of the split at which it is replaced, in days: from its newest row to the newest row of
-    the challenger's data; needs `data.time`; null: any age."""
+    the challenger's data; null: any age."""
     promotions: int | None = Field(None, ge=1)
     """Number of promotions decided on one split, the first included, after which it is replaced;
     null: any number."""
@@ -65,7 +65,8 @@ class PromotionConfig(Section):
     megabytes: float | None = Field(None, gt=0)
     """Largest accepted bundle, in megabytes (10^6 bytes); null: no limit."""
     renew_test: RenewTestConfig | None = None
-    """When the frozen test split is replaced by the newest one of a challenger; null: never."""
+    """When the frozen test split is replaced by the newest one of a challenger; needs `data.time`;
+    null: never."""
 
 
 class MLflowConfig(Section):
