@@ -7,11 +7,12 @@ from typing import Any
 from anomaly_vae.config import Config
 from anomaly_vae.config.data import TabularData
 from anomaly_vae.evaluation.metrics import Evaluation
-from anomaly_vae.lifecycle.registry import Registry, Version
+from anomaly_vae.lifecycle.registry import CHAMPION, Registry, Version
 from pipelines import console
 from pipelines.datasets.dataset import Dataset
 from pipelines.promotion.promote import promote
 from pipelines.promotion.show import show
+from pipelines.registry.frozen_test import champions_test, is_set_apart
 from pipelines.training.calibrate import calibrate
 from pipelines.training.train import inputs_digest, read_data, train
 
@@ -26,7 +27,7 @@ def run(config: Config) -> tuple[dict[str, Any], bool]:
     """
     data = read_data(config)
     registry = Registry(config.mlflow.tracking_uri)
-    existing = registry.find(config.name, inputs_digest(config, data))
+    existing = _existing_version(registry, config, data)
     version = existing or _new_version(config, data)
     if existing:
         console.info(f"{config.name}: version {existing.version} was made from the same inputs")
@@ -41,6 +42,14 @@ def run(config: Config) -> tuple[dict[str, Any], bool]:
         "metrics": Evaluation.from_json(bundle.manifest["evaluation"]).to_json(),
     }
     return result, decision.promoted
+
+
+def _existing_version(registry: Registry, config: Config, data: Dataset) -> Version | None:
+    """Return the version made from the same inputs; None if it may know the test rows of today."""
+    found = registry.find(config.name, inputs_digest(config, data))
+    if found is None or CHAMPION in found.aliases:
+        return found
+    return found if is_set_apart(found, champions_test(registry, config.name)) else None
 
 
 def _new_version(config: Config, data: Dataset) -> Version:

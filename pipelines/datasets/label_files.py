@@ -59,7 +59,10 @@ def read_label_files(source: LabelSource) -> tuple[Verdicts, list[str]]:
 
 def _files(places: Sequence[str]) -> list[Path]:
     filled = [place for place in places if not _is_empty_folder(Path(place))]
-    return find_files(filled) if filled else []
+    try:
+        return find_files(filled) if filled else []
+    except DataError as error:
+        raise DataError(f"data.labels: {error}", path=error.path) from None
 
 
 def _is_empty_folder(path: Path) -> bool:

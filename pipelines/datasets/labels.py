@@ -206,7 +206,7 @@ class Relabelled:
         if not len(self.unknown):
             return text
         some = listed(self.unknown[:MAX_SHOWN].to_pylist())
-        return f"{text}; {len(self.unknown):,} ids are of no row here, such as {some}"
+        return f"{text}; {len(self.unknown):,} of the ids match no row here, such as {some}"
 
 
 def relabel(

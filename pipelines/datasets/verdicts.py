@@ -186,6 +186,7 @@ def _notes(verdicts: Verdicts, rows: int, conflicts: Verdicts) -> Iterator[str]:
     if len(conflicts):
         ids = list(dict.fromkeys(conflicts.ids.to_pylist()))
         yield (
-            f"Warning: late labels of {len(ids):,} ids contradict each other, and no time 'at' "
-            f"says which is newer; the last one counts: {listed(ids, most=MAX_SHOWN)}"
+            f"Warning: late labels of the same id contradict each other ({len(ids):,} ids: "
+            f"{listed(ids, most=MAX_SHOWN)}), and no time 'at' says which is newer; the last one "
+            "counts"
         )

@@ -15,7 +15,13 @@ from anomaly_vae.data.splitting import DAY
 from anomaly_vae.lifecycle.registry import Version
 from pipelines.datasets.dataset import TRAINED_UNTIL
 from pipelines.promotion.refresh import RefreshedTest
-from pipelines.registry.frozen_test import EXCLUDED, NEWEST, SEEN_UNTIL, FrozenTest, policy_of
+from pipelines.registry.frozen_test import (
+    NEWEST,
+    SEEN_UNTIL,
+    FrozenTest,
+    is_set_apart,
+    policy_of,
+)
 
 
 @dataclass(frozen=True)
@@ -88,12 +94,6 @@ def seen_rows(test: RefreshedTest, version: Version, bundle: Bundle) -> str | No
 
 
 def not_set_apart(test: RefreshedTest, challenger: Version, bundle: Bundle) -> str | None:
-    """Return why rows of a test split may have trained a challenger; None if they have not.
-
-    They have not if they are the challenger's own test rows, or were excluded from its training.
-    Versions of older releases do not record what was excluded.
-    """
-    policy, digest = policy_of(challenger), test.frozen.digest
-    if EXCLUDED not in policy or digest in (policy[EXCLUDED], FrozenTest.own(challenger).digest):
-        return None
-    return seen_rows(test, challenger, bundle)
+    """Return why rows of a test split may have trained a challenger; None if they have not."""
+    apart = is_set_apart(challenger, test.frozen)
+    return None if apart else seen_rows(test, challenger, bundle)

@@ -157,3 +157,13 @@ def champions_test(registry: Registry, name: str) -> FrozenTest | None:
     """Return what the champion of a model was judged by; None before its first promotion."""
     champion = registry.champion(name)
     return FrozenTest.of_champion(champion) if champion else None
+
+
+def is_set_apart(version: Version, test: FrozenTest | None) -> bool:
+    """Return whether the rows of a test split were set apart when a version was trained.
+
+    They were if they are the version's own test rows, or were excluded. Versions of older releases
+    do not record what was excluded and are trusted.
+    """
+    policy, own = policy_of(version), version.tags.get(TEST_DIGEST_TAG)
+    return test is None or EXCLUDED not in policy or test.digest in (policy[EXCLUDED], own)

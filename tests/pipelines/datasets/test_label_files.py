@@ -73,7 +73,7 @@ def test_an_empty_folder_or_a_header_alone_holds_no_labels_yet(tmp_path: Path) -
 
 
 def test_a_path_that_is_not_there_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no CSV, JSON or Parquet file is there"):
+    with pytest.raises(DataError, match=r"data\.labels: .*no CSV, JSON or Parquet file is there"):
         read(tmp_path / "lables")
 
 
