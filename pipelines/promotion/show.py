@@ -49,7 +49,7 @@ def _show_judgement(decision: Promotion) -> None:
         console.info(f"Judged on {decision.judged_on}")
     if decision.labels and decision.labels["revision"]:
         digest = decision.labels["digest"][:12]
-        console.info(f"{_changes(decision.labels)} since the last decision (digest {digest})")
+        console.info(f"Since the last decision: {_changes(decision.labels)} (digest {digest})")
     if decision.rules:
         rows = [
             (str(result.rule), "passed" if result.passed else "failed", _numbers(result))
