@@ -106,6 +106,15 @@ CsvOptions = Annotated[
         "encoding or null_values; may be repeated",
     ),
 ]
+LabelPlaces = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--labels",
+        metavar="PATH",
+        help="late labels in place of those of data.labels in the configuration: files, folders or "
+        "globs; may be repeated; none: no late labels",
+    ),
+]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="name of the registered model")]
 
 
@@ -176,6 +185,7 @@ def evaluate(
         int | None,
         typer.Option(min=1, metavar="K", help="number of rows that people can review"),
     ] = None,
+    labels: LabelPlaces = None,
     csv: CsvOptions = None,
     label_delay: Annotated[
         str | None,
@@ -190,7 +200,8 @@ def evaluate(
     from pipelines.reports.report import evaluate_files
 
     source = _open_model(model)
-    answer = evaluate_files(source, data, label, positive, top, _csv_options(csv), label_delay)
+    options = _csv_options(csv)
+    answer = evaluate_files(source, data, label, positive, top, options, label_delay, labels)
     console.result({"model": source.to_json(), **answer})
 
 
@@ -253,14 +264,16 @@ def promote(
             metavar="PATH", help="recent rows, without labels, to compare decisions on; tables only"
         ),
     ] = None,
+    labels: LabelPlaces = None,
 ) -> None:
     """Promote a version to champion if it passes the rules on the frozen test split, or exit 3."""
     from pipelines.promotion import promote as flow
+    from pipelines.promotion.show import show
 
     if force != bool(reason):
         raise typer.BadParameter("--force and --reason TEXT, which is recorded, go together")
-    decision = flow.promote(_registry(), name, version, reason, traffic or ())
-    flow.show(decision)
+    decision = flow.promote(_registry(), name, version, reason, traffic or (), labels)
+    show(decision)
     console.result(decision.result())
     if not decision.promoted:
         raise typer.Exit(REFUSED)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from anomaly_vae.config import Config
+from anomaly_vae.config.data import TabularData
 from anomaly_vae.evaluation.report import EvaluationReport
-from anomaly_vae.lifecycle.registry import Registry, Version
+from anomaly_vae.lifecycle.registry import CHAMPION, Registry, Version
 from pipelines import console
 from pipelines.datasets.dataset import Dataset
-from pipelines.promotion import promote
+from pipelines.promotion.promote import promote
+from pipelines.promotion.show import show
+from pipelines.registry.frozen_test import champions_test, is_set_apart
 from pipelines.training.calibrate import calibrate
 from pipelines.training.train import inputs_digest, read_data, train
 
@@ -24,12 +27,13 @@ def run(config: Config) -> tuple[dict[str, Any], bool]:
     """
     data = read_data(config)
     registry = Registry(config.mlflow.tracking_uri)
-    existing = registry.find(config.name, inputs_digest(config, data))
+    existing = _existing_version(registry, config, data)
     version = existing or _new_version(config, data)
     if existing:
         console.info(f"{config.name}: version {existing.version} was made from the same inputs")
-    decision = promote.promote(registry, config.name, version.version)
-    promote.show(decision, figures_known=existing is None)
+    places = config.data.label_places if isinstance(config.data, TabularData) else ()
+    decision = promote(registry, config.name, version.version, labels=places)
+    show(decision, figures_known=existing is None)
     bundle = registry.fetch(version.uri).load()
     report = EvaluationReport.from_json(bundle.manifest["evaluation"])
     result = {
@@ -41,6 +45,14 @@ def run(config: Config) -> tuple[dict[str, Any], bool]:
         **({"labels": report.labels.to_json()} if report.labels else {}),
     }
     return result, decision.promoted
+
+
+def _existing_version(registry: Registry, config: Config, data: Dataset) -> Version | None:
+    """Return the version made from the same inputs; None if it may know the test rows of today."""
+    found = registry.find(config.name, inputs_digest(config, data))
+    if found is None or CHAMPION in found.aliases:
+        return found
+    return found if is_set_apart(found, champions_test(registry, config.name)) else None
 
 
 def _new_version(config: Config, data: Dataset) -> Version:

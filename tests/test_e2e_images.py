@@ -21,11 +21,10 @@ from anomaly_vae.images.schema import ImageSchema
 from anomaly_vae.lifecycle.registry import Registry
 from pipelines.datasets.dataset import Dataset
 from pipelines.datasets.loading import load_dataset
-from pipelines.registry.frozen_test import frozen_test
 from pipelines.training.train import read_data
 from tests.support.command_line import CommandLine
 from tests.support.paths import ROOT
-from tests.support.registries import DATABASE, migrated
+from tests.support.registries import DATABASE, frozen_rows, migrated
 
 __all__ = ["migrated"]
 
@@ -55,7 +54,7 @@ def as_bytes(images: NDArray[np.float32]) -> set[bytes]:
 
 
 def frozen_pixels(config: Config, data: Dataset) -> set[bytes]:
-    frozen = frozen_test(Registry(config.mlflow.tracking_uri), config.name)
+    frozen = frozen_rows(Registry(config.mlflow.tracking_uri), config.name)
     assert frozen is not None
     assert isinstance(data.schema, ImageSchema)
     return as_bytes(np.asarray(data.schema.from_arrow(frozen).values[IMAGE]))

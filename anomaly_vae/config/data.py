@@ -242,6 +242,10 @@ class TabularData(DataConfig):
     doubt."""
     csv: CsvConfig = CsvConfig()
     """Form of CSV files."""
+    labels: str | tuple[str, ...] | None = None
+    """Files, folders or globs of labels that arrive late, with the columns `data.id`, `data.label`
+    (or `label`) and optionally `at`; they override labels in the data. Needs `data.id`; null:
+    none."""
 
     @field_validator("time_format")
     @classmethod
@@ -275,6 +279,12 @@ class TabularData(DataConfig):
         return value
 
     @model_validator(mode="after")
+    def _check_labels(self) -> TabularData:
+        if self.labels and not self.id:
+            raise ValueError("labels are matched with rows by their ids; name their column in id")
+        return self
+
+    @model_validator(mode="after")
     def _check_time(self) -> TabularData:
         if self.splits.by_span and not self.time:
             raise ValueError(
@@ -289,6 +299,11 @@ class TabularData(DataConfig):
         if self.splits.anomalies and self.time:
             raise ValueError("splits.anomalies is for rows in no order; splits follow time here")
         return self
+
+    @property
+    def label_places(self) -> tuple[str, ...]:
+        """Where late labels are; empty without any."""
+        return (self.labels,) if isinstance(self.labels, str) else self.labels or ()
 
     @property
     def roles(self) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -66,6 +66,16 @@ class BaseConfig(Section):
         presets = PRESETS[cls.model_fields["kind"].default]
         return merged(presets.get(str(value.get("preset")), {}), value)
 
+    @model_validator(mode="after")
+    def _check_renewal(self) -> Self:
+        data: TabularData | ImageData = self.data  # type: ignore[attr-defined]  # of every subclass
+        if self.promotion.renew_test and not data.time:
+            raise ValueError(
+                "promotion.renew_test needs the times of rows, which show that newer test rows "
+                "did not train the champion; name data.time"
+            )
+        return self
+
     @field_validator("name", mode="before")
     @classmethod
     def _accept_number(cls, value: Any) -> Any:
@@ -79,7 +89,7 @@ class BaseConfig(Section):
         """
         data: DataConfig = self.data  # type: ignore[attr-defined]  # a field of every subclass
         exclude: Any = {
-            "data": {"path", *data.unset},
+            "data": {"path", "labels", *data.unset},
             "calibration": self.calibration.unset,
             "training": {"device", "resume", "warm_start"},
             "promotion": True,

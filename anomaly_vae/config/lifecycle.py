@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from anomaly_vae.config.base import Fraction, Section
 
@@ -18,6 +18,23 @@ class EvaluationConfig(Section):
     """Column of the entity reviewed each day, such as a card; null: `data.group`."""
     slices: tuple[str, ...] = ()
     """Additional columns whose levels are compared; categorical and binary features always are."""
+
+
+class RenewTestConfig(Section):
+    """When the frozen test split is replaced by the newest one of a challenger."""
+
+    days: float | None = Field(None, gt=0)
+    """Age of the split at which it is replaced, in days: from its newest row to the newest row of
+    the challenger's data; null: any age."""
+    promotions: int | None = Field(None, ge=1)
+    """Number of promotions decided on one split, the first included, after which it is replaced;
+    null: any number."""
+
+    @model_validator(mode="after")
+    def _check_given(self) -> RenewTestConfig:
+        if self.days is None and self.promotions is None:
+            raise ValueError("give days, promotions or both, or leave renew_test out")
+        return self
 
 
 class PromotionConfig(Section):
@@ -52,6 +69,9 @@ class PromotionConfig(Section):
     limit."""
     megabytes: float | None = Field(None, gt=0)
     """Largest accepted bundle, in megabytes (10^6 bytes); null: no limit."""
+    renew_test: RenewTestConfig | None = None
+    """When the frozen test split is replaced by the newest one of a challenger; needs `data.time`;
+    null: never."""
 
 
 class MLflowConfig(Section):

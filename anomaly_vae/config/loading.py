@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -88,8 +89,10 @@ def fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, str]
     """Yield every key of a section, dotted, with its description on one line."""
     for name, info in section.model_fields.items():
         yield f"{prefix}{name}", " ".join((info.description or "").split())
-        if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
-            yield from fields(info.annotation, f"{prefix}{name}.")
+        kinds = get_args(info.annotation)
+        for kind in kinds if NoneType in kinds else (info.annotation,):
+            if isinstance(kind, type) and issubclass(kind, Section):
+                yield from fields(kind, f"{prefix}{name}.")
 
 
 def _parse_override(override: str) -> dict[str, Any]:

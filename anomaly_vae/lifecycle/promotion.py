@@ -35,6 +35,7 @@ class Rule(StrEnum):
     NO_SLICE_COLLAPSES = "no_slice_collapses"
     AGREES = "agrees"
     READS_ALIKE = "reads_alike"
+    UNSEEN_TEST = "unseen_test"
     REPRODUCES = "reproduces"
     FAST_ENOUGH = "fast_enough"
     SMALL_ENOUGH = "small_enough"
@@ -52,6 +53,7 @@ class RefusalReason(StrEnum):
     SLICE_COLLAPSES = "slice_collapses"
     FLAGS_OTHERWISE = "flags_otherwise"
     READS_OTHERWISE = "reads_otherwise"
+    SAW_TEST = "saw_test_rows"
     NOT_REPRODUCED = "not_reproduced"
     TOO_SLOW = "too_slow"
     TOO_LARGE = "too_large"
@@ -123,6 +125,8 @@ class Comparison:
     agreement: Agreement | None = None
     reading: str | None = None
     """How the challenger's reading of images differs from that of the test images, if it does."""
+    seen_test: str | None = None
+    """Why test rows may have trained or calibrated the challenger, if they may."""
     parity: Parity | None = None
     costs: Costs | None = None
 
@@ -167,6 +171,7 @@ def decide(
         _check_slices(policy, comparison),
         _check_agreement(policy, comparison),
         _check_reading(comparison),
+        _check_unseen(comparison),
         _check_parity(comparison),
         _check_speed(policy, comparison.costs),
         _check_size(policy, comparison.costs),
@@ -320,6 +325,14 @@ def _check_reading(comparison: Comparison) -> RuleResult | None:
     if comparison.reading is None:
         return None
     return RuleResult(Rule.READS_ALIKE, False, {}, comparison.reading)
+
+
+def _check_unseen(comparison: Comparison) -> RuleResult | None:
+    """Refuse a model that was trained before the test rows were set apart, if it may know them."""
+    if comparison.seen_test is None:
+        return None
+    text = f"{comparison.test}: {comparison.seen_test}; train again, without its rows"
+    return RuleResult(Rule.UNSEEN_TEST, False, {}, text)
 
 
 def _check_parity(comparison: Comparison) -> RuleResult | None:

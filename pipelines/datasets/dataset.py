@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from anomaly_vae.data.arrow import normalise_array
 from anomaly_vae.data.converters import Levels
 from anomaly_vae.data.schema import RawBatch, Values
 from anomaly_vae.data.spans import ResolvedSpans, iso_time, young_labels
@@ -31,9 +30,14 @@ from anomaly_vae.data.splitting import (
 )
 from anomaly_vae.errors import DataError
 from anomaly_vae.scoring.modality import Encoding, Schema
+from pipelines.datasets.verdicts import id_texts
 
 GROUP = "group"
 """Name of the group column in an index of images."""
+FIT_DIGEST = "fit_digest"
+"""Manifest key: digest of the rows that are not in the test split, if labels arrive late."""
+TRAINED_UNTIL = "trained_until"
+"""Manifest key: time of the last row that trained the model or one of its start models."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +70,12 @@ class Dataset:
     """Digest before rows were excluded; None if none were."""
     files: tuple[Path, ...] = ()
     """File of each row (N,) for images; empty for tables."""
+    label_notes: tuple[str, ...] = ()
+    """Notes on labels that arrived late."""
+    in_frozen_test: NDArray[np.bool_] | None = None
+    """Mask (N,) of the rows that are in the frozen test split; None if there is none."""
+    excluded_test: str | None = None
+    """SHA-256 of the frozen test split; None if there is none."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Number of files in the folders that hold no image, by reason; empty for tables."""
 
@@ -133,8 +143,22 @@ class Dataset:
         total.update(self.rows.anomaly.tobytes())
         return total.hexdigest()
 
+    @property
+    def fit_digest(self) -> str:
+        """SHA-256 digest of the columns that the model reads, and the other splits.
+
+        Late labels of test rows do not change it.
+        """
+        codes = np.where(self.assignment.codes == TEST, UNUSED, self.assignment.codes)
+        total = hashlib.sha256(codes.tobytes())
+        for name in self.schema.names:
+            total.update(name.encode())
+            _hash_into(total, self.batch.values[name])
+        return total.hexdigest()
+
     def summary(self) -> dict[str, Any]:
         """Return the manifest's section about the data, which contains no path and no values."""
+        late = {FIT_DIGEST: self.fit_digest} if self.label_notes else {}
         return {
             "digest": self.digest,
             "split_digest": self.assignment.digest,
@@ -145,6 +169,7 @@ class Dataset:
             "duplicate_ids": self.duplicate_ids,
             **({"intervals": self.spans.to_json()} if self.spans else {}),
             **({"labels": self._label_summary()} if self.label_delay else {}),
+            **late,
         }
 
     def _label_summary(self) -> dict[str, Any]:
@@ -163,7 +188,9 @@ class Dataset:
         Rows are the same if their ids are equal or, without ids, all columns that the model reads.
         Rows that equal a row of this data set's test split are kept, and reported as twins.
         """
-        return self.excluding(self._rows_of(frozen) & ~self._rows_of(self.test_table))
+        same = self._rows_of(frozen)
+        rest = self.excluding(same & ~self._rows_of(self.test_table))
+        return replace(rest, in_frozen_test=same)
 
     def excluding(self, in_frozen_test: NDArray[np.bool_]) -> Self:
         """Return the data set with the rows in a mask (N,) unused."""
@@ -173,7 +200,7 @@ class Dataset:
     def _rows_of(self, frozen: pa.Table) -> NDArray[np.bool_]:
         """Return a mask (N,) of the rows that are in a frozen test split."""
         if self.id and self.id in frozen.column_names:
-            ids, theirs = (_texts(table.column(self.id)) for table in (self.table, frozen))
+            ids, theirs = (id_texts(t.column(self.id)) for t in (self.table, frozen))
             return np.asarray(pc.is_in(ids, value_set=theirs.drop_null()).to_numpy(False), bool)
         return rows_in(self.batch, self.schema.from_arrow(frozen))
 
@@ -203,10 +230,6 @@ def without_unreadable(planned: Assignment, batch: RawBatch) -> Assignment:
         return planned.without(~batch.usable, "cells that do not fit")
     except DataError as error:
         raise DataError("; ".join((str(error), *unreadable_note(batch)))) from None
-
-
-def _texts(ids: pa.ChunkedArray) -> pa.Array:
-    return normalise_array(ids).cast(pa.string())
 
 
 def unreadable_note(batch: RawBatch) -> tuple[str, ...]:

@@ -1,23 +1,42 @@
-"""Read the labels and groups of rows."""
+"""Read the labels and groups of rows, and merge labels that arrive late."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from anomaly_vae.config.data import TabularData
 from anomaly_vae.data.arrow import levels_from_arrow
 from anomaly_vae.data.converters import Levels, level_name
 from anomaly_vae.data.splitting import Rows
-from anomaly_vae.errors import DataError
+from anomaly_vae.errors import ConfigError, DataError
+from anomaly_vae.masking import masked
 from anomaly_vae.messages import listed
+from pipelines.datasets.label_files import LABEL, LabelSource, read_label_files
+from pipelines.datasets.verdicts import (
+    ANOMALY,
+    BOOLEAN,
+    MAX_SHOWN,
+    NONE,
+    NORMAL,
+    UNSURE,
+    Codes,
+    LateLabels,
+    Verdicts,
+    Vocabulary,
+    id_texts,
+    newest,
+    spellings,
+)
 
 Mask = NDArray[np.bool_]
-
-BOOLEAN = {"0": "false", "1": "true", "false": "0", "true": "1"}
-"""Equivalent spelling of each boolean label."""
+MAX_LABELS = 50
+"""Maximum number of label values that are taken for spellings of normal."""
 
 
 def label_masks(labels: pa.ChunkedArray, positive: Any, column: str) -> tuple[Mask, Mask]:
@@ -29,7 +48,7 @@ def label_masks(labels: pa.ChunkedArray, positive: Any, column: str) -> tuple[Ma
         column: the name of the label column in messages.
     """
     levels = _levels(labels, column).without_markers()
-    wanted = _spellings(positive)
+    wanted = spellings(positive)
     anomalous = [code for code, name in enumerate(levels.names) if name in wanted]
     return np.isin(levels.codes, anomalous), levels.codes < 0
 
@@ -41,6 +60,7 @@ def labelled_rows(
     group: str | None,
     time: NDArray[np.float64] | None = None,
     configured: str | None = None,
+    check: bool = True,
 ) -> Rows:
     """Read the label, group and time of each row, by which a data set is split.
 
@@ -51,6 +71,7 @@ def labelled_rows(
         group: the column of units whose rows must be in the same split; None if there is none.
         time: (N,) seconds since 1970; None if rows have no time.
         configured: the name of the label column in messages; None for ``label``.
+        check: whether some label must be ``positive``, see `check_positive`.
 
     Raises:
         DataError: see `check_positive`.
@@ -58,7 +79,8 @@ def labelled_rows(
     anomaly = unlabelled = np.zeros(len(table), bool)
     if label:
         labels, name = table.column(label), configured or label
-        check_positive(labels, positive, name)
+        if check:
+            check_positive(labels, positive, name)
         anomaly, unlabelled = label_masks(labels, positive, name)
     return Rows(anomaly, unlabelled, time, group_codes(table, group))
 
@@ -70,7 +92,7 @@ def check_positive(labels: pa.ChunkedArray, positive: Any, column: str) -> None:
         DataError: there are no labels, or none of them is ``positive``, probably a misspelling.
     """
     names = set(_levels(labels, column).without_markers().names)
-    wanted = _spellings(positive)
+    wanted = spellings(positive)
     if not names:
         raise DataError(f"column '{column}' has no label in any row; leave it out", column=column)
     if not names & wanted and not names | wanted <= set(BOOLEAN):
@@ -79,12 +101,6 @@ def check_positive(labels: pa.ChunkedArray, positive: Any, column: str) -> None:
             f"names (quote words such as 'yes' in YAML); found {listed(sorted(names))}",
             column=column,
         )
-
-
-def _spellings(positive: Any) -> set[str]:
-    """Return the text of a label value and its boolean equivalent, such as 1 and true."""
-    wanted = level_name(positive) or ""
-    return {wanted, BOOLEAN.get(wanted, wanted)}
 
 
 def _levels(cells: pa.ChunkedArray, column: str) -> Levels:
@@ -109,3 +125,179 @@ def column_codes(table: pa.Table, name: str) -> NDArray[np.int32]:
     missing = levels.codes < 0
     own_codes = len(levels.names) + np.cumsum(missing) - 1
     return np.where(missing, own_codes, levels.codes).astype(np.int32)
+
+
+# ---------------------------------------------------------------- late labels
+
+
+def late_labels(source: LabelSource) -> LateLabels:
+    """Read the newest late label of each row.
+
+    Raises:
+        ConfigError: the source is the address of a store.
+        DataError: see `label_files.read_label_files`.
+    """
+    if stores := [place for place in source.places if "://" in place]:
+        raise ConfigError(
+            f"data.labels: '{masked(stores[0])}' is an address, and labels are read from files "
+            "only; name a file, a folder or a glob",
+            key="data.labels",
+        )
+    verdicts, notes = read_label_files(source)
+    found = newest(verdicts)
+    return LateLabels(found.verdicts, (*notes, *found.notes))
+
+
+def normal_names(table: pa.Table, label: str | None, positive: Any) -> frozenset[str]:
+    """Return the label values of a table that mean normal; the first ones of very many."""
+    if label is None or label not in table.column_names:
+        return frozenset()
+    names = _levels(table.column(label), label).without_markers().names
+    return frozenset([name for name in names if name not in spellings(positive)][:MAX_LABELS])
+
+
+@dataclass(frozen=True)
+class LabelChanges:
+    """Numbers of rows whose labels were changed by late ones."""
+
+    changed: int
+    to_anomaly: int
+    to_normal: int
+    to_unsure: int
+    anomalies_before: int
+    anomalies_after: int
+
+    @classmethod
+    def between(cls, before: Codes, after: Codes) -> LabelChanges:
+        """Count the changes from one verdict on each of N rows to another."""
+        changed = after[before != after]
+        kinds = (int((changed == code).sum()) for code in (ANOMALY, NORMAL, UNSURE))
+        anomalies = (int((codes == ANOMALY).sum()) for codes in (before, after))
+        return cls(len(changed), *kinds, *anomalies)
+
+    def __str__(self) -> str:
+        """Describe the changes for people."""
+        kinds = {"anomaly": self.to_anomaly, "normal": self.to_normal, "unsure": self.to_unsure}
+        listing = ", ".join(f"{count:,} to {kind}" for kind, count in kinds.items() if count)
+        return (
+            f"{self.changed:,} labels changed{f' ({listing})' if listing else ''}; "
+            f"{self.anomalies_before:,} anomalies before, {self.anomalies_after:,} after"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Relabelled:
+    """A table whose label column holds late labels, too."""
+
+    table: pa.Table
+    label: str
+    codes: Codes
+    """Verdicts (N,) that the labels hold."""
+    changes: LabelChanges
+    unknown: pa.Array
+    """Ids of late labels that no row has."""
+
+    def note(self, source: LabelSource, labels: int) -> str:
+        """Describe for people what ``labels`` late labels of a source changed."""
+        places = listed(source.places, most=3)
+        if not labels:
+            return f"late labels: none yet in {places}"
+        text = f"late labels of {labels:,} ids from {places}: {self.changes}"
+        if not len(self.unknown):
+            return text
+        some = listed(self.unknown[:MAX_SHOWN].to_pylist())
+        return f"{text}; {len(self.unknown):,} of the ids match no row here, such as {some}"
+
+
+def relabel(
+    table: pa.Table, id_column: str, label: str | None, positive: Any, verdicts: Verdicts
+) -> Relabelled:
+    """Write verdicts into the label column of a table, in which unsure rows have no label.
+
+    Without a label column, the table gets the column `LABEL`, in which every other row is normal.
+    Rows that have the same id get the same label.
+
+    Raises:
+        DataError: the new column has the name of another one.
+    """
+    ids = id_texts(table.column(id_column))
+    late, (column, current) = verdicts.on(ids), _current(table, label, positive)
+    after = np.where(late == NONE, current, late)
+    changes = LabelChanges.between(current, after)
+    if changes.changed:
+        vocabulary = Vocabulary(positive, normal_names(table, label, positive))
+        column = _rewritten(column, np.where(after == current, NONE, after), vocabulary)
+    unknown = verdicts.ids.filter(pc.invert(pc.is_in(verdicts.ids, value_set=ids)))
+    name = label or LABEL
+    return Relabelled(_with_column(table, name, column), name, after, changes, unknown)
+
+
+def _with_column(table: pa.Table, name: str, column: pa.ChunkedArray) -> pa.Table:
+    if name not in table.column_names:
+        return table.append_column(name, column)
+    return table.set_column(table.column_names.index(name), name, column)
+
+
+def verdicts_of(table: pa.Table, id_column: str, label: str, positive: Any) -> Verdicts:
+    """Return the verdicts that the labels of a table hold; rows without an id are left out."""
+    ids, codes = id_texts(table.column(id_column)), _current(table, label, positive)[1]
+    verdicts = Verdicts(ids, codes, np.full(len(codes), np.nan))
+    return newest(verdicts.take(np.asarray(ids.is_valid()))).verdicts
+
+
+def _current(table: pa.Table, label: str | None, positive: Any) -> tuple[pa.ChunkedArray, Codes]:
+    """Return the label column of a table, and the verdicts (N,) that it holds."""
+    if label is None:
+        if LABEL in table.column_names:
+            raise DataError(
+                f"data.labels: the data have a column '{LABEL}', which data.label does not name; "
+                f"set data.label: {LABEL}, or rename the column",
+                column=LABEL,
+            )
+        normal = np.full(len(table), Vocabulary(positive).normal_name)
+        return pa.chunked_array([pa.array(normal, pa.string())]), np.full(len(table), NORMAL)
+    column = table.column(label)
+    anomaly, unlabelled = label_masks(column, positive, label)
+    return column, np.select([anomaly, unlabelled], [ANOMALY, UNSURE], NORMAL).astype(np.int8)
+
+
+def _rewritten(column: pa.ChunkedArray, codes: Codes, vocabulary: Vocabulary) -> pa.ChunkedArray:
+    """Replace the labels of rows that have a verdict; the type stays if it can hold them."""
+    words = {
+        NORMAL: vocabulary.normal_name,
+        ANOMALY: level_name(vocabulary.positive),
+        UNSURE: None,
+    }
+    levels = _levels(column, LABEL)
+    names = np.array([*levels.names, None], object)[levels.codes]
+    for code, word in words.items():
+        names[codes == code] = word
+    text = pa.array(names, pa.string())
+    try:
+        return pa.chunked_array([text.cast(column.type)])
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return pa.chunked_array([text])
+
+
+def merge_late_labels(
+    table: pa.Table, data: TabularData
+) -> tuple[pa.Table, TabularData, tuple[str, ...]]:
+    """Merge the late labels of a configuration into a table.
+
+    Returns:
+        The table, the configuration with the name of its label column, and notes for people.
+
+    Raises:
+        ConfigError: see `late_labels`.
+        DataError: see `late_labels` and `relabel`.
+    """
+    if not (data.label_places and data.id):
+        return table, data, ()
+    vocabulary = Vocabulary(data.positive, normal_names(table, data.label, data.positive))
+    source = LabelSource(
+        data.label_places, data.id, data.label, vocabulary, data.csv, data.time_format
+    )
+    found = late_labels(source)
+    merged = relabel(table, data.id, data.label, data.positive, found.verdicts)
+    notes = (*found.notes, merged.note(source, len(found.verdicts)))
+    return merged.table, data.model_copy(update={"label": merged.label}), notes

@@ -28,7 +28,7 @@ from pipelines.datasets.files import (
     heads_by_file,
     read_table,
 )
-from pipelines.datasets.labels import labelled_rows
+from pipelines.datasets.labels import labelled_rows, merge_late_labels
 from pipelines.datasets.reading.partitions import Partitions
 from pipelines.datasets.reading.parts import Reading
 
@@ -62,6 +62,8 @@ def load_table(data: TabularData, context: SpanContext = NO_CONTEXT) -> Dataset:
     if not len(table):
         raise DataError(f"no rows in {listed(data.paths)}; the header alone cannot train a model")
     check_present(table, data)
+    has_label = bool(data.label)
+    table, data, label_notes = merge_late_labels(table, data)
     data, notes = _without_constants(table, data, folders)
     time, time_format = _times(table, data)
     if time is not None and context.until is not None:
@@ -69,7 +71,7 @@ def load_table(data: TabularData, context: SpanContext = NO_CONTEXT) -> Dataset:
     spans = None
     if data.splits.by_span and time is not None:
         spans = resolve_spans(time, data.splits, _frozen_times(context.frozen, data, time_format))
-    rows = labelled_rows(table, data.label, data.positive, data.group, time)
+    rows = labelled_rows(table, data.label, data.positive, data.group, time, check=has_label)
     planned = assign(rows, spans.splits if spans else data.splits)
     inferred = infer_schema(table.take(pa.array(planned.rows(TRAIN))), data)
     notes += absent_columns(heads, inferred.schema.names)
@@ -95,6 +97,7 @@ def load_table(data: TabularData, context: SpanContext = NO_CONTEXT) -> Dataset:
         spans=spans,
         label_delay=data.label_delay,
         duplicate_ids=_duplicates(table, data.id),
+        label_notes=label_notes,
     )
 
 

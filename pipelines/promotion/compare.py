@@ -89,7 +89,7 @@ def compare(
     challenger: Contender,
     policy: PromotionConfig,
     test: str,
-    reading: str | None,
+    faults: tuple[str | None, str | None],
     traffic: Sequence[str] = (),
 ) -> Comparison:
     """Compare the models in all respects that the rules of promotion need beyond evaluations.
@@ -99,8 +99,8 @@ def compare(
         challenger: the challenger, on the same rows.
         policy: the rules, which determine the measurements.
         test: the name of the test rows in messages.
-        reading: a description of how the challenger reads images differently from the frozen ones;
-            None if it reads them in the same way.
+        faults: how the challenger reads images differently from the frozen ones, and why test rows
+            may have trained it; None where it is at no fault.
         traffic: files of recent rows on which decisions are compared; empty for the test rows.
     """
     return Comparison(
@@ -111,7 +111,8 @@ def compare(
         metric=_metric(champion, challenger, policy) if champion else None,
         slices=_slices(champion, challenger, policy) if champion else None,
         agreement=_agreement(champion, challenger, policy, test, traffic) if champion else None,
-        reading=reading,
+        reading=faults[0],
+        seen_test=faults[1],
         parity=_parity(challenger),
         costs=_costs(champion, challenger, policy),
     )

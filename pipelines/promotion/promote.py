@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.config.lifecycle import PromotionConfig
-from anomaly_vae.data.times import Period
 from anomaly_vae.errors import RegistryError
-from anomaly_vae.evaluation.metrics import Evaluation, Slice
 from anomaly_vae.lifecycle.champion_history import ChampionHistory, check_reason, previous_champions
-from anomaly_vae.lifecycle.promotion import Rule, RuleResult, decide
+from anomaly_vae.lifecycle.promotion import Rule, decide
 from anomaly_vae.lifecycle.registry import (
     CHALLENGER,
     CHAMPION,
@@ -22,95 +20,15 @@ from anomaly_vae.lifecycle.registry import (
     Registry,
     Version,
 )
-from anomaly_vae.messages import NOUNS
 from anomaly_vae.renames import READING
 from pipelines import console
+from pipelines.datasets.verdicts import Verdicts
 from pipelines.promotion.compare import Contender, compare
-from pipelines.promotion.refusals import refusal_in_words
+from pipelines.promotion.decision import Promotion, SplitOrigin
+from pipelines.promotion.refresh import RefreshedTest, refresh
+from pipelines.promotion.renewal import Renewal, due, not_set_apart, renewed_test, seen_rows
 from pipelines.registry.frozen_test import FrozenTest, policy_of
-from pipelines.reports.in_words import in_words
-from pipelines.reports.labelled import Labelled
-
-
-@dataclass(frozen=True)
-class SplitOrigin:
-    """The version whose test split is frozen, with the split's row count and short digest."""
-
-    version: str
-    rows: int
-    digest: str
-
-    def __str__(self) -> str:
-        return f"version {self.version}'s test split ({self.rows:,} rows, {self.digest})"
-
-
-@dataclass(frozen=True)
-class Promotion:
-    """The decision on a challenger, with the results of all rules."""
-
-    name: str
-    version: str
-    promoted: bool
-    forced: bool
-    rules: tuple[RuleResult, ...]
-    champion: str | None
-    judged_on: SplitOrigin | None = None
-    drifted: tuple[Slice, ...] = ()
-    """Periods of the frozen test split in which the challenger flags too many normal rows."""
-    challenger_evaluation: Evaluation | None = None
-    champion_evaluation: Evaluation | None = None
-    champion_warnings: tuple[str, ...] = ()
-    """Warnings from the champion's own evaluation."""
-    kind: str = "tabular"
-    """Kind of data of the challenger."""
-    period: Period | None = None
-    """Period of the frozen test split; None if its rows have no time."""
-
-    @property
-    def reasons(self) -> tuple[RuleResult, ...]:
-        """Rules that the challenger fails."""
-        return tuple(result for result in self.rules if not result.passed)
-
-    def words(self, reason: RuleResult) -> str:
-        """Return what a failed rule means, in plain words."""
-        return refusal_in_words(reason, NOUNS[self.kind])
-
-    @property
-    def remedy(self) -> str | None:
-        """How to proceed after a refusal if another version's test split no longer fits."""
-        if self.promoted or not self.judged_on or self.judged_on.version == self.version:
-            return None
-        return (
-            f"{self.judged_on} is frozen for {self.name}; where the data have changed for good, "
-            f"register under another name, or freeze this version's own test split with: "
-            f"anomaly-vae promote {self.name} --version {self.version} --force --reason TEXT"
-        )
-
-    def result(self) -> dict[str, Any]:
-        """Return the JSON object that the command prints."""
-        evaluations = {
-            "challenger": self.challenger_evaluation,
-            "champion": self.champion_evaluation,
-        }
-        drifted = [(s.name, s.fpr.value, s.fpr.total) for s in self.drifted]
-        return {
-            "name": self.name,
-            "version": self.version,
-            "promoted": self.promoted,
-            "forced": self.forced,
-            "alias": CHAMPION if self.promoted else CHALLENGER,
-            "reasons": [
-                {"why": str(r.refusal_reason), "text": r.text, "words": self.words(r)}
-                for r in self.reasons
-            ],
-            "rules": [asdict(result) for result in self.rules],
-            "remedy": self.remedy,
-            "judged_on": asdict(self.judged_on) if self.judged_on else None,
-            "drifted": [{"slice": n, "fpr": fpr, "rows": rows} for n, fpr, rows in drifted],
-            "previous_champion": self.champion,
-            "champion_warnings": list(self.champion_warnings),
-            "evaluations": {k: e.to_json() for k, e in evaluations.items() if e},
-        }
+from pipelines.reports.late_labels import label_source, read_late_labels
 
 
 def promote(
@@ -119,6 +37,7 @@ def promote(
     version: str | None = None,
     force: str | None = None,
     traffic: Sequence[str] = (),
+    labels: Sequence[str] | None = None,
 ) -> Promotion:
     """Compare a version with the champion on the frozen test split and promote or refuse it.
 
@@ -126,17 +45,23 @@ def promote(
     them. If they no longer fit because the data have changed for good, ``force`` freezes those of
     the version that it promotes. A rollback restores the previous ones.
 
+    Labels that arrived since are merged into the test split first. If the policy says when a test
+    split is replaced, and it is due, both models are compared on the old and on the version's own
+    one, and the latter decides: the old one no longer represents the rows that will be scored.
+
     Args:
         registry: the registry of the model.
         name: the registered model.
         version: the version to promote; None for the challenger.
         force: a reason to promote even against the rules; it is recorded. None applies the rules.
         traffic: files of recent rows on which the decisions of both models are compared.
+        labels: where late labels are; None for ``data.labels`` of the version's configuration.
 
     Raises:
         RegistryError: the model, version or challenger does not exist, the test split was altered,
             or another process moved the champion meanwhile.
         ConfigError: the reason is not one line of text.
+        DataError: late labels cannot be read.
     """
     check_reason(force)
     challenger = registry.version(name, version) if version else registry.by_alias(name, CHALLENGER)
@@ -146,10 +71,27 @@ def promote(
         return Promotion(name, champion.version, True, False, (), champion.version)
     frozen = FrozenTest.of_champion(champion) if champion else FrozenTest.own(challenger)
     _report_policy_difference(frozen, challenger)
-    decision = _decide(registry, challenger, champion, frozen, force is not None, traffic)
-    inherited = FrozenTest.own(challenger) if force else frozen
-    _record(registry, history, challenger, decision, frozen.policy, inherited, force)
+    match = _Match.of(registry, challenger, champion, force is not None, traffic)
+    decision, judge, refreshed = match.decide(frozen, labels)
+    inherited = FrozenTest.own(challenger) if force else _inherited(judge, champion, decision)
+    _record(registry, history, challenger, decision, judge, inherited, force)
+    if champion:
+        _keep_labels(registry, champion, frozen, refreshed)
     return decision
+
+
+def _inherited(test: FrozenTest, champion: Version | None, decision: Promotion) -> FrozenTest:
+    """Return the test split that a promoted version passes on, with one promotion more."""
+    first = champion is None or decision.on_old_split is not None
+    return test if first else replace(test, later_promotions=test.later_promotions + 1)
+
+
+def _keep_labels(
+    registry: Registry, champion: Version, frozen: FrozenTest, refreshed: FrozenTest
+) -> None:
+    """Let a champion refer to the newest labels of its test split."""
+    if refreshed != frozen:
+        registry.tag_version(champion, FROZEN_TAG, refreshed.tag())
 
 
 def rollback(registry: Registry, name: str, reason: str | None = None) -> dict[str, Any]:
@@ -165,10 +107,22 @@ def rollback(registry: Registry, name: str, reason: str | None = None) -> dict[s
     available = [version for version in former if _exists(registry, name, version)]
     if not available:
         raise RegistryError(f"{name} has no previous champion to go back to")
+    if champion:
+        _pass_labels_back(registry, champion, registry.version(name, available[-1]))
     answer = {"name": name, "version": available[-1], "alias": CHAMPION, "was": current}
     history.append("rollback", available[-1], current, answer, reason)
     console.info(f"{name}: version {available[-1]} is champion again")
     return answer
+
+
+def _pass_labels_back(registry: Registry, champion: Version, former: Version) -> None:
+    """Let a former champion refer to the newest labels, if it has the same test split."""
+    if FROZEN_TAG not in champion.tags or FROZEN_TAG not in former.tags:
+        return
+    newer, older = FrozenTest.of_champion(champion), FrozenTest.of_champion(former)
+    if newer.digest == older.digest:
+        newest = replace(older, labels=newer.labels, labels_digest=newer.labels_digest)
+        _keep_labels(registry, former, older, newest)
 
 
 def _open_history(registry: Registry, name: str) -> ChampionHistory:
@@ -211,44 +165,104 @@ def _report_policy_difference(frozen: FrozenTest, challenger: Version) -> None:
 _DEFAULTS = PromotionConfig().model_dump()
 
 
-def _decide(
-    registry: Registry,
-    challenger: Version,
-    champion: Version | None,
-    frozen: FrozenTest,
-    force: bool,
-    traffic: Sequence[str],
-) -> Promotion:
-    """Score the frozen test split with both models and apply the rules."""
+@dataclass(frozen=True, eq=False)
+class _Match:
+    """A challenger and the champion, if there is one, with their bundles."""
+
+    registry: Registry
+    challenger: Version
+    new: Bundle
+    champion: Version | None
+    old: Bundle | None
+    force: bool
+    traffic: Sequence[str]
+
+    @classmethod
+    def of(
+        cls,
+        registry: Registry,
+        challenger: Version,
+        champion: Version | None,
+        force: bool,
+        traffic: Sequence[str],
+    ) -> _Match:
+        """Fetch both bundles."""
+        new = _bundle(registry, challenger)
+        old = _bundle(registry, champion) if champion else None
+        return cls(registry, challenger, new, champion, old, force, traffic)
+
+    def decide(
+        self, frozen: FrozenTest, labels: Sequence[str] | None
+    ) -> tuple[Promotion, FrozenTest, FrozenTest]:
+        """Apply the rules on the test split that decides.
+
+        Returns:
+            The decision, the test split that decided, and the frozen one with its newest labels.
+        """
+        late = read_late_labels(label_source(self.new, self.challenger, labels))
+        test = self._refreshed(frozen, late)
+        renewal, own = self._renewal(test, late)
+        if own is None:
+            return replace(self._judge(test), renewal=renewal), test.frozen, test.frozen
+        decision = replace(self._judge(own), renewal=renewal, on_old_split=self._judge(test))
+        return decision, own.frozen, test.frozen
+
+    def _refreshed(self, frozen: FrozenTest, late: Verdicts) -> RefreshedTest:
+        return refresh(self.registry, frozen, self.challenger, self.new, late)
+
+    def _renewal(
+        self, test: RefreshedTest, late: Verdicts
+    ) -> tuple[Renewal | None, RefreshedTest | None]:
+        """Return why the test split is due to be replaced, and its successor if that is fit."""
+        rules = _rules(test.frozen)
+        if self.champion is None or self.old is None or not rules.renew_test:
+            return None, None
+        own = FrozenTest.own(self.challenger)
+        reason = due(test, own, rules)
+        if reason is None:
+            return None, None
+        renewed = self._refreshed(renewed_test(test.frozen, own), late)
+        seen = seen_rows(renewed, self.champion, self.old)
+        return Renewal(reason, seen), None if seen else renewed
+
+    def _judge(self, test: RefreshedTest) -> Promotion:
+        """Score a test split with both models and apply the rules."""
+        frozen, labelled = test.frozen, test.labelled
+        policy = _rules(frozen)
+        origin = SplitOrigin(frozen.version, len(labelled.table), frozen.digest[:12])
+        new = Contender.of(self.new, labelled)
+        old = Contender.of(self.old, labelled) if self.old else None
+        shared = new.judged.scored & old.judged.scored if old else new.judged.scored
+        new_figures = new.judged.evaluate(None, policy.confidence)
+        old_figures = old.judged.evaluate(shared, policy.confidence) if old else None
+        reading = _reading_difference(frozen.policy, self.challenger, origin)
+        seen = not_set_apart(test, self.challenger, self.new)
+        comparison = compare(old, new, policy, str(origin), (reading, seen), self.traffic)
+        rules = decide(old_figures, new_figures, policy, comparison)
+        failed = {result.rule for result in rules if not result.passed}
+        too_many_flags = Rule.KEEPS_ALPHA in failed
+        return Promotion(
+            name=self.challenger.name,
+            version=self.challenger.version,
+            promoted=self.force or not failed,
+            forced=self.force and bool(failed),
+            rules=rules,
+            champion=self.champion.version if self.champion else None,
+            judged_on=origin,
+            drifted=tuple(new.judged.drifted(policy.confidence)) if too_many_flags else (),
+            challenger_evaluation=new_figures,
+            champion_evaluation=old_figures,
+            champion_warnings=old.report.warnings if old and old.report else (),
+            labels=test.to_json(),
+            kind=self.new.manifest["kind"],
+            period=new.judged.period,
+        )
+
+
+def _rules(frozen: FrozenTest) -> PromotionConfig:
+    """Return the rules of a frozen policy."""
     keys = PromotionConfig.model_fields.keys() & frozen.policy.keys()
-    policy = PromotionConfig.model_validate({key: frozen.policy[key] for key in keys})
-    labelled = Labelled.of(frozen.read(registry), frozen.policy)
-    origin = SplitOrigin(frozen.version, len(labelled.table), frozen.digest[:12])
-    new = Contender.of(_bundle(registry, challenger), labelled)
-    old = Contender.of(_bundle(registry, champion), labelled) if champion else None
-    shared = new.judged.scored & old.judged.scored if old else new.judged.scored
-    new_figures = new.judged.evaluate(None, policy.confidence)
-    old_figures = old.judged.evaluate(shared, policy.confidence) if old else None
-    reading = _reading_difference(frozen.policy, challenger, origin)
-    comparison = compare(old, new, policy, str(origin), reading, traffic)
-    rules = decide(old_figures, new_figures, policy, comparison)
-    failed = {result.rule for result in rules if not result.passed}
-    too_many_flags = Rule.KEEPS_ALPHA in failed
-    return Promotion(
-        name=challenger.name,
-        version=challenger.version,
-        promoted=force or not failed,
-        forced=force and bool(failed),
-        rules=rules,
-        champion=champion.version if champion else None,
-        judged_on=origin,
-        drifted=tuple(new.judged.drifted(policy.confidence)) if too_many_flags else (),
-        challenger_evaluation=new_figures,
-        champion_evaluation=old_figures,
-        champion_warnings=old.report.warnings if old and old.report else (),
-        kind=new.bundle.manifest["kind"],
-        period=new.judged.period,
-    )
+    return PromotionConfig.model_validate({key: frozen.policy[key] for key in keys})
 
 
 def _reading_difference(
@@ -271,8 +285,8 @@ def _record(
     history: ChampionHistory,
     challenger: Version,
     decision: Promotion,
-    policy: Mapping[str, Any],
-    frozen: FrozenTest,
+    test: FrozenTest,
+    inherited: FrozenTest,
     force: str | None,
 ) -> None:
     """Record the decision: first as tags of the version, then in the history, which applies it."""
@@ -283,16 +297,16 @@ def _record(
         "reasons": reasons,
         "champion": decision.champion,
         "force_reason": force,
-        "freezes_test_split_of": frozen.version if decision.promoted else None,
+        "freezes_test_split_of": inherited.version if decision.promoted else None,
     }
     registry.tag_version(challenger, DECISION_TAG, json.dumps(summary))
     if decision.promoted:
-        registry.tag_version(challenger, FROZEN_TAG, frozen.tag())
+        registry.tag_version(challenger, FROZEN_TAG, inherited.tag())
     history.append(
         "promote" if decision.promoted else "refuse",
         challenger.version,
         decision.champion,
-        {**summary, **decision.result(), "policy": dict(policy)},
+        {**summary, **decision.result(), "policy": dict(test.policy)},
         force or ", ".join(reasons) or None,
         decision.forced,
     )
@@ -300,53 +314,3 @@ def _record(
 
 def _bundle(registry: Registry, version: Version) -> Bundle:
     return registry.fetch(version.uri).load()
-
-
-def show(decision: Promotion, figures_known: bool = False) -> None:
-    """Print the decision, its rules and the periods with too many false positives.
-
-    Args:
-        decision: the decision.
-        figures_known: whether the version's figures on its own test split have been printed.
-    """
-    if decision.promoted and decision.champion == decision.version:
-        console.info(f"{decision.name}: version {decision.version} is already champion")
-    elif decision.promoted:
-        how = "by force, against:" if decision.forced else "as champion"
-        console.info(f"{decision.name}: version {decision.version} promoted {how}")
-    else:
-        console.info(f"{decision.name}: version {decision.version} remains challenger, because")
-    for reason in decision.reasons:
-        console.info(f"  {reason.text}")
-        console.info(f"    In words: {decision.words(reason)}")
-    if not decision.promoted:
-        for warning in decision.champion_warnings:
-            console.info(f"  the champion's own evaluation warned: {warning}")
-    if decision.rules:
-        rows = [
-            (str(result.rule), "passed" if result.passed else "failed", _numbers(result))
-            for result in decision.rules
-        ]
-        console.table("Rules", ("rule", "verdict", "figures"), rows)
-    own_split = decision.judged_on and decision.judged_on.version == decision.version
-    if decision.challenger_evaluation and not (figures_known and own_split):
-        period = {"period": decision.period.to_json()} if decision.period else {}
-        figures = {**decision.challenger_evaluation.to_json(), **period}
-        console.info(f"Version {decision.version}: {in_words(figures, decision.kind)}")
-    if decision.remedy:
-        console.info(decision.remedy)
-    if decision.drifted:
-        console.table(
-            "False positive rate above what chance explains",
-            ("time", "rate", "low", "high", "limit", "normal rows"),
-            [
-                (s.name, s.fpr.value, s.fpr.low, s.fpr.high, s.limit, s.fpr.total)
-                for s in decision.drifted
-            ],
-        )
-
-
-def _numbers(result: RuleResult) -> str:
-    """Format the figures of a rule that are numbers."""
-    numbers = {k: v for k, v in result.figures.items() if isinstance(v, int | float)}
-    return ", ".join(f"{name} {console.format_value(value)}" for name, value in numbers.items())

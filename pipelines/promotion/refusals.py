@@ -124,6 +124,22 @@ def _slow(figures: Figures, noun: str) -> str:
     return f"Scoring one of the {noun} takes {taken} µs of CPU time, and the policy allows {limit}."
 
 
+def _not_exchangeable(figures: Figures, noun: str) -> str:
+    return (
+        f"The normal test {noun} do not look like the calibration {noun}: if they did, a "
+        f"difference of {plain_number(figures['ks'])} between the two would happen by chance with "
+        f"a probability of {figures['ks_p_value']:.2g}. The threshold promises nothing for "
+        f"{noun} that differ from those it was chosen on."
+    )
+
+
+def _seen_test(_: Figures, noun: str) -> str:
+    return (
+        f"The version may have learned from the test {noun}, and would then look better on them "
+        "than on new ones."
+    )
+
+
 def _large(figures: Figures, _: str) -> str:
     size, limit = (plain_number(figures[key]) for key in ("megabytes", "limit"))
     return f"The version has {size} MB, and promotion.megabytes allows {limit}."
@@ -140,6 +156,15 @@ WORDS: Mapping[Rule, tuple[Callable[[Figures, str], str], str]] = {
         _unscored,
         "compare its columns and types with the champion's (anomaly-vae inspect), mend the data or "
         "the configuration, and train again.",
+    ),
+    Rule.EXCHANGEABLE: (
+        _not_exchangeable,
+        "find out what changed between the calibration and the test period; train and calibrate "
+        "on newer data, or on a calibration period that covers all hours and weekdays.",
+    ),
+    Rule.UNSEEN_TEST: (
+        _seen_test,
+        "train again, which leaves the test rows out.",
     ),
     Rule.NO_LEAK: (
         _leak,

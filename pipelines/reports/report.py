@@ -39,10 +39,11 @@ from pipelines.datasets.loading import NO_OPTIONS, LabelledInput, load_labelled
 from pipelines.registry.model_uri import LoadedModel, open_registry
 from pipelines.reports.in_words import in_words
 from pipelines.reports.labelled import Judged, Labelled, judge
+from pipelines.reports.late_labels import with_late_labels
 from pipelines.reports.model_card import figure_rows
 
 if TYPE_CHECKING:
-    from anomaly_vae.lifecycle.registry import Run
+    from anomaly_vae.lifecycle.registry import Run, Version
 
 Mask = NDArray[np.bool_]
 SHOWN_SLICES = 12
@@ -233,6 +234,7 @@ def evaluate_files(
     top: int | None = None,
     csv: Mapping[str, Any] = NO_OPTIONS,
     label_delay: str | None = None,
+    labels: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Evaluate a model on labelled files and return the JSON object that the command prints.
 
@@ -247,6 +249,7 @@ def evaluate_files(
         csv: keys of `CsvConfig` that differ from the training configuration.
         label_delay: the age from which labels are final, such as ``7d``; None for that of the
             training configuration.
+        labels: where late labels are; None for those of the version's configuration.
 
     Raises:
         ConfigError: ``label_delay`` is no span of time.
@@ -258,7 +261,11 @@ def evaluate_files(
     columns = {"label": label, "positive": positive, "group": given.group, "time": given.time}
     columns["time_format"] = given.time_format
     columns["label_delay"] = _label_delay(label_delay or config["data"].get("label_delay"), given)
-    judged = judge(detector, Labelled.of(given.table, columns, given.batch, given.files))
+    table = given.table
+    if label in table.column_names:
+        version = _version(source)
+        table = with_late_labels(table, label, positive, source.bundle, version, labels)
+    judged = judge(detector, Labelled.of(table, columns, given.batch, given.files))
     if not judged.known.any() and judged.labels and judged.labels.young:
         raise DataError(
             f"each labelled row is younger than {judged.labels.delay}, counted from the newest one "
@@ -297,6 +304,13 @@ def equal_scores(scores: NDArray[np.float64], sample: NDArray[np.float64]) -> Ma
     above = np.searchsorted(sample, scores)
     nearest = sample[np.clip([above - 1, above], 0, len(sample) - 1)]
     return np.asarray((np.abs(nearest - scores) <= SAME_SCORE * np.abs(scores)).any(0))
+
+
+def _version(source: LoadedModel) -> Version | None:
+    """Return the registered version of a model; None for a bundle folder."""
+    if source.name is None or source.version is None:
+        return None
+    return open_registry().version(source.name, source.version)
 
 
 def _record(source: LoadedModel, judged: Judged, report: EvaluationReport) -> None:

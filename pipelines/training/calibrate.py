@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 from dataclasses import dataclass, replace
@@ -11,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from anomaly_vae import plots
@@ -19,8 +17,9 @@ from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.calibration.conformal import Calibration
 from anomaly_vae.calibration.thresholds import choose_threshold
 from anomaly_vae.config import Config
+from anomaly_vae.config.data import TabularData
 from anomaly_vae.config.lifecycle import PromotionConfig
-from anomaly_vae.data.splitting import TEST
+from anomaly_vae.data.splitting import CALIBRATION, TEST, TRAIN, VALIDATION
 from anomaly_vae.data.times import parse_time
 from anomaly_vae.errors import ConfigError, DataError
 from anomaly_vae.evaluation.metrics import Evaluation, rate
@@ -28,6 +27,7 @@ from anomaly_vae.evaluation.report import EvaluationReport
 from anomaly_vae.lifecycle.registry import (
     CHALLENGER,
     INPUTS_TAG,
+    NEWER_LABELS_TAG,
     POLICY_TAG,
     TEST_DIGEST_TAG,
     TEST_TAG,
@@ -43,7 +43,15 @@ from anomaly_vae.scoring.attribution import sequential_dropout
 from anomaly_vae.scoring.detector import Detector
 from anomaly_vae.scoring.scorer import Scorer
 from pipelines import console
-from pipelines.datasets.dataset import Dataset
+from pipelines.datasets.dataset import FIT_DIGEST, Dataset
+from pipelines.datasets.labels import normal_names, verdicts_of
+from pipelines.registry.frozen_test import (
+    EXCLUDED,
+    LATE_LABELS,
+    NEWEST,
+    SEEN_UNTIL,
+    write_artifact,
+)
 from pipelines.registry.model_uri import LoadedModel, open_model
 from pipelines.reports.labelled import Judged, LabelAges, Labelled, judge, represents_traffic
 from pipelines.reports.model_card import card_of
@@ -54,6 +62,8 @@ from pipelines.training.train import inputs_digest, read_data
 
 TEST_FILE = "test_split.parquet"
 """Name of the run artifact with the test split."""
+NEWER_LABELS_FILE = "frozen_labels.parquet"
+"""Name of the run artifact with the labels that the data have for the frozen test split."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +141,7 @@ def calibrate(
             POLICY_TAG: json.dumps(_policy(config, data)),
             TRAINED_TAG: model,
             **({TRAINED_RUN_TAG: model.split("/")[1]} if model.startswith("runs:/") else {}),
+            **_log_newer_labels(run, data, config),
         }
         version = registry.register(run, bundle, config.name, tags, alias)
         _log_card(run, registry, LoadedModel(bundle, version.name, version.version))
@@ -160,11 +171,21 @@ def _spans_until(trained: Bundle) -> float | None:
 
 
 def _check_same_split(trained: Bundle, data: Dataset) -> None:
-    if trained.manifest["data"]["digest"] != data.digest:
-        raise DataError(
-            "the model was trained on other rows or another split, so its calibration rows may "
-            "have trained it; use the configuration and data it was trained with, or train again"
-        )
+    """Check that the model was trained on this split; labels of test rows may have arrived since.
+
+    Raises:
+        DataError: calibration rows may have trained the model.
+    """
+    recorded = trained.manifest["data"]
+    if recorded["digest"] == data.digest:
+        return
+    if data.label_notes and recorded.get(FIT_DIGEST) == data.fit_digest:
+        return
+    late = ", or before the late labels of training rows arrived," if data.label_notes else ","
+    raise DataError(
+        f"the model was trained on other rows or another split{late} so its calibration rows may "
+        "have trained it; use the configuration and data it was trained with, or train again"
+    )
 
 
 def _check_same_config(trained: Bundle, config: Config) -> None:
@@ -273,9 +294,42 @@ def _policy(config: Config, data: Dataset) -> dict[str, Any]:
         "time": config.data.time,
         "group": data.group,
         **({"density_ratio": ratio} if (ratio := config.calibration.density_ratio) else {}),
+        **({"id": data.id} if data.id else {}),
+        EXCLUDED: data.excluded_test,
+        **_times(data),
+        **_late_labels(config, data),
         **data.read_options,
         **data.label_policy,
     }
+
+
+def _times(data: Dataset) -> dict[str, float]:
+    """Return the times of the newest row, and of the last one that trained or calibrated."""
+    time = data.rows.time
+    if time is None:
+        return {}
+    seen = np.isin(data.assignment.codes, (TRAIN, VALIDATION, CALIBRATION))
+    return {NEWEST: float(np.nanmax(time)), SEEN_UNTIL: float(np.nanmax(time[seen]))}
+
+
+def _late_labels(config: Config, data: Dataset) -> dict[str, Any]:
+    """Return where promotion finds late labels, and which label values mean normal."""
+    if not (isinstance(config.data, TabularData) and data.id and data.label):
+        return {}
+    places = [str(Path(place).absolute()) for place in config.data.label_places]
+    normal = sorted(normal_names(data.table, data.label, config.data.positive))
+    return {LATE_LABELS: {"places": places, "normal": normal}}
+
+
+def _log_newer_labels(run: Run, data: Dataset, config: Config) -> dict[str, str]:
+    """Log the labels that the data have for rows of the frozen test split, and return their tag."""
+    if data.in_frozen_test is None or not (data.id and data.label and data.in_frozen_test.any()):
+        return {}
+    rows = data.table.filter(pa.array(data.in_frozen_test))
+    verdicts = verdicts_of(rows, data.id, data.label, config.data.positive)
+    digest = write_artifact(run, verdicts.table, NEWER_LABELS_FILE)
+    return {NEWER_LABELS_TAG: json.dumps({"uri": f"runs:/{run.id}/{NEWER_LABELS_FILE}",
+                                          "digest": digest})}  # fmt: skip
 
 
 def _log(run: Run, config: Config, judged: Judged, data: Dataset, report: EvaluationReport) -> str:
@@ -283,11 +337,7 @@ def _log(run: Run, config: Config, judged: Judged, data: Dataset, report: Evalua
     run.log_params({"calibration": config.calibration.model_dump()})
     log(run, judged, report)
     run.log_figure(_draw_highest(judged, data), "plots/highest.png")
-    with tempfile.TemporaryDirectory() as temporary:
-        path = Path(temporary) / TEST_FILE
-        pq.write_table(data.test_table, path)
-        run.log_file(path)
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+    return write_artifact(run, data.test_table, TEST_FILE)
 
 
 def _log_card(run: Run, registry: Registry, source: LoadedModel) -> None:

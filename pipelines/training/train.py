@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from pipelines import console
 from pipelines.datasets.dataset import Dataset
 from pipelines.datasets.loading import load_dataset
 from pipelines.datasets.tables import SpanContext
-from pipelines.registry.frozen_test import frozen_test
+from pipelines.registry.frozen_test import champions_test
 from pipelines.training.calibration_sample import check_labels, sample_of, zero_scores
 from pipelines.training.warm_start import prepared_start, start_model, trained_until
 
@@ -114,12 +114,16 @@ def read_data(config: Config, until: float | None = None) -> Dataset:
         CalibrationError: the calibration split is too small for the threshold.
     """
     console.heading(f"Reading {', '.join(config.data.paths)}")
-    frozen = frozen_test(Registry(config.mlflow.tracking_uri), config.name)
-    data = load_dataset(config.data, SpanContext(frozen, until))
+    registry = Registry(config.mlflow.tracking_uri)
+    frozen = champions_test(registry, config.name)
+    rows = frozen.read(registry) if frozen else None
+    data = load_dataset(config.data, SpanContext(rows, until))
+    for note in data.label_notes:
+        console.info(note)
     _check_evaluation(config, data)
     show_spans(data)
-    if frozen is not None:
-        data = data.without(frozen)
+    if frozen and rows is not None:
+        data = replace(data.without(rows), excluded_test=frozen.digest)
     check_labels(data, config.calibration)
     check_sample(sample_of(data, config.calibration, zero_scores), config.calibration)
     return data

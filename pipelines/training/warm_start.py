@@ -11,11 +11,8 @@ from anomaly_vae.errors import RegistryError
 from anomaly_vae.training.fit import Prepared, prepare
 from anomaly_vae.training.warm_start import incompatibility
 from pipelines import console
-from pipelines.datasets.dataset import Dataset
+from pipelines.datasets.dataset import TRAINED_UNTIL, Dataset
 from pipelines.registry.model_uri import open_model
-
-UNTIL = "trained_until"
-"""Manifest key: time of the last row that trained the model or one of its start models."""
 
 
 def prepared_start(config: Config, data: Dataset) -> tuple[Prepared, Bundle | None]:
@@ -39,11 +36,13 @@ def start_model(config: Config) -> Bundle:
 
 
 def trained_until(data: Dataset, start: Bundle | None) -> dict[str, float]:
-    """Return the manifest entry `UNTIL`, in seconds since 1970; empty if rows have no time."""
+    """Return the manifest entry `TRAINED_UNTIL`, in seconds since 1970; empty without times."""
     own = _latest(data, TRAIN, VALIDATION)
     if own is None:
         return {}
-    return {UNTIL: max(own, start.manifest["data"].get(UNTIL, own) if start else own)}
+    return {
+        TRAINED_UNTIL: max(own, start.manifest["data"].get(TRAINED_UNTIL, own) if start else own)
+    }
 
 
 def _configured_start(config: Config) -> Bundle | None:
@@ -63,7 +62,7 @@ def _overlap(start: Bundle, data: Dataset) -> str | None:
     used = start.manifest["data"]
     if used["digest"] == data.digest:
         return None  # the same rows, split in the same way
-    until, times = used.get(UNTIL), data.rows.time
+    until, times = used.get(TRAINED_UNTIL), data.rows.time
     if until is None or times is None:
         return "rows without a time that calibrate or test may have trained it"
     rows = np.concatenate([data.assignment.rows(split) for split in (CALIBRATION, TEST)])

@@ -199,3 +199,43 @@ def test_data_at_fault_is_told_before_anything_is_made(place: Path, flow: Config
     with pytest.raises(DataError, match=r"data\.label names the column 'absent'"):
         run(changed(flow, data__label="absent"))
     assert counts() == (0, 0)
+
+
+# ---------------------------------------------------------------- labels that mature
+
+
+def test_frauds_that_arrive_late_change_the_figures_of_both_models(
+    place: Path, transactions: Path, flow: Config, command: Command
+) -> None:
+    """Most frauds of the test period are unknown at first: flags on them look like mistakes."""
+    table = pq.read_table(transactions)
+    fraud = table["TX_FRAUD"].to_numpy()
+    late = (fraud == 1) & (np.arange(len(table)) >= 0.8 * len(table))
+    late[np.flatnonzero(late)[0]] = False
+    index = table.column_names.index("TX_FRAUD")
+    immature = table.set_column(index, "TX_FRAUD", pa.array(np.where(late, 0, fraud)))
+    pq.write_table(immature, "rows.parquet")
+    folder = Path("late")
+    folder.mkdir()
+    config = write_config(changed(flow, data__path="rows.parquet", data__labels="late"))
+    first = command("run", config)
+    assert "late labels: none yet in 'late'" in first.err
+    before = first.json["evaluations"]["challenger"]
+    assert before["anomalies"] == 1
+    ids = table["TRANSACTION_ID"].to_numpy()[late]
+    text = "".join(f"{i},anomaly,2024-06-01T00:00:00Z\n" for i in ids)
+    (folder / "june.csv").write_text(f"TRANSACTION_ID,label,at\n{text}")
+    second = command("run", config)
+    assert second.json["version"] == "2", "other labels are other inputs"
+    assert second.json["labels"]["changed"] == len(ids)
+    after = second.json["evaluations"]
+    assert {name: figures["anomalies"] for name, figures in after.items()} == {
+        "champion": len(ids) + 1,
+        "challenger": len(ids) + 1,
+    }
+    assert after["champion"]["flagged"] == before["flagged"], "the rows are the same"
+    assert after["champion"]["precision"] > before["precision"], "some mistakes were none"
+    assert after["champion"]["fpr"] < before["fpr"]
+    assert f"{len(ids)} labels changed ({len(ids)} to anomaly)" in second.err
+    third = command("run", config)
+    assert third.json["version"] == "2"

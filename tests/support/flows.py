@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from anomaly_vae.config import Config
-from pipelines.promotion.promote import Promotion
+from pipelines.promotion.decision import Promotion
 from pipelines.registry.model_uri import LoadedModel
 from pipelines.training.calibrate import Calibrated
 from pipelines.training.train import Trained

@@ -15,6 +15,7 @@ from mlflow.tracking._tracking_service import utils as tracking
 
 from anomaly_vae.config import Config, validate_config
 from anomaly_vae.lifecycle.registry import Registry
+from pipelines.registry.frozen_test import champions_test
 
 DATABASE = "mlflow.db"
 PLACES = (
@@ -69,6 +70,12 @@ def copy_registry(source: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -
             database.execute(change, (str(source), str(target)))
     monkeypatch.chdir(target)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{target / DATABASE}")
+
+
+def frozen_rows(registry: Registry, name: str) -> Any:
+    """Return the rows of the frozen test split of a model; None before its first promotion."""
+    test = champions_test(registry, name)
+    return test.read(registry) if test else None
 
 
 def changed(config: Config, **changes: Any) -> Config:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from anomaly_vae.config import ImageConfig, validate_config
+from anomaly_vae.config import ImageConfig, TabularConfig, validate_config
 from anomaly_vae.config.data import Splits
 from anomaly_vae.config.detector import merged
 from anomaly_vae.errors import ConfigError
@@ -93,3 +93,12 @@ def test_a_window_is_a_word_or_two_numbers() -> None:
     assert windowed.data.intensity_window == (40.0, 80.0)
     with pytest.raises(ConfigError, match=r"data\.intensity_window"):
         validate_config(merged(SCANS, {"data": {"intensity_window": "brain"}}))
+
+
+def test_late_labels_need_ids_and_are_not_part_of_the_model() -> None:
+    config = with_yaml("data: {id: tx, labels: [a.csv, late/]}")
+    assert isinstance(config, TabularConfig)
+    assert config.data.label_places == ("a.csv", "late/")
+    assert config.recorded() == with_yaml("data: {id: tx}").recorded()
+    with pytest.raises(ConfigError, match="name their column in id"):
+        with_yaml("data: {labels: a.csv}")

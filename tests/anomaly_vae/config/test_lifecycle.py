@@ -53,3 +53,28 @@ def test_a_value_out_of_range_is_refused_by_its_key(section: str, key: str, valu
     with pytest.raises(ConfigError) as caught:
         validate_config({**LEAST, section: {key: value}})
     assert caught.value.key == f"{section}.{key}"
+
+
+TIMED = {**LEAST, "data": {**LEAST["data"], "time": "at"}}  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize(
+    ("renewal", "key"),
+    [
+        ({}, "promotion.renew_test"),
+        ({"days": 0}, "promotion.renew_test.days"),
+        ({"promotions": 0}, "promotion.renew_test.promotions"),
+        ({"day": 3}, "promotion.renew_test.day"),
+    ],
+)
+def test_a_renewal_needs_a_limit_that_can_be_reached(renewal: dict[str, Any], key: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate_config({**TIMED, "promotion": {"renew_test": renewal}})
+    assert caught.value.key == key
+
+
+@pytest.mark.parametrize("least", [LEAST, SCANS], ids=["table", "images"])
+def test_a_renewal_needs_times(least: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"name data\.time"):
+        validate_config({**least, "promotion": {"renew_test": {"promotions": 3}}})
+    assert validate_config({**TIMED, "promotion": {"renew_test": {"days": 90}}})

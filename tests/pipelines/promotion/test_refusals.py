@@ -12,6 +12,8 @@ from pipelines.promotion.refusals import refusal_in_words
 
 FIGURES: dict[Rule, dict[str, Any]] = {
     Rule.KEEPS_ALPHA: {"fpr": 0.03, "low": 0.02, "high": 0.042, "limit": 0.018, "alpha": 0.01},
+    Rule.EXCHANGEABLE: {"ks": 0.12, "ks_p_value": 1e-28, "limit": 0.03, "p_limit": 1e-15},
+    Rule.UNSEEN_TEST: {},
     Rule.SCORES_ALL: {"lost": 3_000},
     Rule.NO_LEAK: {"auroc": 1.0, "feature": "TX_FRAUD_SCENARIO", "limit": 0.99},
     Rule.ABOVE_CHANCE: {"auroc": 0.463, "limit": 0.5},
@@ -32,6 +34,8 @@ FIGURES: dict[Rule, dict[str, Any]] = {
 }  # fmt: skip
 NUMBERS = {
     Rule.KEEPS_ALPHA: ("30 (20 to 42", "at most 10", "up to 18"),
+    Rule.EXCHANGEABLE: ("0.12", "1e-28"),
+    Rule.UNSEEN_TEST: ("may have learned",),
     Rule.SCORES_ALL: ("3,000",),
     Rule.NO_LEAK: ("'TX_FRAUD_SCENARIO'", "1,", "data.ignore"),
     Rule.ABOVE_CHANCE: ("46.3 of 100",),

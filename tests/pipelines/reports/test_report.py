@@ -297,3 +297,33 @@ def test_other_columns_of_a_manifest_can_be_compared(
         judge(image_calibrated.detector, truth), ReportOptions(slices=("site",))
     ).report()
     assert sorted(one.name for one in report.slices) == ["site = east", "site = west"]
+
+
+# ---------------------------------------------------------------- late labels
+
+
+def test_late_labels_are_merged_into_the_rows_of_an_evaluation(
+    champion: World, tmp_path: Path, command: Command
+) -> None:
+    table = champion.trained.data.test_table
+    path, late = tmp_path / "test.parquet", tmp_path / "late.csv"
+    pq.write_table(table, path)
+    ids = table["TRANSACTION_ID"].filter(pa.array(table["TX_FRAUD"].to_numpy() == 0)).to_pylist()
+    late.write_text("TRANSACTION_ID,label\n" + "".join(f"{i},anomaly\n" for i in ids[:3]))
+    arguments = ("evaluate", "--model", "models:/fraud/1", "--data", path, "--label", "TX_FRAUD")
+    plain, matured = command(*arguments), command(*arguments, "--labels", late)
+    counts = [answer.json["metrics"]["anomalies"] for answer in (plain, matured)]
+    assert counts[1] == counts[0] + 3
+    assert "3 labels changed (3 to anomaly)" in matured.err
+    assert "late labels" not in plain.err
+
+
+def test_late_labels_without_ids_are_refused(
+    champion: World, tmp_path: Path, command: Command
+) -> None:
+    path = tmp_path / "test.parquet"
+    pq.write_table(champion.trained.data.test_table.drop(["TRANSACTION_ID"]), path)
+    answer = command("evaluate", "--model", "models:/fraud/1", "--data", path, "--label",
+                     "TX_FRAUD", "--labels", "late.csv")  # fmt: skip
+    assert answer.code == 1
+    assert "--labels needs a model of tables that was trained with data.id" in answer.err

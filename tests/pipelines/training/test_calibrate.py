@@ -162,6 +162,26 @@ def test_other_data_is_refused(trained: str, flow: Config, tmp_path: Path) -> No
     assert Registry().models()[0]["versions"] == ["1"]
 
 
+def test_late_labels_of_test_rows_may_arrive_after_training(
+    place: Path, flow: Config, dataset: Dataset
+) -> None:
+    late = Path("late.csv")
+    late.write_text("TRANSACTION_ID,label\n")
+    config = changed(flow, data__labels="late.csv")
+    model = train(config).model_uri
+    rows = {split: dataset.assignment.rows(split)[0] for split in (TEST, TRAIN)}
+    ids = {split: dataset.table["TRANSACTION_ID"][int(row)] for split, row in rows.items()}
+    late.write_text(f"TRANSACTION_ID,label\n{ids[TEST]},anomaly\n")
+    calibrated = calibrate(config, model)
+    before = int(dataset.rows.anomaly[dataset.assignment.rows(TEST)].sum())
+    assert calibrated.evaluation.anomalies == before + 1
+    policy = json.loads(calibrated.version.tags[POLICY_TAG])
+    assert policy["late_labels"] == {"places": [str(late.absolute())], "normal": ["0"]}
+    late.write_text(f"TRANSACTION_ID,label\n{ids[TRAIN]},anomaly\n")
+    with pytest.raises(DataError, match="before the late labels of training rows arrived"):
+        calibrate(config, model)
+
+
 def test_another_split_of_the_same_data_is_refused(trained: str, flow: Config) -> None:
     with pytest.raises(DataError, match="another split"):
         calibrate(changed(flow, data__splits__calibration=0.3), trained)
