@@ -169,7 +169,7 @@ class _Scoring:
                 batch, self.max_contributions
             )
         else:
-            detections = self.detector.decide(self.detector.scorer.score_encoded(x), x)
+            detections = self.detector.detect_encoded(x)
         self.sink.write(result_table(keys, detections, explanations))
         self.tally.count(detections, x, batch)
 
