@@ -6,6 +6,9 @@ batch. Only numpy is used.
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -52,12 +55,14 @@ def _statistics(image: Image, colour: Image | None) -> dict[str, float]:
     """Return every statistic by name."""
     pixels = standardise(image)
     found = {"brightness": float(image.mean()), "contrast": _log(float(image.std()))}
-    found |= _scales(pixels) | _values(pixels) | _symmetry(shrunk(pixels)) | _extent(pixels)
+    small = shrunk(pixels)
+    edges = np.hypot(*_slopes(small))
+    found |= _scales(pixels) | _values(pixels) | _symmetry(small, edges) | _extent(small, edges)
     return found if colour is None else found | _colours(colour)
 
 
 def _log(value: float) -> float:
-    return float(np.log(value + FLOOR))
+    return math.log(max(value, 0.0) + FLOOR)
 
 
 def _scales(pixels: Image) -> dict[str, float]:
@@ -72,12 +77,20 @@ def _scales(pixels: Image) -> dict[str, float]:
         x, y, xy = (a - b + c - d) / 2, (a + b - c - d) / 2, (a - b - c + d) / 2
         squares = x * x, y * y, xy * xy
         ex, ey, exy = (_log(float(part.mean())) for part in squares)
-        found[f"detail {level}"] = float(np.logaddexp(np.logaddexp(ex, ey), exy))
+        found[f"detail {level}"] = math.log(math.exp(ex) + math.exp(ey) + math.exp(exy))
         found[f"direction {level}"] = ex - ey
-        found[f"diagonal {level}"] = exy - float(np.logaddexp(ex, ey))
-        found[f"background {level}"] = float(np.log(np.median(np.sqrt(sum(squares))) + 0.01))
+        found[f"diagonal {level}"] = exy - math.log(math.exp(ex) + math.exp(ey))
+        found[f"background {level}"] = math.log(
+            math.sqrt(_median(squares[0] + squares[1] + squares[2])) + 0.01
+        )
         pixels = (a + b + c + d) / 4
     return found
+
+
+def _median(values: Any) -> float:
+    """Return the lower median, which is faster to find than the mean of two values."""
+    middle = (values.size - 1) // 2
+    return float(np.partition(values, middle, axis=None)[middle])
 
 
 def _values(pixels: Image) -> dict[str, float]:
@@ -100,36 +113,38 @@ def _values(pixels: Image) -> dict[str, float]:
     return found
 
 
-def _symmetry(pixels: Image) -> dict[str, float]:
-    """Return how alike the image and its mirror images are, and its gradients likewise."""
-    gradient = np.hypot(*np.gradient(pixels))
+def _symmetry(pixels: Image, edges: Image) -> dict[str, float]:
+    """Return how alike the image and its mirror images are, and its edges likewise."""
     found: dict[str, float] = {}
-    for kind, values in (("image", pixels), ("edges", gradient)):
+    for kind, values in (("image", pixels), ("edges", edges)):
         for cells in (8, 16):
             grid = blocks(values, cells)
-            found[f"left-right {kind} {cells}"] = _alike(grid, grid[:, ::-1])
-            found[f"up-down {kind} {cells}"] = _alike(grid, grid[::-1])
-            found[f"diagonal {kind} {cells}"] = _alike(grid, grid.T)
-            found[f"antidiagonal {kind} {cells}"] = _alike(grid, grid[::-1, ::-1].T)
+            grid = grid - grid.mean()
+            total = max(float((grid * grid).sum()), 1e-9)
+            for axis, mirrored in _mirrored(grid).items():
+                alike = float((grid * mirrored).sum()) / total
+                found[f"{axis} {kind} {cells}"] = math.atanh(min(max(alike, -0.99), 0.99))
     return found
 
 
-def _alike(a: Image, b: Image) -> float:
-    """Return the correlation of two images on Fisher's scale (artanh)."""
-    a, b = a - a.mean(), b - b.mean()
-    scale = np.sqrt(float((a * a).sum() * (b * b).sum()))
-    return float(np.arctanh(np.clip((a * b).sum() / max(scale, 1e-9), -0.99, 0.99)))
+def _mirrored(grid: Image) -> dict[str, Image]:
+    return {
+        "left-right": grid[:, ::-1],
+        "up-down": grid[::-1],
+        "diagonal": grid.T,
+        "antidiagonal": grid[::-1, ::-1].T,
+    }
 
 
-def _extent(pixels: Image) -> dict[str, float]:
+def _extent(pixels: Image, edges: Image) -> dict[str, float]:
     """Return the centre and the extent of bright pixels and of edges."""
     grid = np.linspace(-1, 1, len(pixels))
-    edges = np.hypot(*np.gradient(pixels))
     found: dict[str, float] = {}
-    for kind, amounts in (("bright", np.clip(pixels, 0, None)), ("edges", edges)):
+    for kind, amounts in (("bright", np.maximum(pixels, 0)), ("edges", edges)):
         weights = amounts + 1e-3
         for axis, name in ((0, "x"), (1, "y")):
-            profile = weights.sum(axis) / weights.sum()
+            profile = weights.sum(axis)
+            profile = profile / profile.sum()
             centre = float(profile @ grid)
             found[f"{kind} centre {name}"] = centre
             found[f"{kind} extent {name}"] = _log(float(profile @ grid**2) - centre**2)
@@ -153,7 +168,7 @@ def gradients(pixels: Image) -> Vector:
     strong edges count less (Dalal & Triggs 2005).
     """
     pixels = shrunk(pixels)
-    down, across = np.gradient(pixels)
+    down, across = _slopes(pixels)
     size = np.hypot(across, down)
     angle = np.mod(np.arctan2(down, across), 2 * np.pi) / (2 * np.pi) * BINS
     lower = np.floor(angle).astype(int)
@@ -166,6 +181,15 @@ def gradients(pixels: Image) -> Vector:
     counts += np.bincount((place + (lower + 1) % BINS).ravel(), (size * weight).ravel(), total)
     roots = np.sqrt(counts)
     return np.asarray(10 * roots / max(float(np.linalg.norm(roots)), 1e-9))
+
+
+def _slopes(pixels: Image) -> tuple[Image, Image]:
+    """Return central differences down and across, one-sided ones at the border."""
+    down, across = np.empty_like(pixels), np.empty_like(pixels)
+    for slope, image in ((down, pixels), (across.T, pixels.T)):
+        slope[1:-1] = (image[2:] - image[:-2]) / 2
+        slope[0], slope[-1] = image[1] - image[0], image[-1] - image[-2]
+    return down, across
 
 
 def shrunk(pixels: Image) -> Image:

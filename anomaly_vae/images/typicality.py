@@ -57,7 +57,7 @@ SIGNS: Mapping[str, tuple[str, ...] | None] = {
 }
 """Beginnings of the names of the statistics that show a fault; None for all, with gradients."""
 WORDS = {
-    "half blank": "half of the image is blank",
+    "half blank": "large parts have a single value",
     "noisy": "looks noisy",
     "blurred": "looks blurred",
     "inverted": "dark and bright look exchanged",
