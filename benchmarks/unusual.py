@@ -41,6 +41,7 @@ from benchmarks.common import (
     expected_rate_range,
     summary_table,
 )
+from benchmarks.duplicates import near_duplicates
 
 Pixels = NDArray[np.uint8]
 Rows = NDArray[np.float32]
@@ -49,8 +50,9 @@ Fault = Callable[[Pixels, np.random.Generator], Pixels]
 ALPHA = 0.01
 SIZES = {"MRI": 64, "X-ray": 32, "tiles": 64}
 """Side of the images of each set, in pixels."""
-CALIBRATION, HELD_OUT = 0.3, 0.15
-"""Shares of the normal training images that calibrate, and that are held out to learn."""
+CALIBRATION, HELD_OUT, LARGEST_GROUP = 0.5, 0.2, 5
+"""Shares of the images in small groups that calibrate, and that are held out to learn, and the
+largest size of such a group of near-duplicates."""
 TABLE_ROWS, FRESH_ROWS = 20_000, 4_000
 """Number of transactions to fit and calibrate, and of fresh ones."""
 NUMBERS = (
@@ -178,12 +180,15 @@ def _encoding(size: int) -> ImageEncoding:
     return ImageEncoding(ImageLayout(1, size), "standardise")
 
 
-def fitted(x: Rows, size: int, seed: int) -> UnusualTest:
-    """Fit and calibrate the test on a random split of normal images (N, F)."""
-    order = np.random.default_rng(seed).permutation(len(x))
-    held, calibration, train = np.split(
-        order, np.cumsum([round(share * len(x)) for share in (HELD_OUT, CALIBRATION)])
-    )
+def fitted(x: Rows, groups: NDArray[np.intp], size: int, seed: int) -> UnusualTest:
+    """Fit and calibrate the test on a random split of normal images (N, F) by groups (N,)."""
+    sizes = np.bincount(groups)
+    small = np.random.default_rng(seed).permutation(np.flatnonzero(sizes <= LARGEST_GROUP))
+    counts = np.cumsum(sizes[small]) / sizes[small].sum()
+    parts = np.digitize(counts, np.cumsum((HELD_OUT, CALIBRATION)))
+    part = np.full(len(sizes), 2)
+    part[small] = parts
+    held, calibration, train = (np.flatnonzero(part[groups] == i) for i in range(3))
     learnt = ImageTypicality.fit(_encoding(size), x[train], x[held], NOTHING, NOTHING)
     return UnusualTest.fit(
         learnt, max(ALPHA, 1 / (len(calibration) + 1)), NOTHING, NOTHING, x[calibration]
@@ -205,7 +210,8 @@ def _measure_images(options: Options, ledger: Ledger) -> None:
         if not options.wants(kind):
             continue
         x = encoded(sets[kind].train, SIZES[kind])
-        tests = {seed: fitted(x, SIZES[kind], seed) for seed in range(options.seeds)}
+        groups = near_duplicates(x.reshape(-1, 1, SIZES[kind], SIZES[kind]).clip(0, 1))
+        tests = {seed: fitted(x, groups, SIZES[kind], seed) for seed in range(options.seeds)}
         for name, rows in inputs(sets, kind):
             for seed, test in tests.items():
                 if (kind, name, seed) in ledger:
@@ -215,8 +221,9 @@ def _measure_images(options: Options, ledger: Ledger) -> None:
                 )
                 ledger.add((kind, name, seed), _rates(reasons) | {"ms": 1e3 * seconds / len(rows)})
                 print("  ", pd.Series(reasons).value_counts(dropna=False).head(3).to_dict())
-        low, high = expected_rate_range(ALPHA, round(CALIBRATION * len(x)), len(sets[kind].fresh))
-        print(f"{kind}: expected on fresh normals {low:.3f} to {high:.3f}\n")
+        n = len(tests[0].calibration.scores)
+        low, high = expected_rate_range(tests[0].alpha, n, len(sets[kind].fresh))
+        print(f"{kind}: {n} calibration images; expected on fresh ones {low:.3f} to {high:.3f}\n")
 
 
 def _rates(reasons: NDArray[np.object_]) -> dict[str, float]:

@@ -389,6 +389,7 @@ class VAEDetector(
         }
         if not isinstance(found["calibration_fraction"], float):
             found["calibration_fraction"] = None  # an interval of time
+        found["unusual_alpha"] = _unusual_alpha(manifest)
         calibration = manifest["calibration"] or {}
         return found | {key: calibration[key] for key in ("alpha", "method") if key in calibration}
 
@@ -473,6 +474,14 @@ def _fit(config: Config, found: FitInput[Any], parts: Parts, on_epoch: OnEpoch |
         "digest": hashlib.sha256(prepared.encoding.encode(batch).tobytes()).hexdigest(),
     }
     return fit_bundle(config, prepared, data, on_epoch).bundle
+
+
+def _unusual_alpha(manifest: Mapping[str, Any]) -> float | None:
+    """Return the argument that gave a model its test; None for the default, 0 for no test."""
+    if test := manifest.get("unusual"):
+        return float(test["alpha"])
+    configured = value_at(manifest["config"], "calibration.unusual_alpha")
+    return None if configured else 0
 
 
 def _warn_of_left_out(notes: Sequence[str]) -> None:

@@ -68,7 +68,7 @@ def test_a_frame_straight_from_the_file_gives_the_detectors_own_scores(
     model: Any, frame: pd.DataFrame, truth: Detections
 ) -> None:
     answer = model.predict(frame)
-    assert list(answer.columns) == ["score", "p_value", "is_anomaly"]
+    assert list(answer.columns) == ["score", "p_value", "is_anomaly", "unusual_input"]
     assert answer["is_anomaly"].dtype == bool
     assert same(answer, truth)
 
@@ -161,7 +161,7 @@ def test_the_input_example_is_a_row_that_can_be_scored(model: Any, calibrated: B
 
 def test_an_empty_frame_has_an_empty_answer(model: Any, frame: pd.DataFrame) -> None:
     answer = model.predict(frame.head(0))
-    assert list(answer.columns) == ["score", "p_value", "is_anomaly"]
+    assert list(answer.columns) == ["score", "p_value", "is_anomaly", "unusual_input"]
     assert len(answer) == 0
 
 
