@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -53,7 +52,9 @@ class DetectorModel:
         found = self.detector.detect(batch)
         reasons = found.unusual_input
         columns = {name: values for name, values in vars(found).items() if values is not None}
-        columns["unusual_input"] = np.full(len(batch), None) if reasons is None else reasons
+        columns["unusual_input"] = pd.Series(
+            [None] * len(batch) if reasons is None else reasons, frame.index, object
+        )
         return pd.DataFrame(columns, index=frame.index)
 
 

@@ -6,7 +6,7 @@ images with a fault, and to images of the other sets. A fault is put into the im
 before it is resized. The test reads no model, so none is trained. MRI slices come in groups of
 near-duplicates; the fresh ones belong to other groups than those learnt from.
 
-Tables: a model of 6,000 card transactions is applied to fresh transactions, and to the same rows
+Tables: a model of 20,000 card transactions is applied to fresh transactions, and to the same rows
 with values removed, exchanged or replaced.
 
 Rates are the share of images or rows that are reported at alpha 0.01.
@@ -50,9 +50,11 @@ Fault = Callable[[Pixels, np.random.Generator], Pixels]
 ALPHA = 0.01
 SIZES = {"MRI": 64, "X-ray": 32, "tiles": 64}
 """Side of the images of each set, in pixels."""
-CALIBRATION, HELD_OUT, LARGEST_GROUP = 0.5, 0.2, 5
-"""Shares of the images in small groups that calibrate, and that are held out to learn, and the
-largest size of such a group of near-duplicates."""
+CALIBRATION, HELD_OUT = 0.45, 0.15
+"""Shares of the groups of near-duplicates that calibrate, and that are held out to learn."""
+LARGEST_GROUP, PER_GROUP = 60, 3
+"""Size above which a group is only learnt from, and most images of a group that calibrate, as many
+as there are of a group in the MRI slices' test set."""
 TABLE_ROWS, FRESH_ROWS = 20_000, 4_000
 """Number of transactions to fit and calibrate, and of fresh ones."""
 NUMBERS = (
@@ -182,17 +184,21 @@ def _encoding(size: int) -> ImageEncoding:
 
 def fitted(x: Rows, groups: NDArray[np.intp], size: int, seed: int) -> UnusualTest:
     """Fit and calibrate the test on a random split of normal images (N, F) by groups (N,)."""
-    sizes = np.bincount(groups)
-    small = np.random.default_rng(seed).permutation(np.flatnonzero(sizes <= LARGEST_GROUP))
-    counts = np.cumsum(sizes[small]) / sizes[small].sum()
-    parts = np.digitize(counts, np.cumsum((HELD_OUT, CALIBRATION)))
-    part = np.full(len(sizes), 2)
-    part[small] = parts
+    rng, sizes = np.random.default_rng(seed), np.bincount(groups)
+    part = np.digitize(rng.random(len(sizes)), np.cumsum((HELD_OUT, CALIBRATION)))
+    part[sizes > LARGEST_GROUP] = 2
     held, calibration, train = (np.flatnonzero(part[groups] == i) for i in range(3))
+    calibration = _few_of_each(rng.permutation(calibration), groups)
     learnt = ImageTypicality.fit(_encoding(size), x[train], x[held], NOTHING, NOTHING)
     return UnusualTest.fit(
         learnt, max(ALPHA, 1 / (len(calibration) + 1)), NOTHING, NOTHING, x[calibration]
     )
+
+
+def _few_of_each(images: NDArray[np.intp], groups: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return at most `PER_GROUP` of the images of each group."""
+    table = pd.Series(images).groupby(groups[images]).head(PER_GROUP)
+    return table.to_numpy()
 
 
 def inputs(sets: Mapping[str, Set], kind: str) -> Iterator[tuple[str, Rows]]:

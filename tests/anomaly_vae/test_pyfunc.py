@@ -150,7 +150,8 @@ def test_the_signature_makes_every_column_optional_and_every_number_a_double(
     others = set(types) - {"TX_DATETIME", "TX_CHANNEL"}
     assert {types[name] for name in others} == {"double"}
     outputs = {column.name: column.type.name for column in model.metadata.signature.outputs}
-    assert outputs == {"score": "double", "p_value": "double", "is_anomaly": "boolean"}
+    decision = {"score": "double", "p_value": "double", "is_anomaly": "boolean"}
+    assert outputs == {**decision, "unusual_input": "string"}
 
 
 def test_the_input_example_is_a_row_that_can_be_scored(model: Any, calibrated: Bundle) -> None:
