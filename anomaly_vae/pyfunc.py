@@ -23,7 +23,7 @@ class DetectorModel:
         >>> import mlflow  # doctest: +SKIP
         >>> model = mlflow.pyfunc.load_model("models:/fraud@champion")  # doctest: +SKIP
         >>> list(model.predict(frame).columns)  # doctest: +SKIP
-        ['score', 'p_value', 'is_anomaly']
+        ['score', 'p_value', 'is_anomaly', 'unusual_input']
     """
 
     def __init__(self, detector: Detector) -> None:
@@ -38,7 +38,8 @@ class DetectorModel:
 
         Returns:
             N rows with the index of ``frame``: ``score`` (in the unit of the bundle, higher is
-            more anomalous), ``p_value`` and ``is_anomaly``; for a model calibrated by group also
+            more anomalous), ``p_value``, ``is_anomaly`` and ``unusual_input`` (the reason why a row
+            is unlike the training rows at all, else None); for a model calibrated by group also
             ``group``, whose scores decided, and its ``threshold``.
 
         Raises:
@@ -49,7 +50,11 @@ class DetectorModel:
         if batch.problems:
             raise DataError(str(batch.problems[0]), column=batch.problems[0].column)
         found = self.detector.detect(batch)
+        reasons = found.unusual_input
         columns = {name: values for name, values in vars(found).items() if values is not None}
+        columns["unusual_input"] = pd.Series(
+            [None] * len(batch) if reasons is None else reasons, frame.index, object
+        )
         return pd.DataFrame(columns, index=frame.index)
 
 

@@ -20,6 +20,7 @@ PROTOCOLS: dict[str, tuple[str, ...]] = {
     "merchants": ("fraud",),
     "thresholds": (),
     "guarantee": (),
+    "unusual": ("mri", "pneumoniamnist.npz", "tiles", "fraud"),
     "watch": ("fraud",),
     "sizes": (),
     "fitting": ("adbench",),

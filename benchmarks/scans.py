@@ -31,7 +31,6 @@ import pandas as pd
 from numpy.typing import NDArray
 from pyod.models.auto_encoder import AutoEncoder
 from scipy.ndimage import uniform_filter
-from scipy.sparse.csgraph import connected_components
 from sklearn.decomposition import PCA
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.neighbors import NearestNeighbors
@@ -48,6 +47,7 @@ from anomaly_vae.scoring.scorer import Scorer
 from anomaly_vae.simulation.scans import insert_lesions
 from anomaly_vae.training.fit import fit_bundle, prepare
 from benchmarks.common import Column, Ledger, Options, cpu_seconds, environment, summary_table
+from benchmarks.duplicates import near_duplicates
 
 Images = NDArray[np.float32]
 Scores = NDArray[np.float64]
@@ -60,8 +60,6 @@ LESIONS, LESION_SEED = 300, 11
 """Number of synthetic lesions, and the seed that places them."""
 HELD_OUT, LARGEST_GROUP = 200, 5
 """Maximum number of held-out training images, and of images in a held-out group."""
-DUPLICATE_CORRELATION = 0.95
-"""Correlation at 32×32, mirrored or not, above which two images count as near-duplicates."""
 SHORT_STRIDE = 6
 """Stride of the subsample that the short form reads."""
 
@@ -92,20 +90,6 @@ class Task:
         held = small[np.cumsum(sizes[small]) <= min(HELD_OUT, len(self.train) // 4)]
         mask = np.isin(groups, held)
         return image_batch(self.train[~mask]), image_batch(self.train[mask])
-
-
-def near_duplicates(images: Images) -> NDArray[np.intp]:
-    """Assign each image to a group of near-duplicates; return the group numbers (N,)."""
-    small = np.stack([_small(image[0]) for image in images])
-    flipped = small.reshape(-1, 32, 32)[:, :, ::-1].reshape(len(small), -1)
-    alike = np.maximum(small @ small.T, small @ flipped.T) > DUPLICATE_CORRELATION
-    return np.asarray(connected_components(alike)[1], np.intp)
-
-
-def _small(image: Images) -> Images:
-    pixels = crop_and_resize((image * 65_535).astype(np.uint16), 32, 1).ravel()
-    centred = pixels - pixels.mean()
-    return np.asarray(centred / np.linalg.norm(centred), np.float32)
 
 
 def load_xray(folder: Path, stride: int) -> Task:

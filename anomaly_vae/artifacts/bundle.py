@@ -7,6 +7,7 @@
     calibration.safetensors  the sorted calibration scores, once calibrated
     counts.safetensors       how often training rows had each value of the categorical columns with
                              frequency bands, by hash; only if there are such columns
+    unusual.safetensors      the test for input unlike the training rows; only if there is one
     SHA256SUMS               digests of the other files; its own digest identifies the bundle
 
 Nothing is pickled. A bundle with a missing, extra or altered file is refused.
@@ -38,6 +39,7 @@ from anomaly_vae.renames import rename_config, rename_reading
 from anomaly_vae.scoring.detector import Detector
 from anomaly_vae.scoring.modality import modality
 from anomaly_vae.scoring.scorer import Scorer
+from anomaly_vae.scoring.unusual import UnusualTest
 
 if TYPE_CHECKING:
     from anomaly_vae.images.heatmaps import Scale
@@ -46,7 +48,7 @@ FORMAT = 3
 """Format version of the manifests that this version writes."""
 MANIFEST, GRAPH, WEIGHTS = "manifest.json", "graph.onnx", "weights.safetensors"
 CALIBRATION, SUMS = "calibration.safetensors", "SHA256SUMS"
-COUNTS = "counts.safetensors"
+COUNTS, UNUSUAL = "counts.safetensors", "unusual.safetensors"
 SUMS_LINE = re.compile(rb"([0-9a-f]{64})  (\w[\w.-]*)\n")
 """Pattern of a line of ``SHA256SUMS``: a digest and a name without a path."""
 KEYS = (
@@ -84,6 +86,8 @@ class Bundle:
     """Counts of the values of columns with frequency bands; None without such columns."""
     cycle: Cycle | None = field(default=None, repr=False)
     """Variation of the calibration rows over time, for the monitor."""
+    unusual_file: bytes | None = field(default=None, repr=False)
+    """Test for unusual rows; None if there is none."""
 
     @cached_property
     def scorer(self) -> Scorer:
@@ -119,7 +123,23 @@ class Bundle:
                 f"model '{self.manifest['name']}' has no threshold yet; "
                 "run: anomaly-vae calibrate CONFIG --model URI"
             )
-        return Detector(self.scorer, self.calibration, self.manifest["unit"])
+        return Detector(self.scorer, self.calibration, self.manifest["unit"], self.unusual)
+
+    @cached_property
+    def unusual(self) -> UnusualTest | None:
+        """Test for rows that are unlike the training rows; None if there is none.
+
+        Raises:
+            BundleError: its file is damaged.
+        """
+        if self.unusual_file is None:
+            return None
+        try:
+            tensors = load_tensors(self.unusual_file)
+            return UnusualTest.restore(self.manifest["unusual"], tensors, self.scorer.encoding)
+        except (KeyError, SafetensorError):
+            message = f"bundle '{self.manifest['name']}': {UNUSUAL} cannot be read; make it anew"
+            raise BundleError(message) from None
 
     @cached_property
     def monitor(self) -> Monitor:
@@ -158,6 +178,8 @@ class Bundle:
             files[CALIBRATION] = save_tensors(_tensors(self.calibration) | cycle)
         if self.value_counts is not None:
             files[COUNTS] = self.value_counts
+        if self.unusual_file is not None:
+            files[UNUSUAL] = self.unusual_file
         files[MANIFEST] = self._manifest_file()
         return files
 
@@ -176,6 +198,7 @@ class Bundle:
         calibration: Calibration,
         evaluation: Mapping[str, Any] | None,
         reference: Reference | None = None,
+        unusual: UnusualTest | None = None,
     ) -> Bundle:
         """Return the same model with a calibration.
 
@@ -183,15 +206,23 @@ class Bundle:
             calibration: the threshold and the calibration scores.
             evaluation: figures on the test split, as plain JSON values.
             reference: a summary of the calibration rows, for the monitor; None for no summary.
+            unusual: the test for rows that are unlike the training rows; None for no test.
         """
         reference = reference or Reference()
         manifest = {
-            **self.manifest,
+            **{key: value for key, value in self.manifest.items() if key != "unusual"},
             "calibration": _summary(calibration),
             "evaluation": evaluation,
             "reference": reference.to_json(),
+            **({"unusual": unusual.summary()} if unusual else {}),
         }
-        return replace(self, manifest=manifest, calibration=calibration, cycle=reference.cycle)
+        return replace(
+            self,
+            manifest=manifest,
+            calibration=calibration,
+            cycle=reference.cycle,
+            unusual_file=save_tensors(unusual.tensors()) if unusual else None,
+        )
 
     def save(self, path: str | Path) -> Path:
         """Write the bundle folder atomically: completely or not at all."""
@@ -275,8 +306,10 @@ def from_files(files: Mapping[str, bytes], folder: Path = Path("in memory")) -> 
     except (KeyError, SafetensorError):
         message = f"bundle '{folder}': {CALIBRATION} and {MANIFEST} disagree; make it anew"
         raise BundleError(message) from None
+    if ("unusual" in manifest) != (UNUSUAL in files):
+        raise BundleError(f"bundle '{folder}': {UNUSUAL} and {MANIFEST} disagree; make it anew")
     parts = files[GRAPH], files[WEIGHTS], calibration, files[MANIFEST], files.get(COUNTS)
-    return Bundle(manifest, *parts, cycle=cycle)
+    return Bundle(manifest, *parts, cycle=cycle, unusual_file=files.get(UNUSUAL))
 
 
 def _verified_files(folder: Path, sums: bytes) -> dict[str, bytes]:

@@ -95,7 +95,8 @@ class Result(Struct, frozen=True, omit_defaults=True):
     ``rest`` and ``kl``, in the model's unit.
     An image is ``frame`` of upload ``file``, both counted from 0; ``heatmap`` is a PNG, encoded
     as base64 in JSON. For a model with groups, ``threshold`` is the threshold that was applied:
-    that of ``group``, or, where ``group`` is null, that of all rows.
+    that of ``group``, or, where ``group`` is null, that of all rows. ``unusual_input`` says why the
+    input is unlike the training data at all, and is None if it is like them or was not tested.
 
     >>> result = Result(score=96.2, p_value=0.00025, is_anomaly=True)
     >>> result.is_anomaly, result.contributions, result.heatmap
@@ -116,10 +117,11 @@ class Result(Struct, frozen=True, omit_defaults=True):
     group: str | None = None
     threshold: float | None = None
     error: Fault | None = None
+    unusual_input: str | None = None
 
 
 TABLE_FIELDS = (
-    "id", "file", "frame", "score", "p_value", "is_anomaly", "group", "threshold"
+    "id", "file", "frame", "score", "p_value", "is_anomaly", "group", "threshold", "unusual_input"
 )  # fmt: skip
 """Fields of a result that are columns of a table."""
 
@@ -152,8 +154,8 @@ class Scores(Sequence[Result]):
         """Return a pyarrow table of N rows, which ``to_pandas`` turns into a data frame.
 
         Its columns are ``score``, ``p_value``, ``is_anomaly`` and ``error``, which are null where
-        they do not apply; ``id``, ``file``, ``frame``, ``group`` and ``threshold`` are there if any
-        result has them.
+        they do not apply; ``id``, ``file``, ``frame``, ``group``, ``threshold`` and
+        ``unusual_input`` are there if any result has them.
 
         >>> bad = Result(error=Fault("amount", "expected a number, got 'much'"))
         >>> scores = Scores(Model("fraud", None, None), 0.01, 40.0, (Result(3.1, 0.6, False), bad))

@@ -61,6 +61,9 @@ class CalibrationConfig(Section):
     density_ratio: str | None = None
     """For `conformal`: column with the density of live traffic relative to that of the calibration
     rows, at each row, for tables only; null: both are alike."""
+    unusual_alpha: float | None = Field(0.01, ge=0, lt=1)
+    """Highest accepted fraction of normal rows that are reported as unlike the training rows, with
+    any method; null or 0: rows are not tested for that."""
 
     KEYS: ClassVar[dict[Method, tuple[str, ...]]] = {
         "conformal": ("alpha", "group_by", "trim_scores", "density_ratio"),
@@ -102,13 +105,14 @@ class CalibrationConfig(Section):
         """Reset keys given as null, so that ``--set calibration.alpha=null`` undoes a file."""
         if not isinstance(value, dict):
             return value
-        return {k: v for k, v in value.items() if v is not None or k not in cls.model_fields}
+        resets = cls.model_fields.keys() - {"unusual_alpha"}  # where null has a meaning
+        return {k: v for k, v in value.items() if v is not None or k not in resets}
 
     @model_validator(mode="after")
     def _check_keys_of_method(self) -> CalibrationConfig:
         own = self.KEYS[self.method]
         for key, field in type(self).model_fields.items():
-            if key not in {"method", *own} and getattr(self, key) != field.default:
+            if key not in {"method", "unusual_alpha", *own} and getattr(self, key) != field.default:
                 raise ValueError(
                     f"method {self.method} has no {key}, only {', '.join(own)}; leave it out "
                     f"(--set calibration.{key}=null)"

@@ -19,6 +19,7 @@ SHARED_KEYS: dict[str, tuple[str, ...]] = {
     "preset": ("preset",),
     "alpha": ("calibration.alpha",),
     "method": ("calibration.method",),
+    "unusual_alpha": ("calibration.unusual_alpha",),
     "score_type": ("score.type",),
     "draws": ("score.draws",),
     "model": ("model.type",),
@@ -49,6 +50,9 @@ SHARED_KEYS: dict[str, tuple[str, ...]] = {
 DESCRIPTIONS = {
     "random_state": "Seed of everything random, including which rows are held out. None draws a "
     "new seed from numpy's global state at each fit.",
+    "unusual_alpha": "Highest accepted fraction of normal rows that `unusual_input` reports as "
+    "unlike the training rows; 0: no test. None: 0.01, and no test if fewer than 99 rows are held "
+    "out.",
     "calibration_fraction": "Fraction of the rows held out to choose the threshold; raised to as "
     "many rows as ``alpha`` needs. None: a tenth of the rows, and no more than 20/alpha.",
     "verbose": "1 prints the progress of the fit on stderr: one line that changes on a terminal, "

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import warnings
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeAlias, TypeVar, cast
@@ -30,6 +31,7 @@ from anomaly_vae.artifacts.bundle import Bundle, from_files, load_bundle
 from anomaly_vae.calibration.sample import CalibrationSample
 from anomaly_vae.calibration.thresholds import choose_threshold
 from anomaly_vae.config import Config
+from anomaly_vae.config.calibration import CalibrationConfig
 from anomaly_vae.data.encoding import pooled_notes
 from anomaly_vae.data.schema import RawBatch, TabularSchema
 from anomaly_vae.errors import BundleError, ConfigError, DataError, NotCalibratedError
@@ -47,6 +49,12 @@ from anomaly_vae.images.schema import ImageSchema
 from anomaly_vae.monitoring.exchangeability import fit_reference
 from anomaly_vae.scoring.detector import Detections, Explanation, explanations
 from anomaly_vae.scoring.scorer import ScoreParts
+from anomaly_vae.scoring.unusual import (
+    Typicality,
+    UnusualTest,
+    fit_unusual_test,
+    learn_typicality,
+)
 from anomaly_vae.training.fit import fit_bundle, prepare
 from anomaly_vae.training.trainer import OnEpoch
 
@@ -145,7 +153,9 @@ class VAEDetector(
         _warn_of_left_out(found.notes)
         if self.calibration_fraction is None:
             warn_of_few_left(parts, config.calibration.alpha)
-        return self._set_threshold(found.batch.take(parts.calibration))
+        train, held_out = (found.batch.take(part) for part in (parts.train, parts.validation))
+        learn = partial(learn_typicality, self.bundle_.scorer, train, held_out)
+        return self._set_threshold(found.batch.take(parts.calibration), learn)
 
     def calibrate(self, X: Data) -> Self:
         """Replace the threshold by one chosen on other normal rows or images.
@@ -158,16 +168,32 @@ class VAEDetector(
         """
         return self._set_threshold(self._batch(X))
 
-    def _set_threshold(self, batch: RawBatch) -> Self:
+    def _set_threshold(
+        self, batch: RawBatch, learn: Callable[[], Typicality] | None = None
+    ) -> Self:
         settings = self._configuration(random_state=0).calibration  # draws no seed
         scores = self.bundle_.scorer.score(batch)
         calibration = choose_threshold(CalibrationSample.from_scores(scores), settings)
         if "note" in calibration.figures:
             warnings.warn(calibration.figures["note"], stacklevel=3)
         reference = fit_reference(self.bundle_.scorer.encoding, batch)
-        self.bundle_ = self.bundle_.calibrated(calibration, None, reference)
+        unusual = self._fit_unusual_test(settings, batch, learn)
+        self.bundle_ = self.bundle_.calibrated(calibration, None, reference, unusual)
         self.offset_ = -calibration.threshold
         return self
+
+    def _fit_unusual_test(
+        self, settings: CalibrationConfig, batch: RawBatch, learn: Callable[[], Typicality] | None
+    ) -> UnusualTest | None:
+        """Calibrate the test for unusual rows; without properties, learn them from every second."""
+        scorer, previous = self.bundle_.scorer, self.bundle_.unusual
+        if learn is None and previous:
+            return fit_unusual_test(scorer, settings, batch, lambda: previous.typicality)
+        if learn is None:
+            even, odd = (batch.take(np.arange(start, len(batch), 2)) for start in (0, 1))
+            learn = partial(learn_typicality, scorer, even, even)
+            return fit_unusual_test(scorer, settings, odd, learn)
+        return fit_unusual_test(scorer, settings, batch, learn)
 
     def _configuration(self, **changed: Any) -> ConfigT:
         arguments = {name: getattr(self, name) for name in self.KEYS} | changed
@@ -215,6 +241,24 @@ class VAEDetector(
         On rows exchangeable with the n held-out ones, P(p ≤ alpha) ≤ alpha (Vovk et al. 2005).
         """
         return self._detect(X).p_value
+
+    def unusual_input(self, X: Data) -> NDArray[np.object_]:
+        """Return for each row why it is unlike the training rows at all, else None; (N,).
+
+        This answers another question than the score, and does not affect `predict`. Of rows
+        exchangeable with the held-out ones, at most ``unusual_alpha`` are reported.
+
+        Raises:
+            NotCalibratedError: there is no test: too few rows were held out, ``unusual_alpha`` is
+                0, or the bundle is older.
+        """
+        found = self._detect(X).unusual_input
+        if found is None:
+            raise NotCalibratedError(
+                "this detector has no test for unusual rows; call calibrate(X) with at least "
+                "2/unusual_alpha rows, and an unusual_alpha above 0"
+            )
+        return found
 
     def explain(self, X: Data, most: int | None = None) -> Explanations:
         """Split each row's anomaly score into contributions of columns or image regions.
@@ -345,6 +389,7 @@ class VAEDetector(
         }
         if not isinstance(found["calibration_fraction"], float):
             found["calibration_fraction"] = None  # an interval of time
+        found["unusual_alpha"] = _unusual_alpha(manifest)
         calibration = manifest["calibration"] or {}
         return found | {key: calibration[key] for key in ("alpha", "method") if key in calibration}
 
@@ -429,6 +474,14 @@ def _fit(config: Config, found: FitInput[Any], parts: Parts, on_epoch: OnEpoch |
         "digest": hashlib.sha256(prepared.encoding.encode(batch).tobytes()).hexdigest(),
     }
     return fit_bundle(config, prepared, data, on_epoch).bundle
+
+
+def _unusual_alpha(manifest: Mapping[str, Any]) -> float | None:
+    """Return the argument that gave a model its test; None for the default, 0 for no test."""
+    if test := manifest.get("unusual"):
+        return float(test["alpha"])
+    configured = value_at(manifest["config"], "calibration.unusual_alpha")
+    return None if configured else 0
 
 
 def _warn_of_left_out(notes: Sequence[str]) -> None:

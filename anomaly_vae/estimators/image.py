@@ -159,6 +159,7 @@ class ImageVAEDetector(VAEDetector[ImageConfig, ImageSchema]):
         max_seconds: float | None = None,
         calibration_fraction: float | None = None,
         validation_fraction: float | None = None,
+        unusual_alpha: float | None = None,
         verbose: int = 0,
     ) -> None:
         self._store(locals())

@@ -136,6 +136,7 @@ class TabularVAEDetector(VAEDetector[TabularConfig, TabularSchema]):
         time_format: str | None = None,
         calibration_fraction: float | None = None,
         validation_fraction: float | None = None,
+        unusual_alpha: float | None = None,
         verbose: int = 0,
     ) -> None:
         self._store(locals())

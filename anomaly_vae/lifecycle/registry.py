@@ -642,6 +642,7 @@ def signature(schema: DataSchema, groups: bool = False) -> ModelSignature:
             ColSpec(DataType.string, "group", required=False),
             ColSpec(DataType.double, "threshold"),
         ]
+    outputs.append(ColSpec(DataType.string, "unusual_input", required=False))
     return ModelSignature(Schema(columns), Schema(outputs))
 
 

@@ -7,7 +7,7 @@ guarantee.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,13 +19,15 @@ from anomaly_vae.data.encoding import Matrix
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.scoring.attribution import sequential_dropout
 from anomaly_vae.scoring.scorer import ScoreParts, Scorer
+from anomaly_vae.scoring.unusual import UnusualTest
 
 
 @dataclass(frozen=True)
 class Detections:
     """Decisions on N rows: score (N,) in the detector's unit, p_value (N,) and is_anomaly (N,).
 
-    ``group`` and ``threshold`` are None unless the detector has groups.
+    ``group`` and ``threshold`` are None unless the detector has groups. ``unusual_input`` is a
+    separate answer: it affects none of the others.
 
     >>> import numpy as np
     >>> scores, p_values = np.array([1.0, 9.0]), np.array([0.5, 0.01])
@@ -43,6 +45,14 @@ class Detections:
     """Level (N,) whose calibration decided; None for rows that the pooled calibration decided."""
     threshold: NDArray[np.float64] | None = None
     """Threshold (N,) that each score was compared with."""
+    unusual_input: NDArray[np.object_] | None = None
+    """Reason (N,) why a row is unlike the training rows, None for the others; None if untested."""
+
+    @property
+    def unusual(self) -> int:
+        """Number of rows that are reported as unlike the training rows."""
+        found = self.unusual_input
+        return 0 if found is None else len(found) - found.tolist().count(None)
 
     def part(self, rows: slice | NDArray[np.bool_]) -> Detections:
         """Return the decisions on the selected rows."""
@@ -121,26 +131,46 @@ class Detector:
     calibration: Calibration
     unit: str = "nats"
     """Unit of scores: nats, or sd for scores standardised on held-out normal rows."""
+    unusual: UnusualTest | None = None
+    """Test of whether rows are like the training rows at all; None for no test."""
 
     def detect(self, batch: RawBatch) -> Detections:
         """Score every row of a batch, which must have no row problems, and decide on it."""
-        x = self.scorer.encoding.encode(batch)
-        return self.decide(self.scorer.score_encoded(x), x)
+        return self.detect_encoded(self.scorer.encoding.encode(batch))
 
-    def decide(self, scores: NDArray[np.float64], x: Matrix) -> Detections:
-        """Decide by scores (N,); the encoded rows ``x`` (N, F) determine each row's group."""
+    def detect_encoded(self, x: Matrix) -> Detections:
+        """Score encoded rows (N, F) and decide on them."""
+        if self.unusual is None:
+            return self.decide(self.scorer.score_encoded(x), x)
+        scores, rates = self.scorer.scores_and_rates(x)
+        return self.decide(scores, x, rates)
+
+    def decide(
+        self, scores: NDArray[np.float64], x: Matrix, rates: NDArray[np.float64] | None = None
+    ) -> Detections:
+        """Decide by scores.
+
+        Args:
+            scores: (N,) scores.
+            x: (N, F) encoded rows, which determine each row's group.
+            rates: (N,) KL terms of the scores; None leaves out the test for unusual rows.
+        """
+        unusual = None
+        if self.unusual is not None and rates is not None:
+            unusual = self.unusual.reasons(scores - rates, rates, x)
         calibration, groups = self.calibration, self.calibration.groups
         if groups is None:
-            return Detections(scores, calibration.p_values(scores), calibration.flags(scores))
+            p_values, flags = calibration.p_values(scores), calibration.flags(scores)
+            return Detections(scores, p_values, flags, unusual_input=unusual)
         levels = self.scorer.encoding.levels(groups.column, x)
-        return _by_group(calibration, groups, scores, levels)
+        return replace(_by_group(calibration, groups, scores, levels), unusual_input=unusual)
 
     def detect_and_explain(
         self, batch: RawBatch, max_contributions: int | None
     ) -> tuple[Detections, list[Explanation]]:
         """Decide on every row and list its largest contributions; None lists all of them."""
         explained = self.scorer.explain(batch)
-        detections = self.decide(explained.score, explained.observed)
+        detections = self.decide(explained.score, explained.observed, explained.kl)
         return detections, explanations(self.scorer, batch, explained, max_contributions)
 
 

@@ -88,14 +88,19 @@ class Scorer:
         """Return the scores (N,) of encoded rows (N, F)."""
         return np.concatenate([self._run(("score",), tile)[0] for tile in self._tiles(x)])
 
+    def scores_and_rates(self, x: Matrix) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the scores (N,) of encoded rows (N, F), and the KL terms in them, in one pass."""
+        tiles = [self._run(("score", "kl"), tile) for tile in self._tiles(x)]
+        score, kl = (np.concatenate(part) for part in zip(*tiles, strict=True))
+        return score, kl
+
     def losses(self, batch: RawBatch) -> NDArray[np.float64]:
         """Return the scores (N,) without the KL term."""
         return self.scores_and_losses(batch)[1]
 
     def scores_and_losses(self, batch: RawBatch) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the results of `score` and `losses`, computed in one pass."""
-        tiles = [self._run(("score", "kl"), t) for t in self._tiles(self.encoding.encode(batch))]
-        score, kl = (np.concatenate(part) for part in zip(*tiles, strict=True))
+        score, kl = self.scores_and_rates(self.encoding.encode(batch))
         return score, score - kl
 
     def explain(self, batch: RawBatch) -> ScoreParts:

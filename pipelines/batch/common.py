@@ -41,7 +41,7 @@ Explain = int | str | None
 
 UNREADABLE = "(unreadable)"
 """Key under which rejects are counted that are not caused by a column."""
-RESULT_COLUMNS = ("score", "p_value", "is_anomaly", "contributions", "rest", "kl")
+RESULT_COLUMNS = ("score", "p_value", "is_anomaly", "unusual_input", "contributions", "rest", "kl")
 """Result columns of every model."""
 GROUP_COLUMNS = ("group", "threshold")
 """Additional result columns of a model that is calibrated by group."""
@@ -62,7 +62,7 @@ class Tally:
     """Running counts of scored, flagged and rejected rows; scored plus rejected are all rows."""
 
     def __init__(self, monitor: Monitor) -> None:
-        self.scored = self.flagged = 0
+        self.scored = self.flagged = self.unusual = 0
         self.rejects_by_column: Counter[str] = Counter()
         """Number of rejected rows, lines and files, by column or as `UNREADABLE`."""
         self._monitor, self._counts = monitor, monitor.empty_counts
@@ -73,6 +73,7 @@ class Tally:
         """Count N scored rows; ``x`` (N, F) and ``batch`` are the rows of a table."""
         self.scored += len(detections.score)
         self.flagged += int(detections.is_anomaly.sum())
+        self.unusual += detections.unusual
         seconds = self._monitor.seconds(batch) if batch else None
         self._counts += self._monitor.count(detections.score, detections.is_anomaly, x, seconds)
 
@@ -150,6 +151,10 @@ def result_table(
     if detections.group is not None:
         columns["group"] = pa.array(detections.group, pa.string())
         columns["threshold"] = pa.array(detections.threshold)
+    unusual = detections.unusual_input
+    columns["unusual_input"] = pa.array(
+        [None] * len(detections.score) if unusual is None else unusual, pa.string()
+    )
     if explanations:
         columns |= _regions(explanations) if images else _contribution_lists(explanations)
         columns["rest"] = pa.array([row.rest for row in explanations])
@@ -197,6 +202,7 @@ def summary_of(source: LoadedModel, files: int, tally: Tally, sink: Sink) -> dic
         "rows": tally.scored + tally.rejected,
         "scored": tally.scored,
         "flagged": tally.flagged,
+        "unusual": tally.unusual,
         "rejected": tally.rejected,
         "rejected_by_column": dict(tally.rejects_by_column.most_common()),
         "guarantee": report.to_json(),

@@ -244,7 +244,7 @@ class _ScoringRun:
             detections = self.detector.detect(images)
         else:
             explained = self.detector.scorer.explain(images)
-            detections = self.detector.decide(explained.score, explained.observed)
+            detections = self.detector.decide(explained.score, explained.observed, explained.kl)
             if self.explain is not None:
                 explanations = self._explain(explained, max_contributions(self.explain))
             if self.writer.enabled:

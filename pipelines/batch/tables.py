@@ -175,7 +175,7 @@ class _Scoring:
                 batch, self.max_contributions
             )
         else:
-            detections = self.detector.decide(self.detector.scorer.score_encoded(x), x)
+            detections = self.detector.detect_encoded(x)
         self.highest.add(keys, detections, explanations)
         self.sink.write(result_table(keys, detections, explanations))
         self.tally.count(detections, x, batch)

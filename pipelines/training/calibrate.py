@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.calibration.conformal import Calibration
 from anomaly_vae.calibration.thresholds import choose_threshold
 from anomaly_vae.config import Config
+from anomaly_vae.config.calibration import CalibrationConfig
 from anomaly_vae.config.data import TabularData
 from anomaly_vae.config.lifecycle import PromotionConfig
 from anomaly_vae.data.splitting import CALIBRATION, TEST, TRAIN, VALIDATION
@@ -42,6 +44,7 @@ from anomaly_vae.monitoring.exchangeability import Reference, TimedRows, fit_ref
 from anomaly_vae.scoring.attribution import sequential_dropout
 from anomaly_vae.scoring.detector import Detector
 from anomaly_vae.scoring.scorer import Scorer
+from anomaly_vae.scoring.unusual import UnusualTest, fit_unusual_test, learn_typicality
 from pipelines import console
 from pipelines.datasets.dataset import FIT_DIGEST, Dataset
 from pipelines.datasets.labels import normal_names, verdicts_of
@@ -128,7 +131,8 @@ def calibrate(
     judged = judge(Detector(trained.scorer, chosen, trained.manifest["unit"]), labelled)
     report = _report(judged, data, config)
     reference = _reference(trained, chosen, data)
-    bundle = _with_config(trained, config).calibrated(chosen, report.to_json(), reference)
+    unusual = _unusual_test(trained.scorer, data, config.calibration)
+    bundle = _with_config(trained, config).calibrated(chosen, report.to_json(), reference, unusual)
     show(report, config.kind)
     registry = Registry(config.mlflow.tracking_uri)
     experiment = config.mlflow.experiment or config.name
@@ -246,6 +250,13 @@ def _reference(trained: Bundle, chosen: Calibration, data: Dataset) -> Reference
     timed = traffic.first(len(normal))
     console.info(describe_span(timed.timeline))
     return fit_times(chosen, encoding, reference, timed, traffic)
+
+
+def _unusual_test(scorer: Scorer, data: Dataset, config: CalibrationConfig) -> UnusualTest | None:
+    """Learn the test for unusual rows on the training and validation splits, and calibrate it."""
+    calibration = data.batch.take(data.calibration_rows)
+    learn = partial(learn_typicality, scorer, data.part(TRAIN), data.part(VALIDATION))
+    return fit_unusual_test(scorer, config, calibration, learn)
 
 
 def _timed_rows(scorer: Scorer, data: Dataset, positions: NDArray[np.intp]) -> TimedRows:

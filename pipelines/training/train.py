@@ -15,10 +15,12 @@ from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.artifacts.provenance import code_version
 from anomaly_vae.calibration.thresholds import check_sample
 from anomaly_vae.config import Config
+from anomaly_vae.config.calibration import CalibrationConfig
 from anomaly_vae.data.spans import describe_time
 from anomaly_vae.errors import DataError
 from anomaly_vae.lifecycle.registry import Registry, Run
 from anomaly_vae.messages import NOUNS, listed
+from anomaly_vae.scoring.unusual import is_tested, too_few
 from anomaly_vae.training.fit import Fitted, Prepared, fit_bundle
 from anomaly_vae.training.trainer import Epoch, OnEpoch
 from pipelines import console
@@ -126,7 +128,15 @@ def read_data(config: Config, until: float | None = None) -> Dataset:
         data = replace(data.without(rows), excluded_test=frozen.digest)
     check_labels(data, config.calibration)
     check_sample(sample_of(data, config.calibration, zero_scores), config.calibration)
+    _check_unusual_test(config.calibration, len(data.calibration_rows))
     return data
+
+
+def _check_unusual_test(config: CalibrationConfig, n: int) -> None:
+    """Check that there are enough rows for the test for unusual rows, or say that there is none."""
+    if not is_tested(config, n) and config.unusual_alpha:
+        problem = too_few(config.unusual_alpha, n)
+        console.info(f"rows are not tested for being unlike the training rows: {problem}")
 
 
 def _check_evaluation(config: Config, data: Dataset) -> None:

@@ -82,6 +82,7 @@ class ModelMetrics:
         self.guarantee = guarantee
         self.scored = metrics.scored.labels(model, version)
         self.flagged = metrics.flagged.labels(model, version)
+        self.unusual = metrics.unusual.labels(model, version)
         self.ignored = metrics.ignored.labels(model, version)
         self.failed = metrics.failed.labels(model, version)
         self.p_values = metrics.p_values.labels(model, version)
@@ -97,6 +98,8 @@ class ModelMetrics:
         self.scored.inc(len(detections.score))
         if flagged := int(detections.is_anomaly.sum()):
             self.flagged.inc(flagged)
+        if unusual := detections.unusual:
+            self.unusual.inc(unusual)
         self.p_values.observe_many(detections.p_value)
         if self._columns and x is not None:
             self._columns.observe(x)
@@ -258,6 +261,9 @@ class Metrics(Collector):
         column = ("model", "column")
         self.scored = self._counter("scored_records", "Records scored.", MODEL)
         self.flagged = self._counter("flagged_records", "Records flagged as anomalies.", MODEL)
+        self.unusual = self._counter(
+            "unusual_records", "Records and images reported as unlike the training data.", MODEL
+        )
         self.failed = self._counter(
             "rejected_records", "Records and images answered with an error of their own.", MODEL
         )

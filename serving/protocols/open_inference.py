@@ -3,7 +3,7 @@
 A table is sent as one tensor per column, of shape [N] or [N, 1], or, if all its columns are
 numbers, as one tensor [N, F]; images are sent as ``BYTES``, one file per element. The answer is
 three tensors [N]: ``score``, ``p_value`` and ``is_anomaly``; a model with groups adds ``group`` and
-``threshold``.
+``threshold``, one that tests for unusual input ``unusual_input``.
 """
 
 from __future__ import annotations
@@ -67,6 +67,8 @@ GROUP_OUTPUTS = {"group": BYTES, "threshold": FP64}
 
 ``group`` is empty for rows to which the overall threshold was applied.
 """
+UNUSUAL_OUTPUTS = {"unusual_input": BYTES}
+"""Datatype of the additional output of a model that tests for unusual input: a reason or empty."""
 MODEL = "/v2/models/{name}"
 MODELS = (MODEL, MODEL + "/versions/{version}")
 DESCRIPTION = f"""Tables: one tensor per column, of shape [N] or [N, 1], or, if all columns are
@@ -210,7 +212,8 @@ def _split(body: bytes, headers: requests.Headers) -> tuple[bytes, bytes | None]
 
 def outputs_of(model: ServedModel) -> Mapping[str, str]:
     """Return the names and datatypes of a model's outputs."""
-    return OUTPUTS | GROUP_OUTPUTS if model.detector.calibration.groups else OUTPUTS
+    outputs = OUTPUTS | GROUP_OUTPUTS if model.detector.calibration.groups else OUTPUTS
+    return outputs | UNUSUAL_OUTPUTS if model.detector.unusual else outputs
 
 
 def _requested(model: ServedModel, request: InferenceRequest) -> dict[str, bool]:
@@ -265,7 +268,7 @@ def answer(
 
 
 def _output(name: str, values: Any, tail: list[bytes] | None) -> OutputTensor:
-    datatype, shape = (OUTPUTS | GROUP_OUTPUTS)[name], list(values.shape)
+    datatype, shape = (OUTPUTS | GROUP_OUTPUTS | UNUSUAL_OUTPUTS)[name], list(values.shape)
     if datatype == BYTES:
         values = np.array([text or "" for text in values], object)
     if tail is None:

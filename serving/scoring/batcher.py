@@ -127,7 +127,7 @@ class ModelBatcher:
     def decide(self, batch: RawBatch) -> Detections:
         """Decide on rows and count them."""
         detector, x = self._model.detector, self._model.encoding.encode(batch)
-        detections = detector.decide(detector.scorer.score_encoded(x), x)
+        detections = detector.detect_encoded(x)
         self._metrics.observe(detections, x, batch)
         return detections
 

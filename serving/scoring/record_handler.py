@@ -154,7 +154,7 @@ class RecordHandler(RequestHandler):
         """Decide on rows and explain them; count the rows."""
         detector = self.model.detector
         parts = detector.scorer.explain(batch)
-        detections = detector.decide(parts.score, parts.observed)
+        detections = detector.decide(parts.score, parts.observed, parts.kl)
         reasons = explanations(detector.scorer, batch, parts, max_contributions)
         self.metrics.observe(detections, parts.observed, batch)
         return detections, reasons

@@ -19,7 +19,7 @@ from anomaly_vae.client.types import (
 from anomaly_vae.monitoring.exchangeability import Status as GuaranteeStatus
 from anomaly_vae.scoring.detector import Detections, Explanation
 from serving.models.store import ServedModel
-from serving.scoring.schemas import JSON, GroupedResult, ScoreResponse
+from serving.scoring.schemas import JSON, DecidedResult, GroupedResult, ScoreResponse
 
 encode = msgspec.json.Encoder().encode
 FIELDS = ("score", "p_value", "is_anomaly", "id")
@@ -42,18 +42,23 @@ def results(
     ]  # fmt: skip
     if ids is not None:
         columns.append(ids)
+    unusual = _unusual(detections)
     if explanations is None and detections.group is None:
-        return list(map(Result, *columns))
-    kind = Result if detections.group is None else GroupedResult
-    rows = zip(
+        rows = zip(*columns, strict=True)
+        return [DecidedResult(*row, unusual_input=u) for row, u in zip(rows, unusual, strict=True)]
+    kind = DecidedResult if detections.group is None else GroupedResult
+    parts = zip(
         zip(*columns, strict=True),
+        unusual,
         _groups(detections),
         _explanations(explanations, len(detections.score)),
         strict=True,
     )
     return [
-        kind(**dict(zip(FIELDS, decision, strict=False)), **group, **explanation)
-        for decision, group, explanation in rows
+        kind(
+            **dict(zip(FIELDS, decision, strict=False)), unusual_input=reason, **fields, **explained
+        )
+        for decision, reason, fields, explained in parts
     ]
 
 
@@ -77,6 +82,14 @@ def with_faults(
         next(good) if ok else Result(id=ids[row] if ids else None, error=faults[row])
         for row, ok in enumerate(usable)
     ]
+
+
+def _unusual(detections: Detections) -> list[str | None]:
+    """Return the reason why each record is unlike the training data, None for the others."""
+    if detections.unusual_input is None:
+        return [None] * len(detections.score)
+    reasons: list[str | None] = detections.unusual_input.tolist()
+    return reasons
 
 
 def _groups(detections: Detections) -> Iterator[dict[str, Any]]:

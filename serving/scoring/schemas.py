@@ -50,14 +50,20 @@ class ScoreRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return None if isinstance(self.explain, str) else int(self.explain)
 
 
-class GroupedResult(Result, frozen=True, kw_only=True):
+class DecidedResult(Result, frozen=True, kw_only=True):
+    """A result with a decision; ``unusual_input`` is present even if it is null."""
+
+    unusual_input: str | None
+
+
+class GroupedResult(DecidedResult, frozen=True, kw_only=True):
     """A result of a model with groups; ``group`` is present even if it is null."""
 
     group: str | None
     threshold: float
 
 
-class RegionsResult(Result, frozen=True, kw_only=True):
+class RegionsResult(DecidedResult, frozen=True, kw_only=True):
     """The result of an image with its regions; ``regions`` is present even if it is empty."""
 
     regions: tuple[Region, ...]

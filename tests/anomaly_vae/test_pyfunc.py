@@ -68,7 +68,7 @@ def test_a_frame_straight_from_the_file_gives_the_detectors_own_scores(
     model: Any, frame: pd.DataFrame, truth: Detections
 ) -> None:
     answer = model.predict(frame)
-    assert list(answer.columns) == ["score", "p_value", "is_anomaly"]
+    assert list(answer.columns) == ["score", "p_value", "is_anomaly", "unusual_input"]
     assert answer["is_anomaly"].dtype == bool
     assert same(answer, truth)
 
@@ -150,7 +150,8 @@ def test_the_signature_makes_every_column_optional_and_every_number_a_double(
     others = set(types) - {"TX_DATETIME", "TX_CHANNEL"}
     assert {types[name] for name in others} == {"double"}
     outputs = {column.name: column.type.name for column in model.metadata.signature.outputs}
-    assert outputs == {"score": "double", "p_value": "double", "is_anomaly": "boolean"}
+    decision = {"score": "double", "p_value": "double", "is_anomaly": "boolean"}
+    assert outputs == {**decision, "unusual_input": "string"}
 
 
 def test_the_input_example_is_a_row_that_can_be_scored(model: Any, calibrated: Bundle) -> None:
@@ -161,7 +162,7 @@ def test_the_input_example_is_a_row_that_can_be_scored(model: Any, calibrated: B
 
 def test_an_empty_frame_has_an_empty_answer(model: Any, frame: pd.DataFrame) -> None:
     answer = model.predict(frame.head(0))
-    assert list(answer.columns) == ["score", "p_value", "is_anomaly"]
+    assert list(answer.columns) == ["score", "p_value", "is_anomaly", "unusual_input"]
     assert len(answer) == 0
 
 

@@ -17,6 +17,7 @@ from anomaly_vae.artifacts.bundle import load_bundle
 from anomaly_vae.errors import (
     BundleError,
     CalibrationError,
+    NotCalibratedError,
 )
 from anomaly_vae.estimators.tabular import TabularVAEDetector
 from tests.support.estimators import tiny
@@ -168,3 +169,28 @@ def test_pickle_and_deepcopy_keep_a_fitted_detector(
     np.testing.assert_array_equal(same.p_values(X), on_array.p_values(X))
     assert same.bundle_.digest == on_array.bundle_.digest
     assert pickle.loads(pickle.dumps(tiny())).get_params() == tiny().get_params()
+
+
+def test_an_estimator_says_why_a_row_is_unusual() -> None:
+    rows = pd.DataFrame(np.random.default_rng(0).normal(size=(300, 3)), columns=list("abc"))
+    detector = tiny(unusual_alpha=0.05).fit(rows)
+    assert detector.unusual_input(rows)[:50].tolist().count(None) > 40
+    empty = pd.DataFrame({name: [np.nan] for name in rows})
+    assert detector.unusual_input(empty)[0] == "3 of 3 columns have no value, where none is usual"
+    again = detector.calibrate(rows[:40]).bundle_.manifest["unusual"]
+    assert again == {"alpha": 0.05, "n": 40}
+
+
+def test_too_few_rows_are_refused_if_unusual_alpha_is_given_else_not_tested() -> None:
+    rows = np.random.default_rng(0).normal(size=(100, 2))
+    with pytest.raises(CalibrationError, match=r"unusual_alpha 0\.01 needs 99"):
+        tiny(unusual_alpha=0.01).fit(rows)
+    for untested in (tiny().fit(rows), tiny(unusual_alpha=0).fit(rows)):
+        with pytest.raises(NotCalibratedError, match="no test for unusual rows"):
+            untested.unusual_input(rows)
+
+
+def test_calibrating_a_detector_without_the_test_learns_it_from_half_of_the_rows() -> None:
+    rows = np.random.default_rng(0).normal(size=(300, 2))
+    detector = tiny().fit(rows[:100])
+    assert detector.calibrate(rows).bundle_.manifest["unusual"] == {"alpha": 0.01, "n": 150}

@@ -310,6 +310,7 @@ def test_every_ground_is_told() -> None:
         slices=[slice_change("recall", -0.5, -0.4)],
         agreement=Agreement("the traffic", 10, 0.1, 0.0, 0.2, 0, 1),
         reading="window 40",
+        seen_test="it may have been trained on them",
         parity=Parity(1, None, "differs"),
         costs=Costs(9.0, 50.0, 20.0),
     )

@@ -77,7 +77,7 @@ def test_a_large_request_and_a_small_one_say_the_same(client_of, channels, mixed
 
 def test_a_model_without_groups_says_nothing_of_them(client, records):
     (result,) = client.post("/score", json={"records": records[:1]}).json()["results"]
-    assert set(result) == PLAIN | {"id"}
+    assert set(result) == PLAIN | {"id", "unusual_input"}
     assert client.get("/models").json()["models"][0]["groups"] is None
 
 

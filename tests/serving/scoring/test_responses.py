@@ -16,7 +16,7 @@ def test_the_answer_names_the_model_and_its_threshold(client, served, records):
     assert answer["model"] == {"name": "fraud", "version": None, "alias": None}
     assert answer["alpha"] == served.detector.calibration.alpha
     assert answer["threshold"] == served.detector.calibration.threshold
-    fields = {"score", "p_value", "is_anomaly", "id"}
+    fields = {"score", "p_value", "is_anomaly", "unusual_input", "id"}
     assert [set(result) for result in answer["results"]] == [fields] * 2
 
 
@@ -33,8 +33,18 @@ def fields(results):
 
 def test_results_have_no_field_that_was_not_computed():
     first, second = fields(responses.results(FOUND))
-    assert first == {"score": 1.0, "p_value": 0.5, "is_anomaly": False}
-    assert second == {"score": 9.0, "p_value": 0.01, "is_anomaly": True}
+    usual = {"unusual_input": None}
+    assert first == {"score": 1.0, "p_value": 0.5, "is_anomaly": False, **usual}
+    assert second == {"score": 9.0, "p_value": 0.01, "is_anomaly": True, **usual}
+
+
+@pytest.mark.parametrize("explanations", [None, REASONS])
+def test_results_say_why_input_is_unusual(explanations):
+    reasons = np.array([None, "looks blurred"], object)
+    for detections in (FOUND, GROUPED):
+        found = dataclasses.replace(detections, unusual_input=reasons)
+        results = fields(responses.results(found, explanations))
+        assert [one["unusual_input"] for one in results] == [None, "looks blurred"]
 
 
 def test_results_of_groups_name_the_group_even_if_it_is_null():

@@ -1,0 +1,69 @@
+"""Simulate faults of images (C, S, S), from which the signs of such faults are learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+Image = NDArray[np.float64]
+Fault = Callable[[Image, Generator], Image]
+
+SIDES = (1, 2)
+"""Axes of an image that are turned."""
+BLUR = 0.04
+"""Standard deviation of a simulated blur, as a fraction of the image's width."""
+NOISE = 0.2
+"""Standard deviation of simulated noise, in standard deviations of the image."""
+
+
+def blurred(image: Image, rng: Generator) -> Image:
+    """Blur an image with a Gaussian."""
+    del rng
+    position = np.arange(image.shape[-1])
+    away = (position[:, None] - position) / (BLUR * len(position))
+    kernel = np.exp(-(away**2) / 2)
+    kernel /= kernel.sum(1, keepdims=True)
+    return np.asarray(kernel @ image @ kernel.T)
+
+
+def noisy(image: Image, rng: Generator) -> Image:
+    """Add normal noise to every pixel."""
+    return np.asarray(image + rng.normal(0, NOISE * image.std(), image.shape))
+
+
+def half_blank(image: Image, rng: Generator) -> Image:
+    """Give one half of an image, on any side, a single value."""
+    turns, value = int(rng.integers(4)), rng.choice([image.min(), image.mean(), image.max()])
+    sideways = np.rot90(image, turns, SIDES).copy()
+    sideways[:, : image.shape[-1] // 2] = value
+    return np.rot90(sideways, -turns, SIDES)
+
+
+def turned(image: Image, rng: Generator) -> Image:
+    """Turn an image by 90° to the left or to the right."""
+    return np.rot90(image, int(rng.choice([1, 3])), SIDES)
+
+
+def upside_down(image: Image, rng: Generator) -> Image:
+    """Turn an image by 180°, or mirror it from top to bottom."""
+    return image[:, ::-1] if rng.random() < 0.5 else image[:, ::-1, ::-1]
+
+
+def inverted(image: Image, rng: Generator) -> Image:
+    """Exchange dark and bright."""
+    del rng
+    return -image
+
+
+FAULTS: Mapping[str, Fault] = {
+    "half blank": half_blank,
+    "noisy": noisy,
+    "blurred": blurred,
+    "inverted": inverted,
+    "turned": turned,
+    "upside down": upside_down,
+}
+"""Faults by name; of several that an image has, a reason names the first."""
