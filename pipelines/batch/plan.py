@@ -19,7 +19,10 @@ from anomaly_vae.errors import DataError
 from anomaly_vae.messages import printable
 
 FORMAT = 1
-"""Format of stored plans; a plan of another format is not continued."""
+"""Format of stored plans; a plan of another format is not continued.
+
+It changes whenever the same rows would make other parts.
+"""
 
 
 class Input(NamedTuple):
@@ -129,8 +132,14 @@ class Plan:
     @classmethod
     def from_bytes(cls, content: bytes) -> Self | None:
         """Read a stored plan; None if it has another format."""
-        found = json.loads(content)
-        if found.pop("format", None) != FORMAT:
+        try:
+            return cls._of(json.loads(content))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+    @classmethod
+    def _of(cls, found: dict[str, Any]) -> Self | None:
+        if found.pop("format") != FORMAT:
             return None
         inputs = tuple(Input(*item) for item in found.pop("inputs"))
         units = tuple(Unit(Place(*u["first"]), Place(*u["end"])) for u in found.pop("units"))

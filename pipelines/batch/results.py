@@ -270,17 +270,25 @@ def record_name(unit: int, number: int) -> str:
     return f"{RUN}/{stem(unit, number)}.json"
 
 
-def sound_records(folder: ResultFolder, plan: Plan) -> list[Record]:
-    """Return the records of the finished parts whose files are unchanged, in order."""
-    stored = filter(None, map(folder.read, folder.names(f"{RUN}/[0-9]*.json")))
-    records = sorted(map(Record.from_bytes, stored), key=lambda r: (r.unit, r.number))
+def records_of(folder: ResultFolder, plan: Plan) -> list[Record]:
+    """Return the records of the finished parts, in order."""
+    found = map(_record, filter(None, map(folder.read, folder.names(f"{RUN}/[0-9]*.json"))))
     digest = plan.digest
-    return [
-        record
-        for record in records
-        if record.plan == digest
-        if all(folder.digest(name) == value for name, value in record.digests.items())
-    ]
+    records = [record for record in found if record is not None and record.plan == digest]
+    return sorted(records, key=lambda record: (record.unit, record.number))
+
+
+def _record(content: bytes) -> Record | None:
+    """Return a record; None if it is damaged."""
+    try:
+        return Record.from_bytes(content)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def is_sound(folder: ResultFolder, record: Record) -> bool:
+    """Return whether the files of a part are as they were when it was finished."""
+    return all(folder.digest(name) == digest for name, digest in record.digests.items())
 
 
 # ---------------------------------------------------------------- writing

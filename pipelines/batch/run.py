@@ -26,8 +26,9 @@ from pipelines.batch.results import (
     SUMMARY,
     Record,
     ResultFolder,
+    is_sound,
     merge_rejects,
-    sound_records,
+    records_of,
 )
 from pipelines.batch.units import Job, Report, Work, total
 from pipelines.registry.model_uri import LoadedModel, open_model
@@ -79,7 +80,7 @@ def run_batch(batch: Batch, output: Path, options: RunOptions) -> dict[str, Any]
     with folder.locked():
         plan = _begin(folder, batch.plan, options.restart)
         batch = replace(batch, plan=plan)
-        records = sound_records(folder, plan)
+        records = [r for r in records_of(folder, plan) if is_sound(folder, r)]
         work = _work(batch, folder, records)
         finished = folder.read(SUMMARY)
         if finished and not work.units:
@@ -105,7 +106,7 @@ def _begin(folder: ResultFolder, plan: Plan, restart: bool) -> Plan:
         check_same(folder.path, stored, plan)
         folder.tidy()
         return stored
-    if content and not restart:
+    if content is not None and not restart:
         raise DataError(
             f"--output '{folder.path}' holds a result that another version began; choose another "
             "folder, or add --restart, which replaces it"
@@ -136,7 +137,7 @@ def _complete(
     with meter.shown():
         report = _reporter(meter, before)
         engine_of(options.engine)(work, options.workers or cores(), report)
-    records = sound_records(folder, batch.plan)
+    records = records_of(folder, batch.plan)
     entries: dict[str, Any] = {}
     if batch.second_pass:
         records, entries = batch.second_pass.run(folder, records)
