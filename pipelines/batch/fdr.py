@@ -77,9 +77,9 @@ class FdrPass:
         if not record.held:
             return record
         name = record.part_name
-        with folder.create(name) as path, pq.ParquetFile(folder.path / record.held) as held:
-            schema = held.schema_arrow
-            with parquet_writer(path, schema) as writer:
+        with folder.create(name) as path, folder.open(record.held) as source:
+            held = pq.ParquetFile(source)
+            with parquet_writer(path, held.schema_arrow) as writer:
                 for group in range(held.num_row_groups):
                     writer.write_table(self._flagged(held.read_row_group(group), alpha, thresholds))
         digests = {n: d for n, d in record.digests.items() if n != record.held}
@@ -112,7 +112,7 @@ def _p_value_counts(folder: ResultFolder, records: Sequence[Record]) -> Counter[
     """Count the p-values of all parts."""
     counts: Counter[float] = Counter()
     for name in filter(None, (record.rows for record in records)):
-        with pq.ParquetFile(folder.path / name) as file:
+        with folder.open(name) as source, pq.ParquetFile(source) as file:
             for batch in file.iter_batches(columns=["p_value"], use_threads=False):
                 values, rows = np.unique(batch.column(0).to_numpy(), return_counts=True)
                 counts.update(dict(zip(values.tolist(), rows.tolist(), strict=True)))

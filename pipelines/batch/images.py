@@ -144,6 +144,7 @@ def score_images(
         lambda _: None,
         summarise,
         None if fdr is None else FdrPass(calibration, fdr, explain_rows),
+        total=len(files),
         unit="images",
     )
     return run_batch(batch, output, run)

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -132,9 +132,13 @@ class ResultFolder:
 
     def digest(self, name: str) -> str | None:
         """Return the digest of a file; None if there is none."""
-        with suppress(FileNotFoundError), (self.path / name).open("rb") as file:
+        with suppress(FileNotFoundError), self.open(name) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
         return None
+
+    def open(self, name: str) -> BinaryIO:
+        """Open a file for reading."""
+        return (self.path / name).open("rb")
 
     def remove(self, name: str) -> None:
         """Remove a file, if there is one."""
@@ -157,9 +161,11 @@ class ResultFolder:
                 f"--output '{self.path}' holds other files, such as '{foreign[0]}'; "
                 "choose an empty or a new folder"
             )
-        if not names or (self.path / PLAN).exists() or (self.path / INCOMPLETE).exists():
+        if not names or (self.path / PLAN).exists():
             return
         if SUMMARY not in names:
+            if (self.path / INCOMPLETE).exists():
+                return
             raise DataError(
                 f"--output '{self.path}' holds files without a {SUMMARY}; choose an empty or a "
                 "new folder"
@@ -415,7 +421,7 @@ def rejects_of(folder: ResultFolder, records: Iterable[Record]) -> Iterator[pa.T
     """Yield the rejects of all parts, with the index of the file and the position in it."""
     for record in records:
         if record.rejects:
-            with pq.ParquetFile(folder.path / record.rejects) as file:
+            with folder.open(record.rejects) as source, pq.ParquetFile(source) as file:
                 for batch in file.iter_batches(REJECT_ROWS, use_threads=False):
                     yield pa.Table.from_batches([batch])
 

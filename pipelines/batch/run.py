@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from pipelines.batch.fdr import FdrPass
 from pipelines.batch.plan import Plan, check_same
 from pipelines.batch.results import (
     PLAN,
+    REJECTS,
     SUMMARY,
     Record,
     ResultFolder,
@@ -79,11 +82,11 @@ def run_batch(batch: Batch, output: Path, options: RunOptions) -> dict[str, Any]
     folder = ResultFolder(output)
     with folder.locked():
         plan = _begin(folder, batch.plan, options.restart)
-        batch = replace(batch, plan=plan)
+        batch, held = replace(batch, plan=plan), batch.second_pass is not None
         records = [r for r in records_of(folder, plan) if is_sound(folder, r)]
-        work = _work(batch, folder, records)
+        work = Work.of(batch.job, folder, plan, held, records)
         finished = folder.read(SUMMARY)
-        if finished and not work.units:
+        if finished and not work.units and folder.names(REJECTS):
             console.info(f"'{output}' holds the finished result; nothing is scored again")
             summary: dict[str, Any] = json.loads(finished)
             return summary
@@ -114,10 +117,6 @@ def _begin(folder: ResultFolder, plan: Plan, restart: bool) -> Plan:
     folder.clear()
     folder.write(PLAN, plan.to_bytes())
     return plan
-
-
-def _work(batch: Batch, folder: ResultFolder, records: Sequence[Record]) -> Work:
-    return Work.of(batch.job, folder, batch.plan, batch.second_pass is not None, records)
 
 
 def _complete(
@@ -176,13 +175,21 @@ def _with_shares(summary: dict[str, Any]) -> dict[str, Any]:
 
 def _measured(rows: int, seconds: float) -> dict[str, Any]:
     """Return the summary's entries that differ from run to run."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return {
         "seconds": round(seconds, 3),
         "rows_per_second": round(rows / max(seconds, 1e-9), 1),
-        "peak_memory_bytes": peak,
+        "peak_memory_bytes": _peak_memory(),
     }
+
+
+def _peak_memory() -> int:
+    """Return the largest amount of memory that this process had, in bytes."""
+    with suppress(OSError):  # Linux; ru_maxrss is at least that of the process which started it
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        if match := re.search(r"VmHWM:\s+(\d+) kB", status):
+            return int(match[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def cores() -> int:

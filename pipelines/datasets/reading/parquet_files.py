@@ -160,7 +160,7 @@ class _Probe:
         return max(1, MAX_BATCH // max(longest, 1))
 
     def _first_rows(self, group: int) -> Iterator[pa.RecordBatch]:
-        return self._file.iter_batches(1, [group], self._texts, use_threads=False)
+        yield from self._file.iter_batches(1, [group], self._texts, use_threads=False)
 
     @cached_property
     def _file(self) -> pq.ParquetFile:

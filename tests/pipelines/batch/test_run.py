@@ -30,7 +30,7 @@ from anomaly_vae.lifecycle.registry import Registry
 from pipelines.batch import results, run
 from pipelines.batch.common import ExplainRows, HeatmapOptions
 from pipelines.batch.images import score_images
-from pipelines.batch.results import PLAN, REJECTS, RUN, SUMMARY
+from pipelines.batch.results import INCOMPLETE, PLAN, REJECTS, RUN, SUMMARY
 from pipelines.batch.run import RunOptions, open_recorded
 from pipelines.batch.tables import score_files
 from pipelines.registry.model_uri import LoadedModel
@@ -379,10 +379,12 @@ def test_a_result_of_an_older_version_is_only_replaced_on_request(
 ) -> None:
     score_files(source, [str(transactions)], out)
     shutil.rmtree(out / RUN)
+    (out / INCOMPLETE).mkdir()
     with pytest.raises(DataError, match=r"that another version wrote; .*--restart"):
         score_files(source, [str(transactions)], out)
     score_files(source, [str(transactions)], out, run=RunOptions(restart=True))
     assert (out / PLAN).exists()
+    assert not (out / INCOMPLETE).exists()
 
 
 def test_a_pipe_cannot_be_read_a_second_time(
