@@ -8,6 +8,7 @@ counts and the digests of its files. A run that was killed is continued by means
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -16,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -136,7 +137,7 @@ class ResultFolder:
             return hashlib.file_digest(file, "sha256").hexdigest()
         return None
 
-    def open(self, name: str) -> BinaryIO:
+    def open(self, name: str) -> io.BufferedReader:
         """Open a file for reading."""
         return (self.path / name).open("rb")
 
