@@ -26,6 +26,7 @@ PROTOCOLS: dict[str, tuple[str, ...]] = {
     "fitting": ("adbench",),
     "handmade": (),
     "costs": (),
+    "batch": (),
     "serving": (),
     "reload": (),
     "promotions": (),

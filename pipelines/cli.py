@@ -81,6 +81,13 @@ class Engine(StrEnum):
     LOCAL = "local"
 
 
+class ExplainedRows(StrEnum):
+    """The rows of a batch that are explained."""
+
+    FLAGGED = "flagged"
+    ALL = "all"
+
+
 ConfigPath = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="configuration, a YAML file; see configs/")
 ]
@@ -313,11 +320,21 @@ def score(
         list[str] | None,
         typer.Argument(metavar="[PATH]...", help="further input", show_default=False),
     ] = None,
-    engine: Annotated[Engine, typer.Option(help="engine that scores")] = Engine.LOCAL,  # noqa: ARG001  # one so far
+    engine: Annotated[Engine, typer.Option(help="engine that scores")] = Engine.LOCAL,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="number of threads that score; default: one per core")
+    ] = None,
+    restart: Annotated[
+        bool,
+        typer.Option("--restart", help="replace a result of other inputs, options or models"),
+    ] = False,
     explain: Annotated[
         str | None,
         typer.Option(metavar="K|all", help="number of largest contributions to list per row"),
     ] = None,
+    explain_rows: Annotated[
+        ExplainedRows, typer.Option(help="rows whose contributions are listed")
+    ] = ExplainedRows.FLAGGED,
     heatmaps: Annotated[
         bool, typer.Option("--heatmaps", help="write a heatmap of each flagged image")
     ] = False,
@@ -337,7 +354,10 @@ def score(
     ] = None,
     csv: CsvOptions = None,
 ) -> None:
-    """Score files; every row is scored, or rejected with a reason."""
+    """Score files; every row is scored, or rejected with a reason.
+
+    The same command continues a run that was interrupted.
+    """
     if fdr is not None and not 0 < fdr < 1:
         raise typer.BadParameter(f"--fdr {fdr:g} must lie between 0 and 1")
     if fdr is not None and (heatmaps or dicom_out):
@@ -345,9 +365,11 @@ def score(
             "--fdr flags images once all of them are scored, too late to draw them; leave out "
             "--heatmaps and --dicom-out"
         )
-    from pipelines.batch.common import HeatmapOptions, flags_in_words
+    from pipelines.batch.common import ExplainRows, HeatmapOptions, flags_in_words
+    from pipelines.batch.engines import Engine as BatchEngine
+    from pipelines.batch.run import RunOptions, open_recorded
 
-    source = _open_model(model)
+    source = open_recorded(model, output, restart)
     summary = _flow("score", source)(
         source,
         _all_paths(input_, more),
@@ -355,6 +377,8 @@ def score(
         _explain_option(explain),
         HeatmapOptions(heatmaps, dicom_out),
         fdr,
+        explain_rows=ExplainRows(explain_rows),
+        run=RunOptions(workers, BatchEngine(engine), restart),
         **_table_options(source, csv),
     )
     console.info(

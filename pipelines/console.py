@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO, cast
@@ -28,6 +30,8 @@ from anomaly_vae.masking import masked
 
 MAX_WIDTH = 10_000
 """Maximum width of a table, in characters."""
+REPORT_SECONDS = 60.0
+"""Seconds between the lines of a `Meter` that does not write to a terminal."""
 _json = threading.Event()
 """Set if results are printed as JSON on a terminal, too."""
 
@@ -138,6 +142,53 @@ def progress(label: str, total: int | None) -> Iterator[tuple[Progress, Any]]:
     )
     with Progress(*columns, console=console, transient=not console.is_terminal) as bar:
         yield bar, bar.add_task(label, total=total, note="")
+
+
+class Meter:
+    """Shows how many rows are done, how fast, and how long the others take.
+
+    Several threads may report at once. On a terminal it is a progress bar, otherwise a line every
+    `REPORT_SECONDS`.
+    """
+
+    def __init__(self, label: str, unit: str, total: int | None, done: int) -> None:
+        self._label, self._unit, self._total = label, unit, total
+        self._before = self._done = done
+        self._start = self._reported = time.monotonic()
+        self._lock = threading.Lock()
+        self._bar: Progress | None = None
+
+    @contextmanager
+    def shown(self) -> Iterator[Meter]:
+        """Show the meter within the block."""
+        if not console.is_terminal:
+            yield self
+            return
+        note = TextColumn("{task.fields[note]}")
+        columns = TextColumn("{task.description}"), BarColumn(bar_width=12), note
+        with Progress(*columns, console=console) as self._bar:
+            self._bar.add_task(self._label, total=self._total, completed=self._done, note="")
+            yield self
+
+    def advance(self, count: int, note: str) -> None:
+        """Report that ``count`` more rows are done."""
+        with self._lock:
+            self._done += count
+            text = f"{self._state()}, {note}"
+            if self._bar is not None:
+                self._bar.update(self._bar.task_ids[0], completed=self._done, note=text)
+            elif time.monotonic() - self._reported >= REPORT_SECONDS:
+                self._reported = time.monotonic()
+                info(f"{self._label}: {text}")
+
+    def _state(self) -> str:
+        rate = (self._done - self._before) / max(time.monotonic() - self._start, 1e-6)
+        of = f" of {self._total:,}" if self._total else ""
+        text = f"{self._done:,}{of} {self._unit}, {rate:,.0f} {self._unit}/s"
+        if not self._total or not rate:
+            return text
+        seconds = max(self._total - self._done, 0) / rate
+        return f"{text}, {dt.timedelta(seconds=round(seconds))} left"
 
 
 def result(content: Mapping[str, Any]) -> None:

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from anomaly_vae.calibration.conformal import Calibration
 from anomaly_vae.data.encoding import Matrix
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.errors import DataError
 from anomaly_vae.messages import NOUNS, plain_number
-from anomaly_vae.monitoring.exchangeability import Monitor, Report
+from anomaly_vae.monitoring.exchangeability import Monitor
 from anomaly_vae.scoring.detector import Detections, Explanation
 from pipelines import console
+from pipelines.batch.counts import Counts
 from pipelines.batch.drift_report import show_guarantee
-from pipelines.batch.results import Sink
+from pipelines.batch.results import Record, part_reject_schema
 from pipelines.registry.model_uri import LoadedModel
 
 T = TypeVar("T")
@@ -41,6 +44,8 @@ Explain = int | str | None
 
 UNREADABLE = "(unreadable)"
 """Key under which rejects are counted that are not caused by a column."""
+EXPLANATION_COLUMNS = ("contributions", "regions", "rest", "kl")
+"""Columns of the explanations of tables or images."""
 RESULT_COLUMNS = ("score", "p_value", "is_anomaly", "unusual_input", "contributions", "rest", "kl")
 """Result columns of every model."""
 GROUP_COLUMNS = ("group", "threshold")
@@ -58,33 +63,50 @@ class HeatmapOptions:
 NO_HEATMAPS = HeatmapOptions()
 
 
-class Tally:
-    """Running counts of scored, flagged and rejected rows; scored plus rejected are all rows."""
+class ExplainRows(StrEnum):
+    """The rows that are explained."""
 
-    def __init__(self, monitor: Monitor) -> None:
-        self.scored = self.flagged = self.unusual = 0
-        self.rejects_by_column: Counter[str] = Counter()
-        """Number of rejected rows, lines and files, by column or as `UNREADABLE`."""
-        self._monitor, self._counts = monitor, monitor.empty_counts
+    FLAGGED = "flagged"
+    ALL = "all"
 
-    def count(
-        self, detections: Detections, x: Matrix | None = None, batch: RawBatch | None = None
-    ) -> None:
-        """Count N scored rows; ``x`` (N, F) and ``batch`` are the rows of a table."""
-        self.scored += len(detections.score)
-        self.flagged += int(detections.is_anomaly.sum())
-        self.unusual += detections.unusual
-        seconds = self._monitor.seconds(batch) if batch else None
-        self._counts += self._monitor.count(detections.score, detections.is_anomaly, x, seconds)
 
-    def report(self) -> Report:
-        """Assess whether the scored rows look like the calibration rows."""
-        return self._monitor.report(self._counts[None])
+@dataclass(frozen=True)
+class Explaining:
+    """How many contributions are listed, and of which rows."""
 
-    @property
-    def rejected(self) -> int:
-        """Number of rows, lines and files that could not be scored."""
-        return self.rejects_by_column.total()
+    most: Explain = None
+    rows: ExplainRows = ExplainRows.FLAGGED
+    fdr: float | None = None
+    """False discovery rate; rows with a higher p-value are certain not to be flagged."""
+
+    def of(self, detections: Detections) -> NDArray[np.intp]:
+        """Return the positions of the rows to explain."""
+        if self.most is None:
+            return np.zeros(0, np.intp)
+        if self.rows == ExplainRows.ALL:
+            return np.arange(len(detections.score))
+        chosen = detections.is_anomaly if self.fdr is None else detections.p_value <= self.fdr
+        return np.flatnonzero(chosen)
+
+    def column(
+        self, detections: Detections, explanations: Mapping[int, Explanation]
+    ) -> list[Explanation | None] | None:
+        """Return the explanation (N,) of each row, None for others; None without explanations."""
+        if self.most is None:
+            return None
+        return [explanations.get(row) for row in range(len(detections.score))]
+
+
+def counts_of(
+    monitor: Monitor, detections: Detections, x: Matrix | None = None, batch: RawBatch | None = None
+) -> Counts:
+    """Count N scored rows; ``x`` (N, F) and ``batch`` are the rows of a table."""
+    seconds = monitor.seconds(batch) if batch else None
+    counts = Counts(len(detections.score), int(detections.is_anomaly.sum()))
+    counts.unusual = detections.unusual
+    counts.monitor = monitor.count(detections.score, detections.is_anomaly, x, seconds)
+    counts.scores.count(detections.score)
+    return counts
 
 
 def exclude_output(
@@ -135,12 +157,13 @@ def max_contributions(explain: Explain) -> int | None:
 def result_table(
     keys: Mapping[str, pa.Array],
     detections: Detections,
-    explanations: Sequence[Explanation],
+    explanations: Sequence[Explanation | None] | None = None,
     images: bool = False,
 ) -> pa.Table:
-    """Build N result rows from keys, decisions and explanations; the latter may be empty.
+    """Build N result rows from keys, decisions and explanations, if rows are explained at all.
 
-    Explanations list contributions of columns or, of ``images``, regions.
+    Explanations list contributions of columns or, of ``images``, regions. A row without an
+    explanation has nulls.
     """
     columns = {
         **keys,
@@ -155,20 +178,20 @@ def result_table(
     columns["unusual_input"] = pa.array(
         [None] * len(detections.score) if unusual is None else unusual, pa.string()
     )
-    if explanations:
+    if explanations is not None:
         columns |= _regions(explanations) if images else _contribution_lists(explanations)
-        columns["rest"] = pa.array([row.rest for row in explanations])
-        columns["kl"] = pa.array([row.kl for row in explanations])
+        columns["rest"] = pa.array([row and row.rest for row in explanations], pa.float64())
+        columns["kl"] = pa.array([row and row.kl for row in explanations], pa.float64())
     return pa.table(columns)
 
 
-def _regions(explanations: Sequence[Explanation]) -> dict[str, pa.Array]:
-    rows = [[asdict(region) for region in row.regions] for row in explanations]
+def _regions(explanations: Sequence[Explanation | None]) -> dict[str, pa.Array]:
+    rows = [row and [asdict(region) for region in row.regions] for row in explanations]
     return {"regions": pa.array(rows, pa.list_(REGION))}
 
 
-def _contribution_lists(explanations: Sequence[Explanation]) -> dict[str, pa.Array]:
-    rows = [list(_contributions(row)) for row in explanations]
+def _contribution_lists(explanations: Sequence[Explanation | None]) -> dict[str, pa.Array]:
+    rows = [row and list(_contributions(row)) for row in explanations]
     return {"contributions": pa.array(rows, pa.list_(CONTRIBUTION))}
 
 
@@ -186,10 +209,43 @@ def _text(value: str | float | None) -> str | None:
     return text if float(text) == value else repr(value)
 
 
-def summary_of(source: LoadedModel, files: int, tally: Tally, sink: Sink) -> dict[str, Any]:
+class Reject(NamedTuple):
+    """A row, line or file that cannot be scored."""
+
+    file: int
+    """Index of the file."""
+    row: int | None
+    """Position in the file; None for a file."""
+    name: Any
+    """Id; None if there is none."""
+    column: str | None
+    reason: str
+
+
+def reject_table(rejects: Sequence[Reject], key: pa.Field | None) -> pa.Table | None:
+    """Build the rejects of a part; None without any."""
+    if not rejects:
+        return None
+    schema = part_reject_schema(key)
+    columns = list(zip(*rejects, strict=True))
+    if key is None:
+        del columns[2]
+    arrays = [pa.array(c, t) for c, t in zip(columns, schema.types, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def model_entry(source: LoadedModel) -> dict[str, Any]:
+    """Return the model as a plan stores it."""
+    return {"uri": source.uri, **source.to_json()}
+
+
+def summary_of(
+    source: LoadedModel, files: int, counts: Counts, records: Sequence[Record]
+) -> dict[str, Any]:
     """Summarise a result: the model, its threshold, and counts that add up to the input."""
-    calibration = source.bundle.detector.calibration
-    report = tally.report()
+    calibration, monitor = source.bundle.detector.calibration, source.bundle.monitor
+    blocks = monitor.empty_counts if counts.monitor is None else counts.monitor
+    report = monitor.report(blocks[None])
     show_guarantee(report, source.kind)
     return {
         "model": source.to_json(),
@@ -199,14 +255,15 @@ def summary_of(source: LoadedModel, files: int, tally: Tally, sink: Sink) -> dic
         **group_thresholds(calibration),
         "unit": source.bundle.detector.unit,
         "files": files,
-        "rows": tally.scored + tally.rejected,
-        "scored": tally.scored,
-        "flagged": tally.flagged,
-        "unusual": tally.unusual,
-        "rejected": tally.rejected,
-        "rejected_by_column": dict(tally.rejects_by_column.most_common()),
+        "rows": counts.scored + counts.rejected,
+        "scored": counts.scored,
+        "flagged": counts.flagged,
+        "unusual": counts.unusual,
+        "rejected": counts.rejected,
+        "rejected_by_column": dict(counts.rejects_by_column.most_common()),
+        "score_quantiles": counts.scores.quantiles(),
         "guarantee": report.to_json(),
-        "parts": sink.parts,
+        "parts": [record.part_name for record in records if record.rows],
     }
 
 

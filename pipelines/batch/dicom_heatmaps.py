@@ -17,7 +17,7 @@ import gzip
 import hashlib
 import io
 import struct
-import warnings
+import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -36,7 +36,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
 from anomaly_vae import __version__
 from anomaly_vae.errors import DataError
-from anomaly_vae.files import atomic_path
+from anomaly_vae.images.decoding import LIBRARIES_SILENCED
 from anomaly_vae.images.formats import GZIP
 from pipelines.datasets.image_files import is_dicom
 
@@ -90,10 +90,14 @@ WORKSTATION = "WSD"
 """Conversion type of images that software makes (PS3.3 C.8.6.1)."""
 
 
-def write_heatmap(
-    source: Path, frame: int, overlay: NDArray[np.uint8], about: Mapping[str, str], out: Path
-) -> None:
-    """Write the overlay of one frame of a DICOM file as a Secondary Capture Image.
+_VALIDATION = threading.Lock()
+"""Held while validation is disabled, which is a setting of the whole process."""
+
+
+def render_heatmap(
+    source: Path, frame: int, overlay: NDArray[np.uint8], about: Mapping[str, str]
+) -> bytes:
+    """Return the overlay of one frame of a DICOM file as a Secondary Capture Image.
 
     Args:
         source: The DICOM file that was scored.
@@ -101,23 +105,18 @@ def write_heatmap(
         overlay: Pixels (H, W, 3), RGB. Text is drawn into them, which Burned In Annotation says.
         about: ``model`` and ``digest`` of the bundle, and its ``version``, empty for a bundle that
             is in no registry.
-        out: The file to write atomically; an older one is replaced.
 
     Raises:
         DataError: The source is not DICOM, has no such frame, or lacks an element to refer to.
-        OSError: The file cannot be written.
     """
     with _silenced():
-        content = _render(source, frame, overlay, about)
-    with atomic_path(out) as temporary:
-        temporary.write_bytes(content)
+        return _render(source, frame, overlay, about)
 
 
 @contextmanager
 def _silenced() -> Iterator[None]:
     """Disable validation and warnings, whose messages would quote the source."""
-    with warnings.catch_warnings(), config.disable_value_validation():
-        warnings.simplefilter("ignore")
+    with LIBRARIES_SILENCED, _VALIDATION, config.disable_value_validation():
         yield
 
 

@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from anomaly_vae.calibration.conformal import Calibration, conformal_threshold, discovery_level
 from anomaly_vae.errors import CalibrationError
-from pipelines.batch.results import Sink
+from pipelines.batch.common import EXPLANATION_COLUMNS, ExplainRows
+from pipelines.batch.results import Record, ResultFolder, parquet_writer, record_name
 
-HELD_ROWS = ".held.arrow"
-"""Name of the temporary file with the rows whose flags are not known yet."""
-
-
-def open_sink(
-    folder: Path, calibration: Calibration, fdr: float | None, key: pa.Field | None = None
-) -> Sink:
-    """Return a sink that keeps the flags, or one that sets them at the false discovery rate.
-
-    ``key`` is the column of ids; see `Sink`.
-    """
-    return Sink(folder, key) if fdr is None else FdrSink(folder, calibration, fdr, key)
+Thresholds = dict[str | None, float | None]
+"""Threshold by group."""
 
 
 def check_controllable(calibration: Calibration, fdr: float | None) -> None:
@@ -42,80 +35,88 @@ def check_controllable(calibration: Calibration, fdr: float | None) -> None:
         )
 
 
-class FdrSink(Sink):
-    """A sink that flags all rows together by Benjamini & Hochberg (1995), in constant memory.
+@dataclass(frozen=True)
+class FdrPass:
+    """A second pass that flags all rows together by Benjamini & Hochberg (1995).
 
-    The flags depend on the p-values of the whole batch. Rows are therefore held in an Arrow file
-    until the last one is scored, and then written to the parts once, with their flags. There are
-    no more distinct p-values than calibration scores, so counting them takes little memory.
+    The flags depend on the p-values of the whole batch. Parts are therefore held until the last
+    one is scored, and then written once more, with their flags. The p-values are counted anew from
+    the finished parts. There are no more distinct ones than calibration scores, so that counting
+    them takes little memory.
     """
 
-    def __init__(
-        self, folder: Path, calibration: Calibration, fdr: float, key: pa.Field | None = None
-    ) -> None:
-        super().__init__(folder, key)
-        self._calibration, self._fdr = calibration, fdr
-        self._counts: Counter[float] = Counter()
-        self._held = folder / HELD_ROWS
-        self._holding: pa.RecordBatchFileWriter | None = None
+    calibration: Calibration
+    fdr: float
+    explained: ExplainRows = ExplainRows.FLAGGED
+    """The rows that keep their explanation."""
 
-    def write(self, table: pa.Table) -> None:
-        """Hold back scored rows, and count their p-values."""
-        values, rows = np.unique(table["p_value"].to_numpy(), return_counts=True)
-        self._counts.update(dict(zip(values.tolist(), rows.tolist(), strict=True)))
-        if self._holding is None:
-            options = pa.ipc.IpcWriteOptions(compression="lz4")
-            self._holding = pa.ipc.new_file(self._held, table.schema, options=options)
-        self._holding.write_table(table)
+    def run(
+        self, folder: ResultFolder, records: Sequence[Record]
+    ) -> tuple[list[Record], dict[str, Any]]:
+        """Write the parts with their flags; return their records and entries of the summary.
 
-    def finish(self) -> dict[str, Any]:
-        """Write the rows with their flags; return the batch's alpha, threshold and flag count.
-
-        The threshold is None if no row is flagged. Groups have a threshold each, which is None if
-        the group's calibration sample is too small for a p-value of at most alpha.
+        The entries are the batch's alpha, threshold and flag count. The threshold is None if no
+        row is flagged. Groups have a threshold each, which is None if the group's calibration
+        sample is too small for a p-value of at most alpha.
         """
-        p_values = np.array(sorted(self._counts))
-        rows = np.array([self._counts[p] for p in p_values.tolist()], np.int64)
-        alpha = discovery_level(p_values, rows, self._fdr) if len(rows) else 0.0
+        counts = _p_value_counts(folder, records)
+        p_values = np.array(sorted(counts))
+        rows = np.array([counts[p] for p in p_values.tolist()], np.int64)
+        alpha = discovery_level(p_values, rows, self.fdr) if len(rows) else 0.0
         thresholds = self._thresholds(alpha)
-        self._release(alpha, thresholds)
-        super().finish()
+        records = [self._finished(folder, record, alpha, thresholds) for record in records]
         flagged = int(rows[p_values <= alpha].sum())
-        entries = {"fdr": self._fdr, "alpha": alpha, "threshold": thresholds.pop(None)}
-        groups = {"group_thresholds": thresholds} if self._calibration.groups else {}
-        return {**entries, "flagged": flagged, **groups}
+        entries = {"fdr": self.fdr, "alpha": alpha, "threshold": thresholds.pop(None)}
+        groups = {"group_thresholds": thresholds} if self.calibration.groups else {}
+        return records, {**entries, "flagged": flagged, **groups}
 
-    def close(self) -> None:
-        """Close every file and remove the held rows."""
-        if self._holding is not None:
-            self._holding.close()
-        self._held.unlink(missing_ok=True)
-        super().close()
+    def _finished(
+        self, folder: ResultFolder, record: Record, alpha: float, thresholds: Thresholds
+    ) -> Record:
+        """Write a part with its flags, unless it is written already."""
+        if not record.held:
+            return record
+        name = record.part_name
+        with folder.create(name) as path, folder.open(record.held) as source:
+            held = pq.ParquetFile(source)
+            with parquet_writer(path, held.schema_arrow) as writer:
+                for group in range(held.num_row_groups):
+                    writer.write_table(self._flagged(held.read_row_group(group), alpha, thresholds))
+        digests = {n: d for n, d in record.digests.items() if n != record.held}
+        digests[name] = folder.digest(name) or ""
+        done = replace(record, part=name, held=None, digests=digests)
+        folder.write(record_name(record.unit, record.number), done.to_bytes())
+        folder.remove(record.held)
+        return done
 
-    def _thresholds(self, alpha: float) -> dict[str | None, float | None]:
+    def _flagged(self, table: pa.Table, alpha: float, thresholds: Thresholds) -> pa.Table:
+        """Return rows with their flags and, with groups, the threshold of each row."""
+        flags = pa.array(table["p_value"].to_numpy() <= alpha)
+        flagged = _replaced(table, "is_anomaly", flags)
+        if self.explained == ExplainRows.FLAGGED:
+            for name in {*EXPLANATION_COLUMNS} & {*table.column_names}:
+                flagged = _replaced(flagged, name, pc.if_else(flags, table[name], None))
+        if self.calibration.groups:
+            row_thresholds = [thresholds[name] for name in table["group"].to_pylist()]
+            flagged = _replaced(flagged, "threshold", pa.array(row_thresholds, pa.float64()))
+        return flagged
+
+    def _thresholds(self, alpha: float) -> Thresholds:
         """Return the threshold of each group at this alpha; the key None is for all other rows."""
-        groups = self._calibration.groups.by_level if self._calibration.groups else {}
-        thresholds: dict[str | None, float | None] = {None: _threshold(self._calibration, alpha)}
+        groups = self.calibration.groups.by_level if self.calibration.groups else {}
+        thresholds: Thresholds = {None: _threshold(self.calibration, alpha)}
         return thresholds | {name: _threshold(group, alpha) for name, group in groups.items()}
 
-    def _release(self, alpha: float, thresholds: dict[str | None, float | None]) -> None:
-        """Write the held rows with their flags and, with groups, the threshold of each row."""
-        for table in self._held_tables():
-            flags = pa.array(table["p_value"].to_numpy() <= alpha)
-            flagged = _replaced(table, "is_anomaly", flags)
-            if self._calibration.groups:
-                row_thresholds = [thresholds[name] for name in table["group"].to_pylist()]
-                column = pa.array(row_thresholds, pa.float64())
-                flagged = _replaced(flagged, "threshold", column)
-            super().write(flagged)
 
-    def _held_tables(self) -> Iterator[pa.Table]:
-        if self._holding is None:
-            return
-        self._holding.close()
-        with pa.ipc.open_file(self._held) as file:
-            for index in range(file.num_record_batches):
-                yield pa.Table.from_batches([file.get_batch(index)])
+def _p_value_counts(folder: ResultFolder, records: Sequence[Record]) -> Counter[float]:
+    """Count the p-values of all parts."""
+    counts: Counter[float] = Counter()
+    for name in filter(None, (record.rows for record in records)):
+        with folder.open(name) as source, pq.ParquetFile(source) as file:
+            for batch in file.iter_batches(columns=["p_value"], use_threads=False):
+                values, rows = np.unique(batch.column(0).to_numpy(), return_counts=True)
+                counts.update(dict(zip(values.tolist(), rows.tolist(), strict=True)))
+    return counts
 
 
 def _replaced(table: pa.Table, name: str, values: pa.Array) -> pa.Table:

@@ -3,53 +3,72 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
-from operator import itemgetter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
+import pyarrow.parquet as pq
 
 from anomaly_vae.messages import plain_number
-from anomaly_vae.scoring.detector import Detections, Explanation
+from anomaly_vae.scoring.detector import Contribution, Explanation, RegionContribution
 from anomaly_vae.scoring.wording import Wording
 from pipelines import console
 
 MAX_SHOWN = 10
 """Maximum number of rows or images that are shown."""
 
+Place = tuple[float, str, int]
+"""Score, part and position of a row in the part."""
 
-class Highest:
-    """The rows or images with the highest scores so far, for a run that explains them."""
 
-    def __init__(self, wording: Wording) -> None:
-        self._wording = wording
-        self._name = ""
-        self.rows: list[tuple[float, str, float, str]] = []
-        """Score, id, p-value and reasons; highest score first."""
+def show_highest(folder: Path, parts: Sequence[str], wording: Wording) -> None:
+    """Print the explained rows with the highest scores in the parts of a result, if there are any.
 
-    def add(
-        self,
-        keys: Mapping[str, pa.Array],
-        detections: Detections,
-        explanations: Sequence[Explanation],
-    ) -> None:
-        """Consider N rows: their ids in the first of the keys, decisions and explanations."""
-        if not explanations:
-            return
-        self._name, ids = next(iter(keys.items()))
-        score, p_value = detections.score.tolist(), detections.p_value.tolist()
-        found = [
-            (score[i], str(ids[i].as_py()), p_value[i], self._reasons(explanations[i]))
-            for i in np.argsort(-detections.score, kind="stable")[:MAX_SHOWN].tolist()
-        ]
-        self.rows = heapq.nlargest(MAX_SHOWN, [*self.rows, *found], key=itemgetter(0))
+    Args:
+        folder: the folder of the result.
+        parts: names of the parts.
+        wording: words for the columns of the model.
+    """
+    if not parts or "rest" not in pq.read_schema(folder / parts[0]).names:
+        return
+    places = (place for name in parts for place in _highest(folder, name))
+    found = [_row(folder, *place[1:]) for place in heapq.nlargest(MAX_SHOWN, places)]
+    rows = [
+        (str(next(iter(row.values()))), plain_number(row["p_value"]), _reasons(row, wording))
+        for row in found
+    ]
+    if rows:
+        title = f"The {len(rows)} highest scores, and why"
+        console.table(title, (next(iter(found[0])), "p-value", "reasons"), rows)
 
-    def _reasons(self, explanation: Explanation) -> str:
-        return "; ".join(self._wording.reasons(explanation)) or "no region stands out"
 
-    def show(self) -> None:
-        """Print the rows, if there are any."""
-        if self.rows:
-            rows = [(row, plain_number(p), reasons) for _, row, p, reasons in self.rows]
-            title = f"The {len(rows)} highest scores, and why"
-            console.table(title, (self._name, "p-value", "reasons"), rows)
+def _highest(folder: Path, name: str) -> Iterator[Place]:
+    """Yield the explained rows of a part with the highest scores; only two columns are read."""
+    table = pq.read_table(folder / name, columns=["score", "rest"])
+    score = table.column("score").to_numpy()
+    rows = np.flatnonzero(table.column("rest").is_valid().to_numpy())
+    for row in rows[np.argsort(-score[rows], kind="stable")[:MAX_SHOWN]].tolist():
+        yield float(score[row]), name, row
+
+
+def _row(folder: Path, name: str, row: int) -> dict[str, Any]:
+    """Read a row of a part."""
+    table = pq.read_table(folder / name).slice(row, 1)
+    found: dict[str, Any] = table.to_pylist()[0]
+    return found
+
+
+def _reasons(row: Mapping[str, Any], wording: Wording) -> str:
+    explanation = Explanation(
+        tuple(Contribution(**entry) for entry in row.get("contributions") or ()),
+        row["rest"],
+        row["kl"],
+        tuple(_region(entry) for entry in row.get("regions") or ()),
+    )
+    return "; ".join(wording.reasons(explanation)) or "no region stands out"
+
+
+def _region(entry: Mapping[str, Any]) -> RegionContribution:
+    x0, y0, x1, y1 = entry["box"]
+    return RegionContribution((x0, y0, x1, y1), entry["nats"], entry["share"])

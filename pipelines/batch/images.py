@@ -9,15 +9,18 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from PIL import Image
 
-from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.errors import DataError
 from anomaly_vae.images.encoding import ImageEncoding
 from anomaly_vae.images.heatmaps import png
@@ -37,21 +40,37 @@ from pipelines.batch.common import (
     NO_HEATMAPS,
     UNREADABLE,
     Explain,
+    Explaining,
+    ExplainRows,
     HeatmapOptions,
-    Tally,
+    Reject,
+    counts_of,
     exclude_output,
     max_contributions,
+    model_entry,
+    reject_table,
     result_table,
     summary_of,
 )
-from pipelines.batch.fdr import check_controllable, open_sink
-from pipelines.batch.highest import Highest
-from pipelines.batch.results import DICOM, HEATMAPS, SUMMARY, Sink, result_folder
-from pipelines.datasets.image_batches import Batch, read_images
+from pipelines.batch.counts import Counts
+from pipelines.batch.fdr import FdrPass, check_controllable
+from pipelines.batch.highest import show_highest
+from pipelines.batch.plan import Piece, Place, Plan, Unit, cut, input_of
+from pipelines.batch.results import DICOM, FILE, HEATMAPS, Record, ResultFolder, rejects_of
+from pipelines.batch.run import DEFAULTS, Batch, RunOptions, run_batch
+from pipelines.batch.units import Scored
+from pipelines.datasets.image_batches import Batch as ImagesOfFiles
+from pipelines.datasets.image_batches import read_images
 from pipelines.datasets.image_files import FRAME, ID, PATH, ImageFile, Reasons, is_dicom
 from pipelines.datasets.image_listing import list_files
 from pipelines.registry.model_uri import LoadedModel
 
+PART_FILES, PART_BYTES = 512, 1 << 28
+"""Number of files, or of their bytes, from which a part is complete."""
+TASK_FILES = 16
+"""Number of files that are read and scored at once."""
+FILES_SCORED, IN_COLOUR = "files_scored", "in_colour"
+"""Counts of files with a scored frame, and of scored images in colour."""
 ID_FIELD = pa.field(ID, pa.string())
 """Column of the ids that a manifest may list."""
 REFUSED = "dicom_refused"
@@ -65,6 +84,8 @@ def score_images(
     explain: Explain = None,
     heatmaps: HeatmapOptions = NO_HEATMAPS,
     fdr: float | None = None,
+    explain_rows: ExplainRows = ExplainRows.FLAGGED,
+    run: RunOptions = DEFAULTS,
 ) -> dict[str, Any]:
     """Score every image of every file into a folder, and return the summary.
 
@@ -73,13 +94,16 @@ def score_images(
     Args:
         source: The model.
         paths: Image files, folders, globs or manifests; files in ``output`` are ignored.
-        output: The folder; a previous result in it is replaced once the new one is complete.
+        output: The folder; an unfinished result in it is continued, a finished one is left.
         explain: Number of regions with the largest contributions to list, or "all".
         heatmaps: Formats of the heatmaps of flagged images.
         fdr: False discovery rate at which to flag images, instead of by the threshold.
+        explain_rows: The images whose regions are listed.
+        run: Options that do not affect the result.
 
     Raises:
-        DataError: No file is found, one lies in ``output``, or ``output`` holds other files.
+        DataError: No file is found, one lies in ``output``, or ``output`` holds other files or a
+            result of another model, of other options or of other files.
         BundleError: The model is for tables.
     """
     output, calibration = Path(output), source.bundle.detector.calibration
@@ -87,60 +111,136 @@ def score_images(
     scorer = source.bundle.scorer
     schema, encoding = image_modality(scorer.schema, scorer.encoding)
     files = exclude_output(paths, list_files(paths), output, lambda file: file.path)
-    has_ids = any(ID in file.attributes for file in files)
-    key = ID_FIELD if has_ids else None
-    with result_folder(output) as folder, open_sink(folder, calibration, fdr, key) as sink:
-        writer = _HeatmapWriter(source, encoding, folder, heatmaps)
-        run = _ScoringRun(source, files, sink, explain, writer, has_ids)
-        run.score_all(schema)
-        entries = sink.finish()
-        run.reasons.show()
-        run.highest.show()
-        summary = summary_of(source, len(files), run.tally, sink)
-        summary |= run.counts() | writer.counts | entries
-        (folder / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    key = ID_FIELD if any(ID in file.attributes for file in files) else None
+    options = {
+        "--explain": explain,
+        "--explain-rows": explain_rows if explain else None,
+        "--fdr": fdr,
+        "--heatmaps": heatmaps.png,
+        "--dicom-out": heatmaps.dicom,
+    }
+    plan = _plan(model_entry(source), options, files)
+    folder = ResultFolder(output)
+    writer = _HeatmapWriter(source, encoding, folder, heatmaps)
+    explaining = Explaining(explain, explain_rows, fdr)
+    job = ImageJob(source, schema, tuple(files), key, explaining, writer)
+
+    def summarise(counts: Counts, records: Sequence[Record]) -> dict[str, Any]:
+        reasons = _reasons(folder, records, files)
+        reasons.show()
+        _show_colour(schema, counts)
+        summary = summary_of(source, len(files), counts, records)
+        scored = counts.others[FILES_SCORED]
+        return summary | {
+            "files_scored": scored,
+            "files_rejected": len(files) - scored,
+            "rejected_by_reason": dict(reasons.counts.most_common()),
+            **{name: counts.others[name] for name in writer.counted},
+        }
+
+    batch = Batch(
+        job,
+        plan,
+        key,
+        [file.name for file in files],
+        lambda _: None,
+        summarise,
+        None if fdr is None else FdrPass(calibration, fdr, explain_rows),
+        total=len(files),
+        unit="images",
+    )
+    summary = run_batch(batch, output, run)
+    show_highest(output, summary["parts"], Wording.of(encoding))
     return summary
 
 
+def _plan(model: Mapping[str, Any], options: Mapping[str, Any], files: Sequence[ImageFile]) -> Plan:
+    """Plan the scoring of these files."""
+    inputs = tuple(input_of(file.path, None, file.name, _detail(file)) for file in files)
+    pieces = [
+        Piece(Place(i), max(1 / PART_FILES, item.bytes / PART_BYTES))
+        for i, item in enumerate(inputs)
+    ]
+    return Plan(model, options, inputs, tuple(cut(pieces, Place(len(files)))))
+
+
+def _detail(file: ImageFile) -> str:
+    """Return a digest of what a manifest says of a file; empty without a manifest."""
+    if file.row is None and not file.problem:
+        return ""
+    content = [str(file.path), file.attributes.get(ID), file.problem, file.row, file.place]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _reasons(
+    folder: ResultFolder, records: Sequence[Record], files: Sequence[ImageFile]
+) -> Reasons:
+    """Return the reasons why images are rejected, from the parts."""
+    reasons = Reasons()
+    for table in rejects_of(folder, records):
+        pairs = zip(table[FILE].to_pylist(), table["reason"].to_pylist(), strict=True)
+        for index, reason in pairs:
+            file = files[index]
+            reasons.add(file, (file.problem if file.place else None) or reason)
+    return reasons
+
+
+def _show_colour(schema: ImageSchema, counts: Counts) -> None:
+    """Print how many images are in colour if the model sees only their brightness."""
+    if schema.channels == 1 and counts.others[IN_COLOUR]:
+        seen = f"{counts.others[IN_COLOUR]} of {counts.scored} scored images are in colour"
+        console.info(f"{seen}, of which the model sees only the brightness")
+
+
 class _HeatmapWriter:
-    """A writer of the heatmaps of flagged images, which counts them."""
+    """A writer of the heatmaps of flagged images."""
 
     def __init__(
-        self, source: LoadedModel, encoding: ImageEncoding, folder: Path, options: HeatmapOptions
+        self,
+        source: LoadedModel,
+        encoding: ImageEncoding,
+        folder: ResultFolder,
+        options: HeatmapOptions,
     ) -> None:
         self.source, self.encoding = source, encoding
         self.folder, self.options = folder, options
         self.enabled = options.png or options.dicom
-        self.counts = {HEATMAPS: 0} if options.png else {}
-        if options.dicom:
-            self.counts |= {DICOM: 0, REFUSED: 0}
+        self.counted = (HEATMAPS,) * options.png + (DICOM, REFUSED) * options.dicom
+        """Entries of the summary."""
+        self._told = threading.Lock()
+        """Taken by the thread that prints the first refusal, and kept."""
 
     def write(
         self,
         files: Sequence[ImageFile],
         frames: Sequence[int],
-        detections: Detections,
+        titles: Sequence[str],
         explained: ScoreParts,
-    ) -> None:
-        """Write the heatmaps of those images that are flagged."""
-        rows = np.flatnonzero(detections.is_anomaly).tolist()
-        flagged = localizations(self.encoding, self.source.bundle.heat_scale, explained, rows)
-        for row, localization in zip(rows, flagged, strict=True):
-            self._write(files[row], frames[row], localization, decision_title(detections, row))
+    ) -> Counter[str]:
+        """Write the heatmaps of N images; return how many of which kind."""
+        written: Counter[str] = Counter()
+        scale = self.source.bundle.heat_scale
+        drawn = localizations(self.encoding, scale, explained, range(len(files)))
+        for image in zip(files, frames, drawn, titles, strict=True):
+            written.update(self._write(*image))
+        return written
 
-    def _write(self, file: ImageFile, frame: int, localization: Localization, title: str) -> None:
+    def _write(
+        self, file: ImageFile, frame: int, localization: Localization, title: str
+    ) -> Iterator[str]:
+        """Write the heatmaps of an image; yield their kinds."""
         name = file_stem(file, frame)
         if self.options.png:
             page = localization.draw(f"{file.name}: {title}")
-            self._output_path(HEATMAPS, f"{name}.png").write_bytes(png(page))
-            self.counts[HEATMAPS] += 1
+            self.folder.write(f"{HEATMAPS}/{name}.png", png(page))
+            yield HEATMAPS
         if self.options.dicom and is_dicom(file.path):
             # The title omits the file name, which may name a patient: pixels are not anonymised.
-            self._write_dicom(file, frame, localization.draw(title), name)
+            yield self._write_dicom(file, frame, localization.draw(title), name)
 
-    def _write_dicom(self, file: ImageFile, frame: int, page: Image.Image, name: str) -> None:
-        """Write a heatmap as DICOM; count it as refused if its source cannot be referred to."""
-        from pipelines.batch.dicom_heatmaps import write_heatmap
+    def _write_dicom(self, file: ImageFile, frame: int, page: Image.Image, name: str) -> str:
+        """Write a heatmap as DICOM, unless its source cannot be referred to; return the kind."""
+        from pipelines.batch.dicom_heatmaps import render_heatmap
 
         model = self.source.to_json()
         about = {
@@ -150,83 +250,123 @@ class _HeatmapWriter:
         }
         pixels = np.asarray(page.convert("RGB"))
         try:
-            write_heatmap(file.path, frame, pixels, about, self._output_path(DICOM, f"{name}.dcm"))
+            content = render_heatmap(file.path, frame, pixels, about)
         except DataError as error:
-            if not self.counts[REFUSED]:
+            if self._told.acquire(blocking=False):
                 console.info(f"a heatmap cannot be written as DICOM: {error}")
-            self.counts[REFUSED] += 1
-        else:
-            self.counts[DICOM] += 1
-
-    def _output_path(self, kind: str, name: str) -> Path:
-        (self.folder / kind).mkdir(exist_ok=True)
-        return self.folder / kind / name
+            return REFUSED
+        self.folder.write(f"{DICOM}/{name}.dcm", content)
+        return DICOM
 
 
-class _ScoringRun:
-    """A run over all batches, which scores and counts their images."""
+class ImageTask(NamedTuple):
+    """Files whose images are read and scored at once."""
 
-    def __init__(
-        self,
-        source: LoadedModel,
-        files: Sequence[ImageFile],
-        sink: Sink,
-        explain: Explain,
-        writer: _HeatmapWriter,
-        has_ids: bool,
-    ) -> None:
-        self.detector, self.files, self.sink = source.bundle.detector, files, sink
-        self.explain, self.writer = explain, writer
-        self.tally = Tally(source.bundle.monitor)
-        self.reasons = Reasons()
-        self.highest = Highest(Wording.of(writer.encoding))
-        self.in_colour = 0
-        self._scored: set[int] = set()
-        self._has_ids = has_ids
+    first: int
+    """Index of the first file."""
+    files: tuple[ImageFile, ...]
+    share: float = 0.0
+    """Share of a part; it is 0 because a unit is one part."""
 
-    def score_all(self, schema: ImageSchema) -> None:
-        """Score or reject every image."""
-        with console.progress("Scoring", len(self.files)) as (bar, task):
-            for batch in read_images(self.files, schema):
-                self._score_batch(batch)
-                note = f"{self.tally.flagged:,} flagged, {self.tally.rejected:,} rejected"
-                bar.update(task, completed=batch.files[-1] + 1, note=note)
-        if schema.channels == 1 and self.in_colour:
-            seen = f"{self.in_colour} of {self.tally.scored} scored images are in colour"
-            console.info(f"{seen}, of which the model sees only the brightness")
 
-    def _score_batch(self, batch: Batch) -> None:
+@dataclass(frozen=True)
+class ImageJob:
+    """How images are read and scored."""
+
+    source: LoadedModel
+    schema: ImageSchema
+    files: tuple[ImageFile, ...]
+    key: pa.Field | None
+    explaining: Explaining
+    writer: _HeatmapWriter
+
+    def read(self, unit: Unit) -> Iterator[ImageTask]:
+        """Yield the files of a unit, a few at a time; they are read where they are scored."""
+        for first in range(unit.first.file, unit.end.file, TASK_FILES):
+            last = min(first + TASK_FILES, unit.end.file)
+            yield ImageTask(first, self.files[first:last])
+
+    def score(self, task: ImageTask) -> Scored:
+        """Score or reject the images of a few files."""
+        counts, files, scored = Counts(), set[int](), []
+        for batch in read_images(task.files, self.schema):
+            files.update(batch.files[row] for row in np.flatnonzero(batch.images.usable))
+            scored.append(self._score_batch(task, batch))
+        tables = [part.rows for part in scored if part.rows is not None]
+        rejects = [part.rejects for part in scored if part.rejects is not None]
+        for part in scored:
+            counts.add(part.counts)
+        counts.others[FILES_SCORED] += len(files)
+        return Scored(_joined(tables), _joined(rejects), counts)
+
+    def _score_batch(self, task: ImageTask, batch: ImagesOfFiles) -> Scored:
         """Score or reject the images of a batch."""
-        for problem in batch.images.problems:
-            file, frame = self.files[batch.files[problem.row]], batch.frames[problem.row]
-            self._reject(file, frame, problem.reason)
-        self.in_colour += batch.images.seen.in_colour
+        rejects = [
+            self._reject(task, batch.files[p.row], batch.frames[p.row], p.reason)
+            for p in batch.images.problems
+        ]
         rows = np.flatnonzero(batch.images.usable)
-        if len(rows):
-            self._scored.update(batch.files[row] for row in rows)
-            files = [self.files[batch.files[row]] for row in rows]
-            frames = [batch.frames[row] or 0 for row in rows]
-            self._score(files, frames, batch.images.take(rows))
+        table, counts = self._score(task, batch, rows) if len(rows) else (None, Counts())
+        counts.rejects_by_column.update([UNREADABLE] * len(rejects))
+        counts.others[IN_COLOUR] += batch.images.seen.in_colour
+        return Scored(table, reject_table(rejects, self.key), counts)
 
-    def _reject(self, file: ImageFile, frame: int | None, reason: str) -> None:
-        """Reject a frame, a file (``frame`` is None) or a row of a manifest that names no file."""
-        self.tally.rejects_by_column[UNREADABLE] += 1
-        self.reasons.add(file, reason)
+    def _reject(self, task: ImageTask, index: int, frame: int | None, reason: str) -> Reject:
+        """Return a frame, a file (``frame`` is None) or a row of a manifest that names no file."""
+        file = task.files[index]
         if file.place and file.problem:
             reason = f"{file.place}: {reason}"
         if not file.is_new:
             frame = file.row
-        name = pa.scalar(file.attributes.get(ID), ID_FIELD.type)
-        self.sink.reject(file.name, [frame], reason, name=name)
+        return Reject(task.first + index, frame, file.attributes.get(ID), None, reason)
 
-    def counts(self) -> dict[str, Any]:
-        """Return the summary's entries about files: scored are those with a scored frame."""
-        scored = len(self._scored)
-        return {
-            "files_scored": scored,
-            "files_rejected": len(self.files) - scored,
-            "rejected_by_reason": dict(self.reasons.counts.most_common()),
-        }
+    def _score(
+        self, task: ImageTask, batch: ImagesOfFiles, rows: NDArray[np.intp]
+    ) -> tuple[pa.Table, Counts]:
+        files = [task.files[batch.files[row]] for row in rows]
+        frames = [batch.frames[row] or 0 for row in rows]
+        images, bundle = batch.images.take(rows), self.source.bundle
+        detections = bundle.detector.detect(images)
+        counts = counts_of(bundle.monitor, detections)
+        listed, drawn = self.explaining.of(detections), self._drawn(detections)
+        explained = np.union1d(listed, drawn)
+        column = {}
+        if len(explained):
+            parts = bundle.detector.scorer.explain(images.take(explained))
+            column = dict(zip(explained.tolist(), self._explain(parts), strict=True))
+            column = {row: column[row] for row in listed.tolist()}
+            counts.others.update(self._draw(files, frames, detections, drawn, explained, parts))
+        table = result_table(
+            self._keys(files, frames),
+            detections,
+            self.explaining.column(detections, column),
+            images=True,
+        )
+        return table, counts
+
+    def _drawn(self, detections: Detections) -> NDArray[np.intp]:
+        """Return the positions of the images that get a heatmap."""
+        return np.flatnonzero(detections.is_anomaly & self.writer.enabled)
+
+    def _draw(
+        self,
+        files: Sequence[ImageFile],
+        frames: Sequence[int],
+        detections: Detections,
+        drawn: NDArray[np.intp],
+        explained: NDArray[np.intp],
+        parts: ScoreParts,
+    ) -> Counter[str]:
+        rows = drawn.tolist()
+        titles = [decision_title(detections, row) for row in rows]
+        chosen = parts.part(np.searchsorted(explained, drawn))
+        return self.writer.write(
+            [files[row] for row in rows], [frames[row] for row in rows], titles, chosen
+        )
+
+    def _explain(self, parts: ScoreParts) -> list[Explanation]:
+        scale, most = self.source.bundle.heat_scale, max_contributions(self.explaining.most)
+        return region_explanations(self.writer.encoding, scale, parts, most)
 
     def _keys(self, files: Sequence[ImageFile], frames: Sequence[int]) -> dict[str, pa.Array]:
         """Return the columns that identify images; ids are written if a manifest has them."""
@@ -234,29 +374,13 @@ class _ScoringRun:
             PATH: pa.array([file.name for file in files], pa.string()),
             FRAME: pa.array(frames, pa.int32()),
         }
-        if self._has_ids:
+        if self.key is not None:
             keys[ID] = pa.array([file.attributes.get(ID) for file in files], ID_FIELD.type)
         return keys
 
-    def _score(self, files: Sequence[ImageFile], frames: Sequence[int], images: RawBatch) -> None:
-        explanations: Sequence[Explanation] = ()
-        if self.explain is None and not self.writer.enabled:
-            detections = self.detector.detect(images)
-        else:
-            explained = self.detector.scorer.explain(images)
-            detections = self.detector.decide(explained.score, explained.observed, explained.kl)
-            if self.explain is not None:
-                explanations = self._explain(explained, max_contributions(self.explain))
-            if self.writer.enabled:
-                self.writer.write(files, frames, detections, explained)
-        keys = self._keys(files, frames)
-        self.highest.add(keys, detections, explanations)
-        self.sink.write(result_table(keys, detections, explanations, images=True))
-        self.tally.count(detections)
 
-    def _explain(self, explained: ScoreParts, limit: int | None) -> list[Explanation]:
-        scale = self.writer.source.bundle.heat_scale
-        return region_explanations(self.writer.encoding, scale, explained, limit)
+def _joined(tables: Sequence[pa.Table]) -> pa.Table | None:
+    return pa.concat_tables(tables) if tables else None
 
 
 def file_stem(file: ImageFile, frame: int) -> str:

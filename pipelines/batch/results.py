@@ -1,29 +1,46 @@
-"""Write results to a folder of parts, rejects and a summary, which is replaced as a whole."""
+"""Write a result: a folder of parts, the rejects and, last of all, the summary.
+
+Every file is written in the hidden folder `RUN` and moved to its name when it is complete and on
+the disk. `RUN` also contains the plan of the run, and a record of each finished part with its
+counts and the digests of its files. A run that was killed is continued by means of these.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
+import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from anomaly_vae.errors import DataError
-from anomaly_vae.files import locked
-from anomaly_vae.messages import printable
+from anomaly_vae.files import locked, strict_json
+from pipelines.batch.counts import Counts
+from pipelines.batch.plan import Plan
 
-PART_ROWS = 1 << 20
+PART_ROWS = 1 << 18
 """Number of rows from which a part is complete."""
 REJECT_ROWS = 1 << 16
 """Number of rejects that are written at a time."""
-SUMMARY, REJECTS, INCOMPLETE = "summary.json", "rejects.parquet", ".incomplete"
+SUMMARY, REJECTS = "summary.json", "rejects.parquet"
+RUN = ".run"
+"""Folder with the plan, the records and unfinished files."""
+PLAN = f"{RUN}/plan.json"
+INCOMPLETE = ".incomplete"
+"""Folder in which older versions kept an unfinished result."""
 HEATMAPS, DICOM = "heatmaps", "dicom"
 RESULT_FILE = re.compile(
-    r"part-\d{5,}\.parquet|rejects\.parquet|summary\.json"
+    r"part-\d{5,}(_\d{5,})?\.parquet|rejects\.parquet|summary\.json"
     r"|heatmaps(/[\w.-]*-[0-9a-f]{16}-\d+\.png)?|dicom(/[\w.-]*-[0-9a-f]{16}-\d+\.dcm)?"
 )
 """Pattern of the names of a result's files; those of heatmaps contain a digest."""
@@ -32,6 +49,8 @@ DICTIONARY_COLUMNS = [
     *(f"contributions.list.element.{name}" for name in ("feature", "observed", "expected")),
 ]
 """Columns with many repeated values, for which dictionary encoding saves space."""
+FILE = "file"
+"""Column of the rejects of a part: the index of the file."""
 REJECT_FIELDS = (
     ("path", pa.string()),
     ("row", pa.int64()),
@@ -53,154 +72,371 @@ def reject_schema(key: pa.Field | None) -> pa.Schema:
     return pa.schema(own if key is None else [*own[:2], key, *own[2:]])
 
 
-@contextmanager
-def result_folder(output: Path) -> Iterator[Path]:
-    """Yield an empty folder whose files replace those of ``output`` when the block succeeds.
+# ---------------------------------------------------------------- the folder
 
-    Nothing outside ``output`` is touched, so it may be a mount point. The previous result stays
-    until the block ends without an error. Then the old files are deleted, the summary first, and
-    the new ones are moved in, the summary last. A result with a summary is therefore complete; a
-    crash between these renames leaves new files, some of them still in `INCOMPLETE`, without a
-    summary.
 
-    Raises:
-        DataError: ``output`` is a file, holds anything but a previous result, or is in use.
+class ResultFolder:
+    """The folder of a result; file names are relative to it, with ``/``.
+
+    Args:
+        path: the folder, which may be a mount point: nothing outside it is touched.
     """
-    if output.is_file():
-        raise DataError(f"--output '{output}' is a file; give a folder")
-    output.mkdir(parents=True, exist_ok=True)
-    with _exclusive(output):
-        _check_replaceable(output)
-        staged = output / INCOMPLETE
-        shutil.rmtree(staged, ignore_errors=True)
-        staged.mkdir()
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Create the folder, and hold a lock on it that ends with the process.
+
+        Raises:
+            DataError: the path is a file, or another run holds the lock.
+        """
+        if self.path.is_file():
+            raise DataError(f"--output '{self.path}' is a file; give a folder")
+        self.path.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self.path, wait=False))
+            except BlockingIOError:
+                raise DataError(f"--output '{self.path}' is being written by another run") from None
+            yield
+
+    def read(self, name: str) -> bytes | None:
+        """Return the content of a file; None if there is none."""
+        with suppress(FileNotFoundError):
+            return (self.path / name).read_bytes()
+        return None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file that is either complete or absent."""
+        with self.create(name) as path:
+            path.write_bytes(content)
+
+    @contextmanager
+    def create(self, name: str) -> Iterator[Path]:
+        """Yield a path to write to; move the file to its name if the block succeeds.
+
+        The content is on the disk before the file has its name.
+        """
+        target = self.path / name
+        unfinished = self.path / RUN / f"unfinished-{name.replace('/', '-')}"
+        for folder in (unfinished.parent, target.parent):
+            folder.mkdir(exist_ok=True)
         try:
-            yield staged
-        except BaseException:
-            shutil.rmtree(staged, ignore_errors=True)
-            raise
-        _publish(staged, output)
+            yield unfinished
+            _sync(unfinished)
+            unfinished.replace(target)
+            _sync(target.parent)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    def digest(self, name: str) -> str | None:
+        """Return the digest of a file; None if there is none."""
+        with suppress(FileNotFoundError), self.open(name) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        return None
+
+    def open(self, name: str) -> io.BufferedReader:
+        """Open a file for reading."""
+        return (self.path / name).open("rb")
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if there is one."""
+        (self.path / name).unlink(missing_ok=True)
+
+    def names(self, pattern: str) -> list[str]:
+        """Return the names of the files that a glob matches, sorted."""
+        return sorted(path.relative_to(self.path).as_posix() for path in self.path.glob(pattern))
+
+    def check(self, restart: bool) -> None:
+        """Check that the folder is empty, or contains a result that may be continued or replaced.
+
+        Raises:
+            DataError: it contains other files, or a result of another origin.
+        """
+        names = set(self._visible())
+        foreign = sorted(name for name in names if not RESULT_FILE.fullmatch(name))
+        if foreign:
+            raise DataError(
+                f"--output '{self.path}' holds other files, such as '{foreign[0]}'; "
+                "choose an empty or a new folder"
+            )
+        if not names or (self.path / PLAN).exists():
+            return
+        if SUMMARY not in names:
+            if (self.path / INCOMPLETE).exists():
+                return
+            raise DataError(
+                f"--output '{self.path}' holds files without a {SUMMARY}; choose an empty or a "
+                "new folder"
+            )
+        if not restart:
+            raise DataError(
+                f"--output '{self.path}' holds a result that another version wrote; choose "
+                "another folder, or add --restart, which replaces it"
+            )
+
+    def clear(self) -> None:
+        """Remove a result: the summary first, the plan last."""
+        self.remove(SUMMARY)
+        for name in sorted(self._visible(), reverse=True):  # the files of a folder before it
+            path = self.path / name
+            path.rmdir() if path.is_dir() else path.unlink()
+        shutil.rmtree(self.path / INCOMPLETE, ignore_errors=True)
+        for path in sorted((self.path / RUN).glob("*"), key=lambda path: path.name == "plan.json"):
+            path.unlink()
+
+    def tidy(self) -> None:
+        """Remove unfinished files, which a killed run leaves."""
+        for name in self.names(f"{RUN}/unfinished-*"):
+            self.remove(name)
+
+    def _visible(self) -> Iterator[str]:
+        """Yield the names in the folder and in its folders of heatmaps, except hidden ones."""
+        for path in self.path.iterdir():
+            if path.name not in (INCOMPLETE, RUN):
+                yield path.name
+            if path.name in (HEATMAPS, DICOM) and path.is_dir():
+                yield from (f"{path.name}/{inner.name}" for inner in path.iterdir())
 
 
-@contextmanager
-def _exclusive(output: Path) -> Iterator[None]:
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(locked(output, wait=False))
-        except BlockingIOError:
-            raise DataError(f"--output '{output}' is being written by another run") from None
-        yield
+def _sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
-def _check_replaceable(output: Path) -> None:
-    names = set(_names(output))
-    foreign = sorted(name for name in names if not RESULT_FILE.fullmatch(name))
-    if foreign:
-        raise DataError(
-            f"--output '{output}' holds other files, such as '{foreign[0]}'; "
-            "choose an empty or a new folder"
-        )
-    if names and SUMMARY not in names and not (output / INCOMPLETE).exists():
-        raise DataError(
-            f"--output '{output}' holds files without a {SUMMARY}; choose an empty or a new folder"
-        )
+# ---------------------------------------------------------------- records
 
 
-def _publish(staged: Path, output: Path) -> None:
-    (output / SUMMARY).unlink(missing_ok=True)
-    for name in sorted(_names(output), reverse=True):  # the files of a folder before the folder
-        path = output / name
-        path.rmdir() if path.is_dir() else path.unlink()
-    for path in sorted(staged.iterdir(), key=lambda path: path.name == SUMMARY):
-        path.rename(output / path.name)
-    staged.rmdir()
+@dataclass(frozen=True)
+class Record:
+    """A finished part: the files that it consists of and its counts.
+
+    A part is identified by its unit and, as a unit may be large, by its number within the unit.
+    """
+
+    unit: int
+    number: int
+    last: bool
+    """Whether it is the last part of its unit."""
+    plan: str
+    """Digest of the run's plan."""
+    part: str | None = None
+    """Name of the file with the scored rows; None without any."""
+    held: str | None = None
+    """Name of the file with the scored rows, until a second pass writes the part."""
+    rejects: str | None = None
+    """Name of the file with the rejected rows; None without any."""
+    digests: dict[str, str] = field(default_factory=dict)
+    """Digest of each file, by name."""
+    counts: Counts = field(default_factory=Counts)
+
+    @property
+    def rows(self) -> str | None:
+        """Name of the file with the scored rows, held or not; None without any."""
+        return self.part or self.held
+
+    @property
+    def part_name(self) -> str:
+        """Name of the part, whether it is written or not."""
+        return part_name(self.unit, self.number)
+
+    def to_bytes(self) -> bytes:
+        """Return the record as it is stored."""
+        content = {**vars(self), "counts": self.counts.to_json()}
+        return f"{json.dumps(content)}\n".encode()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Self:
+        """Read a stored record."""
+        found = strict_json(content)
+        return cls(**found | {"counts": Counts.from_json(found["counts"])})
 
 
-def _names(output: Path) -> Iterator[str]:
-    """Yield the names in the folder and in its folders of heatmaps, except `INCOMPLETE`."""
-    for path in output.iterdir():
-        if path.name != INCOMPLETE:
-            yield path.name
-        if path.name in (HEATMAPS, DICOM) and path.is_dir():
-            yield from (f"{path.name}/{inner.name}" for inner in path.iterdir())
+def stem(unit: int, number: int) -> str:
+    """Return the stem of a part's file names; these sort in the order of the rows.
+
+    >>> stem(3, 0), stem(3, 1)
+    ('00003', '00003_00001')
+    """
+    return f"{unit:05d}" + (f"_{number:05d}" if number else "")
 
 
-class Sink:
-    """A writer of scored rows, in parts of about `PART_ROWS` rows, and of rejects.
+def part_name(unit: int, number: int) -> str:
+    """Return the name of a part."""
+    return f"part-{stem(unit, number)}.parquet"
+
+
+def record_name(unit: int, number: int) -> str:
+    """Return the name of a part's record."""
+    return f"{RUN}/{stem(unit, number)}.json"
+
+
+def records_of(folder: ResultFolder, plan: Plan) -> list[Record]:
+    """Return the records of the finished parts, in order."""
+    found = map(_record, filter(None, map(folder.read, folder.names(f"{RUN}/[0-9]*.json"))))
+    digest = plan.digest
+    records = [record for record in found if record is not None and record.plan == digest]
+    return sorted(records, key=lambda record: (record.unit, record.number))
+
+
+def _record(content: bytes) -> Record | None:
+    """Return a record; None if it is damaged."""
+    try:
+        return Record.from_bytes(content)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def is_sound(folder: ResultFolder, record: Record) -> bool:
+    """Return whether the files of a part are as they were when it was finished."""
+    return all(folder.digest(name) == digest for name, digest in record.digests.items())
+
+
+# ---------------------------------------------------------------- writing
+
+
+class PartWriter:
+    """A writer of one part, whose files and record are complete or absent.
 
     Args:
         folder: the folder to write to.
-        key: the column of ids of tables; None if rows have none.
+        unit: index of the unit.
+        number: number of the part within the unit.
+        held: whether a second pass will write the part itself.
     """
 
-    def __init__(self, folder: Path, key: pa.Field | None = None) -> None:
-        self.folder, self._key = folder, key
-        self.parts: list[str] = []
-        self._writer: pq.ParquetWriter | None = None
-        self._rows = 0
-        self._reject_schema = reject_schema(key)
-        self._rejects = pq.ParquetWriter(folder / REJECTS, self._reject_schema)
-        self._pending: list[tuple[Any, ...]] = []
+    def __init__(self, folder: ResultFolder, unit: int, number: int, held: bool) -> None:
+        self.unit, self.number = unit, number
+        name = f"{RUN}/{stem(unit, number)}"
+        self._rows = "held" if held else "part"
+        """Kind of the file with the scored rows."""
+        self._names = {
+            "rejects": f"{name}.rejects.parquet",
+            "held": f"{name}.held.parquet",
+            "part": part_name(unit, number),
+        }
+        self._folder = folder
+        self._open: dict[str, _Table] = {}
+        self.counts = Counts()
 
-    def __enter__(self) -> Sink:
-        return self
+    def write(self, rows: pa.Table | None, rejects: pa.Table | None, counts: Counts) -> None:
+        """Append scored and rejected rows, and their counts."""
+        self.counts.add(counts)
+        for kind, table in ((self._rows, rows), ("rejects", rejects)):
+            if table is not None and len(table):
+                self._table(kind, table.schema).write(table)
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def _table(self, kind: str, schema: pa.Schema) -> _Table:
+        if kind not in self._open:
+            self._open[kind] = _Table(self._folder, self._names[kind], schema)
+        return self._open[kind]
 
-    def write(self, table: pa.Table) -> None:
-        """Append scored rows."""
-        if self._writer is None:
-            name = f"part-{len(self.parts):05d}.parquet"
-            self.parts.append(name)
-            self._writer = pq.ParquetWriter(
-                self.folder / name,
-                table.schema,
-                compression="zstd",
-                use_dictionary=DICTIONARY_COLUMNS,
-            )
-        self._writer.write_table(table)
-        self._rows += len(table)
-        if self._rows >= PART_ROWS:
-            self._close_part()
-
-    def reject(
-        self,
-        path: Path | str,
-        rows: Sequence[int | None],
-        reason: str,
-        column: str | None = None,
-        name: pa.Scalar | None = None,
-    ) -> None:
-        """Append rejected rows of a file that share one reason, and the id ``name``, if any."""
-        for start in range(0, len(rows), REJECT_ROWS):
-            chunk = rows[start : start + REJECT_ROWS]
-            names = () if self._key is None else (name,)
-            self._pending += [(printable(path), row, *names, column, reason) for row in chunk]
-            if len(self._pending) >= REJECT_ROWS:
-                self._flush_rejects()
-
-    def finish(self) -> dict[str, Any]:
-        """Complete every file after the last row; return additional entries of the summary."""
-        self.close()
-        return {}
+    def finish(self, plan: str, last: bool) -> Record:
+        """Complete the files, then write the record."""
+        for table in self._open.values():
+            table.finish()
+        files = {kind: self._names[kind] for kind in self._open}
+        digests = {name: self._folder.digest(name) or "" for name in files.values()}
+        record = Record(
+            self.unit, self.number, last, plan, digests=digests, counts=self.counts, **files
+        )
+        self._folder.write(record_name(self.unit, self.number), record.to_bytes())
+        return record
 
     def close(self) -> None:
-        """Close every file."""
-        self._close_part()
-        self._flush_rejects()
-        self._rejects.close()
+        """Remove the files that are not finished."""
+        for table in self._open.values():
+            table.close()
 
-    def _close_part(self) -> None:
-        if self._writer is not None:
+
+class _Table:
+    """A Parquet file that is being written."""
+
+    def __init__(self, folder: ResultFolder, name: str, schema: pa.Schema) -> None:
+        self._stack = ExitStack()
+        path = self._stack.enter_context(folder.create(name))
+        self._writer = parquet_writer(path, schema)
+
+    def write(self, table: pa.Table) -> None:
+        self._writer.write_table(table)
+
+    def finish(self) -> None:
+        self._writer.close()
+        self._stack.close()
+
+    def close(self) -> None:
+        """Discard the file, unless it is finished."""
+        with suppress(_Discarded, OSError), self._stack:
             self._writer.close()
-        self._writer, self._rows = None, 0
+            raise _Discarded
 
-    def _flush_rejects(self) -> None:
-        if self._pending:
-            columns = [list(column) for column in zip(*self._pending, strict=True)]
-            self._rejects.write_table(pa.Table.from_arrays(
-                [pa.array(c, t) for c, t in zip(columns, self._reject_schema.types, strict=True)],
-                schema=self._reject_schema,
-            ))  # fmt: skip
-            self._pending = []
+
+class _Discarded(Exception):  # noqa: N818  # no error
+    """Raised within the block that writes a file, so that the file is not kept."""
+
+
+def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """Open a file for result rows."""
+    return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=DICTIONARY_COLUMNS)
+
+
+# ---------------------------------------------------------------- rejects
+
+
+def merge_rejects(
+    folder: ResultFolder,
+    records: Iterable[Record],
+    key: pa.Field | None,
+    names: Sequence[str],
+    starts: Sequence[int] | None,
+) -> None:
+    """Combine the rejects of all parts to one file.
+
+    Args:
+        folder: the folder of the result.
+        records: the records of all parts.
+        key: the column of ids; None if rows have none.
+        names: the name of each file.
+        starts: the position of each file's first row in the whole input, which is added to the
+            row's position in its file; None to leave the positions as they are.
+    """
+    schema = reject_schema(key)
+    with folder.create(REJECTS) as path, pq.ParquetWriter(path, schema) as writer:
+        pending: list[pa.Table] = []
+        for table in rejects_of(folder, records):
+            pending.append(_placed(table, schema, names, starts))
+            if sum(map(len, pending)) >= REJECT_ROWS:
+                writer.write_table(pa.concat_tables(pending), row_group_size=REJECT_ROWS)
+                pending = []
+        if pending:
+            writer.write_table(pa.concat_tables(pending), row_group_size=REJECT_ROWS)
+
+
+def rejects_of(folder: ResultFolder, records: Iterable[Record]) -> Iterator[pa.Table]:
+    """Yield the rejects of all parts, with the index of the file and the position in it."""
+    for record in records:
+        if record.rejects:
+            with folder.open(record.rejects) as source, pq.ParquetFile(source) as file:
+                for batch in file.iter_batches(REJECT_ROWS, use_threads=False):
+                    yield pa.Table.from_batches([batch])
+
+
+def part_reject_schema(key: pa.Field | None) -> pa.Schema:
+    """Return the columns of a part's rejects: as those of the result, with `FILE` for the path."""
+    return reject_schema(key).set(0, pa.field(FILE, pa.int64()))
+
+
+def _placed(
+    table: pa.Table, schema: pa.Schema, names: Sequence[str], starts: Sequence[int] | None
+) -> pa.Table:
+    files, rows = table.column(0).to_pylist(), table.column(1)
+    if starts is not None:
+        rows = pc.add(rows, pa.array([starts[file] for file in files], pa.int64()))
+    paths = pa.array([names[file] for file in files], pa.string())
+    return pa.Table.from_arrays([paths, rows, *table.columns[2:]], schema=schema)

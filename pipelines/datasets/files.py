@@ -18,7 +18,7 @@ from anomaly_vae.errors import DataError
 from anomaly_vae.messages import listed
 from pipelines.datasets.reading.csv_files import csv_head, read_csv
 from pipelines.datasets.reading.json_files import json_head, read_json
-from pipelines.datasets.reading.parquet_files import parquet_head, read_parquet
+from pipelines.datasets.reading.parquet_files import ALL_GROUPS, parquet_head, read_parquet
 from pipelines.datasets.reading.partitions import Partitions, contradictions, with_columns
 from pipelines.datasets.reading.parts import (
     UNREADABLE,
@@ -181,7 +181,7 @@ def _absent_everywhere(names: Sequence[str], present: Collection[str]) -> Iterat
 
 def _with_folders(head: Head, columns: Mapping[str, pa.Scalar]) -> Head:
     fields = [pa.field(n, v.type) for n, v in columns.items() if n not in head.schema.names]
-    return Head(pa.schema([*head.schema, *fields]), head.n_rows) if fields else head
+    return replace(head, schema=pa.schema([*head.schema, *fields])) if fields else head
 
 
 # ---------------------------------------------------------------- rows
@@ -205,12 +205,33 @@ def read_chunks(
     """
     partitions, reading = Partitions.of(files), reading or Reading()
     for path in files:
-        folders = partitions.columns(path)
-        try:
-            for part in _read_file(path, batch_rows, _besides(folders, select), reading):
-                yield from _in_folders(part, folders, select) if folders else (part,)
-        except UNREADABLE as error:
-            yield Broken(path, first_line(error))
+        yield from read_file(path, partitions, reading, select, batch_rows)
+
+
+def read_file(
+    path: Path,
+    partitions: Partitions,
+    reading: Reading,
+    select: Select = list,
+    batch_rows: int = BATCH_ROWS,
+    groups: slice = ALL_GROUPS,
+) -> Iterator[Chunk | Broken]:
+    """Yield the rows of one of several files, and unreadable parts as `Broken`.
+
+    Args:
+        path: the file.
+        partitions: the columns that the folders of all files name.
+        reading: how text is read; it collects notes.
+        select: limits the columns that are read from Parquet; text is always read completely.
+        batch_rows: maximum number of rows read from Parquet at a time.
+        groups: row groups to read of a Parquet file.
+    """
+    folders = partitions.columns(path)
+    try:
+        for part in _read_file(path, batch_rows, _besides(folders, select), reading, groups):
+            yield from _in_folders(part, folders, select) if folders else (part,)
+    except UNREADABLE as error:
+        yield Broken(path, first_line(error))
 
 
 def _besides(folders: Iterable[str], select: Select) -> Select:
@@ -219,11 +240,11 @@ def _besides(folders: Iterable[str], select: Select) -> Select:
 
 
 def _read_file(
-    path: Path, batch_rows: int, select: Select, reading: Reading
+    path: Path, batch_rows: int, select: Select, reading: Reading, groups: slice
 ) -> Iterator[Chunk | Broken]:
     match format_of(path):
         case "parquet":
-            yield from read_parquet(path, batch_rows, select)
+            yield from read_parquet(path, batch_rows, select, groups)
         case "json":
             yield from read_json(path, reading)
         case "csv":

@@ -30,6 +30,7 @@ from anomaly_vae.scoring.wording import Wording
 from pipelines import console
 from pipelines.batch.common import HeatmapOptions
 from pipelines.batch.images import score_images
+from pipelines.batch.run import RunOptions
 from pipelines.batch.tables import score_files
 from pipelines.datasets.image_batches import read_images
 from pipelines.datasets.image_listing import find_images
@@ -38,6 +39,7 @@ from pipelines.registry.frozen_test import FrozenTest
 from pipelines.registry.model_uri import LoadedModel, open_model
 from pipelines.run import run
 
+AGAIN = RunOptions(restart=True)
 ROWS, SCANS, SEED = 20_000, 300, 0
 ID, LABEL, TIME = "TRANSACTION_ID", "TX_FRAUD", "TX_DATETIME"
 SHOWN_ROWS, SHOWN_CONTRIBUTIONS, DRAWN_ROWS = 10, 3, 2
@@ -71,7 +73,8 @@ def tabular(out: Path) -> dict[str, Any]:
         [simulated["out"]],
         out / "scores",
         explain=SHOWN_CONTRIBUTIONS,
-        show_highest=False,
+        run=AGAIN,
+        highest=False,
     )
     registry = Registry(config.mlflow.tracking_uri)
     pictures = _plots(registry, version, out / "pictures")
@@ -95,7 +98,7 @@ def image(out: Path) -> dict[str, Any]:
     answer, source, version = _run(config)
     console.heading("Scoring every scan")
     scores, heatmaps = folder / "scores", HeatmapOptions(png=True)
-    summary = score_images(source, [simulated["out"]], scores, heatmaps=heatmaps)
+    summary = score_images(source, [simulated["out"]], scores, heatmaps=heatmaps, run=AGAIN)
     located = _localization(source, Path(simulated["out"]))
     pictures = _plots(Registry(config.mlflow.tracking_uri), version, folder / "pictures")
     pictures += _sheets(source, simulated["images"], folder / "pictures")

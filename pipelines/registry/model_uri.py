@@ -20,6 +20,8 @@ class LoadedModel:
     name: str | None = None
     version: str | None = None
     alias: str | None = None
+    uri: str | None = None
+    """URI by which the user named the model, if batch scoring records it."""
 
     @property
     def kind(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 
 import pytest
@@ -122,3 +123,33 @@ def test_a_terminal_gets_json_only_where_asked(option: tuple[str, ...]) -> None:
         assert json.loads(text)["rows"] == 1234
     else:
         assert text.splitlines() == ["model uri  models:/fraud/3", "rows       1,234"]
+
+
+# ---------------------------------------------------------------- the rate
+
+
+def test_a_file_gets_a_line_with_rate_and_time_left_every_so_often(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "REPORT_SECONDS", 0.0)
+    meter = console.Meter("Scoring", "rows", 1_000, done=200)
+    with meter.shown():
+        meter.advance(300, "3 flagged")
+    line = capfd.readouterr().err
+    assert re.search(r"Scoring: 500 of 1,000 rows, [\d,]+ rows/s, \d+:\d\d:\d\d left, 3 fl", line)
+    monkeypatch.setattr(console, "REPORT_SECONDS", 60.0)
+    with meter.shown():
+        meter.advance(300, "3 flagged")
+    assert capfd.readouterr().err == ""
+
+
+def test_without_a_total_there_is_no_time_left(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "REPORT_SECONDS", 0.0)
+    meter = console.Meter("Scoring", "images", None, done=0)
+    with meter.shown():
+        meter.advance(2_000, "0 flagged")
+    line = capfd.readouterr().err
+    assert "Scoring: 2,000 images, " in line
+    assert "left" not in line

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,7 @@ from pipelines.datasets.reading.parts import (
 )
 from pipelines.datasets.reading.plain_text import content_of, refuse_foreign
 
+ALL_GROUPS = slice(0, None)
 READ_BUFFER = 1 << 16
 """Size of the read buffer, in bytes."""
 MAX_EXPANSION, MAX_UNPACKED = 1_000, 1 << 28
@@ -46,11 +49,21 @@ def parquet_head(path: Path, _: Reading) -> Head:
     """
     with _open_parquet(path) as file:
         fields = [pa.field(index.name, pa.int64()) for index in _named_range(file)]
-        return Head(pa.schema([*file.schema_arrow, *fields]), file.metadata.num_rows)
+        groups = tuple(_group_sizes(file))
+        return Head(pa.schema([*file.schema_arrow, *fields]), file.metadata.num_rows, groups)
 
 
-def read_parquet(path: Path, batch_rows: int, select: Select) -> Iterator[Chunk | Broken]:
+def _group_sizes(file: pq.ParquetFile) -> Iterator[int]:
+    """Yield the number of rows of each row group."""
+    return (file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))
+
+
+def read_parquet(
+    path: Path, batch_rows: int, select: Select, groups: slice = ALL_GROUPS
+) -> Iterator[Chunk | Broken]:
     """Yield the selected columns of a Parquet file's rows, and unreadable rows as `Broken`.
+
+    ``groups`` limits the row groups that are read.
 
     Raises:
         pyarrow.ArrowException: the file is damaged.
@@ -64,15 +77,15 @@ def read_parquet(path: Path, batch_rows: int, select: Select) -> Iterator[Chunk 
         columns = [name for name in file.schema_arrow.names if name in wanted]
         index = [one for one in index if one.name in wanted]
         texts = [name for name in columns if _holds_text(file, name)]
-        start = 0
-        for group in range(file.num_row_groups):
-            rows = range(start, start + file.metadata.row_group(group).num_rows)
+        probe = _Probe(path, texts)
+        ends = list(itertools.accumulate(_group_sizes(file), initial=0))
+        for group in range(file.num_row_groups)[groups]:
+            rows = range(ends[group], ends[group + 1])
             _refuse_bomb(file.metadata.row_group(group), content_of(path).stat().st_size)
-            count = min(batch_rows, _rows_within_limit(path, group, texts))
+            count = min(batch_rows, probe.rows_within_limit(group))
             batches = file.iter_batches(count, [group], columns, use_threads=False)
             for part in _read_group(path, rows, batches, columns):
                 yield _with_index(part, index)
-            start = rows.stop
 
 
 @dataclass(frozen=True)
@@ -127,17 +140,31 @@ def _holds_text(file: pq.ParquetFile, name: str) -> bool:
     return name in stored and (is_text(plain) or is_bytes(plain))
 
 
-def _rows_within_limit(path: Path, group: int, texts: Sequence[str]) -> int:
-    """Return how many rows of a row group fit into `MAX_BATCH`, by its longest texts.
+class _Probe:
+    """A second view of a Parquet file, whose texts are dictionaries; it is opened once at most."""
 
-    A dictionary with a long text is small in the file, and large once each row has its own copy.
-    """
-    longest = 0
-    with suppress(*UNREADABLE), _parquet_file(path, texts) as file:  # damage is found when read
-        for batch in file.iter_batches(1, [group], texts, use_threads=False) if texts else ():
-            longest = sum(map(_longest, batch.columns))
-            break
-    return max(1, MAX_BATCH // max(longest, 1))
+    def __init__(self, path: Path, texts: Sequence[str]) -> None:
+        self._path, self._texts = path, texts
+
+    def rows_within_limit(self, group: int) -> int:
+        """Return how many rows of a row group fit into `MAX_BATCH`, by its longest texts.
+
+        A dictionary with a long text is small in the file, and large once each row has its own
+        copy.
+        """
+        longest = 0
+        with suppress(*UNREADABLE):  # damage is found when the rows are read
+            for batch in self._first_rows(group) if self._texts else ():
+                longest = sum(map(_longest, batch.columns))
+                break
+        return max(1, MAX_BATCH // max(longest, 1))
+
+    def _first_rows(self, group: int) -> Iterator[pa.RecordBatch]:
+        yield from self._file.iter_batches(1, [group], self._texts, use_threads=False)
+
+    @cached_property
+    def _file(self) -> pq.ParquetFile:
+        return _parquet_file(self._path, self._texts)
 
 
 def _longest(array: pa.Array) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,8 @@ class Head:
 
     schema: pa.Schema
     n_rows: int | None
+    groups: tuple[int, ...] = ()
+    """Number of rows of each row group of a Parquet file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +114,24 @@ class Reading:
     def count_missing(self, column: str, marker: str, count: int) -> None:
         """Count cells of a column that are missing because they hold a marker."""
         self._missing[column][marker] += count
+
+    def separate(self) -> Reading:
+        """Return a reading of the same form that collects its own notes."""
+        return replace(self, _files=defaultdict(list), _missing=defaultdict(Counter))
+
+    def collected(self) -> dict[str, Any]:
+        """Return what the notes are made of as plain JSON values; empty if there are no notes."""
+        files = {text: list(map(str, paths)) for text, paths in self._files.items()}
+        kept = {"files": files, "missing": {name: dict(c) for name, c in self._missing.items()}}
+        return {key: value for key, value in kept.items() if value}
+
+    def absorb(self, collected: Mapping[str, Any]) -> None:
+        """Add the notes of another reading, as `collected` returns them."""
+        for text, paths in collected.get("files", {}).items():
+            for path in paths:
+                self.say(Path(path), text)
+        for name, counts in collected.get("missing", {}).items():
+            self._missing[name].update(counts)
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -139,6 +139,15 @@ def content_of(path: Path) -> Path:
     return _copies.get(key, path)
 
 
+def is_pipe(path: Path) -> bool:
+    """Return whether a path is a pipe that was read, and so cannot be read a second time."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+
+
 # ---------------------------------------------------------------- recognition
 
 

@@ -6,7 +6,7 @@ import gzip
 import json
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import highdicom
@@ -20,7 +20,7 @@ from pydicom.data import get_charset_files, get_testdata_file
 from pydicom.uid import SecondaryCaptureImageStorage
 
 from anomaly_vae.errors import DataError
-from pipelines.batch.dicom_heatmaps import write_heatmap
+from pipelines.batch.dicom_heatmaps import render_heatmap
 
 OVERLAY = np.random.default_rng(0).integers(0, 256, (31, 41, 3), np.uint8)  # an odd number of bytes
 ABOUT = {"model": "scans", "version": "3", "digest": "ab" * 32}
@@ -56,6 +56,13 @@ def quietly(path: Path) -> Dataset:
         header = dcmread(path, stop_before_pixels=True)
         str(header)
     return header
+
+
+def write_heatmap(
+    source: Path, frame: int, overlay: NDArray[np.uint8], about: Mapping[str, str], out: Path
+) -> None:
+    """Write the overlay of a frame to a file."""
+    out.write_bytes(render_heatmap(source, frame, overlay, about))
 
 
 def written(

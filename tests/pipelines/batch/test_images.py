@@ -26,9 +26,10 @@ from anomaly_vae.errors import DataError
 from anomaly_vae.files import locked
 from anomaly_vae.images.schema import ImageSchema
 from pipelines.batch import images as score_images_module
-from pipelines.batch.common import NO_HEATMAPS, UNREADABLE, HeatmapOptions
+from pipelines.batch.common import NO_HEATMAPS, UNREADABLE, ExplainRows, HeatmapOptions
 from pipelines.batch.images import REFUSED, file_stem, score_images
-from pipelines.batch.results import DICOM, HEATMAPS, INCOMPLETE, REJECTS, RESULT_FILE, SUMMARY
+from pipelines.batch.results import DICOM, HEATMAPS, REJECTS, RESULT_FILE, RUN, SUMMARY
+from pipelines.batch.run import RunOptions
 from pipelines.datasets.image_batches import BATCH_SIZE, Batch, read_images
 from pipelines.datasets.image_files import ImageFile
 from pipelines.datasets.image_listing import list_files
@@ -36,6 +37,7 @@ from pipelines.datasets.images import ImageDataset
 from pipelines.registry.model_uri import LoadedModel
 from tests.support.scans import SIZE, blobs, coloured, patched
 
+RESTART = RunOptions(restart=True)
 HEAT = HeatmapOptions(png=True)
 BOTH = HeatmapOptions(png=True, dicom=True)
 PATIENTS = {"MR_small.dcm": "4MR1", "CT_small.dcm": "1CT1"}
@@ -109,7 +111,8 @@ def adds_up(folder: Path) -> dict[str, Any]:
     """The summary, after checking it against what lies in the folder."""
     summary: dict[str, Any] = json.loads((folder / SUMMARY).read_text())
     lies = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
-    assert all(map(RESULT_FILE.fullmatch, lies))
+    assert all(map(RESULT_FILE.fullmatch, {name for name in lies if not name.startswith(RUN)}))
+    assert not any("unfinished" in name for name in lies)
     flagged = sum(pq.read_table(folder / part)["is_anomaly"].to_pylist().count(True)
                   for part in summary["parts"])  # fmt: skip
     assert summary["scored"] == sum(pq.read_metadata(folder / p).num_rows for p in summary["parts"])
@@ -177,7 +180,7 @@ def test_colour_that_the_model_does_not_see_is_told(
     said = "1 of 4 scored images are in colour, of which the model sees only the brightness"
     assert said in " ".join(capfd.readouterr().err.split())
     (folder / "colour.png").unlink()
-    score_images(half, [str(folder)], tmp_path / "out")
+    score_images(half, [str(folder)], tmp_path / "out", run=RESTART)
     assert "colour" not in capfd.readouterr().err
 
 
@@ -259,7 +262,7 @@ def test_regions_add_up_to_the_score(
     half: LoadedModel, tmp_path: Path, out: Path, explain: int | str, most: int
 ) -> None:
     write(tmp_path / "in", patched(blobs(6)))
-    score_images(half, [str(tmp_path / "in")], out, explain)
+    score_images(half, [str(tmp_path / "in")], out, explain, explain_rows=ExplainRows.ALL)
     table = parts(out)
     assert table.column_names[-3:] == ["regions", "rest", "kl"]
     assert "contributions" not in table.column_names
@@ -457,16 +460,19 @@ def content(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_a_second_run_replaces_the_first(every: LoadedModel, scans: Path, out: Path) -> None:
+def test_a_second_run_replaces_the_first_on_request(
+    every: LoadedModel, scans: Path, out: Path
+) -> None:
     sample("MR_small.dcm", scans / "a.dcm")
     score_images(every, [str(scans)], out, heatmaps=BOTH)
     assert {HEATMAPS, DICOM} < {path.name for path in out.iterdir()}
     (scans / "0.png").unlink()
-    score_images(every, [str(scans)], out, heatmaps=HEAT)
+    score_images(every, [str(scans)], out, heatmaps=HEAT, run=RESTART)
     assert len(pictures(out)) == adds_up(out)["rows"] == 6
     assert not (out / DICOM).exists()
-    score_images(every, [str(scans)], out)
-    assert sorted(path.name for path in out.iterdir()) == ["part-00000.parquet", REJECTS, SUMMARY]
+    score_images(every, [str(scans)], out, run=RESTART)
+    visible = sorted(path.name for path in out.iterdir() if path.name != RUN)
+    assert visible == ["part-00000.parquet", REJECTS, SUMMARY]
 
 
 def test_scoring_again_gives_the_same_bytes(every: LoadedModel, scans: Path, out: Path) -> None:
@@ -504,27 +510,30 @@ def test_a_folder_in_use_is_refused(every: LoadedModel, scans: Path, out: Path) 
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
-def test_an_interrupted_run_leaves_the_old_result(
+def test_an_interrupted_run_is_continued(
     every: LoadedModel,
     scans: Path,
     out: Path,
     monkeypatch: pytest.MonkeyPatch,
     error: type[BaseException],
 ) -> None:
-    score_images(every, [str(scans)], out, heatmaps=HEAT)
-    before = content(out)
+    score_images(every, [str(scans)], out.with_name("whole"), heatmaps=HEAT)
     read = read_images
 
     def breaks_off(items: Sequence[ImageFile], schema: ImageSchema) -> Iterator[Batch]:
         yield next(read(items, schema))
-        assert (out / INCOMPLETE / HEATMAPS).is_dir()  # drawn already
         raise error
 
-    monkeypatch.setattr(score_images_module, "read_images", breaks_off)
-    with pytest.raises(error):
-        score_images(every, [str(scans)], out, heatmaps=HEAT)
-    assert content(out) == before
-    assert not (out / INCOMPLETE).exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(score_images_module, "read_images", breaks_off)
+        with pytest.raises(error):
+            score_images(every, [str(scans)], out, heatmaps=HEAT)
+    names = {path.name for path in out.rglob("*") if path.is_file()}
+    assert {name for name in names if not name.endswith(".png")} == {"plan.json"}
+    score_images(every, [str(scans)], out, heatmaps=HEAT)
+    adds_up(out)
+    assert parts(out).equals(parts(out.with_name("whole")))
+    assert pictures(out) == pictures(out.with_name("whole"))
 
 
 def test_nothing_usable_is_a_result_too(every: LoadedModel, tmp_path: Path, out: Path) -> None:

@@ -32,9 +32,10 @@ from scipy.stats import false_discovery_control
 
 from anomaly_vae.errors import DataError
 from anomaly_vae.files import locked
-from pipelines.batch import results, tables
-from pipelines.batch.common import exclude_output
-from pipelines.batch.results import INCOMPLETE, PART_ROWS, REJECTS, SUMMARY
+from pipelines.batch import results
+from pipelines.batch.common import ExplainRows, exclude_output
+from pipelines.batch.results import INCOMPLETE, PART_ROWS, REJECTS, RUN, SUMMARY
+from pipelines.batch.run import RunOptions
 from pipelines.batch.tables import score_files
 from pipelines.registry.model_uri import LoadedModel
 from tests.support.flows import Command, World
@@ -43,6 +44,9 @@ from tests.support.timed import rows as timed_rows
 from tests.support.timed import timed_bundle
 
 ID = "TRANSACTION_ID"
+RECORD = r"plan\.json|\d{5}(_\d{5})?(\.json|\.rejects\.parquet)"
+"""Pattern of the files that describe a finished run."""
+RESTART, ALL = RunOptions(restart=True), ExplainRows.ALL
 
 
 @pytest.fixture
@@ -75,8 +79,9 @@ def adds_up(folder: Path, rows: int) -> dict[str, Any]:
     summary: dict[str, Any] = json.loads((folder / SUMMARY).read_text())
     scored = sum(pq.read_metadata(folder / name).num_rows for name in summary["parts"])
     assert sorted(path.name for path in folder.iterdir()) == sorted(
-        [SUMMARY, REJECTS, *summary["parts"]]
+        [RUN, SUMMARY, REJECTS, *summary["parts"]]
     )
+    assert all(re.fullmatch(RECORD, path.name) for path in (folder / RUN).iterdir())
     assert summary["scored"] == scored
     assert summary["rejected"] == len(rejects(folder))
     assert summary["rejected"] == sum(summary["rejected_by_column"].values())
@@ -168,7 +173,7 @@ def test_contributions_rest_and_kl_add_up_to_the_score(
     source: LoadedModel, table: pa.Table, tmp_path: Path, out: Path, most: int | str
 ) -> None:
     path = write(tmp_path / "t.parquet", table.slice(0, 300))
-    score_files(source, [path], out, most)
+    score_files(source, [path], out, most, explain_rows=ALL)
     labels = source.bundle.scorer.encoding.labels
     for row in parts(out).to_pylist():
         nats = [c["nats"] for c in row["contributions"]]
@@ -469,7 +474,7 @@ def test_missing_columns_are_missing_values(
     source: LoadedModel, table: pa.Table, tmp_path: Path, out: Path
 ) -> None:
     few = table.select([ID, "TX_AMOUNT"]).slice(0, 5)
-    score_files(source, [write(tmp_path / "t.parquet", few)], out, "all")
+    score_files(source, [write(tmp_path / "t.parquet", few)], out, "all", explain_rows=ALL)
     for row in parts(out).to_pylist():
         unseen = [c for c in row["contributions"] if c["observed"] is None]
         assert len(unseen) == len(row["contributions"]) - 1
@@ -586,64 +591,19 @@ def test_a_rejected_row_without_an_id_has_none(
 # ---------------------------------------------------------------- the output folder
 
 
-def test_a_previous_result_is_replaced_whole(
+def test_another_result_is_only_replaced_if_that_is_asked_for(
     source: LoadedModel, table: pa.Table, tmp_path: Path, out: Path
 ) -> None:
     bad = tmp_path / "bad.csv"
     bad.write_text("TX_AMOUNT\nabc\n1\n")
     score_files(source, [str(bad)], out)
-    score_files(source, [write(tmp_path / "t.parquet", table.slice(0, 5))], out)
+    path = write(tmp_path / "t.parquet", table.slice(0, 5))
+    with pytest.raises(DataError, match=r"holds a result of other files.*--restart"):
+        score_files(source, [path], out)
+    adds_up(out, 2)
+    score_files(source, [path], out, run=RESTART)
     assert adds_up(out, 5)["rejected"] == 0
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
-
-
-@pytest.mark.parametrize("place", ["write", "reject", "summary_of"])
-def test_a_crash_leaves_the_previous_result_as_it_was(
-    source: LoadedModel,
-    table: pa.Table,
-    tmp_path: Path,
-    out: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    place: str,
-) -> None:
-    (tmp_path / "bad.csv").write_text("TX_AMOUNT\nabc\n1\n")
-    paths = [write(tmp_path / "t.parquet", table), str(tmp_path / "bad.csv")]
-    score_files(source, paths[:1], out)
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
-
-    def crash(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(*(tables, place) if place == "summary_of" else (results.Sink, place), crash)
-    with pytest.raises(KeyboardInterrupt):
-        score_files(source, paths, out)
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-
-
-@pytest.mark.parametrize("nth", [1, 2, 3])
-def test_a_crash_while_files_are_exchanged_leaves_no_summary_and_all_new_files(
-    source: LoadedModel, table: pa.Table, tmp_path: Path, out: Path,
-    monkeypatch: pytest.MonkeyPatch, nth: int,
-) -> None:  # fmt: skip
-    path = write(tmp_path / "t.parquet", table.slice(0, 5))
-    score_files(source, [path], out)
-    rename, calls = Path.rename, []
-
-    def crash(source: Path, target: Path) -> Path:
-        calls.append(source)
-        if len(calls) == nth:
-            raise KeyboardInterrupt
-        return rename(source, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", crash)
-        with pytest.raises(KeyboardInterrupt):
-            score_files(source, [path], out)
-    assert not (out / SUMMARY).exists()
-    names = sorted(path.name for path in out.rglob("*") if path.is_file())
-    assert names == ["part-00000.parquet", REJECTS, SUMMARY]
-    score_files(source, [path], out)
-    adds_up(out, 5)
 
 
 def test_what_a_killed_run_left_is_no_obstacle(
@@ -670,13 +630,13 @@ def test_nothing_beside_the_output_folder_is_written(
 ) -> None:
     """It may be a mount point, or in a folder that is not ours."""
     out.mkdir()
-    rename, touched = Path.rename, []
+    move, touched = Path.replace, []
 
     def watch(source: Path, target: Path) -> Path:
         touched.extend([source, target])
-        return rename(source, target)
+        return move(source, target)
 
-    monkeypatch.setattr(Path, "rename", watch)
+    monkeypatch.setattr(Path, "replace", watch)
     before = out.stat().st_ino
     score_files(source, [str(transactions)], out)
     assert out.stat().st_ino == before
@@ -788,7 +748,7 @@ def test_large_results_are_written_in_several_parts(
     out: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert PART_ROWS >= 1 << 20
+    assert PART_ROWS >= 1 << 18
     monkeypatch.setattr(results, "PART_ROWS", 400)
     paths = [write(tmp_path / f"{i}.parquet", table.slice(200 * i, 200)) for i in range(7)]
     summary = score_files(source, paths, out)
@@ -951,8 +911,8 @@ def test_flags_by_false_discovery_rate_are_those_of_the_whole_input(
     """Over all files, parts and row groups; nothing else changes."""
     monkeypatch.setattr(results, "PART_ROWS", 600)
     paths = [write(tmp_path / f"{i}.parquet", table.slice(i * 500, 500)) for i in range(3)]
-    score_files(source, paths, tmp_path / "plain", explain=2)
-    score_files(source, paths, out, explain=2, fdr=q)
+    score_files(source, paths, tmp_path / "plain", explain=2, explain_rows=ALL)
+    score_files(source, paths, out, explain=2, fdr=q, explain_rows=ALL)
     summary = adds_up(out, 1_500)
     plain, found = parts(tmp_path / "plain"), parts(out)
     assert found.drop(["is_anomaly"]).equals(plain.drop(["is_anomaly"]))
@@ -1135,4 +1095,4 @@ def test_a_cell_that_may_be_of_either_kind_is_rejected(
     path.write_text('TX_AMOUNT\n"1,234"\n12\n')
     assert score_files(source, [str(path)], out)["rejected"] == 1
     assert "expected a number, got '1,234'" in rejects(out)[0]["reason"]
-    assert score_files(source, [str(path)], out, csv={"decimal": ","})["scored"] == 2
+    assert score_files(source, [str(path)], out, csv={"decimal": ","}, run=RESTART)["scored"] == 2

@@ -347,7 +347,7 @@ def test_heads_tell_columns_and_rows_and_leave_out_what_cannot_be_read(tmp_path:
         write(tmp_path / "d.csv", ""),
     ]
     assert list(heads_by_file(files).values()) == [
-        Head(pa.schema([("a", pa.int64())]), 2),
+        Head(pa.schema([("a", pa.int64())]), 2, (2,)),
         Head(pa.schema([("b", pa.string()), ("c", pa.string())]), None),
     ]
 

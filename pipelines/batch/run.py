@@ -1,0 +1,233 @@
+"""Run a batch: begin or continue a result, have its units scored, and complete it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from anomaly_vae.errors import DataError
+from pipelines import console
+from pipelines.batch.counts import Counts
+from pipelines.batch.engines import Engine, engine_of
+from pipelines.batch.fdr import FdrPass
+from pipelines.batch.plan import Plan, check_same
+from pipelines.batch.results import (
+    PLAN,
+    REJECTS,
+    SUMMARY,
+    Record,
+    ResultFolder,
+    is_sound,
+    merge_rejects,
+    records_of,
+)
+from pipelines.batch.units import Job, Report, Work, total
+from pipelines.registry.model_uri import LoadedModel, open_model
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Options of a run that do not affect its result."""
+
+    workers: int | None = None
+    """Number of threads that score; None for one per core."""
+    engine: Engine = Engine.LOCAL
+    restart: bool = False
+    """Whether a result of other inputs, options or another model is replaced."""
+
+
+DEFAULTS = RunOptions()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What is scored, and how its result is completed."""
+
+    job: Job
+    plan: Plan
+    key: pa.Field | None
+    """Column of ids; None if rows have none."""
+    names: Sequence[str]
+    """Name of each file in the result."""
+    starts: Callable[[Counts], Sequence[int] | None]
+    """Function that returns the position of each file's first row in the whole input; None if
+    rejects keep their positions in the files."""
+    summarise: Callable[[Counts, Sequence[Record]], dict[str, Any]]
+    """Function that returns the summary."""
+    second_pass: FdrPass | None = None
+    total: int | None = None
+    """Number of rows to score, for the progress bar; None if it is not known."""
+    unit: str = "rows"
+    """Word for rows in the progress bar."""
+
+
+def run_batch(batch: Batch, output: Path, options: RunOptions) -> dict[str, Any]:
+    """Score what is not scored yet, and return the summary.
+
+    Raises:
+        DataError: the folder holds another result or other files, is in use, or is full.
+    """
+    folder = ResultFolder(output)
+    with folder.locked():
+        plan = _begin(folder, batch.plan, options.restart)
+        batch, held = replace(batch, plan=plan), batch.second_pass is not None
+        records = [r for r in records_of(folder, plan) if is_sound(folder, r)]
+        work = Work.of(batch.job, folder, plan, held, records)
+        finished = folder.read(SUMMARY)
+        if finished and not work.units and folder.names(REJECTS):
+            console.info(f"'{output}' holds the finished result; nothing is scored again")
+            summary: dict[str, Any] = json.loads(finished)
+            return summary
+        folder.remove(SUMMARY)
+        try:
+            return _complete(batch, folder, work, records, options)
+        except OSError as error:
+            raise _unwritable(output, error) from None
+        except KeyboardInterrupt:
+            console.info("interrupted: the same command continues with the parts that are missing")
+            raise
+
+
+def _begin(folder: ResultFolder, plan: Plan, restart: bool) -> Plan:
+    """Return the plan of the folder, after storing this one in an empty folder."""
+    folder.check(restart)
+    content = folder.read(PLAN)
+    stored = Plan.from_bytes(content) if content else None
+    if stored is not None and not restart:
+        check_same(folder.path, stored, plan)
+        folder.tidy()
+        return stored
+    if content is not None and not restart:
+        raise DataError(
+            f"--output '{folder.path}' holds a result that another version began; choose another "
+            "folder, or add --restart, which replaces it"
+        )
+    folder.clear()
+    folder.write(PLAN, plan.to_bytes())
+    return plan
+
+
+def _complete(
+    batch: Batch,
+    folder: ResultFolder,
+    work: Work,
+    records: Sequence[Record],
+    options: RunOptions,
+) -> dict[str, Any]:
+    start, before = time.monotonic(), total(records)
+    if records:
+        console.info(
+            f"continuing: {before.scored + before.rejected:,} rows in {len(records):,} parts are "
+            "finished"
+        )
+    meter = console.Meter("Scoring", batch.unit, batch.total, before.scored + before.rejected)
+    with meter.shown():
+        report = _reporter(meter, before)
+        engine_of(options.engine)(work, options.workers or cores(), report)
+    records = records_of(folder, batch.plan)
+    entries: dict[str, Any] = {}
+    if batch.second_pass:
+        records, entries = batch.second_pass.run(folder, records)
+    counts = total(records)
+    starts = batch.starts(counts)
+    merge_rejects(folder, records, batch.key, batch.names, starts)
+    summary = _with_shares(batch.summarise(counts, records) | entries)
+    new = counts.scored + counts.rejected - before.scored - before.rejected
+    summary |= _measured(new, time.monotonic() - start)
+    folder.write(SUMMARY, f"{json.dumps(summary, indent=1)}\n".encode())
+    return summary
+
+
+def _reporter(meter: console.Meter, before: Counts) -> Report:
+    """Return a function that adds up what is scored and shows it."""
+    flagged, rejected = before.flagged, before.rejected
+    lock = threading.Lock()
+
+    def report(counts: Counts) -> None:
+        nonlocal flagged, rejected
+        with lock:
+            flagged += counts.flagged
+            rejected += counts.rejected
+            note = f"{flagged:,} flagged, {rejected:,} rejected"
+            meter.advance(counts.scored + counts.rejected, note)
+
+    return report
+
+
+def _with_shares(summary: dict[str, Any]) -> dict[str, Any]:
+    """Return a summary with the share of flagged rows, and the share that alpha lets expect."""
+    share = summary["flagged"] / summary["scored"] if summary["scored"] else None
+    expected = summary["alpha"] if summary["fdr"] is None else None
+    return {**summary, "flagged_share": share, "expected_share": expected}
+
+
+def _measured(rows: int, seconds: float) -> dict[str, Any]:
+    """Return the summary's entries that differ from run to run."""
+    return {
+        "seconds": round(seconds, 3),
+        "rows_per_second": round(rows / max(seconds, 1e-9), 1),
+        "peak_memory_bytes": _peak_memory(),
+    }
+
+
+def _peak_memory() -> int:
+    """Return the largest amount of memory that this process had, in bytes."""
+    with suppress(OSError):  # Linux; ru_maxrss is at least that of the process which started it
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        if match := re.search(r"VmHWM:\s+(\d+) kB", status):
+            return int(match[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _unwritable(output: Path, error: OSError) -> DataError:
+    return DataError(
+        f"--output '{output}': {error.strerror or error}; what is finished is kept, and the same "
+        "command continues"
+    )
+
+
+# ---------------------------------------------------------------- the model
+
+
+def open_recorded(uri: str, output: Path, restart: bool = False) -> LoadedModel:
+    """Open a model, or the version with which the run in the output folder began.
+
+    An alias may have moved since then.
+
+    Raises:
+        AnomalyVAEError: see `open_model`.
+    """
+    recorded = None if restart else _recorded(uri, ResultFolder(output))
+    if recorded is None:
+        return replace(open_model(uri), uri=uri)
+    console.info(f"continuing with version {recorded['version']}, with which the run began")
+    source = open_model(f"models:/{recorded['name']}/{recorded['version']}")
+    return replace(source, uri=uri, alias=recorded["alias"])
+
+
+def _recorded(uri: str, folder: ResultFolder) -> Mapping[str, Any] | None:
+    """Return the model of the stored plan, if this URI named it by an alias."""
+    content = folder.read(PLAN)
+    stored = Plan.from_bytes(content) if content else None
+    same = stored is not None and stored.model["uri"] == uri
+    return stored.model if stored is not None and same and stored.model["alias"] else None
