@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from anomaly_vae.config.base import Fraction, Section, Seed, TimeInterval, utc
+from anomaly_vae.config.windows import Duration, EntityWindows
 from anomaly_vae.types import (
     MAX_BYTES,
     MAX_FRAMES,
@@ -200,6 +201,11 @@ class TabularData(DataConfig):
     doubt."""
     csv: CsvConfig = CsvConfig()
     """Form of CSV files."""
+    windows: dict[str, EntityWindows] = Field(default_factory=dict)
+    """Columns that name entities, such as cards, each with the features computed of its past
+    events; see docs/windows.md."""
+    windows_horizon: Duration = "1d"
+    """Greatest delay with which an event may arrive and still be placed at its own time."""
 
     @field_validator("time_format")
     @classmethod
@@ -233,6 +239,12 @@ class TabularData(DataConfig):
             raise ValueError("splits.anomalies is for rows in no order; splits follow time here")
         return self
 
+    @model_validator(mode="after")
+    def _check_windows(self) -> TabularData:
+        if self.windows and not self.time:
+            raise ValueError("windows needs a time column; name it in time")
+        return self
+
     @property
     def roles(self) -> tuple[str, ...]:
         """Columns that are a label, an id or a group, and so no features."""
@@ -241,7 +253,13 @@ class TabularData(DataConfig):
     @property
     def unset(self) -> set[str]:
         """Keys that the manifest leaves out, because they have their defaults."""
-        optional: dict[str, Any] = {"types": {}, "time_format": None, "csv": CsvConfig()}
+        optional: dict[str, Any] = {
+            "types": {},
+            "time_format": None,
+            "csv": CsvConfig(),
+            "windows": {},
+            "windows_horizon": "1d",
+        }
         return {name for name, default in optional.items() if getattr(self, name) == default}
 
     @property
