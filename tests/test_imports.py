@@ -58,7 +58,7 @@ ROWS: dict[str, list[set[str]]] = {
 }
 
 # Libraries of training. Lean code never imports them, not even inside a function.
-HEAVY = {"matplotlib", "mlflow", "onnx", "pandas", "scipy", "sklearn", "torch"}
+HEAVY = {"duckdb", "matplotlib", "mlflow", "onnx", "pandas", "scipy", "sklearn", "torch"}
 # Libraries that read and write images; a process that scores tables loads none of them.
 IMAGING = {"PIL", "pydicom", "nibabel", "highdicom"}
 # What a service may import of the library, and all of it without the libraries of training.
@@ -79,7 +79,7 @@ LEAN = {
     "anomaly_vae.scoring",
     "anomaly_vae.types",
 }
-NOT_LEAN = {"anomaly_vae.data.dataframes"}
+NOT_LEAN = {"anomaly_vae.data.dataframes", "anomaly_vae.features.offline"}
 # Commands that read no more than scoring needs.
 LEAN_FLOWS = {
     "pipelines.batch",

@@ -9,15 +9,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from anomaly_vae.data.arrow import levels_from_arrow
-from anomaly_vae.data.converters import Levels, level_name
+from anomaly_vae.data.converters import BOOLEAN, Levels, label_spellings, level_name
 from anomaly_vae.data.splitting import Rows
 from anomaly_vae.errors import DataError
 from anomaly_vae.messages import listed
 
 Mask = NDArray[np.bool_]
-
-BOOLEAN = {"0": "false", "1": "true", "false": "0", "true": "1"}
-"""Equivalent spelling of each boolean label."""
 
 
 def label_masks(labels: pa.ChunkedArray, positive: Any, column: str) -> tuple[Mask, Mask]:
@@ -29,7 +26,7 @@ def label_masks(labels: pa.ChunkedArray, positive: Any, column: str) -> tuple[Ma
         column: the name of the label column in messages.
     """
     levels = _levels(labels, column).without_markers()
-    wanted = _spellings(positive)
+    wanted = label_spellings(positive)
     anomalous = [code for code, name in enumerate(levels.names) if name in wanted]
     return np.isin(levels.codes, anomalous), levels.codes < 0
 
@@ -70,7 +67,7 @@ def check_positive(labels: pa.ChunkedArray, positive: Any, column: str) -> None:
         DataError: there are no labels, or none of them is ``positive``, probably a misspelling.
     """
     names = set(_levels(labels, column).without_markers().names)
-    wanted = _spellings(positive)
+    wanted = label_spellings(positive)
     if not names:
         raise DataError(f"column '{column}' has no label in any row; leave it out", column=column)
     if not names & wanted and not names | wanted <= set(BOOLEAN):
@@ -79,12 +76,6 @@ def check_positive(labels: pa.ChunkedArray, positive: Any, column: str) -> None:
             f"names (quote words such as 'yes' in YAML); found {listed(sorted(names))}",
             column=column,
         )
-
-
-def _spellings(positive: Any) -> set[str]:
-    """Return the text of a label value and its boolean equivalent, such as 1 and true."""
-    wanted = level_name(positive) or ""
-    return {wanted, BOOLEAN.get(wanted, wanted)}
 
 
 def _levels(cells: pa.ChunkedArray, column: str) -> Levels:
