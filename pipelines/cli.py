@@ -105,6 +105,14 @@ CsvOptions = Annotated[
         "encoding or null_values; may be repeated",
     ),
 ]
+History = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATH",
+        help="rows before the input, which feed the windows of data.windows and are not scored; "
+        "may be repeated",
+    ),
+]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="name of the registered model")]
 
 
@@ -166,12 +174,14 @@ def evaluate(
         typer.Option(min=1, metavar="K", help="number of rows that people can review"),
     ] = None,
     csv: CsvOptions = None,
+    history: History = None,
 ) -> None:
     """Evaluate a model on labelled data."""
     from pipelines.reports.report import evaluate_files
 
     source = _open_model(model)
-    answer = evaluate_files(source, data, label, positive, top, _csv_options(csv))
+    options = _csv_options(csv), history or ()
+    answer = evaluate_files(source, data, label, positive, top, *options)
     console.result({"model": source.to_json(), **answer})
 
 
@@ -263,6 +273,7 @@ def score(
         typer.Option(min=0, help="exit 1 if more rows are rejected; default: no limit"),
     ] = None,
     csv: CsvOptions = None,
+    history: History = None,
 ) -> None:
     """Score files; every row is scored, or rejected with a reason."""
     if fdr is not None and not 0 < fdr < 1:
@@ -282,7 +293,7 @@ def score(
         _explain_option(explain),
         HeatmapOptions(heatmaps, dicom_out),
         fdr,
-        **_table_options(source, csv),
+        **_table_options(source, csv, history),
     )
     console.info(
         f"{summary['rows']:,} rows: {summary['scored']:,} scored, {summary['flagged']:,} flagged, "
@@ -499,12 +510,14 @@ def denoise(
     _generate("denoise", model, out, _all_paths(input_, more), rows, seed, kind, strength)
 
 
-def _table_options(source: LoadedModel, csv: list[str] | None) -> dict[str, Any]:
-    if not csv:
-        return {}
-    if source.bundle.manifest["kind"] != "tabular":
-        raise ConfigError("--csv is for models of tables; leave it out")
-    return {"csv": _csv_options(csv)}
+def _table_options(
+    source: LoadedModel, csv: list[str] | None, history: list[str] | None
+) -> dict[str, Any]:
+    given = {"csv": _csv_options(csv), "history": history}
+    options = {name: value for name, value in given.items() if value}
+    if options and source.bundle.manifest["kind"] != "tabular":
+        raise ConfigError(f"--{next(iter(options))} is for models of tables; leave it out")
+    return options
 
 
 def _csv_options(options: list[str] | None) -> dict[str, Any]:

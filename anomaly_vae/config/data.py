@@ -243,12 +243,38 @@ class TabularData(DataConfig):
     def _check_windows(self) -> TabularData:
         if self.windows and not self.time:
             raise ValueError("windows needs a time column; name it in time")
+        for entity, windows in self.windows.items():
+            self._refuse_roles(entity, windows)
         return self
+
+    def _refuse_roles(self, entity: str, windows: EntityWindows) -> None:
+        """Refuse windows that read the label before it is known, and entities without a past."""
+        if entity in (self.id, self.time):
+            reason = "never repeats; name a column such as a card or a terminal"
+            raise ValueError(
+                f"windows.{entity}: the {'id' if entity == self.id else 'time'} {reason}"
+            )
+        names = [entity, *(name for key, name in windows.columns if key != "risk.label")]
+        if self.label in names:
+            raise ValueError(
+                f"windows.{entity} reads the label, which is not known at once; use "
+                f"risk: {{label: {self.label}, delay: 7d}}"
+            )
 
     @property
     def roles(self) -> tuple[str, ...]:
         """Columns that are a label, an id or a group, and so no features."""
         return tuple(name for name in (self.label, self.id, self.group) if name)
+
+    def reads(self, name: str) -> bool:
+        """Return whether a column may be a feature."""
+        return name not in self.ignore and (self.features is None or name in self.features)
+
+    @property
+    def window_columns(self) -> frozenset[str]:
+        """Columns that the windows are computed of."""
+        named = (name for windows in self.windows.values() for _, name in windows.columns)
+        return frozenset({*self.windows, *named})
 
     @property
     def unset(self) -> set[str]:

@@ -71,10 +71,22 @@ class EntityWindows(Section):
     risk: Risk | None = None
     """Share of known anomalies in each window, shifted into the past by the delay of the labels."""
 
+    @property
+    def columns(self) -> tuple[tuple[str, str], ...]:
+        """Columns that the features are computed of, besides the entity, each after its key."""
+        return (
+            *(("of", name) for name in self.of),
+            *(("distinct", name) for name in self.distinct),
+            *((("risk.label", self.risk.label),) if self.risk else ()),
+        )
+
     @model_validator(mode="after")
     def _check_features(self) -> EntityWindows:
         if len({seconds(span) for span in self.over}) < len(self.over):
             raise ValueError(f"over names a length twice: {', '.join(self.over)}")
         if not (self.count or self.of or self.distinct or self.since_last or self.risk):
             raise ValueError("asks for no feature; add count: true")
+        for key, names in (*self.of.items(), ("distinct", self.distinct)):
+            if len(set(names)) < len(names) or (not names and key != "distinct"):
+                raise ValueError(f"{key}: name at least one, and each only once")
         return self

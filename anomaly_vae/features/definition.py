@@ -95,9 +95,14 @@ class WindowDefinition:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the definition, hexadecimal."""
-        text = json.dumps([list(vars(f).values()) for f in self.features])
+        """SHA-256 of the features and the labels of risks, hexadecimal, whatever their order."""
+        risks = [(entity, w.risk.label) for entity, w in self.windows.items() if w.risk]
+        text = json.dumps([sorted(map(_content, self.features)), sorted(risks)])
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _content(feature: WindowFeature) -> list[str]:
+    return [str(value) for value in vars(feature).values()]
 
 
 def _features(entity: str, windows: EntityWindows) -> Iterator[WindowFeature]:

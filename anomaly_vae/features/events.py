@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from anomaly_vae.config.windows import EntityWindows
 from anomaly_vae.data.converters import CellProblem, label_spellings
 from anomaly_vae.data.schema import RowProblem
 from anomaly_vae.errors import DataError
@@ -69,6 +70,26 @@ class EventReader:
     """Format of times that need one; see `times.parse_time`."""
     positive: Any = 1
     """Value of label columns that means anomaly."""
+
+    @classmethod
+    def of_config(
+        cls, data: Mapping[str, Any], time_format: str | None = None
+    ) -> EventReader | None:
+        """Return the reader of a configuration's windows; None if it has none.
+
+        Args:
+            data: the section ``data`` of the configuration, as a manifest contains it.
+            time_format: the format of times that was found in training, if any.
+        """
+        windows = {
+            entity: EntityWindows.model_validate(content)
+            for entity, content in (data.get("windows") or {}).items()
+        }
+        if not windows:
+            return None
+        time_format = time_format or data.get("time_format")
+        definition = WindowDefinition(windows)
+        return cls(definition, data["time"], data.get("id"), time_format, data["positive"])
 
     @cached_property
     def keys(self) -> tuple[str, ...]:

@@ -24,10 +24,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from anomaly_vae.errors import DataError
+from anomaly_vae.config import validate_config
+from anomaly_vae.config.windows import EntityWindows
+from anomaly_vae.data.dataframes import detect_container, from_table, to_table
+from anomaly_vae.errors import ConfigError, DataError
 from anomaly_vae.features import sliding
 from anomaly_vae.features.definition import MICROSECONDS, WindowDefinition, WindowFeature
 from anomaly_vae.features.events import EventReader, Events
+from anomaly_vae.messages import listed
+
+__all__ = ["add_windows"]
 
 MEMORY = "2GB"
 """Memory that DuckDB uses before it writes to disk."""
@@ -440,3 +446,91 @@ def _statistic(
         case "max":
             return sliding.maxima(values, start, stop)
     return sliding.deviations(values, start, stop)
+
+
+def add_windows(
+    X: Any,
+    windows: Mapping[str, EntityWindows | Mapping[str, Any]],
+    *,
+    time: str,
+    id: str | None = None,  # noqa: A002  # the key of the configuration
+    time_format: str | None = None,
+    positive: Any = 1,
+    history: Any = None,
+) -> Any:
+    """Add the features of windows to a data frame, as training with `data.windows` does.
+
+    Args:
+        X: N rows: a data frame of pandas or polars, or an Arrow table.
+        windows: the windows of each entity column, as in `data.windows`.
+        time: the column with the time of each row.
+        id: the column with the id of each row; rows with the id of an earlier row are no events.
+        time_format: the format of times that need one, as in `data.time_format`.
+        positive: the value of the label columns of `risk` that means anomaly.
+        history: earlier rows, which feed the windows only.
+
+    Returns:
+        X with one further column per feature, NaN where a feature is missing.
+
+    Raises:
+        ConfigError: the windows are not valid.
+        DataError: a column is absent or has the name of a feature, or a cell cannot be read.
+
+    Example:
+        >>> import pandas as pd
+        >>> rows = pd.DataFrame({"card": [7, 7], "at": ["2024-01-01 10:00", "2024-01-01 10:30"]})
+        >>> add_windows(rows, {"card": {"over": ["1h"], "count": True}}, time="at")
+           card                at  card_count_1h
+        0     7  2024-01-01 10:00            0.0
+        1     7  2024-01-01 10:30            1.0
+    """
+    data = {"time": time, "id": id, "time_format": time_format, "positive": positive}
+    reader = _reader(windows, data)
+    events = _events(X, reader)
+    with OfflineWindows(reader) as offline:
+        if history is not None:
+            offline.add_history(_events(history, reader))
+        offline.add(events, np.arange(len(events.columns)))
+        values = offline.compute().read(np.arange(len(events.columns)))
+    container = detect_container(X)
+    if container == "frame":
+        return X.assign(**values)
+    table: Any = to_table(X)
+    columns = {name: table.column(name) for name in table.column_names}
+    return from_table(pa.table({**columns, **values}), container)
+
+
+def _reader(windows: Mapping[str, Any], data: Mapping[str, Any]) -> EventReader:
+    plain = {
+        entity: each.model_dump() if isinstance(each, EntityWindows) else dict(each)
+        for entity, each in windows.items()
+    }
+    content = {**data, "path": "", "windows": plain}
+    config = validate_config({"name": "windows", "data": content})
+    reader = EventReader.of_config(config.data.model_dump())
+    if reader is None:
+        raise ConfigError(
+            "windows names no entity; write {'card': {'over': ['1h'], 'count': True}}"
+        )
+    return reader
+
+
+def _events(X: Any, reader: EventReader) -> Events:
+    """Read rows that must all be usable.
+
+    Raises:
+        DataError: they are not, lack a column or have one with the name of a feature.
+    """
+    table = to_table(X)
+    if table is None:
+        raise DataError("X has no column names; pass a data frame or an Arrow table")
+    for name in [*reader.needed, *([reader.id] if reader.id else [])]:
+        if name not in table.column_names:
+            raise DataError(f"X lacks the column '{name}'; found {listed(table.column_names)}")
+    for name in reader.definition.names:
+        if name in table.column_names:
+            raise DataError(f"X has a column '{name}' already; drop it", column=name)
+    events = reader.read(table)
+    if events.problems:
+        raise DataError(str(events.problems[0]), column=events.problems[0].column)
+    return events

@@ -35,6 +35,7 @@ from pipelines.batch.results import SUMMARY, Sink, result_folder
 from pipelines.datasets.files import absent_columns, find_files, heads_by_file, read_chunks
 from pipelines.datasets.loading import NO_OPTIONS
 from pipelines.datasets.reading.parts import Broken, Chunk, Head, Reading
+from pipelines.datasets.windows import WindowColumns, expected_columns, open_windows
 from pipelines.registry.model_uri import LoadedModel
 
 
@@ -46,6 +47,7 @@ def score_files(
     heatmaps: HeatmapOptions = NO_HEATMAPS,
     fdr: float | None = None,
     csv: Mapping[str, Any] = NO_OPTIONS,
+    history: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Score every row of every file into a folder and return the summary.
 
@@ -57,9 +59,11 @@ def score_files(
         heatmaps: must be `NO_HEATMAPS`, as only images have heatmaps.
         fdr: false discovery rate at which to flag rows, instead of by the threshold.
         csv: keys of `CsvConfig` that differ from the training configuration.
+        history: files, folders or globs with earlier rows, which feed windows and are not scored.
 
     Raises:
-        ConfigError: heatmaps are requested, or ``csv`` is invalid.
+        ConfigError: heatmaps are requested, ``csv`` is invalid, or there is history for a model
+            without windows.
         DataError: no file is found, one lies in ``output``, or ``output`` holds other files.
         CalibrationError: the model's p-values do not allow control of the false discovery rate.
     """
@@ -73,20 +77,21 @@ def score_files(
     heads = list(by_file.values())
     names = {name for head in heads for name in head.schema.names}
     warn_missing_group(calibration, names)
-    for note in absent_columns(by_file, source.bundle.scorer.schema.names):
+    for note in absent_columns(by_file, expected_columns(source.bundle)):
         console.info(note)
     reserved = (*RESULT_COLUMNS, *GROUP_COLUMNS) if calibration.groups else RESULT_COLUMNS
     keys = find_keys(source.bundle.manifest["config"]["data"].get("id"), by_file, reserved)
     with (
         result_folder(output) as folder,
+        open_windows(source.bundle, by_file, files, history, csv) as windows,
         open_sink(folder, calibration, fdr, keys.field) as sink,
     ):
-        scoring = _Scoring(source.bundle, keys, sink, explain, reading)
+        scoring = _Scoring(source.bundle, keys, sink, explain, reading, windows)
         scoring.score_all(files, _total_rows(files, heads))
         entries = sink.finish()
         summary = summary_of(source, len(files), scoring.tally, sink) | entries
         summary["ignored_columns"] = list(source.bundle.scorer.schema.unknown(names))
-        summary |= _show_notes(reading)
+        summary |= _show_notes(reading) | ({"warnings": windows.warnings} if windows else {})
         (folder / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return summary
 
@@ -102,13 +107,19 @@ class _Scoring:
     """A run over a sequence of files, with its position in the whole input."""
 
     def __init__(
-        self, bundle: Bundle, keys: Keys, sink: Sink, explain: Explain, reading: Reading
+        self,
+        bundle: Bundle,
+        keys: Keys,
+        sink: Sink,
+        explain: Explain,
+        reading: Reading,
+        windows: WindowColumns | None,
     ) -> None:
         self.detector = bundle.detector
         self.schema = cast("TabularSchema", bundle.scorer.schema)
         self.keys, self.sink, self.tally = keys, sink, Tally(bundle.monitor)
         self.explain, self.max_contributions = explain is not None, max_contributions(explain)
-        self.reading = reading
+        self.reading, self.windows = reading, windows
         self.path: Path | None = None
         self.start = self.rows_of_file = 0
 
@@ -130,7 +141,7 @@ class _Scoring:
         self.rows_of_file = max(self.rows_of_file, int(part.rows[-1]) + 1)
         ids, problems = self.keys.ids(part.table)
         try:
-            batch = self.schema.from_arrow(part.table)
+            batch = self._read(part)
         except DataError as error:
             problem = RowProblem(0, error.column, str(error))
             self._reject(part, dict.fromkeys(range(len(part.rows)), problem), ids)
@@ -139,6 +150,11 @@ class _Scoring:
             self._reject(part, {p.row: p for p in reversed(batch.problems)}, ids)
             self._score_batch(batch, self.keys.of(ids, self.start + part.rows))
         return len(part.rows)
+
+    def _read(self, part: Chunk) -> RawBatch:
+        if self.windows is None:
+            return self.schema.from_arrow(part.table)
+        return self.windows.read(part, self.schema)
 
     def _reject_broken(self, broken: Broken) -> int:
         rows: Sequence[int | None] = [None]
@@ -175,7 +191,8 @@ class _Scoring:
 
     def _needed(self, names: Sequence[str]) -> Sequence[str]:
         """Select the model's columns and the id, or all columns if none of the model's exists."""
-        features = set(names) & set(self.schema.names)
+        windows = self.windows.reader.names if self.windows else ()
+        features = set(names) & {*self.schema.names, *windows}
         return [name for name in names if name in features | {self.keys.id}] if features else names
 
 

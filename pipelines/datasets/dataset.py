@@ -56,6 +56,8 @@ class Dataset:
     """Format of the time column, if its values need one."""
     duplicate_ids: int = 0
     """Number of rows whose id an earlier row has."""
+    windows: str | None = None
+    """Digest of the definition of window features; None if there are none."""
     origin: str | None = None
     """Digest before rows were excluded; None if none were."""
     files: tuple[Path, ...] = ()
@@ -116,7 +118,14 @@ class Dataset:
             "splits": self.assignment.counts,
             "unused": dict(self.assignment.unused),
             "duplicate_ids": self.duplicate_ids,
+            **({"windows": self._windows} if self.windows else {}),
         }
+
+    @property
+    def _windows(self) -> dict[str, str]:
+        """Digest of the window features, and the format of their times if they need one."""
+        assert self.windows is not None
+        return {"digest": self.windows, **self.read_options}
 
     def test_twins(self, encoding: Encoding) -> NDArray[np.bool_]:
         """Return a mask (N,) of the test rows that equal a training row once encoded."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -11,6 +13,7 @@ from anomaly_vae.data.arrow import normalise_array, times_from_arrow
 from anomaly_vae.data.splitting import TRAIN, assign
 from anomaly_vae.data.type_inference import check_present, infer_schema, time_column
 from anomaly_vae.errors import DataError
+from anomaly_vae.features.definition import WindowDefinition
 from anomaly_vae.messages import listed
 from pipelines.datasets.dataset import Dataset, unlabelled_note, unreadable_note, without_unreadable
 from pipelines.datasets.files import (
@@ -22,6 +25,7 @@ from pipelines.datasets.files import (
 from pipelines.datasets.labels import labelled_rows
 from pipelines.datasets.reading.partitions import Partitions
 from pipelines.datasets.reading.parts import Reading
+from pipelines.datasets.windows import with_windows
 
 
 def load_table(data: TabularData) -> Dataset:
@@ -38,11 +42,16 @@ def load_table(data: TabularData) -> Dataset:
     check_present(table, data)
     data, notes = _without_constants(table, data, folders)
     time, time_format = _times(table, data)
+    windows = with_windows(table, data, time_format)
+    table, data = windows.table, windows.data
     rows = labelled_rows(table, data.label, data.positive, data.group, time)
     planned = assign(rows, data.splits)
     inferred = infer_schema(table.take(pa.array(planned.rows(TRAIN))), data)
-    notes += absent_columns(heads, inferred.schema.names)
+    computed = set(WindowDefinition(data.windows).names)
+    needed = dict.fromkeys([*inferred.schema.names, *sorted(data.window_columns)])
+    notes += absent_columns(heads, [name for name in needed if name not in computed])
     batch = inferred.schema.from_arrow(table)
+    batch = replace(batch, problems=(*batch.problems, *windows.problems))
     return Dataset(
         table=table,
         schema=inferred.schema,
@@ -53,6 +62,7 @@ def load_table(data: TabularData) -> Dataset:
             *reading.notes,
             *notes,
             *inferred.notes,
+            *windows.notes,
             *unreadable_note(batch),
             *unlabelled_note(rows, planned),
         ),
@@ -62,14 +72,13 @@ def load_table(data: TabularData) -> Dataset:
         time=data.time,
         time_format=time_format,
         duplicate_ids=_duplicates(table, data.id),
+        windows=WindowDefinition(data.windows).digest if data.windows else None,
     )
 
 
 def _is_used(name: str, data: TabularData) -> bool:
     """Return whether a column is or may become a feature, or has a role."""
-    if name in data.roles or name == data.time:
-        return True
-    return name not in data.ignore and (data.features is None or name in data.features)
+    return name in {*data.roles, data.time, *data.window_columns} or data.reads(name)
 
 
 def _without_constants(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from anomaly_vae.artifacts.bundle import Bundle
@@ -119,8 +119,9 @@ def promote(
         traffic: files of recent rows on which the decisions of both models are compared.
 
     Raises:
-        RegistryError: the model, version or challenger does not exist, the test split was altered,
-            or another process moved the champion meanwhile.
+        RegistryError: the model, version or challenger does not exist, the test split was altered
+            or lacks the challenger's window features, or another process moved the champion
+            meanwhile.
         ConfigError: the reason is not one line of text.
     """
     check_reason(force)
@@ -130,8 +131,13 @@ def promote(
     if champion and champion.version == challenger.version:
         return Promotion(name, champion.version, True, False, (), champion.version)
     frozen = FrozenTest.of_champion(champion) if champion else FrozenTest.own(challenger)
+    compared = champion
+    if champion and not _has_windows(frozen, _bundle(registry, challenger)):
+        _refuse_other_windows(frozen, challenger, force)
+        frozen, compared = FrozenTest.own(challenger), None
     _report_policy_difference(frozen, challenger)
-    decision = _decide(registry, challenger, champion, frozen, force is not None, traffic)
+    decision = _decide(registry, challenger, compared, frozen, force is not None, traffic)
+    decision = replace(decision, champion=champion.version if champion else None)
     inherited = FrozenTest.own(challenger) if force else frozen
     _record(registry, history, challenger, decision, frozen.policy, inherited, force)
     return decision
@@ -176,6 +182,27 @@ def _exists(registry: Registry, name: str, version: str) -> bool:
             raise
         return False
     return True
+
+
+def _has_windows(frozen: FrozenTest, challenger: Bundle) -> bool:
+    """Return whether the frozen rows have the window features that a challenger reads, if any."""
+    own = challenger.manifest["data"].get("windows", {}).get("digest")
+    return own is None or own == frozen.policy.get("windows")
+
+
+def _refuse_other_windows(frozen: FrozenTest, challenger: Version, force: str | None) -> None:
+    """Refuse a challenger with other window features than the frozen rows, unless forced.
+
+    Raises:
+        RegistryError: the promotion is not forced.
+    """
+    reason = (
+        f"the test split frozen with version {frozen.version} was made with another data.windows "
+        f"than version {challenger.version}"
+    )
+    if force is None:
+        raise RegistryError(f"{reason}; promote it with --force --reason TEXT, on its own split")
+    console.info(f"{reason}, which is judged on its own test split")
 
 
 def _report_policy_difference(frozen: FrozenTest, challenger: Version) -> None:

@@ -210,6 +210,7 @@ def evaluate_files(
     positive: Any = 1,
     top: int | None = None,
     csv: Mapping[str, Any] = NO_OPTIONS,
+    history: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Evaluate a model on labelled files and return the JSON object that the command prints.
 
@@ -222,12 +223,13 @@ def evaluate_files(
         positive: the label that means anomaly.
         top: the number of rows that can be reviewed; None for the configured number.
         csv: keys of `CsvConfig` that differ from the training configuration.
+        history: files with earlier rows, which feed windows only.
 
     Raises:
         DataError: the label column is missing, or no labelled row can be scored.
     """
     detector, config = source.bundle.detector, source.bundle.manifest["config"]
-    given = load_labelled(source.bundle, paths, label, csv)
+    given = load_labelled(source.bundle, paths, label, csv, history)
     warn_missing_group(detector.calibration, given.table.column_names)
     columns = {"label": label, "positive": positive, "group": given.group, "time": given.time}
     columns["time_format"] = given.time_format

@@ -232,6 +232,7 @@ def _policy(config: Config, data: Dataset) -> dict[str, Any]:
         "time": config.data.time,
         "group": data.group,
         **({"density_ratio": ratio} if (ratio := config.calibration.density_ratio) else {}),
+        **({"windows": data.windows} if data.windows else {}),
         **data.read_options,
     }
 
