@@ -21,6 +21,7 @@ PROTOCOLS: dict[str, tuple[str, ...]] = {
     "thresholds": (),
     "guarantee": (),
     "watch": ("fraud",),
+    "windows": ("fraud",),
     "sizes": (),
     "fitting": ("adbench",),
     "handmade": (),

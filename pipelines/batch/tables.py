@@ -91,7 +91,7 @@ def score_files(
         entries = sink.finish()
         summary = summary_of(source, len(files), scoring.tally, sink) | entries
         summary["ignored_columns"] = list(source.bundle.scorer.schema.unknown(names))
-        summary |= _show_notes(reading) | ({"warnings": windows.warnings} if windows else {})
+        summary |= _show_notes(reading) | ({"warnings": list(windows.warnings)} if windows else {})
         (folder / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return summary
 

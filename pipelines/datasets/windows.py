@@ -126,9 +126,24 @@ def with_windows(table: pa.Table, data: TabularData, time_format: str | None) ->
         return WithWindows(table, data)
     _check_columns(table, data)
     refuse_computed(table.column_names, reader.definition)
-    computed, problems = _computed(table, reader)
-    names = reader.definition.names
-    return WithWindows(computed, _with_features(data, names), problems, _notes(table, data))
+    events = reader.read(table)
+    with _offline(reader) as windows:
+        windows.add(events, np.arange(len(table)))
+        notes = (*_cold_start(windows, reader), *_notes(table, data))
+        values = windows.compute().read(np.arange(len(table)))
+    features = _with_features(data, reader.definition.names)
+    return WithWindows(_append(table, values), features, events.problems, notes)
+
+
+def _cold_start(windows: OfflineWindows, reader: EventReader) -> Iterator[str]:
+    """Yield a note on the rows whose windows begin before the first row."""
+    times, reach = windows.span(history=False), max(reader.definition.reach.values())
+    if times is not None:
+        yield (
+            f"windows look back {span(reach / MICROSECONDS)}, so those of rows before "
+            f"{_moment(times.first + reach)} see less than later ones; where there are enough "
+            "rows, let data.splits.train begin then"
+        )
 
 
 def _with_features(data: TabularData, names: Sequence[str]) -> TabularData:
@@ -170,22 +185,13 @@ def with_model_windows(
         return table, ()
     refuse_computed(table.column_names, reader.definition)
     _check_known(table.column_names, bundle, reader)
-    offline = _offline(reader)
-    with offline as windows:
+    with _offline(reader) as windows:
         past = _History(reader, bundle, history, csv)
         past.add_to(windows)
         events = reader.read(table)
         windows.add(events, np.arange(len(table)))
         for warning in past.warnings(windows, table.column_names):
             console.info(f"Warning: {warning}")
-        values = windows.compute().read(np.arange(len(table)))
-    return _append(table, values), events.problems
-
-
-def _computed(table: pa.Table, reader: EventReader) -> tuple[pa.Table, tuple[RowProblem, ...]]:
-    events = reader.read(table)
-    with _offline(reader) as windows:
-        windows.add(events, np.arange(len(table)))
         values = windows.compute().read(np.arange(len(table)))
     return _append(table, values), events.problems
 

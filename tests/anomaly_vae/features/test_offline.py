@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anomaly_vae.config.windows import EntityWindows, Risk
-from anomaly_vae.errors import DataError
+from anomaly_vae.errors import AnomalyVAEError, DataError
 from anomaly_vae.features import WindowDefinition, offline
 from anomaly_vae.features.events import EventReader
-from anomaly_vae.features.offline import OfflineWindows
+from anomaly_vae.features.offline import OfflineWindows, add_windows
 from tests.support.window_oracle import Event, expected_features
 
 CARD = EntityWindows(
@@ -217,3 +220,44 @@ def test_a_full_disk_is_said_with_the_remedy() -> None:
         events = READER.read(pa.table({"id": np.arange(500_000), "time": np.arange(500_000)}))
         with pytest.raises(DataError, match="TMPDIR"):
             windows.add(events, np.arange(500_000))
+
+
+# ---------------------------------------------------------------- data frames
+
+HOURLY = {"card": {"over": ["1h"], "count": True}}
+
+
+@pytest.mark.parametrize("make", [pd.DataFrame, pl.DataFrame, pa.table])
+def test_windows_are_added_to_data_frames_of_any_library(make: Callable[[Any], Any]) -> None:
+    frame = make({"card": [7, 7], "at": ["2024-01-01 10:00", "2024-01-01 10:30"]})
+    added = add_windows(frame, HOURLY, time="at")
+    assert type(added) is type(frame)
+    assert np.asarray(added["card_count_1h"]).tolist() == [0, 1]
+
+
+def test_the_index_of_a_frame_stays_and_history_feeds_its_windows() -> None:
+    rows = pd.DataFrame({"card": [7, 7], "at": ["2024-01-01 10:00", "2024-01-01 10:30"]}, [5, 3])
+    added = add_windows(rows.iloc[1:], HOURLY, time="at", history=rows.iloc[:1])
+    assert added["card_count_1h"].to_dict() == {3: 1.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"X": np.ones((2, 2))}, "X has no column names"),
+        ({"X": pd.DataFrame({"card": [1]})}, "X lacks the column 'at'"),
+        ({"X": pd.DataFrame({"card": [1], "at": ["soon"]})}, "column 'at', row 0: expected"),
+        (
+            {"X": pd.DataFrame({"card": [1], "at": ["2024-01-01"], "card_count_1h": [1]})},
+            "'card_count_1h' already; drop it",
+        ),
+        ({"windows": {}}, "windows names no entity"),
+        ({"windows": {"card": {"over": ["soon"]}}}, "no duration above zero"),
+    ],
+)
+def test_frames_and_windows_that_do_not_fit_are_refused(
+    change: dict[str, Any], reason: str
+) -> None:
+    frame = pd.DataFrame({"card": [1], "at": ["2024-01-01"]})
+    with pytest.raises(AnomalyVAEError, match=reason):
+        add_windows(**{"X": frame, "windows": HOURLY, "time": "at", **change})
