@@ -20,7 +20,9 @@ from anomaly_vae.calibration.conformal import calibrate
 from anomaly_vae.config import validate_config
 from anomaly_vae.data.splitting import CALIBRATION, TRAIN, VALIDATION
 from anomaly_vae.errors import AnomalyVAEError, ConfigError, DataError
+from anomaly_vae.estimators import TabularVAEDetector
 from anomaly_vae.features import WindowDefinition
+from anomaly_vae.features.offline import add_windows
 from anomaly_vae.training.fit import fit_bundle, prepare
 from pipelines.batch.tables import score_files
 from pipelines.datasets.dataset import Dataset
@@ -372,3 +374,15 @@ def test_rows_to_generate_from_have_windows(bundle: Bundle, tmp_path: Path) -> N
     given = read_for_model(bundle, [write(tmp_path, "night.parquet", LATEST)])
     assert set(NAMES) <= set(given.table.column_names)
     assert expected_columns(bundle) == ("amount", "card", "shop", "at")
+
+
+def test_an_estimator_reads_frames_with_windows_and_names_what_adds_them(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    detector = TabularVAEDetector.load(bundle.save(tmp_path / "bundle"))
+    with pytest.raises(DataError, match="add windows with anomaly_vae"):
+        detector.predict(LATEST)
+    added = add_windows(LATEST, WINDOWS, time="at", id="id", history=PAST)
+    whole, _, _ = score(bundle, tmp_path / "whole", [write(tmp_path, "whole.parquet", TABLE)])
+    expected = [whole[name] for name in LATEST["id"].to_pylist()]
+    np.testing.assert_allclose(detector.anomaly_score(added), expected, rtol=1e-12)
