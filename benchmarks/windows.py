@@ -60,7 +60,7 @@ def run(options: Options) -> None:
     with tempfile.TemporaryDirectory() as folder:
         simulated = Path(folder) / "simulated.parquet"
         pq.write_table(
-            simulate_transactions(20_000 if options.short else 100_000, seed=0), simulated
+            simulate_transactions(50_000 if options.short else 100_000, seed=0), simulated
         )
         handbook = [str(options.data / "fraud" / name) for name in MONTHS]
         lines = [
