@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 import pyarrow as pa
 
 from anomaly_vae.artifacts.bundle import load_bundle
 from anomaly_vae.data.dataframes import frame_to_table
 from anomaly_vae.errors import DataError
+from anomaly_vae.features.events import EventReader
+from anomaly_vae.messages import listed
 from anomaly_vae.scoring.detector import Detector
 
 __all__ = ["DetectorModel"]
@@ -18,6 +22,7 @@ class DetectorModel:
 
     Args:
         detector: a calibrated detector.
+        windows: names of the window features among its columns, which a frame must have.
 
     Examples:
         >>> import mlflow  # doctest: +SKIP
@@ -26,8 +31,8 @@ class DetectorModel:
         ['score', 'p_value', 'is_anomaly', 'unusual_input']
     """
 
-    def __init__(self, detector: Detector) -> None:
-        self.detector = detector
+    def __init__(self, detector: Detector, windows: Sequence[str] = ()) -> None:
+        self.detector, self.windows = detector, windows
 
     def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Score every row of a data frame, or raise an error for the whole frame.
@@ -43,9 +48,16 @@ class DetectorModel:
             ``group``, whose scores decided, and its ``threshold``.
 
         Raises:
-            DataError: a cell does not fit its column, or an image cannot be read.
+            DataError: a cell does not fit its column, an image cannot be read, or the frame lacks
+                a window feature.
         """
         table: pa.Table = frame_to_table(frame)
+        if absent := [name for name in self.windows if name not in table.column_names]:
+            raise DataError(
+                f"the model reads features of past rows, which the frame lacks: {listed(absent)}; "
+                "add them with anomaly_vae.features.offline.add_windows, or score files with "
+                "anomaly-vae score --history PATH"
+            )
         batch = self.detector.scorer.schema.from_arrow(table)
         if batch.problems:
             raise DataError(str(batch.problems[0]), column=batch.problems[0].column)
@@ -60,4 +72,6 @@ class DetectorModel:
 
 def _load_pyfunc(path: str) -> DetectorModel:
     """Load a bundle folder: the entry point that MLflow calls."""
-    return DetectorModel(load_bundle(path).detector)
+    bundle = load_bundle(path)
+    events = EventReader.of_config(bundle.manifest["config"]["data"])
+    return DetectorModel(bundle.detector, events.definition.names if events else ())

@@ -22,6 +22,7 @@ PROTOCOLS: dict[str, tuple[str, ...]] = {
     "guarantee": (),
     "unusual": ("mri", "pneumoniamnist.npz", "tiles", "fraud"),
     "watch": ("fraud",),
+    "windows": ("fraud",),
     "sizes": (),
     "fitting": ("adbench",),
     "handmade": (),

@@ -122,6 +122,14 @@ LabelPlaces = Annotated[
         "globs; may be repeated; none: no late labels",
     ),
 ]
+History = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATH",
+        help="rows before the input, which feed the windows of data.windows and are not scored; "
+        "may be repeated",
+    ),
+]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="name of the registered model")]
 
 
@@ -194,6 +202,7 @@ def evaluate(
     ] = None,
     labels: LabelPlaces = None,
     csv: CsvOptions = None,
+    history: History = None,
     label_delay: Annotated[
         str | None,
         typer.Option(
@@ -207,8 +216,17 @@ def evaluate(
     from pipelines.reports.report import evaluate_files
 
     source = _open_model(model)
-    options = _csv_options(csv)
-    answer = evaluate_files(source, data, label, positive, top, options, label_delay, labels)
+    answer = evaluate_files(
+        source,
+        data,
+        label,
+        positive,
+        top,
+        _csv_options(csv),
+        label_delay=label_delay,
+        labels=labels,
+        history=history or (),
+    )
     console.result({"model": source.to_json(), **answer})
 
 
@@ -353,6 +371,7 @@ def score(
         typer.Option(min=0, help="exit 1 if more rows are rejected; default: no limit"),
     ] = None,
     csv: CsvOptions = None,
+    history: History = None,
 ) -> None:
     """Score files; every row is scored, or rejected with a reason.
 
@@ -379,7 +398,7 @@ def score(
         fdr,
         explain_rows=ExplainRows(explain_rows),
         run=RunOptions(workers, BatchEngine(engine), restart),
-        **_table_options(source, csv),
+        **_table_options(source, csv, history),
     )
     console.info(
         f"{summary['rows']:,} {NOUNS[source.kind]}: {summary['scored']:,} scored, "
@@ -597,12 +616,14 @@ def denoise(
     _generate("denoise", model, out, _all_paths(input_, more), rows, seed, kind, strength)
 
 
-def _table_options(source: LoadedModel, csv: list[str] | None) -> dict[str, Any]:
-    if not csv:
-        return {}
-    if source.bundle.manifest["kind"] != "tabular":
-        raise ConfigError("--csv is for models of tables; leave it out")
-    return {"csv": _csv_options(csv)}
+def _table_options(
+    source: LoadedModel, csv: list[str] | None, history: list[str] | None
+) -> dict[str, Any]:
+    given = {"csv": _csv_options(csv), "history": history}
+    options = {name: value for name, value in given.items() if value}
+    if options and source.bundle.manifest["kind"] != "tabular":
+        raise ConfigError(f"--{next(iter(options))} is for models of tables; leave it out")
+    return options
 
 
 def _csv_options(options: list[str] | None) -> dict[str, Any]:

@@ -26,6 +26,7 @@ ROWS: dict[str, list[set[str]]] = {
         {"evaluation", "monitoring"},
         {"models", "scoring"},
         {"images", "calibration"},
+        {"features"},
         {"data"},
         {"config"},
         {"client", "simulation"},
@@ -57,7 +58,7 @@ ROWS: dict[str, list[set[str]]] = {
 }
 
 # Libraries of training. Lean code never imports them, not even inside a function.
-HEAVY = {"matplotlib", "mlflow", "onnx", "pandas", "scipy", "sklearn", "torch"}
+HEAVY = {"duckdb", "matplotlib", "mlflow", "onnx", "pandas", "scipy", "sklearn", "torch"}
 # Libraries that read and write images; a process that scores tables loads none of them.
 IMAGING = {"PIL", "pydicom", "nibabel", "highdicom"}
 # What a service may import of the library, and all of it without the libraries of training.
@@ -68,6 +69,7 @@ LEAN = {
     "anomaly_vae.client",
     "anomaly_vae.data",
     "anomaly_vae.errors",
+    "anomaly_vae.features",
     "anomaly_vae.files",
     "anomaly_vae.images",
     "anomaly_vae.masking",
@@ -77,7 +79,7 @@ LEAN = {
     "anomaly_vae.scoring",
     "anomaly_vae.types",
 }
-NOT_LEAN = {"anomaly_vae.data.dataframes"}
+NOT_LEAN = {"anomaly_vae.data.dataframes", "anomaly_vae.features.offline"}
 # Commands that read no more than scoring needs.
 LEAN_FLOWS = {
     "pipelines.batch",

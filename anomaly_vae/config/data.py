@@ -19,6 +19,7 @@ from anomaly_vae.config.base import (
     span_seconds,
     utc,
 )
+from anomaly_vae.config.windows import Duration, EntityWindows
 from anomaly_vae.types import (
     MAX_BYTES,
     MAX_FRAMES,
@@ -246,6 +247,11 @@ class TabularData(DataConfig):
     """Files, folders or globs of labels that arrive late, with the columns `data.id`, `data.label`
     (or `label`) and optionally `at`; they override labels in the data. Needs `data.id`; null:
     none."""
+    windows: dict[str, EntityWindows] = Field(default_factory=dict)
+    """Columns that name entities, such as cards, each with the features computed of its past
+    events; see docs/windows.md."""
+    windows_horizon: Duration = "1d"
+    """Greatest delay with which an event may arrive and still be placed at its own time."""
 
     @field_validator("time_format")
     @classmethod
@@ -300,6 +306,28 @@ class TabularData(DataConfig):
             raise ValueError("splits.anomalies is for rows in no order; splits follow time here")
         return self
 
+    @model_validator(mode="after")
+    def _check_windows(self) -> TabularData:
+        if self.windows and not self.time:
+            raise ValueError("windows needs a time column; name it in time")
+        for entity, windows in self.windows.items():
+            self._refuse_roles(entity, windows)
+        return self
+
+    def _refuse_roles(self, entity: str, windows: EntityWindows) -> None:
+        """Refuse windows that read the label before it is known, and entities without a past."""
+        if entity in (self.id, self.time):
+            reason = "never repeats; name a column such as a card or a terminal"
+            raise ValueError(
+                f"windows.{entity}: the {'id' if entity == self.id else 'time'} {reason}"
+            )
+        names = [entity, *(name for key, name in windows.columns if key != "risk.label")]
+        if self.label in names:
+            raise ValueError(
+                f"windows.{entity} reads the label, which is not known at once; use "
+                f"risk: {{label: {self.label}, delay: 7d}}"
+            )
+
     @property
     def label_places(self) -> tuple[str, ...]:
         """Where late labels are; empty without any."""
@@ -310,6 +338,16 @@ class TabularData(DataConfig):
         """Columns that are a label, an id or a group, and so no features."""
         return tuple(name for name in (self.label, self.id, self.group) if name)
 
+    def reads(self, name: str) -> bool:
+        """Return whether a column may be a feature."""
+        return name not in self.ignore and (self.features is None or name in self.features)
+
+    @property
+    def window_columns(self) -> frozenset[str]:
+        """Columns that the windows are computed of."""
+        named = (name for windows in self.windows.values() for _, name in windows.columns)
+        return frozenset({*self.windows, *named})
+
     @property
     def unset(self) -> set[str]:
         """Keys that the manifest leaves out, because they have their defaults."""
@@ -318,6 +356,8 @@ class TabularData(DataConfig):
             "time_format": None,
             "csv": CsvConfig(),
             "label_delay": None,
+            "windows": {},
+            "windows_horizon": "1d",
         }
         return {name for name, default in optional.items() if getattr(self, name) == default}
 

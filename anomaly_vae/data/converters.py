@@ -145,6 +145,20 @@ def _text(value: bytes) -> str:
         raise DataError("expected text, got bytes that are not UTF-8 text") from None
 
 
+BOOLEAN = {"0": "false", "1": "true", "false": "0", "true": "1"}
+"""Equivalent spelling of each boolean label."""
+
+
+def label_spellings(label: object) -> frozenset[str]:
+    """Return the names of levels that mean a label, such as 1 and true.
+
+    >>> sorted(label_spellings(1)), sorted(label_spellings("fraud"))
+    (['1', 'true'], ['fraud'])
+    """
+    name = level_name(label) or ""
+    return frozenset({name, BOOLEAN.get(name, name)})
+
+
 def merge_levels(codes: NDArray[Any], names: Sequence[str | None]) -> Levels:
     """Merge equal names and drop missing ones.
 

@@ -99,7 +99,7 @@ def infer_schema(table: pa.Table, data: TabularData) -> Inferred:
         notes += [f"column '{name}': {note}"] if note else []
     if not columns:
         raise DataError(f"no column is left to learn from; found {listed(table.column_names)}")
-    known = {*data.roles, *data.ignore, *([data.time] if data.time else [])}
+    known = {*data.roles, *data.ignore, *([data.time] if data.time else []), *data.window_columns}
     schema = TabularSchema(tuple(columns), frozenset(known), literal_text=True)
     return Inferred(schema, tuple(notes))
 

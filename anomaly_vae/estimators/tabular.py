@@ -20,6 +20,7 @@ from anomaly_vae.data.type_inference import Inferred, infer_schema
 from anomaly_vae.errors import DataError
 from anomaly_vae.estimators.arguments import SHARED_KEYS
 from anomaly_vae.estimators.base import Data, FitInput, VAEDetector, usable
+from anomaly_vae.features.events import EventReader
 from anomaly_vae.generation import tables
 from anomaly_vae.messages import listed
 from anomaly_vae.types import ColumnType
@@ -213,9 +214,15 @@ class TabularVAEDetector(VAEDetector[TabularConfig, TabularSchema]):
         table = self._read(X, reset=False)
         absent = [name for name in schema.names if name not in table.column_names]
         if absent:
+            events = EventReader.of_config(self.bundle_.manifest["config"]["data"])
+            computed = events and set(absent) & set(events.definition.names)
             raise DataError(
                 f"X lacks columns that the model reads: {listed(absent)}; "
-                "where their values are unknown, give them as missing"
+                + (
+                    "add windows with anomaly_vae.features.offline.add_windows"
+                    if computed
+                    else "where their values are unknown, give them as missing"
+                )
             )
         return _clean(schema, schema.from_arrow(table))
 

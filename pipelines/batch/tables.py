@@ -50,6 +50,7 @@ from pipelines.datasets.loading import NO_OPTIONS
 from pipelines.datasets.reading.partitions import Partitions
 from pipelines.datasets.reading.parts import Broken, Chunk, Head, Reading
 from pipelines.datasets.reading.plain_text import is_pipe
+from pipelines.datasets.windows import WindowColumns, expected_columns, open_windows
 from pipelines.registry.model_uri import LoadedModel
 
 TEXT_ROW_BYTES = 64
@@ -67,6 +68,7 @@ def score_files(
     explain_rows: ExplainRows = ExplainRows.FLAGGED,
     run: RunOptions = DEFAULTS,
     highest: bool = True,
+    history: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Score every row of every file into a folder and return the summary.
 
@@ -81,9 +83,11 @@ def score_files(
         explain_rows: the rows whose contributions are listed.
         run: options that do not affect the result.
         highest: whether to print the highest scores, if they are explained.
+        history: files, folders or globs with earlier rows, which feed windows and are not scored.
 
     Raises:
-        ConfigError: heatmaps are requested, or ``csv`` is invalid.
+        ConfigError: heatmaps are requested, ``csv`` is invalid, or there is history for a model
+            without windows.
         DataError: no file is found, one lies in ``output``, or ``output`` holds other files or a
             result of another model, of other options or of other files.
         CalibrationError: the model's p-values do not allow control of the false discovery rate.
@@ -97,7 +101,7 @@ def score_files(
     by_file = heads_by_file(files, reading)
     names = {name for head in by_file.values() for name in head.schema.names}
     warn_missing_group(calibration, names)
-    for note in absent_columns(by_file, source.bundle.scorer.schema.names):
+    for note in absent_columns(by_file, expected_columns(source.bundle)):
         console.info(note)
     reserved = (*RESULT_COLUMNS, *GROUP_COLUMNS) if calibration.groups else RESULT_COLUMNS
     keys = find_keys(source.bundle.manifest["config"]["data"].get("id"), by_file, reserved)
@@ -107,26 +111,31 @@ def score_files(
         "--explain-rows": explain_rows if explain else None,
         "--fdr": fdr,
         "--csv": dict(csv) or None,
+        "--history": [list(input_of(path, None)) for path in find_files(history)]
+        if history
+        else None,
     }
     plan = _plan(model_entry(source), options, files, by_file, keys)
-    job = TableJob(source, tuple(files), rows_of(plan), keys, explaining, reading)
+    with open_windows(source.bundle, by_file, files, history, csv) as windows:
+        job = TableJob(source, tuple(files), rows_of(plan), keys, explaining, reading, windows)
 
-    def summarise(counts: Counts, records: Sequence[Record]) -> dict[str, Any]:
-        summary = summary_of(source, len(files), counts, records)
-        summary["ignored_columns"] = list(source.bundle.scorer.schema.unknown(names))
-        return summary | _show_notes(reading.separate(), counts)
+        def summarise(counts: Counts, records: Sequence[Record]) -> dict[str, Any]:
+            summary = summary_of(source, len(files), counts, records)
+            summary["ignored_columns"] = list(source.bundle.scorer.schema.unknown(names))
+            warnings = {"warnings": list(windows.warnings)} if windows else {}
+            return summary | _show_notes(reading.separate(), counts) | warnings
 
-    batch = Batch(
-        job,
-        plan,
-        keys.field,
-        [printable(path) for path in files],
-        lambda counts: job.starts(counts.rows_of_files),
-        summarise,
-        None if fdr is None else FdrPass(calibration, fdr, explain_rows),
-        _total_rows(plan),
-    )
-    summary = run_batch(batch, output, run)
+        batch = Batch(
+            job,
+            plan,
+            keys.field,
+            [printable(path) for path in files],
+            lambda counts: job.starts(counts.rows_of_files),
+            summarise,
+            None if fdr is None else FdrPass(calibration, fdr, explain_rows),
+            _total_rows(plan),
+        )
+        summary = run_batch(batch, output, run)
     if highest:
         show_highest(output, summary["parts"], Wording.of(source.bundle.scorer.encoding))
     return summary
@@ -225,6 +234,8 @@ class TableJob:
     keys: Keys
     explaining: Explaining
     reading: Reading
+    windows: WindowColumns | None = None
+    """Window features of the rows; None for a model without windows."""
 
     @property
     def _schema(self) -> TabularSchema:
@@ -262,7 +273,8 @@ class TableJob:
 
     def _needed(self, names: Sequence[str]) -> Sequence[str]:
         """Select the model's columns and the id, or all columns if none of the model's exists."""
-        features = set(names) & set(self._schema.names)
+        windows = self.windows.reader.names if self.windows else ()
+        features = set(names) & {*self._schema.names, *windows}
         return [name for name in names if name in features | {self.keys.id}] if features else names
 
     def score(self, task: TableTask | EndTask) -> Scored:
@@ -276,7 +288,7 @@ class TableJob:
     def _score_chunk(self, task: TableTask, chunk: Chunk) -> Scored:
         ids, problems = self.keys.ids(chunk.table)
         try:
-            batch = self._schema.from_arrow(chunk.table)
+            batch = self._read(chunk)
         except DataError as error:
             problem = RowProblem(0, error.column, str(error))
             return self._rejected(
@@ -288,6 +300,11 @@ class TableJob:
         rows, counts = self._score_batch(batch, self.keys.of(ids, task.start + chunk.rows))
         counts.add(rejected.counts)
         return Scored(rows, rejected.rejects, counts)
+
+    def _read(self, chunk: Chunk) -> RawBatch:
+        if self.windows is None:
+            return self._schema.from_arrow(chunk.table)
+        return self.windows.read(chunk, self._schema)
 
     def _rejected(self, rejects: Sequence[Reject]) -> Scored:
         counts = Counts()

@@ -66,6 +66,8 @@ class Dataset:
     """Age from which labels are final, such as ``7d``; None if all are."""
     duplicate_ids: int = 0
     """Number of rows whose id an earlier row has."""
+    windows: str | None = None
+    """Digest of the definition of window features; None if there are none."""
     origin: str | None = None
     """Digest before rows were excluded; None if none were."""
     files: tuple[Path, ...] = ()
@@ -169,6 +171,7 @@ class Dataset:
             "duplicate_ids": self.duplicate_ids,
             **({"intervals": self.spans.to_json()} if self.spans else {}),
             **({"labels": self._label_summary()} if self.label_delay else {}),
+            **({"windows": self._windows} if self.windows else {}),
             **late,
         }
 
@@ -176,6 +179,12 @@ class Dataset:
         """Return the delay of labels, and the number of younger rows in each split."""
         counts = np.bincount(self.assignment.codes[self.young], minlength=len(NAMES))
         return {**self.label_policy, "young": dict(zip(NAMES, counts.tolist(), strict=True))}
+
+    @property
+    def _windows(self) -> dict[str, str]:
+        """Digest of the window features, and the format of their times if they need one."""
+        assert self.windows is not None
+        return {"digest": self.windows, **self.read_options}
 
     def test_twins(self, encoding: Encoding) -> NDArray[np.bool_]:
         """Return a mask (N,) of the test rows that equal a training row once encoded."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from anomaly_vae.config.data import TabularData
 from anomaly_vae.data.arrow import levels_from_arrow
-from anomaly_vae.data.converters import Levels, level_name
+from anomaly_vae.data.converters import BOOLEAN, Levels, label_spellings, level_name
 from anomaly_vae.data.splitting import Rows
 from anomaly_vae.errors import ConfigError, DataError
 from anomaly_vae.masking import masked
@@ -20,7 +20,6 @@ from anomaly_vae.messages import listed
 from pipelines.datasets.label_files import LABEL, LabelSource, read_label_files
 from pipelines.datasets.verdicts import (
     ANOMALY,
-    BOOLEAN,
     MAX_SHOWN,
     NONE,
     NORMAL,
@@ -31,7 +30,6 @@ from pipelines.datasets.verdicts import (
     Vocabulary,
     id_texts,
     newest,
-    spellings,
 )
 
 Mask = NDArray[np.bool_]
@@ -48,7 +46,7 @@ def label_masks(labels: pa.ChunkedArray, positive: Any, column: str) -> tuple[Ma
         column: the name of the label column in messages.
     """
     levels = _levels(labels, column).without_markers()
-    wanted = spellings(positive)
+    wanted = label_spellings(positive)
     anomalous = [code for code, name in enumerate(levels.names) if name in wanted]
     return np.isin(levels.codes, anomalous), levels.codes < 0
 
@@ -92,7 +90,7 @@ def check_positive(labels: pa.ChunkedArray, positive: Any, column: str) -> None:
         DataError: there are no labels, or none of them is ``positive``, probably a misspelling.
     """
     names = set(_levels(labels, column).without_markers().names)
-    wanted = spellings(positive)
+    wanted = label_spellings(positive)
     if not names:
         raise DataError(f"column '{column}' has no label in any row; leave it out", column=column)
     if not names & wanted and not names | wanted <= set(BOOLEAN):
@@ -153,7 +151,7 @@ def normal_names(table: pa.Table, label: str | None, positive: Any) -> frozenset
     if label is None or label not in table.column_names:
         return frozenset()
     names = _levels(table.column(label), label).without_markers().names
-    return frozenset([name for name in names if name not in spellings(positive)][:MAX_LABELS])
+    return frozenset([name for name in names if name not in label_spellings(positive)][:MAX_LABELS])
 
 
 @dataclass(frozen=True)

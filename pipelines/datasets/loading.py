@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.config.data import ImageData, TabularData
-from anomaly_vae.data.schema import RawBatch, TabularSchema
+from anomaly_vae.data.schema import RawBatch, RowProblem, TabularSchema
 from anomaly_vae.errors import ConfigError
 from anomaly_vae.scoring.modality import image_modality
 from pipelines import console
@@ -20,6 +20,7 @@ from pipelines.datasets.dataset import GROUP, Dataset
 from pipelines.datasets.files import find_files, read_table
 from pipelines.datasets.reading.parts import Reading
 from pipelines.datasets.tables import NO_CONTEXT, SpanContext, load_table
+from pipelines.datasets.windows import windows_of, with_model_windows
 
 NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 """No options of CSV files."""
@@ -52,7 +53,7 @@ class LabelledInput:
     time_format: str | None = None
     """Format of the time column, if its values need one."""
     batch: RawBatch | None = None
-    """Images as the model reads them; None for a table, which contains its rows."""
+    """Images, or rows with window features, as the model reads them; None for other tables."""
     files: tuple[Path, ...] = ()
     """File of each row (N,) for images; empty for tables."""
 
@@ -63,6 +64,7 @@ def load_labelled(
     label: str | None,
     csv: Mapping[str, Any] = NO_OPTIONS,
     also: Sequence[str] = (),
+    history: Sequence[str] = (),
 ) -> LabelledInput:
     """Read labelled tables or images, depending on the kind of the model.
 
@@ -72,11 +74,25 @@ def load_labelled(
         label: the column with the labels; None for rows without labels.
         csv: keys of `CsvConfig` that differ from the training configuration.
         also: further columns of tables that are used.
+        history: files with earlier rows, which feed windows only; see `read_for_model`.
 
     Raises:
         DataError: the input is unreadable, or manifests lack the label column.
     """
-    return LOADERS[bundle.manifest["kind"]](bundle, paths, label, csv, also)
+    return LOADERS[bundle.manifest["kind"]](bundle, paths, label, csv, also, history)
+
+
+@dataclass(frozen=True, eq=False)
+class ModelInput:
+    """A table with its window features, and the rows whose entity or time cannot be read."""
+
+    table: pa.Table
+    problems: tuple[RowProblem, ...] = ()
+
+    def read(self, schema: TabularSchema) -> RawBatch:
+        """Return the rows as a model reads them."""
+        batch = schema.from_arrow(self.table)
+        return replace(batch, problems=(*batch.problems, *self.problems))
 
 
 def read_for_model(
@@ -84,7 +100,8 @@ def read_for_model(
     paths: Sequence[str],
     also: Iterable[str | None] = (),
     csv: Mapping[str, Any] = NO_OPTIONS,
-) -> pa.Table:
+    history: Sequence[str] = (),
+) -> ModelInput:
     """Read all rows of these paths as a model of tables reads them, and print notes on text files.
 
     Args:
@@ -93,17 +110,20 @@ def read_for_model(
         also: columns that are used besides the model's; other columns are left out if their types
             contradict each other.
         csv: keys of `CsvConfig` that differ from the training configuration.
+        history: files, folders or globs with earlier rows, which feed windows only.
 
     Raises:
-        ConfigError: a key of ``csv`` or its value is invalid.
+        ConfigError: a key of ``csv`` or its value is invalid, or there is history for a model
+            without windows.
         DataError: the input is unreadable.
     """
     reading = Reading.of_model(bundle, csv)
-    used = {*bundle.scorer.schema.names, *also}
+    events = windows_of(bundle)
+    used = {*bundle.scorer.schema.names, *also, *(events.names if events else ())}
     table = read_table(find_files(paths), reading, used.__contains__)
     for note in reading.notes:
         console.info(note)
-    return table
+    return ModelInput(*with_model_windows(table, bundle, history, csv))
 
 
 def _labelled_table(
@@ -112,14 +132,20 @@ def _labelled_table(
     label: str | None,
     csv: Mapping[str, Any],
     also: Sequence[str],
+    history: Sequence[str],
 ) -> LabelledInput:
     data = bundle.manifest["config"]["data"]
     roles = (label, data.get("id"), data.get("group"), data.get("time"), *also)
-    table = read_for_model(bundle, paths, roles, csv)
+    given = read_for_model(bundle, paths, roles, csv, history)
+    table = given.table
     group, time = _present(table, data["group"]), _present(table, data.get("time"))
-    columns = cast("TabularSchema", bundle.scorer.schema).columns
-    found = next((column.format for column in columns if column.name == time), None)
-    return LabelledInput(table, group, time, found or data.get("time_format"))
+    schema = cast("TabularSchema", bundle.scorer.schema)
+    found = next((column.format for column in schema.columns if column.name == time), None)
+    time_format = found or data.get("time_format")
+    events = windows_of(bundle)
+    if events is None:
+        return LabelledInput(table, group, time, time_format)
+    return LabelledInput(table, group, time, events.time_format, given.read(schema))
 
 
 def _labelled_images(
@@ -128,9 +154,11 @@ def _labelled_images(
     label: str | None,
     csv: Mapping[str, Any],
     also: Sequence[str],  # noqa: ARG001  # manifests are read completely
+    history: Sequence[str],
 ) -> LabelledInput:
-    if csv:
-        raise ConfigError("--csv is for models of tables; leave it out")
+    if csv or history:
+        option = "--csv" if csv else "--history"
+        raise ConfigError(f"{option} is for models of tables; leave it out")
     from pipelines.datasets.images import read_labelled
 
     schema, _ = image_modality(bundle.scorer.schema, bundle.scorer.encoding)

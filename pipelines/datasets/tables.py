@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ from anomaly_vae.data.type_inference import (
     time_column,
 )
 from anomaly_vae.errors import DataError
+from anomaly_vae.features.definition import WindowDefinition
 from anomaly_vae.messages import listed
 from pipelines import console
 from pipelines.datasets.dataset import Dataset, unlabelled_note, unreadable_note, without_unreadable
@@ -31,6 +32,7 @@ from pipelines.datasets.files import (
 from pipelines.datasets.labels import labelled_rows, merge_late_labels
 from pipelines.datasets.reading.partitions import Partitions
 from pipelines.datasets.reading.parts import Reading
+from pipelines.datasets.windows import with_windows
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,14 +70,19 @@ def load_table(data: TabularData, context: SpanContext = NO_CONTEXT) -> Dataset:
     time, time_format = _times(table, data)
     if time is not None and context.until is not None:
         table, time = _earlier(table, time, context.until)
+    windows = with_windows(table, data, time_format)
+    table, data = windows.table, windows.data
     spans = None
     if data.splits.by_span and time is not None:
         spans = resolve_spans(time, data.splits, _frozen_times(context.frozen, data, time_format))
     rows = labelled_rows(table, data.label, data.positive, data.group, time, check=has_label)
     planned = assign(rows, spans.splits if spans else data.splits)
     inferred = infer_schema(table.take(pa.array(planned.rows(TRAIN))), data)
-    notes += absent_columns(heads, inferred.schema.names)
+    computed = set(WindowDefinition(data.windows).names)
+    needed = dict.fromkeys([*inferred.schema.names, *sorted(data.window_columns)])
+    notes += absent_columns(heads, [name for name in needed if name not in computed])
     batch = inferred.schema.from_arrow(table)
+    batch = replace(batch, problems=(*batch.problems, *windows.problems))
     return Dataset(
         table=table,
         schema=inferred.schema,
@@ -86,6 +93,7 @@ def load_table(data: TabularData, context: SpanContext = NO_CONTEXT) -> Dataset:
             *reading.notes,
             *notes,
             *inferred.notes,
+            *windows.notes,
             *unreadable_note(batch),
             *unlabelled_note(rows, planned),
         ),
@@ -98,6 +106,7 @@ def load_table(data: TabularData, context: SpanContext = NO_CONTEXT) -> Dataset:
         label_delay=data.label_delay,
         duplicate_ids=_duplicates(table, data.id),
         label_notes=label_notes,
+        windows=WindowDefinition(data.windows).digest if data.windows else None,
     )
 
 
@@ -125,9 +134,7 @@ def _frozen_times(
 
 def _is_used(name: str, data: TabularData) -> bool:
     """Return whether a column is or may become a feature, or has a role."""
-    if name in data.roles or name == data.time:
-        return True
-    return name not in data.ignore and (data.features is None or name in data.features)
+    return name in {*data.roles, data.time, *data.window_columns} or data.reads(name)
 
 
 def _without_constants(

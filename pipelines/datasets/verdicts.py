@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from anomaly_vae.data.arrow import is_text, text_from_arrow
-from anomaly_vae.data.converters import level_name
+from anomaly_vae.data.converters import label_spellings, level_name
 from anomaly_vae.messages import listed
 
 WORDS = ("normal", "anomaly", "unsure")
@@ -20,8 +20,6 @@ WORDS = ("normal", "anomaly", "unsure")
 NORMAL, ANOMALY, UNSURE = range(3)
 NONE = -1
 """Code of a row without a verdict."""
-BOOLEAN = {"0": "false", "1": "true", "false": "0", "true": "1"}
-"""Equivalent spelling of each boolean label."""
 OPPOSITES = {"0": "1", "1": "0", "false": "true", "true": "false"}
 """The other value of each boolean label."""
 DECIMALS = r"^([+-]?[0-9]+)\.0*$"
@@ -55,12 +53,6 @@ def _whole_as_integers(numbers: pa.Array) -> pa.Array:
         return numbers
 
 
-def spellings(label: Any) -> set[str]:
-    """Return the text of a label value and its boolean equivalent, such as 1 and true."""
-    name = level_name(label) or ""
-    return {name, BOOLEAN.get(name, name)}
-
-
 @dataclass(frozen=True)
 class Vocabulary:
     """The label values that late labels may have, besides the words in `WORDS`."""
@@ -79,7 +71,7 @@ class Vocabulary:
 
     def code(self, name: str) -> int | None:
         """Return the verdict that the name of a label value means; None if it means none."""
-        positive, word = spellings(self.positive), name.casefold()
+        positive, word = label_spellings(self.positive), name.casefold()
         if name in positive:
             return ANOMALY
         if word in WORDS:

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
 
 from anomaly_vae.artifacts.bundle import Bundle
+from anomaly_vae.data.schema import TabularSchema
 from anomaly_vae.errors import ConfigError, DataError
 from anomaly_vae.generation import tables
 from anomaly_vae.generation.latent_space import Rows, Shape, encoded
@@ -144,8 +146,8 @@ def read_source(bundle: Bundle, paths: Paths, rows: int = ROWS, seed: int = 0) -
     """
     if not paths:
         return Source(tables.sample_encoded(bundle, rows, seed), pa.table({}))
-    table = read_for_model(bundle, paths, [bundle.manifest["config"]["data"].get("id")])
-    batch = bundle.scorer.schema.from_arrow(table)
+    given = read_for_model(bundle, paths, [bundle.manifest["config"]["data"].get("id")])
+    table, batch = given.table, given.read(cast("TabularSchema", bundle.scorer.schema))
     if not batch.usable.any():
         reason = f"; the first: {batch.problems[0]}" if batch.problems else ""
         raise DataError(f"no row of the input can be used, of {len(batch)}{reason}")

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import numpy as np
 
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.config.lifecycle import PromotionConfig
-from anomaly_vae.data.schema import RawBatch
+from anomaly_vae.data.schema import RawBatch, TabularSchema
 from anomaly_vae.errors import ConfigError
 from anomaly_vae.evaluation.comparison import (
     Agreement,
@@ -167,15 +168,22 @@ def _agreement(
     if traffic:
         if not challenger.limits.accepts_traffic:
             raise ConfigError("--traffic is for table models; leave it out")
-        table = read_for_model(challenger.bundle, traffic, champion.bundle.scorer.schema.names)
-        labelled, rows_name = Labelled.of(table, {}), "the traffic"
+        rows_name = "the traffic"
         pair = (
-            judge(champion.bundle.detector, labelled),
-            judge(challenger.bundle.detector, labelled),
+            _judge_traffic(champion, challenger, traffic),
+            _judge_traffic(challenger, champion, traffic),
         )
     shared = pair[0].scored & pair[1].scored
     old_flags, new_flags = (judged.decisions(shared).is_anomaly for judged in pair)
     return agreement(old_flags, new_flags, rows_name, policy.confidence)
+
+
+def _judge_traffic(contender: Contender, other: Contender, traffic: Sequence[str]) -> Judged:
+    """Decide on the traffic with one of two models, as this model reads it."""
+    given = read_for_model(contender.bundle, traffic, other.bundle.scorer.schema.names)
+    schema = cast("TabularSchema", contender.bundle.scorer.schema)
+    batch = given.read(schema) if given.problems else None
+    return judge(contender.bundle.detector, Labelled.of(given.table, {}, batch))
 
 
 def _parity(challenger: Contender) -> Parity | None:

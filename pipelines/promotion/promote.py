@@ -58,8 +58,9 @@ def promote(
         labels: where late labels are; None for ``data.labels`` of the version's configuration.
 
     Raises:
-        RegistryError: the model, version or challenger does not exist, the test split was altered,
-            or another process moved the champion meanwhile.
+        RegistryError: the model, version or challenger does not exist, the test split was altered
+            or lacks the challenger's window features, or another process moved the champion
+            meanwhile.
         ConfigError: the reason is not one line of text.
         DataError: late labels cannot be read.
     """
@@ -70,13 +71,18 @@ def promote(
     if champion and champion.version == challenger.version:
         return Promotion(name, champion.version, True, False, (), champion.version)
     frozen = FrozenTest.of_champion(champion) if champion else FrozenTest.own(challenger)
+    compared = champion
+    if champion and not _has_windows(frozen, _bundle(registry, challenger)):
+        _refuse_other_windows(frozen, challenger, force)
+        frozen, compared = FrozenTest.own(challenger), None
     _report_policy_difference(frozen, challenger)
-    match = _Match.of(registry, challenger, champion, force is not None, traffic)
+    match = _Match.of(registry, challenger, compared, force is not None, traffic)
     decision, judge, refreshed = match.decide(frozen, labels)
+    decision = replace(decision, champion=champion.version if champion else None)
     inherited = FrozenTest.own(challenger) if force else _inherited(judge, champion, decision)
     _record(registry, history, challenger, decision, judge, inherited, force)
-    if champion:
-        _keep_labels(registry, champion, frozen, refreshed)
+    if compared:
+        _keep_labels(registry, compared, frozen, refreshed)
     return decision
 
 
@@ -145,6 +151,27 @@ def _exists(registry: Registry, name: str, version: str) -> bool:
             raise
         return False
     return True
+
+
+def _has_windows(frozen: FrozenTest, challenger: Bundle) -> bool:
+    """Return whether the frozen rows have the window features that a challenger reads, if any."""
+    own = challenger.manifest["data"].get("windows", {}).get("digest")
+    return own is None or own == frozen.policy.get("windows")
+
+
+def _refuse_other_windows(frozen: FrozenTest, challenger: Version, force: str | None) -> None:
+    """Refuse a challenger with other window features than the frozen rows, unless forced.
+
+    Raises:
+        RegistryError: the promotion is not forced.
+    """
+    reason = (
+        f"the test split frozen with version {frozen.version} was made with another data.windows "
+        f"than version {challenger.version}"
+    )
+    if force is None:
+        raise RegistryError(f"{reason}; promote it with --force --reason TEXT, on its own split")
+    console.info(f"{reason}, which is judged on its own test split")
 
 
 def _report_policy_difference(frozen: FrozenTest, challenger: Version) -> None:

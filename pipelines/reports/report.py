@@ -235,6 +235,7 @@ def evaluate_files(
     csv: Mapping[str, Any] = NO_OPTIONS,
     label_delay: str | None = None,
     labels: Sequence[str] | None = None,
+    history: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Evaluate a model on labelled files and return the JSON object that the command prints.
 
@@ -250,13 +251,14 @@ def evaluate_files(
         label_delay: the age from which labels are final, such as ``7d``; None for that of the
             training configuration.
         labels: where late labels are; None for those of the version's configuration.
+        history: files with earlier rows, which feed windows only.
 
     Raises:
         ConfigError: ``label_delay`` is no span of time.
         DataError: the label column is missing, no labelled row can be scored, or no label is final.
     """
     detector, config = source.bundle.detector, source.bundle.manifest["config"]
-    given = load_labelled(source.bundle, paths, label, csv)
+    given = load_labelled(source.bundle, paths, label, csv, history=history)
     warn_missing_group(detector.calibration, given.table.column_names)
     columns = {"label": label, "positive": positive, "group": given.group, "time": given.time}
     columns["time_format"] = given.time_format

@@ -306,6 +306,7 @@ def _policy(config: Config, data: Dataset) -> dict[str, Any]:
         "group": data.group,
         **({"density_ratio": ratio} if (ratio := config.calibration.density_ratio) else {}),
         **({"id": data.id} if data.id else {}),
+        **({"windows": data.windows} if data.windows else {}),
         EXCLUDED: data.excluded_test,
         **_times(data),
         **_late_labels(config, data),

@@ -17,7 +17,7 @@ from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.data.splitting import TEST
 from anomaly_vae.errors import DataError, NotCalibratedError
 from anomaly_vae.lifecycle.registry import CHAMPION, Registry
-from anomaly_vae.pyfunc import _load_pyfunc
+from anomaly_vae.pyfunc import DetectorModel, _load_pyfunc
 from anomaly_vae.scoring.detector import Detections
 from pipelines.datasets.dataset import Dataset
 from tests.support.registries import migrated, use_registry
@@ -171,3 +171,13 @@ def test_a_bundle_without_threshold_is_no_model_to_predict_with(
 ) -> None:
     with pytest.raises(NotCalibratedError):
         _load_pyfunc(str(bundle.save(tmp_path / "bundle")))
+
+
+def test_a_frame_without_the_window_features_of_a_model_is_refused(
+    calibrated: Bundle, frame: pd.DataFrame, truth: Detections
+) -> None:
+    names = calibrated.scorer.schema.names[-2:]
+    model = DetectorModel(calibrated.detector, windows=names)
+    assert same(model.predict(frame), truth)
+    with pytest.raises(DataError, match=f"lacks: '{names[1]}'; add them with .*add_windows"):
+        model.predict(frame.drop(columns=names[1]))

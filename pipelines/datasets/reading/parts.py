@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.config import validate_config
 from anomaly_vae.config.data import CsvConfig, TabularData
+from anomaly_vae.config.windows import EntityWindows
+from anomaly_vae.features.events import EventReader
 from anomaly_vae.types import ColumnType
 
 NUMBERS = (ColumnType.NUMERIC, ColumnType.BINARY)
@@ -79,9 +81,9 @@ class Reading:
         """Return how the files of a configuration are read."""
         types = {name: feature.type for name, feature in data.declared.items()}
         text = {name for name, kind in types.items() if kind not in NUMBERS}
-        return cls(
-            data.csv, data.id, frozenset({*text, *data.roles, *([data.time] if data.time else [])})
-        )
+        times = [data.time] if data.time else []
+        names = _names_of_windows(data.windows, {n for n in data.window_columns if data.reads(n)})
+        return cls(data.csv, data.id, frozenset({*text, *data.roles, *times, *names}))
 
     @classmethod
     def of_model(cls, bundle: Bundle, csv: Mapping[str, Any], score: bool = False) -> Reading:
@@ -99,6 +101,9 @@ class Reading:
         numbers = frozenset(c.name for c in columns if c.spec.storage == "number")
         others = {c.name for c in columns} - numbers
         text = others | ({data[key] for key in ("label", "id", "group", "time") if data.get(key)})
+        if events := EventReader.of_config(data):
+            text |= _names_of_windows(events.definition.windows, numbers)
+            numbers |= set(events.definition.numbers)
         form = _csv_config({**data.get("csv", {}), **csv})
         return cls(form, data.get("id"), frozenset(text), numbers if score else None)
 
@@ -140,6 +145,15 @@ class Reading:
             *(f"{_named(files)}: {text}" for text, files in self._files.items()),
             *(f"column '{name}': {_counted(found)}" for name, found in self._missing.items()),
         )
+
+
+def _names_of_windows(
+    windows: Mapping[str, EntityWindows], features: Collection[str]
+) -> frozenset[str]:
+    """Return columns of windows whose cells are names, unless they are features or numbers too."""
+    columns = [column for each in windows.values() for column in each.columns]
+    names = {*windows, *(name for key, name in columns if key != "of")}
+    return frozenset(names - {name for key, name in columns if key == "of"} - {*features})
 
 
 def _csv_config(content: Mapping[str, Any]) -> CsvConfig:

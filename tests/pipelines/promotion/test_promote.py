@@ -901,3 +901,20 @@ def test_no_label_in_the_policy_leaves_the_rate_to_decide(
     assert decision.challenger_evaluation is not None
     assert decision.challenger_evaluation.auroc is None
     assert decision.challenger_evaluation.fpr is not None
+
+
+def test_a_challenger_with_other_windows_is_judged_by_force_alone_on_its_own_split(
+    registry: Registry, world: World
+) -> None:
+    bundle = world.calibrated.bundle
+    data = {**bundle.manifest["data"], "windows": {"digest": "of other windows"}}
+    other = replace(bundle, manifest={**bundle.manifest, "data": data}, manifest_file=None)
+    version = add(registry, world, other)
+    before = champion(registry)
+    with pytest.raises(RegistryError, match=r"another data\.windows .* --force --reason"):
+        promote(registry, "fraud", version)
+    assert champion(registry) == before
+    decision = promote(registry, "fraud", version, force="windows of an hour")
+    assert decision.champion == before
+    assert decision.judged_on is not None
+    assert decision.judged_on.version == version == champion(registry)
