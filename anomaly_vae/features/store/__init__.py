@@ -1,0 +1,19 @@
+"""Keep the past events of entities, and compute the window features of new rows from them."""
+
+from anomaly_vae.features.store.opening import StoreOptions, default_url, open_backend, open_store
+from anomaly_vae.features.store.records import Backend, Recorded, SpaceState
+from anomaly_vae.features.store.store import Label, Windows, WindowStore, now_in_microseconds
+
+__all__ = [
+    "Backend",
+    "Label",
+    "Recorded",
+    "SpaceState",
+    "StoreOptions",
+    "WindowStore",
+    "Windows",
+    "default_url",
+    "now_in_microseconds",
+    "open_backend",
+    "open_store",
+]

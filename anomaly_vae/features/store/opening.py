@@ -1,0 +1,76 @@
+"""Open a window store by its URL."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from anomaly_vae.errors import ConfigError
+from anomaly_vae.features.inputs import WindowInputs
+from anomaly_vae.features.store.records import Backend
+from anomaly_vae.features.store.sqlite import SqliteBackend
+from anomaly_vae.features.store.store import MAX_EVENTS, WindowStore
+from anomaly_vae.masking import masked
+
+VARIABLE, SALT_VARIABLE = "ANOMALY_VAE_WINDOWS", "ANOMALY_VAE_WINDOWS_SALT"
+FORMS = "sqlite:///FILE or redis://HOST:PORT/0"
+SECONDS = 2.0
+"""Maximum time to wait for the database, in seconds, unless configured otherwise."""
+
+
+@dataclass(frozen=True)
+class StoreOptions:
+    """How a window store is opened.
+
+    Example:
+        >>> StoreOptions("redis://:secret@db:6379/0")
+        StoreOptions(url='redis://db:6379/0')
+    """
+
+    url: str = ""
+    """URL of the store; empty: a file in the state folder of the user."""
+    salt: str = ""
+    """Secret that is hashed with every entity, id and value."""
+    max_events: int = MAX_EVENTS
+    """Maximum number of events kept of one entity."""
+    seconds: float = SECONDS
+    """Maximum time to wait for the database."""
+
+    def __repr__(self) -> str:
+        return f"StoreOptions(url={masked(self.url)!r})"
+
+    @classmethod
+    def from_environment(cls, url: str | None = None) -> StoreOptions:
+        """Return the options of a command: its URL, or else that of the environment."""
+        return cls(url or os.environ.get(VARIABLE, ""), os.environ.get(SALT_VARIABLE, ""))
+
+
+def default_url() -> str:
+    """Return the URL of the file in the state folder of the user."""
+    root = os.environ.get("XDG_STATE_HOME")
+    folder = Path(root) if root else Path.home() / ".local" / "state"
+    return f"sqlite:///{folder / 'anomaly-vae' / 'windows.db'}"
+
+
+def open_backend(options: StoreOptions) -> Backend:
+    """Open the database of a URL; connections are made when needed.
+
+    Raises:
+        ConfigError: the URL has another form, or its library is not installed.
+    """
+    url = options.url or default_url()
+    if match := re.fullmatch(r"sqlite:///([^?#\s][^?#]*)", url):
+        return SqliteBackend(Path(match[1]), options.seconds)
+    raise ConfigError(f"window store '{masked(url)}': expected {FORMS}", key=VARIABLE)
+
+
+def open_store(options: StoreOptions, inputs: WindowInputs) -> WindowStore:
+    """Open the store of a model's windows.
+
+    Raises:
+        ConfigError: see `open_backend`.
+        WindowStoreError: the store cannot be used.
+    """
+    return WindowStore(open_backend(options), inputs, options.salt, options.max_events)
