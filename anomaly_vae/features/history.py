@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from struct import Struct
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,17 +23,9 @@ NEVER = 2**63 - 1
 NO_ID = 0
 """Hash of the id of an event without one, and of a missing value."""
 
-Hash = Callable[[str, str], int]
-"""Function that returns a hash of 64 bits for a kind of value and a text."""
+Hash = Callable[[str], int]
+"""Function that returns a hash of 63 bits for the text of a value."""
 Words = NDArray[np.int64]
-
-
-class Interval(NamedTuple):
-    """The events [start, stop) of one window, and the time of the row in microseconds."""
-
-    start: int
-    stop: int
-    now: int
 
 
 @dataclass(frozen=True)
@@ -45,7 +37,7 @@ class EntityHistory:
         >>> hourly = EntityWindows(over=("1h",), count=True, since_last=True)
         >>> history = EntityHistory.of(WindowDefinition({"card": hourly}), "card")
         >>> event = Event("7", 0, {"card": "12"}, {})
-        >>> packed = history.pack(event, lambda kind, text: 7)
+        >>> packed = history.pack(event, 7, hash)
         >>> history.features(packed, 60_000_000)
         [1.0, 60.0]
     """
@@ -75,26 +67,30 @@ class EntityHistory:
             entity, label, tuple(windows.of), tuple(windows.distinct), by_window, len(features)
         )
 
-    @property
+    @cached_property
     def width(self) -> int:
         """Number of words of a packed event."""
-        return 2 + (self.label is not None) + len(self.numbers) + len(self.values)
+        return self._struct.size // 8
 
-    @property
+    @cached_property
     def _struct(self) -> Struct:
         marks = "q" if self.label else ""
         return Struct(f"<qq{marks}{len(self.numbers)}d{len(self.values)}q")
 
-    def pack(self, event: Event, hashed: Hash) -> bytes:
-        """Pack an event that has a time and this entity."""
-        assert event.time is not None
-        known = event.time if self.label in event.anomalous else NEVER
+    @cached_property
+    def _edges(self) -> Words:
+        return np.array([edge for start, stop, _ in self.by_window for edge in (start, stop)])
+
+    def pack(self, event: Event, own: int, hashed: Hash) -> bytes:
+        """Pack an event that has a time and this entity; ``own`` is the hash of its id."""
+        known = NEVER if self.label not in event.anomalous else event.time
+        keys, numbers = event.keys, event.numbers
         return self._struct.pack(
             event.time,
-            NO_ID if event.id is None else hashed("id", event.id),
+            own,
             *([known] if self.label else ()),
-            *(event.numbers[name] for name in self.numbers),
-            *(_value_hash(event.keys[name], hashed) for name in self.values),
+            *[numbers[name] for name in self.numbers],
+            *[NO_ID if keys[name] is None else hashed(str(keys[name])) for name in self.values],
         )
 
     def unpack(self, packed: bytes) -> Words:
@@ -112,21 +108,21 @@ class EntityHistory:
         events = self.unpack(packed)
         if own != NO_ID and (events[:, 1] == own).any():
             events = events[events[:, 1] != own]
-        return _Columns(self, events).features(now)
-
-
-def _value_hash(text: str | None, hashed: Hash) -> int:
-    return NO_ID if text is None else hashed("value", text)
+        bounds = iter(events[:, 0].searchsorted(now - self._edges).tolist())
+        columns, out = _Columns(self, events, now), [math.nan] * self.count
+        for (_, _, features), start, stop in zip(self.by_window, bounds, bounds, strict=False):
+            columns.fill(out, features, start, stop)
+        return out
 
 
 class _Columns:
     """The columns of the events of one entity, as lists, which are fast for few events."""
 
-    def __init__(self, history: EntityHistory, events: Words) -> None:
-        self._history, self._times = history, events[:, 0]
+    def __init__(self, history: EntityHistory, events: Words, now: int) -> None:
+        self._now, self._times = now, events[:, 0]
         first = 2 + (history.label is not None)
         self._known = events[:, 2].tolist() if history.label else []
-        self._columns: Mapping[str, list[float]] = {
+        self._numbers: Mapping[str, list[float]] = {
             name: events[:, first + i].view(np.float64).tolist()
             for i, name in enumerate(history.numbers)
         }
@@ -135,35 +131,72 @@ class _Columns:
             name: events[:, first + i].tolist() for i, name in enumerate(history.values)
         }
 
-    def features(self, now: int) -> list[float]:
-        out = [math.nan] * self._history.count
-        for start, stop, features in self._history.by_window:
-            begin, end = self._times.searchsorted((now - start, now - stop)).tolist()
-            window, numbers = Interval(begin, end, now), dict[str, list[float]]()
-            for position, feature in features:
-                out[position] = self._feature(feature, window, numbers)
-        return out
+    def fill(
+        self, out: list[float], features: Sequence[tuple[int, WindowFeature]], start: int, stop: int
+    ) -> None:
+        """Compute the features of the window that holds the events [start, stop)."""
+        in_window: dict[str, Numbers] = {}
+        for position, feature in features:
+            kind, column = feature.kind, feature.column
+            if column is None:
+                out[position] = self._of_events(kind, start, stop)
+            elif kind == "distinct":
+                out[position] = float(len({*self._values[column][start:stop]} - {NO_ID}))
+            else:
+                if column not in in_window:
+                    in_window[column] = Numbers(self._numbers[column][start:stop])
+                value: float = getattr(in_window[column], kind)
+                out[position] = value
 
-    def _feature(
-        self, feature: WindowFeature, window: Interval, numbers: dict[str, list[float]]
-    ) -> float:
-        start, stop, now = window
-        match feature.kind:
-            case "count":
-                return float(stop - start)
-            case "since_last":
-                return (
-                    (now - int(self._times[stop - 1])) / MICROSECONDS if stop > start else math.nan
-                )
-            case "risk":
-                known = sum(at <= now for at in self._known[start:stop])
-                return known / (stop - start) if stop > start else math.nan
-        column = str(feature.column)
-        if feature.kind == "distinct":
-            return float(len({*self._values[column][start:stop]} - {NO_ID}))
-        if column not in numbers:
-            numbers[column] = [v for v in self._columns[column][start:stop] if v == v]  # noqa: PLR0124 not NaN
-        return STATISTICS[feature.kind](numbers[column])
+    def _of_events(self, kind: str, start: int, stop: int) -> float:
+        if kind == "count":
+            return float(stop - start)
+        if start == stop:
+            return math.nan
+        if kind == "since_last":
+            return (self._now - int(self._times[stop - 1])) / MICROSECONDS
+        return sum(at <= self._now for at in self._known[start:stop]) / (stop - start)
+
+
+class Numbers:
+    """The statistics of numbers, of which missing ones (NaN) are left out.
+
+    >>> numbers = Numbers([1.0, math.nan, 3.0])
+    >>> numbers.sum, numbers.mean, numbers.max
+    (4.0, 2.0, 3.0)
+    """
+
+    def __init__(self, numbers: Sequence[float]) -> None:
+        self._present = [number for number in numbers if number == number]  # noqa: PLR0124 not NaN
+
+    @cached_property
+    def sum(self) -> float:
+        """Sum, rounded once; 0 without numbers."""
+        return _sum(self._present)
+
+    @property
+    def mean(self) -> float:
+        """Mean; NaN without numbers."""
+        return self.sum / len(self._present) if self._present else math.nan
+
+    @cached_property
+    def max(self) -> float:
+        """Greatest number; NaN without numbers."""
+        return max(self._present, default=math.nan)
+
+    @property
+    def std(self) -> float:
+        """Sample standard deviation, corrected for the rounding of the mean; NaN without two."""
+        present = self._present
+        if len(present) < 2:
+            return math.nan
+        if min(present) == self.max:
+            return 0.0
+        mean = self.mean
+        apart = [number - mean for number in present]
+        rest = _sum(apart)
+        squares = _sum([d * d for d in apart]) - rest * rest / len(present)
+        return math.sqrt(max(squares, 0.0) / (len(present) - 1))
 
 
 def _sum(numbers: Sequence[float]) -> float:
@@ -172,33 +205,3 @@ def _sum(numbers: Sequence[float]) -> float:
         return math.fsum(numbers)
     except (OverflowError, ValueError):
         return sum(numbers)
-
-
-def _mean(numbers: Sequence[float]) -> float:
-    return _sum(numbers) / len(numbers) if numbers else math.nan
-
-
-def _std(numbers: Sequence[float]) -> float:
-    """Return the sample standard deviation, corrected for the rounding of the mean."""
-    if len(numbers) < 2:
-        return math.nan
-    if min(numbers) == max(numbers):
-        return 0.0
-    mean = _mean(numbers)
-    apart = [number - mean for number in numbers]
-    rest = _sum(apart)
-    squares = _sum([d * d for d in apart]) - rest * rest / len(numbers)
-    return math.sqrt(max(squares, 0.0) / (len(numbers) - 1))
-
-
-def _max(numbers: Sequence[float]) -> float:
-    return max(numbers, default=math.nan)
-
-
-STATISTICS: Mapping[str, Callable[[Sequence[float]], float]] = {
-    "sum": _sum,
-    "mean": _mean,
-    "max": _max,
-    "std": _std,
-}
-"""Statistics of the numbers in a window."""

@@ -22,8 +22,10 @@ KEY_BYTES = 16
 class Part(NamedTuple):
     """An event of one entity."""
 
+    entity: str
+    """Column of the entity."""
     key: bytes
-    """Hash of the entity."""
+    """Hash of the entity's value."""
     packed: bytes
     retention: int
     """Age up to which events of the entity are kept, in microseconds."""
@@ -131,32 +133,46 @@ class Backend(Protocol):
 
 
 class Hasher:
-    """Hashes of entities, ids and values, with a secret salt if there is one.
+    """Hashes of entities, ids and values of one layout, with a secret salt if there is one.
 
-    >>> Hasher("").key("a0", "card", "12") == Hasher("pepper").key("a0", "card", "12")
+    >>> Hasher("", "a0").key("card", "12") == Hasher("pepper", "a0").key("card", "12")
     False
     """
 
-    def __init__(self, salt: str) -> None:
+    def __init__(self, salt: str, space: str) -> None:
         encoded = salt.encode()
         self._salt = encoded if len(encoded) <= 64 else hashlib.sha256(encoded).digest()
+        self._key, self._id, self._value = (
+            hashlib.blake2b(f"{space}\0{kind}\0".encode(), digest_size=size, key=self._salt)
+            for kind, size in (("key", KEY_BYTES), ("id", WORD), ("value", WORD))
+        )
 
     @property
     def check(self) -> str:
         """Text that differs for another salt and does not reveal it."""
-        return self._digest(b"check", 16).hex()
+        return hashlib.blake2b(b"check", digest_size=KEY_BYTES, key=self._salt).hexdigest()
 
-    def key(self, space: str, entity: str, text: str) -> bytes:
+    def key(self, entity: str, text: str) -> bytes:
         """Return the key of an entity, 16 bytes."""
-        return self._digest(f"{space}\0{entity}\0{text}".encode(), KEY_BYTES)
+        return _digest(self._key, f"{entity}\0{text}")
 
-    def number(self, kind: str, text: str) -> int:
-        """Return a hash of an id or a value, of 63 bits and never `NO_ID`."""
-        digest = self._digest(f"{kind}\0{text}".encode(), WORD)
-        return int.from_bytes(digest, "little") >> 1 or NO_ID + 1
+    def id(self, text: str) -> int:
+        """Return a hash of an id, of 63 bits and never `NO_ID`."""
+        return _to_number(_digest(self._id, text))
 
-    def _digest(self, content: bytes, size: int) -> bytes:
-        return hashlib.blake2b(content, digest_size=size, key=self._salt).digest()
+    def value(self, text: str) -> int:
+        """Return a hash of a value, of 63 bits and never `NO_ID`."""
+        return _to_number(_digest(self._value, text))
+
+
+def _digest(base: hashlib.blake2b, text: str) -> bytes:
+    digest = base.copy()
+    digest.update(text.encode())
+    return digest.digest()
+
+
+def _to_number(digest: bytes) -> int:
+    return int.from_bytes(digest, "little") >> 1 or NO_ID + 1
 
 
 def placed(events: bytes, packed: bytes) -> bytes:

@@ -85,9 +85,10 @@ class WindowStore:
         clock: Callable[[], int] = now_in_microseconds,
     ) -> None:
         self.backend, self.inputs = backend, inputs
-        self._hasher, self._max_events, self._clock = Hasher(salt), max_events, clock
+        self._max_events, self._clock = max_events, clock
         definition = inputs.definition
         self._histories = {name: EntityHistory.of(definition, name) for name in definition.entities}
+        self._hasher = Hasher(salt, self.space)
         own = {name: reach + inputs.horizon for name, reach in definition.reach.items()}
         self._longest = max(definition.reach.values())
         self._set_retention(backend.register(self.space, own, self._hasher.check))
@@ -127,22 +128,20 @@ class WindowStore:
             self._set_retention(snapshot.state)
         arriving = _Arriving(dict(snapshot.events), set(snapshot.known), snapshot.state.newest)
         limits, values = self._limits, np.empty((len(rows), len(self.inputs.definition.names)))
-        for number, (row, event) in enumerate(zip(rows, events, strict=True)):
-            values[number] = self._features(row, event, arriving.events)
+        for number, event in enumerate(events):
+            values[number] = self._features(event, arriving.events)
             if len(events) > 1:
                 arriving.add(event, limits)
         return Windows(values, events, snapshot.state)
 
-    def _features(
-        self, row: Event, event: StoredEvent, events: Mapping[bytes, bytes]
-    ) -> list[float]:
+    def _features(self, event: StoredEvent, events: Mapping[bytes, bytes]) -> list[float]:
+        keys = {part.entity: part.key for part in event.parts}
         features: list[float] = []
         for entity, history in self._histories.items():
-            key = self._key(entity, row)
-            if key is None or row.time is None:
-                features += [math.nan] * history.count
+            if key := keys.get(entity):
+                features += history.features(events.get(key, b""), event.time, event.id)
             else:
-                features += history.features(events.get(key, b""), row.time, event.id)
+                features += [math.nan] * history.count
         return features
 
     def lacks_history(self, windows: Windows, rows: Sequence[Event]) -> bool:
@@ -154,21 +153,16 @@ class WindowStore:
     def _stored(self, row: Event) -> StoredEvent:
         if row.time is None:
             return StoredEvent(NO_ID, 0, ())
-        one = NO_ID if row.id is None else self._hash("id", row.id)
-        return StoredEvent(one, row.time, tuple(self._parts(row)))
+        one = NO_ID if row.id is None else self._hasher.id(row.id)
+        return StoredEvent(one, row.time, tuple(self._parts(row, one)))
 
-    def _parts(self, row: Event) -> Iterator[Part]:
+    def _parts(self, row: Event, one: int) -> Iterator[Part]:
         for entity, history in self._histories.items():
-            if key := self._key(entity, row):
-                packed = history.pack(row, self._hash)
-                yield Part(key, packed, self._retention[entity], history.label is not None)
-
-    def _key(self, entity: str, row: Event) -> bytes | None:
-        text = row.keys[entity]
-        return None if text is None else self._hasher.key(self.space, entity, text)
-
-    def _hash(self, kind: str, text: str) -> int:
-        return self._hasher.number(f"{self.space}\0{kind}", text)
+            text = row.keys[entity]
+            if text is not None:
+                packed = history.pack(row, one, self._hasher.value)
+                key = self._hasher.key(entity, text)
+                yield Part(entity, key, packed, self._retention[entity], history.label is not None)
 
     @property
     def _limits(self) -> Limits:
@@ -205,17 +199,17 @@ class WindowStore:
         Raises:
             WindowStoreError: the database cannot be used.
         """
-        known = [(self._hash("id", one.id), one.at if one.is_anomaly else NEVER) for one in labels]
+        known = [(self._hasher.id(one.id), one.at if one.is_anomaly else NEVER) for one in labels]
         return self.backend.label(self.space, known)
 
     def forget(self, entity: str, value: object) -> int:
         """Delete the events of an entity; return whether there were any, as 0 or 1."""
         text = entity_text(value)
-        return self.backend.forget([self._hasher.key(self.space, entity, text)]) if text else 0
+        return self.backend.forget([self._hasher.key(entity, text)]) if text else 0
 
     def history(self, entity: str, value: object) -> NDArray[np.int64]:
         """Return the kept events of an entity, in order of time, as packed words (N, W)."""
-        key = self._hasher.key(self.space, entity, entity_text(value) or "")
+        key = self._hasher.key(entity, entity_text(value) or "")
         snapshot = self.backend.read(self.space, [key], ())
         words = self._histories[entity].unpack(snapshot.events.get(key, b""))
         oldest = (snapshot.state.newest or 0) - self._retention[entity]

@@ -15,7 +15,7 @@ HISTORY = EntityHistory.of(WindowDefinition({"card": CARD}), "card")
 
 def features(*amounts):
     events = [Event(None, 0, {"card": "1"}, {"amount": amount}) for amount in amounts]
-    return HISTORY.features(b"".join(HISTORY.pack(event, None) for event in events), 1)
+    return HISTORY.features(b"".join(HISTORY.pack(event, 0, hash) for event in events), 1)
 
 
 def test_equal_values_have_no_deviation():
@@ -41,6 +41,6 @@ def test_missing_values_are_left_out():
 def test_windows_hold_their_start_and_not_their_stop():
     card = EntityWindows(over=("1h",), count=True)
     history = EntityHistory.of(WindowDefinition({"card": card}), "card")
-    packed = history.pack(Event(None, 0, {"card": "1"}, {}), None)
+    packed = history.pack(Event(None, 0, {"card": "1"}, {}), 0, hash)
     hour = 3_600_000_000
     assert [history.features(packed, now)[0] for now in (0, 1, hour, hour + 1)] == [0, 1, 1, 0]
