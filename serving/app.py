@@ -35,6 +35,7 @@ from serving.registry.sources import Sources
 from serving.routes import admin, docs, models
 from serving.scoring.engine import ScoringEndpoint
 from serving.scoring.shadow import Shadows
+from serving.scoring.windows import ShadowWindows, WindowStores
 from serving.settings import ApiKey, Settings, find_key
 
 PROTOCOLS = (open_inference, mlflow_scoring)
@@ -73,8 +74,11 @@ def create_app(
     """
     metrics = Metrics(store)
     follower = Follower(store, settings, metrics, board or Board(), Sources(settings))
-    shadows = Shadows(store, settings, metrics)
-    scoring = ScoringEndpoint(store, settings, metrics, shadows)
+    windows = WindowStores(store, settings, metrics)
+    store.checks.append(windows.problem)
+    metrics.count_entities = windows.entities
+    shadows = Shadows(store, settings, metrics, ShadowWindows(windows))
+    scoring = ScoringEndpoint(store, settings, metrics, shadows, windows)
     refuse = _refusal(metrics)
     routes: list[BaseRoute] = [
         *scoring.routes.values(),  # first, because most requests are for them
@@ -91,7 +95,7 @@ def create_app(
     app = Service(routes=routes, lifespan=lifespan, exception_handlers=_handlers(refuse))
     app.router.redirect_slashes = False
     app.state.store, app.state.settings, app.state.metrics = store, settings, metrics
-    app.state.follower, app.state.shadows = follower, shadows
+    app.state.follower, app.state.shadows, app.state.windows = follower, shadows, windows
     router, find_client = super(Service, app).__call__, _client_finder(settings)
     middleware = RequestMiddleware(router, scoring, settings, metrics, refuse, find_client)
     app.outermost = _traced(middleware) if COLLECTOR_VARIABLES & os.environ.keys() else middleware

@@ -95,7 +95,9 @@ class Result(Struct, frozen=True, omit_defaults=True):
     ``rest`` and ``kl``, in the model's unit.
     An image is ``frame`` of upload ``file``, both counted from 0; ``heatmap`` is a PNG, encoded
     as base64 in JSON. For a model with groups, ``threshold`` is the threshold that was applied:
-    that of ``group``, or, where ``group`` is null, that of all rows.
+    that of ``group``, or, where ``group`` is null, that of all rows. For a model with
+    ``data.windows``, ``windows`` are the features that were computed for the record, None where
+    missing.
 
     >>> result = Result(score=96.2, p_value=0.00025, is_anomaly=True)
     >>> result.is_anomaly, result.contributions, result.heatmap
@@ -116,6 +118,7 @@ class Result(Struct, frozen=True, omit_defaults=True):
     group: str | None = None
     threshold: float | None = None
     error: Fault | None = None
+    windows: dict[str, float | None] | None = None
 
 
 TABLE_FIELDS = (

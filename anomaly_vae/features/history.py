@@ -121,7 +121,7 @@ class _Columns:
     def __init__(self, history: EntityHistory, events: Words, now: int) -> None:
         self._now, self._times = now, events[:, 0]
         first = 2 + (history.label is not None)
-        self._known = events[:, 2].tolist() if history.label else []
+        self._known: list[int] = events[:, 2].tolist() if history.label else []
         self._numbers: Mapping[str, list[float]] = {
             name: events[:, first + i].view(np.float64).tolist()
             for i, name in enumerate(history.numbers)

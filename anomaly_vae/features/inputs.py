@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ import numpy as np
 from anomaly_vae.config.windows import EntityWindows, seconds
 from anomaly_vae.data.converters import Levels, level_name
 from anomaly_vae.data.schema import Column, RawBatch, TabularSchema, Values
+from anomaly_vae.data.times import format_time
 from anomaly_vae.errors import BundleError
 from anomaly_vae.features.definition import MICROSECONDS, WindowDefinition
 from anomaly_vae.types import ColumnType
@@ -109,8 +111,8 @@ class WindowInputs:
         """Return the schema of the rows that are sent: without windows, with all they need."""
         kept = [c for c in schema.columns if c.name not in self.definition.names]
         present = {column.name for column in kept}
-        kept += [self._column(n) for n in (*self.columns, *self.labels) if n not in present]
-        return replace(schema, columns=tuple(kept), known=schema.known - {c.name for c in kept})
+        kept += [self._column(name) for name in self.columns if name not in present]
+        return replace(schema, columns=tuple(kept), known=schema.known | {*self.labels})
 
     def _column(self, name: str) -> Column:
         if name == self.time:
@@ -119,11 +121,18 @@ class WindowInputs:
         return Column(name, ColumnType.NUMERIC if is_number else ColumnType.CATEGORICAL)
 
     def event_schema(self, schema: TabularSchema) -> TabularSchema:
-        """Return the part of `raw_schema` that events are read with."""
-        raw, names = self.raw_schema(schema), {*self.columns, *self.labels}
-        columns = tuple(column for column in raw.columns if column.name in names)
-        others = {column.name for column in raw.columns} - names
-        return replace(raw, columns=columns, known=raw.known | others)
+        """Return the schema of events that are not scored: as `raw_schema`, with the labels."""
+        raw = self.raw_schema(schema)
+        columns = [column for column in raw.columns if column.name in self.columns]
+        columns += [self._column(name) for name in self.labels if name not in self.columns]
+        return replace(raw, columns=tuple(columns), known=raw.known | {*raw.names})
+
+    def example(self, schema: TabularSchema) -> dict[str, Any]:
+        """Return a value for each column that is read, in the form in which it is sent."""
+        noon = dt.datetime(2024, 1, 1, 12, tzinfo=dt.UTC)
+        (form,) = (column.format for column in schema.columns if column.name == self.time)
+        cells = dict.fromkeys(self.columns, "1") | dict.fromkeys(self.definition.numbers, 1.0)
+        return {**cells, self.time: format_time(noon, form) if form else noon.isoformat()}
 
     def events(self, batch: RawBatch) -> list[Event]:
         """Return N rows, read with `raw_schema` or `event_schema`, as events."""

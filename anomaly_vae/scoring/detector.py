@@ -43,6 +43,10 @@ class Detections:
     """Level (N,) whose calibration decided; None for rows that the pooled calibration decided."""
     threshold: NDArray[np.float64] | None = None
     """Threshold (N,) that each score was compared with."""
+    windows: NDArray[np.void] | None = None
+    """Window features (N,), one field each, NaN where missing; None without `data.windows`."""
+    window_notes: NDArray[np.uint8] | None = None
+    """Bits (N,) that say what is unusual about the windows of a row; None without windows."""
 
     def part(self, rows: slice | NDArray[np.bool_]) -> Detections:
         """Return the decisions on the selected rows."""

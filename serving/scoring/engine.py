@@ -17,6 +17,7 @@ from serving.problems import NOT_READY, UNKNOWN_MODEL, ProblemError
 from serving.scoring import adapters, requests, schemas
 from serving.scoring.handlers import INLINE_BYTES, RequestHandler, Resources
 from serving.scoring.shadow import Shadows
+from serving.scoring.windows import WindowStores
 from serving.settings import Settings
 
 JSON_TYPE = (b"content-type", schemas.JSON_BYTES)
@@ -26,11 +27,16 @@ class ScoringEndpoint:
     """`POST /score` and `POST /models/{name}/score`, as an ASGI application."""
 
     def __init__(
-        self, store: Store, settings: Settings, metrics: Metrics, shadows: Shadows
+        self,
+        store: Store,
+        settings: Settings,
+        metrics: Metrics,
+        shadows: Shadows,
+        windows: WindowStores | None = None,
     ) -> None:
         self.store, self.settings = store, settings
         self.routes = {path: Template(path, self, methods=["POST"]) for path in SCORING_ROUTES}
-        self._resources = Resources(settings, metrics, shadows)
+        self._resources = Resources(settings, metrics, shadows, windows)
         self._handled: Mapping[str, ServedModel] | None = None
         self._handlers: dict[str, RequestHandler] = {}
         self._by_path: dict[str, tuple[Route, RequestHandler]] = {}

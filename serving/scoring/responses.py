@@ -42,18 +42,19 @@ def results(
     ]  # fmt: skip
     if ids is not None:
         columns.append(ids)
-    if explanations is None and detections.group is None:
+    if explanations is None and detections.group is None and detections.windows is None:
         return list(map(Result, *columns))
     kind = Result if detections.group is None else GroupedResult
     rows = zip(
         zip(*columns, strict=True),
         _groups(detections),
         _explanations(explanations, len(detections.score)),
+        _windows(detections),
         strict=True,
     )
     return [
-        kind(**dict(zip(FIELDS, decision, strict=False)), **group, **explanation)
-        for decision, group, explanation in rows
+        kind(**dict(zip(FIELDS, decision, strict=False)), **group, **explanation, **windows)
+        for decision, group, explanation, windows in rows
     ]
 
 
@@ -85,6 +86,18 @@ def _groups(detections: Detections) -> Iterator[dict[str, Any]]:
         return iter([{}] * len(detections.score))
     pairs = zip(detections.group.tolist(), detections.threshold.tolist(), strict=True)
     return ({"group": group, "threshold": threshold} for group, threshold in pairs)
+
+
+def _windows(detections: Detections) -> Iterator[dict[str, Any]]:
+    """Return the windows of each record."""
+    values = detections.windows
+    if values is None or values.dtype.names is None:
+        return iter([{}] * len(detections.score))
+    names = values.dtype.names
+    return (
+        {"windows": {n: None if v != v else v for n, v in zip(names, row, strict=True)}}  # noqa: PLR0124 NaN
+        for row in values.tolist()
+    )
 
 
 def _explanations(

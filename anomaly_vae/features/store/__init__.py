@@ -1,6 +1,12 @@
 """Keep the past events of entities, and compute the window features of new rows from them."""
 
-from anomaly_vae.features.store.opening import StoreOptions, default_url, open_backend, open_store
+from anomaly_vae.features.store.opening import (
+    StoreOptions,
+    default_url,
+    open_backend,
+    open_store,
+    required_time,
+)
 from anomaly_vae.features.store.records import Backend, Recorded, SpaceState
 from anomaly_vae.features.store.store import Label, Windows, WindowStore, now_in_microseconds
 
@@ -16,4 +22,5 @@ __all__ = [
     "now_in_microseconds",
     "open_backend",
     "open_store",
+    "required_time",
 ]

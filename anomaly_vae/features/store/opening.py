@@ -7,7 +7,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from anomaly_vae.config.windows import seconds
+from anomaly_vae.data.times import parse_time
 from anomaly_vae.errors import ConfigError
+from anomaly_vae.features.definition import MICROSECONDS
 from anomaly_vae.features.inputs import WindowInputs
 from anomaly_vae.features.store.records import Backend
 from anomaly_vae.features.store.sqlite import SqliteBackend
@@ -45,6 +48,25 @@ class StoreOptions:
     def from_environment(cls, url: str | None = None) -> StoreOptions:
         """Return the options of a command: its URL, or else that of the environment."""
         return cls(url or os.environ.get(VARIABLE, ""), os.environ.get(SALT_VARIABLE, ""))
+
+
+def required_time(text: str, now: int) -> int:
+    """Return the time up to which a store is to be filled, in microseconds since 1970.
+
+    Args:
+        text: a time, such as 2024-01-31T09:05, or an age, such as 2h.
+        now: the present time in microseconds.
+
+    Raises:
+        ValueError: the text is neither.
+
+    >>> required_time("1970-01-02", 0), required_time("1h", 7_200_000_000)
+    (86400000000, 3600000000)
+    """
+    try:
+        return now - seconds(text) * MICROSECONDS
+    except ValueError:
+        return round(parse_time(text) * MICROSECONDS)
 
 
 def default_url() -> str:
