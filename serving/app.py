@@ -32,7 +32,7 @@ from serving.protocols import mlflow_scoring, open_inference
 from serving.registry.board import Board
 from serving.registry.follower import Follower
 from serving.registry.sources import Sources
-from serving.routes import admin, docs, models
+from serving.routes import admin, docs, events, models
 from serving.scoring.engine import ScoringEndpoint
 from serving.scoring.shadow import Shadows
 from serving.scoring.windows import ShadowWindows, WindowStores
@@ -84,6 +84,7 @@ def create_app(
         *scoring.routes.values(),  # first, because most requests are for them
         *models.routes(store, settings, metrics, follower),
         *admin.routes(follower, settings),
+        *events.routes(scoring.resources, windows),
         *(route for protocol in PROTOCOLS for route in protocol.routes(store, settings)),
         *_protocol_routes(scoring),
     ]

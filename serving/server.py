@@ -180,7 +180,7 @@ async def _expire_events(windows: WindowStores) -> None:
     """Delete expired events of the window store, a few at a time."""
     while True:
         await asyncio.sleep(EXPIRY_SECONDS)
-        if windows.inputs():
+        if windows.layouts():
             await asyncio.to_thread(windows.expire)
 
 

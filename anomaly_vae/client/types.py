@@ -200,6 +200,42 @@ def _column(cells: Sequence[Any]) -> pa.Array:
         return pa.array([None if cell is None else str(cell) for cell in cells], pa.string())
 
 
+class EventCounts(Struct, frozen=True):
+    """What became of events: ``incomplete`` ones have no time or no entity, and count nowhere.
+
+    >>> EventCounts(recorded=2, duplicate=1, late=0, incomplete=0).recorded
+    2
+    """
+
+    recorded: int = 0
+    duplicate: int = 0
+    late: int = 0
+    incomplete: int = 0
+
+
+class LabelCounts(Struct, frozen=True):
+    """How many labels were of events that the window store knows, and how many were not.
+
+    >>> LabelCounts(known=1, unknown=0).known
+    1
+    """
+
+    known: int = 0
+    unknown: int = 0
+
+
+class RecordedEvents(Struct, frozen=True):
+    """What became of events and labels, summed over the models with other columns.
+
+    >>> RecordedEvents(EventCounts(recorded=2), LabelCounts()).events.recorded
+    2
+    """
+
+    events: EventCounts
+    labels: LabelCounts
+    warnings: tuple[str, ...] = ()
+
+
 class Column(Struct, frozen=True):
     """A column that a model reads; ``type`` is numeric, binary, categorical, datetime or image.
 

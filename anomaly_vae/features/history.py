@@ -6,6 +6,8 @@ time at which an anomaly became known (only with `risk`), numbers, hashes of val
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +28,18 @@ NO_ID = 0
 Hash = Callable[[str], int]
 """Function that returns a hash of 63 bits for the text of a value."""
 Words = NDArray[np.int64]
+
+
+def layout_digest(definition: WindowDefinition) -> str:
+    """Return a digest of the entities and columns of a definition, whatever its windows.
+
+    Definitions with one digest pack their events alike, and so can share them.
+    """
+    layout = {
+        entity: [windows.risk and windows.risk.label, [*windows.of], [*windows.distinct]]
+        for entity, windows in definition.windows.items()
+    }
+    return hashlib.sha256(json.dumps(layout, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.errors import WindowStoreError
 from anomaly_vae.features import WindowInputs
+from anomaly_vae.features.history import layout_digest
 from anomaly_vae.features.inputs import Event
 from anomaly_vae.features.store import (
     Backend,
@@ -171,10 +172,15 @@ class WindowStores:
         """Return the windows of a model; None if it has none."""
         return ModelWindows(self, model, model.windows) if model.windows else None
 
-    def inputs(self) -> list[WindowInputs]:
-        """Return the windows of all served models and shadows, once for each layout of events."""
-        served = [*self._models.current.values(), *self._models.shadows.values()]
-        return list({m.windows.definition.digest: m.windows for m in served if m.windows}.values())
+    def layouts(self, name: str | None = None) -> list[ServedModel]:
+        """Return one of the models with windows for each layout of events.
+
+        Args:
+            name: name of a model and its shadow; None for all.
+        """
+        served = (*self._models.shadows.values(), *self._models.current.values())
+        named = [model for model in served if name is None or model.name == name]
+        return list({layout_digest(m.windows.definition): m for m in named if m.windows}.values())
 
     # ------------------------------------------------------------ the store
 
@@ -218,8 +224,12 @@ class WindowStores:
     def refuse_if_down(self) -> None:
         """Refuse a request because the store cannot be used, unless the settings allow it."""
         if self._settings.windows_down == "refuse":
-            detail = f"{DOWN}; try again later"
-            raise ProblemError(WINDOWS_DOWN, detail, headers=self._settings.retry_headers)
+            raise self.refusal()
+
+    def refusal(self) -> ProblemError:
+        """Return the error for a request that needs the store, which cannot be used."""
+        detail = f"{DOWN}; try again later"
+        return ProblemError(WINDOWS_DOWN, detail, headers=self._settings.retry_headers)
 
     def record(self, inputs: WindowInputs, windows: Windows) -> Recorded:
         """Record scored rows.
@@ -283,9 +293,9 @@ class WindowStores:
     def expire(self) -> None:
         """Delete some expired events; call this about once a second, on a worker thread."""
         try:
-            for inputs in self.inputs():
-                with self.using("read"):
-                    self.store(inputs)
+            for model in (*self._models.current.values(), *self._models.shadows.values()):
+                if model.windows:
+                    self.store(model.windows)
             if self._backend is not None:
                 self._backend.expire(EXPIRED_TOGETHER)
         except WindowStoreError:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly_vae.features.history import NEVER, NO_ID, EntityHistory
+from anomaly_vae.features.history import NEVER, NO_ID, EntityHistory, layout_digest
 from anomaly_vae.features.inputs import Event, WindowInputs, entity_text
 from anomaly_vae.features.store.records import (
     Backend,
@@ -63,7 +61,8 @@ def now_in_microseconds() -> int:
 class WindowStore:
     """The past events that a model's windows are computed of.
 
-    Models with the same entities and columns share their events, whatever their windows.
+    ``space`` is the digest that identifies them in the database. Models with the same entities and
+    columns share their events, whatever their windows.
 
     Args:
         backend: the database.
@@ -88,19 +87,11 @@ class WindowStore:
         self._max_events, self._clock = max_events, clock
         definition = inputs.definition
         self._histories = {name: EntityHistory.of(definition, name) for name in definition.entities}
+        self.space = layout_digest(definition)
         self._hasher = Hasher(salt, self.space)
         own = {name: reach + inputs.horizon for name, reach in definition.reach.items()}
         self._longest = max(definition.reach.values())
         self._set_retention(backend.register(self.space, own, self._hasher.check))
-
-    @cached_property
-    def space(self) -> str:
-        """Digest of the entities and columns, which identifies the events in the database."""
-        layout = {
-            name: [history.label, history.numbers, history.values]
-            for name, history in self._histories.items()
-        }
-        return hashlib.sha256(json.dumps(layout, sort_keys=True).encode()).hexdigest()
 
     def _set_retention(self, state: SpaceState) -> None:
         self._retention_text = state.retention
