@@ -122,7 +122,9 @@ def _record(body: bytes, max_records: int, windows: WindowStores) -> RecordedEve
     labels = [one for part in known for one in part]
     without_id = sum(event.id is None for task in tasks for event in task.events)
     return RecordedEvents(
-        EventCounts(*(sum(counts) for counts in zip(*map(msgspec.structs.astuple, events)))),
+        EventCounts(
+            *(sum(counts) for counts in zip(*map(msgspec.structs.astuple, events), strict=True))
+        ),
         LabelCounts(sum(labels), len(labels) - sum(labels)),
         (f"{without_id} events {WITHOUT_ID}",) if without_id else (),
     )

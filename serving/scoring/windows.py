@@ -215,6 +215,7 @@ class WindowStores:
             if not self._is_down:
                 log.warning("%s: %s", DOWN, error)
             self._is_down = True
+            self._stores.clear()  # opened again, in case that the store is another one by then
             raise
         self.metrics.store_seconds[operation].observe(time.perf_counter() - start)
         if self._is_down:

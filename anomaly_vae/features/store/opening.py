@@ -15,7 +15,7 @@ from anomaly_vae.features.inputs import WindowInputs
 from anomaly_vae.features.store.records import Backend
 from anomaly_vae.features.store.sqlite import SqliteBackend
 from anomaly_vae.features.store.store import MAX_EVENTS, WindowStore
-from anomaly_vae.masking import masked
+from anomaly_vae.masking import masked, remember_address
 
 VARIABLE, SALT_VARIABLE = "ANOMALY_VAE_WINDOWS", "ANOMALY_VAE_WINDOWS_SALT"
 FORMS = "sqlite:///FILE or redis://HOST:PORT/0"
@@ -85,7 +85,15 @@ def open_backend(options: StoreOptions) -> Backend:
     url = options.url or default_url()
     if match := re.fullmatch(r"sqlite:///([^?#\s][^?#]*)", url):
         return SqliteBackend(Path(match[1]), options.seconds)
-    raise ConfigError(f"window store '{masked(url)}': expected {FORMS}", key=VARIABLE)
+    remember_address(url)
+    if not re.match(r"(rediss?|valkeys?)://[^/]", url):
+        raise ConfigError(f"window store '{masked(url)}': expected {FORMS}", key=VARIABLE)
+    try:
+        from anomaly_vae.features.store.redis import RedisBackend
+    except ImportError as error:
+        reason = "window stores of redis:// need: pip install 'anomaly-vae[redis]'"
+        raise ConfigError(f"{error}; {reason}", key=VARIABLE) from None
+    return RedisBackend(url, options.seconds)
 
 
 def open_store(options: StoreOptions, inputs: WindowInputs) -> WindowStore:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
@@ -130,6 +131,17 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Release connections."""
+
+
+def merged(state: SpaceState, retention: Mapping[str, int]) -> SpaceState:
+    """Keep events at least as long as ``retention``; longer windows lack what was dropped."""
+    before: dict[str, int] = json.loads(state.retention)
+    since = state.since
+    for entity, age in retention.items():
+        if entity in before and before[entity] < age and state.newest is not None:
+            since = max(since or 0, state.newest - before[entity])
+        before[entity] = max(age, before.get(entity, 0))
+    return SpaceState(state.newest, since, json.dumps(before, sort_keys=True))
 
 
 class Hasher:

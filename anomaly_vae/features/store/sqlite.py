@@ -7,7 +7,6 @@ last seconds, but never damages the file.
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from anomaly_vae.features.store.records import (
     kept,
     labelled,
     last_time,
+    merged,
     placed,
 )
 
@@ -224,17 +224,6 @@ class SqliteBackend:
         """Return the number of entities with events."""
         with self._reading() as db:
             return _number(db, "entities")
-
-
-def merged(state: SpaceState, retention: Mapping[str, int]) -> SpaceState:
-    """Keep events at least as long as ``retention``; longer windows lack what was dropped."""
-    before: dict[str, int] = json.loads(state.retention)
-    since = state.since
-    for entity, age in retention.items():
-        if entity in before and before[entity] < age and state.newest is not None:
-            since = max(since or 0, state.newest - before[entity])
-        before[entity] = max(age, before.get(entity, 0))
-    return SpaceState(state.newest, since, json.dumps(before, sort_keys=True))
 
 
 class _Recording:

@@ -91,7 +91,12 @@ class WindowStore:
         self._hasher = Hasher(salt, self.space)
         own = {name: reach + inputs.horizon for name, reach in definition.reach.items()}
         self._longest = max(definition.reach.values())
-        self._set_retention(backend.register(self.space, own, self._hasher.check))
+        self._own_retention = own
+        self._register()
+
+    def _register(self) -> None:
+        check = self._hasher.check
+        self._set_retention(self.backend.register(self.space, self._own_retention, check))
 
     def _set_retention(self, state: SpaceState) -> None:
         self._retention_text = state.retention
@@ -116,7 +121,7 @@ class WindowStore:
         ids = [event.id for event in events if event.id != NO_ID] if len(events) > 1 else []
         snapshot = self.backend.read(self.space, keys, ids)
         if snapshot.state.retention != self._retention_text:
-            self._set_retention(snapshot.state)
+            self._register()  # another model keeps events longer, or the database was emptied
         arriving = _Arriving(dict(snapshot.events), set(snapshot.known), snapshot.state.newest)
         limits, values = self._limits, np.empty((len(rows), len(self.inputs.definition.names)))
         for number, event in enumerate(events):

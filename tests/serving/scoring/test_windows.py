@@ -8,9 +8,14 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+from anomaly_vae.errors import WindowStoreError
+from anomaly_vae.features.store import WindowStore
 from serving.app import create_app
 from serving.models.store import Store
+from serving.scoring import windows
 from serving.settings import Settings
+from tests.support.ports import free_port
+from tests.support.redis_server import redis_server
 from tests.support.window_streams import DAY, INPUTS, START, as_oracle, check, expected, stream
 from tests.support.windowed import NAMES, record_of
 
@@ -100,9 +105,9 @@ def test_an_unreadable_entity_or_time_is_refused_by_name(client, field, value):
 @pytest.mark.parametrize("missing", ["CUSTOMER_ID", "TX_DATETIME"])
 def test_a_missing_entity_or_time_has_no_windows(client, missing):
     record = record_of(stream(1, seed=1)[0]) | {"CUSTOMER_ID": 1, "TERMINAL_ID": "a", missing: None}
-    windows = post(client, record)["results"][0]["windows"]
-    assert windows["CUSTOMER_ID_count_1h"] is None
-    assert (windows["TERMINAL_ID_count_1d"] is None) == (missing == "TX_DATETIME")
+    found = post(client, record)["results"][0]["windows"]
+    assert found["CUSTOMER_ID_count_1h"] is None
+    assert (found["TERMINAL_ID_count_1d"] is None) == (missing == "TX_DATETIME")
 
 
 def test_a_record_of_an_entity_alone_is_scored(client):
@@ -182,3 +187,118 @@ def test_a_shadow_is_scored_with_its_windows(windowed, store_url):
         shadow = client.get("/models").json()["models"][0]["shadow"]
     client.app.state.shadows.close()
     assert (shadow["records"], shadow["agreement"]) == (30, 1)
+
+
+# ---------------------------------------------------------------- a store that cannot be used
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """Return the folder of a store that cannot be used until the file in its place is removed."""
+    folder = tmp_path / "state"
+    folder.write_text("")
+    return folder
+
+
+def sample(client, name, **labels):
+    shown = ",".join(f'{key}="{value}"' for key, value in labels.items())
+    start = (
+        f"anomaly_vae_entity_windows_{name}{{{shown}}} "
+        if labels
+        else f"anomaly_vae_entity_windows_{name} "
+    )
+    lines = client.get("/metrics").text.splitlines()
+    return next(float(line.removeprefix(start)) for line in lines if line.startswith(start))
+
+
+def test_requests_are_refused_while_the_store_is_down(client_of, windowed, broken, monkeypatch):
+    monkeypatch.setattr(windows, "PAUSE_SECONDS", 0.05)
+    client = client_of(windowed, windows=f"sqlite:///{broken}/windows.db")
+    record = record_of(stream(1, seed=1)[0])
+    for body in ({"records": [record]}, {"records": [record], "explain": 1}):
+        response = client.post("/score", json=body)
+        assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+        assert response.json()["type"] == "urn:anomaly-vae:windows-down"
+    ready = client.get("/health/ready")
+    assert (ready.status_code, ready.json()["detail"]) == (503, "the window store cannot be used")
+    assert sample(client, "store_failures_total") >= 1
+    broken.unlink()
+    time.sleep(0.06)
+    assert client.get("/health/ready").status_code == 200
+    post(client, record)
+
+
+def test_windows_may_be_missing_while_the_store_is_down(client_of, windowed, broken, monkeypatch):
+    monkeypatch.setattr(windows, "PAUSE_SECONDS", 0.05)
+    url = f"sqlite:///{broken}/windows.db"
+    client = client_of(windowed, windows=url, windows_down="missing")
+    record = record_of(stream(1, seed=1)[0])
+    answer = post(client, record)
+    assert set(answer["results"][0]["windows"].values()) == {None}
+    assert answer["warnings"] == [
+        "record 0: windows are missing, because the window store cannot be used"
+    ]
+    assert client.get("/health/ready").status_code == 200
+    broken.unlink()
+    time.sleep(0.06)
+    assert "cannot be used" not in str(post(client, record))
+
+
+def test_the_service_recovers_with_its_redis_server(client_of, windowed, tmp_path, monkeypatch):
+    monkeypatch.setattr(windows, "PAUSE_SECONDS", 0.05)
+    record, port = record_of(stream(1, seed=1)[0]), free_port()
+    with redis_server(tmp_path, port) as url:
+        client = client_of(windowed, windows=url)
+        post(client, record)
+    assert client.post("/score", json={"records": [record]}).status_code == 503
+    assert client.get("/health/ready").status_code == 503
+    with redis_server(tmp_path, port):
+        time.sleep(0.06)
+        post(client, record)
+        assert client.get("/health/ready").status_code == 200
+
+
+def test_a_store_that_fails_after_scoring_refuses_or_warns(
+    client_of, windowed, store_url, monkeypatch
+):
+    def fail(*_):
+        raise WindowStoreError("full")
+
+    monkeypatch.setattr(WindowStore, "record", fail)
+    record = record_of(replace(stream(1, seed=1)[0], keys={"CUSTOMER_ID": "1", "TERMINAL_ID": "a"}))
+    client = client_of(windowed, windows=store_url)
+    assert client.post("/score", json={"records": [record]}).status_code == 503
+    client = client_of(windowed, windows=store_url, windows_down="missing")
+    answer = post(client, record, {**record, "CUSTOMER_ID": None, "TERMINAL_ID": None})
+    assert "record 0: not counted in later windows, because the window store" in str(answer)
+
+
+@pytest.mark.parametrize(
+    ("filled_to", "status"), [("2018-08-01", 200), ("2018-08-03", 503), ("2h", 503)]
+)
+def test_readiness_may_require_a_filled_store(client_of, windowed, store_url, filled_to, status):
+    client = client_of(windowed, windows=store_url, windows_filled_to=filled_to)
+    assert client.get("/health/ready").status_code == 503
+    event = {"CUSTOMER_ID": 1, "TX_DATETIME": "2018-08-02"}
+    assert client.post("/events", json={"events": [event]}).status_code == 200
+    ready = client.get("/health/ready")
+    assert ready.status_code == status
+    assert status == 200 or "run: anomaly-vae windows load" in ready.json()["detail"]
+
+
+def test_metrics_count_events_entities_and_durations(client):
+    record = record_of(stream(1, seed=1)[0]) | {"CUSTOMER_ID": 1, "TERMINAL_ID": "a"}
+    for _ in range(2):
+        post(client, record)
+    post(client, record | {"TRANSACTION_ID": 5, "TX_DATETIME": "2018-01-01"})
+    for outcome in ("recorded", "duplicate", "late"):
+        assert sample(client, "events_total", outcome=outcome) == 1
+    assert sample(client, "entities") == 2
+    assert sample(client, "store_seconds_count", operation="record") == 3
+    assert sample(client, "short_history_records_total") == 3
+
+
+def test_a_model_without_windows_opens_no_store(client_of, served, records, broken):
+    client = client_of(served, windows=f"sqlite:///{broken}/windows.db")
+    assert "windows" not in post(client, records[0])["results"][0]
+    assert client.get("/health/ready").status_code == 200

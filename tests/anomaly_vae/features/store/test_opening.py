@@ -4,6 +4,7 @@ import pytest
 
 from anomaly_vae.errors import ConfigError
 from anomaly_vae.features.store import StoreOptions, default_url, open_backend, open_store
+from anomaly_vae.features.store.redis import RedisBackend
 from anomaly_vae.features.store.sqlite import SqliteBackend
 from tests.support.window_streams import INPUTS, stream
 
@@ -23,6 +24,11 @@ def test_options_come_from_the_environment(monkeypatch):
     assert StoreOptions.from_environment() == StoreOptions("sqlite:///a.db", "pepper")
     assert StoreOptions.from_environment("sqlite:///b.db").url == "sqlite:///b.db"
     assert isinstance(open_backend(StoreOptions("sqlite:///b.db")), SqliteBackend)
+
+
+def test_redis_and_valkey_are_opened_when_they_are_used():
+    for scheme in ("redis", "rediss", "valkey"):
+        assert isinstance(open_backend(StoreOptions(f"{scheme}://:secret@h:1/0")), RedisBackend)
 
 
 @pytest.mark.parametrize("url", ["lmdb:///a", "sqlite://", "a.db", "redis://", "http://u:pass@h"])

@@ -39,6 +39,14 @@ def test_only_the_owner_may_read_the_file(tmp_path):
     assert (tmp_path / "state" / "windows.db").stat().st_mode & 0o077 == 0
 
 
+def test_the_number_of_entities_is_exact(tmp_path):
+    store = store_at(tmp_path / "windows.db")
+    store.load(stream(60, seed=4))
+    assert store.backend.entities() == 5
+    store.forget("CUSTOMER_ID", "1")
+    assert store.backend.entities() == 4
+
+
 def test_a_locked_store_is_reported_and_recovers(tmp_path):
     store, other = (store_at(tmp_path / "windows.db", seconds=0.01) for _ in range(2))
     other.backend._db.execute("BEGIN IMMEDIATE")
