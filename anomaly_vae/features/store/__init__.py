@@ -3,6 +3,7 @@
 from anomaly_vae.features.store.opening import (
     StoreOptions,
     default_url,
+    forget_entity,
     open_backend,
     open_store,
     required_time,
@@ -19,6 +20,7 @@ __all__ = [
     "WindowStore",
     "Windows",
     "default_url",
+    "forget_entity",
     "now_in_microseconds",
     "open_backend",
     "open_store",

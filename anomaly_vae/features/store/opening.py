@@ -11,8 +11,8 @@ from anomaly_vae.config.windows import seconds
 from anomaly_vae.data.times import parse_time
 from anomaly_vae.errors import ConfigError
 from anomaly_vae.features.definition import MICROSECONDS
-from anomaly_vae.features.inputs import WindowInputs
-from anomaly_vae.features.store.records import Backend
+from anomaly_vae.features.inputs import WindowInputs, entity_text
+from anomaly_vae.features.store.records import Backend, Hasher
 from anomaly_vae.features.store.sqlite import SqliteBackend
 from anomaly_vae.features.store.store import MAX_EVENTS, WindowStore
 from anomaly_vae.masking import masked, remember_address
@@ -94,6 +94,19 @@ def open_backend(options: StoreOptions) -> Backend:
         reason = "window stores of redis:// need: pip install 'anomaly-vae[redis]'"
         raise ConfigError(f"{error}; {reason}", key=VARIABLE) from None
     return RedisBackend(url, options.seconds)
+
+
+def forget_entity(options: StoreOptions, entity: str, value: object) -> int:
+    """Delete the events of an entity for all models; return for how many layouts it had any.
+
+    Raises:
+        ConfigError: see `open_backend`.
+        WindowStoreError: the store cannot be used, or was written with another salt.
+    """
+    text, backend = entity_text(value), open_backend(options)
+    spaces = backend.spaces(Hasher(options.salt, "").check)
+    keys = [Hasher(options.salt, space).key(entity, text or "") for space in spaces]
+    return backend.forget(keys) if keys else 0
 
 
 def open_store(options: StoreOptions, inputs: WindowInputs) -> WindowStore:

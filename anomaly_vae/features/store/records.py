@@ -120,6 +120,9 @@ class Backend(Protocol):
     def label(self, space: str, labels: Sequence[tuple[int, int]]) -> Sequence[bool]:
         """Set the time at which events are known as anomalies; return which ids are known."""
 
+    def spaces(self, check: str) -> list[str]:
+        """Return the digests of all layouts; ``check`` must be that of `register`."""
+
     def forget(self, keys: Sequence[bytes]) -> int:
         """Delete the events of entities; return how many entities had any."""
 

@@ -155,10 +155,21 @@ class RedisBackend:
             WindowStoreError: the server cannot be used, or the store was written with another salt.
         """
         with self._using():
-            self._check(b"version", VERSION, "by another version of anomaly-vae; load it anew")
-            salt = "with another ANOMALY_VAE_WINDOWS_SALT; restore it"
-            self._check(b"salt", check.encode(), salt)
+            self._check_meta(check)
             return self._merge(space, retention)
+
+    def spaces(self, check: str) -> list[str]:
+        """Return the digests of all layouts."""
+        with self._using():
+            self._check_meta(check)
+            prefix = _space_key("")
+            keys = self._client.scan_iter(match=prefix + b"*")
+            return [key.removeprefix(prefix).decode() for key in keys]
+
+    def _check_meta(self, check: str) -> None:
+        self._check(b"version", VERSION, "by another version of anomaly-vae; load it anew")
+        salt = "with another ANOMALY_VAE_WINDOWS_SALT; restore it"
+        self._check(b"salt", check.encode(), salt)
 
     def _check(self, name: bytes, value: bytes, reason: str) -> None:
         self._client.hsetnx(PREFIX + b"meta", name, value)

@@ -139,17 +139,27 @@ class SqliteBackend:
 
     # ------------------------------------------------------------ layouts
 
+    def _create(self, check: str) -> None:
+        with self._reading() as db:
+            db.executescript(SCHEMA)
+        with self._writing() as db:
+            self._check(db, "version", VERSION, "by another version of anomaly-vae; load it anew")
+            self._check(db, "salt", check, "with another ANOMALY_VAE_WINDOWS_SALT; restore it")
+
+    def spaces(self, check: str) -> list[str]:
+        """Return the digests of all layouts."""
+        self._create(check)
+        with self._reading() as db:
+            return [digest for (digest,) in db.execute("SELECT digest FROM spaces")]
+
     def register(self, space: str, retention: Mapping[str, int], check: str) -> SpaceState:
         """Open the events of a layout, and keep them at least as long as ``retention``.
 
         Raises:
             WindowStoreError: the file cannot be used, or was written with another salt.
         """
-        with self._reading() as db:
-            db.executescript(SCHEMA)
+        self._create(check)
         with self._writing() as db:
-            self._check(db, "version", VERSION, "by another version of anomaly-vae; load it anew")
-            self._check(db, "salt", check, "with another ANOMALY_VAE_WINDOWS_SALT; restore it")
             state = merged(_state(db, space), retention)
             db.execute(
                 "INSERT INTO spaces (digest, since, retention) VALUES (?, ?, ?) ON CONFLICT"

@@ -27,8 +27,6 @@ from anomaly_vae.features.store.records import (
 
 MAX_EVENTS = 10_000
 """Maximum number of events kept of one entity, unless configured otherwise."""
-LOADED_TOGETHER = 20_000
-"""Number of events that are loaded in one transaction."""
 
 
 class Label(NamedTuple):
