@@ -26,6 +26,7 @@ PROTOCOLS: dict[str, tuple[str, ...]] = {
     "handmade": (),
     "costs": (),
     "serving": (),
+    "windows": ("fraud",),
     "reload": (),
     "promotions": (),
     "retraining": (),
