@@ -108,7 +108,7 @@ def _column(
 ) -> np.ndarray:
     count = stop - begin
     if feature.kind == "count":
-        return count.astype(float)
+        return np.asarray(count, float)
     if feature.kind == "risk":
         known = np.concatenate([[0], np.cumsum(rows[LABEL].to_numpy()[order])])
         with np.errstate(invalid="ignore"):
@@ -287,6 +287,7 @@ def _insert(backend: Any, packed: bytes, width: int, keys: Iterator[bytes], now:
     with backend._writing() as db:
         insert = "INSERT INTO entities (key, space, width, expires, events) VALUES (?,1,?,?,?)"
         db.executemany(insert, ((key, width, now + 60 * DAY, packed) for key in keys))
+    backend._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 class Latency(NamedTuple):

@@ -13,7 +13,8 @@ from anomaly_vae.data.times import EPOCH
 from anomaly_vae.errors import ConfigError, DataError
 from anomaly_vae.features import WindowInputs
 from anomaly_vae.features.inputs import Event
-from anomaly_vae.features.store import StoreOptions, WindowStore, forget_entity, open_store
+from anomaly_vae.features.store import StoreOptions, WindowStore, open_store
+from anomaly_vae.features.store.opening import forget_entity
 from pipelines import console
 from pipelines.datasets.files import find_files, heads_by_file, read_chunks
 from pipelines.datasets.loading import NO_OPTIONS

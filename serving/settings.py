@@ -25,7 +25,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from anomaly_vae.errors import ConfigError
-from anomaly_vae.features.store import required_time
+from anomaly_vae.features.store.opening import required_time
 
 PREFIX = "ANOMALY_VAE_"
 SCOPES = frozenset({"score", "metrics", "admin"})

@@ -16,7 +16,7 @@ from anomaly_vae.errors import WindowStoreError
 from anomaly_vae.features import WindowInputs
 from anomaly_vae.features.definition import MICROSECONDS
 from anomaly_vae.features.inputs import Event, entity_text
-from anomaly_vae.features.store import Label, now_in_microseconds
+from anomaly_vae.features.store.store import Label, now_in_microseconds
 from serving.models.store import ServedModel
 from serving.observability import logs
 from serving.openapi import DocumentedRoute, body_route

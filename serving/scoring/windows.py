@@ -21,17 +21,10 @@ from anomaly_vae.errors import WindowStoreError
 from anomaly_vae.features import WindowInputs
 from anomaly_vae.features.history import layout_digest
 from anomaly_vae.features.inputs import Event
-from anomaly_vae.features.store import (
-    Backend,
-    Label,
-    Recorded,
-    StoreOptions,
-    Windows,
-    WindowStore,
-    now_in_microseconds,
-    open_backend,
-    required_time,
-)
+from anomaly_vae.features.store import StoreOptions, WindowStore
+from anomaly_vae.features.store.opening import open_backend, required_time
+from anomaly_vae.features.store.records import Backend, Recorded
+from anomaly_vae.features.store.store import Label, Windows, now_in_microseconds
 from anomaly_vae.scoring.detector import Detections
 from serving.models.store import ServedModel, Store
 from serving.observability.metrics import Metrics

@@ -11,7 +11,8 @@ from typing import Any
 from anomaly_vae.config.windows import EntityWindows, Risk
 from anomaly_vae.features import WindowDefinition, WindowInputs
 from anomaly_vae.features.inputs import Event
-from anomaly_vae.features.store import Label, WindowStore
+from anomaly_vae.features.store import WindowStore
+from anomaly_vae.features.store.store import Label
 from tests.support import window_oracle
 
 HOUR, DAY = 3_600_000_000, 86_400_000_000

@@ -113,7 +113,19 @@ def open_store(options: StoreOptions, inputs: WindowInputs) -> WindowStore:
     """Open the store of a model's windows.
 
     Raises:
-        ConfigError: see `open_backend`.
+        ConfigError: the URL has another form, or its library is not installed.
         WindowStoreError: the store cannot be used.
+
+    >>> import tempfile
+    >>> from anomaly_vae.config.windows import EntityWindows
+    >>> from anomaly_vae.features import WindowDefinition
+    >>> card = EntityWindows(over=("1h",), count=True)
+    >>> inputs = WindowInputs(WindowDefinition({"card": card}), time="at")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     store = open_store(StoreOptions(f"sqlite:///{folder}/windows.db"), inputs)
+    ...     newest = store.state().newest
+    ...     store.backend.close()
+    >>> print(newest)
+    None
     """
     return WindowStore(open_backend(options), inputs, options.salt, options.max_events)

@@ -71,6 +71,21 @@ class WindowStore:
 
     Raises:
         WindowStoreError: the database cannot be used, or was written with another salt.
+
+    >>> import tempfile
+    >>> from anomaly_vae.config.windows import EntityWindows
+    >>> from anomaly_vae.features import WindowDefinition
+    >>> from anomaly_vae.features.store import StoreOptions, open_store
+    >>> card = EntityWindows(over=("1h",), count=True)
+    >>> inputs = WindowInputs(WindowDefinition({"card": card}), time="at")
+    >>> first, second = (Event(None, time, {"card": "12"}, {}) for time in (0, 1))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     store = open_store(StoreOptions(f"sqlite:///{folder}/windows.db"), inputs)
+    ...     outcomes = store.add([first]).outcomes
+    ...     found = store.features([second]).values.tolist()
+    ...     store.backend.close()
+    >>> outcomes, found
+    (['recorded'], [[1.0]])
     """
 
     def __init__(

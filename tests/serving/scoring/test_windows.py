@@ -1,5 +1,6 @@
 """Test that /score computes windows from the store, and records each row once."""
 
+import json
 import random
 import time
 from dataclasses import replace
@@ -16,6 +17,7 @@ from serving.scoring import windows
 from serving.settings import Settings
 from tests.support.ports import free_port
 from tests.support.redis_server import redis_server
+from tests.support.service_process import running
 from tests.support.window_streams import DAY, INPUTS, START, as_oracle, check, expected, stream
 from tests.support.windowed import NAMES, record_of
 
@@ -187,6 +189,24 @@ def test_a_shadow_is_scored_with_its_windows(windowed, store_url):
         shadow = client.get("/models").json()["models"][0]["shadow"]
     client.app.state.shadows.close()
     assert (shadow["records"], shadow["agreement"]) == (30, 1)
+
+
+@pytest.mark.slow  # starts a service with two worker processes twice
+def test_two_workers_and_a_restart_in_the_middle_change_nothing(
+    windowed_folder, store_url, tmp_path
+):
+    events, arrived = unlabelled(stream(80, seed=25, disorder=DAY // 2)), []
+    variables = {"ANOMALY_VAE_WINDOWS": store_url}
+    for part in (events[:40], events[40:]):
+        options = {"workers": 2, "environment": variables}
+        with running(tmp_path, [str(windowed_folder)], **options) as service:
+            for event in part:
+                body = {"records": [record_of(event)]}
+                for repeated in range(2):  # each time over a new connection
+                    (result,) = json.loads(service.ask("/score", body))["results"]
+                    check(windows_of(result), expected(INPUTS, event, arrived), event)
+                    arrived += [] if repeated else [as_oracle(event)]
+            assert service.stop() == 0
 
 
 # ---------------------------------------------------------------- a store that cannot be used

@@ -3,7 +3,8 @@
 import pytest
 
 from anomaly_vae.errors import ConfigError
-from anomaly_vae.features.store import StoreOptions, default_url, open_backend, open_store
+from anomaly_vae.features.store import StoreOptions, open_store
+from anomaly_vae.features.store.opening import default_url, open_backend
 from anomaly_vae.features.store.redis import RedisBackend
 from anomaly_vae.features.store.sqlite import SqliteBackend
 from tests.support.window_streams import INPUTS, stream

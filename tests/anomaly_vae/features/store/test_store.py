@@ -10,7 +10,8 @@ import redis
 from anomaly_vae.config.windows import EntityWindows
 from anomaly_vae.errors import WindowStoreError
 from anomaly_vae.features import WindowDefinition
-from anomaly_vae.features.store import StoreOptions, WindowStore, open_backend
+from anomaly_vae.features.store import StoreOptions, WindowStore
+from anomaly_vae.features.store.opening import open_backend
 from tests.support.redis_server import redis_server
 from tests.support.window_streams import (
     DAY,
