@@ -415,6 +415,57 @@ def score(
         )
 
 
+windows_app = App(no_args_is_help=True, help="Fill the store of past events, or forget an entity.")
+app.add_typer(windows_app, name="windows")
+
+StoreURL = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="window store: sqlite:///FILE or redis://HOST:PORT/0; default: ANOMALY_VAE_WINDOWS, "
+        "or else a file in the state folder",
+    ),
+]
+
+
+@windows_app.command(name="load")
+def load_windows(
+    model: ModelURI,
+    input_: Annotated[
+        list[str],
+        typer.Option("--input", metavar="PATH", help="files, folders or globs of past events"),
+    ],
+    more: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PATH]...", help="further input", show_default=False),
+    ] = None,
+    store: StoreURL = None,
+    csv: CsvOptions = None,
+) -> None:
+    """Record past events, so that the windows of a service know them; repeating it is harmless."""
+    from anomaly_vae.features.store import StoreOptions
+    from pipelines import windows
+
+    source = _open_model(model)
+    options = _table_options(source, csv)
+    paths = _all_paths(input_, more)
+    store_options = StoreOptions.from_environment(store)
+    console.result(windows.load_windows(source, paths, store_options, **options))
+
+
+@windows_app.command(name="forget")
+def forget_entity(
+    entity: Annotated[str, typer.Argument(metavar="ENTITY", help="column, such as CUSTOMER_ID")],
+    value: Annotated[str, typer.Argument(metavar="VALUE", help="value of the column")],
+    store: StoreURL = None,
+) -> None:
+    """Delete the past events of one entity from the window store."""
+    from anomaly_vae.features.store import StoreOptions
+    from pipelines import windows
+
+    console.result(windows.forget(entity, value, StoreOptions.from_environment(store)))
+
+
 @app.command()
 def serve(
     model: Annotated[
@@ -617,7 +668,7 @@ def denoise(
 
 
 def _table_options(
-    source: LoadedModel, csv: list[str] | None, history: list[str] | None
+    source: LoadedModel, csv: list[str] | None, history: list[str] | None = None
 ) -> dict[str, Any]:
     given = {"csv": _csv_options(csv), "history": history}
     options = {name: value for name, value in given.items() if value}

@@ -32,9 +32,10 @@ from serving.protocols import mlflow_scoring, open_inference
 from serving.registry.board import Board
 from serving.registry.follower import Follower
 from serving.registry.sources import Sources
-from serving.routes import admin, docs, models
+from serving.routes import admin, docs, events, models
 from serving.scoring.engine import ScoringEndpoint
 from serving.scoring.shadow import Shadows
+from serving.scoring.windows import ShadowWindows, WindowStores
 from serving.settings import ApiKey, Settings, find_key
 
 PROTOCOLS = (open_inference, mlflow_scoring)
@@ -73,13 +74,17 @@ def create_app(
     """
     metrics = Metrics(store)
     follower = Follower(store, settings, metrics, board or Board(), Sources(settings))
-    shadows = Shadows(store, settings, metrics)
-    scoring = ScoringEndpoint(store, settings, metrics, shadows)
+    windows = WindowStores(store, settings, metrics)
+    store.checks.append(windows.problem)
+    metrics.count_entities = windows.entities
+    shadows = Shadows(store, settings, metrics, ShadowWindows(windows))
+    scoring = ScoringEndpoint(store, settings, metrics, shadows, windows)
     refuse = _refusal(metrics)
     routes: list[BaseRoute] = [
         *scoring.routes.values(),  # first, because most requests are for them
         *models.routes(store, settings, metrics, follower),
         *admin.routes(follower, settings),
+        *events.routes(scoring.resources, windows),
         *(route for protocol in PROTOCOLS for route in protocol.routes(store, settings)),
         *_protocol_routes(scoring),
     ]
@@ -91,7 +96,7 @@ def create_app(
     app = Service(routes=routes, lifespan=lifespan, exception_handlers=_handlers(refuse))
     app.router.redirect_slashes = False
     app.state.store, app.state.settings, app.state.metrics = store, settings, metrics
-    app.state.follower, app.state.shadows = follower, shadows
+    app.state.follower, app.state.shadows, app.state.windows = follower, shadows, windows
     router, find_client = super(Service, app).__call__, _client_finder(settings)
     middleware = RequestMiddleware(router, scoring, settings, metrics, refuse, find_client)
     app.outermost = _traced(middleware) if COLLECTOR_VARIABLES & os.environ.keys() else middleware

@@ -122,6 +122,22 @@ def text_route(path: str, endpoint: Endpoint, summary: str, *errors: Kind) -> Do
     return DocumentedRoute("GET", path, endpoint, operation, [])
 
 
+def body_route(
+    path: str,
+    endpoint: Endpoint,
+    summary: str,
+    body: Shape,
+    example: Json,
+    shape: Shape,
+    *errors: Kind,
+) -> DocumentedRoute:
+    """Create a POST route that reads JSON of one type and responds with JSON of another."""
+    route = json_route("POST", path, endpoint, summary, shape, *errors)
+    content = {schemas.JSON: {"schema": ref(body), "example": example}}
+    operation = {**route.operation, "requestBody": {"required": True, "content": content}}
+    return DocumentedRoute("POST", path, endpoint, operation, [shape, body])
+
+
 def webhook_route(
     path: str, endpoint: Endpoint, summary: str, headers: Iterable[str], *errors: Kind
 ) -> DocumentedRoute:

@@ -56,13 +56,14 @@ HEAD_TOO_LARGE = Kind(431, "head-too-large", "The head of the request is too lar
 OVERLOADED = Kind(429, "overloaded", "Too many requests at once")
 INTERNAL = Kind(500, "internal", "The service failed")
 NOT_READY = Kind(503, "not-ready", "The service is not ready")
+WINDOWS_DOWN = Kind(503, "windows-down", "The window store cannot be used")
 RELOAD_FAILED = Kind(503, "reload-failed", "The registry has nothing that can be served instead")
 
 KINDS = (
     MALFORMED, UNAUTHENTICATED, UNSIGNED, FORBIDDEN, NOT_FOUND, UNKNOWN_MODEL, METHOD_NOT_ALLOWED,
     TIMEOUT, TOO_LARGE, TOO_MANY_RECORDS, TOO_MUCH_EXPLAINED, TOO_SLOW, UNSUPPORTED,
     INVALID_REQUEST, INVALID_RECORD, OVERLOADED, RATE_LIMITED, HEAD_TOO_LARGE, INTERNAL,
-    NOT_READY, RELOAD_FAILED,
+    NOT_READY, WINDOWS_DOWN, RELOAD_FAILED,
 )  # fmt: skip
 REFUSED = "refused"
 """Name of the web framework's own errors that have no `Kind`."""

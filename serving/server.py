@@ -40,6 +40,7 @@ from serving.registry.follower import (
     restore_store,
 )
 from serving.registry.sources import Sources
+from serving.scoring.windows import WindowStores
 from serving.settings import Settings, is_loopback, read_settings
 
 SWITCH_SECONDS = 0.001
@@ -48,6 +49,8 @@ WORKER_TIMEOUT_SECONDS = 30
 """Time after which a worker process that does not start or respond is replaced, in seconds."""
 OTHER_OPEN_FILES = 256
 """Number of files that a process keeps open in addition to its connections."""
+EXPIRY_SECONDS = 1.0
+"""Time between two deletions of expired events, in seconds."""
 BOARD_VARIABLE = "ANOMALY_VAE_BOARD"
 """Environment variable with the path of the `Board` that lists the models to serve."""
 
@@ -164,11 +167,21 @@ async def _lifespan(store: Store, drain_seconds: float, app: Starlette) -> Async
     async with _draining(store, drain_seconds):
         following = asyncio.create_task(follower.run())
         tracking = asyncio.create_task(app.state.metrics.guarantees.run())
+        expiring = asyncio.create_task(_expire_events(app.state.windows))
         yield
         following.cancel()
         tracking.cancel()
+        expiring.cancel()
         await follower.close()
         app.state.shadows.close()
+
+
+async def _expire_events(windows: WindowStores) -> None:
+    """Delete expired events of the window store, a few at a time."""
+    while True:
+        await asyncio.sleep(EXPIRY_SECONDS)
+        if windows.layouts():
+            await asyncio.to_thread(windows.expire)
 
 
 @asynccontextmanager

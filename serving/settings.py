@@ -19,11 +19,13 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from anomaly_vae.errors import ConfigError
+from anomaly_vae.features.store.opening import required_time
 
 PREFIX = "ANOMALY_VAE_"
 SCOPES = frozenset({"score", "metrics", "admin"})
@@ -85,6 +87,7 @@ def _cache_folder() -> Path:
 Keys = Annotated[tuple[ApiKey, ...], NoDecode, BeforeValidator(_parse_keys)]
 Level = Literal["debug", "info", "warning", "error"]
 UnknownKeys = Literal["ignore", "refuse"]
+WindowsDown = Literal["refuse", "missing"]
 Count = Annotated[int, Field(ge=1)]
 KibibyteOrMore = Annotated[int, Field(ge=1024)]
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -182,6 +185,23 @@ class Settings(BaseSettings):
     shadow_bytes: NonNegativeInt = 8 * 1024**2
     """Maximum size of all request bodies that wait for shadow models per worker process, in bytes;
     shadow models skip requests beyond that."""
+    windows: str = Field("", repr=False)
+    """URL of the store of past events for models with entity windows: `sqlite:///FILE`, shared by
+    the worker processes of one machine, or `redis://HOST:PORT/0`, shared by several; empty: the
+    file `anomaly-vae/windows.db` in `$XDG_STATE_HOME` or `~/.local/state`."""
+    windows_salt: str | None = Field(None, min_length=16, repr=False)
+    """Secret that is hashed with every entity, id and value in that store. A store that was written
+    with another one is refused."""
+    windows_filled_to: str = ""
+    """Time, such as `2024-01-31T00:00`, or age, such as `2h`, up to which that store must have
+    events before the service is ready; empty: it may be empty."""
+    windows_down: WindowsDown = "refuse"
+    """What happens while that store cannot be used: `refuse` answers scoring requests with a 503,
+    `missing` scores without windows and says so in `warnings`."""
+    windows_max_events: Count = 10_000
+    """Maximum number of events kept of one entity; the oldest are dropped and counted."""
+    windows_seconds: PositiveFloat = 0.5
+    """Maximum time to wait for that store, in seconds."""
     log_level: Level = "info"
     """Lowest level that is logged: `debug`, `info`, `warning` or `error`."""
 
@@ -194,6 +214,16 @@ class Settings(BaseSettings):
         if self.oidc_jwks_url and url.scheme != "https" and not is_loopback(url.hostname or ""):
             raise ValueError("ANOMALY_VAE_OIDC_JWKS_URL must be an https address")
         return self
+
+    @field_validator("windows_filled_to")
+    @classmethod
+    def _check_filled_to(cls, value: str) -> str:
+        try:
+            required_time(value or "1d", 0)
+        except ValueError:
+            reason = "expected a time such as 2024-01-31T00:00, or an age such as 2h"
+            raise ValueError(reason) from None
+        return value
 
     @property
     def requires_auth(self) -> bool:

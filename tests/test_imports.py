@@ -51,7 +51,7 @@ ROWS: dict[str, list[set[str]]] = {
         {"run"},
         {"training", "promotion"},
         {"reports"},
-        {"generate", "batch"},
+        {"generate", "batch", "windows"},
         {"datasets", "registry"},
         {"console"},
     ],
@@ -89,6 +89,7 @@ LEAN_FLOWS = {
     "pipelines.datasets.image_files",
     "pipelines.datasets.image_listing",
     "pipelines.datasets.image_manifests",
+    "pipelines.windows",
 }
 MLFLOW = "anomaly_vae.lifecycle.registry"  # the only importer of mlflow
 

@@ -13,6 +13,7 @@ import dataclasses
 import email.utils
 import os
 import time
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -34,7 +35,7 @@ from anomaly_vae.client.errors import (
     problem_of,
 )
 from anomaly_vae.client.records import Record, encode_record, rows_of
-from anomaly_vae.client.types import Fault, ModelInfo, Models, Result, Scores
+from anomaly_vae.client.types import Fault, ModelInfo, Models, RecordedEvents, Result, Scores
 from anomaly_vae.errors import ConfigError, DataError, RecordError
 
 __all__ = ["AsyncClient", "Client"]
@@ -209,6 +210,28 @@ class _BaseClient:
             whole = _append(whole, _decode(response, Scores), offset)
         assert whole is not None, "an empty call has been refused"
         return whole
+
+    def _record_events(
+        self, events: Iterable[Record], labels: Iterable[Record], model: str | None
+    ) -> Plan[RecordedEvents]:
+        counts = Counter[str]()
+        warnings: list[str] = []
+        tail = b'],"model":%b}' % _encode(model)
+        for head, records in ((b'{"events":[', events), (b'{"labels":[', labels)):
+            rows = list(rows_of(records))
+            parts = (encode_record(number, row) for number, row in enumerate(rows))
+            max_bytes = self._max_body_bytes - len(head + tail)
+            batches = _batches(parts, self._max_records, max_bytes, overhead=1) if rows else ()
+            for offset, batch in batches:
+                body = {"content": head + b",".join(batch) + tail, "headers": JSON}
+                response = yield from self._request("POST", "/events", body, offset)
+                answer = _decode(response, RecordedEvents)
+                counts.update(msgspec.structs.asdict(answer.events))
+                counts.update(msgspec.structs.asdict(answer.labels))
+                warnings += answer.warnings
+        return msgspec.convert(
+            {"events": counts, "labels": counts, "warnings": warnings}, RecordedEvents
+        )
 
     def _models(self) -> Plan[tuple[ModelInfo, ...]]:
         response = yield from self._request("GET", "/models", {})
@@ -398,6 +421,37 @@ class Client(_BaseClient):
         """
         return self._run(self._score_images(files, model, explain, heatmap))
 
+    def record_events(
+        self,
+        events: Iterable[Record] = (),
+        labels: Iterable[Record] = (),
+        *,
+        model: str | None = None,
+    ) -> RecordedEvents:
+        """Record events that are not scored, and labels, so that entity windows know them.
+
+        An event with an id counts once, however often it is sent.
+
+        Args:
+            events: records as for `score`, or a data frame.
+            labels: mappings with ``id``, ``label`` (anomaly, normal or unsure, or a value of the
+                label column) and ``at``, the time from which the label is known; default: now.
+            model: name of the model; None for all that have windows.
+
+        Returns:
+            What became of the events and labels.
+
+        Raises:
+            RecordError: a value cannot be sent.
+            RefusedError: the service refused a record, or has no such model.
+            ServiceError: the service recorded nothing for another reason.
+
+        >>> with Client("http://localhost:8000") as client:  # doctest: +SKIP
+        ...     client.record_events(labels=[{"id": 7, "label": "anomaly"}]).labels.known
+        1
+        """
+        return self._run(self._record_events(events, labels, model))
+
     def models(self) -> tuple[ModelInfo, ...]:
         """Return the loaded models.
 
@@ -494,6 +548,16 @@ class AsyncClient(_BaseClient):
     ) -> Scores:
         """Score images; see `Client.score_images`."""
         return await self._run(self._score_images(files, model, explain, heatmap))
+
+    async def record_events(
+        self,
+        events: Iterable[Record] = (),
+        labels: Iterable[Record] = (),
+        *,
+        model: str | None = None,
+    ) -> RecordedEvents:
+        """Record events and labels; see `Client.record_events`."""
+        return await self._run(self._record_events(events, labels, model))
 
     async def models(self) -> tuple[ModelInfo, ...]:
         """Return the loaded models; see `Client.models`."""

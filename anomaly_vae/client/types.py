@@ -96,7 +96,9 @@ class Result(Struct, frozen=True, omit_defaults=True):
     An image is ``frame`` of upload ``file``, both counted from 0; ``heatmap`` is a PNG, encoded
     as base64 in JSON. For a model with groups, ``threshold`` is the threshold that was applied:
     that of ``group``, or, where ``group`` is null, that of all rows. ``unusual_input`` says why the
-    input is unlike the training data at all, and is None if it is like them or was not tested.
+    input is unlike the training data at all, and is None if it is like them or was not tested. For
+    a model with ``data.windows``, ``windows`` are the features that were computed for the record,
+    None where missing.
 
     >>> result = Result(score=96.2, p_value=0.00025, is_anomaly=True)
     >>> result.is_anomaly, result.contributions, result.heatmap
@@ -118,6 +120,7 @@ class Result(Struct, frozen=True, omit_defaults=True):
     threshold: float | None = None
     error: Fault | None = None
     unusual_input: str | None = None
+    windows: dict[str, float | None] | None = None
 
 
 TABLE_FIELDS = (
@@ -197,6 +200,42 @@ def _column(cells: Sequence[Any]) -> pa.Array:
         return pa.array(cells)
     except (pa.ArrowException, OverflowError):
         return pa.array([None if cell is None else str(cell) for cell in cells], pa.string())
+
+
+class EventCounts(Struct, frozen=True):
+    """What became of events: ``incomplete`` ones have no time or no entity, and count nowhere.
+
+    >>> EventCounts(recorded=2, duplicate=1, late=0, incomplete=0).recorded
+    2
+    """
+
+    recorded: int = 0
+    duplicate: int = 0
+    late: int = 0
+    incomplete: int = 0
+
+
+class LabelCounts(Struct, frozen=True):
+    """How many labels were of events that the window store knows, and how many were not.
+
+    >>> LabelCounts(known=1, unknown=0).known
+    1
+    """
+
+    known: int = 0
+    unknown: int = 0
+
+
+class RecordedEvents(Struct, frozen=True):
+    """What became of events and labels, summed over the models with other columns.
+
+    >>> RecordedEvents(EventCounts(recorded=2), LabelCounts()).events.recorded
+    2
+    """
+
+    events: EventCounts
+    labels: LabelCounts
+    warnings: tuple[str, ...] = ()
 
 
 class Column(Struct, frozen=True):

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 from anomaly_vae.config.windows import EntityWindows, Statistic, seconds
 
@@ -55,6 +55,16 @@ class WindowDefinition:
     """
 
     windows: Mapping[str, EntityWindows]
+
+    @classmethod
+    def of_config(cls, data: Mapping[str, Any]) -> WindowDefinition:
+        """Return the definition in the section ``data`` of a recorded configuration.
+
+        >>> WindowDefinition.of_config({"path": "rows.csv"}).names
+        ()
+        """
+        windows = data.get("windows", {})
+        return cls({name: EntityWindows.model_validate(w) for name, w in windows.items()})
 
     @cached_property
     def features(self) -> tuple[WindowFeature, ...]:

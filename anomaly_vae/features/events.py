@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly_vae.config.windows import EntityWindows
 from anomaly_vae.data.converters import CellProblem, label_spellings
 from anomaly_vae.data.schema import RowProblem
 from anomaly_vae.errors import DataError
@@ -81,14 +80,10 @@ class EventReader:
             data: the section ``data`` of the configuration, as a manifest contains it.
             time_format: the format of times that was found in training, if any.
         """
-        windows = {
-            entity: EntityWindows.model_validate(content)
-            for entity, content in (data.get("windows") or {}).items()
-        }
-        if not windows:
+        definition = WindowDefinition.of_config(data)
+        if not definition.windows:
             return None
         time_format = time_format or data.get("time_format")
-        definition = WindowDefinition(windows)
         return cls(definition, data["time"], data.get("id"), time_format, data["positive"])
 
     @cached_property

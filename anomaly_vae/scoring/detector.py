@@ -47,6 +47,10 @@ class Detections:
     """Threshold (N,) that each score was compared with."""
     unusual_input: NDArray[np.object_] | None = None
     """Reason (N,) why a row is unlike the training rows, None for the others; None if untested."""
+    windows: NDArray[np.void] | None = None
+    """Window features (N,), one field each, NaN where missing; None without `data.windows`."""
+    window_notes: NDArray[np.uint8] | None = None
+    """Bits (N,) that say what is unusual about the windows of a row; None without windows."""
 
     @property
     def unusual(self) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from anomaly_vae.data.encoding import (
@@ -23,6 +24,8 @@ from anomaly_vae.data.encoding import (
     Numeric,
     TabularEncoding,
 )
+from anomaly_vae.features.definition import WindowDefinition, WindowFeature
+from anomaly_vae.features.wording import describe
 from anomaly_vae.messages import plain_number
 from anomaly_vae.scoring.detector import Explanation, RegionContribution
 from anomaly_vae.scoring.modality import Encoding
@@ -73,13 +76,19 @@ class Wording:
 
     parts: Mapping[str, tuple[EncodedColumn, ...]]
     """Encoded columns of each raw column; see `TabularEncoding.parts`."""
-    phrases: Mapping[str, str] = field(default_factory=dict)
-    """Phrase for a column of numbers, with ``{}`` for the value: "{} payments in the last hour"."""
+    windows: Mapping[str, WindowFeature] = field(default_factory=dict)
+    """Window features by name, of which the length and the entity are said."""
 
     @classmethod
-    def of(cls, encoding: Encoding) -> Wording:
-        """Return the words for the columns of a table; images have none."""
-        return cls(encoding.parts if isinstance(encoding, TabularEncoding) else {})
+    def of(cls, encoding: Encoding, data: Mapping[str, Any] = MappingProxyType({})) -> Wording:
+        """Return the words for the columns of a table; images have none.
+
+        Args:
+            encoding: the encoding of the model.
+            data: the section ``data`` of the configuration that the manifest records.
+        """
+        parts = encoding.parts if isinstance(encoding, TabularEncoding) else {}
+        return cls(parts, {f.name: f for f in WindowDefinition.of_config(data).features})
 
     def reasons(self, explanation: Explanation, most: int | None = None) -> tuple[str, ...]:
         """Return a sentence for each contribution or region that raises the score, largest first.
@@ -110,8 +119,9 @@ class Wording:
 
     def _about_number(self, reason: Reason, column: Numeric) -> str:
         observed = plain_number(float(reason.observed))
-        subject = self.phrases.get(column.name, "").format(observed)
-        subject = subject or f"{column.name} {observed}"
+        subject = f"{column.name} {observed}"
+        if window := self.windows.get(column.name):
+            subject = describe(window, float(reason.observed))
         if column.usual and not column.usual[0] <= float(reason.observed) <= column.usual[1]:
             ends = [plain_number(end) for end in column.usual]
             if observed not in ends:

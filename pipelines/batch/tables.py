@@ -137,7 +137,8 @@ def score_files(
         )
         summary = run_batch(batch, output, run)
     if highest:
-        show_highest(output, summary["parts"], Wording.of(source.bundle.scorer.encoding))
+        wording = Wording.of(source.bundle.scorer.encoding, source.data)
+        show_highest(output, summary["parts"], wording)
     return summary
 
 

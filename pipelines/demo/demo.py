@@ -82,7 +82,7 @@ def tabular(out: Path) -> dict[str, Any]:
     flagged, truth = _flagged(tested, out / "scores")
     pictures += _draw_flagged(flagged, truth, out / "pictures")
     _show_transactions(answer, simulated, summary, tested)
-    _show_flagged(flagged, truth, Wording.of(source.bundle.scorer.encoding))
+    _show_flagged(flagged, truth, Wording.of(source.bundle.scorer.encoding, source.data))
     console.info(f"Pictures: {', '.join(pictures)}")
     record = '{"records": [{"TX_AMOUNT": 900, "TX_CHANNEL": "mail_order"}], "explain": 3}'
     _show_next_steps(answer, f"-H 'content-type: application/json' -d '{record}'", "fraud.yaml")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,12 @@ class LoadedModel:
     def kind(self) -> str:
         """Kind of data that the model reads: ``tabular`` or ``image``."""
         return str(self.bundle.manifest["kind"])
+
+    @property
+    def data(self) -> Mapping[str, Any]:
+        """Section ``data`` of the configuration that the manifest records."""
+        data: Mapping[str, Any] = self.bundle.manifest["config"]["data"]
+        return data
 
     def to_json(self) -> dict[str, Any]:
         """Return the name, version, alias and digest, as commands print them."""

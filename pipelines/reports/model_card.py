@@ -335,7 +335,7 @@ def _young(labels: Mapping[str, Any] | None) -> list[str]:
 def _columns(manifest: Mapping[str, Any]) -> Section:
     """List the columns with their usual values, which reviewers are told."""
     schema, encoding = modality(manifest["kind"])
-    wording = Wording.of(encoding.from_json(manifest["encoding"]))
+    wording = Wording.of(encoding.from_json(manifest["encoding"]), manifest["config"]["data"])
     found = [
         (column.name, str(column.type), wording.usual_values(column.name))
         for column in schema.from_json(manifest["schema"]).columns

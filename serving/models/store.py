@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Self, TypeAlias
@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from anomaly_vae.client import types
 from anomaly_vae.data.encoding import TabularEncoding
+from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.errors import ConfigError
+from anomaly_vae.features import WindowInputs
 from anomaly_vae.monitoring.exchangeability import Monitor
 from anomaly_vae.scoring.detector import Detections, Detector
 from anomaly_vae.scoring.modality import Encoding, Schema
@@ -67,6 +69,8 @@ class ServedModel(ABC):
     """Column that identifies a record, whose value is repeated in its result."""
     registered_at: float | None = None
     """Time of registration in seconds since 1970; None for a bundle that is not registered."""
+    windows: WindowInputs | None = None
+    """Windows that are computed for each record; None without `data.windows`."""
 
     @property
     def schema(self) -> Schema:
@@ -99,6 +103,10 @@ class ServedModel(ABC):
         """Describe the columns that the model reads, for `GET /models`."""
         columns = self.schema.columns
         return types.Schema(tuple(types.Column(c.name, str(c.type)) for c in columns))
+
+    def with_windows(self, batch: RawBatch, values: NDArray[np.float64]) -> RawBatch:
+        """Return N rows completed with their windows (N, F)."""
+        raise NotImplementedError(f"models of kind {self.kind} have no windows")
 
     @abstractmethod
     def handler(self, resources: Any) -> Any:
@@ -154,6 +162,7 @@ class Store:
         self, models: Iterable[ServedModel] = (), shadows: Iterable[ServedModel] = ()
     ) -> None:
         self.draining = False
+        self.checks: list[Callable[[], str | None]] = []
         self.shadows = _by_name(shadows)
         self.swap(models)
 
@@ -164,8 +173,17 @@ class Store:
 
     @property
     def ready(self) -> bool:
-        """Whether a model is loaded and the process is not shutting down."""
-        return bool(self._current) and not self.draining
+        """Whether the process can score."""
+        return self.unready_reason is None
+
+    @property
+    def unready_reason(self) -> str | None:
+        """Reason why the process cannot score: draining, no model, or a check that fails."""
+        if self.draining:
+            return "shutting down"
+        if not self._current:
+            return "no model is loaded"
+        return next(filter(None, (check() for check in self.checks)), None)
 
     def swap(self, models: Iterable[ServedModel]) -> None:
         """Replace all models at once.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -58,6 +58,9 @@ STATUS_CLASSES = (2, 4, 5)
 """Leading digits of the statuses that the service answers with."""
 DECISIONS = "shadow_decisions"
 """Name of the counter of records that a model and its shadow both decided."""
+
+EVENT_OUTCOMES = ("recorded", "duplicate", "late", "dropped")
+"""Values of the label that says what became of an event."""
 
 Reason = Literal["registry", "missing", "bundle", "disk", "internal"]
 """Reason for a failed registry check."""
@@ -208,11 +211,13 @@ class Metrics(Collector):
 
     def __init__(self, store: Store) -> None:
         self.registry, self._store = CollectorRegistry(), store
+        self.count_entities: Callable[[], int | None] = lambda: 0
         self.guarantees = GuaranteeTrackers(os.environ.get(MULTIPROCESS_DIR))
         self._define_requests()
         self._define_records()
         self._define_reloads()
         self._define_shadows()
+        self._define_windows()
         self.for_pair = cache(self._for_pair)
         self._response_metrics = cache(self._find_response_metrics)
 
@@ -319,6 +324,25 @@ class Metrics(Collector):
             "shadow_failures", "Requests or records that the shadow could not score.", ("model",)
         )
 
+    def _define_windows(self) -> None:
+        seconds = self._histogram(
+            "entity_windows_store_seconds", "Seconds to use the window store, by operation.",
+            ("operation",), LATENCIES,
+        )  # fmt: skip
+        self.store_seconds = {name: seconds.labels(name) for name in ("read", "record")}
+        events = self._counter(
+            "entity_windows_events", "Events for the window store, by what became of them.",
+            ("outcome",),
+        )  # fmt: skip
+        self.store_events = {name: events.labels(name) for name in EVENT_OUTCOMES}
+        self.store_failures = self._counter(
+            "entity_windows_store_failures", "Failed uses of the window store.", ()
+        )
+        self.short_history = self._counter(
+            "entity_windows_short_history_records",
+            "Records with windows that reach further back than the history in the store.", (),
+        )  # fmt: skip
+
     def for_model(self, model: ServedModel) -> ModelMetrics:
         """Return the counters of a served model."""
         encoding, guarantee = model.table_encoding, self.guarantees.tracker(model)
@@ -385,6 +409,10 @@ class Metrics(Collector):
         yield from with_histograms(families)
         yield from _agreement(self._store, tallies_of(families))
         yield from GuaranteeCollector(self._store, self.guarantees).collect()
+        yield gauge(
+            "entity_windows_entities", "Entities with events in the window store.", (),
+            (((), float(count)) for count in [self.count_entities()] if count is not None),
+        )  # fmt: skip
 
     def tallies(self) -> Tallies:
         """Count the decisions of models and shadows on the same records, over all processes."""

@@ -3,7 +3,8 @@
 A table is sent as one tensor per column, of shape [N] or [N, 1], or, if all its columns are
 numbers, as one tensor [N, F]; images are sent as ``BYTES``, one file per element. The answer is
 three tensors [N]: ``score``, ``p_value`` and ``is_anomaly``; a model with groups adds ``group`` and
-``threshold``, one that tests for unusual input ``unusual_input``.
+``threshold``, one that tests for unusual input ``unusual_input``, and one with `data.windows` a
+tensor for each of its windows.
 """
 
 from __future__ import annotations
@@ -213,7 +214,9 @@ def _split(body: bytes, headers: requests.Headers) -> tuple[bytes, bytes | None]
 def outputs_of(model: ServedModel) -> Mapping[str, str]:
     """Return the names and datatypes of a model's outputs."""
     outputs = OUTPUTS | GROUP_OUTPUTS if model.detector.calibration.groups else OUTPUTS
-    return outputs | UNUSUAL_OUTPUTS if model.detector.unusual else outputs
+    outputs = outputs | UNUSUAL_OUTPUTS if model.detector.unusual else outputs
+    names = model.windows.definition.names if model.windows else ()
+    return outputs | dict.fromkeys(names, FP64)
 
 
 def _requested(model: ServedModel, request: InferenceRequest) -> dict[str, bool]:
@@ -248,8 +251,9 @@ def answer(
         ignored: names of the ignored columns.
     """
     tail: list[bytes] = []
+    known = outputs_of(model)
     outputs = [
-        _output(name, getattr(detections, name), tail if as_bytes else None)
+        _output(name, known[name], _values(detections, name), tail if as_bytes else None)
         for name, as_bytes in requested.items()
     ]
     calibration = model.detector.calibration
@@ -267,8 +271,16 @@ def answer(
     return Response(b"".join([head, *tail]), headers=length, media_type=OCTETS)
 
 
-def _output(name: str, values: Any, tail: list[bytes] | None) -> OutputTensor:
-    datatype, shape = (OUTPUTS | GROUP_OUTPUTS | UNUSUAL_OUTPUTS)[name], list(values.shape)
+def _values(detections: Detections, name: str) -> Any:
+    """Return an output (N,): a field of the decisions, or else a window."""
+    if name in OUTPUTS | GROUP_OUTPUTS | UNUSUAL_OUTPUTS:
+        return getattr(detections, name)
+    count = len(detections.score)
+    return np.full(count, np.nan) if detections.windows is None else detections.windows[name]
+
+
+def _output(name: str, datatype: str, values: Any, tail: list[bytes] | None) -> OutputTensor:
+    shape = list(values.shape)
     if datatype == BYTES:
         values = np.array([text or "" for text in values], object)
     if tail is None:

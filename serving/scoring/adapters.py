@@ -101,9 +101,8 @@ class ProtocolEndpoint:
 
 
 def check_ready(store: Store, settings: Settings) -> None:
-    """Refuse requests while no model is loaded or the process is shutting down."""
-    if not store.ready:
-        reason = "shutting down" if store.draining else "no model is loaded"
+    """Refuse requests while the process cannot score."""
+    if reason := store.unready_reason:
         raise ProblemError(NOT_READY, reason, headers=settings.retry_headers)
 
 

@@ -12,7 +12,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from itertools import accumulate, chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from serving.scoring import responses
 from serving.scoring.row_decoder import DecodedRequest, Ids, RowDecoder, Rows
 from serving.scoring.schemas import RequestId
 from serving.scoring.shadow import Shadows
+from serving.scoring.windows import ModelWindows, warnings_of
 
 MAX_VALUES = 16_384
 """Maximum number of values, rows times columns, in one pass, which takes a few milliseconds."""
@@ -44,9 +45,14 @@ class ModelBatcher:
     """The requests to one table model that wait for the next pass."""
 
     def __init__(
-        self, model: ServedModel, decoder: RowDecoder, metrics: ModelMetrics, shadows: Shadows
+        self,
+        model: ServedModel,
+        decoder: RowDecoder,
+        metrics: ModelMetrics,
+        shadows: Shadows,
+        windows: ModelWindows | None = None,
     ) -> None:
-        self.decoder = decoder
+        self.decoder, self._windows = decoder, windows
         self._model, self._metrics, self._shadows = model, metrics, shadows
         self._max_rows = max(MAX_VALUES // model.width, 1)
         self._heads = {
@@ -85,7 +91,9 @@ class ModelBatcher:
             return
         starts = [0, *ends]
         for pending, start, end in zip(batch, starts, ends, strict=False):
-            content = self._encode(results[start:end], pending.request.request_id)
+            notes = detections.window_notes
+            warnings = [] if notes is None else warnings_of(notes[start:end])
+            content = self._encode(results[start:end], pending.request.request_id, warnings)
             _resolve(pending.answer, content)
         self._metrics.sizes.observe_many(np.array([len(pending.rows) for pending in batch]))
         if self._shadows.shadow_of(self._model):  # later, so that the answers are sent first
@@ -115,7 +123,8 @@ class ModelBatcher:
         self._metrics.sizes.observe(len(rows))
         self._shadows.offer(self._model, detections, body)
         results = responses.results(detections, ids=request.ids)
-        return self._encode(results, request.request_id)
+        warnings = warnings_of(detections.window_notes)
+        return self._encode(results, request.request_id, warnings)
 
     def _detect(self, rows: Rows) -> Detections:
         start = time.perf_counter()
@@ -125,14 +134,26 @@ class ModelBatcher:
         return detections
 
     def decide(self, batch: RawBatch) -> Detections:
-        """Decide on rows and count them."""
+        """Decide on rows, with their windows, and count them."""
+        if self._windows is None:
+            return self._decide(batch)
+        prepared = self._windows.prepare(batch)
+        return self._windows.finish(prepared, self._decide(prepared.batch))
+
+    def _decide(self, batch: RawBatch) -> Detections:
         detector, x = self._model.detector, self._model.encoding.encode(batch)
         detections = detector.detect_encoded(x)
         self._metrics.observe(detections, x, batch)
         return detections
 
-    def _encode(self, results: list[Result], request_id: RequestId) -> bytes:
-        head = self._heads[self._metrics.guarantee.status]
+    def _encode(
+        self, results: list[Result], request_id: RequestId, warnings: Sequence[str]
+    ) -> bytes:
+        status = self._metrics.guarantee.status
+        if warnings:
+            optional: dict[str, Any] = {"id": request_id, "warnings": warnings}
+            return responses.encode(responses.answer(self._model, results, status, **optional))
+        head = self._heads[status]
         if request_id is not None:
             head = b'{"id":%b,%b' % (responses.encode(request_id), head.removeprefix(b"{"))
         return b"%b%b}" % (head, responses.encode(results))

@@ -17,6 +17,7 @@ from serving.problems import NOT_READY, UNKNOWN_MODEL, ProblemError
 from serving.scoring import adapters, requests, schemas
 from serving.scoring.handlers import INLINE_BYTES, RequestHandler, Resources
 from serving.scoring.shadow import Shadows
+from serving.scoring.windows import WindowStores
 from serving.settings import Settings
 
 JSON_TYPE = (b"content-type", schemas.JSON_BYTES)
@@ -26,11 +27,16 @@ class ScoringEndpoint:
     """`POST /score` and `POST /models/{name}/score`, as an ASGI application."""
 
     def __init__(
-        self, store: Store, settings: Settings, metrics: Metrics, shadows: Shadows
+        self,
+        store: Store,
+        settings: Settings,
+        metrics: Metrics,
+        shadows: Shadows,
+        windows: WindowStores | None = None,
     ) -> None:
         self.store, self.settings = store, settings
         self.routes = {path: Template(path, self, methods=["POST"]) for path in SCORING_ROUTES}
-        self._resources = Resources(settings, metrics, shadows)
+        self.resources = Resources(settings, metrics, shadows, windows)
         self._handled: Mapping[str, ServedModel] | None = None
         self._handlers: dict[str, RequestHandler] = {}
         self._by_path: dict[str, tuple[Route, RequestHandler]] = {}
@@ -50,14 +56,14 @@ class ScoringEndpoint:
 
     async def _answer(self, handler: RequestHandler, scope: Scope, receive: Receive) -> bytes:
         """Check the head, admit the request, read its body and score it."""
-        log_fields, admission = scope[logs.LOG_FIELDS], self._resources.admission
+        log_fields, admission = scope[logs.LOG_FIELDS], self.resources.admission
         size = requests.declared_size(scope[HEADERS], self.settings.max_body_bytes)
         options = handler.read_head(scope)
         if handler.may_need_thread(size):
             admission.check_jobs()
         admission.admit(size)
         try:
-            body = await self._resources.read_body(receive)
+            body = await self.resources.read_body(receive)
             log_fields["model"] = handler.model.name
             return await handler.answer(body, options, receive, log_fields)
         finally:
@@ -101,7 +107,7 @@ class ScoringEndpoint:
             return
         kept = {handler.model: handler for handler in self._handlers.values()}
         self._handlers = {
-            name: kept.get(model) or model.handler(self._resources)
+            name: kept.get(model) or model.handler(self.resources)
             for name, model in current.items()
         }
         unnamed, named = self.routes.values()
@@ -122,7 +128,7 @@ class ScoringEndpoint:
         decode: adapters.DecodeBody,
     ) -> Response:
         """Admit a request of another protocol, read and decode its body, and score it."""
-        log_fields, resources = scope[logs.LOG_FIELDS], self._resources
+        log_fields, resources = scope[logs.LOG_FIELDS], self.resources
         size = requests.declared_size(scope[HEADERS], self.settings.max_body_bytes)
         if handler.may_need_thread(size):
             resources.admission.check_jobs()
@@ -155,5 +161,5 @@ class ScoringEndpoint:
         detections = handler.decide(content)
         handler.metrics.sizes.observe(request.rows.count)
         handler.metrics.ignored.inc(len(content.ignored))
-        self._resources.shadows.offer(model, detections, body, read)
+        self.resources.shadows.offer(model, detections, body, read)
         return request.answer(detections, ignored)

@@ -21,6 +21,7 @@ from serving.observability.metrics import Metrics
 from serving.problems import INVALID_REQUEST, MALFORMED, ProblemError
 from serving.scoring import requests, responses
 from serving.scoring.shadow import Shadows
+from serving.scoring.windows import WindowStores
 from serving.settings import Settings
 
 INLINE_BYTES = 128 * 1024
@@ -44,8 +45,15 @@ def start_threads(count: int) -> ThreadPoolExecutor:
 class Resources:
     """Limits, worker threads and metrics that all request handlers of a process share."""
 
-    def __init__(self, settings: Settings, metrics: Metrics, shadows: Shadows) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        shadows: Shadows,
+        windows: WindowStores | None = None,
+    ) -> None:
         self.settings, self.metrics, self.shadows = settings, metrics, shadows
+        self.windows = windows
         self.admission = AdmissionControl(settings, metrics)
         self._deadlines = Deadlines(settings.body_seconds)
         self._threads = start_threads(settings.threads)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from anomaly_vae.artifacts.bundle import Bundle, load_bundle
 from anomaly_vae.artifacts.registry_names import BundleRef
 from anomaly_vae.errors import AnomalyVAEError, BundleError
+from anomaly_vae.features import WindowInputs
 from anomaly_vae.scoring.detector import Detections
 from serving.models.store import ServedModel
 from serving.scoring.tables import ServedTable
+
+if TYPE_CHECKING:
+    from anomaly_vae.data.schema import TabularSchema
 
 
 def load_model(source: BundleRef) -> ServedModel:
@@ -56,10 +60,20 @@ def _served(source: BundleRef, bundle: Bundle) -> ServedModel:
         "registered_at": source.registered_at,
     }
     if bundle.manifest["kind"] == ServedTable.kind:
-        return ServedTable(**common)
+        return _served_table(bundle, common)
     from serving.scoring.images import ServedImages  # needs Pillow, which tables do not
 
     return ServedImages(**common, heat_scale=bundle.heat_scale)
+
+
+def _served_table(bundle: Bundle, common: dict[str, Any]) -> ServedTable:
+    windows = WindowInputs.from_manifest(bundle.manifest)
+    if windows is None:
+        return ServedTable(**common)
+    raw = windows.raw_schema(cast("TabularSchema", bundle.scorer.schema))
+    example = windows.example(raw) | common["example"]
+    common["example"] = {name: example[name] for name in raw.names}
+    return ServedTable(**common, windows=windows, raw_schema=raw)
 
 
 def check(model: ServedModel, detections: Detections) -> None:

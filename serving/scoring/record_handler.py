@@ -24,7 +24,7 @@ from serving.models.store import ServedModel
 from serving.observability import logs
 from serving.paths import HEADERS
 from serving.problems import INVALID_REQUEST, ProblemError
-from serving.scoring import requests, responses, schemas
+from serving.scoring import requests, responses, schemas, windows
 from serving.scoring.batcher import ModelBatcher
 from serving.scoring.handlers import EXPLAIN_COST, INLINE_BYTES, RequestHandler, Resources
 from serving.scoring.row_decoder import DecodedRequest, RowDecoder
@@ -58,7 +58,8 @@ class RecordHandler(RequestHandler):
     def __init__(self, model: ServedModel, decoder: RowDecoder, resources: Resources) -> None:
         super().__init__(model, resources)
         self._decoder = decoder
-        self.batcher = ModelBatcher(model, decoder, self.metrics, resources.shadows)
+        self._windows = resources.windows.of(model) if resources.windows else None
+        self.batcher = ModelBatcher(model, decoder, self.metrics, resources.shadows, self._windows)
 
     def read_head(self, scope: Scope) -> None:
         """Refuse media types other than JSON, and query parameters that are only for images."""
@@ -114,7 +115,7 @@ class RecordHandler(RequestHandler):
         read = read_records(self.model, decoded, self.resources.settings.unknown_keys)
         if read.bad and request.errors == "refuse":
             raise requests.unfit_records(read.bad)
-        results = self._results(read, request, body) if read.usable.any() else []
+        results, warnings = self._results(read, request, body) if read.usable.any() else ([], [])
         if read.bad:
             results = responses.with_faults(results, read.usable.tolist(), read.bad, read.ids)
         self.metrics.sizes.observe(len(read.usable))
@@ -124,13 +125,13 @@ class RecordHandler(RequestHandler):
             results,
             requests.quoted_keys(read.batch.ignored),
             id=request.id,
-            warnings=warnings_of(decoded, read),
+            warnings=[*warnings_of(decoded, read), *warnings],
         )
 
     def _results(
         self, read: ReadRecords, request: schemas.ScoreRequest, body: bytes
-    ) -> list[Result]:
-        """Score the usable records."""
+    ) -> tuple[list[Result], list[str]]:
+        """Score the usable records; return their results, and warnings about their windows."""
         batch, ids, reader = read.batch, read.ids, None
         if read.bad:
             rows = np.flatnonzero(read.usable).tolist()
@@ -142,7 +143,7 @@ class RecordHandler(RequestHandler):
             detections = self.batcher.decide(batch)
             reasons = None
         self.resources.shadows.offer(self.model, detections, body, reader)
-        return responses.results(detections, reasons, ids)
+        return responses.results(detections, reasons, ids), _window_warnings(detections, read)
 
     def decide(self, content: RawBatch) -> Detections:
         """Decide on rows and count them."""
@@ -151,13 +152,31 @@ class RecordHandler(RequestHandler):
     def _explain(
         self, batch: RawBatch, max_contributions: int | None
     ) -> tuple[Detections, list[Explanation]]:
-        """Decide on rows and explain them; count the rows."""
+        """Decide on rows, with their windows, and explain them; count the rows."""
+        if self._windows is None:
+            return self._explain_complete(batch, max_contributions)
+        prepared = self._windows.prepare(batch)
+        detections, reasons = self._explain_complete(prepared.batch, max_contributions)
+        return self._windows.finish(prepared, detections), reasons
+
+    def _explain_complete(
+        self, batch: RawBatch, max_contributions: int | None
+    ) -> tuple[Detections, list[Explanation]]:
         detector = self.model.detector
         parts = detector.scorer.explain(batch)
         detections = detector.decide(parts.score, parts.observed, parts.kl)
         reasons = explanations(detector.scorer, batch, parts, max_contributions)
         self.metrics.observe(detections, parts.observed, batch)
         return detections, reasons
+
+
+def _window_warnings(detections: Detections, read: ReadRecords) -> list[str]:
+    """Return warnings about the windows of the usable records, by their numbers in the request."""
+    if detections.window_notes is None:
+        return []
+    notes = np.zeros(len(read.usable), np.uint8)
+    notes[read.usable] = detections.window_notes
+    return windows.warnings_of(notes)
 
 
 # ---------------------------------------------------------------- records

@@ -43,7 +43,7 @@ def results(
     if ids is not None:
         columns.append(ids)
     unusual = _unusual(detections)
-    if explanations is None and detections.group is None:
+    if explanations is None and detections.group is None and detections.windows is None:
         rows = zip(*columns, strict=True)
         return [DecidedResult(*row, unusual_input=u) for row, u in zip(rows, unusual, strict=True)]
     kind = DecidedResult if detections.group is None else GroupedResult
@@ -52,13 +52,18 @@ def results(
         unusual,
         _groups(detections),
         _explanations(explanations, len(detections.score)),
+        _windows(detections),
         strict=True,
     )
     return [
         kind(
-            **dict(zip(FIELDS, decision, strict=False)), unusual_input=reason, **fields, **explained
+            **dict(zip(FIELDS, decision, strict=False)),
+            unusual_input=reason,
+            **group,
+            **explanation,
+            **windows,
         )
-        for decision, reason, fields, explained in parts
+        for decision, reason, group, explanation, windows in parts
     ]
 
 
@@ -98,6 +103,18 @@ def _groups(detections: Detections) -> Iterator[dict[str, Any]]:
         return iter([{}] * len(detections.score))
     pairs = zip(detections.group.tolist(), detections.threshold.tolist(), strict=True)
     return ({"group": group, "threshold": threshold} for group, threshold in pairs)
+
+
+def _windows(detections: Detections) -> Iterator[dict[str, Any]]:
+    """Return the windows of each record."""
+    values = detections.windows
+    if values is None or values.dtype.names is None:
+        return iter([{}] * len(detections.score))
+    names = values.dtype.names
+    return (
+        {"windows": {n: None if v != v else v for n, v in zip(names, row, strict=True)}}  # noqa: PLR0124 NaN
+        for row in values.tolist()
+    )
 
 
 def _explanations(

@@ -20,6 +20,7 @@ from serving.models.store import Content, ServedModel, Store
 from serving.observability import logs
 from serving.observability.metrics import Metrics
 from serving.scoring import requests
+from serving.scoring.windows import ShadowWindows
 from serving.settings import Settings
 
 log = logging.getLogger("serving.scoring.shadow")
@@ -59,8 +60,15 @@ class ShadowTask:
 class Shadows:
     """A queue of requests, and the thread that scores them with the shadows of their models."""
 
-    def __init__(self, store: Store, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        metrics: Metrics,
+        windows: ShadowWindows | None = None,
+    ) -> None:
         self._store, self._settings, self._metrics = store, settings, metrics
+        self._windows = windows
         self._waiting: deque[ShadowTask] = deque()
         self._queued_bytes, self._closed = 0, False
         self._changed = Condition()
@@ -142,6 +150,8 @@ class Shadows:
         model, shadow, read = tasks[0].batch_key
         metrics = self._metrics.for_pair(shadow.name, model.version, shadow.version)
         content = read([task.body for task in tasks], shadow)
+        if shadow.windows and self._windows:
+            content = self._windows.complete(shadow, model, content)
         readable, shadow_detections = shadow.detect_readable(content, self._settings)
         detections = Detections.concatenate(task.detections for task in tasks)
         if unreadable := int((~readable).sum()):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, count
 from typing import Any, ClassVar, Self, cast, get_args
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from anomaly_vae.client.types import Result
 from anomaly_vae.data.encoding import TabularEncoding
-from anomaly_vae.data.schema import RawBatch, TabularSchema
+from anomaly_vae.data.schema import Column, RawBatch, TabularSchema, Values
 from anomaly_vae.scoring.detector import Detections
 from serving.models.store import BodyDescription, Json, ServedModel
 from serving.scoring import requests, responses
@@ -44,10 +45,40 @@ class ServedTable(ServedModel):
     kind: ClassVar[str] = "tabular"
     reads_files: ClassVar[bool] = False
 
+    raw_schema: TabularSchema | None = None
+    """The columns that a client sends to a model with windows; None for other models."""
+
     @property
     def schema(self) -> TabularSchema:
-        """The columns that the model reads."""
+        """The columns that a client sends."""
+        return self.raw_schema or self._model_schema
+
+    @property
+    def _model_schema(self) -> TabularSchema:
         return cast("TabularSchema", self.detector.scorer.schema)
+
+    def with_windows(self, batch: RawBatch, values: NDArray[np.float64]) -> RawBatch:
+        """Return N rows completed with their windows (N, F)."""
+        assert self.windows is not None
+        columns = dict(zip(self.windows.definition.names, values.T, strict=True))
+        used = (column for column in self._model_schema.columns if column.name in columns)
+        read = {column.name: _window_values(column, columns[column.name]) for column in used}
+        return replace(batch, values={**batch.values, **read})
+
+    def _example_batch(self) -> RawBatch:
+        """Return the example, with the typical values of its windows."""
+        batch = self.schema.from_records([self.example])
+        if not self.windows:
+            return batch
+        typical = self.table_encoding.typical_record(self._model_schema)
+        found = [typical.get(name) for name in self.windows.definition.names]
+        return self.with_windows(batch, np.array([found], np.float64))
+
+    def warm_up(self) -> Detections:
+        """Score and explain the example once, so that the first request is not slow."""
+        batch = self._example_batch()
+        self.detector.detect_and_explain(batch, None)
+        return self.detector.detect(batch)
 
     @property
     def table_encoding(self) -> TabularEncoding:
@@ -64,15 +95,21 @@ class ServedTable(ServedModel):
         return requests.read_strictly(partial(self.schema.from_columns, columns, count))
 
     def detect(self, content: RawBatch, _: Settings) -> Detections:
-        """Decide on N rows."""
-        return self.detector.detect(content)
+        """Decide on N rows; windows that they lack are missing."""
+        return self.detector.detect(self._completed(content))
+
+    def _completed(self, batch: RawBatch) -> RawBatch:
+        if not self.windows or self.windows.definition.names[0] in batch.values:
+            return batch
+        missing = np.full((len(batch), len(self.windows.definition.names)), np.nan)
+        return self.with_windows(batch, missing)
 
     def detect_readable(
         self, content: RawBatch, _: Settings
     ) -> tuple[NDArray[np.bool_], Detections]:
         """Decide on the rows without problems."""
         readable = content.usable
-        return readable, self.detector.detect(content.take(readable))
+        return readable, self.detector.detect(self._completed(content).take(readable))
 
     @classmethod
     def describe_bodies(cls, models: Sequence[Self], settings: Settings) -> BodyDescription:
@@ -89,8 +126,16 @@ class ServedTable(ServedModel):
 
     def example_results(self, _: Settings) -> list[Result]:
         """Score and explain the example."""
-        batch = self.schema.from_records([self.example])
+        batch = self._example_batch()
         return responses.results(*self.detector.detect_and_explain(batch, EXAMPLE_CONTRIBUTIONS))
+
+
+def _window_values(column: Column, values: NDArray[np.float64]) -> Values:
+    """Return a window (N,) as the schema of the model reads it."""
+    if column.spec.storage == "number":
+        return values
+    cells = [None if math.isnan(value) else value for value in values.tolist()]
+    return column.from_values(cells)[0]
 
 
 def _request_schema(components: Sequence[str], max_records: int) -> Json:

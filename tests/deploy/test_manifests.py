@@ -275,7 +275,8 @@ def test_the_network_policy_is_for_both_and_lets_out_to_names_and_the_registry_o
     assert [[port["port"] for port in rule["ports"]] for rule in spec["ingress"]] == [
         ["http"], ["admin"],
     ]  # fmt: skip
-    names, registry = spec["egress"]
+    names, registry, windows = spec["egress"]
+    assert [port["port"] for port in windows["ports"]] == [6379]
     assert {port["port"] for port in names["ports"]} == {53}
     place = urlsplit(settings_of(overlay)["MLFLOW_TRACKING_URI"])
     assert [port["port"] for port in registry["ports"]] == [place.port]

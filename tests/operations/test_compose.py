@@ -119,7 +119,8 @@ class TestService:
 @pytest.mark.parametrize("name", CHECKED)
 def test_a_health_check_runs_what_the_image_has(name: str) -> None:
     programs = {
-        "postgres": "pg_isready", "prometheus": "promtool", "grafana": "wget"
+        "postgres": "pg_isready", "prometheus": "promtool", "grafana": "wget",
+        "windows": "valkey-cli",
     }  # fmt: skip
     assert SERVICES[name]["healthcheck"]["test"][1] == programs.get(name, "python")
 

@@ -15,6 +15,7 @@ from pipelines.training.calibrate import calibrate
 from pipelines.training.train import train
 from tests.support.flows import Answer, Command, World
 from tests.support.registries import changed, migrated, place, registry, use_registry
+from tests.support.windowed import store_url, windowed_folder  # noqa: F401  # fixtures
 
 __all__ = ["migrated", "place", "registry"]
 

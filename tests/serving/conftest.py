@@ -15,6 +15,7 @@ from serving.models.store import ServedModel
 from serving.scoring.loading import load_model
 from tests.support.scoring_service import *  # noqa: F403  # its fixtures
 from tests.support.scoring_service import MakeClient
+from tests.support.windowed import store_url, windowed, windowed_folder  # noqa: F401  # fixtures
 
 
 @pytest.fixture(scope="session")

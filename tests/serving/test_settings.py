@@ -128,3 +128,11 @@ def test_the_document_says_which_routes_need_a_key(guarded):
     assert paths["/score"]["post"]["security"] == [{"bearer": []}, {"key": []}]
     assert "401" in paths["/metrics"]["get"]["responses"]
     assert "security" not in paths["/health/live"]["get"]
+
+
+def test_the_time_to_which_a_window_store_is_filled_must_be_a_time(monkeypatch):
+    monkeypatch.setenv("ANOMALY_VAE_WINDOWS_FILLED_TO", "soon")
+    with pytest.raises(
+        ConfigError, match=r"ANOMALY_VAE_WINDOWS_FILLED_TO: .* expected a time such"
+    ):
+        read_settings()

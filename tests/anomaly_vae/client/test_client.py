@@ -24,7 +24,9 @@ from anomaly_vae.client import (
     BusyError,
     Client,
     DeniedError,
+    EventCounts,
     FailedError,
+    LabelCounts,
     RefusedError,
     UnreachableError,
 )
@@ -459,3 +461,13 @@ def test_ignored_keys_and_warnings_of_all_requests(address_of, served):
     assert scores.ignored == ("a", "b")
     (warning,) = scores.warnings
     assert warning.startswith("counted from 2: record 0: no value")
+
+
+def test_events_and_labels_are_recorded(address_of, windowed, store_url):
+    record = {"CUSTOMER_ID": 1, "TX_DATETIME": "2018-08-01", "TERMINAL_ID": "a"}
+    events = [record | {"TRANSACTION_ID": number} for number in (1, 2, 1)]
+    labels = [{"id": 1, "label": "anomaly", "at": dt.datetime(2018, 8, 2, tzinfo=dt.UTC)}]
+    with Client(address_of(windowed, windows=store_url), max_records=2) as client:
+        answer = client.record_events(events, labels, model="cards")
+    assert answer.events == EventCounts(recorded=2, duplicate=1)
+    assert answer.labels == LabelCounts(known=1)

@@ -14,6 +14,7 @@ from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.data.encoding import Binary, Categorical, Cyclic, Numeric, TabularEncoding
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.data.splitting import TEST
+from anomaly_vae.features import WindowFeature
 from anomaly_vae.scoring.detector import Contribution, Explanation, RegionContribution
 from anomaly_vae.scoring.wording import COMBINATION, Wording
 from pipelines.datasets.dataset import Dataset
@@ -82,11 +83,12 @@ def test_a_contribution_is_a_sentence(
     assert said(feature, observed, expected) == sentence
 
 
-def test_a_phrase_takes_the_place_of_a_columns_name() -> None:
-    phrases = {"CUSTOMER_count_1h": "{} payments in the last hour"}
-    wording = Wording(WORDING.parts, phrases)
+def test_a_window_is_said_in_words_in_place_of_its_name() -> None:
+    hour = WindowFeature("CUSTOMER_count_1h", "CUSTOMER", "count", None, 3_600_000_000)
+    wording = Wording(WORDING.parts, {hour.name: hour})
     reason = Contribution("CUSTOMER_count_1h", 1.0, 9.0, 0.4)
-    assert wording.sentence(reason) == "9 payments in the last hour, usually 0 to 1"
+    expected = "9 events of this CUSTOMER in the last hour, usually 0 to 1"
+    assert wording.sentence(reason) == expected
 
 
 def test_a_quoted_value_is_short_and_on_one_line() -> None:

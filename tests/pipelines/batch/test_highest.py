@@ -1,52 +1,71 @@
-"""The highest scores of a run are shown with reasons in words."""
+"""The highest scores of a result are shown with reasons in words."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from anomaly_vae.data.encoding import Numeric
 from anomaly_vae.scoring.detector import Contribution, Detections, Explanation
 from anomaly_vae.scoring.wording import Wording
-from pipelines.batch.highest import MAX_SHOWN, Highest
+from pipelines.batch.common import result_table
+from pipelines.batch.highest import MAX_SHOWN, show_highest
 
-AMOUNT = Numeric(name="amount", center=30, scale=20, usual=(5, 80))
+WORDING = Wording({"amount": (Numeric(name="amount", center=30, scale=20, usual=(5, 80)),)})
 
 
-def add(highest: Highest, scores: Sequence[float]) -> None:
-    score = np.array(scores)
-    reasons = (Contribution("amount", s, 1000 + s, 28.0) for s in scores)
+def explanation(score: float) -> Explanation:
+    raising = Contribution("amount", score, 1000 + score, 28.0)
     lowering = Contribution("channel", -2.0, "web", "chip")
-    explanations = [Explanation((one, lowering), rest=1.0, kl=2.0) for one in reasons]
+    return Explanation((raising, lowering), rest=1.0, kl=2.0)
+
+
+def write_part(folder: Path, name: str, scores: Sequence[float], explained: bool = True) -> str:
+    """Write a part in which the scores above 5 are flagged and explained; return its name."""
+    score = np.array(scores)
+    column = [explanation(s) if s > 5 else None for s in scores] if explained else None
     ids = {"id": pa.array([f"row {s:g}" for s in scores])}
-    highest.add(ids, Detections(score, 1 / (1 + score), score > 5), explanations)
+    pq.write_table(
+        result_table(ids, Detections(score, 1 / (1 + score), score > 5), column), folder / name
+    )
+    return name
 
 
-def test_the_highest_of_all_chunks_are_kept_in_order() -> None:
-    highest = Highest(Wording({"amount": (AMOUNT,)}))
-    for chunk in (range(0, 40, 2), range(1, 40, 2)):
-        add(highest, list(map(float, chunk)))
-    assert [row for _, row, *_ in highest.rows] == [f"row {s}" for s in range(39, 29, -1)]
-    assert len(highest.rows) == MAX_SHOWN
+def test_the_highest_of_all_parts_are_shown_in_order(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = [
+        write_part(tmp_path, f"part-{i}.parquet", list(map(float, range(i, 40, 2)))) for i in (0, 1)
+    ]
+    show_highest(tmp_path, parts, WORDING)
+    told = capsys.readouterr().err
+    places = [told.find(f"row {s} ") for s in range(39, 29, -1)]
+    assert f"The {MAX_SHOWN} highest scores, and why" in told
+    assert -1 not in places
+    assert places == sorted(places)
+    assert "row 29 " not in told
 
 
 def test_reasons_are_printed_without_what_lowers_the_score(
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    highest = Highest(Wording({"amount": (AMOUNT,)}))
-    add(highest, [9.0, 3.0])
-    highest.show()
+    show_highest(tmp_path, [write_part(tmp_path, "part-0.parquet", [9.0, 3.0])], WORDING)
     told = capsys.readouterr().err
-    assert "The 2 highest scores, and why" in told
+    assert "The 1 highest scores, and why" in told
     assert "amount 1009, usually 5 to 80" in told
     assert "channel" not in told
 
 
-def test_nothing_is_printed_without_explanations(capsys: pytest.CaptureFixture[str]) -> None:
-    highest = Highest(Wording({}))
-    highest.add({"id": pa.array(["a"])}, Detections(*np.ones((3, 1))), [])
-    highest.show()
+@pytest.mark.parametrize(("scores", "explained"), [([9.0], False), ([3.0], True)])
+def test_nothing_is_printed_without_explanations(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], scores: list[float], explained: bool
+) -> None:
+    part = write_part(tmp_path, "part-0.parquet", scores, explained)
+    show_highest(tmp_path, [part], WORDING)
+    show_highest(tmp_path, [], WORDING)
     assert capsys.readouterr().err == ""

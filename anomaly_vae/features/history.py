@@ -1,0 +1,221 @@
+"""Compute the window features of a row from the past events of one entity.
+
+The events of an entity are packed as rows of 64-bit words: time in microseconds, hash of the id,
+time at which an anomaly became known (only with `risk`), numbers, hashes of values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from struct import Struct
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anomaly_vae.features.definition import MICROSECONDS, WindowDefinition, WindowFeature
+from anomaly_vae.features.inputs import Event
+
+NEVER = 2**63 - 1
+"""Time at which the anomaly of a normal event becomes known."""
+NO_ID = 0
+"""Hash of the id of an event without one, and of a missing value."""
+
+Hash = Callable[[str], int]
+"""Function that returns a hash of 63 bits for the text of a value."""
+Words = NDArray[np.int64]
+
+
+def layout_digest(definition: WindowDefinition) -> str:
+    """Return a digest of the entities and columns of a definition, whatever its windows.
+
+    Definitions with one digest pack their events alike, and so can share them.
+    """
+    layout = {
+        entity: [windows.risk and windows.risk.label, [*windows.of], [*windows.distinct]]
+        for entity, windows in definition.windows.items()
+    }
+    return hashlib.sha256(json.dumps(layout, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class EntityHistory:
+    """The layout of the packed events of one entity, and the features that are computed of them.
+
+    Example:
+        >>> from anomaly_vae.config.windows import EntityWindows
+        >>> hourly = EntityWindows(over=("1h",), count=True, since_last=True)
+        >>> history = EntityHistory.of(WindowDefinition({"card": hourly}), "card")
+        >>> event = Event("7", 0, {"card": "12"}, {})
+        >>> packed = history.pack(event, 7, hash)
+        >>> history.features(packed, 60_000_000)
+        [1.0, 60.0]
+    """
+
+    entity: str
+    label: str | None
+    """Label column of the known anomalies; None without `risk`."""
+    numbers: tuple[str, ...]
+    values: tuple[str, ...]
+    by_window: Sequence[tuple[int, int, Sequence[tuple[int, WindowFeature]]]]
+    """Start and stop of each window before the row, in microseconds, and its features."""
+    count: int
+    """Number of features."""
+
+    @classmethod
+    def of(cls, definition: WindowDefinition, entity: str) -> EntityHistory:
+        """Return the history of one entity column of a definition."""
+        windows = definition.windows[entity]
+        features = [f for f in definition.features if f.entity == entity]
+        spans: dict[tuple[int, int], list[tuple[int, WindowFeature]]] = {}
+        for position, feature in enumerate(features):
+            edges = feature.span + feature.delay, feature.delay
+            spans.setdefault(edges, []).append((position, feature))
+        label = windows.risk.label if windows.risk else None
+        by_window = [(start, stop, used) for (start, stop), used in spans.items()]
+        return cls(
+            entity, label, tuple(windows.of), tuple(windows.distinct), by_window, len(features)
+        )
+
+    @cached_property
+    def width(self) -> int:
+        """Number of words of a packed event."""
+        return self._struct.size // 8
+
+    @cached_property
+    def _struct(self) -> Struct:
+        marks = "q" if self.label else ""
+        return Struct(f"<qq{marks}{len(self.numbers)}d{len(self.values)}q")
+
+    @cached_property
+    def _edges(self) -> Words:
+        return np.array([edge for start, stop, _ in self.by_window for edge in (start, stop)])
+
+    def pack(self, event: Event, own: int, hashed: Hash) -> bytes:
+        """Pack an event that has a time and this entity; ``own`` is the hash of its id."""
+        known = NEVER if self.label not in event.anomalous else event.time
+        keys, numbers = event.keys, event.numbers
+        return self._struct.pack(
+            event.time,
+            own,
+            *([known] if self.label else ()),
+            *[numbers[name] for name in self.numbers],
+            *[NO_ID if keys[name] is None else hashed(str(keys[name])) for name in self.values],
+        )
+
+    def unpack(self, packed: bytes) -> Words:
+        """Return packed events as words (N, W)."""
+        return np.frombuffer(packed, np.int64).reshape(-1, self.width)
+
+    def features(self, packed: bytes, now: int, own: int = NO_ID) -> list[float]:
+        """Return the features of a row; NaN where they have no value.
+
+        Args:
+            packed: the events of its entity, in order of time.
+            now: its time, in microseconds.
+            own: hash of its id, whose event is left out.
+        """
+        events = self.unpack(packed)
+        if own != NO_ID and (events[:, 1] == own).any():
+            events = events[events[:, 1] != own]
+        bounds = iter(events[:, 0].searchsorted(now - self._edges).tolist())
+        columns, out = _Columns(self, events, now), [math.nan] * self.count
+        for (_, _, features), start, stop in zip(self.by_window, bounds, bounds, strict=False):
+            columns.fill(out, features, start, stop)
+        return out
+
+
+class _Columns:
+    """The columns of the events of one entity, as lists, which are fast for few events."""
+
+    def __init__(self, history: EntityHistory, events: Words, now: int) -> None:
+        self._now, self._times = now, events[:, 0]
+        first = 2 + (history.label is not None)
+        self._known: list[int] = events[:, 2].tolist() if history.label else []
+        self._numbers: Mapping[str, list[float]] = {
+            name: events[:, first + i].view(np.float64).tolist()
+            for i, name in enumerate(history.numbers)
+        }
+        first += len(history.numbers)
+        self._values: Mapping[str, list[int]] = {
+            name: events[:, first + i].tolist() for i, name in enumerate(history.values)
+        }
+
+    def fill(
+        self, out: list[float], features: Sequence[tuple[int, WindowFeature]], start: int, stop: int
+    ) -> None:
+        """Compute the features of the window that holds the events [start, stop)."""
+        in_window: dict[str, Numbers] = {}
+        for position, feature in features:
+            kind, column = feature.kind, feature.column
+            if column is None:
+                out[position] = self._of_events(kind, start, stop)
+            elif kind == "distinct":
+                out[position] = float(len({*self._values[column][start:stop]} - {NO_ID}))
+            else:
+                if column not in in_window:
+                    in_window[column] = Numbers(self._numbers[column][start:stop])
+                value: float = getattr(in_window[column], kind)
+                out[position] = value
+
+    def _of_events(self, kind: str, start: int, stop: int) -> float:
+        if kind == "count":
+            return float(stop - start)
+        if start == stop:
+            return math.nan
+        if kind == "since_last":
+            return (self._now - int(self._times[stop - 1])) / MICROSECONDS
+        return sum(at <= self._now for at in self._known[start:stop]) / (stop - start)
+
+
+class Numbers:
+    """The statistics of numbers, of which missing ones (NaN) are left out.
+
+    >>> numbers = Numbers([1.0, math.nan, 3.0])
+    >>> numbers.sum, numbers.mean, numbers.max
+    (4.0, 2.0, 3.0)
+    """
+
+    def __init__(self, numbers: Sequence[float]) -> None:
+        self._present = [number for number in numbers if number == number]  # noqa: PLR0124 not NaN
+
+    @cached_property
+    def sum(self) -> float:
+        """Sum, rounded once; 0 without numbers."""
+        return _sum(self._present)
+
+    @property
+    def mean(self) -> float:
+        """Mean; NaN without numbers."""
+        return self.sum / len(self._present) if self._present else math.nan
+
+    @cached_property
+    def max(self) -> float:
+        """Greatest number; NaN without numbers."""
+        return max(self._present, default=math.nan)
+
+    @property
+    def std(self) -> float:
+        """Sample standard deviation, corrected for the rounding of the mean; NaN without two."""
+        present = self._present
+        if len(present) < 2:
+            return math.nan
+        if min(present) == self.max:
+            return 0.0
+        mean = self.mean
+        apart = [number - mean for number in present]
+        rest = _sum(apart)
+        squares = _sum([d * d for d in apart]) - rest * rest / len(present)
+        return math.sqrt(max(squares, 0.0) / (len(present) - 1))
+
+
+def _sum(numbers: Sequence[float]) -> float:
+    """Return the sum, rounded once; infinite numbers and overflow give infinity or NaN."""
+    try:
+        return math.fsum(numbers)
+    except (OverflowError, ValueError):
+        return sum(numbers)

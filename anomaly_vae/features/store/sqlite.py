@@ -1,0 +1,369 @@
+"""Keep past events in an SQLite file, which the processes of one machine share.
+
+Each entity is one row with its packed events. The write-ahead log lets processes read while one
+writes. It is not flushed to the disk at each commit: a power failure may lose the events of the
+last seconds, but never damages the file.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from anomaly_vae.errors import WindowStoreError
+from anomaly_vae.features.history import NO_ID
+from anomaly_vae.features.store.records import (
+    KEY_BYTES,
+    Limits,
+    Outcome,
+    Recorded,
+    Snapshot,
+    SpaceState,
+    StoredEvent,
+    kept,
+    labelled,
+    last_time,
+    merged,
+    placed,
+)
+
+VERSION = 1
+"""Version of the tables."""
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value);
+CREATE TABLE IF NOT EXISTS spaces (
+    id INTEGER PRIMARY KEY, digest TEXT UNIQUE NOT NULL, newest INTEGER, since INTEGER,
+    retention TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS entities (
+    id INTEGER PRIMARY KEY, key BLOB UNIQUE NOT NULL, space INTEGER NOT NULL,
+    width INTEGER NOT NULL, expires INTEGER NOT NULL, events BLOB NOT NULL
+);
+CREATE TABLE IF NOT EXISTS ids (
+    id INTEGER PRIMARY KEY, space INTEGER NOT NULL, expires INTEGER NOT NULL, keys BLOB NOT NULL
+);
+"""
+PRAGMAS = {
+    "journal_mode": "wal",
+    "synchronous": "normal",
+    "cache_size": -65_536,
+    "wal_autocheckpoint": 10_000,
+}
+"""Settings of a connection: 64 MiB of cache; long logs, because `expire` writes them back."""
+BUSY_SECONDS = 2.0
+"""Maximum time to wait for another process to write, in seconds."""
+MAX_KEYS = 500
+"""Maximum number of keys in one query."""
+
+
+class _Row(NamedTuple):
+    """The row of an entity while it is changed; ``id`` is None for a new one."""
+
+    id: int | None
+    events: bytes
+    retention: int
+    width: int
+
+
+class SqliteBackend:
+    """A window store in one file.
+
+    Args:
+        path: the file; it and its folder are created if they do not exist.
+        seconds: maximum time to wait for another process to write.
+
+    Raises:
+        WindowStoreError: the file cannot be used.
+    """
+
+    def __init__(self, path: Path, seconds: float = BUSY_SECONDS) -> None:
+        self._path, self._seconds, self._local = path, seconds, threading.local()
+        self._spaces: dict[str, int] = {}
+
+    # ------------------------------------------------------------ connections
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        """Connection of this thread."""
+        if not hasattr(self._local, "db"):
+            self._local.db = self._connect()
+        db: sqlite3.Connection = self._local.db
+        return db
+
+    def _connect(self) -> sqlite3.Connection:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            new = not self._path.exists()
+            db = sqlite3.connect(self._path, self._seconds, isolation_level=None)
+        except (OSError, sqlite3.Error) as error:
+            raise self._unusable(error) from None
+        if new:
+            self._path.chmod(0o600)
+        for name, value in PRAGMAS.items():
+            db.execute(f"PRAGMA {name} = {value}")
+        return db
+
+    def _unusable(self, error: Exception) -> WindowStoreError:
+        reason = getattr(error, "strerror", None) or str(error)
+        return WindowStoreError(f"window store '{self._path}' cannot be used: {reason}")
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        try:
+            yield self._db
+        except sqlite3.Error as error:
+            self.close()
+            raise self._unusable(error) from None
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """Change the store in one transaction, which is undone after an error."""
+        with self._reading() as db:
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+            except BaseException:
+                db.execute("ROLLBACK")
+                raise
+            db.execute("COMMIT")
+
+    def close(self) -> None:
+        """Close the connection of this thread; it is opened again when needed."""
+        if hasattr(self._local, "db"):
+            self._local.db.close()
+            del self._local.db
+
+    # ------------------------------------------------------------ layouts
+
+    def _create(self, check: str) -> None:
+        with self._reading() as db:
+            db.executescript(SCHEMA)
+        with self._writing() as db:
+            self._check(db, "version", VERSION, "by another version of anomaly-vae; load it anew")
+            self._check(db, "salt", check, "with another ANOMALY_VAE_WINDOWS_SALT; restore it")
+
+    def spaces(self, check: str) -> list[str]:
+        """Return the digests of all layouts."""
+        self._create(check)
+        with self._reading() as db:
+            return [digest for (digest,) in db.execute("SELECT digest FROM spaces")]
+
+    def register(self, space: str, retention: Mapping[str, int], check: str) -> SpaceState:
+        """Open the events of a layout, and keep them at least as long as ``retention``.
+
+        Raises:
+            WindowStoreError: the file cannot be used, or was written with another salt.
+        """
+        self._create(check)
+        with self._writing() as db:
+            state = merged(_state(db, space), retention)
+            db.execute(
+                "INSERT INTO spaces (digest, since, retention) VALUES (?, ?, ?) ON CONFLICT"
+                " (digest) DO UPDATE SET since = excluded.since, retention = excluded.retention",
+                (space, state.since, state.retention),
+            )
+            (self._spaces[space],) = db.execute(
+                "SELECT id FROM spaces WHERE digest = ?", (space,)
+            ).fetchone()
+        return state
+
+    def _check(self, db: sqlite3.Connection, name: str, value: object, reason: str) -> None:
+        db.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (name, value))
+        (found,) = db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        if found != value:
+            raise WindowStoreError(f"window store '{self._path}' was written {reason}")
+
+    # ------------------------------------------------------------ events
+
+    def read(self, space: str, keys: Sequence[bytes], ids: Sequence[int]) -> Snapshot:
+        """Return what the store knows of these entities and ids."""
+        with self._reading() as db:
+            events = dict(_select(db, "SELECT key, events FROM entities WHERE key IN", keys))
+            known = frozenset(one for (one,) in _select(db, "SELECT id FROM ids WHERE id IN", ids))
+            return Snapshot(events, known, _state(db, space))
+
+    def record(self, space: str, events: Sequence[StoredEvent], limits: Limits) -> Recorded:
+        """Place events in one transaction."""
+        with self._writing() as db:
+            recording = _Recording(db, self._spaces[space], _state(db, space), limits)
+            outcomes = [recording.record(event) for event in events]
+            return Recorded(outcomes, recording.finish())
+
+    def label(self, space: str, labels: Sequence[tuple[int, int]]) -> Sequence[bool]:
+        """Set the time at which events are known as anomalies."""
+        with self._writing() as db:
+            return [self._label(db, self._spaces[space], *one) for one in labels]
+
+    @staticmethod
+    def _label(db: sqlite3.Connection, space: int, one: int, at: int) -> bool:
+        query = "SELECT keys FROM ids WHERE id = ? AND space = ?"
+        found = db.execute(query, (one, space)).fetchone()
+        for key, width in _labelled_keys(found[0]) if found else ():
+            row = db.execute("SELECT id, events FROM entities WHERE key = ?", (key,)).fetchone()
+            if row:
+                changed = labelled(row[1], one, at, width)
+                db.execute("UPDATE entities SET events = ? WHERE id = ?", (changed, row[0]))
+        return bool(found)
+
+    # ------------------------------------------------------------ removal
+
+    def forget(self, keys: Sequence[bytes]) -> int:
+        """Delete the events of entities."""
+        with self._writing() as db:
+            count = sum(
+                db.execute("DELETE FROM entities WHERE key = ?", (key,)).rowcount for key in keys
+            )
+            _add_entities(db, -count)
+        with self._reading() as db:  # so that no old page keeps them
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return count
+
+    def expire(self, limit: int) -> int:
+        """Delete expired events of the next entities and ids, and write the log back."""
+        with self._writing() as db:
+            count = _expire_ids(db, limit) + _expire_entities(db, limit)
+        with self._reading() as db:
+            db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        return count
+
+    def entities(self) -> int:
+        """Return the number of entities with events."""
+        with self._reading() as db:
+            return _number(db, "entities")
+
+
+class _Recording:
+    """A transaction that places events, and writes each entity once."""
+
+    def __init__(
+        self, db: sqlite3.Connection, space: int, state: SpaceState, limits: Limits
+    ) -> None:
+        self._db, self._space, self._limits = db, space, limits
+        self._newest, self._since = state.newest, state.since
+        self._rows: dict[bytes, _Row] = {}
+        self._added = 0
+
+    def record(self, event: StoredEvent) -> Outcome:
+        """Place one event."""
+        if self._limits.is_late(event, self._newest):
+            return "duplicate" if self._is_known(event.id) else "late"
+        if event.id != NO_ID and not self._insert_id(event):
+            return "duplicate"
+        self._newest = self._limits.newest(event, self._newest)
+        self._since = min(event.time, event.time if self._since is None else self._since)
+        for part in event.parts:
+            row = self._rows.get(part.key) or self._read(part.key)
+            events, width = placed(row.events, part.packed), len(part.packed)
+            self._rows[part.key] = _Row(row.id, events, part.retention, width)
+        return "recorded"
+
+    def _is_known(self, one: int) -> bool:
+        return self._db.execute("SELECT 1 FROM ids WHERE id = ?", (one,)).fetchone() is not None
+
+    def _insert_id(self, event: StoredEvent) -> bool:
+        row = event.id, self._space, event.time + event.retention, event.labelled_keys
+        return self._db.execute("INSERT OR IGNORE INTO ids VALUES (?, ?, ?, ?)", row).rowcount > 0
+
+    def _read(self, key: bytes) -> _Row:
+        query = "SELECT id, events FROM entities WHERE key = ?"
+        found = self._db.execute(query, (key,)).fetchone()
+        one, events = found or (None, b"")
+        return _Row(one, events, 0, 0)
+
+    def finish(self) -> int:
+        """Write the entities and the state; return how many events were dropped as too many."""
+        dropped = sum(self._write(key, row) for key, row in self._rows.items())
+        _add_entities(self._db, self._added)
+        update = "UPDATE spaces SET newest = ?, since = ? WHERE id = ?"
+        self._db.execute(update, (self._newest, self._since, self._space))
+        return dropped
+
+    def _write(self, key: bytes, row: _Row) -> int:
+        assert self._newest is not None
+        oldest, limit = self._newest - row.retention, self._limits.max_events
+        events, dropped = kept(row.events, oldest, row.width, limit)
+        expires = last_time(events, row.width) + row.retention
+        if row.id is not None:  # `expire` deletes it if it is empty now
+            update = "UPDATE entities SET expires = ?, events = ? WHERE id = ?"
+            self._db.execute(update, (expires, events, row.id))
+        elif events:
+            insert = "INSERT INTO entities (key, space, width, expires, events) VALUES (?,?,?,?,?)"
+            self._db.execute(insert, (key, self._space, row.width, expires, events))
+            self._added += 1
+        return dropped
+
+
+def _state(db: sqlite3.Connection, space: str) -> SpaceState:
+    query = "SELECT newest, since, retention FROM spaces WHERE digest = ?"
+    found = db.execute(query, (space,)).fetchone()
+    return SpaceState(*found) if found else SpaceState()
+
+
+def _select(
+    db: sqlite3.Connection, query: str, values: Sequence[bytes | int]
+) -> Iterator[tuple[Any, ...]]:
+    for start in range(0, len(values), MAX_KEYS):
+        part = values[start : start + MAX_KEYS]
+        yield from db.execute(f"{query} ({','.join('?' * len(part))})", part)
+
+
+def _labelled_keys(keys: bytes) -> Iterator[tuple[bytes, int]]:
+    for start in range(0, len(keys), KEY_BYTES + 2):
+        one = keys[start : start + KEY_BYTES + 2]
+        yield one[:KEY_BYTES], int.from_bytes(one[KEY_BYTES:], "little")
+
+
+def _number(db: sqlite3.Connection, name: str) -> int:
+    found = db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+    return int(found[0]) if found else 0
+
+
+def _add_entities(db: sqlite3.Connection, count: int) -> None:
+    if count:
+        _set(db, "entities", _number(db, "entities") + count)
+
+
+def _set(db: sqlite3.Connection, name: str, value: int) -> None:
+    db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+
+
+def _next(db: sqlite3.Connection, table: str, limit: int) -> tuple[int, int]:
+    """Return the range of ids to visit next, begin excluded; after the last one, start again."""
+    first = _number(db, f"expired_{table}")
+    query = f"SELECT max(id) FROM (SELECT id FROM {table} WHERE id > ? ORDER BY id LIMIT ?)"  # noqa: S608
+    (last,) = db.execute(query, (first, limit)).fetchone()
+    _set(db, f"expired_{table}", last or 0)
+    return first, last or 0
+
+
+def _expire_ids(db: sqlite3.Connection, limit: int) -> int:
+    query = (
+        "DELETE FROM ids WHERE id > ? AND id <= ?"
+        " AND expires < (SELECT newest FROM spaces WHERE spaces.id = ids.space)"
+    )
+    return db.execute(query, _next(db, "ids", limit)).rowcount
+
+
+def _expire_entities(db: sqlite3.Connection, limit: int) -> int:
+    query = (
+        "SELECT e.id, width, expires, events, newest FROM entities AS e"
+        " JOIN spaces ON spaces.id = e.space WHERE e.id > ? AND e.id <= ?"
+    )
+    removed, deleted = 0, 0
+    for one, width, expires, events, newest in db.execute(
+        query, _next(db, "entities", limit)
+    ).fetchall():
+        age = expires - last_time(events, width)
+        rest, _ = kept(events, newest - age, width, len(events))
+        removed += (len(events) - len(rest)) // width
+        deleted += not rest
+        if not rest:
+            db.execute("DELETE FROM entities WHERE id = ?", (one,))
+        elif len(rest) < len(events):
+            db.execute("UPDATE entities SET events = ? WHERE id = ?", (rest, one))
+    _add_entities(db, -deleted)
+    return removed

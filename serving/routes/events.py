@@ -1,0 +1,197 @@
+"""Record events that are not scored, and labels of events, so that windows know them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from anomaly_vae.client.types import BadRecord, EventCounts, LabelCounts, RecordedEvents, ResultId
+from anomaly_vae.data.times import parse_time
+from anomaly_vae.errors import WindowStoreError
+from anomaly_vae.features import WindowInputs
+from anomaly_vae.features.definition import MICROSECONDS
+from anomaly_vae.features.inputs import Event, entity_text
+from anomaly_vae.features.store.store import Label, now_in_microseconds
+from serving.models.store import ServedModel
+from serving.observability import logs
+from serving.openapi import DocumentedRoute, body_route
+from serving.paths import HEADERS
+from serving.problems import (
+    INVALID_RECORD,
+    INVALID_REQUEST,
+    MALFORMED,
+    OVERLOADED,
+    TIMEOUT,
+    TOO_LARGE,
+    UNKNOWN_MODEL,
+    UNSUPPORTED,
+    WINDOWS_DOWN,
+    ProblemError,
+)
+from serving.scoring import requests, responses
+from serving.scoring.handlers import INLINE_BYTES, Resources
+from serving.scoring.windows import WindowStores
+
+if TYPE_CHECKING:
+    from anomaly_vae.data.schema import TabularSchema
+
+PATH = "/events"
+VERDICTS = {"anomaly": True, "normal": False, "unsure": False}
+"""Labels that have this meaning for every model."""
+ERRORS = (
+    MALFORMED, UNKNOWN_MODEL, TIMEOUT, TOO_LARGE, UNSUPPORTED, INVALID_RECORD, OVERLOADED,
+    WINDOWS_DOWN,
+)  # fmt: skip
+SUMMARY = "Record events that are not scored, and labels that are known later."
+WITHOUT_ID = "without id, so that a repeated request would count them twice"
+EXAMPLE = {"labels": [{"id": 7, "label": "anomaly", "at": "2024-01-31T09:05:00"}]}
+
+
+class EventLabel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The label of the event with an id: anomaly, normal, unsure or a value of the label column.
+
+    ``at`` is the time from which it is known; null: now.
+    """
+
+    id: ResultId
+    label: str | int | float | bool
+    at: str | int | float | None = None
+
+
+class EventsRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Records of events, as they are sent to be scored, and labels.
+
+    ``model`` names the model whose windows they are for; null: all models with windows. A single
+    label may be sent as ``id``, ``label`` and ``at``.
+    """
+
+    events: list[dict[str, Any]] = []
+    labels: list[EventLabel] = []
+    model: str | None = None
+    id: ResultId = None
+    label: str | int | float | bool | None = None
+    at: str | int | float | None = None
+
+
+_decoder = msgspec.json.Decoder(EventsRequest)
+
+
+def routes(resources: Resources, windows: WindowStores) -> list[DocumentedRoute]:
+    """Create `POST /events`."""
+
+    async def events(request: Request) -> Response:
+        return await _answer(request, resources, windows)
+
+    return [body_route(PATH, events, SUMMARY, EventsRequest, EXAMPLE, RecordedEvents, *ERRORS)]
+
+
+async def _answer(request: Request, resources: Resources, windows: WindowStores) -> Response:
+    headers, admission = request.scope[HEADERS], resources.admission
+    requests.check_media_type(headers)
+    size = requests.declared_size(headers, resources.settings.max_body_bytes)
+    admission.admit(size)
+    try:
+        body = await resources.read_body(request.receive)
+        task = partial(_record, body, resources.settings.max_records, windows)
+        inline = len(body) <= INLINE_BYTES
+        answer = task() if inline else await resources.run_on_thread(request.receive, task)
+    finally:
+        admission.release(size)
+    request.scope[logs.LOG_FIELDS]["records"] = sum(msgspec.structs.astuple(answer.events))
+    return responses.response(answer)
+
+
+def _record(body: bytes, max_records: int, windows: WindowStores) -> RecordedEvents:
+    request = _decode(body, max_records)
+    models = windows.layouts(request.model)
+    if not models:
+        which = f"no model '{request.model[:100]}'" if request.model else "no model"
+        raise ProblemError(UNKNOWN_MODEL, f"{which} with entity windows is loaded; GET /models")
+    several = len(models) > 1
+    tasks = [_Task.of(model, request, several) for model in models]
+    try:
+        events = [_add(windows, task) for task in tasks]
+        known = [windows.label(task.inputs, task.labels) for task in tasks if task.labels]
+    except WindowStoreError:
+        raise windows.refusal() from None
+    labels = [one for part in known for one in part]
+    without_id = sum(event.id is None for task in tasks for event in task.events)
+    return RecordedEvents(
+        EventCounts(
+            *(sum(counts) for counts in zip(*map(msgspec.structs.astuple, events), strict=True))
+        ),
+        LabelCounts(sum(labels), len(labels) - sum(labels)),
+        (f"{without_id} events {WITHOUT_ID}",) if without_id else (),
+    )
+
+
+class _Task(NamedTuple):
+    """The events and labels of a request for the windows of one model."""
+
+    inputs: WindowInputs
+    events: list[Event]
+    labels: list[Label]
+
+    @classmethod
+    def of(cls, model: ServedModel, request: EventsRequest, several: bool) -> _Task:
+        assert model.windows
+        labels = [_label(model.windows, *one) for one in enumerate(request.labels)]
+        return cls(model.windows, _events(model, request.events, several), labels)
+
+
+def _decode(body: bytes, max_records: int) -> EventsRequest:
+    request = requests.parse(_decoder, body)
+    if request.id is not None or request.label is not None:
+        if request.id is None or request.label is None:
+            raise ProblemError(INVALID_REQUEST, "a label needs 'id' and 'label'")
+        single = EventLabel(request.id, request.label, request.at)
+        request = msgspec.structs.replace(request, labels=[*request.labels, single])
+    if not request.events and not request.labels:
+        raise ProblemError(INVALID_REQUEST, "send at least one record in 'events' or 'labels'")
+    requests.check_count(len(request.events) + len(request.labels), max_records)
+    return request
+
+
+def _events(model: ServedModel, records: Sequence[dict[str, Any]], several: bool) -> list[Event]:
+    """Read events; with several models, those that have no column of this one are left out."""
+    assert model.windows
+    schema = model.windows.event_schema(cast("TabularSchema", model.schema))
+    batch = requests.read_batch(partial(schema.from_records, records))
+    problems = [one for one in batch.problems if one.column is not None or not several]
+    if problems:
+        bad = [BadRecord(one.row, one.column, one.reason) for one in problems]
+        raise requests.unfit_records(bad)
+    return model.windows.events(batch.take(batch.usable))
+
+
+def _label(inputs: WindowInputs, number: int, label: EventLabel) -> Label:
+    text = entity_text(label.id)
+    if text is None:
+        raise _unfit(number, "id", "expected the id of an event")
+    verdict = VERDICTS.get(str(label.label))
+    is_anomaly = inputs.is_anomaly(label.label) if verdict is None else verdict
+    if label.at is None:
+        return Label(text, is_anomaly, now_in_microseconds())
+    try:
+        at = round(parse_time(label.at, inputs.time_format) * MICROSECONDS)
+    except (ValueError, OverflowError) as error:
+        raise _unfit(number, "at", str(error)) from None
+    if abs(at) >= 2**62:
+        raise _unfit(number, "at", "the time is out of range")
+    return Label(text, is_anomaly, at)
+
+
+def _unfit(number: int, field: str, reason: str) -> ProblemError:
+    return requests.unfit_records([BadRecord(number, field, reason)])
+
+
+def _add(windows: WindowStores, task: _Task) -> EventCounts:
+    outcomes = windows.add(task.inputs, task.events).outcomes if task.events else []
+    recorded, duplicate, late = map(outcomes.count, ("recorded", "duplicate", "late"))
+    incomplete = len(task.events) - len(outcomes)
+    return EventCounts(recorded, duplicate, late, incomplete)

@@ -1,0 +1,95 @@
+"""Test how events are read from rows."""
+
+import math
+
+import pytest
+
+from anomaly_vae.config.windows import EntityWindows
+from anomaly_vae.data.schema import Column, TabularSchema
+from anomaly_vae.errors import BundleError
+from anomaly_vae.features import WindowDefinition, WindowInputs
+from anomaly_vae.types import ColumnType
+from tests.support.window_streams import INPUTS, START
+
+SCHEMA = TabularSchema(
+    (Column("TX_AMOUNT", ColumnType.NUMERIC), Column("CUSTOMER_ID_count_1h", ColumnType.NUMERIC)),
+    known=frozenset({"TRANSACTION_ID", "CUSTOMER_ID", "TX_FRAUD"}),
+    literal_text=True,
+)
+RECORD = {
+    "TRANSACTION_ID": 7,
+    "TX_DATETIME": "2018-08-01T00:00:00.000001",
+    "CUSTOMER_ID": 12.0,
+    "TERMINAL_ID": "a ",
+    "TX_AMOUNT": 3.5,
+    "TX_FRAUD": True,
+}
+
+
+def read(**changed):
+    (event,) = INPUTS.events(INPUTS.event_schema(SCHEMA).from_records([RECORD | changed]))
+    return event
+
+
+def test_the_raw_schema_has_no_windows_and_all_that_they_need():
+    schema = INPUTS.raw_schema(SCHEMA)
+    assert set(schema.names) == RECORD.keys() - {"TX_FRAUD"}
+    assert "TX_FRAUD" in schema.known
+    assert "CUSTOMER_ID_count_1h" in schema.from_records([{"CUSTOMER_ID_count_1h": 1}]).ignored
+    assert set(INPUTS.event_schema(SCHEMA).names) == RECORD.keys()
+    (event,) = INPUTS.events(schema.from_records([RECORD]))
+    assert not event.anomalous
+
+
+def test_a_record_is_read_as_an_event():
+    event = read()
+    assert (event.id, event.time) == ("7", START + 1)
+    assert event.keys == {"CUSTOMER_ID": "12", "TERMINAL_ID": "a"}
+    assert event.numbers == {"TX_AMOUNT": 3.5}
+    assert event.anomalous == {"TX_FRAUD"}
+
+
+@pytest.mark.parametrize("value", [12, 12.0, "12", " 12 ", "12.0"])
+def test_entities_are_compared_as_text(value):
+    assert read(CUSTOMER_ID=value).keys["CUSTOMER_ID"] == "12"
+
+
+@pytest.mark.parametrize("value", [None, "", "  "])
+def test_missing_values_are_none(value):
+    event = read(CUSTOMER_ID=value, TX_DATETIME=None, TRANSACTION_ID=value, TX_AMOUNT=None)
+    assert (event.id, event.time, event.keys["CUSTOMER_ID"]) == (None, None, None)
+    assert math.isnan(event.numbers["TX_AMOUNT"])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("CUSTOMER_ID", [1]), ("TX_DATETIME", "soon"), ("TX_AMOUNT", "much")]
+)
+def test_an_unreadable_field_is_a_problem_that_names_it(field, value):
+    batch = INPUTS.raw_schema(SCHEMA).from_records([RECORD | {field: value}])
+    assert [problem.column for problem in batch.problems] == [field]
+
+
+@pytest.mark.parametrize(
+    ("positive", "label", "anomaly"),
+    [(1, 1, True), (1, True, True), (1, 0, False), ("yes", "yes", True), ("yes", None, False)],
+)
+def test_labels_are_compared_with_the_positive_value(positive, label, anomaly):
+    inputs = WindowInputs(WindowDefinition({}), "at", positive=positive)
+    assert inputs.is_anomaly(label) == anomaly
+
+
+def test_entities_may_be_numeric_columns_of_the_model():
+    card = EntityWindows(over=("1h",), count=True)
+    inputs = WindowInputs(WindowDefinition({"TX_AMOUNT": card}), "TX_DATETIME")
+    batch = inputs.raw_schema(SCHEMA).from_records([RECORD, {"TX_AMOUNT": None}])
+    assert [event.keys["TX_AMOUNT"] for event in inputs.events(batch)] == ["3.5", None]
+
+
+def test_a_manifest_without_windows_has_none():
+    assert WindowInputs.from_manifest({"config": {"data": {"time": "at"}}}) is None
+
+
+def test_a_damaged_definition_is_refused():
+    data = {"time": "at", "windows": {"card": {"over": ["soon"]}}}
+    with pytest.raises(BundleError, match="its windows cannot be read"):
+        WindowInputs.from_manifest({"name": "fraud", "config": {"data": data}})
