@@ -45,7 +45,7 @@ class DailyTraffic:
 
     @property
     def alert(self) -> str:
-        """What one alert is."""
+        """Unit of an alert."""
         return f"distinct {self.column}" if self.column else "rows"
 
     def expected(self, thresholds: Floats) -> Floats:

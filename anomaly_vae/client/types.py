@@ -203,7 +203,7 @@ def _column(cells: Sequence[Any]) -> pa.Array:
 
 
 class EventCounts(Struct, frozen=True):
-    """What became of events: ``incomplete`` ones have no time or no entity, and count nowhere.
+    """Counts of events by outcome: ``incomplete`` ones have no time or no entity, and count nowhere.
 
     >>> EventCounts(recorded=2, duplicate=1, late=0, incomplete=0).recorded
     2
@@ -227,7 +227,7 @@ class LabelCounts(Struct, frozen=True):
 
 
 class RecordedEvents(Struct, frozen=True):
-    """What became of events and labels, summed over the models with other columns.
+    """Counts of events and labels by outcome, summed over the models with other columns.
 
     >>> RecordedEvents(EventCounts(recorded=2), LabelCounts()).events.recorded
     2

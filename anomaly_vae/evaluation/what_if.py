@@ -44,7 +44,7 @@ ALPHAS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 
 @dataclass(frozen=True)
 class WhatIf:
-    """What an alpha comes to; None for what the rows cannot tell, or if there are no rows.
+    """Figures that an alpha leads to; None for what the rows cannot tell, or if there are no rows.
 
     Intervals whose names contain ``day`` are those of a future day, others are about all days.
     """

@@ -106,7 +106,7 @@ def cut(pieces: Sequence[Piece], end: Place, in_order_from: int | None = None) -
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run does: with which model, with which options, to which files."""
+    """Model, options and files of a run."""
 
     model: Mapping[str, Any]
     """URI, name, version, alias and digest of the model."""

@@ -53,7 +53,7 @@ DEFAULTS = RunOptions()
 
 @dataclass(frozen=True)
 class Batch:
-    """What is scored, and how its result is completed."""
+    """Input of a run, and the completion of its result."""
 
     job: Job
     plan: Plan

@@ -218,7 +218,7 @@ class TableTask:
 
 @dataclass(frozen=True)
 class EndTask:
-    """What is known once a unit is read: the sizes of its text files and the notes on them."""
+    """End of a unit, with the sizes of its text files and the notes on them."""
 
     counts: Counts
     share: float = 0.0

@@ -63,7 +63,7 @@ Report = Callable[[Counts], None]
 
 @dataclass(frozen=True)
 class Work:
-    """What an engine has to do: the units of a run that are not finished, and how."""
+    """Task of an engine: the unfinished units of a run, and how to score them."""
 
     job: Job
     folder: ResultFolder

@@ -37,7 +37,7 @@ from pipelines.datasets.windows import with_windows
 
 @dataclass(frozen=True, eq=False)
 class SpanContext:
-    """What determines splits that are given as spans, besides the rows."""
+    """Facts besides the rows that determine splits given as spans."""
 
     frozen: pa.Table | None = None
     """A frozen test split, whose days spans skip; None if there is none."""

@@ -53,7 +53,7 @@ from serving.scoring.adapters import (
     example_record,
     of_columns,
 )
-from serving.scoring.uploads import BINARY
+from serving.scoring.images.uploads import BINARY
 from serving.settings import Settings
 
 OCTETS = "application/octet-stream"

@@ -61,7 +61,7 @@ def _served(source: BundleRef, bundle: Bundle) -> ServedModel:
     }
     if bundle.manifest["kind"] == ServedTable.kind:
         return _served_table(bundle, common)
-    from serving.scoring.images import ServedImages  # needs Pillow, which tables do not
+    from serving.scoring.images.served import ServedImages  # needs Pillow, which tables do not
 
     return ServedImages(**common, heat_scale=bundle.heat_scale)
 

@@ -20,10 +20,10 @@ from anomaly_vae.scoring.detector import Detections
 from serving.models.store import BodyDescription, Json, ServedModel
 from serving.scoring import requests, responses
 from serving.scoring.handlers import Resources
+from serving.scoring.images.uploads import EXPLAIN_SCHEMA
 from serving.scoring.record_handler import RecordHandler
 from serving.scoring.row_decoder import RowDecoder
 from serving.scoring.schemas import JSON, MAX_ID, REF, ErrorMode
-from serving.scoring.uploads import EXPLAIN_SCHEMA
 from serving.settings import Settings
 
 ID_SCHEMA: Json = {

@@ -24,8 +24,8 @@ from pipelines.datasets.loading import load_dataset
 from serving.app import create_app
 from serving.models.store import Store
 from serving.protocols.mlflow_scoring import CSV
+from serving.scoring.images.uploads import RAW
 from serving.scoring.loading import load_model
-from serving.scoring.uploads import RAW
 from serving.settings import Settings
 from tests.support.service_process import running
 

@@ -17,7 +17,7 @@ from serving.app import create_app
 from serving.models.store import Store
 from serving.paths import DOCS_ROUTES, PROBES, SCORING_ROUTES
 from serving.problems import KINDS
-from serving.scoring.uploads import RAW
+from serving.scoring.images.uploads import RAW
 from serving.settings import ApiKey, Settings
 
 V2 = {"model": "/v2/models/{name}", "version": "/v2/models/{name}/versions/{version}"}

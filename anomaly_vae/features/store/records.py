@@ -89,7 +89,7 @@ class SpaceState(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """What a store knows of some entities and ids."""
+    """Stored events of some entities, and known ids."""
 
     events: Mapping[bytes, bytes]
     """Packed events in order of time, by key; absent entities have none."""
@@ -99,7 +99,7 @@ class Snapshot(NamedTuple):
 
 
 class Recorded(NamedTuple):
-    """What became of events, and how many were dropped because an entity has too many."""
+    """Counts of events by outcome, and how many were dropped because an entity has too many."""
 
     outcomes: Sequence[Outcome]
     dropped: int = 0

@@ -10,7 +10,7 @@ from anomaly_vae.artifacts.bundle import load_bundle
 from anomaly_vae.artifacts.registry_names import BundleRef
 from anomaly_vae.errors import BundleError, NotCalibratedError
 from anomaly_vae.scoring.detector import Detections
-from serving.scoring.images import ServedImages
+from serving.scoring.images.served import ServedImages
 from serving.scoring.loading import check, load_model
 from serving.scoring.tables import ServedTable
 

@@ -18,7 +18,7 @@ from serving.app import create_app
 from serving.models.store import Store
 from serving.problems import ProblemError
 from serving.scoring import images
-from serving.scoring.uploads import (
+from serving.scoring.images.uploads import (
     MULTIPART,
     RAW,
     ImageOptions,

@@ -32,10 +32,11 @@ from anomaly_vae.scoring.localization import Localization, localizations, region
 from anomaly_vae.scoring.scorer import ScoreParts
 from serving.models.store import BodyDescription, ServedModel
 from serving.problems import TOO_MANY_RECORDS, TOO_MUCH_EXPLAINED, TOO_SLOW, ProblemError
-from serving.scoring import requests, responses, uploads
+from serving.scoring import requests, responses
 from serving.scoring.handlers import Resources
+from serving.scoring.images import uploads
+from serving.scoring.images.uploads import ImageOptions, UploadHandler
 from serving.scoring.schemas import RegionsResult
-from serving.scoring.uploads import ImageOptions, UploadHandler
 from serving.settings import Settings
 
 CHUNK = 32

@@ -1,0 +1,3 @@
+"""Serve image models: uploads, regions and heatmaps."""
+
+__all__: list[str] = []
