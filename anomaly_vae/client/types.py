@@ -203,7 +203,7 @@ def _column(cells: Sequence[Any]) -> pa.Array:
 
 
 class EventCounts(Struct, frozen=True):
-    """Counts of events by outcome: ``incomplete`` ones have no time or no entity, and count nowhere.
+    """Counts of events by outcome; ``incomplete`` ones lack a time or an entity and count nowhere.
 
     >>> EventCounts(recorded=2, duplicate=1, late=0, incomplete=0).recorded
     2
