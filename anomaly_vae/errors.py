@@ -9,7 +9,8 @@
     ├── CalibrationError    the calibration sample does not suffice for the threshold
     │   └── NotCalibratedError   a model has no threshold, and one is needed
     ├── BundleError         a bundle is incomplete, altered or of another format
-    └── RegistryError       a model is not in the registry, or cannot be fetched from it
+    ├── RegistryError       a model is not in the registry, or cannot be fetched from it
+    └── StoreError          a label store cannot be used
 
 Each message is one line that names the fault and its remedy. Errors of configuration, data and
 calibration are ``ValueError``s, too, as users of scikit-learn expect.
@@ -29,6 +30,7 @@ __all__ = [
     "NotCalibratedError",
     "RecordError",
     "RegistryError",
+    "StoreError",
     "TrainingError",
 ]
 
@@ -112,3 +114,13 @@ class RegistryError(AnomalyVAEError):
     def __init__(self, message: str, *, missing: bool = False) -> None:
         super().__init__(masked(message))
         self.missing = missing
+
+
+class StoreError(AnomalyVAEError):
+    """A label store that is absent, cannot be reached, or was written by a newer version.
+
+    The message never contains the password of an address.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(masked(message))

@@ -26,6 +26,7 @@ ROWS: dict[str, list[set[str]]] = {
         {"evaluation", "monitoring"},
         {"models", "scoring"},
         {"images", "calibration"},
+        {"review"},
         {"data"},
         {"config"},
         {"client", "simulation"},
@@ -38,7 +39,7 @@ ROWS: dict[str, list[set[str]]] = {
         {"routes", "protocols"},
         {"middleware", "openapi"},
         {"registry"},
-        {"scoring"},
+        {"review", "scoring"},
         {"http"},
         {"observability"},
         {"paths", "models"},
@@ -50,7 +51,7 @@ ROWS: dict[str, list[set[str]]] = {
         {"run"},
         {"training", "promotion"},
         {"reports"},
-        {"generate", "batch"},
+        {"batch", "generate", "review"},
         {"datasets", "registry"},
         {"console"},
     ],
@@ -74,6 +75,7 @@ LEAN = {
     "anomaly_vae.messages",
     "anomaly_vae.monitoring",
     "anomaly_vae.renames",
+    "anomaly_vae.review",
     "anomaly_vae.scoring",
     "anomaly_vae.types",
 }
@@ -248,10 +250,11 @@ def test_only_training_imports_heavy_libraries(name):
 @pytest.mark.parametrize(
     ("name", "unwanted"),
     [
-        ("serving.app", HEAVY | IMAGING | {"pyarrow"}),
+        ("serving.app", HEAVY | IMAGING | {"pyarrow", "sqlalchemy"}),
         ("anomaly_vae.client", HEAVY | IMAGING | {"onnxruntime", "numpy", "pyarrow", "serving"}),
         ("pipelines.cli", HEAVY | IMAGING),
         ("anomaly_vae.artifacts", HEAVY | IMAGING),
+        ("anomaly_vae.review.store", HEAVY | IMAGING | {"pyarrow", "starlette", "httpx2"}),
         ("pipelines.batch.images", HEAVY | {"pydicom", "nibabel", "highdicom"}),
     ],
 )
