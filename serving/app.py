@@ -32,7 +32,8 @@ from serving.protocols import mlflow_scoring, open_inference
 from serving.registry.board import Board
 from serving.registry.follower import Follower
 from serving.registry.sources import Sources
-from serving.routes import admin, docs, models
+from serving.review.label_writer import LabelWriter
+from serving.routes import admin, docs, feedback, models
 from serving.scoring.engine import ScoringEndpoint
 from serving.scoring.shadow import Shadows
 from serving.settings import ApiKey, Settings, find_key
@@ -75,11 +76,13 @@ def create_app(
     follower = Follower(store, settings, metrics, board or Board(), Sources(settings))
     shadows = Shadows(store, settings, metrics)
     scoring = ScoringEndpoint(store, settings, metrics, shadows)
+    writer = LabelWriter(settings, metrics) if settings.labels else None
     refuse = _refusal(metrics)
     routes: list[BaseRoute] = [
         *scoring.routes.values(),  # first, because most requests are for them
         *models.routes(store, settings, metrics, follower),
         *admin.routes(follower, settings),
+        *feedback.routes(store, settings, writer),
         *(route for protocol in PROTOCOLS for route in protocol.routes(store, settings)),
         *_protocol_routes(scoring),
     ]
@@ -91,7 +94,7 @@ def create_app(
     app = Service(routes=routes, lifespan=lifespan, exception_handlers=_handlers(refuse))
     app.router.redirect_slashes = False
     app.state.store, app.state.settings, app.state.metrics = store, settings, metrics
-    app.state.follower, app.state.shadows = follower, shadows
+    app.state.follower, app.state.shadows, app.state.label_writer = follower, shadows, writer
     router, find_client = super(Service, app).__call__, _client_finder(settings)
     middleware = RequestMiddleware(router, scoring, settings, metrics, refuse, find_client)
     app.outermost = _traced(middleware) if COLLECTOR_VARIABLES & os.environ.keys() else middleware

@@ -34,7 +34,7 @@ from anomaly_vae.client.errors import (
     problem_of,
 )
 from anomaly_vae.client.records import Record, encode_record, rows_of
-from anomaly_vae.client.types import Fault, ModelInfo, Models, Result, Scores
+from anomaly_vae.client.types import Fault, Feedback, ModelInfo, Models, Result, Scores
 from anomaly_vae.errors import ConfigError, DataError, RecordError
 
 __all__ = ["AsyncClient", "Client"]
@@ -48,6 +48,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 8.0
 The random pause is added to ``Retry-After``."""
 PART_BYTES = 256
 """Upper bound of the bytes that a file adds to a form besides its content."""
+LABELS_HEAD, LABELS_TAIL = b'{"labels":[', b"]}"
 HEAD, JSON = b'{"records":[', {"Content-Type": "application/json"}
 UNSENT = b"null"
 """Record that is sent in place of one that cannot be sent."""
@@ -81,7 +82,7 @@ def _batches(
         batch.append(part)
         size += len(part) + overhead
     if not batch and not start:
-        raise DataError("there is nothing to score; give at least one record or file")
+        raise DataError("there is nothing to send; give at least one record, file or label")
     yield start, batch
 
 
@@ -210,6 +211,17 @@ class _BaseClient:
         assert whole is not None, "an empty call has been refused"
         return whole
 
+    def _feedback(self, labels: Iterable[Record], model: str | None) -> Plan[Feedback]:
+        named = (_with_model(label, model) for label in rows_of(labels))
+        parts = (encode_record(number, label) for number, label in enumerate(named))
+        max_bytes = self._max_body_bytes - len(LABELS_HEAD + LABELS_TAIL)
+        whole = Feedback(0, 0, ())
+        for offset, batch in _batches(parts, self._max_records, max_bytes, overhead=1):
+            body = {"content": LABELS_HEAD + b",".join(batch) + LABELS_TAIL, "headers": JSON}
+            response = yield from self._request("POST", "/feedback", body, offset)
+            whole = _join(whole, _decode(response, Feedback))
+        return whole
+
     def _models(self) -> Plan[tuple[ModelInfo, ...]]:
         response = yield from self._request("GET", "/models", {})
         return _decode(response, Models).models
@@ -273,6 +285,13 @@ def _part(number: int, record: Record, faults: Faults | None) -> bytes:
         return UNSENT
 
 
+def _with_model(label: Record, model: str | None) -> Record:
+    """Add the name of the model to a label that names none."""
+    if model is None or not hasattr(label, "keys") or label.get("model") is not None:
+        return label  # `encode_record` refuses what is no mapping
+    return {**label, "model": model}
+
+
 def _with_faults(scores: Scores, faults: Faults) -> Scores:
     """Put the faults of records that were not sent in the places of their results."""
     results = (
@@ -299,6 +318,12 @@ def _append(whole: Scores | None, scores: Scores, offset: int) -> Scores:
         ignored=tuple(sorted({*whole.ignored, *scores.ignored})),
         warnings=(*whole.warnings, *warnings),
     )
+
+
+def _join(whole: Feedback, more: Feedback) -> Feedback:
+    ignored = tuple(sorted({*whole.ignored, *more.ignored}))
+    results = (*whole.results, *more.results)
+    return Feedback(whole.stored + more.stored, whole.unchanged + more.unchanged, results, ignored)
 
 
 def _decode(response: httpx2.Response, kind: type[T]) -> T:
@@ -398,6 +423,33 @@ class Client(_BaseClient):
         """
         return self._run(self._score_images(files, model, explain, heatmap))
 
+    def feedback(self, labels: Iterable[Record], *, model: str | None = None) -> Feedback:
+        """Return verdicts of reviewers on N rows to the service.
+
+        A label that the service has already is unchanged, so the same labels may be sent again.
+
+        Args:
+            labels: mappings with ``id``, ``label`` (anomaly, normal or unsure) and, if known,
+                ``at`` (time of the verdict), ``note`` and ``model``; or the rows of a data frame.
+            model: name of the model of the labels that name none; needed if the service has
+                several.
+
+        Returns:
+            The numbers of labels stored and unchanged, and N results in the order of the labels.
+
+        Raises:
+            DataError: there are no labels.
+            RecordError: a value cannot be sent.
+            RefusedError: the service refused a label; ``problem.errors`` names it. Labels of
+                earlier requests of the call are stored.
+            ServiceError: the service stored no labels for another reason.
+
+        >>> with Client("http://localhost:8000") as client:  # doctest: +SKIP
+        ...     client.feedback([{"id": 7, "label": "anomaly", "note": "card stolen"}]).stored
+        1
+        """
+        return self._run(self._feedback(labels, model))
+
     def models(self) -> tuple[ModelInfo, ...]:
         """Return the loaded models.
 
@@ -494,6 +546,10 @@ class AsyncClient(_BaseClient):
     ) -> Scores:
         """Score images; see `Client.score_images`."""
         return await self._run(self._score_images(files, model, explain, heatmap))
+
+    async def feedback(self, labels: Iterable[Record], *, model: str | None = None) -> Feedback:
+        """Return verdicts of reviewers; see `Client.feedback`."""
+        return await self._run(self._feedback(labels, model))
 
     async def models(self) -> tuple[ModelInfo, ...]:
         """Return the loaded models; see `Client.models`."""

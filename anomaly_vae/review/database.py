@@ -15,7 +15,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlch
 from anomaly_vae.errors import ConfigError, StoreError
 from anomaly_vae.masking import masked, remember_address
 
-FORMS = "expected sqlite:///labels.db or postgresql://USER:PASSWORD@HOST/DATABASE"
+FORMS = "expected sqlite:///labels.db or postgresql://…"
 DRIVERS = {
     "sqlite": "sqlite+pysqlite",
     "postgres": "postgresql+psycopg2",
@@ -141,7 +141,8 @@ def _reported(engine: Engine) -> Iterator[None]:
 
 def shown(url: URL) -> str:
     """Return an address without its password, as messages quote it."""
-    return masked(url.render_as_string(hide_password=True))
+    plain = url.set(drivername=url.get_backend_name())
+    return masked(plain.render_as_string(hide_password=True))
 
 
 def _reason(error: SQLAlchemyError) -> str:

@@ -147,7 +147,7 @@ def test_values_that_cannot_be_sent(record, said):
 
 @pytest.mark.parametrize("kind", CALLS)
 def test_nothing_to_score(kind):
-    with pytest.raises(DataError, match="nothing to score"):
+    with pytest.raises(DataError, match="nothing to send"):
         call(kind, "http://localhost:1", lambda c: c.score([]))
 
 
