@@ -29,7 +29,7 @@ from tests.support.terminal import run_on_terminal
 
 COMMANDS = (
     "demo", "simulate", "train", "calibrate", "evaluate", "promote", "rollback", "run", "score",
-    "serve", "models", "inspect", "thresholds",
+    "serve", "models", "inspect", "thresholds", "labels",
 )  # fmt: skip
 GENERATING = ("sample", "reconstruct", "interpolate", "traverse", "latent", "denoise")
 
