@@ -1,7 +1,7 @@
 """Call the service: one client blocks until each answer arrives, the other is for asyncio.
 
-Scoring has no side effects, so a request is sent again if the connection fails or the service is
-busy (429) or not ready (503), no earlier than its ``Retry-After`` allows.
+A request that arrives twice changes nothing more. It is therefore sent again if the connection
+fails or the service is busy (429) or not ready (503), no earlier than its ``Retry-After`` allows.
 
 Needs ``pip install 'anomaly-vae[client]'`` and none of the libraries that train or score.
 """

@@ -39,7 +39,7 @@ def test_every_route_is_in_it(client):
         "/v2", "/v2/health/live", "/v2/health/ready", *V2.values(), "/invocations",
         "/ping", "/health", "/version",
         *(f"{path}/{more}" for path in V2.values() for more in ("ready", "infer")),
-        "/-/reload",
+        "/-/reload", "/feedback",
     }  # fmt: skip
 
 

@@ -86,6 +86,14 @@ def test_other_kinds_of_files_and_names_of_columns(
     assert (label.id, label.label, label.who) == ("1", "normal", "bank")
 
 
+@pytest.mark.parametrize("name", ["import", "export", "stats"])
+def test_every_command_has_help_that_mentions_json(command: Command, name: str) -> None:
+    answer = command("labels", name, "--help")
+    assert answer.code == 0
+    assert "--json" in answer.out
+    assert "ANOMALY_VAE_LABELS" in answer.out
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_an_export_has_conflicts_and_imports_to_the_same_store(
     command: Command, store: str, tmp_path: Path, suffix: str
