@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from anomaly_vae.data.arrow import levels_from_arrow, text_from_arrow, times_from_arrow
+from anomaly_vae.data.arrow import is_numeric, levels_from_arrow, text_from_arrow, times_from_arrow
 from anomaly_vae.data.converters import CellProblem
 from anomaly_vae.errors import AnomalyVAEError, ConfigError, DataError
 from anomaly_vae.files import atomic_path
@@ -282,8 +282,12 @@ def _levels(chunk: Chunk, name: str, problems: Problems, markers: bool = False) 
 def _times(chunk: Chunk, name: str, problems: Problems) -> list[float | None]:
     if name not in chunk.table.schema.names:
         return [None] * len(chunk.table)
+    cells = chunk.table.column(name)
+    if is_numeric(cells.type):
+        reason = "write times as 2024-01-31T12:00:00Z, not as numbers"
+        raise DataError(f"'{chunk.path}', column '{name}': {reason}", path=str(chunk.path))
     with _naming(chunk, name):
-        seconds, found = times_from_arrow(chunk.table.column(name))
+        seconds, found = times_from_arrow(cells)
     _note(problems, name, found)
     return [None if np.isnan(value) else value for value in seconds.tolist()]
 

@@ -185,6 +185,14 @@ def test_unreadable_files_and_rows_are_rejects(
     assert [answer.json[name] for name in COUNTS] == [3, 1, 0, 0, 0, 2]
 
 
+def test_times_that_are_numbers_are_a_fault(command: Command, store: str, tmp_path: Path) -> None:
+    rows = pa.table({"id": [1], "label": ["normal"], "at": [1_700_000_000]})
+    pq.write_table(rows, tmp_path / "a.parquet")
+    answer = command("labels", "import", tmp_path / "a.parquet", "--model", "fraud")
+    assert answer.code == 1
+    assert "column 'at': write times as 2024-01-31T12:00:00Z, not as numbers" in answer.err
+
+
 def test_nothing_but_rejects_is_a_fault(command: Command, store: str, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("id,label\n1,yes\n2,no\n")
     answer = command("labels", "import", tmp_path / "a.csv", "--model", "fraud")
