@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from anomaly_vae.errors import ConfigError, StoreError
 from anomaly_vae.masking import masked, remember_address
@@ -61,12 +62,8 @@ def open_engine(url: URL) -> Engine:
     Raises:
         ConfigError: the driver is not installed.
     """
-    options: dict[str, Any] = {"timeout": CONNECT_SECONDS}
-    if not _is_sqlite(url):
-        milliseconds = 1000 * CONNECT_SECONDS
-        options = {"connect_timeout": CONNECT_SECONDS, "tcp_user_timeout": milliseconds}
     try:
-        engine = create_engine(url, connect_args=options, pool_pre_ping=True, hide_parameters=True)
+        engine = create_engine(url, hide_parameters=True, **_options(url))
     except (ModuleNotFoundError, NoSuchModuleError) as error:
         reason = "a label store there needs: pip install 'anomaly-vae[review]'"
         raise ConfigError(f"{error}; {reason}") from None
@@ -74,6 +71,14 @@ def open_engine(url: URL) -> Engine:
         event.listen(engine, "connect", _set_up_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _options(url: URL) -> dict[str, Any]:
+    if _is_sqlite(url):  # a file is opened each time, since it may be moved away and replaced
+        return {"connect_args": {"timeout": CONNECT_SECONDS}, "poolclass": NullPool}
+    milliseconds = 1000 * CONNECT_SECONDS
+    limits = {"connect_timeout": CONNECT_SECONDS, "tcp_user_timeout": milliseconds}
+    return {"connect_args": limits, "pool_pre_ping": True}
 
 
 def is_absent(url: URL) -> bool:

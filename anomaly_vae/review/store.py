@@ -124,12 +124,14 @@ class LabelStore:
             StoreError: the database cannot be used, or a newer version wrote it.
         """
         self.prepare()
+        self._is_ready = False  # until it has worked: the database may have been replaced
         with writing(self._engine) as connection:
             history = _History(round(time.time() * PER_SECOND))
             history.read(connection, labels)
             added = [history.add(label) for label in labels]
             if history.rows:
                 connection.execute(insert(LABELS), history.rows)
+        self._is_ready = True
         return added
 
     # ------------------------------------------------------------ reading

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from pathlib import Path
 
 from alembic.operations import Operations
@@ -17,6 +18,9 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 """Folder of the migrations, in the form of alembic."""
 VERSION_TABLE = "anomaly_vae_review_version"
 """Table with the version of the others; MLflow keeps its own in the same database."""
+
+MIGRATING = threading.Lock()
+"""Lock of alembic's operations, which belong to the whole process."""
 
 LABELS = Table(
     "anomaly_vae_labels",
@@ -62,7 +66,7 @@ def migrate(connection: Connection, folder: Path = MIGRATIONS) -> None:
     context, scripts = _context(connection), ScriptDirectory(str(folder))
     pending = list(scripts.iterate_revisions("head", context.get_current_revision() or "base"))
     for script in reversed(pending):
-        with Operations.context(context):
+        with MIGRATING, Operations.context(context):
             script.module.upgrade()
         context.stamp(scripts, script.revision)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 from starlette.requests import Request
@@ -13,7 +13,7 @@ from starlette.responses import Response
 from anomaly_vae.client.types import BadRecord, Feedback, FeedbackResult
 from anomaly_vae.data.times import parse_time
 from anomaly_vae.errors import DataError
-from anomaly_vae.review.labels import Label
+from anomaly_vae.review.labels import MAX_NAME, MAX_NOTE, Label, Verdict
 from serving.models.store import Store
 from serving.observability import logs
 from serving.openapi import DocumentedRoute, json_route
@@ -47,17 +47,22 @@ ERRORS = (
 """Errors of the route, besides those of every route."""
 
 
+Name = Annotated[str, msgspec.Meta(extra_json_schema={"maxLength": MAX_NAME})]
+Note = Annotated[str, msgspec.Meta(extra_json_schema={"maxLength": MAX_NOTE})]
+"""Texts of limited lengths, which `Label.of` checks with messages of its own."""
+
+
 class FeedbackLabel(msgspec.Struct, frozen=True, kw_only=True):
     """A verdict on the row with this id; ``model`` may be left out if one model is served.
 
     ``at`` is the time of the verdict (ISO 8601), by default now; ``note`` is its reason.
     """
 
-    id: str | int | float | bool
-    label: Literal["anomaly", "normal", "unsure"]
-    model: str | None = None
+    id: Name | int | float | bool
+    label: Verdict
+    model: Name | None = None
     at: str | None = None
-    note: str | None = None
+    note: Note | None = None
 
 
 class FeedbackRequest(msgspec.Struct, frozen=True, kw_only=True):

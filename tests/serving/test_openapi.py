@@ -237,6 +237,22 @@ def test_whatever_is_sent_is_answered_as_documented(schema, method, path, mode):
     check()
 
 
+@pytest.mark.parametrize("mode", GenerationMode)
+def test_whatever_is_sent_as_a_label_is_answered_as_documented(client_of, served, tmp_path, mode):
+    """No schema can say which texts are times, or which models are served."""
+    app = client_of(served, labels=f"sqlite:///{tmp_path}/labels.db").app
+    operation = schemathesis.openapi.from_asgi("/openapi.json", app)["/feedback"]["POST"]
+
+    @given(case=operation.as_strategy(generation_mode=mode))
+    @settings(
+        max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    )
+    def check(case):
+        case.call_and_validate(excluded_checks=[positive_data_acceptance])
+
+    check()
+
+
 @pytest.mark.parametrize("path", FOREIGN)
 @pytest.mark.parametrize("kind", ["served", "scanner"])
 @pytest.mark.parametrize("mode", GenerationMode)

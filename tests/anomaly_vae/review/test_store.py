@@ -173,6 +173,16 @@ def test_threads_that_send_the_same_verdict_store_it_once(store):
     assert sorted(added) == [False, False, False, True]
 
 
+def test_a_database_that_is_replaced_by_an_empty_one_is_used(lite, tmp_path):
+    assert lite.add([label(1, "anomaly")]) == [True]
+    for file in tmp_path.glob("labels.db*"):
+        file.unlink()
+    with pytest.raises(StoreError, match="no such table"):
+        lite.add([label(2, "anomaly")])
+    assert lite.add([label(2, "anomaly")]) == [True]
+    assert current(lite) == [("2", "anomaly", "alice")]
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
 def test_a_file_that_may_not_be_read(lite, tmp_path):
     lite.add([label(1, "anomaly")])
