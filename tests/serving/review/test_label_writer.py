@@ -92,6 +92,7 @@ def test_a_wrong_address_stops_the_start_with_one_line(monkeypatch, tmp_path):
 
 
 def test_worker_processes_share_a_store(folder, tmp_path):
+    """Takes the seconds in which a supervisor starts two processes."""
     store = f"sqlite:///{tmp_path}/labels.db"
     environment = {"ANOMALY_VAE_LABELS": store}
     with running(tmp_path, [str(folder)], workers=2, environment=environment) as service:

@@ -1,6 +1,8 @@
 """Labels that arrive over HTTP."""
 
 import hashlib
+import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -12,6 +14,7 @@ from serving.settings import ApiKey, Settings
 from tests.support.http_requests import refusal, refused
 from tests.support.label_stores import *  # noqa: F403  # its fixtures
 from tests.support.metrics import value
+from tests.support.paths import ROOT
 
 SETTINGS = Settings()
 
@@ -182,6 +185,14 @@ def test_the_document_describes_the_route_with_an_example_that_works(labelled):
     assert content["schema"] == {"$ref": "#/components/schemas/FeedbackRequest"}
     assert labelled.post("/feedback", json=content["example"]).json()["stored"] == 1
     assert {"200", "404", "413", "422", "503"} <= operation["responses"].keys()
+
+
+def test_the_example_of_the_documentation(labelled):
+    page = (ROOT / "docs/labels.md").read_text(encoding="utf-8")
+    (body, shown) = re.search(r"/feedback .*? -d '(.*?)'\n(.*?)\n```", page, re.DOTALL).groups()
+    headers = {"Content-Type": "application/json"}
+    response = labelled.post("/feedback", content=body, headers=headers)
+    assert response.json() == json.loads(shown)
 
 
 def test_the_client_sends_labels(address_of, served, sqlite_store):
