@@ -32,12 +32,12 @@ RUN python -m pip wheel --no-deps --no-build-isolation --wheel-dir /dist . \
 FROM build AS build-serve
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=cache,target=/var/cache/pip \
     python -m pip --python /opt/anomaly-vae --cache-dir /var/cache/pip install \
-      --constraint constraints.txt "$(echo /dist/*.whl)[serve,images,registry,redis]"
+      --constraint constraints.txt "$(echo /dist/*.whl)[serve,images,registry,redis,review]"
 
 FROM build AS build-train
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=cache,target=/var/cache/pip \
     python -m pip --python /opt/anomaly-vae --cache-dir /var/cache/pip install \
-      --constraint constraints.txt "$(echo /dist/*.whl)[train,images]"
+      --constraint constraints.txt "$(echo /dist/*.whl)[train,images,review]"
 
 FROM build AS build-mlflow
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=cache,target=/var/cache/pip \

@@ -2,12 +2,12 @@ PYTHON ?= python3
 
 BIN := .venv/bin
 PIP := -m pip --disable-pip-version-check install --quiet
-EXTRAS := train,serve,images,server,client,oidc,otel,redis,dev
+EXTRAS := train,serve,images,review,server,client,oidc,otel,redis,dev
 # What `make lock` may not move: torch 2.13 and MLflow 3.17 are what the project is tested with.
 HELD := 'torch==2.13.*' 'mlflow==3.17.*'
 # What each image installs, of which `make sbom` writes a bill.
-BILL_serve := serve,images,registry,redis
-BILL_train := train,images
+BILL_serve := serve,images,registry,redis,review
+BILL_train := train,images,review
 BILL_mlflow := server
 
 .DEFAULT_GOAL := help

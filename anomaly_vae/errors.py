@@ -10,6 +10,7 @@
     │   └── NotCalibratedError   a model has no threshold, and one is needed
     ├── BundleError         a bundle is incomplete, altered or of another format
     ├── RegistryError       a model is not in the registry, or cannot be fetched from it
+    ├── StoreError          a label store cannot be used
     └── WindowStoreError    the store of past events cannot be used
 
 Each message is one line that names the fault and its remedy. Errors of configuration, data and
@@ -30,6 +31,7 @@ __all__ = [
     "NotCalibratedError",
     "RecordError",
     "RegistryError",
+    "StoreError",
     "TrainingError",
     "WindowStoreError",
 ]
@@ -118,6 +120,13 @@ class RegistryError(AnomalyVAEError):
 
 class WindowStoreError(AnomalyVAEError):
     """A store of past events that cannot be used.
+
+    The message never contains the password of an address.
+    """
+
+
+class StoreError(AnomalyVAEError):
+    """A label store that is absent, cannot be reached, or was written by a newer version.
 
     The message never contains the password of an address.
     """

@@ -521,6 +521,71 @@ def inspect_model(
     console.result(describe(_open_model(uri), html))
 
 
+labels = App(no_args_is_help=True, help="Import, export and count the labels that people give.")
+app.add_typer(labels, name="labels")
+Store = Annotated[
+    str,
+    typer.Option(
+        metavar="URL",
+        envvar="ANOMALY_VAE_LABELS",
+        help="label store: sqlite:///labels.db or postgresql://…",
+    ),
+]
+LabelModel = Annotated[
+    str | None, typer.Option(metavar="NAME", help="name of the model; default: all models")
+]
+
+
+@labels.command(name="import")
+def import_labels(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="CSV, JSON or Parquet")],
+    store: Store,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="name of the model; default: column model")
+    ] = None,
+    id_: Annotated[
+        str, typer.Option("--id", metavar="COLUMN", help="column with the ids of the rows")
+    ] = "id",
+    label: Annotated[
+        str, typer.Option(metavar="COLUMN", help="column with anomaly, normal or unsure, or 1 or 0")
+    ] = "label",
+    at: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN", help="column with the times of the verdicts; default: at, if any"
+        ),
+    ] = None,
+    who: Annotated[
+        str, typer.Option(metavar="NAME", help="reviewer of rows without one in a column who")
+    ] = "import",
+) -> None:
+    """Store the labels in files; the same files may be imported again."""
+    from pipelines.review import labels as flow
+
+    columns = flow.Columns(id_, label, at, model, who)
+    console.result(flow.import_labels(store, files, columns))
+
+
+@labels.command(name="export")
+def export_labels(
+    store: Store,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="file to write: .parquet or .csv")],
+    model: LabelModel = None,
+) -> None:
+    """Write the newest label of each id, and which reviewers disagree with it."""
+    from pipelines.review import labels as flow
+
+    console.result(flow.export_labels(store, out, model))
+
+
+@labels.command(name="stats")
+def label_stats(store: Store, model: LabelModel = None) -> None:
+    """Count the labels by verdict and by reviewer, and the conflicts."""
+    from pipelines.review import labels as flow
+
+    console.result(flow.count_labels(store, model))
+
+
 class PathShape(StrEnum):
     """The shape of a path through latent space."""
 

@@ -32,7 +32,8 @@ from serving.protocols import mlflow_scoring, open_inference
 from serving.registry.board import Board
 from serving.registry.follower import Follower
 from serving.registry.sources import Sources
-from serving.routes import admin, docs, events, models
+from serving.review.label_writer import LabelWriter
+from serving.routes import admin, docs, events, feedback, models
 from serving.scoring.engine import ScoringEndpoint
 from serving.scoring.shadow import Shadows
 from serving.scoring.windows import ShadowWindows, WindowStores
@@ -79,12 +80,14 @@ def create_app(
     metrics.count_entities = windows.entities
     shadows = Shadows(store, settings, metrics, ShadowWindows(windows))
     scoring = ScoringEndpoint(store, settings, metrics, shadows, windows)
+    writer = LabelWriter(settings, metrics) if settings.labels else None
     refuse = _refusal(metrics)
     routes: list[BaseRoute] = [
         *scoring.routes.values(),  # first, because most requests are for them
         *models.routes(store, settings, metrics, follower),
         *admin.routes(follower, settings),
         *events.routes(scoring.resources, windows),
+        *feedback.routes(store, settings, writer),
         *(route for protocol in PROTOCOLS for route in protocol.routes(store, settings)),
         *_protocol_routes(scoring),
     ]
@@ -97,6 +100,7 @@ def create_app(
     app.router.redirect_slashes = False
     app.state.store, app.state.settings, app.state.metrics = store, settings, metrics
     app.state.follower, app.state.shadows, app.state.windows = follower, shadows, windows
+    app.state.label_writer = writer
     router, find_client = super(Service, app).__call__, _client_finder(settings)
     middleware = RequestMiddleware(router, scoring, settings, metrics, refuse, find_client)
     app.outermost = _traced(middleware) if COLLECTOR_VARIABLES & os.environ.keys() else middleware

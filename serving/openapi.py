@@ -95,14 +95,28 @@ class DocumentedRoute(Template):
 
 
 def json_route(
-    method: str, path: str, endpoint: Endpoint, summary: str, shape: Shape, *errors: Kind
+    method: str,
+    path: str,
+    endpoint: Endpoint,
+    summary: str,
+    shape: Shape,
+    *errors: Kind,
+    body: Shape | None = None,
+    example: Any = None,
 ) -> DocumentedRoute:
-    """Create a route that responds with JSON of this type or with one of these errors."""
+    """Create a route that responds with JSON of this type or with one of these errors.
+
+    ``body`` is the type of the request's body, if it has one, and ``example`` an example of it.
+    """
     content = {schemas.JSON: {"schema": ref(shape)}}
     operation = _operation(summary, "200", {"description": summary, "content": content}, errors)
     if parameters := path_parameters(path, {}):
         operation["parameters"] = parameters
-    return DocumentedRoute(method, path, endpoint, operation, [shape])
+    if body is None:
+        return DocumentedRoute(method, path, endpoint, operation, [shape])
+    described = {"schema": ref(body), "example": example}
+    operation["requestBody"] = {"required": True, "content": {schemas.JSON: described}}
+    return DocumentedRoute(method, path, endpoint, operation, [shape, body])
 
 
 def path_parameters(path: str, choices: Mapping[str, Sequence[str]]) -> list[Json]:

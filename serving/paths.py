@@ -25,6 +25,8 @@ QUIET_ROUTES = (*PROBES, "/metrics")
 """Routes whose successful requests are logged only at level debug."""
 UNMATCHED = "unmatched"
 """Template of all paths without a route."""
+FEEDBACK = "/feedback"
+"""Route of labels."""
 SCORING_ROUTES = ("/score", "/models/{name}/score")
 """Templates of the project's own scoring routes."""
 
@@ -47,7 +49,7 @@ def required_scope(path: str) -> str:
     """Return the scope that a key needs for a path."""
     if path.startswith("/-/"):
         return "admin"
-    return "metrics" if path == "/metrics" else "score"
+    return {"/metrics": "metrics", FEEDBACK: "feedback"}.get(path, "score")
 
 
 class Template(Route):

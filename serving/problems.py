@@ -43,6 +43,7 @@ FORBIDDEN = Kind(403, "forbidden", "The API key lacks the scope")
 UNKNOWN_MODEL = Kind(404, "unknown-model", "No such model")
 NOT_FOUND = Kind(404, "not-found", "No such route")
 METHOD_NOT_ALLOWED = Kind(405, "method-not-allowed", "The route has no such method")
+NO_LABEL_STORE = Kind(404, "no-label-store", "The service keeps no labels")
 TIMEOUT = Kind(408, "timeout", "The body took too long to arrive")
 TOO_LARGE = Kind(413, "too-large", "The request body is too large")
 TOO_MANY_RECORDS = Kind(413, "too-many-records", "Too many records in one request")
@@ -53,17 +54,19 @@ INVALID_REQUEST = Kind(422, "invalid-request", "The request does not fit its sch
 INVALID_RECORD = Kind(422, "invalid-record", "A record does not fit the model's schema")
 RATE_LIMITED = Kind(429, "rate-limited", "The API key sends too many requests")
 HEAD_TOO_LARGE = Kind(431, "head-too-large", "The head of the request is too large")
+INVALID_LABEL = Kind(422, "invalid-label", "A label is invalid")
 OVERLOADED = Kind(429, "overloaded", "Too many requests at once")
 INTERNAL = Kind(500, "internal", "The service failed")
 NOT_READY = Kind(503, "not-ready", "The service is not ready")
 WINDOWS_DOWN = Kind(503, "windows-down", "The window store cannot be used")
 RELOAD_FAILED = Kind(503, "reload-failed", "The registry has nothing that can be served instead")
+STORE_DOWN = Kind(503, "label-store-down", "The label store cannot be used")
 
 KINDS = (
     MALFORMED, UNAUTHENTICATED, UNSIGNED, FORBIDDEN, NOT_FOUND, UNKNOWN_MODEL, METHOD_NOT_ALLOWED,
     TIMEOUT, TOO_LARGE, TOO_MANY_RECORDS, TOO_MUCH_EXPLAINED, TOO_SLOW, UNSUPPORTED,
     INVALID_REQUEST, INVALID_RECORD, OVERLOADED, RATE_LIMITED, HEAD_TOO_LARGE, INTERNAL,
-    NOT_READY, WINDOWS_DOWN, RELOAD_FAILED,
+    NOT_READY, WINDOWS_DOWN, RELOAD_FAILED, NO_LABEL_STORE, INVALID_LABEL, STORE_DOWN,
 )  # fmt: skip
 REFUSED = "refused"
 """Name of the web framework's own errors that have no `Kind`."""

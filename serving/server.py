@@ -40,6 +40,7 @@ from serving.registry.follower import (
     restore_store,
 )
 from serving.registry.sources import Sources
+from serving.review.label_writer import LabelWriter, check_address
 from serving.scoring.windows import WindowStores
 from serving.settings import Settings, is_loopback, read_settings
 
@@ -78,6 +79,7 @@ def serve(
     """
     settings = read_settings()
     _check_exposure(host, settings, no_auth)
+    check_address(settings.labels)
     with ExitStack() as stack:
         ports = [port, settings.admin_port] if settings.admin_port else [port]
         listeners = [stack.enter_context(_bind(host, p)) for p in ports]
@@ -164,16 +166,21 @@ def _config(app: Starlette | str, settings: Settings, workers: int = 1) -> uvico
 async def _lifespan(store: Store, drain_seconds: float, app: Starlette) -> AsyncIterator[None]:
     """Follow the registry and the guarantees while the service runs, and drain at its end."""
     follower: Follower = app.state.follower
+    writer: LabelWriter | None = app.state.label_writer
     async with _draining(store, drain_seconds):
         following = asyncio.create_task(follower.run())
         tracking = asyncio.create_task(app.state.metrics.guarantees.run())
         expiring = asyncio.create_task(_expire_events(app.state.windows))
+        if writer:
+            writer.start()
         yield
         following.cancel()
         tracking.cancel()
         expiring.cancel()
         await follower.close()
         app.state.shadows.close()
+        if writer:
+            writer.close()
 
 
 async def _expire_events(windows: WindowStores) -> None:

@@ -28,7 +28,7 @@ from anomaly_vae.errors import ConfigError
 from anomaly_vae.features.store.opening import required_time
 
 PREFIX = "ANOMALY_VAE_"
-SCOPES = frozenset({"score", "metrics", "admin"})
+SCOPES = frozenset({"score", "metrics", "feedback", "admin"})
 HEX_DIGITS = frozenset("0123456789abcdef")
 
 
@@ -101,8 +101,8 @@ class Settings(BaseSettings):
     )
 
     api_keys: Keys = ()
-    """API keys, comma-separated, each as `name:scopes:sha256hex`. Scopes are `score`, `metrics` and
-    `admin`, joined by `+`. Without keys the service listens on loopback only."""
+    """API keys, comma-separated, each as `name:scopes:sha256hex`. Scopes are `score`, `metrics`,
+    `feedback` and `admin`, joined by `+`. Without keys the service listens on loopback only."""
     oidc_issuer: str = ""
     """OpenID Connect issuer whose bearer tokens are accepted in addition to API keys, as in the
     claim `iss`. Needs the extra `oidc`."""
@@ -113,7 +113,7 @@ class Settings(BaseSettings):
     oidc_scope_claim: str = "scope"
     """Claim that lists the scopes of a token, as a text separated by spaces or as a list."""
     oidc_scope_prefix: str = ""
-    """Prefix of `score`, `metrics` and `admin` in that claim."""
+    """Prefix of `score`, `metrics`, `feedback` and `admin` in that claim."""
     oidc_refresh_seconds: PositiveFloat = 300.0
     """Seconds between two fetches of the issuer's keys."""
     max_records: Count = 10_000
@@ -202,6 +202,10 @@ class Settings(BaseSettings):
     """Maximum number of events kept of one entity; the oldest are dropped and counted."""
     windows_seconds: PositiveFloat = 0.5
     """Maximum time to wait for that store, in seconds."""
+    labels: str = Field("", repr=False)
+    """URL of the label store that `POST /feedback` writes to: `sqlite:///labels.db` or
+    `postgresql://USER:PASSWORD@HOST/DATABASE`. Needs the extra `review`. Without it `/feedback`
+    answers 404."""
     log_level: Level = "info"
     """Lowest level that is logged: `debug`, `info`, `warning` or `error`."""
 

@@ -26,7 +26,7 @@ ROWS: dict[str, list[set[str]]] = {
         {"evaluation", "monitoring"},
         {"models", "scoring"},
         {"images", "calibration"},
-        {"features"},
+        {"features", "review"},
         {"data"},
         {"config"},
         {"client", "simulation"},
@@ -39,7 +39,7 @@ ROWS: dict[str, list[set[str]]] = {
         {"routes", "protocols"},
         {"middleware", "openapi"},
         {"registry"},
-        {"scoring"},
+        {"review", "scoring"},
         {"http"},
         {"observability"},
         {"paths", "models"},
@@ -51,7 +51,7 @@ ROWS: dict[str, list[set[str]]] = {
         {"run"},
         {"training", "promotion"},
         {"reports"},
-        {"generate", "batch", "windows"},
+        {"batch", "generate", "review", "windows"},
         {"datasets", "registry"},
         {"console"},
     ],
@@ -76,6 +76,7 @@ LEAN = {
     "anomaly_vae.messages",
     "anomaly_vae.monitoring",
     "anomaly_vae.renames",
+    "anomaly_vae.review",
     "anomaly_vae.scoring",
     "anomaly_vae.types",
 }
@@ -251,10 +252,11 @@ def test_only_training_imports_heavy_libraries(name):
 @pytest.mark.parametrize(
     ("name", "unwanted"),
     [
-        ("serving.app", HEAVY | IMAGING | {"pyarrow"}),
+        ("serving.app", HEAVY | IMAGING | {"pyarrow", "sqlalchemy"}),
         ("anomaly_vae.client", HEAVY | IMAGING | {"onnxruntime", "numpy", "pyarrow", "serving"}),
         ("pipelines.cli", HEAVY | IMAGING),
         ("anomaly_vae.artifacts", HEAVY | IMAGING),
+        ("anomaly_vae.review.store", HEAVY | IMAGING | {"pyarrow", "starlette", "httpx2"}),
         ("pipelines.batch.images", HEAVY | {"pydicom", "nibabel", "highdicom"}),
     ],
 )

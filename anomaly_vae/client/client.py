@@ -1,7 +1,7 @@
 """Call the service: one client blocks until each answer arrives, the other is for asyncio.
 
-Scoring has no side effects, so a request is sent again if the connection fails or the service is
-busy (429) or not ready (503), no earlier than its ``Retry-After`` allows.
+A request that arrives twice changes nothing more. It is therefore sent again if the connection
+fails or the service is busy (429) or not ready (503), no earlier than its ``Retry-After`` allows.
 
 Needs ``pip install 'anomaly-vae[client]'`` and none of the libraries that train or score.
 """
@@ -35,7 +35,15 @@ from anomaly_vae.client.errors import (
     problem_of,
 )
 from anomaly_vae.client.records import Record, encode_record, rows_of
-from anomaly_vae.client.types import Fault, ModelInfo, Models, RecordedEvents, Result, Scores
+from anomaly_vae.client.types import (
+    Fault,
+    Feedback,
+    ModelInfo,
+    Models,
+    RecordedEvents,
+    Result,
+    Scores,
+)
 from anomaly_vae.errors import ConfigError, DataError, RecordError
 
 __all__ = ["AsyncClient", "Client"]
@@ -49,6 +57,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 8.0
 The random pause is added to ``Retry-After``."""
 PART_BYTES = 256
 """Upper bound of the bytes that a file adds to a form besides its content."""
+LABELS_HEAD, LABELS_TAIL = b'{"labels":[', b"]}"
 HEAD, JSON = b'{"records":[', {"Content-Type": "application/json"}
 UNSENT = b"null"
 """Record that is sent in place of one that cannot be sent."""
@@ -82,7 +91,7 @@ def _batches(
         batch.append(part)
         size += len(part) + overhead
     if not batch and not start:
-        raise DataError("there is nothing to score; give at least one record or file")
+        raise DataError("there is nothing to send; give at least one record, file or label")
     yield start, batch
 
 
@@ -233,6 +242,17 @@ class _BaseClient:
             {"events": counts, "labels": counts, "warnings": warnings}, RecordedEvents
         )
 
+    def _feedback(self, labels: Iterable[Record], model: str | None) -> Plan[Feedback]:
+        named = (_with_model(label, model) for label in rows_of(labels))
+        parts = (encode_record(number, label) for number, label in enumerate(named))
+        max_bytes = self._max_body_bytes - len(LABELS_HEAD + LABELS_TAIL)
+        whole = Feedback(0, 0, ())
+        for offset, batch in _batches(parts, self._max_records, max_bytes, overhead=1):
+            body = {"content": LABELS_HEAD + b",".join(batch) + LABELS_TAIL, "headers": JSON}
+            response = yield from self._request("POST", "/feedback", body, offset)
+            whole = _join(whole, _decode(response, Feedback))
+        return whole
+
     def _models(self) -> Plan[tuple[ModelInfo, ...]]:
         response = yield from self._request("GET", "/models", {})
         return _decode(response, Models).models
@@ -296,6 +316,13 @@ def _part(number: int, record: Record, faults: Faults | None) -> bytes:
         return UNSENT
 
 
+def _with_model(label: Record, model: str | None) -> Record:
+    """Add the name of the model to a label that names none."""
+    if model is None or not hasattr(label, "keys") or label.get("model") is not None:
+        return label  # `encode_record` refuses what is no mapping
+    return {**label, "model": model}
+
+
 def _with_faults(scores: Scores, faults: Faults) -> Scores:
     """Put the faults of records that were not sent in the places of their results."""
     results = (
@@ -322,6 +349,12 @@ def _append(whole: Scores | None, scores: Scores, offset: int) -> Scores:
         ignored=tuple(sorted({*whole.ignored, *scores.ignored})),
         warnings=(*whole.warnings, *warnings),
     )
+
+
+def _join(whole: Feedback, more: Feedback) -> Feedback:
+    ignored = tuple(sorted({*whole.ignored, *more.ignored}))
+    results = (*whole.results, *more.results)
+    return Feedback(whole.stored + more.stored, whole.unchanged + more.unchanged, results, ignored)
 
 
 def _decode(response: httpx2.Response, kind: type[T]) -> T:
@@ -452,6 +485,33 @@ class Client(_BaseClient):
         """
         return self._run(self._record_events(events, labels, model))
 
+    def feedback(self, labels: Iterable[Record], *, model: str | None = None) -> Feedback:
+        """Return verdicts of reviewers on N rows to the service.
+
+        A label that the service has already is unchanged, so the same labels may be sent again.
+
+        Args:
+            labels: mappings with ``id``, ``label`` (anomaly, normal or unsure) and, if known,
+                ``at`` (time of the verdict), ``note`` and ``model``; or the rows of a data frame.
+            model: name of the model of the labels that name none; needed if the service has
+                several.
+
+        Returns:
+            The numbers of labels stored and unchanged, and N results in the order of the labels.
+
+        Raises:
+            DataError: there are no labels.
+            RecordError: a value cannot be sent.
+            RefusedError: the service refused a label; ``problem.errors`` names it. Labels of
+                earlier requests of the call are stored.
+            ServiceError: the service stored no labels for another reason.
+
+        >>> with Client("http://localhost:8000") as client:  # doctest: +SKIP
+        ...     client.feedback([{"id": 7, "label": "anomaly", "note": "card stolen"}]).stored
+        1
+        """
+        return self._run(self._feedback(labels, model))
+
     def models(self) -> tuple[ModelInfo, ...]:
         """Return the loaded models.
 
@@ -558,6 +618,10 @@ class AsyncClient(_BaseClient):
     ) -> RecordedEvents:
         """Record events and labels; see `Client.record_events`."""
         return await self._run(self._record_events(events, labels, model))
+
+    async def feedback(self, labels: Iterable[Record], *, model: str | None = None) -> Feedback:
+        """Return verdicts of reviewers; see `Client.feedback`."""
+        return await self._run(self._feedback(labels, model))
 
     async def models(self) -> tuple[ModelInfo, ...]:
         """Return the loaded models; see `Client.models`."""

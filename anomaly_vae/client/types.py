@@ -302,6 +302,37 @@ class Models(Struct, frozen=True):
     models: tuple[ModelInfo, ...]
 
 
+class FeedbackResult(Struct, frozen=True):
+    """A label that the service has; ``outcome`` is stored, or unchanged if it had it before.
+
+    ``id`` is the id of the row as text: 12, 12.0 and "12" are the same.
+
+    >>> FeedbackResult("12", "fraud", "anomaly", outcome="stored").outcome
+    'stored'
+    """
+
+    id: str
+    model: str
+    label: str
+    outcome: str
+
+
+class Feedback(Struct, frozen=True):
+    """The numbers of labels stored and unchanged, and a result for each, in their order.
+
+    ``ignored`` names the keys of labels that the service does not know.
+
+    >>> results = (FeedbackResult("12", "fraud", "anomaly", "unchanged"),)
+    >>> Feedback(stored=0, unchanged=1, results=results).unchanged
+    1
+    """
+
+    stored: int
+    unchanged: int
+    results: tuple[FeedbackResult, ...]
+    ignored: tuple[str, ...] = ()
+
+
 class BadRecord(Struct, frozen=True):
     """The error in one field of one record; for images, ``record`` is the number of the file.
 

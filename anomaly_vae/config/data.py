@@ -6,6 +6,7 @@ import codecs
 import datetime as dt
 import itertools
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -244,9 +245,9 @@ class TabularData(DataConfig):
     csv: CsvConfig = CsvConfig()
     """Form of CSV files."""
     labels: str | tuple[str, ...] | None = None
-    """Files, folders or globs of labels that arrive late, with the columns `data.id`, `data.label`
-    (or `label`) and optionally `at`; they override labels in the data. Needs `data.id`; null:
-    none."""
+    """Labels that arrive late: the URL of a label store, or files, folders or globs with the
+    columns `data.id`, `data.label` (or `label`) and optionally `at`; they override labels in the
+    data. Needs `data.id`; null: none."""
     windows: dict[str, EntityWindows] = Field(default_factory=dict)
     """Columns that name entities, such as cards, each with the features computed of its past
     events; see docs/windows.md."""
@@ -327,6 +328,17 @@ class TabularData(DataConfig):
                 f"windows.{entity} reads the label, which is not known at once; use "
                 f"risk: {{label: {self.label}, delay: 7d}}"
             )
+
+    @field_validator("labels")
+    @classmethod
+    def _refuse_passwords(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        places = (value,) if isinstance(value, str) else value or ()
+        if any("://" in place and urlsplit(place).password for place in places):
+            raise ValueError(
+                "contains a password, which would be recorded with the model; leave it out and set "
+                "PGPASSWORD in the environment"
+            )
+        return value
 
     @property
     def label_places(self) -> tuple[str, ...]:

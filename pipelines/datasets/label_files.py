@@ -28,7 +28,7 @@ class LabelSource:
     """Where late labels are, and how they are written."""
 
     places: tuple[str, ...]
-    """Files, folders, globs, or the address of a store."""
+    """Files, folders, globs, or addresses of stores."""
     id: str
     """Column with the ids of rows."""
     label: str | None = None
@@ -37,6 +37,8 @@ class LabelSource:
     csv: CsvConfig = field(default_factory=CsvConfig)
     time_format: str | None = None
     """Format of times that are not recognised."""
+    model: str | None = None
+    """Name of the model whose labels a store is asked for; None for those of all models."""
 
 
 def read_label_files(source: LabelSource) -> tuple[Verdicts, list[str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,10 @@ from anomaly_vae.config.data import TabularData
 from anomaly_vae.data.arrow import levels_from_arrow
 from anomaly_vae.data.converters import BOOLEAN, Levels, label_spellings, level_name
 from anomaly_vae.data.splitting import Rows
-from anomaly_vae.errors import ConfigError, DataError
-from anomaly_vae.masking import masked
+from anomaly_vae.errors import DataError
 from anomaly_vae.messages import listed
 from pipelines.datasets.label_files import LABEL, LabelSource, read_label_files
+from pipelines.datasets.label_store import is_store, read_label_store
 from pipelines.datasets.verdicts import (
     ANOMALY,
     MAX_SHOWN,
@@ -132,17 +132,13 @@ def late_labels(source: LabelSource) -> LateLabels:
     """Read the newest late label of each row.
 
     Raises:
-        ConfigError: the source is the address of a store.
+        ConfigError, StoreError: see `label_store.read_label_store`.
         DataError: see `label_files.read_label_files`.
     """
-    if stores := [place for place in source.places if "://" in place]:
-        raise ConfigError(
-            f"data.labels: '{masked(stores[0])}' is an address, and labels are read from files "
-            "only; name a file, a folder or a glob",
-            key="data.labels",
-        )
-    verdicts, notes = read_label_files(source)
-    found = newest(verdicts)
+    files = tuple(place for place in source.places if not is_store(place))
+    verdicts, notes = read_label_files(replace(source, places=files))
+    stored = [read_label_store(url, source.model) for url in source.places if is_store(url)]
+    found = newest(Verdicts.joined([verdicts, *stored]))
     return LateLabels(found.verdicts, (*notes, *found.notes))
 
 
@@ -278,9 +274,14 @@ def _rewritten(column: pa.ChunkedArray, codes: Codes, vocabulary: Vocabulary) ->
 
 
 def merge_late_labels(
-    table: pa.Table, data: TabularData
+    table: pa.Table, data: TabularData, model: str | None = None
 ) -> tuple[pa.Table, TabularData, tuple[str, ...]]:
     """Merge the late labels of a configuration into a table.
+
+    Args:
+        table: N rows.
+        data: the configuration of the data.
+        model: name of the model, whose labels a store is asked for; None for those of all models.
 
     Returns:
         The table, the configuration with the name of its label column, and notes for people.
@@ -293,7 +294,7 @@ def merge_late_labels(
         return table, data, ()
     vocabulary = Vocabulary(data.positive, normal_names(table, data.label, data.positive))
     source = LabelSource(
-        data.label_places, data.id, data.label, vocabulary, data.csv, data.time_format
+        data.label_places, data.id, data.label, vocabulary, data.csv, data.time_format, model
     )
     found = late_labels(source)
     merged = relabel(table, data.id, data.label, data.positive, found.verdicts)

@@ -19,14 +19,14 @@ from pipelines import console
 from pipelines.datasets.dataset import GROUP, Dataset
 from pipelines.datasets.files import find_files, read_table
 from pipelines.datasets.reading.parts import Reading
-from pipelines.datasets.tables import NO_CONTEXT, SpanContext, load_table
+from pipelines.datasets.tables import NO_CONTEXT, LoadContext, load_table
 from pipelines.datasets.windows import windows_of, with_model_windows
 
 NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 """No options of CSV files."""
 
 
-def load_dataset(data: TabularData | ImageData, context: SpanContext = NO_CONTEXT) -> Dataset:
+def load_dataset(data: TabularData | ImageData, context: LoadContext = NO_CONTEXT) -> Dataset:
     """Read and split the data of a configuration.
 
     Args:

@@ -36,24 +36,26 @@ from pipelines.datasets.windows import with_windows
 
 
 @dataclass(frozen=True, eq=False)
-class SpanContext:
-    """Facts besides the rows that determine splits given as spans."""
+class LoadContext:
+    """Facts besides the configuration of the data that determine a data set."""
 
+    model: str | None = None
+    """Name of the model, whose late labels a store is asked for; None for those of all models."""
     frozen: pa.Table | None = None
     """A frozen test split, whose days spans skip; None if there is none."""
     until: float | None = None
     """Time in seconds since 1970 from which rows are not read; None reads all rows."""
 
 
-NO_CONTEXT = SpanContext()
+NO_CONTEXT = LoadContext()
 
 
-def load_table(data: TabularData, context: SpanContext = NO_CONTEXT) -> Dataset:
+def load_table(data: TabularData, context: LoadContext = NO_CONTEXT) -> Dataset:
     """Read a table, split it and infer its schema, from the training rows alone.
 
     Args:
         data: the configuration of the data.
-        context: what determines splits that are given as spans.
+        context: facts besides the configuration that determine the data set.
 
     Raises:
         DataError: the input is unreadable, its columns are inconsistent, or a split is empty.
@@ -65,7 +67,7 @@ def load_table(data: TabularData, context: SpanContext = NO_CONTEXT) -> Dataset:
         raise DataError(f"no rows in {listed(data.paths)}; the header alone cannot train a model")
     check_present(table, data)
     has_label = bool(data.label)
-    table, data, label_notes = merge_late_labels(table, data)
+    table, data, label_notes = merge_late_labels(table, data, context.model)
     data, notes = _without_constants(table, data, folders)
     time, time_format = _times(table, data)
     if time is not None and context.until is not None:

@@ -32,8 +32,8 @@ def label_source(
     Args:
         bundle: the model.
         version: its registered version; None if there is none.
-        places: files, folders or globs in place of those of its configuration; `NO_LABELS` for
-            none.
+        places: files, folders, globs or addresses of stores in place of those of its configuration;
+            `NO_LABELS` for none.
     """
     data = bundle.manifest["config"]["data"]
     recorded = policy_of(version).get(LATE_LABELS, {}) if version else {}
@@ -47,6 +47,7 @@ def label_source(
         Vocabulary(data["positive"], frozenset(recorded.get("normal", ()))),
         CsvConfig(**data.get("csv", {})),
         data.get("time_format"),
+        version.name if version else bundle.manifest["name"],
     )
 
 

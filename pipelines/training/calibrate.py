@@ -47,6 +47,7 @@ from anomaly_vae.scoring.scorer import Scorer
 from anomaly_vae.scoring.unusual import UnusualTest, fit_unusual_test, learn_typicality
 from pipelines import console
 from pipelines.datasets.dataset import FIT_DIGEST, Dataset
+from pipelines.datasets.label_store import is_store
 from pipelines.datasets.labels import normal_names, verdicts_of
 from pipelines.registry.frozen_test import (
     EXCLUDED,
@@ -328,7 +329,10 @@ def _late_labels(config: Config, data: Dataset) -> dict[str, Any]:
     """Return where promotion finds late labels, and which label values mean normal."""
     if not (isinstance(config.data, TabularData) and data.id and data.label):
         return {}
-    places = [str(Path(place).absolute()) for place in config.data.label_places]
+    places = [
+        place if is_store(place) else str(Path(place).absolute())
+        for place in config.data.label_places
+    ]
     normal = sorted(normal_names(data.table, data.label, config.data.positive))
     return {LATE_LABELS: {"places": places, "normal": normal}}
 

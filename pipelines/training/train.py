@@ -26,7 +26,7 @@ from anomaly_vae.training.trainer import Epoch, OnEpoch
 from pipelines import console
 from pipelines.datasets.dataset import Dataset
 from pipelines.datasets.loading import load_dataset
-from pipelines.datasets.tables import SpanContext
+from pipelines.datasets.tables import LoadContext
 from pipelines.registry.frozen_test import champions_test
 from pipelines.training.calibration_sample import check_labels, sample_of, zero_scores
 from pipelines.training.warm_start import prepared_start, start_model, trained_until
@@ -119,7 +119,7 @@ def read_data(config: Config, until: float | None = None) -> Dataset:
     registry = Registry(config.mlflow.tracking_uri)
     frozen = champions_test(registry, config.name)
     rows = frozen.read(registry) if frozen else None
-    data = load_dataset(config.data, SpanContext(rows, until))
+    data = load_dataset(config.data, LoadContext(config.name, rows, until))
     for note in data.label_notes:
         console.info(note)
     _check_evaluation(config, data)

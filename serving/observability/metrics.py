@@ -27,6 +27,7 @@ from prometheus_client.registry import Collector
 
 from anomaly_vae.data.encoding import Categorical, Matrix, TabularEncoding
 from anomaly_vae.data.schema import RawBatch
+from anomaly_vae.review.labels import VERDICTS
 from anomaly_vae.scoring.detector import Detections
 from serving.models.store import ServedModel, Store
 from serving.observability.collectors import PREFIX, GuaranteeCollector, ModelCollector, gauge
@@ -218,6 +219,7 @@ class Metrics(Collector):
         self._define_reloads()
         self._define_shadows()
         self._define_windows()
+        self._define_labels()
         self.for_pair = cache(self._for_pair)
         self._response_metrics = cache(self._find_response_metrics)
 
@@ -342,6 +344,14 @@ class Metrics(Collector):
             "entity_windows_short_history_records",
             "Records with windows that reach further back than the history in the store.", (),
         )  # fmt: skip
+
+    def _define_labels(self) -> None:
+        self.labels = self._counter("labels", "Labels stored, by verdict.", ("verdict",))
+        self.label_store_errors = self._counter(
+            "label_store_errors", "Failures of the label store, which no score depends on.", ()
+        )
+        for verdict in VERDICTS:
+            self.labels.labels(verdict)
 
     def for_model(self, model: ServedModel) -> ModelMetrics:
         """Return the counters of a served model."""

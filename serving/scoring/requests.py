@@ -237,10 +237,10 @@ def _explain_malformed(body: bytes, error: Exception) -> str:
     return str(error)
 
 
-def check_count(count: int, limit: int) -> None:
+def check_count(count: int, limit: int, unit: str = "records") -> None:
     """Refuse a request with more than ``limit`` records."""
     if count > limit:
-        detail = f"{count} records; at most {limit} fit into one request"
+        detail = f"{count} {unit}; at most {limit} fit into one request"
         raise ProblemError(TOO_MANY_RECORDS, detail)
 
 

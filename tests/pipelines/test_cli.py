@@ -54,7 +54,7 @@ def test_help_lists_every_command(command: Command, flag: str) -> None:
     answer = command(flag)
     assert answer.code == 0
     words = answer.out.split()
-    for name in (*COMMANDS, *GENERATING):
+    for name in (*COMMANDS, *GENERATING, "labels"):
         assert name in words
 
 

@@ -39,7 +39,7 @@ def test_every_route_is_in_it(client):
         "/v2", "/v2/health/live", "/v2/health/ready", *V2.values(), "/invocations",
         "/ping", "/health", "/version",
         *(f"{path}/{more}" for path in V2.values() for more in ("ready", "infer")),
-        "/-/reload",
+        "/-/reload", "/feedback",
     }  # fmt: skip
 
 
@@ -236,6 +236,22 @@ def test_whatever_is_sent_is_answered_as_documented(schema, method, path, mode):
         elif body.get("errors") == "per_record":
             del body["errors"]  # it accepts what does not fit
         case.call_and_validate()
+
+    check()
+
+
+@pytest.mark.parametrize("mode", GenerationMode)
+def test_whatever_is_sent_as_a_label_is_answered_as_documented(client_of, served, tmp_path, mode):
+    """No schema can say which texts are times, or which models are served."""
+    app = client_of(served, labels=f"sqlite:///{tmp_path}/labels.db").app
+    operation = schemathesis.openapi.from_asgi("/openapi.json", app)["/feedback"]["POST"]
+
+    @given(case=operation.as_strategy(generation_mode=mode))
+    @settings(
+        max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    )
+    def check(case):
+        case.call_and_validate(excluded_checks=[positive_data_acceptance])
 
     check()
 

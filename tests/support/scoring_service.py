@@ -95,6 +95,8 @@ def listening(models: Sequence[ServedModel], settings: Mapping[str, Any]) -> Ite
         finally:
             server.should_exit = True
             thread.join(20)
+            if writer := app.state.label_writer:
+                writer.close()
 
 
 @pytest.fixture
@@ -110,6 +112,8 @@ def client_of() -> Iterator[MakeClient]:
     yield make
     for client in clients:
         client.close()
+        if writer := client.app.state.label_writer:  # type: ignore[attr-defined]
+            writer.close()
 
 
 @pytest.fixture

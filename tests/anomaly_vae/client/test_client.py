@@ -149,7 +149,7 @@ def test_values_that_cannot_be_sent(record, said):
 
 @pytest.mark.parametrize("kind", CALLS)
 def test_nothing_to_score(kind):
-    with pytest.raises(DataError, match="nothing to score"):
+    with pytest.raises(DataError, match="nothing to send"):
         call(kind, "http://localhost:1", lambda c: c.score([]))
 
 
@@ -471,3 +471,51 @@ def test_events_and_labels_are_recorded(address_of, windowed, store_url):
         answer = client.record_events(events, labels, model="cards")
     assert answer.events == EventCounts(recorded=2, duplicate=1)
     assert answer.labels == LabelCounts(known=1)
+
+
+# ---------------------------------------------------------------- labels
+
+
+@pytest.fixture
+def labelled(address_of, served, tmp_path):
+    return address_of(served, labels=f"sqlite:///{tmp_path}/labels.db")
+
+
+@pytest.mark.parametrize("kind", CALLS)
+def test_labels_are_sent_in_several_requests(kind, labelled):
+    moment = dt.datetime(2024, 1, 31, 12, tzinfo=dt.UTC)
+    labels = [{"id": i, "label": "normal", "at": moment, "note": math.nan} for i in range(5)]
+    answers = [
+        call(kind, labelled, lambda client: client.feedback(labels, model="fraud"), max_records=2)
+        for _ in range(2)
+    ]
+    assert [(one.stored, one.unchanged) for one in answers] == [(5, 0), (0, 5)]
+    assert [one.id for one in answers[0].results] == ["0", "1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize("kind", CALLS)
+def test_a_bad_label_is_named_by_its_position(kind, labelled):
+    labels = [{"id": 1, "label": "normal"}, {"id": 2, "label": "normal"}, {"id": 3, "label": "x"}]
+    with pytest.raises(RefusedError) as caught:
+        call(kind, labelled, lambda client: client.feedback(labels), max_records=2)
+    assert [(one.record, one.field) for one in caught.value.problem.errors] == [(2, "label")]
+
+
+def test_labels_may_be_rows_of_a_frame(labelled):
+    frame = pd.DataFrame({"id": ["7", "8"], "label": ["anomaly", "unsure"], "model": ["fraud"] * 2})
+    answer = call(Client, labelled, lambda client: client.feedback(frame, model="other"))
+    assert [(one.model, one.label) for one in answer.results] == [
+        ("fraud", "anomaly"), ("fraud", "unsure"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("labels", "error"), [([], DataError), ([7], RecordError)])
+def test_what_is_no_label_is_refused_before_it_is_sent(labelled, labels, error):
+    with pytest.raises(error):
+        call(Client, labelled, lambda client: client.feedback(labels, model="fraud"))
+
+
+def test_labels_without_a_store(address_of, served):
+    labels = [{"id": 1, "label": "normal"}]
+    with pytest.raises(RefusedError, match="ANOMALY_VAE_LABELS"):
+        call(Client, address_of(served), lambda client: client.feedback(labels))

@@ -9,10 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
 from anomaly_vae.config.data import TabularData
 from anomaly_vae.data.splitting import TEST, TRAIN
-from anomaly_vae.errors import ConfigError, DataError
+from anomaly_vae.errors import AnomalyVAEError, DataError
+from anomaly_vae.review import Label, LabelStore
 from pipelines.datasets.label_files import LabelSource
 from pipelines.datasets.labels import late_labels, relabel
 from pipelines.datasets.tables import load_table
@@ -64,11 +66,51 @@ def test_a_table_without_changes_stays_as_it_is() -> None:
     assert relabel(table, "tx", "y", 1, LATE).table.equals(table)
 
 
-def test_a_store_is_refused_without_its_password() -> None:
-    with pytest.raises(ConfigError) as caught:
-        late_labels(LabelSource(("postgresql://me:s3cret@db/labels",), "tx"))
-    assert "labels are read from files only" in str(caught.value)
+@pytest.fixture
+def address(tmp_path: Path) -> str:
+    """Return the address of a store with labels of two models."""
+    address = f"sqlite:///{tmp_path}/labels.db"
+    with LabelStore(address) as store:
+        store.add(
+            [
+                Label.of("fraud", 5, "normal", "alice", at=100.0),
+                Label.of("fraud", "5", "anomaly", "bob", at=200.0),
+                Label.of("fraud", 7, "unsure", "alice", at=100.0),
+                Label.of("other", 6, "anomaly", "alice", at=100.0),
+            ]
+        )
+    return address
+
+
+def test_the_newest_labels_of_a_model_are_read_from_a_store(address: str) -> None:
+    found = late_labels(LabelSource((address,), "tx", model="fraud")).verdicts
+    assert dict(zip(found.ids.to_pylist(), found.codes.tolist(), strict=True)) == {
+        "5": ANOMALY,
+        "7": UNSURE,
+    }
+
+
+def test_the_newest_of_a_store_and_a_file_counts(address: str, tmp_path: Path) -> None:
+    file = tmp_path / "late.csv"
+    file.write_text("tx,label,at\n5,normal,1970-01-01T00:02:30\n7,anomaly,1970-01-01T01:00:00\n")
+    found = late_labels(LabelSource((str(file), address), "tx", model="fraud")).verdicts
+    assert dict(zip(found.ids.to_pylist(), found.codes.tolist(), strict=True)) == {
+        "5": ANOMALY,
+        "7": ANOMALY,
+    }
+
+
+def test_a_store_that_is_not_there_is_said_without_its_password(tmp_path: Path) -> None:
+    with pytest.raises(AnomalyVAEError, match=r"none\.db"):
+        late_labels(LabelSource((f"sqlite:///{tmp_path}/none.db",), "tx"))
+    with pytest.raises(AnomalyVAEError) as caught:
+        late_labels(LabelSource(("postgresql://me:s3cret@127.0.0.1:9/labels",), "tx"))
     assert "s3cret" not in str(caught.value)
+
+
+def test_an_address_with_a_password_is_no_configuration() -> None:
+    with pytest.raises(ValidationError, match="PGPASSWORD"):
+        TabularData(path="x", id="tx", labels="postgresql://me:s3cret@db/labels")
 
 
 # ---------------------------------------------------------------- in a data set

@@ -1,0 +1,3 @@
+"""Import, export and count the labels that people give to rows."""
+
+__all__: list[str] = []
