@@ -5,6 +5,8 @@ PIP := -m pip --disable-pip-version-check install --quiet
 EXTRAS := train,serve,images,server,client,oidc,otel,dev
 # What `make lock` may not move: torch 2.13 and MLflow 3.17 are what the project is tested with.
 HELD := 'torch==2.13.*' 'mlflow==3.17.*'
+# No dependency of the project: clusters bring their own.
+SPARK := pyspark==4.3.0
 # What each image installs, of which `make sbom` writes a bill.
 BILL_serve := serve,images,registry
 BILL_train := train,images
@@ -54,6 +56,17 @@ test-schedule: setup .venv-schedule/.setup ## run the tests of the flows for Pre
 .venv-schedule/.setup: deploy/schedule/requirements.txt
 	$(PYTHON) -m venv .venv-schedule
 	.venv-schedule/bin/python $(PIP) -r deploy/schedule/requirements.txt
+	@touch $@
+
+test-spark: .venv-spark/.setup ## score with Spark, which needs Java, in an environment of its own
+	PYSPARK_PYTHON=.venv-spark/bin/python .venv-spark/bin/python -m pytest \
+	  -m slow --timeout 600 tests/anomaly_vae/test_spark.py
+
+.venv-spark/.setup: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-spark
+	.venv-spark/bin/python $(PIP) -c constraints.txt hatchling
+	.venv-spark/bin/python $(PIP) -c constraints.txt --no-build-isolation -e '.[$(EXTRAS)]'
+	.venv-spark/bin/python $(PIP) -c constraints.txt $(SPARK)
 	@touch $@
 
 check: setup ## lint, format, types, and which way the imports point

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,6 +30,8 @@ FLOWS = SCHEDULE / "prefect_flows.py"
 FINAL = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
 SECONDS = 240
 """Longest time that a flow or the server may take, in seconds."""
+BUSY = 503
+"""Status of Prefect's server while its SQLite database is locked."""
 
 
 class Prefect:
@@ -38,7 +41,10 @@ class Prefect:
         self.client = httpx2.Client(base_url=api, timeout=30)
 
     def post(self, path: str, **content: Any) -> Any:
-        answer = self.client.post(path, json=content)
+        deadline = time.monotonic() + SECONDS
+        while (answer := self.client.post(path, json=content)).status_code == BUSY:
+            assert time.monotonic() < deadline, answer.text
+            time.sleep(1)
         answer.raise_for_status()
         return answer.json()
 
@@ -49,11 +55,13 @@ class Prefect:
         """Start a flow as its schedule does, and return its id."""
         place = self.deployments()[deployment]["id"]
         path = f"/deployments/{place}/create_flow_run"
-        started = self.post(path, state={"type": "SCHEDULED"}, parameters=parameters)
+        content = {"state": {"type": "SCHEDULED"}, "parameters": parameters}
+        started = self.post(path, **content, idempotency_key=uuid.uuid4().hex)
         return str(started["id"])
 
     def state(self, flow: str) -> dict[str, Any]:
-        return dict(self.client.get(f"/flow_runs/{flow}").json()["state"])
+        (run,) = self.post("/flow_runs/filter", flow_runs={"id": {"any_": [flow]}})
+        return dict(run["state"])
 
     def wait(self, flow: str, states: set[str] = FINAL) -> dict[str, Any]:
         deadline = time.monotonic() + SECONDS
