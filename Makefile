@@ -5,6 +5,8 @@ PIP := -m pip --disable-pip-version-check install --quiet
 EXTRAS := train,serve,images,review,server,client,oidc,otel,redis,dev
 # What `make lock` may not move: torch 2.13 and MLflow 3.17 are what the project is tested with.
 HELD := 'torch==2.13.*' 'mlflow==3.17.*'
+# No dependency of the project: clusters bring their own.
+SPARK := pyspark==4.3.0
 # What each image installs, of which `make sbom` writes a bill.
 BILL_serve := serve,images,registry,redis,review
 BILL_train := train,images,review
@@ -12,11 +14,11 @@ BILL_mlflow := server
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow test-ray check bench wheel wheel-test sbom audit lock clean
+.PHONY: help setup demo test test-slow test-ray test-schedule test-spark check bench wheel wheel-test sbom audit lock clean
 .PHONY: licences reference
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: .venv/.setup ## make .venv, with everything pinned in constraints.txt and this package editable
 
@@ -30,7 +32,7 @@ demo: setup ## simulate, train, calibrate, evaluate, register, promote and score
 	$(BIN)/anomaly-vae demo
 
 # One thread for each worker process: two with two threads each would fight over two cores.
-test test-slow test-ray: export OMP_NUM_THREADS = 1
+test test-slow test-ray test-schedule test-spark: export OMP_NUM_THREADS = 1
 
 test: setup ## run every test and doctest that is not marked slow or ray
 	$(BIN)/pytest -n 2 --dist loadscope
@@ -45,6 +47,26 @@ test-ray: .venv-ray/.setup ## run the tests marked ray, in an environment of the
 	$(PYTHON) -m venv .venv-ray
 	.venv-ray/bin/python $(PIP) -c constraints.txt hatchling
 	.venv-ray/bin/python $(PIP) -c constraints.txt --no-build-isolation -e '.[$(EXTRAS),ray]'
+	@touch $@
+
+test-schedule: setup .venv-schedule/.setup ## run the tests of the flows for Prefect
+	$(BIN)/pytest -m 'slow or not slow' --timeout 600 tests/deploy/test_schedule_prefect.py
+
+# Prefect's pins conflict with those of the project, whose program the flows only call.
+.venv-schedule/.setup: deploy/schedule/requirements.txt
+	$(PYTHON) -m venv .venv-schedule
+	.venv-schedule/bin/python $(PIP) -r deploy/schedule/requirements.txt
+	@touch $@
+
+test-spark: .venv-spark/.setup ## score with Spark, which needs Java, in an environment of its own
+	PYSPARK_PYTHON=.venv-spark/bin/python .venv-spark/bin/python -m pytest \
+	  -m slow --timeout 600 tests/anomaly_vae/test_spark.py
+
+.venv-spark/.setup: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-spark
+	.venv-spark/bin/python $(PIP) -c constraints.txt hatchling
+	.venv-spark/bin/python $(PIP) -c constraints.txt --no-build-isolation -e '.[$(EXTRAS)]'
+	.venv-spark/bin/python $(PIP) -c constraints.txt $(SPARK)
 	@touch $@
 
 check: setup ## lint, format, types, and which way the imports point
@@ -102,5 +124,5 @@ lock: ## resolve everything anew into constraints.txt
 	rm -rf .venv-lock
 
 clean: ## remove .venv and every cache; what was trained stays
-	rm -rf .venv .venv-ray .venv-lock .venv-bill .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-ray .venv-schedule .venv-spark .venv-lock .venv-bill .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -162,9 +162,15 @@ def simulate(
 @app.command()
 def train(config: ConfigPath, overrides: Overrides = None) -> None:
     """Train a model on the training split and record the run in MLflow."""
+    from anomaly_vae.training.distributed import process_group
+    from anomaly_vae.training.fit import assist_fit
     from pipelines.training.train import train as fit
 
-    console.result(fit(_config(config, overrides)).result())
+    with process_group() as group:
+        if group.rank:  # torchrun started this process to help the first
+            assist_fit()
+        else:
+            console.result(fit(_config(config, overrides)).result())
 
 
 @app.command()
@@ -795,6 +801,7 @@ def _run() -> int:
     try:
         arguments = sys.argv[1:]
         console.print_json(JSON in arguments)
+        _check_torchrun(arguments)
         code: Any = app([a for a in arguments if a != JSON], standalone_mode=False)
     except AnomalyVAEError as error:
         return _fail(str(error))
@@ -810,6 +817,15 @@ def _run() -> int:
             return USAGE
         return _unexpected(error)
     return code if isinstance(code, int) else DONE
+
+
+def _check_torchrun(arguments: list[str]) -> None:
+    """Refuse to run any command but train several times at once."""
+    several = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE") != "1"
+    if several and arguments[:1] != ["train"]:
+        raise ConfigError(
+            "torchrun starts several processes, which only train can share; leave it out"
+        )
 
 
 def _unexpected(error: Exception) -> int:

@@ -19,7 +19,7 @@ ROWS: dict[str, list[set[str]]] = {
     "anomaly_vae": [
         {"__init__"},
         {"estimators", "lifecycle"},
-        {"generation", "plots", "pyfunc"},
+        {"generation", "plots", "pyfunc", "spark"},
         {"training"},
         {"export"},
         {"artifacts"},

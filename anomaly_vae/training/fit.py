@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import safetensors.numpy
+
 from anomaly_vae.artifacts.bundle import Bundle, new_manifest
-from anomaly_vae.config import Config
+from anomaly_vae.config import Config, validate_config
 from anomaly_vae.data.encoding import Matrix, PooledLevels
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.models.vae import VAE
-from anomaly_vae.scoring.modality import Encoding, Schema
+from anomaly_vae.scoring.modality import Encoding, Schema, modality
+from anomaly_vae.training.distributed import current_group
 from anomaly_vae.training.kinds import KINDS
 from anomaly_vae.training.runtime import cpu_threads
 from anomaly_vae.training.trainer import History, OnEpoch, fit
@@ -122,6 +127,8 @@ def fit_bundle(
     """
     kind, encoding = KINDS[config.kind], prepared.encoding
     train, validation = prepared.train, prepared.validation
+    if current_group().size > 1:
+        current_group().broadcast(_job(config, prepared))
     config = config.resolve(encoding.layout.n_columns, len(train))
     model = kind.build(config, encoding)
     if start:
@@ -146,6 +153,25 @@ def fit_bundle(
     return Fitted(bundle, model, history, error)
 
 
+def assist_fit() -> None:
+    """Take part in the fit of process 0, in any other process of `process_group`."""
+    job = safetensors.numpy.load(current_group().broadcast())
+    content = json.loads(job.pop("content").tobytes())
+    config = validate_config(content["config"])
+    kind, encoding = KINDS[config.kind], modality(config.kind)[1].from_json(content["encoding"])
+    config = config.resolve(encoding.layout.n_columns, len(job["train"]))
+    model, views = kind.build(config, encoding), kind.views(config, encoding)
+    fit(model, job["train"], job["validation"], config.training, views=views)
+
+
+def _job(config: Config, prepared: Prepared) -> bytes:
+    """Return the message from which `assist_fit` learns what is fitted."""
+    parts = {"config": config.model_dump(mode="json"), "encoding": prepared.encoding.to_json()}
+    content = np.frombuffer(json.dumps(parts).encode(), np.uint8)
+    matrices = {"train": prepared.train, "validation": prepared.validation}
+    return safetensors.numpy.save({**matrices, "content": content})
+
+
 def _summary(history: History, pooled: Sequence[PooledLevels]) -> dict[str, Any]:
     """Return the ``training`` entry of the manifest, with ``pooled`` only if there are such."""
     best = dataclasses.asdict(history.best)
@@ -154,5 +180,7 @@ def _summary(history: History, pooled: Sequence[PooledLevels]) -> dict[str, Any]
         "stopped_early": history.stopped_early,
         "best": {**best, "validation_elbo": history.best.validation_elbo},
     }
+    if current_group().size > 1:
+        summary["processes"] = current_group().size
     columns = [dataclasses.asdict(column) for column in pooled]
     return {**summary, "pooled": columns} if columns else summary

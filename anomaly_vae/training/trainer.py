@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +34,7 @@ from anomaly_vae.errors import TrainingError
 from anomaly_vae.files import atomic_path
 from anomaly_vae.models.vae import VAE
 from anomaly_vae.training.augmentation import Identity, Views
+from anomaly_vae.training.distributed import current_group
 from anomaly_vae.training.gradients import Batch, gradient_of
 from anomaly_vae.training.runtime import cpu_threads, retained_memory
 
@@ -145,6 +147,7 @@ def fit(
         retained_memory(),
         _checkpointed(trainer, checkpoint) as record,
     ):
+        trainer.synchronize()
         for epoch in trainer.epochs():
             record()
             if on_epoch:
@@ -209,20 +212,24 @@ class _Trainer:
         config: ResolvedFit,
         views: Views | None = None,
     ) -> None:
-        self.device = torch.device(_device(config.device))
+        self.group = current_group()
+        self.device = torch.device(_device(config.device, self.group.size))
         self.model = model.to(self.device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster convolutions
         self.x = torch.from_numpy(train).to(self.device)
-        self.validation = torch.from_numpy(validation).to(self.device)
-        self.config, self.planned, self.batch_size = config, config.epochs, config.batch_size
+        self.validation = self.group.share(torch.from_numpy(validation)).to(self.device)
+        self.config, self.planned = config, config.epochs
+        self.batch_size = _batch_share(config.batch_size, self.group.size)
         self.views: Views = views or Identity()
-        self.steps_per_epoch = len(batches(torch.arange(len(self.x)), self.batch_size))
+        self.rows = len(self.x) // self.group.size
+        self.steps_per_epoch = len(batches(torch.arange(self.rows), self.batch_size))
         self.steps = self.planned * self.steps_per_epoch
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
+        self.noise_generator = self.generator if self.group.size == 1 else torch.Generator()
         self.weights, self.gradient = flatten_weights(list(model.parameters()))
         self.moments = Moments.of(self.weights)
         self.backward = gradient_of(model, config, self.views.loss_scale)
-        self.noise = self._validation_noise(len(validation)).to(self.device)
+        self.noise = self.group.share(self._validation_noise(len(validation))).to(self.device)
         self.history: list[Epoch] = []
         self.best: dict[str, Tensor] = {}
         self.best_epoch = 0
@@ -269,11 +276,15 @@ class _Trainer:
 
     def _epoch(self, number: int) -> Epoch:
         self.model.train()
+        if self.group.size > 1:
+            self.noise_generator.manual_seed(self.group.seed(self.config.seed, number))
         totals = torch.zeros(2, device=self.device)
         first = number * self.steps_per_epoch
         for step, batch in enumerate(self._batches(), first):
             totals += self._step(batch, step)
-        log_prob, kl = (totals / (len(self.x) * self.model.members)).tolist()
+        self._average_buffers()
+        totals = self.group.average(totals)
+        log_prob, kl = (totals / (self.rows * self.model.members)).tolist()
         validation = self._validate()
         self._check_finite(number, log_prob - kl, *validation)
         return Epoch(
@@ -299,19 +310,21 @@ class _Trainer:
         """Yield the batches of an epoch; several small ones are drawn in one call."""
         values = self.batch_size * self.x.shape[1] * self.model.members
         per_draw = max(1, self.views.max_values // max(values, 1))
-        for rows in batches(self._order(), per_draw * self.batch_size):
+        order = self.group.equal_share(self._order())
+        for rows in batches(order, per_draw * self.batch_size):
             sizes = [len(part) for part in batches(rows, self.batch_size)]
             yield from self._draw(self.x[rows.movedim(-1, 0)]).split(sizes)
 
     def _draw(self, x: Tensor) -> Batch:
-        view = self.views(x, self.generator)
+        view = self.views(x, self.noise_generator)
         shape = (*x.shape[:-1], self.model.latent_dim)
-        noise = torch.randn(shape, generator=self.generator, device=self.device)
+        noise = torch.randn(shape, generator=self.noise_generator, device=self.device)
         return Batch(self.model.features(view.encoder_input), view.target, noise, view.synthetic)
 
     def _step(self, batch: Batch, step: int) -> Tensor:
         """Take one step; return the sums of log_prob and kl before the step, (2,), in nats."""
         totals = self.backward(batch, self.beta(step))
+        self.group.average(self.gradient)
         self._descend(self.learning_rate(step))
         return totals
 
@@ -327,8 +340,15 @@ class _Trainer:
         chunk = max(1, min(MAX_CHUNK_ROWS, MAX_CHUNK_VALUES // max(self.x.shape[1], 1)))
         chunks = zip(self.validation.split(chunk), self.noise.split(chunk), strict=True)
         terms = [self.model.elbo(x, noise) for x, noise in chunks]
-        log_prob = torch.cat([t.log_prob.sum(-1) for t in terms], -1).mean().item()
-        return Means(log_prob, torch.cat([t.kl.sum(-1) for t in terms], -1).mean().item())
+        log_prob = self.group.mean(torch.cat([t.log_prob.sum(-1) for t in terms], -1))
+        return Means(log_prob, self.group.mean(torch.cat([t.kl.sum(-1) for t in terms], -1)))
+
+    @torch.no_grad()
+    def _average_buffers(self) -> None:
+        """Average what each process measured on its rows, such as the means of normalisation."""
+        for buffer in self.model.buffers() if self.group.size > 1 else ():
+            if buffer.is_floating_point():
+                self.group.average(buffer)
 
     def _validation_noise(self, rows: int) -> Tensor:
         """Return frozen noise (rows, K, L) for K draws per row, which reduce the variance."""
@@ -364,6 +384,19 @@ class _Trainer:
         tensors["generator"] = self.generator.get_state()
         copies = {k: v.contiguous().clone() for k, v in tensors.items()}
         return State(copies, tuple(self.history), self.best_epoch)
+
+    def synchronize(self) -> None:
+        """Take over the state of process 0: a checkpoint, or the weights of another model."""
+        if self.group.size == 1:
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "state.safetensors"
+            if self.group.rank == 0:
+                self.state().save(path)
+                self.group.broadcast(path.read_bytes())
+            else:
+                path.write_bytes(self.group.broadcast())
+                self.restore(State.load(path))
 
     def restore(self, saved: State) -> None:
         """Continue from a saved state; if it is of another model, raise and change nothing."""
@@ -465,7 +498,16 @@ def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in tensors.items()}
 
 
-def _device(name: str) -> str:
+def _batch_share(rows: int, processes: int) -> int:
+    """Return the number of rows of a batch for each process; at least two, as in `batches`."""
+    return max(2, rows // processes) if processes > 1 else rows
+
+
+def _device(name: str, processes: int = 1) -> str:
+    if processes > 1 and name == "cuda":
+        raise TrainingError("training.device is cuda, but torchrun fits on CPUs; use one process")
+    if processes > 1:
+        return "cpu"
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():

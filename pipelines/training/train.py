@@ -21,6 +21,7 @@ from anomaly_vae.errors import DataError
 from anomaly_vae.lifecycle.registry import Registry, Run
 from anomaly_vae.messages import NOUNS, listed
 from anomaly_vae.scoring.unusual import is_tested, too_few
+from anomaly_vae.training.distributed import current_group
 from anomaly_vae.training.fit import Fitted, Prepared, fit_bundle
 from anomaly_vae.training.trainer import Epoch, OnEpoch
 from pipelines import console
@@ -82,7 +83,7 @@ def train(config: Config, data: Dataset | None = None) -> Trained:
     show_data(data, twins)
     show_pooled(prepared)
     digest = inputs_digest(config, data)
-    state = _sha256([digest, data.digest, start and start.digest])
+    state = _sha256([digest, data.digest, start and start.digest, *_processes()])
     checkpoint = CHECKPOINTS / f"{config.name}-{state[:16]}.safetensors"
     if not config.training.resume:
         checkpoint.unlink(missing_ok=True)
@@ -243,6 +244,8 @@ def _log(run: Run, fitted: Fitted, prepared: Prepared) -> None:
     run.log_params(manifest["config"])
     run.log_params({"rows": manifest["data"], "code_version": manifest["code_version"]})
     run.log_params({"warm_start": manifest["training"].get("warm_start")})
+    for size in _processes():
+        run.log_params({"processes": size})
     run.log_curves([_curves(epoch) for epoch in fitted.history.epochs])
     run.log_metrics({f"final_{k}": v for k, v in final_metrics(fitted).items()})
     run.log_figure(plots.loss_curve(fitted.history), "plots/loss.png")
@@ -263,6 +266,12 @@ def _curves(epoch: Epoch) -> dict[str, float]:
         "beta": epoch.beta,
         "learning_rate": epoch.learning_rate,
     }
+
+
+def _processes() -> list[int]:
+    """Return the number of processes that share the fit, if there are several."""
+    size = current_group().size
+    return [size] if size > 1 else []
 
 
 def _sha256(content: Any) -> str:

@@ -470,3 +470,29 @@ def test_the_form_of_csv_files_is_an_option_of_score_and_evaluate(
     wrong = command("evaluate", *options, "--csv", "seperator=~")
     assert (wrong.code, "data.csv.seperator, did you mean separator" in wrong.err) == (1, True)
     assert command("evaluate", *options, "--csv", "x").code == 2
+
+
+def test_torchrun_is_for_train_alone(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    answer = command("models")
+    assert answer.code == 1
+    assert answer.err == (
+        "error: torchrun starts several processes, which only train can share; leave it out\n"
+    )
+
+
+@pytest.mark.slow
+def test_torchrun_shares_a_fit_and_prints_one_result(place: Path, flow: Config) -> None:
+    Path("config.yaml").write_text(yaml.safe_dump(flow.model_dump(mode="json")))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*torchrun, "--nproc-per-node=2", "-m", "pipelines.cli", "train", "config.yaml"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    manifest = json.loads((Path(result["bundle"]) / "manifest.json").read_text())
+    assert manifest["training"]["processes"] == 2
+    assert done.stderr.count("The model learned from") == 1
+    client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    assert client.get_run(result["run_id"]).data.params["processes"] == "2"
