@@ -130,6 +130,14 @@ History = Annotated[
         "may be repeated",
     ),
 ]
+LabelDelay = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SPAN",
+        help="age from which labels are final, such as 7d, counted from the newest row; 0d: all "
+        "are; default: data.label_delay of the model",
+    ),
+]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="name of the registered model")]
 
 
@@ -209,14 +217,7 @@ def evaluate(
     labels: LabelPlaces = None,
     csv: CsvOptions = None,
     history: History = None,
-    label_delay: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SPAN",
-            help="age from which labels are final, such as 7d, counted from the newest row; 0d: "
-            "all are; default: data.label_delay of the model",
-        ),
-    ] = None,
+    label_delay: LabelDelay = None,
 ) -> None:
     """Evaluate a model on labelled data."""
     from pipelines.reports.report import evaluate_files
@@ -265,7 +266,10 @@ def thresholds(
     out: Annotated[Path, typer.Option(metavar="FILE", help="picture to write")] = Path(
         "thresholds.png"
     ),
+    labels: LabelPlaces = None,
+    label_delay: LabelDelay = None,
     csv: CsvOptions = None,
+    history: History = None,
 ) -> None:
     """Show what other thresholds would come to: alerts a day, precision, recall and cost."""
     from pipelines.reports import thresholds as flow
@@ -273,7 +277,8 @@ def thresholds(
     if choose is not None and not 0 < choose < 1:
         raise typer.BadParameter(f"--choose {choose:g} must lie between 0 and 1")
     source, options = _open_model(model), _csv_options(csv)
-    question = flow.Question(data or (), label, positive, per_day, entity, choose, options)
+    late = labels, label_delay, history or ()
+    question = flow.Question(data or (), label, positive, per_day, entity, choose, options, *late)
     console.result(flow.thresholds(source, question, out))
 
 

@@ -66,8 +66,9 @@ def _daily_figures(sample: CalibrationSample, threshold: float) -> dict[str, Any
     if (interval := future_day(counts)) is None:
         return {}
     few = "; less than a week does not show how weekdays differ" if len(counts) < WEEK else ""
+    mean = float(traffic.expected(np.array([threshold]))[0])
     note = (
-        f"about {counts.mean():.3g} alerts a day ({traffic.alert}); {interval[0]:g} to "
+        f"about {mean:.3g} alerts a day ({traffic.alert}); {interval[0]:g} to "
         f"{interval[1]:g} on 95 of 100 future days, if they are like the {len(counts)} complete "
         f"days of the calibration period{few}"
     )

@@ -480,8 +480,8 @@ def _unusual_alpha(manifest: Mapping[str, Any]) -> float | None:
     """Return the argument that gave a model its test; None for the default, 0 for no test."""
     if test := manifest.get("unusual"):
         return float(test["alpha"])
-    configured = value_at(manifest["config"], "calibration.unusual_alpha")
-    return None if configured else 0
+    older = "unusual_alpha" not in manifest["config"]["calibration"]
+    return None if older or manifest["config"]["calibration"]["unusual_alpha"] else 0
 
 
 def _warn_of_left_out(notes: Sequence[str]) -> None:

@@ -170,7 +170,10 @@ class Observed:
         found: dict[str, Any] = {"cost_per_1000": float(cost.sum() * RATE_ROWS / known.sum())}
         if (days := self._known_days) is None:
             return found
-        sums = days.sums(cost)
+        within, total = days.counts(known), days.counts(np.ones(len(known), bool))
+        sums = (days.sums(cost) * total / np.maximum(within, 1))[within > 0]
+        if len(sums) < MIN_DAYS:
+            return found
         per_day = {"cost_per_day": float(sums.mean()), "cost_per_day_interval": future_sum(sums)}
         return found | per_day
 

@@ -264,15 +264,15 @@ class TableTypicality:
 
     def reasons(self, threshold: float, losses: Scores, rates: Scores, x: Matrix) -> Reasons:
         """Return a reason for each row with a surprise above the threshold."""
-        limits, found = self.limits(threshold), np.full(len(x), None, object)
+        limits, found = self.limits(threshold), np.empty(len(x), object)
+        if len(x) == 1 and _is_usual(limits, losses.item(), rates.item(), x[0]):
+            return found
         masks = rates > limits.rate, losses > limits.high_loss, losses < limits.low_loss
-        if (masks[0] | masks[1] | masks[2]).any():
-            for mask, reason in zip(masks, TABLE_REASONS, strict=True):
-                found[mask] = reason
-        if np.isnan(x).any():
-            missing = _missing(x, self.positions)
-            for row in np.flatnonzero(missing > limits.missing).tolist():
-                found[row] = self._reason_of_missing(int(missing[row]), limits)
+        for mask, reason in zip(masks, TABLE_REASONS, strict=True):
+            found[mask] = reason
+        missing = _missing(x, self.positions)
+        for row in np.flatnonzero(missing > limits.missing).tolist():
+            found[row] = self._reason_of_missing(int(missing[row]), limits)
         return found
 
     def _reason_of_missing(self, count: int, limits: Limits) -> str:
@@ -292,6 +292,15 @@ class TableTypicality:
         """
         losses, rates, missing = (tensors[name] for name in ("losses", "rates", "missing"))
         return cls(losses, rates, missing, _positions(encoding))
+
+
+def _is_usual(limits: Limits, loss: float, rate: float, row: Matrix) -> bool:
+    """Return whether nothing is unusual about a row (F,) and no cell is NaN.
+
+    A lone request waits for this: it takes a fifth of the time of the operations on arrays.
+    """
+    fits = limits.low_loss <= loss <= limits.high_loss and rate <= limits.rate
+    return fits and not math.isnan(row @ row)
 
 
 TABLE_REASONS = (

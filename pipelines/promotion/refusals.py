@@ -126,11 +126,22 @@ def _slow(figures: Figures, noun: str) -> str:
 
 def _not_exchangeable(figures: Figures, noun: str) -> str:
     return (
-        f"The normal test {noun} do not look like the calibration {noun}: if they did, a "
-        f"difference of {plain_number(figures['ks'])} between the two would happen by chance with "
-        f"a probability of {figures['ks_p_value']:.2g}. The threshold promises nothing for "
-        f"{noun} that differ from those it was chosen on."
+        f"The normal test {noun} do not look like the calibration {noun}: the shares of both that "
+        f"exceed a score differ by up to {_of(figures['ks'], 100)} of 100, which chance explains "
+        f"{_rarely(figures['ks_p_value'])}. The threshold promises nothing for {noun} that differ "
+        "from those it was chosen on."
     )
+
+
+def _rarely(probability: float) -> str:
+    """Return how often something happens by chance."""
+    if probability < RAREST:
+        return f"less than once in {round(1 / RAREST):,} times"
+    return f"about once in {round(1 / probability):,} times"
+
+
+RAREST = 1e-6
+"""Probability below which the exact value tells people nothing."""
 
 
 def _seen_test(_: Figures, noun: str) -> str:

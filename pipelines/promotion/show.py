@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
 
 from anomaly_vae.lifecycle.promotion import RuleResult
 from pipelines import console
@@ -57,7 +55,7 @@ def _show_judgement(decision: Promotion) -> None:
         console.info(f"Judged on {decision.judged_on}")
     if decision.labels and decision.labels["revision"]:
         digest = decision.labels["digest"][:12]
-        console.info(f"Since the last decision: {_changes(decision.labels)} (digest {digest})")
+        console.info(f"{_label_state(decision)} (digest {digest})")
     if decision.rules:
         rows = [
             (str(result.rule), "passed" if result.passed else "failed", _numbers(result))
@@ -96,9 +94,15 @@ SHOWN_FIGURES = (
 """Figures of both models that are printed."""
 
 
-def _changes(labels: Mapping[str, Any]) -> LabelChanges:
+def _label_state(decision: Promotion) -> str:
+    """Describe the labels: what changed, or those of a split that nothing was decided on yet."""
+    labels = decision.labels or {}
     names = {field.name for field in fields(LabelChanges)}
-    return LabelChanges(**{key: value for key, value in labels.items() if key in names})
+    changes = LabelChanges(**{key: value for key, value in labels.items() if key in names})
+    own_split = decision.judged_on and decision.judged_on.version == decision.version
+    if own_split and not changes.changed:
+        return f"Labels: {changes.anomalies_after:,} anomalies"
+    return f"Since the last decision: {changes}"
 
 
 def _show_renewal(decision: Promotion) -> None:

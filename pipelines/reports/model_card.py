@@ -356,6 +356,18 @@ def _usual_note(columns: Sequence[tuple[str, str, str]]) -> Iterator[str]:
         )
 
 
+def _unusual(manifest: Mapping[str, Any]) -> str:
+    """Say whether input that is unlike the training data is reported, and how often wrongly."""
+    noun, test = NOUNS[manifest["kind"]], manifest.get("unusual")
+    if test is None:
+        return f"The model does not report {noun} that are unlike the training data altogether."
+    return (
+        f"Beside the score, {noun} that are unlike the training data altogether are reported with "
+        f"a reason (unusual_input): on average at most {plain_number(1000 * test['alpha'])} of "
+        f"1,000 {noun} that are like the {test['n']:,} calibration {noun}."
+    )
+
+
 def _calibration(manifest: Mapping[str, Any]) -> Section:
     summary = manifest["calibration"]
     if summary is None:
@@ -364,7 +376,8 @@ def _calibration(manifest: Mapping[str, Any]) -> Section:
     promise = PROMISES.get(summary["method"], UNKNOWN_METHOD)
     words = {"alpha": f"{summary['alpha']:.3g}", "confidence": f"{1 - figures.get('delta', 0):g}"}
     note = (_sentence(figures["note"]),) if "note" in figures else ()
-    text = (promise.text.format(**words), f"It assumes that {promise.assumes}.", *note)
+    assumption = f"It assumes that {promise.assumes}."
+    text = (promise.text.format(**words), assumption, *note, _unusual(manifest))
     rows = [(key, summary[key]) for key in ("method", "alpha", "threshold")]
     rows.append(("normal calibration rows", summary["n"]))
     rows += [

@@ -260,14 +260,7 @@ def evaluate_files(
     detector, config = source.bundle.detector, source.bundle.manifest["config"]
     given = load_labelled(source.bundle, paths, label, csv, history=history)
     warn_missing_group(detector.calibration, given.table.column_names)
-    columns = {"label": label, "positive": positive, "group": given.group, "time": given.time}
-    columns["time_format"] = given.time_format
-    columns["label_delay"] = _label_delay(label_delay or config["data"].get("label_delay"), given)
-    table = given.table
-    if label in table.column_names:
-        version = _version(source)
-        table = with_late_labels(table, label, positive, source.bundle, version, labels)
-    judged = judge(detector, Labelled.of(table, columns, given.batch, given.files))
+    judged = judge(detector, with_labels(source, given, label, positive, label_delay, labels))
     if not judged.known.any() and judged.labels and judged.labels.young:
         raise DataError(
             f"each labelled row is younger than {judged.labels.delay}, counted from the newest one "
@@ -285,6 +278,40 @@ def evaluate_files(
     figures = report.figures
     counts = {"rows": len(given.table), "scored": figures.rows}
     return {"metrics": figures.to_json(), **counts, **report.details()}
+
+
+def with_labels(
+    source: LoadedModel,
+    given: LabelledInput,
+    label: str | None,
+    positive: Any,
+    label_delay: str | None,
+    labels: Sequence[str] | None,
+) -> Labelled:
+    """Read the labels of given rows, late ones included, and which of them are final.
+
+    Args:
+        source: the model.
+        given: the rows.
+        label: the column with the labels; None if the rows have none.
+        positive: the label that means anomaly.
+        label_delay: see `evaluate_files`.
+        labels: see `evaluate_files`.
+
+    Raises:
+        ConfigError: ``label_delay`` is no span of time.
+        DataError: the label column is missing, or late labels cannot be read.
+    """
+    columns = {"label": label, "positive": positive, "group": given.group, "time": given.time}
+    columns["time_format"] = given.time_format
+    table = given.table
+    if label is not None:
+        recorded = source.bundle.manifest["config"]["data"].get("label_delay")
+        columns["label_delay"] = _label_delay(label_delay or recorded, given)
+        if label in table.column_names:
+            version = _version(source)
+            table = with_late_labels(table, label, positive, source.bundle, version, labels)
+    return Labelled.of(table, columns, given.batch, given.files)
 
 
 def _label_delay(delay: str | None, given: LabelledInput) -> str | None:

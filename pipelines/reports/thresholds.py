@@ -19,6 +19,7 @@ from anomaly_vae.data.arrow import numbers_from_arrow
 from anomaly_vae.data.days import Days, complete_days
 from anomaly_vae.data.splitting import DAY
 from anomaly_vae.errors import CalibrationError, ConfigError, DataError
+from anomaly_vae.evaluation.label_maturity import LabelMaturity
 from anomaly_vae.evaluation.leakage import Duplicates
 from anomaly_vae.evaluation.what_if import (
     ALPHAS,
@@ -36,7 +37,7 @@ from pipelines.datasets.labels import column_codes
 from pipelines.datasets.loading import load_labelled
 from pipelines.registry.model_uri import LoadedModel
 from pipelines.reports.labelled import Judged, Labelled, judge
-from pipelines.reports.report import SAME_AS_CALIBRATION, equal_scores
+from pipelines.reports.report import SAME_AS_CALIBRATION, equal_scores, with_labels
 
 KEPT_KEYS = ("group_by", "trim_scores", "density_ratio")
 """Keys of the calibration that stay when another alpha is chosen."""
@@ -75,6 +76,12 @@ class Question:
     choose: float | None = None
     """Alpha whose configuration is printed; None for none."""
     csv: Mapping[str, Any] = field(default_factory=dict)
+    labels: Sequence[str] | None = None
+    """Late labels; None for those of the version's configuration."""
+    label_delay: str | None = None
+    """Age from which labels are final; None for that of the configuration."""
+    history: Sequence[str] = ()
+    """Files with earlier rows, which feed windows only."""
 
     def check(self, calibration: Calibration) -> None:
         """Check that the options fit together and that the model resolves the chosen alpha.
@@ -84,8 +91,12 @@ class Question:
             CalibrationError: the calibration rows do not resolve the chosen alpha.
         """
         given = {"--label": self.label, "--per-day": self.per_day, "--entity": self.entity}
-        for name in (name for name, value in given.items() if value and not self.paths):
-            raise ConfigError(f"{name} needs rows to count; add --data PATH")
+        late = {"--labels": self.labels, "--label-delay": self.label_delay}
+        for name, value in {**given, **late, "--history": self.history}.items():
+            if value and not self.paths:
+                raise ConfigError(f"{name} needs rows to count; add --data PATH")
+        for name in (name for name, value in late.items() if value and self.label is None):
+            raise ConfigError(f"{name} needs the column of the labels; add --label COLUMN")
         alpha, smallest = self.choose, smallest_alpha(calibration)
         if alpha is not None and alpha < smallest and alpha != calibration.alpha:
             raise CalibrationError(
@@ -106,6 +117,8 @@ class Trial:
     rejected: int = 0
     """Number of rows that could not be scored."""
     label: str | None = None
+    maturity: LabelMaturity | None = None
+    """How many labels are final; None without a delay of labels or without times."""
 
     @property
     def calibration(self) -> Calibration:
@@ -135,6 +148,7 @@ class Trial:
             "days": None if days is None else len(days),
             "days_left_out": None if days is None else days.left_out,
             "entity": self.entity,
+            "labels": self.maturity and self.maturity.to_json(),
         }
 
     def unknown(self) -> Iterator[str]:
@@ -150,15 +164,19 @@ class Trial:
 
     def _unknown_rates(self) -> Iterator[str]:
         observed = self.observed
+        wanted = "precision and recall"
+        if observed and observed.costs is not None:
+            wanted = "precision, recall and cost"
         if observed is None:
             yield (
                 "precision and recall at other alphas, and alerts a day: the model records none; "
                 "add --data PATH --label COLUMN"
             )
         elif self.label is None:
-            yield "precision, recall and cost: name the column of the labels with --label"
-        elif not observed.anomaly.any():
-            yield "precision, recall and cost: no row is a known anomaly"
+            yield f"{wanted}: name the column of the labels with --label"
+        elif not (observed.anomaly & observed.labelled).any():
+            final = " with a final label" if self.maturity else ""
+            yield f"{wanted}: no row{final} is a known anomaly"
         if observed and observed.costs is None:
             yield "cost: the model was calibrated without costs (calibration.method: cost)"
 
@@ -235,15 +253,16 @@ def _observe(source: LoadedModel, question: Question) -> Trial:
     costs = _costs(recorded)
     entity = question.entity or _usual_entity(recorded)
     also = [name for name in (entity, costs and costs.amount) if name]
-    given = load_labelled(source.bundle, question.paths, question.label, question.csv, also)
+    given = load_labelled(
+        source.bundle, question.paths, question.label, question.csv, also, question.history
+    )
     table = given.table
     if question.entity and question.entity not in table.column_names:
         found = listed(table.column_names)
         raise DataError(f"--entity '{question.entity}' is not in the data; found {found}")
     warn_missing_group(source.bundle.detector.calibration, table.column_names)
-    columns = {"label": question.label, "positive": question.positive, "group": given.group}
-    columns |= {"time": given.time, "time_format": given.time_format}
-    labelled = Labelled.of(table, columns, given.batch, given.files)
+    late = question.label_delay, question.labels
+    labelled = with_labels(source, given, question.label, question.positive, *late)
     judged = judge(source.bundle.detector, labelled)
     scored = judged.scored
     if not scored.any():
@@ -256,13 +275,14 @@ def _observe(source: LoadedModel, question: Question) -> Trial:
     observed = Observed(
         judged.detections,
         labelled.anomaly[scored],
-        (~labelled.unlabelled & (question.label is not None))[scored],
+        (~labelled.unlabelled & labelled.final & (question.label is not None))[scored],
         tuple(unit[scored] for unit in _clusters(labelled)),
         days,
         column_codes(table, entity)[scored] if entity else None,
         *_amounts(costs, judged),
     )
-    return Trial(source, observed, entity, int((~scored).sum()), question.label)
+    counted = int((~scored).sum()), question.label, judged.labels
+    return Trial(source, observed, entity, *counted)
 
 
 def _warn_of_calibration_rows(judged: Judged) -> None:
@@ -348,6 +368,8 @@ def _show(trial: Trial, rows: Sequence[WhatIf], unknown: Sequence[str]) -> None:
         )
     if trial.rejected:
         console.info(f"{trial.rejected:,} rows could not be scored and are not counted.")
+    if trial.maturity:
+        console.info(f"Labels: {trial.maturity}.")
     for text in unknown:
         console.info(f"Not known: {text}")
 

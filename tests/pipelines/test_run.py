@@ -191,8 +191,10 @@ def test_one_file_is_repeated_as_the_data_grow(
     assert labels["young"] == labels["rows"] - answers[0].json["metrics"]["rows"] > 0
     assert labels["youngest_mature_day"] == str(days.max() - 10 - 7)
     assert f"up to {labels['youngest_mature_day']}; {labels['young']}" in answers[0].err
+    period = manifests[0]["evaluation"]["period"]
+    assert period[1][:10] == labels["youngest_mature_day"], "younger days do not count"
     frozen = answers[1].json["evaluations"]["challenger"]["rows"]
-    assert frozen == answers[0].json["metrics"]["rows"], "its young labels stay young"
+    assert frozen == labels["rows"], "newer data make young labels final"
 
 
 def test_data_at_fault_is_told_before_anything_is_made(place: Path, flow: Config) -> None:

@@ -194,3 +194,18 @@ def test_calibrating_a_detector_without_the_test_learns_it_from_half_of_the_rows
     rows = np.random.default_rng(0).normal(size=(300, 2))
     detector = tiny().fit(rows[:100])
     assert detector.calibrate(rows).bundle_.manifest["unusual"] == {"alpha": 0.01, "n": 150}
+
+
+def test_calibrating_a_model_of_an_older_version_adds_the_test(fixtures: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = pd.DataFrame({
+        "TX_AMOUNT": rng.gamma(2, 20, 300),
+        "TX_DATETIME": pd.date_range("2024-03-01", periods=300, freq="h"),
+        "TX_DURING_NIGHT": rng.integers(2, size=300),
+        "TX_CHANNEL": rng.choice(["chip", "online"], 300),
+    })  # fmt: skip
+    loaded = TabularVAEDetector.load(fixtures / "format-1" / "table")
+    assert loaded.get_params()["unusual_alpha"] is None
+    assert loaded.calibrate(rows).bundle_.manifest["unusual"] == {"alpha": 0.01, "n": 150}
+    untested = loaded.set_params(unusual_alpha=0).calibrate(rows)
+    assert "unusual" not in untested.bundle_.manifest

@@ -34,7 +34,7 @@ FIGURES: dict[Rule, dict[str, Any]] = {
 }  # fmt: skip
 NUMBERS = {
     Rule.KEEPS_ALPHA: ("30 (20 to 42", "at most 10", "up to 18"),
-    Rule.EXCHANGEABLE: ("0.12", "1e-28"),
+    Rule.EXCHANGEABLE: ("12 of 100", "less than once in 1,000,000 times"),
     Rule.UNSEEN_TEST: ("may have learned",),
     Rule.SCORES_ALL: ("3,000",),
     Rule.NO_LEAK: ("'TX_FRAUD_SCENARIO'", "1,", "data.ignore"),
@@ -65,6 +65,10 @@ def test_every_refusal_has_its_numbers_and_a_remedy(rule: Rule) -> None:
     assert found.endswith(".")
     assert remedy.endswith(".")
     assert not re.search(r"AUROC|average precision|recall of|p-value|\d[eE]-", found)
+
+
+def test_a_chance_that_is_not_tiny_is_said() -> None:
+    assert "about once in 2,000 times" in said(Rule.EXCHANGEABLE, ks_p_value=0.0005)
 
 
 def test_a_metric_that_is_unknown_is_said() -> None:

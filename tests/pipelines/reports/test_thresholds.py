@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
+from pyarrow import csv
 
 from anomaly_vae.artifacts.bundle import Bundle, load_bundle
 from anomaly_vae.calibration.conformal import calibrate as conformal
@@ -103,6 +104,42 @@ def test_without_labels_alerts_are_counted_and_the_rest_is_said_to_be_unknown(
     assert all(row["precision"] is None for row in found["thresholds"])
     assert any("with --label" in text for text in found["unknown"])
     assert any("with --entity" in text for text in found["unknown"])
+
+
+def test_late_labels_count_once_they_are_final(
+    champion: World, transactions: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    table = pq.read_table(transactions)
+    late = tmp_path / "late.csv"
+    csv.write_csv(table.select(["TRANSACTION_ID", LABEL]), late)
+    unknown = pa.array(np.zeros(len(table), np.int64))
+    position = table.column_names.index(LABEL)
+    paths = [str(tmp_path / "unlabelled.parquet")]
+    pq.write_table(table.set_column(position, LABEL, unknown), paths[0])
+    asks = {"paths": paths, "label": LABEL, "labels": [str(late)]}
+    told = asked(champion, tmp_path, label=LABEL)
+    assert asked(champion, tmp_path, **asks)["thresholds"] == told["thresholds"]
+    assert told["labels"] is None
+    aged = asked(champion, tmp_path, **asks, label_delay="20d")
+    assert 0 < aged["labels"]["young"] < len(table)
+    for row, all_final in zip(aged["thresholds"], told["thresholds"], strict=True):
+        assert row["alerts_per_day"] == all_final["alerts_per_day"]
+    assert [row["precision"] for row in aged["thresholds"]] != [
+        row["precision"] for row in told["thresholds"]
+    ]
+    young = asked(champion, tmp_path, **asks, label_delay="900d")
+    assert "precision and recall: no row with a final label is a known anomaly" in young["unknown"]
+    assert "younger rows are left out of the figures" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("option", [{"labels": ["x.csv"]}, {"label_delay": "7d"}])
+def test_options_about_labels_need_labels_and_rows(
+    champion: World, tmp_path: Path, option: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError, match="add --data PATH"):
+        asked(champion, tmp_path, paths=(), **option)
+    with pytest.raises(ConfigError, match="add --label COLUMN"):
+        asked(champion, tmp_path, **option)
 
 
 def test_single_days_add_up(champion: World, tmp_path: Path) -> None:
