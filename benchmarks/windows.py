@@ -2,8 +2,8 @@
 
 A model of July has the windows of docs/windows.md. August is sent in time order, once
 to an empty store and once to a store that was filled with June and July by `windows load`; labels
-follow by `POST /events`. The batch columns are computed here with numpy, from sorted arrays, and
-share no code with the store. A second part measures what windows add to a request, with a million
+follow by `POST /events`. The batch columns are those of `add_windows`, which training and `score`
+use, too. A second part measures what windows add to a request, with a million
 entities in the store.
 """
 
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -34,7 +34,8 @@ from anomaly_vae.calibration.conformal import calibrate
 from anomaly_vae.config import validate_config
 from anomaly_vae.config.windows import EntityWindows
 from anomaly_vae.data.splitting import CALIBRATION, TRAIN, VALIDATION
-from anomaly_vae.features import WindowDefinition, WindowFeature, WindowInputs
+from anomaly_vae.features import WindowDefinition, WindowInputs
+from anomaly_vae.features.offline import add_windows
 from anomaly_vae.features.store import StoreOptions, open_store
 from anomaly_vae.features.store.redis import RedisBackend
 from anomaly_vae.features.store.sqlite import SqliteBackend
@@ -64,80 +65,33 @@ DEFINITION = WindowDefinition({n: EntityWindows.model_validate(w) for n, w in WI
 DAY = 86_400_000_000
 ROWS_TOGETHER = 200
 """Number of records in a request of the replay."""
-TRAINING_ROWS, SHORT_ROWS = 40_000, 2_000
-"""Number of rows of July that train, and of August in the short form."""
+SPLITS = {
+    "train": ["2018-07-01", "2018-07-04"],
+    "calibration": ["2018-07-04", "2018-07-05"],
+    "test": ["2018-07-05", "2018-07-06"],
+}
+SHORT_ROWS = 2_000
+"""Number of rows of August in the short form."""
 ENTITIES, EVENTS_EACH, REQUESTS = 500_000, 20, 3_000
 """Number of entities of each kind in the full store, of events of each, and of timed requests."""
-
-
-# ---------------------------------------------------------------- batch columns
-
-
-def batch_columns(rows: pd.DataFrame, wanted: np.ndarray) -> pd.DataFrame:
-    """Return the wanted ones of N rows in order of time, with windows over the rows before them."""
-    times = rows[TIME].to_numpy().astype("datetime64[us]").astype(np.int64)
-    parts = [_entity_columns(rows, times, entity, wanted) for entity in DEFINITION.entities]
-    return pd.concat([rows[wanted], *parts], axis=1)
-
-
-def _entity_columns(
-    rows: pd.DataFrame, times: np.ndarray, entity: str, wanted: np.ndarray
-) -> pd.DataFrame:
-    codes = rows[entity].to_numpy().astype(np.int64)
-    order, far = np.lexsort((times, codes)), 1 << 44
-    start = times.min() - (far >> 1)
-    keys = codes[order] * far + times[order] - start
-    own, columns = (codes * far + times - start)[wanted], {}
-    for feature in (f for f in DEFINITION.features if f.entity == entity):
-        stop = np.searchsorted(keys, own - feature.delay)
-        begin = np.searchsorted(keys, own - feature.delay - feature.span)
-        if feature.kind != "since_last":
-            columns[feature.name] = _column(feature, rows, order, begin, stop)
-        else:
-            last = times[order[np.maximum(stop - 1, 0)]]
-            columns[feature.name] = np.where(stop > begin, (times[wanted] - last) / 1e6, np.nan)
-    return pd.DataFrame(columns, index=rows.index[wanted])
-
-
-def _column(
-    feature: WindowFeature,
-    rows: pd.DataFrame,
-    order: np.ndarray,
-    begin: np.ndarray,
-    stop: np.ndarray,
-) -> np.ndarray:
-    count = stop - begin
-    if feature.kind == "count":
-        return np.asarray(count, float)
-    if feature.kind == "risk":
-        known = np.concatenate([[0], np.cumsum(rows[LABEL].to_numpy()[order])])
-        with np.errstate(invalid="ignore"):
-            return np.asarray((known[stop] - known[begin]) / count)
-    values = rows[feature.column].to_numpy()[order]
-    compute = STATISTICS[feature.kind]
-    return np.array([compute(values[a:b]) for a, b in zip(begin, stop, strict=True)], float)
-
-
-STATISTICS: Mapping[str, Any] = {
-    "sum": np.sum,
-    "mean": lambda v: np.mean(v) if len(v) else np.nan,
-    "max": lambda v: np.max(v) if len(v) else np.nan,
-    "std": lambda v: np.std(v, ddof=1) if len(v) > 1 else np.nan,
-    "distinct": lambda v: len(set(v.tolist())),
-}
 
 
 # ---------------------------------------------------------------- the model and the service
 
 
+def batch_columns(rows: pd.DataFrame, history: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Return rows with the windows that they have in files, after the rows of history."""
+    found: pd.DataFrame = add_windows(rows, WINDOWS, time=TIME, id=ID, history=history)
+    return found
+
+
 def train(rows: pd.DataFrame, folder: Path) -> Path:
-    """Train a model on rows with their windows, and return its bundle."""
+    """Train a model on rows of July, with windows that see June, and return its bundle."""
     path = folder / "july.parquet"
-    rows.to_parquet(path)
-    names = list(DEFINITION.names)
+    rows[rows[TIME] < SPLITS["test"][1]].to_parquet(path)
     data = {
         "path": str(path), "label": LABEL, "id": ID, "time": TIME, "windows": WINDOWS,
-        "features": ["TX_AMOUNT", *names], "types": {n: {"type": "numeric"} for n in names},
+        "features": ["TX_AMOUNT"], "splits": SPLITS,
     }  # fmt: skip
     config = validate_config({"name": "cards", "data": data, "training": {"epochs": 3}})
     table = load_dataset(config.data)
@@ -382,24 +336,22 @@ def run(options: Options) -> None:
     ]
     months = [pd.read_parquet(file, columns=[*RAW, LABEL]) for file in files]
     rows = pd.concat(months, ignore_index=True).sort_values(TIME, kind="stable", ignore_index=True)
-    july, august = (np.asarray(rows[TIME].dt.month == month) for month in (7, 8))
-    july = july & (july.cumsum() <= TRAINING_ROWS)
+    past, august = (part for _, part in rows.groupby(rows[TIME].dt.month == 8))
+    past, august = past.reset_index(drop=True), august.reset_index(drop=True)
     if options.short:
-        august = august & (august.cumsum() <= SHORT_ROWS)
+        august = august[:SHORT_ROWS]
     print(environment(), flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        bundle = train(batch_columns(rows, july), folder)
+        bundle = train(past, folder)
         if options.wants("cost"):
-            last = august & (august.cumsum() > august.sum() - REQUESTS)
             plain = without_windows(bundle, folder)
-            cost(bundle, plain, batch_columns(rows, last), folder, options.short)
+            last = batch_columns(august[-REQUESTS:], pd.concat([past, august[:-REQUESTS]]))
+            cost(bundle, plain, last, folder, options.short)
         if options.wants("filled"):
-            equality("filled", bundle, batch_columns(rows, august), files[:2], folder)
+            equality("filled", bundle, batch_columns(august, past), files[:2], folder)
         if options.wants("empty"):
-            alone = rows[august].reset_index(drop=True)
-            expected = batch_columns(alone, np.ones(len(alone), bool))
-            equality("empty", bundle, expected, [], folder)
+            equality("empty", bundle, batch_columns(august), [], folder)
 
 
 def equality(

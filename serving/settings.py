@@ -25,7 +25,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from anomaly_vae.errors import ConfigError
-from anomaly_vae.features.store.opening import required_time
+from anomaly_vae.features.store.opening import StoreOptions, open_backend, required_time
 
 PREFIX = "ANOMALY_VAE_"
 SCOPES = frozenset({"score", "metrics", "feedback", "admin"})
@@ -218,6 +218,13 @@ class Settings(BaseSettings):
         if self.oidc_jwks_url and url.scheme != "https" and not is_loopback(url.hostname or ""):
             raise ValueError("ANOMALY_VAE_OIDC_JWKS_URL must be an https address")
         return self
+
+    @field_validator("windows")
+    @classmethod
+    def _check_windows(cls, value: str) -> str:
+        """Refuse a URL of another form, and one whose library is not installed, at the start."""
+        open_backend(StoreOptions(value))
+        return value
 
     @field_validator("windows_filled_to")
     @classmethod

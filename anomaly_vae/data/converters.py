@@ -84,6 +84,12 @@ class CellProblem:
     reason: str
 
 
+def too_large(values: Numbers, limit: float) -> list[CellProblem]:
+    """Return a problem for each number (N,) that is larger than a limit in size."""
+    reason = f"expected a number of at most {limit:g} in size"
+    return [CellProblem(row, reason) for row in np.flatnonzero(np.abs(values) > limit).tolist()]
+
+
 Converted = tuple[Numbers, list[CellProblem]]
 ConvertedLevels = tuple[Levels, list[CellProblem]]
 

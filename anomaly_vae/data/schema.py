@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from anomaly_vae.config.data import EPOCHS
 from anomaly_vae.data.column_types import COLUMN_TYPES, TabularColumnSpec
-from anomaly_vae.data.converters import CellProblem, Levels, Numbers
+from anomaly_vae.data.converters import CellProblem, Levels, Numbers, too_large
 from anomaly_vae.data.times import DIGITS
 from anomaly_vae.errors import DataError
 from anomaly_vae.messages import explain_foreign, listed
@@ -37,6 +37,8 @@ class Column:
     type: ColumnType
     format: str | None = None
     """Format of times that `times.parse_time` cannot read without; None for all other columns."""
+    limit: float | None = None
+    """Largest size of a number; None for any."""
 
     @property
     def spec(self) -> TabularColumnSpec:
@@ -57,11 +59,18 @@ class Column:
 
     def from_values(self, cells: Sequence[Any]) -> tuple[Values, list[CellProblem]]:
         """Convert N plain values; see `TabularColumnSpec.from_values`."""
-        return self.spec.from_values(cells, *self._options)
+        return self._limited(*self.spec.from_values(cells, *self._options))
 
     def from_arrow(self, array: pa.Array) -> tuple[Values, list[CellProblem]]:
         """Convert an Arrow array (N,); see `TabularColumnSpec.from_arrow`."""
-        return self.spec.from_arrow(array, *self._options)
+        return self._limited(*self.spec.from_arrow(array, *self._options))
+
+    def _limited(
+        self, values: Values, problems: list[CellProblem]
+    ) -> tuple[Values, list[CellProblem]]:
+        if self.limit is None or isinstance(values, Levels):
+            return values, problems
+        return values, [*problems, *too_large(values, self.limit)]
 
     @property
     def _options(self) -> tuple[str, ...]:
@@ -151,6 +160,8 @@ class TabularSchema:
     literal_text: bool = False
     """Whether texts such as "NA" are levels, except in text formats such as CSV; in models of
     earlier versions they are missing in every format."""
+    again: Mapping[str, Column] = field(default_factory=dict, hash=False)
+    """Columns that are read once more as another type, by the name of these values in a batch."""
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -174,11 +185,16 @@ class TabularSchema:
             raise DataError(explain_foreign(table.schema.names, self.names))
         values: dict[str, Values] = {}
         problems: list[RowProblem] = []
-        for column in self.columns:
+        for name, column in self._reads.items():
             array = table.column(column.name) if column.name in present else pa.nulls(len(table))
             cells = _collect(column, column.from_arrow, array, problems)
-            values[column.name] = self.interpret(cells)
+            values[name] = self.interpret(cells)
         return RawBatch(values, len(table), tuple(problems), self.unknown(present))
+
+    @cached_property
+    def _reads(self) -> Mapping[str, Column]:
+        """Columns by the names of their values."""
+        return {**{column.name: column for column in self.columns}, **self.again}
 
     def from_records(self, records: Sequence[Mapping[str, Any]]) -> RawBatch:
         """Read JSON records; an absent key or a null is a missing value.
@@ -213,10 +229,8 @@ class TabularSchema:
     ) -> RawBatch:
         problems: list[RowProblem] = []
         values = {
-            column.name: self.interpret(
-                _collect(column, column.from_values, cells[column.name], problems)
-            )
-            for column in self.columns
+            name: self.interpret(_collect(column, column.from_values, cells[column.name], problems))
+            for name, column in self._reads.items()
         }
         return RawBatch(values, n_rows, tuple(problems), self.unknown(present))
 

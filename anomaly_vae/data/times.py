@@ -120,7 +120,7 @@ def parse_time(value: object, time_format: str | None = None) -> float:
             with suppress(ValueError, OverflowError):
                 return _seconds(parse(text))
     elif time_format in EPOCHS and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value) * EPOCHS[time_format]
+        return _since_epoch(value, time_format)
     raise ValueError(f"expected {_expected(time_format)}, got {shown(value)}")
 
 
@@ -159,8 +159,15 @@ def _seconds(moment: dt.datetime | float) -> float:
 def _configured(time_format: str | None) -> Any:
     """Return the parser of texts in a format, which refuses all texts without one."""
     if time_format in EPOCHS:
-        return lambda text: _number(text) * EPOCHS[time_format]
+        return lambda text: _since_epoch(_number(text), time_format)
     return lambda text: _by_strptime(text, time_format or "")
+
+
+def _since_epoch(value: float, time_format: str) -> float:
+    """Return the seconds since 1970 of a time that is written as a number."""
+    if not YEAR_1 <= (seconds := float(value) * EPOCHS[time_format]) < YEAR_10000:
+        raise ValueError("the time lies outside the years 1 to 9999")
+    return seconds
 
 
 def _number(text: str) -> float:

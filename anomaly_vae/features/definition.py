@@ -16,6 +16,8 @@ Kind = Literal["count", "distinct", "since_last", "risk"] | Statistic
 
 MICROSECONDS = 1_000_000
 """Microseconds per second."""
+LARGEST = 1e150
+"""Largest size of a number whose square, and sums of such squares, are finite."""
 
 
 @dataclass(frozen=True)

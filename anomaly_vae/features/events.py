@@ -10,16 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly_vae.data.converters import CellProblem, label_spellings
+from anomaly_vae.data.converters import CellProblem, label_spellings, too_large
 from anomaly_vae.data.schema import RowProblem
 from anomaly_vae.errors import DataError
-from anomaly_vae.features.definition import MICROSECONDS, WindowDefinition
+from anomaly_vae.features.definition import LARGEST, MICROSECONDS, WindowDefinition
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-LARGEST = 1e150
-"""Largest size of a number whose square, and sums of such squares, are finite."""
 Cells = tuple[Any, list[CellProblem]]
 
 
@@ -160,7 +158,8 @@ def _texts(cells: Any) -> Cells:
         return array.cast(pa.string()), []
     levels, problems = levels_from_arrow(array)
     codes = pa.array(levels.codes, mask=levels.codes < 0)
-    return pa.array(levels.names, pa.string()).take(codes), problems
+    names = [name or None for name in levels.names]  # an empty text is missing
+    return pa.array(names, pa.string()).take(codes), problems
 
 
 def _micros(cells: Any, time_format: str | None) -> Cells:
@@ -180,9 +179,7 @@ def _numbers(cells: Any) -> Cells:
     from anomaly_vae.data.arrow import numbers_from_arrow
 
     values, problems = numbers_from_arrow(cells)
-    large = np.flatnonzero(np.abs(values) > LARGEST)
-    reason = f"expected a number of at most {LARGEST:g} in size"
-    return pa.array(values), [*problems, *(CellProblem(int(row), reason) for row in large)]
+    return pa.array(values), [*problems, *too_large(values, LARGEST)]
 
 
 def _known(cells: Any, positive: Any) -> Cells:

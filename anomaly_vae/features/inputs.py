@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,15 +12,12 @@ from typing import Any
 import numpy as np
 
 from anomaly_vae.config.windows import seconds
-from anomaly_vae.data.converters import Levels, level_name
+from anomaly_vae.data.converters import Levels, Numbers, as_levels, label_spellings, level_name
 from anomaly_vae.data.schema import Column, RawBatch, TabularSchema, Values
 from anomaly_vae.data.times import format_time
 from anomaly_vae.errors import BundleError
-from anomaly_vae.features.definition import MICROSECONDS, WindowDefinition
+from anomaly_vae.features.definition import LARGEST, MICROSECONDS, WindowDefinition
 from anomaly_vae.types import ColumnType
-
-SPELLINGS = {"0": "false", "1": "true", "false": "0", "true": "1"}
-"""Equivalent spelling of each boolean label."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +82,7 @@ class WindowInputs:
             raise BundleError(f"bundle '{manifest['name']}': {reason}; train it again") from None
         return cls(
             definition, data["time"], data.get("id"), data.get("positive", 1), horizon,
-            data.get("time_format"),
+            _time_format(manifest, data),
         )  # fmt: skip
 
     @cached_property
@@ -106,25 +102,45 @@ class WindowInputs:
         named = (self.id, self.time, *self.keys, *self.definition.numbers)
         return tuple(dict.fromkeys(name for name in named if name))
 
-    def raw_schema(self, schema: TabularSchema) -> TabularSchema:
-        """Return the schema of the rows that are sent: without windows, with all they need."""
-        kept = [c for c in schema.columns if c.name not in self.definition.names]
-        present = {column.name for column in kept}
-        kept += [self._column(name) for name in self.columns if name not in present]
-        return replace(schema, columns=tuple(kept), known=schema.known | {*self.labels})
+    @cached_property
+    def _read(self) -> Mapping[str, Mapping[str, Column]]:
+        """Columns by their use and name: those of ids and entities are read as texts."""
+        texts = (*self.keys, *([self.id] if self.id else ()))
+        return {
+            "time": {self.time: Column(self.time, ColumnType.DATETIME, self.time_format)},
+            "number": {
+                name: Column(name, ColumnType.NUMERIC, limit=LARGEST)
+                for name in self.definition.numbers
+            },
+            "text": {name: Column(name, ColumnType.CATEGORICAL) for name in texts},
+        }
 
-    def _column(self, name: str) -> Column:
-        if name == self.time:
-            return Column(name, ColumnType.DATETIME, self.time_format)
-        is_number = name in self.definition.numbers
-        return Column(name, ColumnType.NUMERIC if is_number else ColumnType.CATEGORICAL)
+    def raw_schema(self, schema: TabularSchema) -> TabularSchema:
+        """Return the schema of the rows that are sent: without windows, with all they need.
+
+        A column that the model reads as another type than the windows is read twice.
+        """
+        kept = [c for c in schema.columns if c.name not in self.definition.names]
+        return self._completed(replace(schema, known=schema.known | {*self.labels}), kept)
 
     def event_schema(self, schema: TabularSchema) -> TabularSchema:
-        """Return the schema of events that are not scored: as `raw_schema`, with the labels."""
-        raw = self.raw_schema(schema)
-        columns = [column for column in raw.columns if column.name in self.columns]
-        columns += [self._column(name) for name in self.labels if name not in self.columns]
-        return replace(raw, columns=tuple(columns), known=raw.known | {*raw.names})
+        """Return the schema of events that are not scored: without features, with the labels."""
+        known = schema.known | {*self.raw_schema(schema).names}
+        labels = [Column(n, ColumnType.CATEGORICAL) for n in self.labels if n not in self.columns]
+        return self._completed(replace(schema, known=known), [], labels)
+
+    def _completed(
+        self, schema: TabularSchema, kept: Sequence[Column], others: Sequence[Column] = ()
+    ) -> TabularSchema:
+        found, again = {column.name: column for column in kept}, dict[str, Column]()
+        for use, columns in self._read.items():
+            for name, column in columns.items():
+                if not _reads_alike(found.setdefault(name, column), column):
+                    again[_value_name(use, name)] = column
+                elif column.limit is not None:
+                    found[name] = replace(found[name], limit=column.limit)
+        order = {name: found[name] for name in (*(c.name for c in kept), *self.columns)}
+        return replace(schema, columns=(*order.values(), *others), again=again)
 
     def example(self, schema: TabularSchema) -> dict[str, Any]:
         """Return a value for each column that is read, in the form in which it is sent."""
@@ -136,21 +152,25 @@ class WindowInputs:
     def events(self, batch: RawBatch) -> list[Event]:
         """Return N rows, read with `raw_schema` or `event_schema`, as events."""
         count, values = len(batch), batch.values
-        ids = _texts(values[self.id]) if self.id else [None] * count
-        keys = _rows(self.keys, [_texts(values[name]) for name in self.keys], count)
+        ids = self._texts(values, self.id) if self.id else [None] * count
+        keys = _rows(self.keys, [self._texts(values, name) for name in self.keys], count)
         names = self.definition.numbers
-        numbers = _rows(names, [_numbers(values[name]) for name in names], count)
+        numbers = _rows(names, [_used(values, "number", name).tolist() for name in names], count)
         anomalous = zip(
             *(self._marks(values.get(name), count) for name in self.labels), strict=True
         )
         marks = map(self._marked, anomalous) if self.labels else repeat(frozenset[str](), count)
-        parts = zip(ids, _times(values[self.time]), keys, numbers, marks, strict=True)
-        return [Event(*part) for part in parts]
+        times = _times(_used(values, "time", self.time))
+        return [Event(*part) for part in zip(ids, times, keys, numbers, marks, strict=True)]
+
+    @staticmethod
+    def _texts(values: Mapping[str, Values], name: str) -> list[str | None]:
+        return _texts(_used(values, "text", name))
 
     def _marks(self, values: Values | None, count: int) -> list[bool]:
         if values is None:
             return [False] * count
-        return [self.is_anomaly(text) for text in _texts(values)]
+        return [self.is_anomaly(text) for text in _texts(as_levels(values))]
 
     def _marked(self, marks: Sequence[bool]) -> frozenset[str]:
         return frozenset(name for name, mark in zip(self.labels, marks, strict=True) if mark)
@@ -161,8 +181,13 @@ class WindowInputs:
         >>> WindowInputs(WindowDefinition({}), "at", positive=1).is_anomaly(True)
         True
         """
-        name, positive = level_name(label), level_name(self.positive)
-        return name is not None and (name == positive or SPELLINGS.get(name) == positive)
+        return level_name(label) in label_spellings(self.positive)
+
+
+def _time_format(manifest: Mapping[str, Any], data: Mapping[str, Any]) -> str | None:
+    """Return the format of times that was found in training, or else that of the configuration."""
+    found: str | None = manifest.get("data", {}).get("windows", {}).get("time_format")
+    return found or data.get("time_format")
 
 
 def entity_text(value: object) -> str | None:
@@ -174,32 +199,29 @@ def entity_text(value: object) -> str | None:
     return level_name(value) or None
 
 
-def _texts(values: Values) -> list[str | None]:
+def _reads_alike(model: Column, windows: Column) -> bool:
+    bits = (model.type, windows.type) == (ColumnType.BINARY, ColumnType.NUMERIC)
+    return bits or (model.type, model.format) == (windows.type, windows.format)
+
+
+def _value_name(use: str, name: str) -> str:
+    """Return the name of the values of a column that is read again for this use."""
+    return f"\0{use}:{name}"  # no column has such a name
+
+
+def _used(values: Mapping[str, Values], use: str, name: str) -> Any:
+    """Return a column (N,) as windows read it."""
+    return values.get(_value_name(use, name), values[name])
+
+
+def _texts(values: Levels) -> list[str | None]:
     """Return a column (N,) as texts; None where missing."""
-    if isinstance(values, Levels):
-        names = [*(name or None for name in values.names), None]
-        return [names[code] for code in values.codes.tolist()]
-    return [entity_text(value) for value in values.tolist()]
+    names = [*(name or None for name in values.names), None]
+    return [names[code] for code in values.codes.tolist()]
 
 
-def _numbers(values: Values) -> list[float]:
-    """Return a column (N,) as numbers; NaN where missing."""
-    if not isinstance(values, Levels):
-        return values.tolist()  # type: ignore[no-any-return]  # numpy's types say Any
-    numbers = [*map(_number, values.names), math.nan]
-    return [numbers[code] for code in values.codes.tolist()]
-
-
-def _number(text: str) -> float:
-    try:
-        return float(SPELLINGS.get(text, text)) if text in ("true", "false") else float(text)
-    except ValueError:
-        return math.nan
-
-
-def _times(values: Values) -> list[int | None]:
+def _times(values: Numbers) -> list[int | None]:
     """Return seconds since 1970 (N,) as whole microseconds; None where missing."""
-    assert not isinstance(values, Levels), "the schema reads times as seconds"
     missing = np.isnan(values)
     micros = np.rint(np.where(missing, 0.0, values) * MICROSECONDS).astype(np.int64)
     pairs = zip(micros.tolist(), missing.tolist(), strict=True)

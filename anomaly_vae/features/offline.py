@@ -205,11 +205,16 @@ class OfflineWindows:
         return FeatureFiles(self._folder, self._definition)
 
     def _find_duplicates(self) -> None:
-        """List the rows whose id an earlier row has, with the number, time and keys of that row."""
-        self._database.execute("""
-            CREATE TABLE firsts AS SELECT id, min(row) AS row FROM events
-            WHERE id IS NOT NULL GROUP BY id HAVING count(*) > 1
-        """)
+        """List the rows whose id an earlier event has, with the number, time and keys of that one.
+
+        Rows without a time or without any entity are no events.
+        """
+        keys = ", ".join(self._columns[f"key:{name}"] for name in self._definition.entities)
+        self._database.execute(f"""
+            CREATE TABLE firsts AS
+            SELECT id, min(row) FILTER (t IS NOT NULL AND coalesce({keys}) IS NOT NULL) AS row
+            FROM events WHERE id IS NOT NULL GROUP BY id HAVING count(*) > 1
+        """)  # noqa: S608  # names of this module
         self._database.execute("""
             CREATE TABLE again AS
             SELECT events.row AS row, first.* EXCLUDE (row, id), first.row AS own

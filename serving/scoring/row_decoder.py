@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from operator import itemgetter
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import msgspec
 import numpy as np
@@ -57,8 +57,10 @@ class RowDecoder:
         self._numbers = sum(storage != "level" for storage in storages)
         self._times = range(storages.count("number"), self._numbers)
         self._columns = columns
-        self._decoder = all(map(is_supported, self.names)) and msgspec.json.Decoder(
-            _request_type(columns, unused, id_column)
+        self._decoder = (
+            all(map(is_supported, self.names))
+            and not schema.again
+            and msgspec.json.Decoder(_request_type(columns, unused, id_column))
         )
 
     def decode(self, body: bytes) -> DecodedRequest | None:
@@ -117,6 +119,8 @@ def is_supported(name: str) -> bool:
 
 def _cell_type(column: Column) -> Any:
     """Return the type of a cell; a time that has a format may be a number."""
+    if column.limit is not None:
+        return Annotated[float, msgspec.Meta(ge=-column.limit, le=column.limit)] | None
     return str | int | float | None if column.format else column.spec.json_type
 
 

@@ -72,8 +72,9 @@ def test_each_alert_is_tested_both_ways() -> None:
     assert {name: seen for name, seen in cases.items() if seen != {True, False}} == {}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"AnomalyVAEWindowsDown"}))
 def test_each_alert_is_caused_on_live_processes(name: str) -> None:
+    """The stack has no model with windows; `tests/serving/scoring/test_windows.py` does that."""
     text = (ROOT / "tests/operations/test_stack.py").read_text(encoding="utf-8")
     assert f'"{name}" in firing' in text or f'"{name.removeprefix("AnomalyVAE")}"' in text
 

@@ -130,6 +130,13 @@ def test_the_document_says_which_routes_need_a_key(guarded):
     assert "security" not in paths["/health/live"]["get"]
 
 
+@pytest.mark.parametrize("url", ["lmdb:///a", "a.db", "redis://h:port/0"])
+def test_a_window_store_of_another_form_is_refused_at_the_start(url, monkeypatch):
+    monkeypatch.setenv("ANOMALY_VAE_WINDOWS", url)
+    with pytest.raises(ConfigError, match=r"ANOMALY_VAE_WINDOWS: .* expected sqlite:///FILE or"):
+        read_settings()
+
+
 def test_the_time_to_which_a_window_store_is_filled_must_be_a_time(monkeypatch):
     monkeypatch.setenv("ANOMALY_VAE_WINDOWS_FILLED_TO", "soon")
     with pytest.raises(

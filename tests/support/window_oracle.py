@@ -25,7 +25,9 @@ def expected_features(
     definition: WindowDefinition, row: Event, arrived: Sequence[Event]
 ) -> dict[str, float | None]:
     """Return the features of a row by name, given the events that arrived before it, in order."""
-    return {f.name: _feature(f, row, _once(arrived)) for f in definition.features}
+    rows = [row for row in arrived if row.time is not None]
+    events = _once([row for row in rows if any(row.keys.get(e) for e in definition.entities)])
+    return {f.name: _feature(f, row, events) for f in definition.features}
 
 
 def _once(events: Sequence[Event]) -> list[Event]:

@@ -93,7 +93,11 @@ def open_backend(options: StoreOptions) -> Backend:
     except ImportError as error:
         reason = "window stores of redis:// need: pip install 'anomaly-vae[redis]'"
         raise ConfigError(f"{error}; {reason}", key=VARIABLE) from None
-    return RedisBackend(url, options.seconds)
+    try:
+        return RedisBackend(url, options.seconds)
+    except ValueError as error:
+        reason = f"window store '{masked(url)}': {error}; expected {FORMS}"
+        raise ConfigError(reason, key=VARIABLE) from None
 
 
 def forget_entity(options: StoreOptions, entity: str, value: object) -> int:

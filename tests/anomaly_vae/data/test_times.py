@@ -77,6 +77,12 @@ def test_a_value_that_does_not_fit_its_format_names_the_format() -> None:
         parse_time(True, "epoch_ms")
 
 
+@pytest.mark.parametrize("value", [1e17, -1e300, float("nan"), float("inf"), 10**400])
+def test_numbers_outside_the_years_1_to_9999_are_no_times(value: float) -> None:
+    with pytest.raises((ValueError, OverflowError)):
+        parse_time(value, "epoch_ms")
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [

@@ -93,3 +93,27 @@ def test_a_damaged_definition_is_refused():
     data = {"time": "at", "windows": {"card": {"over": ["soon"]}}}
     with pytest.raises(BundleError, match="its windows cannot be read"):
         WindowInputs.from_manifest({"name": "fraud", "config": {"data": data}})
+
+
+def test_times_have_the_format_that_was_found_in_training():
+    data = {"time": "at", "time_format": "%d/%m/%Y", "windows": {"card": {"over": ["1h"]}}}
+    data["windows"]["card"]["count"] = True
+    manifest = {"name": "fraud", "config": {"data": data}}
+    assert WindowInputs.from_manifest(manifest).time_format == "%d/%m/%Y"
+    found = manifest | {"data": {"windows": {"time_format": "epoch_ms"}}}
+    assert WindowInputs.from_manifest(found).time_format == "epoch_ms"
+
+
+@pytest.mark.parametrize("value", [2e150, -2e150])
+def test_numbers_beyond_the_limit_are_problems(value):
+    for schema in (INPUTS.raw_schema(SCHEMA), INPUTS.event_schema(SCHEMA)):
+        (problem,) = schema.from_records([RECORD | {"TX_AMOUNT": value}]).problems
+        assert (problem.column, "at most 1e+150" in problem.reason) == ("TX_AMOUNT", True)
+
+
+def test_bits_of_the_model_are_numbers_of_windows():
+    windows = {"card": EntityWindows(over=("1h",), of={"chip": ("mean",)})}
+    schema = TabularSchema((Column("chip", ColumnType.BINARY),), literal_text=True)
+    raw = (inputs := WindowInputs(WindowDefinition(windows), "at")).raw_schema(schema)
+    events = inputs.events(raw.from_records([{"chip": True}, {"chip": 0}]))
+    assert ([event.numbers["chip"] for event in events], raw.again) == ([1.0, 0.0], {})

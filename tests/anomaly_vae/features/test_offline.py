@@ -157,6 +157,24 @@ def test_spellings_of_one_entity_are_one(spelling: object) -> None:
     assert found[0]["card_count_4s"] == 1
 
 
+@pytest.mark.parametrize(
+    "change", [{"time": None}, {"card": None, "shop": None}, {"card": "", "shop": ""}]
+)
+def test_an_id_is_that_of_the_first_event_and_not_of_a_row_that_is_none(
+    change: dict[str, Any],
+) -> None:
+    first = {**TYPED, "id": "b", "time": 3.0, "card": "c", "shop": None}
+    rows = [first | change, first, first | {"id": "a", "time": 5.0}]
+    assert features(rows)[2]["card_count_4s"] == 1
+
+
+def test_empty_texts_are_missing() -> None:
+    rows = [{**TYPED, "time": time, "id": "", "card": card} for time, card in ((1, "c"), (2, " "))]
+    found = features([*rows, TYPED | {"time": 3, "id": "x"}])
+    assert math.isnan(found[1]["card_count_4s"])
+    assert (found[2]["card_count_4s"], found[2]["shop_count_10s"]) == (1, 2)
+
+
 def test_large_numbers_keep_small_deviations() -> None:
     row = {"id": None, "card": "1", "shop": "x", "fraud": 0}
     amounts = [1e12 + 1, 1e12 + 3, 1e12 + 5, 0.0]

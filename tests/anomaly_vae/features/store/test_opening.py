@@ -32,7 +32,9 @@ def test_redis_and_valkey_are_opened_when_they_are_used():
         assert isinstance(open_backend(StoreOptions(f"{scheme}://:secret@h:1/0")), RedisBackend)
 
 
-@pytest.mark.parametrize("url", ["lmdb:///a", "sqlite://", "a.db", "redis://", "http://u:pass@h"])
+@pytest.mark.parametrize(
+    "url", ["lmdb:///a", "sqlite://", "a.db", "redis://", "http://u:pass@h", "redis://h:p/0"]
+)
 def test_another_url_is_refused_without_its_password(url):
     with pytest.raises(ConfigError, match="expected sqlite:///FILE or redis://") as error:
         open_backend(StoreOptions(url))
