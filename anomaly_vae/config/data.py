@@ -16,6 +16,7 @@ from anomaly_vae.config.base import (
     Seed,
     Span,
     TimeInterval,
+    check_zone,
     span_seconds,
     utc,
 )
@@ -240,12 +241,20 @@ class TabularData(DataConfig):
     """Format of times that are not ISO 8601: as in `strptime`, such as `%d/%m/%Y %H:%M`, or
     `epoch_s`, `epoch_ms`, `epoch_us`, `epoch_ns`; null: recognised where the column leaves no
     doubt."""
+    timezone: str | None = None
+    """Time zone of the days by which rows are counted or ranked, such as `Europe/Berlin`; null:
+    UTC."""
     csv: CsvConfig = CsvConfig()
     """Form of CSV files."""
     labels: str | tuple[str, ...] | None = None
     """Files, folders or globs of labels that arrive late, with the columns `data.id`, `data.label`
     (or `label`) and optionally `at`; they override labels in the data. Needs `data.id`; null:
     none."""
+
+    @field_validator("timezone")
+    @classmethod
+    def _check_timezone(cls, value: str | None) -> str | None:
+        return check_zone(value)
 
     @field_validator("time_format")
     @classmethod
@@ -316,6 +325,7 @@ class TabularData(DataConfig):
         optional: dict[str, Any] = {
             "types": {},
             "time_format": None,
+            "timezone": None,
             "csv": CsvConfig(),
             "label_delay": None,
         }

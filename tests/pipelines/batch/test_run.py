@@ -124,8 +124,8 @@ def content(folder: Path) -> dict[str, Any]:
 def finished(folder: Path) -> dict[str, tuple[int, int]]:
     """Inode and time of each part that has a record."""
     records = [json.loads(p.read_bytes()) for p in (folder / RUN).glob("[0-9]*.json")]
-    names = [record["part"] or record["held"] for record in records]
-    found = {name: (folder / name).stat() for name in names if name and (folder / name).exists()}
+    names = [name for record in records for name in (*record["parts"], record["held"]) if name]
+    found = {name: (folder / name).stat() for name in names if (folder / name).exists()}
     return {name: (status.st_ino, status.st_mtime_ns) for name, status in found.items()}
 
 
