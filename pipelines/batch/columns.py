@@ -47,7 +47,7 @@ def carry(names: Iterable[str], heads: Mapping[Path, Head]) -> Carried:
     """Return columns with the types that they have in all files.
 
     Raises:
-        DataError: a column holds lists or records, or its types contradict each other.
+        DataError: a column holds lists or records.
     """
     types = {}
     for name in dict.fromkeys(names):
@@ -59,8 +59,16 @@ def carry(names: Iterable[str], heads: Mapping[Path, Head]) -> Carried:
                     "carry; name a plain column",
                     column=name,
                 )
-        types[name] = common_type(name, having) if having else pa.null()
+        types[name] = _type(name, having)
     return Carried(types)
+
+
+def _type(name: str, heads: Mapping[Path, Head]) -> pa.DataType:
+    """Return the type of a column in a result: text if files write it with contradictory types."""
+    try:
+        return common_type(name, heads) if heads else pa.null()
+    except DataError:
+        return pa.string()
 
 
 def check_columns(

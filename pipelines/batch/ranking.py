@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 DAY, FEATURES = "day", ".features"
 """Columns of rows to choose from: their day, and what is needed to explain them."""
-MAX_TOP = 100_000
-"""Maximum number of rows that are chosen each day."""
 
 
 @dataclass(frozen=True)
