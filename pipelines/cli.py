@@ -8,6 +8,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from csv import reader as csv_reader
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -29,6 +30,8 @@ DONE, FAULT, USAGE, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit codes: success, error, wrong usage, refused promotion, and interruption."""
 TRAIN_LIBRARIES = frozenset({"matplotlib", "mlflow", "onnx", "pandas", "scipy", "sklearn", "torch"})
 """Libraries that only the extra `train` installs."""
+MAX_TOP = 100_000
+"""Maximum number of rows that are ranked each day."""
 FLOWS = {
     ("score", "tabular"): "pipelines.batch.tables:score_files",
     ("score", "image"): "pipelines.batch.images:score_images",
@@ -79,6 +82,19 @@ class Engine(StrEnum):
     """An engine that scores a batch."""
 
     LOCAL = "local"
+
+
+class ResultFormat(StrEnum):
+    """A format of batch results."""
+
+    PARQUET = "parquet"
+    CSV = "csv"
+
+
+class Period(StrEnum):
+    """A period by which rows are ranked."""
+
+    DAY = "day"
 
 
 class ExplainedRows(StrEnum):
@@ -371,6 +387,40 @@ def score(
         bool,
         typer.Option("--dicom-out", help="write heatmaps of flagged DICOM images as DICOM"),
     ] = False,
+    only_flagged: Annotated[
+        bool, typer.Option("--only-flagged", help="write flagged rows only; all are counted")
+    ] = False,
+    top: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, max=MAX_TOP, help="rank the N highest rows in a file of their own"
+        ),
+    ] = None,
+    per: Annotated[Period | None, typer.Option(help="with --top: rank N rows of each day")] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="with --top: rank each value of this column once, by its highest row",
+        ),
+    ] = None,
+    columns_out: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="C,…", help="columns of the input to write beside the ids; may be repeated"
+        ),
+    ] = None,
+    format_: Annotated[
+        ResultFormat, typer.Option("--format", help="format of the scores")
+    ] = ResultFormat.PARQUET,
+    partition_by: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="divide the rows into folders such as COLUMN=value"),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="score only the first N rows or image files"),
+    ] = None,
     fdr: Annotated[
         float | None,
         typer.Option(
@@ -395,8 +445,12 @@ def score(
             "--fdr flags images once all of them are scored, too late to draw them; leave out "
             "--heatmaps and --dicom-out"
         )
+    if top is None and (per or by):
+        raise typer.BadParameter(f"--{'per' if per else 'by'} is for --top N; add it")
     from pipelines.batch.common import ExplainRows, HeatmapOptions, flags_in_words
     from pipelines.batch.engines import Engine as BatchEngine
+    from pipelines.batch.layout import Format
+    from pipelines.batch.options import OutputOptions
     from pipelines.batch.run import RunOptions, open_recorded
 
     source = open_recorded(model, output, restart)
@@ -409,6 +463,16 @@ def score(
         fdr,
         explain_rows=ExplainRows(explain_rows),
         run=RunOptions(workers, BatchEngine(engine), restart),
+        outputs=OutputOptions(
+            Format(format_),
+            only_flagged,
+            _column_names(columns_out),
+            partition_by,
+            limit,
+            top,
+            per is not None,
+            by,
+        ),
         **_table_options(source, csv, history),
     )
     console.info(
@@ -867,6 +931,18 @@ def _open_model(uri: str) -> LoadedModel:
     from pipelines.registry.model_uri import open_model
 
     return open_model(uri)
+
+
+def _column_names(options: list[str] | None) -> tuple[str, ...]:
+    """Return the names in lists that are separated by commas; quotes enclose a name with one.
+
+    Raises:
+        BadParameter: a name is empty.
+    """
+    names = [name for row in csv_reader(options or (), skipinitialspace=True) for name in row]
+    if options and not all(names):
+        raise typer.BadParameter(f"--columns-out '{options[0]}': expected names such as A,B")
+    return tuple(dict.fromkeys(names))
 
 
 def _explain_option(explain: str | None) -> int | str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 from typing import Annotated
+from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -63,6 +64,22 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+
+def check_zone(name: str | None) -> str | None:
+    """Return the name of a time zone, or None.
+
+    Raises:
+        ValueError: there is no such time zone.
+    """
+    try:
+        if name is not None:
+            ZoneInfo(name)
+    except (KeyError, ValueError, OSError):
+        raise ValueError(
+            "there is no such time zone; give a name such as Europe/Berlin or America/New_York"
+        ) from None
+    return name
 
 
 def utc(moment: dt.datetime) -> dt.datetime:

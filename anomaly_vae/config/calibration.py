@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from typing import Any, ClassVar
-from zoneinfo import ZoneInfo
 
 from pydantic import Field, field_validator, model_validator
 
-from anomaly_vae.config.base import Fraction, Section
+from anomaly_vae.config.base import Fraction, Section, check_zone
 from anomaly_vae.types import Method
 
 
@@ -45,7 +44,8 @@ class CalibrationConfig(Section):
     """For `budget` with `per_day`: column of which each value counts as one alert a day, such as a
     customer, for tables only; null: rows count."""
     time_zone: str | None = None
-    """For `budget` with `per_day`: time zone of the days, such as `Europe/Berlin`; null: UTC."""
+    """For `budget` with `per_day`: time zone of the days, such as `Europe/Berlin`; null: that of
+    `data.timezone`."""
     costs: CostConfig = CostConfig()
     """For `cost`: costs whose expected sum the threshold minimises."""
     f_beta: float = Field(1.0, gt=0)
@@ -90,14 +90,7 @@ class CalibrationConfig(Section):
     @field_validator("time_zone")
     @classmethod
     def _check_time_zone(cls, value: str | None) -> str | None:
-        try:
-            if value is not None:
-                ZoneInfo(value)
-        except (KeyError, ValueError, OSError):
-            raise ValueError(
-                "there is no such time zone; give a name such as Europe/Berlin or America/New_York"
-            ) from None
-        return value
+        return check_zone(value)
 
     @model_validator(mode="before")
     @classmethod

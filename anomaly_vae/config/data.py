@@ -17,6 +17,7 @@ from anomaly_vae.config.base import (
     Seed,
     Span,
     TimeInterval,
+    check_zone,
     span_seconds,
     utc,
 )
@@ -242,6 +243,9 @@ class TabularData(DataConfig):
     """Format of times that are not ISO 8601: as in `strptime`, such as `%d/%m/%Y %H:%M`, or
     `epoch_s`, `epoch_ms`, `epoch_us`, `epoch_ns`; null: recognised where the column leaves no
     doubt."""
+    timezone: str | None = None
+    """Time zone of the days by which rows are counted or ranked, such as `Europe/Berlin`; null:
+    UTC."""
     csv: CsvConfig = CsvConfig()
     """Form of CSV files."""
     labels: str | tuple[str, ...] | None = None
@@ -253,6 +257,11 @@ class TabularData(DataConfig):
     events; see docs/windows.md."""
     windows_horizon: Duration = "1d"
     """Greatest delay with which an event may arrive and still be placed at its own time."""
+
+    @field_validator("timezone")
+    @classmethod
+    def _check_timezone(cls, value: str | None) -> str | None:
+        return check_zone(value)
 
     @field_validator("time_format")
     @classmethod
@@ -366,6 +375,7 @@ class TabularData(DataConfig):
         optional: dict[str, Any] = {
             "types": {},
             "time_format": None,
+            "timezone": None,
             "csv": CsvConfig(),
             "label_delay": None,
             "windows": {},

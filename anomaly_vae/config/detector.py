@@ -130,6 +130,17 @@ class TabularConfig(BaseConfig):
                     return {**value, "data": {**data, "ignore": (*ignore, column)}}
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_time_zone(cls, value: Any) -> Any:
+        """Count the alerts of a budget per day in the time zone of the data."""
+        match value:
+            case {"calibration": {"per_day": per_day, **rest}, "data": {"timezone": zone}}:
+                if per_day and zone and rest.get("time_zone") is None:
+                    calibration = {**rest, "per_day": per_day, "time_zone": zone}
+                    return {**value, "calibration": calibration}
+        return value
+
     def resolve(self, n_columns: int, n_rows: int) -> ResolvedTabularConfig:
         """Fill in all sizes that depend on the data.
 

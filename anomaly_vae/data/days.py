@@ -112,6 +112,21 @@ def complete_days(
     return Days(by_row, dates[complete], left_out, float(scale))
 
 
+def day_numbers(seconds: Floats, zone: str | None = None) -> Integers:
+    """Return the day (N,) of each time, as days since 1970; the first one where it is unknown.
+
+    Args:
+        seconds: (N,) times in seconds since 1970, NaN if unknown.
+        zone: the time zone of the days, such as Europe/Berlin; None for UTC.
+
+    >>> day_numbers(np.array([86_399.0, 86_400.0])).tolist()
+    [0, 1]
+    >>> day_numbers(np.array([86_399.0]), "Asia/Kolkata").tolist()
+    [1]
+    """
+    return _day_and_clock(seconds, zone)[0]
+
+
 def _day_and_clock(seconds: Floats, zone: str | None) -> tuple[Integers, Floats]:
     """Return the day (N,) since 1970 and the seconds (N,) since its midnight of each time."""
     known = np.where(np.isnan(seconds), 0.0, seconds)

@@ -263,7 +263,7 @@ def summary_of(
         "rejected_by_column": dict(counts.rejects_by_column.most_common()),
         "score_quantiles": counts.scores.quantiles(),
         "guarantee": report.to_json(),
-        "parts": [record.part_name for record in records if record.rows],
+        "parts": [name for record in records for name in record.parts],
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,15 @@ import pyarrow.parquet as pq
 from anomaly_vae.calibration.conformal import Calibration, conformal_threshold, discovery_level
 from anomaly_vae.errors import CalibrationError
 from pipelines.batch.common import EXPLANATION_COLUMNS, ExplainRows
-from pipelines.batch.results import Record, ResultFolder, parquet_writer, record_name
+from pipelines.batch.layout import PLAIN, Layout
+from pipelines.batch.results import (
+    RUN,
+    PartFiles,
+    Record,
+    ResultFolder,
+    record_name,
+    write_parquet,
+)
 
 Thresholds = dict[str | None, float | None]
 """Threshold by group."""
@@ -40,15 +48,17 @@ class FdrPass:
     """A second pass that flags all rows together by Benjamini & Hochberg (1995).
 
     The flags depend on the p-values of the whole batch. Parts are therefore held until the last
-    one is scored, and then written once more, with their flags. The p-values are counted anew from
-    the finished parts. There are no more distinct ones than calibration scores, so that counting
-    them takes little memory.
+    one is scored, and then written once more, with their flags. The p-values of each part are
+    counted and kept beside it, because the part itself may contain only flagged rows. There are no
+    more distinct ones than calibration scores, so that counting them takes little memory.
     """
 
     calibration: Calibration
     fdr: float
     explained: ExplainRows = ExplainRows.FLAGGED
     """The rows that keep their explanation."""
+    layout: Layout = PLAIN
+    """The files of the parts."""
 
     def run(
         self, folder: ResultFolder, records: Sequence[Record]
@@ -76,15 +86,20 @@ class FdrPass:
         """Write a part with its flags, unless it is written already."""
         if not record.held:
             return record
-        name = record.part_name
-        with folder.create(name) as path, folder.open(record.held) as source:
-            held = pq.ParquetFile(source)
-            with parquet_writer(path, held.schema_arrow) as writer:
-                for group in range(held.num_row_groups):
-                    writer.write_table(self._flagged(held.read_row_group(group), alpha, thresholds))
+        counts = Counter[float]()
+        files = PartFiles(folder, record.stem, self.layout)
+        try:
+            for table in _held_rows(folder, record.held):
+                counts.update(_distinct(table["p_value"]))
+                files.write(self._flagged(table, alpha, thresholds))
+            parts = files.finish()
+        finally:
+            files.close()
+        p_values = f"{RUN}/{record.stem}.p_values.parquet"
+        write_parquet(folder, p_values, _counts_table(counts))
         digests = {n: d for n, d in record.digests.items() if n != record.held}
-        digests[name] = folder.digest(name) or ""
-        done = replace(record, part=name, held=None, digests=digests)
+        digests |= {name: folder.digest(name) or "" for name in (*parts, p_values)}
+        done = replace(record, parts=parts, held=None, p_values=p_values, digests=digests)
         folder.write(record_name(record.unit, record.number), done.to_bytes())
         folder.remove(record.held)
         return done
@@ -111,12 +126,36 @@ class FdrPass:
 def _p_value_counts(folder: ResultFolder, records: Sequence[Record]) -> Counter[float]:
     """Count the p-values of all parts."""
     counts: Counter[float] = Counter()
-    for name in filter(None, (record.rows for record in records)):
-        with folder.open(name) as source, pq.ParquetFile(source) as file:
-            for batch in file.iter_batches(columns=["p_value"], use_threads=False):
-                values, rows = np.unique(batch.column(0).to_numpy(), return_counts=True)
-                counts.update(dict(zip(values.tolist(), rows.tolist(), strict=True)))
+    for record in records:
+        if record.p_values:
+            with folder.open(record.p_values) as source:
+                values, rows = (column.to_pylist() for column in pq.read_table(source).columns)
+            counts.update(dict(zip(values, rows, strict=True)))
+        elif record.held:
+            for table in _held_rows(folder, record.held, ["p_value"]):
+                counts.update(_distinct(table["p_value"]))
     return counts
+
+
+def _held_rows(
+    folder: ResultFolder, name: str, columns: Sequence[str] | None = None
+) -> Iterator[pa.Table]:
+    """Yield the rows of a held part, one row group at a time."""
+    with folder.open(name) as source, pq.ParquetFile(source) as file:
+        for group in range(file.num_row_groups):
+            yield file.read_row_group(group, columns, use_threads=False)
+
+
+def _distinct(p_values: pa.ChunkedArray) -> dict[float, int]:
+    """Return how often each p-value occurs."""
+    values, rows = np.unique(p_values.to_numpy(), return_counts=True)
+    return dict(zip(values.tolist(), rows.tolist(), strict=True))
+
+
+def _counts_table(counts: Counter[float]) -> pa.Table:
+    ordered = sorted(counts)
+    rows = pa.array([counts[p] for p in ordered], pa.int64())
+    return pa.table({"p_value": pa.array(ordered, pa.float64()), "rows": rows})
 
 
 def _replaced(table: pa.Table, name: str, values: pa.Array) -> pa.Table:

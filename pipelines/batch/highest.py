@@ -30,7 +30,11 @@ def show_highest(folder: Path, parts: Sequence[str], wording: Wording) -> None:
         parts: names of the parts.
         wording: words for the columns of the model.
     """
-    if not parts or "rest" not in pq.read_schema(folder / parts[0]).names:
+    if (
+        not parts
+        or parts[0].endswith(".csv")
+        or "rest" not in pq.read_schema(folder / parts[0]).names
+    ):
         return
     places = (place for name in parts for place in _highest(folder, name))
     found = [_row(folder, *place[1:]) for place in heapq.nlargest(MAX_SHOWN, places)]

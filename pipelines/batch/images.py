@@ -21,7 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomaly_vae.errors import DataError
+from anomaly_vae.errors import ConfigError, DataError
 from anomaly_vae.images.encoding import ImageEncoding
 from anomaly_vae.images.heatmaps import png
 from anomaly_vae.images.schema import ImageSchema
@@ -36,8 +36,11 @@ from anomaly_vae.scoring.modality import image_modality
 from anomaly_vae.scoring.scorer import ScoreParts
 from anomaly_vae.scoring.wording import Wording
 from pipelines import console
+from pipelines.batch.candidates import Candidates
 from pipelines.batch.common import (
+    GROUP_COLUMNS,
     NO_HEATMAPS,
+    RESULT_COLUMNS,
     UNREADABLE,
     Explain,
     Explaining,
@@ -55,9 +58,12 @@ from pipelines.batch.common import (
 from pipelines.batch.counts import Counts
 from pipelines.batch.fdr import FdrPass, check_controllable
 from pipelines.batch.highest import show_highest
+from pipelines.batch.options import ALL_ROWS, OutputOptions
 from pipelines.batch.plan import Piece, Place, Plan, Unit, cut, input_of
+from pipelines.batch.ranking import FEATURES
 from pipelines.batch.results import DICOM, FILE, HEATMAPS, Record, ResultFolder, rejects_of
 from pipelines.batch.run import DEFAULTS, Batch, RunOptions, run_batch
+from pipelines.batch.top import TopPass
 from pipelines.batch.units import Scored
 from pipelines.datasets.image_batches import Batch as ImagesOfFiles
 from pipelines.datasets.image_batches import read_images
@@ -86,6 +92,7 @@ def score_images(
     fdr: float | None = None,
     explain_rows: ExplainRows = ExplainRows.FLAGGED,
     run: RunOptions = DEFAULTS,
+    outputs: OutputOptions = ALL_ROWS,
 ) -> dict[str, Any]:
     """Score every image of every file into a folder, and return the summary.
 
@@ -100,10 +107,13 @@ def score_images(
         fdr: False discovery rate at which to flag images, instead of by the threshold.
         explain_rows: The images whose regions are listed.
         run: Options that do not affect the result.
+        outputs: The images and columns of a manifest that are written, and how.
 
     Raises:
-        DataError: No file is found, one lies in ``output``, or ``output`` holds other files or a
-            result of another model, of other options or of other files.
+        ConfigError: Images are to be ranked by day.
+        DataError: A column of ``outputs`` is not in the manifest, no file is found, one lies in
+            ``output``, or ``output`` holds other files or a result of another model, of other
+            options or of other files.
         BundleError: The model is for tables.
     """
     output, calibration = Path(output), source.bundle.detector.calibration
@@ -111,19 +121,37 @@ def score_images(
     scorer = source.bundle.scorer
     schema, encoding = image_modality(scorer.schema, scorer.encoding)
     files = exclude_output(paths, list_files(paths), output, lambda file: file.path)
+    found, files = len(files), files[: outputs.limit]
     key = ID_FIELD if any(ID in file.attributes for file in files) else None
+    _check_outputs(outputs, files, key)
+    layout = outputs.layout([PATH, FRAME])
+    ids = () if key is None else (ID,)
+    candidates = Candidates.of_layout(layout, (*ids, *outputs.top_columns()))
     options = {
         "--explain": explain,
         "--explain-rows": explain_rows if explain else None,
         "--fdr": fdr,
         "--heatmaps": heatmaps.png,
         "--dicom-out": heatmaps.dicom,
+        **outputs.in_plan,
     }
-    plan = _plan(model_entry(source), options, files)
+    columns = tuple(dict.fromkeys((*outputs.part_columns, *outputs.top_columns())))
+    plan = _plan(model_entry(source), options, files, columns)
     folder = ResultFolder(output)
     writer = _HeatmapWriter(source, encoding, folder, heatmaps)
     explaining = Explaining(explain, explain_rows, fdr)
-    job = ImageJob(source, schema, tuple(files), key, explaining, writer)
+    job = ImageJob(
+        source,
+        schema,
+        tuple(files),
+        key,
+        explaining,
+        writer,
+        columns,
+        outputs.part_columns,
+        candidates,
+    )
+    wording = Wording.of(encoding)
 
     def summarise(counts: Counts, records: Sequence[Record]) -> dict[str, Any]:
         reasons = _reasons(folder, records, files)
@@ -131,6 +159,8 @@ def score_images(
         _show_colour(schema, counts)
         summary = summary_of(source, len(files), counts, records)
         scored = counts.others[FILES_SCORED]
+        if outputs.limit is not None:
+            summary |= {"limit": outputs.limit, "limited": found > outputs.limit}
         return summary | {
             "files_scored": scored,
             "files_rejected": len(files) - scored,
@@ -145,18 +175,41 @@ def score_images(
         [file.name for file in files],
         lambda _: None,
         summarise,
-        None if fdr is None else FdrPass(calibration, fdr, explain_rows),
+        None if fdr is None else FdrPass(calibration, fdr, explain_rows, layout),
+        layout,
+        TopPass.of_layout(layout, job.explain_rows, wording, explain),
         total=len(files),
         unit="images",
     )
     summary = run_batch(batch, output, run)
-    show_highest(output, summary["parts"], Wording.of(encoding))
+    show_highest(output, summary["parts"], wording)
     return summary
 
 
-def _plan(model: Mapping[str, Any], options: Mapping[str, Any], files: Sequence[ImageFile]) -> Plan:
-    """Plan the scoring of these files."""
-    inputs = tuple(input_of(file.path, None, file.name, _detail(file)) for file in files)
+def _check_outputs(
+    outputs: OutputOptions, files: Sequence[ImageFile], key: pa.Field | None
+) -> None:
+    """Check the columns of the manifests that a result is to have.
+
+    Raises:
+        ConfigError: images are to be ranked by day.
+        DataError: a column is unknown, or has the name of a result column.
+    """
+    if outputs.per_day:
+        raise ConfigError("--per day is for tables, as images have no times; leave it out")
+    available = {name for file in files for name in file.attributes}
+    reserved = {*RESULT_COLUMNS, *GROUP_COLUMNS, "regions", PATH, FRAME} - {"group"}
+    outputs.check(available, reserved, ID if key is not None else None)
+
+
+def _plan(
+    model: Mapping[str, Any],
+    options: Mapping[str, Any],
+    files: Sequence[ImageFile],
+    columns: Sequence[str],
+) -> Plan:
+    """Plan the scoring of these files; ``columns`` are those of manifests that are carried."""
+    inputs = tuple(input_of(file.path, None, file.name, _detail(file, columns)) for file in files)
     pieces = [
         Piece(Place(i), max(1 / PART_FILES, item.bytes / PART_BYTES))
         for i, item in enumerate(inputs)
@@ -164,11 +217,12 @@ def _plan(model: Mapping[str, Any], options: Mapping[str, Any], files: Sequence[
     return Plan(model, options, inputs, tuple(cut(pieces, Place(len(files)))))
 
 
-def _detail(file: ImageFile) -> str:
-    """Return a digest of what a manifest says of a file; empty without a manifest."""
+def _detail(file: ImageFile, columns: Sequence[str]) -> str:
+    """Return a digest of what the result has of a file's row in a manifest; empty without one."""
     if file.row is None and not file.problem:
         return ""
-    content = [str(file.path), file.attributes.get(ID), file.problem, file.row, file.place]
+    cells = [file.attributes.get(name) for name in (ID, *columns)]
+    content = [str(file.path), *cells, file.problem, file.row, file.place]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
@@ -279,6 +333,12 @@ class ImageJob:
     key: pa.Field | None
     explaining: Explaining
     writer: _HeatmapWriter
+    carried: tuple[str, ...] = ()
+    """Columns of the manifests that are written or ranked by."""
+    columns: tuple[str, ...] = ()
+    """Those of them that the parts have."""
+    candidates: Candidates | None = None
+    """Choice of the images that may be among the highest; None if none are ranked."""
 
     def read(self, unit: Unit) -> Iterator[ImageTask]:
         """Yield the files of a unit, a few at a time; they are read where they are scored."""
@@ -297,7 +357,8 @@ class ImageJob:
         for part in scored:
             counts.add(part.counts)
         counts.others[FILES_SCORED] += len(files)
-        return Scored(_joined(tables), _joined(rejects), counts)
+        chosen = [part.candidates for part in scored if part.candidates is not None]
+        return Scored(_joined(tables), _joined(rejects), counts, _joined(chosen))
 
     def _score_batch(self, task: ImageTask, batch: ImagesOfFiles) -> Scored:
         """Score or reject the images of a batch."""
@@ -306,10 +367,10 @@ class ImageJob:
             for p in batch.images.problems
         ]
         rows = np.flatnonzero(batch.images.usable)
-        table, counts = self._score(task, batch, rows) if len(rows) else (None, Counts())
-        counts.rejects_by_column.update([UNREADABLE] * len(rejects))
-        counts.others[IN_COLOUR] += batch.images.seen.in_colour
-        return Scored(table, reject_table(rejects, self.key), counts)
+        scored = self._score(task, batch, rows) if len(rows) else Scored(None, None, Counts())
+        scored.counts.rejects_by_column.update([UNREADABLE] * len(rejects))
+        scored.counts.others[IN_COLOUR] += batch.images.seen.in_colour
+        return scored._replace(rejects=reject_table(rejects, self.key))
 
     def _reject(self, task: ImageTask, index: int, frame: int | None, reason: str) -> Reject:
         """Return a frame, a file (``frame`` is None) or a row of a manifest that names no file."""
@@ -320,9 +381,7 @@ class ImageJob:
             frame = file.row
         return Reject(task.first + index, frame, file.attributes.get(ID), None, reason)
 
-    def _score(
-        self, task: ImageTask, batch: ImagesOfFiles, rows: NDArray[np.intp]
-    ) -> tuple[pa.Table, Counts]:
+    def _score(self, task: ImageTask, batch: ImagesOfFiles, rows: NDArray[np.intp]) -> Scored:
         files = [task.files[batch.files[row]] for row in rows]
         frames = [batch.frames[row] or 0 for row in rows]
         images, bundle = batch.images.take(rows), self.source.bundle
@@ -336,13 +395,43 @@ class ImageJob:
             column = dict(zip(explained.tolist(), self._explain(parts), strict=True))
             column = {row: column[row] for row in listed.tolist()}
             counts.others.update(self._draw(files, frames, detections, drawn, explained, parts))
+        columns = self._columns(files, frames)
         table = result_table(
-            self._keys(files, frames),
+            {name: columns[name] for name in columns if self._is_shown(name)},
             detections,
             self.explaining.column(detections, column),
             images=True,
         )
-        return table, counts
+        if self.candidates is None:
+            return Scored(table, None, counts)
+        indexes = task.first + np.array(batch.files)[rows]
+        chosen = self.candidates.of(
+            columns,
+            detections,
+            None,
+            lambda positions: pa.array(indexes[positions], pa.int64()),
+        )
+        return Scored(table, None, counts, chosen)
+
+    def _is_shown(self, name: str) -> bool:
+        """Return whether the parts have a column."""
+        return name in (PATH, FRAME, ID, *self.columns)
+
+    def explain_rows(self, rows: pa.Table) -> list[Explanation | None]:
+        """Explain images, which are read again; None for one that has changed in the meantime."""
+        pairs = zip(rows[FEATURES].to_pylist(), rows[FRAME].to_pylist(), strict=True)
+        return [self._explain_image(*pair) for pair in pairs]
+
+    def _explain_image(self, index: int, frame: int) -> Explanation | None:
+        for batch in read_images([self.files[index]], self.schema):
+            usable = batch.images.usable
+            found = [i for i, n in enumerate(batch.frames) if (n or 0) == frame and usable[i]]
+            if found:
+                images = batch.images.take(np.array(found[:1]))
+                parts = self.source.bundle.detector.scorer.explain(images)
+                scale = self.source.bundle.heat_scale
+                return region_explanations(self.writer.encoding, scale, parts, None)[0]
+        return None
 
     def _drawn(self, detections: Detections) -> NDArray[np.intp]:
         """Return the positions of the images that get a heatmap."""
@@ -368,15 +457,17 @@ class ImageJob:
         scale, most = self.source.bundle.heat_scale, max_contributions(self.explaining.most)
         return region_explanations(self.writer.encoding, scale, parts, most)
 
-    def _keys(self, files: Sequence[ImageFile], frames: Sequence[int]) -> dict[str, pa.Array]:
-        """Return the columns that identify images; ids are written if a manifest has them."""
-        keys = {
+    def _columns(self, files: Sequence[ImageFile], frames: Sequence[int]) -> dict[str, pa.Array]:
+        """Return the columns that identify images, and those of the manifests that are carried."""
+        names = (*([ID] if self.key is not None else ()), *self.carried)
+        return {
             PATH: pa.array([file.name for file in files], pa.string()),
             FRAME: pa.array(frames, pa.int32()),
+            **{
+                name: pa.array([file.attributes.get(name) for file in files], pa.string())
+                for name in names
+            },
         }
-        if self.key is not None:
-            keys[ID] = pa.array([file.attributes.get(ID) for file in files], ID_FIELD.type)
-        return keys
 
 
 def _joined(tables: Sequence[pa.Table]) -> pa.Table | None:

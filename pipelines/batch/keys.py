@@ -44,6 +44,11 @@ class Keys:
         """Name and type of the ids; None if there are none."""
         return None if self.id is None else pa.field(self.id, self.type)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the key columns, in order."""
+        return (*(() if self.id is None else (self.id,)), *(("row",) if self.rows else ()))
+
     def of(self, ids: pa.Array | None, rows: NDArray[np.int64]) -> dict[str, pa.Array]:
         """Return the key columns of the rows with these ids and positions (N,)."""
         columns = {} if self.id is None else {self.id: ids}
@@ -59,14 +64,15 @@ class Keys:
         if is_bytes(self.type):
             return normalise_array(column).cast(self.type), []
         ids, problems = text_from_arrow(column)
-        return _cast(ids, self.type), [RowProblem(p.row, self.id, p.reason) for p in problems]
+        return cast_cells(ids, self.type), [RowProblem(p.row, self.id, p.reason) for p in problems]
 
 
-def _cast(ids: pa.Array, kind: pa.DataType) -> pa.Array:
+def cast_cells(cells: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Return cells (N,) in the type that `common_type` gives."""
     try:
-        return ids.cast(kind)
+        return cells.cast(kind)
     except pa.ArrowException:  # Arrow cannot write every type as text
-        return pa.array([None if v is None else str(v) for v in ids.to_pylist()], kind)
+        return pa.array([None if v is None else str(v) for v in cells.to_pylist()], kind)
 
 
 def find_keys(name: str | None, heads: Mapping[Path, Head], reserved: Sequence[str]) -> Keys:
@@ -84,7 +90,7 @@ def find_keys(name: str | None, heads: Mapping[Path, Head], reserved: Sequence[s
     having = {path: head for path, head in heads.items() if name in head.schema.names}
     keys = Keys(
         name if having else None,
-        _common_type(name or "", having),
+        common_type(name or "", having),
         rows=len(having) < len(heads) or not having,
     )
     if keys.id in reserved or (keys.id == "row" and keys.rows):
@@ -92,7 +98,12 @@ def find_keys(name: str | None, heads: Mapping[Path, Head], reserved: Sequence[s
     return keys
 
 
-def _common_type(name: str, heads: Mapping[Path, Head]) -> pa.DataType:
+def common_type(name: str, heads: Mapping[Path, Head]) -> pa.DataType:
+    """Return the type that holds a column of all these files without changing any value.
+
+    Raises:
+        DataError: the types of two files contradict each other.
+    """
     types: dict[pa.DataType, Path] = {}
     for path, head in heads.items():
         types.setdefault(_type(path, name, head.schema.field(name).type), path)
@@ -109,7 +120,7 @@ def _common_type(name: str, heads: Mapping[Path, Head]) -> pa.DataType:
     except DataError:
         united = pa.binary()
     if is_bytes(united):
-        raise contradiction(name, types, remedy="write the ids with one type")
+        raise contradiction(name, types, remedy="write the column with one type")
     return united
 
 

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from anomaly_vae.errors import DataError
 from anomaly_vae.files import locked, strict_json
 from pipelines.batch.counts import Counts
+from pipelines.batch.layout import PLAIN, Layout, RowFile, row_file
 from pipelines.batch.plan import Plan
 
 PART_ROWS = 1 << 18
@@ -39,16 +40,13 @@ PLAN = f"{RUN}/plan.json"
 INCOMPLETE = ".incomplete"
 """Folder in which older versions kept an unfinished result."""
 HEATMAPS, DICOM = "heatmaps", "dicom"
+TOP, TOP_CSV, REJECTS_CSV = "top.parquet", "top.csv", "rejects.csv"
+PART = r"part-\d{5,}(_\d{5,})?\.(parquet|csv)"
 RESULT_FILE = re.compile(
-    r"part-\d{5,}(_\d{5,})?\.parquet|rejects\.parquet|summary\.json"
+    rf"{PART}|[^/=]+=[^/]+(/{PART})?|(rejects|top)\.(parquet|csv)|summary\.json"
     r"|heatmaps(/[\w.-]*-[0-9a-f]{16}-\d+\.png)?|dicom(/[\w.-]*-[0-9a-f]{16}-\d+\.dcm)?"
 )
 """Pattern of the names of a result's files; those of heatmaps contain a digest."""
-DICTIONARY_COLUMNS = [
-    "p_value",
-    *(f"contributions.list.element.{name}" for name in ("feature", "observed", "expected")),
-]
-"""Columns with many repeated values, for which dictionary encoding saves space."""
 FILE = "file"
 """Column of the rejects of a part: the index of the file."""
 REJECT_FIELDS = (
@@ -193,11 +191,11 @@ class ResultFolder:
             self.remove(name)
 
     def _visible(self) -> Iterator[str]:
-        """Yield the names in the folder and in its folders of heatmaps, except hidden ones."""
+        """Yield the names in the folder and in those that a result has, except hidden ones."""
         for path in self.path.iterdir():
             if path.name not in (INCOMPLETE, RUN):
                 yield path.name
-            if path.name in (HEATMAPS, DICOM) and path.is_dir():
+            if (path.name in (HEATMAPS, DICOM) or "=" in path.name) and path.is_dir():
                 yield from (f"{path.name}/{inner.name}" for inner in path.iterdir())
 
 
@@ -226,25 +224,24 @@ class Record:
     """Whether it is the last part of its unit."""
     plan: str
     """Digest of the run's plan."""
-    part: str | None = None
-    """Name of the file with the scored rows; None without any."""
+    parts: list[str] = field(default_factory=list)
+    """Names of the files with the scored rows; empty without any."""
     held: str | None = None
     """Name of the file with the scored rows, until a second pass writes the part."""
     rejects: str | None = None
     """Name of the file with the rejected rows; None without any."""
+    top: str | None = None
+    """Name of the file with the rows that may be among the highest; None without any."""
+    p_values: str | None = None
+    """Name of the file with the p-values that a second pass has counted; None before it."""
     digests: dict[str, str] = field(default_factory=dict)
     """Digest of each file, by name."""
     counts: Counts = field(default_factory=Counts)
 
     @property
-    def rows(self) -> str | None:
-        """Name of the file with the scored rows, held or not; None without any."""
-        return self.part or self.held
-
-    @property
-    def part_name(self) -> str:
-        """Name of the part, whether it is written or not."""
-        return part_name(self.unit, self.number)
+    def stem(self) -> str:
+        """Stem of the names of the part's files."""
+        return stem(self.unit, self.number)
 
     def to_bytes(self) -> bytes:
         """Return the record as it is stored."""
@@ -265,11 +262,6 @@ def stem(unit: int, number: int) -> str:
     ('00003', '00003_00001')
     """
     return f"{unit:05d}" + (f"_{number:05d}" if number else "")
-
-
-def part_name(unit: int, number: int) -> str:
-    """Return the name of a part."""
-    return f"part-{stem(unit, number)}.parquet"
 
 
 def record_name(unit: int, number: int) -> str:
@@ -309,71 +301,156 @@ class PartWriter:
         unit: index of the unit.
         number: number of the part within the unit.
         held: whether a second pass will write the part itself.
+        layout: the files of the part.
     """
 
-    def __init__(self, folder: ResultFolder, unit: int, number: int, held: bool) -> None:
+    def __init__(
+        self,
+        folder: ResultFolder,
+        unit: int,
+        number: int,
+        held: bool,
+        layout: Layout = PLAIN,
+    ) -> None:
         self.unit, self.number = unit, number
-        name = f"{RUN}/{stem(unit, number)}"
-        self._rows = "held" if held else "part"
-        """Kind of the file with the scored rows."""
-        self._names = {
-            "rejects": f"{name}.rejects.parquet",
-            "held": f"{name}.held.parquet",
-            "part": part_name(unit, number),
-        }
-        self._folder = folder
-        self._open: dict[str, _Table] = {}
         self.counts = Counts()
+        self._folder, self._layout = folder, layout
+        name = f"{RUN}/{stem(unit, number)}"
+        self._rejects = _Table(folder, f"{name}.rejects.parquet")
+        self._top = _Table(folder, f"{name}.top.parquet")
+        self._candidates: pa.Table | None = None
+        """Rows that may be among the highest."""
+        self._held = _Table(folder, f"{name}.held.parquet")
+        self._parts = PartFiles(folder, stem(unit, number), layout)
+        self._rows = self._held if held else self._parts
 
-    def write(self, rows: pa.Table | None, rejects: pa.Table | None, counts: Counts) -> None:
-        """Append scored and rejected rows, and their counts."""
+    def write(
+        self,
+        rows: pa.Table | None,
+        rejects: pa.Table | None,
+        counts: Counts,
+        candidates: pa.Table | None = None,
+    ) -> None:
+        """Append scored and rejected rows, their counts, and rows that may be the highest."""
         self.counts.add(counts)
-        for kind, table in ((self._rows, rows), ("rejects", rejects)):
-            if table is not None and len(table):
-                self._table(kind, table.schema).write(table)
-
-    def _table(self, kind: str, schema: pa.Schema) -> _Table:
-        if kind not in self._open:
-            self._open[kind] = _Table(self._folder, self._names[kind], schema)
-        return self._open[kind]
+        if rows is not None and len(rows):
+            self._rows.write(rows)
+        if rejects is not None and len(rejects):
+            self._rejects.write(rejects)
+        if candidates is not None and self._layout.ranking is not None:
+            both = [table for table in (self._candidates, candidates) if table is not None]
+            self._candidates = self._layout.ranking.highest(pa.concat_tables(both))
 
     def finish(self, plan: str, last: bool) -> Record:
         """Complete the files, then write the record."""
-        for table in self._open.values():
-            table.finish()
-        files = {kind: self._names[kind] for kind in self._open}
-        digests = {name: self._folder.digest(name) or "" for name in files.values()}
+        if self._candidates is not None:
+            self._top.write(self._candidates)
+        parts = self._parts.finish()
+        files = {
+            kind: table.finish()
+            for kind, table in (
+                ("held", self._held),
+                ("rejects", self._rejects),
+                ("top", self._top),
+            )
+        }
+        names = [*parts, *filter(None, files.values())]
+        digests = {name: self._folder.digest(name) or "" for name in names}
         record = Record(
-            self.unit, self.number, last, plan, digests=digests, counts=self.counts, **files
+            self.unit,
+            self.number,
+            last,
+            plan,
+            parts,
+            digests=digests,
+            counts=self.counts,
+            **files,
         )
         self._folder.write(record_name(self.unit, self.number), record.to_bytes())
         return record
 
     def close(self) -> None:
         """Remove the files that are not finished."""
-        for table in self._open.values():
-            table.close()
+        for files in (self._parts, self._held, self._rejects, self._top):
+            files.close()
+
+
+class PartFiles:
+    """The files with the scored rows of one part.
+
+    Rows that are divided into folders are kept until all are there, so that few files are open.
+
+    Args:
+        folder: the folder to write to.
+        part: stem of the part.
+        layout: the files of the part.
+    """
+
+    def __init__(self, folder: ResultFolder, part: str, layout: Layout) -> None:
+        self._folder, self._stem, self._layout = folder, part, layout
+        self._file = _Table(folder, layout.file_name(part))
+        self._waiting: list[pa.Table] = []
+
+    def write(self, rows: pa.Table) -> None:
+        """Append rows."""
+        rows = self._layout.shown(rows)
+        if self._layout.partition_by:
+            self._waiting.append(rows)
+        else:
+            self._file.write(rows)
+
+    def finish(self) -> list[str]:
+        """Complete the files and return their names.
+
+        Raises:
+            DataError: the rows have too many folders.
+        """
+        if not self._waiting:
+            return list(filter(None, [self._file.finish()]))
+        folders = self._layout.folders(pa.concat_tables(self._waiting))
+        return [self._in_folder(name, rows) for name, rows in folders]
+
+    def _in_folder(self, name: str, rows: pa.Table) -> str:
+        file = _Table(self._folder, self._layout.file_name(self._stem, name))
+        try:
+            file.write(rows)
+            return str(file.finish())
+        finally:
+            file.close()
+
+    def close(self) -> None:
+        """Remove the file that is not finished."""
+        self._file.close()
 
 
 class _Table:
-    """A Parquet file that is being written."""
+    """A file of rows, which is begun with the first of them."""
 
-    def __init__(self, folder: ResultFolder, name: str, schema: pa.Schema) -> None:
+    def __init__(self, folder: ResultFolder, name: str) -> None:
+        self._folder, self._name = folder, name
         self._stack = ExitStack()
-        path = self._stack.enter_context(folder.create(name))
-        self._writer = parquet_writer(path, schema)
+        self._writer: RowFile | None = None
 
     def write(self, table: pa.Table) -> None:
+        """Append rows."""
+        if self._writer is None:
+            path = self._stack.enter_context(self._folder.create(self._name))
+            self._writer = row_file(path, self._name.rpartition(".")[2], table.schema)
         self._writer.write_table(table)
 
-    def finish(self) -> None:
+    def finish(self) -> str | None:
+        """Complete the file and return its name; None if nothing was written."""
+        if self._writer is None:
+            return None
         self._writer.close()
         self._stack.close()
+        return self._name
 
     def close(self) -> None:
         """Discard the file, unless it is finished."""
         with suppress(_Discarded, OSError), self._stack:
-            self._writer.close()
+            if self._writer is not None:
+                self._writer.close()
             raise _Discarded
 
 
@@ -381,9 +458,10 @@ class _Discarded(Exception):  # noqa: N818  # no error
     """Raised within the block that writes a file, so that the file is not kept."""
 
 
-def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    """Open a file for result rows."""
-    return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=DICTIONARY_COLUMNS)
+def write_parquet(folder: ResultFolder, name: str, table: pa.Table) -> None:
+    """Write a Parquet file that is either complete or absent."""
+    with folder.create(name) as path:
+        pq.write_table(table, path, compression="zstd")
 
 
 # ---------------------------------------------------------------- rejects

@@ -22,10 +22,12 @@ from pipelines import console
 from pipelines.batch.counts import Counts
 from pipelines.batch.engines import Engine, engine_of
 from pipelines.batch.fdr import FdrPass
+from pipelines.batch.layout import PLAIN, Format, Layout
 from pipelines.batch.plan import Plan, check_same
 from pipelines.batch.results import (
     PLAN,
     REJECTS,
+    REJECTS_CSV,
     SUMMARY,
     Record,
     ResultFolder,
@@ -33,6 +35,7 @@ from pipelines.batch.results import (
     merge_rejects,
     records_of,
 )
+from pipelines.batch.top import TopPass, parquet_as_csv
 from pipelines.batch.units import Job, Report, Work, total
 from pipelines.registry.model_uri import LoadedModel, open_model
 
@@ -67,10 +70,20 @@ class Batch:
     summarise: Callable[[Counts, Sequence[Record]], dict[str, Any]]
     """Function that returns the summary."""
     second_pass: FdrPass | None = None
+    layout: Layout = PLAIN
+    """The files of the parts."""
+    top: TopPass | None = None
+    """The pass that ranks the highest rows; None if they are not ranked."""
     total: int | None = None
     """Number of rows to score, for the progress bar; None if it is not known."""
     unit: str = "rows"
     """Word for rows in the progress bar."""
+
+    @property
+    def last_files(self) -> tuple[str, ...]:
+        """Names of the files that are written when all parts are finished, before the summary."""
+        csv = (REJECTS_CSV,) if self.layout.format == Format.CSV else ()
+        return (REJECTS, *csv, *(self.top.files if self.top else ()))
 
 
 def run_batch(batch: Batch, output: Path, options: RunOptions) -> dict[str, Any]:
@@ -84,9 +97,9 @@ def run_batch(batch: Batch, output: Path, options: RunOptions) -> dict[str, Any]
         plan = _begin(folder, batch.plan, options.restart)
         batch, held = replace(batch, plan=plan), batch.second_pass is not None
         records = [r for r in records_of(folder, plan) if is_sound(folder, r)]
-        work = Work.of(batch.job, folder, plan, held, records)
+        work = Work.of(batch.job, folder, plan, held, records, batch.layout)
         finished = folder.read(SUMMARY)
-        if finished and not work.units and folder.names(REJECTS):
+        if finished and not work.units and all(map(folder.names, batch.last_files)):
             console.info(f"'{output}' holds the finished result; nothing is scored again")
             summary: dict[str, Any] = json.loads(finished)
             return summary
@@ -143,6 +156,10 @@ def _complete(
     counts = total(records)
     starts = batch.starts(counts)
     merge_rejects(folder, records, batch.key, batch.names, starts)
+    if REJECTS_CSV in batch.last_files:
+        parquet_as_csv(folder, REJECTS, REJECTS_CSV)
+    if batch.top:
+        entries |= batch.top.run(folder, records, entries.get("alpha"))
     summary = _with_shares(batch.summarise(counts, records) | entries)
     new = counts.scored + counts.rejected - before.scored - before.rejected
     summary |= _measured(new, time.monotonic() - start)

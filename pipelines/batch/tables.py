@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from anomaly_vae.data.schema import RawBatch, RowProblem, TabularSchema
 from anomaly_vae.errors import ConfigError, DataError
@@ -18,6 +20,8 @@ from anomaly_vae.scoring.detector import Detections, Explanation
 from anomaly_vae.scoring.wording import Wording
 from pipelines import console
 from pipelines.batch import results
+from pipelines.batch.candidates import Candidates
+from pipelines.batch.columns import NOTHING, Carried, carry, check_columns
 from pipelines.batch.common import (
     GROUP_COLUMNS,
     NO_HEATMAPS,
@@ -41,11 +45,20 @@ from pipelines.batch.counts import Counts
 from pipelines.batch.fdr import FdrPass, check_controllable
 from pipelines.batch.highest import show_highest
 from pipelines.batch.keys import Keys, find_keys
+from pipelines.batch.options import ALL_ROWS, OutputOptions
 from pipelines.batch.plan import Piece, Place, Plan, Unit, cut, input_of
 from pipelines.batch.results import Record
 from pipelines.batch.run import DEFAULTS, Batch, RunOptions, run_batch
+from pipelines.batch.times import Times
+from pipelines.batch.top import TopPass, explain_tables, features
 from pipelines.batch.units import Scored
-from pipelines.datasets.files import absent_columns, find_files, heads_by_file, read_file
+from pipelines.datasets.files import (
+    BATCH_ROWS,
+    absent_columns,
+    find_files,
+    heads_by_file,
+    read_file,
+)
 from pipelines.datasets.loading import NO_OPTIONS
 from pipelines.datasets.reading.partitions import Partitions
 from pipelines.datasets.reading.parts import Broken, Chunk, Head, Reading
@@ -55,6 +68,8 @@ from pipelines.registry.model_uri import LoadedModel
 
 TEXT_ROW_BYTES = 64
 """Assumed size of a row of text, in bytes, by which small text files are combined to parts."""
+LEFT_OUT = "rows_left_out"
+"""Count of the places at which the input is longer than the limit."""
 
 
 def score_files(
@@ -69,6 +84,7 @@ def score_files(
     run: RunOptions = DEFAULTS,
     highest: bool = True,
     history: Sequence[str] = (),
+    outputs: OutputOptions = ALL_ROWS,
 ) -> dict[str, Any]:
     """Score every row of every file into a folder and return the summary.
 
@@ -84,12 +100,14 @@ def score_files(
         run: options that do not affect the result.
         highest: whether to print the highest scores, if they are explained.
         history: files, folders or globs with earlier rows, which feed windows and are not scored.
+        outputs: the rows and columns that are written, and how.
 
     Raises:
-        ConfigError: heatmaps are requested, ``csv`` is invalid, or there is history for a model
-            without windows.
-        DataError: no file is found, one lies in ``output``, or ``output`` holds other files or a
-            result of another model, of other options or of other files.
+        ConfigError: heatmaps are requested, ``csv`` is invalid, there is history for a model
+            without windows, or rows are to be ranked by day although the model has no column of
+            times.
+        DataError: a column of ``outputs`` is unknown, no file is found, one lies in ``output``, or
+            ``output`` holds other files or a result of another model, other options or other files.
         CalibrationError: the model's p-values do not allow control of the false discovery rate.
     """
     if heatmaps != NO_HEATMAPS:
@@ -104,7 +122,13 @@ def score_files(
     for note in absent_columns(by_file, expected_columns(source.bundle)):
         console.info(note)
     reserved = (*RESULT_COLUMNS, *GROUP_COLUMNS) if calibration.groups else RESULT_COLUMNS
-    keys = find_keys(source.bundle.manifest["config"]["data"].get("id"), by_file, reserved)
+    data = source.bundle.manifest["config"]["data"]
+    keys = find_keys(data.get("id"), by_file, reserved)
+    times = _times(source, outputs, names)
+    time = None if times is None else times.name
+    outputs.check(names, (*reserved, *keys.names), keys.id, time)
+    layout, columns = outputs.layout(keys.names), outputs.top_columns(time)
+    carried = carry((*outputs.part_columns, *columns), by_file)
     explaining = Explaining(explain, explain_rows, fdr)
     options = {
         "--explain": explain,
@@ -114,13 +138,32 @@ def score_files(
         "--history": [list(input_of(path, None)) for path in find_files(history)]
         if history
         else None,
+        **outputs.in_plan,
     }
-    plan = _plan(model_entry(source), options, files, by_file, keys)
+    plan = _plan(model_entry(source), options, files, by_file, keys.rows, outputs.limit)
+    wording = Wording.of(source.bundle.scorer.encoding, source.data)
     with open_windows(source.bundle, by_file, files, history, csv) as windows:
-        job = TableJob(source, tuple(files), rows_of(plan), keys, explaining, reading, windows)
+        job = TableJob(
+            source,
+            tuple(files),
+            rows_of(plan),
+            keys,
+            explaining,
+            reading,
+            windows,
+            carried,
+            outputs.part_columns,
+            Candidates.of_layout(layout, columns),
+            times if outputs.per_day else None,
+            outputs.limit,
+        )
 
         def summarise(counts: Counts, records: Sequence[Record]) -> dict[str, Any]:
             summary = summary_of(source, len(files), counts, records)
+            if outputs.limit is not None:
+                known = sum(filter(None, job.rows))
+                limited = bool(counts.others[LEFT_OUT]) or known > outputs.limit
+                summary |= {"limit": outputs.limit, "limited": limited}
             summary["ignored_columns"] = list(source.bundle.scorer.schema.unknown(names))
             warnings = {"warnings": list(windows.warnings)} if windows else {}
             return summary | _show_notes(reading.separate(), counts) | warnings
@@ -132,14 +175,43 @@ def score_files(
             [printable(path) for path in files],
             lambda counts: job.starts(counts.rows_of_files),
             summarise,
-            None if fdr is None else FdrPass(calibration, fdr, explain_rows),
-            _total_rows(plan),
+            None if fdr is None else FdrPass(calibration, fdr, explain_rows, layout),
+            layout,
+            TopPass.of_layout(
+                layout,
+                explain_tables(source.bundle.detector),
+                wording,
+                explain,
+                None if times is None else times.zone,
+            ),
+            _total_rows(plan, outputs.limit),
         )
         summary = run_batch(batch, output, run)
     if highest:
-        wording = Wording.of(source.bundle.scorer.encoding, source.data)
         show_highest(output, summary["parts"], wording)
     return summary
+
+
+def _times(source: LoadedModel, outputs: OutputOptions, names: Collection[str]) -> Times | None:
+    """Return the times of the model, if rows are ranked and the input has them.
+
+    Raises:
+        ConfigError: rows are to be ranked by day, and the model has no column of times.
+        DataError: rows are to be ranked by day, and the input has no such column.
+    """
+    schema = cast("TabularSchema", source.bundle.scorer.schema)
+    formats = {column.name: column.format for column in schema.columns}
+    times = Times.of_model(source.bundle.manifest["config"], formats)
+    if outputs.per_day and times is None:
+        raise ConfigError(
+            "--per day needs the time of each row, and the model was trained without data.time; "
+            "leave --per out, or train with data.time"
+        )
+    if times is not None and times.name not in names:
+        if outputs.per_day:
+            check_columns("--per day", [times.name], names, ())
+        return None
+    return times if outputs.top is not None else None
 
 
 def _show_notes(reading: Reading, counts: Counts) -> dict[str, Any]:
@@ -159,18 +231,31 @@ def _plan(
     options: Mapping[str, Any],
     files: Sequence[Path],
     heads: Mapping[Path, Head],
-    keys: Keys,
+    numbered: bool,
+    limit: int | None,
 ) -> Plan:
-    """Plan the scoring of these files."""
+    """Plan the scoring of these files, or of their first rows.
+
+    Args:
+        model: the model.
+        options: the options that affect the result.
+        files: the files.
+        heads: their columns and numbers of rows, where they can be read.
+        numbered: whether rows are named by their positions.
+        limit: number of first rows that are scored; None for all.
+    """
     inputs = tuple(input_of(path, _n_rows(heads.get(path))) for path in files)
     pieces = [
         Piece(Place(index, group), share)
         for index, path in enumerate(files)
         for group, share in enumerate(_shares(heads.get(path), inputs[index].bytes))
     ]
-    # where rows are named by position, those behind a text file have none until it is read
-    text = (index for index, item in enumerate(inputs) if keys.rows and item.rows is None)
-    units = cut(pieces, Place(len(files)), next(text, None))
+    # rows behind a text file have no position until it is read
+    ordered = numbered or limit is not None
+    text = next((i for i, item in enumerate(inputs) if ordered and item.rows is None), None)
+    if limit is not None:
+        pieces = _first(pieces, _positions(files, heads), limit, text)
+    units = cut(pieces, Place(len(files)), text)
     pipes = map(str, filter(is_pipe, files))
     return Plan(model, options, inputs, tuple(units), next(pipes, None))
 
@@ -178,6 +263,26 @@ def _plan(
 def _n_rows(head: Head | None) -> int | None:
     """Return the number of rows that a file states; 0 for a file that cannot be read."""
     return 0 if head is None else head.n_rows
+
+
+def _positions(files: Sequence[Path], heads: Mapping[Path, Head]) -> Iterator[int]:
+    """Yield the number of rows before each piece, as far as these are known."""
+    before = 0
+    for path in files:
+        head = heads.get(path)
+        for rows in head.groups if head and head.groups else [_n_rows(head) or 0]:
+            yield before
+            before += rows
+
+
+def _first(
+    pieces: Sequence[Piece], positions: Iterable[int], limit: int, text: int | None
+) -> list[Piece]:
+    """Return the pieces with the first rows; those behind a text file may have some."""
+    pairs = zip(pieces, positions, strict=True)
+    return [
+        p for p, before in pairs if before < limit or (text is not None and p.start.file > text)
+    ]
 
 
 def _shares(head: Head | None, size: int) -> Sequence[float]:
@@ -192,10 +297,13 @@ def rows_of(plan: Plan) -> tuple[int | None, ...]:
     return tuple(item.rows for item in plan.inputs)
 
 
-def _total_rows(plan: Plan) -> int | None:
+def _total_rows(plan: Plan, limit: int | None) -> int | None:
     """Return the number of rows, None if a file does not say; an unreadable file counts as one."""
     counts = rows_of(plan)
-    return None if None in counts else sum(count or 1 for count in counts if count is not None)
+    if None in counts:
+        return limit
+    total = sum(count or 1 for count in counts if count is not None)
+    return total if limit is None else min(total, limit)
 
 
 # ---------------------------------------------------------------- scoring
@@ -237,6 +345,16 @@ class TableJob:
     reading: Reading
     windows: WindowColumns | None = None
     """Window features of the rows; None for a model without windows."""
+    carried: Carried = NOTHING
+    """Columns of the input that are written, read for the days, or ranked by."""
+    columns: tuple[str, ...] = ()
+    """Those of the columns that the parts have."""
+    candidates: Candidates | None = None
+    """Choice of the rows that may be among the highest; None if none are ranked."""
+    times: Times | None = None
+    """The times that give the days of rows; None if rows are not ranked by day."""
+    limit: int | None = None
+    """Number of first rows that are scored; None for all."""
 
     @property
     def _schema(self) -> TabularSchema:
@@ -263,20 +381,39 @@ class TableJob:
             start = self._known_starts[file] + sum(counts.rows_of_files.values())
             rows = 0
             path, select = self.files[file], self._needed
-            for part in read_file(path, self._partitions, reading, select, groups=groups):
+            parts = read_file(path, self._partitions, reading, select, groups=groups)
+            for part in self._first(parts, start, counts):
                 yield TableTask(file, part, start)
                 rows = rows if part.rows is None else max(rows, int(part.rows[-1]) + 1)
             if self.rows[file] is None:
                 counts.rows_of_files[file] = rows
         counts.notes = list(filter(None, [reading.collected()]))
-        if counts.notes or counts.rows_of_files:
+        if counts.notes or counts.rows_of_files or counts.others:
             yield EndTask(counts)
 
+    def _first(
+        self, parts: Iterator[Chunk | Broken], start: int, counts: Counts
+    ) -> Iterator[Chunk | Broken]:
+        """Yield the rows of a file that are among the first of the input, or all.
+
+        Args:
+            parts: the rows of the file.
+            start: position of its first row in the input.
+            counts: counts that are told if rows are left out.
+        """
+        if self.limit is None:
+            yield from parts
+        elif start >= self.limit:
+            counts.others[LEFT_OUT] = 1
+        else:
+            yield from _first_rows(parts, self.limit - start, counts)
+
     def _needed(self, names: Sequence[str]) -> Sequence[str]:
-        """Select the model's columns and the id, or all columns if none of the model's exists."""
+        """Select the columns that are used, or all if none of the model's exists."""
         windows = self.windows.reader.names if self.windows else ()
         features = set(names) & {*self._schema.names, *windows}
-        return [name for name in names if name in features | {self.keys.id}] if features else names
+        used = features | {self.keys.id, *self.carried.types}
+        return [name for name in names if name in used] if features else names
 
     def score(self, task: TableTask | EndTask) -> Scored:
         """Score or reject the rows of a task."""
@@ -296,11 +433,12 @@ class TableJob:
                 _rejects(task.file, chunk, dict.fromkeys(range(len(chunk.rows)), problem), ids)
             )
         batch = replace(batch, problems=(*batch.problems, *problems))
+        columns = self.keys.of(ids, task.start + chunk.rows) | self.carried.of(chunk.table)
         first = {problem.row: problem for problem in reversed(batch.problems)}
         rejected = self._rejected(_rejects(task.file, chunk, first, ids))
-        rows, counts = self._score_batch(batch, self.keys.of(ids, task.start + chunk.rows))
-        counts.add(rejected.counts)
-        return Scored(rows, rejected.rejects, counts)
+        scored = self._score_batch(batch, columns)
+        scored.counts.add(rejected.counts)
+        return scored._replace(rejects=rejected.rejects)
 
     def _read(self, chunk: Chunk) -> RawBatch:
         if self.windows is None:
@@ -312,21 +450,37 @@ class TableJob:
         counts.rejects_by_column.update(reject.column or UNREADABLE for reject in rejects)
         return Scored(None, reject_table(rejects, self.keys.field), counts)
 
-    def _score_batch(
-        self, batch: RawBatch, keys: dict[str, pa.Array]
-    ) -> tuple[pa.Table | None, Counts]:
+    def _score_batch(self, batch: RawBatch, columns: Mapping[str, pa.Array]) -> Scored:
+        """Score the rows of a batch that have no problem.
+
+        Args:
+            batch: N rows.
+            columns: their ids and positions, and the columns that are carried.
+        """
         if batch.problems:
             mask = pa.array(batch.usable)
-            keys = {name: key.filter(mask) for name, key in keys.items()}
+            columns = {name: cells.filter(mask) for name, cells in columns.items()}
             batch = batch.take(batch.usable)
         if not len(batch):
-            return None, Counts()
+            return Scored(None, None, Counts())
         detector = self.source.bundle.detector
         x = detector.scorer.encoding.encode(batch)
         detections = detector.detect_encoded(x)
-        column = self.explaining.column(detections, self._explain(batch, detections))
+        explanations = self.explaining.column(detections, self._explain(batch, detections))
         counts = counts_of(self.source.bundle.monitor, detections, x, batch)
-        return result_table(keys, detections, column), counts
+        shown = {name: columns[name] for name in (*self.keys.names, *self.columns)}
+        rows = result_table(shown, detections, explanations)
+        return Scored(rows, None, counts, self._candidates(columns, detections, batch))
+
+    def _candidates(
+        self, columns: Mapping[str, pa.Array], detections: Detections, batch: RawBatch
+    ) -> pa.Table | None:
+        if self.candidates is None:
+            return None
+        days = self.times and self.times.days(batch, columns[self.times.name])
+        return self.candidates.of(
+            columns, detections, days, lambda rows: features(batch.take(rows))
+        )
 
     def _explain(self, batch: RawBatch, detections: Detections) -> dict[int, Explanation]:
         rows = self.explaining.of(detections)
@@ -335,6 +489,40 @@ class TableJob:
         most = max_contributions(self.explaining.most)
         _, explanations = self.source.bundle.detector.detect_and_explain(batch.take(rows), most)
         return dict(zip(rows.tolist(), explanations, strict=True))
+
+
+def _first_rows(
+    parts: Iterator[Chunk | Broken], count: int, counts: Counts
+) -> Iterator[Chunk | Broken]:
+    """Yield the rows at the first ``count`` positions of a file; note if rows are left out.
+
+    Rows that cannot be read may come after those behind them. Reading therefore ends when all rows
+    are there, or when those that come are far behind.
+    """
+    found = 0
+    for part in parts:
+        if part.rows is None:  # the file cannot be read from here on
+            yield part
+            continue
+        rows = np.asarray(part.rows, np.int64)
+        inside = rows < count
+        found += int(inside.sum())
+        if not inside.all():
+            counts.others[LEFT_OUT] = 1
+        if inside.any() or not len(rows):
+            yield _taken(part, inside)
+        elif found >= count or rows[0] >= count + 2 * BATCH_ROWS:
+            break
+
+
+def _taken(part: Chunk | Broken, mask: NDArray[np.bool_]) -> Chunk | Broken:
+    """Return the rows of a part in a mask (N,)."""
+    if mask.all():
+        return part
+    if isinstance(part, Broken):
+        rows = np.asarray(part.rows)[mask]
+        return replace(part, rows=range(int(rows[0]), int(rows[-1]) + 1))
+    return replace(part, rows=part.rows[mask], table=part.table.filter(pa.array(mask)))
 
 
 def _broken(file: int, broken: Broken) -> list[Reject]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import pyarrow as pa
 
 from pipelines.batch.counts import Counts
+from pipelines.batch.layout import PLAIN, Layout
 from pipelines.batch.plan import Plan, Unit
 from pipelines.batch.results import PartWriter, Record, ResultFolder
 
@@ -36,6 +37,8 @@ class Scored(NamedTuple):
     rows: pa.Table | None
     rejects: pa.Table | None
     counts: Counts
+    candidates: pa.Table | None = None
+    """Rows that may be among the highest; None if none are chosen."""
 
 
 class Job(Protocol):
@@ -74,10 +77,18 @@ class Work:
     """Numbers of the finished parts of each unit that is begun."""
     complete: frozenset[int] = frozenset()
     """Units all of whose parts are finished."""
+    layout: Layout = PLAIN
+    """The files of the parts."""
 
     @classmethod
     def of(
-        cls, job: Job, folder: ResultFolder, plan: Plan, held: bool, records: Iterable[Record]
+        cls,
+        job: Job,
+        folder: ResultFolder,
+        plan: Plan,
+        held: bool,
+        records: Iterable[Record],
+        layout: Layout = PLAIN,
     ) -> Work:
         """Return the work that the records of finished parts leave."""
         finished: dict[int, set[int]] = defaultdict(set)
@@ -87,7 +98,7 @@ class Work:
             if record.last:
                 ends[record.unit] = record.number
         complete = {u for u, end in ends.items() if finished[u] == set(range(end + 1))}
-        return cls(job, folder, plan, held, dict(finished), frozenset(complete))
+        return cls(job, folder, plan, held, dict(finished), frozenset(complete), layout)
 
     @property
     def units(self) -> list[int]:
@@ -172,7 +183,8 @@ class _Parts:
         self._report(scored.counts)
 
     def _open(self, number: int) -> PartWriter:
-        return PartWriter(self._work.folder, self._unit, number, self._work.held)
+        work = self._work
+        return PartWriter(work.folder, self._unit, number, work.held, work.layout)
 
     def _finish(self, last: bool) -> None:
         finished = self._work.finished.get(self._unit, ())

@@ -269,7 +269,8 @@ def _observe(source: LoadedModel, question: Question) -> Trial:
         why = f": {judged.problem}" if judged.problem else ""
         raise DataError(f"none of the {len(table)} rows can be scored{why}")
     _warn_of_calibration_rows(judged)
-    days = _days(judged, recorded["calibration"].get("time_zone"))
+    zone = recorded["calibration"].get("time_zone") or recorded["data"].get("timezone")
+    days = _days(judged, zone)
     _check_days(days, question)
     entity = entity if entity in table.column_names and days is not None else None
     observed = Observed(

@@ -102,3 +102,20 @@ def test_late_labels_need_ids_and_are_not_part_of_the_model() -> None:
     assert config.recorded() == with_yaml("data: {id: tx}").recorded()
     with pytest.raises(ConfigError, match="name their column in id"):
         with_yaml("data: {labels: a.csv}")
+
+
+def test_the_time_zone_of_the_data_is_that_of_a_budget_per_day() -> None:
+    """Unless the budget gives one of its own; without any, the manifest records none."""
+    data = {"path": "rows.csv", "time": "at", "timezone": "Asia/Kolkata"}
+    budget = {"method": "budget", "per_day": 5}
+    config = validate_config({"name": "x", "data": data, "calibration": budget})
+    assert config.calibration.time_zone == "Asia/Kolkata"
+    own = {**budget, "time_zone": "Europe/Berlin"}
+    config = validate_config({"name": "x", "data": data, "calibration": own})
+    assert config.calibration.time_zone == "Europe/Berlin"
+    assert config.recorded()["data"]["timezone"] == "Asia/Kolkata"
+    plain = validate_config({"name": "x", "data": data})
+    assert plain.calibration.time_zone is None
+    assert "timezone" not in validate_config(LEAST).recorded()["data"]
+    with pytest.raises(ConfigError, match=r"timezone.*no such time zone; give a name such as"):
+        validate_config({"name": "x", "data": {**data, "timezone": "Mars"}})

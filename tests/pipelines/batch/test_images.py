@@ -22,12 +22,14 @@ from pydicom.uid import SecondaryCaptureImageStorage
 
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.calibration.conformal import calibrate
-from anomaly_vae.errors import DataError
+from anomaly_vae.errors import ConfigError, DataError
 from anomaly_vae.files import locked
 from anomaly_vae.images.schema import ImageSchema
 from pipelines.batch import images as score_images_module
 from pipelines.batch.common import NO_HEATMAPS, UNREADABLE, ExplainRows, HeatmapOptions
 from pipelines.batch.images import REFUSED, file_stem, score_images
+from pipelines.batch.layout import Format
+from pipelines.batch.options import OutputOptions
 from pipelines.batch.results import DICOM, HEATMAPS, REJECTS, RESULT_FILE, RUN, SUMMARY
 from pipelines.batch.run import RunOptions
 from pipelines.datasets.image_batches import BATCH_SIZE, Batch, read_images
@@ -634,3 +636,58 @@ def test_a_file_that_vanishes_after_it_was_listed_is_one_reject(
     summary = score_images(every, [str(scans)], out)
     assert (summary["scored"], summary["rejected"]) == (5, 1)
     adds_up(out)
+
+
+# ---------------------------------------------------------------- other files
+
+
+@pytest.fixture
+def listed(tmp_path: Path, scans: Path) -> Path:
+    """A manifest of the scans, two of each patient; the last patient has no name."""
+    rows = [f"scans/{i}.png,{'' if i > 3 else f'P{i // 2}'},site {i % 2}" for i in range(6)]
+    path = tmp_path / "manifest.csv"
+    path.write_text("\n".join(["path,patient,site", *rows]))
+    return path
+
+
+def test_the_highest_image_of_each_patient_is_ranked_with_its_regions(
+    every: LoadedModel, listed: Path, out: Path
+) -> None:
+    scale = {**every.bundle.manifest["heat_scale"], "region": 0.0, "high": 0.0}
+    manifest = {**every.bundle.manifest, "heat_scale": scale}
+    every = LoadedModel(replace(every.bundle, manifest=manifest, manifest_file=None))
+    chosen = OutputOptions(Format.CSV, columns=("site",), top=4, by="patient")
+    summary = score_images(every, [str(listed)], out, 2, outputs=chosen)
+    top = pq.read_table(out / "top.parquet")
+    with (out / summary["parts"][0]).open(newline="") as file:
+        scores = {row["path"]: float(row["score"]) for row in csv.DictReader(file)}
+    first = [max((f"scans/{i}.png", f"scans/{i + 1}.png"), key=scores.__getitem__) for i in (0, 2)]
+    paths = sorted([*first, "scans/4.png", "scans/5.png"], key=scores.__getitem__, reverse=True)
+    assert top["path"].to_pylist() == paths
+    assert top.column_names[:5] == ["rank", "path", "frame", "patient", "site"]
+    assert all("area from x" in text for text in top["reasons"].to_pylist())
+    assert summary["top"]["files"] == ["top.parquet", "top.csv"]
+    (listed.parent / paths[0]).unlink()
+    (out / "top.parquet").unlink()
+    with pytest.raises(DataError, match=f"'{paths[0]}' was changed since"):
+        score_images(every, [str(listed)], out, 2, outputs=chosen)
+
+
+def test_flagged_images_are_divided_into_folders_by_a_column_of_the_manifest(
+    every: LoadedModel, listed: Path, out: Path
+) -> None:
+    divided = OutputOptions(only_flagged=True, partition_by="site", limit=5)
+    summary = score_images(every, [str(listed)], out, outputs=divided)
+    assert summary["parts"] == [f"site=site%20{i}/part-00000.parquet" for i in (0, 1)]
+    assert [pq.read_metadata(out / name).num_rows for name in summary["parts"]] == [3, 2]
+    assert (summary["scored"], summary["limit"], summary["limited"]) == (5, 5, True)
+    assert (summary["files"], summary["files_rejected"]) == (5, 0)
+
+
+def test_images_have_no_days_and_no_columns_without_a_manifest(
+    every: LoadedModel, scans: Path, out: Path
+) -> None:
+    with pytest.raises(ConfigError, match="--per day is for tables, as images have no times"):
+        score_images(every, [str(scans)], out, outputs=OutputOptions(top=2, per_day=True))
+    with pytest.raises(DataError, match="--by: no column 'patient' in the input, found nothing"):
+        score_images(every, [str(scans)], out, outputs=OutputOptions(top=2, by="patient"))

@@ -30,6 +30,7 @@ from anomaly_vae.lifecycle.registry import Registry
 from pipelines.batch import results, run
 from pipelines.batch.common import ExplainRows, HeatmapOptions
 from pipelines.batch.images import score_images
+from pipelines.batch.options import OutputOptions
 from pipelines.batch.results import INCOMPLETE, PLAN, REJECTS, RUN, SUMMARY
 from pipelines.batch.run import RunOptions, open_recorded
 from pipelines.batch.tables import score_files
@@ -43,6 +44,7 @@ import resource, sys
 from anomaly_vae.artifacts.bundle import load_bundle
 from pipelines.batch import images, results
 from pipelines.batch.common import HeatmapOptions
+from pipelines.batch.options import OutputOptions
 from pipelines.batch.run import RunOptions
 from pipelines.registry.model_uri import LoadedModel
 kind, bundle, out, part, limit, options, *paths = sys.argv[1:]
@@ -61,6 +63,11 @@ score(source, paths, out, run=workers, **eval(options))
 MEASURED = ("seconds", "rows_per_second", "peak_memory_bytes")
 """Entries of the summary that differ from run to run."""
 PART = 100
+LAID_OUT = OutputOptions(
+    "csv", only_flagged=True, columns=("TX_AMOUNT",), partition_by="TX_DURING_NIGHT",
+    limit=2_500, top=4, per_day=True, by="CUSTOMER_ID",
+)  # fmt: skip
+"""Options that change every file of a result."""
 
 
 @pytest.fixture
@@ -124,8 +131,8 @@ def content(folder: Path) -> dict[str, Any]:
 def finished(folder: Path) -> dict[str, tuple[int, int]]:
     """Inode and time of each part that has a record."""
     records = [json.loads(p.read_bytes()) for p in (folder / RUN).glob("[0-9]*.json")]
-    names = [record["part"] or record["held"] for record in records]
-    found = {name: (folder / name).stat() for name in names if name and (folder / name).exists()}
+    names = [name for record in records for name in (*record["parts"], record["held"]) if name]
+    found = {name: (folder / name).stat() for name in names if (folder / name).exists()}
     return {name: (status.st_ino, status.st_mtime_ns) for name, status in found.items()}
 
 
@@ -160,19 +167,24 @@ def visible(folder: Path) -> set[str]:
 # ---------------------------------------------------------------- killed and continued
 
 
+@pytest.mark.parametrize("options", [{"explain": 2}, {"outputs": LAID_OUT}], ids=["", "laid out"])
 def test_a_killed_run_is_continued_and_the_result_is_that_of_a_whole_one(
-    source: LoadedModel, folder_of_bundle: Path, mixed: Path, out: Path, small_parts: None
+    source: LoadedModel,
+    folder_of_bundle: Path,
+    mixed: Path,
+    out: Path,
+    small_parts: None,
+    options: dict[str, Any],
 ) -> None:
     source = LoadedModel(source.bundle)
-    options = {"explain": 2}
     score_files(source, [str(mixed)], out.with_name("whole"), **options)
     kill_after(start("tabular", folder_of_bundle, out, [mixed], **options), out, records=4)
     assert SUMMARY not in visible(out)
     assert REJECTS not in visible(out)
     before = finished(out)
-    assert len(before) >= 4
-    for name in visible(out):
-        pq.read_table(out / name)  # none is half-written
+    assert len(before) >= 2
+    for path in out.glob("**/part-*.parquet"):
+        pq.read_table(path)  # none is half-written
     score_files(source, [str(mixed)], out, **options)
     assert {name: finished(out)[name] for name in before} == before
     assert content(out) == content(out.with_name("whole"))
@@ -182,7 +194,14 @@ def test_a_killed_run_is_continued_and_the_result_is_that_of_a_whole_one(
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    "options", [{}, {"fdr": 0.2, "explain": 1}, {"explain": 3, "explain_rows": ExplainRows.ALL}]
+    "options",
+    [
+        {},
+        {"fdr": 0.2, "explain": 1},
+        {"explain": 3, "explain_rows": ExplainRows.ALL},
+        {"outputs": LAID_OUT, "explain": 1},
+        {"outputs": LAID_OUT, "fdr": 0.9},
+    ],
 )
 def test_runs_killed_at_random_moments_lose_and_double_nothing(
     source: LoadedModel,

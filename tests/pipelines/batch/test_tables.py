@@ -44,7 +44,7 @@ from tests.support.timed import rows as timed_rows
 from tests.support.timed import timed_bundle
 
 ID = "TRANSACTION_ID"
-RECORD = r"plan\.json|\d{5}(_\d{5})?(\.json|\.rejects\.parquet)"
+RECORD = r"plan\.json|\d{5}(_\d{5})?(\.json|\.(rejects|p_values)\.parquet)"
 """Pattern of the files that describe a finished run."""
 RESTART, ALL = RunOptions(restart=True), ExplainRows.ALL
 
