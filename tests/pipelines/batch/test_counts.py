@@ -39,7 +39,7 @@ def test_no_scores_have_no_quantiles() -> None:
 
 
 def test_stored_counts_are_the_counts() -> None:
-    counts = Counts(3, 1, Counter(a=2), Counter(x=1), np.arange(3))
+    counts = Counts(3, 1, 1, Counter(a=2), Counter(x=1), np.arange(3))
     counts.rows_of_files, counts.notes = {4: 10}, [{"files": {"read as x": ["a.csv"]}}]
     counts.scores.count(np.array([-1.5, 0.0, 2.5]))
     for case in (counts, Counts()):
@@ -48,6 +48,6 @@ def test_stored_counts_are_the_counts() -> None:
     double = Counts()
     double.add(counts)
     double.add(counts)
-    assert (double.scored, double.rejected) == (6, 4)
+    assert (double.scored, double.unusual, double.rejected) == (6, 2, 4)
     assert double.monitor is not None
     assert double.monitor.tolist() == [0, 2, 4]

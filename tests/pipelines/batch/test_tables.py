@@ -110,7 +110,7 @@ def test_every_row_of_a_sound_file_is_scored_as_the_detector_does(
     assert summary["rejected"] == 0
     truth = source.bundle.detector.detect(world.trained.data.batch)
     scored = parts(out)
-    assert scored.column_names == [ID, "score", "p_value", "is_anomaly"]
+    assert scored.column_names == [ID, "score", "p_value", "is_anomaly", "unusual_input"]
     assert scored[ID].equals(pq.read_table(transactions)[ID])
     assert np.array_equal(scored["score"], truth.score)
     assert np.array_equal(scored["p_value"], truth.p_value)
@@ -192,8 +192,8 @@ def test_explaining_changes_no_score(
     score_files(source, [str(transactions)], tmp_path / "explained", 2)
     plain, explained = parts(tmp_path / "plain"), parts(tmp_path / "explained")
     assert np.allclose(plain["score"], explained["score"], rtol=1e-6)
-    assert plain.column_names == explained.column_names[:4]
-    assert explained.column_names[4:] == ["contributions", "rest", "kl"]
+    assert plain.column_names == explained.column_names[:5]
+    assert explained.column_names[5:] == ["contributions", "rest", "kl"]
 
 
 def test_a_reason_shows_what_was_seen_and_what_was_expected(
