@@ -79,6 +79,7 @@ class Engine(StrEnum):
     """An engine that scores a batch."""
 
     LOCAL = "local"
+    RAY = "ray"
 
 
 class ExplainedRows(StrEnum):
@@ -320,7 +321,15 @@ def score(
         list[str] | None,
         typer.Argument(metavar="[PATH]...", help="further input", show_default=False),
     ] = None,
-    engine: Annotated[Engine, typer.Option(help="engine that scores")] = Engine.LOCAL,
+    engine: Annotated[
+        Engine, typer.Option(help="engine that scores: this machine, or Ray")
+    ] = Engine.LOCAL,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="Ray cluster; default: RAY_ADDRESS, or a Ray on this machine"
+        ),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="number of threads that score; default: one per core")
     ] = None,
@@ -378,7 +387,7 @@ def score(
         HeatmapOptions(heatmaps, dicom_out),
         fdr,
         explain_rows=ExplainRows(explain_rows),
-        run=RunOptions(workers, BatchEngine(engine), restart),
+        run=RunOptions(workers, BatchEngine(engine), restart, ray_address),
         **_table_options(source, csv),
     )
     console.info(

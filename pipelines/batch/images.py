@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import re
-import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -207,8 +206,8 @@ class _HeatmapWriter:
         self.enabled = options.png or options.dicom
         self.counted = (HEATMAPS,) * options.png + (DICOM, REFUSED) * options.dicom
         """Entries of the summary."""
-        self._told = threading.Lock()
-        """Taken by the thread that prints the first refusal, and kept."""
+        self._told: dict[str, object] = {}
+        """The task that printed the first refusal."""
 
     def write(
         self,
@@ -252,7 +251,7 @@ class _HeatmapWriter:
         try:
             content = render_heatmap(file.path, frame, pixels, about)
         except DataError as error:
-            if self._told.acquire(blocking=False):
+            if self._told.setdefault(REFUSED, teller := object()) is teller:
                 console.info(f"a heatmap cannot be written as DICOM: {error}")
             return REFUSED
         self.folder.write(f"{DICOM}/{name}.dcm", content)
@@ -285,6 +284,10 @@ class ImageJob:
         for first in range(unit.first.file, unit.end.file, TASK_FILES):
             last = min(first + TASK_FILES, unit.end.file)
             yield ImageTask(first, self.files[first:last])
+
+    def size(self, file: int) -> int:
+        """Return the size of a file in bytes; -1 if it is not there."""
+        return input_of(self.files[file].path, None).bytes
 
     def score(self, task: ImageTask) -> Scored:
         """Score or reject the images of a few files."""

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -120,7 +121,8 @@ class ResultFolder:
         The content is on the disk before the file has its name.
         """
         target = self.path / name
-        unfinished = self.path / RUN / f"unfinished-{name.replace('/', '-')}"
+        unique = f"unfinished-{name.replace('/', '-')}-{uuid.uuid4().hex}"
+        unfinished = self.path / RUN / unique  # an engine may have the same part written twice
         for folder in (unfinished.parent, target.parent):
             folder.mkdir(exist_ok=True)
         try:
@@ -277,9 +279,11 @@ def record_name(unit: int, number: int) -> str:
     return f"{RUN}/{stem(unit, number)}.json"
 
 
-def records_of(folder: ResultFolder, plan: Plan) -> list[Record]:
-    """Return the records of the finished parts, in order."""
-    found = map(_record, filter(None, map(folder.read, folder.names(f"{RUN}/[0-9]*.json"))))
+def records_of(folder: ResultFolder, plan: Plan, unit: int | None = None) -> list[Record]:
+    """Return the records of the finished parts, of all units or of one, in order."""
+    patterns = ["[0-9]*.json"] if unit is None else [f"{unit:05d}.json", f"{unit:05d}_*.json"]
+    names = [name for pattern in patterns for name in folder.names(f"{RUN}/{pattern}")]
+    found = map(_record, filter(None, map(folder.read, names)))
     digest = plan.digest
     records = [record for record in found if record is not None and record.plan == digest]
     return sorted(records, key=lambda record: (record.unit, record.number))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import resource
 import sys
@@ -42,10 +41,12 @@ class RunOptions:
     """Options of a run that do not affect its result."""
 
     workers: int | None = None
-    """Number of threads that score; None for one per core."""
+    """Number of threads or, on Ray, of actors that score; None for one per core."""
     engine: Engine = Engine.LOCAL
     restart: bool = False
     """Whether a result of other inputs, options or another model is replaced."""
+    ray_address: str | None = None
+    """HOST:PORT of the cluster for Ray; None for a local Ray."""
 
 
 DEFAULTS = RunOptions()
@@ -135,7 +136,7 @@ def _complete(
     meter = console.Meter("Scoring", batch.unit, batch.total, before.scored + before.rejected)
     with meter.shown():
         report = _reporter(meter, before)
-        engine_of(options.engine)(work, options.workers or cores(), report)
+        engine_of(options.engine, options.ray_address)(work, options.workers, report)
     records = records_of(folder, batch.plan)
     entries: dict[str, Any] = {}
     if batch.second_pass:
@@ -190,13 +191,6 @@ def _peak_memory() -> int:
             return int(match[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _unwritable(output: Path, error: OSError) -> DataError:

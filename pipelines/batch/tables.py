@@ -260,6 +260,10 @@ class TableJob:
         if counts.notes or counts.rows_of_files:
             yield EndTask(counts)
 
+    def size(self, file: int) -> int:
+        """Return the size of a file in bytes; -1 if it is not there."""
+        return input_of(self.files[file], None).bytes
+
     def _needed(self, names: Sequence[str]) -> Sequence[str]:
         """Select the model's columns and the id, or all columns if none of the model's exists."""
         features = set(names) & set(self._schema.names)
