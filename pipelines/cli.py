@@ -316,7 +316,9 @@ def score(
         list[str],
         typer.Option("--input", metavar="PATH", help="files, folders or globs of tables or images"),
     ],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="folder for the scores")],
+    output: Annotated[
+        str, typer.Option(metavar="DIR", help="folder for the scores, also s3://… or gs://…")
+    ],
     more: Annotated[
         list[str] | None,
         typer.Argument(metavar="[PATH]...", help="further input", show_default=False),
@@ -377,12 +379,14 @@ def score(
     from pipelines.batch.common import ExplainRows, HeatmapOptions, flags_in_words
     from pipelines.batch.engines import Engine as BatchEngine
     from pipelines.batch.run import RunOptions, open_recorded
+    from pipelines.datasets.reading.objects import place
 
-    source = open_recorded(model, output, restart)
+    folder = place(output)
+    source = open_recorded(model, folder, restart)
     summary = _flow("score", source)(
         source,
         _all_paths(input_, more),
-        output,
+        folder,
         _explain_option(explain),
         HeatmapOptions(heatmaps, dicom_out),
         fdr,
@@ -397,11 +401,11 @@ def score(
     console.info(flags_in_words(summary, source.kind))
     console.result(summary)
     if not summary["scored"]:
-        raise AnomalyVAEError(f"nothing could be scored; see {output / 'rejects.parquet'}")
+        raise AnomalyVAEError(f"nothing could be scored; see {folder / 'rejects.parquet'}")
     if max_rejects is not None and summary["rejected"] > max_rejects:
         raise AnomalyVAEError(
             f"{summary['rejected']:,} rows rejected, more than --max-rejects {max_rejects:,}; "
-            f"see {output / 'rejects.parquet'}"
+            f"see {folder / 'rejects.parquet'}"
         )
 
 

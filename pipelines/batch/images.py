@@ -54,6 +54,7 @@ from pipelines.batch.common import (
 from pipelines.batch.counts import Counts
 from pipelines.batch.fdr import FdrPass, check_controllable
 from pipelines.batch.highest import show_highest
+from pipelines.batch.object_folder import result_folder
 from pipelines.batch.plan import Piece, Place, Plan, Unit, cut, input_of
 from pipelines.batch.results import DICOM, FILE, HEATMAPS, Record, ResultFolder, rejects_of
 from pipelines.batch.run import DEFAULTS, Batch, RunOptions, run_batch
@@ -62,6 +63,7 @@ from pipelines.datasets.image_batches import Batch as ImagesOfFiles
 from pipelines.datasets.image_batches import read_images
 from pipelines.datasets.image_files import FRAME, ID, PATH, ImageFile, Reasons, is_dicom
 from pipelines.datasets.image_listing import list_files
+from pipelines.datasets.reading.objects import place
 from pipelines.registry.model_uri import LoadedModel
 
 PART_FILES, PART_BYTES = 512, 1 << 28
@@ -105,7 +107,7 @@ def score_images(
             result of another model, of other options or of other files.
         BundleError: The model is for tables.
     """
-    output, calibration = Path(output), source.bundle.detector.calibration
+    output, calibration = place(output), source.bundle.detector.calibration
     check_controllable(calibration, fdr)
     scorer = source.bundle.scorer
     schema, encoding = image_modality(scorer.schema, scorer.encoding)
@@ -119,7 +121,7 @@ def score_images(
         "--dicom-out": heatmaps.dicom,
     }
     plan = _plan(model_entry(source), options, files)
-    folder = ResultFolder(output)
+    folder = result_folder(output)
     writer = _HeatmapWriter(source, encoding, folder, heatmaps)
     explaining = Explaining(explain, explain_rows, fdr)
     job = ImageJob(source, schema, tuple(files), key, explaining, writer)

@@ -8,7 +8,6 @@ counts and the digests of its files. A run that was killed is continued by means
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import re
@@ -18,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -139,9 +138,13 @@ class ResultFolder:
             return hashlib.file_digest(file, "sha256").hexdigest()
         return None
 
-    def open(self, name: str) -> io.BufferedReader:
+    def open(self, name: str) -> Any:
         """Open a file for reading."""
         return (self.path / name).open("rb")
+
+    def has(self, name: str) -> bool:
+        """Return whether there is such a file or folder."""
+        return (self.path / name).exists()
 
     def remove(self, name: str) -> None:
         """Remove a file, if there is one."""
@@ -164,10 +167,10 @@ class ResultFolder:
                 f"--output '{self.path}' holds other files, such as '{foreign[0]}'; "
                 "choose an empty or a new folder"
             )
-        if not names or (self.path / PLAN).exists():
+        if not names or self.has(PLAN):
             return
         if SUMMARY not in names:
-            if (self.path / INCOMPLETE).exists():
+            if self.has(INCOMPLETE):
                 return
             raise DataError(
                 f"--output '{self.path}' holds files without a {SUMMARY}; choose an empty or a "

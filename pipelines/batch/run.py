@@ -21,6 +21,7 @@ from pipelines import console
 from pipelines.batch.counts import Counts
 from pipelines.batch.engines import Engine, engine_of
 from pipelines.batch.fdr import FdrPass
+from pipelines.batch.object_folder import result_folder
 from pipelines.batch.plan import Plan, check_same
 from pipelines.batch.results import (
     PLAN,
@@ -33,6 +34,7 @@ from pipelines.batch.results import (
     records_of,
 )
 from pipelines.batch.units import Job, Report, Work, total
+from pipelines.datasets.reading.parts import first_line
 from pipelines.registry.model_uri import LoadedModel, open_model
 
 
@@ -80,7 +82,7 @@ def run_batch(batch: Batch, output: Path, options: RunOptions) -> dict[str, Any]
     Raises:
         DataError: the folder holds another result or other files, is in use, or is full.
     """
-    folder = ResultFolder(output)
+    folder = result_folder(output)
     with folder.locked():
         plan = _begin(folder, batch.plan, options.restart)
         batch, held = replace(batch, plan=plan), batch.second_pass is not None
@@ -195,7 +197,7 @@ def _peak_memory() -> int:
 
 def _unwritable(output: Path, error: OSError) -> DataError:
     return DataError(
-        f"--output '{output}': {error.strerror or error}; what is finished is kept, and the same "
+        f"--output '{output}': {first_line(error)}; what is finished is kept, and the same "
         "command continues"
     )
 
@@ -211,7 +213,7 @@ def open_recorded(uri: str, output: Path, restart: bool = False) -> LoadedModel:
     Raises:
         AnomalyVAEError: see `open_model`.
     """
-    recorded = None if restart else _recorded(uri, ResultFolder(output))
+    recorded = None if restart else _recorded(uri, result_folder(output))
     if recorded is None:
         return replace(open_model(uri), uri=uri)
     console.info(f"continuing with version {recorded['version']}, with which the run began")

@@ -47,6 +47,7 @@ from pipelines.batch.run import DEFAULTS, Batch, RunOptions, run_batch
 from pipelines.batch.units import Scored
 from pipelines.datasets.files import absent_columns, find_files, heads_by_file, read_file
 from pipelines.datasets.loading import NO_OPTIONS
+from pipelines.datasets.reading.objects import place
 from pipelines.datasets.reading.partitions import Partitions
 from pipelines.datasets.reading.parts import Broken, Chunk, Head, Reading
 from pipelines.datasets.reading.plain_text import is_pipe
@@ -90,7 +91,7 @@ def score_files(
     """
     if heatmaps != NO_HEATMAPS:
         raise ConfigError("--heatmaps and --dicom-out are for image models; leave them out")
-    output, calibration = Path(output), source.bundle.detector.calibration
+    output, calibration = place(output), source.bundle.detector.calibration
     check_controllable(calibration, fdr)
     reading = Reading.of_model(source.bundle, csv, score=True)
     files = exclude_output(paths, find_files(paths), output, lambda path: path)

@@ -29,6 +29,7 @@ from pipelines.batch.run import RunOptions
 from pipelines.batch.tables import score_files
 from pipelines.registry.model_uri import LoadedModel
 from tests.support.batch_results import content
+from tests.support.object_stores import BUCKET, download, s3_server, upload
 from tests.support.paths import ROOT
 from tests.support.scans import blobs, patched
 
@@ -110,7 +111,7 @@ def test_images_and_heatmaps_too(
     monkeypatch.setattr(images, "PART_FILES", 4)
     folder = tmp_path / "images"
     folder.mkdir()
-    for i, pixels in enumerate([*blobs(10), *patched(5)]):
+    for i, pixels in enumerate(patched(blobs(15))):
         Image.fromarray(pixels).save(folder / f"{i:02d}.png")
     (folder / "torn.png").write_bytes((folder / "00.png").read_bytes()[:60])
     source, heatmaps = LoadedModel(image_calibrated), HeatmapOptions(png=True)
@@ -212,3 +213,18 @@ def test_a_port_that_is_not_rays_is_one_line(
         options = RunOptions(engine=Engine.RAY, ray_address=f"127.0.0.1:{server.getsockname()[1]}")
         with pytest.raises(ConfigError, match="no Ray of this version"):
             score_files(source, [str(rows)], tmp_path / "out", run=options)
+
+
+# ---------------------------------------------------------------- object stores
+
+
+def test_an_object_store_is_read_and_written(
+    environment: None, source: LoadedModel, mixed: Path, tmp_path: Path
+) -> None:
+    with s3_server():
+        upload(mixed, "in")
+        paths, out = [f"s3://{BUCKET}/in"], f"s3://{BUCKET}/out"
+        local = score_files(source, paths, tmp_path / "local")
+        summary = score_files(source, paths, out, run=RAY)
+        assert content(download("out", tmp_path / "s3")) == content(tmp_path / "local")
+    assert summary["scored"] == local["scored"]
