@@ -7,6 +7,7 @@ lives, takes the place of the lock.
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import json
 import os
 import socket
@@ -43,6 +44,8 @@ class ObjectFolder(ResultFolder):
     def __init__(self, path: ObjectPath) -> None:
         super().__init__(path)
         self._at = path
+        self._uploaded: dict[str, str] = {}
+        """Digest of each object that was uploaded and not asked for since."""
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -111,6 +114,8 @@ class ObjectFolder(ResultFolder):
         with tempfile.TemporaryDirectory(prefix="anomaly-vae-upload-") as folder:
             path = Path(folder, "file")
             yield path
+            with path.open("rb") as file:
+                self._uploaded[name] = hashlib.file_digest(file, "sha256").hexdigest()
             local = pafs.LocalFileSystem()
             pafs.copy_files(
                 str(path),
@@ -118,6 +123,10 @@ class ObjectFolder(ResultFolder):
                 source_filesystem=local,
                 destination_filesystem=self._at.store,
             )
+
+    def digest(self, name: str) -> str | None:
+        """Return the digest of an object; None if there is none."""
+        return self._uploaded.pop(name, None) or super().digest(name)
 
     def open(self, name: str) -> Any:
         """Open an object for reading."""

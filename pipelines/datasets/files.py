@@ -79,6 +79,8 @@ def find_files(paths: Sequence[str]) -> list[Path]:
     for path in paths:
         try:
             matches = _matches(path)
+        except DataError:
+            raise
         except (OSError, ValueError) as error:
             hint = f"; {STORE_REMEDY}" if is_remote(path) and isinstance(error, OSError) else ""
             reason = f"{first_line(error)}{hint}"

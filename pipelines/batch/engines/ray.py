@@ -24,6 +24,7 @@ import numpy as np
 
 from anomaly_vae._version import __version__
 from anomaly_vae.errors import AnomalyVAEError, ConfigError, DataError
+from pipelines.batch.engines.local import cores
 from pipelines.batch.plan import Plan
 from pipelines.batch.results import PLAN, is_sound, records_of
 from pipelines.batch.units import MAX_WAITING, Report, Work, in_place, score_unit, total
@@ -118,7 +119,7 @@ def _connected(address: str | None, workers: int | None) -> Iterator[Any]:
         return
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address in (None, "local"):
-        own = {"num_cpus": workers, "object_store_memory": OBJECT_STORE_BYTES}
+        own = {"num_cpus": workers or cores(), "object_store_memory": OBJECT_STORE_BYTES}
         ray.init(address="local", include_dashboard=False, **own, **quiet)
     else:
         check_address(address)
@@ -139,6 +140,7 @@ def _library() -> Any:
         ConfigError: it is not installed.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray

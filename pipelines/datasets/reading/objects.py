@@ -17,6 +17,8 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
+from anomaly_vae.errors import DataError
+
 SCHEMES = ("s3", "gs")
 STORE_REMEDY = "check the name of the bucket and the credentials in the environment"
 REMOTE = re.compile(rf"({'|'.join(SCHEMES)}):/+(.*)", re.DOTALL)
@@ -89,12 +91,12 @@ def object_path(address: str) -> ObjectPath:
     """Return the path of an address such as ``s3://bucket/name``.
 
     Raises:
-        ValueError: the address names no bucket.
+        DataError: the address names no bucket.
     """
     match = REMOTE.match(address)
     parts = match[2].strip("/") if match else ""
     if match is None or not parts:
-        raise ValueError("the address names no bucket; write s3://BUCKET/NAME")
+        raise DataError(f"'{address}' names no bucket; write s3://BUCKET/NAME", path=address)
     return ObjectPath(f"{match[1]}:", parts)
 
 
