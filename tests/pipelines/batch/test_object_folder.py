@@ -159,7 +159,7 @@ def test_a_second_run_is_refused_while_the_first_lives(
     [
         ("s3://nowhere/in", "'s3://nowhere/in': "),
         (f"s3://{BUCKET}/nothing/*.csv", "no CSV, JSON or Parquet file is there"),
-        ("s3://", "names no bucket"),
+        ("s3://", "error: 's3://' names no bucket"),
     ],
 )
 def test_an_input_that_is_not_there_is_one_line(
