@@ -82,6 +82,7 @@ class Engine(StrEnum):
     """An engine that scores a batch."""
 
     LOCAL = "local"
+    RAY = "ray"
 
 
 class ResultFormat(StrEnum):
@@ -360,12 +361,22 @@ def score(
         list[str],
         typer.Option("--input", metavar="PATH", help="files, folders or globs of tables or images"),
     ],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="folder for the scores")],
+    output: Annotated[
+        str, typer.Option(metavar="DIR", help="folder for the scores, also s3://… or gs://…")
+    ],
     more: Annotated[
         list[str] | None,
         typer.Argument(metavar="[PATH]...", help="further input", show_default=False),
     ] = None,
-    engine: Annotated[Engine, typer.Option(help="engine that scores")] = Engine.LOCAL,
+    engine: Annotated[
+        Engine, typer.Option(help="engine that scores: this machine, or Ray")
+    ] = Engine.LOCAL,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="Ray cluster; default: RAY_ADDRESS, or a Ray on this machine"
+        ),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="number of threads that score; default: one per core")
     ] = None,
@@ -452,17 +463,19 @@ def score(
     from pipelines.batch.layout import Format
     from pipelines.batch.options import OutputOptions
     from pipelines.batch.run import RunOptions, open_recorded
+    from pipelines.datasets.reading.objects import place
 
-    source = open_recorded(model, output, restart)
+    folder = place(output)
+    source = open_recorded(model, folder, restart)
     summary = _flow("score", source)(
         source,
         _all_paths(input_, more),
-        output,
+        folder,
         _explain_option(explain),
         HeatmapOptions(heatmaps, dicom_out),
         fdr,
         explain_rows=ExplainRows(explain_rows),
-        run=RunOptions(workers, BatchEngine(engine), restart),
+        run=RunOptions(workers, BatchEngine(engine), restart, ray_address),
         outputs=OutputOptions(
             Format(format_),
             only_flagged,
@@ -482,11 +495,11 @@ def score(
     console.info(flags_in_words(summary, source.kind))
     console.result(summary)
     if not summary["scored"]:
-        raise AnomalyVAEError(f"nothing could be scored; see {output / 'rejects.parquet'}")
+        raise AnomalyVAEError(f"nothing could be scored; see {folder / 'rejects.parquet'}")
     if max_rejects is not None and summary["rejected"] > max_rejects:
         raise AnomalyVAEError(
             f"{summary['rejected']:,} rows rejected, more than --max-rejects {max_rejects:,}; "
-            f"see {output / 'rejects.parquet'}"
+            f"see {folder / 'rejects.parquet'}"
         )
 
 

@@ -89,6 +89,10 @@ class Bundle:
     unusual_file: bytes | None = field(default=None, repr=False)
     """Test for unusual rows; None if there is none."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the files, because scoring sessions cannot be pickled."""
+        return from_files, (self.files,)
+
     @cached_property
     def scorer(self) -> Scorer:
         """Scoring kernel with this bundle's graph.

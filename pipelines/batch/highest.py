@@ -14,6 +14,7 @@ from anomaly_vae.messages import plain_number
 from anomaly_vae.scoring.detector import Contribution, Explanation, RegionContribution
 from anomaly_vae.scoring.wording import Wording
 from pipelines import console
+from pipelines.datasets.reading.plain_text import source_of
 
 MAX_SHOWN = 10
 """Maximum number of rows or images that are shown."""
@@ -33,7 +34,7 @@ def show_highest(folder: Path, parts: Sequence[str], wording: Wording) -> None:
     if (
         not parts
         or parts[0].endswith(".csv")
-        or "rest" not in pq.read_schema(folder / parts[0]).names
+        or "rest" not in pq.read_schema(source_of(folder / parts[0])).names
     ):
         return
     places = (place for name in parts for place in _highest(folder, name))
@@ -49,7 +50,7 @@ def show_highest(folder: Path, parts: Sequence[str], wording: Wording) -> None:
 
 def _highest(folder: Path, name: str) -> Iterator[Place]:
     """Yield the explained rows of a part with the highest scores; only two columns are read."""
-    table = pq.read_table(folder / name, columns=["score", "rest"])
+    table = pq.read_table(source_of(folder / name), columns=["score", "rest"])
     score = table.column("score").to_numpy()
     rows = np.flatnonzero(table.column("rest").is_valid().to_numpy())
     for row in rows[np.argsort(-score[rows], kind="stable")[:MAX_SHOWN]].tolist():
@@ -58,7 +59,7 @@ def _highest(folder: Path, name: str) -> Iterator[Place]:
 
 def _row(folder: Path, name: str, row: int) -> dict[str, Any]:
     """Read a row of a part."""
-    table = pq.read_table(folder / name).slice(row, 1)
+    table = pq.read_table(source_of(folder / name)).slice(row, 1)
     found: dict[str, Any] = table.to_pylist()[0]
     return found
 

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import re
-import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,6 +57,7 @@ from pipelines.batch.common import (
 from pipelines.batch.counts import Counts
 from pipelines.batch.fdr import FdrPass, check_controllable
 from pipelines.batch.highest import show_highest
+from pipelines.batch.object_folder import result_folder
 from pipelines.batch.options import ALL_ROWS, OutputOptions
 from pipelines.batch.plan import Piece, Place, Plan, Unit, cut, input_of
 from pipelines.batch.ranking import FEATURES
@@ -69,6 +69,7 @@ from pipelines.datasets.image_batches import Batch as ImagesOfFiles
 from pipelines.datasets.image_batches import read_images
 from pipelines.datasets.image_files import FRAME, ID, PATH, ImageFile, Reasons, is_dicom
 from pipelines.datasets.image_listing import list_files
+from pipelines.datasets.reading.objects import place
 from pipelines.registry.model_uri import LoadedModel
 
 PART_FILES, PART_BYTES = 512, 1 << 28
@@ -116,7 +117,7 @@ def score_images(
             options or of other files.
         BundleError: The model is for tables.
     """
-    output, calibration = Path(output), source.bundle.detector.calibration
+    output, calibration = place(output), source.bundle.detector.calibration
     check_controllable(calibration, fdr)
     scorer = source.bundle.scorer
     schema, encoding = image_modality(scorer.schema, scorer.encoding)
@@ -137,7 +138,7 @@ def score_images(
     }
     columns = tuple(dict.fromkeys((*outputs.part_columns, *outputs.top_columns())))
     plan = _plan(model_entry(source), options, files, columns)
-    folder = ResultFolder(output)
+    folder = result_folder(output)
     writer = _HeatmapWriter(source, encoding, folder, heatmaps)
     explaining = Explaining(explain, explain_rows, fdr)
     job = ImageJob(
@@ -261,8 +262,8 @@ class _HeatmapWriter:
         self.enabled = options.png or options.dicom
         self.counted = (HEATMAPS,) * options.png + (DICOM, REFUSED) * options.dicom
         """Entries of the summary."""
-        self._told = threading.Lock()
-        """Taken by the thread that prints the first refusal, and kept."""
+        self._told: dict[str, object] = {}
+        """The task that printed the first refusal."""
 
     def write(
         self,
@@ -306,7 +307,7 @@ class _HeatmapWriter:
         try:
             content = render_heatmap(file.path, frame, pixels, about)
         except DataError as error:
-            if self._told.acquire(blocking=False):
+            if self._told.setdefault(REFUSED, teller := object()) is teller:
                 console.info(f"a heatmap cannot be written as DICOM: {error}")
             return REFUSED
         self.folder.write(f"{DICOM}/{name}.dcm", content)
@@ -345,6 +346,10 @@ class ImageJob:
         for first in range(unit.first.file, unit.end.file, TASK_FILES):
             last = min(first + TASK_FILES, unit.end.file)
             yield ImageTask(first, self.files[first:last])
+
+    def size(self, file: int) -> int:
+        """Return the size of a file in bytes; -1 if it is not there."""
+        return input_of(self.files[file].path, None).bytes
 
     def score(self, task: ImageTask) -> Scored:
         """Score or reject the images of a few files."""

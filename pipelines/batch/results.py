@@ -8,16 +8,16 @@ counts and the digests of its files. A run that was killed is continued by means
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -118,7 +118,8 @@ class ResultFolder:
         The content is on the disk before the file has its name.
         """
         target = self.path / name
-        unfinished = self.path / RUN / f"unfinished-{name.replace('/', '-')}"
+        unique = f"unfinished-{name.replace('/', '-')}-{uuid.uuid4().hex}"
+        unfinished = self.path / RUN / unique  # an engine may have the same part written twice
         for folder in (unfinished.parent, target.parent):
             folder.mkdir(exist_ok=True)
         try:
@@ -135,9 +136,13 @@ class ResultFolder:
             return hashlib.file_digest(file, "sha256").hexdigest()
         return None
 
-    def open(self, name: str) -> io.BufferedReader:
+    def open(self, name: str) -> Any:
         """Open a file for reading."""
         return (self.path / name).open("rb")
+
+    def has(self, name: str) -> bool:
+        """Return whether there is such a file or folder."""
+        return (self.path / name).exists()
 
     def remove(self, name: str) -> None:
         """Remove a file, if there is one."""
@@ -160,10 +165,10 @@ class ResultFolder:
                 f"--output '{self.path}' holds other files, such as '{foreign[0]}'; "
                 "choose an empty or a new folder"
             )
-        if not names or (self.path / PLAN).exists():
+        if not names or self.has(PLAN):
             return
         if SUMMARY not in names:
-            if (self.path / INCOMPLETE).exists():
+            if self.has(INCOMPLETE):
                 return
             raise DataError(
                 f"--output '{self.path}' holds files without a {SUMMARY}; choose an empty or a "
@@ -269,9 +274,11 @@ def record_name(unit: int, number: int) -> str:
     return f"{RUN}/{stem(unit, number)}.json"
 
 
-def records_of(folder: ResultFolder, plan: Plan) -> list[Record]:
-    """Return the records of the finished parts, in order."""
-    found = map(_record, filter(None, map(folder.read, folder.names(f"{RUN}/[0-9]*.json"))))
+def records_of(folder: ResultFolder, plan: Plan, unit: int | None = None) -> list[Record]:
+    """Return the records of the finished parts, of all units or of one, in order."""
+    patterns = ["[0-9]*.json"] if unit is None else [f"{unit:05d}.json", f"{unit:05d}_*.json"]
+    names = [name for pattern in patterns for name in folder.names(f"{RUN}/{pattern}")]
+    found = map(_record, filter(None, map(folder.read, names)))
     digest = plan.digest
     records = [record for record in found if record is not None and record.plan == digest]
     return sorted(records, key=lambda record: (record.unit, record.number))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import resource
 import sys
@@ -23,6 +22,7 @@ from pipelines.batch.counts import Counts
 from pipelines.batch.engines import Engine, engine_of
 from pipelines.batch.fdr import FdrPass
 from pipelines.batch.layout import PLAIN, Format, Layout
+from pipelines.batch.object_folder import result_folder
 from pipelines.batch.plan import Plan, check_same
 from pipelines.batch.results import (
     PLAN,
@@ -37,6 +37,7 @@ from pipelines.batch.results import (
 )
 from pipelines.batch.top import TopPass, parquet_as_csv
 from pipelines.batch.units import Job, Report, Work, total
+from pipelines.datasets.reading.parts import first_line
 from pipelines.registry.model_uri import LoadedModel, open_model
 
 
@@ -45,10 +46,12 @@ class RunOptions:
     """Options of a run that do not affect its result."""
 
     workers: int | None = None
-    """Number of threads that score; None for one per core."""
+    """Number of threads or, on Ray, of actors that score; None for one per core."""
     engine: Engine = Engine.LOCAL
     restart: bool = False
     """Whether a result of other inputs, options or another model is replaced."""
+    ray_address: str | None = None
+    """HOST:PORT of the cluster for Ray; None for a local Ray."""
 
 
 DEFAULTS = RunOptions()
@@ -92,7 +95,7 @@ def run_batch(batch: Batch, output: Path, options: RunOptions) -> dict[str, Any]
     Raises:
         DataError: the folder holds another result or other files, is in use, or is full.
     """
-    folder = ResultFolder(output)
+    folder = result_folder(output)
     with folder.locked():
         plan = _begin(folder, batch.plan, options.restart)
         batch, held = replace(batch, plan=plan), batch.second_pass is not None
@@ -148,7 +151,7 @@ def _complete(
     meter = console.Meter("Scoring", batch.unit, batch.total, before.scored + before.rejected)
     with meter.shown():
         report = _reporter(meter, before)
-        engine_of(options.engine)(work, options.workers or cores(), report)
+        engine_of(options.engine, options.ray_address)(work, options.workers, report)
     records = records_of(folder, batch.plan)
     entries: dict[str, Any] = {}
     if batch.second_pass:
@@ -209,16 +212,9 @@ def _peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _unwritable(output: Path, error: OSError) -> DataError:
     return DataError(
-        f"--output '{output}': {error.strerror or error}; what is finished is kept, and the same "
+        f"--output '{output}': {first_line(error)}; what is finished is kept, and the same "
         "command continues"
     )
 
@@ -234,7 +230,7 @@ def open_recorded(uri: str, output: Path, restart: bool = False) -> LoadedModel:
     Raises:
         AnomalyVAEError: see `open_model`.
     """
-    recorded = None if restart else _recorded(uri, ResultFolder(output))
+    recorded = None if restart else _recorded(uri, result_folder(output))
     if recorded is None:
         return replace(open_model(uri), uri=uri)
     console.info(f"continuing with version {recorded['version']}, with which the run began")

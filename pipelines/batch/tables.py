@@ -42,6 +42,7 @@ from pipelines.batch.common import (
     warn_missing_group,
 )
 from pipelines.batch.counts import Counts
+from pipelines.batch.engines import Engine
 from pipelines.batch.fdr import FdrPass, check_controllable
 from pipelines.batch.highest import show_highest
 from pipelines.batch.keys import Keys, find_keys
@@ -60,10 +61,16 @@ from pipelines.datasets.files import (
     read_file,
 )
 from pipelines.datasets.loading import NO_OPTIONS
+from pipelines.datasets.reading.objects import place
 from pipelines.datasets.reading.partitions import Partitions
 from pipelines.datasets.reading.parts import Broken, Chunk, Head, Reading
 from pipelines.datasets.reading.plain_text import is_pipe
-from pipelines.datasets.windows import WindowColumns, expected_columns, open_windows
+from pipelines.datasets.windows import (
+    WindowColumns,
+    expected_columns,
+    open_windows,
+    windows_of,
+)
 from pipelines.registry.model_uri import LoadedModel
 
 TEXT_ROW_BYTES = 64
@@ -112,7 +119,12 @@ def score_files(
     """
     if heatmaps != NO_HEATMAPS:
         raise ConfigError("--heatmaps and --dicom-out are for image models; leave them out")
-    output, calibration = Path(output), source.bundle.detector.calibration
+    if run.engine == Engine.RAY and windows_of(source.bundle):
+        raise ConfigError(
+            "--engine ray: windows are computed on one machine; score this model with the local "
+            "engine"
+        )
+    output, calibration = place(output), source.bundle.detector.calibration
     check_controllable(calibration, fdr)
     reading = Reading.of_model(source.bundle, csv, score=True)
     files = exclude_output(paths, find_files(paths), output, lambda path: path)
@@ -407,6 +419,10 @@ class TableJob:
             counts.others[LEFT_OUT] = 1
         else:
             yield from _first_rows(parts, self.limit - start, counts)
+
+    def size(self, file: int) -> int:
+        """Return the size of a file in bytes; -1 if it is not there."""
+        return input_of(self.files[file], None).bytes
 
     def _needed(self, names: Sequence[str]) -> Sequence[str]:
         """Select the columns that are used, or all if none of the model's exists."""

@@ -50,6 +50,9 @@ class Job(Protocol):
     def score(self, task: Any) -> Scored:
         """Score or reject the rows of a task."""
 
+    def size(self, file: int) -> int:
+        """Return the size of a file in bytes, as this machine sees it; -1 if it is not there."""
+
 
 class Result(Protocol):
     """A result that is computed elsewhere, such as a `concurrent.futures.Future`."""

@@ -18,6 +18,15 @@ from anomaly_vae.errors import DataError
 from anomaly_vae.messages import listed
 from pipelines.datasets.reading.csv_files import csv_head, read_csv
 from pipelines.datasets.reading.json_files import json_head, read_json
+from pipelines.datasets.reading.objects import (
+    STORE_REMEDY,
+    ObjectPath,
+    glob_base,
+    is_remote,
+    matches,
+    object_path,
+    objects_in,
+)
 from pipelines.datasets.reading.parquet_files import ALL_GROUPS, parquet_head, read_parquet
 from pipelines.datasets.reading.partitions import Partitions, contradictions, with_columns
 from pipelines.datasets.reading.parts import (
@@ -70,8 +79,12 @@ def find_files(paths: Sequence[str]) -> list[Path]:
     for path in paths:
         try:
             matches = _matches(path)
+        except DataError:
+            raise
         except (OSError, ValueError) as error:
-            raise DataError(f"'{_failing(error, path)}': {first_line(error)}", path=path) from None
+            hint = f"; {STORE_REMEDY}" if is_remote(path) and isinstance(error, OSError) else ""
+            reason = f"{first_line(error)}{hint}"
+            raise DataError(f"'{_failing(error, path)}': {reason}", path=path) from None
         if not matches:
             raise DataError(f"'{path}': no CSV, JSON or Parquet file is there", path=path)
         found |= dict.fromkeys(matches)
@@ -85,6 +98,8 @@ def _failing(error: Exception, path: str) -> str:
 def _matches(path: str) -> list[Path]:
     if not path:
         raise ValueError("the path is empty; name a file, a folder or a glob")
+    if is_remote(path):
+        return _objects(object_path(path))
     place = Path(STDIN if path == "-" and not Path(path).exists() else path)
     try:
         is_file = is_readable(place)
@@ -93,6 +108,20 @@ def _matches(path: str) -> list[Path]:
             raise ValueError("it is a link to a file that is not there") from None
         return _glob(path)
     return [place] if is_file else _tables_in(place)
+
+
+def _objects(path: ObjectPath) -> list[Path]:
+    """Return the tables at an address of an object store: an object, a folder or a glob."""
+    if path.info().is_file:
+        return [path]
+    base = glob_base(path)
+    found = [item for item in objects_in(base) if base == path or matches(item, path)]
+    below = [item.parts[len(base.parts) :] for item in found]
+    return [
+        item
+        for item, names in zip(found, below, strict=True)
+        if not any(map(_is_hidden, names)) and _is_table(item)
+    ]
 
 
 def _tables_in(folder: Path) -> list[Path]:

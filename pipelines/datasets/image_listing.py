@@ -12,6 +12,7 @@ from anomaly_vae.errors import DataError
 from anomaly_vae.messages import listed
 from pipelines.datasets.image_files import ImageFile, Reasons, is_table_name, path_problem
 from pipelines.datasets.image_manifests import read_manifest
+from pipelines.datasets.reading.objects import is_remote
 
 
 def find_images(paths: Sequence[str]) -> list[ImageFile]:
@@ -54,6 +55,10 @@ def list_files(paths: Sequence[str]) -> list[ImageFile]:
     """
     found: dict[tuple[str, int | None], ImageFile] = {}
     for path in paths:
+        if is_remote(path):
+            raise DataError(
+                f"'{path}': images are not read from object stores; copy or mount them", path=path
+            )
         files = list(_expand(path))
         if not files:
             raise DataError(f"'{path}': no image is there", path=path)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import StrEnum
+from functools import partial
 
 from pipelines.batch.engines.local import run_locally
+from pipelines.batch.engines.ray import run_on_ray
 from pipelines.batch.units import Report, Work
 
 __all__ = ["Engine", "engine_of"]
 
-Run = Callable[[Work, int, Report], None]
+Run = Callable[[Work, int | None, Report], None]
 """Function that does all work with this number of workers, and reports what was written."""
 
 
@@ -18,8 +20,11 @@ class Engine(StrEnum):
     """An engine that scores a batch."""
 
     LOCAL = "local"
+    RAY = "ray"
 
 
-def engine_of(engine: Engine) -> Run:
+def engine_of(engine: Engine, ray_address: str | None = None) -> Run:
     """Return the function that does the work of a run."""
-    return {Engine.LOCAL: run_locally}[engine]
+    if engine == Engine.RAY:
+        return partial(run_on_ray, address=ray_address)
+    return run_locally

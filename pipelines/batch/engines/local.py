@@ -8,6 +8,7 @@ few tasks of a unit are in memory at once, however large the unit is.
 
 from __future__ import annotations
 
+import os
 import threading
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any
@@ -19,18 +20,18 @@ class _Stopped(Exception):  # noqa: N818  # no error
     """Raised in the threads of a run of which another thread failed."""
 
 
-def run_locally(work: Work, workers: int, report: Report) -> None:
+def run_locally(work: Work, workers: int | None, report: Report) -> None:
     """Score all unfinished units.
 
     Args:
         work: the run.
-        workers: number of threads that score.
+        workers: number of threads that score; None for one per core.
         report: is told what was written, from several threads.
 
     Raises:
         OSError: a file cannot be written; what is finished stays.
     """
-    units = work.units
+    units, workers = work.units, workers or cores()
     streams = max(1, min(workers, len(units)))
     waiting = max(MAX_WAITING, -(-2 * workers // streams))
     stop = threading.Event()
@@ -55,3 +56,10 @@ def run_locally(work: Work, workers: int, report: Report) -> None:
     for error in errors:
         if error is not None and not isinstance(error, _Stopped):
             raise error
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

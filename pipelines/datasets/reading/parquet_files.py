@@ -27,7 +27,7 @@ from pipelines.datasets.reading.parts import (
     first_line,
     refuse_duplicates,
 )
-from pipelines.datasets.reading.plain_text import content_of, refuse_foreign
+from pipelines.datasets.reading.plain_text import content_of, refuse_foreign, source_of
 
 ALL_GROUPS = slice(0, None)
 READ_BUFFER = 1 << 16
@@ -232,7 +232,7 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
 
 def _parquet_file(path: Path, dictionaries: Sequence[str] = ()) -> pq.ParquetFile:
     return pq.ParquetFile(
-        content_of(path),
+        source_of(path),
         read_dictionary=list(dictionaries),
         memory_map=False,
         pre_buffer=False,

@@ -20,6 +20,7 @@ from typing import IO, Any, Literal
 import pyarrow as pa
 
 from anomaly_vae.messages import printable
+from pipelines.datasets.reading.objects import ObjectPath
 
 BLOCK = 1 << 20
 """Size of the blocks in which text is copied, in bytes."""
@@ -129,6 +130,8 @@ def content_of(path: Path) -> Path:
 
     A path whose name is not UTF-8, which Arrow refuses, is replaced by a link to it.
     """
+    if isinstance(path, ObjectPath):
+        return path
     status = path.stat()
     key = (str(path), status.st_dev, status.st_ino)
     if key not in _copies and printable(path) != str(path):
@@ -137,6 +140,12 @@ def content_of(path: Path) -> Path:
         atexit.register(partial(shutil.rmtree, link.parent, ignore_errors=True))
         _copies[key] = link
     return _copies.get(key, path)
+
+
+def source_of(path: Path) -> Any:
+    """Return what Arrow reads a path from: the path, or an object of a store, opened."""
+    content = content_of(path)
+    return content.open("rb") if isinstance(content, ObjectPath) else content
 
 
 def is_pipe(path: Path) -> bool:
@@ -243,7 +252,7 @@ def open_unpacked(path: Path) -> Iterator[IO[bytes]]:
             unpack: Any = {"xz": lzma.LZMAFile}.get(name) or partial(
                 pa.CompressedInputStream, compression=name
             )
-            yield io.BufferedReader(_Limited(unpack(raw), os.fstat(raw.fileno()).st_size))
+            yield io.BufferedReader(_Limited(unpack(raw), content_of(path).stat().st_size))
 
 
 class _Limited(io.RawIOBase):

@@ -27,14 +27,16 @@ from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.calibration.conformal import calibrate
 from anomaly_vae.errors import DataError
 from anomaly_vae.lifecycle.registry import Registry
-from pipelines.batch import results, run
+from pipelines.batch import results
 from pipelines.batch.common import ExplainRows, HeatmapOptions
+from pipelines.batch.engines import local
 from pipelines.batch.images import score_images
 from pipelines.batch.options import OutputOptions
 from pipelines.batch.results import INCOMPLETE, PLAN, REJECTS, RUN, SUMMARY
 from pipelines.batch.run import RunOptions, open_recorded
 from pipelines.batch.tables import score_files
 from pipelines.registry.model_uri import LoadedModel
+from tests.support.batch_results import MEASURED, content
 from tests.support.flows import Command, World
 from tests.support.paths import ROOT
 from tests.support.scans import blobs, patched
@@ -60,8 +62,6 @@ workers = RunOptions(workers=1 if int(limit) else None)
 score(source, paths, out, run=workers, **eval(options))
 """
 """A run in a process of its own, with smaller parts."""
-MEASURED = ("seconds", "rows_per_second", "peak_memory_bytes")
-"""Entries of the summary that differ from run to run."""
 PART = 100
 LAID_OUT = OutputOptions(
     "csv", only_flagged=True, columns=("TX_AMOUNT",), partition_by="TX_DURING_NIGHT",
@@ -115,17 +115,6 @@ def write_csv(path: Path, table: pa.Table) -> None:
     amounts = [f"x{i}" if i % 50 == 7 else str(a) for i, a in enumerate(table["TX_AMOUNT"])]
     index = table.schema.get_field_index("TX_AMOUNT")
     pyarrow.csv.write_csv(table.set_column(index, "TX_AMOUNT", pa.array(amounts)), path)
-
-
-def content(folder: Path) -> dict[str, Any]:
-    """What a result says, apart from what was measured."""
-    files = {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and RUN not in path.parts
-    }
-    summary = json.loads(files.pop(SUMMARY))
-    return {**files, SUMMARY: {k: v for k, v in summary.items() if k not in MEASURED}}
 
 
 def finished(folder: Path) -> dict[str, tuple[int, int]]:
@@ -473,4 +462,4 @@ def test_the_summary_has_quantiles_shares_and_throughput(
     assert summary["expected_share"] == summary["alpha"]
     assert summary["rows_per_second"] > 0
     assert summary["peak_memory_bytes"] > 1 << 20
-    assert run.cores() >= 1
+    assert local.cores() >= 1

@@ -1,0 +1,165 @@
+"""Read objects of ``s3://`` and ``gs://`` stores as files, through pyarrow's file systems.
+
+Credentials and the address of the store come from the environment, as for other clients of these
+stores: AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_REGION, AWS_ENDPOINT_URL,
+GOOGLE_APPLICATION_CREDENTIALS and others.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from functools import cache
+from pathlib import Path, PosixPath
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from anomaly_vae.errors import DataError
+
+SCHEMES = ("s3", "gs")
+STORE_REMEDY = "check the name of the bucket and the credentials in the environment"
+REMOTE = re.compile(rf"({'|'.join(SCHEMES)}):/+(.*)", re.DOTALL)
+"""Pattern of the address of an object; `Path` turns the two slashes into one."""
+GLOB = re.compile(r"\*\*/|\*|\?|\[[^\]]+\]")
+"""Pattern of the special parts of a glob."""
+
+
+class ObjectPath(PosixPath):
+    """The address of an object, or of a folder of objects, which can be read as a file is.
+
+    >>> path = object_path("s3://bucket/day=1/rows.csv")
+    >>> str(path), path.suffix, str(path.parent)
+    ('s3://bucket/day=1/rows.csv', '.csv', 's3://bucket/day=1')
+    """
+
+    def __str__(self) -> str:
+        """Return the address with its two slashes."""
+        return re.sub(r":/+", "://", super().__str__(), count=1)
+
+    def __fspath__(self) -> str:
+        return str(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return object_path, (str(self),)
+
+    @property
+    def key(self) -> str:
+        """Bucket and name, as pyarrow takes them."""
+        return "/".join(self.parts[1:])
+
+    @property
+    def store(self) -> pafs.FileSystem:
+        """The file system of the bucket."""
+        return file_system(self.parts[0].rstrip(":"), self.parts[1])
+
+    def info(self) -> pafs.FileInfo:
+        """Return what the store says of the object."""
+        return self.store.get_file_info(self.key)
+
+    def stat(self, **_: Any) -> Any:
+        """Return size, time of change and kind.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+            OSError: the store refuses or cannot be reached.
+        """
+        info = self.info()
+        if info.type == pafs.FileType.NotFound:
+            raise FileNotFoundError(2, os.strerror(2), str(self))
+        kind = stat.S_IFREG if info.is_file else stat.S_IFDIR
+        size, modified = info.size or 0, info.mtime_ns or 0
+        return SimpleNamespace(st_mode=kind, st_size=size, st_mtime_ns=modified, st_dev=0, st_ino=0)
+
+    def open(self, *_: Any, **__: Any) -> Any:
+        """Open the object for reading bytes at any position."""
+        return self.store.open_input_file(self.key)
+
+    def read_bytes(self) -> bytes:
+        """Return the content."""
+        with self.open() as file:
+            return bytes(file.read())
+
+    def is_symlink(self) -> bool:
+        """Return False: stores have no links."""
+        return False
+
+
+def object_path(address: str) -> ObjectPath:
+    """Return the path of an address such as ``s3://bucket/name``.
+
+    Raises:
+        DataError: the address names no bucket.
+    """
+    match = REMOTE.match(address)
+    parts = match[2].strip("/") if match else ""
+    if match is None or not parts:
+        raise DataError(f"'{address}' names no bucket; write s3://BUCKET/NAME", path=address)
+    return ObjectPath(f"{match[1]}:", parts)
+
+
+def place(address: str | Path) -> Path:
+    """Return the path of a file or folder, on this machine or in an object store."""
+    if isinstance(address, ObjectPath) or not is_remote(str(address)):
+        return Path(address) if not isinstance(address, ObjectPath) else address
+    return object_path(str(address))
+
+
+def is_remote(address: str) -> bool:
+    """Return whether an address is in an object store.
+
+    >>> is_remote("gs://bucket/rows.csv"), is_remote("rows.csv")
+    (True, False)
+    """
+    return address.startswith(tuple(f"{scheme}://" for scheme in SCHEMES))
+
+
+@cache
+def file_system(scheme: str, bucket: str) -> pafs.FileSystem:
+    """Return the file system of a bucket."""
+    if scheme == "gs":
+        return pafs.GcsFileSystem()
+    environment = os.environ
+    region = environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION")
+    endpoint = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL")
+    if not region and not endpoint:
+        region = pafs.resolve_s3_region(bucket)
+    options = {"region": region, "endpoint_override": endpoint}
+    return pafs.S3FileSystem(**{key: value for key, value in options.items() if value})
+
+
+def objects_in(folder: ObjectPath) -> list[ObjectPath]:
+    """Return all objects in a folder and its folders, sorted."""
+    selector = pafs.FileSelector(folder.key, recursive=True, allow_not_found=True)
+    found = (info.path for info in folder.store.get_file_info(selector) if info.is_file)
+    return [object_path(f"{folder.parts[0]}//{key}") for key in sorted(found)]
+
+
+def glob_base(pattern: ObjectPath) -> ObjectPath:
+    """Return the longest beginning of a glob without special parts."""
+    path = pattern
+    while GLOB.search(str(path)) and len(path.parts) > 2:
+        path = path.parent
+    return path
+
+
+def matches(path: ObjectPath, pattern: ObjectPath) -> bool:
+    """Return whether a glob matches an object, or a folder that contains it.
+
+    >>> path = object_path("s3://b/x/day=1/a.csv")
+    >>> [matches(path, object_path(f"s3://b/{p}")) for p in ("x/*", "**/*.csv", "x/*.csv")]
+    [True, True, False]
+    """
+    return re.match(rf"{_regex(str(pattern))}(/|$)", str(path)) is not None
+
+
+def _regex(pattern: str) -> str:
+    special = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
+    text, end = "", 0
+    for match in GLOB.finditer(pattern):
+        text += re.escape(pattern[end : match.start()])
+        text += special.get(match[0]) or match[0].replace("[!", "[^")
+        end = match.end()
+    return text + re.escape(pattern[end:])

@@ -1,0 +1,238 @@
+"""Inputs and results in an object store: a real S3 server on this machine."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from anomaly_vae.artifacts.bundle import Bundle
+from anomaly_vae.errors import DataError
+from pipelines.batch import object_folder, results
+from pipelines.batch.object_folder import LEASE
+from pipelines.batch.run import RunOptions
+from pipelines.batch.tables import score_files
+from pipelines.datasets.files import find_files
+from pipelines.datasets.reading.objects import object_path
+from pipelines.registry.model_uri import LoadedModel
+from tests.support.batch_results import content, without_measures
+from tests.support.flows import Command
+from tests.support.object_stores import BUCKET, download, s3_server, upload, use_server
+from tests.support.paths import ROOT
+
+PART = 100
+PROCESS = """
+import sys
+from anomaly_vae.artifacts.bundle import load_bundle
+from pipelines.batch import results
+from pipelines.batch.tables import score_files
+from pipelines.registry.model_uri import LoadedModel
+bundle, path, out = sys.argv[1:]
+results.PART_ROWS = 100
+score_files(LoadedModel(load_bundle(bundle)), [path], out)
+"""
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    with s3_server() as address:
+        yield address
+
+
+@pytest.fixture
+def source(calibrated: Bundle) -> LoadedModel:
+    return LoadedModel(calibrated)
+
+
+@pytest.fixture(scope="module")
+def files(s3: str, transactions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Parquet, CSV with bad cells, and CSV in gzip; also in the bucket, in the folder `in`."""
+    folder, table = tmp_path_factory.mktemp("in"), pq.read_table(transactions)
+    pq.write_table(table, folder / "a.parquet", row_group_size=PART)
+    amounts = [f"x{i}" if i % 50 == 7 else str(a) for i, a in enumerate(table["TX_AMOUNT"])]
+    index = table.schema.get_field_index("TX_AMOUNT")
+    text = table.set_column(index, "TX_AMOUNT", pa.array(amounts)).slice(0, 300)
+    pyarrow.csv.write_csv(text, folder / "b.csv")
+    with gzip.open(folder / "c.csv.gz", "wb") as file:
+        file.write((folder / "b.csv").read_bytes())
+    (folder / "_SUCCESS").touch()
+    upload(folder, "in")
+    return folder
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "PART_ROWS", PART)
+
+
+@pytest.mark.parametrize("pattern", ["in", "in/", "in/*", "i?/**/*", "in/[abc].*", "**/*"])
+def test_folders_and_globs_of_objects(files: Path, pattern: str) -> None:
+    found = find_files([f"s3://{BUCKET}/{pattern}"])
+    names = [str(path) for path in found if path.parent.name == "in"]
+    assert names == [f"s3://{BUCKET}/in/{name}" for name in ("a.parquet", "b.csv", "c.csv.gz")]
+
+
+def test_objects_are_scored_as_files_are(source: LoadedModel, files: Path, tmp_path: Path) -> None:
+    score_files(source, [str(files)], tmp_path / "local", explain=2)
+    out = f"s3://{BUCKET}/{tmp_path.name}"
+    summary = score_files(source, [f"s3://{BUCKET}/in"], out, explain=2)
+    found, local = content(download(tmp_path.name, tmp_path / "s3")), content(tmp_path / "local")
+    paths = {str(files / name): f"s3://{BUCKET}/in/{name}" for name in ("b.csv", "c.csv.gz")}
+    rejects = pq.read_table(pa.BufferReader(found.pop("rejects.parquet"))).to_pylist()
+    expected = pq.read_table(pa.BufferReader(local.pop("rejects.parquet"))).to_pylist()
+    assert rejects == [{**row, "path": paths[row["path"]]} for row in expected]
+    assert found == local
+    assert (summary["files"], summary["rows"], summary["rejected"]) == (3, 2_100, 12)
+
+
+def test_one_object(source: LoadedModel, files: Path, tmp_path: Path) -> None:
+    summary = score_files(source, [f"s3://{BUCKET}/in/b.csv"], tmp_path / "out")
+    assert (summary["scored"], summary["rejected"]) == (294, 6)
+
+
+def test_a_finished_result_stays_and_another_is_refused(
+    source: LoadedModel, files: Path, tmp_path: Path
+) -> None:
+    out, paths = f"s3://{BUCKET}/{tmp_path.name}", [f"s3://{BUCKET}/in/b.csv"]
+    first = score_files(source, paths, out)
+    assert score_files(source, paths, out) == first
+    with pytest.raises(DataError, match=f"--output '{out}' holds a result with --explain none"):
+        score_files(source, paths, out, explain=1)
+    again = score_files(source, paths, out, explain=1, run=RunOptions(restart=True))
+    assert again["scored"] == first["scored"]
+    with pytest.raises(DataError, match=r"holds other files, such as '_SUCCESS'"):
+        score_files(source, [str(files)], f"s3://{BUCKET}/in", run=RunOptions(restart=True))
+    with pytest.raises(DataError, match="lies in --output"):
+        score_files(source, [f"{out}/part-00000.parquet"], out)
+
+
+@pytest.mark.slow
+def test_a_killed_run_continues(
+    source: LoadedModel, files: Path, tmp_path: Path, small_parts: None
+) -> None:
+    path = f"s3://{BUCKET}/in/a.parquet"
+    whole = score_files(source, [path], tmp_path / "local")
+    bundle = source.bundle.save(tmp_path / "bundle")
+    out = object_path(f"s3://{BUCKET}/{tmp_path.name}")
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROCESS, str(bundle), path, str(out)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    folder = object_folder.ObjectFolder(out)
+    while not folder.names(f"{results.RUN}/0*.json") and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    summary = score_files(source, [path], str(out))
+    assert without_measures(summary) == without_measures(whole)
+    assert content(download(tmp_path.name, tmp_path / "s3")) == content(tmp_path / "local")
+    assert folder.read(LEASE) is None
+
+
+def test_a_second_run_is_refused_while_the_first_lives(
+    source: LoadedModel, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, paths = object_path(f"s3://{BUCKET}/{tmp_path.name}"), [f"s3://{BUCKET}/in/b.csv"]
+    folder = object_folder.ObjectFolder(out)
+    folder.write(LEASE, json.dumps({"host": "elsewhere", "pid": 1, "run": "x"}).encode())
+    with pytest.raises(DataError, match="being written by another run on 'elsewhere'"):
+        score_files(source, paths, str(out))
+    monkeypatch.setattr(object_folder, "LEASE_SECONDS", 0.0)
+    assert score_files(source, paths, str(out))["scored"] == 294
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("s3://nowhere/in", "'s3://nowhere/in': "),
+        (f"s3://{BUCKET}/nothing/*.csv", "no CSV, JSON or Parquet file is there"),
+        ("s3://", "error: 's3://' names no bucket"),
+    ],
+)
+def test_an_input_that_is_not_there_is_one_line(
+    command: Command, source: LoadedModel, s3: str, tmp_path: Path, path: str, reason: str
+) -> None:
+    bundle = source.bundle.save(tmp_path / "bundle")
+    answer = command("score", "--model", bundle, "--input", path, "--output", tmp_path / "out")
+    assert answer.code == 1
+    assert reason in answer.err
+    assert answer.err.count("\n") == 1
+
+
+def test_an_output_that_cannot_be_written_is_one_line(
+    command: Command, source: LoadedModel, files: Path, tmp_path: Path
+) -> None:
+    bundle = source.bundle.save(tmp_path / "bundle")
+    options = ("--model", bundle, "--input", files / "b.csv", "--output", "s3://nowhere/out")
+    answer = command("score", *options)
+    assert answer.code == 1
+    assert "error: --output 's3://nowhere/out': " in answer.err
+    assert answer.err.count("\n") == 1
+
+
+class _Refuse(BaseHTTPRequestHandler):
+    """A store that refuses all requests, as stores do without credentials."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(403)
+        self.end_headers()
+
+    do_GET = do_PUT = do_HEAD  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_missing_credentials_are_one_line(
+    command: Command,
+    source: LoadedModel,
+    s3: str,
+    files: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bundle = source.bundle.save(tmp_path / "bundle")
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Refuse) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        use_server(f"http://127.0.0.1:{server.server_port}", monkeypatch)
+        for path, out in (
+            (f"s3://{BUCKET}/in", tmp_path / "out"),
+            (files, f"s3://{BUCKET}/out"),
+        ):
+            answer = command("score", "--model", bundle, "--input", path, "--output", out)
+            assert answer.code == 1
+            assert "credentials" in answer.err
+            assert answer.err.count("\n") == 1
+        server.shutdown()
+    use_server(s3, monkeypatch)
+
+
+def test_a_store_that_does_not_answer_is_one_line(
+    command: Command,
+    source: LoadedModel,
+    s3: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    use_server("http://127.0.0.1:1", monkeypatch)
+    bundle = source.bundle.save(tmp_path / "bundle")
+    answer = command(
+        "score", "--model", bundle, "--input", f"s3://{BUCKET}/in", "--output", tmp_path / "out"
+    )
+    assert answer.code == 1
+    assert f"error: 's3://{BUCKET}/in': " in answer.err
+    assert answer.err.count("\n") == 1
+    use_server(s3, monkeypatch)
