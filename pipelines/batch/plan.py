@@ -154,6 +154,8 @@ class Plan:
             return f"by {_model(self.model)}, and not by {_model(other.model)}"
         for name in {**self.options, **other.options}:
             if (before := self.options.get(name)) != (now := other.options.get(name)):
+                if isinstance(before or now, list):
+                    return f"with other files or other contents of {name}"
                 return f"with {name} {_shown(before)}, and not with {_shown(now)}"
         if self.pipe or other.pipe:
             return f"of '{self.pipe or other.pipe}', a pipe, which cannot be read a second time"
