@@ -253,11 +253,8 @@ def test_without_history_windows_see_the_input_only_and_say_so(
     assert list(scored) == LATEST["id"].to_pylist()
     assert "give the 30 hours before them with --history" in summary["warnings"][0]
     short = write(tmp_path, "short.parquet", PAST.slice(ROWS - NIGHT - 5))
-<<<<<<< HEAD
-=======
     with pytest.raises(DataError, match=r"with other files or other contents of --history; choose"):
         score(bundle, tmp_path / "out", [night], [short])
->>>>>>> t22
     _, _, summary = score(bundle, tmp_path / "again", [night], [short])
     assert "but the windows look back 30 hours" in summary["warnings"][0]
 
