@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -57,6 +58,10 @@ def members(kind: type) -> Iterator[tuple[str, Any]]:
             yield name, inner
 
 
+FUNCTION = re.compile(r"<function (\w+) at 0x\w+>")
+"""Pattern of a function that is the default of a parameter."""
+
+
 def signature(name: str, value: Any) -> str:
     """Return a name with its parameters, without annotations; the bare name of a property."""
     if isinstance(value, property) or not callable(value):
@@ -66,7 +71,7 @@ def signature(name: str, value: Any) -> str:
     except (TypeError, ValueError):
         return name
     shown = [p.replace(annotation=p.empty) for p in parameters if p.name not in {"self", "cls"}]
-    return f"{name}{inspect.Signature(shown)}"
+    return FUNCTION.sub(r"\1", f"{name}{inspect.Signature(shown)}")
 
 
 def entry(level: int, title: str, doc: str) -> str:
