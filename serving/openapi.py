@@ -40,7 +40,7 @@ from serving.problems import (
     ProblemDetails,
 )
 from serving.scoring import responses, schemas
-from serving.scoring.schemas import REF, GroupedResult, RegionsResult
+from serving.scoring.schemas import REF, DecidedResult, GroupedResult, RegionsResult
 from serving.scoring.tables import ServedTable
 from serving.settings import Settings
 
@@ -255,7 +255,7 @@ def _add_security(content: Json) -> None:
 
 def _describe_shapes(shapes: Iterable[Shape]) -> Json:
     """Describe types by name, with the fields that the service really sends."""
-    variants = (GroupedResult, RegionsResult)
+    variants = (DecidedResult, GroupedResult, RegionsResult)
     all_shapes = [*shapes, *variants, schemas.ScoreResponse, ProblemDetails]
     _, components = msgspec.json.schema_components(all_shapes, ref_template=REF)
     for variant in variants:

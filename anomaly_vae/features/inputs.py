@@ -46,6 +46,7 @@ class WindowInputs:
     """The window definition of a model, and the columns that it is computed of.
 
     Example:
+        >>> from anomaly_vae.config.windows import EntityWindows
         >>> card = EntityWindows(over=("1h",), count=True)
         >>> WindowInputs(WindowDefinition({"card": card}), time="at").columns
         ('at', 'card')

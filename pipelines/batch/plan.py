@@ -25,6 +25,10 @@ It changes whenever the same rows would make other parts.
 """
 
 
+HISTORY = "--history"
+"""Option whose value is a list of files."""
+
+
 class Input(NamedTuple):
     """A file of the input, as it was when the run began."""
 
@@ -154,7 +158,7 @@ class Plan:
             return f"by {_model(self.model)}, and not by {_model(other.model)}"
         for name in {**self.options, **other.options}:
             if (before := self.options.get(name)) != (now := other.options.get(name)):
-                if isinstance(before or now, list):
+                if name == HISTORY:
                     return f"with other files or other contents of {name}"
                 return f"with {name} {_shown(before)}, and not with {_shown(now)}"
         if self.pipe or other.pipe:

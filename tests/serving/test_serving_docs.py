@@ -13,7 +13,9 @@ from tests.support.paths import ROOT
 
 TEXT = (ROOT / "docs/serving.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"^```python\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
-CURLS = re.findall(r"curl -s localhost:8000(\S+) -H '([^']+)' \\\n +-d '([^']+)'\n(\S+)", TEXT)
+CURLS = re.findall(
+    r"curl -s localhost:8000(\S+) -H '([^']+)' \\\n +-d '([^']+)'\n((?:.+\n)+?)```", TEXT
+)
 CALLS = re.findall(r"^\| `(\w+)\(", TEXT.partition("## Client")[2], re.MULTILINE)
 
 

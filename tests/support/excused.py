@@ -13,6 +13,8 @@ NO_ARGUMENT = {
     "calibration.tail": "0.1, unless the command line calibrates",
     "calibration.per_1000": "X is not assumed to be traffic",
     "calibration.per_day": "see calibration.per_1000",
+    "calibration.entity": "see calibration.per_1000",
+    "calibration.time_zone": "see calibration.per_1000",
     "calibration.costs.missed": "see data.label",
     "calibration.costs.amount": "see data.label",
     "calibration.costs.review": "see data.label",

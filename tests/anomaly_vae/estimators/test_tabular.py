@@ -44,6 +44,11 @@ NO_ARGUMENT = excused.NO_ARGUMENT | {
     "data.csv.decimal": "X is no file",
     "data.csv.encoding": "X is no file",
     "data.csv.null_values": "X is no file",
+    "data.timezone": "see data.time",
+    "data.label_delay": "see data.time",
+    "data.labels": "fit ignores y: leave known anomalies out of X",
+    "data.windows": "features.offline.add_windows adds them to X",
+    "data.windows_horizon": "see data.windows",
 }
 
 

@@ -169,7 +169,7 @@ def test_images_are_answered_as_mlflow_answers_them(scan_client, theirs, pngs, f
     ours = predictions(invoke(scan_client, form, rows))
     uploads = [("files", content) for content in pngs[:4]]
     results = scan_client.post("/score", files=uploads).json()["results"]
-    keys = ("score", "p_value", "is_anomaly")
+    keys = ("score", "p_value", "is_anomaly", "unusual_input")
     assert ours["predictions"] == [{key: result[key] for key in keys} for result in results]
     if form.startswith("dataframe"):  # MLflow decodes no base64 elsewhere
         assert ours == predictions(invoke(theirs["scans"], form, rows))

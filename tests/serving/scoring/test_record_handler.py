@@ -28,7 +28,7 @@ def test_explain_lists_so_many(client, served, records):
         (result,) = score(client, records[:1], explain=explain)["results"]
         return len(result.get("contributions", ()))
 
-    features = len(served.detector.scorer.encoding.columns)
+    features = len(served.detector.scorer.encoding.labels)
     assert [listed(k) for k in (0, 1, 3, "all")] == [0, 1, 3, features]
 
 
@@ -78,7 +78,7 @@ def test_extremes_get_finite_scores(client, records, amount):
 @pytest.mark.parametrize("explain", [1, "all"])
 def test_too_much_to_explain_at_once(client_of, served, explain):
     """Whatever is listed, all contributions are worked out: records times columns."""
-    columns = len(served.detector.scorer.encoding.columns)
+    columns = len(served.detector.scorer.encoding.labels)
     client = client_of(served, max_contributions=3 * columns)
     assert post(client, {"records": [{"TX_AMOUNT": 1}] * 3, "explain": explain}).status_code == 200
     assert post(client, {"records": [{"TX_AMOUNT": 1}] * 4}).status_code == 200

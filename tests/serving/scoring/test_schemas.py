@@ -29,7 +29,7 @@ def test_what_is_no_number_of_contributions(explain):
 
 
 def test_null_groups_and_empty_regions_are_written():
-    common = {"score": 1.0, "p_value": 0.5, "is_anomaly": False}
+    common = {"score": 1.0, "p_value": 0.5, "is_anomaly": False, "unusual_input": None}
     grouped = GroupedResult(**common, group=None, threshold=2.0)
     drawn = RegionsResult(**common, heatmap=b"png", regions=())
     for result, more in (

@@ -14,7 +14,8 @@ from PIL import Image
 from anomaly_vae.images.decoding import read_bytes
 from anomaly_vae.images.heatmaps import png
 from anomaly_vae.scoring.localization import localizations
-from serving.scoring import images, uploads
+from serving.scoring.images import served as images
+from serving.scoring.images import uploads
 from tests.support import image_uploads
 from tests.support.scans import SIZE, blobs, coloured
 
@@ -44,7 +45,7 @@ def test_the_answer_names_the_model_and_its_threshold(scan_client, scanner, pngs
     assert answer["model"] == {"name": "scans", "version": None, "alias": None}
     assert answer["alpha"] == scanner.detector.calibration.alpha
     assert answer["threshold"] == scanner.detector.calibration.threshold
-    keys = {"score", "p_value", "is_anomaly", "file", "frame"}
+    keys = {"score", "p_value", "is_anomaly", "unusual_input", "file", "frame"}
     assert [set(result) for result in answer["results"]] == [keys] * 2
 
 
@@ -268,7 +269,7 @@ def test_many_clients_at_once(scan_client, pngs):
 def test_tables_and_images_side_by_side(both, records, pngs):
     table = both.post("/models/fraud/score", json={"records": records[:2]})
     assert [set(r) for r in table.json()["results"]] == [
-        {"score", "p_value", "is_anomaly", "id"}
+        {"score", "p_value", "is_anomaly", "unusual_input", "id"}
     ] * 2
     scans = both.post("/models/scans/score", files=image_uploads.uploads(pngs[:2]))
     assert [r["file"] for r in scans.json()["results"]] == [0, 1]

@@ -17,7 +17,7 @@ from anomaly_vae.images.pixels import DecodeFailure
 from serving.app import create_app
 from serving.models.store import Store
 from serving.problems import ProblemError
-from serving.scoring import images
+from serving.scoring.images import served as images
 from serving.scoring.images.uploads import (
     MULTIPART,
     RAW,
