@@ -209,7 +209,7 @@ def _current(model: str, row_id: str, rows: Sequence[Row[Any]]) -> CurrentLabel:
 
 @dataclass
 class _History:
-    """What a store has about the ids of new labels, and the rows to add to it."""
+    """Stored labels on the ids of new ones, and the rows to add."""
 
     received: int
     """Time of arrival of the new labels, in microseconds since 1970."""

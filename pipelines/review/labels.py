@@ -215,7 +215,7 @@ def _reject_part(state: Import, part: Broken) -> None:
 
 
 class Cells(NamedTuple):
-    """What one row of a file says, as text; None where it says nothing."""
+    """Values of one row of a file, as text; None where it has none."""
 
     id: str | None
     label: str | None
