@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def show_highest(folder: Path, parts: Sequence[str], wording: Wording) -> None:
     ):
         return
     places = (place for name in parts for place in _highest(folder, name))
-    found = [_row(folder, *place[1:]) for place in heapq.nlargest(MAX_SHOWN, places)]
+    found = _rows(folder, heapq.nlargest(MAX_SHOWN, places))
     rows = [
         (str(next(iter(row.values()))), plain_number(row["p_value"]), _reasons(row, wording))
         for row in found
@@ -57,11 +58,16 @@ def _highest(folder: Path, name: str) -> Iterator[Place]:
         yield float(score[row]), name, row
 
 
-def _row(folder: Path, name: str, row: int) -> dict[str, Any]:
-    """Read a row of a part."""
-    table = pq.read_table(source_of(folder / name)).slice(row, 1)
-    found: dict[str, Any] = table.to_pylist()[0]
-    return found
+def _rows(folder: Path, places: Sequence[Place]) -> list[dict[str, Any]]:
+    """Read rows at these places, in their order; each part is read once."""
+    wanted: dict[str, list[int]] = defaultdict(list)
+    for _, name, row in places:
+        wanted[name].append(row)
+    read: dict[tuple[str, int], dict[str, Any]] = {}
+    for name, rows in wanted.items():
+        table = pq.read_table(source_of(folder / name)).take(rows)
+        read.update(zip(((name, row) for row in rows), table.to_pylist(), strict=True))
+    return [read[name, row] for _, name, row in places]
 
 
 def _reasons(row: Mapping[str, Any], wording: Wording) -> str:

@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from anomaly_vae.errors import DataError
-from pipelines.batch.results import DICOM, HEATMAPS, RUN, SUMMARY, ResultFolder
+from pipelines.batch.results import RUN, SUMMARY, ResultFolder, holds_results
 from pipelines.datasets.reading.objects import STORE_REMEDY, ObjectPath, object_path, objects_in
 from pipelines.datasets.reading.parts import first_line
 
@@ -169,7 +169,7 @@ class ObjectFolder(ResultFolder):
             for name in self._names(self._at):
                 first = name.partition("/")[0]
                 if first != RUN:
-                    yield name if first in (HEATMAPS, DICOM) else first
+                    yield name if holds_results(first) else first
 
 
 def _is_dead(lease: dict[str, Any]) -> bool:

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from anomaly_vae.errors import DataError
 from anomaly_vae.files import locked, strict_json
 from pipelines.batch.counts import Counts
-from pipelines.batch.layout import PLAIN, Layout, RowFile, row_file
+from pipelines.batch.layout import Layout, RowFile, row_file
 from pipelines.batch.plan import Plan
 
 PART_ROWS = 1 << 18
@@ -200,8 +200,17 @@ class ResultFolder:
         for path in self.path.iterdir():
             if path.name not in (INCOMPLETE, RUN):
                 yield path.name
-            if (path.name in (HEATMAPS, DICOM) or "=" in path.name) and path.is_dir():
+            if holds_results(path.name) and path.is_dir():
                 yield from (f"{path.name}/{inner.name}" for inner in path.iterdir())
+
+
+def holds_results(folder: str) -> bool:
+    """Return whether files in a folder of this name may belong to a result.
+
+    >>> holds_results("heatmaps"), holds_results("day=1"), holds_results("notes")
+    (True, True, False)
+    """
+    return folder in (HEATMAPS, DICOM) or "=" in folder
 
 
 def _sync(path: Path) -> None:
@@ -317,7 +326,7 @@ class PartWriter:
         unit: int,
         number: int,
         held: bool,
-        layout: Layout = PLAIN,
+        layout: Layout,
     ) -> None:
         self.unit, self.number = unit, number
         self.counts = Counts()

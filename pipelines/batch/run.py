@@ -100,9 +100,9 @@ def run_batch(batch: Batch, output: Path, options: RunOptions) -> dict[str, Any]
         plan = _begin(folder, batch.plan, options.restart)
         batch, held = replace(batch, plan=plan), batch.second_pass is not None
         records = [r for r in records_of(folder, plan) if is_sound(folder, r)]
-        work = Work.of(batch.job, folder, plan, held, records, batch.layout)
+        work = Work(batch.job, folder, plan, held, batch.layout).after(records)
         finished = folder.read(SUMMARY)
-        if finished and not work.units and all(map(folder.names, batch.last_files)):
+        if finished and not work.units and all(map(folder.has, batch.last_files)):
             console.info(f"'{output}' holds the finished result; nothing is scored again")
             summary: dict[str, Any] = json.loads(finished)
             return summary

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
 from pipelines.batch.counts import Counts
-from pipelines.batch.layout import PLAIN, Layout
+from pipelines.batch.layout import Layout
 from pipelines.batch.plan import Plan, Unit
 from pipelines.batch.results import PartWriter, Record, ResultFolder
 
@@ -76,23 +76,14 @@ class Work:
     plan: Plan
     held: bool
     """Whether a second pass will write the parts."""
+    layout: Layout
+    """The files of the parts."""
     finished: dict[int, set[int]] = field(default_factory=dict)
     """Numbers of the finished parts of each unit that is begun."""
     complete: frozenset[int] = frozenset()
     """Units all of whose parts are finished."""
-    layout: Layout = PLAIN
-    """The files of the parts."""
 
-    @classmethod
-    def of(
-        cls,
-        job: Job,
-        folder: ResultFolder,
-        plan: Plan,
-        held: bool,
-        records: Iterable[Record],
-        layout: Layout = PLAIN,
-    ) -> Work:
+    def after(self, records: Iterable[Record]) -> Work:
         """Return the work that the records of finished parts leave."""
         finished: dict[int, set[int]] = defaultdict(set)
         ends: dict[int, int] = {}
@@ -101,7 +92,7 @@ class Work:
             if record.last:
                 ends[record.unit] = record.number
         complete = {u for u, end in ends.items() if finished[u] == set(range(end + 1))}
-        return cls(job, folder, plan, held, dict(finished), frozenset(complete), layout)
+        return replace(self, finished=dict(finished), complete=frozenset(complete))
 
     @property
     def units(self) -> list[int]:

@@ -157,7 +157,7 @@ class WindowStores:
             settings.windows_seconds,
         )  # fmt: skip
         self._backend: Backend | None = None
-        self._stores: dict[str, WindowStore] = {}
+        self._stores: dict[tuple[tuple[str, ...], str, int], WindowStore] = {}
         self._failed_at = -PAUSE_SECONDS
         self._is_down = self._was_filled = False
 
@@ -183,12 +183,12 @@ class WindowStores:
         Raises:
             WindowStoreError: it cannot be used.
         """
-        digest = inputs.definition.digest
-        if digest not in self._stores:
+        key = inputs.definition.names, inputs.definition.digest, inputs.horizon
+        if key not in self._stores:
             self._backend = self._backend or open_backend(self._options)
             options = self._options.salt, self._options.max_events
-            self._stores[digest] = WindowStore(self._backend, inputs, *options)
-        return self._stores[digest]
+            self._stores[key] = WindowStore(self._backend, inputs, *options)
+        return self._stores[key]
 
     @contextmanager
     def using(self, operation: Literal["read", "record"]) -> Iterator[None]:

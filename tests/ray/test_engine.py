@@ -25,6 +25,8 @@ from pipelines.batch import images, results
 from pipelines.batch.common import HeatmapOptions
 from pipelines.batch.engines import Engine
 from pipelines.batch.images import score_images
+from pipelines.batch.layout import Format
+from pipelines.batch.options import OutputOptions
 from pipelines.batch.run import RunOptions
 from pipelines.batch.tables import score_files
 from pipelines.registry.model_uri import LoadedModel
@@ -100,6 +102,17 @@ def test_tables_are_scored_as_on_this_machine(
     assert content(tmp_path / "ray") == content(tmp_path / "local")
     assert summary["rows"] == summary["scored"] + summary["rejected"] == local["rows"] == 3_001
     assert summary["rejected"] == 31
+
+
+@pytest.mark.parametrize("fdr", [None, 0.2])
+def test_rows_and_files_are_chosen_as_on_this_machine(
+    environment: None, source: LoadedModel, mixed: Path, tmp_path: Path, fdr: float | None
+) -> None:
+    outputs = OutputOptions(Format.CSV, only_flagged=True, top=3)
+    for name, run in (("local", RunOptions()), ("ray", RAY)):
+        score_files(source, [str(mixed)], tmp_path / name, fdr=fdr, outputs=outputs, run=run)
+    assert content(tmp_path / "ray") == content(tmp_path / "local")
+    assert len(pq.read_table(tmp_path / "ray" / "top.parquet")) == 3
 
 
 def test_images_and_heatmaps_too(

@@ -217,11 +217,8 @@ class UnitScorer:
     def _score(self, unit: int) -> None:
         """Score the parts of a unit that no earlier attempt finished."""
         self._check(unit)
-        job, folder, plan, held = (
-            self._work.job, self._work.folder, self._work.plan, self._work.held
-        )  # fmt: skip
-        records = [r for r in records_of(folder, plan, unit) if is_sound(folder, r)]
-        work = Work.of(job, folder, plan, held, records)
+        folder, plan = self._work.folder, self._work.plan
+        work = self._work.after(r for r in records_of(folder, plan, unit) if is_sound(folder, r))
         if unit not in work.complete:
             score_unit(work, unit, in_place, lambda _: None, MAX_WAITING)
 

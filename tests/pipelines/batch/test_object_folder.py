@@ -103,6 +103,18 @@ def test_one_object(source: LoadedModel, files: Path, tmp_path: Path) -> None:
     assert (summary["scored"], summary["rejected"]) == (294, 6)
 
 
+def test_objects_of_others_in_folders_of_values_are_kept(
+    source: LoadedModel, files: Path, tmp_path: Path
+) -> None:
+    out, paths = f"s3://{BUCKET}/{tmp_path.name}", [f"s3://{BUCKET}/in/b.csv"]
+    theirs = object_path(f"{out}/day=1/theirs.txt")
+    with theirs.store.open_output_stream(theirs.key) as stream:
+        stream.write(b"theirs")
+    with pytest.raises(DataError, match=r"holds other files, such as 'day=1/theirs\.txt'"):
+        score_files(source, paths, out, run=RunOptions(restart=True))
+    assert theirs.info().size == 6
+
+
 def test_a_finished_result_stays_and_another_is_refused(
     source: LoadedModel, files: Path, tmp_path: Path
 ) -> None:

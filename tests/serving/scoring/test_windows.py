@@ -322,3 +322,17 @@ def test_a_model_without_windows_opens_no_store(client_of, served, records, brok
     client = client_of(served, windows=f"sqlite:///{broken}/windows.db")
     assert "windows" not in post(client, records[0])["results"][0]
     assert client.get("/health/ready").status_code == 200
+
+
+def test_models_with_the_same_windows_in_another_order_keep_their_own(windowed, store_url):
+    """Their features have the same digest, but other positions."""
+    settings = Settings(windows=store_url)
+    with TestClient(create_app(Store([windowed]), settings)) as client:
+        stores = client.app.state.windows
+        turned = dict(reversed(INPUTS.definition.windows.items()))
+        other = replace(INPUTS, definition=replace(INPUTS.definition, windows=turned))
+        later = replace(INPUTS, horizon=INPUTS.horizon + 1)
+        assert other.definition.digest == INPUTS.definition.digest
+        opened = [stores.store(inputs) for inputs in (INPUTS, other, later, INPUTS)]
+        assert [store.inputs for store in opened] == [INPUTS, other, later, INPUTS]
+        assert opened[0] is opened[3]

@@ -15,6 +15,7 @@ import pytest
 
 from pipelines.batch.counts import Counts
 from pipelines.batch.engines.local import run_locally
+from pipelines.batch.layout import PLAIN
 from pipelines.batch.plan import Place, Plan, Unit
 from pipelines.batch.results import ResultFolder, records_of
 from pipelines.batch.units import Scored, Work
@@ -63,7 +64,7 @@ def work(job: Numbers, folder: Path) -> Work:
     folder.mkdir(exist_ok=True)
     units = tuple(Unit(Place(i), Place(i + 1)) for i in range(UNITS))
     plan, target = Plan(MODEL, {}, (), units), ResultFolder(folder)
-    return Work.of(job, target, plan, False, records_of(target, plan))
+    return Work(job, target, plan, False, PLAIN).after(records_of(target, plan))
 
 
 def numbers(folder: Path) -> list[float]:
