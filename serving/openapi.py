@@ -136,22 +136,6 @@ def text_route(path: str, endpoint: Endpoint, summary: str, *errors: Kind) -> Do
     return DocumentedRoute("GET", path, endpoint, operation, [])
 
 
-def body_route(
-    path: str,
-    endpoint: Endpoint,
-    summary: str,
-    body: Shape,
-    example: Json,
-    shape: Shape,
-    *errors: Kind,
-) -> DocumentedRoute:
-    """Create a POST route that reads JSON of one type and responds with JSON of another."""
-    route = json_route("POST", path, endpoint, summary, shape, *errors)
-    content = {schemas.JSON: {"schema": ref(body), "example": example}}
-    operation = {**route.operation, "requestBody": {"required": True, "content": content}}
-    return DocumentedRoute("POST", path, endpoint, operation, [shape, body])
-
-
 def webhook_route(
     path: str, endpoint: Endpoint, summary: str, headers: Iterable[str], *errors: Kind
 ) -> DocumentedRoute:
@@ -180,7 +164,7 @@ def _error_responses(kinds: Iterable[Kind]) -> Json:
     """Describe the errors of each status by their titles."""
     content = {MEDIA_TYPE: {"schema": ref(ProblemDetails)}}
     titles: dict[str, list[str]] = {}
-    for kind in kinds:
+    for kind in dict.fromkeys(kinds):
         titles.setdefault(str(kind.status), []).append(kind.title)
     return {
         status: {"description": ". ".join(status_titles), "content": content}

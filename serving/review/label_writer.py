@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 from anomaly_vae.errors import StoreError
-from serving.http.admission import AdmissionControl, Deadlines
+from serving.http.admission import AdmissionControl
 from serving.observability import logs
 from serving.observability.metrics import Metrics
 from serving.problems import STORE_DOWN, ProblemError
@@ -49,7 +49,6 @@ class LabelWriter:
 
         self.store: LabelStore = LabelStore(settings.labels)
         self.admission = AdmissionControl(settings, metrics)
-        self.deadlines = Deadlines(settings.body_seconds)
         self._settings, self._metrics = settings, metrics
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="labels")
         self._failed_at = -float("inf")

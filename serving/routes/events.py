@@ -17,36 +17,37 @@ from anomaly_vae.features import WindowInputs
 from anomaly_vae.features.definition import MICROSECONDS
 from anomaly_vae.features.inputs import Event, entity_text
 from anomaly_vae.features.store.store import Label, now_in_microseconds
+from anomaly_vae.review.labels import VERDICTS
 from serving.models.store import ServedModel
 from serving.observability import logs
-from serving.openapi import DocumentedRoute, body_route
+from serving.openapi import DocumentedRoute, json_route
 from serving.paths import HEADERS
 from serving.problems import (
     INVALID_RECORD,
     INVALID_REQUEST,
     MALFORMED,
-    OVERLOADED,
-    TIMEOUT,
     TOO_LARGE,
+    TOO_MANY_RECORDS,
     UNKNOWN_MODEL,
     UNSUPPORTED,
     WINDOWS_DOWN,
     ProblemError,
 )
 from serving.scoring import requests, responses
-from serving.scoring.handlers import INLINE_BYTES, Resources
+from serving.scoring.handlers import Resources
 from serving.scoring.windows import WindowStores
 
 if TYPE_CHECKING:
     from anomaly_vae.data.schema import TabularSchema
 
 PATH = "/events"
-VERDICTS = {"anomaly": True, "normal": False, "unsure": False}
-"""Labels that have this meaning for every model."""
+MEANINGS: dict[str, bool] = {verdict: verdict == "anomaly" for verdict in VERDICTS}
+"""Whether labels that have a meaning for every model mean an anomaly."""
 ERRORS = (
-    MALFORMED, UNKNOWN_MODEL, TIMEOUT, TOO_LARGE, UNSUPPORTED, INVALID_RECORD, OVERLOADED,
-    WINDOWS_DOWN,
+    MALFORMED, UNKNOWN_MODEL, TOO_LARGE, TOO_MANY_RECORDS, UNSUPPORTED, INVALID_REQUEST,
+    INVALID_RECORD, WINDOWS_DOWN,
 )  # fmt: skip
+"""Errors of the route, besides those of every route."""
 SUMMARY = "Record events that are not scored, and labels that are known later."
 WITHOUT_ID = "without id, so that a repeated request would count them twice"
 EXAMPLE = {"labels": [{"id": 7, "label": "anomaly", "at": "2024-01-31T09:05:00"}]}
@@ -87,7 +88,12 @@ def routes(resources: Resources, windows: WindowStores) -> list[DocumentedRoute]
     async def events(request: Request) -> Response:
         return await _answer(request, resources, windows)
 
-    return [body_route(PATH, events, SUMMARY, EventsRequest, EXAMPLE, RecordedEvents, *ERRORS)]
+    return [
+        json_route(
+            "POST", PATH, events, SUMMARY, RecordedEvents, *ERRORS,
+            body=EventsRequest, example=EXAMPLE,
+        )
+    ]  # fmt: skip
 
 
 async def _answer(request: Request, resources: Resources, windows: WindowStores) -> Response:
@@ -97,9 +103,8 @@ async def _answer(request: Request, resources: Resources, windows: WindowStores)
     admission.admit(size)
     try:
         body = await resources.read_body(request.receive)
-        task = partial(_record, body, resources.settings.max_records, windows)
-        inline = len(body) <= INLINE_BYTES
-        answer = task() if inline else await resources.run_on_thread(request.receive, task)
+        task = partial(_record, max_records=resources.settings.max_records, windows=windows)
+        answer = await resources.run_by_size(request.receive, task, body)
     finally:
         admission.release(size)
     request.scope[logs.LOG_FIELDS]["records"] = sum(msgspec.structs.astuple(answer.events))
@@ -164,8 +169,7 @@ def _events(model: ServedModel, records: Sequence[dict[str, Any]], several: bool
     batch = requests.read_batch(partial(schema.from_records, records))
     problems = [one for one in batch.problems if one.column is not None or not several]
     if problems:
-        bad = [BadRecord(one.row, one.column, one.reason) for one in problems]
-        raise requests.unfit_records(bad)
+        raise requests.unfit_records(requests.faults(problems))
     return model.windows.events(batch.take(batch.usable))
 
 
@@ -173,7 +177,7 @@ def _label(inputs: WindowInputs, number: int, label: EventLabel) -> Label:
     text = entity_text(label.id)
     if text is None:
         raise _unfit(number, "id", "expected the id of an event")
-    verdict = VERDICTS.get(str(label.label))
+    verdict = MEANINGS.get(str(label.label))
     is_anomaly = inputs.is_anomaly(label.label) if verdict is None else verdict
     if label.at is None:
         return Label(text, is_anomaly, now_in_microseconds())

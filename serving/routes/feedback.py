@@ -32,7 +32,7 @@ from serving.problems import (
 )
 from serving.review.label_writer import LabelWriter
 from serving.scoring import requests, responses
-from serving.scoring.schemas import JSON
+from serving.scoring.handlers import Resources
 from serving.settings import Settings
 
 ANONYMOUS = "anonymous"
@@ -77,7 +77,6 @@ class _RawRequest(msgspec.Struct, frozen=True):
 
 _request_decoder = msgspec.json.Decoder(_RawRequest)
 _label_decoder = msgspec.json.Decoder(FeedbackLabel)
-_keys_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class Decoded(NamedTuple):
@@ -87,14 +86,14 @@ class Decoded(NamedTuple):
     ignored: list[str]
 
 
-def routes(store: Store, settings: Settings, writer: LabelWriter | None) -> list[DocumentedRoute]:
+def routes(store: Store, resources: Resources, writer: LabelWriter | None) -> list[DocumentedRoute]:
     """Create `POST /feedback`, which only names the remedy if there is no label store."""
 
     async def feedback(request: Request) -> Response:
         if writer is None:
             detail = "this service keeps no labels; set ANOMALY_VAE_LABELS to a label store"
             raise ProblemError(NO_LABEL_STORE, detail)
-        return await _answer(request, store, settings, writer)
+        return await _answer(request, store, resources, writer)
 
     example = {"labels": [{"id": 7, "label": "anomaly", "note": "card stolen"}]}
     return [
@@ -106,32 +105,22 @@ def routes(store: Store, settings: Settings, writer: LabelWriter | None) -> list
 
 
 async def _answer(
-    request: Request, store: Store, settings: Settings, writer: LabelWriter
+    request: Request, store: Store, resources: Resources, writer: LabelWriter
 ) -> Response:
     """Read, decode and store labels; all but the reading happens on the thread of the store."""
     headers, log_fields = request.scope[HEADERS], request.scope[logs.LOG_FIELDS]
-    check_media_type(headers)
+    settings = resources.settings
+    requests.check_media_type(headers, "")
     size = requests.declared_size(headers, settings.max_body_bytes)
     writer.admission.admit(size)
     try:
-        body = await writer.deadlines.enforce(
-            requests.read_body(request.receive, settings.max_body_bytes)
-        )
+        body = await resources.read_body(request.receive)
         who, models = log_fields.get("client", ANONYMOUS), list(store.current)
         answer = await writer.run(_store, body, models, who, settings, writer)
     finally:
         writer.admission.release(size)
     log_fields["labels"] = len(answer.results)
     return responses.response(answer)
-
-
-def check_media_type(headers: requests.Headers) -> None:
-    """Refuse everything but uncompressed JSON in UTF-8."""
-    if requests.media_type(headers) != (JSON, True):
-        detail = f"send 'Content-Type: {JSON}', in UTF-8; found "
-        detail += requests.shown_media_type(headers)
-        raise ProblemError(UNSUPPORTED, detail, headers={"Accept": JSON})
-    requests.check_encoding(headers)
 
 
 def _store(
@@ -171,7 +160,7 @@ def decode(body: bytes, models: Sequence[str], who: str, settings: Settings) -> 
         except DataError as error:
             bad.append(BadRecord(number, error.column, str(error)))
     if bad:
-        raise _invalid(bad)
+        raise requests.unfit_records(bad, INVALID_LABEL, "label")
     return Decoded(labels, _unknown_keys(body, raw, settings))
 
 
@@ -188,10 +177,9 @@ def _label(raw: msgspec.Raw, models: Sequence[str], who: str) -> Label:
 
 def _fault(error: msgspec.ValidationError) -> DataError:
     """Convert an error of msgspec (``reason - at `$.id` ``), naming the key."""
-    reason, _, path = str(error).partition(" - at ")
-    reason = reason.replace("`", "'")
+    reason, path = requests.split_reason(error)
     missing = MISSING.search(reason)
-    field = missing[1] if missing else path.strip("`").removeprefix("$").removeprefix(".")
+    field = missing[1] if missing else path.removeprefix("$").removeprefix(".")
     if field == "label" and not missing:
         reason = "expected anomaly, normal or unsure"
     return DataError(reason, column=field or None)
@@ -216,21 +204,14 @@ def _time(given: str | None) -> float | None:
         raise DataError(str(error), column="at") from None
 
 
-def _invalid(bad: Sequence[BadRecord]) -> ProblemError:
-    first, more = bad[0], len(bad) - 1
-    where = f"label {first.record}" + (f", field '{first.field}'" if first.field else "")
-    detail = f"{where}: {first.detail}" + (f" (and {more} more)" if more else "")
-    return ProblemError(INVALID_LABEL, detail, bad=list(bad[: requests.MAX_ERRORS]))
-
-
 def _unknown_keys(body: bytes, raw: Iterable[msgspec.Raw], settings: Settings) -> list[str]:
     """Return the unknown keys as an answer names them.
 
     Raises:
         ProblemError: there are some, and the settings refuse them.
     """
-    outer = requests.parse(_keys_decoder, body).keys() - {"labels"}
-    inner = {key for one in raw for key in _keys_decoder.decode(one)}
+    outer = requests.parse(requests.keys_decoder, body).keys() - {"labels"}
+    inner = {key for one in raw for key in requests.keys_decoder.decode(one)}
     known: Collection[str] = FeedbackLabel.__struct_fields__
     unknown = sorted(outer | (inner - {*known}))
     if unknown and settings.unknown_keys == "refuse":

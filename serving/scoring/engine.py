@@ -15,7 +15,7 @@ from serving.observability.metrics import Metrics
 from serving.paths import HEADERS, SCORING_ROUTES, Template
 from serving.problems import NOT_READY, UNKNOWN_MODEL, ProblemError
 from serving.scoring import adapters, requests, schemas
-from serving.scoring.handlers import INLINE_BYTES, RequestHandler, Resources
+from serving.scoring.handlers import RequestHandler, Resources
 from serving.scoring.shadow import Shadows
 from serving.scoring.windows import WindowStores
 from serving.settings import Settings
@@ -135,10 +135,7 @@ class ScoringEndpoint:
         resources.admission.admit(size)
         try:
             body = await resources.read_body(receive)
-            if len(body) <= INLINE_BYTES:
-                request = decode(body)
-            else:
-                request = await resources.run_on_thread(receive, decode, body)
+            request = await resources.run_by_size(receive, decode, body)
             log_fields["model"], log_fields["records"] = handler.model.name, request.rows.count
             task = handler, request, body, decode
             if handler.is_inline(request.rows.count):

@@ -62,6 +62,12 @@ class Resources:
         """Read a body within the limits on its size and time."""
         return self._deadlines.enforce(requests.read_body(receive, self.settings.max_body_bytes))
 
+    async def run_by_size(self, receive: Receive, function: Callable[[bytes], T], body: bytes) -> T:
+        """Call a function of a body: on the event loop if it is small, else on a worker thread."""
+        if len(body) <= INLINE_BYTES:
+            return function(body)
+        return await self.run_on_thread(receive, function, body)
+
     async def run_on_thread(self, receive: Receive, function: Callable[..., T], *args: Any) -> T:
         """Call a function on a worker thread.
 

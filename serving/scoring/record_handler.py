@@ -190,11 +190,7 @@ def read_records(
     batch = requests.read_batch(partial(model.schema.from_records, records))
     undecoded = {one.record for one in decoded.bad}
     bad = list(decoded.bad)
-    bad += (
-        BadRecord(problem.row, problem.column, problem.reason)
-        for problem in batch.problems
-        if problem.row not in undecoded
-    )
+    bad += requests.faults(one for one in batch.problems if one.row not in undecoded)
     if batch.ignored and unknown_keys == "refuse":
         bad += _unknown_keys(model.schema.names, frozenset(batch.ignored), records)
     ids = model.id_column and [record.get(model.id_column) for record in records]
@@ -232,8 +228,8 @@ def warnings_of(decoded: requests.DecodedBody, read: ReadRecords) -> list[str]:
     warnings = list(map(_explain_request_key, decoded.unknown[:MAX_WARNINGS]))
     empty = np.flatnonzero(_is_empty(read.batch) & read.usable).tolist()
     if empty:
-        more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
-        warnings.append(f"record {empty[0]}{more}: no value in any of the model's columns")
+        text = "no value in any of the model's columns"
+        warnings.append(windows.warning_about(empty, text))
     return warnings
 
 

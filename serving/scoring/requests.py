@@ -12,7 +12,7 @@ import msgspec
 from starlette.types import Receive
 
 from anomaly_vae.client.types import BadRecord
-from anomaly_vae.data.schema import RawBatch
+from anomaly_vae.data.schema import RawBatch, RowProblem
 from anomaly_vae.messages import nearest
 from anomaly_vae.scoring.modality import Schema
 from serving.problems import (
@@ -23,6 +23,7 @@ from serving.problems import (
     TOO_MANY_RECORDS,
     TOO_MUCH_EXPLAINED,
     UNSUPPORTED,
+    Kind,
     ProblemError,
 )
 from serving.scoring.schemas import JSON, JSON_BYTES, ScoreRequest
@@ -46,7 +47,7 @@ class _LenientRequest(ScoreRequest, frozen=True, forbid_unknown_fields=False):
 
 _decoder = msgspec.json.Decoder(ScoreRequest)
 _lenient_decoder = msgspec.json.Decoder(_LenientRequest)
-_keys_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+keys_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _raw_decoder: msgspec.json.Decoder[list[msgspec.Raw]] = msgspec.json.Decoder(list[msgspec.Raw])
 _record_decoder = msgspec.json.Decoder(dict[str, Any])
 RECORD_PATH = re.compile(
@@ -68,12 +69,12 @@ def shown_media_type(headers: Headers) -> str:
     return "none" if given is None else ascii(given[:MAX_NAMED].decode("latin-1"))
 
 
-def check_media_type(headers: Headers) -> None:
-    """Refuse everything but uncompressed JSON in UTF-8."""
+def check_media_type(headers: Headers, subject: str = "this model scores records: ") -> None:
+    """Refuse everything but uncompressed JSON in UTF-8; ``subject`` begins the message."""
     if headers.get(b"content-type") == JSON_BYTES and b"content-encoding" not in headers:
         return
     if media_type(headers) != (JSON, True):
-        detail = f"this model scores records: send 'Content-Type: {JSON}', in UTF-8"
+        detail = f"{subject}send 'Content-Type: {JSON}', in UTF-8"
         detail += f"; found {shown_media_type(headers)}"
         raise ProblemError(UNSUPPORTED, detail, headers={"Accept": JSON})
     check_encoding(headers)
@@ -160,7 +161,7 @@ def _decode(body: bytes, max_records: int) -> DecodedBody:
     try:
         return DecodedBody(parse(_decoder, body), [], [])
     except UnfitBodyError:
-        keys = parse(_keys_decoder, body)
+        keys = parse(keys_decoder, body)
     unknown = sorted(keys.keys() - {*ScoreRequest.__struct_fields__})
     try:
         return DecodedBody(parse(_lenient_decoder, body), [], unknown)
@@ -198,7 +199,7 @@ def _decode_cells(raw: msgspec.Raw) -> tuple[dict[str, Any], str | None]:
     If it is no record, there are neither.
     """
     try:
-        cells = _keys_decoder.decode(raw)
+        cells = keys_decoder.decode(raw)
     except msgspec.ValidationError:
         return {}, None
     values = {name: _decode_cell(cell) for name, cell in cells.items()}
@@ -246,13 +247,17 @@ def check_count(count: int, limit: int, unit: str = "records") -> None:
 
 def _unfit_request(error: msgspec.ValidationError) -> ProblemError:
     """Convert an error of msgspec (``reason - at `$.records[3][...]` ``), naming the record."""
-    reason, _, path = str(error).partition(" - at ")
-    reason = reason.replace("`", "'")
-    path = path.strip("`")
+    reason, path = split_reason(error)
     if found := RECORD_PATH.match(path):
         return UnfitBodyError(**_unfit([BadRecord(int(found[1]), None, reason)]))
     field = path.partition("[")[0].removeprefix("$").removeprefix(".")
     return UnfitBodyError(INVALID_REQUEST, f"'{field}': {reason}" if field else reason)
+
+
+def split_reason(error: msgspec.ValidationError) -> tuple[str, str]:
+    """Return the reason that msgspec gives, and the path to the value."""
+    reason, _, path = str(error).partition(" - at ")
+    return reason.replace("`", "'"), path.strip("`")
 
 
 class UnfitBodyError(ProblemError):
@@ -280,10 +285,13 @@ def read_strictly(read: Callable[[], RawBatch]) -> RawBatch:
     """Read a batch; refuse it if any record does not fit the schema."""
     batch = read_batch(read)
     if batch.problems:
-        raise unfit_records(
-            [BadRecord(problem.row, problem.column, problem.reason) for problem in batch.problems]
-        )
+        raise unfit_records(faults(batch.problems))
     return batch
+
+
+def faults(problems: Iterable[RowProblem]) -> list[BadRecord]:
+    """Return problems of rows as they are answered."""
+    return [BadRecord(problem.row, problem.column, problem.reason) for problem in problems]
 
 
 def read_batch(read: Callable[[], RawBatch]) -> RawBatch:
@@ -294,18 +302,22 @@ def read_batch(read: Callable[[], RawBatch]) -> RawBatch:
         raise ProblemError(MALFORMED, "the JSON is nested too deeply") from None
 
 
-def unfit_records(bad: Sequence[BadRecord]) -> ProblemError:
+def unfit_records(
+    bad: Sequence[BadRecord], kind: Kind = INVALID_RECORD, unit: str = "record"
+) -> ProblemError:
     """Return the error for a request with invalid records, which lists the first of them."""
-    return ProblemError(**_unfit(bad))
+    return ProblemError(**_unfit(bad, kind, unit))
 
 
-def _unfit(bad: Sequence[BadRecord]) -> dict[str, Any]:
+def _unfit(
+    bad: Sequence[BadRecord], kind: Kind = INVALID_RECORD, unit: str = "record"
+) -> dict[str, Any]:
     """Return the arguments of an error about invalid records."""
     listed = nsmallest(MAX_ERRORS, bad, key=lambda record: record.record)
     first, more = listed[0], len(bad) - 1
-    where = f"record {first.record}" + (f", field '{first.field}'" if first.field else "")
+    where = f"{unit} {first.record}" + (f", field '{first.field}'" if first.field else "")
     detail = f"{where}: {first.detail}" + (f" (and {more} more)" if more else "")
-    return {"kind": INVALID_RECORD, "detail": detail, "bad": listed}
+    return {"kind": kind, "detail": detail, "bad": listed}
 
 
 def check_contributions(count: int, limit: int) -> None:

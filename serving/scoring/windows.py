@@ -57,10 +57,11 @@ def warnings_of(notes: Notes | None) -> list[str]:
     if notes is None or not notes.any():
         return []
     found = ((np.flatnonzero(notes & bit), text) for bit, text in NOTES.items())
-    return [_warning(rows.tolist(), text) for rows, text in found if len(rows)]
+    return [warning_about(rows.tolist(), text) for rows, text in found if len(rows)]
 
 
-def _warning(rows: Sequence[int], text: str) -> str:
+def warning_about(rows: Sequence[int], text: str) -> str:
+    """Return a warning about the records at these positions."""
     more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
     return f"record {rows[0]}{more}: {text}"
 
@@ -257,6 +258,8 @@ class WindowStores:
     def problem(self) -> str | None:
         """Return why the service is not ready; None if it is, as far as windows matter."""
         needed = [model.windows for model in self._models.current.values() if model.windows]
+        if not needed:
+            return None
         try:
             with self.using("read"):
                 newest = [self.store(inputs).state().newest for inputs in needed]
@@ -265,7 +268,7 @@ class WindowStores:
         return self._filling_problem(newest)
 
     def _filling_problem(self, newest: Sequence[int | None]) -> str | None:
-        if not self._settings.windows_filled_to or not newest or self._was_filled:
+        if not self._settings.windows_filled_to or self._was_filled:
             return None
         required = required_time(self._settings.windows_filled_to, now_in_microseconds())
         self._was_filled = all(time is not None and time >= required for time in newest)
