@@ -124,6 +124,9 @@ class WindowStoreError(AnomalyVAEError):
     The message never contains the password of an address.
     """
 
+    def __init__(self, message: str) -> None:
+        super().__init__(masked(message))
+
 
 class StoreError(AnomalyVAEError):
     """A label store that is absent, cannot be reached, or was written by a newer version.

@@ -69,13 +69,14 @@ class WindowDefinition:
         return cls({name: EntityWindows.model_validate(w) for name, w in windows.items()})
 
     @cached_property
+    def by_entity(self) -> Mapping[str, tuple[WindowFeature, ...]]:
+        """Features of each entity, in the order of the configuration."""
+        return {name: tuple(_features(name, windows)) for name, windows in self.windows.items()}
+
+    @cached_property
     def features(self) -> tuple[WindowFeature, ...]:
         """Every feature, by entity, in the order of the configuration."""
-        return tuple(
-            feature
-            for entity, windows in self.windows.items()
-            for feature in _features(entity, windows)
-        )
+        return tuple(feature for features in self.by_entity.values() for feature in features)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -98,12 +99,40 @@ class WindowDefinition:
         return tuple(dict.fromkeys(name for w in self.windows.values() for name in w.distinct))
 
     @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """Columns of entities, and of values of which the different ones are counted."""
+        return tuple(dict.fromkeys([*self.entities, *self.values]))
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """Columns that mark known anomalies."""
+        risks = (w.risk.label for w in self.windows.values() if w.risk)
+        return tuple(dict.fromkeys(risks))
+
+    @cached_property
     def reach(self) -> Mapping[str, int]:
         """Age in microseconds up to which the features of each entity see its events."""
         return {
-            entity: max(f.span + f.delay for f in self.features if f.entity == entity)
-            for entity in self.entities
+            entity: max(feature.span + feature.delay for feature in features)
+            for entity, features in self.by_entity.items()
         }
+
+    @cached_property
+    def longest(self) -> int:
+        """Age in microseconds up to which any feature sees events."""
+        return max(self.reach.values())
+
+    @cached_property
+    def layout(self) -> str:
+        """Digest of the entities and columns, whatever the windows.
+
+        Definitions with one layout pack their events alike, and so can share them.
+        """
+        layout = {
+            entity: [windows.risk and windows.risk.label, [*windows.of], [*windows.distinct]]
+            for entity, windows in self.windows.items()
+        }
+        return hashlib.sha256(json.dumps(layout, sort_keys=True).encode()).hexdigest()
 
     @cached_property
     def digest(self) -> str:

@@ -26,9 +26,8 @@ class Events:
     """N rows as events.
 
     ``columns`` has the columns ``id``, ``time`` (microseconds since 1970), one of canonical text
-    for each of `EventReader.keys`, one of float64 for each of the definition's numbers, and one of
-    booleans for each of `EventReader.labels`; the latter three begin with ``key:``, ``number:``
-    and ``label:``.
+    for each of the definition's keys, one of float64 for each of its numbers, and one of booleans
+    for each of its labels; the latter three begin with ``key:``, ``number:`` and ``label:``.
     """
 
     columns: pa.Table
@@ -85,26 +84,15 @@ class EventReader:
         return cls(definition, data["time"], data.get("id"), time_format, data["positive"])
 
     @cached_property
-    def keys(self) -> tuple[str, ...]:
-        """Columns of entities, and of values of which the different ones are counted."""
-        return tuple(dict.fromkeys([*self.definition.entities, *self.definition.values]))
-
-    @cached_property
-    def labels(self) -> tuple[str, ...]:
-        """Columns that mark known anomalies."""
-        risks = (w.risk.label for w in self.definition.windows.values() if w.risk)
-        return tuple(dict.fromkeys(risks))
-
-    @cached_property
     def needed(self) -> tuple[str, ...]:
         """Columns without which features are missing or wrong, except labels."""
-        return tuple(dict.fromkeys([*self.keys, *self.definition.numbers, self.time]))
+        return tuple(dict.fromkeys([*self.definition.keys, *self.definition.numbers, self.time]))
 
     @cached_property
     def names(self) -> tuple[str, ...]:
         """Columns that are read, including the id and labels."""
         ids = [self.id] if self.id else []
-        return tuple(dict.fromkeys([*self.needed, *self.labels, *ids]))
+        return tuple(dict.fromkeys([*self.needed, *self.definition.labels, *ids]))
 
     def read(self, table: pa.RecordBatch | pa.Table) -> Events:
         """Read N rows; the values of an absent column are missing.
@@ -128,11 +116,11 @@ class EventReader:
         return {
             "id": (self.id, lambda cells: (_texts(cells)[0], [])),  # such a row is rejected anyway
             "time": (self.time, partial(_micros, time_format=self.time_format)),
-            **{f"key:{name}": (name, _texts) for name in self.keys},
+            **{f"key:{name}": (name, _texts) for name in self.definition.keys},
             **{f"number:{name}": (name, _numbers) for name in self.definition.numbers},
             **{
                 f"label:{name}": (name, partial(_known, positive=self.positive))
-                for name in self.labels
+                for name in self.definition.labels
             },
         }
 

@@ -6,8 +6,6 @@ time at which an anomaly became known (only with `risk`), numbers, hashes of val
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,18 +26,6 @@ NO_ID = 0
 Hash = Callable[[str], int]
 """Function that returns a hash of 63 bits for the text of a value."""
 Words = NDArray[np.int64]
-
-
-def layout_digest(definition: WindowDefinition) -> str:
-    """Return a digest of the entities and columns of a definition, whatever its windows.
-
-    Definitions with one digest pack their events alike, and so can share them.
-    """
-    layout = {
-        entity: [windows.risk and windows.risk.label, [*windows.of], [*windows.distinct]]
-        for entity, windows in definition.windows.items()
-    }
-    return hashlib.sha256(json.dumps(layout, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -70,7 +56,7 @@ class EntityHistory:
     def of(cls, definition: WindowDefinition, entity: str) -> EntityHistory:
         """Return the history of one entity column of a definition."""
         windows = definition.windows[entity]
-        features = [f for f in definition.features if f.entity == entity]
+        features = definition.by_entity[entity]
         spans: dict[tuple[int, int], list[tuple[int, WindowFeature]]] = {}
         for position, feature in enumerate(features):
             edges = feature.span + feature.delay, feature.delay
@@ -122,8 +108,10 @@ class EntityHistory:
         events = self.unpack(packed)
         if own != NO_ID and (events[:, 1] == own).any():
             events = events[events[:, 1] != own]
-        bounds = iter(events[:, 0].searchsorted(now - self._edges).tolist())
-        columns, out = _Columns(self, events, now), [math.nan] * self.count
+        edges = events[:, 0].searchsorted(now - self._edges)
+        first = int(edges.min())
+        columns = _Columns(self, events[first : edges.max()], now)
+        bounds, out = iter((edges - first).tolist()), [math.nan] * self.count
         for (_, _, features), start, stop in zip(self.by_window, bounds, bounds, strict=False):
             columns.fill(out, features, start, stop)
         return out

@@ -77,7 +77,6 @@ class WindowInputs:
         try:
             horizon = seconds(data.get("windows_horizon", "1d")) * MICROSECONDS
             definition = WindowDefinition.of_config(data)
-            definition.reach  # noqa: B018  # reads every duration
         except (TypeError, ValueError) as error:
             reason = f"its windows cannot be read: {' '.join(str(error).split())[:200]}"
             raise BundleError(f"bundle '{manifest['name']}': {reason}; train it again") from None
@@ -87,26 +86,15 @@ class WindowInputs:
         )  # fmt: skip
 
     @cached_property
-    def labels(self) -> tuple[str, ...]:
-        """Columns that mark known anomalies."""
-        risks = (w.risk.label for w in self.definition.windows.values() if w.risk)
-        return tuple(dict.fromkeys(risks))
-
-    @cached_property
-    def keys(self) -> tuple[str, ...]:
-        """Columns of entities, and of the values that are counted."""
-        return tuple(dict.fromkeys((*self.definition.entities, *self.definition.values)))
-
-    @cached_property
     def columns(self) -> tuple[str, ...]:
         """Names of all columns that are read, without labels."""
-        named = (self.id, self.time, *self.keys, *self.definition.numbers)
+        named = (self.id, self.time, *self.definition.keys, *self.definition.numbers)
         return tuple(dict.fromkeys(name for name in named if name))
 
     @cached_property
     def _read(self) -> Mapping[str, Mapping[str, Column]]:
         """Columns by their use and name: those of ids and entities are read as texts."""
-        texts = (*self.keys, *([self.id] if self.id else ()))
+        texts = (*self.definition.keys, *([self.id] if self.id else ()))
         return {
             "time": {self.time: Column(self.time, ColumnType.DATETIME, self.time_format)},
             "number": {
@@ -122,12 +110,18 @@ class WindowInputs:
         A column that the model reads as another type than the windows is read twice.
         """
         kept = [c for c in schema.columns if c.name not in self.definition.names]
-        return self._completed(replace(schema, known=schema.known | {*self.labels}), kept)
+        return self._completed(
+            replace(schema, known=schema.known | {*self.definition.labels}), kept
+        )
 
     def event_schema(self, schema: TabularSchema) -> TabularSchema:
         """Return the schema of events that are not scored: without features, with the labels."""
         known = schema.known | {*self.raw_schema(schema).names}
-        labels = [Column(n, ColumnType.CATEGORICAL) for n in self.labels if n not in self.columns]
+        labels = [
+            Column(n, ColumnType.CATEGORICAL)
+            for n in self.definition.labels
+            if n not in self.columns
+        ]
         return self._completed(replace(schema, known=known), [], labels)
 
     def _completed(
@@ -154,13 +148,21 @@ class WindowInputs:
         """Return N rows, read with `raw_schema` or `event_schema`, as events."""
         count, values = len(batch), batch.values
         ids = self._texts(values, self.id) if self.id else [None] * count
-        keys = _rows(self.keys, [self._texts(values, name) for name in self.keys], count)
+        keys = _rows(
+            self.definition.keys,
+            [self._texts(values, name) for name in self.definition.keys],
+            count,
+        )
         names = self.definition.numbers
         numbers = _rows(names, [_used(values, "number", name).tolist() for name in names], count)
         anomalous = zip(
-            *(self._marks(values.get(name), count) for name in self.labels), strict=True
+            *(self._marks(values.get(name), count) for name in self.definition.labels), strict=True
         )
-        marks = map(self._marked, anomalous) if self.labels else repeat(frozenset[str](), count)
+        marks = (
+            map(self._marked, anomalous)
+            if self.definition.labels
+            else repeat(frozenset[str](), count)
+        )
         times = _times(_used(values, "time", self.time))
         return [Event(*part) for part in zip(ids, times, keys, numbers, marks, strict=True)]
 
@@ -174,7 +176,9 @@ class WindowInputs:
         return [self.is_anomaly(text) for text in _texts(as_levels(values))]
 
     def _marked(self, marks: Sequence[bool]) -> frozenset[str]:
-        return frozenset(name for name, mark in zip(self.labels, marks, strict=True) if mark)
+        return frozenset(
+            name for name, mark in zip(self.definition.labels, marks, strict=True) if mark
+        )
 
     def is_anomaly(self, label: object) -> bool:
         """Return whether a label means anomaly.

@@ -85,7 +85,7 @@ class FeatureFiles:
 
     @cached_property
     def _files(self) -> list[tuple[list[str], pq.ParquetFile]]:
-        by_entity = _by_entity(self.definition).values()
+        by_entity = self.definition.by_entity.values()
         return [
             ([feature.name for feature in features], pq.ParquetFile(_file(self.folder, i)))
             for i, features in enumerate(by_entity)
@@ -102,13 +102,6 @@ def _groups_of(file: pq.ParquetFile, rows: NDArray[np.int64]) -> Iterator[int]:
 
 def _file(folder: Path, number: int) -> Path:
     return folder / f"features-{number}.parquet"
-
-
-def _by_entity(definition: WindowDefinition) -> Mapping[str, list[WindowFeature]]:
-    return {
-        entity: [f for f in definition.features if f.entity == entity]
-        for entity in definition.entities
-    }
 
 
 class OfflineWindows:
@@ -136,9 +129,9 @@ class OfflineWindows:
         self._folder = Path(tempfile.mkdtemp(prefix="anomaly-vae-windows-"))
         self._history = 0
         self._columns = {
-            **{f"key:{name}": f"k{i}" for i, name in enumerate(reader.keys)},
+            **{f"key:{name}": f"k{i}" for i, name in enumerate(reader.definition.keys)},
             **{f"number:{name}": f"n{i}" for i, name in enumerate(self._definition.numbers)},
-            **{f"label:{name}": f"l{i}" for i, name in enumerate(reader.labels)},
+            **{f"label:{name}": f"l{i}" for i, name in enumerate(reader.definition.labels)},
         }
         self._database = duckdb.connect(str(self._folder / "events.duckdb"), config=_config(memory))
         self._database.execute(f"SET temp_directory = '{self._folder}/spilled'")
@@ -325,7 +318,7 @@ class _BlockFeatures:
         cls, definition: WindowDefinition, entity: str, columns: Mapping[str, str]
     ) -> _BlockFeatures:
         """Find the columns of an entity's features, by their names in `Events.columns`."""
-        features = tuple(_by_entity(definition)[entity])
+        features = definition.by_entity[entity]
         risk = definition.windows[entity].risk
         sources = {"count": None, "since_last": None, "risk": f"label:{risk and risk.label}"}
         named = [

@@ -137,7 +137,7 @@ def with_windows(table: pa.Table, data: TabularData, time_format: str | None) ->
 
 def _cold_start(windows: OfflineWindows, reader: EventReader) -> Iterator[str]:
     """Yield a note on the rows whose windows begin before the first row."""
-    times, reach = windows.span(history=False), max(reader.definition.reach.values())
+    times, reach = windows.span(history=False), reader.definition.longest
     if times is not None:
         yield (
             f"windows look back {span(reach / MICROSECONDS)}, so those of rows before "
@@ -285,7 +285,7 @@ class _History:
             columns: the columns of the rows to be scored.
         """
         yield from self._short(windows)
-        for label in self._reader.labels:
+        for label in self._reader.definition.labels:
             if label not in self._columns and label not in columns:
                 yield f"there is no column '{label}': no past event counts as a known anomaly"
         if self._wrong:
@@ -293,7 +293,7 @@ class _History:
 
     def _short(self, windows: OfflineWindows) -> Iterator[str]:
         past, rows = windows.span(history=True), windows.span(history=False)
-        reach = max(self._reader.definition.reach.values())
+        reach = self._reader.definition.longest
         if rows is None:
             return
         if past is None:

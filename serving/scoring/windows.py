@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.errors import WindowStoreError
 from anomaly_vae.features import WindowInputs
-from anomaly_vae.features.history import layout_digest
 from anomaly_vae.features.inputs import Event
 from anomaly_vae.features.store import StoreOptions, WindowStore
 from anomaly_vae.features.store.opening import open_backend, required_time
@@ -174,7 +173,7 @@ class WindowStores:
         """
         served = (*self._models.shadows.values(), *self._models.current.values())
         named = [model for model in served if name is None or model.name == name]
-        return list({layout_digest(m.windows.definition): m for m in named if m.windows}.values())
+        return list({m.windows.definition.layout: m for m in named if m.windows}.values())
 
     # ------------------------------------------------------------ the store
 

@@ -27,7 +27,6 @@ from anomaly_vae.features.store.records import (
     StoredEvent,
     merged,
 )
-from anomaly_vae.masking import masked
 
 PREFIX = b"anomaly-vae:windows:"
 """Prefix of every key."""
@@ -141,7 +140,7 @@ class RedisBackend:
         try:
             yield
         except redis.RedisError as error:
-            reason = f"window store '{masked(self._url)}' cannot be used: {error}"
+            reason = f"window store '{self._url}' cannot be used: {error}"
             raise WindowStoreError(reason) from None
 
     def close(self) -> None:
@@ -174,7 +173,7 @@ class RedisBackend:
     def _check(self, name: bytes, value: bytes, reason: str) -> None:
         self._client.hsetnx(PREFIX + b"meta", name, value)
         if self._client.hget(PREFIX + b"meta", name) != value:
-            raise WindowStoreError(f"window store '{masked(self._url)}' was written {reason}")
+            raise WindowStoreError(f"window store '{self._url}' was written {reason}")
 
     def _merge(self, space: str, retention: Mapping[str, int]) -> SpaceState:
         key = _space_key(space)

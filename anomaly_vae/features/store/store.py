@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly_vae.features.history import NEVER, NO_ID, EntityHistory, layout_digest
+from anomaly_vae.features.history import NEVER, NO_ID, EntityHistory
 from anomaly_vae.features.inputs import Event, WindowInputs, entity_text
 from anomaly_vae.features.store.records import (
     Backend,
@@ -100,10 +100,10 @@ class WindowStore:
         self._max_events, self._clock = max_events, clock
         definition = inputs.definition
         self._histories = {name: EntityHistory.of(definition, name) for name in definition.entities}
-        self.space = layout_digest(definition)
+        self.space = definition.layout
         self._hasher = Hasher(salt, self.space)
         own = {name: reach + inputs.horizon for name, reach in definition.reach.items()}
-        self._longest = max(definition.reach.values())
+        self._longest = definition.longest
         self._own_retention = own
         self._register()
 
