@@ -220,12 +220,7 @@ def _with_band(axes: Any, rows: Sequence[WhatIf], key: str, name: str, colour: s
         alpha, [getattr(row, key) for row in rows], "o-", color=colour, linewidth=1.4,
         markersize=4, label=name,
     )  # fmt: skip
-    ends = [
-        (row.alpha, *interval)
-        for row in rows
-        if (interval := getattr(row, f"{key}_day_interval", None)
-            or getattr(row, f"{key}_interval"))
-    ]  # fmt: skip
+    ends = [(row.alpha, *interval) for row in rows if (interval := row.interval(key))]
     if ends:
         axes.fill_between(*zip(*ends, strict=True), color=colour, alpha=0.18, linewidth=0)
 

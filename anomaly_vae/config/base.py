@@ -21,8 +21,8 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 TimeInterval = tuple[dt.datetime, dt.datetime]
 """A half-open interval of time, ``[from, to)``."""
 
-SPAN_SECONDS = {"h": 3_600.0, "d": 86_400.0, "w": 604_800.0}
-"""Seconds per unit of a span of time."""
+UNIT_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+"""Seconds per unit of time."""
 SPAN_EXAMPLES = "a span such as 28d, 12h or 4w"
 _SPAN = re.compile(r"(?:last\s+)?(\d{1,4})\s*([hdw])", re.IGNORECASE)
 
@@ -48,7 +48,7 @@ def span_seconds(span: str) -> float:
     >>> span_seconds("2d")
     172800.0
     """
-    return int(span[:-1]) * SPAN_SECONDS[span[-1]]
+    return float(int(span[:-1]) * UNIT_SECONDS[span[-1]])
 
 
 Span = Annotated[str, AfterValidator(canonical_span)]

@@ -7,13 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from anomaly_vae.config.base import Section
+from anomaly_vae.config.base import UNIT_SECONDS, Section
 
 Statistic = Literal["sum", "mean", "max", "std"]
 """Statistic of a numeric column over the events in a window."""
-
-SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
-"""Seconds per unit of a duration."""
 
 
 def seconds(duration: str) -> int:
@@ -28,7 +25,7 @@ def seconds(duration: str) -> int:
     parsed = re.fullmatch(r"(\d{1,6})([smhdw])", duration)
     if not parsed or not int(parsed[1]):
         raise ValueError(f"{duration!r} is no duration above zero; write 30m, 12h, 7d or 4w")
-    return int(parsed[1]) * SECONDS[parsed[2]]
+    return int(parsed[1]) * UNIT_SECONDS[parsed[2]]
 
 
 def _check_duration(duration: str) -> str:

@@ -16,20 +16,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly_vae.config.base import SPAN_SECONDS, span_seconds
+from anomaly_vae.config.base import UNIT_SECONDS, span_seconds
 from anomaly_vae.config.data import Splits
 from anomaly_vae.data.splitting import DAY
+from anomaly_vae.data.times import EPOCH
 from anomaly_vae.errors import DataError
 
 Times = NDArray[np.float64]
 
-HOUR = SPAN_SECONDS["h"]
+HOUR = float(UNIT_SECONDS["h"])
 """Length of an hour, in seconds."""
 SPLITS = ("train", "calibration", "test")
 """Names of the splits that are given as spans, in order of time."""
 FROZEN_SHARE = 0.5
 """Share of a day's rows in a frozen test split above which spans skip the day."""
-EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 EARLIEST, LATEST = (
     (dt.datetime(*day, tzinfo=dt.UTC) - EPOCH).total_seconds()
     for day in ((1, 1, 1), (9999, 12, 31))

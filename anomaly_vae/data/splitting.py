@@ -284,3 +284,9 @@ def _row_keys(x: NDArray[Any]) -> NDArray[Any]:
     canonical = np.where(np.isnan(x), x.dtype.type(np.nan), x + x.dtype.type(0))
     rows = np.ascontiguousarray(canonical)
     return rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel()
+
+
+def spread(rows: int, most: int) -> NDArray[np.intp]:
+    """Return the positions of at most ``most`` of the rows, at equal distances."""
+    count = min(rows, most)
+    return np.arange(count) * rows // max(count, 1)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from anomaly_vae.calibration.operating_points import RATE_ROWS
 from anomaly_vae.config.calibration import CostConfig
-from anomaly_vae.data.splitting import DAY
+from anomaly_vae.data.days import day_numbers
 from anomaly_vae.evaluation.bootstrap import Counts, Interval, choose_draws, draws, interval
 from anomaly_vae.scoring.detector import Detections
 
@@ -38,7 +38,7 @@ class CardPrecision:
         self.top = top
         rows = np.flatnonzero(~np.isnan(seconds))
         names, card_of_row = np.unique(card[rows], return_inverse=True)
-        day = np.floor(seconds[rows] / DAY).astype(np.int64)
+        day = day_numbers(seconds[rows])
         order = np.lexsort((card_of_row, -score[rows], day))  # by day, the highest score first
         self._compromised = np.zeros(len(names), bool)
         self._compromised[card_of_row[anomaly[rows]]] = True

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from scipy.stats import beta, betabinom, ks_2samp, t
 
 from anomaly_vae.calibration.conformal import Calibration, guaranteed_ranks
-from anomaly_vae.data.splitting import DAY, one_row_per_group, thin_by_ratio
+from anomaly_vae.data.days import day_numbers
+from anomaly_vae.data.splitting import one_row_per_group, thin_by_ratio
 from anomaly_vae.evaluation.bootstrap import Counts, Ranking, choose_draws, draws, intervals
 from anomaly_vae.scoring.detector import Detections
 
@@ -316,7 +317,7 @@ def time_slices(
     normal = ~anomaly & ~np.isnan(seconds)
     if not normal.any():
         return []
-    day = np.floor(seconds[normal] / DAY).astype(int)
+    day = day_numbers(seconds[normal])
     step = max(1, -(-(int(np.ptp(day)) + 1) // MAX_TIME_SLICES))
     first = day.min() + (day - day.min()) // step * step
     unit = np.arange(len(day)) if group is None else group[normal]

@@ -74,6 +74,11 @@ class WhatIf:
     cost_per_1000: float | None = None
     cost_per_1000_interval: Pair | None = None
 
+    def interval(self, key: str) -> Pair | None:
+        """Return the interval of a figure: that of a future day if it is known."""
+        found: Pair | None = getattr(self, f"{key}_day_interval", None)
+        return found or getattr(self, f"{key}_interval")
+
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}

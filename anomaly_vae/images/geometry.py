@@ -57,7 +57,7 @@ class Geometry:
             planes = central_square(planes, self._used(aspect))
         _, height, width = planes.shape
         height, width = self.content(height, width, aspect)
-        resized = np.stack([_resize(plane, height, width) for plane in planes])
+        resized = np.stack([resize(plane, height, width) for plane in planes])
         return resized if height == width == self.size else self._pad(resized)
 
     def content(self, height: int, width: int, aspect: float) -> tuple[int, int]:
@@ -121,7 +121,8 @@ def _border_mean(content: Floats) -> Floats:
     return mean
 
 
-def _resize(plane: Floats, height: int, width: int) -> Floats:
+def resize(plane: Floats, height: int, width: int) -> Floats:
+    """Resize a plane (H, W), bilinearly over the area that a new pixel covers."""
     if plane.shape == (height, width):
         return plane
     image = Image.fromarray(np.ascontiguousarray(plane), mode="F")

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
+
+from anomaly_vae.images.geometry import resize
 
 HASH_SIDE = 32
 """Side of the image that is hashed, in pixels."""
@@ -24,9 +25,8 @@ def perceptual_hash(image: NDArray[Any]) -> int:
     (Zauner, "Implementation and benchmarking of perceptual image hash functions", 2010, 3.2.1).
     """
     values = np.asarray(image, np.float64)
-    plane = Image.fromarray((values - values.min()).astype(np.float32))
-    side = (HASH_SIDE, HASH_SIDE)
-    small = np.asarray(plane.resize(side, Image.Resampling.BILINEAR)).astype(np.float64)
+    plane = (values - values.min()).astype(np.float32)
+    small = resize(plane, HASH_SIDE, HASH_SIDE).astype(np.float64)
     frequencies = np.arange(1, HASH_FREQUENCIES + 1)[:, None]
     cosines = np.cos(np.pi / HASH_SIDE * frequencies * (np.arange(HASH_SIDE) + 0.5))
     spectrum = cosines @ small @ cosines.T

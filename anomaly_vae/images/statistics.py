@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from anomaly_vae.data.splitting import spread
+
 Image = NDArray[np.float64]
 Vector = NDArray[np.float64]
 
@@ -209,5 +211,4 @@ def blocks(pixels: Image, count: int) -> Image:
 
 def _edges(size: int, count: int) -> NDArray[np.intp]:
     """Return the first row of each of at most ``count`` blocks of about equal length."""
-    count = min(count, size)
-    return np.arange(count) * size // count
+    return spread(size, count)

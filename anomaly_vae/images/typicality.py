@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly_vae.data.encoding import Matrix
+from anomaly_vae.data.splitting import spread
 from anomaly_vae.images.encoding import ImageEncoding, ImageLayout
 from anomaly_vae.images.faults import FAULTS
 from anomaly_vae.images.statistics import describe, gradients, names, standardise
@@ -296,5 +297,4 @@ def _unit(distances: Values) -> tuple[float, float]:
 
 
 def _some(x: Matrix, most: int) -> Matrix:
-    count = min(len(x), most)
-    return x[np.arange(count) * len(x) // max(count, 1)]
+    return x[spread(len(x), most)]

@@ -22,6 +22,7 @@ from anomaly_vae.calibration.conformal import Calibration, Scores, calibrate, sc
 from anomaly_vae.config.calibration import CalibrationConfig
 from anomaly_vae.data.encoding import Matrix, TabularEncoding
 from anomaly_vae.data.schema import RawBatch
+from anomaly_vae.data.splitting import spread
 from anomaly_vae.errors import CalibrationError
 from anomaly_vae.scoring.modality import Encoding
 from anomaly_vae.scoring.scorer import Scorer
@@ -186,12 +187,6 @@ def _kind(encoding: Encoding) -> Any:
     from anomaly_vae.images.typicality import ImageTypicality
 
     return ImageTypicality
-
-
-def spread(rows: int, most: int) -> NDArray[np.intp]:
-    """Return the positions of at most ``most`` of the rows, at equal distances."""
-    count = min(rows, most)
-    return np.arange(count) * rows // max(count, 1)
 
 
 # ---------------------------------------------------------------- tables

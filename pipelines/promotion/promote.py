@@ -71,12 +71,13 @@ def promote(
     if champion and champion.version == challenger.version:
         return Promotion(name, champion.version, True, False, (), champion.version)
     frozen = FrozenTest.of_champion(champion) if champion else FrozenTest.own(challenger)
-    compared = champion
-    if champion and not _has_windows(frozen, _bundle(registry, challenger)):
+    compared, new = champion, _bundle(registry, challenger)
+    if champion and not _has_windows(frozen, new):
         _refuse_other_windows(frozen, challenger, force)
         frozen, compared = FrozenTest.own(challenger), None
     _report_policy_difference(frozen, challenger)
-    match = _Match.of(registry, challenger, compared, force is not None, traffic)
+    old = _bundle(registry, compared) if compared else None
+    match = _Match(registry, challenger, new, compared, old, force is not None, traffic)
     decision, judge, refreshed = match.decide(frozen, labels)
     decision = replace(decision, champion=champion.version if champion else None)
     inherited = FrozenTest.own(challenger) if force else _inherited(judge, champion, decision)
@@ -203,20 +204,6 @@ class _Match:
     old: Bundle | None
     force: bool
     traffic: Sequence[str]
-
-    @classmethod
-    def of(
-        cls,
-        registry: Registry,
-        challenger: Version,
-        champion: Version | None,
-        force: bool,
-        traffic: Sequence[str],
-    ) -> _Match:
-        """Fetch both bundles."""
-        new = _bundle(registry, challenger)
-        old = _bundle(registry, champion) if champion else None
-        return cls(registry, challenger, new, champion, old, force, traffic)
 
     def decide(
         self, frozen: FrozenTest, labels: Sequence[str] | None

@@ -17,7 +17,6 @@ import pyarrow.compute as pc
 
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.data.times import parse_time
-from anomaly_vae.errors import RegistryError
 from anomaly_vae.files import strict_json
 from anomaly_vae.lifecycle.registry import NEWER_LABELS_TAG, Registry, Version
 from pipelines import console
@@ -25,6 +24,7 @@ from pipelines.datasets.labels import LabelChanges, relabel, verdicts_of
 from pipelines.datasets.verdicts import NORMAL, UNSURE, Verdicts, id_texts
 from pipelines.registry.frozen_test import (
     FrozenTest,
+    altered,
     policy_of,
     read_artifact,
     write_artifact,
@@ -170,10 +170,7 @@ def _newer_labels(registry: Registry, challenger: Version) -> Verdicts:
         place = strict_json(tag)
         uri, digest = place["uri"], place["digest"]
     except (ValueError, TypeError, LookupError):
-        where = f"{challenger.name} version {challenger.version}"
-        raise RegistryError(
-            f"the tag {NEWER_LABELS_TAG} of {where} was altered; register it again"
-        ) from None
+        raise altered(challenger, NEWER_LABELS_TAG) from None
     return Verdicts.from_table(read_artifact(registry, uri, digest, "the newer labels"))
 
 

@@ -78,7 +78,7 @@ class FrozenTest:
             kept = strict_json(tag)
             return cls(**{**kept, "policy": rename_reading(kept["policy"])})
         except (ValueError, TypeError, LookupError):
-            raise _altered(champion, FROZEN_TAG) from None
+            raise altered(champion, FROZEN_TAG) from None
 
     def tag(self) -> str:
         """Return the value of the tag `FROZEN_TAG`, without entries that have their defaults."""
@@ -144,11 +144,12 @@ def policy_of(version: Version) -> dict[str, Any]:
     try:
         policy: dict[str, Any] = rename_reading(strict_json(version.tags.get(POLICY_TAG, "{}")))
     except (ValueError, TypeError, AttributeError):
-        raise _altered(version, POLICY_TAG) from None
+        raise altered(version, POLICY_TAG) from None
     return policy
 
 
-def _altered(version: Version, tag: str) -> RegistryError:
+def altered(version: Version, tag: str) -> RegistryError:
+    """Return the error for a tag that cannot be read."""
     where = f"{version.name} version {version.version}"
     return RegistryError(f"the tag {tag} of {where} was altered; register it again")
 

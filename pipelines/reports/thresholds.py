@@ -16,8 +16,7 @@ from anomaly_vae.calibration.conformal import Calibration
 from anomaly_vae.calibration.daily_alerts import CONFIDENCE, MIN_DAYS, WEEK
 from anomaly_vae.config.calibration import CalibrationConfig, CostConfig
 from anomaly_vae.data.arrow import numbers_from_arrow
-from anomaly_vae.data.days import Days, complete_days
-from anomaly_vae.data.splitting import DAY
+from anomaly_vae.data.days import Days, complete_days, day_numbers
 from anomaly_vae.errors import CalibrationError, ConfigError, DataError
 from anomaly_vae.evaluation.label_maturity import LabelMaturity
 from anomaly_vae.evaluation.leakage import Duplicates
@@ -332,7 +331,7 @@ def _check_days(days: Days | None, question: Question) -> None:
 def _clusters(labelled: Labelled) -> Iterator[NDArray[Any]]:
     """Yield the units (N,) whose rows resemble each other: days, and groups."""
     if labelled.seconds is not None:
-        yield np.floor(np.nan_to_num(labelled.seconds) / DAY)
+        yield day_numbers(labelled.seconds)
     if labelled.group is not None:
         yield labelled.group
 
@@ -390,7 +389,7 @@ def _alpha(row: WhatIf) -> str:
 def _with_interval(row: WhatIf, key: str) -> str:
     """Return a figure with its interval: that of a future day, if it is known."""
     value = getattr(row, key)
-    interval = getattr(row, f"{key}_day_interval", None) or getattr(row, f"{key}_interval")
+    interval = row.interval(key)
     text = "–" if value is None else _short(value)
     return f"{text} ({' to '.join(map(_short, interval))})" if interval else text
 

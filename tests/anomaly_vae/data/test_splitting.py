@@ -24,6 +24,7 @@ from anomaly_vae.data.splitting import (
     assign,
     contained_in,
     one_row_per_group,
+    spread,
     thin_by_ratio,
 )
 from anomaly_vae.errors import DataError
@@ -370,3 +371,9 @@ def test_thinned_rows_are_as_dense_as_their_ratios_say() -> None:
     assert thin_by_ratio(np.array([np.nan, 1.0, 1.0])).all()
     assert thin_by_ratio(np.full(3, np.nan)).all()
     assert not thin_by_ratio(np.zeros(3)).any()
+
+
+def test_positions_are_spread_evenly() -> None:
+    assert spread(10, 4).tolist() == [0, 2, 5, 7]
+    assert spread(3, 9).tolist() == [0, 1, 2]
+    assert spread(0, 9).tolist() == []

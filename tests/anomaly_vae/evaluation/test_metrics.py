@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from anomaly_vae.calibration.conformal import Calibration, calibrate
+from anomaly_vae.data.splitting import DAY
 from anomaly_vae.evaluation.metrics import (
-    DAY,
     MAX_TIME_SLICES,
     Evaluation,
     evaluate,

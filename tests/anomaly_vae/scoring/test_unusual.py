@@ -16,7 +16,6 @@ from anomaly_vae.scoring.unusual import (
     fit_unusual_test,
     is_tested,
     learn_typicality,
-    spread,
     too_few,
 )
 from pipelines.datasets.dataset import Dataset
@@ -86,12 +85,6 @@ def test_too_few_rows_are_refused_only_if_alpha_was_given() -> None:
     with pytest.raises(CalibrationError, match=r"unusual_alpha 0\.01 needs 99 .* there are 98"):
         is_tested(CalibrationConfig(unusual_alpha=0.01), 98)
     assert "raise it to 0.0102" in too_few(0.01, 98)
-
-
-def test_positions_are_spread_evenly() -> None:
-    assert spread(10, 4).tolist() == [0, 2, 5, 7]
-    assert spread(3, 9).tolist() == [0, 1, 2]
-    assert spread(0, 9).tolist() == []
 
 
 def test_a_model_reports_empty_rows_and_few_of_the_test_rows(
