@@ -460,8 +460,8 @@ def score(
         raise typer.BadParameter(f"--{'per' if per else 'by'} is for --top N; add it")
     from pipelines.batch.common import ExplainRows, HeatmapOptions, flags_in_words
     from pipelines.batch.engines import Engine as BatchEngine
-    from pipelines.batch.layout import Format
     from pipelines.batch.options import OutputOptions
+    from pipelines.batch.result.layout import Format
     from pipelines.batch.run import RunOptions, open_recorded
     from pipelines.datasets.reading.objects import place
 

@@ -22,9 +22,9 @@ from anomaly_vae.messages import NOUNS, plain_number
 from anomaly_vae.monitoring.exchangeability import Monitor
 from anomaly_vae.scoring.detector import Detections, Explanation
 from pipelines import console
-from pipelines.batch.counts import Counts
 from pipelines.batch.drift_report import show_guarantee
-from pipelines.batch.results import Record, part_reject_schema
+from pipelines.batch.result.counts import Counts
+from pipelines.batch.result.folder import Record, part_reject_schema
 from pipelines.registry.model_uri import LoadedModel
 
 T = TypeVar("T")

@@ -15,8 +15,7 @@ import pyarrow.parquet as pq
 from anomaly_vae.calibration.conformal import Calibration, conformal_threshold, discovery_level
 from anomaly_vae.errors import CalibrationError
 from pipelines.batch.common import EXPLANATION_COLUMNS, ExplainRows
-from pipelines.batch.layout import PLAIN, Layout
-from pipelines.batch.results import (
+from pipelines.batch.result.folder import (
     RUN,
     PartFiles,
     Record,
@@ -24,6 +23,7 @@ from pipelines.batch.results import (
     record_name,
     write_parquet,
 )
+from pipelines.batch.result.layout import PLAIN, Layout
 
 Thresholds = dict[str | None, float | None]
 """Threshold by group."""

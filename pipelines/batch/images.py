@@ -35,7 +35,6 @@ from anomaly_vae.scoring.modality import image_modality
 from anomaly_vae.scoring.scorer import ScoreParts
 from anomaly_vae.scoring.wording import Wording
 from pipelines import console
-from pipelines.batch.candidates import Candidates
 from pipelines.batch.common import (
     GROUP_COLUMNS,
     NO_HEATMAPS,
@@ -54,14 +53,15 @@ from pipelines.batch.common import (
     result_table,
     summary_of,
 )
-from pipelines.batch.counts import Counts
 from pipelines.batch.fdr import FdrPass, check_controllable
-from pipelines.batch.highest import show_highest
-from pipelines.batch.object_folder import result_folder
 from pipelines.batch.options import ALL_ROWS, OutputOptions
-from pipelines.batch.plan import Piece, Place, Plan, Unit, cut, input_of
-from pipelines.batch.ranking import FEATURES
-from pipelines.batch.results import DICOM, FILE, HEATMAPS, Record, ResultFolder, rejects_of
+from pipelines.batch.result.candidates import Candidates
+from pipelines.batch.result.counts import Counts
+from pipelines.batch.result.folder import DICOM, FILE, HEATMAPS, Record, ResultFolder, rejects_of
+from pipelines.batch.result.highest import show_highest
+from pipelines.batch.result.object_folder import result_folder
+from pipelines.batch.result.plan import Piece, Place, Plan, Unit, cut, input_of
+from pipelines.batch.result.ranking import FEATURES
 from pipelines.batch.run import DEFAULTS, Batch, RunOptions, run_batch
 from pipelines.batch.top import TopPass
 from pipelines.batch.units import Scored

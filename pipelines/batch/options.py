@@ -8,8 +8,8 @@ from typing import Any
 
 from anomaly_vae.errors import DataError
 from pipelines.batch.columns import check_columns
-from pipelines.batch.layout import Format, Layout
-from pipelines.batch.ranking import FEATURES, Ranking
+from pipelines.batch.result.layout import Format, Layout
+from pipelines.batch.result.ranking import FEATURES, Ranking
 from pipelines.batch.top import TOP_COLUMNS
 
 

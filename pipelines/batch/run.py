@@ -18,13 +18,10 @@ import pyarrow as pa
 
 from anomaly_vae.errors import DataError
 from pipelines import console
-from pipelines.batch.counts import Counts
 from pipelines.batch.engines import Engine, engine_of
 from pipelines.batch.fdr import FdrPass
-from pipelines.batch.layout import PLAIN, Format, Layout
-from pipelines.batch.object_folder import result_folder
-from pipelines.batch.plan import Plan, check_same
-from pipelines.batch.results import (
+from pipelines.batch.result.counts import Counts
+from pipelines.batch.result.folder import (
     PLAN,
     REJECTS,
     REJECTS_CSV,
@@ -35,6 +32,9 @@ from pipelines.batch.results import (
     merge_rejects,
     records_of,
 )
+from pipelines.batch.result.layout import PLAIN, Format, Layout
+from pipelines.batch.result.object_folder import result_folder
+from pipelines.batch.result.plan import Plan, check_same
 from pipelines.batch.top import TopPass, parquet_as_csv
 from pipelines.batch.units import Job, Report, Work, total
 from pipelines.datasets.reading.parts import first_line

@@ -19,8 +19,6 @@ from anomaly_vae.messages import printable
 from anomaly_vae.scoring.detector import Detections, Explanation
 from anomaly_vae.scoring.wording import Wording
 from pipelines import console
-from pipelines.batch import results
-from pipelines.batch.candidates import Candidates
 from pipelines.batch.columns import NOTHING, Carried, carry, check_columns
 from pipelines.batch.common import (
     GROUP_COLUMNS,
@@ -41,14 +39,16 @@ from pipelines.batch.common import (
     summary_of,
     warn_missing_group,
 )
-from pipelines.batch.counts import Counts
 from pipelines.batch.engines import Engine
 from pipelines.batch.fdr import FdrPass, check_controllable
-from pipelines.batch.highest import show_highest
 from pipelines.batch.keys import Keys, find_keys
 from pipelines.batch.options import ALL_ROWS, OutputOptions
-from pipelines.batch.plan import Piece, Place, Plan, Unit, cut, input_of
-from pipelines.batch.results import Record
+from pipelines.batch.result import folder as results
+from pipelines.batch.result.candidates import Candidates
+from pipelines.batch.result.counts import Counts
+from pipelines.batch.result.folder import Record
+from pipelines.batch.result.highest import show_highest
+from pipelines.batch.result.plan import Piece, Place, Plan, Unit, cut, input_of
 from pipelines.batch.run import DEFAULTS, Batch, RunOptions, run_batch
 from pipelines.batch.times import Times
 from pipelines.batch.top import TopPass, explain_tables, features

@@ -16,9 +16,9 @@ from anomaly_vae.scoring.detector import Detector, Explanation
 from anomaly_vae.scoring.wording import Wording
 from pipelines import console
 from pipelines.batch.common import Explain, max_contributions
-from pipelines.batch.layout import CsvFile, Format, Layout
-from pipelines.batch.ranking import DAY, FEATURES, Ranking
-from pipelines.batch.results import TOP, TOP_CSV, Record, ResultFolder
+from pipelines.batch.result.folder import TOP, TOP_CSV, Record, ResultFolder
+from pipelines.batch.result.layout import CsvFile, Format, Layout
+from pipelines.batch.result.ranking import DAY, FEATURES, Ranking
 
 REASONS = 3
 """Number of reasons for each row, unless ``--explain`` gives another one."""

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
-from pipelines.batch.counts import Counts
-from pipelines.batch.layout import Layout
-from pipelines.batch.plan import Plan, Unit
-from pipelines.batch.results import PartWriter, Record, ResultFolder
+from pipelines.batch.result.counts import Counts
+from pipelines.batch.result.folder import PartWriter, Record, ResultFolder
+from pipelines.batch.result.layout import Layout
+from pipelines.batch.result.plan import Plan, Unit
 
 MAX_WAITING = 2
 """Number of tasks of a unit that wait at least, scored or not, until the first one is written."""

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipelines.batch.results import RUN, SUMMARY
+from pipelines.batch.result.folder import RUN, SUMMARY
 
 MEASURED = ("seconds", "rows_per_second", "peak_memory_bytes")
 """Entries of the summary that differ from run to run."""

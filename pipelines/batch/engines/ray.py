@@ -25,8 +25,8 @@ import numpy as np
 from anomaly_vae._version import __version__
 from anomaly_vae.errors import AnomalyVAEError, ConfigError, DataError
 from pipelines.batch.engines.local import cores
-from pipelines.batch.plan import Plan
-from pipelines.batch.results import PLAN, is_sound, records_of
+from pipelines.batch.result.folder import PLAN, is_sound, records_of
+from pipelines.batch.result.plan import Plan
 from pipelines.batch.units import MAX_WAITING, Report, Work, in_place, score_unit, total
 
 OBJECT_STORE_BYTES = 1 << 28

@@ -28,9 +28,9 @@ from anomaly_vae.images.schema import ImageSchema
 from pipelines.batch import images as score_images_module
 from pipelines.batch.common import NO_HEATMAPS, UNREADABLE, ExplainRows, HeatmapOptions
 from pipelines.batch.images import REFUSED, file_stem, score_images
-from pipelines.batch.layout import Format
 from pipelines.batch.options import OutputOptions
-from pipelines.batch.results import DICOM, HEATMAPS, REJECTS, RESULT_FILE, RUN, SUMMARY
+from pipelines.batch.result.folder import DICOM, HEATMAPS, REJECTS, RESULT_FILE, RUN, SUMMARY
+from pipelines.batch.result.layout import Format
 from pipelines.batch.run import RunOptions
 from pipelines.datasets.image_batches import BATCH_SIZE, Batch, read_images
 from pipelines.datasets.image_files import ImageFile

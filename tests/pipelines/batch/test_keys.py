@@ -14,7 +14,7 @@ import pytest
 
 from anomaly_vae.errors import DataError
 from pipelines.batch.keys import Keys, find_keys
-from pipelines.batch.results import REJECTS, reject_schema
+from pipelines.batch.result.folder import REJECTS, reject_schema
 from pipelines.batch.tables import score_files
 from pipelines.datasets.files import heads_by_file
 from pipelines.registry.model_uri import LoadedModel

@@ -27,12 +27,12 @@ from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.calibration.conformal import calibrate
 from anomaly_vae.errors import DataError
 from anomaly_vae.lifecycle.registry import Registry
-from pipelines.batch import results
 from pipelines.batch.common import ExplainRows, HeatmapOptions
 from pipelines.batch.engines import local
 from pipelines.batch.images import score_images
 from pipelines.batch.options import OutputOptions
-from pipelines.batch.results import INCOMPLETE, PLAN, REJECTS, RUN, SUMMARY
+from pipelines.batch.result import folder as results
+from pipelines.batch.result.folder import INCOMPLETE, PLAN, REJECTS, RUN, SUMMARY
 from pipelines.batch.run import RunOptions, open_recorded
 from pipelines.batch.tables import score_files
 from pipelines.registry.model_uri import LoadedModel
@@ -44,7 +44,8 @@ from tests.support.scans import blobs, patched
 PROCESS = """
 import resource, sys
 from anomaly_vae.artifacts.bundle import load_bundle
-from pipelines.batch import images, results
+from pipelines.batch import images
+from pipelines.batch.result import folder as results
 from pipelines.batch.common import HeatmapOptions
 from pipelines.batch.options import OutputOptions
 from pipelines.batch.run import RunOptions

@@ -32,9 +32,9 @@ from scipy.stats import false_discovery_control
 
 from anomaly_vae.errors import DataError
 from anomaly_vae.files import locked
-from pipelines.batch import results
 from pipelines.batch.common import ExplainRows, exclude_output
-from pipelines.batch.results import INCOMPLETE, PART_ROWS, REJECTS, RUN, SUMMARY
+from pipelines.batch.result import folder as results
+from pipelines.batch.result.folder import INCOMPLETE, PART_ROWS, REJECTS, RUN, SUMMARY
 from pipelines.batch.run import RunOptions
 from pipelines.batch.tables import score_files
 from pipelines.registry.model_uri import LoadedModel

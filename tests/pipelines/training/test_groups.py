@@ -23,7 +23,7 @@ from anomaly_vae.data.splitting import TEST, VALIDATION, thin_by_ratio
 from anomaly_vae.errors import CalibrationError, DataError
 from anomaly_vae.estimators.tabular import TabularVAEDetector
 from anomaly_vae.lifecycle.registry import Registry
-from pipelines.batch.results import SUMMARY
+from pipelines.batch.result.folder import SUMMARY
 from pipelines.batch.tables import score_files
 from pipelines.datasets.dataset import Dataset
 from pipelines.datasets.loading import load_dataset

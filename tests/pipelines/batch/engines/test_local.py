@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.batch.counts import Counts
 from pipelines.batch.engines.local import run_locally
-from pipelines.batch.layout import PLAIN
-from pipelines.batch.plan import Place, Plan, Unit
-from pipelines.batch.results import ResultFolder, records_of
+from pipelines.batch.result.counts import Counts
+from pipelines.batch.result.folder import ResultFolder, records_of
+from pipelines.batch.result.layout import PLAIN
+from pipelines.batch.result.plan import Place, Plan, Unit
 from pipelines.batch.units import Scored, Work
 
 UNITS, TASKS = 5, 40

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from anomaly_vae.data.arrow import is_bytes, is_text
 from anomaly_vae.errors import DataError
 from anomaly_vae.messages import shown
-from pipelines.batch.ranking import Ranking
+from pipelines.batch.result.ranking import Ranking
 
 MAX_FOLDERS = 1_000
 """Maximum number of folders that the rows of one part are divided into."""

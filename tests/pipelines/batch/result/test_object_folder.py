@@ -21,8 +21,9 @@ import pytest
 
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.errors import DataError
-from pipelines.batch import object_folder, results
-from pipelines.batch.object_folder import LEASE
+from pipelines.batch.result import folder as results
+from pipelines.batch.result import object_folder
+from pipelines.batch.result.object_folder import LEASE
 from pipelines.batch.run import RunOptions
 from pipelines.batch.tables import score_files
 from pipelines.datasets.files import find_files
@@ -37,7 +38,7 @@ PART = 100
 PROCESS = """
 import sys
 from anomaly_vae.artifacts.bundle import load_bundle
-from pipelines.batch import results
+from pipelines.batch.result import folder as results
 from pipelines.batch.tables import score_files
 from pipelines.registry.model_uri import LoadedModel
 bundle, path, out = sys.argv[1:]

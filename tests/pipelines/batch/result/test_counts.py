@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.batch.counts import Counts, Scores
+from pipelines.batch.result.counts import Counts, Scores
 
 scores = st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=60)
 

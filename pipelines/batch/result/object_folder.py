@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from anomaly_vae.errors import DataError
-from pipelines.batch.results import RUN, SUMMARY, ResultFolder, holds_results
+from pipelines.batch.result.folder import RUN, SUMMARY, ResultFolder, holds_results
 from pipelines.datasets.reading.objects import STORE_REMEDY, ObjectPath, object_path, objects_in
 from pipelines.datasets.reading.parts import first_line
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.batch.plan import Input, Piece, Place, Plan, Unit, cut, input_of
+from pipelines.batch.result.plan import Input, Piece, Place, Plan, Unit, cut, input_of
 
 MODEL = {"uri": "m", "name": "fraud", "version": None, "alias": None, "digest": "a" * 64}
 

@@ -25,9 +25,9 @@ import pyarrow.parquet as pq
 
 from anomaly_vae.errors import DataError
 from anomaly_vae.files import locked, strict_json
-from pipelines.batch.counts import Counts
-from pipelines.batch.layout import Layout, RowFile, row_file
-from pipelines.batch.plan import Plan
+from pipelines.batch.result.counts import Counts
+from pipelines.batch.result.layout import Layout, RowFile, row_file
+from pipelines.batch.result.plan import Plan
 
 PART_ROWS = 1 << 18
 """Number of rows from which a part is complete."""

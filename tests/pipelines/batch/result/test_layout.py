@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from anomaly_vae.errors import DataError
-from pipelines.batch.layout import MAX_FOLDERS, CsvFile, Layout, folder_name
+from pipelines.batch.result.layout import MAX_FOLDERS, CsvFile, Layout, folder_name
 
 
 def written(path: Path, table: pa.Table) -> list[list[str]]:

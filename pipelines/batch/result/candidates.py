@@ -10,8 +10,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from anomaly_vae.scoring.detector import Detections
-from pipelines.batch.layout import Layout
-from pipelines.batch.ranking import DAY, FEATURES, Ranking
+from pipelines.batch.result.layout import Layout
+from pipelines.batch.result.ranking import DAY, FEATURES, Ranking
 
 POSITION = ".position"
 """Column of the positions of rows while they are chosen."""

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.batch.ranking import DAY, Ranking
+from pipelines.batch.result.ranking import DAY, Ranking
 
 
 def rows(seed: int, n: int = 400) -> pa.Table:

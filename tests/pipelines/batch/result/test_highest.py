@@ -14,7 +14,7 @@ from anomaly_vae.data.encoding import Numeric
 from anomaly_vae.scoring.detector import Contribution, Detections, Explanation
 from anomaly_vae.scoring.wording import Wording
 from pipelines.batch.common import result_table
-from pipelines.batch.highest import MAX_SHOWN, show_highest
+from pipelines.batch.result.highest import MAX_SHOWN, show_highest
 
 WORDING = Wording({"amount": (Numeric(name="amount", center=30, scale=20, usual=(5, 80)),)})
 
