@@ -95,7 +95,7 @@ class _Loading:
 
     def _load(self, part: Chunk | Broken) -> int:
         if isinstance(part, Broken):
-            return self._reject(len(part.rows or (0,)), f"'{part.path}': {part.reason}")
+            return self._reject(part.count, f"'{part.path}': {part.reason}")
         try:
             batch = self._schema.from_arrow(part.table)
         except DataError as error:

@@ -79,6 +79,15 @@ class Explaining:
     fdr: float | None = None
     """False discovery rate; rows with a higher p-value are certain not to be flagged."""
 
+    @property
+    def in_plan(self) -> dict[str, Any]:
+        """The options by their names on the command line; None where they are not given."""
+        return {
+            "--explain": self.most,
+            "--explain-rows": self.rows if self.most else None,
+            "--fdr": self.fdr,
+        }
+
     def of(self, detections: Detections) -> NDArray[np.intp]:
         """Return the positions of the rows to explain."""
         if self.most is None:

@@ -106,8 +106,8 @@ class FdrPass:
 
     def _flagged(self, table: pa.Table, alpha: float, thresholds: Thresholds) -> pa.Table:
         """Return rows with their flags and, with groups, the threshold of each row."""
-        flags = pa.array(table["p_value"].to_numpy() <= alpha)
-        flagged = _replaced(table, "is_anomaly", flags)
+        flagged = with_flags(table, alpha)
+        flags = flagged["is_anomaly"]
         if self.explained == ExplainRows.FLAGGED:
             for name in {*EXPLANATION_COLUMNS} & {*table.column_names}:
                 flagged = _replaced(flagged, name, pc.if_else(flags, table[name], None))
@@ -121,6 +121,11 @@ class FdrPass:
         groups = self.calibration.groups.by_level if self.calibration.groups else {}
         thresholds: Thresholds = {None: _threshold(self.calibration, alpha)}
         return thresholds | {name: _threshold(group, alpha) for name, group in groups.items()}
+
+
+def with_flags(rows: pa.Table, alpha: float) -> pa.Table:
+    """Return rows that are flagged if their p-value is at most alpha."""
+    return _replaced(rows, "is_anomaly", pa.array(rows["p_value"].to_numpy() <= alpha))
 
 
 def _p_value_counts(folder: ResultFolder, records: Sequence[Record]) -> Counter[float]:

@@ -128,10 +128,9 @@ def score_images(
     layout = outputs.layout([PATH, FRAME])
     ids = () if key is None else (ID,)
     candidates = Candidates.of_layout(layout, (*ids, *outputs.top_columns()))
+    explaining = Explaining(explain, explain_rows, fdr)
     options = {
-        "--explain": explain,
-        "--explain-rows": explain_rows if explain else None,
-        "--fdr": fdr,
+        **explaining.in_plan,
         "--heatmaps": heatmaps.png,
         "--dicom-out": heatmaps.dicom,
         **outputs.in_plan,
@@ -140,7 +139,6 @@ def score_images(
     plan = _plan(model_entry(source), options, files, columns)
     folder = result_folder(output)
     writer = _HeatmapWriter(source, encoding, folder, heatmaps)
-    explaining = Explaining(explain, explain_rows, fdr)
     job = ImageJob(
         source,
         schema,

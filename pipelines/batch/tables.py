@@ -143,9 +143,7 @@ def score_files(
     carried = carry((*outputs.part_columns, *columns), by_file)
     explaining = Explaining(explain, explain_rows, fdr)
     options = {
-        "--explain": explain,
-        "--explain-rows": explain_rows if explain else None,
-        "--fdr": fdr,
+        **explaining.in_plan,
         "--csv": dict(csv) or None,
         "--history": [list(input_of(path, None)) for path in find_files(history)]
         if history

@@ -16,6 +16,7 @@ from anomaly_vae.scoring.detector import Detector, Explanation
 from anomaly_vae.scoring.wording import Wording
 from pipelines import console
 from pipelines.batch.common import Explain, max_contributions
+from pipelines.batch.fdr import with_flags
 from pipelines.batch.result.folder import TOP, TOP_CSV, Record, ResultFolder
 from pipelines.batch.result.layout import CsvFile, Format, Layout
 from pipelines.batch.result.ranking import DAY, FEATURES, Ranking
@@ -126,8 +127,7 @@ class TopPass:
         explained = self.explain(rows) if len(rows) else []
         reasons = [self._reasons(explanation) for explanation in explained]
         if alpha is not None and len(rows):
-            flags = pa.array(rows["p_value"].to_numpy() <= alpha)
-            rows = rows.set_column(rows.column_names.index("is_anomaly"), "is_anomaly", flags)
+            rows = with_flags(rows, alpha)
         names = [name for name in (RANK, DAY, *rows.column_names) if name in rows.column_names]
         shown = rows.select([name for name in dict.fromkeys(names) if name != FEATURES])
         return shown.append_column(REASONS_COLUMN, pa.array(reasons, pa.string()))

@@ -208,7 +208,7 @@ def _describe(reject: Reject) -> str:
 
 
 def _reject_part(state: Import, part: Broken) -> None:
-    rows = 1 if part.rows is None else len(part.rows)
+    rows = part.count
     state.rows += rows
     first = part.rows.start if part.rows else None
     state.reject(Reject(str(part.path), first, None, part.reason), rows)

@@ -50,6 +50,11 @@ class Broken:
     line: int | None = field(default=None, compare=False)
     """First line of these rows in a text file, counted from 1; None for other files."""
 
+    @property
+    def count(self) -> int:
+        """Number of rows; a file whose number is unknown counts as one."""
+        return 1 if self.rows is None else len(self.rows)
+
 
 @dataclass(frozen=True)
 class Head:
