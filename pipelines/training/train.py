@@ -155,12 +155,13 @@ def _check_evaluation(config: Config, data: Dataset) -> None:
 
 def show_spans(data: Dataset) -> None:
     """Print the intervals of splits that are given as spans of time."""
-    if data.spans is None or data.rows.time is None:
+    times = data.rows.split_times
+    if data.spans is None or times is None:
         return
     console.table(
         f"Splits counted back from the newest row, {describe_time(data.spans.newest)}",
         ("split", "from", "before", "rows", "days with rows"),
-        data.spans.table(data.rows.time),
+        data.spans.table(times),
     )
     for note in data.spans.notes:
         console.info(note)
