@@ -43,7 +43,7 @@ def loss_curve(history: History) -> Figure:
     axes.axvline(history.best_epoch + 1, color=BLUE, linewidth=0.8, alpha=0.5)
     axes.set(xlabel="epoch (the line marks the one kept)", ylabel="nats per row")
     _focus(axes, [value for _, values, _, _ in lines for value in values[len(values) // 10 :]])
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
     return figure
 
 
