@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -303,6 +304,8 @@ def _show_next_steps(
     if not answer["promoted"]:
         console.info(f"The model was refused as champion (see above); its version is {uri}")
     console.heading("Next, score over HTTP:")
+    if not shutil.which("anomaly-vae"):
+        console.info(f"  . {Path(sys.prefix, 'bin', 'activate')}")
     if past:
         store, events = past
         console.info(f"  export ANOMALY_VAE_WINDOWS=sqlite:///{store}   # past events, for windows")

@@ -251,7 +251,8 @@ def _log(run: Run, fitted: Fitted, prepared: Prepared) -> None:
     run.log_metrics({f"final_{k}": v for k, v in final_metrics(fitted).items()})
     run.log_figure(plots.loss_curve(fitted.history), "plots/loss.png")
     explained = fitted.bundle.scorer.explain_encoded(prepared.validation[:4])
-    titles = [f"validation row, score {score:.2f}" for score in explained.score]
+    noun = NOUNS[manifest["kind"]].removesuffix("s")
+    titles = [f"validation {noun}, score {score:.2f}" for score in explained.score]
     figure = plots.reconstructions(prepared.encoding, explained, titles)
     run.log_figure(figure, "plots/reconstruction.png")
 
