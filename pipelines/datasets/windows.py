@@ -135,7 +135,8 @@ def with_windows(table: pa.Table, data: TabularData, time_format: str | None) ->
         times = windows.span(history=False)
         values = windows.compute().read(np.arange(len(table)))
     features = _with_features(data, reader.definition.names)
-    past = times and Past(times.first / MICROSECONDS, reader.definition.longest / MICROSECONDS)
+    reach = reader.definition.longest / MICROSECONDS
+    past = Past(times.first / MICROSECONDS, reach) if times else None
     notes = _notes(table, data)
     return WithWindows(_append(table, values), features, events.problems, notes, past)
 

@@ -35,7 +35,7 @@ TABLE = pa.table(
 def load(folder: Path, table: pa.Table = TABLE, **data: Any) -> Dataset:
     path = folder / "rows.parquet"
     pq.write_table(table, path)
-    content = {"path": str(path), "label": "fraud", "id": "id", "time": "at"}
+    content: dict[str, Any] = {"path": str(path), "label": "fraud", "id": "id", "time": "at"}
     content |= {"features": ["amount"], "windows": WINDOWS, **data}
     return load_dataset(validate_config({"name": "x", "data": content}).data)
 

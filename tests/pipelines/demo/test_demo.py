@@ -150,7 +150,7 @@ def test_a_refused_demo_says_so_and_names_the_version(capfd: pytest.CaptureFixtu
 def test_an_environment_that_is_not_active_is_activated_first(
     found: str | None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(module.shutil, "which", lambda name: found)
+    monkeypatch.setattr("shutil.which", lambda name: found)
     answer = {"name": "scans-demo", "promoted": True, "model_uri": "models:/scans-demo/2"}
     module._show_next_steps(answer, "-d BODY", "scans.yaml")
     assert (f"  . {sys.prefix}/bin/activate" in capfd.readouterr().err) is (found is None)
