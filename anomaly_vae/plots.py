@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
-from anomaly_vae.data.encoding import TabularEncoding
+from anomaly_vae.data.encoding import Cyclic, EncodedColumn, TabularEncoding
 from anomaly_vae.evaluation.bootstrap import Ranking
 from anomaly_vae.evaluation.metrics import Evaluation
 from anomaly_vae.evaluation.p_values import UniformityPoint
@@ -43,7 +43,7 @@ def loss_curve(history: History) -> Figure:
     axes.axvline(history.best_epoch + 1, color=BLUE, linewidth=0.8, alpha=0.5)
     axes.set(xlabel="epoch (the line marks the one kept)", ylabel="nats per row")
     _focus(axes, [value for _, values, _, _ in lines for value in values[len(values) // 10 :]])
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
     return figure
 
 
@@ -70,7 +70,7 @@ def score_histogram(
             )
     axes.axvline(threshold, color="black", linewidth=1.2, label=f"threshold, alpha = {alpha:g}")
     axes.set(xlabel=f"score, {detector.unit} (tails collected in the last bins)", ylabel="density")
-    axes.legend(framealpha=1, edgecolor="none")  # opaque, since the threshold line may cross it
+    axes.legend(frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
     return figure
 
 
@@ -255,7 +255,7 @@ def _columns(encoding: TabularEncoding, explained: ScoreParts, titles: Sequence[
     """Draw observed and expected values of standardised columns."""
     count = min(len(titles), len(explained.score))
     numeric = min(encoding.layout.n_numeric + encoding.layout.n_binary, MAX_COLUMNS)
-    names = [plain(c.label) for c in encoding.columns for _ in range(c.width)][:numeric]
+    names = [plain(name) for column in encoding.columns for name in _labels(column)][:numeric]
     figure = Figure((9.0, 1.2 + 1.5 * count), layout="constrained")
     for row, axes in enumerate(figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]):
         place = np.arange(numeric)
@@ -268,6 +268,13 @@ def _columns(encoding: TabularEncoding, explained: ScoreParts, titles: Sequence[
         axes.set_xticks(place, names, rotation=60, ha="right", fontsize=7)
     figure.axes[0].legend(frameon=False, fontsize=8, loc="upper right", ncols=2)
     return figure
+
+
+def _labels(column: EncodedColumn) -> tuple[str, ...]:
+    """Return the label of each number of a column; a time is a point on a circle."""
+    if isinstance(column, Cyclic):
+        return f"{column.label}, sine", f"{column.label}, cosine"
+    return (column.label,) * column.width
 
 
 def contributions(found: Mapping[str, Explanation], complete: bool = True) -> Figure:

@@ -105,6 +105,16 @@ def test_shipped_configurations_are_valid(path: Path) -> None:
     assert validate_config(yaml.safe_load(path.read_text(encoding="utf-8"))).name
 
 
+def test_the_lines_that_the_fraud_configuration_comments_out_are_the_other_way() -> None:
+    """A user who uncomments them has what fraud-windows.yaml says."""
+    text = (ROOT / "configs" / "fraud.yaml").read_text(encoding="utf-8")
+    content = text[text.index("\nkind:") :]
+    uncommented = yaml.safe_load(re.sub(r"^#(?=  )", "", content, flags=re.MULTILINE))
+    other = yaml.safe_load((ROOT / "configs" / "fraud-windows.yaml").read_text(encoding="utf-8"))
+    assert uncommented["data"].pop("ignore")
+    assert {**uncommented, "name": other["name"]} == other
+
+
 @pytest.mark.parametrize("setting", list(describe_settings()), ids=lambda setting: setting.name)
 def test_every_setting_of_the_service_is_documented_as_the_code_says(setting: object) -> None:
     name, default, description = (

@@ -21,7 +21,7 @@ from anomaly_vae.config.base import (
     span_seconds,
     utc,
 )
-from anomaly_vae.config.windows import Duration, EntityWindows
+from anomaly_vae.config.windows import Duration, EntityWindows, seconds
 from anomaly_vae.types import (
     MAX_BYTES,
     MAX_FRAMES,
@@ -37,6 +37,9 @@ from anomaly_vae.types import (
 
 EPOCHS = {"epoch_s": 1.0, "epoch_ms": 1e-3, "epoch_us": 1e-6, "epoch_ns": 1e-9}
 """Seconds per unit of each format that counts from 1970-01-01 00:00 UTC."""
+
+FULL = "full"
+"""Warm-up as long as the windows look back; see `TabularData.windows_warm_up`."""
 
 
 class Feature(Section):
@@ -257,6 +260,20 @@ class TabularData(DataConfig):
     events; see docs/windows.md."""
     windows_horizon: Duration = "1d"
     """Greatest delay with which an event may arrive and still be placed at its own time."""
+    windows_warm_up: str | None = None
+    """Time after the first event whose rows feed windows and belong to no split, because their own
+    windows lack a past: `full`, as far as the windows look back, or a duration such as `30d`; null:
+    none."""
+
+    @field_validator("windows_warm_up")
+    @classmethod
+    def _check_warm_up(cls, value: str | None) -> str | None:
+        if value not in (None, FULL):
+            try:
+                seconds(value)
+            except ValueError as error:
+                raise ValueError(f"{error}, or {FULL}") from None
+        return value
 
     @field_validator("timezone")
     @classmethod
@@ -320,6 +337,8 @@ class TabularData(DataConfig):
     def _check_windows(self) -> TabularData:
         if self.windows and not self.time:
             raise ValueError("windows needs a time column; name it in time")
+        if self.windows_warm_up and not self.windows:
+            raise ValueError("windows_warm_up needs windows; add them or leave it out")
         for entity, windows in self.windows.items():
             self._refuse_roles(entity, windows)
         return self
@@ -380,6 +399,7 @@ class TabularData(DataConfig):
             "label_delay": None,
             "windows": {},
             "windows_horizon": "1d",
+            "windows_warm_up": None,
         }
         return {name for name, default in optional.items() if getattr(self, name) == default}
 

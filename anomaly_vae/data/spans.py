@@ -177,8 +177,8 @@ def _missing(span: Any, train: Interval, oldest: float, unit: float) -> tuple[st
     units = "days" if unit == DAY else "hours"
     return (
         f"Warning: data.splits.train ({span}) begins at {describe_time(train.start)}, but the "
-        f"oldest row is of {describe_time(oldest)}: {asked - lacking:g} of {asked:g} {units} are "
-        f"there, {lacking:g} are missing",
+        f"oldest row to train on is of {describe_time(oldest)}: {asked - lacking:g} of "
+        f"{asked:g} {units} are there, {lacking:g} are missing",
     )
 
 

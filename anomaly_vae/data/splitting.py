@@ -23,6 +23,8 @@ from anomaly_vae.errors import DataError
 
 UNUSED, TRAIN, VALIDATION, CALIBRATION, TEST = range(5)
 NAMES = ("unused", "train", "validation", "calibration", "test")
+WARM_UP = "within data.windows_warm_up, they feed windows only"
+"""Reason why no split uses rows whose windows lack a past."""
 MIN_TRAIN = 10
 """Minimum number of training rows."""
 DAY = 86_400.0
@@ -38,15 +40,24 @@ class Rows:
 
     ``anomaly`` and ``unlabelled`` are masks (N,) of labelled anomalies and of rows without a label.
     ``time`` (N,) is in seconds since 1970, NaN if unknown. ``group`` (N,) are group codes.
+    ``warm_up`` is a mask (N,) of rows that only feed windows.
     """
 
     anomaly: Mask
     unlabelled: Mask
     time: NDArray[np.float64] | None = None
     group: NDArray[np.int32] | None = None
+    warm_up: Mask | None = None
 
     def __len__(self) -> int:
         return len(self.anomaly)
+
+    @property
+    def split_times(self) -> NDArray[np.float64] | None:
+        """Times (N,) by which rows are split, NaN for rows of no split; None if there are none."""
+        if self.time is None or self.warm_up is None:
+            return self.time
+        return np.where(self.warm_up, np.nan, self.time)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,8 +112,10 @@ def assign(rows: Rows, config: Splits) -> Assignment:
     """
     if config.by_interval and rows.time is None:
         raise DataError("data.splits are intervals of time, but data.time names no column")
-    codes = _at_random(rows, config) if rows.time is None else _by_time(rows.time, config)
+    times = rows.split_times
+    codes = _at_random(rows, config) if times is None else _by_time(times, config)
     reasons = {
+        **({} if rows.warm_up is None else {WARM_UP: rows.warm_up}),
         "outside every split": codes == UNUSED,
         "their group belongs to another split": _outside_group_split(codes, rows, config),
         "anomalies outside the test split": rows.anomaly & (codes != TEST),

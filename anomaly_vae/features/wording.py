@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from anomaly_vae.features.definition import MICROSECONDS, WindowFeature
+from anomaly_vae.messages import plain_number
 
 UNITS = (("day", 86_400), ("hour", 3_600), ("minute", 60), ("second", 1))
 """Units of time with their seconds, from the longest to the shortest."""
@@ -30,8 +31,20 @@ def describe(feature: WindowFeature, observed: float | None, noun: str = "event"
     of_entity = f"of this {feature.entity}"
     value = None if observed is None or observed != observed else float(observed)  # noqa: PLR0124 NaN
     if feature.kind == "since_last" and value is not None:
-        return f"{span(value)} since the last {noun} {of_entity}"
+        return f"{value_text(feature, value)} since the last {noun} {of_entity}"
     return f"{_amount(feature, value, noun)} {of_entity} in {_period(feature)}"
+
+
+def value_text(feature: WindowFeature, value: float) -> str:
+    """Return a value of a window feature with its unit.
+
+    >>> risk = WindowFeature("card_risk_1d", "card", "risk", None, 86_400 * MICROSECONDS)
+    >>> value_text(risk, 0.0625), value_text(risk, 0.0)
+    ('6.25%', '0%')
+    """
+    if feature.kind == "risk":
+        return f"{100 * value:.3g}%"
+    return span(value) if feature.kind == "since_last" else plain_number(value)
 
 
 def _amount(feature: WindowFeature, value: float | None, noun: str) -> str:
@@ -44,7 +57,7 @@ def _amount(feature: WindowFeature, value: float | None, noun: str) -> str:
         case "distinct":
             return f"{value:,.0f} different {feature.column}"
         case "risk":
-            return f"{value:.2%} known anomalies among the {noun}s"
+            return f"{value_text(feature, value)} known anomalies among the {noun}s"
     return f"{STATISTICS[feature.kind]} {feature.column} {_number(value)}"
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -25,7 +26,7 @@ from anomaly_vae.data.encoding import (
     TabularEncoding,
 )
 from anomaly_vae.features.definition import WindowDefinition, WindowFeature
-from anomaly_vae.features.wording import describe
+from anomaly_vae.features.wording import describe, value_text
 from anomaly_vae.messages import plain_number
 from anomaly_vae.scoring.detector import Explanation, RegionContribution
 from anomaly_vae.scoring.modality import Encoding
@@ -118,15 +119,17 @@ class Wording:
         return self._about_number(reason, first)
 
     def _about_number(self, reason: Reason, column: Numeric) -> str:
-        observed = plain_number(float(reason.observed))
+        window = self.windows.get(column.name)
+        say = partial(value_text, window) if window else plain_number
+        observed = say(float(reason.observed))
         subject = f"{column.name} {observed}"
-        if window := self.windows.get(column.name):
+        if window:
             subject = describe(window, float(reason.observed))
         if column.usual and not column.usual[0] <= float(reason.observed) <= column.usual[1]:
-            ends = [plain_number(end) for end in column.usual]
+            ends = [say(end) for end in column.usual]
             if observed not in ends:
                 return f"{subject}, usually {_span(*ends)}"
-        expected = plain_number(float(reason.expected))
+        expected = say(float(reason.expected))
         if observed == expected:
             return f"{subject}: {TOGETHER}"
         return f"{subject}, where about {expected} was expected"

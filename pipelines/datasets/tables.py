@@ -74,10 +74,12 @@ def load_table(data: TabularData, context: LoadContext = NO_CONTEXT) -> Dataset:
         table, time = _earlier(table, time, context.until)
     windows = with_windows(table, data, time_format)
     table, data = windows.table, windows.data
-    spans = None
-    if data.splits.by_span and time is not None:
-        spans = resolve_spans(time, data.splits, _frozen_times(context.frozen, data, time_format))
     rows = labelled_rows(table, data.label, data.positive, data.group, time, check=has_label)
+    if windows.past and time is not None:
+        rows = replace(rows, warm_up=windows.past.warm_up(time, data.windows_warm_up))
+    spans, times = None, rows.split_times
+    if data.splits.by_span and times is not None:
+        spans = resolve_spans(times, data.splits, _frozen_times(context.frozen, data, time_format))
     planned = assign(rows, spans.splits if spans else data.splits)
     inferred = infer_schema(table.take(pa.array(planned.rows(TRAIN))), data)
     computed = set(WindowDefinition(data.windows).names)
@@ -96,6 +98,7 @@ def load_table(data: TabularData, context: LoadContext = NO_CONTEXT) -> Dataset:
             *notes,
             *inferred.notes,
             *windows.notes,
+            *(windows.past.note(time, planned) if windows.past and time is not None else ()),
             *unreadable_note(batch),
             *unlabelled_note(rows, planned),
         ),

@@ -26,6 +26,7 @@ from anomaly_vae.types import MAX_LEVELS, ColumnType
 from pipelines import console
 from pipelines.datasets.files import find_files, heads_by_file, read_chunks
 from pipelines.datasets.reading.parts import Broken, Chunk, Head, Reading
+from pipelines.datasets.warm_up import Past
 
 if TYPE_CHECKING:
     from anomaly_vae.features.offline import FeatureFiles, OfflineWindows
@@ -113,6 +114,8 @@ class WithWindows:
     """Configuration in which the features are ordinary numeric columns."""
     problems: tuple[RowProblem, ...] = ()
     notes: tuple[str, ...] = ()
+    past: Past | None = None
+    """What the windows see; None if there are no windows or no events."""
 
 
 def with_windows(table: pa.Table, data: TabularData, time_format: str | None) -> WithWindows:
@@ -129,21 +132,13 @@ def with_windows(table: pa.Table, data: TabularData, time_format: str | None) ->
     events = reader.read(table)
     with _offline(reader) as windows:
         windows.add(events, np.arange(len(table)))
-        notes = (*_cold_start(windows, reader), *_notes(table, data))
+        times = windows.span(history=False)
         values = windows.compute().read(np.arange(len(table)))
     features = _with_features(data, reader.definition.names)
-    return WithWindows(_append(table, values), features, events.problems, notes)
-
-
-def _cold_start(windows: OfflineWindows, reader: EventReader) -> Iterator[str]:
-    """Yield a note on the rows whose windows begin before the first row."""
-    times, reach = windows.span(history=False), reader.definition.longest
-    if times is not None:
-        yield (
-            f"windows look back {span(reach / MICROSECONDS)}, so those of rows before "
-            f"{_moment(times.first + reach)} see less than later ones; where there are enough "
-            "rows, let data.splits.train begin then"
-        )
+    reach = reader.definition.longest / MICROSECONDS
+    past = Past(times.first / MICROSECONDS, reach) if times else None
+    notes = _notes(table, data)
+    return WithWindows(_append(table, values), features, events.problems, notes, past)
 
 
 def _with_features(data: TabularData, names: Sequence[str]) -> TabularData:

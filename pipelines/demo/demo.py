@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -40,8 +41,10 @@ from pipelines.registry.model_uri import LoadedModel, open_model
 from pipelines.run import run
 
 AGAIN = RunOptions(restart=True)
-ROWS, SCANS, SEED = 20_000, 300, 0
+ROWS, SCANS, SEED = 50_000, 300, 0
 ID, LABEL, TIME = "TRANSACTION_ID", "TX_FRAUD", "TX_DATETIME"
+RAW = (ID, TIME, "CUSTOMER_ID", "TERMINAL_ID", "TX_AMOUNT", "TX_CHANNEL")
+"""Columns of a payment that is not labelled yet."""
 SHOWN_ROWS, SHOWN_CONTRIBUTIONS, DRAWN_ROWS = 10, 3, 2
 LESION_THRESHOLD = 0.5
 """Value above which a pixel of a resized mask is a lesion."""
@@ -49,6 +52,17 @@ SCAN_OVERRIDES = ("training.epochs=40", "training.batch_size=16")
 """About 400 small training steps, enough to find lesions and draw scans, in about a minute."""
 FRAUD_OVERRIDES = ("evaluation.top=10",)
 """Number of customers that are reviewed each day, of some hundred."""
+
+
+MODELS = {"fraud-windows.yaml": "fraud-demo", "scans.yaml": "scans-demo"}
+"""Name of the demo's model, by configuration."""
+RECORD = (
+    '{"TRANSACTION_ID": 50000, "TX_DATETIME": "2024-04-22T02:10:00", "CUSTOMER_ID": 12, '
+    '"TERMINAL_ID": 345, "TX_AMOUNT": 900, "TX_CHANNEL": "mail_order"}'
+)
+"""A raw payment of the night after the simulated ones."""
+PAYMENT = f"""-H 'content-type: application/json' -d '{{"records": [{RECORD}], "explain": 3}}'"""
+"""Arguments with which curl posts this payment."""
 
 
 def demo(out: Path, kinds: Sequence[str] = ("tabular", "image")) -> dict[str, Any]:
@@ -62,31 +76,33 @@ def demo(out: Path, kinds: Sequence[str] = ("tabular", "image")) -> dict[str, An
 
 
 def tabular(out: Path) -> dict[str, Any]:
-    """Simulate transactions, train, calibrate, evaluate, register, promote and score."""
+    """Simulate raw transactions, train with windows, calibrate, register, promote and score."""
     console.heading(f"Simulating {ROWS:,} card transactions")
     simulated = write_transactions(out, ROWS, SEED)
-    config = demo_config("fraud.yaml", simulated["out"], FRAUD_OVERRIDES)
+    config = demo_config("fraud-windows.yaml", simulated["out"], FRAUD_OVERRIDES)
     answer, source, version = _run(config)
-    console.heading("Scoring every row")
-    summary = score_files(
+    registry = Registry(config.mlflow.tracking_uri)
+    tested = FrozenTest.own(version).read(registry)
+    new = _write_new(simulated["out"], tested, out / "new.parquet")
+    console.heading(f"Scoring {new}, whose windows see the past in {simulated['out']}")
+    score_files(
         source,
-        [simulated["out"]],
+        [str(new)],
         out / "scores",
         explain=SHOWN_CONTRIBUTIONS,
         run=AGAIN,
         highest=False,
+        history=[simulated["out"]],
     )
-    registry = Registry(config.mlflow.tracking_uri)
     pictures = _plots(registry, version, out / "pictures")
-    tested = FrozenTest.own(version).read(registry)
     flagged, truth = _flagged(tested, out / "scores")
     pictures += _draw_flagged(flagged, truth, out / "pictures")
-    _show_transactions(answer, simulated, summary, tested)
+    _show_transactions(answer, simulated, tested)
     _show_flagged(flagged, truth, Wording.of(source.bundle.scorer.encoding, source.data))
     console.info(f"Pictures: {', '.join(pictures)}")
-    record = '{"records": [{"TX_AMOUNT": 900, "TX_CHANNEL": "mail_order"}], "explain": 3}'
-    _show_next_steps(answer, f"-H 'content-type: application/json' -d '{record}'", "fraud.yaml")
-    return {**answer, "data": simulated, "scores": str(out / "scores"), "pictures": pictures}
+    _show_next_steps(answer, PAYMENT, "fraud-windows.yaml", (out / "windows.db", simulated["out"]))
+    made = {"data": simulated, "new": str(new), "scores": str(out / "scores")}
+    return {**answer, **made, "pictures": pictures}
 
 
 def image(out: Path) -> dict[str, Any]:
@@ -122,7 +138,7 @@ def demo_config(name: str, path: str, overrides: Sequence[str] = ()) -> Config:
     """
     installed = Path(str(files("anomaly_vae"))) / "configs" / name
     checkout = Path(__file__).parents[2] / "configs" / name
-    own = [f"data.path={path}", f"name={Path(name).stem}-demo", *overrides]
+    own = [f"data.path={path}", f"name={MODELS[name]}", *overrides]
     return load_config(installed if installed.exists() else checkout, own)
 
 
@@ -132,6 +148,13 @@ def _run(config: Config) -> tuple[dict[str, Any], LoadedModel, Version]:
     source = open_model(answer["model_uri"], config.mlflow.tracking_uri)
     version = Registry(config.mlflow.tracking_uri).version(config.name, answer["version"])
     return answer, source, version
+
+
+def _write_new(transactions: str, tested: pa.Table, path: Path) -> Path:
+    """Write the raw columns of the test rows, as payments that arrive without labels."""
+    table = pq.read_table(transactions, columns=list(RAW))
+    pq.write_table(table.filter(pc.is_in(table[ID], tested[ID])), path)
+    return path
 
 
 def _localization(source: LoadedModel, manifest: Path) -> float:
@@ -177,15 +200,13 @@ def _show_scans(
     console.table("What the detector found", ("figure", "value"), rows)
 
 
-def _show_transactions(
-    answer: dict[str, Any], simulated: dict[str, Any], summary: dict[str, Any], tested: pa.Table
-) -> None:
+def _show_transactions(answer: dict[str, Any], simulated: dict[str, Any], tested: pa.Table) -> None:
     metrics = answer["metrics"]
     rows = [
         ("rows simulated", simulated["rows"]),
         ("of them frauds", simulated["frauds"]),
         *_figures(metrics, "test rows, the last by time", "good payments", "frauds"),
-        ("flagged in the whole file", summary["flagged"]),
+        ("flagged in the test period", metrics["flagged"]),
     ]
     console.table("What the detector found", ("figure", "value"), rows)
     days = max(np.ptp(times_from_arrow(tested[TIME])[0]) / DAY, 1.0)
@@ -268,11 +289,27 @@ def _show_flagged(
     console.table(title, ("id", "p-value", "truth", "what is unusual"), rows)
 
 
-def _show_next_steps(answer: dict[str, Any], body: str, example: str) -> None:
+def _show_next_steps(
+    answer: dict[str, Any], body: str, example: str, past: tuple[Path, str] | None = None
+) -> None:
+    """Print the commands to try next.
+
+    Args:
+        answer: the JSON object of the run.
+        body: the arguments with which curl posts a record or an image.
+        example: the name of the configuration.
+        past: the window store for the service, and the file of past events that fills it.
+    """
     uri = f"models:/{answer['name']}@champion" if answer["promoted"] else answer["model_uri"]
     if not answer["promoted"]:
         console.info(f"The model was refused as champion (see above); its version is {uri}")
     console.heading("Next, score over HTTP:")
+    if not shutil.which("anomaly-vae"):
+        console.info(f"  . {Path(sys.prefix, 'bin', 'activate')}")
+    if past:
+        store, events = past
+        console.info(f"  export ANOMALY_VAE_WINDOWS=sqlite:///{store}   # past events, for windows")
+        console.info(f"  anomaly-vae windows load --model {uri} --input {events}")
     console.info(f"  anomaly-vae serve --model {uri}")
     console.info(f"  curl -s localhost:8000/score {body}")
     console.info(f"or score your own files: copy configs/{example}, change its data section, and")

@@ -155,12 +155,13 @@ def _check_evaluation(config: Config, data: Dataset) -> None:
 
 def show_spans(data: Dataset) -> None:
     """Print the intervals of splits that are given as spans of time."""
-    if data.spans is None or data.rows.time is None:
+    times = data.rows.split_times
+    if data.spans is None or times is None:
         return
     console.table(
         f"Splits counted back from the newest row, {describe_time(data.spans.newest)}",
         ("split", "from", "before", "rows", "days with rows"),
-        data.spans.table(data.rows.time),
+        data.spans.table(times),
     )
     for note in data.spans.notes:
         console.info(note)
@@ -250,7 +251,8 @@ def _log(run: Run, fitted: Fitted, prepared: Prepared) -> None:
     run.log_metrics({f"final_{k}": v for k, v in final_metrics(fitted).items()})
     run.log_figure(plots.loss_curve(fitted.history), "plots/loss.png")
     explained = fitted.bundle.scorer.explain_encoded(prepared.validation[:4])
-    titles = [f"validation row, score {score:.2f}" for score in explained.score]
+    noun = NOUNS[manifest["kind"]].removesuffix("s")
+    titles = [f"validation {noun}, score {score:.2f}" for score in explained.score]
     figure = plots.reconstructions(prepared.encoding, explained, titles)
     run.log_figure(figure, "plots/reconstruction.png")
 

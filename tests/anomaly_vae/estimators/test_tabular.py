@@ -49,6 +49,7 @@ NO_ARGUMENT = excused.NO_ARGUMENT | {
     "data.labels": "fit ignores y: leave known anomalies out of X",
     "data.windows": "features.offline.add_windows adds them to X",
     "data.windows_horizon": "see data.windows",
+    "data.windows_warm_up": "see data.windows",
 }
 
 

@@ -32,7 +32,7 @@ FEATURES = {str(f.kind): f for f in WindowDefinition({"card": CARD}).features}
         (
             "risk",
             0.125,
-            "12.50% known anomalies among the events of this card in the 30 days that ended 7 days "
+            "12.5% known anomalies among the events of this card in the 30 days that ended 7 days "
             "before",
         ),
         ("since_last", 120.0, "2 minutes since the last event of this card"),

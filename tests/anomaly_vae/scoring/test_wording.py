@@ -91,6 +91,22 @@ def test_a_window_is_said_in_words_in_place_of_its_name() -> None:
     assert wording.sentence(reason) == expected
 
 
+@pytest.mark.parametrize(
+    ("kind", "observed", "sentence"),
+    [
+        ("risk", 0.5, "50% known anomalies among the events of this CUSTOMER in the last hour, "
+         "usually 0% to 6.25%"),
+        ("since_last", 90.0, "90 seconds since the last event of this CUSTOMER, usually 0 seconds "
+         "to 0.062 seconds"),
+    ],
+)  # fmt: skip
+def test_usual_values_of_a_window_have_its_unit(kind: Any, observed: float, sentence: str) -> None:
+    feature = WindowFeature("w", "CUSTOMER", kind, None, 3_600_000_000)
+    column = Numeric(name="w", center=0, scale=1, usual=(0, 0.0625))
+    wording = Wording({"w": (column,)}, {"w": feature})
+    assert wording.sentence(Contribution("w", 1.0, observed, 0.4)) == sentence
+
+
 def test_a_quoted_value_is_short_and_on_one_line() -> None:
     sentence = said("channel", "a\n\x1b[31m" + "b" * 10_000, "chip")
     assert sentence.isprintable()

@@ -15,11 +15,15 @@ from PIL import Image
 
 from anomaly_vae.config import load_config
 from anomaly_vae.lifecycle.registry import Registry
+from anomaly_vae.scoring.detector import Contribution
+from anomaly_vae.scoring.wording import Wording
+from anomaly_vae.simulation.transactions import simulate_transactions
 from pipelines import console
 from pipelines.datasets.dataset import Dataset
 from pipelines.demo import demo as module
 from pipelines.demo.demo import SHOWN_CONTRIBUTIONS, SHOWN_ROWS, demo_config
 from pipelines.registry.frozen_test import FrozenTest
+from pipelines.registry.model_uri import open_model
 from pipelines.training.calibrate import calibrate
 from tests.support.flows import Command, World
 from tests.support.paths import ROOT
@@ -28,7 +32,7 @@ from tests.support.registries import copy_registry
 
 def small(patch: pytest.MonkeyPatch) -> None:
     """Fewer rows and epochs than a newcomer gets, so that it takes seconds."""
-    patch.setattr(module, "ROWS", 1_500)
+    patch.setattr(module, "ROWS", 2_000)
     patch.setattr(module, "SCANS", 150)
     whole = module.demo_config
 
@@ -50,11 +54,12 @@ def test_it_finds_explains_and_says_how_to_go_on(
     result = answer.json["tabular"]
     assert result["promoted"] is True
     assert result["alias"] == "champion"
-    assert result["data"]["rows"] == 1_500
+    assert result["data"]["rows"] == 2_000
     assert {"auroc", "average_precision", "fpr", "recall"} <= set(result["metrics"])
 
     summary = json.loads((Path(result["scores"]) / "summary.json").read_text())
-    assert summary["scored"] == summary["rows"] == 1_500
+    assert summary["scored"] == summary["rows"] == result["metrics"]["rows"]
+    assert not summary["warnings"], "the windows of new payments see the past"
     assert f"{result['metrics']['auroc']:.4g}" in answer.err
 
     tested = FrozenTest.own(Registry().version("fraud-demo", "1")).read(Registry())
@@ -68,13 +73,15 @@ def test_it_finds_explains_and_says_how_to_go_on(
     assert len(flagged) == result["metrics"]["flagged"]
     assert f"The {len(top)} highest scores of the {len(flagged)} payments flagged" in answer.err
     table = answer.err[answer.err.index("highest scores") :]
+    source = open_model("models:/fraud-demo/1")
+    wording = Wording.of(source.bundle.scorer.encoding, source.data)
     for row in top:
         (line,) = (x for x in table.splitlines() if f" {row['TRANSACTION_ID']} " in x)
         assert (" fraud " if truth[row["TRANSACTION_ID"]] else " good ") in line
         assert len(row["contributions"]) == SHOWN_CONTRIBUTIONS
         for reason in row["contributions"]:
             if reason["nats"] > 0.05 * row["score"]:
-                assert f"{reason['feature']} " in line
+                assert wording.sentence(Contribution(**reason)) in line
     assert "usually " in table
     assert "nats" not in table.partition("Pictures:")[0]
 
@@ -88,6 +95,8 @@ def test_it_finds_explains_and_says_how_to_go_on(
             assert image.format == "PNG"
             image.load()
     for word in (
+        "export ANOMALY_VAE_WINDOWS=sqlite:///shown/windows.db",
+        "anomaly-vae windows load --model models:/fraud-demo@champion --input shown/transactions",
         "anomaly-vae serve --model models:/fraud-demo@champion",
         "curl",
         "--set data.path=",
@@ -104,7 +113,7 @@ def test_what_it_makes_lies_in_its_folder_and_the_working_folders_registry(
         "bundles", "mlartifacts", "mlflow.db", "shown"
     ]  # fmt: skip
     assert sorted(path.name for path in (place / "shown").iterdir()) == [
-        "pictures", "scores", "transactions.parquet"
+        "new.parquet", "pictures", "scores", "transactions.parquet"
     ]  # fmt: skip
     again = command("demo", "--out", "shown", "--kind", "tabular").json
     assert again["tabular"]["version"] == "1", "the same inputs make no second version"
@@ -137,6 +146,16 @@ def test_a_refused_demo_says_so_and_names_the_version(capfd: pytest.CaptureFixtu
     assert "@champion" not in said
 
 
+@pytest.mark.parametrize("found", [None, "/usr/bin/anomaly-vae"])
+def test_an_environment_that_is_not_active_is_activated_first(
+    found: str | None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: found)
+    answer = {"name": "scans-demo", "promoted": True, "model_uri": "models:/scans-demo/2"}
+    module._show_next_steps(answer, "-d BODY", "scans.yaml")
+    assert (f"  . {sys.prefix}/bin/activate" in capfd.readouterr().err) is (found is None)
+
+
 def test_pictures_of_a_version_calibrated_from_a_folder_are_those_of_its_calibration(
     world: World, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,20 +168,21 @@ def test_pictures_of_a_version_calibrated_from_a_folder_are_those_of_its_calibra
     }  # fmt: skip
 
 
-def test_its_record_to_post_fits_the_model(world: World) -> None:
-    text = Path(module.__file__).read_text(encoding="utf-8")
-    start = text.index('\'{"records"') + 1
-    body = json.loads(text[start : text.index("}'\n", start) + 1])
-    names = set(world.trained.data.schema.names)
-    assert all(set(record) <= names for record in body["records"])
+def test_its_record_to_post_is_a_raw_payment_after_the_simulated_ones() -> None:
+    record = json.loads(module.RECORD)
+    assert set(record) == set(module.RAW)
+    assert record["TRANSACTION_ID"] == module.ROWS
+    past = simulate_transactions(module.ROWS, module.SEED)
+    assert record["TX_DATETIME"] > past["TX_DATETIME"][-1].as_py().isoformat()
+    for column in ("CUSTOMER_ID", "TERMINAL_ID"):
+        assert record[column] in past[column].to_pylist()
 
 
 def test_the_configuration_is_the_one_that_ships() -> None:
     """But under a name of its own, so that no model of real data is judged by what it froze."""
-    shipped = load_config(
-        ROOT / "configs" / "fraud.yaml", ["data.path=x.parquet", "name=fraud-demo"]
-    )
-    assert demo_config("fraud.yaml", "x.parquet") == shipped
+    name = "fraud-windows.yaml"
+    shipped = load_config(ROOT / "configs" / name, ["data.path=x.parquet", "name=fraud-demo"])
+    assert demo_config(name, "x.parquet") == shipped
     assert shipped.calibration.alpha == 0.01
 
 

@@ -15,11 +15,14 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from anomaly_vae.config import load_config
 from anomaly_vae.errors import ConfigError, DataError
 from anomaly_vae.simulation.scans import simulate_scans
 from anomaly_vae.simulation.transactions import simulate_transactions
 from pipelines.demo.simulate import write_scans, write_transactions
+from pipelines.training.train import read_data
 from tests.support.flows import Command
+from tests.support.paths import ROOT
 
 
 def test_the_file_holds_the_simulated_rows(tmp_path: Path, command: Command) -> None:
@@ -40,6 +43,35 @@ def test_the_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:
         write_transactions(tmp_path / name, 200, seed=1)
     first, second = (tmp_path / n / "transactions.parquet" for n in ("a", "b"))
     assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["fraud", "fraud-windows"])
+def test_the_shipped_configurations_resolve_their_alpha_from_2000_rows(
+    tmp_path: Path, name: str, place: Path
+) -> None:
+    path = write_transactions(tmp_path, 2_000, seed=0)["out"]
+    data = read_data(load_config(ROOT / "configs" / f"{name}.yaml", [f"data.path={path}"]))
+    assert len(data.calibration_rows) > 99
+    assert "TX_FRAUD_SCENARIO" not in data.schema.names
+    assert {"TX_AMOUNT", "TX_CHANNEL"} < set(data.schema.names)
+    assert not any("see less" in note for note in data.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("fraud", []), ("fraud-windows", ["data.features=[TX_AMOUNT, TX_DATETIME]"])],
+)
+def test_the_shipped_configurations_fit_the_columns_of_the_handbook(
+    tmp_path: Path, name: str, more: list[str], place: Path
+) -> None:
+    """The Handbook's table has no channel, and two columns more that hold the time."""
+    table = simulate_transactions(2_000, seed=0).drop_columns("TX_CHANNEL")
+    seconds = pc.subtract(table["TX_DATETIME"].cast("int64"), table["TX_DATETIME"][0].cast("int64"))
+    table = table.append_column("TX_TIME_SECONDS", pc.divide(seconds, 1_000_000))
+    pq.write_table(table, tmp_path / "rows.parquet")
+    own = [f"data.path={tmp_path}/rows.parquet", *more]
+    data = read_data(load_config(ROOT / "configs" / f"{name}.yaml", own))
+    assert not {"TX_TIME_SECONDS", "TX_FRAUD_SCENARIO"} & set(data.schema.names)
 
 
 @pytest.mark.parametrize(
