@@ -32,3 +32,5 @@ Fit = Literal["pad", "crop", "stretch"]
 """How an image that is not square becomes a square."""
 Spacing = Literal["auto", "ignore"]
 """Whether the distances between pixels that a file states are used."""
+ImageLayout = Literal["auto", "mvtec", "folder"]
+"""Which names of folders are taken for splits and labels of images."""

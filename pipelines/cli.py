@@ -222,10 +222,15 @@ def evaluate(
     data: Annotated[
         list[str],
         typer.Option(
-            metavar="PATH", help="labelled CSV or Parquet files, or a CSV manifest of images"
+            metavar="PATH",
+            help="labelled CSV or Parquet files; for images a CSV manifest, or a folder with "
+            "subfolders named like labels",
         ),
     ],
-    label: Annotated[str, typer.Option(metavar="COLUMN", help="column with the labels")],
+    label: Annotated[
+        str,
+        typer.Option(metavar="COLUMN", help="column with the labels; of folders: label"),
+    ],
     positive: Annotated[str, typer.Option(help="label that means anomaly")] = "1",
     top: Annotated[
         int | None,
@@ -235,6 +240,10 @@ def evaluate(
     csv: CsvOptions = None,
     history: History = None,
     label_delay: LabelDelay = None,
+    masks: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="masks of anomalies in images, named like these"),
+    ] = None,
 ) -> None:
     """Evaluate a model on labelled data."""
     from pipelines.reports.report import evaluate_files
@@ -250,6 +259,7 @@ def evaluate(
         label_delay=label_delay,
         labels=labels,
         history=history or (),
+        masks=masks,
     )
     console.result({"model": source.to_json(), **answer})
 

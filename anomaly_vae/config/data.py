@@ -32,6 +32,7 @@ from anomaly_vae.types import (
     RARITY,
     ColumnType,
     Fit,
+    ImageLayout,
     Spacing,
 )
 
@@ -432,6 +433,10 @@ class ImageData(DataConfig):
     [center, width]."""
     axis: Literal[0, 1, 2] = 2
     """Axis along which a NIfTI volume is cut into slices: 0 sagittal, 1 coronal, 2 axial."""
+    layout: ImageLayout = "auto"
+    """Meaning of folders: `auto` recognises `train/good`, `test/<defect>`, `ground_truth/<defect>`,
+    and folders named like labels, such as `normal` and `tumour`; `mvtec` requires the former;
+    `folder` takes all images as normal, whatever their folders are called."""
     max_pixels: int = Field(MAX_PIXELS, ge=1)
     """Largest number of pixels of one image; larger images are refused before decoding."""
     max_bytes: int = Field(MAX_BYTES, ge=1)

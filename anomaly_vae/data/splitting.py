@@ -41,6 +41,7 @@ class Rows:
     ``anomaly`` and ``unlabelled`` are masks (N,) of labelled anomalies and of rows without a label.
     ``time`` (N,) is in seconds since 1970, NaN if unknown. ``group`` (N,) are group codes.
     ``warm_up`` is a mask (N,) of rows that only feed windows.
+    ``test`` is a mask (N,) of the rows that come as test split; None if the split is assigned.
     """
 
     anomaly: Mask
@@ -48,6 +49,7 @@ class Rows:
     time: NDArray[np.float64] | None = None
     group: NDArray[np.int32] | None = None
     warm_up: Mask | None = None
+    test: Mask | None = None
 
     def __len__(self) -> int:
         return len(self.anomaly)
@@ -58,6 +60,12 @@ class Rows:
         if self.time is None or self.warm_up is None:
             return self.time
         return np.where(self.warm_up, np.nan, self.time)
+
+    def take(self, rows: NDArray[np.intp]) -> Rows:
+        """Return the rows at these positions, without a given test split."""
+        time = None if self.time is None else self.time[rows]
+        group = None if self.group is None else self.group[rows]
+        return Rows(self.anomaly[rows], self.unlabelled[rows], time, group)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,8 +120,7 @@ def assign(rows: Rows, config: Splits) -> Assignment:
     """
     if config.by_interval and rows.time is None:
         raise DataError("data.splits are intervals of time, but data.time names no column")
-    times = rows.split_times
-    codes = _at_random(rows, config) if times is None else _by_time(times, config)
+    codes = _codes(rows, config)
     reasons = {
         **({} if rows.warm_up is None else {WARM_UP: rows.warm_up}),
         "outside every split": codes == UNUSED,
@@ -133,6 +140,25 @@ def assign(rows: Rows, config: Splits) -> Assignment:
     codes = _hold_out_validation(np.where(usable, codes, UNUSED).astype(np.int8), rows, config)
     _refuse_empty_splits(codes, unused)
     return Assignment(codes, unused, anomalies)
+
+
+def _codes(rows: Rows, config: Splits) -> Codes:
+    """Assign each row to a split as if it were labelled and fit for it."""
+    if rows.test is not None:
+        return _beside_test(rows, rows.test, config)
+    times = rows.split_times
+    return _at_random(rows, config) if times is None else _by_time(times, config)
+
+
+def _beside_test(rows: Rows, test: Mask, config: Splits) -> Codes:
+    """Assign the rows outside a given test split (N,) at random: what it would get trains, too."""
+    others = np.flatnonzero(~test)
+    train, _, given = _fractions(config)
+    splits = config.model_copy(update={"train": train + given, "test": 0.0})
+    codes = np.full(len(rows), TEST, np.int8)
+    codes[others] = _at_random(rows.take(others), splits)
+    codes[~test & (codes == TEST)] = TRAIN  # anomalies, which are left out
+    return codes
 
 
 def _fractions(config: Splits) -> tuple[float, float, float]:
@@ -214,7 +240,12 @@ def _within(time: NDArray[np.float64], interval: Any) -> Mask:
 
 
 def _outside_group_split(codes: Codes, rows: Rows, config: Splits) -> Mask:
-    """Return a mask (N,) of rows whose split by time differs from the split of their group."""
+    """Return a mask (N,) of rows whose split differs from the split of their group.
+
+    Splits are given, or by time; others have their groups in one split.
+    """
+    if rows.group is not None and rows.test is not None:
+        return np.asarray((codes != TEST) & np.isin(rows.group, rows.group[rows.test]))
     if rows.group is None or rows.time is None:
         return np.zeros(len(rows), bool)
     return np.asarray(codes != _group_codes(rows.group, config)[rows.group])

@@ -60,6 +60,36 @@ class Geometry:
         resized = np.stack([resize(plane, height, width) for plane in planes])
         return resized if height == width == self.size else self._pad(resized)
 
+    def to_source(
+        self, heat: Floats, height: int, width: int, aspect: float = 1.0, outside: float = 0.0
+    ) -> Floats:
+        """Enlarge a map (S, S) of the square to the pixels (H, W) of the image it is of.
+
+        Args:
+            heat: Value of each pixel of the square.
+            height: Height of the image, in pixels.
+            width: Width of the image, in pixels.
+            aspect: Height of a pixel, relative to its width.
+            outside: Value of the pixels that cropping leaves out.
+
+        Example:
+            >>> import numpy as np
+            >>> square = np.arange(16, dtype=np.float32).reshape(4, 4)
+            >>> Geometry(4, "pad").to_source(square, 2, 4)
+            array([[ 4.,  5.,  6.,  7.],
+                   [ 8.,  9., 10., 11.]], dtype=float32)
+        """
+        if self.fit == "crop":
+            rows, columns = _central(height, width, self._used(aspect))
+            source = np.full((height, width), outside, np.float32)
+            shape = rows.stop - rows.start, columns.stop - columns.start
+            source[rows, columns] = resize(heat, *shape)
+            return source
+        inner_height, inner_width = self.content(height, width, aspect)
+        top, left = (self.size - inner_height) // 2, (self.size - inner_width) // 2
+        content = heat[top : top + inner_height, left : left + inner_width]
+        return resize(content, height, width)
+
     def content(self, height: int, width: int, aspect: float) -> tuple[int, int]:
         """Return the height and width that an image has in the square, in pixels."""
         if self.fit != "pad":
@@ -89,10 +119,16 @@ class Geometry:
 def central_square(planes: Floats, aspect: float = 1.0) -> Floats:
     """Return the largest square (C, h, w) around the centre of planes (C, H, W)."""
     height, width = planes.shape[1:]
+    rows, columns = _central(height, width, aspect)
+    return planes[:, rows, columns]
+
+
+def _central(height: int, width: int, aspect: float) -> tuple[slice, slice]:
+    """Return the rows and columns of the largest square around the centre."""
     side = min(height * aspect, width)
     rows, columns = max(1, round(side / aspect)), max(1, round(side))
     top, left = (height - rows) // 2, (width - columns) // 2
-    return planes[:, top : top + rows, left : left + columns]
+    return slice(top, top + rows), slice(left, left + columns)
 
 
 def aspect_of(row_spacing: float, column_spacing: float) -> float:

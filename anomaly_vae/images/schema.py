@@ -198,6 +198,17 @@ class ImageSchema:
             else DecodeFailure("holds several images; give one at a time", None)
         )
 
+    def to_source(
+        self, heat: Matrix, image: DecodedImage, outside: float = 0.0
+    ) -> NDArray[np.float32]:
+        """Enlarge a map (S, S) to the pixels (H, W) of the image it is of; as `Geometry` does.
+
+        Raises:
+            DataError: The spacing in the file is not believable.
+        """
+        height, width = image.pixels.shape[:2]
+        return self._geometry.to_source(heat, height, width, self._aspect(image), outside)
+
     def unknown(self, names: set[str]) -> tuple[str, ...]:
         """Return no names: an image model does not read the other columns of a manifest."""
         del names

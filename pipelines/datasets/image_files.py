@@ -18,6 +18,8 @@ from pipelines.datasets.reading.plain_text import unpacked_name
 
 PATH, FRAME, LABEL, ID = "path", "frame", "label", "id"
 """Columns of a manifest and of results."""
+DEFECT, SPLIT = "defect", "split"
+"""Columns of images whose folders name their defect and their split."""
 MAX_NAMES = 3
 """Maximum number of files that a message names for each reason."""
 MAX_REASONS = 8

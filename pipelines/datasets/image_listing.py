@@ -5,32 +5,54 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from anomaly_vae.errors import DataError
 from anomaly_vae.messages import listed
+from anomaly_vae.types import ImageLayout
+from pipelines import console
 from pipelines.datasets.image_files import ImageFile, Reasons, is_table_name, path_problem
+from pipelines.datasets.image_layouts import arrange
 from pipelines.datasets.image_manifests import read_manifest
 from pipelines.datasets.reading.objects import is_remote
 
 
-def find_images(paths: Sequence[str]) -> list[ImageFile]:
-    """Return the images of `images_and_others`, and print which files are left out."""
-    images, others = images_and_others(paths)
-    others.show()
-    return images
+@dataclass(frozen=True)
+class Found:
+    """Images to train on or to evaluate, the other files, and notes on folders and their labels."""
+
+    images: list[ImageFile]
+    others: Reasons
+    notes: tuple[str, ...] = ()
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """Messages about folders and about files that are left out."""
+        return (*self.notes, *self.others.lines())
 
 
-def images_and_others(paths: Sequence[str]) -> tuple[list[ImageFile], Reasons]:
+def find_images(paths: Sequence[str], layout: ImageLayout = "folder") -> list[ImageFile]:
+    """Return the images of `images_and_others`, and print its messages."""
+    found = images_and_others(paths, layout)
+    for line in found.lines:
+        console.info(line)
+    return found.images
+
+
+def images_and_others(paths: Sequence[str], layout: ImageLayout = "folder") -> Found:
     """Find the images to train on or to evaluate, and the other files.
 
-    Rows of manifests are images, even if their files cannot be read.
+    Rows of manifests are images, even if their files cannot be read. Other images get the label and
+    split that their folders name; see `arrange`.
 
     Raises:
-        DataError: There is no image, a folder cannot be searched or a manifest cannot be used.
+        DataError: There is no image, a folder cannot be searched, a manifest cannot be used, or
+            names of folders do not tell which images are normal.
     """
-    files = list_files(paths)
+    arranged = arrange(paths, list_files(paths), layout)
+    files = arranged.files
     fatal = next((file for file in files if file.fatal), None)
     if fatal is not None:
         where = f"{fatal.place}: '{fatal.name}'" if fatal.place else f"'{fatal.name}'"
@@ -41,7 +63,7 @@ def images_and_others(paths: Sequence[str]) -> tuple[list[ImageFile], Reasons]:
         raise DataError(
             f"{listed(paths)}: no image is there; {next(others.lines())}", path=paths[0]
         )
-    return images, others
+    return Found(images, others, arranged.notes)
 
 
 def list_files(paths: Sequence[str]) -> list[ImageFile]:

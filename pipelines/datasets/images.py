@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from anomaly_vae.images.schema import ImageBatch, ImageSchema
 from anomaly_vae.messages import listed
 from anomaly_vae.scoring.modality import Encoding
 from anomaly_vae.types import Fit
+from pipelines import console
 from pipelines.datasets.dataset import (
     GROUP,
     Dataset,
@@ -31,7 +32,9 @@ from pipelines.datasets.dataset import (
     without_unreadable,
 )
 from pipelines.datasets.image_batches import Batch, read_all
-from pipelines.datasets.image_files import FRAME, LABEL, PATH, ImageFile, Reasons
+from pipelines.datasets.image_files import FRAME, LABEL, PATH, SPLIT, ImageFile, Reasons
+from pipelines.datasets.image_layouts import TEST as TEST_FOLDER
+from pipelines.datasets.image_layouts import TRAIN as TRAIN_FOLDER
 from pipelines.datasets.image_listing import find_images, images_and_others
 from pipelines.datasets.labels import labelled_rows
 
@@ -118,13 +121,15 @@ def load_images(data: ImageData) -> ImageDataset:
     Raises:
         DataError: The input cannot be read, a column is unknown or a split is empty.
     """
-    (files, others), schema = images_and_others(data.paths), ImageSchema.from_config(data)
+    found, schema = images_and_others(data.paths, data.layout), ImageSchema.from_config(data)
+    files = found.images
     read = read_all(files, schema)
     label = _find_column(files, data.label, LABEL)
     group = _find_column(files, data.group, GROUP)
     table = build_index(files, read, label, group)
     groups = GROUP if GROUP in table.column_names else None
     rows = labelled_rows(table, LABEL if label else None, data.positive, groups, configured=label)
+    rows = replace(rows, test=_given_test(files, read))
     planned = assign(rows, data.splits)
     return ImageDataset(
         table=table,
@@ -133,7 +138,7 @@ def load_images(data: ImageData) -> ImageDataset:
         rows=rows,
         assignment=without_unreadable(planned, read.images),
         notes=(
-            *others.lines(),
+            *found.lines,
             *unreadable(files, read).lines(),
             *shape_note(read.images, schema.fit),
             *colour_note(read.images, schema.channels),
@@ -143,8 +148,14 @@ def load_images(data: ImageData) -> ImageDataset:
         label=LABEL if label else None,
         group=GROUP if rows.group is not None else None,
         files=tuple(files[number].path for number in read.files),
-        left_out=dict(others.counts),
+        left_out=dict(found.others.counts),
     )
+
+
+def _given_test(files: Sequence[ImageFile], read: Batch) -> NDArray[np.bool_] | None:
+    """Return a mask (N,) of the images in folders to test on; None if no folder names a split."""
+    splits = [files[number].attributes.get(SPLIT) for number in read.files]
+    return np.array(splits) == TEST_FOLDER if any(splits) else None
 
 
 def unreadable(files: Sequence[ImageFile], read: Batch) -> Reasons:
@@ -197,7 +208,7 @@ def read_labelled(
     Raises:
         DataError: No manifest has the column ``label``; see also `find_images`.
     """
-    files = find_images(paths)
+    files = _to_test(find_images(paths, "auto"))
     column = label and _find_column(files, label, label)
     group = _find_column(files, None, GROUP)
     if label and column is None:
@@ -208,6 +219,15 @@ def read_labelled(
     names = [label if label and name == LABEL else name for name in table.column_names]
     paths_read = tuple(files[number].path for number in read.files)
     return table.rename_columns(names), read.images, paths_read
+
+
+def _to_test(files: Sequence[ImageFile]) -> Sequence[ImageFile]:
+    """Leave out images of folders to train on, if others are to test on."""
+    test = [file for file in files if file.attributes.get(SPLIT) != TRAIN_FOLDER]
+    if len(test) < len(files):
+        trained = len(files) - len(test)
+        console.info(f"{trained:,} images of folders to train on are left out of the evaluation")
+    return test
 
 
 def build_index(

@@ -44,6 +44,7 @@ from pipelines.reports.model_card import figure_rows
 
 if TYPE_CHECKING:
     from anomaly_vae.lifecycle.registry import Run, Version
+    from pipelines.reports.masks import PixelReport
 
 Mask = NDArray[np.bool_]
 SHOWN_SLICES = 12
@@ -236,6 +237,7 @@ def evaluate_files(
     label_delay: str | None = None,
     labels: Sequence[str] | None = None,
     history: Sequence[str] = (),
+    masks: str | None = None,
 ) -> dict[str, Any]:
     """Evaluate a model on labelled files and return the JSON object that the command prints.
 
@@ -252,11 +254,14 @@ def evaluate_files(
             training configuration.
         labels: where late labels are; None for those of the version's configuration.
         history: files with earlier rows, which feed windows only.
+        masks: the folder with masks of anomalies, which maps of images are compared with.
 
     Raises:
-        ConfigError: ``label_delay`` is no span of time.
+        ConfigError: ``label_delay`` is no span of time, or masks are given for a model of tables.
         DataError: the label column is missing, no labelled row can be scored, or no label is final.
     """
+    if masks is not None and source.kind != "image":
+        raise ConfigError("--masks is for models of images; leave it out")
     detector, config = source.bundle.detector, source.bundle.manifest["config"]
     given = load_labelled(source.bundle, paths, label, csv, history=history)
     warn_missing_group(detector.calibration, given.table.column_names)
@@ -273,11 +278,29 @@ def evaluate_files(
     seen = SeenRows(equal_scores(judged.score, detector.calibration.scores), SAME_AS_CALIBRATION)
     report = Reporter(judged, ReportOptions.of(config, top)).report(seen)
     show(report, source.kind)
+    pixels = _pixels(source, judged, masks)
     if source.version is not None:
-        _record(source, judged, report)
+        _record(source, judged, report, pixels)
     figures = report.figures
     counts = {"rows": len(given.table), "scored": figures.rows}
-    return {"metrics": figures.to_json(), **counts, **report.details()}
+    shown = {"pixels": pixels.to_json()} if pixels else {}
+    return {
+        "metrics": figures.to_json() | (pixels.metrics() if pixels else {}),
+        **counts,
+        **shown,
+        **report.details(),
+    }
+
+
+def _pixels(source: LoadedModel, judged: Judged, masks: str | None) -> PixelReport | None:
+    """Compare maps with masks and print the figures; None without masks."""
+    if masks is None:
+        return None
+    from pipelines.reports.masks import pixel_report
+
+    report = pixel_report(source.bundle, judged, masks)
+    report.show()
+    return report
 
 
 def with_labels(
@@ -342,7 +365,9 @@ def _version(source: LoadedModel) -> Version | None:
     return open_registry().version(source.name, source.version)
 
 
-def _record(source: LoadedModel, judged: Judged, report: EvaluationReport) -> None:
+def _record(
+    source: LoadedModel, judged: Judged, report: EvaluationReport, pixels: PixelReport | None
+) -> None:
     """Log the evaluation in a new run, as a registered version never changes."""
     client, about = open_registry(), source.to_json()
     version = client.version(about["name"], about["version"])
@@ -350,6 +375,9 @@ def _record(source: LoadedModel, judged: Judged, report: EvaluationReport) -> No
     tags = {key: str(about[key]) for key in ("name", "version", "digest")}
     with client.run(experiment, "evaluate", tags) as run:
         log(run, judged, report)
+        if pixels is not None:
+            run.log_metrics(pixels.metrics())
+            run.log_json(pixels.to_json(), "pixels.json")
 
 
 def log(run: Run, judged: Judged, report: EvaluationReport) -> None:
