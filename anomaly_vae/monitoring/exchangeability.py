@@ -161,12 +161,12 @@ def fit_times(
         return reference
     monitor = Monitor(calibration, encoding, reference)
 
-    def fit(rows: TimedRows, streams: slice) -> Cycle:
+    def fit(rows: TimedRows, streams: slice, rare: bool = False) -> Cycle:
         bins = monitor.bins(rows.scores, calibration.flags(rows.scores), rows.x)[:, streams]
-        return fit_cycle(rows.timeline, bins, monitor.widths[streams], monitor.block_rows)
+        return fit_cycle(rows.timeline, bins, monitor.widths[streams], monitor.block_rows, rare)
 
-    decisions, columns = slice(FIRST_COLUMN), slice(FIRST_COLUMN, None)
-    cycle = fit(normal, decisions)
+    p_values, flags, columns = slice(1), slice(1, FIRST_COLUMN), slice(FIRST_COLUMN, None)
+    cycle = fit(normal, p_values).beside(fit(normal, flags, rare=True))
     if len(monitor.widths) > FIRST_COLUMN:
         cycle = cycle.beside(fit(traffic, columns))
     return replace(reference, cycle=cycle)
