@@ -85,13 +85,18 @@ def test_learning_is_reproducible(typicality: ImageTypicality) -> None:
         np.testing.assert_array_equal(again.tensors()[name], value)
 
 
-def test_a_normal_image_that_is_far_from_the_others_does_not_hide_faults(
+def test_the_distance_of_an_odd_normal_image_does_not_hide_faults(
     typicality: ImageTypicality,
 ) -> None:
-    odd = np.random.default_rng(0).random((2, SIDE**2), np.float32)
-    test = UnusualTest.fit(typicality, 0.02, NOTHING, NOTHING, np.concatenate([heads(97, 2), odd]))
-    for name in ("half blank", "inverted"):
-        assert None not in test.reasons(NOTHING, NOTHING, with_fault(name, heads(20, 3)))
+    """A few calibration images that are far from the others decide which distance is unusual."""
+    y, x = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
+    smooth = 0.8 * (np.hypot(x / 0.5, y / 0.8) < 1)
+    odd = smooth.astype(np.float32).reshape(1, -1)
+    test = UnusualTest.fit(
+        typicality, 0.02, NOTHING, NOTHING, np.concatenate([heads(97, 2), odd, odd])
+    )
+    assert 2 < test.calibration.threshold < 4
+    assert None not in test.reasons(NOTHING, NOTHING, with_fault("inverted", heads(20, 3)))
 
 
 def test_distances_of_older_bundles_stay_as_they_are(typicality: ImageTypicality) -> None:
