@@ -115,11 +115,11 @@ class Reference:
         return cls(content["anomaly_share"], sketches, cycle)
 
 
-def fit_reference(encoding: Encoding, batch: RawBatch, anomaly_share: float = 0.0) -> Reference:
-    """Summarise calibration rows, so that a `Monitor` can compare other rows with them."""
+def fit_reference(encoding: Encoding, x: Matrix, anomaly_share: float = 0.0) -> Reference:
+    """Summarise encoded calibration rows (N, F), which a `Monitor` compares other rows with."""
     if not encoding.columns:
         return Reference(anomaly_share)
-    return Reference(anomaly_share, fit_sketches(encoding, encoding.encode(batch)))
+    return Reference(anomaly_share, fit_sketches(encoding, x))
 
 
 @dataclass(frozen=True, eq=False)
