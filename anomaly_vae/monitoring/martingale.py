@@ -97,7 +97,8 @@ def log10_martingales_of_columns(counts: Counts, urns: Floats) -> Floats:
     ratios = _log10_mean_ratio(counts, urns, np.concatenate([wider, *moved]))
     level = TREND_LEVEL / len(counts)
     wins = _trend_p_values(counts, urns, densities) < level
-    return np.asarray(np.log10((10**ratios + wins / level) / 2))
+    won = np.where(wins, -math.log(level), -np.inf)
+    return np.asarray((np.logaddexp(ratios * math.log(10), won) - math.log(2)) / math.log(10))
 
 
 def _densities(shares: Floats) -> Floats:
