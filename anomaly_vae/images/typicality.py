@@ -37,7 +37,7 @@ SPREAD = 0.3
 """Typical deviation of an entry of the gradients, which are divided by it."""
 CLIP = 8.0
 """Limit of statistics, in deviations."""
-BENDS = ((1.0, 0.8), (1.8, 0.1))
+BENDS = ((1.0, 1.0), (1.8, 0.3))
 """Where the Mahalanobis distance and the discriminants bend to a logarithm, and its factors.
 
 Among normal images a few are far from the others, and would alone decide which distance is unusual.
