@@ -94,8 +94,9 @@ def bundle(fitted: Fitted) -> Bundle:
 def calibrated(bundle: Bundle, dataset: Dataset) -> Bundle:
     """Return `bundle` with a threshold for alpha 0.05."""
     rows = dataset.part(CALIBRATION)
-    reference = fit_reference(bundle.scorer.encoding, rows)
-    return bundle.calibrated(calibrate(bundle.scorer.score(rows), alpha=0.05), None, reference)
+    scored = bundle.scorer.scored(rows)
+    reference = fit_reference(bundle.scorer.encoding, scored.x)
+    return bundle.calibrated(calibrate(scored.scores, alpha=0.05), None, reference)
 
 
 # ---------------------------------------------------------------- images

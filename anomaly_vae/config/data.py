@@ -248,8 +248,8 @@ class TabularData(DataConfig):
     `epoch_s`, `epoch_ms`, `epoch_us`, `epoch_ns`; null: recognised where the column leaves no
     doubt."""
     timezone: str | None = None
-    """Time zone of the days by which rows are counted or ranked, such as `Europe/Berlin`; null:
-    UTC."""
+    """Time zone of the days by which rows are counted or ranked, such as `Europe/Berlin`, unless
+    `calibration.time_zone` names another; null: UTC."""
     csv: CsvConfig = CsvConfig()
     """Form of CSV files."""
     labels: str | tuple[str, ...] | None = None

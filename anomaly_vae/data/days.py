@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -73,6 +75,22 @@ class Days:
         rows = np.flatnonzero(self.index >= 0)
         sums = np.bincount(self.index[rows], values[rows], minlength=len(self))
         return np.asarray(sums, np.float64)
+
+
+def zone_of_days(config: Mapping[str, Any]) -> str | None:
+    """Return the time zone of the days of a recorded configuration; None for UTC.
+
+    Days are those of the budget (`calibration.time_zone`), else those of the data
+    (`data.timezone`), so that alerts are ranked and counted on the days that they were planned for.
+
+    >>> data = {"timezone": "Europe/Berlin"}
+    >>> zone_of_days({"data": data, "calibration": {"time_zone": None}})
+    'Europe/Berlin'
+    >>> zone_of_days({"data": data, "calibration": {"time_zone": "Asia/Kolkata"}})
+    'Asia/Kolkata'
+    """
+    zone: str | None = config["calibration"].get("time_zone") or config["data"].get("timezone")
+    return zone
 
 
 def complete_days(

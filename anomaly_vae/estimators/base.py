@@ -48,7 +48,7 @@ from anomaly_vae.estimators.progress import print_epoch
 from anomaly_vae.images.schema import ImageSchema
 from anomaly_vae.monitoring.exchangeability import fit_reference
 from anomaly_vae.scoring.detector import Detections, Explanation, explanations
-from anomaly_vae.scoring.scorer import ScoreParts
+from anomaly_vae.scoring.scorer import ScoredRows, ScoreParts
 from anomaly_vae.scoring.unusual import (
     Typicality,
     UnusualTest,
@@ -172,28 +172,32 @@ class VAEDetector(
         self, batch: RawBatch, learn: Callable[[], Typicality] | None = None
     ) -> Self:
         settings = self._configuration(random_state=0).calibration  # draws no seed
-        scores = self.bundle_.scorer.score(batch)
-        calibration = choose_threshold(CalibrationSample.from_scores(scores), settings)
+        rows = self.bundle_.scorer.scored(batch)
+        calibration = choose_threshold(CalibrationSample.from_scores(rows.scores), settings)
         if "note" in calibration.figures:
             warnings.warn(calibration.figures["note"], stacklevel=3)
-        reference = fit_reference(self.bundle_.scorer.encoding, batch)
-        unusual = self._fit_unusual_test(settings, batch, learn)
+        reference = fit_reference(self.bundle_.scorer.encoding, rows.x)
+        unusual = self._fit_unusual_test(settings, batch, rows, learn)
         self.bundle_ = self.bundle_.calibrated(calibration, None, reference, unusual)
         self.offset_ = -calibration.threshold
         return self
 
     def _fit_unusual_test(
-        self, settings: CalibrationConfig, batch: RawBatch, learn: Callable[[], Typicality] | None
+        self,
+        settings: CalibrationConfig,
+        batch: RawBatch,
+        rows: ScoredRows,
+        learn: Callable[[], Typicality] | None,
     ) -> UnusualTest | None:
         """Calibrate the test for unusual rows; without properties, learn them from every second."""
         scorer, previous = self.bundle_.scorer, self.bundle_.unusual
         if learn is None and previous:
-            return fit_unusual_test(scorer, settings, batch, lambda: previous.typicality)
+            return fit_unusual_test(settings, rows, lambda: previous.typicality)
         if learn is None:
-            even, odd = (batch.take(np.arange(start, len(batch), 2)) for start in (0, 1))
+            even = batch.take(np.arange(0, len(batch), 2))
             learn = partial(learn_typicality, scorer, even, even)
-            return fit_unusual_test(scorer, settings, odd, learn)
-        return fit_unusual_test(scorer, settings, batch, learn)
+            return fit_unusual_test(settings, rows.take(slice(1, None, 2)), learn)
+        return fit_unusual_test(settings, rows, learn)
 
     def _configuration(self, **changed: Any) -> ConfigT:
         arguments = {name: getattr(self, name) for name in self.KEYS} | changed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import repeat
 from typing import Any
@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from anomaly_vae.config.windows import seconds
-from anomaly_vae.data.converters import Levels, Numbers, as_levels, label_spellings, level_name
-from anomaly_vae.data.schema import Column, RawBatch, TabularSchema, Values
+from anomaly_vae.data.converters import Levels, Numbers, as_levels, level_name
+from anomaly_vae.data.schema import Column, RawBatch, RowProblem, TabularSchema, Values
 from anomaly_vae.data.times import format_time
+from anomaly_vae.data.vocabulary import ANOMALY, NORMAL, Vocabulary
 from anomaly_vae.errors import BundleError
 from anomaly_vae.features.definition import LARGEST, MICROSECONDS, WindowDefinition
 from anomaly_vae.types import ColumnType
@@ -63,6 +64,8 @@ class WindowInputs:
     """Greatest delay with which an event may arrive, in microseconds."""
     time_format: str | None = None
     """Format of the times, as in `data.time_format`."""
+    normal: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Values that mean normal in each label column, as far as training has recorded them."""
 
     @classmethod
     def from_manifest(cls, manifest: Mapping[str, Any]) -> WindowInputs | None:
@@ -82,7 +85,7 @@ class WindowInputs:
             raise BundleError(f"bundle '{manifest['name']}': {reason}; train it again") from None
         return cls(
             definition, data["time"], data.get("id"), data.get("positive", 1), horizon,
-            _time_format(manifest, data),
+            _time_format(manifest, data), _normal_labels(manifest),
         )  # fmt: skip
 
     @cached_property
@@ -173,26 +176,51 @@ class WindowInputs:
     def _marks(self, values: Values | None, count: int) -> list[bool]:
         if values is None:
             return [False] * count
-        return [self.is_anomaly(text) for text in _texts(as_levels(values))]
+        return [self._is_anomaly(text) for text in _texts(as_levels(values))]
+
+    def _is_anomaly(self, text: str | None) -> bool:
+        return bool(text) and self.vocabulary.code(str(text)) == ANOMALY
 
     def _marked(self, marks: Sequence[bool]) -> frozenset[str]:
         return frozenset(
             name for name, mark in zip(self.definition.labels, marks, strict=True) if mark
         )
 
-    def is_anomaly(self, label: object) -> bool:
-        """Return whether a label means anomaly.
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """Meaning of the values of all label columns.
 
-        >>> WindowInputs(WindowDefinition({}), "at", positive=1).is_anomaly(True)
-        True
+        >>> WindowInputs(WindowDefinition({}), "at", positive=1).vocabulary.code("true")
+        1
         """
-        return level_name(label) in label_spellings(self.positive)
+        return Vocabulary(self.positive, frozenset().union(*self.normal.values()))
+
+    def unknown_labels(self, batch: RawBatch) -> Iterator[RowProblem]:
+        """Yield the first label without a meaning in each label column whose values are recorded.
+
+        Args:
+            batch: rows that were read with `event_schema`.
+        """
+        for column in self.normal.keys() & batch.values.keys():
+            labels = as_levels(batch.values[column]).without_markers()
+            vocabulary = Vocabulary(self.positive, self.normal[column])
+            codes = [vocabulary.code(name) if name else NORMAL for name in labels.names]
+            unknown = [level for level, code in enumerate(codes) if code is None]
+            for row in np.flatnonzero(np.isin(labels.codes, unknown)).tolist():
+                reason = vocabulary.explain_unknown(labels.names[labels.codes[row]])
+                yield RowProblem(row, column, reason)
 
 
 def _time_format(manifest: Mapping[str, Any], data: Mapping[str, Any]) -> str | None:
     """Return the format of times that was found in training, or else that of the configuration."""
     found: str | None = manifest.get("data", {}).get("windows", {}).get("time_format")
     return found or data.get("time_format")
+
+
+def _normal_labels(manifest: Mapping[str, Any]) -> dict[str, frozenset[str]]:
+    """Return the values that mean normal in each label column; none in older bundles."""
+    found = manifest.get("data", {}).get("windows", {}).get("labels", {})
+    return {column: frozenset(values) for column, values in found.items()}
 
 
 def entity_text(value: object) -> str | None:

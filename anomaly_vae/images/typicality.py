@@ -36,7 +36,12 @@ SHRINKAGE, RIDGE, FLOOR = 0.1, 0.05, 0.01
 SPREAD = 0.3
 """Typical deviation of an entry of the gradients, which are divided by it."""
 CLIP = 8.0
-"""Limit of statistics in discriminants, in deviations."""
+"""Limit of statistics, in deviations."""
+BENDS = ((1.0, 1.0), (1.8, 0.3))
+"""Where the Mahalanobis distance and the discriminants bend to a logarithm, and its factors.
+
+Among normal images a few are far from the others, and would alone decide which distance is unusual.
+"""
 PENALTY = 1e-3
 """Ridge penalty of discriminants, per image."""
 TAIL = 0.98
@@ -107,6 +112,8 @@ class ImageTypicality:
         weights: (J, K + G) discriminants of statistics and gradients.
         unit: (2, J + 1) distance that counts as 0, and the unit, of each distance.
         faults: (J,) numbers of the faults, in the order of `FAULTS`.
+        bends: (2, J + 1) distances at which each distance bends to a logarithm, and its factors;
+            (2, 0) in older bundles, which bend none and do not limit the Mahalanobis distance.
     """
 
     layout: ImageLayout
@@ -118,6 +125,7 @@ class ImageTypicality:
     weights: Values
     unit: Values
     faults: NDArray[np.int64]
+    bends: Values
 
     # ------------------------------------------------------------ learning
 
@@ -147,8 +155,9 @@ class ImageTypicality:
         low, centre, high = np.quantile(statistics, (0.16, 0.5, 0.84), axis=0)
         below, above = np.maximum(centre - low, FLOOR), np.maximum(high - centre, FLOOR)
         nothing = np.zeros((0, usual.shape[1])), np.ones((2, 1)), np.zeros(0, np.int64)
-        blank = cls(layout, centre, below, above, np.zeros(count), np.eye(count), *nothing)
-        deviations = blank._deviations(statistics)
+        bends = np.array(BENDS[:1]).T
+        blank = cls(layout, centre, below, above, np.zeros(count), np.eye(count), *nothing, bends)
+        deviations = blank._limited(statistics)
         covariance = np.atleast_2d(np.cov(deviations.T))
         shrunk = (1 - SHRINKAGE) * covariance + SHRINKAGE * np.diag(np.diag(covariance))
         precision = np.asarray(np.linalg.inv(shrunk + RIDGE * np.eye(count)), np.float64)
@@ -190,7 +199,9 @@ class ImageTypicality:
             return self
         numbers, weights, zeros, units = zip(*found, strict=True)
         unit = np.concatenate([self.unit, np.array([zeros, units])], axis=1)
-        return replace(self, weights=np.array(weights), unit=unit, faults=np.array(numbers))
+        bends = np.array([BENDS[0], *(BENDS[1] for _ in found)]).T
+        faults = np.array(numbers)
+        return replace(self, weights=np.array(weights), unit=unit, faults=faults, bends=bends)
 
     # ------------------------------------------------------------ measuring
 
@@ -225,12 +236,19 @@ class ImageTypicality:
     def _distances(self, values: Values) -> Values:
         """Return the distances (J + 1,) of an image, in their units."""
         raw = np.concatenate([[self._distance(values)], self.weights @ self._signals(values)])
-        return np.asarray((raw - self.unit[0]) / self.unit[1])
+        distances = np.asarray((raw - self.unit[0]) / self.unit[1])
+        return _bent(distances, *self.bends) if self.bends.size else distances
 
     def _distance(self, values: Values) -> float:
         """Return the Mahalanobis distance of an image."""
-        away = self._deviations(values[: len(self.centre)]) - self.mean
+        statistics = values[: len(self.centre)]
+        deviations = self._limited if self.bends.size else self._deviations
+        away = deviations(statistics) - self.mean
         return float(np.sqrt(away @ self.precision @ away))
+
+    def _limited(self, statistics: Values) -> Values:
+        """Return statistics in deviations, which are clipped."""
+        return np.clip(self._deviations(statistics), -CLIP, CLIP)
 
     def _deviations(self, statistics: Values) -> Values:
         away = statistics - self.centre
@@ -239,8 +257,7 @@ class ImageTypicality:
     def _signals(self, values: Values) -> Values:
         """Return statistics in deviations, clipped, and gradients (..., K + G)."""
         count = len(self.centre)
-        deviations = np.clip(self._deviations(values[..., :count]), -CLIP, CLIP)
-        return np.concatenate([deviations, values[..., count:]], axis=-1)
+        return np.concatenate([self._limited(values[..., :count]), values[..., count:]], axis=-1)
 
     @cached_property
     def _names(self) -> tuple[str, ...]:
@@ -263,7 +280,8 @@ class ImageTypicality:
         Raises:
             KeyError: a tensor is missing.
         """
-        return cls(encoding.layout, *(tensors[f.name] for f in fields(cls)[1:]))
+        without_bends = {"bends": np.zeros((2, 0)), **tensors}
+        return cls(encoding.layout, *(without_bends[f.name] for f in fields(cls)[1:]))
 
 
 def measured(layout: ImageLayout, x: Matrix) -> Values:
@@ -288,6 +306,16 @@ def _with_fault(layout: ImageLayout, x: Matrix, fault: str, rng: np.random.Gener
     """Return the statistics and gradients of images with a simulated fault."""
     images = (image.reshape(layout.shape).astype(np.float64) for image in x)
     return np.array([_measure_channels(FAULTS[fault](image, rng)) for image in images])
+
+
+def _bent(distances: Values, starts: Values, factors: Values) -> Values:
+    """Return distances (J + 1,), which grow with their logarithm from ``starts`` on.
+
+    >>> _bent(np.array([0.5, 20.0]), np.array([1.0, 2.0]), np.array([0.8, 0.1])).round(2).tolist()
+    [0.5, 2.23]
+    """
+    beyond = np.maximum(distances, starts)
+    return np.asarray(np.minimum(distances, starts + factors * np.log(beyond / starts)))
 
 
 def _unit(distances: Values) -> tuple[float, float]:

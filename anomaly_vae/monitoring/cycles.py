@@ -163,7 +163,13 @@ def week_cells(seconds: Floats) -> Bins:
     return np.where(known, hours * WEEKDAYS + weekdays, WEEK_CELLS - 1).astype(np.int64)
 
 
-def fit_cycle(timeline: Timeline, bins: Bins, widths: Sequence[int], block_rows: int) -> Cycle:
+def fit_cycle(
+    timeline: Timeline,
+    bins: Bins,
+    widths: Sequence[int],
+    block_rows: int,
+    rare: bool = False,
+) -> Cycle:
     """Learn the cycle of N calibration rows, which cover `MIN_DAYS` days or more.
 
     Args:
@@ -171,10 +177,12 @@ def fit_cycle(timeline: Timeline, bins: Bins, widths: Sequence[int], block_rows:
         bins: bin (N, M) of each row in each stream.
         widths: number of bins of each of the M streams.
         block_rows: number of rows in a block of the monitor.
+        rare: whether a bin has few rows, as flags have: variation between blocks then only counts
+            as far as it exceeds chance by its standard deviation.
     """
     order = np.argsort(timeline.seconds, kind="stable")
     rows = _Rows.of(timeline, order)
-    streams = (_Stream(rows, bins[order, i], width) for i, width in enumerate(widths))
+    streams = (_Stream(rows, bins[order, i], width, rare) for i, width in enumerate(widths))
     return reduce(Cycle.beside, (stream.cycle(timeline.column, block_rows) for stream in streams))
 
 
@@ -212,8 +220,8 @@ class _Rows:
 class _Stream:
     """The bins (N,) of rows in one stream, counted by day and time."""
 
-    def __init__(self, rows: _Rows, bins: Bins, width: int) -> None:
-        self.rows, self.bins, self.width = rows, bins, width
+    def __init__(self, rows: _Rows, bins: Bins, width: int, rare: bool) -> None:
+        self.rows, self.bins, self.width, self.rare = rows, bins, width, rare
         self.hours = self._count(rows.hours, HOURS)
         self.weekdays = self._count(rows.weekdays, WEEKDAYS)
 
@@ -270,7 +278,8 @@ class _Stream:
         sums: Floats = np.column_stack(by_bin)
         flat = np.ravel_multi_index((numbers, self.bins), sums.shape)
         counts: Counts = np.bincount(flat, minlength=sums.size).reshape(sums.shape)
-        return _dispersion(*_merge_rare(counts.astype(np.float64), sums))
+        chance = math.sqrt(_chance_variance(sums)) if self.rare else 0.0
+        return _dispersion(*_merge_rare(counts.astype(np.float64), sums), chance)
 
 
 def _bounds(days: Bins) -> list[tuple[int, int]]:
@@ -318,16 +327,22 @@ def _merge_rare(counts: Floats, expected: Floats) -> tuple[Floats, Floats, Float
     return statistic, freedom, counts.sum(axis=1)
 
 
-def _dispersion(statistic: Floats, freedom: Floats, rows: Floats) -> float:
+def _chance_variance(expected: Floats) -> float:
+    """Return the variance of Pearson's statistic of all blocks, without further dispersion."""
+    freedom = expected.shape[1] - 1
+    return float((2 * freedom + (1 / np.maximum(expected, MIN_EXPECTED)).sum(axis=1)).sum())
+
+
+def _dispersion(statistic: Floats, freedom: Floats, rows: Floats, chance: float = 0.0) -> float:
     """Estimate the dispersion of blocks by the method of moments (Williams 1982).
 
     The expectation of a block's statistic is its degrees of freedom times 1 + (rows − 1) ·
-    dispersion.
+    dispersion. An excess of all statistics together up to ``chance`` counts as none.
     """
     low, high = 1 / MAX_CONCENTRATION, 1.0
     for _ in range(BISECTION_STEPS):
         middle = math.sqrt(low * high)
-        if (statistic / (1 + (rows - 1) * middle)).sum() > freedom.sum():
+        if (statistic / (1 + (rows - 1) * middle)).sum() > freedom.sum() + chance:
             low = middle
         else:
             high = middle

@@ -75,6 +75,8 @@ MAX_EXACT_ROWS = 100_000
 
 For more rows, the limit is extrapolated and slightly too high.
 """
+HARMLESS_FLAGS = 12
+"""Number of flags that never break the guarantee: a few related rows may come together."""
 FLAG_DIGITS = 3
 """Number of digits of the expected share of flags, relative to alpha; limits are cached."""
 ROWS, FLAGGED, FIRST_BIN = 0, 1, 2
@@ -113,11 +115,11 @@ class Reference:
         return cls(content["anomaly_share"], sketches, cycle)
 
 
-def fit_reference(encoding: Encoding, batch: RawBatch, anomaly_share: float = 0.0) -> Reference:
-    """Summarise calibration rows, so that a `Monitor` can compare other rows with them."""
+def fit_reference(encoding: Encoding, x: Matrix, anomaly_share: float = 0.0) -> Reference:
+    """Summarise encoded calibration rows (N, F), which a `Monitor` compares other rows with."""
     if not encoding.columns:
         return Reference(anomaly_share)
-    return Reference(anomaly_share, fit_sketches(encoding, encoding.encode(batch)))
+    return Reference(anomaly_share, fit_sketches(encoding, x))
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,12 +161,12 @@ def fit_times(
         return reference
     monitor = Monitor(calibration, encoding, reference)
 
-    def fit(rows: TimedRows, streams: slice) -> Cycle:
+    def fit(rows: TimedRows, streams: slice, rare: bool = False) -> Cycle:
         bins = monitor.bins(rows.scores, calibration.flags(rows.scores), rows.x)[:, streams]
-        return fit_cycle(rows.timeline, bins, monitor.widths[streams], monitor.block_rows)
+        return fit_cycle(rows.timeline, bins, monitor.widths[streams], monitor.block_rows, rare)
 
-    decisions, columns = slice(FIRST_COLUMN), slice(FIRST_COLUMN, None)
-    cycle = fit(normal, decisions)
+    p_values, flags, columns = slice(1), slice(1, FIRST_COLUMN), slice(FIRST_COLUMN, None)
+    cycle = fit(normal, p_values).beside(fit(normal, flags, rare=True))
     if len(monitor.widths) > FIRST_COLUMN:
         cycle = cycle.beside(fit(traffic, columns))
     return replace(reference, cycle=cycle)
@@ -291,7 +293,7 @@ class Monitor:
         recent = np.cumsum(blocks, axis=0)
         expected, whole = self._expected(recent), recent[-1]
         anomalies = max_anomalies(recent[:, ROWS], self.reference.anomaly_share)
-        limits = self._limits(recent[:, ROWS], expected[1], anomalies)
+        limits = self._limits(recent[:, ROWS], expected[1])
         drift = self._drift(recent, expected[FIRST_COLUMN:])
         p_values = recent[:, FIRST_BIN : self._last_bin]
         martingale = _mean_log10(log10_martingale(p_values, expected[0], anomalies), drift)
@@ -343,16 +345,15 @@ class Monitor:
         share = np.minimum(self._alpha * np.round(ratio, FLAG_DIGITS), 1.0)
         return np.asarray(total[:, None] * np.column_stack([1 - share, share]))
 
-    def _limits(self, rows: Counts, urns: Floats, anomalies: Floats) -> list[int]:
+    def _limits(self, rows: Counts, urns: Floats) -> list[int]:
         """Return the largest number of flags compatible with the guarantee, for S windows."""
-        triples = zip(rows.tolist(), urns, anomalies.tolist(), strict=True)
-        return [int(m) + self._limit(n, urn) for n, urn, m in triples]
+        return [self._limit(*pair) for pair in zip(rows.tolist(), urns, strict=True)]
 
-    @staticmethod
-    def _limit(rows: int, urn: Floats) -> int:
-        """Return the largest number of flags among normal rows, for an urn (2,)."""
-        flags = max_flags(min(rows, MAX_EXACT_ROWS), float(urn[IS_FLAGGED]), float(urn.sum()))
-        return math.ceil(flags * max(rows / MAX_EXACT_ROWS, 1.0))
+    def _limit(self, rows: int, urn: Floats) -> int:
+        """Return the largest number of flags among ``rows`` rows, for an urn (2,)."""
+        exact, share = min(rows, MAX_EXACT_ROWS), self.reference.anomaly_share
+        flags = max_flags(exact, float(urn[IS_FLAGGED]), float(urn.sum()), share)
+        return max(math.ceil(flags * max(rows / MAX_EXACT_ROWS, 1.0)), min(rows, HARMLESS_FLAGS))
 
     def _drift(self, recent: Counts, urns: list[Floats]) -> tuple[Drift, ...] | None:
         """Compare the columns with those of the calibration rows, and test them given a cycle."""

@@ -16,6 +16,7 @@ most.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -29,6 +30,8 @@ BREACH_LEVEL = 0.001
 """Maximum probability, at any moment, of more flags or anomalies than the limits allow."""
 MAX_TESTS = 16
 """Maximum number of windows that are tested together."""
+FLAG_LEVEL = 1 - BREACH_LEVEL / (2 * MAX_TESTS)
+"""Probability that the number of flags does not exceed its limit."""
 CONCENTRATIONS = (10.0, 30.0, 100.0, 300.0, 1000.0)
 """Concentrations of the Dirichlet distributions that the martingale bets on.
 
@@ -42,6 +45,10 @@ MOVED_SHARES = (0.1, 0.4)
 """Shares of the rows that move towards one end of a column's values in a bet."""
 MOVED_SLOPES = (-5.0, 5.0)
 """Slopes of the logarithm of the density of moved rows, over all values of a column."""
+TREND_LEVEL = 0.002
+"""Probability under the null hypothesis that the bet on a trend wins in any of the columns."""
+MIN_TREND_ROWS = 800.0
+"""Minimum number of independent rows that a window has to be worth for the bet on a trend."""
 BISECTION_STEPS = 30
 """Number of bisection steps, each of which halves the interval."""
 STIRLING_SHIFT = 8
@@ -74,7 +81,8 @@ def log10_martingales_of_columns(counts: Counts, urns: Floats) -> Floats:
     """Return log10 of the martingale of each of F columns, for the counts (F, S, B) of S windows.
 
     The bins of a column are in order, so the bets include that `MOVED_SHARES` of the rows moved
-    towards its low or its high values: such a shift is noticed with far fewer rows.
+    towards its low or its high values: such a shift is noticed with far fewer rows. Half of the
+    capital of a column is bet on a trend (`_trend_p_values`).
 
     Args:
         counts: rows per bin; the last bin is that of missing values.
@@ -82,18 +90,53 @@ def log10_martingales_of_columns(counts: Counts, urns: Floats) -> Floats:
     """
     totals = urns.sum(axis=2, keepdims=True)
     shares = urns / totals
+    densities = _densities(shares)
     smaller = np.array(COLUMN_CONCENTRATIONS)[:, None, None, None]
     wider = np.minimum(smaller, totals) * shares
-    return _log10_mean_ratio(counts, urns, np.concatenate([wider, totals * _moved(shares)]))
+    moved = [totals * shares * (1 - moved + moved * densities) for moved in MOVED_SHARES]
+    ratios = _log10_mean_ratio(counts, urns, np.concatenate([wider, *moved]))
+    level = TREND_LEVEL / len(counts)
+    wins = _trend_p_values(counts, urns, densities) < level
+    won = np.where(wins, -math.log(level), -np.inf)
+    return np.asarray((np.logaddexp(ratios * math.log(10), won) - math.log(2)) / math.log(10))
 
 
-def _moved(shares: Floats) -> Floats:
-    """Return the shares (K, F, S, B) of bins after each possible move, for shares (F, S, B)."""
+def _densities(shares: Floats) -> Floats:
+    """Return the density (K, F, S, B) of rows that moved towards each end, for shares (F, S, B).
+
+    It is relative to that of all rows, and 1 on average.
+    """
     ranks = np.cumsum(shares, axis=2) - shares / 2 - 0.5
     ranks[..., -1] = 0
-    ends = shares * np.exp(np.array(MOVED_SLOPES)[:, None, None, None] * ranks)
-    ends /= ends.sum(axis=3, keepdims=True)
-    return np.concatenate([(1 - moved) * shares + moved * ends for moved in MOVED_SHARES])
+    ends = np.exp(np.array(MOVED_SLOPES)[:, None, None, None] * ranks)
+    ends[..., -1] = 1
+    return np.asarray(ends / (shares * ends).sum(axis=3, keepdims=True))
+
+
+def _trend_p_values(counts: Counts, urns: Floats, densities: Floats) -> Floats:
+    """Return the p-value (F,) of the hypothesis that no rows of a column moved to either end.
+
+    The sum of the densities (K, F, S, B) over all rows is compared with its distribution under the
+    urn (F, S, B): normal, corrected for its skewness (Cornish & Fisher 1938). Bonferroni's
+    correction is for K directions and S windows. Windows that are worth few rows are not tested.
+    """
+    n, total = counts.sum(axis=2), urns.sum(axis=2)
+    shares = urns / total[..., None]
+    away = densities - 1
+    variance = (shares * away**2).sum(axis=3)
+    skewness = (shares * away**3).sum(axis=3) / np.maximum(variance, 1e-12) ** 1.5
+    worth = n * (total + 1) / (total + n)
+    sums = (away * counts).sum(axis=3) / np.maximum(n * np.sqrt(variance / worth), 1e-12)
+    skewness *= (total + 2 * n) / ((total + 2) * np.sqrt(n * (total + n) / (total + 1)))
+    z = sums - skewness * (sums**2 - 1) / 6
+    smallest = np.where(worth >= MIN_TREND_ROWS, z, -np.inf).max(axis=(0, 2))
+    tests = densities.shape[0] * np.maximum((worth >= MIN_TREND_ROWS).sum(axis=1), 1)
+    return np.asarray(tests * _upper_tail(smallest))
+
+
+def _upper_tail(z: Floats) -> Floats:
+    """Return the probability (…,) of larger values of the standard normal distribution."""
+    return np.array([math.erfc(value / math.sqrt(2)) / 2 for value in z.ravel()]).reshape(z.shape)
 
 
 def _wider_bets(urn: Floats) -> Floats:
@@ -178,18 +221,42 @@ def max_anomalies(rows: Counts, share: float) -> Floats:
 
 
 @lru_cache(maxsize=1024)
-def max_flags(rows: int, flagged: float, ranks: float) -> int:
-    """Return the largest number of flags among ``rows`` normal rows under the guarantee.
+def max_flags(rows: int, flagged: float, ranks: float, anomaly_share: float = 0.0) -> int:
+    """Return the largest number of flags among ``rows`` rows under the guarantee.
 
-    The number is beta-binomial (flagged, ranks − flagged), as in `max_fpr_under_guarantee`; it
+    The number of flagged normal rows is beta-binomial (flagged, ranks − flagged), as in
+    `max_fpr_under_guarantee`, that of anomalies binomial, and each of these may be flagged. The sum
     exceeds the limit with probability `BREACH_LEVEL` / (2 · `MAX_TESTS`).
+
+    >>> max_flags(250, 10.0, 1000.0), max_flags(250, 10.0, 1000.0, anomaly_share=0.01)
+    (13, 17)
     """
-    rest, level = ranks - flagged, 1 - BREACH_LEVEL / (2 * MAX_TESTS)
+    rest = ranks - flagged
     none = math.lgamma(rows + rest) - math.lgamma(rest) + math.lgamma(ranks)
-    logs, reached = np.array([none - math.lgamma(rows + ranks)]), np.zeros(1)
-    while reached[-1] < level and len(logs) <= rows:
-        j = np.arange(min(4 * len(logs) + 60, rows))
-        steps = np.log((rows - j) * (j + flagged) / ((j + 1.0) * (rows - j - 1 + rest)))
-        logs = logs[0] + np.concatenate([[0.0], np.cumsum(steps)])
-        reached = np.cumsum(np.exp(logs))
-    return int(np.searchsorted(reached, level))
+    normal = _probabilities(
+        rows,
+        none - math.lgamma(rows + ranks),
+        lambda j: (j + flagged) / (rows - j - 1 + rest),
+    )
+    if not anomaly_share:
+        return _quantile(normal)
+    odds = anomaly_share / (1 - anomaly_share)
+    anomalies = _probabilities(rows, rows * math.log1p(-anomaly_share), lambda _: odds)
+    return min(_quantile(np.convolve(normal, anomalies)), rows)
+
+
+def _probabilities(rows: int, log_none: float, odds: Callable[[Floats], Floats | float]) -> Floats:
+    """Return the probabilities of 0, 1, 2, … of ``rows`` rows, until they exceed `FLAG_LEVEL`.
+
+    The ratio of the probabilities of j + 1 and j is ``odds(j)`` · (rows − j) / (j + 1).
+    """
+    logs = np.array([log_none])
+    while np.exp(logs).sum() < FLAG_LEVEL and len(logs) <= rows:
+        j = np.arange(min(4 * len(logs) + 60, rows), dtype=np.float64)
+        steps = np.log((rows - j) / (j + 1) * odds(j))
+        logs = log_none + np.concatenate([[0.0], np.cumsum(steps)])
+    return np.asarray(np.exp(logs))
+
+
+def _quantile(probabilities: Floats) -> int:
+    return int(np.searchsorted(np.cumsum(probabilities), FLAG_LEVEL))

@@ -28,6 +28,27 @@ OUTPUTS = ("score", "nats", "kl", "expected", "latent")
 """Names of the graph's outputs."""
 
 
+@dataclass(frozen=True, eq=False)
+class ScoredRows:
+    """N encoded rows with their scores, as `Scorer.scored` returns them."""
+
+    x: Matrix
+    """Encoded rows (N, F)."""
+    scores: NDArray[np.float64]
+    """Scores (N,)."""
+    rates: NDArray[np.float64]
+    """KL terms (N,) in the scores."""
+
+    @property
+    def losses(self) -> NDArray[np.float64]:
+        """Scores (N,) without the KL term."""
+        return self.scores - self.rates
+
+    def take(self, rows: slice) -> ScoredRows:
+        """Return some of the rows."""
+        return ScoredRows(self.x[rows], self.scores[rows], self.rates[rows])
+
+
 @dataclass(frozen=True)
 class ScoreParts:
     """Scores and their parts, in nats: score = Σ nats + kl.
@@ -94,14 +115,14 @@ class Scorer:
         score, kl = (np.concatenate(part) for part in zip(*tiles, strict=True))
         return score, kl
 
+    def scored(self, batch: RawBatch) -> ScoredRows:
+        """Encode and score rows, in one pass."""
+        x = self.encoding.encode(batch)
+        return ScoredRows(x, *self.scores_and_rates(x))
+
     def losses(self, batch: RawBatch) -> NDArray[np.float64]:
         """Return the scores (N,) without the KL term."""
-        return self.scores_and_losses(batch)[1]
-
-    def scores_and_losses(self, batch: RawBatch) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the results of `score` and `losses`, computed in one pass."""
-        score, kl = self.scores_and_rates(self.encoding.encode(batch))
-        return score, score - kl
+        return self.scored(batch).losses
 
     def explain(self, batch: RawBatch) -> ScoreParts:
         """Return scores and their parts."""

@@ -25,7 +25,7 @@ from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.data.splitting import spread
 from anomaly_vae.errors import CalibrationError
 from anomaly_vae.scoring.modality import Encoding
-from anomaly_vae.scoring.scorer import Scorer
+from anomaly_vae.scoring.scorer import ScoredRows, Scorer
 
 Reasons = NDArray[np.object_]
 """Reason (N,) of each row that is reported; None for the others."""
@@ -120,25 +120,22 @@ def learn_typicality(scorer: Scorer, train: RawBatch, held_out: RawBatch) -> Typ
     """Learn the properties of rows from training rows, for images, and from held-out rows."""
     held_out = held_out.take(spread(len(held_out), MAX_REFERENCE))
     train = train.take(spread(len(train), MAX_REFERENCE))
-    x = scorer.encoding.encode(held_out)
-    scores, rates = scorer.scores_and_rates(x)
+    rows = scorer.scored(held_out)
     kind = _kind(scorer.encoding)
     found: Typicality = kind.fit(
-        scorer.encoding, scorer.encoding.encode(train), x, scores - rates, rates
+        scorer.encoding, scorer.encoding.encode(train), rows.x, rows.losses, rows.rates
     )
     return found
 
 
 def fit_unusual_test(
-    scorer: Scorer,
     config: CalibrationConfig,
-    calibration: RawBatch,
+    calibration: ScoredRows,
     learn: Callable[[], Typicality],
 ) -> UnusualTest | None:
     """Learn and calibrate the test that a configuration asks for; None if it asks for none.
 
     Args:
-        scorer: the model.
         config: the configuration of the calibration.
         calibration: n rows that neither trained the model nor are learnt from.
         learn: function that learns the properties of rows.
@@ -147,11 +144,10 @@ def fit_unusual_test(
         CalibrationError: there are too few rows for an ``unusual_alpha`` that was given; with the
             default there is then no test.
     """
-    if not is_tested(config, len(calibration)):
+    if not is_tested(config, len(calibration.scores)):
         return None
-    x = scorer.encoding.encode(calibration)
-    scores, rates = scorer.scores_and_rates(x)
-    return UnusualTest.fit(learn(), config.unusual_alpha or 0.0, scores - rates, rates, x)
+    rows, alpha = calibration, config.unusual_alpha or 0.0
+    return UnusualTest.fit(learn(), alpha, rows.losses, rows.rates, rows.x)
 
 
 def is_tested(config: CalibrationConfig, n: int) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from anomaly_vae.data.days import day_numbers
+from anomaly_vae.data.days import day_numbers, zone_of_days
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.data.type_inference import read_times
 from anomaly_vae.errors import DataError
@@ -34,10 +34,10 @@ class Times:
             config: the recorded configuration of the model.
             formats: the format of each column of the model.
         """
-        data, calibration = config["data"], config["calibration"]
-        name, zone = data.get("time"), data.get("timezone") or calibration.get("time_zone")
+        data = config["data"]
+        name = data.get("time")
         form = formats.get(name or "") or data.get("time_format")
-        return cls(name, form, zone) if name else None
+        return cls(name, form, zone_of_days(config)) if name else None
 
     def days(self, batch: RawBatch, cells: pa.Array) -> pa.Array:
         """Return the day (N,) of each row, null if its time cannot be read.

@@ -68,6 +68,8 @@ class Dataset:
     """Number of rows whose id an earlier row has."""
     windows: str | None = None
     """Digest of the definition of window features; None if there are none."""
+    window_labels: Mapping[str, list[str]] = field(default_factory=dict)
+    """Values that mean normal in each label column of windows, unless they are very many."""
     origin: str | None = None
     """Digest before rows were excluded; None if none were."""
     files: tuple[Path, ...] = ()
@@ -181,10 +183,11 @@ class Dataset:
         return {**self.label_policy, "young": dict(zip(NAMES, counts.tolist(), strict=True))}
 
     @property
-    def _windows(self) -> dict[str, str]:
-        """Digest of the window features, and the format of their times if they need one."""
+    def _windows(self) -> dict[str, Any]:
+        """Digest of the window features, values of their labels, and the format of their times."""
         assert self.windows is not None
-        return {"digest": self.windows, **self.read_options}
+        labels = {"labels": dict(self.window_labels)} if self.window_labels else {}
+        return {"digest": self.windows, **labels, **self.read_options}
 
     def test_twins(self, encoding: Encoding) -> NDArray[np.bool_]:
         """Return a mask (N,) of the test rows that equal a training row once encoded."""

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from anomaly_vae.config.data import CsvConfig
 from anomaly_vae.data.arrow import levels_from_arrow, normalise_array, times_from_arrow
 from anomaly_vae.data.type_inference import time_column
+from anomaly_vae.data.vocabulary import Vocabulary
 from anomaly_vae.errors import DataError
-from anomaly_vae.messages import listed, shown
+from anomaly_vae.messages import listed
 from pipelines.datasets.files import find_files, heads_by_file, read_chunks
 from pipelines.datasets.reading.parts import Broken, Chunk, Reading
-from pipelines.datasets.verdicts import Seconds, Verdicts, Vocabulary, id_texts
+from pipelines.datasets.verdicts import Seconds, Verdicts, id_texts
 
 LABEL, AT = "label", "at"
 """Default name of the label column, and name of the column of times."""
@@ -145,19 +146,9 @@ def _codes(chunk: Chunk, label: str, vocabulary: Vocabulary) -> NDArray[np.int8]
     meanings = [vocabulary.code(name) for name in levels.names]
     if None in meanings:
         row = int(np.flatnonzero(levels.codes == meanings.index(None))[0])
-        raise _unreadable(
-            chunk, row, label, _meaningless(levels.names[levels.codes[row]], vocabulary)
-        )
+        reason = vocabulary.explain_unknown(levels.names[levels.codes[row]])
+        raise _unreadable(chunk, row, label, reason)
     return np.array([*meanings, -1], np.int8)[levels.codes]
-
-
-def _meaningless(name: str, vocabulary: Vocabulary) -> str:
-    known = sorted(vocabulary.normal)
-    of_data = f", nor a label of the data ({listed(known, most=5)})" if known else ""
-    return (
-        f"{shown(name)} is neither {shown(vocabulary.positive)}, which data.positive names, nor "
-        f"anomaly, normal or unsure{of_data}"
-    )
 
 
 def _unreadable(chunk: Chunk, row: int, column: str, reason: str) -> DataError:

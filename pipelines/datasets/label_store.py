@@ -7,8 +7,9 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 
+from anomaly_vae.data.vocabulary import WORDS
 from anomaly_vae.errors import ConfigError
-from pipelines.datasets.verdicts import ID_TYPE, WORDS, Verdicts
+from pipelines.datasets.verdicts import ID_TYPE, Verdicts
 
 ADDRESS: Final = "://"
 """Part of a text that makes it the address of a store, and not a path."""

@@ -14,23 +14,13 @@ from anomaly_vae.config.data import TabularData
 from anomaly_vae.data.arrow import levels_from_arrow
 from anomaly_vae.data.converters import BOOLEAN, Levels, label_spellings, level_name
 from anomaly_vae.data.splitting import Rows
+from anomaly_vae.data.vocabulary import ANOMALY, MAX_SHOWN, NORMAL, UNSURE, Vocabulary
 from anomaly_vae.errors import DataError
+from anomaly_vae.features.definition import WindowDefinition
 from anomaly_vae.messages import listed
 from pipelines.datasets.label_files import LABEL, LabelSource, read_label_files
 from pipelines.datasets.label_store import is_store, read_label_store
-from pipelines.datasets.verdicts import (
-    ANOMALY,
-    MAX_SHOWN,
-    NONE,
-    NORMAL,
-    UNSURE,
-    Codes,
-    LateLabels,
-    Verdicts,
-    Vocabulary,
-    id_texts,
-    newest,
-)
+from pipelines.datasets.verdicts import NONE, Codes, LateLabels, Verdicts, id_texts, newest
 
 Mask = NDArray[np.bool_]
 MAX_LABELS = 50
@@ -148,6 +138,13 @@ def normal_names(table: pa.Table, label: str | None, positive: Any) -> frozenset
         return frozenset()
     names = _levels(table.column(label), label).without_markers().names
     return frozenset([name for name in names if name not in label_spellings(positive)][:MAX_LABELS])
+
+
+def window_labels(table: pa.Table, data: TabularData) -> dict[str, list[str]]:
+    """Return the values that mean normal in each label column of windows, unless very many."""
+    columns = WindowDefinition(data.windows).labels
+    found = {name: sorted(normal_names(table, name, data.positive)) for name in columns}
+    return {name: values for name, values in found.items() if len(values) < MAX_LABELS}
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from pipelines.datasets.files import (
     heads_by_file,
     read_table,
 )
-from pipelines.datasets.labels import labelled_rows, merge_late_labels
+from pipelines.datasets.labels import labelled_rows, merge_late_labels, window_labels
 from pipelines.datasets.reading.partitions import Partitions
 from pipelines.datasets.reading.parts import Reading
 from pipelines.datasets.windows import with_windows
@@ -112,6 +112,7 @@ def load_table(data: TabularData, context: LoadContext = NO_CONTEXT) -> Dataset:
         duplicate_ids=_duplicates(table, data.id),
         label_notes=label_notes,
         windows=WindowDefinition(data.windows).digest if data.windows else None,
+        window_labels=window_labels(table, data),
     )
 
 

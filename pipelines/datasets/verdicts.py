@@ -12,16 +12,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from anomaly_vae.data.arrow import is_text, text_from_arrow
-from anomaly_vae.data.converters import label_spellings, level_name
+from anomaly_vae.data.vocabulary import WORDS
 from anomaly_vae.messages import listed
 
-WORDS = ("normal", "anomaly", "unsure")
-"""Words for the verdicts; the code of a verdict is its position. Unsure means no label."""
-NORMAL, ANOMALY, UNSURE = range(3)
 NONE = -1
 """Code of a row without a verdict."""
-OPPOSITES = {"0": "1", "1": "0", "false": "true", "true": "false"}
-"""The other value of each boolean label."""
 DECIMALS = r"^([+-]?[0-9]+)\.0*$"
 """Pattern of a whole number with decimals, as in `converters.WHOLE`."""
 ID_TYPE = pa.large_string()
@@ -51,33 +46,6 @@ def _whole_as_integers(numbers: pa.Array) -> pa.Array:
         return numbers.cast(pa.int64())
     except pa.ArrowInvalid:  # some are not whole
         return numbers
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """The label values that late labels may have, besides the words in `WORDS`."""
-
-    positive: Any = 1
-    """Label value that means anomaly."""
-    normal: frozenset[str] = frozenset()
-    """Names of the label values that mean normal."""
-
-    @property
-    def normal_name(self) -> str:
-        """Name for a normal row: one that is in use, else one that suits the positive value."""
-        positive = level_name(self.positive) or ""
-        opposite = OPPOSITES.get(positive, "normal" if positive != "normal" else "other")
-        return opposite if opposite in self.normal or not self.normal else min(self.normal)
-
-    def code(self, name: str) -> int | None:
-        """Return the verdict that the name of a label value means; None if it means none."""
-        positive, word = label_spellings(self.positive), name.casefold()
-        if name in positive:
-            return ANOMALY
-        if word in WORDS:
-            return WORDS.index(word)
-        opposites = {OPPOSITES[value] for value in positive if value in OPPOSITES}
-        return NORMAL if name in self.normal | opposites else None
 
 
 @dataclass(frozen=True, eq=False)

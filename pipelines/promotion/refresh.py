@@ -17,11 +17,12 @@ import pyarrow.compute as pc
 
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.data.times import parse_time
+from anomaly_vae.data.vocabulary import NORMAL, UNSURE
 from anomaly_vae.files import strict_json
 from anomaly_vae.lifecycle.registry import NEWER_LABELS_TAG, Registry, Version
 from pipelines import console
 from pipelines.datasets.labels import LabelChanges, relabel, verdicts_of
-from pipelines.datasets.verdicts import NORMAL, UNSURE, Verdicts, id_texts
+from pipelines.datasets.verdicts import Verdicts, id_texts
 from pipelines.registry.frozen_test import (
     FrozenTest,
     altered,

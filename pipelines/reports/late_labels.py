@@ -10,11 +10,12 @@ import pyarrow as pa
 
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.config.data import CsvConfig
+from anomaly_vae.data.vocabulary import Vocabulary
 from anomaly_vae.errors import ConfigError
 from pipelines import console
 from pipelines.datasets.label_files import LabelSource
 from pipelines.datasets.labels import late_labels, normal_names, relabel
-from pipelines.datasets.verdicts import Verdicts, Vocabulary
+from pipelines.datasets.verdicts import Verdicts
 from pipelines.registry.frozen_test import LATE_LABELS, policy_of
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from anomaly_vae.calibration.conformal import Calibration
 from anomaly_vae.calibration.daily_alerts import CONFIDENCE, MIN_DAYS, WEEK
 from anomaly_vae.config.calibration import CalibrationConfig, CostConfig
 from anomaly_vae.data.arrow import numbers_from_arrow
-from anomaly_vae.data.days import Days, complete_days, day_numbers
+from anomaly_vae.data.days import Days, complete_days, day_numbers, zone_of_days
 from anomaly_vae.errors import CalibrationError, ConfigError, DataError
 from anomaly_vae.evaluation.label_maturity import LabelMaturity
 from anomaly_vae.evaluation.leakage import Duplicates
@@ -268,8 +268,7 @@ def _observe(source: LoadedModel, question: Question) -> Trial:
         why = f": {judged.problem}" if judged.problem else ""
         raise DataError(f"none of the {len(table)} rows can be scored{why}")
     _warn_of_calibration_rows(judged)
-    zone = recorded["calibration"].get("time_zone") or recorded["data"].get("timezone")
-    days = _days(judged, zone)
+    days = _days(judged, zone_of_days(recorded))
     _check_days(days, question)
     entity = entity if entity in table.column_names and days is not None else None
     observed = Observed(

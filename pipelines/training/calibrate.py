@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from anomaly_vae import plots
 from anomaly_vae.artifacts.bundle import Bundle
@@ -43,7 +42,7 @@ from anomaly_vae.monitoring.cycles import Timeline, describe_span
 from anomaly_vae.monitoring.exchangeability import Reference, TimedRows, fit_reference, fit_times
 from anomaly_vae.scoring.attribution import sequential_dropout
 from anomaly_vae.scoring.detector import Detector
-from anomaly_vae.scoring.scorer import Scorer
+from anomaly_vae.scoring.scorer import ScoredRows, Scorer
 from anomaly_vae.scoring.unusual import UnusualTest, fit_unusual_test, learn_typicality
 from pipelines import console
 from pipelines.datasets.dataset import FIT_DIGEST, Dataset
@@ -124,15 +123,16 @@ def calibrate(
     data = data or read_data(config, _spans_until(trained))
     _check_same_split(trained, data)
     _check_same_config(trained, config)
-    sample = model_sample(data, config.calibration, trained)
+    scored = trained.scorer.scored(data.batch.take(data.calibration_rows))
+    sample = model_sample(data, config.calibration, trained, scored)
     chosen = choose_threshold(sample, config.calibration)
     if "note" in chosen.figures:
         console.info(chosen.figures["note"])
     labelled = _test_rows(data, config.calibration.density_ratio)
     judged = judge(Detector(trained.scorer, chosen, trained.manifest["unit"]), labelled)
     report = _report(judged, data, config)
-    reference = _reference(trained, chosen, data)
-    unusual = _unusual_test(trained.scorer, data, config.calibration)
+    reference = _reference(trained, chosen, data, scored)
+    unusual = _unusual_test(trained.scorer, data, config.calibration, scored)
     bundle = _with_config(trained, config).calibrated(chosen, report.to_json(), reference, unusual)
     show(report, config.kind)
     registry = Registry(config.mlflow.tracking_uri)
@@ -233,7 +233,9 @@ def _test_rows(data: Dataset, density_ratio: str | None) -> Labelled:
     )
 
 
-def _reference(trained: Bundle, chosen: Calibration, data: Dataset) -> Reference:
+def _reference(
+    trained: Bundle, chosen: Calibration, data: Dataset, scored: ScoredRows
+) -> Reference:
     """Summarise the calibration rows for monitoring, with the expected share of anomalies.
 
     The expected share is the upper end of a confidence interval. It is estimated from the test
@@ -242,32 +244,34 @@ def _reference(trained: Bundle, chosen: Calibration, data: Dataset) -> Reference
     """
     latest = slice(None) if data.rows.time is None else data.mature(data.assignment.rows(TEST))
     share = rate(data.rows.anomaly[latest]) if data.label else None
-    normal, encoding = data.calibration_rows, trained.scorer.encoding
-    reference = fit_reference(encoding, data.batch.take(normal), share.high if share else 0.0)
+    encoding = trained.scorer.encoding
+    reference = fit_reference(encoding, scored.x, share.high if share else 0.0)
     if not data.time or not encoding.columns:
         return reference
-    rows = np.concatenate([normal, data.assignment.calibration_anomalies])
-    traffic = _timed_rows(trained.scorer, data, rows)
-    timed = traffic.first(len(normal))
+    traffic = _traffic(trained.scorer, data, scored)
+    timed = traffic.first(len(scored.scores))
     console.info(describe_span(timed.timeline))
     return fit_times(chosen, encoding, reference, timed, traffic)
 
 
-def _unusual_test(scorer: Scorer, data: Dataset, config: CalibrationConfig) -> UnusualTest | None:
+def _unusual_test(
+    scorer: Scorer, data: Dataset, config: CalibrationConfig, scored: ScoredRows
+) -> UnusualTest | None:
     """Learn the test for unusual rows on the training and validation splits, and calibrate it."""
-    calibration = data.batch.take(data.calibration_rows)
     learn = partial(learn_typicality, scorer, data.part(TRAIN), data.part(VALIDATION))
-    return fit_unusual_test(scorer, config, calibration, learn)
+    return fit_unusual_test(config, scored, learn)
 
 
-def _timed_rows(scorer: Scorer, data: Dataset, positions: NDArray[np.intp]) -> TimedRows:
-    """Score rows of a data set that has times."""
-    rows = data.batch.take(positions)
-    x, name, times = scorer.encoding.encode(rows), data.time, data.rows.time
+def _traffic(scorer: Scorer, data: Dataset, scored: ScoredRows) -> TimedRows:
+    """Return the calibration rows and the known anomalies of their period, with their times."""
+    positions = data.assignment.calibration_anomalies
+    anomalies, name, times = scorer.scored(data.batch.take(positions)), data.time, data.rows.time
     assert name is not None
     assert times is not None, "a data set with a time column has times"
-    timeline = Timeline(name, times[positions], name in rows.values)
-    return TimedRows(scorer.score_encoded(x), x, timeline)
+    rows = np.concatenate([data.calibration_rows, positions])
+    timeline = Timeline(name, times[rows], name in data.batch.values)
+    scores = np.concatenate([scored.scores, anomalies.scores])
+    return TimedRows(scores, np.concatenate([scored.x, anomalies.x]), timeline)
 
 
 def _report(judged: Judged, data: Dataset, config: Config) -> EvaluationReport:

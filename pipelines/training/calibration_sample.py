@@ -27,6 +27,7 @@ from anomaly_vae.data.splitting import (
 )
 from anomaly_vae.errors import DataError
 from anomaly_vae.messages import listed, nearest
+from anomaly_vae.scoring.scorer import ScoredRows
 from pipelines import console
 from pipelines.datasets.dataset import Dataset
 from pipelines.datasets.labels import column_codes
@@ -121,25 +122,32 @@ def _no_final_labels(data: Dataset, split: str) -> str:
     )
 
 
-def model_sample(data: Dataset, config: CalibrationConfig, model: Bundle) -> CalibrationSample:
+def model_sample(
+    data: Dataset, config: CalibrationConfig, model: Bundle, scored: ScoredRows
+) -> CalibrationSample:
     """Build the sample of a trained model, with the losses of calibration and held-out rows.
 
     The losses are compared to find out whether the model has learnt the calibration rows. They
     exclude the rate, as the aggregated posterior contains the codes of the calibration rows. Groups
     are those that the model distinguishes.
 
+    Args:
+        data: the data set.
+        config: the calibration method and the columns that it uses.
+        model: the model.
+        scored: the scored rows of `Dataset.calibration_rows`.
+
     Raises:
         DataError: see `sample_of`.
         CalibrationError: see `sample_of`.
     """
     take, scorer = data.batch.take, model.scorer
-    scores, losses = scorer.scores_and_losses(take(data.calibration_rows))
     held_out = scorer.losses(take(_held_out(data)))
-    sample = _sample(data, config, scores, lambda rows: scorer.score(take(rows)))
+    sample = _sample(data, config, scored.scores, lambda rows: scorer.score(take(rows)))
     return replace(
         sample,
         levels=sample.levels and _distinguished(sample.levels, model, str(config.group_by)),
-        losses=(np.sort(losses), np.sort(held_out)),
+        losses=(np.sort(scored.losses), np.sort(held_out)),
     )
 
 

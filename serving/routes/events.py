@@ -11,13 +11,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from anomaly_vae.client.types import BadRecord, EventCounts, LabelCounts, RecordedEvents, ResultId
+from anomaly_vae.data.converters import level_name
 from anomaly_vae.data.times import parse_time
+from anomaly_vae.data.vocabulary import ANOMALY
 from anomaly_vae.errors import WindowStoreError
 from anomaly_vae.features import WindowInputs
 from anomaly_vae.features.definition import MICROSECONDS
 from anomaly_vae.features.inputs import Event, entity_text
 from anomaly_vae.features.store.store import Label, now_in_microseconds
-from anomaly_vae.review.labels import VERDICTS
 from serving.models.store import ServedModel
 from serving.observability import logs
 from serving.openapi import DocumentedRoute, json_route
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
     from anomaly_vae.data.schema import TabularSchema
 
 PATH = "/events"
-MEANINGS: dict[str, bool] = {verdict: verdict == "anomaly" for verdict in VERDICTS}
-"""Whether labels that have a meaning for every model mean an anomaly."""
 ERRORS = (
     MALFORMED, UNKNOWN_MODEL, TOO_LARGE, TOO_MANY_RECORDS, UNSUPPORTED, INVALID_REQUEST,
     INVALID_RECORD, WINDOWS_DOWN,
@@ -118,6 +117,7 @@ def _record(body: bytes, max_records: int, windows: WindowStores) -> RecordedEve
         which = f"no model '{request.model[:100]}'" if request.model else "no model"
         raise ProblemError(UNKNOWN_MODEL, f"{which} with entity windows is loaded; GET /models")
     several = len(models) > 1
+    _check_words(models, request.labels)
     tasks = [_Task.of(model, request, several) for model in models]
     try:
         events = [_add(windows, task) for task in tasks]
@@ -145,7 +145,8 @@ class _Task(NamedTuple):
     @classmethod
     def of(cls, model: ServedModel, request: EventsRequest, several: bool) -> _Task:
         assert model.windows
-        labels = [_label(model.windows, *one) for one in enumerate(request.labels)]
+        read = (_label(model.windows, *one) for one in enumerate(request.labels))
+        labels = [label for label in read if label]
         return cls(model.windows, _events(model, request.events, several), labels)
 
 
@@ -170,15 +171,36 @@ def _events(model: ServedModel, records: Sequence[dict[str, Any]], several: bool
     problems = [one for one in batch.problems if one.column is not None or not several]
     if problems:
         raise requests.unfit_records(requests.faults(problems))
+    if unknown := list(model.windows.unknown_labels(batch)):
+        raise requests.unfit_records(requests.faults(unknown))
     return model.windows.events(batch.take(batch.usable))
 
 
-def _label(inputs: WindowInputs, number: int, label: EventLabel) -> Label:
+def _check_words(models: Sequence[ServedModel], labels: Sequence[EventLabel]) -> None:
+    """Refuse labels that have no meaning for any of the models."""
+    known = [model.windows.vocabulary for model in models if model.windows]
+    bad = [
+        BadRecord(number, "label", known[0].explain_unknown(name))
+        for number, name in enumerate(_name(label) for label in labels)
+        if all(vocabulary.code(name) is None for vocabulary in known)
+    ]
+    if bad:
+        raise requests.unfit_records(bad)
+
+
+def _name(label: EventLabel) -> str:
+    return level_name(label.label) or ""
+
+
+def _label(inputs: WindowInputs, number: int, label: EventLabel) -> Label | None:
+    """Read a label; None if it has no meaning for this model."""
     text = entity_text(label.id)
     if text is None:
         raise _unfit(number, "id", "expected the id of an event")
-    verdict = MEANINGS.get(str(label.label))
-    is_anomaly = inputs.is_anomaly(label.label) if verdict is None else verdict
+    verdict = inputs.vocabulary.code(_name(label))
+    if verdict is None:
+        return None
+    is_anomaly = verdict == ANOMALY
     if label.at is None:
         return Label(text, is_anomaly, now_in_microseconds())
     try:

@@ -54,6 +54,6 @@ def with_times(bundle: Bundle, table: pd.DataFrame) -> Bundle:
     x = scorer.encoding.encode(batch)
     seconds = pd.to_datetime(table[TIME]).to_numpy().astype("datetime64[s]").astype(float)
     timed = TimedRows(scorer.score_encoded(x), x, Timeline(TIME, seconds, is_read=True))
-    plain = fit_reference(scorer.encoding, batch)
+    plain = fit_reference(scorer.encoding, x)
     reference = fit_times(calibration, scorer.encoding, plain, timed, timed)
     return bundle.calibrated(calibration, None, reference)

@@ -1,6 +1,7 @@
 """Test how events are read from rows."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -70,12 +71,15 @@ def test_an_unreadable_field_is_a_problem_that_names_it(field, value):
 
 
 @pytest.mark.parametrize(
-    ("positive", "label", "anomaly"),
-    [(1, 1, True), (1, True, True), (1, 0, False), ("yes", "yes", True), ("yes", None, False)],
+    ("recorded", "problems"), [({}, []), ({"TX_FRAUD": frozenset({"ok"})}, [(2, "TX_FRAUD")])]
 )
-def test_labels_are_compared_with_the_positive_value(positive, label, anomaly):
-    inputs = WindowInputs(WindowDefinition({}), "at", positive=positive)
-    assert inputs.is_anomaly(label) == anomaly
+def test_labels_without_a_meaning_are_problems_if_the_values_are_recorded(recorded, problems):
+    inputs = replace(INPUTS, positive="bad", normal=recorded)
+    rows = [RECORD | {"TX_FRAUD": label} for label in ("bad", "ok", "Bad", None, "NA", "ANOMALY")]
+    batch = inputs.event_schema(SCHEMA).from_records(rows)
+    assert [(one.row, one.column) for one in inputs.unknown_labels(batch)] == problems
+    marked = [bool(event.anomalous) for event in inputs.events(batch)]
+    assert marked == [True, False, False, False, False, True]
 
 
 def test_entities_may_be_numeric_columns_of_the_model():

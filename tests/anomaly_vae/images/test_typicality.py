@@ -83,3 +83,30 @@ def test_learning_is_reproducible(typicality: ImageTypicality) -> None:
     again = ImageTypicality.fit(ENCODING, heads(60, 0), heads(40, 1), NOTHING, NOTHING)
     for name, value in typicality.tensors().items():
         np.testing.assert_array_equal(again.tensors()[name], value)
+
+
+def test_the_distance_of_an_odd_normal_image_does_not_hide_faults(
+    typicality: ImageTypicality,
+) -> None:
+    """A few calibration images that are far from the others decide which distance is unusual."""
+    y, x = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
+    smooth = 0.8 * (np.hypot(x / 0.5, y / 0.8) < 1)
+    odd = smooth.astype(np.float32).reshape(1, -1)
+    test = UnusualTest.fit(
+        typicality, 0.02, NOTHING, NOTHING, np.concatenate([heads(97, 2), odd, odd])
+    )
+    assert 2 < test.calibration.threshold < 4
+    assert None not in test.reasons(NOTHING, NOTHING, with_fault("inverted", heads(20, 3)))
+
+
+def test_distances_of_older_bundles_stay_as_they_are(typicality: ImageTypicality) -> None:
+    """Their statistics are not limited in the Mahalanobis distance, and no distance is bent."""
+    tensors = {name: value for name, value in typicality.tensors().items() if name != "bends"}
+    old = ImageTypicality.from_tensors(tensors, ENCODING)
+    x = with_fault("half blank", heads(3, 6))
+    found, now = old.surprises(NOTHING, NOTHING, x), typicality.surprises(NOTHING, NOTHING, x)
+    assert (found > 2 * now).all()
+    values = old._measured(x)[0]
+    away = old._deviations(values[: len(old.centre)]) - old.mean
+    raw = [np.sqrt(away @ old.precision @ away), *(old.weights @ old._signals(values))]
+    assert found[0] == ((np.array(raw) - old.unit[0]) / old.unit[1]).max()

@@ -127,3 +127,21 @@ def test_values_that_go_missing_are_noticed():
     counts = np.array([[[4, *(24 for _ in range(8)), 4, 50]]])
     urns = np.broadcast_to(1500 * (SHARES * 0.999 + 0.001 / 11), counts.shape)
     assert log10_martingales_of_columns(counts, urns)[0] > 10
+
+
+def test_the_evidence_of_a_column_that_is_missing_is_finite():
+    urns = np.full((2, 1, 4), 5000.0)
+    counts = np.array([[[0, 0, 0, 4000]], [[1000, 1000, 1000, 1000]]])
+    missing, usual = log10_martingales_of_columns(counts, urns)
+    assert 308 < missing < np.inf
+    assert usual < 0
+
+
+def test_a_tenth_of_the_rows_moving_to_the_upper_end_is_a_trend():
+    urns = np.tile([2500.0] * 8 + [0.1], (12, 1, 1))
+    counts = np.full((12, 1, 9), 250)
+    counts[..., 8] = 0
+    counts[0, 0, :8] = [225, 225, 225, 225, 225, 225, 285, 365]
+    logs = log10_martingales_of_columns(counts, urns)
+    assert logs[0] > np.log10(12 / 0.002 / 2)
+    assert (logs[1:] < 0).all()

@@ -92,9 +92,8 @@ def test_a_model_reports_empty_rows_and_few_of_the_test_rows(
 ) -> None:
     scorer, parts = calibrated.scorer, dataset.part
     test = fit_unusual_test(
-        scorer,
         CalibrationConfig(unusual_alpha=0.02),
-        parts(CALIBRATION),
+        scorer.scored(parts(CALIBRATION)),
         lambda: learn_typicality(scorer, parts(TRAIN), parts(VALIDATION)),
     )
     assert test is not None

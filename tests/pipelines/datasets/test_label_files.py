@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from anomaly_vae.config.data import CsvConfig
+from anomaly_vae.data.vocabulary import ANOMALY, NORMAL, UNSURE, Vocabulary
 from anomaly_vae.errors import DataError
 from pipelines.datasets.label_files import LabelSource, read_label_files
-from pipelines.datasets.verdicts import ANOMALY, NORMAL, UNSURE, Vocabulary
 from tests.support.table_files import write
 
 JANUARY = 1704067200.0

@@ -13,12 +13,13 @@ from pydantic import ValidationError
 
 from anomaly_vae.config.data import TabularData
 from anomaly_vae.data.splitting import TEST, TRAIN
+from anomaly_vae.data.vocabulary import ANOMALY, NORMAL, UNSURE
 from anomaly_vae.errors import AnomalyVAEError, DataError
 from anomaly_vae.review import Label, LabelStore
 from pipelines.datasets.label_files import LabelSource
 from pipelines.datasets.labels import late_labels, relabel
 from pipelines.datasets.tables import load_table
-from pipelines.datasets.verdicts import ANOMALY, ID_TYPE, NORMAL, UNSURE, Verdicts
+from pipelines.datasets.verdicts import ID_TYPE, Verdicts
 from tests.support.table_files import write
 
 LATE = Verdicts(

@@ -10,17 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.datasets.verdicts import (
-    ANOMALY,
-    ID_TYPE,
-    NONE,
-    NORMAL,
-    UNSURE,
-    Verdicts,
-    Vocabulary,
-    id_texts,
-    newest,
-)
+from anomaly_vae.data.vocabulary import ANOMALY, NORMAL, UNSURE
+from pipelines.datasets.verdicts import ID_TYPE, NONE, Verdicts, id_texts, newest
 
 
 def verdicts(*rows: tuple[str, int, float]) -> Verdicts:
@@ -56,50 +47,6 @@ def test_ids_that_only_resemble_numbers_stay_as_they_are(text: str) -> None:
 def test_long_whole_ids_keep_their_digits() -> None:
     assert id_texts(pa.array([2**53 - 1, 2.0**40])).to_pylist() == [str(2**53 - 1), str(2**40)]
     assert id_texts(pa.array([2**63 - 1])).to_pylist() == [str(2**63 - 1)]
-
-
-@pytest.mark.parametrize(
-    ("positive", "normal", "name", "code"),
-    [
-        (1, (), "1", ANOMALY),
-        (1, (), "true", ANOMALY),
-        (1, (), "0", NORMAL),
-        (1, (), "false", NORMAL),
-        (1, (), "Anomaly", ANOMALY),
-        (1, (), "NORMAL", NORMAL),
-        (1, (), "unsure", UNSURE),
-        (1, (), "2", None),
-        (1, (), "fruad", None),
-        (0, (), "1", NORMAL),
-        ("fraud", (), "fraud", ANOMALY),
-        ("fraud", (), "legit", None),
-        ("fraud", ("legit",), "legit", NORMAL),
-        ("fraud", (), "1", None),
-        ("normal", (), "normal", ANOMALY),
-        (2, ("0", "1"), "1", NORMAL),
-    ],
-)
-def test_labels_mean_what_the_configuration_and_the_words_say(
-    positive: object, normal: tuple[str, ...], name: str, code: int | None
-) -> None:
-    assert Vocabulary(positive, frozenset(normal)).code(name) == code
-
-
-@pytest.mark.parametrize(
-    ("positive", "normal", "name"),
-    [
-        (1, (), "0"),
-        (1, ("false",), "false"),
-        (True, (), "false"),
-        ("fraud", (), "normal"),
-        ("fraud", ("legit", "ok"), "legit"),
-        ("normal", (), "other"),
-    ],
-)
-def test_a_normal_row_is_named_as_the_others_are(
-    positive: object, normal: tuple[str, ...], name: str
-) -> None:
-    assert Vocabulary(positive, frozenset(normal)).normal_name == name
 
 
 def test_the_newest_verdict_counts_else_the_last() -> None:

@@ -139,7 +139,8 @@ def test_windows_of_test_rows_see_training_rows(tmp_path: Path) -> None:
 def test_the_manifest_has_the_digest_in_any_order(bundle: Bundle) -> None:
     reader = windows_of(bundle)
     assert reader is not None
-    assert bundle.manifest["data"]["windows"] == {"digest": reader.definition.digest}
+    recorded = {"digest": reader.definition.digest, "labels": {"fraud": ["0"]}}
+    assert bundle.manifest["data"]["windows"] == recorded
     assert set(reader.definition.names) == set(NAMES)
 
 

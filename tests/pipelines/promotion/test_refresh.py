@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from anomaly_vae.data.vocabulary import ANOMALY, NORMAL, UNSURE
 from anomaly_vae.errors import RegistryError
 from anomaly_vae.lifecycle.champion_history import history
 from anomaly_vae.lifecycle.registry import (
@@ -20,7 +21,7 @@ from anomaly_vae.lifecycle.registry import (
     TEST_TAG,
     Registry,
 )
-from pipelines.datasets.verdicts import ANOMALY, ID_TYPE, NORMAL, UNSURE, Verdicts
+from pipelines.datasets.verdicts import ID_TYPE, Verdicts
 from pipelines.promotion.promote import promote, rollback
 from pipelines.promotion.refresh import Revision
 from pipelines.registry.frozen_test import FrozenTest, write_artifact

@@ -255,7 +255,9 @@ def test_levels_that_training_did_not_keep_have_no_threshold(
 ) -> None:
     wish = changed(flow, calibration__group_by=COLUMN).calibration
     raw = sample_of(dataset, wish, zero_scores).levels
-    kept = model_sample(dataset, wish, world.trained.fitted.bundle).levels
+    bundle = world.trained.fitted.bundle
+    scored = bundle.scorer.scored(dataset.batch.take(dataset.calibration_rows))
+    kept = model_sample(dataset, wish, bundle, scored).levels
     assert raw
     assert kept
     (column,) = (c for c in world.trained.fitted.bundle.scorer.encoding.columns if c.name == COLUMN)  # type: ignore[union-attr]

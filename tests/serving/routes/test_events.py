@@ -47,7 +47,7 @@ def test_events_count_in_windows_once(client, record):
     assert windows(client, record, "2018-08-02")["CUSTOMER_ID_count_7d"] == 2
 
 
-@pytest.mark.parametrize("label", ["anomaly", 1, True, "1"])
+@pytest.mark.parametrize("label", ["anomaly", "Anomaly", 1, True, "1", 1.0, "TRUE"])
 def test_labels_count_from_the_moment_they_are_known(client, record, label):
     send(client, events=[record])
     body = {"id": 1.0, "label": label, "at": "2018-08-02T12:00"}
@@ -59,7 +59,7 @@ def test_labels_count_from_the_moment_they_are_known(client, record, label):
     assert found == [0, 1]
 
 
-@pytest.mark.parametrize("label", ["normal", "unsure", 0])
+@pytest.mark.parametrize("label", ["normal", "NORMAL", "Unsure", 0, False, "0"])
 def test_a_single_label_may_be_sent_alone_and_taken_back(client, record, label):
     send(client, events=[record | {"TX_FRAUD": 1}])
     assert windows(client, record, "2018-08-02T11:00")["TERMINAL_ID_risk_2d"] == 1
@@ -79,6 +79,18 @@ def test_a_single_label_may_be_sent_alone_and_taken_back(client, record, label):
         ({"labels": [{"id": None, "label": 1}]}, 422, "field 'id'"),
         ({"labels": [{"id": 1}]}, 422, "label"),
         ({"label": 1}, 422, "a label needs 'id' and 'label'"),
+        (
+            {"labels": [{"id": 1, "label": 1}, {"id": 2, "label": "fraud"}]},
+            422,
+            "record 1, field 'label': 'fraud' is neither 1, which data.positive names, nor anomaly",
+        ),
+        ({"id": 1, "label": ""}, 422, "record 0, field 'label'"),
+        ({"id": 1, "label": 2}, 422, "record 0, field 'label'"),
+        (
+            {"events": [{"CUSTOMER_ID": 1, "TX_FRAUD": 0}, {"CUSTOMER_ID": 1, "TX_FRAUD": "yes"}]},
+            422,
+            "record 1, field 'TX_FRAUD': 'yes' is neither 1",
+        ),
         ({"events": [], "odd": 1}, 422, "odd"),
         ({"events": [{"CUSTOMER_ID": 1}], "model": "x"}, 404, "no model 'x' with entity windows"),
         ({"events": [{"CUSTOMER_ID": 1}] * 4}, 413, "4 records"),

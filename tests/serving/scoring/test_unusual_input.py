@@ -25,9 +25,8 @@ def tested(bundle, dataset):
     """The small model with a test for unusual input."""
     scorer, rows = bundle.scorer, dataset.part(CALIBRATION)
     test = fit_unusual_test(
-        scorer,
         CalibrationConfig(unusual_alpha=0.05),
-        rows,
+        scorer.scored(rows),
         lambda: learn_typicality(scorer, dataset.part(TRAIN), dataset.part(VALIDATION)),
     )
     return bundle.calibrated(calibrate(scorer.score(rows), 0.1), None, None, test)
