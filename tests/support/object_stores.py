@@ -14,22 +14,49 @@ from pipelines.datasets.reading import objects
 BUCKET = "bank"
 
 
+class S3Server:
+    """A local S3 server, which may stop answering for a while and keeps its objects."""
+
+    def __init__(self) -> None:
+        self._port = 0
+        self.start()
+
+    @property
+    def address(self) -> str:
+        """Address of the server."""
+        return f"http://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        """Answer, on a free port, later on the same one."""
+        from moto.server import ThreadedMotoServer
+
+        self._server = ThreadedMotoServer("127.0.0.1", self._port, verbose=False)
+        self._server.start()
+        _, self._port = self._server.get_host_and_port()
+
+    def stop(self) -> None:
+        """Refuse all connections."""
+        self._server.stop()
+
+
+@contextmanager
+def running_s3_server() -> Iterator[S3Server]:
+    """Serve an empty bucket on a free port."""
+    server = S3Server()
+    with pytest.MonkeyPatch.context() as patch:
+        use_server(server.address, patch)
+        client = pafs.S3FileSystem(endpoint_override=server.address, allow_bucket_creation=True)
+        client.create_dir(BUCKET)
+        yield server
+    objects.file_system.cache_clear()
+    server.stop()
+
+
 @contextmanager
 def s3_server() -> Iterator[str]:
     """Serve an empty bucket on a free port; yield the address of the server."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        address = f"http://{host}:{port}"
-        use_server(address, patch)
-        client = pafs.S3FileSystem(endpoint_override=address, allow_bucket_creation=True)
-        client.create_dir(BUCKET)
-        yield address
-    objects.file_system.cache_clear()
-    server.stop()
+    with running_s3_server() as server:
+        yield server.address
 
 
 def use_server(address: str, patch: pytest.MonkeyPatch, secret: str = "secret") -> None:

@@ -28,6 +28,7 @@ from pipelines.batch.engines.local import cores
 from pipelines.batch.result.folder import PLAN, is_sound, records_of
 from pipelines.batch.result.plan import Plan
 from pipelines.batch.units import MAX_WAITING, Report, Work, in_place, score_unit, total
+from pipelines.datasets.reading.objects import ahead
 
 OBJECT_STORE_BYTES = 1 << 28
 """Size of a local Ray's object store; only the model and the numbers of units are in it."""
@@ -58,8 +59,9 @@ def run_on_ray(work: Work, workers: int | None, report: Report, address: str | N
         return
     with _connected(address or os.environ.get("RAY_ADDRESS"), workers) as ray:
         try:
-            for unit in _finished_units(ray, work, workers):
-                report(total(_new_records(work, unit)))
+            with work.job.shared(work.folder) as job:
+                for unit in _finished_units(ray, replace(work, job=job), workers):
+                    report(total(_new_records(work, unit)))
         except ray.exceptions.RayError as error:
             raise DataError(
                 f"Ray failed: {_first_line(error)}; what is finished is kept, and the same command "
@@ -236,9 +238,11 @@ class UnitScorer:
                 f"--output '{folder.path}' is another folder on node '{node}'; give a folder that "
                 "all nodes share, or an object store"
             )
-        for file, _ in plan.units[unit].files:
-            if self._work.job.size(file) != plan.inputs[file].bytes:
+        files = [file for file, _ in plan.units[unit].files]
+        for file, size in zip(files, ahead(self._work.job.size, files), strict=True):
+            if size != plan.inputs[file].bytes:
                 raise DataError(
                     f"'{plan.inputs[file].name}' is not on node '{node}' as the command sees it; "
-                    "give files that all nodes share, or an object store"
+                    "give files that all nodes share, or an object store whose credentials all "
+                    "nodes have"
                 )
