@@ -23,17 +23,19 @@ from tests.support.object_stores import BUCKET
 def google_store() -> Iterator[subprocess.Popen[str]]:
     """Serve an empty bucket, which clients of this process and its children use."""
     command = [sys.executable, "-m", "tests.support.google_store"]
-    with pytest.MonkeyPatch.context() as patch:
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            port = process.stdout.readline().strip()
-            patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process,
+    ):
+        assert process.stdout is not None
+        port = process.stdout.readline().strip()
+        patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+        objects.file_system.cache_clear()
+        try:
+            yield process
+        finally:
+            process.kill()
             objects.file_system.cache_clear()
-            try:
-                yield process
-            finally:
-                process.kill()
-    objects.file_system.cache_clear()
 
 
 def serve() -> None:

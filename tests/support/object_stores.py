@@ -68,22 +68,21 @@ def use_server(address: str, patch: pytest.MonkeyPatch, secret: str = "secret") 
     objects.file_system.cache_clear()
 
 
-def upload(folder: Path, prefix: str) -> None:
+def upload(folder: Path, prefix: str, scheme: str = "s3") -> None:
     """Copy a folder into the bucket."""
-    store = objects.file_system("s3", BUCKET)
-    pafs.copy_files(
-        str(folder),
-        f"{BUCKET}/{prefix}",
-        source_filesystem=pafs.LocalFileSystem(),
-        destination_filesystem=store,
-    )
+    store = objects.file_system(scheme, BUCKET)
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        name = f"{BUCKET}/{prefix}/{path.relative_to(folder).as_posix()}"
+        with store.open_output_stream(name) as stream:
+            stream.write(path.read_bytes())
 
 
-def download(prefix: str, folder: Path) -> Path:
+def download(prefix: str, folder: Path, scheme: str = "s3") -> Path:
     """Copy a folder of the bucket to this machine."""
     folder.mkdir()
-    for path in objects.objects_in(objects.object_path(f"s3://{BUCKET}/{prefix}")):
-        target = folder / str(path).removeprefix(f"s3://{BUCKET}/{prefix}/")
+    source = objects.object_path(f"{scheme}://{BUCKET}/{prefix}")
+    for path in objects.objects_in(source):
+        target = folder / str(path).removeprefix(f"{source}/")
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(path.read_bytes())
     return folder

@@ -134,7 +134,7 @@ class ResultFolder:
 
     def digest(self, name: str) -> str | None:
         """Return the digest of a file; None if there is none."""
-        with suppress(FileNotFoundError), self.open(name) as file:
+        with suppress(FileNotFoundError, IsADirectoryError), self.open(name) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
         return None
 

@@ -24,7 +24,8 @@ import pyarrow.fs as pafs
 from anomaly_vae.errors import AnomalyVAEError, DataError
 from pipelines.datasets.reading.parts import first_line
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 SCHEMES = ("s3", "gs")
 STORE_REMEDY = "check the name of the bucket and the credentials in the environment"

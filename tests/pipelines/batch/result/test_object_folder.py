@@ -35,6 +35,7 @@ from pipelines.datasets.reading.objects import OutageError, object_path, objects
 from pipelines.registry.model_uri import LoadedModel
 from tests.support.batch_results import content, without_measures
 from tests.support.flows import Command
+from tests.support.google_store import google_store
 from tests.support.image_folders import N_REJECTED, write_formats
 from tests.support.object_stores import (
     BUCKET,
@@ -350,3 +351,58 @@ def test_a_store_that_does_not_answer_is_one_line(
     assert f"error: 's3://{BUCKET}/in': " in answer.err
     assert answer.err.count("\n") == 1
     use_server(s3, monkeypatch)
+
+
+# ---------------------------------------------------------------- Google's store
+
+
+@pytest.fixture(scope="module")
+def google(files: Path, scans: Path) -> Iterator[subprocess.Popen[str]]:
+    """An emulator with the files in the folders `in` and `pictures` of its bucket."""
+    with google_store() as process:
+        upload(files, "in", "gs")
+        upload(scans, "pictures", "gs")
+        yield process
+
+
+@pytest.mark.parametrize("kind", ["tables", "images"])
+def test_googles_store_holds_input_and_result(
+    google: Any, source: LoadedModel, image_calibrated: Bundle, tmp_path: Path, small_parts: None,
+    kind: str,
+) -> None:  # fmt: skip
+    score, model, name = score_files, source, "in"
+    if kind == "images":
+        score, model, name = score_images, LoadedModel(image_calibrated), "pictures"
+    paths, out = [f"gs://{BUCKET}/{name}"], f"gs://{BUCKET}/{tmp_path.name}"
+    whole = score(model, paths, tmp_path / "local", explain=1)
+    assert without_measures(score(model, paths, out, explain=1)) == without_measures(whole)
+    folder = object_folder.ObjectFolder(object_path(out))
+    folder.remove("summary.json")
+    folder.remove(whole["parts"][-1])
+    score(model, [*paths], out, explain=1)
+    assert content(download(tmp_path.name, tmp_path / "gs", "gs")) == content(tmp_path / "local")
+    assert folder.read(LEASE) is None
+    with pytest.raises(DataError, match="holds a result with --explain 1, and not with 2"):
+        score(model, paths, out, explain=2)
+
+
+def test_what_googles_store_does_not_hold_is_one_line(
+    google: Any, source: LoadedModel, files: Path, tmp_path: Path
+) -> None:
+    for path in ("gs://nowhere/in", f"gs://{BUCKET}/nothing/*.csv"):
+        with pytest.raises(DataError, match="no CSV, JSON or Parquet file is there; check the"):
+            score_files(source, [path], tmp_path / "out")
+    with pytest.raises(DataError, match="--output 'gs://nowhere/out': "):
+        score_files(source, [str(files)], "gs://nowhere/out")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_googles_store_that_does_not_answer_is_one_line(
+    google: subprocess.Popen[str], source: LoadedModel, tmp_path: Path
+) -> None:
+    """Slow because requests are repeated for half a minute."""
+    google.kill()
+    with pytest.raises(DataError, match=r"gs://bank/in': .*check the name of the bucket") as told:
+        score_files(source, [f"gs://{BUCKET}/in"], tmp_path / "out")
+    assert "\n" not in str(told.value)
