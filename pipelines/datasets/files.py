@@ -24,6 +24,7 @@ from pipelines.datasets.reading.objects import (
     matches,
     object_path,
     objects_in,
+    refuse_foreign_address,
     refuse_outage,
     remedy_of,
 )
@@ -99,6 +100,7 @@ def _failing(error: Exception, path: str) -> str:
 def _matches(path: str) -> list[Path]:
     if not path:
         raise ValueError("the path is empty; name a file, a folder or a glob")
+    refuse_foreign_address(path)
     if is_remote(path):
         return _objects(object_path(path))
     place = Path(STDIN if path == "-" and not Path(path).exists() else path)

@@ -21,6 +21,7 @@ from pipelines.datasets.reading.objects import (
     matches,
     object_path,
     objects_in,
+    refuse_foreign_address,
     remedy_of,
 )
 from pipelines.datasets.reading.parts import first_line
@@ -69,6 +70,7 @@ def list_files(paths: Sequence[str]) -> list[ImageFile]:
     """
     found: dict[tuple[str, int | None], ImageFile] = {}
     for path in paths:
+        refuse_foreign_address(path)
         files = _objects(object_path(path)) if is_remote(path) else list(_expand(path))
         if not files:
             raise DataError(f"'{path}': no image is there{remedy_of(path)}", path=path)

@@ -73,7 +73,7 @@ def upload(folder: Path, prefix: str, scheme: str = "s3") -> None:
     store = objects.file_system(scheme, BUCKET)
     for path in (path for path in folder.rglob("*") if path.is_file()):
         name = f"{BUCKET}/{prefix}/{path.relative_to(folder).as_posix()}"
-        with store.open_output_stream(name) as stream:
+        with store.open_output_stream(name, compression=None) as stream:
             stream.write(path.read_bytes())
 
 

@@ -8,9 +8,11 @@ GOOGLE_APPLICATION_CREDENTIALS, STORAGE_EMULATOR_HOST and others.
 from __future__ import annotations
 
 import datetime as dt
+import errno
 import os
 import re
 import stat
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,6 +33,8 @@ SCHEMES = ("s3", "gs")
 STORE_REMEDY = "check the name of the bucket and the credentials in the environment"
 REMOTE = re.compile(rf"({'|'.join(SCHEMES)}):/+(.*)", re.DOTALL)
 """Pattern of the address of an object; `Path` turns the two slashes into one."""
+FOREIGN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+"""Pattern of the beginning of an address of any kind."""
 GLOB = re.compile(r"\*\*/|\*|\?|\[[^\]]+\]")
 """Pattern of the special parts of a glob."""
 OUTAGE = re.compile(
@@ -38,6 +42,8 @@ OUTAGE = re.compile(
     "|UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED"
 )
 """Pattern of what stores say of themselves, and not of an object."""
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+"""Numbers of errors of a machine that cannot hold or open a copy of a file."""
 GOOGLE_RETRY_SECONDS = 30
 """Time during which requests to Google's store are repeated."""
 REQUESTS = 16
@@ -45,7 +51,7 @@ REQUESTS = 16
 
 
 class OutageError(AnomalyVAEError):
-    """An object store that has stopped answering, or whose credentials have expired."""
+    """A store that has stopped answering, or a machine without room: no file is at fault."""
 
 
 class ObjectPath(PosixPath):
@@ -153,10 +159,29 @@ def object_path(address: str) -> ObjectPath:
 
 
 def place(address: str | Path) -> Path:
-    """Return the path of a file or folder, on this machine or in an object store."""
-    if isinstance(address, ObjectPath) or not is_remote(str(address)):
-        return Path(address) if not isinstance(address, ObjectPath) else address
-    return object_path(str(address))
+    """Return the path of a file or folder, on this machine or in an object store.
+
+    Raises:
+        DataError: the address is of another kind, or names no bucket.
+    """
+    if isinstance(address, Path):
+        return address
+    refuse_foreign_address(address)
+    return object_path(address) if is_remote(address) else Path(address)
+
+
+def refuse_foreign_address(address: str) -> None:
+    """Refuse the address of a store that is not read or written.
+
+    Raises:
+        DataError: it is one.
+    """
+    if FOREIGN.match(address) and not is_remote(address):
+        raise DataError(
+            f"'{address}' is no address of s3:// or gs://; write one, or the path of a folder that "
+            "is mounted",
+            path=address,
+        )
 
 
 def is_remote(address: str) -> bool:
@@ -240,20 +265,30 @@ def _regex(pattern: str) -> str:
 
 
 def refuse_outage(path: Path, error: BaseException) -> None:
-    """Tell an object that cannot be read from a store that cannot, whose objects are not at fault.
+    """Raise an error if a file cannot be read for a reason that is not the file's.
 
     Raises:
-        OutageError: the store does not answer, or does not accept the credentials any more.
+        OutageError: its store does not answer, or does not accept the credentials any more; or
+            this machine has no room for a copy of it.
     """
-    if not isinstance(path, ObjectPath) or not isinstance(error, OSError):
+    if not isinstance(error, OSError):
         return
+    if error.errno in NO_ROOM:
+        remedy = f"set TMPDIR to a folder with more room than {tempfile.gettempdir()}"
+    elif isinstance(path, ObjectPath) and _is_outage(path, error):
+        remedy = STORE_REMEDY
+    else:
+        return
+    raise OutageError(
+        f"'{path}': {first_line(error)}; {remedy}; what is finished is kept, and the same command "
+        "continues"
+    ) from None
+
+
+def _is_outage(path: ObjectPath, error: OSError) -> bool:
     if isinstance(error, FileNotFoundError):
-        return
-    if OUTAGE.search(str(error)) or not path.answers():
-        raise OutageError(
-            f"'{path}': {first_line(error)}; {STORE_REMEDY}; what is finished is kept, and the "
-            "same command continues"
-        ) from None
+        return False
+    return bool(OUTAGE.search(str(error))) or not path.answers()
 
 
 def ahead(function: Callable[[T], R], items: Iterable[T], count: int = REQUESTS) -> Iterator[R]:

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import threading
@@ -308,6 +309,21 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
     before = finished(out)
     assert score_files(LoadedModel(source.bundle), [str(path)], out, **options)["scored"] == 1_500
     assert before.items() <= finished(out).items()
+
+
+def test_a_disk_without_room_for_a_copy_is_no_fault_of_the_file(
+    source: LoadedModel, folder_of_bundle: Path, table: pa.Table, tmp_path: Path, out: Path
+) -> None:
+    """A compressed file is unpacked into a copy; its rows are not rejected."""
+    write_csv(tmp_path / "t.csv", table)
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress((tmp_path / "t.csv").read_bytes()))
+    path = tmp_path / "t.csv.gz"
+    process = start("tabular", folder_of_bundle, out, [path], limit=60_000)
+    _, told = process.communicate()
+    assert process.returncode == 1
+    assert re.search(r"OutageError: '.*t\.csv\.gz': File too large; set TMPDIR to", told)
+    assert not visible(out)
+    assert score_files(LoadedModel(source.bundle), [str(path)], out)["rejected"] == 30
 
 
 # ---------------------------------------------------------------- the same and other commands

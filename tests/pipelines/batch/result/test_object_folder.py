@@ -275,6 +275,7 @@ def test_a_second_run_is_refused_while_the_first_lives(
         ("s3://nowhere/in", "'s3://nowhere/in': "),
         (f"s3://{BUCKET}/nothing/*.csv", "no CSV, JSON or Parquet file is there"),
         ("s3://", "error: 's3://' names no bucket"),
+        ("s3a://bank/in", "error: 's3a://bank/in' is no address of s3:// or gs://"),
     ],
 )
 def test_an_input_that_is_not_there_is_one_line(
@@ -291,11 +292,15 @@ def test_an_output_that_cannot_be_written_is_one_line(
     command: Command, source: LoadedModel, files: Path, tmp_path: Path
 ) -> None:
     bundle = source.bundle.save(tmp_path / "bundle")
-    options = ("--model", bundle, "--input", files / "b.csv", "--output", "s3://nowhere/out")
-    answer = command("score", *options)
-    assert answer.code == 1
-    assert "error: --output 's3://nowhere/out': " in answer.err
-    assert answer.err.count("\n") == 1
+    options = ("--model", bundle, "--input", files / "b.csv", "--output")
+    for out, reason in (
+        ("s3://nowhere/out", "error: --output 's3://nowhere/out': "),
+        ("azure://bank/out", "error: 'azure://bank/out' is no address of s3:// or gs://"),
+    ):
+        answer = command("score", *options, out)
+        assert answer.code == 1
+        assert reason in answer.err
+        assert answer.err.count("\n") == 1
 
 
 class _Refuse(BaseHTTPRequestHandler):

@@ -89,12 +89,14 @@ def test_a_manifest_on_this_machine_may_list_addresses(scans: Path, tmp_path: Pa
         (f"{AT}/nothing", "no image is there"),
         (f"{AT}/*.jpg", "no image is there"),
         ("s3://nowhere/scans", "check the name of the bucket and the credentials"),
+        ("azure://bank/scans", "is no address of s3:// or gs://"),
+        ("https://host/a.png", "is no address of s3:// or gs://"),
     ],
 )
 def test_an_address_without_images_is_one_line(scans: Path, path: str, reason: str) -> None:
     with pytest.raises(DataError, match=reason) as told:
         list_files([path])
-    assert str(told.value).startswith(f"'{path}': ")
+    assert str(told.value).startswith(f"'{path}'")
     assert "\n" not in str(told.value)
 
 
