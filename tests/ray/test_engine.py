@@ -42,7 +42,7 @@ from tests.support.windowed import write_training_table
 
 pytestmark = [
     pytest.mark.ray,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(600),
     pytest.mark.filterwarnings("default"),  # Ray calls what it deprecates itself
 ]
 pytest.importorskip("ray", reason="needs the extra 'ray': run make test-ray")
@@ -218,7 +218,7 @@ def test_windows_are_those_of_this_machine(
     assert summary["warnings"] == local["warnings"]
     assert not list((tmp_path / "ray" / ".run").glob("features-*"))
     assert (
-        score_files(source, paths, tmp_path / "bare", run=RAY)["score_quantiles"]
+        score_files(source, paths, tmp_path / "bare")["score_quantiles"]
         != summary["score_quantiles"]
     )
     for first, second in (("local", Engine.RAY), ("ray", Engine.LOCAL)):
@@ -230,11 +230,13 @@ def test_windows_are_those_of_this_machine(
         score_files(source, paths, out, history=history, explain=2, run=run)
         assert content(out) == content(tmp_path / "local")
     with s3_server():
-        upload(events["in"], "in")
-        stored, out = [f"s3://{BUCKET}/in"], f"s3://{BUCKET}/out"
+        upload(events["in"], f"{tmp_path.name}/in")
+        stored, out = [f"s3://{BUCKET}/{tmp_path.name}/in"], f"s3://{BUCKET}/{tmp_path.name}/out"
         score_files(source, stored, tmp_path / "stored", history=history)
         score_files(source, stored, out, history=history, run=RAY)
-        assert content(download("out", tmp_path / "s3")) == content(tmp_path / "stored")
+        assert content(download(f"{tmp_path.name}/out", tmp_path / "s3")) == content(
+            tmp_path / "stored"
+        )
 
 
 # ---------------------------------------------------------------- a cluster
@@ -303,11 +305,13 @@ def test_an_object_store_is_read_and_written(
     environment: None, source: LoadedModel, mixed: Path, tmp_path: Path
 ) -> None:
     with s3_server():
-        upload(mixed, "in")
-        paths, out = [f"s3://{BUCKET}/in"], f"s3://{BUCKET}/out"
+        upload(mixed, f"{tmp_path.name}/in")
+        paths, out = [f"s3://{BUCKET}/{tmp_path.name}/in"], f"s3://{BUCKET}/{tmp_path.name}/out"
         local = score_files(source, paths, tmp_path / "local")
         summary = score_files(source, paths, out, run=RAY)
-        assert content(download("out", tmp_path / "s3")) == content(tmp_path / "local")
+        assert content(download(f"{tmp_path.name}/out", tmp_path / "s3")) == content(
+            tmp_path / "local"
+        )
     assert summary["scored"] == local["scored"]
 
 
@@ -320,11 +324,13 @@ def test_images_of_an_object_store_are_scored_and_drawn_there(
     monkeypatch.setattr(images, "PART_FILES", 4)
     source, heatmaps = LoadedModel(image_calibrated), HeatmapOptions(png=True, dicom=True)
     with s3_server():
-        upload(write_formats(tmp_path / "scans"), "in")
-        paths, out = [f"s3://{BUCKET}/in"], f"s3://{BUCKET}/out"
+        upload(write_formats(tmp_path / "scans"), f"{tmp_path.name}/in")
+        paths, out = [f"s3://{BUCKET}/{tmp_path.name}/in"], f"s3://{BUCKET}/{tmp_path.name}/out"
         local = score_images(source, paths, tmp_path / "local", 2, heatmaps)
         summary = score_images(source, paths, out, 2, heatmaps, run=RAY)
-        assert content(download("out", tmp_path / "s3")) == content(tmp_path / "local")
+        assert content(download(f"{tmp_path.name}/out", tmp_path / "s3")) == content(
+            tmp_path / "local"
+        )
     assert summary["heatmaps"] == local["heatmaps"] > 0
     assert summary["rejected"] == N_REJECTED
 
@@ -333,7 +339,7 @@ def test_images_of_an_object_store_are_scored_and_drawn_there(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1_800)
 @pytest.mark.parametrize("kind", ["tabular", "windows", "image"])
 @pytest.mark.parametrize("stored", [False, True], ids=["folder", "objects"])
 def test_runs_killed_at_random_moments_lose_and_double_nothing(
@@ -360,16 +366,16 @@ def test_runs_killed_at_random_moments_lose_and_double_nothing(
         options = {"history": [str(events["history"])]}
     bundle = source.bundle.save(tmp_path / "bundle")
     with s3_server():
-        upload(mixed, "in")
-        paths = [f"s3://{BUCKET}/in" if stored else str(mixed)]
+        upload(mixed, f"{tmp_path.name}/in")
+        paths = [f"s3://{BUCKET}/{tmp_path.name}/in" if stored else str(mixed)]
         whole = score(source, paths, tmp_path / "whole", **options)
         for i, engine in enumerate(Engine):
-            out = f"s3://{BUCKET}/{i}" if stored else str(tmp_path / f"{i}")
+            out = f"s3://{BUCKET}/{tmp_path.name}/{i}" if stored else str(tmp_path / f"{i}")
             begin = partial(start, "image" if kind == "image" else "tabular", bundle, out, paths,
                             engine="ray", **options)  # fmt: skip
             kill_at_random(begin, out, 2, chance)
             summary = score(source, paths, out, run=RunOptions(2, engine), **options)
             if stored:
-                out = str(download(f"{i}", tmp_path / f"{i}"))
+                out = str(download(f"{tmp_path.name}/{i}", tmp_path / f"{i}"))
             assert content(Path(out)) == content(tmp_path / "whole")
             assert summary["rows"] == whole["rows"]

@@ -14,6 +14,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -120,14 +121,18 @@ def _connected(address: str | None, workers: int | None) -> Iterator[Any]:
         yield ray
         return
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    failures = (OSError, RuntimeError, ValueError, ray.exceptions.RayError)
     if address in (None, "local"):
         own = {"num_cpus": workers or cores(), "object_store_memory": OBJECT_STORE_BYTES}
-        ray.init(address="local", include_dashboard=False, **own, **quiet)
+        try:
+            ray.init(address="local", include_dashboard=False, **own, **quiet)
+        except failures as error:
+            raise _not_started(_first_line(error)) from None
     else:
         check_address(address)
         try:
             ray.init(address=address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        except failures as error:
             raise _unreachable(address, _first_line(error)) from None
     try:
         yield ray
@@ -178,6 +183,13 @@ def check_address(address: str) -> None:
         subprocess.run(command, check=True, capture_output=True, timeout=ANSWER_SECONDS)  # noqa: S603
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
         raise _unreachable(address, "what answers there is no Ray of this version") from None
+
+
+def _not_started(reason: str) -> ConfigError:
+    return ConfigError(
+        f"--engine ray: no Ray can be started on this machine: {reason}; make room in "
+        f"{tempfile.gettempdir()} and in memory, or choose --engine local"
+    )
 
 
 def _unreachable(address: str, reason: str) -> ConfigError:

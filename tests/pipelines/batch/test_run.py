@@ -217,15 +217,15 @@ def test_runs_of_images_and_into_object_stores_may_be_killed_at_random_moments(
         mixed, options = write_formats(tmp_path / "scans", 80), {"heatmaps": HeatmapOptions(True)}
     bundle = model.bundle.save(tmp_path / "bundle")
     with s3_server():
-        upload(mixed, "in")
-        paths = [f"s3://{BUCKET}/in" if stored else str(mixed)]
+        upload(mixed, f"{tmp_path.name}/in")
+        paths = [f"s3://{BUCKET}/{tmp_path.name}/in" if stored else str(mixed)]
         score(model, paths, tmp_path / "whole", **options)
         for i in range(4):
-            out = f"s3://{BUCKET}/{i}" if stored else str(tmp_path / f"{i}")
+            out = f"s3://{BUCKET}/{tmp_path.name}/{i}" if stored else str(tmp_path / f"{i}")
             kill_at_random(partial(start, kind, bundle, out, paths, **options), out, 3, chance)
             score(model, paths, out, run=RunOptions(workers=chance.randrange(1, 4)), **options)
             if stored:
-                out = str(download(f"{i}", tmp_path / f"{i}"))
+                out = str(download(f"{tmp_path.name}/{i}", tmp_path / f"{i}"))
             assert content(Path(out)) == content(tmp_path / "whole")
 
 
