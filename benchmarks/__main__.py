@@ -34,6 +34,7 @@ PROTOCOLS: dict[str, tuple[str, ...]] = {
     "promotions": (),
     "exchangeable": ("fraud",),
     "retraining": (),
+    "distributed": (),
 }
 """Protocol modules, each with ``run(options)``, and the data files or folders each one reads."""
 SEEDS = 3

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -62,12 +62,22 @@ class FeatureFiles:
     Args:
         folder: the folder with the files.
         definition: the features.
+        source: function that returns what Arrow reads a file from.
     """
 
     folder: Path
     definition: WindowDefinition
+    source: Callable[[Path], Any] = str
     _lock: threading.Lock = field(default_factory=threading.Lock)
     """Held while a file is read, because several threads score."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FeatureFiles, (self.folder, self.definition, self.source)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files."""
+        return [_file(self.folder, number) for number in range(len(self.definition.entities))]
 
     def read(self, rows: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
         """Return the features (N,) of rows in ascending order, by name; NaN where missing."""
@@ -87,8 +97,8 @@ class FeatureFiles:
     def _files(self) -> list[tuple[list[str], pq.ParquetFile]]:
         by_entity = self.definition.by_entity.values()
         return [
-            ([feature.name for feature in features], pq.ParquetFile(_file(self.folder, i)))
-            for i, features in enumerate(by_entity)
+            ([feature.name for feature in features], pq.ParquetFile(self.source(path)))
+            for features, path in zip(by_entity, self.paths, strict=True)
         ]
 
 

@@ -39,6 +39,7 @@ from anomaly_vae.errors import DataError
 from anomaly_vae.images.decoding import LIBRARIES_SILENCED
 from anomaly_vae.images.formats import GZIP
 from pipelines.datasets.image_files import is_dicom
+from pipelines.datasets.reading.objects import refuse_outage
 
 REQUIRED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 """Keywords of the elements that a heatmap must refer to."""
@@ -125,7 +126,8 @@ def _read_errors(source: Path) -> Iterator[None]:
     """Replace pydicom's errors by an error that does not quote the source."""
     try:
         yield
-    except READ_ERRORS:
+    except READ_ERRORS as error:
+        refuse_outage(source, error)
         raise _refused(source, "cannot be read as DICOM") from None
 
 
@@ -145,11 +147,12 @@ def _render(
 def _read_header(source: Path) -> Dataset:
     """Read the needed elements and decode them now, as pydicom would do so only on access."""
     tags = [*REQUIRED, *COPIED, *EQUIPMENT, *NUMBERS]
-    with source.open("rb") as stream:
-        packed = stream.read(len(GZIP)) == GZIP
-    with gzip.open(source) if packed else source.open("rb") as file:
+    with source.open("rb") as file:
+        packed = file.read(len(GZIP)) == GZIP
+        file.seek(0)
         force = is_dicom(source)  # the preamble may be missing
-        header = dcmread(file, stop_before_pixels=True, specific_tags=tags, force=force)
+        content = gzip.GzipFile(fileobj=file) if packed else file
+        header = dcmread(content, stop_before_pixels=True, specific_tags=tags, force=force)
     deque(header.iterall(), maxlen=0)
     return header
 

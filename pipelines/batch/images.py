@@ -11,6 +11,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -348,6 +349,10 @@ class ImageJob:
     def size(self, file: int) -> int:
         """Return the size of a file in bytes; -1 if it is not there."""
         return input_of(self.files[file].path, None).bytes
+
+    def shared(self, folder: ResultFolder) -> AbstractContextManager[ImageJob]:  # noqa: ARG002
+        """Return the job itself: all machines see the same files."""
+        return nullcontext(self)
 
     def score(self, task: ImageTask) -> Scored:
         """Score or reject the images of a few files."""

@@ -96,24 +96,29 @@ def run_batch(batch: Batch, output: Path, options: RunOptions) -> dict[str, Any]
         DataError: the folder holds another result or other files, is in use, or is full.
     """
     folder = result_folder(output)
-    with folder.locked():
-        plan = _begin(folder, batch.plan, options.restart)
-        batch, held = replace(batch, plan=plan), batch.second_pass is not None
-        records = [r for r in records_of(folder, plan) if is_sound(folder, r)]
-        work = Work(batch.job, folder, plan, held, batch.layout).after(records)
-        finished = folder.read(SUMMARY)
-        if finished and not work.units and all(map(folder.has, batch.last_files)):
-            console.info(f"'{output}' holds the finished result; nothing is scored again")
-            summary: dict[str, Any] = json.loads(finished)
-            return summary
-        folder.remove(SUMMARY)
-        try:
-            return _complete(batch, folder, work, records, options)
-        except OSError as error:
-            raise _unwritable(output, error) from None
-        except KeyboardInterrupt:
-            console.info("interrupted: the same command continues with the parts that are missing")
-            raise
+    try:
+        with folder.locked():
+            return _run(batch, folder, options)
+    except OSError as error:
+        raise _unwritable(output, error) from None
+
+
+def _run(batch: Batch, folder: ResultFolder, options: RunOptions) -> dict[str, Any]:
+    plan = _begin(folder, batch.plan, options.restart)
+    batch, held = replace(batch, plan=plan), batch.second_pass is not None
+    records = [r for r in records_of(folder, plan) if is_sound(folder, r)]
+    work = Work(batch.job, folder, plan, held, batch.layout).after(records)
+    finished = folder.read(SUMMARY)
+    if finished and not work.units and all(map(folder.has, batch.last_files)):
+        console.info(f"'{folder.path}' holds the finished result; nothing is scored again")
+        summary: dict[str, Any] = json.loads(finished)
+        return summary
+    folder.remove(SUMMARY)
+    try:
+        return _complete(batch, folder, work, records, options)
+    except KeyboardInterrupt:
+        console.info("interrupted: the same command continues with the parts that are missing")
+        raise
 
 
 def _begin(folder: ResultFolder, plan: Plan, restart: bool) -> Plan:

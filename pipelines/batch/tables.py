@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -39,17 +40,17 @@ from pipelines.batch.common import (
     summary_of,
     warn_missing_group,
 )
-from pipelines.batch.engines import Engine
 from pipelines.batch.fdr import FdrPass, check_controllable
 from pipelines.batch.keys import Keys, find_keys
 from pipelines.batch.options import ALL_ROWS, OutputOptions
 from pipelines.batch.result import folder as results
 from pipelines.batch.result.candidates import Candidates
 from pipelines.batch.result.counts import Counts
-from pipelines.batch.result.folder import Record
+from pipelines.batch.result.folder import Record, ResultFolder
 from pipelines.batch.result.highest import show_highest
 from pipelines.batch.result.plan import Piece, Place, Plan, Unit, cut, input_of
 from pipelines.batch.run import DEFAULTS, Batch, RunOptions, run_batch
+from pipelines.batch.shared_windows import shared_windows
 from pipelines.batch.times import Times
 from pipelines.batch.top import TopPass, explain_tables, features
 from pipelines.batch.units import Scored
@@ -69,7 +70,6 @@ from pipelines.datasets.windows import (
     WindowColumns,
     expected_columns,
     open_windows,
-    windows_of,
 )
 from pipelines.registry.model_uri import LoadedModel
 
@@ -119,11 +119,6 @@ def score_files(
     """
     if heatmaps != NO_HEATMAPS:
         raise ConfigError("--heatmaps and --dicom-out are for image models; leave them out")
-    if run.engine == Engine.RAY and windows_of(source.bundle):
-        raise ConfigError(
-            "--engine ray: windows are computed on one machine; score this model with the local "
-            "engine"
-        )
     output, calibration = place(output), source.bundle.detector.calibration
     check_controllable(calibration, fdr)
     reading = Reading.of_model(source.bundle, csv, score=True)
@@ -383,6 +378,19 @@ class TableJob:
         """Return the position of each file's first row; ``read`` has the rows of text files."""
         text = accumulate((read.get(file, 0) for file in range(len(self.files))), initial=0)
         return [known + rows for known, rows in zip(self._known_starts, text, strict=True)]
+
+    @contextmanager
+    def shared(self, folder: ResultFolder) -> Iterator[TableJob]:
+        """Put the window features where all machines see them; yield a job that reads them there.
+
+        Raises:
+            OSError: they cannot be written.
+        """
+        if self.windows is None:
+            yield self
+            return
+        with shared_windows(self.windows, folder) as windows:
+            yield replace(self, windows=windows)
 
     def read(self, unit: Unit) -> Iterator[TableTask | EndTask]:
         """Yield the rows of a unit, and then what is known at its end."""

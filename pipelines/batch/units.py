@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -52,6 +53,13 @@ class Job(Protocol):
 
     def size(self, file: int) -> int:
         """Return the size of a file in bytes, as this machine sees it; -1 if it is not there."""
+
+    def shared(self, folder: ResultFolder) -> AbstractContextManager[Job]:
+        """Put what other machines need from this one into the result's folder for a while.
+
+        Yields:
+            The job for other machines.
+        """
 
 
 class Result(Protocol):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,13 +18,15 @@ from anomaly_vae.messages import listed
 from pipelines.datasets.reading.csv_files import csv_head, read_csv
 from pipelines.datasets.reading.json_files import json_head, read_json
 from pipelines.datasets.reading.objects import (
-    STORE_REMEDY,
     ObjectPath,
     glob_base,
     is_remote,
     matches,
     object_path,
     objects_in,
+    refuse_foreign_address,
+    refuse_outage,
+    remedy_of,
 )
 from pipelines.datasets.reading.parquet_files import ALL_GROUPS, parquet_head, read_parquet
 from pipelines.datasets.reading.partitions import Partitions, contradictions, with_columns
@@ -82,11 +83,12 @@ def find_files(paths: Sequence[str]) -> list[Path]:
         except DataError:
             raise
         except (OSError, ValueError) as error:
-            hint = f"; {STORE_REMEDY}" if is_remote(path) and isinstance(error, OSError) else ""
+            hint = remedy_of(path) if isinstance(error, OSError) else ""
             reason = f"{first_line(error)}{hint}"
             raise DataError(f"'{_failing(error, path)}': {reason}", path=path) from None
         if not matches:
-            raise DataError(f"'{path}': no CSV, JSON or Parquet file is there", path=path)
+            reason = f"no CSV, JSON or Parquet file is there{remedy_of(path)}"
+            raise DataError(f"'{path}': {reason}", path=path)
         found |= dict.fromkeys(matches)
     return list(found)
 
@@ -98,6 +100,7 @@ def _failing(error: Exception, path: str) -> str:
 def _matches(path: str) -> list[Path]:
     if not path:
         raise ValueError("the path is empty; name a file, a folder or a glob")
+    refuse_foreign_address(path)
     if is_remote(path):
         return _objects(object_path(path))
     place = Path(STDIN if path == "-" and not Path(path).exists() else path)
@@ -174,12 +177,18 @@ def _is_hidden(name: str) -> bool:
 
 
 def heads_by_file(files: Sequence[Path], reading: Reading | None = None) -> dict[Path, Head]:
-    """Return the heads of all readable files, in order."""
+    """Return the heads of all readable files, in order.
+
+    Raises:
+        OutageError: an object store does not answer.
+    """
     partitions, heads = Partitions.of(files), dict[Path, Head]()
     for path in files:
-        with suppress(*UNREADABLE):
+        try:
             head = HEADS[format_of(path)](path, reading or Reading())
             heads[path] = _with_folders(head, partitions.columns(path))
+        except UNREADABLE as error:
+            refuse_outage(path, error)
     return heads
 
 
@@ -254,12 +263,16 @@ def read_file(
         select: limits the columns that are read from Parquet; text is always read completely.
         batch_rows: maximum number of rows read from Parquet at a time.
         groups: row groups to read of a Parquet file.
+
+    Raises:
+        OutageError: the object store of the file does not answer.
     """
     folders = partitions.columns(path)
     try:
         for part in _read_file(path, batch_rows, _besides(folders, select), reading, groups):
             yield from _in_folders(part, folders, select) if folders else (part,)
     except UNREADABLE as error:
+        refuse_outage(path, error)
         yield Broken(path, first_line(error))
 
 

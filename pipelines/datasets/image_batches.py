@@ -5,18 +5,25 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
-from anomaly_vae.images.decoding import read_file
+from anomaly_vae.images.decoding import read_bytes, read_file
 from anomaly_vae.images.encoding import IMAGE
 from anomaly_vae.images.pixels import DecodedImage, DecodeFailure
 from anomaly_vae.images.schema import ImageBatch, ImageSchema, Seen, image_batch
 from pipelines import console
 from pipelines.datasets.image_files import ImageFile
+from pipelines.datasets.reading.objects import ObjectPath, ahead, refuse_outage
+from pipelines.datasets.reading.parts import first_line
 
 BATCH_SIZE = 64
 """Number of images scored at a time."""
+FETCHED_AHEAD = 4
+"""Number of objects that each reader fetches ahead; they are in memory until they are decoded."""
+Content = bytes | DecodeFailure | None
+"""Content of an object, or why it cannot be read; None for a file, which is read when decoded."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,11 @@ class Batch:
 
 
 def read_images(files: Sequence[ImageFile], schema: ImageSchema) -> Iterator[Batch]:
-    """Yield batches of the images in all files, in order; unreadable images become problems."""
+    """Yield batches of the images in all files, in order; unreadable images become problems.
+
+    Raises:
+        OutageError: the object store of a file does not answer.
+    """
     numbers: list[int] = []
     frames: list[int | None] = []
 
@@ -42,17 +53,52 @@ def read_images(files: Sequence[ImageFile], schema: ImageSchema) -> Iterator[Bat
             frames.append(image.frame)
             yield image
 
-    images = ((number, image) for number, file in enumerate(files) for image in _read(file, schema))
+    images = (
+        (number, image)
+        for number, (file, content) in enumerate(zip(files, _contents(files, schema), strict=True))
+        for image in _read(file, content, schema)
+    )
     while len(batch := schema.from_images(take_batch())):
         yield Batch(tuple(numbers), tuple(frames), batch)
         numbers.clear()
         frames.clear()
 
 
-def _read(file: ImageFile, schema: ImageSchema) -> Iterator[DecodedImage | DecodeFailure]:
+def _read(
+    file: ImageFile, content: Content, schema: ImageSchema
+) -> Iterator[DecodedImage | DecodeFailure]:
     if file.problem:
         return iter([DecodeFailure(file.problem, None)])
-    return read_file(file.path, schema.options)
+    if isinstance(content, DecodeFailure):
+        return iter([content])
+    return (
+        read_file(file.path, schema.options)
+        if content is None
+        else read_bytes(content, schema.options)
+    )
+
+
+def _contents(files: Sequence[ImageFile], schema: ImageSchema) -> Iterator[Content]:
+    """Yield the content of each object; a few are fetched ahead, since stores answer slowly."""
+    fetch = partial(_fetch, limit=schema.options.max_bytes)
+    remote = any(isinstance(file.path, ObjectPath) for file in files)
+    return ahead(fetch, files, FETCHED_AHEAD) if remote else map(fetch, files)
+
+
+def _fetch(file: ImageFile, limit: int) -> Content:
+    """Return the content of an object, or of one that is too large its beginning.
+
+    Raises:
+        OutageError: the store does not answer.
+    """
+    if file.problem or not isinstance(file.path, ObjectPath):
+        return None
+    try:
+        with file.path.open() as stream:
+            return bytes(stream.read(limit + 1))
+    except OSError as error:
+        refuse_outage(file.path, error)
+        return DecodeFailure(f"it cannot be opened: {first_line(error)}; check its path", None)
 
 
 def read_all(files: Sequence[ImageFile], schema: ImageSchema) -> Batch:

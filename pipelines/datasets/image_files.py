@@ -14,6 +14,8 @@ from pathlib import Path
 from anomaly_vae.images.formats import HEAD_BYTES, recognise_format, refusal
 from pipelines import console
 from pipelines.datasets.files import SUFFIXES
+from pipelines.datasets.reading.objects import ObjectPath, refuse_outage
+from pipelines.datasets.reading.parts import first_line
 from pipelines.datasets.reading.plain_text import unpacked_name
 
 PATH, FRAME, LABEL, ID = "path", "frame", "label", "id"
@@ -118,6 +120,8 @@ class Reasons:
 
 def file_key(path: Path) -> str:
     """Return the absolute path of a file, without following links, to detect duplicates."""
+    if isinstance(path, ObjectPath):
+        return str(path)
     short = os.path.abspath(path)  # noqa: PTH100 removes "..", which `Path.absolute` keeps
     with suppress(OSError, ValueError):  # nothing is there: only the paths can be compared
         if ".." in path.parts and not path.samefile(short):  # ".." after a link
@@ -129,6 +133,9 @@ def path_problem(path: Path) -> str | None:
     """Return why a path leads to no image, judged by its kind and the first bytes of its content.
 
     None is returned for an image. Only regular files are opened, since a pipe might never answer.
+
+    Raises:
+        OutageError: the object store of the path does not answer.
     """
     try:
         kind = stat.S_IFMT(path.stat().st_mode)
@@ -141,7 +148,8 @@ def path_problem(path: Path) -> str | None:
     except OSError as error:
         if error.errno == errno.ENOENT and path.is_symlink():
             return "it is a link that leads nowhere; mend the link"
-        other = f"it cannot be opened: {error.strerror}; check its path"
+        refuse_outage(path, error)
+        other = f"it cannot be opened: {first_line(error)}; check its path"
         return UNREACHABLE.get(error.errno or 0, other)
 
 

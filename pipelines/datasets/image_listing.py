@@ -16,7 +16,19 @@ from pipelines import console
 from pipelines.datasets.image_files import ImageFile, Reasons, is_table_name, path_problem
 from pipelines.datasets.image_layouts import arrange
 from pipelines.datasets.image_manifests import read_manifest
-from pipelines.datasets.reading.objects import is_remote
+from pipelines.datasets.reading.objects import (
+    STORE_REMEDY,
+    ObjectPath,
+    ahead,
+    glob_base,
+    is_remote,
+    matches,
+    object_path,
+    objects_in,
+    refuse_foreign_address,
+    remedy_of,
+)
+from pipelines.datasets.reading.parts import first_line
 
 
 @dataclass(frozen=True)
@@ -69,21 +81,21 @@ def images_and_others(paths: Sequence[str], layout: ImageLayout = "folder") -> F
 def list_files(paths: Sequence[str]) -> list[ImageFile]:
     """List every file behind files, folders (searched recursively), globs and manifests, once.
 
+    These may be in an object store.
+
     Only the first bytes of a file are read, which decide whether it is an image, whatever its name.
     Files that are not images, hidden files and rows of a manifest without a file have a problem.
 
     Raises:
         DataError: A path leads to no file, or a manifest cannot be read.
+        OutageError: An object store stops answering.
     """
     found: dict[tuple[str, int | None], ImageFile] = {}
     for path in paths:
-        if is_remote(path):
-            raise DataError(
-                f"'{path}': images are not read from object stores; copy or mount them", path=path
-            )
-        files = list(_expand(path))
+        refuse_foreign_address(path)
+        files = _objects(object_path(path)) if is_remote(path) else list(_expand(path))
         if not files:
-            raise DataError(f"'{path}': no image is there", path=path)
+            raise DataError(f"'{path}': no image is there{remedy_of(path)}", path=path)
         for file in files:
             known = found.get(key := file.key)
             if known is None or known.row is None:  # prefer the entry of a manifest
@@ -102,6 +114,35 @@ def _expand(pattern: str) -> Iterator[ImageFile]:
             yield from _list(Path(name))
 
 
+def _objects(path: ObjectPath) -> list[ImageFile]:
+    """Return the files at an address of an object store: an object, a folder or a glob.
+
+    Raises:
+        DataError: the store refuses or cannot be reached.
+    """
+    try:
+        if path.is_file() and is_table_name(path.name):
+            return list(read_manifest(path))
+        found = [path] if path.is_file() else objects_in(glob_base(path))
+    except OSError as error:
+        raise DataError(f"'{path}': {first_line(error)}; {STORE_REMEDY}", path=str(path)) from None
+    found = [item for item in found if item == path or _is_globbed(item, path)]
+    return list(map(ImageFile.from_path, found, ahead(partial(_problem, path), found)))
+
+
+def _is_globbed(path: ObjectPath, pattern: ObjectPath) -> bool:
+    """Return whether a glob, which like those of files skips hidden names, finds an object."""
+    end = None if "**" in pattern.parts else len(pattern.parts)
+    names = path.parts[len(glob_base(pattern).parts) : end]
+    hidden = any(name.startswith(".") for name in names) and not pattern.name.startswith(".")
+    return matches(path, pattern) and not hidden
+
+
+def _problem(root: Path, path: Path) -> str | None:
+    """Return the problem of a file in the searched folder ``root``."""
+    return _hidden(root, path) or path_problem(path)
+
+
 def _list(path: Path) -> Iterator[ImageFile]:
     """Yield the files of a folder, or the file itself."""
     if os.path.isdir(path):  # noqa: PTH112 never raises
@@ -114,7 +155,7 @@ def _search(root: Path) -> Iterator[ImageFile]:
     """Yield all files of a folder at any depth, in order, and the folders that stay closed."""
     closed: list[OSError] = []
     for path in sorted(_walk(root, closed)):
-        yield ImageFile.from_path(path, _hidden(root, path) or path_problem(path))
+        yield ImageFile.from_path(path, _problem(root, path))
     for error in closed:
         path = Path(error.filename)
         hidden = _hidden(root, path)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import posixpath
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from anomaly_vae.data.converters import level_name
@@ -12,11 +14,17 @@ from anomaly_vae.errors import DataError
 from anomaly_vae.messages import listed
 from pipelines.datasets.files import heads_by_file, read_chunks
 from pipelines.datasets.image_files import PATH, ImageFile, file_key, path_problem
+from pipelines.datasets.reading.objects import ObjectPath, ahead, is_remote, object_path
 from pipelines.datasets.reading.parts import Broken, Chunk
 
 
 def read_manifest(manifest: Path) -> Iterator[ImageFile]:
-    """Read a manifest with one row for each file; paths are relative to the manifest."""
+    """Read a manifest with one row for each file; paths are relative to the manifest.
+
+    Raises:
+        DataError: The manifest cannot be read.
+        OutageError: An object store does not answer.
+    """
     _check_columns(manifest)
     seen: dict[str, ImageFile] = {}
     for file in _manifest_rows(manifest):
@@ -53,10 +61,19 @@ def _broken_rows(part: Broken) -> Iterator[ImageFile]:
 
 def _rows(part: Chunk) -> Iterator[ImageFile]:
     cells = zip(part.rows.tolist(), part.table.to_pylist(), strict=True)
-    return (_entry(part.path, row, record) for row, record in cells)
+    entry = partial(_entry, part.path)
+    return ahead(entry, cells) if _is_in_store(part) else map(entry, cells)
 
 
-def _entry(manifest: Path, row: int, record: dict[str, object]) -> ImageFile:
+def _is_in_store(part: Chunk) -> bool:
+    """Return whether files of a manifest may be in an object store, each of which takes a while."""
+    names = part.table[PATH].to_pylist() if PATH in part.table.schema.names else []
+    listed_remote = any(isinstance(name, str) and is_remote(name.strip()) for name in names)
+    return listed_remote or isinstance(part.path, ObjectPath)
+
+
+def _entry(manifest: Path, cells: tuple[int, dict[str, object]]) -> ImageFile:
+    row, record = cells
     attributes = {column: _text(value) for column, value in record.items()}
     cell = attributes.pop(PATH) or ""
     name = cell if cell.strip() else ""
@@ -65,12 +82,16 @@ def _entry(manifest: Path, row: int, record: dict[str, object]) -> ImageFile:
 
 
 def _target(manifest: Path, name: str) -> tuple[Path, str | None]:
-    """Return the path that a cell names and, if it leads to no image, why."""
+    """Return the path or address that a cell names and, if it leads to no image, why."""
     if not name:
         return manifest, "the path is empty; fill it in"
-    if "://" in name:
-        return manifest.parent / name, "it is a URL; copy the file here and list its path"
-    path = _resolved(manifest.parent, name)
+    nowhere = manifest / name.lstrip("/")
+    if "://" in name and not is_remote(name.strip()):
+        return nowhere, "it is a URL; copy the file here and list its path"
+    try:
+        path = _resolved(manifest.parent, name)
+    except DataError as error:
+        return nowhere, str(error)
     return path, path_problem(path)
 
 
@@ -88,10 +109,31 @@ def _text(value: object) -> str | None:
 
 
 def _resolved(folder: Path, name: str) -> Path:
-    """Return the path that a cell means.
+    """Return the path that a cell means, which may be the address of an object.
 
     If nothing is there, blanks around it are ignored and Windows' separators are understood.
+
+    Raises:
+        DataError: the cell names no bucket, or is an absolute path in a manifest in a store.
     """
     lenient = name.strip().replace("\\", "/")
-    exact = lenient == name or os.path.lexists(folder / name)
-    return folder / (name if exact else lenient)
+    if is_remote(name.strip()):
+        return object_path(name.strip())
+    if lenient == name:
+        return _joined(folder, name)
+    exact = _joined(folder, name)
+    there = exact.exists() if isinstance(exact, ObjectPath) else os.path.lexists(exact)
+    return exact if there else _joined(folder, lenient)
+
+
+def _joined(folder: Path, name: str) -> Path:
+    """Return a path that is relative to a folder.
+
+    Raises:
+        DataError: the folder is in a store, and the path is absolute.
+    """
+    if not isinstance(folder, ObjectPath):
+        return folder / name
+    if name.startswith("/"):
+        raise DataError("it is a path of one machine; list s3://…, or a path from the manifest on")
+    return object_path(f"{folder.parts[0]}//{posixpath.normpath(f'{folder.key}/{name}')}")

@@ -179,7 +179,7 @@ def with_model_windows(
     if reader is None:
         return table, ()
     refuse_computed(table.column_names, reader.definition)
-    _check_known(table.column_names, bundle, reader)
+    _check_known(table.column_names, cast("TabularSchema", bundle.scorer.schema), reader)
     with _offline(reader) as windows:
         past = _History(reader, bundle, history, csv)
         past.add_to(windows)
@@ -211,16 +211,21 @@ def _refuse_history(reader: EventReader | None, history: Sequence[str]) -> None:
         raise ConfigError("--history is for models with data.windows; leave it out")
 
 
-def _check_known(names: Collection[str], bundle: Bundle, reader: EventReader) -> None:
+def _check_known(names: Collection[str], schema: TabularSchema, reader: EventReader) -> None:
     """Refuse a table with none of the columns that the model and its windows are computed of.
 
     Raises:
         DataError: there is none.
     """
-    features = [n for n in bundle.scorer.schema.names if n not in reader.definition.names]
-    expected = list(dict.fromkeys([*features, *reader.needed]))
+    expected = _expected(schema, reader)
     if not set(expected) & set(names):
         raise DataError(explain_foreign(names, expected))
+
+
+def _expected(schema: TabularSchema, reader: EventReader) -> tuple[str, ...]:
+    """Return the columns of which the features of a model with windows are read or computed."""
+    computed = set(reader.definition.names)
+    return tuple(dict.fromkeys([*(n for n in schema.names if n not in computed), *reader.needed]))
 
 
 # ---------------------------------------------------------------- history
@@ -335,10 +340,7 @@ class WindowColumns:
         Raises:
             DataError: the chunk has none of the columns needed, or one of the wrong type.
         """
-        computed = set(self.reader.definition.names)
-        expected = [*(n for n in schema.names if n not in computed), *self.reader.needed]
-        if not set(expected) & set(part.table.schema.names):
-            raise DataError(explain_foreign(part.table.schema.names, expected))
+        _check_known(part.table.schema.names, schema, self.reader)
         problems = self.reader.read(part.table).problems
         values = self.features.read(self.starts[part.path] + part.rows)
         batch = schema.from_arrow(_append(part.table, values))
@@ -410,8 +412,5 @@ def _add_files(
 def expected_columns(bundle: Bundle) -> tuple[str, ...]:
     """Return the columns of input files from which a model is scored."""
     reader = windows_of(bundle)
-    names = cast("TabularSchema", bundle.scorer.schema).names
-    if reader is None:
-        return names
-    computed = set(reader.definition.names)
-    return tuple(dict.fromkeys([*(n for n in names if n not in computed), *reader.needed]))
+    schema = cast("TabularSchema", bundle.scorer.schema)
+    return schema.names if reader is None else _expected(schema, reader)

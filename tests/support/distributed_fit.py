@@ -61,8 +61,21 @@ def main(checkpoint: Path | None, interrupt: bool) -> None:
             sys.stdout.write(json.dumps({**manifest, "digest": fitted.bundle.digest}) + "\n")
 
 
+def fit_seeds(count: int) -> None:
+    """Fit once for each seed; print the best ELBO on the validation rows of each."""
+    with process_group() as group:
+        for seed in range(count):
+            if group.rank:
+                assist_fit()
+            else:
+                sys.stdout.write(f"{fit_example(seed).history.best.validation_elbo}\n")
+
+
 if __name__ == "__main__":
     try:
+        if sys.argv[1:2] == ["seeds"]:
+            fit_seeds(int(sys.argv[2]))
+            sys.exit()
         main(Path(sys.argv[1]) if sys.argv[1:] else None, sys.argv[2:] == ["interrupt"])
     except KeyboardInterrupt:
         sys.exit(130)

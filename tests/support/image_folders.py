@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from pydicom.data import get_testdata_file
 
 from pipelines.datasets.image_files import ImageFile
-from tests.support.scans import blobs
+from tests.support.scans import blobs, patched
 
 Write = Callable[..., Path]
 """Function that writes a manifest."""
@@ -55,3 +60,25 @@ def tiff(path: Path, images: NDArray[Any]) -> Path:
     first, *others = map(Image.fromarray, images)
     first.save(path, save_all=True, append_images=others)
     return path
+
+
+N_REJECTED = 3
+"""Number of files of `write_formats` that are no images: damaged, hidden, and text."""
+
+
+def write_formats(folder: Path, n: int = 12) -> Path:
+    """Write n PNGs, DICOM (one of them in gzip), NIfTI, a torn image and what is no image."""
+    folder.mkdir()
+    images = patched(blobs(n))
+    for i, image in enumerate(images):
+        png(folder / f"{i:02d}.png", image)
+    dicom = get_testdata_file("CT_small.dcm", download=False)
+    shutil.copy(str(dicom), folder / "a.dcm")
+    (folder / "b.dcm.gz").write_bytes(gzip.compress((folder / "a.dcm").read_bytes(), mtime=0))
+    volume = np.stack(list(images[:3]), -1).astype(np.int16)
+    nibabel.Nifti1Image(volume, np.eye(4)).to_filename(folder / "c.nii.gz")
+    (folder / "torn.png").write_bytes((folder / "00.png").read_bytes()[:60])
+    (folder / "notes.txt").write_text("not an image")
+    (folder / ".hidden").mkdir()
+    shutil.copy(folder / "00.png", folder / ".hidden" / "d.png")
+    return folder

@@ -14,6 +14,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -28,6 +29,7 @@ from pipelines.batch.engines.local import cores
 from pipelines.batch.result.folder import PLAN, is_sound, records_of
 from pipelines.batch.result.plan import Plan
 from pipelines.batch.units import MAX_WAITING, Report, Work, in_place, score_unit, total
+from pipelines.datasets.reading.objects import ahead
 
 OBJECT_STORE_BYTES = 1 << 28
 """Size of a local Ray's object store; only the model and the numbers of units are in it."""
@@ -58,8 +60,9 @@ def run_on_ray(work: Work, workers: int | None, report: Report, address: str | N
         return
     with _connected(address or os.environ.get("RAY_ADDRESS"), workers) as ray:
         try:
-            for unit in _finished_units(ray, work, workers):
-                report(total(_new_records(work, unit)))
+            with work.job.shared(work.folder) as job:
+                for unit in _finished_units(ray, replace(work, job=job), workers):
+                    report(total(_new_records(work, unit)))
         except ray.exceptions.RayError as error:
             raise DataError(
                 f"Ray failed: {_first_line(error)}; what is finished is kept, and the same command "
@@ -118,14 +121,18 @@ def _connected(address: str | None, workers: int | None) -> Iterator[Any]:
         yield ray
         return
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    failures = (OSError, RuntimeError, ValueError, ray.exceptions.RayError)
     if address in (None, "local"):
         own = {"num_cpus": workers or cores(), "object_store_memory": OBJECT_STORE_BYTES}
-        ray.init(address="local", include_dashboard=False, **own, **quiet)
+        try:
+            ray.init(address="local", include_dashboard=False, **own, **quiet)
+        except failures as error:
+            raise _not_started(_first_line(error)) from None
     else:
         check_address(address)
         try:
             ray.init(address=address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        except failures as error:
             raise _unreachable(address, _first_line(error)) from None
     try:
         yield ray
@@ -176,6 +183,13 @@ def check_address(address: str) -> None:
         subprocess.run(command, check=True, capture_output=True, timeout=ANSWER_SECONDS)  # noqa: S603
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
         raise _unreachable(address, "what answers there is no Ray of this version") from None
+
+
+def _not_started(reason: str) -> ConfigError:
+    return ConfigError(
+        f"--engine ray: no Ray can be started on this machine: {reason}; make room in "
+        f"{tempfile.gettempdir()} and in memory, or choose --engine local"
+    )
 
 
 def _unreachable(address: str, reason: str) -> ConfigError:
@@ -236,9 +250,11 @@ class UnitScorer:
                 f"--output '{folder.path}' is another folder on node '{node}'; give a folder that "
                 "all nodes share, or an object store"
             )
-        for file, _ in plan.units[unit].files:
-            if self._work.job.size(file) != plan.inputs[file].bytes:
+        files = [file for file, _ in plan.units[unit].files]
+        for file, size in zip(files, ahead(self._work.job.size, files), strict=True):
+            if size != plan.inputs[file].bytes:
                 raise DataError(
                     f"'{plan.inputs[file].name}' is not on node '{node}' as the command sees it; "
-                    "give files that all nodes share, or an object store"
+                    "give files that all nodes share, or an object store whose credentials all "
+                    "nodes have"
                 )

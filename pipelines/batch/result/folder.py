@@ -37,6 +37,8 @@ SUMMARY, REJECTS = "summary.json", "rejects.parquet"
 RUN = ".run"
 """Folder with the plan, the records and unfinished files."""
 PLAN = f"{RUN}/plan.json"
+FEATURES = "features-*.parquet"
+"""Pattern of the window features that a run shares among machines, in `RUN`."""
 INCOMPLETE = ".incomplete"
 """Folder in which older versions kept an unfinished result."""
 HEATMAPS, DICOM = "heatmaps", "dicom"
@@ -132,7 +134,7 @@ class ResultFolder:
 
     def digest(self, name: str) -> str | None:
         """Return the digest of a file; None if there is none."""
-        with suppress(FileNotFoundError), self.open(name) as file:
+        with suppress(FileNotFoundError, IsADirectoryError), self.open(name) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
         return None
 
@@ -191,9 +193,10 @@ class ResultFolder:
             path.unlink()
 
     def tidy(self) -> None:
-        """Remove unfinished files, which a killed run leaves."""
-        for name in self.names(f"{RUN}/unfinished-*"):
-            self.remove(name)
+        """Remove what only a live run needs, and a killed one leaves."""
+        for pattern in ("unfinished-*", FEATURES):
+            for name in self.names(f"{RUN}/{pattern}"):
+                self.remove(name)
 
     def _visible(self) -> Iterator[str]:
         """Yield the names in the folder and in those that a result has, except hidden ones."""

@@ -150,9 +150,6 @@ class ObjectFolder(ResultFolder):
             if name != LEASE:
                 self.remove(name)
 
-    def tidy(self) -> None:
-        """Do nothing: no unfinished object is ever visible."""
-
     def _object(self, name: str) -> ObjectPath:
         return object_path(f"{self._at}/{name}")
 

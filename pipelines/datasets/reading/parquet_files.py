@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from anomaly_vae.data.arrow import is_bytes, is_text, plain_array
+from pipelines.datasets.reading.objects import refuse_outage
 from pipelines.datasets.reading.parts import (
     UNREADABLE,
     Broken,
@@ -184,6 +185,7 @@ def _read_group(
             yield Chunk(path, np.arange(rows.start, rows.start + len(batch)), table)
             rows = rows[len(batch) :]
     except UNREADABLE as error:
+        refuse_outage(path, error)
         reason = first_line(error)
     if rows:
         yield Broken(path, reason, rows)

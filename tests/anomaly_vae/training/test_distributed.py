@@ -17,6 +17,8 @@ from tests.support.distributed_fit import EPOCHS, fit_example
 from tests.support.paths import ROOT
 from tests.support.ports import free_port
 
+SEEDS = 8
+
 
 def start(rank: int, port: int, *arguments: object) -> subprocess.Popen[str]:
     """Start one process with the variables that torchrun sets."""
@@ -37,7 +39,7 @@ def fit_in_two(*arguments: object) -> list[tuple[int, str, str]]:
     """Return exit code, stdout and stderr of both processes."""
     port = free_port()
     pair = [start(rank, port, *arguments) for rank in range(2)]
-    texts = [process.communicate(timeout=100) for process in pair]
+    texts = [process.communicate(timeout=500) for process in pair]
     return [(process.returncode, *text) for process, text in zip(pair, texts, strict=True)]
 
 
@@ -51,6 +53,19 @@ def test_two_processes_repeat_themselves_and_reach_the_elbo_of_one() -> None:
     alone = [fit_example(seed).history.best.validation_elbo for seed in range(3)]
     spread = max(alone) - min(alone)
     assert abs(first["best"]["validation_elbo"] - np.mean(alone)) < 2 * spread
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_over_seeds_two_processes_reach_the_elbo_of_one_within_its_noise() -> None:
+    (code, out, err), (other, _, _) = fit_in_two("seeds", SEEDS)
+    assert (code, other) == (0, 0), err
+    shared = np.array(list(map(float, out.splitlines())))
+    alone = np.array([fit_example(s).history.best.validation_elbo for s in range(SEEDS)])
+    error = np.sqrt((shared.var(ddof=1) + alone.var(ddof=1)) / SEEDS)
+    assert len(shared) == SEEDS
+    assert abs(shared.mean() - alone.mean()) < 3 * error
+    assert shared.std(ddof=1) < 3 * alone.std(ddof=1)
 
 
 @pytest.mark.slow

@@ -6,13 +6,12 @@ import gzip
 import json
 import os
 import random
+import re
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,32 +37,11 @@ from pipelines.batch.tables import score_files
 from pipelines.registry.model_uri import LoadedModel
 from tests.support.batch_results import MEASURED, content
 from tests.support.flows import Command, World
-from tests.support.paths import ROOT
+from tests.support.image_folders import write_formats
+from tests.support.killed_runs import PART, PART_FILES, kill_after, kill_at_random, start
+from tests.support.object_stores import BUCKET, download, s3_server, upload
 from tests.support.scans import blobs, patched
 
-PROCESS = """
-import resource, sys
-from anomaly_vae.artifacts.bundle import load_bundle
-from pipelines.batch import images
-from pipelines.batch.result import folder as results
-from pipelines.batch.common import HeatmapOptions
-from pipelines.batch.options import OutputOptions
-from pipelines.batch.run import RunOptions
-from pipelines.registry.model_uri import LoadedModel
-kind, bundle, out, part, limit, options, *paths = sys.argv[1:]
-results.PART_ROWS = images.PART_FILES = int(part)
-if int(limit):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
-source = LoadedModel(load_bundle(bundle))
-if kind == "image":
-    from pipelines.batch.images import score_images as score
-else:
-    from pipelines.batch.tables import score_files as score
-workers = RunOptions(workers=1 if int(limit) else None)
-score(source, paths, out, run=workers, **eval(options))
-"""
-"""A run in a process of its own, with smaller parts."""
-PART = 100
 LAID_OUT = OutputOptions(
     "csv", only_flagged=True, columns=("TX_AMOUNT",), partition_by="TX_DURING_NIGHT",
     limit=2_500, top=4, per_day=True, by="CUSTOMER_ID",
@@ -126,30 +104,6 @@ def finished(folder: Path) -> dict[str, tuple[int, int]]:
     return {name: (status.st_ino, status.st_mtime_ns) for name, status in found.items()}
 
 
-def start(
-    kind: str, bundle: Path, out: Path, paths: Sequence[Path], limit: int = 0, **options: Any
-) -> subprocess.Popen[str]:
-    """Start a run in a process of its own."""
-    arguments = [kind, bundle, out, PART if kind == "tabular" else 4, limit, repr(options), *paths]
-    return subprocess.Popen(
-        [sys.executable, "-c", PROCESS, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def kill_after(process: subprocess.Popen[str], out: Path, records: int, delay: float = 0) -> None:
-    """Kill a run as soon as it has this many records, or after this many seconds more."""
-    while process.poll() is None and len(list((out / RUN).glob("[0-9]*.json"))) < records:
-        time.sleep(0.002)
-    time.sleep(delay)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert process.stderr is not None
-    process.stderr.close()
-
-
 def visible(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir() if path.name != RUN}
 
@@ -207,10 +161,8 @@ def test_runs_killed_at_random_moments_lose_and_double_nothing(
     plain = {k: str(v) if isinstance(v, ExplainRows) else v for k, v in options.items()}
     for _ in range(4):
         shutil.rmtree(out, ignore_errors=True)
-        for _ in range(3):
-            had = len(list((out / RUN).glob("[0-9]*.json")))
-            process = start("tabular", folder_of_bundle, out, [mixed], **plain)
-            kill_after(process, out, had + chance.randrange(5), chance.random() / 5)
+        begin = partial(start, "tabular", folder_of_bundle, out, [mixed], **plain)
+        kill_at_random(begin, out, 3, chance)
         before = finished(out)
         workers = RunOptions(workers=chance.randrange(1, 4))
         score_files(LoadedModel(source.bundle), [str(mixed)], out, **options, run=workers)
@@ -222,7 +174,7 @@ def test_runs_killed_at_random_moments_lose_and_double_nothing(
 def test_killed_runs_of_images_are_continued(
     image_calibrated: Bundle, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.batch.images.PART_FILES", 4)
+    monkeypatch.setattr("pipelines.batch.images.PART_FILES", PART_FILES)
     bundle = image_calibrated.calibrated(calibrate(np.full(20, -1e6), alpha=0.1), None)
     (tmp_path / "in").mkdir()
     for i, image in enumerate(patched(blobs(24))):
@@ -242,6 +194,39 @@ def test_killed_runs_of_images_are_continued(
         name for name in whole if name.startswith("part")
     ]
     assert all(content(out)[name] == whole[name] for name in whole if name.startswith("part"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("kind", "stored"), [("image", False), ("image", True), ("tabular", True)])
+def test_runs_of_images_and_into_object_stores_may_be_killed_at_random_moments(
+    source: LoadedModel,
+    image_calibrated: Bundle,
+    mixed: Path,
+    tmp_path: Path,
+    small_parts: None,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    stored: bool,
+) -> None:
+    monkeypatch.setattr("pipelines.batch.images.PART_FILES", PART_FILES)
+    chance, model, score = random.Random(0), LoadedModel(source.bundle), score_files
+    options: dict[str, Any] = {"explain": 1}
+    if kind == "image":
+        model, score = LoadedModel(image_calibrated), score_images
+        mixed, options = write_formats(tmp_path / "scans", 80), {"heatmaps": HeatmapOptions(True)}
+    bundle = model.bundle.save(tmp_path / "bundle")
+    with s3_server():
+        upload(mixed, f"{tmp_path.name}/in")
+        paths = [f"s3://{BUCKET}/{tmp_path.name}/in" if stored else str(mixed)]
+        score(model, paths, tmp_path / "whole", **options)
+        for i in range(4):
+            out = f"s3://{BUCKET}/{tmp_path.name}/{i}" if stored else str(tmp_path / f"{i}")
+            kill_at_random(partial(start, kind, bundle, out, paths, **options), out, 3, chance)
+            score(model, paths, out, run=RunOptions(workers=chance.randrange(1, 4)), **options)
+            if stored:
+                out = str(download(f"{tmp_path.name}/{i}", tmp_path / f"{i}"))
+            assert content(Path(out)) == content(tmp_path / "whole")
 
 
 def test_the_result_does_not_depend_on_the_workers(
@@ -324,6 +309,21 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
     before = finished(out)
     assert score_files(LoadedModel(source.bundle), [str(path)], out, **options)["scored"] == 1_500
     assert before.items() <= finished(out).items()
+
+
+def test_a_disk_without_room_for_a_copy_is_no_fault_of_the_file(
+    source: LoadedModel, folder_of_bundle: Path, table: pa.Table, tmp_path: Path, out: Path
+) -> None:
+    """A compressed file is unpacked into a copy; its rows are not rejected."""
+    write_csv(tmp_path / "t.csv", table)
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress((tmp_path / "t.csv").read_bytes()))
+    path = tmp_path / "t.csv.gz"
+    process = start("tabular", folder_of_bundle, out, [path], limit=60_000)
+    _, told = process.communicate()
+    assert process.returncode == 1
+    assert re.search(r"OutageError: '.*t\.csv\.gz': File too large; set TMPDIR to", told)
+    assert not visible(out)
+    assert score_files(LoadedModel(source.bundle), [str(path)], out)["rejected"] == 30
 
 
 # ---------------------------------------------------------------- the same and other commands

@@ -83,7 +83,7 @@ ROWS = {
     "sub,0": "it is no file but a folder; list its files, or give the folder itself",
     "a.png/b.png,0": "there is no such file; check its path",
     "notes.txt,0": "it is text and no image",
-    "s3://bucket/a.png,0": "it is a URL; copy the file here and list its path",
+    "ftp://bucket/a.png,0": "it is a URL; copy the file here and list its path",
     "\udcff.png,0": "column 'path' is not UTF-8 text; name its encoding in data.csv.encoding "
     "(score: --csv encoding=latin-1), or save the file as UTF-8",
     f"{'long' * 99}.png,0": "it cannot be opened: File name too long; check its path",

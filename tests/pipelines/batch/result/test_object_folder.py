@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
@@ -21,17 +22,30 @@ import pytest
 
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.errors import DataError
+from pipelines.batch.common import HeatmapOptions
+from pipelines.batch.images import score_images
+from pipelines.batch.options import OutputOptions
 from pipelines.batch.result import folder as results
 from pipelines.batch.result import object_folder
 from pipelines.batch.result.object_folder import LEASE
 from pipelines.batch.run import RunOptions
 from pipelines.batch.tables import score_files
 from pipelines.datasets.files import find_files
-from pipelines.datasets.reading.objects import object_path
+from pipelines.datasets.reading.objects import OutageError, object_path, objects_in
 from pipelines.registry.model_uri import LoadedModel
 from tests.support.batch_results import content, without_measures
 from tests.support.flows import Command
-from tests.support.object_stores import BUCKET, download, s3_server, upload, use_server
+from tests.support.google_store import google_store
+from tests.support.image_folders import N_REJECTED, write_formats
+from tests.support.object_stores import (
+    BUCKET,
+    S3Server,
+    download,
+    running_s3_server,
+    s3_server,
+    upload,
+    use_server,
+)
 from tests.support.paths import ROOT
 
 PART = 100
@@ -132,6 +146,94 @@ def test_a_finished_result_stays_and_another_is_refused(
         score_files(source, [f"{out}/part-00000.parquet"], out)
 
 
+# ---------------------------------------------------------------- images
+
+
+@pytest.fixture(scope="module")
+def scans(s3: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of several formats, and what is none; also in the bucket, in the folder `pictures`."""
+    folder = write_formats(tmp_path_factory.mktemp("images") / "scans")
+    upload(folder, "pictures")
+    return folder
+
+
+def in_bucket(row: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return a row of a result with the address in the bucket for the path of its file."""
+    name = Path(row["path"]).relative_to(folder).as_posix()
+    return {**row, "path": f"s3://{BUCKET}/pictures/{name}"}
+
+
+def rows_in(content: bytes) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(pa.BufferReader(content)).to_pylist()
+    return sorted(rows, key=lambda row: (row["path"], str(row)))
+
+
+def test_images_are_scored_as_files_are(
+    image_calibrated: Bundle, scans: Path, tmp_path: Path
+) -> None:
+    images, heat = LoadedModel(image_calibrated), HeatmapOptions(png=True, dicom=True)
+    options: dict[str, Any] = {"explain": 1, "heatmaps": heat, "outputs": OutputOptions(top=2)}
+    local = score_images(images, [str(scans)], tmp_path / "local", **options)
+    out = f"s3://{BUCKET}/{tmp_path.name}"
+    summary = score_images(images, [f"s3://{BUCKET}/pictures"], out, **options)
+    assert without_measures(summary) == without_measures(local)
+    assert summary["rejected"] == N_REJECTED
+    assert summary["heatmaps"] >= summary["dicom"] > 0
+    found, expected = content(download(tmp_path.name, tmp_path / "s3")), content(tmp_path / "local")
+    for name in ("part-00000.parquet", "rejects.parquet", "top.parquet"):
+        rows = [in_bucket(row, scans) for row in rows_in(expected[name])]
+        assert rows_in(found[name]) == sorted(rows, key=lambda row: (row["path"], str(row)))
+    heatmaps = [name for name in found if name.startswith("heatmaps/")]
+    assert len(heatmaps) == len({*heatmaps}) == summary["heatmaps"]
+    assert all(found[name].startswith(b"\x89PNG") for name in heatmaps)
+    before = {path: path.info().mtime_ns for path in objects_in(object_path(out))}
+    assert score_images(images, [f"s3://{BUCKET}/pictures"], out, **options) == summary
+    assert {path: path.info().mtime_ns for path in objects_in(object_path(out))} == before
+    with pytest.raises(DataError, match="true, and not with false"):
+        score_images(images, [f"s3://{BUCKET}/pictures"], out, explain=1)
+
+
+@pytest.mark.parametrize("kind", [pytest.param("tables", marks=pytest.mark.slow), "images"])
+def test_a_store_that_stops_answering_is_no_fault_of_its_objects(
+    source: LoadedModel,
+    image_calibrated: Bundle,
+    files: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    small_parts: None,
+    kind: str,
+) -> None:
+    """The run ends with one line, and continues with what was not read."""
+    monkeypatch.setattr("pipelines.batch.images.PART_FILES", 2)
+    score, model = score_files, source
+    if kind == "images":
+        score, model = score_images, LoadedModel(image_calibrated)
+        files = write_formats(tmp_path / "scans", 40)
+    with running_s3_server() as server:
+        upload(files, "in")
+        paths, out = [f"s3://{BUCKET}/in"], tmp_path / "out"
+        whole = score(model, paths, tmp_path / "whole")
+        stopping = threading.Thread(target=stop_after_a_part, args=(server, out))
+        stopping.start()
+        with pytest.raises(OutageError, match="what is finished is kept") as told:
+            score(model, paths, out, run=RunOptions(1))
+        stopping.join()
+        assert "\n" not in str(told.value)
+        assert 0 < len(list(out.glob("part-*"))) < len(whole["parts"])
+        server.start()
+        score(model, paths, out)
+    assert content(out) == content(tmp_path / "whole")
+
+
+def stop_after_a_part(server: S3Server, out: Path) -> None:
+    while not list(out.glob("part-*")):
+        time.sleep(0.001)
+    server.stop()
+
+
+# ---------------------------------------------------------------- several runs
+
+
 @pytest.mark.slow
 def test_a_killed_run_continues(
     source: LoadedModel, files: Path, tmp_path: Path, small_parts: None
@@ -173,6 +275,7 @@ def test_a_second_run_is_refused_while_the_first_lives(
         ("s3://nowhere/in", "'s3://nowhere/in': "),
         (f"s3://{BUCKET}/nothing/*.csv", "no CSV, JSON or Parquet file is there"),
         ("s3://", "error: 's3://' names no bucket"),
+        ("s3a://bank/in", "error: 's3a://bank/in' is no address of s3:// or gs://"),
     ],
 )
 def test_an_input_that_is_not_there_is_one_line(
@@ -189,11 +292,15 @@ def test_an_output_that_cannot_be_written_is_one_line(
     command: Command, source: LoadedModel, files: Path, tmp_path: Path
 ) -> None:
     bundle = source.bundle.save(tmp_path / "bundle")
-    options = ("--model", bundle, "--input", files / "b.csv", "--output", "s3://nowhere/out")
-    answer = command("score", *options)
-    assert answer.code == 1
-    assert "error: --output 's3://nowhere/out': " in answer.err
-    assert answer.err.count("\n") == 1
+    options = ("--model", bundle, "--input", files / "b.csv", "--output")
+    for out, reason in (
+        ("s3://nowhere/out", "error: --output 's3://nowhere/out': "),
+        ("azure://bank/out", "error: 'azure://bank/out' is no address of s3:// or gs://"),
+    ):
+        answer = command("score", *options, out)
+        assert answer.code == 1
+        assert reason in answer.err
+        assert answer.err.count("\n") == 1
 
 
 class _Refuse(BaseHTTPRequestHandler):
@@ -249,3 +356,58 @@ def test_a_store_that_does_not_answer_is_one_line(
     assert f"error: 's3://{BUCKET}/in': " in answer.err
     assert answer.err.count("\n") == 1
     use_server(s3, monkeypatch)
+
+
+# ---------------------------------------------------------------- Google's store
+
+
+@pytest.fixture(scope="module")
+def google(files: Path, scans: Path) -> Iterator[subprocess.Popen[str]]:
+    """An emulator with the files in the folders `in` and `pictures` of its bucket."""
+    with google_store() as process:
+        upload(files, "in", "gs")
+        upload(scans, "pictures", "gs")
+        yield process
+
+
+@pytest.mark.parametrize("kind", ["tables", "images"])
+def test_googles_store_holds_input_and_result(
+    google: Any, source: LoadedModel, image_calibrated: Bundle, tmp_path: Path, small_parts: None,
+    kind: str,
+) -> None:  # fmt: skip
+    score, model, name = score_files, source, "in"
+    if kind == "images":
+        score, model, name = score_images, LoadedModel(image_calibrated), "pictures"
+    paths, out = [f"gs://{BUCKET}/{name}"], f"gs://{BUCKET}/{tmp_path.name}"
+    whole = score(model, paths, tmp_path / "local", explain=1)
+    assert without_measures(score(model, paths, out, explain=1)) == without_measures(whole)
+    folder = object_folder.ObjectFolder(object_path(out))
+    folder.remove("summary.json")
+    folder.remove(whole["parts"][-1])
+    score(model, [*paths], out, explain=1)
+    assert content(download(tmp_path.name, tmp_path / "gs", "gs")) == content(tmp_path / "local")
+    assert folder.read(LEASE) is None
+    with pytest.raises(DataError, match="holds a result with --explain 1, and not with 2"):
+        score(model, paths, out, explain=2)
+
+
+def test_what_googles_store_does_not_hold_is_one_line(
+    google: Any, source: LoadedModel, files: Path, tmp_path: Path
+) -> None:
+    for path in ("gs://nowhere/in", f"gs://{BUCKET}/nothing/*.csv"):
+        with pytest.raises(DataError, match="no CSV, JSON or Parquet file is there; check the"):
+            score_files(source, [path], tmp_path / "out")
+    with pytest.raises(DataError, match="--output 'gs://nowhere/out': "):
+        score_files(source, [str(files)], "gs://nowhere/out")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_googles_store_that_does_not_answer_is_one_line(
+    google: subprocess.Popen[str], source: LoadedModel, tmp_path: Path
+) -> None:
+    """Slow because requests are repeated for half a minute."""
+    google.kill()
+    with pytest.raises(DataError, match=r"gs://bank/in': .*check the name of the bucket") as told:
+        score_files(source, [f"gs://{BUCKET}/in"], tmp_path / "out")
+    assert "\n" not in str(told.value)
