@@ -19,6 +19,7 @@ from anomaly_vae.errors import DataError
 from anomaly_vae.messages import listed
 from anomaly_vae.types import ImageLayout
 from pipelines.datasets.image_files import DEFECT, LABEL, SPLIT, ImageFile
+from pipelines.datasets.reading.objects import glob_base, is_remote, object_path
 
 TRAIN, TEST = "train", "test"
 """Values of the attribute `SPLIT`."""
@@ -105,10 +106,13 @@ def _roots(paths: Sequence[str]) -> list[Path]:
 
     These are folders that are given, the parent of several of them, and the fixed part of a glob.
     """
-    folders = [path for path in map(Path, paths) if path.is_dir()]
+    local = [path for path in paths if not is_remote(path)]
+    remote = [object_path(path) for path in paths if is_remote(path)]
+    places = [*map(Path, local), *map(glob_base, remote)]
+    folders = [path for path in places if path.is_dir()]
     parents = Counter(path.parent for path in folders)
     roots = [path.parent if parents[path.parent] > 1 else path for path in folders]
-    roots += [_fixed_part(path) for path in paths if glob.has_magic(path)]
+    roots += [_fixed_part(path) for path in local if glob.has_magic(path)]
     return list(dict.fromkeys(roots))
 
 

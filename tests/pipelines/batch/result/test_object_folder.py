@@ -31,12 +31,13 @@ from pipelines.batch.result.object_folder import LEASE
 from pipelines.batch.run import RunOptions
 from pipelines.batch.tables import score_files
 from pipelines.datasets.files import find_files
+from pipelines.datasets.image_listing import images_and_others
 from pipelines.datasets.reading.objects import OutageError, object_path, objects_in
 from pipelines.registry.model_uri import LoadedModel
 from tests.support.batch_results import content, without_measures
 from tests.support.flows import Command
 from tests.support.google_store import google_store
-from tests.support.image_folders import N_REJECTED, write_formats
+from tests.support.image_folders import N_REJECTED, png, write_formats
 from tests.support.object_stores import (
     BUCKET,
     S3Server,
@@ -47,6 +48,7 @@ from tests.support.object_stores import (
     use_server,
 )
 from tests.support.paths import ROOT
+from tests.support.scans import blobs
 
 PART = 100
 PROCESS = """
@@ -155,6 +157,18 @@ def scans(s3: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_formats(tmp_path_factory.mktemp("images") / "scans")
     upload(folder, "pictures")
     return folder
+
+
+@pytest.mark.parametrize("pattern", ["parts", "parts/*", "parts/**/*.png"])
+def test_folders_name_labels_in_a_store_too(s3: str, tmp_path: Path, pattern: str) -> None:
+    for number, folder in enumerate(("good", "good", "crack")):
+        png(tmp_path / folder / f"{number}.png", blobs(3)[number])
+    upload(tmp_path, "parts")
+    found = images_and_others([f"s3://{BUCKET}/{pattern}"], "auto").images
+    assert {file.path.parent.name: file.attributes["label"] for file in found} == {
+        "good": "0",
+        "crack": "1",
+    }
 
 
 def in_bucket(row: dict[str, Any], folder: Path) -> dict[str, Any]:
