@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import repeat
 from typing import Any
-
-import numpy as np
 
 from anomaly_vae.config.windows import seconds
 from anomaly_vae.data.converters import Levels, Numbers, as_levels, label_spellings, level_name
@@ -155,16 +153,16 @@ class WindowInputs:
         )
         names = self.definition.numbers
         numbers = _rows(names, [_used(values, "number", name).tolist() for name in names], count)
-        anomalous = zip(
-            *(self._marks(values.get(name), count) for name in self.definition.labels), strict=True
-        )
-        marks = (
-            map(self._marked, anomalous)
-            if self.definition.labels
-            else repeat(frozenset[str](), count)
-        )
         times = _times(_used(values, "time", self.time))
+        marks = self._anomalous(values, count)
         return [Event(*part) for part in zip(ids, times, keys, numbers, marks, strict=True)]
+
+    def _anomalous(self, values: Mapping[str, Values], count: int) -> Iterable[frozenset[str]]:
+        """Return the label columns that mark each of N rows as an anomaly."""
+        if not any(name in values for name in self.definition.labels):  # as in records to score
+            return repeat(frozenset(), count)
+        columns = (self._marks(values.get(name), count) for name in self.definition.labels)
+        return map(self._marked, zip(*columns, strict=True))
 
     @staticmethod
     def _texts(values: Mapping[str, Values], name: str) -> list[str | None]:
@@ -227,10 +225,10 @@ def _texts(values: Levels) -> list[str | None]:
 
 def _times(values: Numbers) -> list[int | None]:
     """Return seconds since 1970 (N,) as whole microseconds; None where missing."""
-    missing = np.isnan(values)
-    micros = np.rint(np.where(missing, 0.0, values) * MICROSECONDS).astype(np.int64)
-    pairs = zip(micros.tolist(), missing.tolist(), strict=True)
-    return [None if absent else micro for micro, absent in pairs]
+    return [
+        None if second != second else round(second * MICROSECONDS)  # noqa: PLR0124 NaN
+        for second in values.tolist()
+    ]
 
 
 def _rows(
