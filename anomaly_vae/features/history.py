@@ -127,7 +127,8 @@ class EntityHistory:
 
     def _without(self, packed: bytes, own: int) -> bytes:
         events = self.unpack(packed)
-        return events[events[:, 1] != own].tobytes()
+        kept: bytes = events[events[:, 1] != own].tobytes()
+        return kept
 
 
 class Fields(NamedTuple):
@@ -145,6 +146,7 @@ class _Columns:
     """The columns of some events of one entity, as lists, which are fast for few events."""
 
     def __init__(self, history: EntityHistory, packed: bytes, events: slice, now: int) -> None:
+        real: memoryview[float]
         whole, real, width = (
             memoryview(packed).cast("q"), memoryview(packed).cast("d"), history.width
         )  # fmt: skip

@@ -64,8 +64,8 @@ class ServedTable(ServedModel):
         assert self.windows is not None
         found = dict(zip(self.windows.definition.names, values.T, strict=True))
         read = {c.name: _window_values(c, found[c.name]) for c in self.converted}
-        values = {**batch.values, **found, **read}
-        return RawBatch(values, len(batch), batch.problems, batch.ignored)
+        completed = {**batch.values, **found, **read}
+        return RawBatch(completed, len(batch), batch.problems, batch.ignored)
 
     def _example_batch(self) -> RawBatch:
         """Return the example, with the typical values of its windows."""
