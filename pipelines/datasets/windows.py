@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 HISTORY, STORE = "--history", "--windows-store"
 """Options that give the past of windows."""
+GAP = 86_400 * MICROSECONDS
+"""Time between a store's last event and the first row from which on events seem to be missing."""
 MOSTLY_NUMBERS = 0.9
 """Minimum share of numbers in a column that statistics are of."""
 
@@ -346,7 +348,7 @@ class _Stored:
     def warnings(self, windows: OfflineWindows, _: Collection[str]) -> Iterator[str]:
         """Yield what the windows do not see."""
         rows, complete = windows.span(history=False), self._store.complete_from(self._state)
-        newest, shortest = self._state.newest, min(f.span for f in self._reader.definition.features)
+        newest = self._state.newest
         if rows is None or complete is None or newest is None:
             return
         remedy = "fill it with: anomaly-vae windows load"
@@ -355,7 +357,7 @@ class _Stored:
                 f"the window store has all that windows of rows from {_moment(complete)} on see, "
                 f"but the input begins at {_moment(rows.first)}: earlier rows see less; {remedy}"
             )
-        if newest < rows.first - shortest:
+        if newest < rows.first - GAP:
             yield (
                 f"the last event in the window store is of {_moment(newest)}, and the first row of "
                 f"{_moment(rows.first)}: windows see no event between them; {remedy}"
