@@ -147,9 +147,8 @@ class _Columns:
 
     def __init__(self, history: EntityHistory, packed: bytes, events: slice, now: int) -> None:
         real: memoryview[float]
-        whole, real, width = (
-            memoryview(packed).cast("q"), memoryview(packed).cast("d"), history.width
-        )  # fmt: skip
+        whole, width = memoryview(packed).cast("q"), history.width
+        real: memoryview[float] = memoryview(packed).cast("d")
         self._now, self._times = now, whole[::width][events]
         self._in_windows: dict[tuple[str, int, int], Numbers] = {}
         first = 2 + (history.label is not None)
