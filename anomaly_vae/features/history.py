@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from struct import Struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -146,9 +146,8 @@ class _Columns:
     """The columns of some events of one entity, as lists, which are fast for few events."""
 
     def __init__(self, history: EntityHistory, packed: bytes, events: slice, now: int) -> None:
-        real: memoryview[float]
         whole, width = memoryview(packed).cast("q"), history.width
-        real: memoryview[float] = memoryview(packed).cast("d")
+        real: Any = memoryview(packed).cast("d")  # its type says that slices are of integers
         self._now, self._times = now, whole[::width][events]
         self._in_windows: dict[tuple[str, int, int], Numbers] = {}
         first = 2 + (history.label is not None)
