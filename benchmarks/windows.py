@@ -1,19 +1,31 @@
 """Replay a month of card transactions through `/score` and compare each window with batch columns.
 
-A model of July has the windows of docs/windows.md. August is sent in time order, once
-to an empty store and once to a store that was filled with June and July by `windows load`; labels
-follow by `POST /events`. The batch columns are those of `add_windows`, which training and `score`
-use, too. A second part measures what windows add to a request, with a million
-entities in the store.
+A model of July has the windows of docs/windows.md. August is sent in time order, once to a store
+that was filled with June and July by `windows load` and once to an empty one; labels follow by
+`POST /events`. The batch columns are those of `add_windows`, which training and `score` use, too.
+The last rows are sent one by one.
+
+In the part `disorder`, rows arrive up to half a day late, one in ten twice, from a store that was
+filled, and all processes of the service are killed in the middle. Each row of a sample is compared
+with its windows over what had arrived before it, and the final store with one that was filled in
+order. The part `redis` replays to an empty Redis.
+
+The part `cost` measures what windows add to a request, with a million entities in the store, and
+`request` the same in one process, request by request in turn with those of a model without
+windows.
 """
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
 import re
+import resource
 import shutil
+import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -30,11 +42,13 @@ import pandas as pd
 import pyarrow as pa
 
 from anomaly_vae.artifacts.bundle import load_bundle
+from anomaly_vae.artifacts.registry_names import BundleRef
 from anomaly_vae.calibration.conformal import calibrate
 from anomaly_vae.config import validate_config
 from anomaly_vae.config.windows import EntityWindows
 from anomaly_vae.data.splitting import CALIBRATION, TRAIN, VALIDATION
 from anomaly_vae.features import WindowDefinition, WindowInputs
+from anomaly_vae.features.inputs import Event
 from anomaly_vae.features.offline import add_windows
 from anomaly_vae.features.store import StoreOptions, open_store
 from anomaly_vae.features.store.redis import RedisBackend
@@ -44,6 +58,10 @@ from benchmarks.common import Options, environment
 from pipelines.datasets.loading import load_dataset
 from pipelines.registry.model_uri import open_model
 from pipelines.windows import load_windows
+from serving.app import create_app
+from serving.models.store import Store
+from serving.scoring.loading import load_model
+from serving.settings import Settings
 
 TIME, LABEL, ID = "TX_DATETIME", "TX_FRAUD", "TRANSACTION_ID"
 RAW = [ID, TIME, "CUSTOMER_ID", "TERMINAL_ID", "TX_AMOUNT"]
@@ -63,14 +81,18 @@ WINDOWS: dict[str, Any] = {
 }
 DEFINITION = WindowDefinition({n: EntityWindows.model_validate(w) for n, w in WINDOWS.items()})
 DAY = 86_400_000_000
-ROWS_TOGETHER = 200
-"""Number of records in a request of the replay."""
+ROWS_TOGETHER, ROWS_ALONE = 500, 2_000
+"""Number of records in a request of the replay, and of the last rows, which are sent one by one."""
+DISORDER_ROWS, SAMPLE = 40_000, 1_000
+"""Number of rows that arrive out of order, and of those that are compared."""
+DELAY = pd.Timedelta(hours=12)
+"""Maximum delay of a row, less than `data.windows_horizon`."""
 SPLITS = {
     "train": ["2018-07-01", "2018-07-04"],
     "calibration": ["2018-07-04", "2018-07-05"],
     "test": ["2018-07-05", "2018-07-06"],
 }
-SHORT_ROWS = 2_000
+SHORT_ROWS = 5_000
 """Number of rows of August in the short form."""
 ENTITIES, EVENTS_EACH, REQUESTS = 500_000, 20, 3_000
 """Number of entities of each kind in the full store, of events of each, and of timed requests."""
@@ -119,11 +141,21 @@ class Service(http.client.HTTPConnection):
         self.pid = pid
 
     def cpu_seconds(self) -> float:
-        """Return the processor time that the first process has used."""
-        fields = (
-            Path(f"/proc/{self.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        )
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """Return the processor time that the service and its worker processes have used."""
+        ticks = sum(int(fields[11]) + int(fields[12]) for fields in self._processes())
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+    def memory(self) -> float:
+        """Return the resident memory of the service and its worker processes, in MB."""
+        return sum(int(fields[21]) for fields in self._processes()) * resource.getpagesize() / 1e6
+
+    def _processes(self) -> Iterator[list[str]]:
+        """Yield the fields of the service and its children in /proc/PID/stat, from the third on."""
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):
+                fields = path.read_text(encoding="utf-8").rpartition(")")[2].split()
+                if str(self.pid) in (path.parent.name, fields[1]):
+                    yield fields
 
 
 @contextmanager
@@ -132,7 +164,9 @@ def service(bundle: Path, url: str, workers: int = 1) -> Iterator[Service]:
     command = [sys.executable, "-m", "pipelines.cli", "serve", "--model", str(bundle)]
     command += ["--port", "0", "--workers", str(workers)]
     variables = {**os.environ, "ANOMALY_VAE_WINDOWS": url, "ANOMALY_VAE_LOG_LEVEL": "warning"}
-    with subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, env=variables, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
         try:
             assert process.stderr is not None
             found = None
@@ -141,7 +175,8 @@ def service(bundle: Path, url: str, workers: int = 1) -> Iterator[Service]:
             _wait_for(found[1], int(found[2]))
             yield Service(found[1], int(found[2]), process.pid)
         finally:
-            process.terminate()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
 
 
 def _wait_for(host: str, port: int) -> None:
@@ -170,7 +205,7 @@ def post(connection: http.client.HTTPConnection, path: str, body: Any) -> Any:
 
 
 def replay(connection: http.client.HTTPConnection, rows: pd.DataFrame) -> pd.DataFrame:
-    """Send rows in time order, and the labels of each request after it; return the answers."""
+    """Send rows in turn, and the labels of each request after it; return the answers."""
     sent = rows[RAW].assign(**{TIME: rows[TIME].astype(str)}).to_dict("records")
     due = (rows[TIME] + pd.Timedelta(days=7)).astype(str).tolist()
     frauds, results = rows[LABEL].to_numpy(), list[dict[str, Any]]()
@@ -184,7 +219,18 @@ def replay(connection: http.client.HTTPConnection, rows: pd.DataFrame) -> pd.Dat
         ]
         if labels:
             assert post(connection, "/events", {"labels": labels})["labels"]["unknown"] == 0
-    found = pd.DataFrame([one["windows"] for one in results], dtype=float, index=rows.index)
+    return _answers(results, rows.index)
+
+
+def replay_alone(connection: http.client.HTTPConnection, rows: pd.DataFrame) -> pd.DataFrame:
+    """Send rows one by one, without their labels; return the answers."""
+    sent = rows[RAW].assign(**{TIME: rows[TIME].astype(str)}).to_dict("records")
+    results = [post(connection, "/score", {"records": [one]})["results"][0] for one in sent]
+    return _answers(results, rows.index)
+
+
+def _answers(results: Sequence[Any], index: Any) -> pd.DataFrame:
+    found = pd.DataFrame([one["windows"] for one in results], dtype=float, index=index)
     return found.assign(score=[one["score"] for one in results], id=[one["id"] for one in results])
 
 
@@ -210,12 +256,93 @@ def compare(found: pd.DataFrame, rows: pd.DataFrame, bundle: Path) -> dict[str, 
     }
 
 
+# ---------------------------------------------------------------- disorder
+
+
+def disorder(bundle: Path, filled: Path, past: pd.DataFrame, rows: pd.DataFrame) -> None:
+    """Send rows out of order, some twice, and kill the service in the middle; compare."""
+    draw = np.random.default_rng(7)
+    late = rows[TIME] + pd.to_timedelta(draw.random(len(rows)) * DELAY.total_seconds(), unit="s")
+    arriving = rows.iloc[np.argsort(late.to_numpy(), kind="stable")].reset_index(drop=True)
+    live, in_order = filled.with_name("disorder.db"), filled.with_name("in-order.db")
+    for path in (live, in_order):
+        shutil.copy(filled, path)
+    url, start = f"sqlite:///{live}", time.perf_counter()
+    middle = len(arriving) // 2 // ROWS_TOGETHER * ROWS_TOGETHER
+    found = []
+    for part in (arriving[:middle], arriving[middle:]):
+        with service(bundle, url, workers=2) as connection:
+            found.append(replay(connection, part))
+            replay(connection, part.sample(frac=0.1, random_state=1))
+            os.killpg(connection.pid, signal.SIGKILL)
+    rate = 1.1 * len(arriving) / (time.perf_counter() - start)
+    chosen = np.sort(draw.choice(len(arriving), min(SAMPLE, len(arriving)), replace=False))
+    expected = _over_what_had_arrived(past, arriving, chosen)
+    print(
+        f"disorder, {rate:,.0f} rows/s: {compare(pd.concat(found).iloc[chosen], expected, bundle)}"
+    )
+    source = arriving.sort_values(TIME, kind="stable").drop(columns=LABEL)
+    source.to_parquet(filled.with_name("in-order.parquet"))
+    paths = [str(filled.with_name("in-order.parquet"))]
+    load_windows(open_model(str(bundle)), paths, StoreOptions(f"sqlite:///{in_order}"))
+    print(
+        "entities whose events differ from a store that was filled in order: "
+        f"{_unlike(bundle, live, in_order, arriving)}",
+        flush=True,
+    )
+
+
+def _over_what_had_arrived(
+    past: pd.DataFrame, arriving: pd.DataFrame, chosen: Sequence[int]
+) -> pd.DataFrame:
+    """Return some rows with their batch columns over the past and the rows before them.
+
+    Each has copies of the events of its entities that no other row sees.
+    """
+    history, rows = [], []
+    entities = ["CUSTOMER_ID", "TERMINAL_ID"]
+    events = pd.concat([past, arriving], ignore_index=True)
+    groups = {name: events.groupby(name).indices for name in entities}
+    for number in chosen:
+        row = arriving.iloc[[number]]
+        at = np.union1d(*(groups[name][row[name].iloc[0]] for name in entities))
+        seen = events.iloc[at[at < len(past) + number]]
+        seen = seen[seen[TIME] > row[TIME].iloc[0] - pd.Timedelta(days=38)]
+        for part, into in ((seen, history), (row, rows)):
+            marked = {name: part[name].astype(str) + f"/{number}" for name in (*entities, ID)}
+            into.append(part.assign(**marked))
+    frames = pd.concat(rows, ignore_index=True), pd.concat(history, ignore_index=True)
+    return batch_columns(*frames).set_axis(arriving.index[chosen])
+
+
+def _unlike(bundle: Path, live: Path, in_order: Path, rows: pd.DataFrame) -> int:
+    """Count the entities whose events differ between two stores, apart from labels."""
+    inputs = WindowInputs.from_manifest(load_bundle(bundle).manifest)
+    assert inputs is not None
+    stores = [open_store(StoreOptions(f"sqlite:///{path}"), inputs) for path in (live, in_order)]
+    count = 0
+    for entity in inputs.definition.entities:
+        texts = rows[entity].astype(str).unique().tolist()
+        found = [store.histories(entity, texts) for store in stores]
+        layout = stores[0].layout(entity)
+        columns = [i for i in range(layout.width) if not layout.label or i != 2]
+        count += sum(
+            sorted(map(tuple, found[0][text][:, columns].tolist()))
+            != sorted(map(tuple, found[1][text][:, columns].tolist()))
+            for text in texts
+        )
+    return count
+
+
 # ---------------------------------------------------------------- cost
 
 
 def fill(url: str, inputs: WindowInputs, now: int, entities: int) -> None:
     """Put entities with events of the last 30 days straight into a store, past its interface."""
     store = open_store(StoreOptions(url), inputs)
+    keys = dict.fromkeys(inputs.definition.keys, "-1")
+    numbers = dict.fromkeys(inputs.definition.numbers, 1.0)
+    store.load([Event(None, now - age * DAY, keys, numbers) for age in (90, 0)])
     rng = np.random.default_rng(0)
     for entity, history in store._histories.items():
         words = np.zeros((EVENTS_EACH, history.width), np.int64)
@@ -283,9 +410,64 @@ def redis_server(folder: Path) -> Iterator[str]:
             process.kill()
 
 
-def cost(bundle: Path, plain: Path, rows: pd.DataFrame, folder: Path, short: bool) -> None:
+class InProcess:
+    """An application that is called without HTTP."""
+
+    def __init__(self, bundle: Path, url: str) -> None:
+        model = load_model(BundleRef(str(bundle)))
+        self._app = create_app(Store([model]), Settings(windows=url))
+        self._loop = asyncio.new_event_loop()
+
+    def seconds(self, record: Any) -> tuple[float, float]:
+        """Score a record; return the processor time and the time that it took."""
+        body = json.dumps({"records": [record]}).encode()
+        start, used = time.perf_counter(), time.process_time()
+        status = self._loop.run_until_complete(self._post(body))
+        taken = time.process_time() - used, time.perf_counter() - start
+        assert status == 200
+        return taken
+
+    async def _post(self, body: bytes) -> int:
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        headers = [
+            (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))
+        ]  # fmt: skip
+        scope = {
+            "type": "http", "http_version": "1.1", "method": "POST", "scheme": "http",
+            "path": "/score", "raw_path": b"/score", "query_string": b"", "root_path": "",
+            "headers": headers, "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80),
+        }  # fmt: skip
+        await self._app(scope, receive, send)
+        status: int = sent[0]["status"]
+        return status
+
+
+def in_turn(bundle: Path, plain: Path, url: str, raw: Sequence[Any], columns: Sequence[Any]) -> str:
+    """Score records with windows and with columns in turn, and describe the microseconds."""
+    apps = InProcess(bundle, url), InProcess(plain, url)
+    pairs = zip(raw, columns, strict=True)
+    taken = [[app.seconds(one) for app, one in zip(apps, pair, strict=True)] for pair in pairs]
+    micros = np.array(taken[len(taken) // 10 :]) * 1e6  # (requests, apps, kinds of time)
+    parts = []
+    for share in (0.1, 0.5):
+        (ours, wall), (theirs, other) = np.quantile(micros, share, axis=0)
+        parts.append(
+            f"quantile {share}: with {ours:.0f}, without {theirs:.0f}, added "
+            f"{ours - theirs:.0f} us of processor time, {wall - other:.0f} us of time"
+        )
+    return "; ".join(parts)
+
+
+def cost(bundle: Path, plain: Path, rows: pd.DataFrame, folder: Path, options: Options) -> None:
     """Measure what windows add to a request with full stores, and print it."""
-    entities, requests = (20_000, 300) if short else (ENTITIES, REQUESTS)
+    entities, requests = (20_000, 300) if options.short else (ENTITIES, REQUESTS)
     inputs = WindowInputs.from_manifest(load_bundle(bundle).manifest)
     assert inputs is not None
     last = rows.iloc[-requests:].reset_index(drop=True)
@@ -303,11 +485,17 @@ def cost(bundle: Path, plain: Path, rows: pd.DataFrame, folder: Path, short: boo
         urls = {"SQLite": f"sqlite:///{folder / 'full.db'}"}
         if shutil.which("redis-server"):
             urls["Redis"] = stack.enter_context(redis_server(folder))
+        for url in urls.values():
+            fill(url, inputs, now, entities)
+        if options.wants("request"):
+            for name, url in urls.items():
+                print(f"one process, {name}: {in_turn(bundle, plain, url, raw, sent)}", flush=True)
+        if not options.wants("cost"):
+            return
         with service(plain, urls["SQLite"]) as connection:
             base = Latency.of(connection, sent)
         print(f"columns sent, no store: {base}", flush=True)
         for name, url in urls.items():
-            fill(url, inputs, now, entities)
             with service(bundle, url) as connection:
                 found = Latency.of(connection, raw)
             print(
@@ -344,30 +532,50 @@ def run(options: Options) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         bundle = train(past, folder)
-        if options.wants("cost"):
+        if options.wants("cost") or options.wants("request"):
             plain = without_windows(bundle, folder)
             last = batch_columns(august[-REQUESTS:], pd.concat([past, august[:-REQUESTS]]))
-            cost(bundle, plain, last, folder, options.short)
+            cost(bundle, plain, last, folder, options)
+        if options.wants("filled") or options.wants("disorder"):
+            filled = fill_from_files(bundle, files[:2], folder / "filled.db")
+        if options.wants("disorder"):
+            disorder(bundle, filled, past, august[:DISORDER_ROWS])
         if options.wants("filled"):
-            equality("filled", bundle, batch_columns(august, past), files[:2], folder)
+            equality("filled", f"sqlite:///{filled}", bundle, batch_columns(august, past))
         if options.wants("empty"):
-            equality("empty", bundle, batch_columns(august), [], folder)
+            url = f"sqlite:///{folder / 'empty.db'}"
+            equality("empty", url, bundle, batch_columns(august[:DISORDER_ROWS]))
+        if options.wants("redis") and shutil.which("redis-server"):
+            with redis_server(folder) as url:
+                equality("Redis", url, bundle, batch_columns(august[:DISORDER_ROWS]))
 
 
-def equality(
-    name: str, bundle: Path, expected: pd.DataFrame, history: Sequence[Path], folder: Path
-) -> None:
-    """Replay rows to a store that was filled with history, and print how the answers compare."""
-    file = folder / f"{name}.db"
-    url = f"sqlite:///{file}"
-    if history:
-        start = time.perf_counter()
-        paths = [str(path) for path in history]
-        loaded = load_windows(open_model(str(bundle)), paths, StoreOptions(url))
-        rate = loaded["rows"] / (time.perf_counter() - start)
-        print(f"load: {rate:,.0f} rows/s, {file.stat().st_size / 1e6:.0f} MB, {loaded}", flush=True)
+def fill_from_files(bundle: Path, history: Sequence[Path], file: Path) -> Path:
+    """Fill a store from files, print how long it took, and return the store."""
+    start = time.perf_counter()
+    options = StoreOptions(f"sqlite:///{file}")
+    loaded = load_windows(open_model(str(bundle)), [str(path) for path in history], options)
+    rate = loaded["rows"] / (time.perf_counter() - start)
+    with closing(sqlite3.connect(file)) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    print(f"load: {rate:,.0f} rows/s, {file.stat().st_size / 1e6:.0f} MB, {loaded}", flush=True)
+    return file
+
+
+def equality(name: str, url: str, bundle: Path, expected: pd.DataFrame) -> None:
+    """Replay rows to a store, and print how the answers compare with the batch columns."""
+    together, alone = expected[:-ROWS_ALONE], expected[-ROWS_ALONE:]
     with service(bundle, url, workers=2) as connection:
-        start = time.perf_counter()
-        found = replay(connection, expected)
-        rate = len(found) / (time.perf_counter() - start)
-    print(f"{name} store, {rate:,.0f} rows/s: {compare(found, expected, bundle)}", flush=True)
+        found, rates = [], []
+        for part, send in ((together, replay), (alone, replay_alone)):
+            start, used = time.perf_counter(), connection.cpu_seconds()
+            found.append(send(connection, part))
+            used = (connection.cpu_seconds() - used) * 1e6 / max(len(part), 1)
+            rates.append(f"{len(part) / (time.perf_counter() - start):,.0f} rows/s, {used:.0f} us")
+        memory = connection.memory()
+    print(
+        f"{name} store, {ROWS_TOGETHER} rows together: {rates[0]} of processor time a row; one by "
+        f"one: {rates[1]}; {memory:.0f} MB of memory: "
+        f"{compare(pd.concat(found), expected, bundle)}",
+        flush=True,
+    )

@@ -24,6 +24,7 @@ from pipelines import console
 
 if TYPE_CHECKING:
     from anomaly_vae.config import Config
+    from anomaly_vae.features.store import StoreOptions
     from pipelines.registry.model_uri import LoadedModel
 
 DONE, FAULT, USAGE, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
@@ -145,6 +146,14 @@ History = Annotated[
         metavar="PATH",
         help="rows before the input, which feed the windows of data.windows and are not scored; "
         "may be repeated",
+    ),
+]
+WindowsStore = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="window store with the events before the input, in place of --history: "
+        "sqlite:///FILE or redis://HOST:PORT/0; nothing is recorded in it",
     ),
 ]
 LabelDelay = Annotated[
@@ -454,6 +463,7 @@ def score(
     ] = None,
     csv: CsvOptions = None,
     history: History = None,
+    windows_store: WindowsStore = None,
 ) -> None:
     """Score files; every row is scored, or rejected with a reason.
 
@@ -496,7 +506,7 @@ def score(
             per is not None,
             by,
         ),
-        **_table_options(source, csv, history),
+        **_table_options(source, csv, history, windows_store),
     )
     console.info(
         f"{summary['rows']:,} {NOUNS[source.kind]}: {summary['scored']:,} scored, "
@@ -831,13 +841,26 @@ def denoise(
 
 
 def _table_options(
-    source: LoadedModel, csv: list[str] | None, history: list[str] | None = None
+    source: LoadedModel,
+    csv: list[str] | None,
+    history: list[str] | None = None,
+    windows_store: str | None = None,
 ) -> dict[str, Any]:
-    given = {"csv": _csv_options(csv), "history": history}
+    store = None if windows_store is None else _store_options(windows_store)
+    given = {"csv": _csv_options(csv), "history": history, "windows_store": store}
     options = {name: value for name, value in given.items() if value}
     if options and source.bundle.manifest["kind"] != "tabular":
-        raise ConfigError(f"--{next(iter(options))} is for models of tables; leave it out")
+        name = next(iter(options)).replace("_", "-")
+        raise ConfigError(f"--{name} is for models of tables; leave it out")
     return options
+
+
+def _store_options(url: str) -> StoreOptions:
+    from anomaly_vae.features.store import StoreOptions
+
+    if not url:
+        raise typer.BadParameter("--windows-store is empty; give the URL of a window store")
+    return StoreOptions.from_environment(url)
 
 
 def _csv_options(options: list[str] | None) -> dict[str, Any]:

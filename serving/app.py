@@ -87,7 +87,7 @@ def create_app(
         *models.routes(store, settings, metrics, follower),
         *admin.routes(follower, settings),
         *events.routes(scoring.resources, windows),
-        *feedback.routes(store, scoring.resources, writer),
+        *feedback.routes(store, scoring.resources, writer, windows),
         *(route for protocol in PROTOCOLS for route in protocol.routes(store, settings)),
         *_protocol_routes(scoring),
     ]

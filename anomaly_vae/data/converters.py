@@ -118,7 +118,9 @@ def levels_from_values(values: Sequence[Any]) -> ConvertedLevels:
         names.append(None if nested else level_name(value))
         if nested:
             problems.append(CellProblem(row, f"expected a category, got {shown(value)}"))
-    return merge_levels(np.arange(len(values)), names), problems
+    index: dict[str, int] = {}
+    codes = [-1 if name is None else index.setdefault(name, len(index)) for name in names]
+    return Levels(np.array(codes, np.int32), tuple(index)), problems
 
 
 def level_name(value: object) -> str | None:

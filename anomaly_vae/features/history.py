@@ -7,10 +7,12 @@ time at which an anomaly became known (only with `risk`), numbers, hashes of val
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from struct import Struct
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,8 +80,8 @@ class EntityHistory:
         return Struct(f"<qq{marks}{len(self.numbers)}d{len(self.values)}q")
 
     @cached_property
-    def _edges(self) -> Words:
-        return np.array([edge for start, stop, _ in self.by_window for edge in (start, stop)])
+    def _edges(self) -> frozenset[int]:
+        return frozenset(edge for start, stop, _ in self.by_window for edge in (start, stop))
 
     def pack(self, event: Event, own: int, hashed: Hash) -> bytes:
         """Pack an event that has a time and this entity; ``own`` is the hash of its id."""
@@ -97,6 +99,13 @@ class EntityHistory:
         """Return packed events as words (N, W)."""
         return np.frombuffer(packed, np.int64).reshape(-1, self.width)
 
+    def fields(self, events: Words) -> Fields:
+        """Return the columns of events (N, W)."""
+        columns = iter(events.T[2:])
+        known = next(columns) if self.label else None
+        numbers = {name: next(columns).view(np.float64) for name in self.numbers}
+        return Fields(known, numbers, {name: next(columns) for name in self.values})
+
     def features(self, packed: bytes, now: int, own: int = NO_ID) -> list[float]:
         """Return the features of a row; NaN where they have no value.
 
@@ -105,39 +114,58 @@ class EntityHistory:
             now: its time, in microseconds.
             own: hash of its id, whose event is left out.
         """
-        events = self.unpack(packed)
-        if own != NO_ID and (events[:, 1] == own).any():
-            events = events[events[:, 1] != own]
-        edges = events[:, 0].searchsorted(now - self._edges)
-        first = int(edges.min())
-        columns = _Columns(self, events[first : edges.max()], now)
-        bounds, out = iter((edges - first).tolist()), [math.nan] * self.count
-        for (_, _, features), start, stop in zip(self.by_window, bounds, bounds, strict=False):
-            columns.fill(out, features, start, stop)
+        words = memoryview(packed).cast("q")
+        times, width = words[:: self.width], self.width
+        bounds = {edge: bisect_left(times, now - edge) for edge in self._edges}
+        first, stop = min(bounds.values()), max(bounds.values())
+        if own != NO_ID and own in words[1::width][first:stop].tolist():
+            return self.features(self._without(packed, own), now)
+        columns, out = _Columns(self, packed, slice(first, stop), now), [math.nan] * self.count
+        for start, end, features in self.by_window:
+            columns.fill(out, features, bounds[start] - first, bounds[end] - first)
         return out
+
+    def _without(self, packed: bytes, own: int) -> bytes:
+        events = self.unpack(packed)
+        kept: bytes = events[events[:, 1] != own].tobytes()
+        return kept
+
+
+class Fields(NamedTuple):
+    """The columns of N packed events."""
+
+    known: Words | None
+    """Time (N,) from which an event is known as an anomaly, or `NEVER`; None without `risk`."""
+    numbers: Mapping[str, NDArray[np.float64]]
+    """Values (N,) of each numeric column; NaN where missing."""
+    values: Mapping[str, Words]
+    """Hashes (N,) of the values of each counted column; `NO_ID` where missing."""
 
 
 class _Columns:
-    """The columns of the events of one entity, as lists, which are fast for few events."""
+    """The columns of some events of one entity, as lists, which are fast for few events."""
 
-    def __init__(self, history: EntityHistory, events: Words, now: int) -> None:
-        self._now, self._times = now, events[:, 0]
+    def __init__(self, history: EntityHistory, packed: bytes, events: slice, now: int) -> None:
+        whole, width = memoryview(packed).cast("q"), history.width
+        real: Any = memoryview(packed).cast("d")  # its type says that slices are of integers
+        self._now, self._times = now, whole[::width][events]
+        self._in_windows: dict[tuple[str, int, int], Numbers] = {}
         first = 2 + (history.label is not None)
-        self._known: list[int] = events[:, 2].tolist() if history.label else []
+        self._known: list[int] = whole[2::width][events].tolist() if history.label else []
         self._numbers: Mapping[str, list[float]] = {
-            name: events[:, first + i].view(np.float64).tolist()
+            name: real[first + i :: width][events].tolist()
             for i, name in enumerate(history.numbers)
         }
         first += len(history.numbers)
         self._values: Mapping[str, list[int]] = {
-            name: events[:, first + i].tolist() for i, name in enumerate(history.values)
+            name: whole[first + i :: width][events].tolist()
+            for i, name in enumerate(history.values)
         }
 
     def fill(
         self, out: list[float], features: Sequence[tuple[int, WindowFeature]], start: int, stop: int
     ) -> None:
         """Compute the features of the window that holds the events [start, stop)."""
-        in_window: dict[str, Numbers] = {}
         for position, feature in features:
             kind, column = feature.kind, feature.column
             if column is None:
@@ -145,10 +173,14 @@ class _Columns:
             elif kind == "distinct":
                 out[position] = float(len({*self._values[column][start:stop]} - {NO_ID}))
             else:
-                if column not in in_window:
-                    in_window[column] = Numbers(self._numbers[column][start:stop])
-                value: float = getattr(in_window[column], kind)
-                out[position] = value
+                out[position] = getattr(self._numbers_in(column, start, stop), kind)
+
+    def _numbers_in(self, column: str, start: int, stop: int) -> Numbers:
+        """Return the numbers in a window; short windows often hold the same events."""
+        key = column, start, stop
+        if key not in self._in_windows:
+            self._in_windows[key] = Numbers(self._numbers[column][start:stop])
+        return self._in_windows[key]
 
     def _of_events(self, kind: str, start: int, stop: int) -> float:
         if kind == "count":
@@ -156,7 +188,7 @@ class _Columns:
         if start == stop:
             return math.nan
         if kind == "since_last":
-            return (self._now - int(self._times[stop - 1])) / MICROSECONDS
+            return (self._now - self._times[stop - 1]) / MICROSECONDS
         return sum(at <= self._now for at in self._known[start:stop]) / (stop - start)
 
 
@@ -176,7 +208,7 @@ class Numbers:
         """Sum, rounded once; 0 without numbers."""
         return _sum(self._present)
 
-    @property
+    @cached_property
     def mean(self) -> float:
         """Mean; NaN without numbers."""
         return self.sum / len(self._present) if self._present else math.nan
@@ -186,7 +218,7 @@ class Numbers:
         """Greatest number; NaN without numbers."""
         return max(self._present, default=math.nan)
 
-    @property
+    @cached_property
     def std(self) -> float:
         """Sample standard deviation, corrected for the rounding of the mean; NaN without two."""
         present = self._present

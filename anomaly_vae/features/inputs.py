@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import repeat
 from typing import Any
-
-import numpy as np
 
 from anomaly_vae.config.windows import seconds
 from anomaly_vae.data.converters import Levels, Numbers, as_levels, level_name
@@ -158,16 +156,16 @@ class WindowInputs:
         )
         names = self.definition.numbers
         numbers = _rows(names, [_used(values, "number", name).tolist() for name in names], count)
-        anomalous = zip(
-            *(self._marks(values.get(name), count) for name in self.definition.labels), strict=True
-        )
-        marks = (
-            map(self._marked, anomalous)
-            if self.definition.labels
-            else repeat(frozenset[str](), count)
-        )
         times = _times(_used(values, "time", self.time))
+        marks = self._anomalous(values, count)
         return [Event(*part) for part in zip(ids, times, keys, numbers, marks, strict=True)]
+
+    def _anomalous(self, values: Mapping[str, Values], count: int) -> Iterable[frozenset[str]]:
+        """Return the label columns that mark each of N rows as an anomaly."""
+        if not any(name in values for name in self.definition.labels):  # as in records to score
+            return repeat(frozenset(), count)
+        columns = (self._marks(values.get(name), count) for name in self.definition.labels)
+        return map(self._marked, zip(*columns, strict=True))
 
     @staticmethod
     def _texts(values: Mapping[str, Values], name: str) -> list[str | None]:
@@ -205,10 +203,11 @@ class WindowInputs:
             labels = as_levels(batch.values[column]).without_markers()
             vocabulary = Vocabulary(self.positive, self.normal[column])
             codes = [vocabulary.code(name) if name else NORMAL for name in labels.names]
-            unknown = [level for level, code in enumerate(codes) if code is None]
-            for row in np.flatnonzero(np.isin(labels.codes, unknown)).tolist():
-                reason = vocabulary.explain_unknown(labels.names[labels.codes[row]])
-                yield RowProblem(row, column, reason)
+            unknown = {level for level, code in enumerate(codes) if code is None}
+            for row, level in enumerate(labels.codes.tolist()):
+                if level in unknown:
+                    reason = vocabulary.explain_unknown(labels.names[level])
+                    yield RowProblem(row, column, reason)
 
 
 def _time_format(manifest: Mapping[str, Any], data: Mapping[str, Any]) -> str | None:
@@ -255,10 +254,10 @@ def _texts(values: Levels) -> list[str | None]:
 
 def _times(values: Numbers) -> list[int | None]:
     """Return seconds since 1970 (N,) as whole microseconds; None where missing."""
-    missing = np.isnan(values)
-    micros = np.rint(np.where(missing, 0.0, values) * MICROSECONDS).astype(np.int64)
-    pairs = zip(micros.tolist(), missing.tolist(), strict=True)
-    return [None if absent else micro for micro, absent in pairs]
+    return [
+        None if second != second else round(second * MICROSECONDS)  # noqa: PLR0124 NaN
+        for second in values.tolist()
+    ]
 
 
 def _rows(

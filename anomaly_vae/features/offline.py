@@ -10,13 +10,13 @@ from __future__ import annotations
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import duckdb
 import numpy as np
@@ -137,7 +137,7 @@ class OfflineWindows:
     def __init__(self, reader: EventReader, memory: str = MEMORY) -> None:
         self._reader, self._definition = reader, reader.definition
         self._folder = Path(tempfile.mkdtemp(prefix="anomaly-vae-windows-"))
-        self._history = 0
+        self._history, self._has_stored = 0, False
         self._columns = {
             **{f"key:{name}": f"k{i}" for i, name in enumerate(reader.definition.keys)},
             **{f"number:{name}": f"n{i}" for i, name in enumerate(self._definition.numbers)},
@@ -148,7 +148,8 @@ class OfflineWindows:
         kinds = {"k": "VARCHAR", "n": "DOUBLE", "l": "BOOLEAN"}
         columns = [f"{name} {kinds[name[0]]}" for name in self._columns.values()]
         self._database.execute(
-            f"CREATE TABLE events (row BIGINT, id VARCHAR, t BIGINT, {', '.join(columns)})"
+            "CREATE TABLE events (row BIGINT, id VARCHAR, t BIGINT, only_of TINYINT, known BIGINT, "
+            f"{', '.join(columns)})"
         )
 
     def __enter__(self) -> OfflineWindows:
@@ -175,16 +176,79 @@ class OfflineWindows:
         names = [self._columns.get(name, name) for name in table.column_names]
         table = table.rename_columns(["t" if name == "time" else name for name in names])
         table = table.add_column(0, "row", pa.array(rows[usable]))
+        self._insert("events", table)
+
+    def _insert(self, table: str, rows: pa.Table) -> None:
         with _explained():
-            self._database.register("added", table)
-            self._database.execute("INSERT INTO events BY NAME SELECT * FROM added")
+            self._database.register("added", rows)
+            self._database.execute(f"INSERT INTO {table} BY NAME SELECT * FROM added")  # noqa: S608
             self._database.unregister("added")
 
     def add_history(self, events: Events) -> None:
         """Add rows that only feed windows, before any whose features are wanted."""
+        self.add(events, self._history_rows(len(events.columns)))
+
+    def _history_rows(self, count: int) -> NDArray[np.int64]:
         start = self._history - 2**62
-        self._history += len(events.columns)
-        self.add(events, np.arange(start, start + len(events.columns)))
+        self._history += count
+        return np.arange(start, start + count)
+
+    # ------------------------------------------------------------ events of a store
+
+    def begin_stored(self) -> None:
+        """Prepare for events of a store, which has hashes in place of texts."""
+        self._has_stored = True
+        self._database.execute("CREATE TABLE hashes (text VARCHAR, hash BIGINT)")
+        self._database.execute("CREATE TABLE known_ids (id VARCHAR, hash BIGINT)")
+
+    def texts(self, columns: Sequence[str], count: int) -> Iterator[list[str]]:
+        """Yield the different texts of columns among the rows, up to ``count`` at a time.
+
+        Args:
+            columns: "id", or columns of `Events.columns` that begin with ``key:``.
+            count: greatest number of texts that are yielded together.
+        """
+        names = [self._columns.get(column, column) for column in columns]
+        parts = [f"SELECT {name} FROM events WHERE {name} IS NOT NULL" for name in names]  # noqa: S608
+        found = self._database.cursor().execute(
+            " UNION ".join(f"{part} AND only_of IS NULL" for part in parts)
+        )
+        while rows := found.fetchmany(count):
+            yield [text for (text,) in rows]
+
+    def add_hashes(self, table: Literal["hashes", "known_ids"], hashes: Mapping[str, int]) -> None:
+        """Add the hashes by which `add_stored` knows values, or ids that the store knows."""
+        name = "text" if table == "hashes" else "id"
+        texts, numbers = pa.array(hashes, pa.string()), pa.array(hashes.values(), pa.int64())
+        self._insert(table, pa.table({name: texts, "hash": numbers}))
+
+    def add_stored(self, entity: str, stored: pa.Table) -> None:
+        """Add past events that count for one entity alone, with hashes in place of texts.
+
+        Their values and ids have texts only if `add_hashes` added these before.
+
+        Args:
+            entity: the column of the entity.
+            stored: the columns ``key`` (texts), ``id`` (hashes), ``time`` and ``known`` (both in
+                microseconds), and columns of `Events.columns` that begin with ``key:`` (hashes),
+                ``number:`` and ``label:``.
+        """
+        number, own = self._definition.entities.index(entity), self._columns[f"key:{entity}"]
+        stored = stored.append_column("row", pa.array(self._history_rows(len(stored))))
+        stored = stored.rename_columns([self._columns.get(n, n) for n in stored.column_names])
+        values = [name for name in stored.column_names if name[0] == "k" and name[1:].isdigit()]
+        plain = [name for name in stored.column_names if name[0] in "nl" and name[1:].isdigit()]
+        texts = [f"coalesce(of_{v}.text, chr(0) || s.{v}) AS {v}" for v in values if v != own]
+        joins = [f"LEFT JOIN hashes AS of_{v} ON of_{v}.hash = s.{v}" for v in values if v != own]
+        columns = ", ".join(["s.row, s.known, s.key AS " + own, *(f"s.{n}" for n in plain), *texts])
+        with _explained():
+            self._database.register("stored", stored)
+            self._database.execute(f"""
+                INSERT INTO events BY NAME
+                SELECT {columns}, known_ids.id AS id, s.time AS t, {number} AS only_of
+                FROM stored AS s LEFT JOIN known_ids ON known_ids.hash = s.id {" ".join(joins)}
+            """)  # noqa: S608  # names of this module
+            self._database.unregister("stored")
 
     def span(self, history: bool) -> Span | None:
         """Return the times of the history or of the other rows; None if there are none."""
@@ -216,28 +280,47 @@ class OfflineWindows:
         self._database.execute(f"""
             CREATE TABLE firsts AS
             SELECT id, min(row) FILTER (t IS NOT NULL AND coalesce({keys}) IS NOT NULL) AS row
-            FROM events WHERE id IS NOT NULL GROUP BY id HAVING count(*) > 1
+            FROM events WHERE id IS NOT NULL AND only_of IS NULL GROUP BY id HAVING count(*) > 1
         """)  # noqa: S608  # names of this module
         self._database.execute("""
             CREATE TABLE again AS
             SELECT events.row AS row, first.* EXCLUDE (row, id), first.row AS own
             FROM firsts JOIN events USING (id) JOIN events AS first ON first.row = firsts.row
-            WHERE events.row > firsts.row
+            WHERE events.row > firsts.row AND events.only_of IS NULL
         """)
+        if self._has_stored:
+            self._database.execute(
+                "DELETE FROM again WHERE row IN (SELECT row FROM events JOIN known_ids USING (id))"
+            )
+            for number in range(len(self._definition.entities)):
+                self._find_recorded(number)
+
+    def _find_recorded(self, number: int) -> None:
+        """List the rows whose id the store knows, with its event of the entity of this number."""
+        self._database.execute(f"""
+            INSERT INTO again BY NAME
+            SELECT e.row AS row, first.* EXCLUDE (row, id, only_of), first.row AS own,
+            {number} AS only_of
+            FROM events AS e JOIN known_ids USING (id)
+            LEFT JOIN events AS first ON first.id = e.id AND first.only_of = {number}
+            WHERE e.only_of IS NULL
+        """)  # noqa: S608  # numbers of this module
 
     def _compute_entity(self, number: int, entity: str) -> None:
         block = _BlockFeatures.of(self._definition, entity, self._columns)
         columns = ", ".join(f"f{i} DOUBLE" for i in range(len(block.features)))
         self._database.execute(f"CREATE TABLE features (row BIGINT, {columns})")
         writer = self._database.cursor()
-        for table, seen in self._sorted_blocks(self._columns[f"key:{entity}"], block):
+        for table, seen in self._sorted_blocks(number, self._columns[f"key:{entity}"], block):
             writer.register("block", block.compute(table, seen))
             writer.execute("INSERT INTO features SELECT * FROM block")
         writer.close()
         self._write(number)
         self._database.execute("DROP TABLE features")
 
-    def _sorted_blocks(self, key: str, block: _BlockFeatures) -> Iterator[tuple[pa.Table, int]]:
+    def _sorted_blocks(
+        self, number: int, key: str, block: _BlockFeatures
+    ) -> Iterator[tuple[pa.Table, int]]:
         """Yield rows by entity and time, and how many of each block the block before had already.
 
         A block begins with the rows that its other rows may look back on.
@@ -245,9 +328,13 @@ class OfflineWindows:
         columns = "".join(f", e.{name}" for name in sorted(filter(None, {*block.columns})))
         sorted_rows = self._database.sql(f"""
             SELECT e.row AS row, e.t AS t, e.{key} AS entity, again.row IS NULL AS counts,
+            coalesce(e.known, e.t) AS known,
             CASE WHEN again.t < e.t AND again.{key} = e.{key} THEN again.own END AS own {columns}
-            FROM events AS e LEFT JOIN again ON again.row = e.row
-            WHERE e.{key} IS NOT NULL AND e.t IS NOT NULL {self._relevant(key, block.reach)}
+            FROM events AS e LEFT JOIN
+            (SELECT * FROM again WHERE only_of IS NULL OR only_of = {number}) AS again
+            ON again.row = e.row
+            WHERE e.{key} IS NOT NULL AND e.t IS NOT NULL
+            AND (e.only_of IS NULL OR e.only_of = {number}) {self._relevant(key, block.reach)}
             ORDER BY entity, t, row
         """)  # noqa: S608  # names and numbers of this module
         batches = sorted_rows.to_arrow_reader(max(min(BLOCK_ROWS, MAX_CLOCK // block.reach), 1))
@@ -352,7 +439,7 @@ class _BlockFeatures:
 
     def _arrays(self, table: pa.Table) -> Columns:
         """Return the columns as arrays, texts as codes, -1 if missing, and a clock."""
-        names = {"row", "t", "counts", *self.columns} - {None}
+        names = {"row", "t", "counts", "known", *self.columns} - {None}
         arrays = {str(name): _array(table.column(name).combine_chunks()) for name in names}
         own = pc.fill_null(table.column("own"), NO_ROW).to_numpy()
         return {**arrays, "own": own, "clock": _clock(arrays["t"], _begins(table), self.reach)}
@@ -366,7 +453,9 @@ class _BlockFeatures:
             for span, delay in {(f.span, f.delay) for f in self.features}
         }
         return [
-            _value(f.kind, events, asked["t"], column, *edges[f.span, f.delay])
+            _known_share(events, asked, str(column), f.delay, *edges[f.span, f.delay])
+            if f.kind == "risk"
+            else _value(f.kind, events, asked["t"], column, *edges[f.span, f.delay])
             for f, column in zip(self.features, self.columns, strict=True)
         ]
 
@@ -428,13 +517,47 @@ def _value(
             return np.where(count > 0, (now - last) / MICROSECONDS, np.nan)
         case "distinct":
             return sliding.distinct(events[str(column)], start, stop).astype(np.float64)
-        case "risk":
-            known = _before(events[str(column)])
-            return np.where(count > 0, (known[stop] - known[start]) / np.maximum(count, 1), np.nan)
     values = events[str(column)]
     present = ~np.isnan(values)
     before = _before(present)
     return _statistic(kind, values[present], before[start], before[stop])
+
+
+def _known_share(
+    events: Columns,
+    asked: Columns,
+    label: str,
+    delay: int,
+    start: NDArray[np.int64],
+    stop: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """Return the share of known anomalies (R,) in the windows [start, stop) of rows."""
+    count, known = stop - start, _before(events[label])
+    anomalies = known[stop] - known[start] - _known_later(events, asked, label, delay, start, stop)
+    return np.where(count > 0, anomalies / np.maximum(count, 1), np.nan)
+
+
+def _known_later(
+    events: Columns,
+    asked: Columns,
+    label: str,
+    delay: int,
+    start: NDArray[np.int64],
+    stop: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """Count the anomalies (R,) in windows that became known only after their rows.
+
+    A window that an event is in has no shortened gap of the clock behind this event.
+    """
+    late = np.flatnonzero(events[label] & (events["known"] - delay > events["t"]))
+    wait = events["known"][late] - events["t"][late]
+    enters, leaves = (np.searchsorted(edge, late, side="right") for edge in (stop, start))
+    wait = np.minimum(wait, MAX_CLOCK - events["clock"][late])
+    counts = np.searchsorted(asked["clock"], events["clock"][late] + wait)
+    ends = np.maximum(enters, np.minimum(leaves, counts))
+    change = [np.bincount(edge, minlength=len(start) + 1) for edge in (enters, ends)]
+    found: NDArray[np.int64] = (change[0] - change[1]).cumsum()[: len(start)]
+    return found
 
 
 def _before(mask: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from anomaly_vae.data.schema import RawBatch, RowProblem, TabularSchema
 from anomaly_vae.errors import ConfigError, DataError
+from anomaly_vae.features.store import StoreOptions
+from anomaly_vae.masking import masked
 from anomaly_vae.messages import printable
 from anomaly_vae.scoring.detector import Detections, Explanation
 from anomaly_vae.scoring.wording import Wording
@@ -92,6 +94,7 @@ def score_files(
     highest: bool = True,
     history: Sequence[str] = (),
     outputs: OutputOptions = ALL_ROWS,
+    windows_store: StoreOptions | None = None,
 ) -> dict[str, Any]:
     """Score every row of every file into a folder and return the summary.
 
@@ -108,11 +111,12 @@ def score_files(
         highest: whether to print the highest scores, if they are explained.
         history: files, folders or globs with earlier rows, which feed windows and are not scored.
         outputs: the rows and columns that are written, and how.
+        windows_store: the window store that has the earlier rows, in place of ``history``.
 
     Raises:
         ConfigError: heatmaps are requested, ``csv`` is invalid, there is history for a model
-            without windows, or rows are to be ranked by day although the model has no column of
-            times.
+            without windows or besides a store, or rows are to be ranked by day although the model
+            has no column of times.
         DataError: a column of ``outputs`` is unknown, no file is found, one lies in ``output``, or
             ``output`` holds other files or a result of another model, other options or other files.
         CalibrationError: the model's p-values do not allow control of the false discovery rate.
@@ -143,11 +147,12 @@ def score_files(
         "--history": [list(input_of(path, None)) for path in find_files(history)]
         if history
         else None,
+        "--windows-store": masked(windows_store.url) if windows_store else None,
         **outputs.in_plan,
     }
     plan = _plan(model_entry(source), options, files, by_file, keys.rows, outputs.limit)
     wording = Wording.of(source.bundle.scorer.encoding, source.data)
-    with open_windows(source.bundle, by_file, files, history, csv) as windows:
+    with open_windows(source.bundle, by_file, files, history, csv, windows_store) as windows:
         job = TableJob(
             source,
             tuple(files),
@@ -171,7 +176,8 @@ def score_files(
                 summary |= {"limit": outputs.limit, "limited": limited}
             summary["ignored_columns"] = list(source.bundle.scorer.schema.unknown(names))
             warnings = {"warnings": list(windows.warnings)} if windows else {}
-            return summary | _show_notes(reading.separate(), counts) | warnings
+            store = {"windows_store": windows.store} if windows and windows.store else {}
+            return summary | _show_notes(reading.separate(), counts) | store | warnings
 
         batch = Batch(
             job,

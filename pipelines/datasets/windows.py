@@ -20,7 +20,11 @@ from anomaly_vae.data.schema import RawBatch, RowProblem, TabularSchema
 from anomaly_vae.errors import ConfigError, DataError
 from anomaly_vae.features.definition import MICROSECONDS, WindowDefinition
 from anomaly_vae.features.events import EventReader
+from anomaly_vae.features.inputs import WindowInputs
+from anomaly_vae.features.store import StoreOptions
+from anomaly_vae.features.store.past import add_past, open_filled
 from anomaly_vae.features.wording import span
+from anomaly_vae.masking import masked
 from anomaly_vae.messages import explain_foreign, listed, nearest, shown
 from anomaly_vae.types import MAX_LEVELS, ColumnType
 from pipelines import console
@@ -31,6 +35,10 @@ from pipelines.datasets.warm_up import Past
 if TYPE_CHECKING:
     from anomaly_vae.features.offline import FeatureFiles, OfflineWindows
 
+HISTORY, STORE = "--history", "--windows-store"
+"""Options that give the past of windows."""
+GAP = 86_400 * MICROSECONDS
+"""Time between a store's last event and the first row from which on events seem to be missing."""
 MOSTLY_NUMBERS = 0.9
 """Minimum share of numbers in a column that statistics are of."""
 
@@ -206,9 +214,14 @@ def _offline(reader: EventReader) -> OfflineWindows:
     return OfflineWindows(reader)
 
 
-def _refuse_history(reader: EventReader | None, history: Sequence[str]) -> None:
-    if history and reader is None:
-        raise ConfigError("--history is for models with data.windows; leave it out")
+def _refuse_history(
+    reader: EventReader | None, history: Sequence[str], store: StoreOptions | None = None
+) -> None:
+    option = HISTORY if history else STORE if store else None
+    if option and reader is None:
+        raise ConfigError(f"{option} is for models with data.windows; leave it out")
+    if history and store:
+        raise ConfigError(f"{HISTORY} and {STORE} both give the past of windows; leave one out")
 
 
 def _check_known(names: Collection[str], schema: TabularSchema, reader: EventReader) -> None:
@@ -310,6 +323,49 @@ class _History:
             yield ("history and input overlap in time; without data.id, rows in both count twice")
 
 
+class _Stored:
+    """Past events in a window store, which feed windows; none is recorded."""
+
+    def __init__(self, bundle: Bundle, reader: EventReader, options: StoreOptions) -> None:
+        inputs = WindowInputs.from_manifest(bundle.manifest)
+        assert inputs is not None
+        self._store, self._reader = open_filled(options, inputs), reader
+        self._state = self._store.state()
+        self.summary = {
+            "url": masked(options.url),
+            "since": _moment(self._state.since or 0),
+            "until": _moment(self._state.newest or 0),
+        }
+
+    def add_to(self, windows: OfflineWindows) -> None:
+        """Add the events of all entities that the rows name.
+
+        Raises:
+            WindowStoreError: the store cannot be used.
+        """
+        add_past(windows, self._store)
+
+    def warnings(self, windows: OfflineWindows, _: Collection[str]) -> Iterator[str]:
+        """Yield what the windows do not see."""
+        rows, complete = windows.span(history=False), self._store.complete_from(self._state)
+        newest = self._state.newest
+        if rows is None or complete is None or newest is None:
+            return
+        remedy = "fill it with: anomaly-vae windows load"
+        if rows.first < complete:
+            yield (
+                f"the window store has all that windows of rows from {_moment(complete)} on see, "
+                f"but the input begins at {_moment(rows.first)}: earlier rows see less; {remedy}"
+            )
+        if newest < rows.first - GAP:
+            yield (
+                f"the last event in the window store is of {_moment(newest)}, and the first row of "
+                f"{_moment(rows.first)}: windows see no event between them; {remedy}"
+            )
+        if self._reader.id is None and newest >= rows.first:
+            yield ("store and input overlap in time; without data.id, rows in both count twice")
+
+
 def _moment(micros: int) -> str:
     moment = dt.datetime(1970, 1, 1) + dt.timedelta(microseconds=micros)  # noqa: DTZ001
     return moment.isoformat(" ", "seconds")
@@ -333,6 +389,8 @@ class WindowColumns:
     """Number of the first row of each file."""
     warnings: tuple[str, ...]
     """What the windows do not see."""
+    store: Mapping[str, str] | None = None
+    """URL of the window store that gave the past, and the times between which it has events."""
 
     def read(self, part: Chunk, schema: TabularSchema) -> RawBatch:
         """Read a chunk with its window features; unreadable entities and times are problems.
@@ -354,6 +412,7 @@ def open_windows(
     files: Sequence[Path],
     history: Sequence[str] = (),
     csv: Mapping[str, Any] = {},
+    store: StoreOptions | None = None,
 ) -> Iterator[WindowColumns | None]:
     """Compute the window features of all rows of files; None for a model without windows.
 
@@ -366,27 +425,34 @@ def open_windows(
         history: files, folders or globs with rows that feed windows and are not scored; files that
             are to be scored are left out of it.
         csv: keys of `CsvConfig` that differ from the training configuration.
+        store: the window store that has the past, in place of ``history``; None for none.
 
     Raises:
-        ConfigError: there is history, but the model has no windows.
+        ConfigError: there is history, but the model has no windows, or a store, too.
         DataError: the history cannot be read, or a column has the name of a feature.
+        WindowStoreError: the store cannot be used, or has no events for the model.
     """
     reader = windows_of(bundle)
-    _refuse_history(reader, history)
+    _refuse_history(reader, history, store)
     if reader is None:
         yield None
         return
     for path, head in inputs.items():
         refuse_computed(head.schema.names, reader.definition, f" of '{path}'")
+    stored = _Stored(bundle, reader, store) if store else None
     with _offline(reader) as windows:
-        past = _History(reader, bundle, history, csv, files)
-        past.add_to(windows)
+        past = stored or _History(reader, bundle, history, csv, files)
+        if not stored:
+            past.add_to(windows)
         starts = _add_files(windows, reader, files, Reading.of_model(bundle, csv, score=True))
+        if stored:  # it is asked for the entities of the files
+            past.add_to(windows)
         names = {name for head in inputs.values() for name in head.schema.names}
         warnings = tuple(past.warnings(windows, names))
         for warning in warnings:
             console.info(f"Warning: {warning}")
-        yield WindowColumns(reader, windows.compute(), starts, warnings)
+        summary = stored.summary if stored else None
+        yield WindowColumns(reader, windows.compute(), starts, warnings, summary)
 
 
 def _add_files(

@@ -129,7 +129,8 @@ class ColumnMetrics:
         ):
             if mask.any():
                 for index, count in enumerate(mask.sum(axis=0).tolist()):
-                    counters[index].inc(count)
+                    if count:
+                        counters[index].inc(count)
 
 
 class PairMetrics:

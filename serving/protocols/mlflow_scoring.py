@@ -48,6 +48,7 @@ from serving.scoring.adapters import (
     of_records,
     pending_rows,
 )
+from serving.scoring.windows import warnings_of
 from serving.settings import Settings
 
 CSV = "text/csv"
@@ -88,10 +89,14 @@ class InvocationsRequest(msgspec.Struct, frozen=True):
 
 
 class Predictions(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The decision on each row; ``ignored`` names the columns that the model does not know."""
+    """The decision on each row; ``ignored`` names the columns that the model does not know.
+
+    ``warnings`` says what the windows of rows lack, as in the answers of `/score`.
+    """
 
     predictions: list[Result]
     ignored: list[str] = []
+    warnings: list[str] = []
 
 
 _decoder = msgspec.json.Decoder(InvocationsRequest)
@@ -116,7 +121,8 @@ def decode(context: RequestContext, body: bytes) -> ProtocolRequest:
 
 def answer(detections: Detections, ignored: Sequence[str] = ()) -> Response:
     """Encode the decisions as MLflow encodes those of `anomaly_vae.pyfunc`."""
-    return responses.response(Predictions(responses.results(detections), list(ignored)))
+    warnings = warnings_of(detections.window_notes)
+    return responses.response(Predictions(responses.results(detections), list(ignored), warnings))
 
 
 def _read_json(context: RequestContext, body: bytes) -> PendingRows:

@@ -54,6 +54,7 @@ from serving.scoring.adapters import (
     of_columns,
 )
 from serving.scoring.images.uploads import BINARY
+from serving.scoring.windows import warnings_of
 from serving.settings import Settings
 
 OCTETS = "application/octet-stream"
@@ -108,7 +109,8 @@ class OutputTensor(msgspec.Struct, frozen=True, omit_defaults=True):
 class InferenceResponse(msgspec.Struct, frozen=True, omit_defaults=True):
     """The decisions; ``parameters`` contains the alpha and the threshold of the model.
 
-    The parameter ``ignored`` lists the columns that the model does not know, if there are any.
+    The parameter ``ignored`` lists the columns that the model does not know, if there are any, and
+    ``warnings`` says, one a line, what the windows of rows lack.
     """
 
     model_name: str
@@ -262,6 +264,8 @@ def answer(
     }  # fmt: skip
     if ignored:
         parameters["ignored"] = ", ".join(ignored)  # a parameter cannot be a list
+    if warnings := warnings_of(detections.window_notes):
+        parameters["warnings"] = "\n".join(warnings)
     head = responses.encode(
         InferenceResponse(model.name, outputs, parameters, model.version, request_id)
     )

@@ -12,7 +12,10 @@ from starlette.responses import Response
 
 from anomaly_vae.client.types import BadRecord, Feedback, FeedbackResult
 from anomaly_vae.data.times import parse_time
-from anomaly_vae.errors import DataError
+from anomaly_vae.errors import DataError, WindowStoreError
+from anomaly_vae.features.definition import MICROSECONDS
+from anomaly_vae.features.store.store import Label as EventLabel
+from anomaly_vae.features.store.store import now_in_microseconds
 from anomaly_vae.review.labels import MAX_NAME, MAX_NOTE, Label, Verdict
 from serving.models.store import Store
 from serving.observability import logs
@@ -28,11 +31,13 @@ from serving.problems import (
     TOO_LARGE,
     TOO_MANY_RECORDS,
     UNSUPPORTED,
+    WINDOWS_DOWN,
     ProblemError,
 )
 from serving.review.label_writer import LabelWriter
 from serving.scoring import requests, responses
 from serving.scoring.handlers import Resources
+from serving.scoring.windows import WindowStores
 from serving.settings import Settings
 
 ANONYMOUS = "anonymous"
@@ -42,7 +47,7 @@ MISSING = re.compile(r"missing required field '(\w+)'")
 """Pattern of msgspec's reason for a missing key."""
 ERRORS = (
     MALFORMED, NO_LABEL_STORE, TOO_LARGE, TOO_MANY_RECORDS, UNSUPPORTED, INVALID_REQUEST,
-    INVALID_LABEL, STORE_DOWN, NOT_READY,
+    INVALID_LABEL, STORE_DOWN, WINDOWS_DOWN, NOT_READY,
 )  # fmt: skip
 """Errors of the route, besides those of every route."""
 
@@ -86,14 +91,16 @@ class Decoded(NamedTuple):
     ignored: list[str]
 
 
-def routes(store: Store, resources: Resources, writer: LabelWriter | None) -> list[DocumentedRoute]:
+def routes(
+    store: Store, resources: Resources, writer: LabelWriter | None, windows: WindowStores
+) -> list[DocumentedRoute]:
     """Create `POST /feedback`, which only names the remedy if there is no label store."""
 
     async def feedback(request: Request) -> Response:
         if writer is None:
             detail = "this service keeps no labels; set ANOMALY_VAE_LABELS to a label store"
             raise ProblemError(NO_LABEL_STORE, detail)
-        return await _answer(request, store, resources, writer)
+        return await _answer(request, store, resources, writer, windows)
 
     example = {"labels": [{"id": 7, "label": "anomaly", "note": "card stolen"}]}
     return [
@@ -105,7 +112,11 @@ def routes(store: Store, resources: Resources, writer: LabelWriter | None) -> li
 
 
 async def _answer(
-    request: Request, store: Store, resources: Resources, writer: LabelWriter
+    request: Request,
+    store: Store,
+    resources: Resources,
+    writer: LabelWriter,
+    windows: WindowStores,
 ) -> Response:
     """Read, decode and store labels; all but the reading happens on the thread of the store."""
     headers, log_fields = request.scope[HEADERS], request.scope[logs.LOG_FIELDS]
@@ -116,7 +127,7 @@ async def _answer(
     try:
         body = await resources.read_body(request.receive)
         who, models = log_fields.get("client", ANONYMOUS), list(store.current)
-        answer = await writer.run(_store, body, models, who, settings, writer)
+        answer = await writer.run(_store, body, models, who, settings, writer, windows)
     finally:
         writer.admission.release(size)
     log_fields["labels"] = len(answer.results)
@@ -124,15 +135,42 @@ async def _answer(
 
 
 def _store(
-    body: bytes, models: Sequence[str], who: str, settings: Settings, writer: LabelWriter
+    body: bytes,
+    models: Sequence[str],
+    who: str,
+    settings: Settings,
+    writer: LabelWriter,
+    windows: WindowStores,
 ) -> Feedback:
     labels, ignored = decode(body, models, who, settings)
+    _tell_windows(labels, windows)  # first, so that nothing is stored if the request is refused
     added = writer.add(labels)
     results = tuple(
         FeedbackResult(label.id, label.model, label.label, "stored" if is_new else "unchanged")
         for label, is_new in zip(labels, added, strict=True)
     )
     return Feedback(sum(added), len(added) - sum(added), results, tuple(ignored))
+
+
+def _tell_windows(labels: Sequence[Label], windows: WindowStores) -> None:
+    """Label the events of the models with entity windows, whose risks the labels change.
+
+    Raises:
+        ProblemError: the window store cannot be used, and the settings refuse such requests.
+    """
+    for model in {label.model for label in labels}:
+        known = [_known(label) for label in labels if label.model == model]
+        try:
+            for served in windows.layouts(model):
+                assert served.windows
+                windows.label(served.windows, known)
+        except WindowStoreError:
+            windows.refuse_if_down()
+
+
+def _known(label: Label) -> EventLabel:
+    at = now_in_microseconds() if label.at is None else round(label.at * MICROSECONDS)
+    return EventLabel(label.id, label.label == "anomaly", at)
 
 
 def decode(body: bytes, models: Sequence[str], who: str, settings: Settings) -> Decoded:

@@ -70,10 +70,16 @@ def _served_table(bundle: Bundle, common: dict[str, Any]) -> ServedTable:
     windows = WindowInputs.from_manifest(bundle.manifest)
     if windows is None:
         return ServedTable(**common)
-    raw = windows.raw_schema(cast("TabularSchema", bundle.scorer.schema))
+    schema, names = cast("TabularSchema", bundle.scorer.schema), windows.definition.names
+    raw = windows.raw_schema(schema)
     example = windows.example(raw) | common["example"]
     common["example"] = {name: example[name] for name in raw.names}
-    return ServedTable(**common, windows=windows, raw_schema=raw)
+    converted = tuple(
+        column
+        for column in schema.columns
+        if column.name in names and column.spec.storage != "number"
+    )
+    return ServedTable(**common, windows=windows, raw_schema=raw, converted=converted)
 
 
 def check(model: ServedModel, detections: Detections) -> None:

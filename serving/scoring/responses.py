@@ -106,15 +106,12 @@ def _groups(detections: Detections) -> Iterator[dict[str, Any]]:
 
 
 def _windows(detections: Detections) -> Iterator[dict[str, Any]]:
-    """Return the windows of each record."""
+    """Return the windows of each record; NaN is written as null."""
     values = detections.windows
     if values is None or values.dtype.names is None:
         return iter([{}] * len(detections.score))
     names = values.dtype.names
-    return (
-        {"windows": {n: None if v != v else v for n, v in zip(names, row, strict=True)}}  # noqa: PLR0124 NaN
-        for row in values.tolist()
-    )
+    return ({"windows": dict(zip(names, row, strict=True))} for row in values.tolist())
 
 
 def _explanations(

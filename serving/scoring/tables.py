@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain, count
 from typing import Any, ClassVar, Self, cast, get_args
@@ -47,6 +47,8 @@ class ServedTable(ServedModel):
 
     raw_schema: TabularSchema | None = None
     """The columns that a client sends to a model with windows; None for other models."""
+    converted: tuple[Column, ...] = ()
+    """Windows that the model does not read as numbers."""
 
     @property
     def schema(self) -> TabularSchema:
@@ -60,10 +62,10 @@ class ServedTable(ServedModel):
     def with_windows(self, batch: RawBatch, values: NDArray[np.float64]) -> RawBatch:
         """Return N rows completed with their windows (N, F)."""
         assert self.windows is not None
-        columns = dict(zip(self.windows.definition.names, values.T, strict=True))
-        used = (column for column in self._model_schema.columns if column.name in columns)
-        read = {column.name: _window_values(column, columns[column.name]) for column in used}
-        return replace(batch, values={**batch.values, **read})
+        found = dict(zip(self.windows.definition.names, values.T, strict=True))
+        read = {c.name: _window_values(c, found[c.name]) for c in self.converted}
+        completed = {**batch.values, **found, **read}
+        return RawBatch(completed, len(batch), batch.problems, batch.ignored)
 
     def _example_batch(self) -> RawBatch:
         """Return the example, with the typical values of its windows."""
@@ -132,8 +134,6 @@ class ServedTable(ServedModel):
 
 def _window_values(column: Column, values: NDArray[np.float64]) -> Values:
     """Return a window (N,) as the schema of the model reads it."""
-    if column.spec.storage == "number":
-        return values
     cells = [None if math.isnan(value) else value for value in values.tolist()]
     return column.from_values(cells)[0]
 

@@ -69,13 +69,13 @@ def warning_about(rows: Sequence[int], text: str) -> str:
 class Prepared:
     """Rows with their windows, which are recorded once they are scored.
 
-    ``windows`` is None if the store could not be used; ``notes`` (N,) are bits of `NOTES`.
+    ``windows`` is None if the store could not be used; ``notes`` are bits of `NOTES` for each.
     """
 
     batch: RawBatch
     values: NDArray[np.float64]
     windows: Windows | None
-    notes: Notes
+    notes: Sequence[int]
 
 
 class ModelWindows:
@@ -93,7 +93,7 @@ class ModelWindows:
             ProblemError: the store cannot be used, and the settings refuse such requests.
         """
         rows = self.inputs.events(batch)
-        notes = np.array([NO_ID * _lacks_id(row) for row in rows], np.uint8)
+        notes = [NO_ID * _lacks_id(row) for row in rows]
         try:
             with self._stores.using("read"):
                 store = self._stores.store(self.inputs)
@@ -101,10 +101,11 @@ class ModelWindows:
         except WindowStoreError:
             self._stores.refuse_if_down()
             values = np.full((len(rows), len(self.inputs.definition.names)), np.nan)
-            return Prepared(self._complete(batch, values), values, None, notes | np.uint8(MISSING))
+            notes = [note | MISSING for note in notes]
+            return Prepared(self._complete(batch, values), values, None, notes)
         if store.lacks_history(windows, rows):
             short = [store.lacks_history(windows, [row]) for row in rows]
-            notes |= np.array(short, np.uint8) * SHORT
+            notes = [note | SHORT * lacks for note, lacks in zip(notes, short, strict=True)]
             self._stores.metrics.short_history.inc(sum(short))
         return Prepared(self._complete(batch, windows.values), windows.values, windows, notes)
 
@@ -119,22 +120,19 @@ class ModelWindows:
         """
         notes = prepared.notes
         if prepared.windows is not None:
-            notes = notes | self._record(prepared.windows)
-        values = np.empty(len(notes), self._type)
-        for position, name in enumerate(self.inputs.definition.names):
-            values[name] = prepared.values[:, position]
-        return replace(detections, windows=values, window_notes=notes)
+            recorded = self._record(prepared.windows)
+            notes = [note | more for note, more in zip(notes, recorded, strict=True)]
+        values = np.ascontiguousarray(prepared.values).view(self._type)[:, 0]
+        return replace(detections, windows=values, window_notes=np.array(notes, np.uint8))
 
-    def _record(self, windows: Windows) -> Notes:
-        complete = np.array([bool(event.parts) for event in windows.events], bool)
-        notes = np.zeros(len(complete), np.uint8)
+    def _record(self, windows: Windows) -> Sequence[int]:
+        """Record rows, and return the notes about each."""
         try:
-            recorded = self._stores.record(self.inputs, windows)
+            outcomes = iter(self._stores.record(self.inputs, windows).outcomes)
         except WindowStoreError:
             self._stores.refuse_if_down()
-            return np.where(complete, np.uint8(LOST), notes)
-        notes[complete] = [LATE * (outcome == "late") for outcome in recorded.outcomes]
-        return notes
+            return [LOST * bool(event.parts) for event in windows.events]
+        return [LATE * (next(outcomes) == "late") if e.parts else 0 for e in windows.events]
 
 
 def _lacks_id(row: Event) -> bool:

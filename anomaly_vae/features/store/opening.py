@@ -76,15 +76,19 @@ def default_url() -> str:
     return f"sqlite:///{folder / 'anomaly-vae' / 'windows.db'}"
 
 
-def open_backend(options: StoreOptions) -> Backend:
+def open_backend(options: StoreOptions, create: bool = True) -> Backend:
     """Open the database of a URL; connections are made when needed.
+
+    Args:
+        options: the URL and how long to wait.
+        create: whether to create a file that does not exist.
 
     Raises:
         ConfigError: the URL has another form, or its library is not installed.
     """
     url = options.url or default_url()
     if match := re.fullmatch(r"sqlite:///([^?#\s][^?#]*)", url):
-        return SqliteBackend(Path(match[1]), options.seconds)
+        return SqliteBackend(Path(match[1]), options.seconds, create)
     remember_address(url)
     if not re.match(r"(rediss?|valkeys?)://[^/]", url):
         raise ConfigError(f"window store '{masked(url)}': expected {FORMS}", key=VARIABLE)

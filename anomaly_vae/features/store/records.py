@@ -93,9 +93,9 @@ class Snapshot(NamedTuple):
 
     events: Mapping[bytes, bytes]
     """Packed events in order of time, by key; absent entities have none."""
-    known: frozenset[int]
+    known: frozenset[int] = frozenset()
     """Ids that are recorded already."""
-    state: SpaceState
+    state: SpaceState = SpaceState()
 
 
 class Recorded(NamedTuple):

@@ -11,6 +11,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,13 +76,15 @@ class SqliteBackend:
     Args:
         path: the file; it and its folder are created if they do not exist.
         seconds: maximum time to wait for another process to write.
+        create: whether to create the file if it does not exist.
 
     Raises:
         WindowStoreError: the file cannot be used.
     """
 
-    def __init__(self, path: Path, seconds: float = BUSY_SECONDS) -> None:
+    def __init__(self, path: Path, seconds: float = BUSY_SECONDS, create: bool = True) -> None:
         self._path, self._seconds, self._local = path, seconds, threading.local()
+        self._create_file = create
         self._spaces: dict[str, int] = {}
 
     # ------------------------------------------------------------ connections
@@ -96,8 +99,14 @@ class SqliteBackend:
 
     def _connect(self) -> sqlite3.Connection:
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if self._create_file:
+                self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             new = not self._path.exists()
+            if new and not self._create_file:
+                raise WindowStoreError(
+                    f"window store '{self._path}' does not exist; fill it with: anomaly-vae "
+                    "windows load"
+                )
             db = sqlite3.connect(self._path, self._seconds, isolation_level=None)
         except (OSError, sqlite3.Error) as error:
             raise self._unusable(error) from None
@@ -182,14 +191,24 @@ class SqliteBackend:
     def read(self, space: str, keys: Sequence[bytes], ids: Sequence[int]) -> Snapshot:
         """Return what the store knows of these entities and ids."""
         with self._reading() as db:
-            events = dict(_select(db, "SELECT key, events FROM entities WHERE key IN", keys))
-            known = frozenset(one for (one,) in _select(db, "SELECT id FROM ids WHERE id IN", ids))
-            return Snapshot(events, known, _state(db, space))
+            if not ids and len(keys) <= MAX_KEYS:
+                rows, state = _entities(db, space, keys)
+                return Snapshot({key: events for key, (_, events) in rows.items()}, state=state)
+            db.execute("BEGIN")  # so that all parts are of one moment
+            try:
+                events = dict(_select(db, "SELECT key, events FROM entities WHERE key IN", keys))
+                found = _select(db, "SELECT id FROM ids WHERE id IN", ids)
+                known = frozenset(one for (one,) in found)
+                return Snapshot(events, known, _state(db, space))
+            finally:
+                db.execute("COMMIT")
 
     def record(self, space: str, events: Sequence[StoredEvent], limits: Limits) -> Recorded:
         """Place events in one transaction."""
         with self._writing() as db:
-            recording = _Recording(db, self._spaces[space], _state(db, space), limits)
+            keys = list({part.key for event in events for part in event.parts})
+            found, state = _entities(db, space, keys[:MAX_KEYS])
+            recording = _Recording(db, self._spaces[space], found, state, limits)
             outcomes = [recording.record(event) for event in events]
             return Recorded(outcomes, recording.finish())
 
@@ -240,10 +259,15 @@ class _Recording:
     """A transaction that places events, and writes each entity once."""
 
     def __init__(
-        self, db: sqlite3.Connection, space: int, state: SpaceState, limits: Limits
+        self,
+        db: sqlite3.Connection,
+        space: int,
+        found: Mapping[bytes, tuple[int, bytes]],
+        state: SpaceState,
+        limits: Limits,
     ) -> None:
-        self._db, self._space, self._limits = db, space, limits
-        self._newest, self._since = state.newest, state.since
+        self._db, self._space, self._found, self._limits = db, space, found, limits
+        self._newest, self._since = self._known = state.newest, state.since
         self._rows: dict[bytes, _Row] = {}
         self._added = 0
 
@@ -270,7 +294,7 @@ class _Recording:
 
     def _read(self, key: bytes) -> _Row:
         query = "SELECT id, events FROM entities WHERE key = ?"
-        found = self._db.execute(query, (key,)).fetchone()
+        found = self._found.get(key) or self._db.execute(query, (key,)).fetchone()
         one, events = found or (None, b"")
         return _Row(one, events, 0, 0)
 
@@ -278,8 +302,9 @@ class _Recording:
         """Write the entities and the state; return how many events were dropped as too many."""
         dropped = sum(self._write(key, row) for key, row in self._rows.items())
         _add_entities(self._db, self._added)
-        update = "UPDATE spaces SET newest = ?, since = ? WHERE id = ?"
-        self._db.execute(update, (self._newest, self._since, self._space))
+        if (self._newest, self._since) != self._known:
+            update = "UPDATE spaces SET newest = ?, since = ? WHERE id = ?"
+            self._db.execute(update, (self._newest, self._since, self._space))
         return dropped
 
     def _write(self, key: bytes, row: _Row) -> int:
@@ -301,6 +326,25 @@ def _state(db: sqlite3.Connection, space: str) -> SpaceState:
     query = "SELECT newest, since, retention FROM spaces WHERE digest = ?"
     found = db.execute(query, (space,)).fetchone()
     return SpaceState(*found) if found else SpaceState()
+
+
+@cache
+def _entities_query(count: int) -> str:
+    """Return one statement for a state and ``count`` entities, since each locks the file."""
+    places = ",".join("?" * count)
+    return (
+        "SELECT NULL, newest, since, retention FROM spaces WHERE digest = ?"  # noqa: S608
+        f" UNION ALL SELECT key, id, events, NULL FROM entities WHERE key IN ({places})"
+    )
+
+
+def _entities(
+    db: sqlite3.Connection, space: str, keys: Sequence[bytes]
+) -> tuple[dict[bytes, tuple[int, bytes]], SpaceState]:
+    """Return the row id and the events of entities, by key, and the state of a layout."""
+    rows = db.execute(_entities_query(len(keys)), (space, *keys)).fetchall()
+    state = next((SpaceState(*row[1:]) for row in rows if row[0] is None), SpaceState())
+    return {key: (one, events) for key, one, events, _ in rows if key is not None}, state
 
 
 def _select(

@@ -216,13 +216,46 @@ class WindowStore:
         text = entity_text(value)
         return self.backend.forget([self._hasher.key(entity, text)]) if text else 0
 
+    # ------------------------------------------------------------ contents
+
     def history(self, entity: str, value: object) -> NDArray[np.int64]:
         """Return the kept events of an entity, in order of time, as packed words (N, W)."""
-        key = self._hasher.key(entity, entity_text(value) or "")
-        snapshot = self.backend.read(self.space, [key], ())
-        words = self._histories[entity].unpack(snapshot.events.get(key, b""))
+        text = entity_text(value) or ""
+        return self.histories(entity, [text])[text]
+
+    def histories(self, entity: str, texts: Sequence[str]) -> Mapping[str, NDArray[np.int64]]:
+        """Return the kept events of several values of an entity; see `history`."""
+        keys = {text: self._hasher.key(entity, text) for text in texts}
+        snapshot = self.backend.read(self.space, [*keys.values()], ())
         oldest = (snapshot.state.newest or 0) - self._retention[entity]
-        return words[words[:, 0] >= oldest]
+        unpack = self.layout(entity).unpack
+        words = {text: unpack(snapshot.events.get(key, b"")) for text, key in keys.items()}
+        return {text: events[events[:, 0] >= oldest] for text, events in words.items()}
+
+    def layout(self, entity: str) -> EntityHistory:
+        """Return the layout of the packed events of an entity."""
+        return self._histories[entity]
+
+    def known_ids(self, ids: Sequence[str]) -> Mapping[str, int]:
+        """Return those ids that the store knows, with their hashes in packed events."""
+        hashes = {one: self._hasher.id(one) for one in ids}
+        known = self.backend.read(self.space, (), [*hashes.values()]).known
+        return {one: number for one, number in hashes.items() if number in known}
+
+    def hashes(self, values: Sequence[str]) -> Mapping[str, int]:
+        """Return the hash of each value in packed events."""
+        return {value: self._hasher.value(value) for value in values}
+
+    def complete_from(self, state: SpaceState) -> int | None:
+        """Return the time from which on rows see all events in their windows, in microseconds.
+
+        None if there are no events.
+        """
+        if state.since is None or state.newest is None:
+            return None
+        reach = self.inputs.definition.reach
+        spare = min(self._retention[entity] - age for entity, age in reach.items())
+        return max(state.since + self._longest, state.newest - spare)
 
 
 class _Arriving:

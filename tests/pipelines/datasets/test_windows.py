@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import json
+import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
@@ -21,14 +24,20 @@ from anomaly_vae.config import validate_config
 from anomaly_vae.data.splitting import CALIBRATION, TRAIN, VALIDATION
 from anomaly_vae.errors import AnomalyVAEError, ConfigError, DataError
 from anomaly_vae.estimators import TabularVAEDetector
-from anomaly_vae.features import WindowDefinition
+from anomaly_vae.features import WindowDefinition, WindowInputs
 from anomaly_vae.features.offline import add_windows
+from anomaly_vae.features.store import StoreOptions, open_store
+from anomaly_vae.features.store.store import Label
 from anomaly_vae.training.fit import fit_bundle, prepare
 from pipelines.batch.tables import score_files
 from pipelines.datasets.dataset import Dataset
+from pipelines.datasets.files import heads_by_file
 from pipelines.datasets.loading import load_dataset, load_labelled, read_for_model
-from pipelines.datasets.windows import expected_columns, windows_of
+from pipelines.datasets.reading.parts import Reading
+from pipelines.datasets.windows import expected_columns, open_windows, windows_of
 from pipelines.registry.model_uri import LoadedModel
+from pipelines.windows import load_windows
+from tests.support.redis_server import PASSWORD, redis_server
 
 ROWS, NIGHT = 600, 60
 HOUR = 3_600
@@ -340,6 +349,142 @@ def test_a_foreign_file_is_rejected_as_ever(bundle: Bundle, tmp_path: Path) -> N
     assert "none of the model's columns found" in rejects[0]["reason"]
 
 
+# ---------------------------------------------------------------- the past in a window store
+
+
+def fill(bundle: Bundle, folder: Path, past: pa.Table, url: str | None = None) -> StoreOptions:
+    """Load rows into a window store."""
+    options = StoreOptions(url or f"sqlite:///{folder}/windows.db", salt="pepper")
+    source = LoadedModel(bundle)
+    load_windows(source, [write(folder, f"past-{len(past)}.parquet", past)], options)
+    return options
+
+
+def score_with(
+    bundle: Bundle, out: Path, night: str, store: StoreOptions
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """The score of each id, and the summary."""
+    summary = score_files(LoadedModel(bundle), [night], out, windows_store=store)
+    parts = [pq.read_table(out / name).to_pylist() for name in summary["parts"]]
+    return {row["id"]: row["score"] for part in parts for row in part}, summary
+
+
+def contents(store: StoreOptions) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(store.url.removeprefix("sqlite:///"))) as db:
+        return db.execute("SELECT key, expires, events FROM entities").fetchall()
+
+
+def test_a_store_gives_the_past_as_history_does(bundle: Bundle, tmp_path: Path) -> None:
+    past, night = write(tmp_path, "past.parquet", PAST), write(tmp_path, "night.parquet", LATEST)
+    expected, _, _ = score(bundle, tmp_path / "history", [night], [past])
+    store = fill(bundle, tmp_path, PAST)
+    before = contents(store)
+    scored, summary = score_with(bundle, tmp_path / "out", night, store)
+    assert scored == expected
+    assert contents(store) == before
+    assert not summary["warnings"]
+    assert summary["windows_store"]["url"] == store.url
+    assert summary["windows_store"]["since"] == str(PAST["at"][0].as_py())
+    assert summary["windows_store"]["until"] == str(PAST["at"][-1].as_py())
+    # rows that a service has recorded already, and one of an id that it has of another card
+    fill(bundle, tmp_path, TABLE)
+    rows = LATEST.to_pylist()
+    rows[3] |= {"id": rows[0]["id"]}
+    again = write(tmp_path, "again.parquet", pa.Table.from_pylist(rows, LATEST.schema))
+    expected, _, _ = score(bundle, tmp_path / "history-2", [again], [past, night])
+    scored, _ = score_with(bundle, tmp_path / "again", again, store)
+    assert scored == expected
+
+
+def test_a_store_of_redis_gives_the_past(bundle: Bundle, tmp_path: Path) -> None:
+    past, night = write(tmp_path, "past.parquet", PAST), write(tmp_path, "night.parquet", LATEST)
+    expected, _, _ = score(bundle, tmp_path / "history", [night], [past])
+    with redis_server(tmp_path) as url:
+        store = fill(bundle, tmp_path, PAST, url)
+        scored, summary = score_with(bundle, tmp_path / "out", night, store)
+    assert scored == expected
+    assert PASSWORD not in json.dumps(summary)
+
+
+def test_labels_in_a_store_count_from_the_moment_they_are_known(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    """A label that came after a row does not count for it; one that came before does."""
+    options = fill(bundle, tmp_path, PAST.drop(["fraud"]))
+    inputs = WindowInputs.from_manifest(bundle.manifest)
+    assert inputs is not None
+    store = open_store(options, inputs)
+    draw = np.random.default_rng(5)
+    hours = draw.integers(0, 40, len(PAST)).tolist()
+    labels = [
+        Label(row["id"], True, int(row["at"].timestamp() * 1e6) + hour * HOUR * 1_000_000)
+        for row, hour in zip(PAST.to_pylist(), hours, strict=True)
+        if hour % 3
+    ]
+    assert all(store.label(labels))
+    night = write(tmp_path, "night.parquet", LATEST.drop(["fraud"]))
+    with open_windows(
+        bundle, heads_by_file([Path(night)], Reading()), [Path(night)], store=options
+    ) as found:
+        assert found is not None
+        files = found.features.read(np.arange(NIGHT))
+    batch = inputs.raw_schema(bundle.scorer.schema).from_arrow(LATEST)  # type: ignore[arg-type]
+    online = store.features(inputs.events(batch)).values
+    for number, name in enumerate(inputs.definition.names):
+        np.testing.assert_allclose(files[name], online[:, number], rtol=1e-9)
+    store.backend.close()
+
+
+def test_a_store_that_lacks_some_of_the_past_is_said(bundle: Bundle, tmp_path: Path) -> None:
+    night = write(tmp_path, "night.parquet", LATEST)
+    first = str(LATEST["at"][0].as_py())
+    store = fill(bundle, tmp_path, PAST.slice(0, 60))
+    _, summary = score_with(bundle, tmp_path / "early", night, store)
+    (early,) = summary["warnings"]
+    assert f"and the first row of {first}: windows see no event between them; fill it" in early
+    store = fill(bundle, tmp_path / "late", PAST.slice(ROWS - NIGHT - 5))
+    _, summary = score_with(bundle, tmp_path / "late" / "out", night, store)
+    assert f"but the input begins at {first}: earlier rows see less" in summary["warnings"][0]
+    later = TABLE.set_column(
+        1, "at", pc.add(TABLE["at"], pa.scalar(20 * 24 * HOUR, pa.duration("s")))
+    )
+    fill(bundle, tmp_path, later, store.url)
+    _, summary = score_with(bundle, tmp_path / "old", night, store)
+    assert "earlier rows see less" in summary["warnings"][0]
+
+
+def test_a_store_without_such_events_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    night = write(tmp_path, "night.parquet", LATEST)
+    store = StoreOptions(f"sqlite:///{tmp_path}/windows.db", salt="pepper")
+
+    def fails(reason: str, options: StoreOptions = store, history: Sequence[str] = ()) -> None:
+        with pytest.raises(AnomalyVAEError, match=reason):
+            score_files(
+                LoadedModel(bundle), [night], tmp_path / "out", history=history,
+                windows_store=options,
+            )  # fmt: skip
+
+    fails(r"windows.db' does not exist; fill it with: anomaly-vae windows load")
+    assert not (tmp_path / "windows.db").exists()
+    windows = validate_config({"name": "x", "data": {"path": "x", **DATA}}).data.windows  # type: ignore[union-attr]
+    other = WindowInputs(WindowDefinition({"card": windows["card"]}), "at")
+    open_store(store, other).backend.close()
+    fails("has no events for the entities and columns of this model; fill it")
+    fails("written with another ANOMALY_VAE_WINDOWS_SALT", StoreOptions(store.url))
+    fails("redis://127.0.0.1:1/0' cannot be used", StoreOptions("redis://:pw@127.0.0.1:1/0"))
+    fails("--history and --windows-store both give the past", history=[night])
+
+
+def test_another_store_is_another_result(bundle: Bundle, tmp_path: Path) -> None:
+    night = write(tmp_path, "night.parquet", LATEST)
+    store = fill(bundle, tmp_path, PAST)
+    first, _ = score_with(bundle, tmp_path / "out", night, store)
+    again, _ = score_with(bundle, tmp_path / "out", night, store)
+    assert first == again
+    with pytest.raises(DataError, match=r"with --windows-store .*, and not with none"):
+        score(bundle, tmp_path / "out", [night])
+
+
 def test_history_is_for_models_with_windows(bundle: Bundle, tmp_path: Path) -> None:
     manifest: dict[str, Any] = copy.deepcopy(dict(bundle.manifest))
     del manifest["config"]["data"]["windows"]
@@ -347,6 +492,8 @@ def test_history_is_for_models_with_windows(bundle: Bundle, tmp_path: Path) -> N
     path = write(tmp_path, "night.parquet", LATEST)
     with pytest.raises(ConfigError, match=r"--history is for models with data\.windows"):
         score(plain, tmp_path / "out", [path], [path])
+    with pytest.raises(ConfigError, match=r"--windows-store is for models with data\.windows"):
+        score_with(plain, tmp_path / "out", path, StoreOptions("sqlite:///nowhere.db"))
 
 
 def test_files_of_features_are_deleted(

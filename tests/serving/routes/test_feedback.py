@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -201,3 +202,42 @@ def test_the_client_sends_labels(address_of, served, sqlite_store):
         answer = client.feedback([{"id": 7, "label": "anomaly"}, {"id": 8.0, "label": "normal"}])
     assert (answer.stored, answer.unchanged) == (2, 0)
     assert [one.id for one in answer.results] == ["7", "8"]
+
+
+# ---------------------------------------------------------------- models with entity windows
+
+
+PAID = {"TERMINAL_ID": "a", "CUSTOMER_ID": 1, "TX_AMOUNT": 5.0}
+
+
+def test_a_verdict_counts_in_later_windows(client_of, windowed, store_url, sqlite_store):
+    client = client_of(windowed, windows=store_url, labels=sqlite_store)
+
+    def risk(number, time):
+        record = PAID | {"TRANSACTION_ID": number, "TX_DATETIME": time}
+        (result,) = client.post("/score", json={"records": [record]}).json()["results"]
+        return result["windows"]["TERMINAL_ID_risk_2d"]
+
+    assert risk(7, "2018-08-01T10:00") is None
+    at = "2018-08-03T00:00Z"
+    assert send(client, {"id": 7, "label": "anomaly", "at": at}).json()["stored"] == 1
+    assert risk(8, "2018-08-02T23:00") == 0
+    assert risk(9, "2018-08-03T01:00") == 1
+    assert send(client, {"id": 7, "label": "unsure"}, {"id": 99, "label": "anomaly"}).is_success
+    assert risk(10, "2018-08-03T02:00") == 0
+
+
+@pytest.mark.parametrize(("mode", "status"), [("refuse", 503), ("missing", 200)])
+def test_verdicts_are_refused_as_a_whole_while_the_window_store_is_down(
+    mode, status, client_of, windowed, tmp_path, sqlite_store
+):
+    (tmp_path / "state").write_text("")
+    url = f"sqlite:///{tmp_path}/state/windows.db"
+    client = client_of(windowed, windows=url, windows_down=mode, labels=sqlite_store)
+    response = send(client, {"id": 7, "label": "anomaly"})
+    assert response.status_code == status
+    if status == 200:
+        assert len(stored(sqlite_store)) == 1
+    else:
+        assert response.json()["type"] == "urn:anomaly-vae:windows-down"
+        assert not Path(sqlite_store.removeprefix("sqlite:///")).exists()

@@ -154,6 +154,36 @@ def test_other_protocols_compute_windows_too(client):
     assert found["TERMINAL_ID_risk_1d"] == [None]
 
 
+@pytest.mark.parametrize("binary", [False, True])
+def test_other_protocols_answer_the_warnings_too(client, binary):
+    first, second = (
+        record_of(e) | {"CUSTOMER_ID": "1", "TRANSACTION_ID": None} for e in stream(2, seed=1)
+    )
+    post(client, first, second)
+    expected = post(client, first, second)["warnings"]
+    assert expected[1].startswith(f"record 0 and 1 more: {SHORT}")
+    body = {"dataframe_records": [first, second]}
+    answer = client.post("/invocations", json=body).json()
+    assert answer["warnings"] == expected
+    text = "\n".join([",".join(first), *(",".join(map(str, r.values())) for r in (first, second))])
+    headers = {"content-type": "text/csv"}
+    csv = client.post("/invocations", content=text.replace("None", ""), headers=headers)
+    assert csv.json()["warnings"] == answer["warnings"]
+    tensors = [
+        {"name": name, "shape": [2], "datatype": "FP64" if name == "TX_AMOUNT" else "BYTES",
+         "data": [first[name], second[name]]}
+        for name in first if name != "TRANSACTION_ID"
+    ]  # fmt: skip
+    request = {"inputs": tensors, "parameters": {"binary_data_output": binary}}
+    answered = client.post("/v2/models/cards/infer", json=request)
+    length = int(answered.headers.get("inference-header-content-length", len(answered.content)))
+    parameters = json.loads(answered.content[:length])["parameters"]
+    assert parameters["warnings"].splitlines() == answer["warnings"]
+    event = record_of(stream(1, seed=1)[0]) | {"CUSTOMER_ID": 1, "TX_DATETIME": "2018-08-30"}
+    late = {"dataframe_records": [event]}
+    assert "warnings" not in client.post("/invocations", json=late).json()
+
+
 def test_the_description_of_the_model_lists_what_clients_send(client):
     (model,) = client.get("/models").json()["models"]
     names = [column["name"] for column in model["schema"]["columns"]]
