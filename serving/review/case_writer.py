@@ -57,6 +57,7 @@ class CaseWriter:
         self.is_down = False
         self._pause, self._retry_at = 0.0, -float("inf")
         self._stats_at = self._prune_at = -float("inf")
+        metrics.start_cases(models.current)
 
     def write(self, batch: Batch) -> bool:
         """Store a batch, or keep it on disk; return False if neither is possible."""
