@@ -95,6 +95,7 @@ def score_files(
     history: Sequence[str] = (),
     outputs: OutputOptions = ALL_ROWS,
     windows_store: StoreOptions | None = None,
+    also: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Score every row of every file into a folder and return the summary.
 
@@ -112,6 +113,7 @@ def score_files(
         history: files, folders or globs with earlier rows, which feed windows and are not scored.
         outputs: the rows and columns that are written, and how.
         windows_store: the window store that has the earlier rows, in place of ``history``.
+        also: columns that are written beside those of ``outputs`` if the input has them.
 
     Raises:
         ConfigError: heatmaps are requested, ``csv`` is invalid, there is history for a model
@@ -137,6 +139,7 @@ def score_files(
     keys = find_keys(data.get("id"), by_file, reserved)
     times = _times(source, outputs, names)
     time = None if times is None else times.name
+    outputs = outputs.carrying(also, names - {*reserved, *keys.names})
     outputs.check(names, (*reserved, *keys.names), keys.id, time)
     layout, columns = outputs.layout(keys.names), outputs.top_columns(time)
     carried = carry((*outputs.part_columns, *columns), by_file)
