@@ -494,7 +494,7 @@ def score(
     folder = place(output)
     source = open_recorded(model, folder, restart)
     finish, carried = _case_import(cases, source)
-    explain = explain or ("5" if cases else None)
+    explain = "5" if cases and explain is None else explain
     summary = _flow("score", source)(
         source,
         _all_paths(input_, more),

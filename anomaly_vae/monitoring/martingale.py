@@ -120,7 +120,8 @@ def _trend_p_values(counts: Counts, urns: Floats, densities: Floats) -> Floats:
     urn (F, S, B): normal, corrected for its skewness (Cornish & Fisher 1938). Bonferroni's
     correction is for K directions and S windows. Windows that are worth few rows are not tested.
     """
-    n, total = counts.sum(axis=2), urns.sum(axis=2)
+    n = np.maximum(counts.sum(axis=2), 1)  # a window without rows is not tested
+    total = urns.sum(axis=2)
     shares = urns / total[..., None]
     away = densities - 1
     variance = (shares * away**2).sum(axis=3)
