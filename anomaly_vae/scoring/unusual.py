@@ -121,11 +121,9 @@ def learn_typicality(scorer: Scorer, train: RawBatch, held_out: RawBatch) -> Typ
     held_out = held_out.take(spread(len(held_out), MAX_REFERENCE))
     train = train.take(spread(len(train), MAX_REFERENCE))
     x = scorer.encoding.encode(held_out)
-    scores, rates = scorer.scores_and_rates(x)
+    _, terms = scorer.scores_and_terms(x)
     kind = _kind(scorer.encoding)
-    found: Typicality = kind.fit(
-        scorer.encoding, scorer.encoding.encode(train), x, scores - rates, rates
-    )
+    found: Typicality = kind.fit(scorer.encoding, scorer.encoding.encode(train), x, *terms)
     return found
 
 
@@ -150,8 +148,8 @@ def fit_unusual_test(
     if not is_tested(config, len(calibration)):
         return None
     x = scorer.encoding.encode(calibration)
-    scores, rates = scorer.scores_and_rates(x)
-    return UnusualTest.fit(learn(), config.unusual_alpha or 0.0, scores - rates, rates, x)
+    _, terms = scorer.scores_and_terms(x)
+    return UnusualTest.fit(learn(), config.unusual_alpha or 0.0, *terms, x)
 
 
 def is_tested(config: CalibrationConfig, n: int) -> bool:

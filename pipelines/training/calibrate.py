@@ -199,6 +199,8 @@ def _check_same_config(trained: Bundle, config: Config) -> None:
     for section in ("data", "model", "training", "score"):
         for key, value in planned[section].items():
             trained_with = used[section].get(key)
+            if key == "known" and trained_with is None:
+                continue  # too few labels to learn from, see `_check_known`
             if key != "label_delay" and value is not None and value != trained_with:
                 raise ConfigError(
                     f"the model was trained with {section}.{key} {trained_with}, the "
