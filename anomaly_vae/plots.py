@@ -271,7 +271,7 @@ def _columns(encoding: TabularEncoding, explained: ScoreParts, titles: Sequence[
 
 
 def contributions(found: Mapping[str, Explanation], complete: bool = True) -> Figure:
-    """Draw what each score is made of, in nats: columns, the other columns together, the KL term.
+    """Draw what each score is made of: columns, the other columns together, the KL term.
 
     Args:
         found: title → explanation of one row; observed and expected values stand beside the bars.
@@ -290,7 +290,7 @@ def contributions(found: Mapping[str, Explanation], complete: bool = True) -> Fi
         axes.tick_params("y", labelsize=8)
         axes.margins(x=0.1)
         axes.invert_yaxis()
-    figure.axes[-1].set_xlabel("contribution to the score, nats")
+    figure.axes[-1].set_xlabel("contribution to the score")
     return figure
 
 
@@ -299,7 +299,7 @@ TERMS = ("other columns", "KL term")
 
 
 def _bars(one: Explanation, complete: bool) -> dict[str, float]:
-    """Return the length of each bar by name, in nats."""
+    """Return the length of each bar by name, in the unit of the score."""
     columns = {
         plain(f"{c.feature}\nobserved {_value(c.observed)}, expected {_value(c.expected)}"): c.nats
         for c in one.contributions

@@ -20,9 +20,11 @@ from anomaly_vae.data.type_inference import Inferred, infer_schema
 from anomaly_vae.errors import DataError
 from anomaly_vae.estimators.arguments import SHARED_KEYS
 from anomaly_vae.estimators.base import Data, FitInput, VAEDetector, usable
+from anomaly_vae.estimators.labels import known_anomalies
 from anomaly_vae.features.events import EventReader
 from anomaly_vae.generation import tables
 from anomaly_vae.messages import listed
+from anomaly_vae.training.known_anomalies import learns_known
 from anomaly_vae.types import ColumnType
 
 CONFIG_KEYS: dict[str, tuple[str, ...]] = {
@@ -37,6 +39,7 @@ CONFIG_KEYS: dict[str, tuple[str, ...]] = {
     "guard": ("training.guard",),
     "features": ("data.features",),
     "types": ("data.types",),
+    "known": ("model.known",),
     "time_format": ("data.time_format",),
 }
 """Configuration keys that each constructor argument sets."""
@@ -134,6 +137,7 @@ class TabularVAEDetector(VAEDetector[TabularConfig, TabularSchema]):
         device: Literal["auto", "cpu", "cuda"] | None = None,
         features: Sequence[str] | Mapping[str, str | Feature] | None = None,
         types: Mapping[str, str | Feature] | None = None,
+        known: Literal["off", "auto"] = "off",
         time_format: str | None = None,
         calibration_fraction: float | None = None,
         validation_fraction: float | None = None,
@@ -201,13 +205,17 @@ class TabularVAEDetector(VAEDetector[TabularConfig, TabularSchema]):
         tags.input_tags.allow_nan = tags.input_tags.categorical = True
         return tags
 
-    def _fit_input(self, X: Data, config: TabularConfig) -> FitInput[TabularSchema]:
+    def _fit_input(self, X: Data, y: object, config: TabularConfig) -> FitInput[TabularSchema]:
         container = detect_container(X)
         table = self._read(X, reset=True)
-        inferred = _infer(table, config, numeric=container == "array")
+        anomaly = np.zeros(len(table), bool)
+        if y is not None and learns_known(config):
+            anomaly = known_anomalies(y, len(table))
+        inferred = _infer(table.filter(pa.array(~anomaly)), config, numeric=container == "array")
         batch = _clean(inferred.schema, inferred.schema.from_arrow(table))
+        normal, known = (batch.take(np.flatnonzero(mask)) for mask in (~anomaly, anomaly))
         origin = {"container": container, "columns": table.column_names}
-        return FitInput(inferred.schema, batch, origin, inferred.notes)
+        return FitInput(inferred.schema, normal, origin, inferred.notes, known)
 
     def _batch(self, X: Data) -> RawBatch:
         schema = self._schema()

@@ -84,6 +84,7 @@ def with_known_head(
         ExportError: the margins of the graph and of the trees differ on the validation rows.
     """
     encoding = bundle.scorer.encoding
+    assert isinstance(encoding, TabularEncoding), "the configuration of images refuses the head"
     if FEATURE in encoding.labels:
         raise DataError(
             f"column '{FEATURE}' has the name that explanations give to the likeness to known "
@@ -148,9 +149,7 @@ def _round_down(values: NDArray[np.float64]) -> NDArray[np.float32]:
     return np.where(near > values, np.nextafter(near, np.float32(-np.inf)), near)
 
 
-def _margins(
-    trees: Trees, model: HistGradientBoostingClassifier, x: Matrix
-) -> NDArray[np.float64]:
+def _margins(trees: Trees, model: HistGradientBoostingClassifier, x: Matrix) -> NDArray[np.float64]:
     """Return the margins (N,) that the graph computes.
 
     Raises:

@@ -45,6 +45,7 @@ from anomaly_vae.scoring.attribution import sequential_dropout
 from anomaly_vae.scoring.detector import Detector
 from anomaly_vae.scoring.scorer import Scorer
 from anomaly_vae.scoring.unusual import UnusualTest, fit_unusual_test, learn_typicality
+from anomaly_vae.training.known_anomalies import known_choice
 from pipelines import console
 from pipelines.datasets.dataset import FIT_DIGEST, Dataset
 from pipelines.datasets.label_store import is_store
@@ -124,6 +125,7 @@ def calibrate(
     data = data or read_data(config, _spans_until(trained))
     _check_same_split(trained, data)
     _check_same_config(trained, config)
+    _check_known(trained, config, data)
     sample = model_sample(data, config.calibration, trained)
     chosen = choose_threshold(sample, config.calibration)
     if "note" in chosen.figures:
@@ -207,6 +209,24 @@ def _check_same_config(trained: Bundle, config: Config) -> None:
                     f"configuration says {value}; correct that, or train again",
                     key=f"{section}.{key}",
                 )
+
+
+def _check_known(trained: Bundle, config: Config, data: Dataset) -> None:
+    """Check that the model learned from known anomalies if, and only if, it should have."""
+    found, choice = (
+        "known" in trained.manifest["training"],
+        known_choice(config, len(data.known_rows)),
+    )
+    if found and not choice.wanted:
+        reason = "the model was trained with model.known auto, the configuration says off"
+    elif choice.on and not found:
+        reason = (
+            f"the model was trained with model.known off, the configuration says auto, and there "
+            f"are {choice.labels:,} labelled anomalies to learn from"
+        )
+    else:
+        return
+    raise ConfigError(f"{reason}; correct that, or train again", key="model.known")
 
 
 def _with_config(trained: Bundle, config: Config) -> Bundle:
