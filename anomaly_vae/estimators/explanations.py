@@ -30,7 +30,8 @@ class Explanations(list[Explanation]):
         """Return one line per row and part of its score; the nats of a row add up to its score.
 
         ``part`` is ``column`` for a contribution, ``known`` for the likeness to known anomalies,
-        ``region`` for a region of an image, whose box is the ``feature``, ``rest`` for everything else together, and ``kl`` for the KL term.
+        ``region`` for a region of an image, whose box is the ``feature``, ``rest`` for everything
+        else together, and ``kl`` for the KL term.
         """
         return pd.DataFrame(self._lines(), columns=COLUMNS)
 

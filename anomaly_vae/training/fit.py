@@ -158,7 +158,7 @@ def fit_bundle(
         bundle, error = kind.freeze(model, config, encoding, manifest, validation)
         known = prepared.known
         if known is not None and known_choice(config, len(known)).on:
-            bundle = with_known_head(bundle, config, train, validation, known)
+            bundle = with_known_head(bundle, train, validation, known, config.training.seed)
     return Fitted(bundle, model, history, error)
 
 

@@ -68,16 +68,16 @@ def known_choice(config: Config, labels: int) -> KnownChoice:
 
 
 def with_known_head(
-    bundle: Bundle, config: Config, train: Matrix, validation: Matrix, known: Matrix
+    bundle: Bundle, train: Matrix, validation: Matrix, known: Matrix, seed: int
 ) -> Bundle:
     """Return a bundle whose score also says how much a row resembles known anomalies.
 
     Args:
         bundle: a model of tables without a head, not calibrated.
-        config: its configuration, whose training seed the trees have.
         train: (N, F) encoded normal rows that the detector learned from.
         validation: (V, F) encoded normal rows, which the trees do not learn from.
         known: (K, F) encoded labelled anomalies.
+        seed: seed of the trees.
 
     Raises:
         DataError: a column has the name of the line in explanations.
@@ -91,7 +91,7 @@ def with_known_head(
             "anomalies (model.known); rename it or add it to data.ignore",
             column=FEATURE,
         )
-    model = fit_trees(train, known, config.training.seed)
+    model = fit_trees(train, known, seed)
     trees = tree_table(model)
     margins = _margins(trees, model, validation)
     head = KnownHead(
