@@ -48,7 +48,8 @@ CONFIG_KEYS: dict[str, tuple[str, ...]] = {
 class TabularVAEDetector(VAEDetector[TabularConfig, TabularSchema]):
     """Outlier detector for tables: a variational autoencoder with a conformal threshold.
 
-    `fit` learns from normal rows; leave known anomalies out of X. It holds out a fraction of the
+    `fit` learns from normal rows; leave known anomalies out of X, or mark them in y and set
+    ``known="auto"``. It holds out a fraction of the
     rows, whose scores give the threshold, ``-offset_``. On rows exchangeable with those held out,
     `predict` returns −1 with probability at most ``alpha`` (Vovk et al. 2005). This takes at least
     1/alpha − 1 held-out rows: 99 for 0.01, 19 for 0.05. If ``calibration_fraction`` gives fewer,
@@ -137,7 +138,7 @@ class TabularVAEDetector(VAEDetector[TabularConfig, TabularSchema]):
         device: Literal["auto", "cpu", "cuda"] | None = None,
         features: Sequence[str] | Mapping[str, str | Feature] | None = None,
         types: Mapping[str, str | Feature] | None = None,
-        known: Literal["off", "auto"] = "off",
+        known: Literal["off", "auto"] | None = None,
         time_format: str | None = None,
         calibration_fraction: float | None = None,
         validation_fraction: float | None = None,

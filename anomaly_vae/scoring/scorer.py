@@ -122,7 +122,11 @@ class Scorer:
 
     def score_encoded(self, x: Matrix) -> NDArray[np.float64]:
         """Return the scores (N,) of encoded rows (N, F)."""
-        return np.concatenate([self._run(("score",), tile)[0] for tile in self._tiles(x)])
+        return self._output("score", x)
+
+    def detector_scores(self, x: Matrix) -> NDArray[np.float64]:
+        """Return the scores (N,) of encoded rows (N, F) without what is known of anomalies."""
+        return self._output("detector" if self.has_head else "score", x)
 
     def scores_and_terms(self, x: Matrix) -> tuple[NDArray[np.float64], Terms]:
         """Return the scores (N,) of encoded rows (N, F) and the detector's terms, in one pass."""
@@ -142,7 +146,7 @@ class Scorer:
 
     def known_surprise(self, x: Matrix) -> NDArray[np.float64]:
         """Return how much encoded rows (N, F) resemble known anomalies, (N,); needs such a head."""
-        return np.concatenate([self._run(("known",), tile)[0] for tile in self._tiles(x)])
+        return self._output("known", x)
 
     def explain(self, batch: RawBatch) -> ScoreParts:
         """Return scores and their parts."""
@@ -159,6 +163,10 @@ class Scorer:
         by_column = self.encoding.per_column(nats.astype(np.float64)) + 0.0  # turns −0.0 into 0.0
         parts = score, by_column, kl, x, expected, latent
         return ScoreParts(*parts, known, detector - rate, rate)
+
+    def _output(self, name: str, x: Matrix) -> NDArray[np.float64]:
+        """Return one output (N,) of the graph for encoded rows (N, F)."""
+        return np.concatenate([self._run((name,), tile)[0] for tile in self._tiles(x)])
 
     def _tiles(self, x: Matrix) -> Iterator[Matrix]:
         """Yield tiles of a matrix (N, F); an empty matrix yields one empty tile."""

@@ -118,3 +118,10 @@ def test_a_graph_with_a_head_keeps_its_outputs_and_gets_three_more(plain, with_h
     assert with_head.weights == plain.weights
     assert with_head.scorer.known_columns == (1, 0)
     assert not plain.scorer.has_head
+
+
+def test_the_detector_s_score_is_compared_with_torch(plain, with_head, x):
+    np.testing.assert_array_equal(
+        with_head.scorer.detector_scores(x), plain.scorer.score_encoded(x)
+    )
+    np.testing.assert_array_equal(plain.scorer.detector_scores(x), plain.scorer.score_encoded(x))

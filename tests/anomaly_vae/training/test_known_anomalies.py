@@ -61,6 +61,7 @@ def test_the_same_rows_give_the_same_bundle(prepared, on, tmp_path):
     np.testing.assert_array_equal(loaded.scorer.score_encoded(x), on.scorer.score_encoded(x))
 
 
+@pytest.mark.slow  # threads of OpenMP wait for each other on a busy machine
 def test_the_number_of_threads_changes_no_tree(prepared, off):
     parts = prepared.train, prepared.validation, prepared.known
     graphs = []
