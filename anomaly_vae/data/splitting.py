@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -85,18 +85,16 @@ class Assignment:
         Raises:
             DataError: a split would be empty.
         """
-        kept = replace(
-            self,
-            calibration_anomalies=self.calibration_anomalies[~mask[self.calibration_anomalies]],
-            training_anomalies=self.training_anomalies[~mask[self.training_anomalies]],
-        )
+        held_back = (self.calibration_anomalies, self.training_anomalies)
+        anomalies = [positions[~mask[positions]] for positions in held_back]
         count = int((mask & (self.codes != UNUSED)).sum())
         if not count:
-            return kept
+            unchanged = sum(map(len, anomalies)) == sum(map(len, held_back))
+            return self if unchanged else Assignment(self.codes, self.unused, *anomalies)
         unused = {**self.unused, reason: count}
         codes = np.where(mask, UNUSED, self.codes).astype(np.int8)
         _refuse_empty_splits(codes, unused)
-        return replace(kept, codes=codes, unused=unused)
+        return Assignment(codes, unused, *anomalies)
 
     def rows(self, split: int) -> NDArray[np.intp]:
         """Return the positions of a split's rows, in file order."""

@@ -23,12 +23,14 @@ from anomaly_vae.calibration.surprise import fit_surprise
 from anomaly_vae.config import Config, TabularConfig
 from anomaly_vae.config.scoring import SURPRISE
 from anomaly_vae.data.encoding import Matrix, TabularEncoding
-from anomaly_vae.data.splitting import MIN_KNOWN
+from anomaly_vae.data.splitting import MIN_KNOWN, spread
 from anomaly_vae.errors import DataError, ExportError
 from anomaly_vae.export.onnx_known import KnownHead, Trees, add_known_head, tree_margins
 from anomaly_vae.scoring.known import FEATURE
 from anomaly_vae.scoring.scorer import open_session
 
+MAX_NORMAL = 500_000
+"""Maximum number of normal rows that the trees learn from."""
 MARGIN_TOLERANCE = 1e-4
 """Maximum difference between the margins of graph and trees, relative to max(1, |margin|)."""
 
@@ -108,11 +110,13 @@ def with_known_head(
 def fit_trees(train: Matrix, known: Matrix, seed: int) -> HistGradientBoostingClassifier:
     """Fit boosted trees that tell known anomalies (K, F) from normal rows (N, F).
 
-    Both classes have the same total weight. With equal weights of rows, few anomalies among many
-    normal rows would hardly change a leaf.
+    Of very many normal rows, `MAX_NORMAL` at equal distances are taken. Both classes have the same
+    total weight. With equal weights of rows, few anomalies among many normal rows would hardly
+    change a leaf.
     """
-    x = np.concatenate([train, known])
-    y = np.repeat([0, 1], [len(train), len(known)])
+    normal = train[spread(len(train), MAX_NORMAL)]
+    x = np.concatenate([normal, known])
+    y = np.repeat([0, 1], [len(normal), len(known)])
     model = HistGradientBoostingClassifier(
         class_weight="balanced", early_stopping=False, random_state=seed
     )

@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.artifacts.registry_names import BundleRef
 from anomaly_vae.config import Config, validate_config
-from anomaly_vae.data.splitting import DAY
+from anomaly_vae.data.splitting import DAY, TRAIN
 from anomaly_vae.errors import ConfigError
 from anomaly_vae.lifecycle.registry import Registry
 from anomaly_vae.scoring.known import FEATURE
@@ -127,6 +127,16 @@ def test_only_final_labels_of_the_training_period_teach(versions: Versions) -> N
     late = load_dataset(delayed, LoadContext(known=True))
     assert set(late.known_rows) < set(data.known_rows)
     assert data.rows.time[late.known_rows].max() < data.rows.time.max() - 40 * DAY
+
+
+def test_late_labels_teach(versions: Versions, tmp_path: Path) -> None:
+    data = versions.trained.data
+    late = data.assignment.rows(TRAIN)[:3]
+    labels = pa.table({"id": pa.array(late), "label": ["anomaly"] * 3})
+    pq.write_table(labels, tmp_path / "labels.parquet")
+    config = changed(versions.config, data__labels=str(tmp_path / "labels.parquet")).data
+    found = load_dataset(config, LoadContext(known=True))
+    assert set(found.known_rows) == {*data.known_rows, *late}
 
 
 def test_few_labels_give_the_bundle_without_a_head(
