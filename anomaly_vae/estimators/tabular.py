@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 from numpy.random import RandomState
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.config import Feature, TabularConfig
+from anomaly_vae.data.arrow import normalise_array
 from anomaly_vae.data.dataframes import detect_container, from_table, to_table
 from anomaly_vae.data.schema import RawBatch, TabularSchema
 from anomaly_vae.data.type_inference import Inferred, infer_schema
@@ -212,7 +213,7 @@ class TabularVAEDetector(VAEDetector[TabularConfig, TabularSchema]):
         anomaly = np.zeros(len(table), bool)
         if y is not None and learns_known(config):
             anomaly = known_anomalies(y, len(table))
-        inferred = _infer(table.filter(pa.array(~anomaly)), config, numeric=container == "array")
+        inferred = _infer(_without(table, anomaly), config, numeric=container == "array")
         batch = _clean(inferred.schema, inferred.schema.from_arrow(table))
         normal, known = (batch.take(np.flatnonzero(mask)) for mask in (~anomaly, anomaly))
         origin = {"container": container, "columns": table.column_names}
@@ -261,6 +262,23 @@ class TabularVAEDetector(VAEDetector[TabularConfig, TabularSchema]):
 def array_names(count: int) -> list[str]:
     """Return the names of the columns of an array: x0, x1, …"""
     return [f"x{i}" for i in range(count)]
+
+
+def _without(table: pa.Table, left_out: NDArray[np.bool_]) -> pa.Table:
+    """Return a table without the rows of a mask (N,)."""
+    if not left_out.any():
+        return table
+    kept = pa.array(~left_out)
+    columns = {name: _filtered(table.column(name), kept) for name in table.column_names}
+    return pa.table(columns)
+
+
+def _filtered(column: pa.ChunkedArray, kept: pa.Array) -> pa.ChunkedArray | pa.Array:
+    """Return the values of a column that are kept; views, which Arrow cannot filter, as values."""
+    try:
+        return column.filter(kept)
+    except pa.ArrowNotImplementedError:
+        return normalise_array(column).filter(kept)
 
 
 def _refuse_columns_without_numbers(X: Data) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import polars as pl
+import pyarrow as pa
 import pytest
 
 from anomaly_vae import TabularVAEDetector
@@ -77,6 +79,12 @@ def test_an_estimator_learns_from_y(frame, y, tmp_path):
     loaded = TabularVAEDetector.load(detector.save(tmp_path / "bundle"))
     assert loaded.known == "auto"
     np.testing.assert_array_equal(loaded.anomaly_score(fresh), detector.anomaly_score(fresh))
+
+
+def test_labels_are_read_beside_any_container(frame, y):
+    tables = frame, pl.from_pandas(frame), pa.Table.from_pandas(frame)
+    graphs = {TabularVAEDetector(known="auto", **FEW).fit(X, y).bundle_.graph for X in tables}
+    assert len(graphs) == 1
 
 
 def test_few_labels_leave_the_model_of_the_normal_rows(frame, y):
