@@ -270,12 +270,15 @@ def _columns(encoding: TabularEncoding, explained: ScoreParts, titles: Sequence[
     return figure
 
 
-def contributions(found: Mapping[str, Explanation], complete: bool = True) -> Figure:
+def contributions(
+    found: Mapping[str, Explanation], complete: bool = True, unit: str = "nats"
+) -> Figure:
     """Draw what each score is made of: columns, the other columns together, the KL term.
 
     Args:
         found: title → explanation of one row; observed and expected values stand beside the bars.
         complete: False draws only the columns that raise the score, for reviewers.
+        unit: the unit of the scores.
     """
     drawn_bars = {title: _bars(one, complete) for title, one in found.items()}
     bars = [max(len(one), 1) for one in drawn_bars.values()]
@@ -290,7 +293,7 @@ def contributions(found: Mapping[str, Explanation], complete: bool = True) -> Fi
         axes.tick_params("y", labelsize=8)
         axes.margins(x=0.1)
         axes.invert_yaxis()
-    figure.axes[-1].set_xlabel("contribution to the score")
+    figure.axes[-1].set_xlabel(f"contribution to the score, {unit}")
     return figure
 
 

@@ -329,7 +329,8 @@ class VAEDetector(
         """
         scores, found = self.anomaly_score(X), self.explain(X, most)
         titles = figure_titles(scores)
-        axes: Axes = load_plots().contributions(dict(zip(titles, found, strict=True))).axes[0]
+        unit, panels = self.bundle_.manifest["unit"], dict(zip(titles, found, strict=True))
+        axes: Axes = load_plots().contributions(panels, unit=unit).axes[0]
         return axes
 
     def _detect(self, X: Data) -> Detections:

@@ -76,6 +76,7 @@ def test_an_estimator_learns_from_y(frame, y, tmp_path):
     parts = detector.explain(fresh[:1]).to_frame()
     assert parts["nats"].sum() == pytest.approx(detector.anomaly_score(fresh[:1])[0])
     assert parts[parts["part"] == "known"]["feature"].tolist() == [FEATURE]
+    assert "surprise" in detector.plot_explanation(fresh[:1]).get_xlabel()
     loaded = TabularVAEDetector.load(detector.save(tmp_path / "bundle"))
     assert loaded.known == "auto"
     np.testing.assert_array_equal(loaded.anomaly_score(fresh), detector.anomaly_score(fresh))
