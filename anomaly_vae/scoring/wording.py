@@ -9,6 +9,7 @@ expected there.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -42,6 +43,8 @@ TOGETHER = "unusual beside the other values"
 COMBINATION = "no single value stands out; they are unusual together"
 """Text about a row of which no column raises the score."""
 DAY_NAMES = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+PARTS = re.compile(r" \(\+\d+\.\d\)")
+"""Parts of the score in the observed value of the line about known anomalies."""
 NOTE = "; this one was "
 """Text between the expected value and the note on the observed one; see `Categorical.expected`."""
 
@@ -111,7 +114,7 @@ class Wording:
     def sentence(self, reason: Reason) -> str:
         """Return a sentence about one contribution."""
         if reason.feature == FEATURE and reason.observed is not None:
-            return f"resembles {self.known}: {reason.observed}"
+            return f"resembles {self.known}: {PARTS.sub('', reason.observed)}"
         first, *_ = parts = self.parts.get(reason.feature) or (None,)
         if reason.observed is None or reason.expected is None or first is None:
             return _compared(reason.feature, _text(reason.observed), _text(reason.expected))

@@ -67,11 +67,13 @@ def test_shares_never_exceed_the_likeness(bundle):
 
 
 def test_reviewers_read_what_it_resembles():
-    one = Contribution(FEATURE, 4.0, "amount 950 (+3.1)", NOT_LIKE)
+    one = Contribution(FEATURE, 4.0, "amount 950 (+3.1), channel web (+0.8)", NOT_LIKE)
     explanation = Explanation((one,), 0.0, 0.0)
-    assert Wording({}).reasons(explanation) == ("resembles known anomalies: amount 950 (+3.1)",)
+    assert Wording({}).reasons(explanation) == (
+        "resembles known anomalies: amount 950, channel web",
+    )
     fraud = Wording({}, known="known fraud")
-    assert fraud.reasons(explanation) == ("resembles known fraud: amount 950 (+3.1)",)
+    assert fraud.reasons(explanation) == ("resembles known fraud: amount 950, channel web",)
 
 
 @pytest.mark.parametrize(("label", "said"), [("TX_FRAUD", "fraud"), ("broken", "anomalies")])
