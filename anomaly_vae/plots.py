@@ -277,12 +277,15 @@ def _labels(column: EncodedColumn) -> tuple[str, ...]:
     return (column.label,) * column.width
 
 
-def contributions(found: Mapping[str, Explanation], complete: bool = True) -> Figure:
-    """Draw what each score is made of, in nats: columns, the other columns together, the KL term.
+def contributions(
+    found: Mapping[str, Explanation], complete: bool = True, unit: str = "nats"
+) -> Figure:
+    """Draw what each score is made of: columns, the other columns together, the KL term.
 
     Args:
         found: title → explanation of one row; observed and expected values stand beside the bars.
         complete: False draws only the columns that raise the score, for reviewers.
+        unit: the unit of the scores.
     """
     drawn_bars = {title: _bars(one, complete) for title, one in found.items()}
     bars = [max(len(one), 1) for one in drawn_bars.values()]
@@ -297,7 +300,7 @@ def contributions(found: Mapping[str, Explanation], complete: bool = True) -> Fi
         axes.tick_params("y", labelsize=8)
         axes.margins(x=0.1)
         axes.invert_yaxis()
-    figure.axes[-1].set_xlabel("contribution to the score, nats")
+    figure.axes[-1].set_xlabel(f"contribution to the score, {unit}")
     return figure
 
 
@@ -306,7 +309,7 @@ TERMS = ("other columns", "KL term")
 
 
 def _bars(one: Explanation, complete: bool) -> dict[str, float]:
-    """Return the length of each bar by name, in nats."""
+    """Return the length of each bar by name, in the unit of the score."""
     columns = {
         plain(f"{c.feature}\nobserved {_value(c.observed)}, expected {_value(c.expected)}"): c.nats
         for c in one.contributions

@@ -15,6 +15,7 @@ PROTOCOLS: dict[str, tuple[str, ...]] = {
     "tabular": ("adbench",),
     "degraded": ("adbench",),
     "transactions": ("fraud",),
+    "known": ("fraud",),
     "scans": ("mri", "pneumoniamnist.npz"),
     "promise": ("adbench", "fraud"),
     "merchants": ("fraud",),

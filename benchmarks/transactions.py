@@ -115,7 +115,7 @@ class Task:
 
 def load_task(folder: Path, columns: Sequence[str], splits: Mapping[str, Any], short: bool) -> Task:
     """Load the data and split them by date."""
-    config = _configuration(folder, columns, splits, short)
+    config = configuration(folder, columns, splits, short)
     data = load_dataset(config.data)
     stride = SHORT_STRIDE if short else 1
     train, validation, calibration, test = (
@@ -134,9 +134,10 @@ def load_task(folder: Path, columns: Sequence[str], splits: Mapping[str, Any], s
     return Task(config, data.schema, *parts, truth)
 
 
-def _configuration(
+def configuration(
     folder: Path, columns: Sequence[str], splits: Mapping[str, Any], short: bool
 ) -> Config:
+    """Return the default configuration for these columns and splits."""
     data = {
         "path": [str(folder / name) for name in DATA_FILES],
         "label": "TX_FRAUD",

@@ -207,7 +207,8 @@ class DataConfig(Section):
     """Files, folders or globs: CSV, JSON or Parquet for tables; images, or a CSV manifest of
     images."""
     label: str | None = None
-    """Column that marks known anomalies, which never train; null: every row counts as normal."""
+    """Column that marks known anomalies, which never train as normal rows; null: every row counts
+    as normal."""
     positive: Annotated[int | float | str | bool, Field(union_mode="left_to_right")] = 1
     """Value of the label column that means anomaly."""
     group: str | None = None

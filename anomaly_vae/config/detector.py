@@ -91,6 +91,7 @@ class BaseConfig(Section):
         exclude: Any = {
             "data": {"path", "labels", *data.unset},
             "calibration": self.calibration.unset,
+            "model": self.model.unset,  # type: ignore[attr-defined]
             "training": {"device", "resume", "warm_start"},
             "promotion": True,
             "mlflow": True,

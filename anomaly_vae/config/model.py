@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from anomaly_vae.config.base import Section
 
@@ -36,6 +36,20 @@ class ModelConfig(Section):
     every model is trained with."""
     components: int = Field(256, ge=1, le=65_536)
     """Largest number of mixture components of the aggregated posterior."""
+    known: Literal["off", "auto"] = "off"
+    """Whether labelled anomalies of the training period teach boosted trees, whose surprise is
+    added to that of the detector: `off`, or `auto`, from 30 of them on."""
+
+    @field_validator("known", mode="before")
+    @classmethod
+    def _read_off(cls, value: Any) -> Any:
+        """Accept what YAML makes of a bare ``off``."""
+        return "off" if value is False else value
+
+    @property
+    def unset(self) -> set[str]:
+        """Keys that the manifest leaves out, because they have their defaults."""
+        return {"known"} if self.known == "off" else set()
 
     def resolve(self, n_columns: int) -> ResolvedModel:
         """Fill in sizes that are None.
@@ -81,6 +95,25 @@ class ImageModelConfig(Section):
     """Smallest variance of a `gaussian`, `laplace` or `structural` likelihood."""
     localization_head: bool = False
     """Whether a second network learns which pixels are anomalous, from synthetic corruption."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_known(cls, value: Any) -> Any:
+        """Refuse the head that learns from known anomalies, which only tables have."""
+        if not isinstance(value, dict) or "known" not in value:
+            return value
+        if value["known"] not in (False, "off"):
+            raise ValueError(
+                "known: auto learns from the columns of tables, and images have none; set "
+                "model.known: off, and name the labels in data.label to evaluate and to choose "
+                "the threshold"
+            )
+        return {key: own for key, own in value.items() if key != "known"}
+
+    @property
+    def unset(self) -> set[str]:
+        """Keys that the manifest leaves out, because they have their defaults."""
+        return set()
 
     def resolve(self, n_columns: int) -> ResolvedImageModel:
         """Fill in sizes that are None; the number of pixels, ``n_columns``, has no influence."""

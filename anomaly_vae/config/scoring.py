@@ -8,6 +8,9 @@ from pydantic import Field
 
 from anomaly_vae.config.base import Section, Seed
 
+SURPRISE = "surprise"
+"""Unit of scores that are sums of surprises: nats of how rare a score is among normal rows."""
+
 
 class ScoreConfig(Section):
     """Anomaly score of a table's rows."""

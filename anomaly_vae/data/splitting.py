@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -27,6 +27,8 @@ WARM_UP = "within data.windows_warm_up, they feed windows only"
 """Reason why no split uses rows whose windows lack a past."""
 MIN_TRAIN = 10
 """Minimum number of training rows."""
+MIN_KNOWN = 30
+"""Minimum number of labelled anomalies that a model learns from; fewer are no gain."""
 DAY = 86_400.0
 """Length of a day, in seconds."""
 
@@ -79,6 +81,11 @@ class Assignment:
 
     These rows are unused unless the threshold is chosen by labels.
     """
+    training_anomalies: NDArray[np.intp] = field(default_factory=lambda: np.zeros(0, np.intp))
+    """Positions of the anomalies that would belong to the training split if they were normal.
+
+    These rows are unused unless the model learns from known anomalies (`model.known`).
+    """
 
     @cached_property
     def digest(self) -> str:
@@ -97,30 +104,37 @@ class Assignment:
         Raises:
             DataError: a split would be empty.
         """
-        anomalies = self.calibration_anomalies[~mask[self.calibration_anomalies]]
+        held_back = (self.calibration_anomalies, self.training_anomalies)
+        anomalies = [positions[~mask[positions]] for positions in held_back]
         count = int((mask & (self.codes != UNUSED)).sum())
         if not count:
-            unchanged = len(anomalies) == len(self.calibration_anomalies)
-            return self if unchanged else replace(self, calibration_anomalies=anomalies)
+            unchanged = sum(map(len, anomalies)) == sum(map(len, held_back))
+            return self if unchanged else Assignment(self.codes, self.unused, *anomalies)
         unused = {**self.unused, reason: count}
         codes = np.where(mask, UNUSED, self.codes).astype(np.int8)
         _refuse_empty_splits(codes, unused)
-        return Assignment(codes, unused, anomalies)
+        return Assignment(codes, unused, *anomalies)
 
     def rows(self, split: int) -> NDArray[np.intp]:
         """Return the positions of a split's rows, in file order."""
         return np.flatnonzero(self.codes == split)
 
 
-def assign(rows: Rows, config: Splits) -> Assignment:
+def assign(rows: Rows, config: Splits, known: bool = False) -> Assignment:
     """Assign every row to a split.
+
+    Args:
+        rows: the properties of the rows.
+        config: the sizes or intervals of the splits.
+        known: whether the model learns from known anomalies. Without times, these are then divided
+            between training and test, if enough of them come to train.
 
     Raises:
         DataError: a split would be empty, or splits are time intervals without a time column.
     """
     if config.by_interval and rows.time is None:
         raise DataError("data.splits are intervals of time, but data.time names no column")
-    codes = _codes(rows, config)
+    codes = _codes(rows, config, known)
     reasons = {
         **({} if rows.warm_up is None else {WARM_UP: rows.warm_up}),
         "outside every split": codes == UNUSED,
@@ -128,8 +142,9 @@ def assign(rows: Rows, config: Splits) -> Assignment:
         "anomalies outside the test split": rows.anomaly & (codes != TEST),
         "unlabelled in the test split": rows.unlabelled & (codes == TEST),
     }
-    anomalies = np.flatnonzero(
-        rows.anomaly & (codes == CALIBRATION) & ~_outside_group_split(codes, rows, config)
+    anomalies = rows.anomaly & ~_outside_group_split(codes, rows, config)
+    of_calibration, of_training = (
+        np.flatnonzero(anomalies & (codes == split)) for split in (CALIBRATION, TRAIN)
     )
     unused: dict[str, int] = {}
     usable = np.ones(len(rows), bool)
@@ -139,25 +154,25 @@ def assign(rows: Rows, config: Splits) -> Assignment:
         usable &= ~mask
     codes = _hold_out_validation(np.where(usable, codes, UNUSED).astype(np.int8), rows, config)
     _refuse_empty_splits(codes, unused)
-    return Assignment(codes, unused, anomalies)
+    return Assignment(codes, unused, of_calibration, of_training)
 
 
-def _codes(rows: Rows, config: Splits) -> Codes:
+def _codes(rows: Rows, config: Splits, known: bool) -> Codes:
     """Assign each row to a split as if it were labelled and fit for it."""
     if rows.test is not None:
-        return _beside_test(rows, rows.test, config)
+        return _beside_test(rows, rows.test, config, known)
     times = rows.split_times
-    return _at_random(rows, config) if times is None else _by_time(times, config)
+    return _at_random(rows, config, known) if times is None else _by_time(times, config)
 
 
-def _beside_test(rows: Rows, test: Mask, config: Splits) -> Codes:
+def _beside_test(rows: Rows, test: Mask, config: Splits, known: bool) -> Codes:
     """Assign the rows outside a given test split (N,) at random: what it would get trains, too."""
     others = np.flatnonzero(~test)
     train, _, given = _fractions(config)
     splits = config.model_copy(update={"train": train + given, "test": 0.0})
     codes = np.full(len(rows), TEST, np.int8)
-    codes[others] = _at_random(rows.take(others), splits)
-    codes[~test & (codes == TEST)] = TRAIN  # anomalies, which are left out
+    codes[others] = _at_random(rows.take(others), splits, known)
+    codes[~test & (codes == TEST)] = TRAIN  # anomalies, which do not train as normal rows
     return codes
 
 
@@ -171,20 +186,36 @@ def _fractions(config: Splits) -> tuple[float, float, float]:
     return _fractions(Splits())
 
 
-def _at_random(rows: Rows, config: Splits) -> Codes:
+def _at_random(rows: Rows, config: Splits, known: bool) -> Codes:
     """Assign normal rows at random by fractions, and anomalies to the test split.
 
-    The configured share of the anomalies goes to the calibration split instead. Anomalies stay in
-    the split of their group, if there are groups.
+    The configured share of the anomalies goes to the calibration split instead and, if the model
+    learns from ``known`` ones, a share of the rest to the training split. Anomalies stay in the
+    split of their group, if there are groups.
     """
     rng = np.random.default_rng(config.seed)
     if rows.group is not None:
-        return _by_group(rows.group, rows.anomaly, config)
+        return _by_group(rows.group, rows.anomaly, config, known)
     codes = np.full(len(rows), TEST, np.int8)
     normal = rng.permutation(np.flatnonzero(~rows.anomaly))
     codes[normal] = _consecutive_codes(len(normal), config)
-    codes[_draw_share(rng, np.flatnonzero(rows.anomaly), config.anomalies)] = CALIBRATION
+    anomalies = np.flatnonzero(rows.anomaly)
+    chosen = _draw_share(rng, anomalies, config.anomalies)
+    codes[chosen] = CALIBRATION
+    if known:
+        codes[_draw_known(np.setdiff1d(anomalies, chosen), config)] = TRAIN
     return codes
+
+
+def _draw_known(anomalies: NDArray[Any], config: Splits) -> NDArray[Any]:
+    """Draw the anomalies to learn from, in the proportion of training to test rows.
+
+    If there would be too few to learn from, none are drawn.
+    """
+    train, _, test = _fractions(config)
+    rng = np.random.default_rng([config.seed, 3])
+    drawn = _draw_share(rng, anomalies, train / (train + test))
+    return drawn if len(drawn) >= MIN_KNOWN else drawn[:0]
 
 
 def _draw_share(rng: np.random.Generator, positions: NDArray[Any], share: float) -> NDArray[Any]:
@@ -192,7 +223,7 @@ def _draw_share(rng: np.random.Generator, positions: NDArray[Any], share: float)
     return np.asarray(rng.permutation(positions)[: round(share * len(positions))])
 
 
-def _by_group(group: NDArray[np.int32], anomaly: Mask, config: Splits) -> Codes:
+def _by_group(group: NDArray[np.int32], anomaly: Mask, config: Splits, known: bool) -> Codes:
     """Assign groups by fractions; a group without normal rows is treated like a single anomaly."""
     codes = np.full(len(group), TEST, np.int8)
     mixed = np.isin(group, group[~anomaly])
@@ -201,6 +232,8 @@ def _by_group(group: NDArray[np.int32], anomaly: Mask, config: Splits) -> Codes:
     anomalous = np.unique(group[~mixed])
     chosen = _draw_share(np.random.default_rng([config.seed, 2]), anomalous, config.anomalies)
     codes[np.isin(group, chosen)] = CALIBRATION
+    if known:
+        codes[np.isin(group, _draw_known(np.setdiff1d(anomalous, chosen), config))] = TRAIN
     return codes
 
 

@@ -44,7 +44,7 @@ from anomaly_vae.estimators.arguments import (
 )
 from anomaly_vae.estimators.explanations import Explanations
 from anomaly_vae.estimators.holdout import ConfigT, Parts, split, warn_of_few_left
-from anomaly_vae.estimators.progress import print_epoch
+from anomaly_vae.estimators.progress import print_epoch, print_note
 from anomaly_vae.images.schema import ImageSchema
 from anomaly_vae.monitoring.exchangeability import fit_reference
 from anomaly_vae.scoring.detector import Detections, Explanation, explanations
@@ -56,6 +56,7 @@ from anomaly_vae.scoring.unusual import (
     learn_typicality,
 )
 from anomaly_vae.training.fit import fit_bundle, prepare
+from anomaly_vae.training.known_anomalies import KnownChoice, known_choice
 from anomaly_vae.training.trainer import OnEpoch
 
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ class FitInput(Generic[SchemaT]):
     """Additions to the manifest's section ``data``."""
     notes: tuple[str, ...] = ()
     """Decisions about columns, for the user."""
+    known: RawBatch | None = None
+    """Known anomalies, which are not among the rows; None if the model learns from none."""
 
 
 class VAEDetector(
@@ -114,8 +117,8 @@ class VAEDetector(
     # ------------------------------------------------------------ left to each kind of data
 
     @abstractmethod
-    def _fit_input(self, X: Data, config: ConfigT) -> FitInput[SchemaT]:
-        """Read the X of `fit` and decide how later X is read."""
+    def _fit_input(self, X: Data, y: object, config: ConfigT) -> FitInput[SchemaT]:
+        """Read the X and y of `fit` and decide how later X is read."""
 
     @abstractmethod
     def _batch(self, X: Data) -> RawBatch:
@@ -131,25 +134,30 @@ class VAEDetector(
 
     # ------------------------------------------------------------ fitting
 
-    def fit(self, X: Data, y: object = None) -> Self:  # noqa: ARG002  # the convention's
+    def fit(self, X: Data, y: object = None) -> Self:
         """Fit the model on normal rows or images and choose the threshold, ``-offset_``.
 
         Args:
-            X: normal rows or images; leave known anomalies out.
-            y: ignored.
+            X: normal rows or images; leave known anomalies out, unless y marks them.
+            y: (N,), known anomalies of tables, if ``known="auto"``: −1 beside 1 for normal rows as
+                in `predict`, or 1 (true) beside 0 (false). Rows without a label (NaN, None) count
+                as normal. Ignored otherwise.
 
         Raises:
             ConfigError: an argument does not fit.
-            DataError, ValueError: X cannot be read.
+            DataError, ValueError: X or y cannot be read.
             CalibrationError: there are too few rows for alpha.
             TrainingError: the fit diverged.
         """
         config = self._configuration()
-        found = self._fit_input(X, config)
+        found = self._fit_input(X, y, config)
         config, parts = split(len(found.batch), config, self.calibration_fraction)
         self.bundle_ = _fit(config, found, parts, print_epoch if self.verbose else None)
         self.n_iter_ = int(self.bundle_.manifest["training"]["epochs"])
         self.notes_ = found.notes + pooled_notes(self.bundle_.manifest)
+        if (choice := _known_choice(config, found)).wanted:
+            self.notes_ += (str(choice),)
+            print_note(str(choice), self.verbose)
         _warn_of_left_out(found.notes)
         if self.calibration_fraction is None:
             warn_of_few_left(parts, config.calibration.alpha)
@@ -219,7 +227,7 @@ class VAEDetector(
         return -self.anomaly_score(X)
 
     def anomaly_score(self, X: Data) -> Scores:
-        """Return the anomaly score, (N,), in nats unless standardised; higher is more anomalous."""
+        """Return the anomaly score, (N,), in the unit of the bundle; higher is more anomalous."""
         batch = self._batch(X)
         return self.bundle_.scorer.score(batch)
 
@@ -325,7 +333,8 @@ class VAEDetector(
         """
         scores, found = self.anomaly_score(X), self.explain(X, most)
         titles = figure_titles(scores)
-        axes: Axes = load_plots().contributions(dict(zip(titles, found, strict=True))).axes[0]
+        unit, panels = self.bundle_.manifest["unit"], dict(zip(titles, found, strict=True))
+        axes: Axes = load_plots().contributions(panels, unit=unit).axes[0]
         return axes
 
     def _detect(self, X: Data) -> Detections:
@@ -470,14 +479,21 @@ def _fit(config: Config, found: FitInput[Any], parts: Parts, on_epoch: OnEpoch |
     """Fit a bundle without a threshold."""
     batch = found.batch
     train, validation = batch.take(parts.train), batch.take(parts.validation)
-    prepared = prepare(config, found.schema, train, validation)
+    prepared = prepare(config, found.schema, train, validation, known=found.known)
+    encoded = prepared.encoding.encode(batch).tobytes()
+    if prepared.known is not None and _known_choice(config, found).on:
+        encoded += prepared.known.tobytes()
     data = {
         **found.origin,
         "rows": len(batch),
         "splits": {name: len(rows) for name, rows in parts._asdict().items()},
-        "digest": hashlib.sha256(prepared.encoding.encode(batch).tobytes()).hexdigest(),
+        "digest": hashlib.sha256(encoded).hexdigest(),
     }
     return fit_bundle(config, prepared, data, on_epoch).bundle
+
+
+def _known_choice(config: Config, found: FitInput[Any]) -> KnownChoice:
+    return known_choice(config, 0 if found.known is None else len(found.known))
 
 
 def _unusual_alpha(manifest: Mapping[str, Any]) -> float | None:

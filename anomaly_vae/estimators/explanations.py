@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from anomaly_vae.scoring.detector import Explanation
+from anomaly_vae.scoring.known import FEATURE
 
 COLUMNS = ("row", "part", "feature", "nats", "observed", "expected")
 """Columns of `Explanations.to_frame`."""
@@ -28,15 +29,17 @@ class Explanations(list[Explanation]):
     def to_frame(self) -> pd.DataFrame:
         """Return one line per row and part of its score; the nats of a row add up to its score.
 
-        ``part`` is ``column`` for a contribution, ``region`` for a region of an image, whose box is
-        the ``feature``, ``rest`` for everything else together, and ``kl`` for the KL term.
+        ``part`` is ``column`` for a contribution, ``known`` for the likeness to known anomalies,
+        ``region`` for a region of an image, whose box is the ``feature``, ``rest`` for everything
+        else together, and ``kl`` for the KL term.
         """
         return pd.DataFrame(self._lines(), columns=COLUMNS)
 
     def _lines(self) -> Iterator[tuple[Any, ...]]:
         for row, one in enumerate(self):
             for c in one.contributions:
-                yield row, "column", c.feature, c.nats, c.observed, c.expected
+                part = "known" if c.feature == FEATURE else "column"
+                yield row, part, c.feature, c.nats, c.observed, c.expected
             for region in one.regions or ():
                 yield row, "region", str(tuple(region.box)), region.nats, None, None
             yield row, "rest", None, one.rest, None, None

@@ -214,7 +214,12 @@ class ImageVAEDetector(VAEDetector[ImageConfig, ImageSchema]):
         tags.input_tags.three_d_array = True
         return tags
 
-    def _fit_input(self, X: Data, config: ImageConfig) -> FitInput[ImageSchema]:
+    def _fit_input(
+        self,
+        X: Data,
+        y: object,  # noqa: ARG002  # images have no head that learns from labels
+        config: ImageConfig,
+    ) -> FitInput[ImageSchema]:
         schema = ImageSchema.from_config(config.data)
         return FitInput(schema, _read(schema, X), {})
 

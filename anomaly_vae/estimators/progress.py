@@ -24,3 +24,9 @@ def print_epoch(epoch: Epoch, planned: int) -> None:
     elif number == planned or number % max(1, planned // LINES) == 0:
         sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
+
+
+def print_note(note: str, verbose: int) -> None:
+    """Print a note on stderr, unless the estimator is quiet."""
+    if verbose:
+        sys.stderr.write(f"{note}\n")

@@ -9,20 +9,23 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 from numpy.random import RandomState
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.config import Feature, TabularConfig
+from anomaly_vae.data.arrow import normalise_array
 from anomaly_vae.data.dataframes import detect_container, from_table, to_table
 from anomaly_vae.data.schema import RawBatch, TabularSchema
 from anomaly_vae.data.type_inference import Inferred, infer_schema
 from anomaly_vae.errors import DataError
 from anomaly_vae.estimators.arguments import SHARED_KEYS
 from anomaly_vae.estimators.base import Data, FitInput, VAEDetector, usable
+from anomaly_vae.estimators.labels import known_anomalies
 from anomaly_vae.features.events import EventReader
 from anomaly_vae.generation import tables
 from anomaly_vae.messages import listed
+from anomaly_vae.training.known_anomalies import learns_known
 from anomaly_vae.types import ColumnType
 
 CONFIG_KEYS: dict[str, tuple[str, ...]] = {
@@ -37,6 +40,7 @@ CONFIG_KEYS: dict[str, tuple[str, ...]] = {
     "guard": ("training.guard",),
     "features": ("data.features",),
     "types": ("data.types",),
+    "known": ("model.known",),
     "time_format": ("data.time_format",),
 }
 """Configuration keys that each constructor argument sets."""
@@ -45,7 +49,8 @@ CONFIG_KEYS: dict[str, tuple[str, ...]] = {
 class TabularVAEDetector(VAEDetector[TabularConfig, TabularSchema]):
     """Outlier detector for tables: a variational autoencoder with a conformal threshold.
 
-    `fit` learns from normal rows; leave known anomalies out of X. It holds out a fraction of the
+    `fit` learns from normal rows; leave known anomalies out of X, or mark them in y and set
+    ``known="auto"``. It holds out a fraction of the
     rows, whose scores give the threshold, ``-offset_``. On rows exchangeable with those held out,
     `predict` returns −1 with probability at most ``alpha`` (Vovk et al. 2005). This takes at least
     1/alpha − 1 held-out rows: 99 for 0.01, 19 for 0.05. If ``calibration_fraction`` gives fewer,
@@ -134,6 +139,7 @@ class TabularVAEDetector(VAEDetector[TabularConfig, TabularSchema]):
         device: Literal["auto", "cpu", "cuda"] | None = None,
         features: Sequence[str] | Mapping[str, str | Feature] | None = None,
         types: Mapping[str, str | Feature] | None = None,
+        known: Literal["off", "auto"] | None = None,
         time_format: str | None = None,
         calibration_fraction: float | None = None,
         validation_fraction: float | None = None,
@@ -201,13 +207,17 @@ class TabularVAEDetector(VAEDetector[TabularConfig, TabularSchema]):
         tags.input_tags.allow_nan = tags.input_tags.categorical = True
         return tags
 
-    def _fit_input(self, X: Data, config: TabularConfig) -> FitInput[TabularSchema]:
+    def _fit_input(self, X: Data, y: object, config: TabularConfig) -> FitInput[TabularSchema]:
         container = detect_container(X)
         table = self._read(X, reset=True)
-        inferred = _infer(table, config, numeric=container == "array")
+        anomaly = np.zeros(len(table), bool)
+        if y is not None and learns_known(config):
+            anomaly = known_anomalies(y, len(table))
+        inferred = _infer(_without(table, anomaly), config, numeric=container == "array")
         batch = _clean(inferred.schema, inferred.schema.from_arrow(table))
+        normal, known = (batch.take(np.flatnonzero(mask)) for mask in (~anomaly, anomaly))
         origin = {"container": container, "columns": table.column_names}
-        return FitInput(inferred.schema, batch, origin, inferred.notes)
+        return FitInput(inferred.schema, normal, origin, inferred.notes, known)
 
     def _batch(self, X: Data) -> RawBatch:
         schema = self._schema()
@@ -252,6 +262,23 @@ class TabularVAEDetector(VAEDetector[TabularConfig, TabularSchema]):
 def array_names(count: int) -> list[str]:
     """Return the names of the columns of an array: x0, x1, …"""
     return [f"x{i}" for i in range(count)]
+
+
+def _without(table: pa.Table, left_out: NDArray[np.bool_]) -> pa.Table:
+    """Return a table without the rows of a mask (N,)."""
+    if not left_out.any():
+        return table
+    kept = pa.array(~left_out)
+    columns = {name: _filtered(table.column(name), kept) for name in table.column_names}
+    return pa.table(columns)
+
+
+def _filtered(column: pa.ChunkedArray, kept: pa.Array) -> pa.ChunkedArray | pa.Array:
+    """Return the values of a column that are kept; views, which Arrow cannot filter, as values."""
+    try:
+        return column.filter(kept)
+    except pa.ArrowNotImplementedError:
+        return normalise_array(column).filter(kept)
 
 
 def _refuse_columns_without_numbers(X: Data) -> None:

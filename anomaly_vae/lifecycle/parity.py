@@ -24,9 +24,12 @@ Check = Callable[[Bundle, Matrix, NDArray[np.float64]], float]
 
 
 def parity(bundle: Bundle, batch: RawBatch) -> Parity:
-    """Score a batch with the graph and with torch on this machine, and compare the scores."""
+    """Score a batch with the graph and with torch on this machine, and compare the scores.
+
+    Of a model that has learned from known anomalies, the scores of the detector are compared.
+    """
     x = bundle.scorer.encoding.encode(batch)
-    scores = bundle.scorer.score_encoded(x)
+    scores = bundle.scorer.detector_scores(x)
     try:
         return Parity(len(x), CHECKS[bundle.manifest["kind"]](bundle, x, scores))
     except ExportError as error:

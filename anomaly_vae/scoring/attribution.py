@@ -6,7 +6,8 @@ Sequential dropout (Siddiqui et al. 2019, sec. 4.2) instead marks columns as mis
 always the column whose removal lowers the score most. The decrease is that column's share of the
 score, an estimate of −log p(x_f | columns not hidden yet). What remains is the score of an ordinary
 row, which is attributed by the per-column terms. The shares of all columns and the KL term add up
-to the score.
+to the score; in a model that has learned from known anomalies, to the score without the likeness to
+these, which `known` explains.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def _hide_one(
     n, width = tried.shape
     x = np.where(cells[tried], np.float32(np.nan), current.observed[:, None])
     without = scorer.explain_encoded(x.reshape(n * width, -1))
-    decrease = current.score[:, None] - without.score.reshape(n, width)
+    decrease = current.unknown[:, None] - without.unknown.reshape(n, width)
     decrease = np.where(np.take_along_axis(present, tried, 1), decrease, 0.0)
     rows, best = np.arange(n), decrease.argmax(1)
     share = np.maximum(decrease[rows, best], 0.0)

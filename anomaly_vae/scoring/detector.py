@@ -18,7 +18,8 @@ from anomaly_vae.data.converters import Levels
 from anomaly_vae.data.encoding import Matrix
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.scoring.attribution import sequential_dropout
-from anomaly_vae.scoring.scorer import ScoreParts, Scorer
+from anomaly_vae.scoring.known import FEATURE, NOT_LIKE, likeness
+from anomaly_vae.scoring.scorer import ScoreParts, Scorer, Terms
 from anomaly_vae.scoring.unusual import UnusualTest
 
 
@@ -73,7 +74,11 @@ class Detections:
 
 @dataclass(frozen=True)
 class Contribution:
-    """The part of a score due to one column, in nats, with the observed and the expected value."""
+    """The part of a score due to one column, with the observed and the expected value.
+
+    ``nats`` is in the unit of the score. The feature ``known_anomalies`` is no column: it is the
+    likeness to anomalies that the model has learned from.
+    """
 
     feature: str
     nats: float
@@ -97,7 +102,7 @@ class RegionContribution:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The parts of a score, in nats: score = Σ contributions + Σ regions + rest + kl.
+    """The parts of a score, in its unit: score = Σ contributions + Σ regions + rest + kl.
 
     Rows of tables have ``contributions``, images have ``regions``. ``rest`` is the sum over all
     columns or pixels that belong to none of those listed.
@@ -134,7 +139,8 @@ class Detector:
     scorer: Scorer
     calibration: Calibration
     unit: str = "nats"
-    """Unit of scores: nats, or sd for scores standardised on held-out normal rows."""
+    """Unit of scores: nats, sd for scores standardised on held-out normal rows, or surprise for
+    scores that include the likeness to known anomalies."""
     unusual: UnusualTest | None = None
     """Test of whether rows are like the training rows at all; None for no test."""
 
@@ -146,22 +152,22 @@ class Detector:
         """Score encoded rows (N, F) and decide on them."""
         if self.unusual is None:
             return self.decide(self.scorer.score_encoded(x), x)
-        scores, rates = self.scorer.scores_and_rates(x)
-        return self.decide(scores, x, rates)
+        scores, terms = self.scorer.scores_and_terms(x)
+        return self.decide(scores, x, terms)
 
     def decide(
-        self, scores: NDArray[np.float64], x: Matrix, rates: NDArray[np.float64] | None = None
+        self, scores: NDArray[np.float64], x: Matrix, terms: Terms | None = None
     ) -> Detections:
         """Decide by scores.
 
         Args:
             scores: (N,) scores.
             x: (N, F) encoded rows, which determine each row's group.
-            rates: (N,) KL terms of the scores; None leaves out the test for unusual rows.
+            terms: terms of the detector's scores; None leaves out the test for unusual rows.
         """
         unusual = None
-        if self.unusual is not None and rates is not None:
-            unusual = self.unusual.reasons(scores - rates, rates, x)
+        if self.unusual is not None and terms is not None:
+            unusual = self.unusual.reasons(*terms, x)
         calibration, groups = self.calibration, self.calibration.groups
         if groups is None:
             p_values, flags = calibration.p_values(scores), calibration.flags(scores)
@@ -174,7 +180,7 @@ class Detector:
     ) -> tuple[Detections, list[Explanation]]:
         """Decide on every row and list its largest contributions; None lists all of them."""
         explained = self.scorer.explain(batch)
-        detections = self.decide(explained.score, explained.observed, explained.kl)
+        detections = self.decide(explained.score, explained.observed, explained.terms)
         return detections, explanations(self.scorer, batch, explained, max_contributions)
 
 
@@ -197,22 +203,27 @@ def _by_group(
 def explanations(
     scorer: Scorer, batch: RawBatch, explained: ScoreParts, max_contributions: int | None
 ) -> list[Explanation]:
-    """Return an explanation of each score by `sequential_dropout`, largest contributions first."""
+    """Return an explanation of each score by `sequential_dropout`, largest contributions first.
+
+    If the model has learned from known anomalies, the likeness to them is one of the contributions.
+    """
     encoding = scorer.encoding
     explained = sequential_dropout(scorer, explained)
     observed = encoding.observed(batch)
     expected = encoding.expected(batch, explained.expected)
-    order = np.argsort(-explained.nats, axis=1, kind="stable")[:, :max_contributions]
+    labels, parts = list(encoding.labels), explained.nats
+    if (like := likeness(scorer, explained, observed)) is not None:
+        labels, parts = [*labels, FEATURE], np.column_stack([parts, explained.known])
+        observed, expected = [*observed, like], [*expected, [NOT_LIKE] * len(like)]
+    order = np.argsort(-parts, axis=1, kind="stable")[:, :max_contributions]
     return [
         Explanation(
             tuple(
-                Contribution(encoding.labels[c], float(nats[c]), observed[c][row], expected[c][row])
+                Contribution(labels[c], float(nats[c]), observed[c][row], expected[c][row])
                 for c in columns
             ),
             rest=float(nats.sum() - nats[columns].sum()),
             kl=float(kl),
         )
-        for row, (columns, nats, kl) in enumerate(
-            zip(order, explained.nats, explained.kl, strict=True)
-        )
+        for row, (columns, nats, kl) in enumerate(zip(order, parts, explained.kl, strict=True))
     ]

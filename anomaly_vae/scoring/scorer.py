@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime as ort
@@ -26,6 +27,19 @@ differently, which would make a row's score depend on the number of rows in its 
 """
 OUTPUTS = ("score", "nats", "kl", "expected", "latent")
 """Names of the graph's outputs."""
+KNOWN_OUTPUTS = ("known", "detector", "rate")
+"""Names of the further outputs of a graph that has learned from known anomalies."""
+KNOWN_COLUMNS = "known_columns"
+"""Property of such a graph: the indices of the raw columns by which it knows anomalies."""
+
+
+class Terms(NamedTuple):
+    """The terms of the detector's own score, in nats."""
+
+    loss: NDArray[np.float64]
+    """Score (N,) without the KL term."""
+    rate: NDArray[np.float64]
+    """KL term (N,)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,25 +50,22 @@ class ScoredRows:
     """Encoded rows (N, F)."""
     scores: NDArray[np.float64]
     """Scores (N,)."""
-    rates: NDArray[np.float64]
-    """KL terms (N,) in the scores."""
-
-    @property
-    def losses(self) -> NDArray[np.float64]:
-        """Scores (N,) without the KL term."""
-        return self.scores - self.rates
+    terms: Terms
+    """Terms (N,) of the detector's own score."""
 
     def take(self, rows: slice) -> ScoredRows:
         """Return some of the rows."""
-        return ScoredRows(self.x[rows], self.scores[rows], self.rates[rows])
+        terms = Terms(*(term[rows] for term in self.terms))
+        return ScoredRows(self.x[rows], self.scores[rows], terms)
 
 
 @dataclass(frozen=True)
 class ScoreParts:
-    """Scores and their parts, in nats: score = Σ nats + kl.
+    """Scores and their parts, in the unit of the score: score = Σ nats + kl + known.
 
     score (N,); nats (N, C), one entry per column of the encoding; kl (N,); observed and expected
-    (N, F), both encoded; latent (N, L), the latent means.
+    (N, F), both encoded; latent (N, L), the latent means; known (N,), the likeness to known
+    anomalies, 0 in models that know none; loss and rate (N,), the `Terms` of the detector.
     """
 
     score: NDArray[np.float64]
@@ -63,6 +74,19 @@ class ScoreParts:
     observed: Matrix
     expected: Matrix
     latent: Matrix
+    known: NDArray[np.float64]
+    loss: NDArray[np.float64]
+    rate: NDArray[np.float64]
+
+    @property
+    def terms(self) -> Terms:
+        """The terms of the detector's own score."""
+        return Terms(self.loss, self.rate)
+
+    @property
+    def unknown(self) -> NDArray[np.float64]:
+        """Scores (N,) without the likeness to known anomalies."""
+        return self.score - self.known
 
     def part(self, rows: Any) -> ScoreParts:
         """Return the rows that a numpy index selects."""
@@ -100,6 +124,14 @@ class Scorer:
     def __init__(self, schema: Schema, encoding: Encoding, graph: bytes, weights: bytes) -> None:
         self.schema, self.encoding = schema, encoding
         self._session = open_session(graph, weights)
+        self.has_head = "known" in {output.name for output in self._session.get_outputs()}
+        """Whether the model has learned from known anomalies."""
+
+    @cached_property
+    def known_columns(self) -> tuple[int, ...]:
+        """Raw columns by which the model knows anomalies, the most useful first; often none."""
+        properties = self._session.get_modelmeta().custom_metadata_map
+        return tuple(map(int, properties.get(KNOWN_COLUMNS, "").split()))
 
     def score(self, batch: RawBatch) -> NDArray[np.float64]:
         """Return anomaly scores (N,); higher is more anomalous."""
@@ -107,22 +139,31 @@ class Scorer:
 
     def score_encoded(self, x: Matrix) -> NDArray[np.float64]:
         """Return the scores (N,) of encoded rows (N, F)."""
-        return np.concatenate([self._run(("score",), tile)[0] for tile in self._tiles(x)])
+        return self._output("score", x)
 
-    def scores_and_rates(self, x: Matrix) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the scores (N,) of encoded rows (N, F), and the KL terms in them, in one pass."""
-        tiles = [self._run(("score", "kl"), tile) for tile in self._tiles(x)]
-        score, kl = (np.concatenate(part) for part in zip(*tiles, strict=True))
-        return score, kl
+    def detector_scores(self, x: Matrix) -> NDArray[np.float64]:
+        """Return the scores (N,) of encoded rows (N, F) without what is known of anomalies."""
+        return self._output("detector" if self.has_head else "score", x)
+
+    def scores_and_terms(self, x: Matrix) -> tuple[NDArray[np.float64], Terms]:
+        """Return the scores (N,) of encoded rows (N, F) and the detector's terms, in one pass."""
+        names = ("score", "detector", "rate") if self.has_head else ("score", "kl")
+        tiles = [self._run(names, tile) for tile in self._tiles(x)]
+        score, *own, rate = (np.concatenate(part) for part in zip(*tiles, strict=True))
+        return score, Terms((own[0] if own else score) - rate, rate)
 
     def scored(self, batch: RawBatch) -> ScoredRows:
         """Encode and score rows, in one pass."""
         x = self.encoding.encode(batch)
-        return ScoredRows(x, *self.scores_and_rates(x))
+        return ScoredRows(x, *self.scores_and_terms(x))
 
     def losses(self, batch: RawBatch) -> NDArray[np.float64]:
-        """Return the scores (N,) without the KL term."""
-        return self.scored(batch).losses
+        """Return the detector's scores (N,) without the KL term, in nats."""
+        return self.scored(batch).terms.loss
+
+    def known_surprise(self, x: Matrix) -> NDArray[np.float64]:
+        """Return how much encoded rows (N, F) resemble known anomalies, (N,); needs such a head."""
+        return self._output("known", x)
 
     def explain(self, batch: RawBatch) -> ScoreParts:
         """Return scores and their parts."""
@@ -130,12 +171,19 @@ class Scorer:
 
     def explain_encoded(self, x: Matrix) -> ScoreParts:
         """Return scores and their parts for encoded rows (N, F)."""
-        tiles = [self._run(OUTPUTS, tile) for tile in self._tiles(x)]
-        score, nats, kl, expected, latent = (
+        names = OUTPUTS + KNOWN_OUTPUTS if self.has_head else OUTPUTS
+        tiles = [self._run(names, tile) for tile in self._tiles(x)]
+        score, nats, kl, expected, latent, *head = (
             np.concatenate(part) for part in zip(*tiles, strict=True)
         )
+        known, detector, rate = head or (np.zeros_like(score), score, kl)
         by_column = self.encoding.per_column(nats.astype(np.float64)) + 0.0  # turns −0.0 into 0.0
-        return ScoreParts(score, by_column, kl, x, expected, latent)
+        parts = score, by_column, kl, x, expected, latent
+        return ScoreParts(*parts, known, detector - rate, rate)
+
+    def _output(self, name: str, x: Matrix) -> NDArray[np.float64]:
+        """Return one output (N,) of the graph for encoded rows (N, F)."""
+        return np.concatenate([self._run((name,), tile)[0] for tile in self._tiles(x)])
 
     def _tiles(self, x: Matrix) -> Iterator[Matrix]:
         """Yield tiles of a matrix (N, F); an empty matrix yields one empty tile."""

@@ -123,7 +123,7 @@ def learn_typicality(scorer: Scorer, train: RawBatch, held_out: RawBatch) -> Typ
     rows = scorer.scored(held_out)
     kind = _kind(scorer.encoding)
     found: Typicality = kind.fit(
-        scorer.encoding, scorer.encoding.encode(train), rows.x, rows.losses, rows.rates
+        scorer.encoding, scorer.encoding.encode(train), rows.x, *rows.terms
     )
     return found
 
@@ -146,8 +146,7 @@ def fit_unusual_test(
     """
     if not is_tested(config, len(calibration.scores)):
         return None
-    rows, alpha = calibration, config.unusual_alpha or 0.0
-    return UnusualTest.fit(learn(), alpha, rows.losses, rows.rates, rows.x)
+    return UnusualTest.fit(learn(), config.unusual_alpha or 0.0, *calibration.terms, calibration.x)
 
 
 def is_tested(config: CalibrationConfig, n: int) -> bool:

@@ -9,6 +9,7 @@ expected there.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,6 +30,7 @@ from anomaly_vae.features.definition import WindowDefinition, WindowFeature
 from anomaly_vae.features.wording import describe, value_text
 from anomaly_vae.messages import plain_number
 from anomaly_vae.scoring.detector import Explanation, RegionContribution
+from anomaly_vae.scoring.known import FEATURE
 from anomaly_vae.scoring.modality import Encoding
 
 MIN_SHARE = 0.01
@@ -42,6 +44,8 @@ TOGETHER = "unusual beside the other values"
 COMBINATION = "no single value stands out; they are unusual together"
 """Text about a row of which no column raises the score."""
 DAY_NAMES = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+PARTS = re.compile(r" \(\+\d+\.\d\)")
+"""Parts of the score in the observed value of the line about known anomalies."""
 NOTE = "; this one was "
 """Text between the expected value and the note on the observed one; see `Categorical.expected`."""
 
@@ -79,6 +83,8 @@ class Wording:
     """Encoded columns of each raw column; see `TabularEncoding.parts`."""
     windows: Mapping[str, WindowFeature] = field(default_factory=dict)
     """Window features by name, of which the length and the entity are said."""
+    known: str = "known anomalies"
+    """Name of the anomalies that the model has learned from, if it has learned from any."""
 
     @classmethod
     def of(cls, encoding: Encoding, data: Mapping[str, Any] = MappingProxyType({})) -> Wording:
@@ -89,7 +95,8 @@ class Wording:
             data: the section ``data`` of the configuration that the manifest records.
         """
         parts = encoding.parts if isinstance(encoding, TabularEncoding) else {}
-        return cls(parts, {f.name: f for f in WindowDefinition.of_config(data).features})
+        known = "known fraud" if "fraud" in str(data.get("label")).lower() else cls.known
+        return cls(parts, {f.name: f for f in WindowDefinition.of_config(data).features}, known)
 
     def reasons(self, explanation: Explanation, most: int | None = None) -> tuple[str, ...]:
         """Return a sentence for each contribution or region that raises the score, largest first.
@@ -99,6 +106,7 @@ class Wording:
             most: maximum number of sentences; None for no limit.
         """
         columns, regions = _raising(explanation.contributions), _raising(explanation.regions)
+        columns = (c for c in columns if c.feature != FEATURE or c.observed is not None)
         sentences = [*map(self.sentence, columns), *map(describe_region, regions)][:most]
         if explanation.contributions and not sentences:
             return (COMBINATION,)
@@ -106,6 +114,8 @@ class Wording:
 
     def sentence(self, reason: Reason) -> str:
         """Return a sentence about one contribution."""
+        if reason.feature == FEATURE and reason.observed is not None:
+            return f"resembles {self.known}: {PARTS.sub('', reason.observed)}"
         first, *_ = parts = self.parts.get(reason.feature) or (None,)
         if reason.observed is None or reason.expected is None or first is None:
             return _compared(reason.feature, _text(reason.observed), _text(reason.expected))

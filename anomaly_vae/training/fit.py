@@ -20,6 +20,7 @@ from anomaly_vae.models.vae import VAE
 from anomaly_vae.scoring.modality import Encoding, Schema, modality
 from anomaly_vae.training.distributed import current_group
 from anomaly_vae.training.kinds import KINDS
+from anomaly_vae.training.known_anomalies import known_choice, with_known_head
 from anomaly_vae.training.runtime import cpu_threads
 from anomaly_vae.training.trainer import History, OnEpoch, fit
 from anomaly_vae.training.warm_start import start_from
@@ -35,6 +36,8 @@ class Prepared:
     validation: Matrix
     pooled: tuple[PooledLevels, ...] = ()
     """Categorical columns some of whose values are not kept as levels."""
+    known: Matrix | None = None
+    """Encoded labelled anomalies of the training period; None without labels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +57,7 @@ def prepare(
     train: RawBatch,
     validation: RawBatch,
     start: Bundle | None = None,
+    known: RawBatch | None = None,
 ) -> Prepared:
     """Fit the encoding on the training rows and encode both splits.
 
@@ -63,6 +67,7 @@ def prepare(
         train: rows that the weights are fitted to.
         validation: rows that the fit is measured on.
         start: model whose weights the fit will start from; levels keep the order they have in it.
+        known: labelled anomalies of the training period, for `model.known`; None for none.
 
     Raises:
         DataError: no column is left to learn from.
@@ -85,7 +90,8 @@ def prepare(
     if start:
         encoding = kind.align(encoding, start.scorer.encoding)
     matrices = encoding.encode_training(train), encoding.encode(validation)
-    return Prepared(schema, encoding, *matrices, kind.pooled_levels(encoding, train))
+    anomalies = None if known is None else encoding.encode(known)
+    return Prepared(schema, encoding, *matrices, kind.pooled_levels(encoding, train), anomalies)
 
 
 def fit_bundle(
@@ -143,13 +149,16 @@ def fit_bundle(
         unit=config.score.unit,
         schema=prepared.schema.to_json(),
         encoding=encoding.to_json(),
-        config=config.recorded(),
+        config=_recorded(config, prepared),
         data=dict(data),
         training=_summary(history, prepared.pooled)
         | ({"warm_start": start.digest} if start else {}),
     )
     with cpu_threads(config.training.threads):
         bundle, error = kind.freeze(model, config, encoding, manifest, validation)
+        known = prepared.known
+        if known is not None and known_choice(config, len(known)).on:
+            bundle = with_known_head(bundle, train, validation, known, config.training.seed)
     return Fitted(bundle, model, history, error)
 
 
@@ -170,6 +179,15 @@ def _job(config: Config, prepared: Prepared) -> bytes:
     content = np.frombuffer(json.dumps(parts).encode(), np.uint8)
     matrices = {"train": prepared.train, "validation": prepared.validation}
     return safetensors.numpy.save({**matrices, "content": content})
+
+
+def _recorded(config: Config, prepared: Prepared) -> dict[str, Any]:
+    """Return the configuration, without `model.known` if there are too few labels to learn from."""
+    recorded = config.recorded()
+    labels = 0 if prepared.known is None else len(prepared.known)
+    if not known_choice(config, labels).on:
+        recorded["model"].pop("known", None)
+    return recorded
 
 
 def _summary(history: History, pooled: Sequence[PooledLevels]) -> dict[str, Any]:

@@ -96,6 +96,11 @@ class Dataset:
         return one_row_per_group(self.assignment.rows(CALIBRATION), self.rows.group)
 
     @property
+    def known_rows(self) -> NDArray[np.intp]:
+        """Positions of the labelled anomalies of the training period whose labels are final."""
+        return self.mature(self.assignment.training_anomalies)
+
+    @property
     def anomaly_odds(self) -> float:
         """Number of known anomalies divided by the number of other rows, over all splits."""
         share = self.rows.anomaly.mean()

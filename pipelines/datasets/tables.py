@@ -45,6 +45,8 @@ class LoadContext:
     """A frozen test split, whose days spans skip; None if there is none."""
     until: float | None = None
     """Time in seconds since 1970 from which rows are not read; None reads all rows."""
+    known: bool = False
+    """Whether the model learns from known anomalies; see `assign`."""
 
 
 NO_CONTEXT = LoadContext()
@@ -80,7 +82,7 @@ def load_table(data: TabularData, context: LoadContext = NO_CONTEXT) -> Dataset:
     spans, times = None, rows.split_times
     if data.splits.by_span and times is not None:
         spans = resolve_spans(times, data.splits, _frozen_times(context.frozen, data, time_format))
-    planned = assign(rows, spans.splits if spans else data.splits)
+    planned = assign(rows, spans.splits if spans else data.splits, context.known)
     inferred = infer_schema(table.take(pa.array(planned.rows(TRAIN))), data)
     computed = set(WindowDefinition(data.windows).names)
     needed = dict.fromkeys([*inferred.schema.names, *sorted(data.window_columns)])

@@ -13,6 +13,7 @@ from typing import Any
 
 from anomaly_vae.data.converters import slice_name
 from anomaly_vae.data.encoding import pooled_notes
+from anomaly_vae.data.splitting import MIN_KNOWN
 from anomaly_vae.evaluation.label_maturity import LabelMaturity
 from anomaly_vae.messages import NOUNS, plain_number
 from anomaly_vae.scoring.modality import modality
@@ -151,6 +152,24 @@ LIMITS = (
     "No guarantee survives a shift: when rows no longer look like the calibration rows, the share "
     "of flagged rows changes. Monitor that share, and calibrate again when it changes.",
 )
+LEARNED_LIMIT = (
+    "It detects rows that are improbable under its model of normal rows, or like the known "
+    "anomalies, and nothing else: harm of another kind that is common is not flagged, and rare but "
+    "harmless rows are."
+)
+"""Limit in place of the second one, for a model that has learned from known anomalies."""
+KNOWN = (
+    "On: {labels:,} labelled anomalies of the training period taught the model what to look for. "
+    "The score is the surprise of the detector plus that of trees that learned from them; the "
+    "guarantee is that of any other score.",
+    "The labels are those of rows that somebody looked at. If only flagged rows are reviewed, the "
+    "model learns to find what was found already, and knows nothing of anomalies that were never "
+    "flagged; the detector's own surprise still finds rows that are like nothing known.",
+)
+UNKNOWN = (
+    "Off: the model learned from normal rows alone. Either model.known is off, or fewer than "
+    f"{MIN_KNOWN} anomalies of the training period were labelled."
+)
 PROMISE_FOR_ALL = (
     "The guarantee is about normal rows as a whole; a part of them may be flagged more often, see "
     "the slices."
@@ -177,7 +196,8 @@ def card_of(source: LoadedModel) -> Card:
         _calibration(manifest),
         *_groups(manifest["calibration"] or {}),
         *_evaluation(manifest["evaluation"]),
-        Section("Limits", (*LIMITS, _scope(manifest["calibration"] or {}))),
+        *_known(manifest),
+        Section("Limits", (*_limits(manifest), _scope(manifest["calibration"] or {}))),
         _training(manifest),
     )
     return Card(f"Model card: {about['name']}", sections)
@@ -243,8 +263,11 @@ def _in_words(manifest: Mapping[str, Any]) -> Section:
     noun = NOUNS[manifest["kind"]]
     trained = manifest["data"].get("splits", {}).get("train")
     learned = f"{trained:,} {noun}" if trained else noun
+    flagged = f"{noun} that do not fit"
+    if known := manifest["training"].get("known"):
+        flagged += f" or resemble one of the {known['labels']:,} anomalies it was shown"
     text = [
-        f"The model learned from {learned} what is normal. It flags {noun} that do not fit, for "
+        f"The model learned from {learned} what is normal. It flags {flagged}, for "
         "people to look at; a flag is a question and not a verdict."
     ]
     evaluation, calibration = manifest["evaluation"], manifest["calibration"]
@@ -403,6 +426,22 @@ def _groups(calibration: Mapping[str, Any]) -> Iterator[Section]:
     text = "The guarantee holds for each group that has its own threshold."
     header = (groups["column"], "normal rows", "threshold", "")
     yield Section("Groups", (text,), Table(header, (*own[:MAX_ROWS], *small[:MAX_ROWS], others)))
+
+
+def _known(manifest: Mapping[str, Any]) -> Iterator[Section]:
+    """Say whether the model has learned from known anomalies, and why; images never have."""
+    if manifest["kind"] != "tabular":
+        return
+    found = manifest["training"].get("known")
+    first, *rest = KNOWN if found else (UNKNOWN,)
+    yield Section("Known anomalies", (first.format(**found or {}), *rest))
+
+
+def _limits(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the limits of what a model detects."""
+    if "known" not in manifest["training"]:
+        return LIMITS
+    return (LIMITS[0], LEARNED_LIMIT, *LIMITS[2:])
 
 
 def _scope(calibration: Mapping[str, Any]) -> str:

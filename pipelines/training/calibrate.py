@@ -44,6 +44,7 @@ from anomaly_vae.scoring.attribution import sequential_dropout
 from anomaly_vae.scoring.detector import Detector
 from anomaly_vae.scoring.scorer import ScoredRows, Scorer
 from anomaly_vae.scoring.unusual import UnusualTest, fit_unusual_test, learn_typicality
+from anomaly_vae.training.known_anomalies import known_choice
 from pipelines import console
 from pipelines.datasets.dataset import FIT_DIGEST, Dataset
 from pipelines.datasets.label_store import is_store
@@ -123,6 +124,7 @@ def calibrate(
     data = data or read_data(config, _spans_until(trained))
     _check_same_split(trained, data)
     _check_same_config(trained, config)
+    _check_known(trained, config, data)
     scored = trained.scorer.scored(data.batch.take(data.calibration_rows))
     sample = model_sample(data, config.calibration, trained, scored)
     chosen = choose_threshold(sample, config.calibration)
@@ -199,12 +201,32 @@ def _check_same_config(trained: Bundle, config: Config) -> None:
     for section in ("data", "model", "training", "score"):
         for key, value in planned[section].items():
             trained_with = used[section].get(key)
+            if key == "known" and trained_with is None:
+                continue  # too few labels to learn from, see `_check_known`
             if key != "label_delay" and value is not None and value != trained_with:
                 raise ConfigError(
                     f"the model was trained with {section}.{key} {trained_with}, the "
                     f"configuration says {value}; correct that, or train again",
                     key=f"{section}.{key}",
                 )
+
+
+def _check_known(trained: Bundle, config: Config, data: Dataset) -> None:
+    """Check that the model learned from known anomalies if, and only if, it should have."""
+    found, choice = (
+        "known" in trained.manifest["training"],
+        known_choice(config, len(data.known_rows)),
+    )
+    if found and not choice.wanted:
+        reason = "the model was trained with model.known auto, the configuration says off"
+    elif choice.on and not found:
+        reason = (
+            f"the model was trained with model.known off, the configuration says auto, and there "
+            f"are {choice.labels:,} labelled anomalies to learn from"
+        )
+    else:
+        return
+    raise ConfigError(f"{reason}; correct that, or train again", key="model.known")
 
 
 def _with_config(trained: Bundle, config: Config) -> Bundle:

@@ -147,7 +147,7 @@ def model_sample(
     return replace(
         sample,
         levels=sample.levels and _distinguished(sample.levels, model, str(config.group_by)),
-        losses=(np.sort(scored.losses), np.sort(held_out)),
+        losses=(np.sort(scored.terms.loss), np.sort(held_out)),
     )
 
 

@@ -23,6 +23,7 @@ from anomaly_vae.messages import NOUNS, listed
 from anomaly_vae.scoring.unusual import is_tested, too_few
 from anomaly_vae.training.distributed import current_group
 from anomaly_vae.training.fit import Fitted, Prepared, fit_bundle
+from anomaly_vae.training.known_anomalies import known_choice, learns_known
 from anomaly_vae.training.trainer import Epoch, OnEpoch
 from pipelines import console
 from pipelines.datasets.dataset import Dataset
@@ -82,6 +83,9 @@ def train(config: Config, data: Dataset | None = None) -> Trained:
     twins = int(data.test_twins(prepared.encoding).sum())
     show_data(data, twins)
     show_pooled(prepared)
+    choice = known_choice(config, 0 if prepared.known is None else len(prepared.known))
+    if choice.wanted:
+        console.info(str(choice))
     digest = inputs_digest(config, data)
     state = _sha256([digest, data.digest, start and start.digest, *_processes()])
     checkpoint = CHECKPOINTS / f"{config.name}-{state[:16]}.safetensors"
@@ -94,6 +98,8 @@ def train(config: Config, data: Dataset | None = None) -> Trained:
         folder = BUNDLES / f"{config.name}-{fitted.bundle.digest[:12]}"
         fitted.bundle.save(folder)
         _log(run, fitted, prepared)
+        if choice.wanted:
+            run.log_params({"known": str(choice)})
         rows, noun = data.assignment.counts["train"], NOUNS[config.kind]
         console.info(
             f"The model learned from {rows:,} {noun} what is normal. It flags nothing before it "
@@ -120,7 +126,8 @@ def read_data(config: Config, until: float | None = None) -> Dataset:
     registry = Registry(config.mlflow.tracking_uri)
     frozen = champions_test(registry, config.name)
     rows = frozen.read(registry) if frozen else None
-    data = load_dataset(config.data, LoadContext(config.name, rows, until))
+    context = LoadContext(config.name, rows, until, learns_known(config))
+    data = load_dataset(config.data, context)
     for note in data.label_notes:
         console.info(note)
     _check_evaluation(config, data)

@@ -9,6 +9,7 @@ from anomaly_vae.config import Config
 from anomaly_vae.data.splitting import CALIBRATION, TEST, TRAIN, VALIDATION
 from anomaly_vae.errors import RegistryError
 from anomaly_vae.training.fit import Prepared, prepare
+from anomaly_vae.training.known_anomalies import learns_known
 from anomaly_vae.training.warm_start import incompatibility
 from pipelines import console
 from pipelines.datasets.dataset import TRAINED_UNTIL, Dataset
@@ -19,13 +20,14 @@ def prepared_start(config: Config, data: Dataset) -> tuple[Prepared, Bundle | No
     """Return the encoded rows and the model to start from; None for a cold start."""
     start = _configured_start(config)
     parts = data.schema, data.part(TRAIN), data.part(VALIDATION)
-    prepared = prepare(config, *parts, start)
+    known = data.batch.take(data.known_rows) if learns_known(config) else None
+    prepared = prepare(config, *parts, start, known)
     if start is None:
         return prepared, None
     planned = config.resolve(prepared.encoding.layout.n_columns, len(prepared.train))
     if reason := _overlap(start, data) or incompatibility(start, planned, prepared.encoding):
         console.info(f"A cold start, as {config.training.warm_start} does not fit: {reason}")
-        return prepare(config, *parts), None
+        return prepare(config, *parts, known=known), None
     console.info(f"A warm start from {config.training.warm_start} ({start.digest[:12]})")
     return prepared, start
 

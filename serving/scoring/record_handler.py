@@ -166,7 +166,7 @@ class RecordHandler(RequestHandler):
     ) -> tuple[Detections, list[Explanation]]:
         detector = self.model.detector
         parts = detector.scorer.explain(batch)
-        detections = detector.decide(parts.score, parts.observed, parts.kl)
+        detections = detector.decide(parts.score, parts.observed, parts.terms)
         reasons = explanations(detector.scorer, batch, parts, max_contributions)
         self.metrics.observe(detections, parts.observed, batch)
         return detections, reasons

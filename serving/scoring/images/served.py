@@ -292,7 +292,7 @@ def _score_chunk(
         detections = detector.detect(batch)
         return detections, responses.results(detections)
     parts = detector.scorer.explain(batch)
-    detections = detector.decide(parts.score, parts.observed, parts.kl)
+    detections = detector.decide(parts.score, parts.observed, parts.terms)
     results = map(
         partial(_explain, options), responses.results(detections), _regions(model, parts, options)
     )

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from anomaly_vae.config.data import Splits
 from anomaly_vae.data.splitting import (
     CALIBRATION,
+    MIN_KNOWN,
     MIN_TRAIN,
     NAMES,
     TEST,
@@ -220,7 +221,7 @@ def test_reasons_are_counted_once_for_each_row() -> None:
         rows_of(200, time=np.arange(200) * DAY, anomaly=[0, 1], unlabelled=[199]), Splits()
     )
     found = planned.without(np.isin(np.arange(200), [1, 2, 3]), "cells that do not fit")
-    assert found.without(np.isin(np.arange(200), [0, 3]), "again") is found
+    assert found.without(np.isin(np.arange(200), [3, 199]), "again") is found
     assert found.unused == {
         "cells that do not fit": 2,
         "anomalies outside the test split": 2,
@@ -342,6 +343,41 @@ def test_known_anomalies_that_help_to_choose_a_threshold_are_in_no_split(
     if rows.group is not None:
         tested = rows.group[found.rows(TEST)]
         assert not np.isin(rows.group[found.calibration_anomalies], tested).any()
+
+
+@given(random_rows(), configs)
+def test_anomalies_that_teach_are_in_no_split_and_none_of_their_groups_is_tested(
+    rows: Rows, config: Splits
+) -> None:
+    assign_or_skip(rows, config)
+    found = assign(rows, config, known=True)
+    assert rows.anomaly[found.training_anomalies].all()
+    assert (found.codes[found.training_anomalies] == UNUSED).all()
+    assert not np.isin(found.training_anomalies, found.calibration_anomalies).any()
+    if rows.group is not None:
+        judged = rows.group[np.isin(found.codes, (CALIBRATION, TEST))]
+        assert not np.isin(rows.group[found.training_anomalies], judged).any()
+
+
+def test_with_time_they_are_those_between_the_training_rows() -> None:
+    rows = rows_of(100, time=np.arange(100) * DAY, anomaly=[5, 59, 60, 79, 95])
+    found = assign(rows, Splits(), known=True)
+    assert found.training_anomalies.tolist() == [5, 59]
+    assert found.codes.tolist() == assign(rows, Splits()).codes.tolist()
+    without = found.without(np.isin(np.arange(100), [59]), "in the frozen test split")
+    assert without.training_anomalies.tolist() == [5]
+
+
+def test_without_time_anomalies_teach_only_if_enough_of_them_can() -> None:
+    few, many = (rows_of(400, anomaly=list(range(count))) for count in (39, 40))
+    assert assign(few, Splits(), known=True).codes.tolist() == assign(few, Splits()).codes.tolist()
+    found = assign(many, Splits(), known=True)
+    assert len(found.training_anomalies) == MIN_KNOWN
+    assert many.anomaly[found.rows(TEST)].sum() == 40 - MIN_KNOWN
+    assert not len(assign(many, Splits()).training_anomalies)
+    choosing = Splits(anomalies=0.1)
+    both = assign(many, choosing, known=True).calibration_anomalies
+    assert both.tolist() == assign(many, choosing).calibration_anomalies.tolist()
 
 
 def test_with_time_they_are_those_between_the_calibration_rows() -> None:

@@ -23,7 +23,8 @@ def explained(layout: ImageLayout, nats: np.ndarray) -> ScoreParts:
     shape = (3, layout.n_columns)
     observed, expected = (rng.random(shape).astype(np.float32) for _ in range(2))
     zero = np.zeros(3)
-    return ScoreParts(nats.sum(1), nats, zero, observed, expected, np.zeros((3, 2), np.float32))
+    latent, known = np.zeros((3, 2), np.float32), zero
+    return ScoreParts(nats.sum(1), nats, zero, observed, expected, latent, known, nats.sum(1), zero)
 
 
 def test_a_hot_square_is_a_region_where_it_lies() -> None:

@@ -98,11 +98,10 @@ def test_a_model_reports_empty_rows_and_few_of_the_test_rows(
     )
     assert test is not None
     x = scorer.encoding.encode(parts(TEST))
-    scores, rates = scorer.scores_and_rates(x)
-    reasons = test.reasons(scores - rates, rates, x)
+    reasons = test.reasons(*scorer.scores_and_terms(x)[1], x)
     assert np.mean([reason is not None for reason in reasons]) < 0.1
     empty = np.full_like(x[:1], np.nan)
-    scores, rates = scorer.scores_and_rates(empty)
-    assert "columns have no value" in test.reasons(scores - rates, rates, empty)[0]
+    terms = scorer.scores_and_terms(empty)[1]
+    assert "columns have no value" in test.reasons(*terms, empty)[0]
     restored = UnusualTest.restore(test.summary(), test.tensors(), scorer.encoding)
-    assert restored.reasons(scores - rates, rates, empty).tolist()
+    assert restored.reasons(*terms, empty).tolist()
