@@ -28,7 +28,7 @@ from anomaly_vae.errors import ConfigError
 from anomaly_vae.features.store.opening import StoreOptions, open_backend, required_time
 
 PREFIX = "ANOMALY_VAE_"
-SCOPES = frozenset({"score", "metrics", "feedback", "admin"})
+SCOPES = frozenset({"score", "metrics", "feedback", "review", "admin"})
 HEX_DIGITS = frozenset("0123456789abcdef")
 
 
@@ -102,7 +102,8 @@ class Settings(BaseSettings):
 
     api_keys: Keys = ()
     """API keys, comma-separated, each as `name:scopes:sha256hex`. Scopes are `score`, `metrics`,
-    `feedback` and `admin`, joined by `+`. Without keys the service listens on loopback only."""
+    `feedback`, `review` and `admin`, joined by `+`. Without keys the service listens on loopback
+    only."""
     oidc_issuer: str = ""
     """OpenID Connect issuer whose bearer tokens are accepted in addition to API keys, as in the
     claim `iss`. Needs the extra `oidc`."""
@@ -113,7 +114,7 @@ class Settings(BaseSettings):
     oidc_scope_claim: str = "scope"
     """Claim that lists the scopes of a token, as a text separated by spaces or as a list."""
     oidc_scope_prefix: str = ""
-    """Prefix of `score`, `metrics`, `feedback` and `admin` in that claim."""
+    """Prefix of `score`, `metrics`, `feedback`, `review` and `admin` in that claim."""
     oidc_refresh_seconds: PositiveFloat = 300.0
     """Seconds between two fetches of the issuer's keys."""
     max_records: Count = 10_000
@@ -206,6 +207,17 @@ class Settings(BaseSettings):
     """URL of the label store that `POST /feedback` writes to: `sqlite:///labels.db` or
     `postgresql://USER:PASSWORD@HOST/DATABASE`. Needs the extra `review`. Without it `/feedback`
     answers 404."""
+    console_url: str = ""
+    """Address of the console in browsers, such as `https://scores.example/console`. Its cookies are
+    sent over https only if it begins so."""
+    console_hours: PositiveFloat = 10.0
+    """Hours after which a reviewer signs in to the console again."""
+    console_secret: str | None = Field(None, min_length=32, repr=False)
+    """Secret that signs the sessions of the console; every machine that serves it needs the same.
+    Empty: a random one in the file `anomaly-vae/console.key` in `$XDG_STATE_HOME` or
+    `~/.local/state`."""
+    console_results: str = ""
+    """Folder below which the console opens results of batch runs; empty: it opens none."""
     log_level: Level = "info"
     """Lowest level that is logged: `debug`, `info`, `warning` or `error`."""
 

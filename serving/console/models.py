@@ -1,0 +1,73 @@
+"""Show the models: versions, thresholds, guarantees, shadows and promotions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from starlette.responses import Response
+
+from anomaly_vae.monitoring.exchangeability import Report
+from serving.console.visits import Gate, Visit
+from serving.models.store import ServedModel, Store
+from serving.observability.metrics import Metrics
+from serving.paths import Template
+from serving.registry.follower import Follower
+from serving.registry.promotions import History, Promotions, registered_name
+from serving.routes.models import describe
+from serving.scoring.schemas import ModelInfo
+
+STATUS_TEXTS = {
+    "holding": "Nothing speaks against the guarantee.",
+    "unknown": "Too few rows have been scored to tell.",
+    "doubtful": "The rows differ from the calibration rows.",
+    "broken": "More rows are flagged than the guarantee and the known anomalies explain.",
+}
+"""What each state of a guarantee means."""
+
+
+@dataclass(frozen=True)
+class ShownModel:
+    """A served model as the page shows it."""
+
+    info: ModelInfo
+    model: ServedModel
+    report: Report
+    """The present test of its guarantee."""
+    history: History | None
+    """Decisions about its champions; None for a model from a folder."""
+
+    @property
+    def normal_rows(self) -> int:
+        """Number of calibration scores."""
+        return len(self.model.detector.calibration.scores)
+
+
+class ModelsPage:
+    """The page of models."""
+
+    def __init__(self, store: Store, follower: Follower, metrics: Metrics, seconds: float) -> None:
+        self._store, self._follower, self._metrics = store, follower, metrics
+        self._promotions = Promotions(seconds)
+
+    def routes(self, gate: Gate) -> list[Template]:
+        """Create the route of the page."""
+        return [gate.route("/models", self.show)]
+
+    def show(self, visit: Visit) -> Response:
+        """Show all models."""
+        return visit.page("models.html", models=self._shown(), texts=STATUS_TEXTS)
+
+    def _shown(self) -> Sequence[ShownModel]:
+        followed, current = self._follower.followed, self._store.current
+        infos = describe(self._store, followed, self._metrics).models
+        return [
+            self._of(info, current[info.name], registered_name(info.name, followed))
+            for info in infos
+            if info.name in current
+        ]
+
+    def _of(self, info: ModelInfo, model: ServedModel, registered: str | None) -> ShownModel:
+        report = self._metrics.guarantees.tracker(model).report()
+        history = self._promotions.of(registered) if registered else None
+        return ShownModel(info, model, report, history)
