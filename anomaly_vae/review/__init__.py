@@ -1,4 +1,4 @@
-"""Keep the labels that people give to scored rows, in SQLite or PostgreSQL.
+"""Keep cases for review and the labels that people give them, in SQLite or PostgreSQL.
 
 Needs ``pip install 'anomaly-vae[review]'``. The modules are imported when a name is first used, so
 that a missing extra is one plain message.
@@ -12,10 +12,35 @@ from typing import TYPE_CHECKING, Any
 from anomaly_vae.errors import ConfigError
 
 if TYPE_CHECKING:
+    from anomaly_vae.review.case_store import CaseStats, CaseStore, Pruned
+    from anomaly_vae.review.cases import Case, CaseFilter, CaseReason, CaseRecord, Snooze
     from anomaly_vae.review.labels import CurrentLabel, Label, LabelStats
+    from anomaly_vae.review.p_values import PValueCounts
+    from anomaly_vae.review.precision import Share
     from anomaly_vae.review.store import LabelStore
 
-__all__ = ["CurrentLabel", "Label", "LabelStats", "LabelStore"]
+MODULES = {
+    "Case": "cases",
+    "CaseFilter": "cases",
+    "CaseReason": "cases",
+    "CaseRecord": "cases",
+    "CaseStats": "case_store",
+    "CaseStore": "case_store",
+    "CurrentLabel": "labels",
+    "Label": "labels",
+    "LabelStats": "labels",
+    "LabelStore": "store",
+    "PValueCounts": "p_values",
+    "Pruned": "case_store",
+    "Share": "precision",
+    "Snooze": "cases",
+}
+"""Module of each public name."""
+
+__all__ = [
+    "Case", "CaseFilter", "CaseReason", "CaseRecord", "CaseStats", "CaseStore", "CurrentLabel",
+    "Label", "LabelStats", "LabelStore", "PValueCounts", "Pruned", "Share", "Snooze",
+]  # fmt: skip
 
 LIBRARIES = frozenset({"alembic", "psycopg", "psycopg2", "sqlalchemy"})
 """Libraries that only the extra `review` installs."""
@@ -24,11 +49,10 @@ LIBRARIES = frozenset({"alembic", "psycopg", "psycopg2", "sqlalchemy"})
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'anomaly_vae.review' has no attribute '{name}'")
-    module = "store" if name == "LabelStore" else "labels"
     try:
-        return getattr(import_module(f"anomaly_vae.review.{module}"), name)
+        return getattr(import_module(f"anomaly_vae.review.{MODULES[name]}"), name)
     except ModuleNotFoundError as error:
         if error.name not in LIBRARIES:
             raise
-        reason = "a label store needs: pip install 'anomaly-vae[review]'"
+        reason = "labels and cases need: pip install 'anomaly-vae[review]'"
         raise ConfigError(f"{error}; {reason}") from None

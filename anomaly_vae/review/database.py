@@ -17,6 +17,8 @@ from anomaly_vae.errors import ConfigError, StoreError
 from anomaly_vae.masking import masked, remember_address
 
 FORMS = "expected sqlite:///labels.db or postgresql://…"
+NOUN = "label store"
+"""Usual name of a database in messages."""
 DRIVERS = {
     "sqlite": "sqlite+pysqlite",
     "postgres": "postgresql+psycopg2",
@@ -34,7 +36,7 @@ WRITES = "anomaly_vae_writes"
 """Option of connections that hold SQLite's write lock from their beginning on."""
 
 
-def parse_address(address: str) -> URL:
+def parse_address(address: str, noun: str = NOUN) -> URL:
     """Return the address of a database with its driver.
 
     Raises:
@@ -44,13 +46,13 @@ def parse_address(address: str) -> URL:
     try:
         url = make_url(address)
     except ArgumentError:
-        raise ConfigError(f"label store '{masked(address)}': {FORMS}") from None
+        raise ConfigError(f"{noun} '{masked(address)}': {FORMS}") from None
     url = url.set(drivername=DRIVERS.get(url.drivername, url.drivername))
     if url.drivername not in KNOWN_DRIVERS:
-        raise ConfigError(f"label store '{masked(address)}': {FORMS}")
+        raise ConfigError(f"{noun} '{masked(address)}': {FORMS}")
     if _is_sqlite(url) and (url.database or ":memory:").startswith((":memory:", "file:")):
         raise ConfigError(
-            f"label store '{masked(address)}': it names no file; write sqlite:///labels.db, or "
+            f"{noun} '{masked(address)}': it names no file; write sqlite:///labels.db, or "
             "sqlite:////absolute/path/labels.db"
         )
     return url
@@ -109,24 +111,24 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 @contextmanager
-def reading(engine: Engine) -> Iterator[Connection]:
+def reading(engine: Engine, noun: str = NOUN) -> Iterator[Connection]:
     """Yield a connection that reads the state of one moment.
 
     Raises:
         StoreError: the database cannot be used.
     """
-    with _reported(engine), engine.connect() as connection:
+    with _reported(engine, noun), engine.connect() as connection:
         yield connection
 
 
 @contextmanager
-def writing(engine: Engine) -> Iterator[Connection]:
+def writing(engine: Engine, noun: str = NOUN) -> Iterator[Connection]:
     """Yield a connection that is the only writer until the block ends, which commits.
 
     Raises:
         StoreError: the database cannot be used.
     """
-    with _reported(engine), engine.connect() as connection:
+    with _reported(engine, noun), engine.connect() as connection:
         connection.execution_options(**{WRITES: True})
         with connection.begin():
             if not _is_sqlite(engine.url):
@@ -137,11 +139,11 @@ def writing(engine: Engine) -> Iterator[Connection]:
 
 
 @contextmanager
-def _reported(engine: Engine) -> Iterator[None]:
+def _reported(engine: Engine, noun: str) -> Iterator[None]:
     try:
         yield
     except SQLAlchemyError as error:
-        raise StoreError(f"label store {shown(engine.url)}: {_reason(error)}") from None
+        raise StoreError(f"{noun} {shown(engine.url)}: {_reason(error)}") from None
 
 
 def shown(url: URL) -> str:

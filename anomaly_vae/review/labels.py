@@ -81,7 +81,7 @@ class Label:
             label,
             check_name("who", who),
             _check_time(at),
-            _check_note(note or ""),
+            check_note(note or ""),
         )
 
 
@@ -100,11 +100,16 @@ def check_name(field: str, text: str) -> str:
     return text
 
 
-def _check_note(text: str) -> str:
+def check_note(text: str, field: str = "note") -> str:
+    """Return a note if it is short enough and free of control characters.
+
+    Raises:
+        DataError: it is not; ``column`` is ``field``.
+    """
     if len(text) > MAX_NOTE:
-        raise _fault("note", f"it has {len(text):,} characters; at most {MAX_NOTE} are kept")
+        raise _fault(field, f"it has {len(text):,} characters; at most {MAX_NOTE} are kept")
     if NOTE_CONTROL.search(text):
-        raise _fault("note", "it contains control characters; remove them")
+        raise _fault(field, "it contains control characters; remove them")
     return text
 
 

@@ -7,26 +7,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, Self
+from typing import Any
 
 from sqlalchemy import Connection, Row, func, insert, select
 
-from anomaly_vae.errors import StoreError
-from anomaly_vae.review.database import (
-    is_absent,
-    open_engine,
-    parse_address,
-    reading,
-    shown,
-    writing,
-)
+from anomaly_vae.review.base import PER_SECOND, ReviewStore
 from anomaly_vae.review.labels import VERDICTS, CurrentLabel, Label, LabelStats
-from anomaly_vae.review.tables import LABELS, is_current, migrate
+from anomaly_vae.review.tables import LABELS
 
 __all__ = ["LabelStore"]
 
-PER_SECOND = 1_000_000
-"""Number of microseconds in a second."""
 MAX_IDS = 500
 """Maximum number of ids in one query."""
 FETCHED_ROWS = 10_000
@@ -36,7 +26,7 @@ Key = tuple[str, str, str]
 """Model, id and reviewer."""
 
 
-class LabelStore:
+class LabelStore(ReviewStore):
     """The labels in a database; threads may share one.
 
     Rows are only ever added. For each model, id and reviewer the newest label counts, by the time
@@ -58,53 +48,8 @@ class LabelStore:
     [('12', 'anomaly', 'alice')]
     """
 
-    def __init__(self, address: str) -> None:
-        self._url = parse_address(address)
-        self._engine = open_engine(self._url)
-        self._is_ready = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __str__(self) -> str:
-        """Return the address without its password."""
-        return shown(self._url)
-
-    def close(self) -> None:
-        """Close all connections."""
-        self._engine.dispose()
-
-    def prepare(self, create: bool = True) -> None:
-        """Create the tables, or bring those of an older version up to date.
-
-        Args:
-            create: whether to create a store that does not exist.
-
-        Raises:
-            StoreError: the database cannot be used, a newer version wrote it, or there is no
-                store, and ``create`` is false.
-        """
-        if self._is_ready:
-            return
-        if not (create or self._exists()):
-            raise StoreError(
-                f"there is no label store at {self}; check the address, or create the store with "
-                "`anomaly-vae labels import`"
-            )
-        with writing(self._engine) as connection:
-            migrate(connection)
-        self._is_ready = True
-
-    def _exists(self) -> bool:
-        if is_absent(self._url):
-            return False
-        with reading(self._engine) as connection:
-            current = is_current(connection)
-        self._is_ready = bool(current)
-        return current is not None
+    noun = "label store"
+    creation = "anomaly-vae labels import"
 
     # ------------------------------------------------------------ writing
 
@@ -123,15 +68,12 @@ class LabelStore:
         Raises:
             StoreError: the database cannot be used, or a newer version wrote it.
         """
-        self.prepare()
-        self._is_ready = False  # until it has worked: the database may have been replaced
-        with writing(self._engine) as connection:
+        with self._writing() as connection:
             history = _History(round(time.time() * PER_SECOND))
             history.read(connection, labels)
             added = [history.add(label) for label in labels]
             if history.rows:
                 connection.execute(insert(LABELS), history.rows)
-        self._is_ready = True
         return added
 
     # ------------------------------------------------------------ reading
@@ -145,11 +87,34 @@ class LabelStore:
         Raises:
             StoreError: there is no store, or the database cannot be used.
         """
-        self.prepare(create=False)
-        with reading(self._engine) as connection:
-            rows = connection.execution_options(yield_per=FETCHED_ROWS).execute(_newest(model))
-            for (name, row_id), group in groupby(rows, lambda row: (row.model, row.row_id)):
-                yield _current(name, row_id, list(group))
+        with self._reading() as connection:
+            connection.execution_options(yield_per=FETCHED_ROWS)
+            yield from current_labels(connection, model)
+
+    def history(self, model: str, row_id: str) -> list[Label]:
+        """Return all labels of an id, with their notes, in the order of their arrival.
+
+        Raises:
+            StoreError: there is no store, or the database cannot be used.
+        """
+        chosen = (LABELS.c.model == model, LABELS.c.row_id == row_id)
+        with self._reading() as connection:
+            rows = connection.execute(select(LABELS).where(*chosen).order_by(LABELS.c.number))
+            return list(map(_label, rows))
+
+    def since(self, number: int) -> tuple[list[Label], int]:
+        """Return the labels that arrived after one, and the number of the last of them.
+
+        Args:
+            number: number of a label in the order of arrival; 0 for all labels.
+
+        Raises:
+            StoreError: there is no store, or the database cannot be used.
+        """
+        query = select(LABELS).where(LABELS.c.number > number).order_by(LABELS.c.number)
+        with self._reading() as connection:
+            rows = connection.execute(query.limit(FETCHED_ROWS)).all()
+        return list(map(_label, rows)), rows[-1].number if rows else number
 
     def stats(self, model: str | None = None) -> LabelStats:
         """Count the labels.
@@ -164,7 +129,7 @@ class LabelStore:
         for label in self.newest(model):
             verdicts[label.label] += 1
             conflicts += bool(label.conflicts)
-        with reading(self._engine) as connection:
+        with self._reading() as connection:
             rows = connection.execute(_by_reviewer(model)).all()
         return LabelStats(
             labels=sum(row.labels for row in rows),
@@ -176,13 +141,23 @@ class LabelStore:
         )
 
 
-def _newest(model: str | None) -> Any:
+def current_labels(
+    connection: Connection, model: str | None, ids: Sequence[str] | None = None
+) -> Iterator[CurrentLabel]:
+    """Yield the label of each id that counts, sorted by model and id; ``ids`` None for all ids."""
+    rows = connection.execute(_newest(model, ids))
+    for (name, row_id), group in groupby(rows, lambda row: (row.model, row.row_id)):
+        yield _current(name, row_id, list(group))
+
+
+def _newest(model: str | None, ids: Sequence[str] | None) -> Any:
     """Select the newest label of each id and reviewer; those of an id follow from new to old."""
     columns = LABELS.c
     newest_first = (columns.at_us.desc(), columns.number.desc())
     of_reviewer = (columns.model, columns.row_id, columns.who)
     place = func.row_number().over(partition_by=of_reviewer, order_by=newest_first)
-    ranked = _of_model(select(LABELS, place.label("place")), model).subquery()
+    chosen = _of_model(select(LABELS, place.label("place")), model)
+    ranked = (chosen if ids is None else chosen.where(columns.row_id.in_(ids))).subquery()
     kept = select(ranked).where(ranked.c.place == 1)
     return kept.order_by(
         ranked.c.model, ranked.c.row_id, ranked.c.at_us.desc(), ranked.c.number.desc()
@@ -197,6 +172,10 @@ def _by_reviewer(model: str | None) -> Any:
 
 def _of_model(statement: Any, model: str | None) -> Any:
     return statement if model is None else statement.where(LABELS.c.model == model)
+
+
+def _label(row: Row[Any]) -> Label:
+    return Label(row.model, row.row_id, row.label, row.who, row.at_us / PER_SECOND, row.note)
 
 
 def _current(model: str, row_id: str, rows: Sequence[Row[Any]]) -> CurrentLabel:

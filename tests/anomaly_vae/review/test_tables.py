@@ -10,14 +10,14 @@ from sqlalchemy import inspect
 from anomaly_vae.errors import StoreError
 from anomaly_vae.review.database import open_engine, parse_address, reading, writing
 from anomaly_vae.review.store import LabelStore
-from anomaly_vae.review.tables import LABELS, MIGRATIONS, VERSION_TABLE, is_current, migrate
+from anomaly_vae.review.tables import METADATA, MIGRATIONS, VERSION_TABLE, is_current, migrate
 from tests.support.label_stores import FIRST_VERSION
 
 NEXT = """
 import sqlalchemy as sa
 from alembic import op
 
-revision, down_revision = "0002", "0001"
+revision, down_revision = "next", "0002"
 
 
 def upgrade():
@@ -39,23 +39,24 @@ def old_store(sqlite_store):
     return sqlite_store
 
 
-def test_the_table_is_the_one_that_the_migrations_make(engine):
+def test_the_tables_are_those_that_the_migrations_make(engine):
     with writing(engine) as connection:
         migrate(connection)
         migrate(connection)  # does nothing more
         assert is_current(connection)
     with reading(engine) as connection:
         found = inspect(connection)
-        columns = {one["name"]: one["nullable"] for one in found.get_columns(LABELS.name)}
-        assert set(found.get_table_names()) == {LABELS.name, VERSION_TABLE}
-    assert columns == {column.name: bool(column.nullable) for column in LABELS.columns}
+        assert set(found.get_table_names()) == {*METADATA.tables, VERSION_TABLE}
+        for name, table in METADATA.tables.items():
+            columns = {one["name"]: one["nullable"] for one in found.get_columns(name)}
+            assert columns == {column.name: bool(column.nullable) for column in table.columns}
 
 
 def test_a_migration_that_fails_leaves_nothing_behind(engine, tmp_path):
     broken = tmp_path / "migrations"
     shutil.copytree(MIGRATIONS, broken)
     text = NEXT.replace("anomaly_vae_labels", "no_such_table")
-    (broken / "versions/v0002_next.py").write_text(text)
+    (broken / "versions/v9999_next.py").write_text(text)
     with pytest.raises(StoreError, match="no_such_table"), writing(engine) as connection:
         migrate(connection, broken)
     with reading(engine) as connection:
@@ -72,7 +73,7 @@ def test_a_store_of_the_first_version_is_read_and_written(old_store):
 def test_an_old_store_is_brought_up_to_date_and_keeps_its_labels(old_store, tmp_path):
     newer = tmp_path / "migrations"
     shutil.copytree(MIGRATIONS, newer)
-    (newer / "versions/v0002_next.py").write_text(NEXT)
+    (newer / "versions/v9999_next.py").write_text(NEXT)
     engine = open_engine(parse_address(old_store))
     with writing(engine) as connection:
         assert is_current(connection, newer) is False

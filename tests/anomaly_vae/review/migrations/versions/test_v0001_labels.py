@@ -9,9 +9,9 @@ from tests.support.label_stores import FIRST_VERSION
 
 
 def structure(path):
-    query = "SELECT type, name, tbl_name FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'"
+    query = "SELECT type, name, tbl_name FROM sqlite_master WHERE tbl_name = 'anomaly_vae_labels'"
     with closing(sqlite3.connect(path)) as connection:
-        objects = sorted(connection.execute(query).fetchall())
+        objects = sorted(row for row in connection.execute(query) if "sqlite_" not in row[1])
         columns = connection.execute("PRAGMA table_info(anomaly_vae_labels)").fetchall()
     return objects, [column[:4] for column in columns]
 
