@@ -179,6 +179,8 @@ async def _lifespan(store: Store, drain_seconds: float, app: Starlette) -> Async
         expiring.cancel()
         await follower.close()
         app.state.shadows.close()
+        if app.state.console:
+            app.state.console.close()
         if writer:
             writer.close()
 

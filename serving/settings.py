@@ -207,6 +207,10 @@ class Settings(BaseSettings):
     """URL of the label store that `POST /feedback` writes to: `sqlite:///labels.db` or
     `postgresql://USER:PASSWORD@HOST/DATABASE`. Needs the extra `review`. Without it `/feedback`
     answers 404."""
+    cases: str = Field("", repr=False)
+    """URL of the case store."""
+    cases_images: Path | None = None
+    """Folder of kept scans."""
     console_url: str = ""
     """Address of the console in browsers, such as `https://scores.example/console`. Its cookies are
     sent over https only if it begins so."""

@@ -51,9 +51,7 @@ class Access:
         ConfigError: there is no secret to sign sessions with.
     """
 
-    def __init__(
-        self, settings: Settings, find_client: Callable[[bytes], ApiKey | None]
-    ) -> None:
+    def __init__(self, settings: Settings, find_client: Callable[[bytes], ApiKey | None]) -> None:
         self.signer = Signer(read_secret(settings.console_secret))
         self._settings, self._find_client = settings, find_client
         self._keys = {key.name: key for key in settings.api_keys}

@@ -41,9 +41,7 @@ async def _serve(request: Request) -> Response:
     name = request.path_params["name"]
     if name not in MEDIA_TYPES or request.url.path != address(name):
         raise ProblemError(NOT_FOUND, "no such file; reload the page")
-    return Response(
-        content(name), media_type=MEDIA_TYPES[name], headers={"Cache-Control": FOREVER}
-    )
+    return Response(content(name), media_type=MEDIA_TYPES[name], headers={"Cache-Control": FOREVER})
 
 
 def route() -> Template:

@@ -18,6 +18,9 @@ from starlette.responses import Response
 
 from anomaly_vae.errors import DataError
 from anomaly_vae.files import strict_json
+from anomaly_vae.messages import plain_number
+from anomaly_vae.monitoring.exchangeability import STATUSES
+from serving.console.rendering import NO_VALUE
 from serving.console.visits import Gate, Visit
 from serving.paths import CONSOLE, Template
 from serving.problems import INVALID_REQUEST, NOT_FOUND, ProblemError
@@ -59,6 +62,33 @@ class Listed:
     def address(self) -> str:
         """Path of its page."""
         return f"{CONSOLE}/batches/{quote(self.name)}"
+
+    @property
+    def model(self) -> str:
+        """The model that scored, with its version if it was registered."""
+        model = self.summary.get("model")
+        if not isinstance(model, dict):
+            return NO_VALUE
+        version = f" version {model['version']}" if model.get("version") else ""
+        return f"{model.get('name', NO_VALUE)}{version}"
+
+    @property
+    def guarantee(self) -> str:
+        """State of the guarantee on its rows; empty if it is not known."""
+        guarantee = self.summary.get("guarantee")
+        status = guarantee.get("status") if isinstance(guarantee, dict) else None
+        return status if status in STATUSES else ""
+
+    @property
+    def alpha(self) -> float | None:
+        """Alpha of the model; None if it is not known."""
+        alpha = self.summary.get("alpha")
+        return alpha if isinstance(alpha, int | float) else None
+
+    @property
+    def expected(self) -> float | None:
+        """Number of flags if all rows were normal; None if it is not known."""
+        return None if self.alpha is None else self.alpha * self.summary["scored"]
 
 
 @dataclass(frozen=True)
@@ -272,7 +302,16 @@ def _short(cell: Any) -> Any:
 def _named(part: Any) -> str:
     if not isinstance(part, dict) or "feature" not in part:
         return str(part)
-    return f"{part['feature']} {part.get('observed')} (expected {part.get('expected')})"
+    observed, expected = (_rounded(part.get(name)) for name in ("observed", "expected"))
+    return f"{part['feature']} {observed} (expected {expected})"
+
+
+def _rounded(text: Any) -> Any:
+    """Return a number, which results hold as text, with three digits; anything else as it is."""
+    try:
+        return plain_number(float(text))
+    except (TypeError, ValueError):
+        return text
 
 
 def _rejects(folder: Path) -> Rows:

@@ -168,9 +168,7 @@ class CasePages:
         if case.entity_column is None or case.entity is None:
             raise ProblemError(INVALID_REQUEST, "the case names no entity, so none can be snoozed")
         until = _end_of_day(visit.form["until"])
-        snooze = Snooze.of(
-            case.entity_column, case.entity, until, visit.form["reason"], visit.who
-        )
+        snooze = Snooze.of(case.entity_column, case.entity, until, visit.form["reason"], visit.who)
         self._store.snooze(snooze)
         return self._next(visit, record, query)
 
@@ -211,9 +209,7 @@ class CasePages:
             return None
         return Change(unseen[-1].who, unseen[-1].label, unseen[-1].at or 0.0)
 
-    def _row(
-        self, visit: Visit, number: int, query: Query, change: Change | None
-    ) -> Response:
+    def _row(self, visit: Visit, number: int, query: Query, change: Change | None) -> Response:
         record = self._record(number)
         return visit.page("queue_row.html", record=record, query=query, change=change)
 

@@ -1,27 +1,31 @@
 """Compute the geometry of the charts, which templates draw as SVG.
 
-Coordinates are pixels of the drawing; y points down.
+Charts are as wide as their place. Positions along the x axis are therefore shares of the width in
+per cent, and heights are pixels; y points down.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-WIDTH, HEIGHT = 640, 150
-"""Size of a chart."""
+HEIGHT = 150
+"""Height of a chart."""
 BASE = HEIGHT - 22
 """y of the axis, below which the labels are."""
-TOP = 18
+TOP = 34
 """y of the top of the highest bar, above which notes are."""
 BINS = 64
 """Number of bars of a histogram."""
 REACH = 3.0
 """Length of the axis of scores up to which a score is drawn in its place, as a multiple of the
 length that calibration scores and threshold need."""
+CHANCE_DEVIATIONS = 3.0
+"""Number of standard deviations by which chance alone lets a day exceed what is expected."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +56,30 @@ class ScoreChart:
     """Ends of the axis, in the unit of the score."""
 
 
+@dataclass(frozen=True)
+class DayChart:
+    """A bar for each day."""
+
+    bars: list[Bar]
+    limit: float
+    """y of the line of what is expected."""
+
+
+@dataclass(frozen=True)
+class Day:
+    """A number of flags among the rows of a day."""
+
+    flags: int
+    rows: int
+    title: str
+
+
 def score_chart(calibration: ArrayLike, threshold: float, score: float) -> ScoreChart:
     """Return a histogram of calibration scores (n,) with the threshold and one score.
 
     >>> chart = score_chart([1.0, 2.0, 3.0], threshold=2.5, score=4.0)
-    >>> chart.low, chart.high, chart.score, sum(bar.height > 0 for bar in chart.bars)
-    (1.0, 4.0, 640.0, 3)
+    >>> chart.low, chart.high, chart.threshold, sum(bar.height > 0 for bar in chart.bars)
+    (1.0, 4.0, 50.0, 3)
     """
     scores = np.asarray(calibration, np.float64)
     low = min(float(scores.min()), score, threshold)
@@ -65,61 +87,55 @@ def score_chart(calibration: ArrayLike, threshold: float, score: float) -> Score
     is_beyond = score > low + REACH * needed
     high = low + REACH * needed if is_beyond else max(low + needed, score)
     counts, edges = np.histogram(scores, BINS, (low, high))
-    bars = [
-        _bar(*place, is_marked=float(left) >= threshold)
-        for place, left in zip(_columns(np.sqrt(counts)), edges, strict=False)
-    ]
+    places = _columns(np.sqrt(counts), math.sqrt(counts.max(initial=1)))
+    marks = (edges[:-1] >= threshold).tolist()
+    bars = [Bar(*place, is_marked) for place, is_marked in zip(places, marks, strict=True)]
 
     def x(value: float) -> float:
-        return round(WIDTH * (min(value, high) - low) / (high - low), 1)
+        return round(100 * (min(value, high) - low) / (high - low), 2)
 
     return ScoreChart(bars, x(threshold), x(score), is_beyond, low, high)
 
 
-def day_chart(values: Sequence[float], titles: Sequence[str], limit: float | None) -> DayChart:
-    """Return a bar for each day, and the height of a limit among them.
+def day_chart(days: Sequence[Day], alpha: float, *, shares: bool = False) -> DayChart:
+    """Return a bar for each day, and a line at the mean number of flags if all rows were normal.
+
+    Days with more flags than chance explains are marked.
 
     Args:
-        values: value of each day.
-        titles: what is said about each day.
-        limit: value above which bars are marked; None for no limit.
+        days: one or more days.
+        alpha: share of normal rows that are flagged.
+        shares: whether bars are shares of the rows of their day rather than numbers.
 
-    >>> chart = day_chart([5, 20], ["Monday", "Tuesday"], limit=10)
-    >>> [bar.is_marked for bar in chart.bars], chart.highest
-    ([False, True], 20)
+    >>> days = [Day(11, 1000, "Monday"), Day(40, 1000, "Tuesday")]
+    >>> [bar.is_marked for bar in day_chart(days, alpha=0.01).bars]
+    [False, True]
     """
-    highest = max([*values, limit or 0.0, 0.0]) or 1.0
-    places = _columns(np.asarray(values, np.float64), highest)
+    parts = np.array([max(one.rows, 1) if shares else 1 for one in days], np.float64)
+    values = np.array([one.flags for one in days]) / parts
+    expected = alpha if shares else alpha * sum(one.rows for one in days) / len(days)
+    highest = max(float(values.max()), expected) or 1.0
     bars = [
-        _bar(*place, is_marked=limit is not None and value > limit, title=title)
-        for place, value, title in zip(places, values, titles, strict=True)
+        Bar(*place, _is_unusual(one, alpha), one.title)
+        for place, one in zip(_columns(values, highest), days, strict=True)
     ]
-    y = None if limit is None else round(BASE - (BASE - TOP) * limit / highest, 1)
-    return DayChart(bars, y, highest)
+    return DayChart(bars, round(BASE - (BASE - TOP) * expected / highest, 1))
 
 
-@dataclass(frozen=True)
-class DayChart:
-    """A bar for each day; ``limit`` is the y of the limit."""
-
-    bars: list[Bar]
-    limit: float | None
-    highest: float
-    """Value of a bar as high as the chart."""
+def _is_unusual(day: Day, alpha: float) -> bool:
+    """Return whether a day has more flags than chance explains if all of its rows were normal."""
+    mean = alpha * day.rows
+    return day.flags > mean + CHANCE_DEVIATIONS * math.sqrt(mean * (1 - alpha)) + 1
 
 
 Place = tuple[float, float, float, float]
 
 
-def _columns(values: NDArray[np.float64], highest: float | None = None) -> list[Place]:
+def _columns(values: NDArray[np.float64], highest: float) -> list[Place]:
     """Return x, y, width and height of bars (N,) side by side."""
-    step = WIDTH / max(len(values), 1)
-    heights = (BASE - TOP) * values / (highest or max(float(values.max(initial=0)), 1.0))
+    step = 100 / len(values)
+    heights = (BASE - TOP) * values / highest
     return [
-        (round(step * i, 2), round(BASE - height, 1), round(max(step - 1, 1), 2), round(height, 1))
+        (round(step * i, 3), round(BASE - height, 1), round(0.9 * step, 3), round(height, 1))
         for i, height in enumerate(heights.tolist())
     ]
-
-
-def _bar(x: float, y: float, width: float, height: float, *, is_marked: bool, title: str = "") -> Bar:  # noqa: E501
-    return Bar(x, y, width, height, is_marked, title)

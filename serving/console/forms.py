@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl
 
@@ -49,7 +49,7 @@ async def read_form(request: Request, body: bytes) -> Form:
 
 
 async def _read_multipart(headers: Headers, body: bytes) -> Form:
-    async def stream() -> AsyncIterator[bytes]:
+    async def stream() -> AsyncGenerator[bytes]:
         yield body
         yield b""
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
 
 from anomaly_vae.monitoring.exchangeability import Report
+from serving.console import charts
+from serving.console.rendering import count, percent
 from serving.console.visits import Gate, Visit
 from serving.models.store import ServedModel, Store
 from serving.observability.metrics import Metrics
@@ -17,6 +21,11 @@ from serving.registry.promotions import History, Promotions, registered_name
 from serving.routes.models import describe
 from serving.scoring.schemas import ModelInfo
 
+if TYPE_CHECKING:
+    from anomaly_vae.review import CaseStore, PValueCounts
+
+SHOWN_DAYS = 60
+"""Number of days of the chart of flagged shares."""
 STATUS_TEXTS = {
     "holding": "Nothing speaks against the guarantee.",
     "unknown": "Too few rows have been scored to tell.",
@@ -24,6 +33,15 @@ STATUS_TEXTS = {
     "broken": "More rows are flagged than the guarantee and the known anomalies explain.",
 }
 """What each state of a guarantee means."""
+
+
+@dataclass(frozen=True)
+class FlaggedDays:
+    """The share of rows with p ≤ alpha of each day."""
+
+    chart: charts.DayChart
+    first: dt.date
+    last: dt.date
 
 
 @dataclass(frozen=True)
@@ -36,6 +54,9 @@ class ShownModel:
     """The present test of its guarantee."""
     history: History | None
     """Decisions about its champions; None for a model from a folder."""
+    days: FlaggedDays | None
+    """Flagged share of the last days; None if no rows were counted."""
+    statuses: Sequence[Any] = ()
 
     @property
     def normal_rows(self) -> int:
@@ -46,8 +67,16 @@ class ShownModel:
 class ModelsPage:
     """The page of models."""
 
-    def __init__(self, store: Store, follower: Follower, metrics: Metrics, seconds: float) -> None:
+    def __init__(
+        self,
+        store: Store,
+        follower: Follower,
+        metrics: Metrics,
+        cases: CaseStore,
+        seconds: float,
+    ) -> None:
         self._store, self._follower, self._metrics = store, follower, metrics
+        self._cases = cases
         self._promotions = Promotions(seconds)
 
     def routes(self, gate: Gate) -> list[Template]:
@@ -70,4 +99,19 @@ class ModelsPage:
     def _of(self, info: ModelInfo, model: ServedModel, registered: str | None) -> ShownModel:
         report = self._metrics.guarantees.tracker(model).report()
         history = self._promotions.of(registered) if registered else None
-        return ShownModel(info, model, report, history)
+        return ShownModel(info, model, report, history, self._days(info))
+
+    def _days(self, info: ModelInfo) -> FlaggedDays | None:
+        first = dt.datetime.now(dt.UTC).date() - dt.timedelta(days=SHOWN_DAYS - 1)
+        counts = self._cases.p_values(info.name, info.version or "", first)
+        if not counts:
+            return None
+        days = [_day(one, info.alpha) for one in counts]
+        chart = charts.day_chart(days, info.alpha, shares=True)
+        return FlaggedDays(chart, counts[0].day, counts[-1].day)
+
+
+def _day(counts: PValueCounts, alpha: float) -> charts.Day:
+    flags, rows = counts.at_most(alpha), counts.rows
+    title = f"{counts.day}: {percent(flags / rows)} of {count(rows)} rows flagged"
+    return charts.Day(flags, rows, title)

@@ -22,13 +22,13 @@ class Pictures:
     """The pictures of the scans in a folder.
 
     Args:
-        folder: the folder; empty if no scans are kept.
+        folder: the folder; None if no scans are kept.
         models: the models, which must have scored the scans.
         settings: limits on images.
     """
 
-    def __init__(self, folder: str, models: Store, settings: Settings) -> None:
-        self._folder = Path(folder).resolve() if folder else None
+    def __init__(self, folder: Path | None, models: Store, settings: Settings) -> None:
+        self._folder = folder.resolve() if folder else None
         self._models, self._settings = models, settings
 
     def is_kept(self, case: Case) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Self, get_args
+from typing import TYPE_CHECKING, Self
 from urllib.parse import parse_qsl, urlencode
 
 from anomaly_vae.errors import DataError

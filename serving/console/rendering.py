@@ -37,6 +37,7 @@ def environment() -> Environment:
         "day": day,
         "ago": ago,
         "value": value,
+        "cell": cell,
     }
     made.globals |= {"asset": assets.address, "base": CONSOLE}
     return made
@@ -111,6 +112,15 @@ def ago(seconds: float | None) -> str:
         if age >= 2 * length or unit == "min":
             return f"{age // length:.0f} {unit} ago"
     raise AssertionError("a minute has passed")
+
+
+def cell(given: Any) -> str:
+    """Return a value of a table as text, with six digits.
+
+    >>> cell(0.00042194092), cell(10814), cell("shop")
+    ('0.000421941', '10814', 'shop')
+    """
+    return f"{given:.6g}" if isinstance(given, float) else value(given)
 
 
 def value(given: Any) -> str:

@@ -150,9 +150,7 @@ class TryPage:
 
     # ------------------------------------------------------------ images
 
-    def _images(
-        self, model: ServedModel, files: Sequence[tuple[str, bytes]]
-    ) -> Sequence[Tried]:
+    def _images(self, model: ServedModel, files: Sequence[tuple[str, bytes]]) -> Sequence[Tried]:
         from serving.scoring.images.served import score
         from serving.scoring.images.uploads import ImageOptions
 
@@ -263,7 +261,8 @@ def _parse_csv(text: str, model: ServedModel) -> list[dict[str, Any]]:
     header = text.lstrip().partition("\n")[0]
     delimiter = max(",;\t|", key=header.count)
     try:
-        rows = list(islice(csv.DictReader(io.StringIO(text.strip()), delimiter=delimiter), MAX_ROWS + 1))
+        reader = csv.DictReader(io.StringIO(text.strip()), delimiter=delimiter)
+        rows = list(islice(reader, MAX_ROWS + 1))
     except csv.Error as error:
         raise DataError(f"the CSV cannot be read: {error}") from None
     for number, row in enumerate(rows, 1):
@@ -325,7 +324,13 @@ def _image(result: Result, files: Sequence[tuple[str, bytes]]) -> Tried:
         result.score,
         result.p_value,
         result.is_anomaly,
-        [Reason(describe_region(RegionContribution(one.box, one.nats, one.share)), one.share / largest) for one in result.regions],
+        [
+            Reason(
+                describe_region(RegionContribution(one.box, one.nats, one.share)),
+                one.share / largest,
+            )
+            for one in result.regions
+        ],
         result.unusual_input,
         picture=png_address(result.heatmap or b""),
     )

@@ -6,6 +6,7 @@ import datetime as dt
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from starlette.responses import Response
@@ -24,10 +25,12 @@ if TYPE_CHECKING:
 DAYS = {7: "7 days", 28: "28 days", 90: "90 days", 365: "a year"}
 """Lengths of the time that is looked at, in days."""
 USUAL_DAYS = 28
-ALPHAS = tuple(float(f"{digit}e{power}") for power in range(-5, -1) for digit in range(1, 10)) + (
-    0.1, 0.15, 0.2,
-)  # fmt: skip
+ALPHAS = (
+    *(float(f"{digit}e{power}") for power in range(-5, -1) for digit in range(1, 10)),
+    *(0.1, 0.15, 0.2),
+)
 """Steps of the slider; each is the end of a bin of p-values, so that counts are exact."""
+EVERY_VERSION = "all"
 DEFAULT_ALPHA = 0.01
 """Alpha that is shown of a model that is not loaded."""
 
@@ -44,7 +47,7 @@ class Figures:
     """Number of days with rows."""
     precision: Share
     """Share of anomalies among the reviewed flags with p ≤ alpha."""
-    chart: charts.DayChart
+    chart: charts.DayChart | None
     first_day: dt.date | None
     last_day: dt.date | None
     is_above: bool
@@ -77,12 +80,13 @@ class WhatIfPage:
         names = sorted({name for name, _ in self._store.models()} | {*self._models.current})
         name = _chosen("model", given.get("model"), names)
         versions = sorted({v for model, v in self._store.models() if model == name}, key=_ordinal)
-        version = given.get("version", "")
-        _chosen("version", version, ["", *versions])
+        version = given.get("version", EVERY_VERSION)
+        if version not in (EVERY_VERSION, *versions):
+            raise DataError(f"version: there is no {shown(version)}")
         own = self._own_alpha(name)
         step = _step(given, own)
         days = int(_chosen("days", given.get("days"), list(map(str, DAYS)), str(USUAL_DAYS)))
-        figures = self._figures(name, version or None, ALPHAS[step], own, days) if name else None
+        figures = self._figures(name, _named(version), ALPHAS[step], own, days) if name else None
         template = "what_if_figures.html" if visit.is_fragment else "what_if.html"
         return visit.page(
             template, names=names, name=name, versions=versions, version=version, own=own,
@@ -98,19 +102,20 @@ class WhatIfPage:
         self, name: str, version: str | None, alpha: float, own: float, days: int
     ) -> Figures:
         first = dt.datetime.now(dt.UTC).date() - dt.timedelta(days=days - 1)
-        by_day = _by_day(self._store.p_values(name, version, first))
+        days_found = _days(self._store.p_values(name, version, first), alpha)
         reviewed = self._store.reviewed(name, version, first)
         labels = [is_anomaly for p_value, is_anomaly in reviewed if p_value <= alpha]
-        alerts = {day: sum(one.at_most(alpha) for one in found) for day, found in by_day.items()}
-        rows = {day: sum(one.rows for one in found) for day, found in by_day.items()}
-        total, flagged = sum(rows.values()), sum(alerts.values())
-        titles = [_title(day, alerts[day], rows[day]) for day in alerts]
-        expected = alpha * total / len(rows) if rows else None
         return Figures(
-            alpha, total, flagged, len(rows), _share(labels),
-            charts.day_chart(list(alerts.values()), titles, expected),
-            min(rows, default=None), max(rows, default=None), alpha > own,
-        )  # fmt: skip
+            alpha=alpha,
+            rows=sum(day.rows for day in days_found.values()),
+            alerts=sum(day.flags for day in days_found.values()),
+            days=len(days_found),
+            precision=_share(labels),
+            chart=charts.day_chart([*days_found.values()], alpha) if days_found else None,
+            first_day=min(days_found, default=None),
+            last_day=max(days_found, default=None),
+            is_above=alpha > own,
+        )
 
 
 def _share(labels: Sequence[bool]) -> Share:
@@ -119,20 +124,18 @@ def _share(labels: Sequence[bool]) -> Share:
     return Share(sum(labels), len(labels))
 
 
-def _by_day(counts: Sequence[PValueCounts]) -> Mapping[dt.date, list[PValueCounts]]:
-    days: dict[dt.date, list[PValueCounts]] = {}
-    for one in counts:
-        days.setdefault(one.day, []).append(one)
+def _days(counts: Sequence[PValueCounts], alpha: float) -> dict[dt.date, charts.Day]:
+    """Return the alerts of each day, over all versions, the oldest day first."""
+    days: dict[dt.date, charts.Day] = {}
+    for day, found in groupby(counts, lambda one: one.day):
+        some = list(found)
+        flags, rows = sum(one.at_most(alpha) for one in some), sum(one.rows for one in some)
+        title = f"{day}: {count(flags)} alerts of {count(rows)} rows"
+        days[day] = charts.Day(flags, rows, title)
     return days
 
 
-def _title(day: dt.date, alerts: int, rows: int) -> str:
-    return f"{day}: {count(alerts)} alerts of {count(rows)} rows"
-
-
-def _chosen(
-    name: str, given: str | None, allowed: Sequence[str], usual: str | None = None
-) -> str:
+def _chosen(name: str, given: str | None, allowed: Sequence[str], usual: str | None = None) -> str:
     """Return a choice; the usual or the first one if none is given.
 
     Raises:
@@ -143,6 +146,10 @@ def _chosen(
     if given not in allowed:
         raise DataError(f"{name}: there is no {shown(given)}")
     return given
+
+
+def _named(version: str) -> str | None:
+    return None if version == EVERY_VERSION else version
 
 
 def _ordinal(version: str) -> tuple[int, str]:
@@ -158,5 +165,3 @@ def _step(given: Mapping[str, str], own: float) -> int:
     if not (text.isascii() and text.isdigit() and int(text[:4]) < len(ALPHAS)):
         raise DataError(f"step: expected a number below {len(ALPHAS)}, got {shown(text)}")
     return int(text)
-
-

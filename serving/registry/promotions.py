@@ -103,5 +103,3 @@ def registered_name(name: str, followed: Sequence[FollowedModel]) -> str | None:
         if entry.name == name and not entry.shadow and (match := MODEL_URI.fullmatch(entry.uri)):
             return match["name"]
     return None
-
-
