@@ -69,6 +69,7 @@ async def _form(data: FormData) -> Form:
         if isinstance(given, UploadFile):
             if content := await given.read():  # an empty one means that no file was chosen
                 form.files.append((given.filename or "", content))
+            await given.close()
         else:
             form.fields[name] = given
     return form

@@ -48,15 +48,15 @@ class Page:
         assert "exceptionDetails" not in done, done["exceptionDetails"]
         return done["result"].get("value")
 
-    def wait(self, condition: str) -> Any:
-        """Return the value of an expression as soon as it is true, on whichever page."""
+    def wait(self, condition: str) -> None:
+        """Wait until an expression is true, on whichever page."""
         deadline = time.monotonic() + SECONDS
         while True:
-            ready = f"document.readyState === 'complete' && ({condition})"
+            ready = f"document.readyState === 'complete' && Boolean({condition})"
             done = self("Runtime.evaluate", expression=ready, returnByValue=True)
-            if value := done["result"].get("value"):
-                return value
-            assert time.monotonic() < deadline, (condition, self.text())
+            if done["result"].get("value"):
+                return
+            assert time.monotonic() < deadline, (condition, self.text()[:2000])
             time.sleep(0.01)
 
     def open(self, address: str) -> None:

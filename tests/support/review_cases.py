@@ -7,8 +7,11 @@ import time
 from typing import Any
 
 import numpy as np
+from sqlalchemy import delete, insert, text
 
 from anomaly_vae.review import Case, CaseReason, CaseStore, PValueCounts
+from anomaly_vae.review.case_store import _row
+from anomaly_vae.review.tables import CASES, COUNTED, LABELS, P_VALUES, SNOOZES
 
 DAY = 86_400.0
 
@@ -49,8 +52,19 @@ def case_of(number: int, **changes: Any) -> Case:
 
 
 def fill(store: CaseStore, count: int, first: int = 0) -> None:
-    """Add cases to a store."""
-    store.add([case_of(number) for number in range(first, first + count)])
+    """Add cases to a store, all at once."""
+    rows = [_row(case_of(number)) for number in range(first, first + count)]
+    if rows:
+        with store._writing() as connection:
+            connection.execute(insert(CASES), rows)
+
+
+def empty(store: CaseStore) -> None:
+    """Remove everything from a store, and count cases from 1 again."""
+    with store._writing() as connection:
+        for table in (CASES, COUNTED, LABELS, P_VALUES, SNOOZES):
+            connection.execute(delete(table))
+        connection.execute(text("DELETE FROM sqlite_sequence"))
 
 
 def count_p_values(
