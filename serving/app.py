@@ -33,9 +33,11 @@ from serving.protocols import mlflow_scoring, open_inference
 from serving.registry.board import Board
 from serving.registry.follower import Follower
 from serving.registry.sources import Sources
+from serving.review.case_recorder import CaseRecorder
 from serving.review.label_writer import LabelWriter
 from serving.routes import admin, docs, events, feedback, models
 from serving.scoring.engine import ScoringEndpoint
+from serving.scoring.observers import Observers
 from serving.scoring.shadow import Shadows
 from serving.scoring.windows import ShadowWindows, WindowStores
 from serving.settings import ApiKey, Settings, find_key
@@ -82,8 +84,9 @@ def create_app(
     store.checks.append(windows.problem)
     metrics.count_entities = windows.entities
     shadows = Shadows(store, settings, metrics, ShadowWindows(windows))
-    scoring = ScoringEndpoint(store, settings, metrics, shadows, windows)
-    writer = LabelWriter(settings, metrics) if settings.labels or settings.cases else None
+    cases = CaseRecorder(store, settings, metrics) if settings.cases else None
+    scoring = ScoringEndpoint(store, settings, metrics, Observers(shadows, cases), windows)
+    writer = LabelWriter(settings, metrics) if settings.label_store else None
     find_client = _client_finder(settings)
     console = _console(settings, writer, scoring, follower, metrics, find_client)
     refuse = _refusal(metrics)
@@ -106,7 +109,7 @@ def create_app(
     app.router.redirect_slashes = False
     app.state.store, app.state.settings, app.state.metrics = store, settings, metrics
     app.state.follower, app.state.shadows, app.state.windows = follower, shadows, windows
-    app.state.label_writer, app.state.console = writer, console
+    app.state.label_writer, app.state.cases, app.state.console = writer, cases, console
     router = super(Service, app).__call__
     middleware = RequestMiddleware(router, scoring, settings, metrics, refuse, find_client)
     app.outermost = _traced(middleware) if COLLECTOR_VARIABLES & os.environ.keys() else middleware

@@ -40,6 +40,8 @@ from serving.registry.follower import (
     restore_store,
 )
 from serving.registry.sources import Sources
+from serving.review.case_recorder import CaseRecorder
+from serving.review.case_writer import check_case_settings
 from serving.review.label_writer import LabelWriter, check_address
 from serving.scoring.windows import WindowStores
 from serving.settings import Settings, is_loopback, read_settings
@@ -80,6 +82,7 @@ def serve(
     settings = read_settings()
     _check_exposure(host, settings, no_auth)
     check_address(settings.labels)
+    check_case_settings(settings)
     with ExitStack() as stack:
         ports = [port, settings.admin_port] if settings.admin_port else [port]
         listeners = [stack.enter_context(_bind(host, p)) for p in ports]
@@ -167,12 +170,15 @@ async def _lifespan(store: Store, drain_seconds: float, app: Starlette) -> Async
     """Follow the registry and the guarantees while the service runs, and drain at its end."""
     follower: Follower = app.state.follower
     writer: LabelWriter | None = app.state.label_writer
+    cases: CaseRecorder | None = app.state.cases
     async with _draining(store, drain_seconds):
         following = asyncio.create_task(follower.run())
         tracking = asyncio.create_task(app.state.metrics.guarantees.run())
         expiring = asyncio.create_task(_expire_events(app.state.windows))
         if writer:
             writer.start()
+        if cases:
+            cases.start()
         yield
         following.cancel()
         tracking.cancel()
@@ -183,6 +189,8 @@ async def _lifespan(store: Store, drain_seconds: float, app: Starlette) -> Async
             app.state.console.close()
         if writer:
             writer.close()
+        if cases:
+            await asyncio.to_thread(cases.close)
 
 
 async def _expire_events(windows: WindowStores) -> None:

@@ -26,9 +26,15 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from anomaly_vae.errors import ConfigError
 from anomaly_vae.features.store.opening import StoreOptions, open_backend, required_time
+from anomaly_vae.review.case_maker import MIN_SALT
 
 PREFIX = "ANOMALY_VAE_"
 SCOPES = frozenset({"score", "metrics", "feedback", "review", "admin"})
+DEFAULT_FOLDERS = {
+    "cache_dir": "~/.cache/anomaly-vae",
+    "cases_spool": "~/.local/state/anomaly-vae/cases",
+}
+"""Folders that depend on the user, as the documentation shows them."""
 HEX_DIGITS = frozenset("0123456789abcdef")
 
 
@@ -79,18 +85,40 @@ def _parse_keys(value: Any) -> Any:
     return tuple(ApiKey.parse(part) for part in value.split(",") if part.strip())
 
 
+def _parse_names(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return tuple(name for part in value.split(",") if (name := part.strip()))
+
+
+def _spool_folder() -> Path:
+    root = os.environ.get("XDG_STATE_HOME")
+    folder = Path(root) if root else Path.home() / ".local" / "state"
+    return folder / "anomaly-vae" / "cases"
+
+
 def _cache_folder() -> Path:
     root = os.environ.get("XDG_CACHE_HOME")
     return (Path(root) if root else Path.home() / ".cache") / "anomaly-vae"
 
 
 Keys = Annotated[tuple[ApiKey, ...], NoDecode, BeforeValidator(_parse_keys)]
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_parse_names)]
 Level = Literal["debug", "info", "warning", "error"]
 UnknownKeys = Literal["ignore", "refuse"]
 WindowsDown = Literal["refuse", "missing"]
 Count = Annotated[int, Field(ge=1)]
 KibibyteOrMore = Annotated[int, Field(ge=1024)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class _SettingError(ValueError):
+    """Settings that contradict each other; ``setting`` is the one that a message names."""
+
+    def __init__(self, setting: str, reason: str) -> None:
+        super().__init__(reason)
+        self.setting = setting
 
 
 class Settings(BaseSettings):
@@ -181,8 +209,14 @@ class Settings(BaseSettings):
     reload_seconds: NonNegativeFloat = 60.0
     """Seconds between two checks of the registry for moved aliases, varied randomly by a fifth. 0
     disables periodic checks."""
+    webhook: str = Field("", repr=False)
+    """URL that is told of each new case ([Webhook](review.md#webhook)); https, or a loopback
+    address. Needs `ANOMALY_VAE_CASES` and `ANOMALY_VAE_WEBHOOK_SECRET`."""
+    webhook_insecure: bool = False
+    """Whether `ANOMALY_VAE_WEBHOOK` may be an http address of another machine."""
     webhook_secret: str | None = Field(None, min_length=16, repr=False)
-    """Secret with which MLflow signs webhooks; enables `POST /-/webhook`."""
+    """Secret that signs webhooks: those that `ANOMALY_VAE_WEBHOOK` receives, and those of MLflow;
+    enables `POST /-/webhook`."""
     shadow_bytes: NonNegativeInt = 8 * 1024**2
     """Maximum size of all request bodies that wait for shadow models per worker process, in bytes;
     shadow models skip requests beyond that."""
@@ -205,12 +239,35 @@ class Settings(BaseSettings):
     """Maximum time to wait for that store, in seconds."""
     labels: str = Field("", repr=False)
     """URL of the label store that `POST /feedback` writes to: `sqlite:///labels.db` or
-    `postgresql://USER:PASSWORD@HOST/DATABASE`. Needs the extra `review`. Without it `/feedback`
-    answers 404."""
+    `postgresql://USER:PASSWORD@HOST/DATABASE`; empty: that of `ANOMALY_VAE_CASES`. Needs the extra
+    `review`. Without either, `/feedback` answers 404."""
     cases: str = Field("", repr=False)
-    """URL of the case store."""
+    """URL of the case store, to which flagged rows are written for review: `sqlite:///cases.db` or
+    `postgresql://USER:PASSWORD@HOST/DATABASE`. Needs the extra `review`. Empty: no cases."""
+    cases_days: NonNegativeFloat = 90.0
+    """Age in days after which cases are deleted; their labels are kept. 0 keeps them."""
+    cases_fields: Names = ()
+    """Columns whose values cases keep, comma-separated; empty: those that the model reads."""
+    cases_mask: Names = ()
+    """Columns whose values cases keep as a digest only, comma-separated. Needs
+    `ANOMALY_VAE_CASES_SALT`."""
+    cases_salt: str = Field("", repr=False)
+    """Secret that is hashed with every masked value, at least 16 characters."""
+    cases_sample: Share = 0.0
+    """Share of the rows that are not flagged of which cases are made too, at random, from 0 to
+    1."""
+    cases_entity: str = ""
+    """Column with the entity of a row, such as a card; empty: `data.group` of the model, or the
+    first entity with windows."""
+    cases_amount: str = ""
+    """Column by which the queue can be ordered; empty: `calibration.cost.amount` of the model, or
+    the first column that windows sum up."""
     cases_images: Path | None = None
-    """Folder of kept scans."""
+    """Folder in which the scans of cases are kept, as PNG; empty: they are not."""
+    cases_spool: Path = Field(default_factory=_spool_folder)
+    """Folder in which cases wait while the store is down."""
+    cases_spool_bytes: KibibyteOrMore = 64 * 1024**2
+    """Maximum size of all cases that wait there, in bytes; further ones are dropped and counted."""
     console_url: str = ""
     """Address of the console in browsers, such as `https://scores.example/console`. Its cookies are
     sent over https only if it begins so."""
@@ -235,6 +292,22 @@ class Settings(BaseSettings):
             raise ValueError("ANOMALY_VAE_OIDC_JWKS_URL must be an https address")
         return self
 
+    @model_validator(mode="after")
+    def _check_cases(self) -> Self:
+        """Require a salt for masks, and a store, a secret and a safe address for the webhook."""
+        if self.cases_mask and len(self.cases_salt) < MIN_SALT:
+            raise _SettingError(
+                "cases_mask", f"it needs {PREFIX}CASES_SALT, of {MIN_SALT}+ characters"
+            )
+        if self.webhook and not (self.cases and self.webhook_secret):
+            raise _SettingError("webhook", f"it needs {PREFIX}CASES and {PREFIX}WEBHOOK_SECRET too")
+        url = urlsplit(self.webhook)
+        is_safe = url.scheme == "https" or self.webhook_insecure or is_loopback(url.hostname or "")
+        if self.webhook and not (url.hostname and url.scheme in {"http", "https"} and is_safe):
+            reason = f"expected an https address, or {PREFIX}WEBHOOK_INSECURE=true for http"
+            raise _SettingError("webhook", reason)
+        return self
+
     @field_validator("windows")
     @classmethod
     def _check_windows(cls, value: str) -> str:
@@ -251,6 +324,11 @@ class Settings(BaseSettings):
             reason = "expected a time such as 2024-01-31T00:00, or an age such as 2h"
             raise ValueError(reason) from None
         return value
+
+    @property
+    def label_store(self) -> str:
+        """URL of the label store; that of the cases if no other is set."""
+        return self.labels or self.cases
 
     @property
     def requires_auth(self) -> bool:
@@ -273,7 +351,9 @@ def read_settings() -> Settings:
         return Settings()
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
-        variable = PREFIX + str((first["loc"] or ("oidc_issuer",))[0]).upper()
+        cause = first.get("ctx", {}).get("error")
+        setting = cause.setting if isinstance(cause, _SettingError) else "oidc_issuer"
+        variable = PREFIX + str((first["loc"] or (setting,))[0]).upper()
         raise ConfigError(f"{variable}: {first['msg']}", key=variable) from None
 
 
@@ -288,7 +368,7 @@ class SettingDescription(NamedTuple):
 def describe_settings() -> Iterator[SettingDescription]:
     """Describe every environment variable of the service."""
     for name, info in Settings.model_fields.items():
-        default = "~/.cache/anomaly-vae" if info.default_factory else info.default
+        default = DEFAULT_FOLDERS.get(name, info.default)
         shown = "" if default in ((), None) else str(default)
         text = " ".join((info.description or "").split())
         yield SettingDescription(PREFIX + name.upper(), shown, text)

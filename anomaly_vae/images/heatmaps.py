@@ -290,6 +290,11 @@ def png(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
+def to_picture(image: Floats) -> Image.Image:
+    """Convert an image (C, H, W) in [0, 1], of one or three channels, to a picture in RGB."""
+    return Image.fromarray(_to_rgb(image))
+
+
 # ---------------------------------------------------------------- panels
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from anomaly_vae.errors import ConfigError
 
 if TYPE_CHECKING:
+    from anomaly_vae.review.case_maker import CaseColumns, CaseFields, CaseMaker
     from anomaly_vae.review.case_store import CaseStats, CaseStore, Pruned
     from anomaly_vae.review.cases import Case, CaseFilter, CaseReason, CaseRecord, Snooze
     from anomaly_vae.review.labels import CurrentLabel, Label, LabelStats
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
 
 MODULES = {
     "Case": "cases",
+    "CaseColumns": "case_maker",
+    "CaseFields": "case_maker",
     "CaseFilter": "cases",
+    "CaseMaker": "case_maker",
     "CaseReason": "cases",
     "CaseRecord": "cases",
     "CaseStats": "case_store",
@@ -38,8 +42,9 @@ MODULES = {
 """Module of each public name."""
 
 __all__ = [
-    "Case", "CaseFilter", "CaseReason", "CaseRecord", "CaseStats", "CaseStore", "CurrentLabel",
-    "Label", "LabelStats", "LabelStore", "PValueCounts", "Pruned", "Share", "Snooze",
+    "Case", "CaseColumns", "CaseFields", "CaseFilter", "CaseMaker", "CaseReason", "CaseRecord",
+    "CaseStats", "CaseStore", "CurrentLabel", "Label", "LabelStats", "LabelStore", "PValueCounts",
+    "Pruned", "Share", "Snooze",
 ]  # fmt: skip
 
 LIBRARIES = frozenset({"alembic", "psycopg", "psycopg2", "sqlalchemy"})

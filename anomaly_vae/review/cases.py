@@ -65,8 +65,9 @@ class Case:
 
     Times are in seconds since 1970: ``at`` is that of the event, or of scoring if the data have
     none. ``kind`` is ``flagged``, or ``sample`` for one drawn at random from the rows that were not
-    flagged. ``unit`` is that of ``score``, ``threshold`` and the reasons. ``image`` is the path of
-    a kept image in its folder. ``version`` is empty for a model from a folder.
+    flagged. ``unit`` is that of ``score``, ``threshold`` and the reasons. ``image`` names the
+    folder of a kept scan, with ``scan.png``, ``expected.png`` and ``heatmap.png``. ``version`` is
+    empty for a model from a folder.
 
     >>> case = Case.of(model="fraud", row=12, score=9.5, p_value=0.001, threshold=5.0, alpha=0.01)
     >>> case.row_id, case.kind, case.snooze
@@ -141,7 +142,7 @@ class Case:
             fields: values to keep, by column.
             reasons: why the score is high, the most important first.
             unusual_input: why the row is unlike the training data.
-            image: path of the kept image in its folder.
+            image: name of the folder of a kept scan.
         """
         recorded_at = _clipped(time.time() if recorded_at is None else recorded_at)
         at = recorded_at if at is None or not math.isfinite(at) else _clipped(at)
@@ -171,8 +172,12 @@ class Case:
 
     @property
     def key(self) -> str:
-        """Digest by which a repeated case is recognised."""
-        parts = self.model, self.version, self.row_id, microseconds(self.at)
+        """Digest by which a repeated case is recognised.
+
+        It contains the time of the event; without one, the id alone names the row.
+        """
+        at = None if self.at == self.recorded_at else microseconds(self.at)
+        parts = self.model, self.version, self.row_id, at
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:40]
 
     @property

@@ -64,6 +64,10 @@ class PValueCounts:
         used = np.flatnonzero(counts).tolist()
         return cls(model, version or "", day, {UPPER_ENDS[i]: int(counts[i]) for i in used})
 
+    def to_bins(self) -> NDArray[np.int64]:
+        """Return the number of rows in each bin of `UPPER_ENDS` (B,)."""
+        return np.array([self.bins.get(upper, 0) for upper in UPPER_ENDS], np.int64)
+
     @property
     def rows(self) -> int:
         """Number of scored rows."""

@@ -7,6 +7,7 @@ import time
 from base64 import urlsafe_b64decode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -46,18 +47,23 @@ class Access:
     Args:
         settings: the keys, and for how long sessions last.
         find_client: returns the client of a key or token, or None if it is unknown.
-
-    Raises:
-        ConfigError: there is no secret to sign sessions with.
     """
 
     def __init__(self, settings: Settings, find_client: Callable[[bytes], ApiKey | None]) -> None:
-        self.signer = Signer(read_secret(settings.console_secret))
         self._settings, self._find_client = settings, find_client
         self._keys = {key.name: key for key in settings.api_keys}
         self._seconds = settings.console_hours * 3600
 
     # ------------------------------------------------------------ sessions
+
+    @cached_property
+    def signer(self) -> Signer:
+        """The signer of sessions; a service that cannot keep its secret scores nevertheless.
+
+        Raises:
+            ConfigError: there is no secret to sign sessions with.
+        """
+        return Signer(read_secret(self._settings.console_secret))
 
     def session(self, request: Request) -> Session:
         """Return the session of a request; a new one without a name if it has none."""

@@ -66,7 +66,7 @@ class Console:
         self._gate = Gate(
             Access(settings, find_client), resources, settings, metrics, _OpenCases(cases)
         )
-        pictures = Pictures(settings.cases_images, store, settings)
+        pictures = Pictures(settings.cases_images)
         self._pages = (
             QueuePages(cases),
             CasePages(cases, writer, store, pictures),

@@ -96,7 +96,7 @@ class CasePages:
 
     def picture(self, visit: Visit) -> Response:
         """Return the picture of a scan: scan, expectation and heatmap."""
-        content = self._pictures.draw(self._record(visit.request.path_params["number"]).case)
+        content = self._pictures.read(self._record(visit.request.path_params["number"]).case)
         return Response(content, media_type="image/png")
 
     def _record(self, number: int) -> CaseRecord:

@@ -145,8 +145,7 @@ class TryPage:
         windows = self._resources.windows and self._resources.windows.of(model)
         complete = windows.prepare(batch).batch if windows else batch
         detections, explained = model.detector.detect_and_explain(complete, None)
-        wording = wording_of(model)
-        return [_tried(model, detections, row, one, wording) for row, one in enumerate(explained)]
+        return [_tried(model, detections, row, one) for row, one in enumerate(explained)]
 
     # ------------------------------------------------------------ images
 
@@ -166,7 +165,7 @@ class TryPage:
 
 def inputs_of(model: ServedModel, given: Mapping[str, str]) -> list[Input]:
     """Return the fields of a model's record, filled in as before or with its example."""
-    wording, encoding = wording_of(model), model.table_encoding
+    wording, encoding = model.wording, model.table_encoding
     parts = encoding.parts if encoding else {}
     return [
         Input(
@@ -282,16 +281,7 @@ def _name(model: ServedModel, record: Mapping[str, Any], row: int) -> str:
 # ---------------------------------------------------------------- what is found
 
 
-def wording_of(model: ServedModel) -> Wording:
-    """Return the words for the columns of a model."""
-    features = model.windows.definition.features if model.windows else ()
-    parts = model.table_encoding.parts if model.table_encoding else {}
-    return Wording(parts, {feature.name: feature for feature in features})
-
-
-def _tried(
-    model: ServedModel, found: Detections, row: int, explanation: Explanation, wording: Wording
-) -> Tried:
+def _tried(model: ServedModel, found: Detections, row: int, explanation: Explanation) -> Tried:
     score = float(found.score[row])
     calibration = model.detector.calibration
     threshold = calibration.threshold if found.threshold is None else float(found.threshold[row])
@@ -300,7 +290,7 @@ def _tried(
         score,
         float(found.p_value[row]),
         bool(found.is_anomaly[row]),
-        reasons_of(explanation, wording),
+        reasons_of(explanation, model.wording),
         None if found.unusual_input is None else found.unusual_input[row],
         chart=charts.score_chart(calibration.scores, threshold, score),
     )

@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from anomaly_vae.errors import StoreError
+from anomaly_vae.errors import ConfigError, StoreError
 from serving.console import rendering
 from serving.console.access import COOKIE, REVIEW, Access, Reviewer
 from serving.console.forms import TOKEN, Form, read_form
@@ -28,6 +28,7 @@ from serving.paths import CONSOLE, HEADERS, Template
 from serving.problems import (
     FORBIDDEN,
     NOT_FOUND,
+    NOT_READY,
     OVERLOADED,
     STORE_DOWN,
     UNAUTHENTICATED,
@@ -149,8 +150,11 @@ class Gate:
         return self.route("/{path:path}", _unknown)
 
     async def _serve(self, request: Request, page: Page, scope: str | None) -> Response:
-        session = self.access.session(request)
-        token = self.access.signer.form_token(session)
+        try:
+            session = self.access.session(request)
+            token = self.access.signer.form_token(session)
+        except ConfigError as error:
+            raise ProblemError(NOT_READY, str(error)) from None
         visit = Visit(request, session, token, self._counts)
         try:
             response = await self._answer(visit, page, scope)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Self, TypeAlias
 
@@ -17,8 +18,11 @@ from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.errors import ConfigError
 from anomaly_vae.features import WindowInputs
 from anomaly_vae.monitoring.exchangeability import Monitor
+from anomaly_vae.review.case_maker import CaseColumns
+from anomaly_vae.review.cases import CaseReason
 from anomaly_vae.scoring.detector import Detections, Detector
 from anomaly_vae.scoring.modality import Encoding, Schema
+from anomaly_vae.scoring.wording import Wording
 from serving.settings import Settings
 
 Json = dict[str, Any]
@@ -37,6 +41,19 @@ class BodyDescription(NamedTuple):
     parameters: Sequence[Json]
     components: Json
     """Schemas that the bodies refer to, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class CasePart:
+    """What a case says about a row besides the decision and the columns that were sent."""
+
+    reasons: tuple[CaseReason, ...] = ()
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """Columns that the service computed."""
+    row_id: str | None = None
+    """Id of an image; None for the id in the row."""
+    image: str | None = None
+    """Name of the folder of a kept scan."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -71,6 +88,10 @@ class ServedModel(ABC):
     """Time of registration in seconds since 1970; None for a bundle that is not registered."""
     windows: WindowInputs | None = None
     """Windows that are computed for each record; None without `data.windows`."""
+    case_columns: CaseColumns = field(default_factory=CaseColumns)
+    """Columns with the id, the time, the entity and the amount of a record."""
+    wording: Wording = field(default_factory=partial(Wording, {}))
+    """Words for the columns."""
 
     @property
     def schema(self) -> Schema:
@@ -140,6 +161,23 @@ class ServedModel(ABC):
 
         Returns:
             Which of the N rows could be read (N,), and the decisions on those.
+        """
+
+    @abstractmethod
+    def case_parts(
+        self,
+        records: Sequence[Mapping[str, Any]],
+        detections: Detections,
+        explained: NDArray[np.bool_],
+        settings: Settings,
+    ) -> list[CasePart]:
+        """Return what the cases of N rows say besides the decisions.
+
+        Args:
+            records: the rows, or the images with their ``content`` and ``frame``.
+            detections: the decisions on them.
+            explained: which of them are explained (N,).
+            settings: limits, and the folder of kept scans.
         """
 
     @classmethod

@@ -10,9 +10,10 @@ from the store at collection time, so that the series of a replaced model disapp
 
 from __future__ import annotations
 
+import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -62,6 +63,20 @@ DECISIONS = "shadow_decisions"
 
 EVENT_OUTCOMES = ("recorded", "duplicate", "late", "dropped")
 """Values of the label that says what became of an event."""
+
+CASE_LOSSES = ("queue", "spool", "failed")
+"""Reasons why cases are lost: too many at once, too many while the store was down, and errors."""
+WEBHOOK_OUTCOMES = ("delivered", "failed", "dropped")
+"""Values of the label that says what became of a webhook."""
+REVIEW_GAUGES = {
+    "open_cases": "Cases without a verdict that are in the queue.",
+    "oldest_unreviewed_flag_seconds": "Age of the oldest flag in the queue; 0 if there is none.",
+    "reviewed_flags": "Cases of flagged records with a verdict.",
+    "reviewed_precision_ratio": "Share of anomalies among the reviewed flags.",
+    "reviewed_precision_lower_ratio": "Lower end of the 95% interval of that share.",
+    "reviewed_precision_upper_ratio": "Upper end of the 95% interval of that share.",
+}
+"""Gauges of the state of the review, by name."""
 
 Reason = Literal["registry", "missing", "bundle", "disk", "internal"]
 """Reason for a failed registry check."""
@@ -220,6 +235,7 @@ class Metrics(Collector):
         self._define_shadows()
         self._define_windows()
         self._define_labels()
+        self._define_cases()
         self.for_pair = cache(self._for_pair)
         self._response_metrics = cache(self._find_response_metrics)
 
@@ -352,6 +368,33 @@ class Metrics(Collector):
         )
         for verdict in VERDICTS:
             self.labels.labels(verdict)
+
+    def _define_cases(self) -> None:
+        model = ("model",)
+        self.cases = self._counter("cases", "Cases stored, by kind.", (*model, "kind"))
+        self.suppressed = self._counter(
+            "suppressed_cases", "Cases of flagged records that a snooze keeps out of the queue.",
+            model,
+        )  # fmt: skip
+        dropped = self._counter("dropped_cases", "Cases that are lost, by reason.", ("reason",))
+        self.dropped_cases = {reason: dropped.labels(reason) for reason in CASE_LOSSES}
+        self.case_store_errors = self._counter(
+            "case_store_errors", "Failures of the case store, which no score depends on.", ()
+        )
+        self.spooled = self._gauge(
+            "spooled_cases_bytes", "Size of the cases that wait for the case store.", "mostrecent"
+        )
+        webhooks = self._counter("case_webhooks", "Webhooks about cases, by outcome.", ("outcome",))
+        self.webhooks = {outcome: webhooks.labels(outcome) for outcome in WEBHOOK_OUTCOMES}
+        self.review = {
+            name: self._gauge(name, text, "mostrecent", model)
+            for name, text in REVIEW_GAUGES.items()
+        }
+
+    def record_review(self, model: str, values: Mapping[str, float | None]) -> None:
+        """Record the state of the review of a model; NaN where there is no value."""
+        for name, value in values.items():
+            self.review[name].labels(model).set(math.nan if value is None else value)
 
     def for_model(self, model: ServedModel) -> ModelMetrics:
         """Return the counters of a served model."""

@@ -265,7 +265,11 @@ def _read_csv(context: RequestContext, body: bytes) -> PendingRows:
     def read(model: ServedModel) -> RawBatch:
         return requests.read_strictly(partial(model.schema.from_arrow, table))
 
-    return pending_rows(context, len(table), read)
+    def records(rows: Sequence[int]) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = table.take(rows).to_pylist()
+        return found
+
+    return pending_rows(context, len(table), read, records)
 
 
 def _lines(body: bytes) -> list[list[str]]:

@@ -47,7 +47,7 @@ class LabelWriter:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         from anomaly_vae.review import LabelStore
 
-        self.store: LabelStore = LabelStore(settings.labels or settings.cases)
+        self.store: LabelStore = LabelStore(settings.label_store)
         self.admission = AdmissionControl(settings, metrics)
         self._settings, self._metrics = settings, metrics
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="labels")

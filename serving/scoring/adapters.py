@@ -22,6 +22,7 @@ from serving.paths import HEADERS
 from serving.problems import INVALID_REQUEST, NOT_READY, ProblemError
 from serving.scoring import requests
 from serving.scoring.handlers import RequestHandler
+from serving.scoring.observers import Records
 from serving.settings import Settings
 
 
@@ -34,6 +35,8 @@ class PendingRows:
 
     count: int
     read: Callable[[ServedModel], Content]
+    records: Records
+    """Function that reads the rows at these positions for cases."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +121,7 @@ def of_records(context: RequestContext, records: Sequence[Mapping[str, Any]]) ->
     def read(model: ServedModel) -> Content:
         return requests.read_records(model.schema, records)
 
-    return pending_rows(context, len(records), read)
+    return pending_rows(context, len(records), read, lambda rows: [records[row] for row in rows])
 
 
 def of_columns(context: RequestContext, columns: Mapping[str, Sequence[Any]]) -> PendingRows:
@@ -127,17 +130,27 @@ def of_columns(context: RequestContext, columns: Mapping[str, Sequence[Any]]) ->
     values = next((columns[name] for name in names if name in columns), None)
     if values is None:
         raise unknown_columns(context, list(columns))
-    return pending_rows(context, len(values), lambda model: model.read_columns(columns))
+    records = partial(_records, columns)
+    if context.model.reads_files:
+        records = partial(_records, {"content": columns[names[0]]})
+    return pending_rows(context, len(values), lambda model: model.read_columns(columns), records)
+
+
+def _records(columns: Mapping[str, Sequence[Any]], rows: Sequence[int]) -> list[dict[str, Any]]:
+    return [{name: cells[row] for name, cells in columns.items()} for row in rows]
 
 
 def pending_rows(
-    context: RequestContext, count: int, read: Callable[[ServedModel], Content]
+    context: RequestContext,
+    count: int,
+    read: Callable[[ServedModel], Content],
+    records: Records,
 ) -> PendingRows:
     """Create pending rows; refuse a request without rows or with too many."""
     if not count:
         raise ProblemError(INVALID_REQUEST, "there are no rows; send at least one")
     requests.check_count(count, context.max_records)
-    return PendingRows(count, read)
+    return PendingRows(count, read, records)
 
 
 def unknown_columns(context: RequestContext, names: Sequence[str]) -> ProblemError:

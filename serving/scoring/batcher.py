@@ -23,9 +23,9 @@ from anomaly_vae.scoring.detector import Detections
 from serving.models.store import ServedModel
 from serving.observability.metrics import ModelMetrics
 from serving.scoring import responses
+from serving.scoring.observers import Observers
 from serving.scoring.row_decoder import DecodedRequest, Ids, RowDecoder, Rows
 from serving.scoring.schemas import RequestId
-from serving.scoring.shadow import Shadows
 from serving.scoring.windows import ModelWindows, warnings_of
 
 MAX_VALUES = 16_384
@@ -49,11 +49,11 @@ class ModelBatcher:
         model: ServedModel,
         decoder: RowDecoder,
         metrics: ModelMetrics,
-        shadows: Shadows,
+        observers: Observers,
         windows: ModelWindows | None = None,
     ) -> None:
         self.decoder, self._windows = decoder, windows
-        self._model, self._metrics, self._shadows = model, metrics, shadows
+        self._model, self._metrics, self._observers = model, metrics, observers
         self._max_rows = max(MAX_VALUES // model.width, 1)
         self._heads = {
             status: responses.encode(responses.answer(model, [], status)).removesuffix(b"[]}")
@@ -96,7 +96,7 @@ class ModelBatcher:
             content = self._encode(results[start:end], pending.request.request_id, warnings)
             _resolve(pending.answer, content)
         self._metrics.sizes.observe_many(np.array([len(pending.rows) for pending in batch]))
-        if self._shadows.shadow_of(self._model):  # later, so that the answers are sent first
+        if self._observers.watches(self._model):  # later, so that the answers are sent first
             bodies = [pending.body for pending in batch]
             asyncio.get_running_loop().call_soon(self._offer, detections, bodies, ends)
 
@@ -109,9 +109,8 @@ class ModelBatcher:
                 _resolve(answer, error)
 
     def _offer(self, detections: Detections, bodies: Sequence[bytes], ends: Sequence[int]) -> None:
-        """Offer each body with its decisions to the shadow."""
-        for body, start, end in zip(bodies, [0, *ends], ends, strict=False):
-            self._shadows.offer(self._model, detections.part(slice(start, end)), body)
+        """Tell the observers of the bodies and the decisions on their rows."""
+        self._observers.offer_together(self._model, detections, bodies, ends[: len(bodies)])
 
     def answer(self, request: DecodedRequest, body: bytes) -> bytes:
         """Score the rows of one body now and return its answer."""
@@ -121,7 +120,7 @@ class ModelBatcher:
             self._detect(rows[start : start + self._max_rows]) for start in starts
         )
         self._metrics.sizes.observe(len(rows))
-        self._shadows.offer(self._model, detections, body)
+        self._observers.offer(self._model, detections, body)
         results = responses.results(detections, ids=request.ids)
         warnings = warnings_of(detections.window_notes)
         return self._encode(results, request.request_id, warnings)

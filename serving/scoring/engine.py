@@ -16,7 +16,7 @@ from serving.paths import HEADERS, SCORING_ROUTES, Template
 from serving.problems import NOT_READY, UNKNOWN_MODEL, ProblemError
 from serving.scoring import adapters, requests, schemas
 from serving.scoring.handlers import RequestHandler, Resources
-from serving.scoring.shadow import Shadows
+from serving.scoring.observers import Observers
 from serving.scoring.windows import WindowStores
 from serving.settings import Settings
 
@@ -31,12 +31,12 @@ class ScoringEndpoint:
         store: Store,
         settings: Settings,
         metrics: Metrics,
-        shadows: Shadows,
+        observers: Observers,
         windows: WindowStores | None = None,
     ) -> None:
         self.store, self.settings = store, settings
         self.routes = {path: Template(path, self, methods=["POST"]) for path in SCORING_ROUTES}
-        self.resources = Resources(settings, metrics, shadows, windows)
+        self.resources = Resources(settings, metrics, observers, windows)
         self._handled: Mapping[str, ServedModel] | None = None
         self._handlers: dict[str, RequestHandler] = {}
         self._by_path: dict[str, tuple[Route, RequestHandler]] = {}
@@ -158,5 +158,5 @@ class ScoringEndpoint:
         detections = handler.decide(content)
         handler.metrics.sizes.observe(request.rows.count)
         handler.metrics.ignored.inc(len(content.ignored))
-        self.resources.shadows.offer(model, detections, body, read)
+        self.resources.observers.offer(model, detections, body, request.rows.records, read)
         return request.answer(detections, ignored)

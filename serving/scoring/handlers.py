@@ -20,7 +20,7 @@ from serving.observability import logs
 from serving.observability.metrics import Metrics
 from serving.problems import INVALID_REQUEST, MALFORMED, ProblemError
 from serving.scoring import requests, responses
-from serving.scoring.shadow import Shadows
+from serving.scoring.observers import Observers
 from serving.scoring.windows import WindowStores
 from serving.settings import Settings
 
@@ -49,10 +49,10 @@ class Resources:
         self,
         settings: Settings,
         metrics: Metrics,
-        shadows: Shadows,
+        observers: Observers,
         windows: WindowStores | None = None,
     ) -> None:
-        self.settings, self.metrics, self.shadows = settings, metrics, shadows
+        self.settings, self.metrics, self.observers = settings, metrics, observers
         self.windows = windows
         self.admission = AdmissionControl(settings, metrics)
         self._deadlines = Deadlines(settings.body_seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -12,7 +13,9 @@ from anomaly_vae.artifacts.bundle import Bundle, load_bundle
 from anomaly_vae.artifacts.registry_names import BundleRef
 from anomaly_vae.errors import AnomalyVAEError, BundleError
 from anomaly_vae.features import WindowInputs
+from anomaly_vae.review.case_maker import CaseColumns
 from anomaly_vae.scoring.detector import Detections
+from anomaly_vae.scoring.wording import Wording
 from serving.models.store import ServedModel
 from serving.scoring.tables import ServedTable
 
@@ -46,6 +49,7 @@ def _load(source: BundleRef) -> ServedModel:
 
 def _served(source: BundleRef, bundle: Bundle) -> ServedModel:
     """Create a table model or an image model, depending on the kind of the bundle."""
+    config = bundle.manifest["config"]
     common: dict[str, Any] = {
         "name": source.name or bundle.manifest["name"],
         "version": source.version,
@@ -54,7 +58,9 @@ def _served(source: BundleRef, bundle: Bundle) -> ServedModel:
         "detector": bundle.detector,
         "monitor": bundle.monitor,
         "example": bundle.example,
-        "id_column": bundle.manifest["config"].get("data", {}).get("id"),
+        "id_column": config.get("data", {}).get("id"),
+        "case_columns": CaseColumns.of_config(config, _time_format(bundle.manifest)),
+        "wording": Wording.of(bundle.scorer.encoding, config.get("data", {})),
         "load_seconds": 0.0,
         "loaded_at": 0.0,
         "registered_at": source.registered_at,
@@ -64,6 +70,12 @@ def _served(source: BundleRef, bundle: Bundle) -> ServedModel:
     from serving.scoring.images.served import ServedImages  # needs Pillow, which tables do not
 
     return ServedImages(**common, heat_scale=bundle.heat_scale)
+
+
+def _time_format(manifest: Mapping[str, Any]) -> str | None:
+    """Return the format of times that was found in training, if windows needed it."""
+    found: str | None = manifest.get("data", {}).get("windows", {}).get("time_format")
+    return found
 
 
 def _served_table(bundle: Bundle, common: dict[str, Any]) -> ServedTable:

@@ -59,7 +59,8 @@ class RecordHandler(RequestHandler):
         super().__init__(model, resources)
         self._decoder = decoder
         self._windows = resources.windows.of(model) if resources.windows else None
-        self.batcher = ModelBatcher(model, decoder, self.metrics, resources.shadows, self._windows)
+        parts = self.metrics, resources.observers, self._windows
+        self.batcher = ModelBatcher(model, decoder, *parts)
 
     def read_head(self, scope: Scope) -> None:
         """Refuse media types other than JSON, and query parameters that are only for images."""
@@ -132,17 +133,18 @@ class RecordHandler(RequestHandler):
         self, read: ReadRecords, request: schemas.ScoreRequest, body: bytes
     ) -> tuple[list[Result], list[str]]:
         """Score the usable records; return their results, and warnings about their windows."""
-        batch, ids, reader = read.batch, read.ids, None
+        batch, ids, reader, records = read.batch, read.ids, None, None
         if read.bad:
             rows = np.flatnonzero(read.usable).tolist()
             batch, reader = batch.take(read.usable), partial(_read_usable, rows)
+            records = partial(_usable_records, body, rows)
             ids = ids and [ids[row] for row in rows]
         if request.explain:
             detections, reasons = self._explain(batch, request.max_contributions)
         else:
             detections = self.batcher.decide(batch)
             reasons = None
-        self.resources.shadows.offer(self.model, detections, body, reader)
+        self.resources.observers.offer(self.model, detections, body, records, reader)
         return responses.results(detections, reasons, ids), _window_warnings(detections, read)
 
     def decide(self, content: RawBatch) -> Detections:
@@ -246,6 +248,11 @@ def _is_empty(batch: RawBatch) -> NDArray[np.bool_]:
 def _explain_request_key(key: str) -> str:
     known = schemas.ScoreRequest.__struct_fields__
     return f"of the request: {requests.explain_unknown_key(key, known)}"
+
+
+def _usable_records(body: bytes, rows: Sequence[int], some: Sequence[int]) -> list[dict[str, Any]]:
+    """Read some of the usable records of a body, which are those in these rows."""
+    return requests.records_at(body, [rows[position] for position in some])
 
 
 def _read_usable(rows: Sequence[int], bodies: Sequence[bytes], shadow: ServedModel) -> RawBatch:

@@ -215,6 +215,12 @@ def _decode_cell(raw: msgspec.Raw) -> Any:
         return msgspec.UNSET
 
 
+def records_at(body: bytes, rows: Sequence[int]) -> list[dict[str, Any]]:
+    """Decode the records at these positions of a body that was scored, and no others."""
+    records = _raw_decoder.decode(keys_decoder.decode(body)["records"])
+    return [_record_decoder.decode(records[row]) for row in rows]
+
+
 def parse(decoder: msgspec.json.Decoder[T], body: bytes | msgspec.Raw) -> T:
     """Decode a JSON body, with or without a byte-order mark."""
     try:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from anomaly_vae.client.types import Result
 from anomaly_vae.data.encoding import TabularEncoding
 from anomaly_vae.data.schema import Column, RawBatch, TabularSchema, Values
-from anomaly_vae.scoring.detector import Detections
-from serving.models.store import BodyDescription, Json, ServedModel
+from anomaly_vae.review.cases import CaseReason
+from anomaly_vae.scoring.detector import Contribution, Detections
+from serving.models.store import BodyDescription, CasePart, Json, ServedModel
 from serving.scoring import requests, responses
 from serving.scoring.handlers import Resources
 from serving.scoring.images.uploads import EXPLAIN_SCHEMA
@@ -30,6 +31,8 @@ ID_SCHEMA: Json = {
     "description": "The id of the record, which its result repeats.",
     "type": ["string", "number", "boolean", "null"],
 }
+CASE_REASONS = 5
+"""Maximum number of reasons of a case."""
 EXAMPLE_CONTRIBUTIONS = 3
 """Number of contributions per record in the example."""
 TEXT = """Records: a value that is absent or null is missing, and the record is scored by its other
@@ -111,6 +114,43 @@ class ServedTable(ServedModel):
         readable = content.usable
         return readable, self.detector.detect(self._completed(content).take(readable))
 
+    def case_parts(
+        self,
+        records: Sequence[Mapping[str, Any]],
+        detections: Detections,
+        explained: NDArray[np.bool_],
+        _: Settings,
+    ) -> list[CasePart]:
+        """Return the windows of N rows, and the reasons for the scores of the explained ones."""
+        windows = _window_records(detections)
+        reasons = iter(self._case_reasons(records, detections, explained))
+        return [
+            CasePart(next(reasons) if is_explained else (), values)
+            for is_explained, values in zip(explained.tolist(), windows, strict=True)
+        ]
+
+    def _case_reasons(
+        self,
+        records: Sequence[Mapping[str, Any]],
+        detections: Detections,
+        explained: NDArray[np.bool_],
+    ) -> list[tuple[CaseReason, ...]]:
+        rows = np.flatnonzero(explained).tolist()
+        if not rows:
+            return []
+        batch = self.schema.from_records([records[row] for row in rows])
+        if (windows := detections.part(explained).windows) is not None:
+            batch = self.with_windows(batch, np.array(windows.tolist(), np.float64))
+        _, found = self.detector.detect_and_explain(self._completed(batch), CASE_REASONS)
+        return [
+            tuple(self._case_reason(part) for part in one.contributions if part.nats > 0)
+            for one in found
+        ]
+
+    def _case_reason(self, part: Contribution) -> CaseReason:
+        text = self.wording.sentence(part)
+        return CaseReason(part.feature, part.nats, part.observed, part.expected, text)
+
     @classmethod
     def describe_bodies(cls, models: Sequence[Self], settings: Settings) -> BodyDescription:
         """Describe requests with records."""
@@ -128,6 +168,14 @@ class ServedTable(ServedModel):
         """Score and explain the example."""
         batch = self._example_batch()
         return responses.results(*self.detector.detect_and_explain(batch, EXAMPLE_CONTRIBUTIONS))
+
+
+def _window_records(detections: Detections) -> list[dict[str, float]]:
+    """Return the windows of N rows by name."""
+    windows = detections.windows
+    if windows is None or windows.dtype.names is None:
+        return [{} for _ in detections.score]
+    return [dict(zip(windows.dtype.names, row, strict=True)) for row in windows.tolist()]
 
 
 def _window_values(column: Column, values: NDArray[np.float64]) -> Values:

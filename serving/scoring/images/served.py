@@ -9,11 +9,13 @@ the request.
 from __future__ import annotations
 
 import base64
+import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import msgspec
@@ -24,13 +26,15 @@ from anomaly_vae.client.types import BadRecord, Fault, Region, Result, Schema
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.images.decoding import count_images, read_bytes
 from anomaly_vae.images.encoding import IMAGE, ImageEncoding
-from anomaly_vae.images.heatmaps import Scale, png, regions
+from anomaly_vae.images.heatmaps import Scale, png, regions, to_picture
 from anomaly_vae.images.pixels import DecodedImage, DecodeFailure, DecodeOptions
 from anomaly_vae.images.schema import ImageSchema
-from anomaly_vae.scoring.detector import Detections, Explanation
+from anomaly_vae.review.cases import CaseReason
+from anomaly_vae.scoring.detector import Detections, Explanation, RegionContribution
 from anomaly_vae.scoring.localization import Localization, localizations, region_explanations
 from anomaly_vae.scoring.scorer import ScoreParts
-from serving.models.store import BodyDescription, ServedModel
+from anomaly_vae.scoring.wording import describe_region
+from serving.models.store import BodyDescription, CasePart, ServedModel
 from serving.problems import TOO_MANY_RECORDS, TOO_MUCH_EXPLAINED, TOO_SLOW, ProblemError
 from serving.scoring import requests, responses
 from serving.scoring.handlers import Resources
@@ -138,6 +142,37 @@ class ServedImages(ServedModel):
         """Locate the anomalies in N explained images."""
         return localizations(self.encoding, self.heat_scale, parts, range(len(parts.score)))
 
+    def case_parts(
+        self,
+        records: Sequence[Mapping[str, Any]],
+        detections: Detections,  # noqa: ARG002  # tables need it
+        explained: NDArray[np.bool_],
+        settings: Settings,
+    ) -> list[CasePart]:
+        """Return the ids of N images, and the regions and kept scans of the explained ones."""
+        return [
+            self._case_part(record["content"], record.get("frame"), is_explained, settings)
+            for record, is_explained in zip(records, explained.tolist(), strict=True)
+        ]
+
+    def _case_part(
+        self, content: bytes, frame: int | None, is_explained: bool, settings: Settings
+    ) -> CasePart:
+        digest = hashlib.sha256(content).hexdigest()
+        name = f"image-{digest[:16]}" + (f"-{frame}" if frame else "")
+        if not is_explained:
+            return CasePart(row_id=name)
+        image = next(islice(read_bytes(content, self.schema.options), frame or 0, None))
+        parts = self.detector.scorer.explain(self.schema.from_images(iter([image])))
+        limits = self.encoding, self.heat_scale, parts
+        (explanation,) = region_explanations(*limits, DRAWN_REGIONS)
+        reasons = tuple(map(_case_reason, explanation.regions))
+        if settings.cases_images is None:
+            return CasePart(reasons, row_id=name)
+        (localization,) = localizations(*limits, [0])
+        keep_scan(settings.cases_images / name, localization)
+        return CasePart(reasons, row_id=name, image=name)
+
     @classmethod
     def describe_bodies(cls, models: Sequence[Self], settings: Settings) -> BodyDescription:
         """Describe uploads of images."""
@@ -147,6 +182,22 @@ class ServedImages(ServedModel):
     def example_results(self, settings: Settings) -> list[Result]:
         """Score the example."""
         return score(self, [self.example[IMAGE]], ImageOptions(), settings).results
+
+
+def _case_reason(region: RegionContribution) -> CaseReason:
+    box = ",".join(map(str, region.box))
+    return CaseReason("region", region.nats, box, None, describe_region(region))
+
+
+def keep_scan(folder: Path, localization: Localization) -> None:
+    """Write a scan as the model received it, what it expected, and the heatmap, as PNG."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    images = {"scan": to_picture(localization.scan), "expected": to_picture(localization.expected)}
+    for name, image in {**images, "heatmap": localization.draw()}.items():
+        path = folder / f"{name}.png"
+        part = path.with_suffix(".part")
+        part.write_bytes(png(image))
+        part.rename(path)
 
 
 def _data_uri(model: ServedImages) -> str:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -315,15 +316,22 @@ class UploadHandler(RequestHandler):
         body: bytes,
         split: Callable[[bytes], list[bytes]],
     ) -> None:
-        """Offer the files of which all images were scored to the shadow."""
+        """Tell the observers of the images; a shadow gets the files that were scored wholly."""
         bad = {result.file for result in results if result.error is not None}
         kept = np.array([result.file not in bad for result in results if result.error is None])
 
         def read(bodies: Sequence[bytes], _: ServedModel) -> list[bytes]:
             return [one for number, one in enumerate(split(*bodies)) if number not in bad]
 
+        observers, good = self.resources.observers, [one for one in results if one.error is None]
         if kept.any():
-            self.resources.shadows.offer(self.model, detections.part(kept), body, read)
+            observers.shadows.offer(self.model, detections.part(kept), body, read)
+
+        def records(positions: Sequence[int]) -> list[dict[str, Any]]:
+            files, found = split(body), [good[position] for position in positions]
+            return [{"content": files[one.file or 0], "frame": one.frame} for one in found]
+
+        observers.offer_cases(self.model, detections, len(body), records)
 
     def decide(self, content: Sequence[bytes]) -> Detections:
         """Decide on files with one image each, and count them."""

@@ -28,7 +28,7 @@ TODAY = dt.date(2023, 11, 14)
 
 def case(row, p_value=0.001, at=NOON, **parts):
     usual = {"model": "fraud", "version": "3", "score": 9.5, "threshold": 5.0, "alpha": 0.01}
-    usual |= {"recorded_at": at, **parts}
+    usual |= {"recorded_at": at + 0.5, **parts}
     return Case.of(row=row, p_value=p_value, at=at, **usual)
 
 
@@ -200,8 +200,8 @@ def test_stats(store):
     assert stats.statuses == {"open": 3, "decided": 4, "snoozed": 0}
     assert (stats.flags.found, stats.flags.reviewed) == (2, 3)
     assert (stats.sample.found, stats.sample.reviewed) == (0, 1)
-    assert stats.oldest_open == NOON + 3
-    assert store.stats().oldest_open == NOON - 5
+    assert stats.oldest_open == NOON + 3.5
+    assert store.stats().oldest_open == NOON - 4.5
     assert store.stats("fraud", since=NOON + 2).flags.reviewed == 1
     assert store.stats("absent").cases == 0
 

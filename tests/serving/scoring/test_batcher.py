@@ -13,6 +13,7 @@ from serving.models.store import Store
 from serving.observability.metrics import Metrics
 from serving.scoring.batcher import ModelBatcher
 from serving.scoring.loading import load_model
+from serving.scoring.observers import Observers
 from serving.scoring.row_decoder import RowDecoder
 from serving.scoring.shadow import Shadows
 from serving.settings import Settings
@@ -22,8 +23,8 @@ from tests.support.defective import defective
 def batcher_of(served):
     store = Store([served])
     metrics = Metrics(store)
-    shadows = Shadows(store, Settings(), metrics)
-    return ModelBatcher(served, RowDecoder(served.schema), metrics.for_model(served), shadows)
+    observers = Observers(Shadows(store, Settings(), metrics))
+    return ModelBatcher(served, RowDecoder(served.schema), metrics.for_model(served), observers)
 
 
 @pytest.fixture

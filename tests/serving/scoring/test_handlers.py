@@ -10,6 +10,7 @@ from serving.models.store import Store
 from serving.observability.metrics import Metrics
 from serving.problems import ProblemError
 from serving.scoring import engine, handlers
+from serving.scoring.observers import Observers
 from serving.scoring.shadow import Shadows
 from serving.settings import Settings
 from tests.support.http_requests import nobody, score
@@ -81,7 +82,7 @@ def test_what_takes_long_is_scored_on_a_thread(client, served, monkeypatch, name
 def resources(served):
     store, settings = Store([served]), Settings(threads=1, max_queued=1)
     metrics = Metrics(store)
-    return handlers.Resources(settings, metrics, Shadows(store, settings, metrics))
+    return handlers.Resources(settings, metrics, Observers(Shadows(store, settings, metrics)))
 
 
 async def gone():

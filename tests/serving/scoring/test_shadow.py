@@ -19,6 +19,7 @@ from serving.models.store import Store
 from serving.observability.metrics import Metrics
 from serving.scoring.batcher import ModelBatcher
 from serving.scoring.loading import load_model
+from serving.scoring.observers import Observers
 from serving.scoring.row_decoder import RowDecoder
 from serving.scoring.shadow import Shadows
 from serving.server import serve
@@ -166,7 +167,7 @@ def test_what_arrives_together_is_compared_one_by_one(pair, records):
     metrics = Metrics(store)
     shadows = Shadows(store, Settings(), metrics)
     decoder = RowDecoder(pair[0].schema)
-    batcher = ModelBatcher(pair[0], decoder, metrics.for_model(pair[0]), shadows)
+    batcher = ModelBatcher(pair[0], decoder, metrics.for_model(pair[0]), Observers(shadows))
     bodies = [json.dumps({"records": records[i : i + 3]}).encode() for i in range(0, 90, 3)]
 
     async def together():
