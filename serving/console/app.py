@@ -62,7 +62,9 @@ class Console:
         settings: Settings,
         find_client: Callable[[bytes], ApiKey | None],
     ) -> None:
-        self.cases = cases
+        from anomaly_vae.review import GuaranteeLog
+
+        self.cases, self.guarantees = cases, GuaranteeLog(settings.cases)
         self._gate = Gate(
             Access(settings, find_client), resources, settings, metrics, _OpenCases(cases)
         )
@@ -71,7 +73,7 @@ class Console:
             QueuePages(cases),
             CasePages(cases, writer, store, pictures),
             WhatIfPage(cases, store),
-            ModelsPage(store, follower, metrics, cases, settings.fetch_seconds),
+            ModelsPage(store, follower, metrics, cases, self.guarantees, settings.fetch_seconds),
             TryPage(store, settings, resources),
             BatchPages(settings.console_results),
         )
@@ -85,6 +87,7 @@ class Console:
         """Wait for the pages in progress, and close the connections."""
         self._gate.close()
         self.cases.close()
+        self.guarantees.close()
 
 
 class _OpenCases:

@@ -144,7 +144,7 @@ class BatchPages:
         parameters = visit.request.path_params
         folder = self._folder(parameters["name"])
         path = self._inside(folder / HEATMAPS / parameters["file"])
-        if not (PICTURE.fullmatch(parameters["file"]) and path.is_file()):
+        if not (PICTURE.fullmatch(parameters["file"]) and _is_file(path)):
             raise ProblemError(NOT_FOUND, "no such picture")
         if path.stat().st_size > MAX_PICTURE_BYTES:
             raise ProblemError(INVALID_REQUEST, "the picture is too large to show")
@@ -161,7 +161,7 @@ class BatchPages:
         if self._root is None or "\0" in name:
             raise ProblemError(NOT_FOUND, "no such result")
         folder = self._inside(self._root / name)
-        if not (folder / SUMMARY).is_file():
+        if not _is_file(folder / SUMMARY):
             raise ProblemError(NOT_FOUND, f"no result of that name; it has no {SUMMARY}")
         return folder
 
@@ -206,6 +206,13 @@ def _folders(root: Path) -> Iterator[Path]:
             waiting += [(one, depth + 1) for one in inner]
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False
+
+
 def _written_at(folder: Path) -> float:
     return (folder / SUMMARY).stat().st_mtime
 
@@ -223,7 +230,7 @@ def _read_summary(folder: Path) -> Mapping[str, Any]:
         content = strict_json(path.read_bytes())
         counts = {name: int(content[name]) for name in ("rows", "scored", "flagged", "rejected")}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"{SUMMARY} of '{folder.name}' cannot be read: {error}"
+        reason = f"'{folder.name}/{SUMMARY}' cannot be read: {error}"
         raise ProblemError(INVALID_REQUEST, reason) from None
     return {**content, **counts}
 

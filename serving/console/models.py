@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from starlette.responses import Response
 
@@ -22,7 +22,7 @@ from serving.routes.models import describe
 from serving.scoring.schemas import ModelInfo
 
 if TYPE_CHECKING:
-    from anomaly_vae.review import CaseStore, PValueCounts
+    from anomaly_vae.review import CaseStore, GuaranteeLog, GuaranteeState, PValueCounts
 
 SHOWN_DAYS = 60
 """Number of days of the chart of flagged shares."""
@@ -56,7 +56,8 @@ class ShownModel:
     """Decisions about its champions; None for a model from a folder."""
     days: FlaggedDays | None
     """Flagged share of the last days; None if no rows were counted."""
-    statuses: Sequence[Any] = ()
+    states: Sequence[GuaranteeState]
+    """States of its guarantee over time, the newest first."""
 
     @property
     def normal_rows(self) -> int:
@@ -73,10 +74,11 @@ class ModelsPage:
         follower: Follower,
         metrics: Metrics,
         cases: CaseStore,
+        guarantees: GuaranteeLog,
         seconds: float,
     ) -> None:
         self._store, self._follower, self._metrics = store, follower, metrics
-        self._cases = cases
+        self._cases, self._guarantees = cases, guarantees
         self._promotions = Promotions(seconds)
 
     def routes(self, gate: Gate) -> list[Template]:
@@ -99,7 +101,9 @@ class ModelsPage:
     def _of(self, info: ModelInfo, model: ServedModel, registered: str | None) -> ShownModel:
         report = self._metrics.guarantees.tracker(model).report()
         history = self._promotions.of(registered) if registered else None
-        return ShownModel(info, model, report, history, self._days(info))
+        return ShownModel(
+            info, model, report, history, self._days(info), self._guarantees.states(info.name)
+        )
 
     def _days(self, info: ModelInfo) -> FlaggedDays | None:
         first = dt.datetime.now(dt.UTC).date() - dt.timedelta(days=SHOWN_DAYS - 1)

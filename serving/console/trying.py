@@ -238,6 +238,8 @@ def _parse_json(text: str) -> list[dict[str, Any]]:
         content = msgspec.json.decode(text)
     except msgspec.DecodeError:
         content = _parse_lines(text)
+    except RecursionError:
+        raise DataError("not JSON that can be read: it is nested too deeply") from None
     if isinstance(content, dict):
         content = content.get("records", [content])
     if not isinstance(content, list) or not all(isinstance(one, dict) for one in content):
@@ -250,7 +252,7 @@ def _parse_lines(text: str) -> list[Any]:
     for number, line in enumerate(filter(str.strip, text.splitlines()), 1):
         try:
             found.append(msgspec.json.decode(line))
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise DataError(f"line {number}: not JSON: {error}") from None
     return found
 

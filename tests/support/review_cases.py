@@ -11,7 +11,7 @@ from sqlalchemy import delete, insert, text
 
 from anomaly_vae.review import Case, CaseReason, CaseStore, PValueCounts
 from anomaly_vae.review.case_store import _row
-from anomaly_vae.review.tables import CASES, COUNTED, LABELS, P_VALUES, SNOOZES
+from anomaly_vae.review.tables import CASES, COUNTED, GUARANTEES, LABELS, P_VALUES, SNOOZES
 
 DAY = 86_400.0
 
@@ -62,7 +62,7 @@ def fill(store: CaseStore, count: int, first: int = 0) -> None:
 def empty(store: CaseStore) -> None:
     """Remove everything from a store, and count cases from 1 again."""
     with store._writing() as connection:
-        for table in (CASES, COUNTED, LABELS, P_VALUES, SNOOZES):
+        for table in (CASES, COUNTED, GUARANTEES, LABELS, P_VALUES, SNOOZES):
             connection.execute(delete(table))
         connection.execute(text("DELETE FROM sqlite_sequence"))
 

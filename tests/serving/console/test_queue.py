@@ -5,7 +5,7 @@ import re
 import pytest
 
 from anomaly_vae.review import Label
-from serving.console.queries import PAGE_CASES, Query
+from serving.console.queries import PAGE_CASES
 from tests.support.review_cases import case_of, fill
 
 
@@ -83,12 +83,3 @@ def test_a_page_has_a_hundred_cases(service, alice):
 def test_an_empty_queue_says_so(service_of, served):
     alice = service_of(served, count=0).visitor("alice")
     assert "The queue is empty" in alice.text("")
-
-
-def test_a_query_survives_its_text():
-    query = Query.of({"order": "day", "entity": "a&b=c?", "page": "3", "unknown": "x"})
-    assert Query.parse(query.text) == query
-    assert query.with_fields(status="all").page == 1
-    assert Query().text == ""
-    assert not Query(order="day").is_narrowed
-    assert Query(entity="x").is_narrowed
