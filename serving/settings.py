@@ -143,6 +143,11 @@ class Settings(BaseSettings):
     """Claim that lists the scopes of a token, as a text separated by spaces or as a list."""
     oidc_scope_prefix: str = ""
     """Prefix of `score`, `metrics`, `feedback`, `review` and `admin` in that claim."""
+    oidc_client_id: str = ""
+    """Client id of the console at the issuer, for sign-in there instead of by a key. Needs
+    `ANOMALY_VAE_CONSOLE_URL`."""
+    oidc_client_secret: str | None = Field(None, repr=False)
+    """Secret of that client; empty for a public client."""
     oidc_refresh_seconds: PositiveFloat = 300.0
     """Seconds between two fetches of the issuer's keys."""
     max_records: Count = 10_000

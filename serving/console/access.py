@@ -27,6 +27,8 @@ REVIEW, ADMIN = "review", "admin"
 """Scopes of the console."""
 ANONYMOUS = "anonymous"
 """Name of a reviewer on another machine if the service needs no keys."""
+PERSON_CLAIMS = ("preferred_username", "email", "sub")
+"""Claims with the name of a person, the most readable first."""
 RENEWED_FRACTION = 0.5
 """Fraction of a session's time after which it is renewed, if its reviewer still works."""
 OWN_SITE = frozenset({b"same-origin", b"none"})
@@ -75,11 +77,12 @@ class Access:
         client = self._find_client(secret)
         if client is None:
             return None
-        ends_at = time.time() + self._seconds
-        if not client.digest:
-            ends_at = min(ends_at, _end_of_token(secret))
-        key = fingerprint(client.digest)
-        return Session.new(ends_at, client.name, key, tuple(sorted(client.scopes)))
+        ends_at, scopes = time.time() + self._seconds, tuple(sorted(client.scopes))
+        if client.digest:
+            return Session.new(ends_at, client.name, fingerprint(client.digest), scopes)
+        claims = _claims(secret)
+        name = _name_of_person(claims) or client.name
+        return Session.new(min(ends_at, float(claims["exp"])), name, "", scopes)
 
     def renewed(self, session: Session) -> Session | None:
         """Return a session of a key with a later end; None if it need not be renewed yet."""
@@ -117,8 +120,8 @@ class Access:
         if not self._settings.requires_auth:
             return self._reviewer_without_keys(request)
         if secret := read_key(request.scope[HEADERS]):
-            client = self._find_client(secret)
-            return Reviewer(client.name, client.scopes) if client else None
+            session = self.sign_in(secret) or session
+            return Reviewer(session.name, frozenset(session.scopes)) if session.name else None
         if not session.key:
             return Reviewer(session.name, frozenset(session.scopes)) if session.name else None
         key = self._keys.get(session.name)
@@ -155,10 +158,17 @@ def local_user() -> str:
         return "local"
 
 
-def _end_of_token(token: bytes) -> float:
-    """Return when a verified token ends, in seconds since 1970."""
+def _claims(token: bytes) -> Mapping[str, Any]:
+    """Return the claims of a token that has been verified."""
     payload = token.split(b".")[1]
-    claims: Mapping[str, Any] = msgspec.json.decode(
+    content: Mapping[str, Any] = msgspec.json.decode(
         urlsafe_b64decode(payload + b"=" * (-len(payload) % 4))
     )
-    return float(claims["exp"])
+    return content
+
+
+def _name_of_person(claims: Mapping[str, Any]) -> str:
+    """Return the name of the person whom a token is about; empty if it names none."""
+    names = (str(claims[claim]) for claim in PERSON_CLAIMS if claims.get(claim))
+    name = next(names, "")
+    return f"token:{name[:100]}" if name else ""

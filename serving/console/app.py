@@ -10,14 +10,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from anomaly_vae.errors import StoreError
-from serving.console import assets, sign_in
+from serving.console import assets
 from serving.console.access import Access
 from serving.console.batches import BatchPages
 from serving.console.cases import CasePages
+from serving.console.issuer import Issuer
 from serving.console.models import ModelsPage
 from serving.console.pictures import Pictures
 from serving.console.queries import Query
 from serving.console.queue import QueuePages
+from serving.console.sign_in import SignIn
 from serving.console.trying import TryPage
 from serving.console.visits import Gate
 from serving.console.what_if import WhatIfPage
@@ -65,9 +67,8 @@ class Console:
         from anomaly_vae.review import GuaranteeLog
 
         self.cases, self.guarantees = cases, GuaranteeLog(settings.cases)
-        self._gate = Gate(
-            Access(settings, find_client), resources, settings, metrics, _OpenCases(cases)
-        )
+        access = Access(settings, find_client)
+        self._gate = Gate(access, resources, settings, metrics, _OpenCases(cases))
         pictures = Pictures(settings.cases_images)
         self._pages = (
             QueuePages(cases),
@@ -76,12 +77,13 @@ class Console:
             ModelsPage(store, follower, metrics, cases, self.guarantees, settings.fetch_seconds),
             TryPage(store, settings, resources),
             BatchPages(settings.console_results),
+            SignIn(access, Issuer(settings)),
         )
 
     def routes(self) -> list[Template]:
         """Create all routes."""
         pages = [route for page in self._pages for route in page.routes(self._gate)]
-        return [*pages, *sign_in.routes(self._gate), assets.route(), self._gate.unknown()]
+        return [*pages, assets.route(), self._gate.unknown()]
 
     def close(self) -> None:
         """Wait for the pages in progress, and close the connections."""

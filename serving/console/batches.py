@@ -20,6 +20,7 @@ from anomaly_vae.errors import DataError
 from anomaly_vae.files import strict_json
 from anomaly_vae.messages import plain_number
 from anomaly_vae.monitoring.exchangeability import STATUSES
+from serving.console.access import ADMIN
 from serving.console.rendering import NO_VALUE
 from serving.console.visits import Gate, Visit
 from serving.paths import CONSOLE, Template
@@ -114,9 +115,9 @@ class BatchPages:
     def routes(self, gate: Gate) -> list[Template]:
         """Create the routes of the pages."""
         return [
-            gate.route("/batches", self.list),
-            gate.route("/batches/{name:path}/heatmaps/{file}", self.picture),
-            gate.route("/batches/{name:path}", self.show),
+            gate.route("/batches", self.list, scope=ADMIN),
+            gate.route("/batches/{name:path}/heatmaps/{file}", self.picture, scope=ADMIN),
+            gate.route("/batches/{name:path}", self.show, scope=ADMIN),
         ]
 
     # ------------------------------------------------------------ pages

@@ -80,6 +80,23 @@ class Signer:
         """Return whether a token is that of the forms of a session."""
         return hmac.compare_digest(token.encode(), self.form_token(session).encode())
 
+    def seal(self, session: Session, text: str) -> str:
+        """Return a text that only this session can send back."""
+        payload = urlsafe_b64encode(text.encode()).decode()
+        return f"{payload}.{self._sign('state', f'{session.id}:{payload}')}"
+
+    def unseal(self, session: Session, sealed: str) -> str | None:
+        """Return the text that was sealed for this session; None if it was not."""
+        payload, _, signature = sealed.partition(".")
+        expected = self._sign("state", f"{session.id}:{payload}")
+        if not hmac.compare_digest(signature.encode(), expected.encode()):
+            return None
+        return urlsafe_b64decode(payload).decode()
+
+    def derive(self, purpose: str, text: str) -> str:
+        """Return a secret that belongs to a text, in hexadecimal digits."""
+        return self._sign(purpose, text)
+
     def _sign(self, purpose: str, text: str) -> str:
         return hmac.new(self._secret, f"{purpose}:{text}".encode(), sha256).hexdigest()
 

@@ -27,14 +27,15 @@ def key_of(name: str, *scopes: str) -> ApiKey:
 
 
 KEYS = (key_of("alice"), key_of("bob", "review", "admin"), key_of("shop", "score"))
+"""Keys of a reviewer, of an administrator who reviews, and of a client."""
 
 
 class Visitor:
     """A browser without scripts, which keeps cookies and sends the tokens of forms."""
 
-    def __init__(self, app: Starlette, name: str = "") -> None:
+    def __init__(self, app: Starlette, name: str = "", origin: str = "http://localhost") -> None:
         self.client = TestClient(
-            app, base_url="http://localhost", client=("127.0.0.1", 50_000), follow_redirects=False,
+            app, base_url=origin, client=("127.0.0.1", 50_000), follow_redirects=False,
             raise_server_exceptions=False,
         )  # fmt: skip
         if name:
@@ -78,9 +79,9 @@ class Service:
         self.cases = self.app.state.console.cases
         self.visitors: list[Visitor] = []
 
-    def visitor(self, name: str = "") -> Visitor:
+    def visitor(self, name: str = "", origin: str = "http://localhost") -> Visitor:
         """Return a visitor, who is signed in if a name is given."""
-        self.visitors.append(Visitor(self.app, name))
+        self.visitors.append(Visitor(self.app, name, origin))
         return self.visitors[-1]
 
     def close(self) -> None:

@@ -45,7 +45,7 @@ def root(tmp_path):
 
 @pytest.fixture
 def reader(service_of, served, root):
-    return service_of(served, console_results=str(root)).visitor("alice")
+    return service_of(served, console_results=str(root)).visitor("bob")
 
 
 def test_results_are_listed_and_opened(reader, root):
@@ -175,11 +175,17 @@ def test_a_large_result_is_read_in_part(reader, root, monkeypatch):
     assert "No rows" in reader.text("/batches/day%201/fraud")
 
 
-def test_without_a_root_it_says_what_to_set(alice):
-    assert "ANOMALY_VAE_CONSOLE_RESULTS" in alice.text("/batches")
-    assert alice.get("/batches/x").status_code == 404
+def test_without_a_root_it_says_what_to_set(bob):
+    assert "ANOMALY_VAE_CONSOLE_RESULTS" in bob.text("/batches")
+    assert bob.get("/batches/x").status_code == 404
+
+
+def test_only_administrators_see_results(alice):
+    assert alice.get("/batches").status_code == 403
+    assert alice.get("/batches/day%201/fraud").status_code == 403
+    assert "Batches" not in alice.text("")
 
 
 def test_an_empty_root_says_so(service_of, served, tmp_path):
-    visitor = service_of(served, console_results=str(tmp_path / "none")).visitor("alice")
+    visitor = service_of(served, console_results=str(tmp_path / "none")).visitor("bob")
     assert "no result yet" in visitor.text("/batches")
