@@ -15,6 +15,8 @@ from serving.paths import CONSOLE
 
 MINUTE, HOUR, DAY = 60, 3600, 86_400
 """Lengths in seconds."""
+PARTS_AT_ONCE = 32
+"""Number of parts of a page that are rendered before other threads may work."""
 NO_VALUE = "–"
 """Sign for a value that is missing."""
 
@@ -44,8 +46,16 @@ def environment() -> Environment:
 
 
 def render(template: str, **values: Any) -> str:
-    """Render a template."""
-    return environment().get_template(template).render(**values)
+    """Render a template, and let other threads work in between, as those that score must not wait.
+
+    Python itself would let them wait for `serving.server.SWITCH_SECONDS` each time.
+    """
+    parts = []
+    for number, part in enumerate(environment().get_template(template).generate(**values)):
+        parts.append(part)
+        if number % PARTS_AT_ONCE == 0:
+            time.sleep(0)
+    return "".join(parts)
 
 
 def number(given: float | None) -> str:
