@@ -28,6 +28,7 @@ PROTOCOLS: dict[str, tuple[str, ...]] = {
     "costs": (),
     "batch": (),
     "serving": (),
+    "cases": (),
     "console": (),
     "windows": ("fraud",),
     "window_features": ("fraud",),

@@ -154,6 +154,8 @@ class Server:
     """Whether the server logs every request."""
     background_body: bytes = b""
     """Body that another client sends continuously during the measurement; empty for none."""
+    settings: tuple[tuple[str, str], ...] = ()
+    """Further environment variables of the server."""
 
 
 @dataclass
@@ -239,6 +241,7 @@ def running(server: Server, models: RegisteredModels) -> Iterator[RunningServer]
     command = [part.format(port=port) for part in server.command]
     environment = {**models.environment, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     environment |= {"ANOMALY_VAE_LOG_LEVEL": "info" if server.logs else "warning"}
+    environment |= dict(server.settings)
     with (models.folder / "servers.log").open("ab") as log:
         start = time.monotonic()
         process = subprocess.Popen(

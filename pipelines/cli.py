@@ -442,6 +442,12 @@ def score(
         int | None,
         typer.Option(min=0, help="exit 1 if more rows are rejected; default: no limit"),
     ] = None,
+    cases: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="case store to write flagged rows to; adds --explain 5 if not given"
+        ),
+    ] = None,
     csv: CsvOptions = None,
     history: History = None,
 ) -> None:
@@ -467,6 +473,8 @@ def score(
 
     folder = place(output)
     source = open_recorded(model, folder, restart)
+    finish, carried = _case_import(cases, source)
+    explain = explain or ("5" if cases else None)
     summary = _flow("score", source)(
         source,
         _all_paths(input_, more),
@@ -487,7 +495,9 @@ def score(
             by,
         ),
         **_table_options(source, csv, history),
+        **carried,
     )
+    summary |= finish(folder)
     console.info(
         f"{summary['rows']:,} {NOUNS[source.kind]}: {summary['scored']:,} scored, "
         f"{summary['flagged']:,} flagged, {summary['rejected']:,} rejected; see {output}"
@@ -615,7 +625,7 @@ Store = Annotated[
     str,
     typer.Option(
         metavar="URL",
-        envvar="ANOMALY_VAE_LABELS",
+        envvar=["ANOMALY_VAE_LABELS", "ANOMALY_VAE_CASES"],
         help="label store: sqlite:///labels.db or postgresql://…",
     ),
 ]
@@ -672,6 +682,107 @@ def label_stats(store: Store, model: LabelModel = None) -> None:
     from pipelines.review import labels as flow
 
     console.result(flow.count_labels(store, model))
+
+
+cases = App(no_args_is_help=True, help="Import, export, count and delete cases for review.")
+app.add_typer(cases, name="cases")
+CaseStoreURL = Annotated[
+    str,
+    typer.Option(
+        "--cases",
+        metavar="URL",
+        envvar="ANOMALY_VAE_CASES",
+        help="case store: sqlite:///cases.db or postgresql://…",
+    ),
+]
+LabelStoreURL = Annotated[
+    str,
+    typer.Option(
+        "--labels",
+        metavar="URL",
+        envvar="ANOMALY_VAE_LABELS",
+        help="label store; default: that of the cases",
+        show_default=False,
+    ),
+]
+Sample = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SHARE", min=0, max=1, help="share of the other rows of which cases are made too"
+    ),
+]
+
+
+class CaseStatus(StrEnum):
+    """The state of a case."""
+
+    OPEN = "open"
+    DECIDED = "decided"
+    SNOOZED = "snoozed"
+
+
+@cases.command(name="import")
+def import_cases(
+    folders: Annotated[list[str], typer.Argument(metavar="DIR...", help="results of score")],
+    store: CaseStoreURL,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="URI", help="model of the results; default: the one they name"),
+    ] = None,
+    sample: Sample = None,
+) -> None:
+    """Make cases of the flagged rows of results; the same results may be imported again."""
+    from pipelines.batch import case_import as flow
+    from pipelines.datasets.reading.objects import place
+
+    options = flow.CaseOptions.from_environment(store, sample)
+    found = {}
+    for folder in map(place, folders):
+        found[str(folder)] = flow.import_result(folder, options, flow.recorded_model(folder, model))
+    console.result({"results": found})
+
+
+@cases.command(name="export")
+def export_cases(
+    store: CaseStoreURL,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="file to write: .parquet or .csv")],
+    model: LabelModel = None,
+    status: Annotated[CaseStatus | None, typer.Option(help="state; default: all cases")] = None,
+    label_store: LabelStoreURL = "",
+) -> None:
+    """Write cases with their labels to a file."""
+    from pipelines.review import cases as flow
+
+    chosen = None if status is None else status.value
+    console.result(flow.export_cases(store, out, label_store, model, chosen))
+
+
+@cases.command(name="stats")
+def case_stats(
+    store: CaseStoreURL, model: LabelModel = None, label_store: LabelStoreURL = ""
+) -> None:
+    """Count the cases by state, and estimate the precision of the flags."""
+    from pipelines.review import cases as flow
+
+    console.result(flow.count_cases(store, label_store, model))
+
+
+@cases.command(name="prune")
+def prune_cases(
+    store: CaseStoreURL,
+    days: Annotated[
+        float,
+        typer.Option(metavar="N", min=0.01, help="age in days", envvar="ANOMALY_VAE_CASES_DAYS"),
+    ],
+    images: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="folder of the scans", envvar="ANOMALY_VAE_CASES_IMAGES"),
+    ] = None,
+) -> None:
+    """Delete old cases and counts; labels are kept."""
+    from pipelines.review import cases as flow
+
+    console.result(flow.prune_cases(store, days, images))
 
 
 class PathShape(StrEnum):
@@ -850,6 +961,27 @@ def _generate(command: str, model: str, *arguments: Any) -> None:
 def _flow(command: str, source: LoadedModel) -> Any:
     """Import the function or module of `FLOWS` for the model's kind of data."""
     return pkgutil.resolve_name(FLOWS[command, source.kind])
+
+
+def _case_import(
+    cases: str | None, source: LoadedModel
+) -> tuple[Callable[[Path], dict[str, Any]], dict[str, Any]]:
+    """Return a function that makes cases of a result, and arguments of its scoring.
+
+    Raises:
+        ConfigError: the address of the store is wrong, or the extra `review` is missing.
+    """
+    if not cases:
+        return lambda _: {}, {}
+    from pipelines.batch import case_import
+
+    options = case_import.CaseOptions.from_environment(cases)
+    carried = case_import.carried_columns(options, source)
+
+    def finish(folder: Path) -> dict[str, Any]:
+        return {"cases": case_import.import_when_finished(folder, options, source)}
+
+    return finish, carried
 
 
 def _all_paths(given: list[str] | None, more: list[str] | None) -> list[str]:

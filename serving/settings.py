@@ -91,6 +91,10 @@ def _parse_names(value: Any) -> Any:
     return tuple(name for part in value.split(",") if (name := part.strip()))
 
 
+def _none_if_empty(value: Any) -> Any:
+    return None if value == "" else value
+
+
 def _spool_folder() -> Path:
     root = os.environ.get("XDG_STATE_HOME")
     folder = Path(root) if root else Path.home() / ".local" / "state"
@@ -267,7 +271,7 @@ class Settings(BaseSettings):
     cases_amount: str = ""
     """Column by which the queue can be ordered; empty: `calibration.cost.amount` of the model, or
     the first column that windows sum up."""
-    cases_images: Path | None = None
+    cases_images: Annotated[Path | None, BeforeValidator(_none_if_empty)] = None
     """Folder in which the scans of cases are kept, as PNG; empty: they are not."""
     cases_spool: Path = Field(default_factory=_spool_folder)
     """Folder in which cases wait while the store is down."""

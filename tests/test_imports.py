@@ -257,6 +257,7 @@ def test_only_training_imports_heavy_libraries(name):
         ("anomaly_vae.client", HEAVY | IMAGING | {"onnxruntime", "numpy", "pyarrow", "serving"}),
         ("pipelines.cli", HEAVY | IMAGING),
         ("anomaly_vae.artifacts", HEAVY | IMAGING),
+        ("anomaly_vae.review.case_store", HEAVY | IMAGING | {"pyarrow", "starlette", "httpx2"}),
         ("anomaly_vae.review.store", HEAVY | IMAGING | {"pyarrow", "starlette", "httpx2"}),
         ("pipelines.batch.images", HEAVY | {"pydicom", "nibabel", "highdicom"}),
     ],

@@ -154,19 +154,17 @@ class CaseStore(ReviewStore):
         A case of an entity that was snoozed when the case was recorded gets that snooze.
         """
         with self._writing() as connection:
-            known = _known_keys(connection, cases)
-            snoozes = _Snoozes(connection)
-            added: list[CaseRecord | None] = []
-            for case in cases:
-                if case.key in known:
-                    added.append(None)
-                    continue
-                known.add(case.key)
-                new = replace(case, snooze=snoozes.of(case))
-                result = connection.execute(insert(CASES).values(_row(new)))
-                (number,) = result.inserted_primary_key or (0,)
-                added.append(CaseRecord(number, new, None))
-        return added
+            known, snoozes = _known_keys(connection, cases), _Snoozes(connection)
+            new: dict[int, Case] = {}
+            for place, case in enumerate(cases):
+                if case.key not in known:
+                    known.add(case.key)
+                    new[place] = replace(case, snooze=snoozes.of(case))
+            numbers = iter(_insert(connection, list(new.values())))
+        return [
+            CaseRecord(next(numbers), new[place], None) if place in new else None
+            for place in range(len(cases))
+        ]
 
     def case(self, number: int) -> CaseRecord | None:
         """Return a case by its number; None if there is none."""
@@ -517,6 +515,14 @@ def _known_keys(connection: Connection, cases: Sequence[Case]) -> set[str]:
     for keys in batches((case.key for case in cases), MAX_IDS):
         known.update(connection.execute(select(CASES.c.key).where(CASES.c.key.in_(keys))).scalars())
     return known
+
+
+def _insert(connection: Connection, cases: Sequence[Case]) -> list[int]:
+    """Insert cases and return their numbers, in the same order."""
+    if not cases:
+        return []
+    statement = insert(CASES).returning(CASES.c.number, sort_by_parameter_order=True)
+    return list(connection.execute(statement, list(map(_row, cases))).scalars())
 
 
 def _row(case: Case) -> dict[str, Any]:

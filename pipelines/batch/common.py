@@ -20,6 +20,7 @@ from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.errors import DataError
 from anomaly_vae.messages import NOUNS, plain_number
 from anomaly_vae.monitoring.exchangeability import Monitor
+from anomaly_vae.review.p_values import bin_counts
 from anomaly_vae.scoring.detector import Detections, Explanation
 from pipelines import console
 from pipelines.batch.drift_report import show_guarantee
@@ -115,6 +116,9 @@ def counts_of(
     counts.unusual = detections.unusual
     counts.monitor = monitor.count(detections.score, detections.is_anomaly, x, seconds)
     counts.scores.count(detections.score)
+    bins = bin_counts(detections.p_value)
+    used = np.flatnonzero(bins)
+    counts.p_values.update(dict(zip(used.tolist(), bins[used].tolist(), strict=True)))
     return counts
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from anomaly_vae.errors import DataError
@@ -45,6 +45,11 @@ class OutputOptions:
             "--per": "day" if self.per_day else None,
             "--by": self.by,
         }
+
+    def carrying(self, names: Iterable[str], available: Collection[str]) -> OutputOptions:
+        """Return the options with further columns of the input, of those that it has."""
+        wanted = (name for name in names if name in available and name != self.partition_by)
+        return replace(self, columns=tuple(dict.fromkeys((*self.columns, *wanted))))
 
     @property
     def part_columns(self) -> tuple[str, ...]:

@@ -92,6 +92,7 @@ def score_files(
     highest: bool = True,
     history: Sequence[str] = (),
     outputs: OutputOptions = ALL_ROWS,
+    also: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Score every row of every file into a folder and return the summary.
 
@@ -108,6 +109,7 @@ def score_files(
         highest: whether to print the highest scores, if they are explained.
         history: files, folders or globs with earlier rows, which feed windows and are not scored.
         outputs: the rows and columns that are written, and how.
+        also: columns that are written beside those of ``outputs`` if the input has them.
 
     Raises:
         ConfigError: heatmaps are requested, ``csv`` is invalid, there is history for a model
@@ -138,6 +140,7 @@ def score_files(
     keys = find_keys(data.get("id"), by_file, reserved)
     times = _times(source, outputs, names)
     time = None if times is None else times.name
+    outputs = outputs.carrying(also, names - {*reserved, *keys.names})
     outputs.check(names, (*reserved, *keys.names), keys.id, time)
     layout, columns = outputs.layout(keys.names), outputs.top_columns(time)
     carried = carry((*outputs.part_columns, *columns), by_file)

@@ -28,6 +28,7 @@ from prometheus_client.registry import Collector
 
 from anomaly_vae.data.encoding import Categorical, Matrix, TabularEncoding
 from anomaly_vae.data.schema import RawBatch
+from anomaly_vae.review.cases import KINDS as KINDS_OF_CASES
 from anomaly_vae.review.labels import VERDICTS
 from anomaly_vae.scoring.detector import Detections
 from serving.models.store import ServedModel, Store
@@ -390,6 +391,13 @@ class Metrics(Collector):
             name: self._gauge(name, text, "mostrecent", model)
             for name, text in REVIEW_GAUGES.items()
         }
+
+    def start_cases(self, models: Iterable[str]) -> None:
+        """Expose the counters of cases, starting at 0, for these models."""
+        for model in models:
+            self.suppressed.labels(model)
+            for kind in KINDS_OF_CASES:
+                self.cases.labels(model, kind)
 
     def record_review(self, model: str, values: Mapping[str, float | None]) -> None:
         """Record the state of the review of a model; NaN where there is no value."""

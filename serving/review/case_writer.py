@@ -58,6 +58,7 @@ class CaseWriter:
         self.is_down = False
         self._pause, self._retry_at = 0.0, -float("inf")
         self._stats_at = self._prune_at = -float("inf")
+        metrics.start_cases(models.current)
 
     def write(self, batch: Batch) -> bool:
         """Store a batch, or keep it on disk; return False if neither is possible."""
@@ -140,11 +141,24 @@ class CaseWriter:
                 self._metrics.dropped_cases["failed"].inc()
             elif self._store(batch):
                 self.spool.remove(path)
+            elif self._answers():  # it is the batch that cannot be stored
+                self.spool.set_aside(path)
+                self._metrics.dropped_cases["failed"].inc(len(batch.cases))
             else:
                 is_usable = False
                 break
         self._metrics.spooled.set(self.spool.size)
         return is_usable
+
+    def _answers(self) -> bool:
+        """Return whether the store can be used at all."""
+        try:
+            self.store.prepare()
+            self.store.snoozes()
+        except StoreError:
+            return False
+        self._note_success()
+        return True
 
     def _record_stats(self) -> None:
         self.store.prepare()

@@ -88,6 +88,8 @@ class Counts:
     monitor: NDArray[np.int64] | None = None
     """Counts (cells,) of the monitor; None if no row is scored."""
     scores: Scores = field(default_factory=Scores)
+    p_values: Counter[int] = field(default_factory=Counter)
+    """Number of p-values by their place among the bins of `anomaly_vae.review.p_values`."""
     rows_of_files: dict[int, int] = field(default_factory=dict)
     """Number of rows of the files, by index, of which only reading tells it."""
     notes: list[Mapping[str, Any]] = field(default_factory=list)
@@ -108,6 +110,7 @@ class Counts:
         if other.monitor is not None:
             self.monitor = other.monitor + (0 if self.monitor is None else self.monitor)
         self.scores.add(other.scores)
+        self.p_values.update(other.p_values)
         self.rows_of_files.update(other.rows_of_files)
         self.notes += other.notes
 
@@ -129,6 +132,7 @@ class Counts:
             | {name: Counter(found[name]) for name in ("rejects_by_column", "others")}
             | {"rows_of_files": {int(k): v for k, v in found["rows_of_files"].items()}}
             | {"monitor": None if monitor is None else np.array(monitor, np.int64)}
+            | {"p_values": Counter({int(k): v for k, v in found.get("p_values", {}).items()})}
             | {"scores": _scores(scores) if scores else Scores()}
         )
 

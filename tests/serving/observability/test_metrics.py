@@ -252,11 +252,12 @@ def test_the_documented_metrics_are_those_there_are(served):
     assert {name: (kind, meaning) for name, (kind, _, meaning) in TABLE.items()} == families
 
 
-def test_the_documented_labels_are_those_there_are(served, records):
+def test_the_documented_labels_are_those_there_are(served, records, tmp_path):
     board = Board(FollowState((FollowedModel("models:/fraud@champion", "fraud"),)))
     served = dataclasses.replace(served, registered_at=1.0)  # a folder's is not known
     store = Store([served], [dataclasses.replace(served, digest="another")])
-    client = TestClient(create_app(store, Settings(), board=board))
+    settings = Settings(cases=f"sqlite:///{tmp_path}/cases.db", cases_spool=tmp_path / "spool")
+    client = TestClient(create_app(store, settings, board=board))
     odd = {**records[0], "TX_AMOUNT": None, "TX_CHANNEL": "carrier pigeon"}
     assert client.post("/score", json={"records": [odd, *records]}).status_code == 200
     assert client.post("/score", json={}).status_code == 422
@@ -265,6 +266,8 @@ def test_the_documented_labels_are_those_there_are(served, records):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     client.app.state.shadows.close()
+    client.app.state.cases.start()
+    client.app.state.cases.close()
     found = samples(client)
     for name, (_, labels, _) in TABLE.items():
         if name == TIMED_ONLY:

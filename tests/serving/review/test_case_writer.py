@@ -2,6 +2,7 @@
 
 import logging
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -55,6 +56,18 @@ def test_cases_wait_on_disk_while_the_store_is_down(make, tmp_path, caplog):
     writer.maintain()
     assert writer.store.count() == 3
     assert writer.spool.size == 0
+    writer.close()
+
+
+def test_a_batch_that_cannot_be_stored_does_not_hold_up_the_others(make, sqlite_store):
+    writer = make(sqlite_store)
+    bad = replace(case(1), score=float("nan"))  # SQLite takes it for a missing value
+    assert writer.write(Batch([bad]))
+    assert writer.write(Batch([case(2)]))
+    writer.maintain()
+    assert [one.case.row_id for one in writer.store.queue()] == ["2"]
+    assert writer.spool.size == 0
+    assert int(writer._metrics.dropped_cases["failed"]._value.get()) == 1
     writer.close()
 
 
