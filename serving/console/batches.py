@@ -114,10 +114,11 @@ class BatchPages:
 
     def routes(self, gate: Gate) -> list[Template]:
         """Create the routes of the pages."""
+        options = {"scope": ADMIN, "is_slow": True}
         return [
-            gate.route("/batches", self.list, scope=ADMIN),
-            gate.route("/batches/{name:path}/heatmaps/{file}", self.picture, scope=ADMIN),
-            gate.route("/batches/{name:path}", self.show, scope=ADMIN),
+            gate.route("/batches", self.list, **options),
+            gate.route("/batches/{name:path}/heatmaps/{file}", self.picture, **options),
+            gate.route("/batches/{name:path}", self.show, **options),
         ]
 
     # ------------------------------------------------------------ pages

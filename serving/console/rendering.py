@@ -40,6 +40,7 @@ def environment() -> Environment:
         "ago": ago,
         "value": value,
         "cell": cell,
+        "brief": brief,
     }
     made.globals |= {"asset": assets.address, "base": CONSOLE}
     return made
@@ -131,6 +132,15 @@ def cell(given: Any) -> str:
     ('0.000421941', '10814', 'shop')
     """
     return f"{given:.6g}" if isinstance(given, float) else value(given)
+
+
+def brief(given: Any) -> str:
+    """Return a value as reasons show it: numbers with three digits.
+
+    >>> brief(9.02353e-05), brief(3), brief("shop")
+    ('0.0000902', '3', 'shop')
+    """
+    return plain_number(given) if isinstance(given, float) else value(given)
 
 
 def value(given: Any) -> str:

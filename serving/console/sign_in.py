@@ -34,8 +34,8 @@ class SignIn:
         return [
             gate.route("/sign-in", self.show, scope=None),
             gate.route("/sign-in", self.sign_in, "POST", scope=None),
-            gate.route("/sign-in/issuer", self.leave, scope=None),
-            gate.route(CALLBACK, self.come_back, scope=None),
+            gate.route("/sign-in/issuer", self.leave, scope=None, is_slow=True),
+            gate.route(CALLBACK, self.come_back, scope=None, is_slow=True),
             gate.route("/sign-out", _sign_out, "POST", scope=None),
         ]
 

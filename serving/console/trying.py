@@ -87,7 +87,7 @@ class TryPage:
 
     def routes(self, gate: Gate) -> list[Template]:
         """Create the routes of the page."""
-        return [gate.route("/try", self.show), gate.route("/try", self.score, "POST")]
+        return [gate.route("/try", self.show), gate.route("/try", self.score, "POST", is_slow=True)]
 
     def show(self, visit: Visit) -> Response:
         """Show the form of a model, filled in with a typical record."""

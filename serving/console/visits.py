@@ -1,7 +1,8 @@
 """Answer requests for pages: check session, scope and form, call the page, and report errors.
 
-Pages are plain functions. They run on threads of their own, which read the stores and render, so
-that neither delays a request to be scored.
+Pages are plain functions. They run on a thread of their own, which reads the stores and renders, so
+that neither delays a request to be scored. Pages that read files or score have another thread, so
+that reviewers need not wait for them.
 """
 
 from __future__ import annotations
@@ -40,10 +41,8 @@ from serving.scoring import requests
 from serving.scoring.handlers import Resources
 from serving.settings import Settings
 
-THREADS = 2
-"""Number of threads per worker process that make pages."""
-MAX_WAITING = 30
-"""Maximum number of requests per worker process that wait for one of these threads."""
+MAX_WAITING = 32
+"""Maximum number of requests per worker process that wait for pages."""
 FRAGMENT = b"x-fragment"
 """Header of requests by the script of the console, which are answered with a part of a page."""
 POLICY = (
@@ -123,14 +122,23 @@ class Gate:
         self.access, self._resources = access, resources
         self._admission = AdmissionControl(settings, metrics)
         self._settings, self._metrics, self._counts = settings, metrics, counts
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="console")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="console")
+        self._slow_thread = ThreadPoolExecutor(1, thread_name_prefix="console-slow")
         self._waiting = 0
 
     def close(self) -> None:
         """Wait for the pages in progress."""
-        self._threads.shutdown()
+        self._thread.shutdown()
+        self._slow_thread.shutdown()
 
-    def route(self, path: str, page: Page, *methods: str, scope: str | None = REVIEW) -> Template:
+    def route(
+        self,
+        path: str,
+        page: Page,
+        *methods: str,
+        scope: str | None = REVIEW,
+        is_slow: bool = False,
+    ) -> Template:
         """Create the route of a page.
 
         Args:
@@ -138,10 +146,11 @@ class Gate:
             page: function that returns the page.
             methods: its methods; none for GET.
             scope: scope that its visitors need; None for a page that is open to all.
+            is_slow: whether the page reads files, scores, or asks another server.
         """
 
         async def serve(request: Request) -> Response:
-            return await self._serve(request, page, scope)
+            return await self._serve(request, page, scope, is_slow)
 
         return Template(CONSOLE + path, serve, methods=list(methods or ("GET",)), name="console")
 
@@ -149,7 +158,9 @@ class Gate:
         """Create the route of all other paths, which are errors."""
         return self.route("/{path:path}", _unknown)
 
-    async def _serve(self, request: Request, page: Page, scope: str | None) -> Response:
+    async def _serve(
+        self, request: Request, page: Page, scope: str | None, is_slow: bool
+    ) -> Response:
         try:
             session = self.access.session(request)
             token = self.access.signer.form_token(session)
@@ -157,24 +168,29 @@ class Gate:
             raise ProblemError(NOT_READY, str(error)) from None
         visit = Visit(request, session, token, self._counts)
         try:
-            response = await self._answer(visit, page, scope)
+            await self._admit(visit, scope)
+            response = await self._run(page, visit, is_slow)
         except Exception as error:  # noqa: BLE001  # every exception is answered with a page
             response = self._error_page(visit, error)
         response.headers.update(SECURE_HEADERS)
         self._update_cookie(response, visit)
         return response
 
-    async def _answer(self, visit: Visit, page: Page, scope: str | None) -> Response:
+    async def _admit(self, visit: Visit, scope: str | None) -> None:
+        """Find the reviewer, check the scope, and read the form.
+
+        Raises:
+            ProblemError: the visitor may not see the page, or sent no form of it.
+        """
         visit.reviewer = self.access.reviewer(visit.request, visit.session)
         if visit.reviewer:
             visit.request.scope[logs.LOG_FIELDS]["client"] = visit.who
         if scope and visit.reviewer is None:
-            return _ask_to_sign_in(visit)
+            raise ProblemError(UNAUTHENTICATED, "your session has ended; sign in and send it again")
         if scope and not visit.may(scope):
             raise ProblemError(FORBIDDEN, f"'{visit.who}' lacks the scope '{scope}'")
         if visit.request.method == "POST":
             visit.form = await self._read_form(visit)
-        return await self.run(page, visit)
 
     async def _read_form(self, visit: Visit) -> Form:
         headers, limit = visit.request.scope[HEADERS], self._settings.max_body_bytes
@@ -188,17 +204,18 @@ class Gate:
         self.access.check_form(visit.request, visit.session, form[TOKEN])
         return form
 
-    def run(self, page: Page, visit: Visit) -> Awaitable[Response]:
+    def _run(self, page: Page, visit: Visit, is_slow: bool) -> Awaitable[Response]:
         """Make a page on a thread.
 
         Raises:
             ProblemError: too many requests wait for a thread.
         """
-        if self._waiting >= THREADS + MAX_WAITING:
+        if self._waiting >= MAX_WAITING:
             detail = "many pages are being made; try again in a moment"
             raise ProblemError(OVERLOADED, detail, headers=self._settings.retry_headers)
         self._waiting += 1
-        job = asyncio.wrap_future(self._threads.submit(page, visit))
+        thread = self._slow_thread if is_slow else self._thread
+        job = asyncio.wrap_future(thread.submit(page, visit))
         job.add_done_callback(self._finish)
         return job
 
@@ -213,6 +230,8 @@ class Gate:
 
     def _error_page(self, visit: Visit, error: Exception) -> Response:
         problem = _problem(error)
+        if problem.kind is UNAUTHENTICATED and _is_read(visit):
+            return _ask_to_sign_in(visit)
         self._metrics.rejected.labels(problem.kind.slug).inc()
         if problem.kind.status == 500:
             logs.failures.error("a page failed", exc_info=error)
@@ -237,10 +256,14 @@ def _problem(error: Exception) -> ProblemError:
 STORE_DOWN_PAGE = Kind(STORE_DOWN.status, STORE_DOWN.slug, "The store cannot be used now")
 
 
+def _is_read(visit: Visit) -> bool:
+    """Return whether a whole page is read by somebody who has to sign in."""
+    is_page = visit.request.method == "GET" and not visit.is_fragment
+    return is_page and not visit.request.url.path.startswith(SIGN_IN)
+
+
 def _ask_to_sign_in(visit: Visit) -> Response:
-    """Send readers to the sign-in page, and tell writers that nothing was written."""
-    request = visit.request
-    if request.method == "GET" and not visit.is_fragment:
-        query = f"?{request.url.query}" if request.url.query else ""
-        return visit.redirect(SIGN_IN, next=request.url.path + query)
-    raise ProblemError(UNAUTHENTICATED, "your session has ended; sign in and send it again")
+    """Send the browser to the sign-in page, which sends it back afterwards."""
+    url = visit.request.url
+    query = f"?{url.query}" if url.query else ""
+    return visit.redirect(SIGN_IN, next=url.path + query)

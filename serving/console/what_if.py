@@ -103,7 +103,7 @@ class WhatIfPage:
     ) -> Figures:
         first = dt.datetime.now(dt.UTC).date() - dt.timedelta(days=days - 1)
         days_found = _days(self._store.p_values(name, version, first), alpha)
-        reviewed = self._store.reviewed(name, version, first)
+        reviewed = self._store.reviewed(name, version)  # their days are those of the events
         labels = [is_anomaly for p_value, is_anomaly in reviewed if p_value <= alpha]
         return Figures(
             alpha=alpha,

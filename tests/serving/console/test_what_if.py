@@ -41,11 +41,11 @@ def test_alerts_a_day_and_reviewed_precision(counted):
     assert shown["Share of rows"][0] == "3%"
     value, more = shown["Reviewed precision"]
     assert value == "66.7%"
-    assert more == "2 of 3 decided; 95% interval 20.8% to 93.9%"
+    assert more == "2 of all 3 decided flags; 95% interval 20.8% to 93.9%"
     assert figures(alice, step=step(0.01))["Alerts a day"] == ("1", "2 on 2 days")
     tiny = figures(alice, step=step(0.00002))
     assert tiny["Alerts a day"] == ("0", "0 on 2 days")
-    assert tiny["Reviewed precision"][1] == "1 of 1 decided; 95% interval 20.7% to 100%"
+    assert tiny["Reviewed precision"][1] == "1 of all 1 decided flags; 95% interval 20.7% to 100%"
 
 
 def test_above_the_models_own_alpha_it_says_what_is_unknown(counted):
