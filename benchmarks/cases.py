@@ -17,10 +17,20 @@ import pandas as pd
 
 from anomaly_vae.artifacts.bundle import load_bundle
 from benchmarks.common import Ledger, Options, environment, markdown_table
-from benchmarks.serving import CLI, CLIENTS, KEYS, RegisteredModels, Server, measure, rows, running
+from benchmarks.serving import (
+    CLI,
+    CLIENTS,
+    KEYS,
+    TRAINING_ROWS,
+    RegisteredModels,
+    Server,
+    measure,
+    rows,
+    running,
+)
 
 ROUNDS, SHORT_ROUNDS = 5, 3
-REQUESTS, SHORT_REQUESTS = 10_000, 2_000
+REQUESTS, SHORT_REQUESTS = 10_000, 1_000
 """Number of requests of a measurement."""
 PRESET = "default"
 OFF, ON = "without cases", "with cases"
@@ -30,15 +40,14 @@ HEADINGS = ("CPU ms", "requests/s", "median ms", "p99 ms")
 
 def bodies(models: RegisteredModels) -> dict[str, bytes]:
     """Return a request with a record that is not flagged, and one with a record that is."""
-    records = json.loads(rows(2_000).to_json(orient="records"))
+    records = json.loads(rows(TRAINING_ROWS).head(100).to_json(orient="records"))
+    records.append({**records[0], "number_00": 1e3})
     detector = load_bundle(str(models.bundle(PRESET))).detector
-    scores = detector.detect(detector.scorer.schema.from_records(records)).score
-    chosen = {"not flagged": int(np.argsort(scores)[1_000]), "flagged": int(np.argmax(scores))}
-    odd = {**records[chosen["flagged"]], "number_00": 1e3}
-    return {
-        "not flagged": json.dumps({"records": [records[chosen["not flagged"]]]}).encode(),
-        "flagged": json.dumps({"records": [odd]}).encode(),
-    }
+    flags = detector.detect(detector.scorer.schema.from_records(records)).is_anomaly
+    chosen = {"not flagged": int(np.argmin(flags)), "flagged": len(flags) - 1}
+    assert flags[chosen["flagged"]]
+    assert not flags[chosen["not flagged"]]
+    return {kind: json.dumps({"records": [records[row]]}).encode() for kind, row in chosen.items()}
 
 
 def servers(models: RegisteredModels) -> Iterator[Server]:

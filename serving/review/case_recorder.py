@@ -1,8 +1,8 @@
 """Make cases of flagged rows, apart from scoring.
 
 Requests hand over their decisions and a function that reads rows again; a thread does the rest: it
-reads the flagged rows, explains them, and writes them. A request never waits for it. Rows that do
-not fit into its queue are counted and dropped.
+reads the flagged rows, explains them, and writes them. A request never waits for it. The thread
+rests at least as long as it works. Rows that do not fit into its queue are counted and dropped.
 """
 
 from __future__ import annotations
@@ -126,12 +126,15 @@ class CaseRecorder:
     # ------------------------------------------------------------ the thread
 
     def _run(self) -> None:
+        took = 0.0
         while not self._closed:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._closed, COUNT_SECONDS)
                 seconds = COUNT_SECONDS if self.writer.is_down else GATHER_SECONDS
-                self._changed.wait_for(lambda: self._closed, seconds)
+                self._changed.wait_for(lambda: self._closed, max(seconds, took))
+            start = time.monotonic()
             self._write_waiting()
+            took = time.monotonic() - start
         self._write_waiting()
         self.writer.close()
 

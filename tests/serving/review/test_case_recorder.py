@@ -11,6 +11,8 @@ from serving.review import case_recorder
 from tests.support.http_requests import score
 from tests.support.label_stores import *  # noqa: F403  # its fixtures
 from tests.support.metrics import value
+from tests.support.window_streams import stream
+from tests.support.windowed import NAMES, record_of
 
 SALT = "0123456789abcdef"
 
@@ -201,6 +203,38 @@ def test_shadows_make_no_cases(client_of, served, sqlite_store, records, make):
     client.app.state.store.put(served, shadow=True)
     answer = score(client, records[:50])
     assert len(written(client)) == len(flagged(answer))
+
+
+def test_windows_are_part_of_a_case(make, windowed, store_url):
+    client = make(windowed, windows=store_url, cases_sample=1.0)
+    rows = list(map(record_of, stream(40, seed=3)))
+    answer = score(client, rows, errors="per_record")
+    results = {str(one["id"]): one for one in answer["results"] if "error" not in one}
+    cases = written(client)
+    assert {one.row_id for one in cases if one.row_id in results} == {*results} - {"None"}
+    for case in cases:
+        if case.row_id in results:
+            windows = results[case.row_id]["windows"]
+            assert {name: case.fields[name] for name in NAMES} == windows
+            customer = case.fields["CUSTOMER_ID"]
+            assert case.entity == (None if customer is None else str(customer))
+            assert case.amount_column == "TX_AMOUNT"
+    assert any(one.reasons for one in cases)
+
+
+def test_verdicts_go_to_the_case_store_unless_another_is_set(make, records, tmp_path):
+    client = make()
+    answer = score(client, records)
+    row = flagged(answer)[0]
+    verdict = {"labels": [{"id": row, "label": "normal"}]}
+    assert len(written(client, CaseFilter(status="open"))) == len(flagged(answer))
+    assert client.post("/feedback", json=verdict).json()["stored"] == 1
+    (decided,) = written(client, CaseFilter(status="decided"))
+    assert decided.row_id == row
+    other = make(labels=f"sqlite:///{tmp_path}/others.db")
+    assert other.post("/feedback", json={"labels": [{"id": 1, "label": "normal"}]}).json()["stored"]
+    with CaseStore(other.app.state.settings.cases) as store:
+        assert store.labels.stats().labels == 1
 
 
 # ---------------------------------------------------------------- images
