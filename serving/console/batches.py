@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -114,11 +115,11 @@ class BatchPages:
 
     def routes(self, gate: Gate) -> list[Template]:
         """Create the routes of the pages."""
-        options = {"scope": ADMIN, "is_slow": True}
+        route = partial(gate.route, scope=ADMIN, is_slow=True)
         return [
-            gate.route("/batches", self.list, **options),
-            gate.route("/batches/{name:path}/heatmaps/{file}", self.picture, **options),
-            gate.route("/batches/{name:path}", self.show, **options),
+            route("/batches", self.list),
+            route("/batches/{name:path}/heatmaps/{file}", self.picture),
+            route("/batches/{name:path}", self.show),
         ]
 
     # ------------------------------------------------------------ pages
