@@ -12,7 +12,7 @@ import http.client
 import secrets
 import ssl
 from collections.abc import Mapping
-from typing import Any
+from typing import TypeVar
 from urllib.parse import urlencode, urlsplit
 
 import msgspec
@@ -20,6 +20,8 @@ import msgspec
 from serving.console.sessions import Session, Signer
 from serving.problems import UNAUTHENTICATED, ProblemError
 from serving.settings import Settings, is_loopback
+
+T = TypeVar("T")
 
 CALLBACK = "/sign-in/callback"
 """Path below the console to which the issuer sends the browser back."""
@@ -116,7 +118,7 @@ class Issuer:
         return self._found
 
 
-def _decode(answer: bytes, shape: Any) -> Any:
+def _decode(answer: bytes, shape: type[T]) -> T:
     try:
         return msgspec.json.decode(answer, type=shape)
     except msgspec.DecodeError:

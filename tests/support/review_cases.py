@@ -14,6 +14,8 @@ from anomaly_vae.review.case_store import _row
 from anomaly_vae.review.tables import CASES, COUNTED, GUARANTEES, LABELS, P_VALUES, SNOOZES
 
 DAY = 86_400.0
+KNOWN = 500
+"""Number of cases that `fill` makes before it repeats them with other ids and p-values."""
 
 
 def case_of(number: int, **changes: Any) -> Case:
@@ -53,7 +55,11 @@ def case_of(number: int, **changes: Any) -> Case:
 
 def fill(store: CaseStore, count: int, first: int = 0) -> None:
     """Add cases to a store, all at once."""
-    rows = [_row(case_of(number)) for number in range(first, first + count)]
+    known = [_row(case_of(number)) for number in range(min(first + count, KNOWN))]
+    rows = [
+        {**known[n % KNOWN], "key": f"key {n}", "row_id": f"T{n:05d}", "p_value": (1 + n) / 50_000}
+        for n in range(first, first + count)
+    ]
     if rows:
         with store._writing() as connection:
             connection.execute(insert(CASES), rows)

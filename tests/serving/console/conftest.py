@@ -28,13 +28,17 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def service_of(tmp_path: Path, empty_store: Path) -> Iterator[MakeService]:
-    """Return a function that makes services of models, with settings and a number of cases."""
+    """Return a function that makes services of models, with settings and a number of cases.
+
+    All of them have the same store, which the first fills.
+    """
     services: list[Service] = []
     shutil.copy(empty_store, tmp_path / "cases.db")
 
     def make(*models: ServedModel, count: int = 3, **settings: Any) -> Service:
         services.append(Service(list(models), tmp_path, **({"api_keys": KEYS} | settings)))
-        fill(services[-1].cases, count)
+        if len(services) == 1:
+            fill(services[0].cases, count)
         return services[-1]
 
     yield make

@@ -1,6 +1,7 @@
 """Results of batch runs, and nothing else of the disk."""
 
 import json
+import shutil
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from serving.console import batches
+from tests.support.console import KEYS, Service
 
 SUMMARY = {
     "model": {"name": "fraud", "version": "3"}, "alpha": 0.01, "rows": 3, "scored": 2,
@@ -36,16 +38,31 @@ def write(folder, summary=SUMMARY, rows=ROWS):
     return folder
 
 
-@pytest.fixture
-def root(tmp_path):
-    write(tmp_path / "results" / "day 1" / "fraud")
-    write(tmp_path / "secret")
-    return tmp_path / "results"
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("batches")
 
 
 @pytest.fixture
-def reader(service_of, served, root):
-    return service_of(served, console_results=str(root)).visitor("bob")
+def root(place):
+    for folder in ("results", "secret"):
+        shutil.rmtree(place / folder, ignore_errors=True)
+    write(place / "results" / "day 1" / "fraud")
+    write(place / "secret")
+    return place / "results"
+
+
+@pytest.fixture(scope="module")
+def administrator(served, empty_store, place):
+    shutil.copy(empty_store, place / "cases.db")
+    service = Service([served], place, api_keys=KEYS, console_results=str(place / "results"))
+    yield service.visitor("bob")
+    service.close()
+
+
+@pytest.fixture
+def reader(administrator, root):
+    return administrator
 
 
 def test_results_are_listed_and_opened(reader, root):
