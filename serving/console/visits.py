@@ -243,7 +243,9 @@ class Gate:
         return response
 
 
-def _unknown(_: Visit) -> Response:
+def _unknown(visit: Visit) -> Response:
+    if visit.request.url.path == f"{CONSOLE}/":
+        return visit.redirect(CONSOLE)
     raise ProblemError(NOT_FOUND, "the console has no such page; the links above lead to all")
 
 

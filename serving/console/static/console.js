@@ -51,30 +51,34 @@ async function send(form, button) {
   const row = form.closest("tr"), body = new URLSearchParams(new FormData(form));
   if (button.name) body.set(button.name, button.value);
   const address = button.getAttribute("formaction") || form.action;
+  const isUndo = button.classList.contains("undo");
   for (const one of form.elements) one.disabled = true;
+  undoable = isUndo ? null : row.dataset.case; // the last that was pressed, not the last to answer
+  const next = rows()[rows().indexOf(row) + 1];
+  if (!isUndo && next && row.classList.contains("selected")) select(next); // quick hands do not wait
   try {
     const answer = await fetch(address, {method: "POST", body, headers: {"X-Fragment": "1"}});
     const text = await answer.text(), holder = document.createElement("template");
     holder.innerHTML = text;
     if (!answer.ok) {
-      for (const one of form.elements) one.disabled = false;
-      say(holder.content.textContent.trim());
-      return false;
+      failed(row, form, holder.content.textContent.trim());
+      return;
     }
-    const fresh = holder.content.querySelector("tr"), wasSelected = row.classList.contains("selected");
+    const fresh = holder.content.querySelector("tr"), isSelected = row.classList.contains("selected");
     row.replaceWith(fresh);
+    if (isSelected) select(fresh);
     const name = fresh.dataset.case, changed = fresh.querySelector(".changed");
-    undoable = button.classList.contains("undo") ? null : name;
     if (changed) say(changed.textContent);
-    else say(undoable ? `Case ${name}: ${button.value}. Press z to undo.` : `Case ${name}: undone.`);
-    const next = rows()[rows().indexOf(fresh) + 1];
-    if (wasSelected) select(undoable && !changed && next ? next : fresh);
-    return true;
+    else say(isUndo ? `Case ${name}: undone.` : `Case ${name}: ${button.value}. Press z to undo.`);
   } catch (error) {
-    for (const one of form.elements) one.disabled = false;
-    say("The service cannot be reached; the verdict was not stored. Try again.");
-    return false;
+    failed(row, form, "The service cannot be reached; the verdict was not stored. Try again.");
   }
+}
+
+function failed(row, form, text) {
+  for (const one of form.elements) one.disabled = false;
+  select(row);
+  say(text);
 }
 
 if (page === "queue") {

@@ -99,15 +99,13 @@ def test_twenty_cases_are_reviewed_by_keyboard_in_the_queue(site, alice) -> None
     alice.open(f"{address}/console")
     keys = {"a": "anomaly", "n": "normal", "u": "unsure"}
     pressed = ["aanuu"[number % 5] for number in range(20)]
-    for number, key in enumerate(pressed, 1):
-        assert selected(alice) == f"case-{number}"
-        alice.press(key)
-        alice.wait(f"document.querySelector('tr.selected').id === 'case-{number + 1}'")
+    alice.press(*pressed)  # as fast as a program can
+    alice.wait("document.querySelectorAll('.queue .by').length === 20")
+    assert selected(alice) == "case-21"
     expected = {n: (keys[key], "alice") for n, key in enumerate(pressed, 1)}
     assert labels(service) == expected
     alice.press("z")  # the last one
-    alice.wait("document.querySelector('#case-20 .undo') && "
-               "document.querySelector('.toast').textContent.includes('undone')")  # fmt: skip
+    alice.wait("document.querySelector('.toast').textContent.includes('undone')")
     assert service.cases.label_history("fraud", "T00019")[-1].note == "undone"
     alice.press("k", "k", "j")
     assert selected(alice) == "case-19"

@@ -62,6 +62,10 @@ def test_every_page_forbids_scripts_frames_and_copies(bob, path):
     assert "http" not in re.sub(r"http://www.w3.org/2000/svg", "", answer.text)
 
 
+def test_a_slash_at_the_end_is_forgiven(alice):
+    assert alice.get("/").headers["location"] == "/console"
+
+
 def test_a_page_that_is_unknown_is_an_error_page(alice):
     answer = alice.get("/nowhere")
     assert answer.status_code == 404
