@@ -62,7 +62,7 @@ def sign(secret: bytes, identifier: str, timestamp: int, body: bytes) -> str:
     """Return the signature of a body.
 
     >>> sign(b"secret", "case_1", 0, b"{}")
-    'v1,oX/ZgEUk9XyWdHqBxQOeVbGpUgPhFpzzGmXUVtXqTeA='
+    'v1,ZWUalukyV2zH9WNgIWjNvOMVWlQIpU6APiFuHUPWtgU='
     """
     signed = b".".join([identifier.encode(), str(timestamp).encode(), body])
     return f"v1,{base64.b64encode(hmac.digest(secret, signed, hashlib.sha256)).decode()}"

@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
+from anomaly_vae.artifacts.bundle import Bundle
+from anomaly_vae.calibration.conformal import calibrate
 from anomaly_vae.errors import ConfigError, DataError, StoreError
 from anomaly_vae.review import CaseFilter, CaseRecord, CaseStore, Label
 from pipelines.batch.case_import import (
@@ -17,12 +21,14 @@ from pipelines.batch.case_import import (
     import_when_finished,
     recorded_model,
 )
+from pipelines.batch.images import score_images
 from pipelines.batch.options import OutputOptions
 from pipelines.batch.result.layout import Format
 from pipelines.batch.tables import score_files
 from pipelines.registry.model_uri import LoadedModel
 from tests.support.flows import Command, World
 from tests.support.label_stores import *  # noqa: F403  # its fixtures
+from tests.support.scans import blobs
 
 ID = "TRANSACTION_ID"
 
@@ -141,6 +147,26 @@ def test_wrong_variables_are_named(monkeypatch: pytest.MonkeyPatch, name: str, v
     monkeypatch.setenv(f"ANOMALY_VAE_CASES_{name}", value)
     with pytest.raises(ConfigError, match="ANOMALY_VAE_CASES_S"):
         CaseOptions.from_environment("sqlite:///cases.db")
+
+
+@pytest.mark.parametrize("form", [Format.PARQUET, Format.CSV])
+def test_images_become_cases_with_their_regions(
+    image_calibrated: Bundle, tmp_path: Path, options: CaseOptions, form: Format
+) -> None:
+    calibration = calibrate(np.full(20, -1e6), alpha=0.1)  # flags every image
+    source = LoadedModel(image_calibrated.calibrated(calibration, None))
+    (tmp_path / "scans").mkdir()
+    for number, image in enumerate(blobs(3)):
+        Image.fromarray(image).save(tmp_path / f"scans/{number}.png")
+    assert carried_columns(options, source) == {}
+    paths, outputs = [str(tmp_path / "scans")], OutputOptions(form)
+    summary = score_images(source, paths, tmp_path / "out", 3, outputs=outputs)
+    result = import_result(tmp_path / "out", options, source)
+    assert result["stored"] == result["counted"] == summary["scored"] == 3
+    found = [record.case for record in cases(options)]
+    assert {Path(one.row_id).name for one in found} == {"0.png", "1.png", "2.png"}
+    reasons = [reason for one in found for reason in one.reasons]
+    assert all(reason.text.startswith("the area from x") for reason in reasons)
 
 
 @pytest.mark.e2e
