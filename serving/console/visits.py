@@ -28,12 +28,12 @@ from serving.observability.metrics import Metrics
 from serving.paths import CONSOLE, HEADERS, Template
 from serving.problems import (
     FORBIDDEN,
+    INVALID_REQUEST,
     NOT_FOUND,
     NOT_READY,
     OVERLOADED,
     STORE_DOWN,
     UNAUTHENTICATED,
-    Kind,
     ProblemError,
     to_problem,
 )
@@ -60,6 +60,14 @@ SECURE_HEADERS = {
 }
 """Headers of all pages."""
 SIGN_IN = f"{CONSOLE}/sign-in"
+TITLES = {
+    NOT_FOUND.slug: "Not found",
+    FORBIDDEN.slug: "Not allowed",
+    UNAUTHENTICATED.slug: "Sign in first",
+    INVALID_REQUEST.slug: "That cannot be done",
+    STORE_DOWN.slug: "The store cannot be used now",
+}
+"""Titles of error pages where those of the interface would not be understood."""
 
 
 @dataclass
@@ -237,7 +245,10 @@ class Gate:
             logs.failures.error("a page failed", exc_info=error)
         template = "error_fragment.html" if visit.is_fragment else "error.html"
         response = visit.page(
-            template, problem.kind.status, title=problem.kind.title, detail=problem.detail
+            template,
+            problem.kind.status,
+            title=TITLES.get(problem.kind.slug, problem.kind.title),
+            detail=problem.detail,
         )
         response.headers.update(problem.headers or {})
         return response
@@ -251,11 +262,8 @@ def _unknown(visit: Visit) -> Response:
 
 def _problem(error: Exception) -> ProblemError:
     if isinstance(error, StoreError):
-        return ProblemError(STORE_DOWN_PAGE, f"{error}. Nothing is lost; try again in a moment.")
+        return ProblemError(STORE_DOWN, f"{error}. Nothing is lost; try again in a moment.")
     return to_problem(error)
-
-
-STORE_DOWN_PAGE = Kind(STORE_DOWN.status, STORE_DOWN.slug, "The store cannot be used now")
 
 
 def _is_read(visit: Visit) -> bool:

@@ -70,6 +70,7 @@ def test_a_page_that_is_unknown_is_an_error_page(alice):
     answer = alice.get("/nowhere")
     assert answer.status_code == 404
     assert answer.headers["content-type"].startswith("text/html")
+    assert "<h1>Not found</h1>" in answer.text
     assert "Back to the queue" in answer.text
 
 
