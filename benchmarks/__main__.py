@@ -30,6 +30,7 @@ PROTOCOLS: dict[str, tuple[str, ...]] = {
     "batch": (),
     "serving": (),
     "cases": (),
+    "console": (),
     "windows": ("fraud",),
     "window_features": ("fraud",),
     "reload": (),

@@ -22,6 +22,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from anomaly_vae.errors import ConfigError, DataError
+from serving.console.app import Console, hint_routes
 from serving.middleware import RequestMiddleware
 from serving.models.store import Store
 from serving.observability.metrics import Metrics
@@ -47,6 +48,8 @@ COLLECTOR_VARIABLES = {"OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES
 """Environment variables with the URL of an OpenTelemetry collector."""
 
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
+FindClient = Callable[[bytes], ApiKey | None]
+"""Function that returns the client of a key or token, or None if it is unknown."""
 Refuse = Callable[[Exception, str], Response]
 """Function that returns the error response to an exception raised at a path."""
 
@@ -84,6 +87,8 @@ def create_app(
     cases = CaseRecorder(store, settings, metrics) if settings.cases else None
     scoring = ScoringEndpoint(store, settings, metrics, Observers(shadows, cases), windows)
     writer = LabelWriter(settings, metrics) if settings.label_store else None
+    find_client = _client_finder(settings)
+    console = _console(settings, writer, scoring, follower, metrics, find_client)
     refuse = _refusal(metrics)
     routes: list[BaseRoute] = [
         *scoring.routes.values(),  # first, because most requests are for them
@@ -93,6 +98,7 @@ def create_app(
         *feedback.routes(store, scoring.resources, writer, windows),
         *(route for protocol in PROTOCOLS for route in protocol.routes(store, settings)),
         *_protocol_routes(scoring),
+        *(console.routes() if console else hint_routes()),
     ]
     describers = [protocol.document for protocol in PROTOCOLS]
     routes += [document_route(routes, store, settings, describers), *docs.routes()]
@@ -103,8 +109,8 @@ def create_app(
     app.router.redirect_slashes = False
     app.state.store, app.state.settings, app.state.metrics = store, settings, metrics
     app.state.follower, app.state.shadows, app.state.windows = follower, shadows, windows
-    app.state.label_writer, app.state.cases = writer, cases
-    router, find_client = super(Service, app).__call__, _client_finder(settings)
+    app.state.label_writer, app.state.cases, app.state.console = writer, cases, console
+    router = super(Service, app).__call__
     middleware = RequestMiddleware(router, scoring, settings, metrics, refuse, find_client)
     app.outermost = _traced(middleware) if COLLECTOR_VARIABLES & os.environ.keys() else middleware
     return app
@@ -116,6 +122,25 @@ def _protocol_routes(scoring: ScoringEndpoint) -> list[Template]:
         for protocol in PROTOCOLS
         for path, endpoint in protocol.endpoints(scoring).items()
     ]
+
+
+def _console(
+    settings: Settings,
+    writer: LabelWriter | None,
+    scoring: ScoringEndpoint,
+    follower: Follower,
+    metrics: Metrics,
+    find_client: FindClient,
+) -> Console | None:
+    """Create the console; None without a case store."""
+    if not settings.cases or writer is None:
+        return None
+    from anomaly_vae.review import CaseStore
+
+    cases = CaseStore(settings.cases, settings.labels)
+    return Console(
+        cases, writer, scoring.store, follower, metrics, scoring.resources, settings, find_client
+    )
 
 
 def _refusal(metrics: Metrics) -> Refuse:
@@ -134,7 +159,7 @@ def _handlers(refuse: Refuse) -> dict[type[Exception], Callable[[Request, Except
     return dict.fromkeys((ProblemError, DataError, HTTPException, Exception), handle)
 
 
-def _client_finder(settings: Settings) -> Callable[[bytes], ApiKey | None]:
+def _client_finder(settings: Settings) -> FindClient:
     """Return a function that finds the client of an API key or, with an OIDC issuer, a token."""
     find_by_key = partial(find_key, settings.api_keys)
     if not settings.oidc_issuer:

@@ -28,6 +28,7 @@ from serving.paths import (
     PUBLIC_ROUTES,
     QUIET_ROUTES,
     check_port,
+    is_console,
     required_scope,
     route_template,
 )
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 DRAINED_BODIES = 4
 """Maximum number of bytes discarded after an early response, as a multiple of the maximum body
 size."""
+CACHE_CONTROL = b"cache-control"
 REQUEST_ID = b"x-request-id"
 VALID_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 """Pattern of the request ids that are accepted from clients; any other id is replaced."""
@@ -101,7 +103,8 @@ class RequestMiddleware:
         path = scope["path"]
         if self.settings.admin_port:
             check_port(scope, self.settings.admin_port)
-        if self.settings.requires_auth and path not in PUBLIC_ROUTES:
+        is_open = path in PUBLIC_ROUTES or is_console(path)  # the console checks sessions itself
+        if self.settings.requires_auth and not is_open:
             self._check_key(scope, path)
         direct = self.scoring.direct_route(path) if scope["method"] == "POST" else None
         if direct is None:
@@ -206,6 +209,8 @@ class RequestChannel:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message["headers"] = [*message["headers"], *self._headers]
+            if not any(name == CACHE_CONTROL for name, _ in message["headers"]):
+                message["headers"].append((CACHE_CONTROL, b"no-store"))
             if self.awaits_continue:
                 message["headers"].append((b"connection", b"close"))
         elif self.body_pending and not message.get("more_body", False):

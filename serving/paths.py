@@ -27,6 +27,8 @@ UNMATCHED = "unmatched"
 """Template of all paths without a route."""
 FEEDBACK = "/feedback"
 """Route of labels."""
+CONSOLE = "/console"
+"""Prefix of the pages for reviewers, which sign in by a session of their own."""
 SCORING_ROUTES = ("/score", "/models/{name}/score")
 """Templates of the project's own scoring routes."""
 
@@ -50,6 +52,11 @@ def required_scope(path: str) -> str:
     if path.startswith("/-/"):
         return "admin"
     return {"/metrics": "metrics", FEEDBACK: "feedback"}.get(path, "score")
+
+
+def is_console(path: str) -> bool:
+    """Return whether a path belongs to the pages for reviewers."""
+    return path == CONSOLE or path.startswith(f"{CONSOLE}/")
 
 
 class Template(Route):

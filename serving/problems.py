@@ -44,6 +44,7 @@ UNKNOWN_MODEL = Kind(404, "unknown-model", "No such model")
 NOT_FOUND = Kind(404, "not-found", "No such route")
 METHOD_NOT_ALLOWED = Kind(405, "method-not-allowed", "The route has no such method")
 NO_LABEL_STORE = Kind(404, "no-label-store", "The service keeps no labels")
+NO_CASE_STORE = Kind(404, "no-case-store", "The service keeps no cases")
 TIMEOUT = Kind(408, "timeout", "The body took too long to arrive")
 TOO_LARGE = Kind(413, "too-large", "The request body is too large")
 TOO_MANY_RECORDS = Kind(413, "too-many-records", "Too many records in one request")
@@ -66,7 +67,8 @@ KINDS = (
     MALFORMED, UNAUTHENTICATED, UNSIGNED, FORBIDDEN, NOT_FOUND, UNKNOWN_MODEL, METHOD_NOT_ALLOWED,
     TIMEOUT, TOO_LARGE, TOO_MANY_RECORDS, TOO_MUCH_EXPLAINED, TOO_SLOW, UNSUPPORTED,
     INVALID_REQUEST, INVALID_RECORD, OVERLOADED, RATE_LIMITED, HEAD_TOO_LARGE, INTERNAL,
-    NOT_READY, WINDOWS_DOWN, RELOAD_FAILED, NO_LABEL_STORE, INVALID_LABEL, STORE_DOWN,
+    NOT_READY, WINDOWS_DOWN, RELOAD_FAILED, NO_LABEL_STORE, NO_CASE_STORE, INVALID_LABEL,
+    STORE_DOWN,
 )  # fmt: skip
 REFUSED = "refused"
 """Name of the web framework's own errors that have no `Kind`."""

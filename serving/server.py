@@ -158,7 +158,7 @@ def _config(app: Starlette | str, settings: Settings, workers: int = 1) -> uvico
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        headers=[*SECURE_HEADERS],
+        headers=[one for one in SECURE_HEADERS if one[0] != "cache-control"],  # see RequestChannel
         timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=settings.grace_seconds,
         timeout_worker_healthcheck=WORKER_TIMEOUT_SECONDS,
@@ -185,6 +185,8 @@ async def _lifespan(store: Store, drain_seconds: float, app: Starlette) -> Async
         expiring.cancel()
         await follower.close()
         app.state.shadows.close()
+        if app.state.console:
+            app.state.console.close()
         if writer:
             writer.close()
         if cases:

@@ -29,7 +29,7 @@ from anomaly_vae.features.store.opening import StoreOptions, open_backend, requi
 from anomaly_vae.review.case_maker import MIN_SALT
 
 PREFIX = "ANOMALY_VAE_"
-SCOPES = frozenset({"score", "metrics", "feedback", "admin"})
+SCOPES = frozenset({"score", "metrics", "feedback", "review", "admin"})
 DEFAULT_FOLDERS = {
     "cache_dir": "~/.cache/anomaly-vae",
     "cases_spool": "~/.local/state/anomaly-vae/cases",
@@ -134,7 +134,8 @@ class Settings(BaseSettings):
 
     api_keys: Keys = ()
     """API keys, comma-separated, each as `name:scopes:sha256hex`. Scopes are `score`, `metrics`,
-    `feedback` and `admin`, joined by `+`. Without keys the service listens on loopback only."""
+    `feedback`, `review` and `admin`, joined by `+`. Without keys the service listens on loopback
+    only."""
     oidc_issuer: str = ""
     """OpenID Connect issuer whose bearer tokens are accepted in addition to API keys, as in the
     claim `iss`. Needs the extra `oidc`."""
@@ -145,7 +146,12 @@ class Settings(BaseSettings):
     oidc_scope_claim: str = "scope"
     """Claim that lists the scopes of a token, as a text separated by spaces or as a list."""
     oidc_scope_prefix: str = ""
-    """Prefix of `score`, `metrics`, `feedback` and `admin` in that claim."""
+    """Prefix of `score`, `metrics`, `feedback`, `review` and `admin` in that claim."""
+    oidc_client_id: str = ""
+    """Client id of the console at the issuer, for sign-in there instead of by a key. Needs
+    `ANOMALY_VAE_CONSOLE_URL`."""
+    oidc_client_secret: str | None = Field(None, repr=False)
+    """Secret of that client; empty for a public client."""
     oidc_refresh_seconds: PositiveFloat = 300.0
     """Seconds between two fetches of the issuer's keys."""
     max_records: Count = 10_000
@@ -271,6 +277,17 @@ class Settings(BaseSettings):
     """Folder in which cases wait while the store is down."""
     cases_spool_bytes: KibibyteOrMore = 64 * 1024**2
     """Maximum size of all cases that wait there, in bytes; further ones are dropped and counted."""
+    console_url: str = ""
+    """Address of the console in browsers, such as `https://scores.example/console`. Its cookies are
+    sent over https only if it begins so."""
+    console_hours: PositiveFloat = 10.0
+    """Hours after which a reviewer signs in to the console again."""
+    console_secret: str | None = Field(None, min_length=32, repr=False)
+    """Secret that signs the sessions of the console; every machine that serves it needs the same.
+    Empty: a random one in the file `anomaly-vae/console.key` in `$XDG_STATE_HOME` or
+    `~/.local/state`."""
+    console_results: str = ""
+    """Folder below which the console opens results of batch runs; empty: it opens none."""
     log_level: Level = "info"
     """Lowest level that is logged: `debug`, `info`, `warning` or `error`."""
 

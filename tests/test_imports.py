@@ -36,6 +36,7 @@ ROWS: dict[str, list[set[str]]] = {
     "serving": [
         {"server"},
         {"app"},
+        {"console"},
         {"routes", "protocols"},
         {"middleware", "openapi"},
         {"registry"},

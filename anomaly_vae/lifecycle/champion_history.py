@@ -14,14 +14,17 @@ import datetime as dt
 import getpass
 import json
 import os
+import sys
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from anomaly_vae.artifacts.registry_names import FAULT
 from anomaly_vae.errors import ConfigError, RegistryError
 from anomaly_vae.files import strict_json
 from anomaly_vae.lifecycle.registry import Registry, Run
+from anomaly_vae.masking import masked
 
 ACTOR = "ANOMALY_VAE_ACTOR"
 """Environment variable with the name of the person or job that acts."""
@@ -234,3 +237,19 @@ def _entry(key: str, text: str) -> Entry:
 def _last_change(entries: list[Entry]) -> int:
     """Return the number of the last entry that changes the champion, 0 for none."""
     return max((n for n, entry in enumerate(entries, 1) if entry.changes_champion), default=0)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the history of the model named by the argument as a JSON list, the oldest first."""
+    (name,) = sys.argv[1:] if arguments is None else arguments
+    try:
+        entries = history(Registry(create=False), name)
+    except RegistryError as error:
+        sys.stderr.write(f"{masked(str(error))}\n")
+        return FAULT
+    sys.stdout.write(json.dumps([asdict(entry) for entry in entries]) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

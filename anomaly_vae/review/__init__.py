@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from anomaly_vae.review.case_maker import CaseColumns, CaseFields, CaseMaker
     from anomaly_vae.review.case_store import CaseStats, CaseStore, Pruned
     from anomaly_vae.review.cases import Case, CaseFilter, CaseReason, CaseRecord, Snooze
+    from anomaly_vae.review.guarantees import GuaranteeLog, GuaranteeState
     from anomaly_vae.review.labels import CurrentLabel, Label, LabelStats
     from anomaly_vae.review.p_values import PValueCounts
     from anomaly_vae.review.precision import Share
@@ -32,6 +33,8 @@ MODULES = {
     "CaseStore": "case_store",
     "CurrentLabel": "labels",
     "Label": "labels",
+    "GuaranteeLog": "guarantees",
+    "GuaranteeState": "guarantees",
     "LabelStats": "labels",
     "LabelStore": "store",
     "PValueCounts": "p_values",
@@ -43,8 +46,8 @@ MODULES = {
 
 __all__ = [
     "Case", "CaseColumns", "CaseFields", "CaseFilter", "CaseMaker", "CaseReason", "CaseRecord",
-    "CaseStats", "CaseStore", "CurrentLabel", "Label", "LabelStats", "LabelStore", "PValueCounts",
-    "Pruned", "Share", "Snooze",
+    "CaseStats", "CaseStore", "CurrentLabel", "GuaranteeLog", "GuaranteeState", "Label",
+    "LabelStats", "LabelStore", "PValueCounts", "Pruned", "Share", "Snooze",
 ]  # fmt: skip
 
 LIBRARIES = frozenset({"alembic", "psycopg", "psycopg2", "sqlalchemy"})

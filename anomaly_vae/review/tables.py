@@ -104,7 +104,18 @@ COUNTED = Table(
 )
 """Names of batches of p-values that are counted already."""
 
-logging.getLogger("alembic.runtime.migration").setLevel(logging.WARNING)  # else a line per use
+GUARANTEES = Table(
+    "anomaly_vae_guarantees",
+    METADATA,
+    _number(),
+    Column("model", Text, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("at_us", BigInteger, nullable=False),
+)
+"""States of guarantees in the order of their beginning. Rows never change."""
+
+logging.getLogger("alembic.runtime").setLevel(logging.WARNING)  # else some lines per use
 
 
 def is_current(connection: Connection, folder: Path = MIGRATIONS) -> bool | None:

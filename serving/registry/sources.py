@@ -122,7 +122,7 @@ class Sources:
 
     async def _fetch(self, uri: str) -> BundleRef:
         """Fetch a registered bundle into the cache with a child process."""
-        _check_installed(uri)
+        check_installed(uri)
         with tempfile.TemporaryDirectory(prefix="anomaly-vae-") as temporary:
             command = [*self._command, uri, "--to", str(self.cache.folder)]
             environment = {**os.environ, "TMPDIR": temporary}
@@ -140,8 +140,8 @@ class Sources:
                     child.kill()
                     await child.wait()
         if child.returncode:
-            raise _fetch_error(child.returncode, _last_line(err) or f"'{uri}' could not be fetched")
-        return _read(uri, _last_line(out))
+            raise _fetch_error(child.returncode, last_line(err) or f"'{uri}' could not be fetched")
+        return _read(uri, last_line(out))
 
 
 def _read(uri: str, line: str) -> BundleRef:
@@ -158,12 +158,17 @@ def _fetch_error(code: int, line: str) -> Exception:
     return RegistryError(line, missing=code == MISSING)
 
 
-def _last_line(output: bytes) -> str:
+def last_line(output: bytes) -> str:
+    """Return the last line that a child process wrote."""
     return (output.decode(errors="replace").strip().splitlines() or [""])[-1]
 
 
-def _check_installed(uri: str) -> None:
-    """Raise an error that names the missing package, if this is a lean install."""
+def check_installed(uri: str) -> None:
+    """Check that a child process can read the registry.
+
+    Raises:
+        RegistryError: this is a lean install; the message names the missing package.
+    """
     if not importlib.util.find_spec("mlflow"):
         missing = "mlflow; install it in the service's environment: pip install mlflow"
     elif not mlflow_rest.uri().startswith("http") and not importlib.util.find_spec("sqlalchemy"):

@@ -16,7 +16,7 @@ from serving.review.webhook import Webhook
 from serving.settings import Settings
 
 if TYPE_CHECKING:
-    from anomaly_vae.review import CaseRecord, CaseStore
+    from anomaly_vae.review import CaseRecord, CaseStore, GuaranteeLog
 
 log = logging.getLogger("serving.review.cases")
 
@@ -48,9 +48,10 @@ class CaseWriter:
     """
 
     def __init__(self, models: Store, settings: Settings, metrics: Metrics) -> None:
-        from anomaly_vae.review import CaseStore
+        from anomaly_vae.review import CaseStore, GuaranteeLog
 
         self.store: CaseStore = CaseStore(settings.cases, settings.labels)
+        self.guarantees: GuaranteeLog = GuaranteeLog(settings.cases)
         self.spool = Spool(settings.cases_spool, str(self.store), settings.cases_spool_bytes)
         self.webhook = Webhook(settings, metrics) if settings.webhook else None
         self._models, self._settings, self._metrics = models, settings, metrics
@@ -122,6 +123,7 @@ class CaseWriter:
             if now >= self._stats_at:
                 self._stats_at = now + STATS_SECONDS
                 self._record_stats()
+                self._note_guarantees()
             if now >= self._prune_at:
                 self._prune_at = now + PRUNE_SECONDS
                 self._prune()
@@ -174,6 +176,12 @@ class CaseWriter:
             }
             self._metrics.record_review(model, values)
 
+    def _note_guarantees(self) -> None:
+        """Store the state of each guarantee that has changed."""
+        for model in self._models.current.values():
+            status = self._metrics.guarantees.tracker(model).status
+            self.guarantees.note(model.name, model.version, status)
+
     def _prune(self) -> None:
         if not self._settings.cases_days:
             return
@@ -187,4 +195,5 @@ class CaseWriter:
         if self.webhook:
             self.webhook.close()
         self.spool.close()
+        self.guarantees.close()
         self.store.close()

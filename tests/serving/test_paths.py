@@ -3,7 +3,14 @@
 import pytest
 from starlette.routing import Match
 
-from serving.paths import PROBES, Template, check_port, required_scope, route_template
+from serving.paths import (
+    PROBES,
+    Template,
+    check_port,
+    is_console,
+    required_scope,
+    route_template,
+)
 from tests.support.http_requests import refusal
 
 
@@ -73,3 +80,12 @@ def test_a_route_that_does_not_match_leaves_no_trace():
     assert (match, found) == (Match.NONE, {})
     assert route_template(scope_of("/mallory")) == "unmatched"
     assert route_template(scope_of("/ping")) == "/ping"
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [("/console", True), ("/console/", True), ("/console/cases/1", True), ("/consoles", False),
+     ("/score/console", False)],
+)  # fmt: skip
+def test_the_pages_for_reviewers_have_one_prefix(path, expected):
+    assert is_console(path) is expected

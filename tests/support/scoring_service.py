@@ -84,8 +84,16 @@ def address_of() -> Iterator[Callable[..., str]]:
 
 @contextmanager
 def listening(models: Sequence[ServedModel], settings: Mapping[str, Any]) -> Iterator[str]:
-    """Run a server in a thread and yield its address."""
+    """Run a server of models in a thread and yield its address."""
     app = create_app(Store(models), Settings(**settings))
+    with serving(app) as address:
+        yield address
+    close_stores(app)
+
+
+@contextmanager
+def serving(app: Any) -> Iterator[str]:
+    """Run a server of an application in a thread and yield its address."""
     server = uvicorn.Server(uvicorn.Config(app, http="httptools", log_config=None, lifespan="off"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))
@@ -95,8 +103,6 @@ def listening(models: Sequence[ServedModel], settings: Mapping[str, Any]) -> Ite
         finally:
             server.should_exit = True
             thread.join(20)
-            if writer := app.state.label_writer:
-                writer.close()
 
 
 @pytest.fixture
@@ -112,8 +118,13 @@ def client_of() -> Iterator[MakeClient]:
     yield make
     for client in clients:
         client.close()
-        if writer := client.app.state.label_writer:  # type: ignore[attr-defined]
-            writer.close()
+        close_stores(client.app)
+
+
+def close_stores(app: Any) -> None:
+    """Close the stores of an application that ran without its lifespan."""
+    for store in filter(None, (app.state.console, app.state.label_writer)):
+        store.close()
 
 
 @pytest.fixture

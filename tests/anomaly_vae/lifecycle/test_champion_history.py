@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anomaly_vae.errors import ConfigError, RegistryError
+from anomaly_vae.lifecycle import champion_history
 from anomaly_vae.lifecycle.champion_history import (
     ACTOR,
     Action,
@@ -18,6 +19,7 @@ from anomaly_vae.lifecycle.champion_history import (
     Entry,
     actor,
     history,
+    main,
     previous_champions,
 )
 from anomaly_vae.lifecycle.registry import CHAMPION, HISTORY_TAG, Registry
@@ -261,3 +263,24 @@ def test_who_it_was_is_what_the_environment_says_or_the_login(
     assert actor() == "of the server"
     monkeypatch.setenv(ACTOR, "nightly job")
     assert actor() == "nightly job"
+
+
+def test_the_history_is_printed_for_the_service(
+    versions: Registry, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(champion_history, "Registry", lambda create: versions)
+    ChampionHistory(versions, NAME).append("promote", "1", None, {}, "first <one>")
+    assert main([NAME]) == 0
+    (printed,) = json.loads(capsys.readouterr().out)
+    assert (printed["version"], printed["reason"]) == ("1", "first <one>")
+
+
+def test_a_history_that_cannot_be_read_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(create: bool) -> None:
+        raise RegistryError("no registry at sqlite:///x")
+
+    monkeypatch.setattr(champion_history, "Registry", fail)
+    assert main([NAME]) == 1
+    assert capsys.readouterr() == ("", "no registry at sqlite:///x\n")

@@ -17,7 +17,7 @@ NEXT = """
 import sqlalchemy as sa
 from alembic import op
 
-revision, down_revision = "next", "0002"
+revision, down_revision = "next", "0003"
 
 
 def upgrade():

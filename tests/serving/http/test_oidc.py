@@ -3,78 +3,19 @@
 import base64
 import hmac
 import json
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from anomaly_vae.errors import ConfigError
 from serving.http import oidc
 from serving.settings import ApiKey, read_settings
 from tests.support.http_requests import refused
+from tests.support.issuers import AUDIENCE, ISSUER, MAKERS, Issuer
 
-AUDIENCE, ISSUER = "anomaly-vae", "https://issuer.example"
-MAKERS = {
-    "RS256": lambda: rsa.generate_private_key(65537, 2048),
-    "PS256": lambda: rsa.generate_private_key(65537, 2048),
-    "ES256": lambda: ec.generate_private_key(ec.SECP256R1()),
-    "EdDSA": ed25519.Ed25519PrivateKey.generate,
-}
 BODY = {"records": [{"TX_AMOUNT": 1}]}
-
-
-class Issuer:
-    """Signs tokens and serves their public keys; `seen` counts the fetches."""
-
-    def __init__(self):
-        self.keys = {name: make() for name, make in MAKERS.items()}
-        self.seen, self.away = 0, False
-        issuer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                issuer.seen += 1
-                self.send_response(503 if issuer.away else 200)
-                self.end_headers()
-                self.wfile.write(json.dumps(issuer.published()).encode())
-
-            def log_message(self, *_):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/keys"
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
-        self.thread.start()
-
-    def close(self):
-        self.server.shutdown()
-        self.thread.join()
-        self.server.server_close()
-
-    def published(self):
-        """The public keys, and a shared secret that must never verify a token."""
-        shared = {"kty": "oct", "kid": "shared", "alg": "HS256", "k": "c2VjcmV0" * 8}
-        return {"keys": [shared, *(self.public(name) for name in self.keys)]}
-
-    def public(self, name):
-        algorithm = jwt.get_algorithm_by_name(name.partition(" ")[0])
-        jwk = json.loads(algorithm.to_jwk(self.keys[name].public_key()))
-        return {**jwk, "kid": name, "alg": name.partition(" ")[0]}
-
-    def token(self, name="RS256", algorithm=None, key=None, kid=None, **claims):
-        now = int(time.time())
-        whole = {"iss": ISSUER, "aud": AUDIENCE, "exp": now + 600, "scope": "score", "sub": "joe"}
-        whole = {claim: value for claim, value in {**whole, **claims}.items() if value is not None}
-        return jwt.encode(
-            whole,
-            key or self.keys[name],
-            algorithm or name.partition(" ")[0],
-            headers={"kid": kid or name},
-        )
 
 
 @pytest.fixture(scope="module")
