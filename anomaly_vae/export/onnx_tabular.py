@@ -54,7 +54,7 @@ WEIGHTS_FILE = "weights.safetensors"
 NOISE = "noise"
 """Name of the frozen noise tensor in the weights file."""
 TOLERANCE = 1e-4
-"""Maximum difference between scores of graph and torch, relative to max(1, |score|)."""
+"""Maximum difference between scores of graph and torch, relative to the terms of the score."""
 
 
 class GraphBuilder:
@@ -606,15 +606,16 @@ def check_graph(
         scores: (N,), scores of the graph.
 
     Returns:
-        The largest disagreement, relative to max(1, |score|).
+        The largest disagreement, relative to the terms of the score; see `disagreement`.
 
     Raises:
         ExportError: it is above `TOLERANCE`.
     """
     chunks = torch.from_numpy(x).split(4096)
-    truth = torch.cat([-torch_terms(model, score, chunk).bound for chunk in chunks])
-    exact = truth.double().numpy()
-    return disagreement(exact, scores, np.abs(exact))
+    terms = [torch_terms(model, score, chunk) for chunk in chunks]
+    truth = torch.cat([-part.bound for part in terms]).double().numpy()
+    size = [part.log_prob.abs().sum(-1) + part.kl.sum(-1).abs() for part in terms]
+    return disagreement(truth, scores, torch.cat(size).double().numpy())
 
 
 def disagreement(
@@ -625,7 +626,8 @@ def disagreement(
     Args:
         truth: (N,).
         scores: (N,).
-        size: (N,), magnitude that the differences are compared with.
+        size: (N,), magnitude that the differences are compared with: terms of both signs round by
+            their own size and not by that of their sum.
 
     Raises:
         ExportError: the difference is above `TOLERANCE`.
