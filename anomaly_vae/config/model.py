@@ -36,6 +36,9 @@ class ModelConfig(Section):
     every model is trained with."""
     components: int = Field(256, ge=1, le=65_536)
     """Largest number of mixture components of the aggregated posterior."""
+    exemplars: int = Field(2048, ge=0, le=65_536)
+    """Largest number of training rows in the exemplar member, a kernel density whose bound counts
+    for half of the score; 0: no such member."""
 
     def resolve(self, n_columns: int) -> ResolvedModel:
         """Fill in sizes that are None.
