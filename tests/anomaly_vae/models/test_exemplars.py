@@ -18,7 +18,7 @@ LAYOUTS = {
 }
 
 
-def rows_of(layout: Layout, n: int = 12) -> Tensor:
+def rows_of(layout: Layout, n: int = 6) -> Tensor:
     """Rows with a missing value in most of them, and one without any value."""
     generator = torch.Generator().manual_seed(3)
     numeric = torch.randn(n, layout.n_numeric, generator=generator)
