@@ -40,6 +40,8 @@ PROTOCOLS: dict[str, tuple[str, ...]] = {
     "distributed": (),
 }
 """Protocol modules, each with ``run(options)``, and the data files or folders each one reads."""
+SUITES = ("adbench", "oddbench")
+"""Suites of the protocol ``tabular``, which are folders of the data folder."""
 SEEDS = 3
 """Number of seeds per random method, unless the protocol defines its own ``SEEDS``."""
 
@@ -49,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed = vars(_parser().parse_args(arguments))
     name = parsed.pop("name")
     options = Options(**parsed)
-    if name and (problem := options.missing_data(PROTOCOLS[name])):
+    needed = (options.suite,) if name == "tabular" else PROTOCOLS.get(name, ())
+    if name and (problem := options.missing_data(needed)):
         sys.exit(problem)
     for protocol in [name] if name else PROTOCOLS:
         if problem := options.missing_data(PROTOCOLS[protocol]):
@@ -82,6 +85,9 @@ def _parser() -> ArgumentParser:
         help="results folder; a run resumes from it",
     )
     parser.add_argument("--seeds", type=int, default=0, help="seeds per method; 0: usual number")
+    parser.add_argument(
+        "--suite", choices=SUITES, default=SUITES[0], help="data sets of the protocol tabular"
+    )
     parser.add_argument("--only", default="*", help="pattern of methods to run, such as 'PyOD*'")
     parser.add_argument(
         "--short", action="store_true", help="one seed on a subsample; takes minutes"

@@ -50,6 +50,8 @@ class Options:
     """Shell-style pattern of the methods to run."""
     short: bool
     """Whether to run the short form, on a subsample."""
+    suite: str = "adbench"
+    """Data sets of the protocol ``tabular``."""
 
     def data_root(self) -> Path:
         """Return the folder that contains all data sets."""

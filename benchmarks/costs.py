@@ -29,7 +29,10 @@ def after_one_epoch(name: str, **overrides: Any) -> Method:
 METHODS = (
     after_one_epoch("preset: fast", preset="fast"),
     after_one_epoch("members: 1", members=1),
-    after_one_epoch("components: 128", components=128),
+    after_one_epoch("exemplars: 0", exemplars=0),
+    after_one_epoch("exemplars: 1024", exemplars=1024),
+    after_one_epoch("exemplars: 4096", exemplars=4096),
+    after_one_epoch("components: 256", components=256),
     after_one_epoch("depth: 1", depth=1),
     after_one_epoch("VAE (ours)"),
     after_one_epoch("members: 5", members=5),

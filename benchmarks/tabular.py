@@ -1,17 +1,19 @@
-"""Measure one-class detection on 20 numeric data sets of ADBench (Han et al. 2022).
+"""Measure one-class detection on many tables, of the suite that ``--suite`` names.
 
-The splits follow Livernoche et al. (ICLR 2024): data sets of more than 10,000 rows are subsampled
-with stratification; a random half of the normal rows is for training, the other half and all
-anomalies are for testing. Every method has one configuration for all data sets. Our estimator holds
-out a fraction of its training half for calibration; peers train on the whole half, standardised. No
-configuration was chosen with the test labels of a single data set; RESULTS.md says which choices
-were made on these data sets.
+- ``adbench``: 20 numeric data sets of ADBench (Han et al. 2022). The splits follow Livernoche et
+  al. (ICLR 2024): data sets of more than 10,000 rows are subsampled with stratification; a random
+  half of the normal rows is for training, the other half and all anomalies are for testing.
+- ``oddbench``: 60 real tables of the OddBench kind, with given splits and names of columns.
+
+Every method has one configuration for all data sets. Our estimator holds out a fraction of its
+training rows for calibration; peers train on all of them, standardised. No configuration was chosen
+with the test labels of a single data set; RESULTS.md says which choices were made on these suites.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,12 +30,15 @@ from pyod.models.lof import LOF
 from pyod.models.ocsvm import OCSVM
 from pyod.models.pca import PCA
 from pyod.models.vae import VAE
+from scipy.stats import binomtest
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
 from anomaly_vae import TabularVAEDetector
+from anomaly_vae.data.identifiers import named_like_things
+from anomaly_vae.estimators.tabular import array_names
 from anomaly_vae.files import atomic_path
 from benchmarks.common import Ledger, Options, cpu_seconds, environment, markdown_table
 
@@ -46,6 +51,8 @@ PEER_CLIP = 1e4
 """Limit to which test rows are clipped for peers, in standard deviations."""
 SHORT_SETS = 6
 """Number of data sets in the short form."""
+TIE = 5e-4
+"""Largest difference of two figures, as a fraction of 1, that counts as a tie."""
 
 
 # ---------------------------------------------------------------- the task
@@ -58,12 +65,41 @@ class Task:
     train: Matrix
     test: Matrix
     anomaly: NDArray[np.bool_]
+    types: Mapping[str, str] = field(default_factory=dict)
+    """Type of each column, named as the estimator names those of an array."""
 
 
 def load_task(path: Path, seed: int) -> Task:
-    """Load a data set and split it at random."""
-    with np.load(path, allow_pickle=False) as content:
-        x, anomaly = content["X"].astype(np.float64), content["y"].ravel() == 1
+    """Load a data set; split it at random unless it has a split."""
+    with np.load(path, allow_pickle=False) as file:
+        content = dict(file)
+    anomaly = content["y"].ravel() == 1
+    if "train" in content:
+        train, test = (content[part].astype(np.float64) for part in ("train", "test"))
+        return Task(train, test, anomaly, column_types(content["columns"], train))
+    return _split(content["X"].astype(np.float64), anomaly, seed)
+
+
+def column_types(names: NDArray[np.str_], train: Matrix) -> dict[str, str]:
+    """Return the types of columns: codes are categorical, and all other columns are numeric.
+
+    Codes are whole numbers in a column whose name says that they name things. Columns whose
+    values hardly repeat are left numeric.
+    """
+    columns = zip(array_names(len(names)), names, train.T, strict=True)
+    return {
+        column: "categorical" if named_like_things(str(name)) and _repeats(values) else "numeric"
+        for column, name, values in columns
+    }
+
+
+def _repeats(values: Matrix) -> bool:
+    """Return whether values (N,) are whole numbers, each in at least two rows on average."""
+    whole = bool((values == np.round(values)).all())
+    return whole and 2 < len(np.unique(values)) <= len(values) / 2
+
+
+def _split(x: Matrix, anomaly: NDArray[np.bool_], seed: int) -> Task:
     generator = np.random.RandomState(seed)
     if len(x) > MAX_ROWS:
         rows = _subsample(anomaly, generator)
@@ -71,7 +107,8 @@ def load_task(path: Path, seed: int) -> Task:
     normal = generator.permutation(np.flatnonzero(~anomaly))
     train, test_normal = np.split(normal, [len(normal) // 2])
     test = np.concatenate([test_normal, np.flatnonzero(anomaly)])
-    return Task(x[train], x[test], anomaly[test])
+    types = dict.fromkeys(array_names(x.shape[1]), "numeric")
+    return Task(x[train], x[test], anomaly[test], types)
 
 
 def _subsample(anomaly: NDArray[np.bool_], generator: np.random.RandomState) -> NDArray[np.intp]:
@@ -167,12 +204,16 @@ class Method:
 
     name: str
     make: Callable[[int], Model]
+    typed: bool = False
+    """Whether our estimator is told the types of the columns."""
 
 
-def ours(name: str, **overrides: Any) -> Method:
+def ours(name: str, typed: bool = False, **overrides: Any) -> Method:
     """Return a method: our estimator with these arguments."""
     return Method(
-        name, lambda seed: Ours(TabularVAEDetector(alpha=0.05, random_state=seed, **overrides))
+        name,
+        lambda seed: Ours(TabularVAEDetector(alpha=0.05, random_state=seed, **overrides)),
+        typed,
     )
 
 
@@ -207,8 +248,11 @@ ABLATIONS = (
     ours("ours, members: 1", members=1),
     ours("ours, members: 6", members=6),
     ours("ours, components: 64", components=64),
-    ours("ours, components: 128", components=128),
+    ours("ours, components: 256", components=256),
     ours("ours, components: 1024", components=1024),
+    ours("ours, exemplars: 0", exemplars=0),
+    ours("ours, exemplars: 1024", exemplars=1024),
+    ours("ours, exemplars: 4096", exemplars=4096),
     ours("ours, noise: 0", noise=0.0),
     ours("ours, hide: 0", hide=0.0),
     ours("ours, beta: 0.1", beta=0.1),
@@ -219,7 +263,8 @@ ABLATIONS = (
     ours("ours, likelihood: student_t", likelihood="student_t"),
     ours("ours, model: autoencoder", model="autoencoder"),
 )
-METHODS = (*OURS, *PEERS, *SLOW_PEERS, *ABLATIONS)
+TYPED = (ours("ours, codes as categories", typed=True),)
+METHODS = (*OURS, *TYPED, *PEERS, *SLOW_PEERS, *ABLATIONS)
 
 
 # ---------------------------------------------------------------- the run
@@ -240,18 +285,32 @@ def measure(model: Model, task: Task) -> Metrics:
 
 
 def run(options: Options) -> None:
-    """Run the missing measurements; write the table and plot the mean ranks."""
-    files = sorted(options.data_folder("adbench").glob("*.npz"))
-    ledger = Ledger(options.result_path("tabular.csv"), KEYS)
+    """Run the missing measurements; write the tables and plot the mean ranks."""
+    files = sorted(options.data_folder(options.suite).glob("*.npz"))
+    name = "tabular" if options.suite == "adbench" else f"tabular-{options.suite}"
+    ledger = Ledger(options.result_path(f"{name}.csv"), KEYS)
     task = cache(load_task)
     for method, path, seed in _plan(options, files):
         key = (method.name, path.stem, seed)
-        if key not in ledger:
-            ledger.add(key, measure(method.make(seed), task(path, seed)))
-    text = f"{report(ledger.rows)}\n{environment()}"
-    options.result_path("tabular.md").write_text(text, encoding="utf-8")
-    plot_ranks(ledger.rows, options.result_path("tabular-ranks.png"))
+        if key not in ledger and _applies(method, task(path, seed)):
+            ledger.add(key, measure(prepared(method, task(path, seed), seed), task(path, seed)))
+    text = f"{report(ledger.rows)}\n{duels(ledger.rows)}\n{environment()}"
+    options.result_path(f"{name}.md").write_text(text, encoding="utf-8")
+    plot_ranks(ledger.rows, options.result_path(f"{name}-ranks.png"))
     print(f"\n{text}")
+
+
+def prepared(method: Method, task: Task, seed: int) -> Model:
+    """Return a model of the method, which knows the types of the columns if it wants them."""
+    model = method.make(seed)
+    if method.typed and isinstance(model, Ours):
+        model.detector.set_params(features=task.types)
+    return model
+
+
+def _applies(method: Method, task: Task) -> bool:
+    """Return whether a method differs from the default on a data set."""
+    return not method.typed or "categorical" in task.types.values()
 
 
 def _plan(options: Options, files: list[Path]) -> Iterator[tuple[Method, Path, int]]:
@@ -266,9 +325,10 @@ def _plan(options: Options, files: list[Path]) -> Iterator[tuple[Method, Path, i
 def report(rows: pd.DataFrame) -> str:
     """Tabulate means over the data sets and mean ranks.
 
-    Ranks are among our default and the peers; presets and ablations have none.
+    Ranks are among our default and the peers; presets and ablations have none. The default with
+    codes as categories counts as the default on the sets without codes.
     """
-    ranks = mean_ranks(rows)
+    ranks, rows = mean_ranks(rows), _with_untyped(rows)
     lines = []
     for method in METHODS:
         part = rows[rows["method"] == method.name]
@@ -282,6 +342,45 @@ def report(rows: pd.DataFrame) -> str:
             )
     headings = ("AUROC", "average precision", "fit, CPU-s", "score 10,000, CPU-s")
     return markdown_table(("method", *headings, "rank by AUROC", "rank by precision"), lines)
+
+
+def _with_untyped(rows: pd.DataFrame) -> pd.DataFrame:
+    """Add the default's measurements to typed methods on the sets where both are the same."""
+    default = rows[rows["method"] == OURS[0].name]
+    added = [rows]
+    for method in TYPED:
+        own = rows[rows["method"] == method.name]
+        rest = default[~default["set"].isin(own["set"])]
+        added.append(rest.assign(method=method.name) if len(own) else own)
+    return pd.concat(added)
+
+
+def duels(rows: pd.DataFrame) -> str:
+    """Tabulate on how many sets the default wins, ties and loses against every other method.
+
+    The last columns are p-values of the two-sided sign test, which leaves out ties (Conover 1999,
+    sec. 3.4).
+    """
+    means = _with_untyped(rows).groupby(["method", "set"])[["auroc", "average_precision"]].mean()
+    lines = [
+        (method.name, *_duel(means, method.name))
+        for method in METHODS
+        if method is not OURS[0] and method.name in means.index
+    ]
+    headings = ("AUROC", "average precision", "p, AUROC", "p, average precision")
+    return markdown_table(("default against", *headings), lines)
+
+
+def _duel(means: pd.DataFrame, name: str) -> tuple[str, ...]:
+    gaps = (means.loc[OURS[0].name] - means.loc[name]).dropna().to_numpy()
+    counts = [(int((gap > TIE).sum()), int((gap < -TIE).sum())) for gap in gaps.T]
+    texts = [f"{won}, {len(gaps) - won - lost}, {lost}" for won, lost in counts]
+    return (*texts, *(f"{sign_test(won, lost):.3f}" for won, lost in counts))
+
+
+def sign_test(won: int, lost: int) -> float:
+    """Return the p-value of the two-sided sign test, 1 without wins and losses."""
+    return float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
 
 
 def _method_cells(rows: pd.DataFrame) -> Iterator[str]:

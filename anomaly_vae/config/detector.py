@@ -27,8 +27,16 @@ from anomaly_vae.config.training import (
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "tabular": {
-        "fast": {"model": {"members": 1, "depth": 1, "hidden_dim": 64, "components": 64}},
-        "best": {"model": {"members": 8, "components": 512}},
+        "fast": {
+            "model": {
+                "members": 1,
+                "depth": 1,
+                "hidden_dim": 64,
+                "components": 64,
+                "exemplars": 0,
+            }
+        },
+        "best": {"model": {"members": 8, "components": 512, "exemplars": 4096}},
     },
     "image": {
         "fast": {"model": {"width": 8, "hidden_dim": 128}, "training": {"epochs": 10}},

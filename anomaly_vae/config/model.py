@@ -34,8 +34,11 @@ class ModelConfig(Section):
     prior: Literal["aggregated", "standard"] = "aggregated"
     """Prior of scores and samples: the `aggregated` posterior, or the `standard` normal one, which
     every model is trained with."""
-    components: int = Field(256, ge=1, le=65_536)
+    components: int = Field(128, ge=1, le=65_536)
     """Largest number of mixture components of the aggregated posterior."""
+    exemplars: int = Field(2048, ge=0, le=65_536)
+    """Largest number of training rows in the exemplar member, a kernel density whose bound counts
+    for half of the score; 0: no such member."""
     known: Literal["off", "auto"] = "off"
     """Whether labelled anomalies of the training period teach boosted trees, whose surprise is
     added to that of the detector: `off`, or `auto`, from 30 of them on."""

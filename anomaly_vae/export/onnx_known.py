@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from anomaly_vae.calibration.surprise import SurpriseCurve
-from anomaly_vae.export.onnx_tabular import GraphBuilder
+from anomaly_vae.export.graph_builder import GraphBuilder
 from anomaly_vae.scoring.scorer import KNOWN_COLUMNS, KNOWN_OUTPUTS
 
 ML_OPSET = 3

@@ -3,10 +3,13 @@
 The graph is in ONNX. Its input is ``x`` (N, F), NaN where missing, and its outputs are
 
     score     (N,)    float64, nats; the anomaly score
-    nats      (N, F)  float32, share of each column in the score
+    nats      (N, F)  float32, share of each column in the score; float64 with exemplars
     kl        (N,)    float64, share of the KL term; score = Σ nats + kl
     expected  (N, F)  float32, the decoder's mean at the posterior mean
     latent    (N, L)  float32, the posterior mean
+
+With exemplars it has a second input, ``explain``, a boolean that is true unless given; if it is
+false, the shares of the columns are not computed, and ``nats`` has no meaning.
 
 The weights are not part of the graph: it reads them from ``weights.safetensors`` by offset, the
 same bytes that generation loads into torch. Building the graph takes milliseconds where tracing
@@ -16,7 +19,6 @@ any batch. docs/architecture.md states the measured difference.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -32,8 +34,11 @@ from torch import Tensor
 from anomaly_vae.config.scoring import ScoreConfig
 from anomaly_vae.data.encoding import Layout
 from anomaly_vae.errors import ExportError
+from anomaly_vae.export.graph_builder import GraphBuilder
+from anomaly_vae.export.onnx_exemplars import EXPLAIN, ExemplarNodes
 from anomaly_vae.models.autoencoder import Autoencoder
 from anomaly_vae.models.builder import tabular_parts
+from anomaly_vae.models.exemplars import Exemplars
 from anomaly_vae.models.likelihoods import (
     LINEAR_RANGE,
     LOG_2PI,
@@ -54,66 +59,7 @@ WEIGHTS_FILE = "weights.safetensors"
 NOISE = "noise"
 """Name of the frozen noise tensor in the weights file."""
 TOLERANCE = 1e-4
-"""Maximum difference between scores of graph and torch, relative to max(1, |score|)."""
-
-
-class GraphBuilder:
-    """The nodes and constants of an ONNX graph under construction."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: dict[str, onnx.TensorProto] = {}
-
-    def __call__(self, op: str, *inputs: str | float, **attributes: Any) -> str:
-        """Add a node and return the name of its output; plain numbers become float32 constants."""
-        return self.add_split(op, 1, *inputs, **attributes)[0]
-
-    def add_split(
-        self, op: str, outputs: int, *inputs: str | float, **attributes: Any
-    ) -> list[str]:
-        """Add a node with several outputs and return their names."""
-        names = [f"{op}_{len(self.nodes)}_{i}" for i in range(outputs)]
-        edges = [self.constant(np.float32(i)) if isinstance(i, int | float) else i for i in inputs]
-        self.nodes.append(helper.make_node(op, edges, names, **attributes))
-        return names
-
-    def constant(self, value: Any) -> str:
-        """Add a constant, unless an equal one exists, and return its name."""
-        array = np.asarray(value)
-        name = f"c_{array.dtype}_{array.shape}_{content_hash(array)}"
-        self.constants.setdefault(name, numpy_helper.from_array(array, name))
-        return name
-
-    def axes(self, *axes: int) -> str:
-        """Add a constant that lists axes, and return its name."""
-        return self.constant(np.array(axes, np.int64))
-
-    def named(self, name: str, value: str) -> None:
-        """Give a value the name of a graph output."""
-        self.nodes.append(helper.make_node("Identity", [value], [name]))
-
-    def sum(self, value: str, axis: int, keepdims: int = 0) -> str:
-        """Sum over one axis."""
-        return self("ReduceSum", value, self.axes(axis), keepdims=keepdims)
-
-    def stable_sum(self, value: str, count: int, to: type[np.floating[Any]] = np.float64) -> str:
-        """Sum over the last axis, (..., N, count) to (..., N, 1), in one order for all rows.
-
-        The sum is a matrix product, which adds the numbers of every row in the same order. The
-        order of ReduceSum depends on the alignment of the row in memory.
-        """
-        fill = numpy_helper.from_array(np.ones(1, to))
-        ones = self("ConstantOfShape", self.constant(np.array([count, 1])), value=fill)
-        return self("MatMul", value, ones)
-
-    def cast(self, value: str, to: int = TensorProto.FLOAT) -> str:
-        """Change the element type."""
-        return self("Cast", value, to=to)
-
-    def slice(self, value: str, start: int, stop: int) -> str:
-        """Take the columns [start, stop) of the last axis."""
-        bounds = (self.axes(start), self.axes(stop), self.axes(-1))
-        return self("Slice", value, *bounds)
+"""Maximum difference between scores of graph and torch, relative to the terms of the score."""
 
 
 def weight_tensors(model: VAE, score: ScoreConfig) -> dict[str, NDArray[Any]]:
@@ -137,13 +83,11 @@ def export_graph(model: VAE, score: ScoreConfig, weights: bytes) -> bytes:
         helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", builder.layout.n_columns])
     ]
     outputs = builder.outputs()
-    graph = helper.make_graph(
-        builder.g.nodes,
-        "scoring",
-        inputs,
-        outputs,
-        [*builder.g.constants.values(), *_external_tensors(weights, builder.used)],
-    )
+    constants = [*builder.g.constants.values(), *_external_tensors(weights, builder.used)]
+    if builder.scored_exemplars is not None:
+        inputs.append(helper.make_tensor_value_info(EXPLAIN, TensorProto.BOOL, []))
+        constants.append(numpy_helper.from_array(np.array(True), EXPLAIN))
+    graph = helper.make_graph(builder.g.nodes, "scoring", inputs, outputs, constants)
     opset = helper.make_opsetid("", OPSET)
     proto = helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION)
     return bytes(proto.SerializeToString(deterministic=True))
@@ -175,9 +119,12 @@ class _Builder:
         self.mean, self.log_var = self.posterior()
         at_mean = self.parameters(self.mean)
         nats, kl = self.average_members(*self.terms(at_mean))
+        score = g("Add", g.sum_double(nats, f), kl)
+        if self.scored_exemplars is not None:
+            score, nats, kl = self.add_exemplars(self.scored_exemplars, score, nats, kl)
         g.named("nats", nats)
         g.named("kl", kl)
-        g.named("score", g("Add", self.sum_double(nats, f), kl))
+        g.named("score", score)
         g.named("expected", self.first_member(self.expected(at_mean)))
         g.named("latent", self.first_member(self.mean))
         shapes: dict[str, list[str | int | None]] = {
@@ -187,18 +134,13 @@ class _Builder:
             "expected": ["N", f],
         }
         shapes["latent"] = ["N", latent]
-        double = {"score", "kl"}
+        double = {"score", "kl"} | ({"nats"} if self.scored_exemplars is not None else set())
         return [
             helper.make_tensor_value_info(
                 name, TensorProto.DOUBLE if name in double else TensorProto.FLOAT, shape
             )
             for name, shape in shapes.items()
         ]
-
-    def sum_double(self, value: str, count: int) -> str:
-        """Sum over the last axis in float64, (..., N, count) to (..., N)."""
-        g = self.g
-        return g("Squeeze", g.stable_sum(g.cast(value, TensorProto.DOUBLE), count), g.axes(-1))
 
     # ------------------------------------------------------------ members
 
@@ -222,14 +164,33 @@ class _Builder:
         means = [self.mean_over_members(g("Slice", part, *bounds)) for part in (nats, kl)]
         guard = [g("Gather", part, g.constant(np.int64(last)), axis=0) for part in (nats, kl)]
         gaps = [g("Sub", part, mean) for part, mean in zip(guard, means, strict=True)]
-        gap = g("Abs", g("Add", self.sum_double(gaps[0], self.layout.n_columns), gaps[1]))
+        gap = g("Abs", g("Add", g.sum_double(gaps[0], self.layout.n_columns), gaps[1]))
         reach = g.cast(self.weight("reach"), TensorProto.DOUBLE)
-        share = g("Min", g("Div", reach, gap), self.double(1 / self.members))
+        share = g("Min", g("Div", reach, gap), g.double(1 / self.members))
         beside = g("Unsqueeze", g.cast(share), g.axes(-1))
         return (
             g("Add", means[0], g("Mul", beside, gaps[0])),
             g("Add", means[1], g("Mul", share, gaps[1])),
         )
+
+    @property
+    def scored_exemplars(self) -> Exemplars | None:
+        """Exemplar member, if the score has one."""
+        return self.model.exemplars if scores_exemplars(self.model, self.score) else None
+
+    def add_exemplars(
+        self, member: Exemplars, score: str, nats: str, kl: str
+    ) -> tuple[str, str, str]:
+        """Average score, nats and kl with those of the exemplars; see `VAE.add_exemplars`."""
+        g = self.g
+        own = ExemplarNodes(
+            g, member, lambda name: self.weight(f"exemplars.{name}"), self.filled, self.missing
+        ).terms()
+        share = g.as_double(self.weight("exemplars.share"))
+        rest = g("Sub", g.double(1.0), share)
+        pairs = zip((score, g.as_double(nats), kl), own, strict=True)
+        mean = [g("Add", g("Mul", rest, network), g("Mul", share, part)) for network, part in pairs]
+        return mean[0], mean[1], mean[2]
 
     def first_member(self, value: str) -> str:
         """Return the values of the first member."""
@@ -308,7 +269,7 @@ class _Builder:
         kind = "reconstruction" if isinstance(self.model, Autoencoder) else self.score.type
         if kind == "reconstruction":
             nats = g("Neg", self.log_prob(at_mean, self.filled, self.missing))
-            zero = g("Mul", self.sum_double(self.mean, self.model.latent_dim), self.double(0.0))
+            zero = g("Mul", g.sum_double(self.mean, self.model.latent_dim), g.double(0.0))
             return nats, zero
         if kind == "neg_elbo" and self.score.draws == 1:  # the only draw is the mean
             return g(
@@ -336,9 +297,9 @@ class _Builder:
         g = self.g
         if self.model.aggregated is None:
             return self.standard_kl()
-        log_2pi = self.double(LOG_2PI * self.model.latent_dim)
-        total = g("Add", self.sum_double(self.log_var, self.model.latent_dim), log_2pi)
-        return g("Sub", g("Mul", total, self.double(-0.5)), self.log_aggregated(self.mean))
+        log_2pi = g.double(LOG_2PI * self.model.latent_dim)
+        total = g("Add", g.sum_double(self.log_var, self.model.latent_dim), log_2pi)
+        return g("Sub", g("Mul", total, g.double(-0.5)), self.log_aggregated(self.mean))
 
     def aggregated_kl(self, z: str, noise: str) -> str:
         """Compute the KL term of `VAE.aggregated_elbo`."""
@@ -347,14 +308,14 @@ class _Builder:
             return self.standard_kl()
         each = g("Sub", g.cast(self.log_q(noise), TensorProto.DOUBLE), self.log_aggregated(z))
         draws = self.score.draws
-        return g("Div", self.sum_double(each, draws), self.double(draws))
+        return g("Div", g.sum_double(each, draws), g.double(draws))
 
     def standard_kl(self) -> str:
         """Compute the KL term of `priors.StandardNormal.kl`, summed in float64."""
         g = self.g
         square = g("Mul", self.mean, self.mean)
         inner = g("Sub", g("Sub", g("Add", square, g("Exp", self.log_var)), 1.0), self.log_var)
-        return self.sum_double(g("Mul", inner, 0.5), self.model.latent_dim)
+        return g.sum_double(g("Mul", inner, 0.5), self.model.latent_dim)
 
     def log_q(self, noise: str) -> str:
         """Compute log q(z|x) of the draws, (..., N, K); see `vae.posterior_log_prob`."""
@@ -368,9 +329,9 @@ class _Builder:
         g = self.g
         if self.model.aggregated is not None:
             return self.log_aggregated(z)
-        square = self.sum_double(g("Mul", z, z), self.model.latent_dim)
-        inner = g("Add", square, self.double(LOG_2PI * self.model.latent_dim))
-        return g("Mul", inner, self.double(-0.5))
+        square = g.sum_double(g("Mul", z, z), self.model.latent_dim)
+        inner = g("Add", square, g.double(LOG_2PI * self.model.latent_dim))
+        return g("Mul", inner, g.double(-0.5))
 
     def log_aggregated(self, z: str) -> str:
         """Compute the log-density of the aggregated posterior; see `priors.Mixture.log_prob`.
@@ -385,7 +346,7 @@ class _Builder:
             self.align_with_draws(self.mixture_tensor("scale")),
         )
         square = g.stable_sum(g("Mul", white, white), self.model.latent_dim)
-        one = g("Add", g("Mul", square, self.double(0.0)), self.double(1.0))
+        one = g("Add", g("Mul", square, g.double(0.0)), g.double(1.0))
         rows = g("Concat", white, square, one, axis=-1)
         return self.log_sum_exp(g("MatMul", rows, self.align_with_draws(self.mixture_matrix())))
 
@@ -393,18 +354,18 @@ class _Builder:
         """Compute the factors (..., L + 2, M) of u, |u|² and 1, which are folded on loading."""
         g = self.g
         center, log_var = self.mixture_tensor("center"), self.mixture_tensor("log_var")
-        half = g("Mul", g("Exp", g("Neg", log_var)), self.double(-0.5))
+        half = g("Mul", g("Exp", g("Neg", log_var)), g.double(-0.5))
         half = g("Unsqueeze", half, g.axes(-1))
         square = g.sum(g("Mul", center, center), -1, keepdims=1)
         constant = g("Add", self.log_norm(log_var), g("Mul", half, square))
-        slope = g("Mul", center, g("Mul", half, self.double(-2.0)))
+        slope = g("Mul", center, g("Mul", half, g.double(-2.0)))
         columns = g("Concat", slope, half, constant, axis=-1)
         return g("Transpose", columns, perm=[0, 2, 1] if self.members > 1 else [1, 0])
 
     def log_norm(self, log_var: str) -> str:
         """Compute the normalising constants (..., M, 1); see `priors.Mixture.log_norm`."""
         g, latent_dim = self.g, self.model.latent_dim
-        scatter = g("Mul", g("Add", log_var, self.double(LOG_2PI)), self.double(0.5 * latent_dim))
+        scatter = g("Mul", g("Add", log_var, g.double(LOG_2PI)), g.double(0.5 * latent_dim))
         norm = g("Sub", self.mixture_tensor("log_weight"), scatter)
         volume = g.sum(g("Log", self.mixture_tensor("scale")), -1, keepdims=1)
         return g("Sub", g("Unsqueeze", norm, g.axes(-1)), volume)
@@ -441,15 +402,15 @@ class _Builder:
     def importance_weighted(self, z: str, noise: str, log_prob: str) -> tuple[str, str]:
         """Compute the terms of `VAE.importance_weighted`."""
         g = self.g
-        likely = self.sum_double(log_prob, self.layout.n_columns)
+        likely = g.sum_double(log_prob, self.layout.n_columns)
         log_q = g.cast(self.log_q(noise), TensorProto.DOUBLE)
         log_w = g("Sub", g("Add", likely, self.log_prior(z)), log_q)
         norm = self.log_sum_exp(log_w, self.score.draws)
-        bound = g("Sub", norm, self.double(math.log(self.score.draws)))
+        bound = g("Sub", norm, g.double(math.log(self.score.draws)))
         weights = g("Exp", g.cast(g("Sub", log_w, g("Unsqueeze", norm, g.axes(-1)))))
         weights = g("Unsqueeze", weights, g.axes(-1))
         nats = g("Neg", g.sum(g("Mul", weights, log_prob), -2))
-        total = self.sum_double(nats, self.layout.n_columns)
+        total = g.sum_double(nats, self.layout.n_columns)
         return nats, g("Sub", g("Neg", bound), total)
 
     # ------------------------------------------------------------ likelihoods
@@ -553,10 +514,6 @@ class _Builder:
             pieces.append(g.cast(g("ArgMax", self.probs(levels), axis=-1, keepdims=0)))
         return g("Concat", *pieces, axis=-1)
 
-    def double(self, value: float) -> str:
-        """Add a float64 constant."""
-        return self.g.constant(np.float64(value))
-
 
 def _external_tensors(weights: bytes, used: set[str]) -> list[onnx.TensorProto]:
     """Refer to tensors of a safetensors file: an 8-byte header length, the header, raw tensors."""
@@ -581,6 +538,11 @@ def external_tensor(name: str, kind: int, entry: Mapping[str, Any], base: int) -
     return tensor
 
 
+def scores_exemplars(model: VAE, score: ScoreConfig) -> bool:
+    """Return whether a score has the bound of the exemplars; a reconstruction has none."""
+    return model.exemplars is not None and score.type != "reconstruction"
+
+
 def torch_terms(model: VAE, score: ScoreConfig, x: Tensor) -> Terms:
     """Compute in torch the terms that the graph computes."""
     noise = frozen_noise(score.draws, model.latent_dim, score.seed).to(x.dtype)
@@ -590,7 +552,8 @@ def torch_terms(model: VAE, score: ScoreConfig, x: Tensor) -> Terms:
         terms = model.importance_weighted(x, noise)
     else:
         terms = model.aggregated_elbo(x, noise)
-    return model.average_members(terms)
+    terms = model.average_members(terms)
+    return model.add_exemplars(terms, x) if scores_exemplars(model, score) else terms
 
 
 @torch.no_grad()
@@ -606,15 +569,16 @@ def check_graph(
         scores: (N,), scores of the graph.
 
     Returns:
-        The largest disagreement, relative to max(1, |score|).
+        The largest disagreement, relative to the terms of the score; see `disagreement`.
 
     Raises:
         ExportError: it is above `TOLERANCE`.
     """
     chunks = torch.from_numpy(x).split(4096)
-    truth = torch.cat([-torch_terms(model, score, chunk).bound for chunk in chunks])
-    exact = truth.double().numpy()
-    return disagreement(exact, scores, np.abs(exact))
+    terms = [torch_terms(model, score, chunk) for chunk in chunks]
+    truth = torch.cat([-part.bound for part in terms]).double().numpy()
+    size = [part.log_prob.abs().sum(-1) + part.kl.sum(-1).abs() for part in terms]
+    return disagreement(truth, scores, torch.cat(size).double().numpy())
 
 
 def disagreement(
@@ -625,7 +589,8 @@ def disagreement(
     Args:
         truth: (N,).
         scores: (N,).
-        size: (N,), magnitude that the differences are compared with.
+        size: (N,), magnitude that the differences are compared with: terms of both signs round by
+            their own size and not by that of their sum.
 
     Raises:
         ExportError: the difference is above `TOLERANCE`.
@@ -637,8 +602,3 @@ def disagreement(
             f"(allowed {TOLERANCE:.0e}); please report this with the configuration"
         )
     return error
-
-
-def content_hash(array: NDArray[Any]) -> str:
-    """Return a short name for the content of a constant."""
-    return hashlib.sha256(array.tobytes()).hexdigest()[:16]

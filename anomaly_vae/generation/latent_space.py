@@ -19,6 +19,8 @@ from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.errors import ConfigError, DataError
 from anomaly_vae.models.autoencoder import Autoencoder
+from anomaly_vae.models.builder import tabular_parts
+from anomaly_vae.models.exemplars import Exemplars
 from anomaly_vae.models.priors import Mixture
 from anomaly_vae.models.vae import VAE
 from anomaly_vae.training.kinds import KINDS
@@ -39,6 +41,8 @@ __all__ = [
 
 CHUNK_VALUES = 1 << 18
 """Maximum number of values (rows times columns) processed at a time."""
+EXEMPLARS = "exemplars."
+"""Prefix of the names of the exemplar member's tensors."""
 MIN_SINE = 1e-6
 """Minimum sine of the angle between two directions that are not treated as parallel."""
 
@@ -84,7 +88,8 @@ def load_model(bundle: Bundle) -> VAE:
     tensors, section = load_weights(bundle), bundle.manifest["config"]["model"]
     if section.get("members", 1) == 1:
         return _model(bundle, tensors)
-    return _model(bundle, {name: value[0] for name, value in tensors.items()}, members=1)
+    networks = {n: value[0] for n, value in tensors.items() if not n.startswith(EXEMPLARS)}
+    return _model(bundle, networks, members=1)
 
 
 def load_weights(bundle: Bundle) -> dict[str, Tensor]:
@@ -100,6 +105,9 @@ def _model(bundle: Bundle, tensors: dict[str, Tensor], **changes: Any) -> VAE:
         model.aggregated = Mixture(*(tensors[f"aggregated.{name}"] for name in Mixture.TENSORS))
     if model.members > 1:
         model.reach = tensors.get("reach")
+    if f"{EXEMPLARS}center" in tensors:
+        parts = {name: tensors[f"{EXEMPLARS}{name}"] for name in Exemplars.TENSORS}
+        model.exemplars = Exemplars(tabular_parts(model).likelihood.layout, **parts)
     for name, value in model.state_dict().items():
         value.copy_(tensors[name].view_as(value))
     return model.eval()

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
+from anomaly_vae.models.exemplars import Exemplars
 from anomaly_vae.models.likelihoods import LOG_2PI, Distribution
 from anomaly_vae.models.priors import Mixture, StandardNormal
 
@@ -98,6 +99,8 @@ class VAE(nn.Module):
         self.likelihood, self.prior = likelihood, prior
         self.aggregated: Mixture | None = None
         """Aggregated posterior, which replaces the prior after the fit; None keeps the prior."""
+        self.exemplars: Exemplars | None = None
+        """Exemplar member, which is added after the fit; None for no such member."""
         self.register_buffer("reach", None)
         self.contamination: nn.Module | None = None
         """Localization head that maps (N, F) to log-odds (N, pixels) that a pixel is anomalous.
@@ -124,6 +127,19 @@ class VAE(nn.Module):
         gap = Terms(*(part[-1] - mean for part, mean in zip(terms, others, strict=True)))
         share = (self.reach / gap.bound.abs()).clamp_max(1 / self.members).unsqueeze(-1)
         return Terms(*(mean + share * part for mean, part in zip(others, gap, strict=True)))
+
+    def add_exemplars(self, terms: Terms, x: Tensor) -> Terms:
+        """Average the terms of rows x (N, F) with those of the exemplars, by their share.
+
+        Args:
+            terms: result of `average_members`.
+            x: (N, F), rows.
+        """
+        assert self.exemplars is not None
+        log_prob, kl = self.exemplars(x)
+        share = self.exemplars.share
+        pairs = (terms.log_prob, log_prob), (terms.kl.sum(-1, keepdim=True), kl)
+        return Terms(*((1 - share) * networks + share * own for networks, own in pairs))
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance of q(z|x), each (N, L)."""

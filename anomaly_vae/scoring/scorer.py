@@ -25,6 +25,8 @@ BLOCK_ROWS = 4
 Tiles are padded to a multiple of this number. Kernels round the rows of an incomplete block
 differently, which would make a row's score depend on the number of rows in its batch.
 """
+EXPLAIN = "explain"
+"""Name of the optional input of graphs that leave out what only explanations need."""
 OUTPUTS = ("score", "nats", "kl", "expected", "latent")
 """Names of the graph's outputs."""
 KNOWN_OUTPUTS = ("known", "detector", "rate")
@@ -124,6 +126,8 @@ class Scorer:
     def __init__(self, schema: Schema, encoding: Encoding, graph: bytes, weights: bytes) -> None:
         self.schema, self.encoding = schema, encoding
         self._session = open_session(graph, weights)
+        optional = {entry.name for entry in self._session.get_overridable_initializers()}
+        self._brief = {EXPLAIN: np.array(False)} if EXPLAIN in optional else {}
         self.has_head = "known" in {output.name for output in self._session.get_outputs()}
         """Whether the model has learned from known anomalies."""
 
@@ -196,7 +200,8 @@ class Scorer:
         if not rows or rows % block:
             last = x[-1:] if rows else np.zeros((1, x.shape[1]), x.dtype)
             x = np.concatenate([x, np.repeat(last, block - rows % block, axis=0)])
-        parts: list[NDArray[Any]] = self._session.run(outputs, {"x": x})
+        given = {"x": x} if "nats" in outputs else {"x": x, **self._brief}
+        parts: list[NDArray[Any]] = self._session.run(outputs, given)
         return [part[:rows] for part in parts]
 
 

@@ -1,4 +1,4 @@
-"""Estimate variances, the aggregated posterior and the guard's limit after a fit.
+"""Estimate variances, the aggregated posterior, the guard's limit and exemplars after a fit.
 
 A VAE is trained with the prior N(0, I), but its latents have another distribution. The negative
 ELBO is lowest if the prior is the aggregated posterior q(z) = E[q(z|x)] (Tomczak & Welling 2018;
@@ -24,7 +24,9 @@ from anomaly_vae.models.autoencoder import Autoencoder
 from anomaly_vae.models.builder import tabular_parts
 from anomaly_vae.models.priors import Mixture
 from anomaly_vae.models.vae import VAE
+from anomaly_vae.training.exemplars import fit_exemplars
 from anomaly_vae.training.gradients import keep_best_rows, rows_kept
+from anomaly_vae.training.held_out import winsorized_mean
 
 MAX_ROWS = 20_000
 """Maximum number of training rows whose latents are used."""
@@ -43,8 +45,6 @@ COMPONENT_MULTIPLE = 16
 rounding would depend on the position of a row in memory."""
 KMEANS_ITERATIONS = 3
 """Number of iterations of k-means (Lloyd 1982); more iterations do not improve detection."""
-WINSORIZED = 0.1
-"""Fraction of held-out rows at either end whose log-density is clipped to the remaining range."""
 PRIOR_WEIGHT = 10.0
 """Weight of the prior assumption that the variances are right, in rows."""
 MIN_VARIANCE = 1e-4
@@ -63,14 +63,14 @@ MAX_VARIANCE = 30.0
 def finalize(
     model: VAE, train: Tensor, held_out: Tensor, config: ModelConfig, training: TrainingConfig
 ) -> None:
-    """Refit the variances, and set the model's aggregated posterior and the guard's limit.
+    """Refit the variances; set the model's aggregated posterior, guard's limit and exemplars.
 
     Args:
         model: fitted model, changed in place.
         train: (N, F), encoded rows that the model was fitted to.
         held_out: (H, F), encoded rows that it was not fitted to. The bandwidth of the aggregated
             posterior is chosen by them, and they are then included in it.
-        config: ``prior`` and ``components``.
+        config: ``prior``, ``components`` and ``exemplars``.
         training: ``trims``, the fraction of rows excluded for each member, and the ``seed`` of
             subsamples and clusters.
     """
@@ -83,6 +83,11 @@ def finalize(
         model.reach = _guard_limit(
             model, _subsample(torch.cat([train, held_out]), GUARD_ROWS, training.seed)
         )
+    if config.exemplars and not isinstance(model, Autoencoder):
+        if training.trim:
+            train, held_out = (_kept_rows(model, rows, training) for rows in (train, held_out))
+        layout = tabular_parts(model).likelihood.layout
+        model.exemplars = fit_exemplars(layout, train, held_out, config.exemplars, training.seed)
 
 
 def _aggregated_posterior(
@@ -99,6 +104,11 @@ def _aggregated_posterior(
     count = -(-largest // COMPONENT_MULTIPLE) * COMPONENT_MULTIPLE
     mixtures = [part.split_components(count) for part in mixtures]
     return Mixture.stack(mixtures) if model.members > 1 else mixtures[0]
+
+
+def _kept_rows(model: VAE, x: Tensor, training: TrainingConfig) -> Tensor:
+    """Return the rows (N, F) from which the first member would learn."""
+    return x[Codes.of(model, x, training).kept[0]]
 
 
 def _guard_limit(model: VAE, x: Tensor) -> Tensor:
@@ -169,7 +179,7 @@ def mixture(codes: Tensor, held_out: Tensor, unit: Tensor, components: int, seed
     known, clusters = Clusters.of(first, label[: len(first)]), Clusters.of(every, label)
     square = known.mixture(1.0, unit).squared_distances(held_out.unsqueeze(-2)).float()
     log_probs = [known.mixture(h, unit).log_prob_from_distances(square) for h in BANDWIDTHS]
-    best = int(_winsorized_mean(torch.stack(log_probs)).argmax())
+    best = int(winsorized_mean(torch.stack(log_probs)).argmax())
     return clusters.mixture(BANDWIDTHS[best], unit)
 
 
@@ -242,10 +252,3 @@ def _subsample(x: Tensor, limit: int, seed: int) -> Tensor:
     if len(x) <= limit:
         return x
     return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:limit]]
-
-
-def _winsorized_mean(log_prob: Tensor) -> Tensor:
-    """Average log-densities (B, H) over the rows after clipping both ends, to (B,)."""
-    ends = log_prob.new_tensor([WINSORIZED, 1 - WINSORIZED])
-    low, high = log_prob.quantile(ends, -1, keepdim=True)
-    return log_prob.clamp(low, high).mean(-1)

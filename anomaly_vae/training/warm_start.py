@@ -10,7 +10,7 @@ from anomaly_vae.models.vae import VAE
 from anomaly_vae.scoring.modality import Encoding
 from anomaly_vae.training.kinds import KINDS
 
-AFTER_FIT = {"prior", "components", "known"}
+AFTER_FIT = {"prior", "components", "exemplars", "known"}
 """Keys of the ``model`` section that do not affect the networks."""
 FINALIZED = {"likelihood.variance_factor", "likelihood.variance_limit"}
 """Tensors that are set after the networks are fitted, and so are not taken over."""

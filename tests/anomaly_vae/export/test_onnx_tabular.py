@@ -308,6 +308,21 @@ def test_scores_that_are_not_the_models_are_refused() -> None:
             check_graph(model, score, x, tampered)
 
 
+@torch.no_grad()
+def test_a_difference_is_compared_with_the_terms_and_not_with_their_sum() -> None:
+    """A score near 0 may be the sum of large terms of both signs, each with its own rounding."""
+    model, x = model_of(LAYOUTS["numeric"], members=1), rows_of(LAYOUTS["numeric"])[5:]
+    assert model.aggregated is not None
+    model.aggregated.log_weight += 20.0
+    terms = torch_terms(model, ScoreConfig(), torch.from_numpy(x))
+    size = (terms.log_prob.abs().sum(-1) + terms.kl.sum(-1).abs()).double().numpy()
+    scores = -terms.bound.double().numpy()
+    assert np.any(size > 2 * np.maximum(1, np.abs(scores)))
+    check_graph(model, ScoreConfig(), x, scores + 0.9e-4 * np.maximum(1, size))
+    with pytest.raises(ExportError, match="differs from the model"):
+        check_graph(model, ScoreConfig(), x, scores + 1.1e-4 * np.maximum(1, size))
+
+
 @pytest.mark.parametrize(
     "name",
     [

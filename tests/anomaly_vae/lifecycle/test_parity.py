@@ -68,3 +68,12 @@ def test_all_members_are_restored_and_generation_takes_the_first(calibrated: Bun
     weights = every.state_dict()
     for name, value in first.state_dict().items():
         assert (weights[name][0].reshape(value.shape) == value).all()
+
+
+def test_exemplars_are_restored_and_generation_does_without(calibrated: Bundle) -> None:
+    exemplars = load_ensemble(calibrated).exemplars
+    assert exemplars is not None
+    stored = load(calibrated.weights)
+    for name, value in exemplars.state_dict().items():
+        np.testing.assert_array_equal(value, stored[f"exemplars.{name}"])
+    assert load_model(calibrated).exemplars is None

@@ -50,6 +50,17 @@ def test_the_model_fitted_is_the_model_exported(fitted: Fitted) -> None:
     assert 0 <= fitted.graph_error < 1e-5
 
 
+def test_a_score_and_its_rate_are_the_same_without_an_explanation(
+    bundle: Bundle, rows: RawBatch
+) -> None:
+    scorer = bundle.scorer
+    explained = scorer.explain(rows)
+    score, rate = scorer.scores_and_rates(scorer.encoding.encode(rows))
+    np.testing.assert_array_equal(score, explained.score)
+    np.testing.assert_array_equal(rate, explained.kl)
+    np.testing.assert_allclose(explained.nats.sum(1) + rate, score, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("tile", [1, 7, 299, 300, 301, 10_000])
 def test_tiles_change_nothing(
     tile: int, bundle: Bundle, rows: RawBatch, monkeypatch: pytest.MonkeyPatch

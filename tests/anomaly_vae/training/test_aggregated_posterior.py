@@ -322,3 +322,40 @@ def test_rows_that_are_trimmed_are_no_part_of_it() -> None:
     trimmed_factor, rate = settled(0.1)
     assert trimmed_factor < 0.5 * factor
     assert (rate - plain)[:20].min() > 0
+
+
+# ---------------------------------------------------------------- exemplars
+
+
+def test_rows_become_exemplars_unless_none_are_wanted() -> None:
+    x, held_out = randn(100, 5).clamp(0), randn(20, 5, seed=1).clamp(0)
+    for changes, count in (
+        ({"exemplars": 64}, 64),
+        ({"exemplars": 0}, 0),
+        ({"type": "autoencoder"}, 0),
+    ):
+        made = model(**changes)
+        finalize(made, x, held_out, config(**changes), SEED)
+        assert (len(made.exemplars.center) if made.exemplars else 0) == count
+
+
+def test_rows_that_are_trimmed_are_no_exemplars() -> None:
+    x, held_out = randn(200, 5), randn(50, 5, seed=1)
+    x[:20], held_out[:5] = 30.0, 30.0
+    made, kept = model(members=1), {}
+    for trim in (0.0, 0.1):
+        finalize(made, x, held_out, config(members=1), TrainingConfig(trim=trim))
+        assert made.exemplars is not None
+        kept[trim] = bool((made.exemplars.center == 30).any())
+    assert kept == {0.0: True, 0.1: False}
+
+
+def test_a_score_is_the_mean_of_networks_and_exemplars() -> None:
+    made, x = model(members=3), randn(100, 5).clamp(0)
+    finalize(made, x, x[:20], config(members=3), SEED)
+    assert made.exemplars is not None
+    with torch.no_grad():
+        networks = made.average_members(made.aggregated_elbo(x, torch.zeros(1, 2)))
+        both = made.add_exemplars(networks, x).bound
+    truth = (networks.bound + made.exemplars.log_density(x)) / 2
+    torch.testing.assert_close(both, truth, check_dtype=False, rtol=1e-5, atol=1e-5)

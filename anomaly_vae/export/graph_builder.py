@@ -1,0 +1,105 @@
+"""Define the builder of ONNX graphs, which names nodes and constants."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+
+class GraphBuilder:
+    """The nodes and constants of an ONNX graph under construction."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, onnx.TensorProto] = {}
+        self.inner_nodes = 0
+        """Number of nodes in branches, which `nodes` does not hold."""
+
+    def __call__(self, op: str, *inputs: str | float, **attributes: Any) -> str:
+        """Add a node and return the name of its output; plain numbers become float32 constants."""
+        return self.add_split(op, 1, *inputs, **attributes)[0]
+
+    def add_split(
+        self, op: str, outputs: int, *inputs: str | float, **attributes: Any
+    ) -> list[str]:
+        """Add a node with several outputs and return their names."""
+        number = len(self.nodes) + self.inner_nodes
+        names = [f"{op}_{number}_{i}" for i in range(outputs)]
+        edges = [self.constant(np.float32(i)) if isinstance(i, int | float) else i for i in inputs]
+        self.nodes.append(helper.make_node(op, edges, names, **attributes))
+        return names
+
+    def choose(self, condition: str, then: Callable[[], str], other: Callable[[], str]) -> str:
+        """Compute only one of two values, each built by a function that adds its nodes."""
+        branches = [self._branch(build) for build in (then, other)]
+        return self("If", condition, then_branch=branches[0], else_branch=branches[1])
+
+    def _branch(self, build: Callable[[], str]) -> onnx.GraphProto:
+        outer, self.nodes = self.nodes, []
+        self.inner_nodes += len(outer)
+        value = self("Identity", build())
+        inner, self.nodes = self.nodes, outer
+        self.inner_nodes += len(inner) - len(outer)
+        kind = helper.make_tensor_value_info(value, TensorProto.DOUBLE, None)
+        return helper.make_graph(inner, value, [], [kind])
+
+    def constant(self, value: Any) -> str:
+        """Add a constant, unless an equal one exists, and return its name."""
+        array = np.asarray(value)
+        name = f"c_{array.dtype}_{array.shape}_{content_hash(array)}"
+        self.constants.setdefault(name, numpy_helper.from_array(array, name))
+        return name
+
+    def axes(self, *axes: int) -> str:
+        """Add a constant that lists axes, and return its name."""
+        return self.constant(np.array(axes, np.int64))
+
+    def named(self, name: str, value: str) -> None:
+        """Give a value the name of a graph output."""
+        self.nodes.append(helper.make_node("Identity", [value], [name]))
+
+    def sum(self, value: str, axis: int, keepdims: int = 0) -> str:
+        """Sum over one axis."""
+        return self("ReduceSum", value, self.axes(axis), keepdims=keepdims)
+
+    def stable_sum(self, value: str, count: int, to: type[np.floating[Any]] = np.float64) -> str:
+        """Sum over the last axis, (..., N, count) to (..., N, 1), in one order for all rows.
+
+        The sum is a matrix product, which adds the numbers of every row in the same order. The
+        order of ReduceSum depends on the alignment of the row in memory.
+        """
+        fill = numpy_helper.from_array(np.ones(1, to))
+        ones = self("ConstantOfShape", self.constant(np.array([count, 1])), value=fill)
+        return self("MatMul", value, ones)
+
+    def cast(self, value: str, to: int = TensorProto.FLOAT) -> str:
+        """Change the element type."""
+        return self("Cast", value, to=to)
+
+    def slice(self, value: str, start: int, stop: int) -> str:
+        """Take the columns [start, stop) of the last axis."""
+        bounds = (self.axes(start), self.axes(stop), self.axes(-1))
+        return self("Slice", value, *bounds)
+
+    def double(self, value: float) -> str:
+        """Add a float64 constant."""
+        return self.constant(np.float64(value))
+
+    def as_double(self, value: str) -> str:
+        """Convert a value to float64."""
+        return self.cast(value, TensorProto.DOUBLE)
+
+    def sum_double(self, value: str, count: int) -> str:
+        """Sum over the last axis in float64, (..., N, count) to (..., N)."""
+        return self("Squeeze", self.stable_sum(self.as_double(value), count), self.axes(-1))
+
+
+def content_hash(array: NDArray[Any]) -> str:
+    """Return a short name for the content of a constant."""
+    return hashlib.sha256(array.tobytes()).hexdigest()[:16]

@@ -1,0 +1,59 @@
+"""The graph builder: unique names, shared constants, and branches of which one is computed."""
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper
+
+from anomaly_vae.export.graph_builder import GraphBuilder
+
+
+def run(g: GraphBuilder, value: str, **inputs: object) -> np.ndarray:
+    """Compute a value of a graph with the inputs ``x`` (N,) and ``which`` ()."""
+    g.named("result", value)
+    kinds = {"x": (TensorProto.DOUBLE, ["N"]), "which": (TensorProto.BOOL, [])}
+    given = [helper.make_tensor_value_info(name, *kinds[name]) for name in kinds]
+    result = [helper.make_tensor_value_info("result", TensorProto.DOUBLE, None)]
+    graph = helper.make_graph(g.nodes, "g", given, result, list(g.constants.values()))
+    opset = helper.make_opsetid("", 18)
+    model = helper.make_model(graph, opset_imports=[opset], ir_version=10).SerializeToString()
+    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(["result"], inputs)[0])
+
+
+@pytest.mark.parametrize("which", [True, False])
+def test_one_of_two_branches_is_the_value(which: bool) -> None:
+    """Branches use values from outside, also as they are, and may be nested."""
+    g = GraphBuilder()
+    doubled = g("Mul", "x", g.double(2.0))
+
+    def inner() -> str:
+        return g.choose("which", lambda: doubled, lambda: "x")
+
+    value = g("Add", g.choose("which", lambda: g("Neg", inner()), lambda: "x"), g.double(1.0))
+    x = np.array([1.0, 3.0])
+    truth = 1 - 2 * x if which else 1 + x
+    np.testing.assert_array_equal(run(g, value, x=x, which=np.array(which)), truth)
+
+
+def test_no_two_values_have_one_name() -> None:
+    g = GraphBuilder()
+    for _ in range(2):
+        g.choose("which", lambda: g("Neg", "x"), lambda: g("Abs", g("Neg", "x")))
+    g("Neg", "x")
+    inner = [a.g for node in g.nodes for a in node.attribute]
+    nodes = [*g.nodes, *(node for graph in inner for node in graph.node)]
+    names = [name for node in nodes for name in node.output]
+    assert len(names) == len(set(names)) == 13
+
+
+def test_equal_constants_are_one() -> None:
+    g = GraphBuilder()
+    assert g.double(2.0) == g.double(2.0) != g.constant(np.float32(2.0))
+    assert len(g.constants) == 2
+
+
+def test_a_sum_is_in_float64() -> None:
+    g = GraphBuilder()
+    value = g.sum_double(g("Unsqueeze", "x", g.axes(0)), 2)
+    assert run(g, value, x=np.array([1.0, 1e-12]), which=np.array(True)) == 1.0 + 1e-12

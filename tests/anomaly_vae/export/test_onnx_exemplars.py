@@ -1,0 +1,102 @@
+"""The exemplars' nodes: what torch computes, exactly additive, and the same in any batch."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import save as save_tensors
+
+from anomaly_vae.config.model import ModelConfig
+from anomaly_vae.config.scoring import ScoreConfig
+from anomaly_vae.data.encoding import Layout
+from anomaly_vae.export.onnx_tabular import check_graph, export_graph, torch_terms, weight_tensors
+from anomaly_vae.models.builder import build
+from anomaly_vae.models.vae import VAE
+from anomaly_vae.scoring.scorer import EXPLAIN, OUTPUTS, open_session
+from tests.support.exemplars import exemplars_of
+
+LAYOUTS = {
+    "mixed": Layout(4, 2, (5, 6)),
+    "numeric": Layout(4, 0, ()),
+    "binary": Layout(0, 2, ()),
+    "categorical": Layout(0, 0, (5, 2)),
+    "a single level": Layout(0, 0, (1,)),
+    "frequency bands": Layout(2, 1, (5, 2), ((-3.0, 0.0, 0.0, -1.5, -0.7), (0.0, 0.0))),
+}
+SHAPES = [{"members": 1}, {"members": 3}, {"members": 3, "reach": 2.0}]
+
+
+def rows_of(layout: Layout, n: int = 24) -> NDArray[np.float32]:
+    """Ordinary and extreme rows; half of them have missing values, one has no value at all."""
+    rng = np.random.default_rng(0)
+    numeric = rng.normal(size=(n, layout.n_numeric))
+    numeric[:2] *= 1e4
+    binary = rng.integers(0, 2, (n, layout.n_binary))
+    codes = rng.integers(0, np.array(layout.n_levels, int), (n, layout.n_categorical))
+    x = np.concatenate([numeric, binary, codes], axis=1).astype(np.float32)
+    x[n // 2 :][rng.random((n - n // 2, layout.n_columns)) < 0.3] = np.nan
+    x[-1] = np.nan
+    return x
+
+
+def model_of(layout: Layout, members: int, reach: float = 0.0) -> VAE:
+    """Return an untrained model with exemplars."""
+    config = ModelConfig(members=members, hidden_dim=16, latent_dim=2, prior="standard")
+    model = build(config, layout, 1).eval()
+    model.reach = torch.tensor([reach]) if reach else None
+    model.exemplars = exemplars_of(layout)
+    return model
+
+
+def session_of(model: VAE, score: ScoreConfig) -> Any:
+    weights = save_tensors(weight_tensors(model, score))
+    return open_session(export_graph(model, score, weights), weights)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@torch.no_grad()
+def test_the_graph_is_the_model_and_its_parts_add_up(layout: Layout, shape: dict[str, Any]) -> None:
+    x, model = rows_of(layout), model_of(layout, **shape)
+    for kind in ("neg_elbo", "importance_weighted"):
+        score = ScoreConfig(type=kind, draws=1 if kind == "neg_elbo" else 4)
+        got = dict(zip(OUTPUTS, session_of(model, score).run(OUTPUTS, {"x": x}), strict=True))
+        assert check_graph(model, score, x, got["score"]) < 1e-5
+        terms = torch_terms(model, score, torch.from_numpy(x))
+        size = np.maximum(1, np.abs(got["nats"]).max(1))
+        assert np.all(np.abs(got["nats"] + terms.log_prob.numpy()).max(1) < 1e-4 * size)
+        whole = got["nats"].sum(1) + got["kl"]
+        np.testing.assert_allclose(got["score"], whole, rtol=1e-12, atol=1e-12)
+        assert np.all(got["nats"][np.isnan(x)] == 0)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_scores_without_explanations_are_the_same(layout: Layout) -> None:
+    x, session = rows_of(layout), session_of(model_of(layout, 3), ScoreConfig())
+    asked = ("score", "kl")
+    whole = session.run(asked, {"x": x})
+    brief = session.run(asked, {"x": x, EXPLAIN: np.array(False)})
+    for one, other in zip(whole, brief, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_missing_values_of_other_rows_change_no_score() -> None:
+    """A tile with gaps takes another branch of the graph."""
+    x, session = rows_of(LAYOUTS["mixed"]), session_of(model_of(LAYOUTS["mixed"], 3), ScoreConfig())
+    (together,) = session.run(("score",), {"x": x})
+    for start in range(0, len(x), 4):
+        (apart,) = session.run(("score",), {"x": x[start : start + 4]})
+        np.testing.assert_array_equal(apart, together[start : start + 4])
+
+
+@torch.no_grad()
+def test_a_reconstruction_has_no_exemplars() -> None:
+    layout = LAYOUTS["numeric"]
+    x, model = rows_of(layout), model_of(layout, 1)
+    score = ScoreConfig(type="reconstruction")
+    (with_them,) = session_of(model, score).run(("score",), {"x": x})
+    model.exemplars = None
+    (without,) = session_of(model, score).run(("score",), {"x": x})
+    np.testing.assert_array_equal(with_them, without)
