@@ -67,7 +67,7 @@ class Promotion:
         return tuple(result for result in self.rules if not result.passed)
 
     def words(self, reason: RuleResult) -> str:
-        """Return what a failed rule means, in plain words, and whether its yardstick is doubtful."""
+        """Return in plain words what a failed rule means, and whether the champion is in doubt."""
         words = refusal_in_words(reason, NOUNS[self.kind])
         doubtful = reason.rule == Rule.NO_WORSE and self.champion_warnings
         return f"{words} {DOUBTFUL_CHAMPION}" if doubtful else words
