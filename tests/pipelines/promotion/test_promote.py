@@ -550,11 +550,11 @@ def test_flags_are_compared_on_the_traffic_where_there_is_some(
 def test_a_policy_that_is_not_the_frozen_one_is_told_of(
     registry: Registry, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    set_policy(registry, EQUAL, tolerance=0.25)
+    set_policy(registry, EQUAL, tolerance=0.25, label_delay="7d")
     promote(registry, "fraud", EQUAL)
     said = capfd.readouterr().err
     assert "the policy frozen with version 1 decides" in said
-    assert "tolerance 0.25" in said
+    assert "another: tolerance 0.25, label_delay 7d" in said
 
 
 def test_a_policy_frozen_before_there_were_more_rules_still_decides(registry: Registry) -> None:
