@@ -137,7 +137,10 @@ def test_a_leak_is_found_although_the_test_split_has_too_few_known_anomalies(
     closed = np.where(fraud, 2.5, np.arange(len(table)) % 5)
     pq.write_table(known.append_column("CASE", pa.array(closed)), place / "rows.parquet")
     config = changed(flow, data__path=str(place / "rows.parquet"), training__epochs=1)
-    report = calibrate(config, train(config).model_uri).report
+    calibrated = calibrate(config, train(config).model_uri)
+    report = calibrated.report
+    card = card_of(LoadedModel(calibrated.bundle, "fraud", "1"))
+    assert "compared on all labelled rows" in str(card)
     assert report.figures.anomalies == 0
     assert report.single_features[0].name == "CASE"
     assert "column 'CASE' alone separates anomalies: AUROC 1.000" in report.warnings[0]
