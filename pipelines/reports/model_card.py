@@ -465,8 +465,8 @@ def _slice(one: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 FEW_ANOMALIES = (
-    f"The test split has fewer than {MIN_ROWS} known anomalies, so single features were compared on "
-    "all labelled rows."
+    f"The test split has fewer than {MIN_ROWS} known anomalies, so single features were compared "
+    "on all labelled rows."
 )
 NO_WARNINGS = "Nothing was found that makes the figures look better than they are."
 
