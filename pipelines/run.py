@@ -10,6 +10,7 @@ from anomaly_vae.evaluation.report import EvaluationReport
 from anomaly_vae.lifecycle.registry import CHAMPION, Registry, Version
 from pipelines import console
 from pipelines.datasets.dataset import Dataset
+from pipelines.promotion.decision import Promotion
 from pipelines.promotion.promote import promote
 from pipelines.promotion.show import show
 from pipelines.registry.frozen_test import champions_test, is_set_apart
@@ -42,9 +43,15 @@ def run(config: Config) -> tuple[dict[str, Any], bool]:
         "digest": bundle.digest,
         "metrics": report.figures.to_json(),
         "warnings": list(report.warnings),
-        **({"labels": report.labels.to_json()} if report.labels else {}),
+        "labels": _labels(decision, report),
     }
     return result, decision.promoted
+
+
+def _labels(decision: Promotion, report: EvaluationReport) -> dict[str, Any] | None:
+    """Return what changed in the labels of the frozen test split, and how many labels are final."""
+    final = report.labels.to_json() if report.labels else {}
+    return {**(decision.labels or {}), **final} or None
 
 
 def _existing_version(registry: Registry, config: Config, data: Dataset) -> Version | None:

@@ -141,7 +141,10 @@ def _spread_positions(rows: Mask) -> NDArray[np.intp]:
 
 
 def _aurocs(values: Values, anomaly: Mask, seed: int) -> Iterator[float]:
-    """Yield AUROCs by value, by distance from the median of normal rows, and by missingness."""
+    """Yield AUROCs by level, or by value, distance from the normal median, code and absence.
+
+    A number may be a code, such as 2 for fraud among 0 to 4, whose order and size mean nothing.
+    """
     if isinstance(values, Levels):
         yield from _both_directions(_anomaly_shares_of_levels(values.codes, anomaly, seed), anomaly)
         return
@@ -151,6 +154,7 @@ def _aurocs(values: Values, anomaly: Mask, seed: int) -> Iterator[float]:
     middle = float(np.median(normal)) if len(normal) else 0.0
     for ranked in (values, np.abs(values - middle)):
         yield from _both_directions(np.unique(ranked, return_inverse=True)[1], anomaly)
+    yield from _both_directions(_anomaly_shares_of_levels(values, anomaly, seed), anomaly)
 
 
 def _both_directions(ranks: NDArray[Any], anomaly: Mask) -> Iterator[float]:
@@ -160,9 +164,7 @@ def _both_directions(ranks: NDArray[Any], anomaly: Mask) -> Iterator[float]:
     yield 1 - auroc
 
 
-def _anomaly_shares_of_levels(
-    codes: NDArray[np.int32], anomaly: Mask, seed: int
-) -> NDArray[np.float64]:
+def _anomaly_shares_of_levels(codes: NDArray[Any], anomaly: Mask, seed: int) -> NDArray[np.float64]:
     """Return the anomaly share of each row's level minus the overall share, (N,), by cross-fitting.
 
     Each share is computed on the folds that do not contain the row. A level that does not occur

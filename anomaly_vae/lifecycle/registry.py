@@ -122,12 +122,14 @@ def _reason(error: Exception) -> str:
     if type(error).__name__.startswith("Unsupported"):  # of a scheme; MLflow lists all others
         return f"it has no registry at '{mlflow.get_tracking_uri()}'"
     lines = masked(str(error)).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+    return lines[0][:300].rstrip(".") if lines else type(error).__name__
 
 
 def _remedy(error: Exception) -> str:
-    """Return advice if the database has no driver or was not created completely, or nothing."""
+    """Return advice if something is not there, or the database is incomplete or has no driver."""
     uri, kind = mlflow.get_tracking_uri(), type(error).__name__
+    if _is_missing(error):
+        return f" in the registry {named_registry(uri)}"
     if kind.startswith("Unsupported"):
         return f"; {FORMS}"
     if isinstance(error, ImportError) or kind == "NoSuchModuleError":
@@ -136,6 +138,15 @@ def _remedy(error: Exception) -> str:
     if file is None or not INTERRUPTED.search(str(error)):
         return ""
     return f"; the creation of '{file}' was interrupted: move it away and run again"
+
+
+def named_registry(uri: str) -> str:
+    """Return a registry's address without passwords, and how to name another one.
+
+    >>> named_registry("sqlite:///mlflow.db")
+    "'sqlite:///mlflow.db' (set MLFLOW_TRACKING_URI for another)"
+    """
+    return f"'{masked(uri)}' (set MLFLOW_TRACKING_URI for another)"
 
 
 def _driver_advice(uri: str) -> str:
@@ -526,8 +537,11 @@ class Registry:
             if version.run_id
         }
         if not runs:
-            reason = f"there is no registered model '{name}', or no run made a version of it"
-            raise RegistryError(f"{reason}; run: anomaly-vae calibrate CONFIG --model URI")
+            where = named_registry(self.uri)
+            raise RegistryError(
+                f"there is no registered model '{name}', or no run made a version of it, in {where}"
+                "; run: anomaly-vae calibrate CONFIG --model URI"
+            )
         return Run(self._client, runs[min(runs)])
 
     # ------------------------------------------------------------ fetching

@@ -8,11 +8,17 @@ from typing import Any
 
 from anomaly_vae.data.times import Period
 from anomaly_vae.evaluation.metrics import Evaluation, Slice
-from anomaly_vae.lifecycle.promotion import RuleResult
+from anomaly_vae.lifecycle.promotion import Rule, RuleResult
 from anomaly_vae.lifecycle.registry import CHALLENGER, CHAMPION
 from anomaly_vae.messages import NOUNS
 from pipelines.promotion.refusals import refusal_in_words
 from pipelines.promotion.renewal import Renewal
+
+DOUBTFUL_CHAMPION = (
+    "But the champion's own evaluation warned, see champion_warnings: if its figures are too good "
+    "for that reason, no honest version can reach them; then promote with --force --reason TEXT."
+)
+"""Advice after a loss against a champion whose own figures are in doubt."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +67,10 @@ class Promotion:
         return tuple(result for result in self.rules if not result.passed)
 
     def words(self, reason: RuleResult) -> str:
-        """Return what a failed rule means, in plain words."""
-        return refusal_in_words(reason, NOUNS[self.kind])
+        """Return in plain words what a failed rule means, and whether the champion is in doubt."""
+        words = refusal_in_words(reason, NOUNS[self.kind])
+        doubtful = reason.rule == Rule.NO_WORSE and self.champion_warnings
+        return f"{words} {DOUBTFUL_CHAMPION}" if doubtful else words
 
     @property
     def remedy(self) -> str | None:

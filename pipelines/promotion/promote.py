@@ -181,8 +181,11 @@ def _report_policy_difference(frozen: FrozenTest, challenger: Version) -> None:
     A policy that was changed in the configuration takes effect with the next forced promotion.
     """
     own = policy_of(challenger)
-    keys = [key for key in own if key in PromotionConfig.model_fields]
-    changed = [f"{k} {own[k]}" for k in keys if own[k] != frozen.policy.get(k, _DEFAULTS[k])]
+    changed = [
+        f"{key} {own.get(key, default)}"
+        for key, default in _DEFAULTS.items()
+        if own.get(key, default) != frozen.policy.get(key, default)
+    ]
     if changed:
         console.info(
             f"the policy frozen with version {frozen.version} decides; version "
@@ -190,7 +193,8 @@ def _report_policy_difference(frozen: FrozenTest, challenger: Version) -> None:
         )
 
 
-_DEFAULTS = PromotionConfig().model_dump()
+_DEFAULTS = {**PromotionConfig().model_dump(), "label_delay": None}
+"""Rules that a policy may change, with the values of policies that lack them."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -58,8 +58,8 @@ def _leak(figures: Figures, noun: str) -> str:
 
 def _below_chance(figures: Figures, noun: str) -> str:
     return (
-        f"Of an anomaly and a normal one of the {noun}, the anomaly has the higher score in only "
-        f"{_of(figures['auroc'], 100)} of 100 pairs; guessing reaches 50."
+        f"If anomalies are compared with normal {noun} in pairs, the anomaly has the higher score "
+        f"in only {_of(figures['auroc'], 100)} of 100 pairs; guessing reaches 50."
     )
 
 

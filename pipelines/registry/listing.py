@@ -7,7 +7,7 @@ from typing import Any
 
 from anomaly_vae.errors import RegistryError
 from anomaly_vae.lifecycle.champion_history import Entry, history
-from anomaly_vae.lifecycle.registry import Registry
+from anomaly_vae.lifecycle.registry import Registry, named_registry
 from pipelines import console
 
 
@@ -19,7 +19,8 @@ def list_models(registry: Registry, name: str | None = None) -> list[dict[str, A
     """
     models = [model for model in registry.models() if name in (None, model["name"])]
     if name and not models:
-        raise RegistryError(f"there is no registered model '{name}'", missing=True)
+        where = named_registry(registry.uri)
+        raise RegistryError(f"there is no registered model '{name}' in {where}", missing=True)
     _show(models)
     if name is None:
         return models

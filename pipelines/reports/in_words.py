@@ -91,6 +91,12 @@ def _reservations(figures: Figures, daily: Period | None, noun: str) -> Iterator
                 f"flagged {noun} are"
             )
     if figures.get("unlabelled"):
-        yield f"{figures['unlabelled']:,} {noun} without a label are not counted"
+        counted, are = _number(figures["unlabelled"], noun)
+        yield f"{counted} without a label {are} not counted"
     if figures.get("rejected"):
-        yield f"{figures['rejected']:,} {noun} could not be scored"
+        yield f"{_number(figures['rejected'], noun)[0]} could not be scored"
+
+
+def _number(count: int, noun: str) -> tuple[str, str]:
+    """Return a count with its noun, and the verb: "1 row", "is", or "1,200 rows", "are"."""
+    return (f"1 {noun.removesuffix('s')}", "is") if count == 1 else (f"{count:,} {noun}", "are")

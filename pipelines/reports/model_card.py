@@ -15,6 +15,7 @@ from anomaly_vae.data.converters import slice_name
 from anomaly_vae.data.encoding import pooled_notes
 from anomaly_vae.data.splitting import MIN_KNOWN
 from anomaly_vae.evaluation.label_maturity import LabelMaturity
+from anomaly_vae.evaluation.leakage import MIN_ROWS
 from anomaly_vae.messages import NOUNS, plain_number
 from anomaly_vae.scoring.modality import modality
 from anomaly_vae.scoring.wording import Wording
@@ -502,6 +503,10 @@ def _slice(one: Mapping[str, Any]) -> tuple[Any, ...]:
     return name, one["rows"], one["anomalies"], fpr, one["limit"], recall, ranked, above
 
 
+FEW_ANOMALIES = (
+    f"The test split has fewer than {MIN_ROWS} known anomalies, so single features were compared "
+    "on all labelled rows."
+)
 NO_WARNINGS = "Nothing was found that makes the figures look better than they are."
 
 
@@ -512,6 +517,8 @@ def _warnings(content: Mapping[str, Any]) -> Section:
         count = f"{twins['rows']:,}" if twins["rows"] else "None"
         text.append(f"{count} of the test rows have a duplicate in the training data.")
     rows = tuple((one["name"], one["kind"], one["auroc"]) for one in content.get("alone", ()))
+    if rows and content["anomalies"] < MIN_ROWS:
+        text.append(FEW_ANOMALIES)
     table = Table(("single feature", "kind", "AUROC"), rows) if rows else None
     return Section("What may flatter these figures", tuple(text), table)
 

@@ -40,6 +40,17 @@ def test_a_number_that_gives_the_label_away_is_found_in_whatever_direction() -> 
     assert min(found[name] for name in columns if name != "noise") > 0.99
 
 
+@pytest.mark.parametrize("fraud", [2.0, 50.0, np.nan], ids=["between", "outside", "absent"])
+def test_a_code_that_gives_the_label_away_is_found_whatever_its_number(fraud: float) -> None:
+    """A code among others has no direction, nor have frauds whose amount is always the same."""
+    codes = np.where(ANOMALY, fraud, rng().choice([0.0, 1.0, 3.0, 4.0], 600))
+    number = rng().normal(size=600)
+    columns = {"code": codes, "exact": np.where(ANOMALY, 0.25, number), "number": number}
+    found = {one.name: one.auroc for one in single_feature_aurocs(columns, ANOMALY)}
+    assert min(found["code"], found["exact"]) > 0.99
+    assert found["number"] < 0.6, "values that occur once separate nothing"
+
+
 def test_the_auroc_is_that_of_the_column() -> None:
     values = rng().normal(size=600) + ANOMALY
     (one,) = single_feature_aurocs({"x": values}, ANOMALY)

@@ -480,6 +480,8 @@ def test_a_refusal_repeats_the_warnings_about_the_champion(
     assert answer.code == 3
     assert answer.json["champion_warnings"] == [WARNING]
     assert f"the champion's own evaluation warned: {WARNING}" in answer.err
+    (words,) = (r["words"] for r in answer.json["reasons"] if r["why"] == "worse_than_champion")
+    assert "no honest version can reach them; then promote with --force" in words
     assert WARNING not in command("promote", "fraud", "--version", EQUAL).err
 
 
@@ -548,11 +550,11 @@ def test_flags_are_compared_on_the_traffic_where_there_is_some(
 def test_a_policy_that_is_not_the_frozen_one_is_told_of(
     registry: Registry, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    set_policy(registry, EQUAL, tolerance=0.25)
+    set_policy(registry, EQUAL, tolerance=0.25, label_delay="7d")
     promote(registry, "fraud", EQUAL)
     said = capfd.readouterr().err
     assert "the policy frozen with version 1 decides" in said
-    assert "tolerance 0.25" in said
+    assert "another: tolerance 0.25, label_delay 7d" in said
 
 
 def test_a_policy_frozen_before_there_were_more_rules_still_decides(registry: Registry) -> None:
@@ -602,6 +604,9 @@ def test_models_without_a_name_are_listed_as_ever(registry: Registry, command: C
     absent = command("models", "absent")
     assert (absent.code, absent.out) == (1, "")
     assert "no registered model 'absent'" in absent.err
+    for arguments in (("models", "absent"), ("promote", "absent"), ("inspect", "models:/absent/1")):
+        err = command(*arguments).err
+        assert f"'{registry.uri}' (set MLFLOW_TRACKING_URI for another)" in err
 
 
 def test_a_reason_of_many_lines_is_refused_before_anything_is_scored(

@@ -70,6 +70,8 @@ def test_rows_left_out_are_counted() -> None:
     text = said(unlabelled=1_200, rejected=3)
     assert "1,200 rows without a label are not counted." in text
     assert "3 rows could not be scored." in text
+    text = said(unlabelled=1, rejected=1)
+    assert "1 row without a label is not counted. 1 row could not be scored." in text
 
 
 def test_no_row_says_nothing() -> None:

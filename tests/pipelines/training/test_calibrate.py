@@ -125,6 +125,28 @@ def test_a_test_split_without_a_final_label_is_refused_before_training(
 # ---------------------------------------------------------------- the promise
 
 
+def test_a_leak_is_found_although_the_test_split_has_too_few_known_anomalies(
+    place: Path, flow: Config, transactions: Path
+) -> None:
+    """Frauds of the last weeks are mostly unknown yet, those of earlier splits are not."""
+    table = pq.read_table(transactions)
+    fraud = table["TX_FRAUD"].to_numpy() == 1
+    fraud[np.arange(len(table)) >= 0.75 * len(table)] = False
+    index = table.column_names.index("TX_FRAUD")
+    known = table.set_column(index, "TX_FRAUD", pa.array(fraud.astype(np.int8)))
+    closed = np.where(fraud, 2.5, np.arange(len(table)) % 5)
+    pq.write_table(known.append_column("CASE", pa.array(closed)), place / "rows.parquet")
+    config = changed(flow, data__path=str(place / "rows.parquet"), training__epochs=1)
+    calibrated = calibrate(config, train(config).model_uri)
+    report = calibrated.report
+    card = card_of(LoadedModel(calibrated.bundle, "fraud", "1"))
+    assert "compared on all labelled rows" in str(card)
+    assert report.figures.anomalies == 0
+    assert report.single_features[0].name == "CASE"
+    assert "column 'CASE' alone separates anomalies: AUROC 1.000" in report.warnings[0]
+    assert sum("alone separates" in warning for warning in report.warnings) == 1
+
+
 def test_the_threshold_comes_from_the_calibration_rows_alone(champion: World) -> None:
     data, bundle = champion.trained.data, champion.calibrated.bundle
     scores = np.sort(champion.trained.fitted.bundle.scorer.score(data.part(CALIBRATION)))
