@@ -34,6 +34,8 @@ from pipelines.training.warm_start import prepared_start, start_model, trained_u
 
 CHECKPOINTS = Path("checkpoints")
 BUNDLES = Path("bundles")
+LINES = 10
+"""Number of lines about the epochs of a fit of at most ten minutes, where stderr is a file."""
 SHOWN_COLUMNS = 50
 """Maximum number of columns that are printed."""
 
@@ -225,8 +227,8 @@ def _fit(
 
 @contextmanager
 def _epochs(checkpoint: Path) -> Iterator[OnEpoch]:
-    """Show a progress bar with the validation ELBO and its terms; report a resumed fit once."""
-    with console.progress("Training", None) as (bar, task):
+    """Show epochs with the validation ELBO and its terms; report a resumed fit once."""
+    with console.progress("Training", "epochs", None, lines=LINES) as (bar, task):
 
         def show(epoch: Epoch, planned: int) -> None:
             if epoch.epoch and bar.tasks[task].total is None:  # the first epoch shown
