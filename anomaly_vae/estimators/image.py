@@ -210,8 +210,8 @@ class ImageVAEDetector(VAEDetector[ImageConfig, ImageSchema]):
         """Return the anomaly map of each image: what every pixel adds to its score.
 
         The unit is that of the score, nats, or standard deviations if it is standardised. Not
-        every score localises: `evaluate --masks` measures it, and ``localization_head=True`` with
-        ``score_type="contamination"`` is made for it.
+        every score localises: ``bundle_.localizes`` says whether this one shows inserted lesions,
+        and ``localization_head=True`` with ``score_type="contamination"`` is made for it.
 
         Args:
             X: N images.
@@ -262,7 +262,11 @@ class ImageVAEDetector(VAEDetector[ImageConfig, ImageSchema]):
         scorer = self.bundle_.scorer
         parts = scorer.explain(batch)
         titles = figure_titles(parts.score)
-        axes: Axes = load_plots().reconstructions(scorer.encoding, parts, titles).axes[0]
+        axes: Axes = (
+            load_plots()
+            .reconstructions(scorer.encoding, parts, titles, self.bundle_.localizes)
+            .axes[0]
+        )
         return axes
 
     @classmethod

@@ -255,7 +255,7 @@ def _log(run: Run, fitted: Fitted, prepared: Prepared) -> None:
     explained = fitted.bundle.scorer.explain_encoded(prepared.validation[:4])
     noun = NOUNS[manifest["kind"]].removesuffix("s")
     titles = [f"validation {noun}, score {score:.2f}" for score in explained.score]
-    figure = plots.reconstructions(prepared.encoding, explained, titles)
+    figure = plots.reconstructions(prepared.encoding, explained, titles, fitted.bundle.localizes)
     run.log_figure(figure, "plots/reconstruction.png")
 
 
