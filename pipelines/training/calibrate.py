@@ -135,7 +135,7 @@ def calibrate(
     unusual = _unusual_test(trained.scorer, data, config.calibration, scored)
     bundle = _with_config(trained, config).calibrated(chosen, report.to_json(), reference, unusual)
     show(report, config.kind)
-    _show_localization(bundle)
+    show_localization(bundle)
     registry = Registry(config.mlflow.tracking_uri)
     experiment = config.mlflow.experiment or config.name
     with registry.run(experiment, "calibrate", {"model": model}) as run:
@@ -155,7 +155,7 @@ def calibrate(
     return Calibrated(version, run.id, bundle, report, alias)
 
 
-def _show_localization(bundle: Bundle) -> None:
+def show_localization(bundle: Bundle) -> None:
     """Print how well the maps of an image model show inserted lesions, if it was measured."""
     test = bundle.localization
     if test is None:

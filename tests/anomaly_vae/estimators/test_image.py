@@ -407,7 +407,7 @@ def test_a_map_of_source_pixels_lies_on_its_image(fitted: ImageVAEDetector, X: n
 
 
 def test_what_cropping_hides_has_no_value_in_a_map(X: np.ndarray) -> None:
-    cropping = tiny(fit_mode="crop", epochs=1).fit(X)
+    cropping = tiny(fit_mode="crop", network="dense", epochs=1).fit(X)
     (heat,) = cropping.heatmap([X[0].repeat(2, 1)], source_pixels=True)
     assert np.isnan(heat[:, :8]).all()
     assert np.isnan(heat[:, 24:]).all()
@@ -434,24 +434,26 @@ def test_reconstruct_returns_what_the_model_expects(
 def test_a_grey_model_of_images_in_colour_says_so(X: np.ndarray) -> None:
     said = "60 of 60 images are in colour, but the model sees grey; set data.channels: 3"
     with pytest.warns(UserWarning, match=said):
-        detector = tiny(epochs=1).fit(coloured(X))
+        detector = tiny(epochs=1, network="dense").fit(coloured(X))
     assert [note for note in detector.notes_ if note.startswith(said)]
 
 
 def test_a_fit_notes_integers_without_a_range_and_volumes(X: np.ndarray) -> None:
     volumes = X.reshape(4, 15, SIZE, SIZE).astype(np.int16) - 100
-    detector = tiny(epochs=1).fit(volumes)
+    detector = tiny(epochs=1, network="dense").fit(volumes)
     stretched, slices = detector.notes_
     assert "integers of type int16 state no range" in stretched
     assert "call calibrate(X) with slices of other ones" in slices
     assert detector.predict(volumes).shape == (60,)
-    windowed = tiny(epochs=1, intensity_window=(28, 256)).fit(list(X.astype(np.int16) - 100))
+    windowed = tiny(epochs=1, network="dense", intensity_window=(28, 256)).fit(
+        list(X.astype(np.int16) - 100)
+    )
     assert windowed.notes_ == ()
 
 
 def test_a_window_has_a_name(X: np.ndarray, tmp_path: Path) -> None:
     """Hounsfield units are read by it, and the name is the argument that comes back."""
-    detector = tiny(epochs=1, intensity_window="lung").fit(X)
+    detector = tiny(epochs=1, network="dense", intensity_window="lung").fit(X)
     again = ImageVAEDetector.load(detector.save(tmp_path / "bundle"))
     assert again.intensity_window == "lung"
     hounsfield = X.astype(np.int16) * 4 - 1100
