@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import time
 from collections.abc import Iterable, Sequence
 
 LONGEST_NAME = 100
@@ -15,8 +16,34 @@ SIMILAR = 0.7
 """Least similarity of two names, from 0 to 1, for one to be suggested for the other."""
 NOUNS = {"tabular": "rows", "image": "images"}
 """Noun for what a model scores, by kind of data."""
+REPORT_SECONDS = 60.0
+"""Time between two lines about the progress of work that does not write to a terminal."""
 SMALLEST_PLAIN, LARGEST_PLAIN = 1e-9, 1e15
 """Range of the numbers that `plain_number` writes without an exponent."""
+
+
+class Pace:
+    """Decides when work whose progress goes to a file is worth another line.
+
+    A line is due when another of ``lines`` equal parts of the work is done, and `REPORT_SECONDS`
+    after the last line.
+
+    >>> pace = Pace(lines=4)
+    >>> [done for done in range(1, 11) if pace.due(done, 10)]
+    [3, 5, 8, 10]
+    """
+
+    def __init__(self, lines: int = 0) -> None:
+        self._lines, self._part, self._reported = lines, 0, time.monotonic()
+
+    def due(self, done: float, total: float | None) -> bool:
+        """Return whether to write a line, given the amount of work done and in all."""
+        part = int(done * self._lines / total) if total else 0
+        late = time.monotonic() - self._reported >= REPORT_SECONDS
+        if part == self._part and not late:
+            return False
+        self._part, self._reported = part, time.monotonic()
+        return True
 
 
 def shown(value: object) -> str:

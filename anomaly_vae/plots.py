@@ -18,6 +18,7 @@ from anomaly_vae.evaluation.report import EvaluationReport
 from anomaly_vae.evaluation.slices import ColumnSlice
 from anomaly_vae.evaluation.what_if import ALPHAS, WhatIf
 from anomaly_vae.images.encoding import ImageEncoding
+from anomaly_vae.images.heatmaps import NO_LOCALIZATION
 from anomaly_vae.scoring.detector import Detector, Explanation
 from anomaly_vae.scoring.scorer import ScoreParts
 from anomaly_vae.training.trainer import History
@@ -226,15 +227,27 @@ def _with_band(axes: Any, rows: Sequence[WhatIf], key: str, name: str, colour: s
 
 
 def reconstructions(
-    encoding: TabularEncoding | ImageEncoding, explained: ScoreParts, titles: Sequence[str]
+    encoding: TabularEncoding | ImageEncoding,
+    explained: ScoreParts,
+    titles: Sequence[str],
+    localizes: bool = True,
 ) -> Figure:
-    """Draw observed and expected values of a few rows or images."""
+    """Draw observed and expected values of a few rows or images.
+
+    Args:
+        encoding: the model's encoding.
+        explained: scores and their parts.
+        titles: one title for each row or image that is drawn.
+        localizes: for images: whether maps show where anomalies are; if not, none is drawn.
+    """
     if isinstance(encoding, ImageEncoding):
-        return _images(encoding, explained, titles)
+        return _images(encoding, explained, titles, localizes)
     return _columns(encoding, explained, titles)
 
 
-def _images(encoding: ImageEncoding, explained: ScoreParts, titles: Sequence[str]) -> Figure:
+def _images(
+    encoding: ImageEncoding, explained: ScoreParts, titles: Sequence[str], localizes: bool
+) -> Figure:
     """Draw each image, its expected image, and the map that adds up to its score."""
     count, side = min(len(titles), len(explained.score)), encoding.layout.size
     figure = Figure((7.0, 2.5 * count), layout="constrained")
@@ -244,7 +257,10 @@ def _images(encoding: ImageEncoding, explained: ScoreParts, titles: Sequence[str
     for row, axes in enumerate(figure.subplots(count, 3, squeeze=False)):
         for place, picture in zip(axes, (seen[row], expected[row]), strict=False):
             place.imshow(np.moveaxis(picture, 0, -1).squeeze(), "gray", vmin=0, vmax=1)
-        axes[2].imshow(maps[row], "cividis", vmin=low, vmax=high)
+        if localizes:
+            axes[2].imshow(maps[row], "cividis", vmin=low, vmax=high)
+        else:
+            axes[2].text(0.5, 0.5, NO_LOCALIZATION, ha="center", fontsize=8)
         axes[0].set_title(plain(titles[row]), fontsize=8, loc="left")
         for place in axes:
             place.set_axis_off()

@@ -32,5 +32,7 @@ Fit = Literal["pad", "crop", "stretch"]
 """How an image that is not square becomes a square."""
 Spacing = Literal["auto", "ignore"]
 """Whether the distances between pixels that a file states are used."""
+WindowPreset = Literal["lung", "bone", "brain", "soft_tissue"]
+"""Name of a usual window of CT images; see `images.pixels.CT_WINDOWS`."""
 ImageLayout = Literal["auto", "mvtec", "folder"]
 """Which names of folders are taken for splits and labels of images."""

@@ -19,6 +19,8 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    Task,
+    TaskID,
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
@@ -27,11 +29,10 @@ from rich.table import Table
 from rich.text import Text
 
 from anomaly_vae.masking import masked
+from anomaly_vae.messages import Pace
 
 MAX_WIDTH = 10_000
 """Maximum width of a table, in characters."""
-REPORT_SECONDS = 60.0
-"""Seconds between the lines of a `Meter` that does not write to a terminal."""
 _json = threading.Event()
 """Set if results are printed as JSON on a terminal, too."""
 
@@ -130,9 +131,48 @@ def format_value(value: object) -> str:
     return masked(str(value))  # before a table breaks it over lines
 
 
+class _Bar(Progress):
+    """A progress bar, which is a line of text now and then where there is no terminal."""
+
+    pace, unit = Pace(), ""
+    first: tuple[float, float] | None = None
+    """Time and amount done at the first update; before it, an earlier process may have worked."""
+
+    def update(self, task_id: TaskID, **changes: Any) -> None:
+        """Change the fields of a task; see `Progress.update`."""
+        super().update(task_id, **changes)
+        task = self.tasks[task_id]
+        self.first = self.first or (time.monotonic(), task.completed)
+        if not self.console.is_terminal and self.pace.due(task.completed, task.total):
+            info(self._line(task))
+
+    def _line(self, task: Task) -> str:
+        """Describe a task: "Training: 8 of 80 epochs, 0:01:30 left, ELBO −3.00 nats"."""
+        of = f" of {task.total:,.0f}" if task.total else ""
+        parts = f"{task.completed:,.0f}{of} {self.unit}", self._left(task), task.fields["note"]
+        return f"{task.description}: {', '.join(filter(None, parts))}"
+
+    def _left(self, task: Task) -> str:
+        """Return how long the rest takes at the pace since the first update; "" if unknown."""
+        start, before = self.first or (0.0, task.completed)
+        if not task.total or task.completed in {before, task.total}:
+            return ""
+        seconds = (time.monotonic() - start) / (task.completed - before)
+        return f"{_duration(seconds * (task.total - task.completed))} left"
+
+
+def _duration(seconds: float) -> str:
+    return str(dt.timedelta(seconds=round(seconds)))
+
+
 @contextmanager
-def progress(label: str, total: int | None) -> Iterator[tuple[Progress, Any]]:
-    """Show a progress bar with a note beside it; it stays visible only on a terminal."""
+def progress(
+    label: str, unit: str, total: int | None, lines: int = 0
+) -> Iterator[tuple[Progress, Any]]:
+    """Show a progress bar with a note beside it; it stays visible only on a terminal.
+
+    Elsewhere there is a line every minute, and one for each of ``lines`` equal parts of the work.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=12),
@@ -140,7 +180,8 @@ def progress(label: str, total: int | None) -> Iterator[tuple[Progress, Any]]:
         TimeElapsedColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, transient=not console.is_terminal) as bar:
+    with _Bar(*columns, console=console, disable=not console.is_terminal) as bar:
+        bar.pace, bar.unit = Pace(lines), unit
         yield bar, bar.add_task(label, total=total, note="")
 
 
@@ -148,13 +189,13 @@ class Meter:
     """Shows how many rows are done, how fast, and how long the others take.
 
     Several threads may report at once. On a terminal it is a progress bar, otherwise a line every
-    `REPORT_SECONDS`.
+    minute.
     """
 
     def __init__(self, label: str, unit: str, total: int | None, done: int) -> None:
         self._label, self._unit, self._total = label, unit, total
         self._before = self._done = done
-        self._start = self._reported = time.monotonic()
+        self._start, self._pace = time.monotonic(), Pace()
         self._lock = threading.Lock()
         self._bar: Progress | None = None
 
@@ -177,8 +218,7 @@ class Meter:
             text = f"{self._state()}, {note}"
             if self._bar is not None:
                 self._bar.update(self._bar.task_ids[0], completed=self._done, note=text)
-            elif time.monotonic() - self._reported >= REPORT_SECONDS:
-                self._reported = time.monotonic()
+            elif self._pace.due(self._done, self._total):
                 info(f"{self._label}: {text}")
 
     def _state(self) -> str:
@@ -187,8 +227,7 @@ class Meter:
         text = f"{self._done:,}{of} {self._unit}, {rate:,.0f} {self._unit}/s"
         if not self._total or not rate:
             return text
-        seconds = max(self._total - self._done, 0) / rate
-        return f"{text}, {dt.timedelta(seconds=round(seconds))} left"
+        return f"{text}, {_duration(max(self._total - self._done, 0) / rate)} left"
 
 
 def result(content: Mapping[str, Any]) -> None:

@@ -86,7 +86,7 @@ class _Loading:
         heads = heads_by_file(files, reading).values()
         sizes = [head.n_rows for head in heads]
         total = None if None in sizes else sum(size or 0 for size in sizes)
-        with console.progress("Loading", total) as (bar, task):
+        with console.progress("Loading", "rows", total) as (bar, task):
             for part in read_chunks(files, select=self._needed, reading=reading):
                 bar.update(task, advance=self._load(part))
 

@@ -43,6 +43,7 @@ from anomaly_vae.scoring.unusual import UnusualTest
 
 if TYPE_CHECKING:
     from anomaly_vae.images.heatmaps import Scale
+    from anomaly_vae.scoring.localization import LocalizationTest
 
 FORMAT = 3
 """Format version of the manifests that this version writes."""
@@ -161,7 +162,20 @@ class Bundle:
         """Scale of anomaly map values; image models only."""
         from anomaly_vae.images.heatmaps import Scale
 
-        return Scale.from_json(self.manifest["heat_scale"])
+        return replace(Scale.from_json(self.manifest["heat_scale"]), localizes=self.localizes)
+
+    @cached_property
+    def localization(self) -> LocalizationTest | None:
+        """How well its maps show inserted lesions; None for tables, and if it was not measured."""
+        from anomaly_vae.scoring.localization import LocalizationTest
+
+        found = self.manifest.get("localization")
+        return LocalizationTest.from_json(found) if found else None
+
+    @property
+    def localizes(self) -> bool:
+        """Whether maps may be drawn: they show inserted lesions, or this was not measured."""
+        return self.localization is None or self.localization.localizes
 
     @cached_property
     def example(self) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from anomaly_vae.types import (
     Fit,
     ImageLayout,
     Spacing,
+    WindowPreset,
 )
 
 EPOCHS = {"epoch_s": 1.0, "epoch_ms": 1e-3, "epoch_us": 1e-6, "epoch_ns": 1e-9}
@@ -428,10 +429,10 @@ class ImageData(DataConfig):
     intensity: Literal["standardise", "unit"] = "standardise"
     """Scale of pixel values: `standardise` subtracts the mean of each image and divides by its
     standard deviation, `unit` keeps them on [0, 1]."""
-    intensity_window: Literal["auto", "percentile"] | tuple[float, float] = "auto"
+    intensity_window: Literal["auto", "percentile"] | WindowPreset | tuple[float, float] = "auto"
     """Values of DICOM, NIfTI and float TIFF files that become black and white: `auto` takes the
     window in a DICOM file, else percentiles; `percentile` takes the 0.5th and 99.5th; or
-    [center, width]."""
+    [center, width]; or, for CT, that of `lung`, `bone`, `brain` or `soft_tissue`."""
     axis: Literal[0, 1, 2] = 2
     """Axis along which a NIfTI volume is cut into slices: 0 sagittal, 1 coronal, 2 axial."""
     layout: ImageLayout = "auto"

@@ -56,7 +56,8 @@ DESCRIPTIONS = {
     "calibration_fraction": "Fraction of the rows held out to choose the threshold; raised to as "
     "many rows as ``alpha`` needs. None: a tenth of the rows, and no more than 20/alpha.",
     "verbose": "1 prints the progress of the fit on stderr: one line that changes on a terminal, "
-    "about ten lines elsewhere. 0, the default, prints nothing.",
+    "elsewhere a line for every tenth of the epochs and every minute. 0, the default, prints "
+    "nothing.",
     "features": "Names of the columns to read, or a mapping from name to type: a string, or a "
     "`config.Feature`. None: all columns, with inferred types.",
     "types": "Mapping from the names of single columns to their types, as in ``features``; all "

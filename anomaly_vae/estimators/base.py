@@ -44,7 +44,7 @@ from anomaly_vae.estimators.arguments import (
 )
 from anomaly_vae.estimators.explanations import Explanations
 from anomaly_vae.estimators.holdout import ConfigT, Parts, split, warn_of_few_left
-from anomaly_vae.estimators.progress import print_epoch, print_note
+from anomaly_vae.estimators.progress import epoch_printer, print_note
 from anomaly_vae.images.schema import ImageSchema
 from anomaly_vae.monitoring.exchangeability import fit_reference
 from anomaly_vae.scoring.detector import Detections, Explanation, explanations
@@ -152,7 +152,7 @@ class VAEDetector(
         config = self._configuration()
         found = self._fit_input(X, y, config)
         config, parts = split(len(found.batch), config, self.calibration_fraction)
-        self.bundle_ = _fit(config, found, parts, print_epoch if self.verbose else None)
+        self.bundle_ = _fit(config, found, parts, epoch_printer() if self.verbose else None)
         self.n_iter_ = int(self.bundle_.manifest["training"]["epochs"])
         self.notes_ = found.notes + pooled_notes(self.bundle_.manifest)
         if (choice := _known_choice(config, found)).wanted:

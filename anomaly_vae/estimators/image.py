@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import numpy as np
 from numpy.random import RandomState
@@ -15,7 +14,6 @@ from sklearn.utils.validation import check_is_fitted
 from anomaly_vae.config import ImageConfig
 from anomaly_vae.data.encoding import Matrix
 from anomaly_vae.data.schema import RawBatch
-from anomaly_vae.errors import DataError
 from anomaly_vae.estimators.arguments import SHARED_KEYS
 from anomaly_vae.estimators.base import (
     Data,
@@ -23,16 +21,22 @@ from anomaly_vae.estimators.base import (
     VAEDetector,
     figure_titles,
     load_plots,
-    usable,
+)
+from anomaly_vae.estimators.image_inputs import (
+    decoded_images,
+    holds_volumes,
+    prepare_images,
+    unranged,
 )
 from anomaly_vae.generation import images
-from anomaly_vae.images.pixels import MAX_PIXEL, DecodedImage, DecodeFailure
-from anomaly_vae.images.schema import ImageSchema
+from anomaly_vae.images.notes import colour_note, image_notes
+from anomaly_vae.images.pixels import DecodedImage
+from anomaly_vae.images.schema import ImageBatch, ImageSchema
 from anomaly_vae.scoring.detector import Explanation
 from anomaly_vae.scoring.localization import region_explanations
 from anomaly_vae.scoring.modality import image_modality
 from anomaly_vae.scoring.scorer import ScoreParts
-from anomaly_vae.types import Fit, Spacing
+from anomaly_vae.types import Fit, Spacing, WindowPreset
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,9 +78,18 @@ class ImageVAEDetector(VAEDetector[ImageConfig, ImageSchema]):
     other images. Use it if images come in groups, such as several of each patient, with one image
     of each group that the model was not fitted on.
 
-    X is an array (N, H, W) or (N, H, W, C), with C 1 or 3, of uint8, uint16 or floats on [0, 1]; a
-    sequence of N arrays (H, W) or (H, W, C); or a sequence of paths of image files with one image
-    each. Images that are not square are padded, see ``fit_mode``. An image whose pixels are all
+    X is one of
+
+    - an array of N images (N, H, W) or (N, H, W, C), with C 1 or 3;
+    - a volume (D, H, W), or N volumes (N, D, H, W) with D and W above 4: each slice is an image,
+      in order, with its own score, so that ``scores.reshape(N, D)`` has those of each volume;
+    - a sequence of N arrays (H, W) or (H, W, C);
+    - a sequence of paths of image files with one image each.
+
+    Arrays of uint8 and uint16 are scaled by the range of their type, and floats must lie on [0, 1].
+    Other integers, such as Hounsfield units, state no range: ``intensity_window`` maps them, by
+    default by percentiles of each image; so it maps other floats, if it is a window in numbers or
+    by name. Images that are not square are padded, see ``fit_mode``. An image whose pixels are all
     alike is refused.
 
     Most arguments set the configuration key of the same name (docs/configuration.md). An argument
@@ -90,7 +103,8 @@ class ImageVAEDetector(VAEDetector[ImageConfig, ImageSchema]):
         offset_: minus the threshold: ``decision_function(X) = score_samples(X) − offset_``.
         bundle_: the fitted `Bundle`.
         n_iter_: number of epochs trained.
-        notes_: empty; tables have decisions about columns here.
+        notes_: what `fit` saw of X: colours, with a warning if a grey model loses them, shapes,
+            integers without a range, slices of volumes; empty after `load`.
 
     >>> import numpy as np
     >>> images = np.random.default_rng(0).normal(0.5, 0.1, (40, 16, 16)).clip(0, 1)
@@ -101,6 +115,8 @@ class ImageVAEDetector(VAEDetector[ImageConfig, ImageSchema]):
     (3, 2)
     >>> detector.sample(2).shape
     (2, 16, 16)
+    >>> detector.heatmap(images[:3]).shape, detector.reconstruct(images[:3]).shape
+    ((3, 16, 16), (3, 16, 16))
     """
 
     KIND: ClassVar[str] = "image"
@@ -151,7 +167,10 @@ class ImageVAEDetector(VAEDetector[ImageConfig, ImageSchema]):
         patience: int | None = None,
         threads: int | None = None,
         device: Literal["auto", "cpu", "cuda"] | None = None,
-        intensity_window: Literal["auto", "percentile"] | tuple[float, float] | None = None,
+        intensity_window: Literal["auto", "percentile"]
+        | WindowPreset
+        | tuple[float, float]
+        | None = None,
         axis: Literal[0, 1, 2] | None = None,
         max_pixels: int | None = None,
         max_bytes: int | None = None,
@@ -183,6 +202,53 @@ class ImageVAEDetector(VAEDetector[ImageConfig, ImageSchema]):
         seed = self._seed(random_state)
         return _channels_last(images.sample(self.bundle_, n_samples, seed))
 
+    # ------------------------------------------------------------ maps
+
+    def heatmap(
+        self, X: Data, source_pixels: bool = False
+    ) -> NDArray[np.float32] | list[NDArray[np.float32]]:
+        """Return the anomaly map of each image: what every pixel adds to its score.
+
+        The unit is that of the score, nats, or standard deviations if it is standardised. Not
+        every score localises: ``bundle_.localizes`` says whether this one shows inserted lesions,
+        and ``localization_head=True`` with ``score_type="contamination"`` is made for it.
+
+        Args:
+            X: N images.
+            source_pixels: False: maps of the square of S × S pixels that the model sees, whose sum
+                and ``explain(X)[i].kl`` add up to the score. True: maps in the pixels of each
+                image, enlarged linearly, of which padding is cut off; NaN where cropping hides
+                the image from the model. These do not add up.
+
+        Returns:
+            (N, S, S); with ``source_pixels``, a list of N maps (H, W), each of its image's size.
+        """
+        schema = self._schema()
+        images = list(decoded_images(schema, X))
+        parts = self.bundle_.scorer.explain(prepare_images(schema, images))
+        maps = parts.nats.reshape(-1, schema.size, schema.size).astype(np.float32)
+        if not source_pixels:
+            return maps
+        pairs = zip(maps, images, strict=True)
+        return [
+            schema.to_source(heat, cast("DecodedImage", image), np.nan) for heat, image in pairs
+        ]
+
+    def reconstruct(self, X: Data) -> Matrix:
+        """Return the image that the model expects in place of each: (N, S, S) or (N, S, S, 3).
+
+        It covers the square of S × S pixels that the model sees, on [0, 1]. With ``intensity``
+        "standardise", the default, that is the scale on which every image of X has mean 0.5 and
+        standard deviation 0.25.
+
+        Args:
+            X: N images.
+        """
+        batch = self._batch(X)
+        scorer = self.bundle_.scorer
+        _, encoding = image_modality(scorer.schema, scorer.encoding)
+        return _channels_last(encoding.to_images(scorer.explain(batch).expected))
+
     # ------------------------------------------------------------ figures
 
     def plot_explanation(self, X: Data, most: int = 8) -> Axes:  # noqa: ARG002  # of tables
@@ -196,7 +262,11 @@ class ImageVAEDetector(VAEDetector[ImageConfig, ImageSchema]):
         scorer = self.bundle_.scorer
         parts = scorer.explain(batch)
         titles = figure_titles(parts.score)
-        axes: Axes = load_plots().reconstructions(scorer.encoding, parts, titles).axes[0]
+        axes: Axes = (
+            load_plots()
+            .reconstructions(scorer.encoding, parts, titles, self.bundle_.localizes)
+            .axes[0]
+        )
         return axes
 
     @classmethod
@@ -221,10 +291,14 @@ class ImageVAEDetector(VAEDetector[ImageConfig, ImageSchema]):
         config: ImageConfig,
     ) -> FitInput[ImageSchema]:
         schema = ImageSchema.from_config(config.data)
-        return FitInput(schema, _read(schema, X), {})
+        batch = prepare_images(schema, decoded_images(schema, X))
+        if schema.channels == 1 and batch.seen.in_colour:
+            warnings.warn(colour_note(batch, schema.channels)[0], stacklevel=3)
+        return FitInput(schema, batch, {}, _notes(X, batch, schema))
 
     def _batch(self, X: Data) -> RawBatch:
-        return _read(self._schema(), X)
+        schema = self._schema()
+        return prepare_images(schema, decoded_images(schema, X))
 
     def _explanations(
         self, batch: RawBatch, explained: ScoreParts, most: int | None
@@ -235,62 +309,20 @@ class ImageVAEDetector(VAEDetector[ImageConfig, ImageSchema]):
         return region_explanations(encoding, bundle.heat_scale, explained, most)
 
 
-def _read(schema: ImageSchema, X: Data) -> RawBatch:
-    """Read X as a model with this schema does.
-
-    Raises:
-        DataError: X holds neither arrays nor paths, is empty, or an image cannot be used.
-    """
-    batch = schema.from_images(_decoded(schema, image) for image in _one_by_one(X))
-    if not len(batch):
-        raise DataError("X holds no image; give at least one")
-    return usable(batch, "; mend it or leave it out")
-
-
-def _decoded(schema: ImageSchema, image: Any) -> DecodedImage | DecodeFailure:
-    if isinstance(image, str | os.PathLike):
-        return schema.read(Path(image))
-    try:
-        return decoded_image(np.asarray(image))
-    except ValueError as error:  # a DataError, or numpy's of rows that differ in length
-        return DecodeFailure(str(error), None)
-
-
-def _one_by_one(X: Data) -> Iterable[Any]:
-    """Return X if it has one entry per image.
-
-    Raises:
-        DataError: X is a single image or path, or something else.
-    """
-    if isinstance(X, str | bytes | os.PathLike) or not isinstance(X, Iterable):
-        raise DataError("X must be images or their paths; put a single one into a list")
-    if isinstance(X, np.ndarray) and X.dtype.kind not in "OU" and X.ndim not in {3, 4}:
-        raise DataError(f"X must be of shape (N, H, W) or (N, H, W, C), got {X.shape}")
-    return X
-
-
-def decoded_image(image: NDArray[Any]) -> DecodedImage:
-    """Convert an array to a decoded image of 16-bit pixels.
-
-    Args:
-        image: (H, W), (H, W, 1) or (H, W, 3), of uint8, uint16 or floats on [0, 1].
-
-    Raises:
-        DataError: the shape or type is another, or a value is outside [0, 1] or not finite.
-    """
-    if image.ndim not in {2, 3} or image.shape[2:] not in {(), (1,), (3,)} or 0 in image.shape:
-        raise DataError(f"an image must be (H, W), (H, W, 1) or (H, W, 3), got {image.shape}")
-    pixels = image[..., 0] if image.shape[2:] == (1,) else image
-    if pixels.dtype == np.uint8:
-        return DecodedImage(pixels.astype(np.uint16) * 257, 0)
-    if pixels.dtype.newbyteorder("=") == np.uint16:
-        return DecodedImage(pixels.astype(np.uint16), 0)
-    if not np.issubdtype(pixels.dtype, np.floating):
-        raise DataError(f"images must be uint8, uint16 or floats on [0, 1], got {pixels.dtype}")
-    if not (pixels.min() >= 0 and pixels.max() <= 1):  # NaN is neither
-        raise DataError("images of floats must lie on [0, 1] and be finite; scale them first")
-    full = pixels.astype(np.float64) * MAX_PIXEL  # more than a float16 can hold
-    return DecodedImage(np.rint(full).astype(np.uint16), 0)
+def _notes(X: Data, batch: ImageBatch, schema: ImageSchema) -> tuple[str, ...]:
+    """Return what a user should know of how X was read."""
+    notes = list(image_notes(batch, schema))
+    if (kind := unranged(X)) and isinstance(schema.options.intensity_window, str):
+        notes.append(
+            f"integers of type {kind} state no range: each image is stretched between its 0.5th "
+            "and 99.5th percentile; give uint8 or uint16, or set intensity_window=(center, width)"
+        )
+    if holds_volumes(X):
+        notes.append(
+            "the slices of a volume are both trained on and held out; for a threshold that holds "
+            "for new volumes, call calibrate(X) with slices of other ones"
+        )
+    return tuple(notes)
 
 
 def _channels_last(images: Matrix) -> Matrix:

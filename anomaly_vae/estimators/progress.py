@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import sys
 
-from anomaly_vae.training.trainer import Epoch
+from anomaly_vae.messages import Pace
+from anomaly_vae.training.trainer import Epoch, OnEpoch
 
 LINES = 10
-"""Number of lines that a fit writes to a file or a notebook."""
+"""Number of lines that a fit of at most ten minutes writes to a file or a notebook."""
 
 
-def print_epoch(epoch: Epoch, planned: int) -> None:
-    """Print a finished epoch: on a terminal into the same line, elsewhere now and then.
+def epoch_printer() -> OnEpoch:
+    """Return a function that prints finished epochs of one fit.
 
-    Args:
-        epoch: the measurements of the epoch.
-        planned: number of epochs at most; a fit may stop earlier.
+    On a terminal they go into the same line, elsewhere there is a line for every tenth of the
+    epochs, and every minute.
     """
-    number = epoch.epoch + 1
-    text = f"epoch {number} of at most {planned}: ELBO {epoch.validation_elbo:.2f} nats"
-    if sys.stderr.isatty():
-        sys.stderr.write(f"\r{text:<60}" + ("\n" if number == planned else ""))
-    elif number == planned or number % max(1, planned // LINES) == 0:
-        sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
+    pace = Pace(LINES)
+
+    def print_epoch(epoch: Epoch, planned: int) -> None:
+        number = epoch.epoch + 1
+        text = f"epoch {number} of at most {planned}: ELBO {epoch.validation_elbo:.2f} nats"
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\r{text:<60}" + ("\n" if number == planned else ""))
+        elif pace.due(number, planned):
+            sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+    return print_epoch
 
 
 def print_note(note: str, verbose: int) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ MIN_PANEL, MAX_PANEL = 256, 640
 """Side that small scans are enlarged to in an overlay, and its limit, in pixels."""
 MIN_TILE, MAX_TILE = 112, 512
 """Side that small scans are enlarged to on a contact sheet, and its limit, in pixels."""
+NO_LOCALIZATION = "this score does not localise"
+"""Text in place of a heatmap that would not show where anomalies are."""
 GAP, BAR = 10, 14
 """Distance between panels, and width of the colour bar, in pixels."""
 SMALL, TEXT, TITLE = 11, 13, 16
@@ -71,6 +74,9 @@ class Scale:
     high: float
     region: float
     unit: str = "nats per pixel"
+    localizes: bool = True
+    """Whether the maps show where anomalies are; if not, no heat is drawn. Not in the manifest's
+    entry: it follows from the model's test."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of the manifest."""
@@ -228,7 +234,8 @@ def overlay(
     """Draw three panels: the scan, the model's expectation, and the scan under its heatmap.
 
     Opacity is proportional to heat. Regions are outlined and numbered in the order of ``found``.
-    Under the heat, colour scans are grey.
+    Under the heat, colour scans are grey. If the model's maps do not localise, the third panel
+    says so instead.
 
     Args:
         scan: The scan, (C, H, W) with C 1 or 3, or (H, W), in [0, 1].
@@ -241,14 +248,35 @@ def overlay(
     """
     height, width = heat.shape
     zoom = zoom or _zoom(height, width, MIN_PANEL, MAX_PANEL)
+    panels = [_enlarge(_to_rgb(image), zoom) for image in (scan, expected)]
+    if scale.localizes:
+        last, caption = _heated(scan, heat, found, scale, zoom), f"heat, {scale.unit}"
+    else:
+        last, caption = _stated(NO_LOCALIZATION, panels[0].shape), "no heat"
+    captions = ("scan", "expected by the model", caption)
+    return _page([*map(Image.fromarray, panels), last], captions, title, scale)
+
+
+def _heated(
+    scan: Floats, heat: Floats, found: Sequence[Region], scale: Scale, zoom: int
+) -> Image.Image:
+    """Draw the scan in grey under its heatmap, with its regions."""
     background = _enlarge(_grey(_to_rgb(scan)), zoom)
     smooth = _enlarge_map(smoothed(heat), zoom)
     blended = _blend(background, smooth, scale)
     heated = Image.fromarray(_outline(blended, smooth, found, scale, zoom))
     _number_regions(heated, found, zoom)
-    panels = [_enlarge(_to_rgb(image), zoom) for image in (scan, expected)]
-    captions = ("scan", "expected by the model", f"heat, {scale.unit}")
-    return _page([*map(Image.fromarray, panels), heated], captions, title, scale)
+    return heated
+
+
+def _stated(text: str, shape: tuple[int, ...]) -> Image.Image:
+    """Draw a text on an empty panel (H, W, 3), in lines that fit."""
+    panel = Image.new("RGB", (shape[1], shape[0]), WHITE)
+    lines = textwrap.wrap(text, max(8, int(shape[1] / _font(TEXT).getlength("n"))))
+    for i, line in enumerate(lines):
+        y = shape[0] // 2 + (i - len(lines) // 2) * _line(TEXT)
+        _draw_text(panel, (shape[1] // 2, y), line, TEXT, "mm")
+    return panel
 
 
 def sheet(
@@ -386,7 +414,8 @@ def _page(
     for i, (panel, caption) in enumerate(zip(panels, captions, strict=True)):
         page.paste(panel, (GAP + i * (width + GAP), top))
         _draw_centred(page, caption, (GAP + i * (width + GAP), top + height), width, TEXT)
-    _draw_colour_bar(page, scale, (page.width - GAP - bar, top), height)
+    if scale.localizes:
+        _draw_colour_bar(page, scale, (page.width - GAP - bar, top), height)
     _draw_text(page, (GAP, GAP), _shorten(title, page.width - 2 * GAP, TITLE), TITLE, "la")
     return page
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly_vae.errors import ConfigError, DataError
-from anomaly_vae.types import MAX_BYTES, MAX_FRAMES, MAX_PIXELS, MAX_SECONDS
+from anomaly_vae.types import MAX_BYTES, MAX_FRAMES, MAX_PIXELS, MAX_SECONDS, WindowPreset
 
 Pixels = NDArray[np.uint16]
 Bounds = tuple[float, float]
@@ -24,6 +24,15 @@ MAX_PIXEL = 65535
 
 SPACING_KEYWORD = "PixelSpacing"
 """Keyword of the text in a PNG with the distances between its rows and columns, in mm."""
+
+CT_WINDOWS: dict[WindowPreset, tuple[float, float]] = {
+    "lung": (-600, 1500),
+    "bone": (400, 1800),
+    "brain": (40, 80),
+    "soft_tissue": (50, 400),
+}
+"""Center and width of usual windows of CT images, in Hounsfield units. Values: Murphy et al.,
+"Windowing (CT)", Radiopaedia.org, doi:10.53347/rID-52108 (lungs, spine bone, brain, abdomen)."""
 
 PERCENTILES = (0.5, 99.5)
 """Percentiles of an image's values that become black and white."""

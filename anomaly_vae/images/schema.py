@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,13 @@ from anomaly_vae.errors import DataError
 from anomaly_vae.images.decoding import read_bytes, read_file
 from anomaly_vae.images.encoding import IMAGE, MIN_STD
 from anomaly_vae.images.geometry import Geometry, aspect_of
-from anomaly_vae.images.pixels import MAX_PIXEL, DecodedImage, DecodeFailure, DecodeOptions
+from anomaly_vae.images.pixels import (
+    CT_WINDOWS,
+    MAX_PIXEL,
+    DecodedImage,
+    DecodeFailure,
+    DecodeOptions,
+)
 from anomaly_vae.messages import listed
 from anomaly_vae.types import Fit, Spacing
 
@@ -218,7 +224,7 @@ class ImageSchema:
     def from_config(cls, data: ImageData) -> ImageSchema:
         """Build the schema that a configuration describes."""
         options = DecodeOptions(
-            intensity_window=data.intensity_window,
+            intensity_window=_window(data),
             axis=data.axis,
             max_pixels=data.max_pixels,
             max_bytes=data.max_bytes,
@@ -280,6 +286,15 @@ class ImageSchema:
         height, width = image.pixels.shape[:2]
         outside = self._geometry.removed(height, width, self._aspect(image))
         return Seen(is_in_colour(image.pixels), is_saturated(image), outside > 0, outside)
+
+
+def _window(data: ImageData) -> Literal["auto", "percentile"] | tuple[float, float]:
+    """Return the window of a configuration, with the values of a preset."""
+    match data.intensity_window:
+        case "lung" | "bone" | "brain" | "soft_tissue" as preset:
+            return CT_WINDOWS[preset]
+        case window:
+            return window
 
 
 def _nothing_shown(image: DecodedImage) -> str:

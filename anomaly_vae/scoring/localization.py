@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,48 @@ from anomaly_vae.images.encoding import ImageEncoding
 from anomaly_vae.images.heatmaps import Region, Scale, overlay, regions
 from anomaly_vae.scoring.detector import Detections, Explanation, RegionContribution
 from anomaly_vae.scoring.scorer import ScoreParts
+
+MIN_AUROC = 0.7
+"""AUROC of pixels that the lower bound has to exceed for maps to be drawn."""
+MIN_LIFT = 3.0
+"""Average precision of pixels, relative to the share of pixels in lesions, to be exceeded."""
+
+
+@dataclass(frozen=True)
+class LocalizationTest:
+    """How well a model's maps show lesions that were inserted into held-out normal images."""
+
+    images: int
+    """Number of images with an inserted lesion."""
+    auroc: float
+    """AUROC of pixels."""
+    auroc_low: float
+    """Lower end of its 95% interval, by a bootstrap over images."""
+    average_precision: float
+    """Average precision of pixels."""
+    base_rate: float
+    """Share of pixels in lesions."""
+
+    @property
+    def localizes(self) -> bool:
+        """Whether maps show where anomalies are, so that they may be drawn."""
+        return self.auroc_low > MIN_AUROC and self.average_precision > MIN_LIFT * self.base_rate
+
+    def __str__(self) -> str:
+        return (
+            f"of {self.images} inserted lesions, pixel AUROC {self.auroc:.2f} (95% interval from "
+            f"{self.auroc_low:.2f}), average precision {self.average_precision:.2f} with "
+            f"{self.base_rate:.1%} of the pixels in lesions"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of the manifest."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> LocalizationTest:
+        """Restore the figures from the content of the manifest."""
+        return cls(**content)
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,6 +28,7 @@ from anomaly_vae.data.encoding import (
 from anomaly_vae.data.schema import RawBatch, TabularSchema
 from anomaly_vae.data.type_inference import feature_options
 from anomaly_vae.errors import DataError
+from anomaly_vae.evaluation.inserted_lesions import measure_localization
 from anomaly_vae.export.image_scores import ImageScore
 from anomaly_vae.export.onnx_tabular import check_graph, export_graph, weight_tensors
 from anomaly_vae.export.onnx_traced import check_traced, image_tensors, trace_graph
@@ -243,7 +244,9 @@ class Images(Kind[ImageConfig, ImageSchema, ImageEncoding]):
         explained = bundle.scorer.explain_encoded(validation)
         scale = fit_scale(explained.nats.reshape(-1, size, size), score.unit)
         error = check_traced(score, validation, explained.score)
-        return replace(bundle, manifest={**manifest, "heat_scale": scale.to_json()}), error
+        tested = measure_localization(bundle.scorer, encoding, validation)
+        found = {"localization": tested.to_json()} if tested else {}
+        return replace(bundle, manifest={**manifest, "heat_scale": scale.to_json(), **found}), error
 
 
 KINDS: dict[str, Kind[Any, Any, Any]] = {"tabular": Tables(), "image": Images()}

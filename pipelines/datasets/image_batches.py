@@ -104,7 +104,7 @@ def _fetch(file: ImageFile, limit: int) -> Content:
 def read_all(files: Sequence[ImageFile], schema: ImageSchema) -> Batch:
     """Read every image of these files into one batch."""
     batches = []
-    with console.progress("Reading", len(files)) as (bar, task):
+    with console.progress("Reading", "files", len(files)) as (bar, task):
         for batch in read_images(files, schema):
             batches.append(batch)
             bar.update(task, completed=batch.files[-1] + 1, note="")

@@ -18,12 +18,12 @@ from anomaly_vae.data.splitting import CALIBRATION, TEST, TRAIN, VALIDATION, ass
 from anomaly_vae.errors import DataError
 from anomaly_vae.images.decoding import read_file
 from anomaly_vae.images.encoding import IMAGE, encode_png
+from anomaly_vae.images.notes import image_notes
 from anomaly_vae.images.perceptual_hash import has_near_duplicate, perceptual_hash
 from anomaly_vae.images.pixels import DecodedImage
-from anomaly_vae.images.schema import ImageBatch, ImageSchema
+from anomaly_vae.images.schema import ImageSchema
 from anomaly_vae.messages import listed
 from anomaly_vae.scoring.modality import Encoding
-from anomaly_vae.types import Fit
 from pipelines import console
 from pipelines.datasets.dataset import (
     GROUP,
@@ -140,9 +140,7 @@ def load_images(data: ImageData) -> ImageDataset:
         notes=(
             *found.lines,
             *unreadable(files, read).lines(),
-            *shape_note(read.images, schema.fit),
-            *colour_note(read.images, schema.channels),
-            *saturation_note(read.images),
+            *image_notes(read.images, schema),
             *unlabelled_note(rows, planned),
         ),
         label=LABEL if label else None,
@@ -164,40 +162,6 @@ def unreadable(files: Sequence[ImageFile], read: Batch) -> Reasons:
     for problem in read.images.problems:
         reasons.add(files[read.files[problem.row]], problem.reason)
     return reasons
-
-
-def shape_note(images: ImageBatch, fit: Fit) -> tuple[str, ...]:
-    """Return a note on images that are not square; empty if all are."""
-    count, outside = images.seen.oblong, images.seen.outside
-    if not count:
-        return ()
-    share = f"{100 * outside / count:.0f}% of their pixels"
-    consequence = {
-        "pad": f"are padded, so that nothing is lost; cropping would leave out {share}",
-        "crop": f"lose {share}, which no score sees; set data.fit: pad to keep them",
-        "stretch": "are stretched; set data.fit: pad to keep their proportions",
-    }
-    return (f"{count} of {int(images.usable.sum())} images are not square and {consequence[fit]}",)
-
-
-def colour_note(images: ImageBatch, channels: int) -> tuple[str, ...]:
-    """Return a note if the model's channels do not suit the images; empty if they do."""
-    count, total = images.seen.in_colour, int(images.usable.sum())
-    if channels == 1 and count:
-        seen = f"{count} of {total} images are in colour, but the model sees grey"
-        return (f"{seen}; set data.channels: 3 if colour matters",)
-    if channels == 3 and total and not count:
-        return (f"none of the {total} images is in colour; data.channels: 1 suffices",)
-    return ()
-
-
-def saturation_note(images: ImageBatch) -> tuple[str, ...]:
-    """Return a note on images whose windows make nearly all pixels black or white."""
-    if not images.seen.saturated:
-        return ()
-    count = images.seen.saturated
-    seen = f"the windows in the files make nearly all pixels of {count} images black or"
-    return (f"{seen} white; set data.intensity_window: percentile",)
 
 
 def read_labelled(

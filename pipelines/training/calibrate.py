@@ -139,10 +139,11 @@ def calibrate(
     unusual = _unusual_test(trained.scorer, data, config.calibration, scored)
     bundle = _with_config(trained, config).calibrated(chosen, report.to_json(), reference, unusual)
     show(report, config.kind)
+    show_localization(bundle)
     registry = Registry(config.mlflow.tracking_uri)
     experiment = config.mlflow.experiment or config.name
     with registry.run(experiment, "calibrate", {"model": model}) as run:
-        test_digest = _log(run, config, judged, data, report)
+        test_digest = _log(run, config, judged, data, report, bundle.localizes)
         tags = {
             INPUTS_TAG: inputs_digest(config, data),
             TEST_TAG: f"runs:/{run.id}/{TEST_FILE}",
@@ -156,6 +157,19 @@ def calibrate(
         _log_card(run, registry, LoadedModel(bundle, version.name, version.version))
     console.info(_registered(version, alias))
     return Calibrated(version, run.id, bundle, report, alias)
+
+
+def show_localization(bundle: Bundle) -> None:
+    """Print how well the maps of an image model show inserted lesions, if it was measured."""
+    test = bundle.localization
+    if test is None:
+        return
+    console.info(f"Heatmaps: {test}")
+    if not test.localizes:
+        head = "train with model.localization_head: true and score: contamination"
+        console.info(
+            f"This score does not localise, so that no heat is drawn; to see where, {head}"
+        )
 
 
 def _registered(version: Version, alias: str | None) -> str:
@@ -385,11 +399,18 @@ def _log_newer_labels(run: Run, data: Dataset, config: Config) -> dict[str, str]
                                           "digest": digest})}  # fmt: skip
 
 
-def _log(run: Run, config: Config, judged: Judged, data: Dataset, report: EvaluationReport) -> str:
+def _log(
+    run: Run,
+    config: Config,
+    judged: Judged,
+    data: Dataset,
+    report: EvaluationReport,
+    localizes: bool,
+) -> str:
     """Log the evaluation and the test split, and return the SHA-256 of the split's file."""
     run.log_params({"calibration": config.calibration.model_dump()})
     log(run, judged, report)
-    run.log_figure(_draw_highest(judged, data), "plots/highest.png")
+    run.log_figure(_draw_highest(judged, data, localizes), "plots/highest.png")
     return write_artifact(run, data.test_table, TEST_FILE)
 
 
@@ -402,7 +423,7 @@ def _log_card(run: Run, registry: Registry, source: LoadedModel) -> None:
         run.log_file(path, "card")
 
 
-def _draw_highest(judged: Judged, data: Dataset) -> Any:
+def _draw_highest(judged: Judged, data: Dataset, localizes: bool) -> Any:
     """Draw the observed and expected values of the rows with the four highest scores."""
     detections = judged.decisions(judged.scored)
     top = np.argsort(-detections.score, kind="stable")[:4]
@@ -411,4 +432,4 @@ def _draw_highest(judged: Judged, data: Dataset) -> Any:
     titles = [
         f"score {detections.score[i]:.1f} {unit}, p = {detections.p_value[i]:.2g}" for i in top
     ]
-    return plots.reconstructions(scorer.encoding, explained, titles)
+    return plots.reconstructions(scorer.encoding, explained, titles, localizes)

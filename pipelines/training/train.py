@@ -35,6 +35,8 @@ from pipelines.training.warm_start import prepared_start, start_model, trained_u
 
 CHECKPOINTS = Path("checkpoints")
 BUNDLES = Path("bundles")
+LINES = 10
+"""Number of lines about the epochs of a fit of at most ten minutes, where stderr is a file."""
 SHOWN_COLUMNS = 50
 """Maximum number of columns that are printed."""
 
@@ -232,8 +234,8 @@ def _fit(
 
 @contextmanager
 def _epochs(checkpoint: Path) -> Iterator[OnEpoch]:
-    """Show a progress bar with the validation ELBO and its terms; report a resumed fit once."""
-    with console.progress("Training", None) as (bar, task):
+    """Show epochs with the validation ELBO and its terms; report a resumed fit once."""
+    with console.progress("Training", "epochs", None, lines=LINES) as (bar, task):
 
         def show(epoch: Epoch, planned: int) -> None:
             if epoch.epoch and bar.tasks[task].total is None:  # the first epoch shown
@@ -260,7 +262,7 @@ def _log(run: Run, fitted: Fitted, prepared: Prepared) -> None:
     explained = fitted.bundle.scorer.explain_encoded(prepared.validation[:4])
     noun = NOUNS[manifest["kind"]].removesuffix("s")
     titles = [f"validation {noun}, score {score:.2f}" for score in explained.score]
-    figure = plots.reconstructions(prepared.encoding, explained, titles)
+    figure = plots.reconstructions(prepared.encoding, explained, titles, fitted.bundle.localizes)
     run.log_figure(figure, "plots/reconstruction.png")
 
 

@@ -22,7 +22,7 @@ from anomaly_vae.config import Config, validate_config
 from anomaly_vae.config.detector import merged
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.data.splitting import CALIBRATION, TEST, TRAIN, VALIDATION
-from anomaly_vae.estimators.image import decoded_image
+from anomaly_vae.estimators.image_inputs import decoded_image
 from anomaly_vae.images.schema import ImageSchema
 from anomaly_vae.scoring.detector import Detector
 from anomaly_vae.training.fit import fit_bundle, prepare

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from anomaly_vae import messages
 from pipelines import console
 from tests.support.paths import ROOT
 from tests.support.terminal import run_on_terminal
@@ -54,7 +55,7 @@ def test_words_tables_and_bars_leave_stdout_alone(capfd: pytest.CaptureFixture[s
     console.info("plain [bold]words[/bold]")
     console.heading("a step [x]")
     console.table("Title", ("name", "value"), [("a [b]", 1_000), ("c", 0.5)])
-    with console.progress("Working", 3) as (bar, task):
+    with console.progress("Working", "steps", 3) as (bar, task):
         bar.update(task, completed=3, note="done")
     out, err = capfd.readouterr()
     assert out == ""
@@ -131,13 +132,13 @@ def test_a_terminal_gets_json_only_where_asked(option: tuple[str, ...]) -> None:
 def test_a_file_gets_a_line_with_rate_and_time_left_every_so_often(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(console, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(messages, "REPORT_SECONDS", 0.0)
     meter = console.Meter("Scoring", "rows", 1_000, done=200)
     with meter.shown():
         meter.advance(300, "3 flagged")
     line = capfd.readouterr().err
     assert re.search(r"Scoring: 500 of 1,000 rows, [\d,]+ rows/s, \d+:\d\d:\d\d left, 3 fl", line)
-    monkeypatch.setattr(console, "REPORT_SECONDS", 60.0)
+    monkeypatch.setattr(messages, "REPORT_SECONDS", 60.0)
     with meter.shown():
         meter.advance(300, "3 flagged")
     assert capfd.readouterr().err == ""
@@ -146,10 +147,43 @@ def test_a_file_gets_a_line_with_rate_and_time_left_every_so_often(
 def test_without_a_total_there_is_no_time_left(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(console, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(messages, "REPORT_SECONDS", 0.0)
     meter = console.Meter("Scoring", "images", None, done=0)
     with meter.shown():
         meter.advance(2_000, "0 flagged")
     line = capfd.readouterr().err
     assert "Scoring: 2,000 images, " in line
     assert "left" not in line
+
+
+# ---------------------------------------------------------------- bars in files
+
+
+def test_a_bar_in_a_file_is_a_line_for_each_part_of_the_work(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with console.progress("Training", "epochs", None, lines=10) as (bar, task):
+        for number in range(1, 41):
+            bar.update(task, total=40, completed=number, note="ELBO 1.00 nats")
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 10
+    assert re.fullmatch(r"Training: 4 of 40 epochs, \d+:\d\d:\d\d left, ELBO 1.00 nats", lines[0])
+    assert lines[-1] == "Training: 40 of 40 epochs, ELBO 1.00 nats"
+
+
+def test_a_resumed_bar_has_no_time_left_before_it_can_know(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with console.progress("Training", "epochs", None, lines=10) as (bar, task):
+        bar.update(task, total=40, completed=20, note="")
+    assert capfd.readouterr().err == "Training: 20 of 40 epochs\n"
+
+
+def test_a_bar_without_parts_is_a_line_every_so_often(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with console.progress("Reading", "files", 3) as (bar, task):
+        bar.update(task, completed=1)
+        monkeypatch.setattr(messages, "REPORT_SECONDS", 0.0)
+        bar.update(task, completed=2)
+    assert re.fullmatch(r"Reading: 2 of 3 files, \d+:\d\d:\d\d left\n", capfd.readouterr().err)

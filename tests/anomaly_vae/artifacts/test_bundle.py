@@ -341,6 +341,21 @@ def test_images_need_the_scale_of_their_maps(image_calibrated: Bundle) -> None:
         from_files(files)
 
 
+def test_maps_are_drawn_unless_a_test_found_that_they_do_not_localise(
+    image_calibrated: Bundle, bundle: Bundle
+) -> None:
+    figures = {"images": 20, "auroc": 0.9, "auroc_low": 0.8, "average_precision": 0.2}
+    untested = {k: v for k, v in image_calibrated.manifest.items() if k != "localization"}
+    for share, drawn in ((0.03, True), (0.1, False)):
+        found = {"localization": {**figures, "base_rate": share}}
+        tested = replace(image_calibrated, manifest=untested | found)
+        read = from_files(tested.files)
+        assert (read.localizes, read.heat_scale.localizes) == (drawn, drawn)
+        assert "localizes" not in read.manifest["heat_scale"]
+    assert replace(image_calibrated, manifest=untested).heat_scale.localizes
+    assert bundle.localizes
+
+
 def test_a_digest_that_is_not_the_registered_one_is_refused(folder: Path, bundle: Bundle) -> None:
     with pytest.raises(BundleError, match="is not the registered bundle"):
         load_bundle(folder, bundle.digest)

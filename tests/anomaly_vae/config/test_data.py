@@ -91,8 +91,11 @@ def test_a_window_is_a_word_or_two_numbers() -> None:
     windowed = validate_config(merged(SCANS, {"data": {"intensity_window": [40, 80]}}))
     assert isinstance(windowed, ImageConfig)
     assert windowed.data.intensity_window == (40.0, 80.0)
+    named = validate_config(merged(SCANS, {"data": {"intensity_window": "soft_tissue"}}))
+    assert isinstance(named, ImageConfig)
+    assert named.data.intensity_window == "soft_tissue"
     with pytest.raises(ConfigError, match=r"data\.intensity_window"):
-        validate_config(merged(SCANS, {"data": {"intensity_window": "brain"}}))
+        validate_config(merged(SCANS, {"data": {"intensity_window": "liver"}}))
 
 
 def test_late_labels_need_ids_and_are_not_part_of_the_model() -> None:

@@ -24,7 +24,8 @@ from anomaly_vae.errors import (
     DataError,
     NotCalibratedError,
 )
-from anomaly_vae.estimators.image import CONFIG_KEYS, ImageVAEDetector, decoded_image
+from anomaly_vae.estimators.image import CONFIG_KEYS, ImageVAEDetector
+from anomaly_vae.estimators.image_inputs import decoded_image
 from anomaly_vae.estimators.tabular import TabularVAEDetector
 from anomaly_vae.images.pixels import MAX_PIXEL
 from pipelines.datasets.images import ImageDataset
@@ -40,6 +41,7 @@ TINY: dict[str, Any] = {"size": SIZE, "width": 4, "hidden_dim": 8, "latent_dim":
 
 NO_ARGUMENT = excused.NO_ARGUMENT | {
     "data.path": "the images are X",
+    "data.layout": "see data.path",
     "data.group": "X is taken as exchangeable images; else, use calibrate(X)",
     "data.layout": "the images are X, not folders",
     "data.splits.gap_days": "images come in no order",
@@ -312,7 +314,7 @@ def flat(value: float) -> np.ndarray:
 
 ON_UNIT = r"lie on \[0, 1\] and be finite; scale them"
 SHAPES = r"an image must be \(H, W\), \(H, W, 1\) or \(H, W, 3\), got "
-TYPES = r"images must be uint8, uint16 or floats on \[0, 1\], got "
+TYPES = r"images must be integers or floats on \[0, 1\], got "
 
 
 @pytest.mark.parametrize(
@@ -324,7 +326,7 @@ TYPES = r"images must be uint8, uint16 or floats on \[0, 1\], got "
         (np.array([[0, np.inf]]), ON_UNIT),
         (np.array([[0, 1.001]]), ON_UNIT),
         (np.array([[-0.001, 1]]), ON_UNIT),
-        (np.array([[0, 255]]), TYPES + "int64"),
+        (np.array([[0, 255j]]), TYPES + "complex128"),
         (np.array([[True, False]]), TYPES + "bool"),
         (np.zeros(SIZE, np.uint8), SHAPES + r"\(16,\)"),
         (np.zeros((2, SIZE, SIZE, 3), np.uint8), SHAPES + r"\(2, 16, 16, 3\)"),
@@ -380,6 +382,85 @@ def test_a_file_of_several_images_is_refused(
     first.save(tmp_path / "two.tif", save_all=True, append_images=[second])
     with pytest.raises(DataError, match="row 0: holds several images; give one at a time"):
         fitted.predict([tmp_path / "two.tif"])
+
+
+# ---------------------------------------------------------------- maps
+
+
+def test_a_map_and_its_kl_add_up_to_the_score(fitted: ImageVAEDetector, X: np.ndarray) -> None:
+    some = patched(X[:4])
+    maps = fitted.heatmap(some)
+    assert isinstance(maps, np.ndarray)
+    assert (maps.shape, maps.dtype) == ((4, SIZE, SIZE), np.float32)
+    kl = [explanation.kl for explanation in fitted.explain(some)]
+    sums = maps.sum((1, 2), dtype=np.float64) + kl
+    np.testing.assert_allclose(sums, fitted.anomaly_score(some), rtol=1e-4)
+
+
+def test_a_map_of_source_pixels_lies_on_its_image(fitted: ImageVAEDetector, X: np.ndarray) -> None:
+    """Each has its image's own size, and lies where the image does in the square."""
+    wide = X[0].repeat(2, 1)
+    maps = fitted.heatmap([X[1], wide, X[2].repeat(3, 0).repeat(3, 1)], source_pixels=True)
+    assert [heat.shape for heat in maps] == [(16, 16), (16, 32), (48, 48)]
+    np.testing.assert_array_equal(maps[0], fitted.heatmap(X[1:2])[0])
+    square = fitted.heatmap([wide])[0]
+    assert square[4:12].min() <= maps[1].min() <= maps[1].max() <= square[4:12].max()
+
+
+def test_what_cropping_hides_has_no_value_in_a_map(X: np.ndarray) -> None:
+    cropping = tiny(fit_mode="crop", network="dense", epochs=1).fit(X)
+    (heat,) = cropping.heatmap([X[0].repeat(2, 1)], source_pixels=True)
+    assert np.isnan(heat[:, :8]).all()
+    assert np.isnan(heat[:, 24:]).all()
+    assert np.isfinite(heat[:, 8:24]).all()
+
+
+def test_reconstruct_returns_what_the_model_expects(
+    fitted: ImageVAEDetector, in_colour: ImageVAEDetector, X: np.ndarray
+) -> None:
+    expected = fitted.reconstruct(X[:3])
+    assert expected.shape == (3, SIZE, SIZE)
+    assert (expected >= 0).all()
+    assert (expected <= 1).all()
+    parts = fitted.bundle_.scorer.explain(fitted._batch(X[:3]))
+    np.testing.assert_array_equal(expected.reshape(3, -1), parts.expected.clip(0, 1))
+    assert in_colour.reconstruct(coloured(X)[:2]).shape == (2, SIZE, SIZE, 3)
+    with pytest.raises(NotFittedError):
+        tiny().reconstruct(X)
+
+
+# ---------------------------------------------------------------- what a fit says
+
+
+def test_a_grey_model_of_images_in_colour_says_so(X: np.ndarray) -> None:
+    said = "60 of 60 images are in colour, but the model sees grey; set data.channels: 3"
+    with pytest.warns(UserWarning, match=said):
+        detector = tiny(epochs=1, network="dense").fit(coloured(X))
+    assert [note for note in detector.notes_ if note.startswith(said)]
+
+
+def test_a_fit_notes_integers_without_a_range_and_volumes(X: np.ndarray) -> None:
+    volumes = X.reshape(4, 15, SIZE, SIZE).astype(np.int16) - 100
+    detector = tiny(epochs=1, network="dense").fit(volumes)
+    stretched, slices = detector.notes_
+    assert "integers of type int16 state no range" in stretched
+    assert "call calibrate(X) with slices of other ones" in slices
+    assert detector.predict(volumes).shape == (60,)
+    windowed = tiny(epochs=1, network="dense", intensity_window=(28, 256)).fit(
+        list(X.astype(np.int16) - 100)
+    )
+    assert windowed.notes_ == ()
+
+
+def test_a_window_has_a_name(X: np.ndarray, tmp_path: Path) -> None:
+    """Hounsfield units are read by it, and the name is the argument that comes back."""
+    detector = tiny(epochs=1, network="dense", intensity_window="lung").fit(X)
+    again = ImageVAEDetector.load(detector.save(tmp_path / "bundle"))
+    assert again.intensity_window == "lung"
+    hounsfield = X.astype(np.int16) * 4 - 1100
+    np.testing.assert_array_equal(
+        again.anomaly_score(hounsfield), detector.anomaly_score(hounsfield.astype(np.float32))
+    )
 
 
 # ---------------------------------------------------------------- latent space

@@ -13,8 +13,9 @@ from tests.support.paths import ROOT
 from tests.support.terminal import run_on_terminal
 
 FIT = """
-from anomaly_vae.estimators.progress import print_epoch
+from anomaly_vae.estimators.progress import epoch_printer
 from anomaly_vae.training.trainer import Epoch
+print_epoch = epoch_printer()
 for number in range(30):
     print_epoch(Epoch(number, 1.0, 1e-3, -1.0, 0.0, -2.5, 0.5, 3.0), 30)
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -438,3 +439,16 @@ def test_the_same_picture_has_the_same_bytes_and_they_hold_its_pixels() -> None:
     with Image.open(io.BytesIO(png(page))) as back:
         assert np.array_equal(np.asarray(back), np.asarray(page))
         assert not back.info
+
+
+def test_a_score_that_does_not_localise_says_so_and_has_no_heat() -> None:
+    hot = np.zeros((64, 64))
+    hot[20:40, 20:40] = 100
+    useless = replace(SCALE, localizes=False)
+    page = np.asarray(overlay(SCAN, SCAN, hot, regions(hot, SCALE), useless, "title"))
+    assert (page[..., 0] == page[..., 2]).all()  # grey: neither colours nor a bar
+    np.testing.assert_array_equal(page, overlay(SCAN, SCAN, 0 * hot, (), useless, "title"))
+    drawn = np.asarray(overlay(SCAN, SCAN, hot, (), SCALE, "title"))
+    assert page.shape == drawn.shape
+    panel = page[40:-40, -300:-100]
+    assert 0 < (panel < 128).mean() < 0.05  # a line of text on white

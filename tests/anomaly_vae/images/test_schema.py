@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -18,8 +19,15 @@ from anomaly_vae.errors import DataError
 from anomaly_vae.images.encoding import (
     IMAGE,
 )
-from anomaly_vae.images.pixels import MAX_PIXEL, DecodedImage, DecodeFailure, DecodeOptions
+from anomaly_vae.images.pixels import (
+    CT_WINDOWS,
+    MAX_PIXEL,
+    DecodedImage,
+    DecodeFailure,
+    DecodeOptions,
+)
 from anomaly_vae.images.schema import ImageSchema, crop_and_resize, is_in_colour
+from anomaly_vae.types import WindowPreset
 from tests.support.pixels import SCHEMA, deep, noise
 from tests.support.scans import blobs
 
@@ -195,6 +203,13 @@ def test_the_schema_survives_json_and_says_what_the_configuration_does() -> None
         "reading": {**schema.to_json()["reading"], "intensity_window": [40, 80]},
     }
     assert ImageSchema.from_json(as_read) == schema
+
+
+@pytest.mark.parametrize("name", get_args(WindowPreset))
+def test_a_window_by_name_is_recorded_by_its_values(name: WindowPreset) -> None:
+    schema = ImageSchema.from_config(ImageData(path="x", intensity_window=name))
+    assert schema.options.intensity_window == CT_WINDOWS[name]
+    assert ImageSchema.from_json(schema.to_json()) == schema
 
 
 # ---------------------------------------------------------------- what an image shows

@@ -55,7 +55,7 @@ def test_a_score_and_its_rate_are_the_same_without_an_explanation(
 ) -> None:
     scorer = bundle.scorer
     explained = scorer.explain(rows)
-    score, rate = scorer.scores_and_rates(scorer.encoding.encode(rows))
+    score, (_, rate) = scorer.scores_and_terms(scorer.encoding.encode(rows))
     np.testing.assert_array_equal(score, explained.score)
     np.testing.assert_array_equal(rate, explained.kl)
     np.testing.assert_allclose(explained.nats.sum(1) + rate, score, rtol=1e-12, atol=1e-12)

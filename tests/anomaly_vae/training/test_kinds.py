@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.config import Config, ImageConfig, validate_config
+from anomaly_vae.evaluation.inserted_lesions import MIN_IMAGES
 from anomaly_vae.images.encoding import ImageEncoding, ImageLayout
 from anomaly_vae.training.augmentation import DistortedImages, NoisyCells
-from anomaly_vae.training.fit import Prepared
+from anomaly_vae.training.fit import Prepared, fit_bundle
 from anomaly_vae.training.kinds import KINDS
 
 LAYOUT = ImageLayout(1, 16)
@@ -26,3 +30,15 @@ def test_views_fit_the_kind_of_data(
     distorted = KINDS["image"].views(changed, ImageEncoding(LAYOUT, "unit"))
     assert isinstance(distorted, DistortedImages)
     assert (distorted.corruption.type, distorted.augmentation.flip) == ("mask", 0.5)
+
+
+def test_an_image_model_records_whether_its_maps_localise(
+    image_config: ImageConfig, image_prepared: Prepared, image_bundle: Bundle
+) -> None:
+    assert len(image_prepared.validation) < MIN_IMAGES
+    assert "localization" not in image_bundle.manifest
+    many = replace(image_prepared, validation=image_prepared.train[:12])
+    bundle = fit_bundle(image_config, many, {}).bundle
+    assert bundle.localization is not None
+    assert MIN_IMAGES <= bundle.localization.images <= 12
+    assert bundle.manifest["localization"] == bundle.localization.to_json()

@@ -39,7 +39,7 @@ from pipelines.datasets.dataset import Dataset
 from pipelines.datasets.loading import load_dataset
 from pipelines.registry.model_uri import LoadedModel, open_model
 from pipelines.reports.model_card import card_of
-from pipelines.training.calibrate import calibrate
+from pipelines.training.calibrate import calibrate, show_localization
 from pipelines.training.calibration_sample import check_labels, sample_of, zero_scores
 from pipelines.training.train import inputs_digest, read_data, train
 from tests.support.flows import Command, World
@@ -570,3 +570,26 @@ def test_days_follow_the_time_zone(flow: Config, dataset: Dataset) -> None:
     assert traffic is not None
     assert utc is not None
     assert not np.array_equal(traffic.days.index, utc.days.index)
+
+
+# ---------------------------------------------------------------- maps of images
+
+
+@pytest.mark.parametrize(("low", "drawn"), [(0.8, True), (0.6, False)])
+def test_it_says_whether_maps_localise_and_offers_the_head(
+    low: float, drawn: bool, image_bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = {"images": 20, "auroc": 0.9, "average_precision": 0.2, "base_rate": 0.03}
+    manifest = {**image_bundle.manifest, "localization": figures | {"auroc_low": low}}
+    show_localization(replace(image_bundle, manifest=manifest))
+    said = capsys.readouterr().err
+    assert f"of 20 inserted lesions, pixel AUROC 0.90 (95% interval from {low:.2f})" in said
+    assert ("does not localise" not in said) is drawn
+    assert ("model.localization_head: true" not in said) is drawn
+
+
+def test_it_says_nothing_of_maps_that_were_not_tested(
+    bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show_localization(bundle)
+    assert capsys.readouterr().err == ""

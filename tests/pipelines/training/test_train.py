@@ -208,7 +208,9 @@ def test_an_interrupted_run_is_killed_and_the_next_one_ends_as_if_unbroken(
     )
     resumed = train(flow, dataset)
     assert done == [2]
-    assert f"Resumed after epoch 2 from {checkpoint}" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"Resumed after epoch 2 from {checkpoint}" in said
+    assert "Training: 3 of 3 epochs, ELBO " in said
     assert resumed.fitted.bundle.digest == world.trained.fitted.bundle.digest
     assert not checkpoint.exists()
     assert sorted(run.info.status for run in runs()) == ["FINISHED", "KILLED"]
