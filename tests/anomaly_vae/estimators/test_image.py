@@ -41,7 +41,6 @@ TINY: dict[str, Any] = {"size": SIZE, "width": 4, "hidden_dim": 8, "latent_dim":
 
 NO_ARGUMENT = excused.NO_ARGUMENT | {
     "data.path": "the images are X",
-    "data.layout": "see data.path",
     "data.group": "X is taken as exchangeable images; else, use calibrate(X)",
     "data.layout": "the images are X, not folders",
     "data.splits.gap_days": "images come in no order",
