@@ -198,21 +198,25 @@ def test_every_rule_names_something():
     assert not gone, f"rules for what does not exist: {', '.join(gone)}"
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_imports_point_down(name):
-    wrong = sorted(target for target in ours(name) if not is_allowed(name, target))
-    assert not wrong, f"{name} must not import {', '.join(wrong)}"
+def test_imports_point_down():
+    wrong = [
+        f"{name} must not import {target}"
+        for name in MODULES
+        for target in sorted(ours(name))
+        if not is_allowed(name, target)
+    ]
+    assert not wrong, "; ".join(wrong)
 
 
 def test_no_files_import_each_other_in_a_circle():
     assert not cycles()
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_underscored_names_stay_in_their_package(name):
+def foreign_names(name):
+    """Names with an underscore that a module imports from other packages."""
     package = name if name in FOLDERS else name.rpartition(".")[0]
-    wrong = [
-        f"{module}.{member}"
+    return [
+        f"{name} imports {module}.{member}"
         for module, member in imported_names(name)
         if module.partition(".")[0] in PACKAGES
         and (member.startswith("_") or module.rpartition(".")[2].startswith("_"))
@@ -220,25 +224,34 @@ def test_underscored_names_stay_in_their_package(name):
         and not module.startswith(f"{package}.")
         and module != package
     ]
-    assert not wrong, f"{name} imports names that belong to others: {', '.join(wrong)}"
 
 
-@pytest.mark.parametrize("name", FOLDERS)
-def test_every_package_lists_its_public_names(name):
+def test_underscored_names_stay_in_their_package():
+    wrong = [found for name in MODULES for found in foreign_names(name)]
+    assert not wrong, f"names that belong to others: {'; '.join(wrong)}"
+
+
+def assigned_names(name):
+    """Names that a module assigns outside functions and classes."""
     body = ast.parse(MODULES[name].read_bytes()).body
-    assigned = {
+    return {
         target.id
         for node in body
         if isinstance(node, ast.Assign | ast.AnnAssign)
         for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
         if isinstance(target, ast.Name)
     }
-    assert "__all__" in assigned, f"{name}/__init__.py needs __all__"
-    assert ast.get_docstring(ast.parse(MODULES[name].read_bytes())), f"{name} needs a docstring"
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_only_training_imports_heavy_libraries(name):
+def test_every_package_lists_its_public_names():
+    unlisted = [name for name in FOLDERS if "__all__" not in assigned_names(name)]
+    assert not unlisted, f"__init__.py needs __all__ in {', '.join(unlisted)}"
+    silent = [n for n in FOLDERS if not ast.get_docstring(ast.parse(MODULES[n].read_bytes()))]
+    assert not silent, f"a docstring is missing in {', '.join(silent)}"
+
+
+def unwanted_libraries(name):
+    """Heavy libraries that a module imports, though its place forbids it."""
     heavy = {target.partition(".")[0] for target in imports(name)} & HEAVY
     if name == MLFLOW:
         refused = HEAVY - {"mlflow"}
@@ -246,8 +259,14 @@ def test_only_training_imports_heavy_libraries(name):
         refused = HEAVY
     else:
         refused = {"mlflow"}
-    wrong = sorted(heavy & refused)
-    assert not wrong, f"{name} must not import {', '.join(wrong)}, not even inside a function"
+    return sorted(heavy & refused)
+
+
+def test_only_training_imports_heavy_libraries():
+    wrong = [
+        f"{name}: {', '.join(found)}" for name in MODULES if (found := unwanted_libraries(name))
+    ]
+    assert not wrong, f"not even inside a function may these be imported: {'; '.join(wrong)}"
 
 
 @pytest.mark.parametrize(
@@ -289,25 +308,31 @@ def imports_of_tests(path: Path) -> set[str]:
     return {target for target in found if target.partition(".")[0] == "tests"}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        name
+def mirrored_path(name):
+    """Path of the tests of a module."""
+    path = MODULES[name].relative_to(ROOT)
+    return Path("tests") / path.with_name(f"test_{path.name}")
+
+
+def test_every_module_has_a_test_file_at_the_mirrored_path():
+    untested = [
+        str(mirrored_path(name))
         for name in MODULES
         if name not in FOLDERS and name not in UNTESTED and name.split(".")[0] != "pipelines"
-    ],
-)
-def test_every_module_has_a_test_file_at_the_mirrored_path(name):
-    path = MODULES[name].relative_to(ROOT)
-    mirrored = Path("tests") / path.with_name(f"test_{path.name}")
-    assert (ROOT / mirrored).is_file(), f"{path} needs {mirrored}"
+        if not (ROOT / mirrored_path(name)).is_file()
+    ]
+    assert not untested, f"missing: {', '.join(untested)}"
 
 
 def test_only_what_exists_may_go_without_tests():
     assert set(UNTESTED) <= MODULES.keys()
 
 
-@pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_tests_share_helpers_through_their_support_package_only(path):
-    wrong = sorted(n for n in imports_of_tests(path) if not is_within(n, {"tests.support"}))
-    assert not wrong, f"{path.name} imports {', '.join(wrong)}; move what they share to support"
+def test_tests_share_helpers_through_their_support_package_only():
+    wrong = [
+        f"{path.name} imports {name}"
+        for path in TESTS
+        for name in sorted(imports_of_tests(path))
+        if not is_within(name, {"tests.support"})
+    ]
+    assert not wrong, f"{'; '.join(wrong)}; move what they share to support"

@@ -248,7 +248,27 @@ class Subject:
         return self.detector.scorer.score(batch)
 
 
-@pytest.fixture(scope="module", params=VARIANTS.values(), ids=VARIANTS)
+SLOW = {
+    "image vae, four draws",
+    "image vae, laplace",
+    "image vae, contrast",
+    "image vae, transposed",
+    "image vae, standardised",
+    "image vae, reconstruction",
+    "image vae, importance weighted",
+    "image autoencoder, hierarchical",
+    "image vae, colour",
+}
+"""Variants that share all but one step with a quicker one of tables or with another of images."""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(variant, id=name, marks=[pytest.mark.slow] if name in SLOW else [])
+        for name, variant in VARIANTS.items()
+    ],
+)
 def subject(request: pytest.FixtureRequest) -> Subject:
     name, overrides = request.param
     modality: Modality = request.getfixturevalue(name)

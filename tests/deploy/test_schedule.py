@@ -125,6 +125,7 @@ def test_a_first_champion_is_silent_and_scores_at_night(cron: Cron, transactions
     assert (night / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_a_refused_promotion_is_reported_and_is_no_failure(
     cron: Cron, transactions: Path, config: Config
 ) -> None:

@@ -132,6 +132,7 @@ def test_other_units_of_the_score_move_the_tail_with_them(
     assert other.threshold(1e-4) == pytest.approx(scale * one.threshold(1e-4) + shift, rel=1e-2)
 
 
+@pytest.mark.slow
 def test_the_goodness_of_fit_tells_a_tail_from_none() -> None:
     rng = np.random.default_rng(2)
     smooth = choose_threshold(CalibrationSample.from_scores(rng.gumbel(size=500)), wish("evt"))

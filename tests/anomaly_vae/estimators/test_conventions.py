@@ -223,6 +223,7 @@ def test_a_search_over_its_arguments_runs_in_other_processes(X: np.ndarray, y: n
     np.testing.assert_array_equal(search.predict(X), search.best_estimator_.predict(X))
 
 
+@pytest.mark.slow
 def test_images_are_validated_in_folds_too() -> None:
     images = np.concatenate([blobs(40, size=16), patched(blobs(20, seed=1, size=16))])
     y = np.repeat([1, -1], [40, 20])

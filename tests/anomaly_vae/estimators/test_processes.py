@@ -48,6 +48,7 @@ print("done")
 """A script that fits in a child what it has fitted in the parent."""
 
 
+@pytest.mark.slow
 def test_a_fit_in_a_forked_child_ends() -> None:
     """The number of threads is left to OpenMP here, as most users do."""
     environment = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}

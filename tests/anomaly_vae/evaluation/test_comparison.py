@@ -106,6 +106,7 @@ def test_a_customer_changes_sides_once() -> None:
     assert flag_change(lost, kept, 0.95, one).high > 0
 
 
+@pytest.mark.slow
 def test_chance_makes_a_slice_collapse_seldom_however_many_there_are() -> None:
     """Both flag at random at the same rate: any of 20 intervals misses 0 in at most 5% of runs."""
     rng, missed = np.random.default_rng(0), 0

@@ -29,7 +29,8 @@ class Known:
         self.seen = x
         nats = self.sign * np.abs(x - self.clean[: len(x)]).astype(np.float64)
         pixels = nats.reshape(len(x), -1, SIDE**2).sum(1)
-        return ScoreParts(pixels.sum(1), pixels, np.zeros(len(x)), x, x, x)
+        score, none = pixels.sum(1), np.zeros(len(x))
+        return ScoreParts(score, pixels, none, x, x, x, known=none, loss=score, rate=none)
 
 
 def measured(

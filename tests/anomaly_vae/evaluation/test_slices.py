@@ -92,6 +92,7 @@ def test_limits_count_the_slices_and_the_groups() -> None:
     assert by_group[0].limit == max_fpr_under_guarantee(PROMISE, 20, 1 - 0.05 / 2)
 
 
+@pytest.mark.slow
 def test_kept_promises_seldom_have_a_slice_that_drifted() -> None:
     """One of ten slices of homogeneous rows exceeds its limit in few of 400 samples."""
     rng, drifted = np.random.default_rng(0), 0

@@ -140,6 +140,7 @@ def traced(image_fitted: Fitted) -> Traced:
     return Traced(score, before, trace_graph(score, save_tensors(image_tensors(score))))
 
 
+@pytest.mark.slow
 def test_the_same_model_gives_the_same_bytes_in_another_process(traced: Traced) -> None:
     other = subprocess.run(
         [sys.executable, "-c", SMALLEST], cwd=ROOT, capture_output=True, text=True, check=True

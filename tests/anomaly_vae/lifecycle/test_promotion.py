@@ -196,6 +196,7 @@ def test_without_labels_the_rate_alone_decides() -> None:
     assert grounds(unlabelled, bad) == {RefusalReason.TOO_MANY_FALSE_POSITIVES}
 
 
+@pytest.mark.slow
 def test_an_equal_challenger_is_seldom_refused_and_a_much_worse_one_nearly_always() -> None:
     """Two models that see the same signal under noise of their own."""
     rng, refused = np.random.default_rng(0), {0.0: 0, 3.0: 0}

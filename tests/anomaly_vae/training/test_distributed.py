@@ -43,6 +43,7 @@ def fit_in_two(*arguments: object) -> list[tuple[int, str, str]]:
     return [(process.returncode, *text) for process, text in zip(pair, texts, strict=True)]
 
 
+@pytest.mark.slow
 def test_two_processes_repeat_themselves_and_reach_the_elbo_of_one() -> None:
     """Slow for its processes, each of which imports torch."""
     (code, out, err), (other, nothing, _) = fit_in_two()

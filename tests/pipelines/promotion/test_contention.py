@@ -91,7 +91,11 @@ PLACES: dict[str, Callable[[Path], AbstractContextManager[str]]] = {
 
 
 @pytest.fixture(
-    scope="module", params=["sqlite", "postgres", pytest.param("server", marks=pytest.mark.slow)]
+    scope="module",
+    params=[
+        "sqlite",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("postgres", "server")),
+    ],
 )
 def stocked(
     request: pytest.FixtureRequest,

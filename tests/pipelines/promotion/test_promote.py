@@ -402,7 +402,7 @@ def verdict(decision: Promotion, rule: Rule) -> RuleResult:
 def test_an_equal_challenger_passes_every_rule_with_figures(registry: Registry) -> None:
     decision = promote(registry, "fraud", EQUAL)
     assert [str(one.rule) for one in decision.rules] == [
-        "keeps_alpha", "exchangeable", "scores_all", "above_chance", "no_worse",
+        "keeps_alpha", "exchangeable", "scores_all", "no_leak", "above_chance", "no_worse",
         "no_slice_collapses", "agrees", "reproduces",
     ]  # fmt: skip
     assert all(one.passed for one in decision.rules)

@@ -114,6 +114,7 @@ def test_a_folder_is_not_followed(tmp_path, folder):
         assert json.loads(service.ask("/models"))["models"][0]["following"] is None
 
 
+@pytest.mark.slow
 def test_a_registry_that_is_gone(world, records):
     """A failure is logged once, counted each time, and cleared when the registry is back."""
     with running(world, [URI], environment=QUIET) as service:
@@ -196,6 +197,7 @@ def test_a_bundle_that_cannot_score_never_serves(world, calibrated):
         assert [one["outcome"] for one in reload(service)] == ["swapped"]
 
 
+@pytest.mark.slow
 def test_no_room_for_a_bundle(world):
     """The old version keeps serving; the new one serves once there is space again."""
     with running(world, [URI], environment=QUIET) as service:

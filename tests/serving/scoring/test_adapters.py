@@ -67,7 +67,7 @@ def test_columns_that_the_model_does_not_know_are_named(context):
 
 def test_a_body_is_read_again_as_another_model_reads_it(served):
     def decode(body):
-        rows = PendingRows(1, lambda model: (body, model))
+        rows = PendingRows(1, lambda model: (body, model), records=None)
         return ProtocolRequest(rows, answer=None)
 
     assert read_again(decode, [b"body"], served) == (b"body", served)
