@@ -17,7 +17,7 @@ from anomaly_vae.monitoring.exchangeability import fit_reference
 from anomaly_vae.simulation.transactions import simulate_transactions
 from anomaly_vae.training.fit import Fitted, Prepared, fit_bundle, prepare
 from pipelines.datasets.dataset import Dataset
-from pipelines.datasets.images import ImageDataset, load_images
+from pipelines.datasets.images.dataset import ImageDataset, load_images
 from pipelines.datasets.loading import load_dataset
 from tests.support.scans import N_ANOMALIES, N_SCANS, SIZE, scans, write_scans
 

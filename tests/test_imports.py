@@ -87,10 +87,10 @@ LEAN_FLOWS = {
     "pipelines.batch",
     "pipelines.cli",
     "pipelines.datasets.files",
-    "pipelines.datasets.image_batches",
-    "pipelines.datasets.image_files",
-    "pipelines.datasets.image_listing",
-    "pipelines.datasets.image_manifests",
+    "pipelines.datasets.images.batches",
+    "pipelines.datasets.images.files",
+    "pipelines.datasets.images.listing",
+    "pipelines.datasets.images.manifests",
     "pipelines.windows",
 }
 MLFLOW = "anomaly_vae.lifecycle.registry"  # the only importer of mlflow

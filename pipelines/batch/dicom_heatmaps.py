@@ -38,7 +38,7 @@ from anomaly_vae import __version__
 from anomaly_vae.errors import DataError
 from anomaly_vae.images.decoding import LIBRARIES_SILENCED
 from anomaly_vae.images.formats import GZIP
-from pipelines.datasets.image_files import is_dicom
+from pipelines.datasets.images.files import is_dicom
 from pipelines.datasets.reading.objects import refuse_outage
 
 REQUIRED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")

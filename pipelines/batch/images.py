@@ -66,10 +66,10 @@ from pipelines.batch.result.ranking import FEATURES
 from pipelines.batch.run import DEFAULTS, Batch, RunOptions, run_batch
 from pipelines.batch.top import TopPass
 from pipelines.batch.units import Scored
-from pipelines.datasets.image_batches import Batch as ImagesOfFiles
-from pipelines.datasets.image_batches import read_images
-from pipelines.datasets.image_files import FRAME, ID, PATH, ImageFile, Reasons, is_dicom
-from pipelines.datasets.image_listing import list_files
+from pipelines.datasets.images.batches import Batch as ImagesOfFiles
+from pipelines.datasets.images.batches import read_images
+from pipelines.datasets.images.files import FRAME, ID, PATH, ImageFile, Reasons, is_dicom
+from pipelines.datasets.images.listing import list_files
 from pipelines.datasets.reading.objects import place
 from pipelines.registry.model_uri import LoadedModel
 

@@ -51,8 +51,8 @@ from pipelines.batch.result.counts import Counts
 from pipelines.batch.result.folder import Record, ResultFolder
 from pipelines.batch.result.highest import show_highest
 from pipelines.batch.result.plan import Piece, Place, Plan, Unit, cut, input_of
+from pipelines.batch.result.shared_windows import shared_windows
 from pipelines.batch.run import DEFAULTS, Batch, RunOptions, run_batch
-from pipelines.batch.shared_windows import shared_windows
 from pipelines.batch.times import Times
 from pipelines.batch.top import TopPass, explain_tables, features
 from pipelines.batch.units import Scored

@@ -38,7 +38,7 @@ def load_dataset(data: TabularData | ImageData, context: LoadContext = NO_CONTEX
     """
     if isinstance(data, TabularData):
         return load_table(data, context)
-    from pipelines.datasets.images import load_images
+    from pipelines.datasets.images.dataset import load_images
 
     return load_images(data)
 
@@ -159,7 +159,7 @@ def _labelled_images(
     if csv or history:
         option = "--csv" if csv else "--history"
         raise ConfigError(f"{option} is for models of tables; leave it out")
-    from pipelines.datasets.images import read_labelled
+    from pipelines.datasets.images.dataset import read_labelled
 
     schema, _ = image_modality(bundle.scorer.schema, bundle.scorer.encoding)
     table, batch, files = read_labelled(paths, schema, label)

@@ -33,8 +33,8 @@ from pipelines.batch.common import HeatmapOptions
 from pipelines.batch.images import score_images
 from pipelines.batch.run import RunOptions
 from pipelines.batch.tables import score_files
-from pipelines.datasets.image_batches import read_images
-from pipelines.datasets.image_listing import find_images
+from pipelines.datasets.images.batches import read_images
+from pipelines.datasets.images.listing import find_images
 from pipelines.demo.simulate import write_scans, write_transactions
 from pipelines.registry.frozen_test import FrozenTest
 from pipelines.registry.model_uri import LoadedModel, open_model

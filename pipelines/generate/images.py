@@ -38,10 +38,10 @@ from anomaly_vae.images.pixels import MAX_PIXEL, DecodedImage
 from anomaly_vae.images.schema import ImageSchema
 from anomaly_vae.scoring.modality import image_modality
 from pipelines import console
-from pipelines.datasets.image_batches import Batch, read_all
-from pipelines.datasets.image_files import FRAME, PATH, ImageFile
-from pipelines.datasets.image_listing import list_files
-from pipelines.datasets.images import build_index
+from pipelines.datasets.images.batches import Batch, read_all
+from pipelines.datasets.images.dataset import build_index
+from pipelines.datasets.images.files import FRAME, PATH, ImageFile
+from pipelines.datasets.images.listing import list_files
 from pipelines.generate.common import (
     PNG,
     ROWS,

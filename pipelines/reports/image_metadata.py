@@ -19,7 +19,7 @@ from anomaly_vae.data.converters import levels_from_values, numbers_from_values
 from anomaly_vae.data.schema import RawBatch, Values
 from anomaly_vae.images.decoding import LIBRARIES_SILENCED
 from anomaly_vae.images.encoding import IMAGE
-from pipelines.datasets.image_files import is_dicom
+from pipelines.datasets.images.files import is_dicom
 
 BORDER = 16
 """Ratio of an image's side to the width of its border."""

@@ -21,8 +21,8 @@ from anomaly_vae.images.pixels import DecodedImage
 from anomaly_vae.images.schema import ImageSchema
 from anomaly_vae.scoring.modality import image_modality
 from pipelines import console
-from pipelines.datasets.image_files import DEFECT, FRAME, ImageFile
-from pipelines.datasets.image_listing import list_files
+from pipelines.datasets.images.files import DEFECT, FRAME, ImageFile
+from pipelines.datasets.images.listing import list_files
 from pipelines.reports.labelled import Judged, Labelled
 
 Mask = NDArray[np.bool_]

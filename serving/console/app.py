@@ -12,17 +12,17 @@ from starlette.responses import Response
 from anomaly_vae.errors import StoreError
 from serving.console import assets
 from serving.console.access import Access
-from serving.console.batches import BatchPages
-from serving.console.cases import CasePages
 from serving.console.issuer import Issuer
-from serving.console.models import ModelsPage
-from serving.console.pictures import Pictures
+from serving.console.pages.batches import BatchPages
+from serving.console.pages.cases import CasePages
+from serving.console.pages.models import ModelsPage
+from serving.console.pages.pictures import Pictures
+from serving.console.pages.queue import QueuePages
+from serving.console.pages.sign_in import SignIn
+from serving.console.pages.trying import TryPage
+from serving.console.pages.what_if import WhatIfPage
 from serving.console.queries import Query
-from serving.console.queue import QueuePages
-from serving.console.sign_in import SignIn
-from serving.console.trying import TryPage
 from serving.console.visits import Gate
-from serving.console.what_if import WhatIfPage
 from serving.models.store import Store
 from serving.observability.metrics import Metrics
 from serving.paths import CONSOLE, Template

@@ -117,7 +117,7 @@ Page = Callable[[Visit], Response]
 
 
 class Gate:
-    """What all pages share: sessions, threads, and how errors are shown."""
+    """Share sessions, threads and error pages among all pages."""
 
     def __init__(
         self,

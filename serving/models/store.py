@@ -45,7 +45,7 @@ class BodyDescription(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CasePart:
-    """What a case says about a row besides the decision and the columns that were sent."""
+    """Content of a case besides the decision and the columns that were sent."""
 
     reasons: tuple[CaseReason, ...] = ()
     values: Mapping[str, Any] = field(default_factory=dict)

@@ -23,7 +23,7 @@ from anomaly_vae.data.splitting import CALIBRATION, TRAIN, VALIDATION
 from anomaly_vae.lifecycle.registry import CHAMPION, Registry
 from anomaly_vae.spark import model_input
 from anomaly_vae.training.fit import fit_bundle, prepare
-from pipelines.datasets.images import ImageDataset
+from pipelines.datasets.images.dataset import ImageDataset
 from pipelines.datasets.loading import load_dataset
 from tests.support.paths import ROOT
 from tests.support.registries import changed, migrated, use_registry

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydicom.data import get_testdata_file
 
-from pipelines.datasets.image_files import ImageFile
+from pipelines.datasets.images.files import ImageFile
 from tests.support.scans import blobs, patched
 
 Write = Callable[..., Path]

@@ -28,7 +28,7 @@ from anomaly_vae.estimators.image import CONFIG_KEYS, ImageVAEDetector
 from anomaly_vae.estimators.image_inputs import decoded_image
 from anomaly_vae.estimators.tabular import TabularVAEDetector
 from anomaly_vae.images.pixels import MAX_PIXEL
-from pipelines.datasets.images import ImageDataset
+from pipelines.datasets.images.dataset import ImageDataset
 from tests.support import excused
 from tests.support.estimators import (
     check_defaults_are_those_of_files,

@@ -17,7 +17,7 @@ from anomaly_vae.errors import ConfigError, DataError
 from anomaly_vae.generation import images, latent_space
 from anomaly_vae.images.encoding import STANDARDISED_MEAN
 from anomaly_vae.images.schema import image_batch
-from pipelines.datasets.images import ImageDataset
+from pipelines.datasets.images.dataset import ImageDataset
 from tests.support.untrained import untrained
 
 MODELS: dict[str, dict[str, Any]] = {

@@ -14,7 +14,7 @@ from anomaly_vae.data.splitting import TEST
 from anomaly_vae.generation.latent_space import load_ensemble, load_model
 from anomaly_vae.lifecycle.parity import parity
 from pipelines.datasets.dataset import Dataset
-from pipelines.datasets.images import ImageDataset
+from pipelines.datasets.images.dataset import ImageDataset
 
 
 @pytest.fixture(params=["tabular", "image"])

@@ -12,7 +12,7 @@ from anomaly_vae.images.heatmaps import Scale
 from anomaly_vae.scoring.detector import Detections
 from anomaly_vae.scoring.localization import decision_title, localizations, region_explanations
 from anomaly_vae.scoring.scorer import ScoreParts
-from pipelines.datasets.images import ImageDataset
+from pipelines.datasets.images.dataset import ImageDataset
 
 SCALE = Scale(low=0.0, high=4.0, region=1.0)
 

@@ -32,10 +32,10 @@ from pipelines.batch.options import OutputOptions
 from pipelines.batch.result.folder import DICOM, HEATMAPS, REJECTS, RESULT_FILE, RUN, SUMMARY
 from pipelines.batch.result.layout import Format
 from pipelines.batch.run import RunOptions
-from pipelines.datasets.image_batches import BATCH_SIZE, Batch, read_images
-from pipelines.datasets.image_files import ImageFile
-from pipelines.datasets.image_listing import list_files
-from pipelines.datasets.images import ImageDataset
+from pipelines.datasets.images.batches import BATCH_SIZE, Batch, read_images
+from pipelines.datasets.images.dataset import ImageDataset
+from pipelines.datasets.images.files import ImageFile
+from pipelines.datasets.images.listing import list_files
 from pipelines.registry.model_uri import LoadedModel
 from tests.support.scans import SIZE, blobs, coloured, patched
 

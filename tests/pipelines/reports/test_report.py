@@ -20,7 +20,7 @@ from anomaly_vae.evaluation.report import EvaluationReport
 from anomaly_vae.images.schema import ImageSchema
 from anomaly_vae.lifecycle.registry import Registry
 from pipelines.datasets.dataset import Dataset
-from pipelines.datasets.images import ImageDataset, read_labelled
+from pipelines.datasets.images.dataset import ImageDataset, read_labelled
 from pipelines.registry.model_uri import LoadedModel
 from pipelines.reports.image_metadata import file_metadata, image_statistics
 from pipelines.reports.labelled import Judged, Labelled, judge

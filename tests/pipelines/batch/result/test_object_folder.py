@@ -31,7 +31,7 @@ from pipelines.batch.result.object_folder import LEASE
 from pipelines.batch.run import RunOptions
 from pipelines.batch.tables import score_files
 from pipelines.datasets.files import find_files
-from pipelines.datasets.image_listing import images_and_others
+from pipelines.datasets.images.listing import images_and_others
 from pipelines.datasets.reading.objects import OutageError, object_path, objects_in
 from pipelines.registry.model_uri import LoadedModel
 from tests.support.batch_results import content, without_measures

@@ -9,8 +9,8 @@ import pytest
 
 from anomaly_vae.errors import DataError
 from anomaly_vae.images.schema import ImageSchema
-from pipelines.datasets.image_batches import read_all
-from pipelines.datasets.image_listing import list_files
+from pipelines.datasets.images.batches import read_all
+from pipelines.datasets.images.listing import list_files
 from pipelines.datasets.reading.objects import ahead, object_path
 from tests.support.image_folders import write_formats
 from tests.support.object_stores import BUCKET, s3_server, upload

@@ -2,7 +2,7 @@
 
 import pytest
 
-from serving.console.pictures import Pictures
+from serving.console.pages.pictures import Pictures
 from serving.problems import ProblemError
 from tests.support.review_cases import case_of
 

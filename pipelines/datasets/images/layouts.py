@@ -18,7 +18,7 @@ from pathlib import Path
 from anomaly_vae.errors import DataError
 from anomaly_vae.messages import listed
 from anomaly_vae.types import ImageLayout
-from pipelines.datasets.image_files import DEFECT, LABEL, SPLIT, ImageFile
+from pipelines.datasets.images.files import DEFECT, LABEL, SPLIT, ImageFile
 from pipelines.datasets.reading.objects import glob_base, is_remote, object_path
 
 TRAIN, TEST = "train", "test"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from anomaly_vae.images.schema import ImageSchema
-from pipelines.datasets.image_files import MAX_REASONS, ImageFile, Reasons, is_dicom
+from pipelines.datasets.images.files import MAX_REASONS, ImageFile, Reasons, is_dicom
 
 SCHEMA = ImageSchema(16, 1)
 

@@ -9,7 +9,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from serving.console import batches
+from serving.console.pages import batches
 from tests.support.console import KEYS, Service
 
 SUMMARY = {

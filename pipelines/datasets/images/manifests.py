@@ -13,7 +13,7 @@ from anomaly_vae.data.converters import level_name
 from anomaly_vae.errors import DataError
 from anomaly_vae.messages import listed
 from pipelines.datasets.files import heads_by_file, read_chunks
-from pipelines.datasets.image_files import PATH, ImageFile, file_key, path_problem
+from pipelines.datasets.images.files import PATH, ImageFile, file_key, path_problem
 from pipelines.datasets.reading.objects import ObjectPath, ahead, is_remote, object_path
 from pipelines.datasets.reading.parts import Broken, Chunk
 

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from anomaly_vae.review import Label, PValueCounts
-from serving.console.what_if import ALPHAS
+from serving.console.pages.what_if import ALPHAS
 from tests.support.review_cases import count_p_values
 
 

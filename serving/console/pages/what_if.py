@@ -37,7 +37,7 @@ DEFAULT_ALPHA = 0.01
 
 @dataclass(frozen=True)
 class Figures:
-    """What an alpha would have come to."""
+    """Consequences that an alpha would have had."""
 
     alpha: float
     rows: int

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from anomaly_vae.data.times import parse_time
 from anomaly_vae.errors import DataError
 from serving.console import charts
-from serving.console.pictures import Pictures
+from serving.console.pages.pictures import Pictures
 from serving.console.queries import Query
 from serving.console.visits import Gate, Visit
 from serving.models.store import Store

@@ -13,9 +13,9 @@ from anomaly_vae.config import ImageConfig, validate_config
 from anomaly_vae.config.data import Splits
 from anomaly_vae.data.splitting import CALIBRATION, TEST, TRAIN, VALIDATION, assign
 from anomaly_vae.errors import DataError
-from pipelines.datasets.image_files import DEFECT, LABEL, SPLIT
-from pipelines.datasets.image_listing import images_and_others
-from pipelines.datasets.images import ImageDataset, load_images, read_labelled
+from pipelines.datasets.images.dataset import ImageDataset, load_images, read_labelled
+from pipelines.datasets.images.files import DEFECT, LABEL, SPLIT
+from pipelines.datasets.images.listing import images_and_others
 from tests.support.image_folders import png
 
 MVTEC = {

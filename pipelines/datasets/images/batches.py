@@ -14,7 +14,7 @@ from anomaly_vae.images.encoding import IMAGE
 from anomaly_vae.images.pixels import DecodedImage, DecodeFailure
 from anomaly_vae.images.schema import ImageBatch, ImageSchema, Seen, image_batch
 from pipelines import console
-from pipelines.datasets.image_files import ImageFile
+from pipelines.datasets.images.files import ImageFile
 from pipelines.datasets.reading.objects import ObjectPath, ahead, refuse_outage
 from pipelines.datasets.reading.parts import first_line
 

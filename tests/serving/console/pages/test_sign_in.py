@@ -2,7 +2,7 @@
 
 import pytest
 
-from serving.console.sign_in import own_path
+from serving.console.pages.sign_in import own_path
 from tests.support.console import SECRETS
 
 

@@ -13,9 +13,9 @@ from anomaly_vae.errors import DataError
 from anomaly_vae.messages import listed
 from anomaly_vae.types import ImageLayout
 from pipelines import console
-from pipelines.datasets.image_files import ImageFile, Reasons, is_table_name, path_problem
-from pipelines.datasets.image_layouts import arrange
-from pipelines.datasets.image_manifests import read_manifest
+from pipelines.datasets.images.files import ImageFile, Reasons, is_table_name, path_problem
+from pipelines.datasets.images.layouts import arrange
+from pipelines.datasets.images.manifests import read_manifest
 from pipelines.datasets.reading.objects import (
     STORE_REMEDY,
     ObjectPath,

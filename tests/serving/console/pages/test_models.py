@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from serving.console import models
+from serving.console.pages import models
 from serving.registry.board import FollowedModel, FollowState
 from serving.registry.promotions import Decision, History
 from tests.support.review_cases import count_p_values

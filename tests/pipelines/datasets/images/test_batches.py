@@ -9,9 +9,9 @@ import numpy as np
 from anomaly_vae.data.schema import RowProblem
 from anomaly_vae.images.encoding import IMAGE
 from anomaly_vae.images.schema import ImageSchema, image_batch
-from pipelines.datasets.image_batches import BATCH_SIZE, concatenate, read_all, read_images
-from pipelines.datasets.image_files import ImageFile
-from pipelines.datasets.image_listing import find_images
+from pipelines.datasets.images.batches import BATCH_SIZE, concatenate, read_all, read_images
+from pipelines.datasets.images.files import ImageFile
+from pipelines.datasets.images.listing import find_images
 from tests.support.image_folders import png, tiff
 from tests.support.scans import blobs
 

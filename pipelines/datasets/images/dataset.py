@@ -31,11 +31,11 @@ from pipelines.datasets.dataset import (
     unlabelled_note,
     without_unreadable,
 )
-from pipelines.datasets.image_batches import Batch, read_all
-from pipelines.datasets.image_files import FRAME, LABEL, PATH, SPLIT, ImageFile, Reasons
-from pipelines.datasets.image_layouts import TEST as TEST_FOLDER
-from pipelines.datasets.image_layouts import TRAIN as TRAIN_FOLDER
-from pipelines.datasets.image_listing import find_images, images_and_others
+from pipelines.datasets.images.batches import Batch, read_all
+from pipelines.datasets.images.files import FRAME, LABEL, PATH, SPLIT, ImageFile, Reasons
+from pipelines.datasets.images.layouts import TEST as TEST_FOLDER
+from pipelines.datasets.images.layouts import TRAIN as TRAIN_FOLDER
+from pipelines.datasets.images.listing import find_images, images_and_others
 from pipelines.datasets.labels import labelled_rows
 
 # ---------------------------------------------------------------- data sets

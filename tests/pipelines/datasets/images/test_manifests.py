@@ -11,9 +11,9 @@ import pytest
 
 from anomaly_vae.errors import DataError
 from anomaly_vae.images.schema import ImageSchema
-from pipelines.datasets.image_batches import read_all
-from pipelines.datasets.image_listing import find_images, list_files
-from pipelines.datasets.images import read_labelled
+from pipelines.datasets.images.batches import read_all
+from pipelines.datasets.images.dataset import read_labelled
+from pipelines.datasets.images.listing import find_images, list_files
 from tests.support.image_folders import Write, png
 from tests.support.scans import blobs
 

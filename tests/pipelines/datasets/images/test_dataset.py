@@ -22,7 +22,7 @@ from anomaly_vae.errors import DataError
 from anomaly_vae.images.encoding import IMAGE
 from anomaly_vae.images.schema import ImageSchema, image_batch
 from anomaly_vae.types import Fit
-from pipelines.datasets.images import ImageDataset, load_images, read_labelled
+from pipelines.datasets.images.dataset import ImageDataset, load_images, read_labelled
 from pipelines.datasets.loading import load_dataset
 from tests.support.image_folders import Write, png, tiff
 from tests.support.image_uploads import dicom_file
