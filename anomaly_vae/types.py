@@ -28,6 +28,10 @@ Method = Literal[
 ]
 """Method of choosing a threshold; see docs/thresholds.md."""
 
+REGION, KNOWN_ANOMALIES = "region", "known_anomalies"
+"""Features of reasons that are no columns: a region of an image, and the likeness to anomalies that
+a model has learned from."""
+
 Fit = Literal["pad", "crop", "stretch"]
 """How an image that is not square becomes a square."""
 Spacing = Literal["auto", "ignore"]

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from anomaly_vae.scoring.detector import Explanation
-from anomaly_vae.scoring.known import FEATURE
+from anomaly_vae.types import KNOWN_ANOMALIES, REGION
 
 COLUMNS = ("row", "part", "feature", "nats", "observed", "expected")
 """Columns of `Explanations.to_frame`."""
@@ -38,10 +38,10 @@ class Explanations(list[Explanation]):
     def _lines(self) -> Iterator[tuple[Any, ...]]:
         for row, one in enumerate(self):
             for c in one.contributions:
-                part = "known" if c.feature == FEATURE else "column"
+                part = "known" if c.feature == KNOWN_ANOMALIES else "column"
                 yield row, part, c.feature, c.nats, c.observed, c.expected
             for region in one.regions or ():
-                yield row, "region", str(tuple(region.box)), region.nats, None, None
+                yield row, REGION, str(tuple(region.box)), region.nats, None, None
             yield row, "rest", None, one.rest, None, None
             yield row, "kl", None, one.kl, None, None
 

@@ -12,6 +12,7 @@ from anomaly_vae.data.converters import level_name
 from anomaly_vae.data.times import parse_time
 from anomaly_vae.errors import ConfigError, DataError
 from anomaly_vae.review.cases import Case, CaseReason, Kind
+from anomaly_vae.types import KNOWN_ANOMALIES, REGION
 
 __all__ = ["CaseColumns", "CaseFields", "CaseMaker"]
 
@@ -123,6 +124,12 @@ class CaseFields:
             return replace(reason, observed=None, expected=None, text=text)
         return reason
 
+    def likeness(self, reason: CaseReason) -> CaseReason:
+        """Return the reason of a row's likeness to known anomalies, without hidden values."""
+        if not self.kept and not self.masked:
+            return reason
+        return replace(reason, observed=None, expected=None, text=reason.text.partition(":")[0])
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseMaker:
@@ -198,10 +205,18 @@ class CaseMaker:
             amount_column=None if is_masked else amount,
             amount=None if is_masked or amount is None else row.get(amount),
             fields=self._kept(row),
-            reasons=[fields.reason(r, self.sources.get(r.feature, r.feature)) for r in reasons],
+            reasons=list(map(self._reason, reasons)),
             unusual_input=unusual_input,
             image=image,
         )
+
+    def _reason(self, reason: CaseReason) -> CaseReason:
+        """Return a reason without values of columns that are masked or not kept."""
+        if reason.feature == REGION:  # it says where in an image, and names no column
+            return reason
+        if reason.feature == KNOWN_ANOMALIES:  # it names several columns with their values
+            return self.fields.likeness(reason)
+        return self.fields.reason(reason, self.sources.get(reason.feature, reason.feature))
 
     def _kept(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Return the values to keep, in the order of the model's columns."""

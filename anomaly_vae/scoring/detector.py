@@ -18,9 +18,10 @@ from anomaly_vae.data.converters import Levels
 from anomaly_vae.data.encoding import Matrix
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.scoring.attribution import sequential_dropout
-from anomaly_vae.scoring.known import FEATURE, NOT_LIKE, likeness
+from anomaly_vae.scoring.known import NOT_LIKE, likeness
 from anomaly_vae.scoring.scorer import ScoreParts, Scorer, Terms
 from anomaly_vae.scoring.unusual import UnusualTest
+from anomaly_vae.types import KNOWN_ANOMALIES
 
 
 @dataclass(frozen=True)
@@ -213,7 +214,7 @@ def explanations(
     expected = encoding.expected(batch, explained.expected)
     labels, parts = list(encoding.labels), explained.nats
     if (like := likeness(scorer, explained, observed)) is not None:
-        labels, parts = [*labels, FEATURE], np.column_stack([parts, explained.known])
+        labels, parts = [*labels, KNOWN_ANOMALIES], np.column_stack([parts, explained.known])
         observed, expected = [*observed, like], [*expected, [NOT_LIKE] * len(like)]
     order = np.argsort(-parts, axis=1, kind="stable")[:, :max_contributions]
     return [

@@ -16,8 +16,6 @@ from anomaly_vae.data.encoding import Matrix
 from anomaly_vae.messages import plain_number
 from anomaly_vae.scoring.scorer import ScoreParts, Scorer
 
-FEATURE = "known_anomalies"
-"""Name of the line about known anomalies among the contributions of columns."""
 NOT_LIKE = "no resemblance"
 """Expected value of that line."""
 TOGETHER = "several columns together"

@@ -30,8 +30,8 @@ from anomaly_vae.features.definition import WindowDefinition, WindowFeature
 from anomaly_vae.features.wording import describe, value_text
 from anomaly_vae.messages import plain_number
 from anomaly_vae.scoring.detector import Explanation, RegionContribution
-from anomaly_vae.scoring.known import FEATURE
 from anomaly_vae.scoring.modality import Encoding
+from anomaly_vae.types import KNOWN_ANOMALIES
 
 MIN_SHARE = 0.01
 """Minimum share of a contribution in all positive ones for a sentence about it."""
@@ -106,7 +106,7 @@ class Wording:
             most: maximum number of sentences; None for no limit.
         """
         columns, regions = _raising(explanation.contributions), _raising(explanation.regions)
-        columns = (c for c in columns if c.feature != FEATURE or c.observed is not None)
+        columns = (c for c in columns if c.feature != KNOWN_ANOMALIES or c.observed is not None)
         sentences = [*map(self.sentence, columns), *map(describe_region, regions)][:most]
         if explanation.contributions and not sentences:
             return (COMBINATION,)
@@ -114,7 +114,7 @@ class Wording:
 
     def sentence(self, reason: Reason) -> str:
         """Return a sentence about one contribution."""
-        if reason.feature == FEATURE and reason.observed is not None:
+        if reason.feature == KNOWN_ANOMALIES and reason.observed is not None:
             return f"resembles {self.known}: {PARTS.sub('', reason.observed)}"
         first, *_ = parts = self.parts.get(reason.feature) or (None,)
         if reason.observed is None or reason.expected is None or first is None:

@@ -26,8 +26,8 @@ from anomaly_vae.data.encoding import Matrix, TabularEncoding
 from anomaly_vae.data.splitting import MIN_KNOWN, spread
 from anomaly_vae.errors import DataError, ExportError
 from anomaly_vae.export.onnx_known import KnownHead, Trees, add_known_head, tree_margins
-from anomaly_vae.scoring.known import FEATURE
 from anomaly_vae.scoring.scorer import open_session
+from anomaly_vae.types import KNOWN_ANOMALIES
 
 MAX_NORMAL = 500_000
 """Maximum number of normal rows that the trees learn from."""
@@ -87,11 +87,11 @@ def with_known_head(
     """
     encoding = bundle.scorer.encoding
     assert isinstance(encoding, TabularEncoding), "the configuration of images refuses the head"
-    if FEATURE in encoding.labels:
+    if KNOWN_ANOMALIES in encoding.labels:
         raise DataError(
-            f"column '{FEATURE}' has the name that explanations give to the likeness to known "
-            "anomalies (model.known); rename it or add it to data.ignore",
-            column=FEATURE,
+            f"column '{KNOWN_ANOMALIES}' has the name that explanations give to the likeness to "
+            "known anomalies (model.known); rename it or add it to data.ignore",
+            column=KNOWN_ANOMALIES,
         )
     model = fit_trees(train, known, seed)
     trees = tree_table(model)

@@ -31,6 +31,7 @@ from anomaly_vae.review.cases import Case, CaseReason, Kind, as_number, day_of
 from anomaly_vae.review.p_values import UPPER_ENDS, PValueCounts, bin_counts
 from anomaly_vae.scoring.detector import Contribution, RegionContribution
 from anomaly_vae.scoring.wording import Wording, describe_region
+from anomaly_vae.types import REGION
 from pipelines import console
 from pipelines.batch.result.folder import PLAN, SUMMARY, Record, ResultFolder, records_of
 from pipelines.batch.result.layout import NO_VALUE
@@ -353,7 +354,7 @@ def _listed(cell: Any) -> list[dict[str, Any]]:
 def _region(region: Mapping[str, Any]) -> CaseReason:
     box = tuple(region["box"]) if "box" in region else ()
     text = describe_region(RegionContribution(box, region["nats"], region["share"]))
-    return CaseReason("region", region["nats"], ",".join(map(str, box)), None, text)
+    return CaseReason(REGION, region["nats"], ",".join(map(str, box)), None, text)
 
 
 def _day(cell: Any, time_format: str | None) -> Any:

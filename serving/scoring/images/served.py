@@ -34,6 +34,7 @@ from anomaly_vae.scoring.detector import Detections, Explanation, RegionContribu
 from anomaly_vae.scoring.localization import Localization, localizations, region_explanations
 from anomaly_vae.scoring.scorer import ScoreParts
 from anomaly_vae.scoring.wording import describe_region
+from anomaly_vae.types import REGION
 from serving.models.store import BodyDescription, CasePart, ServedModel
 from serving.problems import TOO_MANY_RECORDS, TOO_MUCH_EXPLAINED, TOO_SLOW, ProblemError
 from serving.scoring import requests, responses
@@ -186,7 +187,7 @@ class ServedImages(ServedModel):
 
 def _case_reason(region: RegionContribution) -> CaseReason:
     box = ",".join(map(str, region.box))
-    return CaseReason("region", region.nats, box, None, describe_region(region))
+    return CaseReason(REGION, region.nats, box, None, describe_region(region))
 
 
 def keep_scan(folder: Path, localization: Localization) -> None:

@@ -11,7 +11,7 @@ import pytest
 from anomaly_vae import TabularVAEDetector
 from anomaly_vae.errors import DataError
 from anomaly_vae.estimators.labels import known_anomalies
-from anomaly_vae.scoring.known import FEATURE
+from anomaly_vae.types import KNOWN_ANOMALIES
 from tests.support.known import rows
 
 FEW = {"preset": "fast", "epochs": 2, "alpha": 0.05}
@@ -75,7 +75,7 @@ def test_an_estimator_learns_from_y(frame, y, tmp_path):
     assert detector.bundle_.manifest["unit"] == "surprise"
     parts = detector.explain(fresh[:1]).to_frame()
     assert parts["nats"].sum() == pytest.approx(detector.anomaly_score(fresh[:1])[0])
-    assert parts[parts["part"] == "known"]["feature"].tolist() == [FEATURE]
+    assert parts[parts["part"] == "known"]["feature"].tolist() == [KNOWN_ANOMALIES]
     assert "surprise" in detector.plot_explanation(fresh[:1]).get_xlabel()
     loaded = TabularVAEDetector.load(detector.save(tmp_path / "bundle"))
     assert loaded.known == "auto"

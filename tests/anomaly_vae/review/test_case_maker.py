@@ -65,6 +65,21 @@ def test_only_named_columns_are_kept():
     assert "950" not in repr([one.text for one in case.reasons])
 
 
+@pytest.mark.parametrize("hidden", [{"masked": {"amount"}}, {"kept": {"name"}}])
+def test_reasons_that_are_no_columns_hide_the_values_of_columns_only(hidden):
+    fields = CaseFields(**{key: frozenset(names) for key, names in hidden.items()}, salt=SALT)
+    text = "resembles known fraud: amount 950"
+    like = CaseReason("known_anomalies", 2.0, "amount 950 (1.5)", "no resemblance", text)
+    region = CaseReason("region", 8.0, "1,2,3,4", None, "the area from x 1 to 3")
+    found, place = (
+        maker(fields).make(ROW, score=9, p_value=0.01, threshold=5, reasons=(like, region)).reasons
+    )
+    assert (found.text, found.observed, found.expected) == ("resembles known fraud", None, None)
+    assert place == region
+    whole = maker().make(ROW, score=9, p_value=0.01, threshold=5, reasons=(like,))
+    assert whole.reasons == (like,)
+
+
 def test_a_mask_needs_a_salt():
     with pytest.raises(ConfigError, match="ANOMALY_VAE_CASES_SALT"):
         CaseFields(masked=frozenset({"card"}), salt="short")

@@ -7,9 +7,10 @@ import pytest
 
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.scoring.detector import Contribution, Explanation, explanations
-from anomaly_vae.scoring.known import FEATURE, LIKE, NOT_LIKE, column_shares
+from anomaly_vae.scoring.known import LIKE, NOT_LIKE, column_shares
 from anomaly_vae.scoring.wording import Wording
 from anomaly_vae.training.fit import fit_bundle
+from anomaly_vae.types import KNOWN_ANOMALIES
 from tests.support.known import known_config, prepared_rows, rows
 
 
@@ -29,7 +30,7 @@ def explained(bundle):
 
 def line(explanation):
     """Return the contribution of the likeness."""
-    return next(c for c in explanation.contributions if c.feature == FEATURE)
+    return next(c for c in explanation.contributions if c.feature == KNOWN_ANOMALIES)
 
 
 def test_contributions_sum_to_the_score(bundle, explained):
@@ -46,7 +47,7 @@ def test_a_known_anomaly_is_said_to_be_one_by_its_columns(explained):
     by_b = [c for c in named if c.observed.startswith(("a 1.", "b -1."))]
     assert len(by_b) > 0.9 * len(named)
     first = [one.contributions[0].feature for one in anomalies]
-    assert first.count(FEATURE) > 40
+    assert first.count(KNOWN_ANOMALIES) > 40
 
 
 def test_nothing_is_said_of_rows_that_are_not_like_any(explained):
@@ -67,7 +68,7 @@ def test_shares_never_exceed_the_likeness(bundle):
 
 
 def test_reviewers_read_what_it_resembles():
-    one = Contribution(FEATURE, 4.0, "amount 950 (+3.1), channel web (+0.8)", NOT_LIKE)
+    one = Contribution(KNOWN_ANOMALIES, 4.0, "amount 950 (+3.1), channel web (+0.8)", NOT_LIKE)
     explanation = Explanation((one,), 0.0, 0.0)
     assert Wording({}).reasons(explanation) == (
         "resembles known anomalies: amount 950, channel web",
@@ -86,5 +87,5 @@ def test_a_model_without_a_head_says_nothing():
     plain = fit_bundle(config, prepared_rows(config), data={}).bundle.scorer
     batch = plain.schema.from_arrow(rows(70))
     (one, *_) = explanations(plain, batch, plain.explain(batch), None)
-    assert [c.feature for c in one.contributions if c.feature == FEATURE] == []
+    assert [c.feature for c in one.contributions if c.feature == KNOWN_ANOMALIES] == []
     assert (plain.explain(batch).known == 0).all()

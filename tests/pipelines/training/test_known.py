@@ -22,7 +22,7 @@ from anomaly_vae.config import Config, validate_config
 from anomaly_vae.data.splitting import DAY, TRAIN
 from anomaly_vae.errors import ConfigError
 from anomaly_vae.lifecycle.registry import Registry
-from anomaly_vae.scoring.known import FEATURE
+from anomaly_vae.types import KNOWN_ANOMALIES
 from pipelines.batch.tables import score_files
 from pipelines.datasets.loading import load_dataset
 from pipelines.datasets.tables import LoadContext
@@ -186,7 +186,7 @@ def test_every_way_gives_one_score(versions: Versions, tmp_path: Path) -> None:
     np.testing.assert_array_equal(batch["score"].to_numpy(), scores)
     flagged = batch.filter(batch["is_anomaly"])
     features = {c["feature"] for row in flagged["contributions"].to_pylist() for c in row}
-    assert FEATURE in features
+    assert KNOWN_ANOMALIES in features
     frame = table.slice(0, 40).to_pandas()
     found = mlflow.pyfunc.load_model(versions.known.version.uri).predict(frame)
     np.testing.assert_array_equal(found["score"], scores[:40])
@@ -194,7 +194,7 @@ def test_every_way_gives_one_score(versions: Versions, tmp_path: Path) -> None:
     results, model = service_scores(bundle, tmp_path, table.slice(0, 40).select(names).to_pylist())
     np.testing.assert_array_equal([r["score"] for r in results], scores[:40])
     assert model["unit"] == "surprise"
-    assert any(c["feature"] == FEATURE for r in results for c in r["contributions"])
+    assert any(c["feature"] == KNOWN_ANOMALIES for r in results for c in r["contributions"])
 
 
 def test_a_file_is_evaluated_as_the_test_split_was(versions: Versions) -> None:
