@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,14 +23,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pyod.models.auto_encoder import AutoEncoder
-from pyod.models.ecod import ECOD
-from pyod.models.iforest import IForest
-from pyod.models.knn import KNN
-from pyod.models.lof import LOF
-from pyod.models.ocsvm import OCSVM
-from pyod.models.pca import PCA
-from pyod.models.vae import VAE
 from scipy.stats import binomtest
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.mixture import GaussianMixture
@@ -222,6 +215,12 @@ def peer(name: str, make: Callable[[int], Any]) -> Method:
     return Method(name, lambda seed: Peer(make(seed)))
 
 
+def pyod(name: str, **arguments: Any) -> Any:
+    """Create a detector of PyOD, which only the extra `bench` installs, by module and class."""
+    module, _, kind = name.partition(".")
+    return getattr(import_module(f"pyod.models.{module}"), kind)(**arguments)
+
+
 OURS = (
     ours("VAE (ours)"),
     ours("ours, preset: fast", preset="fast"),
@@ -231,16 +230,19 @@ PEERS = (
     peer("kNN, k = 1", lambda _: Neighbours(1)),
     peer("kNN, k = 5", lambda _: Neighbours(5)),
     peer("Gaussian mixture, 10", Mixture),
-    peer("PyOD KNN", lambda _: KNN()),
-    peer("PyOD LOF", lambda _: LOF()),
-    peer("PyOD IForest", lambda seed: IForest(random_state=seed)),
-    peer("PyOD ECOD", lambda _: ECOD()),
-    peer("PyOD PCA", lambda seed: PCA(random_state=seed)),
-    peer("PyOD OCSVM", lambda _: OCSVM()),
+    peer("PyOD KNN", lambda _: pyod("knn.KNN")),
+    peer("PyOD LOF", lambda _: pyod("lof.LOF")),
+    peer("PyOD IForest", lambda seed: pyod("iforest.IForest", random_state=seed)),
+    peer("PyOD ECOD", lambda _: pyod("ecod.ECOD")),
+    peer("PyOD PCA", lambda seed: pyod("pca.PCA", random_state=seed)),
+    peer("PyOD OCSVM", lambda _: pyod("ocsvm.OCSVM")),
 )
 SLOW_PEERS = (
-    peer("PyOD AutoEncoder", lambda seed: AutoEncoder(random_state=seed, verbose=0)),
-    peer("PyOD VAE", lambda seed: VAE(random_state=seed, verbose=0)),
+    peer(
+        "PyOD AutoEncoder",
+        lambda seed: pyod("auto_encoder.AutoEncoder", random_state=seed, verbose=0),
+    ),
+    peer("PyOD VAE", lambda seed: pyod("vae.VAE", random_state=seed, verbose=0)),
 )
 ABLATIONS = (
     ours("ours, prior: standard", prior="standard"),
