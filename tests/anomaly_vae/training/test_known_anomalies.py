@@ -97,7 +97,7 @@ def test_unusual_rows_are_still_found(on):
 
 
 def test_a_column_with_the_name_of_the_line_is_refused(prepared, off, monkeypatch):
-    monkeypatch.setattr(known_anomalies, "FEATURE", "city")
+    monkeypatch.setattr(known_anomalies, "KNOWN_ANOMALIES", "city")
     parts = prepared.train, prepared.validation, prepared.known
     with pytest.raises(DataError, match=r"rename it or add it to data\.ignore"):
         with_known_head(off, *parts, seed=0)
