@@ -10,7 +10,6 @@ import base64
 import hashlib
 import http.client
 import secrets
-import ssl
 from collections.abc import Mapping
 from typing import TypeVar
 from urllib.parse import urlencode, urlsplit
@@ -18,6 +17,7 @@ from urllib.parse import urlencode, urlsplit
 import msgspec
 
 from serving.console.sessions import Session, Signer
+from serving.http.outbound import send
 from serving.problems import UNAUTHENTICATED, ProblemError
 from serving.settings import Settings, is_loopback
 
@@ -128,29 +128,17 @@ def _decode(answer: bytes, shape: type[T]) -> T:
 def _ask(address: str, form: Mapping[str, str] | None = None) -> bytes:
     """Send a request to the issuer: a form if there is one; redirects are not followed."""
     url = urlsplit(address)
-    host = url.hostname or ""
-    if url.scheme == "https":
-        connection: http.client.HTTPConnection = http.client.HTTPSConnection(
-            host, url.port, timeout=SECONDS, context=ssl.create_default_context()
-        )
-    elif is_loopback(host):
-        connection = http.client.HTTPConnection(host, url.port, timeout=SECONDS)
-    else:
+    if url.scheme != "https" and not is_loopback(url.hostname or ""):
         raise _refused("its addresses must begin with https")
-    path = (url.path or "/") + (f"?{url.query}" if url.query else "")
     body, headers = None, {"Accept": "application/json"}
     if form is not None:
         body, headers["Content-Type"] = urlencode(form), "application/x-www-form-urlencoded"
     try:
-        connection.request("POST" if form else "GET", path, body, headers)
-        answer = connection.getresponse()
-        content = answer.read(MAX_BYTES)
+        status, content = send(url, "POST" if form else "GET", body, headers, SECONDS, MAX_BYTES)
     except (OSError, http.client.HTTPException) as error:
         raise _refused(f"it cannot be reached ({type(error).__name__})") from None
-    finally:
-        connection.close()
-    if answer.status != 200:
-        raise _refused(f"it answered {answer.status}")
+    if status != 200:
+        raise _refused(f"it answered {status}")
     return content
 
 

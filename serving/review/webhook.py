@@ -11,17 +11,15 @@ import hashlib
 import hmac
 import http.client
 import logging
-import ssl
 import time
 from collections import deque
-from collections.abc import Mapping
 from threading import Condition, Thread
-from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 
 from anomaly_vae.review.cases import CaseRecord
+from serving.http.outbound import send
 from serving.observability import logs
 from serving.observability.metrics import Metrics
 from serving.settings import Settings
@@ -137,24 +135,7 @@ class Webhook:
             "webhook-signature": sign(self._secret, identifier, now, body),
         }  # fmt: skip
         try:
-            status = self._post(body, headers)
+            status, _ = send(self._url, "POST", body, headers, TIMEOUT)
         except (OSError, http.client.HTTPException) as error:
             return f"{type(error).__name__}: {error}", True
         return ("", False) if 200 <= status < 300 else (f"status {status}", status in LATER)
-
-    def _post(self, body: bytes, headers: Mapping[str, Any]) -> int:
-        url = self._url
-        host, port = url.hostname or "", url.port
-        if url.scheme == "https":
-            context = ssl.create_default_context()
-            connection: http.client.HTTPConnection = http.client.HTTPSConnection(
-                host, port, timeout=TIMEOUT, context=context
-            )
-        else:
-            connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT)
-        try:
-            target = (url.path or "/") + (f"?{url.query}" if url.query else "")
-            connection.request("POST", target, body, dict(headers))
-            return connection.getresponse().status
-        finally:
-            connection.close()
