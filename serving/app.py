@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -22,7 +22,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from anomaly_vae.errors import ConfigError, DataError
-from serving.console.app import Console, hint_routes
+from serving.console.hint import hint_routes
 from serving.middleware import RequestMiddleware
 from serving.models.store import Store
 from serving.observability.metrics import Metrics
@@ -41,6 +41,10 @@ from serving.scoring.observers import Observers
 from serving.scoring.shadow import Shadows
 from serving.scoring.windows import ShadowWindows, WindowStores
 from serving.settings import ApiKey, Settings, find_key
+
+if TYPE_CHECKING:
+    from serving.console.app import Console
+
 
 PROTOCOLS = (open_inference, mlflow_scoring)
 """Modules that implement the scoring protocols of other model servers."""
@@ -136,6 +140,7 @@ def _console(
     if not settings.cases or writer is None:
         return None
     from anomaly_vae.review import CaseStore
+    from serving.console.app import Console
 
     cases = CaseStore(settings.cases, settings.labels)
     return Console(

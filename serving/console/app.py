@@ -6,9 +6,6 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from starlette.requests import Request
-from starlette.responses import Response
-
 from anomaly_vae.errors import StoreError
 from serving.console import assets
 from serving.console.access import Access
@@ -25,8 +22,7 @@ from serving.console.queries import Query
 from serving.console.visits import Gate
 from serving.models.store import Store
 from serving.observability.metrics import Metrics
-from serving.paths import CONSOLE, Template
-from serving.problems import NO_CASE_STORE, ProblemError
+from serving.paths import Template
 from serving.registry.follower import Follower
 from serving.review.label_writer import LabelWriter
 from serving.scoring.handlers import Resources
@@ -109,13 +105,3 @@ class _OpenCases:
             except StoreError:
                 self._count = None
         return self._count
-
-
-def hint_routes() -> list[Template]:
-    """Create routes that say how to switch the console on."""
-
-    async def refuse(_: Request) -> Response:
-        detail = "the console is off, as there is no case store; set ANOMALY_VAE_CASES to one"
-        raise ProblemError(NO_CASE_STORE, detail)
-
-    return [Template(CONSOLE, refuse), Template(f"{CONSOLE}/{{path:path}}", refuse)]

@@ -1,14 +1,6 @@
 """The console as a part of the service."""
 
-from serving.console.app import COUNT_SECONDS, hint_routes
-from serving.paths import is_console
-
-
-def test_the_hint_covers_every_path():
-    paths = [route.path for route in hint_routes()]
-    assert paths == ["/console", "/console/{path:path}"]
-    assert is_console("/console/x")
-    assert not is_console("/consoles")
+from serving.console.app import COUNT_SECONDS
 
 
 def test_the_number_of_open_cases_is_kept_for_a_moment(service, alice, monkeypatch):
