@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -161,11 +162,12 @@ def _maps_and_masks(
     bundle: Bundle, judged: Judged, rows: Sequence[int], masks: Mapping[int, Path | None]
 ) -> tuple[list[NDArray[np.float32]], list[Mask]]:
     """Return the maps and masks (H, W) of the images at these positions, in their own pixels."""
-    maps, truth = [], []
+    schema, maps, truth = _schema(bundle), [], []
+    frames = lru_cache(maxsize=2)(partial(_frames, schema))  # an image and its mask
     for row, heat in zip(rows, _model_maps(bundle, judged, rows), strict=True):
-        image, mask = _image_and_mask(bundle, judged.labelled, row, masks[row])
+        image, mask = _image_and_mask(frames, judged.labelled, row, masks[row])
         step = math.ceil(max(mask.shape) / MAX_SIDE)
-        source = _schema(bundle).to_source(heat, image, outside=float(heat.min()))
+        source = schema.to_source(heat, image, outside=float(heat.min()))
         maps.append(source[::step, ::step])
         truth.append(mask[::step, ::step])
     return maps, truth
@@ -186,15 +188,18 @@ def _schema(bundle: Bundle) -> ImageSchema:
 
 
 def _image_and_mask(
-    bundle: Bundle, labelled: Labelled, row: int, path: Path | None
+    frames: Callable[[Path], Sequence[DecodedImage]],
+    labelled: Labelled,
+    row: int,
+    path: Path | None,
 ) -> tuple[DecodedImage, Mask]:
     """Return an image and its mask (H, W), which is empty without a file."""
-    schema, frame = _schema(bundle), labelled.table.column(FRAME)[int(row)].as_py()
-    image = _frame(labelled.files[row], frame, schema)
+    frame, file = labelled.table.column(FRAME)[int(row)].as_py(), labelled.files[row]
+    image = _frame(frames(file), file, frame)
     shape = image.pixels.shape[:2]
     if path is None:
         return image, np.zeros(shape, bool)
-    pixels = _frame(path, frame, schema).pixels
+    pixels = _frame(frames(path), path, frame).pixels
     mask = (pixels if pixels.ndim == 2 else pixels.max(axis=2)) > 0
     if mask.shape != shape:
         size, other = (f"{width} × {height}" for height, width in (mask.shape, shape))
@@ -205,9 +210,13 @@ def _image_and_mask(
     return image, mask
 
 
-def _frame(path: Path, frame: int, schema: ImageSchema) -> DecodedImage:
+def _frames(schema: ImageSchema, path: Path) -> list[DecodedImage]:
+    """Return the frames of a file that can be decoded."""
+    return [one for one in read_file(path, schema.options) if isinstance(one, DecodedImage)]
+
+
+def _frame(images: Sequence[DecodedImage], path: Path, frame: int) -> DecodedImage:
     """Return a frame of a file, or the only one it has."""
-    images = [one for one in read_file(path, schema.options) if isinstance(one, DecodedImage)]
     for image in images:
         if image.frame == frame or len(images) == 1:
             return image

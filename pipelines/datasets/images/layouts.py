@@ -11,7 +11,7 @@ from __future__ import annotations
 import glob
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -169,7 +169,7 @@ def _by_split(root: Path, images: Sequence[_Placed]) -> Arrangement:
     """Arrange images by the folders of splits, and the labels below those."""
     both = {TRAIN, TEST} <= {SPLIT_FOLDERS.get(image.first) for image in images}
     files = tuple(_in_split(image, both) for image in images)
-    return _checked(root, images, files)
+    return _checked(root, images, files, depth=2)
 
 
 def _in_split(image: _Placed, both: bool) -> ImageFile:
@@ -190,7 +190,7 @@ def _by_label(root: Path, images: Sequence[_Placed]) -> Arrangement:
         else _labelled(image.file, image.folders[0] if image.folders else "")
         for image in images
     )
-    return _checked(root, images, files)
+    return _checked(root, images, files, depth=1)
 
 
 def _labelled(file: ImageFile, folder: str) -> ImageFile:
@@ -199,41 +199,42 @@ def _labelled(file: ImageFile, folder: str) -> ImageFile:
     return replace(file, attributes={LABEL: label, DEFECT: folder} if folder else {})
 
 
-def _checked(root: Path, images: Sequence[_Placed], files: tuple[ImageFile, ...]) -> Arrangement:
+def _checked(
+    root: Path, images: Sequence[_Placed], files: tuple[ImageFile, ...], depth: int
+) -> Arrangement:
     """Refuse folders none of which is known to hold normal images to train on; else describe them.
+
+    Args:
+        root: the searched folder.
+        images: the images below it.
+        files: the same images with their attributes.
+        depth: number of folders that name split and label.
 
     Raises:
         DataError: see `arrange`.
     """
-    counts = _counts(images, files)
+    counts = Counter(
+        "/".join(image.folders[: 1 if file.problem else depth]) or "no folder"
+        for image, file in zip(images, files, strict=True)
+    )
     found = listed([f"{where} ({count:,})" for where, count in counts.items()])
     to_train = [file for file in files if file.attributes.get(SPLIT) != TEST and not file.problem]
-    if to_train and not any(file.attributes.get(LABEL) != "1" for file in to_train):
+    if to_train and all(file.attributes.get(LABEL) == "1" for file in to_train):
         names = listed(sorted({str(file.attributes[DEFECT]) for file in to_train}))
         raise DataError(
             f"'{root}': found {found}; the folders {names} seem to name labels, and none is known "
             f"to hold normal images, such as good or normal; rename it, {REMEDY}",
             path=str(root),
         )
-    return Arrangement(files, tuple(_notes(root, found, files)))
+    return Arrangement(files, (_note(root, found, files),))
 
 
-def _counts(images: Sequence[_Placed], files: Sequence[ImageFile]) -> Counter[str]:
-    """Count the images of each folder of a split or label."""
-    depths = [1 + (SPLIT in file.attributes or LABEL in file.attributes) for file in files]
-    by_split = any(image.first in SPLIT_FOLDERS for image in images)
-    return Counter(
-        "/".join(image.folders[: depth if by_split else 1]) or "no folder"
-        for image, depth in zip(images, depths, strict=True)
-    )
-
-
-def _notes(root: Path, counts: str, files: Sequence[ImageFile]) -> Iterator[str]:
-    """Yield a note that tells what was found, and what each folder is taken for."""
+def _note(root: Path, counts: str, files: Sequence[ImageFile]) -> str:
+    """Return a note that tells what was found, and what each folder is taken for."""
     names: dict[str, set[str]] = {"0": set(), "1": set()}
     for file in files:
         names.get(file.attributes.get(LABEL) or "", set()).add(str(file.attributes.get(DEFECT)))
     meanings = {"0": "normal", "1": "anomalies, only to test on"}
     means = (f"; {meanings[key]}: {listed(sorted(found))}" for key, found in names.items() if found)
     what = "splits" if any(SPLIT in file.attributes for file in files) else "labels"
-    yield f"'{root.name}' has folders of {what}: found {counts}{''.join(means)}; {REMEDY}"
+    return f"'{root.name}' has folders of {what}: found {counts}{''.join(means)}; {REMEDY}"
