@@ -12,10 +12,7 @@ from anomaly_vae.export.graph_builder import GraphBuilder
 from anomaly_vae.models.exemplars import Exemplars, slots
 from anomaly_vae.models.likelihoods import LOG_2PI
 from anomaly_vae.models.priors import MIN_EXPONENT
-
-EXPLAIN = "explain"
-"""Name of the graph's optional input that decides whether ``nats`` is computed or 0."""
-
+from anomaly_vae.scoring.scorer import EXPLAIN
 
 ONE = numpy_helper.from_array(np.ones(1))
 """The number 1 as a tensor."""

@@ -35,7 +35,7 @@ from anomaly_vae.config.scoring import ScoreConfig
 from anomaly_vae.data.encoding import Layout
 from anomaly_vae.errors import ExportError
 from anomaly_vae.export.graph_builder import GraphBuilder
-from anomaly_vae.export.onnx_exemplars import EXPLAIN, ExemplarNodes
+from anomaly_vae.export.onnx_exemplars import ExemplarNodes
 from anomaly_vae.models.autoencoder import Autoencoder
 from anomaly_vae.models.builder import tabular_parts
 from anomaly_vae.models.exemplars import Exemplars
@@ -49,6 +49,7 @@ from anomaly_vae.models.likelihoods import (
 from anomaly_vae.models.networks import MLP, Encoder
 from anomaly_vae.models.priors import MIN_EXPONENT
 from anomaly_vae.models.vae import VAE, Terms, frozen_noise
+from anomaly_vae.scoring.scorer import EXPLAIN
 
 OPSET = 18
 """Version of the ONNX operator set."""

@@ -26,7 +26,7 @@ Tiles are padded to a multiple of this number. Kernels round the rows of an inco
 differently, which would make a row's score depend on the number of rows in its batch.
 """
 EXPLAIN = "explain"
-"""Name of the optional input of graphs that leave out what only explanations need."""
+"""Name of the optional input that decides whether a graph computes ``nats`` or leaves it 0."""
 OUTPUTS = ("score", "nats", "kl", "expected", "latent")
 """Names of the graph's outputs."""
 KNOWN_OUTPUTS = ("known", "detector", "rate")
