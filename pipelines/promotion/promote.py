@@ -69,6 +69,7 @@ def promote(
     history = _open_history(registry, name)
     champion = registry.champion(name)
     if champion and champion.version == challenger.version:
+        console.info(f"{name} version {champion.version} is the champion already: nothing to do")
         return Promotion(name, champion.version, True, False, (), champion.version)
     frozen = FrozenTest.of_champion(champion) if champion else FrozenTest.own(challenger)
     compared, new = champion, _bundle(registry, challenger)

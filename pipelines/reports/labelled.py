@@ -244,6 +244,6 @@ def _masks(table: pa.Table, label: str | None, positive: Any) -> tuple[Mask, Mas
     anomaly, unlabelled = label_masks(labels, positive, label)
     if not anomaly.any():
         found = listed(levels_from_arrow(labels)[0].names, most=MAX_SHOWN_LABELS)
-        note = f"no row has {positive!r} in column '{label}': none is a known anomaly"
-        console.info(f"{note}; found {found}")
+        where = f"none of {len(table):,} rows has {positive!r} in column '{label}'"
+        console.info(f"{where}: no known anomaly; found {found}")
     return anomaly, unlabelled

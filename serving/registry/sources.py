@@ -12,10 +12,12 @@ import asyncio
 import importlib.util
 import os
 import re
+import sqlite3
 import sys
 import tempfile
 from asyncio.subprocess import PIPE
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +26,7 @@ import msgspec
 
 from anomaly_vae.artifacts.registry_names import (
     ALIAS_URI,
+    DIGEST_TAG,
     MISSING,
     UNFIT,
     UNWRITABLE,
@@ -44,6 +47,10 @@ FETCH = (sys.executable, "-m", "anomaly_vae.lifecycle.registry", "fetch")
 """The command that fetches a bundle; the arguments ``URI --to FOLDER`` follow."""
 REQUEST_SECONDS = 5.0
 """Timeout of a request to the registry, in seconds."""
+COUNT_VERSIONS = """
+SELECT COUNT(*) FROM model_version_tags WHERE name = ? AND version = ? AND key = ? AND value = ?
+"""
+"""Query of MLflow's database for the tag that holds a version's digest."""
 
 Fingerprint = tuple[tuple[int, int, int] | None, ...]
 """State of the files of an SQLite registry: modification time, size and inode."""
@@ -94,12 +101,15 @@ class Sources:
         return self._resolved[uri][1]
 
     def quick_start(self, uri: str) -> BundleRef | None:
-        """Return the bundle that an alias served last, if resolving it needs a child process."""
-        return (
-            self.cache.last_served(uri)
-            if is_followed(uri) and not mlflow_rest.is_server()
-            else None
-        )
+        """Return the bundle that an alias served last, if resolving it needs a child process.
+
+        None if an SQLite registry no longer has that version: its file was removed and made anew.
+        """
+        if not is_followed(uri) or mlflow_rest.is_server():
+            return None
+        served = self.cache.last_served(uri)
+        file = database_file(mlflow_rest.uri())
+        return None if served and file and lacks_version(file, served) else served
 
     def forget(self, uri: str) -> None:
         """Forget the bundle of a URI that cannot be served, so that the URI is resolved again."""
@@ -186,6 +196,19 @@ def fingerprint() -> Fingerprint | None:
     if file is None:
         return None
     return tuple(_state(Path(f"{file}{suffix}")) for suffix in ("", "-wal", "-journal"))
+
+
+def lacks_version(file: Path, version: BundleRef) -> bool:
+    """Return whether a registry in an SQLite file answers that it has no such version.
+
+    False if the file cannot be read, as its registry then says nothing about the version.
+    """
+    try:
+        with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            values = (version.name, version.version, DIGEST_TAG, version.digest)
+            return database.execute(COUNT_VERSIONS, values).fetchone() == (0,)
+    except sqlite3.Error:
+        return False
 
 
 def _state(path: Path) -> tuple[int, int, int] | None:

@@ -285,7 +285,7 @@ def test_rows_that_are_all_normal_are_evaluated_with_a_note(
     assert answer.code == 0
     assert answer.json["metrics"]["anomalies"] == 0
     assert answer.json["metrics"]["auroc"] is None
-    assert "no row has 'pigeon' in column 'TX_CHANNEL'" in answer.err
+    assert "rows has 'pigeon' in column 'TX_CHANNEL'" in answer.err
 
 
 def test_evaluating_a_registered_version_is_recorded_in_its_experiment(

@@ -23,7 +23,7 @@ def test_labels_without_an_anomaly_are_named(
     table = pa.table({"verdict": labels})
     truth = Labelled.of(table, {"label": "verdict", "positive": 1})
     assert not truth.anomaly.any()
-    note = "no row has 1 in column 'verdict': none is a known anomaly; found "
+    note = f"none of {len(labels)} rows has 1 in column 'verdict': no known anomaly; found "
     assert capfd.readouterr().err == f"{note}{found}\n"
 
 

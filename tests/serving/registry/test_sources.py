@@ -4,6 +4,7 @@ import asyncio
 import importlib.util
 import json
 import os
+import shutil
 import sqlite3
 import time
 from contextlib import closing
@@ -17,6 +18,10 @@ from serving.registry.sources import FETCH, Sources, Spec, is_followed
 from serving.scoring.loading import load_model
 from serving.settings import Settings
 from tests.support.fetching import answer, stand_in
+from tests.support.mlflow_registry import URI, registered, rival, versions, world
+from tests.support.registries import DATABASE, migrated
+
+__all__ = ["migrated", "registered", "rival", "versions", "world"]
 
 
 def find(tmp_path, uri, command=FETCH, known=None, seconds=60.0):
@@ -136,3 +141,17 @@ def test_a_database_that_nobody_wrote_to_is_not_asked(tmp_path, folder, monkeypa
         return counts
 
     assert asyncio.run(looks()) == [1, 1, 2, 2, 3, 3, 4, 4]
+
+
+def test_a_registry_made_anew_does_not_serve_the_old_version(world, versions, migrated):
+    """A registry at the same path that lacks the version is told from one that is absent."""
+    sources = Sources(Settings(cache_dir=world / "cache"))
+    served = BundleRef("served", versions["1"].digest, "fraud", "1", "champion")
+    sources.cache.remember(URI, served)
+    database = world / DATABASE
+    assert sources.quick_start(URI) == served
+    for change in (database.unlink, lambda: database.write_bytes(b"damaged" * 200)):
+        change()
+        assert sources.quick_start(URI) == served
+    shutil.copy(migrated, database)
+    assert sources.quick_start(URI) is None
