@@ -1,8 +1,11 @@
 """Test the commands that fill the window store and forget an entity."""
 
 import json
+import os
 import subprocess
 import sys
+import time
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -94,3 +97,29 @@ def test_the_commands_take_the_store_of_the_environment(windowed_folder, files, 
     loaded = run("load", "--model", str(windowed_folder), "--input", *files)
     assert loaded["recorded"] > 200
     assert run("forget", "CUSTOMER_ID", "1") == {"entity": "CUSTOMER_ID", "forgotten": 1}
+
+
+@pytest.mark.slow  # starts the command
+def test_a_load_that_is_killed_may_be_repeated(source, windowed_folder, store_url, tmp_path):
+    events = stream(20_000, seed=32)
+    pq.write_table(pa.Table.from_pylist([*map(record_of, events)]), tmp_path / "past.parquet")
+    paths, options = [str(tmp_path / "past.parquet")], StoreOptions(store_url)
+    command = [sys.executable, "-m", "pipelines.cli", "windows", "load", "--store", store_url]
+    command += ["--model", str(windowed_folder), "--input", *paths]
+    store = open_store(options, INPUTS)
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
+        while store.state().newest is None:
+            assert process.poll() is None
+            time.sleep(0.001)
+        process.kill()
+    again = windows.load_windows(source, paths, options)
+    complete = sum(any(event.keys.values()) for event in events)
+    assert 0 < again["duplicate"] < complete == again["duplicate"] + again["recorded"]
+    other = open_store(StoreOptions(f"sqlite:///{tmp_path}/other.db"), INPUTS)
+    for start in range(0, len(events), 1000):
+        other.load(
+            [replace(event, anomalous=frozenset()) for event in events[start : start + 1000]]
+        )
+    for entity, texts in (("CUSTOMER_ID", ["1", "2", "3"]), ("TERMINAL_ID", ["1", "a"])):
+        found = [one.histories(entity, texts) for one in (store, other)]
+        np.testing.assert_equal(*found)
