@@ -77,6 +77,12 @@ def test_a_model_without_windows_is_refused(calibrated, files, store_url, tmp_pa
         windows.load_windows(open_model(str(folder)), files, StoreOptions(store_url))
 
 
+def test_an_entity_is_not_forgotten_in_a_store_that_does_not_exist(store_url, tmp_path):
+    with pytest.raises(WindowStoreError, match="does not exist; correct its URL"):
+        windows.forget("CUSTOMER_ID", "1", StoreOptions(store_url))
+    assert not [*tmp_path.iterdir()]
+
+
 def test_an_entity_is_forgotten(source, files, store_url):
     windows.load_windows(source, files, StoreOptions(store_url, salt="a salt of length"))
     with pytest.raises(WindowStoreError, match="another ANOMALY_VAE_WINDOWS_SALT"):

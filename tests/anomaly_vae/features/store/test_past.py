@@ -91,7 +91,7 @@ def test_windows_may_count_the_values_of_their_own_entity(tmp_path):
 
 
 def test_a_store_without_events_of_the_definition_is_refused(tmp_path):
-    with pytest.raises(WindowStoreError, match="does not exist; fill it with"):
+    with pytest.raises(WindowStoreError, match="does not exist; correct its URL, or fill it with"):
         open_filled(options(tmp_path), INPUTS)
     open_store(options(tmp_path), INPUTS).backend.close()
     with pytest.raises(WindowStoreError, match="has no events for the entities"):
