@@ -246,6 +246,28 @@ def test_a_longer_window_lacks_the_history_that_was_dropped(make):
     assert longer.state().since == store.state().newest - 2 * HOUR
 
 
+@pytest.mark.parametrize("way", ["score", "add", "load"])
+def test_events_are_kept_as_long_as_another_model_sees_them(make, way):
+    """The other model is opened while this one records."""
+    short, long = (
+        replace(INPUTS, definition=WindowDefinition({"card": window}), horizon=HOUR)
+        for window in (
+            EntityWindows(over=("1h",), count=True),
+            EntityWindows(over=("1d",), count=True),
+        )
+    )
+    store, (event,) = make(short), stream(1, seed=9)
+    event = replace(event, keys={"card": "1"}, numbers={}, anomalous=frozenset())
+    rows = [replace(event, id=str(hours), time=START + hours * HOUR) for hours in (0, 5)]
+    store.add(rows[:1])
+    other = make(long)
+    if way == "score":
+        store.record(store.features(rows[1:]).events)
+    else:
+        getattr(store, way)(rows[1:])
+    assert other.history("card", "1")[:, 0].tolist() == [row.time for row in rows]
+
+
 def test_a_store_written_with_another_salt_is_refused(make):
     make(salt="one")
     with pytest.raises(WindowStoreError, match="with another ANOMALY_VAE_WINDOWS_SALT"):
