@@ -71,6 +71,19 @@ def test_rows_that_cannot_be_read_are_counted(source, store_url, tmp_path, capsy
         windows.load_windows(source, [str(tmp_path / "b.csv")], StoreOptions(store_url))
 
 
+def test_a_label_without_a_meaning_is_rejected_with_its_row_in_the_file(
+    source, store_url, tmp_path, capsys
+):
+    head = "TRANSACTION_ID,TX_DATETIME,CUSTOMER_ID,TERMINAL_ID,TX_AMOUNT,TX_FRAUD"
+    values = ["0", "1", "", "normal", "1.0", "true", "maybe"]
+    rows = [f"{i},2018-08-01T0{i}:00:00,1,a,5,{value}" for i, value in enumerate(values)]
+    (tmp_path / "a.csv").write_text("\n".join([head, *rows]))
+    result = windows.load_windows(source, [str(tmp_path / "a.csv")], StoreOptions(store_url))
+    assert (result["recorded"], result["rejected"]) == (6, 1)
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "column 'TX_FRAUD', row 6: 'maybe' is neither 1, which data.positive names" in shown
+
+
 def test_a_model_without_windows_is_refused(calibrated, files, store_url, tmp_path):
     folder = calibrated.save(tmp_path / "bundle")
     with pytest.raises(ConfigError, match=r"has no windows; train it with data\.windows"):
