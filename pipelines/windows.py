@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from time import perf_counter
 from typing import Any, cast
 
@@ -100,8 +101,12 @@ class _Loading:
             batch = self._schema.from_arrow(part.table)
         except DataError as error:
             return self._reject(len(part.rows), f"'{part.path}': {error}")
+        unknown = self._inputs.unknown_labels(batch)
+        batch = replace(batch, problems=(*batch.problems, *unknown))
         if problems := {problem.row: problem for problem in reversed(batch.problems)}:
-            self._reject(len(problems), f"'{part.path}': {problems[min(problems)]}")
+            first = problems[min(problems)]
+            place = replace(first, row=int(part.rows[first.row]))
+            self._reject(len(problems), f"'{part.path}': {place}")
         for events in _grouped(self._inputs.events(batch.take(batch.usable))):
             self._record(events)
         return len(part.rows)

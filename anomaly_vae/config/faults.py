@@ -5,7 +5,10 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
 
 from anomaly_vae.config.base import Section
 from anomaly_vae.config.data import Feature
@@ -30,6 +33,7 @@ EXPECTED = {
     "literal_error": "{expected}",
     "string_pattern_mismatch": "letters, digits, '.', '_' and '-', 100 at most",
     "invalid_key": "text as a key, in quotes if need be",
+    "too_short": "at least one",
 }
 """Expected value by the beginning of pydantic's name of the fault."""
 
@@ -75,10 +79,13 @@ def explain_fault(root: type[Section], key: str, alternatives: Sequence[Any]) ->
     if fault["type"] == "extra_forbidden":
         if (new := RENAMED_KEYS.get(key)) and _has_key(root, new):
             return f"{key} is now {new}"
-        near = difflib.get_close_matches(str(fault["loc"][-1]), _siblings(root, fault["loc"]), n=1)
+        near = difflib.get_close_matches(
+            str(fault["loc"][-1]), _siblings(root, fault["loc"][:-1]), n=1
+        )
         return f"unknown key {key}" + (f", did you mean {near[0]}" if near else "")
+    remedy = _example(root, key)
     if fault["type"] == "missing":
-        return f"{key} is missing"
+        return f"{key} is missing{remedy}"
     if fault["type"] == "value_error":
         message = str(fault["msg"]).removeprefix("Value error, ")
         return f"{key}: {message}" if key else message
@@ -86,7 +93,7 @@ def explain_fault(root: type[Section], key: str, alternatives: Sequence[Any]) ->
     got = "nothing" if fault["input"] is None else shown(fault["input"])
     near = difflib.get_close_matches(str(fault["input"]), re.findall(r"'(\w+)'", expected), n=1)
     return f"{key or 'the configuration'}: expected {expected}, got {got}" + (
-        f", did you mean {near[0]}" if near else ""
+        f", did you mean {near[0]}" if near else remedy
     )
 
 
@@ -99,17 +106,42 @@ def _expected(fault: Any) -> str:
 
 def _has_key(root: type[Section], key: str) -> bool:
     *sections, last = key.split(".")
-    return last in _siblings(root, (*sections, last))
+    return last in _siblings(root, sections)
 
 
-def _siblings(root: type[Section], loc: tuple[int | str, ...]) -> list[str]:
-    section = root
-    for part in loc[:-1]:
-        info = section.model_fields.get(str(part))
-        if info is None or not isinstance(info.annotation, type):
-            return list(Feature.model_fields)
-        section = info.annotation
-    return list(section.model_fields)
+def _example(root: type[Section], key: str) -> str:
+    """Return the line that mends a key, after a semicolon; empty if the key has no example."""
+    *sections, last = key.split(".")
+    info = _fields(root, sections).get(last)
+    return f"; write {last}: {info.examples[0]}" if info and info.examples else ""
+
+
+def _siblings(root: type[Section], sections: Sequence[int | str]) -> list[str]:
+    return list(_fields(root, sections))
+
+
+def _fields(root: type[Section], sections: Sequence[int | str]) -> Mapping[str, FieldInfo]:
+    """Return the fields of a section; those of a feature if the section is unknown."""
+    kinds: list[Any] = [root]
+    for part in sections:
+        kinds = [inner for kind in kinds for inner in _inside(kind, str(part))]
+    return next((kind.model_fields for kind in kinds if _is_section(kind)), Feature.model_fields)
+
+
+def _inside(kind: Any, part: str) -> list[Any]:
+    """Return the types that a part of a value of this type may have."""
+    if _is_section(kind):
+        info = kind.model_fields.get(part)
+        return _alternatives(info.annotation) if info else []
+    return [one for inner in get_args(kind)[-1:] for one in _alternatives(inner)]
+
+
+def _alternatives(kind: Any) -> list[Any]:
+    return list(get_args(kind)) if get_origin(kind) in (Union, UnionType) else [kind]
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Section)
 
 
 def yaml_reason(error: Exception) -> str:

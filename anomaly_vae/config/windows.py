@@ -43,7 +43,7 @@ class Risk(Section):
     label: str
     """Column that marks known anomalies, as in `data.label`; its value `data.positive` means
     anomaly."""
-    delay: Duration
+    delay: Duration = Field(examples=["7d"])
     """Time after which the label of an event is known; younger events are left out."""
 
 
@@ -55,17 +55,19 @@ class EntityWindows(Section):
         {}
     """
 
-    over: tuple[Duration, ...] = Field(min_length=1)
+    over: tuple[Duration, ...] = Field(min_length=1, examples=["[1h, 7d]"])
     """Lengths of the windows, each ending before the row, such as [1h, 7d]."""
     count: bool = False
     """Whether to count the events in each window."""
-    of: dict[str, tuple[Statistic, ...]] = Field(default_factory=dict)
+    of: dict[str, tuple[Statistic, ...]] = Field(
+        default_factory=dict, examples=["{COLUMN: [sum, mean]}"]
+    )
     """Numeric columns, each with its statistics over a window: sum, mean, max, std."""
-    distinct: tuple[str, ...] = ()
+    distinct: tuple[str, ...] = Field((), examples=["[COLUMN]"])
     """Columns of which to count the different values in each window."""
     since_last: bool = False
     """Whether to measure the seconds since the last event within the longest window."""
-    risk: Risk | None = None
+    risk: Risk | None = Field(None, examples=["{label: COLUMN, delay: 7d}"])
     """Share of known anomalies in each window, shifted into the past by the delay of the labels."""
 
     @property

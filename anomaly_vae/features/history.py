@@ -200,31 +200,30 @@ class Numbers:
     (4.0, 2.0, 3.0)
     """
 
+    __slots__ = ("_present", "sum")
+
     def __init__(self, numbers: Sequence[float]) -> None:
         self._present = [number for number in numbers if number == number]  # noqa: PLR0124 not NaN
-
-    @cached_property
-    def sum(self) -> float:
+        self.sum = _sum(self._present)
         """Sum, rounded once; 0 without numbers."""
-        return _sum(self._present)
 
-    @cached_property
+    @property
     def mean(self) -> float:
         """Mean; NaN without numbers."""
         return self.sum / len(self._present) if self._present else math.nan
 
-    @cached_property
+    @property
     def max(self) -> float:
         """Greatest number; NaN without numbers."""
         return max(self._present, default=math.nan)
 
-    @cached_property
+    @property
     def std(self) -> float:
         """Sample standard deviation, corrected for the rounding of the mean; NaN without two."""
         present = self._present
         if len(present) < 2:
             return math.nan
-        if min(present) == self.max:
+        if min(present) == max(present):
             return 0.0
         mean = self.mean
         apart = [number - mean for number in present]

@@ -209,9 +209,9 @@ class OfflineWindows:
             count: greatest number of texts that are yielded together.
         """
         names = [self._columns.get(column, column) for column in columns]
-        parts = [f"SELECT {name} FROM events WHERE {name} IS NOT NULL" for name in names]  # noqa: S608
+        own = [f"SELECT {name} AS text FROM events WHERE only_of IS NULL" for name in names]  # noqa: S608
         found = self._database.cursor().execute(
-            " UNION ".join(f"{part} AND only_of IS NULL" for part in parts)
+            f"SELECT DISTINCT text FROM ({' UNION ALL '.join(own)}) WHERE text IS NOT NULL"  # noqa: S608
         )
         while rows := found.fetchmany(count):
             yield [text for (text,) in rows]

@@ -1,8 +1,11 @@
 """Test the commands that fill the window store and forget an entity."""
 
 import json
+import os
 import subprocess
 import sys
+import time
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -68,10 +71,29 @@ def test_rows_that_cannot_be_read_are_counted(source, store_url, tmp_path, capsy
         windows.load_windows(source, [str(tmp_path / "b.csv")], StoreOptions(store_url))
 
 
+def test_a_label_without_a_meaning_is_rejected_with_its_row_in_the_file(
+    source, store_url, tmp_path, capsys
+):
+    head = "TRANSACTION_ID,TX_DATETIME,CUSTOMER_ID,TERMINAL_ID,TX_AMOUNT,TX_FRAUD"
+    values = ["0", "1", "", "normal", "1.0", "true", "maybe"]
+    rows = [f"{i},2018-08-01T0{i}:00:00,1,a,5,{value}" for i, value in enumerate(values)]
+    (tmp_path / "a.csv").write_text("\n".join([head, *rows]))
+    result = windows.load_windows(source, [str(tmp_path / "a.csv")], StoreOptions(store_url))
+    assert (result["recorded"], result["rejected"]) == (6, 1)
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "column 'TX_FRAUD', row 6: 'maybe' is neither 1, which data.positive names" in shown
+
+
 def test_a_model_without_windows_is_refused(calibrated, files, store_url, tmp_path):
     folder = calibrated.save(tmp_path / "bundle")
     with pytest.raises(ConfigError, match=r"has no windows; train it with data\.windows"):
         windows.load_windows(open_model(str(folder)), files, StoreOptions(store_url))
+
+
+def test_an_entity_is_not_forgotten_in_a_store_that_does_not_exist(store_url, tmp_path):
+    with pytest.raises(WindowStoreError, match="does not exist; correct its URL"):
+        windows.forget("CUSTOMER_ID", "1", StoreOptions(store_url))
+    assert not [*tmp_path.iterdir()]
 
 
 def test_an_entity_is_forgotten(source, files, store_url):
@@ -94,3 +116,29 @@ def test_the_commands_take_the_store_of_the_environment(windowed_folder, files, 
     loaded = run("load", "--model", str(windowed_folder), "--input", *files)
     assert loaded["recorded"] > 200
     assert run("forget", "CUSTOMER_ID", "1") == {"entity": "CUSTOMER_ID", "forgotten": 1}
+
+
+@pytest.mark.slow  # starts the command
+def test_a_load_that_is_killed_may_be_repeated(source, windowed_folder, store_url, tmp_path):
+    events = stream(20_000, seed=32)
+    pq.write_table(pa.Table.from_pylist([*map(record_of, events)]), tmp_path / "past.parquet")
+    paths, options = [str(tmp_path / "past.parquet")], StoreOptions(store_url)
+    command = [sys.executable, "-m", "pipelines.cli", "windows", "load", "--store", store_url]
+    command += ["--model", str(windowed_folder), "--input", *paths]
+    store = open_store(options, INPUTS)
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
+        while store.state().newest is None:
+            assert process.poll() is None
+            time.sleep(0.001)
+        process.kill()
+    again = windows.load_windows(source, paths, options)
+    complete = sum(any(event.keys.values()) for event in events)
+    assert 0 < again["duplicate"] < complete == again["duplicate"] + again["recorded"]
+    other = open_store(StoreOptions(f"sqlite:///{tmp_path}/other.db"), INPUTS)
+    for start in range(0, len(events), 1000):
+        other.load(
+            [replace(event, anomalous=frozenset()) for event in events[start : start + 1000]]
+        )
+    for entity, texts in (("CUSTOMER_ID", ["1", "2", "3"]), ("TERMINAL_ID", ["1", "a"])):
+        found = [one.histories(entity, texts) for one in (store, other)]
+        np.testing.assert_equal(*found)

@@ -109,9 +109,9 @@ def forget_entity(options: StoreOptions, entity: str, value: object) -> int:
 
     Raises:
         ConfigError: see `open_backend`.
-        WindowStoreError: the store cannot be used, or was written with another salt.
+        WindowStoreError: the store cannot be used, does not exist or has another salt.
     """
-    text, backend = entity_text(value), open_backend(options)
+    text, backend = entity_text(value), open_backend(options, create=False)
     spaces = backend.spaces(Hasher(options.salt, "").check)
     keys = [Hasher(options.salt, space).key(entity, text or "") for space in spaces]
     return backend.forget(keys) if keys else 0

@@ -104,8 +104,8 @@ class SqliteBackend:
             new = not self._path.exists()
             if new and not self._create_file:
                 raise WindowStoreError(
-                    f"window store '{self._path}' does not exist; fill it with: anomaly-vae "
-                    "windows load"
+                    f"window store '{self._path}' does not exist; correct its URL, or fill it "
+                    "with: anomaly-vae windows load"
                 )
             db = sqlite3.connect(self._path, self._seconds, isolation_level=None)
         except (OSError, sqlite3.Error) as error:

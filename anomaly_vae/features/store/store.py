@@ -115,6 +115,16 @@ class WindowStore:
         self._retention_text = state.retention
         self._retention: Mapping[str, int] = json.loads(state.retention)
 
+    def _follow(self, state: SpaceState) -> bool:
+        """Keep events as long as the database says; return whether that has changed.
+
+        Another model may have longer windows since, or the database was emptied.
+        """
+        changed = state.retention != self._retention_text
+        if changed:
+            self._register()
+        return changed
+
     def state(self) -> SpaceState:
         """Return the times that the store knows events of."""
         return self.backend.read(self.space, (), ()).state
@@ -133,8 +143,8 @@ class WindowStore:
         keys = list({part.key for event in events for part in event.parts})
         ids = [event.id for event in events if event.id != NO_ID] if len(events) > 1 else []
         snapshot = self.backend.read(self.space, keys, ids)
-        if snapshot.state.retention != self._retention_text:
-            self._register()  # another model keeps events longer, or the database was emptied
+        if self._follow(snapshot.state):
+            events = [self._stored(row) for row in rows]
         arriving = _Arriving(dict(snapshot.events), set(snapshot.known), snapshot.state.newest)
         limits, values = self._limits, np.empty((len(rows), len(self.inputs.definition.names)))
         for number, event in enumerate(events):
@@ -195,10 +205,12 @@ class WindowStore:
 
     def add(self, rows: Sequence[Event]) -> Recorded:
         """Record rows that are not scored."""
+        self._follow(self.state())
         return self.record([self._stored(row) for row in rows])
 
     def load(self, rows: Sequence[Event]) -> Recorded:
         """Record rows of the past in any order; only those that no window reaches are late."""
+        self._follow(self.state())
         limits = replace(self._limits, horizon=None)
         return self._record([self._stored(row) for row in rows], limits)
 

@@ -464,7 +464,7 @@ def test_a_store_without_such_events_is_refused(bundle: Bundle, tmp_path: Path) 
                 windows_store=options,
             )  # fmt: skip
 
-    fails(r"windows.db' does not exist; fill it with: anomaly-vae windows load")
+    fails(r"windows.db' does not exist; correct its URL, or fill it with: anomaly-vae windows load")
     assert not (tmp_path / "windows.db").exists()
     windows = validate_config({"name": "x", "data": {"path": "x", **DATA}}).data.windows  # type: ignore[union-attr]
     other = WindowInputs(WindowDefinition({"card": windows["card"]}), "at")

@@ -1,9 +1,14 @@
 """Test that /score computes windows from the store, and records each row once."""
 
 import json
+import os
 import random
+import signal
+import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
+from http.client import HTTPException
 
 import numpy as np
 import pytest
@@ -222,9 +227,11 @@ def test_a_shadow_is_scored_with_its_windows(windowed, store_url):
 
 
 @pytest.mark.slow  # starts a service with two worker processes twice
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_two_workers_and_a_restart_in_the_middle_change_nothing(
-    windowed_folder, store_url, tmp_path
+    windowed_folder, store_url, tmp_path, number
 ):
+    """A killed service may have recorded the record that it did not answer; a retry tells."""
     events, arrived = unlabelled(stream(80, seed=25, disorder=DAY // 2)), []
     variables = {"ANOMALY_VAE_WINDOWS": store_url}
     for part in (events[:40], events[40:]):
@@ -236,7 +243,20 @@ def test_two_workers_and_a_restart_in_the_middle_change_nothing(
                     (result,) = json.loads(service.ask("/score", body))["results"]
                     check(windows_of(result), expected(INPUTS, event, arrived), event)
                     arrived += [] if repeated else [as_oracle(event)]
-            assert service.stop() == 0
+            if number == signal.SIGTERM:
+                assert service.stop() == 0
+                continue
+            body = {"records": [record_of(events[40])]}
+            client = threading.Thread(target=ask_in_vain, args=(service, body))
+            client.start()
+            time.sleep(0.005)
+            os.killpg(service.process.pid, signal.SIGKILL)
+            client.join()
+
+
+def ask_in_vain(service, body):
+    with suppress(OSError, HTTPException):
+        service.ask("/score", body)
 
 
 # ---------------------------------------------------------------- a store that cannot be used

@@ -11,6 +11,7 @@ from anomaly_vae.features import WindowDefinition
 from anomaly_vae.features.events import EventReader
 from anomaly_vae.features.offline import OfflineWindows
 from anomaly_vae.features.store import StoreOptions, open_store
+from anomaly_vae.features.store import past as past_events
 from anomaly_vae.features.store.past import add_past, open_filled
 from tests.support.window_streams import DAY, INPUTS, START, WINDOWS, stream
 
@@ -55,10 +56,14 @@ def computed(definition, rows, history=(), store=None):
         return windows.compute().read(np.arange(len(rows)))
 
 
+@pytest.mark.parametrize("together", [1, 500])
 @pytest.mark.parametrize("recorded", [0, 60])
 @pytest.mark.parametrize("ids", [True, False])
-def test_events_of_a_store_feed_windows_as_history_does(ids, recorded, tmp_path):
+def test_events_of_a_store_feed_windows_as_history_does(
+    ids, recorded, together, tmp_path, monkeypatch
+):
     """Some rows may be in the store already; of the entities of rows, some are not there."""
+    monkeypatch.setattr(past_events, "TOGETHER", together)
     past, rows = (events := stream(200, seed=7, ids=ids))[:140], events[140:]
     rows[3] = replace(rows[3], keys={"CUSTOMER_ID": "new", "TERMINAL_ID": "new"})
     history = [*past, *rows[: recorded * ids]]
@@ -86,7 +91,7 @@ def test_windows_may_count_the_values_of_their_own_entity(tmp_path):
 
 
 def test_a_store_without_events_of_the_definition_is_refused(tmp_path):
-    with pytest.raises(WindowStoreError, match="does not exist; fill it with"):
+    with pytest.raises(WindowStoreError, match="does not exist; correct its URL, or fill it with"):
         open_filled(options(tmp_path), INPUTS)
     open_store(options(tmp_path), INPUTS).backend.close()
     with pytest.raises(WindowStoreError, match="has no events for the entities"):

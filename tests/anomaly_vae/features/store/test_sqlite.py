@@ -74,3 +74,13 @@ def test_threads_that_write_at_once_lose_nothing(tmp_path):
         thread.join()
     assert len(store.history("CUSTOMER_ID", 1)) == len(store.history("TERMINAL_ID", 1)) == 200
     assert store.backend.entities() == 2
+
+
+def test_a_store_in_use_is_copied_by_vacuum_into(tmp_path):
+    """Unlike a copy of the file, which lacks the events in the log."""
+    store, events = store_at(tmp_path / "windows.db"), stream(60, seed=4)
+    store.load(events)
+    store.backend._db.execute("VACUUM INTO ?", (str(tmp_path / "copy.db"),))
+    copy = store_at(tmp_path / "copy.db")
+    assert copy.state() == store.state()
+    assert set(copy.load(events).outcomes) == {"duplicate"}

@@ -12,6 +12,7 @@ from anomaly_vae.errors import WindowStoreError
 from anomaly_vae.features import WindowDefinition
 from anomaly_vae.features.store import StoreOptions, WindowStore
 from anomaly_vae.features.store.opening import open_backend
+from tests.support.killed_writers import kill_while_loading
 from tests.support.redis_server import redis_server
 from tests.support.window_streams import (
     DAY,
@@ -53,6 +54,10 @@ def make(url):
     yield open_one
     for backend in backends:
         backend.close()
+
+
+def store_of(url):
+    return WindowStore(open_backend(StoreOptions(url)), INPUTS)
 
 
 def contents(store):
@@ -103,12 +108,32 @@ def test_stores_of_two_processes_share_events_and_survive_a_restart(make):
         replay.score([event])
 
 
+@pytest.mark.parametrize(("size", "groups", "wait"), [(3, 20, 0.001), (1500, 0, 0.01)])
+def test_a_killed_writer_leaves_whole_groups_and_a_retry_counts_once(
+    make, url, tmp_path, size, groups, wait
+):
+    """The process is killed while it records a group, which is then there or is not."""
+    known = kill_while_loading(url, 1500, 12, size, groups, wait)
+    store, events, counts = make(), stream(1500, seed=12), []
+    for rows in batches(events, size):
+        outcomes = store.load(rows).outcomes
+        assert len(set(outcomes)) <= 1  # all of a group, or none
+        counts += outcomes
+    complete = [any(event.keys.values()) for event in events]
+    assert counts.count("duplicate") >= sum(complete[: size * known])
+    assert counts == sorted(counts)  # nothing is recorded before what is lost
+    in_order = store_of(f"sqlite:///{tmp_path / 'in-order.db'}")
+    in_order.load(events)
+    assert contents(store) == contents(in_order)
+    assert store.state() == in_order.state()
+    assert store.backend.entities() == in_order.backend.entities()
+
+
 def test_the_final_store_does_not_depend_on_the_order_of_arrival(make, tmp_path):
     events = stream(150, seed=11)
     in_order = make()
     in_order.add(events)
-    shuffled_url = f"sqlite:///{tmp_path / 'shuffled.db'}"
-    shuffled = WindowStore(open_backend(StoreOptions(shuffled_url)), INPUTS)
+    shuffled = store_of(f"sqlite:///{tmp_path / 'shuffled.db'}")
     draw = random.Random(11)
     for event in sorted(events, key=lambda e: e.time + draw.randrange(DAY)):
         assert "late" not in shuffled.add([event, event]).outcomes
@@ -219,6 +244,28 @@ def test_a_longer_window_lacks_the_history_that_was_dropped(make):
     longer = make(replace(inputs, definition=WindowDefinition(daily)))
     assert longer.lacks_history(longer.features(newest), newest)
     assert longer.state().since == store.state().newest - 2 * HOUR
+
+
+@pytest.mark.parametrize("way", ["score", "add", "load"])
+def test_events_are_kept_as_long_as_another_model_sees_them(make, way):
+    """The other model is opened while this one records."""
+    short, long = (
+        replace(INPUTS, definition=WindowDefinition({"card": window}), horizon=HOUR)
+        for window in (
+            EntityWindows(over=("1h",), count=True),
+            EntityWindows(over=("1d",), count=True),
+        )
+    )
+    store, (event,) = make(short), stream(1, seed=9)
+    event = replace(event, keys={"card": "1"}, numbers={}, anomalous=frozenset())
+    rows = [replace(event, id=str(hours), time=START + hours * HOUR) for hours in (0, 5)]
+    store.add(rows[:1])
+    other = make(long)
+    if way == "score":
+        store.record(store.features(rows[1:]).events)
+    else:
+        getattr(store, way)(rows[1:])
+    assert other.history("card", "1")[:, 0].tolist() == [row.time for row in rows]
 
 
 def test_a_store_written_with_another_salt_is_refused(make):
