@@ -20,11 +20,11 @@ from pyarrow.dataset import dataset
 
 from anomaly_vae.errors import ConfigError, DataError
 from anomaly_vae.scoring.wording import Wording
+from pipelines.batch import Format
 from pipelines.batch.options import OutputOptions
 from pipelines.batch.result import folder as results
 from pipelines.batch.result import layout
 from pipelines.batch.result.folder import REJECTS, RUN, SUMMARY
-from pipelines.batch.result.layout import Format
 from pipelines.batch.run import RunOptions
 from pipelines.batch.tables import score_files
 from pipelines.registry.model_uri import LoadedModel

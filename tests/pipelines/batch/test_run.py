@@ -26,7 +26,8 @@ from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.calibration.conformal import calibrate
 from anomaly_vae.errors import DataError
 from anomaly_vae.lifecycle.registry import Registry
-from pipelines.batch.common import ExplainRows, HeatmapOptions
+from pipelines.batch import ExplainedRows
+from pipelines.batch.common import HeatmapOptions
 from pipelines.batch.engines import local
 from pipelines.batch.images import score_images
 from pipelines.batch.options import OutputOptions
@@ -142,7 +143,7 @@ def test_a_killed_run_is_continued_and_the_result_is_that_of_a_whole_one(
     [
         {},
         {"fdr": 0.2, "explain": 1},
-        {"explain": 3, "explain_rows": ExplainRows.ALL},
+        {"explain": 3, "explain_rows": ExplainedRows.ALL},
         {"outputs": LAID_OUT, "explain": 1},
         {"outputs": LAID_OUT, "fdr": 0.9},
     ],
@@ -158,7 +159,7 @@ def test_runs_killed_at_random_moments_lose_and_double_nothing(
     """Each is killed several times, and continued by another number of workers."""
     chance, whole = random.Random(0), out.with_name("whole")
     score_files(LoadedModel(source.bundle), [str(mixed)], whole, **options)
-    plain = {k: str(v) if isinstance(v, ExplainRows) else v for k, v in options.items()}
+    plain = {k: str(v) if isinstance(v, ExplainedRows) else v for k, v in options.items()}
     for _ in range(4):
         shutil.rmtree(out, ignore_errors=True)
         begin = partial(start, "tabular", folder_of_bundle, out, [mixed], **plain)
@@ -305,7 +306,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
     assert "File too large; what is finished is kept, and the same command continues" in told
     assert visible(out) == {"part-00000.parquet"}
     assert not list((out / RUN).glob("unfinished*"))
-    options = {"explain": "all", "explain_rows": ExplainRows.ALL}
+    options = {"explain": "all", "explain_rows": ExplainedRows.ALL}
     before = finished(out)
     assert score_files(LoadedModel(source.bundle), [str(path)], out, **options)["scored"] == 1_500
     assert before.items() <= finished(out).items()
@@ -418,7 +419,7 @@ def test_a_second_run_is_refused_while_the_first_lives_and_not_after_it_was_kill
     while not (out / PLAN).exists():
         time.sleep(0.002)
     process.send_signal(signal.SIGSTOP)
-    options = {"explain": "all", "explain_rows": ExplainRows.ALL}
+    options = {"explain": "all", "explain_rows": ExplainedRows.ALL}
     with pytest.raises(DataError, match="is being written by another run"):
         score_files(LoadedModel(source.bundle), [str(mixed)], out, **options)
     kill_after(process, out, records=0)

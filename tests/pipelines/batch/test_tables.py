@@ -32,7 +32,8 @@ from scipy.stats import false_discovery_control
 
 from anomaly_vae.errors import DataError
 from anomaly_vae.files import locked
-from pipelines.batch.common import ExplainRows, exclude_output
+from pipelines.batch import ExplainedRows
+from pipelines.batch.common import exclude_output
 from pipelines.batch.result import folder as results
 from pipelines.batch.result.folder import INCOMPLETE, PART_ROWS, REJECTS, RUN, SUMMARY
 from pipelines.batch.run import RunOptions
@@ -46,7 +47,7 @@ from tests.support.timed import timed_bundle
 ID = "TRANSACTION_ID"
 RECORD = r"plan\.json|\d{5}(_\d{5})?(\.json|\.(rejects|p_values)\.parquet)"
 """Pattern of the files that describe a finished run."""
-RESTART, ALL = RunOptions(restart=True), ExplainRows.ALL
+RESTART, ALL = RunOptions(restart=True), ExplainedRows.ALL
 
 
 @pytest.fixture
