@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -196,10 +197,20 @@ REASONS = {
 def first_line(error: BaseException) -> str:
     """Return the explanation of an exception, or its text as one short line."""
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+        return _without_place(error.strerror)
     text = str(error).strip() or type(error).__name__
     matches = (reason for part, reason in REASONS.items() if part.lower() in text.lower())
     return next(matches, text.splitlines()[0][:200])
+
+
+def _without_place(reason: str) -> str:
+    """Return the reason of the system, without Arrow's words on where it occurred.
+
+    >>> _without_place("Error writing bytes to file. Detail: [errno 28] No space left on device")
+    'No space left on device'
+    """
+    match = re.search(r"Detail: \[errno \d+\] (.+)", reason)
+    return match[1] if match else reason
 
 
 def refuse_duplicates(names: list[str]) -> None:

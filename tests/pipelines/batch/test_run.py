@@ -185,7 +185,7 @@ def test_killed_runs_of_images_are_continued(
     score_images(LoadedModel(bundle), paths, out.with_name("whole"), heatmaps=heat)
     process = start("image", bundle.save(tmp_path / "b"), out, [tmp_path / "in"])
     kill_after(process, out, records=2)
-    with pytest.raises(DataError, match="with --heatmaps false, and not with true"):
+    with pytest.raises(DataError, match="without --heatmaps, and not with --heatmaps"):
         score_images(LoadedModel(bundle), paths, out, heatmaps=heat)
     summary = score_images(LoadedModel(bundle), paths, out)
     assert (summary["scored"], summary["rejected"], summary["files_scored"]) == (23, 1, 23)
@@ -303,7 +303,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
                     explain_rows="all")  # fmt: skip
     _, told = process.communicate()
     assert process.returncode == 1
-    assert "File too large; what is finished is kept, and the same command continues" in told
+    assert f"'{out}': File too large; what is finished is kept, and the same command" in told
     assert visible(out) == {"part-00000.parquet"}
     assert not list((out / RUN).glob("unfinished*"))
     options = {"explain": "all", "explain_rows": ExplainedRows.ALL}
@@ -346,9 +346,9 @@ def test_a_finished_result_is_left_alone(
         ("add", {}, r"of other files: '.*/b\.parquet' was added since"),
         ("remove", {}, r"of other files: '.*/z\.parquet' was removed since"),
         ("touch", {}, r"of other files: '.*/a\.parquet' was changed since"),
-        ("", {"explain": 3}, "with --explain none, and not with 3"),
-        ("", {"fdr": 0.1}, "with --fdr none, and not with 0.1"),
-        ("", {"csv": {"decimal": ","}}, r'with --csv none, and not with \{"decimal": ","\}'),
+        ("", {"explain": 3}, "without --explain, and not with --explain 3"),
+        ("", {"fdr": 0.1}, "without --fdr, and not with --fdr 0.1"),
+        ("", {"csv": {"decimal": ","}}, r'without --csv, and not with --csv \{"decimal": ","\}'),
         ("model", {}, r"by model 'fraud' version 1 \([0-9a-f]{12}\), and not by model"),
     ],
 )
@@ -450,6 +450,24 @@ def test_the_version_is_that_of_the_beginning_even_if_the_alias_has_moved(
 
 def test_a_folder_of_a_bundle_is_opened_as_it_is(folder_of_bundle: Path, out: Path) -> None:
     assert open_recorded(str(folder_of_bundle), out).uri == str(folder_of_bundle)
+
+
+@pytest.mark.parametrize(
+    ("below", "reason"),
+    [
+        ("", "is a file; give a folder"),
+        ("below", "cannot be created: Not a directory; give another folder"),
+    ],
+)
+def test_a_file_as_output_is_refused(
+    source: LoadedModel, transactions: Path, folder_of_bundle: Path, out: Path,
+    below: str, reason: str,
+) -> None:  # fmt: skip
+    out.write_text("mine")
+    assert open_recorded(str(folder_of_bundle), out / below).uri == str(folder_of_bundle)
+    with pytest.raises(DataError, match=f"--output '{out / below}' {reason}$"):
+        score_files(source, [str(transactions)], out / below)
+    assert out.read_text() == "mine"
 
 
 def test_the_summary_has_quantiles_shares_and_throughput(

@@ -721,13 +721,6 @@ def test_a_folder_with_other_files_is_refused_and_untouched(
     assert len(list(out.iterdir())) == 1
 
 
-def test_a_file_as_output_is_refused(source: LoadedModel, transactions: Path, out: Path) -> None:
-    out.write_text("mine")
-    with pytest.raises(DataError, match="is a file; give a folder"):
-        score_files(source, [str(transactions)], out)
-    assert out.read_text() == "mine"
-
-
 def test_an_empty_folder_is_used(source: LoadedModel, transactions: Path, out: Path) -> None:
     out.mkdir()
     assert score_files(source, [str(transactions)], out)["scored"] == 1_500
