@@ -270,6 +270,7 @@ def test_nothing_is_lost_or_doubled_if_a_node_is_killed(
     assert n_records(out) < 150
     _, told = process.communicate()
     assert process.returncode == 0, told
+    assert ".cc:" not in told, "Ray's core prints nothing"
     assert content(out) == content(tmp_path / "local")
     assert json.loads((out / "summary.json").read_bytes())["rows"] == 1_500
     assert not list((out / ".run").glob("unfinished-*"))
