@@ -104,7 +104,10 @@ class ResultFolder:
             try:
                 stack.enter_context(locked(self.path, wait=False))
             except BlockingIOError:
-                raise DataError(f"--output '{self.path}' is being written by another run") from None
+                raise DataError(
+                    f"--output '{self.path}' is being written by another run; wait until it has "
+                    "ended, or choose another folder"
+                ) from None
             yield
 
     def read(self, name: str) -> bytes | None:
