@@ -21,6 +21,7 @@ from anomaly_vae.files import own_temporary_folder
 from anomaly_vae.masking import masked
 from anomaly_vae.messages import NOUNS
 from pipelines import console
+from pipelines.batch import Engine, ExplainedRows, Format, Period
 
 if TYPE_CHECKING:
     from anomaly_vae.config import Config
@@ -76,33 +77,6 @@ class Kind(StrEnum):
 
     TABULAR = "tabular"
     IMAGE = "image"
-    ALL = "all"
-
-
-class Engine(StrEnum):
-    """An engine that scores a batch."""
-
-    LOCAL = "local"
-    RAY = "ray"
-
-
-class ResultFormat(StrEnum):
-    """A format of batch results."""
-
-    PARQUET = "parquet"
-    CSV = "csv"
-
-
-class Period(StrEnum):
-    """A period by which rows are ranked."""
-
-    DAY = "day"
-
-
-class ExplainedRows(StrEnum):
-    """The rows of a batch that are explained."""
-
-    FLAGGED = "flagged"
     ALL = "all"
 
 
@@ -441,8 +415,8 @@ def score(
         ),
     ] = None,
     format_: Annotated[
-        ResultFormat, typer.Option("--format", help="format of the scores")
-    ] = ResultFormat.PARQUET,
+        Format, typer.Option("--format", help="format of the scores")
+    ] = Format.PARQUET,
     partition_by: Annotated[
         str | None,
         typer.Option(metavar="COLUMN", help="divide the rows into folders such as COLUMN=value"),
@@ -484,10 +458,8 @@ def score(
         )
     if top is None and (per or by):
         raise typer.BadParameter(f"--{'per' if per else 'by'} is for --top N; add it")
-    from pipelines.batch.common import ExplainRows, HeatmapOptions, flags_in_words
-    from pipelines.batch.engines import Engine as BatchEngine
+    from pipelines.batch.common import HeatmapOptions, flags_in_words
     from pipelines.batch.options import OutputOptions
-    from pipelines.batch.result.layout import Format
     from pipelines.batch.run import RunOptions, open_recorded
     from pipelines.datasets.reading.objects import place
 
@@ -502,10 +474,10 @@ def score(
         _explain_option(explain),
         HeatmapOptions(heatmaps, dicom_out),
         fdr,
-        explain_rows=ExplainRows(explain_rows),
-        run=RunOptions(workers, BatchEngine(engine), restart, ray_address),
+        explain_rows=explain_rows,
+        run=RunOptions(workers, engine, restart, ray_address),
         outputs=OutputOptions(
-            Format(format_),
+            format_,
             only_flagged,
             _column_names(columns_out),
             partition_by,

@@ -1,3 +1,35 @@
-"""Score files into a folder of results."""
+"""Score files into a folder of results.
 
-__all__: list[str] = []
+The choices that the command line offers are here, where naming them loads no library.
+"""
+
+from enum import StrEnum
+
+__all__ = ["Engine", "ExplainedRows", "Format", "Period"]
+
+
+class Engine(StrEnum):
+    """An engine that scores a batch."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
+class Format(StrEnum):
+    """A format of result files."""
+
+    PARQUET = "parquet"
+    CSV = "csv"
+
+
+class Period(StrEnum):
+    """A period by which rows are ranked."""
+
+    DAY = "day"
+
+
+class ExplainedRows(StrEnum):
+    """The rows that are explained."""
+
+    FLAGGED = "flagged"
+    ALL = "all"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -23,6 +22,7 @@ from anomaly_vae.monitoring.exchangeability import Monitor
 from anomaly_vae.review.p_values import bin_counts
 from anomaly_vae.scoring.detector import Detections, Explanation
 from pipelines import console
+from pipelines.batch import ExplainedRows
 from pipelines.batch.drift_report import show_guarantee
 from pipelines.batch.result.counts import Counts
 from pipelines.batch.result.folder import Record, part_reject_schema
@@ -64,19 +64,12 @@ class HeatmapOptions:
 NO_HEATMAPS = HeatmapOptions()
 
 
-class ExplainRows(StrEnum):
-    """The rows that are explained."""
-
-    FLAGGED = "flagged"
-    ALL = "all"
-
-
 @dataclass(frozen=True)
 class Explaining:
     """How many contributions are listed, and of which rows."""
 
     most: Explain = None
-    rows: ExplainRows = ExplainRows.FLAGGED
+    rows: ExplainedRows = ExplainedRows.FLAGGED
     fdr: float | None = None
     """False discovery rate; rows with a higher p-value are certain not to be flagged."""
 
@@ -93,7 +86,7 @@ class Explaining:
         """Return the positions of the rows to explain."""
         if self.most is None:
             return np.zeros(0, np.intp)
-        if self.rows == ExplainRows.ALL:
+        if self.rows == ExplainedRows.ALL:
             return np.arange(len(detections.score))
         chosen = detections.is_anomaly if self.fdr is None else detections.p_value <= self.fdr
         return np.flatnonzero(chosen)

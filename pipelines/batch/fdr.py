@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 
 from anomaly_vae.calibration.conformal import Calibration, conformal_threshold, discovery_level
 from anomaly_vae.errors import CalibrationError
-from pipelines.batch.common import EXPLANATION_COLUMNS, ExplainRows
+from pipelines.batch import ExplainedRows
+from pipelines.batch.common import EXPLANATION_COLUMNS
 from pipelines.batch.result.folder import (
     RUN,
     PartFiles,
@@ -55,10 +56,21 @@ class FdrPass:
 
     calibration: Calibration
     fdr: float
-    explained: ExplainRows = ExplainRows.FLAGGED
+    explained: ExplainedRows = ExplainedRows.FLAGGED
     """The rows that keep their explanation."""
     layout: Layout = PLAIN
     """The files of the parts."""
+
+    @classmethod
+    def of(
+        cls,
+        calibration: Calibration,
+        fdr: float | None,
+        explained: ExplainedRows,
+        layout: Layout,
+    ) -> FdrPass | None:
+        """Return the pass for a result; None if the threshold flags its rows."""
+        return None if fdr is None else cls(calibration, fdr, explained, layout)
 
     def run(
         self, folder: ResultFolder, records: Sequence[Record]
@@ -108,7 +120,7 @@ class FdrPass:
         """Return rows with their flags and, with groups, the threshold of each row."""
         flagged = with_flags(table, alpha)
         flags = flagged["is_anomaly"]
-        if self.explained == ExplainRows.FLAGGED:
+        if self.explained == ExplainedRows.FLAGGED:
             for name in {*EXPLANATION_COLUMNS} & {*table.column_names}:
                 flagged = _replaced(flagged, name, pc.if_else(flags, table[name], None))
         if self.calibration.groups:

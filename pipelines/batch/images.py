@@ -36,6 +36,7 @@ from anomaly_vae.scoring.modality import image_modality
 from anomaly_vae.scoring.scorer import ScoreParts
 from anomaly_vae.scoring.wording import Wording
 from pipelines import console
+from pipelines.batch import ExplainedRows
 from pipelines.batch.common import (
     GROUP_COLUMNS,
     NO_HEATMAPS,
@@ -43,7 +44,6 @@ from pipelines.batch.common import (
     UNREADABLE,
     Explain,
     Explaining,
-    ExplainRows,
     HeatmapOptions,
     Reject,
     counts_of,
@@ -92,7 +92,7 @@ def score_images(
     explain: Explain = None,
     heatmaps: HeatmapOptions = NO_HEATMAPS,
     fdr: float | None = None,
-    explain_rows: ExplainRows = ExplainRows.FLAGGED,
+    explain_rows: ExplainedRows = ExplainedRows.FLAGGED,
     run: RunOptions = DEFAULTS,
     outputs: OutputOptions = ALL_ROWS,
 ) -> dict[str, Any]:
@@ -175,7 +175,7 @@ def score_images(
         [file.name for file in files],
         lambda _: None,
         summarise,
-        None if fdr is None else FdrPass(calibration, fdr, explain_rows, layout),
+        FdrPass.of(calibration, fdr, explain_rows, layout),
         layout,
         TopPass.of_layout(layout, job.explain_rows, wording, explain),
         total=len(files),

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from anomaly_vae.errors import DataError
+from pipelines.batch import Format
 from pipelines.batch.columns import check_columns
-from pipelines.batch.result.layout import Format, Layout
+from pipelines.batch.result.layout import Layout
 from pipelines.batch.result.ranking import FEATURES, Ranking
 from pipelines.batch.top import TOP_COLUMNS
 

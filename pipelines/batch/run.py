@@ -18,7 +18,8 @@ import pyarrow as pa
 
 from anomaly_vae.errors import DataError
 from pipelines import console
-from pipelines.batch.engines import Engine, engine_of
+from pipelines.batch import Engine, Format
+from pipelines.batch.engines import engine_of
 from pipelines.batch.fdr import FdrPass
 from pipelines.batch.result.counts import Counts
 from pipelines.batch.result.folder import (
@@ -32,7 +33,7 @@ from pipelines.batch.result.folder import (
     merge_rejects,
     records_of,
 )
-from pipelines.batch.result.layout import PLAIN, Format, Layout
+from pipelines.batch.result.layout import PLAIN, Layout
 from pipelines.batch.result.object_folder import result_folder
 from pipelines.batch.result.plan import Plan, check_same
 from pipelines.batch.top import TopPass, parquet_as_csv

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +22,7 @@ from anomaly_vae.messages import printable
 from anomaly_vae.scoring.detector import Detections, Explanation
 from anomaly_vae.scoring.wording import Wording
 from pipelines import console
+from pipelines.batch import ExplainedRows
 from pipelines.batch.columns import NOTHING, Carried, carry, check_columns
 from pipelines.batch.common import (
     GROUP_COLUMNS,
@@ -30,7 +31,6 @@ from pipelines.batch.common import (
     UNREADABLE,
     Explain,
     Explaining,
-    ExplainRows,
     HeatmapOptions,
     Reject,
     counts_of,
@@ -50,6 +50,7 @@ from pipelines.batch.result.candidates import Candidates
 from pipelines.batch.result.counts import Counts
 from pipelines.batch.result.folder import Record, ResultFolder
 from pipelines.batch.result.highest import show_highest
+from pipelines.batch.result.layout import Layout
 from pipelines.batch.result.plan import Piece, Place, Plan, Unit, cut, input_of
 from pipelines.batch.result.shared_windows import shared_windows
 from pipelines.batch.run import DEFAULTS, Batch, RunOptions, run_batch
@@ -89,7 +90,7 @@ def score_files(
     heatmaps: HeatmapOptions = NO_HEATMAPS,
     fdr: float | None = None,
     csv: Mapping[str, Any] = NO_OPTIONS,
-    explain_rows: ExplainRows = ExplainRows.FLAGGED,
+    explain_rows: ExplainedRows = ExplainedRows.FLAGGED,
     run: RunOptions = DEFAULTS,
     highest: bool = True,
     history: Sequence[str] = (),
@@ -125,85 +126,111 @@ def score_files(
     """
     if heatmaps != NO_HEATMAPS:
         raise ConfigError("--heatmaps and --dicom-out are for image models; leave them out")
-    output, calibration = place(output), source.bundle.detector.calibration
-    check_controllable(calibration, fdr)
-    reading = Reading.of_model(source.bundle, csv, score=True)
-    files = exclude_output(paths, find_files(paths), output, lambda path: path)
-    by_file = heads_by_file(files, reading)
-    names = {name for head in by_file.values() for name in head.schema.names}
-    warn_missing_group(calibration, names)
-    for note in absent_columns(by_file, expected_columns(source.bundle)):
-        console.info(note)
-    reserved = (*RESULT_COLUMNS, *GROUP_COLUMNS) if calibration.groups else RESULT_COLUMNS
-    data = source.bundle.manifest["config"]["data"]
-    keys = find_keys(data.get("id"), by_file, reserved)
-    times = _times(source, outputs, names)
-    time = None if times is None else times.name
-    outputs = outputs.carrying(also, names - {*reserved, *keys.names})
-    outputs.check(names, (*reserved, *keys.names), keys.id, time)
-    layout, columns = outputs.layout(keys.names), outputs.top_columns(time)
-    carried = carry((*outputs.part_columns, *columns), by_file)
+    output = place(output)
+    check_controllable(source.bundle.detector.calibration, fdr)
+    tables = _find_tables(source, paths, output, csv)
+    result = _choose_result(tables, outputs, also)
     explaining = Explaining(explain, explain_rows, fdr)
-    options = {
-        **explaining.in_plan,
-        "--csv": dict(csv) or None,
-        "--history": [list(input_of(path, None)) for path in find_files(history)]
-        if history
-        else None,
-        "--windows-store": masked(windows_store.url) if windows_store else None,
-        **outputs.in_plan,
-    }
-    plan = _plan(model_entry(source), options, files, by_file, keys.rows, outputs.limit)
+    past = _past_in_plan(history, windows_store)
+    options = {"--csv": dict(csv) or None, **past, **result.outputs.in_plan}
+    plan = _plan(tables, explaining.in_plan | options, outputs.limit)
     wording = Wording.of(source.bundle.scorer.encoding, source.data)
-    with open_windows(source.bundle, by_file, files, history, csv, windows_store) as windows:
-        job = TableJob(
-            source,
-            tuple(files),
-            rows_of(plan),
-            keys,
-            explaining,
-            reading,
-            windows,
-            carried,
-            outputs.part_columns,
-            Candidates.of_layout(layout, columns),
-            times if outputs.per_day else None,
-            outputs.limit,
-        )
-
-        def summarise(counts: Counts, records: Sequence[Record]) -> dict[str, Any]:
-            summary = summary_of(source, len(files), counts, records)
-            if outputs.limit is not None:
-                known = sum(filter(None, job.rows))
-                limited = bool(counts.others[LEFT_OUT]) or known > outputs.limit
-                summary |= {"limit": outputs.limit, "limited": limited}
-            summary["ignored_columns"] = list(source.bundle.scorer.schema.unknown(names))
-            warnings = {"warnings": list(windows.warnings)} if windows else {}
-            store = {"windows_store": windows.store} if windows and windows.store else {}
-            return summary | _show_notes(reading.separate(), counts) | store | warnings
-
-        batch = Batch(
-            job,
-            plan,
-            keys.field,
-            [printable(path) for path in files],
-            lambda counts: job.starts(counts.rows_of_files),
-            summarise,
-            None if fdr is None else FdrPass(calibration, fdr, explain_rows, layout),
-            layout,
-            TopPass.of_layout(
-                layout,
-                explain_tables(source.bundle.detector),
-                wording,
-                explain,
-                None if times is None else times.zone,
-            ),
-            _total_rows(plan, outputs.limit),
-        )
-        summary = run_batch(batch, output, run)
+    with open_windows(
+        source.bundle, tables.heads, tables.files, history, csv, windows_store
+    ) as windows:
+        job = _job(tables, result, plan, explaining, windows)
+        summary = run_batch(_batch(job, tables, result, plan, wording), output, run)
     if highest:
         show_highest(output, summary["parts"], wording)
     return summary
+
+
+# ---------------------------------------------------------------- the input and the result
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """Files to score, and what is known of them before their rows are read."""
+
+    source: LoadedModel
+    files: tuple[Path, ...]
+    heads: Mapping[Path, Head]
+    """Columns and numbers of rows of the files that can be read."""
+    reading: Reading
+    keys: Keys
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Names of the columns of all files."""
+        return _names(self.heads)
+
+
+@dataclass(frozen=True)
+class _Result:
+    """Rows and columns that a result has."""
+
+    outputs: OutputOptions
+    layout: Layout
+    carried: Carried
+    times: Times | None
+    """Times of the rows that are ranked; None if there are none."""
+
+    @property
+    def candidates(self) -> Candidates | None:
+        """Choice of the rows that may be among the highest; None if none are ranked."""
+        return Candidates.of_layout(self.layout, self.outputs.top_columns(self.time))
+
+    @property
+    def time(self) -> str | None:
+        """Name of the column of times."""
+        return None if self.times is None else self.times.name
+
+    @property
+    def zone(self) -> str | None:
+        """Time zone of the days; None for UTC."""
+        return None if self.times is None else self.times.zone
+
+
+def _names(heads: Mapping[Path, Head]) -> frozenset[str]:
+    return frozenset(name for head in heads.values() for name in head.schema.names)
+
+
+def _find_tables(
+    source: LoadedModel, paths: Sequence[str], output: Path, csv: Mapping[str, Any]
+) -> _Tables:
+    """Find the files and read their columns; print which of the model's columns are absent."""
+    reading = Reading.of_model(source.bundle, csv, score=True)
+    files = exclude_output(paths, find_files(paths), output, lambda path: path)
+    heads = heads_by_file(files, reading)
+    warn_missing_group(source.bundle.detector.calibration, _names(heads))
+    for note in absent_columns(heads, expected_columns(source.bundle)):
+        console.info(note)
+    id_ = source.bundle.manifest["config"]["data"].get("id")
+    keys = find_keys(id_, heads, _result_columns(source))
+    return _Tables(source, tuple(files), heads, reading, keys)
+
+
+def _result_columns(source: LoadedModel) -> tuple[str, ...]:
+    """Return the names of the columns that the scores of a model have."""
+    groups = GROUP_COLUMNS if source.bundle.detector.calibration.groups else ()
+    return (*RESULT_COLUMNS, *groups)
+
+
+def _choose_result(tables: _Tables, outputs: OutputOptions, also: Sequence[str]) -> _Result:
+    """Check the columns that are asked for; ``also`` are taken if the input has them."""
+    times = _times(tables.source, outputs, tables.names)
+    time = None if times is None else times.name
+    reserved = (*_result_columns(tables.source), *tables.keys.names)
+    outputs = outputs.carrying(also, tables.names - {*reserved})
+    outputs.check(tables.names, reserved, tables.keys.id, time)
+    carried = carry((*outputs.part_columns, *outputs.top_columns(time)), tables.heads)
+    return _Result(outputs, outputs.layout(tables.keys.names), carried, times)
+
+
+def _past_in_plan(history: Sequence[str], store: StoreOptions | None) -> dict[str, Any]:
+    """Return the options about earlier rows by their names; None where they are not given."""
+    files = [list(input_of(path, None)) for path in find_files(history)] if history else None
+    return {"--history": files, "--windows-store": masked(store.url) if store else None}
 
 
 def _times(source: LoadedModel, outputs: OutputOptions, names: Collection[str]) -> Times | None:
@@ -228,36 +255,18 @@ def _times(source: LoadedModel, outputs: OutputOptions, names: Collection[str]) 
     return times if outputs.top is not None else None
 
 
-def _show_notes(reading: Reading, counts: Counts) -> dict[str, Any]:
-    """Print the notes on text files; return them as an entry of the summary, if there are any."""
-    for notes in counts.notes:
-        reading.absorb(notes)
-    for note in reading.notes:
-        console.info(note)
-    return {"notes": list(reading.notes)} if reading.notes else {}
-
-
 # ---------------------------------------------------------------- the plan
 
 
-def _plan(
-    model: Mapping[str, Any],
-    options: Mapping[str, Any],
-    files: Sequence[Path],
-    heads: Mapping[Path, Head],
-    numbered: bool,
-    limit: int | None,
-) -> Plan:
-    """Plan the scoring of these files, or of their first rows.
+def _plan(tables: _Tables, options: Mapping[str, Any], limit: int | None) -> Plan:
+    """Plan the scoring of the files, or of their first rows.
 
     Args:
-        model: the model.
+        tables: the files.
         options: the options that affect the result.
-        files: the files.
-        heads: their columns and numbers of rows, where they can be read.
-        numbered: whether rows are named by their positions.
         limit: number of first rows that are scored; None for all.
     """
+    files, heads = tables.files, tables.heads
     inputs = tuple(input_of(path, _n_rows(heads.get(path))) for path in files)
     pieces = [
         Piece(Place(index, group), share)
@@ -265,13 +274,13 @@ def _plan(
         for group, share in enumerate(_shares(heads.get(path), inputs[index].bytes))
     ]
     # rows behind a text file have no position until it is read
-    ordered = numbered or limit is not None
+    ordered = tables.keys.rows or limit is not None
     text = next((i for i, item in enumerate(inputs) if ordered and item.rows is None), None)
     if limit is not None:
         pieces = _first(pieces, _positions(files, heads), limit, text)
     units = cut(pieces, Place(len(files)), text)
     pipes = map(str, filter(is_pipe, files))
-    return Plan(model, options, inputs, tuple(units), next(pipes, None))
+    return Plan(model_entry(tables.source), options, inputs, tuple(units), next(pipes, None))
 
 
 def _n_rows(head: Head | None) -> int | None:
@@ -318,6 +327,87 @@ def _total_rows(plan: Plan, limit: int | None) -> int | None:
         return limit
     total = sum(count or 1 for count in counts if count is not None)
     return total if limit is None else min(total, limit)
+
+
+# ---------------------------------------------------------------- the run
+
+
+def _job(
+    tables: _Tables,
+    result: _Result,
+    plan: Plan,
+    explaining: Explaining,
+    windows: WindowColumns | None,
+) -> TableJob:
+    outputs = result.outputs
+    return TableJob(
+        tables.source,
+        tables.files,
+        rows_of(plan),
+        tables.keys,
+        explaining,
+        tables.reading,
+        windows,
+        result.carried,
+        outputs.part_columns,
+        result.candidates,
+        result.times if outputs.per_day else None,
+        outputs.limit,
+    )
+
+
+def _batch(job: TableJob, tables: _Tables, result: _Result, plan: Plan, wording: Wording) -> Batch:
+    detector, explaining, layout = job.source.bundle.detector, job.explaining, result.layout
+    return Batch(
+        job,
+        plan,
+        job.keys.field,
+        [printable(path) for path in job.files],
+        lambda counts: job.starts(counts.rows_of_files),
+        partial(_summarise, job, tables.names),
+        FdrPass.of(detector.calibration, explaining.fdr, explaining.rows, layout),
+        layout,
+        TopPass.of_layout(layout, explain_tables(detector), wording, explaining.most, result.zone),
+        _total_rows(plan, job.limit),
+    )
+
+
+def _summarise(
+    job: TableJob, names: Collection[str], counts: Counts, records: Sequence[Record]
+) -> dict[str, Any]:
+    """Print the notes on the input, and return the summary; ``names`` are those of its columns."""
+    return {
+        **summary_of(job.source, len(job.files), counts, records),
+        **_limit_entries(job, counts),
+        "ignored_columns": list(job.source.bundle.scorer.schema.unknown({*names})),
+        **_show_notes(job.reading.separate(), counts),
+        **_window_entries(job.windows),
+    }
+
+
+def _limit_entries(job: TableJob, counts: Counts) -> dict[str, Any]:
+    """Return the entries of the summary about the limit on rows; empty without one."""
+    if job.limit is None:
+        return {}
+    known = sum(filter(None, job.rows))
+    limited = bool(counts.others[LEFT_OUT]) or known > job.limit
+    return {"limit": job.limit, "limited": limited}
+
+
+def _window_entries(windows: WindowColumns | None) -> dict[str, Any]:
+    if windows is None:
+        return {}
+    store = {"windows_store": windows.store} if windows.store else {}
+    return {**store, "warnings": list(windows.warnings)}
+
+
+def _show_notes(reading: Reading, counts: Counts) -> dict[str, Any]:
+    """Print the notes on text files; return them as an entry of the summary, if there are any."""
+    for notes in counts.notes:
+        reading.absorb(notes)
+    for note in reading.notes:
+        console.info(note)
+    return {"notes": list(reading.notes)} if reading.notes else {}
 
 
 # ---------------------------------------------------------------- scoring

@@ -15,10 +15,11 @@ from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.scoring.detector import Detector, Explanation
 from anomaly_vae.scoring.wording import Wording
 from pipelines import console
+from pipelines.batch import Format
 from pipelines.batch.common import Explain, max_contributions
 from pipelines.batch.fdr import with_flags
 from pipelines.batch.result.folder import TOP, TOP_CSV, Record, ResultFolder
-from pipelines.batch.result.layout import CsvFile, Format, Layout
+from pipelines.batch.result.layout import CsvFile, Layout
 from pipelines.batch.result.ranking import DAY, FEATURES, Ranking
 
 REASONS = 3

@@ -20,13 +20,11 @@ from PIL import Image
 
 from anomaly_vae.artifacts.bundle import Bundle, load_bundle
 from anomaly_vae.errors import ConfigError, DataError
-from pipelines.batch import images
+from pipelines.batch import Engine, Format, images
 from pipelines.batch.common import HeatmapOptions
-from pipelines.batch.engines import Engine
 from pipelines.batch.images import score_images
 from pipelines.batch.options import OutputOptions
 from pipelines.batch.result import folder as results
-from pipelines.batch.result.layout import Format
 from pipelines.batch.run import RunOptions
 from pipelines.batch.tables import score_files
 from pipelines.registry.model_uri import LoadedModel
@@ -272,6 +270,7 @@ def test_nothing_is_lost_or_doubled_if_a_node_is_killed(
     assert n_records(out) < 150
     _, told = process.communicate()
     assert process.returncode == 0, told
+    assert ".cc:" not in told, "Ray's core prints nothing"
     assert content(out) == content(tmp_path / "local")
     assert json.loads((out / "summary.json").read_bytes())["rows"] == 1_500
     assert not list((out / ".run").glob("unfinished-*"))

@@ -20,10 +20,9 @@ from tests.support.paths import ROOT
 PROCESS = """
 import resource, sys
 from anomaly_vae.artifacts.bundle import load_bundle
-from pipelines.batch import images
+from pipelines.batch import Engine, images
 from pipelines.batch.result import folder as results
 from pipelines.batch.common import HeatmapOptions
-from pipelines.batch.engines import Engine
 from pipelines.batch.options import OutputOptions
 from pipelines.batch.run import RunOptions
 from pipelines.registry.model_uri import LoadedModel

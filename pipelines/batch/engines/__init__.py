@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import StrEnum
 from functools import partial
 
+from pipelines.batch import Engine
 from pipelines.batch.engines.local import run_locally
 from pipelines.batch.engines.ray import run_on_ray
 from pipelines.batch.units import Report, Work
 
-__all__ = ["Engine", "engine_of"]
+__all__ = ["engine_of"]
 
 Run = Callable[[Work, int | None, Report], None]
 """Function that does all work with this number of workers, and reports what was written."""
-
-
-class Engine(StrEnum):
-    """An engine that scores a batch."""
-
-    LOCAL = "local"
-    RAY = "ray"
 
 
 def engine_of(engine: Engine, ray_address: str | None = None) -> Run:

@@ -33,6 +33,8 @@ from pipelines.datasets.reading.objects import ahead
 
 OBJECT_STORE_BYTES = 1 << 28
 """Size of a local Ray's object store; only the model and the numbers of units are in it."""
+LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
+"""Environment variable with the level from which on Ray's core prints what happens."""
 CONNECT_SECONDS, ANSWER_SECONDS = 5.0, 20.0
 """Time in which the address must accept a connection, and in which Ray must answer there."""
 
@@ -125,13 +127,15 @@ def _connected(address: str | None, workers: int | None) -> Iterator[Any]:
     if address in (None, "local"):
         own = {"num_cpus": workers or cores(), "object_store_memory": OBJECT_STORE_BYTES}
         try:
-            ray.init(address="local", include_dashboard=False, **own, **quiet)
+            with _without_log_level():
+                ray.init(address="local", include_dashboard=False, **own, **quiet)
         except failures as error:
             raise _not_started(_first_line(error)) from None
     else:
         check_address(address)
         try:
-            ray.init(address=address, **quiet)
+            with _without_log_level():
+                ray.init(address=address, **quiet)
         except failures as error:
             raise _unreachable(address, _first_line(error)) from None
     try:
@@ -147,7 +151,7 @@ def _library() -> Any:
         ConfigError: it is not installed.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault(LOG_LEVEL, "fatal")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray
@@ -160,6 +164,27 @@ def _library() -> Any:
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     return ray
+
+
+@contextmanager
+def _without_log_level() -> Iterator[None]:
+    """Hold back what is printed during the block; leave out the line in which Ray names its level.
+
+    Ray's core prints it past `sys.stderr` whenever the level is set, at any level.
+    """
+    if sys.__stderr__ is None:  # the process was started without one
+        yield
+        return
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as printed:
+        os.dup2(printed.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            printed.seek(0)
+            os.write(2, b"".join(line for line in printed if LOG_LEVEL.encode() not in line))
 
 
 def check_address(address: str) -> None:

@@ -90,21 +90,29 @@ class ResultFolder:
         """Create the folder, and hold a lock on it that ends with the process.
 
         Raises:
-            DataError: the path is a file, or another run holds the lock.
+            DataError: the path is a file, it cannot be created, or another run holds the lock.
         """
         if self.path.is_file():
             raise DataError(f"--output '{self.path}' is a file; give a folder")
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(
+                f"--output '{self.path}' cannot be created: {error.strerror}; give another folder"
+            ) from None
         with ExitStack() as stack:
             try:
                 stack.enter_context(locked(self.path, wait=False))
             except BlockingIOError:
-                raise DataError(f"--output '{self.path}' is being written by another run") from None
+                raise DataError(
+                    f"--output '{self.path}' is being written by another run; wait until it has "
+                    "ended, or choose another folder"
+                ) from None
             yield
 
     def read(self, name: str) -> bytes | None:
         """Return the content of a file; None if there is none."""
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, NotADirectoryError):
             return (self.path / name).read_bytes()
         return None
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote
@@ -19,6 +18,7 @@ import pyarrow.parquet as pq
 from anomaly_vae.data.arrow import is_bytes, is_text
 from anomaly_vae.errors import DataError
 from anomaly_vae.messages import shown
+from pipelines.batch import Format
 from pipelines.batch.result.ranking import Ranking
 
 MAX_FOLDERS = 1_000
@@ -36,13 +36,6 @@ DICTIONARY_COLUMNS = [
     *(f"contributions.list.element.{name}" for name in ("feature", "observed", "expected")),
 ]
 """Columns with many repeated values, for which dictionary encoding saves space."""
-
-
-class Format(StrEnum):
-    """A format of result files."""
-
-    PARQUET = "parquet"
-    CSV = "csv"
 
 
 @dataclass(frozen=True)

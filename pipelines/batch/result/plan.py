@@ -160,7 +160,7 @@ class Plan:
             if (before := self.options.get(name)) != (now := other.options.get(name)):
                 if name == HISTORY:
                     return f"with other files or other contents of {name}"
-                return f"with {name} {_shown(before)}, and not with {_shown(now)}"
+                return f"{_given(name, before)}, and not {_given(name, now)}"
         if self.pipe or other.pipe:
             return f"of '{self.pipe or other.pipe}', a pipe, which cannot be read a second time"
         return _changed_file(self.inputs, other.inputs)
@@ -171,8 +171,13 @@ def _model(model: Mapping[str, Any]) -> str:
     return f"model '{model['name']}'{version} ({model['digest'][:12]})"
 
 
-def _shown(value: Any) -> str:
-    return "none" if value is None else json.dumps(value)
+def _given(name: str, value: Any) -> str:
+    """Return how an option was given, in words."""
+    if value is None or value is False:
+        return f"without {name}"
+    if value is True:
+        return f"with {name}"
+    return f"with {name} {value if isinstance(value, str) else json.dumps(value)}"
 
 
 def _changed_file(before: Sequence[Input], now: Sequence[Input]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -177,6 +178,8 @@ def _counted(found: Counter[str]) -> str:
     return f"{found.total():,} cells read as missing: {markers}"
 
 
+MAX_REASON = 200
+"""Maximum number of characters of a reason."""
 REASONS = {
     "Empty CSV file": "it has no rows",
     "straddling object": "a row is too long, perhaps for want of a closing quote",
@@ -189,6 +192,13 @@ REASONS = {
     "deserialize thrift": "its footer is damaged; write the file again",
     "Parquet magic bytes not found": "it is not Parquet, or was cut short",
     "Truncated compressed stream": "its compressed content was cut short; copy it again",
+    "NO_SUCH_BUCKET": "there is no such bucket",
+    "ACCESS_DENIED": "the store denies access",
+    "INVALID_ACCESS_KEY_ID": "the store does not know the access key",
+    "SIGNATURE_DOES_NOT_MATCH": "the secret key does not belong to the access key",
+    "EXPIRED_TOKEN": "the credentials have expired",
+    "NETWORK_CONNECTION": "the store cannot be reached",
+    "OAuth2 access token": "there are no credentials for the store",
 }
 """Explanation of a library's error message, by a part of the message."""
 
@@ -196,10 +206,24 @@ REASONS = {
 def first_line(error: BaseException) -> str:
     """Return the explanation of an exception, or its text as one short line."""
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+        return _without_place(error.strerror)
     text = str(error).strip() or type(error).__name__
     matches = (reason for part, reason in REASONS.items() if part.lower() in text.lower())
-    return next(matches, text.splitlines()[0][:200])
+    return next(matches, _shortened(text.splitlines()[0]))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MAX_REASON else f"{text[: MAX_REASON - 1]}…"
+
+
+def _without_place(reason: str) -> str:
+    """Return the reason of the system, without Arrow's words on where it occurred.
+
+    >>> _without_place("Error writing bytes to file. Detail: [errno 28] No space left on device")
+    'No space left on device'
+    """
+    match = re.search(r"Detail: \[errno \d+\] (.+)", reason)
+    return match[1] if match else reason
 
 
 def refuse_duplicates(names: list[str]) -> None:

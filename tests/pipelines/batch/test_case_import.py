@@ -14,6 +14,7 @@ from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.calibration.conformal import calibrate
 from anomaly_vae.errors import ConfigError, DataError, StoreError
 from anomaly_vae.review import CaseFilter, CaseRecord, CaseStore, Label
+from pipelines.batch import Format
 from pipelines.batch.case_import import (
     CaseOptions,
     carried_columns,
@@ -23,7 +24,6 @@ from pipelines.batch.case_import import (
 )
 from pipelines.batch.images import score_images
 from pipelines.batch.options import OutputOptions
-from pipelines.batch.result.layout import Format
 from pipelines.batch.tables import score_files
 from pipelines.registry.model_uri import LoadedModel
 from tests.support.flows import Command, World

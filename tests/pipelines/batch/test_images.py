@@ -25,12 +25,12 @@ from anomaly_vae.calibration.conformal import calibrate
 from anomaly_vae.errors import ConfigError, DataError
 from anomaly_vae.files import locked
 from anomaly_vae.images.schema import ImageSchema
+from pipelines.batch import ExplainedRows, Format
 from pipelines.batch import images as score_images_module
-from pipelines.batch.common import NO_HEATMAPS, UNREADABLE, ExplainRows, HeatmapOptions
+from pipelines.batch.common import NO_HEATMAPS, UNREADABLE, HeatmapOptions
 from pipelines.batch.images import REFUSED, file_stem, score_images
 from pipelines.batch.options import OutputOptions
 from pipelines.batch.result.folder import DICOM, HEATMAPS, REJECTS, RESULT_FILE, RUN, SUMMARY
-from pipelines.batch.result.layout import Format
 from pipelines.batch.run import RunOptions
 from pipelines.datasets.images.batches import BATCH_SIZE, Batch, read_images
 from pipelines.datasets.images.dataset import ImageDataset
@@ -264,7 +264,7 @@ def test_regions_add_up_to_the_score(
     half: LoadedModel, tmp_path: Path, out: Path, explain: int | str, most: int
 ) -> None:
     write(tmp_path / "in", patched(blobs(6)))
-    score_images(half, [str(tmp_path / "in")], out, explain, explain_rows=ExplainRows.ALL)
+    score_images(half, [str(tmp_path / "in")], out, explain, explain_rows=ExplainedRows.ALL)
     table = parts(out)
     assert table.column_names[-3:] == ["regions", "rest", "kl"]
     assert "contributions" not in table.column_names

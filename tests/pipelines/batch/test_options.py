@@ -20,11 +20,11 @@ from pyarrow.dataset import dataset
 
 from anomaly_vae.errors import ConfigError, DataError
 from anomaly_vae.scoring.wording import Wording
+from pipelines.batch import Format
 from pipelines.batch.options import OutputOptions
 from pipelines.batch.result import folder as results
 from pipelines.batch.result import layout
 from pipelines.batch.result.folder import REJECTS, RUN, SUMMARY
-from pipelines.batch.result.layout import Format
 from pipelines.batch.run import RunOptions
 from pipelines.batch.tables import score_files
 from pipelines.registry.model_uri import LoadedModel
@@ -399,12 +399,12 @@ def test_a_missing_ranking_is_written_again_and_nothing_is_scored(
 @pytest.mark.parametrize(
     ("options", "difference"),
     [
-        ({"only_flagged": True}, "with --only-flagged none, and not with true"),
-        ({"top": 5}, "with --top none, and not with 5"),
-        ({"columns": ("CITY",)}, r'with --columns-out none, and not with \["CITY"\]'),
-        ({"partition_by": "CITY"}, 'with --partition-by none, and not with "CITY"'),
-        ({"limit": 7}, "with --limit none, and not with 7"),
-        ({"format": Format.CSV}, 'with --format none, and not with "csv"'),
+        ({"only_flagged": True}, "without --only-flagged, and not with --only-flagged"),
+        ({"top": 5}, "without --top, and not with --top 5"),
+        ({"columns": ("CITY",)}, r'without --columns-out, and not with --columns-out \["CITY"\]'),
+        ({"partition_by": "CITY"}, "without --partition-by, and not with --partition-by CITY"),
+        ({"limit": 7}, "without --limit, and not with --limit 7"),
+        ({"format": Format.CSV}, "without --format, and not with --format csv"),
     ],
 )
 def test_other_options_are_another_result(

@@ -26,7 +26,8 @@ from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.calibration.conformal import calibrate
 from anomaly_vae.errors import DataError
 from anomaly_vae.lifecycle.registry import Registry
-from pipelines.batch.common import ExplainRows, HeatmapOptions
+from pipelines.batch import ExplainedRows
+from pipelines.batch.common import HeatmapOptions
 from pipelines.batch.engines import local
 from pipelines.batch.images import score_images
 from pipelines.batch.options import OutputOptions
@@ -142,7 +143,7 @@ def test_a_killed_run_is_continued_and_the_result_is_that_of_a_whole_one(
     [
         {},
         {"fdr": 0.2, "explain": 1},
-        {"explain": 3, "explain_rows": ExplainRows.ALL},
+        {"explain": 3, "explain_rows": ExplainedRows.ALL},
         {"outputs": LAID_OUT, "explain": 1},
         {"outputs": LAID_OUT, "fdr": 0.9},
     ],
@@ -158,7 +159,7 @@ def test_runs_killed_at_random_moments_lose_and_double_nothing(
     """Each is killed several times, and continued by another number of workers."""
     chance, whole = random.Random(0), out.with_name("whole")
     score_files(LoadedModel(source.bundle), [str(mixed)], whole, **options)
-    plain = {k: str(v) if isinstance(v, ExplainRows) else v for k, v in options.items()}
+    plain = {k: str(v) if isinstance(v, ExplainedRows) else v for k, v in options.items()}
     for _ in range(4):
         shutil.rmtree(out, ignore_errors=True)
         begin = partial(start, "tabular", folder_of_bundle, out, [mixed], **plain)
@@ -184,7 +185,7 @@ def test_killed_runs_of_images_are_continued(
     score_images(LoadedModel(bundle), paths, out.with_name("whole"), heatmaps=heat)
     process = start("image", bundle.save(tmp_path / "b"), out, [tmp_path / "in"])
     kill_after(process, out, records=2)
-    with pytest.raises(DataError, match="with --heatmaps false, and not with true"):
+    with pytest.raises(DataError, match="without --heatmaps, and not with --heatmaps"):
         score_images(LoadedModel(bundle), paths, out, heatmaps=heat)
     summary = score_images(LoadedModel(bundle), paths, out)
     assert (summary["scored"], summary["rejected"], summary["files_scored"]) == (23, 1, 23)
@@ -302,10 +303,10 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
                     explain_rows="all")  # fmt: skip
     _, told = process.communicate()
     assert process.returncode == 1
-    assert "File too large; what is finished is kept, and the same command continues" in told
+    assert f"'{out}': File too large; what is finished is kept, and the same command" in told
     assert visible(out) == {"part-00000.parquet"}
     assert not list((out / RUN).glob("unfinished*"))
-    options = {"explain": "all", "explain_rows": ExplainRows.ALL}
+    options = {"explain": "all", "explain_rows": ExplainedRows.ALL}
     before = finished(out)
     assert score_files(LoadedModel(source.bundle), [str(path)], out, **options)["scored"] == 1_500
     assert before.items() <= finished(out).items()
@@ -345,9 +346,9 @@ def test_a_finished_result_is_left_alone(
         ("add", {}, r"of other files: '.*/b\.parquet' was added since"),
         ("remove", {}, r"of other files: '.*/z\.parquet' was removed since"),
         ("touch", {}, r"of other files: '.*/a\.parquet' was changed since"),
-        ("", {"explain": 3}, "with --explain none, and not with 3"),
-        ("", {"fdr": 0.1}, "with --fdr none, and not with 0.1"),
-        ("", {"csv": {"decimal": ","}}, r'with --csv none, and not with \{"decimal": ","\}'),
+        ("", {"explain": 3}, "without --explain, and not with --explain 3"),
+        ("", {"fdr": 0.1}, "without --fdr, and not with --fdr 0.1"),
+        ("", {"csv": {"decimal": ","}}, r'without --csv, and not with --csv \{"decimal": ","\}'),
         ("model", {}, r"by model 'fraud' version 1 \([0-9a-f]{12}\), and not by model"),
     ],
 )
@@ -418,7 +419,7 @@ def test_a_second_run_is_refused_while_the_first_lives_and_not_after_it_was_kill
     while not (out / PLAN).exists():
         time.sleep(0.002)
     process.send_signal(signal.SIGSTOP)
-    options = {"explain": "all", "explain_rows": ExplainRows.ALL}
+    options = {"explain": "all", "explain_rows": ExplainedRows.ALL}
     with pytest.raises(DataError, match="is being written by another run"):
         score_files(LoadedModel(source.bundle), [str(mixed)], out, **options)
     kill_after(process, out, records=0)
@@ -449,6 +450,24 @@ def test_the_version_is_that_of_the_beginning_even_if_the_alias_has_moved(
 
 def test_a_folder_of_a_bundle_is_opened_as_it_is(folder_of_bundle: Path, out: Path) -> None:
     assert open_recorded(str(folder_of_bundle), out).uri == str(folder_of_bundle)
+
+
+@pytest.mark.parametrize(
+    ("below", "reason"),
+    [
+        ("", "is a file; give a folder"),
+        ("below", "cannot be created: Not a directory; give another folder"),
+    ],
+)
+def test_a_file_as_output_is_refused(
+    source: LoadedModel, transactions: Path, folder_of_bundle: Path, out: Path,
+    below: str, reason: str,
+) -> None:  # fmt: skip
+    out.write_text("mine")
+    assert open_recorded(str(folder_of_bundle), out / below).uri == str(folder_of_bundle)
+    with pytest.raises(DataError, match=f"--output '{out / below}' {reason}$"):
+        score_files(source, [str(transactions)], out / below)
+    assert out.read_text() == "mine"
 
 
 def test_the_summary_has_quantiles_shares_and_throughput(

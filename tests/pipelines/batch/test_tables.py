@@ -32,7 +32,8 @@ from scipy.stats import false_discovery_control
 
 from anomaly_vae.errors import DataError
 from anomaly_vae.files import locked
-from pipelines.batch.common import ExplainRows, exclude_output
+from pipelines.batch import ExplainedRows
+from pipelines.batch.common import exclude_output
 from pipelines.batch.result import folder as results
 from pipelines.batch.result.folder import INCOMPLETE, PART_ROWS, REJECTS, RUN, SUMMARY
 from pipelines.batch.run import RunOptions
@@ -46,7 +47,7 @@ from tests.support.timed import timed_bundle
 ID = "TRANSACTION_ID"
 RECORD = r"plan\.json|\d{5}(_\d{5})?(\.json|\.(rejects|p_values)\.parquet)"
 """Pattern of the files that describe a finished run."""
-RESTART, ALL = RunOptions(restart=True), ExplainRows.ALL
+RESTART, ALL = RunOptions(restart=True), ExplainedRows.ALL
 
 
 @pytest.fixture
@@ -718,13 +719,6 @@ def test_a_folder_with_other_files_is_refused_and_untouched(
         score_files(source, [str(transactions)], out)
     assert (out / "thesis.tex").read_text() == "years of work"
     assert len(list(out.iterdir())) == 1
-
-
-def test_a_file_as_output_is_refused(source: LoadedModel, transactions: Path, out: Path) -> None:
-    out.write_text("mine")
-    with pytest.raises(DataError, match="is a file; give a folder"):
-        score_files(source, [str(transactions)], out)
-    assert out.read_text() == "mine"
 
 
 def test_an_empty_folder_is_used(source: LoadedModel, transactions: Path, out: Path) -> None:

@@ -481,7 +481,7 @@ def test_another_store_is_another_result(bundle: Bundle, tmp_path: Path) -> None
     first, _ = score_with(bundle, tmp_path / "out", night, store)
     again, _ = score_with(bundle, tmp_path / "out", night, store)
     assert first == again
-    with pytest.raises(DataError, match=r"with --windows-store .*, and not with none"):
+    with pytest.raises(DataError, match=r"with --windows-store .*, and not without"):
         score(bundle, tmp_path / "out", [night])
 
 

@@ -138,7 +138,7 @@ def test_a_finished_result_stays_and_another_is_refused(
     out, paths = f"s3://{BUCKET}/{tmp_path.name}", [f"s3://{BUCKET}/in/b.csv"]
     first = score_files(source, paths, out)
     assert score_files(source, paths, out) == first
-    with pytest.raises(DataError, match=f"--output '{out}' holds a result with --explain none"):
+    with pytest.raises(DataError, match=f"--output '{out}' holds a result without --explain"):
         score_files(source, paths, out, explain=1)
     again = score_files(source, paths, out, explain=1, run=RunOptions(restart=True))
     assert again["scored"] == first["scored"]
@@ -203,7 +203,7 @@ def test_images_are_scored_as_files_are(
     before = {path: path.info().mtime_ns for path in objects_in(object_path(out))}
     assert score_images(images, [f"s3://{BUCKET}/pictures"], out, **options) == summary
     assert {path: path.info().mtime_ns for path in objects_in(object_path(out))} == before
-    with pytest.raises(DataError, match="true, and not with false"):
+    with pytest.raises(DataError, match="with --dicom-out, and not without --dicom-out"):
         score_images(images, [f"s3://{BUCKET}/pictures"], out, explain=1)
 
 
@@ -401,7 +401,7 @@ def test_googles_store_holds_input_and_result(
     score(model, [*paths], out, explain=1)
     assert content(download(tmp_path.name, tmp_path / "gs", "gs")) == content(tmp_path / "local")
     assert folder.read(LEASE) is None
-    with pytest.raises(DataError, match="holds a result with --explain 1, and not with 2"):
+    with pytest.raises(DataError, match="with --explain 1, and not with --explain 2"):
         score(model, paths, out, explain=2)
 
 

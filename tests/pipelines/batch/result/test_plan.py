@@ -66,7 +66,7 @@ def test_files_in_another_order_are_another_input() -> None:
 def test_an_option_that_an_older_plan_lacks_has_its_default() -> None:
     old, new = plan(), replace(plan(), options={"--explain": None, "--top": None})
     assert old.difference(new) is None
-    assert "with --top none, and not with 3" in str(
+    assert "without --top, and not with --top 3" in str(
         old.difference(replace(new, options={"--top": 3}))
     )
 
