@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import unquote
@@ -31,7 +32,7 @@ from anomaly_vae.review.case_maker import CaseColumns, CaseMaker
 from anomaly_vae.review.cases import Case, CaseReason, Kind, as_number, day_of
 from anomaly_vae.review.p_values import UPPER_ENDS, PValueCounts, bin_counts
 from anomaly_vae.scoring.detector import Contribution, RegionContribution
-from anomaly_vae.scoring.wording import Wording, describe_region
+from anomaly_vae.scoring.wording import Wording, describe_region, raising_parts
 from anomaly_vae.types import REGION
 from pipelines import console
 from pipelines.batch.result.folder import PLAN, SUMMARY, Record, ResultFolder, records_of
@@ -314,8 +315,8 @@ class _Result:
         regions = _listed(row.get("regions"))
         if regions:
             return [_region(one) for one in regions[:MAX_REASONS]]
-        parts = (Contribution(**one) for one in _listed(row.get("contributions")))
-        raising = [part for part in parts if part.nats > 0][:MAX_REASONS]
+        parts = [Contribution(**one) for one in _listed(row.get("contributions"))]
+        raising = islice(raising_parts(parts), MAX_REASONS)
         return [
             CaseReason(
                 part.feature, part.nats, part.observed, part.expected, self.wording.sentence(part)

@@ -8,7 +8,7 @@ from anomaly_vae.errors import StoreError
 from anomaly_vae.review import CaseStore
 from serving.console import visits
 from serving.console.visits import SECURE_HEADERS
-from tests.support.console import SECRETS, KEYS
+from tests.support.console import KEYS, SECRETS
 
 PAGES = ("", "/cases/1", "/what-if", "/models", "/try", "/batches", "/snoozes")
 
