@@ -122,7 +122,7 @@ def times_from_arrow(array: pa.Array, time_format: str | None = None) -> Convert
     if pa.types.is_null(kind):
         return np.full(len(array), np.nan), []
     if is_text(kind) or (time_format and is_numeric(kind)):
-        values, found = times_from_values(_present_values(array), time_format)
+        values, found = times_from_values(_present_values(without_markers(array)), time_format)
         return values, problems + found
     if not is_time(kind):
         remedy = "; for numbers, train with data.time_format" if is_numeric(kind) else ""

@@ -105,8 +105,11 @@ def binary_from_values(values: Sequence[Any]) -> Converted:
 
 
 def times_from_values(values: Sequence[Any], time_format: str | None = None) -> Converted:
-    """Convert times (N,), as `parse_time` reads them, into seconds since 1970."""
-    return _convert_each(values, partial(_seconds, time_format))
+    """Convert times (N,), as `parse_time` reads them, into seconds since 1970.
+
+    Only None is a missing value: texts that mean one in files, such as NA, are problems.
+    """
+    return _convert_each(values, partial(parse_time, time_format=time_format))
 
 
 def levels_from_values(values: Sequence[Any]) -> ConvertedLevels:
@@ -204,9 +207,3 @@ def _bit(value: object) -> float:
     if value in (0, 1) and isinstance(value, bool | int | float):
         return float(value)
     raise ValueError(f"expected 0 or 1, got {shown(value)}")
-
-
-def _seconds(time_format: str | None, value: object) -> float:
-    if isinstance(value, str) and value.strip() in MISSING:
-        return math.nan
-    return parse_time(value, time_format)

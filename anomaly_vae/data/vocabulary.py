@@ -30,6 +30,8 @@ class Vocabulary:
     """Label value that means anomaly."""
     normal: frozenset[str] = frozenset()
     """Names of the label values that mean normal."""
+    named_by: str = "data.positive"
+    """Configuration key, or option of a command, that names ``positive``, for messages."""
 
     @property
     def normal_name(self) -> str:
@@ -57,6 +59,6 @@ class Vocabulary:
         known = sorted(self.normal)
         of_data = f", nor a label of the data ({listed(known, most=MAX_SHOWN)})" if known else ""
         return (
-            f"{shown(name)} is neither {shown(self.positive)}, which data.positive names, nor "
+            f"{shown(name)} is neither {shown(self.positive)}, which {self.named_by} names, nor "
             f"anomaly, normal or unsure{of_data}"
         )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Self
 
 import numpy as np
 import onnx
@@ -20,6 +20,15 @@ class GraphBuilder:
         self.constants: dict[str, onnx.TensorProto] = {}
         self.inner_nodes = 0
         """Number of nodes in branches, which `nodes` does not hold."""
+
+    @classmethod
+    def of_graph(cls, graph: onnx.GraphProto) -> Self:
+        """Return a builder that continues a graph, whose names it does not use again."""
+        builder = cls()
+        builder.nodes = list(graph.node)
+        builder.constants = {tensor.name: tensor for tensor in graph.initializer}
+        builder.inner_nodes = _count_inner(graph.node)
+        return builder
 
     def __call__(self, op: str, *inputs: str | float, **attributes: Any) -> str:
         """Add a node and return the name of its output; plain numbers become float32 constants."""
@@ -98,6 +107,12 @@ class GraphBuilder:
     def sum_double(self, value: str, count: int) -> str:
         """Sum over the last axis in float64, (..., N, count) to (..., N)."""
         return self("Squeeze", self.stable_sum(self.as_double(value), count), self.axes(-1))
+
+
+def _count_inner(nodes: Iterable[onnx.NodeProto]) -> int:
+    """Count the nodes in the branches of nodes."""
+    branches = [part.g.node for node in nodes for part in node.attribute if part.HasField("g")]
+    return sum(len(branch) + _count_inner(branch) for branch in branches)
 
 
 def content_hash(array: NDArray[Any]) -> str:

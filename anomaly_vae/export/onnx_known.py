@@ -4,7 +4,7 @@ The graph of `onnx_tabular` is the detector, whose score is in nats. To it come 
 surprise of both scores (`calibration.surprise`). The outputs then are
 
     score     (N,)    float64, surprise of the detector plus surprise of the trees
-    nats      (N, F)  float32, share of each column in the detector's surprise
+    nats      (N, F)  float32 or float64 as before, share of each column in the detector's surprise
     kl        (N,)    float64, the rest of that surprise; score = Σ nats + kl + known
     expected  (N, F)  float32, unchanged
     latent    (N, L)  float32, unchanged
@@ -142,9 +142,8 @@ class _HeadBuilder:
     """The nodes that turn the detector's outputs and the trees' margin into surprises."""
 
     def __init__(self, proto: onnx.ModelProto, head: KnownHead) -> None:
-        self.graph, self.head, self.g = proto.graph, head, GraphBuilder()
-        self.g.nodes = list(proto.graph.node)
-        self.g.constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+        self.graph, self.head = proto.graph, head
+        self.g = GraphBuilder.of_graph(proto.graph)
 
     def outputs(self) -> None:
         """Build all nodes and the outputs, and put them into the graph."""
@@ -153,9 +152,9 @@ class _HeadBuilder:
         surprise = self.curve(detector, self.head.detector_curve)
         known = self.curve(_margin(g, self.head.trees), self.head.trees_curve)
         factor = self.factor(detector, surprise)
-        shares = g("Mul", parts, g("Unsqueeze", g.cast(factor), g.axes(-1)))
-        width = next(o for o in self.graph.output if o.name == "nats")
-        count = width.type.tensor_type.shape.dim[1].dim_value
+        kind = next(o for o in self.graph.output if o.name == "nats").type.tensor_type
+        shares = g("Mul", parts, g("Unsqueeze", g.cast(factor, kind.elem_type), g.axes(-1)))
+        count = kind.shape.dim[1].dim_value
         total = g.stable_sum(g.cast(shares, TensorProto.DOUBLE), count)
         g.named("nats", shares)
         g.named("kl", g("Sub", surprise, g("Squeeze", total, g.axes(-1))))

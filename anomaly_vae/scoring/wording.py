@@ -105,7 +105,10 @@ class Wording:
             explanation: the explanation of a row or an image.
             most: maximum number of sentences; None for no limit.
         """
-        columns, regions = _raising(explanation.contributions), _raising(explanation.regions)
+        columns, regions = (
+            raising_parts(explanation.contributions),
+            raising_parts(explanation.regions),
+        )
         columns = (c for c in columns if c.feature != KNOWN_ANOMALIES or c.observed is not None)
         sentences = [*map(self.sentence, columns), *map(describe_region, regions)][:most]
         if explanation.contributions and not sentences:
@@ -162,8 +165,13 @@ def describe_region(region: RegionContribution) -> str:
     )
 
 
-def _raising(parts: Sequence[Any]) -> Iterator[Any]:
-    """Yield the parts that raise the score, without negligible ones."""
+def raising_parts(parts: Sequence[Any]) -> Iterator[Any]:
+    """Yield the parts that raise the score, without negligible ones.
+
+    >>> parts = [RegionContribution((0, 0, 9, 9), nats, 0.5) for nats in (4.0, 0.001, -2.0)]
+    >>> [part.nats for part in raising_parts(parts)]
+    [4.0]
+    """
     least = MIN_SHARE * sum(part.nats for part in parts if part.nats > 0)
     return (part for part in parts if part.nats > 0 and part.nats >= least)
 

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import unquote
@@ -23,6 +24,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.data.times import parse_time
 from anomaly_vae.errors import ConfigError, DataError, StoreError
 from anomaly_vae.review import CaseFields, CaseStore
@@ -30,13 +32,14 @@ from anomaly_vae.review.case_maker import CaseColumns, CaseMaker
 from anomaly_vae.review.cases import Case, CaseReason, Kind, as_number, day_of
 from anomaly_vae.review.p_values import UPPER_ENDS, PValueCounts, bin_counts
 from anomaly_vae.scoring.detector import Contribution, RegionContribution
-from anomaly_vae.scoring.wording import Wording, describe_region
+from anomaly_vae.scoring.wording import Wording, describe_region, raising_parts
 from anomaly_vae.types import REGION
 from pipelines import console
 from pipelines.batch.result.folder import PLAN, SUMMARY, Record, ResultFolder, records_of
 from pipelines.batch.result.layout import NO_VALUE
 from pipelines.batch.result.object_folder import result_folder
 from pipelines.batch.result.plan import Plan
+from pipelines.datasets.windows import expected_columns
 from pipelines.registry.model_uri import LoadedModel, open_model
 
 ROWS = 10_000
@@ -89,12 +92,16 @@ class CaseOptions:
         """Return the columns with a meaning for cases, by the configuration of the model."""
         return CaseColumns.of_config(config).named(self.entity, self.amount)
 
-    def carried(self, config: Mapping[str, Any]) -> tuple[str, ...]:
-        """Return the columns of the input that cases need."""
-        columns = self.columns_of(config)
+    def carried(self, bundle: Bundle) -> tuple[str, ...]:
+        """Return the columns of the input that cases need: those that they keep, and some others.
+
+        Without a choice of columns, cases keep those that the model reads.
+        """
+        columns = self.columns_of(bundle.manifest["config"])
         named = (columns.time, columns.entity, columns.amount)
-        kept = sorted(self.fields.kept | self.fields.masked)
-        return tuple(dict.fromkeys(name for name in (*named, *kept) if name))
+        read = filter(self.fields.keeps, expected_columns(bundle))
+        chosen = sorted(self.fields.kept | self.fields.masked)
+        return tuple(dict.fromkeys(name for name in (*named, *read, *chosen) if name))
 
 
 def import_result(path: Path, options: CaseOptions, source: LoadedModel) -> dict[str, Any]:
@@ -132,8 +139,7 @@ def carried_columns(options: CaseOptions, source: LoadedModel) -> dict[str, Any]
         ConfigError: the address of the store is wrong, or the extra ``review`` is missing.
     """
     options.check()
-    carried = options.carried(source.bundle.manifest["config"])
-    return {"also": carried} if source.kind == "tabular" else {}
+    return {"also": options.carried(source.bundle)} if source.kind == "tabular" else {}
 
 
 def import_when_finished(path: Path, options: CaseOptions, source: LoadedModel) -> dict[str, Any]:
@@ -227,9 +233,22 @@ class _Result:
         model = self.plan.model
         return CaseMaker(
             model=model["name"], version=model["version"], alpha=self.summary["alpha"],
-            columns=columns, names=self.plan.options.get("--columns-out") or (),
+            columns=columns, names=self._names(columns),
             fields=self.options.fields, unit=self.summary.get("unit", "nats"),
         )  # fmt: skip
+
+    @cached_property
+    def _carried(self) -> tuple[str, ...]:
+        """The columns of the input that the parts have."""
+        return tuple(self.plan.options.get("--columns-out") or ())
+
+    def _names(self, columns: CaseColumns) -> tuple[str, ...]:
+        """Return the columns that are fields of cases, those of the model first."""
+        if self.source.kind != "tabular":
+            return self._carried
+        read = [n for n in expected_columns(self.source.bundle) if n in self._carried]
+        shown_apart = {columns.time, columns.entity, columns.amount}
+        return (*read, *(n for n in self._carried if n not in shown_apart))
 
     @cached_property
     def wording(self) -> Wording:
@@ -256,7 +275,7 @@ class _Result:
     def cases(self, table: pa.Table) -> Iterator[Case]:
         """Yield the cases of some rows."""
         names = table.column_names
-        keys = [n for n in names[: names.index("score")] if n not in self.maker.names]
+        keys = [n for n in names[: names.index("score")] if n not in self._carried]
         wanted = np.array(table["is_anomaly"].to_pylist(), bool)
         if self.options.sample:
             wanted |= [self._is_drawn(row) for row in table.select(keys).to_pylist()]
@@ -296,8 +315,8 @@ class _Result:
         regions = _listed(row.get("regions"))
         if regions:
             return [_region(one) for one in regions[:MAX_REASONS]]
-        parts = (Contribution(**one) for one in _listed(row.get("contributions")))
-        raising = [part for part in parts if part.nats > 0][:MAX_REASONS]
+        parts = [Contribution(**one) for one in _listed(row.get("contributions"))]
+        raising = islice(raising_parts(parts), MAX_REASONS)
         return [
             CaseReason(
                 part.feature, part.nats, part.observed, part.expected, self.wording.sentence(part)

@@ -40,6 +40,8 @@ class LabelSource:
     """Format of times that are not recognised."""
     model: str | None = None
     """Name of the model whose labels a store is asked for; None for those of all models."""
+    named_by: str = "data.labels"
+    """Configuration key, or option of a command, that names the places, for messages."""
 
 
 def read_label_files(source: LabelSource) -> tuple[Verdicts, list[str]]:
@@ -53,19 +55,19 @@ def read_label_files(source: LabelSource) -> tuple[Verdicts, list[str]]:
     """
     parts: list[Verdicts] = []
     notes: list[str] = []
-    for path in _files(source.places):
-        found, of_file = _read_file(path, source)
-        parts += found
-        notes += of_file
+    try:
+        for path in _files(source.places):
+            found, of_file = _read_file(path, source)
+            parts += found
+            notes += of_file
+    except DataError as error:
+        raise DataError(f"{source.named_by}: {error}", path=error.path) from None
     return Verdicts.joined(parts), notes
 
 
 def _files(places: Sequence[str]) -> list[Path]:
     filled = [place for place in places if not _is_empty_folder(Path(place))]
-    try:
-        return find_files(filled) if filled else []
-    except DataError as error:
-        raise DataError(f"data.labels: {error}", path=error.path) from None
+    return find_files(filled) if filled else []
 
 
 def _is_empty_folder(path: Path) -> bool:
@@ -103,7 +105,7 @@ def _chunk(part: Chunk | Broken) -> Chunk:
         line = f", line {part.line}" if part.line is not None else ""
         rows = f", row {part.rows.start}" if part.rows and not line else ""
         where = f"'{part.path}'{line or rows}"
-        raise DataError(f"data.labels: {where}: {part.reason}", path=str(part.path))
+        raise DataError(f"{where}: {part.reason}", path=str(part.path))
     return part
 
 
@@ -115,16 +117,14 @@ def _label_column(path: Path, names: Sequence[str], source: LabelSource) -> str:
     """
     if source.id not in names:
         raise DataError(
-            f"data.labels: '{path}' has no column '{source.id}', which data.id names; found "
-            f"{listed(names)}",
+            f"'{path}' has no column '{source.id}', which data.id names; found {listed(names)}",
             path=str(path),
         )
     wanted = list(dict.fromkeys(name for name in (source.label, LABEL) if name))
     label = next((name for name in wanted if name in names), None)
     if label is None:
         raise DataError(
-            f"data.labels: '{path}' has no label column {' or '.join(map(repr, wanted))}; found "
-            f"{listed(names)}",
+            f"'{path}' has no label column {' or '.join(map(repr, wanted))}; found {listed(names)}",
             path=str(path),
         )
     return label
@@ -139,7 +139,7 @@ def _codes(chunk: Chunk, label: str, vocabulary: Vocabulary) -> NDArray[np.int8]
     try:
         levels, problems = levels_from_arrow(_cells(chunk, label))
     except DataError as error:
-        raise DataError(f"data.labels: '{chunk.path}', column '{label}': {error}") from None
+        raise DataError(f"'{chunk.path}', column '{label}': {error}") from None
     if problems:
         raise _unreadable(chunk, problems[0].row, label, problems[0].reason)
     levels = levels.without_markers()
@@ -153,7 +153,7 @@ def _codes(chunk: Chunk, label: str, vocabulary: Vocabulary) -> NDArray[np.int8]
 
 def _unreadable(chunk: Chunk, row: int, column: str, reason: str) -> DataError:
     where = f"'{chunk.path}', row {int(chunk.rows[row])}, column '{column}'"
-    return DataError(f"data.labels: {where}: {reason}; correct it", path=str(chunk.path))
+    return DataError(f"{where}: {reason}; correct it", path=str(chunk.path))
 
 
 def _times(path: Path, chunks: Sequence[Chunk], source: LabelSource) -> Seconds:
@@ -178,8 +178,7 @@ def _times(path: Path, chunks: Sequence[Chunk], source: LabelSource) -> Seconds:
         row, reason = problems[0].row, reason or problems[0].reason
     number = int(np.concatenate([chunk.rows for chunk in chunks])[row])
     raise DataError(
-        f"data.labels: '{path}', row {number}, column '{AT}': {reason}; write times as "
-        "2024-01-31T12:00:00Z",
+        f"'{path}', row {number}, column '{AT}': {reason}; write times as 2024-01-31T12:00:00Z",
         path=str(path),
     )
 

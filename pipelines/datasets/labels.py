@@ -241,8 +241,8 @@ def _current(table: pa.Table, label: str | None, positive: Any) -> tuple[pa.Chun
     if label is None:
         if LABEL in table.column_names:
             raise DataError(
-                f"data.labels: the data have a column '{LABEL}', which data.label does not name; "
-                f"set data.label: {LABEL}, or rename the column",
+                f"the data have a column '{LABEL}', which data.label does not name, so late labels "
+                f"cannot be merged; set data.label: {LABEL}, or rename the column",
                 column=LABEL,
             )
         normal = np.full(len(table), Vocabulary(positive).normal_name)

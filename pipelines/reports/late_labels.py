@@ -21,6 +21,8 @@ from pipelines.registry.frozen_test import LATE_LABELS, policy_of
 if TYPE_CHECKING:
     from anomaly_vae.lifecycle.registry import Version
 
+OPTION = "--labels"
+"""Option that replaces ``data.labels``."""
 NO_LABELS = "none"
 """Place that means no late labels."""
 
@@ -38,6 +40,7 @@ def label_source(
     """
     data = bundle.manifest["config"]["data"]
     recorded = policy_of(version).get(LATE_LABELS, {}) if version else {}
+    named_by = "data.labels" if places is None else OPTION
     places = recorded.get("places", ()) if places is None else places
     if not places or list(places) == [NO_LABELS] or not data.get("id"):
         return None
@@ -49,6 +52,7 @@ def label_source(
         CsvConfig(**data.get("csv", {})),
         data.get("time_format"),
         version.name if version else bundle.manifest["name"],
+        named_by,
     )
 
 
@@ -88,13 +92,13 @@ def with_late_labels(
     if source is None or source.id not in table.column_names:
         if places and list(places) != [NO_LABELS]:
             raise ConfigError(
-                "--labels needs a model of tables that was trained with data.id, and rows with "
+                f"{OPTION} needs a model of tables that was trained with data.id, and rows with "
                 "that column; leave it out"
             )
         return table
     vocabulary = source.vocabulary
     if source.label is None:
-        vocabulary = replace(vocabulary, positive=positive)
+        vocabulary = replace(vocabulary, positive=positive, named_by="--positive")
     normal = vocabulary.normal | normal_names(table, label, positive)
     source = replace(source, vocabulary=replace(vocabulary, normal=normal))
     verdicts = read_late_labels(source)

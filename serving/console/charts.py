@@ -21,6 +21,10 @@ TOP = 34
 """y of the top of the highest bar, above which notes are."""
 BINS = 64
 """Number of bars of a histogram."""
+WIDEST = 8.0
+"""Maximum width of the bar of a day, in per cent of the chart."""
+FEW_DAYS = 7
+"""Number of days up to which their names are in the middle of their bars."""
 REACH = 3.0
 """Length of the axis of scores up to which a score is drawn in its place, as a multiple of the
 length that calibration scores and threshold need."""
@@ -63,6 +67,9 @@ class DayChart:
     bars: list[Bar]
     limit: float
     """y of the line of what is expected."""
+    first: float
+    last: float
+    """x of the names of the first and the last day: the middle of the bar if days are few."""
 
 
 @dataclass(frozen=True)
@@ -117,9 +124,14 @@ def day_chart(days: Sequence[Day], alpha: float, *, shares: bool = False) -> Day
     highest = max(float(values.max()), expected) or 1.0
     bars = [
         Bar(*place, _is_unusual(one, alpha), one.title)
-        for place, one in zip(_columns(values, highest), days, strict=True)
+        for place, one in zip(_columns(values, highest, WIDEST), days, strict=True)
     ]
-    return DayChart(bars, round(BASE - (BASE - TOP) * expected / highest, 1))
+    first, last = (0.0, 100.0) if len(bars) > FEW_DAYS else (_middle(bars[0]), _middle(bars[-1]))
+    return DayChart(bars, round(BASE - (BASE - TOP) * expected / highest, 1), first, last)
+
+
+def _middle(bar: Bar) -> float:
+    return round(bar.x + bar.width / 2, 2)
 
 
 def _is_unusual(day: Day, alpha: float) -> bool:
@@ -131,11 +143,13 @@ def _is_unusual(day: Day, alpha: float) -> bool:
 Place = tuple[float, float, float, float]
 
 
-def _columns(values: NDArray[np.float64], highest: float) -> list[Place]:
-    """Return x, y, width and height of bars (N,) side by side."""
+def _columns(values: NDArray[np.float64], highest: float, widest: float = 100.0) -> list[Place]:
+    """Return x, y, width and height of bars (N,) side by side, at most ``widest`` per cent wide."""
     step = 100 / len(values)
+    width = min(0.9 * step, widest)
+    indent = (step - width) / 2 if width == widest else 0.0
     heights = (BASE - TOP) * values / highest
     return [
-        (round(step * i, 3), round(BASE - height, 1), round(0.9 * step, 3), round(height, 1))
+        (round(step * i + indent, 3), round(BASE - height, 1), round(width, 3), round(height, 1))
         for i, height in enumerate(heights.tolist())
     ]

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 import time
 from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from anomaly_vae.messages import plain_number
-from serving.console import assets
+from serving.console import assets, charts
 from serving.paths import CONSOLE
 
 MINUTE, HOUR, DAY = 60, 3600, 86_400
 """Lengths in seconds."""
 PARTS_AT_ONCE = 32
 """Number of parts of a page that are rendered before other threads may work."""
+NEAR_ZERO = 1e-4
+"""Absolute value below which six digits would take an exponent."""
+LONG_WORD = 16
+"""Number of characters from which on a word may be broken over lines."""
+WORD_PARTS = re.compile(r"(?<=[_./-])(?=.)")
+"""Pattern of the places where a long word may be broken."""
 NO_VALUE = "–"
 """Sign for a value that is missing."""
 
@@ -41,8 +49,9 @@ def environment() -> Environment:
         "value": value,
         "cell": cell,
         "brief": brief,
+        "breakable": breakable,
     }
-    made.globals |= {"asset": assets.address, "base": CONSOLE}
+    made.globals |= {"asset": assets.address, "base": CONSOLE, "few_days": charts.FEW_DAYS}
     return made
 
 
@@ -126,12 +135,14 @@ def ago(seconds: float | None) -> str:
 
 
 def cell(given: Any) -> str:
-    """Return a value of a table as text, with six digits.
+    """Return a value of a table as text, with six digits, and three of those near zero.
 
-    >>> cell(0.00042194092), cell(10814), cell("shop")
-    ('0.000421941', '10814', 'shop')
+    >>> cell(0.00042194092), cell(0.0000169736), cell(10814), cell("shop")
+    ('0.000421941', '0.000017', '10814', 'shop')
     """
-    return f"{given:.6g}" if isinstance(given, float) else value(given)
+    if not isinstance(given, float):
+        return value(given)
+    return plain_number(given) if abs(given) < NEAR_ZERO else f"{given:.6g}"
 
 
 def brief(given: Any) -> str:
@@ -154,3 +165,16 @@ def value(given: Any) -> str:
     if isinstance(given, bool):
         return str(given).lower()
     return f"{given:.10g}" if isinstance(given, float) else str(given)
+
+
+def breakable(given: str) -> Markup:
+    """Return a text, escaped, whose long words may be broken after the marks in them.
+
+    >>> breakable("TERMINAL_ID_RISK 0.2 <b>")
+    Markup('TERMINAL_<wbr>ID_<wbr>RISK 0.2 &lt;b&gt;')
+    """
+    words = (
+        Markup("<wbr>").join(WORD_PARTS.split(word)) if len(word) >= LONG_WORD else word
+        for word in given.split(" ")
+    )
+    return Markup(" ").join(words)

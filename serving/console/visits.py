@@ -257,7 +257,7 @@ class Gate:
 def _unknown(visit: Visit) -> Response:
     if visit.request.url.path == f"{CONSOLE}/":
         return visit.redirect(CONSOLE)
-    raise ProblemError(NOT_FOUND, "the console has no such page; the links above lead to all")
+    raise ProblemError(NOT_FOUND, "the console has no such page; the links above lead to all pages")
 
 
 def _problem(error: Exception) -> ProblemError:

@@ -56,8 +56,8 @@ PATH = "/invocations"
 FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 """Keys of a JSON body under which rows may be sent."""
 
-NAT = "NaT"
-"""Text that MLflow's client writes for a missing time."""
+MISSING_TIMES = frozenset({"", "NaT", "nat", "NAT", "NaN", "nan", "NAN"})
+"""Texts that pandas, and hence MLflow, reads as a missing time; its client writes the second."""
 STRING_OR_NAN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|NaN|-?Infinity', re.DOTALL)
 """Pattern of strings, which may lack their end, and of the numbers that JSON lacks."""
 MLFLOW_VERSION = "3.17.2"
@@ -193,7 +193,7 @@ def _of_records(context: RequestContext, records: Sequence[Any], form: str) -> P
 
 def _of_columns(context: RequestContext, columns: Columns) -> PendingRows:
     times = {
-        name: [None if cell == NAT else cell for cell in columns[name]]
+        name: [None if _is_missing_time(cell) else cell for cell in columns[name]]
         for name in _time_columns(context.model)
         if name in columns
     }
@@ -204,9 +204,13 @@ def _time_columns(model: ServedModel) -> list[str]:
     return [column.name for column in model.schema.columns if column.spec.storage == "time"]
 
 
+def _is_missing_time(cell: Any) -> bool:
+    return isinstance(cell, str) and cell in MISSING_TIMES
+
+
 def _without_nat(record: Mapping[str, Any], times: Sequence[str]) -> Mapping[str, Any]:
     """Return a record whose missing times are null."""
-    missing = [name for name in times if record.get(name) == NAT]
+    missing = [name for name in times if _is_missing_time(record.get(name))]
     return {**record, **dict.fromkeys(missing)} if missing else record
 
 

@@ -18,6 +18,7 @@ from anomaly_vae.data.encoding import TabularEncoding
 from anomaly_vae.data.schema import Column, RawBatch, TabularSchema, Values
 from anomaly_vae.review.cases import CaseReason
 from anomaly_vae.scoring.detector import Contribution, Detections
+from anomaly_vae.scoring.wording import raising_parts
 from serving.models.store import BodyDescription, CasePart, Json, ServedModel
 from serving.scoring import requests, responses
 from serving.scoring.handlers import Resources
@@ -144,10 +145,7 @@ class ServedTable(ServedModel):
         if (windows := detections.part(explained).windows) is not None:
             batch = self.with_windows(batch, np.array(windows.tolist(), np.float64))
         _, found = self.detector.detect_and_explain(self._completed(batch), CASE_REASONS)
-        return [
-            tuple(self._case_reason(part) for part in one.contributions if part.nats > 0)
-            for one in found
-        ]
+        return [tuple(map(self._case_reason, raising_parts(one.contributions))) for one in found]
 
     def _case_reason(self, part: Contribution) -> CaseReason:
         text = self.wording.sentence(part)

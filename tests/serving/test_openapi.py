@@ -127,6 +127,13 @@ def test_records_that_fit_validate(client, records):
     assert not validator.is_valid({"records": []})
 
 
+@pytest.mark.parametrize("text", ["", " ", "NA", "null"])
+def test_a_text_that_is_no_time_is_refused_as_the_schema_says(client, text):
+    response = client.post("/score", json={"records": [{"TX_AMOUNT": 5, "TX_DATETIME": text}]})
+    assert response.status_code == 422
+    assert response.json()["field"] == "TX_DATETIME"
+
+
 def test_it_follows_a_swap(client, served):
     before = client.get("/openapi.json").json()
     client.app.state.store.swap([])

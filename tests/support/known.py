@@ -24,7 +24,7 @@ def rows(n: int, seed: int = 0, anomalies: int = COUNT) -> pa.Table:
     return pa.table({"a": pa.array(a), "b": pa.array(b, from_pandas=True), "c": c, "city": city})
 
 
-def known_config(known: str = "auto") -> Config:
+def known_config(known: str = "auto", **model: object) -> Config:
     """Return a configuration of three epochs."""
     return validate_config(
         {
@@ -32,7 +32,7 @@ def known_config(known: str = "auto") -> Config:
             "preset": "fast",
             "data": {"path": "spot.csv"},
             "training": {"epochs": 3},
-            "model": {"known": known},
+            "model": {"known": known, **model},
         }
     )
 

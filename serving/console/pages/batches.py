@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
@@ -21,6 +22,8 @@ from anomaly_vae.errors import DataError
 from anomaly_vae.files import strict_json
 from anomaly_vae.messages import plain_number
 from anomaly_vae.monitoring.exchangeability import STATUSES
+from anomaly_vae.scoring.detector import RegionContribution
+from anomaly_vae.scoring.wording import describe_region
 from serving.console.access import ADMIN
 from serving.console.rendering import NO_VALUE
 from serving.console.visits import Gate, Visit
@@ -47,6 +50,8 @@ SHOWN_ROWS = 100
 MAX_READ_BYTES = 512 * 1024 * 1024
 """Maximum size of the files that are read for the shown rows; a larger result shows those of its
 first files."""
+LIST_OF_OBJECTS = '[{"'
+"""Beginning of the contributions of a row in CSV, which are JSON."""
 DECISION = ("score", "p_value", "is_anomaly")
 
 
@@ -303,14 +308,19 @@ def _cells(table: Any) -> list[list[Any]]:
 
 
 def _short(cell: Any) -> Any:
-    """Return a cell, with the contributions of a row in words."""
-    if isinstance(cell, list):
-        return ", ".join(map(_named, cell))
-    return cell
+    """Return a cell, with the contributions of a row, which are JSON in CSV, as words."""
+    if isinstance(cell, str) and cell.startswith(LIST_OF_OBJECTS):
+        with suppress(ValueError):
+            cell = strict_json(cell)
+    return list(map(_named, cell)) if isinstance(cell, list) else cell
 
 
 def _named(part: Any) -> str:
-    if not isinstance(part, dict) or "feature" not in part:
+    if not isinstance(part, dict):
+        return str(part)
+    with suppress(KeyError, TypeError, ValueError):
+        return describe_region(RegionContribution(part["box"], part["nats"], part["share"]))
+    if "feature" not in part:
         return str(part)
     observed, expected = (_rounded(part.get(name)) for name in ("observed", "expected"))
     return f"{part['feature']} {observed} (expected {expected})"

@@ -6,7 +6,7 @@ import time
 
 from starlette.responses import RedirectResponse, Response
 
-from serving.console.access import Access
+from serving.console.access import ADMIN, REVIEW, Access
 from serving.console.issuer import CALLBACK, Issuer
 from serving.console.sessions import Session
 from serving.console.visits import SIGN_IN, Gate, Visit
@@ -15,6 +15,7 @@ from serving.paths import CONSOLE, Template
 from serving.problems import NOT_FOUND, ProblemError
 
 UNKNOWN = "This key or token is unknown, or has expired."
+NO_REVIEWER = "'{name}' may not review: the key or token lacks the scope 'review'."
 NOT_SIGNED_IN = "The issuer did not sign you in; try again."
 
 
@@ -55,7 +56,7 @@ class SignIn:
         session = self._access.sign_in(visit.form["key"].strip().encode())
         if session is None:
             return self._form(visit, following, UNKNOWN)
-        return _begin(visit, session, following)
+        return self._begin(visit, session, following)
 
     def leave(self, visit: Visit) -> Response:
         """Send the browser to the issuer."""
@@ -76,15 +77,16 @@ class SignIn:
         tokens = self._issuer.tokens(self._access.signer, state, code)
         for token in filter(None, (tokens.access_token, tokens.id_token)):
             if session := self._access.sign_in(token.encode()):
-                return _begin(visit, session, following)
+                return self._begin(visit, session, following)
         return self._form(visit, following, UNKNOWN)
 
-
-def _begin(visit: Visit, session: Session, following: str) -> Response:
-    """Begin another session, with tokens of its own."""
-    visit.session, visit.sets_cookie = session, True
-    visit.request.scope[logs.LOG_FIELDS]["client"] = session.name
-    return visit.redirect(following)
+    def _begin(self, visit: Visit, session: Session, following: str) -> Response:
+        """Begin another session, with tokens of its own, if its scopes are of any use here."""
+        if not {REVIEW, ADMIN} & {*session.scopes}:
+            return self._form(visit, following, NO_REVIEWER.format(name=session.name))
+        visit.session, visit.sets_cookie = session, True
+        visit.request.scope[logs.LOG_FIELDS]["client"] = session.name
+        return visit.redirect(following)
 
 
 def _sign_out(visit: Visit) -> Response:

@@ -105,7 +105,9 @@ def test_recoding_keeps_missing_and_maps_unknown_levels_to_one_code() -> None:
 # ---------------------------------------------------------------- times
 
 
-@pytest.mark.parametrize("value", ["yesterday", "2024-13-01", "2024", 1, True, [1]], ids=str)
+@pytest.mark.parametrize(
+    "value", ["yesterday", "2024-13-01", "2024", 1, True, [1], "", " ", "NA", "null"], ids=str
+)
 def test_other_values_are_no_times(value: object) -> None:
     found, [problem] = times_from_values(["2024-01-01", value])
     assert problem.row == 1

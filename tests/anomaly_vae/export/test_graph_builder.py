@@ -47,6 +47,20 @@ def test_no_two_values_have_one_name() -> None:
     assert len(names) == len(set(names)) == 13
 
 
+def test_a_graph_with_branches_is_continued_with_new_names() -> None:
+    """Nodes in branches count, too: a head comes to the graph of a detector with branches."""
+    g = GraphBuilder()
+    chosen = g.choose("which", lambda: g("Neg", g("Abs", "x")), lambda: g("Neg", "x"))
+    known = {g("Neg", chosen)}
+    graph = helper.make_graph(g.nodes, "g", [], [], list(g.constants.values()))
+    further = GraphBuilder.of_graph(graph)
+    known |= {further("Neg", chosen) for _ in range(10)}
+    assert len(known) == 11
+    value = further("Neg", chosen)
+    x = np.array([-1.0, 3.0])
+    np.testing.assert_array_equal(run(further, value, x=x, which=np.array(True)), np.abs(x))
+
+
 def test_equal_constants_are_one() -> None:
     g = GraphBuilder()
     assert g.double(2.0) == g.double(2.0) != g.constant(np.float32(2.0))

@@ -125,3 +125,15 @@ def test_the_detector_s_score_is_compared_with_torch(plain, with_head, x):
         with_head.scorer.detector_scores(x), plain.scorer.score_encoded(x)
     )
     np.testing.assert_array_equal(plain.scorer.detector_scores(x), plain.scorer.score_encoded(x))
+
+
+def test_a_detector_with_a_member_at_exemplars_learns_from_known_anomalies() -> None:
+    config = known_config(exemplars=64)
+    prepared = prepared_rows(config)
+    bundle = fit_bundle(config, prepared, data={}).bundle
+    graph = onnx.load_from_string(bundle.graph).graph
+    assert any(node.op_type == "If" for node in graph.node)
+    known, normal = (bundle.scorer.score_encoded(x) for x in (prepared.known, prepared.validation))
+    found = bundle.scorer.explain_encoded(prepared.validation)
+    np.testing.assert_allclose(found.nats.sum(1) + found.kl + found.known, normal, rtol=1e-9)
+    assert np.median(known) > np.quantile(normal, 0.95)

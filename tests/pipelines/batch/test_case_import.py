@@ -13,7 +13,7 @@ from PIL import Image
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.calibration.conformal import calibrate
 from anomaly_vae.errors import ConfigError, DataError, StoreError
-from anomaly_vae.review import CaseFilter, CaseRecord, CaseStore, Label
+from anomaly_vae.review import CaseFields, CaseFilter, CaseRecord, CaseStore, Label
 from pipelines.batch import Format
 from pipelines.batch.case_import import (
     CaseOptions,
@@ -25,6 +25,7 @@ from pipelines.batch.case_import import (
 from pipelines.batch.images import score_images
 from pipelines.batch.options import OutputOptions
 from pipelines.batch.tables import score_files
+from pipelines.datasets.windows import expected_columns
 from pipelines.registry.model_uri import LoadedModel
 from tests.support.flows import Command, World
 from tests.support.label_stores import *  # noqa: F403  # its fixtures
@@ -79,6 +80,36 @@ def test_flagged_rows_become_cases_once(
         days = store.p_values(model)
     assert len(days) > 5, "the days of the events"
     assert sum(day.at_most(summary["alpha"]) for day in days) == summary["flagged"]
+
+
+def test_a_case_has_the_columns_that_its_model_reads(
+    source: LoadedModel, transactions: Path, tmp_path: Path, options: CaseOptions
+) -> None:
+    outputs = OutputOptions(columns=("TX_FRAUD",))
+    scored(source, transactions, tmp_path / "out", options, outputs=outputs)
+    import_result(tmp_path / "out", options, source)
+    rows = {row[ID]: row for row in pq.read_table(transactions).to_pylist()}
+    found = [record.case for record in cases(options)]
+    assert found
+    for one in found:
+        row = rows[int(one.row_id)]
+        row["TX_DATETIME"] = str(row["TX_DATETIME"])
+        names = [name for name in expected_columns(source.bundle) if name in row]
+        assert one.fields == {name: row[name] for name in (*names, "TX_FRAUD")}
+
+
+def test_a_choice_of_columns_holds_for_imports(
+    source: LoadedModel, transactions: Path, tmp_path: Path, sqlite_store: str
+) -> None:
+    fields = CaseFields(frozenset({"TX_AMOUNT"}), frozenset({"TERMINAL_ID"}), "s" * 16)
+    options = CaseOptions(sqlite_store, fields)
+    scored(source, transactions, tmp_path / "out", options)
+    names = pq.read_schema(tmp_path / "out/part-00000.parquet").names
+    assert not {"TX_CHANNEL", "TX_DURING_NIGHT"} & {*names}
+    import_result(tmp_path / "out", options, source)
+    found = [record.case for record in cases(options)]
+    assert {tuple(one.fields) for one in found} == {("TX_AMOUNT", "TERMINAL_ID")}
+    assert all(one.fields["TERMINAL_ID"].startswith("masked-") for one in found)
 
 
 @pytest.mark.parametrize("way", ["csv", "folders", "flagged only", "without ids"])

@@ -139,3 +139,17 @@ def test_times_may_have_the_form_of_the_data(tmp_path: Path) -> None:
     assert read(path, time_format="%d/%m/%Y")["1"][1] == JANUARY + 31 * 86400
     numbers = write(tmp_path / "b.jsonl", '{"tx": 1, "fraud": 1, "at": 1704067200}\n')
     assert read(numbers)["1"][1] == JANUARY
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["tx\n1\n", "fraud\n1\n", "tx,fraud\n1,maybe\n", "tx,fraud,at\n1,1,soon\n"],
+)
+@pytest.mark.parametrize("named_by", ["data.labels", "--labels"])
+def test_a_fault_names_the_key_or_option_that_named_the_file(tmp_path, content, named_by) -> None:
+    assert fault(content, tmp_path, named_by=named_by).startswith(f"{named_by}: '")
+
+
+def test_a_missing_file_is_named_with_the_option_that_named_it(tmp_path) -> None:
+    with pytest.raises(DataError, match=r"^--labels: .*gone\.csv"):
+        read(tmp_path / "gone.csv", named_by="--labels")

@@ -37,3 +37,13 @@ def test_days_with_more_flags_than_chance_explains_are_marked():
 
 def test_days_without_flags_have_a_chart():
     assert day_chart([Day(0, 0, "")], 0.01).bars[0].height == 0
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 8, 90])
+def test_bars_of_days_are_slim_and_their_names_below_them(count):
+    chart = day_chart([Day(1, 100, str(number)) for number in range(count)], 0.01)
+    assert all(bar.x >= 0 and bar.x + bar.width <= 100 and bar.width <= 8 for bar in chart.bars)
+    is_few = count <= 7
+    first = chart.bars[0]
+    assert (first.x < chart.first < first.x + first.width) == is_few
+    assert (chart.last == 100) != is_few

@@ -79,8 +79,9 @@ def test_a_session_ends_with_its_token(service, issuer, monkeypatch):
 def test_without_the_scope_nothing_is_shown(service, issuer):
     issuer.signed_in["scope"] = "openid score"
     visitor = service.visitor(origin=ORIGIN)
-    come_back(visitor, *issuer.authorize(leave(visitor)))
-    assert visitor.get("").status_code == 403
+    answer = come_back(visitor, *issuer.authorize(leave(visitor)))
+    assert (answer.status_code, "lacks the scope" in answer.text) == (401, True)
+    assert visitor.get("").status_code == 303
 
 
 def test_a_code_is_for_the_visitor_who_asked_for_it(service, issuer):

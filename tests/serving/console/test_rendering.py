@@ -47,3 +47,9 @@ def test_no_template_switches_escaping_off():
 def test_a_template_with_a_name_that_it_lacks_is_an_error():
     with pytest.raises(Exception, match="undefined"):
         rendering.environment().from_string("{{ nothing }}").render()
+
+
+def test_long_words_may_be_broken_and_are_escaped():
+    shown = str(rendering.breakable("A_LONG_<b>_NAME_OF_A_COLUMN 3 <i>"))
+    assert shown == "A_<wbr>LONG_<wbr>&lt;b&gt;_<wbr>NAME_<wbr>OF_<wbr>A_<wbr>COLUMN 3 &lt;i&gt;"
+    assert str(rendering.breakable("TX_AMOUNT 3")) == "TX_AMOUNT 3"

@@ -8,7 +8,7 @@ from anomaly_vae.errors import StoreError
 from anomaly_vae.review import CaseStore
 from serving.console import visits
 from serving.console.visits import SECURE_HEADERS
-from tests.support.console import KEYS
+from tests.support.console import KEYS, SECRETS
 
 PAGES = ("", "/cases/1", "/what-if", "/models", "/try", "/batches", "/snoozes")
 
@@ -28,9 +28,9 @@ def test_every_page_needs_a_session_with_the_scope(service, path):
     answer = visitor.get(path)
     assert answer.status_code == 303
     assert answer.headers["location"].startswith("/console/sign-in?next=%2Fconsole")
-    stranger = service.visitor("shop")
-    assert stranger.get(path).status_code == 403
-    assert "lacks the scope" in stranger.get(path).text
+    stranger = visitor.get(path, headers={"X-API-Key": SECRETS["shop"]})
+    assert stranger.status_code == 403
+    assert "lacks the scope" in stranger.text
     assert service.visitor("bob").get(path).status_code == 200
 
 

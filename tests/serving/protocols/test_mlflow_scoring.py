@@ -520,3 +520,12 @@ def test_what_is_scored_is_counted(client, rows):
     assert all(math.isfinite(one["score"]) for one in predictions(
         invoke(client, "dataframe_records", rows[:3])
     )["predictions"])  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["", "NaT", "nan"])
+def test_a_time_that_pandas_reads_as_missing_is_missing(client, text):
+    records = [{"TX_AMOUNT": 5, "TX_DATETIME": cell} for cell in (text, None)]
+    columns = {name: [one[name] for one in records] for name in records[0]}
+    for body in ({"dataframe_records": records}, {"inputs": columns}):
+        found = client.post("/invocations", json=body).json()["predictions"]
+        assert found[0] == found[1]

@@ -77,6 +77,25 @@ def test_results_are_listed_and_opened(reader, root):
     assert "<b>" not in reader.get("/batches/day%201/fraud").text
 
 
+REGION = {"box": [1, 2, 3, 4], "nats": 5.0, "share": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("parts", "shown"),
+    [
+        (json.dumps(REASON), "TX_AMOUNT 900 (expected 38.1)"),
+        ([REGION], "the area from x 1 to 3 and y 2 to 4, 50% of all that is unusual"),
+        (json.dumps([REGION]), "the area from x 1 to 3"),
+        (json.dumps([{"box": "<b>", "nats": None, "share": "x"}]), "'<b>'"),
+        ('[{"box": [1', '[{"box": [1'),
+    ],
+)
+def test_contributions_and_regions_are_told_in_words(reader, root, parts, shown):
+    rows = pa.table({**ROWS.to_pydict(), "contributions": [None, parts]})
+    write(root / "words", {**SUMMARY, "parts": ["part-00000.parquet"]}, rows)
+    assert shown in reader.text("/batches/words")
+
+
 OUTSIDE = ["../secret", "..", "day 1/../../secret", "/etc", "day 1/fraud/../../../secret", "\0",
            "away", "away/secret", "a" * 5000, "day 1", "loop", "."]  # fmt: skip
 

@@ -36,3 +36,13 @@ def test_after_signing_in_the_page_follows(service):
 def test_the_path_that_follows_belongs_to_the_console():
     assert own_path("/console?order=day") == "/console?order=day"
     assert own_path("/console/\nx") == "/console"
+
+
+def test_a_key_that_may_not_review_is_told_so(service):
+    visitor = service.visitor()
+    answer = visitor.post("/sign-in", key=SECRETS["shop"], next="/console/models")
+    assert answer.status_code == 401
+    assert "lacks the scope" in answer.text
+    assert 'value="/console/models"' in answer.text
+    assert visitor.get("").status_code == 303
+    assert visitor.post("/sign-in", key=SECRETS["alice"]).status_code == 303
