@@ -33,6 +33,8 @@ demo: setup ## simulate, train, calibrate, evaluate, register, promote and score
 
 # One thread for each worker process: two with two threads each would fight over two cores.
 test test-slow test-ray test-schedule test-spark: export OMP_NUM_THREADS = 1
+# Tests start hundreds of processes, which would each compile the same modules.
+test test-slow test-ray test-schedule test-spark: export PYTHONDONTWRITEBYTECODE =
 
 test: setup ## run every test and doctest that is not marked slow or ray
 	$(BIN)/pytest -n 2 --dist loadscope

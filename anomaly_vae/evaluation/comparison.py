@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from anomaly_vae.data.converters import Levels, slice_name
-from anomaly_vae.evaluation.bootstrap import Ranking, draws, interval
+from anomaly_vae.evaluation.bootstrap import Ranking, draws, intervals
 from anomaly_vae.evaluation.metrics import bonferroni, rate
 from anomaly_vae.evaluation.slices import iter_slices
 
@@ -120,9 +120,10 @@ def metric_change(
     if not anomaly.any() or anomaly.all():
         return None
     old, new = (getattr(Ranking(scores, anomaly), metric) for scores in (champion, challenger))
-    ends = interval((new(c) - old(c) for c in draws(anomaly, unit=unit)), confidence)
+    differences = {metric: lambda counts: new(counts) - old(counts)}
+    ends = intervals(differences, draws(anomaly, unit=unit), confidence)[metric]
     assert ends, "each draw has rows of both kinds"
-    return Change(old(), new(), *ends)
+    return Change(float(old()), float(new()), *ends)
 
 
 def flag_change(

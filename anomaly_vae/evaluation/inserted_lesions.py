@@ -60,7 +60,7 @@ def _figures(heat: NDArray[np.floating], masks: Mask) -> LocalizationTest:
     ranking = Ranking(heat.ravel(), masks.ravel())
     pixels = heat[0].size
     drawn = draws(np.zeros(len(heat), bool), DRAWS)
-    bound = interval(ranking.auroc(np.repeat(counts, pixels)) for counts in drawn)
+    bound = interval(float(ranking.auroc(np.repeat(counts, pixels))) for counts in drawn)
     return LocalizationTest(
         len(heat),
         found.auroc or 0.0,

@@ -87,7 +87,7 @@ class Duplicates:
             int(known.sum()),
             float(known[~anomaly].mean()) if not anomaly.all() else None,
             float(known[anomaly].mean()) if anomaly.any() else None,
-            Ranking(score[~known], others).auroc() if both else None,
+            float(Ranking(score[~known], others).auroc()) if both else None,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -159,7 +159,7 @@ def _aurocs(values: Values, anomaly: Mask, seed: int) -> Iterator[float]:
 
 def _both_directions(ranks: NDArray[Any], anomaly: Mask) -> Iterator[float]:
     """Yield the AUROC of high values as a sign of anomalies, then that of low values."""
-    auroc = Ranking(ranks, anomaly).auroc()
+    auroc = float(Ranking(ranks, anomaly).auroc())
     yield auroc
     yield 1 - auroc
 

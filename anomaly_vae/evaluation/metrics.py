@@ -14,11 +14,18 @@ from scipy.stats import beta, betabinom, ks_2samp, t
 from anomaly_vae.calibration.conformal import Calibration, guaranteed_ranks
 from anomaly_vae.data.days import day_numbers
 from anomaly_vae.data.splitting import one_row_per_group, thin_by_ratio
-from anomaly_vae.evaluation.bootstrap import Counts, Ranking, choose_draws, draws, intervals
+from anomaly_vae.evaluation.bootstrap import (
+    Counts,
+    Figures,
+    Ranking,
+    choose_draws,
+    draws,
+    intervals,
+)
 from anomaly_vae.scoring.detector import Detections
 
 Mask = NDArray[np.bool_]
-Figure = Callable[[Counts | None], float]
+Figure = Callable[[Counts | None], Figures]
 """A figure as a function of draw counts (N,); None means that each row counts once."""
 MAX_TIME_SLICES = 60
 """Maximum number of time slices that are reported."""
@@ -165,7 +172,7 @@ def evaluate(
     ranked = _ranking_figures(detections.score, anomaly, k)
     drawn = draws(anomaly, choose_draws(len(anomaly)), unit=group) if ranked else ()
     ends = intervals(ranked, drawn, confidence)
-    figures: dict[str, Any] = {name: figure(None) for name, figure in ranked.items()}
+    figures: dict[str, Any] = {name: float(figure(None)) for name, figure in ranked.items()}
     figures |= {f"{name}_interval": ends[name] for name in ranked}
     figures |= {name: share.value for name, share in shares.items() if share}
     figures |= {f"{name}_interval": (s.low, s.high) for name, s in shares.items() if s}

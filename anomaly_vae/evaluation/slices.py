@@ -119,5 +119,7 @@ def _slice(
         fpr=rate(detections.is_anomaly[normal], group=unit[normal]),
         limit=max_fpr_under_guarantee(calibration, units, confidence) if units else None,
         recall=rate(detections.is_anomaly[anomaly], group=unit[anomaly]),
-        average_precision=Ranking(detections.score, anomaly).average_precision() if both else None,
+        average_precision=float(Ranking(detections.score, anomaly).average_precision())
+        if both
+        else None,
     )

@@ -1,8 +1,9 @@
 """Trace the scoring graph of an image model with torch, and compare the graph with torch.
 
 Inputs, outputs and weights of the graph are those of `onnx_tabular`. Tracing takes seconds,
-little compared with the minutes of an image fit, and it covers every network. Tables are
-fitted in seconds, so that `onnx_tabular` builds their graph directly.
+little compared with the minutes of an image fit, and it covers every network. A process that fits
+the same network repeatedly traces it once. Tables are fitted in seconds, so that `onnx_tabular`
+builds their graph directly.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from anomaly_vae.config.model import ImageModelConfig
 from anomaly_vae.export.image_scores import CHUNK_IMAGES, ImageScore
 from anomaly_vae.export.onnx_tabular import (
     IR_VERSION,
@@ -30,8 +32,12 @@ from anomaly_vae.export.onnx_tabular import (
 
 OUTPUTS = ("score", "nats", "kl", "expected", "latent")
 """Names of the graph's outputs."""
+MAX_GRAPHS = 32
+"""Maximum number of graphs that a process keeps."""
 MODEL_PREFIX = "model."
 """Prefix of the model's tensors inside `ImageScore`; the weights file omits it."""
+
+_graphs: dict[tuple[str, ...], bytes] = {}
 
 
 def image_tensors(score: ImageScore) -> dict[str, NDArray[Any]]:
@@ -44,6 +50,27 @@ def load_image_tensors(score: ImageScore, tensors: Mapping[str, torch.Tensor]) -
     """Copy the content of ``weights.safetensors`` into a score; the inverse of `image_tensors`."""
     for name, value in score.state_dict().items():
         value.copy_(tensors[name.removeprefix(MODEL_PREFIX)])
+
+
+def shared_graph(score: ImageScore, weights: bytes, model: ImageModelConfig) -> bytes:
+    """Return the graph of `trace_graph`, traced once for all fits of a configuration.
+
+    A graph refers to the weights and holds none, so that it depends only on the configuration of
+    the model and of the score, and on the shapes. `check_traced` compares it with each model.
+
+    Args:
+        score: the score with its statistics.
+        weights: content of the safetensors file that the graph will read.
+        model: configuration of the model in ``score``.
+    """
+    shapes = (repr(score.layout), repr(read_header(weights)))
+    key = (model.model_dump_json(), score.config.model_dump_json(), *shapes)
+    if key not in _graphs:
+        graph = trace_graph(score, weights)
+        while len(_graphs) >= MAX_GRAPHS:
+            del _graphs[next(iter(_graphs))]
+        _graphs[key] = graph
+    return _graphs[key]
 
 
 def trace_graph(score: ImageScore, weights: bytes) -> bytes:

@@ -58,7 +58,7 @@ import mlflow
 import mlflow.pyfunc
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
-from mlflow.entities.model_registry import RegisteredModel
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
@@ -223,6 +223,18 @@ class Version:
     run_id: str | None
     registered_at: float
     """Registration time, in seconds since 1970."""
+
+    @classmethod
+    def of(cls, registered: ModelVersion) -> Version:
+        """Return a version as MLflow describes it."""
+        return cls(
+            registered.name,
+            str(registered.version),
+            dict(registered.tags),
+            tuple(registered.aliases),
+            registered.run_id,
+            registered.creation_timestamp / 1000,
+        )
 
     @property
     def uri(self) -> str:
@@ -432,15 +444,7 @@ class Registry:
         Raises:
             RegistryError: the model or the version is unknown.
         """
-        registered = self._client.get_model_version(name, version)
-        return Version(
-            name,
-            str(registered.version),
-            dict(registered.tags),
-            tuple(registered.aliases),
-            registered.run_id,
-            registered.creation_timestamp / 1000,
-        )
+        return Version.of(self._client.get_model_version(name, version))
 
     @_translate_errors
     def by_alias(self, name: str, alias: str) -> Version:
@@ -449,13 +453,16 @@ class Registry:
         Raises:
             RegistryError: the model or the alias is unknown.
         """
-        registered = self._client.get_model_version_by_alias(name, alias)
-        return self.version(name, registered.version)
+        return Version.of(self._client.get_model_version_by_alias(name, alias))
 
     def champion(self, name: str) -> Version | None:
         """Return the champion of a model; None if it has none or the model is unknown."""
-        model = self._model(name)
-        return self.by_alias(name, CHAMPION) if model and CHAMPION in model.aliases else None
+        try:
+            return self.by_alias(name, CHAMPION)
+        except RegistryError as error:
+            if error.missing:
+                return None
+            raise
 
     @_translate_errors
     def _model(self, name: str) -> RegisteredModel | None:

@@ -31,7 +31,7 @@ from anomaly_vae.errors import DataError
 from anomaly_vae.evaluation.inserted_lesions import measure_localization
 from anomaly_vae.export.image_scores import ImageScore
 from anomaly_vae.export.onnx_tabular import check_graph, export_graph, weight_tensors
-from anomaly_vae.export.onnx_traced import check_traced, image_tensors, trace_graph
+from anomaly_vae.export.onnx_traced import check_traced, image_tensors, shared_graph
 from anomaly_vae.images.encoding import ImageEncoding, ImageLayout
 from anomaly_vae.images.heatmaps import fit_scale
 from anomaly_vae.images.schema import ImageSchema
@@ -240,7 +240,7 @@ class Images(Kind[ImageConfig, ImageSchema, ImageEncoding]):
         score = ImageScore(model, encoding.layout, config.score)
         score.fit_statistics(torch.from_numpy(validation))
         weights = save_tensors(image_tensors(score))
-        bundle = Bundle(manifest, trace_graph(score, weights), weights)
+        bundle = Bundle(manifest, shared_graph(score, weights, config.model), weights)
         explained = bundle.scorer.explain_encoded(validation)
         scale = fit_scale(explained.nats.reshape(-1, size, size), score.unit)
         error = check_traced(score, validation, explained.score)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from anomaly_vae.config import Config
 from anomaly_vae.lifecycle.registry import Registry
@@ -47,6 +48,15 @@ def champion(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.chdir(world.folder)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{world.folder / 'mlflow.db'}")
     return world
+
+
+@pytest.fixture
+def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save figures blank, since drawing them takes most of the time of a calibration.
+
+    Those of `world`, which is made before, are drawn.
+    """
+    monkeypatch.setattr(Figure, "draw", lambda self, renderer: None)
 
 
 @pytest.fixture

@@ -27,6 +27,8 @@ from tests.support.paths import ROOT
 from tests.support.ports import free_port
 from tests.support.terminal import run_on_terminal
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 COMMANDS = (
     "demo", "simulate", "train", "calibrate", "evaluate", "promote", "rollback", "run", "score",
     "serve", "models", "inspect", "thresholds",

@@ -24,6 +24,8 @@ from pipelines.training.train import read_data
 from tests.support.flows import Command, World
 from tests.support.registries import changed, copy_registry
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 def counts() -> tuple[int, int]:
     """Runs and versions there are."""

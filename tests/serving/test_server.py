@@ -97,7 +97,7 @@ with TestClient(create_app(Store([load_model(BundleRef({str(folder)!r}))]), Sett
 
 def test_what_is_under_way_finishes(tmp_path, folder, records):
     environment = {"ANOMALY_VAE_DRAIN_SECONDS": "0"}
-    many = {"records": records * 20, "explain": "all"}
+    many = {"records": records * 8, "explain": "all"}
     with running(tmp_path, [str(folder)], environment=environment) as service:
         with ThreadPoolExecutor(1) as pool:
             answer = pool.submit(service.ask, "/score", many)

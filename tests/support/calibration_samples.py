@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 
+from anomaly_vae.calibration import tail_methods
 from anomaly_vae.calibration.conformal import Calibration
 from anomaly_vae.calibration.sample import CalibrationSample
 from anomaly_vae.calibration.thresholds import choose_threshold
@@ -48,3 +51,11 @@ def evidence(seed: int, n: int = 300, tied: bool = False, m: int = 40) -> Calibr
 def chosen(method: str, given_: CalibrationSample, **keys: Any) -> Calibration:
     """Choose a threshold by a method."""
     return choose_threshold(given_, wish(method, **keys))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_refits() -> Iterator[None]:
+    """Test the fit of a tail with 19 samples, in modules that import this fixture."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tail_methods, "REFITS", 19)
+        yield

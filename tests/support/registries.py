@@ -7,10 +7,12 @@ import shutil
 import sqlite3
 import uuid
 from contextlib import closing
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.store.db import utils as db_utils
 from mlflow.tracking._tracking_service import utils as tracking
 
 from anomaly_vae.config import Config, validate_config
@@ -30,6 +32,8 @@ PLACES = (
 @pytest.fixture(scope="session")
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return an empty MLflow database; parallel workers share one, as migrating takes seconds."""
+    # Each store reads all of MLflow's migrations for the number of the last one.
+    db_utils._get_latest_schema_revision = cache(db_utils._get_latest_schema_revision)
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     path = shared / "template.db"

@@ -31,7 +31,10 @@ from anomaly_vae.data.splitting import TEST
 from anomaly_vae.errors import BundleError, CalibrationError, ConfigError
 from anomaly_vae.scoring.detector import Detections, Detector
 from pipelines.datasets.dataset import Dataset
+from tests.support.calibration_samples import few_refits
 from tests.support.naive import weighted_p_value
+
+__all__ = ["few_refits"]
 
 SEEDS = st.integers(0, 2**32 - 1)
 COLUMN = "TX_CHANNEL"

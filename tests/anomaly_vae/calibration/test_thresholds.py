@@ -17,7 +17,9 @@ from anomaly_vae.calibration.sample import CalibrationSample
 from anomaly_vae.calibration.thresholds import METHODS, choose_threshold, rows_needed
 from anomaly_vae.config.calibration import CalibrationConfig
 from anomaly_vae.errors import CalibrationError
-from tests.support.calibration_samples import SEEDS, WISHES, chosen, evidence, wish
+from tests.support.calibration_samples import SEEDS, WISHES, chosen, evidence, few_refits, wish
+
+__all__ = ["few_refits"]
 
 RANKS = [name for name in WISHES if name != "evt"]
 """Methods that use only the order of the scores."""

@@ -12,7 +12,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anomaly_vae.config.data import TabularData
@@ -203,6 +203,7 @@ def test_fitting_to_the_same_rows_gives_the_same_model(
     assert found["digest"] == truth["digest"]
 
 
+@settings(max_examples=30)
 @given(tables())
 def test_the_same_rows_are_judged_the_same(fitted: TabularVAEDetector, table: pa.Table) -> None:
     score, latent = fitted.score_samples(table), fitted.transform(table)

@@ -1,4 +1,4 @@
-"""Fits in forked processes, in worker processes of joblib and in threads."""
+"""Fits in forked processes and in threads; `test_conventions` has joblib's processes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from sklearn.base import clone
-from sklearn.model_selection import GridSearchCV
 
-from anomaly_vae import TabularVAEDetector
 from tests.support.estimators import tiny
 from tests.support.paths import ROOT
 
@@ -62,20 +60,6 @@ def test_a_fit_in_a_forked_child_ends() -> None:
 @pytest.fixture(scope="module")
 def rows() -> NDArray[np.float64]:
     return np.random.default_rng(0).normal(size=(200, 3))
-
-
-def spread(detector: TabularVAEDetector, X: NDArray[np.float64], y: object = None) -> float:
-    """A score for a search: the mean of the normal scores."""
-    return float(detector.score_samples(X).mean())
-
-
-def test_a_grid_search_runs_in_worker_processes(rows: NDArray[np.float64]) -> None:
-    search = GridSearchCV(tiny(), {"latent_dim": [1, 2]}, scoring=spread, cv=2, n_jobs=2)
-    search.fit(rows)
-    alone = GridSearchCV(tiny(), {"latent_dim": [1, 2]}, scoring=spread, cv=2).fit(rows)
-    np.testing.assert_allclose(
-        search.cv_results_["mean_test_score"], alone.cv_results_["mean_test_score"], rtol=1e-6
-    )
 
 
 def test_fits_in_threads_give_what_a_fit_alone_gives(rows: NDArray[np.float64]) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from anomaly_vae.evaluation import bootstrap
 from anomaly_vae.evaluation.bootstrap import (
     DRAWS,
     MIN_DRAWS,
@@ -50,6 +53,25 @@ def test_figures_of_a_draw_are_those_of_the_rows_drawn(seed: int, n: int, ties: 
         )
 
 
+@given(st.integers(0, 9999), st.integers(0, 200), st.booleans())
+def test_figures_of_many_draws_are_those_of_each(seed: int, n: int, ties: bool) -> None:
+    scores, anomaly = sample(seed, n, ties)
+    ranking, drawn = Ranking(scores, anomaly), list(draws(anomaly, 5, seed))
+    for figure in (ranking.auroc, ranking.average_precision, partial(ranking.precision_at, 3)):
+        assert figure(np.stack(drawn)).tolist() == [figure(counts) for counts in drawn]
+
+
+def test_intervals_do_not_depend_on_how_many_draws_are_computed_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scores, anomaly = sample(0, 100, True)
+    figures = {"auroc": Ranking(scores, anomaly).auroc}
+    whole = intervals(figures, draws(anomaly, 20))
+    for cells in (1, 300, 10**9):
+        monkeypatch.setattr(bootstrap, "BLOCK_CELLS", cells)
+        assert intervals(figures, draws(anomaly, 20)) == whole
+
+
 @given(st.integers(0, 9999), st.integers(0, 100))
 def test_a_draw_has_as_many_of_each_kind(seed: int, n: int) -> None:
     _, anomaly = sample(seed, n, False)
@@ -84,7 +106,7 @@ def test_figures_that_do_not_exist_are_nan_and_have_no_interval() -> None:
     ranking = Ranking(np.arange(5.0), normal)
     assert np.isnan(ranking.auroc())
     assert np.isnan(ranking.average_precision())
-    figures = {"auroc": ranking.auroc, "share": lambda counts: float(counts[0] > 0)}
+    figures = {"auroc": ranking.auroc, "share": lambda counts: (counts[..., 0] > 0).astype(float)}
     found = intervals(figures, draws(normal, 50))
     assert found["auroc"] is None
     assert found["share"] == Interval(0.0, 1.0)

@@ -311,8 +311,15 @@ def test_the_highest_kept_rate_counted_by_hand(n: int, alpha: float, total: int)
     assert kept_tail(k, n, total, hits) > 0.025
 
 
-@pytest.mark.parametrize(("n", "alpha", "total"), [(99, 0.05, 300), (400, 0.01, 1_000)])
-@pytest.mark.parametrize("confidence", [0.95, 0.8])
+@pytest.mark.parametrize(
+    ("n", "alpha", "total", "confidence"),
+    [
+        (99, 0.05, 300, 0.95),
+        (400, 0.01, 1_000, 0.8),
+        pytest.param(99, 0.05, 300, 0.8, marks=pytest.mark.slow),
+        pytest.param(400, 0.01, 1_000, 0.95, marks=pytest.mark.slow),
+    ],
+)
 def test_a_kept_promise_is_seldom_above_the_highest_kept_rate(
     n: int, alpha: float, total: int, confidence: float
 ) -> None:

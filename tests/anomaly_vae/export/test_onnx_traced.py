@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,9 +20,15 @@ from anomaly_vae.config import ImageConfig
 from anomaly_vae.config.model import ImageModelConfig
 from anomaly_vae.config.scoring import ImageScoreConfig
 from anomaly_vae.errors import ExportError
+from anomaly_vae.export import onnx_traced
 from anomaly_vae.export.image_scores import ImageScore
 from anomaly_vae.export.onnx_tabular import IR_VERSION, OPSET, TOLERANCE
-from anomaly_vae.export.onnx_traced import check_traced, image_tensors, trace_graph
+from anomaly_vae.export.onnx_traced import (
+    check_traced,
+    image_tensors,
+    shared_graph,
+    trace_graph,
+)
 from anomaly_vae.images.encoding import ImageLayout
 from anomaly_vae.models.builder import build
 from anomaly_vae.scoring.scorer import OUTPUTS, open_session
@@ -138,6 +145,37 @@ def traced(image_fitted: Fitted) -> Traced:
     score = ImageScore(model, layout, ImageScoreConfig(draws=2)).train()
     before = {name: value.clone() for name, value in score.state_dict().items()}
     return Traced(score, before, trace_graph(score, save_tensors(image_tensors(score))))
+
+
+def small_score(seed: int = 0, **model: Any) -> tuple[ImageScore, ImageModelConfig]:
+    layout, config = ImageLayout(1, 16), ImageModelConfig(network="dense", latent_dim=2, **model)
+    return ImageScore(build(config, layout, seed), layout, ImageScoreConfig(draws=2)), config
+
+
+def shared(score: ImageScore, config: ImageModelConfig) -> bytes:
+    return shared_graph(score, save_tensors(image_tensors(score)), config)
+
+
+def test_fits_of_one_configuration_share_the_graph_that_each_would_trace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(onnx_traced, "_graphs", {})
+    first, other = small_score(0, hidden_dim=4), small_score(1, hidden_dim=4)
+    graph = shared(*first)
+    with monkeypatch.context() as patch:
+        patch.setattr(onnx_traced, "_trace", None)
+        assert shared(*other) == graph
+    assert trace_graph(other[0], save_tensors(image_tensors(other[0]))) == graph
+
+
+def test_other_configurations_have_graphs_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_traced, "_graphs", {})
+    monkeypatch.setattr(onnx_traced, "MAX_GRAPHS", 2)
+    monkeypatch.setattr(onnx_traced, "trace_graph", lambda score, _: repr(score).encode())
+    scores = [small_score(0, hidden_dim=size) for size in (4, 5, 6)]
+    scores.append(small_score(0, hidden_dim=6, likelihood="laplace"))
+    assert len({shared(*one) for one in scores}) == len(scores)
+    assert len(onnx_traced._graphs) == 2, "the oldest are forgotten"
 
 
 @pytest.mark.slow

@@ -44,6 +44,7 @@ def small(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(module, "demo_config", quick)
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_it_finds_explains_and_says_how_to_go_on(
     place: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,6 +105,7 @@ def test_it_finds_explains_and_says_how_to_go_on(
         assert word in answer.err
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_what_it_makes_lies_in_its_folder_and_the_working_folders_registry(
     place: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,6 +39,8 @@ from pipelines.registry.frozen_test import FrozenTest
 from tests.support.flows import Command, World
 from tests.support.registries import copy_registry, frozen_rows
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 GOOD, EQUAL, WORSE, LOOSE = "1", "2", "3", "4"
 """The versions there are; version 1 is the world's own, and champion in it."""
 

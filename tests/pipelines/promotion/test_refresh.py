@@ -29,6 +29,8 @@ from tests.support.flows import Command, World
 from tests.support.registries import copy_registry, frozen_rows
 from tests.support.table_files import write
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 GOOD, EQUAL = "1", "2"
 
 

@@ -27,6 +27,8 @@ from pipelines.registry.frozen_test import FrozenTest
 from tests.support.flows import Command, World
 from tests.support.registries import copy_registry, frozen_rows
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 GOOD, NEWER = "1", "2"
 
 

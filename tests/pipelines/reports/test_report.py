@@ -29,6 +29,8 @@ from pipelines.training.train import read_data
 from tests.support.flows import Command, World
 from tests.support.registries import changed
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 LABEL = {"label": "TX_FRAUD", "positive": 1, "time": "TX_DATETIME"}
 
 

@@ -45,6 +45,8 @@ from pipelines.training.train import inputs_digest, read_data, train
 from tests.support.flows import Command, World
 from tests.support.registries import changed, copy_registry
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 def client() -> MlflowClient:
     uri = os.environ["MLFLOW_TRACKING_URI"]

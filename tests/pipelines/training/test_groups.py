@@ -36,6 +36,8 @@ from pipelines.training.train import read_data, train
 from tests.support.flows import Command, World
 from tests.support.registries import changed, copy_registry
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 COLUMN = "TX_CHANNEL"
 WEIGHT = "ratio"
 

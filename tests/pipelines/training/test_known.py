@@ -39,6 +39,8 @@ from serving.settings import Settings
 from tests.support.known import rows
 from tests.support.registries import changed, use_registry
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 N, ANOMALIES = 1_800, 150
 START = dt.datetime.fromisoformat("2024-01-01")
 

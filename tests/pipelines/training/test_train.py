@@ -36,6 +36,8 @@ from tests.support.flows import World
 from tests.support.paths import ROOT
 from tests.support.registries import changed, copy_registry
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 def client() -> MlflowClient:
     uri = os.environ["MLFLOW_TRACKING_URI"]

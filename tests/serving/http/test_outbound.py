@@ -27,7 +27,7 @@ class Echo(BaseHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def server():
     running = HTTPServer(("127.0.0.1", 0), Echo)
-    Thread(target=running.serve_forever, daemon=True).start()
+    Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{running.server_port}"
     running.shutdown()
     running.server_close()

@@ -130,7 +130,7 @@ def test_large_requests_wait_in_a_bounded_queue_beside_small_ones(tmp_path, fold
 
 
 def test_a_head_that_comes_byte_by_byte_is_cut_off(tmp_path, folder):
-    environment = {"ANOMALY_VAE_HEAD_SECONDS": "1"}
+    environment = {"ANOMALY_VAE_HEAD_SECONDS": "0.5"}
     with running(tmp_path, [str(folder)], environment=environment) as service:
         with socket.create_connection(address(service), timeout=20) as slow:
             silent = socket.create_connection(address(service), timeout=20)
@@ -252,6 +252,7 @@ def test_no_request_is_lost_when_one_process_takes_over_from_another(tmp_path, f
         def ask():
             while not done.is_set():
                 statuses.append(post(current[0], records[:2])[0])
+                time.sleep(0.01)  # leaves the processor to those that start and end
 
         with ThreadPoolExecutor(4) as pool:
             asking = [pool.submit(ask) for _ in range(4)]
@@ -288,6 +289,7 @@ def test_no_request_is_lost_when_workers_are_replaced(tmp_path, folder, records)
         def ask():
             while not done.is_set():
                 statuses.append(post(service, records[:2])[0])
+                time.sleep(0.01)  # leaves the processor to the new workers
 
         asking = [pool.submit(ask) for _ in range(4)]
         try:

@@ -93,21 +93,6 @@ def test_it_follows_an_alias(world, records, versions):
     assert not HEAVY & set(service.lines[-1].split())
 
 
-def test_it_looks_when_it_is_asked_to(world):
-    with running(world, [URI], environment=QUIET) as service:
-        same = {"name": "fraud", "shadow": False, "detail": None}
-        assert reload(service) == [
-            {**same, "outcome": "unchanged", "version": "1", "previous": "1"}
-        ]
-        move("2")
-        assert served_version(service) == "1"
-        assert reload(service) == [{**same, "outcome": "swapped", "version": "2", "previous": "1"}]
-        assert served_version(service) == "2"
-        (model,) = json.loads(service.ask("/models"))["models"]
-        assert model["following"]["uri"] == URI
-        assert model["following"]["failing"] is None
-
-
 def test_a_folder_is_not_followed(tmp_path, folder):
     with running(tmp_path, [str(folder)]) as service:
         assert [one["outcome"] for one in reload(service)] == ["fixed"]
@@ -159,20 +144,28 @@ def emptied(place):
     [altered, *(pytest.param(one, marks=pytest.mark.slow) for one in (shortened, emptied))],
 )
 def test_a_damaged_bundle_never_serves(world, versions, damage):
-    """The old version serves until the registry is repaired."""
+    """It looks when it is asked to; the old version serves until the registry is repaired."""
     place = artifact(world, versions["2"].digest)
     shutil.copytree(place, world / "sound")
+    same = {"name": "fraud", "shadow": False, "detail": None}
     with running(world, [URI], environment=QUIET) as service:
+        assert reload(service) == [
+            {**same, "outcome": "unchanged", "version": "1", "previous": "1"}
+        ]
         damage(place)
         move("2")
+        assert served_version(service) == "1"
         problem = reload(service)
         assert problem["status"] == 503
         assert "fetch the bundle again" in problem["detail"] or "not a bundle" in problem["detail"]
         assert fails(service, "bundle") == 1
         assert served_version(service) == "1"
         shutil.copytree(world / "sound", place, dirs_exist_ok=True)
-        assert [one["outcome"] for one in reload(service)] == ["swapped"]
+        assert reload(service) == [{**same, "outcome": "swapped", "version": "2", "previous": "1"}]
         assert served_version(service) == "2"
+        (model,) = json.loads(service.ask("/models"))["models"]
+        assert model["following"]["uri"] == URI
+        assert model["following"]["failing"] is None
 
 
 @pytest.mark.slow
@@ -212,9 +205,9 @@ def test_no_room_for_a_bundle(world):
 
 
 def test_it_starts_from_the_cache_when_the_registry_is_gone(world, records, versions):
-    with running(world, [URI], environment=QUIET) as service:
-        move("2")
-        reload(service)
+    move("2")
+    with running(world, [URI], environment=QUIET):
+        pass
     (world / DATABASE).rename(world / "away.db")
     with running(world, [f"cards={URI}"], environment=QUIET) as service:
         answer = json.loads(service.ask("/score", {"records": records[:3]}))

@@ -340,7 +340,7 @@ def test_missing_credentials_are_one_line(
 ) -> None:
     bundle = source.bundle.save(tmp_path / "bundle")
     with ThreadingHTTPServer(("127.0.0.1", 0), _Refuse) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         use_server(f"http://127.0.0.1:{server.server_port}", monkeypatch)
         for path, out in (
             (f"s3://{BUCKET}/in", tmp_path / "out"),
