@@ -98,6 +98,9 @@ class ImageModelConfig(Section):
     """Smallest variance of a `gaussian`, `laplace` or `structural` likelihood."""
     localization_head: bool = False
     """Whether a second network learns which pixels are anomalous, from synthetic corruption."""
+    backbone: Literal["none", "efficientnet_lite0"] = "none"
+    """Network trained on photographs whose patch features are modelled in place of pixels, for
+    industrial pictures: `efficientnet_lite0`, which needs the extra `backbone`, or `none`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -116,12 +119,12 @@ class ImageModelConfig(Section):
     @property
     def unset(self) -> set[str]:
         """Keys that the manifest leaves out, because they have their defaults."""
-        return set()
+        return {"backbone"} if self.backbone == "none" else set()
 
     def resolve(self, n_columns: int) -> ResolvedImageModel:
         """Fill in sizes that are None; the number of pixels, ``n_columns``, has no influence."""
         del n_columns
-        usual = 8 if self.network == "hierarchical" else 16
+        usual = 8 if self.network == "hierarchical" and self.backbone == "none" else 16
         sizes = {"latent_dim": self.latent_dim or usual}
         return ResolvedImageModel.model_validate({**dict(self), **sizes})
 
