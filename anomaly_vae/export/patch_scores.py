@@ -17,7 +17,7 @@ from anomaly_vae.config.scoring import ImageScoreConfig, ScoreConfig
 from anomaly_vae.export.image_scores import ImageScore
 from anomaly_vae.export.onnx_tabular import torch_terms
 from anomaly_vae.images.encoding import ImageLayout
-from anomaly_vae.models.backbone import N_COMPONENTS, STRIDE, Patches
+from anomaly_vae.models.backbone import N_FEATURES, STRIDE, Patches
 from anomaly_vae.models.image_likelihoods import blur, gaussian_kernel
 from anomaly_vae.models.vae import VAE
 
@@ -53,7 +53,7 @@ class PatchScore(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Convert images (N, F) into score, nats, kl, expected and latent; see the module."""
         count = self.patches.grid**2
-        rows = self.patches(x).reshape(-1, N_COMPONENTS)
+        rows = self.patches(x).reshape(-1, N_FEATURES)
         bound = torch_terms(self.model, ScoreConfig(), rows).bound.view(-1, count)
         nats = self._spread(-bound.float()).repeat(1, self.layout.channels) / self.layout.channels
         score = nats.double().sum(-1)

@@ -3,8 +3,9 @@
 The network is EfficientNet-Lite0 (Tan & Le 2019, arXiv 1905.11946, without squeeze-and-excitation
 and with ReLU6) up to the stride of 16 pixels. Its weights are never changed. The features of a
 position are averaged with those of its eight neighbours, as in PatchCore (Roth et al. 2022, arXiv
-2106.08265), and projected onto their principal components on normal images. Each position is then
-one row of numbers, which the VAE of a table models.
+2106.08265), standardised, and rotated to their principal components on normal images. Each position
+is then one row of numbers, which the VAE of a table models. None of the components is left out:
+defects deviate most in those of little variance.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from anomaly_vae.images.encoding import ImageLayout
 
 STRIDE = 16
 """Distance between neighbouring patches, in pixels."""
-N_COMPONENTS = 64
-"""Number of principal components of the features that form a row."""
 PIXEL_MEAN, PIXEL_STD = 0.498, 0.502
 """Mean and standard deviation that the network's training images were scaled with, on [0, 1]."""
 TAPS = (7, 10)
 """Blocks whose outputs are features: the last ones of 80 and of 112 channels."""
+MIN_SCALE = 1e-6
+"""Smallest standard deviation by which a feature is divided."""
 
 
 class BlockSize(NamedTuple):
@@ -59,6 +60,8 @@ BLOCKS = tuple(
     )
 )
 """Sizes of the blocks up to the stride of 16."""
+N_FEATURES = sum(BLOCKS[tap].channels for tap in TAPS)
+"""Number D of features of a patch, and of columns of its row."""
 
 
 class FrozenConv(nn.Module):
@@ -103,14 +106,12 @@ class FrozenBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Convert (N, inputs, H, W) into (N, channels, ⌈H/stride⌉, ⌈W/stride⌉)."""
         inner = F.relu6(self.expand(x)) if self.expand else x
-        out = self.project(F.relu6(self.depthwise(inner)))
+        out: Tensor = self.project(F.relu6(self.depthwise(inner)))
         return x + out if self.shortcut else out
 
 
 class EfficientNetLite0(nn.Module):
     """The blocks of EfficientNet-Lite0 up to the stride of 16; all weights are 0 until loaded."""
-
-    n_features = sum(BLOCKS[tap].channels for tap in TAPS)
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,7 +122,7 @@ class EfficientNetLite0(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convert scaled colour images (N, 3, S, S) into features (N, D, ⌈S/16⌉, ⌈S/16⌉)."""
-        x, taps = F.relu6(self.stem(x)), []
+        x, taps = F.relu6(self.stem(x)), list[Tensor]()
         for number, block in enumerate(self.blocks):
             x = block(x)
             if number in TAPS:
@@ -130,7 +131,7 @@ class EfficientNetLite0(nn.Module):
 
 
 class Patches(nn.Module):
-    """The rows of patch features of images, K numbers for each of P positions.
+    """The rows of patch features of images, D numbers for each of P positions.
 
     Args:
         layout: shape of the images; grey ones are given to the network three times.
@@ -139,18 +140,18 @@ class Patches(nn.Module):
         >>> import torch
         >>> patches = Patches(ImageLayout(channels=1, size=64))
         >>> patches(torch.zeros(2, 64 * 64)).shape  # 4 × 4 positions
-        torch.Size([2, 16, 64])
+        torch.Size([2, 16, 192])
     """
 
     center: Tensor
-    projection: Tensor
+    rotation: Tensor
 
     def __init__(self, layout: ImageLayout) -> None:
         super().__init__()
         self.layout = layout
         self.network = EfficientNetLite0()
-        self.register_buffer("center", torch.zeros(self.network.n_features))
-        self.register_buffer("projection", torch.zeros(self.network.n_features, N_COMPONENTS))
+        self.register_buffer("center", torch.zeros(N_FEATURES))
+        self.register_buffer("rotation", torch.zeros(N_FEATURES, N_FEATURES))
 
     @property
     def grid(self) -> int:
@@ -158,35 +159,30 @@ class Patches(nn.Module):
         return -(-self.layout.size // STRIDE)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convert encoded images (N, F) into rows (N, P, K)."""
-        return (self.features(x) - self.center) @ self.projection
+        """Convert encoded images (N, F) into rows (N, P, D)."""
+        return self.rotated(self.features(x))
+
+    def rotated(self, features: Tensor) -> Tensor:
+        """Standardise and rotate features (..., D)."""
+        return (features - self.center) @ self.rotation
 
     def features(self, x: Tensor) -> Tensor:
         """Convert encoded images (N, F) into features (N, P, D)."""
         images = x.view(-1, *self.layout.shape).expand(-1, 3, -1, -1)
         maps = self.network((images - PIXEL_MEAN) / PIXEL_STD)
         local = F.avg_pool2d(maps, 3, 1, 1, count_include_pad=False)
-        return local.movedim(1, -1).reshape(-1, self.grid**2, self.network.n_features)
+        return local.movedim(1, -1).reshape(-1, self.grid**2, N_FEATURES)
 
-    def fit_projection(self, features: Tensor) -> None:
-        """Set the projection to the principal components of features (R, D), scaled to variance 1.
-
-        Features are standardised first, so that their units have no influence.
-        """
+    def fit_rotation(self, features: Tensor) -> None:
+        """Set the rotation to the principal components of features (R, D), once standardised."""
         center, scale = features.mean(0), features.std(0).clamp_min(MIN_SCALE)
         correlation = torch.cov(((features - center) / scale).T.double())
-        variance, axes = torch.linalg.eigh(correlation)
-        variance, axes = variance[-N_COMPONENTS:].flip(0), axes[:, -N_COMPONENTS:].flip(1)
+        axes = torch.linalg.eigh(correlation).eigenvectors.flip(1)
         self.center.copy_(center)
-        whitened = axes * _signs(axes) / variance.clamp_min(MIN_SCALE).sqrt()
-        self.projection.copy_((whitened / scale.double()[:, None]).float())
-
-
-MIN_SCALE = 1e-6
-"""Smallest standard deviation of a feature, and smallest variance of a component."""
+        self.rotation.copy_(axes * _signs(axes) / scale[:, None])
 
 
 def _signs(axes: Tensor) -> Tensor:
-    """Return the sign of the largest entry of each axis (D, K), which eigenvectors leave open."""
+    """Return the sign of the largest entry of each axis (D, D), which eigenvectors leave open."""
     largest = axes.abs().argmax(0, keepdim=True)
     return axes.gather(0, largest).sign()

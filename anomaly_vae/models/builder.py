@@ -14,7 +14,7 @@ from anomaly_vae.config.model import ImageModelConfig, ModelConfig, ResolvedImag
 from anomaly_vae.data.encoding import Layout
 from anomaly_vae.images.encoding import ImageLayout
 from anomaly_vae.models.autoencoder import Autoencoder
-from anomaly_vae.models.backbone import N_COMPONENTS, Patches
+from anomaly_vae.models.backbone import N_FEATURES, Patches
 from anomaly_vae.models.convolutional import Geometry, ImageDecoder, ImageEncoder
 from anomaly_vae.models.hierarchical import (
     LEVELS,
@@ -109,12 +109,13 @@ def build_image(config: ImageModelConfig, layout: ImageLayout, seed: int = 0) ->
 
 def patch_model(config: ImageModelConfig) -> ModelConfig:
     """Return the model of patches that a backbone is followed by: one network and exemplars."""
-    sizes = {"latent_dim": config.latent_dim, "hidden_dim": config.hidden_dim}
-    return ModelConfig(type=config.type, members=1, **sizes)
+    return ModelConfig(
+        type=config.type, members=1, latent_dim=config.latent_dim, hidden_dim=config.hidden_dim
+    )
 
 
 def _build_patches(config: ImageModelConfig, layout: ImageLayout, seed: int) -> VAE:
-    model = build_tabular(patch_model(config), Layout(N_COMPONENTS, 0, ()), seed)
+    model = build_tabular(patch_model(config), Layout(N_FEATURES, 0, ()), seed)
     model.patches = Patches(layout)
     return model
 

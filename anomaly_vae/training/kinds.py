@@ -35,7 +35,7 @@ from anomaly_vae.export.patch_scores import image_score
 from anomaly_vae.images.encoding import ImageEncoding, ImageLayout
 from anomaly_vae.images.heatmaps import fit_scale
 from anomaly_vae.images.schema import ImageSchema
-from anomaly_vae.models.backbone import N_COMPONENTS, Patches
+from anomaly_vae.models.backbone import N_FEATURES, Patches
 from anomaly_vae.models.builder import build_image, build_tabular, patch_model
 from anomaly_vae.models.pretrained import load_pretrained, origin
 from anomaly_vae.models.vae import VAE
@@ -252,7 +252,7 @@ class Images(Kind[ImageConfig, ImageSchema, ImageEncoding]):
     def views(self, config: ImageConfig, encoding: ImageEncoding) -> Views:
         """Augment, corrupt and insert synthetic anomalies; see `Kind.views`."""
         if config.model.backbone != "none":
-            return NoisyCells(0.0, range(N_COMPONENTS), PATCH_NOISE, N_COMPONENTS)
+            return NoisyCells(0.0, range(N_FEATURES), PATCH_NOISE, N_FEATURES)
         training, insert = config.training, synthetic if config.model.localization_head else None
         return DistortedImages(encoding.layout, training.augmentation, training.corruption, insert)
 

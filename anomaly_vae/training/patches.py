@@ -20,26 +20,23 @@ CHUNK = 16
 def patch_rows(
     patches: Patches, train: Matrix, validation: Matrix, seed: int, fit: bool
 ) -> tuple[Matrix, Matrix]:
-    """Return the rows (R, K) of training and validation images.
+    """Return the rows (R, D) of training and validation images.
 
     Of many images, each gives only some of its patches, chosen at random.
 
     Args:
-        patches: makes rows of images; its projection is set in place.
+        patches: makes rows of images; its rotation is set in place.
         train: (N, F), encoded images.
         validation: (V, F), encoded images.
         seed: seed of the choice.
-        fit: whether to set the projection from the training images.
+        fit: whether to set the rotation from the training images.
     """
     generator = torch.Generator().manual_seed(seed)
     features = _features(patches, torch.from_numpy(train), MAX_PATCHES, generator)
     if fit:
-        patches.fit_projection(features)
+        patches.fit_rotation(features)
     judges = _features(patches, torch.from_numpy(validation), MAX_PATCHES // 10, generator)
-    known, new = (
-        ((part - patches.center) @ patches.projection).numpy() for part in (features, judges)
-    )
-    return known, new
+    return patches.rotated(features).numpy(), patches.rotated(judges).numpy()
 
 
 def _features(patches: Patches, x: Tensor, limit: int, generator: Generator) -> Tensor:
