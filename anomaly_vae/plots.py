@@ -18,7 +18,7 @@ from anomaly_vae.evaluation.report import EvaluationReport
 from anomaly_vae.evaluation.slices import ColumnSlice
 from anomaly_vae.evaluation.what_if import ALPHAS, WhatIf
 from anomaly_vae.images.encoding import ImageEncoding
-from anomaly_vae.images.heatmaps import NO_LOCALIZATION
+from anomaly_vae.images.heatmaps import NO_LOCALIZATION, Scale
 from anomaly_vae.scoring.detector import Detector, Explanation
 from anomaly_vae.scoring.scorer import ScoreParts
 from anomaly_vae.training.trainer import History
@@ -230,7 +230,7 @@ def reconstructions(
     encoding: TabularEncoding | ImageEncoding,
     explained: ScoreParts,
     titles: Sequence[str],
-    localizes: bool = True,
+    scale: Scale | None = None,
 ) -> Figure:
     """Draw observed and expected values of a few rows or images.
 
@@ -238,15 +238,16 @@ def reconstructions(
         encoding: the model's encoding.
         explained: scores and their parts.
         titles: one title for each row or image that is drawn.
-        localizes: for images: whether maps show where anomalies are; if not, none is drawn.
+        scale: for images: whether maps show where anomalies are, and whether pixels are expected;
+            what is not so is not drawn.
     """
     if isinstance(encoding, ImageEncoding):
-        return _images(encoding, explained, titles, localizes)
+        return _images(encoding, explained, titles, scale)
     return _columns(encoding, explained, titles)
 
 
 def _images(
-    encoding: ImageEncoding, explained: ScoreParts, titles: Sequence[str], localizes: bool
+    encoding: ImageEncoding, explained: ScoreParts, titles: Sequence[str], scale: Scale | None
 ) -> Figure:
     """Draw each image, its expected image, and the map that adds up to its score."""
     count, side = min(len(titles), len(explained.score)), encoding.layout.size
@@ -254,13 +255,14 @@ def _images(
     seen, expected = encoding.to_images(explained.observed), encoding.to_images(explained.expected)
     maps = explained.nats[:count].reshape(count, side, side)
     low, high = np.percentile(maps, [1, 99.8])
-    for row, axes in enumerate(figure.subplots(count, 3, squeeze=False)):
-        for place, picture in zip(axes, (seen[row], expected[row]), strict=False):
+    pictures = (seen, expected) if scale is None or scale.expects else (seen,)
+    for row, axes in enumerate(figure.subplots(count, len(pictures) + 1, squeeze=False)):
+        for place, picture in zip(axes, (each[row] for each in pictures), strict=False):
             place.imshow(np.moveaxis(picture, 0, -1).squeeze(), "gray", vmin=0, vmax=1)
-        if localizes:
-            axes[2].imshow(maps[row], "cividis", vmin=low, vmax=high)
+        if scale is None or scale.localizes:
+            axes[-1].imshow(maps[row], "cividis", vmin=low, vmax=high)
         else:
-            axes[2].text(0.5, 0.5, NO_LOCALIZATION, ha="center", fontsize=8)
+            axes[-1].text(0.5, 0.5, NO_LOCALIZATION, ha="center", fontsize=8)
         axes[0].set_title(plain(titles[row]), fontsize=8, loc="left")
         for place in axes:
             place.set_axis_off()

@@ -17,6 +17,7 @@ PROTOCOLS: dict[str, tuple[str, ...]] = {
     "transactions": ("fraud",),
     "known": ("fraud",),
     "scans": ("mri", "pneumoniamnist.npz"),
+    "parts": ("tiles",),
     "promise": ("adbench", "fraud"),
     "merchants": ("fraud",),
     "thresholds": (),

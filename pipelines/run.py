@@ -15,7 +15,7 @@ from pipelines.promotion.promote import promote
 from pipelines.promotion.show import show
 from pipelines.registry.frozen_test import champions_test, is_set_apart
 from pipelines.training.calibrate import calibrate
-from pipelines.training.train import inputs_digest, read_data, train
+from pipelines.training.train import check_backbone, inputs_digest, read_data, train
 
 
 def run(config: Config) -> tuple[dict[str, Any], bool]:
@@ -26,6 +26,7 @@ def run(config: Config) -> tuple[dict[str, Any], bool]:
     Returns:
         The command's JSON object, and whether the model is champion now.
     """
+    check_backbone(config)
     data = read_data(config)
     registry = Registry(config.mlflow.tracking_uri)
     existing = _existing_version(registry, config, data)

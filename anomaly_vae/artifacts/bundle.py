@@ -162,7 +162,13 @@ class Bundle:
         """Scale of anomaly map values; image models only."""
         from anomaly_vae.images.heatmaps import Scale
 
-        return replace(Scale.from_json(self.manifest["heat_scale"]), localizes=self.localizes)
+        scale = Scale.from_json(self.manifest["heat_scale"])
+        return replace(scale, localizes=self.localizes, expects=self.draws)
+
+    @property
+    def map_scale(self) -> Scale | None:
+        """Scale of anomaly map values; None for tables."""
+        return self.heat_scale if "heat_scale" in self.manifest else None
 
     @cached_property
     def localization(self) -> LocalizationTest | None:
@@ -176,6 +182,14 @@ class Bundle:
     def localizes(self) -> bool:
         """Whether maps may be drawn: they show inserted lesions, or this was not measured."""
         return self.localization is None or self.localization.localizes
+
+    @property
+    def draws(self) -> bool:
+        """Whether the model decodes latents into images, or rows; not into features of a backbone.
+
+        The entry ``backbone`` of the manifest says where such a network comes from.
+        """
+        return "backbone" not in self.manifest
 
     @cached_property
     def example(self) -> dict[str, Any]:

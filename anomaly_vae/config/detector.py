@@ -44,6 +44,12 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 """Defaults that each preset changes, by kind of data."""
+BACKBONE_DEFAULTS: dict[str, Any] = {
+    "data": {"size": 224},
+    "score": {"standardise": False},
+    "training": {"beta": 0.3},
+}
+"""Defaults that `model.backbone` changes."""
 
 
 class BaseConfig(Section):
@@ -72,7 +78,14 @@ class BaseConfig(Section):
         if isinstance(value.get("score"), str):  # score: neg_elbo is short for score.type
             value = {**value, "score": {"type": value["score"]}}
         presets = PRESETS[cls.model_fields["kind"].default]
-        return merged(presets.get(str(value.get("preset")), {}), value)
+        defaults = merged(cls._implied(value), presets.get(str(value.get("preset")), {}))
+        return merged(defaults, value)
+
+    @classmethod
+    def _implied(cls, value: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the defaults that other keys of a configuration change."""
+        del value
+        return {}
 
     @model_validator(mode="after")
     def _check_renewal(self) -> Self:
@@ -188,6 +201,29 @@ class ImageConfig(BaseConfig):
     """Anomaly score; its type may be given in place of the section: `score: neg_elbo`."""
     calibration: ImageCalibrationConfig = ImageCalibrationConfig()
     """Threshold."""
+
+    @classmethod
+    def _implied(cls, value: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the defaults that a backbone changes."""
+        match value.get("model"):
+            case {"backbone": str(name)} if name != "none":
+                return BACKBONE_DEFAULTS
+        return {}
+
+    @model_validator(mode="after")
+    def _check_backbone(self) -> Self:
+        if self.model.backbone == "none":
+            return self
+        if self.model.localization_head:
+            raise ValueError(
+                "model.backbone localises by itself; leave model.localization_head out"
+            )
+        if (self.score.type, self.score.draws, self.score.standardised) != ("neg_elbo", 1, False):
+            raise ValueError(
+                "patches of model.backbone are scored by neg_elbo, in nats and at the posterior "
+                "mean; leave score.type, score.draws and score.standardise out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_score(self) -> ImageConfig:

@@ -84,7 +84,7 @@ class ImageModelConfig(Section):
     """Architecture; `hierarchical` has latents at three resolutions (Sønderby et al. 2016)."""
     latent_dim: int | None = Field(None, ge=1, le=4096)
     """Number of latent dimensions, for `hierarchical` the channels of the coarsest level; null: 16,
-    for `hierarchical` 8."""
+    for `hierarchical` 8, with a `backbone` 64."""
     width: int = Field(16, ge=1, le=512)
     """Number of channels of the finest convolutions; each halving of the resolution doubles it."""
     hidden_dim: int = Field(256, ge=1, le=8192)
@@ -98,6 +98,9 @@ class ImageModelConfig(Section):
     """Smallest variance of a `gaussian`, `laplace` or `structural` likelihood."""
     localization_head: bool = False
     """Whether a second network learns which pixels are anomalous, from synthetic corruption."""
+    backbone: Literal["none", "efficientnet_lite0"] = "none"
+    """Network trained on photographs whose patch features are modelled in place of pixels, for
+    industrial pictures: `efficientnet_lite0`, which needs the extra `backbone`, or `none`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -116,13 +119,13 @@ class ImageModelConfig(Section):
     @property
     def unset(self) -> set[str]:
         """Keys that the manifest leaves out, because they have their defaults."""
-        return set()
+        return {"backbone"} if self.backbone == "none" else set()
 
     def resolve(self, n_columns: int) -> ResolvedImageModel:
         """Fill in sizes that are None; the number of pixels, ``n_columns``, has no influence."""
         del n_columns
         usual = 8 if self.network == "hierarchical" else 16
-        sizes = {"latent_dim": self.latent_dim or usual}
+        sizes = {"latent_dim": self.latent_dim or (usual if self.backbone == "none" else 64)}
         return ResolvedImageModel.model_validate({**dict(self), **sizes})
 
 

@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from anomaly_vae.config import ImageConfig
 from anomaly_vae.data.encoding import Matrix
 from anomaly_vae.data.schema import RawBatch
+from anomaly_vae.errors import ConfigError
 from anomaly_vae.estimators.arguments import SHARED_KEYS
 from anomaly_vae.estimators.base import (
     Data,
@@ -48,6 +49,7 @@ CONFIG_KEYS: dict[str, tuple[str, ...]] = {
     "width": ("model.width",),
     "upsampling": ("model.upsampling",),
     "localization_head": ("model.localization_head",),
+    "backbone": ("model.backbone",),
     "corruption": ("training.corruption.type",),
     "corruption_strength": ("training.corruption.strength",),
     "flip": ("training.augmentation.flip",),
@@ -66,6 +68,7 @@ CONFIG_KEYS: dict[str, tuple[str, ...]] = {
     "max_seconds": ("data.max_seconds",),
 }
 """Configuration keys that each constructor argument sets."""
+NO_PIXELS = "a model with a backbone expects features and no pixels; fit one with backbone='none'"
 
 
 class ImageVAEDetector(VAEDetector[ImageConfig, ImageSchema]):
@@ -149,6 +152,7 @@ class ImageVAEDetector(VAEDetector[ImageConfig, ImageSchema]):
         hidden_dim: int | None = None,
         upsampling: Literal["shuffle", "transposed"] | None = None,
         localization_head: bool | None = None,
+        backbone: Literal["none", "efficientnet_lite0"] | None = None,
         variance_floor: float | None = None,
         corruption: Literal["none", "coarse", "pixel", "mask", "downsample"] | None = None,
         corruption_strength: float | None = None,
@@ -243,7 +247,12 @@ class ImageVAEDetector(VAEDetector[ImageConfig, ImageSchema]):
 
         Args:
             X: N images.
+
+        Raises:
+            ConfigError: the model has a backbone, so that it expects features and no pixels.
         """
+        if not self.bundle_.draws:
+            raise ConfigError(NO_PIXELS, key="model.backbone")
         batch = self._batch(X)
         scorer = self.bundle_.scorer
         _, encoding = image_modality(scorer.schema, scorer.encoding)
@@ -264,7 +273,7 @@ class ImageVAEDetector(VAEDetector[ImageConfig, ImageSchema]):
         titles = figure_titles(parts.score)
         axes: Axes = (
             load_plots()
-            .reconstructions(scorer.encoding, parts, titles, self.bundle_.localizes)
+            .reconstructions(scorer.encoding, parts, titles, self.bundle_.heat_scale)
             .axes[0]
         )
         return axes

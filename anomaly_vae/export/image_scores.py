@@ -41,6 +41,9 @@ divisor is 0."""
 class ImageScore(nn.Module):
     """The score of a trained image model and its parts."""
 
+    any_batch = True
+    """Whether the graph takes any number of images."""
+
     kernel: Tensor
     noise: Tensor
     center: Tensor

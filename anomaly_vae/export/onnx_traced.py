@@ -29,6 +29,7 @@ from anomaly_vae.export.onnx_tabular import (
     external_tensor,
     read_header,
 )
+from anomaly_vae.export.patch_scores import PatchScore
 
 OUTPUTS = ("score", "nats", "kl", "expected", "latent")
 """Names of the graph's outputs."""
@@ -40,19 +41,21 @@ MODEL_PREFIX = "model."
 _graphs: dict[tuple[str, ...], bytes] = {}
 
 
-def image_tensors(score: ImageScore) -> dict[str, NDArray[Any]]:
+def image_tensors(score: ImageScore | PatchScore) -> dict[str, NDArray[Any]]:
     """Return the content of ``weights.safetensors``: parameters, frozen draws and statistics."""
     tensors = score.state_dict().items()
     return {name.removeprefix(MODEL_PREFIX): value.contiguous().numpy() for name, value in tensors}
 
 
-def load_image_tensors(score: ImageScore, tensors: Mapping[str, torch.Tensor]) -> None:
+def load_image_tensors(score: ImageScore | PatchScore, tensors: Mapping[str, torch.Tensor]) -> None:
     """Copy the content of ``weights.safetensors`` into a score; the inverse of `image_tensors`."""
     for name, value in score.state_dict().items():
         value.copy_(tensors[name.removeprefix(MODEL_PREFIX)])
 
 
-def shared_graph(score: ImageScore, weights: bytes, model: ImageModelConfig) -> bytes:
+def shared_graph(
+    score: ImageScore | PatchScore, weights: bytes, model: ImageModelConfig
+) -> bytes:
     """Return the graph of `trace_graph`, traced once for all fits of a configuration.
 
     A graph refers to the weights and holds none, so that it depends only on the configuration of
@@ -73,7 +76,7 @@ def shared_graph(score: ImageScore, weights: bytes, model: ImageModelConfig) -> 
     return _graphs[key]
 
 
-def trace_graph(score: ImageScore, weights: bytes) -> bytes:
+def trace_graph(score: ImageScore | PatchScore, weights: bytes) -> bytes:
     """Return the serialised scoring graph of a trained image model.
 
     Args:
@@ -87,7 +90,8 @@ def trace_graph(score: ImageScore, weights: bytes) -> bytes:
     header, base = read_header(weights)
     tensors = [_external(tensor, header, base) for tensor in traced.graph.initializer]
     columns = score.layout.n_columns
-    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", columns])]
+    rows = "N" if score.any_batch else 1
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [rows, columns])]
     outputs = list(traced.graph.output)
     proto = helper.make_model(
         helper.make_graph(list(traced.graph.node), "scoring", inputs, outputs, tensors),
@@ -97,7 +101,9 @@ def trace_graph(score: ImageScore, weights: bytes) -> bytes:
     return bytes(proto.SerializeToString(deterministic=True))
 
 
-def check_traced(score: ImageScore, x: NDArray[np.float32], scores: NDArray[np.float64]) -> float:
+def check_traced(
+    score: ImageScore | PatchScore, x: NDArray[np.float32], scores: NDArray[np.float64]
+) -> float:
     """Compare the scores of a graph with torch.
 
     The difference is relative to the sum of the absolute parts, since standardised parts have both
@@ -121,19 +127,19 @@ def check_traced(score: ImageScore, x: NDArray[np.float32], scores: NDArray[np.f
     return disagreement(truth.numpy(), scores, size.numpy())
 
 
-def _trace(score: ImageScore) -> onnx.ModelProto:
+def _trace(score: ImageScore | PatchScore) -> onnx.ModelProto:
     with warnings.catch_warnings(), _without_warnings():
         warnings.simplefilter("ignore")  # the exporter calls deprecated functions of torch
         program = torch.onnx.export(
             score,
-            (torch.zeros(2, score.layout.n_columns),),
+            (torch.zeros(2 if score.any_batch else 1, score.layout.n_columns),),
             dynamo=True,
             optimize=False,  # keep parameters as they are in the weights file
             verbose=False,
             opset_version=OPSET,
             input_names=["x"],
             output_names=list(OUTPUTS),
-            dynamic_shapes=({0: torch.export.Dim("N")},),
+            dynamic_shapes=({0: torch.export.Dim("N")},) if score.any_batch else None,
         )
     assert program is not None, "without a file, the exporter returns the program"
     return program.model_proto

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.data.schema import RawBatch
-from anomaly_vae.errors import ConfigError, DataError
+from anomaly_vae.errors import BundleError, ConfigError, DataError
 from anomaly_vae.models.autoencoder import Autoencoder
 from anomaly_vae.models.builder import tabular_parts
 from anomaly_vae.models.exemplars import Exemplars
@@ -76,6 +76,9 @@ def load_ensemble(bundle: Bundle) -> VAE:
 def load_model(bundle: Bundle) -> VAE:
     """Load the bundle's model into torch; if it has several members, the first of them.
 
+    Raises:
+        BundleError: it is a model of the features of a backbone, which no image is drawn from.
+
     Example:
         >>> import numpy as np
         >>> from anomaly_vae import TabularVAEDetector
@@ -85,6 +88,11 @@ def load_model(bundle: Bundle) -> VAE:
         >>> model.members, model.latent_dim
         (1, 2)
     """
+    if not bundle.draws:
+        raise BundleError(
+            f"model '{bundle.manifest['name']}' expects features of its backbone and draws no "
+            "images; train one with model.backbone: none"
+        )
     tensors, section = load_weights(bundle), bundle.manifest["config"]["model"]
     if section.get("members", 1) == 1:
         return _model(bundle, tensors)

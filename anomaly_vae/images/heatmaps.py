@@ -77,6 +77,9 @@ class Scale:
     localizes: bool = True
     """Whether the maps show where anomalies are; if not, no heat is drawn. Not in the manifest's
     entry: it follows from the model's test."""
+    expects: bool = True
+    """Whether the model expects pixels, so that they are drawn; a model of features does not. Not
+    in the manifest's entry either."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of the manifest."""
@@ -233,9 +236,9 @@ def overlay(
 ) -> Image.Image:
     """Draw three panels: the scan, the model's expectation, and the scan under its heatmap.
 
-    Opacity is proportional to heat. Regions are outlined and numbered in the order of ``found``.
-    Under the heat, colour scans are grey. If the model's maps do not localise, the third panel
-    says so instead.
+    The second is left out if the model expects features and no pixels. Opacity is proportional to
+    heat. Regions are outlined and numbered in the order of ``found``. Under the heat, colour scans
+    are grey. If the model's maps do not localise, the last panel says so instead.
 
     Args:
         scan: The scan, (C, H, W) with C 1 or 3, or (H, W), in [0, 1].
@@ -248,12 +251,13 @@ def overlay(
     """
     height, width = heat.shape
     zoom = zoom or _zoom(height, width, MIN_PANEL, MAX_PANEL)
-    panels = [_enlarge(_to_rgb(image), zoom) for image in (scan, expected)]
+    shown = {"scan": scan} | ({"expected by the model": expected} if scale.expects else {})
+    panels = [_enlarge(_to_rgb(image), zoom) for image in shown.values()]
     if scale.localizes:
         last, caption = _heated(scan, heat, found, scale, zoom), f"heat, {scale.unit}"
     else:
         last, caption = _stated(NO_LOCALIZATION, panels[0].shape), "no heat"
-    captions = ("scan", "expected by the model", caption)
+    captions = (*shown, caption)
     return _page([*map(Image.fromarray, panels), last], captions, title, scale)
 
 

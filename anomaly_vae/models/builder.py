@@ -14,6 +14,7 @@ from anomaly_vae.config.model import ImageModelConfig, ModelConfig, ResolvedImag
 from anomaly_vae.data.encoding import Layout
 from anomaly_vae.images.encoding import ImageLayout
 from anomaly_vae.models.autoencoder import Autoencoder
+from anomaly_vae.models.backbone import N_FEATURES, Patches
 from anomaly_vae.models.convolutional import Geometry, ImageDecoder, ImageEncoder
 from anomaly_vae.models.hierarchical import (
     LEVELS,
@@ -93,6 +94,8 @@ def build_tabular(config: ModelConfig, layout: Layout, seed: int = 0) -> VAE:
 
 def build_image(config: ImageModelConfig, layout: ImageLayout, seed: int = 0) -> VAE:
     """Return an untrained model of images; see `build`."""
+    if config.backbone != "none":
+        return _build_patches(config, layout, seed)
     config = config.resolve(layout.n_columns)
     models = HIERARCHICAL if config.network == "hierarchical" else MODELS
     with _seeded(seed):
@@ -101,6 +104,19 @@ def build_image(config: ImageModelConfig, layout: ImageLayout, seed: int = 0) ->
         model = models[config.type](nn.Identity(), encoder, decoder, likelihood, StandardNormal())
         if config.localization_head:
             model.contamination = LocalizationHead(Geometry(layout, config.width, LEVELS))
+    return model
+
+
+def patch_model(config: ImageModelConfig) -> ModelConfig:
+    """Return the model of patches that a backbone is followed by: one network and exemplars."""
+    return ModelConfig(
+        type=config.type, members=1, latent_dim=config.latent_dim, hidden_dim=config.hidden_dim
+    )
+
+
+def _build_patches(config: ImageModelConfig, layout: ImageLayout, seed: int) -> VAE:
+    model = build_tabular(patch_model(config), Layout(N_FEATURES, 0, ()), seed)
+    model.patches = Patches(layout)
     return model
 
 

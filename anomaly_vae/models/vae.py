@@ -107,6 +107,9 @@ class VAE(nn.Module):
 
         The attribute is named for the names of its tensors in stored weights.
         """
+        self.patches: nn.Module | None = None
+        """Module that converts images (N, F) into the rows (N, P, K) that the model is of, one for
+        each patch; None if it is a model of the images, or of a table."""
 
     @property
     def latent_dim(self) -> int:

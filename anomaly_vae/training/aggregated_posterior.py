@@ -19,7 +19,7 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from anomaly_vae.config.model import ModelConfig
-from anomaly_vae.config.training import TrainingConfig
+from anomaly_vae.config.training import FitConfig
 from anomaly_vae.models.autoencoder import Autoencoder
 from anomaly_vae.models.builder import tabular_parts
 from anomaly_vae.models.priors import Mixture
@@ -61,7 +61,7 @@ MAX_VARIANCE = 30.0
 
 @torch.no_grad()
 def finalize(
-    model: VAE, train: Tensor, held_out: Tensor, config: ModelConfig, training: TrainingConfig
+    model: VAE, train: Tensor, held_out: Tensor, config: ModelConfig, training: FitConfig
 ) -> None:
     """Refit the variances; set the model's aggregated posterior, guard's limit and exemplars.
 
@@ -91,7 +91,7 @@ def finalize(
 
 
 def _aggregated_posterior(
-    model: VAE, train: Tensor, held_out: Tensor, config: ModelConfig, training: TrainingConfig
+    model: VAE, train: Tensor, held_out: Tensor, config: ModelConfig, training: FitConfig
 ) -> Mixture:
     """Return the mixture over the latents of each member's kept rows."""
     known, new = (Codes.of(model, rows, training) for rows in (train, held_out))
@@ -106,7 +106,7 @@ def _aggregated_posterior(
     return Mixture.stack(mixtures) if model.members > 1 else mixtures[0]
 
 
-def _kept_rows(model: VAE, x: Tensor, training: TrainingConfig) -> Tensor:
+def _kept_rows(model: VAE, x: Tensor, training: FitConfig) -> Tensor:
     """Return the rows (N, F) from which the first member would learn."""
     return x[Codes.of(model, x, training).kept[0]]
 
@@ -194,7 +194,7 @@ class Codes(NamedTuple):
     """(E, 1, L): posterior standard deviation, averaged over the rows."""
 
     @classmethod
-    def of(cls, model: VAE, x: Tensor, training: TrainingConfig) -> Codes:
+    def of(cls, model: VAE, x: Tensor, training: FitConfig) -> Codes:
         """Compute the latents of encoded rows (N, F)."""
         parts = [_codes(model, part, training.beta) for part in x.split(CHUNK)]
         mean, log_var, bound = (torch.cat(part, 1) for part in zip(*parts, strict=True))

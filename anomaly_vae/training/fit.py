@@ -132,13 +132,16 @@ def fit_bundle(
         (3, (60,))
     """
     kind, encoding = KINDS[config.kind], prepared.encoding
-    train, validation = prepared.train, prepared.validation
-    if current_group().size > 1:
-        current_group().broadcast(_job(config, prepared))
-    config = config.resolve(encoding.layout.n_columns, len(train))
-    model = kind.build(config, encoding)
+    model = kind.build(config.resolve(encoding.layout.n_columns, len(prepared.train)), encoding)
     if start:
         start_from(model, start)
+    with cpu_threads(config.training.threads):
+        train, validation = kind.rows(
+            model, config, prepared.train, prepared.validation, fit=start is None
+        )
+    if current_group().size > 1:
+        current_group().broadcast(_job(config, encoding, train, validation))
+    config = config.resolve(encoding.layout.n_columns, len(train))
     views = kind.views(config, encoding)
     history = fit(model, train, validation, config.training, on_epoch, checkpoint, views)
     with cpu_threads(config.training.threads):
@@ -155,7 +158,7 @@ def fit_bundle(
         | ({"warm_start": start.digest} if start else {}),
     )
     with cpu_threads(config.training.threads):
-        bundle, error = kind.freeze(model, config, encoding, manifest, validation)
+        bundle, error = kind.freeze(model, config, encoding, manifest, prepared.validation)
         known = prepared.known
         if known is not None and known_choice(config, len(known)).on:
             bundle = with_known_head(bundle, train, validation, known, config.training.seed)
@@ -173,11 +176,11 @@ def assist_fit() -> None:
     fit(model, job["train"], job["validation"], config.training, views=views)
 
 
-def _job(config: Config, prepared: Prepared) -> bytes:
+def _job(config: Config, encoding: Encoding, train: Matrix, validation: Matrix) -> bytes:
     """Return the message from which `assist_fit` learns what is fitted."""
-    parts = {"config": config.model_dump(mode="json"), "encoding": prepared.encoding.to_json()}
+    parts = {"config": config.model_dump(mode="json"), "encoding": encoding.to_json()}
     content = np.frombuffer(json.dumps(parts).encode(), np.uint8)
-    matrices = {"train": prepared.train, "validation": prepared.validation}
+    matrices = {"train": train, "validation": validation}
     return safetensors.numpy.save({**matrices, "content": content})
 
 

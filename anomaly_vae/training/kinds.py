@@ -29,17 +29,20 @@ from anomaly_vae.data.schema import RawBatch, TabularSchema
 from anomaly_vae.data.type_inference import feature_options
 from anomaly_vae.errors import DataError
 from anomaly_vae.evaluation.inserted_lesions import measure_localization
-from anomaly_vae.export.image_scores import ImageScore
 from anomaly_vae.export.onnx_tabular import check_graph, export_graph, weight_tensors
 from anomaly_vae.export.onnx_traced import check_traced, image_tensors, shared_graph
+from anomaly_vae.export.patch_scores import image_score
 from anomaly_vae.images.encoding import ImageEncoding, ImageLayout
 from anomaly_vae.images.heatmaps import fit_scale
 from anomaly_vae.images.schema import ImageSchema
-from anomaly_vae.models.builder import build_image, build_tabular
+from anomaly_vae.models.backbone import N_FEATURES, Patches
+from anomaly_vae.models.builder import build_image, build_tabular, patch_model
+from anomaly_vae.models.pretrained import load_pretrained, origin
 from anomaly_vae.models.vae import VAE
 from anomaly_vae.scoring.modality import Encoding, Schema
 from anomaly_vae.training.aggregated_posterior import finalize
 from anomaly_vae.training.augmentation import DistortedImages, NoisyCells, Views
+from anomaly_vae.training.patches import PATCH_NOISE, patch_rows
 from anomaly_vae.training.synthetic_anomalies import synthetic
 
 MEASURED = {"center", "offset", "scale", "shift", "limits", "usual"}
@@ -91,9 +94,25 @@ class Kind(ABC, Generic[ConfigT, SchemaT, EncodingT]):
     def views(self, config: ConfigT, encoding: EncodingT) -> Views:
         """Return the function that turns batches into training views."""
 
+    def rows(
+        self, model: VAE, config: ConfigT, train: Matrix, validation: Matrix, fit: bool
+    ) -> tuple[Matrix, Matrix]:
+        """Return the rows that the model is fitted to and measured on: the encoded rows (N, F).
+
+        Args:
+            model: the untrained model; what it needs to make rows of images is set in place.
+            config: the resolved configuration.
+            train: encoded training rows.
+            validation: encoded validation rows.
+            fit: whether to estimate from the training rows how rows are made; False if the model
+                starts from the weights of another one, which have it.
+        """
+        del model, config, fit
+        return train, validation
+
     @abstractmethod
     def finalize(self, model: VAE, config: ConfigT, train: Matrix, validation: Matrix) -> None:
-        """Estimate, from encoded rows (N, F), the parameters that are set after the fit."""
+        """Estimate the parameters that are set after the fit, from rows as of `rows`."""
 
     @abstractmethod
     def freeze(
@@ -212,8 +231,19 @@ class Images(Kind[ImageConfig, ImageSchema, ImageEncoding]):
         return None if earlier == encoding.to_json() else f"its images are encoded as {earlier}"
 
     def build(self, config: ImageConfig, encoding: ImageEncoding) -> VAE:
-        """Return an untrained model; see `Kind.build`."""
-        return build_image(config.model, encoding.layout, config.training.seed)
+        """Return an untrained model, with the weights of its backbone; see `Kind.build`."""
+        model = build_image(config.model, encoding.layout, config.training.seed)
+        if isinstance(model.patches, Patches):
+            load_pretrained(model.patches.network, config.model.backbone)
+        return model
+
+    def rows(
+        self, model: VAE, config: ImageConfig, train: Matrix, validation: Matrix, fit: bool
+    ) -> tuple[Matrix, Matrix]:
+        """Return patches, if the model is of patches; see `Kind.rows`."""
+        if not isinstance(model.patches, Patches):
+            return train, validation
+        return patch_rows(model.patches, train, validation, config.training.seed, fit)
 
     def build_stored(self, section: Mapping[str, Any], encoding: ImageEncoding) -> VAE:
         """Return an untrained model; see `Kind.build_stored`."""
@@ -221,11 +251,16 @@ class Images(Kind[ImageConfig, ImageSchema, ImageEncoding]):
 
     def views(self, config: ImageConfig, encoding: ImageEncoding) -> Views:
         """Augment, corrupt and insert synthetic anomalies; see `Kind.views`."""
+        if config.model.backbone != "none":
+            return NoisyCells(0.0, range(N_FEATURES), PATCH_NOISE, N_FEATURES)
         training, insert = config.training, synthetic if config.model.localization_head else None
         return DistortedImages(encoding.layout, training.augmentation, training.corruption, insert)
 
     def finalize(self, model: VAE, config: ImageConfig, train: Matrix, validation: Matrix) -> None:
-        """Leave the model unchanged; see `Kind.finalize`."""
+        """Estimate what a model of patches has beyond its networks; see `Kind.finalize`."""
+        if model.patches is not None:
+            rows = torch.from_numpy(train), torch.from_numpy(validation)
+            finalize(model, *rows, patch_model(config.model), config.training)
 
     def freeze(
         self,
@@ -237,7 +272,7 @@ class Images(Kind[ImageConfig, ImageSchema, ImageEncoding]):
     ) -> tuple[Bundle, float]:
         """Fit the score's statistics on the validation images and trace; see `Kind.freeze`."""
         size = encoding.layout.size
-        score = ImageScore(model, encoding.layout, config.score)
+        score = image_score(model, encoding.layout, config.score)
         score.fit_statistics(torch.from_numpy(validation))
         weights = save_tensors(image_tensors(score))
         bundle = Bundle(manifest, shared_graph(score, weights, config.model), weights)
@@ -246,6 +281,8 @@ class Images(Kind[ImageConfig, ImageSchema, ImageEncoding]):
         error = check_traced(score, validation, explained.score)
         tested = measure_localization(bundle.scorer, encoding, validation)
         found = {"localization": tested.to_json()} if tested else {}
+        if config.model.backbone != "none":
+            found["backbone"] = origin(config.model.backbone)
         return replace(bundle, manifest={**manifest, "heat_scale": scale.to_json(), **found}), error
 
 

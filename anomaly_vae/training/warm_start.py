@@ -12,6 +12,8 @@ from anomaly_vae.training.kinds import KINDS
 
 AFTER_FIT = {"prior", "components", "exemplars", "known"}
 """Keys of the ``model`` section that do not affect the networks."""
+UNRECORDED = {"backbone": "none"}
+"""Values of keys that the manifest leaves out."""
 FINALIZED = {"likelihood.variance_factor", "likelihood.variance_limit"}
 """Tensors that are set after the networks are fitted, and so are not taken over."""
 
@@ -27,9 +29,10 @@ def incompatibility(bundle: Bundle, config: Config, encoding: Encoding) -> str |
     used = bundle.manifest
     if used["kind"] != config.kind:
         return f"it is a model of kind {used['kind']}"
+    before = UNRECORDED | used["config"]["model"]
     for key, value in config.model.model_dump(mode="json", exclude=AFTER_FIT).items():
-        if used["config"]["model"].get(key) != value:
-            return f"its model.{key} is {used['config']['model'].get(key)}, this one's {value}"
+        if before.get(key) != value:
+            return f"its model.{key} is {before.get(key)}, this one's {value}"
     return KINDS[config.kind].difference(used["encoding"], encoding)
 
 

@@ -27,6 +27,7 @@ from anomaly_vae.evaluation.leakage import single_feature_aurocs
 from anomaly_vae.evaluation.leakage import warnings as leak_warnings
 from anomaly_vae.evaluation.metrics import Evaluation, rate
 from anomaly_vae.evaluation.report import EvaluationReport
+from anomaly_vae.images.heatmaps import Scale
 from anomaly_vae.lifecycle.registry import (
     CHALLENGER,
     INPUTS_TAG,
@@ -143,7 +144,7 @@ def calibrate(
     registry = Registry(config.mlflow.tracking_uri)
     experiment = config.mlflow.experiment or config.name
     with registry.run(experiment, "calibrate", {"model": model}) as run:
-        test_digest = _log(run, config, judged, data, report, bundle.localizes)
+        test_digest = _log(run, config, judged, data, report, bundle.map_scale)
         tags = {
             INPUTS_TAG: inputs_digest(config, data),
             TEST_TAG: f"runs:/{run.id}/{TEST_FILE}",
@@ -405,12 +406,12 @@ def _log(
     judged: Judged,
     data: Dataset,
     report: EvaluationReport,
-    localizes: bool,
+    scale: Scale | None,
 ) -> str:
     """Log the evaluation and the test split, and return the SHA-256 of the split's file."""
     run.log_params({"calibration": config.calibration.model_dump()})
     log(run, judged, report)
-    run.log_figure(_draw_highest(judged, data, localizes), "plots/highest.png")
+    run.log_figure(_draw_highest(judged, data, scale), "plots/highest.png")
     return write_artifact(run, data.test_table, TEST_FILE)
 
 
@@ -423,7 +424,7 @@ def _log_card(run: Run, registry: Registry, source: LoadedModel) -> None:
         run.log_file(path, "card")
 
 
-def _draw_highest(judged: Judged, data: Dataset, localizes: bool) -> Any:
+def _draw_highest(judged: Judged, data: Dataset, scale: Scale | None) -> Any:
     """Draw the observed and expected values of the rows with the four highest scores."""
     detections = judged.decisions(judged.scored)
     top = np.argsort(-detections.score, kind="stable")[:4]
@@ -432,4 +433,4 @@ def _draw_highest(judged: Judged, data: Dataset, localizes: bool) -> Any:
     titles = [
         f"score {detections.score[i]:.1f} {unit}, p = {detections.p_value[i]:.2g}" for i in top
     ]
-    return plots.reconstructions(scorer.encoding, explained, titles, localizes)
+    return plots.reconstructions(scorer.encoding, explained, titles, scale)

@@ -14,12 +14,13 @@ from anomaly_vae import plots
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.artifacts.provenance import code_version
 from anomaly_vae.calibration.thresholds import check_sample
-from anomaly_vae.config import Config
+from anomaly_vae.config import Config, ImageConfig
 from anomaly_vae.config.calibration import CalibrationConfig
 from anomaly_vae.data.spans import describe_time
 from anomaly_vae.errors import DataError
 from anomaly_vae.lifecycle.registry import Registry, Run
 from anomaly_vae.messages import NOUNS, listed
+from anomaly_vae.models.pretrained import check_installed
 from anomaly_vae.scoring.unusual import is_tested, too_few
 from anomaly_vae.training.distributed import current_group
 from anomaly_vae.training.fit import Fitted, Prepared, fit_bundle
@@ -80,6 +81,7 @@ def train(config: Config, data: Dataset | None = None) -> Trained:
         AnomalyVAEError: the data or the configuration is invalid, or the fit fails.
         KeyboardInterrupt: the fit was interrupted; the next call resumes from the checkpoint.
     """
+    check_backbone(config)
     data = data or read_data(config)
     prepared, start = prepared_start(config, data)
     twins = int(data.test_twins(prepared.encoding).sum())
@@ -111,6 +113,16 @@ def train(config: Config, data: Dataset | None = None) -> Trained:
             run.log_params({"left_out": json.dumps(data.left_out, ensure_ascii=False)})
         uri = run.log_bundle(folder)
         return Trained(run.id, uri, fitted, folder, data)
+
+
+def check_backbone(config: Config) -> None:
+    """Look for the weights of the backbone, before any image is read.
+
+    Raises:
+        ConfigError: they are not installed.
+    """
+    if isinstance(config, ImageConfig):
+        check_installed(config.model.backbone)
 
 
 def read_data(config: Config, until: float | None = None) -> Dataset:
@@ -262,7 +274,7 @@ def _log(run: Run, fitted: Fitted, prepared: Prepared) -> None:
     explained = fitted.bundle.scorer.explain_encoded(prepared.validation[:4])
     noun = NOUNS[manifest["kind"]].removesuffix("s")
     titles = [f"validation {noun}, score {score:.2f}" for score in explained.score]
-    figure = plots.reconstructions(prepared.encoding, explained, titles, fitted.bundle.localizes)
+    figure = plots.reconstructions(prepared.encoding, explained, titles, fitted.bundle.map_scale)
     run.log_figure(figure, "plots/reconstruction.png")
 
 

@@ -193,7 +193,9 @@ def _case_reason(region: RegionContribution) -> CaseReason:
 def keep_scan(folder: Path, localization: Localization) -> None:
     """Write a scan as the model received it, what it expected, and the heatmap, as PNG."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    images = {"scan": to_picture(localization.scan), "expected": to_picture(localization.expected)}
+    images = {"scan": to_picture(localization.scan)}
+    if localization.scale.expects:
+        images["expected"] = to_picture(localization.expected)
     for name, image in {**images, "heatmap": localization.draw()}.items():
         path = folder / f"{name}.png"
         part = path.with_suffix(".part")

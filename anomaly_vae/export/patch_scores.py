@@ -1,0 +1,80 @@
+"""Compute the score of images by their patches as one torch module, which is traced to a graph.
+
+Each patch is a row, and its score is the negative ELBO of a tabular model, in nats. These scores
+are enlarged to the pixels of the image, smoothed, and divided by the area of a patch, so that the
+map adds up to the score of the image: the sum over its patches. The outputs are those of
+`image_scores`, with two differences: a patch's KL term lies where the patch is and therefore in
+the map, so that ``kl`` is 0; and ``expected`` is the image, since the decoder expects features.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anomaly_vae.config.scoring import ImageScoreConfig, ScoreConfig
+from anomaly_vae.export.image_scores import ImageScore
+from anomaly_vae.export.onnx_tabular import torch_terms
+from anomaly_vae.images.encoding import ImageLayout
+from anomaly_vae.models.backbone import N_FEATURES, STRIDE, Patches
+from anomaly_vae.models.image_likelihoods import blur, gaussian_kernel
+from anomaly_vae.models.vae import VAE
+
+SMOOTHING = STRIDE / 4
+"""Standard deviation of the blur of a map, in pixels."""
+
+
+class PatchScore(nn.Module):
+    """The score of a trained model of patches and its parts."""
+
+    any_batch = False
+    """Whether the graph takes any number of images: the exporter would take the number of patches
+    of its example for that of every batch, so that the graph takes one image."""
+
+    kernel: Tensor
+
+    def __init__(self, model: VAE, layout: ImageLayout, config: ImageScoreConfig) -> None:
+        super().__init__()
+        self.model, self.layout, self.config = model, layout, config
+        self.register_buffer("kernel", gaussian_kernel(SMOOTHING), persistent=False)
+
+    @property
+    def unit(self) -> str:
+        """Unit of the values of a map."""
+        return f"{self.config.unit} per pixel"
+
+    @property
+    def patches(self) -> Patches:
+        """The module that turns images into rows."""
+        assert isinstance(self.model.patches, Patches), "the configuration names a backbone"
+        return self.model.patches
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Convert images (N, F) into score, nats, kl, expected and latent; see the module."""
+        count = self.patches.grid**2
+        rows = self.patches(x).reshape(-1, N_FEATURES)
+        bound = torch_terms(self.model, ScoreConfig(), rows).bound.view(-1, count)
+        nats = self._spread(-bound.float()).repeat(1, self.layout.channels) / self.layout.channels
+        score = nats.double().sum(-1)
+        mean, _ = self.model.posterior(rows)
+        latent = mean.view(-1, count, self.model.latent_dim).mean(1)
+        return score, nats, torch.zeros_like(score), x.clone(), latent
+
+    def _spread(self, values: Tensor) -> Tensor:
+        """Spread the values of patches (N, P) over the pixels (N, S²), with the same sum."""
+        grid, side = self.patches.grid, self.layout.size
+        maps = values.view(-1, 1, grid, grid)
+        large = F.interpolate(maps, (side, side), mode="bilinear", align_corners=False)
+        return blur(large, self.kernel).flatten(1) * (grid / side) ** 2
+
+    def fit_statistics(self, x: Tensor) -> None:
+        """Estimate nothing: patches are scored as they are."""
+
+
+def image_score(
+    model: VAE, layout: ImageLayout, config: ImageScoreConfig
+) -> ImageScore | PatchScore:
+    """Return the score of a model of images, or of their patches if it has a backbone."""
+    kind = ImageScore if model.patches is None else PatchScore
+    return kind(model, layout, config)
