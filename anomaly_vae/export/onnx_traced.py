@@ -59,7 +59,7 @@ def trace_graph(score: ImageScore, weights: bytes) -> bytes:
         part.doc_string = ""
     header, base = read_header(weights)
     tensors = [_external(tensor, header, base) for tensor in traced.graph.initializer]
-    columns = score.layout.n_columns
+    columns = score.n_inputs
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", columns])]
     outputs = list(traced.graph.output)
     proto = helper.make_model(
@@ -99,7 +99,7 @@ def _trace(score: ImageScore) -> onnx.ModelProto:
         warnings.simplefilter("ignore")  # the exporter calls deprecated functions of torch
         program = torch.onnx.export(
             score,
-            (torch.zeros(2, score.layout.n_columns),),
+            (torch.zeros(2, score.n_inputs),),
             dynamo=True,
             optimize=False,  # keep parameters as they are in the weights file
             verbose=False,

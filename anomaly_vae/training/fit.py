@@ -132,10 +132,10 @@ def fit_bundle(
         (3, (60,))
     """
     kind, encoding = KINDS[config.kind], prepared.encoding
-    train, validation = prepared.train, prepared.validation
+    train, validation = (kind.pieces(encoding, x) for x in (prepared.train, prepared.validation))
     if current_group().size > 1:
-        current_group().broadcast(_job(config, prepared))
-    config = config.resolve(encoding.layout.n_columns, len(train))
+        current_group().broadcast(_job(config, encoding, train, validation))
+    config = config.resolve(train.shape[1], len(train))
     model = kind.build(config, encoding)
     if start:
         start_from(model, start)
@@ -155,7 +155,7 @@ def fit_bundle(
         | ({"warm_start": start.digest} if start else {}),
     )
     with cpu_threads(config.training.threads):
-        bundle, error = kind.freeze(model, config, encoding, manifest, validation)
+        bundle, error = kind.freeze(model, config, encoding, manifest, prepared.validation)
         known = prepared.known
         if known is not None and known_choice(config, len(known)).on:
             bundle = with_known_head(bundle, train, validation, known, config.training.seed)
@@ -168,16 +168,16 @@ def assist_fit() -> None:
     content = json.loads(job.pop("content").tobytes())
     config = validate_config(content["config"])
     kind, encoding = KINDS[config.kind], modality(config.kind)[1].from_json(content["encoding"])
-    config = config.resolve(encoding.layout.n_columns, len(job["train"]))
+    config = config.resolve(job["train"].shape[1], len(job["train"]))
     model, views = kind.build(config, encoding), kind.views(config, encoding)
     fit(model, job["train"], job["validation"], config.training, views=views)
 
 
-def _job(config: Config, prepared: Prepared) -> bytes:
+def _job(config: Config, encoding: Encoding, train: Matrix, validation: Matrix) -> bytes:
     """Return the message from which `assist_fit` learns what is fitted."""
-    parts = {"config": config.model_dump(mode="json"), "encoding": prepared.encoding.to_json()}
+    parts = {"config": config.model_dump(mode="json"), "encoding": encoding.to_json()}
     content = np.frombuffer(json.dumps(parts).encode(), np.uint8)
-    matrices = {"train": prepared.train, "validation": prepared.validation}
+    matrices = {"train": train, "validation": validation}
     return safetensors.numpy.save({**matrices, "content": content})
 
 

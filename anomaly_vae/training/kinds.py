@@ -29,12 +29,13 @@ from anomaly_vae.data.schema import RawBatch, TabularSchema
 from anomaly_vae.data.type_inference import feature_options
 from anomaly_vae.errors import DataError
 from anomaly_vae.evaluation.inserted_lesions import measure_localization
-from anomaly_vae.export.image_scores import ImageScore
 from anomaly_vae.export.onnx_tabular import check_graph, export_graph, weight_tensors
 from anomaly_vae.export.onnx_traced import check_traced, image_tensors, trace_graph
+from anomaly_vae.export.tiled_scores import image_score
 from anomaly_vae.images.encoding import ImageEncoding, ImageLayout
 from anomaly_vae.images.heatmaps import fit_scale
 from anomaly_vae.images.schema import ImageSchema
+from anomaly_vae.images.tiling import Tiling
 from anomaly_vae.models.builder import build_image, build_tabular
 from anomaly_vae.models.vae import VAE
 from anomaly_vae.scoring.modality import Encoding, Schema
@@ -60,6 +61,16 @@ class Kind(ABC, Generic[ConfigT, SchemaT, EncodingT]):
         Raises:
             DataError: no column is left to learn from.
         """
+
+    def pieces(self, encoding: EncodingT, x: Matrix) -> Matrix:
+        """Return the rows that a model is fitted to, of encoded rows: themselves, or their tiles.
+
+        Args:
+            encoding: the encoding.
+            x: encoded rows (N, F).
+        """
+        del encoding
+        return x
 
     @abstractmethod
     def align(self, encoding: EncodingT, earlier: EncodingT) -> EncodingT:
@@ -199,8 +210,13 @@ class Images(Kind[ImageConfig, ImageSchema, ImageEncoding]):
     ) -> ImageEncoding:
         """Return the configured encoding, which needs no rows; see `Kind.fit_encoding`."""
         del schema, train
-        layout = ImageLayout(config.data.channels, config.data.size)
-        return ImageEncoding(layout, config.data.intensity)
+        data = config.data
+        tiling = Tiling.of(data.size, data.tiles, data.tile_overlap)
+        return ImageEncoding(ImageLayout(data.channels, data.size), data.intensity, tiling)
+
+    def pieces(self, encoding: ImageEncoding, x: Matrix) -> Matrix:
+        """Return the images, or all of their tiles; see `Kind.pieces`."""
+        return encoding.pieces(x)
 
     def align(self, encoding: ImageEncoding, earlier: ImageEncoding) -> ImageEncoding:
         """Return the encoding unchanged; see `Kind.align`."""
@@ -213,16 +229,17 @@ class Images(Kind[ImageConfig, ImageSchema, ImageEncoding]):
 
     def build(self, config: ImageConfig, encoding: ImageEncoding) -> VAE:
         """Return an untrained model; see `Kind.build`."""
-        return build_image(config.model, encoding.layout, config.training.seed)
+        return build_image(config.model, encoding.model_layout, config.training.seed)
 
     def build_stored(self, section: Mapping[str, Any], encoding: ImageEncoding) -> VAE:
         """Return an untrained model; see `Kind.build_stored`."""
-        return build_image(ImageModelConfig.model_validate(section), encoding.layout)
+        return build_image(ImageModelConfig.model_validate(section), encoding.model_layout)
 
     def views(self, config: ImageConfig, encoding: ImageEncoding) -> Views:
         """Augment, corrupt and insert synthetic anomalies; see `Kind.views`."""
         training, insert = config.training, synthetic if config.model.localization_head else None
-        return DistortedImages(encoding.layout, training.augmentation, training.corruption, insert)
+        layout = encoding.model_layout
+        return DistortedImages(layout, training.augmentation, training.corruption, insert)
 
     def finalize(self, model: VAE, config: ImageConfig, train: Matrix, validation: Matrix) -> None:
         """Leave the model unchanged; see `Kind.finalize`."""
@@ -237,8 +254,8 @@ class Images(Kind[ImageConfig, ImageSchema, ImageEncoding]):
     ) -> tuple[Bundle, float]:
         """Fit the score's statistics on the validation images and trace; see `Kind.freeze`."""
         size = encoding.layout.size
-        score = ImageScore(model, encoding.layout, config.score)
-        score.fit_statistics(torch.from_numpy(validation))
+        score = image_score(model, encoding, config.score)
+        score.fit_statistics(torch.from_numpy(encoding.pieces(validation)))
         weights = save_tensors(image_tensors(score))
         bundle = Bundle(manifest, trace_graph(score, weights), weights)
         explained = bundle.scorer.explain_encoded(validation)
