@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import datetime as dt
 import itertools
+import math
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -431,7 +432,8 @@ class ImageData(DataConfig):
     ratio of the sides."""
     spacing: Spacing = "auto"
     """Distance between pixels: `auto` takes the one in DICOM, NIfTI and MGH files, so that voxels
-    that are not cubes keep their shape; `ignore` takes pixels to be square."""
+    that are not cubes keep their shape; `ignore` takes pixels to be square; a number resamples all
+    images to pixels of so many mm, with `fit: pad`."""
     channels: Literal[1, 3] = 1
     """Number of channels: 1 for grey, 3 for colour."""
     intensity: Literal["standardise", "unit"] = "standardise"
@@ -455,6 +457,22 @@ class ImageData(DataConfig):
     """Largest number of images in one file; files with more are refused."""
     max_seconds: float = Field(MAX_SECONDS, gt=0)
     """Longest time in seconds for decoding one file; images not decoded by then are refused."""
+
+    @field_validator("spacing")
+    @classmethod
+    def _check_spacing(cls, value: Spacing) -> Spacing:
+        if isinstance(value, float) and not 0 < value < math.inf:
+            raise ValueError(f"expected auto, ignore or a distance above 0 in mm, got {value:g}")
+        return value
+
+    @model_validator(mode="after")
+    def _check_fit(self) -> ImageData:
+        if isinstance(self.spacing, float) and self.fit != "pad":
+            raise ValueError(
+                f"spacing {self.spacing:g} keeps the size of what an image shows, which only fit: "
+                f"pad does, not {self.fit}; set fit: pad or spacing: auto"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_tiles(self) -> ImageData:

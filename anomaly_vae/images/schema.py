@@ -6,6 +6,7 @@ row: F = channels · size². Only numpy and Pillow are used.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
@@ -56,6 +57,10 @@ SATURATED = 0.98
 """Share of black and white pixels from which on a window shows nearly nothing."""
 SAMPLE_SIDE = 128
 """Number of rows and columns of an image that tell whether it is in colour or saturated."""
+NO_SPACING = (
+    "its file states no distance between pixels in mm, which data.spacing {wanted:g} needs; set "
+    "data.spacing: auto, or convert it to DICOM or NIfTI with its spacing"
+)
 UNIFORM = "all pixels are alike: the image shows nothing"
 
 
@@ -71,6 +76,8 @@ class Seen:
     """Number of images that are not square."""
     outside: float = 0.0
     """Sum over images of the share of their pixels outside of their central square."""
+    reduced: int = 0
+    """Number of images that are too large for the square at the spacing that is wanted."""
 
     def __add__(self, other: Seen) -> Seen:
         return Seen(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
@@ -213,7 +220,8 @@ class ImageSchema:
             DataError: The spacing in the file is not believable.
         """
         height, width = image.pixels.shape[:2]
-        return self._geometry.to_source(heat, height, width, self._aspect(image), outside)
+        aspect, scale = self._pixel(image)
+        return self._geometry.to_source(heat, height, width, aspect, outside, scale)
 
     def unknown(self, names: set[str]) -> tuple[str, ...]:
         """Return no names: an image model does not read the other columns of a manifest."""
@@ -266,26 +274,34 @@ class ImageSchema:
         if isinstance(image, DecodeFailure):
             return np.zeros(self._shape, np.float32), image.reason
         try:
-            planes = self._geometry.apply(_planes(image.pixels), self._aspect(image))
+            planes = self._geometry.apply(_planes(image.pixels), *self._pixel(image))
         except DataError as error:
             return np.zeros(self._shape, np.float32), str(error)
         values = _with_channels(planes, self.channels)
         uniform = float(values.std()) < MIN_STD
         return values, _nothing_shown(image) if uniform else ""
 
-    def _aspect(self, image: DecodedImage) -> float:
-        """Return the height of a pixel relative to its width.
+    def _pixel(self, image: DecodedImage) -> tuple[float, float]:
+        """Return the height of a pixel relative to its width, and its width relative to the wanted.
 
         Raises:
-            DataError: The spacing in the file is not believable.
+            DataError: The spacing in the file is not believable, or missing if it is needed.
         """
-        used = self.spacing == "auto" and image.spacing
-        return aspect_of(*used) if used else 1.0
+        match self.spacing, image.spacing:
+            case "auto", (float(rows), float(columns)):
+                return aspect_of(rows, columns), math.inf
+            case float(wanted), (float(rows), float(columns)) if image.in_mm:
+                return aspect_of(rows, columns), columns / wanted
+            case float(wanted), _:
+                raise DataError(NO_SPACING.format(wanted=wanted))
+        return 1.0, math.inf
 
     def _seen(self, image: DecodedImage) -> Seen:
-        height, width = image.pixels.shape[:2]
-        outside = self._geometry.removed(height, width, self._aspect(image))
-        return Seen(is_in_colour(image.pixels), is_saturated(image), outside > 0, outside)
+        size, pixel = image.pixels.shape[:2], self._pixel(image)
+        outside = self._geometry.removed(*size, pixel[0])
+        reduced = self._geometry.is_reduced(*size, *pixel)
+        colour, saturated = is_in_colour(image.pixels), is_saturated(image)
+        return Seen(colour, saturated, outside > 0, outside, reduced)
 
 
 def _window(data: ImageData) -> Literal["auto", "percentile"] | tuple[float, float]:

@@ -57,8 +57,9 @@ SHARED, PER_FRAME = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsS
 RESCALE, WINDOW = "PixelValueTransformationSequence", "FrameVOILUTSequence"
 MEASURES = "PixelMeasuresSequence"
 COLOURS = ("Red", "Green", "Blue")
+ASPECT_RATIO = "PixelAspectRatio"
 SPACINGS = (
-    "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio",
+    "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", ASPECT_RATIO,
 )  # fmt: skip
 """Keywords of the elements that state the height and the width of pixels, by precedence."""
 ELEMENTS = (
@@ -116,7 +117,8 @@ def open_dicom(content: bytes, options: DecodeOptions) -> Frames:
     file = open_file(content, options)
     window = options.intensity_window
     from_file = file.window if window == "auto" else None
-    return Frames(range(file.count), partial(file.pixels, window=window), from_file, file.spacing)
+    decode = partial(file.pixels, window=window)
+    return Frames(range(file.count), decode, from_file, file.spacing, file.in_mm)
 
 
 @dataclass(frozen=True)
@@ -193,10 +195,19 @@ class DicomFile:
 
     def spacing(self, frame: int) -> PixelSpacing | None:
         """Return the height and width of the pixels of a frame, in mm or as a ratio."""
-        macro = self._macro(MEASURES, frame)
-        stated = (macro, self.dataset), SPACINGS
-        found = (_spacing(source, keyword) for source, keyword in itertools.product(*stated))
-        return next((spacing for spacing in found if spacing), None)
+        return self._stated_spacing(frame)[0]
+
+    def in_mm(self, frame: int) -> bool:
+        """Return whether the spacing of a frame is stated in mm, and not only as a ratio."""
+        return self._stated_spacing(frame)[1] != ASPECT_RATIO
+
+    def _stated_spacing(self, frame: int) -> tuple[PixelSpacing | None, str]:
+        """Return the spacing of a frame, and the keyword of the element that states it."""
+        sources = self._macro(MEASURES, frame), self.dataset
+        for source, keyword in itertools.product(sources, SPACINGS):
+            if spacing := _spacing(source, keyword):
+                return spacing, keyword
+        return None, ""
 
     def _padding(self, stored: NDArray[Any]) -> NDArray[np.bool_]:
         """Tell which pixels are padding (PS3.3 C.7.5.1.1.2)."""

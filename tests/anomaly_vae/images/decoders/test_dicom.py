@@ -864,6 +864,7 @@ def test_the_height_and_width_of_pixels_are_read(elements, expected):
     [image] = read_bytes(written(made(**elements)), OPTIONS)
     assert isinstance(image, DecodedImage)
     assert image.spacing == expected
+    assert image.in_mm == ("PixelAspectRatio" not in elements)
 
 
 def test_a_spacing_that_is_no_number_is_none_and_refuses_nothing():
